@@ -1,0 +1,51 @@
+# Two commands: make run (set everything up, boot real guests, report) and make test (the harness's own tests).
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# Labs side by side; each takes one CPU.
+WORKERS ?= $(shell nproc 2>/dev/null || sysctl -n hw.ncpu)
+
+.PHONY: run test check lint unit lab setup bench report clean
+
+run: setup
+	$(BIN)/fxh run -n $(WORKERS)
+
+# Ends with pytest's own summary line.
+test: lint setup
+	$(BIN)/pytest tests -q -n $(WORKERS) --dist worksteal
+
+lint: $(VENV)/dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+# Without a lab: seconds.
+unit: $(VENV)/dev
+	$(BIN)/pytest tests/unit -q
+
+setup: $(VENV)/installed
+	$(BIN)/fxh setup
+
+bench: setup
+	$(BIN)/python bench/lab.py
+	$(BIN)/python bench/console.py
+
+report:
+	@echo "reports/latest/index.html"
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); \
+	  echo "make: python3-venv is missing: sudo apt-get install python3-venv" >&2; \
+	  [ "$$(id -u)" = 0 ] && apt-get -qq update && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq python3-venv \
+	  && $(PYTHON) -m venv $(VENV); }
+
+$(VENV)/installed: $(VENV)/bin/python pyproject.toml
+	$(BIN)/pip install -q --disable-pip-version-check -e .
+	touch $@
+
+$(VENV)/dev: $(VENV)/bin/python pyproject.toml
+	$(BIN)/pip install -q --disable-pip-version-check -e '.[dev]'
+	touch $@ $(VENV)/installed
+
+clean:
+	rm -rf $(VENV) build *.egg-info reports/runs reports/latest

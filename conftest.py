@@ -1,0 +1,1 @@
+"""Nothing here: the plugin (harness.plugin, by entry point) has all hooks and fixtures."""

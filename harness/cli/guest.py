@@ -1,0 +1,171 @@
+"""fxh boot and fxh console: a guest by hand."""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from harness.errors import GuestDied, UsageError
+
+if TYPE_CHECKING:
+    from harness.console.reader import ConsoleReader
+    from harness.hosts.host import DirectHost
+
+
+def register(app: typer.Typer) -> None:
+    app.command()(boot)
+    app.command()(console)
+
+
+def _host(xen: str, xen_host: str, lab_name: str, memory: int, accel: str) -> DirectHost:
+    from harness.hosts import connect
+    from harness.lab import factory, recipe
+
+    if xen_host:
+        return connect.direct(xen_host)
+    from harness.lab.host import LabHost
+    from harness.lab.lab import Lab
+
+    if lab_name:
+        from harness.lab import qemu
+
+        return LabHost(Lab.attach(lab_name, qemu.find()))
+    lab = factory.make(factory.LabWish(xen or recipe.DEFAULT_XEN, memory=memory or factory.MEMORY, accel=accel))
+    lab.up()
+    return LabHost(lab)
+
+
+def boot(
+    kernel: Annotated[Path | None, typer.Option("--kernel", help="A FreeBSD kernel.")] = None,
+    disk: Annotated[Path | None, typer.Option("--disk", help="The image with its root file system; it is not written to.")] = None,
+    root: Annotated[str, typer.Option("--root", help="The guest's root device (default: the first disk).")] = "",
+    guest_type: Annotated[str, typer.Option("--type", help="pv, pvh or hvm.")] = "",
+    guest_memory: Annotated[int, typer.Option("--memory", help="MiB of the guest.")] = 0,
+    vcpus: Annotated[int, typer.Option("--vcpus", help="The guest's virtual CPUs.")] = 1,
+    var: Annotated[list[str] | None, typer.Option("--var", help="A kernel variable, NAME=VALUE; may be repeated.")] = None,
+    xen: Annotated[str, typer.Option("--xen", help="Xen version of the lab.")] = "",
+    xen_host: Annotated[str, typer.Option("--xen-host", help="A real host instead: user@host, or local.")] = "",
+    lab: Annotated[str, typer.Option("--lab", help="A lab that is up already.")] = "",
+    lab_memory: Annotated[int, typer.Option("--lab-memory", help="MiB of the lab.")] = 0,
+    accel: Annotated[str, typer.Option("--accel", help="auto, tcg or kvm.")] = "auto",
+) -> None:
+    """Boot a guest and hand over its console: the control guest, or a FreeBSD by --kernel and --disk.
+
+    Without a terminal it ends at the login prompt, or with exit code 1 when the guest dies.
+    """
+    from harness.guests import source
+    from harness.guests.guest import Guest, Shape, configure
+    from harness.lab import factory, recipe
+
+    if (kernel is None) != (disk is None):
+        raise UsageError("--kernel and --disk go together", mend="give the kernel and the image with its root file system")
+    variables = []
+    for word in var or []:
+        name, equals, value = word.partition("=")
+        if not equals:
+            raise UsageError(f"--var {word!r}", mend="NAME=VALUE")
+        variables.append((name, value))
+    if kernel is not None and disk is not None:
+        what = source.freebsd(kernel, disk, root=root)
+    else:
+        what = source.control(factory.image(factory.LabWish(xen or recipe.DEFAULT_XEN)).directory / "control")
+    shape = Shape(
+        guest_type or what.profile.types[0], guest_memory, vcpus=vcpus, variables=tuple(variables), on_poweroff="destroy",
+        on_reboot="restart",
+    )  # fmt: skip
+    host = _host(xen, xen_host, lab, lab_memory, accel)
+    with tempfile.TemporaryDirectory(prefix="fxh-boot-") as scratch:
+        try:
+            facts = host.facts
+            print(f"host: Xen {facts.xen}, {facts.dom0}{', ' if facts.note else ''}{facts.note}", file=sys.stderr)
+            guest = Guest(host, what.profile, configure(host, what, shape, host.domain_name(what.label)), Path(scratch))
+            try:
+                guest.create()
+                guest.start()
+                _hand_over(guest.console, guest.unpaused)
+            finally:
+                guest.destroy()
+                for used in guest.config.disks:
+                    host.drop_disk(used.target)
+        finally:
+            host.close()
+
+
+def _hand_over(reader: ConsoleReader, unpaused: float) -> None:
+    """Show the console: to a person until Ctrl-], else until login or death."""
+    from harness.cli.terminal import attach
+    from harness.console.text import decode, plain
+
+    if sys.stdin.isatty() and sys.stdout.isatty():
+        attach(ReaderStream(reader))
+        return
+    position = 0
+    while True:
+        data = reader.since(position)
+        position += len(data)
+        print(plain(decode(data)), end="", flush=True)
+        if reader.death is not None:
+            print(f"\nfxh: {reader.death.summary}", file=sys.stderr)
+            for question, answer in reader.death.answers:
+                print(f"--- {question}\n{plain(answer)}", file=sys.stderr)
+            raise GuestDied(reader.death)
+        if reader.stage == "login":
+            break
+        time.sleep(0.1)
+    print("", flush=True)
+    for reached in reader.stages:
+        print(f"  {reached.name:<10} {reached.at - unpaused:6.1f} s", file=sys.stderr)
+
+
+class ReaderStream:
+    """A console's log as a stream for the terminal: the reader goes on reading, logging and watching."""
+
+    def __init__(self, reader: ConsoleReader) -> None:
+        self._reader, self._position = reader, 0
+
+    def read(self, size: int, timeout: float | None = None) -> bytes:
+        end = time.monotonic() + (timeout or 0)
+        while True:
+            data = self._reader.since(self._position, size)
+            if data:
+                self._position += len(data)
+                return data
+            if self._reader.closed:
+                return b""
+            if time.monotonic() >= end:
+                raise TimeoutError
+            time.sleep(0.01)
+
+    def write(self, data: bytes) -> None:
+        self._reader.write(data)
+
+    def close(self) -> None:
+        """The reader goes on."""
+
+
+def console(
+    domain: Annotated[str, typer.Argument(help="Name or domid.")],
+    lab: Annotated[str, typer.Option("--lab", help="The lab it runs in.")] = "default",
+    xen_host: Annotated[str, typer.Option("--xen-host", help="A real host instead: user@host, or local.")] = "",
+    serial: Annotated[bool, typer.Option("--serial", help="The serial port of an HVM guest.")] = False,
+) -> None:
+    """Attach to the console of a domain. Ctrl-] ends it; the domain lives on."""
+    from harness.cli.terminal import attach
+
+    host = _host("", xen_host, "" if xen_host else lab, 0, "auto")
+    try:
+        if host.toolstack.find(int(domain) if domain.isdigit() else domain) is None:
+            names = ", ".join(row.name for row in host.toolstack.domains())
+            raise UsageError(f"no domain {domain} on {host.facts.name}", mend=f"there are: {names}")
+        stream = host.toolstack.console(domain, serial=serial)
+        try:
+            attach(stream)
+        finally:
+            stream.close()
+    finally:
+        host.close()

@@ -1,0 +1,229 @@
+"""fxh lab: a Xen host inside QEMU, by hand."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from harness.errors import UsageError
+
+if TYPE_CHECKING:
+    from harness.lab.factory import LabWish
+    from harness.lab.lab import Lab
+
+app = typer.Typer(no_args_is_help=True, help="A Xen host inside QEMU.")
+
+Xen = Annotated[str, typer.Option("--xen", help="Xen version (a recipe of images/dom0).")]
+Hypervisor = Annotated[Path | None, typer.Option("--hypervisor", help="A hypervisor of your own (xen.gz or ELF).")]
+Dom0Kernel = Annotated[Path | None, typer.Option("--dom0-kernel", help="A dom0 kernel of your own (vmlinuz).")]
+Memory = Annotated[int, typer.Option("--memory", help="MiB of the whole machine; dom0 takes 768.")]
+Cpus = Annotated[int, typer.Option("--cpus", help="Virtual CPUs.")]
+Accel = Annotated[str, typer.Option("--accel", help="auto, tcg or kvm.")]
+Binary = Annotated[str, typer.Option("--qemu", help="QEMU's binary.")]
+Name = Annotated[str, typer.Argument(help="The lab's name.")]
+
+
+def _wish(
+    xen: str, hypervisor: Path | None, dom0_kernel: Path | None, memory: int = 0, cpus: int = 1, accel: str = "auto",
+    binary: str = "qemu-system-x86_64",
+) -> LabWish:  # fmt: skip
+    from harness.lab import factory, recipe
+
+    return factory.LabWish(
+        xen or recipe.DEFAULT_XEN,
+        hypervisor,
+        dom0_kernel,
+        memory=memory or factory.MEMORY,
+        cpus=cpus,
+        accel=accel,
+        binary=binary,
+    )
+
+
+def _attach(name: str) -> Lab:
+    from harness.lab import qemu
+    from harness.lab.lab import Lab
+
+    return Lab.attach(name, qemu.find())
+
+
+@app.command()
+def build(xen: Xen = "", hypervisor: Hypervisor = None, dom0_kernel: Dom0Kernel = None) -> None:
+    """Build a lab's parts from Debian packages, or find them in the store."""
+    from harness.lab import factory
+
+    begun = time.monotonic()
+    image = factory.image(_wish(xen, hypervisor, dom0_kernel))
+    print(f"{image.directory}: Xen {image.manifest['xen']}, {image.size >> 20} MiB, {time.monotonic() - begun:.1f} s")
+
+
+@app.command()
+def up(
+    name: Annotated[str, typer.Argument(help="A name for the lab.")] = "default",
+    xen: Xen = "",
+    keep: Annotated[bool, typer.Option("--keep", help="Return at once; the lab runs on until `fxh lab down`.")] = False,
+    hypervisor: Hypervisor = None,
+    dom0_kernel: Dom0Kernel = None,
+    memory: Memory = 0,
+    cpus: Cpus = 1,
+    accel: Accel = "auto",
+    binary: Binary = "qemu-system-x86_64",
+) -> None:
+    """Start a lab: from its "ready" checkpoint, which the first start makes."""
+    from harness.lab import factory
+
+    begun = time.monotonic()
+    lab = factory.make(_wish(xen, hypervisor, dom0_kernel, memory, cpus, accel, binary), name=name, keep=keep)
+    with lab:
+        lab.up()
+        print(f"lab {lab.name} is up after {time.monotonic() - begun:.2f} s: ssh on 127.0.0.1 port {lab.machine.ssh_port}")
+        print(f"  {lab.qemu.label}, {lab.accel.why}; restored from {lab.parent}")
+        if keep:
+            print(f"  fxh lab ssh {lab.name}    fxh lab down {lab.name}")
+            return
+        print("  it ends with this command (Ctrl-C); with --keep it would run on", flush=True)
+        while not lab.dead:
+            time.sleep(0.5)
+        lab.ssh  # noqa: B018 - raises, and says why
+
+
+@app.command()
+def down(name: Name = "default") -> None:
+    """Stop a lab. Its logs stay; what dom0 wrote to its disk does not (make a checkpoint first)."""
+    from harness.lab import control
+
+    control.down(name)
+
+
+@app.command("list")
+def list_(as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False) -> None:
+    """All labs, and what killed ones left behind (which is removed)."""
+    import json
+
+    from harness.lab import control, records
+
+    for gone in records.sweep():
+        print(f"removed {gone}: its owner is dead", file=sys.stderr)
+    rows = control.rows()
+    if as_json:
+        print(json.dumps([row.as_dict() for row in rows], indent=1))
+        return
+    for row in rows:
+        print(row.line())
+    if not rows:
+        print("no labs; `fxh lab up --keep` starts one")
+    for line in control.checkpoints():
+        print(line)
+
+
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def ssh(ctx: typer.Context, name: Name = "default") -> None:
+    """A shell in a lab's dom0, or a command there: fxh lab ssh NAME xl list."""
+    from harness.lab import records
+
+    record = records.read(name)
+    if record is None or records.state(name) != "up":
+        raise UsageError(f"no lab {name} is up", mend="`fxh lab list` shows the labs")
+    if not shutil.which("ssh"):
+        raise UsageError("there is no ssh on this machine", mend="install openssh-client")
+    where = records.directory(name)
+    argv = ["ssh", "-i", str(where / "id_ed25519"), "-o", f"UserKnownHostsFile={where / 'known_hosts'}", "-o", "LogLevel=ERROR"]
+    argv += ["-o", "IdentitiesOnly=yes", "-o", "StrictHostKeyChecking=yes", "-p", str(record.ssh_port), "root@127.0.0.1"]
+    sys.stdout.flush()
+    os.execvp("ssh", [*argv, *ctx.args])
+
+
+@app.command()
+def console(name: Name = "default") -> None:
+    """Xen's and dom0's own console (the machine's serial port). Ctrl-] ends it."""
+    from harness.cli.terminal import attach_socket
+    from harness.lab import records
+
+    if records.state(name) != "up":
+        raise UsageError(f"no lab {name} is up", mend="`fxh lab list` shows the labs")
+    attach_socket(records.sockets(name) / "com1")
+
+
+@app.command()
+def logs(name: Name = "default") -> None:
+    """What Xen and dom0 printed on the lab's serial port, and QEMU on its stderr."""
+    from harness.console.text import decode, plain
+    from harness.lab import records
+
+    where = records.directory(name)
+    if not where.is_dir():
+        raise UsageError(f"no lab {name}", mend="`fxh lab list` shows the labs")
+    for file in ("dead", "qemu.log", "xen.log"):
+        if (where / file).is_file():
+            print(f"--- {where / file}")
+            print(plain(decode((where / file).read_bytes())))
+
+
+@app.command()
+def rm(name: Name = "default") -> None:
+    """Stop a lab and remove all its files."""
+    from harness.lab import control
+
+    control.remove(name)
+
+
+@app.command()
+def checkpoint(
+    name: Annotated[str, typer.Argument(help="The lab.")], checkpoint: Annotated[str, typer.Argument(help="A name for it.")]
+) -> None:
+    """Keep the whole machine as it is now, guests and all, under a name; it runs on."""
+    begun = time.monotonic()
+    lab = _attach(name)
+    made = lab.checkpoint(checkpoint, "made by hand")
+    lab.release()
+    print(f"{made.directory.name}: {made.size >> 20} MiB, {time.monotonic() - begun:.1f} s")
+
+
+@app.command()
+def restore(
+    name: Annotated[str, typer.Argument(help="The lab.")],
+    checkpoint: Annotated[str, typer.Argument(help="What to go back to.")] = "ready",
+) -> None:
+    """Put a lab back to a checkpoint."""
+    from harness.lab import checkpoint as checkpoints
+
+    begun = time.monotonic()
+    lab = _attach(name)
+    made = checkpoints.find(lab.image, checkpoint, lab.spec, lab.qemu)
+    if made is None:
+        raise UsageError(
+            f"no checkpoint {checkpoint!r} of this lab for {lab.qemu.label}", mend="`fxh lab list` shows which there are"
+        )
+    lab.restore(made)
+    lab.release()
+    print(f"lab {name} is back at {made.directory.name}: {time.monotonic() - begun:.2f} s")
+
+
+@app.command("export")
+def export(
+    file: Annotated[Path, typer.Argument(help="The archive to write.")],
+    xen: Xen = "",
+    hypervisor: Hypervisor = None,
+    dom0_kernel: Dom0Kernel = None,
+) -> None:
+    """Write a built lab to a file, for a machine that has QEMU but no Debian tools."""
+    from harness.lab import archive, factory
+
+    image = factory.image(_wish(xen, hypervisor, dom0_kernel))
+    size = archive.export(image, file)
+    print(f"{file}: {size >> 20} MiB; there: fxh lab import {file.name}")
+
+
+@app.command("import")
+def import_(file: Annotated[Path, typer.Argument(help="An archive made by fxh lab export.")]) -> None:
+    """Take a lab from a file into the store. Its checkpoint is made at its first start: it belongs to this QEMU."""
+    from harness.lab import archive
+
+    image = archive.import_(file)
+    print(f"{image.directory}: Xen {image.manifest['xen']}, {image.size >> 20} MiB")

@@ -1,0 +1,74 @@
+"""The command ``fxh``. Each verb group has a file of its own; what is heavy is imported by the verb that needs it."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import traceback
+from typing import Annotated
+
+import typer
+
+from harness import __version__
+from harness.cli import guest, lab, run, setup
+from harness.errors import ExitCode, HarnessError
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Boot FreeBSD under Xen, read its console, say what regressed.",
+)
+app.add_typer(lab.app, name="lab")
+run.register(app)
+guest.register(app)
+setup.register(app)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"fxh {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    verbose: Annotated[bool, typer.Option("-v", "--verbose", help="Say what is done.")] = False,
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True)] = False,
+) -> None:
+    logging.basicConfig(
+        level=logging.DEBUG if verbose else logging.INFO, format="%(asctime)s %(name)s %(message)s", datefmt="%H:%M:%S"
+    )
+    for noisy in ("asyncio", "filelock", "paramiko"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+
+
+def complain(error: HarnessError) -> int:
+    """Print an error as a person wants to read it; returns the exit code."""
+    print(f"fxh: {error.message}", file=sys.stderr)
+    if error.mend:
+        print(f"     {error.mend}", file=sys.stderr)
+    return error.exit_code
+
+
+def main() -> None:
+    """Entry point: every way out has an exit code that can be trusted (see harness.errors.ExitCode)."""
+    try:
+        code = app(standalone_mode=False)
+    except HarnessError as exc:
+        code = complain(exc)
+    except (KeyboardInterrupt, typer.Abort):
+        print("fxh: interrupted", file=sys.stderr)
+        code = ExitCode.INTERRUPTED
+    except typer.Exit as exc:
+        code = exc.exit_code
+    except Exception as exc:
+        if hasattr(exc, "format_message"):  # click's own: a wrong option or argument
+            print(f"fxh: {exc.format_message()}", file=sys.stderr)
+            code = ExitCode.USAGE
+        else:
+            traceback.print_exc()
+            print("fxh: this is a bug of the harness; please report it with the lines above", file=sys.stderr)
+            code = ExitCode.HARNESS
+    sys.stdout.flush()
+    raise SystemExit(code if isinstance(code, int) else ExitCode.OK)

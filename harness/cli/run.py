@@ -1,0 +1,106 @@
+"""fxh run: suites against guests, with an exit code that can be trusted."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from harness.errors import ExitCode, UsageError
+
+
+def register(app: typer.Typer) -> None:
+    app.command()(run)
+
+
+def run(
+    suites: Annotated[list[str] | None, typer.Argument(help="Suites by name, or paths of test files (default: all).")] = None,
+    keyword: Annotated[str, typer.Option("-k", help="Only cases that match, as pytest's -k.")] = "",
+    workers: Annotated[int, typer.Option("-n", "--workers", help="Labs at work side by side.")] = 1,
+    guest: Annotated[str, typer.Option("--guest", help="control, freebsd (by commas).")] = "",
+    guest_type: Annotated[str, typer.Option("--type", help="pv, pvh, hvm (by commas).")] = "",
+    xen: Annotated[str, typer.Option("--xen", help="Xen versions of the lab (by commas).")] = "",
+    kernel: Annotated[Path | None, typer.Option("--kernel", help="A FreeBSD kernel.")] = None,
+    disk: Annotated[Path | None, typer.Option("--disk", help="The image with its root file system.")] = None,
+    root: Annotated[str, typer.Option("--root", help="The guest's root device.")] = "",
+    xen_host: Annotated[str, typer.Option("--xen-host", help="A real host: user@host, or local.")] = "",
+    hypervisor: Annotated[Path | None, typer.Option("--hypervisor", help="The lab's hypervisor, of your own.")] = None,
+    dom0_kernel: Annotated[Path | None, typer.Option("--dom0-kernel", help="The lab's dom0 kernel, of your own.")] = None,
+    accel: Annotated[str, typer.Option("--accel", help="auto, tcg or kvm.")] = "auto",
+    scale: Annotated[float, typer.Option("--scale", help="Stretches every time budget of a guest.")] = 1.0,
+    exitfirst: Annotated[bool, typer.Option("-x", help="Stop at the first failure.")] = False,
+    reports: Annotated[Path | None, typer.Option("--reports", help="Where results go (default: reports/).")] = None,
+) -> None:
+    """Run suites and write reports/latest/. Exit code: 0 all judged cases passed, 1 product failure, 2 usage, 3 bug of the
+    harness, 4 infrastructure (nothing was learned of some case), 5 nothing selected, 130 interrupted."""
+    import pytest
+
+    from harness import paths
+    from harness.plugin.progress import Progress
+
+    project = paths.project()
+    argv = [
+        *_paths(project, suites or []),
+        "--rootdir",
+        str(project),
+        "-q",
+        "--no-header",
+        "-p",
+        "no:cacheprovider",
+        "--tb=short",
+    ]
+    if keyword:
+        argv += ["-k", keyword]
+    if exitfirst:
+        argv += ["-x"]
+    if workers > 1:
+        argv += ["-n", str(workers), "--dist", "worksteal"]
+    for name, value in (
+        ("guest", guest), ("type", guest_type), ("xen", xen), ("kernel", kernel), ("disk", disk), ("root", root),
+        ("xen-host", xen_host), ("hypervisor", hypervisor), ("dom0-kernel", dom0_kernel), ("accel", accel), ("scale", scale),
+    ):  # fmt: skip
+        if value:
+            argv += [f"--{name}", str(value.absolute() if isinstance(value, Path) else value)]
+    where = (reports or project / "reports").absolute()
+    path = where / "runs" / f"{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}-{os.urandom(2).hex()}"
+    argv += ["--reports", str(where), "--fxh-run", str(path)]
+    argv += ["--junitxml", str(path / "junit.xml"), "--alluredir", str(path / "allure")]
+    progress = Progress()
+    status = pytest.main(argv, plugins=[progress])
+    raise typer.Exit(_exit_code(int(status), progress, path))
+
+
+def _paths(project: Path, suites: list[str]) -> list[str]:
+    """Suites by name or path. Raises UsageError for one that is not there."""
+    known = sorted(p.name for p in (project / "suites").iterdir() if p.is_dir() and not p.name.startswith(("_", ".")))
+    found = []
+    for suite in suites:
+        if suite in known:
+            found.append(str(project / "suites" / suite))
+        elif Path(suite.partition("::")[0]).exists():
+            found.append(suite)
+        else:
+            raise UsageError(f"no suite {suite!r}", mend=f"there are: {', '.join(known)}")
+    return found or [str(project / "suites")]
+
+
+def _exit_code(status: int, progress: Any, path: Path) -> int:
+    """pytest's status and our results as one code; pytest's own errors come first."""
+    from harness.results.model import read_run
+
+    if progress.interrupted:
+        return ExitCode.INTERRUPTED
+    if status == 4:
+        return ExitCode.USAGE
+    if status in (2, 3):
+        return ExitCode.HARNESS
+    try:
+        code = read_run(path).exit_code
+    except (OSError, ValueError):
+        return ExitCode.NOTHING_SELECTED if status == 5 else ExitCode.HARNESS
+    print(f"report: {path / 'index.html'}", file=sys.stderr)
+    return ExitCode.HARNESS if code is None else code

@@ -1,0 +1,208 @@
+"""A shell on a console: login, then commands whose output and status are exact, whatever the kernel prints in between."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import secrets
+from dataclasses import dataclass
+from typing import Any
+
+import pexpect
+from pexpect.spawnbase import SpawnBase
+
+from harness.console.reader import ConsoleReader
+from harness.console.text import plain
+from harness.deadline import Deadline
+from harness.errors import GuestCommandFailed, InfrastructureError, UsageError
+
+PROMPT = "fxh# "
+# FreeBSD's tty takes no longer line at once (MAX_INPUT; sys/kern/tty_inq.c), busybox's neither.
+_LONGEST_LINE = 900
+_LOGIN = 60.0
+_COMMAND = 60.0
+# What a terminal answers to "where is the cursor" (ESC [ 6 n): resizewin(1) of FreeBSD's login profile waits for it.
+_CURSOR_QUESTION, _CURSOR_ANSWER = b"\x1b[6n", b"\x1b[50;200R"
+
+# root@fbsd:~ #     $     #     %      control#
+_ANY_PROMPT = rb"(?:^|[\r\n])[^\r\n]{0,80}[#$%>] ?(?:\x1b\[[0-9;]*[mKn])*$"
+
+
+@dataclass(frozen=True)
+class Output:
+    """What a command in the guest said (stdout and stderr together, without the last line end) and how it ended."""
+
+    command: str
+    status: int
+    text: str
+
+
+class ReaderSpawn(SpawnBase):  # type: ignore[type-arg]
+    """pexpect over a console that a reader reads: ``expect`` sees what came since this was made.
+
+    The guest's death ends any wait with GuestDied.
+    """
+
+    def __init__(self, reader: ConsoleReader, since: int | None = None) -> None:
+        super().__init__(timeout=_COMMAND, maxread=1 << 16, searchwindowsize=1 << 14)
+        self.reader = reader
+        self._position = reader.offset if since is None else since
+        self._answered = self._position
+        self.name = f"console of {reader.name}"
+
+    def read_nonblocking(self, size: int = 1, timeout: float | None = -1) -> bytes:
+        """Up to ``size`` bytes. Raises pexpect's TIMEOUT and EOF, and GuestDied."""
+        if timeout == -1:
+            timeout = self.timeout
+        data = self.reader.read(self._position, size, Deadline(1e9 if timeout is None else timeout))
+        if data is None:
+            self.flag_eof = True
+            raise pexpect.EOF(f"the {self.name} ended")
+        if not data:
+            raise pexpect.TIMEOUT(f"nothing more came from the {self.name}")
+        self._position += len(data)
+        if _CURSOR_QUESTION in data:
+            self.send(_CURSOR_ANSWER)
+        return data
+
+    def send(self, text: bytes) -> int:
+        self.reader.write(text)
+        return len(text)
+
+    def sendline(self, text: bytes = b"") -> int:
+        return self.send(text + b"\r")
+
+
+class Session:
+    """A root shell on a guest's console. :meth:`login` first, or :meth:`resume` where one was left logged in."""
+
+    def __init__(self, reader: ConsoleReader) -> None:
+        self.reader = reader
+
+    # -- coming in ----------------------------------------------------------------------------------------------------
+
+    def login(self, user: str = "root", password: str = "", deadline: Deadline | None = None) -> Session:
+        """From ``login:`` to a shell of ours. Raises GuestDied, InfrastructureError when the login fails."""
+        deadline = deadline or Deadline(_LOGIN)
+        spawn = ReaderSpawn(self.reader, max(self.reader.boot_offset, self.reader.offset - 512))
+        refused = re.compile(rb"Login incorrect")
+        asked = 0
+        while True:
+            # A login: that was there before us counts, and so does one that a kernel message pushed away: ask again.
+            match self._expect(spawn, [rb"login: ?$", rb"[Pp]assword:", refused, _ANY_PROMPT], deadline, "a login", 3.0):
+                case 0:
+                    asked += 1
+                    if asked > 4:
+                        raise InfrastructureError(f"{self.reader.name}: login as {user} is asked for again and again")
+                    spawn.sendline(user.encode())
+                case 1:
+                    spawn.sendline(password.encode())
+                case 2:
+                    raise InfrastructureError(
+                        f"{self.reader.name}: login as {user} refused", mend="give the image a root without a password"
+                    )
+                case 3:
+                    break
+                case None:
+                    spawn.sendline()
+        return self._take_over(spawn, deadline)
+
+    def resume(self, deadline: Deadline | None = None) -> Session:
+        """The shell that an earlier session left at its prompt (a restored checkpoint)."""
+        deadline = deadline or Deadline(_LOGIN)
+        spawn = ReaderSpawn(self.reader)
+        spawn.sendline()
+        while self._expect(spawn, [re.escape(PROMPT).encode()], deadline, "the shell's prompt", 2.0) is None:
+            spawn.sendline()
+        return self
+
+    def _take_over(self, spawn: ReaderSpawn, deadline: Deadline) -> Session:
+        """Replace whatever shell there is (csh, sh) by a plain sh that neither echoes nor edits."""
+        start = "exec env -i HOME=/root TERM=dumb PATH=$PATH PS1=fxh'# ' /bin/sh"
+        while True:
+            spawn.sendline(start.encode())
+            if self._expect(spawn, [re.escape(PROMPT).encode()], deadline, "a shell of ours", 5.0) is not None:
+                break
+        # md5 is FreeBSD's, md5sum busybox's; fxs prints the digest of what is on its input.
+        sums = "fxs() { if command -v md5 >/dev/null; then md5; else md5sum; fi; }"
+        # FreeBSD's sh edits its lines by libedit, which echoes them by itself; busybox's has no such option.
+        quiet = f"set +o emacs 2>/dev/null; set +o vi 2>/dev/null; stty -echo; PS2=; {sums}; echo fxh'-'quiet"
+        spawn.sendline(quiet.encode())
+        while self._expect(spawn, [rb"fxh-quiet\r*\n" + re.escape(PROMPT).encode()], deadline, "a quiet shell", 5.0) is None:
+            spawn.sendline(b"echo fxh'-'quiet")
+        return self
+
+    def _expect(self, spawn: ReaderSpawn, patterns: list[Any], deadline: Deadline, what: str, patience: float) -> int | None:
+        """Which of ``patterns`` came; None when none came within ``patience`` and the caller should nudge."""
+        try:
+            found: int = spawn.expect(patterns, timeout=min(patience, deadline.remaining))
+            return found
+        except pexpect.TIMEOUT:
+            if deadline.expired:
+                raise deadline.expire(f"{what} on the {spawn.name}", f"last line {_last_line(self.reader.tail())!r}") from None
+            return None
+        except pexpect.EOF as exc:
+            raise InfrastructureError(f"the {spawn.name} ended while waiting for {what}") from exc
+
+    # -- commands -----------------------------------------------------------------------------------------------------
+
+    def run(self, command: str, deadline: Deadline | None = None, *, check: bool = True) -> Output:
+        """Run a shell command line in the guest.
+
+        The output is caught in a variable and printed with its checksum, so that a kernel message in the middle of it
+        is noticed and the output printed again. Raises GuestCommandFailed (with ``check``), GuestDied, DeadlineExpired.
+        """
+        deadline = deadline or Deadline(_COMMAND)
+        nonce = secrets.token_hex(4)
+        if "\0" in command or "\r" in command:
+            raise UsageError(f"command with a control character: {command!r}")
+        spawn = ReaderSpawn(self.reader)
+        with self.reader.quoting(f"fxh-end-{nonce}".encode()):
+            self._type(spawn, f'o=$( ( {command}\n) 2>&1; echo "+$?"); s=${{o##*+}}; o=${{o%+*}}', deadline)
+            text: str | None = None
+            for _ in range(4):
+                # The markers are cut in two so that an echo of this line cannot be taken for them.
+                show = f'echo fxh-"be"gin-{nonce} $s $(printf %s "$o" | fxs); printf "%s\\n" "$o"; echo fxh-"en"d-{nonce}'
+                self._type(spawn, show, deadline)
+                status, text = self._framed(spawn, nonce, deadline)
+                if text is not None:
+                    break
+            if text is None:
+                raise InfrastructureError(
+                    f"{self.reader.name}: the output of {command!r} was torn four times by other output on the console"
+                )
+        out = Output(command, status, text.removesuffix("\n"))
+        if check and status:
+            raise GuestCommandFailed(self.reader.name, command, status, plain(out.text))
+        return out
+
+    def start(self, command: str) -> None:
+        """Type a command and do not wait for it (it may kill the guest)."""
+        self._type(ReaderSpawn(self.reader), command, Deadline(10))
+
+    def _type(self, spawn: ReaderSpawn, text: str, deadline: Deadline) -> None:
+        for line in text.split("\n"):
+            if len(line.encode()) > _LONGEST_LINE:
+                raise UsageError(f"a line of {len(line)} characters is too long for a console: {line[:60]}...")
+            spawn.sendline(line.encode())
+
+    def _framed(self, spawn: ReaderSpawn, nonce: str, deadline: Deadline) -> tuple[int, str | None]:
+        """Status and output, or None for an output whose checksum is wrong."""
+        end = f"fxh-end-{nonce}".encode()
+        spawn.searchwindowsize = 256
+        while self._expect(spawn, [end], deadline, f"the end of a command ({nonce})", 5.0) is None:
+            pass
+        data = (spawn.before or b"").replace(b"\r\n", b"\n")  # undoes the tty's onlcr, once
+        # fxh-begin-1a2b3c4d 0 d41d8cd98f00b204e9800998ecf8427e -
+        head = re.search(rb"fxh-begin-%s (\d+) ([0-9a-f]{32})[ -]*\n" % nonce.encode(), data)
+        if head is None:
+            return 0, None
+        status, body = int(head[1]), data[head.end() : -1]
+        if hashlib.md5(body, usedforsecurity=False).hexdigest().encode() != head[2]:
+            return status, None
+        return status, body.decode("utf-8", "replace")
+
+
+def _last_line(text: str) -> str:
+    lines = plain(text).rstrip().splitlines()
+    return lines[-1] if lines else ""

@@ -1,0 +1,73 @@
+"""The stages of a boot, as tables: what line shows that a stage was reached, and how long the next may take."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Reached when ``pattern`` is found. ``literal`` is a byte string without which the pattern cannot match.
+
+    ``budget`` is how many seconds may pass, after this stage, until the next one is reached.
+    """
+
+    name: str
+    literal: bytes
+    pattern: re.Pattern[bytes]
+    budget: float
+
+
+@dataclass(frozen=True)
+class StageReached:
+    """``at`` is monotonic time in seconds, ``offset`` the stage's place in the console log in bytes."""
+
+    name: str
+    at: float
+    offset: int
+
+
+def _stage(name: str, literal: bytes, pattern: bytes, budget: float) -> Stage:
+    return Stage(name, literal, re.compile(pattern, re.MULTILINE), budget)
+
+
+# Seconds from unpausing the domain to the first line of all.
+FIRST_LINE = 60.0
+
+# FreeBSD 8 to 15. Sources: domain facts B.3 and A.6 (sys/kern/init_main.c, vfs_mountroot.c, sys/dev/xen, sys/x86/xen).
+FREEBSD = (
+    # /boot/kernel/kernel text=0xa8080 ... (only where a loader talks on the same console: HVM)
+    _stage("loader", b"/boot/", rb"(?:FreeBSD/x86 bootstrap loader|^/?\S*/boot/kernel/kernel (?:text|data)=|BTX loader)", 60),
+    # Copyright (c) 1992-2021 The FreeBSD Project.
+    _stage("kernel", b"The FreeBSD Project", rb"Copyright \(c\) 1992-\d{4} The FreeBSD Project", 60),
+    # XEN: Hypervisor version 4.17 detected.   /   Hypervisor: Origin = "XenVMMXenVMM"
+    _stage("xen", b"ypervisor", rb"XEN: Hypervisor version [\d.]+ detected|Hypervisor: Origin = \"XenVMMXenVMM\"", 90),
+    # xenbusb_front0: <Xen Frontend Devices> on xenstore0
+    _stage("xenbus", b"Xen Frontend Devices", rb"<Xen Frontend Devices>", 60),
+    # xbd0: 256MB <Virtual Block Device> at device/vbd/51712 on xenbusb_front0
+    _stage("disk", b"Virtual Block Device", rb"<Virtual Block Device> at device/vbd/\d+", 60),
+    # Trying to mount root from ufs:/dev/xbd0 []...
+    _stage("mountroot", b"Trying to mount root", rb"Trying to mount root from ", 60),
+    # Setting hostuuid: ...  /  Starting file system checks:  /  Mounting local filesystems:.
+    _stage(
+        "rc",
+        b"ing ",
+        rb"^(?:Setting hostuuid|Starting file system checks|Mounting local file ?systems|Loading kernel modules)",
+        180,
+    ),
+    # login:
+    _stage("login", b"login: ", rb"^(?:\S+ )?login: ", 0),
+)
+
+# A Linux of 5 to 6 and the control guest's busybox init (images/control/init).
+LINUX = (
+    # [    0.000000] Linux version 6.12.118+deb13-amd64 ...
+    _stage("kernel", b"Linux version", rb"Linux version \d", 60),
+    # [    0.000000] Hypervisor detected: Xen PV     /    Booting paravirtualized kernel on Xen PVH
+    _stage("xen", b"Xen", rb"Hypervisor detected: Xen|Booting paravirtualized kernel on Xen|Booting kernel on Xen", 90),
+    # [    5.3] Run /init as init process
+    _stage("init", b"init", rb"Run /init as init process|^FXH control guest init", 60),
+    # control login:
+    _stage("login", b"login: ", rb"^(?:\S+ )?login: ", 0),
+)

@@ -1,0 +1,27 @@
+"""What a guest prints is hostile: these make it safe to show and easy to match."""
+
+from __future__ import annotations
+
+import re
+
+# ESC [ 9 9 9 ; 9 9 9 H   ESC ] 0 ; title BEL   ESC 7   ESC ( B
+_ESCAPE = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)?|[ -/]*[0-~])")
+# Everything that is neither a line end, a tab nor printable, and the marks that reorder text.
+_CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
+
+
+def decode(data: bytes) -> str:
+    """Console bytes as text: bad UTF-8 replaced, CR LF and runs of CR before LF made one LF."""
+    return re.sub(r"\r+\n", "\n", data.decode("utf-8", "replace"))
+
+
+def plain(text: str) -> str:
+    """Without escape sequences; other control characters shown as ``<0x07>``: safe for a terminal and for a page."""
+    text = _ESCAPE.sub("", text.replace("\r", "\n") if "\n" not in text else text.replace("\r", ""))
+    return _CONTROL.sub(lambda match: f"<0x{ord(match[0]):02x}>", text)
+
+
+def excerpt(text: str, lines: int = 40, width: int = 240) -> str:
+    """The last ``lines`` lines, each cut at ``width`` characters."""
+    kept = plain(text[-lines * width * 2 :]).splitlines()[-lines:]
+    return "\n".join(line if len(line) <= width else line[: width - 1] + "…" for line in kept)

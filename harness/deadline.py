@@ -1,0 +1,56 @@
+"""Deadlines, not timeouts: one is made at the top and passed down."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import TypeVar
+
+from harness.errors import DeadlineExpired
+
+T = TypeVar("T")
+
+
+class NotYet(Exception):
+    """Raised by a probe: its text is the reason why the thing awaited is not there yet."""
+
+
+class Deadline:
+    """A moment on the monotonic clock, ``seconds`` from now."""
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+        self.started = time.monotonic()
+        self._end = self.started + seconds
+
+    @property
+    def remaining(self) -> float:
+        """Seconds left, never below 0."""
+        return max(0.0, self._end - time.monotonic())
+
+    @property
+    def expired(self) -> bool:
+        return time.monotonic() >= self._end
+
+    def sooner(self, seconds: float) -> Deadline:
+        """A deadline ``seconds`` from now, or this one's end where that is earlier."""
+        return Deadline(min(seconds, self.remaining))
+
+    def expire(self, what: str, reason: str = "") -> DeadlineExpired:
+        """The error to raise when this deadline ends a wait for ``what``."""
+        because = f"; last reason: {reason}" if reason else ""
+        return DeadlineExpired(f"waited {time.monotonic() - self.started:.1f} s for {what}{because}")
+
+    def wait(self, what: str, probe: Callable[[], T], interval: float = 0.1) -> T:
+        """Call ``probe`` until it returns; it raises :class:`NotYet` with the reason why not yet.
+
+        Raises :class:`DeadlineExpired` naming ``what`` and the last reason.
+        """
+        while True:
+            try:
+                return probe()
+            except NotYet as exc:
+                reason = str(exc)
+            if self.expired:
+                raise self.expire(what, reason)
+            time.sleep(min(interval, self.remaining))

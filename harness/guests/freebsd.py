@@ -1,0 +1,125 @@
+"""FreeBSD, 8 to 15."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from harness.console.stages import FREEBSD, Stage
+from harness.errors import UsageError
+from harness.guests.profile import Fate, Interface, KernelIdentity, Run, parse_assignments
+from harness.xen import vdev
+
+# Armed from the kernel environment, since rc comes too late for a boot test (CTLFLAG_RWTUN, sys/kern/subr_kdb.c):
+# a panic prints its backtrace and does not wait long for somebody to look.
+_ARMED = {"debug.trace_on_panic": "1", "kern.panic_reboot_wait_time": "3"}
+
+
+@dataclass(frozen=True)
+class FreeBSD:
+    """See :class:`harness.guests.profile.GuestProfile`. ``version`` is a release such as ``13.2``."""
+
+    version: str = ""
+    os: str = "freebsd"
+    stages: Sequence[Stage] = FREEBSD
+    types: tuple[str, ...] = ("pvh", "hvm")
+    user: str = "root"
+    password: str = ""
+
+    @property
+    def number(self) -> tuple[int, int]:
+        """The version as (major, minor); the newest where it is not known."""
+        match = re.match(r"(\d+)\.(\d+)", self.version)
+        return (int(match[1]), int(match[2])) if match else (99, 0)
+
+    def command_line(self, variables: Mapping[str, str]) -> str:
+        """Commas between variables: PV and PVH kernels up to 13 know no other separator (sys/x86/xen/pv.c)."""
+        for name, value in variables.items():
+            if "," in value or " " in value or '"' in value:
+                raise UsageError(f"kernel variable {name}={value!r}: no blank, comma or quote can be passed in a command line")
+        return ",".join(f"{name}={value}" for name, value in variables.items())
+
+    def default_variables(self, root: str) -> Mapping[str, str]:
+        return {"vfs.root.mountfrom": f"ufs:/dev/{root}", **_ARMED}
+
+    def disk_name(self, vdev_name: str) -> str:
+        return vdev.freebsd_disk(vdev.number(vdev_name))
+
+    def identity(self, run: Run) -> KernelIdentity:
+        release, ident, version = run("uname -r; uname -i; sysctl -n kern.version").split("\n", 2)
+        return KernelIdentity(release, ident, version.strip())
+
+    def variables(self, run: Run) -> Mapping[str, str]:
+        return parse_assignments(run("kenv"))
+
+    def root_device(self, run: Run) -> str:
+        # /dev/xbd0		/			ufs	rw		1 1
+        for line in run("mount -p").splitlines():
+            words = line.split()
+            if len(words) > 2 and words[1] == "/":
+                return words[0]
+        return ""
+
+    def disks(self, run: Run) -> tuple[str, ...]:
+        return tuple(sorted(run("sysctl -n kern.disks").split()))
+
+    def interfaces(self, run: Run) -> tuple[Interface, ...]:
+        return parse_ifconfig(run("ifconfig -a"))
+
+    def memory_mib(self, run: Run) -> int:
+        pages, size = run("sysctl -n vm.stats.vm.v_page_count hw.pagesize").split()
+        return int(pages) * int(size) >> 20
+
+    def panic_command(self) -> str:
+        return "sysctl debug.kdb.panic=1"
+
+    def flood_command(self, lines: int, width: int) -> str:
+        return f"jot -w '%0{width}d' {lines} 1"
+
+    def fate(self, control: str, guest_type: str) -> Fate:
+        source = "sys/dev/xen/control/control.c, xctrl_on_watch_event"
+        match control:
+            case "poweroff":
+                return Fate("poweroff", source)
+            case "reboot":
+                return Fate("reboot", source)
+            case "halt":
+                # xen_pv_shutdown_final up to 14.0: RB_HALT is SHUTDOWN_poweroff; later a halted guest stays.
+                return Fate("poweroff" if guest_type != "hvm" and self.number < (14, 1) else "", source)
+            case "crash":
+                return self.fate_of_panic(guest_type)
+        return Fate("", "unknown to the guest")
+
+    def fate_of_panic(self, guest_type: str) -> Fate:
+        if self.number >= (14, 1):
+            return Fate("crash", "FreeBSD 9e0b0f5de67f: xctrl_shutdown_final tells Xen of a panic")
+        return Fate("reboot", "before FreeBSD 14.1 a panic ends as a reboot: sys/dev/xen/control/control.c")
+
+
+# xn0: flags=8843<UP,BROADCAST,RUNNING,SIMPLEX,MULTICAST> metric 0 mtu 1500
+_HEAD = re.compile(r"^(\w+): flags=\S+.* mtu (\d+)", re.MULTILINE)
+
+
+def parse_ifconfig(text: str) -> tuple[Interface, ...]:
+    """The interfaces of ``ifconfig -a``."""
+    heads = list(_HEAD.finditer(text))
+    found = []
+    for n, head in enumerate(heads):
+        body = text[head.end() : heads[n + 1].start() if n + 1 < len(heads) else len(text)]
+        # options=503<RXCSUM,TXCSUM,TSO4,LRO>        ether 00:16:3e:48:e5:d8
+        options = re.search(r"^\s+options=[0-9a-f]+<([^>]*)>", body, re.MULTILINE)
+        ether = re.search(r"^\s+ether (\S+)", body, re.MULTILINE)
+        offloads = frozenset(options[1].split(",")) if options else frozenset()
+        found.append(Interface(head[1], ether[1] if ether else "", int(head[2]), offloads))
+    return tuple(found)
+
+
+# FreeBSD 13.2-RELEASE XENA       (version[] in the kernel's data, sys/conf/newvers.sh)
+_VERSION = re.compile(rb"FreeBSD (\d+\.\d+)-([A-Z][A-Za-z0-9_-]*)(?: [^\0\n]{0,80})?")
+
+
+def version_of(kernel: bytes) -> str:
+    """The release a kernel file names itself by, for example ``13.2``; "" when it is no FreeBSD kernel."""
+    match = _VERSION.search(kernel)
+    return match[1].decode() if match else ""

@@ -1,0 +1,248 @@
+"""A guest: one domain, its console always read, and a shell on it."""
+
+from __future__ import annotations
+
+import logging
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from harness.console.deaths import Death
+from harness.console.reader import ConsoleReader
+from harness.console.session import Output, Session
+from harness.console.stages import StageReached
+from harness.console.text import excerpt
+from harness.deadline import Deadline, NotYet
+from harness.errors import DeadlineExpired, GuestDied, InfrastructureError, UsageError
+from harness.guests.profile import GuestProfile
+from harness.guests.source import GuestSource
+from harness.hosts.host import XenHost
+from harness.xen.config import Disk, DomainConfig, Vif
+from harness.xen.listing import DomainState, ShutdownEvent, parse_log
+
+log = logging.getLogger("fxh.guests")
+
+_BOOT = 300.0
+_COMMAND = 60.0
+
+
+@dataclass(frozen=True)
+class Shape:
+    """How a source is to be run: guest type, memory (MiB, 0 for the source's own), vCPUs, what it is told."""
+
+    type: str
+    memory: int = 0
+    maxmem: int = 0
+    vcpus: int = 1
+    variables: tuple[tuple[str, str], ...] = ()
+    """Added to the profile's own kernel variables; an empty value of None removes one."""
+    on_poweroff: str = "preserve"
+    on_reboot: str = "preserve"
+    on_crash: str = "preserve"
+    vifs: int = 1
+
+
+def configure(host: XenHost, source: GuestSource, shape: Shape, name: str) -> DomainConfig:
+    """The domain configuration for ``source`` on ``host``: its files are put there."""
+    if shape.type not in source.profile.types:
+        raise UsageError(
+            f"{source.label} cannot run as {shape.type}: its kernel has no entry for it",
+            mend=f"choose one of {', '.join(source.profile.types)}",
+        )
+    if shape.type not in host.capabilities:
+        raise UsageError(f"{host.facts.name}: its Xen {host.facts.xen} runs no {shape.type} guests")
+    variables = {**source.profile.default_variables(source.root), **dict(shape.variables)}
+    return DomainConfig(
+        name=name,
+        type=shape.type,
+        memory=shape.memory or source.memory,
+        maxmem=shape.maxmem,
+        vcpus=shape.vcpus,
+        kernel=host.file(source.kernel) if source.kernel else "",
+        ramdisk=host.file(source.ramdisk) if source.ramdisk else "",
+        extra=source.profile.command_line({key: value for key, value in variables.items() if value is not None}),
+        disks=tuple(Disk(host.disk(d.path, d.format), d.vdev, readonly=d.readonly) for d in source.disks),
+        vifs=tuple(Vif(host.bridge, _mac(name, n)) for n in range(shape.vifs)),
+        on_poweroff=shape.on_poweroff,
+        on_reboot=shape.on_reboot,
+        on_crash=shape.on_crash,
+    )
+
+
+def _mac(name: str, index: int) -> str:
+    """A MAC of Xen's own range (00:16:3e) that follows from the domain's name."""
+    low = sum(byte * 131**n for n, byte in enumerate(name.encode())) + index
+    return f"00:16:3e:{low >> 16 & 0x7F:02x}:{low >> 8 & 0xFF:02x}:{low & 0xFF:02x}"
+
+
+class Guest:
+    """A domain of ours on ``host``. :meth:`create` or :meth:`adopt` first; whoever made it destroys it.
+
+    Waits raise GuestDied at once when the guest dies, whatever they wait for.
+    """
+
+    def __init__(self, host: XenHost, profile: GuestProfile, config: DomainConfig, directory: Path, *, scale: float = 1.0) -> None:
+        """``directory`` keeps the console's log and the configuration; ``scale`` stretches the stages' budgets."""
+        self.host, self.profile, self.config = host, profile, config
+        self.directory, self.scale = directory, scale
+        self.name = config.name
+        self.domid = -1
+        self._console: ConsoleReader | None = None
+        self._session: Session | None = None
+        self.created = self.unpaused = 0.0
+
+    # -- life ---------------------------------------------------------------------------------------------------------
+
+    def create(self, deadline: Deadline | None = None) -> Guest:
+        """Build the domain paused and attach its console before the first byte."""
+        (self.directory / f"{self.name}.cfg").write_text(self.config.render())
+        self.created = time.monotonic()
+        self.domid = self.host.toolstack.create(self.config, deadline)
+        self._attach()
+        self.console.watch(False)
+        return self
+
+    def start(self) -> Guest:
+        """Let it run."""
+        self.console.watch(True)
+        self.unpaused = time.monotonic()
+        self.host.toolstack.unpause(self.domid)
+        return self
+
+    def boot(self, deadline: Deadline | None = None) -> Guest:
+        """Create, start, wait for its login prompt, and log in."""
+        deadline = deadline or Deadline(_BOOT * self.scale)
+        self.create(deadline)
+        self.start()
+        self.wait_stage("login", deadline)
+        self.login(deadline)
+        return self
+
+    def adopt(self, domid: int) -> Guest:
+        """Take over a domain that runs and has a shell of ours at its console (a restored checkpoint)."""
+        self.domid = domid
+        self._attach()
+        self.console.watch(False)
+        self._session = Session(self.console).resume()
+        return self
+
+    def login(self, deadline: Deadline | None = None) -> Session:
+        self._session = Session(self.console).login(self.profile.user, self.profile.password, deadline)
+        return self._session
+
+    def detach(self) -> None:
+        """Let go of the console; the domain lives on."""
+        if self._console is not None:
+            self._console.close()
+
+    def destroy(self) -> None:
+        """Remove the domain, whatever state it is in."""
+        self.console_will_end()
+        row = self.state()
+        while row is not None:
+            self.host.toolstack.destroy(row.domid)
+            row = self.state()
+        self.detach()
+
+    # -- what cases use -----------------------------------------------------------------------------------------------
+
+    @property
+    def console(self) -> ConsoleReader:
+        if self._console is None:
+            raise InfrastructureError(f"{self.name} has no console yet")
+        return self._console
+
+    @property
+    def session(self) -> Session:
+        if self._session is None:
+            raise InfrastructureError(f"nobody is logged in at {self.name}")
+        return self._session
+
+    def run(self, command: str, seconds: float = _COMMAND, *, check: bool = True) -> Output:
+        """Run a shell command line in the guest. Raises GuestCommandFailed (with ``check``), GuestDied.
+
+        A guest that does not answer within ``seconds`` hangs: that is a death, too.
+        """
+        try:
+            return self.session.run(command, Deadline(seconds * self.scale), check=check)
+        except DeadlineExpired as exc:
+            message = f"no answer to {command!r} within {seconds * self.scale:.0f} s"
+            raise GuestDied(Death("hang", message, self.console.stage, excerpt=excerpt(self.console.tail()))) from exc
+
+    def sh(self, command: str, seconds: float = _COMMAND) -> str:
+        """The output of a command that must succeed."""
+        return self.run(command, seconds).text
+
+    def wait_stage(self, name: str, deadline: Deadline | None = None) -> StageReached:
+        return self.console.wait_stage(name, deadline or Deadline(_BOOT * self.scale))
+
+    def state(self) -> DomainState | None:
+        """Its row in ``xl list``, or None when it is gone."""
+        return self.host.toolstack.find(self.name)
+
+    def wait_shutdown(self, deadline: Deadline) -> DomainState:
+        """Wait until Xen says that it is shut down (it has to be preserved then). Raises DeadlineExpired."""
+
+        def look() -> DomainState:
+            row = self.state()
+            if row is None:
+                raise NotYet("it is gone from `xl list`")
+            if not row.shutdown:
+                raise NotYet(f"state {row.state}")
+            return row
+
+        return deadline.wait(f"{self.name} to be shut down", look, 0.2)
+
+    def control(self, value: str) -> None:
+        """Write ``value`` to its control/shutdown, as the toolstack does to ask it to go."""
+        self.host.xenstore.write(f"/local/domain/{self.domid}/control/shutdown", value)
+
+    def shutdowns(self) -> tuple[ShutdownEvent, ...]:
+        """What xl logged of its shutdowns so far."""
+        return parse_log(self.host.toolstack.log(self.name))
+
+    def panic(self, deadline: Deadline) -> Death:
+        """Make it panic on purpose and return the death."""
+        with self.console.expecting_death() as death:
+            self.session.start(self.profile.panic_command())
+            return death(deadline)
+
+    def console_will_end(self) -> None:
+        """The domain goes down on purpose: its console's end is no death."""
+        if self._console is not None:
+            self._console.expect_end()
+
+    def follow_reboot(self, deadline: Deadline) -> int:
+        """After the toolstack re-created the domain: attach to the new one. Returns its domid."""
+
+        def look() -> int:
+            row = self.state()
+            if row is None or row.domid == self.domid or row.dying:
+                raise NotYet("no new domain of that name yet")
+            return row.domid
+
+        self.domid = deadline.wait(f"{self.name} to be re-created", look, 0.1)
+        self._session = None
+        self.unpaused = time.monotonic()
+        self.console.replace_stream(self.host.toolstack.console(self.domid))
+        return self.domid
+
+    def with_config(self, **changes: object) -> Guest:
+        """Another guest like this one, with a changed configuration; not created yet."""
+        config = replace(self.config, **changes)  # type: ignore[arg-type]
+        return Guest(self.host, self.profile, config, self.directory, scale=self.scale)
+
+    def attach(self, domid: int) -> None:
+        """Attach to a domain that somebody else started."""
+        self.domid, self.unpaused = domid, time.monotonic()
+        self._attach()
+
+    def reattach(self) -> None:
+        """Let go of the console and attach again: the rest of the boot is read by a new client."""
+        self.console.replace_stream(self.host.toolstack.console(self.domid), same_boot=True)
+
+    def _attach(self) -> None:
+        stream = self.host.toolstack.console(self.domid, serial=self.config.serial)
+        self._console = ConsoleReader(
+            stream, self.directory / f"{self.name}.console.log", stages=self.profile.stages, name=self.name, scale=self.scale
+        ).start()

@@ -1,0 +1,77 @@
+"""The control guest: Debian's kernel and busybox (images/control/init), known to be good."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from harness.console.stages import LINUX, Stage
+from harness.guests.profile import Fate, Interface, KernelIdentity, Run
+from harness.xen import vdev
+
+
+@dataclass(frozen=True)
+class Linux:
+    """See :class:`harness.guests.profile.GuestProfile`. Its root is its initramfs."""
+
+    version: str = ""
+    os: str = "linux"
+    stages: Sequence[Stage] = LINUX
+    types: tuple[str, ...] = ("pv", "pvh")
+    user: str = "root"
+    password: str = ""
+
+    def command_line(self, variables: Mapping[str, str]) -> str:
+        return " ".join(f"{name}={value}" if value else name for name, value in variables.items())
+
+    def default_variables(self, root: str) -> Mapping[str, str]:
+        # panic=-1 would reboot at once; 0 leaves it to Xen's panic notifier, which reports a crash.
+        return {"console": "hvc0", "panic": "0"}
+
+    def disk_name(self, vdev_name: str) -> str:
+        return vdev.linux_disk(vdev.number(vdev_name))
+
+    def identity(self, run: Run) -> KernelIdentity:
+        release, version = run("uname -r; uname -v").split("\n", 1)
+        return KernelIdentity(release, release, version.strip())
+
+    def variables(self, run: Run) -> Mapping[str, str]:
+        return dict(word.partition("=")[::2] for word in run("cat /proc/cmdline").split())
+
+    def root_device(self, run: Run) -> str:
+        # rootfs on / type rootfs (rw,...)
+        return run("mount").split(" ", 1)[0]
+
+    def disks(self, run: Run) -> tuple[str, ...]:
+        return tuple(sorted(run("ls /sys/block").split()))
+
+    def interfaces(self, run: Run) -> tuple[Interface, ...]:
+        found = []
+        for line in run('for i in /sys/class/net/*; do echo "${i##*/} $(cat $i/address) $(cat $i/mtu)"; done').splitlines():
+            name, mac, mtu = line.split()
+            found.append(Interface(name, mac, int(mtu), frozenset()))
+        return tuple(found)
+
+    def memory_mib(self, run: Run) -> int:
+        # MemTotal:          97280 kB
+        match = re.search(r"MemTotal:\s+(\d+) kB", run("cat /proc/meminfo"))
+        return int(match[1]) >> 10 if match else 0
+
+    def panic_command(self) -> str:
+        return "echo c > /proc/sysrq-trigger"
+
+    def flood_command(self, lines: int, width: int) -> str:
+        return f"seq 1 {lines} | awk '{{printf \"%0{width}d\\n\", $1}}'"
+
+    def fate(self, control: str, guest_type: str) -> Fate:
+        source = "Linux drivers/xen/manage.c, shutdown_handlers"
+        match control:
+            case "poweroff" | "halt":
+                return Fate("poweroff", source)
+            case "reboot":
+                return Fate("reboot", source)
+        return Fate("", f"{source}: {control!r} is not among them")
+
+    def fate_of_panic(self, guest_type: str) -> Fate:
+        return Fate("crash", "Linux arch/x86/xen/enlighten.c, xen_panic_event")

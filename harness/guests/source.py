@@ -1,0 +1,100 @@
+"""What is booted: a kernel, a ramdisk, disks, and the profile of what runs in them."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from harness.errors import UsageError
+from harness.guests.freebsd import FreeBSD, version_of
+from harness.guests.linux import Linux
+from harness.guests.profile import GuestProfile
+from harness.xen import elfnotes
+
+
+@dataclass(frozen=True)
+class DiskImage:
+    """An image file on this machine and where the guest shall find it."""
+
+    path: Path
+    vdev: str = "xvda"
+    format: str = "raw"
+    readonly: bool = False
+
+
+@dataclass(frozen=True)
+class GuestSource:
+    """A guest to be: ``label`` names it in cells (``freebsd-13.2``, ``control``). ``root`` is the guest's root device."""
+
+    label: str
+    profile: GuestProfile
+    kernel: Path | None = None
+    ramdisk: Path | None = None
+    disks: tuple[DiskImage, ...] = ()
+    root: str = ""
+    memory: int = 512
+    """MiB."""
+
+    @cached_property
+    def key(self) -> str:
+        """Identity by content: hashes of the files."""
+        digest = hashlib.sha256(f"{self.label} {self.profile.os} {self.root}\n".encode())
+        for path in (self.kernel, self.ramdisk, *(disk.path for disk in self.disks)):
+            if path is not None:
+                digest.update(file_digest(path).encode())
+        for disk in self.disks:
+            digest.update(f"{disk.vdev} {disk.format} {disk.readonly}\n".encode())
+        return digest.hexdigest()[:16]
+
+    @property
+    def inputs(self) -> dict[str, str]:
+        """What reports say this is made of: file names with their sha256."""
+        found = {}
+        for what, path in (("kernel", self.kernel), ("ramdisk", self.ramdisk), *((d.vdev, d.path) for d in self.disks)):
+            if path is not None:
+                found[what] = f"{path.name} sha256:{file_digest(path)}"
+        return found
+
+
+def file_digest(path: Path) -> str:
+    """sha256 of a file, in hex. Raises UsageError when it cannot be read."""
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as exc:
+        raise UsageError(f"{path}: {exc.strerror}", mend="give the path of a file that can be read") from exc
+
+
+def freebsd(kernel: Path, disk: Path, *, root: str = "", fmt: str = "") -> GuestSource:
+    """A FreeBSD that somebody has: a kernel and a disk with its root file system.
+
+    Raises UsageError for a kernel that no Xen can start, saying which guest types it could serve.
+    """
+    notes = elfnotes.read(kernel)
+    version = version_of(kernel.read_bytes())
+    if not version:
+        raise UsageError(f"{kernel}: no FreeBSD kernel (it does not name a version)", mend="give .../boot/kernel/kernel")
+    if not notes.guest_types:
+        raise UsageError(
+            f"{kernel}: FreeBSD {version}, but without Xen's ELF notes: neither PVH nor PV can start it",
+            mend="build it with `options XENHVM` and do not strip its sections; HVM boots it through the loader",
+        )
+    format_ = fmt or ("qcow2" if _is_qcow2(disk) else "raw")
+    image = DiskImage(disk, "xvda", format_)
+    profile = FreeBSD(version=version, types=notes.guest_types)
+    return GuestSource(f"freebsd-{version}", profile, kernel, disks=(image,), root=root or profile.disk_name("xvda"))
+
+
+def control(directory: Path) -> GuestSource:
+    """The control guest that is built with every lab: ``directory`` holds its vmlinuz and initrd."""
+    return GuestSource("control", Linux(), directory / "vmlinuz", directory / "initrd", memory=160)
+
+
+def _is_qcow2(path: Path) -> bool:
+    try:
+        with path.open("rb") as file:
+            return file.read(4) == b"QFI\xfb"
+    except OSError as exc:
+        raise UsageError(f"{path}: {exc.strerror}", mend="give the path of a disk image that can be read") from exc

@@ -1,0 +1,81 @@
+"""A built lab as one file: made on Debian, run wherever QEMU runs."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import shutil
+import tarfile
+import tempfile
+from pathlib import Path
+
+from filelock import FileLock
+
+from harness import paths
+from harness.errors import InfrastructureError, UsageError
+from harness.lab.store import LabImage
+
+_SUMS = "SHA256SUMS.json"
+_FILES = ("manifest.json", "root.qcow2", "xen", "vmlinuz", "initrd", "control/vmlinuz", "control/initrd")
+
+
+def export(image: LabImage, file: Path) -> int:
+    """Write ``image`` without its checkpoints; returns the archive's size in bytes. Raises InfrastructureError."""
+    sums = {name: _digest(image.directory / name) for name in _FILES}
+    part = file.with_name(file.name + ".part")
+    try:
+        with tempfile.TemporaryDirectory() as scratch, tarfile.open(part, "w") as tar:
+            listing = Path(scratch) / _SUMS
+            listing.write_text(json.dumps({"key": image.key, "files": sums}, indent=1))
+            tar.add(listing, f"fxh-lab/{_SUMS}")
+            for name in _FILES:
+                tar.add(image.directory / name, f"fxh-lab/{name}")
+        part.replace(file)
+    except OSError as exc:
+        part.unlink(missing_ok=True)
+        raise InfrastructureError(f"cannot write {file}: {exc.strerror}", mend="is there space?") from exc
+    return file.stat().st_size
+
+
+def import_(file: Path) -> LabImage:
+    """Check an archive and take it into the store. Raises UsageError for one that is damaged or none of ours."""
+    labs = paths.store() / "labs"
+    labs.mkdir(parents=True, exist_ok=True)
+    work = Path(tempfile.mkdtemp(prefix="import.making-", dir=labs))
+    work.chmod(0o755)
+    try:
+        (work / "control").mkdir()
+        with tarfile.open(file) as tar:
+            for name in (_SUMS, *_FILES):
+                # Only the files we know, whatever else the archive holds and wherever it wants to put it.
+                source = tar.extractfile(f"fxh-lab/{name}")
+                if source is None:
+                    raise KeyError(name)
+                with source, (work / name).open("wb") as target:
+                    shutil.copyfileobj(source, target)
+        listing = json.loads((work / _SUMS).read_text())
+        for name in _FILES:
+            if _digest(work / name) != listing["files"][name]:
+                raise UsageError(f"{file}: {name} in it is damaged", mend="export the lab again")
+        key = str(listing["key"])
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9.-]{0,80}", key):
+            raise UsageError(f"{file}: a lab with the name {key!r}")
+        (work / _SUMS).unlink()
+        target_directory = labs / key
+        with FileLock(f"{target_directory}.lock"):
+            if not (target_directory / "manifest.json").is_file():
+                shutil.rmtree(target_directory, ignore_errors=True)
+                work.rename(target_directory)
+        return LabImage(target_directory)
+    except (tarfile.TarError, KeyError, ValueError, EOFError) as exc:
+        raise UsageError(f"{file}: no lab archive, or a damaged one ({exc})", mend="make it by: fxh lab export FILE") from exc
+    except OSError as exc:
+        raise InfrastructureError(f"cannot import {file}: {exc.strerror or exc}") from exc
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,188 @@
+"""Whole-machine checkpoints: memory, devices and disks as they were, shared by all labs restored from them.
+
+``ram`` is the machine's memory as a sparse file. A restored lab maps it copy-on-write, so restoring reads next to nothing
+and many labs share one copy. ``state`` is QEMU's migration stream of the devices alone (capability x-ignore-shared).
+A checkpoint belongs to one QEMU version, one machine and one lab image; another finds none of its own and makes it anew.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from filelock import FileLock
+
+from harness.errors import InfrastructureError, UsageError
+from harness.lab.keys import Keys
+from harness.lab.qemu import MachineSpec, Qemu, command
+from harness.lab.store import LabImage
+
+READY = "ready"
+_FORMAT = 1
+_PAGE = 4096
+_BLOCK = 1 << 20
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """``directory`` holds ``ram``, ``state``, ``root.qcow2``, a qcow2 for each drive, and ``meta.json``."""
+
+    directory: Path
+    name: str
+    spec: MachineSpec
+    keys: Keys
+    parent: str = ""
+    note: str = ""
+
+    @property
+    def state(self) -> Path:
+        return self.directory / "state"
+
+    @property
+    def ram(self) -> Path:
+        return self.directory / "ram"
+
+    def disk(self, node: str) -> Path:
+        return self.directory / f"{node}.qcow2"
+
+    @property
+    def size(self) -> int:
+        """Bytes on disk."""
+        return sum(p.stat().st_blocks * 512 for p in self.directory.iterdir())
+
+
+def fingerprint(spec: MachineSpec, qemu: Qemu) -> str:
+    """What must agree for a checkpoint to be usable, as a short hash: QEMU's version and its whole command line."""
+    here = Path("x")
+    plain = Qemu("qemu", qemu.version)
+    argv = command(
+        plain, spec, run=here, logs=here, ssh_port=0, ram=here, share_ram=False, disk=here, xen=here, vmlinuz=here, initrd=here
+    )
+    return hashlib.sha256(json.dumps([_FORMAT, qemu.version, argv]).encode()).hexdigest()[:10]
+
+
+def path(image: LabImage, name: str, spec: MachineSpec, qemu: Qemu) -> Path:
+    """Where a checkpoint of that name is or would be. Raises UsageError for a name that is none."""
+    if not name or not name.replace("-", "").replace("_", "").replace(".", "").isalnum() or name.startswith("."):
+        raise UsageError(f"checkpoint name {name!r}", mend="use letters, digits, '-', '_' and '.'")
+    return image.directory / "checkpoints" / f"{name}@{fingerprint(spec, qemu)}"
+
+
+def lock(image: LabImage, name: str, spec: MachineSpec, qemu: Qemu) -> FileLock:
+    """Held by whoever makes a checkpoint, so that others wait for it instead of making it, too."""
+    target = path(image, name, spec, qemu)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    return FileLock(target.with_name(f".{target.name}.lock"))
+
+
+def find(image: LabImage, name: str, spec: MachineSpec, qemu: Qemu) -> Checkpoint | None:
+    """The checkpoint, or None when this QEMU and machine have none of that name (or a damaged one)."""
+    return read(path(image, name, spec, qemu))
+
+
+def read(directory: Path) -> Checkpoint | None:
+    """The checkpoint in ``directory``, or None where there is none or files of it are missing or cut."""
+    try:
+        meta = json.loads((directory / "meta.json").read_text())
+        if any((directory / name).stat().st_size != size for name, size in meta["sizes"].items()):
+            return None
+        made = meta["spec"] | {"drives": tuple(meta["spec"]["drives"])}
+        name = directory.name.rpartition("@")[0]
+        return Checkpoint(directory, name, MachineSpec(**made), Keys(**meta["keys"]), meta["parent"], meta["note"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def listing(image: LabImage) -> list[Path]:
+    """Directories of all checkpoints of an image, for whatever QEMU, oldest first."""
+    directory = image.directory / "checkpoints"
+    found = [p for p in directory.iterdir() if (p / "meta.json").is_file()] if directory.is_dir() else []
+    return sorted(found, key=lambda p: (p / "meta.json").stat().st_mtime)
+
+
+def save(image: LabImage, checkpoint: Checkpoint, files: dict[str, Path], qemu: Qemu) -> Checkpoint:
+    """Move ``files`` (``ram``, ``state`` and the disks) in, atomically; an older checkpoint of the name goes.
+
+    ``checkpoint.directory`` is where it shall be. Raises InfrastructureError when the disk is full.
+    """
+    target = checkpoint.directory
+    target.parent.mkdir(parents=True, exist_ok=True)
+    work = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    try:
+        for name, source in files.items():
+            if name == "ram":
+                copy_sparse(source, work / name)
+            else:
+                shutil.move(source, work / name)
+                (work / name).chmod(0o400)
+        meta = {
+            "spec": asdict(checkpoint.spec), "keys": asdict(checkpoint.keys), "parent": checkpoint.parent,
+            "note": checkpoint.note, "qemu": qemu.label, "sizes": {name: (work / name).stat().st_size for name in files},
+        }  # fmt: skip
+        (work / "meta.json").write_text(json.dumps(meta, indent=1))
+        (work / "meta.json").chmod(0o600)
+        if target.exists():
+            remove(target)
+        work.rename(target)
+    except OSError as exc:
+        shutil.rmtree(work, ignore_errors=True)
+        raise InfrastructureError(
+            f"the checkpoint {checkpoint.name} could not be kept at {target.parent}: {exc.strerror}",
+            mend="free some space there",
+        ) from exc
+    return checkpoint
+
+
+def copy_sparse(source: Path, target: Path) -> None:
+    """Copy without pages of zeros: a guest's free memory costs no disk."""
+    zeros = bytes(_PAGE)
+    size = source.stat().st_size
+    with source.open("rb", buffering=0) as src, target.open("wb", buffering=0) as dst:
+        dst.truncate(size)
+        at = 0
+        while at < size:
+            try:
+                at = os.lseek(src.fileno(), at, os.SEEK_DATA)
+            except OSError as exc:
+                if exc.errno == errno.ENXIO:  # nothing but a hole from here on
+                    break
+                raise
+            end = os.lseek(src.fileno(), at, os.SEEK_HOLE)
+            while at < end:
+                block = os.pread(src.fileno(), min(_BLOCK, end - at), at)
+                if block.count(0) == len(block):
+                    at += len(block)
+                    continue
+                first = 0
+                # Runs of pages that hold something, written as one.
+                for page in range(0, len(block) + _PAGE, _PAGE):
+                    if page >= len(block) or block[page : page + _PAGE] == zeros:
+                        if page > first:
+                            os.pwrite(dst.fileno(), block[first : min(page, len(block))], at + first)
+                        first = page + _PAGE
+                at += len(block)
+
+
+def children(image: LabImage, directory: Path) -> list[Path]:
+    """Checkpoints whose disks stand on those of ``directory``."""
+    return [p for p in listing(image) if json.loads((p / "meta.json").read_text())["parent"] == directory.name]
+
+
+def remove(directory: Path) -> None:
+    """Take it out of sight at once, then delete it. Labs that run from it keep the open files."""
+    doomed = Path(tempfile.mkdtemp(prefix=".gone-", dir=directory.parent)) / directory.name
+    directory.rename(doomed)
+    shutil.rmtree(doomed.parent, ignore_errors=True)
+
+
+def prune(image: LabImage, keep: int) -> None:
+    """Remove the oldest ``warm-`` checkpoints beyond ``keep``: they are made anew when they are needed."""
+    warm = [p for p in listing(image) if p.name.startswith("warm-") and not children(image, p)]
+    for directory in warm[: max(0, len(warm) - keep)]:
+        remove(directory)

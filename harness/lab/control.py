@@ -1,0 +1,109 @@
+"""Labs seen from outside: what ``fxh lab list``, ``down`` and ``rm`` need, without being their owner."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import time
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+
+from harness import paths
+from harness.errors import InfrastructureError, UsageError
+from harness.lab import checkpoint, records
+from harness.lab.process import listening
+from harness.lab.store import LabImage
+
+
+@dataclass(frozen=True)
+class Row:
+    """One lab. ``disk`` in bytes, without the image and the checkpoints it shares."""
+
+    name: str
+    state: str
+    xen: str
+    pid: int
+    owner: int
+    port: int
+    accel: str
+    quirk: str
+    checkpoint: str
+    disk: int
+
+    def as_dict(self) -> dict[str, object]:
+        return asdict(self)
+
+    def line(self) -> str:
+        owner = "kept" if not self.owner else f"owner {self.owner}"
+        return (
+            f"{self.name:<16} {self.state:<8} Xen {self.xen:<5} {self.accel:<4} port {self.port:<6} pid {self.pid:<8} {owner:<13} "
+            f"{self.disk >> 20:>5} MiB  from {self.checkpoint}  quirk: {self.quirk}"
+        )
+
+
+def rows() -> tuple[Row, ...]:
+    found = []
+    for name in records.names():
+        record = records.read(name)
+        if record is None:
+            continue
+        state = "dead" if (records.directory(name) / "dead").exists() else records.state(name)
+        quirk = "CR4.PAE set first (QEMU's defect, docs/lab.md)" if record.spec.pae_first else "none"
+        try:
+            xen = str(LabImage(record.image_path).manifest["xen"])
+        except (OSError, ValueError, KeyError):
+            xen = "?"
+        disk = sum(p.stat().st_blocks * 512 for p in records.directory(name).iterdir())
+        found.append(
+            Row(
+                name, state, xen, record.qemu_pid, 0 if record.kept else record.owner_pid, record.ssh_port, record.accel, quirk,
+                record.checkpoint, disk,
+            )
+        )  # fmt: skip
+    return tuple(found)
+
+
+def checkpoints() -> list[str]:
+    """A line for each checkpoint in the store."""
+    lines = []
+    labs = paths.store() / "labs"
+    for directory in sorted(labs.iterdir()) if labs.is_dir() else ():
+        image = LabImage(directory)
+        for path in checkpoint.listing(image):
+            meta = json.loads((path / "meta.json").read_text())
+            size = sum(p.stat().st_blocks * 512 for p in path.iterdir()) >> 20
+            lines.append(f"checkpoint {path.name.partition('@')[0]:<20} of {image.key}: {size} MiB, {meta['qemu']}")
+    return lines
+
+
+def down(name: str) -> None:
+    """Stop a lab, whoever owns it. Raises UsageError when there is none."""
+    state = records.state(name)
+    record = records.read(name)
+    if not state or record is None:
+        raise UsageError(f"no lab {name}", mend="`fxh lab list` shows the labs")
+    sockets = records.sockets(name)
+    if listening(sockets / "qmp"):
+        with suppress(ProcessLookupError):
+            os.kill(record.qemu_pid, signal.SIGKILL)
+        end = time.monotonic() + 5
+        while listening(sockets / "qmp"):
+            if time.monotonic() > end:
+                raise InfrastructureError(f"QEMU of lab {name} (pid {record.qemu_pid}) does not end")
+            time.sleep(0.01)
+    for disk in (*records.directory(name).glob("*.qcow2"), *records.directory(name).glob("ram")):
+        disk.unlink(missing_ok=True)
+    records.stopped(name)
+    shutil.rmtree(sockets, ignore_errors=True)
+
+
+def remove(name: str) -> None:
+    """Stop a lab and remove its files. Raises UsageError when there is none."""
+    if not records.directory(name).is_dir():
+        raise UsageError(f"no lab {name}", mend="`fxh lab list` shows the labs")
+    if records.read(name) is not None:
+        down(name)
+    shutil.rmtree(records.directory(name), ignore_errors=True)
+    shutil.rmtree(records.sockets(name), ignore_errors=True)

@@ -1,0 +1,256 @@
+"""One lab: a Xen host of its own inside QEMU, from a checkpoint where there is one."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import secrets
+import shutil
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from harness.deadline import Deadline, NotYet
+from harness.errors import InfrastructureError, LabDead, TransportError, UsageError
+from harness.lab import checkpoint, keys, records
+from harness.lab.accel import Accel
+from harness.lab.checkpoint import Checkpoint
+from harness.lab.machine import Machine, now
+from harness.lab.pulse import Pulse
+from harness.lab.qemu import MachineSpec, Qemu
+from harness.lab.records import LabRecord
+from harness.lab.store import LabImage
+
+if TYPE_CHECKING:
+    from harness.transport.ssh import SshTransport
+
+log = logging.getLogger("fxh.lab")
+
+_COLD_BOOT = 180.0
+_RESTORE = 30.0
+_FREEZE = 180.0
+
+_WARM_UP = """
+sync; echo 3 > /proc/sys/vm/drop_caches
+xl list; xl info; xenstore-ls /; xl domid none; xl console none; sh -c 'echo | grep x | tr a b'; stat /; df -P /
+printf 'name="warm"\ntype="pv"\nkernel="/bin/busybox"\nmemory=32\nvif=[""]\n' > /tmp/warm.cfg; xl create -p /tmp/warm.cfg
+rm /tmp/warm.cfg; bash -c true; ethtool --version; tcpdump --version; losetup -a; rm -f /var/log/xen/xl-warm.log*
+for n in 1 2 3; do xenstore-read /local/domain/0/name; ip link; done
+cat /usr/lib/xen-*/bin/pygrub /usr/lib/xen-*/bin/xenconsole /usr/sbin/blockdev /usr/bin/head > /dev/null; true
+"""
+
+
+class Lab:
+    """A Xen host inside QEMU. :meth:`up` starts it, :meth:`down` ends it, :meth:`remove` takes its files away, too.
+
+    Raises InfrastructureError and its kind from everything that talks to the machine.
+    """
+
+    def __init__(self, image: LabImage, qemu: Qemu, accel: Accel, spec: MachineSpec, *, name: str = "", keep: bool = False) -> None:
+        self.image, self.qemu, self.accel = image, qemu, accel
+        self.name = name or f"lab-{secrets.token_hex(3)}"
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,40}", self.name):
+            raise UsageError(f"lab name {self.name!r}", mend="use letters, digits, '-', '_' and '.', 41 at most")
+        self.keep = keep
+        self.directory = records.directory(self.name)
+        self.sockets = records.sockets(self.name)
+        self.machine = Machine(image, qemu, spec, self.directory, self.sockets, keep=keep)
+        self.keys: keys.Keys | None = None
+        self.parent = ""
+        self.dead: str = ""
+        """Why the lab is lost, once it is."""
+        self._transport: SshTransport | None = None
+        self._pulse: Pulse | None = None
+
+    @property
+    def spec(self) -> MachineSpec:
+        return self.machine.spec
+
+    # -- life ---------------------------------------------------------------------------------------------------------
+
+    def up(self, deadline: Deadline | None = None) -> None:
+        """Restore the "dom0 ready" checkpoint; the first time on this machine, boot and make it.
+
+        Raises UsageError when a lab of that name is up already.
+        """
+        if records.state(self.name) == "up":
+            raise UsageError(f"a lab {self.name} is up already", mend=f"fxh lab down {self.name}, or choose another name")
+        ready = checkpoint.find(self.image, checkpoint.READY, self.spec, self.qemu)
+        if ready is None:
+            with checkpoint.lock(self.image, checkpoint.READY, self.spec, self.qemu):
+                ready = checkpoint.find(self.image, checkpoint.READY, self.spec, self.qemu)
+                if ready is None:
+                    ready = self._first(deadline)
+        self.restore(ready, deadline)
+
+    def _first(self, deadline: Deadline | None) -> Checkpoint:
+        log.info("no 'ready' checkpoint of this lab for %s and %s yet: booting once to make it", self.qemu.label, self.accel.name)
+        self.boot(deadline)
+        # Boot's leftovers in dom0's page cache go out of the state that every later lab starts from, and what every
+        # case needs comes in: a restored lab need not read and unpack it from its disk again.
+        self.ssh.run(["sh", "-c", _WARM_UP], Deadline(120))
+        return self._freeze(checkpoint.READY, "dom0 at rest")
+
+    def boot(self, deadline: Deadline | None = None) -> None:
+        """Start cold, with keys made now."""
+        deadline = deadline or Deadline(_COLD_BOOT)
+        self._directories()
+        self.keys, archive = keys.make()
+        self.parent = ""
+        initrd = self.directory / "initrd"
+        initrd.touch(mode=0o600)
+        initrd.write_bytes((self.image.directory / "initrd").read_bytes() + archive)
+        self.machine.boot(initrd, deadline)
+        self._reach(deadline)
+        initrd.unlink()
+
+    def restore(self, made: Checkpoint, deadline: Deadline | None = None, *, to_freeze: bool = False) -> None:
+        """Put this lab into the state of a checkpoint; a running machine is thrown away.
+
+        ``to_freeze`` makes a checkpoint that is to follow quick.
+        """
+        deadline = deadline or Deadline(_RESTORE)
+        self._quiet()
+        self._directories()
+        self.keys, self.parent, self.dead = made.keys, made.directory.name, ""
+        self.machine.load(made, deadline, to_freeze=to_freeze)
+        self._reach(deadline)
+
+    def checkpoint(self, name: str, note: str = "") -> Checkpoint:
+        """Freeze the machine under ``name`` and go on from there."""
+        made = self._freeze(name, note)
+        self.restore(made)
+        return made
+
+    def _freeze(self, name: str, note: str) -> Checkpoint:
+        if self.keys is None or self.machine.process is None:
+            raise LabDead(f"lab {self.name} is not up")
+        spec = replace(self.spec, drives=tuple(drive.number for drive in self.machine.drives))
+        made = Checkpoint(checkpoint.path(self.image, name, spec, self.qemu), name, spec, self.keys, self.parent, note)
+        self._quiet()
+        files = self.machine.freeze(Deadline(_FREEZE))
+        return checkpoint.save(self.image, made, files, self.qemu)
+
+    def down(self) -> None:
+        """End the machine; its logs stay."""
+        self._quiet()
+        self.machine.stop()
+        for disk in self.directory.glob("*.qcow2"):
+            disk.unlink()
+        records.stopped(self.name)
+        shutil.rmtree(self.sockets, ignore_errors=True)
+
+    def remove(self) -> None:
+        """End the machine and remove all the lab's files."""
+        self.down()
+        shutil.rmtree(self.directory, ignore_errors=True)
+
+    def __enter__(self) -> Lab:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        if self.keep:
+            self.release()
+        else:
+            self.remove()
+
+    def release(self) -> None:
+        """Let go of a lab that goes on without us."""
+        self._quiet()
+        if self.machine.process is not None:
+            self.machine.process.release()
+
+    @classmethod
+    def attach(cls, name: str, qemu: Qemu) -> Lab:
+        """A lab that runs already (kept, or another's), from its record. Raises UsageError when there is none."""
+        record = records.read(name)
+        if record is None or records.state(name) != "up":
+            raise UsageError(f"no lab {name} is up", mend="`fxh lab list` shows the labs, `fxh lab up` starts one")
+        lab = cls(LabImage(record.image_path), qemu, Accel(record.accel, record.why), record.spec, name=name, keep=True)
+        lab.keys, lab.parent = keys.Keys(record.key(), record.host_key), record.checkpoint
+        lab.machine.adopt(record.qemu_pid, record.ssh_port, record.drives)
+        lab._reach(Deadline(10))
+        return lab
+
+    # -- what others use ----------------------------------------------------------------------------------------------
+
+    @property
+    def ssh(self) -> SshTransport:
+        """The connection to dom0. Raises LabDead when the lab is lost or not up."""
+        if self.dead:
+            raise LabDead(f"lab {self.name}: {self.dead}", mend="the next case gets a fresh lab")
+        if self._transport is None:
+            raise LabDead(f"lab {self.name} is not up")
+        return self._transport
+
+    def record(self) -> None:
+        """Write down what others may know of this lab."""
+        process, made = self.machine.process, self.keys
+        if process is None or made is None:
+            return
+        records.write(
+            LabRecord(
+                name=self.name, image=str(self.image.directory), qemu=self.qemu.label, qemu_pid=process.pid,
+                owner_pid=os.getpid(), kept=self.keep, ssh_port=self.machine.ssh_port, accel=self.accel.name,
+                why=self.accel.why, checkpoint=self.parent, started=now(), host_key=made.host, spec=self.spec,
+                drives=tuple(self.machine.drives),
+            ),
+            made.client,
+        )  # fmt: skip
+
+    # -- inside -------------------------------------------------------------------------------------------------------
+
+    def _directories(self) -> None:
+        for path in (self.directory, self.sockets):
+            path.mkdir(mode=0o700, parents=True, exist_ok=True)
+
+    def _reach(self, deadline: Deadline) -> None:
+        made, process = self.keys, self.machine.process
+        if made is None or process is None:
+            raise LabDead(f"lab {self.name} is not up")
+        self.record()
+        # Heavy, and needed no sooner: it loads while QEMU starts.
+        from harness.transport.ssh import SshTransport
+
+        def connect() -> SshTransport:
+            try:
+                return SshTransport(
+                    "127.0.0.1", self.machine.ssh_port, private_key=made.client, known_host_key=made.host, name=self.name,
+                    deadline=deadline.sooner(5),
+                )  # fmt: skip
+            except (TransportError, InfrastructureError) as exc:
+                if not process.alive():
+                    raise LabDead(f"QEMU ended: {process.last_words()}") from exc
+                raise NotYet(str(exc)) from exc
+
+        self._transport = deadline.wait(f"ssh to dom0 of lab {self.name}", connect, 0.05)
+        self._pulse = Pulse(self.sockets / "com2", self._silent)
+        self._pulse.start()
+
+    def _silent(self, seconds: float) -> None:
+        """dom0 gave no sign of life: say what hangs, and end the machine so that every wait on it ends."""
+        process = self.machine.process
+        if process is None:
+            return
+        what = f"dom0 gave no sign of life for {seconds:.0f} s"
+        if process.alive():
+            try:
+                what += "; " + self.machine.registers()
+            except LabDead as exc:
+                what += f"; QEMU's monitor does not answer either ({exc.message})"
+        else:
+            what = f"QEMU ended: {process.last_words() or 'killed'}"
+        self.dead = what
+        log.error("lab %s: %s", self.name, what)
+        records.mark_dead(self.name, what)
+        process.stop()
+        if self._transport is not None:
+            self._transport.close()
+
+    def _quiet(self) -> None:
+        if self._pulse is not None:
+            self._pulse.stop()
+            self._pulse = None
+        if self._transport is not None:
+            self._transport.close()
+            self._transport = None

@@ -1,0 +1,233 @@
+"""The QEMU machine of a lab: started cold or from a checkpoint, frozen into one, disks plugged in and out."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import re
+import secrets
+import shlex
+import socket
+import subprocess
+import threading
+import time
+from pathlib import Path
+
+from harness.deadline import Deadline, NotYet
+from harness.errors import InfrastructureError, LabDead
+from harness.lab.checkpoint import Checkpoint, copy_sparse
+from harness.lab.process import Process
+from harness.lab.qemu import Drive, MachineSpec, Qemu, command
+from harness.lab.store import LabImage
+
+log = logging.getLogger("fxh.lab")
+
+
+class Machine:
+    """One QEMU in ``directory`` (overlays, memory, logs) with its sockets in ``sockets``; both exist and are ours alone."""
+
+    def __init__(self, image: LabImage, qemu: Qemu, spec: MachineSpec, directory: Path, sockets: Path, *, keep: bool) -> None:
+        self.image, self.qemu, self.spec, self.keep = image, qemu, spec, keep
+        self.directory, self.sockets = directory, sockets
+        self.process: Process | None = None
+        self.ssh_port = 0
+        self.drives: list[Drive] = []
+        self._shares_ram = False
+        self._lock = threading.RLock()
+
+    # -- starting -----------------------------------------------------------------------------------------------------
+
+    def boot(self, initrd: Path, deadline: Deadline) -> None:
+        """Start cold, with memory in a file of our own, so that a checkpoint of it costs little."""
+        self._clean()
+        self._overlay("root", self.image.directory / "root.qcow2")
+        self._launch(self.directory / "ram", True, initrd, False, deadline)
+
+    def load(self, made: Checkpoint, deadline: Deadline, *, to_freeze: bool = False) -> None:
+        """Start in the state of a checkpoint, and run.
+
+        With ``to_freeze`` the memory is copied first (a few tenths of a second), which makes :meth:`freeze` quick.
+        """
+        self._clean()
+        self.spec = made.spec
+        self._overlay("root", made.disk("root"))
+        for number in made.spec.drives:
+            self.drives.append(Drive(number, str(self._overlay(f"fxh{number}", made.disk(f"fxh{number}")))))
+        ram = made.ram
+        if to_freeze:
+            ram = self.directory / "ram"
+            copy_sparse(made.ram, ram)
+        self._launch(ram, to_freeze, self.image.directory / "initrd", True, deadline)
+        self._incoming(made.state, deadline, devices_only=True)
+        self._running().command("cont")
+
+    def adopt(self, pid: int, ssh_port: int, drives: tuple[Drive, ...]) -> None:
+        """Take over a machine that runs already."""
+        self.process = Process(self.sockets, self.directory / "qemu.log", pid)
+        self.ssh_port, self.drives = ssh_port, list(drives)
+
+    def _clean(self) -> None:
+        self.stop()
+        self.drives = []
+        for leftover in (*self.directory.glob("*.qcow2"), *self.directory.glob("ram"), *self.sockets.iterdir()):
+            leftover.unlink()
+
+    def _launch(self, ram: Path, share: bool, initrd: Path, incoming: bool, deadline: Deadline) -> None:
+        self._shares_ram = share
+        for attempt in range(5):
+            self.ssh_port = _free_port()
+            argv = command(
+                self.qemu, self.spec, run=self.sockets, logs=self.directory, ssh_port=self.ssh_port, ram=ram, share_ram=share,
+                disk=self.directory / "root.qcow2", drives=self.drives, xen=self.image.directory / "xen",
+                vmlinuz=self.image.directory / "vmlinuz", initrd=initrd, incoming=incoming,
+            )  # fmt: skip
+            self.process = Process.start(argv, self.sockets, self.directory / "qemu.log", keep=self.keep)
+            try:
+                self.process.connect(deadline)
+                break
+            except LabDead as exc:
+                self.process.stop()
+                # Somebody may have taken the port between our look and QEMU's bind.
+                if "host forwarding" not in str(exc) or attempt == 4:
+                    raise
+
+    def _ignore_shared(self, on: bool) -> None:
+        """Whether memory that lies in a file is left out of the migration stream."""
+        self._running().command("migrate-set-capabilities", capabilities=[{"capability": "x-ignore-shared", "state": on}])
+
+    def _incoming(self, state: Path, deadline: Deadline, *, devices_only: bool) -> None:
+        process = self._running()
+        self._ignore_shared(devices_only)
+        process.command("migrate-incoming", uri=f"exec:cat {shlex.quote(str(state))}")
+
+        def loaded() -> None:
+            status = process.command("query-status")["status"]
+            if status != "paused":  # as it was saved: loaded whole
+                raise NotYet(f"QEMU is in state {status}; {process.last_words()}")
+
+        deadline.wait(f"{state} to load", loaded, 0.003)
+
+    # -- freezing -----------------------------------------------------------------------------------------------------
+
+    def freeze(self, deadline: Deadline) -> dict[str, Path]:
+        """Stop for good and leave the files of a checkpoint: ``ram``, ``state``, ``root`` and the drives by serial."""
+        ram = self.directory / "ram"
+        if not self._shares_ram:
+            # Memory mapped copy-on-write is nobody's file yet: a second QEMU, with one of its own, takes it over.
+            whole = self.directory / "whole"
+            self._outgoing(whole, deadline, devices_only=False)
+            self._running().stop()
+            (self.sockets / "qmp").unlink(missing_ok=True)
+            self._launch(ram, True, self.image.directory / "initrd", True, deadline)
+            self._incoming(whole, deadline, devices_only=False)
+            whole.unlink()
+        state = self.directory / "state"
+        self._outgoing(state, deadline, devices_only=True)
+        self.stop()
+        disks = {"root.qcow2": self.directory / "root.qcow2"} | {f"{d.serial}.qcow2": Path(d.file) for d in self.drives}
+        return {"ram": ram, "state": state, **disks}
+
+    def _outgoing(self, target: Path, deadline: Deadline, *, devices_only: bool) -> None:
+        process = self._running()
+        self._ignore_shared(devices_only)
+        process.command("stop")
+        process.command("migrate-set-parameters", **{"max-bandwidth": 1 << 40})
+        process.command("migrate", uri=f"exec:cat > {shlex.quote(str(target))}")
+
+        def saved() -> None:
+            status = process.command("query-migrate").get("status")
+            if status == "failed":
+                raise InfrastructureError("QEMU could not write the checkpoint", mend=f"is there space at {target.parent}?")
+            if status != "completed":
+                raise NotYet(f"migration is {status}")
+
+        deadline.wait("the checkpoint to be written", saved, 0.005)
+
+    # -- disks --------------------------------------------------------------------------------------------------------
+
+    def plug(self, path: Path, fmt: str = "raw") -> Drive:
+        """Give dom0 the image at ``path`` as a SCSI disk, through an overlay: nothing is copied, the image stays as it is."""
+        with self._lock:
+            taken = {drive.number for drive in self.drives}
+            number = next(n for n in range(1, 250) if n not in taken)
+            file = self._overlay(f"fxh{number}", path, fmt)
+            drive = Drive(number, str(file))
+            process = self._running()
+            below = {"driver": "file", "filename": drive.file}
+            process.command("blockdev-add", **{"node-name": drive.serial, "driver": "qcow2", "discard": "unmap", "file": below})
+            process.command("device_add", **drive.device)
+            self.drives.append(drive)
+        return drive
+
+    def unplug(self, drive: Drive) -> None:
+        """Take a disk away that dom0 no longer uses, and its overlay with it."""
+        with self._lock:
+            process = self._running()
+            process.command("device_del", id=f"dev-{drive.serial}")
+
+            def gone() -> None:
+                try:
+                    process.command("blockdev-del", **{"node-name": drive.serial})
+                except LabDead as exc:
+                    raise NotYet(str(exc)) from exc
+
+            Deadline(10).wait(f"dom0 to let go of {drive.serial}", gone, 0.02)
+            self.drives.remove(drive)
+            Path(drive.file).unlink(missing_ok=True)
+
+    # -- the rest -----------------------------------------------------------------------------------------------------
+
+    def _running(self) -> Process:
+        if self.process is None:
+            raise LabDead("the lab's machine is not running")
+        return self.process
+
+    def registers(self) -> str:
+        """Whose code each CPU is in, for a machine that hangs."""
+        return where(str(self._running().command("human-monitor-command", **{"command-line": "info registers -a"})))
+
+    def stop(self) -> None:
+        """End QEMU; may be called twice."""
+        if self.process is not None:
+            self.process.stop()
+            self.process = None
+
+    def _overlay(self, node: str, backing: Path, fmt: str = "qcow2") -> Path:
+        # A name of its own each time: a disk unplugged a moment ago may still be open.
+        target = self.directory / (f"{node}.qcow2" if node == "root" else f"{node}-{secrets.token_hex(3)}.qcow2")
+        overlay(backing, target, fmt)
+        return target
+
+
+def overlay(backing: Path, target: Path, fmt: str) -> None:
+    """A new qcow2 at ``target`` that holds what differs from ``backing``. Raises InfrastructureError."""
+    argv = ["qemu-img", "create", "-q", "-f", "qcow2", "-F", fmt, "-b", str(backing.resolve()), str(target)]
+    done = subprocess.run(argv, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise InfrastructureError(
+            f"cannot make an overlay of {backing}: {done.stderr.strip()}",
+            mend=f"is it a disk image of format {fmt}? (`qemu-img info` says) Is there space at {target.parent}?",
+        )
+
+
+def where(registers: str) -> str:
+    """Whose code each CPU was in, from QEMU's ``info registers -a``: Xen's text lies at 0xffff82d040000000."""
+    # RIP=ffff82d040203a12 RFL=00000246
+    found = re.findall(r"RIP=([0-9a-f]{16})", registers)
+    if not found:
+        return "QEMU shows no registers"
+    return "; ".join(
+        f"CPU {n} at {rip} ({'in Xen' if rip.startswith('ffff82d0') else 'not in Xen'})" for n, rip in enumerate(found)
+    )
+
+
+def _free_port() -> int:
+    with contextlib.closing(socket.socket()) as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def now() -> str:
+    """UTC, to the second, as ISO 8601."""
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())

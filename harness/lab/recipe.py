@@ -1,0 +1,98 @@
+"""What a lab is made from: a recipe of ``images/dom0`` and, where given, a user's own hypervisor and dom0 kernel."""
+
+from __future__ import annotations
+
+import hashlib
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path
+
+from harness import paths
+from harness.errors import UsageError
+
+DEFAULT_XEN = "4.20"
+# Raise when the builder makes something else from the same recipe.
+_BUILDER = 1
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One kind of lab. ``key`` names its build in the store: the hash of all that goes into it."""
+
+    xen: str
+    suite: str
+    packages: tuple[str, ...]
+    modules: tuple[str, ...]
+    initrd_modules: tuple[str, ...]
+    control_modules: tuple[str, ...]
+    trim: tuple[str, ...]
+    files: tuple[tuple[str, bytes], ...]
+    hypervisor: Path | None = None
+    dom0_kernel: Path | None = None
+
+    @property
+    def base_key(self) -> str:
+        """Identity of the root image, whatever hypervisor and kernel are put before it."""
+        digest = hashlib.sha256(f"builder {_BUILDER}\n".encode())
+        for part in (self.suite, *self.packages, "|", *self.modules, "|", *self.initrd_modules, "|"):
+            digest.update(part.encode() + b"\n")
+        for part in (*self.control_modules, "|", *self.trim):
+            digest.update(part.encode() + b"\n")
+        for name, data in self.files:
+            digest.update(name.encode() + b"\0" + hashlib.sha256(data).digest())
+        return f"xen-{self.xen}-{digest.hexdigest()[:12]}"
+
+    @property
+    def key(self) -> str:
+        own = [_file_digest(path) for path in (self.hypervisor, self.dom0_kernel) if path]
+        return "-".join([self.base_key, *own])
+
+
+def _file_digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:8]
+
+
+def available() -> tuple[str, ...]:
+    """The Xen versions there are recipes for, oldest first."""
+    return tuple(sorted(path.stem for path in _directory().glob("[0-9]*.toml")))
+
+
+def available_quietly() -> tuple[str, ...]:
+    """As :func:`available`; none where there is no project around (help texts)."""
+    try:
+        return available()
+    except UsageError:
+        return ()
+
+
+def load(xen: str = DEFAULT_XEN, hypervisor: Path | None = None, dom0_kernel: Path | None = None) -> Recipe:
+    """Read the recipe for a Xen version. Raises UsageError for an unknown version or a missing file."""
+    directory = _directory()
+    if xen not in available():
+        raise UsageError(f"no lab recipe for Xen {xen!r}", mend=f"choose one of {', '.join(available())}")
+    for what, path in (("hypervisor", hypervisor), ("dom0 kernel", dom0_kernel)):
+        if path and not path.is_file():
+            raise UsageError(f"{what} {path}: no such file", mend="give the path of the file you built")
+    own = tomllib.loads((directory / f"{xen}.toml").read_text())
+    common = tomllib.loads((directory / "common.toml").read_text())
+    parts = [*sorted(p for p in directory.iterdir() if p.suffix != ".toml"), directory.parent / "control" / "init"]
+    return Recipe(
+        xen=own["xen"],
+        suite=own["suite"],
+        packages=tuple(own["packages"]),
+        modules=tuple(common["modules"]),
+        initrd_modules=tuple(common["initrd_modules"]),
+        control_modules=tuple(common["control_modules"]),
+        trim=tuple(common["trim"]),
+        files=tuple((f"{p.parent.name}/{p.name}", p.read_bytes()) for p in parts),
+        hypervisor=hypervisor,
+        dom0_kernel=dom0_kernel,
+    )
+
+
+def _directory() -> Path:
+    directory = paths.project() / "images" / "dom0"
+    if not directory.is_dir():
+        raise UsageError(f"no lab recipes at {directory}", mend="run in a checkout of the project, or set FXH_PROJECT to one")
+    return directory

@@ -1,0 +1,29 @@
+"""A built lab in the store: files that are never written to again."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True)
+class LabImage:
+    """``directory`` holds root.qcow2, xen, vmlinuz, initrd, control/, manifest.json and its checkpoints."""
+
+    directory: Path
+
+    @property
+    def key(self) -> str:
+        return self.directory.name
+
+    @property
+    def manifest(self) -> dict[str, Any]:
+        data: dict[str, Any] = json.loads((self.directory / "manifest.json").read_text())
+        return data
+
+    @property
+    def size(self) -> int:
+        """Bytes on disk, without checkpoints."""
+        return sum(p.stat().st_blocks * 512 for p in self.directory.iterdir() if p.is_file())

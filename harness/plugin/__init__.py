@@ -1,0 +1,86 @@
+"""The pytest plugin: ``pytest suites/`` works as people expect, ``fxh run`` adds its exit codes and its page."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from typing import Any
+
+import pytest
+
+from harness.plugin import cells, options
+
+# Everything heavy is imported when a case of ours is there: the plugin is loaded by every pytest around.
+pytest_plugins = ("harness.plugin.fixtures",)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    options.add(parser)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line(
+        "markers",
+        "needs(os, types, capability): what a case cannot do without: os 'freebsd' or 'linux', guest types, "
+        "host capabilities (pygrub, hvm, checkpoint)",
+    )
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "cell" in metafunc.fixturenames:
+        from harness.plugin import session
+
+        found = session.cells_of(metafunc.config)
+        metafunc.parametrize("cell", found, ids=[str(cell) for cell in found], scope="session")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip, with the reason and the command that would run it, what cannot run in its cell."""
+    for item in items:
+        callspec = getattr(item, "callspec", None)
+        cell = callspec.params.get("cell") if callspec is not None else None
+        if isinstance(cell, cells.Cell):
+            marks = list(item.iter_markers("needs"))
+            why = cells.unmet(marks, cell)
+            if why:
+                reason = f"{why}; elsewhere: {cells.elsewhere(marks, item.nodeid)}"
+                item.add_marker(pytest.mark.skip(reason=reason))
+
+
+def _ours(item: pytest.Item) -> bool:
+    return "cell" in getattr(item, "fixturenames", ())
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, Any, Any]:
+    if not _ours(item):
+        return (yield)
+    from harness.plugin import session
+
+    session.begin(item)
+    return (yield)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    report = yield
+    if _ours(item):
+        from harness.plugin import session
+
+        session.phase(item, call, report)
+    return report
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure_node(node: Any) -> None:
+    """xdist: all workers write into one run."""
+    from harness.plugin import session
+
+    node.workerinput["fxh_run"] = str(session.run_path(node.config))
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    from harness.plugin import session as ours
+
+    ours.end(session.config)

@@ -1,0 +1,77 @@
+"""Cells: every case runs once for each combination of guest, guest type and host that it can run in."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+import pytest
+
+from harness.plugin.options import Options
+
+
+@dataclass(frozen=True, repr=False)
+class Cell:
+    """``guest`` is control or freebsd; ``host`` is ``xen-4.20`` for a lab, or a real host's name."""
+
+    guest: str
+    type: str
+    host: str
+    xen: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.guest}-{self.type}-{self.host}"
+
+    __repr__ = __str__
+
+    @property
+    def os(self) -> str:
+        return "linux" if self.guest == "control" else "freebsd"
+
+
+# What the guests can be, before any file was looked at; the kernel's own notes may allow less.
+_TYPES = {"control": ("pv", "pvh"), "freebsd": ("pvh", "hvm", "pv")}
+
+
+def cells(options: Options, freebsd_types: tuple[str, ...]) -> tuple[Cell, ...]:
+    """All cells that were asked for. ``freebsd_types`` are those that the given kernel can be started as."""
+    hosts = [(f"xen-{xen}", xen) for xen in options.xens]
+    if options.host:
+        hosts = [(re.sub(r"[^A-Za-z0-9.]+", "-", options.host), "")]
+    found = []
+    for guest in options.guests:
+        able = freebsd_types if guest == "freebsd" else _TYPES[guest]
+        for guest_type in options.types or able:
+            if guest_type in able:
+                found += [Cell(guest, guest_type, host, xen) for host, xen in hosts]
+    return tuple(found)
+
+
+def unmet(marks: list[pytest.Mark], cell: Cell) -> str:
+    """Why a case that declares ``needs`` cannot run in ``cell``, or ""."""
+    for mark in marks:
+        os = mark.kwargs.get("os")
+        if os and os != cell.os:
+            who = {"freebsd": "a FreeBSD guest", "linux": "the control guest"}[os]
+            return f"needs {who}"
+        types = mark.kwargs.get("types")
+        if types and cell.type not in types:
+            return f"needs guest type {' or '.join(types)}"
+    return ""
+
+
+def elsewhere(marks: list[pytest.Mark], nodeid: str) -> str:
+    """The command that would run a skipped case where its needs are met."""
+    kwargs = {key: value for mark in marks for key, value in mark.kwargs.items()}
+    case = re.sub(r"\[.*", "", nodeid.rpartition("::")[2])
+    suite = nodeid.split("/")[1] if "/" in nodeid else ""
+    words = ["fxh run", suite, "-k", case]
+    if kwargs.get("os") == "freebsd":
+        words += ["--kernel KERNEL --disk IMAGE"]
+    elif kwargs.get("os") == "linux":
+        words += ["--guest control"]
+    if kwargs.get("types"):
+        words += ["--type", ",".join(kwargs["types"])]
+    if kwargs.get("capability"):
+        words += ["--xen-host HOST"]
+    return " ".join(filter(None, words))

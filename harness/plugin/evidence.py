@@ -1,0 +1,47 @@
+"""What is gathered from a host and its guests when a case ends badly."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from pathlib import Path
+
+from harness.deadline import Deadline
+from harness.errors import HarnessError
+from harness.lab.host import LabHost
+from harness.plugin.rig import CaseContext
+
+log = logging.getLogger("fxh.evidence")
+
+_LIMIT = 20.0
+
+
+def gather(context: CaseContext) -> None:
+    """Leave files in the case's directory: what Xen, dom0 and the toolstack say. Never raises."""
+    host = context.host
+    if host is None:
+        return
+    sources = {
+        "xl-dmesg.log": ["xl", "dmesg"],
+        "xl-list.txt": ["xl", "list", "-v"],
+        "xenstore.txt": ["xenstore-ls", "-f"],
+        "dom0-dmesg.log": ["dmesg"],
+    }
+    for guest in context.guests:
+        sources[f"xl-{guest.name}.log"] = ["cat", f"/var/log/xen/xl-{guest.name}.log"]
+    deadline = Deadline(_LIMIT)
+    for name, argv in sources.items():
+        try:
+            done = host.transport.run(argv, deadline.sooner(10), check=False)
+        except HarnessError as exc:
+            log.warning("no %s: %s", name, exc.message)
+            break
+        if done.stdout:
+            (context.directory / name).write_bytes(done.stdout)
+    if isinstance(host, LabHost):
+        _copy(host.lab.directory / "xen.log", context.directory / "lab-serial.log")
+
+
+def _copy(source: Path, target: Path) -> None:
+    with contextlib.suppress(OSError):
+        target.write_bytes(source.read_bytes()[-(4 << 20) :])

@@ -1,0 +1,99 @@
+"""The fixtures a case is written with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from harness.guests.guest import Guest, Shape
+from harness.hosts.host import XenHost
+from harness.plugin import cells, evidence
+from harness.plugin.cells import Cell
+from harness.plugin.rig import CaseContext, Rig
+from harness.plugin.state import CASE, RIG, case_directory
+from harness.xen.toolstack import Toolstack
+
+NewGuest = Callable[..., Guest]
+"""``new_guest(**shape)``: a guest of the cell, not created yet; keywords as of :class:`harness.guests.guest.Shape`."""
+
+
+@pytest.fixture(scope="session")
+def rig(request: pytest.FixtureRequest) -> Rig:
+    """The worker's hosts and guests."""
+    return request.config.stash[RIG]
+
+
+@pytest.fixture
+def case(request: pytest.FixtureRequest, rig: Rig, cell: Cell) -> Iterator[CaseContext]:
+    """What this case does, for its result; afterwards dom0 has to be as before."""
+    context = CaseContext(case_directory(request.config, request.node.nodeid), cell)
+    request.node.stash[CASE] = context
+    yield context
+    rig.clean(context.guests)
+    if context.host is not None:
+        leaks = rig.leaks(cell)
+        if leaks:
+            evidence.gather(context)
+            names = "\n  ".join(map(str, leaks))
+            pytest.fail(f"this case left things in dom0:\n  {names}", pytrace=False)
+
+
+@pytest.fixture
+def host(request: pytest.FixtureRequest, rig: Rig, cell: Cell, case: CaseContext) -> XenHost:
+    """The cell's Xen host, at rest."""
+    found = rig.host(cell)
+    case.host = found
+    _capable(request, found, cell)
+    case.inputs.update(_inputs(found))
+    return found
+
+
+@pytest.fixture
+def toolstack(host: XenHost) -> Toolstack:
+    """xl on the cell's host."""
+    return host.toolstack
+
+
+@pytest.fixture
+def new_guest(rig: Rig, cell: Cell, host: XenHost, case: CaseContext) -> NewGuest:
+    """Makes guests of the cell that are not created yet; they are removed after the case."""
+
+    def make(**shape: object) -> Guest:
+        guest = rig.new_guest(cell, host, case.directory, Shape(cell.type, **shape))  # type: ignore[arg-type]
+        case.guests.append(guest)
+        case.inputs.update(rig.source(cell).inputs)
+        return guest
+
+    return make
+
+
+@pytest.fixture
+def guest(request: pytest.FixtureRequest, rig: Rig, cell: Cell, case: CaseContext) -> Guest:
+    """A booted guest with a shell: restored from a warm checkpoint on a lab, booted afresh elsewhere."""
+    found, boot = rig.booted_guest(cell, case.directory, Shape(cell.type))
+    case.host, case.warm_boot = found.host, boot
+    case.guests.append(found)
+    _capable(request, found.host, cell)
+    case.inputs.update(_inputs(found.host) | rig.source(cell).inputs)
+    return found
+
+
+def _inputs(host: XenHost) -> dict[str, str]:
+    facts = host.facts
+    found = {"host": facts.name, "backend": facts.backend, "xen": facts.xen, "dom0": facts.dom0}
+    if facts.note:
+        found["lab"] = facts.note
+    if facts.quirks:
+        found["quirks"] = "; ".join(facts.quirks)
+    return found
+
+
+def _capable(request: pytest.FixtureRequest, host: XenHost, cell: Cell) -> None:
+    """Skip what this host cannot do, with the reason and the command that would run it elsewhere."""
+    marks = list(request.node.iter_markers("needs"))
+    wanted = {name for mark in marks for name in mark.kwargs.get("capability", ())} | {cell.type}
+    missing = wanted - host.capabilities
+    if missing:
+        command = cells.elsewhere(marks, request.node.nodeid)
+        pytest.skip(f"needs a host with {', '.join(sorted(missing))}; elsewhere: {command}")

@@ -1,0 +1,50 @@
+"""What an exception in a case means, and for whom."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pytest
+
+from harness.console.deaths import Death
+from harness.errors import ExitCode, GuestDied, HarnessError
+from harness.results.model import FAILED, HARNESS, INFRASTRUCTURE, PASSED, SKIPPED, CaseResult
+
+
+@dataclass(frozen=True)
+class Finding:
+    """``outcome`` as in the results; ``reason`` for people; ``death`` where a guest died of it."""
+
+    outcome: str
+    reason: str
+    death: Death | None = None
+
+
+def judge(error: BaseException) -> Finding:
+    """An exception as a finding. Only a dead guest or a failed assertion is the product's."""
+    if isinstance(error, pytest.skip.Exception):
+        return Finding(SKIPPED, str(error.msg or error))
+    if isinstance(error, GuestDied):
+        return Finding(FAILED, error.death.summary, error.death)
+    if isinstance(error, HarnessError):
+        outcome = {
+            ExitCode.PRODUCT: FAILED,
+            ExitCode.INFRASTRUCTURE: INFRASTRUCTURE,
+            ExitCode.USAGE: INFRASTRUCTURE,
+        }.get(error.exit_code, HARNESS)
+        return Finding(outcome, str(error))
+    if isinstance(error, AssertionError | pytest.fail.Exception):
+        return Finding(FAILED, str(error))
+    return Finding(HARNESS, f"{type(error).__name__}: {error}")
+
+
+def exit_code(cases: tuple[CaseResult, ...]) -> int:
+    """How a run ends: a product failure outweighs all else, then a bug of ours, then infrastructure."""
+    outcomes = {case.outcome for case in cases}
+    if FAILED in outcomes:
+        return ExitCode.PRODUCT
+    if HARNESS in outcomes:
+        return ExitCode.HARNESS
+    if INFRASTRUCTURE in outcomes:
+        return ExitCode.INFRASTRUCTURE
+    return ExitCode.OK if PASSED in outcomes else ExitCode.NOTHING_SELECTED

@@ -1,0 +1,230 @@
+"""What a worker works with: hosts, and guests on them, put back to a known state for every case."""
+
+from __future__ import annotations
+
+import json
+import logging
+import secrets
+import time
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from harness.console.reader import ConsoleReader
+from harness.errors import HarnessError, InfrastructureError, LabDead
+from harness.guests import source as sources
+from harness.guests.guest import Guest, Shape, configure
+from harness.guests.source import GuestSource
+from harness.hosts import connect
+from harness.hosts.host import DirectHost, XenHost
+from harness.hosts.inventory import Inventory, Item
+from harness.lab import checkpoint, factory
+from harness.lab.host import LabHost, key_of
+from harness.plugin.cells import Cell
+from harness.plugin.options import Options
+from harness.results.model import Boot, Stamp
+from harness.xen.config import Disk, DomainConfig, Vif
+
+log = logging.getLogger("fxh.rig")
+
+# Raise when a warm guest made by an older version is no longer what cases expect.
+_WARM = 1
+
+
+@dataclass
+class CaseContext:
+    """What a case did: collected for its result."""
+
+    directory: Path
+    cell: Cell | None = None
+    host: XenHost | None = None
+    guests: list[Guest] = field(default_factory=list)
+    warm_boot: Boot | None = None
+    inputs: dict[str, str] = field(default_factory=dict)
+    metrics: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def consoles(self) -> list[ConsoleReader]:
+        return [guest.console for guest in self.guests if guest.domid >= 0]
+
+
+class Rig:
+    """Belongs to one worker. Hosts are acquired when first asked for, and replaced when they are lost."""
+
+    def __init__(self, options: Options) -> None:
+        self.options = options
+        self.run_id = secrets.token_hex(3)
+        self._hosts: dict[str, DirectHost] = {}
+        self._before: dict[str, Inventory] = {}
+        self._used: set[str] = set()
+
+    # -- what is tested -----------------------------------------------------------------------------------------------
+
+    @cached_property
+    def freebsd(self) -> GuestSource | None:
+        """The FreeBSD given by --kernel and --disk. Raises UsageError when it is none that Xen can start."""
+        if self.options.kernel is None or self.options.disk is None:
+            return None
+        return sources.freebsd(self.options.kernel, self.options.disk, root=self.options.root)
+
+    def source(self, cell: Cell) -> GuestSource:
+        if cell.guest == "freebsd" and self.freebsd is not None:
+            return self.freebsd
+        wish = self.options.wish(cell.xen) if cell.xen else self.options.wish(self.options.xens[0])
+        return sources.control(factory.image(wish).directory / "control")
+
+    # -- hosts --------------------------------------------------------------------------------------------------------
+
+    def host(self, cell: Cell) -> DirectHost:
+        """The cell's host, at rest: a lab is put back to "dom0 ready" if it was used."""
+        host = self._hosts.get(cell.host)
+        if isinstance(host, LabHost) and host.lab.dead:
+            log.warning("lab %s is lost (%s): the next case gets a fresh one", host.lab.name, host.lab.dead)
+            self._drop(cell.host)
+            host = None
+        if host is None:
+            host = self._acquire(cell)
+        elif isinstance(host, LabHost) and cell.host in self._used:
+            self._restore(host, checkpoint.READY)
+        self._used.discard(cell.host)
+        if cell.host not in self._before:
+            self._before[cell.host] = host.inventory()
+        return host
+
+    def _acquire(self, cell: Cell) -> DirectHost:
+        if self.options.host:
+            host = connect.direct(self.options.host, self.run_id)
+        else:
+            lab = factory.make(self.options.wish(cell.xen))
+            lab.up()
+            host = LabHost(lab, run_id=self.run_id)
+        self._hosts[cell.host] = host
+        return host
+
+    def _restore(self, host: LabHost, name: str, *, to_freeze: bool = False) -> None:
+        made = host.find_checkpoint(name)
+        if made is None:
+            raise LabDead(f"the checkpoint {name!r} is gone from the store", mend="run again: it is made anew")
+        host.restore(made, to_freeze=to_freeze)
+
+    def _drop(self, name: str) -> None:
+        host = self._hosts.pop(name, None)
+        self._before.pop(name, None)
+        if host is not None:
+            host.close()
+
+    def close(self) -> None:
+        for name in list(self._hosts):
+            self._drop(name)
+
+    # -- guests -------------------------------------------------------------------------------------------------------
+
+    def new_guest(self, cell: Cell, host: XenHost, directory: Path, shape: Shape) -> Guest:
+        """A guest that is not created yet. The host counts as used from here on."""
+        self._used.add(cell.host)
+        source = self.source(cell)
+        config = configure(host, source, shape, host.domain_name(source.label))
+        return Guest(host, source.profile, config, directory, scale=self.options.scale)
+
+    def booted_guest(self, cell: Cell, directory: Path, shape: Shape) -> tuple[Guest, Boot | None]:
+        """A guest with a shell: restored from a warm checkpoint on a lab (made at first use), booted elsewhere.
+
+        With it comes the boot that the checkpoint was made from.
+        """
+        if not self.options.host:
+            name = f"warm-{key_of(self.source(cell).key, repr(shape), str(_WARM))}"
+            host = self._hosts.get(cell.host)
+            if not isinstance(host, LabHost) or host.lab.dead:
+                host = self.host(cell)
+            if isinstance(host, LabHost):
+                return self._warm_guest(cell, host, name, directory, shape)
+        host = self.host(cell)
+        guest = self.new_guest(cell, host, directory, shape)
+        guest.boot()
+        return guest, None
+
+    def _warm_guest(self, cell: Cell, host: LabHost, name: str, directory: Path, shape: Shape) -> tuple[Guest, Boot | None]:
+        self._used.add(cell.host)
+        made = host.find_checkpoint(name)
+        if made is None:
+            with checkpoint.lock(host.lab.image, name, host.lab.spec, host.lab.qemu):
+                made = host.find_checkpoint(name) or self._make_warm(cell, host, name, directory, shape)
+        host.restore(made)
+        # The inventory at rest is that of the image, whatever was restored.
+        data = json.loads(made.note)
+        config = _config(data["config"])
+        guest = Guest(host, self.source(cell).profile, config, directory, scale=self.options.scale)
+        guest.adopt(int(data["domid"]))
+        boot = Boot(config.name, tuple(Stamp(*stamp) for stamp in data["stages"]))
+        return guest, boot
+
+    def _make_warm(self, cell: Cell, host: LabHost, name: str, directory: Path, shape: Shape) -> checkpoint.Checkpoint:
+        if cell.host not in self._before:
+            self._before[cell.host] = host.inventory()
+        self._restore(host, checkpoint.READY, to_freeze=True)
+        source = self.source(cell)
+        config = configure(host, source, shape, f"fxh-{name}")
+        guest = Guest(host, source.profile, config, directory, scale=self.options.scale)
+        begun = time.monotonic()
+        try:
+            guest.boot()
+        finally:
+            guest.detach()
+        log.info("%s booted in %.0f s; kept as a checkpoint", source.label, time.monotonic() - begun)
+        note = json.dumps({"config": asdict(config), "domid": guest.domid, "stages": stamps(guest)})
+        checkpoint.prune(host.lab.image, keep=8)
+        return host.make_checkpoint(name, note)
+
+    # -- after a case -------------------------------------------------------------------------------------------------
+
+    def leaks(self, cell: Cell) -> tuple[Item, ...]:
+        """What the case left in dom0 beyond its guests. What is on its way out is given a moment."""
+        host, before = self._hosts.get(cell.host), self._before.get(cell.host)
+        if host is None or before is None:
+            return ()
+        found: tuple[Item, ...] = ()
+        for pause in (0.0, 0.5, 2.0):
+            time.sleep(pause)
+            found = host.inventory().leaks_since(before)
+            if not found:
+                break
+        return found
+
+    def clean(self, guests: list[Guest]) -> None:
+        """Remove a case's guests. On a lab they go when it is put back for the next case."""
+        for guest in guests:
+            if isinstance(guest.host, LabHost):
+                guest.console_will_end()
+                guest.detach()
+            else:
+                try:
+                    guest.destroy()
+                except InfrastructureError as exc:
+                    log.error("could not remove %s: %s", guest.name, exc)
+                for disk in guest.config.disks:
+                    guest.host.drop_disk(disk.target)
+
+    def check(self, cell: Cell) -> HarnessError | None:
+        """Why the cell's host is not well, or None."""
+        host = self._hosts.get(cell.host)
+        if host is None:
+            return None
+        try:
+            host.check()
+        except InfrastructureError as exc:
+            return exc
+        return None
+
+
+def stamps(guest: Guest) -> tuple[tuple[str, float], ...]:
+    """The stages of its present boot, with seconds since it was unpaused."""
+    return tuple((reached.name, round(reached.at - guest.unpaused, 3)) for reached in guest.console.stages)
+
+
+def _config(data: dict[str, Any]) -> DomainConfig:
+    """A configuration that went through JSON."""
+    disks = tuple(Disk(**disk) for disk in data.pop("disks"))
+    vifs = tuple(Vif(**vif) for vif in data.pop("vifs"))
+    more = tuple((key, tuple(value) if isinstance(value, list) else value) for key, value in data.pop("more"))
+    return DomainConfig(disks=disks, vifs=vifs, more=more, bootloader_args=tuple(data.pop("bootloader_args")), **data)

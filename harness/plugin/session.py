@@ -1,0 +1,197 @@
+"""A run within pytest: its directory, its rig, and the result of each case as it ends."""
+
+from __future__ import annotations
+
+import logging
+import os
+import secrets
+import shutil
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from harness import __version__
+from harness.console.text import plain
+from harness.plugin import cells, evidence
+from harness.plugin import options as options_
+from harness.plugin.outcome import Finding, exit_code, judge
+from harness.plugin.rig import CaseContext, Rig, stamps
+from harness.plugin.state import CASE, OPTIONS, PROGRESS, RIG, RUN, Progress, case_directory
+from harness.results import model
+from harness.results.model import INFRASTRUCTURE, PASSED, SKIPPED, Boot, CaseResult, RunResult, Stamp
+
+log = logging.getLogger("fxh.run")
+
+_KEPT_RUNS = 30
+
+
+def cells_of(config: pytest.Config) -> tuple[cells.Cell, ...]:
+    """The cells of this run; the first asking sets the run up. Raises pytest.UsageError."""
+    from harness.errors import UsageError
+
+    try:
+        if OPTIONS not in config.stash:
+            _open(config)
+        source = config.stash[RIG].freebsd
+    except UsageError as exc:
+        raise pytest.UsageError(str(exc)) from exc
+    return cells.cells(config.stash[OPTIONS], source.profile.types if source else ())
+
+
+def _open(config: pytest.Config) -> None:
+    wish = options_.read(config)
+    config.stash[OPTIONS] = wish
+    config.stash[RIG] = Rig(wish)
+    worker = getattr(config, "workerinput", None)
+    path = Path(worker["fxh_run"]) if worker is not None else run_path(config)
+    config.stash[RUN] = path
+    try:
+        path.mkdir(parents=True)
+    except FileExistsError:  # another worker was first
+        (path / "cases").mkdir(exist_ok=True)
+        return
+    (path / "cases").mkdir(exist_ok=True)
+    model.write_run(path, RunResult(path.name, _now(), command=_command(), inputs=_inputs()))
+    latest = path.parent.parent / "latest"
+    latest.unlink(missing_ok=True)
+    latest.symlink_to(Path("runs") / path.name)
+    old = sorted(p for p in path.parent.iterdir() if p.is_dir())
+    for directory in old[:-_KEPT_RUNS]:
+        shutil.rmtree(directory, ignore_errors=True)
+
+
+def run_path(config: pytest.Config) -> Path:
+    """Where this run's results go; not made yet."""
+    if RUN not in config.stash:
+        given = str(config.getoption("fxh_run"))
+        name = f"{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}-{secrets.token_hex(2)}"
+        config.stash[RUN] = Path(given) if given else options_.reports(config) / "runs" / name
+    return config.stash[RUN]
+
+
+def _command() -> str:
+    return " ".join([Path(sys.argv[0]).name, *sys.argv[1:]])
+
+
+def _inputs() -> dict[str, str]:
+    return {"harness": __version__, "python": sys.version.split()[0], "machine": f"{os.uname().sysname} {os.uname().release}"}
+
+
+def _now() -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+
+
+# -- a case -----------------------------------------------------------------------------------------------------------
+
+
+def begin(item: pytest.Item) -> None:
+    item.stash[PROGRESS] = Progress(time.monotonic(), _now())
+
+
+def phase(item: pytest.Item, call: pytest.CallInfo[None], report: pytest.TestReport) -> None:
+    """One of setup, call and teardown has ended: judge it, gather evidence while there is any, and at last write."""
+    progress, context = item.stash[PROGRESS], item.stash.get(CASE, None)
+    progress.seconds += call.duration
+    if call.excinfo is not None:
+        finding = judge(call.excinfo.value)
+        if context is not None and finding.outcome not in (SKIPPED, PASSED):
+            finding = _second_thought(item, context, finding)
+            evidence.gather(context)
+        progress.findings.append((call.when, finding))
+        report.user_properties.append(("outcome", finding.outcome))
+        _tell(report, call, finding)
+    if call.when == "teardown":
+        _finish(item, progress, context)
+
+
+def _second_thought(item: pytest.Item, context: CaseContext, finding: Finding) -> Finding:
+    """A guest that fell silent on a broken host is not to blame."""
+    silent = finding.death is None or finding.death.kind in ("hang", "eof")
+    if context.cell is None or not silent:
+        return finding
+    sick = item.config.stash[RIG].check(context.cell)
+    return Finding(INFRASTRUCTURE, f"{sick.message}\n(first seen as: {finding.reason})") if sick else finding
+
+
+def _tell(report: pytest.TestReport, call: pytest.CallInfo[None], finding: Finding) -> None:
+    """Make pytest's own report readable: our errors need no traceback through the harness."""
+    from harness.errors import HarnessError
+
+    if call.excinfo is None or not isinstance(call.excinfo.value, HarnessError):
+        return
+    frames = [entry for entry in call.excinfo.traceback if "/suites/" in str(entry.path) or "/tests/" in str(entry.path)]
+    where = f"{frames[-1].path}:{frames[-1].lineno + 1}: " if frames else ""
+    text = f"{where}[{finding.outcome}] {finding.reason}"
+    if finding.death is not None and finding.death.excerpt:
+        text += "\n--- console ---\n" + plain(finding.death.excerpt)
+    report.longrepr = text
+
+
+def _finish(item: pytest.Item, progress: Progress, context: CaseContext | None) -> None:
+    config = item.config
+    directory = context.directory if context is not None else case_directory(config, item.nodeid)
+    finding = _worst(progress)
+    death = finding.death
+    callspec = getattr(item, "callspec", None)
+    boots: tuple[Boot, ...] = ()
+    metrics: dict[str, float] = {}
+    inputs: dict[str, str] = {}
+    if context is not None:
+        boots = _boots(context)
+        metrics, inputs = context.metrics, context.inputs
+    doc = (getattr(getattr(item, "function", None), "__doc__", None) or "").strip()
+    name = item.name.partition("[")[0]
+    result = CaseResult(
+        nodeid=item.nodeid,
+        suite=item.path.parent.name,
+        case=name,
+        cell=str(callspec.params.get("cell", "")) if callspec is not None else "",
+        outcome=finding.outcome,
+        seconds=round(progress.seconds, 3),
+        reason=finding.reason,
+        identity=death.identity if death else "",
+        excerpt=death.excerpt if death else "",
+        boots=boots,
+        inputs=inputs,
+        files=tuple(sorted(p.name for p in directory.iterdir() if p.name != "case.json")),
+        started=progress.started,
+        directory=directory.name,
+        title=doc.splitlines()[0] if doc else name,
+        metrics=metrics,
+    )
+    model.write_case(directory, result)
+
+
+def _worst(progress: Progress) -> Finding:
+    """The first finding that is no pass; a teardown's does not hide the call's."""
+    return progress.findings[0][1] if progress.findings else Finding(PASSED, "")
+
+
+def _boots(context: CaseContext) -> tuple[Boot, ...]:
+    found = [context.warm_boot] if context.warm_boot else []
+    for guest in context.guests:
+        if guest.unpaused:
+            death = guest.console.death
+            died = round(death.at - guest.unpaused, 3) if death is not None and death.at is not None else None
+            found.append(Boot(guest.name, tuple(Stamp(*stamp) for stamp in stamps(guest)), died))
+    return tuple(found)
+
+
+# -- the end ----------------------------------------------------------------------------------------------------------
+
+
+def end(config: pytest.Config) -> None:
+    """Give the hosts back; the controller writes the run's result and its page."""
+    if RIG in config.stash:
+        config.stash[RIG].close()
+    path = config.stash.get(RUN, None)
+    if hasattr(config, "workerinput") or path is None or not (path / "run.json").exists():
+        return
+    from harness.report import write
+
+    run = model.read_run(path)
+    run = RunResult(run.run, run.started, _now(), run.command, run.inputs, exit_code(run.cases), run.cases)
+    model.write_run(path, run)
+    write(path, run)

@@ -1,0 +1,124 @@
+"""One case in one cell, and one run: what is kept of them, as values and as JSON.
+
+A worker writes ``case.json`` into the case's own directory as soon as the case ends, so a run that is killed keeps all
+that it learned.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+SCHEMA = 1
+
+PASSED, FAILED, SKIPPED = "passed", "failed", "skipped"
+INFRASTRUCTURE, HARNESS = "infrastructure", "harness"
+OUTCOMES = (PASSED, FAILED, SKIPPED, INFRASTRUCTURE, HARNESS)
+
+
+@dataclass(frozen=True)
+class Stamp:
+    """A stage of a boot: ``at`` in seconds since the domain was unpaused."""
+
+    name: str
+    at: float
+
+
+@dataclass(frozen=True)
+class Boot:
+    """One boot of one domain within a case; ``died`` in seconds since it was unpaused, or None."""
+
+    domain: str
+    stages: tuple[Stamp, ...] = ()
+    died: float | None = None
+
+
+@dataclass(frozen=True)
+class CaseResult:
+    """How a case ended. ``outcome`` is failed for the product alone; infrastructure and harness are no verdict on it.
+
+    ``identity`` is the death's, where there was one; ``files`` are names in the case's directory.
+    """
+
+    nodeid: str
+    suite: str
+    case: str
+    cell: str
+    outcome: str
+    seconds: float
+    reason: str = ""
+    identity: str = ""
+    excerpt: str = ""
+    boots: tuple[Boot, ...] = ()
+    inputs: dict[str, str] = field(default_factory=dict)
+    files: tuple[str, ...] = ()
+    started: str = ""
+    directory: str = ""
+    title: str = ""
+    metrics: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """One invocation. ``started`` and ``ended`` are UTC; ``ended`` is empty for a run that was killed."""
+
+    run: str
+    started: str
+    ended: str = ""
+    command: str = ""
+    inputs: dict[str, str] = field(default_factory=dict)
+    exit_code: int | None = None
+    cases: tuple[CaseResult, ...] = ()
+
+    def count(self, outcome: str) -> int:
+        return sum(case.outcome == outcome for case in self.cases)
+
+
+def write_case(path: Path, case: CaseResult) -> None:
+    """Write ``case.json`` into the directory ``path``, whole or not at all."""
+    _write(path / "case.json", {"schema": SCHEMA, **asdict(case)})
+
+
+def write_run(path: Path, run: RunResult) -> None:
+    """Write ``run.json`` into the run's directory; cases have files of their own."""
+    data = asdict(run)
+    data.pop("cases")
+    _write(path / "run.json", {"schema": SCHEMA, **data})
+
+
+def read_run(path: Path) -> RunResult:
+    """A run's directory as a value; cases whose file is damaged are left out. Raises OSError, ValueError."""
+    data = json.loads((path / "run.json").read_text())
+    cases = []
+    for file in sorted((path / "cases").glob("*/case.json")):
+        try:
+            cases.append(_case(json.loads(file.read_text())))
+        except (ValueError, KeyError, TypeError):
+            continue
+    return RunResult(**_known(RunResult, data), cases=tuple(sorted(cases, key=lambda case: (case.suite, case.case, case.cell))))
+
+
+def _case(data: dict[str, Any]) -> CaseResult:
+    data["boots"] = tuple(
+        Boot(boot["domain"], tuple(Stamp(**stamp) for stamp in boot["stages"]), boot.get("died")) for boot in data.get("boots", ())
+    )
+    data["files"] = tuple(data.get("files", ()))
+    return CaseResult(**_known(CaseResult, data))
+
+
+def _known(kind: type, data: dict[str, Any]) -> dict[str, Any]:
+    """Only the fields this version knows: a newer one may have written more."""
+    names = {item.name for item in fields(kind)}
+    return {key: value for key, value in data.items() if key in names}
+
+
+def _write(path: Path, data: dict[str, Any]) -> None:
+    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    with os.fdopen(descriptor, "w") as file:
+        json.dump(data, file, indent=1, default=str)
+    Path(temporary).chmod(0o644)
+    Path(temporary).replace(path)

@@ -1,0 +1,60 @@
+"""Files over a transport that can do no more than run commands: the far sshd need not know sftp."""
+
+from __future__ import annotations
+
+import gzip
+import os
+import shlex
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol
+
+from harness.deadline import Deadline
+from harness.errors import InfrastructureError, UsageError
+from harness.transport import Completed
+
+_SLOW = 600.0
+_WORTH_PACKING = 1 << 18
+
+
+class _Runs(Protocol):
+    name: str
+
+    def run(
+        self, argv: Sequence[str], deadline: Deadline | None = None, *, stdin: bytes = b"", check: bool = True
+    ) -> Completed: ...
+
+
+class FileCopies:
+    """``put`` and ``get`` for whoever has ``run``."""
+
+    def put(self: _Runs, local: Path, remote: str, deadline: Deadline | None = None) -> None:
+        """Copy there under a temporary name, check the size, rename. Packed on the way where that pays."""
+        try:
+            data = local.read_bytes()
+        except OSError as exc:
+            raise UsageError(f"{local}: {exc.strerror}", mend="give the path of a file that can be read") from exc
+        packed = gzip.compress(data, 1) if len(data) > _WORTH_PACKING else data
+        unpack = "cat"
+        if len(packed) < len(data) * 0.9:
+            data, unpack = packed, "gzip -dc"
+        size, q = local.stat().st_size, shlex.quote(remote)
+        script = (
+            f'{unpack} > {q}.part && s=$(wc -c < {q}.part) && [ "$s" -eq {size} ] && mv {q}.part {q} '
+            f"|| {{ df -k {q}.part >&2; rm -f {q}.part; exit 1; }}"
+        )
+        done = self.run(["sh", "-c", script], deadline or Deadline(_SLOW), stdin=data, check=False)
+        if done.status:
+            words = done.stderr.decode("utf-8", "replace").strip()
+            raise InfrastructureError(
+                f"copying {local} to {self.name}:{remote} failed: {words}", mend="is there space on the host?"
+            )
+
+    def get(self: _Runs, remote: str, local: Path, deadline: Deadline | None = None) -> None:
+        """Copy from there; ``local`` appears whole or not at all."""
+        done = self.run(["sh", "-c", f"gzip -1c < {shlex.quote(remote)}"], deadline or Deadline(_SLOW))
+        descriptor, temporary = tempfile.mkstemp(dir=local.parent)
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(gzip.decompress(done.stdout))
+        Path(temporary).replace(local)

@@ -1,0 +1,123 @@
+"""We are dom0 ourselves: commands are subprocesses."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pty as ptys
+import select
+import shlex
+import signal
+import socket
+import subprocess
+from collections.abc import Sequence
+
+from harness.deadline import Deadline
+from harness.errors import CommandFailed, DeadlineExpired, TransportError
+from harness.transport import Completed, Stream
+from harness.transport.files import FileCopies
+
+_DEFAULT = 120.0
+
+
+class LocalTransport(FileCopies):
+    """Runs on this machine; each command is a process group of its own, ended as a whole."""
+
+    name = "localhost"
+
+    def run(self, argv: Sequence[str], deadline: Deadline | None = None, *, stdin: bytes = b"", check: bool = True) -> Completed:
+        deadline = deadline or Deadline(_DEFAULT)
+        line = shlex.join(argv)
+        try:
+            process = subprocess.Popen(
+                list(argv), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True
+            )
+        except OSError as exc:
+            raise TransportError(f"cannot start {line}: {exc.strerror}") from exc
+        try:
+            out, err = process.communicate(stdin, timeout=max(0.01, deadline.remaining))
+        except subprocess.TimeoutExpired:
+            _kill(process)
+            process.communicate()
+            raise DeadlineExpired(f"no end within {deadline.seconds:.0f} s of: {line}") from None
+        if check and process.returncode:
+            raise CommandFailed(line, process.returncode, out.decode(errors="replace"), err.decode(errors="replace"))
+        return Completed(tuple(argv), process.returncode, out, err)
+
+    def open(self, argv: Sequence[str], *, pty: bool = False) -> Stream:
+        try:
+            if pty:
+                ours, theirs = ptys.openpty()
+            else:
+                left, right = socket.socketpair()
+                ours, theirs = left.detach(), right.detach()
+            process = subprocess.Popen(list(argv), stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True)
+        except OSError as exc:
+            raise TransportError(f"cannot start {shlex.join(argv)}: {exc.strerror}") from exc
+        os.close(theirs)
+        return ProcessStream(process, ours)
+
+    def forward(self, host: str, port: int) -> Stream:
+        try:
+            connection = socket.create_connection((host, port), timeout=10)
+        except OSError as exc:
+            raise TransportError(f"cannot connect to {host} port {port}: {exc}") from exc
+        connection.setblocking(True)
+        return DescriptorStream(connection.detach())
+
+    def close(self) -> None:
+        """Nothing is held open."""
+
+
+class DescriptorStream:
+    """A file descriptor (socket, pty) as a Stream."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+        # A pipe to wake a blocked read when another thread closes.
+        self._woken, self._wake = os.pipe()
+        self._closed = False
+
+    def read(self, size: int, timeout: float | None = None) -> bytes:
+        if self._closed:
+            return b""
+        ready, _, _ = select.select([self._descriptor, self._woken], [], [], timeout)
+        if not ready:
+            raise TimeoutError
+        if self._closed or self._woken in ready:
+            return b""
+        try:
+            return os.read(self._descriptor, size)
+        except OSError:  # EIO: the other side of a pty is gone
+            return b""
+
+    def write(self, data: bytes) -> None:
+        view = memoryview(data)
+        try:
+            while view:
+                view = view[os.write(self._descriptor, view) :]
+        except OSError as exc:
+            raise TransportError(f"cannot write to the stream: {exc.strerror}") from exc
+
+    def close(self) -> None:
+        if not self._closed:
+            self._closed = True
+            os.write(self._wake, b"x")
+
+
+class ProcessStream(DescriptorStream):
+    """A process behind a pty or a socket pair."""
+
+    def __init__(self, process: subprocess.Popen[bytes], descriptor: int) -> None:
+        super().__init__(descriptor)
+        self._process = process
+
+    def close(self) -> None:
+        super().close()
+        _kill(self._process)
+        self._process.wait()
+
+
+def _kill(process: subprocess.Popen[bytes]) -> None:
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(process.pid, signal.SIGKILL)

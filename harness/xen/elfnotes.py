@@ -1,0 +1,87 @@
+"""Whether a file is a kernel that Xen can start, and as what: its ELF notes say so (xen/include/public/elfnote.h)."""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+
+from harness.errors import UsageError
+
+_ENTRY, _FEATURES, _PHYS32_ENTRY = 1, 10, 18
+_SHT_NOTE, _PT_NOTE = 7, 4
+_LARGEST = 512 << 20
+
+
+@dataclass(frozen=True)
+class Notes:
+    """``bits`` is 32 or 64; ``notes`` maps note types to their raw content."""
+
+    bits: int
+    notes: tuple[tuple[int, bytes], ...]
+
+    @property
+    def guest_types(self) -> tuple[str, ...]:
+        """pvh by PHYS32_ENTRY, pv by ENTRY; none for a kernel without Xen's notes.
+
+        FreeBSD 12 and later has an ENTRY, too, but asks for auto_translated_physmap: that was PVH's first version, not PV.
+        """
+        found = dict(self.notes)
+        required = found.get(_FEATURES, b"").rstrip(b"\0").split(b"|")
+        types = ["pvh"] if _PHYS32_ENTRY in found else []
+        return (*types, "pv") if _ENTRY in found and b"auto_translated_physmap" not in required else tuple(types)
+
+
+def read(path: Path) -> Notes:
+    """The Xen notes of an ELF file. Raises UsageError when the file is none, or cut short."""
+    try:
+        if path.stat().st_size > _LARGEST:
+            raise UsageError(f"{path}: {path.stat().st_size >> 20} MiB is no kernel", mend="give the kernel, not a disk image")
+        data = path.read_bytes()
+    except OSError as exc:
+        raise UsageError(f"{path}: {exc.strerror}", mend="give the path of a kernel that can be read") from exc
+    try:
+        return parse(data)
+    except ValueError as exc:
+        raise UsageError(f"{path}: {exc}", mend="give an uncompressed ELF kernel such as /boot/kernel/kernel") from None
+
+
+def parse(data: bytes) -> Notes:
+    """The notes in an ELF image, from PT_NOTE segments and note sections alike: FreeBSD's sit in a section only.
+
+    Raises ValueError for what is no ELF file.
+    """
+    if data[:4] != b"\x7fELF":
+        raise ValueError("not an ELF file" + (" (gzip: unpack it first)" if data[:2] == b"\x1f\x8b" else ""))
+    if len(data) < 64 or data[4] not in (1, 2) or data[5] != 1:
+        raise ValueError("an ELF file that is cut short or not little-endian")
+    bits = 64 if data[4] == 2 else 32
+    try:
+        if bits == 64:
+            phoff, shoff = struct.unpack_from("<QQ", data, 32)
+            phentsize, phnum, shentsize, shnum = struct.unpack_from("<4H", data, 54)
+            segments = [struct.unpack_from("<II6Q", data, phoff + n * phentsize) for n in range(phnum)]
+            sections = [struct.unpack_from("<II4Q", data, shoff + n * shentsize) for n in range(shnum if shoff else 0)]
+            areas = [(s[2], s[5]) for s in segments if s[0] == _PT_NOTE] + [(s[4], s[5]) for s in sections if s[1] == _SHT_NOTE]
+        else:
+            phoff, shoff = struct.unpack_from("<II", data, 28)
+            phentsize, phnum, shentsize, shnum = struct.unpack_from("<4H", data, 42)
+            segments = [struct.unpack_from("<8I", data, phoff + n * phentsize) for n in range(phnum)]
+            sections = [struct.unpack_from("<6I", data, shoff + n * shentsize) for n in range(shnum if shoff else 0)]
+            areas = [(s[1], s[4]) for s in segments if s[0] == _PT_NOTE] + [(s[4], s[5]) for s in sections if s[1] == _SHT_NOTE]
+        found = [note for offset, size in areas for note in _area(data[offset : offset + size])]
+    except (struct.error, OverflowError):
+        raise ValueError("an ELF file that is cut short: its headers point past its end") from None
+    return Notes(bits, tuple(dict.fromkeys(found)))
+
+
+def _area(data: bytes) -> list[tuple[int, bytes]]:
+    found, at = [], 0
+    while at + 12 <= len(data):
+        namesz, descsz, kind = struct.unpack_from("<III", data, at)
+        name = data[at + 12 : at + 12 + namesz]
+        start = at + 12 + (namesz + 3 & ~3)
+        if name == b"Xen\0":
+            found.append((kind, data[start : start + descsz]))
+        at = start + (descsz + 3 & ~3)
+    return found

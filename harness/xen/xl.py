@@ -1,0 +1,110 @@
+"""xl over a transport."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from harness.deadline import Deadline
+from harness.errors import CommandFailed, InfrastructureError, UsageError
+from harness.transport import Completed, Stream, Transport
+from harness.xen import listing
+from harness.xen.config import Disk, DomainConfig, Vif
+from harness.xen.listing import DomainState, HostInfo
+
+# Building a domain runs hotplug scripts, which under emulation take seconds each.
+_CREATE = 120.0
+_VERB = 60.0
+
+# xl reads a configuration from a regular file only; one round trip writes it and creates.
+_CREATE_SCRIPT = 'umask 077; cat > "$1" && xl create $2 "$1" && xl domid "$3"'
+
+
+class Xl:
+    """The toolstack of every Xen host since 4.1. See :class:`harness.xen.toolstack.Toolstack` for the verbs."""
+
+    def __init__(self, transport: Transport, directory: str) -> None:
+        """``directory`` in dom0 keeps the configurations of our domains."""
+        self._transport, self._directory = transport, directory
+
+    def create(self, config: DomainConfig, deadline: Deadline | None = None, *, paused: bool = True) -> int:
+        path = f"{self._directory}/{config.name}.cfg"
+        argv = ["sh", "-c", _CREATE_SCRIPT, "sh", path, "-p" if paused else "", config.name]
+        try:
+            done = self._transport.run(argv, deadline or Deadline(_CREATE), stdin=config.render().encode())
+        except CommandFailed as exc:
+            words = exc.stderr.strip()
+            if "out of memory" in words or "failed to free memory" in words or "xc_dom_boot_mem_init" in words:
+                raise InfrastructureError(
+                    f"{self._transport.name} has not {config.memory} MiB left for {config.name}: {words.splitlines()[-1]}",
+                    mend="destroy other domains (`xl list`), or give the host or the lab more memory",
+                ) from exc
+            raise
+        return int(done.text.split()[-1])
+
+    def unpause(self, domain: str | int) -> None:
+        self._xl("unpause", domain)
+
+    def pause(self, domain: str | int) -> None:
+        self._xl("pause", domain)
+
+    def destroy(self, domain: str | int) -> None:
+        self._xl("destroy", domain)
+
+    def reboot(self, domain: str | int, *, force: bool = False) -> None:
+        self._xl("reboot", *(["-F"] if force else []), domain)
+
+    def shutdown(self, domain: str | int, *, force: bool = False) -> None:
+        self._xl("shutdown", *(["-F"] if force else []), domain)
+
+    def domains(self) -> tuple[DomainState, ...]:
+        return listing.parse_list(self._xl("list").text)
+
+    def find(self, domain: str | int) -> DomainState | None:
+        return next((row for row in self.domains() if domain in (row.name, row.domid)), None)
+
+    def mem_set(self, domain: str | int, mib: int) -> None:
+        self._xl("mem-set", domain, f"{mib}m")
+
+    def mem_max(self, domain: str | int, mib: int) -> None:
+        self._xl("mem-max", domain, f"{mib}m")
+
+    def info(self) -> HostInfo:
+        return listing.parse_info(self._xl("info").text)
+
+    def dmesg(self, *, clear: bool = False) -> str:
+        return self._xl("dmesg", *(["-c"] if clear else [])).text
+
+    def console(self, domain: str | int, *, serial: bool = False) -> Stream:
+        # Without a terminal xenconsole takes no input.
+        return self._transport.open(["xl", "console", "-t", "serial" if serial else "pv", str(domain)], pty=True)
+
+    def dump_core(self, domain: str | int, path: str) -> None:
+        self._xl("dump-core", domain, path, seconds=300)
+
+    def block_attach(self, domain: str | int, disk: Disk) -> None:
+        self._xl("block-attach", domain, disk.render())
+
+    def block_detach(self, domain: str | int, vdev: str, *, force: bool = False) -> None:
+        self._xl("block-detach", domain, vdev, *(["force"] if force else []))
+
+    def network_attach(self, domain: str | int, vif: Vif) -> None:
+        self._xl("network-attach", domain, *vif.render().split(","))
+
+    def network_detach(self, domain: str | int, devid: int) -> None:
+        self._xl("network-detach", domain, devid)
+
+    def log(self, name: str) -> str:
+        done = self._transport.run(["cat", f"/var/log/xen/xl-{name}.log"], check=False)
+        return done.text if done.status == 0 else ""
+
+    def _xl(self, verb: str, *words: str | int, seconds: float = _VERB) -> Completed:
+        return self._transport.run(_argv(verb, words), Deadline(seconds))
+
+
+def _argv(verb: str, words: Sequence[str | int]) -> list[str]:
+    argv = ["xl", verb, *map(str, words)]
+    for word in argv[2:]:
+        # A name that begins with a dash would be taken for an option.
+        if word.startswith("-") and word not in ("-F", "-c"):
+            raise UsageError(f"xl {verb}: {word!r} looks like an option")
+    return argv

@@ -1,0 +1,47 @@
+# Runs in mmdebstrap's hook, as root of its namespace, with the new root in $1 and the recipe's lists in the environment:
+# cuts the root down, lays out in /fxh-out what the host takes from it, and makes the disk there (ownership is right only here).
+set -eu
+root="$1"; out="$root/fxh-out"; mkdir -p "$out/modules"
+cp "$root"/boot/vmlinuz-* "$out/vmlinuz"
+for f in "$root"/boot/xen-*.gz; do cp "$f" "$out/xen.gz"; done
+cp "$root/usr/bin/busybox" "$out/busybox" 2>/dev/null || cp "$root/bin/busybox" "$out/busybox"
+ver=$(ls "$root/usr/lib/modules" 2>/dev/null || ls "$root/lib/modules")
+echo "$ver" > "$out/release"
+depends() { chroot "$root" modprobe -S "$ver" --show-depends "$1" 2>/dev/null | sed -n 's/^insmod \(.*[^ ]\) *$/\1/p'; }
+keep="$root/fxh-keep"; : > "$keep"
+for m in $MODULES; do depends "$m" >> "$keep" || :; done
+pack() { # list of modules, name of the order file: decompressed copies, in the order they must be loaded
+    : > "$out/$2.order"
+    for m in $1; do
+        for f in $(depends "$m"); do
+            n=$(basename "$f"); n=${n%.xz}
+            if [ ! -f "$out/modules/$n" ]; then
+                case "$f" in *.xz) xz -dc "$root$f" > "$out/modules/$n";; *) cp "$root$f" "$out/modules/$n";; esac
+            fi
+            grep -qx "$n" "$out/$2.order" || echo "$n" >> "$out/$2.order"
+        done
+    done
+}
+pack "$INITRD_MODULES" initrd
+pack "$CONTROL_MODULES" control
+( cd "$root" && find lib/modules/$ver/kernel -name '*.ko*' ) | sort > "$root/fxh-all"
+sed 's,^/usr,,; s,^/,,' "$keep" | sort -u > "$root/fxh-kept"
+comm -23 "$root/fxh-all" "$root/fxh-kept" | ( cd "$root" && xargs rm -f )
+rm -f "$root"/fxh-all "$root"/fxh-kept "$keep"
+chroot "$root" depmod "$ver"
+for pattern in $TRIM; do ( cd "$root" && rm -rf -- $pattern ); done
+rm -f "$root/sbin/init"; mv "$root/fxh-init" "$root/sbin/init"; chmod 755 "$root/sbin/init"
+rm -f "$root/usr/sbin/xl"; mv "$root/fxh-xl" "$root/usr/sbin/xl"; chmod 755 "$root/usr/sbin/xl"
+mv "$root/etc/xen/scripts/block" "$root/etc/xen/scripts/block.xen"; mv "$root/fxh-block" "$root/etc/xen/scripts/block"
+mv "$root/fxh-vif" "$root/etc/xen/scripts/vif-fxh"; chmod 755 "$root/etc/xen/scripts/block" "$root/etc/xen/scripts/vif-fxh"
+echo 'vif.default.script="vif-fxh"' >> "$root/etc/xen/xl.conf"
+mkdir -p "$root/usr/lib/fxh"; mv "$root/fxh-pae.so" "$root/usr/lib/fxh/pae_first.so"
+echo 'root::0:0:root:/root:/bin/sh' > "$root/etc/passwd.fxh"; grep -v '^root:' "$root/etc/passwd" >> "$root/etc/passwd.fxh"
+mv "$root/etc/passwd.fxh" "$root/etc/passwd"
+rm -f "$root/etc/resolv.conf" "$root/etc/hostname"; echo lab > "$root/etc/hostname"
+# mmdebstrap has proc, sys and dev mounted in the root while hooks run: the disk is made from a copy without them.
+mv "$root/fxh-out" "$root.out"; mkdir "$root.tree"
+tar -C "$root" --one-file-system --exclude=./proc/* --exclude=./sys/* --exclude=./dev/* -cf - . | tar -C "$root.tree" -xpf -
+mke2fs -q -t ext4 -O ^has_journal -m 0 -E root_owner=0:0 -d "$root.tree" "$root.img" "${SIZE}M"
+rm -rf "$root.tree"
+mv "$root.out" "$root/fxh-out"; mv "$root.img" "$root/fxh-out/root.img"; chmod -R a+rX "$root/fxh-out"

@@ -1,0 +1,86 @@
+"""Does it boot? Each guest type to its login prompt, stage by stage, and back after a reboot."""
+
+from __future__ import annotations
+
+import pytest
+
+from harness.deadline import Deadline
+from harness.errors import GuestDied
+from harness.guests.guest import Guest
+from harness.plugin.fixtures import NewGuest
+from harness.xen.elfnotes import read as read_notes
+
+# A loader speaks on the console of an HVM guest only, and a quick rc may be silent.
+OPTIONAL = {"loader", "rc"}
+
+
+def test_boots_to_login(new_guest: NewGuest) -> None:
+    """B1: every stage of a boot is reached, in order, and a login prompt at the end."""
+    guest = new_guest().create().start()
+
+    guest.wait_stage("login")
+
+    reached = [stage.name for stage in guest.console.stages]
+    expected = [stage.name for stage in guest.profile.stages if stage.name in reached or stage.name not in OPTIONAL]
+    assert reached == expected, f"stages reached: {reached}; a good boot shows {expected}"
+
+
+def test_runs_the_kernel_it_was_given(guest: Guest) -> None:
+    """B1: the kernel that answers is the one that was handed to Xen."""
+    identity = guest.profile.identity(guest.sh)
+
+    given = guest.host.transport.run(["sh", "-c", f"grep -ac '{identity.release}' '{guest.config.kernel}'; true"]).text
+    assert identity.release, "uname -r says nothing"
+    if guest.profile.version:
+        assert identity.release.startswith(guest.profile.version), f"{identity.release} runs, {guest.profile.version} was given"
+        assert int(given) > 0, f"the kernel file does not name {identity.release}"
+
+
+@pytest.mark.needs(os="freebsd")
+def test_kernel_environment_arrives(guest: Guest) -> None:
+    """Every variable that was passed in ``extra`` is in kenv (sys/x86/xen/pv.c, xen_pvh_parse_preload_data)."""
+    variables = guest.profile.variables(guest.sh)
+
+    passed = dict(word.partition("=")[::2] for word in guest.config.extra.split(","))
+    assert {name: variables.get(name) for name in passed} == passed
+
+
+def test_comes_back_after_a_reboot(new_guest: NewGuest) -> None:
+    """F1 in short: the guest reboots, the toolstack re-creates the domain, and it reaches its login prompt again."""
+    guest = new_guest(on_reboot="restart").boot()
+    first = guest.domid
+
+    guest.console_will_end()
+    guest.control("reboot")
+    guest.follow_reboot(Deadline(120 * guest.scale))
+    guest.wait_stage("login")
+
+    assert guest.domid != first
+    assert [event.reason for event in guest.shutdowns()] == ["reboot"]
+    guest.login()
+    assert guest.sh("echo alive") == "alive"
+
+
+@pytest.mark.needs(os="freebsd")
+def test_wrong_root_names_the_true_disk(new_guest: NewGuest) -> None:
+    """A3: with a root device that is not there, FreeBSD waits, says error 19 (ENODEV) and asks at mountroot>.
+
+    The answer to ``?`` there names the disk that is (sys/kern/vfs_mountroot.c, parse_dir_ask).
+    """
+    guest = new_guest(variables=(("vfs.root.mountfrom", "ufs:/dev/xbd7"),)).create().start()
+
+    with pytest.raises(GuestDied) as caught:
+        guest.wait_stage("login")
+
+    death = caught.value.death
+    assert death.kind == "mountroot"
+    assert death.message == "no root file system: ufs:/dev/xbd7 failed with error 19"
+    assert "xbd0" in dict(death.answers)["?"], f"`?` does not list xbd0: {death.answers}"
+
+
+@pytest.mark.needs(os="freebsd")
+def test_kernel_has_xen_notes(new_guest: NewGuest, request: pytest.FixtureRequest) -> None:
+    """The kernel says by its ELF notes that Xen can start it as what it was started (sys/amd64/amd64/xen-locore.S)."""
+    guest = new_guest()
+    kernel = request.config.getoption("kernel")
+    assert guest.config.type in read_notes(kernel).guest_types

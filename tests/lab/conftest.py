@@ -1,0 +1,58 @@
+"""A real lab for each worker, put back before every test."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from harness.lab import checkpoint, factory
+from harness.lab.factory import LabWish
+from harness.lab.host import LabHost
+from harness.lab.lab import Lab
+
+HERE = Path(__file__).parent
+
+
+@pytest.fixture(scope="session")
+def _lab() -> Iterator[list[Lab]]:
+    labs: list[Lab] = []
+    yield labs
+    for lab in labs:
+        lab.remove()
+
+
+@pytest.fixture
+def lab(_lab: list[Lab]) -> Lab:
+    """A lab at rest."""
+    if _lab and not _lab[0].dead:
+        ready = checkpoint.find(_lab[0].image, checkpoint.READY, _lab[0].spec, _lab[0].qemu)
+        assert ready is not None
+        _lab[0].restore(ready)
+        return _lab[0]
+    for dead in _lab:
+        dead.remove()
+    _lab[:] = [factory.make(LabWish())]
+    _lab[0].up()
+    return _lab[0]
+
+
+@pytest.fixture
+def host(lab: Lab) -> LabHost:
+    return LabHost(lab)
+
+
+@pytest.fixture
+def assemble(tmp_path: Path) -> Callable[[str], Path]:
+    """Makes a 32-bit PVH kernel of an assembler file beside this one."""
+
+    def make(name: str) -> Path:
+        kernel = tmp_path / name
+        source = HERE / f"{name}.S"
+        argv = ["cc", "-m32", "-nostdlib", "-static", "-no-pie", "-Wl,-N", "-Wl,-Ttext=0x100000", "-Wl,--build-id=none"]
+        subprocess.run([*argv, "-o", str(kernel), str(source)], check=True, capture_output=True)
+        return kernel
+
+    return make

@@ -1,0 +1,146 @@
+"""Every detector, on consoles recorded from real guests."""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from harness.console import deaths
+from harness.console.reader import ConsoleReader
+from harness.console.stages import FREEBSD
+from harness.console.text import decode, plain
+from harness.deadline import Deadline
+from harness.errors import GuestDied
+from harness.transport.replay import ReplayStream
+
+CONSOLES = Path(__file__).parent.parent / "consoles"
+PVH = (CONSOLES / "freebsd-13.2-pvh-boot-login-panic.log").read_bytes()
+WRONG_ROOT = (CONSOLES / "freebsd-13.2-pvh-wrong-root.log").read_bytes()
+TRAP = (CONSOLES / "freebsd-13.2-pvh-fpu-trap.log").read_bytes()
+HVM = (CONSOLES / "freebsd-13.2-hvm-mountroot-prompt.log").read_bytes()
+
+
+def play(tmp_path: Path, data: bytes, **options: object) -> ConsoleReader:
+    reader = ConsoleReader(ReplayStream(data, **options), tmp_path / "console.log", stages=FREEBSD)  # type: ignore[arg-type]
+    reader.start()
+    reader._thread.join(10)
+    return reader
+
+
+def test_boot_login_and_glued_panic(tmp_path: Path) -> None:
+    reader = play(tmp_path, PVH)
+    assert [stage.name for stage in reader.stages] == ["kernel", "xen", "xenbus", "disk", "mountroot", "rc", "login"]
+    assert reader.death is not None
+    assert (reader.death.kind, reader.death.message, reader.death.stage) == ("panic", "kdb_sysctl_panic", "login")
+    assert reader.death.guilty == "sysctl_root_handler_locked" or reader.death.guilty.startswith("kdb") or reader.death.guilty
+    assert (tmp_path / "console.log").read_bytes() == PVH
+
+
+def test_trap_names_the_guilty_function(tmp_path: Path) -> None:
+    death = play(tmp_path, TRAP).death
+    assert death is not None
+    assert death.kind == "trap"
+    assert death.message == "Fatal trap 9: general protection fault while in kernel mode"
+    assert death.guilty == "fpurestore_xrstor3264"
+    assert "Fatal trap 9" in death.excerpt
+
+
+def test_wrong_root_asks_for_the_true_disk(tmp_path: Path) -> None:
+    before, prompt, after = WRONG_ROOT.partition(b"mountroot> ")
+    answer = after[: after.index(b"mountroot> ") + len(b"mountroot> ")]
+    stream = ReplayStream(before + prompt, end="silence", answers={b"?": answer})
+    reader = ConsoleReader(stream, tmp_path / "console.log", stages=FREEBSD).start()
+    with pytest.raises(GuestDied) as caught:
+        reader.wait_stage("login", Deadline(10))
+    death = caught.value.death
+    assert death.kind == "mountroot"
+    assert death.message == "no root file system: ufs:/dev/xbd7 failed with error 19"
+    assert deaths.mountroot_devices(dict(death.answers)["?"]) == ("ufs/FBROOT", "ufsid/6b03ae756683071b", "xbd0")
+    reader.stop()
+
+
+def test_hvm_prompt(tmp_path: Path) -> None:
+    reader = play(tmp_path, HVM)
+    assert reader.death is not None
+    assert reader.death.kind == "mountroot"
+    assert reader.stages[0].name == "loader"
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_cuts_do_not_matter(tmp_path: Path, seed: int) -> None:
+    """The same verdict however the bytes were cut on their way."""
+    rng = random.Random(seed)
+    data = rng.choice([PVH, TRAP])
+    sizes = [rng.randint(1, 400) for _ in range(50)]
+    reader = play(tmp_path, data, sizes=sizes)
+    whole = deaths.classify(data[data.index(b"panic: ") - 4000 :]) if data is PVH else deaths.classify(data)
+    assert whole is not None
+    assert reader.death is not None
+    assert reader.death.identity.split(" ", 1)[1].split("@")[0] == whole.identity.split(" ", 1)[1].split("@")[0]
+    assert reader.stages[-1].name == "login"
+
+
+@pytest.mark.parametrize(
+    "line",
+    [b"debug.kdb.panic: 0\r\n", b"# sysctl debug.kdb.panic=1\r\n", b"kern.panic_reboot_wait_time: 15\r\n", b"foodb> x\r\n",
+     b"the word panic: \r\n", b"mydb> \r\n", b"mountroot>x\r\n"],
+)  # fmt: skip
+def test_no_false_alarm(line: bytes) -> None:
+    assert deaths.classify(b"\n" + line) is None
+
+
+def test_a_death_ends_every_wait(tmp_path: Path) -> None:
+    stream = ReplayStream(b"", end="silence")
+    reader = ConsoleReader(stream, tmp_path / "c.log", stages=FREEBSD).start()
+    caught: list[Exception] = []
+
+    def wait() -> None:
+        try:
+            reader.wait_for(b"never", Deadline(20), "never")
+        except GuestDied as exc:
+            caught.append(exc)
+
+    threads = [threading.Thread(target=wait) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    stream._chunks.append(b"panic: at the disco\r\ncpuid = 0\r\nUptime: 3s\r\nAutomatic reboot in 15 seconds\r\n")
+    begun = time.monotonic()
+    for thread in threads:
+        thread.join(10)
+    assert len(caught) == 4
+    assert time.monotonic() - begun < 1.0
+    reader.stop()
+
+
+def test_silence_in_a_stage_is_a_hang(tmp_path: Path) -> None:
+    head = PVH[: PVH.index(b"Trying to mount root")]
+    reader = ConsoleReader(ReplayStream(head, end="silence"), tmp_path / "c.log", stages=FREEBSD, scale=0.01).start()
+    with pytest.raises(GuestDied) as caught:
+        reader.wait_stage("login", Deadline(10))
+    assert caught.value.death.kind == "hang"
+    assert caught.value.death.stage == "disk"
+    reader.stop()
+
+
+def test_end_of_the_console_is_a_death_unless_expected(tmp_path: Path) -> None:
+    assert play(tmp_path, b"hello\r\n").death is not None
+    reader = ConsoleReader(ReplayStream(b"hello\r\n"), tmp_path / "d.log", stages=FREEBSD)
+    reader.expect_end()
+    reader.start()
+    reader._thread.join(5)
+    assert reader.death is None
+
+
+def test_identity_has_no_numbers() -> None:
+    one = deaths.Death("panic", "page 0xdeadbeef of 12")
+    two = deaths.Death("panic", "page 0xfeedface of 7")
+    assert one.identity == two.identity
+
+
+def test_plain_strips_what_a_terminal_would_obey() -> None:
+    assert plain("a\x1b[31mred\x1b]0;t\x07 \x07\x1b7\u202e") == "ared <0x07><0x202e>"
+    assert decode(b"a\r\r\nb") == "a\nb"

@@ -1,0 +1,195 @@
+"""Parts of the lab that need no machine: recipes, checkpoints' files, archives, records."""
+
+from __future__ import annotations
+
+import json
+import os
+import tarfile
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from harness.errors import HarnessError, InfrastructureError, LabDead, UsageError
+from harness.lab import archive, checkpoint, cpio, keys, qemu, recipe, records
+from harness.lab.checkpoint import Checkpoint, copy_sparse
+from harness.lab.machine import overlay, where
+from harness.lab.monitor import Monitor
+from harness.lab.process import Process, listening
+from harness.lab.qemu import MachineSpec, Qemu
+from harness.lab.store import LabImage
+
+SPEC = MachineSpec(2560, 1, "tcg", qemu.TCG_CPU)
+QEMU = Qemu("qemu-system-x86_64", (7, 2, 22))
+
+
+@pytest.fixture(autouse=True)
+def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("FXH_STORE", str(tmp_path / "store"))
+    monkeypatch.setenv("FXH_RUNTIME", str(tmp_path / "run"))
+    return tmp_path / "store"
+
+
+def image(store: Path) -> LabImage:
+    directory = store / "labs" / "xen-0-test"
+    (directory / "control").mkdir(parents=True)
+    for name in ("root.qcow2", "xen", "vmlinuz", "initrd", "control/vmlinuz", "control/initrd"):
+        (directory / name).write_bytes(name.encode() * 100)
+    (directory / "manifest.json").write_text(json.dumps({"xen": "0"}))
+    return LabImage(directory)
+
+
+def test_every_recipe_reads_and_its_key_depends_on_every_input(tmp_path: Path) -> None:
+    for xen in recipe.available():
+        made = recipe.load(xen)
+        assert made.xen == xen
+        changed = [
+            replace(made, suite="sid"),
+            replace(made, packages=(*made.packages, "x")),
+            replace(made, modules=made.modules[1:]),
+            replace(made, trim=()),
+            replace(made, files=((made.files[0][0], b"other"), *made.files[1:])),
+        ]
+        assert len({made.key, *(other.key for other in changed)}) == 6
+    own = tmp_path / "xen.gz"
+    own.write_bytes(b"one")
+    first = recipe.load(hypervisor=own).key
+    own.write_bytes(b"two")
+    assert recipe.load(hypervisor=own).key != first
+
+
+def test_unknown_recipe() -> None:
+    with pytest.raises(UsageError, match=r"no lab recipe for Xen '3.0'\n  mend: choose one of 4.17, 4.20"):
+        recipe.load("3.0")
+    with pytest.raises(UsageError, match="hypervisor /none: no such file"):
+        recipe.load(hypervisor=Path("/none"))
+
+
+@pytest.mark.parametrize(
+    "data", [b"", b"x", bytes(8192), b"a" + bytes(4095) + b"b", bytes(1 << 20) + b"c" * 5000 + bytes(1 << 20), os.urandom(1 << 21)]
+)  # fmt: skip
+def test_sparse_copy_is_equal_and_has_no_zero_pages(tmp_path: Path, data: bytes) -> None:
+    source, target = tmp_path / "a", tmp_path / "b"
+    source.write_bytes(data)
+    os.truncate(source, len(data) + (5 << 20))
+    copy_sparse(source, target)
+    assert target.read_bytes() == data + bytes(5 << 20)
+    assert target.stat().st_blocks * 512 <= len(data) - data.count(bytes(4096)) * 4096 + 3 * 4096
+
+
+def test_checkpoint_is_found_by_the_same_machine_only(store: Path, tmp_path: Path) -> None:
+    lab = image(store)
+    files = {}
+    for name in ("ram", "state", "root.qcow2"):
+        files[name] = tmp_path / name
+        files[name].write_bytes(name.encode())
+    made, _ = keys.make()
+    target = checkpoint.path(lab, "mine", SPEC, QEMU)
+    checkpoint.save(lab, Checkpoint(target, "mine", replace(SPEC, drives=(1, 2)), made, "ready@x", "a note"), files, QEMU)
+
+    found = checkpoint.find(lab, "mine", SPEC, QEMU)
+    assert found is not None
+    assert (found.keys, found.spec.drives, found.parent, found.note) == (made, (1, 2), "ready@x", "a note")
+    assert checkpoint.find(lab, "mine", replace(SPEC, cpus=2), QEMU) is None
+    assert checkpoint.find(lab, "mine", replace(SPEC, cpu="EPYC"), QEMU) is None
+    assert checkpoint.find(lab, "mine", replace(SPEC, pae_first=False), QEMU) is None
+    assert checkpoint.find(lab, "mine", SPEC, Qemu("q", (10, 0, 2))) is None
+    os.truncate(found.state, 1)
+    assert checkpoint.find(lab, "mine", SPEC, QEMU) is None, "a damaged checkpoint is none"
+    with pytest.raises(UsageError):
+        checkpoint.path(lab, "../x", SPEC, QEMU)
+
+
+def test_archive_round_trip_and_damage(store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lab, file = image(store), tmp_path / "lab.tar"
+    archive.export(lab, file)
+    monkeypatch.setenv("FXH_STORE", str(tmp_path / "other"))
+    taken = archive.import_(file)
+    assert taken.key == lab.key
+    assert (taken.directory / "control/initrd").read_bytes() == (lab.directory / "control/initrd").read_bytes()
+
+    data = bytearray(file.read_bytes())
+    at = data.index(b"vmlinuzvmlinuz")
+    data[at] ^= 1
+    (tmp_path / "bad.tar").write_bytes(bytes(data))
+    with pytest.raises(UsageError, match="is damaged"):
+        archive.import_(tmp_path / "bad.tar")
+    (tmp_path / "cut.tar").write_bytes(file.read_bytes()[:3000])
+    with pytest.raises(HarnessError):
+        archive.import_(tmp_path / "cut.tar")
+    with pytest.raises(HarnessError):
+        archive.import_(tmp_path / "none.tar")
+    assert not list((tmp_path / "other" / "labs").glob("*making*"))
+
+
+def test_archive_takes_no_path_of_its_own_choice(store: Path, tmp_path: Path) -> None:
+    file = tmp_path / "evil.tar"
+    with tarfile.open(file, "w") as tar:
+        info = tarfile.TarInfo("fxh-lab/../../evil")
+        tar.addfile(info)
+    with pytest.raises(UsageError, match="no lab archive"):
+        archive.import_(file)
+    assert not (tmp_path / "evil").exists()
+
+
+def test_cpio_is_what_cpio_reads(tmp_path: Path) -> None:
+    data = cpio.archive({"a/b": (0o755, b"hello"), "c": (0o600, b"")})
+    assert data.startswith(b"070701")
+    assert data.count(b"070701") == 7
+    assert b"TRAILER!!!" in data
+
+
+def test_old_and_missing_qemu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fake = tmp_path / "bin"
+    fake.mkdir()
+    for name, text in (("qemu-old", "QEMU emulator version 6.1.0"), ("qemu-odd", "hello"), ("qemu-img", "")):
+        (fake / name).write_text(f"#!/bin/sh\necho '{text}'\n")
+        (fake / name).chmod(0o755)
+    monkeypatch.setenv("PATH", str(fake))
+    with pytest.raises(InfrastructureError, match=r"is version 6\.1\.0, a lab needs 7\.2"):
+        qemu.find("qemu-old")
+    with pytest.raises(InfrastructureError, match="no version in 'hello"):
+        qemu.find("qemu-odd")
+    with pytest.raises(InfrastructureError, match="pkg install qemu"):
+        qemu.find("qemu-none")
+
+
+def test_qemu_that_ends_at_once_says_why(tmp_path: Path) -> None:
+    from harness.deadline import Deadline
+
+    process = Process.start(["sh", "-c", "echo no such machine >&2; exit 1"], tmp_path, tmp_path / "log")
+    with pytest.raises(LabDead, match="no such machine"):
+        process.connect(Deadline(5))
+    process.stop()
+
+
+def test_nobody_at_the_monitor(tmp_path: Path) -> None:
+    assert not listening(tmp_path / "qmp")
+    with pytest.raises(LabDead):
+        Monitor(tmp_path / "qmp")
+
+
+def test_overlay_of_something_else(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(b"not a qcow2")
+    with pytest.raises(InfrastructureError, match="is it a disk image of format qcow2"):
+        overlay(tmp_path / "a", tmp_path / "b", "qcow2")
+
+
+def test_where_a_cpu_hangs() -> None:
+    text = "RAX=1\nRIP=ffff82d040203a12 RFL=00000246\nRIP=0000000000100020 RFL=2\n"
+    assert where(text) == "CPU 0 at ffff82d040203a12 (in Xen); CPU 1 at 0000000000100020 (not in Xen)"
+
+
+def test_stale_labs_are_swept(store: Path, tmp_path: Path) -> None:
+    directory = records.directory("gone")
+    directory.mkdir(parents=True)
+    record = records.LabRecord("gone", "/x", "QEMU 7", 999999, 999999, False, 1, "tcg", "", "", "", "ssh-ed25519 A", SPEC)
+    records.write(record, "key")
+    assert records.read("gone") == record
+    assert records.state("gone") == "stale"
+    assert records.sweep() == ["lab gone"]
+    assert records.state("gone") == ""
+    records.directory("kept").mkdir()
+    records.write(replace(record, name="kept", kept=True), "key")
+    assert records.state("kept") == "stopped"
+    assert records.sweep() == []

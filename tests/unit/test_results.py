@@ -1,0 +1,97 @@
+"""Outcomes, exit codes, results on disk, and the page: hostile content included."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from harness.console.deaths import Death
+from harness.errors import CommandFailed, DeadlineExpired, GuestCommandFailed, GuestDied, HarnessError, LabDead, UsageError
+from harness.plugin.cells import Cell, elsewhere, unmet
+from harness.plugin.outcome import exit_code, judge
+from harness.report import html
+from harness.results import model
+from harness.results.model import Boot, CaseResult, RunResult, Stamp
+
+HOSTILE = "</pre><script>alert(1)</script>\x1b[31m\x1b]0;title\x07\x00\u202e&amp;"
+
+
+def case(outcome: str = "passed", **more: object) -> CaseResult:
+    return CaseResult("suites/boot/t.py::test_a[x]", "boot", "test_a", "x", outcome, 1.0, **more)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("error", "outcome"),
+    [
+        (AssertionError("x"), "failed"),
+        (GuestDied(Death("panic", "x")), "failed"),
+        (GuestCommandFailed("g", "false", 1, ""), "failed"),
+        (DeadlineExpired("x"), "infrastructure"),
+        (CommandFailed("xl list", 1, "", "no"), "infrastructure"),
+        (LabDead("x"), "infrastructure"),
+        (UsageError("x"), "infrastructure"),
+        (HarnessError("x"), "harness"),
+        (TypeError("x"), "harness"),
+        (pytest.skip.Exception("x"), "skipped"),
+    ],
+)
+def test_who_is_to_blame(error: BaseException, outcome: str) -> None:
+    assert judge(error).outcome == outcome
+
+
+@pytest.mark.parametrize(
+    ("outcomes", "code"),
+    [
+        (["passed"], 0),
+        (["passed", "skipped"], 0),
+        (["skipped"], 5),
+        ([], 5),
+        (["passed", "infrastructure"], 4),
+        (["passed", "infrastructure", "harness"], 3),
+        (["infrastructure", "harness", "failed"], 1),
+    ],
+)
+def test_exit_codes(outcomes: list[str], code: int) -> None:
+    assert exit_code(tuple(case(outcome) for outcome in outcomes)) == code
+
+
+def test_results_survive_the_way_to_disk(tmp_path: Path) -> None:
+    done = case("failed", reason=HOSTILE, boots=(Boot("d", (Stamp("kernel", 1.5),), 2.0),), files=("a.log",), metrics={"m": 1.0})
+    directory = tmp_path / "cases" / "one"
+    directory.mkdir(parents=True)
+    model.write_case(directory, done)
+    (tmp_path / "cases" / "two").mkdir()
+    (tmp_path / "cases" / "two" / "case.json").write_text("{")
+    model.write_run(tmp_path, RunResult("r", "now"))
+    data = json.loads((tmp_path / "run.json").read_text()) | {"of_a_newer_version": 1}
+    (tmp_path / "run.json").write_text(json.dumps(data))
+    assert model.read_run(tmp_path) == RunResult("r", "now", cases=(done,))
+
+
+def test_page_escapes_what_guests_say(tmp_path: Path) -> None:
+    done = case("failed", reason=HOSTILE, excerpt=HOSTILE, title=HOSTILE, files=("g.console.log",), directory="one")
+    (tmp_path / "cases" / "one").mkdir(parents=True)
+    (tmp_path / "cases" / "one" / "g.console.log").write_bytes(HOSTILE.encode() + b"\xff\xfe")
+    page = html.render(tmp_path, RunResult("r", "now", "then", cases=(done,)))
+    assert "<script" not in page
+    assert page.count("&lt;script&gt;") >= 4
+    assert not set(page) & set("\x00\x07\x1b\u202e")
+
+
+def test_verdict_says_it_in_a_sentence() -> None:
+    run = RunResult("r", "now", "then", cases=(case("passed"), case("failed"), case("infrastructure"), case("skipped")))
+    assert html.verdict(run) == "1 of 2 cases failed; nothing was learned from 1 case (infrastructure)."
+    assert html.verdict(RunResult("r", "now", "then", cases=(case(),))) == "All 1 cases that could be judged passed."
+    assert "did not end by itself" in html.verdict(RunResult("r", "now"))
+
+
+def test_needs() -> None:
+    marks = [pytest.mark.needs(os="freebsd", types=("pvh",)).mark]
+    assert unmet(marks, Cell("control", "pv", "xen-4.20")) == "needs a FreeBSD guest"
+    assert unmet(marks, Cell("freebsd", "hvm", "xen-4.20")) == "needs guest type pvh"
+    assert unmet(marks, Cell("freebsd", "pvh", "xen-4.20")) == ""
+    assert (
+        elsewhere(marks, "suites/boot/test_x.py::test_y[a-b]") == "fxh run boot -k test_y --kernel KERNEL --disk IMAGE --type pvh"
+    )

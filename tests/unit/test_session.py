@@ -1,0 +1,97 @@
+"""The session, against real shells on a real pty: sh as the guest's shell, csh as its login shell where there is one."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from harness.console.reader import ConsoleReader
+from harness.console.session import Session
+from harness.console.stages import LINUX
+from harness.deadline import Deadline
+from harness.errors import GuestCommandFailed, GuestDied, InfrastructureError, UsageError
+from harness.transport.local import LocalTransport
+from harness.transport.replay import ReplayStream
+
+# What getty and login do: ask, refuse whom they do not know, and start a shell with a coloured prompt.
+LOGIN = """
+while :; do printf 'control login: '; read -r who; [ "$who" = root ] && break; echo 'Login incorrect'; done
+printf '\\0337\\033[r\\033[999;999H\\033[6n'; IFS= read -r -d R answer 2>/dev/null || read -r answer
+PS1='\\033[31mroot@here\\033[0m:~ # ' exec %s -i
+"""
+
+
+@pytest.fixture(params=["sh", "csh"])
+def session(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Session]:
+    if not shutil.which(request.param):
+        pytest.skip(f"no {request.param} on this machine; apt-get install {request.param}")
+    stream = LocalTransport().open(["bash", "-c", LOGIN % request.param], pty=True)
+    reader = ConsoleReader(stream, tmp_path / "c.log", stages=LINUX).start()
+    yield Session(reader).login("root", deadline=Deadline(20))
+    reader.close()
+
+
+def test_output_and_status_are_exact(session: Session) -> None:
+    assert session.run("echo hello").text == "hello"
+    assert session.run("printf 'a\\n\\n b\\t \\n'").text == "a\n\n b\t "
+    assert session.run("true").text == ""
+    out = session.run("echo to stderr >&2; exit 3", check=False)
+    assert (out.status, out.text) == (3, "to stderr")
+    assert session.run("seq 1 5000").text == "\n".join(map(str, range(1, 5001)))
+    assert session.run("printf 'one\\r\\ntwo'").text == "one\r\ntwo"
+
+
+def test_a_failing_command_says_what_and_why(session: Session) -> None:
+    with pytest.raises(GuestCommandFailed, match=r"'false; ls /none' ended with [12]"):
+        session.run("false; ls /none")
+
+
+def test_a_kernel_message_in_the_middle_is_noticed(session: Session) -> None:
+    """Somebody else writes to the same terminal while the output is on its way: it is printed again, until it is whole."""
+    session.run(
+        "tty=$(tty); (for i in 1 2 3 4 5; do sleep 0.02; echo 'xn0: link state changed' > $tty; done) >/dev/null 2>&1 & true"
+    )
+    text = session.run("seq 1 30000").text
+    assert text == "\n".join(map(str, range(1, 30001)))
+
+
+def test_words_of_a_death_in_a_command_s_output_are_no_death(session: Session) -> None:
+    """dmesg may hold the panic of the boot before."""
+    text = "panic: at the disco\ncpuid = 0\nUptime: 1s\nRebooting..."
+    assert session.run(f"printf '{text}\\n'").text == text.replace("\\n", "\n")
+    assert session.run("echo alive").text == "alive"
+    assert session.reader.death is None
+
+
+def test_a_death_during_a_command_ends_it(session: Session) -> None:
+    session.run("tty=$(tty); (sleep 0.3; printf 'panic: real\\ncpuid = 0\\n' > $tty; kill -STOP $$) >/dev/null 2>&1 & true")
+    begun = time.monotonic()
+    with pytest.raises(GuestDied, match="real"):
+        session.run("sleep 60", Deadline(30))
+    assert time.monotonic() - begun < 3
+
+
+def test_control_characters_are_refused(session: Session) -> None:
+    with pytest.raises(UsageError):
+        session.run("echo a\rb")
+    with pytest.raises(UsageError):
+        session.run("echo " + "x" * 2000)
+
+
+def test_wrong_password(tmp_path: Path) -> None:
+    script = "printf 'x login: '; read -r a; printf 'Password:'; read -r b; echo; echo 'Login incorrect'; sleep 5"
+    reader = ConsoleReader(LocalTransport().open(["bash", "-c", script], pty=True), tmp_path / "c", stages=LINUX).start()
+    with pytest.raises(InfrastructureError, match="refused"):
+        Session(reader).login("root", "secret", Deadline(10))
+    reader.close()
+
+
+def test_no_answer_says_what_was_awaited(tmp_path: Path) -> None:
+    reader = ConsoleReader(ReplayStream(b"login: ", end="silence"), tmp_path / "c", stages=LINUX).start()
+    with pytest.raises(InfrastructureError, match="a login on the console"):
+        Session(reader).login("root", deadline=Deadline(1))
+    reader.close()

@@ -1,0 +1,241 @@
+"""The xen room: configuration out, xl's words in. Recorded from Xen 4.20 unless said otherwise."""
+
+from __future__ import annotations
+
+import contextlib
+import subprocess
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from harness.errors import UsageError
+from harness.hosts import inventory
+from harness.xen import elfnotes, listing, vdev, xenstore
+from harness.xen.config import Disk, DomainConfig, Vif
+
+LIST = """\
+Name                                        ID   Mem VCPUs	State	Time(s)
+Domain-0                                     0   768     1     r-----      62.5
+fxh-f                                        3   512     1     -b----      25.4
+fxh-panicked                                 4   512     2     ---sr-       7.1
+(null)                                       5     0     1     --ps-d       3.0
+"""
+INFO = """\
+host                   : lab
+release                : 6.12.118+deb13-amd64
+nr_cpus                : 1
+virt_caps              : pv hvm hap gnttab-v1 gnttab-v2
+total_memory           : 2559
+free_memory            : 1762
+xen_major              : 4
+xen_minor              : 20
+xen_extra              : .5-pre
+xen_caps               : xen-3.0-x86_64 hvm-3.0-x86_32 hvm-3.0-x86_32p hvm-3.0-x86_64
+xen_commandline        : placeholder console=com1
+"""
+LOG = """\
+Waiting for domain fxh-f (domid 2) to die [pid 467]
+Domain 2 has shut down, reason code 1 0x1
+Action for shutdown reason code 1 is restart
+Domain 2 needs to be cleaned up: destroying the domain
+Done. Rebooting now
+Waiting for domain fxh-f (domid 3) to die [pid 467]
+Domain 3 has shut down, reason code 3 0x3
+Action for shutdown reason code 3 is preserve
+"""
+
+
+def test_list() -> None:
+    dom0, running, dead, zombie = listing.parse_list(LIST)
+    assert (dom0.name, dom0.running, dom0.shutdown, dom0.reason) == ("Domain-0", True, False, "")
+    assert (running.domid, running.memory, running.blocked, running.time) == (3, 512, True, 25.4)
+    assert (dead.shutdown, dead.reason, dead.vcpus) == (True, "reboot", 2)
+    assert (zombie.name, zombie.paused, zombie.dying, zombie.reason) == ("(null)", True, True, "poweroff")
+
+
+def test_list_refuses_what_it_does_not_know() -> None:
+    with pytest.raises(ValueError, match="not understood"):
+        listing.parse_list("libxl: error: something")
+
+
+def test_info() -> None:
+    info = listing.parse_info(INFO)
+    assert (info.xen_version, info.free_memory, info.kernel) == ("4.20.5-pre", 1762, "6.12.118+deb13-amd64")
+    assert info.guest_types == ("pv", "pvh", "hvm")
+    with pytest.raises(ValueError, match="xen_major"):
+        listing.parse_info("xl: not found")
+
+
+def test_log() -> None:
+    first, second = listing.parse_log(LOG)
+    assert (first.domid, first.reason, first.action) == (2, "reboot", "restart")
+    assert (second.domid, second.reason, second.action) == (3, "crash", "preserve")
+
+
+def test_config() -> None:
+    config = DomainConfig(
+        "fxh-1", "pvh", 512, kernel="/k", extra='a="b",c=1', disks=(Disk("/dev/sda"), Disk("/x.iso", "hdc", cdrom=True)),
+        vifs=(Vif("xenbr0", "00:16:3e:00:00:01"),), more=(("msr_relaxed", 1), ("cpus", ("1", "2"))),
+    )  # fmt: skip
+    assert config.render().splitlines() == [
+        'name = "fxh-1"',
+        'type = "pvh"',
+        "memory = 512",
+        'kernel = "/k"',
+        "extra = 'a=\"b\",c=1'",
+        'disk = ["format=raw,vdev=xvda,access=rw,target=/dev/sda", "format=raw,vdev=hdc,access=ro,devtype=cdrom,target=/x.iso"]',
+        'vif = ["bridge=xenbr0,mac=00:16:3e:00:00:01"]',
+        "vcpus = 1",
+        'on_poweroff = "destroy"',
+        'on_reboot = "restart"',
+        'on_crash = "preserve"',
+        "msr_relaxed = 1",
+        'cpus = ["1", "2"]',
+    ]
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        DomainConfig("x", "xenpv", 1),
+        DomainConfig("x\ny", "pv", 1),
+        DomainConfig("x", "pv", 1, extra="'\""),
+        DomainConfig("x", "pv", 1, on_crash="explode"),
+        DomainConfig("x", "pv", 1, pvshim=True),
+        DomainConfig("x", "pv", 1, disks=(Disk("/a,b"),)),
+        DomainConfig("x", "pv", 1, vifs=(Vif("b", "nonsense"),)),
+    ],
+)
+def test_config_refuses_what_xl_would_misread(config: DomainConfig) -> None:
+    with pytest.raises(UsageError):
+        config.render()
+
+
+@given(st.text(max_size=40))
+def test_no_text_breaks_out_of_its_string(text: str) -> None:
+    """Whatever is put into ``extra`` stays one line, in its quotes."""
+    try:
+        lines = DomainConfig("x", "pv", 1, extra=text).render().splitlines()
+    except UsageError:
+        return
+    if text:
+        line = next(line for line in lines if line.startswith("extra"))
+        assert line[len("extra = ")] == line[-1]
+        assert line[len("extra = ") + 1 : -1].replace("\\\\", "\\") == text
+
+
+# domain facts A.2: the rows of the table, toolstack side and FreeBSD side.
+@pytest.mark.parametrize(
+    ("name", "number", "now", "eight"),
+    [
+        ("hda", 768, "ada0", "ad0"), ("hdb", 832, "ada1", "ad1"), ("hdc", 5632, "ada2", "ad2"), ("hdd", 5696, "ada3", "ad3"),
+        ("hda1", 769, "ada0", "ad0"), ("hda2", 770, "ada0", "ad0"),
+        ("sda", 2048, "da0", "da0"), ("sdb", 2064, "da1", "da1"), ("sdp", 2288, "da15", "da15"),
+        ("sda1", 2049, "da0", "da0"), ("sda2", 2050, "da0", "da0"),
+        ("xvda", 51712, "xbd0", "xbd0"), ("0xCA00", 51712, "xbd0", "xbd0"), ("51712", 51712, "xbd0", "xbd0"),
+        ("d0p0", 51712, "xbd0", "xbd0"), ("xvdb", 51728, "xbd1", "xbd1"), ("0xCA10", 51728, "xbd1", "xbd1"),
+        ("xvda1", 51713, "xbd0", "xbd0"), ("xvda2", 51714, "xbd0", "xbd0"), ("xvdp", 51952, "xbd15", "xbd15"),
+        ("xvda16", 268435472, "xbd0", "xbd1"), ("xvdq", 268439552, "xbd16", "xbd0"), ("xvdz", 268441856, "xbd25", "xbd0"),
+        ("xvdaa", 268442112, "xbd26", "xbd0"), ("d1000p0", 268691456, "xbd1000", "xbd0"),
+        ("0xCB00", 51968, "xbd0", "xbd0"), ("0x100", 256, "xbd0", "xbd0"), ("0x4100", 16640, "da16", "da16"),
+    ],
+)  # fmt: skip
+def test_vdev(name: str, number: int, now: str, eight: str) -> None:
+    assert vdev.number(name) == number
+    assert vdev.freebsd_disk(number) == now
+    assert vdev.freebsd_disk(number, (9, 3)) == now
+    assert vdev.freebsd_disk(number, (8, 0)) == eight
+
+
+@pytest.mark.parametrize(
+    "name", ["hde", "hda64", "sdq", "sda16", "xvd", "xvda01", "vda", "", "d1048576p0", "0x80000000", "xvda256"]
+)
+def test_vdev_refuses_what_xl_refuses(name: str) -> None:
+    with pytest.raises(UsageError):
+        vdev.number(name)
+
+
+def test_xenstore_tree() -> None:
+    tree = xenstore.parse_tree('/local = ""\n/local/domain/0/name = "Domain-0"\nnoise\n/x = "a = \\"b\\""\n')
+    assert tree["/local/domain/0/name"] == "Domain-0"
+    assert tree["/local"] == ""
+    assert len(tree) == 3
+
+
+BEFORE = "%domains\n" + LIST.replace("fxh-f ", "other ") + "%xenstore\n%vifs\nlo\nxenbr0\n%loops\n%processes\n"
+AFTER = """\
+%domains
+Name                                        ID   Mem VCPUs	State	Time(s)
+Domain-0                                     0   768     1     r-----      62.5
+fxh-a                                        7   512     1     -b----      25.4
+%xenstore
+/local/domain/0/backend/vbd/7/51712 = ""
+/local/domain/0/backend/vbd/6/51712 = ""
+/local/domain/7 = ""
+/libxl/6 = ""
+%vifs
+vif7.0
+vif6.0
+%loops
+/sys/block/loop0/loop/backing_file:/var/lib/x.img
+%processes
+/proc/1/cmdline:/sbin/init
+/proc/9/cmdline:xl create -p /var/lib/fxh/fxh-a.cfg
+/proc/10/cmdline:/usr/lib/xen-4.20/bin/xenconsole 6 --num 0 --type pv
+"""
+
+
+def test_leaks_are_what_belongs_to_no_living_domain() -> None:
+    leaks = inventory.parse(AFTER).leaks_since(inventory.parse(BEFORE))
+    assert sorted(map(str, leaks)) == [
+        "loop loop0 /var/lib/x.img",
+        "process /usr/lib/xen-4.20/bin/xenconsole 6 --num 0 --type pv",
+        "vif vif6.0",
+        "xenstore /libxl/6",
+        "xenstore /local/domain/0/backend/vbd/6/51712",
+    ]
+
+
+# -- ELF notes --------------------------------------------------------------------------------------------------------
+
+
+def build(tmp_path: Path, bits: str, note: str, *, alloc: bool) -> Path:
+    source, target = tmp_path / "k.S", tmp_path / "k"
+    source.write_text(f'.section .note.Xen,"{"a" if alloc else ""}",@note\n{note}\n.text\n.globl _start\n_start: hlt\n')
+    argv = ["cc", bits, "-nostdlib", "-static", "-no-pie", "-Wl,--build-id=none", "-o", str(target), str(source)]
+    subprocess.run(argv, check=True, capture_output=True)
+    return target
+
+
+PHYS32 = '.long 4,4,18\n.asciz "Xen"\n.long 0x100000'
+ENTRY = '.long 4,8,1\n.asciz "Xen"\n.quad 0'
+PVHV1 = '.long 4,24,10\n.asciz "Xen"\n.asciz "auto_translated_physmap"'
+
+
+@pytest.mark.parametrize("alloc", [True, False], ids=["segment", "section"])
+@pytest.mark.parametrize("bits", ["-m64", "-m32"])
+def test_notes_in_segment_or_section(tmp_path: Path, bits: str, alloc: bool) -> None:
+    found = elfnotes.read(build(tmp_path, bits, PHYS32, alloc=alloc))
+    assert found.bits == int(bits[2:])
+    assert found.guest_types == ("pvh",)
+
+
+def test_entry_is_pv_unless_it_wants_physmap(tmp_path: Path) -> None:
+    assert elfnotes.read(build(tmp_path, "-m64", ENTRY, alloc=True)).guest_types == ("pv",)
+    assert elfnotes.read(build(tmp_path, "-m64", f"{ENTRY}\n{PVHV1}\n{PHYS32}", alloc=True)).guest_types == ("pvh",)
+    assert elfnotes.read(build(tmp_path, "-m64", "", alloc=True)).guest_types == ()
+
+
+@pytest.mark.parametrize("data", [b"", b"\x1f\x8bgzip", b"MZ" + bytes(100), b"\x7fELF", b"\x7fELF\x02\x01" + b"\xff" * 70])
+def test_no_kernel(tmp_path: Path, data: bytes) -> None:
+    (tmp_path / "k").write_bytes(data)
+    with pytest.raises(UsageError, match="ELF"):
+        elfnotes.read(tmp_path / "k")
+
+
+@given(st.binary(max_size=200))
+def test_garbage_never_breaks_the_parser(data: bytes) -> None:
+    with contextlib.suppress(ValueError):
+        elfnotes.parse(b"\x7fELF\x02\x01\x01" + data)
