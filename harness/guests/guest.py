@@ -51,7 +51,7 @@ def configure(host: XenHost, source: GuestSource, shape: Shape, name: str) -> Do
         )
     if shape.type not in host.capabilities:
         raise UsageError(f"{host.facts.name}: its Xen {host.facts.xen} runs no {shape.type} guests")
-    variables = {**source.profile.default_variables(source.root), **dict(shape.variables)}
+    variables = {**source.profile.default_variables(source.root, host.facts.emulated), **dict(shape.variables)}
     return DomainConfig(
         name=name,
         type=shape.type,
@@ -181,7 +181,10 @@ class Guest:
         return self.host.toolstack.find(self.name)
 
     def wait_shutdown(self, deadline: Deadline) -> DomainState:
-        """Wait until Xen says that it is shut down (it has to be preserved then). Raises DeadlineExpired."""
+        """Wait until Xen says that it is shut down (it has to be preserved then).
+
+        Raises GuestDied for one that does not go: that is a hang, too.
+        """
 
         def look() -> DomainState:
             row = self.state()
@@ -191,7 +194,10 @@ class Guest:
                 raise NotYet(f"state {row.state}")
             return row
 
-        return deadline.wait(f"{self.name} to be shut down", look, 0.2)
+        try:
+            return deadline.wait(f"{self.name} to be shut down", look, 0.2)
+        except DeadlineExpired as exc:
+            raise GuestDied(Death("hang", exc.message, self.console.stage, excerpt=excerpt(self.console.tail()))) from exc
 
     def control(self, value: str) -> None:
         """Write ``value`` to its control/shutdown, as the toolstack does to ask it to go."""

@@ -25,9 +25,9 @@ class Linux:
     def command_line(self, variables: Mapping[str, str]) -> str:
         return " ".join(f"{name}={value}" if value else name for name, value in variables.items())
 
-    def default_variables(self, root: str) -> Mapping[str, str]:
-        # panic=-1 would reboot at once; 0 leaves it to Xen's panic notifier, which reports a crash.
-        return {"console": "hvc0", "panic": "0"}
+    def default_variables(self, root: str, emulated: bool) -> Mapping[str, str]:
+        # panic=-1 would reboot at once; 0 leaves it to Xen's panic notifier, which reports a crash. norandmaps: as in freebsd.py.
+        return {"console": "hvc0", "panic": "0", **({"norandmaps": ""} if emulated else {})}
 
     def disk_name(self, vdev_name: str) -> str:
         return vdev.linux_disk(vdev.number(vdev_name))

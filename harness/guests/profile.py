@@ -69,8 +69,8 @@ class GuestProfile(Protocol):
         """The ``extra`` that gives the kernel these variables."""
         ...
 
-    def default_variables(self, root: str) -> Mapping[str, str]:
-        """What a test boot sets: the root device and what arms the panic handling early."""
+    def default_variables(self, root: str, emulated: bool) -> Mapping[str, str]:
+        """What a test boot sets: the root device, what arms the panic handling early, what an ``emulated`` CPU needs."""
         ...
 
     def disk_name(self, vdev: str) -> str:

@@ -48,6 +48,8 @@ class HostFacts:
     """How the lab is run, in one line."""
     quirks: tuple[str, ...] = ()
     """What the host does that a plain one does not."""
+    emulated: bool = False
+    """Its CPUs are software."""
 
     @property
     def label(self) -> str:

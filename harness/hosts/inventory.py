@@ -14,8 +14,8 @@ SCRIPT = """
 echo '%domains'; xl list
 echo '%xenstore'; xenstore-ls -f /
 echo '%vifs'; for i in /sys/class/net/*; do echo "${i##*/}"; done
-echo '%loops'; grep . /sys/block/loop*/loop/backing_file 2>/dev/null
-echo '%processes'; grep -a . /proc/[0-9]*/cmdline 2>/dev/null | tr '\\000' ' '
+echo '%loops'; grep -H . /sys/block/loop*/loop/backing_file 2>/dev/null
+echo '%processes'; grep -aH . /proc/[0-9]*/cmdline 2>/dev/null | tr '\\000' ' '
 true
 """
 

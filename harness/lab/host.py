@@ -70,7 +70,7 @@ class LabHost(DirectHost):
         info, lab = self.info, self.lab
         quirks = ("CR4.PAE is set on a new domain's vCPU 0 (QEMU defect, see docs/lab.md)",) if lab.spec.pae_first else ()
         note = f"{lab.qemu.label}, {lab.accel.why}"
-        return HostFacts("qemu", "lab", info.xen_version, f"Linux {info.kernel}", note, quirks)
+        return HostFacts("qemu", "lab", info.xen_version, f"Linux {info.kernel}", note, quirks, lab.spec.accel == "tcg")
 
     @property
     def capabilities(self) -> frozenset[str]:

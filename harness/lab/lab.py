@@ -29,6 +29,8 @@ log = logging.getLogger("fxh.lab")
 _COLD_BOOT = 180.0
 _RESTORE = 30.0
 _FREEZE = 180.0
+# For so long may a machine compute without letting dom0 run.
+_BUSY = 60.0
 
 _WARM_UP = """
 sync; echo 3 > /proc/sys/vm/drop_caches
@@ -227,18 +229,24 @@ class Lab:
         self._pulse = Pulse(self.sockets / "com2", self._silent)
         self._pulse.start()
 
-    def _silent(self, seconds: float) -> None:
-        """dom0 gave no sign of life: say what hangs, and end the machine so that every wait on it ends."""
+    def _silent(self, seconds: float) -> bool:
+        """dom0 gave no sign of life: say what hangs, and end the machine so that every wait on it ends.
+
+        Returns True while the machine is only busy (Xen clearing a dead guest's memory keeps the one CPU for seconds).
+        """
         process = self.machine.process
         if process is None:
-            return
+            return False
         what = f"dom0 gave no sign of life for {seconds:.0f} s"
-        if process.alive():
-            try:
-                what += "; " + self.machine.registers()
-            except LabDead as exc:
-                what += f"; QEMU's monitor does not answer either ({exc.message})"
-        else:
+        try:
+            state = self.machine.cpu_state()
+            if state.busy and seconds < _BUSY:
+                log.info("lab %s: %s; it is busy: %s", self.name, what, state)
+                return True
+            what += f"; {state}"
+        except LabDead as exc:
+            what += f"; QEMU's monitor does not answer either ({exc.message})"
+        if not process.alive():
             what = f"QEMU ended: {process.last_words() or 'killed'}"
         self.dead = what
         log.error("lab %s: %s", self.name, what)
@@ -246,6 +254,7 @@ class Lab:
         process.stop()
         if self._transport is not None:
             self._transport.close()
+        return False
 
     def _quiet(self) -> None:
         if self._pulse is not None:

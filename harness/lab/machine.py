@@ -11,6 +11,8 @@ import socket
 import subprocess
 import threading
 import time
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from harness.deadline import Deadline, NotYet
@@ -182,9 +184,13 @@ class Machine:
             raise LabDead("the lab's machine is not running")
         return self.process
 
-    def registers(self) -> str:
-        """Whose code each CPU is in, for a machine that hangs."""
-        return where(str(self._running().command("human-monitor-command", **{"command-line": "info registers -a"})))
+    def cpu_state(self) -> CpuState:
+        """What the CPUs do, from a few looks at their registers within half a second."""
+        looks = []
+        for _ in range(4):
+            looks.append(str(self._running().command("human-monitor-command", **{"command-line": "info registers -a"})))
+            time.sleep(0.15)
+        return cpu_state(looks)
 
     def stop(self) -> None:
         """End QEMU; may be called twice."""
@@ -210,15 +216,38 @@ def overlay(backing: Path, target: Path, fmt: str) -> None:
         )
 
 
-def where(registers: str) -> str:
-    """Whose code each CPU was in, from QEMU's ``info registers -a``: Xen's text lies at 0xffff82d040000000."""
-    # RIP=ffff82d040203a12 RFL=00000246
-    found = re.findall(r"RIP=([0-9a-f]{16})", registers)
-    if not found:
-        return "QEMU shows no registers"
-    return "; ".join(
-        f"CPU {n} at {rip} ({'in Xen' if rip.startswith('ffff82d0') else 'not in Xen'})" for n, rip in enumerate(found)
-    )
+@dataclass(frozen=True)
+class CpuState:
+    """``busy``: the machine computes and may come back; ``text`` says where each CPU is."""
+
+    busy: bool
+    text: str
+
+    def __str__(self) -> str:
+        return self.text
+
+
+# RAX=0000000000000000 RBX=ffff830071b8a000 ...   RIP=ffff82d040216247 RFL=00000216 [----AP-] CPL=0 II=0 A20=1 SMM=0 HLT=0
+_CPU = re.compile(r"RIP=([0-9a-f]{16}) .*?HLT=(\d).*?CR0=([0-9a-f]{8})", re.DOTALL)
+_PAGING = 0x80000000
+
+
+def cpu_state(looks: Sequence[str]) -> CpuState:
+    """From QEMU's ``info registers -a``, a few times in a row. Xen's text lies at 0xffff82d040000000.
+
+    A hypervisor that lost its paging (QEMU's defect) runs on through nothing; one whose registers stand still spins.
+    """
+    last = _CPU.findall(looks[-1])
+    if not last:
+        return CpuState(False, "QEMU shows no registers")
+    words = []
+    for n, (rip, halted, cr0) in enumerate(last):
+        place = "in Xen" if rip.startswith("ffff82d0") else "not in Xen"
+        how = "halted" if halted == "1" else "running" if int(cr0, 16) & _PAGING else "lost: paging is off"
+        words.append(f"CPU {n} at {rip} ({place}, {how})")
+    lost = any(not int(cr0, 16) & _PAGING for _, _, cr0 in last)
+    halted_all = all(halted == "1" for _, halted, _ in last)
+    return CpuState(not lost and not halted_all and len(set(looks)) > 1, "; ".join(words))
 
 
 def _free_port() -> int:

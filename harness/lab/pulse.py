@@ -14,9 +14,12 @@ SILENCE = 8.0
 
 
 class Pulse:
-    """Calls ``silent(seconds)`` once, from its own thread, when no beat came for ``silence`` seconds since the start."""
+    """Calls ``silent(seconds)``, from its own thread, when no beat came for ``silence`` seconds since the start.
 
-    def __init__(self, path: Path, silent: Callable[[float], None], silence: float = SILENCE) -> None:
+    It answers whether the machine may yet come back: then it is asked again while the silence lasts.
+    """
+
+    def __init__(self, path: Path, silent: Callable[[float], bool], silence: float = SILENCE) -> None:
         self._path, self._silent, self._silence = path, silent, silence
         self._stop = threading.Event()
         self._link = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -56,10 +59,8 @@ class Pulse:
                         self._report()
                         return
                     self._stop.wait(0.05)
-                if time.monotonic() - self.last > self._silence:
-                    self._report()
+                if time.monotonic() - self.last > self._silence and not self._report():
                     return
 
-    def _report(self) -> None:
-        if not self._stop.is_set():
-            self._silent(time.monotonic() - self.last)
+    def _report(self) -> bool:
+        return not self._stop.is_set() and self._silent(time.monotonic() - self.last)

@@ -23,6 +23,10 @@ def pytest_configure(config: pytest.Config) -> None:
         "needs(os, types, capability): what a case cannot do without: os 'freebsd' or 'linux', guest types, "
         "host capabilities (pygrub, hvm, checkpoint)",
     )
+    if not config.getoption("help"):
+        from harness.plugin import session
+
+        session.check_options(config)
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

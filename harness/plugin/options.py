@@ -92,6 +92,10 @@ def read(config: pytest.Config) -> Options:
         if guest_type not in ("pv", "pvh", "hvm"):
             raise UsageError(f"--type {guest_type}", mend="pv, pvh or hvm")
     xens = words("xen") or (recipe.DEFAULT_XEN,)
+    if not config.getoption("xen_host"):
+        for xen in xens:
+            if words("xen") and xen not in recipe.available():
+                raise UsageError(f"--xen {xen}: no lab recipe", mend=f"there are: {', '.join(recipe.available())}")
     scale = float(config.getoption("scale"))
     if scale <= 0:
         raise UsageError(f"--scale {scale}", mend="a number above 0")

@@ -24,8 +24,9 @@ class Progress:
         self._outcomes: dict[str, tuple[str, float, str]] = {}
         self._stop = threading.Event()
 
-    def pytest_keyboard_interrupt(self) -> None:
-        self.interrupted = True
+    def pytest_keyboard_interrupt(self, excinfo: pytest.ExceptionInfo[BaseException]) -> None:
+        # pytest calls this for errors of collection, too, with a subclass.
+        self.interrupted = type(excinfo.value) is KeyboardInterrupt
 
     def pytest_collection_finish(self, session: pytest.Session) -> None:
         self._total = len(session.items)

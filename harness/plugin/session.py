@@ -14,6 +14,7 @@ import pytest
 
 from harness import __version__
 from harness.console.text import plain
+from harness.errors import HarnessError, UsageError
 from harness.plugin import cells, evidence
 from harness.plugin import options as options_
 from harness.plugin.outcome import Finding, exit_code, judge
@@ -27,32 +28,33 @@ log = logging.getLogger("fxh.run")
 _KEPT_RUNS = 30
 
 
-def cells_of(config: pytest.Config) -> tuple[cells.Cell, ...]:
-    """The cells of this run; the first asking sets the run up. Raises pytest.UsageError."""
-    from harness.errors import UsageError
-
+def check_options(config: pytest.Config) -> None:
+    """Read the options before anything is collected. Raises pytest.UsageError."""
     try:
-        if OPTIONS not in config.stash:
-            _open(config)
-        source = config.stash[RIG].freebsd
+        config.stash[OPTIONS] = options_.read(config)
+        config.stash[RIG] = Rig(config.stash[OPTIONS])
+        _ = config.stash[RIG].freebsd
     except UsageError as exc:
         raise pytest.UsageError(str(exc)) from exc
+
+
+def cells_of(config: pytest.Config) -> tuple[cells.Cell, ...]:
+    """The cells of this run; the first asking sets the run up."""
+    if RUN not in config.stash or not (config.stash[RUN] / "cases").is_dir():
+        _open(config)
+    source = config.stash[RIG].freebsd
     return cells.cells(config.stash[OPTIONS], source.profile.types if source else ())
 
 
 def _open(config: pytest.Config) -> None:
-    wish = options_.read(config)
-    config.stash[OPTIONS] = wish
-    config.stash[RIG] = Rig(wish)
     worker = getattr(config, "workerinput", None)
     path = Path(worker["fxh_run"]) if worker is not None else run_path(config)
     config.stash[RUN] = path
+    (path / "cases").mkdir(parents=True, exist_ok=True)
     try:
-        path.mkdir(parents=True)
+        (path / "run.json").touch(exist_ok=False)
     except FileExistsError:  # another worker was first
-        (path / "cases").mkdir(exist_ok=True)
         return
-    (path / "cases").mkdir(exist_ok=True)
     model.write_run(path, RunResult(path.name, _now(), command=_command(), inputs=_inputs()))
     latest = path.parent.parent / "latest"
     latest.unlink(missing_ok=True)
@@ -117,8 +119,6 @@ def _second_thought(item: pytest.Item, context: CaseContext, finding: Finding) -
 
 def _tell(report: pytest.TestReport, call: pytest.CallInfo[None], finding: Finding) -> None:
     """Make pytest's own report readable: our errors need no traceback through the harness."""
-    from harness.errors import HarnessError
-
     if call.excinfo is None or not isinstance(call.excinfo.value, HarnessError):
         return
     frames = [entry for entry in call.excinfo.traceback if "/suites/" in str(entry.path) or "/tests/" in str(entry.path)]
@@ -162,6 +162,18 @@ def _finish(item: pytest.Item, progress: Progress, context: CaseContext | None) 
         metrics=metrics,
     )
     model.write_case(directory, result)
+    _attach(config, directory, result)
+
+
+def _attach(config: pytest.Config, directory: Path, result: CaseResult) -> None:
+    """Give allure the case's files, where allure's results are wanted."""
+    if not config.getoption("allure_report_dir", default=None):
+        return
+    import allure
+
+    for name in result.files:
+        if not name.endswith(".idx"):
+            allure.attach.file(directory / name, name=name, attachment_type=allure.attachment_type.TEXT)  # type: ignore[no-untyped-call]
 
 
 def _worst(progress: Progress) -> Finding:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from harness.deadline import Deadline
@@ -82,5 +84,5 @@ def test_wrong_root_names_the_true_disk(new_guest: NewGuest) -> None:
 def test_kernel_has_xen_notes(new_guest: NewGuest, request: pytest.FixtureRequest) -> None:
     """The kernel says by its ELF notes that Xen can start it as what it was started (sys/amd64/amd64/xen-locore.S)."""
     guest = new_guest()
-    kernel = request.config.getoption("kernel")
+    kernel = Path(request.config.getoption("kernel"))
     assert guest.config.type in read_notes(kernel).guest_types

@@ -13,7 +13,7 @@ import pytest
 from harness.errors import HarnessError, InfrastructureError, LabDead, UsageError
 from harness.lab import archive, checkpoint, cpio, keys, qemu, recipe, records
 from harness.lab.checkpoint import Checkpoint, copy_sparse
-from harness.lab.machine import overlay, where
+from harness.lab.machine import cpu_state, overlay
 from harness.lab.monitor import Monitor
 from harness.lab.process import Process, listening
 from harness.lab.qemu import MachineSpec, Qemu
@@ -175,9 +175,28 @@ def test_overlay_of_something_else(tmp_path: Path) -> None:
         overlay(tmp_path / "a", tmp_path / "b", "qcow2")
 
 
-def test_where_a_cpu_hangs() -> None:
-    text = "RAX=1\nRIP=ffff82d040203a12 RFL=00000246\nRIP=0000000000100020 RFL=2\n"
-    assert where(text) == "CPU 0 at ffff82d040203a12 (in Xen); CPU 1 at 0000000000100020 (not in Xen)"
+REGISTERS = """CPU#0
+RAX=0000000000000000 RDI=%s
+RIP=%s RFL=00000216 [----AP-] CPL=0 II=0 A20=1 SMM=0 HLT=%d
+CR0=%s CR2=0000365cb7b8c89c CR3=00000000b60dc000 CR4=00010660
+"""
+
+
+@pytest.mark.parametrize(
+    ("looks", "busy", "words"),
+    [
+        # Scrubbing: the registers move.
+        ([("1", "ffff82d040216247", 0, "8005003b"), ("2", "ffff82d040216247", 0, "8005003b")], True, "in Xen, running"),
+        # A spinlock: they do not.
+        ([("1", "ffff82d040216247", 0, "8005003b")] * 2, False, "in Xen, running"),
+        # The defect of QEMU: paging is off, and it runs through nothing.
+        ([("1", "ffff82d0403a4809", 0, "00000019"), ("1", "ffff82d0403c0101", 0, "00000019")], False, "lost: paging is off"),
+        ([("1", "ffff82d040302757", 1, "8005003b")] * 2, False, "halted"),
+    ],
+)
+def test_busy_or_hung(looks: list[tuple[str, str, int, str]], busy: bool, words: str) -> None:
+    state = cpu_state([REGISTERS % look for look in looks])
+    assert (state.busy, words in state.text) == (busy, True), state
 
 
 def test_stale_labs_are_swept(store: Path, tmp_path: Path) -> None:

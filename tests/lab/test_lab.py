@@ -1,0 +1,223 @@
+"""A real lab: up, restored, frozen, killed; and what is left behind (nothing)."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from harness import paths
+from harness.deadline import Deadline, NotYet
+from harness.errors import HarnessError, InfrastructureError, LabDead, TransportError, UsageError
+from harness.guests import source
+from harness.guests.guest import Guest, Shape, configure
+from harness.lab import archive, checkpoint, factory, records
+from harness.lab.factory import LabWish
+from harness.lab.host import LabHost
+from harness.lab.lab import Lab
+from harness.lab.process import listening
+from harness.xen.config import DomainConfig
+
+FXH = [sys.executable, "-c", "from harness.cli.main import main; main()"]
+
+
+def fxh(*words: str, check: bool = True, timeout: float = 120) -> subprocess.CompletedProcess[str]:
+    done = subprocess.run([*FXH, *words], capture_output=True, text=True, timeout=timeout, stdin=subprocess.DEVNULL)
+    assert not check or done.returncode == 0, done.stderr
+    return done
+
+
+def gone(pid: int) -> None:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return
+    # A zombie of the test's own is as good as gone.
+    if Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z":
+        return
+    raise NotYet(f"process {pid} lives")
+
+
+def test_dom0_is_a_real_xen_host(host: LabHost) -> None:
+    assert host.info.xen_version.startswith("4.")
+    assert {"pv", "pvh", "hvm", "pygrub", "checkpoint", "console-log"} <= host.capabilities
+    tools = "xl pygrub xenstore-ls tcpdump ethtool nc losetup ip busybox"
+    path = "for d in /usr/lib/xen-*/bin; do PATH=$PATH:$d; done"
+    missing = host.transport.run(["sh", "-c", f"{path}; for t in {tools}; do command -v $t >/dev/null || echo $t; done"]).text
+    assert missing == ""
+    assert host.transport.run(
+        ["sh", "-c", "ls /usr/bin/qemu-system-i386 /usr/libexec/xen-qemu-system-i386 2>/dev/null; true"]
+    ).text
+
+
+def test_what_was_done_is_undone_by_restore(lab: Lab) -> None:
+    lab.ssh.run(["sh", "-c", "echo x > /root/mark; sync"])
+    made = checkpoint.find(lab.image, checkpoint.READY, lab.spec, lab.qemu)
+    assert made is not None
+    lab.restore(made)
+    assert lab.ssh.run(["ls", "/root/mark"], check=False).status != 0
+
+
+def test_checkpoint_with_a_running_guest(host: LabHost, tmp_path: Path) -> None:
+    """Everything is alive again after a restore: hypervisor, dom0, guest, its console and its network."""
+    what = source.control(host.lab.image.directory / "control")
+    guest = Guest(host, what.profile, configure(host, what, Shape("pv"), "fxh-kept"), tmp_path).boot()
+    guest.sh("echo kept > /tmp/mark; ip addr add 10.0.2.77/24 dev eth0")
+    guest.detach()
+    made = host.make_checkpoint("test-guest", "")
+    try:
+        for _ in range(2):
+            host.restore(made)
+            again = Guest(host, what.profile, guest.config, tmp_path).adopt(guest.domid)
+            assert again.sh("cat /tmp/mark") == "kept"
+            ping = host.transport.run(["sh", "-c", "busybox ping -c 1 -W 5 10.0.2.77"], check=False)
+            assert ping.status == 0, ping.text
+            again.detach()
+    finally:
+        checkpoint.remove(made.directory)
+
+
+def test_disks_are_plugged_without_a_copy(host: LabHost, tmp_path: Path) -> None:
+    image = tmp_path / "disk.img"
+    data = os.urandom(1 << 20)
+    image.write_bytes(data)
+    device = host.disk(image)
+    try:
+        seen = host.transport.run(["sh", "-c", f"sha256sum < {device}; dd if=/dev/zero of={device} bs=4k count=1 2>&1; sync"]).text
+    finally:
+        host.drop_disk(device)
+    import hashlib
+
+    assert seen.split()[0] == hashlib.sha256(data).hexdigest()
+    assert image.read_bytes() == data, "the image itself is never written to"
+    with pytest.raises(UsageError, match="no such disk image"):
+        host.disk(tmp_path / "none")
+
+
+def test_two_labs_side_by_side_share_their_memory_file(lab: Lab) -> None:
+    with factory.make(LabWish()) as other:
+        other.up()
+        assert other.machine.ssh_port != lab.machine.ssh_port
+        lab.ssh.run(["hostname", "one"])
+        other.ssh.run(["hostname", "two"])
+        assert lab.ssh.run(["hostname"]).text == "one\n"
+        assert (other.directory / "ram").exists() is False, "memory is the checkpoint's, mapped copy-on-write"
+        with pytest.raises(TransportError, match="another host key"):
+            ssh_with_wrong_key(lab)
+        names = {row["name"] for row in json.loads(fxh("lab", "list", "--json").stdout)}
+        assert {lab.name, other.name} <= names
+    assert records.state(other.name) == ""
+
+
+def ssh_with_wrong_key(lab: Lab) -> None:
+    from harness.lab.keys import make
+    from harness.transport.ssh import SshTransport
+
+    wrong, _ = make()
+    assert lab.keys is not None
+    SshTransport("127.0.0.1", lab.machine.ssh_port, private_key=lab.keys.client, known_host_key=wrong.host)
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_qemu_ends_with_its_owner(lab: Lab, how: int) -> None:
+    process = subprocess.Popen([*FXH, "lab", "up", f"owned-{how}"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    assert process.stdout is not None
+    line = process.stdout.readline()
+    assert "is up after" in line, line
+    record = records.read(f"owned-{how}")
+    assert record is not None
+    process.send_signal(how)
+    process.wait(10)
+    Deadline(5).wait("QEMU to end", lambda: gone(record.qemu_pid))
+    fxh("lab", "list")
+    assert records.state(f"owned-{how}") == ""
+    assert not records.sockets(f"owned-{how}").exists()
+
+
+def test_a_kept_lab_by_command_line(lab: Lab, tmp_path: Path) -> None:
+    """up --keep, ssh, list, checkpoint, restore, logs, down, rm."""
+    name = f"kept-{os.getpid()}"
+    fxh("lab", "up", name, "--keep")
+    try:
+        assert fxh("lab", "up", name, "--keep", check=False).returncode == 2
+        assert "Domain-0" in fxh("lab", "ssh", name, "xl", "list").stdout
+        fxh("lab", "ssh", name, "touch", "/root/mark")
+        fxh("lab", "checkpoint", name, "marked")
+        fxh("lab", "ssh", name, "rm", "/root/mark")
+        fxh("lab", "restore", name, "marked")
+        fxh("lab", "ssh", name, "ls", "/root/mark")
+        fxh("lab", "restore", name)
+        assert fxh("lab", "ssh", name, "ls", "/root/mark", check=False).returncode != 0
+        listing = fxh("lab", "list").stdout
+        assert "quirk: CR4.PAE set first" in listing
+        assert "checkpoint marked" in listing
+        fxh("lab", "ssh", name, "xl", "debug-keys", "h")
+        assert "'h' pressed" in fxh("lab", "logs", name).stdout
+        assert fxh("lab", "restore", name, "none", check=False).returncode == 2
+        fxh("lab", "down", name)
+        assert records.state(name) == "stopped"
+        assert fxh("lab", "ssh", name, "true", check=False).returncode == 2
+        assert "kept" in fxh("lab", "list").stdout
+    finally:
+        fxh("lab", "rm", name)
+        for path in checkpoint.listing(lab.image):
+            if path.name.startswith("marked@"):
+                checkpoint.remove(path)
+    assert records.state(name) == ""
+
+
+def test_a_killed_lab_ends_what_waits_on_it(lab: Lab) -> None:
+    assert lab.machine.process is not None
+    os.kill(lab.machine.process.pid, signal.SIGKILL)
+    begun = time.monotonic()
+
+    with pytest.raises(InfrastructureError):
+        lab.ssh.run(["sleep", "60"])
+
+    assert time.monotonic() - begun < 10
+    Deadline(10).wait("the lab to be declared dead", lambda: _dead(lab))
+    with pytest.raises(LabDead, match=r"QEMU ended: [Kk]illed"):
+        lab.ssh.run(["true"])
+
+
+def _dead(lab: Lab) -> None:
+    if not lab.dead:
+        raise NotYet("it is not")
+
+
+def test_no_memory_left_for_a_guest(host: LabHost) -> None:
+    host.prepare()
+    kernel = host.file(host.lab.image.directory / "control" / "vmlinuz")
+    with pytest.raises(InfrastructureError, match="has not 9000 MiB left"):
+        host.toolstack.create(DomainConfig("fxh-big", "pv", 9000, kernel=kernel))
+    assert host.toolstack.find("fxh-big") is None
+
+
+def test_a_kernel_that_is_none(host: LabHost, tmp_path: Path) -> None:
+    host.prepare()
+    (tmp_path / "kernel").write_bytes(b"\x7fELF" + os.urandom(4096))
+    with pytest.raises(HarnessError, match="xl create"):
+        host.toolstack.create(DomainConfig("fxh-bad", "pvh", 64, kernel=host.file(tmp_path / "kernel")))
+    assert [row.name for row in host.toolstack.domains()] == ["Domain-0"]
+
+
+def test_export_and_import_make_a_lab_elsewhere(lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The archive is all that another machine needs: its own checkpoint is made at the first start."""
+    archive.export(lab.image, tmp_path / "lab.tar")
+    monkeypatch.setenv("FXH_STORE", str(tmp_path / "store"))
+    taken = archive.import_(tmp_path / "lab.tar")
+    with Lab(taken, lab.qemu, lab.accel, lab.spec, name="imported") as other:
+        other.up()
+        assert other.ssh.run(["xl", "list"]).status == 0
+    assert checkpoint.find(taken, checkpoint.READY, lab.spec, lab.qemu) is not None
+
+
+def test_nothing_is_left_in_the_runtime_directory(lab: Lab) -> None:
+    assert listening(lab.sockets / "qmp")
+    assert lab.sockets.parent == paths.runtime()

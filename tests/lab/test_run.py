@@ -1,0 +1,198 @@
+"""fxh run from outside: what a user or a CI sees, exit codes first."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import xml.etree.ElementTree as ET
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from harness.deadline import Deadline, NotYet
+from harness.lab import records
+
+FXH = [sys.executable, "-c", "from harness.cli.main import main; main()"]
+
+# Cases that end in each way that a case can end.
+CASES = '''
+"""Planted."""
+import os, signal, time
+import pytest
+
+def test_passes(guest):
+    assert guest.sh("echo 1") == "1"
+
+def test_fails(guest):
+    assert guest.sh("echo 1") == "2", "one is not two"
+
+def test_dies(guest):
+    guest.session.start(guest.profile.panic_command())
+    guest.sh("sleep 60")
+
+def test_command_fails(guest):
+    guest.sh("ls /nothing")
+
+def test_harness_bug(guest):
+    None.nothing
+
+def test_lab_killed(guest):
+    os.kill(guest.host.lab.machine.process.pid, signal.SIGKILL)
+    guest.sh("echo 1")
+
+def test_after(guest):
+    assert guest.sh("echo 1") == "1"
+
+def test_leaks(host):
+    host.transport.run(["sh", "-c", "truncate -s 1M /root/leak; losetup -f /root/leak"])
+
+def test_skips(guest):
+    pytest.skip("of its own will")
+
+@pytest.mark.needs(os="freebsd", types=("hvm",))
+def test_freebsd_only(guest):
+    pass
+
+@pytest.mark.needs(capability=("flux-compensator",))
+def test_no_such_host(guest):
+    pass
+
+def test_slow(guest):
+    time.sleep(600)
+'''
+
+
+@pytest.fixture
+def suite() -> Iterator[Path]:
+    # Not below tmp_path: -k looks at the names of directories, too.
+    with tempfile.TemporaryDirectory(prefix="suite-") as directory:
+        file = Path(directory) / "planted" / "test_planted.py"
+        file.parent.mkdir()
+        file.write_text(CASES)
+        yield file
+
+
+def start(suite: Path, tmp_path: Path, *words: str) -> subprocess.Popen[str]:
+    argv = [*FXH, "run", str(suite), "--type", "pv", "--reports", str(tmp_path / "reports"), *words]
+    return subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, stdin=subprocess.DEVNULL)
+
+
+def run(suite: Path, tmp_path: Path, *words: str) -> tuple[int, str, Path]:
+    process = start(suite, tmp_path, *words)
+    out, _ = process.communicate(timeout=300)
+    return process.returncode, out, tmp_path / "reports" / "latest"
+
+
+def test_all_outcomes(suite: Path, tmp_path: Path) -> None:
+    code, out, latest = run(suite, tmp_path, "-k", "not slow")
+
+    assert code == 1, out
+    cases = {json.loads(p.read_text())["case"]: json.loads(p.read_text()) for p in latest.glob("cases/*/case.json")}
+    assert {name: case["outcome"] for name, case in cases.items()} == {
+        "test_passes": "passed",
+        "test_fails": "failed",
+        "test_dies": "failed",
+        "test_command_fails": "failed",
+        "test_harness_bug": "harness",
+        "test_lab_killed": "infrastructure",
+        "test_after": "passed",
+        "test_leaks": "failed",
+        "test_skips": "skipped",
+        "test_freebsd_only": "skipped",
+        "test_no_such_host": "skipped",
+    }
+    assert "one is not two" in cases["test_fails"]["reason"]
+    assert cases["test_dies"]["identity"].endswith(
+        "linux-panic: Kernel panic - not syncing: sysrq triggered crash @ sysrq_handle_crash"
+    )
+    assert "loop loop0 /root/leak" in cases["test_leaks"]["reason"]
+    assert "elsewhere: fxh run" in cases["test_freebsd_only"]["reason"]
+    assert "needs a host with flux-compensator" in cases["test_no_such_host"]["reason"]
+    assert {"xl-dmesg.log", "xenstore.txt"} <= set(cases["test_dies"]["files"])
+    assert any(name.endswith(".console.log") for name in cases["test_dies"]["files"])
+    assert cases["test_passes"]["boots"][0]["stages"][-1]["name"] == "login"
+    assert cases["test_passes"]["inputs"]["quirks"].startswith("CR4.PAE")
+    # Each case has its line while the run goes on, with the outcome in our words.
+    assert "HARNESS" in out
+    assert "INFRASTRUCTURE" in out
+    assert "failed" in out.splitlines()[-2] or "failed" in out.splitlines()[-1]
+
+    page = (latest / "index.html").read_text()
+    assert "3 of" in page or "4 of" in page
+    assert "Kernel panic" in page
+    junit = ET.parse(latest / "junit.xml").getroot()[0]
+    assert len({case.attrib["name"] for case in junit.iter("testcase")}) == 11
+    results = [json.loads(p.read_text()) for p in (latest / "allure").glob("*-result.json")]
+    assert len(results) == 11
+    assert {tuple(p.values()) for r in results for p in r["parameters"]} == {("cell", "control-pv-xen-4.20")}
+    assert any(a["name"].endswith(".console.log") for r in results for a in r.get("attachments", []))
+    assert (latest / "allure" / "environment.properties").is_file()
+
+
+@pytest.mark.parametrize(
+    ("keyword", "code"),
+    [("passes", 0), ("harness_bug", 3), ("lab_killed", 4), ("freebsd_only", 5), ("nothing_of_that_name", 5)],
+)
+def test_exit_code(suite: Path, tmp_path: Path, keyword: str, code: int) -> None:
+    found, out, _ = run(suite, tmp_path, "-k", keyword)
+    assert found == code, out
+
+
+@pytest.mark.parametrize(
+    "words", [["--guest", "minix"], ["--type", "xenpv"], ["--xen", "3.0"], ["--kernel", "/none", "--disk", "/none"], ["--nonsense"]]
+)
+def test_usage(suite: Path, tmp_path: Path, words: list[str]) -> None:
+    code, out, _ = run(suite, tmp_path, *words)
+    assert code == 2, out
+    assert words[0].lstrip("-") in out
+
+
+def test_syntax_error_in_a_suite_is_a_harness_error(suite: Path, tmp_path: Path) -> None:
+    suite.write_text("def test_x(:")
+    assert run(suite, tmp_path)[0] == 3
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
+def test_killed_in_the_middle_leaves_nothing(suite: Path, tmp_path: Path, how: int) -> None:
+    before = set(records.names())
+    process = start(suite, tmp_path, "-k", "passes or slow")
+    latest = tmp_path / "reports" / "latest"
+
+    def under_way() -> dict[str, int]:
+        found = {name: records.read(name) for name in set(records.names()) - before}
+        pids = {name: record.qemu_pid for name, record in found.items() if record and record.owner_pid == process.pid}
+        done = list(latest.glob("cases/*/case.json"))
+        if not (pids and done):
+            raise NotYet(f"{len(pids)} labs, {len(done)} cases done")
+        return pids
+
+    labs = Deadline(120).wait("the second case to run", under_way)
+    time.sleep(2)
+    process.send_signal(how)
+    process.communicate(timeout=30)
+
+    def all_gone() -> None:
+        alive = [pid for pid in labs.values() if Path(f"/proc/{pid}").exists()]
+        if alive:
+            raise NotYet(f"QEMU {alive} lives")
+
+    Deadline(5).wait("QEMU to end", all_gone)
+    if how == signal.SIGINT:
+        assert process.returncode == 130
+        assert (latest / "index.html").is_file()
+    # What was learned is kept; what was left is found and removed.
+    assert [json.loads(p.read_text())["outcome"] for p in latest.glob("cases/*/case.json")][:1] == ["passed"]
+    subprocess.run([*FXH, "lab", "list"], check=True, capture_output=True)
+    assert not [name for name in labs if records.directory(name).exists() or records.sockets(name).exists()]
+
+
+def test_two_workers(suite: Path, tmp_path: Path) -> None:
+    code, out, latest = run(suite, tmp_path, "-n", "2", "-k", "passes or after or dies")
+    assert code == 1, out
+    assert len(list(latest.glob("cases/*/case.json"))) == 3
+    assert (latest / "index.html").is_file()
