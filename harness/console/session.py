@@ -127,10 +127,10 @@ class Session:
         sums = "fxs() { if command -v md5 >/dev/null; then md5; else md5sum; fi; }"
         # FreeBSD's sh edits its lines by libedit, which echoes them by itself; busybox's has no such option.
         quiet = f"set +o emacs 2>/dev/null; set +o vi 2>/dev/null; stty -echo; PS2=; {sums}; echo fxh'-'quiet"
-        spawn.sendline(quiet.encode())
-        while self._expect(spawn, [rb"fxh-quiet\r*\n" + re.escape(PROMPT).encode()], deadline, "a quiet shell", 5.0) is None:
-            spawn.sendline(b"echo fxh'-'quiet")
-        return self
+        while True:
+            spawn.sendline(quiet.encode())
+            if self._expect(spawn, [rb"fxh-quiet\r*\n" + re.escape(PROMPT).encode()], deadline, "a quiet shell", 5.0) is not None:
+                return self
 
     def _expect(self, spawn: ReaderSpawn, patterns: list[Any], deadline: Deadline, what: str, patience: float) -> int | None:
         """Which of ``patterns`` came; None when none came within ``patience`` and the caller should nudge."""

@@ -38,7 +38,7 @@ FIRST_LINE = 60.0
 # FreeBSD 8 to 15. Sources: domain facts B.3 and A.6 (sys/kern/init_main.c, vfs_mountroot.c, sys/dev/xen, sys/x86/xen).
 FREEBSD = (
     # /boot/kernel/kernel text=0xa8080 ... (only where a loader talks on the same console: HVM)
-    _stage("loader", b"/boot/", rb"(?:FreeBSD/x86 bootstrap loader|^/?\S*/boot/kernel/kernel (?:text|data)=|BTX loader)", 60),
+    _stage("loader", b"/boot/", rb"(?:FreeBSD/x86 bootstrap loader|^/?\S*/boot/kernel/kernel (?:text|data)=|BTX loader)", 300),
     # Copyright (c) 1992-2021 The FreeBSD Project.
     _stage("kernel", b"The FreeBSD Project", rb"Copyright \(c\) 1992-\d{4} The FreeBSD Project", 60),
     # XEN: Hypervisor version 4.17 detected.   /   Hypervisor: Origin = "XenVMMXenVMM"

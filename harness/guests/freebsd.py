@@ -29,6 +29,8 @@ class FreeBSD:
     os: str = "freebsd"
     stages: Sequence[Stage] = FREEBSD
     types: tuple[str, ...] = ("pvh", "hvm")
+    # The operating system has halted.     (sys/kern/kern_shutdown.c, shutdown_halt)
+    halted: bytes = rb"^The operating system has halted\."
     user: str = "root"
     password: str = ""
 
@@ -86,20 +88,20 @@ class FreeBSD:
         source = "sys/dev/xen/control/control.c, xctrl_on_watch_event"
         match control:
             case "poweroff":
-                return Fate("poweroff", source)
+                return Fate("poweroff", why=source)
             case "reboot":
-                return Fate("reboot", source)
+                return Fate("reboot", why=source)
             case "halt":
-                # xen_pv_shutdown_final up to 14.0: RB_HALT is SHUTDOWN_poweroff; later a halted guest stays.
-                return Fate("poweroff" if guest_type != "hvm" and self.number < (14, 1) else "", source)
+                # Only the PV guests of 8 to 10 told Xen of it (xen_pv_shutdown_final).
+                return Fate("poweroff", why=source) if guest_type == "pv" else Fate("", halts=True, why=source)
             case "crash":
                 return self.fate_of_panic(guest_type)
-        return Fate("", "unknown to the guest")
+        return Fate("", why="unknown to the guest")
 
     def fate_of_panic(self, guest_type: str) -> Fate:
         if self.number >= (14, 1):
-            return Fate("crash", "FreeBSD 9e0b0f5de67f: xctrl_shutdown_final tells Xen of a panic")
-        return Fate("reboot", "before FreeBSD 14.1 a panic ends as a reboot: sys/dev/xen/control/control.c")
+            return Fate("crash", why="FreeBSD 9e0b0f5de67f: xctrl_shutdown_final tells Xen of a panic")
+        return Fate("reboot", why="before FreeBSD 14.1 a panic ends as a reboot: sys/dev/xen/control/control.c")
 
 
 # xn0: flags=8843<UP,BROADCAST,RUNNING,SIMPLEX,MULTICAST> metric 0 mtu 1500

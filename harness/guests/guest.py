@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,6 +25,8 @@ log = logging.getLogger("fxh.guests")
 
 _BOOT = 300.0
 _COMMAND = 60.0
+# A halted kernel that has not told Xen by then will not tell it any more.
+_AFTER_HALT = 8.0
 
 
 @dataclass(frozen=True)
@@ -183,16 +186,23 @@ class Guest:
     def wait_shutdown(self, deadline: Deadline) -> DomainState:
         """Wait until Xen says that it is shut down (it has to be preserved then).
 
-        Raises GuestDied for one that does not go: that is a hang, too.
+        Raises GuestDied for one that does not go: that is a hang, too, and sure soon after its kernel has halted.
         """
+        since = self.console.offset
+        halted = re.compile(self.profile.halted, re.MULTILINE)
+        grace: list[Deadline] = []
 
         def look() -> DomainState:
             row = self.state()
             if row is None:
                 raise NotYet("it is gone from `xl list`")
-            if not row.shutdown:
-                raise NotYet(f"state {row.state}")
-            return row
+            if row.shutdown:
+                return row
+            if not grace and halted.search(self.console.since(since)):
+                grace.append(deadline.sooner(_AFTER_HALT))
+            if grace and grace[0].expired:
+                raise deadline.expire(f"{self.name} to be shut down", f"its kernel has halted, and xl says {row.state}")
+            raise NotYet(f"xl says {row.state}")
 
         try:
             return deadline.wait(f"{self.name} to be shut down", look, 0.2)

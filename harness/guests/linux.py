@@ -19,6 +19,8 @@ class Linux:
     os: str = "linux"
     stages: Sequence[Stage] = LINUX
     types: tuple[str, ...] = ("pv", "pvh")
+    # [   12.3] reboot: System halted
+    halted: bytes = rb"reboot: System halted"
     user: str = "root"
     password: str = ""
 
@@ -68,10 +70,10 @@ class Linux:
         source = "Linux drivers/xen/manage.c, shutdown_handlers"
         match control:
             case "poweroff" | "halt":
-                return Fate("poweroff", source)
+                return Fate("poweroff", why=source)
             case "reboot":
-                return Fate("reboot", source)
-        return Fate("", f"{source}: {control!r} is not among them")
+                return Fate("reboot", why=source)
+        return Fate("", why=f"{source}: {control!r} is not among them")
 
     def fate_of_panic(self, guest_type: str) -> Fate:
-        return Fate("crash", "Linux arch/x86/xen/enlighten.c, xen_panic_event")
+        return Fate("crash", why="Linux arch/x86/xen/enlighten.c, xen_panic_event")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from harness.console.stages import Stage
@@ -33,10 +33,14 @@ class Interface:
 
 @dataclass(frozen=True)
 class Fate:
-    """How a guest should end what it was asked: ``reason`` as of ``xl list``; "" when it should live on."""
+    """How a guest should end what it was asked: ``reason`` as of ``xl list``; "" when Xen is told nothing.
+
+    Then it lives on, or ``halts``: its kernel stopped, its domain stays.
+    """
 
     reason: str
-    why: str = ""
+    halts: bool = False
+    why: str = field(default="", kw_only=True)
     """Where that is written."""
 
 
@@ -55,6 +59,11 @@ class GuestProfile(Protocol):
     @property
     def types(self) -> tuple[str, ...]:
         """The guest types it can run as."""
+        ...
+
+    @property
+    def halted(self) -> bytes:
+        """A regex for what it prints when it has halted for good."""
         ...
 
     @property

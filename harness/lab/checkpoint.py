@@ -18,12 +18,18 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from harness.errors import InfrastructureError, UsageError
+from harness.errors import InfrastructureError, LabDead, UsageError
 from harness.lab.keys import Keys
 from harness.lab.qemu import MachineSpec, Qemu, command
 from harness.lab.store import LabImage
 
 READY = "ready"
+
+
+class CheckpointBroken(LabDead):
+    """QEMU could not load a checkpoint; it has been removed, to be made anew."""
+
+
 _FORMAT = 1
 _PAGE = 4096
 _BLOCK = 1 << 20

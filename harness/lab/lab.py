@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import re
@@ -11,10 +12,10 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from harness.deadline import Deadline, NotYet
-from harness.errors import InfrastructureError, LabDead, TransportError, UsageError
+from harness.errors import DeadlineExpired, InfrastructureError, LabDead, TransportError, UsageError
 from harness.lab import checkpoint, keys, records
 from harness.lab.accel import Accel
-from harness.lab.checkpoint import Checkpoint
+from harness.lab.checkpoint import Checkpoint, CheckpointBroken
 from harness.lab.machine import Machine, now
 from harness.lab.pulse import Pulse
 from harness.lab.qemu import MachineSpec, Qemu
@@ -78,11 +79,12 @@ class Lab:
         if records.state(self.name) == "up":
             raise UsageError(f"a lab {self.name} is up already", mend=f"fxh lab down {self.name}, or choose another name")
         ready = checkpoint.find(self.image, checkpoint.READY, self.spec, self.qemu)
-        if ready is None:
-            with checkpoint.lock(self.image, checkpoint.READY, self.spec, self.qemu):
-                ready = checkpoint.find(self.image, checkpoint.READY, self.spec, self.qemu)
-                if ready is None:
-                    ready = self._first(deadline)
+        if ready is not None:
+            with contextlib.suppress(CheckpointBroken):
+                self.restore(ready, deadline)
+                return
+        with checkpoint.lock(self.image, checkpoint.READY, self.spec, self.qemu):
+            ready = checkpoint.find(self.image, checkpoint.READY, self.spec, self.qemu) or self._first(deadline)
         self.restore(ready, deadline)
 
     def _first(self, deadline: Deadline | None) -> Checkpoint:
@@ -101,7 +103,9 @@ class Lab:
         self.parent = ""
         initrd = self.directory / "initrd"
         initrd.touch(mode=0o600)
-        initrd.write_bytes((self.image.directory / "initrd").read_bytes() + archive)
+        base = (self.image.directory / "initrd").read_bytes()
+        # A second archive has to begin at a multiple of four (Linux init/initramfs.c).
+        initrd.write_bytes(base + bytes(-len(base) % 4) + archive)
         self.machine.boot(initrd, deadline)
         self._reach(deadline)
         initrd.unlink()
@@ -109,13 +113,22 @@ class Lab:
     def restore(self, made: Checkpoint, deadline: Deadline | None = None, *, to_freeze: bool = False) -> None:
         """Put this lab into the state of a checkpoint; a running machine is thrown away.
 
-        ``to_freeze`` makes a checkpoint that is to follow quick.
+        ``to_freeze`` makes a checkpoint that is to follow quick. Raises CheckpointBroken for one that QEMU cannot load.
         """
         deadline = deadline or Deadline(_RESTORE)
         self._quiet()
         self._directories()
         self.keys, self.parent, self.dead = made.keys, made.directory.name, ""
-        self.machine.load(made, deadline, to_freeze=to_freeze)
+        try:
+            self.machine.load(made, deadline, to_freeze=to_freeze)
+        except (LabDead, DeadlineExpired) as exc:
+            self.machine.stop()
+            records.stopped(self.name)
+            if not made.directory.exists():
+                raise
+            log.warning("checkpoint %s cannot be loaded and is removed: %s", made.directory.name, exc.message)
+            checkpoint.remove(made.directory)
+            raise CheckpointBroken(f"checkpoint {made.name} could not be loaded: {exc.message}", mend="it is made anew") from exc
         self._reach(deadline)
 
     def checkpoint(self, name: str, note: str = "") -> Checkpoint:

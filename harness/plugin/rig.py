@@ -146,18 +146,21 @@ class Rig:
 
     def _warm_guest(self, cell: Cell, host: LabHost, name: str, directory: Path, shape: Shape) -> tuple[Guest, Boot | None]:
         self._used.add(cell.host)
-        made = host.find_checkpoint(name)
-        if made is None:
-            with checkpoint.lock(host.lab.image, name, host.lab.spec, host.lab.qemu):
-                made = host.find_checkpoint(name) or self._make_warm(cell, host, name, directory, shape)
-        host.restore(made)
-        # The inventory at rest is that of the image, whatever was restored.
+        made = self._warm_checkpoint(cell, host, name, directory, shape)
+        try:
+            host.restore(made)
+        except checkpoint.CheckpointBroken:
+            made = self._warm_checkpoint(cell, host, name, directory, shape)
+            host.restore(made)
         data = json.loads(made.note)
         config = _config(data["config"])
         guest = Guest(host, self.source(cell).profile, config, directory, scale=self.options.scale)
         guest.adopt(int(data["domid"]))
         boot = Boot(config.name, tuple(Stamp(*stamp) for stamp in data["stages"]))
         return guest, boot
+
+    def _warm_checkpoint(self, cell: Cell, host: LabHost, name: str, directory: Path, shape: Shape) -> checkpoint.Checkpoint:
+        return host.find_checkpoint(name) or self._make_warm(cell, host, name, directory, shape)
 
     def _make_warm(self, cell: Cell, host: LabHost, name: str, directory: Path, shape: Shape) -> checkpoint.Checkpoint:
         if cell.host not in self._before:

@@ -35,6 +35,12 @@ rm -f "$root/usr/sbin/xl"; mv "$root/fxh-xl" "$root/usr/sbin/xl"; chmod 755 "$ro
 mv "$root/etc/xen/scripts/block" "$root/etc/xen/scripts/block.xen"; mv "$root/fxh-block" "$root/etc/xen/scripts/block"
 mv "$root/fxh-vif" "$root/etc/xen/scripts/vif-fxh"; chmod 755 "$root/etc/xen/scripts/block" "$root/etc/xen/scripts/vif-fxh"
 echo 'vif.default.script="vif-fxh"' >> "$root/etc/xen/xl.conf"
+# Commands that this Debian has not installed come from busybox.
+bb=/usr/bin/busybox; [ -e "$root$bb" ] || bb=/bin/busybox
+for a in $(chroot "$root" $bb --list); do
+    for d in usr/bin usr/sbin bin sbin; do [ -e "$root/$d/$a" ] || [ -L "$root/$d/$a" ] && continue 2; done
+    ln -s $bb "$root/usr/bin/$a"
+done
 mkdir -p "$root/usr/lib/fxh"; mv "$root/fxh-pae.so" "$root/usr/lib/fxh/pae_first.so"
 echo 'root::0:0:root:/root:/bin/sh' > "$root/etc/passwd.fxh"; grep -v '^root:' "$root/etc/passwd" >> "$root/etc/passwd.fxh"
 mv "$root/etc/passwd.fxh" "$root/etc/passwd"

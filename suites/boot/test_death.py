@@ -43,8 +43,11 @@ def test_control_shutdown(guest: Guest, control: str) -> None:
             assert row.reason == fate.reason, f"{control}: Xen was told {row.reason!r} ({row.state}); {fate.why}"
             letter = {"poweroff": "-", "reboot": "r", "crash": "c"}[fate.reason]
             assert row.state[3:5] == f"s{letter}"
-    if not fate.reason:
+    if fate.halts:
+        guest.console.wait_for(guest.profile.halted, Deadline(90 * guest.scale), "the kernel to halt")
+    elif not fate.reason:
         assert guest.sh("echo alive") == "alive", f"{control}: {fate.why}"
+    if not fate.reason:
         row_now = guest.state()
         assert row_now is not None
         assert not row_now.shutdown, f"{control} shut it down: {row_now.state}; {fate.why}"

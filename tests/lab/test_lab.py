@@ -18,6 +18,7 @@ from harness.errors import HarnessError, InfrastructureError, LabDead, Transport
 from harness.guests import source
 from harness.guests.guest import Guest, Shape, configure
 from harness.lab import archive, checkpoint, factory, records
+from harness.lab.checkpoint import CheckpointBroken
 from harness.lab.factory import LabWish
 from harness.lab.host import LabHost
 from harness.lab.lab import Lab
@@ -51,9 +52,7 @@ def test_dom0_is_a_real_xen_host(host: LabHost) -> None:
     path = "for d in /usr/lib/xen-*/bin; do PATH=$PATH:$d; done"
     missing = host.transport.run(["sh", "-c", f"{path}; for t in {tools}; do command -v $t >/dev/null || echo $t; done"]).text
     assert missing == ""
-    assert host.transport.run(
-        ["sh", "-c", "ls /usr/bin/qemu-system-i386 /usr/libexec/xen-qemu-system-i386 2>/dev/null; true"]
-    ).text
+    assert host.transport.run(["sh", "-c", "ls /usr/bin/qemu-system-i386 /usr/libexec/xen-qemu-system-i386 2>/dev/null; true"]).text
 
 
 def test_what_was_done_is_undone_by_restore(lab: Lab) -> None:
@@ -81,6 +80,18 @@ def test_checkpoint_with_a_running_guest(host: LabHost, tmp_path: Path) -> None:
             again.detach()
     finally:
         checkpoint.remove(made.directory)
+
+
+def test_a_damaged_checkpoint_is_made_anew(lab: Lab) -> None:
+    made = lab.checkpoint("damaged", "")
+    data = made.state.read_bytes()
+    made.state.chmod(0o600)
+    made.state.write_bytes(data[: len(data) // 2])
+    with pytest.raises(CheckpointBroken, match="could not be loaded"):
+        lab.restore(made)
+    assert checkpoint.find(lab.image, "damaged", lab.spec, lab.qemu) is None
+    lab.up()
+    assert lab.ssh.run(["true"]).status == 0
 
 
 def test_disks_are_plugged_without_a_copy(host: LabHost, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ import pytest
 from harness.errors import HarnessError, InfrastructureError, LabDead, UsageError
 from harness.lab import archive, checkpoint, cpio, keys, qemu, recipe, records
 from harness.lab.checkpoint import Checkpoint, copy_sparse
-from harness.lab.machine import cpu_state, overlay
+from harness.lab.machine import cpu_state, in_guest_mode, overlay
 from harness.lab.monitor import Monitor
 from harness.lab.process import Process, listening
 from harness.lab.qemu import MachineSpec, Qemu
@@ -197,6 +197,11 @@ CR0=%s CR2=0000365cb7b8c89c CR3=00000000b60dc000 CR4=00010660
 def test_busy_or_hung(looks: list[tuple[str, str, int, str]], busy: bool, words: str) -> None:
     state = cpu_state([REGISTERS % look for look in looks])
     assert (state.busy, words in state.text) == (busy, True), state
+
+
+def test_guest_mode() -> None:
+    assert not in_guest_mode("GDT= ffff820000000000 0000efff\nIDT=     ffff82d04057f000 00000fff\n")
+    assert in_guest_mode("IDT=     ffff82d04057f000 00000fff\nIDT=     fffffe0000000000 00000fff\n")
 
 
 def test_stale_labs_are_swept(store: Path, tmp_path: Path) -> None:

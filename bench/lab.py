@@ -1,0 +1,120 @@
+"""How fast a lab is: whole processes, medians, beside the bounds that were promised. Run by hand: python bench/lab.py
+
+--build   also build a lab from scratch (in a store of its own; a minute or two)
+--guest   also the restore of a checkpoint with a booted guest
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from harness import paths
+from harness.guests import source
+from harness.guests.guest import Guest, Shape, configure
+from harness.lab import checkpoint, factory
+from harness.lab.factory import LabWish
+from harness.lab.host import LabHost
+
+FXH = [str(Path(sys.executable).parent / "fxh")]
+
+
+def timed(argv: list[str], **environment: str) -> float:
+    begun = time.monotonic()
+    done = subprocess.run(argv, capture_output=True, env={**os.environ, **environment}, check=False)
+    if done.returncode:
+        raise SystemExit(done.stderr.decode())
+    return time.monotonic() - begun
+
+
+def line(what: str, runs: list[float], bound: str) -> None:
+    low, high = min(runs), max(runs)
+    print(f"{what:<58} {statistics.median(runs):8.2f} s  ({low:.2f} to {high:.2f}, {len(runs)} runs)   bound {bound}", flush=True)
+
+
+def up(times: int) -> None:
+    runs = []
+    for _ in range(times):
+        runs.append(timed([*FXH, "lab", "up", "bench", "--keep"]))
+        timed([*FXH, "lab", "rm", "bench"])
+    line("fxh lab up: start, restore, working ssh (whole process)", runs[1:], "1.0 s")
+
+
+def cold() -> None:
+    runs = []
+    for _ in range(3):
+        with factory.make(LabWish()) as lab:
+            begun = time.monotonic()
+            lab.boot()
+            runs.append(time.monotonic() - begun)
+    line("cold start to ssh", runs, "20 s")
+
+
+def size() -> None:
+    image = factory.image(LabWish())
+    lab = factory.make(LabWish())
+    ready = checkpoint.find(image, checkpoint.READY, lab.spec, lab.qemu)
+    total = image.size + sum(p.stat().st_blocks * 512 for p in (image.directory / "control").iterdir())
+    print(
+        f"a stopped lab: image {total >> 20} MiB + ready checkpoint {ready.size >> 20 if ready else 0} MiB   bound 400 MB, image 250 MB"
+    )
+
+
+def guest() -> None:
+    """A restored guest answers a shell command; beside it, in the same run, a fresh boot of the same guest."""
+    with tempfile.TemporaryDirectory() as scratch, factory.make(LabWish()) as lab:
+        lab.up()
+        host = LabHost(lab)
+        what = source.control(lab.image.directory / "control")
+        for kind in ("pv", "pvh"):
+            begun = time.monotonic()
+            first = Guest(host, what.profile, configure(host, what, Shape(kind), f"fxh-bench-{kind}"), Path(scratch)).boot()
+            first.sh("echo 1")
+            fresh = time.monotonic() - begun
+            first.detach()
+            made = host.make_checkpoint(f"bench-{kind}", "")
+            runs = []
+            for _ in range(7):
+                begun = time.monotonic()
+                host.restore(made)
+                again = Guest(host, what.profile, first.config, Path(scratch)).adopt(first.domid)
+                again.sh("echo 1")
+                runs.append(time.monotonic() - begun)
+                again.detach()
+            line(f"restore with a booted {kind} guest to its answer", runs, "2 s")
+            print(f"    a fresh boot of it took {fresh:.1f} s: {fresh / statistics.median(runs):.1f} times as long")
+            checkpoint.remove(made.directory)
+            ready = host.find_checkpoint(checkpoint.READY)
+            assert ready is not None
+            host.restore(ready)
+
+
+def build() -> None:
+    with tempfile.TemporaryDirectory(dir=paths.store()) as store:
+        line("fxh lab build, from nothing", [timed([*FXH, "lab", "build"], FXH_STORE=store)], "180 s")
+        line("fxh lab build, cached (whole process)", [timed([*FXH, "lab", "build"], FXH_STORE=store) for _ in range(5)], "0 s")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--build", action="store_true")
+    parser.add_argument("--guest", action="store_true")
+    chosen = parser.parse_args()
+    factory.image(LabWish())
+    up(8)
+    cold()
+    size()
+    if chosen.guest:
+        guest()
+    if chosen.build:
+        build()
+
+
+if __name__ == "__main__":
+    main()
