@@ -30,8 +30,9 @@ bench: setup
 	$(BIN)/python bench/lab.py
 	$(BIN)/python bench/console.py
 
-report:
-	@echo "reports/latest/index.html"
+# The latest run's page, mail and JSON, written anew; says the verdict and where they are.
+report: $(VENV)/installed
+	$(BIN)/fxh report || test $$? -eq 1
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); \

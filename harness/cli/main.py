@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from harness import __version__
-from harness.cli import guest, lab, run, setup
+from harness.cli import guest, lab, report, run, setup
 from harness.errors import ExitCode, HarnessError
 
 app = typer.Typer(
@@ -23,6 +23,7 @@ app.add_typer(lab.app, name="lab")
 run.register(app)
 guest.register(app)
 setup.register(app)
+report.register(app)
 
 
 def _version(wanted: bool) -> None:

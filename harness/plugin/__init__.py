@@ -23,6 +23,9 @@ def pytest_configure(config: pytest.Config) -> None:
         "needs(os, types, capability): what a case cannot do without: os 'freebsd' or 'linux', guest types, "
         "host capabilities (pygrub, hvm, checkpoint)",
     )
+    config.addinivalue_line(
+        "markers", "formerly(key, ...): keys (as `fxh history` shows them) that this case had before it was renamed"
+    )
     if not config.getoption("help"):
         from harness.plugin import session
 
@@ -82,8 +85,11 @@ def pytest_configure_node(node: Any) -> None:
     from harness.plugin import session
 
     node.workerinput["fxh_run"] = str(session.run_path(node.config))
+    node.workerinput["fxh_command"] = session.command()
 
 
+# Last, so that pytest's own files (JUnit's, allure's) are written when verdicts are put into them.
+@pytest.hookimpl(trylast=True)
 def pytest_sessionfinish(session: pytest.Session) -> None:
     from harness.plugin import session as ours
 
