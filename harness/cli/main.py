@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from harness import __version__
-from harness.cli import guest, lab, report, run, setup
+from harness.cli import guest, investigate, lab, report, run, setup
 from harness.errors import ExitCode, HarnessError
 
 app = typer.Typer(
@@ -24,6 +24,7 @@ run.register(app)
 guest.register(app)
 setup.register(app)
 report.register(app)
+investigate.register(app)
 
 
 def _version(wanted: bool) -> None:
