@@ -72,7 +72,7 @@ def export(target: Path, directory: Path, run: RunResult, case: CaseResult, scru
         case.key, case.nodeid, case.suite, case.case, case.cell, case.outcome, case.identity, case.reason, case.title, run.run,
         run.inputs.get("harness", ""), options, run.inputs | case.inputs, tuple(found),
     )  # fmt: skip
-    manifest = json.loads(scrub(json.dumps({"schema": SCHEMA, **asdict(bundle)})))
+    manifest = {"schema": SCHEMA, **_scrubbed(asdict(bundle), scrub)}
     clean = _bundle(manifest)
     with tarfile.open(target, "w:gz", compresslevel=6) as archive:
         _add(archive, MANIFEST, json.dumps(manifest, indent=1).encode())
@@ -181,6 +181,15 @@ def _readme(bundle: Bundle) -> str:
         "logs/ holds the console, the hypervisor's log, the toolstack's and the domain's configuration. Paths, names and what\n"
         "looked like a secret were taken out of texts; kernels are as they were built.\n"
     )
+
+
+def _scrubbed(value: Any, scrub: Scrubber) -> Any:
+    """Every text within ``value``, one by one: JSON's own escapes would hide what is to be found."""
+    if isinstance(value, dict):
+        return {key: _scrubbed(item, scrub) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_scrubbed(item, scrub) for item in value]
+    return scrub(value) if isinstance(value, str) else value
 
 
 def _bundle(data: dict[str, Any]) -> Bundle:

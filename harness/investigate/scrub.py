@@ -27,7 +27,7 @@ _IN_URL = re.compile(r"(\b[a-z][a-z0-9+.-]*://)[^/\s@]+@")
 # AKIA0123456789ABCDEF   ghp_...   xoxb-...
 _KNOWN = re.compile(r"\b(?:AKIA[0-9A-Z]{16}|gh[pousr]_[A-Za-z0-9]{20,}|xox[abprs]-[A-Za-z0-9-]{10,})\b")
 # /home/somebody/x   /root/x   /Users/somebody/x   /tmp/x: whoever's they are
-_HOME = re.compile(r"(?<![\w.])/(?:home/[^/\s:'\"]+|Users/[^/\s:'\"]+|root|tmp|var/tmp)(?=/|\b)")
+_HOME = re.compile(r"(?<![\w.])/(?:home/[^/\s:'\"]+|Users/[^/\s:'\"]+|root|(?:var/)?tmp/[^/\s:'\"]+)(?=/|\b)")
 
 
 @dataclass(frozen=True)
