@@ -155,14 +155,15 @@ def _history(where: Path) -> History:
 
 def _remember_all(runs: Path) -> None:
     """Take in runs whose record was lost (a full disk, a damaged history, a run that was killed), oldest first."""
-    from harness import report as reporting
     from harness.history.store import FILE, History
-    from harness.results.model import read_run
 
     recorded = {run.run for run in History(runs.parent / FILE).runs()}
     for path in sorted(runs.iterdir()) if runs.is_dir() else ():
         if path.name in recorded or not (path / "run.json").is_file():
             continue
+        from harness import report as reporting
+        from harness.results.model import read_run
+
         try:
             result = read_run(path)
         except (OSError, ValueError, TypeError):

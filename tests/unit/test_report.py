@@ -250,6 +250,20 @@ def test_mail_is_plain_narrow_and_says_the_verdict_first(tmp_path: Path) -> None
     assert b"Content-Transfer-Encoding: 8bit" in raw
 
 
+def test_mail_has_what_a_bug_report_needs(tmp_path: Path) -> None:
+    """The death in the middle of a long excerpt, and the domain's configuration."""
+    excerpt = "\n".join([*(f"before {n}" for n in range(30)), "panic: no init", *(f"frame{n}()" for n in range(30))])
+    boot = Boot("g", (Stamp("kernel", 1.0),), 2.0, 100.0, "g.console.log", 0, "no init")
+    done = run(1, case("F", excerpt=excerpt, boots=(boot,), files=("a.cfg", "g.cfg")))
+    path = save(tmp_path, done)
+    (path / "cases" / done.cases[0].directory / "g.cfg").write_text('type = "pvh"\nmemory = 512\n')
+    text = mail.body(reporting.make(path, done))
+    assert "| before 29\n| panic: no init\n| frame0()" in text
+    assert "before 27" not in text
+    assert 'Domain configuration:\n| type = "pvh"\n| memory = 512' in text
+    assert "Stages reached: kernel 1.0 s; died after 2.0 s." in text
+
+
 def test_guests_write_no_headers_and_no_lines_of_mail(tmp_path: Path) -> None:
     done = case("F", cell="x\r\nBcc: evil@example.org", reason=HOSTILE, identity=HOSTILE, excerpt=HOSTILE, title=HOSTILE)
     _, made = reported(tmp_path, run(1, done, command=HOSTILE, run="run-001", branch=HOSTILE))
