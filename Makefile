@@ -29,6 +29,7 @@ setup: $(VENV)/installed
 bench: setup
 	$(BIN)/python bench/lab.py
 	$(BIN)/python bench/console.py
+	$(BIN)/python bench/report.py
 
 # The latest run's page, mail and JSON, written anew; says the verdict and where they are.
 report: $(VENV)/installed

@@ -21,7 +21,7 @@ from harness.verdicts import values
 _BUDGET = 5_000_000
 _CAPTURE = 6_000
 # Lines of a death on the first screen, and how many new failures are there with them.
-_EXCERPT, _IN_FULL = 9, 3
+_EXCERPT, _IN_FULL = 12, 3
 # A class for each verdict: its colour and its letter.
 TONES = {
     values.REGRESSION: "bad", values.BASELINE_UNTESTED: "bad", values.NEVER_PASSED: "bad", values.KNOWN_GONE: "odd",
@@ -130,7 +130,7 @@ def _item(path: Path, item: CaseReport, number: int, longest: float, room: _Room
         "timelines": timelines,
         "panels": list(_panels(directory, case.boots, case.files, room)) if red else [],
         "captures": list(_captures(directory, case.files, room)) if red else [],
-        "files": [name for name in case.files if not name.endswith(".idx")],
+        "files": [name for name in case.files if not name.endswith((".idx", ".clock"))],
     }
 
 
