@@ -48,6 +48,9 @@ def report(
     except (OSError, ValueError) as exc:
         raise UsageError(f"{path}: {exc}", mend="this run left nothing that can be read") from exc
     _remember_all(path.parent)
+    # One that was killed did not record itself: what it learned counts as soon as somebody looks at it.
+    if not result.ended and result.cases:
+        reporting.remember(path, result)
     made = reporting.make(path, result, baseline=_baseline(against))
     reporting.write(path, made)
     if mail or send:

@@ -168,6 +168,16 @@ def selector(case: CaseResult) -> str:
     return case.nodeid.rpartition("::")[2]
 
 
+def address(module: str, name: str) -> tuple[str, str]:
+    """How JUnit and allure tell cases apart: ``suites.boot.test_boot`` and a name; only suite and file of the module count."""
+    return ".".join(module.split(".")[-2:]), name
+
+
+def address_of(case: CaseResult) -> tuple[str, str]:
+    path, _, name = case.nodeid.rpartition("::")
+    return address(f"{case.suite}.{Path(path).stem}", name)
+
+
 def narrowed(options: dict[str, str], case: CaseResult) -> dict[str, str]:
     """A run's options, without the guests, types and Xens that the case's own cell has no need of."""
     found = dict(options)

@@ -369,7 +369,7 @@ def test_allure_gets_categories_environment_and_history(tmp_path: Path) -> None:
     path = save(tmp_path, done)
     allure = path / "allure"
     allure.mkdir()
-    result = {"name": f"test_boots[{CELL}]", "status": "failed", "historyId": "h1", "statusDetails": {"message": "[failed] x"}, "parameters": [{"name": "cell", "value": CELL}]}  # fmt: skip
+    result = {"fullName": "suites.boot.test_boot#test_boots", "name": f"test_boots[{CELL}]", "status": "failed", "historyId": "h1", "statusDetails": {"message": "[failed] x"}, "parameters": [{"name": "cell", "value": CELL}]}  # fmt: skip
     (allure / "1-result.json").write_text(json.dumps(result))
     (allure / "2-result.json").write_text("{")
     for _ in range(2):
