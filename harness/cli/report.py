@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from harness.history.store import History, Row
     from harness.verdicts.values import Baseline
 
-_LETTERS = {"passed": "·", "failed": "F", "skipped": "-", "infrastructure": "I", "harness": "H"}
+_LETTERS = {"passed": "·", "failed": "F", "skipped": "-", "infrastructure": "I", "harness": "H", "known": "k"}
 
 
 def register(app: typer.Typer) -> None:

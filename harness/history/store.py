@@ -19,7 +19,7 @@ from sqlalchemy.pool import NullPool
 from harness.errors import InfrastructureError
 from harness.history import damage, schema
 from harness.history.schema import INPUTS, RESULTS, RUNS
-from harness.results.model import CaseResult, RunResult
+from harness.results.model import FAILED, KNOWN, PASSED, PASSES_THOUGH_KNOWN, CaseResult, RunResult
 from harness.verdicts.values import Inputs, Observation
 
 log = logging.getLogger("fxh.history")
@@ -266,8 +266,18 @@ def metrics_of(case: CaseResult) -> dict[str, float]:
 def observation(run: RunResult, case: CaseResult) -> Observation:
     """A result as verdicts see it."""
     inputs = _parsed(_dump(run.inputs | case.inputs))
-    build = case.identity.startswith("build")
-    return Observation(run.run, case.key, case.cell, case.outcome, case.identity, inputs, case.phase, run.branch, build)
+    return _observation(run.run, case.key, case.cell, case.outcome, case.identity, inputs, case.phase, run.branch, case.reason)
+
+
+def _observation(
+    run: str, case: str, cell: str, outcome: str, identity: str, inputs: Inputs, phase: str, branch: str, reason: str
+) -> Observation:
+    """What the run said of known issues, put as what happened: the case failed and is excused, or it passed."""
+    known = ""
+    if outcome == KNOWN or (outcome == FAILED and reason.startswith(PASSES_THOUGH_KNOWN)):
+        known = reason.partition("\n")[0]
+        outcome = FAILED if outcome == KNOWN else PASSED
+    return Observation(run, case, cell, outcome, identity, inputs, phase, branch, known, identity.startswith("build"))
 
 
 def _run(row: Any) -> Run:
@@ -278,7 +288,7 @@ def _run(row: Any) -> Run:
 
 def _row(row: Any, inputs: Mapping[int, Inputs]) -> Row:
     number, run, branch, suite, case, cell, outcome, identity, phase, seconds, inputs_id, metrics, reason, directory = row
-    seen = Observation(run, case, cell, outcome, identity, inputs[inputs_id], phase, branch, identity.startswith("build"))
+    seen = _observation(run, case, cell, outcome, identity, inputs[inputs_id], phase, branch, reason)
     return Row(seen, number, suite, seconds, metrics, reason, directory)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from harness.console.text import plain
 from harness.report.gather import CaseReport, Report, address, address_of
-from harness.results.model import FAILED, PASSED, SKIPPED
+from harness.results.model import FAILED, KNOWN, PASSED, SKIPPED
 from harness.verdicts import values
 
 # allure sorts a result into each category whose regex matches its message, which begins with "[verdict]" for that.
@@ -23,7 +23,7 @@ _CATEGORIES = {
     values.BLOCKED: "Blocked by an earlier failure",
     values.INFRASTRUCTURE: "Infrastructure: nothing was learned",
 }
-_STATUS = {PASSED: "passed", FAILED: "failed", SKIPPED: "skipped"}
+_STATUS = {KNOWN: "skipped", PASSED: "passed", FAILED: "failed", SKIPPED: "skipped"}
 
 
 def write(directory: Path, report: Report) -> None:

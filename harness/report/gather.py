@@ -10,7 +10,7 @@ from pathlib import Path
 from harness.history.store import History, Row, metrics_of, observation
 from harness.report.sentence import sentence
 from harness.report.trends import Trend, trends
-from harness.results.model import FAILED, HARNESS, INFRASTRUCTURE, PASSED, SKIPPED, CaseResult, RunResult, Stamp
+from harness.results.model import FAILED, HARNESS, INFRASTRUCTURE, KNOWN, PASSED, SKIPPED, CaseResult, RunResult, Stamp
 from harness.verdicts.drift import WINDOW, Drift, drifts
 from harness.verdicts.values import KINDS, Baseline, KnownIssue, LastGreen, Observation, Verdict
 from harness.verdicts.whole import Key, gone, judge_run
@@ -20,7 +20,7 @@ REACH, SHOWN = 200, 30
 # Characters of a domain's configuration.
 _CONFIG = 4000
 
-_WORST = {FAILED: 0, HARNESS: 1, INFRASTRUCTURE: 2, PASSED: 3, SKIPPED: 4}
+_WORST = {FAILED: 0, HARNESS: 1, INFRASTRUCTURE: 2, KNOWN: 3, PASSED: 4, SKIPPED: 5}
 
 
 @dataclass(frozen=True)

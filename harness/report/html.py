@@ -29,7 +29,14 @@ TONES = {
     values.FIXED: "good", values.NEW: "good", values.PASS: "good", values.SKIP: "none",
 }  # fmt: skip
 # Outcomes in strips and matrices: class and letter, so that colour is not all there is.
-SQUARES = {"passed": ("p", "·"), "failed": ("f", "F"), "harness": ("h", "H"), "infrastructure": ("i", "I"), "skipped": ("s", " ")}
+SQUARES = {
+    "passed": ("p", "·"),
+    "failed": ("f", "F"),
+    "harness": ("h", "H"),
+    "infrastructure": ("i", "I"),
+    "known": ("k", "k"),
+    "skipped": ("s", " "),
+}
 
 
 @dataclass(frozen=True)

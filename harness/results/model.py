@@ -16,9 +16,11 @@ from typing import Any
 
 SCHEMA = 1
 
-PASSED, FAILED, SKIPPED = "passed", "failed", "skipped"
+PASSED, FAILED, SKIPPED, KNOWN = "passed", "failed", "skipped", "known"
 INFRASTRUCTURE, HARNESS = "infrastructure", "harness"
-OUTCOMES = (PASSED, FAILED, SKIPPED, INFRASTRUCTURE, HARNESS)
+OUTCOMES = (PASSED, FAILED, KNOWN, SKIPPED, INFRASTRUCTURE, HARNESS)
+# How the reason of a failure begins that is none: the case passes where a known issue says that it fails.
+PASSES_THOUGH_KNOWN = "this passes, and is listed as a known issue"
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,7 @@ class Boot:
 @dataclass(frozen=True)
 class CaseResult:
     """How a case ended. ``outcome`` is failed for the product alone; infrastructure and harness are no verdict on it.
+    ``known`` is a failure that a known issue expects, whose line the reason begins with.
 
     ``identity`` is the death's, where there was one; ``files`` are names in the case's directory. ``phase`` is where it ended
     badly: setup, call or teardown. ``formerly`` are the keys the case had before it was renamed.

@@ -37,11 +37,20 @@ def judge(
     if blocked_by or not now.judged:
         return _nothing_learned(now, mine, baseline, known, blocked_by)
     excuse = next((issue for issue in known if issue.excuses(now)), None)
+    if now.known:
+        excuse = excuse or KnownIssue(now.case, reference=now.known)
     if now.outcome == PASSED:
+        if now.known:
+            return _passed(now, mine, excuse)
         gone = next((issue for issue in known if issue.covers(now.case, now.cell) and not issue.intermittent), None)
         return _passed(now, mine, gone)
     if excuse is not None:
-        return Verdict(values.KNOWN, f"known: {excuse.reference}", since=_since(now, mine), reference=excuse.reference)
+        return Verdict(
+            values.KNOWN,
+            f"known: {excuse.reference.removeprefix('known issue, ')}",
+            since=_since(now, mine),
+            reference=excuse.reference,
+        )
     return _failed(now, mine, baseline)
 
 

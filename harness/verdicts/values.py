@@ -75,6 +75,8 @@ class Observation:
     inputs: Inputs = NO_INPUTS
     phase: str = ""
     branch: str = ""
+    known: str = ""
+    """The known issue's line, where the run itself found that one: a failure is excused by it, a pass means that it is gone."""
     build: bool = False
     """The case is the building of what is tested: such a failure is never flaky."""
 

@@ -126,6 +126,20 @@ def test_known_issues_reach_the_report(tmp_path: Path) -> None:
     assert made.news == ()
 
 
+def test_known_issues_of_the_run_are_failures_of_the_past(tmp_path: Path) -> None:
+    known = case("K", kernel="B", reason="known issue, bug 1: it halts\npanic: x")
+    passes = case(
+        "F", kernel="C", identity="", excerpt="", reason="this passes, and is listed as a known issue (bug 1: it halts): remove it"
+    )
+    _, made = reported(tmp_path, run(1, case()), run(2, known))
+    assert made.sentence == "1 known issue; 0 of 1 judged cases passed."
+    assert made.cases[0].verdict.reason == "known: bug 1: it halts"
+    _, made = reported(tmp_path, run(3, passes))
+    assert [(item.verdict.kind, item.verdict.is_news) for item in made.cases] == [("known issue gone", True)]
+    _, made = reported(tmp_path, run(4, case(kernel="D")))
+    assert made.cases[0].verdict.kind == "passed"
+
+
 def test_named_baseline(tmp_path: Path) -> None:
     path, _ = reported(tmp_path, run(1, case()), run(2, case("F", kernel="B")), run(3, case("F", kernel="C")))
     made = reporting.make(path, run(3, case("F", kernel="C")), baseline=NamedRun("run-001"))
@@ -139,6 +153,16 @@ def test_a_history_that_cannot_be_read_costs_the_comparison_alone(tmp_path: Path
     assert made.note.startswith("Compared with nothing: ")
     assert made.note in (path / "index.html").read_text()
     assert [item.verdict.kind for item in made.cases] == ["never passed"]
+
+
+def test_a_report_that_cannot_be_written_costs_no_other(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    done = run(1, case())
+    path = save(tmp_path, done)
+    (path / "mail.eml").mkdir()
+    reporting.publish(path, done)
+    assert "mail.eml: Is a directory" in caplog.text
+    assert (path / "index.html").is_file()
+    assert (path / "report.json").is_file()
 
 
 def test_missing_artifacts_leave_a_page(tmp_path: Path) -> None:

@@ -156,6 +156,7 @@ def test_blame_dry_run_says_what_it_would_run(tmp_path: Path) -> None:
         ["bisect", "test_more", "a", "b"],
         ["bisect", "test_boots", "--source", ".", "--good", "x"],
         ["bisect", "test_boots", "a", "b", "--need", "3", "--of", "2"],
+        ["bisect", "test_boots", "a", "b", "--input", "reports"],
         ["repro", "export", "test_more"],
         ["repro", "run", "/nosuch.tar.gz"],
     ],

@@ -123,6 +123,16 @@ def test_known_issues() -> None:
     assert judge(see("FBx mountroot: y", 9, cell="control-pv"), past, known=[issue]).kind == values.NEVER_PASSED
 
 
+def test_known_issues_that_the_run_found_itself() -> None:
+    verdict = judge(see("FB", 9, known="known issue, bug 1: it halts"), history("PA PA"))
+    assert (verdict.kind, verdict.reference) == (values.KNOWN, "known issue, bug 1: it halts")
+    assert judge(see("PB", 9, known="bug 1"), history("PA PA")).kind == values.KNOWN_GONE
+    # In the past it is a failure as any other: what comes after it is judged by that.
+    past = [*history("PA"), see("FB", 1, known="bug 1")]
+    assert judge(see("FB", 9), past).kind == values.STILL_FAILING
+    assert judge(see("PC", 9), past).kind == values.FIXED
+
+
 def test_brackets_of_parameters_are_themselves() -> None:
     assert KnownIssue("test_shutdown[halt]").covers("boot/test_death::test_shutdown[halt]", "x")
     assert not KnownIssue("test_shutdown[halt]").covers("boot/test_death::test_shutdown[h]", "x")
