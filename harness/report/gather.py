@@ -99,7 +99,9 @@ def gather(
     last_run = rows[-1].seen.run if rows else ""
     return Report(
         run=run,
-        sentence=sentence(run, [(item.result, item.verdict) for item in cases]),
+        sentence=sentence(
+            run, [(item.result, item.verdict) for item in cases], sum(drift.worse for item in cases for drift in item.drifts)
+        ),
         baseline=str(baseline),
         cases=tuple(cases),
         matrix=_matrix(run, rows, shown),

@@ -20,7 +20,7 @@ from harness.errors import UsageError
 from harness.investigate import bundle, notebook
 from harness.investigate.bisection import Culprit, Rule, State, Stuck, Try, next_step, tried
 from harness.investigate.blame import ALL_GOOD, AS_IT_FAILED, CONTROL, Side, conclude, plan
-from harness.investigate.builds import Commits
+from harness.investigate.builds import Commits, Files
 from harness.investigate.rerun import selector
 from harness.investigate.scrub import Scrubber
 
@@ -185,6 +185,20 @@ def test_notebook_goes_on_and_refuses_what_is_damaged(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="no build"):
         notebook.open_(tmp_path, "c", "x", "kernel", ("a", "b"))
     assert notebook.open_(tmp_path, "c", "x", "kernel", ("a", "b"), restart=True).state.answers == ()
+
+
+def test_files_are_builds_by_their_content(tmp_path: Path) -> None:
+    (tmp_path / "guest").mkdir()
+    for name in ("k", "guest/vmlinuz", "guest/initrd"):
+        (tmp_path / name).write_text(name)
+    paths = [tmp_path / name for name in ("k", "guest", "none")]
+    first = Files(paths)
+    assert [name.partition(" ")[0] for name in first.names] == ["k", "guest", "none"]
+    assert (first.names[2], first.option(2)) == ("none (missing)", None)
+    assert first.option(0) == str(tmp_path / "k")
+    (tmp_path / "guest" / "initrd").write_text("another")
+    second = Files(paths)
+    assert [a == b for a, b in zip(first.names, second.names, strict=True)] == [True, False, True]
 
 
 def test_commits_are_built_once_and_broken_ones_said(tmp_path: Path) -> None:
