@@ -7,7 +7,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from harness.history.store import History, Row, metrics_of, observation
+from harness.history.rows import Row, metrics_of, observation
+from harness.history.store import History
 from harness.report.sentence import sentence
 from harness.report.trends import Trend, trends
 from harness.results.model import FAILED, HARNESS, INFRASTRUCTURE, KNOWN, PASSED, SKIPPED, CaseResult, RunResult, Stamp
