@@ -59,7 +59,7 @@ def build(recipe: Recipe, *, force: bool = False) -> LabImage:
     Raises BuildError with the failing tool's last lines; a half build never stays in the store.
     """
     target = paths.store() / "labs" / recipe.key
-    if not force and (target / "manifest.json").is_file():
+    if not force and _whole(target):
         return LabImage(target)
     missing = missing_packages()
     if missing:
@@ -69,9 +69,7 @@ def build(recipe: Recipe, *, force: bool = False) -> LabImage:
         )
     target.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{target}.lock"):
-        if force and target.exists():
-            shutil.rmtree(target)
-        if (target / "manifest.json").is_file():
+        if not force and _whole(target):
             return LabImage(target)
         if target.exists():
             shutil.rmtree(target)
@@ -79,6 +77,16 @@ def build(recipe: Recipe, *, force: bool = False) -> LabImage:
             _make(recipe, work)
             work.rename(target)
     return LabImage(target)
+
+
+def _whole(target: Path) -> bool:
+    """Whether the store has it undamaged; damage is told, and mended by building anew."""
+    if not target.exists():
+        return False
+    damage = LabImage(target).damage()
+    if damage:
+        log.warning("lab image %s is damaged (%s) and is built anew", target.name, damage)
+    return not damage
 
 
 @contextmanager
@@ -103,21 +111,8 @@ def _make(recipe: Recipe, work: Path) -> None:
     parts = work / "parts"
     parts.mkdir()
     (work / "pae_first.c").write_bytes(files["dom0/pae_first.c"])
-    _run(
-        [
-            "cc",
-            "-O2",
-            "-shared",
-            "-fPIC",
-            "-Wall",
-            "-Werror",
-            "-o",
-            str(work / "pae_first.so"),
-            str(work / "pae_first.c"),
-            "-ldl",
-        ],
-        work,
-    )
+    library, code = str(work / "pae_first.so"), str(work / "pae_first.c")
+    _run(["cc", "-O2", "-shared", "-fPIC", "-Wall", "-Werror", "-o", library, code, "-ldl"], work)
     for name in _INTO_ROOT:
         (work / name).write_bytes(files[f"dom0/{name}"])
     env = {

@@ -23,6 +23,19 @@ class LabImage:
         data: dict[str, Any] = json.loads((self.directory / "manifest.json").read_text())
         return data
 
+    def damage(self) -> str:
+        """What is wrong with its files, "" when nothing is: a disk that was full, somebody who tidied up."""
+        try:
+            sizes = self.manifest["sizes"]
+        except (OSError, ValueError, KeyError, TypeError) as exc:
+            return f"manifest.json cannot be read: {exc}"
+        for name, size in sizes.items():
+            path = self.directory / name
+            found = path.stat().st_size if path.is_file() else None
+            if found != size:
+                return f"{name} is missing" if found is None else f"{name} has {found} bytes instead of {size}"
+        return ""
+
     @property
     def size(self) -> int:
         """Bytes on disk, without checkpoints."""
