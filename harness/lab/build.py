@@ -25,7 +25,7 @@ from harness import paths
 from harness.errors import BuildError, UsageError
 from harness.lab import cpio
 from harness.lab.recipe import Recipe
-from harness.lab.store import LabImage
+from harness.lab.store import LabImage, used
 
 log = logging.getLogger("fxh.lab.build")
 
@@ -60,6 +60,7 @@ def build(recipe: Recipe, *, force: bool = False) -> LabImage:
     """
     target = paths.store() / "labs" / recipe.key
     if not force and _whole(target):
+        used(target)
         return LabImage(target)
     missing = missing_packages()
     if missing:
