@@ -94,9 +94,10 @@ def matrix(run: RunResult) -> dict[str, dict[str, dict[str, int]]]:
 def line(boot: Boot, longest: float) -> Line:
     """A boot as bars: each stage lasts until the next is reached."""
     bars = []
-    ends = [*(stamp.at for stamp in boot.stages[1:]), boot.died or (boot.stages[-1].at if boot.stages else 0)]
+    ends = [*(stamp.at for stamp in boot.stages[1:]), boot.died]
     scale = 100 / max(longest, 0.001)
-    for stamp, end in zip(boot.stages, ends, strict=True):
+    for stamp, next_at in zip(boot.stages, ends, strict=False):
+        end = stamp.at if next_at is None else next_at
         seconds = max(0.0, end - stamp.at)
         bars.append(Bar(stamp.name, stamp.at, seconds, stamp.at * scale, max(0.4, min(100.0, end * scale) - stamp.at * scale)))
     return Line(boot.domain, tuple(bars), boot.died, min(100.0, (boot.died or 0) * scale))

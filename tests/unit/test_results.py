@@ -58,7 +58,13 @@ def test_exit_codes(outcomes: list[str], code: int) -> None:
 
 
 def test_results_survive_the_way_to_disk(tmp_path: Path) -> None:
-    done = case("failed", reason=HOSTILE, boots=(Boot("d", (Stamp("kernel", 1.5),), 2.0),), files=("a.log",), metrics={"m": 1.0})
+    done = case(
+        "failed",
+        reason=HOSTILE,
+        boots=(Boot("d", (Stamp("kernel", 1.5),), 2.0), Boot("e", (), 7.0)),
+        files=("a.log",),
+        metrics={"m": 1.0},
+    )
     directory = tmp_path / "cases" / "one"
     directory.mkdir(parents=True)
     model.write_case(directory, done)
@@ -71,7 +77,8 @@ def test_results_survive_the_way_to_disk(tmp_path: Path) -> None:
 
 
 def test_page_escapes_what_guests_say(tmp_path: Path) -> None:
-    done = case("failed", reason=HOSTILE, excerpt=HOSTILE, title=HOSTILE, files=("g.console.log",), directory="one")
+    done = case("failed", reason=HOSTILE, excerpt=HOSTILE, title=HOSTILE, files=("g.console.log",), directory="one",
+                boots=(Boot("no stage reached", (), 7.0), Boot("alive", (Stamp("kernel", 1.5),))))  # fmt: skip
     (tmp_path / "cases" / "one").mkdir(parents=True)
     (tmp_path / "cases" / "one" / "g.console.log").write_bytes(HOSTILE.encode() + b"\xff\xfe")
     page = html.render(tmp_path, RunResult("r", "now", "then", cases=(done,)))
