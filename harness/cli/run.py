@@ -26,6 +26,8 @@ def run(
     xen: Annotated[str, typer.Option("--xen", help="Xen versions of the lab (by commas).")] = "",
     kernel: Annotated[Path | None, typer.Option("--kernel", help="A FreeBSD kernel.")] = None,
     disk: Annotated[Path | None, typer.Option("--disk", help="The image with its root file system.")] = None,
+    image: Annotated[str, typer.Option("--image", help="A FreeBSD image of the store (fxh image list).")] = "",
+    bootloader: Annotated[str, typer.Option("--bootloader", help="pygrub: dom0 reads the kernel from the image's disk.")] = "",
     root: Annotated[str, typer.Option("--root", help="The guest's root device.")] = "",
     xen_host: Annotated[str, typer.Option("--xen-host", help="A real host: user@host, or local.")] = "",
     hypervisor: Annotated[Path | None, typer.Option("--hypervisor", help="The lab's hypervisor, of your own.")] = None,
@@ -61,6 +63,7 @@ def run(
         argv += ["-n", str(workers), "--dist", "worksteal"]
     for name, value in (
         ("guest", guest), ("type", guest_type), ("xen", xen), ("kernel", kernel), ("disk", disk), ("root", root),
+        ("image", image), ("bootloader", bootloader),
         ("xen-host", xen_host), ("hypervisor", hypervisor), ("dom0-kernel", dom0_kernel), ("accel", accel), ("scale", scale),
     ):  # fmt: skip
         if value:

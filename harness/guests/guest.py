@@ -7,6 +7,7 @@ import re
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from harness.console.deaths import Death
 from harness.console.reader import ConsoleReader
@@ -55,21 +56,43 @@ def configure(host: XenHost, source: GuestSource, shape: Shape, name: str) -> Do
     if shape.type not in host.capabilities:
         raise UsageError(f"{host.facts.name}: its Xen {host.facts.xen} runs no {shape.type} guests")
     variables = {**source.profile.default_variables(source.root, host.facts.emulated), **dict(shape.variables)}
+    given = {key: value for key, value in variables.items() if value is not None}
+    disks = source.disks_with(given) if shape.type == "hvm" else source.disks
+    if shape.type == "hvm" and shape.variables and disks == source.disks:
+        raise UsageError(
+            f"{source.label}: as HVM it takes its kernel variables from its own loader.conf, and this disk has no place for ours",
+            mend="take an image built by `fxh image build`, or another guest type",
+        )
     return DomainConfig(
         name=name,
         type=shape.type,
         memory=shape.memory or source.memory,
         maxmem=shape.maxmem,
         vcpus=shape.vcpus,
-        kernel=host.file(source.kernel) if source.kernel else "",
-        ramdisk=host.file(source.ramdisk) if source.ramdisk else "",
-        extra=source.profile.command_line({key: value for key, value in variables.items() if value is not None}),
-        disks=tuple(Disk(host.disk(d.path, d.format), d.vdev, readonly=d.readonly) for d in source.disks),
+        **_way_in(host, source, shape, given),
+        disks=tuple(Disk(host.disk(d.path, d.format), d.vdev, readonly=d.readonly) for d in disks),
         vifs=tuple(Vif(host.bridge, _mac(name, n)) for n in range(shape.vifs)),
         on_poweroff=shape.on_poweroff,
         on_reboot=shape.on_reboot,
         on_crash=shape.on_crash,
     )
+
+
+def _way_in(host: XenHost, source: GuestSource, shape: Shape, variables: dict[str, str]) -> dict[str, Any]:
+    """How the kernel gets in, and its variables with it: by a firmware and a loader, by a bootloader in dom0, or directly."""
+    if shape.type == "hvm":
+        # Its variables are in its loader's configuration. No VNC server: nobody looks.
+        return {"serial": True, "boot": "c", "more": (("vnc", 0),)}
+    if source.bootloader:
+        own = dict(source.own_variables)
+        words = source.profile.command_line({key: value for key, value in variables.items() if own.get(key) != value})
+        # The bootloader puts a blank between its own words and these, and FreeBSD up to 13 knows no separator but the comma.
+        return {"bootloader": source.bootloader, "extra": f",{words}" if own and words else words}
+    return {
+        "kernel": host.file(source.kernel) if source.kernel else "",
+        "ramdisk": host.file(source.ramdisk) if source.ramdisk else "",
+        "extra": source.profile.command_line(variables),
+    }
 
 
 def _mac(name: str, index: int) -> str:

@@ -23,6 +23,8 @@ class Options:
     xens: tuple[str, ...]
     kernel: Path | None
     disk: Path | None
+    image: str
+    bootloader: str
     root: str
     host: str
     scale: float
@@ -51,6 +53,8 @@ def add(parser: pytest.Parser) -> None:
     group.addoption("--xen", default="", help=f"Xen versions of the lab, by commas: {', '.join(recipe.available_quietly())}")
     group.addoption("--kernel", default="", help="a FreeBSD kernel to boot")
     group.addoption("--disk", default="", help="the disk image with its root file system (raw or qcow2); it is not written to")
+    group.addoption("--image", default="", help="a FreeBSD image of the store (fxh image list), instead of --kernel and --disk")
+    group.addoption("--bootloader", default="", help="with --image: pygrub, so that dom0 reads the kernel from the disk")
     group.addoption("--root", default="", help="the guest's root device (default: the first disk as a whole)")
     group.addoption("--xen-host", default="", help="a real Xen host: user@host, or local for this machine (default: a lab)")
     group.addoption("--scale", type=float, default=1.0, help="stretches every time budget of a guest")
@@ -81,12 +85,20 @@ def read(config: pytest.Config) -> Options:
     kernel, disk = path("kernel"), path("disk")
     if (kernel is None) != (disk is None):
         raise UsageError("--kernel and --disk go together", mend="give the kernel and the image with its root file system")
-    guests = words("guest") or (("freebsd",) if kernel else ("control",))
+    image = str(config.getoption("image"))
+    if image and kernel:
+        raise UsageError(
+            "--image brings its kernel and disks", mend="leave --kernel and --disk out, or swap the kernel: fxh image build"
+        )
+    bootloader = str(config.getoption("bootloader"))
+    if bootloader not in ("", "pygrub") or (bootloader and not image):
+        raise UsageError(f"--bootloader {bootloader}", mend="--image IMAGE --bootloader pygrub")
+    guests = words("guest") or (("freebsd",) if kernel or image else ("control",))
     for guest in guests:
         if guest not in ("control", "freebsd"):
             raise UsageError(f"--guest {guest}", mend="control or freebsd")
-    if "freebsd" in guests and kernel is None:
-        raise UsageError("--guest freebsd needs a FreeBSD", mend="add --kernel KERNEL --disk IMAGE")
+    if "freebsd" in guests and kernel is None and not image:
+        raise UsageError("--guest freebsd needs a FreeBSD", mend="add --image IMAGE, or --kernel KERNEL --disk DISK")
     types = words("guest_type")
     for guest_type in types:
         if guest_type not in ("pv", "pvh", "hvm"):
@@ -105,6 +117,8 @@ def read(config: pytest.Config) -> Options:
         xens=xens,
         kernel=kernel,
         disk=disk,
+        image=image,
+        bootloader=bootloader,
         root=str(config.getoption("root")),
         host=str(config.getoption("xen_host")),
         scale=scale,

@@ -19,6 +19,7 @@ from harness.guests.source import GuestSource
 from harness.hosts import connect
 from harness.hosts.host import DirectHost, XenHost
 from harness.hosts.inventory import Inventory, Item
+from harness.images import image as images
 from harness.lab import checkpoint, factory
 from harness.lab.host import LabHost, key_of
 from harness.plugin.cells import Cell
@@ -63,7 +64,9 @@ class Rig:
 
     @cached_property
     def freebsd(self) -> GuestSource | None:
-        """The FreeBSD given by --kernel and --disk. Raises UsageError when it is none that Xen can start."""
+        """The FreeBSD given by --image, or --kernel and --disk. Raises UsageError when it is none that Xen can start."""
+        if self.options.image:
+            return sources.from_image(images.find(self.options.image), bootloader=self.options.bootloader, root=self.options.root)
         if self.options.kernel is None or self.options.disk is None:
             return None
         return sources.freebsd(self.options.kernel, self.options.disk, root=self.options.root)
