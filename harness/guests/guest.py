@@ -43,6 +43,12 @@ class Shape:
     on_reboot: str = "preserve"
     on_crash: str = "preserve"
     vifs: int = 1
+    root_vdev: str = ""
+    """The vdev of the first disk; its root device is named after it. Empty for the source's own."""
+    disks: tuple[Disk, ...] = ()
+    """Further disks, which are in dom0 already."""
+    bootloader: str = ""
+    """Takes the kernel from the first disk (``pygrub``); the source has to be a bootable one."""
 
 
 def configure(host: XenHost, source: GuestSource, shape: Shape, name: str) -> DomainConfig:
@@ -54,7 +60,13 @@ def configure(host: XenHost, source: GuestSource, shape: Shape, name: str) -> Do
         )
     if shape.type not in host.capabilities:
         raise UsageError(f"{host.facts.name}: its Xen {host.facts.xen} runs no {shape.type} guests")
-    variables = {**source.profile.default_variables(source.root, host.facts.emulated), **dict(shape.variables)}
+    images, root = source.disks, source.root
+    if shape.root_vdev and images:
+        called = source.profile.disk_name
+        root = root.replace(called(images[0].vdev), called(shape.root_vdev), 1)
+        images = (replace(images[0], vdev=shape.root_vdev), *images[1:])
+    variables = {**source.profile.default_variables(root, host.facts.emulated), **dict(shape.variables)}
+    extra = source.profile.command_line({key: value for key, value in variables.items() if value is not None})
     return DomainConfig(
         name=name,
         type=shape.type,
@@ -63,8 +75,10 @@ def configure(host: XenHost, source: GuestSource, shape: Shape, name: str) -> Do
         vcpus=shape.vcpus,
         kernel=host.file(source.kernel) if source.kernel else "",
         ramdisk=host.file(source.ramdisk) if source.ramdisk else "",
-        extra=source.profile.command_line({key: value for key, value in variables.items() if value is not None}),
-        disks=tuple(Disk(host.disk(d.path, d.format), d.vdev, readonly=d.readonly) for d in source.disks),
+        # A bootloader puts a blank between menu.lst's arguments and these, which FreeBSD up to 13 takes as part of a value.
+        extra=f",{extra}" if shape.bootloader and source.profile.os == "freebsd" else extra,
+        bootloader=shape.bootloader,
+        disks=(*(Disk(host.disk(d.path, d.format), d.vdev, readonly=d.readonly) for d in images), *shape.disks),
         vifs=tuple(Vif(host.bridge, _mac(name, n)) for n in range(shape.vifs)),
         on_poweroff=shape.on_poweroff,
         on_reboot=shape.on_reboot,
@@ -243,10 +257,10 @@ class Guest:
         self.console.replace_stream(self.host.toolstack.console(self.domid))
         return self.domid
 
-    def with_config(self, **changes: object) -> Guest:
-        """Another guest like this one, with a changed configuration; not created yet."""
-        config = replace(self.config, **changes)  # type: ignore[arg-type]
-        return Guest(self.host, self.profile, config, self.directory, scale=self.scale)
+    def reconfigure(self, **changes: object) -> Guest:
+        """Change its configuration (fields of DomainConfig) before it is created, or between two lives."""
+        self.config = replace(self.config, **changes)  # type: ignore[arg-type]
+        return self
 
     def attach(self, domid: int) -> None:
         """Attach to a domain that somebody else started."""

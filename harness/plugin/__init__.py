@@ -20,8 +20,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line(
         "markers",
-        "needs(os, types, capability): what a case cannot do without: os 'freebsd' or 'linux', guest types, "
-        "host capabilities (pygrub, hvm, checkpoint)",
+        "needs(os, types, capability, freebsd): what a case cannot do without: os 'freebsd' or 'linux', guest types, "
+        "host capabilities (pygrub, hvm, checkpoint, console-log), FreeBSD releases ('>=12.0,<14.1'; the control guest has none)",
     )
     if not config.getoption("help"):
         from harness.plugin import session

@@ -43,7 +43,7 @@ def cells_of(config: pytest.Config) -> tuple[cells.Cell, ...]:
     if RUN not in config.stash or not (config.stash[RUN] / "cases").is_dir():
         _open(config)
     source = config.stash[RIG].freebsd
-    return cells.cells(config.stash[OPTIONS], source.profile.types if source else ())
+    return cells.cells(config.stash[OPTIONS], source.profile.types if source else (), source.profile.version if source else "")
 
 
 def _open(config: pytest.Config) -> None:
