@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from harness import __version__
-from harness.cli import guest, lab, run, setup
+from harness.cli import guest, lab, matrix, run, setup
 from harness.errors import ExitCode, HarnessError
 
 app = typer.Typer(
@@ -21,6 +21,7 @@ app = typer.Typer(
 )
 app.add_typer(lab.app, name="lab")
 run.register(app)
+matrix.register(app)
 guest.register(app)
 setup.register(app)
 

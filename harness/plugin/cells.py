@@ -51,6 +51,11 @@ def cells(options: Options, freebsd_types: tuple[str, ...], version: str = "") -
     return tuple(found)
 
 
+def everywhere(xens: tuple[str, ...]) -> tuple[Cell, ...]:
+    """All cells that there could be, of a FreeBSD whose release nobody knows: for looking at the suites, not for running."""
+    return tuple(Cell(guest, kind, f"xen-{xen}", xen) for guest, kinds in _TYPES.items() for kind in kinds for xen in xens)
+
+
 def unmet(marks: list[pytest.Mark], cell: Cell) -> str:
     """Why a case that declares ``needs`` cannot run in ``cell``, or ""."""
     for mark in marks:
