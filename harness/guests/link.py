@@ -19,7 +19,7 @@ from harness.hosts.host import XenHost
 from harness.oracles import frames
 from harness.oracles.frames import Frame
 
-_PEER = "/var/lib/fxh/netpeer.py"
+_PEER = "/run/fxh-netpeer.py"
 # RFC 2544's own range: nobody's network.
 _NETWORK = "198.18"
 

@@ -17,7 +17,7 @@ from harness.xen import pygrub
 from harness.xen.pygrub import Extract
 
 MENU = "default=0\ntimeout=0\ntitle FreeBSD\nroot (hd0)\nkernel /boot/kernel/kernel vfs.root.mountfrom=ufs:/dev/xbd0\n"
-_IMAGE = "/var/lib/fxh/pygrub-volume.img"
+_IMAGE = "/run/fxh-volume.img"
 
 Run = Callable[..., Extract]
 
