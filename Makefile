@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # Labs side by side; each takes one CPU.
 WORKERS ?= $(shell nproc 2>/dev/null || sysctl -n hw.ncpu)
 
-.PHONY: run test check lint unit lab setup bench report clean
+.PHONY: run test check lint unit lab setup bench planted report clean
 
 run: setup
 	$(BIN)/fxh run -n $(WORKERS)
@@ -29,6 +29,10 @@ setup: $(VENV)/installed
 bench: setup
 	$(BIN)/python bench/lab.py
 	$(BIN)/python bench/console.py
+
+# Regressions planted on purpose, each through the real suites: all have to be caught.
+planted: setup
+	$(BIN)/python tests/planted/score.py
 
 report:
 	@echo "reports/latest/index.html"

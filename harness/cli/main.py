@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from harness import __version__
-from harness.cli import guest, image, lab, run, setup
+from harness.cli import guest, image, lab, matrix, run, setup
 from harness.errors import ExitCode, HarnessError
 
 app = typer.Typer(
@@ -22,6 +22,7 @@ app = typer.Typer(
 app.add_typer(lab.app, name="lab")
 app.add_typer(image.app, name="image")
 run.register(app)
+matrix.register(app)
 guest.register(app)
 setup.register(app)
 

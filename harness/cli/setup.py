@@ -11,8 +11,8 @@ import typer
 
 from harness.errors import InfrastructureError
 
-# Tool -> Debian package. What builds a lab is in harness.lab.build, this is what runs one.
-RUNS = {"qemu-system-x86_64": "qemu-system-x86", "qemu-img": "qemu-utils"}
+# Tool -> Debian package. What builds a lab is in harness.lab.build, this is what runs one and makes the suites' file systems.
+RUNS = {"qemu-system-x86_64": "qemu-system-x86", "qemu-img": "qemu-utils", "makefs": "makefs"}
 
 
 def register(app: typer.Typer) -> None:

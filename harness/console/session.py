@@ -137,6 +137,13 @@ class Session:
         while True:
             spawn.sendline(quiet.encode())
             if self._expect(spawn, [rb"fxh-quiet\r*\n" + re.escape(PROMPT).encode()], deadline, "a quiet shell", 5.0) is not None:
+                break
+        # An answer about the cursor that came too late for the editing shell would be the beginning of the next command.
+        synced = rb"fxh-synced\r*\n" + re.escape(PROMPT).encode()
+        while True:
+            spawn.sendline()
+            spawn.sendline(b"echo fxh'-'synced")
+            if self._expect(spawn, [synced], deadline, "an empty line", 5.0) is not None:
                 return self
 
     def _expect(self, spawn: ReaderSpawn, patterns: list[Any], deadline: Deadline, what: str, patience: float) -> int | None:

@@ -44,6 +44,12 @@ class Shape:
     on_reboot: str = "preserve"
     on_crash: str = "preserve"
     vifs: int = 1
+    root_vdev: str = ""
+    """The vdev of the first disk; its root device is named after it. Empty for the source's own."""
+    disks: tuple[Disk, ...] = ()
+    """Further disks, which are in dom0 already."""
+    bootloader: str = ""
+    """Takes the kernel from the first disk (``pygrub``); the source has to be a bootable one."""
 
 
 def configure(host: XenHost, source: GuestSource, shape: Shape, name: str) -> DomainConfig:
@@ -55,7 +61,12 @@ def configure(host: XenHost, source: GuestSource, shape: Shape, name: str) -> Do
         )
     if shape.type not in host.capabilities:
         raise UsageError(f"{host.facts.name}: its Xen {host.facts.xen} runs no {shape.type} guests")
-    variables = {**source.profile.default_variables(source.root, host.facts.emulated), **dict(shape.variables)}
+    root = source.root
+    if shape.root_vdev and source.disks:
+        called, first = source.profile.disk_name, source.disks[0]
+        root = root.replace(called(first.vdev), called(shape.root_vdev), 1)
+        source = replace(source, disks=(replace(first, vdev=shape.root_vdev), *source.disks[1:]))
+    variables = {**source.profile.default_variables(root, host.facts.emulated), **dict(shape.variables)}
     given = {key: value for key, value in variables.items() if value is not None}
     disks = source.disks_with(given) if shape.type == "hvm" else source.disks
     if shape.type == "hvm" and shape.variables and disks == source.disks:
@@ -70,7 +81,7 @@ def configure(host: XenHost, source: GuestSource, shape: Shape, name: str) -> Do
         maxmem=shape.maxmem,
         vcpus=shape.vcpus,
         **_way_in(host, source, shape, given),
-        disks=tuple(Disk(host.disk(d.path, d.format), d.vdev, readonly=d.readonly) for d in disks),
+        disks=(*(Disk(host.disk(d.path, d.format), d.vdev, readonly=d.readonly) for d in disks), *shape.disks),
         vifs=tuple(Vif(host.bridge, _mac(name, n)) for n in range(shape.vifs)),
         on_poweroff=shape.on_poweroff,
         on_reboot=shape.on_reboot,
@@ -83,11 +94,12 @@ def _way_in(host: XenHost, source: GuestSource, shape: Shape, variables: dict[st
     if shape.type == "hvm":
         # Its variables are in its loader's configuration. No VNC server: nobody looks.
         return {"serial": True, "boot": "c", "more": (("vnc", 0),)}
-    if source.bootloader:
+    if bootloader := shape.bootloader or source.bootloader:
         own = dict(source.own_variables)
         words = source.profile.command_line({key: value for key, value in variables.items() if own.get(key) != value})
         # The bootloader puts a blank between its own words and these, and FreeBSD up to 13 knows no separator but the comma.
-        return {"bootloader": source.bootloader, "extra": f",{words}" if own and words else words}
+        more = source.profile.os == "freebsd" and (own or shape.bootloader)
+        return {"bootloader": bootloader, "extra": f",{words}" if more and words else words}
     return {
         "kernel": host.file(source.kernel) if source.kernel else "",
         "ramdisk": host.file(source.ramdisk) if source.ramdisk else "",
@@ -266,10 +278,10 @@ class Guest:
         self.console.replace_stream(self.host.toolstack.console(self.domid))
         return self.domid
 
-    def with_config(self, **changes: object) -> Guest:
-        """Another guest like this one, with a changed configuration; not created yet."""
-        config = replace(self.config, **changes)  # type: ignore[arg-type]
-        return Guest(self.host, self.profile, config, self.directory, scale=self.scale)
+    def reconfigure(self, **changes: object) -> Guest:
+        """Change its configuration (fields of DomainConfig) before it is created, or between two lives."""
+        self.config = replace(self.config, **changes)  # type: ignore[arg-type]
+        return self
 
     def attach(self, domid: int) -> None:
         """Attach to a domain that somebody else started."""

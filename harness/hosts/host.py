@@ -93,7 +93,7 @@ class XenHost(Protocol):
         ...
 
     def drop_disk(self, target: str) -> None:
-        """Give back what :meth:`disk` returned."""
+        """Give back what :meth:`disk` returned; other targets are left alone."""
         ...
 
     def inventory(self) -> inventory.Inventory: ...
@@ -218,7 +218,9 @@ class DirectHost:
         return loop
 
     def drop_disk(self, target: str) -> None:
-        remote = self._loops.pop(target)
+        remote = self._loops.pop(target, None)
+        if remote is None:  # a scratch disk: whoever made it takes it back
+            return
         self.transport.run(["losetup", "-d", target])
         self.transport.run(["rm", "-f", remote])
 

@@ -12,7 +12,7 @@ from harness.errors import UsageError
 
 DEFAULT_XEN = "4.20"
 # Raise when the builder makes something else from the same recipe.
-_BUILDER = 1
+_BUILDER = 2
 
 
 @dataclass(frozen=True)
@@ -25,6 +25,7 @@ class Recipe:
     modules: tuple[str, ...]
     initrd_modules: tuple[str, ...]
     control_modules: tuple[str, ...]
+    control_programs: tuple[str, ...]
     trim: tuple[str, ...]
     files: tuple[tuple[str, bytes], ...]
     hypervisor: Path | None = None
@@ -36,7 +37,7 @@ class Recipe:
         digest = hashlib.sha256(f"builder {_BUILDER}\n".encode())
         for part in (self.suite, *self.packages, "|", *self.modules, "|", *self.initrd_modules, "|"):
             digest.update(part.encode() + b"\n")
-        for part in (*self.control_modules, "|", *self.trim):
+        for part in (*self.control_modules, "|", *self.control_programs, "|", *self.trim):
             digest.update(part.encode() + b"\n")
         for name, data in self.files:
             digest.update(name.encode() + b"\0" + hashlib.sha256(data).digest())
@@ -84,6 +85,7 @@ def load(xen: str = DEFAULT_XEN, hypervisor: Path | None = None, dom0_kernel: Pa
         modules=tuple(common["modules"]),
         initrd_modules=tuple(common["initrd_modules"]),
         control_modules=tuple(common["control_modules"]),
+        control_programs=tuple(common["control_programs"]),
         trim=tuple(common["trim"]),
         files=tuple((f"{p.parent.name}/{p.name}", p.read_bytes()) for p in parts),
         hypervisor=hypervisor,

@@ -20,8 +20,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line(
         "markers",
-        "needs(os, types, capability): what a case cannot do without: os 'freebsd' or 'linux', guest types, "
-        "host capabilities (pygrub, hvm, checkpoint)",
+        "needs(os, types, capability, freebsd, once): what a case cannot do without: os 'freebsd' or 'linux', guest types, "
+        "host capabilities (pygrub, hvm, checkpoint, console-log), FreeBSD releases ('>=12.0,<14.1'; the control guest has none); once: the case is about the host alone, and "
+        "runs in one cell of each",
     )
     if not config.getoption("help"):
         from harness.plugin import session
@@ -37,8 +38,9 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize("cell", found, ids=[str(cell) for cell in found], scope="session")
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip, with the reason and the command that would run it, what cannot run in its cell."""
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Skip, with the reason and the command that would run it, what cannot run in its cell; once a host what needs no more."""
+    _once(config, items)
     for item in items:
         callspec = getattr(item, "callspec", None)
         cell = callspec.params.get("cell") if callspec is not None else None
@@ -48,6 +50,27 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             if why:
                 reason = f"{why}; elsewhere: {cells.elsewhere(marks, item.nodeid)}"
                 item.add_marker(pytest.mark.skip(reason=reason))
+
+
+def _once(config: pytest.Config, items: list[pytest.Item]) -> None:
+    kept, dropped = [], []
+    seen: dict[tuple[str, str], str] = {}
+    for item in items:
+        callspec = getattr(item, "callspec", None)
+        cell = callspec.params.get("cell") if callspec is not None else None
+        once = any(mark.kwargs.get("once") for mark in item.iter_markers("needs"))
+        if isinstance(cell, cells.Cell) and once and seen.setdefault((_caseless(item), cell.host), str(cell)) != str(cell):
+            dropped.append(item)
+        else:
+            kept.append(item)
+    if dropped:
+        config.hook.pytest_deselected(items=dropped)
+        items[:] = kept
+
+
+def _caseless(item: pytest.Item) -> str:
+    """The case without the cell: its function."""
+    return item.nodeid.partition("[")[0]
 
 
 def _ours(item: pytest.Item) -> bool:

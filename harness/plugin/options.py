@@ -63,6 +63,7 @@ def add(parser: pytest.Parser) -> None:
     group.addoption("--lab-memory", type=int, default=MEMORY, help="MiB of a lab")
     group.addoption("--lab-cpus", type=int, default=1, help="virtual CPUs of a lab")
     group.addoption("--accel", default="auto", choices=("auto", "tcg", "kvm"), help="how QEMU runs a lab")
+    group.addoption("--fxh-everywhere", action="store_true", help=argparse.SUPPRESS)
     group.addoption("--fxh-run", default="", help=argparse.SUPPRESS)
     group.addoption("--reports", default="", help="where results go (default: reports/ of the project)")
 

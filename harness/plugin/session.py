@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 import secrets
@@ -15,13 +16,14 @@ import pytest
 from harness import __version__
 from harness.console.text import plain
 from harness.errors import HarnessError, UsageError
-from harness.plugin import cells, evidence
+from harness.lab import recipe
+from harness.plugin import cells, evidence, known
 from harness.plugin import options as options_
 from harness.plugin.outcome import Finding, exit_code, judge
 from harness.plugin.rig import CaseContext, Rig, stamps
 from harness.plugin.state import CASE, OPTIONS, PROGRESS, RIG, RUN, Progress, case_directory
 from harness.results import model
-from harness.results.model import INFRASTRUCTURE, PASSED, SKIPPED, Boot, CaseResult, RunResult, Stamp
+from harness.results.model import FAILED, INFRASTRUCTURE, KNOWN, PASSED, SKIPPED, Boot, CaseResult, RunResult, Stamp
 
 log = logging.getLogger("fxh.run")
 
@@ -42,8 +44,10 @@ def cells_of(config: pytest.Config) -> tuple[cells.Cell, ...]:
     """The cells of this run; the first asking sets the run up."""
     if RUN not in config.stash or not (config.stash[RUN] / "cases").is_dir():
         _open(config)
+    if config.getoption("fxh_everywhere"):
+        return cells.everywhere(recipe.available())
     source = config.stash[RIG].freebsd
-    return cells.cells(config.stash[OPTIONS], source.profile.types if source else ())
+    return cells.cells(config.stash[OPTIONS], source.profile.types if source else (), source.profile.version if source else "")
 
 
 def _open(config: pytest.Config) -> None:
@@ -101,11 +105,40 @@ def phase(item: pytest.Item, call: pytest.CallInfo[None], report: pytest.TestRep
         if context is not None and finding.outcome not in (SKIPPED, PASSED):
             finding = _second_thought(item, context, finding)
             evidence.gather(context)
+        _tell(report, call, finding)
+        issue = _known(item)
+        if issue is not None and finding.outcome == FAILED and issue.excuses(finding.reason, _identity(finding)):
+            finding = Finding(KNOWN, f"known issue, {issue.line}\n{finding.reason}", finding.death)
+            # As pytest has it: a failure that was expected.
+            report.outcome, report.wasxfail = "skipped", f"known issue, {issue.line}"
         progress.findings.append((call.when, finding))
         report.user_properties.append(("outcome", finding.outcome))
-        _tell(report, call, finding)
+    elif call.when == "call" and (issue := _known(item)) is not None:
+        text = f"this passes, and is listed as a known issue ({issue.line}): remove its entry from suites/{known.FILE}"
+        progress.findings.append((call.when, Finding(FAILED, text)))
+        report.user_properties.append(("outcome", FAILED))
+        report.outcome, report.longrepr = "failed", text
     if call.when == "teardown":
         _finish(item, progress, context)
+
+
+def _known(item: pytest.Item) -> known.KnownIssue | None:
+    """The known issue that this case is expected to show in its cell."""
+    callspec = getattr(item, "callspec", None)
+    cell = callspec.params.get("cell") if callspec is not None else None
+    if not isinstance(cell, cells.Cell) or callspec is None:
+        return None
+    case = known.case_id(item.path.parent.name, item.name.partition("[")[0], callspec.id, cell)
+    return known.find(_issues(item.path.parent.parent), case, cell)
+
+
+@functools.cache
+def _issues(suites: Path) -> tuple[known.KnownIssue, ...]:
+    return known.load(suites)
+
+
+def _identity(finding: Finding) -> str:
+    return finding.death.identity if finding.death else ""
 
 
 def _second_thought(item: pytest.Item, context: CaseContext, finding: Finding) -> Finding:

@@ -8,9 +8,9 @@ from pathlib import Path
 import jinja2
 
 from harness.console.text import decode, plain
-from harness.results.model import FAILED, HARNESS, INFRASTRUCTURE, PASSED, SKIPPED, Boot, CaseResult, RunResult
+from harness.results.model import FAILED, HARNESS, INFRASTRUCTURE, KNOWN, PASSED, SKIPPED, Boot, CaseResult, RunResult
 
-_ORDER = {FAILED: 0, HARNESS: 1, INFRASTRUCTURE: 2, PASSED: 3, SKIPPED: 4}
+_ORDER = {FAILED: 0, HARNESS: 1, INFRASTRUCTURE: 2, KNOWN: 3, PASSED: 4, SKIPPED: 5}
 # Of a console log the page shows the end; the whole file is beside it.
 _TAIL = 24_000
 
@@ -63,14 +63,14 @@ def render(path: Path, run: RunResult) -> str:
         ],
         matrix=matrix(run),
         inputs=_shared_inputs(run),
-        outcomes=(FAILED, HARNESS, INFRASTRUCTURE, PASSED, SKIPPED),
+        outcomes=(FAILED, HARNESS, INFRASTRUCTURE, KNOWN, PASSED, SKIPPED),
     )
 
 
 def verdict(run: RunResult) -> str:
     """The run in one sentence."""
     failed, lost, ours = run.count(FAILED), run.count(INFRASTRUCTURE), run.count(HARNESS)
-    judged = run.count(PASSED) + failed
+    judged = run.count(PASSED) + run.count(KNOWN) + failed
     rest = f"; nothing was learned from {lost} case{'s' * (lost != 1)} (infrastructure)" if lost else ""
     rest += f"; {ours} bug{'s' * (ours != 1)} of the harness" if ours else ""
     if not run.ended:
@@ -78,7 +78,9 @@ def verdict(run: RunResult) -> str:
     if failed:
         return f"{failed} of {judged} cases failed{rest}."
     if judged:
-        return f"All {judged} cases that could be judged passed{rest}."
+        known = run.count(KNOWN)
+        but = f", but for {known} known issue{'s' * (known != 1)}" if known else ""
+        return f"All {judged} cases that could be judged passed{but}{rest}."
     return f"No case was judged{rest}."
 
 

@@ -15,9 +15,9 @@ from typing import Any
 
 SCHEMA = 1
 
-PASSED, FAILED, SKIPPED = "passed", "failed", "skipped"
+PASSED, FAILED, SKIPPED, KNOWN = "passed", "failed", "skipped", "known"
 INFRASTRUCTURE, HARNESS = "infrastructure", "harness"
-OUTCOMES = (PASSED, FAILED, SKIPPED, INFRASTRUCTURE, HARNESS)
+OUTCOMES = (PASSED, FAILED, KNOWN, SKIPPED, INFRASTRUCTURE, HARNESS)
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,8 @@ class Boot:
 
 @dataclass(frozen=True)
 class CaseResult:
-    """How a case ended. ``outcome`` is failed for the product alone; infrastructure and harness are no verdict on it.
+    """How a case ended. ``outcome`` is failed for the product alone; infrastructure and harness are no verdict on it. ``known`` is a failure that
+    suites/known_issues.toml expects.
 
     ``identity`` is the death's, where there was one; ``files`` are names in the case's directory.
     """
