@@ -34,8 +34,9 @@ bench: setup
 planted: setup
 	$(BIN)/python tests/planted/score.py
 
-report:
-	@echo "reports/latest/index.html"
+# The latest run's page, mail and JSON, written anew; says the verdict and where they are.
+report: $(VENV)/installed
+	$(BIN)/fxh report || test $$? -eq 1
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); \

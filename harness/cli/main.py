@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from harness import __version__
-from harness.cli import guest, image, lab, matrix, run, setup
+from harness.cli import guest, image, investigate, lab, matrix, report, run, setup
 from harness.errors import ExitCode, HarnessError
 
 app = typer.Typer(
@@ -25,6 +25,8 @@ run.register(app)
 matrix.register(app)
 guest.register(app)
 setup.register(app)
+report.register(app)
+investigate.register(app)
 
 
 def _version(wanted: bool) -> None:

@@ -34,6 +34,8 @@ def run(
     dom0_kernel: Annotated[Path | None, typer.Option("--dom0-kernel", help="The lab's dom0 kernel, of your own.")] = None,
     accel: Annotated[str, typer.Option("--accel", help="auto, tcg or kvm.")] = "auto",
     scale: Annotated[float, typer.Option("--scale", help="Stretches every time budget of a guest.")] = 1.0,
+    control: Annotated[Path | None, typer.Option("--control", help="A control guest of your own: vmlinuz and initrd.")] = None,
+    branch: Annotated[str, typer.Option("--branch", help="The line of development tested, for verdicts: main, stable/14.")] = "",
     exitfirst: Annotated[bool, typer.Option("-x", help="Stop at the first failure.")] = False,
     reports: Annotated[Path | None, typer.Option("--reports", help="Where results go (default: reports/).")] = None,
 ) -> None:
@@ -63,7 +65,7 @@ def run(
         argv += ["-n", str(workers), "--dist", "worksteal"]
     for name, value in (
         ("guest", guest), ("type", guest_type), ("xen", xen), ("kernel", kernel), ("disk", disk), ("root", root),
-        ("image", image), ("bootloader", bootloader),
+        ("image", image), ("bootloader", bootloader), ("control", control), ("branch", branch),
         ("xen-host", xen_host), ("hypervisor", hypervisor), ("dom0-kernel", dom0_kernel), ("accel", accel), ("scale", scale),
     ):  # fmt: skip
         if value:

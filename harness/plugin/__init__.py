@@ -24,6 +24,9 @@ def pytest_configure(config: pytest.Config) -> None:
         "host capabilities (pygrub, hvm, checkpoint, console-log), FreeBSD releases ('>=12.0,<14.1'; the control guest has none); once: the case is about the host alone, and "
         "runs in one cell of each",
     )
+    config.addinivalue_line(
+        "markers", "formerly(key, ...): keys (as `fxh history` shows them) that this case had before it was renamed"
+    )
     if not config.getoption("help"):
         from harness.plugin import session
 
@@ -105,8 +108,11 @@ def pytest_configure_node(node: Any) -> None:
     from harness.plugin import session
 
     node.workerinput["fxh_run"] = str(session.run_path(node.config))
+    node.workerinput["fxh_command"] = session.command()
 
 
+# Last, so that pytest's own files (JUnit's, allure's) are written when verdicts are put into them.
+@pytest.hookimpl(trylast=True)
 def pytest_sessionfinish(session: pytest.Session) -> None:
     from harness.plugin import session as ours
 

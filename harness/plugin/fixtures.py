@@ -117,6 +117,7 @@ def _inputs(host: XenHost) -> dict[str, str]:
     found = {"host": facts.name, "backend": facts.backend, "xen": facts.xen, "dom0": facts.dom0}
     if facts.note:
         found["lab"] = facts.note
+        found["qemu"] = facts.note.partition(",")[0]
     if facts.quirks:
         found["quirks"] = "; ".join(facts.quirks)
     return found

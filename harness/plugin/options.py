@@ -33,6 +33,27 @@ class Options:
     lab_memory: int
     lab_cpus: int
     accel: str
+    control: Path | None = None
+    branch: str = ""
+
+    @property
+    def chosen(self) -> dict[str, str]:
+        """What was said, as words for ``fxh run``: without what was left to its default."""
+        said: dict[str, object] = {
+            "guest": ",".join(self.guests),
+            "type": ",".join(self.types),
+            "xen": ",".join(self.xens),
+            "kernel": self.kernel,
+            "disk": self.disk,
+            "root": self.root,
+            "control": self.control,
+            "xen-host": self.host,
+            "hypervisor": self.hypervisor,
+            "dom0-kernel": self.dom0_kernel,
+            "scale": self.scale if self.scale != 1 else "",
+            "accel": self.accel if self.accel != "auto" else "",
+        }
+        return {name: str(value) for name, value in said.items() if value}
 
     def wish(self, xen: str) -> LabWish:
         return LabWish(xen, self.hypervisor, self.dom0_kernel, memory=self.lab_memory, cpus=self.lab_cpus, accel=self.accel)
@@ -57,6 +78,8 @@ def add(parser: pytest.Parser) -> None:
     group.addoption("--bootloader", default="", help="with --image: pygrub, so that dom0 reads the kernel from the disk")
     group.addoption("--root", default="", help="the guest's root device (default: the first disk as a whole)")
     group.addoption("--xen-host", default="", help="a real Xen host: user@host, or local for this machine (default: a lab)")
+    group.addoption("--control", default="", help="a control guest of your own: a directory with its vmlinuz and initrd")
+    group.addoption("--branch", default="", help="the line of development that is tested, for verdicts (main, stable/14)")
     group.addoption("--scale", type=float, default=1.0, help="stretches every time budget of a guest")
     group.addoption("--hypervisor", default="", help="the lab's hypervisor: a xen.gz of your own")
     group.addoption("--dom0-kernel", default="", help="the lab's dom0 kernel: a vmlinuz of your own")
@@ -109,6 +132,10 @@ def read(config: pytest.Config) -> Options:
         for xen in xens:
             if words("xen") and xen not in recipe.available():
                 raise UsageError(f"--xen {xen}: no lab recipe", mend=f"there are: {', '.join(recipe.available())}")
+    control = Path(str(config.getoption("control"))).absolute() if config.getoption("control") else None
+    for name in ("vmlinuz", "initrd") if control else ():
+        if control is not None and not (control / name).is_file():
+            raise UsageError(f"--control {control}: no {name} in it", mend="give a directory with vmlinuz and initrd")
     scale = float(config.getoption("scale"))
     if scale <= 0:
         raise UsageError(f"--scale {scale}", mend="a number above 0")
@@ -128,6 +155,8 @@ def read(config: pytest.Config) -> Options:
         lab_memory=int(config.getoption("lab_memory")),
         lab_cpus=int(config.getoption("lab_cpus")),
         accel=str(config.getoption("accel")),
+        control=control,
+        branch=str(config.getoption("branch")),
     )
 
 

@@ -80,6 +80,8 @@ class Rig:
     def source(self, cell: Cell) -> GuestSource:
         if cell.guest == "freebsd" and self.freebsd is not None:
             return self.freebsd
+        if self.options.control is not None:
+            return sources.control(self.options.control)
         wish = self.options.wish(cell.xen) if cell.xen else self.options.wish(self.options.xens[0])
         return sources.control(factory.image(wish).directory / "control")
 

@@ -6,14 +6,16 @@ import functools
 import logging
 import os
 import secrets
+import shlex
 import shutil
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from harness import __version__
+from harness import paths
 from harness.console.text import plain
 from harness.errors import HarnessError, UsageError
 from harness.lab import recipe
@@ -22,8 +24,20 @@ from harness.plugin import options as options_
 from harness.plugin.outcome import Finding, exit_code, judge
 from harness.plugin.rig import CaseContext, Rig, stamps
 from harness.plugin.state import CASE, OPTIONS, PROGRESS, RIG, RUN, Progress, case_directory
-from harness.results import model
-from harness.results.model import FAILED, INFRASTRUCTURE, KNOWN, PASSED, SKIPPED, Boot, CaseResult, RunResult, Stamp
+from harness.results import model, revision
+from harness.results.model import (
+    FAILED,
+    GONE_WORDS,
+    INFRASTRUCTURE,
+    KNOWN,
+    KNOWN_WORDS,
+    PASSED,
+    SKIPPED,
+    Boot,
+    CaseResult,
+    RunResult,
+    Stamp,
+)  # fmt: skip
 
 log = logging.getLogger("fxh.run")
 
@@ -59,7 +73,9 @@ def _open(config: pytest.Config) -> None:
         (path / "run.json").touch(exist_ok=False)
     except FileExistsError:  # another worker was first
         return
-    model.write_run(path, RunResult(path.name, _now(), command=_command(), inputs=_inputs()))
+    options = config.stash[OPTIONS]
+    run = RunResult(path.name, _now(), "", _command(config), _inputs(), options=options.chosen, branch=options.branch)
+    model.write_run(path, run)
     latest = path.parent.parent / "latest"
     latest.unlink(missing_ok=True)
     latest.symlink_to(Path("runs") / path.name)
@@ -77,12 +93,19 @@ def run_path(config: pytest.Config) -> Path:
     return config.stash[RUN]
 
 
-def _command() -> str:
-    return " ".join([Path(sys.argv[0]).name, *sys.argv[1:]])
+def _command(config: pytest.Config) -> str:
+    worker = getattr(config, "workerinput", None)
+    return str(worker["fxh_command"]) if worker is not None else command()
+
+
+def command() -> str:
+    """What was typed."""
+    return shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
 
 
 def _inputs() -> dict[str, str]:
-    return {"harness": __version__, "python": sys.version.split()[0], "machine": f"{os.uname().sysname} {os.uname().release}"}
+    machine = f"{os.uname().sysname} {os.uname().release}"
+    return {"harness": revision.of(paths.project()), "python": sys.version.split()[0], "machine": machine}
 
 
 def _now() -> str:
@@ -108,13 +131,13 @@ def phase(item: pytest.Item, call: pytest.CallInfo[None], report: pytest.TestRep
         _tell(report, call, finding)
         issue = _known(item)
         if issue is not None and finding.outcome == FAILED and issue.excuses(finding.reason, _identity(finding)):
-            finding = Finding(KNOWN, f"known issue, {issue.line}\n{finding.reason}", finding.death)
+            finding = Finding(KNOWN, f"{KNOWN_WORDS}{issue.line}\n{finding.reason}", finding.death)
             # As pytest has it: a failure that was expected.
-            report.outcome, report.wasxfail = "skipped", f"known issue, {issue.line}"
+            report.outcome, report.wasxfail = "skipped", f"{KNOWN_WORDS}{issue.line}"
         progress.findings.append((call.when, finding))
         report.user_properties.append(("outcome", finding.outcome))
     elif call.when == "call" and (issue := _known(item)) is not None:
-        text = f"this passes, and is listed as a known issue ({issue.line}): remove its entry from suites/{known.FILE}"
+        text = f"{GONE_WORDS}{issue.line}\nRemove its entry from suites/{known.FILE}."
         progress.findings.append((call.when, Finding(FAILED, text)))
         report.user_properties.append(("outcome", FAILED))
         report.outcome, report.longrepr = "failed", text
@@ -174,6 +197,7 @@ def _finish(item: pytest.Item, progress: Progress, context: CaseContext | None) 
     if context is not None:
         boots = _boots(context)
         metrics, inputs = context.metrics, context.inputs
+    formerly = tuple(name for mark in item.iter_markers("formerly") for name in mark.args)
     doc = (getattr(getattr(item, "function", None), "__doc__", None) or "").strip()
     name = item.name.partition("[")[0]
     result = CaseResult(
@@ -193,6 +217,8 @@ def _finish(item: pytest.Item, progress: Progress, context: CaseContext | None) 
         directory=directory.name,
         title=doc.splitlines()[0] if doc else name,
         metrics=metrics,
+        phase=progress.findings[0][0] if progress.findings else "",
+        formerly=formerly,
     )
     model.write_case(directory, result)
     _attach(config, directory, result)
@@ -220,7 +246,10 @@ def _boots(context: CaseContext) -> tuple[Boot, ...]:
         if guest.unpaused:
             death = guest.console.death
             died = round(death.at - guest.unpaused, 3) if death is not None and death.at is not None else None
-            found.append(Boot(guest.name, tuple(Stamp(*stamp) for stamp in stamps(guest)), died))
+            console = guest.console
+            reached = tuple(Stamp(*stamp) for stamp in stamps(guest))
+            said = death.message if death is not None else ""
+            found.append(Boot(guest.name, reached, died, guest.unpaused, console.log_path.name, console.boot_offset, said))
     return tuple(found)
 
 
@@ -234,9 +263,9 @@ def end(config: pytest.Config) -> None:
     path = config.stash.get(RUN, None)
     if hasattr(config, "workerinput") or path is None or not (path / "run.json").exists():
         return
-    from harness.report import write
+    from harness.report import publish
 
     run = model.read_run(path)
-    run = RunResult(run.run, run.started, _now(), run.command, run.inputs, exit_code(run.cases), run.cases)
+    run = replace(run, ended=_now(), exit_code=exit_code(run.cases))
     model.write_run(path, run)
-    write(path, run)
+    publish(path, run)
