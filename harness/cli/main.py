@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from harness import __version__
-from harness.cli import guest, lab, run, setup
+from harness.cli import config, guest, lab, run, setup
 from harness.errors import ExitCode, HarnessError
 
 app = typer.Typer(
@@ -20,6 +20,7 @@ app = typer.Typer(
     help="Boot FreeBSD under Xen, read its console, say what regressed.",
 )
 app.add_typer(lab.app, name="lab")
+app.add_typer(config.app, name="config")
 run.register(app)
 guest.register(app)
 setup.register(app)

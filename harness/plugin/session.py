@@ -5,12 +5,14 @@ from __future__ import annotations
 import logging
 import os
 import secrets
+import shlex
 import shutil
 import sys
 import time
 from pathlib import Path
 
 import pytest
+from _pytest.runner import runtestprotocol
 
 from harness import __version__
 from harness.console.text import plain
@@ -21,11 +23,9 @@ from harness.plugin.outcome import Finding, exit_code, judge
 from harness.plugin.rig import CaseContext, Rig, stamps
 from harness.plugin.state import CASE, OPTIONS, PROGRESS, RIG, RUN, Progress, case_directory
 from harness.results import model
-from harness.results.model import INFRASTRUCTURE, PASSED, SKIPPED, Boot, CaseResult, RunResult, Stamp
+from harness.results.model import HARNESS, INFRASTRUCTURE, PASSED, SKIPPED, Boot, CaseResult, RunResult, Stamp
 
 log = logging.getLogger("fxh.run")
-
-_KEPT_RUNS = 30
 
 
 def check_options(config: pytest.Config) -> None:
@@ -60,7 +60,7 @@ def _open(config: pytest.Config) -> None:
     latest.unlink(missing_ok=True)
     latest.symlink_to(Path("runs") / path.name)
     old = sorted(p for p in path.parent.iterdir() if p.is_dir())
-    for directory in old[:-_KEPT_RUNS]:
+    for directory in old[: -config.stash[OPTIONS].keep_runs]:
         shutil.rmtree(directory, ignore_errors=True)
 
 
@@ -74,7 +74,7 @@ def run_path(config: pytest.Config) -> Path:
 
 
 def _command() -> str:
-    return " ".join([Path(sys.argv[0]).name, *sys.argv[1:]])
+    return shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
 
 
 def _inputs() -> dict[str, str]:
@@ -85,11 +85,48 @@ def _now() -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
 
 
+def finished(config: pytest.Config) -> frozenset[str]:
+    """The cases that a resumed run has judged already; those of which nothing was learned run again."""
+    try:
+        cases = model.read_run(run_path(config)).cases
+    except (OSError, ValueError):
+        return frozenset()
+    return frozenset(case.nodeid for case in cases if case.outcome not in (INFRASTRUCTURE, HARNESS))
+
+
 # -- a case -----------------------------------------------------------------------------------------------------------
 
 
-def begin(item: pytest.Item) -> None:
-    item.stash[PROGRESS] = Progress(time.monotonic(), _now())
+def run(item: pytest.Item, nextitem: pytest.Item | None) -> None:
+    """Run a case; once more when its host was lost under it, since then nothing was learned of the guest."""
+    item.ihook.pytest_runtest_logstart(nodeid=item.nodeid, location=item.location)
+    begin(item)
+    reports = runtestprotocol(item, nextitem=nextitem, log=False)
+    why = _host_lost(item)
+    if why:
+        log.warning("%s: its host was lost; it runs again: %s", item.nodeid, why)
+        item.stash[PROGRESS].lost = why
+        begin(item, why)
+        item._initrequest()  # type: ignore[attr-defined]
+        reports = runtestprotocol(item, nextitem=nextitem, log=False)
+    for report in reports:
+        item.ihook.pytest_runtest_logreport(report=report)
+    item.ihook.pytest_runtest_logfinish(nodeid=item.nodeid, location=item.location)
+
+
+def begin(item: pytest.Item, lost: str = "") -> None:
+    item.stash[PROGRESS] = Progress(time.monotonic(), _now(), lost=lost)
+    if CASE in item.stash:
+        del item.stash[CASE]
+
+
+def _host_lost(item: pytest.Item) -> str:
+    progress = item.stash[PROGRESS]
+    callspec = getattr(item, "callspec", None)
+    cell = callspec.params.get("cell") if callspec is not None else None
+    if cell is None or not any(finding.outcome == INFRASTRUCTURE for _, finding in progress.findings):
+        return ""
+    return item.config.stash[RIG].lost(cell)
 
 
 def phase(item: pytest.Item, call: pytest.CallInfo[None], report: pytest.TestReport) -> None:
@@ -141,6 +178,8 @@ def _finish(item: pytest.Item, progress: Progress, context: CaseContext | None) 
     if context is not None:
         boots = _boots(context)
         metrics, inputs = context.metrics, context.inputs
+    if progress.lost:
+        inputs = {**inputs, "run again because": progress.lost}
     doc = (getattr(getattr(item, "function", None), "__doc__", None) or "").strip()
     name = item.name.partition("[")[0]
     result = CaseResult(
