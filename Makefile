@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # Labs side by side; each takes one CPU.
 WORKERS ?= $(shell nproc 2>/dev/null || sysctl -n hw.ncpu)
 
-.PHONY: run test check lint unit lab setup bench report clean
+.PHONY: run test check lint unit lab setup bench report nightly faults clean
 
 run: setup
 	$(BIN)/fxh run -n $(WORKERS)
@@ -29,6 +29,14 @@ setup: $(VENV)/installed
 bench: setup
 	$(BIN)/python bench/lab.py
 	$(BIN)/python bench/console.py
+
+# [nightly] of fxh.toml; see docs/nightly/ for systemd, cron and CI systems.
+nightly: setup
+	@$(BIN)/fxh nightly
+
+# Hosts that die, hang, fill up: an hour or so, one lab.
+faults: $(VENV)/dev setup
+	$(BIN)/pytest tests/faults -q
 
 report:
 	@echo "reports/latest/index.html"

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from harness import __version__
-from harness.cli import config, guest, lab, run, setup
+from harness.cli import config, guest, hosts, lab, merge, nightly, run, setup
 from harness.errors import ExitCode, HarnessError
 
 app = typer.Typer(
@@ -24,6 +24,9 @@ app.add_typer(config.app, name="config")
 run.register(app)
 guest.register(app)
 setup.register(app)
+hosts.register(app)
+merge.register(app)
+nightly.register(app)
 
 
 def _version(wanted: bool) -> None:

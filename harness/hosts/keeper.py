@@ -268,7 +268,7 @@ class Holder:
                 return True
             if state:
                 return False
-            self._listen(self.wish.get("poll", 0.5))
+            self._listen(self.wish["poll"])
 
     def _try(self) -> str:
         """``held``, or why it never will be, or "" to try again."""
@@ -304,7 +304,7 @@ class Holder:
     def _hold(self) -> None:
         wanted = False
         while True:
-            self._listen(5.0)
+            self._listen(10 * self.wish["poll"])
             if not wanted:
                 with self.book:
                     living, _ = self.book.entries(self.path)

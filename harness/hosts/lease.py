@@ -54,6 +54,8 @@ class Wish:
     supersede: str = ""
     """An earlier lease of ours whose connection broke: it ends before this begins."""
     base: str = BASE
+    poll: float = 0.5
+    """Seconds between two looks at the queue by who waits in it; who holds looks ten times less often."""
 
 
 class HostBusy(InfrastructureError):
@@ -73,7 +75,9 @@ def start(transport: Transport, wish: dict[str, Any]) -> Stream:
     """The keeper at work there."""
     text = program()
     stream = transport.open(["python3", "-c", _BOOT, str(len(text)), json.dumps(wish)])
-    stream.write(text)
+    # Where no Python takes it in, what sh says instead is read from the stream.
+    with contextlib.suppress(TransportError):
+        stream.write(text)
     return stream
 
 
@@ -106,10 +110,12 @@ class Lines:
             self._rest += data
 
 
-def survey(transport: Transport, *, clean: bool = False, deadline: Deadline | None = None, **capacity: int) -> dict[str, Any]:
+def survey(
+    transport: Transport, *, clean: bool = False, deadline: Deadline | None = None, base: str = BASE, **capacity: int
+) -> dict[str, Any]:
     """Leases, capacity and orphans of a host; with ``clean`` the orphans are removed. Raises InfrastructureError."""
     deadline = deadline or Deadline(120)
-    stream = start(transport, {"mode": "clean" if clean else "survey", "base": BASE, **capacity})
+    stream = start(transport, {"mode": "clean" if clean else "survey", "base": base, **capacity})
     lines = Lines(stream)
     try:
         found = lines.next(deadline.remaining)

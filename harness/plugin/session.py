@@ -55,7 +55,8 @@ def _open(config: pytest.Config) -> None:
         (path / "run.json").touch(exist_ok=False)
     except FileExistsError:  # another worker was first
         return
-    model.write_run(path, RunResult(path.name, _now(), command=_command(), inputs=_inputs()))
+    inputs = _inputs() | ({"shard": str(config.getoption("shard"))} if config.getoption("shard") else {})
+    model.write_run(path, RunResult(path.name, _now(), command=_command(), inputs=inputs))
     latest = path.parent.parent / "latest"
     latest.unlink(missing_ok=True)
     latest.symlink_to(Path("runs") / path.name)
