@@ -25,6 +25,7 @@ from harness.hosts.lease import Wish
 from harness.hosts.pool import LAB, Pool, members
 from harness.lab import checkpoint, factory
 from harness.lab.host import LabHost, key_of
+from harness.plugin import keep as keeping
 from harness.plugin.cells import Cell
 from harness.plugin.options import Options
 from harness.results.model import Boot, Stamp
@@ -47,6 +48,8 @@ class CaseContext:
     warm_boot: Boot | None = None
     inputs: dict[str, str] = field(default_factory=dict)
     metrics: dict[str, float] = field(default_factory=dict)
+    kept: str = ""
+    """How to attach to its guests, which are left as they are."""
 
     @property
     def consoles(self) -> list[ConsoleReader]:
@@ -62,6 +65,7 @@ class Rig:
         self._hosts: dict[str, DirectHost] = {}
         self._before: dict[str, Inventory] = {}
         self._used: set[str] = set()
+        self._kept = 0
 
     # -- what is tested -----------------------------------------------------------------------------------------------
 
@@ -235,6 +239,19 @@ class Rig:
             if not found:
                 break
         return found
+
+    def keep(self, cell: Cell, context: CaseContext) -> None:
+        """Leave the guests of a failed case for somebody to look at; the next case gets another share or another lab."""
+        host = self._hosts.get(cell.host)
+        if self.options.keep != "failed" or host is None or not context.guests or context.kept:
+            return
+        if self._kept >= keeping.MOST:
+            log.warning("this worker keeps %d guests already: no more", self._kept)
+            return
+        context.kept = keeping.keep(host, context.guests, self.options.keep_minutes)
+        if context.kept:
+            self._kept += 1
+            self._drop(cell.host)
 
     def clean(self, guests: list[Guest]) -> None:
         """Remove a case's guests. On a lab they go when it is put back for the next case."""

@@ -23,7 +23,7 @@ from harness.plugin.outcome import Finding, exit_code, judge
 from harness.plugin.rig import CaseContext, Rig, stamps
 from harness.plugin.state import CASE, OPTIONS, PROGRESS, RIG, RUN, Progress, case_directory
 from harness.results import model
-from harness.results.model import HARNESS, INFRASTRUCTURE, PASSED, SKIPPED, Boot, CaseResult, RunResult, Stamp
+from harness.results.model import FAILED, HARNESS, INFRASTRUCTURE, PASSED, SKIPPED, Boot, CaseResult, RunResult, Stamp
 
 log = logging.getLogger("fxh.run")
 
@@ -139,9 +139,14 @@ def phase(item: pytest.Item, call: pytest.CallInfo[None], report: pytest.TestRep
         if context is not None and finding.outcome not in (SKIPPED, PASSED):
             finding = _second_thought(item, context, finding)
             evidence.gather(context)
+            if finding.outcome == FAILED and context.cell is not None and call.when != "teardown":
+                item.config.stash[RIG].keep(context.cell, context)
         progress.findings.append((call.when, finding))
         report.user_properties.append(("outcome", finding.outcome))
         _tell(report, call, finding)
+        if context is not None and context.kept:
+            (context.directory / "kept.txt").write_text(context.kept + "\n")
+            report.longrepr = f"{report.longrepr}\n--- kept ---\n{context.kept}"
     if call.when == "teardown":
         _finish(item, progress, context)
 
