@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 from harness.config.schema import HostConfig
 from harness.deadline import Deadline
-from harness.errors import InfrastructureError, UsageError
+from harness.errors import DeadlineExpired, InfrastructureError, UsageError
 from harness.hosts import connect
 from harness.hosts.host import DirectHost
 from harness.hosts.lease import HostBusy, HostTooSmall, Wish
@@ -21,6 +21,8 @@ log = logging.getLogger("fxh.hosts")
 LAB = "lab"
 _AVOID = 120.0
 _PAUSE = 3.0
+# So long may a host that was ours take to come back: a reboot, a switch that is restarted.
+_COME_BACK = 300.0
 
 
 def members(words: str, hosts: Mapping[str, HostConfig]) -> tuple[HostConfig, ...]:
@@ -65,10 +67,14 @@ class Pool:
     """Hosts to be left alone: since when, and why."""
     _before: dict[str, str] = field(default_factory=dict)
     """The last lease on each host that was lost: the next one there ends it."""
+    _given_up: bool = False
+    """Nobody came back in time once: from then on it is looked for, and not waited for."""
 
     def acquire(self, wish: Wish, deadline: Deadline) -> DirectHost:
         """A host with a lease on it, prepared. Raises InfrastructureError when none has room in time, or none is left."""
         order = [self.hosts[(self.first + n) % len(self.hosts)] for n in range(len(self.hosts))]
+        alone = len(order) == 1
+        patience = Deadline(min(_COME_BACK, deadline.remaining))
         while True:
             why: dict[str, str] = {}
             busy: list[HostConfig] = []
@@ -77,13 +83,15 @@ class Pool:
                 if self._avoided(config) and busy:
                     continue
                 try:
-                    return self._take(config, wish, Deadline(60), nowait=len(self.hosts) > 1)
+                    return self._take(config, wish, deadline if alone else Deadline(60), nowait=not alone)
                 except HostBusy as exc:
                     busy.append(config)
                     why[_name(config)] = exc.message
                 except HostTooSmall as exc:
                     why[_name(config)] = exc.message
                 except InfrastructureError as exc:
+                    if alone and isinstance(exc, DeadlineExpired):
+                        raise
                     why[_name(config)] = exc.message
                     self.lost(_name(config), exc.message)
             if busy:
@@ -91,14 +99,11 @@ class Pool:
                 config = busy[self.first % len(busy)]
                 log.info("no host of %d has room: waiting at %s", len(self.hosts), _name(config))
                 return self._take(config, wish, deadline, nowait=False)
-            if deadline.expired or not self._may_come_back(why):
+            if patience.expired or self._given_up or not any(name in self._before for name in why):
+                self._given_up = True
                 reasons = "\n".join(f"  {name}: {reason}" for name, reason in why.items())
                 raise InfrastructureError(f"none of the hosts serves:\n{reasons}", mend="fxh doctor HOST says more")
             time.sleep(_PAUSE)
-
-    def _may_come_back(self, why: Mapping[str, str]) -> bool:
-        """Whether some host was ours before, so that waiting for it makes sense: it is rebooting, its link is cut."""
-        return any(name in self._before for name in why)
 
     def _take(self, config: HostConfig, wish: Wish, deadline: Deadline, *, nowait: bool) -> DirectHost:
         name = _name(config)
@@ -118,6 +123,7 @@ class Pool:
             raise
         self._lost.pop(name, None)
         self._before.pop(name, None)
+        self._given_up = False
         return host
 
     def lost(self, name: str, why: str, run: str = "") -> None:
