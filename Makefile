@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # Labs side by side; each takes one CPU.
 WORKERS ?= $(shell nproc 2>/dev/null || sysctl -n hw.ncpu)
 
-.PHONY: run test check lint unit lab setup bench planted report clean
+.PHONY: run test check lint unit lab setup bench planted report nightly faults clean
 
 run: setup
 	$(BIN)/fxh run -n $(WORKERS)
@@ -37,6 +37,15 @@ planted: setup
 # The latest run's page, mail and JSON, written anew; says the verdict and where they are.
 report: $(VENV)/installed
 	$(BIN)/fxh report || test $$? -eq 1
+
+# [nightly] of fxh.toml; see docs/nightly/ for systemd, cron and CI systems.
+nightly: setup
+	@$(BIN)/fxh nightly
+
+# Hosts that die, hang, fill up: an hour or so, one lab.
+faults: $(VENV)/dev setup
+	$(BIN)/pytest tests/faults -q
+
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); \

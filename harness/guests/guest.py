@@ -82,7 +82,7 @@ def configure(host: XenHost, source: GuestSource, shape: Shape, name: str) -> Do
         vcpus=shape.vcpus,
         **_way_in(host, source, shape, given),
         disks=(*(Disk(host.disk(d.path, d.format), d.vdev, readonly=d.readonly) for d in disks), *shape.disks),
-        vifs=tuple(Vif(host.bridge, _mac(name, n)) for n in range(shape.vifs)),
+        vifs=tuple(Vif(host.bridge, host.mac(name, n)) for n in range(shape.vifs)),
         on_poweroff=shape.on_poweroff,
         on_reboot=shape.on_reboot,
         on_crash=shape.on_crash,
@@ -105,12 +105,6 @@ def _way_in(host: XenHost, source: GuestSource, shape: Shape, variables: dict[st
         "ramdisk": host.file(source.ramdisk) if source.ramdisk else "",
         "extra": source.profile.command_line(variables),
     }
-
-
-def _mac(name: str, index: int) -> str:
-    """A MAC of Xen's own range (00:16:3e) that follows from the domain's name."""
-    low = sum(byte * 131**n for n, byte in enumerate(name.encode())) + index
-    return f"00:16:3e:{low >> 16 & 0x7F:02x}:{low >> 8 & 0xFF:02x}:{low & 0xFF:02x}"
 
 
 class Guest:

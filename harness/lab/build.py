@@ -80,6 +80,12 @@ def build(recipe: Recipe, *, force: bool = False) -> LabImage:
     return LabImage(target)
 
 
+def find(recipe: Recipe) -> LabImage | None:
+    """The image of ``recipe`` where the store has it, whole."""
+    target = paths.store() / "labs" / recipe.key
+    return LabImage(target) if _whole(target) else None
+
+
 def _whole(target: Path) -> bool:
     """Whether the store has it undamaged; damage is told, and mended by building anew."""
     if not target.exists():

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from harness.plugin import cells, options
+from harness.plugin import cells, options, selection
 
 # Everything heavy is imported when a case of ours is there: the plugin is loaded by every pytest around.
 pytest_plugins = ("harness.plugin.fixtures",)
@@ -41,9 +41,14 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize("cell", found, ids=[str(cell) for cell in found], scope="session")
 
 
+@pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Skip, with the reason and the command that would run it, what cannot run in its cell; once a host what needs no more."""
+    """Skip, with the reason and the command that would run it, what cannot run in its cell.
+
+    Left out are what a host needs no more than once, and other shards' cases.
+    """
     _once(config, items)
+    selection.narrow(config, items)
     for item in items:
         callspec = getattr(item, "callspec", None)
         cell = callspec.params.get("cell") if callspec is not None else None
@@ -80,14 +85,15 @@ def _ours(item: pytest.Item) -> bool:
     return "cell" in getattr(item, "fixturenames", ())
 
 
-@pytest.hookimpl(wrapper=True)
-def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, Any, Any]:
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> bool | None:
+    """As pytest's own, but a case whose host was lost under it is run once more, on another."""
     if not _ours(item):
-        return (yield)
+        return None
     from harness.plugin import session
 
-    session.begin(item)
-    return (yield)
+    session.run(item, nextitem)
+    return True
 
 
 @pytest.hookimpl(wrapper=True)

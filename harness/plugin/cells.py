@@ -8,12 +8,13 @@ from dataclasses import dataclass
 import pytest
 
 from harness.errors import UsageError
+from harness.hosts.pool import label
 from harness.plugin.options import Options
 
 
 @dataclass(frozen=True, repr=False)
 class Cell:
-    """``guest`` is control or freebsd; ``host`` is ``xen-4.20`` for a lab, or a real host's name."""
+    """``guest`` is control or freebsd; ``host`` is ``xen-4.20`` for a lab, or the name of a real host or a pool of them."""
 
     guest: str
     type: str
@@ -40,7 +41,7 @@ def cells(options: Options, freebsd_types: tuple[str, ...], version: str = "") -
     """All cells that were asked for. ``freebsd_types`` are those that the given kernel, of release ``version``, can be."""
     hosts = [(f"xen-{xen}", xen) for xen in options.xens]
     if options.host:
-        hosts = [(re.sub(r"[^A-Za-z0-9.]+", "-", options.host), "")]
+        hosts = [(label(options.host), "")]
     found = []
     for guest in options.guests:
         able = freebsd_types if guest == "freebsd" else _TYPES[guest]

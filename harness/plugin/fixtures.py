@@ -37,6 +37,8 @@ def case(request: pytest.FixtureRequest, rig: Rig, cell: Cell) -> Iterator[CaseC
     context = CaseContext(case_directory(request.config, request.node.nodeid), cell)
     request.node.stash[CASE] = context
     yield context
+    if context.kept:
+        return
     rig.clean(context.guests, context.undo)
     if context.host is not None:
         leaks = rig.leaks(cell, context.given)

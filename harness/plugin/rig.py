@@ -12,7 +12,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from harness.config import HostConfig, load
 from harness.console.reader import ConsoleReader
+from harness.deadline import Deadline
 from harness.errors import HarnessError, InfrastructureError, LabDead
 from harness.guests import bootable
 from harness.guests import source as sources
@@ -21,9 +23,12 @@ from harness.guests.source import GuestSource
 from harness.hosts import connect
 from harness.hosts.host import DirectHost, XenHost
 from harness.hosts.inventory import Inventory, Item
+from harness.hosts.lease import Wish
+from harness.hosts.pool import LAB, Pool, members
 from harness.images import image as images
 from harness.lab import checkpoint, factory
 from harness.lab.host import LabHost, key_of
+from harness.plugin import keep as keeping
 from harness.plugin.cells import Cell
 from harness.plugin.options import Options
 from harness.results.model import Boot, Stamp
@@ -50,6 +55,8 @@ class CaseContext:
     """What to give back on a real host once the guests are gone, last first; a lab is put back as a whole."""
     given: list[str] = field(default_factory=list)
     """Parts of names of things in dom0 that the harness made for the case: on a lab they are no leaks."""
+    kept: str = ""
+    """How to attach to its guests, which are left as they are."""
 
     @property
     def consoles(self) -> list[ConsoleReader]:
@@ -65,6 +72,7 @@ class Rig:
         self._hosts: dict[str, DirectHost] = {}
         self._before: dict[str, Inventory] = {}
         self._used: set[str] = set()
+        self._kept = 0
 
     # -- what is tested -----------------------------------------------------------------------------------------------
 
@@ -94,6 +102,7 @@ class Rig:
 
     def host(self, cell: Cell) -> DirectHost:
         """The cell's host, at rest: a lab is put back to "dom0 ready" if it was used."""
+        self._yield(cell.host)
         host = self._hosts.get(cell.host)
         if isinstance(host, LabHost) and host.lab.dead:
             log.warning("lab %s is lost (%s): the next case gets a fresh one", host.lab.name, host.lab.dead)
@@ -110,13 +119,50 @@ class Rig:
 
     def _acquire(self, cell: Cell) -> DirectHost:
         if self.options.host:
-            host = connect.direct(self.options.host, self.run_id)
+            host = self._pool.acquire(self._share(cell), Deadline(self.options.lease_wait))
         else:
-            lab = factory.make(self.options.wish(cell.xen))
-            lab.up()
-            host = LabHost(lab, run_id=self.run_id)
+            host = self._lab(cell.xen)
         self._hosts[cell.host] = host
         return host
+
+    def _lab(self, xen: str) -> LabHost:
+        lab = factory.make(self.options.wish(xen))
+        lab.up()
+        return LabHost(lab, run_id=self.run_id)
+
+    @cached_property
+    def _pool(self) -> Pool:
+        def connected(config: HostConfig, what: str) -> DirectHost:
+            if config.address == LAB:
+                return self._lab(self.options.xens[0])
+            return DirectHost(connect.transport(config), config=config, what=what)
+
+        return Pool(members(self.options.host, load().config.hosts), self.options.worker, self.run_id, connected)
+
+    def _share(self, cell: Cell) -> Wish:
+        """What a worker takes of a host: enough for two guests, with what Xen takes beside their memory."""
+        source = self.source(cell)
+        disk = 64 + sum(image.path.stat().st_size * 3 for image in source.disks) // (1 << 20)
+        return Wish("", self.options.lease_memory or 2 * (source.memory + 32), 2, disk)
+
+    def _yield(self, name: str) -> None:
+        """Let somebody else have the host who waits for it, and queue behind him."""
+        host = self._hosts.get(name)
+        if host is not None and host.lease is not None and host.lease.wanted:
+            log.info("%s is wanted by somebody else: giving our share back", host.facts.name)
+            self._drop(name)
+
+    def lost(self, cell: Cell) -> str:
+        """Why the cell's host is lost, or "". A lost one is dropped, and the next case gets another."""
+        host = self._hosts.get(cell.host)
+        error = self.check(cell)
+        if host is None or error is None:
+            return ""
+        name = host.config.name or host.config.address
+        if self.options.host:
+            self._pool.lost(name, error.message, host.run_id)
+        self._drop(cell.host)
+        return error.message
 
     def _restore(self, host: LabHost, name: str, *, to_freeze: bool = False) -> None:
         made = host.find_checkpoint(name)
@@ -214,6 +260,19 @@ class Rig:
             if not found:
                 break
         return found
+
+    def keep(self, cell: Cell, context: CaseContext) -> None:
+        """Leave the guests of a failed case for somebody to look at; the next case gets another share or another lab."""
+        host = self._hosts.get(cell.host)
+        if self.options.keep != "failed" or host is None or not context.guests or context.kept:
+            return
+        if self._kept >= keeping.MOST:
+            log.warning("this worker keeps %d guests already: no more", self._kept)
+            return
+        context.kept = keeping.keep(host, context.guests, self.options.keep_minutes)
+        if context.kept:
+            self._kept += 1
+            self._drop(cell.host)
 
     def clean(self, guests: list[Guest], undo: Sequence[Callable[[], None]] = ()) -> None:
         """Remove a case's guests, and then what was made for them. On a lab all goes when it is put back for the next case."""

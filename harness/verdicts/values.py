@@ -23,7 +23,7 @@ KINDS = (
 BAD = frozenset({REGRESSION, STILL_FAILING, NEVER_PASSED, BASELINE_UNTESTED})
 
 # These differ between runs without making what was tested another version.
-INCIDENTAL = frozenset({"python", "machine", "host", "backend", "lab"})
+INCIDENTAL = frozenset({"python", "machine", "host", "backend", "lab", "shard", "run again because"})
 
 
 @dataclass(frozen=True)
