@@ -22,7 +22,7 @@ from harness.images.store import Entry
 log = logging.getLogger("fxh.images")
 
 # Raise when the same inputs come out as another image.
-_BUILDER = 1
+_BUILDER = 2
 
 
 @dataclass(frozen=True)

@@ -103,6 +103,8 @@ def unpack(archive: Path, top: Path, lines: dict[str, str], patterns: tuple[str,
                 if not left_out(path, patterns):
                     line = _member(tar, member, path, top, lines)
                     if line:
+                        for parent in reversed(PurePosixPath(path).parents[:-1]):
+                            lines.setdefault(str(parent), f"./{_vis(str(parent))} type=dir uid=0 gid=0 mode=0755")
                         lines[path] = line
     except (tarfile.TarError, lzma.LZMAError, EOFError) as exc:
         raise BuildError(f"{archive.name} cannot be unpacked: {exc}", mend="fetch it again") from exc
