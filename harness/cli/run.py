@@ -34,6 +34,9 @@ def run(
     dom0_kernel: Annotated[Path | None, typer.Option("--dom0-kernel", help="The lab's dom0 kernel, of your own.")] = None,
     accel: Annotated[str, typer.Option("--accel", help="auto, tcg or kvm.")] = "auto",
     scale: Annotated[float, typer.Option("--scale", help="Stretches every time budget of a guest.")] = 1.0,
+    with_release: Annotated[
+        bool, typer.Option("--with-release", help="The current FreeBSD release beside the control guest, if it can be fetched.")
+    ] = False,
     exitfirst: Annotated[bool, typer.Option("-x", help="Stop at the first failure.")] = False,
     reports: Annotated[Path | None, typer.Option("--reports", help="Where results go (default: reports/).")] = None,
 ) -> None:
@@ -44,6 +47,14 @@ def run(
     from harness import paths
     from harness.plugin.progress import Progress
 
+    if with_release and not (guest or image or kernel):
+        from harness.images import newcomer
+
+        found, why = newcomer.release()
+        if found is not None:
+            guest, image = "control,freebsd", found.name
+        else:
+            print(why, file=sys.stderr)
     project = paths.project()
     argv = [
         *_paths(project, suites or []),

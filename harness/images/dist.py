@@ -66,7 +66,7 @@ def world(where: str) -> tuple[Entry, Path, tuple[Input, ...]]:
     )
 
     def make(work: Path) -> dict[str, Any]:
-        lines: dict[str, str] = {}
+        lines = {".": ". type=dir uid=0 gid=0 mode=0755"}
         for name in _SETS:
             unpack(fetch.checked(where, sets[name].file, sets[name].sha256), work / "tree", lines, patterns)
         if not (work / "tree/boot/kernel/kernel").is_file():
