@@ -8,7 +8,7 @@ WORKERS ?= $(shell nproc 2>/dev/null || sysctl -n hw.ncpu)
 .PHONY: run test check lint unit lab setup bench planted report nightly faults clean
 
 run: setup
-	$(BIN)/fxh run -n $(WORKERS)
+	$(BIN)/fxh run --with-release -n $(WORKERS)
 
 # Ends with pytest's own summary line.
 test: lint setup

@@ -40,6 +40,9 @@ def run(
     scale: Annotated[float, typer.Option("--scale", help="Stretches every time budget of a guest.")] = 0.0,
     control: Annotated[Path | None, typer.Option("--control", help="A control guest of your own: vmlinuz and initrd.")] = None,
     branch: Annotated[str, typer.Option("--branch", help="The line of development tested, for verdicts: main, stable/14.")] = "",
+    with_release: Annotated[
+        bool, typer.Option("--with-release", help="The current FreeBSD release beside the control guest, if it can be fetched.")
+    ] = False,
     exitfirst: Annotated[bool, typer.Option("-x", help="Stop at the first failure.")] = False,
     keep: Annotated[
         str, typer.Option("--keep", help="failed: leave a dead guest paused, to be looked at; it goes by itself.")
@@ -58,6 +61,14 @@ def run(
     from harness.config import load
     from harness.plugin.progress import Progress
 
+    if with_release and not (guest or image or kernel):
+        from harness.images import newcomer
+
+        found, why = newcomer.release()
+        if found is not None:
+            guest, image = "control,freebsd", found.name
+        else:
+            print(why, file=sys.stderr)
     project = paths.project()
     where = (reports or project / "reports").absolute()
     if resume:

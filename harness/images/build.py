@@ -6,7 +6,7 @@ import logging
 import shutil
 import tempfile
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +15,14 @@ from harness.images import disks, edits, image, kernelfile, makefs, metalog, slo
 from harness.images.image import Image
 from harness.images.inputs import Input, file_hash, key_of
 from harness.images.kernelfile import KernelFile
-from harness.images.layout import Layout
+from harness.images.layout import FileSystem, Layout
 from harness.images.makefs import Makefs
 from harness.images.store import Entry
 
 log = logging.getLogger("fxh.images")
 
 # Raise when the same inputs come out as another image.
-_BUILDER = 1
+_BUILDER = 2
 
 
 @dataclass(frozen=True)
@@ -34,6 +34,26 @@ class Parts:
     layout: Layout
     inputs: tuple[Input, ...]
     """Those of kernel and world, with their origin."""
+
+
+def tree_of(world: Entry) -> metalog.Tree:
+    """What of a world goes into an image."""
+    tree = metalog.parse((world.directory / "METALOG").read_text(), world.directory / "tree")
+    return metalog.without(tree, tuple(world.manifest["leave_out"]))
+
+
+def fit(layout: Layout, world: Entry) -> Layout:
+    """The layout with file systems large enough for ``world``, and as much again for what a guest writes; never smaller."""
+    mounts = tuple(fs.mount for _, _, fs in layout.parts if fs.mount != "none")
+    tree = tree_of(world)
+
+    def grown(fs: FileSystem) -> FileSystem:
+        if not fs.type.startswith("ufs"):
+            return fs
+        needed = metalog.size(metalog.subtree(tree, fs.mount, mounts)) >> 20
+        return replace(fs, size=max(fs.size, needed * 2 // 64 * 64))
+
+    return replace(layout, vdevs=tuple(replace(disk, fs=tuple(map(grown, disk.fs))) for disk in layout.vdevs))
 
 
 def assemble(parts: Parts, name: str) -> Image:
@@ -48,8 +68,7 @@ def assemble(parts: Parts, name: str) -> Image:
     for _, _, fs in layout.parts:
         makefs.check(tool, fs)
     top = parts.world.directory / "tree"
-    tree = metalog.parse((parts.world.directory / "METALOG").read_text(), top)
-    tree = metalog.without(tree, tuple(parts.world.manifest["leave_out"]))
+    tree = tree_of(parts.world)
     made = edits.make(layout, _read(top / "etc/ttys"))
     own = [
         Input("world", parts.world.key, str(parts.world.manifest["what"])),

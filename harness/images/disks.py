@@ -16,7 +16,6 @@ from harness.images.tables import SECTOR, Part
 _MIB = (1 << 20) // SECTOR
 # A slice begins behind the first track, as fdisk and gpart have always done it.
 _SLICE_START = 63
-_BOOT_SECTORS = 1024
 _BOOT_START = 40
 _LABEL_AT = SECTOR
 
@@ -97,7 +96,12 @@ def _mbr(disk: Vdev, files: list[Path | None], boot: BootCode, target: Path) -> 
 
 
 def _gpt(disk: Vdev, files: list[Path | None], boot: BootCode, seed: str, target: Path) -> None:
-    parts = [Part("freebsd-boot", _BOOT_START, _BOOT_SECTORS, "bootfs")] if disk.boot else []
+    # pmbr reads all of the partition, sector by sector through the BIOS: so it is as small as the code (and 545 kB at most).
+    code = boot.read("gptboot") if disk.boot else b""
+    boot_sectors = -(-len(code) // SECTOR)
+    if _BOOT_START + boot_sectors > 2 * _MIB:
+        raise BuildError(f"/boot/gptboot of {len(code)} bytes does not fit before the first MiB")
+    parts = [Part("freebsd-boot", _BOOT_START, boot_sectors, "bootfs")] if disk.boot else []
     at = 2 * _MIB if disk.boot else _MIB
     placed = []
     for fs, file in zip(disk.fs, files, strict=True):
@@ -115,9 +119,6 @@ def _gpt(disk: Vdev, files: list[Path | None], boot: BootCode, seed: str, target
             if file is not None:
                 slot.paste(file, out.fileno(), start * SECTOR)
         if disk.boot:
-            code = boot.read("gptboot")
-            if len(code) > _BOOT_SECTORS * SECTOR:
-                raise BuildError(f"/boot/gptboot of {len(code)} bytes does not fit into its partition")
             out.seek(_BOOT_START * SECTOR)
             out.write(code)
         out.seek(0)

@@ -66,7 +66,7 @@ def world(where: str) -> tuple[Entry, Path, tuple[Input, ...]]:
     )
 
     def make(work: Path) -> dict[str, Any]:
-        lines: dict[str, str] = {}
+        lines = {".": ". type=dir uid=0 gid=0 mode=0755"}
         for name in _SETS:
             unpack(fetch.checked(where, sets[name].file, sets[name].sha256), work / "tree", lines, patterns)
         if not (work / "tree/boot/kernel/kernel").is_file():
@@ -103,6 +103,8 @@ def unpack(archive: Path, top: Path, lines: dict[str, str], patterns: tuple[str,
                 if not left_out(path, patterns):
                     line = _member(tar, member, path, top, lines)
                     if line:
+                        for parent in reversed(PurePosixPath(path).parents[:-1]):
+                            lines.setdefault(str(parent), f"./{_vis(str(parent))} type=dir uid=0 gid=0 mode=0755")
                         lines[path] = line
     except (tarfile.TarError, lzma.LZMAError, EOFError) as exc:
         raise BuildError(f"{archive.name} cannot be unpacked: {exc}", mend="fetch it again") from exc

@@ -36,7 +36,8 @@ class KernConf:
 def trim(generic: str, keep_devices: frozenset[str], drop_options: frozenset[str], add: tuple[str, ...]) -> str:
     """The lines that reduce a GENERIC: ``nodevice`` for what is not kept, ``nooptions`` for what is dropped, then ``add``.
 
-    Only what this GENERIC has gets a line: config(8) refuses the removal of a device that no version before knew.
+    Only what this GENERIC has gets a line, so that the file tells what was dropped; config(8) itself takes no notice of the
+    removal of what is not there (usr.sbin/config/config.y, rmdev_schedule).
     """
     lines = [f"nodevice\t{name}" for name in dict.fromkeys(_DEVICE.findall(generic)) if name not in keep_devices]
     lines += [f"nooptions\t{name}" for name in dict.fromkeys(_OPTION.findall(generic)) if name in drop_options]

@@ -46,6 +46,8 @@ def make(recipe: Recipe) -> Image:
         world = destdir.world(Path(recipe.destdir))
         looked = kernelfile.look(Path(recipe.kernel).expanduser().absolute())
         inputs = (*words, *(Input(**item) for item in world.manifest["inputs"]))
+    if not recipe.size:
+        chosen = build.fit(chosen, world)
     return build.assemble(Parts(world, looked, chosen, tuple(inputs)), recipe.name)
 
 

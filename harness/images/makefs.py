@@ -19,7 +19,8 @@ from harness.images.metalog import Tree
 
 # One moment for all files, so that the same inputs give the same image.
 _EPOCH = "1700000000"
-_FREE_INODES = "20000"
+_FREE_INODES = 20000
+_INODES_PER_MIB = 40
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,20 @@ def ufs(makefs: Makefs, fs: FileSystem, tree: Tree, etc: Path, target: Path, lab
             f"{needed >> 20} MiB of files do not fit on a {fs.mount} of {fs.size} MiB", mend=f"--size {(needed >> 20) * 3 // 2}"
         )
     options = f"version={fs.type[-1]},bsize={fs.bsize},fsize={fs.bsize // 8}"
-    common = ["-t", "ffs", "-B", "little", "-N", str(etc), "-T", _EPOCH, "-s", str(fs.bytes), "-f", _FREE_INODES]
+    common = [
+        "-t",
+        "ffs",
+        "-B",
+        "little",
+        "-N",
+        str(etc),
+        "-T",
+        _EPOCH,
+        "-s",
+        str(fs.bytes),
+        "-f",
+        str(min(_FREE_INODES, fs.size * _INODES_PER_MIB)),
+    ]
     with tempfile.TemporaryDirectory(prefix=".makefs-", dir=target.parent) as scratch:
         manifest = Path(scratch) / "manifest"
         if makefs.freebsd:
@@ -86,6 +100,9 @@ def ufs(makefs: Makefs, fs: FileSystem, tree: Tree, etc: Path, target: Path, lab
             _stage(tree, Path(scratch) / "tree")
             argv = [*_steady(), str(makefs.path), *common, "-F", str(manifest), "-x", "-o", options, str(target), f"{scratch}/tree"]
         _run(argv, where=target.parent)
+        if not makefs.freebsd and shutil.which("fallocate"):
+            # NetBSD's writes every block: the holes are dug afterwards.
+            _run(["fallocate", "--dig-holes", str(target)])
 
 
 def _steady() -> list[str]:

@@ -11,6 +11,8 @@ from harness.errors import BuildError
 
 _WANTED = ("type", "uname", "gname", "mode", "link", "contents", "uid", "gid")
 
+_TYPES = ("dir", "file", "link", "char", "block", "fifo", "socket")
+
 
 @dataclass(frozen=True)
 class Node:
@@ -41,7 +43,7 @@ def parse(text: str, top: Path) -> Tree:
             continue
         path, *words = line.split()
         attributes = dict(word.partition("=")[::2] for word in words)
-        if "type" not in attributes or not path.startswith("."):
+        if attributes.get("type") not in _TYPES or not path.startswith("."):
             raise BuildError(f"METALOG, line {number}: {line[:100]!r} describes no file", mend="build the world again")
         kept = {name: attributes[name] for name in _WANTED if name in attributes}
         tree[path] = Node(path, kept, top / unvis(path) if attributes["type"] == "file" else None)

@@ -12,7 +12,7 @@ log = logging.getLogger("fxh.images.build")
 # >>> stage 4.2: building libraries
 _STAGE = re.compile(r"^>>> (stage [\d.]+: .*|.* built in \d+ seconds.*)")
 # ===> lib/libc (all)
-_DIRECTORY = re.compile(r"^===> (\S+) \((\w+)\)")
+_DIRECTORY = re.compile(r"^===> (\S+) \(([\w,]+)\)")
 # --- subr_log.o ---                            (with -j)
 _TARGET = re.compile(r"^--- (\S+) ---$")
 _EVERY = 30.0
@@ -33,7 +33,7 @@ class Progress:
             self.directories += 1
             self.target = f"{match[1]} ({match[2]})"
         elif match := _TARGET.match(text):
-            if match[1].endswith(".o"):
+            if match[1].endswith((".o", ".pico", ".pieo")):
                 self.objects += 1
             if "kernel" in self.what:
                 self.target = match[1]

@@ -6,6 +6,7 @@ One process makes an entry, the others wait at its lock and find it there; a hal
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import os
@@ -26,6 +27,7 @@ from harness.images.inputs import file_hash
 
 log = logging.getLogger("fxh.images")
 
+_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EACCES)
 KINDS = ("images", "worlds", "kernels", "sets", "disks")
 _MANIFEST, _SUMS, _USED = "manifest.json", "sums.json", ".used"
 
@@ -132,6 +134,8 @@ def _make(target: Path, make: Callable[[Path], dict[str, Any]]) -> Entry:
         (work / _MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
         work.rename(target)
     except OSError as exc:
+        if exc.errno not in _DISK:
+            raise
         free = shutil.disk_usage(target.parent).free >> 20
         raise InfrastructureError(
             f"{target}: {exc.strerror or exc} ({free} MiB free there)",

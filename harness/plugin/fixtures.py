@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
@@ -12,6 +13,7 @@ from harness.guests.guest import Guest, Shape
 from harness.hosts import scratch as disks
 from harness.hosts.host import XenHost
 from harness.hosts.scratch import ScratchDisk
+from harness.images.image import Image
 from harness.plugin import cells, evidence
 from harness.plugin.cells import Cell
 from harness.plugin.rig import CaseContext, Rig
@@ -112,6 +114,23 @@ def scratch(case: CaseContext) -> NewScratch:
         return made
 
     return make
+
+
+@pytest.fixture
+def image(rig: Rig, cell: Cell) -> Image:
+    """The image under test, with its manifest; a case that asks for it is skipped where there is none."""
+    if cell.guest != "freebsd" or rig.image is None:
+        pytest.skip("needs an image with a manifest; elsewhere: fxh run --image IMAGE")
+    return rig.image
+
+
+@pytest.fixture
+def given_kernel(rig: Rig, cell: Cell) -> Path:
+    """The kernel file that the cell's guest is booted with, as it is on this machine."""
+    kernel = rig.source(cell).kernel
+    if kernel is None:
+        pytest.skip("needs a kernel as a file of its own; elsewhere: fxh run --image IMAGE")
+    return kernel
 
 
 def _inputs(host: XenHost) -> dict[str, str]:

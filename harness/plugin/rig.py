@@ -26,6 +26,7 @@ from harness.hosts.inventory import Inventory, Item
 from harness.hosts.lease import Wish
 from harness.hosts.pool import LAB, Pool, members
 from harness.images import image as images
+from harness.images.image import Image
 from harness.lab import checkpoint, factory
 from harness.lab.host import LabHost, key_of
 from harness.plugin import keep as keeping
@@ -77,10 +78,15 @@ class Rig:
     # -- what is tested -----------------------------------------------------------------------------------------------
 
     @cached_property
+    def image(self) -> Image | None:
+        """The image given by --image. Raises UsageError when there is none of that name."""
+        return images.find(self.options.image) if self.options.image else None
+
+    @cached_property
     def freebsd(self) -> GuestSource | None:
         """The FreeBSD given by --image, or --kernel and --disk. Raises UsageError when it is none that Xen can start."""
-        if self.options.image:
-            return sources.from_image(images.find(self.options.image), bootloader=self.options.bootloader, root=self.options.root)
+        if self.image is not None:
+            return sources.from_image(self.image, bootloader=self.options.bootloader, root=self.options.root)
         if self.options.kernel is None or self.options.disk is None:
             return None
         return sources.freebsd(self.options.kernel, self.options.disk, root=self.options.root)
