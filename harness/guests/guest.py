@@ -249,6 +249,9 @@ class Guest:
             row = self.state()
             if row is None or row.domid == self.domid or row.dying:
                 raise NotYet("no new domain of that name yet")
+            if row.paused:
+                # Until then its console can be the bootloader's (libxl_bootloader.c), and ends with it.
+                raise NotYet("the new domain is being built")
             return row.domid
 
         self.domid = deadline.wait(f"{self.name} to be re-created", look, 0.1)

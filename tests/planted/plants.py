@@ -116,7 +116,7 @@ def stale_kernel() -> None:
     """A process in dom0 holds the boot disk open, and its page cache with it: the guest's writes go past that."""
 
     def around(original: Any, guest: Guest) -> Any:
-        script = '(exec 9< "$1"; cat <&9 > /dev/null; sleep 900) > /dev/null 2>&1 & sleep 8'
+        script = 'exec 9< "$1"; cat <&9 > /dev/null; sleep 900 > /dev/null 2>&1 < /dev/null &'
         guest.host.transport.run(["sh", "-c", script, "sh", guest.config.disks[0].target], Deadline(120))
         return original(guest)
 
