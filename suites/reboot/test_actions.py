@@ -47,7 +47,7 @@ def test_action(new_guest: NewGuest, reason: str, action: str) -> None:
                 )
             return ""
 
-        Deadline(90 * guest.scale).wait(f"the domains that on_{reason}={action} leaves: {EXPECTED[action] or 'none'}", settled, 0.3)
+        Deadline(90 * guest.scale).wait(f"the domains that on_{reason}={action} leaves: {EXPECTED[action] or 'none'}", settled, 1.0)
     # A guest that panics at boot and is restarted panics again.
     events = [(event.reason, event.action) for event in guest.shutdowns()]
     assert events[:1] == [(reason, action)]
@@ -85,7 +85,7 @@ def test_restart_loop_is_caught(new_guest: NewGuest) -> None:
                 raise NotYet(f"{rounds} rounds so far")
             return rounds
 
-        Deadline(180 * guest.scale).wait("three rounds of the loop", looping, 0.5)
+        Deadline(180 * guest.scale).wait("three rounds of the loop", looping, 2.0)
         guest.destroy()
     # xl sleeps two seconds before it builds the domain anew.
     time.sleep(4)
