@@ -32,6 +32,7 @@ class Plant:
     words: str
     make: Callable[[], None]
     type: str = "pv"
+    guest: str = "control"
 
     @property
     def suite(self) -> str:
@@ -61,6 +62,22 @@ def told(**variables: str) -> Callable[[], None]:
     """Every guest is told something more."""
     words = " ".join(f"{name}={value}" for name, value in variables.items())
     return configured(lambda config: replace(config, extra=f"{config.extra} {words}"))
+
+
+def variables(**changes: str) -> Callable[[], None]:
+    """FreeBSD's kernel environment is another than the case asked for; names with a dot are written with two underscores."""
+
+    def change(config: DomainConfig) -> DomainConfig:
+        found = dict(word.partition("=")[::2] for word in config.extra.split(","))
+        found |= {name.replace("__", "."): value for name, value in changes.items()}
+        return replace(config, extra=",".join(f"{name}={value}" for name, value in found.items()))
+
+    return configured(change)
+
+
+def moved_root(config: DomainConfig) -> DomainConfig:
+    first = replace(config.disks[0], vdev="xvde")
+    return replace(config, disks=(first, *config.disks[1:]))
 
 
 def renamed_disk(config: DomainConfig) -> DomainConfig:
@@ -198,6 +215,17 @@ TABLE = {
     "panic-at-login": Plant("boot/test_boots_to_login", "linux-panic", told(**{"fxh.panic": "login"})),
     "silent-console": Plant("boot/test_boots_to_login", "hang: ", configured(lambda c: replace(c, extra=c.extra.replace("hvc0", "ttyS3")))),
     "console-loses-bytes": Plant("boot/test_flood_loses_nothing", "lines of \\d+ are missing", swallowed_bytes),
+    "freebsd-wrong-root": Plant(
+        "boot/test_boots_to_login", "mountroot: no root file system: ufs:/dev/xbd9 failed with error 19",
+        variables(vfs__root__mountfrom="ufs:/dev/xbd9"), "pvh", "freebsd",
+    ),
+    "freebsd-moved-root": Plant(
+        "boot/test_boots_to_login", "mountroot: no root file system: ufs:/dev/xbd0 failed with error 19", configured(moved_root),
+        "pvh", "freebsd",
+    ),
+    "freebsd-no-init": Plant("boot/test_boots_to_login", "panic: no init", variables(init_path="/nowhere"), "pvh", "freebsd"),
+    "freebsd-single-user": Plant("boot/test_boots_to_login", "hang: ", variables(boot_single="1"), "pvh", "freebsd"),
+    "freebsd-little-memory": Plant("boot/test_boots_to_login", "panic|hang|trap|eof", variables(hw__physmem="20M"), "pvh", "freebsd"),
 }  # fmt: skip
 
 
