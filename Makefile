@@ -18,6 +18,7 @@ lint: $(VENV)/dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/fxh check
 
 # Without a lab: seconds.
 unit: $(VENV)/dev

@@ -134,7 +134,7 @@ class LinuxAdmin:
 
 
 _LINUX_OFFLOADS = {
-    "tx-checksumming": "tx", "rx-checksumming": "rx", "tcp-segmentation-offload": "tso", "scatter-gather": "sg",
+    "tx-checksum-ipv4": "tx", "rx-checksumming": "rx", "tcp-segmentation-offload": "tso", "scatter-gather": "sg",
 }  # fmt: skip
 
 

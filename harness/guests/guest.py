@@ -264,9 +264,13 @@ class Guest:
             row = self.state()
             if row is None or row.domid == self.domid or row.dying:
                 raise NotYet("no new domain of that name yet")
+            if row.paused:
+                # Until then its console can be the bootloader's (libxl_bootloader.c), and ends with it.
+                raise NotYet("the new domain is being built")
             return row.domid
 
-        self.domid = deadline.wait(f"{self.name} to be re-created", look, 0.1)
+        # Each look is a process in dom0, which is busy building the domain: on an emulated CPU they get in its way.
+        self.domid = deadline.wait(f"{self.name} to be re-created", look, 1.0)
         self._session = None
         self.unpaused = time.monotonic()
         self.console.replace_stream(self.host.toolstack.console(self.domid))

@@ -55,7 +55,7 @@ def _frame(data: bytes) -> Frame | None:
     return Frame(
         socket.inet_ntoa(packet.src), socket.inet_ntoa(packet.dst), "tcp" if tcp else "udp", length - header - offset,
         int.from_bytes(raw[4:8], "big") if tcp else 0,
-        checksum_good(packet.src, packet.dst, packet.p, raw) if whole and not packet.off & 0x3FFF else None,
+        checksum_good(packet.src, packet.dst, packet.p, raw) if whole and not packet.mf and not packet.offset else None,
     )  # fmt: skip
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import base64
+import gzip
 import json
 import re
 import time
@@ -19,11 +21,14 @@ _FIND = """
 for p in /usr/lib/xen-[0-9]*/bin/pygrub /usr/libexec/xen/bin/pygrub /usr/lib/xen/bin/pygrub /usr/local/lib/xen/bin/pygrub \
     /usr/local/libexec/xen/bin/pygrub; do [ -x "$p" ] && break; done
 """
+# One round trip: an image may come in on stdin; what pygrub said goes out, with the digests of what it extracted.
 _RUN = """
 rm -rf "$1"; mkdir -p "$1/out"; cd "$1"; shift
-timeout 150 "$p" "$@" > said 2> error; echo "$?"
+[ "$1" = - ] || gzip -dc > "$1"; shift
+timeout 150 "$p" "$@" > said 2> error; echo "%status $?"
+echo "%said $(base64 -w 0 said)"; echo "%error $(base64 -w 0 error)"
+for f in out/*; do [ -f "$f" ] && sha256sum "$f"; done; true
 """
-_FILES = 'cd "$1"; for f in out/*; do [ -f "$f" ] && sha256sum "$f"; done; true'
 
 
 @dataclass(frozen=True)
@@ -50,17 +55,24 @@ class Extract:
         return lines[-1] if lines else ""
 
 
-def run(transport: Transport, target: str, *options: str, style: str = "simple0", quiet: bool = True) -> Extract:
-    """Extract from the disk or image ``target`` in dom0; :data:`DIRECTORY` holds what came out until the next run."""
+def run(
+    transport: Transport, target: str, *options: str, style: str = "simple0", quiet: bool = True, image: bytes | None = None
+) -> Extract:
+    """Extract from the disk or file ``target`` in dom0; :data:`DIRECTORY` holds what came out until the next run.
+
+    With ``image`` the file is written first.
+    """
     argv = [*(["-q"] if quiet else []), f"--output-format={style}", f"--output-directory={DIRECTORY}/out", *options, target]
+    script = ["sh", "-c", _FIND + _RUN, "sh", DIRECTORY, "-" if image is None else target, *argv]
     begun = time.monotonic()
-    status = int(transport.run(["sh", "-c", _FIND + _RUN, "sh", DIRECTORY, *argv], Deadline(170)).text)
+    text = transport.run(script, Deadline(170), stdin=gzip.compress(image, 1) if image is not None else b"").text
     seconds = time.monotonic() - begun
-    said = transport.run(["cat", f"{DIRECTORY}/said"]).stdout
-    error = transport.run(["cat", f"{DIRECTORY}/error"]).text
+    told = dict(line[1:].split(" ", 1) for line in text.splitlines() if line.startswith("%"))
+    status, said = int(told["status"]), base64.b64decode(told["said"])
     kernel, ramdisk, args = PARSERS[style](said) if status == 0 else ("", "", None)
-    listing = transport.run(["sh", "-c", _FILES, "sh", DIRECTORY]).text
-    digests = tuple((f"{DIRECTORY}/{name}", digest) for digest, name in (line.split(maxsplit=1) for line in listing.splitlines()))
+    sums = (line.split(maxsplit=1) for line in text.splitlines() if re.match(r"[0-9a-f]{64} ", line))
+    digests = tuple((f"{DIRECTORY}/{name}", digest) for digest, name in sums)
+    error = base64.b64decode(told["error"]).decode("utf-8", "replace")
     return Extract(status, seconds, said, error, kernel, ramdisk, args, digests)
 
 

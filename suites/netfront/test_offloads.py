@@ -32,8 +32,10 @@ def arrived(transfer: Transfer, asked: str, link: Link) -> None:
 
 def switch(link: Link, **flags: bool) -> None:
     ask = admin.of(link.guest.profile)
+    # Linux refuses TSO while scatter-gather is off; FreeBSD takes every flag by itself.
+    strict = link.guest.profile.os == "freebsd"
     for name, on in flags.items():
-        link.guest.sh(ask.offload_command(link.interface, name, on), 90)
+        link.guest.run(ask.offload_command(link.interface, name, on), 90, check=strict)
 
 
 def test_content_both_ways(link: Link, case: CaseContext) -> None:
@@ -87,6 +89,8 @@ def test_segmentation_can_be_switched_off(link: Link, case: CaseContext) -> None
     assert 0 < size <= MSS, f"TSO is off, and a frame carries {size} bytes"
 
 
+# Linux's netfront cannot switch this off.
+@pytest.mark.needs(os="freebsd")
 def test_checksums_by_the_guest(link: Link, case: CaseContext) -> None:
     """D3: with -txcsum the guest fills checksums in itself: every frame on the vif has a good one."""
     switch(link, tx=False)

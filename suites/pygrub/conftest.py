@@ -57,15 +57,12 @@ def ufs(tmp_path: Path) -> Callable[..., bytes]:
 
 
 @pytest.fixture
-def run(host: XenHost, case: CaseContext, tmp_path: Path) -> Run:
+def run(host: XenHost, case: CaseContext) -> Run:
     """``run(image, *options)``: real pygrub by hand in dom0 on an image; what it said is kept with the case."""
 
     def go(image: bytes, *options: str, style: str = "simple0") -> Extract:
-        local = tmp_path / "volume.img"
-        local.write_bytes(image)
-        host.transport.put(local, _IMAGE)
-        done = pygrub.run(host.transport, _IMAGE, *options, style=style)
-        host.transport.run(["rm", "-rf", _IMAGE, pygrub.DIRECTORY])
+        done = pygrub.run(host.transport, _IMAGE, *options, style=style, image=image)
+        case.undo.append(lambda: host.transport.run(["rm", "-rf", _IMAGE, pygrub.DIRECTORY]) and None)
         (case.directory / "pygrub.txt").write_text(f"status {done.status}\n{done.said!r}\n{done.error}")
         case.metrics["pygrub"] = round(done.seconds, 3)
         return done

@@ -5,6 +5,7 @@ The control guest replaces its ramdisk where FreeBSD replaces its kernel.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 
 import pytest
@@ -165,6 +166,7 @@ def settle(guest: Guest, first: int, seconds: float) -> str:
     deadline = Deadline(seconds * guest.scale)
     gone_since: Deadline | None = None
     while not deadline.expired:
+        time.sleep(1.0)
         row = guest.state()
         if row is None:
             gone_since = gone_since or Deadline(6)

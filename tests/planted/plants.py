@@ -32,6 +32,7 @@ class Plant:
     words: str
     make: Callable[[], None]
     type: str = "pv"
+    guest: str = "control"
 
     @property
     def suite(self) -> str:
@@ -63,6 +64,22 @@ def told(**variables: str) -> Callable[[], None]:
     return configured(lambda config: replace(config, extra=f"{config.extra} {words}"))
 
 
+def variables(**changes: str) -> Callable[[], None]:
+    """FreeBSD's kernel environment is another than the case asked for; names with a dot are written with two underscores."""
+
+    def change(config: DomainConfig) -> DomainConfig:
+        found = dict(word.partition("=")[::2] for word in config.extra.split(","))
+        found |= {name.replace("__", "."): value for name, value in changes.items()}
+        return replace(config, extra=",".join(f"{name}={value}" for name, value in found.items()))
+
+    return configured(change)
+
+
+def moved_root(config: DomainConfig) -> DomainConfig:
+    first = replace(config.disks[0], vdev="xvde")
+    return replace(config, disks=(first, *config.disks[1:]))
+
+
 def renamed_disk(config: DomainConfig) -> DomainConfig:
     return replace(config, disks=tuple(replace(d, vdev="xvdj") if d.vdev == "xvdb" else d for d in config.disks))
 
@@ -87,26 +104,20 @@ def corrupted_disk() -> None:
     wrap(Xl, "create", around)
 
 
-def patched_image(offset: int, data: bytes) -> Callable[[], None]:
+def changed_image(change: Callable[[bytes], bytes]) -> Callable[[], None]:
     """Every image is changed before pygrub sees it."""
 
     def make() -> None:
-        def around(original: Any, transport: Any, target: str, *rest: Any, **more: Any) -> Any:
-            argv = ["dd", f"of={target}", "bs=1", f"seek={offset}", "conv=notrunc"]
-            transport.run(argv, stdin=data)
-            return original(transport, target, *rest, **more)
+        def around(original: Any, *rest: Any, image: bytes | None = None, **more: Any) -> Any:
+            return original(*rest, image=None if image is None else change(image), **more)
 
         wrap(pygrub, "run", around)
 
     return make
 
 
-def corrupted_menu() -> None:
-    def around(original: Any, transport: Any, target: str, *rest: Any, **more: Any) -> Any:
-        transport.run(["sed", "-i", "s,/boot/kernel/kernel vfs,/boot/kernel/kernwl vfs,", target])
-        return original(transport, target, *rest, **more)
-
-    wrap(pygrub, "run", around)
+def patched(offset: int, data: bytes) -> Callable[[bytes], bytes]:
+    return lambda image: image[:offset] + data + image[offset + len(data) :]
 
 
 def typed(pattern: str, instead: str) -> Callable[[], None]:
@@ -122,7 +133,7 @@ def stale_kernel() -> None:
     """A process in dom0 holds the boot disk open, and its page cache with it: the guest's writes go past that."""
 
     def around(original: Any, guest: Guest) -> Any:
-        script = '(exec 9< "$1"; cat <&9 > /dev/null; sleep 900) > /dev/null 2>&1 & sleep 8'
+        script = 'exec 9< "$1"; cat <&9 > /dev/null; sleep 900 > /dev/null 2>&1 < /dev/null &'
         guest.host.transport.run(["sh", "-c", script, "sh", guest.config.disks[0].target], Deadline(120))
         return original(guest)
 
@@ -181,9 +192,9 @@ TABLE = {
     "missing-disk": Plant(NAMES, "should be xvdz: its content is on no disk", configured(missing_disk)),
     "corrupted-disk": Plant(NAMES, "should be xvdb: its content is on no disk .* xvdb holds something else", corrupted_disk),
     "write-through": Plant("root_mount/test_read_only", "a write to xvdc", writable),
-    "corrupted-menu": Plant("pygrub/test_follows_block_trees", "did: .*(status 1|Error|Unable)", corrupted_menu),
-    "ufs-block-size": Plant("pygrub/test_sparse_kernel", "Unable to find partition", patched_image(8192 + 48, b"\0\0\x10\0")),
-    "ufs-magic": Plant("pygrub/test_sparse_kernel", "Unable to find partition", patched_image(8192 + 1372, b"\x19\x01\x54\x19")),
+    "corrupted-menu": Plant("pygrub/test_follows_block_trees", "did: .*(status 1|Error|Unable)", changed_image(lambda image: image.replace(b"kernel /boot/kernel/kernel", b"kernel /boot/kernel/kernwl"))),
+    "ufs-block-size": Plant("pygrub/test_sparse_kernel", "Unable to find partition", changed_image(patched(8192 + 48, b"\0\0\x10\0"))),
+    "ufs-magic": Plant("pygrub/test_sparse_kernel", "Unable to find partition", changed_image(patched(8192 + 1372, b"\x19\x01\x54\x19"))),
     "kernel-truncated": Plant(
         "reboot/test_replaced_kernel_runs[rename]", "3: .* neither kernel is whole|4: ",
         typed(r"(cp \S+initrd\.new \S+) &&", r"\g<1> \&\& F=/mnt/boot/initrd.next; head -c 900000 $F > $F.x; mv $F.x $F;"),
@@ -204,6 +215,17 @@ TABLE = {
     "panic-at-login": Plant("boot/test_boots_to_login", "linux-panic", told(**{"fxh.panic": "login"})),
     "silent-console": Plant("boot/test_boots_to_login", "hang: ", configured(lambda c: replace(c, extra=c.extra.replace("hvc0", "ttyS3")))),
     "console-loses-bytes": Plant("boot/test_flood_loses_nothing", "lines of \\d+ are missing", swallowed_bytes),
+    "freebsd-wrong-root": Plant(
+        "boot/test_boots_to_login", "mountroot: no root file system: ufs:/dev/xbd9 failed with error 19",
+        variables(vfs__root__mountfrom="ufs:/dev/xbd9"), "pvh", "freebsd",
+    ),
+    "freebsd-moved-root": Plant(
+        "boot/test_boots_to_login", "mountroot: no root file system: ufs:/dev/xbd0 failed with error 19", configured(moved_root),
+        "pvh", "freebsd",
+    ),
+    "freebsd-no-init": Plant("boot/test_boots_to_login", "panic: no init", variables(init_path="/nowhere"), "pvh", "freebsd"),
+    "freebsd-single-user": Plant("boot/test_boots_to_login", "hang: ", variables(boot_single="1"), "pvh", "freebsd"),
+    "freebsd-little-memory": Plant("boot/test_boots_to_login", "panic|hang|trap|eof", variables(hw__physmem="20M"), "pvh", "freebsd"),
 }  # fmt: skip
 
 

@@ -6,6 +6,7 @@ import datetime
 
 import pytest
 
+from harness.cli import matrix
 from harness.errors import UsageError
 from harness.plugin import known
 from harness.plugin.cells import Cell
@@ -84,3 +85,19 @@ def test_stale_entries() -> None:
 )  # fmt: skip
 def test_case_id_leaves_the_cell_out(callspec: str, case: str) -> None:
     assert known.case_id("s", "test_a", callspec, OLD) == case
+
+
+def test_matrix_says_what_runs_what_is_skipped_and_what_is_known() -> None:
+    entries = [
+        matrix.Entry("boot", "boot/test_a", OLD, "A title."),
+        matrix.Entry("boot", "boot/test_b[x]", OLD, "B", issue="bug 1: why"),
+        matrix.Entry("boot", "boot/test_c", OLD, "C", skip="needs the control guest; elsewhere: fxh run boot -k test_c"),
+        matrix.Entry("boot", "boot/test_a", CONTROL, "A title."),
+    ]
+    short = matrix.table(entries)
+    assert len(short) == 2
+    assert "freebsd-pvh-xen-4.20   2 run  1 known  skipped: 1 needs the control guest" in short[1]
+    assert short[0].endswith("1 run  0 known")
+    full = "\n".join(matrix.table(entries, cases=True))
+    assert "KNOWN: bug 1: why" in full
+    assert "elsewhere: fxh run boot -k test_c" in full
