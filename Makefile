@@ -30,6 +30,7 @@ setup: $(VENV)/installed
 bench: setup
 	$(BIN)/python bench/lab.py
 	$(BIN)/python bench/console.py
+	$(BIN)/python bench/report.py
 
 # Regressions planted on purpose, each through the real suites: all have to be caught.
 planted: setup

@@ -9,11 +9,14 @@ import typer
 
 from harness.cli.places import Reports, pick_case, reports, run_directory
 from harness.errors import ExitCode, UsageError
-from harness.results.model import FAILED, PASSED, CaseResult, RunResult
+from harness.results.model import FAILED, KNOWN, PASSED, CaseResult, RunResult
 
 if TYPE_CHECKING:
     from harness.investigate.bisection import State
     from harness.investigate.blame import Side, Trial
+
+# Options of ``fxh run`` that choose what is tested: by a path, and by a name.
+_FILES, _NAMES = ("kernel", "disk", "control", "hypervisor", "dom0-kernel"), ("image", "xen")
 
 repro = typer.Typer(no_args_is_help=True, help="A failure as one archive, and such an archive run.")
 
@@ -76,10 +79,10 @@ def blame(
 def bisect(
     case: Case,
     builds: Annotated[
-        list[Path] | None, typer.Argument(help="Kernels or images, oldest first: the first good, the last bad.")
+        list[str] | None, typer.Argument(help="Kernels or images, oldest first: the first good, the last bad.")
     ] = None,
     option: Annotated[
-        str, typer.Option("--input", help="The option of fxh run that takes a build: kernel, disk, control.")
+        str, typer.Option("--input", help="The option of fxh run that takes a build: kernel, disk, image, control.")
     ] = "kernel",
     source: Annotated[Path | None, typer.Option("--source", help="Or: a git checkout, with --good, --bad and --build.")] = None,
     good: Annotated[str, typer.Option("--good", help="A commit in which it passed.")] = "",
@@ -95,11 +98,13 @@ def bisect(
 ) -> None:
     """Which build brought the failure in? Each answer is kept: the same command goes on where it was stopped."""
     from harness.investigate import bisection, notebook
-    from harness.investigate.builds import Builds, Commits, Files
+    from harness.investigate.builds import Builds, Commits, Files, Names
     from harness.investigate.rerun import rerun
 
     if not 1 <= need <= of or confirm < 1:
         raise UsageError(f"--need {need} --of {of} --confirm {confirm}", mend="--need of 1 to --of, --confirm of 1 or more")
+    if option not in (*_FILES, *_NAMES):
+        raise UsageError(f"--input {option}", mend=f"one of {', '.join((*_FILES, *_NAMES))}")
     home = reports(where)
     failed_run, failed = _failed(home, run, case, cell)
     chosen: Builds
@@ -107,8 +112,10 @@ def bisect(
         if not (good and bad and build):
             raise UsageError("--source needs --good, --bad and --build")
         chosen = Commits(source.absolute(), good, bad, build, home / "bisect" / "builds")
+    elif option in _NAMES:
+        chosen = Names(builds or [])
     else:
-        chosen = Files(builds or [])
+        chosen = Files([Path(name) for name in builds or []])
     rule = bisection.Rule(need, of, confirm)
     book = notebook.open_(home / "bisect", failed.key, failed.cell, option, chosen.names, restart=restart)
     try:
@@ -192,7 +199,7 @@ def _failed(home: Path, run: str, case: str, cell: str) -> tuple[RunResult, Case
 
     found = read_run(run_directory(home, run))
     picked = pick_case(found, case, cell)
-    if picked.outcome != FAILED:
+    if picked.outcome not in (FAILED, KNOWN):
         raise UsageError(
             f"{picked.key} in {picked.cell} {picked.outcome} in run {found.run}", mend="say the --run in which it failed"
         )
@@ -230,7 +237,7 @@ def _good_side(home: Path, run: RunResult, case: CaseResult, good: str, swaps: l
         raise UsageError(f"{case.key} did not pass in {case.cell} in a run {good!r}")
     for word in swaps:
         name, mark, value = word.partition("=")
-        if not mark or name not in {"kernel", "disk", "control", "root", "hypervisor", "dom0-kernel", "xen", "image"}:
+        if not mark or name not in (*_FILES, *_NAMES, "root"):
             raise UsageError(f"--swap {word}", mend="kernel=FILE, disk=FILE, control=DIRECTORY, hypervisor=FILE, dom0-kernel=FILE")
         base = side or Side(bad.options, bad.cell, bad.harness)
         gone = {key: why for key, why in base.gone.items() if key != name}

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from harness.history.store import History, Row
     from harness.verdicts.values import Baseline
 
-_LETTERS = {"passed": "·", "failed": "F", "skipped": "-", "infrastructure": "I", "harness": "H"}
+_LETTERS = {"passed": "·", "failed": "F", "skipped": "-", "infrastructure": "I", "harness": "H", "known": "k"}
 
 
 def register(app: typer.Typer) -> None:
@@ -48,6 +48,9 @@ def report(
     except (OSError, ValueError) as exc:
         raise UsageError(f"{path}: {exc}", mend="this run left nothing that can be read") from exc
     _remember_all(path.parent)
+    # One that was killed did not record itself: what it learned counts as soon as somebody looks at it.
+    if not result.ended and result.cases:
+        reporting.remember(path, result)
     made = reporting.make(path, result, baseline=_baseline(against))
     reporting.write(path, made)
     if mail or send:
@@ -155,14 +158,15 @@ def _history(where: Path) -> History:
 
 def _remember_all(runs: Path) -> None:
     """Take in runs whose record was lost (a full disk, a damaged history, a run that was killed), oldest first."""
-    from harness import report as reporting
     from harness.history.store import FILE, History
-    from harness.results.model import read_run
 
     recorded = {run.run for run in History(runs.parent / FILE).runs()}
     for path in sorted(runs.iterdir()) if runs.is_dir() else ():
         if path.name in recorded or not (path / "run.json").is_file():
             continue
+        from harness import report as reporting
+        from harness.results.model import read_run
+
         try:
             result = read_run(path)
         except (OSError, ValueError, TypeError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shlex
 import sys
@@ -158,6 +159,15 @@ def _again(path: Path) -> Callable[[], None] | None:
     return run_again
 
 
+def _tell(path: Path) -> None:
+    """The run in one sentence, and where the rest is."""
+    try:
+        sentence = json.loads((path / "report.json").read_text())["sentence"]
+    except (OSError, ValueError, KeyError):
+        sentence = "no report was written"
+    print(f"{sentence}\nreport: {path / 'index.html'}", file=sys.stderr)
+
+
 def _exit_code(status: int, progress: Any, path: Path) -> int:
     """pytest's status and our results as one code; pytest's own errors come first."""
     from harness.results.model import read_run
@@ -172,5 +182,5 @@ def _exit_code(status: int, progress: Any, path: Path) -> int:
         code = read_run(path).exit_code
     except (OSError, ValueError):
         return ExitCode.NOTHING_SELECTED if status == 5 else ExitCode.HARNESS
-    print(f"report: {path / 'index.html'}", file=sys.stderr)
+    _tell(path)
     return ExitCode.HARNESS if code is None else code

@@ -9,7 +9,6 @@ from contextlib import closing, suppress
 from pathlib import Path
 
 from filelock import FileLock
-from sqlalchemy.exc import DatabaseError
 
 from harness.results.model import CaseResult, RunResult
 
@@ -17,9 +16,9 @@ from harness.results.model import CaseResult, RunResult
 _SIGNS = ("malformed", "not a database", "corrupt")
 
 
-def is_damage(exc: DatabaseError) -> bool:
+def is_damage(said: str) -> bool:
     """Whether the file itself is broken, rather than locked, full or out of reach."""
-    return any(sign in str(exc.orig) for sign in _SIGNS)
+    return any(sign in said for sign in _SIGNS)
 
 
 def set_aside(path: Path) -> Path:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from sqlalchemy import Connection, Engine, create_engine, delete, event, func, insert, select, update
-from sqlalchemy.exc import DatabaseError, OperationalError
+from sqlalchemy.exc import DatabaseError
 from sqlalchemy.pool import NullPool
 
 from harness.errors import InfrastructureError
@@ -81,9 +81,9 @@ class History:
         try:
             self._prepare()
         except DatabaseError as exc:
-            if not damage.is_damage(exc):
-                raise self._trouble(exc) from exc
-            self._set_aside(exc)
+            if not damage.is_damage(_said(exc)):
+                raise self._trouble(_said(exc)) from exc
+            self._set_aside(_said(exc))
 
     def _open(self) -> Engine:
         engine = create_engine(f"sqlite:///{self.path}", connect_args={"timeout": _PATIENCE}, poolclass=NullPool)
@@ -183,7 +183,11 @@ class History:
             query = query.where(r.case == case)
         with self._guarded() as connection:
             inputs = {row.id: _parsed(row.data) for row in connection.execute(select(INPUTS))}
-            return tuple(_row(row, inputs) for row in connection.execute(query))
+            # A hundred thousand rows: the driver's own tuples cost half of SQLAlchemy's.
+            sql = str(query.compile(self._engine, compile_kwargs={"literal_binds": True}))
+            found = connection.connection.cursor()
+            found.execute(sql)
+            return tuple(_row(row, inputs) for row in found.fetchall())
 
     def cases(self) -> tuple[str, ...]:
         """The keys of all cases that were ever seen."""
@@ -197,16 +201,17 @@ class History:
         try:
             with self._engine.connect() as connection:
                 yield connection
-        except DatabaseError as exc:
-            if damage.is_damage(exc):
-                aside = self._set_aside(exc)
-                raise HistoryDamaged(
-                    f"{self.path} was damaged ({exc.orig}); it is set aside as {aside.name}, and what could be read is kept",
-                    mend="run the command again",
-                ) from exc
-            raise self._trouble(exc) from exc
+        except (DatabaseError, sqlite3.DatabaseError) as exc:
+            said = _said(exc)
+            if not damage.is_damage(said):
+                raise self._trouble(said) from exc
+            aside = self._set_aside(said)
+            raise HistoryDamaged(
+                f"{self.path} was damaged ({said}); it is set aside as {aside.name}, and what could be read is kept",
+                mend="run the command again",
+            ) from exc
 
-    def _set_aside(self, exc: DatabaseError) -> Path:
+    def _set_aside(self, said: str) -> Path:
         self._engine.dispose()
         aside = damage.set_aside(self.path)
         self._engine = self._open()
@@ -215,14 +220,17 @@ class History:
         for run in damage.salvage(aside):
             self.record(run)
             rescued += 1
-        log.warning("%s is damaged (%s): set aside as %s; %d runs were read out of it", self.path, exc.orig, aside.name, rescued)
+        log.warning("%s is damaged (%s): set aside as %s; %d runs were read out of it", self.path, said, aside.name, rescued)
         return aside
 
-    def _trouble(self, exc: DatabaseError) -> InfrastructureError:
-        mend = "make room on that disk" if "full" in str(exc.orig) else "see that the file and its directory can be written"
-        if isinstance(exc, OperationalError) and "locked" in str(exc.orig):
-            mend = "another process holds it; try again"
-        return InfrastructureError(f"{self.path}: {exc.orig}", mend=mend)
+    def _trouble(self, said: str) -> InfrastructureError:
+        mend = "make room on that disk" if "full" in said else "see that the file and its directory can be written"
+        return InfrastructureError(f"{self.path}: {said}", mend="another process holds it; try again" if "locked" in said else mend)
+
+
+def _said(exc: DatabaseError | sqlite3.DatabaseError) -> str:
+    """The database's own words, whether SQLAlchemy passed them on or the driver."""
+    return str(exc.orig if isinstance(exc, DatabaseError) else exc)
 
 
 def _configure(connection: sqlite3.Connection, _record: object) -> None:

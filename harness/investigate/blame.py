@@ -10,6 +10,7 @@ from harness.results.model import FAILED, PASSED
 # Trials that are not swaps of one input.
 AS_IT_FAILED, ALL_GOOD, CONTROL, OTHER_XEN = "as it failed", "all as it passed", "control guest", "another Xen"
 HARNESS = "harness"
+_WORDS = {"disk": "disk (the world)", "control": "control guest that was given"}
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,11 @@ def plan(bad: Side, good: Side | None, *, other_xens: Sequence[str] = ()) -> Pla
             trials.append(Trial(HARNESS, bad.options, bad.cell, old))
     trials += [Trial(f"{OTHER_XEN} ({xen})", *_other_xen(bad, xen)) for xen in other_xens]
     if bad.cell.startswith("freebsd"):
-        options = {name: value for name, value in bad.options.items() if name not in ("kernel", "disk", "root", "guest")}
+        options = {
+            name: value
+            for name, value in bad.options.items()
+            if name not in ("kernel", "disk", "image", "bootloader", "root", "guest")
+        }
         _, _, rest = bad.cell.partition("-")
         guest_type = options.get("type", "pvh") if options.get("type") != "hvm" else "pvh"
         cell = f"control-{rest}".replace("-hvm-", "-pvh-")
@@ -107,7 +112,7 @@ def conclude(
     unsure = [name for name in swaps if decided.get(name) not in (PASSED, FAILED)]
     notes = _notes(trials, decided, unswappable)
     if len(cured) == 1:
-        sentence = f"The failure follows the {cured[0]}: with the one that it passed with, and all else as it failed, it passes."
+        sentence = f"The failure follows the {_WORDS.get(cured[0], cured[0])}: with the one that it passed with, and all else as it failed, it passes."
         return Finding(cured, sentence + notes, sure=not unsure)
     if cured:
         return Finding(

@@ -38,6 +38,16 @@ class Files:
         return str(self._paths[which]) if self._paths[which].exists() else None
 
 
+class Names:
+    """What the option takes by name: images of the store."""
+
+    def __init__(self, names: list[str]) -> None:
+        self.names = tuple(names)
+
+    def option(self, which: int) -> str | None:
+        return self.names[which]
+
+
 class Commits:
     """Commits of a source tree from ``good`` to ``bad``, along first parents; ``command`` builds the one that is checked out.
 

@@ -14,16 +14,17 @@ from harness import paths
 
 REMOVED = "(removed)"
 
+# Repetitions are bounded: a guest's console may be millions of characters that almost match.
 # -----BEGIN OPENSSH PRIVATE KEY----- ... -----END OPENSSH PRIVATE KEY-----
 _KEY = re.compile(r"-----BEGIN [A-Z0-9 ]*PRIVATE KEY-----.*?(?:-----END [A-Z0-9 ]*PRIVATE KEY-----|\Z)", re.DOTALL)
 # password=x   "api_key": "x"   AUTH_TOKEN: x   vncpasswd = 'x'
 _SECRET = re.compile(
-    r"(?i)\b(\w*(?:passw(?:or)?d|passwd|secret|token|api[_-]?key|credential)\w*[\"']?\s*[=:]\s*)(\"[^\"\n]*\"|'[^'\n]*'|[^\s,;]+)"
+    r"(?i)(?<!\w)(\w{0,40}?(?:passw(?:or)?d|passwd|secret|token|api[_-]?key|credential)\w{0,40}[\"']?[ \t]{0,8}[=:][ \t]{0,8})(\"[^\"\n]*\"|'[^'\n]*'|[^\s,;]+)"
 )
 # Authorization: Bearer x
 _AUTHORIZATION = re.compile(r"(?i)\b((?:proxy-)?authorization\s*:\s*)[^\r\n]+")
 # https://user:password@host/
-_IN_URL = re.compile(r"(\b[a-z][a-z0-9+.-]*://)[^/\s@]+@")
+_IN_URL = re.compile(r"(\b[a-z][a-z0-9+.-]{0,20}://)[^/\s@]{1,200}@")
 # AKIA0123456789ABCDEF   ghp_...   xoxb-...
 _KNOWN = re.compile(r"\b(?:AKIA[0-9A-Z]{16}|gh[pousr]_[A-Za-z0-9]{20,}|xox[abprs]-[A-Za-z0-9-]{10,})\b")
 # /home/somebody/x   /root/x   /Users/somebody/x   /tmp/x: whoever's they are

@@ -14,7 +14,7 @@ from harness.hosts import scratch as disks
 from harness.hosts.host import XenHost
 from harness.hosts.scratch import ScratchDisk
 from harness.images.image import Image
-from harness.plugin import cells, evidence
+from harness.plugin import cells, evidence, inputs
 from harness.plugin.cells import Cell
 from harness.plugin.rig import CaseContext, Rig
 from harness.plugin.state import CASE, RIG, case_directory
@@ -73,7 +73,7 @@ def new_guest(rig: Rig, cell: Cell, host: XenHost, case: CaseContext) -> NewGues
     def make(**shape: object) -> Guest:
         guest = rig.new_guest(cell, host, case.directory, Shape(cell.type, **shape))  # type: ignore[arg-type]
         case.guests.append(guest)
-        case.inputs.update(rig.source(cell).inputs)
+        case.inputs.update(inputs.of(rig.source(cell)))
         return guest
 
     return make
@@ -88,7 +88,7 @@ def booted(request: pytest.FixtureRequest, rig: Rig, cell: Cell, case: CaseConte
         case.host, case.warm_boot = found.host, boot
         case.guests.append(found)
         _capable(request, found.host, cell)
-        case.inputs.update(_inputs(found.host) | rig.source(cell).inputs)
+        case.inputs.update(_inputs(found.host) | inputs.of(rig.source(cell)))
         return found
 
     return make

@@ -54,14 +54,18 @@ def make(
 
 
 def write(path: Path, report: Report) -> None:
-    """Write all reports of a run into its directory."""
-    (path / "index.html").write_text(html.render(path, report), encoding="utf-8")
-    (path / "report.json").write_text(machine.render(report), encoding="utf-8")
-    (path / "mail.eml").write_bytes(mail.compose(report).as_bytes())
-    if (path / "junit.xml").is_file():
-        junit.enrich(path / "junit.xml", report)
-    if (path / "allure").is_dir():
-        allure_files.write(path / "allure", report)
+    """Write all reports of a run into its directory. One that the disk will not take costs none of the others."""
+    for name, act in (
+        ("report.json", lambda file: file.write_text(machine.render(report), encoding="utf-8")),
+        ("mail.eml", lambda file: file.write_bytes(mail.compose(report).as_bytes())),
+        ("index.html", lambda file: file.write_text(html.render(path, report), encoding="utf-8")),
+        ("junit.xml", lambda file: junit.enrich(file, report) if file.is_file() else None),
+        ("allure", lambda file: allure_files.write(file, report) if file.is_dir() else None),
+    ):
+        try:
+            act(path / name)
+        except OSError as exc:
+            log.warning("%s: %s", path / name, exc.strerror)
 
 
 def history_file(path: Path) -> Path:

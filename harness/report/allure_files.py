@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.console.text import plain
-from harness.report.gather import CaseReport, Report
+from harness.report.gather import CaseReport, Report, address, address_of
 from harness.results.model import FAILED, KNOWN, PASSED, SKIPPED
 from harness.verdicts import values
 
@@ -23,7 +23,7 @@ _CATEGORIES = {
     values.BLOCKED: "Blocked by an earlier failure",
     values.INFRASTRUCTURE: "Infrastructure: nothing was learned",
 }
-_STATUS = {PASSED: "passed", FAILED: "failed", KNOWN: "failed", SKIPPED: "skipped"}
+_STATUS = {KNOWN: "skipped", PASSED: "passed", FAILED: "failed", SKIPPED: "skipped"}
 
 
 def write(directory: Path, report: Report) -> None:
@@ -37,12 +37,13 @@ def write(directory: Path, report: Report) -> None:
     _dump(directory / "categories.json", categories)
     order = len(report.runs)
     _dump(directory / "executor.json", {"name": "fxh", "type": "fxh", "buildName": report.run.run, "buildOrder": order})
-    by_name = {item.result.nodeid.rpartition("::")[2]: item for item in report.cases}
+    by_name = {address_of(item.result): item for item in report.cases}
     ids: dict[str, CaseReport] = {}
     for file in sorted(directory.glob("*-result.json")):
         try:
             result = json.loads(file.read_text("utf-8"))
-            item = by_name.get(result["name"])
+            # suites.boot.test_boot#test_boots_to_login
+            item = by_name.get(address(result["fullName"].partition("#")[0], result["name"]))
         except (OSError, ValueError, KeyError):
             continue
         if item is not None:

@@ -17,6 +17,8 @@ from harness.verdicts.whole import Key, gone, judge_run
 
 # How many runs verdicts look back at, and how many a page shows.
 REACH, SHOWN = 200, 30
+# Characters of a domain's configuration.
+_CONFIG = 4000
 
 _WORST = {FAILED: 0, HARNESS: 1, INFRASTRUCTURE: 2, KNOWN: 3, PASSED: 4, SKIPPED: 5}
 
@@ -35,6 +37,8 @@ class CaseReport:
     usual: tuple[Stamp, ...] = ()
     usual_run: str = ""
     again: str = ""
+    config: str = ""
+    """The domain's configuration, for a case that failed."""
 
 
 @dataclass(frozen=True)
@@ -89,7 +93,7 @@ def gather(
     seen = {key: [row.seen for row in found] for key, found in past.items()}
     verdicts = judge_run([item for _, item in now.values()], seen, baseline=baseline)
     shown = (*list(dict.fromkeys(row.seen.run for row in rows))[-(SHOWN - 1) :], run.run)
-    cases = [_case(run, case, verdicts[key], past.get(key, []), shown) for key, (case, _) in now.items()]
+    cases = [_case(path, run, case, verdicts[key], past.get(key, []), shown) for key, (case, _) in now.items()]
     cases.sort(key=lambda item: (KINDS.index(item.verdict.kind), item.result.suite, item.result.key, item.result.cell))
     last_run = rows[-1].seen.run if rows else ""
     return Report(
@@ -118,7 +122,7 @@ def _with_named(history: History, baseline: Baseline, rows: tuple[Row, ...], num
     return tuple(row for row in history.results(run=name) if row.number < number) + rows
 
 
-def _case(run: RunResult, case: CaseResult, verdict: Verdict, past: list[Row], shown: tuple[str, ...]) -> CaseReport:
+def _case(path: Path, run: RunResult, case: CaseResult, verdict: Verdict, past: list[Row], shown: tuple[str, ...]) -> CaseReport:
     visible = set(shown)
     strip = (*((row.seen.run, row.seen.shown) for row in past if row.seen.run in visible), (run.run, case.outcome))
     green = [row for row in past if row.seen.outcome == PASSED]
@@ -129,7 +133,28 @@ def _case(run: RunResult, case: CaseResult, verdict: Verdict, past: list[Row], s
     if green and case.boots:
         stages = ((name[6:], at) for name, at in green[-1].metrics.items() if name.startswith("stage "))
         usual = tuple(Stamp(name, at) for name, at in stages)
-    return CaseReport(case, verdict, found, strip, usual, green[-1].seen.run if green else "", again(run, case))
+    config = _config(path / "cases" / case.directory, case) if case.outcome == FAILED else ""
+    return CaseReport(case, verdict, found, strip, usual, green[-1].seen.run if green else "", again(run, case), config)
+
+
+def around_death(case: CaseResult, count: int) -> str:
+    """``count`` lines of the console from just before the death on, or the last ones."""
+    lines = case.excerpt.splitlines()
+    words = case.boots[-1].death.split(" / ")[0] if case.boots else ""
+    hits = [n for n, line in enumerate(lines) if words and words in line]
+    start = max(0, hits[0] - 2) if hits else max(0, len(lines) - count)
+    return "\n".join(lines[start : start + count])
+
+
+def _config(directory: Path, case: CaseResult) -> str:
+    """Of the domain that was made last; "" when there is none to be read."""
+    names = [name for name in case.files if name.endswith(".cfg")]
+    domain = case.boots[-1].domain if case.boots else ""
+    chosen = next((name for name in names if name == f"{domain}.cfg"), names[-1] if names else "")
+    try:
+        return (directory / chosen).read_text("utf-8", "replace")[:_CONFIG] if chosen else ""
+    except OSError:
+        return ""
 
 
 def again(run: RunResult, case: CaseResult) -> str:
@@ -140,6 +165,16 @@ def again(run: RunResult, case: CaseResult) -> str:
 def selector(case: CaseResult) -> str:
     """For pytest's ``-k``: this case in this cell and no other."""
     return case.nodeid.rpartition("::")[2]
+
+
+def address(module: str, name: str) -> tuple[str, str]:
+    """How JUnit and allure tell cases apart: ``suites.boot.test_boot`` and a name; only suite and file of the module count."""
+    return ".".join(module.split(".")[-2:]), name
+
+
+def address_of(case: CaseResult) -> tuple[str, str]:
+    path, _, name = case.nodeid.rpartition("::")
+    return address(f"{case.suite}.{Path(path).stem}", name)
 
 
 def narrowed(options: dict[str, str], case: CaseResult) -> dict[str, str]:

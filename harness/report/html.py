@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,14 +13,15 @@ from markupsafe import Markup
 from harness.console.text import plain
 from harness.report import console, plot
 from harness.report.console import Line
-from harness.report.gather import CaseReport, Report
+from harness.report.gather import CaseReport, Report, around_death
 from harness.results.model import PASSED, SKIPPED, Boot, Stamp
 from harness.verdicts import values
 
 # What consoles and captures may take of a page: beyond it the files beside it are linked, and not shown.
 _BUDGET = 5_000_000
 _CAPTURE = 6_000
-_EXCERPT = 12
+# Lines of a death on the first screen, and how many new failures are there with them.
+_EXCERPT, _IN_FULL = 12, 3
 # A class for each verdict: its colour and its letter.
 TONES = {
     values.REGRESSION: "bad", values.BASELINE_UNTESTED: "bad", values.NEVER_PASSED: "bad", values.KNOWN_GONE: "odd",
@@ -30,9 +32,9 @@ TONES = {
 SQUARES = {
     "passed": ("p", "·"),
     "failed": ("f", "F"),
-    "known": ("k", "K"),
     "harness": ("h", "H"),
     "infrastructure": ("i", "I"),
+    "known": ("k", "k"),
     "skipped": ("s", " "),
 }
 
@@ -81,16 +83,28 @@ def render(path: Path, report: Report) -> str:
     stamps = [stamp.at for item in report.cases for boot in item.result.boots for stamp in boot.stages]
     longest = max([*stamps, *(stamp.at for item in report.cases for stamp in item.usual)], default=1.0)
     room = _Room(_BUDGET)
+    items = [_item(path, item, number, longest, room) for number, item in enumerate(report.cases)]
+    _choose(report.news, items)
     return environment.get_template("run.html.j2").render(
         report=report,
         run=report.run,
-        items=[_item(path, item, number, longest, room) for number, item in enumerate(report.cases)],
+        items=items,
         tones=TONES,
         squares=SQUARES,
         plots=[(trend, Markup(plot.svg(trend))) for trend in report.trends],
         tone="bad" if any(item.verdict.is_bad for item in report.cases) else "odd" if report.news else "good",
         files=[name for name in ("report.json", "mail.eml", "junit.xml") if (path / name).exists() or name != "junit.xml"],
     )
+
+
+def _choose(news: Sequence[CaseReport], items: list[dict[str, object]]) -> None:
+    """Which new failures the first screen tells in full: the first of each death, and not too many."""
+    told: set[str] = set()
+    by_case = {id(item["case"]): item for item in items}
+    for case in (item.result for item in news):
+        same = bool(case.identity) and case.identity in told
+        by_case[id(case)] |= {"same_death": same, "in_full": not same and len(told) < _IN_FULL}
+        told.add(case.identity or case.nodeid)
 
 
 class _Room:
@@ -119,11 +133,11 @@ def _item(path: Path, item: CaseReport, number: int, longest: float, room: _Room
         "again": item.again,
         "anchor": f"case-{number}",
         "open": item.verdict.is_news,
-        "excerpt": "\n".join(case.excerpt.splitlines()[-_EXCERPT:]),
+        "excerpt": around_death(case, _EXCERPT),
         "timelines": timelines,
         "panels": list(_panels(directory, case.boots, case.files, room)) if red else [],
         "captures": list(_captures(directory, case.files, room)) if red else [],
-        "files": [name for name in case.files if not name.endswith(".idx")],
+        "files": [name for name in case.files if not name.endswith((".idx", ".clock"))],
     }
 
 

@@ -7,7 +7,7 @@ import xml.etree.ElementTree as ET
 from pathlib import Path
 
 from harness.console.text import plain
-from harness.report.gather import CaseReport, Report
+from harness.report.gather import CaseReport, Report, address, address_of
 
 _OURS = "fxh."
 
@@ -18,20 +18,14 @@ def enrich(path: Path, report: Report) -> None:
         tree = ET.parse(path)
     except (ET.ParseError, OSError):
         return
-    by_name = {_name(item.result.nodeid): item for item in report.cases}
+    by_name = {address_of(item.result): item for item in report.cases}
     for suite in tree.getroot().iter("testsuite"):
         _set(suite, {"run": report.run.run, "verdict": report.sentence, "baseline": report.baseline} | dict(report.inputs))
         for case in suite.iter("testcase"):
-            item = by_name.get((case.get("classname", "").rpartition(".")[2], case.get("name", "")))
+            item = by_name.get(address(case.get("classname", ""), case.get("name", "")))
             if item is not None:
                 _set(case, _properties(item))
     tree.write(path, encoding="utf-8", xml_declaration=True)
-
-
-def _name(nodeid: str) -> tuple[str, str]:
-    """JUnit's class and name: the module and what follows ``::``."""
-    path, _, name = nodeid.rpartition("::")
-    return Path(path).stem, name
 
 
 def _properties(item: CaseReport) -> dict[str, str]:

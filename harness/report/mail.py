@@ -15,7 +15,7 @@ from itertools import groupby
 
 from harness.console.text import plain
 from harness.errors import InfrastructureError, UsageError
-from harness.report.gather import CaseReport, Report
+from harness.report.gather import CaseReport, Report, around_death
 from harness.verdicts import values
 
 COLUMNS = 72
@@ -110,7 +110,9 @@ def _failure(item: CaseReport, number: int, total: int) -> str:
         died = f"; died after {boot.died:.1f} s" if boot.died is not None else ""
         lines += ["", _wrap(f"Stages reached: {reached or 'none'}{died}.")]
     if case.excerpt:
-        lines += ["", "Console:", _quote(case.excerpt.splitlines()[-_CONSOLE:])]
+        lines += ["", "Console:", _quote(around_death(case, _CONSOLE).splitlines())]
+    if item.config:
+        lines += ["", "Domain configuration:", _quote(item.config.splitlines())]
     lines += ["", "Again:", _command(item.again)]
     return "\n".join(lines)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
-from harness.results.model import FAILED, HARNESS, PASSED, CaseResult, RunResult
+from harness.results.model import FAILED, HARNESS, KNOWN, PASSED, CaseResult, RunResult
 from harness.verdicts import values
 from harness.verdicts.values import Verdict
 
@@ -29,7 +29,8 @@ def sentence(run: RunResult, judged: Sequence[tuple[CaseResult, Verdict]]) -> st
     other = sum(verdict.otherwise for _, verdict in judged)
     if other:
         tally.append(f"{other} dying otherwise than before")
-    passed, total = run.count(PASSED), run.count(PASSED) + run.count(FAILED)
+    passed = run.count(PASSED)
+    total = passed + run.count(FAILED) + run.count(KNOWN)
     if not total:
         parts = ["No case was judged", *tally]
     elif passed == total:

@@ -50,8 +50,8 @@ class Boot:
 
 @dataclass(frozen=True)
 class CaseResult:
-    """How a case ended. ``outcome`` is failed for the product alone; infrastructure and harness are no verdict on it. ``known`` is a failure that
-    suites/known_issues.toml expects.
+    """How a case ended. ``outcome`` is failed for the product alone; infrastructure and harness are no verdict on it.
+    ``known`` is a failure that a known issue expects, whose line the reason begins with.
 
     ``identity`` is the death's, where there was one; ``files`` are names in the case's directory. ``phase`` is where it ended
     badly: setup, call or teardown. ``formerly`` are the keys the case had before it was renamed.

@@ -8,7 +8,6 @@ import json
 import socketserver
 import threading
 import xml.etree.ElementTree as ET
-from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -119,17 +118,16 @@ def test_sentence_keeps_what_was_learned_apart(tmp_path: Path) -> None:
     )
 
 
-def test_known_issues_reach_the_report(tmp_path: Path) -> None:
-    done = run(2, replace(case("F", kernel="B"), outcome="known", reason=f"{KNOWN_WORDS}bug 1: it halts\nXen was told nothing"))
-    reporting.publish(save(tmp_path, run(1, case())), run(1, case()))
-    made = reporting.publish(save(tmp_path, done), done)
-    assert made.sentence == "No case was judged; 1 known issue."
+def test_known_issues_of_the_run_are_failures_of_the_past(tmp_path: Path) -> None:
+    known = case("K", kernel="B", reason=f"{KNOWN_WORDS}bug 1: it halts\npanic: x")
+    passes = case("F", kernel="C", identity="", excerpt="", reason=f"{GONE_WORDS}bug 1: it halts\nRemove it.")
+    _, made = reported(tmp_path, run(1, case()), run(2, known))
+    assert made.sentence == "1 known issue; 0 of 1 judged cases passed."
     assert made.cases[0].verdict.reason == "known: bug 1: it halts"
-    assert made.news == ()
-    passes = run(3, replace(case("F", kernel="C"), reason=f"{GONE_WORDS}bug 1: it halts\nRemove its entry"))
-    gone = reporting.publish(save(tmp_path, passes), passes)
-    assert gone.cases[0].verdict.kind == "known issue gone"
-    assert gone.cases[0].verdict.is_news
+    _, made = reported(tmp_path, run(3, passes))
+    assert [(item.verdict.kind, item.verdict.is_news) for item in made.cases] == [("known issue gone", True)]
+    _, made = reported(tmp_path, run(4, case(kernel="D")))
+    assert made.cases[0].verdict.kind == "passed"
 
 
 def test_named_baseline(tmp_path: Path) -> None:
@@ -145,6 +143,16 @@ def test_a_history_that_cannot_be_read_costs_the_comparison_alone(tmp_path: Path
     assert made.note.startswith("Compared with nothing: ")
     assert made.note in (path / "index.html").read_text()
     assert [item.verdict.kind for item in made.cases] == ["never passed"]
+
+
+def test_a_report_that_cannot_be_written_costs_no_other(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    done = run(1, case())
+    path = save(tmp_path, done)
+    (path / "mail.eml").mkdir()
+    reporting.publish(path, done)
+    assert "mail.eml: Is a directory" in caplog.text
+    assert (path / "index.html").is_file()
+    assert (path / "report.json").is_file()
 
 
 def test_missing_artifacts_leave_a_page(tmp_path: Path) -> None:
@@ -256,6 +264,20 @@ def test_mail_is_plain_narrow_and_says_the_verdict_first(tmp_path: Path) -> None
     assert b"Content-Transfer-Encoding: 8bit" in raw
 
 
+def test_mail_has_what_a_bug_report_needs(tmp_path: Path) -> None:
+    """The death in the middle of a long excerpt, and the domain's configuration."""
+    excerpt = "\n".join([*(f"before {n}" for n in range(30)), "panic: no init", *(f"frame{n}()" for n in range(30))])
+    boot = Boot("g", (Stamp("kernel", 1.0),), 2.0, 100.0, "g.console.log", 0, "no init")
+    done = run(1, case("F", excerpt=excerpt, boots=(boot,), files=("a.cfg", "g.cfg")))
+    path = save(tmp_path, done)
+    (path / "cases" / done.cases[0].directory / "g.cfg").write_text('type = "pvh"\nmemory = 512\n')
+    text = mail.body(reporting.make(path, done))
+    assert "| before 29\n| panic: no init\n| frame0()" in text
+    assert "before 27" not in text
+    assert 'Domain configuration:\n| type = "pvh"\n| memory = 512' in text
+    assert "Stages reached: kernel 1.0 s; died after 2.0 s." in text
+
+
 def test_guests_write_no_headers_and_no_lines_of_mail(tmp_path: Path) -> None:
     done = case("F", cell="x\r\nBcc: evil@example.org", reason=HOSTILE, identity=HOSTILE, excerpt=HOSTILE, title=HOSTILE)
     _, made = reported(tmp_path, run(1, done, command=HOSTILE, run="run-001", branch=HOSTILE))
@@ -361,7 +383,7 @@ def test_allure_gets_categories_environment_and_history(tmp_path: Path) -> None:
     path = save(tmp_path, done)
     allure = path / "allure"
     allure.mkdir()
-    result = {"name": f"test_boots[{CELL}]", "status": "failed", "historyId": "h1", "statusDetails": {"message": "[failed] x"}, "parameters": [{"name": "cell", "value": CELL}]}  # fmt: skip
+    result = {"fullName": "suites.boot.test_boot#test_boots", "name": f"test_boots[{CELL}]", "status": "failed", "historyId": "h1", "statusDetails": {"message": "[failed] x"}, "parameters": [{"name": "cell", "value": CELL}]}  # fmt: skip
     (allure / "1-result.json").write_text(json.dumps(result))
     (allure / "2-result.json").write_text("{")
     for _ in range(2):

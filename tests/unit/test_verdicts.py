@@ -119,6 +119,8 @@ def test_known_issues() -> None:
     assert (gone_.kind, gone_.is_news) == (values.KNOWN_GONE, True)
     # Once its entry is out, the failures it excused count as what they were.
     assert judge(see("PC", 9), [*past, replace(see("FB", 8), known="bug 12345")]).kind == values.FIXED
+    past = [*history("PA"), replace(see("FB", 1), known="bug 1")]
+    assert judge(see("FB", 9), past).kind == values.STILL_FAILING
 
 
 def test_incidental_inputs_and_names_of_files_make_no_version() -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from harness.results import model
 from harness.results.model import Boot, CaseResult, RunResult, Stamp
 
-WORDS = {"P": "passed", "F": "failed", "S": "skipped", "I": "infrastructure", "H": "harness"}
+WORDS = {"P": "passed", "F": "failed", "S": "skipped", "I": "infrastructure", "H": "harness", "K": "known"}
 CELL = "freebsd-pvh-xen-4.20"
 
 
