@@ -145,6 +145,8 @@ class Rig:
         name = host.config.name or host.config.address
         if self.options.host:
             self._pool.lost(name, error.message, host.run_id)
+        if host.lease is not None:  # nobody there to say goodbye to, or not in time
+            host.lease.lost = host.lease.lost or error.message
         self._drop(cell.host)
         return error.message
 
