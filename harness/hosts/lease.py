@@ -190,6 +190,8 @@ class Lease:
                     log.info("%s: waiting for room: %s", name, why)
                     if waiting is not None:
                         waiting(why)
+                case "ending":
+                    why = "our earlier lease there is being ended"
                 case "busy":
                     raise HostBusy(f"{name} has no room at the moment: short of {short}")
                 case "refused":

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import logging
 import secrets
+import shlex
+import sys
 import time
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
@@ -121,7 +123,7 @@ class Rig:
                 return self._lab(self.options.xens[0])
             return DirectHost(connect.transport(config), config=config, what=what)
 
-        return Pool(members(self.options.host, load().config.hosts), self.options.worker, self.run_id, connected)
+        return Pool(members(self.options.host, load().config.hosts), self.options.worker, shlex.join(sys.argv[1:])[:80], connected)
 
     def _share(self, cell: Cell) -> Wish:
         """What a worker takes of a host: enough for two guests, with what Xen takes beside their memory."""
