@@ -74,7 +74,7 @@ def program() -> bytes:
 def start(transport: Transport, wish: dict[str, Any]) -> Stream:
     """The keeper at work there."""
     text = program()
-    stream = transport.open(["python3", "-c", _BOOT, str(len(text)), json.dumps(wish)])
+    stream = transport.open(["python3", "-S", "-E", "-c", _BOOT, str(len(text)), json.dumps(wish)])
     # Where no Python takes it in, what sh says instead is read from the stream.
     with contextlib.suppress(TransportError):
         stream.write(text)
