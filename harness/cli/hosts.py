@@ -36,6 +36,8 @@ def _chosen(words: str) -> tuple[HostConfig, ...]:
 
     known = load().config.hosts
     found = pool.members(words, known) if words else tuple(known.values())
+    if any(host.address == pool.LAB for host in found):
+        raise UsageError("labs have no leases: each worker has its own", mend="fxh lab list shows them")
     if not found:
         raise UsageError("no hosts are configured", mend="name one, or write [hosts.NAME] into fxh.toml (docs/hosts.md)")
     return found

@@ -30,7 +30,7 @@ for p in /usr/lib/xen*/bin /usr/libexec/xen/bin /usr/local/libexec/xen/bin /usr/
 done
 command -v gdbsx | sed 's/^/gdbsx /'
 command -v pygrub | sed 's/^/pygrub /'
-echo '%python'; python3 -c 'import sys; print(*sys.version_info[:3], sep=".")' 2>&1
+echo '%python'; python3 -S -E -c 'import sys; print(*sys.version_info[:3], sep=".")' 2>&1
 echo '%info'; xl info 2>&1
 echo '%list'; xl list 2>&1
 echo '%store'; xenstore-read /local/domain/0/name 2>&1

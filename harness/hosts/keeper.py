@@ -250,6 +250,7 @@ class Holder:
             living, _ = self.book.entries()
             for entry in living:
                 if old and entry["run"] == old:
+                    say(state="ending", run=old)
                     os.kill(entry["pid"], signal.SIGTERM)
         end = time.monotonic() + 30
         while old and time.monotonic() < end:

@@ -74,7 +74,7 @@ def program() -> bytes:
 def start(transport: Transport, wish: dict[str, Any]) -> Stream:
     """The keeper at work there."""
     text = program()
-    stream = transport.open(["python3", "-c", _BOOT, str(len(text)), json.dumps(wish)])
+    stream = transport.open(["python3", "-S", "-E", "-c", _BOOT, str(len(text)), json.dumps(wish)])
     # Where no Python takes it in, what sh says instead is read from the stream.
     with contextlib.suppress(TransportError):
         stream.write(text)
@@ -190,6 +190,8 @@ class Lease:
                     log.info("%s: waiting for room: %s", name, why)
                     if waiting is not None:
                         waiting(why)
+                case "ending":
+                    why = "our earlier lease there is being ended"
                 case "busy":
                     raise HostBusy(f"{name} has no room at the moment: short of {short}")
                 case "refused":

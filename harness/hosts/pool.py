@@ -91,7 +91,8 @@ class Pool:
                     why[_name(config)] = exc.message
                 except InfrastructureError as exc:
                     if alone and isinstance(exc, DeadlineExpired):
-                        raise
+                        before = self._lost.get(_name(config), (0.0, ""))[1]
+                        raise DeadlineExpired(f"{exc.message}; it was lost before: {before}" if before else exc.message) from exc
                     why[_name(config)] = exc.message
                     self.lost(_name(config), exc.message)
             if busy:

@@ -28,7 +28,9 @@ def compose(night: Night, config: MailConfig, machine: str) -> EmailMessage:
         text.append(f"  {line.step:<8} {line.status:<8} {line.seconds:>8.1f} s  {line.why}")
     for line in failed:
         text += ["", f"--- the end of {line.log}", plain(tail(Path(line.log)))]
-    message.set_content("\n".join(text) + "\n")
+    # Lines of a mail end at 998 bytes; 8bit keeps a log readable in the file, too.
+    lines = [line[at : at + 240] for part in text for line in part.splitlines() or [""] for at in range(0, len(line) or 1, 240)]
+    message.set_content("\n".join(lines) + "\n", cte="8bit")
     return message
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import time
@@ -120,8 +121,21 @@ def _do(night: str, step: Step, directory: Path, hours: float) -> Line:
         status = VERDICT
     else:
         status = FAILED
-        why = (tail(log, 300).strip().splitlines() or [f"exit code {code}"])[-1]
+        why = reason(tail(log), code)
     return Line(night, step.name, status, code, round(time.monotonic() - begun, 1), started, why, str(log))
+
+
+def reason(text: str, code: int | None) -> str:
+    """Why a step failed, in a line: what its exit code means, and the last line of its log that says something."""
+    means = {
+        ExitCode.USAGE: "usage",
+        ExitCode.HARNESS: "a bug of the harness",
+        ExitCode.INFRASTRUCTURE: "infrastructure",
+        ExitCode.NOTHING_SELECTED: "nothing selected",
+        ExitCode.INTERRUPTED: "interrupted",
+    }.get(code if code is not None else 0, f"exit code {code}")
+    said = [line.strip() for line in text.splitlines() if re.search(r"\w", line) and not line.startswith("report: ")]
+    return f"{means}: {said[-1][:300]}" if said else means
 
 
 def tail(path: Path, size: int = _TAIL) -> str:

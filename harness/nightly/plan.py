@@ -9,7 +9,8 @@ from pathlib import Path
 from harness.config.schema import NightlyConfig
 from harness.errors import ExitCode, UsageError
 
-FXH = (sys.executable, "-m", "harness.cli")
+_SCRIPT = Path(sys.executable).parent / "fxh"
+FXH = (str(_SCRIPT),) if _SCRIPT.is_file() else (sys.executable, "-m", "harness.cli")
 
 
 @dataclass(frozen=True)

@@ -37,15 +37,19 @@ class Place:
 
 def commands(place: Place, name: str, domid: int, aids: dict[str, str], until: str) -> str:
     """What a person types, as text."""
+
+    def there(command: str) -> str:
+        return f"{place.dom0} {command}".strip()
+
     rows = [
         ("its console", f"fxh console {name} {place.option}"),
-        ("let it run on", f"{place.dom0} xl unpause {domid}"),
-        ("a core", f"{place.dom0} xl dump-core {domid} {place.directory}/{name}.core"),
+        ("let it run on", there(f"xl unpause {domid}")),
+        ("a core", there(f"xl dump-core {domid} {place.directory}/{name}.core")),
     ]
     if "xenctx" in aids:
-        rows.insert(1, ("its vCPUs", f"{place.dom0} {aids['xenctx']} -a {domid}"))
+        rows.insert(1, ("its vCPUs", there(f"{aids['xenctx']} -a {domid}")))
     if "gdbsx" in aids:
-        rows.append(("a debugger", f"{place.dom0} {aids['gdbsx']} -a {domid} 64 9999"))
+        rows.append(("a debugger", there(f"{aids['gdbsx']} -a {domid} 64 9999")))
     head = f"{name} (domain {domid}) is kept, paused, until {until}:"
     return "\n".join([head, *(f"  {what:<14} {line}" for what, line in rows)])
 

@@ -162,6 +162,8 @@ def read(config: pytest.Config) -> Options:
     shard.parse(str(config.getoption("shard")))
     if run.keep not in ("never", "failed"):
         raise UsageError(f"run.keep {run.keep!r}", mend="never or failed")
+    if run.accel not in ("auto", "tcg", "kvm"):
+        raise UsageError(f"run.accel {run.accel!r}", mend="auto, tcg or kvm")
     if not run.xen_host:
         for xen in xens:
             if words("xen") and xen not in recipe.available():

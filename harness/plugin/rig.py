@@ -12,25 +12,21 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from harness.config import HostConfig, load
 from harness.console.reader import ConsoleReader
-from harness.deadline import Deadline
 from harness.errors import HarnessError, InfrastructureError, LabDead
 from harness.guests import bootable
 from harness.guests import source as sources
 from harness.guests.guest import Guest, Shape, configure
 from harness.guests.source import GuestSource
-from harness.hosts import connect
 from harness.hosts.host import DirectHost, XenHost
 from harness.hosts.inventory import Inventory, Item
-from harness.hosts.lease import Wish
-from harness.hosts.pool import LAB, Pool, members
 from harness.images import image as images
 from harness.images.image import Image
 from harness.lab import checkpoint, factory
 from harness.lab.host import LabHost, key_of
 from harness.plugin import keep as keeping
 from harness.plugin.cells import Cell
+from harness.plugin.lender import Lender
 from harness.plugin.options import Options
 from harness.results.model import Boot, Stamp
 from harness.xen.config import Disk, DomainConfig, Vif
@@ -74,6 +70,7 @@ class Rig:
         self._before: dict[str, Inventory] = {}
         self._used: set[str] = set()
         self._kept = 0
+        self._lender = Lender(options, lambda: self._lab(options.xens[0]))
 
     # -- what is tested -----------------------------------------------------------------------------------------------
 
@@ -108,7 +105,8 @@ class Rig:
 
     def host(self, cell: Cell) -> DirectHost:
         """The cell's host, at rest: a lab is put back to "dom0 ready" if it was used."""
-        self._yield(cell.host)
+        if self._lender.wanted(self._hosts.get(cell.host)):
+            self._drop(cell.host)
         host = self._hosts.get(cell.host)
         if isinstance(host, LabHost) and host.lab.dead:
             log.warning("lab %s is lost (%s): the next case gets a fresh one", host.lab.name, host.lab.dead)
@@ -125,7 +123,7 @@ class Rig:
 
     def _acquire(self, cell: Cell) -> DirectHost:
         if self.options.host:
-            host = self._pool.acquire(self._share(cell), Deadline(self.options.lease_wait))
+            host = self._lender.acquire(self.source(cell))
         else:
             host = self._lab(cell.xen)
         self._hosts[cell.host] = host
@@ -136,37 +134,13 @@ class Rig:
         lab.up()
         return LabHost(lab, run_id=self.run_id)
 
-    @cached_property
-    def _pool(self) -> Pool:
-        def connected(config: HostConfig, what: str) -> DirectHost:
-            if config.address == LAB:
-                return self._lab(self.options.xens[0])
-            return DirectHost(connect.transport(config), config=config, what=what)
-
-        return Pool(members(self.options.host, load().config.hosts), self.options.worker, self.run_id, connected)
-
-    def _share(self, cell: Cell) -> Wish:
-        """What a worker takes of a host: enough for two guests, with what Xen takes beside their memory."""
-        source = self.source(cell)
-        disk = 64 + sum(image.path.stat().st_size * 3 for image in source.disks) // (1 << 20)
-        return Wish("", self.options.lease_memory or 2 * (source.memory + 32), 2, disk)
-
-    def _yield(self, name: str) -> None:
-        """Let somebody else have the host who waits for it, and queue behind him."""
-        host = self._hosts.get(name)
-        if host is not None and host.lease is not None and host.lease.wanted:
-            log.info("%s is wanted by somebody else: giving our share back", host.facts.name)
-            self._drop(name)
-
     def lost(self, cell: Cell) -> str:
         """Why the cell's host is lost, or "". A lost one is dropped, and the next case gets another."""
         host = self._hosts.get(cell.host)
         error = self.check(cell)
         if host is None or error is None:
             return ""
-        name = host.config.name or host.config.address
-        if self.options.host:
-            self._pool.lost(name, error.message, host.run_id)
+        self._lender.lost(host, error.message)
         self._drop(cell.host)
         return error.message
 

@@ -128,6 +128,14 @@ def test_a_host_with_room_for_one_is_shared_in_turns(remote: Remote, suite: Path
     remote.wait_clean()
 
 
+def test_workers_spread_over_the_hosts(remote: Remote, suite: Path) -> None:
+    run = remote.start(suite, "-n", "2", "-k", "first or last", "--xen-host", "tag:all", "--scale", "3")
+    assert run.end(900) == 0
+    assert {case["inputs"]["host"] for case in run.cases.values()} == {"one", "two"}
+    assert {case["cell"] for case in run.cases.values()} == {"control-pv-all"}
+    remote.wait_clean()
+
+
 def test_a_flood_on_the_console(remote: Remote, suite: Path) -> None:
     run = remote.start(suite, "-k", "flood", "--xen-host", "one", "--scale", "3")
     assert run.end(900) == 0

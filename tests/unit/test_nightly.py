@@ -54,7 +54,7 @@ def test_a_needed_step_that_fails_ends_the_night_but_not_its_cleaning(tmp_path: 
         tmp_path, sh("build", "echo no space left; exit 7", needed=True), sh("run", "touch ran"), sh("prune", "true", always=True)
     )
     assert [line["status"] for line in told] == ["failed", "skipped", "ok"]
-    assert told[0]["why"] == "no space left"
+    assert told[0]["why"] == "exit code 7: no space left"
     assert told[1]["why"] == "build failed before it"
     assert done.exit_code == 4
     message = mail.compose(done, MailConfig(to=("devs@x",), infrastructure_to=("ops@x",)), "m")
@@ -90,13 +90,18 @@ def test_mail_is_written_and_sent_only_when_told(tmp_path: Path, monkeypatch: py
     config = MailConfig(send=False, smtp="127.0.0.1:1")
     message = mail.compose(done, config, "m")
     mail.deliver(message, config, tmp_path / "a.eml")
-    assert b"exit code 3" in (tmp_path / "a.eml").read_bytes()
+    assert b"a bug of the harness" in (tmp_path / "a.eml").read_bytes()
     with pytest.raises(InfrastructureError, match="it is kept in"):
         mail.deliver(message, MailConfig(send=True, smtp="127.0.0.1:1"), tmp_path / "b.eml")
     assert (tmp_path / "b.eml").exists()
     (tmp_path / "secret").write_text("hush\n")
     monkeypatch.delenv("FXH_MAIL_PASSWORD", raising=False)
     assert mail.password(MailConfig(password_file=str(tmp_path / "secret"))) == "hush"
+
+
+def test_the_reason_is_a_line_that_says_something() -> None:
+    assert night.reason("a\nnone serves\n=====\nreport: /x\n\n", 4) == "infrastructure: none serves"
+    assert night.reason("", 9) == "exit code 9"
 
 
 def test_old_nights_go(tmp_path: Path) -> None:
