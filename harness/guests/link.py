@@ -114,9 +114,7 @@ class Link:
 
     def wait_up(self, seconds: float = 40) -> bool:
         """Whether the guest reaches dom0 within ``seconds``."""
-        script = f"i=0; while [ $i -lt {int(seconds)} ]; do ping -c 1 -t 1 {self.here} >/dev/null 2>&1 && echo up && break; i=$((i+1)); done"
-        if self.guest.profile.os == "linux":
-            script = script.replace("-t 1", "-W 1")
+        script = f"i=0; while [ $i -lt {int(seconds)} ]; do ping -c 1 {self._patience(1)} {self.here} >/dev/null 2>&1 && echo up && break; i=$((i+1)); done"
         return "up" in self.guest.run(script, seconds + 30, check=False).text
 
     # -- data ---------------------------------------------------------------------------------------------------------
@@ -154,9 +152,12 @@ class Link:
 
     def ping(self, size: int) -> bool:
         """An echo of ``size`` bytes of data, in fragments where it must be; the content is compared by ping."""
-        wait = "-t 5" if self.guest.profile.os == "freebsd" else "-W 5"
-        done = self.guest.run(f"ping -c 1 {wait} -s {size} {self.here}", check=False)
+        done = self.guest.run(f"ping -c 1 {self._patience(5)} -s {size} {self.here}", check=False)
         return done.status == 0 and "wrong data" not in done.text
+
+    def _patience(self, seconds: int) -> str:
+        # FreeBSD's -W counts milliseconds; its -t is an alarm that can end the shell, too.
+        return f"-W {seconds * 1000}" if self.guest.profile.os == "freebsd" else f"-W {seconds}"
 
     def _nc(self, seconds: float) -> str:
         # busybox's has no half-close; the peer knows how many bytes there are, and closes.

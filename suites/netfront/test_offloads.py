@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
-
 import pytest
 
 from harness.guests import admin
@@ -135,10 +133,12 @@ def test_every_combination(link: Link, case: CaseContext) -> None:
     ask = admin.of(link.guest.profile)
     names = sorted(ask.offloads(link.guest.sh, link.interface))
     wrong = []
-    for values in itertools.product((False, True), repeat=len(names)):
-        wanted = dict(zip(names, values, strict=True))
+    shown = ask.offloads(link.guest.sh, link.interface)
+    for n in range(2 ** len(names)):
+        # Gray code: one flag changes from one combination to the next.
+        wanted = {name: bool((n ^ n >> 1) >> bit & 1) for bit, name in enumerate(names)}
         said = " ".join(f"{'' if on else '-'}{name}" for name, on in wanted.items())
-        switch(link, **wanted)
+        switch(link, **{name: on for name, on in wanted.items() if shown.get(name) != on})
         if not link.wait_up(30):
             wrong.append(f"{said}: the link does not come back within 30 s")
             continue

@@ -16,6 +16,9 @@ from .test_offloads import SIZE, SOURCE, arrived
 
 def test_echo_sizes(link: Link) -> None:
     """D10: echoes of all sizes come back whole, those in many fragments, too."""
+    if link.guest.profile.os == "freebsd":
+        # Of more than 16 fragments FreeBSD makes no packet by itself (sys/netinet/ip_reass.c, V_maxfragsperpacket).
+        link.guest.sh("sysctl net.inet.ip.maxfragsperpacket=64")
     lost = [size for size in (0, 1, 56, 1471, 1472, 1473, 2952, 4095, 4096, 4097, 8192, 16384, 32768, 65507) if not link.ping(size)]
     assert not lost, finding(
         asked="echo requests of up to 65507 bytes",
