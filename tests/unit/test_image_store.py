@@ -37,6 +37,7 @@ from harness.images import (
 )
 from harness.images.build import Parts, assemble
 from harness.images.hosttools import Compiler
+from harness.images.inputs import content_hash, file_hash
 from harness.images.srcbuild import Workshop
 from harness.images.srctree import SourceTree
 from tests.unit.test_image_parts import elf
@@ -100,6 +101,23 @@ def test_a_touched_file_is_not_damaged() -> None:
     entry = store.obtain("worlds", "k", maker([]))
     os.utime(entry.directory / "below/file", (1, 1))
     assert entry.damage() == []
+
+
+def test_content_is_what_counts_and_not_the_holes(tmp_path: Path) -> None:
+    sparse, full = tmp_path / "sparse", tmp_path / "full"
+    data = bytes(300_000) + b"x" + bytes(99_999)
+    full.write_bytes(data)
+    with sparse.open("wb") as file:
+        file.truncate(len(data))
+        file.seek(300_000)
+        file.write(b"x")
+    assert content_hash(sparse) == content_hash(full)
+    with sparse.open("r+b") as file:
+        file.seek(1)
+        file.write(b"y")
+    assert content_hash(sparse) != content_hash(full)
+    full.write_bytes(data + b"\0")
+    assert content_hash(full) != content_hash(sparse)
 
 
 def test_a_failed_making_leaves_nothing(fresh: Path) -> None:
@@ -237,9 +255,9 @@ def test_unchanged_inputs_cost_nothing_and_changed_ones_rebuild(world: Path, tmp
 def test_the_same_image_twice_byte_for_byte(world: Path, tmp_path: Path) -> None:
     kernel = elf(tmp_path / "kernel")
     first = put_together(world, kernel, "mbr")
-    sums = [store.file_hash(d.file) for d in first.disks]
+    sums = [file_hash(d.file) for d in first.disks]
     store.remove(first.entry)
-    assert [store.file_hash(d.file) for d in put_together(world, kernel, "mbr").disks] == sums
+    assert [file_hash(d.file) for d in put_together(world, kernel, "mbr").disks] == sums
 
 
 @needs_makefs
