@@ -548,13 +548,23 @@ def test_an_interrupted_build_leaves_no_process(workshop: Workshop, monkeypatch:
 
 
 def test_what_a_killed_build_left_is_ended_by_the_next(workshop: Workshop) -> None:
+    """A make in a session of its own, with a job that has a process group of its own and no variable of ours."""
+    job_of_make = "import subprocess, time; print(subprocess.Popen(['sleep', '300'], process_group=0, env={}).pid, flush=True); "
     orphan = subprocess.Popen(
-        ["sleep", "300"], env={"MAKEOBJDIRPREFIX": str(workshop.directory / "obj"), "PATH": os.environ["PATH"]}
-    )
-    while not running(workshop):
-        time.sleep(0.01)
+        [sys.executable, "-c", f"{job_of_make} time.sleep(300)"], start_new_session=True, stdout=subprocess.PIPE,
+        env={"MAKEOBJDIRPREFIX": str(workshop.directory / "obj"), "PATH": os.environ["PATH"]},
+    )  # fmt: skip
+    assert orphan.stdout is not None
+    with orphan.stdout:
+        job = int(orphan.stdout.readline())
+    # The killed make is still our child, so it stays as a zombie until somebody waits for it.
+    waiter = threading.Thread(target=orphan.wait)
+    waiter.start()
     with workshop.open():
-        assert orphan.wait(5) == -signal.SIGKILL
+        waiter.join(5)
+        assert orphan.returncode == -signal.SIGKILL
+        state = Path(f"/proc/{job}/stat")
+        assert not state.exists() or state.read_text().rpartition(")")[2].split()[0] == "Z"
 
 
 def test_a_build_that_does_not_fit(workshop: Workshop, monkeypatch: pytest.MonkeyPatch) -> None:
