@@ -14,6 +14,7 @@ from harness.guests.linux import Linux
 from harness.guests.profile import GuestProfile
 from harness.images import slot as slots
 from harness.images.image import Image
+from harness.images.inputs import file_hash
 from harness.images.kernelfile import version_of
 from harness.xen import elfnotes
 
@@ -63,7 +64,7 @@ class GuestSource:
         digest = hashlib.sha256(f"{self.label} {self.profile.os} {self.root} {self.bootloader}\n".encode())
         for path in (self.kernel, self.ramdisk, *(disk.path for disk in self.disks)):
             if path is not None:
-                digest.update(file_digest(path).encode())
+                digest.update(file_hash(path).encode())
         for disk in self.disks:
             digest.update(f"{disk.vdev} {disk.format} {disk.readonly}\n".encode())
         return digest.hexdigest()[:16]
@@ -74,17 +75,8 @@ class GuestSource:
         found = {"image": self.image} if self.image else {}
         for what, path in (("kernel", self.kernel), ("ramdisk", self.ramdisk), *((d.vdev, d.path) for d in self.disks)):
             if path is not None:
-                found[what] = f"{path.name} sha256:{file_digest(path)}"
+                found[what] = f"{path.name} sha256:{file_hash(path)}"
         return found
-
-
-def file_digest(path: Path) -> str:
-    """sha256 of a file, in hex. Raises UsageError when it cannot be read."""
-    try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as exc:
-        raise UsageError(f"{path}: {exc.strerror}", mend="give the path of a file that can be read") from exc
 
 
 def freebsd(kernel: Path, disk: Path, *, root: str = "", fmt: str = "") -> GuestSource:

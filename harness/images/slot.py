@@ -13,7 +13,7 @@ from pathlib import Path
 
 from harness import paths
 from harness.errors import BuildError, UsageError
-from harness.images.inputs import combine
+from harness.images.inputs import combine, extents
 
 # Less than any UFS block: so it lies in one piece.
 SIZE = 4096
@@ -54,19 +54,6 @@ def locate(image: Path) -> int:
     if at < 0:
         raise BuildError(f"{image.name}: loader.conf.local is not in one piece")
     return at
-
-
-def extents(descriptor: int) -> list[tuple[int, int]]:
-    """Where a sparse file has data, as (begin, end); begins are stretched to whole MiB."""
-    found, at, size = [], 0, os.fstat(descriptor).st_size
-    while at < size:
-        try:
-            begin = os.lseek(descriptor, at, os.SEEK_DATA)
-        except OSError:  # nothing but a hole from here on
-            break
-        at = os.lseek(descriptor, begin, os.SEEK_HOLE)
-        found.append((begin, at))
-    return found
 
 
 def filled(image: Path, offset: int, variables: Mapping[str, str], target: Path) -> Path:

@@ -203,10 +203,16 @@ def _sessions() -> list[tuple[int, int]]:
 
 
 def end_leftovers(prefix: str) -> None:
-    """Kill what an earlier build in this object directory left behind when its harness was killed."""
+    """Kill what an earlier build in this object directory left behind when its harness was killed.
+
+    make's own process still has our variable, its jobs may not: so all of its session goes.
+    """
     mark = f"MAKEOBJDIRPREFIX={prefix}".encode()
+    marked = set()
     for path in Path("/proc").glob("[0-9]*/environ"):
         with suppress(OSError):
             if mark in path.read_bytes().split(b"\0"):
-                log.warning("ending process %s, left over from an earlier build", path.parent.name)
-                os.kill(int(path.parent.name), signal.SIGKILL)
+                marked.add(int(path.parent.name))
+    for leader in {session for pid, session in _sessions() if pid in marked} - {os.getsid(0)}:
+        log.warning("ending session %d, left over from an earlier build", leader)
+        end_session(leader)

@@ -1,6 +1,6 @@
 """The store: content-addressed directories that are made once, never changed, and checked before they are used.
 
-``$FXH_STORE/<kind>/<key>/`` with ``manifest.json`` and ``sums.json`` (size, time of change and sha256 of every file).
+``$FXH_STORE/<kind>/<key>/`` with ``manifest.json`` and ``sums.json`` (size, time of change and hash of every file).
 One process makes an entry, the others wait at its lock and find it there; a half entry never has its final name.
 """
 
@@ -23,7 +23,7 @@ from filelock import FileLock
 
 from harness import paths
 from harness.errors import InfrastructureError
-from harness.images.inputs import file_hash
+from harness.images.inputs import content_hash
 
 log = logging.getLogger("fxh.images")
 
@@ -71,7 +71,7 @@ class Entry:
             try:
                 there = (self.directory / name).stat()
                 same = there.st_size == size and (
-                    (there.st_mtime_ns == changed and not thorough) or file_hash(self.directory / name) == digest
+                    (there.st_mtime_ns == changed and not thorough) or content_hash(self.directory / name) == digest
                 )
             except OSError:
                 same = False
@@ -129,7 +129,7 @@ def _make(target: Path, make: Callable[[Path], dict[str, Any]]) -> Entry:
             if stat.S_ISREG(mode):
                 path.chmod(stat.S_IMODE(mode) & 0o555 | 0o400)
                 there = path.stat()
-                sums[path.relative_to(work).as_posix()] = (there.st_size, there.st_mtime_ns, file_hash(path))
+                sums[path.relative_to(work).as_posix()] = (there.st_size, there.st_mtime_ns, content_hash(path))
         (work / _SUMS).write_text(json.dumps(sums))
         (work / _MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
         work.rename(target)

@@ -37,6 +37,7 @@ from harness.images import (
 )
 from harness.images.build import Parts, assemble
 from harness.images.hosttools import Compiler
+from harness.images.inputs import content_hash, file_hash
 from harness.images.srcbuild import Workshop
 from harness.images.srctree import SourceTree
 from tests.unit.test_image_parts import elf
@@ -100,6 +101,23 @@ def test_a_touched_file_is_not_damaged() -> None:
     entry = store.obtain("worlds", "k", maker([]))
     os.utime(entry.directory / "below/file", (1, 1))
     assert entry.damage() == []
+
+
+def test_content_is_what_counts_and_not_the_holes(tmp_path: Path) -> None:
+    sparse, full = tmp_path / "sparse", tmp_path / "full"
+    data = bytes(300_000) + b"x" + bytes(99_999)
+    full.write_bytes(data)
+    with sparse.open("wb") as file:
+        file.truncate(len(data))
+        file.seek(300_000)
+        file.write(b"x")
+    assert content_hash(sparse) == content_hash(full)
+    with sparse.open("r+b") as file:
+        file.seek(1)
+        file.write(b"y")
+    assert content_hash(sparse) != content_hash(full)
+    full.write_bytes(data + b"\0")
+    assert content_hash(full) != content_hash(sparse)
 
 
 def test_a_failed_making_leaves_nothing(fresh: Path) -> None:
@@ -237,9 +255,9 @@ def test_unchanged_inputs_cost_nothing_and_changed_ones_rebuild(world: Path, tmp
 def test_the_same_image_twice_byte_for_byte(world: Path, tmp_path: Path) -> None:
     kernel = elf(tmp_path / "kernel")
     first = put_together(world, kernel, "mbr")
-    sums = [store.file_hash(d.file) for d in first.disks]
+    sums = [file_hash(d.file) for d in first.disks]
     store.remove(first.entry)
-    assert [store.file_hash(d.file) for d in put_together(world, kernel, "mbr").disks] == sums
+    assert [file_hash(d.file) for d in put_together(world, kernel, "mbr").disks] == sums
 
 
 @needs_makefs
@@ -362,8 +380,8 @@ class Mirror:
                 self.send_header("Content-Length", str(len(rest)))
                 self.end_headers()
                 piece = rest[: mirror.cut] if mirror.cut and self.path != "/MANIFEST" else rest
-                self.wfile.write(piece)
                 mirror.sent += len(piece)
+                self.wfile.write(piece)
 
             def log_message(self, *args: object) -> None:
                 pass
@@ -530,13 +548,23 @@ def test_an_interrupted_build_leaves_no_process(workshop: Workshop, monkeypatch:
 
 
 def test_what_a_killed_build_left_is_ended_by_the_next(workshop: Workshop) -> None:
+    """A make in a session of its own, with a job that has a process group of its own and no variable of ours."""
+    job_of_make = "import subprocess, time; print(subprocess.Popen(['sleep', '300'], process_group=0, env={}).pid, flush=True); "
     orphan = subprocess.Popen(
-        ["sleep", "300"], env={"MAKEOBJDIRPREFIX": str(workshop.directory / "obj"), "PATH": os.environ["PATH"]}
-    )
-    while not running(workshop):
-        time.sleep(0.01)
+        [sys.executable, "-c", f"{job_of_make} time.sleep(300)"], start_new_session=True, stdout=subprocess.PIPE,
+        env={"MAKEOBJDIRPREFIX": str(workshop.directory / "obj"), "PATH": os.environ["PATH"]},
+    )  # fmt: skip
+    assert orphan.stdout is not None
+    with orphan.stdout:
+        job = int(orphan.stdout.readline())
+    # The killed make is still our child, so it stays as a zombie until somebody waits for it.
+    waiter = threading.Thread(target=orphan.wait)
+    waiter.start()
     with workshop.open():
-        assert orphan.wait(5) == -signal.SIGKILL
+        waiter.join(5)
+        assert orphan.returncode == -signal.SIGKILL
+        state = Path(f"/proc/{job}/stat")
+        assert not state.exists() or state.read_text().rpartition(")")[2].split()[0] == "Z"
 
 
 def test_a_build_that_does_not_fit(workshop: Workshop, monkeypatch: pytest.MonkeyPatch) -> None:
