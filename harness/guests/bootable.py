@@ -12,8 +12,9 @@ from pathlib import Path
 from filelock import FileLock
 
 from harness import paths
+from harness.digest import file_sha256
 from harness.errors import BuildError, UsageError
-from harness.guests.source import DiskImage, GuestSource, file_digest
+from harness.guests.source import DiskImage, GuestSource
 
 MENU = """\
 default=0
@@ -36,7 +37,7 @@ def source(plain: GuestSource) -> GuestSource:
     if plain.kernel is None or plain.ramdisk is None:
         raise UsageError(f"{plain.label} has no kernel to put on a disk")
     files = {"boot/vmlinuz": plain.kernel.read_bytes(), "boot/initrd": plain.ramdisk.read_bytes()}
-    name = f"control-{file_digest(plain.kernel)[:8]}-{file_digest(plain.ramdisk)[:8]}-ext2.img"
+    name = f"control-{file_sha256(plain.kernel)[:8]}-{file_sha256(plain.ramdisk)[:8]}-ext2.img"
     path = paths.store() / "volumes" / name
     path.parent.mkdir(exist_ok=True)
     with FileLock(path.with_suffix(".lock")):

@@ -8,13 +8,13 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
+from harness.digest import file_sha256
 from harness.errors import UsageError
 from harness.guests.freebsd import FreeBSD
 from harness.guests.linux import Linux
 from harness.guests.profile import GuestProfile
 from harness.images import slot as slots
 from harness.images.image import Image
-from harness.images.inputs import file_hash
 from harness.images.kernelfile import version_of
 from harness.xen import elfnotes
 
@@ -64,7 +64,7 @@ class GuestSource:
         digest = hashlib.sha256(f"{self.label} {self.profile.os} {self.root} {self.bootloader}\n".encode())
         for path in (self.kernel, self.ramdisk, *(disk.path for disk in self.disks)):
             if path is not None:
-                digest.update(file_hash(path).encode())
+                digest.update(file_sha256(path).encode())
         for disk in self.disks:
             digest.update(f"{disk.vdev} {disk.format} {disk.readonly}\n".encode())
         return digest.hexdigest()[:16]
@@ -75,7 +75,7 @@ class GuestSource:
         found = {"image": self.image} if self.image else {}
         for what, path in (("kernel", self.kernel), ("ramdisk", self.ramdisk), *((d.vdev, d.path) for d in self.disks)):
             if path is not None:
-                found[what] = f"{path.name} sha256:{file_hash(path)}"
+                found[what] = f"{path.name} sha256:{file_sha256(path)}"
         return found
 
 

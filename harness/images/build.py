@@ -10,10 +10,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from harness.digest import file_sha256
 from harness.errors import BuildError, UsageError
 from harness.images import disks, edits, image, kernelfile, makefs, metalog, slot, store
 from harness.images.image import Image
-from harness.images.inputs import Input, file_hash, key_of
+from harness.images.inputs import Input, key_of
 from harness.images.kernelfile import KernelFile
 from harness.images.layout import FileSystem, Layout
 from harness.images.makefs import Makefs
@@ -94,7 +95,7 @@ def _write(
     layout, top = parts.layout, parts.world.directory / "tree"
     _room(layout, work)
     shutil.copyfile(parts.kernel.path, work / "kernel")
-    if file_hash(work / "kernel") != parts.kernel.sha256:
+    if file_sha256(work / "kernel") != parts.kernel.sha256:
         raise BuildError(f"{parts.kernel.path} changed while it was read", mend="build again")
     with tempfile.TemporaryDirectory(prefix=".edits-", dir=work) as scratch:
         made.apply(tree, Path(scratch))

@@ -7,9 +7,10 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from harness.digest import file_sha256
 from harness.errors import UsageError
 from harness.images import metalog, store
-from harness.images.inputs import Input, combine, file_hash, key_of
+from harness.images.inputs import Input, combine, key_of
 from harness.images.store import Entry
 
 # Below these nothing is needed in a guest, whatever was installed.
@@ -32,7 +33,7 @@ def world(path: Path) -> Entry:
         raise UsageError(
             f"{path}: METALOG names {gone[0]}, which is not there", mend="wipe it and install again: METALOG is appended to"
         )
-    content = combine([(name, file_hash(file)) for name, file in sorted(files.items())])
+    content = combine([(name, file_sha256(file)) for name, file in sorted(files.items())])
     inputs = [Input("world", combine([content, metalog.render(tree)]), str(path))]
 
     def make(work: Path) -> dict[str, Any]:

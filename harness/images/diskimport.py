@@ -10,10 +10,11 @@ import uuid
 from pathlib import Path
 from typing import Any
 
+from harness.digest import file_sha256
 from harness.errors import BuildError, UsageError
 from harness.images import image, kernelfile, slot, store, tables
 from harness.images.image import Image
-from harness.images.inputs import Input, file_hash, key_of
+from harness.images.inputs import Input, key_of
 from harness.images.recipe import Recipe
 
 _UFS_MAGICS = {8192 + 1372: (b"\x54\x19\x01\x00", "ufs1"), 65536 + 1372: (b"\x19\x01\x54\x19", "ufs2")}
@@ -22,7 +23,7 @@ _UFS_MAGICS = {8192 + 1372: (b"\x54\x19\x01\x00", "ufs1"), 65536 + 1372: (b"\x19
 def take(recipe: Recipe) -> Image:
     """The disk of ``recipe`` as an image. Raises UsageError for what is no disk, or can be booted in no way."""
     path = Path(recipe.disk).expanduser().absolute()
-    inputs = [Input("disk", file_hash(path), str(path))]
+    inputs = [Input("disk", file_sha256(path), str(path))]
     kernel = kernelfile.look(Path(recipe.kernel).expanduser().absolute()) if recipe.kernel else None
     if kernel:
         inputs.append(Input("kernel", kernel.sha256, str(kernel.path)))

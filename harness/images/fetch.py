@@ -12,9 +12,9 @@ from pathlib import Path
 
 from filelock import FileLock
 
+from harness.digest import file_sha256
 from harness.errors import BuildError, InfrastructureError, UsageError
 from harness.images import store
-from harness.images.inputs import file_hash
 
 log = logging.getLogger("fxh.images.fetch")
 
@@ -63,7 +63,7 @@ def checked(where: str, name: str, sha256: str) -> Path:
     target = store.directory("downloads") / f"{sha256[:16]}-{name}"
     with FileLock(target.with_name(f".{target.name}.lock")):
         if target.is_file():
-            if file_hash(target) == sha256:
+            if file_sha256(target) == sha256:
                 return target
             log.warning("%s is damaged: it is fetched again", target)
             target.unlink()
@@ -75,7 +75,7 @@ def checked(where: str, name: str, sha256: str) -> Path:
             if not source.is_file():
                 raise UsageError(f"{where} has no {name}, which its MANIFEST names")
             shutil.copyfile(source, part)
-        got = file_hash(part)
+        got = file_sha256(part)
         if got != sha256:
             size = part.stat().st_size
             part.unlink()

@@ -9,8 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from harness.errors import UsageError
-
 _BLOCK = 1 << 16
 
 
@@ -21,15 +19,6 @@ class Input:
     what: str
     hash: str
     origin: str
-
-
-def file_hash(path: Path) -> str:
-    """sha256 of a file, in hex. Raises UsageError when it cannot be read."""
-    try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as exc:
-        raise UsageError(f"{path}: {exc.strerror}", mend="give the path of a file that can be read") from exc
 
 
 def content_hash(path: Path) -> str:

@@ -7,8 +7,8 @@ import struct
 from dataclasses import dataclass
 from pathlib import Path
 
+from harness.digest import file_sha256
 from harness.errors import UsageError
-from harness.images.inputs import file_hash
 from harness.xen import elfnotes
 
 # FreeBSD 13.2-RELEASE XENA       (version[] in the kernel's data, sys/conf/newvers.sh)
@@ -48,7 +48,7 @@ def look(path: Path) -> KernelFile:
         raise UsageError(f"{path}: a kernel for {machine}; Xen's guests here are amd64 and i386", mend="build with TARGET=amd64")
     if not version:
         raise UsageError(f"{path}: no FreeBSD kernel (it does not name a version)", mend="give .../boot/kernel/kernel")
-    return KernelFile(path, version, machine, notes.guest_types, file_hash(path))
+    return KernelFile(path, version, machine, notes.guest_types, file_sha256(path))
 
 
 def why_not(kernel: KernelFile, layout_boots: bool) -> str:

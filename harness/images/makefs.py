@@ -11,9 +11,9 @@ import uuid
 from dataclasses import dataclass
 from pathlib import Path
 
+from harness.digest import file_sha256
 from harness.errors import BuildError, UsageError
 from harness.images import metalog
-from harness.images.inputs import file_hash
 from harness.images.layout import FileSystem
 from harness.images.metalog import Tree
 
@@ -33,7 +33,7 @@ class Makefs:
 
     @property
     def hash(self) -> str:
-        return file_hash(self.path)
+        return file_sha256(self.path)
 
 
 def find(built: Path | None) -> Makefs | None:

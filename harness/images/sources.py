@@ -6,8 +6,9 @@ import os
 import shutil
 from pathlib import Path
 
+from harness.digest import file_sha256
 from harness.images import hosttools, kernconf, knobs, srctree, store
-from harness.images.inputs import Input, combine, file_hash, key_of, text_hash
+from harness.images.inputs import Input, combine, key_of, text_hash
 from harness.images.srcbuild import RECIPE, Workshop
 from harness.images.store import Entry
 
@@ -49,7 +50,7 @@ class FromSource:
                 shutil.copyfile(built, work / "kernel")
             return {
                 "what": f"kernel {name} of {self.tree.path}", "version": self.tree.version, "conf": name,
-                "sha256": file_hash(work / "kernel"), "inputs": [vars(item) for item in inputs],
+                "sha256": file_sha256(work / "kernel"), "inputs": [vars(item) for item in inputs],
             }  # fmt: skip
 
         return store.obtain("kernels", key_of(*inputs), make)

@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from harness.digest import file_sha256
 from harness.errors import UsageError
-from harness.images.inputs import file_hash
 
 # The first release that can be built on another system than FreeBSD has tools/build/make.py.
 _OLDEST = 13
@@ -87,7 +87,7 @@ def identity(tree: SourceTree, index: Path) -> dict[str, str]:
         elif old is not None and old[:3] == stamp:
             digest = str(old[3])
         else:
-            digest = file_hash(path)
+            digest = file_sha256(path)
         now[name] = [*stamp, digest]
         executable = "x" if stat.st_mode & 0o100 else "-"
         parts["sys" if name.startswith("sys/") else "rest"].update(f"{name}\0{executable}{digest}\n".encode())

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from harness import paths
+from harness.digest import file_sha256
 from harness.errors import UsageError
 
 DEFAULT_XEN = "4.20"
@@ -45,13 +46,8 @@ class Recipe:
 
     @property
     def key(self) -> str:
-        own = [_file_digest(path) for path in (self.hypervisor, self.dom0_kernel) if path]
+        own = [file_sha256(path)[:8] for path in (self.hypervisor, self.dom0_kernel) if path]
         return "-".join([self.base_key, *own])
-
-
-def _file_digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()[:8]
 
 
 def available() -> tuple[str, ...]:

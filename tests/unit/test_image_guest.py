@@ -32,6 +32,9 @@ class Host:
     def file(self, local: Path) -> str:
         return f"/there/{local.name}"
 
+    def mac(self, domain: str, index: int) -> str:
+        return f"00:16:3e:00:00:{index:02x}"
+
     def disk(self, local: Path, fmt: str = "raw") -> str:
         return str(local)
 

@@ -19,6 +19,7 @@ from pathlib import Path
 
 import pytest
 
+from harness.digest import file_sha256
 from harness.errors import BuildError, InfrastructureError, UsageError
 from harness.images import (
     destdir,
@@ -37,7 +38,7 @@ from harness.images import (
 )
 from harness.images.build import Parts, assemble
 from harness.images.hosttools import Compiler
-from harness.images.inputs import content_hash, file_hash
+from harness.images.inputs import content_hash
 from harness.images.srcbuild import Workshop
 from harness.images.srctree import SourceTree
 from tests.unit.test_image_parts import elf
@@ -255,9 +256,9 @@ def test_unchanged_inputs_cost_nothing_and_changed_ones_rebuild(world: Path, tmp
 def test_the_same_image_twice_byte_for_byte(world: Path, tmp_path: Path) -> None:
     kernel = elf(tmp_path / "kernel")
     first = put_together(world, kernel, "mbr")
-    sums = [file_hash(d.file) for d in first.disks]
+    sums = [file_sha256(d.file) for d in first.disks]
     store.remove(first.entry)
-    assert [file_hash(d.file) for d in put_together(world, kernel, "mbr").disks] == sums
+    assert [file_sha256(d.file) for d in put_together(world, kernel, "mbr").disks] == sums
 
 
 @needs_makefs
