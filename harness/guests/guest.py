@@ -57,7 +57,17 @@ def configure(host: XenHost, source: GuestSource, shape: Shape, name: str) -> Do
         )
     if shape.type not in host.capabilities:
         raise UsageError(f"{host.facts.name}: its Xen {host.facts.xen} runs no {shape.type} guests")
+    old_pv = shape.type == "pv" and source.bits == 32
+    if old_pv and "pv32" not in host.capabilities:
+        raise UsageError(
+            f"{source.label} is a 32-bit PV kernel, and the Xen of {host.facts.name} runs none: its xen_caps lacks xen-3.0-x86_32p",
+            mend="a Xen built with CONFIG_PV32; under Debian's PV shim (pvshim=1) FreeBSD 10.4 dies in xen_load_cr3",
+        )
+    if old_pv and shape.vcpus > 1:
+        raise UsageError(f"{source.label} as 32-bit PV with {shape.vcpus} vCPUs", mend="one: with more it hangs")
     variables = {**source.profile.default_variables(source.root, host.facts.emulated), **dict(shape.variables)}
+    if old_pv and host.facts.emulated:
+        variables = {"hw.use_xsave": "0", **variables}
     given = {key: value for key, value in variables.items() if value is not None}
     disks = source.disks_with(given) if shape.type == "hvm" else source.disks
     if shape.type == "hvm" and shape.variables and disks == source.disks:
@@ -98,6 +108,8 @@ def _way_in(host: XenHost, source: GuestSource, shape: Shape, variables: dict[st
         "kernel": host.file(source.kernel) if source.kernel else "",
         "ramdisk": host.file(source.ramdisk) if source.ramdisk else "",
         "extra": source.profile.command_line(variables),
+        # A 32-bit PV FreeBSD reads MSRs that Xen else answers with a fault.
+        "more": (("msr_relaxed", 1),) if shape.type == "pv" and source.bits == 32 else (),
     }
 
 
