@@ -18,6 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 from harness.errors import BuildError, InfrastructureError, UsageError
 from harness.images import (
@@ -182,6 +183,21 @@ def test_gc_removes() -> None:
     assert store.find("worlds", "k") == entry
     store.collect(max_age=86400)
     assert store.find("worlds", "k") is None
+
+
+def test_gc_takes_objects_and_downloads_but_no_build_under_way(fresh: Path) -> None:
+    for name in ("idle", "busy"):
+        (fresh / "objects" / name).mkdir(parents=True)
+        (fresh / "objects" / name / ".used").touch()
+        os.utime(fresh / "objects" / name / ".used", (1, 1))
+    store.directory("downloads")
+    (fresh / "downloads/base.txz").write_text("x")
+    os.utime(fresh / "downloads/base.txz", (1, 1))
+    with FileLock(fresh / "objects/.busy.lock"):
+        gone = store.collect(max_age=60)
+    assert sorted(item.entry.key for item in gone) == ["base.txz", "idle"]
+    assert (fresh / "objects/busy").is_dir()
+    assert not (fresh / "objects/idle").exists()
 
 
 # -- images of a small DESTDIR ----------------------------------------------------------------------------------------
