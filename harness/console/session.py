@@ -133,7 +133,8 @@ class Session:
         # md5 is FreeBSD's, md5sum busybox's; fxs prints the digest of what is on its input.
         sums = "fxs() { if command -v md5 >/dev/null; then md5; else md5sum; fi; }"
         # FreeBSD's sh edits its lines by libedit, which echoes them by itself; busybox's has no such option.
-        quiet = f"set +o emacs 2>/dev/null; set +o vi 2>/dev/null; stty -echo; PS2=; {sums}; echo fxh'-'quiet"
+        # tab0: FreeBSD's getty for a serial line lets the terminal driver write blanks for tabs, and the sum would not fit.
+        quiet = f"set +o emacs 2>/dev/null; set +o vi 2>/dev/null; stty -echo tab0; PS2=; {sums}; echo fxh'-'quiet"
         while True:
             spawn.sendline(quiet.encode())
             if self._expect(spawn, [rb"fxh-quiet\r*\n" + re.escape(PROMPT).encode()], deadline, "a quiet shell", 5.0) is not None:

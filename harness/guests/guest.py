@@ -68,7 +68,17 @@ def configure(host: XenHost, source: GuestSource, shape: Shape, name: str) -> Do
         called, first = source.profile.disk_name, source.disks[0]
         root = root.replace(called(first.vdev), called(shape.root_vdev), 1)
         source = replace(source, disks=(replace(first, vdev=shape.root_vdev), *source.disks[1:]))
+    old_pv = shape.type == "pv" and source.bits == 32
+    if old_pv and "pv32" not in host.capabilities:
+        raise UsageError(
+            f"{source.label} is a 32-bit PV kernel, and the Xen of {host.facts.name} runs none: its xen_caps lacks xen-3.0-x86_32p",
+            mend="a Xen built with CONFIG_PV32; under Debian's PV shim (pvshim=1) FreeBSD 10.4 dies in xen_load_cr3",
+        )
+    if old_pv and shape.vcpus > 1:
+        raise UsageError(f"{source.label} as 32-bit PV with {shape.vcpus} vCPUs", mend="one: with more it hangs")
     variables = {**source.profile.default_variables(root, host.facts.emulated), **dict(shape.variables)}
+    if old_pv and host.facts.emulated:
+        variables = {"hw.use_xsave": "0", **variables}
     given = {key: value for key, value in variables.items() if value is not None}
     disks = source.disks_with(given) if shape.type == "hvm" else source.disks
     if shape.type == "hvm" and shape.variables and disks == source.disks:
@@ -110,6 +120,8 @@ def _way_in(host: XenHost, source: GuestSource, shape: Shape, variables: dict[st
         "kernel": host.file(source.kernel) if source.kernel else "",
         "ramdisk": host.file(source.ramdisk) if source.ramdisk else "",
         "extra": source.profile.command_line(variables),
+        # A 32-bit PV FreeBSD reads MSRs that Xen else answers with a fault.
+        "more": (("msr_relaxed", 1),) if shape.type == "pv" and source.bits == 32 else (),
     }
 
 

@@ -59,6 +59,11 @@ class GuestSource:
         )
 
     @cached_property
+    def bits(self) -> int:
+        """Of a FreeBSD's kernel: 32 or 64; 0 where none is known."""
+        return elfnotes.read(self.kernel).bits if self.kernel and self.profile.os == "freebsd" else 0
+
+    @cached_property
     def key(self) -> str:
         """Identity by content: hashes of the files."""
         digest = hashlib.sha256(f"{self.label} {self.profile.os} {self.root} {self.bootloader}\n".encode())

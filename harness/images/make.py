@@ -29,7 +29,8 @@ def make(recipe: Recipe) -> Image:
         kernel = Path(recipe.kernel) if recipe.kernel else _source(recipe).kernel(recipe.kernconf).directory / "kernel"
         return build.swap_kernel(base, kernel, recipe.name, shape)
     chosen = _layout(recipe)
-    words = [Input(f"option {key}", str(getattr(recipe, key)), origin) for key, origin in recipe.origins]
+    unused = () if recipe.src else ("kernconf", "world")
+    words = [Input(f"option {key}", str(getattr(recipe, key)), origin) for key, origin in recipe.origins if key not in unused]
     if recipe.src:
         if recipe.world not in ("small", "full"):
             raise UsageError(f"world {recipe.world!r}", mend="small or full; for a kernel alone: --src TREE --base IMAGE")

@@ -75,6 +75,7 @@ class Workshop:
             (self.directory / "obj").mkdir(parents=True, exist_ok=True)
             (self.directory / "log").mkdir(exist_ok=True)
             (self.directory / "src.conf").write_text(self.src_conf)
+            (self.directory / ".used").touch()
             end_leftovers(str(self.directory / "obj"))
             yield self
 

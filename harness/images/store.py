@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
 from harness import paths
 from harness.errors import InfrastructureError
@@ -50,7 +50,7 @@ class Entry:
     @property
     def size(self) -> int:
         """Bytes on disk."""
-        return sum(p.lstat().st_blocks * 512 for p in self.directory.rglob("*"))
+        return sum(p.lstat().st_blocks * 512 for p in (self.directory, *self.directory.rglob("*")))
 
     @property
     def used(self) -> float:
@@ -200,9 +200,28 @@ def choose_doomed(
 
 def collect(*, keep_bytes: int | None = None, max_age: float | None = None, dry: bool = False) -> list[Doomed]:
     """Remove old entries; what somebody makes at the moment has no final name yet and stays."""
-    rows = [(kind, entry, entry.size, entry.used) for kind, entry in entries()]
+    rows = [(kind, entry, entry.size, entry.used) for kind, entry in [*entries(), *_workings()]]
     doomed = choose_doomed(rows, keep_bytes=keep_bytes, max_age=max_age, now=time.time())
-    for item in doomed:
-        if not dry:
-            remove(item.entry)
-    return doomed
+    if dry:
+        return doomed
+    return [item for item in doomed if _remove_unless_held(item)]
+
+
+def _workings() -> list[tuple[str, Entry]]:
+    """Object directories of source builds, and fetched sets: they only save time."""
+    objects = [("objects", Entry(p)) for p in directory("objects").iterdir() if p.is_dir()]
+    return objects + [("downloads", Entry(p)) for p in directory("downloads").iterdir() if not p.name.startswith(".")]
+
+
+def _remove_unless_held(item: Doomed) -> bool:
+    """Remove it, unless somebody builds in it at the moment."""
+    lock = FileLock(item.entry.directory.with_name(f".{item.entry.key}.lock"), timeout=0)
+    try:
+        with lock:
+            if item.entry.directory.is_file():
+                item.entry.directory.unlink()
+            else:
+                remove(item.entry)
+    except Timeout:
+        return False
+    return True

@@ -47,9 +47,12 @@ def disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> DiskImage:
     return DiskImage(path, slot=8192)
 
 
+KERNEL = Path("/k/kernel")
+
+
 def freebsd(disk: DiskImage, **changes: Any) -> GuestSource:
     profile = FreeBSD(version="13.2", types=("pvh", "hvm"))
-    return GuestSource("freebsd-13.2", profile, Path("/k/kernel"), disks=(disk,), root="xbd0p2", **changes)
+    return GuestSource("freebsd-13.2", profile, KERNEL, disks=(disk,), root="xbd0p2", **changes)
 
 
 def test_pvh_gets_kernel_and_variables_directly(disk: DiskImage) -> None:
@@ -92,3 +95,22 @@ def test_pygrub_is_refused_for_a_disk_it_cannot_read() -> None:
     image: Any = SimpleNamespace(name="i", pygrub=False, data={"layout": "ufs2"})
     with pytest.raises(UsageError, match=r"i: pygrub cannot read its first disk \(layout ufs2\)"):
         source.from_image(image, bootloader="pygrub")
+
+
+def old_kernel(path: Path) -> Path:
+    """A 32-bit ELF file without anything in it."""
+    path.write_bytes(b"\x7fELF\x01\x01\x01" + bytes(57))
+    return path
+
+
+def test_a_32_bit_pv_kernel_needs_a_xen_that_runs_it(disk: DiskImage, tmp_path: Path) -> None:
+    profile = FreeBSD(version="10.4", types=("pv",))
+    given = GuestSource("freebsd-10.4", profile, old_kernel(tmp_path / "kernel"), disks=(disk,), root="xbd0")
+    with pytest.raises(UsageError, match=r"xen_caps lacks xen-3\.0-x86_32p"):
+        configure(Host(), given, Shape("pv"), "x")  # type: ignore[arg-type]
+    able = Host(capabilities=frozenset({"pv", "pv32"}))
+    made = configure(able, given, Shape("pv"), "x")  # type: ignore[arg-type]
+    assert "msr_relaxed = 1" in made.render()
+    assert made.extra.startswith("hw.use_xsave=0,")
+    with pytest.raises(UsageError, match="with 2 vCPUs"):
+        configure(able, given, Shape("pv", vcpus=2), "x")  # type: ignore[arg-type]
