@@ -64,4 +64,4 @@ $(VENV)/dev: $(VENV)/bin/python pyproject.toml
 	touch $@ $(VENV)/installed
 
 clean:
-	rm -rf $(VENV) build *.egg-info reports/runs reports/latest
+	rm -rf $(VENV) build *.egg-info reports/runs reports/latest reports/blame reports/bisect reports/repro

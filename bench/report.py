@@ -18,7 +18,7 @@ from written import case, run, save
 
 from harness import report as reporting
 from harness.history import FILE, History
-from harness.history.store import observation
+from harness.history.rows import observation
 from harness.report import html
 from harness.results.model import Boot, CaseResult, Stamp
 from harness.verdicts.whole import judge_run

@@ -11,7 +11,8 @@ from harness.cli.places import Reports, pick_key, reports, run_directory
 from harness.errors import ExitCode, UsageError
 
 if TYPE_CHECKING:
-    from harness.history.store import History, Row
+    from harness.history.rows import Row
+    from harness.history.store import History
     from harness.verdicts.values import Baseline
 
 _LETTERS = {"passed": "·", "failed": "F", "skipped": "-", "infrastructure": "I", "harness": "H", "known": "k"}

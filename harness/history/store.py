@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import sqlite3
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -18,50 +15,15 @@ from sqlalchemy.pool import NullPool
 
 from harness.errors import InfrastructureError
 from harness.history import damage, schema
+from harness.history.rows import Row, Run, dump, parsed, row_of, run_of, values_of
 from harness.history.schema import INPUTS, RESULTS, RUNS
-from harness.results.model import FAILED, GONE_WORDS, KNOWN, KNOWN_WORDS, PASSED, CaseResult, RunResult
-from harness.verdicts.values import Inputs, Observation
+from harness.results.model import CaseResult, RunResult
 
 log = logging.getLogger("fxh.history")
 
 FILE = "history.sqlite"
 # Another writer holds the lock for milliseconds; this long (s) only when the disk is in trouble.
 _PATIENCE = 30
-_REASON = 600
-
-
-@dataclass(frozen=True)
-class Run:
-    """A recorded run. ``number`` orders runs by when they were recorded."""
-
-    number: int
-    run: str
-    started: str
-    ended: str
-    command: str
-    branch: str
-    exit_code: int | None
-    inputs: dict[str, str]
-    options: dict[str, str]
-
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    """A recorded result: what a verdict needs, and what reports show beside it."""
-
-    seen: Observation
-    number: int
-    suite: str
-    seconds: float
-    raw_metrics: str
-    reason: str
-    directory: str
-
-    @property
-    def metrics(self) -> dict[str, float]:
-        """Stages of the first boot as ``stage NAME``, and the case's own."""
-        found: dict[str, float] = json.loads(self.raw_metrics)
-        return found
 
 
 class HistoryDamaged(InfrastructureError):
@@ -107,8 +69,8 @@ class History:
                 "command": run.command,
                 "branch": run.branch,
                 "exit_code": run.exit_code,
-                "inputs": _dump(run.inputs),
-                "options": _dump(run.options),
+                "inputs": dump(run.inputs),
+                "options": dump(run.options),
             }
             number = connection.execute(select(RUNS.c.id).where(RUNS.c.run == run.run)).scalar()
             if number is None:
@@ -122,8 +84,8 @@ class History:
             # A case that ran twice in a run counts once, as it ended last.
             rows = {(case.key, case.cell): case for case in run.cases}
             if rows:
-                ids = self._inputs(connection, {_dump(run.inputs | case.inputs) for case in rows.values()})
-                values = [_values(number, case, ids[_dump(run.inputs | case.inputs)]) for case in rows.values()]
+                ids = self._inputs(connection, {dump(run.inputs | case.inputs) for case in rows.values()})
+                values = [values_of(number, case, ids[dump(run.inputs | case.inputs)]) for case in rows.values()]
                 connection.execute(insert(RESULTS), values)
             connection.commit()
 
@@ -147,12 +109,12 @@ class History:
         if before is not None:
             query = query.where(RUNS.c.id < before)
         with self._guarded() as connection:
-            return tuple(_run(row) for row in connection.execute(query))
+            return tuple(run_of(row) for row in connection.execute(query))
 
     def run(self, name: str) -> Run | None:
         with self._guarded() as connection:
             row = connection.execute(select(RUNS).where(RUNS.c.run == name)).first()
-            return _run(row) if row else None
+            return run_of(row) if row else None
 
     def number(self, name: str) -> int:
         """The number of a run, or one more than there are for a run that is not recorded."""
@@ -182,12 +144,12 @@ class History:
         if case:
             query = query.where(r.case == case)
         with self._guarded() as connection:
-            inputs = {row.id: _parsed(row.data) for row in connection.execute(select(INPUTS))}
+            inputs = {row.id: parsed(row.data) for row in connection.execute(select(INPUTS))}
             # A hundred thousand rows: the driver's own tuples cost half of SQLAlchemy's.
             sql = str(query.compile(self._engine, compile_kwargs={"literal_binds": True}))
             found = connection.connection.cursor()
             found.execute(sql)
-            return tuple(_row(row, inputs) for row in found.fetchall())
+            return tuple(row_of(row, inputs) for row in found.fetchall())
 
     def cases(self) -> tuple[str, ...]:
         """The keys of all cases that were ever seen."""
@@ -238,67 +200,3 @@ def _configure(connection: sqlite3.Connection, _record: object) -> None:
     connection.isolation_level = None
     for pragma in ("journal_mode = WAL", "synchronous = FULL", "foreign_keys = ON"):
         connection.execute(f"PRAGMA {pragma}")
-
-
-def _values(number: int, case: CaseResult, inputs: int) -> dict[str, Any]:
-    return {
-        "run_id": number,
-        "suite": case.suite,
-        "case": case.key,
-        "cell": case.cell,
-        "outcome": case.outcome,
-        "identity": case.identity,
-        "phase": case.phase,
-        "reason": case.reason[:_REASON],
-        "seconds": case.seconds,
-        "inputs_id": inputs,
-        "metrics": json.dumps(metrics_of(case)),
-        "directory": case.directory,
-    }
-
-
-def metrics_of(case: CaseResult) -> dict[str, float]:
-    """A case's metrics, and the stages of its first boot as ``stage NAME`` (s)."""
-    stages = {f"stage {stamp.name}": stamp.at for boot in case.boots[:1] for stamp in boot.stages}
-    return stages | case.metrics
-
-
-def observation(run: RunResult, case: CaseResult) -> Observation:
-    """A result as verdicts see it."""
-    inputs = _parsed(_dump(run.inputs | case.inputs))
-    build = case.identity.startswith("build")
-    outcome, issue = _known(case.outcome, case.reason)
-    return Observation(run.run, case.key, case.cell, outcome, case.identity, inputs, case.phase, run.branch, build, issue)
-
-
-def _known(outcome: str, reason: str) -> tuple[str, str]:
-    """What happened, and the known issue that it was judged by (see harness.plugin.known)."""
-    first = reason.partition("\n")[0]
-    if outcome == KNOWN:
-        return FAILED, first.removeprefix(KNOWN_WORDS)
-    if outcome == FAILED and first.startswith(GONE_WORDS):
-        return PASSED, first.removeprefix(GONE_WORDS)
-    return outcome, ""
-
-
-def _run(row: Any) -> Run:
-    return Run(
-        row.id, row.run, row.started, row.ended, row.command, row.branch, row.exit_code, json.loads(row.inputs), json.loads(row.options)
-    )  # fmt: skip
-
-
-def _row(row: Any, inputs: Mapping[int, Inputs]) -> Row:
-    number, run, branch, suite, case, cell, outcome, identity, phase, seconds, inputs_id, metrics, reason, directory = row
-    happened, issue = _known(outcome, reason)
-    build = identity.startswith("build")
-    seen = Observation(run, case, cell, happened, identity, inputs[inputs_id], phase, branch, build, issue)
-    return Row(seen, number, suite, seconds, metrics, reason, directory)
-
-
-def _dump(values: Mapping[str, str]) -> str:
-    return json.dumps(dict(values), sort_keys=True)
-
-
-@lru_cache(maxsize=4096)
-def _parsed(data: str) -> Inputs:
-    return Inputs(json.loads(data))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
 import subprocess
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Protocol
 
 from harness.errors import InfrastructureError, UsageError
+from harness.investigate.bundle import digest
 
 log = logging.getLogger("fxh.bisect")
 
@@ -25,17 +27,21 @@ class Builds(Protocol):
 
 
 class Files:
-    """Kernels or images that are there already."""
+    """Kernels or images that are there already, named with their content: a file that is replaced is another build."""
 
     def __init__(self, paths: list[Path]) -> None:
         self._paths = [path.absolute() for path in paths]
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        return tuple(map(str, self._paths))
+        self.names = tuple(f"{path.name} ({_content(path)[:8] or 'missing'})" for path in self._paths)
 
     def option(self, which: int) -> str | None:
         return str(self._paths[which]) if self._paths[which].exists() else None
+
+
+def _content(path: Path) -> str:
+    """Of a file, or of all files of a directory; "" where there is none."""
+    files = sorted(item for item in path.iterdir() if item.is_file()) if path.is_dir() else [path] if path.is_file() else []
+    digests = [digest(file) for file in files]
+    return digests[0] if len(digests) == 1 else hashlib.sha256(" ".join(digests).encode()).hexdigest() if digests else ""
 
 
 class Names:

@@ -83,7 +83,7 @@ def export(target: Path, directory: Path, run: RunResult, case: CaseResult, scru
                     stream.seek(max(0, (directory / name).stat().st_size - _LOG))
                     _add(archive, f"logs/{name}", scrub(stream.read().decode("utf-8", "replace")).encode())
         for member, path in members.items():
-            archive.add(path, member, recursive=False, filter=_anonymous)
+            archive.add(path.resolve(), member, recursive=False, filter=_anonymous)
     return clean
 
 

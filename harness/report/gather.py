@@ -7,7 +7,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from harness.history.store import History, Row, metrics_of, observation
+from harness.history.rows import Row, metrics_of, observation
+from harness.history.store import History
 from harness.report.sentence import sentence
 from harness.report.trends import Trend, trends
 from harness.results.model import FAILED, HARNESS, INFRASTRUCTURE, KNOWN, PASSED, SKIPPED, CaseResult, RunResult, Stamp
@@ -98,7 +99,9 @@ def gather(
     last_run = rows[-1].seen.run if rows else ""
     return Report(
         run=run,
-        sentence=sentence(run, [(item.result, item.verdict) for item in cases]),
+        sentence=sentence(
+            run, [(item.result, item.verdict) for item in cases], sum(drift.worse for item in cases for drift in item.drifts)
+        ),
         baseline=str(baseline),
         cases=tuple(cases),
         matrix=_matrix(run, rows, shown),

@@ -14,11 +14,13 @@ def svg(trend: Trend) -> str:
     """The drawing as text; its colours are the page's. Values are told in words, too, for those who do not see it."""
     values = [value for _, value in trend.points]
     low, high = min(values), max(values)
-    span = (high - low) or max(abs(high), 1.0)
+    # From zero, so that noise looks like noise.
+    floor = min(0.0, low)
+    span = (high - floor) or 1.0
     step = (_WIDTH - 2 * _EDGE) / max(1, len(values) - 1)
 
     def place(n: int, value: float) -> tuple[float, float]:
-        return round(_EDGE + n * step, 1), round(_HEIGHT - _EDGE - (value - low) / span * (_HEIGHT - 2 * _EDGE), 1)
+        return round(_EDGE + n * step, 1), round(_HEIGHT - _EDGE - (value - floor) / span * (_HEIGHT - 2 * _EDGE), 1)
 
     path = " ".join(f"{x},{y}" for x, y in (place(n, value) for n, value in enumerate(values)))
     x, y = place(len(values) - 1, values[-1])

@@ -22,8 +22,11 @@ _WORDS = (
 )
 
 
-def sentence(run: RunResult, judged: Sequence[tuple[CaseResult, Verdict]]) -> str:
-    """``1 regression, 2 still failing; 14 of 17 judged cases passed; nothing was learned from 1 case (infrastructure).``"""
+def sentence(run: RunResult, judged: Sequence[tuple[CaseResult, Verdict]], worse: int = 0) -> str:
+    """``1 regression, 2 still failing; 14 of 17 judged cases passed; nothing was learned from 1 case (infrastructure).``
+
+    ``worse`` is how many metrics drifted for the worse.
+    """
     kinds = Counter(verdict.kind for _, verdict in judged)
     tally = [f"{kinds[kind]} {one if kinds[kind] == 1 else many}" for kind, one, many in _WORDS if kinds[kind]]
     other = sum(verdict.otherwise for _, verdict in judged)
@@ -46,6 +49,8 @@ def sentence(run: RunResult, judged: Sequence[tuple[CaseResult, Verdict]]) -> st
     standing = sum(bool(verdict.standing) for _, verdict in judged)
     if standing:
         parts.append(f"{standing} earlier failure{'s' * (standing != 1)} of the same inputs still stand{'s' * (standing == 1)}")
+    if worse:
+        parts.append(f"{worse} metric{'s' * (worse != 1)} drifted for the worse")
     if not run.ended:
         parts.append("the run did not end by itself")
     text = "; ".join(parts)

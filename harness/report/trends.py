@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
 
-from harness.history.store import Row, metrics_of
+from harness.history.rows import Row, metrics_of
 from harness.results.model import PASSED, CaseResult, RunResult
 from harness.verdicts.drift import Drift
 

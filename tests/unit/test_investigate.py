@@ -20,7 +20,7 @@ from harness.errors import UsageError
 from harness.investigate import bundle, notebook
 from harness.investigate.bisection import Culprit, Rule, State, Stuck, Try, next_step, tried
 from harness.investigate.blame import ALL_GOOD, AS_IT_FAILED, CONTROL, Side, conclude, plan
-from harness.investigate.builds import Commits
+from harness.investigate.builds import Commits, Files
 from harness.investigate.rerun import selector
 from harness.investigate.scrub import Scrubber
 
@@ -187,6 +187,20 @@ def test_notebook_goes_on_and_refuses_what_is_damaged(tmp_path: Path) -> None:
     assert notebook.open_(tmp_path, "c", "x", "kernel", ("a", "b"), restart=True).state.answers == ()
 
 
+def test_files_are_builds_by_their_content(tmp_path: Path) -> None:
+    (tmp_path / "guest").mkdir()
+    for name in ("k", "guest/vmlinuz", "guest/initrd"):
+        (tmp_path / name).write_text(name)
+    paths = [tmp_path / name for name in ("k", "guest", "none")]
+    first = Files(paths)
+    assert [name.partition(" ")[0] for name in first.names] == ["k", "guest", "none"]
+    assert (first.names[2], first.option(2)) == ("none (missing)", None)
+    assert first.option(0) == str(tmp_path / "k")
+    (tmp_path / "guest" / "initrd").write_text("another")
+    second = Files(paths)
+    assert [a == b for a, b in zip(first.names, second.names, strict=True)] == [True, False, True]
+
+
 def test_commits_are_built_once_and_broken_ones_said(tmp_path: Path) -> None:
     source = tmp_path / "src"
 
@@ -266,7 +280,9 @@ def exported(tmp_path: Path, disk: bytes = b"disk" * 100) -> tuple[Path, bundle.
 
     secret = tmp_path / "private"
     secret.mkdir(exist_ok=True)
-    (secret / "kernel").write_bytes(KERNEL)
+    (secret / "built").write_bytes(KERNEL)
+    if not (secret / "kernel").exists():
+        (secret / "kernel").symlink_to(secret / "built")
     (secret / "disk.img").write_bytes(disk)
     inputs = {"kernel": f"kernel sha256:{hashlib.sha256(KERNEL).hexdigest()}", "xvda": f"disk.img sha256:{hashlib.sha256(disk).hexdigest()}"}  # fmt: skip
     failed = case(

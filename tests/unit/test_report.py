@@ -186,7 +186,9 @@ def test_trend_and_drift(tmp_path: Path) -> None:
     past = [run(n, case(boots=boots(4.0 + n * 0.02))) for n in range(8)]
     path, made = reported(tmp_path, *past, run(8, case(boots=boots(9.0))))
     assert [drift.metric for drift in made.cases[0].drifts] == ["stage login"]
+    assert made.sentence == "The one judged case passed; 1 metric drifted for the worse."
     page = (path / "index.html").read_text()
+    assert page.index('<span class="tag odd">drift</span>') < page.index('id="matrix"')
     assert "drift: stage login: 9.00, usually 4.07 (median of 8 runs): 2.2 times as much" in page
     assert page.count("<svg") == 1
     assert 'aria-label="stage login over 9 runs' in page
