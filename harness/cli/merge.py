@@ -24,13 +24,13 @@ def merge(
     """Join runs into one and write its page. Exit code as `fxh run`'s; 4 when a shard is missing."""
     from harness import paths
     from harness.plugin.outcome import exit_code
-    from harness.report import write
+    from harness.report import publish
     from harness.results.merge import merge as join
 
     where = (reports or paths.project() / "reports").absolute()
     target = where / "runs" / f"{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}-{os.urandom(2).hex()}"
     found = join(runs, target, exit_code)
-    write(found.path, found.run)
+    publish(found.path, found.run)
     latest = where / "latest"
     latest.unlink(missing_ok=True)
     latest.symlink_to(Path("runs") / target.name)

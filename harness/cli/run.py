@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shlex
 import sys
@@ -28,6 +29,8 @@ def run(
     xen: Annotated[str, typer.Option("--xen", help="Xen versions of the lab (by commas).")] = "",
     kernel: Annotated[Path | None, typer.Option("--kernel", help="A FreeBSD kernel.")] = None,
     disk: Annotated[Path | None, typer.Option("--disk", help="The image with its root file system.")] = None,
+    image: Annotated[str, typer.Option("--image", help="A FreeBSD image of the store (fxh image list).")] = "",
+    bootloader: Annotated[str, typer.Option("--bootloader", help="pygrub: dom0 reads the kernel from the image's disk.")] = "",
     root: Annotated[str, typer.Option("--root", help="The guest's root device.")] = "",
     xen_host: Annotated[
         str, typer.Option("--xen-host", help="Real hosts (by commas): names or tag:TAG of fxh.toml, user@host, local, lab.")
@@ -36,6 +39,11 @@ def run(
     dom0_kernel: Annotated[Path | None, typer.Option("--dom0-kernel", help="The lab's dom0 kernel, of your own.")] = None,
     accel: Annotated[str, typer.Option("--accel", help="auto, tcg or kvm.")] = "",
     scale: Annotated[float, typer.Option("--scale", help="Stretches every time budget of a guest.")] = 0.0,
+    control: Annotated[Path | None, typer.Option("--control", help="A control guest of your own: vmlinuz and initrd.")] = None,
+    branch: Annotated[str, typer.Option("--branch", help="The line of development tested, for verdicts: main, stable/14.")] = "",
+    with_release: Annotated[
+        bool, typer.Option("--with-release", help="The current FreeBSD release beside the control guest, if it can be fetched.")
+    ] = False,
     exitfirst: Annotated[bool, typer.Option("-x", help="Stop at the first failure.")] = False,
     keep: Annotated[
         str, typer.Option("--keep", help="failed: leave a dead guest paused, to be looked at; it goes by itself.")
@@ -54,6 +62,14 @@ def run(
     from harness.config import load
     from harness.plugin.progress import Progress
 
+    if with_release and not (guest or image or kernel):
+        from harness.images import newcomer
+
+        found, why = newcomer.release()
+        if found is not None:
+            guest, image = "control,freebsd", found.name
+        else:
+            print(why, file=sys.stderr)
     project = paths.project()
     where = (reports or project / "reports").absolute()
     if resume:
@@ -81,6 +97,7 @@ def run(
         argv += ["-n", str(workers), "--dist", "worksteal"]
     for name, value in (
         ("guest", guest), ("type", guest_type), ("xen", xen), ("kernel", kernel), ("disk", disk), ("root", root),
+        ("image", image), ("bootloader", bootloader), ("control", control), ("branch", branch),
         ("xen-host", xen_host), ("hypervisor", hypervisor), ("dom0-kernel", dom0_kernel), ("accel", accel), ("scale", scale),
         ("keep", keep), ("shard", shard),
     ):  # fmt: skip
@@ -142,6 +159,15 @@ def _again(path: Path) -> Callable[[], None] | None:
     return run_again
 
 
+def _tell(path: Path) -> None:
+    """The run in one sentence, and where the rest is."""
+    try:
+        sentence = json.loads((path / "report.json").read_text())["sentence"]
+    except (OSError, ValueError, KeyError):
+        sentence = "no report was written"
+    print(f"{sentence}\nreport: {path / 'index.html'}", file=sys.stderr)
+
+
 def _exit_code(status: int, progress: Any, path: Path) -> int:
     """pytest's status and our results as one code; pytest's own errors come first."""
     from harness.results.model import read_run
@@ -156,5 +182,5 @@ def _exit_code(status: int, progress: Any, path: Path) -> int:
         code = read_run(path).exit_code
     except (OSError, ValueError):
         return ExitCode.NOTHING_SELECTED if status == 5 else ExitCode.HARNESS
-    print(f"report: {path / 'index.html'}", file=sys.stderr)
+    _tell(path)
     return ExitCode.HARNESS if code is None else code

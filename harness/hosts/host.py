@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import re
 import secrets
@@ -14,6 +13,7 @@ from typing import Protocol
 
 from harness.config.schema import HostConfig
 from harness.deadline import Deadline
+from harness.digest import file_sha256
 from harness.errors import InfrastructureError, TransportError, UsageError
 from harness.hosts import inventory, storage
 from harness.hosts.lease import BASE, Lease, Wish
@@ -91,7 +91,7 @@ class XenHost(Protocol):
         ...
 
     def drop_disk(self, target: str) -> None:
-        """Give back what :meth:`disk` returned."""
+        """Give back what :meth:`disk` returned; other targets are left alone."""
         ...
 
     def inventory(self) -> inventory.Inventory: ...
@@ -291,8 +291,7 @@ class DirectHost:
 
 @lru_cache(maxsize=64)
 def _digest(path: Path, size: int, changed: int) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return file_sha256(path)
 
 
 def digest(local: Path) -> str:

@@ -25,7 +25,7 @@ from harness import paths
 from harness.errors import BuildError, UsageError
 from harness.lab import cpio
 from harness.lab.recipe import Recipe
-from harness.lab.store import LabImage
+from harness.lab.store import LabImage, used
 
 log = logging.getLogger("fxh.lab.build")
 
@@ -60,6 +60,7 @@ def build(recipe: Recipe, *, force: bool = False) -> LabImage:
     """
     target = paths.store() / "labs" / recipe.key
     if not force and _whole(target):
+        used(target)
         return LabImage(target)
     missing = missing_packages()
     if missing:
@@ -125,6 +126,7 @@ def _make(recipe: Recipe, work: Path) -> None:
         "MODULES": " ".join(recipe.modules),
         "INITRD_MODULES": " ".join(recipe.initrd_modules),
         "CONTROL_MODULES": " ".join(recipe.control_modules),
+        "CONTROL_PROGRAMS": " ".join(recipe.control_programs),
         "TRIM": " ".join(recipe.trim),
         "SIZE": str(_ROOT_MIB),
     }
@@ -177,6 +179,10 @@ def _initrd(out: Path, order: str, init: bytes) -> bytes:
     files["modules.order"] = (0o644, "\n".join(names).encode() + b"\n")
     files["bin/busybox"] = (0o755, (out / "busybox").read_bytes())
     files["init"] = (0o755, init)
+    own = out / f"{order}-root"
+    for path in sorted(own.rglob("*")) if own.is_dir() else ():
+        if path.is_file():
+            files[str(path.relative_to(own))] = (0o755, path.read_bytes())
     for mountpoint in ("proc", "root", "sys"):
         files[f"{mountpoint}/.keep"] = (0o644, b"")
     return cpio.archive(files)

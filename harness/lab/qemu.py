@@ -98,7 +98,7 @@ class MachineSpec:
     def xen_arguments(self) -> str:
         arguments = (
             f"console=com1 com1=115200,8n1 dom0_mem={self.dom0_memory}M,max:{self.dom0_memory}M "
-            "bootscrub=0 noreboot loglvl=info guest_loglvl=all conring_size=256k"
+            "bootscrub=0 noreboot console_timestamps=boot loglvl=info guest_loglvl=all conring_size=256k"
         )
         return arguments + (" dom0_max_vcpus=1 dom0_vcpus_pin" if self.cpus > 1 else "")
 

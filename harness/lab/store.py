@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -40,3 +41,8 @@ class LabImage:
     def size(self) -> int:
         """Bytes on disk, without checkpoints."""
         return sum(p.stat().st_blocks * 512 for p in self.directory.iterdir() if p.is_file())
+
+
+def used(directory: Path) -> None:
+    """Note that an image or a checkpoint is used now: what is not used for long is pruned."""
+    os.utime(directory)

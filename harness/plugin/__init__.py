@@ -20,8 +20,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line(
         "markers",
-        "needs(os, types, capability): what a case cannot do without: os 'freebsd' or 'linux', guest types, "
-        "host capabilities (pygrub, hvm, checkpoint)",
+        "needs(os, types, capability, freebsd, once): what a case cannot do without: os 'freebsd' or 'linux', guest types, "
+        "host capabilities (pygrub, hvm, checkpoint, console-log), FreeBSD releases ('>=12.0,<14.1'; the control guest has none); once: the case is about the host alone, and "
+        "runs in one cell of each",
+    )
+    config.addinivalue_line(
+        "markers", "formerly(key, ...): keys (as `fxh history` shows them) that this case had before it was renamed"
     )
     if not config.getoption("help"):
         from harness.plugin import session
@@ -39,7 +43,11 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Skip, with the reason and the command that would run it, what cannot run in its cell; leave out other shards' cases."""
+    """Skip, with the reason and the command that would run it, what cannot run in its cell.
+
+    Left out are what a host needs no more than once, and other shards' cases.
+    """
+    _once(config, items)
     selection.narrow(config, items)
     for item in items:
         callspec = getattr(item, "callspec", None)
@@ -50,6 +58,27 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             if why:
                 reason = f"{why}; elsewhere: {cells.elsewhere(marks, item.nodeid)}"
                 item.add_marker(pytest.mark.skip(reason=reason))
+
+
+def _once(config: pytest.Config, items: list[pytest.Item]) -> None:
+    kept, dropped = [], []
+    seen: dict[tuple[str, str], str] = {}
+    for item in items:
+        callspec = getattr(item, "callspec", None)
+        cell = callspec.params.get("cell") if callspec is not None else None
+        once = any(mark.kwargs.get("once") for mark in item.iter_markers("needs"))
+        if isinstance(cell, cells.Cell) and once and seen.setdefault((_caseless(item), cell.host), str(cell)) != str(cell):
+            dropped.append(item)
+        else:
+            kept.append(item)
+    if dropped:
+        config.hook.pytest_deselected(items=dropped)
+        items[:] = kept
+
+
+def _caseless(item: pytest.Item) -> str:
+    """The case without the cell: its function."""
+    return item.nodeid.partition("[")[0]
 
 
 def _ours(item: pytest.Item) -> bool:
@@ -85,8 +114,11 @@ def pytest_configure_node(node: Any) -> None:
     from harness.plugin import session
 
     node.workerinput["fxh_run"] = str(session.run_path(node.config))
+    node.workerinput["fxh_command"] = session.command()
 
 
+# Last, so that pytest's own files (JUnit's, allure's) are written when verdicts are put into them.
+@pytest.hookimpl(trylast=True)
 def pytest_sessionfinish(session: pytest.Session) -> None:
     from harness.plugin import session as ours
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
+import time
 from pathlib import Path
 
 from harness.deadline import Deadline
 from harness.errors import HarnessError
+from harness.hosts.host import XenHost
 from harness.lab.host import LabHost
 from harness.plugin.rig import CaseContext
 
@@ -30,6 +33,7 @@ def gather(context: CaseContext) -> None:
     for guest in context.guests:
         sources[f"xl-{guest.name}.log"] = ["cat", f"/var/log/xen/xl-{guest.name}.log"]
     deadline = Deadline(_LIMIT)
+    _mark_time(host, context.directory / "xl-dmesg.clock", deadline)
     for name, argv in sources.items():
         try:
             done = host.transport.run(argv, deadline.sooner(10), check=False)
@@ -40,6 +44,20 @@ def gather(context: CaseContext) -> None:
             (context.directory / name).write_bytes(done.stdout)
     if isinstance(host, LabHost):
         _copy(host.lab.directory / "xen.log", context.directory / "lab-serial.log")
+
+
+def _mark_time(host: XenHost, path: Path, deadline: Deadline) -> None:
+    """Have the hypervisor print a stamped line now (debug key t, its clocks) and note our own time of that.
+
+    By it the lines of its log (console_timestamps=boot) can be put on the guest console's time line.
+    """
+    try:
+        done = host.transport.run(["xl", "debug-keys", "t"], deadline.sooner(5), check=False)
+    except HarnessError as exc:
+        log.warning("no mark in the hypervisor's log: %s", exc.message)
+        return
+    if done.status == 0:
+        path.write_text(json.dumps({"monotonic": time.monotonic()}))
 
 
 def _copy(source: Path, target: Path) -> None:

@@ -26,6 +26,8 @@ class Options:
     xens: tuple[str, ...]
     kernel: Path | None
     disk: Path | None
+    image: str
+    bootloader: str
     root: str
     host: str
     """Real hosts by commas (see harness.hosts.pool.members); empty for a lab."""
@@ -35,12 +37,33 @@ class Options:
     lab_memory: int
     lab_cpus: int
     accel: str
+    control: Path | None = None
+    branch: str = ""
     lease_memory: int = 0
     lease_wait: int = 3600
     keep: str = "never"
     keep_minutes: int = 60
     keep_runs: int = 30
     worker: int = 0
+
+    @property
+    def chosen(self) -> dict[str, str]:
+        """What was said, as words for ``fxh run``: without what was left to its default."""
+        said: dict[str, object] = {
+            "guest": ",".join(self.guests),
+            "type": ",".join(self.types),
+            "xen": ",".join(self.xens),
+            "kernel": self.kernel,
+            "disk": self.disk,
+            "root": self.root,
+            "control": self.control,
+            "xen-host": self.host,
+            "hypervisor": self.hypervisor,
+            "dom0-kernel": self.dom0_kernel,
+            "scale": self.scale if self.scale != 1 else "",
+            "accel": self.accel if self.accel != "auto" else "",
+        }
+        return {name: str(value) for name, value in said.items() if value}
 
     def wish(self, xen: str) -> LabWish:
         return LabWish(xen, self.hypervisor, self.dom0_kernel, memory=self.lab_memory, cpus=self.lab_cpus, accel=self.accel)
@@ -61,7 +84,12 @@ def add(parser: pytest.Parser) -> None:
     group.addoption("--xen", default="", help=f"Xen versions of the lab, by commas: {', '.join(recipe.available_quietly())}")
     group.addoption("--kernel", default="", help="a FreeBSD kernel to boot")
     group.addoption("--disk", default="", help="the disk image with its root file system (raw or qcow2); it is not written to")
+    group.addoption("--image", default="", help="a FreeBSD image of the store (fxh image list), instead of --kernel and --disk")
+    group.addoption("--bootloader", default="", help="with --image: pygrub, so that dom0 reads the kernel from the disk")
     group.addoption("--root", default="", help="the guest's root device (default: the first disk as a whole)")
+    group.addoption("--control", default="", help="a control guest of your own: a directory with its vmlinuz and initrd")
+    group.addoption("--branch", default="", help="the line of development that is tested, for verdicts (main, stable/14)")
+    group.addoption("--fxh-everywhere", action="store_true", help=argparse.SUPPRESS)
     group.addoption(
         "--xen-host",
         default="",
@@ -111,12 +139,20 @@ def read(config: pytest.Config) -> Options:
     kernel, disk = path("kernel"), path("disk")
     if (kernel is None) != (disk is None):
         raise UsageError("--kernel and --disk go together", mend="give the kernel and the image with its root file system")
-    guests = words("guest") or (("freebsd",) if kernel else ("control",))
+    image = str(config.getoption("image"))
+    if image and kernel:
+        raise UsageError(
+            "--image brings its kernel and disks", mend="leave --kernel and --disk out, or swap the kernel: fxh image build"
+        )
+    bootloader = str(config.getoption("bootloader"))
+    if bootloader not in ("", "pygrub") or (bootloader and not image):
+        raise UsageError(f"--bootloader {bootloader}", mend="--image IMAGE --bootloader pygrub")
+    guests = words("guest") or (("freebsd",) if kernel or image else ("control",))
     for guest in guests:
         if guest not in ("control", "freebsd"):
             raise UsageError(f"--guest {guest}", mend="control or freebsd")
-    if "freebsd" in guests and kernel is None:
-        raise UsageError("--guest freebsd needs a FreeBSD", mend="add --kernel KERNEL --disk IMAGE")
+    if "freebsd" in guests and kernel is None and not image:
+        raise UsageError("--guest freebsd needs a FreeBSD", mend="add --image IMAGE, or --kernel KERNEL --disk DISK")
     types = words("guest_type")
     for guest_type in types:
         if guest_type not in ("pv", "pvh", "hvm"):
@@ -132,6 +168,10 @@ def read(config: pytest.Config) -> Options:
         for xen in xens:
             if words("xen") and xen not in recipe.available():
                 raise UsageError(f"--xen {xen}: no lab recipe", mend=f"there are: {', '.join(recipe.available())}")
+    control = Path(str(config.getoption("control"))).absolute() if config.getoption("control") else None
+    for name in ("vmlinuz", "initrd") if control else ():
+        if control is not None and not (control / name).is_file():
+            raise UsageError(f"--control {control}: no {name} in it", mend="give a directory with vmlinuz and initrd")
     scale = run.scale
     if scale <= 0:
         raise UsageError(f"--scale {scale}", mend="a number above 0")
@@ -141,11 +181,15 @@ def read(config: pytest.Config) -> Options:
         xens=xens,
         kernel=kernel,
         disk=disk,
+        image=image,
+        bootloader=bootloader,
         root=str(config.getoption("root")),
         host=run.xen_host,
         scale=scale,
         hypervisor=path("hypervisor"),
         dom0_kernel=path("dom0_kernel"),
+        control=control,
+        branch=str(config.getoption("branch")),
         lab_memory=run.lab_memory or MEMORY,
         lab_cpus=run.lab_cpus,
         accel=run.accel,

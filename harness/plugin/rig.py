@@ -6,6 +6,7 @@ import json
 import logging
 import secrets
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -13,11 +14,14 @@ from typing import Any
 
 from harness.console.reader import ConsoleReader
 from harness.errors import HarnessError, InfrastructureError, LabDead
+from harness.guests import bootable
 from harness.guests import source as sources
 from harness.guests.guest import Guest, Shape, configure
 from harness.guests.source import GuestSource
 from harness.hosts.host import DirectHost, XenHost
 from harness.hosts.inventory import Inventory, Item
+from harness.images import image as images
+from harness.images.image import Image
 from harness.lab import checkpoint, factory
 from harness.lab.host import LabHost, key_of
 from harness.plugin import keep as keeping
@@ -44,6 +48,10 @@ class CaseContext:
     warm_boot: Boot | None = None
     inputs: dict[str, str] = field(default_factory=dict)
     metrics: dict[str, float] = field(default_factory=dict)
+    undo: list[Callable[[], None]] = field(default_factory=list)
+    """What to give back on a real host once the guests are gone, last first; a lab is put back as a whole."""
+    given: list[str] = field(default_factory=list)
+    """Parts of names of things in dom0 that the harness made for the case: on a lab they are no leaks."""
     kept: str = ""
     """How to attach to its guests, which are left as they are."""
 
@@ -67,8 +75,15 @@ class Rig:
     # -- what is tested -----------------------------------------------------------------------------------------------
 
     @cached_property
+    def image(self) -> Image | None:
+        """The image given by --image. Raises UsageError when there is none of that name."""
+        return images.find(self.options.image) if self.options.image else None
+
+    @cached_property
     def freebsd(self) -> GuestSource | None:
-        """The FreeBSD given by --kernel and --disk. Raises UsageError when it is none that Xen can start."""
+        """The FreeBSD given by --image, or --kernel and --disk. Raises UsageError when it is none that Xen can start."""
+        if self.image is not None:
+            return sources.from_image(self.image, bootloader=self.options.bootloader, root=self.options.root)
         if self.options.kernel is None or self.options.disk is None:
             return None
         return sources.freebsd(self.options.kernel, self.options.disk, root=self.options.root)
@@ -76,8 +91,15 @@ class Rig:
     def source(self, cell: Cell) -> GuestSource:
         if cell.guest == "freebsd" and self.freebsd is not None:
             return self.freebsd
+        if self.options.control is not None:
+            return sources.control(self.options.control)
         wish = self.options.wish(cell.xen) if cell.xen else self.options.wish(self.options.xens[0])
         return sources.control(factory.image(wish).directory / "control")
+
+    def source_for(self, cell: Cell, shape: Shape) -> GuestSource:
+        """What is booted in this shape: where a bootloader shall find the kernel, it is on a disk."""
+        source = self.source(cell)
+        return bootable.source(source) if shape.bootloader else source
 
     # -- hosts --------------------------------------------------------------------------------------------------------
 
@@ -143,7 +165,7 @@ class Rig:
     def new_guest(self, cell: Cell, host: XenHost, directory: Path, shape: Shape) -> Guest:
         """A guest that is not created yet. The host counts as used from here on."""
         self._used.add(cell.host)
-        source = self.source(cell)
+        source = self.source_for(cell, shape)
         config = configure(host, source, shape, host.domain_name(source.label))
         return Guest(host, source.profile, config, directory, scale=self.options.scale)
 
@@ -153,7 +175,7 @@ class Rig:
         With it comes the boot that the checkpoint was made from.
         """
         if not self.options.host:
-            name = f"warm-{key_of(self.source(cell).key, repr(shape), str(_WARM))}"
+            name = f"warm-{key_of(self.source_for(cell, shape).key, repr(shape), str(_WARM))}"
             host = self._hosts.get(cell.host)
             if not isinstance(host, LabHost) or host.lab.dead:
                 host = self.host(cell)
@@ -186,7 +208,7 @@ class Rig:
         if cell.host not in self._before:
             self._before[cell.host] = host.inventory()
         self._restore(host, checkpoint.READY, to_freeze=True)
-        source = self.source(cell)
+        source = self.source_for(cell, shape)
         config = configure(host, source, shape, f"fxh-{name}")
         guest = Guest(host, source.profile, config, directory, scale=self.options.scale)
         begun = time.monotonic()
@@ -201,8 +223,11 @@ class Rig:
 
     # -- after a case -------------------------------------------------------------------------------------------------
 
-    def leaks(self, cell: Cell) -> tuple[Item, ...]:
-        """What the case left in dom0 beyond its guests. What is on its way out is given a moment."""
+    def leaks(self, cell: Cell, given: Sequence[str] = ()) -> tuple[Item, ...]:
+        """What the case left in dom0 beyond its guests and, on a lab, what was ``given`` to it.
+
+        What is on its way out is given a moment.
+        """
         host, before = self._hosts.get(cell.host), self._before.get(cell.host)
         if host is None or before is None:
             return ()
@@ -210,6 +235,8 @@ class Rig:
         for pause in (0.0, 0.5, 2.0):
             time.sleep(pause)
             found = host.inventory().leaks_since(before)
+            if isinstance(host, LabHost):
+                found = tuple(item for item in found if not any(part in item.name for part in given))
             if not found:
                 break
         return found
@@ -227,8 +254,8 @@ class Rig:
             self._kept += 1
             self._drop(cell.host)
 
-    def clean(self, guests: list[Guest]) -> None:
-        """Remove a case's guests. On a lab they go when it is put back for the next case."""
+    def clean(self, guests: list[Guest], undo: Sequence[Callable[[], None]] = ()) -> None:
+        """Remove a case's guests, and then what was made for them. On a lab all goes when it is put back for the next case."""
         for guest in guests:
             if isinstance(guest.host, LabHost):
                 guest.console_will_end()
@@ -240,6 +267,13 @@ class Rig:
                     log.error("could not remove %s: %s", guest.name, exc)
                 for disk in guest.config.disks:
                     guest.host.drop_disk(disk.target)
+        if not self.options.host:
+            return
+        for step in reversed(undo):
+            try:
+                step()
+            except InfrastructureError as exc:
+                log.error("could not tidy up: %s", exc)
 
     def check(self, cell: Cell) -> HarnessError | None:
         """Why the cell's host is not well, or None."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 import secrets
@@ -9,21 +10,36 @@ import shlex
 import shutil
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from _pytest.runner import runtestprotocol
 
-from harness import __version__
+from harness import paths
 from harness.console.text import plain
 from harness.errors import HarnessError, UsageError
-from harness.plugin import cells, evidence
+from harness.lab import recipe
+from harness.plugin import cells, evidence, known
 from harness.plugin import options as options_
 from harness.plugin.outcome import Finding, exit_code, judge
 from harness.plugin.rig import CaseContext, Rig, stamps
 from harness.plugin.state import CASE, OPTIONS, PROGRESS, RIG, RUN, Progress, case_directory
-from harness.results import model
-from harness.results.model import FAILED, HARNESS, INFRASTRUCTURE, PASSED, SKIPPED, Boot, CaseResult, RunResult, Stamp
+from harness.results import model, revision
+from harness.results.model import (
+    FAILED,
+    GONE_WORDS,
+    HARNESS,
+    INFRASTRUCTURE,
+    KNOWN,
+    KNOWN_WORDS,
+    PASSED,
+    SKIPPED,
+    Boot,
+    CaseResult,
+    RunResult,
+    Stamp,
+)  # fmt: skip
 
 log = logging.getLogger("fxh.run")
 
@@ -42,8 +58,10 @@ def cells_of(config: pytest.Config) -> tuple[cells.Cell, ...]:
     """The cells of this run; the first asking sets the run up."""
     if RUN not in config.stash or not (config.stash[RUN] / "cases").is_dir():
         _open(config)
+    if config.getoption("fxh_everywhere"):
+        return cells.everywhere(recipe.available())
     source = config.stash[RIG].freebsd
-    return cells.cells(config.stash[OPTIONS], source.profile.types if source else ())
+    return cells.cells(config.stash[OPTIONS], source.profile.types if source else (), source.profile.version if source else "")
 
 
 def _open(config: pytest.Config) -> None:
@@ -55,8 +73,10 @@ def _open(config: pytest.Config) -> None:
         (path / "run.json").touch(exist_ok=False)
     except FileExistsError:  # another worker was first
         return
+    options = config.stash[OPTIONS]
     inputs = _inputs() | ({"shard": str(config.getoption("shard"))} if config.getoption("shard") else {})
-    model.write_run(path, RunResult(path.name, _now(), command=_command(), inputs=inputs))
+    run = RunResult(path.name, _now(), "", _command(config), inputs, options=options.chosen, branch=options.branch)
+    model.write_run(path, run)
     latest = path.parent.parent / "latest"
     latest.unlink(missing_ok=True)
     latest.symlink_to(Path("runs") / path.name)
@@ -74,12 +94,19 @@ def run_path(config: pytest.Config) -> Path:
     return config.stash[RUN]
 
 
-def _command() -> str:
+def _command(config: pytest.Config) -> str:
+    worker = getattr(config, "workerinput", None)
+    return str(worker["fxh_command"]) if worker is not None else command()
+
+
+def command() -> str:
+    """What was typed."""
     return shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
 
 
 def _inputs() -> dict[str, str]:
-    return {"harness": __version__, "python": sys.version.split()[0], "machine": f"{os.uname().sysname} {os.uname().release}"}
+    machine = f"{os.uname().sysname} {os.uname().release}"
+    return {"harness": revision.of(paths.project()), "python": sys.version.split()[0], "machine": machine}
 
 
 def _now() -> str:
@@ -139,16 +166,51 @@ def phase(item: pytest.Item, call: pytest.CallInfo[None], report: pytest.TestRep
         if context is not None and finding.outcome not in (SKIPPED, PASSED):
             finding = _second_thought(item, context, finding)
             evidence.gather(context)
-            if finding.outcome == FAILED and context.cell is not None and call.when != "teardown":
+            if finding.outcome == FAILED and context.cell is not None and call.when != "teardown" and not _excused(item, finding):
                 item.config.stash[RIG].keep(context.cell, context)
+        _tell(report, call, finding)
+        if issue := _excused(item, finding):
+            finding = Finding(KNOWN, f"{KNOWN_WORDS}{issue.line}\n{finding.reason}", finding.death)
+            # As pytest has it: a failure that was expected.
+            report.outcome, report.wasxfail = "skipped", f"{KNOWN_WORDS}{issue.line}"
         progress.findings.append((call.when, finding))
         report.user_properties.append(("outcome", finding.outcome))
-        _tell(report, call, finding)
         if context is not None and context.kept:
             (context.directory / "kept.txt").write_text(context.kept + "\n")
             report.longrepr = f"{report.longrepr}\n--- kept ---\n{context.kept}"
+    elif call.when == "call" and (issue := _known(item)) is not None:
+        text = f"{GONE_WORDS}{issue.line}\nRemove its entry from suites/{known.FILE}."
+        progress.findings.append((call.when, Finding(FAILED, text)))
+        report.user_properties.append(("outcome", FAILED))
+        report.outcome, report.longrepr = "failed", text
     if call.when == "teardown":
         _finish(item, progress, context)
+
+
+def _excused(item: pytest.Item, finding: Finding) -> known.KnownIssue | None:
+    """The known issue that a failure shows."""
+    issue = _known(item)
+    excused = issue is not None and finding.outcome == FAILED and issue.excuses(finding.reason, _identity(finding))
+    return issue if excused else None
+
+
+def _known(item: pytest.Item) -> known.KnownIssue | None:
+    """The known issue that this case is expected to show in its cell."""
+    callspec = getattr(item, "callspec", None)
+    cell = callspec.params.get("cell") if callspec is not None else None
+    if not isinstance(cell, cells.Cell) or callspec is None:
+        return None
+    case = known.case_id(item.path.parent.name, item.name.partition("[")[0], callspec.id, cell)
+    return known.find(_issues(item.path.parent.parent), case, cell)
+
+
+@functools.cache
+def _issues(suites: Path) -> tuple[known.KnownIssue, ...]:
+    return known.load(suites)
+
+
+def _identity(finding: Finding) -> str:
+    return finding.death.identity if finding.death else ""
 
 
 def _second_thought(item: pytest.Item, context: CaseContext, finding: Finding) -> Finding:
@@ -184,6 +246,7 @@ def _finish(item: pytest.Item, progress: Progress, context: CaseContext | None) 
     if context is not None:
         boots = _boots(context)
         metrics, inputs = context.metrics, context.inputs
+    formerly = tuple(name for mark in item.iter_markers("formerly") for name in mark.args)
     if progress.lost:
         inputs = {**inputs, "run again because": progress.lost}
     doc = (getattr(getattr(item, "function", None), "__doc__", None) or "").strip()
@@ -205,6 +268,8 @@ def _finish(item: pytest.Item, progress: Progress, context: CaseContext | None) 
         directory=directory.name,
         title=doc.splitlines()[0] if doc else name,
         metrics=metrics,
+        phase=progress.findings[0][0] if progress.findings else "",
+        formerly=formerly,
     )
     model.write_case(directory, result)
     _attach(config, directory, result)
@@ -232,7 +297,10 @@ def _boots(context: CaseContext) -> tuple[Boot, ...]:
         if guest.unpaused:
             death = guest.console.death
             died = round(death.at - guest.unpaused, 3) if death is not None and death.at is not None else None
-            found.append(Boot(guest.name, tuple(Stamp(*stamp) for stamp in stamps(guest)), died))
+            console = guest.console
+            reached = tuple(Stamp(*stamp) for stamp in stamps(guest))
+            said = death.message if death is not None else ""
+            found.append(Boot(guest.name, reached, died, guest.unpaused, console.log_path.name, console.boot_offset, said))
     return tuple(found)
 
 
@@ -246,9 +314,9 @@ def end(config: pytest.Config) -> None:
     path = config.stash.get(RUN, None)
     if hasattr(config, "workerinput") or path is None or not (path / "run.json").exists():
         return
-    from harness.report import write
+    from harness.report import publish
 
     run = model.read_run(path)
-    run = RunResult(run.run, run.started, _now(), run.command, run.inputs, exit_code(run.cases), run.cases)
+    run = replace(run, ended=_now(), exit_code=exit_code(run.cases))
     model.write_run(path, run)
-    write(path, run)
+    publish(path, run)

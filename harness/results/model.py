@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import tempfile
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -15,9 +16,11 @@ from typing import Any
 
 SCHEMA = 1
 
-PASSED, FAILED, SKIPPED = "passed", "failed", "skipped"
+PASSED, FAILED, SKIPPED, KNOWN = "passed", "failed", "skipped", "known"
 INFRASTRUCTURE, HARNESS = "infrastructure", "harness"
-OUTCOMES = (PASSED, FAILED, SKIPPED, INFRASTRUCTURE, HARNESS)
+# How the reason of a case begins that showed a known issue, and of one that should have shown it.
+KNOWN_WORDS, GONE_WORDS = "known issue, ", "this passes, and is listed as a known issue, "
+OUTCOMES = (PASSED, FAILED, KNOWN, SKIPPED, INFRASTRUCTURE, HARNESS)
 
 
 @dataclass(frozen=True)
@@ -30,18 +33,28 @@ class Stamp:
 
 @dataclass(frozen=True)
 class Boot:
-    """One boot of one domain within a case; ``died`` in seconds since it was unpaused, or None."""
+    """One boot of one domain within a case; ``died`` in seconds since it was unpaused, or None.
+
+    ``unpaused`` is the clock of the console's index (monotonic s) at zero; ``console`` names the log in the case's directory,
+    in which this boot begins at ``offset`` (bytes); ``death`` is what was said of it.
+    """
 
     domain: str
     stages: tuple[Stamp, ...] = ()
     died: float | None = None
+    unpaused: float | None = None
+    console: str = ""
+    offset: int = 0
+    death: str = ""
 
 
 @dataclass(frozen=True)
 class CaseResult:
     """How a case ended. ``outcome`` is failed for the product alone; infrastructure and harness are no verdict on it.
+    ``known`` is a failure that a known issue expects, whose line the reason begins with.
 
-    ``identity`` is the death's, where there was one; ``files`` are names in the case's directory.
+    ``identity`` is the death's, where there was one; ``files`` are names in the case's directory. ``phase`` is where it ended
+    badly: setup, call or teardown. ``formerly`` are the keys the case had before it was renamed.
     """
 
     nodeid: str
@@ -60,11 +73,25 @@ class CaseResult:
     directory: str = ""
     title: str = ""
     metrics: dict[str, float] = field(default_factory=dict)
+    phase: str = ""
+    formerly: tuple[str, ...] = ()
+
+    @property
+    def key(self) -> str:
+        """What the case is called in every run and cell: ``boot/test_death::test_control_shutdown[halt]``."""
+        path, _, name = self.nodeid.rpartition("::")
+        _, _, parameters = name.removesuffix("]").partition("[")
+        rest = re.sub(rf"(?:^|-){re.escape(self.cell)}(?=-|$)", "", parameters, count=1).lstrip("-") if self.cell else parameters
+        return f"{self.suite}/{Path(path).stem}::{self.case}" + (f"[{rest}]" if rest else "")
 
 
 @dataclass(frozen=True)
 class RunResult:
-    """One invocation. ``started`` and ``ended`` are UTC; ``ended`` is empty for a run that was killed."""
+    """One invocation. ``started`` and ``ended`` are UTC; ``ended`` is empty for a run that was killed.
+
+    ``options`` are those of ``fxh run`` that choose inputs, by name: what a rerun with one of them swapped starts from.
+    ``branch`` is the line of development that was tested, as the user calls it.
+    """
 
     run: str
     started: str
@@ -73,6 +100,8 @@ class RunResult:
     inputs: dict[str, str] = field(default_factory=dict)
     exit_code: int | None = None
     cases: tuple[CaseResult, ...] = ()
+    options: dict[str, str] = field(default_factory=dict)
+    branch: str = ""
 
     def count(self, outcome: str) -> int:
         return sum(case.outcome == outcome for case in self.cases)
@@ -104,9 +133,11 @@ def read_run(path: Path) -> RunResult:
 
 def _case(data: dict[str, Any]) -> CaseResult:
     data["boots"] = tuple(
-        Boot(boot["domain"], tuple(Stamp(**stamp) for stamp in boot["stages"]), boot.get("died")) for boot in data.get("boots", ())
+        Boot(**_known(Boot, boot) | {"stages": tuple(Stamp(**_known(Stamp, stamp)) for stamp in boot["stages"])})
+        for boot in data.get("boots", ())
     )
-    data["files"] = tuple(data.get("files", ()))
+    for name in ("files", "formerly"):
+        data[name] = tuple(data.get(name, ()))
     return CaseResult(**_known(CaseResult, data))
 
 

@@ -128,11 +128,7 @@ def test_a_keeper_that_is_killed_is_noticed_by_both_sides(host: Host) -> None:
     row = host.look()["leases"][0]
     os.kill(row["pid"], signal.SIGKILL)
 
-    def lost() -> None:
-        if not lease.lost:
-            raise NotYet("not lost yet")
-
-    Deadline(10).wait("the controller to notice", lost, 0.05)
+    Deadline(10).wait("the controller to notice", lambda: _lost(lease), 0.05)
     assert host.look()["orphans"] == {"aa": [f"directory {host.base}/run-aa"]}
     assert host.lease("bb", 900).slot == 0
     assert not (host.base / "run-aa").exists()
@@ -144,13 +140,18 @@ def test_silence_ends_a_lease_and_a_new_connection_ends_it_at_once(host: Host, m
     monkeypatch.setattr(module, "BEAT", 1000.0)
     silent = host.lease("aa", 900, silence=1.0)
     Deadline(20).wait("the silent one to go", lambda: _none_left(host))
-    assert silent.lost
+    Deadline(10).wait("the controller to notice", lambda: _lost(silent), 0.05)
     host.lease("bb", 900)
     begun = time.monotonic()
     again = host.lease("cc", 900, supersede="bb")
     assert time.monotonic() - begun < 5
     assert again.slot == 0
     assert [row["run"] for row in host.look()["leases"]] == ["cc"]
+
+
+def _lost(lease: Lease) -> None:
+    if not lease.lost:
+        raise NotYet("not lost yet")
 
 
 def _none_left(host: Host) -> None:

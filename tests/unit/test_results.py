@@ -11,7 +11,6 @@ from harness.console.deaths import Death
 from harness.errors import CommandFailed, DeadlineExpired, GuestCommandFailed, GuestDied, HarnessError, LabDead, UsageError
 from harness.plugin.cells import Cell, elsewhere, unmet
 from harness.plugin.outcome import exit_code, judge
-from harness.report import html
 from harness.results import model
 from harness.results.model import Boot, CaseResult, RunResult, Stamp
 
@@ -68,23 +67,6 @@ def test_results_survive_the_way_to_disk(tmp_path: Path) -> None:
     data = json.loads((tmp_path / "run.json").read_text()) | {"of_a_newer_version": 1}
     (tmp_path / "run.json").write_text(json.dumps(data))
     assert model.read_run(tmp_path) == RunResult("r", "now", cases=(done,))
-
-
-def test_page_escapes_what_guests_say(tmp_path: Path) -> None:
-    done = case("failed", reason=HOSTILE, excerpt=HOSTILE, title=HOSTILE, files=("g.console.log",), directory="one")
-    (tmp_path / "cases" / "one").mkdir(parents=True)
-    (tmp_path / "cases" / "one" / "g.console.log").write_bytes(HOSTILE.encode() + b"\xff\xfe")
-    page = html.render(tmp_path, RunResult("r", "now", "then", cases=(done,)))
-    assert "<script" not in page
-    assert page.count("&lt;script&gt;") >= 4
-    assert not set(page) & set("\x00\x07\x1b\u202e")
-
-
-def test_verdict_says_it_in_a_sentence() -> None:
-    run = RunResult("r", "now", "then", cases=(case("passed"), case("failed"), case("infrastructure"), case("skipped")))
-    assert html.verdict(run) == "1 of 2 cases failed; nothing was learned from 1 case (infrastructure)."
-    assert html.verdict(RunResult("r", "now", "then", cases=(case(),))) == "All 1 cases that could be judged passed."
-    assert "did not end by itself" in html.verdict(RunResult("r", "now"))
 
 
 def test_needs() -> None:

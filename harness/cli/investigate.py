@@ -1,0 +1,282 @@
+"""fxh blame, bisect, repro: a failure run again, elsewhere or with something swapped."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from harness.cli.places import Reports, pick_case, reports, run_directory
+from harness.errors import ExitCode, UsageError
+from harness.results.model import FAILED, KNOWN, PASSED, CaseResult, RunResult
+
+if TYPE_CHECKING:
+    from harness.investigate.bisection import State
+    from harness.investigate.blame import Side, Trial
+
+# Options of ``fxh run`` that choose what is tested: by a path, and by a name.
+_FILES, _NAMES = ("kernel", "disk", "control", "hypervisor", "dom0-kernel"), ("image", "xen")
+
+repro = typer.Typer(no_args_is_help=True, help="A failure as one archive, and such an archive run.")
+
+Case = Annotated[str, typer.Argument(help="A case, or a part of its name.")]
+CellOption = Annotated[str, typer.Option("--cell", help="The cell, or a part of it.")]
+RunOption = Annotated[str, typer.Option("--run", help="The run in which it failed.")]
+
+
+def register(app: typer.Typer) -> None:
+    app.command()(blame)
+    app.command()(bisect)
+    app.add_typer(repro, name="repro")
+
+
+def blame(
+    case: Case,
+    cell: CellOption = "",
+    run: RunOption = "latest",
+    good: Annotated[str, typer.Option("--good", help="The run it passed in (default: the last one).")] = "",
+    swap: Annotated[list[str] | None, typer.Option("--swap", help="NAME=VALUE: take this option as the good one.")] = None,
+    other_xen: Annotated[str, typer.Option("--other-xen", help="Try these Xens, too (by commas).")] = "",
+    tries: Annotated[int, typer.Option("--tries", help="How often each is run.")] = 1,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be run.")] = False,
+    where: Reports = None,
+) -> None:
+    """Whose fault is it? Run the failed case again with one input swapped at a time for the one it passed with."""
+    from contextlib import ExitStack
+
+    from harness import paths
+    from harness.investigate import blame as blaming
+    from harness.investigate.rerun import checkout, rerun
+
+    home = reports(where)
+    failed_run, failed = _failed(home, run, case, cell)
+    bad_side = _side(failed_run, failed.cell, failed.inputs)
+    good_side = _good_side(home, failed_run, failed, good, swap or [], bad_side)
+    xens = [word for word in other_xen.split(",") if word]
+    plan = blaming.plan(bad_side, good_side, other_xens=xens)
+    outcomes: dict[str, list[str]] = {}
+    with ExitStack() as stack:
+        for trial in plan.trials:
+            if dry_run:
+                typer.echo(f"{trial.name}: {_changes(trial, bad_side)}")
+                continue
+            tree = stack.enter_context(checkout(paths.project(), trial.harness)) if trial.harness else None
+            for _ in range(tries):
+                typer.echo(f"{trial.name}: {_changes(trial, bad_side)} ...", err=True)
+                answer = rerun(failed, trial.options, cell=trial.cell, reports=home / "blame", tree=tree)
+                outcomes.setdefault(trial.name, []).append(answer.outcome)
+                typer.echo(f"{trial.name}: {answer.outcome}" + (f"  {_first(answer.reason)}" if answer.reason else ""))
+            if trial.name == blaming.AS_IT_FAILED and PASSED in outcomes[trial.name]:
+                break
+    if dry_run:
+        return
+    found = blaming.conclude(plan.trials, outcomes, plan.unswappable)
+    typer.echo(found.sentence)
+    raise typer.Exit(ExitCode.OK if found.sure else ExitCode.INFRASTRUCTURE)
+
+
+def bisect(
+    case: Case,
+    builds: Annotated[
+        list[str] | None, typer.Argument(help="Kernels or images, oldest first: the first good, the last bad.")
+    ] = None,
+    option: Annotated[
+        str, typer.Option("--input", help="The option of fxh run that takes a build: kernel, disk, image, control.")
+    ] = "kernel",
+    source: Annotated[Path | None, typer.Option("--source", help="Or: a git checkout, with --good, --bad and --build.")] = None,
+    good: Annotated[str, typer.Option("--good", help="A commit in which it passed.")] = "",
+    bad: Annotated[str, typer.Option("--bad", help="A commit in which it fails.")] = "",
+    build: Annotated[str, typer.Option("--build", help="Builds the checked-out commit and leaves it at $FXH_OUT.")] = "",
+    need: Annotated[int, typer.Option("--need", help="So many failures make a build bad ...")] = 1,
+    of: Annotated[int, typer.Option("--of", help="... of at most so many tries.")] = 1,
+    confirm: Annotated[int, typer.Option("--confirm", help="Failures, and passes before, that name a culprit.")] = 3,
+    restart: Annotated[bool, typer.Option("--restart", help="Forget what was tried before.")] = False,
+    cell: CellOption = "",
+    run: RunOption = "latest",
+    where: Reports = None,
+) -> None:
+    """Which build brought the failure in? Each answer is kept: the same command goes on where it was stopped."""
+    from harness.investigate import bisection, notebook
+    from harness.investigate.builds import Builds, Commits, Files, Names
+    from harness.investigate.rerun import rerun
+
+    if not 1 <= need <= of or confirm < 1:
+        raise UsageError(f"--need {need} --of {of} --confirm {confirm}", mend="--need of 1 to --of, --confirm of 1 or more")
+    if option not in (*_FILES, *_NAMES):
+        raise UsageError(f"--input {option}", mend=f"one of {', '.join((*_FILES, *_NAMES))}")
+    home = reports(where)
+    failed_run, failed = _failed(home, run, case, cell)
+    chosen: Builds
+    if source is not None:
+        if not (good and bad and build):
+            raise UsageError("--source needs --good, --bad and --build")
+        chosen = Commits(source.absolute(), good, bad, build, home / "bisect" / "builds")
+    elif option in _NAMES:
+        chosen = Names(builds or [])
+    else:
+        chosen = Files([Path(name) for name in builds or []])
+    rule = bisection.Rule(need, of, confirm)
+    book = notebook.open_(home / "bisect", failed.key, failed.cell, option, chosen.names, restart=restart)
+    try:
+        while isinstance(step := bisection.next_step(book.state, rule), bisection.Try):
+            typer.echo(f"{chosen.names[step.which]}: {step.why} ...", err=True)
+            value = chosen.option(step.which)
+            if value is None:
+                outcome, reason = "skipped", "the build is broken"
+            else:
+                answer = rerun(failed, failed_run.options | {option: value}, cell=failed.cell, reports=home / "bisect")
+                outcome, reason = ("skipped" if answer.refused else answer.outcome), _first(answer.reason)
+            book.answered(step.which, outcome)
+            typer.echo(f"{chosen.names[step.which]}: {outcome}" + (f"  {reason}" if reason else ""))
+    finally:
+        if isinstance(chosen, Commits):
+            chosen.close()
+    typer.echo(step.sentence)
+    _summary(book.state)
+    raise typer.Exit(ExitCode.OK if isinstance(step, bisection.Culprit) else ExitCode.INFRASTRUCTURE)
+
+
+@repro.command("export")
+def export(
+    case: Case,
+    cell: CellOption = "",
+    run: RunOption = "latest",
+    out: Annotated[Path | None, typer.Option("-o", "--out", help="The archive (default: CASE.tar.gz here).")] = None,
+    where: Reports = None,
+) -> None:
+    """Put a failure into one archive: what it was, logs, how to get each input, the kernel. Paths and secrets are taken out."""
+    from harness.investigate import bundle
+    from harness.investigate.scrub import of_this_machine
+
+    home = reports(where)
+    path = run_directory(home, run)
+    failed_run, failed = _failed(home, run, case, cell)
+    target = out or Path(f"{failed.directory}.tar.gz")
+    made = bundle.export(target, path / "cases" / failed.directory, failed_run, failed, of_this_machine({str(home): "(reports)"}))
+    typer.echo(f"{target}: {target.stat().st_size / 1e6:.1f} MB")
+    for item in made.inputs:
+        typer.echo(f"  {item.option} {item.name}: " + ("in it" if item.member else f"not in it, sha256 {item.sha256[:16]}"))
+
+
+@repro.command("run")
+def run_bundle(
+    archive: Annotated[Path, typer.Argument(help="What `fxh repro export` wrote.")],
+    kernel: Annotated[Path | None, typer.Option("--kernel", help="The kernel, when it is not in the archive.")] = None,
+    disk: Annotated[Path | None, typer.Option("--disk", help="The disk image.")] = None,
+    anyway: Annotated[bool, typer.Option("--anyway", help="Take files that are not the bundle's.")] = False,
+    where: Reports = None,
+) -> None:
+    """Run a bundle's case here. Exit code: 1 it failed here, too, 0 it passed, 4 nothing was learned."""
+    import tempfile
+
+    from harness.investigate import bundle
+    from harness.investigate.rerun import rerun
+
+    given = {name: path for name, path in (("kernel", kernel), ("disk", disk)) if path is not None}
+    with tempfile.TemporaryDirectory(prefix="fxh-repro-") as directory:
+        found = bundle.read(archive, Path(directory))
+        options = bundle.options_for(found, Path(directory), given, anyway=anyway)
+        typer.echo(f"{found.title or found.case}, in {found.cell}; there it {found.outcome}: {_first(found.reason)}", err=True)
+        answer = rerun(found.result(), options, cell=found.cell, reports=reports(where) / "repro")
+    if answer.outcome not in (PASSED, FAILED):
+        typer.echo(f"Nothing was learned: {_first(answer.reason)}")
+        raise typer.Exit(ExitCode.INFRASTRUCTURE)
+    if answer.outcome == PASSED:
+        typer.echo("Not reproduced: it passes here.")
+        raise typer.Exit(ExitCode.OK)
+    same = answer.identity == found.identity
+    how = f"the same way ({answer.identity or _first(answer.reason)})" if same else f"otherwise: {_first(answer.reason)}"
+    typer.echo(f"Reproduced: it fails here {how}." if same else f"It fails here, but {how}.")
+    raise typer.Exit(ExitCode.PRODUCT)
+
+
+def _failed(home: Path, run: str, case: str, cell: str) -> tuple[RunResult, CaseResult]:
+    from dataclasses import replace
+
+    from harness.report.gather import narrowed
+    from harness.results.model import read_run
+
+    found = read_run(run_directory(home, run))
+    picked = pick_case(found, case, cell)
+    if picked.outcome not in (FAILED, KNOWN):
+        raise UsageError(
+            f"{picked.key} in {picked.cell} {picked.outcome} in run {found.run}", mend="say the --run in which it failed"
+        )
+    return replace(found, options=narrowed(found.options, picked)), picked
+
+
+def _side(run: RunResult, cell: str, inputs: dict[str, str]) -> Side:
+    from harness.investigate.blame import Side
+    from harness.results.revision import commit_of
+
+    return Side(run.options, cell, commit_of((run.inputs | inputs).get("harness", "")))
+
+
+def _good_side(home: Path, run: RunResult, case: CaseResult, good: str, swaps: list[str], bad: Side) -> Side | None:
+    """The last run in which the case passed (or the one named), as far as its files are still what they were."""
+    from dataclasses import replace
+
+    from harness.history.store import FILE, History
+    from harness.investigate.blame import Side
+    from harness.report.gather import narrowed
+
+    store = History(home / FILE)
+    rows = [row for row in store.results(case=case.key) if row.seen.cell == case.cell and row.seen.outcome == PASSED]
+    rows = [row for row in rows if (row.seen.run.startswith(good) if good else row.number < store.number(run.run))]
+    side: Side | None = None
+    if rows:
+        past = store.run(rows[-1].seen.run)
+        if past is not None:
+            inputs = dict(rows[-1].seen.inputs.values)
+            options = narrowed(past.options, case)
+            old = RunResult(past.run, past.started, inputs=past.inputs, options=options)
+            side = replace(_side(old, case.cell, inputs), gone=_gone(options, inputs))
+            typer.echo(f"it passed last in {past.run}", err=True)
+    elif good:
+        raise UsageError(f"{case.key} did not pass in {case.cell} in a run {good!r}")
+    for word in swaps:
+        name, mark, value = word.partition("=")
+        if not mark or name not in (*_FILES, *_NAMES, "root"):
+            raise UsageError(f"--swap {word}", mend="kernel=FILE, disk=FILE, control=DIRECTORY, hypervisor=FILE, dom0-kernel=FILE")
+        base = side or Side(bad.options, bad.cell, bad.harness)
+        gone = {key: why for key, why in base.gone.items() if key != name}
+        side = replace(base, options=dict(base.options) | {name: value}, gone=gone)
+    return side
+
+
+def _gone(options: dict[str, str], inputs: dict[str, str]) -> dict[str, str]:
+    """Options whose file is not, or no longer, what it was in that run."""
+    from harness.digest import file_sha256
+
+    found = {}
+    files = {"kernel": ("kernel", ""), "disk": ("xvda", ""), "control": ("ramdisk", "initrd")}
+    for name, (key, below) in files.items():
+        if name in options:
+            path = Path(options[name]) / below if below else Path(options[name])
+            _, mark, wanted = inputs.get(key, "").partition("sha256:")
+            if not path.is_file():
+                found[name] = f"{path} is gone"
+            elif mark and file_sha256(path) != wanted:
+                found[name] = f"{path} was replaced since"
+    return found
+
+
+def _changes(trial: Trial, bad: Side) -> str:
+    names = sorted(name for name in trial.options.keys() | bad.options.keys() if trial.options.get(name) != bad.options.get(name))
+    words = [f"--{name} {trial.options.get(name, '(default)')}" for name in names]
+    if trial.harness:
+        words.append(f"harness {trial.harness}")
+    return ", ".join(words) or "the same inputs"
+
+
+def _summary(state: State) -> None:
+    from harness.investigate.bisection import tried
+
+    for which in sorted(tried(state)):
+        tally = ", ".join(f"{state.count(which, word)} {word}" for word in (PASSED, FAILED, "skipped") if state.count(which, word))
+        typer.echo(f"  {state.names[which]}: {tally or 'nothing learned'}")
+
+
+def _first(text: str) -> str:
+    return text.splitlines()[0][:200] if text else ""

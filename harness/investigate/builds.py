@@ -1,0 +1,109 @@
+"""The builds that a bisection chooses from: files that are there, or commits that a command builds."""
+
+from __future__ import annotations
+
+import logging
+import os
+import subprocess
+from pathlib import Path
+from typing import Protocol
+
+from harness.errors import InfrastructureError, UsageError
+
+log = logging.getLogger("fxh.bisect")
+
+
+class Builds(Protocol):
+    """Candidates by name, oldest first, and how to get one."""
+
+    @property
+    def names(self) -> tuple[str, ...]: ...
+
+    def option(self, which: int) -> str | None:
+        """The value for the option of ``fxh run``; None for a build that is broken."""
+        ...
+
+
+class Files:
+    """Kernels or images that are there already."""
+
+    def __init__(self, paths: list[Path]) -> None:
+        self._paths = [path.absolute() for path in paths]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(map(str, self._paths))
+
+    def option(self, which: int) -> str | None:
+        return str(self._paths[which]) if self._paths[which].exists() else None
+
+
+class Names:
+    """What the option takes by name: images of the store."""
+
+    def __init__(self, names: list[str]) -> None:
+        self.names = tuple(names)
+
+    def option(self, which: int) -> str | None:
+        return self.names[which]
+
+
+class Commits:
+    """Commits of a source tree from ``good`` to ``bad``, along first parents; ``command`` builds the one that is checked out.
+
+    It runs in a work tree of its own, with FXH_COMMIT, and leaves what the option wants at FXH_OUT.
+    """
+
+    def __init__(self, source: Path, good: str, bad: str, command: str, work: Path) -> None:
+        self._source, self._command, self._work = source, command, work
+        first = self._git("rev-parse", "--verify", f"{good}^{{commit}}")
+        rest = self._git("rev-list", "--first-parent", "--reverse", f"{good}..{bad}").split()
+        if not rest:
+            raise UsageError(
+                f"nothing lies between {good} and {bad}", mend="give the good commit first, an ancestor of the bad one"
+            )
+        self._commits = (first, *rest)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(commit[:12] for commit in self._commits)
+
+    def option(self, which: int) -> str | None:
+        commit = self._commits[which]
+        out = self._work / commit[:12] / "out"
+        if out.exists():
+            return str(out)
+        out.parent.mkdir(parents=True, exist_ok=True)
+        tree = self._work / "tree"
+        if not tree.exists():
+            self._git("worktree", "add", "--detach", str(tree), commit)
+        partial = out.with_name("part")
+        self._git("-C", str(tree), "checkout", "--quiet", "--force", "--detach", commit)
+        environment = os.environ | {"FXH_COMMIT": commit, "FXH_OUT": str(partial)}
+        with (out.parent / "build.log").open("wb") as file:
+            done = subprocess.run(
+                ["sh", "-c", self._command],
+                cwd=tree,
+                env=environment,
+                stdout=file,
+                stderr=subprocess.STDOUT,
+                stdin=subprocess.DEVNULL,
+            )
+        if done.returncode or not partial.exists():
+            log.warning("%s does not build (%d): %s", commit[:12], done.returncode, out.parent / "build.log")
+            return None
+        partial.rename(out)
+        return str(out)
+
+    def close(self) -> None:
+        """Remove the work tree; what was built stays for the next time."""
+        if (self._work / "tree").exists():
+            self._git("worktree", "remove", "--force", str(self._work / "tree"))
+
+    def _git(self, *words: str) -> str:
+        done = subprocess.run(["git", "-C", str(self._source), *words], capture_output=True, text=True)
+        if done.returncode:
+            raise (UsageError if words[0].startswith("rev") else InfrastructureError)(
+                f"git {words[0]} in {self._source}: {done.stderr.strip()}", mend="give a git checkout and commits that it has"
+            )
+        return done.stdout.strip()

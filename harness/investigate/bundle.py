@@ -1,0 +1,209 @@
+"""A failure as one archive: what it was, its logs, how to get each input, and the small ones themselves.
+
+It holds no code that would be run: the case is run by the reader's own harness, which has it under the same name.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import tarfile
+import textwrap
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from harness.digest import file_sha256
+from harness.errors import UsageError
+from harness.investigate.scrub import Scrubber
+from harness.results.model import CaseResult, RunResult
+
+SCHEMA = 1
+MANIFEST = "bundle.json"
+# A kernel is small, a disk is not. Logs are cut to their end.
+_SMALL, _LOG, _WHOLE = 64 << 20, 4 << 20, 512 << 20
+# Options whose value is a file; those of a bundle that may be handed to ``fxh run``.
+FILES = ("kernel", "disk", "hypervisor", "dom0-kernel")
+OPTIONS = (*FILES, "control", "guest", "type", "xen", "root", "scale", "image", "bootloader")
+_CONTROL = ("vmlinuz", "initrd")
+
+
+@dataclass(frozen=True)
+class Input:
+    """A file that the case needs. ``member`` is where it is in the archive, or "" when it is not; ``obtain`` says how to get it."""
+
+    option: str
+    name: str
+    sha256: str
+    size: int
+    member: str = ""
+    obtain: str = ""
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """What ``bundle.json`` says."""
+
+    case: str
+    nodeid: str
+    suite: str
+    name: str
+    cell: str
+    outcome: str
+    identity: str
+    reason: str
+    title: str
+    run: str
+    harness: str
+    options: dict[str, str] = field(default_factory=dict)
+    versions: dict[str, str] = field(default_factory=dict)
+    inputs: tuple[Input, ...] = ()
+
+    def result(self) -> CaseResult:
+        return CaseResult(self.nodeid, self.suite, self.name, self.cell, self.outcome, 0.0, self.reason, self.identity)
+
+
+def export(target: Path, directory: Path, run: RunResult, case: CaseResult, scrub: Scrubber) -> Bundle:
+    """Write the archive. ``directory`` is the case's own; inputs that are no longer there, or no longer the same, are only named."""
+    found, members = _inputs(run.options, case)
+    options = {name: value for name, value in run.options.items() if name in OPTIONS and name not in (*FILES, "control")}
+    bundle = Bundle(
+        case.key, case.nodeid, case.suite, case.case, case.cell, case.outcome, case.identity, case.reason, case.title, run.run,
+        run.inputs.get("harness", ""), options, run.inputs | case.inputs, tuple(found),
+    )  # fmt: skip
+    manifest = {"schema": SCHEMA, **_scrubbed(asdict(bundle), scrub)}
+    clean = _bundle(manifest)
+    with tarfile.open(target, "w:gz", compresslevel=6) as archive:
+        _add(archive, MANIFEST, json.dumps(manifest, indent=1).encode())
+        _add(archive, "README.txt", scrub(_readme(clean)).encode())
+        for name in case.files:
+            if not name.endswith(".idx") and (directory / name).is_file():
+                with (directory / name).open("rb") as stream:
+                    stream.seek(max(0, (directory / name).stat().st_size - _LOG))
+                    _add(archive, f"logs/{name}", scrub(stream.read().decode("utf-8", "replace")).encode())
+        for member, path in members.items():
+            archive.add(path, member, recursive=False, filter=_anonymous)
+    return clean
+
+
+def read(path: Path, into: Path) -> Bundle:
+    """Unpack an archive into ``into``. Raises UsageError for what is none, was tampered with, or would escape from there."""
+    try:
+        with tarfile.open(path, "r:*") as archive:
+            members = archive.getmembers()
+            if sum(member.size for member in members) > _WHOLE or len(members) > 1000:
+                raise UsageError(f"{path}: too large for a bundle")
+            archive.extractall(into, filter="data")
+        data = json.loads((into / MANIFEST).read_text("utf-8"))
+        if data.get("schema") != SCHEMA:
+            raise UsageError(f"{path}: a bundle of schema {data.get('schema')}", mend="use the harness that made it")
+        bundle = _bundle(data)
+    except (OSError, tarfile.TarError, EOFError, ValueError, KeyError, TypeError, AttributeError) as exc:
+        raise UsageError(f"{path}: no bundle ({exc})", mend="give a file that `fxh repro export` wrote") from exc
+    for item in bundle.inputs:
+        if item.member and file_sha256(_inside(into, item.member)) != item.sha256:
+            raise UsageError(f"{path}: {item.member} is not what it says it is (sha256)", mend="get the bundle again")
+    return bundle
+
+
+def options_for(bundle: Bundle, into: Path, given: Mapping[str, Path], *, anyway: bool = False) -> dict[str, str]:
+    """The options of ``fxh run``: inputs from the bundle, or those ``given``. Raises UsageError for one that is missing or other."""
+    found = {name: value for name, value in bundle.options.items() if name in OPTIONS and name not in (*FILES, "control")}
+    for item in bundle.inputs:
+        if item.option == "control":
+            found["control"] = str(into / "inputs" / "control")
+            continue
+        path = given.get(item.option) or (_inside(into, item.member) if item.member else None)
+        if path is None:
+            raise UsageError(
+                f"the bundle needs {item.name} (sha256 {item.sha256})", mend=f"{item.obtain} Then: --{item.option} FILE"
+            )
+        if item.option in given and file_sha256(path) != item.sha256 and not anyway:
+            raise UsageError(f"{path} is not the {item.option} of the bundle (sha256 {item.sha256})", mend="or say --anyway")
+        found[item.option] = str(path.absolute())
+    return found
+
+
+def _inputs(options: Mapping[str, str], case: CaseResult) -> tuple[list[Input], dict[str, Path]]:
+    found, members = [], {}
+    wanted = [(name, Path(options[name])) for name in FILES if name in options]
+    if "control" in options and case.cell.startswith("control"):
+        wanted += [("control", Path(options["control"]) / name) for name in _CONTROL]
+    if case.cell.startswith("control"):
+        wanted = [(name, path) for name, path in wanted if name not in ("kernel", "disk")]
+    for option, path in wanted:
+        recorded = _recorded(option, path, case)
+        if not path.is_file() or (recorded and file_sha256(path) != recorded):
+            found.append(
+                Input(option, path.name, recorded, 0, "", "It was no longer there when this was exported: ask whoever did.")
+            )
+            continue
+        member = f"inputs/{'control/' if option == 'control' else ''}{path.name}" if path.stat().st_size <= _SMALL else ""
+        if member:
+            members[member] = path
+        found.append(Input(option, path.name, recorded or file_sha256(path), path.stat().st_size, member, _OBTAIN.get(option, "")))
+    return found, members
+
+
+_OBTAIN = {
+    "kernel": "Build it from the sources that its version names, or ask whoever exported this.",
+    "disk": "Make it as the notes of the run say (`fxh image show` where it was made by that), or ask whoever exported this.",
+}
+
+
+def _recorded(option: str, path: Path, case: CaseResult) -> str:
+    """The hash that the run took of a file."""
+    names = {"kernel": ("kernel",), "disk": ("xvda",), "control": ("kernel",) if path.name == "vmlinuz" else ("ramdisk",)}
+    for name in names.get(option, ()):
+        _, mark, value = case.inputs.get(name, "").partition("sha256:")
+        if mark:
+            return value
+    return ""
+
+
+def _readme(bundle: Bundle) -> str:
+    versions = "\n".join(f"  {name}: {value}" for name, value in sorted(bundle.versions.items()))
+    missing = [item for item in bundle.inputs if not item.member]
+    needs = "".join(f"\nNot in here: {item.name}, {item.size} bytes, sha256 {item.sha256}. {item.obtain}" for item in missing)
+    more = "".join(f" --{item.option} FILE" for item in missing)
+    head = textwrap.fill(f"{bundle.title or bundle.case}, in {bundle.cell}: {bundle.reason}", 72)
+    return (
+        f"{head}\n\nRun it (freebsd-xen-harness, {bundle.harness}):\n  fxh repro run THIS-FILE{more}\n{needs}\n\nWhat was tested:\n{versions}\n\n"
+        "logs/ holds the console, the hypervisor's log, the toolstack's and the domain's configuration. Paths, names and what\n"
+        "looked like a secret were taken out of texts; kernels are as they were built.\n"
+    )
+
+
+def _scrubbed(value: Any, scrub: Scrubber) -> Any:
+    """Every text within ``value``, one by one: JSON's own escapes would hide what is to be found."""
+    if isinstance(value, dict):
+        return {key: _scrubbed(item, scrub) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_scrubbed(item, scrub) for item in value]
+    return scrub(value) if isinstance(value, str) else value
+
+
+def _bundle(data: dict[str, Any]) -> Bundle:
+    data = {name: value for name, value in data.items() if name != "schema"}
+    return Bundle(**data | {"inputs": tuple(Input(**item) for item in data["inputs"])})
+
+
+def _inside(into: Path, member: str) -> Path:
+    path = (into / member).resolve()
+    if not path.is_relative_to(into.resolve()):
+        raise UsageError(f"the bundle names a file outside of it: {member}")
+    return path
+
+
+def _add(archive: tarfile.TarFile, name: str, data: bytes) -> None:
+    info = tarfile.TarInfo(name)
+    info.size, info.mode = len(data), 0o644
+    archive.addfile(info, io.BytesIO(data))
+
+
+def _anonymous(info: tarfile.TarInfo) -> tarfile.TarInfo:
+    info.uid = info.gid = 0
+    info.uname = info.gname = ""
+    info.mode, info.mtime = 0o644, 0
+    return info

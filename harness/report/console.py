@@ -1,0 +1,108 @@
+"""A console log as lines with times: each line's seconds since the domain was unpaused, the death marked, Xen's lines between.
+
+Only the end of a log is read, however long it is.
+"""
+
+from __future__ import annotations
+
+import bisect
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from harness.console.text import decode, plain
+from harness.results.model import Boot
+
+# Bytes of a log that a page shows, and of its index that are read for them.
+TAIL, _INDEX_TAIL = 24_000, 512_000
+# (XEN) [   12.345678] d1v0 Triple fault      (XEN) [00000012deadbeef] with console_timestamps=raw is not read.
+_XEN_LINE = re.compile(r"^\(XEN\) \[ *(\d+\.\d+)\] (.*)$")
+
+
+@dataclass(frozen=True)
+class Line:
+    """``at`` in seconds since the domain was unpaused, or None; ``kind`` is guest, xen or death."""
+
+    at: float | None
+    text: str
+    kind: str = "guest"
+
+
+def lines(log: Path, boot: Boot | None, *, tail: int = TAIL) -> list[Line]:
+    """The end of ``log``. Raises OSError when it is not there."""
+    size = log.stat().st_size
+    start = max(0, size - tail)
+    with log.open("rb") as stream:
+        stream.seek(start)
+        data = stream.read(tail)
+    if start:
+        cut = data.find(b"\n") + 1
+        start, data = start + cut, data[cut:]
+    offsets, times = _index(Path(f"{log}.idx"))
+    zero = boot.unpaused if boot is not None else None
+    found, position = [], start
+    for raw in data.split(b"\n"):
+        found.append(Line(_time(position, offsets, times, zero), plain(decode(raw + b"\n")).rstrip("\n")))
+        position += len(raw) + 1
+    while found and not found[-1].text.strip():
+        found.pop()
+    return _mark_death(found, boot)
+
+
+def merge(guest: list[Line], xen: list[Line]) -> list[Line]:
+    """Both on one time line. A guest's line without a time stays after the line before it."""
+    keyed, last = [], float("-inf")
+    for n, line in enumerate(guest):
+        last = line.at if line.at is not None else last
+        keyed.append((last, 0, n, line))
+    first = next((at for at, *_ in keyed if at > float("-inf")), float("inf"))
+    keyed += [(line.at, 1, n, line) for n, line in enumerate(xen) if line.at is not None and line.at >= first]
+    return [line for *_, line in sorted(keyed, key=lambda item: item[:3])]
+
+
+def xen_lines(text: str, clock: float | None, unpaused: float | None) -> list[Line]:
+    """The hypervisor's log on the guest's time line.
+
+    ``clock`` is the time (monotonic s) at which the log's last stamped line was printed; without it nothing is known of when.
+    """
+    stamped = [match for match in map(_XEN_LINE.match, text.splitlines()) if match]
+    if clock is None or unpaused is None or not stamped:
+        return []
+    shift = clock - float(stamped[-1][1]) - unpaused
+    return [Line(float(match[1]) + shift, plain(match[2]), "xen") for match in stamped]
+
+
+def _index(path: Path) -> tuple[list[int], list[float]]:
+    """Offsets and times of chunks, from the end of the index; empty when there is none."""
+    try:
+        with path.open("rb") as stream:
+            stream.seek(max(0, path.stat().st_size - _INDEX_TAIL))
+            rows = stream.read().decode("ascii", "replace").splitlines()
+    except OSError:
+        return [], []
+    offsets, times = [], []
+    for row in rows:
+        # 2064 12521.153653
+        match = re.fullmatch(r"(\d+) (\d+\.\d+)", row)
+        if match:
+            offsets.append(int(match[1]))
+            times.append(float(match[2]))
+    return offsets, times
+
+
+def _time(position: int, offsets: list[int], times: list[float], zero: float | None) -> float | None:
+    where = bisect.bisect_right(offsets, position) - 1
+    return times[where] - zero if where >= 0 and zero is not None else None
+
+
+def _mark_death(found: list[Line], boot: Boot | None) -> list[Line]:
+    if boot is None or boot.died is None:
+        return found
+    words = boot.death.split(" / ")[0]
+    hits = [n for n, line in enumerate(found) if words and words in line.text]
+    if hits:
+        where = hits[0]
+    else:
+        late = [n for n, line in enumerate(found) if line.at is not None and line.at > boot.died]
+        where = late[0] - 1 if late else len(found) - 1
+    return [Line(line.at, line.text, "death" if n == where else line.kind) for n, line in enumerate(found)]

@@ -1,0 +1,57 @@
+"""What pytest's JUnit file lacks: every input as a property of the suite, verdict and cell as properties of each case."""
+
+from __future__ import annotations
+
+import re
+import xml.etree.ElementTree as ET
+from pathlib import Path
+
+from harness.console.text import plain
+from harness.report.gather import CaseReport, Report, address, address_of
+
+_OURS = "fxh."
+
+
+def enrich(path: Path, report: Report) -> None:
+    """Rewrite ``path``, pytest's own ``junit.xml``; what an earlier call put in is replaced. A broken file is left alone."""
+    try:
+        tree = ET.parse(path)
+    except (ET.ParseError, OSError):
+        return
+    by_name = {address_of(item.result): item for item in report.cases}
+    for suite in tree.getroot().iter("testsuite"):
+        _set(suite, {"run": report.run.run, "verdict": report.sentence, "baseline": report.baseline} | dict(report.inputs))
+        for case in suite.iter("testcase"):
+            item = by_name.get(address(case.get("classname", ""), case.get("name", "")))
+            if item is not None:
+                _set(case, _properties(item))
+    tree.write(path, encoding="utf-8", xml_declaration=True)
+
+
+def _properties(item: CaseReport) -> dict[str, str]:
+    found = {
+        "verdict": item.verdict.kind,
+        "verdict.reason": item.verdict.reason,
+        "cell": item.result.cell,
+        "identity": item.result.identity,
+        "reference": item.verdict.reference,
+    }
+    found |= {f"input.{name}": value for name, value in item.result.inputs.items()}
+    found |= {f"metric.{name}": f"{value:.6g}" for name, value in item.result.metrics.items()}
+    return {name: value for name, value in found.items() if value}
+
+
+def _set(element: ET.Element, values: dict[str, str]) -> None:
+    properties = element.find("properties")
+    if properties is None:
+        properties = ET.Element("properties")
+        element.insert(0, properties)
+    for old in [p for p in properties if p.get("name", "").startswith(_OURS)]:
+        properties.remove(old)
+    for name, value in values.items():
+        ET.SubElement(properties, "property", name=_xml(_OURS + name), value=_xml(value))
+
+
+def _xml(text: str) -> str:
+    """Without what XML 1.0 cannot hold."""
+    return re.sub("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]", "?", plain(text))

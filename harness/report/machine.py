@@ -1,0 +1,56 @@
+"""A report as JSON; its form is published as docs/report.schema.json."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from typing import Any
+
+from harness.report.gather import CaseReport, Report
+
+SCHEMA = 1
+
+
+def render(report: Report) -> str:
+    run = report.run
+    data: dict[str, Any] = {
+        "schema": SCHEMA,
+        "run": run.run,
+        "started": run.started,
+        "ended": run.ended,
+        "exit_code": run.exit_code,
+        "branch": run.branch,
+        "command": run.command,
+        "options": run.options,
+        "inputs": run.inputs,
+        "sentence": report.sentence,
+        "baseline": report.baseline,
+        "note": report.note,
+        "changed": [dict(zip(("input", "before", "now"), change, strict=True)) for change in report.changed],
+        "gone": [{"case": case, "cell": cell} for case, cell in report.gone],
+        "cases": [_case(item) for item in report.cases],
+    }
+    return json.dumps(data, indent=1) + "\n"
+
+
+def _case(item: CaseReport) -> dict[str, Any]:
+    case = item.result
+    return {
+        "case": case.key,
+        "title": case.title,
+        "suite": case.suite,
+        "cell": case.cell,
+        "outcome": case.outcome,
+        "verdict": asdict(item.verdict),
+        "reason": case.reason,
+        "identity": case.identity,
+        "excerpt": case.excerpt,
+        "seconds": case.seconds,
+        "started": case.started,
+        "inputs": case.inputs,
+        "metrics": case.metrics,
+        "boots": [asdict(boot) for boot in case.boots],
+        "drifts": [asdict(drift) | {"worse": drift.worse} for drift in item.drifts],
+        "files": [f"cases/{case.directory}/{name}" for name in case.files],
+        "again": item.again,
+    }

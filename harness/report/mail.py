@@ -1,0 +1,197 @@
+"""A run as a mail: text/plain, 72 columns, verdict first; as it stands it can go to a list or into a bug report."""
+
+from __future__ import annotations
+
+import re
+import smtplib
+import textwrap
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from email.headerregistry import Address
+from email.message import EmailMessage
+from email.policy import SMTP
+from email.utils import format_datetime, make_msgid
+from itertools import groupby
+
+from harness.console.text import plain
+from harness.errors import InfrastructureError, UsageError
+from harness.report.gather import CaseReport, Report, around_death
+from harness.verdicts import values
+
+COLUMNS = 72
+# Lines of console for a new failure, and how many failures are told in full.
+_CONSOLE, _IN_FULL = 24, 6
+_SUBJECT = 120
+
+
+def compose(report: Report, *, to: str = "", sender: str = "") -> EmailMessage:
+    """The mail. Raises UsageError for an address that is none."""
+    message = EmailMessage(policy=SMTP.clone(max_line_length=78))
+    message["Subject"] = _one_line(f"[fxh] {_cells(report)}: {report.sentence}")[:_SUBJECT]
+    message["From"] = _address(sender or "fxh@localhost", "from")
+    if to:
+        message["To"] = _address(to, "to")
+    message["Date"] = format_datetime(_when(report.run.ended or report.run.started))
+    message["Message-ID"] = make_msgid(domain="fxh.invalid")
+    message["Auto-Submitted"] = "auto-generated"
+    message["X-Fxh-Run"] = _one_line(report.run.run)
+    text = body(report)
+    # As it stands rather than quoted-printable: a backtrace is read, and cut out, as it is.
+    message.set_content(text, subtype="plain", charset="utf-8", cte="7bit" if text.isascii() else "8bit")
+    return message
+
+
+def send(message: EmailMessage, smtp: str) -> None:
+    """Hand the mail to ``HOST[:PORT]``. Raises InfrastructureError."""
+    host, _, port = smtp.partition(":")
+    try:
+        with smtplib.SMTP(host, int(port or 25), timeout=30) as server:
+            server.send_message(message)
+    except ValueError as exc:
+        raise UsageError(f"--smtp {smtp}", mend="give HOST or HOST:PORT") from exc
+    except (OSError, smtplib.SMTPException) as exc:
+        raise InfrastructureError(f"{smtp}: {exc}", mend="the mail is in its file; send it by other means") from exc
+
+
+def body(report: Report) -> str:
+    """The text, no line of our own longer than 72 columns."""
+    run = report.run
+    parts = [_wrap(report.sentence)]
+    if report.note:
+        parts.append(_wrap(report.note))
+    if report.changed:
+        parts.append(
+            _wrap("Changed since the results compared with:") + "\n" + _table([(n, f"{b} -> {a}") for n, b, a in report.changed])
+        )
+    news = report.news
+    for number, item in enumerate(news[:_IN_FULL], 1):
+        parts.append(_failure(item, number, len(news)))
+    if len(news) > _IN_FULL:
+        rest = "\n".join(_listed(item) for item in news[_IN_FULL:])
+        parts.append(_head(f"{len(news) - _IN_FULL} more, in short") + rest)
+    quiet = [
+        item
+        for item in report.cases
+        if not item.verdict.is_news and item.verdict.kind not in (values.PASS, values.SKIP, values.NEW)
+    ]
+    for kind, items in groupby(quiet, key=lambda item: item.verdict.kind):
+        parts.append(_head(kind) + "\n".join(_listed(item) for item in items))
+    worse = [drift for item in report.cases for drift in item.drifts]
+    if worse:
+        parts.append(_head("drift") + "\n".join(_wrap(f"{d.case} in {d.cell}: {d.words}", "  ") for d in worse[:20]))
+    rows = [(name, _short(value)) for name, value in report.inputs if name not in ("python", "machine", "backend", "lab")]
+    parts.append(_head("what was tested") + _table(rows))
+    parts.append(_head("how to run all of it again") + _command(run.command or "fxh run"))
+    parts.append(
+        _wrap(f"Run {run.run}, {run.started} to {run.ended or '(it did not end by itself)'}, compared with {report.baseline}.")
+    )
+    return "\n\n".join(parts) + "\n"
+
+
+def _failure(item: CaseReport, number: int, total: int) -> str:
+    case = item.result
+    lines = [_head(f"{number} of {total}: {item.verdict.kind}").rstrip("\n"), _wrap(case.title), ""]
+    guest_type = next((word for word in case.cell.split("-") if word in ("pv", "pvh", "hvm")), "")
+    facts = [
+        ("case", case.key),
+        ("cell", case.cell),
+        ("guest type", guest_type.upper()),
+        ("verdict", item.verdict.reason),
+        ("death", case.identity),
+    ]
+    lines.append(_table([(name, value) for name, value in facts if value]))
+    if case.reason:
+        lines += ["", _quote(case.reason.splitlines()[:12])]
+    config = [(name, _short(case.inputs[name])) for name in ("kernel", "xen", "dom0") if name in case.inputs]
+    if config:
+        lines += ["", _table(config)]
+    for boot in case.boots[-1:]:
+        reached = ", ".join(f"{stamp.name} {stamp.at:.1f} s" for stamp in boot.stages)
+        died = f"; died after {boot.died:.1f} s" if boot.died is not None else ""
+        lines += ["", _wrap(f"Stages reached: {reached or 'none'}{died}.")]
+    if case.excerpt:
+        lines += ["", "Console:", _quote(around_death(case, _CONSOLE).splitlines())]
+    if item.config:
+        lines += ["", "Domain configuration:", _quote(item.config.splitlines())]
+    lines += ["", "Again:", _command(item.again)]
+    return "\n".join(lines)
+
+
+def _listed(item: CaseReport) -> str:
+    case = item.result
+    since = f", since {item.verdict.since}" if item.verdict.since and item.verdict.kind != values.FIXED else ""
+    reference = f", {item.verdict.reference}" if item.verdict.reference else ""
+    return _wrap(f"{case.key} in {case.cell}{since}{reference}", "  ")
+
+
+def _cells(report: Report) -> str:
+    cells = sorted({item.result.cell for item in report.cases if item.result.outcome != values.SKIPPED})
+    return ", ".join(cells[:2]) + (f" and {len(cells) - 2} more" if len(cells) > 2 else "") if cells else "no cell"
+
+
+def _wrap(text: str, indent: str = "") -> str:
+    lines = textwrap.wrap(_one_line(text), COLUMNS, initial_indent=indent, subsequent_indent=indent + ("  " if indent else ""))
+    return "\n".join(lines)
+
+
+def _head(text: str) -> str:
+    return f"--- {text} ".ljust(COLUMNS, "-") + "\n"
+
+
+def _table(rows: Sequence[tuple[str, str]]) -> str:
+    width = min(18, max((len(name) for name, _ in rows), default=0))
+    lines = []
+    for name, value in rows:
+        head = f"  {_one_line(name):<{width}}  "
+        if len(head) > 24:
+            lines.append(head.rstrip())
+            head = " " * (width + 4)
+        lines += textwrap.wrap(_one_line(value), COLUMNS, initial_indent=head, subsequent_indent=" " * len(head)) or [head.rstrip()]
+    return "\n".join(lines)
+
+
+def _quote(lines: list[str]) -> str:
+    """Console lines behind a margin; one that is too long goes on after a backslash, as in a shell."""
+    room, found = COLUMNS - 3, []
+    for line in lines:
+        text = plain(line).expandtabs(8)
+        pieces = [text[at : at + room] for at in range(0, len(text), room)] or [""]
+        found += [f"| {piece}\\" for piece in pieces[:-1]] + [f"| {pieces[-1]}".rstrip()]
+    return "\n".join(found)
+
+
+def _command(text: str) -> str:
+    """A command that can be pasted, cut between words."""
+    lines = textwrap.wrap(
+        _one_line(text),
+        COLUMNS - 2,
+        initial_indent="  ",
+        subsequent_indent="      ",
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
+    return " \\\n".join(lines)
+
+
+def _short(value: str) -> str:
+    """Half of a hash is enough to tell files apart, and leaves lines that can be read."""
+    return re.sub(r"(sha256:[0-9a-f]{16})[0-9a-f]+", r"\1", value)
+
+
+def _one_line(text: str) -> str:
+    """What guests say never makes a line, a header or an escape sequence of its own."""
+    return " ".join(plain(text).split())
+
+
+def _address(text: str, what: str) -> Address:
+    try:
+        return Address(addr_spec=text)
+    except (ValueError, IndexError) as exc:
+        raise UsageError(f"--{what} {text!r} is no mail address", mend="give user@host") from exc
+
+
+def _when(stamp: str) -> datetime:
+    try:
+        return datetime.strptime(stamp, "%Y-%m-%dT%H:%M:%SZ").replace(tzinfo=UTC)
+    except ValueError:
+        return datetime.fromtimestamp(0, UTC)

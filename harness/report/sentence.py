@@ -1,0 +1,52 @@
+"""A run in one sentence: what is new comes first, then what is known, then what was not learned."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+from harness.results.model import FAILED, HARNESS, KNOWN, PASSED, CaseResult, RunResult
+from harness.verdicts import values
+from harness.verdicts.values import Verdict
+
+_WORDS = (
+    (values.REGRESSION, "regression", "regressions"),
+    (values.BASELINE_UNTESTED, "failure without a baseline", "failures without a baseline"),
+    (values.NEVER_PASSED, "case that never passed", "cases that never passed"),
+    (values.KNOWN_GONE, "known issue gone", "known issues gone"),
+    (values.STILL_FAILING, "still failing", "still failing"),
+    (values.FLAKY, "flaky", "flaky"),
+    (values.BLOCKED, "blocked", "blocked"),
+    (values.KNOWN, "known issue", "known issues"),
+    (values.FIXED, "fixed", "fixed"),
+)
+
+
+def sentence(run: RunResult, judged: Sequence[tuple[CaseResult, Verdict]]) -> str:
+    """``1 regression, 2 still failing; 14 of 17 judged cases passed; nothing was learned from 1 case (infrastructure).``"""
+    kinds = Counter(verdict.kind for _, verdict in judged)
+    tally = [f"{kinds[kind]} {one if kinds[kind] == 1 else many}" for kind, one, many in _WORDS if kinds[kind]]
+    other = sum(verdict.otherwise for _, verdict in judged)
+    if other:
+        tally.append(f"{other} dying otherwise than before")
+    passed = run.count(PASSED)
+    total = passed + run.count(FAILED) + run.count(KNOWN)
+    if not total:
+        parts = ["No case was judged", *tally]
+    elif passed == total:
+        parts = [f"All {total} judged cases passed" if total > 1 else "The one judged case passed", *tally]
+    else:
+        parts = [", ".join(tally)] if tally else []
+        parts.append(f"{passed} of {total} judged cases passed")
+    lost = sum(verdict.kind == values.INFRASTRUCTURE for _, verdict in judged)
+    ours = run.count(HARNESS)
+    if lost:
+        bugs = f", {ours} of them by a bug of the harness" if ours else ""
+        parts.append(f"nothing was learned from {lost} case{'s' * (lost != 1)} (infrastructure{bugs})")
+    standing = sum(bool(verdict.standing) for _, verdict in judged)
+    if standing:
+        parts.append(f"{standing} earlier failure{'s' * (standing != 1)} of the same inputs still stand{'s' * (standing == 1)}")
+    if not run.ended:
+        parts.append("the run did not end by itself")
+    text = "; ".join(parts)
+    return text[0].upper() + text[1:] + "."

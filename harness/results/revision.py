@@ -1,0 +1,45 @@
+"""Which harness it was: its version, the commit, and the content of all that can change a result."""
+
+from __future__ import annotations
+
+import hashlib
+import subprocess
+from pathlib import Path
+
+from harness import __version__
+
+_WHERE = ("harness", "suites", "images")
+_KINDS = (".py", ".toml", ".sh", "init")
+
+
+def of(project: Path) -> str:
+    """``0.1.0 commit 0123456789ab``, or ``0.1.0 commit 0123456789ab changed sha256:...`` when files differ from that."""
+    commit = _git(project, "rev-parse", "--short=12", "HEAD")
+    if commit and not _git(project, "status", "--porcelain", "--", *_WHERE):
+        return f"{__version__} commit {commit}"
+    state = f"commit {commit} changed" if commit else "no commit"
+    return f"{__version__} {state} sha256:{_content(project)}"
+
+
+def commit_of(value: str) -> str:
+    """The commit that :func:`of` named when nothing differed from it, or ""."""
+    words = value.split()
+    return words[2] if len(words) == 3 and words[1] == "commit" else ""
+
+
+def _git(project: Path, *words: str) -> str:
+    try:
+        done = subprocess.run(["git", "-C", str(project), *words], capture_output=True, text=True, timeout=20)
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    # A user's home may be a repository by itself; only one that holds us as its root says which harness it is.
+    return done.stdout.strip() if done.returncode == 0 and (project / ".git").exists() else ""
+
+
+def _content(project: Path) -> str:
+    digest = hashlib.sha256()
+    for top in _WHERE:
+        for path in sorted((project / top).rglob("*")):
+            if path.name.endswith(_KINDS) and path.is_file():
+                digest.update(f"{path.relative_to(project)}\n".encode() + path.read_bytes())
+    return digest.hexdigest()

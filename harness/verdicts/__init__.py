@@ -1,0 +1,1 @@
+"""What a result means beside those before it: pure functions from observations to verdicts, each with its reason in words."""

@@ -1,0 +1,213 @@
+"""The history: whole or not at all, many at once, killed, full, damaged, older, newer."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from sqlalchemy import text
+from written import case, run
+
+from harness.errors import InfrastructureError, UsageError
+from harness.history import FILE, History, schema
+from harness.history.store import HistoryDamaged
+
+ROOT = Path(__file__).parents[2]
+WRITER = """
+import sys
+from pathlib import Path
+from harness.history import History
+from written import case, run
+history = History(Path(sys.argv[1]))
+for n in range(int(sys.argv[2]), int(sys.argv[3])):
+    history.record(run(n, *[case("P", f"test_{m}") for m in range(20)]))
+    print(n, flush=True)
+"""
+
+
+def writer(path: Path, first: int, last: int) -> subprocess.Popen[str]:
+    argv = [sys.executable, "-c", WRITER, str(path), str(first), str(last)]
+    return subprocess.Popen(
+        argv, cwd=ROOT, env=os.environ | {"PYTHONPATH": f"{ROOT}:{Path(__file__).parent}"}, stdout=subprocess.PIPE, text=True
+    )
+
+
+@pytest.fixture
+def history(tmp_path: Path) -> History:
+    return History(tmp_path / FILE)
+
+
+def test_empty(history: History) -> None:
+    assert (history.runs(), history.results(), history.cases()) == ((), (), ())
+    assert history.run("x") is None
+    assert history.number("x") == 1
+
+
+def test_what_is_recorded_is_read(history: History) -> None:
+    first = run(1, case("P", metrics={"flood bytes": 10.0}), case("F", "test_dies"), branch="main", options={"kernel": "/k"})
+    history.record(first)
+    history.record(run(2, case("P", kernel="B")))
+    rows = history.results()
+    assert [(row.seen.run, row.seen.case, row.seen.outcome) for row in rows] == [
+        ("run-001", "boot/test_boot::test_boots", "passed"),
+        ("run-001", "boot/test_boot::test_dies", "failed"),
+        ("run-002", "boot/test_boot::test_boots", "passed"),
+    ]
+    assert rows[0].metrics == {"stage kernel": 1.0, "stage login": 4.0, "flood bytes": 10.0}
+    assert rows[1].seen.identity.startswith("0badcafe")
+    assert rows[0].seen.inputs.values["harness"] == "0.1.0 commit abc"
+    assert rows[0].seen.inputs.changes(rows[2].seen.inputs) == ("kernel",)
+    assert (rows[0].seen.branch, history.runs()[0].options) == ("main", {"kernel": "/k"})
+    assert len(history.results(last=1)) == 1
+    assert len(history.results(before=2)) == 2
+    assert len(history.results(run="run-001")) == 2
+    assert len(history.results(case="boot/test_boot::test_boots")) == 2
+
+
+def test_order_is_that_of_recording_whatever_the_clock_says(history: History) -> None:
+    history.record(run(20, case(), started="2030-01-01T00:00:00Z"))
+    history.record(run(3, case(), started="1970-01-01T00:00:00Z"))
+    assert [found.run for found in history.runs()] == ["run-020", "run-003"]
+    assert [row.seen.run for row in history.results()] == ["run-020", "run-003"]
+
+
+def test_recording_again_replaces_and_keeps_the_place(history: History) -> None:
+    history.record(run(1, case("F")))
+    history.record(run(2, case("P")))
+    history.record(run(1, case("P"), case("P", "test_more")))
+    assert [row.seen.outcome for row in history.results()] == ["passed"] * 3
+    assert [found.run for found in history.runs()] == ["run-001", "run-002"]
+
+
+def test_renamed_case_keeps_its_past(history: History) -> None:
+    history.record(run(1, case("P", "test_old"), case("P", "test_old", cell="other")))
+    history.record(run(2, case("F", "test_new", formerly=("boot/test_boot::test_old",))))
+    assert [row.seen.run for row in history.results(case="boot/test_boot::test_new")] == ["run-001", "run-002"]
+    assert [row.seen.cell for row in history.results(case="boot/test_boot::test_old")] == ["other"]
+
+
+def test_two_at_once(tmp_path: Path) -> None:
+    processes = [writer(tmp_path / FILE, n * 100, n * 100 + 15) for n in range(3)]
+    assert [process.wait(120) for process in processes] == [0, 0, 0]
+    assert len(History(tmp_path / FILE).runs()) == 45
+    assert len(History(tmp_path / FILE).results()) == 45 * 20
+
+
+def test_killed_in_the_middle_loses_nothing_that_was_said_to_be_done(tmp_path: Path) -> None:
+    process = writer(tmp_path / FILE, 0, 10_000)
+    assert process.stdout is not None
+    said = [process.stdout.readline() for _ in range(5)]
+    time.sleep(0.05)
+    process.send_signal(signal.SIGKILL)
+    said += process.stdout.readlines()
+    process.wait(30)
+    history = History(tmp_path / FILE)
+    assert len(history.runs()) >= len(said)
+    assert {len(history.results(run=found.run)) for found in history.runs()} == {20}
+
+
+def test_full_disk_is_said_and_what_was_there_stays(history: History) -> None:
+    history.record(run(1, case()))
+    with history._engine.connect() as connection:
+        pages = connection.execute(text("PRAGMA page_count")).scalar_one()
+
+    def no_room(connection: sqlite3.Connection, _record: object) -> None:
+        connection.execute(f"PRAGMA max_page_count = {pages + 1}")
+
+    from sqlalchemy import event
+
+    event.listen(history._engine, "connect", no_room)
+    with pytest.raises(InfrastructureError, match="full") as caught:
+        history.record(run(2, *[case("F", f"test_{n}", reason="x" * 500) for n in range(200)]))
+    assert caught.value.mend == "make room on that disk"
+    event.remove(history._engine, "connect", no_room)
+    assert [found.run for found in history.runs()] == ["run-001"]
+    history.record(run(2, case()))
+    assert len(history.runs()) == 2
+
+
+def test_newer_schema_is_refused_and_left_alone(history: History) -> None:
+    history.record(run(1, case()))
+    with sqlite3.connect(history.path) as connection:
+        connection.execute(f"PRAGMA user_version = {schema.VERSION + 1}")
+    before = history.path.read_bytes()
+    with pytest.raises(UsageError, match=f"schema {schema.VERSION + 1}, this harness knows up to {schema.VERSION}"):
+        History(history.path)
+    assert history.path.read_bytes() == before
+
+
+def test_older_schema_is_brought_up_to_date(history: History) -> None:
+    history.record(run(1, case()))
+
+    def step(connection: object) -> None:
+        connection.execute(text("ALTER TABLE runs ADD COLUMN note TEXT NOT NULL DEFAULT 'old'"))  # type: ignore[attr-defined]
+
+    with history._engine.connect() as connection:
+        schema.migrate(connection, (*schema.MIGRATIONS, step))
+        assert connection.execute(text("SELECT run, note FROM runs")).all() == [("run-001", "old")]
+        assert connection.execute(text("PRAGMA user_version")).scalar_one() == schema.VERSION + 1
+
+
+def test_a_step_that_fails_leaves_the_older_schema(history: History) -> None:
+    history.record(run(1, case()))
+
+    def broken(connection: object) -> None:
+        connection.execute(text("DROP TABLE results"))  # type: ignore[attr-defined]
+        raise RuntimeError
+
+    with history._engine.connect() as connection, pytest.raises(RuntimeError):
+        schema.migrate(connection, (*schema.MIGRATIONS, broken))
+    assert len(History(history.path).results()) == 1
+
+
+def test_no_database_at_all_is_set_aside_with_its_bytes(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / FILE).write_bytes(b"this is no database, " * 500)
+    history = History(tmp_path / FILE)
+    assert history.runs() == ()
+    assert (tmp_path / f"{FILE}.broken-1").read_bytes().startswith(b"this is no database")
+    assert "set aside as history.sqlite.broken-1" in caplog.text
+    history.record(run(1, case()))
+    assert len(history.runs()) == 1
+
+
+def test_damaged_pages_are_found_and_the_rest_is_rescued(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    history = History(tmp_path / FILE)
+    for n in range(60):
+        history.record(run(n, *[case("P", f"test_{m}") for m in range(30)]))
+    with sqlite3.connect(history.path) as connection:
+        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    data = bytearray(history.path.read_bytes())
+    data[-120_000:-80_000] = b"\xa5" * 40_000
+    history.path.write_bytes(data)
+
+    with pytest.raises(HistoryDamaged, match=r"set aside as history\.sqlite\.broken-1"):
+        history.results()
+
+    assert (tmp_path / f"{FILE}.broken-1").read_bytes() == bytes(data)
+    assert len(history.runs()) == 60, "the runs table was whole"
+    assert len(history.results()) > 0
+    history.record(run(100, case()))
+    assert history.runs()[-1].run == "run-100"
+
+
+def test_empty_file_is_a_new_history(tmp_path: Path) -> None:
+    (tmp_path / FILE).touch()
+    assert History(tmp_path / FILE).runs() == ()
+
+
+def test_no_permission_is_said(tmp_path: Path) -> None:
+    (tmp_path / FILE).mkdir()
+    with pytest.raises(InfrastructureError, match="unable to open"):
+        History(tmp_path / FILE)
+
+
+def test_case_that_ran_twice_counts_once(history: History) -> None:
+    history.record(run(1, case("F"), replace(case("P"), directory="again")))
+    assert len(history.results()) == 1

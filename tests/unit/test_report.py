@@ -1,0 +1,423 @@
+"""Reports, from runs that are written down: what guests say is hostile, logs are long, files are missing."""
+
+from __future__ import annotations
+
+import email
+import email.policy
+import json
+import socketserver
+import threading
+import xml.etree.ElementTree as ET
+from html.parser import HTMLParser
+from pathlib import Path
+
+import jsonschema
+import pytest
+from written import CELL, case, run, save
+
+from harness import report as reporting
+from harness.errors import InfrastructureError, UsageError
+from harness.history import FILE, History
+from harness.report import console, html, junit, machine, mail
+from harness.report.gather import Report, again
+from harness.results.model import GONE_WORDS, KNOWN_WORDS, Boot, RunResult, Stamp
+from harness.verdicts.values import NamedRun
+
+HOSTILE = "</pre></span><script>alert(1)</script><img src=x onerror=alert(2)>\x1b[31m\x1b]0;title\x07\x00\u202e&amp;\r\nBcc: evil@example.org\r\n\r\nbody\n.\n"
+SCHEMA = Path(__file__).parents[2] / "docs" / "report.schema.json"
+
+
+def reported(reports: Path, *runs: RunResult, **consoles: bytes) -> tuple[Path, Report]:
+    """The report of the last of ``runs``, the others being its history."""
+    for done in runs:
+        path = save(reports, done, consoles)
+        made = reporting.publish(path, done)
+    return path, made
+
+
+class Strict(HTMLParser):
+    """Fails on tags that are not closed in order, and keeps what a page would run or fetch."""
+
+    VOID = frozenset({"meta", "br", "img", "line", "polyline", "circle", "link", "input"})
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.stack: list[str] = []
+        self.tags: list[str] = []
+        self.handlers: list[str] = []
+        self.feed(page)
+        assert self.stack == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.handlers += [name for name, _ in attrs if name.startswith("on") or name in ("src", "srcset", "action")]
+        if tag not in self.VOID:
+            self.stack.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag not in self.VOID:
+            assert self.stack.pop() == tag, f"{self.getpos()}: </{tag}>"
+
+
+# -- the page ---------------------------------------------------------------------------------------------------------
+
+
+def test_page_of_a_regression_says_it_first(tmp_path: Path) -> None:
+    past = [run(n, case(), case("P", "test_more")) for n in range(3)]
+    path, made = reported(tmp_path, *past, run(3, case("F", kernel="B"), case("P", "test_more", kernel="B")))
+    page = (path / "index.html").read_text()
+    assert made.sentence == "1 regression; 1 of 2 judged cases passed."
+    assert made.changed == (("kernel", "kernel.A (AAAAAAAA)", "kernel.B (BBBBBBBB)"),)
+    Strict(page)
+    body = page[page.index("<body>") :]
+    assert (
+        body.index("1 regression")
+        < body.index("regression: <span>B1: boots")
+        < body.index("panic: at the disco")
+        < body.index("Suites and cells</h2>")
+    )
+    assert body.count('<i class="sq f" title="run-003: 1 passed, 1 failed">F</i>') == 1
+    assert "as it was in run-002" in page
+
+
+def test_page_survives_what_guests_say(tmp_path: Path) -> None:
+    died = Boot("g", (Stamp("kernel", 1.0),), 2.0, 100.0, "g.console.log", 0, "</pre>")
+    done = case("F", reason=HOSTILE, identity=HOSTILE, excerpt=HOSTILE, title=HOSTILE, files=("g.console.log",), boots=(died,), inputs={"kernel": HOSTILE}, metrics={HOSTILE: 1.0}, directory="one")  # fmt: skip
+    path, _ = reported(tmp_path, run(1, done, command=HOSTILE, branch=HOSTILE), one=HOSTILE.encode() * 50 + b"\xff\xfe\xc0")
+    page = (path / "index.html").read_text()
+    found = Strict(page)
+    assert not {"script", "img", "iframe", "object", "link", "form"} & set(found.tags)
+    assert found.handlers == []
+    assert page.count("&lt;script&gt;") >= 5
+    assert not set(page) & set("\x00\x07\x1b\u202e\r")
+    assert "default-src 'none'" in page
+
+
+def test_first_run_ever_and_empty_runs(tmp_path: Path) -> None:
+    assert reported(tmp_path / "a", run(1, case(), case("P", "test_b")))[1].sentence == "All 2 judged cases passed."
+    assert reported(tmp_path / "b", run(1))[1].sentence == "No case was judged."
+    assert reported(tmp_path / "c", run(1, case("F")))[1].sentence == "1 case that never passed; 0 of 1 judged cases passed."
+    assert reported(tmp_path / "d", run(1, case("S"), ended=""))[1].sentence == "No case was judged; the run did not end by itself."
+    for name in "abcd":
+        Strict((tmp_path / name / "runs" / "run-001" / "index.html").read_text())
+
+
+def test_sentence_keeps_what_was_learned_apart(tmp_path: Path) -> None:
+    past = run(1, *[case("P", f"test_{n}") for n in "abcd"])
+    second = run(2, case("F", "test_a", kernel="B"), case("I", "test_b", kernel="B"), case("H", "test_c", kernel="B"), case("P", "test_d", kernel="B"))  # fmt: skip
+    _, made = reported(tmp_path, past, second)
+    assert (
+        made.sentence
+        == "1 regression; 1 of 2 judged cases passed; nothing was learned from 2 cases (infrastructure, 1 of them by a bug of the harness)."
+    )
+    third = run(3, *[case("I", f"test_{n}", kernel="B") for n in "abcd"])
+    _, made = reported(tmp_path, third)
+    assert (
+        made.sentence
+        == "No case was judged; nothing was learned from 4 cases (infrastructure); 1 earlier failure of the same inputs still stands."
+    )
+
+
+def test_known_issues_of_the_run_are_failures_of_the_past(tmp_path: Path) -> None:
+    known = case("K", kernel="B", reason=f"{KNOWN_WORDS}bug 1: it halts\npanic: x")
+    passes = case("F", kernel="C", identity="", excerpt="", reason=f"{GONE_WORDS}bug 1: it halts\nRemove it.")
+    _, made = reported(tmp_path, run(1, case()), run(2, known))
+    assert made.sentence == "1 known issue; 0 of 1 judged cases passed."
+    assert made.cases[0].verdict.reason == "known: bug 1: it halts"
+    _, made = reported(tmp_path, run(3, passes))
+    assert [(item.verdict.kind, item.verdict.is_news) for item in made.cases] == [("known issue gone", True)]
+    _, made = reported(tmp_path, run(4, case(kernel="D")))
+    assert made.cases[0].verdict.kind == "passed"
+
+
+def test_named_baseline(tmp_path: Path) -> None:
+    path, _ = reported(tmp_path, run(1, case()), run(2, case("F", kernel="B")), run(3, case("F", kernel="C")))
+    made = reporting.make(path, run(3, case("F", kernel="C")), baseline=NamedRun("run-001"))
+    assert [item.verdict.kind for item in made.cases] == ["regression"]
+    assert reporting.make(path, run(3, case("F", kernel="C"))).cases[0].verdict.kind == "still failing"
+
+
+def test_a_history_that_cannot_be_read_costs_the_comparison_alone(tmp_path: Path) -> None:
+    (tmp_path / FILE).mkdir(parents=True)
+    path, made = reported(tmp_path, run(1, case("F")))
+    assert made.note.startswith("Compared with nothing: ")
+    assert made.note in (path / "index.html").read_text()
+    assert [item.verdict.kind for item in made.cases] == ["never passed"]
+
+
+def test_a_report_that_cannot_be_written_costs_no_other(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    done = run(1, case())
+    path = save(tmp_path, done)
+    (path / "mail.eml").mkdir()
+    reporting.publish(path, done)
+    assert "mail.eml: Is a directory" in caplog.text
+    assert (path / "index.html").is_file()
+    assert (path / "report.json").is_file()
+
+
+def test_missing_artifacts_leave_a_page(tmp_path: Path) -> None:
+    done = case("F", files=("g.console.log", "g.cfg", "xl-dmesg.log"), boots=(Boot("g", (), 1.0, 5.0, "g.console.log"),))
+    path, _ = reported(tmp_path, run(1, done))
+    assert "panic: at the disco" in (path / "index.html").read_text()
+
+
+def test_many_red_consoles_do_not_make_an_endless_page(tmp_path: Path) -> None:
+    noise = b"x" * 79 + b"\n"
+    cases = [case("F", f"test_{n}", directory=f"d{n}", files=("g.console.log",)) for n in range(300)]
+    done = run(1, *cases)
+    path = save(tmp_path, done, {f"d{n}": noise * 600 for n in range(300)})
+    reporting.publish(path, done)
+    page = (path / "index.html").read_text()
+    assert len(page) < 10_000_000
+    assert "this page is long enough" in page
+    Strict(page)
+
+
+def test_gone_cases_are_named(tmp_path: Path) -> None:
+    path, made = reported(tmp_path, run(1, case(), case("P", "test_old")), run(2, case()))
+    assert made.gone == (("boot/test_boot::test_old", CELL),)
+    assert "boot/test_boot::test_old in" in (path / "index.html").read_text()
+
+
+def test_trend_and_drift(tmp_path: Path) -> None:
+    def boots(seconds: float) -> tuple[Boot, ...]:
+        return (Boot("d", (Stamp("kernel", 1.0), Stamp("login", seconds))),)
+
+    past = [run(n, case(boots=boots(4.0 + n * 0.02))) for n in range(8)]
+    path, made = reported(tmp_path, *past, run(8, case(boots=boots(9.0))))
+    assert [drift.metric for drift in made.cases[0].drifts] == ["stage login"]
+    page = (path / "index.html").read_text()
+    assert "drift: stage login: 9.00, usually 4.07 (median of 8 runs): 2.2 times as much" in page
+    assert page.count("<svg") == 1
+    assert 'aria-label="stage login over 9 runs' in page
+    Strict(page)
+
+
+# -- consoles ---------------------------------------------------------------------------------------------------------
+
+
+def test_console_lines_have_times_and_the_death_is_marked(tmp_path: Path) -> None:
+    log = tmp_path / "g.console.log"
+    log.write_bytes(b"one\r\ntwo\r\npanic: no init\r\ncpuid = 0\r\n")
+    Path(f"{log}.idx").write_text("0 100.5\n10 101.25\n")
+    boot = Boot("g", (), 2.0, 100.0, log.name, 0, "no init")
+    found = console.lines(log, boot)
+    assert [(line.at, line.text, line.kind) for line in found] == [
+        (0.5, "one", "guest"),
+        (0.5, "two", "guest"),
+        (1.25, "panic: no init", "death"),
+        (1.25, "cpuid = 0", "guest"),
+    ]
+
+
+def test_hang_is_marked_at_the_last_line_before_it(tmp_path: Path) -> None:
+    log = tmp_path / "g.console.log"
+    log.write_bytes(b"one\ntwo\n")
+    boot = Boot("g", (), 60.0, 100.0, log.name, 0, "no progress after stage init for 60 s")
+    assert [line.kind for line in console.lines(log, boot)] == ["guest", "death"]
+
+
+def test_hypervisor_log_is_put_between(tmp_path: Path) -> None:
+    guest = [console.Line(1.0, "a"), console.Line(None, "b"), console.Line(3.0, "c")]
+    text = "(XEN) old line\n(XEN) [   10.000000] early\n(XEN) [   52.000000] d1v0 bad\n(XEN) [   60.000000] 't' pressed"
+    xen = console.xen_lines(text, clock=1010.0, unpaused=1000.0)
+    assert [(line.at, line.text) for line in xen] == [(-40.0, "early"), (2.0, "d1v0 bad"), (10.0, "'t' pressed")]
+    assert [line.text for line in console.merge(guest, xen)] == ["a", "b", "d1v0 bad", "c", "'t' pressed"]
+    assert console.xen_lines(text, None, 1000.0) == []
+
+
+def test_a_huge_log_is_read_from_its_end_only(tmp_path: Path) -> None:
+    log = tmp_path / "g.console.log"
+    with log.open("wb") as file:
+        file.truncate(500_000_000)
+        file.seek(0, 2)
+        file.write(b"\nthe end\n")
+    found = console.lines(log, None)
+    assert found[-1].text == "the end"
+    assert sum(len(line.text) for line in found) < console.TAIL * 8
+
+
+# -- mail -------------------------------------------------------------------------------------------------------------
+
+
+def test_mail_is_plain_narrow_and_says_the_verdict_first(tmp_path: Path) -> None:
+    trace = (
+        "panic: page fault\n" + "vm_fault_trap() at vm_fault_trap+0x151/frame 0xfffffe0045071d60\n" * 3 + "y" * 200 + "\n\ttab é"
+    )
+    _, made = reported(
+        tmp_path,
+        run(1, case()),
+        run(2, case("F", kernel="B", excerpt=trace), case("I", "test_b"), options={"kernel": "/a/very/long/path/" + "k" * 60}),
+    )
+    raw = mail.compose(made, to="freebsd-xen@example.org").as_bytes()
+    message = email.message_from_bytes(raw, policy=email.policy.default)
+    assert message.get_content_type() == "text/plain"
+    text = message.get_content()
+    lines = text.splitlines()
+    assert lines[0].startswith("1 regression;")
+    assert [line for line in lines if len(line) > 72 and "kkkk" not in line] == []
+    assert "| vm_fault_trap() at vm_fault_trap+0x151/frame 0xfffffe0045071d60" in text
+    assert "y" * 69 + "\\" in text
+    for words in ("guest type  PVH", "kernel.B sha256", "4.20.1", "Again:", "--kernel"):
+        assert words in text
+    assert message["Subject"].startswith(f"[fxh] {CELL}: 1 regression")
+    assert b"Content-Transfer-Encoding: 8bit" in raw
+
+
+def test_mail_has_what_a_bug_report_needs(tmp_path: Path) -> None:
+    """The death in the middle of a long excerpt, and the domain's configuration."""
+    excerpt = "\n".join([*(f"before {n}" for n in range(30)), "panic: no init", *(f"frame{n}()" for n in range(30))])
+    boot = Boot("g", (Stamp("kernel", 1.0),), 2.0, 100.0, "g.console.log", 0, "no init")
+    done = run(1, case("F", excerpt=excerpt, boots=(boot,), files=("a.cfg", "g.cfg")))
+    path = save(tmp_path, done)
+    (path / "cases" / done.cases[0].directory / "g.cfg").write_text('type = "pvh"\nmemory = 512\n')
+    text = mail.body(reporting.make(path, done))
+    assert "| before 29\n| panic: no init\n| frame0()" in text
+    assert "before 27" not in text
+    assert 'Domain configuration:\n| type = "pvh"\n| memory = 512' in text
+    assert "Stages reached: kernel 1.0 s; died after 2.0 s." in text
+
+
+def test_guests_write_no_headers_and_no_lines_of_mail(tmp_path: Path) -> None:
+    done = case("F", cell="x\r\nBcc: evil@example.org", reason=HOSTILE, identity=HOSTILE, excerpt=HOSTILE, title=HOSTILE)
+    _, made = reported(tmp_path, run(1, done, command=HOSTILE, run="run-001", branch=HOSTILE))
+    raw = mail.compose(made, to="a@example.org").as_bytes()
+    message = email.message_from_bytes(raw, policy=email.policy.default)
+    assert set(message.keys()) == {"Subject", "From", "To", "Date", "Message-ID", "Auto-Submitted", "X-Fxh-Run", "Content-Type", "Content-Transfer-Encoding", "MIME-Version"}  # fmt: skip
+    assert message.defects == []
+    text = message.get_content()
+    assert not any(line.startswith(("Bcc:", ".")) for line in text.splitlines())
+    assert "\x1b" not in text
+
+
+@pytest.mark.parametrize("address", ["no address", "a@b\r\nBcc: c@d", "", "a@b, c@d"])
+def test_wrong_addresses_are_refused(tmp_path: Path, address: str) -> None:
+    _, made = reported(tmp_path, run(1, case()))
+    if not address:
+        assert "To" not in mail.compose(made, to=address)
+        return
+    with pytest.raises(UsageError, match="no mail address"):
+        mail.compose(made, to=address)
+
+
+def test_mail_is_sent_when_told(tmp_path: Path) -> None:
+    taken: list[str] = []
+
+    class Server(socketserver.StreamRequestHandler):
+        def handle(self) -> None:
+            self.wfile.write(b"220 test\r\n")
+            data = False
+            for line in self.rfile:
+                taken.append(line.decode())
+                if data:
+                    data = line != b".\r\n"
+                    self.wfile.write(b"" if data else b"250 taken\r\n")
+                elif line.lower().startswith(b"data"):
+                    data = True
+                    self.wfile.write(b"354 go on\r\n")
+                else:
+                    self.wfile.write(b"221 bye\r\n" if line.lower().startswith(b"quit") else b"250 ok\r\n")
+                    if line.lower().startswith(b"quit"):
+                        return
+
+    _, made = reported(tmp_path, run(1, case("F")))
+    with socketserver.TCPServer(("127.0.0.1", 0), Server) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        mail.send(mail.compose(made, to="a@example.org"), f"127.0.0.1:{server.server_address[1]}")
+        server.shutdown()
+    assert any(line.startswith("Subject: [fxh]") for line in taken)
+    with pytest.raises(InfrastructureError, match="the mail is in its file"):
+        mail.send(mail.compose(made, to="a@example.org"), "127.0.0.1:1")
+
+
+# -- machines' forms --------------------------------------------------------------------------------------------------
+
+
+def test_json_is_what_its_schema_says(tmp_path: Path) -> None:
+    schema = json.loads(SCHEMA.read_text())
+    jsonschema.Draft202012Validator.check_schema(schema)
+    validator = jsonschema.Draft202012Validator(schema)
+    past = [run(n, case(), case("P", "test_old")) for n in range(6)]
+    slow = case("P", "test_b", boots=(Boot("d", (Stamp("login", 1.0),)),))
+    path, made = reported(tmp_path, *past, run(7, case("F", kernel="B", reason=HOSTILE), slow, case("S", "test_c")))
+    data = json.loads((path / "report.json").read_text())
+    assert list(validator.iter_errors(data)) == []
+    assert data["cases"][0]["verdict"]["kind"] == "regression"
+    for broken in (data | {"schema": 2}, data | {"sentence": 1}, {k: v for k, v in data.items() if k != "cases"}):
+        assert not validator.is_valid(broken)
+    data["cases"][0]["verdict"]["kind"] = "perhaps"
+    assert not validator.is_valid(data)
+    assert machine.render(made) == (path / "report.json").read_text()
+
+
+JUNIT = '<testsuites><testsuite name="pytest"><testcase classname="suites.boot.test_boot" name="test_boots[{cell}]"><properties><property name="other" value="1"/></properties></testcase><testcase classname="x" name="y"/></testsuite></testsuites>'
+
+
+def test_junit_gets_inputs_and_verdicts_once(tmp_path: Path) -> None:
+    done = run(1, case("F", identity=HOSTILE, inputs={"kernel": "k\x00\x0b\ufffe", "xen": "4.20.1"}))
+    path = save(tmp_path, done)
+    (path / "junit.xml").write_text(JUNIT.format(cell=CELL))
+    made = reporting.publish(path, done)
+    junit.enrich(path / "junit.xml", made)
+    root = ET.parse(path / "junit.xml").getroot()
+    suite = [(p.get("name"), p.get("value")) for p in root.findall("testsuite/properties/property")]
+    first = [(p.get("name"), p.get("value")) for p in root.findall("testsuite/testcase[1]/properties/property")]
+    assert ("fxh.xen", "4.20.1") in suite
+    assert [value for name, value in first if name == "fxh.verdict"] == ["never passed"]
+    assert ("other", "1") in first
+    assert ("fxh.cell", CELL) in first
+    assert root.find("testsuite/testcase[2]/properties") is None
+
+
+def test_broken_junit_is_left_alone(tmp_path: Path) -> None:
+    done = run(1, case())
+    path = save(tmp_path, done)
+    (path / "junit.xml").write_text("<testsuites>")
+    reporting.publish(path, done)
+    assert (path / "junit.xml").read_text() == "<testsuites>"
+
+
+def test_allure_gets_categories_environment_and_history(tmp_path: Path) -> None:
+    reported(tmp_path, run(1, case()), run(2, case("F", kernel="B")))
+    done = run(3, case("F", kernel="B"))
+    path = save(tmp_path, done)
+    allure = path / "allure"
+    allure.mkdir()
+    result = {"fullName": "suites.boot.test_boot#test_boots", "name": f"test_boots[{CELL}]", "status": "failed", "historyId": "h1", "statusDetails": {"message": "[failed] x"}, "parameters": [{"name": "cell", "value": CELL}]}  # fmt: skip
+    (allure / "1-result.json").write_text(json.dumps(result))
+    (allure / "2-result.json").write_text("{")
+    for _ in range(2):
+        reporting.publish(path, done)
+    judged = json.loads((allure / "1-result.json").read_text())
+    assert judged["statusDetails"]["message"].startswith("[still failing] failing since run-002")
+    assert judged["labels"] == [{"name": "verdict", "value": "still failing"}]
+    assert judged["parameters"] == result["parameters"]
+    categories = json.loads((allure / "categories.json").read_text())
+    import re
+
+    hits = [c["name"] for c in categories if re.match(c["messageRegex"], judged["statusDetails"]["message"])]
+    assert hits == ["Still failing"]
+    assert "kernel=kernel.B sha256" in (allure / "environment.properties").read_text()
+    history = json.loads((allure / "history" / "history.json").read_text())
+    assert [item["status"] for item in history["h1"]["items"]] == ["failed", "passed"]
+    trend = json.loads((allure / "history" / "history-trend.json").read_text())
+    assert [(point["reportName"], point["data"]["failed"]) for point in trend] == [("run-002", 1), ("run-001", 0)]
+
+
+def test_again_names_the_case_its_cell_and_its_inputs() -> None:
+    options = {"guest": "control,freebsd", "type": "pv,pvh", "xen": "4.17,4.20", "kernel": "/a b/kernel"}
+    done = run(1, case(), options=options)
+    assert (
+        again(done, done.cases[0])
+        == f"fxh run boot -k 'test_boots[{CELL}]' --guest freebsd --kernel '/a b/kernel' --type pvh --xen 4.20"
+    )
+
+
+def test_history_number_of_a_run_in_the_past(tmp_path: Path) -> None:
+    """An old run is judged by what was before it, not by what came after."""
+    path, _ = reported(tmp_path, run(1, case()), run(2, case("F", kernel="B")))
+    reported(tmp_path, run(3, case("F", kernel="B")))
+    made = reporting.make(path, run(2, case("F", kernel="B")))
+    assert made.cases[0].verdict.kind == "regression"
+    assert len(History(tmp_path / FILE).runs()) == 3
+    assert html.render(path, made).count("run-003") == 0

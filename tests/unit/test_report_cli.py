@@ -1,0 +1,190 @@
+"""fxh report, history, compare, and what blame, bisect and repro refuse: from written runs, as commands."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+from written import CELL, case, run, save
+
+from harness import report as reporting
+from harness.cli.main import app
+from harness.errors import HarnessError, UsageError
+from harness.history import FILE, History
+from harness.results.model import RunResult
+
+
+def fxh(reports: Path, *words: str) -> tuple[int, str]:
+    result = CliRunner().invoke(app, [*words, "--reports", str(reports)], catch_exceptions=True)
+    if isinstance(result.exception, HarnessError):
+        raise result.exception
+    return result.exit_code, result.stdout
+
+
+def keep(reports: Path, *runs: RunResult) -> Path:
+    for done in runs:
+        path = save(reports, done)
+        reporting.publish(path, done)
+        (reports / "latest").unlink(missing_ok=True)
+        (reports / "latest").symlink_to(path)
+    return path
+
+
+@pytest.fixture
+def reports(tmp_path: Path) -> Path:
+    green = [run(n, case(), case("P", "test_more")) for n in range(1, 4)]
+    keep(tmp_path, *green, run(4, case("F", kernel="B"), case("P", "test_more", kernel="B"), exit_code=1))
+    return tmp_path
+
+
+def test_report_says_the_verdict_and_ends_as_the_run_did(reports: Path) -> None:
+    (reports / "latest" / "index.html").unlink()
+    code, out = fxh(reports, "report")
+    assert code == 1
+    assert out.startswith("1 regression; 1 of 2 judged cases passed.\n  regression: boot/test_boot::test_boots in")
+    assert (reports / "latest" / "index.html").is_file()
+    assert fxh(reports, "report", "run-002")[0] == 0
+
+
+def test_report_mail_is_printed_and_kept_and_not_sent(reports: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def never(*_: object) -> None:
+        raise AssertionError("sent without being told")
+
+    monkeypatch.setattr("smtplib.SMTP", never)
+    code, out = fxh(reports, "report", "--mail", "--to", "freebsd-xen@example.org")
+    assert code == 1
+    assert out.startswith("1 regression;")
+    assert "To: freebsd-xen@example.org" in (reports / "latest" / "mail.eml").read_text()
+    with pytest.raises(UsageError, match="--send without --to"):
+        fxh(reports, "report", "--send")
+
+
+def test_report_as_json_and_against_a_named_run(reports: Path) -> None:
+    data = json.loads(fxh(reports, "report", "--json")[1])
+    assert data["cases"][0]["verdict"]["kind"] == "regression"
+    assert "passed in run run-001" in fxh(reports, "report", "--baseline", "run-001")[1]
+    assert "branch stable/14 has no judged result" in fxh(reports, "report", "--baseline", "branch:stable/14")[1]
+
+
+@pytest.mark.parametrize("words", [["run-0"], ["nosuch"], ["../../etc"], ["*"]])
+def test_which_run_is_meant(reports: Path, words: list[str]) -> None:
+    with pytest.raises(UsageError):
+        fxh(reports, "report", *words)
+
+
+def test_history_of_a_case_names_changes(reports: Path) -> None:
+    code, out = fxh(reports, "history", "test_boots")
+    assert code == 0
+    assert f"boot/test_boot::test_boots in {CELL}:  ···F" in out
+    assert "run-004  failed  kernel kernel.B (BBBBBBBB)  0badcafe panic: at the disco @ vm_fault" in out
+    assert len(out.splitlines()) == 3, "runs in which nothing changed have no line"
+    with pytest.raises(UsageError, match="was ever recorded"):
+        fxh(reports, "history", "nosuch")
+
+
+def test_history_lists_runs_and_takes_in_those_that_were_lost(reports: Path) -> None:
+    (reports / FILE).unlink()
+    save(reports, run(5, case(), ended=""))
+    (reports / "runs" / "run-006").mkdir()
+    (reports / "runs" / "run-006" / "run.json").write_text("{")
+    out = fxh(reports, "history")[1]
+    assert [line.split()[0] for line in out.splitlines()] == ["run-001", "run-002", "run-003", "run-004"]
+    assert "1 failed, 1 passed" in out
+
+
+def test_empty_history(tmp_path: Path) -> None:
+    assert fxh(tmp_path, "history") == (0, "")
+    with pytest.raises(UsageError, match="no run 'latest'"):
+        fxh(tmp_path, "report")
+
+
+def test_compare(reports: Path) -> None:
+    code, out = fxh(reports, "compare", "run-001", "run-004")
+    assert code == 1
+    assert "kernel: kernel.A (AAAAAAAA) -> kernel.B (BBBBBBBB)" in out
+    assert f"regression: boot/test_boot::test_boots in {CELL}: passed -> failed" in out
+    assert out.endswith("1 of 2 cases as before\n")
+    assert fxh(reports, "compare", "run-001", "run-002")[0] == 0
+    assert "fixed: boot/test_boot::test_boots" in fxh(reports, "compare", "run-004", "run-001")[1]
+    with pytest.raises(UsageError, match="no run"):
+        fxh(reports, "compare", "run-001", "run-009")
+
+
+def test_compare_works_when_the_directories_are_gone(reports: Path) -> None:
+    import shutil
+
+    shutil.rmtree(reports / "runs")
+    assert fxh(reports, "compare", "run-001", "run-004")[0] == 1
+
+
+def test_blame_dry_run_says_what_it_would_run(tmp_path: Path) -> None:
+    import hashlib
+
+    for name in "AB":
+        (tmp_path / name).write_text(name)
+    digest = {name: hashlib.sha256(name.encode()).hexdigest() for name in "AB"}
+    options = {name: {"kernel": str(tmp_path / name), "type": "pvh", "guest": "freebsd"} for name in "AB"}
+    inputs = {name: {"kernel": f"k sha256:{digest[name]}"} for name in "AB"}
+    keep(
+        tmp_path,
+        run(1, case(inputs=inputs["A"]), options=options["A"]),
+        run(2, case("F", inputs=inputs["B"]), options=options["B"]),
+    )
+    out = fxh(tmp_path, "blame", "boots", "--dry-run")[1].splitlines()
+    assert out[0] == "as it failed: the same inputs"
+    assert out[1] == f"all as it passed: --kernel {tmp_path / 'A'}"
+    assert out[2] == f"kernel: --kernel {tmp_path / 'A'}"
+    assert out[3].startswith("control guest: --guest control")
+    (tmp_path / "A").write_text("replaced")
+    assert "kernel:" not in fxh(tmp_path, "blame", "boots", "--dry-run")[1]
+    (tmp_path / "C").write_text("C")
+    assert (
+        f"kernel: --kernel {tmp_path / 'C'}"
+        in fxh(tmp_path, "blame", "boots", "--dry-run", "--swap", f"kernel={tmp_path / 'C'}")[1]
+    )
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["blame", "test_more"],
+        ["blame", "nosuch"],
+        ["blame", "test_boots", "--swap", "reports=/x"],
+        ["blame", "test_boots", "--good", "run-9"],
+        ["bisect", "test_more", "a", "b"],
+        ["bisect", "test_boots", "--source", ".", "--good", "x"],
+        ["bisect", "test_boots", "a", "b", "--need", "3", "--of", "2"],
+        ["bisect", "test_boots", "a", "b", "--input", "reports"],
+        ["repro", "export", "test_more"],
+        ["repro", "run", "/nosuch.tar.gz"],
+    ],
+)
+def test_what_cannot_be_is_refused(reports: Path, words: list[str]) -> None:
+    with pytest.raises(UsageError):
+        fxh(reports, *words)
+
+
+def test_bisect_without_builds_names_no_culprit(reports: Path) -> None:
+    code, out = fxh(reports, "bisect", "test_boots")
+    assert code == 4
+    assert "fewer than two" in out
+
+
+def test_a_kernel_is_named_by_what_it_says_of_itself() -> None:
+    from harness.plugin.inputs import ident
+
+    assert ident(b"\x7fELF\0@(#)FreeBSD 13.2-RELEASE XENA\0more") == "FreeBSD 13.2-RELEASE XENA"
+    stock = b"\0FreeBSD 14.1-STABLE stable/14-n269000-0123456789ab GENERIC\n\0"
+    assert ident(stock) == "FreeBSD 14.1-STABLE stable/14-n269000-0123456789ab GENERIC"
+    assert ident(b"Linux version 6.1.0") == ""
+
+
+def test_two_runs_at_once_are_both_there(tmp_path: Path) -> None:
+    """Each ends while the other goes on; none of them is the other's past before it is recorded."""
+    first, second = run(1, case("P", "test_a")), run(2, case("P", "test_b"))
+    paths = [save(tmp_path, done) for done in (first, second)]
+    reporting.publish(paths[1], second)
+    reporting.publish(paths[0], first)
+    assert [found.run for found in History(tmp_path / FILE).runs()] == ["run-002", "run-001"]

@@ -1,0 +1,247 @@
+"""Verdicts from written histories, and the invariants that hold for any history."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from harness.results.model import FAILED, HARNESS, INFRASTRUCTURE, PASSED, SKIPPED
+from harness.verdicts import values
+from harness.verdicts.drift import drifts
+from harness.verdicts.judge import judge
+from harness.verdicts.values import BAD, KINDS, Branch, Inputs, LastGreen, NamedRun, Observation
+from harness.verdicts.whole import find_blockers, gone, judge_run
+
+OUTCOMES = {"P": PASSED, "F": FAILED, "S": SKIPPED, "I": INFRASTRUCTURE, "H": HARNESS}
+CASE, CELL = "boot/test_boot::test_boots_to_login", "freebsd-pvh-xen-4.20"
+KERNELS = {letter: Inputs({"kernel": f"kernel.{letter} sha256:{letter * 64}", "xen": "4.20.1"}) for letter in "ABCD"}
+
+
+def see(word: str, number: int, **more: object) -> Observation:
+    """``"FB"`` is a failure with kernel B; ``"FBx"`` one that died of x."""
+    seen = Observation(f"run-{number:03}", CASE, CELL, OUTCOMES[word[0]], word[2:], KERNELS[word[1]])
+    return replace(seen, **more)  # type: ignore[arg-type]
+
+
+def history(words: str) -> list[Observation]:
+    return [see(word, number) for number, word in enumerate(words.split())]
+
+
+TABLE = [
+    # history, now, verdict, words of the reason
+    ("", "PA", "new", "first result"),
+    ("", "FA", "never passed", "first run ever"),
+    ("IA SA HA", "PA", "new", "first result"),
+    ("PA PA PA", "PA", "passed", "as in the 3 runs before"),
+    ("PA PA PA", "PB", "passed", "as in the 3 runs"),
+    ("PA PA PA", "FB", "regression", "passed in the last 3 runs, up to run-002; failed 1 of 1 with these inputs; changed now: kernel kernel.A (AAAAAAAA) -> kernel.B (BBBBBBBB)"),
+    ("PA PA IB SB", "FB", "regression", "passed in the last 2 runs, up to run-001"),
+    ("PA FB", "FB", "still failing", "failing since run-001 (2 runs), last passed in run-000; changed then: kernel"),
+    ("PA FB FC", "FD", "still failing", "failing since run-001 (3 runs)"),
+    ("PA FB IB", "FC", "still failing", "since run-001 (2 runs)"),
+    ("PA FBx", "FBy", "still failing", "dies otherwise than before: y, was x"),
+    ("PA FB", "PC", "fixed", "failed in the last 1 run (since run-001), passes now; changed now: kernel"),
+    ("PA FB FB FB", "PA", "fixed", "failed in the last 3 runs"),
+    ("PA", "FA", "flaky", "failed 1 of 2 times with the same inputs, passed last in run-000"),
+    ("PA FA PA", "FA", "flaky", "failed 2 of 4 times"),
+    ("PA FA FA", "FA", "flaky", "3 times in a row now, so something that is not recorded may have changed"),
+    ("FA", "PA", "flaky", "passed now, but failed 1 of 2 times with the same inputs, last in run-000"),
+    ("PA FA PA FA PA", "FB", "regression", "note that it failed 2 of 5 with the inputs it passed with"),
+    ("FA", "FA", "never passed", "failed in all of 2 runs"),
+    ("FA FB", "FC", "never passed", "failed in all of 3 runs since run-000"),
+    ("FA FB", "PC", "fixed", "failed in the last 2 runs"),
+    ("PA PA", "IB", "infrastructure", "nothing was learned: infrastructure"),
+    ("PA PA", "HB", "infrastructure", "a bug of the harness"),
+    ("PA FB", "IB", "infrastructure", "with the same inputs it failed in run-001 (regression), which still stands"),
+    ("PA FB IB", "IB", "infrastructure", "which still stands"),
+    ("PA FB", "SB", "skipped", "not run"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("past", "now", "kind", "words"), TABLE)
+def test_table(past: str, now: str, kind: str, words: str) -> None:
+    verdict = judge(see(now, 99), history(past))
+    assert (verdict.kind, words in verdict.reason) == (kind, True), verdict
+
+
+def test_death_of_another_kind_is_news() -> None:
+    assert judge(see("FBy", 9), history("PA FBx FBx")).is_news
+    assert not judge(see("FBx", 9), history("PA FBx FBx")).is_news
+    assert judge(see("FBx", 9), history("PA FBx FBx")).since == "run-001"
+
+
+def test_hidden_failure_still_stands() -> None:
+    assert judge(see("IB", 9), history("PA FB")).standing == values.REGRESSION
+    assert judge(see("IC", 9), history("PA FB")).standing == ""
+    assert judge(see("IB", 9), history("PA FB PB")).standing == ""
+    assert judge(see("FB", 9), history("PA FB"), blocked_by="other").standing == values.REGRESSION
+
+
+def test_failed_build_is_never_flaky() -> None:
+    past = [replace(seen, build=True) for seen in history("PA PA")]
+    assert judge(replace(see("FA", 9), build=True), past).kind == values.REGRESSION
+
+
+@pytest.mark.parametrize(
+    ("past", "baseline", "kind", "words"),
+    [
+        ("PA FB", NamedRun("run-000"), "regression", "passed in run run-000"),
+        ("PA FB", NamedRun("run-001"), "still failing", "failing since run-001"),
+        ("PA IB", NamedRun("run-001"), "baseline untested", "run run-001 has no judged result of it to compare with; it passed last in run-000"),
+        ("FA", NamedRun("run-007"), "baseline untested", "no run of 1 ever passed it"),
+        ("", NamedRun("run-007"), "baseline untested", "no other run"),
+        ("PA PA", Branch("stable/14"), "baseline untested", "branch stable/14 has no judged result"),
+    ],
+)  # fmt: skip
+def test_baselines(past: str, baseline: NamedRun | Branch, kind: str, words: str) -> None:
+    verdict = judge(see("FC", 99), history(past), baseline=baseline)
+    assert (verdict.kind, words in verdict.reason) == (kind, True), verdict
+
+
+def test_branches_have_lines_of_their_own() -> None:
+    past = [replace(seen, branch="main") for seen in history("PA PB")]
+    now = see("FC", 9, branch="stable/14")
+    assert judge(now, past).kind == values.BASELINE_UNTESTED
+    assert judge(now, past, baseline=Branch("main")).kind == values.REGRESSION
+    # The same version passing on another branch excuses: it is the same version.
+    assert judge(see("FB", 9, branch="stable/14"), past).kind == values.FLAKY
+    assert judge(replace(now, outcome=PASSED), past).kind == values.NEW
+
+
+def test_known_issues() -> None:
+    past = history("PA PA")
+    shown = judge(replace(see("FB", 9), known="bug 12345"), past)
+    assert (shown.kind, shown.reference, shown.is_news) == (values.KNOWN, "bug 12345", False)
+    gone_ = judge(replace(see("PB", 9), known="bug 12345"), past)
+    assert (gone_.kind, gone_.is_news) == (values.KNOWN_GONE, True)
+    # Once its entry is out, the failures it excused count as what they were.
+    assert judge(see("PC", 9), [*past, replace(see("FB", 8), known="bug 12345")]).kind == values.FIXED
+    past = [*history("PA"), replace(see("FB", 1), known="bug 1")]
+    assert judge(see("FB", 9), past).kind == values.STILL_FAILING
+
+
+def test_incidental_inputs_and_names_of_files_make_no_version() -> None:
+    one = Inputs({"kernel": "a sha256:1", "machine": "Linux 6.1", "lab": "x"})
+    two = Inputs({"kernel": "b sha256:1", "machine": "Linux 6.2", "lab": "y"})
+    assert one.version == two.version
+    assert one.changes(two) == ()
+    assert one.changes(Inputs({"kernel": "a sha256:2"})) == ("kernel",)
+
+
+def test_blocked_by_what_died_before() -> None:
+    def died(case: str, phase: str, identity: str = "x", cell: str = "c") -> Observation:
+        return Observation("r", case, cell, FAILED, identity, phase=phase)
+
+    run = [died("first", "setup"), died("boots", "call"), died("second", "setup"), died("other", "setup", "y"), died("more", "setup", "y"), died("first", "setup", cell="d")]  # fmt: skip
+    assert find_blockers(run) == {("first", "c"): "boots", ("second", "c"): "boots", ("more", "c"): "other"}
+    verdicts = judge_run(run, {})
+    assert verdicts[("boots", "c")].kind == values.NEVER_PASSED
+    assert verdicts[("second", "c")].kind == values.BLOCKED
+    assert "boots failed before it" in verdicts[("second", "c")].reason
+    assert verdicts[("other", "c")].kind == values.NEVER_PASSED
+    assert verdicts[("first", "d")].kind == values.NEVER_PASSED
+
+
+def test_what_is_no_longer_run_is_named() -> None:
+    past = history("PA PA")
+    assert gone([], {(CASE, CELL): past}, "run-001") == ((CASE, CELL),)
+    assert gone([], {(CASE, CELL): past}, "run-002") == ()
+    assert gone([see("PA", 2)], {(CASE, CELL): past}, "run-001") == ()
+
+
+def test_drift() -> None:
+    past = [{"stage login": 10 + n % 3 * 0.5, "net throughput": 100.0} for n in range(8)]
+    found = drifts("c", "x", {"stage login": 20.0, "net throughput": 50.0}, past)
+    assert {(d.metric, d.worse) for d in found} == {("stage login", True), ("net throughput", True)}
+    assert "20.00, usually 10.50 (median of 8 runs): 1.9 times as much" in found[1].words
+    assert drifts("c", "x", {"stage login": 11.5}, past) == ()
+    assert [d.worse for d in drifts("c", "x", {"stage login": 2.0}, past)] == [False]
+    assert drifts("c", "x", {"stage login": 20.0}, past[:4]) == ()
+
+
+# -- invariants -------------------------------------------------------------------------------------------------------
+
+WORDS = st.builds(lambda o, k, i: o + k + i, st.sampled_from("PFSIH"), st.sampled_from("ABCD"), st.sampled_from(["", "x", "y"]))
+PAST = st.lists(WORDS, max_size=12).map(lambda words: [see(word, number) for number, word in enumerate(words)])
+NOW = WORDS.map(lambda word: see(word, 99))
+BASELINES = st.one_of(st.just(LastGreen()), st.builds(NamedRun, st.sampled_from(["run-000", "run-003"])), st.just(Branch("")))
+ALLOWED = {
+    PASSED: {values.PASS, values.NEW, values.FIXED, values.FLAKY},
+    FAILED: BAD | {values.FLAKY},
+    SKIPPED: {values.SKIP},
+    INFRASTRUCTURE: {values.INFRASTRUCTURE},
+    HARNESS: {values.INFRASTRUCTURE},
+}
+
+
+@given(NOW, PAST, BASELINES)
+def test_every_result_has_a_verdict_that_fits_with_a_reason(now: Observation, past: list[Observation], baseline: object) -> None:
+    verdict = judge(now, past, baseline=baseline)  # type: ignore[arg-type]
+    assert verdict.kind in KINDS
+    assert verdict.kind in ALLOWED[now.outcome]
+    assert verdict.reason
+    assert "\n" not in verdict.reason
+
+
+@given(NOW, PAST, st.lists(WORDS, max_size=6), st.randoms())
+def test_other_cells_and_cases_never_matter(now: Observation, past: list[Observation], extra: list[str], random: object) -> None:
+    others = [see(word, n, cell="other") for n, word in enumerate(extra)]
+    others += [see(word, n, case="other") for n, word in enumerate(extra)]
+    mixed: list[Observation | None] = [None] * len(past) + list(others)  # type: ignore[assignment]
+    random.shuffle(mixed)  # type: ignore[attr-defined]
+    own = iter(past)
+    assert judge(now, [seen if seen is not None else next(own) for seen in mixed]) == judge(now, past)
+
+
+@given(NOW, PAST, st.integers(0, 12), st.sampled_from("SIH"))
+def test_what_taught_nothing_changes_no_verdict(now: Observation, past: list[Observation], where: int, word: str) -> None:
+    more = [*past[:where], see(word + "A", 50), *past[where:]]
+    assert judge(now, more) == judge(now, past)
+
+
+@given(NOW, PAST)
+def test_a_failure_is_excused_by_the_same_version_alone(now: Observation, past: list[Observation]) -> None:
+    same = {seen.outcome for seen in past if seen.inputs.version == now.inputs.version and seen.judged}
+    verdict = judge(now, past)
+    if now.outcome == FAILED:
+        assert (verdict.kind == values.FLAKY) == (PASSED in same)
+        assert judge(replace(now, build=True), past).kind != values.FLAKY
+
+
+@given(NOW, PAST)
+def test_a_regression_has_a_pass_before_it_and_names_both_runs(now: Observation, past: list[Observation]) -> None:
+    verdict = judge(now, past)
+    passes = {seen.run for seen in past if seen.outcome == PASSED}
+    judged = [seen for seen in past if seen.judged]
+    if verdict.kind == values.REGRESSION:
+        assert judged[-1].outcome == PASSED
+        assert verdict.baseline in passes
+        assert verdict.since == now.run
+    if verdict.kind == values.STILL_FAILING:
+        assert judged[-1].outcome == FAILED
+        assert passes
+    if verdict.kind == values.NEVER_PASSED:
+        assert not passes
+    if verdict.kind == values.FIXED:
+        assert judged[-1].outcome == FAILED
+
+
+@given(NOW, PAST)
+def test_a_known_issue_hides_nothing_but_itself(now: Observation, past: list[Observation]) -> None:
+    verdict = judge(replace(now, known="bug 1"), past)
+    if now.outcome == FAILED:
+        assert verdict.kind == values.KNOWN
+    if now.outcome == PASSED:
+        assert verdict.kind == values.KNOWN_GONE
+
+
+@given(st.lists(st.tuples(WORDS, st.sampled_from(["a", "b", "c"]), st.sampled_from(["x", "y"])), max_size=8), st.randoms())
+def test_blocked_cases_have_one_culprit_that_is_not_blocked(rows: list[tuple[str, str, str]], random: object) -> None:
+    run = list({(case, cell): see(word, 1, case=case, cell=cell, phase=random.choice(["setup", "call"])) for word, case, cell in rows}.values())  # type: ignore[attr-defined] # fmt: skip
+    found = find_blockers(run)
+    for (case, cell), culprit in found.items():
+        assert (culprit, cell) not in found
+        assert culprit != case
