@@ -31,7 +31,7 @@ def nightly(
 
     config = load().config
     where = (reports or paths.project() / "reports").absolute()
-    steps = plan(config.nightly, where)
+    steps = plan(config.nightly, config.mail, where)
     if dry_run:
         for step in steps:
             print(f"{step.name:<8} {shlex.join(step.argv)}")

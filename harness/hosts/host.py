@@ -61,6 +61,11 @@ class XenHost(Protocol):
     def transport(self) -> Transport: ...
 
     @property
+    def directory(self) -> str:
+        """Ours in dom0, for this run: it goes with the run, and nobody else's run is in it."""
+        ...
+
+    @property
     def toolstack(self) -> Toolstack: ...
 
     @property

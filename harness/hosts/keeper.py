@@ -228,6 +228,9 @@ class Holder:
         self.kept: dict[str, float] = {}
         self._heard, self._rest = time.monotonic(), b""
         self._told = ""
+        self._known: dict[str, int] | None = None
+        self._holders: list[str] = []
+        self._asked = 0.0
 
     def run(self) -> None:
         self._supersede()
@@ -275,8 +278,8 @@ class Holder:
         """``held``, or why it never will be, or "" to try again."""
         living, dead = self.book.entries(self.path)
         reap(self.book, dead)
-        limit = capacity(self.wish)
         held = [entry for entry in living if entry["state"] == "held"]
+        limit = self._limit([entry["path"] for entry in held])
         ahead = [entry for entry in living if entry["state"] == "waiting" and entry["path"] < self.path]
         names = ("memory", "vcpus", "disk")
         short = [name for name in names if self.wish[name] > limit[name]]
@@ -301,6 +304,12 @@ class Holder:
             self._told = told
             say(state="waiting", ahead=len(ahead), short=short)
         return ""
+
+    def _limit(self, held: list[str]) -> dict[str, int]:
+        """To ask xl costs: only when others' leases changed, and now and then for what is not ours."""
+        if self._known is None or held != self._holders or time.monotonic() > self._asked + 30:
+            self._known, self._holders, self._asked = capacity(self.wish), held, time.monotonic()
+        return self._known
 
     def _hold(self) -> None:
         wanted = False

@@ -10,7 +10,6 @@ from harness.deadline import Deadline
 from harness.hosts.host import XenHost
 
 MIB = 1 << 20
-DIRECTORY = "/var/lib/fxh/scratch"
 
 # Directory, size, options of losetup, labels. The loop device's name is printed for each.
 _MAKE = """
@@ -40,13 +39,14 @@ def content(label: str, size: int) -> bytes:
 
 
 def make(host: XenHost, labels: Sequence[str], *, size: int = MIB, sector: int = 512) -> tuple[ScratchDisk, ...]:
-    """A disk for each of ``labels`` (unlike on this host at any time), ``size`` bytes, in sectors of ``sector`` bytes."""
+    """A disk for each of ``labels`` (unlike in this run at any time), ``size`` bytes, in sectors of ``sector`` bytes."""
+    directory = f"{host.directory}/scratch"
     how = f"-b {sector}" if sector != 512 else ""
-    done = host.transport.run(["sh", "-c", _MAKE, "sh", DIRECTORY, str(size), how, *labels], Deadline(120))
+    done = host.transport.run(["sh", "-c", _MAKE, "sh", directory, str(size), how, *labels], Deadline(120))
     disks = []
     for label, target in zip(labels, done.text.split(), strict=True):
         digest = hashlib.md5(content(label, min(size, MIB)), usedforsecurity=False).hexdigest()
-        disks.append(ScratchDisk(label, target, f"{DIRECTORY}/{label}", size, digest))
+        disks.append(ScratchDisk(label, target, f"{directory}/{label}", size, digest))
     return tuple(disks)
 
 

@@ -80,7 +80,8 @@ def go(steps: Sequence[Step], reports: Path, hours: float, tell: Callable[[str],
             if broken and not step.always:
                 line = Line(name, step.name, SKIPPED, None, 0.0, _now(), f"{broken} failed before it")
             else:
-                line = _do(name, step, directory, hours)
+                echo = next((line.exit_code for line in lines if line.step == step.echoes), None)
+                line = _do(name, step, directory, hours, echo)
             if line.status == FAILED and step.needed:
                 broken = step.name
             lines.append(line)
@@ -91,7 +92,7 @@ def go(steps: Sequence[Step], reports: Path, hours: float, tell: Callable[[str],
         return Night(name, directory, tuple(lines))
 
 
-def _do(night: str, step: Step, directory: Path, hours: float) -> Line:
+def _do(night: str, step: Step, directory: Path, hours: float, echo: int | None) -> Line:
     begun, started = time.monotonic(), _now()
     log = directory / f"{step.name}.log"
     why, code = "", None
@@ -115,7 +116,7 @@ def _do(night: str, step: Step, directory: Path, hours: float) -> Line:
                     process.wait()
     if why:
         status = FAILED
-    elif code == 0:
+    elif code == 0 or (code is not None and code == echo):
         status = OK
     elif code in step.verdicts:
         status = VERDICT

@@ -6,7 +6,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from harness.config.schema import NightlyConfig
+from harness.config.schema import MailConfig, NightlyConfig
 from harness.errors import ExitCode, UsageError
 
 _SCRIPT = Path(sys.executable).parent / "fxh"
@@ -24,10 +24,12 @@ class Step:
     argv: tuple[str, ...]
     verdicts: tuple[int, ...] = ()
     needed: bool = False
+    echoes: str = ""
+    """A step before, whose exit code this one ends with when it did its own work."""
     always: bool = False
 
 
-def plan(config: NightlyConfig, reports: Path) -> tuple[Step, ...]:
+def plan(config: NightlyConfig, mail: MailConfig, reports: Path) -> tuple[Step, ...]:
     """The steps that are configured, in their order. Raises UsageError."""
     if config.source and not Path(config.source).is_dir():
         raise UsageError(f"nightly.source {config.source}: no such directory", mend="check the tree out there first")
@@ -43,6 +45,15 @@ def plan(config: NightlyConfig, reports: Path) -> tuple[Step, ...]:
         steps.append(Step("build", (*FXH, "image", "build", *words(config.build)), needed=True))
     run = (*FXH, "run", *words(config.run), "--reports", str(reports))
     steps.append(Step("run", run, verdicts=(ExitCode.PRODUCT,)))
-    steps.append(Step("report", (*FXH, "report", *words(config.report)), verdicts=(ExitCode.PRODUCT,)))
+    report = (*FXH, "report", *words(config.report), *_post(mail), "--reports", str(reports))
+    steps.append(Step("report", report, echoes="run"))
     steps.append(Step("prune", (*FXH, "clean", "--yes"), always=True))
     return tuple(steps)
+
+
+def _post(mail: MailConfig) -> tuple[str, ...]:
+    """Who gets the verdict, as options of `fxh report`."""
+    if not mail.to:
+        return ()
+    found = ("--to", ", ".join(mail.to), *(("--from", mail.sender) if mail.sender else ()))
+    return (*found, "--send", "--smtp", mail.smtp) if mail.send else found

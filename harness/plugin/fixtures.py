@@ -109,7 +109,7 @@ def scratch(case: CaseContext) -> NewScratch:
             raise InfrastructureError("this case has no host yet", mend="ask for the fixture guest or host before scratch disks")
         host, tag = case.host, secrets.token_hex(3)
         made = disks.make(host, [f"{label}.{tag}" for label in labels], size=size, sector=sector)
-        case.given.append(disks.DIRECTORY)
+        case.given.append(f"{host.directory}/scratch")
         case.undo.append(lambda: disks.drop(host, made))
         return made
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from remote import Remote
+from remote_host import Remote
 
 CASES = '''
 """Planted: ordinary cases, and one in whose middle something happens to the host."""

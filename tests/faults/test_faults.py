@@ -7,7 +7,7 @@ import signal
 import time
 from pathlib import Path
 
-from remote import Remote
+from remote_host import Remote
 
 
 def test_ssh_cut_and_restored_in_the_middle_of_a_case(remote: Remote, suite: Path) -> None:

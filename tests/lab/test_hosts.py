@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from remote import Remote
+from remote_host import Remote
 
 HOLDER = """
 import sys, time

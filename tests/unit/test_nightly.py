@@ -31,17 +31,22 @@ def go(tmp_path: Path, *steps: Step, hours: float = 1.0) -> tuple[night.Night, l
 
 
 def test_the_plan_follows_the_configuration(tmp_path: Path) -> None:
-    assert [step.name for step in plan(NightlyConfig(), tmp_path)] == ["run", "report", "prune"]
-    full = plan(NightlyConfig(source=str(tmp_path), build=("--source", "{source}"), run=("boot", "-n", "2")), tmp_path)
+    assert [step.name for step in plan(NightlyConfig(), MailConfig(), tmp_path)] == ["run", "report", "prune"]
+    full = plan(
+        NightlyConfig(source=str(tmp_path), build=("--source", "{source}"), run=("boot", "-n", "2")),
+        MailConfig(to=("a@x", "b@x")),
+        tmp_path,
+    )
     assert [step.name for step in full] == ["update", "build", "run", "report", "prune"]
     assert full[0].argv == ("git", "-C", str(tmp_path), "pull", "--ff-only", "--quiet")
+    assert full[3].argv[-6:] == ("report", "--mail", "--to", "a@x, b@x", "--reports", str(tmp_path))
     assert full[1].argv[-4:] == ("image", "build", "--source", str(tmp_path))
     with pytest.raises(UsageError, match="no such directory"):
-        plan(NightlyConfig(source="/none"), tmp_path)
+        plan(NightlyConfig(source="/none"), MailConfig(), tmp_path)
 
 
 def test_a_verdict_is_no_failure_of_the_night(tmp_path: Path) -> None:
-    done, told = go(tmp_path, sh("run", "exit 1", verdicts=(1,)), sh("report", "echo fine"))
+    done, told = go(tmp_path, sh("run", "exit 1", verdicts=(1,)), sh("report", "exit 1", echoes="run"))
     assert [line["status"] for line in told] == ["product", "ok"]
     assert (done.exit_code, done.failed) == (1, ())
     kept = [json.loads(line) for line in (tmp_path / "nightly/nightly.jsonl").read_text().splitlines()]
