@@ -170,13 +170,18 @@ def test_content_survives(guest: Guest) -> None:
 
 
 @pytest.mark.needs(os="freebsd")
-def test_memory_hog(guest: Guest) -> None:
+def test_memory_hog(guest: Guest, case: CaseContext) -> None:
     """E8: shrinking when a process has the memory: no panic; once the process is gone, the target is reached."""
     memory = Memory(guest)
     first, _ = memory.settle()
     whole = guest.config.memory
     guest.sh(f"({admin.of(guest.profile).hog(whole * 6 // 10)}) > /tmp/hog.out 2>&1 & sleep 20; true", 120)
 
+    held = first.free - memory.sample().free
+    case.metrics["held MiB"] = held / MIB
+    assert held > whole * 3 // 10 * MIB, (
+        f"the process that should hold {whole * 6 // 10} MiB holds {held / MIB:.0f}: nothing is tested"
+    )
     memory.ask(whole * 4 // 10)
     wanted = max(first.current - (whole - whole * 4 // 10) * MIB, freebsd_floor(first.current))
 
