@@ -5,10 +5,10 @@ BIN := $(VENV)/bin
 # Labs side by side; each takes one CPU.
 WORKERS ?= $(shell nproc 2>/dev/null || sysctl -n hw.ncpu)
 
-.PHONY: run test check lint unit lab setup bench report clean
+.PHONY: run test check lint unit lab setup bench planted report nightly faults clean
 
 run: setup
-	$(BIN)/fxh run -n $(WORKERS)
+	$(BIN)/fxh run --with-release -n $(WORKERS)
 
 # Ends with pytest's own summary line.
 test: lint setup
@@ -18,6 +18,7 @@ lint: $(VENV)/dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/fxh check
 
 # Without a lab: seconds.
 unit: $(VENV)/dev
@@ -31,9 +32,22 @@ bench: setup
 	$(BIN)/python bench/console.py
 	$(BIN)/python bench/report.py
 
+# Regressions planted on purpose, each through the real suites: all have to be caught.
+planted: setup
+	$(BIN)/python tests/planted/score.py
+
 # The latest run's page, mail and JSON, written anew; says the verdict and where they are.
 report: $(VENV)/installed
 	$(BIN)/fxh report || test $$? -eq 1
+
+# [nightly] of fxh.toml; see docs/nightly/ for systemd, cron and CI systems.
+nightly: setup
+	@$(BIN)/fxh nightly
+
+# Hosts that die, hang, fill up: an hour or so, one lab.
+faults: $(VENV)/dev setup
+	$(BIN)/pytest tests/faults -q
+
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); \

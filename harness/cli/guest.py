@@ -43,6 +43,8 @@ def _host(xen: str, xen_host: str, lab_name: str, memory: int, accel: str) -> Di
 def boot(
     kernel: Annotated[Path | None, typer.Option("--kernel", help="A FreeBSD kernel.")] = None,
     disk: Annotated[Path | None, typer.Option("--disk", help="The image with its root file system; it is not written to.")] = None,
+    image: Annotated[str, typer.Option("--image", help="An image of the store (fxh image list).")] = "",
+    bootloader: Annotated[str, typer.Option("--bootloader", help="pygrub: dom0 reads the kernel from the image's disk.")] = "",
     root: Annotated[str, typer.Option("--root", help="The guest's root device (default: the first disk).")] = "",
     guest_type: Annotated[str, typer.Option("--type", help="pv, pvh or hvm.")] = "",
     guest_memory: Annotated[int, typer.Option("--memory", help="MiB of the guest.")] = 0,
@@ -54,7 +56,7 @@ def boot(
     lab_memory: Annotated[int, typer.Option("--lab-memory", help="MiB of the lab.")] = 0,
     accel: Annotated[str, typer.Option("--accel", help="auto, tcg or kvm.")] = "auto",
 ) -> None:
-    """Boot a guest and hand over its console: the control guest, or a FreeBSD by --kernel and --disk.
+    """Boot a guest and hand over its console: the control guest, or a FreeBSD by --image, or by --kernel and --disk.
 
     Without a terminal it ends at the login prompt, or with exit code 1 when the guest dies.
     """
@@ -70,7 +72,15 @@ def boot(
         if not equals:
             raise UsageError(f"--var {word!r}", mend="NAME=VALUE")
         variables.append((name, value))
-    if kernel is not None and disk is not None:
+    if image:
+        from harness.images import image as images
+
+        if kernel is not None:
+            raise UsageError("--image brings its kernel", mend="swap it: fxh image build --kernel KERNEL --base IMAGE")
+        what = source.from_image(images.find(image), bootloader=bootloader, root=root)
+    elif bootloader:
+        raise UsageError("--bootloader goes with --image")
+    elif kernel is not None and disk is not None:
         what = source.freebsd(kernel, disk, root=root)
     else:
         what = source.control(factory.image(factory.LabWish(xen or recipe.DEFAULT_XEN)).directory / "control")

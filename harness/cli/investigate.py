@@ -247,7 +247,7 @@ def _good_side(home: Path, run: RunResult, case: CaseResult, good: str, swaps: l
 
 def _gone(options: dict[str, str], inputs: dict[str, str]) -> dict[str, str]:
     """Options whose file is not, or no longer, what it was in that run."""
-    from harness.investigate.bundle import digest
+    from harness.digest import file_sha256
 
     found = {}
     files = {"kernel": ("kernel", ""), "disk": ("xvda", ""), "control": ("ramdisk", "initrd")}
@@ -257,7 +257,7 @@ def _gone(options: dict[str, str], inputs: dict[str, str]) -> dict[str, str]:
             _, mark, wanted = inputs.get(key, "").partition("sha256:")
             if not path.is_file():
                 found[name] = f"{path} is gone"
-            elif mark and digest(path) != wanted:
+            elif mark and file_sha256(path) != wanted:
                 found[name] = f"{path} was replaced since"
     return found
 

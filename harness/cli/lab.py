@@ -174,6 +174,17 @@ def rm(name: Name = "default") -> None:
 
 
 @app.command()
+def prune(days: Annotated[float, typer.Option("--days", help="What was used since is kept.")] = 14) -> None:
+    """Remove images and checkpoints from the store that no lab has used for long."""
+    from harness.lab import prune as pruning
+
+    removed = pruning.prune(days)
+    for gone in removed:
+        print(f"removed {gone.path} ({gone.size >> 20} MiB)")
+    print(f"{sum(gone.size for gone in removed) >> 20} MiB freed")
+
+
+@app.command()
 def checkpoint(
     name: Annotated[str, typer.Argument(help="The lab.")], checkpoint: Annotated[str, typer.Argument(help="A name for it.")]
 ) -> None:

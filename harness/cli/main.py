@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from harness import __version__
-from harness.cli import guest, investigate, lab, report, run, setup
+from harness.cli import config, guest, hosts, image, investigate, lab, matrix, merge, nightly, report, run, setup
 from harness.errors import ExitCode, HarnessError
 
 app = typer.Typer(
@@ -20,11 +20,17 @@ app = typer.Typer(
     help="Boot FreeBSD under Xen, read its console, say what regressed.",
 )
 app.add_typer(lab.app, name="lab")
+app.add_typer(image.app, name="image")
+app.add_typer(config.app, name="config")
 run.register(app)
+matrix.register(app)
 guest.register(app)
 setup.register(app)
 report.register(app)
 investigate.register(app)
+hosts.register(app)
+merge.register(app)
+nightly.register(app)
 
 
 def _version(wanted: bool) -> None:

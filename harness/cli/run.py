@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -21,21 +23,35 @@ def register(app: typer.Typer) -> None:
 def run(
     suites: Annotated[list[str] | None, typer.Argument(help="Suites by name, or paths of test files (default: all).")] = None,
     keyword: Annotated[str, typer.Option("-k", help="Only cases that match, as pytest's -k.")] = "",
-    workers: Annotated[int, typer.Option("-n", "--workers", help="Labs at work side by side.")] = 1,
+    workers: Annotated[int, typer.Option("-n", "--workers", help="Workers side by side, each on a lab or a host of its own.")] = 0,
     guest: Annotated[str, typer.Option("--guest", help="control, freebsd (by commas).")] = "",
     guest_type: Annotated[str, typer.Option("--type", help="pv, pvh, hvm (by commas).")] = "",
     xen: Annotated[str, typer.Option("--xen", help="Xen versions of the lab (by commas).")] = "",
     kernel: Annotated[Path | None, typer.Option("--kernel", help="A FreeBSD kernel.")] = None,
     disk: Annotated[Path | None, typer.Option("--disk", help="The image with its root file system.")] = None,
+    image: Annotated[str, typer.Option("--image", help="A FreeBSD image of the store (fxh image list).")] = "",
+    bootloader: Annotated[str, typer.Option("--bootloader", help="pygrub: dom0 reads the kernel from the image's disk.")] = "",
     root: Annotated[str, typer.Option("--root", help="The guest's root device.")] = "",
-    xen_host: Annotated[str, typer.Option("--xen-host", help="A real host: user@host, or local.")] = "",
+    xen_host: Annotated[
+        str, typer.Option("--xen-host", help="Real hosts (by commas): names or tag:TAG of fxh.toml, user@host, local, lab.")
+    ] = "",
     hypervisor: Annotated[Path | None, typer.Option("--hypervisor", help="The lab's hypervisor, of your own.")] = None,
     dom0_kernel: Annotated[Path | None, typer.Option("--dom0-kernel", help="The lab's dom0 kernel, of your own.")] = None,
-    accel: Annotated[str, typer.Option("--accel", help="auto, tcg or kvm.")] = "auto",
-    scale: Annotated[float, typer.Option("--scale", help="Stretches every time budget of a guest.")] = 1.0,
+    accel: Annotated[str, typer.Option("--accel", help="auto, tcg or kvm.")] = "",
+    scale: Annotated[float, typer.Option("--scale", help="Stretches every time budget of a guest.")] = 0.0,
     control: Annotated[Path | None, typer.Option("--control", help="A control guest of your own: vmlinuz and initrd.")] = None,
     branch: Annotated[str, typer.Option("--branch", help="The line of development tested, for verdicts: main, stable/14.")] = "",
+    with_release: Annotated[
+        bool, typer.Option("--with-release", help="The current FreeBSD release beside the control guest, if it can be fetched.")
+    ] = False,
     exitfirst: Annotated[bool, typer.Option("-x", help="Stop at the first failure.")] = False,
+    keep: Annotated[
+        str, typer.Option("--keep", help="failed: leave a dead guest paused, to be looked at; it goes by itself.")
+    ] = "",
+    shard: Annotated[str, typer.Option("--shard", help="I/N: the I-th of N parts, the same on every machine.")] = "",
+    resume: Annotated[
+        str, typer.Option("--resume", help="A run that was killed (name, path, latest): run what it has not judged.")
+    ] = "",
     reports: Annotated[Path | None, typer.Option("--reports", help="Where results go (default: reports/).")] = None,
 ) -> None:
     """Run suites and write reports/latest/. Exit code: 0 all judged cases passed, 1 product failure, 2 usage, 3 bug of the
@@ -43,9 +59,25 @@ def run(
     import pytest
 
     from harness import paths
+    from harness.config import load
     from harness.plugin.progress import Progress
 
+    if with_release and not (guest or image or kernel):
+        from harness.images import newcomer
+
+        found, why = newcomer.release()
+        if found is not None:
+            guest, image = "control,freebsd", found.name
+        else:
+            print(why, file=sys.stderr)
     project = paths.project()
+    where = (reports or project / "reports").absolute()
+    if resume:
+        path = _find(where, resume)
+        again = _again(path)
+        if again is not None:
+            again()
+            return
     argv = [
         *_paths(project, suites or []),
         "--rootdir",
@@ -60,16 +92,20 @@ def run(
         argv += ["-k", keyword]
     if exitfirst:
         argv += ["-x"]
+    workers = workers or load().config.run.workers
     if workers > 1:
         argv += ["-n", str(workers), "--dist", "worksteal"]
     for name, value in (
         ("guest", guest), ("type", guest_type), ("xen", xen), ("kernel", kernel), ("disk", disk), ("root", root),
-        ("xen-host", xen_host), ("hypervisor", hypervisor), ("dom0-kernel", dom0_kernel), ("accel", accel), ("scale", scale), ("control", control), ("branch", branch),
+        ("image", image), ("bootloader", bootloader), ("control", control), ("branch", branch),
+        ("xen-host", xen_host), ("hypervisor", hypervisor), ("dom0-kernel", dom0_kernel), ("accel", accel), ("scale", scale),
+        ("keep", keep), ("shard", shard),
     ):  # fmt: skip
         if value:
             argv += [f"--{name}", str(value.absolute() if isinstance(value, Path) else value)]
-    where = (reports or project / "reports").absolute()
-    path = where / "runs" / f"{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}-{os.urandom(2).hex()}"
+    if not resume:
+        path = where / "runs" / f"{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}-{os.urandom(2).hex()}"
+    argv += ["--resume"] if resume else []
     argv += ["--reports", str(where), "--fxh-run", str(path)]
     argv += ["--junitxml", str(path / "junit.xml"), "--alluredir", str(path / "allure")]
     progress = Progress()
@@ -89,6 +125,38 @@ def _paths(project: Path, suites: list[str]) -> list[str]:
         else:
             raise UsageError(f"no suite {suite!r}", mend=f"there are: {', '.join(known)}")
     return found or [str(project / "suites")]
+
+
+def _find(reports: Path, run: str) -> Path:
+    """A run by name, path, or ``latest``. Raises UsageError when there is none."""
+    for path in (Path(run), reports / "runs" / run, *([reports / "latest"] if run == "latest" else [])):
+        if (path / "run.json").is_file():
+            return path.resolve()
+    raise UsageError(f"no run {run!r}", mend=f"ls {reports / 'runs'}")
+
+
+def _bare(words: list[str]) -> bool:
+    """Whether a command line of `fxh run` says no more than which run, and where."""
+    options = {word.partition("=")[0] for word in words if word.startswith("-")}
+    return options <= {"--resume", "--reports"} and len(words) <= 2 * len(options)
+
+
+def _again(path: Path) -> Callable[[], None] | None:
+    """What does again what the run was asked to do, where this command line does not say; None where it does."""
+    from harness.results.model import read_run
+
+    words = shlex.split(read_run(path).command)
+    if not _bare(sys.argv[2:]) or words[1:2] != ["run"] or _bare(words[2:]):
+        return None
+
+    def run_again() -> None:
+        from harness.cli.main import app
+
+        sys.argv = [sys.argv[0], *words[1:], "--resume", str(path)]
+        code = app(sys.argv[1:], standalone_mode=False)
+        raise typer.Exit(code if isinstance(code, int) else 0)
+
+    return run_again
 
 
 def _tell(path: Path) -> None:

@@ -89,8 +89,11 @@ _REPORT_ENDS = re.compile(
 
 # vpanic() at vpanic+0x151/frame 0xfffffe0045071d60
 _FREEBSD_FRAME = re.compile(r"^([\w.$]+)\(\) at [\w.$]+\+(0x[0-9a-f]+)(?:/frame 0x[0-9a-f]+)?\s*$", re.MULTILINE)
+# Without DDB:  #1 0xffffffff804a4861 at vpanic+0x151
+_FREEBSD_STACK = re.compile(r"^#\d+ 0x[0-9a-f]+ at ([\w.$?]+)\+(0x[0-9a-f]+|0)\s*$", re.MULTILINE)
 # [   12.3]  sysrq_handle_crash+0x16/0x20
 _LINUX_FRAME = re.compile(r"^\[[ \d.]+\](?: \[[ \w]+\])?\s+([\w.]+)\+(0x[0-9a-f]+)/0x[0-9a-f]+\s*$", re.MULTILINE)
+_FRAMES = (_FREEBSD_FRAME, _FREEBSD_STACK, _LINUX_FRAME)
 # What every panic passes through; the frame after these is the one to look at.
 _MACHINERY = re.compile(
     r"^(?:db_trace_self\w*|db_trace_thread|db_fetch_ksymtab|kdb_(?:backtrace|enter|trap|reenter\w*|break)|vpanic|panic|trap_\w+|trap|calltrap|Xpage|dblfault_handler"
@@ -110,7 +113,7 @@ def normalise(message: str) -> str:
 
 def frames(text: str) -> tuple[Frame, ...]:
     """The backtrace in ``text``, FreeBSD's or Linux's, innermost first."""
-    found = _FREEBSD_FRAME.findall(text) or _LINUX_FRAME.findall(text)
+    found = next((hits for form in _FRAMES if (hits := form.findall(text))), [])
     return tuple(Frame(function, offset) for function, offset in found)
 
 

@@ -15,7 +15,7 @@ from typing import IO
 from harness.console import deaths
 from harness.console.deaths import Death
 from harness.console.stages import FIRST_LINE, Stage, StageReached
-from harness.console.text import decode, excerpt
+from harness.console.text import decode, excerpt, report_excerpt
 from harness.console.watcher import Dying, Overrun, Watcher
 from harness.deadline import Deadline
 from harness.errors import GuestDied, TransportError
@@ -277,7 +277,7 @@ class ConsoleReader:
 
     def _autopsy(self, dying: Dying) -> None:
         # What led up to it belongs to the excerpt and names the root device that failed.
-        lead = max(self.boot_offset, dying.offset - 1024)
+        lead = max(self.boot_offset, dying.offset - 2048)
         data = self.since(lead)
         death = deaths.classify(data[dying.offset - lead :], self.stage)
         if death is None:
@@ -291,7 +291,11 @@ class ConsoleReader:
             if dying.prompt == "ddb" and not death.frames:
                 trace = deaths.frames(dict(answers).get("bt", ""))
                 death = replace(death, frames=trace, guilty=deaths.guilty(trace))
-        self._set_death(replace(death, excerpt=excerpt(decode(data)), answers=answers))
+        cut = dying.offset - lead
+        # What a prompt is about was printed before it.
+        before = 30 if death.kind == dying.prompt else 6
+        text = report_excerpt(decode(data[:cut]), decode(data[cut:]), before)
+        self._set_death(replace(death, excerpt=text, answers=answers))
 
     def _ask(self, question: str, prompt: bytes) -> tuple[str, str]:
         """One question at a prompt, read on this thread, for it is the one that reads."""

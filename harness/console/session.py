@@ -12,7 +12,7 @@ import pexpect
 from pexpect.spawnbase import SpawnBase
 
 from harness.console.reader import ConsoleReader
-from harness.console.text import plain
+from harness.console.text import excerpt, plain
 from harness.deadline import Deadline
 from harness.errors import GuestCommandFailed, InfrastructureError, UsageError
 
@@ -21,6 +21,10 @@ PROMPT = "fxh# "
 _LONGEST_LINE = 900
 _LOGIN = 60.0
 _COMMAND = 60.0
+# What a tty forgets the present line at: something may have been typed into it before us.
+_KILL_LINE = "\x15"
+# Attempts at reading an output whose checksum is right: a busy machine's kernel may have much to say.
+_TORN = 6
 # What a terminal answers to "where is the cursor" (ESC [ 6 n): resizewin(1) of FreeBSD's login profile waits for it.
 _CURSOR_QUESTION, _CURSOR_ANSWER = b"\x1b[6n", b"\x1b[50;200R"
 
@@ -47,7 +51,8 @@ class ReaderSpawn(SpawnBase):  # type: ignore[type-arg]
         super().__init__(timeout=_COMMAND, maxread=1 << 16, searchwindowsize=1 << 14)
         self.reader = reader
         self._position = reader.offset if since is None else since
-        self._answered = self._position
+        self.answers = True
+        """Whether a question for the cursor's place is answered, as a terminal would."""
         self.name = f"console of {reader.name}"
 
     def read_nonblocking(self, size: int = 1, timeout: float | None = -1) -> bytes:
@@ -61,7 +66,7 @@ class ReaderSpawn(SpawnBase):  # type: ignore[type-arg]
         if not data:
             raise pexpect.TIMEOUT(f"nothing more came from the {self.name}")
         self._position += len(data)
-        if _CURSOR_QUESTION in data:
+        if self.answers and _CURSOR_QUESTION in data:
             self.send(_CURSOR_ANSWER)
         return data
 
@@ -123,13 +128,23 @@ class Session:
             spawn.sendline(start.encode())
             if self._expect(spawn, [re.escape(PROMPT).encode()], deadline, "a shell of ours", 5.0) is not None:
                 break
+        # Its question may come after we typed on, and the answer would become part of the next line. It waits for none.
+        spawn.answers = False
         # md5 is FreeBSD's, md5sum busybox's; fxs prints the digest of what is on its input.
         sums = "fxs() { if command -v md5 >/dev/null; then md5; else md5sum; fi; }"
         # FreeBSD's sh edits its lines by libedit, which echoes them by itself; busybox's has no such option.
-        quiet = f"set +o emacs 2>/dev/null; set +o vi 2>/dev/null; stty -echo; PS2=; {sums}; echo fxh'-'quiet"
+        # tab0: FreeBSD's getty for a serial line lets the terminal driver write blanks for tabs, and the sum would not fit.
+        quiet = f"set +o emacs 2>/dev/null; set +o vi 2>/dev/null; stty -echo tab0; PS2=; {sums}; echo fxh'-'quiet"
         while True:
             spawn.sendline(quiet.encode())
             if self._expect(spawn, [rb"fxh-quiet\r*\n" + re.escape(PROMPT).encode()], deadline, "a quiet shell", 5.0) is not None:
+                break
+        # An answer about the cursor that came too late for the editing shell would be the beginning of the next command.
+        synced = rb"fxh-synced\r*\n" + re.escape(PROMPT).encode()
+        while True:
+            spawn.sendline()
+            spawn.sendline(b"echo fxh'-'synced")
+            if self._expect(spawn, [synced], deadline, "an empty line", 5.0) is not None:
                 return self
 
     def _expect(self, spawn: ReaderSpawn, patterns: list[Any], deadline: Deadline, what: str, patience: float) -> int | None:
@@ -158,9 +173,9 @@ class Session:
             raise UsageError(f"command with a control character: {command!r}")
         spawn = ReaderSpawn(self.reader)
         with self.reader.quoting(f"fxh-end-{nonce}".encode()):
-            self._type(spawn, f'o=$( ( {command}\n) 2>&1; echo "+$?"); s=${{o##*+}}; o=${{o%+*}}', deadline)
+            self._type(spawn, f'{_KILL_LINE}o=$( ( {command}\n) 2>&1; echo "+$?"); s=${{o##*+}}; o=${{o%+*}}', deadline)
             text: str | None = None
-            for _ in range(4):
+            for _ in range(_TORN):
                 # The markers are cut in two so that an echo of this line cannot be taken for them.
                 show = f'echo fxh-"be"gin-{nonce} $s $(printf %s "$o" | fxs); printf "%s\\n" "$o"; echo fxh-"en"d-{nonce}'
                 self._type(spawn, show, deadline)
@@ -169,7 +184,8 @@ class Session:
                     break
             if text is None:
                 raise InfrastructureError(
-                    f"{self.reader.name}: the output of {command!r} was torn four times by other output on the console"
+                    f"{self.reader.name}: the output of {command!r} was torn {_TORN} times by other output on the console; "
+                    f"the end of it: {excerpt(self.reader.tail(), 3)!r}"
                 )
         out = Output(command, status, text.removesuffix("\n"))
         if check and status:

@@ -25,3 +25,14 @@ def excerpt(text: str, lines: int = 40, width: int = 240) -> str:
     """The last ``lines`` lines, each cut at ``width`` characters."""
     kept = plain(text[-lines * width * 2 :]).splitlines()[-lines:]
     return "\n".join(line if len(line) <= width else line[: width - 1] + "…" for line in kept)
+
+
+# What our own session typed or had echoed: it says nothing about a guest.
+_OURS = re.compile(r"fxh# |fxh-(?:quiet|begin|end)")
+
+
+def report_excerpt(lead: str, report: str, before: int = 6, lines: int = 40) -> str:
+    """The first ``lines`` lines of a death's report, after the last ``before`` lines that led up to it."""
+    led = [line for line in excerpt(lead, before).splitlines() if not _OURS.search(line)]
+    head = "\n".join(report.splitlines()[:lines])
+    return "\n".join([*led, excerpt(head, lines)]).strip("\n")

@@ -120,13 +120,3 @@ def parse_ifconfig(text: str) -> tuple[Interface, ...]:
         offloads = frozenset(options[1].split(",")) if options else frozenset()
         found.append(Interface(head[1], ether[1] if ether else "", int(head[2]), offloads))
     return tuple(found)
-
-
-# FreeBSD 13.2-RELEASE XENA       (version[] in the kernel's data, sys/conf/newvers.sh)
-_VERSION = re.compile(rb"FreeBSD (\d+\.\d+)-([A-Z][A-Za-z0-9_-]*)(?: [^\0\n]{0,80})?")
-
-
-def version_of(kernel: bytes) -> str:
-    """The release a kernel file names itself by, for example ``13.2``; "" when it is no FreeBSD kernel."""
-    match = _VERSION.search(kernel)
-    return match[1].decode() if match else ""

@@ -7,11 +7,12 @@ import re
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from harness.console.deaths import Death
 from harness.console.reader import ConsoleReader
 from harness.console.session import Output, Session
-from harness.console.stages import StageReached
+from harness.console.stages import FIRST_LINE, StageReached
 from harness.console.text import excerpt
 from harness.deadline import Deadline, NotYet
 from harness.errors import DeadlineExpired, GuestDied, InfrastructureError, UsageError
@@ -25,6 +26,8 @@ log = logging.getLogger("fxh.guests")
 
 _BOOT = 300.0
 _COMMAND = 60.0
+# A BIOS and its boot blocks print on the screen: the loader's is the first line.
+_FIRMWARE = 240.0
 # A halted kernel that has not told Xen by then will not tell it any more.
 _AFTER_HALT = 8.0
 
@@ -43,6 +46,12 @@ class Shape:
     on_reboot: str = "preserve"
     on_crash: str = "preserve"
     vifs: int = 1
+    root_vdev: str = ""
+    """The vdev of the first disk; its root device is named after it. Empty for the source's own."""
+    disks: tuple[Disk, ...] = ()
+    """Further disks, which are in dom0 already."""
+    bootloader: str = ""
+    """Takes the kernel from the first disk (``pygrub``); the source has to be a bootable one."""
 
 
 def configure(host: XenHost, source: GuestSource, shape: Shape, name: str) -> DomainConfig:
@@ -54,28 +63,66 @@ def configure(host: XenHost, source: GuestSource, shape: Shape, name: str) -> Do
         )
     if shape.type not in host.capabilities:
         raise UsageError(f"{host.facts.name}: its Xen {host.facts.xen} runs no {shape.type} guests")
-    variables = {**source.profile.default_variables(source.root, host.facts.emulated), **dict(shape.variables)}
+    root = source.root
+    if shape.root_vdev and source.disks:
+        called, first = source.profile.disk_name, source.disks[0]
+        root = root.replace(called(first.vdev), called(shape.root_vdev), 1)
+        source = replace(source, disks=(replace(first, vdev=shape.root_vdev), *source.disks[1:]))
+    old_pv = shape.type == "pv" and source.bits == 32
+    if old_pv and "pv32" not in host.capabilities:
+        raise UsageError(
+            f"{source.label} is a 32-bit PV kernel, and the Xen of {host.facts.name} runs none: its xen_caps lacks xen-3.0-x86_32p",
+            mend="a Xen built with CONFIG_PV32; under Debian's PV shim (pvshim=1) FreeBSD 10.4 dies in xen_load_cr3",
+        )
+    if old_pv and shape.vcpus > 1:
+        raise UsageError(f"{source.label} as 32-bit PV with {shape.vcpus} vCPUs", mend="one: with more it hangs")
+    variables = {**source.profile.default_variables(root, host.facts.emulated), **dict(shape.variables)}
+    if old_pv and host.facts.emulated:
+        variables = {"hw.use_xsave": "0", **variables}
+    given = {key: value for key, value in variables.items() if value is not None}
+    disks = source.disks_with(given) if shape.type == "hvm" else source.disks
+    if shape.type == "hvm" and shape.variables and disks == source.disks:
+        raise UsageError(
+            f"{source.label}: as HVM it takes its kernel variables from its own loader.conf, and this disk has no place for ours",
+            mend="take an image built by `fxh image build`, or another guest type",
+        )
+    # Under emulation the firmware spends a minute on the network card that FreeBSD unplugs.
+    nic = "vif" if shape.type == "hvm" and host.facts.emulated else ""
     return DomainConfig(
         name=name,
         type=shape.type,
         memory=shape.memory or source.memory,
         maxmem=shape.maxmem,
         vcpus=shape.vcpus,
-        kernel=host.file(source.kernel) if source.kernel else "",
-        ramdisk=host.file(source.ramdisk) if source.ramdisk else "",
-        extra=source.profile.command_line({key: value for key, value in variables.items() if value is not None}),
-        disks=tuple(Disk(host.disk(d.path, d.format), d.vdev, readonly=d.readonly) for d in source.disks),
-        vifs=tuple(Vif(host.bridge, _mac(name, n)) for n in range(shape.vifs)),
+        **_way_in(host, source, shape, given),
+        disks=(*(Disk(host.disk(d.path, d.format), d.vdev, readonly=d.readonly) for d in disks), *shape.disks),
+        vifs=tuple(Vif(host.bridge, host.mac(name, n), type=nic) for n in range(shape.vifs)),
         on_poweroff=shape.on_poweroff,
         on_reboot=shape.on_reboot,
         on_crash=shape.on_crash,
     )
 
 
-def _mac(name: str, index: int) -> str:
-    """A MAC of Xen's own range (00:16:3e) that follows from the domain's name."""
-    low = sum(byte * 131**n for n, byte in enumerate(name.encode())) + index
-    return f"00:16:3e:{low >> 16 & 0x7F:02x}:{low >> 8 & 0xFF:02x}:{low & 0xFF:02x}"
+def _way_in(host: XenHost, source: GuestSource, shape: Shape, variables: dict[str, str]) -> dict[str, Any]:
+    """How the kernel gets in, and its variables with it: by a firmware and a loader, by a bootloader in dom0, or directly."""
+    if shape.type == "hvm":
+        # Its variables are in its loader's configuration. No VNC server: nobody looks. Under emulation, where each access to a
+        # port costs milliseconds: disks that the BIOS reads by DMA, and no screen to paint.
+        quick = (("hdtype", "ahci"), ("vga", "none")) if host.facts.emulated else ()
+        return {"serial": True, "boot": "c", "more": (("vnc", 0), *quick)}
+    if bootloader := shape.bootloader or source.bootloader:
+        own = dict(source.own_variables)
+        words = source.profile.command_line({key: value for key, value in variables.items() if own.get(key) != value})
+        # The bootloader puts a blank between its own words and these, and FreeBSD up to 13 knows no separator but the comma.
+        more = source.profile.os == "freebsd" and (own or shape.bootloader)
+        return {"bootloader": bootloader, "extra": f",{words}" if more and words else words}
+    return {
+        "kernel": host.file(source.kernel) if source.kernel else "",
+        "ramdisk": host.file(source.ramdisk) if source.ramdisk else "",
+        "extra": source.profile.command_line(variables),
+        # A 32-bit PV FreeBSD reads MSRs that Xen else answers with a fault.
+        "more": (("msr_relaxed", 1),) if shape.type == "pv" and source.bits == 32 else (),
+    }
 
 
 class Guest:
@@ -235,18 +282,22 @@ class Guest:
             row = self.state()
             if row is None or row.domid == self.domid or row.dying:
                 raise NotYet("no new domain of that name yet")
+            if row.paused:
+                # Until then its console can be the bootloader's (libxl_bootloader.c), and ends with it.
+                raise NotYet("the new domain is being built")
             return row.domid
 
-        self.domid = deadline.wait(f"{self.name} to be re-created", look, 0.1)
+        # Each look is a process in dom0, which is busy building the domain: on an emulated CPU they get in its way.
+        self.domid = deadline.wait(f"{self.name} to be re-created", look, 1.0)
         self._session = None
         self.unpaused = time.monotonic()
         self.console.replace_stream(self.host.toolstack.console(self.domid))
         return self.domid
 
-    def with_config(self, **changes: object) -> Guest:
-        """Another guest like this one, with a changed configuration; not created yet."""
-        config = replace(self.config, **changes)  # type: ignore[arg-type]
-        return Guest(self.host, self.profile, config, self.directory, scale=self.scale)
+    def reconfigure(self, **changes: object) -> Guest:
+        """Change its configuration (fields of DomainConfig) before it is created, or between two lives."""
+        self.config = replace(self.config, **changes)  # type: ignore[arg-type]
+        return self
 
     def attach(self, domid: int) -> None:
         """Attach to a domain that somebody else started."""
@@ -260,5 +311,10 @@ class Guest:
     def _attach(self) -> None:
         stream = self.host.toolstack.console(self.domid, serial=self.config.serial)
         self._console = ConsoleReader(
-            stream, self.directory / f"{self.name}.console.log", stages=self.profile.stages, name=self.name, scale=self.scale
+            stream,
+            self.directory / f"{self.name}.console.log",
+            stages=self.profile.stages,
+            name=self.name,
+            scale=self.scale,
+            first_line=_FIRMWARE if self.config.type == "hvm" else FIRST_LINE,
         ).start()

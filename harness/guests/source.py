@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
+from harness.digest import file_sha256
 from harness.errors import UsageError
-from harness.guests.freebsd import FreeBSD, version_of
+from harness.guests.freebsd import FreeBSD
 from harness.guests.linux import Linux
 from harness.guests.profile import GuestProfile
+from harness.images import slot as slots
+from harness.images.image import Image
+from harness.images.kernelfile import version_of
 from harness.xen import elfnotes
 
 
@@ -22,6 +27,8 @@ class DiskImage:
     vdev: str = "xvda"
     format: str = "raw"
     readonly: bool = False
+    slot: int = -1
+    """Byte offset of the place for kernel variables (see harness.images.slot), -1 where there is none."""
 
 
 @dataclass(frozen=True)
@@ -36,14 +43,33 @@ class GuestSource:
     root: str = ""
     memory: int = 512
     """MiB."""
+    bootloader: str = ""
+    """``pygrub``: the kernel comes from the first disk, ``kernel`` is only known to be the same."""
+    own_variables: tuple[tuple[str, str], ...] = ()
+    """Kernel variables that the bootloader's configuration gives by itself."""
+    image: str = ""
+    """The image's name, where it is one of the store's."""
+
+    def disks_with(self, variables: Mapping[str, str]) -> tuple[DiskImage, ...]:
+        """The disks for an HVM guest: its loader gives the kernel ``variables``. Raises UsageError when there is no place."""
+        if not any(disk.slot >= 0 for disk in self.disks):
+            return self.disks
+        return tuple(
+            replace(disk, path=slots.variant(disk.path, disk.slot, variables)) if disk.slot >= 0 else disk for disk in self.disks
+        )
+
+    @cached_property
+    def bits(self) -> int:
+        """Of a FreeBSD's kernel: 32 or 64; 0 where none is known."""
+        return elfnotes.read(self.kernel).bits if self.kernel and self.profile.os == "freebsd" else 0
 
     @cached_property
     def key(self) -> str:
         """Identity by content: hashes of the files."""
-        digest = hashlib.sha256(f"{self.label} {self.profile.os} {self.root}\n".encode())
+        digest = hashlib.sha256(f"{self.label} {self.profile.os} {self.root} {self.bootloader}\n".encode())
         for path in (self.kernel, self.ramdisk, *(disk.path for disk in self.disks)):
             if path is not None:
-                digest.update(file_digest(path).encode())
+                digest.update(file_sha256(path).encode())
         for disk in self.disks:
             digest.update(f"{disk.vdev} {disk.format} {disk.readonly}\n".encode())
         return digest.hexdigest()[:16]
@@ -51,20 +77,11 @@ class GuestSource:
     @property
     def inputs(self) -> dict[str, str]:
         """What reports say this is made of: file names with their sha256."""
-        found = {}
+        found = {"image": self.image} if self.image else {}
         for what, path in (("kernel", self.kernel), ("ramdisk", self.ramdisk), *((d.vdev, d.path) for d in self.disks)):
             if path is not None:
-                found[what] = f"{path.name} sha256:{file_digest(path)}"
+                found[what] = f"{path.name} sha256:{file_sha256(path)}"
         return found
-
-
-def file_digest(path: Path) -> str:
-    """sha256 of a file, in hex. Raises UsageError when it cannot be read."""
-    try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as exc:
-        raise UsageError(f"{path}: {exc.strerror}", mend="give the path of a file that can be read") from exc
 
 
 def freebsd(kernel: Path, disk: Path, *, root: str = "", fmt: str = "") -> GuestSource:
@@ -85,6 +102,25 @@ def freebsd(kernel: Path, disk: Path, *, root: str = "", fmt: str = "") -> Guest
     image = DiskImage(disk, "xvda", format_)
     profile = FreeBSD(version=version, types=notes.guest_types)
     return GuestSource(f"freebsd-{version}", profile, kernel, disks=(image,), root=root or profile.disk_name("xvda"))
+
+
+def from_image(image: Image, *, bootloader: str = "", root: str = "") -> GuestSource:
+    """An image of the store, or a disk that was imported there. Raises UsageError for a bootloader that cannot read it."""
+    if bootloader and not image.pygrub:
+        raise UsageError(
+            f"{image.name}: pygrub cannot read its first disk (layout {image.data['layout']})",
+            mend="take a layout such as ufs1 or ext2boot",
+        )
+    return GuestSource(
+        f"freebsd-{image.version}",
+        FreeBSD(version=image.version, types=image.types),
+        image.kernel,
+        disks=tuple(DiskImage(d.file, d.vdev, d.format, slot=d.slot) for d in image.disks),
+        root=root or image.root,
+        bootloader=bootloader,
+        own_variables=tuple(image.menu_variables.items()),
+        image=f"{image.name} {image.entry.key}",
+    )
 
 
 def control(directory: Path) -> GuestSource:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-from harness.results.model import FAILED, KNOWN, PASSED, PASSES_THOUGH_KNOWN, CaseResult, RunResult
+from harness.results.model import FAILED, GONE_WORDS, KNOWN, KNOWN_WORDS, PASSED, CaseResult, RunResult
 from harness.verdicts.values import Inputs, Observation
 
 # Characters of a reason that are kept.
@@ -82,11 +82,13 @@ def _observation(
     run: str, case: str, cell: str, outcome: str, identity: str, inputs: Inputs, phase: str, branch: str, reason: str
 ) -> Observation:
     """What the run said of known issues, put as what happened: the case failed and is excused, or it passed."""
-    known = ""
-    if outcome == KNOWN or (outcome == FAILED and reason.startswith(PASSES_THOUGH_KNOWN)):
-        known = reason.partition("\n")[0]
-        outcome = FAILED if outcome == KNOWN else PASSED
-    return Observation(run, case, cell, outcome, identity, inputs, phase, branch, known, identity.startswith("build"))
+    known, first = "", reason.partition("\n")[0]
+    if outcome == KNOWN:
+        outcome, known = FAILED, first.removeprefix(KNOWN_WORDS)
+    elif outcome == FAILED and first.startswith(GONE_WORDS):
+        outcome, known = PASSED, first.removeprefix(GONE_WORDS)
+    build = identity.startswith("build")
+    return Observation(run, case, cell, outcome, identity, inputs, phase, branch, build, known)
 
 
 def run_of(row: Any) -> Run:

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
 import logging
 import re
 import secrets
-from dataclasses import dataclass
-from functools import cached_property
+import zlib
+from dataclasses import dataclass, replace
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Protocol
 
+from harness.config.schema import HostConfig
 from harness.deadline import Deadline
-from harness.errors import InfrastructureError, UsageError
-from harness.hosts import inventory
-from harness.transport import Stream, Transport
+from harness.digest import file_sha256
+from harness.errors import InfrastructureError, TransportError, UsageError
+from harness.hosts import inventory, storage
+from harness.hosts.lease import BASE, Lease, Wish
+from harness.transport import Transport
 from harness.xen.listing import HostInfo
 from harness.xen.toolstack import Toolstack
 from harness.xen.xenstore import Xenstore
@@ -24,16 +26,8 @@ from harness.xen.xl import Xl
 log = logging.getLogger("fxh.hosts")
 
 PREFIX = "fxh"
-_BASE = "/var/lib/fxh"
-
-# Waits for its owner's end (the channel closes, whatever killed him), then removes what is named as this run's.
-_KEEPER = """
-trap '' HUP INT TERM
-while read -r _; do :; done
-xl list | while read -r name rest; do case $name in "$1"-*) xl destroy "$name" ;; esac; done
-losetup -a 2>/dev/null | while IFS=: read -r loop rest; do case $rest in *"$2"/*) losetup -d "$loop" ;; esac; done
-rm -rf "$2"
-"""
+# MiB leased by who did not say how much.
+_UNASKED = 1024
 
 
 @dataclass(frozen=True)
@@ -67,6 +61,11 @@ class XenHost(Protocol):
     def transport(self) -> Transport: ...
 
     @property
+    def directory(self) -> str:
+        """Ours in dom0, for this run: it goes with the run, and nobody else's run is in it."""
+        ...
+
+    @property
     def toolstack(self) -> Toolstack: ...
 
     @property
@@ -84,6 +83,10 @@ class XenHost(Protocol):
         """A name for a new domain, which marks it as ours: ``fxh-<run>-<n>-<label>``."""
         ...
 
+    def mac(self, domain: str, index: int) -> str:
+        """A MAC for the domain's vif number ``index``, of Xen's own range, used by nobody else."""
+        ...
+
     def file(self, local: Path) -> str:
         """Put a file (kernel, ramdisk) there, once for each content; returns its path in dom0."""
         ...
@@ -93,7 +96,7 @@ class XenHost(Protocol):
         ...
 
     def drop_disk(self, target: str) -> None:
-        """Give back what :meth:`disk` returned."""
+        """Give back what :meth:`disk` returned; other targets are left alone."""
         ...
 
     def inventory(self) -> inventory.Inventory: ...
@@ -114,17 +117,20 @@ class DirectHost:
 
     bridge = "xenbr0"
 
-    def __init__(self, transport: Transport, *, run_id: str = "", bridge: str = "") -> None:
+    def __init__(
+        self, transport: Transport, *, run_id: str = "", bridge: str = "", config: HostConfig | None = None, what: str = ""
+    ) -> None:
+        """``what`` tells others who look at the host's leases what this is for."""
         self._transport = transport
         self.run_id = run_id or secrets.token_hex(3)
         if not re.fullmatch(r"[a-z0-9]{1,16}", self.run_id):
             raise UsageError(f"run id {self.run_id!r}", mend="use lower-case letters and digits, 16 at most")
-        if bridge:
-            self.bridge = bridge
-        self._count = 0
-        self._keeper: Stream | None = None
+        self.config = config or HostConfig(transport.name)
+        self.bridge = bridge or self.config.bridge
+        self.what = what
+        self.lease: Lease | None = None
+        self._count = self._macs = 0
         self._prepared = False
-        self._loops: dict[str, str] = {}
 
     @property
     def transport(self) -> Transport:
@@ -133,7 +139,7 @@ class DirectHost:
     @property
     def directory(self) -> str:
         """Ours in dom0, for this run."""
-        return f"{_BASE}/run-{self.run_id}"
+        return f"{BASE}/run-{self.run_id}"
 
     @cached_property
     def toolstack(self) -> Toolstack:
@@ -154,7 +160,17 @@ class DirectHost:
     @property
     def facts(self) -> HostFacts:
         info = self.info
-        return HostFacts("xl", self.transport.name, info.xen_version, f"Linux {info.kernel}")
+        os = "FreeBSD" if self.dom0 == "freebsd" else "Linux"
+        return HostFacts("xl", self.config.name or self.transport.name, info.xen_version, f"{os} {info.kernel}")
+
+    @property
+    def dom0(self) -> str:
+        """``linux`` or ``freebsd``, as ``xl info`` has it of uname."""
+        return "freebsd" if dict(self.info.values).get("version", "").startswith("FreeBSD") else "linux"
+
+    @cached_property
+    def _storage(self) -> storage.Storage:
+        return storage.choose(self.config.storage, self.directory, self.dom0)
 
     @property
     def capabilities(self) -> frozenset[str]:
@@ -174,65 +190,78 @@ class DirectHost:
         self._count += 1
         return f"{PREFIX}-{self.run_id}-{self._count}-{re.sub(r'[^A-Za-z0-9.]+', '-', label)[:30].strip('-')}"
 
+    def mac(self, domain: str, index: int) -> str:
+        """From the lease's slot, which no other lease on this host has; without a lease from the domain's name."""
+        if self.lease is None:
+            low = sum(byte * 131**n for n, byte in enumerate(domain.encode())) + index
+            return f"00:16:3e:{low >> 16 & 0x7F:02x}:{low >> 8 & 0xFF:02x}:{low & 0xFF:02x}"
+        self._macs += 1
+        host = self.config.mac_prefix or f"{zlib.crc32(self.facts.name.encode()) & 0xFF:02x}"
+        return f"00:16:3e:{host}:{self.lease.slot:02x}:{self._macs & 0xFF:02x}"
+
     # -- putting things there -----------------------------------------------------------------------------------------
+
+    def acquire(self, wish: Wish, deadline: Deadline) -> None:
+        """Take a share of the host; all that we make there goes when the share does. Raises as :meth:`Lease.acquire`."""
+        wish = replace(
+            wish, run=self.run_id, what=wish.what or self.what, capacity_memory=self.config.memory, capacity_vcpus=self.config.vcpus
+        )
+        self.lease = Lease(self.transport, wish).acquire(deadline)
 
     def prepare(self) -> None:
         """Make our directory there, and see to it that all of it goes when we are gone."""
         if self._prepared:
             return
-        self.transport.run(["mkdir", "-p", "-m", "700", self.directory, f"{_BASE}/files"])
         self._hold()
+        self.transport.run(["mkdir", "-p", "-m", "700", self.directory, f"{BASE}/files"])
         self._prepared = True
 
     def _hold(self) -> None:
-        argv = ["sh", "-c", _KEEPER, "fxh-keeper", f"{PREFIX}-{self.run_id}", self.directory]
-        self._keeper = self.transport.open(argv)
+        if self.lease is None:
+            self.acquire(Wish(self.run_id, memory=_UNASKED), Deadline(600))
 
     def file(self, local: Path) -> str:
-        try:
-            with local.open("rb") as file:
-                digest = hashlib.file_digest(file, "sha256").hexdigest()
-        except OSError as exc:
-            raise UsageError(f"{local}: {exc.strerror}", mend="give the path of a file that can be read") from exc
         self.prepare()
-        remote = f"{_BASE}/files/{digest[:16]}-{re.sub(r'[^A-Za-z0-9._-]', '_', local.name)}"
+        remote = f"{BASE}/files/{digest(local)[:16]}-{re.sub(r'[^A-Za-z0-9._-]', '_', local.name)}"
         size = local.stat().st_size
-        there = self.transport.run(["stat", "-c", "%s", remote], check=False)
+        # What is not used for long is removed by a keeper.
+        there = self.transport.run(["sh", "-c", 'wc -c < "$1" && touch "$1"', "sh", remote], check=False)
         if there.status or there.text.strip() != str(size):
             self._upload(local, remote)
         return remote
 
     def _upload(self, local: Path, remote: str) -> None:
-        self.transport.put(local, remote)
+        # Another controller may be bringing the same file: each under a name of its own, the last wins.
+        part = f"{self.directory}/{secrets.token_hex(3)}.part"
+        self.transport.put(local, part)
+        self.transport.run(["mv", part, remote])
 
     def disk(self, local: Path, fmt: str = "raw") -> str:
         if fmt != "raw":
             raise UsageError(f"{local}: a {fmt} image on a real host", mend="convert it: qemu-img convert -O raw")
         if not local.is_file():
             raise UsageError(f"{local}: no such disk image", mend="give the path of an image file")
-        self.prepare()
-        remote = f"{self.directory}/{secrets.token_hex(3)}-{re.sub(r'[^A-Za-z0-9._-]', '_', local.name)}"
-        self._upload(local, remote)
-        loop = self.transport.run(["losetup", "--show", "-f", remote]).text.strip()
-        self._loops[loop] = remote
-        return loop
+        return self._storage.make(self.transport, self.file(local), f"{PREFIX}-{self.run_id}-{secrets.token_hex(3)}")
 
     def drop_disk(self, target: str) -> None:
-        remote = self._loops.pop(target)
-        self.transport.run(["losetup", "-d", target])
-        self.transport.run(["rm", "-f", remote])
+        self._storage.drop(self.transport, target)
 
     # -- looking after ------------------------------------------------------------------------------------------------
 
     def inventory(self) -> inventory.Inventory:
-        return inventory.parse(self.transport.run(["sh", "-c", inventory.SCRIPT], Deadline(30)).text)
+        return inventory.parse(
+            self.transport.run(["sh", "-c", inventory.SCRIPT], Deadline(30)).text, self.run_id if self.lease else ""
+        )
 
     def check(self) -> None:
+        if self.lease is not None and self.lease.lost:
+            raise TransportError(self.lease.lost, mend="is the host up?")
         done = self.transport.run(
             [
                 "sh",
                 "-c",
-                "xenstore-read /local/domain/0/name >/dev/null && pidof xenconsoled >/dev/null && df -P /var | tail -n 1",
+                "xenstore-read /local/domain/0/name >/dev/null && { pidof xenconsoled || pgrep -x xenconsoled; } >/dev/null "
+                "&& df -P /var | tail -n 1",
             ],
             Deadline(15),
             check=False,
@@ -248,19 +277,32 @@ class DirectHost:
 
     def cleanup(self) -> None:
         """Let the keeper do its work now; it is the same that is done when we are killed."""
-        if self._keeper is None:
+        if self.lease is None:
             return
-        for row in self.toolstack.domains():
-            if row.name.startswith(f"{PREFIX}-{self.run_id}-"):
-                self.toolstack.destroy(row.domid)
-        for target in list(self._loops):
-            self.drop_disk(target)
-        self.transport.run(["rm", "-rf", self.directory])
+        lease, self.lease, self._prepared = self.lease, None, False
+        left = lease.end()
+        if left:
+            raise InfrastructureError(
+                f"{self.transport.name}: could not be removed there: {', '.join(left)}", mend="fxh clean HOST --yes, or look there"
+            )
 
     def close(self) -> None:
-        with contextlib.suppress(InfrastructureError):
+        try:
             self.cleanup()
-        if self._keeper is not None:
-            self._keeper.close()
-            self._keeper = None
+        except InfrastructureError as exc:
+            log.warning("%s", exc.message)
         self.transport.close()
+
+
+@lru_cache(maxsize=64)
+def _digest(path: Path, size: int, changed: int) -> str:
+    return file_sha256(path)
+
+
+def digest(local: Path) -> str:
+    """sha256 of a file, in hex. Raises UsageError when it cannot be read."""
+    try:
+        stat = local.stat()
+        return _digest(local, stat.st_size, stat.st_mtime_ns)
+    except OSError as exc:
+        raise UsageError(f"{local}: {exc.strerror}", mend="give the path of a file that can be read") from exc

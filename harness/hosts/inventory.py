@@ -13,15 +13,21 @@ from dataclasses import dataclass
 SCRIPT = """
 echo '%domains'; xl list
 echo '%xenstore'; xenstore-ls -f /
-echo '%vifs'; for i in /sys/class/net/*; do echo "${i##*/}"; done
+echo '%vifs'; if [ -d /sys/class/net ]; then for i in /sys/class/net/*; do echo "${i##*/}"; done; else ifconfig -l | tr ' ' '\\n'; fi
 echo '%loops'; grep -H . /sys/block/loop*/loop/backing_file 2>/dev/null
-echo '%processes'; grep -aH . /proc/[0-9]*/cmdline 2>/dev/null | tr '\\000' ' '
-true
+echo '%processes'; if [ -f /proc/1/cmdline ]; then grep -aH . /proc/[0-9]*/cmdline 2>/dev/null | tr '\\000' ' '
+else ps -axww -o pid=,command= | sed 's/^ *\\([0-9]*\\) /\\1:/'; fi
+echo '%domains'; xl list
 """
 
 # What is listed belongs to a domain where its name says so:
+# (FreeBSD's netback calls a vif xnb7.0)
 #   /local/domain/7/...  /local/domain/0/backend/vbd/7/51712  /libxl/7/...  /vm/<uuid>  vif7.0
-_OWNER = re.compile(r"^/local/domain/0/backend/\w+/(\d+)|^/local/domain/([1-9]\d*)|^/libxl/(\d+)|^vif(\d+)\.\d+|^tap(\d+)\.")
+_OWNER = re.compile(
+    r"^/local/domain/0/backend/\w+/(\d+)|^/local/domain/([1-9]\d*)|^/libxl/(\d+)|^(?:vif|xnb)(\d+)\.\d+|^tap(\d+)\."
+)
+# /dev/loop0 /var/lib/fxh/run-1a2b3c/root.img   xl create -p /var/lib/fxh/run-1a2b3c/fxh-1a2b3c-1-control.cfg
+_RUN = re.compile(r"/run-([a-z0-9]{1,16})/|\bfxh-([a-z0-9]{1,16})-\d")
 # Processes that serve domains; the rest of a dom0's comes and goes.
 _PROCESS = re.compile(r"(?:^|/)(?:xl|qemu-system-\S+|qemu-dm|xenconsole|pygrub|python3? .*pygrub|libxl-save-helper)(?: |$)")
 
@@ -59,8 +65,11 @@ class Inventory:
         return tuple(found)
 
 
-def parse(text: str) -> Inventory:
-    """The output of :data:`SCRIPT`."""
+def parse(text: str, run: str = "") -> Inventory:
+    """The output of :data:`SCRIPT`. With ``run``, what is named as another run's is left out: the host may be shared.
+
+    Domains are listed at the beginning and at the end: what belongs to one that came or went meanwhile is no leak.
+    """
     section = ""
     items: list[Item] = []
     domains: list[tuple[int, str]] = []
@@ -73,7 +82,7 @@ def parse(text: str) -> Inventory:
                 domains.append((int(words[-5]), words[0]))
         elif section == "xenstore" and line.startswith("/"):
             items += _xenstore(line.partition(" = ")[0])
-        elif section == "vifs" and re.match(r"(?:vif|tap)\d+\.", line):
+        elif section == "vifs" and re.match(r"(?:vif|xnb|tap)\d+\.", line):
             items.append(Item("vif", line, _owner(line)))
         elif section == "loops":
             items.append(Item("loop", line.removeprefix("/sys/block/").replace("/loop/backing_file:", " ")))
@@ -82,7 +91,13 @@ def parse(text: str) -> Inventory:
             command = line.partition(":")[2].strip()
             if _PROCESS.search(command):
                 items.append(Item("process", command))
-    return Inventory(frozenset(items), tuple(domains))
+    if run:
+        items = [item for item in items if not any(found != run for found in _runs(item.name))]
+    return Inventory(frozenset(items), tuple(dict.fromkeys(domains)))
+
+
+def _runs(name: str) -> list[str]:
+    return [one or other for one, other in _RUN.findall(name)]
 
 
 def _xenstore(path: str) -> Iterable[Item]:

@@ -9,8 +9,8 @@ import subprocess
 from pathlib import Path
 from typing import Protocol
 
+from harness.digest import file_sha256
 from harness.errors import InfrastructureError, UsageError
-from harness.investigate.bundle import digest
 
 log = logging.getLogger("fxh.bisect")
 
@@ -40,7 +40,7 @@ class Files:
 def _content(path: Path) -> str:
     """Of a file, or of all files of a directory; "" where there is none."""
     files = sorted(item for item in path.iterdir() if item.is_file()) if path.is_dir() else [path] if path.is_file() else []
-    digests = [digest(file) for file in files]
+    digests = [file_sha256(file) for file in files]
     return digests[0] if len(digests) == 1 else hashlib.sha256(" ".join(digests).encode()).hexdigest() if digests else ""
 
 

@@ -5,7 +5,6 @@ It holds no code that would be run: the case is run by the reader's own harness,
 
 from __future__ import annotations
 
-import hashlib
 import io
 import json
 import tarfile
@@ -15,6 +14,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from harness.digest import file_sha256
 from harness.errors import UsageError
 from harness.investigate.scrub import Scrubber
 from harness.results.model import CaseResult, RunResult
@@ -102,7 +102,7 @@ def read(path: Path, into: Path) -> Bundle:
     except (OSError, tarfile.TarError, EOFError, ValueError, KeyError, TypeError, AttributeError) as exc:
         raise UsageError(f"{path}: no bundle ({exc})", mend="give a file that `fxh repro export` wrote") from exc
     for item in bundle.inputs:
-        if item.member and digest(_inside(into, item.member)) != item.sha256:
+        if item.member and file_sha256(_inside(into, item.member)) != item.sha256:
             raise UsageError(f"{path}: {item.member} is not what it says it is (sha256)", mend="get the bundle again")
     return bundle
 
@@ -119,18 +119,10 @@ def options_for(bundle: Bundle, into: Path, given: Mapping[str, Path], *, anyway
             raise UsageError(
                 f"the bundle needs {item.name} (sha256 {item.sha256})", mend=f"{item.obtain} Then: --{item.option} FILE"
             )
-        if item.option in given and digest(path) != item.sha256 and not anyway:
+        if item.option in given and file_sha256(path) != item.sha256 and not anyway:
             raise UsageError(f"{path} is not the {item.option} of the bundle (sha256 {item.sha256})", mend="or say --anyway")
         found[item.option] = str(path.absolute())
     return found
-
-
-def digest(path: Path) -> str:
-    try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as exc:
-        raise UsageError(f"{path}: {exc.strerror}") from exc
 
 
 def _inputs(options: Mapping[str, str], case: CaseResult) -> tuple[list[Input], dict[str, Path]]:
@@ -142,7 +134,7 @@ def _inputs(options: Mapping[str, str], case: CaseResult) -> tuple[list[Input], 
         wanted = [(name, path) for name, path in wanted if name not in ("kernel", "disk")]
     for option, path in wanted:
         recorded = _recorded(option, path, case)
-        if not path.is_file() or (recorded and digest(path) != recorded):
+        if not path.is_file() or (recorded and file_sha256(path) != recorded):
             found.append(
                 Input(option, path.name, recorded, 0, "", "It was no longer there when this was exported: ask whoever did.")
             )
@@ -150,7 +142,7 @@ def _inputs(options: Mapping[str, str], case: CaseResult) -> tuple[list[Input], 
         member = f"inputs/{'control/' if option == 'control' else ''}{path.name}" if path.stat().st_size <= _SMALL else ""
         if member:
             members[member] = path
-        found.append(Input(option, path.name, recorded or digest(path), path.stat().st_size, member, _OBTAIN.get(option, "")))
+        found.append(Input(option, path.name, recorded or file_sha256(path), path.stat().st_size, member, _OBTAIN.get(option, "")))
     return found, members
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from harness import paths
 from harness.errors import ExitCode, InfrastructureError, UsageError
-from harness.results.model import INFRASTRUCTURE, CaseResult, read_run
+from harness.results.model import FAILED, INFRASTRUCTURE, KNOWN, CaseResult, read_run
 
 _MAIN = "from harness.cli.main import main; main()"
 
@@ -50,7 +50,7 @@ def rerun(case: CaseResult, options: Mapping[str, str], *, cell: str, reports: P
     for path in sorted(set(_runs(reports)) - before):
         for seen in read_run(path).cases:
             if seen.key == case.key and seen.cell == cell:
-                return Answer(seen.outcome, seen.identity, seen.reason, run=path)
+                return Answer(FAILED if seen.outcome == KNOWN else seen.outcome, seen.identity, seen.reason, run=path)
     return Answer(INFRASTRUCTURE, reason=f"fxh run ended with {done.returncode}: {' / '.join(tail)}")
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 import shutil
@@ -13,6 +12,7 @@ from pathlib import Path
 from filelock import FileLock
 
 from harness import paths
+from harness.digest import file_sha256
 from harness.errors import InfrastructureError, UsageError
 from harness.lab.store import LabImage
 
@@ -22,7 +22,7 @@ _FILES = ("manifest.json", "root.qcow2", "xen", "vmlinuz", "initrd", "control/vm
 
 def export(image: LabImage, file: Path) -> int:
     """Write ``image`` without its checkpoints; returns the archive's size in bytes. Raises InfrastructureError."""
-    sums = {name: _digest(image.directory / name) for name in _FILES}
+    sums = {name: file_sha256(image.directory / name) for name in _FILES}
     part = file.with_name(file.name + ".part")
     try:
         with tempfile.TemporaryDirectory() as scratch, tarfile.open(part, "w") as tar:
@@ -56,7 +56,7 @@ def import_(file: Path) -> LabImage:
                     shutil.copyfileobj(source, target)
         listing = json.loads((work / _SUMS).read_text())
         for name in _FILES:
-            if _digest(work / name) != listing["files"][name]:
+            if file_sha256(work / name) != listing["files"][name]:
                 raise UsageError(f"{file}: {name} in it is damaged", mend="export the lab again")
         key = str(listing["key"])
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9.-]{0,80}", key):
@@ -74,8 +74,3 @@ def import_(file: Path) -> LabImage:
         raise InfrastructureError(f"cannot import {file}: {exc.strerror or exc}") from exc
     finally:
         shutil.rmtree(work, ignore_errors=True)
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -25,7 +25,7 @@ from harness import paths
 from harness.errors import BuildError, UsageError
 from harness.lab import cpio
 from harness.lab.recipe import Recipe
-from harness.lab.store import LabImage
+from harness.lab.store import LabImage, used
 
 log = logging.getLogger("fxh.lab.build")
 
@@ -59,7 +59,8 @@ def build(recipe: Recipe, *, force: bool = False) -> LabImage:
     Raises BuildError with the failing tool's last lines; a half build never stays in the store.
     """
     target = paths.store() / "labs" / recipe.key
-    if not force and (target / "manifest.json").is_file():
+    if not force and _whole(target):
+        used(target)
         return LabImage(target)
     missing = missing_packages()
     if missing:
@@ -69,9 +70,7 @@ def build(recipe: Recipe, *, force: bool = False) -> LabImage:
         )
     target.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{target}.lock"):
-        if force and target.exists():
-            shutil.rmtree(target)
-        if (target / "manifest.json").is_file():
+        if not force and _whole(target):
             return LabImage(target)
         if target.exists():
             shutil.rmtree(target)
@@ -79,6 +78,22 @@ def build(recipe: Recipe, *, force: bool = False) -> LabImage:
             _make(recipe, work)
             work.rename(target)
     return LabImage(target)
+
+
+def find(recipe: Recipe) -> LabImage | None:
+    """The image of ``recipe`` where the store has it, whole."""
+    target = paths.store() / "labs" / recipe.key
+    return LabImage(target) if _whole(target) else None
+
+
+def _whole(target: Path) -> bool:
+    """Whether the store has it undamaged; damage is told, and mended by building anew."""
+    if not target.exists():
+        return False
+    damage = LabImage(target).damage()
+    if damage:
+        log.warning("lab image %s is damaged (%s) and is built anew", target.name, damage)
+    return not damage
 
 
 @contextmanager
@@ -103,27 +118,15 @@ def _make(recipe: Recipe, work: Path) -> None:
     parts = work / "parts"
     parts.mkdir()
     (work / "pae_first.c").write_bytes(files["dom0/pae_first.c"])
-    _run(
-        [
-            "cc",
-            "-O2",
-            "-shared",
-            "-fPIC",
-            "-Wall",
-            "-Werror",
-            "-o",
-            str(work / "pae_first.so"),
-            str(work / "pae_first.c"),
-            "-ldl",
-        ],
-        work,
-    )
+    library, code = str(work / "pae_first.so"), str(work / "pae_first.c")
+    _run(["cc", "-O2", "-shared", "-fPIC", "-Wall", "-Werror", "-o", library, code, "-ldl"], work)
     for name in _INTO_ROOT:
         (work / name).write_bytes(files[f"dom0/{name}"])
     env = {
         "MODULES": " ".join(recipe.modules),
         "INITRD_MODULES": " ".join(recipe.initrd_modules),
         "CONTROL_MODULES": " ".join(recipe.control_modules),
+        "CONTROL_PROGRAMS": " ".join(recipe.control_programs),
         "TRIM": " ".join(recipe.trim),
         "SIZE": str(_ROOT_MIB),
     }
@@ -176,6 +179,10 @@ def _initrd(out: Path, order: str, init: bytes) -> bytes:
     files["modules.order"] = (0o644, "\n".join(names).encode() + b"\n")
     files["bin/busybox"] = (0o755, (out / "busybox").read_bytes())
     files["init"] = (0o755, init)
+    own = out / f"{order}-root"
+    for path in sorted(own.rglob("*")) if own.is_dir() else ():
+        if path.is_file():
+            files[str(path.relative_to(own))] = (0o755, path.read_bytes())
     for mountpoint in ("proc", "root", "sys"):
         files[f"{mountpoint}/.keep"] = (0o644, b"")
     return cpio.archive(files)

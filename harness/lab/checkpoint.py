@@ -21,7 +21,7 @@ from filelock import FileLock
 from harness.errors import InfrastructureError, LabDead, UsageError
 from harness.lab.keys import Keys
 from harness.lab.qemu import MachineSpec, Qemu, command
-from harness.lab.store import LabImage
+from harness.lab.store import LabImage, used
 
 READY = "ready"
 
@@ -89,7 +89,10 @@ def lock(image: LabImage, name: str, spec: MachineSpec, qemu: Qemu) -> FileLock:
 
 def find(image: LabImage, name: str, spec: MachineSpec, qemu: Qemu) -> Checkpoint | None:
     """The checkpoint, or None when this QEMU and machine have none of that name (or a damaged one)."""
-    return read(path(image, name, spec, qemu))
+    found = read(path(image, name, spec, qemu))
+    if found is not None:
+        used(found.directory)
+    return found
 
 
 def read(directory: Path) -> Checkpoint | None:
@@ -106,10 +109,10 @@ def read(directory: Path) -> Checkpoint | None:
 
 
 def listing(image: LabImage) -> list[Path]:
-    """Directories of all checkpoints of an image, for whatever QEMU, oldest first."""
+    """Directories of all checkpoints of an image, for whatever QEMU, the longest unused first."""
     directory = image.directory / "checkpoints"
     found = [p for p in directory.iterdir() if (p / "meta.json").is_file()] if directory.is_dir() else []
-    return sorted(found, key=lambda p: (p / "meta.json").stat().st_mtime)
+    return sorted(found, key=lambda p: p.stat().st_mtime)
 
 
 def save(image: LabImage, checkpoint: Checkpoint, files: dict[str, Path], qemu: Qemu) -> Checkpoint:
@@ -188,7 +191,7 @@ def remove(directory: Path) -> None:
 
 
 def prune(image: LabImage, keep: int) -> None:
-    """Remove the oldest ``warm-`` checkpoints beyond ``keep``: they are made anew when they are needed."""
+    """Remove the longest unused ``warm-`` checkpoints beyond ``keep``: they are made anew when they are needed."""
     warm = [p for p in listing(image) if p.name.startswith("warm-") and not children(image, p)]
     for directory in warm[: max(0, len(warm) - keep)]:
         remove(directory)

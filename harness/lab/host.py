@@ -94,6 +94,7 @@ class LabHost(DirectHost):
     def disk(self, local: Path, fmt: str = "raw") -> str:
         if not local.is_file():
             raise UsageError(f"{local}: no such disk image", mend="give the path of an image file")
+        self.prepare()
         drive = self.lab.machine.plug(local, fmt)
         self.lab.record()
         device = self.transport.run(["sh", "-c", _PLUGGED, "sh", drive.serial], Deadline(20)).text.strip()

@@ -8,6 +8,7 @@ import os
 import re
 import secrets
 import shutil
+import sys
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -40,6 +41,19 @@ printf 'name="warm"\ntype="pv"\nkernel="/bin/busybox"\nmemory=32\nvif=[""]\n' > 
 rm /tmp/warm.cfg; bash -c true; ethtool --version; tcpdump --version; losetup -a; rm -f /var/log/xen/xl-warm.log*
 for n in 1 2 3; do xenstore-read /local/domain/0/name; ip link; done
 cat /usr/lib/xen-*/bin/pygrub /usr/lib/xen-*/bin/xenconsole /usr/sbin/blockdev /usr/bin/head > /dev/null; true
+"""
+
+_EXPIRE = """
+import contextlib, sys, time
+from harness.errors import UsageError
+from harness.lab import control, records
+pid = getattr(records.read(sys.argv[1]), "qemu_pid", 0)
+end = time.monotonic() + float(sys.argv[2])
+while time.monotonic() < end and getattr(records.read(sys.argv[1]), "qemu_pid", 0) == pid:
+    time.sleep(5)
+if getattr(records.read(sys.argv[1]), "qemu_pid", 0) == pid:
+    with contextlib.suppress(UsageError):
+        control.remove(sys.argv[1])
 """
 
 
@@ -174,6 +188,16 @@ class Lab:
         self._quiet()
         if self.machine.process is not None:
             self.machine.process.release()
+
+    def keep_for(self, seconds: float) -> None:
+        """Let go of the lab; it ends, and its files go, after so long, or by `fxh lab rm`."""
+        process = self.machine.process
+        if process is None:
+            return
+        self.keep = True
+        self.record()
+        process.hand_over([sys.executable, "-c", _EXPIRE, self.name, str(seconds)])
+        self.release()
 
     @classmethod
     def attach(cls, name: str, qemu: Qemu) -> Lab:

@@ -90,6 +90,17 @@ class Process:
             self._monitor.close()
             self._monitor = None
 
+    def hand_over(self, argv: Sequence[str]) -> None:
+        """Let the new process ``argv`` own QEMU in our place: QEMU ends with it."""
+        pipe = self._popen.stdin if self._popen is not None else None
+        if pipe is None:
+            return
+        subprocess.Popen(
+            argv, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
+            pass_fds=[pipe.fileno()],
+        )  # fmt: skip
+        pipe.close()
+
     def stop(self) -> None:
         """End QEMU; safe to call twice and on a dead one."""
         with suppress(ProcessLookupError):

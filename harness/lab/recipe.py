@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from harness import paths
+from harness.digest import file_sha256
 from harness.errors import UsageError
 
 DEFAULT_XEN = "4.20"
 # Raise when the builder makes something else from the same recipe.
-_BUILDER = 1
+_BUILDER = 2
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,7 @@ class Recipe:
     modules: tuple[str, ...]
     initrd_modules: tuple[str, ...]
     control_modules: tuple[str, ...]
+    control_programs: tuple[str, ...]
     trim: tuple[str, ...]
     files: tuple[tuple[str, bytes], ...]
     hypervisor: Path | None = None
@@ -36,7 +38,7 @@ class Recipe:
         digest = hashlib.sha256(f"builder {_BUILDER}\n".encode())
         for part in (self.suite, *self.packages, "|", *self.modules, "|", *self.initrd_modules, "|"):
             digest.update(part.encode() + b"\n")
-        for part in (*self.control_modules, "|", *self.trim):
+        for part in (*self.control_modules, "|", *self.control_programs, "|", *self.trim):
             digest.update(part.encode() + b"\n")
         for name, data in self.files:
             digest.update(name.encode() + b"\0" + hashlib.sha256(data).digest())
@@ -44,13 +46,8 @@ class Recipe:
 
     @property
     def key(self) -> str:
-        own = [_file_digest(path) for path in (self.hypervisor, self.dom0_kernel) if path]
+        own = [file_sha256(path)[:8] for path in (self.hypervisor, self.dom0_kernel) if path]
         return "-".join([self.base_key, *own])
-
-
-def _file_digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()[:8]
 
 
 def available() -> tuple[str, ...]:
@@ -84,6 +81,7 @@ def load(xen: str = DEFAULT_XEN, hypervisor: Path | None = None, dom0_kernel: Pa
         modules=tuple(common["modules"]),
         initrd_modules=tuple(common["initrd_modules"]),
         control_modules=tuple(common["control_modules"]),
+        control_programs=tuple(common["control_programs"]),
         trim=tuple(common["trim"]),
         files=tuple((f"{p.parent.name}/{p.name}", p.read_bytes()) for p in parts),
         hypervisor=hypervisor,

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from harness.plugin import cells, options
+from harness.plugin import cells, options, selection
 
 # Everything heavy is imported when a case of ours is there: the plugin is loaded by every pytest around.
 pytest_plugins = ("harness.plugin.fixtures",)
@@ -20,8 +20,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line(
         "markers",
-        "needs(os, types, capability): what a case cannot do without: os 'freebsd' or 'linux', guest types, "
-        "host capabilities (pygrub, hvm, checkpoint)",
+        "needs(os, types, capability, freebsd, once): what a case cannot do without: os 'freebsd' or 'linux', guest types, "
+        "host capabilities (pygrub, hvm, checkpoint, console-log), FreeBSD releases ('>=12.0,<14.1'; the control guest has none); once: the case is about the host alone, and "
+        "runs in one cell of each",
     )
     config.addinivalue_line(
         "markers", "formerly(key, ...): keys (as `fxh history` shows them) that this case had before it was renamed"
@@ -40,8 +41,14 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize("cell", found, ids=[str(cell) for cell in found], scope="session")
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip, with the reason and the command that would run it, what cannot run in its cell."""
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Skip, with the reason and the command that would run it, what cannot run in its cell.
+
+    Left out are what a host needs no more than once, and other shards' cases.
+    """
+    _once(config, items)
+    selection.narrow(config, items)
     for item in items:
         callspec = getattr(item, "callspec", None)
         cell = callspec.params.get("cell") if callspec is not None else None
@@ -53,18 +60,40 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
                 item.add_marker(pytest.mark.skip(reason=reason))
 
 
+def _once(config: pytest.Config, items: list[pytest.Item]) -> None:
+    kept, dropped = [], []
+    seen: dict[tuple[str, str], str] = {}
+    for item in items:
+        callspec = getattr(item, "callspec", None)
+        cell = callspec.params.get("cell") if callspec is not None else None
+        once = any(mark.kwargs.get("once") for mark in item.iter_markers("needs"))
+        if isinstance(cell, cells.Cell) and once and seen.setdefault((_caseless(item), cell.host), str(cell)) != str(cell):
+            dropped.append(item)
+        else:
+            kept.append(item)
+    if dropped:
+        config.hook.pytest_deselected(items=dropped)
+        items[:] = kept
+
+
+def _caseless(item: pytest.Item) -> str:
+    """The case without the cell: its function."""
+    return item.nodeid.partition("[")[0]
+
+
 def _ours(item: pytest.Item) -> bool:
     return "cell" in getattr(item, "fixturenames", ())
 
 
-@pytest.hookimpl(wrapper=True)
-def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, Any, Any]:
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> bool | None:
+    """As pytest's own, but a case whose host was lost under it is run once more, on another."""
     if not _ours(item):
-        return (yield)
+        return None
     from harness.plugin import session
 
-    session.begin(item)
-    return (yield)
+    session.run(item, nextitem)
+    return True
 
 
 @pytest.hookimpl(wrapper=True)

@@ -7,17 +7,21 @@ from dataclasses import dataclass
 
 import pytest
 
+from harness.errors import UsageError
+from harness.hosts.pool import label
 from harness.plugin.options import Options
 
 
 @dataclass(frozen=True, repr=False)
 class Cell:
-    """``guest`` is control or freebsd; ``host`` is ``xen-4.20`` for a lab, or a real host's name."""
+    """``guest`` is control or freebsd; ``host`` is ``xen-4.20`` for a lab, or the name of a real host or a pool of them."""
 
     guest: str
     type: str
     host: str
     xen: str = ""
+    version: str = ""
+    """The FreeBSD release, for example ``13.2``; "" for the control guest, and where nobody knows."""
 
     def __str__(self) -> str:
         return f"{self.guest}-{self.type}-{self.host}"
@@ -33,18 +37,24 @@ class Cell:
 _TYPES = {"control": ("pv", "pvh"), "freebsd": ("pvh", "hvm", "pv")}
 
 
-def cells(options: Options, freebsd_types: tuple[str, ...]) -> tuple[Cell, ...]:
-    """All cells that were asked for. ``freebsd_types`` are those that the given kernel can be started as."""
+def cells(options: Options, freebsd_types: tuple[str, ...], version: str = "") -> tuple[Cell, ...]:
+    """All cells that were asked for. ``freebsd_types`` are those that the given kernel, of release ``version``, can be."""
     hosts = [(f"xen-{xen}", xen) for xen in options.xens]
     if options.host:
-        hosts = [(re.sub(r"[^A-Za-z0-9.]+", "-", options.host), "")]
+        hosts = [(label(options.host), "")]
     found = []
     for guest in options.guests:
         able = freebsd_types if guest == "freebsd" else _TYPES[guest]
         for guest_type in options.types or able:
             if guest_type in able:
-                found += [Cell(guest, guest_type, host, xen) for host, xen in hosts]
+                release = version if guest == "freebsd" else ""
+                found += [Cell(guest, guest_type, host, xen, release) for host, xen in hosts]
     return tuple(found)
+
+
+def everywhere(xens: tuple[str, ...]) -> tuple[Cell, ...]:
+    """All cells that there could be, of a FreeBSD whose release nobody knows: for looking at the suites, not for running."""
+    return tuple(Cell(guest, kind, f"xen-{xen}", xen) for guest, kinds in _TYPES.items() for kind in kinds for xen in xens)
 
 
 def unmet(marks: list[pytest.Mark], cell: Cell) -> str:
@@ -54,10 +64,35 @@ def unmet(marks: list[pytest.Mark], cell: Cell) -> str:
         if os and os != cell.os:
             who = {"freebsd": "a FreeBSD guest", "linux": "the control guest"}[os]
             return f"needs {who}"
+        span = mark.kwargs.get("freebsd")
+        if span and cell.os == "freebsd" and not within(cell.version, span):
+            return f"needs FreeBSD {span}, this is {cell.version}"
         types = mark.kwargs.get("types")
         if types and cell.type not in types:
             return f"needs guest type {' or '.join(types)}"
     return ""
+
+
+# >=12.0    <14.1
+_BOUND = re.compile(r"(>=|<)(\d+)(?:\.(\d+))?")
+
+
+def within(version: str, span: str) -> bool:
+    """Whether a release lies in ``span``: bounds such as ``>=12.0,<14.1``. An unknown release ("") lies in every one.
+
+    Raises UsageError for a span that is none.
+    """
+    here = re.match(r"(\d+)\.(\d+)", version)
+    for word in span.split(","):
+        bound = _BOUND.fullmatch(word.strip())
+        if bound is None:
+            raise UsageError(f"FreeBSD {span!r}", mend="bounds by commas, for example >=12.0,<14.1")
+        if here is None:
+            continue
+        number, limit = (int(here[1]), int(here[2])), (int(bound[2]), int(bound[3] or 0))
+        if (number < limit) if bound[1] == ">=" else (number >= limit):
+            return False
+    return True
 
 
 def elsewhere(marks: list[pytest.Mark], nodeid: str) -> str:
@@ -70,6 +105,8 @@ def elsewhere(marks: list[pytest.Mark], nodeid: str) -> str:
         words += ["--kernel KERNEL --disk IMAGE"]
     elif kwargs.get("os") == "linux":
         words += ["--guest control"]
+    elif kwargs.get("freebsd"):
+        words += [f"--kernel KERNEL --disk IMAGE (FreeBSD {kwargs['freebsd']})"]
     if kwargs.get("types"):
         words += ["--type", ",".join(kwargs["types"])]
     if kwargs.get("capability"):

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
+from harness.errors import InfrastructureError
 from harness.guests.guest import Guest, Shape
+from harness.hosts import scratch as disks
 from harness.hosts.host import XenHost
+from harness.hosts.scratch import ScratchDisk
+from harness.images.image import Image
 from harness.plugin import cells, evidence, inputs
 from harness.plugin.cells import Cell
 from harness.plugin.rig import CaseContext, Rig
@@ -15,7 +21,10 @@ from harness.plugin.state import CASE, RIG, case_directory
 from harness.xen.toolstack import Toolstack
 
 NewGuest = Callable[..., Guest]
-"""``new_guest(**shape)``: a guest of the cell, not created yet; keywords as of :class:`harness.guests.guest.Shape`."""
+"""``new_guest(**shape)`` and ``booted(**shape)``: a guest of the cell, keywords as of :class:`harness.guests.guest.Shape`."""
+
+
+NewScratch = Callable[..., tuple[ScratchDisk, ...]]
 
 
 @pytest.fixture(scope="session")
@@ -30,9 +39,11 @@ def case(request: pytest.FixtureRequest, rig: Rig, cell: Cell) -> Iterator[CaseC
     context = CaseContext(case_directory(request.config, request.node.nodeid), cell)
     request.node.stash[CASE] = context
     yield context
-    rig.clean(context.guests)
+    if context.kept:
+        return
+    rig.clean(context.guests, context.undo)
     if context.host is not None:
-        leaks = rig.leaks(cell)
+        leaks = rig.leaks(cell, context.given)
         if leaks:
             evidence.gather(context)
             names = "\n  ".join(map(str, leaks))
@@ -69,14 +80,57 @@ def new_guest(rig: Rig, cell: Cell, host: XenHost, case: CaseContext) -> NewGues
 
 
 @pytest.fixture
-def guest(request: pytest.FixtureRequest, rig: Rig, cell: Cell, case: CaseContext) -> Guest:
-    """A booted guest with a shell: restored from a warm checkpoint on a lab, booted afresh elsewhere."""
-    found, boot = rig.booted_guest(cell, case.directory, Shape(cell.type))
-    case.host, case.warm_boot = found.host, boot
-    case.guests.append(found)
-    _capable(request, found.host, cell)
-    case.inputs.update(_inputs(found.host) | inputs.of(rig.source(cell)))
-    return found
+def booted(request: pytest.FixtureRequest, rig: Rig, cell: Cell, case: CaseContext) -> NewGuest:
+    """``booted(**shape)``: a guest with a shell, restored from a warm checkpoint of that shape on a lab, booted elsewhere."""
+
+    def make(**shape: object) -> Guest:
+        found, boot = rig.booted_guest(cell, case.directory, Shape(cell.type, **shape))  # type: ignore[arg-type]
+        case.host, case.warm_boot = found.host, boot
+        case.guests.append(found)
+        _capable(request, found.host, cell)
+        case.inputs.update(_inputs(found.host) | inputs.of(rig.source(cell)))
+        return found
+
+    return make
+
+
+@pytest.fixture
+def guest(booted: NewGuest) -> Guest:
+    """A booted guest with a shell and nothing special."""
+    return booted()
+
+
+@pytest.fixture
+def scratch(case: CaseContext) -> NewScratch:
+    """``scratch("one", "two", size=MIB)``: small disks in dom0 that hold their own labels; ask for a guest or host first."""
+
+    def make(*labels: str, size: int = disks.MIB, sector: int = 512) -> tuple[ScratchDisk, ...]:
+        if case.host is None:
+            raise InfrastructureError("this case has no host yet", mend="ask for the fixture guest or host before scratch disks")
+        host, tag = case.host, secrets.token_hex(3)
+        made = disks.make(host, [f"{label}.{tag}" for label in labels], size=size, sector=sector)
+        case.given.append(f"{host.directory}/scratch")
+        case.undo.append(lambda: disks.drop(host, made))
+        return made
+
+    return make
+
+
+@pytest.fixture
+def image(rig: Rig, cell: Cell) -> Image:
+    """The image under test, with its manifest; a case that asks for it is skipped where there is none."""
+    if cell.guest != "freebsd" or rig.image is None:
+        pytest.skip("needs an image with a manifest; elsewhere: fxh run --image IMAGE")
+    return rig.image
+
+
+@pytest.fixture
+def given_kernel(rig: Rig, cell: Cell) -> Path:
+    """The kernel file that the cell's guest is booted with, as it is on this machine."""
+    kernel = rig.source(cell).kernel
+    if kernel is None:
+        pytest.skip("needs a kernel as a file of its own; elsewhere: fxh run --image IMAGE")
+    return kernel
 
 
 def _inputs(host: XenHost) -> dict[str, str]:

@@ -9,9 +9,12 @@ from pathlib import Path
 import pytest
 
 from harness import paths
+from harness.config import load
 from harness.errors import UsageError
+from harness.hosts import pool
 from harness.lab import recipe
 from harness.lab.factory import MEMORY, LabWish
+from harness.plugin import shard
 
 
 @dataclass(frozen=True)
@@ -23,8 +26,11 @@ class Options:
     xens: tuple[str, ...]
     kernel: Path | None
     disk: Path | None
+    image: str
+    bootloader: str
     root: str
     host: str
+    """Real hosts by commas (see harness.hosts.pool.members); empty for a lab."""
     scale: float
     hypervisor: Path | None
     dom0_kernel: Path | None
@@ -33,6 +39,12 @@ class Options:
     accel: str
     control: Path | None = None
     branch: str = ""
+    lease_memory: int = 0
+    lease_wait: int = 3600
+    keep: str = "never"
+    keep_minutes: int = 60
+    keep_runs: int = 30
+    worker: int = 0
 
     @property
     def chosen(self) -> dict[str, str]:
@@ -72,25 +84,48 @@ def add(parser: pytest.Parser) -> None:
     group.addoption("--xen", default="", help=f"Xen versions of the lab, by commas: {', '.join(recipe.available_quietly())}")
     group.addoption("--kernel", default="", help="a FreeBSD kernel to boot")
     group.addoption("--disk", default="", help="the disk image with its root file system (raw or qcow2); it is not written to")
+    group.addoption("--image", default="", help="a FreeBSD image of the store (fxh image list), instead of --kernel and --disk")
+    group.addoption("--bootloader", default="", help="with --image: pygrub, so that dom0 reads the kernel from the disk")
     group.addoption("--root", default="", help="the guest's root device (default: the first disk as a whole)")
-    group.addoption("--xen-host", default="", help="a real Xen host: user@host, or local for this machine (default: a lab)")
     group.addoption("--control", default="", help="a control guest of your own: a directory with its vmlinuz and initrd")
     group.addoption("--branch", default="", help="the line of development that is tested, for verdicts (main, stable/14)")
-    group.addoption("--scale", type=float, default=1.0, help="stretches every time budget of a guest")
+    group.addoption("--fxh-everywhere", action="store_true", help=argparse.SUPPRESS)
+    group.addoption(
+        "--xen-host",
+        default="",
+        help="real Xen hosts, by commas: names or tag:TAG of fxh.toml, user@host, local, lab (default: a lab)",
+    )
+    group.addoption("--scale", type=float, default=None, help="stretches every time budget of a guest")
     group.addoption("--hypervisor", default="", help="the lab's hypervisor: a xen.gz of your own")
     group.addoption("--dom0-kernel", default="", help="the lab's dom0 kernel: a vmlinuz of your own")
-    group.addoption("--lab-memory", type=int, default=MEMORY, help="MiB of a lab")
-    group.addoption("--lab-cpus", type=int, default=1, help="virtual CPUs of a lab")
-    group.addoption("--accel", default="auto", choices=("auto", "tcg", "kvm"), help="how QEMU runs a lab")
+    group.addoption("--lab-memory", type=int, default=None, help="MiB of a lab")
+    group.addoption("--lab-cpus", type=int, default=None, help="virtual CPUs of a lab")
+    group.addoption("--accel", default="", choices=("", "auto", "tcg", "kvm"), help="how QEMU runs a lab")
+    group.addoption(
+        "--keep", default="", choices=("", "never", "failed"), help="failed: leave a dead guest paused, to be looked at"
+    )
+    group.addoption("--shard", default="", help="i/n: the i-th of n parts of all cases, the same everywhere")
+    group.addoption("--resume", action="store_true", default=False, help=argparse.SUPPRESS)
     group.addoption("--fxh-run", default="", help=argparse.SUPPRESS)
     group.addoption("--reports", default="", help="where results go (default: reports/ of the project)")
 
 
 def read(config: pytest.Config) -> Options:
-    """Raises UsageError for what cannot be."""
+    """Raises UsageError for what cannot be. What the command line does not say comes from ``fxh.toml``."""
+    loaded = load(
+        {
+            f"run.{key}": config.getoption(option)
+            for key, option in (
+                ("guest", "guest"), ("type", "guest_type"), ("xen", "xen"), ("xen_host", "xen_host"), ("scale", "scale"),
+                ("accel", "accel"), ("lab_memory", "lab_memory"), ("lab_cpus", "lab_cpus"), ("keep", "keep"),
+            )
+        }
+    )  # fmt: skip
+    run = loaded.config.run
 
     def words(name: str) -> tuple[str, ...]:
-        return tuple(filter(None, (word.strip() for word in str(config.getoption(name)).split(","))))
+        given = str(getattr(run, {"guest_type": "type"}.get(name, name)))
+        return tuple(filter(None, (word.strip() for word in given.split(","))))
 
     def path(name: str) -> Path | None:
         text = str(config.getoption(name))
@@ -104,18 +139,32 @@ def read(config: pytest.Config) -> Options:
     kernel, disk = path("kernel"), path("disk")
     if (kernel is None) != (disk is None):
         raise UsageError("--kernel and --disk go together", mend="give the kernel and the image with its root file system")
-    guests = words("guest") or (("freebsd",) if kernel else ("control",))
+    image = str(config.getoption("image"))
+    if image and kernel:
+        raise UsageError(
+            "--image brings its kernel and disks", mend="leave --kernel and --disk out, or swap the kernel: fxh image build"
+        )
+    bootloader = str(config.getoption("bootloader"))
+    if bootloader not in ("", "pygrub") or (bootloader and not image):
+        raise UsageError(f"--bootloader {bootloader}", mend="--image IMAGE --bootloader pygrub")
+    guests = words("guest") or (("freebsd",) if kernel or image else ("control",))
     for guest in guests:
         if guest not in ("control", "freebsd"):
             raise UsageError(f"--guest {guest}", mend="control or freebsd")
-    if "freebsd" in guests and kernel is None:
-        raise UsageError("--guest freebsd needs a FreeBSD", mend="add --kernel KERNEL --disk IMAGE")
+    if "freebsd" in guests and kernel is None and not image:
+        raise UsageError("--guest freebsd needs a FreeBSD", mend="add --image IMAGE, or --kernel KERNEL --disk DISK")
     types = words("guest_type")
     for guest_type in types:
         if guest_type not in ("pv", "pvh", "hvm"):
             raise UsageError(f"--type {guest_type}", mend="pv, pvh or hvm")
     xens = words("xen") or (recipe.DEFAULT_XEN,)
-    if not config.getoption("xen_host"):
+    pool.members(run.xen_host, loaded.config.hosts)
+    shard.parse(str(config.getoption("shard")))
+    if run.keep not in ("never", "failed"):
+        raise UsageError(f"run.keep {run.keep!r}", mend="never or failed")
+    if run.accel not in ("auto", "tcg", "kvm"):
+        raise UsageError(f"run.accel {run.accel!r}", mend="auto, tcg or kvm")
+    if not run.xen_host:
         for xen in xens:
             if words("xen") and xen not in recipe.available():
                 raise UsageError(f"--xen {xen}: no lab recipe", mend=f"there are: {', '.join(recipe.available())}")
@@ -123,7 +172,7 @@ def read(config: pytest.Config) -> Options:
     for name in ("vmlinuz", "initrd") if control else ():
         if control is not None and not (control / name).is_file():
             raise UsageError(f"--control {control}: no {name} in it", mend="give a directory with vmlinuz and initrd")
-    scale = float(config.getoption("scale"))
+    scale = run.scale
     if scale <= 0:
         raise UsageError(f"--scale {scale}", mend="a number above 0")
     return Options(
@@ -132,17 +181,31 @@ def read(config: pytest.Config) -> Options:
         xens=xens,
         kernel=kernel,
         disk=disk,
+        image=image,
+        bootloader=bootloader,
         root=str(config.getoption("root")),
-        host=str(config.getoption("xen_host")),
+        host=run.xen_host,
         scale=scale,
         hypervisor=path("hypervisor"),
         dom0_kernel=path("dom0_kernel"),
-        lab_memory=int(config.getoption("lab_memory")),
-        lab_cpus=int(config.getoption("lab_cpus")),
-        accel=str(config.getoption("accel")),
         control=control,
         branch=str(config.getoption("branch")),
+        lab_memory=run.lab_memory or MEMORY,
+        lab_cpus=run.lab_cpus,
+        accel=run.accel,
+        lease_memory=run.lease_memory,
+        lease_wait=run.lease_wait,
+        keep=run.keep,
+        keep_minutes=run.keep_minutes,
+        keep_runs=run.keep_runs,
+        worker=_worker(config),
     )
+
+
+def _worker(config: pytest.Config) -> int:
+    """The number of this xdist worker (``gw3``), 0 without xdist."""
+    name = str(getattr(config, "workerinput", {}).get("workerid", ""))
+    return int(name.removeprefix("gw")) if name.startswith("gw") else 0
 
 
 def reports(config: pytest.Config) -> Path:

@@ -8,7 +8,7 @@ import pytest
 
 from harness.console.deaths import Death
 from harness.errors import ExitCode, GuestDied, HarnessError
-from harness.results.model import FAILED, HARNESS, INFRASTRUCTURE, PASSED, SKIPPED, CaseResult
+from harness.results.model import FAILED, HARNESS, INFRASTRUCTURE, KNOWN, PASSED, SKIPPED, CaseResult
 
 
 @dataclass(frozen=True)
@@ -47,4 +47,4 @@ def exit_code(cases: tuple[CaseResult, ...]) -> int:
         return ExitCode.HARNESS
     if INFRASTRUCTURE in outcomes:
         return ExitCode.INFRASTRUCTURE
-    return ExitCode.OK if PASSED in outcomes else ExitCode.NOTHING_SELECTED
+    return ExitCode.OK if outcomes & {PASSED, KNOWN} else ExitCode.NOTHING_SELECTED

@@ -53,7 +53,7 @@ class Progress:
         word, seconds = (before[0], before[1]) if before else ("passed", 0.0)
         if report.failed or (report.skipped and word == "passed"):
             ours = dict(report.user_properties).get("outcome")
-            word = str(ours or report.outcome).upper() if report.failed else "skipped"
+            word = str(ours or report.outcome).upper() if report.failed else str(ours or "skipped")
         self._outcomes[report.nodeid] = (word, seconds + report.duration, _first_line(report))
 
     def pytest_runtest_logfinish(self, nodeid: str) -> None:
@@ -83,6 +83,8 @@ class Progress:
 
 
 def _first_line(report: pytest.TestReport) -> str:
+    if hasattr(report, "wasxfail"):
+        return plain(report.wasxfail)[:200]
     if report.skipped and isinstance(report.longrepr, tuple):
         return plain(report.longrepr[2])[:200]
     lines = str(report.longrepr or "").strip().splitlines()

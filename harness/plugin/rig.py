@@ -6,6 +6,7 @@ import json
 import logging
 import secrets
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -13,15 +14,19 @@ from typing import Any
 
 from harness.console.reader import ConsoleReader
 from harness.errors import HarnessError, InfrastructureError, LabDead
+from harness.guests import bootable
 from harness.guests import source as sources
 from harness.guests.guest import Guest, Shape, configure
 from harness.guests.source import GuestSource
-from harness.hosts import connect
 from harness.hosts.host import DirectHost, XenHost
 from harness.hosts.inventory import Inventory, Item
+from harness.images import image as images
+from harness.images.image import Image
 from harness.lab import checkpoint, factory
 from harness.lab.host import LabHost, key_of
+from harness.plugin import keep as keeping
 from harness.plugin.cells import Cell
+from harness.plugin.lender import Lender
 from harness.plugin.options import Options
 from harness.results.model import Boot, Stamp
 from harness.xen.config import Disk, DomainConfig, Vif
@@ -43,6 +48,12 @@ class CaseContext:
     warm_boot: Boot | None = None
     inputs: dict[str, str] = field(default_factory=dict)
     metrics: dict[str, float] = field(default_factory=dict)
+    undo: list[Callable[[], None]] = field(default_factory=list)
+    """What to give back on a real host once the guests are gone, last first; a lab is put back as a whole."""
+    given: list[str] = field(default_factory=list)
+    """Parts of names of things in dom0 that the harness made for the case: on a lab they are no leaks."""
+    kept: str = ""
+    """How to attach to its guests, which are left as they are."""
 
     @property
     def consoles(self) -> list[ConsoleReader]:
@@ -58,12 +69,21 @@ class Rig:
         self._hosts: dict[str, DirectHost] = {}
         self._before: dict[str, Inventory] = {}
         self._used: set[str] = set()
+        self._kept = 0
+        self._lender = Lender(options, lambda: self._lab(options.xens[0]))
 
     # -- what is tested -----------------------------------------------------------------------------------------------
 
     @cached_property
+    def image(self) -> Image | None:
+        """The image given by --image. Raises UsageError when there is none of that name."""
+        return images.find(self.options.image) if self.options.image else None
+
+    @cached_property
     def freebsd(self) -> GuestSource | None:
-        """The FreeBSD given by --kernel and --disk. Raises UsageError when it is none that Xen can start."""
+        """The FreeBSD given by --image, or --kernel and --disk. Raises UsageError when it is none that Xen can start."""
+        if self.image is not None:
+            return sources.from_image(self.image, bootloader=self.options.bootloader, root=self.options.root)
         if self.options.kernel is None or self.options.disk is None:
             return None
         return sources.freebsd(self.options.kernel, self.options.disk, root=self.options.root)
@@ -76,10 +96,17 @@ class Rig:
         wish = self.options.wish(cell.xen) if cell.xen else self.options.wish(self.options.xens[0])
         return sources.control(factory.image(wish).directory / "control")
 
+    def source_for(self, cell: Cell, shape: Shape) -> GuestSource:
+        """What is booted in this shape: where a bootloader shall find the kernel, it is on a disk."""
+        source = self.source(cell)
+        return bootable.source(source) if shape.bootloader else source
+
     # -- hosts --------------------------------------------------------------------------------------------------------
 
     def host(self, cell: Cell) -> DirectHost:
         """The cell's host, at rest: a lab is put back to "dom0 ready" if it was used."""
+        if self._lender.wanted(self._hosts.get(cell.host)):
+            self._drop(cell.host)
         host = self._hosts.get(cell.host)
         if isinstance(host, LabHost) and host.lab.dead:
             log.warning("lab %s is lost (%s): the next case gets a fresh one", host.lab.name, host.lab.dead)
@@ -96,13 +123,26 @@ class Rig:
 
     def _acquire(self, cell: Cell) -> DirectHost:
         if self.options.host:
-            host = connect.direct(self.options.host, self.run_id)
+            host = self._lender.acquire(self.source(cell))
         else:
-            lab = factory.make(self.options.wish(cell.xen))
-            lab.up()
-            host = LabHost(lab, run_id=self.run_id)
+            host = self._lab(cell.xen)
         self._hosts[cell.host] = host
         return host
+
+    def _lab(self, xen: str) -> LabHost:
+        lab = factory.make(self.options.wish(xen))
+        lab.up()
+        return LabHost(lab, run_id=self.run_id)
+
+    def lost(self, cell: Cell) -> str:
+        """Why the cell's host is lost, or "". A lost one is dropped, and the next case gets another."""
+        host = self._hosts.get(cell.host)
+        error = self.check(cell)
+        if host is None or error is None:
+            return ""
+        self._lender.lost(host, error.message)
+        self._drop(cell.host)
+        return error.message
 
     def _restore(self, host: LabHost, name: str, *, to_freeze: bool = False) -> None:
         made = host.find_checkpoint(name)
@@ -125,7 +165,7 @@ class Rig:
     def new_guest(self, cell: Cell, host: XenHost, directory: Path, shape: Shape) -> Guest:
         """A guest that is not created yet. The host counts as used from here on."""
         self._used.add(cell.host)
-        source = self.source(cell)
+        source = self.source_for(cell, shape)
         config = configure(host, source, shape, host.domain_name(source.label))
         return Guest(host, source.profile, config, directory, scale=self.options.scale)
 
@@ -135,7 +175,7 @@ class Rig:
         With it comes the boot that the checkpoint was made from.
         """
         if not self.options.host:
-            name = f"warm-{key_of(self.source(cell).key, repr(shape), str(_WARM))}"
+            name = f"warm-{key_of(self.source_for(cell, shape).key, repr(shape), str(_WARM))}"
             host = self._hosts.get(cell.host)
             if not isinstance(host, LabHost) or host.lab.dead:
                 host = self.host(cell)
@@ -168,7 +208,7 @@ class Rig:
         if cell.host not in self._before:
             self._before[cell.host] = host.inventory()
         self._restore(host, checkpoint.READY, to_freeze=True)
-        source = self.source(cell)
+        source = self.source_for(cell, shape)
         config = configure(host, source, shape, f"fxh-{name}")
         guest = Guest(host, source.profile, config, directory, scale=self.options.scale)
         begun = time.monotonic()
@@ -183,8 +223,11 @@ class Rig:
 
     # -- after a case -------------------------------------------------------------------------------------------------
 
-    def leaks(self, cell: Cell) -> tuple[Item, ...]:
-        """What the case left in dom0 beyond its guests. What is on its way out is given a moment."""
+    def leaks(self, cell: Cell, given: Sequence[str] = ()) -> tuple[Item, ...]:
+        """What the case left in dom0 beyond its guests and, on a lab, what was ``given`` to it.
+
+        What is on its way out is given a moment.
+        """
         host, before = self._hosts.get(cell.host), self._before.get(cell.host)
         if host is None or before is None:
             return ()
@@ -192,12 +235,27 @@ class Rig:
         for pause in (0.0, 0.5, 2.0):
             time.sleep(pause)
             found = host.inventory().leaks_since(before)
+            if isinstance(host, LabHost):
+                found = tuple(item for item in found if not any(part in item.name for part in given))
             if not found:
                 break
         return found
 
-    def clean(self, guests: list[Guest]) -> None:
-        """Remove a case's guests. On a lab they go when it is put back for the next case."""
+    def keep(self, cell: Cell, context: CaseContext) -> None:
+        """Leave the guests of a failed case for somebody to look at; the next case gets another share or another lab."""
+        host = self._hosts.get(cell.host)
+        if self.options.keep != "failed" or host is None or not context.guests or context.kept:
+            return
+        if self._kept >= keeping.MOST:
+            log.warning("this worker keeps %d guests already: no more", self._kept)
+            return
+        context.kept = keeping.keep(host, context.guests, self.options.keep_minutes)
+        if context.kept:
+            self._kept += 1
+            self._drop(cell.host)
+
+    def clean(self, guests: list[Guest], undo: Sequence[Callable[[], None]] = ()) -> None:
+        """Remove a case's guests, and then what was made for them. On a lab all goes when it is put back for the next case."""
         for guest in guests:
             if isinstance(guest.host, LabHost):
                 guest.console_will_end()
@@ -209,6 +267,13 @@ class Rig:
                     log.error("could not remove %s: %s", guest.name, exc)
                 for disk in guest.config.disks:
                     guest.host.drop_disk(disk.target)
+        if not self.options.host:
+            return
+        for step in reversed(undo):
+            try:
+                step()
+            except InfrastructureError as exc:
+                log.error("could not tidy up: %s", exc)
 
     def check(self, cell: Cell) -> HarnessError | None:
         """Why the cell's host is not well, or None."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 import secrets
@@ -13,21 +14,34 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from _pytest.runner import runtestprotocol
 
 from harness import paths
 from harness.console.text import plain
 from harness.errors import HarnessError, UsageError
-from harness.plugin import cells, evidence
+from harness.lab import recipe
+from harness.plugin import cells, evidence, known
 from harness.plugin import options as options_
 from harness.plugin.outcome import Finding, exit_code, judge
 from harness.plugin.rig import CaseContext, Rig, stamps
 from harness.plugin.state import CASE, OPTIONS, PROGRESS, RIG, RUN, Progress, case_directory
 from harness.results import model, revision
-from harness.results.model import INFRASTRUCTURE, PASSED, SKIPPED, Boot, CaseResult, RunResult, Stamp
+from harness.results.model import (
+    FAILED,
+    GONE_WORDS,
+    HARNESS,
+    INFRASTRUCTURE,
+    KNOWN,
+    KNOWN_WORDS,
+    PASSED,
+    SKIPPED,
+    Boot,
+    CaseResult,
+    RunResult,
+    Stamp,
+)  # fmt: skip
 
 log = logging.getLogger("fxh.run")
-
-_KEPT_RUNS = 30
 
 
 def check_options(config: pytest.Config) -> None:
@@ -44,8 +58,10 @@ def cells_of(config: pytest.Config) -> tuple[cells.Cell, ...]:
     """The cells of this run; the first asking sets the run up."""
     if RUN not in config.stash or not (config.stash[RUN] / "cases").is_dir():
         _open(config)
+    if config.getoption("fxh_everywhere"):
+        return cells.everywhere(recipe.available())
     source = config.stash[RIG].freebsd
-    return cells.cells(config.stash[OPTIONS], source.profile.types if source else ())
+    return cells.cells(config.stash[OPTIONS], source.profile.types if source else (), source.profile.version if source else "")
 
 
 def _open(config: pytest.Config) -> None:
@@ -58,13 +74,14 @@ def _open(config: pytest.Config) -> None:
     except FileExistsError:  # another worker was first
         return
     options = config.stash[OPTIONS]
-    run = RunResult(path.name, _now(), "", _command(config), _inputs(), options=options.chosen, branch=options.branch)
+    inputs = _inputs() | ({"shard": str(config.getoption("shard"))} if config.getoption("shard") else {})
+    run = RunResult(path.name, _now(), "", _command(config), inputs, options=options.chosen, branch=options.branch)
     model.write_run(path, run)
     latest = path.parent.parent / "latest"
     latest.unlink(missing_ok=True)
     latest.symlink_to(Path("runs") / path.name)
     old = sorted(p for p in path.parent.iterdir() if p.is_dir())
-    for directory in old[:-_KEPT_RUNS]:
+    for directory in old[: -config.stash[OPTIONS].keep_runs]:
         shutil.rmtree(directory, ignore_errors=True)
 
 
@@ -96,11 +113,48 @@ def _now() -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
 
 
+def finished(config: pytest.Config) -> frozenset[str]:
+    """The cases that a resumed run has judged already; those of which nothing was learned run again."""
+    try:
+        cases = model.read_run(run_path(config)).cases
+    except (OSError, ValueError):
+        return frozenset()
+    return frozenset(case.nodeid for case in cases if case.outcome not in (INFRASTRUCTURE, HARNESS))
+
+
 # -- a case -----------------------------------------------------------------------------------------------------------
 
 
-def begin(item: pytest.Item) -> None:
-    item.stash[PROGRESS] = Progress(time.monotonic(), _now())
+def run(item: pytest.Item, nextitem: pytest.Item | None) -> None:
+    """Run a case; once more when its host was lost under it, since then nothing was learned of the guest."""
+    item.ihook.pytest_runtest_logstart(nodeid=item.nodeid, location=item.location)
+    begin(item)
+    reports = runtestprotocol(item, nextitem=nextitem, log=False)
+    why = _host_lost(item)
+    if why:
+        log.warning("%s: its host was lost; it runs again: %s", item.nodeid, why)
+        item.stash[PROGRESS].lost = why
+        begin(item, why)
+        item._initrequest()  # type: ignore[attr-defined]
+        reports = runtestprotocol(item, nextitem=nextitem, log=False)
+    for report in reports:
+        item.ihook.pytest_runtest_logreport(report=report)
+    item.ihook.pytest_runtest_logfinish(nodeid=item.nodeid, location=item.location)
+
+
+def begin(item: pytest.Item, lost: str = "") -> None:
+    item.stash[PROGRESS] = Progress(time.monotonic(), _now(), lost=lost)
+    if CASE in item.stash:
+        del item.stash[CASE]
+
+
+def _host_lost(item: pytest.Item) -> str:
+    progress = item.stash[PROGRESS]
+    callspec = getattr(item, "callspec", None)
+    cell = callspec.params.get("cell") if callspec is not None else None
+    if cell is None or not any(finding.outcome == INFRASTRUCTURE for _, finding in progress.findings):
+        return ""
+    return item.config.stash[RIG].lost(cell)
 
 
 def phase(item: pytest.Item, call: pytest.CallInfo[None], report: pytest.TestReport) -> None:
@@ -112,11 +166,51 @@ def phase(item: pytest.Item, call: pytest.CallInfo[None], report: pytest.TestRep
         if context is not None and finding.outcome not in (SKIPPED, PASSED):
             finding = _second_thought(item, context, finding)
             evidence.gather(context)
+            if finding.outcome == FAILED and context.cell is not None and call.when != "teardown" and not _excused(item, finding):
+                item.config.stash[RIG].keep(context.cell, context)
+        _tell(report, call, finding)
+        if issue := _excused(item, finding):
+            finding = Finding(KNOWN, f"{KNOWN_WORDS}{issue.line}\n{finding.reason}", finding.death)
+            # As pytest has it: a failure that was expected.
+            report.outcome, report.wasxfail = "skipped", f"{KNOWN_WORDS}{issue.line}"
         progress.findings.append((call.when, finding))
         report.user_properties.append(("outcome", finding.outcome))
-        _tell(report, call, finding)
+        if context is not None and context.kept:
+            (context.directory / "kept.txt").write_text(context.kept + "\n")
+            report.longrepr = f"{report.longrepr}\n--- kept ---\n{context.kept}"
+    elif call.when == "call" and (issue := _known(item)) is not None:
+        text = f"{GONE_WORDS}{issue.line}\nRemove its entry from suites/{known.FILE}."
+        progress.findings.append((call.when, Finding(FAILED, text)))
+        report.user_properties.append(("outcome", FAILED))
+        report.outcome, report.longrepr = "failed", text
     if call.when == "teardown":
         _finish(item, progress, context)
+
+
+def _excused(item: pytest.Item, finding: Finding) -> known.KnownIssue | None:
+    """The known issue that a failure shows."""
+    issue = _known(item)
+    excused = issue is not None and finding.outcome == FAILED and issue.excuses(finding.reason, _identity(finding))
+    return issue if excused else None
+
+
+def _known(item: pytest.Item) -> known.KnownIssue | None:
+    """The known issue that this case is expected to show in its cell."""
+    callspec = getattr(item, "callspec", None)
+    cell = callspec.params.get("cell") if callspec is not None else None
+    if not isinstance(cell, cells.Cell) or callspec is None:
+        return None
+    case = known.case_id(item.path.parent.name, item.name.partition("[")[0], callspec.id, cell)
+    return known.find(_issues(item.path.parent.parent), case, cell)
+
+
+@functools.cache
+def _issues(suites: Path) -> tuple[known.KnownIssue, ...]:
+    return known.load(suites)
+
+
+def _identity(finding: Finding) -> str:
+    return finding.death.identity if finding.death else ""
 
 
 def _second_thought(item: pytest.Item, context: CaseContext, finding: Finding) -> Finding:
@@ -153,6 +247,8 @@ def _finish(item: pytest.Item, progress: Progress, context: CaseContext | None) 
         boots = _boots(context)
         metrics, inputs = context.metrics, context.inputs
     formerly = tuple(name for mark in item.iter_markers("formerly") for name in mark.args)
+    if progress.lost:
+        inputs = {**inputs, "run again because": progress.lost}
     doc = (getattr(getattr(item, "function", None), "__doc__", None) or "").strip()
     name = item.name.partition("[")[0]
     result = CaseResult(

@@ -22,6 +22,8 @@ class Progress:
     started: str
     findings: list[tuple[str, Finding]] = field(default_factory=list)
     seconds: float = 0.0
+    lost: str = ""
+    """Why the host was lost on which it ran first."""
 
 
 OPTIONS = pytest.StashKey[Options]()

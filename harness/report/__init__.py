@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,15 +11,15 @@ from harness.history.store import FILE, History, HistoryDamaged
 from harness.report import allure_files, html, junit, machine, mail
 from harness.report.gather import Report, gather
 from harness.results.model import RunResult
-from harness.verdicts.values import Baseline, KnownIssue, LastGreen
+from harness.verdicts.values import Baseline, LastGreen
 
 log = logging.getLogger("fxh.report")
 
 
-def publish(path: Path, run: RunResult, known: Sequence[KnownIssue] = ()) -> Report:
+def publish(path: Path, run: RunResult) -> Report:
     """At the end of a run: remember it and write its reports. A history that fails costs the comparison, never the run."""
     remember(path, run)
-    report = make(path, run, known=known)
+    report = make(path, run)
     write(path, report)
     return report
 
@@ -42,17 +41,16 @@ def make(
     run: RunResult,
     *,
     baseline: Baseline = LastGreen(),  # noqa: B008 - a frozen value
-    known: Sequence[KnownIssue] = (),
 ) -> Report:
     """The run in directory ``path`` as a report; without comparison, and saying so, when there is no history to be had."""
     for _ in range(2):
         try:
-            return gather(path, run, History(history_file(path)), baseline=baseline, known=known)
+            return gather(path, run, History(history_file(path)), baseline=baseline)
         except HistoryDamaged:
             continue
         except HarnessError as exc:
-            return replace(gather(path, run, None, known=known), note=f"Compared with nothing: {exc.message}")
-    return gather(path, run, None, known=known)
+            return replace(gather(path, run, None), note=f"Compared with nothing: {exc.message}")
+    return gather(path, run, None)
 
 
 def write(path: Path, report: Report) -> None:

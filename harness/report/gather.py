@@ -13,7 +13,7 @@ from harness.report.sentence import sentence
 from harness.report.trends import Trend, trends
 from harness.results.model import FAILED, HARNESS, INFRASTRUCTURE, KNOWN, PASSED, SKIPPED, CaseResult, RunResult, Stamp
 from harness.verdicts.drift import WINDOW, Drift, drifts
-from harness.verdicts.values import KINDS, Baseline, KnownIssue, LastGreen, Observation, Verdict
+from harness.verdicts.values import KINDS, Baseline, LastGreen, Observation, Verdict
 from harness.verdicts.whole import Key, gone, judge_run
 
 # How many runs verdicts look back at, and how many a page shows.
@@ -81,7 +81,6 @@ def gather(
     history: History | None,
     *,
     baseline: Baseline = LastGreen(),  # noqa: B008 - a frozen value
-    known: Sequence[KnownIssue] = (),
 ) -> Report:
     """``path`` is the run's directory, for what only its files know. Raises what the history raises."""
     number = history.number(run.run) if history else 0
@@ -93,7 +92,7 @@ def gather(
         past.setdefault((row.seen.case, row.seen.cell), []).append(row)
     now = {(case.key, case.cell): (case, observation(run, case)) for case in sorted(run.cases, key=lambda case: case.started)}
     seen = {key: [row.seen for row in found] for key, found in past.items()}
-    verdicts = judge_run([item for _, item in now.values()], seen, baseline=baseline, known=known)
+    verdicts = judge_run([item for _, item in now.values()], seen, baseline=baseline)
     shown = (*list(dict.fromkeys(row.seen.run for row in rows))[-(SHOWN - 1) :], run.run)
     cases = [_case(path, run, case, verdicts[key], past.get(key, []), shown) for key, (case, _) in now.items()]
     cases.sort(key=lambda item: (KINDS.index(item.verdict.kind), item.result.suite, item.result.key, item.result.cell))
@@ -128,7 +127,7 @@ def _with_named(history: History, baseline: Baseline, rows: tuple[Row, ...], num
 
 def _case(path: Path, run: RunResult, case: CaseResult, verdict: Verdict, past: list[Row], shown: tuple[str, ...]) -> CaseReport:
     visible = set(shown)
-    strip = (*((row.seen.run, row.seen.outcome) for row in past if row.seen.run in visible), (run.run, case.outcome))
+    strip = (*((row.seen.run, row.seen.shown) for row in past if row.seen.run in visible), (run.run, case.outcome))
     green = [row for row in past if row.seen.outcome == PASSED]
     found = (
         drifts(case.key, case.cell, metrics_of(case), [row.metrics for row in green[-WINDOW:]]) if case.outcome == PASSED else ()
@@ -200,7 +199,7 @@ def _matrix(run: RunResult, rows: Sequence[Row], shown: tuple[str, ...]) -> tupl
     tally: dict[tuple[str, str], dict[str, list[str]]] = {}
     for row in rows:
         if row.seen.run in visible:
-            tally.setdefault((row.suite, row.seen.cell), {}).setdefault(row.seen.run, []).append(row.seen.outcome)
+            tally.setdefault((row.suite, row.seen.cell), {}).setdefault(row.seen.run, []).append(row.seen.shown)
     for case in run.cases:
         tally.setdefault((case.suite, case.cell), {}).setdefault(run.run, []).append(case.outcome)
     found = []

@@ -18,9 +18,9 @@ SCHEMA = 1
 
 PASSED, FAILED, SKIPPED, KNOWN = "passed", "failed", "skipped", "known"
 INFRASTRUCTURE, HARNESS = "infrastructure", "harness"
+# How the reason of a case begins that showed a known issue, and of one that should have shown it.
+KNOWN_WORDS, GONE_WORDS = "known issue, ", "this passes, and is listed as a known issue, "
 OUTCOMES = (PASSED, FAILED, KNOWN, SKIPPED, INFRASTRUCTURE, HARNESS)
-# How the reason of a failure begins that is none: the case passes where a known issue says that it fails.
-PASSES_THOUGH_KNOWN = "this passes, and is listed as a known issue"
 
 
 @dataclass(frozen=True)

@@ -40,8 +40,9 @@ class FileCopies:
         if len(packed) < len(data) * 0.9:
             data, unpack = packed, "gzip -dc"
         size, q = local.stat().st_size, shlex.quote(remote)
+        # dd leaves out what is zero: an image takes no more space there than here.
         script = (
-            f'{unpack} > {q}.part && s=$(wc -c < {q}.part) && [ "$s" -eq {size} ] && mv {q}.part {q} '
+            f'{unpack} | dd of={q}.part bs=65536 conv=sparse 2>/dev/null && s=$(wc -c < {q}.part) && [ "$s" -eq {size} ] && mv {q}.part {q} '
             f"|| {{ df -k {q}.part >&2; rm -f {q}.part; exit 1; }}"
         )
         done = self.run(["sh", "-c", script], deadline or Deadline(_SLOW), stdin=data, check=False)

@@ -10,7 +10,8 @@ import shlex
 import signal
 import socket
 import subprocess
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
 
 from harness.deadline import Deadline
 from harness.errors import CommandFailed, DeadlineExpired, TransportError
@@ -77,32 +78,55 @@ class DescriptorStream:
         # A pipe to wake a blocked read when another thread closes.
         self._woken, self._wake = os.pipe()
         self._closed = False
+        self._lock = threading.Lock()
+        self._users = 0
 
     def read(self, size: int, timeout: float | None = None) -> bytes:
-        if self._closed:
-            return b""
-        ready, _, _ = select.select([self._descriptor, self._woken], [], [], timeout)
-        if not ready:
-            raise TimeoutError
-        if self._closed or self._woken in ready:
-            return b""
-        try:
-            return os.read(self._descriptor, size)
-        except OSError:  # EIO: the other side of a pty is gone
-            return b""
+        with self._in_use() as closed:
+            if closed:
+                return b""
+            ready, _, _ = select.select([self._descriptor, self._woken], [], [], timeout)
+            if not ready:
+                raise TimeoutError
+            if self._closed or self._woken in ready:
+                return b""
+            try:
+                return os.read(self._descriptor, size)
+            except OSError:  # EIO: the other side of a pty is gone
+                return b""
 
     def write(self, data: bytes) -> None:
-        view = memoryview(data)
-        try:
-            while view:
-                view = view[os.write(self._descriptor, view) :]
-        except OSError as exc:
-            raise TransportError(f"cannot write to the stream: {exc.strerror}") from exc
+        with self._in_use() as closed:
+            if closed:
+                raise TransportError("cannot write to the stream: it is closed")
+            view = memoryview(data)
+            try:
+                while view:
+                    view = view[os.write(self._descriptor, view) :]
+            except OSError as exc:
+                raise TransportError(f"cannot write to the stream: {exc.strerror}") from exc
 
     def close(self) -> None:
-        if not self._closed:
-            self._closed = True
-            os.write(self._wake, b"x")
+        with self._in_use() as closed:
+            if not closed:
+                self._closed = True
+                os.write(self._wake, b"x")
+
+    @contextlib.contextmanager
+    def _in_use(self) -> Iterator[bool]:
+        """The last one out closes the descriptors: closed under a reader, their numbers would be another file's."""
+        with self._lock:
+            closed = self._closed
+            self._users += 1
+        try:
+            yield closed
+        finally:
+            with self._lock:
+                self._users -= 1
+                if self._closed and not self._users and self._descriptor >= 0:
+                    for descriptor in (self._descriptor, self._woken, self._wake):
+                        os.close(descriptor)
+                    self._descriptor = -1
 
 
 class ProcessStream(DescriptorStream):

@@ -10,7 +10,7 @@ import select
 import shlex
 import socket
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import paramiko
@@ -32,7 +32,8 @@ _KEX = ("curve25519-sha256@libssh.org", "curve25519-sha256")
 class SshTransport(FileCopies):
     """One connection to ``host``, used by all; every command has a channel of its own.
 
-    ``known_host_key`` is the line ``ssh-ed25519 AAAA...`` the host must show; without it ``~/.ssh/known_hosts`` is asked.
+    ``known_host_key`` is the line ``ssh-ed25519 AAAA...`` the host must show; without it ``known_hosts`` (default
+    ``~/.ssh/known_hosts``) are asked. ``over`` is a jump host: it makes the connection, and is closed with this one.
     Raises TransportError when the host cannot be reached, or shows another key.
     """
 
@@ -45,25 +46,28 @@ class SshTransport(FileCopies):
         private_key: str = "",
         key_path: Path | None = None,
         known_host_key: str = "",
-        accept_unknown: bool = False,
         name: str = "",
         deadline: Deadline | None = None,
+        key_paths: Sequence[Path] = (),
+        known_hosts: Sequence[Path] = (),
+        over: SshTransport | None = None,
     ) -> None:
         deadline = deadline or Deadline(20)
         self.name = name or f"{user}@{host}"
         self._where = f"{host} port {port}"
-        try:
-            sock = socket.create_connection((host, port), timeout=max(0.1, deadline.remaining))
-        except OSError as exc:
-            raise TransportError(f"{self._where}: {exc}", mend="is the host up and its sshd listening?") from exc
+        self._over = over
+        sock = self._socket(host, port, deadline)
         transport = paramiko.Transport(sock)
         try:
             options = transport.get_security_options()
-            options.kex = tuple(name for name in options.kex if name in _KEX) or options.kex
+            options.kex = sorted(options.kex, key=lambda name: name not in _KEX)
             transport.banner_timeout = transport.auth_timeout = max(1.0, deadline.remaining)
+            known = None if known_host_key else self._known(host, port, known_hosts)
+            if known:
+                options.key_types = sorted(options.key_types, key=lambda kind: _bare(kind) not in known)
             transport.start_client(timeout=max(0.1, deadline.remaining))
-            self._check_key(transport.get_remote_server_key(), host, port, known_host_key, accept_unknown)
-            self._authenticate(transport, user, private_key, key_path)
+            self._check_key(transport.get_remote_server_key(), host, port, known_host_key, known)
+            self._authenticate(transport, user, private_key, (*([key_path] if key_path else []), *key_paths))
         except (paramiko.SSHException, OSError, EOFError) as exc:
             transport.close()
             raise TransportError(f"ssh to {self._where}: {exc or type(exc).__name__}") from exc
@@ -74,49 +78,67 @@ class SshTransport(FileCopies):
         transport.set_keepalive(30)
         self._transport = transport
 
-    def _check_key(self, key: paramiko.PKey, host: str, port: int, known: str, accept_unknown: bool) -> None:
+    def _socket(self, host: str, port: int, deadline: Deadline) -> socket.socket | paramiko.Channel:
+        try:
+            if self._over is not None:
+                return self._over._transport.open_channel(
+                    "direct-tcpip", (host, port), ("127.0.0.1", 0), timeout=max(0.1, deadline.remaining)
+                )
+            return socket.create_connection((host, port), timeout=max(0.1, deadline.remaining))
+        except (OSError, paramiko.SSHException, EOFError) as exc:
+            way = f" over {self._over.name}" if self._over is not None else ""
+            raise TransportError(f"{self._where}{way}: {exc}", mend="is the host up and its sshd listening?") from exc
+
+    @staticmethod
+    def _known(host: str, port: int, paths: Sequence[Path]) -> Mapping[str, paramiko.PKey]:
+        """The host's keys by type, as the known_hosts files have them."""
+        hosts = paramiko.HostKeys()
+        for path in paths or (Path("~/.ssh/known_hosts").expanduser(),):
+            if path.exists():
+                hosts.load(str(path))
+        return dict(hosts.lookup(host if port == 22 else f"[{host}]:{port}") or {})
+
+    def _check_key(self, key: paramiko.PKey, host: str, port: int, pinned: str, known: Mapping[str, paramiko.PKey] | None) -> None:
         shown = f"{key.get_name()} {key.get_base64()}"
-        if known:
-            if shown != known:
+        if pinned:
+            if shown != pinned:
                 raise TransportError(
                     f"{self._where} shows another host key ({fingerprint(key)}) than the one pinned",
                     mend="if the host was reinstalled, remove the old key; else somebody is in between",
                 )
             return
-        hosts = paramiko.HostKeys()
-        path = Path("~/.ssh/known_hosts").expanduser()
-        if path.exists():
-            hosts.load(str(path))
-        label = host if port == 22 else f"[{host}]:{port}"
-        entry = hosts.lookup(label)
-        if entry is None or key.get_name() not in entry:
-            if accept_unknown:
-                return
+        if not known or key.get_name() not in known:
             raise TransportError(
                 f"{self._where} shows a host key that is not known: {key.get_name()} {fingerprint(key)}",
                 mend=f"compare it with the host's, then ssh-keyscan -p {port} {host} >> ~/.ssh/known_hosts",
             )
-        if entry[key.get_name()] != key:
-            raise TransportError(f"{self._where} shows another host key ({fingerprint(key)}) than ~/.ssh/known_hosts has")
+        if known[key.get_name()] != key:
+            raise TransportError(
+                f"{self._where} shows another host key ({fingerprint(key)}) than known_hosts has",
+                mend="if the host was reinstalled, remove the old key; else somebody is in between",
+            )
 
     @staticmethod
-    def _authenticate(transport: paramiko.Transport, user: str, private_key: str, key_path: Path | None) -> None:
+    def _authenticate(transport: paramiko.Transport, user: str, private_key: str, paths: Sequence[Path]) -> None:
         if private_key:
             transport.auth_publickey(user, paramiko.Ed25519Key.from_private_key(io.StringIO(private_key)))
-        elif key_path:
-            transport.auth_publickey(user, paramiko.PKey.from_path(key_path))
-        else:
-            keys: list[paramiko.PKey] = list(paramiko.Agent().get_keys())
-            for path in ("~/.ssh/id_ed25519", "~/.ssh/id_ecdsa", "~/.ssh/id_rsa"):
-                if Path(path).expanduser().exists():
-                    keys.append(paramiko.PKey.from_path(Path(path).expanduser()))
-            for key in keys:
-                try:
-                    transport.auth_publickey(user, key)
-                    return
-                except paramiko.AuthenticationException:
-                    continue
-            raise paramiko.AuthenticationException("no key of the agent or of ~/.ssh was accepted")
+            return
+        keys: list[paramiko.PKey] = []
+        locked = []
+        for path in paths or [Path(f"~/.ssh/{name}").expanduser() for name in ("id_ed25519", "id_ecdsa", "id_rsa")]:
+            try:
+                if path.exists():
+                    keys.append(paramiko.PKey.from_path(path))
+            except paramiko.PasswordRequiredException:
+                locked.append(str(path))
+        for key in (*keys, *paramiko.Agent().get_keys()):
+            try:
+                transport.auth_publickey(user, key)
+                return
+            except paramiko.AuthenticationException:
+                continue
+        why = f" ({', '.join(locked)} has a passphrase: load it into an agent)" if locked else ""
+        raise paramiko.AuthenticationException(f"no key of the agent or of ~/.ssh was accepted for {user}{why}")
 
     def run(self, argv: Sequence[str], deadline: Deadline | None = None, *, stdin: bytes = b"", check: bool = True) -> Completed:
         deadline = deadline or Deadline(_DEFAULT)
@@ -187,6 +209,8 @@ class SshTransport(FileCopies):
 
     def close(self) -> None:
         self._transport.close()
+        if self._over is not None:
+            self._over.close()
 
     def _channel(self, line: str, deadline: Deadline, pty: bool = False) -> paramiko.Channel:
         try:
@@ -225,6 +249,11 @@ class ChannelStream:
 
     def close(self) -> None:
         self._channel.close()
+
+
+def _bare(kind: str) -> str:
+    """known_hosts names RSA keys by their type, the negotiation by the hash of the signature."""
+    return "ssh-rsa" if kind.startswith("rsa-sha2") else kind
 
 
 def fingerprint(key: paramiko.PKey) -> str:

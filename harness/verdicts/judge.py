@@ -11,7 +11,7 @@ from itertools import takewhile
 
 from harness.results.model import FAILED, HARNESS, PASSED, SKIPPED
 from harness.verdicts import values
-from harness.verdicts.values import Baseline, Branch, KnownIssue, LastGreen, NamedRun, Observation, Verdict
+from harness.verdicts.values import Baseline, Branch, LastGreen, NamedRun, Observation, Verdict
 
 # How far back the same version's results are looked at: a year-old hiccup on inputs that never change excuses nothing.
 WINDOW = 50
@@ -24,7 +24,6 @@ def judge(
     past: Sequence[Observation],
     *,
     baseline: Baseline = LastGreen(),  # noqa: B008 - a frozen value
-    known: Sequence[KnownIssue] = (),
     blocked_by: str = "",
 ) -> Verdict:
     """The verdict on ``now``. ``past`` is oldest first; what is of another case or cell in it does not count.
@@ -35,28 +34,15 @@ def judge(
     if now.outcome == SKIPPED:
         return Verdict(values.SKIP, "not run here")
     if blocked_by or not now.judged:
-        return _nothing_learned(now, mine, baseline, known, blocked_by)
-    excuse = next((issue for issue in known if issue.excuses(now)), None)
-    if now.known:
-        excuse = excuse or KnownIssue(now.case, reference=now.known)
+        return _nothing_learned(now, mine, baseline, blocked_by)
     if now.outcome == PASSED:
-        if now.known:
-            return _passed(now, mine, excuse)
-        gone = next((issue for issue in known if issue.covers(now.case, now.cell) and not issue.intermittent), None)
-        return _passed(now, mine, gone)
-    if excuse is not None:
-        return Verdict(
-            values.KNOWN,
-            f"known: {excuse.reference.removeprefix('known issue, ')}",
-            since=_since(now, mine),
-            reference=excuse.reference,
-        )
+        return _passed(now, mine)
+    if now.known:
+        return Verdict(values.KNOWN, f"known: {now.known}", since=_since(now, mine), reference=now.known)
     return _failed(now, mine, baseline)
 
 
-def _nothing_learned(
-    now: Observation, mine: list[Observation], baseline: Baseline, known: Sequence[KnownIssue], blocked_by: str
-) -> Verdict:
+def _nothing_learned(now: Observation, mine: list[Observation], baseline: Baseline, blocked_by: str) -> Verdict:
     if blocked_by:
         kind, reason = values.BLOCKED, f"it could not act: {blocked_by} failed before it"
     elif now.outcome == HARNESS:
@@ -66,17 +52,17 @@ def _nothing_learned(
     same = [n for n, seen in enumerate(mine) if seen.judged and seen.inputs.version == now.inputs.version]
     standing = ""
     if same and mine[same[-1]].outcome == FAILED:
-        before = judge(mine[same[-1]], mine[: same[-1]], baseline=baseline, known=known)
+        before = judge(mine[same[-1]], mine[: same[-1]], baseline=baseline)
         if before.is_bad:
             standing = before.kind
             reason += f"; with the same inputs it failed in {mine[same[-1]].run} ({before.kind}), which still stands"
     return Verdict(kind, reason, standing=standing)
 
 
-def _passed(now: Observation, mine: list[Observation], gone: KnownIssue | None) -> Verdict:
-    if gone is not None:
-        reason = f"it passes, though {gone.reference or 'a known issue'} says that it fails: take the known issue out"
-        return Verdict(values.KNOWN_GONE, reason, reference=gone.reference)
+def _passed(now: Observation, mine: list[Observation]) -> Verdict:
+    if now.known:
+        reason = f"it passes, though {now.known} says that it fails: take the known issue out"
+        return Verdict(values.KNOWN_GONE, reason, reference=now.known)
     judged = [seen for seen in mine if seen.judged]
     if not judged:
         return Verdict(values.NEW, "first result of this case here")

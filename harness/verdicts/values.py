@@ -5,10 +5,10 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from fnmatch import fnmatchcase
 from functools import cached_property
 
 from harness.results.model import FAILED, PASSED, SKIPPED
+from harness.results.model import KNOWN as KNOWN_OUTCOME
 
 # Kinds of verdicts. These four are of a case that failed without an excuse.
 REGRESSION, STILL_FAILING, NEVER_PASSED, BASELINE_UNTESTED = "regression", "still failing", "never passed", "baseline untested"
@@ -23,7 +23,7 @@ KINDS = (
 BAD = frozenset({REGRESSION, STILL_FAILING, NEVER_PASSED, BASELINE_UNTESTED})
 
 # These differ between runs without making what was tested another version.
-INCIDENTAL = frozenset({"python", "machine", "host", "backend", "lab"})
+INCIDENTAL = frozenset({"python", "machine", "host", "backend", "lab", "shard", "run again because"})
 
 
 @dataclass(frozen=True)
@@ -75,41 +75,20 @@ class Observation:
     inputs: Inputs = NO_INPUTS
     phase: str = ""
     branch: str = ""
-    known: str = ""
-    """The known issue's line, where the run itself found that one: a failure is excused by it, a pass means that it is gone."""
     build: bool = False
     """The case is the building of what is tested: such a failure is never flaky."""
+    known: str = ""
+    """The known issue (suites/known_issues.toml) that a failure showed, or that a pass should have shown."""
 
     @property
     def judged(self) -> bool:
         """Whether anything was learned about the product."""
         return self.outcome in (PASSED, FAILED)
 
-
-@dataclass(frozen=True)
-class KnownIssue:
-    """A failure that is expected: ``case`` and each of ``cells`` are globs, ``case`` of the key or of its last part.
-
-    With an ``identity`` (a glob, too) only a death like it is excused. ``intermittent``: a pass is no news.
-    """
-
-    case: str
-    cells: tuple[str, ...] = ("*",)
-    reference: str = ""
-    identity: str = ""
-    intermittent: bool = False
-
-    def covers(self, case: str, cell: str) -> bool:
-        names = (case, case.rpartition("::")[2], case.rpartition("::")[2].partition("[")[0])
-        return any(_glob(name, self.case) for name in names) and any(fnmatchcase(cell, glob) for glob in self.cells)
-
-    def excuses(self, now: Observation) -> bool:
-        return self.covers(now.case, now.cell) and (not self.identity or _glob(now.identity, self.identity))
-
-
-def _glob(text: str, pattern: str) -> bool:
-    """As a shell's, but brackets (of parameters) mean themselves."""
-    return fnmatchcase(text, pattern.replace("[", "[[]"))
+    @property
+    def shown(self) -> str:
+        """The outcome as results have it."""
+        return KNOWN_OUTCOME if self.known and self.outcome == FAILED else self.outcome
 
 
 @dataclass(frozen=True)
@@ -192,7 +171,6 @@ __all__ = [
     "Baseline",
     "Branch",
     "Inputs",
-    "KnownIssue",
     "LastGreen",
     "NamedRun",
     "Observation",

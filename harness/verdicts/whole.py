@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from harness.results.model import FAILED
 from harness.verdicts.judge import judge
-from harness.verdicts.values import Baseline, KnownIssue, LastGreen, Observation, Verdict
+from harness.verdicts.values import Baseline, LastGreen, Observation, Verdict
 
 Key = tuple[str, str]
 """Case and cell."""
@@ -19,7 +19,6 @@ def judge_run(
     history: History,
     *,
     baseline: Baseline = LastGreen(),  # noqa: B008 - a frozen value
-    known: Sequence[KnownIssue] = (),
 ) -> dict[Key, Verdict]:
     """A verdict for each of ``results``, which are one run's, in the order in which they ran."""
     blockers = find_blockers(results)
@@ -28,7 +27,6 @@ def judge_run(
             now,
             history.get((now.case, now.cell), ()),
             baseline=baseline,
-            known=known,
             blocked_by=blockers.get((now.case, now.cell), ""),
         )
         for now in results

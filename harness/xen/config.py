@@ -47,12 +47,14 @@ class Vif:
     mac: str = ""
     model: str = ""
     script: str = ""
+    type: str = ""
+    """HVM: ``vif`` for the PV interface alone; libxl's choice is an emulated one beside it."""
 
     def render(self) -> str:
         """As ``xl network-attach`` and the ``vif`` list take it."""
         if self.mac and not re.fullmatch(r"(?:[0-9a-f]{2}:){5}[0-9a-f]{2}", self.mac):
             raise UsageError(f"vif mac {self.mac!r}", mend="six pairs of lower-case hex digits, for example 00:16:3e:01:02:03")
-        words = {"bridge": self.bridge, "mac": self.mac, "model": self.model, "script": self.script}
+        words = {"bridge": self.bridge, "mac": self.mac, "model": self.model, "script": self.script, "type": self.type}
         return ",".join(f"{key}={value}" for key, value in words.items() if value)
 
 

@@ -64,9 +64,10 @@ def _letters(text: str) -> int:
 def freebsd_disk(vdevice: int, version: tuple[int, int] = (99, 0)) -> str:
     """The disk's name in FreeBSD ``version``: 51712 is ``xbd0``.
 
-    Up to 8 the extended numbers lost their way (a missing ``return``, mended by 8b8bfa3567 in 2012), and ``ada`` was ``ad``.
+    Up to 9.0 the extended numbers lost their way (a missing ``return``, mended by 8b8bfa3567 in February 2012); in 8 ``ada``
+    was ``ad``.
     """
-    if vdevice & _EXTENDED and version >= (9, 0):
+    if vdevice & _EXTENDED and version >= (9, 1):
         return f"xbd{(vdevice & (_EXTENDED - 1)) >> 8}"
     major, minor = vdevice >> 8 & 0xFF if vdevice & _EXTENDED else vdevice >> 8, vdevice & 0xFF
     if not vdevice & _EXTENDED:
@@ -79,17 +80,17 @@ def freebsd_disk(vdevice: int, version: tuple[int, int] = (99, 0)) -> str:
 
 
 def linux_disk(vdevice: int) -> str:
-    """The disk's name in Linux (drivers/block/xen-blkfront.c, xlvbd_alloc_gendisk): all are ``xvd``, sda and hda alike xvda."""
+    """The disk's name in Linux: all are ``xvd``, sda and hda alike xvda. Raises UsageError for a major that it refuses.
+
+    Source: drivers/block/xen-blkfront.c, xlvbd_alloc_gendisk() and xen_translate_vdev().
+    """
     if vdevice & _EXTENDED:
         minor = vdevice & (_EXTENDED - 1)
         return f"xvd{_name(minor >> 8)}{_part(minor & 0xFF)}"
     major, minor = vdevice >> 8, vdevice & 0xFF
-    if major == _XVD:
-        return f"xvd{_name(minor >> 4)}{_part(minor & 15)}"
-    if major in _IDE:
-        return f"xvd{_name(_IDE.index(major) * 2 + (minor >> 6))}{_part(minor & 63)}"
-    if major == _SCSI:
-        return f"xvd{_name(minor >> 4)}{_part(minor & 15)}"
+    for majors, shift, units, _ in _FREEBSD:
+        if major in majors:
+            return f"xvd{_name(majors.index(major) * units + (minor >> shift))}{_part(minor & ((1 << shift) - 1))}"
     raise UsageError(f"vdev number {vdevice}: Linux refuses it")
 
 

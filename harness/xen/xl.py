@@ -20,6 +20,15 @@ _VERB = 60.0
 _CREATE_SCRIPT = 'umask 077; cat > "$1" && xl create $2 "$1" && xl domid "$3"'
 
 
+# xenconsole gives up when xenconsoled has not told the console's tty within five seconds (tools/console/client/main.c),
+# and a busy host takes longer to re-create a domain.
+_CONSOLE_SCRIPT = """
+n=0
+until xenstore-exists "$1" || [ $n -ge 300 ]; do n=$((n + 1)); sleep 0.2; done
+exec xl console -t "$2" "$3"
+"""
+
+
 class Xl:
     """The toolstack of every Xen host since 4.1. See :class:`harness.xen.toolstack.Toolstack` for the verbs."""
 
@@ -76,8 +85,12 @@ class Xl:
         return self._xl("dmesg", *(["-c"] if clear else [])).text
 
     def console(self, domain: str | int, *, serial: bool = False) -> Stream:
+        kind, node = ("serial", "serial/0/tty") if serial else ("pv", "console/tty")
+        argv = ["xl", "console", "-t", kind, str(domain)]
+        if isinstance(domain, int):
+            argv = ["sh", "-c", _CONSOLE_SCRIPT, "sh", f"/local/domain/{domain}/{node}", kind, str(domain)]
         # Without a terminal xenconsole takes no input.
-        return ConsoleStream(self._transport.open(["xl", "console", "-t", "serial" if serial else "pv", str(domain)], pty=True))
+        return ConsoleStream(self._transport.open(argv, pty=True))
 
     def dump_core(self, domain: str | int, path: str) -> None:
         self._xl("dump-core", domain, path, seconds=300)

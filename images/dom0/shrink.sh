@@ -24,6 +24,11 @@ pack() { # list of modules, name of the order file: decompressed copies, in the 
 }
 pack "$INITRD_MODULES" initrd
 pack "$CONTROL_MODULES" control
+for program in $CONTROL_PROGRAMS; do
+    for f in "/$program" $(chroot "$root" ldd "/$program" | sed -n 's/.*=> \(\/[^ ]*\).*/\1/p; s/^[[:space:]]*\(\/[^ ]*\) .*/\1/p'); do
+        mkdir -p "$out/control-root${f%/*}"; cp -L "$root$f" "$out/control-root$f"
+    done
+done
 ( cd "$root" && find lib/modules/$ver/kernel -name '*.ko*' ) | sort > "$root/fxh-all"
 sed 's,^/usr,,; s,^/,,' "$keep" | sort -u > "$root/fxh-kept"
 comm -23 "$root/fxh-all" "$root/fxh-kept" | ( cd "$root" && xargs rm -f )

@@ -196,6 +196,35 @@ def test_killed_in_the_middle_leaves_nothing(suite: Path, tmp_path: Path, how: i
     assert not [name for name in labs if records.directory(name).exists() or records.sockets(name).exists()]
 
 
+KNOWN = """
+[[issue]]
+case = "planted/{case}"
+cells = "control-*"
+says = "{says}"
+bug = "bug 1"
+why = "it is so"
+since = 2026-01-01
+review = 2099-01-01
+"""
+
+
+def test_known_issues_are_strict(suite: Path, tmp_path: Path) -> None:
+    entries = [("test_fails", "one is not two"), ("test_passes", "never"), ("test_command_fails", "something else")]
+    (suite.parent.parent / "known_issues.toml").write_text("".join(KNOWN.format(case=case, says=says) for case, says in entries))
+
+    code, out, latest = run(suite, tmp_path, "-k", "fails or passes")
+
+    cases = {json.loads(p.read_text())["case"]: json.loads(p.read_text()) for p in latest.glob("cases/*/case.json")}
+    assert {name: case["outcome"] for name, case in cases.items()} == {
+        "test_fails": "known", "test_passes": "failed", "test_command_fails": "failed",
+    }, out  # fmt: skip
+    assert code == 1
+    assert "remove its entry" in cases["test_passes"]["reason"]
+    assert "bug 1: it is so" in cases["test_fails"]["reason"]
+    assert "one is not two" in cases["test_fails"]["reason"]
+    assert run(suite, tmp_path, "-k", "test_fails and not command")[0] == 0
+
+
 def test_two_workers(suite: Path, tmp_path: Path) -> None:
     code, out, latest = run(suite, tmp_path, "-n", "2", "-k", "passes or after or dies")
     assert code == 1, out

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 import threading
 import time
 from pathlib import Path
@@ -15,6 +16,7 @@ from harness.console.stages import FREEBSD
 from harness.console.text import decode, plain
 from harness.deadline import Deadline
 from harness.errors import GuestDied
+from harness.guests.freebsd import FreeBSD as FreeBSDProfile
 from harness.transport.replay import ReplayStream
 
 CONSOLES = Path(__file__).parent.parent / "consoles"
@@ -47,6 +49,42 @@ def test_trap_names_the_guilty_function(tmp_path: Path) -> None:
     assert death.message == "Fatal trap 9: general protection fault while in kernel mode"
     assert death.guilty == "fpurestore_xrstor3264"
     assert "Fatal trap 9" in death.excerpt
+
+
+def test_panic_of_a_kernel_without_ddb(tmp_path: Path) -> None:
+    """Its backtrace has another form, and names global functions only."""
+    death = play(tmp_path, (CONSOLES / "freebsd-13.2-pvh-nodb-panic.log").read_bytes()).death
+    assert death is not None
+    assert (death.kind, death.message) == ("panic", "kdb_sysctl_panic")
+    assert [frame.function for frame in death.frames[:4]] == ["kdb_backtrace", "vpanic", "panic", "kdb_trap"]
+    assert death.guilty == "sbuf_new_for_sysctl"
+    assert death.excerpt.startswith("panic: kdb_sysctl_panic\ncpuid = 0"), "what the harness typed is no part of it"
+
+
+def test_a_reboot_is_a_second_boot(tmp_path: Path) -> None:
+    """Stages are counted from the boot that runs."""
+    data = (CONSOLES / "freebsd-13.2-pvh-lab-reboot.log").read_bytes()
+    reader = play(tmp_path, data)
+    assert data.count(b"---<<BOOT>>---") == 2
+    assert [stage.name for stage in reader.stages] == ["kernel", "xen", "xenbus", "disk", "mountroot", "rc", "login"]
+
+
+def test_a_loader_comes_before_the_kernel(tmp_path: Path) -> None:
+    reader = play(tmp_path, (CONSOLES / "freebsd-13.2-hvm-lab-loader-login.log").read_bytes())
+    names = [stage.name for stage in reader.stages]
+    assert (names[0], names[-1]) == ("loader", "login")
+
+
+def test_wrong_root_in_the_lab(tmp_path: Path) -> None:
+    death = play(tmp_path, (CONSOLES / "freebsd-13.2-pvh-lab-wrong-root.log").read_bytes()).death
+    assert death is not None
+    assert death.message == "no root file system: ufs:/dev/xbd7 failed with error 19"
+    assert "Mounting from ufs:/dev/xbd7 failed with error 19" in death.excerpt
+
+
+def test_a_halt_is_seen() -> None:
+    data = (CONSOLES / "freebsd-13.2-pvh-poweroff-halts.log").read_bytes()
+    assert re.search(FreeBSDProfile().halted, data, re.MULTILINE)
 
 
 def test_wrong_root_asks_for_the_true_disk(tmp_path: Path) -> None:

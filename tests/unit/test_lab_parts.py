@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import os
 import tarfile
+import time
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from harness.errors import HarnessError, InfrastructureError, LabDead, UsageError
-from harness.lab import archive, checkpoint, cpio, keys, qemu, recipe, records
+from harness.lab import archive, checkpoint, cpio, keys, prune, qemu, recipe, records
 from harness.lab.checkpoint import Checkpoint, copy_sparse
 from harness.lab.machine import cpu_state, in_guest_mode, overlay
 from harness.lab.monitor import Monitor
@@ -217,3 +218,20 @@ def test_stale_labs_are_swept(store: Path, tmp_path: Path) -> None:
     records.write(replace(record, name="kept", kept=True), "key")
     assert records.state("kept") == "stopped"
     assert records.sweep() == []
+
+
+def test_prune_takes_what_is_unused_and_leaves_the_rest(store: Path) -> None:
+    labs = store / "labs"
+    long_ago = time.time() - 20 * 86400
+    for name in ("xen-old", "xen-new", "xen-half.making-x"):
+        (labs / name / "checkpoints" / "warm-a@1").mkdir(parents=True)
+        (labs / name / "xen").write_bytes(b"x" * 8192)
+        meta = {"spec": {}, "keys": {}, "parent": "", "note": "", "qemu": "", "sizes": {}}
+        (labs / name / "checkpoints" / "warm-a@1" / "meta.json").write_text(json.dumps(meta))
+    for old in ("xen-old", "xen-half.making-x", "xen-new/checkpoints/warm-a@1"):
+        os.utime(labs / old, (long_ago, long_ago))
+    removed = prune.prune(14)
+    assert {gone.path.name for gone in removed} == {"xen-old", "xen-half.making-x", "warm-a@1"}
+    assert sorted(p.name for p in labs.iterdir()) == ["xen-new"]
+    assert sum(gone.size for gone in removed) >= 16384
+    assert prune.prune(14) == ()

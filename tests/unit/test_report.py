@@ -20,8 +20,8 @@ from harness.errors import InfrastructureError, UsageError
 from harness.history import FILE, History
 from harness.report import console, html, junit, machine, mail
 from harness.report.gather import Report, again
-from harness.results.model import Boot, RunResult, Stamp
-from harness.verdicts.values import KnownIssue, NamedRun
+from harness.results.model import GONE_WORDS, KNOWN_WORDS, Boot, RunResult, Stamp
+from harness.verdicts.values import NamedRun
 
 HOSTILE = "</pre></span><script>alert(1)</script><img src=x onerror=alert(2)>\x1b[31m\x1b]0;title\x07\x00\u202e&amp;\r\nBcc: evil@example.org\r\n\r\nbody\n.\n"
 SCHEMA = Path(__file__).parents[2] / "docs" / "report.schema.json"
@@ -118,19 +118,9 @@ def test_sentence_keeps_what_was_learned_apart(tmp_path: Path) -> None:
     )
 
 
-def test_known_issues_reach_the_report(tmp_path: Path) -> None:
-    done = run(2, case("F", kernel="B"))
-    reporting.publish(save(tmp_path, run(1, case())), run(1, case()))
-    made = reporting.publish(save(tmp_path, done), done, known=[KnownIssue("test_boots", reference="bug 1")])
-    assert made.sentence == "1 known issue; 0 of 1 judged cases passed."
-    assert made.news == ()
-
-
 def test_known_issues_of_the_run_are_failures_of_the_past(tmp_path: Path) -> None:
-    known = case("K", kernel="B", reason="known issue, bug 1: it halts\npanic: x")
-    passes = case(
-        "F", kernel="C", identity="", excerpt="", reason="this passes, and is listed as a known issue (bug 1: it halts): remove it"
-    )
+    known = case("K", kernel="B", reason=f"{KNOWN_WORDS}bug 1: it halts\npanic: x")
+    passes = case("F", kernel="C", identity="", excerpt="", reason=f"{GONE_WORDS}bug 1: it halts\nRemove it.")
     _, made = reported(tmp_path, run(1, case()), run(2, known))
     assert made.sentence == "1 known issue; 0 of 1 judged cases passed."
     assert made.cases[0].verdict.reason == "known: bug 1: it halts"

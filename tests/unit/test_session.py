@@ -59,6 +59,12 @@ def test_a_kernel_message_in_the_middle_is_noticed(session: Session) -> None:
     assert text == "\n".join(map(str, range(1, 30001)))
 
 
+def test_what_was_typed_before_us_is_no_part_of_a_command(session: Session) -> None:
+    """The late answer to a question of the login shell's, for example."""
+    session.reader.write(b"\x1b[50;200R")
+    assert session.run("echo alive").text == "alive"
+
+
 def test_words_of_a_death_in_a_command_s_output_are_no_death(session: Session) -> None:
     """dmesg may hold the panic of the boot before."""
     text = "panic: at the disco\ncpuid = 0\nUptime: 1s\nRebooting..."

@@ -12,7 +12,7 @@ from harness.results.model import FAILED, HARNESS, INFRASTRUCTURE, PASSED, SKIPP
 from harness.verdicts import values
 from harness.verdicts.drift import drifts
 from harness.verdicts.judge import judge
-from harness.verdicts.values import BAD, KINDS, Branch, Inputs, KnownIssue, LastGreen, NamedRun, Observation
+from harness.verdicts.values import BAD, KINDS, Branch, Inputs, LastGreen, NamedRun, Observation
 from harness.verdicts.whole import find_blockers, gone, judge_run
 
 OUTCOMES = {"P": PASSED, "F": FAILED, "S": SKIPPED, "I": INFRASTRUCTURE, "H": HARNESS}
@@ -112,31 +112,15 @@ def test_branches_have_lines_of_their_own() -> None:
 
 
 def test_known_issues() -> None:
-    issue = KnownIssue("test_boots_*", ("freebsd-*",), "bug 12345", identity="*mountroot*")
     past = history("PA PA")
-    assert judge(see("FBx mountroot: y", 9), past, known=[issue]).kind == values.KNOWN
-    assert judge(see("FBx mountroot: y", 9), past, known=[issue]).reference == "bug 12345"
-    assert judge(see("FBpanic", 9), past, known=[issue]).kind == values.REGRESSION
-    gone_ = judge(see("PB", 9), past, known=[issue])
+    shown = judge(replace(see("FB", 9), known="bug 12345"), past)
+    assert (shown.kind, shown.reference, shown.is_news) == (values.KNOWN, "bug 12345", False)
+    gone_ = judge(replace(see("PB", 9), known="bug 12345"), past)
     assert (gone_.kind, gone_.is_news) == (values.KNOWN_GONE, True)
-    assert judge(see("PB", 9), past, known=[replace(issue, intermittent=True)]).kind == values.PASS
-    assert judge(see("FBx mountroot: y", 9, cell="control-pv"), past, known=[issue]).kind == values.NEVER_PASSED
-
-
-def test_known_issues_that_the_run_found_itself() -> None:
-    verdict = judge(see("FB", 9, known="known issue, bug 1: it halts"), history("PA PA"))
-    assert (verdict.kind, verdict.reference) == (values.KNOWN, "known issue, bug 1: it halts")
-    assert judge(see("PB", 9, known="bug 1"), history("PA PA")).kind == values.KNOWN_GONE
-    # In the past it is a failure as any other: what comes after it is judged by that.
-    past = [*history("PA"), see("FB", 1, known="bug 1")]
+    # Once its entry is out, the failures it excused count as what they were.
+    assert judge(see("PC", 9), [*past, replace(see("FB", 8), known="bug 12345")]).kind == values.FIXED
+    past = [*history("PA"), replace(see("FB", 1), known="bug 1")]
     assert judge(see("FB", 9), past).kind == values.STILL_FAILING
-    assert judge(see("PC", 9), past).kind == values.FIXED
-
-
-def test_brackets_of_parameters_are_themselves() -> None:
-    assert KnownIssue("test_shutdown[halt]").covers("boot/test_death::test_shutdown[halt]", "x")
-    assert not KnownIssue("test_shutdown[halt]").covers("boot/test_death::test_shutdown[h]", "x")
-    assert KnownIssue("test_shutdown").covers("boot/test_death::test_shutdown[halt]", "x")
 
 
 def test_incidental_inputs_and_names_of_files_make_no_version() -> None:
@@ -247,10 +231,9 @@ def test_a_regression_has_a_pass_before_it_and_names_both_runs(now: Observation,
 
 @given(NOW, PAST)
 def test_a_known_issue_hides_nothing_but_itself(now: Observation, past: list[Observation]) -> None:
-    known = [KnownIssue("*", ("*",), "bug 1", identity="x")]
-    verdict = judge(now, past, known=known)
+    verdict = judge(replace(now, known="bug 1"), past)
     if now.outcome == FAILED:
-        assert (verdict.kind == values.KNOWN) == (now.identity == "x")
+        assert verdict.kind == values.KNOWN
     if now.outcome == PASSED:
         assert verdict.kind == values.KNOWN_GONE
 

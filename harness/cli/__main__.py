@@ -1,0 +1,5 @@
+"""``python -m harness.cli`` is ``fxh``."""
+
+from harness.cli.main import main
+
+main()

@@ -1,0 +1,217 @@
+"""fxh hosts, fxh doctor, fxh clean: the hosts that there are, whether they are well, and what was left on them."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from harness.errors import ExitCode, HarnessError, UsageError
+
+if TYPE_CHECKING:
+    from harness.config import HostConfig
+    from harness.hosts.doctor import Check
+
+Json = Annotated[bool, typer.Option("--json", help="As JSON.")]
+# Hosts asked at the same time.
+_AT_ONCE = 16
+
+
+def register(app: typer.Typer) -> None:
+    app.command()(hosts)
+    app.command()(doctor)
+    app.command()(clean)
+
+
+def _chosen(words: str) -> tuple[HostConfig, ...]:
+    """Raises UsageError for hosts that are not known, and where none is configured."""
+    from harness.config import load
+    from harness.hosts import pool
+
+    known = load().config.hosts
+    found = pool.members(words, known) if words else tuple(known.values())
+    if any(host.address == pool.LAB for host in found):
+        raise UsageError("labs have no leases: each worker has its own", mend="fxh lab list shows them")
+    if not found:
+        raise UsageError("no hosts are configured", mend="name one, or write [hosts.NAME] into fxh.toml (docs/hosts.md)")
+    return found
+
+
+def _survey(config: HostConfig, clean: bool = False) -> dict[str, Any]:
+    """One host's answer, or ``error``."""
+    from harness.hosts import connect, lease
+
+    try:
+        transport = connect.transport(config)
+        try:
+            return lease.survey(transport, clean=clean, capacity_memory=config.memory, capacity_vcpus=config.vcpus)
+        finally:
+            transport.close()
+    except HarnessError as exc:
+        return {"error": exc.message, "mend": exc.mend}
+
+
+def _all(configs: tuple[HostConfig, ...], ask: Callable[[HostConfig], Any]) -> list[tuple[HostConfig, Any]]:
+    with ThreadPoolExecutor(_AT_ONCE) as executor:
+        return list(zip(configs, executor.map(ask, configs), strict=True))
+
+
+def hosts(
+    names: Annotated[str, typer.Argument(help="Hosts by commas: names, tag:TAG, addresses (default: all of fxh.toml).")] = "",
+    as_json: Json = False,
+) -> None:
+    """The hosts: what they have to give, who has leased how much since when, and who waits. Exit code 4 when one does not answer."""
+    found = _all(_chosen(names), _survey)
+    if as_json:
+        print(json.dumps({config.name or config.address: answer for config, answer in found}, indent=1))
+    else:
+        for config, answer in found:
+            for line in _lines(config, answer):
+                print(line)
+    if any("error" in answer for _, answer in found):
+        raise typer.Exit(ExitCode.INFRASTRUCTURE)
+
+
+def _lines(config: HostConfig, answer: dict[str, Any]) -> list[str]:
+    name = config.name or config.address
+    tags = f"  [{' '.join(config.tags)}]" if config.tags else ""
+    if "error" in answer:
+        return [f"{name:<16} does not serve: {answer['error']}{tags}"]
+    limit, held = answer["capacity"], [row for row in answer["leases"] if row.get("state") == "held"]
+    used = {what: sum(row[what] for row in held) for what in ("memory", "vcpus", "disk")}
+    lines = [
+        f"{name:<16} {used['memory']}/{limit['memory']} MiB, {used['vcpus']}/{limit['vcpus']} vCPUs, "
+        f"{used['disk']}/{limit['disk']} MiB of disk leased{tags}"
+    ]
+    for row in answer["leases"]:
+        age = answer["now"] - row.get("since", answer["now"])
+        place = f"slot {row['slot']}" if row.get("state") == "held" else "waits"
+        lines.append(
+            f"  {place:<8} {row.get('memory', '?'):>6} MiB {row.get('vcpus', '?'):>3} vCPUs  for {_age(age):>7}  {row.get('who', '?')}  "
+            f"run {row['run']}  {row.get('what', '')}".rstrip()
+        )
+    for run, things in answer["orphans"].items():
+        lines.append(f"  nobody owns run {run}: {', '.join(things) or 'its lease'}; fxh clean {name}")
+    return lines
+
+
+def _age(seconds: float) -> str:
+    minutes, rest = divmod(int(max(0, seconds)), 60)
+    return f"{minutes // 60}h{minutes % 60:02}m" if minutes >= 60 else f"{minutes}m{rest:02}s"
+
+
+def doctor(
+    host: Annotated[str, typer.Argument(help="Hosts by commas, or lab (default: lab, and all hosts of fxh.toml).")] = "",
+    as_json: Json = False,
+    start: Annotated[bool, typer.Option("--start/--no-start", help="Start the lab and look into its dom0, too.")] = True,
+) -> None:
+    """Check every link of the chain, each with its mend. Exit code 4 when one is broken, 0 for warnings alone."""
+    from harness.config import load
+
+    known = load().config.hosts
+    words = [word.strip() for word in (host or ",".join(["lab", *known])).split(",")]
+    found: dict[str, list[Check]] = {}
+    if "lab" in words:
+        found["lab"] = _lab(start)
+        words = [word for word in words if word != "lab"]
+    if words:
+        for config, checks in _all(_chosen(",".join(words)), _examine):
+            found[config.name or config.address] = list(checks)
+    if as_json:
+        print(json.dumps({name: [asdict(check) for check in checks] for name, checks in found.items()}, indent=1))
+    else:
+        for name, checks in found.items():
+            _table(name, checks)
+    if any(check.status == "fail" for checks in found.values() for check in checks):
+        raise typer.Exit(ExitCode.INFRASTRUCTURE)
+
+
+def _examine(config: HostConfig) -> tuple[Check, ...]:
+    from harness.hosts import connect
+    from harness.hosts import doctor as host_doctor
+
+    return host_doctor.examine(config, lambda: connect.transport(config))
+
+
+def _lab(start: bool) -> list[Check]:
+    """This machine as a lab's; where all is ready, a lab is started and its dom0 looked at like any host's."""
+    from harness.config import HostConfig
+    from harness.hosts import doctor as host_doctor
+    from harness.hosts.doctor import FAIL, OK, Check
+    from harness.lab import doctor as lab_doctor
+    from harness.lab import factory
+
+    wish = factory.LabWish()
+    checks = list(lab_doctor.examine(wish))
+    ready = any(check.name == "checkpoint" and check.status == OK for check in checks)
+    if not start or not ready or any(check.status == FAIL for check in checks):
+        return checks
+    from harness.lab.host import LabTransport
+
+    begun = time.monotonic()
+    try:
+        with factory.make(wish) as lab:
+            lab.up()
+            checks.append(Check("lab start", OK, f"dom0 answered after {time.monotonic() - begun:.2f} s"))
+            inside = host_doctor.examine(HostConfig("lab"), lambda: LabTransport(lab))
+            # Its clock is that of the moment when the checkpoint was made.
+            return checks + [check for check in inside if check.name != "clock"]
+    except HarnessError as exc:
+        return [*checks, Check("lab start", FAIL, exc.message, exc.mend)]
+
+
+def _table(name: str, checks: list[Check]) -> None:
+    print(name)
+    for check in checks:
+        print(f"  {check.status:<5} {check.name:<16} {check.detail}")
+        if check.mend and check.status != "ok":
+            print(f"  {'':<5} {'':<16} -> {check.mend}")
+
+
+def clean(
+    host: Annotated[str, typer.Argument(help="Hosts by commas (default: this machine's labs, and all hosts of fxh.toml).")] = "",
+    yes: Annotated[bool, typer.Option("--yes", help="Remove it; without, it is only listed.")] = False,
+) -> None:
+    """Find what killed runs left behind: ours by name and run, with no living owner. Removes it with --yes."""
+    from harness.config import load
+    from harness.lab import records
+
+    something = failed = False
+    if not host:
+        stale = [name for name in records.names() if records.state(name) == "stale"]
+        for name in stale:
+            print(f"this machine: lab {name}, its owner is dead")
+        something = bool(stale)
+        if yes:
+            records.sweep()
+    if host or load().config.hosts:
+        for config, answer in _all(_chosen(host), lambda config: _survey(config, clean=yes)):
+            name = config.name or config.address
+            if "error" in answer:
+                print(f"{name}: {answer['error']}", file=sys.stderr)
+                failed = True
+                continue
+            for run, things in answer["orphans"].items():
+                for thing in things or ["its lease"]:
+                    print(f"{name}: run {run}: {thing}")
+                    something = True
+            for path in answer["files"]:
+                print(f"{name}: file not used for long: {path}")
+                something = True
+            for run, things in answer.get("left", {}).items():
+                print(f"{name}: run {run}: could not be removed: {', '.join(things)}", file=sys.stderr)
+                failed = True
+    if not something:
+        print("nothing was left behind")
+    elif not yes:
+        print("nothing was removed: --yes does it")
+    else:
+        print("removed")
+    if failed:
+        raise typer.Exit(ExitCode.INFRASTRUCTURE)

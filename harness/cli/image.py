@@ -1,0 +1,175 @@
+"""fxh image: FreeBSD images, from what people have, in the layouts that the suites need."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from harness.errors import InfrastructureError, UsageError
+
+app = typer.Typer(no_args_is_help=True, help="FreeBSD images: build, list, show, verify, export, rm, gc.")
+
+
+@app.command()
+def build(
+    name: Annotated[str, typer.Argument(help="A recipe, or the name of the image to be.")] = "",
+    src: Annotated[str, typer.Option("--src", help="A FreeBSD source tree, such as /usr/src.")] = "",
+    dist: Annotated[str, typer.Option("--dist", help="Release sets: URL or directory with MANIFEST, base.txz, kernel.txz.")] = "",
+    destdir: Annotated[str, typer.Option("--destdir", help="A world installed with -DNO_ROOT (its METALOG in it).")] = "",
+    disk: Annotated[str, typer.Option("--disk", help="A disk image: raw, qcow2, or one of them in .xz.")] = "",
+    kernel: Annotated[str, typer.Option("--kernel", help="A kernel file.")] = "",
+    base: Annotated[str, typer.Option("--base", help="An image whose kernel is swapped.")] = "",
+    kernconf: Annotated[str, typer.Option("--kernconf", help="XENA, XENB, XENREL, one of the tree's, or a file.")] = "",
+    world: Annotated[str, typer.Option("--world", help="small (what the suites need) or full.")] = "",
+    layout: Annotated[str, typer.Option("--layout", help="See `fxh image layouts`.")] = "",
+    size: Annotated[int, typer.Option("--size", help="MiB of the root file system.")] = 0,
+    bsize: Annotated[int, typer.Option("--bsize", help="Bytes of a UFS block: 8192 to 65536.")] = 0,
+    root: Annotated[str, typer.Option("--root", help="With --disk: the root device, such as xbd0p3.")] = "",
+    jobs: Annotated[int, typer.Option("-j", "--jobs", help="Compilers side by side (default: all CPUs).")] = 0,
+) -> None:
+    """Build an image, or take it from the store when nothing has changed."""
+    from harness.images import make, recipe
+
+    options = {
+        "src": src, "dist": dist, "destdir": destdir, "disk": disk, "kernel": kernel, "base": base, "kernconf": kernconf,
+        "world": world, "layout": layout, "size": size, "bsize": bsize, "root": root, "jobs": jobs,
+    }  # fmt: skip
+    begun = time.monotonic()
+    recipes = recipe.available()
+    made = make.make(recipe.make(name or "freebsd", options, recipes))
+    print(f"{made.name} {made.entry.key}: FreeBSD {made.version}, {made.data['layout']}, {'/'.join(made.types)}, root {made.root}")
+    print(f"     {time.monotonic() - begun:.1f} s; boot it: fxh boot --image {made.name}", file=sys.stderr)
+
+
+@app.command()
+def layouts() -> None:
+    """The layouts an image can have."""
+    from harness.images import layout
+
+    for name, about in layout.available().items():
+        print(f"{name:<10} {about}")
+
+
+@app.command("list")
+def list_(as_json: Annotated[bool, typer.Option("--json", help="For scripts.")] = False) -> None:
+    """The images in the store, and what else takes room there."""
+    from harness.images import image, store
+
+    known: dict[str, list[str]] = {}
+    for name, key in image.names().items():
+        known.setdefault(key, []).append(name)
+    rows: list[dict[str, Any]] = []
+    for kind, entry in store.entries():
+        data = entry.manifest
+        what = str(data.get("what", f"FreeBSD {data.get('version')}, {data.get('layout')}, {'/'.join(data.get('types', []))}"))
+        rows.append({
+            "kind": kind, "key": entry.key, "names": known.get(entry.key, []), "what": what, "bytes": entry.size,
+            "used": time.strftime("%Y-%m-%d %H:%M", time.localtime(entry.used)),
+        })  # fmt: skip
+    if as_json:
+        print(json.dumps(rows, indent=1))
+        return
+    for row in rows:
+        names = ",".join(row["names"]) if row["kind"] == "images" else ""
+        print(f"{row['kind']:<8} {row['key']}  {names:<16} {int(row['bytes']) >> 20:>6} MiB  {row['used']}  {row['what']}")
+
+
+@app.command()
+def show(name: Annotated[str, typer.Argument(help="Name or key.")]) -> None:
+    """One image: its disks, and every input with its hash and where it came from."""
+    from harness.images import image
+
+    found = image.find(name)
+    data = found.data
+    print(
+        f"{name} {found.entry.key}: FreeBSD {data['version']} {data['machine']}, {'/'.join(found.types)}{', pygrub' if found.pygrub else ''}"
+    )
+    print(f"layout   {data['layout']}: {data['about']}; root {data['root']}")
+    for disk in found.disks:
+        print(f"disk     {disk.vdev} {disk.format} {disk.file.stat().st_size >> 20} MiB  {disk.file}")
+    if found.kernel:
+        print(f"kernel   {data['kernel']['sha256']}  {found.kernel}")
+    print(f"built    {data['built']} in {data['seconds']} s")
+    for item in found.inputs:
+        print(f"input    {item.what:<28} {item.hash:<64}  {item.origin}")
+
+
+@app.command()
+def verify(
+    names: Annotated[list[str] | None, typer.Argument(help="Images (default: all, and all else in the store).")] = None,
+) -> None:
+    """Read everything and compare it with what was made."""
+    from harness.images import image, store
+
+    chosen = [("images", image.find(name).entry) for name in names] if names else store.entries()
+    bad = 0
+    for kind, entry in chosen:
+        damaged = entry.damage(thorough=True)
+        print(f"{kind} {entry.key}: {'damaged: ' + ', '.join(damaged[:5]) if damaged else 'good'}")
+        bad += bool(damaged)
+    if bad:
+        raise InfrastructureError(f"{bad} damaged in the store", mend="build again: what is damaged is made anew")
+
+
+@app.command()
+def export(
+    name: Annotated[str, typer.Argument(help="Name or key.")],
+    directory: Annotated[Path, typer.Argument(help="Where disks, kernel and manifest go.")],
+) -> None:
+    """Copy an image's files, holes kept, for use with xl or QEMU by hand."""
+    from harness.images import image, slot
+
+    found = image.find(name)
+    if directory.exists() and any(directory.iterdir()):
+        raise UsageError(f"{directory} is not empty", mend="give a new directory")
+    directory.mkdir(parents=True, exist_ok=True)
+    for path in sorted(p for p in found.entry.directory.iterdir() if p.is_file() and p.name not in ("sums.json", ".used")):
+        if path.suffix == ".img":
+            with (directory / path.name).open("wb") as out:
+                out.truncate(path.stat().st_size)
+                slot.paste(path, out.fileno(), 0)
+        else:
+            shutil.copyfile(path, directory / path.name)
+        print(directory / path.name)
+
+
+@app.command()
+def rm(names: Annotated[list[str], typer.Argument(help="Names or keys.")]) -> None:
+    """Remove images. What they were made from stays until `gc`."""
+    from harness.images import image, store
+
+    known = image.names()
+    for name in names:
+        try:
+            entry = image.find(name).entry
+        except UsageError:
+            entry = store.Entry(store.directory("images") / known.get(name, name))
+            if not entry.directory.is_dir():
+                raise
+        store.remove(entry)
+        for other, key in known.items():
+            if key == entry.key:
+                (store.directory("names") / other).unlink(missing_ok=True)
+
+
+@app.command()
+def gc(
+    size: Annotated[int, typer.Option("--size", help="MiB that may stay.")] = 0,
+    age: Annotated[float, typer.Option("--age", help="Days without use after which something goes.")] = 0,
+    dry: Annotated[bool, typer.Option("--dry-run", help="Only say what would go.")] = False,
+) -> None:
+    """Remove what was not used for long, or the longest unused until the rest is small enough."""
+    from harness.images import store
+
+    if not size and not age:
+        raise UsageError("gc without a measure", mend="--size MIB, --age DAYS, or both")
+    doomed = store.collect(keep_bytes=size << 20 if size else None, max_age=age * 86400 if age else None, dry=dry)
+    for item in doomed:
+        print(f"{item.kind} {item.entry.key}: {item.size >> 20} MiB, {item.why}")
+    print(f"{sum(item.size for item in doomed) >> 20} MiB {'would be freed' if dry else 'freed'}")

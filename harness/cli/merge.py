@@ -1,0 +1,48 @@
+"""fxh merge: the shards of a run, from several machines, as one run with one page."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from harness.errors import ExitCode
+
+
+def register(app: typer.Typer) -> None:
+    app.command()(merge)
+
+
+def merge(
+    runs: Annotated[list[Path], typer.Argument(help="Directories of runs (reports/runs/NAME), one for each shard.")],
+    reports: Annotated[Path | None, typer.Option("--reports", help="Where the joined run goes (default: reports/).")] = None,
+) -> None:
+    """Join runs into one and write its page. Exit code as `fxh run`'s; 4 when a shard is missing."""
+    from harness import paths
+    from harness.plugin.outcome import exit_code
+    from harness.report import publish
+    from harness.results.merge import merge as join
+
+    where = (reports or paths.project() / "reports").absolute()
+    target = where / "runs" / f"{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}-{os.urandom(2).hex()}"
+    found = join(runs, target, exit_code)
+    publish(found.path, found.run)
+    latest = where / "latest"
+    latest.unlink(missing_ok=True)
+    latest.symlink_to(Path("runs") / target.name)
+    counts = ", ".join(
+        f"{found.run.count(o)} {o}" for o in ("passed", "failed", "skipped", "infrastructure", "harness") if found.run.count(o)
+    )
+    print(f"{len(found.run.cases)} cases of {len(runs)} runs: {counts or 'none'}")
+    if found.differing:
+        print(f"fxh: the runs differ in {', '.join(found.differing)}: are they of one night?", file=sys.stderr)
+    print(f"report: {target / 'index.html'}", file=sys.stderr)
+    if found.missing:
+        print(f"fxh: missing shards: {', '.join(found.missing)}", file=sys.stderr)
+        if found.run.exit_code in (ExitCode.OK, ExitCode.NOTHING_SELECTED):
+            raise typer.Exit(ExitCode.INFRASTRUCTURE)
+    raise typer.Exit(found.run.exit_code or 0)

@@ -1,0 +1,113 @@
+"""What can be configured: the fields of these dataclasses are the keys of ``fxh.toml``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """``[run]``: what `fxh run` does where its command line says nothing; lists are written as words with commas."""
+
+    guest: str = ""
+    type: str = ""
+    xen: str = ""
+    xen_host: str = ""
+    """Hosts by name, ``tag:TAG``, address, or ``lab``."""
+    workers: int = 1
+    scale: float = 1.0
+    accel: str = "auto"
+    lab_memory: int = 0
+    """MiB of a lab; 0 for what a lab has by itself."""
+    lab_cpus: int = 1
+    keep: str = "never"
+    """``failed`` leaves a dead guest paused for somebody to look at."""
+    keep_minutes: int = 60
+    keep_runs: int = 30
+    lease_memory: int = 0
+    """MiB that a worker leases on a host; 0 for twice what one guest takes."""
+    lease_wait: int = 3600
+    """Seconds that a worker waits for a host with room."""
+
+
+@dataclass(frozen=True)
+class HostConfig:
+    """``[hosts.NAME]``: a real Xen host. Whatever is left empty comes from ``~/.ssh/config`` or from the host itself."""
+
+    address: str
+    """``[user@]host[:port]``, an alias of ``~/.ssh/config``, or ``local`` for a dom0 that is this machine."""
+    name: str = ""
+    key: str = ""
+    """Path of a private key."""
+    jump: str = ""
+    """``[user@]host[:port]`` or aliases, by commas: the way there."""
+    known_hosts: str = ""
+    bridge: str = "xenbr0"
+    storage: str = "file"
+    """``file``, ``lvm:VOLUME-GROUP`` or ``zvol:DATASET``."""
+    memory: int = 0
+    """MiB that guests may take; 0 for all that the host has beside dom0 and foreign domains."""
+    vcpus: int = 0
+    """vCPUs that guests may have; 0 for four to a CPU."""
+    mac_prefix: str = ""
+    """Fourth byte of our MACs there, in hex; empty for one that follows from the host's name."""
+    tags: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class MailConfig:
+    """``[mail]``: who hears of a night. Nothing is sent unless ``send`` is true; mails are always written to files."""
+
+    send: bool = False
+    sender: str = ""
+    to: tuple[str, ...] = ()
+    infrastructure_to: tuple[str, ...] = ()
+    """Who hears when the night itself failed; empty for ``to``."""
+    smtp: str = "localhost:25"
+    user: str = ""
+    password_file: str = ""
+
+
+@dataclass(frozen=True)
+class NightlyConfig:
+    """``[nightly]``: the arguments of each step's command; a step without any is left out."""
+
+    source: str = ""
+    """The FreeBSD source tree; ``{source}`` in the lists below."""
+    update: tuple[str, ...] = ()
+    """A whole command (``git``, ``-C``, ``{source}``, ``pull``, ``--ff-only``)."""
+    build: tuple[str, ...] = ()
+    """Arguments of `fxh image build`."""
+    run: tuple[str, ...] = ()
+    """Arguments of `fxh run`."""
+    report: tuple[str, ...] = ("--mail",)
+    """Arguments of `fxh report`."""
+    step_hours: float = 12.0
+
+
+@dataclass(frozen=True)
+class ReleaseConfig:
+    """``[release]``: a published FreeBSD that serves as a baseline."""
+
+    version: str = ""
+    mirror: str = ""
+
+
+@dataclass(frozen=True)
+class Config:
+    """All of it. Hosts by name."""
+
+    run: RunConfig = field(default_factory=RunConfig)
+    hosts: Mapping[str, HostConfig] = field(default_factory=dict)
+    mail: MailConfig = field(default_factory=MailConfig)
+    nightly: NightlyConfig = field(default_factory=NightlyConfig)
+    release: ReleaseConfig = field(default_factory=ReleaseConfig)
+
+
+SECTIONS: Mapping[str, type] = {
+    "run": RunConfig,
+    "mail": MailConfig,
+    "nightly": NightlyConfig,
+    "release": ReleaseConfig,
+}

@@ -1,0 +1,143 @@
+"""What an administrator does in a guest, where FreeBSD and the control guest say it differently: disks, memory, network."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from harness.guests.profile import GuestProfile, Run
+
+MIB = 1 << 20
+
+
+@dataclass(frozen=True)
+class Balloon:
+    """The balloon driver's own numbers, in bytes. ``managed`` is what the kernel manages, ``free`` what of it nobody uses."""
+
+    current: int
+    target: int
+    managed: int
+    free: int
+
+
+class Admin(Protocol):
+    """One operating system's ways. ``run`` is :meth:`harness.guests.guest.Guest.sh`."""
+
+    def disk_bytes(self, run: Run, name: str) -> int: ...
+
+    def attach_log(self, run: Run) -> str:
+        """What the kernel has printed about its disks since it booted."""
+        ...
+
+    def balloon(self, run: Run) -> Balloon: ...
+
+    def hog(self, mib: int) -> str:
+        """A command that takes ``mib`` MiB of memory, holds them, and prints ``hog-ready`` when it has them."""
+        ...
+
+    def address(self, run: Run, interface: str, cidr: str) -> None:
+        """Give the interface this IPv4 address and bring it up."""
+        ...
+
+    def set_mtu(self, run: Run, interface: str, mtu: int) -> None: ...
+
+    def offloads(self, run: Run, interface: str) -> Mapping[str, bool]:
+        """Of ``tx``, ``rx``, ``tso``, ``lro`` and ``sg`` those that the OS can switch, and whether each is on."""
+        ...
+
+    def offload_command(self, interface: str, name: str, on: bool) -> str: ...
+
+
+def digests(run: Run, names: Sequence[str]) -> dict[str, str]:
+    """md5 of the first MiB of each disk of the guest (``fxs`` is defined in every session, harness/console/session.py)."""
+    lines = run(f"for d in {' '.join(names)}; do echo $d $(dd if=/dev/$d bs=64k count=16 2>/dev/null | fxs); done").splitlines()
+    return {words[0]: words[1] for words in map(str.split, lines) if len(words) > 1}
+
+
+class FreeBSDAdmin:
+    def disk_bytes(self, run: Run, name: str) -> int:
+        # xbd1	512	1048576	2048	0	0
+        return int(run(f"diskinfo {name}").split()[2])
+
+    def attach_log(self, run: Run) -> str:
+        return run("dmesg | grep -E '^(xbd|ada|da)[0-9]+: |g_dev_taste|vbd'; true")
+
+    def balloon(self, run: Run) -> Balloon:
+        # sys/dev/xen/balloon/balloon.c: pages of 4 KiB
+        names = "dev.xen.balloon.current dev.xen.balloon.target vm.stats.vm.v_page_count vm.stats.vm.v_free_count"
+        current, target, managed, free = (int(word) * 4096 for word in run(f"sysctl -n {names}").split())
+        return Balloon(current, target, managed, free)
+
+    def hog(self, mib: int) -> str:
+        # tail keeps what has no line end in memory.
+        return f"( dd if=/dev/zero bs=1m count={mib} 2>/dev/null; echo; echo hog-ready; sleep 30 ) | tail -n 1"
+
+    def address(self, run: Run, interface: str, cidr: str) -> None:
+        run(f"ifconfig {interface} inet {cidr} up")
+
+    def set_mtu(self, run: Run, interface: str, mtu: int) -> None:
+        run(f"ifconfig {interface} mtu {mtu}")
+
+    def offloads(self, run: Run, interface: str) -> Mapping[str, bool]:
+        text = run(f"ifconfig -m {interface}")
+        # options=503<RXCSUM,TXCSUM,TSO4,LRO>        capabilities=503<RXCSUM,TXCSUM,TSO4,LRO>
+        able = re.search(r"capabilities=[0-9a-f]+<([^>]*)>", text)
+        on = re.search(r"options=[0-9a-f]+<([^>]*)>", text)
+        words = set(on[1].split(",")) if on else set()
+        return {
+            _FREEBSD_OFFLOADS[word]: word in words for word in (able[1].split(",") if able else ()) if word in _FREEBSD_OFFLOADS
+        }
+
+    def offload_command(self, interface: str, name: str, on: bool) -> str:
+        word = {"tx": "txcsum", "rx": "rxcsum", "tso": "tso", "lro": "lro"}[name]
+        return f"ifconfig {interface} {'' if on else '-'}{word}"
+
+
+_FREEBSD_OFFLOADS = {"TXCSUM": "tx", "RXCSUM": "rx", "TSO4": "tso", "LRO": "lro"}
+
+
+class LinuxAdmin:
+    def disk_bytes(self, run: Run, name: str) -> int:
+        return int(run(f"cat /sys/class/block/{name}/size")) * 512
+
+    def attach_log(self, run: Run) -> str:
+        return run("dmesg | grep -E 'blkfront|vbd|xvd'; true")
+
+    def balloon(self, run: Run) -> Balloon:
+        where = "/sys/devices/system/xen_memory/xen_memory0"
+        text = run(f"cat {where}/info/current_kb {where}/target_kb; grep -E 'MemTotal|MemFree' /proc/meminfo")
+        current, target, managed, free = (int(number) << 10 for number in re.findall(r"\b\d+\b", text))
+        return Balloon(current, target, managed, free)
+
+    def hog(self, mib: int) -> str:
+        return f"( mkdir -p /hog; mount -t tmpfs -o size=100% hog /hog; dd if=/dev/zero of=/hog/f bs=1M count={mib} 2>/dev/null; echo hog-ready )"
+
+    def address(self, run: Run, interface: str, cidr: str) -> None:
+        run(f"ip addr flush dev {interface}; ip addr add {cidr} dev {interface}; ip link set {interface} up")
+
+    def set_mtu(self, run: Run, interface: str, mtu: int) -> None:
+        run(f"ip link set {interface} mtu {mtu}")
+
+    def offloads(self, run: Run, interface: str) -> Mapping[str, bool]:
+        found = {}
+        for line in run(f"ethtool -k {interface}").splitlines():
+            # tcp-segmentation-offload: on        rx-checksumming: on [fixed]
+            name, _, value = line.strip().partition(": ")
+            if name in _LINUX_OFFLOADS and "[fixed]" not in value:
+                found[_LINUX_OFFLOADS[name]] = value.startswith("on")
+        return found
+
+    def offload_command(self, interface: str, name: str, on: bool) -> str:
+        return f"ethtool -K {interface} {name} {'on' if on else 'off'}"
+
+
+_LINUX_OFFLOADS = {
+    "tx-checksum-ipv4": "tx", "rx-checksumming": "rx", "tcp-segmentation-offload": "tso", "scatter-gather": "sg",
+}  # fmt: skip
+
+
+def of(profile: GuestProfile) -> Admin:
+    """The administrator for a guest of this profile."""
+    return FreeBSDAdmin() if profile.os == "freebsd" else LinuxAdmin()

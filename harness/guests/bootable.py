@@ -1,0 +1,102 @@
+"""Boot volumes for a bootloader in dom0: the control guest's kernel within a file system, and a kernel's twin."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+
+from filelock import FileLock
+
+from harness import paths
+from harness.digest import file_sha256
+from harness.errors import BuildError, UsageError
+from harness.guests.source import DiskImage, GuestSource
+
+MENU = """\
+default=0
+timeout=0
+title control
+root (hd0)
+kernel /boot/vmlinuz fxh.menu=one
+initrd /boot/initrd
+"""
+_MIB = 64
+
+
+def source(plain: GuestSource) -> GuestSource:
+    """The same guest, whose kernel the bootloader takes from its first disk.
+
+    The control guest's disk is made here (ext2, which it can write to itself); any other guest brings its own.
+    """
+    if plain.profile.os != "linux":
+        return replace(plain, kernel=None, ramdisk=None)
+    if plain.kernel is None or plain.ramdisk is None:
+        raise UsageError(f"{plain.label} has no kernel to put on a disk")
+    files = {"boot/vmlinuz": plain.kernel.read_bytes(), "boot/initrd": plain.ramdisk.read_bytes()}
+    name = f"control-{file_sha256(plain.kernel)[:8]}-{file_sha256(plain.ramdisk)[:8]}-ext2.img"
+    path = paths.store() / "volumes" / name
+    path.parent.mkdir(exist_ok=True)
+    with FileLock(path.with_suffix(".lock")):
+        if not path.exists():
+            with tempfile.TemporaryDirectory(dir=path.parent) as scratch:
+                tree = Path(scratch) / "tree"
+                write_tree(tree, {**files, "boot/grub/menu.lst": MENU.encode()})
+                make_ext2(tree, Path(scratch) / name, _MIB)
+                (Path(scratch) / name).rename(path)
+    return replace(plain, kernel=None, ramdisk=None, disks=(DiskImage(path),))
+
+
+def write_tree(directory: Path, files: dict[str, bytes]) -> None:
+    for name, data in files.items():
+        (directory / name).parent.mkdir(parents=True, exist_ok=True)
+        (directory / name).write_bytes(data)
+
+
+def make_ext2(tree: Path, target: Path, mib: int) -> None:
+    """An ext2 as old readers want it. Raises BuildError."""
+    _tool("mke2fs", ["-q", "-t", "ext2", "-b", "1024", "-I", "128", "-m", "0", "-d", str(tree), str(target), f"{mib}M"])
+
+
+def make_ufs(tree: Path, target: Path, *, version: int = 1, bsize: int = 8192, size: str = "32m") -> None:
+    """A UFS with blocks of ``bsize`` bytes and fragments of an eighth (a half at 4096). Raises BuildError."""
+    options = f"version={version},bsize={bsize},fsize={bsize // 8},optimization=space"
+    _tool("makefs", ["-t", "ffs", "-B", "le", "-s", size, "-o", options, str(target), str(tree)])
+
+
+def _tool(name: str, argv: list[str]) -> None:
+    path = shutil.which(name) or shutil.which(name, path="/usr/sbin:/sbin")
+    if path is None:
+        raise BuildError(f"this machine lacks {name}", mend="fxh setup")
+    done = subprocess.run([path, *argv], capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise BuildError(f"{name} ended with {done.returncode}: {(done.stderr or done.stdout).strip()[-400:]}")
+
+
+# "FreeBSD 13.2-RELEASE XENA" and a line end
+_NAMED = re.compile(rb"FreeBSD \d+\.\d+-[A-Za-z0-9_-]+ ([A-Za-z0-9_.-]+)\n")
+
+
+def ident(kernel: bytes) -> str:
+    """The ident in a FreeBSD kernel's version line. Raises UsageError when it has none."""
+    match = _NAMED.search(kernel)
+    if match is None:
+        raise UsageError("no FreeBSD kernel: it has no `FreeBSD <release> <ident>` line")
+    return match[1].decode()
+
+
+def twin(kernel: bytes) -> tuple[bytes, str]:
+    """The same FreeBSD kernel under another ident, and that ident: only its name tells the two apart.
+
+    ``version[]`` and ``kern_ident[]`` are made by sys/conf/newvers.sh. Raises UsageError when they are not found.
+    """
+    own = ident(kernel).encode()
+    other = own[:-1] + (b"A" if own.endswith(b"B") else b"B")
+    changed = kernel.replace(b"\0" + own + b"\0", b"\0" + other + b"\0")
+    if changed == kernel:
+        raise UsageError(f"the kernel's ident {own.decode()} is not found apart from its version")
+    named = rb"(FreeBSD \d+\.\d+-[A-Za-z0-9_-]+ )" + re.escape(own) + rb"(?=[\n\0])"
+    return re.sub(named, rb"\g<1>" + other, changed), other.decode()

@@ -1,0 +1,205 @@
+"""A guest's network as a case uses it: an address on both ends, data both ways with its digests, captures in dom0."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import random
+import secrets
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from harness.deadline import Deadline
+from harness.errors import InfrastructureError
+from harness.guests import admin
+from harness.guests.guest import Guest
+from harness.hosts.host import XenHost
+from harness.oracles import frames
+from harness.oracles.frames import Frame
+
+_PEER = "/run/fxh-netpeer.py"
+# RFC 2544's own range: nobody's network.
+_NETWORK = "198.18"
+
+
+@dataclass(frozen=True)
+class Transfer:
+    """One connection. ``error`` is empty where all arrived; the digests are of what was sent and of what arrived."""
+
+    bytes: int
+    sent: str
+    arrived: str
+    seconds: float
+    error: str = ""
+
+    @property
+    def complaint(self) -> str:
+        if self.error:
+            return f"{self.error} after {self.bytes} bytes and {self.seconds:.1f} s"
+        return "" if self.sent == self.arrived else f"{self.bytes} bytes arrived with digest {self.arrived}, {self.sent} were sent"
+
+
+class Peer:
+    """A program at work in dom0 (or in a network namespace of it)."""
+
+    def __init__(self, host: XenHost, words: list[str], namespace: str = "") -> None:
+        inside = ["ip", "netns", "exec", namespace] if namespace else []
+        self._stream = host.transport.open([*inside, "python3", _PEER, *words])
+        self._text = b""
+        if words[0] != "push":
+            self._until(b"listening", 30)
+
+    def result(self, seconds: float) -> dict[str, object]:
+        """What it says at its end. Raises InfrastructureError when it says nothing."""
+        self._until(b"}", seconds)
+        self._stream.close()
+        found: dict[str, object] = json.loads(self._text[self._text.index(b"{") : self._text.index(b"}") + 1])
+        return found
+
+    def _until(self, word: bytes, seconds: float) -> None:
+        deadline = Deadline(seconds)
+        while word not in self._text:
+            try:
+                data = self._stream.read(4096, max(0.1, deadline.remaining))
+            except TimeoutError:
+                data = b""
+            if not data and (deadline.expired or not self._text.endswith(b"\n")):
+                raise InfrastructureError(
+                    f"the network peer in dom0 did not say {word.decode()}: {self._text.decode(errors='replace')!r}"
+                )
+            self._text += data
+
+
+class Link:
+    """Between dom0 and the guest's vif ``index``, on the host's bridge or, with ``namespace``, in one of its own."""
+
+    def __init__(self, guest: Guest, index: int = 0, namespace: str = "") -> None:
+        self.guest, self.host, self.namespace = guest, guest.host, namespace
+        self.vif = f"vif{guest.domid}.{index}"
+        net = index + 77
+        self.here, self.there = f"{_NETWORK}.{net}.1", f"{_NETWORK}.{net}.2"
+        self._admin = admin.of(guest.profile)
+        self._port = 5001
+        mac = guest.config.vifs[index].mac
+        self.interface = next(i.name for i in guest.profile.interfaces(guest.sh) if i.mac == mac)
+
+    # -- both ends ----------------------------------------------------------------------------------------------------
+
+    def up(self) -> Link:
+        """Addresses on both ends. dom0's goes with :meth:`down`, or with the lab."""
+        self.host.transport.put(Path(__file__).parent.parent / "xen" / "netpeer.py", _PEER)
+        device = self.host.bridge
+        if self.namespace:
+            device = self.vif
+            script = (
+                'ip netns add "$1"; ip link set "$2" nomaster; ip link set "$2" netns "$1"; ip netns exec "$1" ip link set "$2" up'
+            )
+            self.host.transport.run(["sh", "-c", script, "sh", self.namespace, self.vif])
+        self.dom0("ip", "addr", "add", f"{self.here}/24", "dev", device, check=False)
+        self._admin.address(self.guest.sh, self.interface, f"{self.there}/24")
+        return self
+
+    def down(self) -> None:
+        if self.namespace:
+            self.host.transport.run(["ip", "netns", "del", self.namespace], check=False)
+        else:
+            self.dom0("ip", "addr", "del", f"{self.here}/24", "dev", self.host.bridge, check=False)
+
+    def dom0(self, *argv: str, check: bool = True) -> str:
+        """A command in dom0, on this link's side."""
+        inside = ["ip", "netns", "exec", self.namespace] if self.namespace else []
+        return self.host.transport.run([*inside, *argv], check=check).text
+
+    def wait_up(self, seconds: float = 40) -> bool:
+        """Whether the guest reaches dom0 within ``seconds``."""
+        script = f"i=0; while [ $i -lt {int(seconds)} ]; do ping -c 1 {self._patience(1)} {self.here} >/dev/null 2>&1 && echo up && break; i=$((i+1)); done"
+        return "up" in self.guest.run(script, seconds + 30, check=False).text
+
+    # -- data ---------------------------------------------------------------------------------------------------------
+
+    def upload(self, size: int, seconds: float = 60) -> Transfer:
+        """``size`` bytes from the guest to dom0."""
+        port = self._next()
+        self.guest.sh(
+            f"[ -f /tmp/fxh-{size} ] || dd if=/dev/urandom of=/tmp/fxh-{size} bs=1024 count={size // 1024} 2>/dev/null", 120
+        )
+        peer = Peer(self.host, ["recv", self.here, str(port), str(size)], self.namespace)
+        script = f"fxs < /tmp/fxh-{size}; {self._nc(seconds)} {self.here} {port} < /tmp/fxh-{size} > /dev/null; true"
+        sent = self.guest.sh(script, seconds + 30).split()[0]
+        done = peer.result(seconds + 40)
+        return Transfer(int(str(done["bytes"])), sent, str(done["md5"]), float(str(done["seconds"])), str(done["error"]))
+
+    def download(self, size: int, seconds: float = 60, *, chunk: int = 1 << 16) -> Transfer:
+        """``size`` bytes from dom0 to the guest, in writes of ``chunk`` bytes with TCP_NODELAY."""
+        port, seed = self._next(), size
+        peer = Peer(self.host, ["send", self.here, str(port), str(size), str(seed), str(chunk)], self.namespace)
+        arrived = self.guest.sh(f"{self._nc(seconds)} {self.here} {port} < /dev/null | fxs", seconds + 30).split()[0]
+        done = peer.result(seconds + 40)
+        payload = hashlib.md5(random.Random(seed).randbytes(size), usedforsecurity=False).hexdigest()
+        return Transfer(int(str(done["bytes"])), payload, arrived, float(str(done["seconds"])), str(done["error"]))
+
+    def forwarded(self, far: Link, size: int) -> Transfer:
+        """``size`` bytes from dom0's side of this link to its side of ``far``: the guest in the middle has to route."""
+        port = self._next()
+        peer = Peer(self.host, ["recv", far.here, str(port), str(size)], far.namespace)
+        source = Peer(self.host, ["push", far.here, str(port), str(size), "7", "65536"], self.namespace)
+        done, sent = peer.result(60), source.result(60)
+        payload = hashlib.md5(random.Random(7).randbytes(size), usedforsecurity=False).hexdigest()
+        error = str(done["error"]) or ("" if done["bytes"] == size else f"the stream ended early ({sent['error']})")
+        return Transfer(int(str(done["bytes"])), payload, str(done["md5"]), float(str(done["seconds"])), error)
+
+    def ping(self, size: int) -> bool:
+        """An echo of ``size`` bytes of data, in fragments where it must be; the content is compared by ping."""
+        done = self.guest.run(f"ping -c 1 {self._patience(5)} -s {size} {self.here}", check=False)
+        return done.status == 0 and "wrong data" not in done.text
+
+    def _patience(self, seconds: int) -> str:
+        # FreeBSD's -W counts milliseconds; its -t is an alarm that can end the shell, too.
+        return f"-W {seconds * 1000}" if self.guest.profile.os == "freebsd" else f"-W {seconds}"
+
+    def _nc(self, seconds: float) -> str:
+        # busybox's has no half-close; the peer knows how many bytes there are, and closes.
+        return f"timeout {int(seconds)} nc" + (" -N" if self.guest.profile.os == "freebsd" else "")
+
+    def _next(self) -> int:
+        self._port += 1
+        return self._port
+
+    # -- looking ------------------------------------------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def capture(self, target: Path, *, whole: bool = False) -> Iterator[list[Frame]]:
+        """What passes dom0's end of the vif while inside; kept at ``target``; the list is filled at the end.
+
+        ``whole`` frames are needed for checksums; headers do for sizes.
+        """
+        remote = f"/run/fxh-{secrets.token_hex(4)}.pcap"
+        length = "0" if whole else "96"
+        words = ["tcpdump", "-i", self.vif, "-U", "-Z", "root", "-s", length, "-w", remote, "net", f"{_NETWORK}.0.0/16"]
+        inside = ["ip", "netns", "exec", self.namespace] if self.namespace else []
+        stream = self.host.transport.open(["sh", "-c", 'echo $$; exec "$@"', "sh", *inside, *words])
+        said = b""
+        deadline = Deadline(30)
+        while b"listening on" not in said:
+            if deadline.expired:
+                raise InfrastructureError(f"tcpdump in dom0 does not start: {said.decode(errors='replace')}")
+            with contextlib.suppress(TimeoutError):
+                said += stream.read(4096, 1.0)
+        found: list[Frame] = []
+        try:
+            yield found
+        finally:
+            pid = said.split()[0].decode()
+            script = 'sleep 0.3; kill -INT "$1"; while [ -d "/proc/$1" ]; do sleep 0.05; done'
+            self.host.transport.run(["sh", "-c", script, "sh", pid], Deadline(30))
+            self.host.transport.get(remote, target)
+            self.host.transport.run(["rm", "-f", remote])
+            stream.close()
+            found += frames.read(target)
+
+    def checksum_errors(self) -> int:
+        """TCP segments that dom0 threw away for their checksum, since it booted (InCsumErrors in /proc/net/snmp)."""
+        lines = [line.split() for line in self.dom0("cat", "/proc/net/snmp").splitlines() if line.startswith("Tcp:")]
+        return int(lines[1][lines[0].index("InCsumErrors")])

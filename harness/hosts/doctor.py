@@ -1,0 +1,249 @@
+"""Is a host fit to serve? One round trip gathers, pure functions judge, and whatever is not well has its mend."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from harness.config.schema import HostConfig
+from harness.deadline import Deadline
+from harness.errors import HarnessError
+from harness.transport import Transport
+from harness.xen import listing
+
+OK, WARN, FAIL = "ok", "warn", "fail"
+
+OLDEST, NEWEST = (4, 14), (4, 22)
+_SKEW = 5.0
+_SPACE = 2048
+
+SCRIPT = r"""
+PATH=$PATH:/usr/local/sbin:/usr/sbin:/sbin
+echo '%user'; id -u
+echo '%uname'; uname -sr
+echo '%clock'; date +%s
+echo '%tools'; for t in xl xenstore-read python3 losetup lvs zfs; do p=$(command -v $t) && echo "$t $p"; done
+for p in /usr/lib/xen*/bin /usr/libexec/xen/bin /usr/local/libexec/xen/bin /usr/local/lib/xen/bin; do
+  for t in pygrub xenconsole xenctx; do [ -x "$p/$t" ] && echo "$t $p/$t"; done
+done
+command -v gdbsx | sed 's/^/gdbsx /'
+command -v pygrub | sed 's/^/pygrub /'
+echo '%python'; python3 -S -E -c 'import sys; print(*sys.version_info[:3], sep=".")' 2>&1
+echo '%info'; xl info 2>&1
+echo '%list'; xl list 2>&1
+echo '%store'; xenstore-read /local/domain/0/name 2>&1
+echo '%console'; { pidof xenconsoled || pgrep -x xenconsoled; } 2>/dev/null
+[ -c /dev/ptmx ] && ls /dev/pts >/dev/null 2>&1 && echo pts
+echo '%links'; if [ -d /sys/class/net ]; then for b in /sys/class/net/*/bridge; do b=${b%/bridge}; echo "${b##*/} $(cat $b/operstate)"; done
+else ifconfig -g bridge; fi
+echo '%disk'; d=/var/lib/fxh; [ -d $d ] || d=/var/lib; [ -d $d ] || d=/var; df -Pk $d | tail -n 1; [ -w $d ] && echo writable
+"""
+
+
+@dataclass(frozen=True)
+class Check:
+    """One link of the chain. ``status`` is ok, warn or fail; ``mend`` says what to do where it is not ok."""
+
+    name: str
+    status: str
+    detail: str
+    mend: str = ""
+
+
+def examine(config: HostConfig, connect: Callable[[], Transport]) -> tuple[Check, ...]:
+    """All checks of a host. Never raises what a sick host may cause: it is among the checks."""
+    begun = time.monotonic()
+    try:
+        transport = connect()
+    except HarnessError as exc:
+        return (Check("ssh", FAIL, exc.message, exc.mend or "ssh there by hand with -v"),)
+    try:
+        seconds = time.monotonic() - begun
+        sent = time.time()
+        done = transport.run(["sh", "-c", SCRIPT], Deadline(60), check=False)
+        return (Check("ssh", OK, f"{transport.name}, {seconds:.2f} s"), *judge(done.text, config, (sent + time.time()) / 2))
+    except HarnessError as exc:
+        return (Check("ssh", FAIL, exc.message, exc.mend),)
+    finally:
+        transport.close()
+
+
+def judge(text: str, config: HostConfig, now: float) -> tuple[Check, ...]:
+    """What :data:`SCRIPT` printed. ``now`` is our own clock, in seconds since the epoch."""
+    parts = sections(text)
+    tools = dict(line.split(" ", 1) for line in reversed(parts.get("tools", "").splitlines()) if " " in line)
+    found: list[Check] = []
+    for judged in (_user, _tools, _xen, _daemons, _bridge, _disk, _clock, _leftovers):
+        found += judged(parts, tools, config, now)
+    return tuple(found)
+
+
+def sections(text: str) -> dict[str, str]:
+    """``%name`` lines begin a section."""
+    found: dict[str, str] = {}
+    for part in re.split(r"^%", text, flags=re.MULTILINE)[1:]:
+        name, _, body = part.partition("\n")
+        found[name.strip()] = body.strip()
+    return found
+
+
+Parts = dict[str, str]
+
+
+def _user(parts: Parts, tools: Parts, config: HostConfig, now: float) -> Iterator[Check]:
+    if parts.get("user") == "0":
+        yield Check("root", OK, parts.get("uname", ""))
+    else:
+        yield Check(
+            "root", FAIL, f"we are user {parts.get('user', '?')} there", "xl needs root: root@HOST, or User root in ~/.ssh/config"
+        )
+
+
+def _tools(parts: Parts, tools: Parts, config: HostConfig, now: float) -> Iterator[Check]:
+    linux = not parts.get("uname", "").startswith("FreeBSD")
+    packages = {
+        "xl": "install Xen's tools (Debian: xen-utils; FreeBSD: pkg install xen-tools)",
+        "xenstore-read": "install Xen's tools (Debian: xenstore-utils)",
+        "python3": "install Python 3: leases and pygrub need it",
+    }
+    if linux and config.storage == "file":
+        packages["losetup"] = "install util-linux"
+    if config.storage.startswith("lvm:"):
+        packages["lvs"] = "install lvm2, or choose another storage in fxh.toml"
+    if config.storage.startswith("zvol:"):
+        packages["zfs"] = "install ZFS, or choose another storage in fxh.toml"
+    for tool, mend in packages.items():
+        yield Check(tool, OK, tools[tool]) if tool in tools else Check(tool, FAIL, "not there", mend)
+    version = parts.get("python", "")
+    match = re.match(r"3\.(\d+)\.", version)
+    if "python3" in tools and not (match and int(match[1]) >= 7):
+        yield Check(
+            "python3 version", FAIL, version.splitlines()[-1][:100] if version else "?", "leases need Python 3.7 or later there"
+        )
+    if "pygrub" in tools:
+        yield Check("pygrub", OK, tools["pygrub"])
+    else:
+        yield Check(
+            "pygrub", WARN, "not there: cases of PV guests that boot from their disk are skipped", "install xen-utils with pygrub"
+        )
+    aids = [f"{tool} {tools[tool]}" for tool in ("xenctx", "gdbsx") if tool in tools]
+    yield Check(
+        "debug aids", OK if aids else WARN, ", ".join(aids) or "neither xenctx nor gdbsx", "" if aids else "for --keep failed alone"
+    )
+
+
+def _xen(parts: Parts, tools: Parts, config: HostConfig, now: float) -> Iterator[Check]:
+    try:
+        info = listing.parse_info(parts.get("info", ""))
+    except ValueError:
+        said = (parts.get("info", "").splitlines() or ["nothing"])[0][:120]
+        yield Check("xl info", FAIL, said, "is this machine booted under Xen, and does xenstored run?")
+        return
+    number = tuple(map(int, info.xen_version.split(".")[:2]))
+    if OLDEST <= number <= NEWEST:
+        yield Check("Xen", OK, info.xen_version)
+    else:
+        yield Check("Xen", WARN, info.xen_version, "tried are 4.14 to 4.22: report what does not work")
+    types = info.guest_types
+    if "pvh" in types:
+        yield Check("guest types", OK, ", ".join(types))
+    else:
+        yield Check("guest types", WARN, f"{', '.join(types)}: no PVH, no HVM", "switch on VT-x or SVM in the firmware")
+    rows = {}
+    try:
+        rows = {row.name: row for row in listing.parse_list(parts.get("list", ""))}
+    except ValueError as exc:
+        yield Check("xl list", FAIL, str(exc), "report this: the listing of this xl is not understood")
+    ours = sum(row.memory for name, row in rows.items() if name.startswith("fxh-"))
+    room = config.memory or info.free_memory + ours
+    dom0 = rows["Domain-0"].memory if "Domain-0" in rows else 0
+    if room >= 576:
+        yield Check("memory", OK, f"{room} MiB for guests, dom0 has {dom0}")
+    else:
+        mend = (
+            "boot Xen with dom0_mem=2048M,max:2048M"
+            if dom0 > info.total_memory / 2
+            else "destroy domains that nobody needs (xl list)"
+        )
+        yield Check("memory", FAIL, f"{room} MiB for guests of {info.total_memory}, dom0 has {dom0}; a guest takes 512", mend)
+
+
+def _daemons(parts: Parts, tools: Parts, config: HostConfig, now: float) -> Iterator[Check]:
+    name = parts.get("store", "")
+    if name == "Domain-0":
+        yield Check("xenstore", OK, "it answers")
+    else:
+        yield Check(
+            "xenstore",
+            FAIL,
+            name[:120] or "no answer",
+            "start xencommons; xenstored cannot be restarted: if it died, reboot the host",
+        )
+    lines = parts.get("console", "").splitlines()
+    if any(line[:1].isdigit() for line in lines):
+        yield Check("xenconsoled", OK, "it runs")
+    else:
+        yield Check(
+            "xenconsoled", FAIL, "it does not run: no console can be read", "start it: xenconsoled --log=all, or restart xencommons"
+        )
+    if "xenconsole" in tools and "pts" in lines:
+        yield Check("console", OK, tools["xenconsole"])
+    else:
+        what = "no xenconsole" if "xenconsole" not in tools else "no /dev/pts"
+        yield Check("console", FAIL, f"{what}: xl console cannot work", "install xen-utils; mount -t devpts devpts /dev/pts")
+
+
+def _bridge(parts: Parts, tools: Parts, config: HostConfig, now: float) -> Iterator[Check]:
+    # xenbr0 up
+    rows = [line.split() for line in parts.get("links", "").splitlines()]
+    bridges = {row[0]: row[1] if len(row) > 1 else "" for row in rows if row and row[0] != "*"}
+    if config.bridge not in bridges:
+        have = ", ".join(bridges) or "none"
+        yield Check(
+            "bridge",
+            FAIL,
+            f"no {config.bridge}; there are: {have}",
+            f"make it (see docs/hosts.md), or name another: hosts.{config.name or 'NAME'}.bridge",
+        )
+    elif bridges[config.bridge] == "down":
+        yield Check("bridge", WARN, f"{config.bridge} is down", f"ip link set {config.bridge} up")
+    else:
+        yield Check("bridge", OK, config.bridge)
+
+
+def _disk(parts: Parts, tools: Parts, config: HostConfig, now: float) -> Iterator[Check]:
+    # /dev/vda         2000000 500000 1500000      25% /
+    words = parts.get("disk", "").split()
+    free = int(words[3]) >> 10 if len(words) > 5 and words[3].isdigit() else -1
+    if "writable" not in words:
+        yield Check("disk", FAIL, "/var/lib is not writable there", "remount it, or look into dmesg for disk errors")
+    elif free < _SPACE:
+        yield Check("disk", FAIL if free < 64 else WARN, f"{free} MiB free at {words[5]}", "fxh clean HOST, or free some by hand")
+    else:
+        yield Check("disk", OK, f"{free} MiB free at {words[5]}")
+
+
+def _clock(parts: Parts, tools: Parts, config: HostConfig, now: float) -> Iterator[Check]:
+    clock = parts.get("clock", "")
+    skew = int(clock) - now if clock.isdigit() else float("inf")
+    # date prints whole seconds.
+    if abs(skew + 0.5) <= _SKEW + 0.5:
+        yield Check("clock", OK, f"within {_SKEW:.0f} s of ours")
+    else:
+        yield Check("clock", WARN, f"{skew:+.0f} s from ours: its logs cannot be laid beside ours", "run an NTP client there")
+
+
+def _leftovers(parts: Parts, tools: Parts, config: HostConfig, now: float) -> Iterator[Check]:
+    names = re.findall(r"^(fxh-\S+)", parts.get("list", ""), re.MULTILINE)
+    zombies = re.findall(r"^\(null\)\s+(\d+)", parts.get("list", ""), re.MULTILINE)
+    if zombies:
+        yield Check(
+            "zombies",
+            WARN,
+            f"{len(zombies)} domains are dying and do not end: {', '.join(zombies)}",
+            "a backend holds their memory: reboot the host when it suits",
+        )
+    detail = f"{len(names)} domains of ours: {', '.join(names)}" if names else "none"
+    yield Check("domains of ours", OK, detail, "fxh hosts shows whose; fxh clean removes what nobody owns" if names else "")

@@ -1,0 +1,148 @@
+"""From a recipe to an image in the store."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import tempfile
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from harness.digest import file_sha256
+from harness.errors import BuildError, UsageError
+from harness.images import disks, edits, image, kernelfile, makefs, metalog, slot, store
+from harness.images.image import Image
+from harness.images.inputs import Input, key_of
+from harness.images.kernelfile import KernelFile
+from harness.images.layout import FileSystem, Layout
+from harness.images.makefs import Makefs
+from harness.images.store import Entry
+
+log = logging.getLogger("fxh.images")
+
+# Raise when the same inputs come out as another image.
+_BUILDER = 2
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What an image is put together from."""
+
+    world: Entry
+    kernel: KernelFile
+    layout: Layout
+    inputs: tuple[Input, ...]
+    """Those of kernel and world, with their origin."""
+
+
+def tree_of(world: Entry) -> metalog.Tree:
+    """What of a world goes into an image."""
+    tree = metalog.parse((world.directory / "METALOG").read_text(), world.directory / "tree")
+    return metalog.without(tree, tuple(world.manifest["leave_out"]))
+
+
+def fit(layout: Layout, world: Entry) -> Layout:
+    """The layout with file systems large enough for ``world``, and as much again for what a guest writes; never smaller."""
+    mounts = tuple(fs.mount for _, _, fs in layout.parts if fs.mount != "none")
+    tree = tree_of(world)
+
+    def grown(fs: FileSystem) -> FileSystem:
+        if not fs.type.startswith("ufs"):
+            return fs
+        needed = metalog.size(metalog.subtree(tree, fs.mount, mounts)) >> 20
+        return replace(fs, size=max(fs.size, needed * 2 // 64 * 64))
+
+    return replace(layout, vdevs=tuple(replace(disk, fs=tuple(map(grown, disk.fs))) for disk in layout.vdevs))
+
+
+def assemble(parts: Parts, name: str) -> Image:
+    """The image of ``parts``, from the store or made now (a second or so), known as ``name``.
+
+    Raises UsageError for parts that do not go together, BuildError when a tool is missing or fails.
+    """
+    kernel, layout = parts.kernel, parts.layout
+    if not kernel.types and not layout.firmware:
+        raise UsageError(kernelfile.why_not(kernel, False), mend="--layout gpt, or a kernel with `options XENHVM`")
+    tool = makefs.find(parts.world.directory / "makefs")
+    for _, _, fs in layout.parts:
+        makefs.check(tool, fs)
+    top = parts.world.directory / "tree"
+    tree = tree_of(parts.world)
+    made = edits.make(layout, _read(top / "etc/ttys"))
+    own = [
+        Input("world", parts.world.key, str(parts.world.manifest["what"])),
+        Input("kernel", kernel.sha256, str(kernel.path)),
+        Input("layout", layout.key, f"{layout.name} (images/freebsd/layouts.toml)"),
+        Input("edits", made.hash, ", ".join(path[1:] for path, _ in made.files)),
+        *([Input("makefs", tool.hash, tool.origin)] if tool else []),
+        Input("image builder", str(_BUILDER), "harness/images/build.py"),
+    ]
+
+    def make(work: Path) -> dict[str, Any]:
+        return _write(parts, tree, made, tool, own, work)
+
+    entry = store.obtain("images", key_of(*own), make)
+    image.name_it(name, entry)
+    return Image(name, entry)
+
+
+def _write(
+    parts: Parts, tree: metalog.Tree, made: edits.Edits, tool: Makefs | None, own: list[Input], work: Path
+) -> dict[str, Any]:
+    begun = time.monotonic()
+    layout, top = parts.layout, parts.world.directory / "tree"
+    _room(layout, work)
+    shutil.copyfile(parts.kernel.path, work / "kernel")
+    if file_sha256(work / "kernel") != parts.kernel.sha256:
+        raise BuildError(f"{parts.kernel.path} changed while it was read", mend="build again")
+    with tempfile.TemporaryDirectory(prefix=".edits-", dir=work) as scratch:
+        made.apply(tree, Path(scratch))
+        metalog.add_file(tree, "./boot/kernel/kernel", work / "kernel", "0555")
+        disks.write(layout, tree, tool, top / "etc", disks.BootCode(top / "boot"), key_of(*own), work)
+    root = next(disk for disk, _, fs in layout.parts if fs.mount == "/")
+    rows = [
+        {
+            "file": disk.file, "vdev": disk.name, "format": "raw",
+            "slot": slot.locate(work / disk.file) if layout.firmware and disk == root else -1,
+        }
+        for disk in layout.vdevs
+    ]  # fmt: skip
+    return {
+        "version": parts.kernel.version, "machine": parts.kernel.machine, "layout": layout.name, "about": layout.about,
+        "root": layout.root, "types": [*parts.kernel.types, *(["hvm"] if layout.firmware else [])], "pygrub": layout.pygrub,
+        "menu_variables": edits.menu_variables(layout), "kernel": {"sha256": parts.kernel.sha256, "path": "/boot/kernel/kernel"},
+        "disks": rows, "world": parts.world.key, "inputs": [vars(item) for item in (*own, *parts.inputs)],
+        "built": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "seconds": round(time.monotonic() - begun, 2),
+    }  # fmt: skip
+
+
+def _room(layout: Layout, where: Path) -> None:
+    free = shutil.disk_usage(where).free
+    if layout.bytes > free:
+        raise BuildError(
+            f"an image of {layout.bytes >> 20} MiB, and {free >> 20} MiB are free in the store",
+            mend="a smaller --size, `fxh image gc`, or FXH_STORE on a larger disk",
+        )
+
+
+def _read(path: Path) -> str:
+    return path.read_text(errors="replace") if path.is_file() else ""
+
+
+def swap_kernel(base: Image, kernel: Path, name: str, layout: Layout) -> Image:
+    """``base`` with another kernel: the developer's inner loop. Raises UsageError when ``base`` is a disk somebody gave."""
+    key = base.data.get("world")
+    if not key:
+        raise UsageError(
+            f"{base.name} was imported as a disk: a kernel cannot be put into it without changing it",
+            mend="boot it as PVH with --kernel KERNEL --disk DISK",
+        )
+    world = store.find("worlds", str(key))
+    if world is None:
+        raise UsageError(f"the world of {base.name} is gone from the store", mend="build the image again, then swap its kernel")
+    world.touch()
+    looked = kernelfile.look(kernel.expanduser().absolute())
+    inputs = tuple(item for item in base.inputs if item.what.startswith(("source", "src.conf", "compiler")))
+    return assemble(Parts(world, looked, layout, inputs), name)

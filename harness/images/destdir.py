@@ -1,0 +1,61 @@
+"""A world that somebody has installed with -DNO_ROOT: a DESTDIR with its METALOG."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+from harness.digest import file_sha256
+from harness.errors import UsageError
+from harness.images import metalog, store
+from harness.images.inputs import Input, combine, key_of
+from harness.images.store import Entry
+
+# Below these nothing is needed in a guest, whatever was installed.
+LEAVE_OUT = ("usr/lib/debug", "usr/tests", "usr/include", "boot/dtb", "boot/uboot")
+
+
+def world(path: Path) -> Entry:
+    """A copy of the DESTDIR in the store, by content. Raises UsageError for a directory without METALOG."""
+    path = path.expanduser().absolute()
+    if not (path / "METALOG").is_file():
+        raise UsageError(
+            f"{path} has no METALOG: it is no DESTDIR made without root",
+            mend="make installworld distribution DESTDIR=... -DNO_ROOT",
+        )
+    text = (path / "METALOG").read_text()
+    tree = metalog.without(metalog.parse(text, path), LEAVE_OUT)
+    files = {node.path: node.contents for node in tree.values() if node.contents is not None}
+    gone = [name for name, file in files.items() if not file.is_file()]
+    if gone:
+        raise UsageError(
+            f"{path}: METALOG names {gone[0]}, which is not there", mend="wipe it and install again: METALOG is appended to"
+        )
+    content = combine([(name, file_sha256(file)) for name, file in sorted(files.items())])
+    inputs = [Input("world", combine([content, metalog.render(tree)]), str(path))]
+
+    def make(work: Path) -> dict[str, Any]:
+        for name, file in files.items():
+            target = work / "tree" / metalog.unvis(name)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(file, target)
+        (work / "METALOG").write_text(metalog.render(tree))
+        return {
+            "what": f"world of {path}", "version": version_of(path), "preset": "as installed", "leave_out": [],
+            "inputs": [vars(item) for item in inputs],
+        }  # fmt: skip
+
+    return store.obtain("worlds", key_of(*inputs), make)
+
+
+# USERLAND_VERSION="13.2-RELEASE"        (bin/freebsd-version)
+_USERLAND = re.compile(r'^USERLAND_VERSION="?(\d+\.\d+)', re.MULTILINE)
+
+
+def version_of(top: Path) -> str:
+    """The release of an installed world, "" where it does not say."""
+    path = top / "bin/freebsd-version"
+    match = _USERLAND.search(path.read_text(errors="replace")) if path.is_file() else None
+    return match[1] if match else ""

@@ -1,0 +1,141 @@
+"""Release sets: base.txz and kernel.txz as MANIFEST names them, unpacked without root."""
+
+from __future__ import annotations
+
+import fnmatch
+import logging
+import lzma
+import os
+import re
+import shutil
+import tarfile
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from harness import paths
+from harness.errors import BuildError, UsageError
+from harness.images import destdir, fetch, store
+from harness.images.inputs import Input, combine, key_of
+from harness.images.store import Entry
+
+log = logging.getLogger("fxh.images")
+
+_SETS = ("base", "kernel")
+# Raise when the same sets are unpacked to something else.
+_UNPACKER = 1
+
+
+@dataclass(frozen=True)
+class Set:
+    """A line of MANIFEST: ``name`` as in ``base``, ``file`` as in ``base.txz``."""
+
+    name: str
+    file: str
+    sha256: str
+    about: str
+
+
+# base.txz	<sha256>	28236	base	"Base system (MANDATORY)"	on
+def parse_manifest(text: str) -> dict[str, Set]:
+    """The sets by name. Raises BuildError for a line that is none."""
+    found = {}
+    for number, line in enumerate(text.splitlines(), 1):
+        if not line.strip():
+            continue
+        words = line.split("\t")
+        if len(words) < 4 or not re.fullmatch(r"[0-9a-f]{64}", words[1]) or "/" in words[0]:
+            raise BuildError(f"MANIFEST, line {number}: {line[:80]!r} names no set", mend="give the directory of a FreeBSD release")
+        about = words[4].strip('"') if len(words) > 4 else ""
+        found[words[3]] = Set(words[3], words[0], words[1], about)
+    return found
+
+
+def world(where: str) -> tuple[Entry, Path, tuple[Input, ...]]:
+    """World (kernel and modules among it) of the sets at ``where``, a URL or a directory; the kernel's path; the inputs."""
+    sets = parse_manifest(fetch.text(where, "MANIFEST"))
+    missing = [name for name in _SETS if name not in sets]
+    if missing:
+        raise UsageError(f"the MANIFEST at {where} has no {' and no '.join(missing)}", mend=f"it has: {', '.join(sets)}")
+    patterns = tuple(tomllib.loads((paths.project() / "images/freebsd/release.toml").read_text())["leave_out"])
+    inputs = (
+        *(Input(f"set {name}", sets[name].sha256, f"{where} ({sets[name].file})") for name in _SETS),
+        Input("left out", combine(patterns), "images/freebsd/release.toml"),
+        Input("unpacker", str(_UNPACKER), "harness/images/dist.py"),
+    )
+
+    def make(work: Path) -> dict[str, Any]:
+        lines = {".": ". type=dir uid=0 gid=0 mode=0755"}
+        for name in _SETS:
+            unpack(fetch.checked(where, sets[name].file, sets[name].sha256), work / "tree", lines, patterns)
+        if not (work / "tree/boot/kernel/kernel").is_file():
+            raise BuildError(f"the kernel set of {where} holds no boot/kernel/kernel")
+        (work / "METALOG").write_text("\n".join(lines.values()) + "\n")
+        return {
+            "what": f"sets of {where}", "version": destdir.version_of(work / "tree"), "preset": "release", "leave_out": [],
+            "inputs": [vars(item) for item in inputs],
+        }  # fmt: skip
+
+    entry = store.obtain("worlds", key_of(*inputs), make)
+    return entry, entry.directory / "tree/boot/kernel/kernel", inputs
+
+
+def left_out(path: str, patterns: tuple[str, ...]) -> bool:
+    """Whether ``path`` (``usr/tests/x``) or a directory above it matches one of ``patterns``."""
+    above = [path, *(str(parent) for parent in PurePosixPath(path).parents)]
+    return any(fnmatch.fnmatchcase(name, pattern) for name in above for pattern in patterns)
+
+
+def unpack(archive: Path, top: Path, lines: dict[str, str], patterns: tuple[str, ...]) -> None:
+    """Put the files of a set below ``top`` and their owners, modes and links into ``lines`` (METALOG, by path).
+
+    Only plain files are made: no link of an archive can lead out of ``top``. Raises BuildError for a damaged archive.
+    """
+    log.info("unpacking %s", archive.name)
+    top.mkdir(exist_ok=True)
+    try:
+        with tarfile.open(archive) as tar:
+            for member in tar:
+                path = os.path.normpath(member.name.lstrip("/"))
+                if path.startswith("..") or "\n" in path:
+                    raise BuildError(f"{archive.name} wants to write to {member.name!r}", mend="that is no FreeBSD set")
+                if not left_out(path, patterns):
+                    line = _member(tar, member, path, top, lines)
+                    if line:
+                        for parent in reversed(PurePosixPath(path).parents[:-1]):
+                            lines.setdefault(str(parent), f"./{_vis(str(parent))} type=dir uid=0 gid=0 mode=0755")
+                        lines[path] = line
+    except (tarfile.TarError, lzma.LZMAError, EOFError) as exc:
+        raise BuildError(f"{archive.name} cannot be unpacked: {exc}", mend="fetch it again") from exc
+
+
+def _member(tar: tarfile.TarFile, member: tarfile.TarInfo, path: str, top: Path, lines: dict[str, str]) -> str:
+    where = top / path
+    name = "." if path == "." else f"./{_vis(path)}"
+    who = f"uid={member.uid} gid={member.gid} mode={member.mode & 0o7777:04o}"
+    if member.isdir():
+        where.mkdir(parents=True, exist_ok=True)
+        return f"{name} type=dir {who}"
+    where.parent.mkdir(parents=True, exist_ok=True)
+    if member.issym():
+        return f"{name} type=link {who} link={_vis(member.linkname)}"
+    if member.islnk():
+        target = os.path.normpath(member.linkname.lstrip("/"))
+        if target not in lines or not (top / target).is_file():
+            return ""  # its file was left out
+        where.unlink(missing_ok=True)
+        os.link(top / target, where)
+        return f"{name} {lines[target].partition(' ')[2]}"
+    source = tar.extractfile(member) if member.isfile() else None
+    if source is None:
+        return ""
+    where.unlink(missing_ok=True)
+    with source, where.open("wb") as file:
+        shutil.copyfileobj(source, file, 1 << 20)
+    return f"{name} type=file {who}"
+
+
+def _vis(path: str) -> str:
+    """As mtree(5) writes a name: blanks and the like by their octal number."""
+    return "".join(f"\\{byte:03o}" if byte <= 32 or byte in b"\\#=*?" or byte > 126 else chr(byte) for byte in path.encode())

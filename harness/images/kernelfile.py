@@ -1,0 +1,69 @@
+"""A kernel file looked at before anything is booted: which FreeBSD, which machine, which guest types it can serve."""
+
+from __future__ import annotations
+
+import re
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+
+from harness.digest import file_sha256
+from harness.errors import UsageError
+from harness.xen import elfnotes
+
+# FreeBSD 13.2-RELEASE XENA       (version[] in the kernel's data, sys/conf/newvers.sh)
+_VERSION = re.compile(rb"FreeBSD (\d+\.\d+)-([A-Z][A-Za-z0-9_-]*)(?: [^\0\n]{0,80})?")
+_MACHINES = {3: "i386", 62: "amd64", 183: "arm64", 243: "riscv", 20: "powerpc", 21: "powerpc64"}
+
+
+@dataclass(frozen=True)
+class KernelFile:
+    """``types``: the guest types Xen can start it as, from its ELF notes; an HVM guest's loader starts any."""
+
+    path: Path
+    version: str
+    machine: str
+    types: tuple[str, ...]
+    sha256: str
+
+
+def version_of(kernel: bytes) -> str:
+    """The release a kernel file names itself by, for example ``13.2``; "" when it is no FreeBSD kernel."""
+    match = _VERSION.search(kernel)
+    return match[1].decode() if match else ""
+
+
+def machine_of(kernel: bytes) -> str:
+    """FreeBSD's name for the machine of an ELF file."""
+    number = int.from_bytes(kernel[18:20], "little")
+    return _MACHINES.get(number, f"machine {number}")
+
+
+def look(path: Path) -> KernelFile:
+    """Raises UsageError for a file that is no FreeBSD kernel for this kind of machine."""
+    notes = elfnotes.read(path)
+    data = path.read_bytes()
+    machine, version = machine_of(data), version_of(data)
+    if machine not in ("amd64", "i386"):
+        raise UsageError(f"{path}: a kernel for {machine}; Xen's guests here are amd64 and i386", mend="build with TARGET=amd64")
+    if not version:
+        raise UsageError(f"{path}: no FreeBSD kernel (it does not name a version)", mend="give .../boot/kernel/kernel")
+    return KernelFile(path, version, machine, notes.guest_types, file_sha256(path))
+
+
+def why_not(kernel: KernelFile, layout_boots: bool) -> str:
+    """What to say of a kernel without Xen's notes; "" for one that Xen can start itself."""
+    if kernel.types:
+        return ""
+    stripped = int.from_bytes(kernel.path.read_bytes()[60:62], "little") == 0
+    reason = "its section headers are stripped, and FreeBSD's Xen notes sit in a section" if stripped else "it has no Xen ELF notes"
+    rest = "HVM can boot it through the loader" if layout_boots else "HVM could boot it, from a layout with a loader (gpt, mbr)"
+    return f"{kernel.path}: FreeBSD {kernel.version}, but {reason}: neither PVH nor PV can start it; {rest}"
+
+
+def build_id(path: Path) -> str:
+    """The GNU build-id of a kernel file in hex, as ``sysctl kern.build_id`` shows it; "" when it has none."""
+    data = path.read_bytes()
+    # A note: namesz 4, descsz 20, type 3 (NT_GNU_BUILD_ID), "GNU\0".
+    match = re.search(re.escape(struct.pack("<III", 4, 20, 3) + b"GNU\0") + rb"(.{20})", data, re.DOTALL)
+    return match[1].hex() if match else ""

@@ -1,0 +1,60 @@
+"""A recipe carried out."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from harness.errors import UsageError
+from harness.images import build, destdir, diskimport, dist, image, kernelfile, layout
+from harness.images.build import Parts
+from harness.images.image import Image
+from harness.images.inputs import Input
+from harness.images.recipe import Recipe
+from harness.images.sources import FromSource
+
+
+def make(recipe: Recipe) -> Image:
+    """The image of ``recipe``, from the store or built now. Raises UsageError, BuildError, InfrastructureError."""
+    origins = dict(recipe.origins)
+    if recipe.disk:
+        return diskimport.take(recipe)
+    if recipe.base:
+        base = image.find(recipe.base)
+        shape = (
+            _layout(recipe)
+            if origins.get("layout", "default") != "default"
+            else _layout(replace(recipe, layout=str(base.data["layout"])))
+        )
+        kernel = Path(recipe.kernel) if recipe.kernel else _source(recipe).kernel(recipe.kernconf).directory / "kernel"
+        return build.swap_kernel(base, kernel, recipe.name, shape)
+    chosen = _layout(recipe)
+    unused = () if recipe.src else ("kernconf", "world")
+    words = [Input(f"option {key}", str(getattr(recipe, key)), origin) for key, origin in recipe.origins if key not in unused]
+    if recipe.src:
+        if recipe.world not in ("small", "full"):
+            raise UsageError(f"world {recipe.world!r}", mend="small or full; for a kernel alone: --src TREE --base IMAGE")
+        source = _source(recipe)
+        kernel_entry = source.kernel(recipe.kernconf)
+        world = source.world()
+        looked = kernelfile.look(kernel_entry.directory / "kernel")
+        inputs = (*words, *source.kernel_inputs(recipe.kernconf))
+    elif recipe.dist:
+        world, path, found = dist.world(recipe.dist)
+        looked = kernelfile.look(Path(recipe.kernel).expanduser().absolute() if recipe.kernel else path)
+        inputs = (*words, *found)
+    else:
+        world = destdir.world(Path(recipe.destdir))
+        looked = kernelfile.look(Path(recipe.kernel).expanduser().absolute())
+        inputs = (*words, *(Input(**item) for item in world.manifest["inputs"]))
+    if not recipe.size:
+        chosen = build.fit(chosen, world)
+    return build.assemble(Parts(world, looked, chosen, tuple(inputs)), recipe.name)
+
+
+def _layout(recipe: Recipe) -> layout.Layout:
+    return layout.load(recipe.layout, size=recipe.size, bsize=recipe.bsize)
+
+
+def _source(recipe: Recipe) -> FromSource:
+    return FromSource(Path(recipe.src), recipe.world, recipe.jobs)

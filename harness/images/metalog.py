@@ -1,0 +1,134 @@
+"""METALOG, the list of files that FreeBSD's installworld writes with -DNO_ROOT: owners, modes, links (mtree(5))."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path, PurePosixPath
+
+from harness.errors import BuildError
+
+_WANTED = ("type", "uname", "gname", "mode", "link", "contents", "uid", "gid")
+
+_TYPES = ("dir", "file", "link", "char", "block", "fifo", "socket")
+
+
+@dataclass(frozen=True)
+class Node:
+    """A path of the guest. ``attributes`` as mtree(5) words; ``contents`` is a file's data on this machine."""
+
+    path: str
+    attributes: Mapping[str, str]
+    contents: Path | None = None
+
+    @property
+    def type(self) -> str:
+        return self.attributes["type"]
+
+
+Tree = dict[str, Node]
+"""Nodes by path (``./bin/cat``)."""
+
+
+# ./bin/cat type=file uname=root gname=wheel mode=0555 size=14136 sha256=...
+def parse(text: str, top: Path) -> Tree:
+    """The nodes of a METALOG whose files lie below ``top``; of several lines for a path the last counts.
+
+    Sizes go: METALOG has that of master.passwd wrong, and makefs looks itself. Raises BuildError for a damaged one.
+    """
+    tree: Tree = {}
+    for number, line in enumerate(text.splitlines(), 1):
+        if not line.strip() or line.startswith("#"):
+            continue
+        path, *words = line.split()
+        attributes = dict(word.partition("=")[::2] for word in words)
+        if attributes.get("type") not in _TYPES or not path.startswith("."):
+            raise BuildError(f"METALOG, line {number}: {line[:100]!r} describes no file", mend="build the world again")
+        kept = {name: attributes[name] for name in _WANTED if name in attributes}
+        tree[path] = Node(path, kept, top / unvis(path) if attributes["type"] == "file" else None)
+    return tree
+
+
+def unvis(path: str) -> str:
+    """A path as the file system has it: mtree writes blanks and the like as ``\\040``."""
+    if "\\" not in path:
+        return path
+    out, at = bytearray(), 0
+    while at < len(path):
+        if path[at] == "\\" and path[at + 1 : at + 4].isdigit():
+            out.append(int(path[at + 1 : at + 4], 8))
+            at += 4
+        else:
+            out += path[at].encode()
+            at += 1
+    return out.decode(errors="surrogateescape")
+
+
+def add_file(tree: Tree, path: str, contents: Path, mode: str = "") -> None:
+    """Put a file at ``path`` (``./etc/fstab``), with the directories above it; one that is there keeps its owner and mode."""
+    add_directory(tree, str(PurePosixPath(path).parent))
+    path = _dotted(path)
+    old = tree.get(path)
+    attributes = old.attributes if old is not None and old.type == "file" else {"type": "file", "uname": "root", "gname": "wheel"}
+    tree[path] = Node(path, {"mode": "0644", **attributes, **({"mode": mode} if mode else {})}, contents)
+
+
+def add_directory(tree: Tree, path: str) -> None:
+    path = _dotted(path)
+    if path != "." and path not in tree:
+        add_directory(tree, str(PurePosixPath(path).parent))
+        tree[path] = Node(path, {"type": "dir", "uname": "root", "gname": "wheel", "mode": "0755"})
+
+
+def _dotted(path: str) -> str:
+    return path if path == "." or path.startswith("./") else f"./{path}"
+
+
+def without(tree: Tree, prefixes: tuple[str, ...]) -> Tree:
+    """The tree without what lies below ``prefixes`` (``usr/tests``)."""
+    doomed = tuple(f"./{prefix}" for prefix in prefixes)
+    return {path: node for path, node in tree.items() if path not in doomed and not path.startswith(tuple(f"{d}/" for d in doomed))}
+
+
+def subtree(tree: Tree, mount: str, others: tuple[str, ...]) -> Tree:
+    """What belongs on the file system mounted at ``mount``, its paths from there; mount points of ``others`` stay as directories."""
+    found: Tree = {}
+    top = "." if mount == "/" else f".{mount}"
+    below = tuple(f".{other}" for other in others if other != mount and (mount == "/" or other.startswith(f"{mount}/")))
+    for path, node in tree.items():
+        if any(path.startswith(f"{other}/") for other in below):
+            continue
+        if path == top:
+            found["."] = replace(node, path=".")
+        elif path.startswith(f"{top}/"):
+            inner = "." + path[len(top) :]
+            found[inner] = replace(node, path=inner)
+    return found
+
+
+def size(tree: Tree) -> int:
+    """Bytes of all files' contents, a hard link counted once."""
+    seen, total = set(), 0
+    for node in tree.values():
+        if node.contents is not None:
+            stat = node.contents.stat()
+            if (stat.st_dev, stat.st_ino) not in seen:
+                seen.add((stat.st_dev, stat.st_ino))
+                total += stat.st_size
+    return total
+
+
+def render(tree: Tree, base: Path | None = None) -> str:
+    """An mtree specification, sorted; with ``base``, which file each is made from, as a path from there.
+
+    makefs takes ``contents`` as it stands: it knows no way to write a blank there (usr.sbin/makefs/mtree.c).
+    """
+    lines = ["#mtree 2.0"]
+    for path in sorted(tree, key=lambda p: p.split("/")):
+        node = tree[path]
+        words = [f"{name}={value}" for name, value in node.attributes.items() if name != "contents"]
+        if base is not None and node.contents is not None:
+            words.append(f"contents={os.path.relpath(node.contents, base)}")
+        lines.append(" ".join([path, *words]))
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,98 @@
+"""A place in an image for kernel variables: an HVM guest takes them from its loader, and its loader from /boot/loader.conf.local.
+
+The builder makes that file of a fixed size, in one piece, and notes where it lies; a run writes into a copy of the image.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+from harness import paths
+from harness.errors import BuildError, UsageError
+from harness.images.inputs import combine, extents
+
+# Less than any UFS block: so it lies in one piece.
+SIZE = 4096
+_VARIANTS = 12
+PATH = "./boot/loader.conf.local"
+_HEAD = "# fxh: variables of this run\n"
+
+
+def text(variables: Mapping[str, str]) -> bytes:
+    """The file's whole content. Raises UsageError for what a loader.conf cannot hold."""
+    lines = [_HEAD]
+    for name, value in variables.items():
+        if '"' in value or "\n" in value:
+            raise UsageError(f"kernel variable {name}={value!r}: loader.conf has no way to write a quote or a line end")
+        lines.append(f'{name}="{value}"\n')
+    data = "".join(lines).encode()
+    if len(data) > SIZE:
+        raise UsageError(f"kernel variables of {len(data)} bytes", mend=f"an HVM image has room for {SIZE}")
+    padding = bytearray(b"#" * (SIZE - len(data)))
+    # A comment line of thousands of characters is more than the Forth loader's line buffer takes.
+    for at in range(len(padding) - 1, 0, -64):
+        padding[at] = 10
+    return data + bytes(padding)
+
+
+def locate(image: Path) -> int:
+    """The offset of the file in an image that was made with ``text({})`` in it. Raises BuildError unless it is there once."""
+    wanted = text({})
+    with image.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        at = -1
+        for begin, end in extents(file.fileno()):
+            found = data.find(wanted, begin, end)
+            while found >= 0:
+                if at >= 0:
+                    raise BuildError(f"{image.name}: loader.conf.local is there twice")
+                at = found
+                found = data.find(wanted, found + 1, end)
+    if at < 0:
+        raise BuildError(f"{image.name}: loader.conf.local is not in one piece")
+    return at
+
+
+def filled(image: Path, offset: int, variables: Mapping[str, str], target: Path) -> Path:
+    """A sparse copy of ``image`` at ``target`` with ``variables`` in the slot at ``offset``."""
+    data = text(variables)
+    part = target.with_name(f"{target.name}.{os.getpid()}")
+    with part.open("wb") as new:
+        new.truncate(image.stat().st_size)
+        paste(image, new.fileno(), 0)
+        os.pwrite(new.fileno(), data, offset)
+    part.replace(target)
+    return target
+
+
+def paste(source: Path, descriptor: int, offset: int) -> None:
+    """Copy ``source`` without its holes into an open file at ``offset``."""
+    with source.open("rb") as file:
+        for begin, end in extents(file.fileno()):
+            at = begin
+            while at < end:
+                block = os.pread(file.fileno(), min(1 << 20, end - at), at)
+                os.pwrite(descriptor, block, offset + at)
+                at += len(block)
+
+
+def variant(image: Path, offset: int, variables: Mapping[str, str]) -> Path:
+    """A copy of ``image`` with ``variables`` in its slot, kept in the store: the same variables are the same file."""
+    stat = image.stat()
+    key = combine([str(image), stat.st_size, stat.st_mtime_ns, dict(variables)])
+    directory = paths.store() / "variants" / key
+    target = directory / image.name
+    if not target.is_file():
+        directory.mkdir(parents=True, exist_ok=True)
+        _prune(directory.parent)
+        filled(image, offset, variables, target)
+    return target
+
+
+def _prune(directory: Path) -> None:
+    """They cost a tenth of a second: only the latest are kept."""
+    for old in sorted(directory.iterdir(), key=lambda p: p.stat().st_mtime)[:-_VARIANTS]:
+        shutil.rmtree(old, ignore_errors=True)

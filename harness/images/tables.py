@@ -1,0 +1,153 @@
+"""Partition tables: MBR, BSD disklabel, GPT, declared with construct.
+
+Sources: sys/sys/disk/mbr.h, sys/sys/disklabel.h and sys/disk/bsd.h, the UEFI specification 2.10, chapter 5.
+"""
+
+from __future__ import annotations
+
+import struct
+import uuid
+import zlib
+from dataclasses import dataclass
+
+from construct import Array, Bytes, Const, Int8ul, Int16ul, Int32ul, Int64ul, PaddedString, Struct
+
+SECTOR = 512
+_FREEBSD_SLICE = 0xA5
+_GPT_ENTRIES, _GPT_ENTRY = 128, 128
+_GPT_SECTORS = _GPT_ENTRIES * _GPT_ENTRY // SECTOR
+GPT_FIRST = 2 + _GPT_SECTORS
+"""The first sector behind a GPT's first copy."""
+GPT_TAIL = 1 + _GPT_SECTORS
+"""Sectors of its second copy, at the disk's end."""
+
+GPT_TYPES = {
+    "freebsd-boot": "83bd6b9d-7f41-11dc-be0b-001560b84f0f",
+    "freebsd-ufs": "516e7cb6-6ecf-11d6-8ff8-00022d09712b",
+    "freebsd-swap": "516e7cb5-6ecf-11d6-8ff8-00022d09712b",
+    "linux-data": "0fc63daf-8483-4772-8e79-3d69d8477de4",
+}
+
+_MBR = Struct(
+    "code" / Bytes(446),
+    "slices" / Array(4, Struct(
+        "flag" / Int8ul, "first_chs" / Bytes(3), "type" / Int8ul, "last_chs" / Bytes(3), "start" / Int32ul, "size" / Int32ul,
+    )),
+    "magic" / Const(b"\x55\xaa"),
+)  # fmt: skip
+
+_LABEL = Struct(
+    "magic" / Const(0x82564557, Int32ul), "type" / Int16ul, "subtype" / Int16ul, "typename" / PaddedString(16, "ascii"),
+    "packname" / PaddedString(16, "ascii"), "secsize" / Int32ul, "nsectors" / Int32ul, "ntracks" / Int32ul,
+    "ncylinders" / Int32ul, "secpercyl" / Int32ul, "secperunit" / Int32ul, "spares" / Bytes(4), "acylinders" / Int32ul,
+    "rpm" / Int16ul, "interleave" / Int16ul, "trackskew" / Int16ul, "cylskew" / Int16ul, "headswitch" / Int32ul,
+    "trkseek" / Int32ul, "flags" / Int32ul, "drivedata" / Bytes(20), "spare" / Bytes(20), "magic2" / Const(0x82564557, Int32ul),
+    "checksum" / Int16ul, "npartitions" / Int16ul, "bbsize" / Int32ul, "sbsize" / Int32ul,
+    "partitions" / Array(8, Struct(
+        "size" / Int32ul, "offset" / Int32ul, "fsize" / Int32ul, "fstype" / Int8ul, "frag" / Int8ul, "cpg" / Int16ul,
+    )),
+)  # fmt: skip
+
+_GPT_HEADER = Struct(
+    "signature" / Const(b"EFI PART"), "revision" / Const(0x10000, Int32ul), "size" / Const(92, Int32ul), "crc" / Int32ul,
+    "reserved" / Const(0, Int32ul), "self" / Int64ul, "other" / Int64ul, "first" / Int64ul, "last" / Int64ul, "guid" / Bytes(16),
+    "table" / Int64ul, "entries" / Int32ul, "entry_size" / Int32ul, "table_crc" / Int32ul,
+)  # fmt: skip
+_GPT_PART = Struct(
+    "type" / Bytes(16),
+    "guid" / Bytes(16),
+    "first" / Int64ul,
+    "last" / Int64ul,
+    "flags" / Int64ul,
+    "name" / PaddedString(72, "utf-16-le"),
+)
+
+# sys/sys/disklabel.h
+_FS = {"swap": 1, "ufs": 7, "unused": 0}
+
+
+@dataclass(frozen=True)
+class Part:
+    """``type`` is a key of GPT_TYPES; ``start`` and ``size`` in sectors."""
+
+    type: str
+    start: int
+    size: int
+    name: str = ""
+
+
+def mbr(start: int, size: int, *, code: bytes = b"", kind: int = _FREEBSD_SLICE) -> bytes:
+    """A master boot record with one slice. ``code`` is boot code such as /boot/mbr; the slice is active if there is some."""
+    slices = [{
+        "flag": 0x80 if code else 0, "first_chs": _chs(start), "type": kind, "last_chs": _chs(start + size - 1), "start": start,
+        "size": size,
+    }]  # fmt: skip
+    empty = {"flag": 0, "first_chs": bytes(3), "type": 0, "last_chs": bytes(3), "start": 0, "size": 0}
+    return bytes(_MBR.build({"code": code[:446].ljust(446, b"\0"), "slices": slices + [empty] * 3}))
+
+
+def disklabel(size: int, parts: list[Part]) -> bytes:
+    """A BSD disklabel for a slice of ``size`` sectors; a, b, d, ... are ``parts``, with ``start`` within the slice; c is all of it.
+
+    It goes into the slice's second sector.
+    """
+    rows = [{"size": 0, "offset": 0, "fsize": 0, "fstype": _FS["unused"], "frag": 0, "cpg": 0} for _ in range(8)]
+    rows[2]["size"] = size
+    for letter, part in zip((0, 1, 3, 4, 5, 6, 7), parts, strict=False):
+        kind = "swap" if part.type == "freebsd-swap" else "ufs"
+        rows[letter] |= {"size": part.size, "offset": part.start, "fstype": _FS[kind]}
+    zero = dict.fromkeys(("subtype", "acylinders", "interleave", "trackskew", "cylskew", "headswitch", "trkseek", "flags", "checksum"), 0)  # fmt: skip
+    fields = {
+        **zero, "type": 0, "typename": "", "packname": "", "secsize": SECTOR, "nsectors": 63, "ntracks": 255,
+        "ncylinders": max(1, size // (63 * 255)), "secpercyl": 63 * 255, "secperunit": size, "spares": bytes(4), "rpm": 3600,
+        "drivedata": bytes(20), "spare": bytes(20), "npartitions": 8, "bbsize": 8192, "sbsize": 0, "partitions": rows,
+    }  # fmt: skip
+    # The exclusive or of all 16-bit words of a good label is 0.
+    data = _LABEL.build(fields)
+    total = 0
+    for (word,) in struct.iter_unpack("<H", data):
+        total ^= word
+    return bytes(_LABEL.build({**fields, "checksum": total}))
+
+
+def gpt(sectors: int, parts: list[Part], *, seed: str, code: bytes = b"") -> tuple[bytes, bytes]:
+    """The two copies of a GPT for a disk of ``sectors``: what lies at its start (with the protective MBR) and at its end.
+
+    GUIDs follow from ``seed``, so that the same disk is made twice alike.
+    """
+    entries = b"".join(
+        _GPT_PART.build({
+            "type": uuid.UUID(GPT_TYPES[part.type]).bytes_le, "guid": _guid(seed, str(number)), "first": part.start,
+            "last": part.start + part.size - 1, "flags": 0, "name": part.name,
+        })
+        for number, part in enumerate(parts, 1)
+    ).ljust(_GPT_ENTRIES * _GPT_ENTRY, b"\0")  # fmt: skip
+    common = {
+        "first": GPT_FIRST, "last": sectors - GPT_TAIL - 1, "guid": _guid(seed, "disk"), "entries": _GPT_ENTRIES,
+        "entry_size": _GPT_ENTRY, "table_crc": zlib.crc32(entries),
+    }  # fmt: skip
+
+    def header(own: int, other: int, table: int) -> bytes:
+        fields = {**common, "self": own, "other": other, "table": table}
+        crc = zlib.crc32(_GPT_HEADER.build({**fields, "crc": 0}))
+        return bytes(_GPT_HEADER.build({**fields, "crc": crc})).ljust(SECTOR, b"\0")
+
+    protective = mbr(1, sectors - 1, code=code, kind=0xEE)
+    if code:
+        # Firmware wants an active slice nowhere, and some refuse an active protective one.
+        protective = protective[:446] + b"\0" + protective[447:]
+    first = protective + header(1, sectors - 1, 2) + entries
+    return first, entries + header(sectors - 1, 1, sectors - 1 - _GPT_SECTORS)
+
+
+def _guid(seed: str, what: str) -> bytes:
+    return uuid.uuid5(uuid.NAMESPACE_OID, f"{seed} {what}").bytes_le
+
+
+def _chs(sector: int) -> bytes:
+    """Cylinder, head, sector for 255 heads and 63 sectors; the largest where it does not fit."""
+    cylinder, rest = divmod(sector, 255 * 63)
+    head, sect = divmod(rest, 63)
+    if cylinder > 1023:
+        return b"\xfe\xff\xff"
+    return bytes([head, (sect + 1) | (cylinder >> 2 & 0xC0), cylinder & 0xFF])

@@ -1,0 +1,59 @@
+"""What a lab needs of this machine, as checks with their mends."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+
+from harness import paths
+from harness.errors import HarnessError
+from harness.hosts.doctor import FAIL, OK, WARN, Check
+from harness.lab import accel, build, checkpoint, qemu, recipe, records
+from harness.lab.factory import LabWish
+from harness.lab.qemu import MachineSpec
+
+_SPACE = 3072
+
+
+def examine(wish: LabWish) -> Iterator[Check]:
+    """Without starting anything, but for the probe of KVM where its answer is not known yet."""
+    free = shutil.disk_usage(paths.store()).free >> 20
+    mend = "free some, or point FXH_STORE at a larger disk"
+    yield Check("store", OK if free >= _SPACE else FAIL, f"{paths.store()}, {free} MiB free", "" if free >= _SPACE else mend)
+    try:
+        found = qemu.find(wish.binary)
+    except HarnessError as exc:
+        yield Check("QEMU", FAIL, exc.message, exc.mend)
+        return
+    yield Check("QEMU", OK, f"{found.label}, {found.binary}")
+    chosen = accel.choose(found, wish.accel)
+    slow = chosen.name == "tcg" and wish.accel != "tcg"
+    yield Check("KVM", WARN if slow else OK, chosen.why, "labs work, more slowly: nothing needs to be done" if slow else "")
+    yield _parts(wish)
+    image = build.find(recipe.load(wish.xen, wish.hypervisor, wish.dom0_kernel))
+    if image is None:
+        yield Check(
+            "lab image", WARN, f"none for Xen {wish.xen} yet", f"fxh lab build --xen {wish.xen}; the first use does it by itself"
+        )
+        return
+    yield Check("lab image", OK, f"{image.key}, {image.size >> 20} MiB")
+    spec = MachineSpec(wish.memory, wish.cpus, chosen.name, chosen.cpu, pae_first=chosen.needs_pae_first)
+    ready = checkpoint.find(image, checkpoint.READY, spec, found)
+    if ready is None:
+        yield Check("checkpoint", WARN, "no valid 'ready' of this lab for this QEMU", "the first use makes it: a minute")
+    else:
+        yield Check("checkpoint", OK, f"{ready.directory.name}, {ready.size >> 20} MiB")
+    stale = [name for name in records.names() if records.state(name) == "stale"]
+    yield Check(
+        "labs",
+        WARN if stale else OK,
+        f"left by killed runs: {', '.join(stale)}" if stale else "none left behind",
+        "fxh clean" if stale else "",
+    )
+
+
+def _parts(wish: LabWish) -> Check:
+    missing = build.missing_packages()
+    if missing:
+        return Check("build tools", WARN, f"missing: {', '.join(missing)}", "fxh setup; or fxh lab import what was built elsewhere")
+    return Check("build tools", OK, "all there")

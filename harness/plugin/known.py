@@ -1,0 +1,118 @@
+"""Known issues (suites/known_issues.toml): failures that are understood, reported, and expected until somebody mends them.
+
+Strict: a known issue that passes is a failure until its entry goes; an entry that fits no case, or is past its date, fails
+``fxh check``. An entry excuses a failure only when the failure says what the entry says.
+"""
+
+from __future__ import annotations
+
+import datetime
+import fnmatch
+import re
+import tomllib
+from collections.abc import Iterable
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from harness.errors import UsageError
+from harness.plugin.cells import Cell, within
+
+FILE = "known_issues.toml"
+
+
+@dataclass(frozen=True)
+class KnownIssue:
+    """One entry. ``case`` (``suite/function`` or ``suite/function[parameters]``) and ``cells`` are globs.
+
+    ``says`` is a regex for the failure's reason or the death's identity; ``freebsd`` a span of releases as in ``needs``.
+    """
+
+    case: str
+    cells: str
+    says: str
+    bug: str
+    why: str
+    since: datetime.date
+    review: datetime.date
+    freebsd: str = ""
+
+    def covers(self, case: str, cell: Cell) -> bool:
+        """Whether the case is expected to fail in that cell."""
+        # Brackets are pytest's here, not a class of characters.
+        glob = self.case.replace("[", "[[]")
+        named = fnmatch.fnmatchcase(case, glob) or fnmatch.fnmatchcase(case.partition("[")[0], glob)
+        if not named or not fnmatch.fnmatchcase(str(cell), self.cells):
+            return False
+        return not self.freebsd or (cell.os == "freebsd" and within(cell.version, self.freebsd))
+
+    def excuses(self, *texts: str) -> bool:
+        """Whether a failure that says this is the known one."""
+        return any(re.search(self.says, text) for text in texts)
+
+    @property
+    def line(self) -> str:
+        return f"{self.bug}: {self.why}"
+
+
+def parse(text: str) -> tuple[KnownIssue, ...]:
+    """Raises UsageError naming the entry that is wrong."""
+    try:
+        entries = tomllib.loads(text).get("issue", [])
+    except tomllib.TOMLDecodeError as exc:
+        raise UsageError(f"{FILE}: {exc}") from exc
+    return tuple(_entry(n, entry) for n, entry in enumerate(entries, 1))
+
+
+def _entry(number: int, entry: dict[str, Any]) -> KnownIssue:
+    where = f"{FILE}, entry {number} ({entry.get('case', 'no case')})"
+    names = {field.name for field in fields(KnownIssue)}
+    missing, unknown = names - {"freebsd"} - entry.keys(), entry.keys() - names
+    if missing or unknown:
+        raise UsageError(
+            f"{where}: "
+            + "; ".join(f"{what}: {', '.join(sorted(keys))}" for what, keys in (("missing", missing), ("unknown", unknown)) if keys)
+        )
+    for name, value in entry.items():
+        wanted: type = datetime.date if name in ("since", "review") else str
+        if not isinstance(value, wanted) or value == "":
+            raise UsageError(f"{where}: {name} = {value!r}", mend=f"a {wanted.__name__}, not empty")
+    try:
+        re.compile(entry["says"])
+    except re.error as exc:
+        raise UsageError(f"{where}: says: {exc}") from exc
+    if entry.get("freebsd"):
+        within("13.2", entry["freebsd"])
+    return KnownIssue(**entry)
+
+
+def load(suites: Path) -> tuple[KnownIssue, ...]:
+    """The entries beside the suites; none where there is no such file."""
+    try:
+        return parse((suites / FILE).read_text())
+    except FileNotFoundError:
+        return ()
+
+
+def find(issues: Iterable[KnownIssue], case: str, cell: Cell) -> KnownIssue | None:
+    return next((issue for issue in issues if issue.covers(case, cell)), None)
+
+
+def stale(issues: Iterable[KnownIssue], cases: Iterable[tuple[str, Cell]], today: datetime.date) -> tuple[str, ...]:
+    """What is wrong with the entries, given all cases in all cells that there could be."""
+    known = list(cases)
+    lines = []
+    for issue in issues:
+        if not any(issue.covers(case, cell) for case, cell in known):
+            lines.append(f"{issue.case} in {issue.cells}: fits no case")
+        if issue.review < today:
+            lines.append(f"{issue.case}: its review was due on {issue.review} ({issue.bug})")
+        if issue.since > today:
+            lines.append(f"{issue.case}: known since {issue.since}, which is in the future")
+    return tuple(lines)
+
+
+def case_id(suite: str, function: str, callspec_id: str, cell: Cell) -> str:
+    """``suite/function`` or ``suite/function[parameters]``: without the cell."""
+    rest = callspec_id.replace(str(cell), "", 1).strip("-")
+    return f"{suite}/{function}" + (f"[{rest}]" if rest else "")

@@ -1,0 +1,152 @@
+"""pygrub by hand in dom0, as libxl calls it (xen tools/libs/light/libxl_bootloader.c), and what it says."""
+
+from __future__ import annotations
+
+import ast
+import base64
+import gzip
+import json
+import re
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from harness.deadline import Deadline
+from harness.errors import InfrastructureError
+from harness.transport import Transport
+
+DIRECTORY = "/var/lib/fxh/pygrub"
+# Where distributions and Xen's own build put it; libxl looks in its libexec directory, not in PATH.
+_FIND = """
+for p in /usr/lib/xen-[0-9]*/bin/pygrub /usr/libexec/xen/bin/pygrub /usr/lib/xen/bin/pygrub /usr/local/lib/xen/bin/pygrub \
+    /usr/local/libexec/xen/bin/pygrub; do [ -x "$p" ] && break; done
+"""
+# One round trip: an image may come in on stdin; what pygrub said goes out, with the digests of what it extracted.
+_RUN = """
+rm -rf "$1"; mkdir -p "$1/out"; cd "$1"; shift
+[ "$1" = - ] || gzip -dc > "$1"; shift
+timeout 150 "$p" "$@" > said 2> error; echo "%status $?"
+echo "%said $(base64 -w 0 said)"; echo "%error $(base64 -w 0 error)"
+for f in out/*; do [ -f "$f" ] && sha256sum "$f"; done; true
+"""
+
+
+@dataclass(frozen=True)
+class Extract:
+    """One run. ``kernel`` and ``ramdisk`` are paths in dom0, ``args`` None where none were said; ``digests`` sha256 by path."""
+
+    status: int
+    seconds: float
+    said: bytes
+    error: str
+    kernel: str = ""
+    ramdisk: str = ""
+    args: str | None = None
+    digests: tuple[tuple[str, str], ...] = ()
+
+    def digest(self, what: str) -> str:
+        """Of ``kernel`` or ``ramdisk``; "" when it was not extracted."""
+        return dict(self.digests).get(getattr(self, what), "")
+
+    @property
+    def complaint(self) -> str:
+        """The last line that it said on stderr, for example ``RuntimeError: Unable to find partition containing kernel``."""
+        lines = [line for line in self.error.splitlines() if line.strip()]
+        return lines[-1] if lines else ""
+
+
+def run(
+    transport: Transport, target: str, *options: str, style: str = "simple0", quiet: bool = True, image: bytes | None = None
+) -> Extract:
+    """Extract from the disk or file ``target`` in dom0; :data:`DIRECTORY` holds what came out until the next run.
+
+    With ``image`` the file is written first.
+    """
+    argv = [*(["-q"] if quiet else []), f"--output-format={style}", f"--output-directory={DIRECTORY}/out", *options, target]
+    script = ["sh", "-c", _FIND + _RUN, "sh", DIRECTORY, "-" if image is None else target, *argv]
+    begun = time.monotonic()
+    text = transport.run(script, Deadline(170), stdin=gzip.compress(image, 1) if image is not None else b"").text
+    seconds = time.monotonic() - begun
+    told = dict(line[1:].split(" ", 1) for line in text.splitlines() if line.startswith("%"))
+    status, said = int(told["status"]), base64.b64decode(told["said"])
+    kernel, ramdisk, args = PARSERS[style](said) if status == 0 else ("", "", None)
+    sums = (line.split(maxsplit=1) for line in text.splitlines() if re.match(r"[0-9a-f]{64} ", line))
+    digests = tuple((f"{DIRECTORY}/{name}", digest) for digest, name in sums)
+    error = base64.b64decode(told["error"]).decode("utf-8", "replace")
+    return Extract(status, seconds, said, error, kernel, ramdisk, args, digests)
+
+
+@dataclass(frozen=True)
+class FuzzReport:
+    """``odd`` has a line of words for each run that hung, was killed by a signal, or ended with a status of its own."""
+
+    runs: int
+    slowest: float
+    counts: dict[str, int]
+    odd: tuple[str, ...]
+    strays: tuple[str, ...]
+    """Files that appeared outside the directory that pygrub was given."""
+
+
+_FUZZ = """
+d=$1; mkdir -p "$d"; touch "$d/stamp"; sleep 1
+shift; python3 "$d/fuzz.py" "$p" "$@"; find / -xdev -type f -newer "$d/stamp" ! -path "$d/*" ! -path '/proc/*' ! -path '/var/log/*' \
+    ! -path '/var/lib/xenstored/*' ! -path '/run/*' ! -path '/var/lib/fxh/*' ! -name '*.pyc' | sed 's/^/stray /'
+"""
+
+
+def fuzz(transport: Transport, image: Path, kind: str, first: int, count: int, menu: tuple[int, int] = (0, 0)) -> FuzzReport:
+    """Real pygrub against ``count`` mutations of ``image``, by seeds from ``first`` on.
+
+    ``kind`` is ``menu`` (the text at offset and length ``menu``) or ``image`` (the file system's metadata).
+    """
+    where = f"{DIRECTORY}-fuzz"
+    transport.run(["mkdir", "-p", where])
+    transport.put(Path(__file__).with_name("pygrub_fuzz.py"), f"{where}/fuzz.py")
+    transport.put(image, f"{where}/base")
+    words = [where, f"{where}/base", kind, str(first), str(count), f"{where}/scratch", str(menu[0]), str(menu[1])]
+    done = transport.run(["sh", "-c", _FIND + _FUZZ, "sh", *words], Deadline(600))
+    transport.run(["rm", "-rf", where])
+    lines = done.text.splitlines()
+    reports = [json.loads(line) for line in lines if line.startswith("{")]
+    if not reports or "counts" not in reports[-1]:
+        raise InfrastructureError(f"the fuzzer in dom0 ended early: {done.stderr.decode(errors='replace')[-600:]}")
+    last = reports.pop()
+    odd = tuple(f"seed {one['seed']} ({kind}): {one['how']} after {one['seconds']} s" for one in reports)
+    strays = tuple(line.removeprefix("stray ") for line in lines if line.startswith("stray "))
+    return FuzzReport(sum(last["counts"].values()), last["slowest"], last["counts"], odd, strays)
+
+
+Parsed = tuple[str, str, str | None]
+
+
+def _simple(said: bytes, end: bytes) -> Parsed:
+    # kernel /var/.../boot_kernel.x1\0ramdisk /var/...\0args a=b\0\0
+    found = {}
+    for word in said.split(end):
+        key, blank, value = word.decode("utf-8", "replace").partition(" ")
+        if blank:
+            found[key] = value
+    return found.get("kernel", ""), found.get("ramdisk", ""), found.get("args")
+
+
+def parse_simple0(said: bytes) -> Parsed:
+    return _simple(said, b"\0")
+
+
+def parse_simple(said: bytes) -> Parsed:
+    return _simple(said, b"\n")
+
+
+# linux (kernel '/path')(ramdisk '/path')(args 'a=b')        quotes are Python's repr since XSA-198
+_SXP = re.compile(r"\((kernel|ramdisk|args) ('(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\"|[^)]*)\)")
+
+
+def parse_sxp(said: bytes) -> Parsed:
+    found = {}
+    for key, value in _SXP.findall(said.decode("utf-8", "replace")):
+        found[key] = str(ast.literal_eval(value)) if value[:1] in "'\"" else value
+    return found.get("kernel", ""), found.get("ramdisk", ""), found.get("args")
+
+
+PARSERS = {"simple0": parse_simple0, "simple": parse_simple, "sxp": parse_sxp}

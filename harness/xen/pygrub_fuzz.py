@@ -1,0 +1,134 @@
+"""Runs in dom0, with its Python and nothing but its standard library: pygrub against mutated images, one process each.
+
+pygrub and what it imports are loaded once and each run is a fork, so that a run costs its own work alone. Prints a line of
+JSON for each run that did not end by itself with status 0 or 1, and one at the end with the counts.
+
+    python3 pygrub_fuzz.py PYGRUB IMAGE menu|image FIRST COUNT DIRECTORY MENU-OFFSET MENU-LENGTH
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import random
+import runpy
+import signal
+import sys
+import time
+
+SECONDS = 20
+WORDS = [
+    b"title", b"kernel", b"initrd", b"root", b"default", b"timeout", b"password", b"(hd0,0)", b"(hd0,0,a)", b"(hd99999999999)",
+    b"=", b"\t", b" ", b"\r", b"\0", b"\xff", b"/boot/kernel/kernel", b"../../../../etc/passwd", b"%s%n", b"'", b'"', b"saved",
+    b"-1", b"99999999999999999999", b"\n\n", b"{", b"}", b"menuentry", b"A" * 300,
+]  # fmt: skip
+
+
+def mutate_menu(chance: random.Random, text: bytes) -> bytes:
+    """Words in and out, lines doubled; the length stays, for the file's place on the disk is fixed."""
+    size = len(text)
+    for _ in range(chance.randrange(1, 8)):
+        at = chance.randrange(len(text) or 1)
+        kind = chance.randrange(3)
+        if kind == 0:
+            text = text[:at] + chance.choice(WORDS) + text[at:]
+        elif kind == 1:
+            text = text[:at] + text[at + chance.randrange(1, 20) :]
+        else:
+            text = text[:at] + bytes([chance.randrange(256)]) + text[at + 1 :]
+    return text[:size].ljust(size, b"\n")
+
+
+def mutate_image(chance: random.Random, image: bytearray) -> bytearray:
+    """Bits of metadata flipped, words of it blown up, or the image cut short."""
+    kind = chance.randrange(10)
+    if kind == 0:
+        del image[chance.randrange(len(image)) :]
+        return image
+    for _ in range(chance.randrange(1, 24)):
+        # The super block at 8 KiB, cylinder groups and inodes after it; the rest is mostly file data.
+        at = 8192 + chance.randrange(1400) if chance.random() < 0.5 else chance.randrange(min(len(image), 1 << 18))
+        if kind < 6:
+            image[at] ^= 1 << chance.randrange(8)
+        else:
+            image[at : at + 4] = chance.choice([b"\xff\xff\xff\xff", b"\0\0\0\0", b"\xff\xff\xff\x7f", b"\0\0\0\x80"])
+    return image
+
+
+def once(pygrub: str, path: str, directory: str) -> tuple[str, float]:
+    """One run in a child; how it ended (``0``, ``1``, ``signal 11``, ``hang``) and after how many seconds."""
+    begun = time.monotonic()
+    child = os.fork()
+    if child == 0:
+        code = 99
+        try:
+            os.chdir(directory)
+            null = os.open(os.devnull, os.O_RDWR)
+            for fd in (0, 1):
+                os.dup2(null, fd)
+            os.dup2(os.open(directory + "/error", os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 2)
+            sys.argv = [pygrub, "-q", "--output-format=simple0", "--output-directory=" + directory + "/out", path]
+            signal.alarm(SECONDS + 10)
+            runpy.run_path(pygrub, run_name="__main__")
+            code = 0
+        except SystemExit as exc:
+            code = exc.code if isinstance(exc.code, int) else (1 if exc.code else 0)
+        except BaseException as exc:
+            os.write(2, f"{type(exc).__name__}: {exc}".encode()[:2000])
+            code = 1
+        os._exit(code)
+    while time.monotonic() - begun < SECONDS:
+        done, status = os.waitpid(child, os.WNOHANG)
+        if done:
+            how = f"signal {os.WTERMSIG(status)}" if os.WIFSIGNALED(status) else str(os.WEXITSTATUS(status))
+            return how, time.monotonic() - begun
+        time.sleep(0.002)
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    return "hang", time.monotonic() - begun
+
+
+def main() -> None:
+    pygrub, source, kind, first, count, directory, offset, length = sys.argv[1:]
+    base = open(source, "rb").read()  # noqa: SIM115, PTH123
+    os.makedirs(directory + "/out", exist_ok=True)  # noqa: PTH103
+    # What pygrub imports, so that each child has it already.
+    sys.path.insert(0, os.path.dirname(pygrub))  # noqa: PTH120
+    for name in (
+        "xenfsimage",
+        "grub.GrubConf",
+        "grub.LiloConf",
+        "grub.ExtLinuxConf",
+        "curses",
+        "subprocess",
+        "platform",
+        "optparse",
+    ):
+        with contextlib.suppress(ImportError):
+            __import__(name)
+    counts: dict[str, int] = {}
+    slowest = 0.0
+    path = directory + "/image"
+    for seed in range(int(first), int(first) + int(count)):
+        chance = random.Random(seed)
+        if kind == "menu":
+            at, size = int(offset), int(length)
+            image = bytearray(base)
+            image[at : at + size] = mutate_menu(chance, base[at : at + size])
+        else:
+            image = mutate_image(chance, bytearray(base))
+        with open(path, "wb") as file:  # noqa: PTH123
+            file.write(image)
+        how, seconds = once(pygrub, path, directory)
+        counts[how] = counts.get(how, 0) + 1
+        slowest = max(slowest, seconds)
+        if how not in ("0", "1"):
+            print(json.dumps({"seed": seed, "how": how, "seconds": round(seconds, 2)}), flush=True)
+        for name in os.listdir(directory + "/out"):  # noqa: PTH208
+            os.unlink(directory + "/out/" + name)  # noqa: PTH108
+    print(json.dumps({"counts": counts, "slowest": round(slowest, 2)}), flush=True)
+
+
+if __name__ == "__main__":
+    main()

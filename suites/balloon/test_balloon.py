@@ -1,0 +1,233 @@
+"""Does the guest give memory back and take it again as asked, and do its numbers and Xen's agree?"""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from harness.errors import CommandFailed
+from harness.guests import admin
+from harness.guests.guest import Guest
+from harness.guests.memory import Memory
+from harness.oracles.ballooning import MIB, Sample, freebsd_floor, imbalance, missed
+from harness.oracles.finding import finding
+from harness.plugin.cells import Cell
+from harness.plugin.fixtures import NewGuest
+from harness.plugin.rig import CaseContext
+
+SOURCE = {
+    "freebsd": "sys/dev/xen/balloon/balloon.c, balloon_process() and set_new_target()",
+    "linux": "drivers/xen/balloon.c, balloon_process()",
+}
+
+
+def judge(guest: Guest, asked: str, before: Sample, after: Sample, wanted: int) -> None:
+    """It is where it should be, and both sides moved alike."""
+    wrong = [*missed(after, wanted), *imbalance(before, after)]
+    assert not wrong, finding(
+        asked=asked,
+        did=wrong,
+        good=f"comes to {wanted / MIB:.0f} MiB, and Xen's count moves with its own",
+        source=SOURCE[guest.profile.os],
+    )
+
+
+def test_at_rest_after_boot(guest: Guest) -> None:
+    """E0: a booted guest stands at its target, and asks for nothing."""
+    memory = Memory(guest)
+
+    sample, _ = memory.settle()
+
+    assert abs(sample.current - sample.target) <= MIB, finding(
+        asked=f"a boot with {guest.config.memory} MiB",
+        did=f"the balloon stands at {sample.current / MIB:.1f} MiB, its target is {sample.target / MIB:.1f} MiB",
+        good="stands at its target",
+        source=SOURCE[guest.profile.os],
+    )
+
+
+def test_shrinks_and_grows_back(guest: Guest, case: CaseContext) -> None:
+    """E1 E2: down to three quarters, to a half, and back: each reached, both sides agree, and no page is lost."""
+    memory = Memory(guest)
+    first, _ = memory.settle()
+    before = first
+    whole = guest.config.memory
+    for mib in (whole * 3 // 4, whole // 2, whole):
+        memory.ask(mib)
+        wanted = first.current - (whole - mib) * MIB
+        after, seconds = memory.settle(wanted)
+        case.metrics[f"to {mib} MiB"] = round(seconds, 2)
+        judge(guest, f"xl mem-set {mib} (of {whole} MiB)", before, after, wanted)
+        before = after
+    last, _ = memory.settle()
+    assert last.managed == first.managed, finding(
+        asked=f"xl mem-set {whole * 3 // 4}, {whole // 2}, {whole}",
+        did=f"its kernel manages {(last.managed - first.managed) >> 10:+} KiB",
+        good="has as many pages as before",
+        source=SOURCE[guest.profile.os],
+    )
+
+
+@pytest.mark.needs(os="freebsd")
+def test_stops_at_its_floor(guest: Guest) -> None:
+    """E3: a target below its floor: it goes to the floor, silently, and lives; then it grows back."""
+    memory = Memory(guest)
+    first, _ = memory.settle()
+    floor = freebsd_floor(first.current)
+    mib = (floor >> 20) // 2
+
+    memory.ask(mib)
+
+    after, _ = memory.settle(floor, 120)
+    settled, _ = memory.settle()
+    judge(guest, f"xl mem-set {mib}: below the floor of {floor / MIB:.0f} MiB", first, settled, floor)
+    assert guest.sh("echo alive") == "alive"
+    memory.ask(guest.config.memory)
+    back, _ = memory.settle(first.current, 120)
+    judge(guest, "then back to its whole memory", after, back, first.current)
+
+
+def test_above_maxmem_is_refused(guest: Guest) -> None:
+    """E4: xl refuses a target above maxmem, and the target stays."""
+    memory = Memory(guest)
+    before, _ = memory.settle()
+
+    with pytest.raises(CommandFailed):
+        memory.ask(guest.config.memory + 64)
+
+    after, _ = memory.settle()
+    assert (after.asked, after.current) == (before.asked, before.current)
+
+
+def test_starts_below_its_maximum(new_guest: NewGuest, cell: Cell, case: CaseContext) -> None:
+    """E5 E11: a boot with memory below maxmem (populate on demand): it comes down to its memory, then up to maxmem."""
+    small, large = (256, 384) if cell.os == "freebsd" else (160, 224)
+    guest = new_guest(memory=small, maxmem=large)
+
+    guest.boot()
+
+    memory = Memory(guest)
+    low, seconds = memory.settle()
+    case.metrics["down at boot"] = round(seconds, 2)
+    wrong = missed(low, low.asked)
+    assert not wrong, finding(
+        asked=f"a boot with memory={small} maxmem={large}",
+        did=wrong,
+        good=f"balloons down to {small} MiB before it runs out of populated memory",
+        source=SOURCE[guest.profile.os],
+    )
+    memory.ask(large)
+    high, _ = memory.settle(low.current + (large - small) * MIB)
+    judge(guest, f"xl mem-set {large}, its maxmem", low, high, low.current + (large - small) * MIB)
+
+
+def test_oscillates_without_loss(guest: Guest, case: CaseContext) -> None:
+    """E6: random steps up and down: each is reached, and at the end every page is back."""
+    memory = Memory(guest)
+    first, _ = memory.settle()
+    whole, steps = guest.config.memory, 12 if guest.host.facts.emulated else 50
+    chance = random.Random(6)
+    before = first
+    for n in range(steps):
+        mib = chance.randrange(whole // 2, whole) if n < steps - 1 else whole
+        memory.ask(mib)
+        wanted = first.current - (whole - mib) * MIB
+        after, _ = memory.settle(wanted)
+        judge(guest, f"step {n + 1} of {steps}: xl mem-set {mib}", before, after, wanted)
+        before = after
+    last, _ = memory.settle()
+    case.metrics["steps"] = float(steps)
+    assert last.managed == first.managed, f"after {steps} steps its kernel manages {(last.managed - first.managed) >> 10:+} KiB"
+
+
+def test_content_survives(guest: Guest) -> None:
+    """E7: a file written before and one written while the guest shrinks keep their content."""
+    memory = Memory(guest)
+    first, _ = memory.settle()
+    whole = guest.config.memory
+    make = "dd if=/dev/urandom of=/tmp/fxh-{} bs=64k count=320 2>/dev/null"
+    sums = "for f in one two; do fxs < /tmp/fxh-$f; done"
+    guest.sh(make.format("one"), 120)
+    guest.sh(
+        f"fxs < /tmp/fxh-one > /tmp/fxh-sum; ({make.format('two')}; fxs < /tmp/fxh-two >> /tmp/fxh-sum; echo done >> /tmp/fxh-sum) &"
+    )
+
+    memory.ask(whole * 2 // 3)
+    wanted = first.current - (whole - whole * 2 // 3) * MIB
+    after, _ = memory.settle(wanted, 120)
+
+    guest.sh("while ! grep -q done /tmp/fxh-sum; do sleep 1; done", 180)
+    written = guest.sh("grep -v done /tmp/fxh-sum")
+    judge(guest, f"xl mem-set {whole * 2 // 3} while it writes", first, after, wanted)
+    read = guest.sh(sums, 120)
+    assert read == written, finding(
+        asked="shrinking by a third while files are written",
+        did=f"the files' digests changed from {written.split()} to {read.split()}",
+        good="gives pages back that nobody uses",
+        source=SOURCE[guest.profile.os],
+    )
+
+
+@pytest.mark.needs(os="freebsd")
+def test_memory_hog(guest: Guest, case: CaseContext) -> None:
+    """E8: shrinking when a process has the memory: no panic; once the process is gone, the target is reached."""
+    memory = Memory(guest)
+    first, _ = memory.settle()
+    whole = guest.config.memory
+    guest.sh(f"({admin.of(guest.profile).hog(whole * 6 // 10)}) > /tmp/hog.out 2>&1 & sleep 20; true", 120)
+
+    held = first.free - memory.sample().free
+    case.metrics["held MiB"] = held / MIB
+    assert held > whole * 3 // 10 * MIB, (
+        f"the process that should hold {whole * 6 // 10} MiB holds {held / MIB:.0f}: nothing is tested"
+    )
+    memory.ask(whole * 4 // 10)
+    wanted = max(first.current - (whole - whole * 4 // 10) * MIB, freebsd_floor(first.current))
+
+    after, _ = memory.settle(wanted, 240)
+    judge(guest, f"xl mem-set {whole * 4 // 10} while a process holds {whole * 6 // 10} MiB for a while", first, after, wanted)
+    assert guest.sh("echo alive") == "alive"
+
+
+def test_storm_of_targets(guest: Guest) -> None:
+    """E10: a storm of writes to memory/target (XSA-349): the guest answers, and goes to the last one."""
+    memory = Memory(guest)
+    first, _ = memory.settle()
+    whole = guest.config.memory
+    path = f"/local/domain/{guest.domid}/memory/target"
+    low, high = (whole * 3 // 4) << 10, (whole * 9 // 10) << 10
+    rounds = 60 if guest.host.facts.emulated else 500
+    storm = f"i=0; while [ $i -lt {rounds} ]; do xenstore-write {path} {low}; xenstore-write {path} {high}; i=$((i+1)); done"
+
+    guest.host.transport.run(["sh", "-c", storm])
+    memory.ask(whole)
+
+    after, _ = memory.settle(first.current)
+    judge(guest, f"{2 * rounds} writes of memory/target, then its whole memory", first, after, first.current)
+    last, _ = memory.settle()
+    assert last.managed == first.managed
+
+
+# Linux obeys a target of 0 and looks for memory to a target of 2^63: it has no floor, and its toolstack never writes that.
+GARBAGE = {"freebsd": ("", "abc", "-1", "9223372036854775808", "99999999999999999999999", "0"), "linux": ("", "abc")}
+
+
+def test_garbage_target(guest: Guest) -> None:
+    """E12: what is no target in memory/target is survived, and the next good one is obeyed."""
+    memory = Memory(guest)
+    first, _ = memory.settle()
+    for value in GARBAGE[guest.profile.os]:
+        memory.write(value)
+        assert guest.sh("echo alive") == "alive", f"memory/target {value!r}"
+        settled, _ = memory.settle(seconds=90)
+        assert settled.current <= first.current + MIB, (
+            f"memory/target {value!r}: it took {settled.current - first.current} bytes more"
+        )
+    whole = guest.config.memory
+
+    memory.ask(whole * 3 // 4)
+
+    wanted = first.current - (whole - whole * 3 // 4) * MIB
+    after, _ = memory.settle(wanted, 120)
+    judge(guest, f"garbage in memory/target, then xl mem-set {whole * 3 // 4}", first, after, wanted)

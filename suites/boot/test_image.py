@@ -1,0 +1,42 @@
+"""What was built is what runs: nothing on the way changes a byte of it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from harness.guests.guest import Guest
+from harness.images.image import Image
+from harness.images.kernelfile import build_id
+
+
+@pytest.mark.needs(os="freebsd")
+def test_running_kernel_is_the_images(guest: Guest, image: Image, given_kernel: Path) -> None:
+    """The build-id that the running kernel tells (kern.build_id, 13 and later) is that of the image's kernel."""
+    running = guest.sh("sysctl -n kern.build_id").strip()
+
+    assert running == build_id(given_kernel)
+
+
+@pytest.mark.needs(os="freebsd")
+def test_kernel_in_the_guest_is_the_manifests(guest: Guest, image: Image) -> None:
+    """The sha256 of /boot/kernel/kernel, taken in the guest, is the one in the image's manifest."""
+    if not image.data["kernel"]["path"]:
+        pytest.skip("needs an image that was built: an imported disk has its own kernel")
+    if image.data["layout"] == "ext2boot":
+        pytest.skip("this layout's /boot is on an ext2 disk, which only pygrub reads")
+
+    found = guest.sh(f"sha256 -q {image.data['kernel']['path']}").strip()
+
+    assert found == image.data["kernel"]["sha256"]
+
+
+@pytest.mark.needs(os="freebsd")
+def test_root_is_where_the_layout_put_it(guest: Guest, image: Image) -> None:
+    """Root comes from the device that the layout names, and every file system of fstab is mounted."""
+    assert guest.profile.root_device(guest.sh) in (f"/dev/{image.root}", "/dev/ufs/FBROOT")
+    wanted = set(guest.sh("awk '!/^#/ && $3 == \"ufs\" { print $2 }' /etc/fstab").split())
+    mounted = {line.split()[1] for line in guest.sh("mount -p").splitlines() if len(line.split()) > 1}
+    assert wanted
+    assert wanted <= mounted, f"not mounted: {wanted - mounted}"

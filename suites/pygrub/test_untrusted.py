@@ -1,0 +1,46 @@
+"""pygrub reads what a guest wrote. Whatever that is, it ends soon, is not killed by a signal, and writes nowhere else."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from harness.hosts.host import XenHost
+from harness.oracles.finding import finding
+from harness.plugin.rig import CaseContext
+from harness.xen import pygrub
+
+from .conftest import MENU, kernel
+
+pytestmark = pytest.mark.needs(capability=("pygrub",), once=True)
+
+SEED = 20_261_125
+
+
+@pytest.mark.parametrize(("kind", "count"), [("menu", 150), ("image", 250)])
+def test_survives(host: XenHost, ufs: Callable[..., bytes], tmp_path: Path, case: CaseContext, kind: str, count: int) -> None:
+    """Fuzzed menu.lst; truncated and bit-flipped UFS. The seeds are fixed: a run can be repeated."""
+    menu = MENU.encode().ljust(400, b"\n")
+    data = ufs({"boot/kernel/kernel": kernel(120_000).data, "boot/grub/menu.lst": menu})
+    image = tmp_path / "base.img"
+    image.write_bytes(data[: 1 << 20])
+    place = data.find(menu)
+    assert 0 < place < 1 << 20
+
+    report = pygrub.fuzz(host.transport, image, kind, SEED, count, (place, len(menu)))
+
+    case.metrics |= {
+        "runs": float(report.runs),
+        "slowest": report.slowest,
+        **{f"status {k}": float(v) for k, v in report.counts.items()},
+    }
+    assert report.runs == count
+    wrong = [*report.odd, *(f"it wrote {path}" for path in report.strays)]
+    assert not wrong, finding(
+        asked=f"pygrub on {count} volumes with a mutated {kind} (seeds from {SEED})",
+        did=wrong[:12],
+        good="ends with status 0 or 1 within seconds and leaves files in its output directory alone",
+        source="xen tools/pygrub/src/pygrub, tools/libfsimage (XSA-443 is what a slip here costs)",
+    )

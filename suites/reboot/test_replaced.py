@@ -1,0 +1,248 @@
+"""Does a guest come back with the kernel that is on its disk, and if not, which mechanism kept it from that?
+
+The control guest replaces its ramdisk where FreeBSD replaces its kernel.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+import pytest
+
+from harness.deadline import Deadline
+from harness.errors import DeadlineExpired, GuestDied
+from harness.guests import swap
+from harness.guests.guest import Guest
+from harness.guests.swap import Volume
+from harness.oracles.finding import finding
+from harness.oracles.mechanism import NEW, OLD, OTHER, Sighting, mechanism
+from harness.plugin.cells import Cell
+from harness.plugin.fixtures import NewGuest
+from harness.plugin.rig import CaseContext, Rig
+
+pytestmark = pytest.mark.needs(capability=("pygrub",))
+
+SOURCE = "xen tools/xl/xl_vmcontrol.c (restart), tools/libs/light/libxl_bootloader.c (run at each creation)"
+Kind = Callable[[str], str]
+
+
+@pytest.fixture
+def pair(booted: NewGuest, rig: Rig, cell: Cell, case: CaseContext) -> tuple[Guest, Volume, Kind]:
+    """A guest that pygrub booted, with a spare kernel beside the first one, and what sorts digests into old and new."""
+    guest = booted(bootloader="pygrub", on_reboot="restart", on_crash="restart")
+    volume = swap.volume(guest)
+    data, _ = swap.spare(rig.source(cell), swap.identity(guest))
+    swap.bring(guest, data, volume.beside("new"), case.directory)
+    guest.sh(f"cp {volume.file} {volume.beside('old')}; sync")
+    kinds = {swap.digest(guest, volume.beside("old")): OLD, swap.sha256(data): NEW, "": ""}
+    return guest, volume, lambda digest: kinds.get(digest, OTHER)
+
+
+def come_back(guest: Guest, go: Callable[[], None], seconds: float = 200) -> str:
+    """Reboot by ``go`` and wait for the login prompt of the next domain; returns how it failed, or ""."""
+    guest.console_will_end()
+    go()
+    try:
+        guest.follow_reboot(Deadline(seconds * guest.scale))
+        guest.wait_stage("login")
+        guest.login()
+    except DeadlineExpired as exc:
+        return exc.message
+    except GuestDied as exc:
+        return exc.death.summary
+    return ""
+
+
+def look(guest: Guest, volume: Volume, kind: Kind, first: int, old: str, died: str) -> Sighting:
+    """All that tells the mechanisms apart, after the reboot."""
+    back = not died
+    running = ""
+    if back:
+        running = OLD if swap.identity(guest) == old else NEW
+    return Sighting(
+        came_back=back,
+        bootloader_ran=swap.bootloader_ran(guest, guest.domid) and guest.domid != first,
+        running=running,
+        in_guest=kind(swap.digest(guest, swap.volume(guest).file)) if back else "",
+        extracted=kind(swap.extracted(guest, volume.what)) if running != NEW else "",
+        died=died,
+    )
+
+
+def test_plain_reboot(booted: NewGuest) -> None:
+    """F1: a reboot with nothing replaced: the same kernel, a new domid, the bootloader run again."""
+    guest = booted(bootloader="pygrub", on_reboot="restart", on_crash="restart")
+    first, before = guest.domid, swap.identity(guest)
+
+    died = come_back(guest, lambda: guest.session.start("reboot"))
+
+    assert not died, f"it did not come back: {died}"
+    assert guest.domid != first
+    assert swap.identity(guest) == before
+    assert swap.bootloader_ran(guest, guest.domid), f"no bootloader log for domain {guest.domid}"
+    assert [(event.reason, event.action) for event in guest.shutdowns()] == [("reboot", "restart")]
+
+
+WAYS = {
+    "in-place": "cp {new} {file}",
+    "rename": "cp {new} {file}.next && mv {file}.next {file}",
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_replaced_kernel_runs(pair: tuple[Guest, Volume, Kind], way: str, case: CaseContext) -> None:
+    """F2 F3: the kernel is replaced, the guest reboots in good order, and the new kernel runs."""
+    guest, volume, kind = pair
+    first, old = guest.domid, swap.identity(guest)
+    guest.sh(WAYS[way].format(new=volume.beside("new"), file=volume.file))
+
+    orderly = "shutdown -r now" if guest.profile.os == "freebsd" else "umount /mnt; reboot"
+    died = come_back(guest, lambda: guest.session.start(orderly))
+
+    seen = look(guest, volume, kind, first, old, died)
+    said = mechanism(seen)
+    (case.directory / "mechanism.txt").write_text(f"{said}\n{seen}\n")
+    assert said.startswith("ok"), finding(
+        asked=f"a new kernel put in place ({way}), then an orderly reboot through pygrub",
+        did=said,
+        good="comes back with the new kernel",
+        source=SOURCE,
+    )
+
+
+@pytest.mark.parametrize("synced", [True, False], ids=["synced", "unsynced"])
+def test_replaced_then_panic(pair: tuple[Guest, Volume, Kind], synced: bool, case: CaseContext) -> None:
+    """F4: the kernel is replaced, then the guest panics: what was synced runs; what was not leaves the old or the new, never a mix."""
+    guest, volume, kind = pair
+    first, old = guest.domid, swap.identity(guest)
+    guest.sh(WAYS["rename"].format(new=volume.beside("new"), file=volume.file) + ("; sync" if synced else ""))
+
+    with guest.console.expecting_death():
+        died = come_back(guest, lambda: guest.session.start(guest.profile.panic_command()))
+
+    seen = look(guest, volume, kind, first, old, died)
+    said = mechanism(seen)
+    (case.directory / "mechanism.txt").write_text(f"{said}\n{seen}\n")
+    allowed = ("ok",) if synced else ("ok", "3: the guest had not flushed: the old kernel")
+    assert said.startswith(allowed), finding(
+        asked=f"a new kernel put in place by rename, {'synced, ' if synced else 'not synced, '}then a panic",
+        did=said,
+        good="comes back with the new kernel" + ("" if synced else ", or with the old one if nothing had been written"),
+        source=SOURCE,
+    )
+
+
+@pytest.mark.parametrize("broken", ["truncated", "garbage", "empty"])
+def test_broken_kernel_is_refused(pair: tuple[Guest, Volume, Kind], broken: str) -> None:
+    """F5: a kernel that is none: the toolstack says so and stops; no loop, no half-made domain, and it can be mended."""
+    guest, volume, _ = pair
+    first = guest.domid
+    kernel = volume.file if guest.profile.os == "freebsd" else volume.file.replace("initrd", "vmlinuz")
+    make = {
+        "truncated": f"head -c 40000 {kernel} > {kernel}.cut; mv {kernel}.cut {kernel}",
+        "garbage": f"dd if=/dev/urandom of={kernel} bs=64k count=20 2>/dev/null",
+        "empty": f": > {kernel}",
+    }[broken]
+    guest.sh(f"cp {kernel} {kernel}.good; {make}; sync")
+
+    guest.console_will_end()
+    guest.session.start("reboot")
+    outcome = settle(guest, first, 90)
+
+    log = guest.host.toolstack.log(guest.name)
+    assert outcome == "gone", finding(
+        asked=f"a reboot through pygrub with a {broken} kernel on the disk",
+        did=[f"the domain is {outcome}", *log.splitlines()[-6:]],
+        good="the toolstack logs an error and gives up, leaving no domain behind",
+        source=SOURCE,
+    )
+    assert "rror" in log or "failed" in log, f"xl's log has no error:\n{log[-800:]}"
+    assert len(guest.shutdowns()) == 1, "it was restarted more than once"
+
+
+def settle(guest: Guest, first: int, seconds: float) -> str:
+    """What has become of the domain: ``gone``, or a description. Waits for a state that lasts."""
+    deadline = Deadline(seconds * guest.scale)
+    gone_since: Deadline | None = None
+    while not deadline.expired:
+        time.sleep(1.0)
+        row = guest.state()
+        if row is None:
+            gone_since = gone_since or Deadline(6)
+            if gone_since.expired:
+                return "gone"
+        else:
+            gone_since = None
+            if row.domid != first and len(guest.shutdowns()) > 2:
+                return f"restarted again and again (domid {row.domid})"
+    row = guest.state()
+    return "gone" if row is None else f"there as domid {row.domid} ({row.state})"
+
+
+def test_replaced_menu(booted: NewGuest) -> None:
+    """F7: an argument changed in menu.lst is there after the next reboot: the bootloader reads its file anew."""
+    guest = booted(bootloader="pygrub", on_reboot="restart", on_crash="restart")
+    volume = swap.volume(guest)
+    # In front of the other arguments: FreeBSD up to 13 takes the blank after the last one as part of its value.
+    if guest.profile.os == "freebsd":
+        change = "s|^\\(kernel [^ ]*\\) |\\1 fxh.menu=two,|"
+    else:
+        change = "s|fxh.menu=one|fxh.menu=two|"
+    guest.sh(f"sed '{change}' {volume.menu} > {volume.menu}.next && mv {volume.menu}.next {volume.menu}; sync")
+
+    died = come_back(guest, lambda: guest.session.start("reboot"))
+
+    assert not died, f"it did not come back: {died}"
+    assert guest.profile.variables(guest.sh).get("fxh.menu") == "two", finding(
+        asked="another argument in menu.lst, then a reboot",
+        did=f"the kernel's arguments: {dict(guest.profile.variables(guest.sh))}",
+        good="shows the new argument",
+        source=SOURCE,
+    )
+
+
+def test_alternation(pair: tuple[Guest, Volume, Kind], case: CaseContext) -> None:
+    """F9: old and new kernel in turn, each reboot brings up the one that was put in place last."""
+    guest, volume, _ = pair
+    emulated = guest.host.facts.emulated
+    rounds = (2 if guest.profile.os == "freebsd" else 4) if emulated else 10
+    names = {OLD: swap.identity(guest)}
+    story = []
+    for turn in range(rounds):
+        wanted = NEW if turn % 2 == 0 else OLD
+        volume = swap.volume(guest)
+        guest.sh(f"cp {volume.beside(wanted)} {volume.file}; sync")
+        died = come_back(guest, lambda: guest.session.start("reboot"))
+        assert not died, f"turn {turn + 1}, {wanted} kernel in place: {died}"
+        names.setdefault(wanted, swap.identity(guest))
+        story.append((wanted, swap.identity(guest)))
+    case.metrics["reboots"] = float(rounds)
+    wrong = [
+        f"turn {n + 1}: {names[wanted]} was in place, {ran} runs" for n, (wanted, ran) in enumerate(story) if ran != names[wanted]
+    ]
+    if names[OLD] == names[NEW]:
+        wrong.append(f"always {names[OLD]}")
+    assert not wrong, finding(
+        asked=f"{rounds} reboots, with two kernels put in place in turn",
+        did=wrong,
+        good="runs each time what was put in place last",
+        source=SOURCE,
+    )
+
+
+def test_cold_start_is_as_warm(pair: tuple[Guest, Volume, Kind]) -> None:
+    """F10: after a replaced kernel, xl destroy and xl create bring up the new kernel as a reboot does."""
+    guest, volume, _ = pair
+    old = swap.identity(guest)
+    guest.sh(WAYS["in-place"].format(new=volume.beside("new"), file=volume.file) + "; sync")
+
+    guest.destroy()
+    guest.boot()
+
+    assert swap.identity(guest) != old, finding(
+        asked="a new kernel put in place and synced, then xl destroy and xl create",
+        did=f"{old} runs again",
+        good="runs the new kernel",
+        source=SOURCE,
+    )

@@ -1,0 +1,125 @@
+"""Is each disk called what its vdev says, and is its content where its name is? Disks are told apart by what they hold."""
+
+from __future__ import annotations
+
+import random
+import re
+
+import pytest
+
+from harness.deadline import Deadline
+from harness.guests import admin
+from harness.guests.guest import Guest
+from harness.oracles.finding import finding
+from harness.oracles.naming import Given, collisions, misnamed
+from harness.plugin.fixtures import NewGuest, NewScratch
+from harness.plugin.rig import CaseContext
+from harness.xen import vdev
+from harness.xen.config import Disk
+
+# Judged in one boot, beside the root on xvda. Linux calls hda, sda and xvda the same, and refuses majors that it does not
+# know; FreeBSD gives all of them a name, by unknown ones even an xbd's.
+NAMES = {
+    "freebsd": (
+        "hda", "hdb", "hdc", "hdd", "sda", "sdb", "sdp", "xvdb", "xvdp", "xvdq", "xvdz", "xvdaa", "d1000p0",
+        "51776", "0xCA50", "d6p0", "0x4100", "0x2100", "0x5B40", "0x87F0", "0xCBE0",
+    ),
+    "linux": ("xvdb", "hdc", "hdd", "sde", "51792", "0xCA60", "d7p0", "xvdp", "xvdq", "xvdz", "xvdaa", "d1000p0"),
+}  # fmt: skip
+SOURCE = {
+    "freebsd": "sys/dev/xen/blkfront/blkfront.c, xbd_vdevice_to_unit(); xen tools/libs/light/libxl_device.c",
+    "linux": "drivers/block/xen-blkfront.c, xlvbd_alloc_gendisk(); xen tools/libs/light/libxl_device.c",
+}
+
+
+def judge(guest: Guest, given: tuple[Given, ...], how: str) -> None:
+    """Every disk of ``given`` is where the table says, by its content."""
+    seen = admin.digests(guest.sh, sorted(set(guest.profile.disks(guest.sh))))
+    wrong = misnamed(given, seen, guest.profile.disk_name)
+    if wrong:
+        log = admin.of(guest.profile).attach_log(guest.sh)
+        pytest.fail(
+            finding(
+                asked=how,
+                did=[*wrong, f"its disks: {' '.join(sorted(seen))}", *log.splitlines()],
+                good="names each disk after its vdev number alone, whatever the order, and reads through it what was put there",
+                source=SOURCE[guest.profile.os],
+            ),
+            pytrace=False,
+        )
+
+
+def test_every_vdev_in_one_boot(new_guest: NewGuest, scratch: NewScratch, case: CaseContext) -> None:
+    """A1 A2 A4 A5 A7: twenty disks by all kinds of vdev, in no order, root in their middle: each has its name and content."""
+    guest = new_guest()
+    names = NAMES[guest.profile.os]
+    made = scratch(*names)
+    disks = [Disk(disk.target, name) for disk, name in zip(made, names, strict=True)]
+    # The order in the configuration must not matter: the same shuffle in every run.
+    random.Random(4).shuffle(disks)
+    half = len(disks) // 2
+    guest.reconfigure(disks=(*disks[:half], *guest.config.disks, *disks[half:]))
+    assert not collisions(tuple(disk.vdev for disk in guest.config.disks), guest.profile.disk_name)
+
+    guest.boot()
+
+    given = tuple(Given(name, disk.digest) for disk, name in zip(made, names, strict=True))
+    case.metrics["disks"] = float(len(given))
+    (case.directory / "attach.txt").write_text(admin.of(guest.profile).attach_log(guest.sh))
+    judge(guest, given, f"vdevs {' '.join(disk.vdev for disk in disks)}, in this order, in one boot")
+
+
+@pytest.mark.needs(os="freebsd")
+@pytest.mark.parametrize("vdev_name", ["hda", "sda", "xvdq", "0xCA10"])
+def test_root_on(new_guest: NewGuest, vdev_name: str) -> None:
+    """A1 A2: the root file system is mounted from the disk that the table names, and multi-user mode is reached."""
+    guest = new_guest(root_vdev=vdev_name)
+    name = guest.profile.disk_name(vdev_name)
+
+    guest.boot()
+
+    text = guest.console.since(guest.console.boot_offset).decode(errors="replace")
+    root = guest.profile.root_device(guest.sh)
+    problems = []
+    if f"Trying to mount root from ufs:/dev/{name}" not in text:
+        problems.append("the line `Trying to mount root from` does not name it")
+    if "failed with error" in text:
+        problems.append("a mount failed on the way")
+    if not root.startswith(f"/dev/{name}"):
+        problems.append(f"root is on {root}")
+    number = vdev.number(vdev_name)
+    if not name.startswith("xbd") and f": attaching as {name}" not in text:
+        problems.append(f"no line `attaching as {name}`")
+    # What follows the number on its line can be another driver's: attaching goes on side by side.
+    if not re.search(rf"at device/vbd/{number}(?!\d)", text):
+        problems.append(f"no line names device/vbd/{number}")
+    assert not problems, finding(
+        asked=f"root on vdev {vdev_name} (number {number}), vfs.root.mountfrom=ufs:/dev/{name}",
+        did=problems,
+        good=f"mounts root from /dev/{name}",
+        source="sys/kern/vfs_mountroot.c, vfs_mountroot_parse(); sys/dev/xen/blkfront/blkfront.c",
+    )
+
+
+@pytest.mark.needs(os="freebsd")
+def test_mountroot_dialogue(new_guest: NewGuest) -> None:
+    """A3: at ``mountroot>`` after a wrong root, ``?`` lists the true disk, and typing it boots to multi-user mode."""
+    guest = new_guest(variables=(("vfs.root.mountfrom", "ufs:/dev/xbd7"),)).create().start()
+    true = guest.profile.disk_name("xvda")
+    with guest.console.expecting_death() as death:
+        seen = death(Deadline(200 * guest.scale))
+    assert seen.kind == "mountroot", seen.summary
+    assert true in dict(seen.answers)["?"].split(), f"`?` does not list {true}: {seen.answers}"
+
+    guest.console.rearm()
+    guest.console.write(f"ufs:/dev/{true}\r".encode())
+    guest.wait_stage("login")
+
+    guest.login()
+    root = guest.profile.root_device(guest.sh)
+    assert root == f"/dev/{true}", finding(
+        asked=f"`ufs:/dev/{true}` at the mountroot> prompt",
+        did=f"root is {root}",
+        good="mounts what was typed and goes on to multi-user mode",
+        source="sys/kern/vfs_mountroot.c, parse_dir_ask()",
+    )

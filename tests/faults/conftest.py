@@ -1,0 +1,77 @@
+"""One lab for all faults, put back before each."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from remote_host import Remote
+
+CASES = '''
+"""Planted: ordinary cases, and one in whose middle something happens to the host."""
+import os, time
+from pathlib import Path
+
+MARKS = Path(os.environ["FXH_TEST"])
+
+def test_a_first(guest):
+    assert guest.sh("echo 1") == "1"
+
+def test_b_fault(guest):
+    """Says where it is, and goes on for a while."""
+    (MARKS / "running").touch()
+    for n in range(12):
+        assert guest.sh(f"sleep 1; echo {n}") == str(n)
+
+def test_c_last(guest):
+    assert guest.sh("echo 1") == "1"
+
+def test_d_flood(guest):
+    end = time.monotonic() + float(os.environ.get("FXH_TEST_FLOOD", "60"))
+    total = 0
+    while time.monotonic() < end:
+        out = guest.sh(guest.profile.flood_command(2000, 100), 300).splitlines()
+        assert out == [f"{n:0100}" for n in range(1, 2001)], "lines were lost"
+        total += 2000
+    print("lines", total)
+
+def test_e_many(new_guest, host):
+    for n in range(int(os.environ.get("FXH_TEST_GUESTS", "10"))):
+        guest = new_guest()
+        guest.create()
+        guest.start()
+        guest.destroy()
+
+def test_f_panics(guest):
+    guest.session.start(guest.profile.panic_command())
+    guest.sh("sleep 60")
+'''
+
+
+@pytest.fixture(scope="session")
+def _remote() -> Iterator[Remote]:
+    with tempfile.TemporaryDirectory(prefix="fxh-faults-") as directory:
+        (Path(directory) / "marks").mkdir()
+        remote = Remote(Path(directory), f"faults-{os.getpid()}")
+        yield remote
+        remote.remove()
+
+
+@pytest.fixture
+def remote(_remote: Remote) -> Remote:
+    """A host at rest, reached over links."""
+    _remote.reset()
+    return _remote
+
+
+@pytest.fixture
+def suite() -> Iterator[Path]:
+    # Not below tmp_path: -k looks at the names of directories, too.
+    with tempfile.TemporaryDirectory(prefix="suite-") as directory:
+        file = Path(directory) / "planted" / "test_planted.py"
+        file.parent.mkdir()
+        file.write_text(CASES)
+        yield file

@@ -1,0 +1,199 @@
+"""A lab as a plain remote host: reached by ssh with an ordinary configuration, over links that can be cut."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import socket
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+from harness.deadline import Deadline, NotYet
+from harness.lab import records
+
+FXH = [sys.executable, "-m", "harness.cli"]
+
+
+class Link:
+    """A TCP proxy on loopback. While it is cut there is nobody at its port."""
+
+    def __init__(self, port: int = 0) -> None:
+        self.target = port
+        self._cut = False
+        self._pairs: list[socket.socket] = []
+        self._server = socket.create_server(("127.0.0.1", 0))
+        self.port = self._server.getsockname()[1]
+        threading.Thread(target=self._serve, daemon=True).start()
+
+    def _serve(self) -> None:
+        while True:
+            try:
+                near, _ = self._server.accept()
+            except OSError:
+                return
+            try:
+                if self._cut:
+                    raise OSError
+                far = socket.create_connection(("127.0.0.1", self.target), timeout=5)
+            except OSError:
+                near.close()
+                continue
+            far.settimeout(None)
+            self._pairs += [near, far]
+            for one, other in ((near, far), (far, near)):
+                threading.Thread(target=_pump, args=(one, other), daemon=True).start()
+
+    def cut(self) -> None:
+        self._cut = True
+        for link in self._pairs:
+            with contextlib.suppress(OSError):
+                link.shutdown(socket.SHUT_RDWR)
+        self._pairs.clear()
+
+    def restore(self) -> None:
+        self._cut = False
+
+    def close(self) -> None:
+        self.cut()
+        self._server.close()
+
+
+def _pump(one: socket.socket, other: socket.socket) -> None:
+    with contextlib.suppress(OSError):
+        while data := one.recv(1 << 16):
+            other.sendall(data)
+    for end in (one, other):
+        with contextlib.suppress(OSError):
+            end.shutdown(socket.SHUT_RDWR)
+
+
+class Run:
+    """An fxh run under way."""
+
+    def __init__(self, process: subprocess.Popen[str], reports: Path) -> None:
+        self.process, self.reports = process, reports
+
+    def end(self, seconds: float = 600) -> int:
+        self.out, _ = self.process.communicate(timeout=seconds)
+        print(self.out)
+        return self.process.returncode
+
+    @property
+    def latest(self) -> Path:
+        return self.reports / "latest"
+
+    @property
+    def cases(self) -> dict[str, dict[str, Any]]:
+        found = [json.loads(path.read_text()) for path in self.latest.glob("cases/*/case.json")]
+        return {case["case"]: case for case in found}
+
+    @property
+    def outcomes(self) -> dict[str, str]:
+        return {name: case["outcome"] for name, case in self.cases.items()}
+
+    def wait_for(self, path: Path, seconds: float = 300) -> None:
+        def look() -> None:
+            if self.process.poll() is not None:
+                raise AssertionError(f"the run ended early:\n{self.process.communicate()[0]}")
+            if not path.exists():
+                raise NotYet(f"no {path.name} yet")
+
+        Deadline(seconds).wait(path.name, look, 0.2)
+
+
+class Remote:
+    """A kept lab, and a home directory from which it is the hosts ``one`` and ``two``."""
+
+    def __init__(self, directory: Path, name: str) -> None:
+        self.name, self.directory = name, directory
+        self.one, self.two = Link(), Link()
+        self.environment = {
+            **os.environ,
+            "HOME": str(directory),
+            "FXH_CONFIG": str(directory / "fxh.toml"),
+            "FXH_TEST": str(directory / "marks"),
+            "FXH_RUN_LEASE_WAIT": "240",
+        }
+        self.fxh("lab", "up", name, "--keep")
+        self._configure()
+
+    def _configure(self) -> None:
+        record, where = records.read(self.name), records.directory(self.name)
+        assert record is not None
+        self.one.target = self.two.target = record.ssh_port
+        ssh = self.directory / ".ssh"
+        ssh.mkdir(exist_ok=True)
+        key = ssh / "id_lab"
+        key.touch(mode=0o600)
+        key.write_text((where / "id_ed25519").read_text())
+        links = (("one", self.one), ("two", self.two))
+        (ssh / "known_hosts").write_text("".join(f"[127.0.0.1]:{link.port} {record.host_key}\n" for _, link in links))
+        (ssh / "config").write_text(
+            "".join(f"Host {name}\n  HostName 127.0.0.1\n  Port {link.port}\n  IdentityFile {key}\n" for name, link in links)
+        )
+        (self.directory / "fxh.toml").write_text('[hosts.one]\ntags = ["all"]\n[hosts.two]\ntags = ["all"]\n')
+
+    def reset(self) -> None:
+        """A dom0 as it was at its start."""
+        for mark in (self.directory / "marks").glob("*"):
+            mark.unlink()
+        (self.directory / "marks").mkdir(exist_ok=True)
+        self.one.cut()
+        self.two.cut()
+        if records.state(self.name) == "up":
+            self.fxh("lab", "restore", self.name)
+        else:
+            self.fxh("lab", "up", self.name, "--keep")
+        self._configure()
+        self.one.restore()
+        self.two.restore()
+
+    def kill(self) -> None:
+        """Pull the plug."""
+        record = records.read(self.name)
+        assert record is not None
+        os.kill(record.qemu_pid, 9)
+
+    def remove(self) -> None:
+        self.one.close()
+        self.two.close()
+        self.fxh("lab", "rm", self.name)
+
+    def fxh(self, *words: str, check: bool = True) -> str:
+        done = subprocess.run([*FXH, *words], env=self.environment, capture_output=True, text=True, timeout=400)
+        if check and done.returncode:
+            raise AssertionError(f"fxh {' '.join(words)} ended with {done.returncode}:\n{done.stdout}{done.stderr}")
+        return done.stdout
+
+    def dom0(self, *argv: str) -> str:
+        """A command in dom0, past the links."""
+        return self.fxh("lab", "ssh", self.name, *argv)
+
+    def start(self, suite: Path, *words: str, name: str = "reports", **environment: str) -> Run:
+        reports = self.directory / name
+        argv = [*FXH, "run", str(suite), "--type", "pv", "--reports", str(reports), *words]
+        process = subprocess.Popen(
+            argv, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, stdin=subprocess.DEVNULL,
+            env=self.environment | environment,
+        )  # fmt: skip
+        return Run(process, reports)
+
+    def mark(self, name: str) -> Path:
+        return self.directory / "marks" / name
+
+    def leftovers(self) -> list[str]:
+        """What of ours is in dom0 beside what is kept for later runs: empty when all was cleaned up."""
+        listing = self.dom0("xl list; ls -d /var/lib/fxh/run-* /var/lib/fxh/leases/*; cat /sys/block/loop*/loop/backing_file; true")
+        return [line for line in listing.splitlines() if "fxh" in line]
+
+    def wait_clean(self, seconds: float = 90) -> None:
+        def look() -> None:
+            left = self.leftovers()
+            if left:
+                raise NotYet("; ".join(left))
+
+        Deadline(seconds).wait("dom0 to be as before", look, 1.0)

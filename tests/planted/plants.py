@@ -1,0 +1,239 @@
+"""Regressions planted on purpose: a pytest plugin (``-p plants --plant NAME``) that makes one thing go wrong underneath.
+
+Each changes what the suites run on (a domain configuration, dom0's state, an image, what the guest is told), never a suite.
+``TABLE`` says which cases have to turn red, and with which words; ``python tests/planted/score.py`` runs them all.
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pytest
+
+from harness.deadline import Deadline
+from harness.guests import guest as guests
+from harness.guests import swap
+from harness.guests.guest import Guest
+from harness.guests.link import Link
+from harness.xen import pygrub
+from harness.xen.config import DomainConfig
+from harness.xen.xl import Xl
+
+
+@dataclass(frozen=True)
+class Plant:
+    """``case`` is ``suite/function``; ``words`` a regex for the failure's text; ``types`` the guest type to run it as."""
+
+    case: str
+    words: str
+    make: Callable[[], None]
+    type: str = "pv"
+    guest: str = "control"
+
+    @property
+    def suite(self) -> str:
+        return self.case.partition("/")[0]
+
+
+def wrap(owner: Any, name: str, around: Callable[..., Any]) -> None:
+    """Replace a method by ``around(original, *arguments)``."""
+    original = getattr(owner, name)
+
+    def changed(*args: Any, **kwargs: Any) -> Any:
+        return around(original, *args, **kwargs)
+
+    setattr(owner, name, changed)
+
+
+def configured(change: Callable[[DomainConfig], DomainConfig]) -> Callable[[], None]:
+    """Every domain is created with another configuration than the case asked for."""
+
+    def make() -> None:
+        wrap(Xl, "create", lambda original, self, config, *rest, **more: original(self, change(config), *rest, **more))
+
+    return make
+
+
+def told(**variables: str) -> Callable[[], None]:
+    """Every guest is told something more."""
+    words = " ".join(f"{name}={value}" for name, value in variables.items())
+    return configured(lambda config: replace(config, extra=f"{config.extra} {words}"))
+
+
+def variables(**changes: str) -> Callable[[], None]:
+    """FreeBSD's kernel environment is another than the case asked for; names with a dot are written with two underscores."""
+
+    def change(config: DomainConfig) -> DomainConfig:
+        found = dict(word.partition("=")[::2] for word in config.extra.split(","))
+        found |= {name.replace("__", "."): value for name, value in changes.items()}
+        return replace(config, extra=",".join(f"{name}={value}" for name, value in found.items()))
+
+    return configured(change)
+
+
+def moved_root(config: DomainConfig) -> DomainConfig:
+    first = replace(config.disks[0], vdev="xvde")
+    return replace(config, disks=(first, *config.disks[1:]))
+
+
+def renamed_disk(config: DomainConfig) -> DomainConfig:
+    return replace(config, disks=tuple(replace(d, vdev="xvdj") if d.vdev == "xvdb" else d for d in config.disks))
+
+
+def swapped_disks(config: DomainConfig) -> DomainConfig:
+    targets = {d.vdev: d.target for d in config.disks}
+    other = {"xvdp": "xvdq", "xvdq": "xvdp"}
+    return replace(config, disks=tuple(replace(d, target=targets[other.get(d.vdev, d.vdev)]) for d in config.disks))
+
+
+def missing_disk(config: DomainConfig) -> DomainConfig:
+    return replace(config, disks=tuple(d for d in config.disks if d.vdev != "xvdz"))
+
+
+def corrupted_disk() -> None:
+    def around(original: Any, self: Xl, config: DomainConfig, *rest: Any, **more: Any) -> Any:
+        for disk in config.disks:
+            if disk.vdev == "xvdb":
+                self._transport.run(["dd", "if=/dev/urandom", f"of={disk.target}", "bs=512", "count=1", "seek=9"])
+        return original(self, config, *rest, **more)
+
+    wrap(Xl, "create", around)
+
+
+def changed_image(change: Callable[[bytes], bytes]) -> Callable[[], None]:
+    """Every image is changed before pygrub sees it."""
+
+    def make() -> None:
+        def around(original: Any, *rest: Any, image: bytes | None = None, **more: Any) -> Any:
+            return original(*rest, image=None if image is None else change(image), **more)
+
+        wrap(pygrub, "run", around)
+
+    return make
+
+
+def patched(offset: int, data: bytes) -> Callable[[bytes], bytes]:
+    return lambda image: image[:offset] + data + image[offset + len(data) :]
+
+
+def typed(pattern: str, instead: str) -> Callable[[], None]:
+    """A command in the guest that matches is another one (``\\g<0>`` for itself)."""
+
+    def make() -> None:
+        wrap(Guest, "sh", lambda original, self, command, *rest: original(self, re.sub(pattern, instead, command), *rest))
+
+    return make
+
+
+def stale_kernel() -> None:
+    """A process in dom0 holds the boot disk open, and its page cache with it: the guest's writes go past that."""
+
+    def around(original: Any, guest: Guest) -> Any:
+        script = 'exec 9< "$1"; cat <&9 > /dev/null; sleep 900 > /dev/null 2>&1 < /dev/null &'
+        guest.host.transport.run(["sh", "-c", script, "sh", guest.config.disks[0].target], Deadline(120))
+        return original(guest)
+
+    wrap(swap, "volume", around)
+
+
+def vif_command(*argv: str) -> Callable[[], None]:
+    """A command in dom0 on the vif once it is up."""
+
+    def make() -> None:
+        def around(original: Any, self: Link, *rest: Any) -> Any:
+            found = original(self, *rest)
+            self.dom0(*(self.vif if word == "VIF" else word for word in argv))
+            return found
+
+        wrap(Link, "wait_up", around)
+
+    return make
+
+
+def mem_set(change: Callable[[int], int]) -> Callable[[], None]:
+    def make() -> None:
+        wrap(Xl, "mem_set", lambda original, self, domain, mib: original(self, domain, change(mib)))
+
+    return make
+
+
+def ignored_target() -> None:
+    wrap(Xl, "mem_set", lambda original, self, domain, mib: None)
+
+
+def writable() -> None:
+    wrap(Xl, "block_attach", lambda original, self, domain, disk: original(self, domain, replace(disk, readonly=False)))
+
+
+def restart_becomes_destroy() -> None:
+    wrap(guests, "configure", lambda original, *args: replace(original(*args), on_reboot="destroy", on_crash="destroy"))
+
+
+def swallowed_bytes() -> None:
+    """Every hundredth block of a console is lost."""
+    from harness.console.reader import ConsoleReader
+
+    counter = itertools.count(1)
+
+    def around(original: Any, self: ConsoleReader, chunk: bytes) -> Any:
+        return original(self, chunk[:-40] if len(chunk) > 2000 and next(counter) % 10 == 0 else chunk)
+
+    wrap(ConsoleReader, "_take", around)
+
+
+NAMES = "root_mount/test_every_vdev_in_one_boot"
+TABLE = {
+    "wrong-vdev": Plant(NAMES, "vdev xvdb .* should be xvdb: it is xvdj", configured(renamed_disk)),
+    "swapped-disks": Plant(NAMES, "should be xvdp: it is xvdq, and xvdp holds vdev xvdq", configured(swapped_disks)),
+    "missing-disk": Plant(NAMES, "should be xvdz: its content is on no disk", configured(missing_disk)),
+    "corrupted-disk": Plant(NAMES, "should be xvdb: its content is on no disk .* xvdb holds something else", corrupted_disk),
+    "write-through": Plant("root_mount/test_read_only", "a write to xvdc", writable),
+    "corrupted-menu": Plant("pygrub/test_follows_block_trees", "did: .*(status 1|Error|Unable)", changed_image(lambda image: image.replace(b"kernel /boot/kernel/kernel", b"kernel /boot/kernel/kernwl"))),
+    "ufs-block-size": Plant("pygrub/test_sparse_kernel", "Unable to find partition", changed_image(patched(8192 + 48, b"\0\0\x10\0"))),
+    "ufs-magic": Plant("pygrub/test_sparse_kernel", "Unable to find partition", changed_image(patched(8192 + 1372, b"\x19\x01\x54\x19"))),
+    "kernel-truncated": Plant(
+        "reboot/test_replaced_kernel_runs[rename]", "3: .* neither kernel is whole|4: ",
+        typed(r"(cp \S+initrd\.new \S+) &&", r"\g<1> \&\& F=/mnt/boot/initrd.next; head -c 900000 $F > $F.x; mv $F.x $F;"),
+    ),
+    "stale-kernel": Plant("reboot/test_replaced_kernel_runs[in-place]", "2: the bootloader read stale blocks", stale_kernel),
+    "old-kernel": Plant("reboot/test_replaced_kernel_runs[in-place]", "the old kernel", typed(r"cp \S+initrd\.new \S+$", "true")),
+    "no-restart": Plant("reboot/test_plain_reboot", "did not come back", restart_becomes_destroy),
+    "corrupted-packets": Plant(
+        "netfront/test_content_both_ways", "after \\d+ bytes|does not reach|were sent",
+        vif_command("tc", "qdisc", "replace", "dev", "VIF", "root", "netem", "corrupt", "100%"),
+    ),
+    "segmentation-off": Plant("netfront/test_segmentation_is_used", "TSO is on", typed(r"^ip addr flush.*", r"\g<0>; ethtool -K eth0 tso off")),
+    "no-network": Plant("netfront/test_echo_sizes", "does not reach dom0", typed(r"ip link set eth0 up", "ip link set eth0 down")),
+    "target-ignored": Plant("balloon/test_shrinks_and_grows_back", "the balloon stands at .* was due", ignored_target),
+    "target-overshot": Plant("balloon/test_shrinks_and_grows_back", "the balloon stands at .* was due", mem_set(lambda mib: mib - 16)),
+    "panic-in-init": Plant("boot/test_boots_to_login", "linux-panic", told(**{"fxh.panic": "init"})),
+    "hang-in-init": Plant("boot/test_boots_to_login", "hang: no progress after stage init", told(**{"fxh.hang": "init"})),
+    "panic-at-login": Plant("boot/test_boots_to_login", "linux-panic", told(**{"fxh.panic": "login"})),
+    "silent-console": Plant("boot/test_boots_to_login", "hang: ", configured(lambda c: replace(c, extra=c.extra.replace("hvc0", "ttyS3")))),
+    "console-loses-bytes": Plant("boot/test_flood_loses_nothing", "lines of \\d+ are missing", swallowed_bytes),
+    "freebsd-wrong-root": Plant(
+        "boot/test_boots_to_login", "mountroot: no root file system: ufs:/dev/xbd9 failed with error 19",
+        variables(vfs__root__mountfrom="ufs:/dev/xbd9"), "pvh", "freebsd",
+    ),
+    "freebsd-moved-root": Plant(
+        "boot/test_boots_to_login", "mountroot: no root file system: ufs:/dev/xbd0 failed with error 19", configured(moved_root),
+        "pvh", "freebsd",
+    ),
+    "freebsd-no-init": Plant("boot/test_boots_to_login", "panic: no init", variables(init_path="/nowhere"), "pvh", "freebsd"),
+    "freebsd-single-user": Plant("boot/test_boots_to_login", "hang: ", variables(boot_single="1"), "pvh", "freebsd"),
+    "freebsd-little-memory": Plant("boot/test_boots_to_login", "panic|hang|trap|eof", variables(hw__physmem="20M"), "pvh", "freebsd"),
+}  # fmt: skip
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--plant", default="", choices=["", *TABLE], help="a regression to plant")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    name = config.getoption("plant")
+    if name:
+        TABLE[name].make()

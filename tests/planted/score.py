@@ -1,0 +1,91 @@
+"""make planted: each planted regression through the real suites; the score says which were caught, and with what words.
+
+A regression counts as caught when its case is red (failed, not infrastructure) with the right words. ``--clean N`` runs all those cases N times with nothing planted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from plants import TABLE
+
+HERE = Path(__file__).parent
+PROJECT = HERE.parent.parent
+
+
+def run(cases: list[str], kind: str, plant: str = "", guest: list[str] | None = None) -> dict[str, dict[str, str]]:
+    """Results by ``suite/function[parameters]``; ``guest`` as options of pytest."""
+    ids = [f"suites/{case.partition('/')[0]}" for case in cases]
+    words = [case.partition("/")[2] for case in cases]
+    with tempfile.TemporaryDirectory() as reports:
+        path = Path(reports) / "runs" / "r"
+        argv = [
+            sys.executable, "-m", "pytest", "-p", "plants", *(["--plant", plant] if plant else []), "-q", "--no-header", "--tb=no",
+            "-p", "no:cacheprovider", "--rootdir", str(PROJECT), *(guest or ["--guest", "control"]), "--type", kind, "--reports", reports,
+            "--fxh-run", str(path), "-k", " or ".join(sorted({word.partition("[")[0] for word in words})), *sorted(set(ids)),
+        ]  # fmt: skip
+        environment = {**os.environ, "PYTHONPATH": f"{HERE}:{PROJECT}"}
+        subprocess.run(argv, env=environment, cwd=PROJECT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=False)
+        found = {}
+        for file in sorted(path.glob("cases/*/case.json")):
+            case = json.loads(file.read_text())
+            rest = case["nodeid"].rpartition("[")[2].rstrip("]").replace(case["cell"], "", 1).strip("-")
+            name = f"{case['suite']}/{case['case']}"
+            for key in {name, f"{name}[{rest}]" if rest else name}:
+                if key not in found or case["outcome"] == "failed":
+                    found[key] = {"outcome": case["outcome"], "reason": case["reason"]}
+        return found
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("names", nargs="*", help=f"of: {', '.join(TABLE)} (default: all)")
+    parser.add_argument("--clean", type=int, default=0, help="instead: this many runs with nothing planted")
+    parser.add_argument("--kernel", default="", help="a FreeBSD kernel, for what is planted in FreeBSD")
+    parser.add_argument("--disk", default="", help="the image with its root file system")
+    options = parser.parse_args()
+    freebsd = ["--kernel", options.kernel, "--disk", options.disk] if options.kernel else []
+    if options.clean:
+        return clean(options.clean)
+    names = options.names or [name for name, plant in TABLE.items() if plant.guest == "control" or freebsd]
+    if len(names) < len(TABLE) and not options.names:
+        print(f"without --kernel and --disk: {len(TABLE) - len(names)} in FreeBSD are left out")
+    caught = 0
+    for name in names:
+        plant = TABLE[name]
+        begun = time.monotonic()
+        found = run([plant.case], plant.type, name, freebsd if plant.guest == "freebsd" else None)
+        got = found.get(plant.case, {"outcome": "not run", "reason": ""})
+        good = got["outcome"] == "failed" and re.search(plant.words, got["reason"], re.DOTALL) is not None
+        caught += good
+        first = " / ".join(line.strip() for line in got["reason"].splitlines() if line.strip())[:150]
+        print(
+            f"{'caught' if good else 'MISSED':<7} {name:<20} {plant.case:<50} {time.monotonic() - begun:5.0f} s  {got['outcome']}: {first}",
+            flush=True,
+        )
+    print(f"{caught} of {len(names)} planted regressions caught")
+    return 0 if caught == len(names) else 1
+
+
+def clean(times: int) -> int:
+    """Nothing planted: nothing may be red."""
+    alarms = 0
+    for turn in range(times):
+        for name, got in run([plant.case for plant in TABLE.values() if plant.guest == "control"], "pv").items():
+            if got["outcome"] not in ("passed", "skipped"):
+                alarms += 1
+                print(f"turn {turn + 1}: {name}: {got['outcome']}: {got['reason'][:200]}", flush=True)
+    print(f"{alarms} false alarms in {times} runs with nothing planted")
+    return 1 if alarms else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

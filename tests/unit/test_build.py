@@ -1,0 +1,74 @@
+"""What a build of the lab says when it cannot be done, and that nothing stays behind."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections import namedtuple
+from pathlib import Path
+
+import pytest
+
+from harness.errors import BuildError
+from harness.lab import build, recipe
+from harness.lab.store import LabImage
+
+Usage = namedtuple("Usage", "total used free")
+
+
+@pytest.fixture
+def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("FXH_STORE", str(tmp_path))
+    return tmp_path
+
+
+def leftovers(store: Path) -> list[str]:
+    return [p.name for p in (store / "labs").iterdir() if ".making-" in p.name or (p / "manifest.json").is_file()]
+
+
+def test_full_disk(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(build, "missing_packages", list)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(1 << 40, 1 << 40, 300 << 20))
+    with pytest.raises(BuildError, match="300 MiB free") as caught:
+        build.build(recipe.load())
+    assert "FXH_STORE" in caught.value.mend
+    assert leftovers(store) == []
+
+
+def test_missing_tools_are_named_in_one_command(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = shutil.which
+    monkeypatch.setattr(shutil, "which", lambda name, **more: None if name == "mmdebstrap" else found(name, **more) or "/bin/true")
+    with pytest.raises(BuildError) as caught:
+        build.build(recipe.load())
+    assert caught.value.mend == "apt-get install --no-install-recommends mmdebstrap"
+
+
+def test_a_failing_tool_is_shown_by_its_last_lines(store: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    tools = tmp_path / "bin"
+    tools.mkdir()
+    for name in build.TOOLS:
+        (tools / name).write_text("#!/bin/sh\necho no space left on device >&2\nexit 3\n")
+        (tools / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tools}:/usr/bin:/bin")
+    with pytest.raises(BuildError, match="ended with 3") as caught:
+        build.build(recipe.load())
+    assert "no space left on device" in caught.value.message
+    assert (store / "labs" / "last-failed-build.log").is_file()
+    assert leftovers(store) == []
+
+
+@pytest.mark.parametrize("harm", ["cut", "gone", "manifest"])
+def test_a_damaged_image_is_noticed(tmp_path: Path, harm: str) -> None:
+    (tmp_path / "xen").write_bytes(b"x" * 100)
+    (tmp_path / "manifest.json").write_text(json.dumps({"sizes": {"xen": 100}}))
+    assert LabImage(tmp_path).damage() == ""
+    match harm:
+        case "cut":
+            (tmp_path / "xen").write_bytes(b"x" * 99)
+            assert LabImage(tmp_path).damage() == "xen has 99 bytes instead of 100"
+        case "gone":
+            (tmp_path / "xen").unlink()
+            assert LabImage(tmp_path).damage() == "xen is missing"
+        case "manifest":
+            (tmp_path / "manifest.json").write_text("{")
+            assert "cannot be read" in LabImage(tmp_path).damage()

@@ -1,0 +1,85 @@
+"""fxh.toml: layers, sources, and what is said of a slip."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import pytest
+
+from harness.config import load
+from harness.errors import UsageError
+
+
+@pytest.fixture
+def toml(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    file = tmp_path / "fxh.toml"
+    monkeypatch.setenv("FXH_CONFIG", str(file))
+    return file
+
+
+def test_each_layer_covers_the_one_below(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("FXH_CONFIG", raising=False)
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "user"))
+    monkeypatch.setenv("FXH_PROJECT", str(tmp_path / "project"))
+    for name, text in (
+        ("user/freebsd-xen-harness", '[run]\nscale = 2\nworkers = 3\ntype = "pv"\nxen = "4.17"'),
+        ("project", '[run]\nworkers = 4\ntype = "pvh"\nxen = "4.20"\n[hosts.a]\naddress = "root@a:2222"\ntags = ["nightly"]'),
+    ):
+        (tmp_path / name).mkdir(parents=True)
+        (tmp_path / name / "fxh.toml").write_text(text)
+    loaded = load({"run.xen": "4.18", "run.guest": ""}, {"FXH_RUN_TYPE": "hvm", "FXH_RUN_XEN": "4.19", "FXH_MAIL_TO": "a@b c@d"})
+    run = loaded.config.run
+    assert (run.scale, run.workers, run.type, run.xen, run.guest, run.accel) == (2.0, 4, "hvm", "4.18", "", "auto")
+    assert loaded.config.mail.to == ("a@b", "c@d")
+    assert loaded.config.hosts["a"].tags == ("nightly",)
+    source = {value.key: value.source for value in loaded.values}
+    assert source["run.scale"].endswith("user/freebsd-xen-harness/fxh.toml")
+    assert source["run.workers"].endswith("project/fxh.toml")
+    assert source["run.type"] == "environment FXH_RUN_TYPE"
+    assert source["run.xen"] == "command line"
+    assert source["run.accel"] == source["hosts.a.bridge"] == "default"
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("[run]\nscael = 2", "run.scael is not known\n  mend: did you mean 'scale'?"),
+        ("[rnu]\nscale = 2", r"\[rnu\] is not known\n  mend: did you mean 'run'?"),
+        ('[hosts.a]\nadress = "x"', "hosts.a.adress is not known\n  mend: did you mean 'address'?"),
+        ('[run]\nscale = "2"', "run.scale = '2'\n  mend: it takes a value of type float"),
+        ("[run]\nworkers = true", "run.workers = True"),
+        ('[hosts.a]\ntags = "x"', "it takes a list of words"),
+        ("hosts = 1", "it is a table"),
+        ("run = 1", "it is a table"),
+        ('[hosts."a b"]\naddress = "x"', "a host named 'a b'"),
+        ("[run", "fxh.toml: "),
+    ],
+)
+def test_slips_are_named_with_what_was_meant(toml: Path, text: str, words: str) -> None:
+    toml.write_text(text)
+    with pytest.raises(UsageError, match=words):
+        load()
+
+
+def test_slips_in_the_environment(toml: Path) -> None:
+    toml.write_text("")
+    with pytest.raises(UsageError, match=r"environment FXH_RUN_WORKRES: run\.workres is not known"):
+        load(environment={"FXH_RUN_WORKRES": "2"})
+    with pytest.raises(UsageError, match="FXH_RUN_WORKERS='many' is no int"):
+        load(environment={"FXH_RUN_WORKERS": "many"})
+    loaded = load(environment={"FXH_STORE": "/x", "FXH_MAIL_PASSWORD": "hush", "FXH_MAIL_SEND": "yes"})
+    assert loaded.config.mail.send is True
+    assert "hush" not in repr(loaded)
+
+
+def test_a_named_file_that_is_not_there(toml: Path) -> None:
+    with pytest.raises(UsageError, match="no such file"):
+        load()
+
+
+def test_a_hundred_hosts_cost_nothing(toml: Path) -> None:
+    toml.write_text("".join(f'[hosts.h{n}]\naddress = "root@10.0.0.{n}"\ntags = ["nightly"]\n' for n in range(100)))
+    begun = time.process_time()
+    assert len(load().config.hosts) == 100
+    assert time.process_time() - begun < 0.25

@@ -1,0 +1,454 @@
+"""Images, the pure parts: texts in, values out."""
+
+from __future__ import annotations
+
+import struct
+from pathlib import Path
+
+import pytest
+
+from harness import paths
+from harness.errors import BuildError, UsageError
+from harness.images import dist, edits, failures, hosttools, kernconf, kernelfile, knobs, layout, metalog, recipe, slot, srctree
+from harness.images.kernelfile import KernelFile
+from harness.images.progress import Progress
+
+# -- source trees -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ('TYPE="FreeBSD"\nREVISION="13.2"\nBRANCH="RELEASE"\n', ("13.2", "RELEASE")),
+        ('REVISION="15.0"\nBRANCH="CURRENT"\nif [ -n "${BRANCH_OVERRIDE}" ]; then\n', ("15.0", "CURRENT")),
+        ('REVISION="10.4"\nBRANCH=${BRANCH_OVERRIDE:-RELEASE-p3}\n', ("10.4", "RELEASE-p3")),
+        ("nothing of it", ("", "")),
+    ],
+)
+def test_version_of_a_tree(text: str, expected: tuple[str, str]) -> None:
+    assert srctree.parse_version(text) == expected
+
+
+def make_tree(top: Path, *, revision: str = 'REVISION="13.2"\nBRANCH="RELEASE"\n', make_py: bool = True) -> Path:
+    files = {"Makefile.inc1": "", "sys/conf/newvers.sh": revision, "sys/amd64/conf/GENERIC": "device\tacpi\ndevice\tahci\n"}
+    if make_py:
+        files["tools/build/make.py"] = ""
+    for name, text in files.items():
+        (top / name).parent.mkdir(parents=True, exist_ok=True)
+        (top / name).write_text(text)
+    return top
+
+
+def test_not_a_source_tree(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"is no FreeBSD source tree: it has no Makefile\.inc1"):
+        srctree.find(tmp_path)
+
+
+def test_a_tree_of_unknown_version(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="unknown version"):
+        srctree.find(make_tree(tmp_path, revision="hello\n"))
+
+
+def test_a_tree_too_old_for_this_system(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"FreeBSD 9.3 cannot be built on"):
+        srctree.find(make_tree(tmp_path, revision='REVISION="9.3"\n', make_py=False))
+
+
+def test_identity_tells_kernel_from_the_rest_and_ignores_times(tmp_path: Path) -> None:
+    tree = srctree.find(make_tree(tmp_path / "src"))
+    index = tmp_path / "index"
+    first = srctree.identity(tree, index)
+
+    (tree.path / "sys/conf/newvers.sh").touch()
+    assert srctree.identity(tree, index) == first
+
+    (tree.path / "sys/amd64/conf/GENERIC").write_text("device\tacpi\n")
+    second = srctree.identity(tree, index)
+    assert second["sys"] != first["sys"]
+    assert second["rest"] == first["rest"]
+
+    (tree.path / "new").write_text("")
+    assert srctree.identity(tree, index)["rest"] != first["rest"]
+
+
+# -- kernel configurations and knobs ----------------------------------------------------------------------------------
+
+GENERIC = """
+cpu		HAMMER
+options 	SCHED_ULE		# ULE scheduler
+options 	SCSI_DELAY=5000		# Delay (in ms) before probing SCSI
+options 	NFSCL			# Network Filesystem Client
+device		acpi
+device		ahci			# AHCI-compatible SATA controllers
+device		mpr			# LSI-Logic MPT-Fusion 3
+device		mpr
+"""
+
+
+def test_trim_makes_lines_only_for_what_generic_has() -> None:
+    text = kernconf.trim(GENERIC, frozenset({"acpi", "xenpci"}), frozenset({"NFSCL", "GONE"}), ("device pf",))
+    assert text.splitlines()[1:] == ["nodevice\tahci", "nodevice\tmpr", "nooptions\tNFSCL", "device pf"]
+
+
+def test_our_kernels_differ_in_their_ident_only(tmp_path: Path) -> None:
+    ours = kernconf.shipped()
+    a, b = (ours[name].read_text() for name in ("XENA", "XENB"))
+    assert a != b
+    assert a.replace("ident\t\tXENA", "") == b.replace("ident\t\tXENB", "")
+    tree = srctree.find(make_tree(tmp_path))
+    files = dict(kernconf.load(tree, "XENREL").files)
+    assert sorted(files) == ["TRIM", "XENCOMMON", "XENREL"]
+    assert "nodevice\tahci" not in files["TRIM"]
+    assert "DDB" not in files["XENREL"].replace("DDB look", "").partition("include")[2]
+
+
+def test_an_unknown_kernel_configuration(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="no kernel configuration NOSUCH"):
+        kernconf.load(srctree.find(make_tree(tmp_path)), "NOSUCH")
+
+
+def test_a_users_own_kernel_configuration(tmp_path: Path) -> None:
+    tree = srctree.find(make_tree(tmp_path / "src"))
+    mine = tmp_path / "MINE"
+    mine.write_text("include XENCOMMON\nident MINE\n")
+    conf = kernconf.load(tree, str(mine))
+    assert (conf.name, sorted(dict(conf.files))) == ("MINE", ["MINE", "TRIM", "XENCOMMON"])
+
+
+OPTS = """
+__DEFAULT_YES_OPTIONS = \\
+    ACCT \\
+    BOOT \\
+    ZFS
+
+__DEFAULT_NO_OPTIONS = \\
+    BHYVE_SNAPSHOT
+__DEFAULT_YES_OPTIONS+=	LIB32
+__DEFAULT_YES_OPTIONS+=	LLVM_TARGET_${__llt:tu}
+"""
+
+
+def test_small_world_switches_off_what_is_on_by_default() -> None:
+    options = knobs.default_yes(OPTS)
+    assert options == ("ACCT", "BOOT", "ZFS", "LIB32")
+    assert knobs.small(options, frozenset({"BOOT"})) == "WITHOUT_ACCT=yes\nWITHOUT_LIB32=yes\nWITHOUT_ZFS=yes\n"
+
+
+def test_which_llvm() -> None:
+    have = {number: Path(f"/llvm-{number}") for number in (13, 14, 18)}
+    assert [hosttools.choose(have, major) for major in (13, 14, 15)] == [14, 18, 18]
+
+
+# -- why a build failed -----------------------------------------------------------------------------------------------
+
+COMPILE = """\
+--- subr_log.o ---
+/usr/lib/llvm-14/bin/clang -c -O2 -Wno-error=tautological-compare /usr/src/sys/kern/subr_log.c
+--- kern_sx.o ---
+/usr/lib/llvm-14/bin/clang -c -O2 /usr/src/sys/kern/kern_sx.c
+--- subr_log.o ---
+/usr/src/sys/kern/subr_log.c:81:2: error: use of undeclared identifier 'nosuch'
+        nosuch = 1;
+        ^
+1 error generated.
+*** [subr_log.o] Error code 1
+
+bmake[2]: stopped in /obj/usr/src/amd64.amd64/sys/XENA
+--- kern_sx.o ---
+*** [kern_sx.o] Error code 6
+bmake[2]: stopped in /obj/usr/src/amd64.amd64/sys/XENA
+bmake[1]: stopped in /usr/src
+"""
+
+
+def test_a_failed_compile_is_told_by_its_compiler() -> None:
+    assert failures.causes(COMPILE) == [
+        "/usr/src/sys/kern/subr_log.c:81:2: error: use of undeclared identifier 'nosuch'",
+        "        nosuch = 1;",
+        "        ^",
+        "*** [subr_log.o] Error code 1",
+    ]
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "bmake[2]: bmake[2]: don't know how to make /usr/src/contrib/sqlite3/sqlite3.c. Stop",
+        'config: Error: device "nosuch" is unknown',
+        "config: /usr/src/sys/amd64/conf/XENA:11: syntax error",
+        '/usr/src/sys/amd64/conf/XENA: unknown option "NOSUCH"',
+        'bmake[1]: "/usr/src/Makefile.inc1" line 1648: Missing KERNCONF /usr/src/sys/amd64/conf/NONE',
+        "Cannot find host tool 'xz' in PATH",
+        "Failed tests: deptgt-interrupt",
+    ],
+)
+def test_failures_without_a_line_of_stars(line: str) -> None:
+    assert failures.causes(f"cc -Wno-error=x y.c\n{line}\nbmake[1]: stopped in /usr/src\n") == [line]
+
+
+def test_a_log_without_a_cause() -> None:
+    assert failures.causes("clang -Wno-error=x\nall is well\n") == []
+
+
+def test_progress_names_the_target() -> None:
+    progress = Progress("world")
+    for line in (">>> stage 4.2: building libraries", "===> lib/libc (obj,all,install)", "--- printf.pico ---", "x ===> no"):
+        progress.line(line)
+    assert str(progress).startswith("world: stage 4.2: building libraries, lib/libc (obj,all,install), 1 objects, ")
+
+
+# -- METALOG ----------------------------------------------------------------------------------------------------------
+
+METALOG = """#mtree 2.0
+. type=dir uname=root gname=wheel mode=0755
+./etc type=dir uname=root gname=wheel mode=0755
+./etc/master.passwd type=file uname=root gname=wheel mode=0600 size=1 tags=package=runtime
+./etc/master.passwd type=file uname=root gname=wheel mode=0600 size=2
+./bin/a\\040b type=file uname=root gname=wheel mode=04555
+./usr type=dir uname=root gname=wheel mode=0755
+./usr/tests type=dir uname=root gname=wheel mode=0755
+./usr/tests/x type=file uname=root gname=wheel mode=0444
+./usr/bin/vi type=file uname=root gname=wheel mode=0555
+./sys type=link uname=root gname=wheel mode=0755 link=usr/src/sys
+"""
+
+
+def test_metalog_the_last_line_counts_and_sizes_go() -> None:
+    tree = metalog.parse(METALOG, Path("/d"))
+    assert dict(tree["./etc/master.passwd"].attributes) == {"type": "file", "uname": "root", "gname": "wheel", "mode": "0600"}
+    assert tree["./bin/a\\040b"].contents == Path("/d/bin/a b")
+    assert tree["./sys"].contents is None
+    assert "./sys type=link uname=root gname=wheel mode=0755 link=usr/src/sys" in metalog.render(tree)
+
+
+def test_metalog_damaged() -> None:
+    with pytest.raises(BuildError, match="METALOG, line 2"):
+        metalog.parse("#mtree 2.0\n./etc type", Path("/d"))
+
+
+def test_a_file_that_is_put_in_keeps_owner_and_mode() -> None:
+    tree = metalog.parse(METALOG, Path("/d"))
+    metalog.add_file(tree, "./etc/master.passwd", Path("/new"))
+    metalog.add_file(tree, "./boot/kernel/kernel", Path("/k"), "0555")
+    assert tree["./etc/master.passwd"].attributes["mode"] == "0600"
+    assert tree["./boot/kernel"].type == "dir"
+    assert tree["./boot/kernel/kernel"].attributes == {"type": "file", "uname": "root", "gname": "wheel", "mode": "0555"}
+    assert "contents=../k\n" in metalog.render(tree, Path("/d"))
+
+
+def test_file_systems_share_a_tree() -> None:
+    tree = metalog.without(metalog.parse(METALOG, Path("/d")), ("usr/tests",))
+    root = metalog.subtree(tree, "/", ("/", "/usr"))
+    usr = metalog.subtree(tree, "/usr", ("/", "/usr"))
+    assert "./usr" in root
+    assert "./usr/bin/vi" not in root
+    assert sorted(usr) == [".", "./bin/vi"]
+
+
+# -- layouts and edits ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "root", "firmware", "pygrub"),
+    [
+        ("ufs1", "xbd0", False, True),
+        ("ufs2", "xbd0", False, False),
+        ("mbr", "xbd0s1a", True, True),
+        ("mbr16", "xbd0s1a", True, False),
+        ("gpt", "xbd0p2", True, False),
+        ("vdevs", "xbd0", False, True),
+        ("ext2boot", "xbd1", False, True),
+    ],
+)
+def test_layouts(name: str, root: str, firmware: bool, pygrub: bool) -> None:
+    found = layout.load(name)
+    assert (found.root, found.firmware, found.pygrub) == (root, firmware, pygrub)
+    assert f"/dev/{root}\t/\tufs\trw\t1\t1\n" in edits.fstab(found)
+    assert f"ufs:/dev/{root}\n" in edits.menu_lst(found)
+
+
+def test_layouts_have_no_others() -> None:
+    assert set(layout.available()) == {"ufs1", "ufs2", "mbr", "mbr16", "gpt", "vdevs", "ext2boot"}
+    with pytest.raises(UsageError, match="no layout 'zfs'"):
+        layout.load("zfs")
+
+
+def test_layout_sizes() -> None:
+    found = layout.load("vdevs", size=100, bsize=8192)
+    assert [(fs.size, fs.bsize) for _, _, fs in found.parts] == [(100, 8192), (256, 8192), (64, 32768)]
+    with pytest.raises(UsageError, match="UFS blocks of 4096 bytes"):
+        layout.load("ufs1", bsize=4096)
+
+
+@pytest.mark.parametrize(
+    ("vdevs", "words"),
+    [
+        ([{"name": "xvda", "fs": [{"mount": "/usr", "type": "ufs1"}]}], "mounts /usr"),
+        ([{"name": "xvda", "fs": [{"mount": "/", "type": "zfs"}]}], "file system type 'zfs'"),
+        ([{"name": "xvda", "fs": [{"mount": "/", "type": "ufs1"}, {"mount": "/usr", "type": "ufs1"}]}], "has no table"),
+        ([{"name": "xvda", "table": "apm", "fs": [{"mount": "/", "type": "ufs1"}]}], "table 'apm'"),
+        ([{"fs": [{"mount": "/", "type": "ufs1"}]}], "name"),
+    ],
+)
+def test_layouts_that_cannot_be(vdevs: list[dict[str, object]], words: str) -> None:
+    with pytest.raises(UsageError, match=words):
+        layout.parse("x", {"about": "", "vdevs": vdevs})
+
+
+def test_pygrubs_kernel_is_found_from_the_file_systems_top() -> None:
+    assert "kernel /boot/kernel/kernel vfs" in edits.menu_lst(layout.load("ufs1"))
+    assert "kernel /kernel/kernel vfs" in edits.menu_lst(layout.load("ext2boot"))
+
+
+def test_a_world_without_xc0_gets_a_getty() -> None:
+    old = 'ttyv0\t"/usr/libexec/getty Pc"\txterm\ton\tsecure\nttyu0\t"/usr/libexec/getty std.9600"\tdialup\toff\tsecure\n'
+    new = edits.with_getty(edits.with_getty(old, "xc0", "Pc"), "ttyu0", "std.115200")
+    assert new.splitlines()[1:] == [
+        'ttyu0\t"/usr/libexec/getty std.115200"\tvt100\ton\tsecure',
+        'xc0\t"/usr/libexec/getty Pc"\tvt100\ton\tsecure',
+    ]
+    today = 'xc0\t"/usr/libexec/getty Pc"\txterm\tonifconsole\tsecure\n'
+    assert edits.with_getty(today, "xc0", "Pc") == today
+
+
+# -- kernel variables of HVM guests -----------------------------------------------------------------------------------
+
+
+def test_slot_keeps_its_size() -> None:
+    text = slot.text({"vfs.root.mountfrom": "ufs:/dev/xbd0"})
+    assert len(text) == len(slot.text({})) == slot.SIZE
+    assert b'\nvfs.root.mountfrom="ufs:/dev/xbd0"\n#' in text
+    assert max(map(len, text.split(b"\n"))) < 80
+    with pytest.raises(UsageError, match="no way to write a quote"):
+        slot.text({"a": '"'})
+    with pytest.raises(UsageError, match="has room for 4096"):
+        slot.text({"a": "x" * 5000})
+
+
+def test_slot_is_found_and_filled(tmp_path: Path) -> None:
+    image = tmp_path / "xvda.img"
+    with image.open("wb") as file:
+        file.truncate(8 << 20)
+        file.seek((1 << 20) + 12288)
+        file.write(slot.text({}))
+    at = slot.locate(image)
+    assert at == (1 << 20) + 12288
+
+    copy = slot.filled(image, at, {"kern.hz": "100"}, tmp_path / "copy")
+
+    assert copy.read_bytes()[at:].startswith(slot.text({"kern.hz": "100"}))
+    assert copy.stat().st_size == image.stat().st_size
+    assert copy.stat().st_blocks < 1024
+    assert slot.locate(image) == at
+    with pytest.raises(BuildError, match="not in one piece"):
+        slot.locate(copy)
+
+
+# -- kernels ----------------------------------------------------------------------------------------------------------
+
+
+def elf(path: Path, *, machine: int = 62, notes: bool = True, text: bytes = b"FreeBSD 13.2-RELEASE XENA\0") -> Path:
+    """A small ELF file with a section of Xen's notes (PHYS32_ENTRY)."""
+    note = struct.pack("<III", 4, 4, 18) + b"Xen\0" + struct.pack("<I", 0x1000)
+    at = 64 + len(text)
+    sections = at + len(note)
+    header = b"\x7fELF\x02\x01\x01" + bytes(9) + struct.pack(
+        "<HHIQQQIHHHHHH", 2, machine, 1, 0, 0, sections if notes else 0, 0, 64, 56, 0, 64, 1 if notes else 0, 0
+    )  # fmt: skip
+    section = struct.pack("<IIQQQQIIQQ", 0, 7, 0, 0, at, len(note), 0, 0, 4, 0)
+    path.write_bytes(header + text + note + section)
+    return path
+
+
+def test_look_at_a_kernel(tmp_path: Path) -> None:
+    found = kernelfile.look(elf(tmp_path / "kernel"))
+    assert (found.version, found.machine, found.types) == ("13.2", "amd64", ("pvh",))
+
+
+def test_a_kernel_of_another_machine(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="a kernel for arm64"):
+        kernelfile.look(elf(tmp_path / "kernel", machine=183))
+
+
+def test_no_kernel_at_all(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="no FreeBSD kernel"):
+        kernelfile.look(elf(tmp_path / "kernel", text=b"Linux version 6.1"))
+    (tmp_path / "text").write_text("hello")
+    with pytest.raises(UsageError, match="not an ELF file"):
+        kernelfile.look(tmp_path / "text")
+
+
+def test_a_stripped_kernel_says_what_it_can_serve(tmp_path: Path) -> None:
+    kernel = kernelfile.look(elf(tmp_path / "kernel", notes=False))
+    assert kernel.types == ()
+    why = kernelfile.why_not(kernel, False)
+    assert "section headers are stripped" in why
+    assert "HVM could boot it, from a layout with a loader" in why
+
+
+def test_a_kernel_without_xen_notes() -> None:
+    kernel = KernelFile(Path(__file__), "9.3", "amd64", (), "")
+    assert "it has no Xen ELF notes: neither PVH nor PV can start it; HVM can boot it" in kernelfile.why_not(kernel, True)
+
+
+# -- recipes ----------------------------------------------------------------------------------------------------------
+
+
+def test_each_value_of_a_recipe_has_its_origin() -> None:
+    made = recipe.make("mine", {"src": "/usr/src", "layout": "gpt", "size": 0}, {"mine": {"about": "x", "kernconf": "XENB"}})
+    assert (made.kernconf, made.layout, made.world, made.source) == ("XENB", "gpt", "small", "src")
+    assert dict(made.origins) == {"src": "--src", "layout": "--layout", "kernconf": "recipe mine", "world": "default"}
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({}, "nothing to build from"),
+        ({"src": "a", "dist": "b"}, "--src and --dist are two sources"),
+        ({"base": "a"}, "--base without a kernel"),
+        ({"destdir": "a"}, "--destdir needs a kernel"),
+    ],
+)
+def test_recipes_that_cannot_be(options: dict[str, str], words: str) -> None:
+    with pytest.raises(UsageError, match=words):
+        recipe.make("x", options, {})
+
+
+def test_a_recipe_with_an_unknown_key() -> None:
+    with pytest.raises(UsageError, match="recipe x: unknown key 'kernel_conf'"):
+        recipe.make("x", {"src": "a"}, {"x": {"kernel_conf": "XENA"}})
+
+
+def test_two_recipes_with_one_name(tmp_path: Path) -> None:
+    (tmp_path / "a.toml").write_text('name = "b"\n')
+    (tmp_path / "b.toml").write_text("")
+    with pytest.raises(UsageError, match=r"two recipes with the name 'b': a.toml and b.toml"):
+        recipe.available(tmp_path)
+
+
+def test_the_recipes_we_ship() -> None:
+    for name in recipe.available():
+        made = recipe.make(name, {"src": "/usr/src"}, recipe.available())
+        layout.load(made.layout, size=made.size, bsize=made.bsize)
+    assert (paths.project() / "images/freebsd/release.toml").is_file()
+
+
+# -- release sets -----------------------------------------------------------------------------------------------------
+
+
+def test_manifest() -> None:
+    text = f'base.txz\t{"a" * 64}\t28236\tbase\t"Base system (MANDATORY)"\ton\n'
+    assert dist.parse_manifest(text)["base"] == dist.Set("base", "base.txz", "a" * 64, "Base system (MANDATORY)")
+    with pytest.raises(BuildError, match="MANIFEST, line 1"):
+        dist.parse_manifest("<html>")
+    with pytest.raises(BuildError, match="names no set"):
+        dist.parse_manifest(text.replace("base.txz", "../base.txz"))
+
+
+def test_what_is_left_out_of_sets() -> None:
+    patterns = ("usr/tests", "usr/lib/*.a", "usr/bin/clang*")
+    assert [p for p in ("usr/tests/a/b", "usr/testsuite", "usr/lib/libc.a", "usr/bin/clang-cpp") if dist.left_out(p, patterns)] == [
+        "usr/tests/a/b",
+        "usr/lib/libc.a",
+        "usr/bin/clang-cpp",
+    ]

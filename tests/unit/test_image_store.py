@@ -1,0 +1,599 @@
+"""Images made, kept, found again and thrown away; fetches that break."""
+
+from __future__ import annotations
+
+import hashlib
+import http.server
+import io
+import lzma
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tarfile
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from filelock import FileLock
+
+from harness.digest import file_sha256
+from harness.errors import BuildError, InfrastructureError, UsageError
+from harness.images import (
+    destdir,
+    diskimport,
+    dist,
+    failures,
+    fetch,
+    image,
+    kernelfile,
+    layout,
+    make,
+    makefs,
+    recipe,
+    srcbuild,
+    store,
+)
+from harness.images.build import Parts, assemble
+from harness.images.hosttools import Compiler
+from harness.images.inputs import content_hash
+from harness.images.srcbuild import Workshop
+from harness.images.srctree import SourceTree
+from tests.unit.test_image_parts import elf
+
+needs_makefs = pytest.mark.skipif(makefs.find(None) is None, reason="needs makefs (Debian: makefs)")
+
+
+@pytest.fixture(autouse=True)
+def fresh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("FXH_STORE", str(tmp_path / "store"))
+    monkeypatch.delenv("FXH_MAKEFS", raising=False)
+    return tmp_path / "store"
+
+
+# -- the store --------------------------------------------------------------------------------------------------------
+
+
+def maker(calls: list[str], text: str = "x"):  # type: ignore[no-untyped-def]
+    def make_it(work: Path) -> dict[str, object]:
+        calls.append(text)
+        (work / "below").mkdir()
+        (work / "below/file").write_text(text)
+        return {"version": "13.2"}
+
+    return make_it
+
+
+def test_what_is_there_is_not_made_again() -> None:
+    calls: list[str] = []
+    first = store.obtain("worlds", "k", maker(calls))
+    second = store.obtain("worlds", "k", maker(calls))
+    assert (first, calls) == (second, ["x"])
+    store.obtain("worlds", "other", maker(calls, "y"))
+    assert calls == ["x", "y"]
+
+
+def test_a_corrupted_file_is_found_and_made_again() -> None:
+    calls: list[str] = []
+    entry = store.obtain("worlds", "k", maker(calls))
+    file = entry.directory / "below/file"
+    file.chmod(0o644)
+    file.write_text("z")
+    assert entry.damage() == ["below/file"]
+    assert store.find("worlds", "k") is None
+    assert (store.obtain("worlds", "k", maker(calls)).directory / "below/file").read_text() == "x"
+    assert calls == ["x", "x"]
+
+
+def test_a_flipped_byte_with_the_old_time_is_found_by_verify() -> None:
+    entry = store.obtain("worlds", "k", maker([]))
+    file = entry.directory / "below/file"
+    stat = file.stat()
+    file.chmod(0o644)
+    file.write_text("z")
+    os.utime(file, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    assert entry.damage() == []
+    assert entry.damage(thorough=True) == ["below/file"]
+
+
+def test_a_touched_file_is_not_damaged() -> None:
+    entry = store.obtain("worlds", "k", maker([]))
+    os.utime(entry.directory / "below/file", (1, 1))
+    assert entry.damage() == []
+
+
+def test_content_is_what_counts_and_not_the_holes(tmp_path: Path) -> None:
+    sparse, full = tmp_path / "sparse", tmp_path / "full"
+    data = bytes(300_000) + b"x" + bytes(99_999)
+    full.write_bytes(data)
+    with sparse.open("wb") as file:
+        file.truncate(len(data))
+        file.seek(300_000)
+        file.write(b"x")
+    assert content_hash(sparse) == content_hash(full)
+    with sparse.open("r+b") as file:
+        file.seek(1)
+        file.write(b"y")
+    assert content_hash(sparse) != content_hash(full)
+    full.write_bytes(data + b"\0")
+    assert content_hash(full) != content_hash(sparse)
+
+
+def test_a_failed_making_leaves_nothing(fresh: Path) -> None:
+    def fail(work: Path) -> dict[str, object]:
+        (work / "half").write_text("x")
+        raise BuildError("no")
+
+    with pytest.raises(BuildError):
+        store.obtain("worlds", "k", fail)
+    assert [p.name for p in (fresh / "worlds").iterdir() if not p.name.endswith(".lock")] == []
+
+
+def test_a_killed_making_leaves_no_entry_and_the_next_cleans_up(fresh: Path) -> None:
+    script = (
+        "import sys, time\nfrom harness.images import store\n"
+        "def make(work):\n (work / 'half').write_text('x'); print('at it', flush=True); time.sleep(60)\nstore.obtain('worlds', 'k', make)\n"
+    )
+    child = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, env={**os.environ, "FXH_STORE": str(fresh)})
+    assert child.stdout is not None
+    with child.stdout:
+        assert child.stdout.readline() == b"at it\n"
+        child.send_signal(signal.SIGKILL)
+    child.wait()
+    assert list((fresh / "worlds").glob(".making-k.*"))
+
+    calls: list[str] = []
+    store.obtain("worlds", "k", maker(calls))
+
+    assert calls == ["x"]
+    assert list((fresh / "worlds").glob(".making-*")) == []
+
+
+def test_one_makes_and_the_others_wait(fresh: Path) -> None:
+    calls: list[str] = []
+
+    def slow(work: Path) -> dict[str, object]:
+        time.sleep(0.3)
+        return dict(maker(calls)(work))
+
+    threads = [threading.Thread(target=store.obtain, args=("worlds", "k", slow)) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert calls == ["x"]
+
+
+def test_gc_goes_by_age_and_size() -> None:
+    entries = [store.Entry(Path(f"/{name}")) for name in "abc"]
+    rows = [("images", entry, 100, float(used)) for entry, used in zip(entries, (10, 20, 30), strict=True)]
+    by_age = store.choose_doomed(rows, keep_bytes=None, max_age=15, now=31)
+    assert [item.entry.key for item in by_age] == ["a"]
+    by_size = store.choose_doomed(rows, keep_bytes=150, max_age=None, now=31)
+    assert [item.entry.key for item in by_size] == ["a", "b"]
+    assert store.choose_doomed(rows, keep_bytes=300, max_age=100, now=31) == []
+
+
+def test_gc_removes() -> None:
+    entry = store.obtain("worlds", "k", maker([]))
+    os.utime(entry.directory / ".used", (1, 1))
+    assert [item.entry for item in store.collect(max_age=86400, dry=True)] == [entry]
+    assert store.find("worlds", "k") == entry
+    store.collect(max_age=86400)
+    assert store.find("worlds", "k") is None
+
+
+def test_gc_takes_objects_and_downloads_but_no_build_under_way(fresh: Path) -> None:
+    for name in ("idle", "busy"):
+        (fresh / "objects" / name).mkdir(parents=True)
+        (fresh / "objects" / name / ".used").touch()
+        os.utime(fresh / "objects" / name / ".used", (1, 1))
+    store.directory("downloads")
+    (fresh / "downloads/base.txz").write_text("x")
+    os.utime(fresh / "downloads/base.txz", (1, 1))
+    with FileLock(fresh / "objects/.busy.lock"):
+        gone = store.collect(max_age=60)
+    assert sorted(item.entry.key for item in gone) == ["base.txz", "idle"]
+    assert (fresh / "objects/busy").is_dir()
+    assert not (fresh / "objects/idle").exists()
+
+
+# -- images of a small DESTDIR ----------------------------------------------------------------------------------------
+
+FILES = {
+    "bin/freebsd-version": b'USERLAND_VERSION="13.2-RELEASE"\n',
+    "etc/master.passwd": b"root::0:0::0:0:Charlie &:/root:/bin/sh\n",
+    "etc/group": b"wheel:*:0:root\n",
+    "etc/ttys": b'xc0\t"/usr/libexec/getty Pc"\txterm\tonifconsole\tsecure\n',
+    "boot/mbr": b"\xeb\xfe" * 256,
+    "boot/pmbr": b"\xeb\xfe" * 256,
+    "boot/boot": b"\xeb\xfe" * 4096,
+    "boot/gptboot": b"\xeb\xfe" * 20000,
+    "usr/bin/vi": b"vi",
+}
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> Path:
+    """A DESTDIR such as installworld makes, with nothing in it."""
+    top, lines, seen = tmp_path / "dest", ["#mtree 2.0", ". type=dir uname=root gname=wheel mode=0755"], set()
+    for name, data in FILES.items():
+        (top / name).parent.mkdir(parents=True, exist_ok=True)
+        (top / name).write_bytes(data)
+        for parent in reversed(Path(name).parents[:-1]):
+            if parent not in seen:
+                seen.add(parent)
+                lines.append(f"./{parent} type=dir uname=root gname=wheel mode=0755")
+        lines.append(f"./{name} type=file uname=root gname=wheel mode=0444 size=99999")
+    (top / "METALOG").write_text("\n".join(lines) + "\n")
+    return top
+
+
+def put_together(world: Path, kernel: Path, name: str, **options: int) -> image.Image:
+    return assemble(Parts(destdir.world(world), kernelfile.look(kernel), layout.load(name, size=32, **options), ()), f"test-{name}")
+
+
+@needs_makefs
+@pytest.mark.parametrize("name", ["ufs1", "mbr", "mbr16", "vdevs"])
+def test_an_image_of_each_layout(world: Path, tmp_path: Path, name: str) -> None:
+    made = put_together(world, elf(tmp_path / "kernel"), name)
+
+    assert [d.file.name for d in made.disks] == [f"{disk.name}.img" for disk in layout.load(name).vdevs]
+    root = made.disks[0]
+    assert diskimport.look(root.file)[0] == made.root
+    assert image.find(f"test-{name}").entry == made.entry
+    assert made.types == (("pvh", "hvm") if name.startswith("mbr") else ("pvh",))
+    if root.slot >= 0:
+        assert root.file.read_bytes()[root.slot :].startswith(b"# fxh: variables of this run\n")
+    assert {item.what for item in made.inputs} >= {"world", "kernel", "layout", "edits", "makefs"}
+
+
+@needs_makefs
+def test_unchanged_inputs_cost_nothing_and_changed_ones_rebuild(world: Path, tmp_path: Path) -> None:
+    kernel = elf(tmp_path / "kernel")
+    first = put_together(world, kernel, "ufs1")
+    built = (first.disks[0].file.stat().st_mtime_ns, first.data["built"])
+
+    again = put_together(world, kernel, "ufs1")
+    assert (again.disks[0].file.stat().st_mtime_ns, again.data["built"]) == built
+
+    keys = {first.entry.key}
+    (world / "usr/bin/vi").write_bytes(b"another vi")
+    keys.add(put_together(world, kernel, "ufs1").entry.key)
+    keys.add(put_together(world, elf(kernel, text=b"FreeBSD 13.2-RELEASE XENB\0"), "ufs1").entry.key)
+    keys.add(put_together(world, kernel, "ufs1", bsize=8192).entry.key)
+    assert len(keys) == 4
+
+
+@needs_makefs
+def test_the_same_image_twice_byte_for_byte(world: Path, tmp_path: Path) -> None:
+    kernel = elf(tmp_path / "kernel")
+    first = put_together(world, kernel, "mbr")
+    sums = [file_sha256(d.file) for d in first.disks]
+    store.remove(first.entry)
+    assert [file_sha256(d.file) for d in put_together(world, kernel, "mbr").disks] == sums
+
+
+@needs_makefs
+def test_a_damaged_image_is_named_and_made_anew(world: Path, tmp_path: Path) -> None:
+    kernel = elf(tmp_path / "kernel")
+    made = put_together(world, kernel, "ufs1")
+    disk = made.disks[0].file
+    disk.chmod(0o644)
+    with disk.open("r+b") as file:
+        file.truncate(4096)
+    with pytest.raises(UsageError, match=r"xvda\.img in the store is damaged"):
+        image.find("test-ufs1")
+    assert put_together(world, kernel, "ufs1").disks[0].file.stat().st_size == 32 << 20
+
+
+@needs_makefs
+def test_a_swapped_kernel_is_another_image_of_the_same_world(world: Path, tmp_path: Path) -> None:
+    put_together(world, elf(tmp_path / "kernel"), "ufs1")
+    other = elf(tmp_path / "other", text=b"FreeBSD 13.2-RELEASE XENB\0")
+    made = make.make(recipe.make("swapped", {"kernel": str(other), "base": "test-ufs1", "size": 32}, {}))
+    assert made.kernel is not None
+    assert made.kernel.read_bytes() == other.read_bytes()
+    assert made.data["world"] == image.find("test-ufs1").data["world"]
+
+
+@needs_makefs
+def test_a_kernel_without_notes_needs_a_loader(world: Path, tmp_path: Path) -> None:
+    kernel = elf(tmp_path / "kernel", notes=False)
+    with pytest.raises(UsageError, match="neither PVH nor PV can start it"):
+        put_together(world, kernel, "ufs1")
+    assert put_together(world, kernel, "mbr").types == ("hvm",)
+
+
+@needs_makefs
+def test_an_image_larger_than_the_stores_disk(world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10, 9, 1 << 20))  # type: ignore[attr-defined]
+    with pytest.raises(BuildError, match="an image of 32 MiB, and 1 MiB are free"):
+        put_together(world, elf(tmp_path / "kernel"), "ufs1")
+
+
+@needs_makefs
+def test_files_that_do_not_fit(world: Path, tmp_path: Path) -> None:
+    with (world / "usr/bin/vi").open("wb") as file:
+        file.truncate(40 << 20)
+    with pytest.raises(UsageError, match="40 MiB of files do not fit on a / of 32 MiB"):
+        put_together(world, elf(tmp_path / "kernel"), "ufs1")
+
+
+def test_ufs2_needs_freebsds_makefs() -> None:
+    debian = makefs.Makefs(Path("/usr/sbin/makefs"), False, "/usr/sbin/makefs")
+    with pytest.raises(BuildError, match="UFS2 needs FreeBSD's makefs"):
+        makefs.check(debian, layout.FileSystem("/", "ufs2"))
+    with pytest.raises(BuildError, match="there is none"):
+        makefs.check(None, layout.FileSystem("/", "ufs1"))
+
+
+def test_a_directory_that_is_no_destdir(tmp_path: Path, world: Path) -> None:
+    with pytest.raises(UsageError, match="has no METALOG"):
+        destdir.world(tmp_path)
+    (world / "etc/group").unlink()
+    with pytest.raises(UsageError, match="which is not there"):
+        destdir.world(world)
+
+
+def test_an_image_that_is_not_there() -> None:
+    with pytest.raises(UsageError, match="no image 'nosuch'"):
+        image.find("nosuch")
+
+
+# -- disks ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_disk_in_xz_with_its_kernel(tmp_path: Path) -> None:
+    raw = bytearray(2 << 20)
+    raw[8192 + 1372 : 8192 + 1376] = b"\x54\x19\x01\x00"
+    (tmp_path / "disk.raw.xz").write_bytes(lzma.compress(bytes(raw)))
+    options = {"disk": str(tmp_path / "disk.raw.xz"), "kernel": str(elf(tmp_path / "kernel"))}
+    made = make.make(recipe.make("mine", options, {}))
+    assert (made.root, made.types, made.disks[0].file.read_bytes()) == ("xbd0", ("pvh",), bytes(raw))
+    assert (tmp_path / "disk.raw.xz").read_bytes() == lzma.compress(bytes(raw))
+
+
+def test_disks_that_cannot_be(tmp_path: Path) -> None:
+    def take(data: bytes) -> None:
+        (tmp_path / "disk").write_bytes(data)
+        make.make(recipe.make("mine", {"disk": str(tmp_path / "disk")}, {}))
+
+    with pytest.raises(UsageError, match="are no disk image"):
+        take(b"hello")
+    with pytest.raises(UsageError, match="no boot code on it, and no kernel given"):
+        take(bytes(2 << 20))
+    with pytest.raises(UsageError, match="a damaged xz file"):
+        take(lzma.compress(bytes(2 << 20))[:-20])
+
+
+# -- release sets over HTTP -------------------------------------------------------------------------------------------
+
+
+class Mirror:
+    """Serves files; ``cut`` breaks each answer off after that many bytes; notes what it was asked for."""
+
+    def __init__(self) -> None:
+        self.files: dict[str, bytes] = {}
+        self.cut = 0
+        self.requests: list[tuple[str, str]] = []
+        mirror = self
+
+        class Handler(http.server.BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                data = mirror.files.get(self.path.lstrip("/"))
+                wanted = self.headers.get("Range", "")
+                mirror.requests.append((self.path, wanted))
+                if data is None:
+                    self.send_error(404)
+                    return
+                start = int(wanted.removeprefix("bytes=").rstrip("-")) if wanted else 0
+                rest = data[start:]
+                self.send_response(206 if wanted else 200)
+                self.send_header("Content-Length", str(len(rest)))
+                self.end_headers()
+                piece = rest[: mirror.cut] if mirror.cut and self.path != "/MANIFEST" else rest
+                self.wfile.write(piece)
+
+            def log_message(self, *args: object) -> None:
+                pass
+
+        self.server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.server.server_port}"
+        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+
+    def manifest(self) -> None:
+        lines = [
+            f"{name}\t{hashlib.sha256(data).hexdigest()}\t1\t{name.partition('.')[0]}\tx\ton" for name, data in self.files.items()
+        ]
+        self.files["MANIFEST"] = ("\n".join(lines) + "\n").encode()
+
+
+@pytest.fixture
+def mirror(tmp_path: Path) -> Iterator[Mirror]:
+    served = Mirror()
+
+    def txz(files: dict[str, bytes]) -> bytes:
+        out = io.BytesIO()
+        with tarfile.open(fileobj=out, mode="w:xz") as tar:
+            for name, data in files.items():
+                info = tarfile.TarInfo(f"./{name}")
+                info.size, info.mode, info.uid = len(data), 0o4555 if name.startswith("bin/") else 0o444, 0
+                tar.addfile(info, io.BytesIO(data))
+            link = tarfile.TarInfo("./sys")
+            link.type, link.linkname = tarfile.SYMTYPE, "usr/src/sys"
+            tar.addfile(link)
+            hard = tarfile.TarInfo("./again")
+            hard.type, hard.linkname = tarfile.LNKTYPE, f"./{next(iter(files))}"
+            tar.addfile(hard)
+        return out.getvalue()
+
+    served.files["base.txz"] = txz(FILES | {"bin/big": os.urandom(200_000), "usr/tests/x": b"no"})
+    served.files["kernel.txz"] = txz({"boot/kernel/kernel": elf(tmp_path / "k").read_bytes()})
+    served.manifest()
+    yield served
+    served.server.shutdown()
+    served.server.server_close()
+
+
+@needs_makefs
+def test_sets_become_an_image_and_are_fetched_once(mirror: Mirror) -> None:
+    options = {"dist": mirror.url, "size": 32}
+    made = make.make(recipe.make("release", options, {}))
+    assert (made.version, made.types) == ("13.2", ("pvh",))
+    mirror.requests.clear()
+    assert make.make(recipe.make("release", options, {})).entry == made.entry
+    assert mirror.requests == [("/MANIFEST", "")]
+
+
+def test_unpacked_sets_keep_modes_and_links(mirror: Mirror) -> None:
+    entry, kernel, inputs = dist.world(mirror.url)
+    lines = dict(line.split(" ", 1) for line in (entry.directory / "METALOG").read_text().splitlines())
+    assert lines["./bin/big"] == "type=file uid=0 gid=0 mode=4555"
+    assert lines["./sys"].endswith("link=usr/src/sys")
+    assert lines["./again"] == lines["./boot/kernel/kernel"]
+    assert "./usr/tests/x" not in lines
+    assert kernel.read_bytes()[:4] == b"\x7fELF"
+    assert {item.what for item in inputs} >= {"set base", "set kernel"}
+
+
+def test_a_fetch_that_breaks_off_goes_on(mirror: Mirror, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(time, "sleep", lambda seconds: None)
+    size = len(mirror.files["base.txz"])
+    mirror.cut = size // 3 + 1
+    sha256 = hashlib.sha256(mirror.files["base.txz"]).hexdigest()
+    assert fetch.checked(mirror.url, "base.txz", sha256).read_bytes() == mirror.files["base.txz"]
+    assert [wanted for _, wanted in mirror.requests] == ["", f"bytes={mirror.cut}-", f"bytes={2 * mirror.cut}-"]
+
+
+def test_a_mirror_that_always_breaks_off(mirror: Mirror, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(time, "sleep", lambda seconds: None)
+    mirror.cut = 100
+    with pytest.raises(InfrastructureError, match=r"base\.txz"):
+        fetch.checked(mirror.url, "base.txz", "0" * 64)
+
+
+def test_a_tampered_set(mirror: Mirror) -> None:
+    mirror.files["base.txz"] = mirror.files["base.txz"][:-1] + b"!"
+    with pytest.raises(BuildError, match=r"base\.txz of http://.* is not what its MANIFEST promises"):
+        dist.world(mirror.url)
+
+
+def test_a_truncated_set_in_a_directory(mirror: Mirror, tmp_path: Path) -> None:
+    for name, data in mirror.files.items():
+        (tmp_path / name).write_bytes(data if name != "kernel.txz" else data[:100])
+    with pytest.raises(BuildError, match=r"kernel\.txz of .* is not what its MANIFEST promises .* 100 bytes"):
+        dist.world(str(tmp_path))
+
+
+def test_a_set_that_is_missing(mirror: Mirror) -> None:
+    del mirror.files["kernel.txz"]
+    with pytest.raises(InfrastructureError, match="404"):
+        dist.world(mirror.url)
+    mirror.manifest()
+    with pytest.raises(UsageError, match="has no kernel"):
+        dist.world(mirror.url)
+    del mirror.files["MANIFEST"]
+    with pytest.raises(UsageError, match="MANIFEST: 404"):
+        dist.world(mirror.url)
+
+
+def test_an_archive_that_wants_out(tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "base.txz", "w:xz") as tar:
+        tar.addfile(tarfile.TarInfo("../../evil"), io.BytesIO())
+    with pytest.raises(BuildError, match=r"wants to write to '\.\./\.\./evil'"):
+        dist.unpack(tmp_path / "base.txz", tmp_path / "tree", {}, ())
+
+
+def test_no_network() -> None:
+    assert fetch.reachable("http://127.0.0.1:9", 1) != ""
+    with pytest.raises(InfrastructureError) as caught:
+        fetch.text("http://127.0.0.1:9", "MANIFEST")
+    assert "is the network there" in caught.value.mend
+
+
+# -- builds that fail or are killed -----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def workshop(tmp_path: Path) -> Workshop:
+    """A tree whose make.py is a script of ours: prints, starts jobs in groups of their own as bmake does, and fails."""
+    script = tmp_path / "src/tools/build/make.py"
+    script.parent.mkdir(parents=True)
+    script.write_text(
+        "import os, subprocess, sys, time\n"
+        "if 'fails' in sys.argv:\n"
+        "    print('--- a.o ---\\n/s/a.c:1:2: error: bad\\n*** [a.o] Error code 1\\nmake: stopped'); sys.exit(2)\n"
+        "if 'hangs' in sys.argv:\n"
+        "    subprocess.Popen(['sleep', '300'], process_group=0); print('running', flush=True); time.sleep(300)\n"
+        "print('MAKEFLAGS' in os.environ, os.environ['MAKEOBJDIRPREFIX'], sys.stdin.read() == '')\n"
+    )
+    tree = SourceTree(tmp_path / "src", "13.2", "RELEASE")
+    return Workshop(tree, Compiler(Path("/usr/bin"), "clang 14"), "", "small", 1)
+
+
+def test_a_failed_build_is_told_by_its_cause(workshop: Workshop) -> None:
+    with workshop.open(), pytest.raises(BuildError, match=r"world failed:\n  /s/a.c:1:2: error: bad") as caught:
+        workshop.make("world", "fails")
+    log = Path(caught.value.mend.removeprefix("the whole log is "))
+    assert failures.causes(log.read_text())[0] == "/s/a.c:1:2: error: bad"
+
+
+def test_a_build_has_no_terminal_and_no_flags_of_ours(workshop: Workshop, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MAKEFLAGS", "-k")
+    with workshop.open():
+        workshop.make("world", "works")
+    assert f"False {workshop.directory}/obj True" in (workshop.directory / "log/world.log").read_text()
+
+
+def test_an_interrupted_build_leaves_no_process(workshop: Workshop, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Interrupted(srcbuild.Progress):
+        def line(self, text: str) -> None:
+            if text.startswith("running"):
+                raise KeyboardInterrupt
+
+    monkeypatch.setattr(srcbuild, "Progress", Interrupted)
+    with workshop.open(), pytest.raises(KeyboardInterrupt):
+        workshop.make("world", "hangs")
+    assert running(workshop) == []
+
+
+def test_what_a_killed_build_left_is_ended_by_the_next(workshop: Workshop) -> None:
+    """A make in a session of its own, with a job that has a process group of its own and no variable of ours."""
+    job_of_make = "import subprocess, time; print(subprocess.Popen(['sleep', '300'], process_group=0, env={}).pid, flush=True); "
+    orphan = subprocess.Popen(
+        [sys.executable, "-c", f"{job_of_make} time.sleep(300)"], start_new_session=True, stdout=subprocess.PIPE,
+        env={"MAKEOBJDIRPREFIX": str(workshop.directory / "obj"), "PATH": os.environ["PATH"]},
+    )  # fmt: skip
+    assert orphan.stdout is not None
+    with orphan.stdout:
+        job = int(orphan.stdout.readline())
+    # The killed make is still our child, so it stays as a zombie until somebody waits for it.
+    waiter = threading.Thread(target=orphan.wait)
+    waiter.start()
+    with workshop.open():
+        waiter.join(5)
+        assert orphan.returncode == -signal.SIGKILL
+        state = Path(f"/proc/{job}/stat")
+        assert not state.exists() or state.read_text().rpartition(")")[2].split()[0] == "Z"
+
+
+def test_a_build_that_does_not_fit(workshop: Workshop, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10, 9, 1 << 20))  # type: ignore[attr-defined]
+    with pytest.raises(BuildError, match="1 MiB free in the store"), workshop.open():
+        pass
+
+
+def running(workshop: Workshop) -> list[str]:
+    mark = f"MAKEOBJDIRPREFIX={workshop.directory}/obj".encode()
+    found = []
+    for path in Path("/proc").glob("[0-9]*/environ"):
+        try:
+            if mark in path.read_bytes().split(b"\0"):
+                found.append(path.parent.name)
+        except OSError:
+            continue
+    return found

@@ -1,0 +1,186 @@
+"""More judges and what feeds them: balloons, mechanisms, frames, pygrub's output, volumes and twins."""
+
+from __future__ import annotations
+
+import random
+import struct
+from dataclasses import replace
+from pathlib import Path
+
+import dpkt
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from harness.errors import UsageError
+from harness.guests import bootable, partitions
+from harness.guests.partitions import Slice
+from harness.oracles import ballooning, frames
+from harness.oracles.ballooning import MIB, Sample, freebsd_floor, imbalance, missed
+from harness.oracles.mechanism import NEW, OLD, OTHER, Sighting, mechanism
+from harness.xen import pygrub, pygrub_fuzz
+
+# -- balloon ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("memory", "floor"),
+    [(64, 40), (127, 71.5), (128, 72), (256, 104), (511, 167.75), (512, 168), (1024, 232), (2048, 360), (4096, 424), (8192, 552)],
+)
+def test_freebsd_floor(memory: int, floor: float) -> None:
+    assert freebsd_floor(memory * MIB) == floor * MIB
+
+
+def sample(current: int, domain: int) -> Sample:
+    return Sample(current * MIB, current * MIB, current * MIB, 10 * MIB, domain * MIB, current * MIB)
+
+
+def test_both_sides_must_move_alike() -> None:
+    assert imbalance(sample(512, 513), sample(300, 301)) == ()
+    assert imbalance(sample(512, 513), sample(300, 303)) == ()
+    (line,) = imbalance(sample(512, 513), sample(300, 513))
+    assert line == "the guest's count moved by -212.0 MiB, the domain's memory in Xen by +0.0 MiB"
+
+
+def test_a_target_is_reached_or_missed() -> None:
+    assert missed(sample(300, 301), 300 * MIB + ballooning.SLACK) == ()
+    (line,) = missed(sample(512, 513), 300 * MIB)
+    assert "stands at 512.0 MiB, 300.0 MiB was due" in line
+
+
+# -- which mechanism --------------------------------------------------------------------------------------------------
+
+GOOD = Sighting(came_back=True, bootloader_ran=True, running=NEW, in_guest=NEW)
+
+
+@pytest.mark.parametrize(
+    ("changes", "begins"),
+    [
+        ({}, "ok: the bootloader ran again"),
+        ({"bootloader_ran": False}, "ok: the new kernel runs"),
+        ({"bootloader_ran": False, "running": OLD}, "1: the bootloader did not run again; the old"),
+        ({"bootloader_ran": False, "came_back": False, "running": ""}, "1: the bootloader did not run again; the domain"),
+        ({"running": OLD, "extracted": OLD}, "2: the bootloader read stale blocks of dom0's page cache: the old"),
+        ({"running": OLD, "extracted": OTHER}, "2: the bootloader read stale blocks of dom0's page cache: a mix"),
+        ({"running": OLD, "extracted": NEW}, "2: the bootloader read stale blocks of dom0's page cache at the reboot"),
+        ({"running": OLD, "extracted": OLD, "in_guest": OLD}, "3: the guest had not flushed: the old kernel"),
+        ({"came_back": False, "running": "", "in_guest": "", "extracted": OTHER}, "3: the guest had not flushed: neither"),
+        ({"came_back": False, "running": "", "in_guest": "", "extracted": NEW, "died": "panic: x"}, "4: .*: panic: x"),
+        ({"came_back": False, "running": "", "in_guest": "", "extracted": NEW, "cold": NEW}, "5: the toolstack"),
+        ({"running": OLD, "in_guest": "", "extracted": ""}, "unexplained"),
+    ],
+)
+def test_mechanism(changes: dict[str, object], begins: str) -> None:
+    import re
+
+    assert re.match(begins, mechanism(replace(GOOD, **changes)))  # type: ignore[arg-type]
+
+
+# -- frames -----------------------------------------------------------------------------------------------------------
+
+HERE, THERE = "198.18.77.1", "198.18.77.2"
+
+
+def packet(payload: bytes, sequence: int = 1, source: str = THERE, good: bool = True) -> bytes:
+    import socket
+
+    tcp = dpkt.tcp.TCP(sport=1, dport=2, seq=sequence, data=payload)
+    ip = dpkt.ip.IP(src=socket.inet_aton(source), dst=socket.inet_aton(HERE), p=dpkt.ip.IP_PROTO_TCP, data=tcp)
+    ip.len = 40 + len(payload)
+    raw = bytearray(bytes(dpkt.ethernet.Ethernet(data=ip)))
+    if not good:
+        raw[14 + 20 + 16] ^= 0x55
+    return bytes(raw)
+
+
+def pcap(path: Path, *packets: bytes, snaplen: int = 1 << 18) -> Path:
+    with path.open("wb") as file:
+        writer = dpkt.pcap.Writer(file, snaplen=snaplen)
+        for n, data in enumerate(packets):
+            writer.writepkt(data[:snaplen], ts=n)
+    return path
+
+
+def test_frames(tmp_path: Path) -> None:
+    arp = b"\xff" * 12 + b"\x08\x06" + bytes(28)
+    path = pcap(
+        tmp_path / "a.pcap", arp, packet(b"x" * 1448), packet(b"y" * 9000, 1449), packet(b"x" * 1448), packet(b"", source=HERE),
+        packet(b"bad", 90_000, good=False),
+    )  # fmt: skip
+    found = frames.read(path)
+    sent = frames.sent_by(found, THERE)
+    assert (len(found), len(sent), frames.largest(sent)) == (5, 4, 9000)
+    assert [frame.good for frame in sent] == [True, True, True, False]
+    assert (frames.bad_checksums(sent), frames.repeated(sent)) == (1, 1)
+
+
+def test_frames_cut_short_have_a_size_and_no_verdict(tmp_path: Path) -> None:
+    (frame,) = frames.read(pcap(tmp_path / "a.pcap", packet(b"x" * 9000), snaplen=96))
+    assert (frame.payload, frame.good) == (9000, None)
+
+
+@given(st.binary(max_size=300))
+def test_frames_live_through_anything(data: bytes) -> None:
+    frames._frame(data)
+
+
+# -- pygrub -----------------------------------------------------------------------------------------------------------
+
+
+def test_pygrub_formats() -> None:
+    assert pygrub.parse_simple0(b"kernel /k\0ramdisk /r\0args a='b c' d=\"e\"\0\0") == ("/k", "/r", "a='b c' d=\"e\"")
+    assert pygrub.parse_simple(b"kernel /k\nargs a=1\n\n") == ("/k", "", "a=1")
+    assert pygrub.parse_sxp(b"linux (kernel '/k')(ramdisk '/r')(args 'a=\\'b c\\' d=\"e\"')") == ("/k", "/r", "a='b c' d=\"e\"")
+    assert pygrub.parse_sxp(b'linux (kernel "/k")(args "it\'s")') == ("/k", "", "it's")
+    assert pygrub.parse_simple0(b"") == ("", "", None)
+
+
+def test_mutations_repeat_and_keep_the_menu_in_its_place() -> None:
+    menu = b"title x\nkernel /boot/kernel/kernel\n" * 4
+    one, two = (pygrub_fuzz.mutate_menu(random.Random(7), menu) for _ in range(2))
+    assert one == two != menu
+    assert all(len(pygrub_fuzz.mutate_menu(random.Random(n), menu)) == len(menu) for n in range(200))
+    base = bytes(300_000)
+    assert pygrub_fuzz.mutate_image(random.Random(3), bytearray(base)) == pygrub_fuzz.mutate_image(
+        random.Random(3), bytearray(base)
+    )
+    assert {len(pygrub_fuzz.mutate_image(random.Random(n), bytearray(base))) < len(base) for n in range(60)} == {True, False}
+
+
+# -- volumes ----------------------------------------------------------------------------------------------------------
+
+
+def test_mbr_and_gpt_place_their_parts() -> None:
+    disk = partitions.mbr([Slice(0xA5, b"one" * 1000), Slice(0x83, b"two", active=True)])
+    assert disk[510:512] == b"\x55\xaa"
+    flags, kinds, starts = zip(
+        *((e[0], e[4], struct.unpack("<I", e[8:12])[0]) for e in (disk[446:462], disk[462:478])), strict=True
+    )
+    assert (flags, kinds) == ((0, 0x80), (0xA5, 0x83))
+    assert disk[starts[0] * 512 :].startswith(b"oneone")
+    assert disk[starts[1] * 512 :].startswith(b"two")
+
+    disk = partitions.gpt([(partitions.FREEBSD_BOOT, b"boot"), (partitions.FREEBSD_UFS, b"root")])
+    assert (disk[450], disk[512:520]) == (0xEE, b"EFI PART")
+    first, second = (struct.unpack("<Q", disk[1024 + 128 * n + 32 : 1024 + 128 * n + 40])[0] for n in (0, 1))
+    assert (disk[first * 512 :][:4], disk[second * 512 :][:4]) == (b"boot", b"root")
+
+
+def test_twin_differs_in_its_ident_alone() -> None:
+    kernel = (
+        b"\x7fELF"
+        + bytes(64)
+        + b"@(#)FreeBSD 13.2-RELEASE XENA\0"
+        + b"FreeBSD 13.2-RELEASE XENA\n\0"
+        + bytes(9)
+        + b"\0XENA\0"
+        + b"ident\tXENA\n"
+    )
+    twin, ident = bootable.twin(kernel)
+    assert (ident, bootable.ident(twin)) == ("XENB", "XENB")
+    assert len(twin) == len(kernel)
+    assert sum(a != b for a, b in zip(kernel, twin, strict=True)) == 3
+    again, back = bootable.twin(twin)
+    assert (back, again) == ("XENA", kernel)
+    with pytest.raises(UsageError):
+        bootable.twin(b"\x7fELF no kernel")

@@ -1,0 +1,103 @@
+"""Known issues: read, matched, strict."""
+
+from __future__ import annotations
+
+import datetime
+
+import pytest
+
+from harness.cli import matrix
+from harness.errors import UsageError
+from harness.plugin import known
+from harness.plugin.cells import Cell
+
+NEW = Cell("freebsd", "pvh", "xen-4.20", "4.20", "14.1")
+OLD = Cell("freebsd", "pvh", "xen-4.20", "4.20", "13.2")
+CONTROL = Cell("control", "pvh", "xen-4.20", "4.20")
+TODAY = datetime.date(2026, 11, 25)
+TEXT = """
+[[issue]]
+case = "boot/test_control_shutdown[poweroff]"
+cells = "freebsd*"
+freebsd = "<14.1"
+says = "its kernel has halted"
+bug = "9e0b0f5de67f"
+why = "it halts"
+since = 2026-11-25
+review = 2027-05-25
+"""
+
+
+def test_covers_by_case_cell_and_release() -> None:
+    (issue,) = known.parse(TEXT)
+    assert issue.covers("boot/test_control_shutdown[poweroff]", OLD)
+    assert not issue.covers("boot/test_control_shutdown[poweroff]", NEW)
+    assert not issue.covers("boot/test_control_shutdown[poweroff]", CONTROL)
+    assert not issue.covers("boot/test_control_shutdown[reboot]", OLD)
+
+
+def test_an_entry_without_parameters_covers_all_of_them() -> None:
+    (issue,) = known.parse(TEXT.replace("[poweroff]", ""))
+    assert issue.covers("boot/test_control_shutdown[halt]", OLD)
+    assert issue.covers("boot/test_control_shutdown", OLD)
+
+
+def test_excuses_only_what_it_says() -> None:
+    (issue,) = known.parse(TEXT)
+    assert issue.excuses("waited 3 s; last reason: its kernel has halted, and xl says -b----")
+    assert not issue.excuses("panic: page fault", "1234abcd panic: page fault @ xbd_connect")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        ('why = "it halts"\n', "", "missing: why"),
+        ("bug =", "bgu =", "missing: bug; unknown: bgu"),
+        ("2027-05-25", '"soon"', "review = 'soon'"),
+        ('"its kernel has halted"', '"("', "says:"),
+        ('"<14.1"', '"until 14"', "FreeBSD 'until 14'"),
+        ("[[issue]]", "[[issue", "known_issues.toml"),
+    ],
+)
+def test_what_is_wrong_is_named(old: str, new: str, words: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        known.parse(TEXT.replace(old, new))
+    assert words in str(caught.value)
+
+
+def test_stale_entries() -> None:
+    issues = known.parse(TEXT)
+    case = "boot/test_control_shutdown[poweroff]"
+    assert known.stale(issues, [(case, OLD)], TODAY) == ()
+    assert known.stale(issues, [("boot/test_other", OLD)], TODAY) == (f"{case} in freebsd*: fits no case",)
+    (late,) = known.stale(issues, [(case, OLD)], datetime.date(2027, 5, 26))
+    assert "its review was due on 2027-05-25" in late
+    (early,) = known.stale(issues, [(case, OLD)], datetime.date(2026, 11, 24))
+    assert "in the future" in early
+
+
+@pytest.mark.parametrize(
+    ("callspec", "case"),
+    [
+        ("freebsd-pvh-xen-4.20-4096", "s/test_a[4096]"), ("4096-freebsd-pvh-xen-4.20", "s/test_a[4096]"),
+        ("freebsd-pvh-xen-4.20", "s/test_a"), ("freebsd-pvh-xen-4.20-poweroff-destroy", "s/test_a[poweroff-destroy]"),
+    ],
+)  # fmt: skip
+def test_case_id_leaves_the_cell_out(callspec: str, case: str) -> None:
+    assert known.case_id("s", "test_a", callspec, OLD) == case
+
+
+def test_matrix_says_what_runs_what_is_skipped_and_what_is_known() -> None:
+    entries = [
+        matrix.Entry("boot", "boot/test_a", OLD, "A title."),
+        matrix.Entry("boot", "boot/test_b[x]", OLD, "B", issue="bug 1: why"),
+        matrix.Entry("boot", "boot/test_c", OLD, "C", skip="needs the control guest; elsewhere: fxh run boot -k test_c"),
+        matrix.Entry("boot", "boot/test_a", CONTROL, "A title."),
+    ]
+    short = matrix.table(entries)
+    assert len(short) == 2
+    assert "freebsd-pvh-xen-4.20   2 run  1 known  skipped: 1 needs the control guest" in short[1]
+    assert short[0].endswith("1 run  0 known")
+    full = "\n".join(matrix.table(entries, cases=True))
+    assert "KNOWN: bug 1: why" in full
+    assert "elsewhere: fxh run boot -k test_c" in full

@@ -1,0 +1,206 @@
+"""Leases, with the keeper that hosts run, on this machine: a directory of its own, no Xen."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from harness.deadline import Deadline, NotYet
+from harness.errors import DeadlineExpired
+from harness.hosts.lease import HostBusy, HostTooSmall, Lease, Wish, survey
+from harness.transport.local import LocalTransport
+
+HERE = LocalTransport()
+
+
+class Host:
+    """A host of 1000 MiB."""
+
+    def __init__(self, base: Path) -> None:
+        self.base = base
+        self.leases: list[Lease] = []
+
+    def wish(self, run: str, memory: int, **more: Any) -> Wish:
+        return Wish(run, memory, 1, 1, "a test", capacity_memory=1000, capacity_vcpus=16, base=str(self.base), poll=0.1, **more)
+
+    def lease(self, run: str, memory: int, seconds: float = 20, **more: Any) -> Lease:
+        lease = Lease(HERE, self.wish(run, memory, **more)).acquire(Deadline(seconds))
+        self.leases.append(lease)
+        return lease
+
+    def look(self) -> dict[str, Any]:
+        return survey(HERE, base=str(self.base), capacity_memory=1000)
+
+
+@pytest.fixture
+def host(tmp_path: Path) -> Iterator[Host]:
+    found = Host(tmp_path / "fxh")
+    yield found
+    for lease in found.leases:
+        lease.end()
+
+
+def test_shares_until_it_is_full(host: Host) -> None:
+    one, two = host.lease("aa", 400), host.lease("bb", 400)
+    assert (one.slot, two.slot) == (0, 1)
+    with pytest.raises(HostBusy, match="short of memory"):
+        host.lease("cc", 400, nowait=True)
+    with pytest.raises(HostTooSmall, match="1001 MiB"):
+        host.lease("cc", 1001)
+    with pytest.raises(DeadlineExpired, match="short of memory"):
+        host.lease("cc", 400, seconds=1.5)
+    one.end()
+    assert host.lease("cc", 400).slot == 0
+    rows = {row["run"]: row for row in host.look()["leases"]}
+    assert set(rows) == {"bb", "cc"}
+    assert rows["bb"]["what"] == "a test"
+    assert f"pid {os.getpid()}" in rows["bb"]["who"]
+
+
+def test_first_come_first_served_and_the_holder_hears_that_others_wait(host: Host) -> None:
+    one = host.lease("aa", 900)
+    order: list[str] = []
+
+    def take(run: str, memory: int) -> None:
+        lease = host.lease(run, memory, seconds=60)
+        order.append(run)
+        time.sleep(0.2)
+        lease.end()
+
+    threads = []
+    for run, memory in (("big", 800), ("small", 50), ("big2", 700)):
+        thread = threading.Thread(target=take, args=(run, memory))
+        thread.start()
+        threads.append(thread)
+
+        def queued(run: str = run) -> None:
+            if run not in [row["run"] for row in host.look()["leases"]]:
+                raise NotYet("not in the queue")
+
+        Deadline(20).wait(run, queued)
+    # There is room for the small one, but the big one was first.
+    with pytest.raises(HostBusy, match="its turn"):
+        host.lease("now", 10, nowait=True)
+    assert order == []
+
+    def heard() -> None:
+        if not one.wanted:
+            raise NotYet("the keeper said nothing")
+
+    Deadline(30).wait("the holder to hear of it", heard)
+    one.end()
+    for thread in threads:
+        thread.join(60)
+    assert order.index("big") < order.index("big2")
+    assert order[0] == "big"
+
+
+def test_a_killed_controller_leaves_nothing(host: Host) -> None:
+    code = (
+        "import sys,time;from pathlib import Path\n"
+        "from harness.hosts.lease import *;from harness.transport.local import LocalTransport;from harness.deadline import Deadline\n"
+        "w=Wish('dead',900,1,1,'x',capacity_memory=1000,capacity_vcpus=16,base=sys.argv[1])\n"
+        "l=Lease(LocalTransport(),w).acquire(Deadline(20));Path(sys.argv[1]+'/run-dead').mkdir();print('held',flush=True);time.sleep(60)"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code, str(host.base)], stdout=subprocess.PIPE)
+    assert process.stdout is not None
+    assert process.stdout.readline() == b"held\n"
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    begun = time.monotonic()
+    host.lease("next", 900)
+    assert time.monotonic() - begun < 5
+    assert not (host.base / "run-dead").exists()
+
+
+def test_a_keeper_that_is_killed_is_noticed_by_both_sides(host: Host) -> None:
+    lease = host.lease("aa", 900)
+    (host.base / "run-aa").mkdir()
+    row = host.look()["leases"][0]
+    os.kill(row["pid"], signal.SIGKILL)
+
+    Deadline(10).wait("the controller to notice", lambda: _lost(lease), 0.05)
+    assert host.look()["orphans"] == {"aa": [f"directory {host.base}/run-aa"]}
+    assert host.lease("bb", 900).slot == 0
+    assert not (host.base / "run-aa").exists()
+
+
+def test_silence_ends_a_lease_and_a_new_connection_ends_it_at_once(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    from harness.hosts import lease as module
+
+    monkeypatch.setattr(module, "BEAT", 1000.0)
+    silent = host.lease("aa", 900, silence=1.0)
+    Deadline(20).wait("the silent one to go", lambda: _none_left(host))
+    Deadline(10).wait("the controller to notice", lambda: _lost(silent), 0.05)
+    host.lease("bb", 900)
+    begun = time.monotonic()
+    again = host.lease("cc", 900, supersede="bb")
+    assert time.monotonic() - begun < 5
+    assert again.slot == 0
+    assert [row["run"] for row in host.look()["leases"]] == ["cc"]
+
+
+def _lost(lease: Lease) -> None:
+    if not lease.lost:
+        raise NotYet("not lost yet")
+
+
+def _none_left(host: Host) -> None:
+    if host.look()["leases"]:
+        raise NotYet("it is there still")
+
+
+def test_clean_says_what_there_is_and_removes_it_only_when_nobody_lives(host: Host) -> None:
+    host.lease("aa", 100)
+    for run in ("aa", "gone"):
+        (host.base / f"run-{run}").mkdir()
+        (host.base / f"run-{run}" / "disk").write_bytes(b"x")
+    assert host.look()["orphans"] == {"gone": [f"directory {host.base}/run-gone"]}
+    assert (host.base / "run-gone").exists(), "to look is not to remove"
+    assert survey(HERE, clean=True, base=str(host.base))["left"] == {}
+    assert not (host.base / "run-gone").exists()
+    assert (host.base / "run-aa" / "disk").exists()
+
+
+def test_what_is_kept_goes_by_itself(host: Host) -> None:
+    lease = host.lease("aa", 900)
+    assert not lease.keep("fxh-bb-1-x", 60), "of another run"
+    assert lease.keep("fxh-aa-1-x", 60)
+    # There is no such domain here, so nothing is waited for.
+    lease.end()
+    Deadline(20).wait("the lease to end", lambda: _none_left(host))
+
+
+def test_python_missing_there_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from harness.errors import InfrastructureError
+
+    fake = tmp_path / "python3"
+    fake.write_text("#!/bin/sh\necho 'no python here'; exit 1\n")
+    fake.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    with pytest.raises(InfrastructureError, match="no python here"):
+        survey(HERE, base=str(tmp_path))
+
+
+def test_a_local_stream_gives_its_descriptors_back_even_from_under_a_reader() -> None:
+    before = len(os.listdir("/proc/self/fd"))  # noqa: PTH208
+    for _ in range(5):
+        stream = HERE.open(["cat"])
+        reader = threading.Thread(target=lambda stream=stream: stream.read(10, 30))
+        reader.start()
+        time.sleep(0.05)
+        stream.close()
+        stream.close()
+        reader.join(5)
+        assert not reader.is_alive()
+        assert stream.read(1) == b""
+    assert len(os.listdir("/proc/self/fd")) == before  # noqa: PTH208

@@ -1,0 +1,179 @@
+"""A night: what it does, what monitors read, whom it tells; and the examples in docs/nightly."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from harness.config.schema import MailConfig, NightlyConfig
+from harness.errors import InfrastructureError, UsageError
+from harness.nightly import mail, night
+from harness.nightly.plan import Step, plan
+
+DOCS = Path(__file__).parent.parent.parent / "docs" / "nightly"
+
+
+def sh(name: str, script: str, **more: Any) -> Step:
+    return Step(name, ("sh", "-c", script), **more)
+
+
+def go(tmp_path: Path, *steps: Step, hours: float = 1.0) -> tuple[night.Night, list[dict[str, Any]]]:
+    told: list[str] = []
+    return night.go(steps, tmp_path, hours, told.append), [json.loads(line) for line in told]
+
+
+def test_the_plan_follows_the_configuration(tmp_path: Path) -> None:
+    assert [step.name for step in plan(NightlyConfig(), MailConfig(), tmp_path)] == ["run", "report", "prune"]
+    full = plan(
+        NightlyConfig(source=str(tmp_path), build=("--source", "{source}"), run=("boot", "-n", "2")),
+        MailConfig(to=("a@x", "b@x")),
+        tmp_path,
+    )
+    assert [step.name for step in full] == ["update", "build", "run", "report", "prune"]
+    assert full[0].argv == ("git", "-C", str(tmp_path), "pull", "--ff-only", "--quiet")
+    assert full[3].argv[-6:] == ("report", "--mail", "--to", "a@x, b@x", "--reports", str(tmp_path))
+    assert full[1].argv[-4:] == ("image", "build", "--source", str(tmp_path))
+    with pytest.raises(UsageError, match="no such directory"):
+        plan(NightlyConfig(source="/none"), MailConfig(), tmp_path)
+
+
+def test_a_verdict_is_no_failure_of_the_night(tmp_path: Path) -> None:
+    done, told = go(tmp_path, sh("run", "exit 1", verdicts=(1,)), sh("report", "exit 1", echoes="run"))
+    assert [line["status"] for line in told] == ["product", "ok"]
+    assert (done.exit_code, done.failed) == (1, ())
+    kept = [json.loads(line) for line in (tmp_path / "nightly/nightly.jsonl").read_text().splitlines()]
+    assert kept == told
+    assert set(told[0]) == {"night", "step", "status", "exit_code", "seconds", "started", "why", "log"}
+
+
+def test_a_needed_step_that_fails_ends_the_night_but_not_its_cleaning(tmp_path: Path) -> None:
+    done, told = go(
+        tmp_path, sh("build", "echo no space left; exit 7", needed=True), sh("run", "touch ran"), sh("prune", "true", always=True)
+    )
+    assert [line["status"] for line in told] == ["failed", "skipped", "ok"]
+    assert told[0]["why"] == "exit code 7: no space left"
+    assert told[1]["why"] == "build failed before it"
+    assert done.exit_code == 4
+    message = mail.compose(done, MailConfig(to=("devs@x",), infrastructure_to=("ops@x",)), "m")
+    assert message["To"] == "ops@x"
+    assert message["Subject"].startswith("[fxh infrastructure] night ")
+    assert "no space left" in message.get_content()
+    assert "says nothing about FreeBSD" in message.get_content()
+
+
+def test_a_step_has_a_limit_and_a_missing_command_is_said(tmp_path: Path) -> None:
+    begun = time.monotonic()
+    _, told = go(tmp_path, sh("run", "sleep 60"), Step("report", ("/no/such/thing",)), hours=0.3 / 3600)
+    assert time.monotonic() - begun < 10
+    assert "no end within" in told[0]["why"]
+    assert told[1]["why"] == "cannot start /no/such/thing: No such file or directory"
+
+
+def test_nights_do_not_overlap(tmp_path: Path) -> None:
+    code = (
+        "import sys,pathlib;from harness.nightly import night;from harness.nightly.plan import Step\n"
+        "night.go([Step('run',('sh','-c','echo;sleep 3'))],pathlib.Path(sys.argv[1]),1,print)"
+    )
+    other = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)])
+    while not list((tmp_path / "nightly").glob("*/run.log")):
+        time.sleep(0.05)
+    with pytest.raises(InfrastructureError, match="another night is at work"):
+        go(tmp_path, sh("run", "true"))
+    assert other.wait(20) == 0
+
+
+def test_mail_is_written_and_sent_only_when_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    done, _ = go(tmp_path, sh("run", "exit 3"))
+    config = MailConfig(send=False, smtp="127.0.0.1:1")
+    message = mail.compose(done, config, "m")
+    mail.deliver(message, config, tmp_path / "a.eml")
+    assert b"a bug of the harness" in (tmp_path / "a.eml").read_bytes()
+    with pytest.raises(InfrastructureError, match="it is kept in"):
+        mail.deliver(message, MailConfig(send=True, smtp="127.0.0.1:1"), tmp_path / "b.eml")
+    assert (tmp_path / "b.eml").exists()
+    (tmp_path / "secret").write_text("hush\n")
+    monkeypatch.delenv("FXH_MAIL_PASSWORD", raising=False)
+    assert mail.password(MailConfig(password_file=str(tmp_path / "secret"))) == "hush"
+
+
+def test_the_reason_is_a_line_that_says_something() -> None:
+    assert night.reason("a\nnone serves\n=====\nreport: /x\n\n", 4) == "infrastructure: none serves"
+    assert night.reason("", 9) == "exit code 9"
+
+
+def test_old_nights_go(tmp_path: Path) -> None:
+    for n in range(5):
+        (tmp_path / "nightly" / f"2026010{n}").mkdir(parents=True)
+    night.prune(tmp_path, 2)
+    assert sorted(path.name for path in (tmp_path / "nightly").iterdir()) == ["20260103", "20260104"]
+
+
+# -- the examples -----------------------------------------------------------------------------------------------------
+
+
+def test_gitlab_example() -> None:
+    jobs = yaml.safe_load((DOCS / "gitlab-ci.yml").read_text())
+    stages = jobs.pop("stages")
+    jobs.pop("variables")
+    for job in jobs.values():
+        assert job["stage"] in stages
+        assert all(isinstance(line, str) for line in job["script"])
+    assert jobs["merge"]["needs"] == ["boot"]
+    assert "$CI_NODE_INDEX/$CI_NODE_TOTAL" in jobs["boot"]["script"][1]
+
+
+def test_github_example() -> None:
+    flow = yaml.safe_load((DOCS / "github-actions.yml").read_text())
+    assert set(flow) == {"name", "on", "permissions", "concurrency", "jobs"}
+    for job in flow["jobs"].values():
+        assert job["runs-on"]
+        assert all(("run" in step) != ("uses" in step) for step in job["steps"])
+    assert flow["jobs"]["merge"]["needs"] in flow["jobs"]
+
+
+def test_cron_example() -> None:
+    lines = [line for line in (DOCS / "crontab").read_text().splitlines() if line and not line.startswith("#")]
+    assert lines[0] == 'MAILTO=""'
+    minute, hour, *rest = lines[1].split(None, 5)
+    assert (int(minute) < 60, int(hour) < 24, rest[:3]) == (True, True, ["*", "*", "*"])
+    assert "%" not in rest[3], "cron takes % for a line end"
+    subprocess.run(["sh", "-n", "-c", rest[3]], check=True)
+
+
+def test_jenkins_example_has_its_brackets_in_pairs() -> None:
+    text = (DOCS / "Jenkinsfile").read_text()
+    for left, right in ("{}", "()"):
+        assert text.count(left) == text.count(right)
+    assert "make -s nightly" in text
+
+
+@pytest.mark.skipif(not shutil.which("systemd-analyze"), reason="needs systemd-analyze")
+def test_systemd_units() -> None:
+    units = [str(DOCS / f"fxh-nightly.{kind}") for kind in ("service", "timer")]
+    done = subprocess.run(["systemd-analyze", "verify", *units], capture_output=True, text=True)
+    ours = [line for line in done.stderr.splitlines() if "fxh-nightly" in line]
+    assert not ours, ours
+    calendar = next(line.partition("=")[2] for line in Path(units[1]).read_text().splitlines() if line.startswith("OnCalendar="))
+    subprocess.run(["systemd-analyze", "calendar", calendar], check=True, capture_output=True)
+
+
+def test_every_command_in_the_examples_is_there() -> None:
+    from typer.main import get_command
+
+    from harness.cli.main import app
+
+    verbs = set(get_command(app).commands)  # type: ignore[attr-defined]
+    for path in DOCS.iterdir():
+        for line in path.read_text().splitlines():
+            if "bin/fxh " in line:
+                assert line.split("bin/fxh ")[1].split()[0] in verbs, line
+    targets = {line.partition(":")[0] for line in (DOCS.parent.parent / "Makefile").read_text().splitlines() if ":" in line}
+    assert {"nightly", "setup"} <= targets

@@ -1,0 +1,115 @@
+"""The judges of the suites: values in, complaints out. Table rows are those of FreeBSD's and libxl's sources."""
+
+from __future__ import annotations
+
+import pytest
+
+from harness.errors import UsageError
+from harness.oracles.finding import finding
+from harness.oracles.naming import Given, collisions, misnamed
+from harness.plugin.cells import within
+from harness.xen import vdev
+
+OLD, NEW = (8, 0), (13, 2)
+
+
+@pytest.mark.parametrize(
+    ("name", "number", "new", "old"),
+    [
+        ("hda", 768, "ada0", "ad0"), ("hdb", 832, "ada1", "ad1"), ("hdc", 5632, "ada2", "ad2"), ("hdd", 5696, "ada3", "ad3"),
+        ("hda1", 769, "ada0", "ad0"), ("hda2", 770, "ada0", "ad0"),
+        ("sda", 2048, "da0", "da0"), ("sdb", 2064, "da1", "da1"), ("sdp", 2288, "da15", "da15"),
+        ("sda1", 2049, "da0", "da0"), ("sda2", 2050, "da0", "da0"),
+        ("xvda", 51712, "xbd0", "xbd0"), ("0xCA00", 51712, "xbd0", "xbd0"), ("51712", 51712, "xbd0", "xbd0"),
+        ("d0p0", 51712, "xbd0", "xbd0"), ("xvdb", 51728, "xbd1", "xbd1"), ("0xCA10", 51728, "xbd1", "xbd1"),
+        ("xvda1", 51713, "xbd0", "xbd0"), ("xvda2", 51714, "xbd0", "xbd0"), ("xvdp", 51952, "xbd15", "xbd15"),
+        ("xvda16", 268435472, "xbd0", "xbd1"), ("xvdq", 268439552, "xbd16", "xbd0"),
+        ("xvdz", 268441856, "xbd25", "xbd0"), ("xvdaa", 268442112, "xbd26", "xbd0"),
+        ("d1000p0", 268691456, "xbd1000", "xbd0"), ("0xCB00", 51968, "xbd0", "xbd0"),
+        ("0x100", 256, "xbd0", "xbd0"), ("0x4100", 16640, "da16", "da16"), ("0x5B40", 23360, "ada19", "ad19"),
+    ],
+)  # fmt: skip
+def test_vdev_table(name: str, number: int, new: str, old: str) -> None:
+    assert vdev.number(name) == number
+    assert vdev.freebsd_disk(number, NEW) == new
+    assert vdev.freebsd_disk(number, (99, 0)) == new
+    assert vdev.freebsd_disk(number, OLD) == old
+
+
+def test_the_missing_return_was_mended_after_9_0() -> None:
+    xvdq = vdev.number("xvdq")
+    assert [vdev.freebsd_disk(xvdq, version) for version in ((8, 4), (9, 0), (9, 1), (9, 3))] == ["xbd0", "xbd0", "xbd16", "xbd16"]
+    assert vdev.freebsd_disk(vdev.number("hda"), (9, 0)) == "ada0"
+
+
+@pytest.mark.parametrize("name", ["xvda01", "hde", "hda64", "sdq", "sda16", "xvda256", "d1048576p0", "nvme0", "", "2147483648"])
+def test_vdevs_that_xl_refuses(name: str) -> None:
+    with pytest.raises(UsageError):
+        vdev.number(name)
+
+
+@pytest.mark.parametrize(
+    ("name", "linux"),
+    [
+        ("hda", "xvda"), ("hdc", "xvdc"), ("sda", "xvda"), ("sde", "xvde"), ("sde3", "xvde3"), ("0x4100", "xvdq"), ("0x2100", "xvde"),
+        ("xvdq", "xvdq"), ("xvda16", "xvda16"), ("d1000p0", "xvdalm"), ("d6p0", "xvdg"),
+    ],
+)  # fmt: skip
+def test_linux_table(name: str, linux: str) -> None:
+    assert vdev.linux_disk(vdev.number(name)) == linux
+
+
+def test_linux_refuses_majors_it_does_not_know() -> None:
+    with pytest.raises(UsageError, match="Linux refuses"):
+        vdev.linux_disk(0xCB00)
+
+
+def name_of(name: str) -> str:
+    return vdev.freebsd_disk(vdev.number(name), NEW)
+
+
+def test_naming_judge() -> None:
+    given = (Given("xvdb", "b"), Given("hda", "h"), Given("xvdq", "q"))
+    assert misnamed(given, {"xbd0": "root", "xbd1": "b", "ada0": "h", "xbd16": "q"}, name_of) == ()
+
+    swapped = misnamed(given, {"xbd1": "h", "ada0": "b", "xbd16": "q"}, name_of)
+    assert swapped == (
+        "vdev xvdb (number 51728, 0xca10) should be xbd1: it is ada0, and xbd1 holds vdev hda",
+        "vdev hda (number 768, 0x300) should be ada0: it is xbd1, and ada0 holds vdev xvdb",
+    )
+    # The bug of 8.0: an extended number becomes xbd0.
+    (renamed,) = misnamed(given, {"xbd1": "b", "ada0": "h", "xbd0": "q"}, name_of)
+    assert renamed.endswith("should be xbd16: it is xbd0, and there is no xbd16")
+    (missing,) = misnamed(given, {"xbd1": "b", "ada0": "h"}, name_of)
+    assert "its content is on no disk of the guest, and there is no xbd16" in missing
+    (corrupt,) = misnamed(given, {"xbd1": "b", "ada0": "h", "xbd16": "x"}, name_of)
+    assert corrupt.endswith("its content is on no disk of the guest, and xbd16 holds something else")
+
+
+def test_collisions() -> None:
+    assert collisions(("xvda", "xvdb1", "xvdb2", "hda", "0xCB00"), name_of) == {
+        "xbd0": ("xvda", "0xCB00"),
+        "xbd1": ("xvdb1", "xvdb2"),
+    }
+    assert collisions(("xvda", "hda", "sda"), name_of) == {}
+
+
+def test_finding_has_all_that_a_mail_needs() -> None:
+    text = finding(asked="A", did=["B", "C"], good="D", source="E")
+    assert text.splitlines() == ["asked:  A", "did:    B", "did:    C", "a good one: D", "source: E"]
+
+
+@pytest.mark.parametrize(
+    ("version", "span", "inside"),
+    [
+        ("13.2", ">=12.0", True), ("13.2", ">=14", False), ("14.0", "<14.1", True), ("14.1", "<14.1", False),
+        ("13.2", ">=12.0,<13.0", False), ("", ">=12.0", True),
+    ],
+)  # fmt: skip
+def test_version_spans(version: str, span: str, inside: bool) -> None:
+    assert within(version, span) is inside
+
+
+def test_a_span_that_is_none() -> None:
+    with pytest.raises(UsageError):
+        within("13.2", "12+")

@@ -1,0 +1,62 @@
+"""What a resumed run repeats, and what a kept guest is shown with."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from harness.cli import run as verb
+from harness.errors import UsageError
+from harness.plugin import keep
+from harness.results import model
+from harness.results.model import RunResult
+
+
+@pytest.mark.parametrize(
+    ("words", "bare"),
+    [
+        ([], True),
+        (["--resume", "latest"], True),
+        (["--resume=latest", "--reports", "/x"], True),
+        (["boot", "--resume", "latest"], False),
+        (["--resume", "latest", "--type", "pv"], False),
+        (["--type=pv"], False),
+    ],
+)
+def test_a_command_line_that_says_only_which_run(words: list[str], bare: bool) -> None:
+    assert verb._bare(words) is bare
+
+
+def test_the_run_s_own_command_line_is_repeated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "runs" / "r1"
+    path.mkdir(parents=True)
+    model.write_run(path, RunResult("r1", "2026", command="fxh run boot -k 'a or b' --type pv"))
+    (tmp_path / "latest").symlink_to("runs/r1")
+    for name in ("r1", str(path), "latest"):
+        assert verb._find(tmp_path, name) == path
+    with pytest.raises(UsageError, match="no run 'r2'"):
+        verb._find(tmp_path, "r2")
+
+    monkeypatch.setattr(sys, "argv", ["fxh", "run", "--resume", "r1"])
+    assert verb._again(path) is not None
+    monkeypatch.setattr(sys, "argv", ["fxh", "run", "boot", "--resume", "r1"])
+    assert verb._again(path) is None, "it says itself what to run"
+    monkeypatch.setattr(sys, "argv", ["fxh", "run", "--resume", "r1"])
+    model.write_run(path, RunResult("r1", "2026", command="fxh run --reports /x"))
+    assert verb._again(path) is None, "there is nothing to add"
+
+
+def test_how_to_attach() -> None:
+    place = keep.Place("ssh xen1", "--xen-host xen1", "/var/lib/fxh/run-ab")
+    text = keep.commands(place, "fxh-ab-1-x", 7, {"xenctx": "/usr/lib/xen-4.20/bin/xenctx"}, "12:00 UTC")
+    assert text.splitlines() == [
+        "fxh-ab-1-x (domain 7) is kept, paused, until 12:00 UTC:",
+        "  its console    fxh console fxh-ab-1-x --xen-host xen1",
+        "  its vCPUs      ssh xen1 /usr/lib/xen-4.20/bin/xenctx -a 7",
+        "  let it run on  ssh xen1 xl unpause 7",
+        "  a core         ssh xen1 xl dump-core 7 /var/lib/fxh/run-ab/fxh-ab-1-x.core",
+    ]
+    here = keep.commands(keep.Place("", "--xen-host local", "/d"), "n", 7, {}, "x")
+    assert "  let it run on  xl unpause 7" in here
