@@ -231,7 +231,12 @@ def _good_side(home: Path, run: RunResult, case: CaseResult, good: str, swaps: l
             inputs = dict(rows[-1].seen.inputs.values)
             options = narrowed(past.options, case)
             old = RunResult(past.run, past.started, inputs=past.inputs, options=options)
-            side = replace(_side(old, case.cell, inputs), gone=_gone(options, inputs))
+            gone = _gone(options, inputs)
+            # An image's name stays when it is built anew.
+            image = inputs.get("image", "")
+            if image != case.inputs.get("image", "") and options.get("image", "") == bad.options.get("image"):
+                gone["image"] = f"{image} was built anew since"
+            side = replace(_side(old, case.cell, inputs), gone=gone)
             typer.echo(f"it passed last in {past.run}", err=True)
     elif good:
         raise UsageError(f"{case.key} did not pass in {case.cell} in a run {good!r}")

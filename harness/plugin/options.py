@@ -55,6 +55,8 @@ class Options:
             "xen": ",".join(self.xens),
             "kernel": self.kernel,
             "disk": self.disk,
+            "image": self.image,
+            "bootloader": self.bootloader,
             "root": self.root,
             "control": self.control,
             "xen-host": self.host,

@@ -177,7 +177,8 @@ def address(module: str, name: str) -> tuple[str, str]:
 
 def address_of(case: CaseResult) -> tuple[str, str]:
     path, _, name = case.nodeid.rpartition("::")
-    return address(f"{case.suite}.{Path(path).stem}", name)
+    # A file from outside of the project that was named by itself has no path in its id, and no module in theirs.
+    return address(f"{case.suite}.{Path(path).stem}" if path else "", name)
 
 
 def narrowed(options: dict[str, str], case: CaseResult) -> dict[str, str]:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import io
 import json
 import math
+import os
 import subprocess
+import sys
 import tarfile
 import time
 from pathlib import Path
@@ -16,12 +18,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from written import case, run, save
 
-from harness.errors import UsageError
+from harness.errors import InfrastructureError, UsageError
 from harness.investigate import bundle, notebook
 from harness.investigate.bisection import Culprit, Rule, State, Stuck, Try, next_step, tried
 from harness.investigate.blame import ALL_GOOD, AS_IT_FAILED, CONTROL, Side, conclude, plan
 from harness.investigate.builds import Commits, Files
-from harness.investigate.rerun import selector
+from harness.investigate.rerun import checkout, selector
 from harness.investigate.scrub import Scrubber
 
 P, F, LOST, S = "passed", "failed", "infrastructure", "skipped"
@@ -387,3 +389,18 @@ def test_a_bundle_cannot_hand_over_other_options(tmp_path: Path) -> None:
         "c", "n", "s", "x", "c", F, "", "", "", "r", "h", {"reports": "/etc", "xen-host": "root@elsewhere", "type": "pvh"}
     )
     assert bundle.options_for(evil, tmp_path, {}) == {"type": "pvh"}
+
+
+def test_another_checkout_of_the_harness_is_the_one_that_runs() -> None:
+    """What `rerun` relies on to swap the harness: the path it sets wins over an installed copy."""
+    project = Path(__file__).parents[2]
+    if not (project / ".git").exists():
+        pytest.skip("the harness is no git checkout here")
+    with checkout(project, "HEAD") as tree:
+        code = "import harness, harness.paths; print(harness.__file__); print(harness.paths.project())"
+        environment = os.environ | {"PYTHONPATH": str(tree), "FXH_PROJECT": str(tree)}
+        out = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, cwd="/").stdout.split()
+        assert out == [str(tree / "harness" / "__init__.py"), str(tree)]
+    assert not tree.exists()
+    with pytest.raises(InfrastructureError, match="no harness at"), checkout(project, "nosuch"):
+        pass

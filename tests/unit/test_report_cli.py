@@ -146,6 +146,19 @@ def test_blame_dry_run_says_what_it_would_run(tmp_path: Path) -> None:
     )
 
 
+def test_blame_says_when_an_image_was_built_anew(tmp_path: Path) -> None:
+    options = {"image": "13.2-ufs1", "guest": "freebsd"}
+    keep(
+        tmp_path,
+        run(1, case(inputs={"image": "13.2-ufs1 aaaa"}), options=options),
+        run(2, case("F", inputs={"image": "13.2-ufs1 bbbb"}), options=options),
+    )
+    assert "image:" not in fxh(tmp_path, "blame", "boots", "--dry-run")[1]
+    swapped = fxh(tmp_path, "blame", "boots", "--dry-run", "--swap", "image=13.2-old")[1]
+    assert "image: --image 13.2-old" in swapped
+    assert "control guest: --guest control, --image (default)" in swapped
+
+
 @pytest.mark.parametrize(
     "words",
     [
