@@ -78,10 +78,11 @@ def run(
         if again is not None:
             again()
             return
+    chosen = _paths(project, suites or [])
     argv = [
-        *_paths(project, suites or []),
+        *chosen,
         "--rootdir",
-        str(project),
+        str(_root(project, chosen)),
         "-q",
         "--no-header",
         "-p",
@@ -125,6 +126,14 @@ def _paths(project: Path, suites: list[str]) -> list[str]:
         else:
             raise UsageError(f"no suite {suite!r}", mend=f"there are: {', '.join(known)}")
     return found or [str(project / "suites")]
+
+
+def _root(project: Path, chosen: list[str]) -> Path:
+    """What cases are named relative to: the project, or whatever holds a suite that lies elsewhere."""
+    first = Path(chosen[0].partition("::")[0]).resolve()
+    if first.is_relative_to(project.resolve()):
+        return project
+    return (first if first.is_dir() else first.parent).parent
 
 
 def _find(reports: Path, run: str) -> Path:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.console.reader import ConsoleReader
-from harness.errors import HarnessError, InfrastructureError, LabDead
+from harness.errors import HarnessError, InfrastructureError, LabDead, TransportError
 from harness.guests import bootable
 from harness.guests import source as sources
 from harness.guests.guest import Guest, Shape, configure
@@ -234,7 +234,11 @@ class Rig:
         found: tuple[Item, ...] = ()
         for pause in (0.0, 0.5, 2.0):
             time.sleep(pause)
-            found = host.inventory().leaks_since(before)
+            try:
+                found = host.inventory().leaks_since(before)
+            except (LabDead, TransportError) as exc:  # whoever needs the host next is told, and what ran there was judged
+                log.warning("%s: not looked for leaks: %s", cell, exc.message)
+                return ()
             if isinstance(host, LabHost):
                 found = tuple(item for item in found if not any(part in item.name for part in given))
             if not found:
