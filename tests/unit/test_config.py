@@ -83,3 +83,11 @@ def test_a_hundred_hosts_cost_nothing(toml: Path) -> None:
     begun = time.process_time()
     assert len(load().config.hosts) == 100
     assert time.process_time() - begun < 0.25
+
+
+def test_the_example_in_the_documentation_is_good(toml: Path) -> None:
+    page = (Path(__file__).parent.parent.parent / "docs" / "hosts.md").read_text()
+    toml.write_text(page.split("```toml\n")[1].split("```")[0])
+    config = load().config
+    assert set(config.hosts) == {"xen1", "xen2"}
+    assert config.mail.send is False
