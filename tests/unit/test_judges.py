@@ -189,11 +189,11 @@ def test_twin_differs_in_its_ident_alone() -> None:
 STAND_IN = """
 import os, signal, sys, time
 data = open(sys.argv[-1], "rb").read()
-if len(data) % 4 == 0:
+if sum(data) % 4 == 0:
     sys.exit(0)
-if len(data) % 4 == 1:
+if sum(data) % 4 == 1:
     raise RuntimeError("no")
-if len(data) % 4 == 2:
+if sum(data) % 4 == 2:
     os.kill(os.getpid(), signal.SIGSEGV)
 os._exit(77)
 """
