@@ -12,10 +12,10 @@ import contextlib
 import json
 import os
 import random
-import runpy
 import signal
 import sys
 import time
+from types import CodeType
 
 SECONDS = 20
 WORDS = [
@@ -56,12 +56,12 @@ def mutate_image(chance: random.Random, image: bytearray) -> bytearray:
     return image
 
 
-def once(pygrub: str, path: str, directory: str) -> tuple[str, float]:
+def once(code: CodeType, pygrub: str, path: str, directory: str) -> tuple[str, float]:
     """One run in a child; how it ended (``0``, ``1``, ``signal 11``, ``hang``) and after how many seconds."""
     begun = time.monotonic()
     child = os.fork()
     if child == 0:
-        code = 99
+        ended = 99
         try:
             os.chdir(directory)
             null = os.open(os.devnull, os.O_RDWR)
@@ -70,14 +70,14 @@ def once(pygrub: str, path: str, directory: str) -> tuple[str, float]:
             os.dup2(os.open(directory + "/error", os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 2)
             sys.argv = [pygrub, "-q", "--output-format=simple0", "--output-directory=" + directory + "/out", path]
             signal.alarm(SECONDS + 10)
-            runpy.run_path(pygrub, run_name="__main__")
-            code = 0
+            exec(code, {"__name__": "__main__", "__file__": pygrub})
+            ended = 0
         except SystemExit as exc:
-            code = exc.code if isinstance(exc.code, int) else (1 if exc.code else 0)
+            ended = exc.code if isinstance(exc.code, int) else (1 if exc.code else 0)
         except BaseException as exc:
             os.write(2, f"{type(exc).__name__}: {exc}".encode()[:2000])
-            code = 1
-        os._exit(code)
+            ended = 1
+        os._exit(ended)
     while time.monotonic() - begun < SECONDS:
         done, status = os.waitpid(child, os.WNOHANG)
         if done:
@@ -107,6 +107,8 @@ def main() -> None:
     ):
         with contextlib.suppress(ImportError):
             __import__(name)
+    with open(pygrub, "rb") as file:  # noqa: PTH123
+        code = compile(file.read(), pygrub, "exec")
     counts: dict[str, int] = {}
     slowest = 0.0
     path = directory + "/image"
@@ -120,7 +122,7 @@ def main() -> None:
             image = mutate_image(chance, bytearray(base))
         with open(path, "wb") as file:  # noqa: PTH123
             file.write(image)
-        how, seconds = once(pygrub, path, directory)
+        how, seconds = once(code, pygrub, path, directory)
         counts[how] = counts.get(how, 0) + 1
         slowest = max(slowest, seconds)
         if how not in ("0", "1"):

