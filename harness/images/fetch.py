@@ -27,7 +27,7 @@ def is_url(where: str) -> bool:
     return where.startswith(("http://", "https://", "ftp://"))
 
 
-def text(where: str, name: str) -> str:
+def text(where: str, name: str, patience: float = _SILENCE) -> str:
     """A small file of a mirror or a directory. Raises UsageError when it is not there, InfrastructureError without network."""
     if not is_url(where):
         path = Path(where).expanduser() / name
@@ -38,7 +38,7 @@ def text(where: str, name: str) -> str:
         return path.read_text()
     url = f"{where.rstrip('/')}/{name}"
     try:
-        with urllib.request.urlopen(url, timeout=_SILENCE) as answer:
+        with urllib.request.urlopen(url, timeout=patience) as answer:
             return str(answer.read().decode())
     except urllib.error.HTTPError as exc:
         raise UsageError(f"{url}: {exc.code} {exc.reason}", mend="give the directory of a release that holds MANIFEST") from exc

@@ -33,6 +33,7 @@ from harness.images import (
     layout,
     make,
     makefs,
+    newcomer,
     recipe,
     srcbuild,
     store,
@@ -597,3 +598,10 @@ def running(workshop: Workshop) -> list[str]:
         except OSError:
             continue
     return found
+
+
+def test_the_newest_release_is_what_the_mirror_lists() -> None:
+    listing = '<a href="../">..</a> <a href="9.3-RELEASE/">9.3</a><a href="/r/14.10-RELEASE/" title="x">y</a><a href="14.2-RELEASE/">z</a>'
+    assert newcomer.newest(listing) == "14.10-RELEASE"
+    with pytest.raises(UsageError, match="lists no release"):
+        newcomer.newest("<title>404</title>")
