@@ -20,6 +20,7 @@ from harness import report as reporting
 from harness.history import FILE, History
 from harness.history.rows import observation
 from harness.report import html
+from harness.report.gather import MEASURED
 from harness.results.model import Boot, CaseResult, Stamp
 from harness.verdicts.whole import judge_run
 
@@ -90,7 +91,7 @@ def main() -> int:
 def _verdicts(history: History, done: reporting.RunResult) -> bool:
     def act() -> None:
         past: dict[tuple[str, str], list[object]] = {}
-        for row in history.results(before=history.number(done.run), last=RUNS):
+        for row in history.results(before=history.number(done.run), last=RUNS, measured=MEASURED):
             past.setdefault((row.seen.case, row.seen.cell), []).append(row.seen)
         found = judge_run([observation(done, item) for item in done.cases], past)  # type: ignore[arg-type]
         assert len(found) == CASES * CELLS

@@ -82,7 +82,9 @@ def _observation(
     run: str, case: str, cell: str, outcome: str, identity: str, inputs: Inputs, phase: str, branch: str, reason: str
 ) -> Observation:
     """What the run said of known issues, put as what happened: the case failed and is excused, or it passed."""
-    known, first = "", reason.partition("\n")[0]
+    known, first = "", ""
+    if outcome in (KNOWN, FAILED):
+        first = reason.partition("\n")[0]
     if outcome == KNOWN:
         outcome, known = FAILED, first.removeprefix(KNOWN_WORDS)
     elif outcome == FAILED and first.startswith(GONE_WORDS):

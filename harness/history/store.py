@@ -9,7 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Connection, Engine, create_engine, delete, event, func, insert, select, update
+from sqlalchemy import Connection, Engine, Select, create_engine, delete, event, func, insert, select, update
+from sqlalchemy import case as sql_case
 from sqlalchemy.exc import DatabaseError
 from sqlalchemy.pool import NullPool
 
@@ -124,21 +125,25 @@ class History:
         with self._guarded() as connection:
             return int(connection.execute(select(func.coalesce(func.max(RUNS.c.id), 0))).scalar_one()) + 1
 
-    def results(self, *, before: int | None = None, last: int = 0, run: str = "", case: str = "") -> tuple[Row, ...]:
-        """Results, oldest run first: of the ``last`` runs recorded before ``before``, of one ``run``, of one ``case``."""
+    def results(
+        self, *, before: int | None = None, last: int = 0, run: str = "", case: str = "", measured: int = 0
+    ) -> tuple[Row, ...]:
+        """Results, oldest run first: of the ``last`` runs recorded before ``before``, of one ``run``, of one ``case``.
+
+        ``measured``: metrics of the last so many of these runs only, since a long history's weigh more than all the rest.
+        """
         r = RESULTS.c
+        recent = _latest(measured, before).scalar_subquery()
+        metrics = sql_case((r.run_id.in_(recent), r.metrics), else_="{}") if measured else r.metrics
         columns = (
             r.run_id, RUNS.c.run, RUNS.c.branch, r.suite, r.case, r.cell, r.outcome, r.identity, r.phase, r.seconds, r.inputs_id,
-            r.metrics, r.reason, r.directory,
+            metrics, r.reason, r.directory,
         )  # fmt: skip
         query = select(*columns).join(RUNS, RUNS.c.id == r.run_id).order_by(r.run_id)
         if before is not None:
             query = query.where(r.run_id < before)
         if last:
-            numbers = select(RUNS.c.id).order_by(RUNS.c.id.desc()).limit(last)
-            if before is not None:
-                numbers = numbers.where(RUNS.c.id < before)
-            query = query.where(r.run_id.in_(numbers.scalar_subquery()))
+            query = query.where(r.run_id.in_(_latest(last, before).scalar_subquery()))
         if run:
             query = query.where(RUNS.c.run == run)
         if case:
@@ -188,6 +193,12 @@ class History:
     def _trouble(self, said: str) -> InfrastructureError:
         mend = "make room on that disk" if "full" in said else "see that the file and its directory can be written"
         return InfrastructureError(f"{self.path}: {said}", mend="another process holds it; try again" if "locked" in said else mend)
+
+
+def _latest(count: int, before: int | None) -> Select[tuple[int]]:
+    """The numbers of the latest ``count`` runs, of those recorded before number ``before``."""
+    numbers = select(RUNS.c.id).order_by(RUNS.c.id.desc()).limit(count)
+    return numbers if before is None else numbers.where(RUNS.c.id < before)
 
 
 def _said(exc: DatabaseError | sqlite3.DatabaseError) -> str:

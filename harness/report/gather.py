@@ -18,6 +18,8 @@ from harness.verdicts.whole import Key, gone, judge_run
 
 # How many runs verdicts look back at, and how many a page shows.
 REACH, SHOWN = 200, 30
+# How many runs' metrics are looked at, for drifts and plots.
+MEASURED = 60
 # Characters of a domain's configuration.
 _CONFIG = 4000
 
@@ -84,7 +86,7 @@ def gather(
 ) -> Report:
     """``path`` is the run's directory, for what only its files know. Raises what the history raises."""
     number = history.number(run.run) if history else 0
-    rows = history.results(before=number, last=REACH) if history else ()
+    rows = history.results(before=number, last=REACH, measured=MEASURED) if history else ()
     if history and not isinstance(baseline, LastGreen):
         rows = _with_named(history, baseline, rows, number)
     past: dict[Key, list[Row]] = {}

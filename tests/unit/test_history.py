@@ -66,6 +66,7 @@ def test_what_is_recorded_is_read(history: History) -> None:
     assert rows[0].seen.inputs.changes(rows[2].seen.inputs) == ("kernel",)
     assert (rows[0].seen.branch, history.runs()[0].options) == ("main", {"kernel": "/k"})
     assert len(history.results(last=1)) == 1
+    assert [bool(row.metrics) for row in history.results(measured=1)] == [False, False, True]
     assert len(history.results(before=2)) == 2
     assert len(history.results(run="run-001")) == 2
     assert len(history.results(case="boot/test_boot::test_boots")) == 2
