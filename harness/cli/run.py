@@ -174,6 +174,7 @@ def _tell(path: Path) -> None:
         sentence = json.loads((path / "report.json").read_text())["sentence"]
     except (OSError, ValueError, KeyError):
         sentence = "no report was written"
+    sys.stdout.flush()  # pytest's summary comes before it, also where both go into one file
     print(f"{sentence}\nreport: {path / 'index.html'}", file=sys.stderr)
 
 

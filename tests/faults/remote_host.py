@@ -12,6 +12,7 @@ import threading
 from pathlib import Path
 from typing import Any
 
+from harness import paths
 from harness.deadline import Deadline, NotYet
 from harness.lab import records
 
@@ -114,6 +115,9 @@ class Remote:
         self.environment = {
             **os.environ,
             "HOME": str(directory),
+            # Another home, but the same labs.
+            "FXH_STORE": str(paths.store()),
+            "FXH_RUNTIME": str(paths.runtime()),
             "FXH_CONFIG": str(directory / "fxh.toml"),
             "FXH_TEST": str(directory / "marks"),
             "FXH_RUN_LEASE_WAIT": "240",

@@ -225,7 +225,7 @@ def test_known_issues_are_strict(suite: Path, tmp_path: Path) -> None:
         "test_fails": "known", "test_passes": "failed", "test_command_fails": "failed",
     }, out  # fmt: skip
     assert code == 1
-    assert "remove its entry" in cases["test_passes"]["reason"]
+    assert "Remove its entry" in cases["test_passes"]["reason"]
     assert "bug 1: it is so" in cases["test_fails"]["reason"]
     assert "one is not two" in cases["test_fails"]["reason"]
     assert run(suite, tmp_path, "-k", "test_fails and not command")[0] == 0
