@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import re
 import time
@@ -15,7 +16,7 @@ from harness.console.session import Output, Session
 from harness.console.stages import FIRST_LINE, StageReached
 from harness.console.text import excerpt
 from harness.deadline import Deadline, NotYet
-from harness.errors import DeadlineExpired, GuestDied, InfrastructureError, UsageError
+from harness.errors import CommandFailed, DeadlineExpired, GuestDied, InfrastructureError, UsageError
 from harness.guests.profile import GuestProfile
 from harness.guests.source import GuestSource
 from harness.hosts.host import XenHost
@@ -28,6 +29,10 @@ _BOOT = 300.0
 _COMMAND = 60.0
 # A BIOS and its boot blocks print on the screen: the loader's is the first line.
 _FIRMWARE = 240.0
+_DESTROY = 120.0
+# Looks, half a second apart, at which a domain has to be gone whose toolstack restarts it: xl sleeps two seconds before it
+# builds a domain anew (tools/xl/xl_vmcontrol.c), and until then none is listed.
+_BETWEEN_LIVES = 7
 # A halted kernel that has not told Xen by then will not tell it any more.
 _AFTER_HALT = 8.0
 
@@ -188,10 +193,22 @@ class Guest:
     def destroy(self) -> None:
         """Remove the domain, whatever state it is in."""
         self.console_will_end()
-        row = self.state()
-        while row is not None:
-            self.host.toolstack.destroy(row.domid)
+        restarts = "restart" in (self.config.on_poweroff, self.config.on_reboot, self.config.on_crash)
+        gone = 0
+
+        def look() -> None:
+            nonlocal gone
             row = self.state()
+            if row is not None:
+                gone = 0
+                with contextlib.suppress(CommandFailed):  # it may have gone by itself meanwhile
+                    self.host.toolstack.destroy(row.domid)
+                raise NotYet(f"domain {row.domid} is {row.state}")
+            gone += 1
+            if restarts and gone < _BETWEEN_LIVES:
+                raise NotYet("it may be between two lives")
+
+        Deadline(_DESTROY).wait(f"{self.name} to be gone", look, 0.5 if restarts else 0.0)
         self.detach()
 
     # -- what cases use -----------------------------------------------------------------------------------------------
