@@ -10,6 +10,7 @@ from harness.cli import matrix
 from harness.errors import UsageError
 from harness.plugin import known
 from harness.plugin.cells import Cell
+from harness.plugin.progress import Progress
 
 NEW = Cell("freebsd", "pvh", "xen-4.20", "4.20", "14.1")
 OLD = Cell("freebsd", "pvh", "xen-4.20", "4.20", "13.2")
@@ -101,3 +102,10 @@ def test_matrix_says_what_runs_what_is_skipped_and_what_is_known() -> None:
     full = "\n".join(matrix.table(entries, cases=True))
     assert "KNOWN: bug 1: why" in full
     assert "elsewhere: fxh run boot -k test_c" in full
+
+
+def test_a_known_issue_is_no_skip_to_pytest() -> None:
+    report = pytest.TestReport("x", ("x", 1, "x"), {}, "skipped", None, "call")
+    assert Progress().pytest_report_teststatus(report) == ("skipped", "", "SKIPPED")
+    report.wasxfail = "known issue, bug 1"  # type: ignore[attr-defined]
+    assert Progress().pytest_report_teststatus(report) == ("xfailed", "", "XFAILED")
