@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import sys
-import time
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from harness.cli import places
 from harness.errors import ExitCode
 
 
@@ -22,18 +21,16 @@ def merge(
     reports: Annotated[Path | None, typer.Option("--reports", help="Where the joined run goes (default: reports/).")] = None,
 ) -> None:
     """Join runs into one and write its page. Exit code as `fxh run`'s; 4 when a shard is missing."""
-    from harness import paths
     from harness.plugin.outcome import exit_code
     from harness.report import publish
+    from harness.results import place
     from harness.results.merge import merge as join
 
-    where = (reports or paths.project() / "reports").absolute()
-    target = where / "runs" / f"{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}-{os.urandom(2).hex()}"
+    where = places.reports(reports)
+    target = place.new(where)
     found = join(runs, target, exit_code)
     publish(found.path, found.run)
-    latest = where / "latest"
-    latest.unlink(missing_ok=True)
-    latest.symlink_to(Path("runs") / target.name)
+    place.latest(target)
     counts = ", ".join(
         f"{found.run.count(o)} {o}" for o in ("passed", "failed", "skipped", "infrastructure", "harness") if found.run.count(o)
     )

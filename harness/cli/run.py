@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import json
-import os
 import shlex
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from harness.cli import places
 from harness.errors import ExitCode, UsageError
 
 
@@ -61,6 +60,7 @@ def run(
     from harness import paths
     from harness.config import load
     from harness.plugin.progress import Progress
+    from harness.results import place
 
     if with_release and not (guest or image or kernel):
         from harness.images import newcomer
@@ -71,9 +71,9 @@ def run(
         else:
             print(why, file=sys.stderr)
     project = paths.project()
-    where = (reports or project / "reports").absolute()
+    where = places.reports(reports)
     if resume:
-        path = _find(where, resume)
+        path = places.run_directory(where, resume)
         again = _again(path)
         if again is not None:
             again()
@@ -105,7 +105,7 @@ def run(
         if value:
             argv += [f"--{name}", str(value.absolute() if isinstance(value, Path) else value)]
     if not resume:
-        path = where / "runs" / f"{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}-{os.urandom(2).hex()}"
+        path = place.new(where)
     argv += ["--resume"] if resume else []
     argv += ["--reports", str(where), "--fxh-run", str(path)]
     argv += ["--junitxml", str(path / "junit.xml"), "--alluredir", str(path / "allure")]
@@ -134,14 +134,6 @@ def _root(project: Path, chosen: list[str]) -> Path:
     if first.is_relative_to(project.resolve()):
         return project
     return (first if first.is_dir() else first.parent).parent
-
-
-def _find(reports: Path, run: str) -> Path:
-    """A run by name, path, or ``latest``. Raises UsageError when there is none."""
-    for path in (Path(run), reports / "runs" / run, *([reports / "latest"] if run == "latest" else [])):
-        if (path / "run.json").is_file():
-            return path.resolve()
-    raise UsageError(f"no run {run!r}", mend=f"ls {reports / 'runs'}")
 
 
 def _bare(words: list[str]) -> bool:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import re
-import shutil
-import subprocess
 import tempfile
 from dataclasses import replace
 from pathlib import Path
@@ -13,8 +11,10 @@ from filelock import FileLock
 
 from harness import paths
 from harness.digest import file_sha256
-from harness.errors import BuildError, UsageError
+from harness.errors import UsageError
 from harness.guests.source import DiskImage, GuestSource
+from harness.images import makefs
+from harness.images.kernelfile import banner
 
 MENU = """\
 default=0
@@ -58,34 +58,21 @@ def write_tree(directory: Path, files: dict[str, bytes]) -> None:
 
 def make_ext2(tree: Path, target: Path, mib: int) -> None:
     """An ext2 as old readers want it. Raises BuildError."""
-    _tool("mke2fs", ["-q", "-t", "ext2", "-b", "1024", "-I", "128", "-m", "0", "-d", str(tree), str(target), f"{mib}M"])
+    makefs.run(["mke2fs", "-q", "-t", "ext2", "-b", "1024", "-I", "128", "-m", "0", "-d", str(tree), str(target), f"{mib}M"])
 
 
 def make_ufs(tree: Path, target: Path, *, version: int = 1, bsize: int = 8192, size: str = "32m") -> None:
     """A UFS with blocks of ``bsize`` bytes and fragments of an eighth (a half at 4096). Raises BuildError."""
     options = f"version={version},bsize={bsize},fsize={bsize // 8},optimization=space"
-    _tool("makefs", ["-t", "ffs", "-B", "le", "-s", size, "-o", options, str(target), str(tree)])
-
-
-def _tool(name: str, argv: list[str]) -> None:
-    path = shutil.which(name) or shutil.which(name, path="/usr/sbin:/sbin")
-    if path is None:
-        raise BuildError(f"this machine lacks {name}", mend="fxh setup")
-    done = subprocess.run([path, *argv], capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise BuildError(f"{name} ended with {done.returncode}: {(done.stderr or done.stdout).strip()[-400:]}")
-
-
-# "FreeBSD 13.2-RELEASE XENA" and a line end
-_NAMED = re.compile(rb"FreeBSD \d+\.\d+-[A-Za-z0-9_-]+ ([A-Za-z0-9_.-]+)\n")
+    makefs.run(["makefs", "-t", "ffs", "-B", "le", "-s", size, "-o", options, str(target), str(tree)])
 
 
 def ident(kernel: bytes) -> str:
     """The ident in a FreeBSD kernel's version line. Raises UsageError when it has none."""
-    match = _NAMED.search(kernel)
-    if match is None:
+    named = banner(kernel)
+    if not named:
         raise UsageError("no FreeBSD kernel: it has no `FreeBSD <release> <ident>` line")
-    return match[1].decode()
+    return named.rpartition(" ")[2]
 
 
 def twin(kernel: bytes) -> tuple[bytes, str]:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from harness import stamp
 from harness.digest import file_sha256
 from harness.errors import BuildError, UsageError
 from harness.images import disks, edits, image, kernelfile, makefs, metalog, slot, store
@@ -114,7 +115,7 @@ def _write(
         "root": layout.root, "types": [*parts.kernel.types, *(["hvm"] if layout.firmware else [])], "pygrub": layout.pygrub,
         "menu_variables": edits.menu_variables(layout), "kernel": {"sha256": parts.kernel.sha256, "path": "/boot/kernel/kernel"},
         "disks": rows, "world": parts.world.key, "inputs": [vars(item) for item in (*own, *parts.inputs)],
-        "built": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "seconds": round(time.monotonic() - begun, 2),
+        "built": stamp.now(), "seconds": round(time.monotonic() - begun, 2),
     }  # fmt: skip
 
 

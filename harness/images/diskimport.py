@@ -10,6 +10,7 @@ import uuid
 from pathlib import Path
 from typing import Any
 
+from harness import stamp
 from harness.digest import file_sha256
 from harness.errors import BuildError, UsageError
 from harness.images import image, kernelfile, slot, store, tables
@@ -50,7 +51,7 @@ def take(recipe: Recipe) -> Image:
             "about": f"the disk {path.name}", "root": recipe.root or root, "types": types, "pygrub": False,
             "kernel": {"sha256": kernel.sha256 if kernel else "", "path": ""}, "world": "",
             "disks": [{"file": "xvda.img", "vdev": "xvda", "format": "raw", "slot": -1}],
-            "inputs": [vars(item) for item in inputs], "built": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+            "inputs": [vars(item) for item in inputs], "built": stamp.now(),
             "seconds": round(time.monotonic() - begun, 2),
         }  # fmt: skip
 

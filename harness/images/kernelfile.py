@@ -13,6 +13,9 @@ from harness.xen import elfnotes
 
 # FreeBSD 13.2-RELEASE XENA       (version[] in the kernel's data, sys/conf/newvers.sh)
 _VERSION = re.compile(rb"FreeBSD (\d+\.\d+)-([A-Z][A-Za-z0-9_-]*)(?: [^\0\n]{0,80})?")
+# version[] (sys/conf/newvers.sh):  FreeBSD 13.2-RELEASE XENA
+# with a git checkout:              FreeBSD 14.1-STABLE stable/14-n269000-0123456789ab GENERIC\n
+_BANNER = re.compile(rb"FreeBSD \d+\.\d+-[A-Z][\w.-]*(?: [\w./+-]+)* [\w.-]+(?=\n?\0)")
 _MACHINES = {3: "i386", 62: "amd64", 183: "arm64", 243: "riscv", 20: "powerpc", 21: "powerpc64"}
 
 
@@ -31,6 +34,12 @@ def version_of(kernel: bytes) -> str:
     """The release a kernel file names itself by, for example ``13.2``; "" when it is no FreeBSD kernel."""
     match = _VERSION.search(kernel)
     return match[1].decode() if match else ""
+
+
+def banner(kernel: bytes) -> str:
+    """The version that a FreeBSD kernel names itself by, with its configuration's ident last; "" for any other file."""
+    match = _BANNER.search(kernel)
+    return match[0].decode() if match else ""
 
 
 def machine_of(kernel: bytes) -> str:

@@ -99,10 +99,10 @@ def ufs(makefs: Makefs, fs: FileSystem, tree: Tree, etc: Path, target: Path, lab
             manifest.write_text(metalog.render(tree))
             _stage(tree, Path(scratch) / "tree")
             argv = [*_steady(), str(makefs.path), *common, "-F", str(manifest), "-x", "-o", options, str(target), f"{scratch}/tree"]
-        _run(argv, where=target.parent)
+        run(argv, where=target.parent)
         if not makefs.freebsd and shutil.which("fallocate"):
             # NetBSD's writes every block: the holes are dug afterwards.
-            _run(["fallocate", "--dig-holes", str(target)])
+            run(["fallocate", "--dig-holes", str(target)])
 
 
 def _steady() -> list[str]:
@@ -136,21 +136,25 @@ def ext2(fs: FileSystem, tree: Tree, target: Path, seed: str) -> None:
             "mke2fs", "-q", "-F", "-t", "ext2", "-m", "0", "-U", identity, "-E", f"hash_seed={identity},root_owner=0:0",
             "-d", f"{scratch}/tree", str(target), f"{fs.size}M",
         ]  # fmt: skip
-        _run(argv, {"SOURCE_DATE_EPOCH": _EPOCH, "E2FSPROGS_FAKE_TIME": _EPOCH})
+        run(argv, {"SOURCE_DATE_EPOCH": _EPOCH, "E2FSPROGS_FAKE_TIME": _EPOCH})
 
 
-def _run(argv: list[str], extra: dict[str, str] | None = None, where: Path | None = None) -> None:
+def run(argv: list[str], extra: dict[str, str] | None = None, where: Path | None = None) -> None:
+    """Run a tool that makes file systems. Raises BuildError with its words."""
     environment = {**os.environ, **(extra or {}), "LC_ALL": "C", "PATH": f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"}
-    done = subprocess.run(
-        argv,
-        cwd=where,
-        env=environment,
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        errors="replace",
-        check=False,
-    )
+    try:
+        done = subprocess.run(
+            argv,
+            cwd=where,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            check=False,
+        )
+    except FileNotFoundError as exc:
+        raise BuildError(f"this machine lacks {argv[0]}", mend="fxh setup") from exc
     if done.returncode:
         raise BuildError(
             f"{Path(argv[0]).name} ended with {done.returncode}: {(done.stderr or done.stdout).strip()[-600:]}\n  {' '.join(argv)}"

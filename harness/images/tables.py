@@ -8,12 +8,13 @@ from __future__ import annotations
 import struct
 import uuid
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from construct import Array, Bytes, Const, Int8ul, Int16ul, Int32ul, Int64ul, PaddedString, Struct
 
 SECTOR = 512
-_FREEBSD_SLICE = 0xA5
+FREEBSD_SLICE = 0xA5
 _GPT_ENTRIES, _GPT_ENTRY = 128, 128
 _GPT_SECTORS = _GPT_ENTRIES * _GPT_ENTRY // SECTOR
 GPT_FIRST = 2 + _GPT_SECTORS
@@ -76,14 +77,29 @@ class Part:
     name: str = ""
 
 
-def mbr(start: int, size: int, *, code: bytes = b"", kind: int = _FREEBSD_SLICE) -> bytes:
+@dataclass(frozen=True)
+class Slice:
+    """A slice of an MBR: type byte, ``start`` and ``size`` in sectors, whether it is the active one."""
+
+    kind: int
+    start: int
+    size: int
+    active: bool = False
+
+
+def mbr(start: int, size: int, *, code: bytes = b"", kind: int = FREEBSD_SLICE) -> bytes:
     """A master boot record with one slice. ``code`` is boot code such as /boot/mbr; the slice is active if there is some."""
-    slices = [{
-        "flag": 0x80 if code else 0, "first_chs": _chs(start), "type": kind, "last_chs": _chs(start + size - 1), "start": start,
-        "size": size,
-    }]  # fmt: skip
+    return boot_record([Slice(kind, start, size, bool(code))], code)
+
+
+def boot_record(slices: Sequence[Slice], code: bytes = b"") -> bytes:
+    """A master boot record with up to four slices."""
+    rows = [{
+        "flag": 0x80 if part.active else 0, "first_chs": _chs(part.start), "type": part.kind,
+        "last_chs": _chs(part.start + part.size - 1), "start": part.start, "size": part.size,
+    } for part in slices]  # fmt: skip
     empty = {"flag": 0, "first_chs": bytes(3), "type": 0, "last_chs": bytes(3), "start": 0, "size": 0}
-    return bytes(_MBR.build({"code": code[:446].ljust(446, b"\0"), "slices": slices + [empty] * 3}))
+    return bytes(_MBR.build({"code": code[:446].ljust(446, b"\0"), "slices": rows + [empty] * (4 - len(rows))}))
 
 
 def disklabel(size: int, parts: list[Part]) -> bytes:

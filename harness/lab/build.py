@@ -21,7 +21,7 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from harness import paths
+from harness import paths, stamp
 from harness.errors import BuildError, UsageError
 from harness.lab import cpio
 from harness.lab.recipe import Recipe
@@ -167,7 +167,7 @@ def _make(recipe: Recipe, work: Path) -> None:
     manifest = {
         "xen": recipe.xen, "suite": recipe.suite, "packages": recipe.packages, "sizes": sizes,
         "hypervisor": str(recipe.hypervisor or ""), "dom0_kernel": str(recipe.dom0_kernel or ""),
-        "built": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "built": stamp.now(),
         "seconds": round(time.monotonic() - started, 1),
     }  # fmt: skip
     (work / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n")

@@ -12,12 +12,13 @@ import sys
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from harness import stamp
 from harness.deadline import Deadline, NotYet
 from harness.errors import DeadlineExpired, InfrastructureError, LabDead, TransportError, UsageError
 from harness.lab import checkpoint, keys, records
 from harness.lab.accel import Accel
 from harness.lab.checkpoint import Checkpoint, CheckpointBroken
-from harness.lab.machine import Machine, now
+from harness.lab.machine import Machine
 from harness.lab.pulse import Pulse
 from harness.lab.qemu import MachineSpec, Qemu
 from harness.lab.records import LabRecord
@@ -231,7 +232,7 @@ class Lab:
             LabRecord(
                 name=self.name, image=str(self.image.directory), qemu=self.qemu.label, qemu_pid=process.pid,
                 owner_pid=os.getpid(), kept=self.keep, ssh_port=self.machine.ssh_port, accel=self.accel.name,
-                why=self.accel.why, checkpoint=self.parent, started=now(), host_key=made.host, spec=self.spec,
+                why=self.accel.why, checkpoint=self.parent, started=stamp.now(), host_key=made.host, spec=self.spec,
                 drives=tuple(self.machine.drives),
             ),
             made.client,

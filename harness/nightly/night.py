@@ -14,6 +14,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from harness import stamp
 from harness.errors import ExitCode, InfrastructureError
 from harness.nightly.plan import Step
 
@@ -71,14 +72,14 @@ def go(steps: Sequence[Step], reports: Path, hours: float, tell: Callable[[str],
             mend="start nights further apart, or make them shorter: more hosts, --shard",
         ) from None
     with lock:
-        name = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
+        name = stamp.compact()
         directory = root / name
         directory.mkdir(exist_ok=True)
         lines: list[Line] = []
         broken = ""
         for step in steps:
             if broken and not step.always:
-                line = Line(name, step.name, SKIPPED, None, 0.0, _now(), f"{broken} failed before it")
+                line = Line(name, step.name, SKIPPED, None, 0.0, stamp.now(), f"{broken} failed before it")
             else:
                 echo = next((line.exit_code for line in lines if line.step == step.echoes), None)
                 line = _do(name, step, directory, hours, echo)
@@ -93,7 +94,7 @@ def go(steps: Sequence[Step], reports: Path, hours: float, tell: Callable[[str],
 
 
 def _do(night: str, step: Step, directory: Path, hours: float, echo: int | None) -> Line:
-    begun, started = time.monotonic(), _now()
+    begun, started = time.monotonic(), stamp.now()
     log = directory / f"{step.name}.log"
     why, code = "", None
     with log.open("wb") as out:
@@ -154,7 +155,3 @@ def prune(reports: Path, keep: int) -> None:
     nights = sorted(path for path in (reports / "nightly").iterdir() if path.is_dir())
     for path in nights[:-keep]:
         shutil.rmtree(path, ignore_errors=True)
-
-
-def _now() -> str:
-    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import logging
 import os
-import secrets
 import shlex
 import shutil
 import sys
@@ -16,7 +15,7 @@ from pathlib import Path
 import pytest
 from _pytest.runner import runtestprotocol
 
-from harness import paths
+from harness import paths, stamp
 from harness.console.text import plain
 from harness.errors import HarnessError, UsageError
 from harness.lab import recipe
@@ -25,7 +24,7 @@ from harness.plugin import options as options_
 from harness.plugin.outcome import Finding, exit_code, judge
 from harness.plugin.rig import CaseContext, Rig, stamps
 from harness.plugin.state import CASE, OPTIONS, PROGRESS, RIG, RUN, Progress, case_directory
-from harness.results import model, revision
+from harness.results import model, place, revision
 from harness.results.model import (
     FAILED,
     GONE_WORDS,
@@ -75,11 +74,9 @@ def _open(config: pytest.Config) -> None:
         return
     options = config.stash[OPTIONS]
     inputs = _inputs() | ({"shard": str(config.getoption("shard"))} if config.getoption("shard") else {})
-    run = RunResult(path.name, _now(), "", _command(config), inputs, options=options.chosen, branch=options.branch)
+    run = RunResult(path.name, stamp.now(), "", _command(config), inputs, options=options.chosen, branch=options.branch)
     model.write_run(path, run)
-    latest = path.parent.parent / "latest"
-    latest.unlink(missing_ok=True)
-    latest.symlink_to(Path("runs") / path.name)
+    place.latest(path)
     old = sorted(p for p in path.parent.iterdir() if p.is_dir())
     for directory in old[: -config.stash[OPTIONS].keep_runs]:
         shutil.rmtree(directory, ignore_errors=True)
@@ -89,8 +86,7 @@ def run_path(config: pytest.Config) -> Path:
     """Where this run's results go; not made yet."""
     if RUN not in config.stash:
         given = str(config.getoption("fxh_run"))
-        name = f"{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}-{secrets.token_hex(2)}"
-        config.stash[RUN] = Path(given) if given else options_.reports(config) / "runs" / name
+        config.stash[RUN] = Path(given) if given else place.new(options_.reports(config))
     return config.stash[RUN]
 
 
@@ -107,10 +103,6 @@ def command() -> str:
 def _inputs() -> dict[str, str]:
     machine = f"{os.uname().sysname} {os.uname().release}"
     return {"harness": revision.of(paths.project()), "python": sys.version.split()[0], "machine": machine}
-
-
-def _now() -> str:
-    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
 
 
 def finished(config: pytest.Config) -> frozenset[str]:
@@ -143,7 +135,7 @@ def run(item: pytest.Item, nextitem: pytest.Item | None) -> None:
 
 
 def begin(item: pytest.Item, lost: str = "") -> None:
-    item.stash[PROGRESS] = Progress(time.monotonic(), _now(), lost=lost)
+    item.stash[PROGRESS] = Progress(time.monotonic(), stamp.now(), lost=lost)
     if CASE in item.stash:
         del item.stash[CASE]
 
@@ -317,6 +309,6 @@ def end(config: pytest.Config) -> None:
     from harness.report import publish
 
     run = model.read_run(path)
-    run = replace(run, ended=_now(), exit_code=exit_code(run.cases))
+    run = replace(run, ended=stamp.now(), exit_code=exit_code(run.cases))
     model.write_run(path, run)
     publish(path, run)

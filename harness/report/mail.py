@@ -16,6 +16,7 @@ from itertools import groupby
 from harness.console.text import plain
 from harness.errors import InfrastructureError, UsageError
 from harness.report.gather import CaseReport, Report, around_death
+from harness.stamp import ISO
 from harness.verdicts import values
 
 COLUMNS = 72
@@ -192,6 +193,6 @@ def _address(text: str, what: str) -> Address:
 
 def _when(stamp: str) -> datetime:
     try:
-        return datetime.strptime(stamp, "%Y-%m-%dT%H:%M:%SZ").replace(tzinfo=UTC)
+        return datetime.strptime(stamp, ISO).replace(tzinfo=UTC)
     except ValueError:
         return datetime.fromtimestamp(0, UTC)

@@ -13,39 +13,10 @@ from harness.xen import vdev
 OLD, NEW = (8, 0), (13, 2)
 
 
-@pytest.mark.parametrize(
-    ("name", "number", "new", "old"),
-    [
-        ("hda", 768, "ada0", "ad0"), ("hdb", 832, "ada1", "ad1"), ("hdc", 5632, "ada2", "ad2"), ("hdd", 5696, "ada3", "ad3"),
-        ("hda1", 769, "ada0", "ad0"), ("hda2", 770, "ada0", "ad0"),
-        ("sda", 2048, "da0", "da0"), ("sdb", 2064, "da1", "da1"), ("sdp", 2288, "da15", "da15"),
-        ("sda1", 2049, "da0", "da0"), ("sda2", 2050, "da0", "da0"),
-        ("xvda", 51712, "xbd0", "xbd0"), ("0xCA00", 51712, "xbd0", "xbd0"), ("51712", 51712, "xbd0", "xbd0"),
-        ("d0p0", 51712, "xbd0", "xbd0"), ("xvdb", 51728, "xbd1", "xbd1"), ("0xCA10", 51728, "xbd1", "xbd1"),
-        ("xvda1", 51713, "xbd0", "xbd0"), ("xvda2", 51714, "xbd0", "xbd0"), ("xvdp", 51952, "xbd15", "xbd15"),
-        ("xvda16", 268435472, "xbd0", "xbd1"), ("xvdq", 268439552, "xbd16", "xbd0"),
-        ("xvdz", 268441856, "xbd25", "xbd0"), ("xvdaa", 268442112, "xbd26", "xbd0"),
-        ("d1000p0", 268691456, "xbd1000", "xbd0"), ("0xCB00", 51968, "xbd0", "xbd0"),
-        ("0x100", 256, "xbd0", "xbd0"), ("0x4100", 16640, "da16", "da16"), ("0x5B40", 23360, "ada19", "ad19"),
-    ],
-)  # fmt: skip
-def test_vdev_table(name: str, number: int, new: str, old: str) -> None:
-    assert vdev.number(name) == number
-    assert vdev.freebsd_disk(number, NEW) == new
-    assert vdev.freebsd_disk(number, (99, 0)) == new
-    assert vdev.freebsd_disk(number, OLD) == old
-
-
 def test_the_missing_return_was_mended_after_9_0() -> None:
     xvdq = vdev.number("xvdq")
     assert [vdev.freebsd_disk(xvdq, version) for version in ((8, 4), (9, 0), (9, 1), (9, 3))] == ["xbd0", "xbd0", "xbd16", "xbd16"]
     assert vdev.freebsd_disk(vdev.number("hda"), (9, 0)) == "ada0"
-
-
-@pytest.mark.parametrize("name", ["xvda01", "hde", "hda64", "sdq", "sda16", "xvda256", "d1048576p0", "nvme0", "", "2147483648"])
-def test_vdevs_that_xl_refuses(name: str) -> None:
-    with pytest.raises(UsageError):
-        vdev.number(name)
 
 
 @pytest.mark.parametrize(

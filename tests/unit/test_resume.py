@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from harness.cli import places
 from harness.cli import run as verb
 from harness.errors import UsageError
 from harness.plugin import keep
@@ -35,9 +36,9 @@ def test_the_run_s_own_command_line_is_repeated(tmp_path: Path, monkeypatch: pyt
     model.write_run(path, RunResult("r1", "2026", command="fxh run boot -k 'a or b' --type pv"))
     (tmp_path / "latest").symlink_to("runs/r1")
     for name in ("r1", str(path), "latest"):
-        assert verb._find(tmp_path, name) == path
+        assert places.run_directory(tmp_path, name) == path
     with pytest.raises(UsageError, match="no run 'r2'"):
-        verb._find(tmp_path, "r2")
+        places.run_directory(tmp_path, "r2")
 
     monkeypatch.setattr(sys, "argv", ["fxh", "run", "--resume", "r1"])
     assert verb._again(path) is not None

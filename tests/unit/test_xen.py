@@ -137,20 +137,22 @@ def test_no_text_breaks_out_of_its_string(text: str) -> None:
         ("xvda", 51712, "xbd0", "xbd0"), ("0xCA00", 51712, "xbd0", "xbd0"), ("51712", 51712, "xbd0", "xbd0"),
         ("d0p0", 51712, "xbd0", "xbd0"), ("xvdb", 51728, "xbd1", "xbd1"), ("0xCA10", 51728, "xbd1", "xbd1"),
         ("xvda1", 51713, "xbd0", "xbd0"), ("xvda2", 51714, "xbd0", "xbd0"), ("xvdp", 51952, "xbd15", "xbd15"),
-        ("xvda16", 268435472, "xbd0", "xbd1"), ("xvdq", 268439552, "xbd16", "xbd0"), ("xvdz", 268441856, "xbd25", "xbd0"),
-        ("xvdaa", 268442112, "xbd26", "xbd0"), ("d1000p0", 268691456, "xbd1000", "xbd0"),
-        ("0xCB00", 51968, "xbd0", "xbd0"), ("0x100", 256, "xbd0", "xbd0"), ("0x4100", 16640, "da16", "da16"),
+        ("xvda16", 268435472, "xbd0", "xbd1"), ("xvdq", 268439552, "xbd16", "xbd0"),
+        ("xvdz", 268441856, "xbd25", "xbd0"), ("xvdaa", 268442112, "xbd26", "xbd0"),
+        ("d1000p0", 268691456, "xbd1000", "xbd0"), ("0xCB00", 51968, "xbd0", "xbd0"),
+        ("0x100", 256, "xbd0", "xbd0"), ("0x4100", 16640, "da16", "da16"), ("0x5B40", 23360, "ada19", "ad19"),
     ],
 )  # fmt: skip
 def test_vdev(name: str, number: int, now: str, eight: str) -> None:
     assert vdev.number(name) == number
     assert vdev.freebsd_disk(number) == now
-    assert vdev.freebsd_disk(number, (9, 3)) == now
+    assert all(vdev.freebsd_disk(number, version) == now for version in ((9, 3), (13, 2), (99, 0)))
     assert vdev.freebsd_disk(number, (8, 0)) == eight
 
 
 @pytest.mark.parametrize(
-    "name", ["hde", "hda64", "sdq", "sda16", "xvd", "xvda01", "vda", "", "d1048576p0", "0x80000000", "xvda256"]
+    "name",
+    ["hde", "hda64", "sdq", "sda16", "xvd", "xvda01", "vda", "", "d1048576p0", "0x80000000", "xvda256", "nvme0", "2147483648"],
 )
 def test_vdev_refuses_what_xl_refuses(name: str) -> None:
     with pytest.raises(UsageError):
