@@ -43,7 +43,7 @@ def _host(xen: str, xen_host: str, lab_name: str, memory: int, accel: str) -> Di
 def boot(
     kernel: Annotated[Path | None, typer.Option("--kernel", help="A FreeBSD kernel.")] = None,
     disk: Annotated[Path | None, typer.Option("--disk", help="The image with its root file system; it is not written to.")] = None,
-    image: Annotated[str, typer.Option("--image", help="An image of the store (fxh image list).")] = "",
+    image: Annotated[str, typer.Option("--image", help="An image of the store, or an exported one's directory.")] = "",
     bootloader: Annotated[str, typer.Option("--bootloader", help="pygrub: dom0 reads the kernel from the image's disk.")] = "",
     root: Annotated[str, typer.Option("--root", help="The guest's root device (default: the first disk).")] = "",
     guest_type: Annotated[str, typer.Option("--type", help="pv, pvh or hvm.")] = "",

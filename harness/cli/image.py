@@ -122,20 +122,21 @@ def export(
     name: Annotated[str, typer.Argument(help="Name or key.")],
     directory: Annotated[Path, typer.Argument(help="Where disks, kernel and manifest go.")],
 ) -> None:
-    """Copy an image's files, holes kept, for use with xl or QEMU by hand."""
+    """Copy an image's files, holes kept: for xl or QEMU by hand, or as `--image DIRECTORY` on another machine."""
     from harness.images import image, slot
 
     found = image.find(name)
     if directory.exists() and any(directory.iterdir()):
         raise UsageError(f"{directory} is not empty", mend="give a new directory")
     directory.mkdir(parents=True, exist_ok=True)
-    for path in sorted(p for p in found.entry.directory.iterdir() if p.is_file() and p.name not in ("sums.json", ".used")):
+    for path in sorted(p for p in found.entry.directory.iterdir() if p.is_file() and p.name != ".used"):
         if path.suffix == ".img":
             with (directory / path.name).open("wb") as out:
                 out.truncate(path.stat().st_size)
                 slot.paste(path, out.fileno(), 0)
         else:
             shutil.copyfile(path, directory / path.name)
+        shutil.copystat(path, directory / path.name)
         print(directory / path.name)
 
 

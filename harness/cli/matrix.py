@@ -99,13 +99,15 @@ def list_(
     xen: Annotated[str, typer.Option("--xen", help="Xen versions of the lab (by commas).")] = "",
     kernel: Annotated[Path | None, typer.Option("--kernel", help="A FreeBSD kernel.")] = None,
     disk: Annotated[Path | None, typer.Option("--disk", help="The image with its root file system.")] = None,
+    image: Annotated[str, typer.Option("--image", help="A FreeBSD image of the store, or an exported one's directory.")] = "",
     everywhere: Annotated[bool, typer.Option("--all", help="All guests and types that there could be.")] = False,
     cases: Annotated[bool, typer.Option("--cases", help="Each case with why it is skipped or known to fail.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
 ) -> None:
     """What would run: suites by cells, with what is skipped and why, and known issues. Boots nothing."""
     options = ["--fxh-everywhere"] if everywhere else []
-    for name, value in (("guest", guest), ("type", guest_type), ("xen", xen), ("kernel", kernel), ("disk", disk)):
+    asked = {"guest": guest, "type": guest_type, "xen": xen, "kernel": kernel, "disk": disk, "image": image}
+    for name, value in asked.items():
         if value:
             options += [f"--{name}", str(value.absolute() if isinstance(value, Path) else value)]
     found, _ = collect(options)

@@ -145,6 +145,8 @@ class Guest:
         self._console: ConsoleReader | None = None
         self._session: Session | None = None
         self.created = self.unpaused = 0.0
+        self.prepared: Any = None
+        """What the preparation that it comes from has left for its cases (``booted(prepare=...)``)."""
 
     # -- life ---------------------------------------------------------------------------------------------------------
 

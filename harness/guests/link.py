@@ -75,7 +75,8 @@ class Peer:
 class Link:
     """Between dom0 and the guest's vif ``index``, on the host's bridge or, with ``namespace``, in one of its own."""
 
-    def __init__(self, guest: Guest, index: int = 0, namespace: str = "") -> None:
+    def __init__(self, guest: Guest, index: int = 0, namespace: str = "", interface: str = "") -> None:
+        """``interface`` is its name in the guest, where that is known already."""
         self.guest, self.host, self.namespace = guest, guest.host, namespace
         self.vif = f"vif{guest.domid}.{index}"
         net = index + 77
@@ -83,7 +84,7 @@ class Link:
         self._admin = admin.of(guest.profile)
         self._port = 5001
         mac = guest.config.vifs[index].mac
-        self.interface = next(i.name for i in guest.profile.interfaces(guest.sh) if i.mac == mac)
+        self.interface = interface or next(i.name for i in guest.profile.interfaces(guest.sh) if i.mac == mac)
 
     # -- both ends ----------------------------------------------------------------------------------------------------
 

@@ -14,10 +14,8 @@ SCRIPT = """
 echo '%domains'; xl list
 echo '%xenstore'; xenstore-ls -f /
 echo '%vifs'; if [ -d /sys/class/net ]; then for i in /sys/class/net/*; do echo "${i##*/}"; done; else ifconfig -l | tr ' ' '\\n'; fi
-echo '%loops'; grep -H . /sys/block/loop*/loop/backing_file 2>/dev/null
-echo '%processes'; if [ -f /proc/1/cmdline ]; then grep -aH . /proc/[0-9]*/cmdline 2>/dev/null | tr '\\000' ' '
+echo '%files'; if [ -f /proc/1/cmdline ]; then grep -aH . /sys/block/loop*/loop/backing_file /proc/[0-9]*/cmdline 2>/dev/null | tr '\\000' ' '
 else ps -axww -o pid=,command= | sed 's/^ *\\([0-9]*\\) /\\1:/'; fi
-echo '%domains'; xl list
 """
 
 # What is listed belongs to a domain where its name says so:
@@ -68,7 +66,7 @@ class Inventory:
 def parse(text: str, run: str = "") -> Inventory:
     """The output of :data:`SCRIPT`. With ``run``, what is named as another run's is left out: the host may be shared.
 
-    Domains are listed at the beginning and at the end: what belongs to one that came or went meanwhile is no leak.
+    A domain that comes or goes meanwhile can look like a leak: whoever finds one looks again.
     """
     section = ""
     items: list[Item] = []
@@ -84,9 +82,9 @@ def parse(text: str, run: str = "") -> Inventory:
             items += _xenstore(line.partition(" = ")[0])
         elif section == "vifs" and re.match(r"(?:vif|xnb|tap)\d+\.", line):
             items.append(Item("vif", line, _owner(line)))
-        elif section == "loops":
+        elif line.startswith("/sys/block/"):
             items.append(Item("loop", line.removeprefix("/sys/block/").replace("/loop/backing_file:", " ")))
-        elif section == "processes":
+        elif section == "files":
             # /proc/467/cmdline:xl create -p /root/f.cfg
             command = line.partition(":")[2].strip()
             if _PROCESS.search(command):

@@ -91,7 +91,15 @@ def names() -> dict[str, str]:
 
 
 def find(wanted: str) -> Image:
-    """The image of that name, or whose key begins so. Raises UsageError when there is none, or a damaged one."""
+    """The image of that name, or whose key begins so, or in that directory (an exported one; its path has a slash).
+
+    Raises UsageError when there is none, or a damaged one.
+    """
+    if "/" in wanted:
+        directory = Path(wanted).resolve()
+        if not directory.is_dir():
+            raise UsageError(f"image {wanted}: no directory of that name", mend="give one that `fxh image export` has made")
+        return _sound(Image(directory.name, store.Entry(directory)), "export it again")
     known = names()
     keys = {entry.key for _, entry in store.entries(_KIND)}
     matching = [known[wanted]] if wanted in known else sorted(key for key in keys if len(wanted) >= 4 and key.startswith(wanted))
@@ -101,10 +109,13 @@ def find(wanted: str) -> Image:
         there = ", ".join(name for name, key in known.items() if key in keys) or "none yet"
         raise UsageError(f"no image {wanted!r}", mend=f"there are: {there}; `fxh image build` makes one")
     entry = store.Entry(store.directory(_KIND) / matching[0])
-    damaged = entry.damage()
+    return _sound(Image(wanted, entry), "build it again: the same command makes it anew")
+
+
+def _sound(found: Image, mend: str) -> Image:
+    """``found``, if its files are as they were made."""
+    damaged = found.entry.damage()
     if damaged:
-        raise UsageError(
-            f"image {wanted}: {', '.join(damaged)} in the store is damaged", mend="build it again: the same command makes it anew"
-        )
-    entry.touch()
-    return Image(wanted, entry)
+        raise UsageError(f"image {found.name}: {', '.join(damaged)} is damaged or not there", mend=mend)
+    found.entry.touch()
+    return found

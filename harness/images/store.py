@@ -6,6 +6,7 @@ One process makes an entry, the others wait at its lock and find it there; a hal
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import logging
@@ -67,6 +68,10 @@ class Entry:
         except (OSError, ValueError):
             return [_SUMS]
         found = []
+        try:
+            _ = self.manifest
+        except (OSError, ValueError):
+            found.append(_MANIFEST)
         for name, (size, changed, digest) in sums.items():
             try:
                 there = (self.directory / name).stat()
@@ -81,7 +86,8 @@ class Entry:
 
     def touch(self) -> None:
         """Note that it was used: gc goes by that."""
-        (self.directory / _USED).touch()
+        with contextlib.suppress(OSError):  # an exported one can be on a medium that is read only
+            (self.directory / _USED).touch()
 
 
 def directory(kind: str) -> Path:

@@ -16,12 +16,16 @@ from harness.hosts.scratch import ScratchDisk
 from harness.images.image import Image
 from harness.plugin import cells, evidence, inputs
 from harness.plugin.cells import Cell
-from harness.plugin.rig import CaseContext, Rig
+from harness.plugin.rig import CaseContext, Prepare, Rig
 from harness.plugin.state import CASE, RIG, case_directory
 from harness.xen.toolstack import Toolstack
 
 NewGuest = Callable[..., Guest]
-"""``new_guest(**shape)`` and ``booted(**shape)``: a guest of the cell, keywords as of :class:`harness.guests.guest.Shape`."""
+"""``new_guest(**shape)`` and ``booted(**shape)``: a guest of the cell, keywords as of :class:`harness.guests.guest.Shape`.
+
+``booted`` takes ``prepare``, too: a function of the booted guest that brings it to where several cases begin (addresses,
+files), and whose result is ``guest.prepared``. On a lab that is done once and kept.
+"""
 
 
 NewScratch = Callable[..., tuple[ScratchDisk, ...]]
@@ -83,8 +87,8 @@ def new_guest(rig: Rig, cell: Cell, host: XenHost, case: CaseContext) -> NewGues
 def booted(request: pytest.FixtureRequest, rig: Rig, cell: Cell, case: CaseContext) -> NewGuest:
     """``booted(**shape)``: a guest with a shell, restored from a warm checkpoint of that shape on a lab, booted elsewhere."""
 
-    def make(**shape: object) -> Guest:
-        found, boot = rig.booted_guest(cell, case.directory, Shape(cell.type, **shape))  # type: ignore[arg-type]
+    def make(prepare: Prepare | None = None, **shape: object) -> Guest:
+        found, boot = rig.booted_guest(cell, case.directory, Shape(cell.type, **shape), prepare)  # type: ignore[arg-type]
         case.host, case.warm_boot = found.host, boot
         case.guests.append(found)
         _capable(request, found.host, cell)

@@ -86,7 +86,11 @@ def add(parser: pytest.Parser) -> None:
     group.addoption("--xen", default="", help=f"Xen versions of the lab, by commas: {', '.join(recipe.available_quietly())}")
     group.addoption("--kernel", default="", help="a FreeBSD kernel to boot")
     group.addoption("--disk", default="", help="the disk image with its root file system (raw or qcow2); it is not written to")
-    group.addoption("--image", default="", help="a FreeBSD image of the store (fxh image list), instead of --kernel and --disk")
+    group.addoption(
+        "--image",
+        default="",
+        help="a FreeBSD image of the store (fxh image list) or an exported one's directory, instead of --kernel and --disk",
+    )
     group.addoption("--bootloader", default="", help="with --image: pygrub, so that dom0 reads the kernel from the disk")
     group.addoption("--root", default="", help="the guest's root device (default: the first disk as a whole)")
     group.addoption("--control", default="", help="a control guest of your own: a directory with its vmlinuz and initrd")

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import functools
+import hashlib
+import inspect
 import json
 import logging
 import secrets
@@ -33,8 +36,11 @@ from harness.xen.config import Disk, DomainConfig, Vif
 
 log = logging.getLogger("fxh.rig")
 
-# Raise when a warm guest made by an older version is no longer what cases expect.
-_WARM = 1
+Prepare = Callable[[Guest], Any]
+"""Brings a booted guest to where several cases begin; what it returns goes through JSON to ``guest.prepared``."""
+
+# Of a lab image; each is 150 MiB or so.
+_MOST_WARM = 16
 
 
 @dataclass
@@ -169,42 +175,46 @@ class Rig:
         config = configure(host, source, shape, host.domain_name(source.label))
         return Guest(host, source.profile, config, directory, scale=self.options.scale)
 
-    def booted_guest(self, cell: Cell, directory: Path, shape: Shape) -> tuple[Guest, Boot | None]:
-        """A guest with a shell: restored from a warm checkpoint on a lab (made at first use), booted elsewhere.
+    def booted_guest(self, cell: Cell, directory: Path, shape: Shape, prepare: Prepare | None = None) -> tuple[Guest, Boot | None]:
+        """A guest with a shell, prepared: restored from a warm checkpoint on a lab (made at first use), booted elsewhere.
 
         With it comes the boot that the checkpoint was made from.
         """
         if not self.options.host:
-            name = f"warm-{key_of(self.source_for(cell, shape).key, repr(shape), str(_WARM))}"
+            name = f"warm-{key_of(self.source_for(cell, shape).key, repr(shape), _written(prepare))}"
             host = self._hosts.get(cell.host)
             if not isinstance(host, LabHost) or host.lab.dead:
                 host = self.host(cell)
             if isinstance(host, LabHost):
-                return self._warm_guest(cell, host, name, directory, shape)
+                return self._warm_guest(cell, host, name, directory, shape, prepare)
         host = self.host(cell)
         guest = self.new_guest(cell, host, directory, shape)
         guest.boot()
+        if prepare is not None:
+            guest.prepared = prepare(guest)
         return guest, None
 
-    def _warm_guest(self, cell: Cell, host: LabHost, name: str, directory: Path, shape: Shape) -> tuple[Guest, Boot | None]:
+    def _warm_guest(
+        self, cell: Cell, host: LabHost, name: str, directory: Path, shape: Shape, prepare: Prepare | None
+    ) -> tuple[Guest, Boot | None]:
         self._used.add(cell.host)
-        made = self._warm_checkpoint(cell, host, name, directory, shape)
+        made = host.find_checkpoint(name) or self._make_warm(cell, host, name, directory, shape, prepare)
         try:
             host.restore(made)
         except checkpoint.CheckpointBroken:
-            made = self._warm_checkpoint(cell, host, name, directory, shape)
+            made = host.find_checkpoint(name) or self._make_warm(cell, host, name, directory, shape, prepare)
             host.restore(made)
         data = json.loads(made.note)
         config = _config(data["config"])
         guest = Guest(host, self.source(cell).profile, config, directory, scale=self.options.scale)
+        guest.prepared = data["prepared"]
         guest.adopt(int(data["domid"]))
         boot = Boot(config.name, tuple(Stamp(*stamp) for stamp in data["stages"]))
         return guest, boot
 
-    def _warm_checkpoint(self, cell: Cell, host: LabHost, name: str, directory: Path, shape: Shape) -> checkpoint.Checkpoint:
-        return host.find_checkpoint(name) or self._make_warm(cell, host, name, directory, shape)
-
-    def _make_warm(self, cell: Cell, host: LabHost, name: str, directory: Path, shape: Shape) -> checkpoint.Checkpoint:
+    def _make_warm(
+        self, cell: Cell, host: LabHost, name: str, directory: Path, shape: Shape, prepare: Prepare | None
+    ) -> checkpoint.Checkpoint:
         if cell.host not in self._before:
             self._before[cell.host] = host.inventory()
         self._restore(host, checkpoint.READY, to_freeze=True)
@@ -214,11 +224,12 @@ class Rig:
         begun = time.monotonic()
         try:
             guest.boot()
+            prepared = prepare(guest) if prepare is not None else None
         finally:
             guest.detach()
         log.info("%s booted in %.0f s; kept as a checkpoint", source.label, time.monotonic() - begun)
-        note = json.dumps({"config": asdict(config), "domid": guest.domid, "stages": stamps(guest)})
-        checkpoint.prune(host.lab.image, keep=8)
+        note = json.dumps({"config": asdict(config), "domid": guest.domid, "stages": stamps(guest), "prepared": prepared})
+        checkpoint.prune(host.lab.image, keep=_MOST_WARM)
         return host.make_checkpoint(name, note)
 
     # -- after a case -------------------------------------------------------------------------------------------------
@@ -294,6 +305,21 @@ class Rig:
 def stamps(guest: Guest) -> tuple[tuple[str, float], ...]:
     """The stages of its present boot, with seconds since it was unpaused."""
     return tuple((reached.name, round(reached.at - guest.unpaused, 3)) for reached in guest.console.stages)
+
+
+def _written(prepare: Prepare | None) -> str:
+    """Changes with all that makes a warm guest what it is: a checkpoint made by other code is not taken."""
+    digest = hashlib.sha256(_guests_code())
+    if prepare is not None:
+        digest.update(f"{prepare.__module__}.{prepare.__qualname__}\n".encode())
+        digest.update(Path(inspect.getfile(prepare)).read_bytes())
+    return digest.hexdigest()
+
+
+@functools.cache
+def _guests_code() -> bytes:
+    package = Path(__file__).parent.parent
+    return b"".join(path.read_bytes() for name in ("guests", "xen") for path in sorted((package / name).glob("*.py")))
 
 
 def _config(data: dict[str, Any]) -> DomainConfig:

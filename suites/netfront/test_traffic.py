@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from harness.guests import admin
+from harness.guests.guest import Guest
 from harness.guests.link import Link
 from harness.oracles import frames
 from harness.oracles.finding import finding
@@ -79,20 +80,27 @@ def test_detach_and_attach(link: Link) -> None:
     arrived(again.upload(SIZE // 4), "data after the interface came back", again)
 
 
+def router(guest: Guest) -> dict[str, str]:
+    """A preparation: the guest routes between dom0 and a network namespace of it."""
+    near, far = Link(guest).up(), Link(guest, 1, "fxhfar").up()
+    assert near.wait_up(), "no link to the near side"
+    assert far.wait_up(), "no link to the far side"
+    guest.sh("sysctl net.inet.ip.forwarding=1" if guest.profile.os == "freebsd" else "echo 1 > /proc/sys/net/ipv4/ip_forward")
+    near.dom0("ip", "route", "add", far.here, "via", near.there)
+    far.dom0("ip", "route", "add", near.here, "via", far.there)
+    return {"near": near.interface, "far": far.interface}
+
+
 @pytest.mark.parametrize("backend_tx", ["off", "on"])
 def test_forwarding(booted: NewGuest, case: CaseContext, backend_tx: str) -> None:
     """D11 D12: the guest routes between two networks of dom0; what it forwards has to have whole checksums.
 
     With ``tx on`` dom0 hands the guest packets whose checksum is not filled in yet, and the guest must not pass that on.
     """
-    guest = booted(vifs=2)
-    near, far = Link(guest).up(), Link(guest, 1, "fxhfar").up()
+    guest = booted(router, vifs=2)
+    near = Link(guest, interface=guest.prepared["near"])
+    far = Link(guest, 1, "fxhfar", guest.prepared["far"])
     case.undo += [near.down, far.down]
-    assert near.wait_up(), "no link to the near side"
-    assert far.wait_up(), "no link to the far side"
-    guest.sh("sysctl net.inet.ip.forwarding=1" if guest.profile.os == "freebsd" else "echo 1 > /proc/sys/net/ipv4/ip_forward")
-    near.dom0("ip", "route", "add", far.here, "via", near.there)
-    far.dom0("ip", "route", "add", near.here, "via", far.there)
     for side in (near, far):
         side.dom0("ethtool", "-K", side.vif, "tx", backend_tx)
     errors = near.checksum_errors() + far.checksum_errors()

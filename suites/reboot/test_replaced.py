@@ -30,13 +30,17 @@ Kind = Callable[[str], str]
 @pytest.fixture
 def pair(booted: NewGuest, rig: Rig, cell: Cell, case: CaseContext) -> tuple[Guest, Volume, Kind]:
     """A guest that pygrub booted, with a spare kernel beside the first one, and what sorts digests into old and new."""
-    guest = booted(bootloader="pygrub", on_reboot="restart", on_crash="restart")
-    volume = swap.volume(guest)
-    data, _ = swap.spare(rig.source(cell), swap.identity(guest))
-    swap.bring(guest, data, volume.beside("new"), case.directory)
-    guest.sh(f"cp {volume.file} {volume.beside('old')}; sync")
-    kinds = {swap.digest(guest, volume.beside("old")): OLD, swap.sha256(data): NEW, "": ""}
-    return guest, volume, lambda digest: kinds.get(digest, OTHER)
+
+    def with_a_spare(guest: Guest) -> dict[str, str]:
+        volume = swap.volume(guest)
+        data, _ = swap.spare(rig.source(cell), swap.identity(guest))
+        swap.bring(guest, data, volume.beside("new"), case.directory)
+        guest.sh(f"cp {volume.file} {volume.beside('old')}; sync")
+        return {swap.digest(guest, volume.beside("old")): OLD, swap.sha256(data): NEW, "": ""}
+
+    guest = booted(with_a_spare, bootloader="pygrub", on_reboot="restart", on_crash="restart")
+    kinds = guest.prepared
+    return guest, swap.volume(guest), lambda digest: kinds.get(digest, OTHER)
 
 
 def come_back(guest: Guest, go: Callable[[], None], seconds: float = 200) -> str:

@@ -211,8 +211,8 @@ def test_storage_that_is_none(kind: str) -> None:
 def test_a_shared_host_shows_only_our_own_leaks() -> None:
     text = (
         "%domains\nDomain-0 0 768 1 r----- 1.0\n%vifs\nvif7.0\nxnb8.0\n"
-        "%loops\n/sys/block/loop0/loop/backing_file:/var/lib/fxh/run-ours/a\n/sys/block/loop1/loop/backing_file:/var/lib/fxh/run-other/a\n"
-        "%processes\n/proc/1/cmdline:xl create /x/fxh-other-1-control.cfg\n12:xl create /x/fxh-ours-1-control.cfg\n"
+        "%files\n/sys/block/loop0/loop/backing_file:/var/lib/fxh/run-ours/a\n/sys/block/loop1/loop/backing_file:/var/lib/fxh/run-other/a\n"
+        "/proc/1/cmdline:xl create /x/fxh-other-1-control.cfg\n12:xl create /x/fxh-ours-1-control.cfg\n"
         "%domains\nfxh-other-1-control 7 160 1 -b---- 1.0\n"
     )
     before = inventory.parse("%domains\n")

@@ -20,6 +20,7 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 
+from harness.cli import image as cli
 from harness.digest import file_sha256
 from harness.errors import BuildError, InfrastructureError, UsageError
 from harness.images import (
@@ -98,6 +99,13 @@ def test_a_flipped_byte_with_the_old_time_is_found_by_verify() -> None:
     os.utime(file, ns=(stat.st_atime_ns, stat.st_mtime_ns))
     assert entry.damage() == []
     assert entry.damage(thorough=True) == ["below/file"]
+
+
+def test_a_manifest_that_is_none_is_damage() -> None:
+    entry = store.obtain("worlds", "k", maker([]))
+    (entry.directory / "manifest.json").chmod(0o644)
+    (entry.directory / "manifest.json").write_text("{")
+    assert entry.damage() == ["manifest.json"]
 
 
 def test_a_touched_file_is_not_damaged() -> None:
@@ -286,9 +294,27 @@ def test_a_damaged_image_is_named_and_made_anew(world: Path, tmp_path: Path) -> 
     disk.chmod(0o644)
     with disk.open("r+b") as file:
         file.truncate(4096)
-    with pytest.raises(UsageError, match=r"xvda\.img in the store is damaged"):
+    with pytest.raises(UsageError, match=r"xvda\.img is damaged"):
         image.find("test-ufs1")
     assert put_together(world, kernel, "ufs1").disks[0].file.stat().st_size == 32 << 20
+
+
+@needs_makefs
+def test_an_exported_image_is_one_by_its_path(world: Path, tmp_path: Path) -> None:
+    made = put_together(world, elf(tmp_path / "kernel"), "ufs1")
+    cli.export("test-ufs1", tmp_path / "elsewhere")
+    store.remove(made.entry)
+
+    found = image.find(f"{tmp_path}/elsewhere")
+
+    assert found.kernel == tmp_path / "elsewhere/kernel"
+    assert found.disks[0].file == tmp_path / "elsewhere/xvda.img"
+    (tmp_path / "elsewhere/kernel").chmod(0o644)
+    (tmp_path / "elsewhere/kernel").write_bytes(b"another")
+    with pytest.raises(UsageError, match="kernel is damaged"):
+        image.find(f"{tmp_path}/elsewhere")
+    with pytest.raises(UsageError, match="no directory"):
+        image.find(f"{tmp_path}/nowhere")
 
 
 @needs_makefs

@@ -166,7 +166,7 @@ def test_xenstore_tree() -> None:
     assert len(tree) == 3
 
 
-BEFORE = "%domains\n" + LIST.replace("fxh-f ", "other ") + "%xenstore\n%vifs\nlo\nxenbr0\n%loops\n%processes\n"
+BEFORE = "%domains\n" + LIST.replace("fxh-f ", "other ") + "%xenstore\n%vifs\nlo\nxenbr0\n%files\n"
 AFTER = """\
 %domains
 Name                                        ID   Mem VCPUs	State	Time(s)
@@ -180,9 +180,8 @@ fxh-a                                        7   512     1     -b----      25.4
 %vifs
 vif7.0
 vif6.0
-%loops
+%files
 /sys/block/loop0/loop/backing_file:/var/lib/x.img
-%processes
 /proc/1/cmdline:/sbin/init
 /proc/9/cmdline:xl create -p /var/lib/fxh/fxh-a.cfg
 /proc/10/cmdline:/usr/lib/xen-4.20/bin/xenconsole 6 --num 0 --type pv
