@@ -34,7 +34,7 @@ bench: setup
 
 # Regressions planted on purpose, each through the real suites: all have to be caught.
 planted: setup
-	$(BIN)/python tests/planted/score.py
+	$(BIN)/python tests/planted/score.py -n $(WORKERS)
 
 # The latest run's page, mail and JSON, written anew; says the verdict and where they are.
 report: $(VENV)/installed

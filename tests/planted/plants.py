@@ -6,6 +6,7 @@ Each changes what the suites run on (a domain configuration, dom0's state, an im
 
 from __future__ import annotations
 
+import functools
 import itertools
 import re
 from collections.abc import Callable
@@ -19,6 +20,7 @@ from harness.guests import guest as guests
 from harness.guests import swap
 from harness.guests.guest import Guest
 from harness.guests.link import Link
+from harness.plugin import rig
 from harness.xen import pygrub
 from harness.xen.config import DomainConfig
 from harness.xen.xl import Xl
@@ -26,13 +28,17 @@ from harness.xen.xl import Xl
 
 @dataclass(frozen=True)
 class Plant:
-    """``case`` is ``suite/function``; ``words`` a regex for the failure's text; ``types`` the guest type to run it as."""
+    """``case`` is ``suite/function``; ``words`` a regex for the failure's text; ``type`` the guest type to run it as.
+
+    Where ``fatal``, no guest comes up at all, and every suite is red.
+    """
 
     case: str
     words: str
     make: Callable[[], None]
     type: str = "pv"
     guest: str = "control"
+    fatal: bool = False
 
     @property
     def suite(self) -> str:
@@ -73,6 +79,11 @@ def variables(**changes: str) -> Callable[[], None]:
         return replace(config, extra=",".join(f"{name}={value}" for name, value in found.items()))
 
     return configured(change)
+
+
+def without(name: str) -> Callable[[DomainConfig], DomainConfig]:
+    """A kernel variable does not arrive."""
+    return lambda config: replace(config, extra=",".join(w for w in config.extra.split(",") if not w.startswith(f"{name}=")))
 
 
 def moved_root(config: DomainConfig) -> DomainConfig:
@@ -125,6 +136,19 @@ def typed(pattern: str, instead: str) -> Callable[[], None]:
 
     def make() -> None:
         wrap(Guest, "sh", lambda original, self, command, *rest: original(self, re.sub(pattern, instead, command), *rest))
+
+    return make
+
+
+def run(pattern: str, instead: str) -> Callable[[], None]:
+    """As :func:`typed`, for commands that may fail."""
+
+    def make() -> None:
+        wrap(
+            Guest,
+            "run",
+            lambda original, self, command, *rest, **more: original(self, re.sub(pattern, instead, command), *rest, **more),
+        )
 
     return make
 
@@ -185,6 +209,10 @@ def swallowed_bytes() -> None:
     wrap(ConsoleReader, "_take", around)
 
 
+def freebsd(case: str, words: str, make: Callable[[], None], *, fatal: bool = False) -> Plant:
+    return Plant(case, words, make, "pvh", "freebsd", fatal)
+
+
 NAMES = "root_mount/test_every_vdev_in_one_boot"
 TABLE = {
     "wrong-vdev": Plant(NAMES, "vdev xvdb .* should be xvdb: it is xvdj", configured(renamed_disk)),
@@ -210,22 +238,39 @@ TABLE = {
     "no-network": Plant("netfront/test_echo_sizes", "does not reach dom0", typed(r"ip link set eth0 up", "ip link set eth0 down")),
     "target-ignored": Plant("balloon/test_shrinks_and_grows_back", "the balloon stands at .* was due", ignored_target),
     "target-overshot": Plant("balloon/test_shrinks_and_grows_back", "the balloon stands at .* was due", mem_set(lambda mib: mib - 16)),
-    "panic-in-init": Plant("boot/test_boots_to_login", "linux-panic", told(**{"fxh.panic": "init"})),
-    "hang-in-init": Plant("boot/test_boots_to_login", "hang: no progress after stage init", told(**{"fxh.hang": "init"})),
-    "panic-at-login": Plant("boot/test_boots_to_login", "linux-panic", told(**{"fxh.panic": "login"})),
-    "silent-console": Plant("boot/test_boots_to_login", "hang: ", configured(lambda c: replace(c, extra=c.extra.replace("hvc0", "ttyS3")))),
+    "panic-in-init": Plant("boot/test_boots_to_login", "linux-panic", told(**{"fxh.panic": "init"}), fatal=True),
+    "hang-in-init": Plant("boot/test_boots_to_login", "hang: no progress after stage init", told(**{"fxh.hang": "init"}), fatal=True),
+    "panic-at-login": Plant("boot/test_boots_to_login", "linux-panic", told(**{"fxh.panic": "login"}), fatal=True),
+    "silent-console": Plant(
+        "boot/test_boots_to_login", "hang: ", configured(lambda c: replace(c, extra=c.extra.replace("hvc0", "ttyS3"))), fatal=True
+    ),
     "console-loses-bytes": Plant("boot/test_flood_loses_nothing", "lines of \\d+ are missing", swallowed_bytes),
-    "freebsd-wrong-root": Plant(
+    "freebsd-wrong-root": freebsd(
         "boot/test_boots_to_login", "mountroot: no root file system: ufs:/dev/xbd9 failed with error 19",
-        variables(vfs__root__mountfrom="ufs:/dev/xbd9"), "pvh", "freebsd",
+        variables(vfs__root__mountfrom="ufs:/dev/xbd9"), fatal=True,
     ),
-    "freebsd-moved-root": Plant(
+    "freebsd-moved-root": freebsd(
         "boot/test_boots_to_login", "mountroot: no root file system: ufs:/dev/xbd0 failed with error 19", configured(moved_root),
-        "pvh", "freebsd",
+        fatal=True,
     ),
-    "freebsd-no-init": Plant("boot/test_boots_to_login", "panic: no init", variables(init_path="/nowhere"), "pvh", "freebsd"),
-    "freebsd-single-user": Plant("boot/test_boots_to_login", "hang: ", variables(boot_single="1"), "pvh", "freebsd"),
-    "freebsd-little-memory": Plant("boot/test_boots_to_login", "panic|hang|trap|eof", variables(hw__physmem="20M"), "pvh", "freebsd"),
+    "freebsd-no-init": freebsd("boot/test_boots_to_login", "panic: no init", variables(init_path="/nowhere"), fatal=True),
+    "freebsd-single-user": freebsd("boot/test_boots_to_login", "hang: ", variables(boot_single="1"), fatal=True),
+    "freebsd-little-memory": freebsd(
+        "boot/test_boots_to_login", "panic|hang|trap|eof", variables(hw__physmem="20M"), fatal=True
+    ),
+    "freebsd-muted": freebsd("boot/test_boots_to_login", "hang: ", variables(boot_mute="1"), fatal=True),
+    "freebsd-lost-variable": freebsd("boot/test_kernel_environment_arrives", "fxh.plain", configured(without("fxh.plain"))),
+    "freebsd-stays-in-debugger": freebsd(
+        "boot/test_panic_is_seen_and_classified", "Xen was told|to be shut down", variables(debug__debugger_on_panic="1"),
+    ),
+    "freebsd-swapped-disks": freebsd(NAMES, "should be xbd15: it is xbd16", configured(swapped_disks)),
+    "freebsd-checksums-left": freebsd(
+        "netfront/test_checksums_by_the_guest", "have a wrong TCP checksum", run(r"^ifconfig \S+ -txcsum.*", "true"),
+    ),
+    "freebsd-old-kernel": freebsd(
+        "reboot/test_replaced_kernel_runs[in-place]", "the old kernel", typed(r"cp \S+kernel\.new \S+$", "true"),
+    ),
+    "freebsd-old-menu": freebsd("reboot/test_replaced_menu", "the kernel's arguments", typed(r"^sed .*menu\.lst.*", "true")),
 }  # fmt: skip
 
 
@@ -237,3 +282,9 @@ def pytest_configure(config: pytest.Config) -> None:
     name = config.getoption("plant")
     if name:
         TABLE[name].make()
+        # What it was planted in is never taken for a good guest's warm checkpoint, nor the other way round.
+        rig._written = functools.partial(_with, rig._written, name)
+
+
+def _with(original: Callable[[Any], str], name: str, prepare: Any) -> str:
+    return f"{original(prepare)} {name}"
