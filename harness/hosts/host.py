@@ -18,6 +18,7 @@ from harness.errors import InfrastructureError, TransportError, UsageError
 from harness.hosts import inventory, storage
 from harness.hosts.lease import BASE, Lease, Wish
 from harness.transport import Transport
+from harness.xen import pygrub
 from harness.xen.listing import HostInfo
 from harness.xen.toolstack import Toolstack
 from harness.xen.xenstore import Xenstore
@@ -28,6 +29,7 @@ log = logging.getLogger("fxh.hosts")
 PREFIX = "fxh"
 # MiB leased by who did not say how much.
 _UNASKED = 1024
+_PROBE = "grep -qaE 'log=(all|guest)' /proc/$(pidof xenconsoled)/cmdline 2>/dev/null && echo console-log\n"
 
 
 @dataclass(frozen=True)
@@ -76,7 +78,7 @@ class XenHost(Protocol):
 
     @property
     def capabilities(self) -> frozenset[str]:
-        """Of: pv, pv32, pvh, hvm, pvshim, pygrub, console-log (xenconsoled keeps every guest's), checkpoint."""
+        """Of: pv, pv32, pvh, hvm, pvshim, pygrub, pygrub-restrict, console-log (xenconsoled keeps every guest's), checkpoint."""
         ...
 
     def domain_name(self, label: str) -> str:
@@ -174,17 +176,17 @@ class DirectHost:
 
     @property
     def capabilities(self) -> frozenset[str]:
-        found = set(self.info.guest_types)
+        found = set(self.info.guest_types) | self._probed
         if "pvh" in found:
             found.add("pvshim")
-        if self._console_log:
-            found.add("console-log")
-        return frozenset(found | {"pygrub"})
+        return frozenset(found)
 
     @cached_property
-    def _console_log(self) -> bool:
-        done = self.transport.run(["sh", "-c", "grep -aE 'log=(all|guest)' /proc/$(pidof xenconsoled)/cmdline"], check=False)
-        return done.status == 0
+    def _probed(self) -> frozenset[str]:
+        text = self.transport.run(["sh", "-c", _PROBE + pygrub.PROBE + "true"]).text
+        words = {line.split()[0] for line in text.splitlines() if line.strip()}
+        found = words & {"console-log", "pygrub"}
+        return frozenset(found | {"pygrub-restrict"} if {"runas", "user"} <= words else found)
 
     def domain_name(self, label: str) -> str:
         self._count += 1

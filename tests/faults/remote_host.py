@@ -122,8 +122,12 @@ class Remote:
             "FXH_TEST": str(directory / "marks"),
             "FXH_RUN_LEASE_WAIT": "240",
         }
-        self.fxh("lab", "up", name, "--keep")
-        self._configure()
+        try:
+            self.fxh("lab", "up", name, "--keep")
+            self._configure()
+        except BaseException:
+            self.remove()  # nobody else would: it is kept
+            raise
 
     def _configure(self) -> None:
         record, where = records.read(self.name), records.directory(self.name)
