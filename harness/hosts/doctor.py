@@ -38,6 +38,8 @@ echo '%console'; { pidof xenconsoled || pgrep -x xenconsoled; } 2>/dev/null
 echo '%links'; if [ -d /sys/class/net ]; then for b in /sys/class/net/*/bridge; do b=${b%/bridge}; echo "${b##*/} $(cat $b/operstate)"; done
 else ifconfig -g bridge; fi
 echo '%disk'; d=/var/lib/fxh; [ -d $d ] || d=/var/lib; [ -d $d ] || d=/var; df -Pk $d | tail -n 1; [ -w $d ] && echo writable
+echo '%leases'; for f in /var/lib/fxh/leases/*.json; do [ -f "$f" ] || continue
+r=${f##*/*-}; if ! command -v flock >/dev/null || ! flock -n "$f" true; then echo "${r%.json}"; fi; done
 echo '%pygrub'
 """
 SCRIPT += pygrub.PROBE
@@ -249,7 +251,10 @@ def _clock(parts: Parts, tools: Parts, config: HostConfig, now: float) -> Iterat
 
 
 def _leftovers(parts: Parts, tools: Parts, config: HostConfig, now: float) -> Iterator[Check]:
+    # 00000012-1a2b3c.json is the lease of run 1a2b3c, and fxh-1a2b3c-1-control a domain of it: it is locked while it has an owner.
+    owned = tuple(f"fxh-{run}-" for run in parts.get("leases", "").split())
     names = re.findall(r"^(fxh-\S+)", parts.get("list", ""), re.MULTILINE)
+    orphans = [name for name in names if not name.startswith(owned)]
     zombies = re.findall(r"^\(null\)\s+(\d+)", parts.get("list", ""), re.MULTILINE)
     if zombies:
         yield Check(
@@ -258,5 +263,7 @@ def _leftovers(parts: Parts, tools: Parts, config: HostConfig, now: float) -> It
             f"{len(zombies)} domains are dying and do not end: {', '.join(zombies)}",
             "a backend holds their memory: reboot the host when it suits",
         )
-    detail = f"{len(names)} domains of ours: {', '.join(names)}" if names else "none"
-    yield Check("domains of ours", OK, detail, "fxh hosts shows whose; fxh clean removes what nobody owns" if names else "")
+    if orphans:
+        yield Check("domains of ours", WARN, f"nobody owns {', '.join(orphans)}", "fxh clean HOST --yes")
+    else:
+        yield Check("domains of ours", OK, f"{', '.join(names)}: fxh hosts shows whose" if names else "none")

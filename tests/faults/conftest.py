@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from jump_host import Gate
 from remote_host import Remote
 
 CASES = '''
@@ -75,3 +76,11 @@ def suite() -> Iterator[Path]:
         file.parent.mkdir()
         file.write_text(CASES)
         yield file
+
+
+@pytest.fixture
+def gate(remote: Remote) -> Iterator[Gate]:
+    with tempfile.TemporaryDirectory(prefix="fxh-gate-") as directory:
+        gate = Gate(remote, Path(directory))
+        yield gate
+        gate.close()

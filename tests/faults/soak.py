@@ -27,19 +27,6 @@ from remote_host import Remote
 
 from harness.lab import records
 
-_DOM0 = """
-echo dom0-used $(awk '/^MemTotal/{t=$2} /^MemAvailable/{a=$2} END{print t-a}' /proc/meminfo)
-for p in xenstored xenconsoled; do
-    echo $p $(awk '/^VmRSS/{print $2}' /proc/$(pidof $p)/status); echo $p-fds $(ls /proc/$(pidof $p)/fd | wc -l)
-done
-echo processes $(ls -d /proc/[0-9]* | wc -l)
-echo loops $(ls -d /sys/block/loop*/loop 2>/dev/null | wc -l)
-echo xenstore $(xenstore-ls -f / | wc -l)
-echo files $(find /tmp /var/lib/fxh /var/lib/xen /var/log /run -type f | wc -l)
-echo disk $(df -Pk /var/lib | awk 'NR==2{print $3}')
-echo xen-used $(xl info | awk '/^total_memory/{t=$3} /^free_memory/{f=$3} END{print t-f}')
-"""
-
 
 @dataclass(frozen=True)
 class Measure:
@@ -97,7 +84,7 @@ def sample(remote: Remote, controller: int, temporary: Path) -> dict[str, float]
     """What is held at this moment. Raises OSError when the controller or QEMU is gone."""
     record = records.read(remote.name)
     assert record is not None
-    found: dict[str, float] = {
+    found = {
         "controller-rss": _kib(controller),
         "controller-fds": _count(f"/proc/{controller}/fd"),
         "controller-threads": _count(f"/proc/{controller}/task"),
@@ -105,11 +92,7 @@ def sample(remote: Remote, controller: int, temporary: Path) -> dict[str, float]
         "qemu-rss": _kib(record.qemu_pid),
         "qemu-fds": _count(f"/proc/{record.qemu_pid}/fd"),
     }
-    for line in remote.dom0(_DOM0).splitlines():
-        name, _, value = line.partition(" ")
-        if value.strip().isdigit():
-            found[name] = float(value)
-    return found
+    return found | remote.holds()
 
 
 def _line(minute: float, found: dict[str, float], rounds: str) -> str:
@@ -143,7 +126,7 @@ def _soak(given: argparse.Namespace, remote: Remote, directory: Path) -> int:
         "-k", given.keyword, "--type", "pv", "--xen-host", "one", "--scale", given.scale, "--reports", str(directory / "reports"),
     ]  # fmt: skip
     environment = remote.environment | {
-        "PYTHONPATH": str(Path(__file__).parent),
+        "PYTHONPATH": os.pathsep.join(filter(None, [str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])),
         "TMPDIR": str(temporary),
         soak_rounds.UNTIL: str(time.time() + given.minutes * 60),
         soak_rounds.TALLY: str(tally),

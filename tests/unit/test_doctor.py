@@ -17,6 +17,8 @@ from harness.transport import Transport
 HEALTHY = (Path(__file__).parent.parent / "doctor" / "lab-xen-4.20.txt").read_text()
 NOW = int(doctor.sections(HEALTHY)["clock"]) + 0.5
 
+LEFT = "fxh-1a2b3c-1-x                               4   512     1     -b----       1.0"
+
 # Written after the source of Xen's tools and the FreeBSD handbook, not recorded: we had no FreeBSD dom0.
 FREEBSD = """%user
 0
@@ -110,6 +112,8 @@ def replaced(old: str, new: str) -> Callable[[str], str]:
         (replaced("writable\n", ""), "disk", FAIL, "not writable", "dmesg"),
         (without("clock", str(int(NOW) - 3600)), "clock", WARN, "-3600 s", "NTP"),
         (replaced("%store", "(null)    9     0     1     --psrd       1.0\n%store"), "zombies", WARN, "1 domains", "reboot"),
+        (replaced("%store", f"{LEFT}\n%store"), "domains of ours", WARN, "nobody owns fxh-1a2b3c-1-x", "fxh clean"),
+        (lambda text: replaced("%store", f"{LEFT}\n%store")(without("leases", "1a2b3c")(text)), "domains of ours", OK, "fxh-1a2b3c-1-x", ""),
     ],
 )  # fmt: skip
 def test_each_broken_link_has_its_mend(breakage: Callable[[str], str], name: str, status: str, detail: str, mend: str) -> None:
