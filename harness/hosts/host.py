@@ -29,6 +29,11 @@ log = logging.getLogger("fxh.hosts")
 PREFIX = "fxh"
 # MiB leased by who did not say how much.
 _UNASKED = 1024
+# As the keeper does it at the end for all domains of a run. Xl's log has the domids that the domain had.
+_FORGET = r"""
+cd /var/log/xen && for d in $(sed -n 's/^Waiting for domain .* (domid \([0-9]*\)).*/\1/p' "xl-$2.log"* 2>/dev/null); do rm -f "bootloader.$d.log"*; done
+rm -f "xl-$2.log"* "console/guest-$2.log"* "qemu-dm-$2.log"*; rm -f "$1/$2.cfg" "$1/$2.disk"
+"""
 _PROBE = "grep -qaE 'log=(all|guest)' /proc/$(pidof xenconsoled)/cmdline 2>/dev/null && echo console-log\n"
 
 
@@ -99,6 +104,10 @@ class XenHost(Protocol):
 
     def drop_disk(self, target: str) -> None:
         """Give back what :meth:`disk` returned; other targets are left alone."""
+        ...
+
+    def forget(self, domain: str) -> None:
+        """Remove the logs and the configuration of a domain that is gone."""
         ...
 
     def inventory(self) -> inventory.Inventory: ...
@@ -247,6 +256,10 @@ class DirectHost:
 
     def drop_disk(self, target: str) -> None:
         self._storage.drop(self.transport, target)
+
+    def forget(self, domain: str) -> None:
+        """Remove what is in dom0 of a domain of ours that is gone: a long run makes thousands."""
+        self.transport.run(["sh", "-c", _FORGET, "sh", self.directory, domain], check=False)
 
     # -- looking after ------------------------------------------------------------------------------------------------
 

@@ -271,6 +271,7 @@ class Rig:
                     log.error("could not remove %s: %s", guest.name, exc)
                 for disk in guest.config.disks:
                     guest.host.drop_disk(disk.target)
+                guest.host.forget(guest.name)
         if not self.options.host:
             return
         for step in reversed(undo):
