@@ -10,13 +10,13 @@ from harness.deadline import Deadline
 from harness.hosts.host import XenHost
 
 # Until its stdin ends: each (uid, root directory) with which a pygrub was seen, once. One process, since each other would
-# cost more time under emulation than there is between two looks.
+# cost more time under emulation than there is between two looks; and only at processes that began since.
 _WATCH = """
 import os, select
-seen = set()
+seen, old = set(), set(os.listdir("/proc"))
 os.write(1, b"watching\\n")
 while not select.select([0], [], [], 0.02)[0]:
-    for pid in filter(str.isdigit, os.listdir("/proc")):
+    for pid in set(filter(str.isdigit, os.listdir("/proc"))) - old:
         try:
             words = open("/proc/%s/cmdline" % pid, "rb").read().split(b"\\0")
             if any(word.endswith(b"/pygrub") for word in words[:3]):
@@ -42,13 +42,12 @@ def watch(host: XenHost) -> Iterator[list[Process]]:
     """What was seen is in the list once the context has ended."""
     seen: list[Process] = []
     stream = host.transport.open(["python3", "-S", "-E", "-c", _WATCH])
-    deadline = Deadline(60)
     try:
-        heard = stream.read(100, deadline.remaining)
+        heard = stream.read(100, 60)
         assert heard == b"watching\n", heard
         yield seen
         stream.write(b".")
-        text = b""
+        text, deadline = b"", Deadline(60)
         while data := stream.read(4096, deadline.remaining):
             text += data
         for line in text.decode().splitlines():

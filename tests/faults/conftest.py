@@ -46,6 +46,15 @@ def test_e_many(new_guest, host):
         guest.start()
         guest.destroy()
 
+def test_g_dies_at_boot(booted):
+    booted(variables=(("init", "/no/such"), ("rdinit", "/no/such"), ("root", "/dev/none")))
+
+def test_h_leaks(host):
+    host.transport.open(["python3", "-c", "import sys, time; sys.argv[0] = 'pygrub'; time.sleep(60)", "pygrub"])
+
+def test_i_neighbour(guest):
+    assert guest.sh("echo 1") == "1"
+
 def test_f_panics(guest):
     guest.session.start(guest.profile.panic_command())
     guest.sh("sleep 60")

@@ -159,6 +159,15 @@ def test_fifty_guests_leave_nothing(remote: Remote, suite: Path) -> None:
     assert after["disk"] - before["disk"] < 2048, "dom0 lost disk"
 
 
+def test_a_guest_that_never_came_up_and_a_leak_blame_nobody_else(remote: Remote, suite: Path) -> None:
+    run = remote.start(suite, "-k", "dies or leaks or neighbour", "--xen-host", "one")
+    assert run.end() == 1
+    assert run.outcomes == {"test_g_dies_at_boot": "failed", "test_h_leaks": "failed", "test_i_neighbour": "passed"}
+    assert "pygrub" in run.cases["test_h_leaks"]["reason"]
+    assert "left things" not in run.cases["test_g_dies_at_boot"]["reason"]
+    remote.wait_clean()
+
+
 # Four parts stopped, one part going.
 _SLOW = """
 setsid sh -c 'echo $$ > /run/slow.pid; x=$(pidof xenstored); while :; do kill -STOP $x; sleep 1.2; kill -CONT $x; sleep 0.3; done' \
