@@ -47,7 +47,7 @@ def test_e_many(new_guest, host):
         guest.destroy()
 
 def test_g_dies_at_boot(booted):
-    booted(variables=(("init", "/no/such"), ("rdinit", "/no/such"), ("root", "/dev/none")))
+    booted(variables=(("fxh.panic", "init"),))
 
 def test_h_leaks(host):
     host.transport.open(["python3", "-c", "import sys, time; sys.argv[0] = 'pygrub'; time.sleep(60)", "pygrub"])
