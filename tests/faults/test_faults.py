@@ -213,12 +213,15 @@ def test_link_stalls_for_good(remote: Remote, suite: Path) -> None:
     remote.wait_clean(120)
 
 
+_KEEPER = r"""p=$(sed 's/.*"pid": \([0-9]*\).*/\1/' /var/lib/fxh/leases/*.json)"""
 # The keeper is in the lease, and of the processes above it the server of its session is the first that is called so.
-_STOP_SESSION = r"""
-p=$(sed 's/.*"pid": \([0-9]*\).*/\1/' /var/lib/fxh/leases/*.json)
+_STOP_SESSION = (
+    f"{_KEEPER}\n"
+    r"""
 until [ "$(cat /proc/$p/comm)" = dropbear ]; do p=$(awk '/^PPid/{print $2}' /proc/$p/status); done
 echo $p > /run/stopped; kill -STOP $p
 """
+)
 
 
 def test_sshd_of_the_host_stopped(remote: Remote, suite: Path) -> None:
@@ -254,9 +257,13 @@ def test_a_jump_host_that_is_another(remote: Remote, suite: Path, gate: Gate) ->
     assert gate.connections() == 0
 
 
-def _dead_domain(remote: Remote) -> None:
-    remote.dom0("printf 'name=\"fxh-dead01-1-control\"\ntype=\"pv\"\nkernel=\"/bin/busybox\"\nmemory=32\n' > /tmp/dead.cfg; "
-                "xl create -p /tmp/dead.cfg")  # fmt: skip
+def _orphan(remote: Remote, suite: Path) -> None:
+    """Keeper and controller are killed at the same time: nobody is left to clean up."""
+    run = remote.start(suite, "-k", "fault", "--xen-host", "one")
+    run.wait_for(remote.mark("running"))
+    remote.dom0(f"{_KEEPER}; kill -9 $p")
+    run.process.kill()
+    run.process.communicate()
 
 
 BREAKAGES = {
@@ -267,11 +274,11 @@ BREAKAGES = {
     "disk full": ("dd if=/dev/zero of=/var/lib/filler bs=1M 2>/dev/null; sync", "fail  disk", "fxh clean HOST"),
     "xenconsoled killed": ("kill -9 $(pidof xenconsoled)", "fail  xenconsoled", "xenconsoled --log=all"),
     "clock off": ("date -s @$(($(date +%s) - 3600))", "warn  clock", "NTP"),
-    "a domain left over": (_dead_domain, "warn  domains of ours", "fxh clean HOST --yes"),
+    "a domain left over": (_orphan, "warn  domains of ours", "fxh clean HOST --yes"),
 }
 
 
-def test_doctor(remote: Remote) -> None:
+def test_doctor(remote: Remote, suite: Path) -> None:
     """A healthy host, and the same with one thing broken at a time: each is named, with its mend, and nothing else."""
     told = {}
     for name, (breakage, line, mend) in {"healthy": (None, "", ""), **BREAKAGES}.items():
@@ -279,7 +286,7 @@ def test_doctor(remote: Remote) -> None:
         # A lab's clock is that of its checkpoint.
         remote.dom0(f"date -s @{time.time():.0f}")
         if callable(breakage):
-            breakage(remote)
+            breakage(remote, suite)
         elif breakage:
             remote.dom0(breakage)
         told[name] = remote.fxh("doctor", "one", check=False)
@@ -288,6 +295,9 @@ def test_doctor(remote: Remote) -> None:
         assert len(wrong) == (1 if breakage else 0), wrong
         assert line in told[name]
         assert mend in told[name]
+    # The last mend, done.
+    remote.fxh("clean", "one", "--yes")
+    remote.wait_clean()
 
 
 def test_a_failed_guest_is_kept_and_goes_by_itself(remote: Remote, suite: Path) -> None:
