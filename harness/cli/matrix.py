@@ -10,15 +10,18 @@ import tempfile
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
-import pytest
 import typer
 
 from harness import paths
 from harness.errors import ExitCode, HarnessError, UsageError
-from harness.plugin import known
-from harness.plugin.cells import Cell
+
+if TYPE_CHECKING:
+    import pytest
+
+    from harness.plugin import known
+    from harness.plugin.cells import Cell
 
 
 @dataclass(frozen=True)
@@ -46,6 +49,9 @@ class Collector:
             self.errors.append(str(report.longrepr))
 
     def pytest_collection_finish(self, session: pytest.Session) -> None:
+        from harness.plugin import known
+        from harness.plugin.cells import Cell
+
         for item in session.items:
             callspec = getattr(item, "callspec", None)
             cell = callspec.params.get("cell") if callspec is not None else None
@@ -61,6 +67,10 @@ class Collector:
 
 def collect(options: list[str]) -> tuple[list[Entry], tuple[known.KnownIssue, ...]]:
     """All cases of the suites in the cells that ``options`` ask for. Raises UsageError, HarnessError."""
+    import pytest
+
+    from harness.plugin import known
+
     suites = paths.project() / "suites"
     issues = known.load(suites)
     collector = Collector(issues)
@@ -143,6 +153,8 @@ def table(entries: list[Entry], *, cases: bool = False) -> list[str]:
 
 def check() -> None:
     """The suites' own bookkeeping: every known issue fits a case and is not past its date. Exit code 1 when not."""
+    from harness.plugin import known
+
     entries, issues = collect(["--fxh-everywhere"])
     wrong = known.stale(issues, [(entry.case, entry.cell) for entry in entries], datetime.datetime.now(datetime.UTC).date())
     for line in wrong:

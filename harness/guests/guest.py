@@ -120,7 +120,9 @@ def _way_in(host: XenHost, source: GuestSource, shape: Shape, variables: dict[st
         words = source.profile.command_line({key: value for key, value in variables.items() if own.get(key) != value})
         # The bootloader puts a blank between its own words and these, and FreeBSD up to 13 knows no separator but the comma.
         more = source.profile.os == "freebsd" and (own or shape.bootloader)
-        return {"bootloader": bootloader, "extra": f",{words}" if more and words else words}
+        # It reads a disk that a guest wrote: not as root where the host can help it.
+        restrict = (("bootloader_restrict", 1),) if "pygrub-restrict" in host.capabilities else ()
+        return {"bootloader": bootloader, "extra": f",{words}" if more and words else words, "more": restrict}
     return {
         "kernel": host.file(source.kernel) if source.kernel else "",
         "ramdisk": host.file(source.ramdisk) if source.ramdisk else "",

@@ -101,7 +101,9 @@ def bring(guest: Guest, data: bytes, path: str, directory: Path) -> None:
 
 def extracted(guest: Guest, what: str) -> str:
     """sha256 of what pygrub takes from the guest's first disk, by hand in dom0; "" when it finds nothing."""
-    return pygrub.run(guest.host.transport, guest.config.disks[0].target).digest(what)
+    host, target = guest.host, guest.config.disks[0].target
+    restrict = "pygrub-restrict" in host.capabilities
+    return pygrub.run(host.transport, f"{host.directory}/pygrub", target, restrict=restrict).digest(what)
 
 
 def bootloader_ran(guest: Guest, domid: int) -> bool:

@@ -11,7 +11,7 @@ from harness.config.schema import HostConfig
 from harness.deadline import Deadline
 from harness.errors import HarnessError
 from harness.transport import Transport
-from harness.xen import listing
+from harness.xen import listing, pygrub
 
 OK, WARN, FAIL = "ok", "warn", "fail"
 
@@ -26,10 +26,9 @@ echo '%uname'; uname -sr
 echo '%clock'; date +%s
 echo '%tools'; for t in xl xenstore-read python3 losetup lvs zfs; do p=$(command -v $t) && echo "$t $p"; done
 for p in /usr/lib/xen*/bin /usr/libexec/xen/bin /usr/local/libexec/xen/bin /usr/local/lib/xen/bin; do
-  for t in pygrub xenconsole xenctx; do [ -x "$p/$t" ] && echo "$t $p/$t"; done
+  for t in xenconsole xenctx; do [ -x "$p/$t" ] && echo "$t $p/$t"; done
 done
 command -v gdbsx | sed 's/^/gdbsx /'
-command -v pygrub | sed 's/^/pygrub /'
 echo '%python'; python3 -S -E -c 'import sys; print(*sys.version_info[:3], sep=".")' 2>&1
 echo '%info'; xl info 2>&1
 echo '%list'; xl list 2>&1
@@ -39,7 +38,11 @@ echo '%console'; { pidof xenconsoled || pgrep -x xenconsoled; } 2>/dev/null
 echo '%links'; if [ -d /sys/class/net ]; then for b in /sys/class/net/*/bridge; do b=${b%/bridge}; echo "${b##*/} $(cat $b/operstate)"; done
 else ifconfig -g bridge; fi
 echo '%disk'; d=/var/lib/fxh; [ -d $d ] || d=/var/lib; [ -d $d ] || d=/var; df -Pk $d | tail -n 1; [ -w $d ] && echo writable
+echo '%leases'; for f in /var/lib/fxh/leases/*.json; do [ -f "$f" ] || continue
+r=${f##*/*-}; if ! command -v flock >/dev/null || ! flock -n "$f" true; then echo "${r%.json}"; fi; done
+echo '%pygrub'
 """
+SCRIPT += pygrub.PROBE
 
 
 @dataclass(frozen=True)
@@ -122,16 +125,28 @@ def _tools(parts: Parts, tools: Parts, config: HostConfig, now: float) -> Iterat
         yield Check(
             "python3 version", FAIL, version.splitlines()[-1][:100] if version else "?", "leases need Python 3.7 or later there"
         )
-    if "pygrub" in tools:
-        yield Check("pygrub", OK, tools["pygrub"])
-    else:
-        yield Check(
-            "pygrub", WARN, "not there: cases of PV guests that boot from their disk are skipped", "install xen-utils with pygrub"
-        )
+    yield from _pygrub(dict(line.split(" ", 1) for line in parts.get("pygrub", "").splitlines() if " " in line))
     aids = [f"{tool} {tools[tool]}" for tool in ("xenctx", "gdbsx") if tool in tools]
     yield Check(
         "debug aids", OK if aids else WARN, ", ".join(aids) or "neither xenctx nor gdbsx", "" if aids else "for --keep failed alone"
     )
+
+
+def _pygrub(found: dict[str, str]) -> Iterator[Check]:
+    if "pygrub" not in found:
+        yield Check(
+            "pygrub", WARN, "not there: cases of PV guests that boot from their disk are skipped", "install xen-utils with pygrub"
+        )
+        return
+    yield Check("pygrub", OK, found["pygrub"])
+    danger = "pygrub reads what guests wrote as root:"
+    if "runas" not in found:
+        yield Check("pygrub as", WARN, f"{danger} this one has no restricted mode", "update Xen: XSA-443 brought it, as does 4.18")
+    elif "user" not in found:
+        mend = f"useradd --system --no-create-home --uid 131072 {pygrub.USERS[0]} (a domain's is that uid and its domid)"
+        yield Check("pygrub as", WARN, f"{danger} there is neither {' nor '.join(pygrub.USERS)}", mend)
+    else:
+        yield Check("pygrub as", OK, f"restricted, as {found['user']}")
 
 
 def _xen(parts: Parts, tools: Parts, config: HostConfig, now: float) -> Iterator[Check]:
@@ -236,7 +251,10 @@ def _clock(parts: Parts, tools: Parts, config: HostConfig, now: float) -> Iterat
 
 
 def _leftovers(parts: Parts, tools: Parts, config: HostConfig, now: float) -> Iterator[Check]:
+    # 00000012-1a2b3c.json is the lease of run 1a2b3c, and fxh-1a2b3c-1-control a domain of it: it is locked while it has an owner.
+    owned = tuple(f"fxh-{run}-" for run in parts.get("leases", "").split())
     names = re.findall(r"^(fxh-\S+)", parts.get("list", ""), re.MULTILINE)
+    orphans = [name for name in names if not name.startswith(owned)]
     zombies = re.findall(r"^\(null\)\s+(\d+)", parts.get("list", ""), re.MULTILINE)
     if zombies:
         yield Check(
@@ -245,5 +263,7 @@ def _leftovers(parts: Parts, tools: Parts, config: HostConfig, now: float) -> It
             f"{len(zombies)} domains are dying and do not end: {', '.join(zombies)}",
             "a backend holds their memory: reboot the host when it suits",
         )
-    detail = f"{len(names)} domains of ours: {', '.join(names)}" if names else "none"
-    yield Check("domains of ours", OK, detail, "fxh hosts shows whose; fxh clean removes what nobody owns" if names else "")
+    if orphans:
+        yield Check("domains of ours", WARN, f"nobody owns {', '.join(orphans)}", "fxh clean HOST --yes")
+    else:
+        yield Check("domains of ours", OK, f"{', '.join(names)}: fxh hosts shows whose" if names else "none")

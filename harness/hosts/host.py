@@ -18,6 +18,7 @@ from harness.errors import InfrastructureError, TransportError, UsageError
 from harness.hosts import inventory, storage
 from harness.hosts.lease import BASE, Lease, Wish
 from harness.transport import Transport
+from harness.xen import pygrub
 from harness.xen.listing import HostInfo
 from harness.xen.toolstack import Toolstack
 from harness.xen.xenstore import Xenstore
@@ -28,6 +29,12 @@ log = logging.getLogger("fxh.hosts")
 PREFIX = "fxh"
 # MiB leased by who did not say how much.
 _UNASKED = 1024
+# As the keeper does it at the end for all domains of a run. Xl's log has the domids that the domain had.
+_FORGET = r"""
+cd /var/log/xen && for d in $(sed -n 's/^Waiting for domain .* (domid \([0-9]*\)).*/\1/p' "xl-$2.log"* 2>/dev/null); do rm -f "bootloader.$d.log"*; done
+rm -f "xl-$2.log"* "console/guest-$2.log"* "qemu-dm-$2.log"*; rm -f "$1/$2.cfg" "$1/$2.disk"
+"""
+_PROBE = "grep -qaE 'log=(all|guest)' /proc/$(pidof xenconsoled)/cmdline 2>/dev/null && echo console-log\n"
 
 
 @dataclass(frozen=True)
@@ -76,7 +83,7 @@ class XenHost(Protocol):
 
     @property
     def capabilities(self) -> frozenset[str]:
-        """Of: pv, pv32, pvh, hvm, pvshim, pygrub, console-log (xenconsoled keeps every guest's), checkpoint."""
+        """Of: pv, pv32, pvh, hvm, pvshim, pygrub, pygrub-restrict, console-log (xenconsoled keeps every guest's), checkpoint."""
         ...
 
     def domain_name(self, label: str) -> str:
@@ -97,6 +104,10 @@ class XenHost(Protocol):
 
     def drop_disk(self, target: str) -> None:
         """Give back what :meth:`disk` returned; other targets are left alone."""
+        ...
+
+    def forget(self, domain: str) -> None:
+        """Remove the logs and the configuration of a domain that is gone."""
         ...
 
     def inventory(self) -> inventory.Inventory: ...
@@ -174,17 +185,17 @@ class DirectHost:
 
     @property
     def capabilities(self) -> frozenset[str]:
-        found = set(self.info.guest_types)
+        found = set(self.info.guest_types) | self._probed
         if "pvh" in found:
             found.add("pvshim")
-        if self._console_log:
-            found.add("console-log")
-        return frozenset(found | {"pygrub"})
+        return frozenset(found)
 
     @cached_property
-    def _console_log(self) -> bool:
-        done = self.transport.run(["sh", "-c", "grep -aE 'log=(all|guest)' /proc/$(pidof xenconsoled)/cmdline"], check=False)
-        return done.status == 0
+    def _probed(self) -> frozenset[str]:
+        text = self.transport.run(["sh", "-c", _PROBE + pygrub.PROBE + "true"]).text
+        words = {line.split()[0] for line in text.splitlines() if line.strip()}
+        found = words & {"console-log", "pygrub"}
+        return frozenset(found | {"pygrub-restrict"} if {"runas", "user"} <= words else found)
 
     def domain_name(self, label: str) -> str:
         self._count += 1
@@ -245,6 +256,10 @@ class DirectHost:
 
     def drop_disk(self, target: str) -> None:
         self._storage.drop(self.transport, target)
+
+    def forget(self, domain: str) -> None:
+        """Remove what is in dom0 of a domain of ours that is gone: a long run makes thousands."""
+        self.transport.run(["sh", "-c", _FORGET, "sh", self.directory, domain], check=False)
 
     # -- looking after ------------------------------------------------------------------------------------------------
 

@@ -175,6 +175,20 @@ def belongings(base: str, run: str) -> list[str]:
     return found
 
 
+def logs(name: str) -> list[str]:
+    """What Xen's tools wrote of the domains called ``name`` (a glob). The bootloader's log is named after the domid alone."""
+    found = []
+    for path in glob.glob("/var/log/xen/xl-%s.log*" % name):
+        found.append(path)
+        # Waiting for domain fxh-1a2b3c-1-control (domid 12) to die [pid 345]
+        with open(path, "rb") as file:
+            for domid in re.findall(rb"^Waiting for domain .* \(domid (\d+)\)", file.read(), re.MULTILINE):
+                found += glob.glob("/var/log/xen/bootloader.%d.log*" % int(domid))
+    for pattern in ("console/guest-%s.log*", "qemu-dm-%s.log*"):
+        found += glob.glob("/var/log/xen/" + pattern % name)
+    return sorted(set(found))
+
+
 def remove(base: str, run: str, kept: tuple[str, ...] = ()) -> list[str]:
     """Remove all of a run's but the domains ``kept``; returns what could not be removed."""
     for _ in range(3):
@@ -191,7 +205,7 @@ def remove(base: str, run: str, kept: tuple[str, ...] = ()) -> list[str]:
     for argv in volumes(run):
         output(*argv)
     shutil.rmtree(directory, ignore_errors=True)
-    for path in glob.glob("/var/log/xen/xl-fxh-%s-*" % run) + glob.glob("/var/log/xen/console/guest-fxh-%s-*" % run):
+    for path in logs("fxh-%s-*" % run):
         os.unlink(path)
     return belongings(base, run)
 

@@ -88,9 +88,7 @@ def booted(request: pytest.FixtureRequest, rig: Rig, cell: Cell, case: CaseConte
     """``booted(**shape)``: a guest with a shell, restored from a warm checkpoint of that shape on a lab, booted elsewhere."""
 
     def make(prepare: Prepare | None = None, **shape: object) -> Guest:
-        found, boot = rig.booted_guest(cell, case.directory, Shape(cell.type, **shape), prepare)  # type: ignore[arg-type]
-        case.host, case.warm_boot = found.host, boot
-        case.guests.append(found)
+        found = rig.booted_guest(cell, case, Shape(cell.type, **shape), prepare)  # type: ignore[arg-type]
         _capable(request, found.host, cell)
         case.inputs.update(_inputs(found.host) | inputs.of(rig.source(cell)))
         return found

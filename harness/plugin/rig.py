@@ -175,24 +175,29 @@ class Rig:
         config = configure(host, source, shape, host.domain_name(source.label))
         return Guest(host, source.profile, config, directory, scale=self.options.scale)
 
-    def booted_guest(self, cell: Cell, directory: Path, shape: Shape, prepare: Prepare | None = None) -> tuple[Guest, Boot | None]:
+    def booted_guest(self, cell: Cell, context: CaseContext, shape: Shape, prepare: Prepare | None = None) -> Guest:
         """A guest with a shell, prepared: restored from a warm checkpoint on a lab (made at first use), booted elsewhere.
 
-        With it comes the boot that the checkpoint was made from.
+        The context has it from before its boot: one that does not come up is removed after the case like any other.
         """
+        directory = context.directory
         if not self.options.host:
             name = f"warm-{key_of(self.source_for(cell, shape).key, repr(shape), _written(prepare))}"
             host = self._hosts.get(cell.host)
             if not isinstance(host, LabHost) or host.lab.dead:
                 host = self.host(cell)
             if isinstance(host, LabHost):
-                return self._warm_guest(cell, host, name, directory, shape, prepare)
-        host = self.host(cell)
-        guest = self.new_guest(cell, host, directory, shape)
+                guest, context.warm_boot = self._warm_guest(cell, host, name, directory, shape, prepare)
+                context.host = host
+                context.guests.append(guest)
+                return guest
+        context.host = self.host(cell)
+        guest = self.new_guest(cell, context.host, directory, shape)
+        context.guests.append(guest)
         guest.boot()
         if prepare is not None:
             guest.prepared = prepare(guest)
-        return guest, None
+        return guest
 
     def _warm_guest(
         self, cell: Cell, host: LabHost, name: str, directory: Path, shape: Shape, prepare: Prepare | None
@@ -237,7 +242,7 @@ class Rig:
     def leaks(self, cell: Cell, given: Sequence[str] = ()) -> tuple[Item, ...]:
         """What the case left in dom0 beyond its guests and, on a lab, what was ``given`` to it.
 
-        What is on its way out is given a moment.
+        What is on its way out is given a moment; what stays is told once, not after each case that follows.
         """
         host, before = self._hosts.get(cell.host), self._before.get(cell.host)
         if host is None or before is None:
@@ -246,7 +251,8 @@ class Rig:
         for pause in (0.0, 0.5, 2.0):
             time.sleep(pause)
             try:
-                found = host.inventory().leaks_since(before)
+                now = host.inventory()
+                found = now.leaks_since(before)
             except (LabDead, TransportError) as exc:  # whoever needs the host next is told, and what ran there was judged
                 log.warning("%s: not looked for leaks: %s", cell, exc.message)
                 return ()
@@ -254,6 +260,9 @@ class Rig:
                 found = tuple(item for item in found if not any(part in item.name for part in given))
             if not found:
                 break
+        else:
+            if not isinstance(host, LabHost):
+                self._before[cell.host] = now
         return found
 
     def keep(self, cell: Cell, context: CaseContext) -> None:
@@ -282,6 +291,7 @@ class Rig:
                     log.error("could not remove %s: %s", guest.name, exc)
                 for disk in guest.config.disks:
                     guest.host.drop_disk(disk.target)
+                guest.host.forget(guest.name)
         if not self.options.host:
             return
         for step in reversed(undo):

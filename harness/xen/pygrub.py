@@ -15,17 +15,44 @@ from harness.deadline import Deadline
 from harness.errors import InfrastructureError
 from harness.transport import Transport
 
-DIRECTORY = "/var/lib/fxh/pygrub"
+# libxl's own names of the users that a restricted pygrub may run as: the first gives each domain a uid of its own, that
+# user's plus the domid (xen tools/libs/light/libxl_bootloader.c, bootloader_uid()).
+USERS = ("xen-qemuuser-range-base", "xen-qemuuser-shared")
 # Where distributions and Xen's own build put it; libxl looks in its libexec directory, not in PATH.
 _FIND = """
 for p in /usr/lib/xen-[0-9]*/bin/pygrub /usr/libexec/xen/bin/pygrub /usr/lib/xen/bin/pygrub /usr/local/lib/xen/bin/pygrub \
     /usr/local/libexec/xen/bin/pygrub; do [ -x "$p" ] && break; done
 """
+# A line each: pygrub and where it is; whether it and libxl know the restricted mode (they came together, with XSA-443); as whom.
+# libxl takes a user that xl's environment names before its own.
+_USER = f"""
+for u in $LIBXL_BOOTLOADER_USER {" ".join(USERS)}; do n=$(id -u "$u" 2>/dev/null) && [ "$n" != 0 ] && break; n=; done
+"""
+PROBE = f"""{_FIND}{_USER}
+if [ -x "$p" ]; then
+  echo "pygrub $p"
+  # Elsewhere its depriv() finds no mount --bind.
+  if [ "$(uname)" = Linux ] && grep -q runas= "$p"; then echo "runas $p"; fi
+  if [ -n "$n" ]; then echo "user $u"; fi
+fi
+"""
+# `readable DISK NODE`: a name for a disk that any user may read who gets at it. A restricted pygrub opens the disk as a user
+# of its own (xl.cfg(5)); the node in /dev is root's, and udev sees to it that it stays so. NODE is in a directory of root's:
+# nobody gets at it to whom pygrub, still root, does not show it.
+READABLE = """
+readable() {
+  d=$(readlink -f "$1"); rm -f "$2"
+  if [ -b "$d" ]; then mknod -m 644 "$2" b $(stat -c '0x%t 0x%T' "$d"); else chmod o+r "$d" && ln -s "$d" "$2"; fi
+  head -c 1 "$2" > /dev/null
+}
+"""
 # One round trip: an image may come in on stdin; what pygrub said goes out, with the digests of what it extracted.
 _RUN = """
 rm -rf "$1"; mkdir -p "$1/out"; cd "$1"; shift
-[ "$1" = - ] || gzip -dc > "$1"; shift
-timeout 150 "$p" "$@" > said 2> error; echo "%status $?"
+[ "$1" = - ] || gzip -dc > volume; shift
+disk=$1; shift
+if [ "$1" = restrict ]; then readable "$disk" disk || exit; disk=disk; else n=; fi; shift
+timeout 150 "$p" ${n:+--runas=$n} "$@" "$disk" > said 2> error; echo "%status $?"
 echo "%said $(base64 -w 0 said)"; echo "%error $(base64 -w 0 error)"
 for f in out/*; do [ -f "$f" ] && sha256sum "$f"; done; true
 """
@@ -56,22 +83,33 @@ class Extract:
 
 
 def run(
-    transport: Transport, target: str, *options: str, style: str = "simple0", quiet: bool = True, image: bytes | None = None
+    transport: Transport,
+    directory: str,
+    disk: str | bytes,
+    *options: str,
+    style: str = "simple0",
+    quiet: bool = True,
+    restrict: bool = False,
 ) -> Extract:
-    """Extract from the disk or file ``target`` in dom0; :data:`DIRECTORY` holds what came out until the next run.
+    """Extract from ``disk``: a device or file in dom0, or an image's bytes, which are put there first.
 
-    With ``image`` the file is written first.
+    ``directory`` in dom0 is ours alone; it is made anew, and holds what came out until it is removed.
+    With ``restrict`` it runs as the user that libxl would take, where there is one; then a failure's status is 0, too, since
+    pygrub gives its parent's (os.waitpid) to sys.exit().
     """
-    argv = [*(["-q"] if quiet else []), f"--output-format={style}", f"--output-directory={DIRECTORY}/out", *options, target]
-    script = ["sh", "-c", _FIND + _RUN, "sh", DIRECTORY, "-" if image is None else target, *argv]
+    target = disk if isinstance(disk, str) else f"{directory}/volume"
+    argv = [*(["-q"] if quiet else []), f"--output-format={style}", f"--output-directory={directory}/out", *options]
+    script = ["sh", "-c", _FIND + _USER + READABLE + _RUN, "sh", directory]
+    script += ["-" if isinstance(disk, str) else "volume", target, "restrict" if restrict else "-", *argv]
+    stdin = b"" if isinstance(disk, str) else gzip.compress(disk, 1)
     begun = time.monotonic()
-    text = transport.run(script, Deadline(170), stdin=gzip.compress(image, 1) if image is not None else b"").text
+    text = transport.run(script, Deadline(170), stdin=stdin).text
     seconds = time.monotonic() - begun
     told = dict(line[1:].split(" ", 1) for line in text.splitlines() if line.startswith("%"))
     status, said = int(told["status"]), base64.b64decode(told["said"])
     kernel, ramdisk, args = PARSERS[style](said) if status == 0 else ("", "", None)
     sums = (line.split(maxsplit=1) for line in text.splitlines() if re.match(r"[0-9a-f]{64} ", line))
-    digests = tuple((f"{DIRECTORY}/{name}", digest) for digest, name in sums)
+    digests = tuple((f"{directory}/{name}", digest) for digest, name in sums)
     error = base64.b64decode(told["error"]).decode("utf-8", "replace")
     return Extract(status, seconds, said, error, kernel, ramdisk, args, digests)
 
@@ -95,18 +133,19 @@ shift; python3 "$d/fuzz.py" "$p" "$@"; find / -xdev -type f -newer "$d/stamp" ! 
 """
 
 
-def fuzz(transport: Transport, image: Path, kind: str, first: int, count: int, menu: tuple[int, int] = (0, 0)) -> FuzzReport:
+def fuzz(
+    transport: Transport, directory: str, image: Path, kind: str, first: int, count: int, menu: tuple[int, int] = (0, 0)
+) -> FuzzReport:
     """Real pygrub against ``count`` mutations of ``image``, by seeds from ``first`` on.
 
-    ``kind`` is ``menu`` (the text at offset and length ``menu``) or ``image`` (the file system's metadata).
+    ``directory`` in dom0 is ours alone, and removed afterwards. ``kind`` is ``menu`` (the text at offset and length ``menu``) or ``image`` (the file system's metadata).
     """
-    where = f"{DIRECTORY}-fuzz"
-    transport.run(["mkdir", "-p", where])
-    transport.put(Path(__file__).with_name("pygrub_fuzz.py"), f"{where}/fuzz.py")
-    transport.put(image, f"{where}/base")
-    words = [where, f"{where}/base", kind, str(first), str(count), f"{where}/scratch", str(menu[0]), str(menu[1])]
+    transport.run(["mkdir", "-p", directory])
+    transport.put(Path(__file__).with_name("pygrub_fuzz.py"), f"{directory}/fuzz.py")
+    transport.put(image, f"{directory}/base")
+    words = [directory, f"{directory}/base", kind, str(first), str(count), f"{directory}/scratch", str(menu[0]), str(menu[1])]
     done = transport.run(["sh", "-c", _FIND + _FUZZ, "sh", *words], Deadline(600))
-    transport.run(["rm", "-rf", where])
+    transport.run(["rm", "-rf", directory])
     lines = done.text.splitlines()
     reports = [json.loads(line) for line in lines if line.startswith("{")]
     if not reports or "counts" not in reports[-1]:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Sequence
+from dataclasses import replace
 
 from harness.deadline import Deadline
 from harness.errors import CommandFailed, InfrastructureError, TransportError, UsageError
 from harness.transport import Completed, Stream, Transport
-from harness.xen import listing
+from harness.xen import listing, pygrub
 from harness.xen.config import Disk, DomainConfig, Vif
 from harness.xen.listing import DomainState, HostInfo
 
@@ -18,6 +19,7 @@ _VERB = 60.0
 
 # xl reads a configuration from a regular file only; one round trip writes it and creates.
 _CREATE_SCRIPT = 'umask 077; cat > "$1" && xl create $2 "$1" && xl domid "$3"'
+_RESTRICTED = pygrub.READABLE + 'readable "$4" "$5" && '
 
 
 # xenconsole gives up when xenconsoled has not told the console's tty within five seconds (tools/console/client/main.c),
@@ -38,7 +40,13 @@ class Xl:
 
     def create(self, config: DomainConfig, deadline: Deadline | None = None, *, paused: bool = True) -> int:
         path = f"{self._directory}/{config.name}.cfg"
-        argv = ["sh", "-c", _CREATE_SCRIPT, "sh", path, "-p" if paused else "", config.name]
+        script, own = _CREATE_SCRIPT, []
+        if ("bootloader_restrict", 1) in config.more and config.disks:
+            first = config.disks[0]
+            own = [first.target, f"{self._directory}/{config.name}.disk"]
+            script = _RESTRICTED + script
+            config = replace(config, disks=(replace(first, target=own[1]), *config.disks[1:]))
+        argv = ["sh", "-c", script, "sh", path, "-p" if paused else "", config.name, *own]
         try:
             done = self._transport.run(argv, deadline or Deadline(_CREATE), stdin=config.render().encode())
         except CommandFailed as exc:

@@ -48,6 +48,8 @@ for a in $(chroot "$root" $bb --list); do
 done
 mkdir -p "$root/usr/lib/fxh"; mv "$root/fxh-pae.so" "$root/usr/lib/fxh/pae_first.so"
 echo 'root::0:0:root:/root:/bin/sh' > "$root/etc/passwd.fxh"; grep -v '^root:' "$root/etc/passwd" >> "$root/etc/passwd.fxh"
+# A restricted pygrub runs as this user's uid and the domid (see libxl_bootloader.c).
+echo 'xen-qemuuser-range-base:x:131072:131072::/nonexistent:/usr/sbin/nologin' >> "$root/etc/passwd.fxh"
 mv "$root/etc/passwd.fxh" "$root/etc/passwd"
 rm -f "$root/etc/resolv.conf" "$root/etc/hostname"; echo lab > "$root/etc/hostname"
 # mmdebstrap has proc, sys and dev mounted in the root while hooks run: the disk is made from a copy without them.

@@ -17,7 +17,6 @@ from harness.xen import pygrub
 from harness.xen.pygrub import Extract
 
 MENU = "default=0\ntimeout=0\ntitle FreeBSD\nroot (hd0)\nkernel /boot/kernel/kernel vfs.root.mountfrom=ufs:/dev/xbd0\n"
-_IMAGE = "/run/fxh-volume.img"
 
 Run = Callable[..., Extract]
 
@@ -61,8 +60,9 @@ def run(host: XenHost, case: CaseContext) -> Run:
     """``run(image, *options)``: real pygrub by hand in dom0 on an image; what it said is kept with the case."""
 
     def go(image: bytes, *options: str, style: str = "simple0") -> Extract:
-        done = pygrub.run(host.transport, _IMAGE, *options, style=style, image=image)
-        case.undo.append(lambda: host.transport.run(["rm", "-rf", _IMAGE, pygrub.DIRECTORY]) and None)
+        directory = f"{host.directory}/pygrub"
+        case.undo.append(lambda: host.transport.run(["rm", "-rf", directory]) and None)
+        done = pygrub.run(host.transport, directory, image, *options, style=style)
         (case.directory / "pygrub.txt").write_text(f"status {done.status}\n{done.said!r}\n{done.error}")
         case.metrics["pygrub"] = round(done.seconds, 3)
         return done

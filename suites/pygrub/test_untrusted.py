@@ -29,7 +29,7 @@ def test_survives(host: XenHost, ufs: Callable[..., bytes], tmp_path: Path, case
     place = data.find(menu)
     assert 0 < place < 1 << 20
 
-    report = pygrub.fuzz(host.transport, image, kind, SEED, count, (place, len(menu)))
+    report = pygrub.fuzz(host.transport, f"{host.directory}/fuzz", image, kind, SEED, count, (place, len(menu)))
 
     case.metrics |= {
         "runs": float(report.runs),

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from jump_host import Gate
 from remote_host import Remote
 
 CASES = '''
@@ -45,6 +46,15 @@ def test_e_many(new_guest, host):
         guest.start()
         guest.destroy()
 
+def test_g_dies_at_boot(booted):
+    booted(variables=(("fxh.panic", "init"),))
+
+def test_h_leaks(host):
+    host.transport.open(["python3", "-c", "import sys, time; sys.argv[0] = 'pygrub'; time.sleep(60)", "pygrub"])
+
+def test_i_neighbour(guest):
+    assert guest.sh("echo 1") == "1"
+
 def test_f_panics(guest):
     guest.session.start(guest.profile.panic_command())
     guest.sh("sleep 60")
@@ -75,3 +85,11 @@ def suite() -> Iterator[Path]:
         file.parent.mkdir()
         file.write_text(CASES)
         yield file
+
+
+@pytest.fixture
+def gate(remote: Remote) -> Iterator[Gate]:
+    with tempfile.TemporaryDirectory(prefix="fxh-gate-") as directory:
+        gate = Gate(remote, Path(directory))
+        yield gate
+        gate.close()

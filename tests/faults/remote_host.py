@@ -18,6 +18,26 @@ from harness.lab import records
 
 FXH = [sys.executable, "-m", "harness.cli"]
 
+# All below /var/lib/fxh but the books of leases and the images that are kept for the next run.
+_LEFT = """
+xl list; ls -d /var/lib/fxh/* | grep -vxE '/var/lib/fxh/(files|leases|lock|ticket)'; ls -d /var/lib/fxh/leases/*
+ls -d /tmp/fxh* /run/fxh-* /var/log/xen/*fxh-* /var/log/xen/console/*fxh-* /dev/mapper/*fxh-* 2>/dev/null
+cat /sys/block/loop*/loop/backing_file; true
+"""
+_HOLDS = """
+echo dom0-used $(awk '/^MemTotal/{t=$2} /^MemAvailable/{a=$2} END{print t-a}' /proc/meminfo)
+for p in xenstored xenconsoled; do
+    echo $p $(awk '/^VmRSS/{print $2}' /proc/$(pidof $p)/status); echo $p-fds $(ls /proc/$(pidof $p)/fd | wc -l)
+done
+echo processes $(ls -d /proc/[0-9]* | wc -l)
+echo loops $(ls -d /sys/block/loop*/loop 2>/dev/null | wc -l)
+echo domains $(xl list | wc -l)
+echo xenstore $(xenstore-ls -f / | wc -l)
+echo files $(find /tmp /var/lib/fxh /var/lib/xen /var/log /run -type f | wc -l)
+echo disk $(df -Pk /var/lib | awk 'NR==2{print $3}')
+echo xen-used $(xl info | awk '/^total_memory/{t=$3} /^free_memory/{f=$3} END{print t-f}')
+"""
+
 
 class Link:
     """A TCP proxy on loopback. While it is cut there is nobody at its port."""
@@ -25,6 +45,8 @@ class Link:
     def __init__(self, port: int = 0) -> None:
         self.target = port
         self._cut = False
+        self._flows = threading.Event()
+        self._flows.set()
         self._pairs: list[socket.socket] = []
         self._server = socket.create_server(("127.0.0.1", 0))
         self.port = self._server.getsockname()[1]
@@ -39,6 +61,7 @@ class Link:
             try:
                 if self._cut:
                     raise OSError
+                self._flows.wait()
                 far = socket.create_connection(("127.0.0.1", self.target), timeout=5)
             except OSError:
                 near.close()
@@ -46,7 +69,20 @@ class Link:
             far.settimeout(None)
             self._pairs += [near, far]
             for one, other in ((near, far), (far, near)):
-                threading.Thread(target=_pump, args=(one, other), daemon=True).start()
+                threading.Thread(target=self._pump, args=(one, other), daemon=True).start()
+
+    def _pump(self, one: socket.socket, other: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while data := one.recv(1 << 16):
+                self._flows.wait()
+                other.sendall(data)
+        for end in (one, other):
+            with contextlib.suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
+
+    def stall(self) -> None:
+        """From here on nothing goes through, and nobody is told: connections stay, new ones are taken and get no answer."""
+        self._flows.clear()
 
     def cut(self) -> None:
         self._cut = True
@@ -57,19 +93,12 @@ class Link:
 
     def restore(self) -> None:
         self._cut = False
+        self._flows.set()
 
     def close(self) -> None:
         self.cut()
+        self._flows.set()
         self._server.close()
-
-
-def _pump(one: socket.socket, other: socket.socket) -> None:
-    with contextlib.suppress(OSError):
-        while data := one.recv(1 << 16):
-            other.sendall(data)
-    for end in (one, other):
-        with contextlib.suppress(OSError):
-            end.shutdown(socket.SHUT_RDWR)
 
 
 class Run:
@@ -122,8 +151,12 @@ class Remote:
             "FXH_TEST": str(directory / "marks"),
             "FXH_RUN_LEASE_WAIT": "240",
         }
-        self.fxh("lab", "up", name, "--keep")
-        self._configure()
+        try:
+            self.fxh("lab", "up", name, "--keep")
+            self._configure()
+        except BaseException:
+            self.remove()  # nobody else would: it is kept
+            raise
 
     def _configure(self) -> None:
         record, where = records.read(self.name), records.directory(self.name)
@@ -191,8 +224,17 @@ class Remote:
 
     def leftovers(self) -> list[str]:
         """What of ours is in dom0 beside what is kept for later runs: empty when all was cleaned up."""
-        listing = self.dom0("xl list; ls -d /var/lib/fxh/run-* /var/lib/fxh/leases/*; cat /sys/block/loop*/loop/backing_file; true")
+        listing = self.dom0(_LEFT)
         return [line for line in listing.splitlines() if "fxh" in line]
+
+    def holds(self) -> dict[str, float]:
+        """What there is in dom0 at this moment: KiB of memory in use (without its caches) and by daemons, counts of the rest."""
+        found = {}
+        for line in self.dom0(_HOLDS).splitlines():
+            name, _, value = line.partition(" ")
+            if value.strip().isdigit():
+                found[name] = float(value)
+        return found
 
     def wait_clean(self, seconds: float = 90) -> None:
         def look() -> None:

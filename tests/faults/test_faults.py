@@ -7,6 +7,7 @@ import signal
 import time
 from pathlib import Path
 
+from jump_host import Gate
 from remote_host import Remote
 
 
@@ -142,9 +143,160 @@ def test_a_flood_on_the_console(remote: Remote, suite: Path) -> None:
     remote.wait_clean()
 
 
-def test_many_guests_leave_nothing(remote: Remote, suite: Path) -> None:
-    run = remote.start(suite, "-k", "many", "--xen-host", "one", "--scale", "3")
-    assert run.end(1800) == 0
+def test_fifty_guests_leave_nothing(remote: Remote, suite: Path) -> None:
+    # What the first run on a host leaves for the next ones (images, books) is there before.
+    assert remote.start(suite, "-k", "first", "--xen-host", "one", name="before").end() == 0
+    remote.wait_clean()
+    before = remote.holds()
+    run = remote.start(suite, "-k", "many", "--xen-host", "one", "--scale", "3", FXH_TEST_GUESTS="50")
+    assert run.end(3000) == 0
+    remote.wait_clean()
+    after = remote.holds()
+    print({name: (before[name], after[name]) for name in before})
+    for name in ("domains", "loops", "xenstore", "files", "processes", "xen-used", "xenstored-fds", "xenconsoled-fds"):
+        assert after[name] <= before[name], f"{name}: {before[name]:.0f} before 50 guests, {after[name]:.0f} after"
+    assert after["dom0-used"] - before["dom0-used"] < 8192, "dom0 lost memory"
+    assert after["disk"] - before["disk"] < 2048, "dom0 lost disk"
+
+
+def test_a_guest_that_never_came_up_and_a_leak_blame_nobody_else(remote: Remote, suite: Path) -> None:
+    run = remote.start(suite, "-k", "dies or leaks or neighbour", "--xen-host", "one")
+    assert run.end() == 1
+    assert run.outcomes == {"test_g_dies_at_boot": "failed", "test_h_leaks": "failed", "test_i_neighbour": "passed"}
+    assert "pygrub" in run.cases["test_h_leaks"]["reason"]
+    assert "left things" not in run.cases["test_g_dies_at_boot"]["reason"]
+    remote.wait_clean()
+
+
+# Four parts stopped, one part going.
+_SLOW = """
+setsid sh -c 'echo $$ > /run/slow.pid; x=$(pidof xenstored); while :; do kill -STOP $x; sleep 1.2; kill -CONT $x; sleep 0.3; done' \
+    </dev/null >/dev/null 2>&1 &
+"""
+
+
+def test_xenstored_slow(remote: Remote, suite: Path) -> None:
+    remote.dom0(_SLOW)
+    try:
+        run = remote.start(suite, "-k", "first or fault or last", "--xen-host", "one", "--scale", "4")
+        assert run.end(1200) in (0, 4)
+    finally:
+        remote.dom0("kill -9 $(cat /run/slow.pid); kill -CONT $(pidof xenstored)")
+    assert set(run.outcomes) == {"test_a_first", "test_b_fault", "test_c_last"}
+    assert set(run.outcomes.values()) <= {"passed", "infrastructure"}, run.outcomes
+    remote.wait_clean()
+
+
+def test_link_stalls_and_heals(remote: Remote, suite: Path) -> None:
+    """Nothing goes through for longer than the case takes, and then all of it: TCP loses nothing, so the case goes on."""
+    run = remote.start(suite, "-k", "fault", "--xen-host", "one")
+    run.wait_for(remote.mark("running"))
+    time.sleep(2)
+    remote.one.stall()
+    time.sleep(20)
+    remote.one.restore()
+    assert run.end() == 0
+    assert run.outcomes == {"test_b_fault": "passed"}
+    assert "run again because" not in run.cases["test_b_fault"]["inputs"]
+    remote.wait_clean()
+
+
+def test_link_stalls_for_good(remote: Remote, suite: Path) -> None:
+    run = remote.start(suite, "-k", "fault", "--xen-host", "one,two")
+    run.wait_for(remote.mark("running"))
+    remote.one.stall()
+    assert run.end() == 0
+    assert run.outcomes == {"test_b_fault": "passed"}
+    assert run.cases["test_b_fault"]["inputs"]["host"] == "two"
+    assert run.cases["test_b_fault"]["inputs"]["run again because"]
+    # Its keeper has heard nothing either, and gives the share back while the link is still dead.
+    remote.wait_clean(120)
+
+
+_KEEPER = r"""p=$(sed 's/.*"pid": \([0-9]*\).*/\1/' /var/lib/fxh/leases/*.json)"""
+# The keeper is in the lease, and of the processes above it the server of its session is the first that is called so.
+_STOP_SESSION = (
+    f"{_KEEPER}\n"
+    r"""
+until [ "$(cat /proc/$p/comm)" = dropbear ]; do p=$(awk '/^PPid/{print $2}' /proc/$p/status); done
+echo $p > /run/stopped; kill -STOP $p
+"""
+)
+
+
+def test_sshd_of_the_host_stopped(remote: Remote, suite: Path) -> None:
+    """The session's own server process is stopped for good: connected, acknowledged by the kernel, and silent."""
+    run = remote.start(suite, "-k", "fault", "--xen-host", "one", FXH_RUN_LEASE_WAIT="60")
+    run.wait_for(remote.mark("running"))
+    remote.dom0(_STOP_SESSION)
+    assert run.end() in (0, 4)
+    assert set(run.outcomes.values()) <= {"passed", "infrastructure"}, run.outcomes
+    remote.dom0("kill -9 $(cat /run/stopped); true")
+    remote.wait_clean(120)
+
+
+def test_over_a_jump_host(remote: Remote, suite: Path, gate: Gate) -> None:
+    run = remote.start(suite, "-k", "first or fault", "--xen-host", "far")
+    run.wait_for(remote.mark("running"))
+    # Both links of the chain are real: the run's session goes through the gate.
+    assert gate.connections() == 1
+    gate.drop()
+    assert run.end() == 0
+    assert run.outcomes == {"test_a_first": "passed", "test_b_fault": "passed"}
+    assert run.cases["test_b_fault"]["inputs"]["run again because"]
+    assert gate.log().count(f"127.0.0.1 port {remote.one.port}") >= 2, gate.log()
+    remote.wait_clean()
+
+
+def test_a_jump_host_that_is_another(remote: Remote, suite: Path, gate: Gate) -> None:
+    gate.new_key()
+    run = remote.start(suite, "-k", "first", "--xen-host", "far", FXH_RUN_LEASE_WAIT="5")
+    assert run.end() == 4
+    assert run.outcomes == {"test_a_first": "infrastructure"}
+    assert "key" in run.cases["test_a_first"]["reason"]
+    assert gate.connections() == 0
+
+
+def _orphan(remote: Remote, suite: Path) -> None:
+    """Keeper and controller are killed at the same time: nobody is left to clean up."""
+    run = remote.start(suite, "-k", "fault", "--xen-host", "one")
+    run.wait_for(remote.mark("running"))
+    remote.dom0(f"{_KEEPER}; kill -9 $p")
+    run.process.kill()
+    run.process.communicate()
+
+
+BREAKAGES = {
+    "pygrub removed": ("rm /usr/lib/xen-*/bin/pygrub", "warn  pygrub", "install xen-utils"),
+    "no user for pygrub": ("sed -i /xen-qemuuser/d /etc/passwd", "warn  pygrub as", "useradd"),
+    # Its own bridge cannot go down in a dom0 that is reached over it; another name is as good to a guest.
+    "no bridge": ("ip link set xenbr0 name other0", "fail  bridge", "hosts.one.bridge"),
+    "disk full": ("dd if=/dev/zero of=/var/lib/filler bs=1M 2>/dev/null; sync", "fail  disk", "fxh clean HOST"),
+    "xenconsoled killed": ("kill -9 $(pidof xenconsoled)", "fail  xenconsoled", "xenconsoled --log=all"),
+    "clock off": ("date -s @$(($(date +%s) - 3600))", "warn  clock", "NTP"),
+    "a domain left over": (_orphan, "warn  domains of ours", "fxh clean HOST --yes"),
+}
+
+
+def test_doctor(remote: Remote, suite: Path) -> None:
+    """A healthy host, and the same with one thing broken at a time: each is named, with its mend, and nothing else."""
+    told = {}
+    for name, (breakage, line, mend) in {"healthy": (None, "", ""), **BREAKAGES}.items():
+        remote.reset()
+        # A lab's clock is that of its checkpoint.
+        remote.dom0(f"date -s @{time.time():.0f}")
+        if callable(breakage):
+            breakage(remote, suite)
+        elif breakage:
+            remote.dom0(breakage)
+        told[name] = remote.fxh("doctor", "one", check=False)
+        print(f"--- {name}\n{told[name]}")
+        wrong = [row for row in told[name].splitlines() if row.strip().startswith(("warn ", "fail "))]
+        assert len(wrong) == (1 if breakage else 0), wrong
+        assert line in told[name]
+        assert mend in told[name]
+    # The last mend, done.
+    remote.fxh("clean", "one", "--yes")
     remote.wait_clean()
 
 

@@ -17,6 +17,8 @@ from harness.transport import Transport
 HEALTHY = (Path(__file__).parent.parent / "doctor" / "lab-xen-4.20.txt").read_text()
 NOW = int(doctor.sections(HEALTHY)["clock"]) + 0.5
 
+LEFT = "fxh-1a2b3c-1-x                               4   512     1     -b----       1.0"
+
 # Written after the source of Xen's tools and the FreeBSD handbook, not recorded: we had no FreeBSD dom0.
 FREEBSD = """%user
 0
@@ -29,7 +31,6 @@ xl /usr/local/sbin/xl
 xenstore-read /usr/local/bin/xenstore-read
 python3 /usr/local/bin/python3
 zfs /sbin/zfs
-pygrub /usr/local/lib/xen/bin/pygrub
 xenconsole /usr/local/lib/xen/bin/xenconsole
 %python
 3.11.9
@@ -59,6 +60,8 @@ bridge0
 %disk
 zroot/var   90000000 5000000 85000000     6%    /var
 writable
+%pygrub
+pygrub /usr/local/lib/xen/bin/pygrub
 """
 
 
@@ -72,7 +75,7 @@ def test_a_healthy_lab() -> None:
 
 def test_a_healthy_freebsd_dom0() -> None:
     text = FREEBSD.format(clock=int(NOW))
-    assert set(bad(text, HostConfig("h", bridge="bridge0", storage="zvol:tank"))) == {"debug aids"}
+    assert set(bad(text, HostConfig("h", bridge="bridge0", storage="zvol:tank"))) == {"debug aids", "pygrub as"}
     assert bad(text)["bridge"].detail == "no xenbr0; there are: bridge0"
 
 
@@ -92,6 +95,8 @@ def replaced(old: str, new: str) -> Callable[[str], str]:
         (replaced("python3 /usr/bin/python3\n", ""), "python3", FAIL, "not there", "leases"),
         (without("python", "3.6.8"), "python3 version", FAIL, "3.6.8", "3.7"),
         (replaced("pygrub /usr/lib/xen-4.20/bin/pygrub\n", ""), "pygrub", WARN, "skipped", "xen-utils"),
+        (replaced("runas /usr/lib/xen-4.20/bin/pygrub\n", ""), "pygrub as", WARN, "no restricted mode", "XSA-443"),
+        (replaced("user xen-qemuuser-range-base\n", ""), "pygrub as", WARN, "neither xen-qemuuser-range-base nor", "useradd"),
         (without("info", "xencall: error: Could not obtain handle on privileged command interface"), "xl info", FAIL, "xencall", "booted under Xen"),
         (replaced("xen_minor              : 20", "xen_minor              : 11"), "Xen", WARN, "4.11", "4.14"),
         (replaced("hvm-3.0-x86_32 hvm-3.0-x86_32p hvm-3.0-x86_64 ", ""), "guest types", WARN, "no PVH", "SVM"),
@@ -107,6 +112,8 @@ def replaced(old: str, new: str) -> Callable[[str], str]:
         (replaced("writable\n", ""), "disk", FAIL, "not writable", "dmesg"),
         (without("clock", str(int(NOW) - 3600)), "clock", WARN, "-3600 s", "NTP"),
         (replaced("%store", "(null)    9     0     1     --psrd       1.0\n%store"), "zombies", WARN, "1 domains", "reboot"),
+        (replaced("%store", f"{LEFT}\n%store"), "domains of ours", WARN, "nobody owns fxh-1a2b3c-1-x", "fxh clean"),
+        (lambda text: replaced("%store", f"{LEFT}\n%store")(without("leases", "1a2b3c")(text)), "domains of ours", OK, "fxh-1a2b3c-1-x", ""),
     ],
 )  # fmt: skip
 def test_each_broken_link_has_its_mend(breakage: Callable[[str], str], name: str, status: str, detail: str, mend: str) -> None:

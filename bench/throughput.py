@@ -1,0 +1,81 @@
+"""Two labs against one: the same cases with -n 1 and -n 2, whole runs. By hand: python bench/throughput.py
+
+The bound is 1.8 times as many cases a minute with two labs on two cores. A run before, not counted, makes the checkpoints
+that both find. Exit code 1 when it is missed, 4 when a run was not green.
+
+--keyword K   which cases, as pytest's -k (some twenty)
+--suites S    whose, by commas
+--times N     pairs of runs; the medians are compared (1)
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from pathlib import Path
+
+FXH = [sys.executable, "-m", "harness.cli"]
+BOUND = 1.8
+
+
+def run(given: argparse.Namespace, workers: int, reports: Path) -> tuple[float, Counter[str]]:
+    """Seconds from command line to exit, and how many cases had which outcome. Raises SystemExit for a run that is not green."""
+    argv = [
+        *FXH,
+        "run",
+        *given.suites.split(","),
+        "-k",
+        given.keyword,
+        "--type",
+        "pv",
+        "-n",
+        str(workers),
+        "--reports",
+        str(reports),
+    ]
+    begun = time.monotonic()
+    done = subprocess.run(argv, capture_output=True, text=True, stdin=subprocess.DEVNULL, check=False)
+    seconds = time.monotonic() - begun
+    cases = [json.loads(path.read_text())["outcome"] for path in (reports / "latest").glob("cases/*/case.json")]
+    if done.returncode:
+        print(done.stdout[-3000:], done.stderr[-1000:], file=sys.stderr)
+        raise SystemExit(4)
+    return seconds, Counter(cases)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--suites", default="boot,root_mount,reboot")
+    parser.add_argument("--keyword", default="test_root_on or test_action or test_plain_reboot or test_every_vdev")
+    parser.add_argument("--times", type=int, default=1)
+    given = parser.parse_args()
+    took: dict[int, list[float]] = {1: [], 2: []}
+    with tempfile.TemporaryDirectory(prefix="fxh-throughput-") as directory:
+        first, outcomes = run(given, 2, Path(directory))
+        print(
+            f"before, not counted: {first:.1f} s, {dict(outcomes)}; load {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores",
+            flush=True,
+        )
+        for _ in range(given.times):
+            for workers, runs in took.items():
+                seconds, outcomes = run(given, workers, Path(directory))
+                runs.append(seconds)
+                cases = sum(outcomes.values())
+                print(
+                    f"-n {workers}: {cases} cases in {seconds:.1f} s, {60 * cases / seconds:.1f} a minute; {dict(outcomes)}",
+                    flush=True,
+                )
+    ratio = statistics.median(took[1]) / statistics.median(took[2])
+    print(f"two labs have {ratio:.2f} times the throughput of one   bound {BOUND}")
+    return 0 if ratio >= BOUND else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

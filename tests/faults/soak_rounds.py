@@ -1,0 +1,54 @@
+"""A plugin of pytest: the collected cases round and round in one process until a given time. Loaded by soak.py."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+UNTIL, TALLY = "FXH_SOAK_UNTIL", "FXH_SOAK_TALLY"
+
+
+class Rounds:
+    """Counts what came of the cases, and forgets the reports: pytest itself would keep each for its summary."""
+
+    def __init__(self, config: pytest.Config) -> None:
+        self._config, self._tally = config, Path(os.environ[TALLY])
+        self._outcomes: Counter[str] = Counter()
+        self.round = self._cases = 0
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        outcomes = [str(value) for name, value in report.user_properties if name == "outcome"]
+        self._outcomes.update(outcomes)
+        if report.when == "teardown":
+            self._cases += 1
+            passed = self._cases - sum(self._outcomes.values())
+            found = {"round": self.round, "cases": self._cases, "outcomes": {**self._outcomes, "passed": passed}}
+            self._tally.write_text(json.dumps(found))
+            reporter = self._config.pluginmanager.get_plugin("terminalreporter")
+            if reporter is not None:
+                reporter.stats.clear()
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_runtestloop(self, session: pytest.Session) -> bool:
+        until = float(os.environ[UNTIL])
+        items = session.items
+        while items and time.time() < until:
+            self.round += 1
+            for n, item in enumerate(items):
+                last = time.time() >= until
+                # pytest takes an item once, and its fixtures with it: each round asks for them anew.
+                item._initrequest()  # type: ignore[attr-defined]
+                nextitem = None if last else items[(n + 1) % len(items)]
+                item.config.hook.pytest_runtest_protocol(item=item, nextitem=nextitem)
+                if last or session.shouldstop:
+                    return True
+        return True
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.pluginmanager.register(Rounds(config), "soak-rounds")
