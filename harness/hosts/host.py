@@ -76,7 +76,7 @@ class XenHost(Protocol):
 
     @property
     def capabilities(self) -> frozenset[str]:
-        """Of: pv, pv32, pvh, hvm, pvshim, pygrub, console-log (xenconsoled keeps every guest's), checkpoint."""
+        """Of: pv, pv32, pvh, hvm, pvshim (a PV shim is installed), pygrub, console-log (xenconsoled keeps every guest's), checkpoint."""
         ...
 
     def domain_name(self, label: str) -> str:
@@ -175,7 +175,7 @@ class DirectHost:
     @property
     def capabilities(self) -> frozenset[str]:
         found = set(self.info.guest_types)
-        if "pvh" in found:
+        if "pvh" in found and self._shim:
             found.add("pvshim")
         if self._console_log:
             found.add("console-log")
@@ -185,6 +185,14 @@ class DirectHost:
     def _console_log(self) -> bool:
         done = self.transport.run(["sh", "-c", "grep -aE 'log=(all|guest)' /proc/$(pidof xenconsoled)/cmdline"], check=False)
         return done.status == 0
+
+    @cached_property
+    def _shim(self) -> bool:
+        """Whether libxl finds a PV shim there (LIBEXEC_LIB/boot of Xen's build, versioned by Debian)."""
+        version = ".".join(self.facts.xen.split(".")[:2])
+        places = [f"{lib}/boot/xen-shim" for lib in (f"/usr/lib/xen-{version}", "/usr/lib/xen", "/usr/libexec/xen")]
+        places += [f"/usr/local{place.removeprefix('/usr')}" for place in places[1:]]
+        return self.transport.run(["ls", *places], check=False).stdout != b""
 
     def domain_name(self, label: str) -> str:
         self._count += 1
