@@ -49,6 +49,10 @@ class UsageError(HarnessError):
     exit_code = ExitCode.USAGE
 
 
+class CannotRun(UsageError):
+    """This guest cannot run in this shape on this host: a case is skipped for it."""
+
+
 class InfrastructureError(HarnessError):
     """Host, network, disk or toolchain failed: nothing was learned about the guest."""
 

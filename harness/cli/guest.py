@@ -22,7 +22,9 @@ def register(app: typer.Typer) -> None:
     app.command()(console)
 
 
-def _host(xen: str, xen_host: str, lab_name: str, memory: int, accel: str) -> DirectHost:
+def _host(
+    xen: str, xen_host: str, lab_name: str, memory: int = 0, accel: str = "auto", hypervisor: Path | None = None
+) -> DirectHost:
     from harness.hosts import connect
     from harness.lab import factory, recipe
 
@@ -35,7 +37,7 @@ def _host(xen: str, xen_host: str, lab_name: str, memory: int, accel: str) -> Di
         from harness.lab import qemu
 
         return LabHost(Lab.attach(lab_name, qemu.find()))
-    lab = factory.make(factory.LabWish(xen or recipe.DEFAULT_XEN, memory=memory or factory.MEMORY, accel=accel))
+    lab = factory.make(factory.LabWish(xen or recipe.DEFAULT_XEN, hypervisor, memory=memory or factory.MEMORY, accel=accel))
     lab.up()
     return LabHost(lab)
 
@@ -46,12 +48,14 @@ def boot(
     image: Annotated[str, typer.Option("--image", help="An image of the store, or an exported one's directory.")] = "",
     bootloader: Annotated[str, typer.Option("--bootloader", help="pygrub: dom0 reads the kernel from the image's disk.")] = "",
     root: Annotated[str, typer.Option("--root", help="The guest's root device (default: the first disk).")] = "",
-    guest_type: Annotated[str, typer.Option("--type", help="pv, pvh or hvm.")] = "",
+    guest_type: Annotated[str, typer.Option("--type", help="pv, pvh or hvm; pvshim: pv in the PV shim.")] = "",
+    pvshim: Annotated[bool, typer.Option("--pvshim", help="The same as --type pvshim.")] = False,
     guest_memory: Annotated[int, typer.Option("--memory", help="MiB of the guest.")] = 0,
     vcpus: Annotated[int, typer.Option("--vcpus", help="The guest's virtual CPUs.")] = 1,
     var: Annotated[list[str] | None, typer.Option("--var", help="A kernel variable, NAME=VALUE; may be repeated.")] = None,
     xen: Annotated[str, typer.Option("--xen", help="Xen version of the lab.")] = "",
     xen_host: Annotated[str, typer.Option("--xen-host", help="A real host instead: user@host, or local.")] = "",
+    hypervisor: Annotated[Path | None, typer.Option("--hypervisor", help="The lab's hypervisor, of your own.")] = None,
     lab: Annotated[str, typer.Option("--lab", help="A lab that is up already.")] = "",
     lab_memory: Annotated[int, typer.Option("--lab-memory", help="MiB of the lab.")] = 0,
     accel: Annotated[str, typer.Option("--accel", help="auto, tcg or kvm.")] = "auto",
@@ -85,10 +89,10 @@ def boot(
     else:
         what = source.control(factory.image(factory.LabWish(xen or recipe.DEFAULT_XEN)).directory / "control")
     shape = Shape(
-        guest_type or what.profile.types[0], guest_memory, vcpus=vcpus, variables=tuple(variables), on_poweroff="destroy",
+        "pvshim" if pvshim else guest_type or what.profile.types[0], guest_memory, vcpus=vcpus, variables=tuple(variables), on_poweroff="destroy",
         on_reboot="restart",
     )  # fmt: skip
-    host = _host(xen, xen_host, lab, lab_memory, accel)
+    host = _host(xen, xen_host, lab, lab_memory, accel, hypervisor)
     with tempfile.TemporaryDirectory(prefix="fxh-boot-") as scratch:
         try:
             facts = host.facts
@@ -167,7 +171,7 @@ def console(
     """Attach to the console of a domain. Ctrl-] ends it; the domain lives on."""
     from harness.cli.terminal import attach
 
-    host = _host("", xen_host, "" if xen_host else lab, 0, "auto")
+    host = _host("", xen_host, "" if xen_host else lab)
     try:
         if host.toolstack.find(int(domain) if domain.isdigit() else domain) is None:
             names = ", ".join(row.name for row in host.toolstack.domains())

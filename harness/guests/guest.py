@@ -17,10 +17,11 @@ from harness.console.stages import FIRST_LINE, StageReached
 from harness.console.text import excerpt
 from harness.deadline import Deadline, NotYet
 from harness.errors import CommandFailed, DeadlineExpired, GuestDied, InfrastructureError, UsageError
+from harness.guests import preflight
 from harness.guests.profile import GuestProfile
 from harness.guests.source import GuestSource
 from harness.hosts.host import XenHost
-from harness.xen.config import Disk, DomainConfig, Vif
+from harness.xen.config import Disk, DomainConfig, Vif, entry
 from harness.xen.listing import DomainState, ShutdownEvent, parse_log
 
 log = logging.getLogger("fxh.guests")
@@ -39,7 +40,7 @@ _AFTER_HALT = 8.0
 
 @dataclass(frozen=True)
 class Shape:
-    """How a source is to be run: guest type, memory (MiB, 0 for the source's own), vCPUs, what it is told."""
+    """How a source is to be run: guest type (pv, pvh, hvm, pvshim), memory (MiB, 0 for the source's own), vCPUs, what it is told."""
 
     type: str
     memory: int = 0
@@ -60,29 +61,18 @@ class Shape:
 
 
 def configure(host: XenHost, source: GuestSource, shape: Shape, name: str) -> DomainConfig:
-    """The domain configuration for ``source`` on ``host``: its files are put there."""
-    if shape.type not in source.profile.types:
-        raise UsageError(
-            f"{source.label} cannot run as {shape.type}: its kernel has no entry for it",
-            mend=f"choose one of {', '.join(source.profile.types)}",
-        )
-    if shape.type not in host.capabilities:
-        raise UsageError(f"{host.facts.name}: its Xen {host.facts.xen} runs no {shape.type} guests")
+    """The domain configuration for ``source`` on ``host``: its files are put there.
+
+    Raises UsageError for what cannot be, CannotRun for what this host cannot.
+    """
+    preflight.check(host, source, shape)
     root = source.root
     if shape.root_vdev and source.disks:
         called, first = source.profile.disk_name, source.disks[0]
         root = root.replace(called(first.vdev), called(shape.root_vdev), 1)
         source = replace(source, disks=(replace(first, vdev=shape.root_vdev), *source.disks[1:]))
-    old_pv = shape.type == "pv" and source.bits == 32
-    if old_pv and "pv32" not in host.capabilities:
-        raise UsageError(
-            f"{source.label} is a 32-bit PV kernel, and the Xen of {host.facts.name} runs none: its xen_caps lacks xen-3.0-x86_32p",
-            mend="a Xen built with CONFIG_PV32; under Debian's PV shim (pvshim=1) FreeBSD 10.4 dies in xen_load_cr3",
-        )
-    if old_pv and shape.vcpus > 1:
-        raise UsageError(f"{source.label} as 32-bit PV with {shape.vcpus} vCPUs", mend="one: with more it hangs")
     variables = {**source.profile.default_variables(root, host.facts.emulated), **dict(shape.variables)}
-    if old_pv and host.facts.emulated:
+    if entry(shape.type) == "pv" and source.bits == 32 and host.facts.emulated:
         variables = {"hw.use_xsave": "0", **variables}
     given = {key: value for key, value in variables.items() if value is not None}
     disks = source.disks_with(given) if shape.type == "hvm" else source.disks
@@ -95,7 +85,8 @@ def configure(host: XenHost, source: GuestSource, shape: Shape, name: str) -> Do
     nic = "vif" if shape.type == "hvm" and host.facts.emulated else ""
     return DomainConfig(
         name=name,
-        type=shape.type,
+        type="pvh" if shape.type == "pvshim" else shape.type,
+        pvshim=shape.type == "pvshim",
         memory=shape.memory or source.memory,
         maxmem=shape.maxmem,
         vcpus=shape.vcpus,

@@ -83,7 +83,9 @@ class XenHost(Protocol):
 
     @property
     def capabilities(self) -> frozenset[str]:
-        """Of: pv, pv32, pvh, hvm, pvshim, pygrub, pygrub-restrict, console-log (xenconsoled keeps every guest's), checkpoint."""
+        """Of: pv, pv32, pvh, hvm, pvshim (a PV shim is installed), pygrub, pygrub-restrict, console-log (xenconsoled keeps
+        every guest's), checkpoint.
+        """
         ...
 
     def domain_name(self, label: str) -> str:
@@ -186,7 +188,7 @@ class DirectHost:
     @property
     def capabilities(self) -> frozenset[str]:
         found = set(self.info.guest_types) | self._probed
-        if "pvh" in found:
+        if "pvh" in found and self._shim:
             found.add("pvshim")
         return frozenset(found)
 
@@ -196,6 +198,14 @@ class DirectHost:
         words = {line.split()[0] for line in text.splitlines() if line.strip()}
         found = words & {"console-log", "pygrub"}
         return frozenset(found | {"pygrub-restrict"} if {"runas", "user"} <= words else found)
+
+    @cached_property
+    def _shim(self) -> bool:
+        """Whether libxl finds a PV shim there (LIBEXEC_LIB/boot of Xen's build, versioned by Debian)."""
+        version = ".".join(self.facts.xen.split(".")[:2])
+        places = [f"{lib}/boot/xen-shim" for lib in (f"/usr/lib/xen-{version}", "/usr/lib/xen", "/usr/libexec/xen")]
+        places += [f"/usr/local{place.removeprefix('/usr')}" for place in places[1:]]
+        return self.transport.run(["ls", *places], check=False).stdout != b""
 
     def domain_name(self, label: str) -> str:
         self._count += 1

@@ -10,6 +10,7 @@ import pytest
 from harness.errors import UsageError
 from harness.hosts.pool import label
 from harness.plugin.options import Options
+from harness.xen.config import entry
 
 
 @dataclass(frozen=True, repr=False)
@@ -46,7 +47,7 @@ def cells(options: Options, freebsd_types: tuple[str, ...], version: str = "") -
     for guest in options.guests:
         able = freebsd_types if guest == "freebsd" else _TYPES[guest]
         for guest_type in options.types or able:
-            if guest_type in able:
+            if entry(guest_type) in able:
                 release = version if guest == "freebsd" else ""
                 found += [Cell(guest, guest_type, host, xen, release) for host, xen in hosts]
     return tuple(found)
@@ -68,7 +69,7 @@ def unmet(marks: list[pytest.Mark], cell: Cell) -> str:
         if span and cell.os == "freebsd" and not within(cell.version, span):
             return f"needs FreeBSD {span}, this is {cell.version}"
         types = mark.kwargs.get("types")
-        if types and cell.type not in types:
+        if types and entry(cell.type) not in types:
             return f"needs guest type {' or '.join(types)}"
     return ""
 

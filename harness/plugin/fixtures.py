@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
-from harness.errors import InfrastructureError
+from harness.errors import CannotRun, InfrastructureError
 from harness.guests.guest import Guest, Shape
 from harness.hosts import scratch as disks
 from harness.hosts.host import XenHost
@@ -75,7 +76,8 @@ def new_guest(rig: Rig, cell: Cell, host: XenHost, case: CaseContext) -> NewGues
     """Makes guests of the cell that are not created yet; they are removed after the case."""
 
     def make(**shape: object) -> Guest:
-        guest = rig.new_guest(cell, host, case.directory, Shape(cell.type, **shape))  # type: ignore[arg-type]
+        with _skipping():
+            guest = rig.new_guest(cell, host, case.directory, Shape(cell.type, **shape))  # type: ignore[arg-type]
         case.guests.append(guest)
         case.inputs.update(inputs.of(rig.source(cell)))
         return guest
@@ -88,7 +90,8 @@ def booted(request: pytest.FixtureRequest, rig: Rig, cell: Cell, case: CaseConte
     """``booted(**shape)``: a guest with a shell, restored from a warm checkpoint of that shape on a lab, booted elsewhere."""
 
     def make(prepare: Prepare | None = None, **shape: object) -> Guest:
-        found = rig.booted_guest(cell, case, Shape(cell.type, **shape), prepare)  # type: ignore[arg-type]
+        with _skipping():
+            found = rig.booted_guest(cell, case, Shape(cell.type, **shape), prepare)  # type: ignore[arg-type]
         _capable(request, found.host, cell)
         case.inputs.update(_inputs(found.host) | inputs.of(rig.source(cell)))
         return found
@@ -144,6 +147,15 @@ def _inputs(host: XenHost) -> dict[str, str]:
     if facts.quirks:
         found["quirks"] = "; ".join(facts.quirks)
     return found
+
+
+@contextmanager
+def _skipping() -> Iterator[None]:
+    """A guest that cannot run so on this host is no failure of anybody's."""
+    try:
+        yield
+    except CannotRun as exc:
+        pytest.skip(f"{exc.message}; elsewhere: {exc.mend}" if exc.mend else exc.message)
 
 
 def _capable(request: pytest.FixtureRequest, host: XenHost, cell: Cell) -> None:

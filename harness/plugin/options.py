@@ -15,6 +15,7 @@ from harness.hosts import pool
 from harness.lab import recipe
 from harness.lab.factory import MEMORY, LabWish
 from harness.plugin import shard
+from harness.xen.config import TYPES
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,7 @@ def add(parser: pytest.Parser) -> None:
         "--type",
         dest="guest_type",
         default="",
-        help="guest types, by commas: pv, pvh, hvm (default: all that guest and host can)",
+        help="guest types, by commas: pv, pvh, hvm (default: all that guest and host can); pvshim: pv in the PV shim",
     )
     group.addoption("--xen", default="", help=f"Xen versions of the lab, by commas: {', '.join(recipe.available_quietly())}")
     group.addoption("--kernel", default="", help="a FreeBSD kernel to boot")
@@ -161,8 +162,8 @@ def read(config: pytest.Config) -> Options:
         raise UsageError("--guest freebsd needs a FreeBSD", mend="add --image IMAGE, or --kernel KERNEL --disk DISK")
     types = words("guest_type")
     for guest_type in types:
-        if guest_type not in ("pv", "pvh", "hvm"):
-            raise UsageError(f"--type {guest_type}", mend="pv, pvh or hvm")
+        if guest_type not in (*TYPES, "pvshim"):
+            raise UsageError(f"--type {guest_type}", mend=f"{', '.join(TYPES)} or pvshim")
     xens = words("xen") or (recipe.DEFAULT_XEN,)
     pool.members(run.xen_host, loaded.config.hosts)
     shard.parse(str(config.getoption("shard")))

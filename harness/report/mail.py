@@ -92,7 +92,7 @@ def body(report: Report) -> str:
 def _failure(item: CaseReport, number: int, total: int) -> str:
     case = item.result
     lines = [_head(f"{number} of {total}: {item.verdict.kind}").rstrip("\n"), _wrap(case.title), ""]
-    guest_type = next((word for word in case.cell.split("-") if word in ("pv", "pvh", "hvm")), "")
+    guest_type = next((word for word in case.cell.split("-") if word in ("pv", "pvh", "hvm", "pvshim")), "")
     facts = [
         ("case", case.key),
         ("cell", case.cell),

@@ -14,6 +14,11 @@ ACTIONS = (
 )  # fmt: skip
 
 
+def entry(guest_type: str) -> str:
+    """As what a kernel is entered: ``pvshim`` is a PV guest on a Xen of its own, the PV shim, in a PVH domain."""
+    return "pv" if guest_type == "pvshim" else guest_type
+
+
 @dataclass(frozen=True)
 class Disk:
     """``target`` is a path in dom0 (block device or file), ``vdev`` as in xl-disk-configuration(5): xvda, hda, 51712."""
@@ -82,6 +87,11 @@ class DomainConfig:
     on_reboot: str = "restart"
     on_crash: str = "preserve"
     more: tuple[tuple[str, str | int | tuple[str, ...]], ...] = field(default=())
+
+    @property
+    def guest_type(self) -> str:
+        """What the guest takes itself for: pv within the PV shim, whose domain is a PVH one."""
+        return "pv" if self.pvshim else self.type
 
     def render(self) -> str:
         """The xl.cfg text. Raises UsageError for what xl would refuse or misread."""

@@ -94,4 +94,4 @@ def test_wrong_root_names_the_true_disk(new_guest: NewGuest) -> None:
 @pytest.mark.needs(os="freebsd", types=("pvh", "pv"))
 def test_kernel_has_xen_notes(new_guest: NewGuest, given_kernel: Path) -> None:
     """The kernel says by its ELF notes that Xen can start it as what it was started (sys/amd64/amd64/xen-locore.S)."""
-    assert new_guest().config.type in read_notes(given_kernel).guest_types
+    assert new_guest().config.guest_type in read_notes(given_kernel).guest_types

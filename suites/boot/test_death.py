@@ -25,7 +25,7 @@ def test_panic_is_seen_and_classified(guest: Guest, case: CaseContext) -> None:
     assert death.seen is not None
     case.metrics["panic to verdict"] = death.at - death.seen
     assert death.at - death.seen <= PROMPT, f"the verdict came {death.at - death.seen:.2f} s after the last byte"
-    fate = guest.profile.fate_of_panic(guest.config.type)
+    fate = guest.profile.fate_of_panic(guest.config.guest_type)
     row = guest.wait_shutdown(Deadline(60 * guest.scale))
     assert row.reason == fate.reason, f"Xen was told {row.reason!r} ({row.state}), documented is {fate.reason!r}: {fate.why}"
 
@@ -33,7 +33,7 @@ def test_panic_is_seen_and_classified(guest: Guest, case: CaseContext) -> None:
 @pytest.mark.parametrize("control", ["poweroff", "reboot", "halt", "crash"])
 def test_control_shutdown(guest: Guest, control: str) -> None:
     """B2: each value of control/shutdown ends the guest with the documented reason and letters in ``xl list``."""
-    fate = guest.profile.fate(control, guest.config.type)
+    fate = guest.profile.fate(control, guest.config.guest_type)
 
     with guest.console.expecting_death():
         guest.control(control)

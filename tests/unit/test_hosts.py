@@ -202,6 +202,22 @@ def test_disks_by_kind_of_storage(kind: str, dom0: str, target: str, words: str)
     assert target in there.lines[-1] or target.split("/", 2)[2].removeprefix("zvol/") in there.lines[-1]
 
 
+@pytest.mark.parametrize(
+    ("caps", "found", "expected"),
+    [
+        ("xen-3.0-x86_64 xen-3.0-x86_32p", "", {"pv", "pv32"}),
+        ("xen-3.0-x86_64 hvm-3.0-x86_32 hvm-3.0-x86_64", "", {"pv", "pvh", "hvm"}),
+        ("hvm-3.0-x86_64", "/usr/lib/xen-4.17/boot/xen-shim\n", {"pvh", "hvm", "pvshim"}),
+    ],
+)
+def test_guest_types_of_a_host(caps: str, found: str, expected: set[str]) -> None:
+    info = f"xen_major : 4\nxen_minor : 17\nxen_extra : .7\nxen_caps : {caps}\ntotal_memory : 1\nfree_memory : 1\nnr_cpus : 1\n"
+    there = Recorder(xl=info, ls=found)
+    host = DirectHost(there)  # type: ignore[arg-type]
+    assert host.capabilities - {"pygrub", "console-log"} == expected
+    assert ("/usr/lib/xen-4.17/boot/xen-shim" in "\n".join(there.lines)) == ("pvh" in expected)
+
+
 @pytest.mark.parametrize("kind", ["nfs", "lvm:", "lvm:-x", "zvol:a b", "lvm:a;b"])
 def test_storage_that_is_none(kind: str) -> None:
     with pytest.raises(UsageError):

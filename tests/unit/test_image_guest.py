@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -9,12 +10,13 @@ from typing import Any
 
 import pytest
 
-from harness.errors import UsageError
+from harness.errors import CannotRun, UsageError
 from harness.guests import source
 from harness.guests.freebsd import FreeBSD
 from harness.guests.guest import Shape, configure
 from harness.guests.source import DiskImage, GuestSource
 from harness.images import slot
+from harness.plugin import cells
 
 
 @dataclass
@@ -97,20 +99,58 @@ def test_pygrub_is_refused_for_a_disk_it_cannot_read() -> None:
         source.from_image(image, bootloader="pygrub")
 
 
-def old_kernel(path: Path) -> Path:
-    """A 32-bit ELF file without anything in it."""
-    path.write_bytes(b"\x7fELF\x01\x01\x01" + bytes(57))
-    return path
+# -- 32-bit PV: FreeBSD 8 to 10 ---------------------------------------------------------------------------------------
 
 
-def test_a_32_bit_pv_kernel_needs_a_xen_that_runs_it(disk: DiskImage, tmp_path: Path) -> None:
-    profile = FreeBSD(version="10.4", types=("pv",))
-    given = GuestSource("freebsd-10.4", profile, old_kernel(tmp_path / "kernel"), disks=(disk,), root="xbd0")
-    with pytest.raises(UsageError, match=r"xen_caps lacks xen-3\.0-x86_32p"):
-        configure(Host(), given, Shape("pv"), "x")  # type: ignore[arg-type]
-    able = Host(capabilities=frozenset({"pv", "pv32"}))
-    made = configure(able, given, Shape("pv"), "x")  # type: ignore[arg-type]
-    assert "msr_relaxed = 1" in made.render()
+@pytest.fixture
+def old(disk: DiskImage, tmp_path: Path) -> GuestSource:
+    """A 32-bit kernel, of which nothing but that is looked at."""
+    kernel = tmp_path / "kernel"
+    kernel.write_bytes(b"\x7fELF\x01\x01\x01" + bytes(57))
+    return GuestSource("freebsd-10.4", FreeBSD(version="10.4", types=("pv",)), kernel, disks=(disk,), root="xbd0")
+
+
+@pytest.mark.parametrize(
+    ("able", "shape", "refused", "mend"),
+    [
+        ("pv pvh", Shape("pv"), r"h's Xen 4\.20 runs none: its xen_caps lacks xen-3\.0-x86_32p", "^a Xen built with CONFIG_PV32=y"),
+        ("pv pvh pvshim", Shape("pv"), "xen_caps lacks", "^--type pvshim, or a Xen built with CONFIG_PV32=y"),
+        ("pv pv32", Shape("pv", vcpus=2), "as 32-bit PV with 2 vCPUs", "one: with more it hangs"),
+        ("pvh pvshim", Shape("pvshim", vcpus=2), "as 32-bit PV with 2 vCPUs", "one: with more it hangs"),
+        ("pv pvh", Shape("pvshim"), "h, Xen 4.20: no xen-shim", "Debian: xen-utils"),
+        ("pv", Shape("pvshim"), "h, Xen 4.20: no PVH guests, and the PV shim is one", "VT-x or SVM"),
+    ],
+)
+def test_what_a_host_cannot_run(old: GuestSource, able: str, shape: Shape, refused: str, mend: str) -> None:
+    with pytest.raises(CannotRun, match=refused) as caught:
+        configure(Host(capabilities=frozenset(able.split())), old, shape, "x")  # type: ignore[arg-type]
+    assert re.search(mend, caught.value.mend)
+
+
+def test_a_32_bit_pv_kernel_where_xen_runs_it(old: GuestSource) -> None:
+    made = configure(Host(capabilities=frozenset({"pv", "pv32"})), old, Shape("pv"), "x")  # type: ignore[arg-type]
+    assert {'type = "pv"', "vcpus = 1", "msr_relaxed = 1"} <= set(made.render().splitlines())
     assert made.extra.startswith("hw.use_xsave=0,")
-    with pytest.raises(UsageError, match="with 2 vCPUs"):
-        configure(able, given, Shape("pv", vcpus=2), "x")  # type: ignore[arg-type]
+    assert made.guest_type == "pv"
+
+
+def test_a_pv_kernel_in_the_pv_shim(old: GuestSource) -> None:
+    made = configure(Host(capabilities=frozenset({"pvh", "pvshim"})), old, Shape("pvshim"), "x")  # type: ignore[arg-type]
+    assert {'type = "pvh"', "pvshim = 1"} <= set(made.render().splitlines())
+    assert made.extra.startswith("hw.use_xsave=0,")
+    assert made.guest_type == "pv"
+
+
+def test_the_shim_is_for_kernels_with_a_pv_entry(disk: DiskImage) -> None:
+    with pytest.raises(UsageError, match="cannot run as pvshim: its kernel has no entry for it"):
+        configure(Host(capabilities=frozenset({"pvh", "pvshim"})), freebsd(disk), Shape("pvshim"), "x")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("kind", ["pv", "pvshim"])
+def test_cells_of_a_pv_kernel(kind: str) -> None:
+    options: Any = SimpleNamespace(xens=("4.17",), host="", guests=("freebsd",), types=(kind,))
+    (cell,) = cells.cells(options, ("pv",), "10.4")
+    assert str(cell) == f"freebsd-{kind}-xen-4.17"
+    assert cells.unmet([pytest.mark.needs(types=("pvh", "pv")).mark], cell) == ""
+    assert cells.unmet([pytest.mark.needs(types=("pvh",)).mark], cell) == "needs guest type pvh"
+    assert cells.cells(options, ("pvh", "hvm"), "13.2") == ()

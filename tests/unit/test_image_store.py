@@ -9,6 +9,7 @@ import lzma
 import os
 import shutil
 import signal
+import struct
 import subprocess
 import sys
 import tarfile
@@ -382,6 +383,21 @@ def test_a_disk_in_xz_with_its_kernel(tmp_path: Path) -> None:
     made = make.make(recipe.make("mine", options, {}))
     assert (made.root, made.types, made.disks[0].file.read_bytes()) == ("xbd0", ("pvh",), bytes(raw))
     assert (tmp_path / "disk.raw.xz").read_bytes() == lzma.compress(bytes(raw))
+
+
+def test_an_i386_pv_kernel_with_its_disk(tmp_path: Path) -> None:
+    raw = bytearray(2 << 20)
+    raw[8192 + 1372 : 8192 + 1376] = b"\x54\x19\x01\x00"
+    (tmp_path / "disk").write_bytes(bytes(raw))
+    note = struct.pack("<III", 4, 4, 1) + b"Xen\0" + struct.pack("<I", 0xC0001000)
+    text = b"FreeBSD 10.4-RELEASE XEN\0\0\0\0"
+    header = b"\x7fELF\x01\x01\x01" + bytes(9) + struct.pack(
+        "<HHIIIIIHHHHHH", 2, 3, 1, 0, 0, 52 + len(text) + len(note), 0, 52, 32, 0, 40, 1, 0
+    )  # fmt: skip
+    section = struct.pack("<10I", 0, 7, 0, 0, 52 + len(text), len(note), 0, 0, 4, 0)
+    (tmp_path / "kernel").write_bytes(header + text + note + section)
+    made = make.make(recipe.make("old", {"disk": str(tmp_path / "disk"), "kernel": str(tmp_path / "kernel")}, {}))
+    assert (made.version, made.data["machine"], made.types, made.root) == ("10.4", "i386", ("pv",), "xbd0")
 
 
 def test_disks_that_cannot_be(tmp_path: Path) -> None:

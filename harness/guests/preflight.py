@@ -1,0 +1,57 @@
+"""Whether a host can run a guest in a shape, asked before anything is put there: why not, and what would do."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from harness.errors import CannotRun, UsageError
+from harness.guests.source import GuestSource
+from harness.hosts.host import XenHost
+from harness.xen.config import entry
+
+if TYPE_CHECKING:
+    from harness.guests.guest import Shape
+
+
+def check(host: XenHost, source: GuestSource, shape: Shape) -> None:
+    """Raises UsageError for what no host could run, CannotRun for what this one cannot."""
+    types = source.profile.types
+    if entry(shape.type) not in types:
+        raise UsageError(
+            f"{source.label} cannot run as {shape.type}: its kernel has no entry for it",
+            mend=f"choose one of {', '.join(types)}",
+        )
+    old_pv = entry(shape.type) == "pv" and source.bits == 32
+    if old_pv and shape.vcpus > 1:
+        raise CannotRun(f"{source.label} as 32-bit PV with {shape.vcpus} vCPUs", mend="one: with more it hangs")
+    if shape.type == "pvshim":
+        _shim(host)
+    elif old_pv:
+        _pv32(host, source)
+    elif shape.type not in host.capabilities:
+        raise CannotRun(f"{host.facts.name}: its Xen {host.facts.xen} runs no {shape.type} guests")
+
+
+def _shim(host: XenHost) -> None:
+    where = f"{host.facts.name}, Xen {host.facts.xen}"
+    if "pvh" not in host.capabilities:
+        raise CannotRun(
+            f"{where}: no PVH guests, and the PV shim is one",
+            mend="switch on VT-x or SVM there (firmware, or nested virtualisation)",
+        )
+    if "pvshim" not in host.capabilities:
+        raise CannotRun(
+            f"{where}: no xen-shim in Xen's own directory there (Debian: /usr/lib/xen-VERSION/boot)",
+            mend="install Xen's tools whole (Debian: xen-utils of that version), or build them with CONFIG_PV_SHIM",
+        )
+
+
+def _pv32(host: XenHost, source: GuestSource) -> None:
+    if "pv32" in host.capabilities:
+        return
+    shim = "--type pvshim, or " if "pvshim" in host.capabilities else ""
+    raise CannotRun(
+        f"{source.label} is a 32-bit PV kernel, and {host.facts.name}'s Xen {host.facts.xen} runs none: "
+        "its xen_caps lacks xen-3.0-x86_32p",
+        mend=f"{shim}a Xen built with CONFIG_PV32=y (Debian's is not): in a lab --hypervisor xen.gz",
+    )
