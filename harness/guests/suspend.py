@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from dataclasses import dataclass
 
 from harness.console.deaths import Death
 from harness.console.text import excerpt
 from harness.deadline import Deadline
-from harness.errors import CommandFailed, DeadlineExpired, GuestDied
+from harness.errors import CommandFailed, DeadlineExpired, GuestDied, HarnessError
 from harness.guests.guest import Guest
 
 # From the restored domain's first step to an answer of its shell.
@@ -33,10 +34,7 @@ def through_a_file(guest: Guest) -> Journey:
     host.transport.run(["mkdir", "-p", host.directory])
     begun = time.monotonic()
     guest.console_will_end()
-    try:
-        host.toolstack.save(first, path)
-    except CommandFailed as exc:
-        raise GuestDied(_hang(guest, f"xl save: {exc.stderr.strip() or exc.message}")) from exc
+    _save(guest, path)
     saved = time.monotonic()
     try:
         guest.domid = host.toolstack.restore(path, guest.name)
@@ -49,6 +47,29 @@ def through_a_file(guest: Guest) -> Journey:
     except DeadlineExpired as exc:
         raise GuestDied(_hang(guest, f"restored by xl, it does not answer: {exc.message}")) from exc
     return Journey(saved - begun, restored - saved, (first, guest.domid))
+
+
+def _save(guest: Guest, path: str) -> None:
+    """Save it; a guest that dies of that is told at once, and not when the toolstack gives it up after a minute."""
+    failed: list[HarnessError] = []
+
+    def go() -> None:
+        try:
+            guest.host.toolstack.save(guest.domid, path)
+        except HarnessError as exc:
+            failed.append(exc)
+
+    work = threading.Thread(target=go, name=f"save-{guest.name}", daemon=True)
+    work.start()
+    while work.is_alive():
+        work.join(0.2)
+        if guest.console.death is not None:
+            raise GuestDied(guest.console.death)
+    match failed:
+        case [CommandFailed() as exc]:
+            raise GuestDied(_hang(guest, f"xl save: {exc.stderr.strip() or exc.message}"))
+        case [exc]:
+            raise exc
 
 
 def _hang(guest: Guest, message: str) -> Death:

@@ -27,7 +27,7 @@ def test_grows_when_pages_come(guest: Guest, case: CaseContext) -> None:
     refused, _ = memory.settle()
     assert refused.current < down.current + 8 * MIB, "Xen refused nothing: this case asks nothing"
     guest.host.toolstack.mem_max(guest.domid, whole)
-    there, seconds = memory.settle(first.current, 25)
+    there, seconds = memory.settle(first.current, 15)
 
     stayed = missed(there, first.current)
     case.metrics["seconds to take them"] = round(seconds, 2)

@@ -1,8 +1,10 @@
-"""Devices whose backend never comes to life: the guest boots all the same."""
+"""Devices whose backend is dead: the guest boots all the same."""
 
 from __future__ import annotations
 
 import re
+
+import pytest
 
 from harness.deadline import Deadline, NotYet
 from harness.guests.guest import Guest
@@ -17,32 +19,37 @@ SOURCE = {
 }
 # run_interrupt_driven_hooks: still waiting after 60 seconds for xenbusb_nop_confighook_cb
 WAITING = rb"run_interrupt_driven_hooks: still waiting after \d+ seconds for[^\r\n]*"
-# A backend that has just closed, and one that has begun and never gets further (public/io/xenbus.h).
-DEAD = {"xvdk": "6", "xvdl": "1"}
+# States of a backend (public/io/xenbus.h): it has closed, or it has begun and never gets further.
+DEAD = {"closed": "6", "initialising": "1"}
 
 
-def test_boots_with_dead_backends(new_guest: NewGuest, scratch: NewScratch) -> None:
-    """G1: with a disk whose backend has closed and one whose backend never gets ready, it boots, without these disks."""
+@pytest.mark.parametrize(
+    "state",
+    [
+        "closed",
+        # Linux gives up after five minutes (wait_for_devices()): too long to look at in every run.
+        pytest.param("initialising", marks=pytest.mark.needs(os="freebsd")),
+    ],
+)
+def test_boots_with_a_dead_backend(new_guest: NewGuest, scratch: NewScratch, state: str) -> None:
+    """G1: a second disk whose backend is dead does not keep the guest from its login prompt."""
     guest = new_guest()
-    disks = tuple(Disk(disk.target, name) for disk, name in zip(scratch(*DEAD), DEAD, strict=True))
-    guest.reconfigure(disks=(*guest.config.disks, *disks)).create()
-    for name, state in DEAD.items():
-        kill(guest, name, state)
+    (disk,) = scratch("xvdk")
+    guest.reconfigure(disks=(*guest.config.disks, Disk(disk.target, "xvdk"))).create()
+    kill(guest, "xvdk", DEAD[state])
     guest.start()
 
-    told = Deadline(150 * guest.scale).wait("a login prompt, or what it waits for", lambda: look(guest), 0.5)
+    told = Deadline(200 * guest.scale).wait("a login prompt, or what it waits for", lambda: look(guest), 0.5)
 
+    frontend = guest.host.xenstore.read(f"/local/domain/{guest.domid}/device/vbd/{vdev.number('xvdk')}/state")
     assert not told, finding(
-        asked="a boot with two more disks: the backend of one is closed, that of the other never gets ready",
-        did=[
-            told,
-            *(f"{name}, backend in state {state}: its frontend is in state {front(guest, name)}" for name, state in DEAD.items()),
-        ],
-        good="boots without the disks that it cannot have",
+        asked=f"a boot with a second disk, xvdk, whose backend is {state} ({DEAD[state]})",
+        did=[told, f"the disk's frontend is in state {frontend}"],
+        good="boots without the disk that it cannot have",
         source=SOURCE[guest.profile.os],
     )
     guest.login()
-    assert not {guest.profile.disk_name(name) for name in DEAD} & set(guest.profile.disks(guest.sh))
+    assert guest.profile.disk_name("xvdk") not in guest.profile.disks(guest.sh)
 
 
 def kill(guest: Guest, name: str, state: str) -> None:
@@ -52,15 +59,12 @@ def kill(guest: Guest, name: str, state: str) -> None:
     guest.host.xenstore.write(f"/local/domain/0/backend/vbd/{guest.domid}/{vdev.number(name)}/state", state)
 
 
-def front(guest: Guest, name: str) -> str:
-    path = f"/local/domain/{guest.domid}/device/vbd/{vdev.number(name)}/state"
-    return guest.host.xenstore.read(path) or "none"
-
-
 def look(guest: Guest) -> str:
     """What it says that it waits for, or "" once it asks for a login."""
     if any(stage.name == "login" for stage in guest.console.stages):
         return ""
     if found := re.search(WAITING, guest.console.since(guest.console.boot_offset)):
         return found[0].decode(errors="replace")
+    if guest.console.death is not None:
+        return guest.console.death.summary
     raise NotYet(f"it is at stage {guest.console.stage or 'none'}")
