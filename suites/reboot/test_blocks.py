@@ -15,11 +15,11 @@ from harness.plugin.rig import CaseContext
 from harness.xen import pygrub
 from harness.xen.config import Disk
 
-# The last byte of the direct blocks, and the last of the single indirect one: UFS1 with blocks of 8 KiB has 12 direct ones and
-# 2048 addresses in an indirect one (sys/ufs/ffs/fs.h, UFS_NDADDR); ext2 with blocks of 1 KiB has 12 and 256.
-DIRECT = {"freebsd": 12 << 13, "linux": 12 << 10}
-SINGLE = {"freebsd": (12 + 2048) << 13, "linux": (12 + 256) << 10}
-MAKE = {"freebsd": "newfs -O 1 -b 8192 -f 1024 /dev/{0} >/dev/null && mount /dev/{0} /mnt",
+# The last byte of the direct blocks, and the last of the single indirect one: UFS1 with blocks of 4 KiB has 12 direct ones and
+# 1024 addresses in an indirect one (sys/ufs/ffs/fs.h, UFS_NDADDR); ext2 with blocks of 1 KiB has 12 and 256.
+DIRECT = {"freebsd": 12 << 12, "linux": 12 << 10}
+SINGLE = {"freebsd": (12 + 1024) << 12, "linux": (12 + 256) << 10}
+MAKE = {"freebsd": "newfs -O 1 -b 4096 -f 512 /dev/{0} >/dev/null && mount /dev/{0} /mnt",
         "linux": "mke2fs -b 1024 /dev/{0} >/dev/null && mount -t ext2 /dev/{0} /mnt"}  # fmt: skip
 # The kernel's own blocks are all different; what is before it makes those of each size differ from each other.
 WRITE = "(echo {size}; cat /tmp/seed /tmp/seed /tmp/seed /tmp/seed) | head -c {size} > /mnt/boot/{name}"
@@ -32,7 +32,7 @@ def test_kernel_changes_size(guest: Guest, scratch: NewScratch, case: CaseContex
     direct, single = DIRECT[os], SINGLE[os]
     # From a size to another, in place.
     steps = {"shrunk": (single + 1, direct), "grown": (direct, direct + 1), "grown-twice": (direct + 1, single + 1)}
-    (disk,) = scratch("xvdc", size=64 * scratches.MIB)
+    (disk,) = scratch("xvdc", size=24 * scratches.MIB)
     name = guest.profile.disk_name("xvdc")
     guest.host.toolstack.block_attach(guest.domid, Disk(disk.target, "xvdc"))
     guest.sh(f"n=0; until [ -e /dev/{name} ] || [ $n -ge 60 ]; do sleep 0.5; n=$((n+1)); done")
