@@ -33,6 +33,14 @@ class Admin(Protocol):
 
     def balloon(self, run: Run) -> Balloon: ...
 
+    def cpus(self, run: Run) -> int:
+        """How many CPUs run."""
+        ...
+
+    def on_cpu(self, number: int, command: str) -> str:
+        """The shell command that runs ``command`` on that CPU alone."""
+        ...
+
     def hog(self, mib: int) -> str:
         """A command that takes ``mib`` MiB of memory, holds them, and prints ``hog-ready`` when it has them."""
         ...
@@ -69,6 +77,12 @@ class FreeBSDAdmin:
         names = "dev.xen.balloon.current dev.xen.balloon.target vm.stats.vm.v_page_count vm.stats.vm.v_free_count"
         current, target, managed, free = (int(word) * 4096 for word in run(f"sysctl -n {names}").split())
         return Balloon(current, target, managed, free)
+
+    def cpus(self, run: Run) -> int:
+        return int(run("sysctl -n kern.smp.cpus"))
+
+    def on_cpu(self, number: int, command: str) -> str:
+        return f"cpuset -l {number} {command}"
 
     def hog(self, mib: int) -> str:
         # tail keeps what has no line end in memory.
@@ -110,6 +124,12 @@ class LinuxAdmin:
         text = run(f"cat {where}/info/current_kb {where}/target_kb; grep -E 'MemTotal|MemFree' /proc/meminfo")
         current, target, managed, free = (int(number) << 10 for number in re.findall(r"\b\d+\b", text))
         return Balloon(current, target, managed, free)
+
+    def cpus(self, run: Run) -> int:
+        return int(run("grep -c ^processor /proc/cpuinfo"))
+
+    def on_cpu(self, number: int, command: str) -> str:
+        return f"taskset {1 << number:x} {command}"
 
     def hog(self, mib: int) -> str:
         return f"( mkdir -p /hog; mount -t tmpfs -o size=100% hog /hog; dd if=/dev/zero of=/hog/f bs=1M count={mib} 2>/dev/null; echo hog-ready )"

@@ -173,7 +173,11 @@ class Guest:
         self.domid = domid
         self._attach()
         self.console.watch(False)
-        self._session = Session(self.console).resume()
+        return self.resume()
+
+    def resume(self, deadline: Deadline | None = None) -> Guest:
+        """Take the shell that we left at its console."""
+        self._session = Session(self.console).resume(deadline)
         return self
 
     def login(self, deadline: Deadline | None = None) -> Session:

@@ -141,11 +141,14 @@ class Link:
         payload = hashlib.md5(random.Random(seed).randbytes(size), usedforsecurity=False).hexdigest()
         return Transfer(int(str(done["bytes"])), payload, arrived, float(str(done["seconds"])), str(done["error"]))
 
-    def forwarded(self, far: Link, size: int) -> Transfer:
-        """``size`` bytes from dom0's side of this link to its side of ``far``: the guest in the middle has to route."""
+    def forwarded(self, far: Link, size: int, *, to: str = "") -> Transfer:
+        """``size`` bytes from dom0's side of this link to its side of ``far``: the guest in the middle has to route.
+
+        ``to`` is the address that is asked for, where the guest shall send on what comes to another than the far side's.
+        """
         port = self._next()
         peer = Peer(self.host, ["recv", far.here, str(port), str(size)], far.namespace)
-        source = Peer(self.host, ["push", far.here, str(port), str(size), "7", "65536"], self.namespace)
+        source = Peer(self.host, ["push", to or far.here, str(port), str(size), "7", "65536"], self.namespace)
         done, sent = peer.result(60), source.result(60)
         payload = hashlib.md5(random.Random(7).randbytes(size), usedforsecurity=False).hexdigest()
         error = str(done["error"]) or ("" if done["bytes"] == size else f"the stream ended early ({sent['error']})")

@@ -52,11 +52,15 @@ def write(layout: Layout, tree: Tree, tool: Makefs | None, etc: Path, boot: Boot
                 files.append(
                     _file_system(fs, metalog.subtree(tree, fs.mount, mounts), tool, etc, path, f"{seed} {disk.name} {number}")
                 )
-            target = directory / disk.file
-            if disk.table == "mbr":
-                _mbr(disk, files, boot, target)
-            elif disk.table == "gpt":
-                _gpt(disk, files, boot, f"{seed} {disk.name}", target)
+            divide(disk, files, boot, f"{seed} {disk.name}", directory / disk.file)
+
+
+def divide(disk: Vdev, files: list[Path | None], boot: BootCode, seed: str, target: Path) -> None:
+    """Put the file systems ``files`` (None for room alone) behind the partition table of ``disk``, if it has one."""
+    if disk.table == "mbr":
+        _mbr(disk, files, boot, target)
+    elif disk.table == "gpt":
+        _gpt(disk, files, boot, seed, target)
 
 
 def _file_system(fs: FileSystem, tree: Tree, tool: Makefs | None, etc: Path, path: Path, seed: str) -> Path | None:

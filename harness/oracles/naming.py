@@ -45,3 +45,21 @@ def collisions(given: tuple[str, ...], name_of: Callable[[str], str]) -> dict[st
     """Names that more than one of the vdevs ``given`` maps to, with those vdevs."""
     names = Counter(map(name_of, given))
     return {name: tuple(v for v in given if name_of(v) == name) for name, count in names.items() if count > 1}
+
+
+def consumer_of(conftxt: str, provider: str) -> str:
+    """What the GEOM provider ``provider`` was made from, by ``kern.geom.conftxt``; "" where there is no such provider.
+
+    Its lines (sys/geom/geom_dump.c, g_conftxt_geom()) begin with the depth below the disk, the class and the provider's name.
+    """
+    above: list[str] = []
+    for line in conftxt.splitlines():
+        # 2 LABEL ufs/FBROOT 536870912 512 i 0 o 0
+        words = line.split()
+        if len(words) < 3 or not words[0].isdigit():
+            continue
+        del above[int(words[0]) :]
+        if words[2] == provider:
+            return above[-1] if above else ""
+        above.append(words[2])
+    return ""

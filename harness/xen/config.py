@@ -21,7 +21,10 @@ def entry(guest_type: str) -> str:
 
 @dataclass(frozen=True)
 class Disk:
-    """``target`` is a path in dom0 (block device or file), ``vdev`` as in xl-disk-configuration(5): xvda, hda, 51712."""
+    """``target`` is a path in dom0 (block device or file), ``vdev`` as in xl-disk-configuration(5): xvda, hda, 51712.
+
+    A drive without a medium has no target, and the format ``empty``.
+    """
 
     target: str
     vdev: str = "xvda"
@@ -41,7 +44,7 @@ class Disk:
         if self.backend:
             words.append(f"backendtype={self.backend}")
         # target= takes the rest of the line.
-        return ",".join([*words, f"target={self.target}"])
+        return ",".join([*words, f"target={self.target}"] if self.target else words)
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,8 @@ from harness.xen.listing import DomainState, HostInfo
 # Building a domain runs hotplug scripts, which under emulation take seconds each.
 _CREATE = 120.0
 _VERB = 60.0
+# Reading or writing all of a guest's memory.
+_WHOLE = 300.0
 
 # xl reads a configuration from a regular file only; one round trip writes it and creates.
 _CREATE_SCRIPT = 'umask 077; cat > "$1" && xl create $2 "$1" && xl domid "$3"'
@@ -101,7 +103,14 @@ class Xl:
         return ConsoleStream(self._transport.open(argv, pty=True))
 
     def dump_core(self, domain: str | int, path: str) -> None:
-        self._xl("dump-core", domain, path, seconds=300)
+        self._xl("dump-core", domain, path, seconds=_WHOLE)
+
+    def save(self, domain: str | int, path: str) -> None:
+        self._xl("save", domain, path, seconds=_WHOLE)
+
+    def restore(self, path: str, name: str) -> int:
+        self._xl("restore", path, seconds=_WHOLE)
+        return int(self._xl("domid", name).text)
 
     def block_attach(self, domain: str | int, disk: Disk) -> None:
         self._xl("block-attach", domain, disk.render())

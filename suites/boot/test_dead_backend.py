@@ -1,0 +1,63 @@
+"""Devices whose backend is dead: the guest boots all the same."""
+
+from __future__ import annotations
+
+import re
+
+from harness.deadline import Deadline, NotYet
+from harness.guests.guest import Guest
+from harness.oracles.finding import finding
+from harness.plugin.fixtures import NewGuest, NewScratch
+from harness.xen import vdev
+from harness.xen.config import Disk
+
+SOURCE = {
+    "freebsd": "sys/xen/xenbus/xenbusb.c, xenbusb_release_confighook(); sys/dev/xen/blkfront/blkfront.c, xbd_backend_changed()",
+    "linux": "drivers/xen/xenbus/xenbus_probe_frontend.c, wait_for_devices()",
+}
+# run_interrupt_driven_hooks: still waiting after 60 seconds for xenbusb_nop_confighook_cb
+WAITING = rb"run_interrupt_driven_hooks: still waiting after \d+ seconds for[^\r\n]*"
+# Disks, and the states of their backends (public/io/xenbus.h): 6, closed; 1, begun and never got further. At the latter Linux
+# looks for five minutes (wait_for_devices()) before it goes on: too long for every run.
+DEAD = {"freebsd": {"xvdk": "6", "xvdl": "1"}, "linux": {"xvdk": "6"}}
+
+
+def test_boots_with_dead_backends(new_guest: NewGuest, scratch: NewScratch) -> None:
+    """G1: further disks whose backends are closed, or never get ready, do not keep the guest from its login prompt."""
+    guest = new_guest()
+    dead = DEAD[guest.profile.os]
+    disks = tuple(Disk(disk.target, name) for disk, name in zip(scratch(*dead), dead, strict=True))
+    guest.reconfigure(disks=(*guest.config.disks, *disks)).create()
+    for name, state in dead.items():
+        kill(guest, name, state)
+    guest.start()
+
+    told = Deadline(200 * guest.scale).wait("a login prompt, or what it waits for", lambda: look(guest), 0.5)
+
+    states = guest.host.xenstore.tree(f"/local/domain/{guest.domid}/device/vbd")
+    assert not told, finding(
+        asked=f"a boot with further disks whose backends are in state {', '.join(dead.values())} (6 closed, 1 initialising)",
+        did=[told, *(f"{path} = {value}" for path, value in states.items() if path.endswith("/state"))],
+        good="boots without the disks that it cannot have",
+        source=SOURCE[guest.profile.os],
+    )
+    guest.login()
+    assert not {guest.profile.disk_name(name) for name in dead} & set(guest.profile.disks(guest.sh))
+
+
+def kill(guest: Guest, name: str, state: str) -> None:
+    """Take the backend of a disk from its driver in dom0, and leave it in ``state``."""
+    device = f"vbd-{guest.domid}-{vdev.number(name)}"
+    guest.host.transport.run(["sh", "-c", f"echo {device} > /sys/bus/xen-backend/drivers/vbd/unbind"])
+    guest.host.xenstore.write(f"/local/domain/0/backend/vbd/{guest.domid}/{vdev.number(name)}/state", state)
+
+
+def look(guest: Guest) -> str:
+    """What it says that it waits for, or "" once it asks for a login."""
+    if any(stage.name == "login" for stage in guest.console.stages):
+        return ""
+    if found := re.search(WAITING, guest.console.since(guest.console.boot_offset)):
+        return found[0].decode(errors="replace")
+    if guest.console.death is not None:
+        return guest.console.death.summary
+    raise NotYet(f"it is at stage {guest.console.stage or 'none'}")

@@ -1,0 +1,141 @@
+"""Backends that offer less, or more: the interface takes what there is, says so, and moves the data."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+
+from harness.deadline import Deadline, NotYet
+from harness.errors import DeadlineExpired
+from harness.guests import admin, plug
+from harness.guests.guest import Guest
+from harness.guests.link import Link, Peer
+from harness.oracles import frames
+from harness.oracles.finding import finding
+from harness.plugin.fixtures import NewGuest
+from harness.plugin.rig import CaseContext
+
+from .test_offloads import MSS, SIZE, SOURCE
+
+_NO_GSO = {"feature-gso-tcpv4": "0", "feature-gso-tcpv6": "0"}
+# What a backend can do without, and which of the guest's offloads have to go with it.
+LESS = {
+    "no-gso": (_NO_GSO, ("tso", "lro")),
+    "no-sg-no-gso": (_NO_GSO | {"feature-sg": "0"}, ("sg", "tso", "lro")),
+    "no-csum": ({"feature-no-csum-offload": "1"}, ("tx", "rx")),
+}
+# Linux's netfront does not look at a backend's feature-no-csum-offload.
+KNOWS = {"freebsd": tuple(LESS), "linux": ("no-gso", "no-sg-no-gso")}
+OFFERED, STREAMS = (1, 2, 4), 3
+_QUEUES = "/sys/module/xen_netback/parameters/max_queues"
+
+
+def replug(guest: Guest, keys: dict[str, str]) -> None:
+    """The first interface is taken away and given again, by a backend with other ``keys``; it connects within 30 s."""
+    guest.host.toolstack.network_detach(guest.domid, 0)
+    vif = guest.config.vifs[0]
+    plug.attach(guest, "vif/0", keys, lambda: guest.host.toolstack.network_attach(guest.domid, vif))
+
+    def connected() -> None:
+        state = guest.host.xenstore.read(f"/local/domain/{guest.domid}/device/vif/0/state")
+        if state != "4":
+            raise NotYet(f"its frontend is in state {state}")
+
+    try:
+        Deadline(30 * guest.scale).wait("the interface to connect", connected, 0.3)
+    except DeadlineExpired as exc:
+        what = f" to a backend with {keys}" if keys else ""
+        said = finding(asked=f"xl network-attach{what}", did=exc.message, good="connects it", source=SOURCE[guest.profile.os])
+        pytest.fail(said, pytrace=False)
+
+
+def again(guest: Guest) -> Link:
+    """The link over an interface that was given again."""
+    link = Link(guest).up()
+    assert link.wait_up(), finding(
+        asked="xl network-detach, then xl network-attach of the same interface",
+        did=f"no answer over {link.interface} within 40 s",
+        good="uses it",
+        source=SOURCE[guest.profile.os],
+    )
+    return link
+
+
+def test_backend_offers_less(link: Link, case: CaseContext) -> None:
+    """D15: at a backend without GSO, scatter-gather or checksums the offloads go, no frame is too large, and data moves."""
+    guest, ask = link.guest, admin.of(link.guest.profile)
+    wrong = []
+    for name in KNOWS[guest.profile.os]:
+        keys, gone = LESS[name]
+        replug(guest, keys)
+        link = again(guest)
+        shown = ask.offloads(guest.sh, link.interface)
+        wrong += [f"{name}: {flag} is still on" for flag in gone if shown.get(flag)]
+        with link.capture(case.directory / f"{name}.pcap", whole=True) as seen:
+            up, down = link.upload(SIZE // 8), link.download(SIZE // 8)
+        wrong += [f"{name}: {word}: {done.complaint}" for word, done in (("up", up), ("down", down)) if done.complaint]
+        sent = frames.sent_by(seen, link.there)
+        size = frames.largest(sent)
+        case.metrics[name] = float(size)
+        # What it takes itself is another matter: it tells the backend so by the same key on its own side.
+        if "tso" in gone and size > MSS:
+            wrong.append(f"{name}: a frame from the guest carries {size} bytes, {MSS} is the MSS")
+        if "tx" in gone and (bad := frames.bad_checksums(sent)):
+            wrong.append(f"{name}: {bad} of {len(sent)} frames from the guest have no whole checksum")
+    assert not wrong, finding(
+        asked=f"the interface attached again to backends that offer less: {', '.join(KNOWS[guest.profile.os])}",
+        did=wrong,
+        good="switches off what the backend does not offer, and does without",
+        source=f"{SOURCE[guest.profile.os]} (xn_query_features)",
+    )
+
+
+def streams(link: Link, count: int, size: int) -> list[str]:
+    """``count`` connections at once to dom0, each of ``size`` bytes, then as many back; what did not arrive."""
+    guest, ports = link.guest, range(6001, 6001 + count)
+    guest.sh(f"dd if=/dev/urandom of=/tmp/fxh-stream bs=1024 count={size // 1024} 2>/dev/null")
+    digest = guest.sh("fxs < /tmp/fxh-stream").split()[0]
+    nc = f"timeout 60 nc{' -N' if guest.profile.os == 'freebsd' else ''} {link.here}"
+    peers = [Peer(link.host, ["recv", link.here, str(port), str(size)]) for port in ports]
+    guest.sh(f"for p in {' '.join(map(str, ports))}; do {nc} $p < /tmp/fxh-stream > /dev/null & done; wait", 90)
+    done = [peer.result(60) for peer in peers]
+    wrong = [f"from the guest: {one['bytes']} of {size} bytes, {one['error']}" for one in done if one["md5"] != digest]
+    peers = [Peer(link.host, ["send", link.here, str(port + 100), str(size), "3", "65536"]) for port in ports]
+    script = f"for p in {' '.join(str(port + 100) for port in ports)}; do {nc} $p < /dev/null | fxs > /tmp/fxh-sum$p & done; wait"
+    came = guest.sh(f"{script}; cat /tmp/fxh-sum*; rm /tmp/fxh-sum*", 90).split()
+    done = [peer.result(60) for peer in peers]
+    wrong += [f"to the guest: {one['bytes']} of {size} bytes, {one['error']}" for one in done if one["error"]]
+    if (whole := came.count(str(done[0]["md5"]))) != count:
+        wrong.append(f"to the guest: {whole} of {count} streams arrived as they were sent")
+    return wrong
+
+
+@pytest.mark.parametrize("vcpus", [1, 4])
+def test_queues(booted: NewGuest, vcpus: int, case: CaseContext) -> None:
+    """D13: with 1, 2 and 4 queues offered the guest connects as many as it can use, and streams at once all arrive."""
+    guest = booted(vcpus=vcpus)
+    before = guest.host.transport.run(["cat", _QUEUES], check=False)
+    if before.status:
+        pytest.skip("needs Linux's netback, whose number of queues can be set; elsewhere: fxh run netfront -k test_queues")
+    case.undo.append(lambda: guest.host.transport.run(["sh", "-c", f"echo {before.text.strip()} > {_QUEUES}"]) and None)
+    # FreeBSD takes hw.xn.num_queues (4) or what is offered, whatever its CPUs; Linux no more than its CPUs.
+    most = 4 if guest.profile.os == "freebsd" else vcpus
+    wrong = []
+    for offered in OFFERED:
+        guest.host.transport.run(["sh", "-c", f"echo {offered} > {_QUEUES}"])
+        replug(guest, {})
+        front = guest.host.xenstore.children(f"/local/domain/{guest.domid}/device/vif/0")
+        queues = max(1, sum(name.startswith("queue-") for name in front))
+        if queues != min(offered, most):
+            wrong.append(f"{offered} queues offered: it connected {queues}, {min(offered, most)} were due")
+    link = again(guest)
+    begun = time.monotonic()
+    wrong += [f"{OFFERED[-1]} queues offered: {line}" for line in streams(link, STREAMS, SIZE // 4)]
+    case.metrics["streams"] = round(time.monotonic() - begun, 2)
+    assert not wrong, finding(
+        asked=f"1, 2 and 4 queues for an interface of a guest with {vcpus} vCPUs, {STREAMS} TCP streams at once each way over the last",
+        did=wrong,
+        good="connects the queues that it can use and keeps each stream in order",
+        source=f"{SOURCE[guest.profile.os]} (multi-queue-num-queues)",
+    )

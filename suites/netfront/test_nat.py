@@ -1,0 +1,64 @@
+"""Address translation in the guest: pf's nat and rdr, and pf over its own traffic."""
+
+from __future__ import annotations
+
+import pytest
+
+from harness.guests.link import Link
+from harness.oracles import frames
+from harness.oracles.finding import finding
+from harness.plugin.fixtures import NewGuest
+from harness.plugin.rig import CaseContext
+
+from .test_offloads import SIZE, SOURCE
+
+RULES = (
+    "nat on {far.interface} inet from {near.here} to any -> {far.there}",
+    "rdr on {near.interface} inet proto tcp from any to {near.there} port 5001:5100 -> {far.here}",
+    "pass all flags S/SA modulate state",
+)
+
+
+@pytest.mark.needs(os="freebsd")
+@pytest.mark.parametrize("backend_tx", ["off", "on"])
+def test_pf(booted: NewGuest, case: CaseContext, backend_tx: str) -> None:
+    """D16: through nat, through rdr, and from the guest itself with state modulated, all arrives, with whole checksums.
+
+    With ``tx on`` dom0 hands the guest packets whose checksum is not filled in yet, as in D11: a transfer that breaks takes long.
+    """
+    guest = booted(vifs=2)
+    near, far = Link(guest).up(), Link(guest, 1, "fxhfar").up()
+    case.undo += [near.down, far.down]
+    assert near.wait_up(), "no link to the near side"
+    assert far.wait_up(), "no link to the far side"
+    if guest.run("kldstat -qm pf || kldload pf", check=False).status:
+        pytest.skip("needs a kernel with pf; elsewhere: fxh run netfront -k test_pf --image IMAGE (images/kernels/XENA has it)")
+    lines = " ".join(f"'{rule.format(near=near, far=far)}'" for rule in RULES)
+    guest.sh(f"sysctl net.inet.ip.forwarding=1; printf '%s\\n' {lines} > /tmp/pf.conf; pfctl -ef /tmp/pf.conf")
+    # The far side has no way back but to the guest.
+    near.dom0("ip", "route", "add", far.here, "via", near.there)
+    case.undo.append(lambda: near.dom0("ip", "route", "del", far.here, check=False) and None)
+    for side in (near, far):
+        side.dom0("ethtool", "-K", side.vif, "tx", backend_tx)
+    errors = near.checksum_errors() + far.checksum_errors()
+
+    with far.capture(case.directory / "far.pcap") as seen:
+        done = {"through nat": near.forwarded(far, SIZE // 16)}
+        if backend_tx == "off":
+            done["through rdr"] = near.forwarded(far, SIZE // 16, to=near.there)
+            done["from the guest"] = near.upload(SIZE // 4)
+            done["to the guest"] = near.download(SIZE // 4)
+
+    bad = near.checksum_errors() + far.checksum_errors() - errors
+    case.metrics |= {"bad checksums": float(bad), **{what: transfer.seconds for what, transfer in done.items()}}
+    wrong = [f"{what}: {transfer.complaint}" for what, transfer in done.items() if transfer.complaint]
+    if bad:
+        wrong.append(f"the two ends threw {bad} segments away for their checksums")
+    if frames.sent_by(seen, near.here):
+        wrong.append(f"frames from {near.here} came out: they were not translated")
+    assert not wrong, finding(
+        asked=f"pf with nat, rdr and modulate state, dom0's vifs with tx {backend_tx}",
+        did=wrong,
+        good="translates, and sends every packet with a whole checksum",
+        source=f"{SOURCE['freebsd']}; sys/netpfil/pf/pf.c; FreeBSD bugs 154428, 193579, 198868 (r289316), 197344",
+    )

@@ -1,0 +1,63 @@
+"""Kernels that get larger or smaller on the disk: pygrub reads them through as many levels of indirect blocks as they have."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+
+from harness.guests import swap
+from harness.guests.guest import Guest
+from harness.hosts import scratch as scratches
+from harness.oracles.finding import finding
+from harness.plugin.fixtures import NewScratch
+from harness.plugin.rig import CaseContext
+from harness.xen import pygrub
+from harness.xen.config import Disk
+
+# The last byte of the direct blocks, and the last of the single indirect one: UFS1 with blocks of 4 KiB has 12 direct ones and
+# 1024 addresses in an indirect one (sys/ufs/ffs/fs.h, UFS_NDADDR); ext2 with blocks of 1 KiB has 12 and 256.
+DIRECT = {"freebsd": 12 << 12, "linux": 12 << 10}
+SINGLE = {"freebsd": (12 + 1024) << 12, "linux": (12 + 256) << 10}
+MAKE = {"freebsd": "newfs -O 1 -b 4096 -f 512 /dev/{0} >/dev/null && mount /dev/{0} /mnt",
+        "linux": "mke2fs -b 1024 /dev/{0} >/dev/null && mount -t ext2 /dev/{0} /mnt"}  # fmt: skip
+# The kernel's own blocks are all different; what is before it makes those of each size differ from each other.
+WRITE = "(echo {size}; cat /tmp/seed /tmp/seed /tmp/seed /tmp/seed) | head -c {size} > /mnt/boot/{name}"
+
+
+@pytest.mark.needs(capability=("pygrub",))
+def test_kernel_changes_size(guest: Guest, scratch: NewScratch, case: CaseContext) -> None:
+    """F8: a kernel's file grows and shrinks across the borders of its indirect blocks; pygrub extracts what the guest wrote."""
+    os = guest.profile.os
+    direct, single = DIRECT[os], SINGLE[os]
+    # From a size to another, in place.
+    steps = {"shrunk": (single + 1, direct), "grown": (direct, direct + 1), "grown-twice": (direct + 1, single + 1)}
+    (disk,) = scratch("xvdc", size=24 * scratches.MIB)
+    name = guest.profile.disk_name("xvdc")
+    guest.host.toolstack.block_attach(guest.domid, Disk(disk.target, "xvdc"))
+    guest.sh(f"n=0; until [ -e /dev/{name} ] || [ $n -ge 60 ]; do sleep 0.5; n=$((n+1)); done")
+    guest.sh(f"{MAKE[os].format(name)}; mkdir -p /mnt/boot/grub")
+    guest.sh(f"dd if=/dev/urandom of=/tmp/seed bs=64k count={-(-(single + 1) // (4 << 16))} 2>/dev/null")
+    menu = "".join(f"title {what}\\nroot (hd0)\\nkernel /boot/{what}\\n" for what in steps)
+    guest.sh(f"printf 'default=0\\ntimeout=0\\n{menu}' > /mnt/boot/grub/menu.lst")
+    for what, sizes in steps.items():
+        for size in sizes:
+            guest.sh(WRITE.format(size=size, name=what) + "; sync", 120)
+    written = {what: swap.digest(guest, f"/mnt/boot/{what}") for what in steps}
+    guest.sh("umount /mnt")
+    guest.host.toolstack.block_detach(guest.domid, "xvdc")
+
+    begun, wrong = time.monotonic(), []
+    for n, (what, (before, after)) in enumerate(steps.items()):
+        done = pygrub.run(guest.host.transport, disk.target, f"--entry={n}")
+        if done.digest("kernel") != written[what]:
+            said = done.complaint or f"it extracted {done.digest('kernel') or 'nothing'}, the guest wrote {written[what]}"
+            wrong.append(f"{what} from {before} to {after} bytes: {said}")
+
+    case.metrics["pygrub"] = round(time.monotonic() - begun, 2)
+    assert not wrong, finding(
+        asked=f"a kernel's file grown and shrunk in place around {direct} and {single} bytes, then unmounted",
+        did=wrong,
+        good="extracts the bytes that the guest wrote",
+        source="xen tools/libfsimage/ufs/fsys_ufs.c, sbmap(); ext2fs/fsys_ext2fs.c, ext2fs_block_map()",
+    )

@@ -1,0 +1,39 @@
+"""No reboot at all: what a guest runs on after it was saved and restored, when its disk has another kernel by then."""
+
+from __future__ import annotations
+
+import pytest
+
+from harness.guests import suspend, swap
+from harness.oracles.finding import finding
+from harness.plugin.fixtures import NewGuest
+from harness.plugin.rig import CaseContext
+
+
+@pytest.mark.needs(capability=("pygrub",))
+def test_restored_guest_keeps_its_kernel(booted: NewGuest, case: CaseContext) -> None:
+    """F11: the kernel on the disk is overwritten, the guest is saved and restored: its old kernel and processes go on."""
+    guest = booted(bootloader="pygrub", on_reboot="restart", on_crash="restart")
+    volume = swap.volume(guest)
+    guest.sh(f"dd if=/dev/urandom of={volume.file} bs=64k count=16 conv=notrunc 2>/dev/null; sync")
+    guest.sh("sleep 3000 > /dev/null 2>&1 & echo $! > /tmp/before")
+    old, junk = swap.identity(guest), swap.digest(guest, volume.file)
+
+    journey = suspend.through_a_file(guest)
+
+    case.metrics |= {"save": round(journey.saved, 2), "restore": round(journey.restored, 2)}
+    wrong = []
+    if swap.identity(guest) != old:
+        wrong.append(f"{swap.identity(guest)} runs, {old} was saved")
+    if guest.run("kill -0 $(cat /tmp/before)", check=False).status:
+        wrong.append("a process that was started before it is gone")
+    if swap.digest(guest, volume.file) != junk:
+        wrong.append(f"{volume.file} has other content")
+    if swap.bootloader_ran(guest, guest.domid):
+        wrong.append(f"the bootloader ran for domain {guest.domid}")
+    assert not wrong, finding(
+        asked="another content put into the kernel's file, xl save, xl restore",
+        did=wrong,
+        good="goes on where it was, with the kernel it had in memory",
+        source="xen tools/libs/light/libxl_create.c, domcreate_bootloader_done() is not reached by a restore",
+    )

@@ -1,0 +1,81 @@
+"""Disks whose backend offers more or less: indirect segments, flush and barrier."""
+
+from __future__ import annotations
+
+import pytest
+
+from harness.guests import swap
+from harness.guests.guest import Guest
+from harness.hosts import scratch as scratches
+from harness.oracles.finding import finding
+from harness.plugin.fixtures import NewGuest, NewScratch
+from harness.plugin.rig import CaseContext
+from harness.xen import pygrub
+from harness.xen.config import Disk
+
+from .test_change import BLKFRONT, wait_disks
+
+# A request of 11 segments is all that there is without indirect ones (public/io/blkif.h, BLKIF_MAX_SEGMENTS_PER_REQUEST).
+DIRECT = 11
+# What blkback offers for a disk with a write cache and for one without (drivers/block/xen-blkback/xenbus.c, connect()).
+CACHES = {"xvdc": ("write back", {"flush", "write_barrier"}), "xvdd": ("write through", set())}
+MENU = "default=0\\ntimeout=0\\ntitle x\\nroot (hd0)\\nkernel /boot/kernel/kernel\\n"
+
+
+@pytest.mark.needs(os="freebsd", capability=("pygrub",))
+@pytest.mark.parametrize("indirect", [True, False], ids=["indirect", "direct"])
+def test_synced_data_survives_a_power_cut(
+    new_guest: NewGuest, booted: NewGuest, scratch: NewScratch, indirect: bool, case: CaseContext
+) -> None:
+    """G12: whatever the backend offers, what was synced is on the disk after a power cut (xl destroy), and features are told."""
+    guest = booted() if indirect else new_guest(variables=(("hw.xbd.xbd_enable_indirect", "0"),)).boot()
+    made = scratch(*CACHES, size=24 * scratches.MIB)
+    wrong, written = [], {}
+    for disk, (name, (cache, features)) in zip(made, CACHES.items(), strict=True):
+        guest.host.transport.run(["sh", "-c", f"echo {cache} > /sys/block/{disk.target.removeprefix('/dev/')}/queue/write_cache"])
+        guest.host.toolstack.block_attach(guest.domid, Disk(disk.target, name))
+        called = guest.profile.disk_name(name)
+        assert called in wait_disks(guest, {called})
+        wrong += told(guest, called, features, indirect)
+        written[name] = fill(guest, called)
+
+    guest.destroy()
+
+    for disk, name in zip(made, CACHES, strict=True):
+        done = pygrub.run(guest.host.transport, disk.target)
+        if done.digest("kernel") != written[name]:
+            wrong.append(f"{name} ({CACHES[name][0]}): what was synced is not there: {done.complaint or 'other bytes'}")
+    assert not wrong, finding(
+        asked=f"files of 6 MiB written and synced on a disk with a write cache and one without, hw.xbd.xbd_enable_indirect={indirect:d}, "
+        "then xl destroy",
+        did=wrong,
+        good="uses what each backend offers, says so, and has all that was synced on its disk",
+        source=f"{BLKFRONT['freebsd']}, xbd_connect() and xbd_instance_create()",
+    )
+
+
+def told(guest: Guest, name: str, features: set[str], indirect: bool) -> list[str]:
+    """What is wrong with what it says of the disk."""
+    node = f"dev.xbd.{name.removeprefix('xbd')}"
+    segments, *shown = guest.sh(f"sysctl -n {node}.max_request_segments {node}.features").split("\n")
+    words = {word.strip() for word in " ".join(shown).split(",")} - {""}
+    wrong = []
+    if words != features:
+        wrong.append(
+            f"{name}: features {', '.join(sorted(words)) or 'none'}; its backend offers {', '.join(sorted(features)) or 'none'}"
+        )
+    if (int(segments) > DIRECT) != indirect:
+        wrong.append(f"{name}: requests of up to {segments} segments")
+    return wrong
+
+
+def fill(guest: Guest, name: str) -> str:
+    """A file system with a synced file that pygrub takes for a kernel; the sha256 of what is in it."""
+    guest.sh(
+        f"newfs -O 1 -b 32768 -f 4096 /dev/{name} >/dev/null && mount /dev/{name} /mnt && mkdir -p /mnt/boot/grub /mnt/boot/kernel"
+    )
+    guest.sh(
+        f"printf '{MENU}' > /mnt/boot/grub/menu.lst; dd if=/dev/urandom of=/mnt/boot/kernel/kernel bs=1m count=6 2>/dev/null", 120
+    )
+    guest.sh("fsync /mnt/boot/kernel/kernel /mnt/boot/grub/menu.lst")
+    return swap.digest(guest, "/mnt/boot/kernel/kernel")

@@ -1,0 +1,65 @@
+"""An HVM guest has each disk twice, emulated and by its PV driver, and its CD drives emulated alone."""
+
+from __future__ import annotations
+
+import hashlib
+
+import pytest
+
+from harness.hosts import scratch as scratches
+from harness.images.image import Image
+from harness.oracles.finding import finding
+from harness.oracles.naming import consumer_of
+from harness.plugin.fixtures import NewGuest, NewScratch
+from harness.plugin.rig import CaseContext
+from harness.xen.config import Disk
+
+LABEL = "ufs/FBROOT"
+CD = 64 << 10
+# What the root disk xvda is called, with PV drivers and without.
+NAMES = {True: "xbd0", False: "ada0"}
+
+
+@pytest.mark.needs(os="freebsd", types=("hvm",))
+@pytest.mark.parametrize("pv", [True, False], ids=["pv", "emulated"])
+def test_disks_of_an_hvm_guest(new_guest: NewGuest, scratch: NewScratch, image: Image, pv: bool, case: CaseContext) -> None:
+    """A8 A12 G1: with PV disks and without root is on xbd0 or ada0, boots by its label either way, and CDs are cd0 and cd1.
+
+    vfs.root.mountfrom names the disk of the other kind first: that must fail, since one disk must not be there twice.
+    """
+    own, other = NAMES[pv], NAMES[not pv]
+    part = image.root.removeprefix(NAMES[True])
+    if part == image.root or not image.data["disks"][0]["slot"] >= 0:
+        pytest.skip("needs an image whose root is on xvda; elsewhere: fxh run root_mount --image IMAGE (--layout gpt) --type hvm")
+    told = {"vfs.root.mountfrom": f"ufs:/dev/{other}{part} ufs:/dev/{LABEL}", "vfs.mountroot.timeout": "1"}
+    guest = new_guest(variables=tuple((told | ({} if pv else {"hw.xen.disable_pv_disks": "1"})).items()))
+    (medium,) = scratch("cd", size=CD)
+    drives = (Disk(medium.file, "hdc", cdrom=True), Disk("", "hdd", format="empty", cdrom=True))
+    guest.reconfigure(disks=(*guest.config.disks, *drives))
+
+    guest.boot()
+
+    text = guest.console.since(guest.console.boot_offset).decode(errors="replace")
+    disks, geom = set(guest.profile.disks(guest.sh)), guest.sh("sysctl -n kern.geom.conftxt")
+    (case.directory / "geom.txt").write_text(geom)
+    wrong = []
+    if f"Mounting from ufs:/dev/{other}{part} failed with error" not in text:
+        wrong.append(f"/dev/{other}{part}, its other name, did not fail")
+    if (root := guest.profile.root_device(guest.sh)) != f"/dev/{LABEL}":
+        wrong.append(f"root is {root}")
+    if (below := consumer_of(geom, LABEL)) != f"{own}{part}":
+        wrong.append(f"{LABEL} is on {below or 'nothing'}")
+    if (found := {name for name in disks if not name.startswith("cd")}) != {own}:
+        wrong.append(f"its disks are {' '.join(sorted(found))}")
+    digest = guest.sh(f"dd if=/dev/cd0 bs=2048 count={CD // 2048} 2>/dev/null | fxs", 120).split()[0]
+    if digest != hashlib.md5(scratches.content(medium.label, CD), usedforsecurity=False).hexdigest():
+        wrong.append(f"cd0 does not hold what is in the drive hdc (it has {' '.join(sorted(disks))})")
+    if "cd1" not in guest.sh("ls /dev"):
+        wrong.append("the empty drive hdd is not cd1")
+    assert not wrong, finding(
+        asked=f"HVM, disk xvda, CD drives hdc and hdd (empty), {'PV disks' if pv else 'hw.xen.disable_pv_disks=1'}, "
+        f"vfs.root.mountfrom={told['vfs.root.mountfrom']!r}",
+        did=wrong,
+        good=f"has the disk once, as {own}, finds its root there by the label, and leaves CD drives to their emulation",
+        source="sys/x86/xen/hvm.c, xen_hvm_disable_emulated_devices(); sys/dev/xen/blkfront/blkfront.c, xbd_probe(); QEMU hw/i386/xen/xen_platform.c",
+    )

@@ -1,0 +1,104 @@
+"""The names of what lies within a disk: a slice and its partition, a GPT partition; by content, by fstab, and as root."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from harness.deadline import Deadline
+from harness.guests.guest import Guest
+from harness.images.disks import BootCode, divide
+from harness.images.image import Image
+from harness.images.layout import FileSystem, Vdev
+from harness.oracles.finding import finding
+from harness.oracles.naming import consumer_of
+from harness.plugin.rig import CaseContext
+from harness.xen.config import Disk
+
+from .test_change import wait_disks
+
+_MIB = 1 << 20
+# Beside the root on xvda: by the table xbd1s1a and xbd2p2, each made of these in turn.
+TABLES = {
+    "mbr": (Vdev("xvdb", (), "mbr"), 0, ("xbd1s1", "xbd1")),
+    "gpt": (Vdev("xvdc", (), "gpt"), 1, ("xbd2",)),
+}
+
+
+@pytest.fixture
+def root_file(image: Image) -> Path:
+    """The image's root file system, which is its first disk as a whole."""
+    if image.data["layout"] not in ("ufs1", "ufs2"):
+        pytest.skip("needs an image whose first disk is its root file system; elsewhere: fxh run --image IMAGE (--layout ufs1)")
+    return image.disks[0].file
+
+
+def divided(table: str, root: Path, directory: Path) -> tuple[Path, str]:
+    """A disk with that partition table and a copy of ``root`` in it, and what FreeBSD calls the copy."""
+    disk, place, _ = TABLES[table]
+    swap, fs = FileSystem("none", "swap", 1), FileSystem("/", "ufs1", -(-root.stat().st_size // _MIB))
+    disk = replace(disk, fs=(swap, fs) if place else (fs, swap))
+    target = directory / f"{table}.img"
+    divide(disk, [None, root] if place else [root, None], BootCode(directory), f"{table} of a case", target)
+    return target, disk.device(place)
+
+
+def reroot(guest: Guest, device: str) -> None:
+    """Another root file system without another boot (reboot(8), -r); its login prompt is reached. Raises GuestDied."""
+    guest.console.rearm()
+    guest.session.start(f"kenv vfs.root.mountfrom=ufs:/dev/{device}; reboot -r")
+    guest.wait_stage("login", Deadline(120 * guest.scale))
+    guest.login()
+
+
+@pytest.mark.needs(os="freebsd", types=("pvh", "pv"), freebsd=">=10.3")
+def test_root_within_a_disk(guest: Guest, root_file: Path, tmp_path: Path, case: CaseContext) -> None:
+    """A9: root on an MBR slice with a BSD label (xbd1s1a), then on GPT (xbd2p2): by these names mounted, in fstab, in GEOM."""
+    raw = guest.profile.root_device(guest.sh)
+    devices = {}
+    for table, (disk, _, _) in TABLES.items():
+        path, devices[table] = divided(table, root_file, tmp_path)
+        guest.host.toolstack.block_attach(guest.domid, Disk(guest.host.disk(path), disk.name))
+        name = guest.profile.disk_name(disk.name)
+        assert name in wait_disks(guest, {name})
+    geom = guest.sh("sysctl -n kern.geom.conftxt")
+    (case.directory / "geom.txt").write_text(geom)
+    wrong = []
+    for table, device in devices.items():
+        chain, at = [], device
+        while at := consumer_of(geom, at):
+            chain.append(at)
+        if tuple(chain) != TABLES[table][2]:
+            wrong.append(f"{table}: GEOM has {device} of {' of '.join(chain) or 'nothing'}")
+    assert not wrong, finding(
+        asked="a disk with an MBR, a FreeBSD slice and a BSD label as xvdb, one with a GPT as xvdc",
+        did=[*wrong, *geom.splitlines()],
+        good="tastes both tables and names what is in them after the disks: xbd1s1a, xbd2p2",
+        source="sys/geom/part/g_part_mbr.c, g_part_bsd.c, g_part_gpt.c",
+    )
+    for device in devices.values():
+        guest.sh(
+            f"fsck_ffs -y /dev/{device} >/dev/null; mount /dev/{device} /mnt && sed -i '' 's|^{raw}[[:space:]]|/dev/{device} |' /mnt/etc/fstab"
+        )
+        guest.sh(f"echo {device} > /mnt/fxh-root; umount /mnt")
+
+    for device in devices.values():
+        begun = guest.console.offset
+        reroot(guest, device)
+        text = guest.console.since(begun).decode(errors="replace")
+        root, marker = guest.profile.root_device(guest.sh), guest.sh("cat /fxh-root; true")
+        fstab = guest.sh("awk '$2 == \"/\" { print $1 }' /etc/fstab")
+        if f"Trying to mount root from ufs:/dev/{device}" not in text or "failed with error" in text:
+            wrong.append(f"{device}: its console does not say that it is root")
+        if (root, marker, fstab) != (f"/dev/{device}", device, f"/dev/{device}"):
+            wrong.append(f"{device}: root is {root}, it holds the marker {marker!r}, its fstab says {fstab}")
+        if guest.run("touch /fxh-written && sync", check=False).status:
+            wrong.append(f"{device}: cannot be written to: fstab's `rw` was not obeyed")
+    assert not wrong, finding(
+        asked=f"root on {', then on '.join(devices.values())}, by vfs.root.mountfrom, reboot -r, and fstab",
+        did=wrong,
+        good="mounts each by its name and goes on to multi-user mode",
+        source="sys/kern/vfs_mountroot.c, vfs_mountroot_parse(); libexec/rc/rc.d/root",
+    )

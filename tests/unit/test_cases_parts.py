@@ -1,0 +1,69 @@
+"""What the suites' later cases are made of: GEOM's text, drives without a medium, the smallest kernel module, divided disks."""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from harness.errors import UsageError
+from harness.images import kmodule
+from harness.images.disks import BootCode, divide
+from harness.images.layout import FileSystem, Vdev
+from harness.oracles.naming import consumer_of
+from harness.xen.config import Disk
+
+# kern.geom.conftxt of FreeBSD 13.2 with an MBR disk and a GPT disk, shortened at the right.
+CONFTXT = """\
+0 DISK xbd0 536870912 512 hd 0 sc 0
+1 LABEL ufsid/65 536870912 512 i 0 o 0
+0 DISK xbd1 538968064 512 hd 0 sc 0
+1 PART xbd1s1 537919488 512 i 1 o 32256 ty freebsd xs MBR xt 165
+2 PART xbd1s1a 536870912 512 i 1 o 0 ty !7 xs BSD xt 7
+2 PART xbd1s1b 1048576 512 i 2 o 536870912 ty freebsd-swap xs BSD xt 1
+0 DISK xbd2 539000832 512 hd 0 sc 0
+1 PART xbd2p2 536870912 512 i 2 o 2097152 ty freebsd-ufs xs GPT
+2 LABEL ufs/FBROOT 536870912 512 i 0 o 0
+"""
+
+
+@pytest.mark.parametrize(
+    ("provider", "below"),
+    [("xbd1s1a", "xbd1s1"), ("xbd1s1b", "xbd1s1"), ("xbd1s1", "xbd1"), ("xbd1", ""), ("ufs/FBROOT", "xbd2p2"), ("ada0", "")],
+)
+def test_what_a_provider_was_made_from(provider: str, below: str) -> None:
+    assert consumer_of(CONFTXT, provider) == below
+
+
+def test_a_drive_without_a_medium() -> None:
+    assert Disk("", "hdd", format="empty", cdrom=True).render() == "format=empty,vdev=hdd,access=ro,devtype=cdrom"
+    assert Disk("/iso", "hdc", cdrom=True).render().endswith(",devtype=cdrom,target=/iso")
+    with pytest.raises(UsageError):
+        Disk("/a,b").render()
+
+
+def test_module_is_an_object_that_depends_on_a_kernel() -> None:
+    data = kmodule.module(1200000, 1299999)
+    kind, machine = struct.unpack_from("<HH", data, 16)
+    rows, size, count = struct.unpack_from("<Q", data, 40)[0], *struct.unpack_from("<HH", data, 58)
+    assert (kind, machine, size, count) == (1, 62, 64, 8)
+    assert rows + size * count == len(data)
+    # The section .data: a name, then the least version, the preferred one and the highest.
+    at = struct.unpack_from("<Q", data, rows + size + 24)[0]
+    assert data[at : at + 7] == b"kernel\0"
+    assert struct.unpack_from("<iii", data, at + 8) == (1200000, 1200000, 1299999)
+
+
+@pytest.mark.parametrize(("table", "place", "start"), [("mbr", 0, 63 << 9), ("gpt", 1, 2 << 20)])
+def test_a_file_system_behind_a_table(tmp_path: Path, table: str, place: int, start: int) -> None:
+    root = tmp_path / "root"
+    root.write_bytes(b"root" * 1024 + bytes((2 << 20) - 4096))
+    swap, fs = FileSystem("none", "swap", 1), FileSystem("/", "ufs1", 2)
+    disk = replace(Vdev("xvdb", (), table), fs=(swap, fs) if place else (fs, swap))
+    divide(disk, [None, root] if place else [root, None], BootCode(tmp_path), "seed", tmp_path / "disk")
+    data = (tmp_path / "disk").read_bytes()
+    assert data[510:512] == b"\x55\xaa"
+    # UFS leaves its first 8 KiB free: the label of an MBR slice lies there.
+    assert data[start + 1024 : start + 4096] == root.read_bytes()[1024:4096]
