@@ -14,6 +14,8 @@ from harness.guests.guest import Guest
 
 # From the restored domain's first step to an answer of its shell.
 _AWAKE = 60.0
+# From the end of xl to that of its helper.
+_GONE = 15.0
 
 
 @dataclass(frozen=True)
@@ -64,6 +66,11 @@ def _save(guest: Guest, path: str) -> None:
     while work.is_alive():
         work.join(0.2)
         if guest.console.death is not None:
+            # Where xl is gone its helper goes, too. The brackets keep the pattern from matching the shell that looks for it.
+            pattern = f"[x]l save {guest.domid} {path}"
+            script = 'pkill -f "$1" || busybox pkill -f "$1"'
+            guest.host.transport.run(["sh", "-c", script, "sh", pattern], check=False)
+            work.join(_GONE)
             raise GuestDied(guest.console.death)
     match failed:
         case [CommandFailed() as exc]:
