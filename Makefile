@@ -31,6 +31,7 @@ bench: setup
 	$(BIN)/python bench/lab.py
 	$(BIN)/python bench/console.py
 	$(BIN)/python bench/report.py
+	$(BIN)/python bench/case.py
 	$(BIN)/python bench/throughput.py
 
 # Regressions planted on purpose, each through the real suites: all have to be caught.

@@ -21,6 +21,7 @@ from harness.guests import preflight
 from harness.guests.profile import GuestProfile
 from harness.guests.source import GuestSource
 from harness.hosts.host import XenHost
+from harness.transport import Stream
 from harness.xen.config import Disk, DomainConfig, Vif, entry
 from harness.xen.listing import DomainState, ShutdownEvent, parse_log
 
@@ -307,7 +308,7 @@ class Guest:
         self.domid = deadline.wait(f"{self.name} to be re-created", look, 1.0)
         self._session = None
         self.unpaused = time.monotonic()
-        self.console.replace_stream(self.host.toolstack.console(self.domid))
+        self.console.replace_stream(self._stream())
         return self.domid
 
     def reconfigure(self, **changes: object) -> Guest:
@@ -321,13 +322,15 @@ class Guest:
         self._attach()
 
     def reattach(self) -> None:
-        """Let go of the console and attach again: the rest of the boot is read by a new client."""
-        self.console.replace_stream(self.host.toolstack.console(self.domid), same_boot=True)
+        """Let go of the console and attach again: what comes now is read by a new client."""
+        self.console.replace_stream(self._stream(), same_boot=True)
+
+    def _stream(self) -> Stream:
+        return self.host.toolstack.console(self.domid, serial=self.config.serial)
 
     def _attach(self) -> None:
-        stream = self.host.toolstack.console(self.domid, serial=self.config.serial)
         self._console = ConsoleReader(
-            stream,
+            self._stream(),
             self.directory / f"{self.name}.console.log",
             stages=self.profile.stages,
             name=self.name,

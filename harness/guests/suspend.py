@@ -43,7 +43,7 @@ def through_a_file(guest: Guest) -> Journey:
     finally:
         host.transport.run(["rm", "-f", path])
     restored = time.monotonic()
-    guest.console.replace_stream(host.toolstack.console(guest.domid), same_boot=True)
+    guest.reattach()
     try:
         guest.resume(Deadline(_AWAKE * guest.scale))
     except DeadlineExpired as exc:
