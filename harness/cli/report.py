@@ -39,7 +39,7 @@ def report(
     from harness import report as reporting
     from harness.report import machine
     from harness.report import mail as mailing
-    from harness.results.model import read_run
+    from harness.results.model import FAILED, KNOWN, PASSED, read_run
 
     if send and not to:
         raise UsageError("--send without --to", mend="say whom the mail is for")
@@ -57,7 +57,9 @@ def report(
     if mail or send:
         message = mailing.compose(made, to=to, sender=sender)
         (path / "mail.eml").write_bytes(message.as_bytes())
-        if send:
+        if send and not any(item.result.outcome in (FAILED, PASSED, KNOWN) for item in made.cases):
+            typer.echo("not sent: no case was judged", err=True)
+        elif send:
             mailing.send(message, smtp)
             typer.echo(f"sent to {to} by {smtp}", err=True)
         typer.echo(mailing.body(made), nl=False)

@@ -133,6 +133,8 @@ class Guest:
     def __init__(self, host: XenHost, profile: GuestProfile, config: DomainConfig, directory: Path, *, scale: float = 1.0) -> None:
         """``directory`` keeps the console's log and the configuration; ``scale`` stretches the stages' budgets."""
         self.host, self.profile, self.config = host, profile, config
+        self.disks = config.disks
+        """What it was configured with at first: its host gets them back, whatever it was reconfigured to."""
         self.directory, self.scale = directory, scale
         self.name = config.name
         self.domid = -1

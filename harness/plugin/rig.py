@@ -289,7 +289,7 @@ class Rig:
                     guest.destroy()
                 except InfrastructureError as exc:
                     log.error("could not remove %s: %s", guest.name, exc)
-                for disk in guest.config.disks:
+                for disk in guest.disks:
                     guest.host.drop_disk(disk.target)
                 guest.host.forget(guest.name)
         if not self.options.host:

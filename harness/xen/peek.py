@@ -3,7 +3,7 @@
     python3 peek.py DOMID FIRST END FILE WORD
 
 Of the pages from FIRST up to END, or of those that FILE lists where it is there, prints in JSON how many there are (``pages``) and
-how often WORD is in them (``found``). Where there is no FILE yet it becomes the list of the pages that the domain does not have.
+in how many of them WORD is (``found``). Where there is no FILE yet it becomes the list of the pages that the domain does not have.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def main() -> None:
                 holes.append(number)
             else:
                 there += 1
-                found += ctypes.string_at(at + n * PAGE, PAGE).count(word)
+                found += word in ctypes.string_at(at + n * PAGE, PAGE)
         if at:
             lib.xenforeignmemory_unmap(handle, ctypes.c_void_p(at), count)
     if not file.exists():

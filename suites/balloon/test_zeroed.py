@@ -56,7 +56,7 @@ def test_pages_are_given_back_empty(guest: Guest, case: CaseContext) -> None:
     assert again["pages"] > given * MIB // peek.PAGE * 0.9, f"of {given} MiB it took {again['pages']} pages again"
     assert again["found"] == 0, finding(
         asked=f"xl mem-set {whole - given} after a process wrote a secret into {dirty} MiB, then xl mem-set {whole}",
-        did=f"the secret is {again['found']} times in the {again['pages']} pages that went to Xen and came back",
+        did=f"the secret is in {again['found']} of the {again['pages']} pages that went to Xen and came back",
         good="gives no page back before it has zeroed it: Xen does not",
         source=SOURCE[guest.profile.os].replace("balloon_process() and set_new_target()", "decrease_reservation()"),
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -152,7 +153,7 @@ def test_jenkins_example_has_its_brackets_in_pairs() -> None:
     text = (DOCS / "Jenkinsfile").read_text()
     for left, right in ("{}", "()"):
         assert text.count(left) == text.count(right)
-    assert "make -s nightly" in text
+    assert "fxh nightly" in text
 
 
 @pytest.mark.skipif(not shutil.which("systemd-analyze"), reason="needs systemd-analyze")
@@ -161,6 +162,10 @@ def test_systemd_units() -> None:
     done = subprocess.run(["systemd-analyze", "verify", *units], capture_output=True, text=True)
     ours = [line for line in done.stderr.splitlines() if "fxh-nightly" in line]
     assert not ours, ours
+    # make ends with 2 whatever fxh ended with, and 1 is no failed unit.
+    unit = Path(units[0]).read_text()
+    assert re.search(r"^SuccessExitStatus=1$", unit, re.MULTILINE)
+    assert re.search(r"^ExecStart=/bin/sh -c 'exec .venv/bin/fxh nightly'$", unit, re.MULTILINE)
     calendar = next(line.partition("=")[2] for line in Path(units[1]).read_text().splitlines() if line.startswith("OnCalendar="))
     subprocess.run(["systemd-analyze", "calendar", calendar], check=True, capture_output=True)
 
@@ -174,6 +179,6 @@ def test_every_command_in_the_examples_is_there() -> None:
     for path in DOCS.iterdir():
         for line in path.read_text().splitlines():
             if "bin/fxh " in line:
-                assert line.split("bin/fxh ")[1].split()[0] in verbs, line
+                assert line.split("bin/fxh ")[1].split()[0].strip("'") in verbs, line
     targets = {line.partition(":")[0] for line in (DOCS.parent.parent / "Makefile").read_text().splitlines() if ":" in line}
     assert {"nightly", "setup"} <= targets
