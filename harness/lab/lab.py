@@ -19,7 +19,7 @@ from harness.lab import checkpoint, keys, records
 from harness.lab.accel import Accel
 from harness.lab.checkpoint import Checkpoint, CheckpointBroken
 from harness.lab.machine import Machine
-from harness.lab.pulse import Pulse
+from harness.lab.pulse import SILENCE, Pulse
 from harness.lab.qemu import MachineSpec, Qemu
 from harness.lab.records import LabRecord
 from harness.lab.store import LabImage
@@ -279,7 +279,10 @@ class Lab:
         try:
             state = self.machine.cpu_state()
             if state.busy and seconds < _BUSY:
-                log.info("lab %s: %s; it is busy: %s", self.name, what, state)
+                # Asked again each second: once is enough to be told.
+                log.log(
+                    logging.INFO if seconds < SILENCE + 1 else logging.DEBUG, "lab %s: %s; it is busy: %s", self.name, what, state
+                )
                 return True
             what += f"; {state}"
         except LabDead as exc:
