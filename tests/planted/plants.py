@@ -210,10 +210,6 @@ TABLE = {
     "no-network": Plant("netfront/test_echo_sizes", "does not reach dom0", typed(r"ip link set eth0 up", "ip link set eth0 down")),
     "target-ignored": Plant("balloon/test_shrinks_and_grows_back", "the balloon stands at .* was due", ignored_target),
     "target-overshot": Plant("balloon/test_shrinks_and_grows_back", "the balloon stands at .* was due", mem_set(lambda mib: mib - 16)),
-    "pages-not-zeroed": Plant(
-        "balloon/test_pages_are_given_back_empty", "the secret is in \\d+ of the",
-        typed("^mount -t tmpfs", r"echo 0 > /sys/devices/system/xen_memory/xen_memory0/scrub_pages; \g<0>"), "pvh",
-    ),
     "panic-in-init": Plant("boot/test_boots_to_login", "linux-panic", told(**{"fxh.panic": "init"})),
     "hang-in-init": Plant("boot/test_boots_to_login", "hang: no progress after stage init", told(**{"fxh.hang": "init"})),
     "panic-at-login": Plant("boot/test_boots_to_login", "linux-panic", told(**{"fxh.panic": "login"})),
