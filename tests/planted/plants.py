@@ -240,7 +240,7 @@ TABLE = {
     "target-overshot": Plant("balloon/test_shrinks_and_grows_back", "the balloon stands at .* was due", mem_set(lambda mib: mib - 16)),
     "pages-not-zeroed": Plant(
         "balloon/test_pages_are_given_back_empty", "the secret is in \\d+ of the",
-        typed("^mount -t tmpfs", r"echo 0 > /sys/devices/system/xen_memory/xen_memory0/scrub_pages; \g<0>"), "pvh",
+        told(init_on_alloc="0", xen_scrub_pages="0"), "pvh",
     ),
     "panic-in-init": Plant("boot/test_boots_to_login", "linux-panic", told(**{"fxh.panic": "init"}), fatal=True),
     "hang-in-init": Plant("boot/test_boots_to_login", "hang: no progress after stage init", told(**{"fxh.hang": "init"}), fatal=True),
