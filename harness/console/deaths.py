@@ -62,14 +62,16 @@ def _marker(kind: str, literal: bytes, pattern: bytes, prompt: bool = False) -> 
 
 MARKERS = (
     # Fatal trap 12: page fault while in kernel mode
-    _marker("trap", b"Fatal ", rb"^Fatal (?:double fault|trap \d+: [^\r\n]*)"),
+    _marker("trap", b"Fatal ", rb"^\r*Fatal (?:double fault|trap \d+: [^\r\n]*)"),
     # panic: mountroot: unable to (re-)mount root.   Also glued: "debug.kdb.panic: 0panic: kdb_sysctl_panic"; not
     # "debug.kdb.panic: 0" (a dot before), not "Kernel panic - not syncing", not a word such as "mypanic:".
     _marker("panic", b"panic: ", rb"(?:(?<![\w.])|(?<=\d))panic: (?!\d+\r*$)[^\r\n]+"),
     # mountroot>
-    _marker("mountroot", b"mountroot> ", rb"^mountroot> ", True),
+    _marker("mountroot", b"mountroot> ", rb"^\r*mountroot> ", True),
     # db>     db:0:kdb.enter.panic>
-    _marker("ddb", b"db", rb"^db(?::\d+:[\w.]+)?> ", True),
+    _marker("ddb", b"db", rb"^\r*db(?::\d+:[\w.]+)?> ", True),
+    # Enter full pathname of shell or RETURN for /bin/sh:       (sbin/init/init.c: rc failed)
+    _marker("single-user", b"RETURN for /bin/sh", rb"^\r*Enter full pathname of shell or RETURN for /bin/sh: ", True),
     # run_interrupt_driven_hooks: still waiting after 60 seconds for xenbusb_nop_confighook_cb
     _marker("hang", b"run_interrupt_driven_hooks", rb"run_interrupt_driven_hooks: still waiting after \d+ seconds for [^\r\n]*"),
     # [   12.3] Kernel panic - not syncing: sysrq triggered crash
@@ -84,11 +86,11 @@ MARKERS = (
 # After these nothing more of a report will come.
 # Uptime: 46s / Automatic reboot in 15 seconds / Rebooting... / KDB: enter: panic / ---[ end Kernel panic
 _REPORT_ENDS = re.compile(
-    rb"^(?:Automatic reboot in|Rebooting\.\.\.|KDB: enter:)|Rebooting in \d+ seconds|---\[ end Kernel panic", re.MULTILINE
+    rb"^\r*(?:Automatic reboot in|Rebooting\.\.\.|KDB: enter:)|Rebooting in \d+ seconds|---\[ end Kernel panic", re.MULTILINE
 )
 
-# vpanic() at vpanic+0x151/frame 0xfffffe0045071d60
-_FREEBSD_FRAME = re.compile(r"^([\w.$]+)\(\) at [\w.$]+\+(0x[0-9a-f]+)(?:/frame 0x[0-9a-f]+)?\s*$", re.MULTILINE)
+# vpanic() at vpanic+0x151/frame 0xfffffe0045071d60     i386: vpanic(c02edb88,c0302064) at vpanic+0x151/frame 0xc0302044
+_FREEBSD_FRAME = re.compile(r"^([\w.$]+)\([^()\n]*\) at [\w.$]+\+(0x[0-9a-f]+)(?:/frame 0x[0-9a-f]+)?\s*$", re.MULTILINE)
 # Without DDB:  #1 0xffffffff804a4861 at vpanic+0x151
 _FREEBSD_STACK = re.compile(r"^#\d+ 0x[0-9a-f]+ at ([\w.$?]+)\+(0x[0-9a-f]+|0)\s*$", re.MULTILINE)
 # [   12.3]  sysrq_handle_crash+0x16/0x20
@@ -151,6 +153,10 @@ def classify(data: bytes, stage: str = "") -> Death | None:
         # Mounting from ufs:/dev/xbd7 failed with error 19.
         failed = re.findall(r"Mounting from (\S+) failed with error (\d+)", text)
         message = f"no root file system: {failed[-1][0]} failed with error {failed[-1][1]}" if failed else "no root file system"
+    elif kind == "single-user":
+        # Nov 25 21:26:48 init: /bin/sh on /etc/rc terminated abnormally, going to single user mode
+        told = re.findall(r"init: (.*going to single user mode)", text)
+        message = told[-1] if told else "came up in single user mode"
     elif kind == "ddb":
         message = "stopped in the kernel debugger"
     return Death(kind, message, stage, trace, guilty(trace), excerpt(text))

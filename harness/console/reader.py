@@ -283,11 +283,11 @@ class ConsoleReader:
         if death is None:
             self._watcher.dying = None
             return
-        if death.kind == "mountroot":
+        if death.kind in ("mountroot", "single-user"):
             death = deaths.classify(data, self.stage) or death
         answers: tuple[tuple[str, str], ...] = ()
         if dying.prompt and self._ask_at_prompts:
-            answers = tuple(self._ask(question, _PROMPTS[dying.prompt]) for question in _QUESTIONS[dying.prompt])
+            answers = tuple(self._ask(question, _PROMPTS[dying.prompt]) for question in _QUESTIONS.get(dying.prompt, ()))
             if dying.prompt == "ddb" and not death.frames:
                 trace = deaths.frames(dict(answers).get("bt", ""))
                 death = replace(death, frames=trace, guilty=deaths.guilty(trace))

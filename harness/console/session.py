@@ -137,10 +137,13 @@ class Session:
         quiet = f"set +o emacs 2>/dev/null; set +o vi 2>/dev/null; stty -echo tab0; PS2=; {sums}; echo fxh'-'quiet"
         while True:
             spawn.sendline(quiet.encode())
-            if self._expect(spawn, [rb"fxh-quiet\r*\n" + re.escape(PROMPT).encode()], deadline, "a quiet shell", 5.0) is not None:
+            if (
+                self._expect(spawn, [rb"fxh-quiet\r*\n\r*" + re.escape(PROMPT).encode()], deadline, "a quiet shell", 5.0)
+                is not None
+            ):
                 break
         # An answer about the cursor that came too late for the editing shell would be the beginning of the next command.
-        synced = rb"fxh-synced\r*\n" + re.escape(PROMPT).encode()
+        synced = rb"fxh-synced\r*\n\r*" + re.escape(PROMPT).encode()
         while True:
             spawn.sendline()
             spawn.sendline(b"echo fxh'-'synced")
@@ -208,15 +211,18 @@ class Session:
         spawn.searchwindowsize = 256
         while self._expect(spawn, [end], deadline, f"the end of a command ({nonce})", 5.0) is None:
             pass
-        data = (spawn.before or b"").replace(b"\r\n", b"\n")  # undoes the tty's onlcr, once
-        # fxh-begin-1a2b3c4d 0 d41d8cd98f00b204e9800998ecf8427e -
-        head = re.search(rb"fxh-begin-%s (\d+) ([0-9a-f]{32})[ -]*\n" % nonce.encode(), data)
-        if head is None:
-            return 0, None
-        status, body = int(head[1]), data[head.end() : -1]
-        if hashlib.md5(body, usedforsecurity=False).hexdigest().encode() != head[2]:
-            return status, None
-        return status, body.decode("utf-8", "replace")
+        raw = spawn.before or b""
+        status = 0
+        # Undoes the tty's onlcr, once; of an i386 PV FreeBSD also the CR that its console driver puts behind each LF.
+        for data in (raw.replace(b"\r\n", b"\n"), raw.replace(b"\n\r", b"\n").replace(b"\r\n", b"\n")):
+            # fxh-begin-1a2b3c4d 0 d41d8cd98f00b204e9800998ecf8427e -
+            head = re.search(rb"fxh-begin-%s (\d+) ([0-9a-f]{32})[ -]*\n" % nonce.encode(), data)
+            if head is None:
+                continue
+            status, body = int(head[1]), data[head.end() : -1]
+            if hashlib.md5(body, usedforsecurity=False).hexdigest().encode() == head[2]:
+                return status, body.decode("utf-8", "replace")
+        return status, None
 
 
 def _last_line(text: str) -> str:

@@ -35,14 +35,20 @@ def _stage(name: str, literal: bytes, pattern: bytes, budget: float) -> Stage:
 # Seconds from unpausing the domain to the first line of all.
 FIRST_LINE = 60.0
 
+# A line of an i386 PV kernel begins with a CR: its console driver puts one behind each LF (sys/dev/xen/console/console.c of 10).
 # FreeBSD 8 to 15. Sources: domain facts B.3 and A.6 (sys/kern/init_main.c, vfs_mountroot.c, sys/dev/xen, sys/x86/xen).
 FREEBSD = (
     # /boot/kernel/kernel text=0xa8080 ... (only where a loader talks on the same console: HVM)
     _stage("loader", b"/boot/", rb"(?:FreeBSD/x86 bootstrap loader|^/?\S*/boot/kernel/kernel (?:text|data)=|BTX loader)", 300),
     # Copyright (c) 1992-2021 The FreeBSD Project.
     _stage("kernel", b"The FreeBSD Project", rb"Copyright \(c\) 1992-\d{4} The FreeBSD Project", 60),
-    # XEN: Hypervisor version 4.17 detected.   /   Hypervisor: Origin = "XenVMMXenVMM"
-    _stage("xen", b"ypervisor", rb"XEN: Hypervisor version [\d.]+ detected|Hypervisor: Origin = \"XenVMMXenVMM\"", 90),
+    # XEN: Hypervisor version 4.17 detected.   /   Hypervisor: Origin = "XenVMMXenVMM"   /   i386 PV: Xen reported: 2599.996 MHz processor.
+    _stage(
+        "xen",
+        b"or",
+        rb"XEN: Hypervisor version [\d.]+ detected|Hypervisor: Origin = \"XenVMMXenVMM\"|Xen reported: [\d.]+ MHz processor",
+        90,
+    ),
     # xenbusb_front0: <Xen Frontend Devices> on xenstore0
     _stage("xenbus", b"Xen Frontend Devices", rb"<Xen Frontend Devices>", 60),
     # xbd0: 256MB <Virtual Block Device> at device/vbd/51712 on xenbusb_front0
@@ -53,11 +59,11 @@ FREEBSD = (
     _stage(
         "rc",
         b"ing ",
-        rb"^(?:Setting hostuuid|Starting file system checks|Mounting local file ?systems|Loading kernel modules)",
+        rb"^\r*(?:Setting hostuuid|Starting file system checks|Mounting local file ?systems|Loading kernel modules)",
         180,
     ),
     # login:
-    _stage("login", b"login: ", rb"^(?:\S+ )?login: ", 0),
+    _stage("login", b"login: ", rb"^\r*(?:\S+ )?login: ", 0),
 )
 
 # A Linux of 5 to 6 and the control guest's busybox init (images/control/init).

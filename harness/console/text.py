@@ -11,8 +11,8 @@ _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u200e\u200f\u202a-\
 
 
 def decode(data: bytes) -> str:
-    """Console bytes as text: bad UTF-8 replaced, CR LF and runs of CR before LF made one LF."""
-    return re.sub(r"\r+\n", "\n", data.decode("utf-8", "replace"))
+    """Console bytes as text: bad UTF-8 replaced, an LF with the CRs before and behind it made one LF."""
+    return re.sub(r"\r*\n\r*", "\n", data.decode("utf-8", "replace"))
 
 
 def plain(text: str) -> str:

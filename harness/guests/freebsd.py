@@ -30,7 +30,7 @@ class FreeBSD:
     stages: Sequence[Stage] = FREEBSD
     types: tuple[str, ...] = ("pvh", "hvm")
     # The operating system has halted.     (sys/kern/kern_shutdown.c, shutdown_halt)
-    halted: bytes = rb"^The operating system has halted\."
+    halted: bytes = rb"^\r*The operating system has halted\."
     user: str = "root"
     password: str = ""
 

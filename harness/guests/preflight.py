@@ -49,9 +49,9 @@ def _shim(host: XenHost) -> None:
 def _pv32(host: XenHost, source: GuestSource) -> None:
     if "pv32" in host.capabilities:
         return
-    shim = "--type pvshim, or " if "pvshim" in host.capabilities else ""
+    shim = "; or --pvshim, under which FreeBSD 10.4 panics in xen_load_cr3" if "pvshim" in host.capabilities else ""
     raise CannotRun(
         f"{source.label} is a 32-bit PV kernel, and {host.facts.name}'s Xen {host.facts.xen} runs none: "
         "its xen_caps lacks xen-3.0-x86_32p",
-        mend=f"{shim}a Xen built with CONFIG_PV32=y (Debian's is not): in a lab --hypervisor xen.gz",
+        mend=f"a Xen built with CONFIG_PV32=y (Debian's is not): in a lab --hypervisor xen.gz{shim}",
     )

@@ -27,7 +27,7 @@ def test_flood_loses_nothing(guest: Guest, case: CaseContext) -> None:
 
     # What the kernel itself says meanwhile cuts a line in two: "[   55.1] clocksource: timekeeping watchdog on CPU0 ...".
     data = re.sub(rb"\[ *\d+\.\d{6}\] [^\r\n]*\r*\n", b"", guest.console.since(begun))
-    numbers = [int(line[-8:]) for line in re.findall(rb"^(\d{%d})\r*$" % WIDTH, data, re.MULTILINE)]
+    numbers = [int(line[-8:]) for line in re.findall(rb"^\r*(\d{%d})\r*$" % WIDTH, data, re.MULTILINE)]
     case.metrics["flood bytes"] = float(guest.console.offset - begun)
     assert numbers == list(range(1, lines + 1)), f"{lines - len(set(numbers))} lines of {lines} are missing"
     assert guest.sh("echo alive") == "alive"

@@ -11,7 +11,7 @@ from harness.images.image import Image
 from harness.images.kernelfile import build_id
 
 
-@pytest.mark.needs(os="freebsd")
+@pytest.mark.needs(os="freebsd", freebsd=">=13.0")
 def test_running_kernel_is_the_images(guest: Guest, image: Image, given_kernel: Path) -> None:
     """The build-id that the running kernel tells (kern.build_id, 13 and later) is that of the image's kernel."""
     running = guest.sh("sysctl -n kern.build_id").strip()

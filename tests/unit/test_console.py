@@ -87,6 +87,31 @@ def test_a_halt_is_seen() -> None:
     assert re.search(FreeBSDProfile().halted, data, re.MULTILINE)
 
 
+def test_an_i386_pv_kernel_that_comes_up_in_single_user_mode(tmp_path: Path) -> None:
+    """Its lines begin with a CR, and Xen is named by the clock it gives."""
+    data = (CONSOLES / "freebsd-10.4-i386-pv-single-user.log").read_bytes()
+    reader = play(tmp_path, data)
+    assert b"\r\n\rMounting local" in data
+    assert [stage.name for stage in reader.stages] == ["kernel", "xen", "xenbus", "disk", "mountroot", "rc"]
+    assert reader.death is not None
+    assert (reader.death.kind, reader.death.stage) == ("single-user", "rc")
+    assert reader.death.message == "/bin/sh on /etc/rc terminated abnormally, going to single user mode"
+    assert "pid 9 (sh), uid 0: exited on signal 11" in reader.death.excerpt
+
+
+def test_lines_that_begin_with_a_cr() -> None:
+    assert decode(b"a\r\n\r\r\n\rb\rc\r\r\n\r") == "a\n\nb\rc\n"
+
+
+def test_an_i386_backtrace_has_arguments() -> None:
+    assert deaths.frames(
+        "vpanic(c02edb88,c0302064) at vpanic+0x151/frame 0xc0302044\nsyscall(c5e9b7a8) at syscall+0x41b/frame 0xc5e9b79c\n"
+    ) == (
+        deaths.Frame("vpanic", "0x151"),
+        deaths.Frame("syscall", "0x41b"),
+    )
+
+
 def test_wrong_root_asks_for_the_true_disk(tmp_path: Path) -> None:
     before, prompt, after = WRONG_ROOT.partition(b"mountroot> ")
     answer = after[: after.index(b"mountroot> ") + len(b"mountroot> ")]

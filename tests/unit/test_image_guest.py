@@ -114,7 +114,7 @@ def old(disk: DiskImage, tmp_path: Path) -> GuestSource:
     ("able", "shape", "refused", "mend"),
     [
         ("pv pvh", Shape("pv"), r"h's Xen 4\.20 runs none: its xen_caps lacks xen-3\.0-x86_32p", "^a Xen built with CONFIG_PV32=y"),
-        ("pv pvh pvshim", Shape("pv"), "xen_caps lacks", "^--type pvshim, or a Xen built with CONFIG_PV32=y"),
+        ("pv pvh pvshim", Shape("pv"), "xen_caps lacks", r"xen\.gz; or --pvshim, under which FreeBSD 10\.4 panics"),
         ("pv pv32", Shape("pv", vcpus=2), "as 32-bit PV with 2 vCPUs", "one: with more it hangs"),
         ("pvh pvshim", Shape("pvshim", vcpus=2), "as 32-bit PV with 2 vCPUs", "one: with more it hangs"),
         ("pv pvh", Shape("pvshim"), "h, Xen 4.20: no xen-shim", "Debian: xen-utils"),

@@ -14,6 +14,7 @@ from harness.console.session import Session
 from harness.console.stages import LINUX
 from harness.deadline import Deadline
 from harness.errors import GuestCommandFailed, GuestDied, InfrastructureError, UsageError
+from harness.transport import Stream
 from harness.transport.local import LocalTransport
 from harness.transport.replay import ReplayStream
 
@@ -25,11 +26,24 @@ PS1='\\033[31mroot@here\\033[0m:~ # ' exec %s -i
 """
 
 
-@pytest.fixture(params=["sh", "csh"])
+class Returns:
+    """A console that puts a CR behind each LF, as that of an i386 PV FreeBSD does."""
+
+    def __init__(self, stream: Stream) -> None:
+        self._stream = stream
+        self.write, self.close = stream.write, stream.close
+
+    def read(self, size: int, timeout: float | None = None) -> bytes:
+        return self._stream.read(size, timeout).replace(b"\n", b"\n\r")
+
+
+@pytest.fixture(params=["sh", "csh", "sh on i386 PV"])
 def session(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Session]:
-    if not shutil.which(request.param):
-        pytest.skip(f"no {request.param} on this machine; apt-get install {request.param}")
-    stream = LocalTransport().open(["bash", "-c", LOGIN % request.param], pty=True)
+    shell, _, old = request.param.partition(" on ")
+    if not shutil.which(shell):
+        pytest.skip(f"no {shell} on this machine; apt-get install {shell}")
+    stream = LocalTransport().open(["bash", "-c", LOGIN % shell], pty=True)
+    stream = Returns(stream) if old else stream
     reader = ConsoleReader(stream, tmp_path / "c.log", stages=LINUX).start()
     yield Session(reader).login("root", deadline=Deadline(20))
     reader.close()
