@@ -27,7 +27,7 @@ _CHUNK = 1 << 16
 # What is asked at a prompt, and how long an answer may take.
 _QUESTIONS = {"ddb": ("bt", "show pcpu", "ps", "show lockchain all"), "mountroot": ("?",)}
 _PROMPTS = {"ddb": b"db> ", "mountroot": b"mountroot> "}
-_ANSWER = 1.5
+_ANSWER = 10.0
 
 Listener = Callable[[StageReached | Death], None]
 
@@ -287,7 +287,7 @@ class ConsoleReader:
             death = deaths.classify(data, self.stage) or death
         answers: tuple[tuple[str, str], ...] = ()
         if dying.prompt and self._ask_at_prompts:
-            answers = tuple(self._ask(question, _PROMPTS[dying.prompt]) for question in _QUESTIONS.get(dying.prompt, ()))
+            answers = self._interview(_QUESTIONS.get(dying.prompt, ()), _PROMPTS[dying.prompt])
             if dying.prompt == "ddb" and not death.frames:
                 trace = deaths.frames(dict(answers).get("bt", ""))
                 death = replace(death, frames=trace, guilty=deaths.guilty(trace))
@@ -296,6 +296,15 @@ class ConsoleReader:
         before = 30 if death.kind == dying.prompt else 6
         text = report_excerpt(decode(data[:cut]), decode(data[cut:]), before)
         self._set_death(replace(death, excerpt=text, answers=answers))
+
+    def _interview(self, questions: tuple[str, ...], prompt: bytes) -> tuple[tuple[str, str], ...]:
+        """All questions with their answers, up to the first to which nothing at all is said."""
+        answers: list[tuple[str, str]] = []
+        for question in questions:
+            answers.append(self._ask(question, prompt))
+            if not answers[-1][1]:
+                break
+        return tuple(answers)
 
     def _ask(self, question: str, prompt: bytes) -> tuple[str, str]:
         """One question at a prompt, read on this thread, for it is the one that reads."""
