@@ -24,9 +24,8 @@ from harness.transport import Stream
 log = logging.getLogger("fxh.console")
 
 _CHUNK = 1 << 16
-# What is asked at a prompt, and how long an answer may take.
-_QUESTIONS = {"ddb": ("bt", "show pcpu", "ps", "show lockchain all"), "mountroot": ("?",)}
-_PROMPTS = {"ddb": b"db> ", "mountroot": b"mountroot> "}
+# Prompts at which something is asked, what, and how long an answer may take.
+_QUESTIONS = {"ddb": (b"db> ", ("bt", "show pcpu", "ps", "show lockchain all")), "mountroot": (b"mountroot> ", ("?",))}
 _ANSWER = 10.0
 
 Listener = Callable[[StageReached | Death], None]
@@ -286,8 +285,8 @@ class ConsoleReader:
         if death.kind in ("mountroot", "single-user"):
             death = deaths.classify(data, self.stage) or death
         answers: tuple[tuple[str, str], ...] = ()
-        if dying.prompt and self._ask_at_prompts:
-            answers = self._interview(_QUESTIONS.get(dying.prompt, ()), _PROMPTS[dying.prompt])
+        if dying.prompt in _QUESTIONS and self._ask_at_prompts:
+            answers = self._interview(*_QUESTIONS[dying.prompt])
             if dying.prompt == "ddb" and not death.frames:
                 trace = deaths.frames(dict(answers).get("bt", ""))
                 death = replace(death, frames=trace, guilty=deaths.guilty(trace))
@@ -297,7 +296,7 @@ class ConsoleReader:
         text = report_excerpt(decode(data[:cut]), decode(data[cut:]), before)
         self._set_death(replace(death, excerpt=text, answers=answers))
 
-    def _interview(self, questions: tuple[str, ...], prompt: bytes) -> tuple[tuple[str, str], ...]:
+    def _interview(self, prompt: bytes, questions: tuple[str, ...]) -> tuple[tuple[str, str], ...]:
         """All questions with their answers, up to the first to which nothing at all is said."""
         answers: list[tuple[str, str]] = []
         for question in questions:
