@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.console.reader import ConsoleReader
-from harness.errors import HarnessError, InfrastructureError, LabDead, TransportError
+from harness.errors import DeadlineExpired, HarnessError, InfrastructureError, LabDead, TransportError
 from harness.guests import bootable
 from harness.guests import source as sources
 from harness.guests.guest import Guest, Shape, configure
@@ -75,6 +75,8 @@ class Rig:
         self._hosts: dict[str, DirectHost] = {}
         self._before: dict[str, Inventory] = {}
         self._used: set[str] = set()
+        self._silent: dict[str, HarnessError] = {}
+        """Why hosts do not answer that are still to be dropped."""
         self._kept = 0
         self._lender = Lender(options, lambda: self._lab(options.xens[0]))
 
@@ -159,6 +161,7 @@ class Rig:
     def _drop(self, name: str) -> None:
         host = self._hosts.pop(name, None)
         self._before.pop(name, None)
+        self._silent.pop(name, None)
         if host is not None:
             host.close()
 
@@ -305,9 +308,15 @@ class Rig:
         host = self._hosts.get(cell.host)
         if host is None:
             return None
+        if cell.host in self._silent:
+            return self._silent[cell.host]
         try:
             host.check()
         except InfrastructureError as exc:
+            if isinstance(exc, (TransportError, DeadlineExpired)) and not isinstance(host, LabHost):
+                # It does not answer: without this all that is still to be asked of it would wait out its time, too.
+                self._silent[cell.host] = exc
+                host.transport.close()
             return exc
         return None
 
