@@ -74,6 +74,8 @@ MARKERS = (
     _marker("single-user", b"RETURN for /bin/sh", rb"^\r*Enter full pathname of shell or RETURN for /bin/sh: ", True),
     # run_interrupt_driven_hooks: still waiting after 60 seconds for xenbusb_nop_confighook_cb
     _marker("hang", b"run_interrupt_driven_hooks", rb"run_interrupt_driven_hooks: still waiting after \d+ seconds for [^\r\n]*"),
+    # (XEN) Domain 2 (vcpu#0) crashed on cpu#0:       (the PV shim's Xen speaks on its guest's console)
+    _marker("crash", b"(XEN) ", rb"^\r*\(XEN\) (?:\[[ \d.]+\] )?Domain \d+ \(vcpu#\d+\) crashed on cpu#\d+"),
     # [   12.3] Kernel panic - not syncing: sysrq triggered crash
     _marker("linux-panic", b"Kernel panic", rb"Kernel panic - not syncing: [^\r\n]*"),
     # [   12.3] BUG: unable to handle page fault for address: 0000000000000010     Oops: 0002 [#1]
@@ -96,9 +98,10 @@ _FREEBSD_STACK = re.compile(r"^#\d+ 0x[0-9a-f]+ at ([\w.$?]+)\+(0x[0-9a-f]+|0)\s
 # [   12.3]  sysrq_handle_crash+0x16/0x20
 _LINUX_FRAME = re.compile(r"^\[[ \d.]+\](?: \[[ \w]+\])?\s+([\w.]+)\+(0x[0-9a-f]+)/0x[0-9a-f]+\s*$", re.MULTILINE)
 _FRAMES = (_FREEBSD_FRAME, _FREEBSD_STACK, _LINUX_FRAME)
+# X_db_symbol_values stands for db_trace_self_wrapper in a kernel that knows its global symbols alone: no loader gave it others.
 # What every panic passes through; the frame after these is the one to look at.
 _MACHINERY = re.compile(
-    r"^(?:db_trace_self\w*|db_trace_thread|db_fetch_ksymtab|kdb_(?:backtrace|enter|trap|reenter\w*|break)|vpanic|panic|trap_\w+|trap|calltrap|Xpage|dblfault_handler"
+    r"^(?:db_trace_self\w*|X_db_symbol_values|db_trace_thread|db_fetch_ksymtab|kdb_(?:backtrace|enter|trap|reenter\w*|break)|vpanic|panic|trap_\w+|trap|calltrap|Xpage|dblfault_handler"
     r"|dump_stack\w*|show_stack|__die\w*|die|oops_\w+|page_fault_oops|exc_\w+|asm_exc_\w+|crash_kexec|no_context|bad_area\w*"
     r"|do_user_addr_fault)$"
 )

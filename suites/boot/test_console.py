@@ -23,7 +23,7 @@ def test_flood_loses_nothing(guest: Guest, case: CaseContext) -> None:
     begun = guest.console.offset
     guest.session.start(guest.profile.flood_command(lines, WIDTH) + "; echo flood-'over'")
 
-    guest.console.wait_for(rb"^flood-over", Deadline(400 * guest.scale), "the end of the flood", since=begun)
+    guest.console.wait_for(rb"^\r*flood-over", Deadline(400 * guest.scale), "the end of the flood", since=begun)
 
     # What the kernel itself says meanwhile cuts a line in two: "[   55.1] clocksource: timekeeping watchdog on CPU0 ...".
     data = re.sub(rb"\[ *\d+\.\d{6}\] [^\r\n]*\r*\n", b"", guest.console.since(begun))

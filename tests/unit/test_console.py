@@ -99,6 +99,22 @@ def test_an_i386_pv_kernel_that_comes_up_in_single_user_mode(tmp_path: Path) -> 
     assert "pid 9 (sh), uid 0: exited on signal 11" in reader.death.excerpt
 
 
+def test_an_i386_pv_boot_and_its_panic(tmp_path: Path) -> None:
+    reader = play(tmp_path, (CONSOLES / "freebsd-10.4-i386-pv-login.log").read_bytes())
+    assert [stage.name for stage in reader.stages] == ["kernel", "xen", "xenbus", "disk", "mountroot", "rc", "login"]
+    death = play(tmp_path, (CONSOLES / "freebsd-10.4-i386-pv-panic.log").read_bytes()).death
+    assert death is not None
+    assert (death.kind, death.message, death.guilty) == ("panic", "kdb_sysctl_panic", "kernel_sysctl")
+
+
+def test_a_guest_that_crashes_in_the_pv_shim(tmp_path: Path) -> None:
+    """Xen's words are about a domain, and there is no byte of the guest."""
+    death = play(tmp_path, (CONSOLES / "freebsd-10.4-i386-pvshim-crash.log").read_bytes(), end="silence").death
+    assert death is not None
+    assert (death.kind, death.message) == ("crash", "(XEN) Domain 2 (vcpu#0) crashed on cpu#0")
+    assert "#PF[0000]" in death.excerpt
+
+
 def test_lines_that_begin_with_a_cr() -> None:
     assert decode(b"a\r\n\r\r\n\rb\rc\r\r\n\r") == "a\n\nb\rc\n"
 

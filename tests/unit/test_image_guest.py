@@ -136,7 +136,7 @@ def test_a_32_bit_pv_kernel_where_xen_runs_it(old: GuestSource) -> None:
 
 def test_a_pv_kernel_in_the_pv_shim(old: GuestSource) -> None:
     made = configure(Host(capabilities=frozenset({"pvh", "pvshim"})), old, Shape("pvshim"), "x")  # type: ignore[arg-type]
-    assert {'type = "pvh"', "pvshim = 1"} <= set(made.render().splitlines())
+    assert {'type = "pvh"', "pvshim = 1", "memory = 544"} <= set(made.render().splitlines())
     assert made.extra.startswith("hw.use_xsave=0,")
     assert made.guest_type == "pv"
 
