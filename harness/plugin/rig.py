@@ -54,7 +54,7 @@ class CaseContext:
     warm_boot: Boot | None = None
     inputs: dict[str, str] = field(default_factory=dict)
     metrics: dict[str, float] = field(default_factory=dict)
-    undo: list[Callable[[], None]] = field(default_factory=list)
+    undo: list[Callable[[], object]] = field(default_factory=list)
     """What to give back on a real host once the guests are gone, last first; a lab is put back as a whole."""
     given: list[str] = field(default_factory=list)
     """Parts of names of things in dom0 that the harness made for the case: on a lab they are no leaks."""
@@ -281,7 +281,7 @@ class Rig:
             self._kept += 1
             self._drop(cell.host)
 
-    def clean(self, guests: list[Guest], undo: Sequence[Callable[[], None]] = ()) -> None:
+    def clean(self, guests: list[Guest], undo: Sequence[Callable[[], object]] = ()) -> None:
         """Remove a case's guests, and then what was made for them. On a lab all goes when it is put back for the next case."""
         for guest in guests:
             if isinstance(guest.host, LabHost):

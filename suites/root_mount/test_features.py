@@ -42,7 +42,7 @@ def test_synced_data_survives_a_power_cut(
     guest.destroy()
 
     for disk, name in zip(made, CACHES, strict=True):
-        done = pygrub.run(guest.host.transport, disk.target)
+        done = pygrub.run(guest.host.transport, f"{guest.host.directory}/pygrub", disk.target)
         if done.digest("kernel") != written[name]:
             wrong.append(f"{name} ({CACHES[name][0]}): what was synced is not there: {done.complaint or 'other bytes'}")
     assert not wrong, finding(

@@ -119,8 +119,8 @@ def changed_image(change: Callable[[bytes], bytes]) -> Callable[[], None]:
     """Every image is changed before pygrub sees it."""
 
     def make() -> None:
-        def around(original: Any, *rest: Any, image: bytes | None = None, **more: Any) -> Any:
-            return original(*rest, image=None if image is None else change(image), **more)
+        def around(original: Any, transport: Any, directory: str, disk: str | bytes, *rest: Any, **more: Any) -> Any:
+            return original(transport, directory, disk if isinstance(disk, str) else change(disk), *rest, **more)
 
         wrap(pygrub, "run", around)
 
