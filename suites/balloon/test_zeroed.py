@@ -42,7 +42,7 @@ def test_pages_are_given_back_empty(guest: Guest, case: CaseContext) -> None:
     fill = f"i=0; while [ $i -lt {dirty * 4} ]; do cat /tmp/secret; i=$((i+1)); done > /mnt/secret"
     guest.sh(f"yes {secret} | head -c 262144 > /tmp/secret; {fill}; rm /mnt/secret; umount /mnt", 180)
     guest.host.transport.put(Path(peek.__file__), _PEEK)
-    case.undo.append(lambda: guest.host.transport.run(["rm", "-f", _PEEK, _HOLES]) and None)
+    case.undo.append(lambda: guest.host.transport.run(["rm", "-f", _PEEK, _HOLES]))
 
     memory.ask(whole - given)
     memory.settle(first.current - given * MIB)

@@ -118,7 +118,7 @@ def test_queues(booted: NewGuest, vcpus: int, case: CaseContext) -> None:
     before = guest.host.transport.run(["cat", _QUEUES], check=False)
     if before.status:
         pytest.skip("needs Linux's netback, whose number of queues can be set; elsewhere: fxh run netfront -k test_queues")
-    case.undo.append(lambda: guest.host.transport.run(["sh", "-c", f"echo {before.text.strip()} > {_QUEUES}"]) and None)
+    case.undo.append(lambda: guest.host.transport.run(["sh", "-c", f"echo {before.text.strip()} > {_QUEUES}"]))
     # FreeBSD takes hw.xn.num_queues (4) or what is offered, whatever its CPUs; Linux no more than its CPUs.
     most = 4 if guest.profile.os == "freebsd" else vcpus
     wrong = []

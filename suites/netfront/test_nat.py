@@ -37,7 +37,7 @@ def test_pf(booted: NewGuest, case: CaseContext, backend_tx: str) -> None:
     guest.sh(f"sysctl net.inet.ip.forwarding=1; printf '%s\\n' {lines} > /tmp/pf.conf; pfctl -ef /tmp/pf.conf")
     # The far side has no way back but to the guest.
     near.dom0("ip", "route", "add", far.here, "via", near.there)
-    case.undo.append(lambda: near.dom0("ip", "route", "del", far.here, check=False) and None)
+    case.undo.append(lambda: near.dom0("ip", "route", "del", far.here, check=False))
     for side in (near, far):
         side.dom0("ethtool", "-K", side.vif, "tx", backend_tx)
     errors = near.checksum_errors() + far.checksum_errors()

@@ -61,7 +61,7 @@ def run(host: XenHost, case: CaseContext) -> Run:
 
     def go(image: bytes, *options: str, style: str = "simple0") -> Extract:
         directory = f"{host.directory}/pygrub"
-        case.undo.append(lambda: host.transport.run(["rm", "-rf", directory]) and None)
+        case.undo.append(lambda: host.transport.run(["rm", "-rf", directory]))
         done = pygrub.run(host.transport, directory, image, *options, style=style)
         (case.directory / "pygrub.txt").write_text(f"status {done.status}\n{done.said!r}\n{done.error}")
         case.metrics["pygrub"] = round(done.seconds, 3)
