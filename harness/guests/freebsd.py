@@ -92,8 +92,8 @@ class FreeBSD:
             case "reboot":
                 return Fate("reboot", why=source)
             case "halt":
-                # Only the PV guests of 8 to 10 told Xen of it (xen_pv_shutdown_final).
-                return Fate("poweroff", why=source) if guest_type == "pv" else Fate("", halts=True, why=source)
+                # "halt" is xctrl_poweroff, too: an HVM guest goes by ACPI, the PV guests of 8 to 10 by xen_pv_shutdown_final.
+                return Fate("", halts=True, why=source) if guest_type == "pvh" else Fate("poweroff", why=source)
             case "crash":
                 return self.fate_of_panic(guest_type)
         return Fate("", why="unknown to the guest")
