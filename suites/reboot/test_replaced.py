@@ -66,7 +66,7 @@ def look(guest: Guest, volume: Volume, kind: Kind, first: int, old: str, died: s
         running = OLD if swap.identity(guest) == old else NEW
     return Sighting(
         came_back=back,
-        bootloader_ran=swap.bootloader_ran(guest, guest.domid) and guest.domid != first,
+        bootloader_ran=swap.bootloader_ran(guest, first),
         running=running,
         in_guest=kind(swap.digest(guest, swap.volume(guest).file)) if back else "",
         extracted=kind(swap.extracted(guest, volume.what)) if running != NEW else "",
@@ -84,7 +84,7 @@ def test_plain_reboot(booted: NewGuest) -> None:
     assert not died, f"it did not come back: {died}"
     assert guest.domid != first
     assert swap.identity(guest) == before
-    assert swap.bootloader_ran(guest, guest.domid), f"no bootloader log for domain {guest.domid}"
+    assert swap.bootloader_ran(guest, first), f"no bootloader log for domain {guest.domid}"
     assert [(event.reason, event.action) for event in guest.shutdowns()] == [("reboot", "restart")]
 
 
@@ -117,7 +117,10 @@ def test_replaced_kernel_runs(pair: tuple[Guest, Volume, Kind], way: str, case: 
 
 @pytest.mark.parametrize("synced", [True, False], ids=["synced", "unsynced"])
 def test_replaced_then_panic(pair: tuple[Guest, Volume, Kind], synced: bool, case: CaseContext) -> None:
-    """F4: the kernel is replaced, then the guest panics: what was synced runs; what was not leaves the old or the new, never a mix."""
+    """F4: the kernel is replaced, then the guest panics: what was synced runs; of what was not, the mechanism is told.
+
+    UFS writes names at once and data later: then there can be a name of a kernel that is not whole, and the domain is gone.
+    """
     guest, volume, kind = pair
     first, old = guest.domid, swap.identity(guest)
     guest.sh(WAYS["rename"].format(new=volume.beside("new"), file=volume.file) + ("; sync" if synced else ""))
@@ -128,11 +131,11 @@ def test_replaced_then_panic(pair: tuple[Guest, Volume, Kind], synced: bool, cas
     seen = look(guest, volume, kind, first, old, died)
     said = mechanism(seen)
     (case.directory / "mechanism.txt").write_text(f"{said}\n{seen}\n")
-    allowed = ("ok",) if synced else ("ok", "3: the guest had not flushed: the old kernel")
+    allowed = ("ok",) if synced else ("ok", "3: the guest had not flushed")
     assert said.startswith(allowed), finding(
         asked=f"a new kernel put in place by rename, {'synced, ' if synced else 'not synced, '}then a panic",
         did=said,
-        good="comes back with the new kernel" + ("" if synced else ", or with the old one if nothing had been written"),
+        good="comes back with the new kernel" + ("" if synced else ", or with what had been written by then"),
         source=SOURCE,
     )
 
