@@ -29,7 +29,7 @@ def test_restored_guest_keeps_its_kernel(booted: NewGuest, case: CaseContext) ->
         wrong.append("a process that was started before it is gone")
     if swap.digest(guest, volume.file) != junk:
         wrong.append(f"{volume.file} has other content")
-    if swap.bootloader_ran(guest, guest.domid):
+    if swap.bootloader_ran(guest, journey.domids[0]):
         wrong.append(f"the bootloader ran for domain {guest.domid}")
     assert not wrong, finding(
         asked="another content put into the kernel's file, xl save, xl restore",
