@@ -31,7 +31,7 @@ PLANT = """
 mkdir -p /var/lib/fxh/run-dead; truncate -s 1M /var/lib/fxh/run-dead/disk; losetup -f /var/lib/fxh/run-dead/disk
 echo {kernel} | base64 -d | gzip -d > /tmp/kernel
 for n in fxh-dead-1-x fxh-alive-1-x not-ours; do
-  printf 'name="%s"\\ntype="pvh"\\nkernel="/tmp/kernel"\\nmemory=32\\n' $n > /tmp/$n.cfg; xl create -p /tmp/$n.cfg >/dev/null
+  printf 'name="%s"\\ntype="pvh"\\nkernel="/tmp/kernel"\\nmemory=32\\n' $n > /tmp/$n.cfg; xl create -p /tmp/$n.cfg >/dev/null; rm /tmp/$n.cfg
 done
 """
 
