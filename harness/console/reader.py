@@ -27,6 +27,8 @@ _CHUNK = 1 << 16
 # Prompts at which something is asked, what, and how long an answer may take.
 _QUESTIONS = {"ddb": (b"db> ", ("bt", "show pcpu", "ps", "show lockchain all")), "mountroot": (b"mountroot> ", ("?",))}
 _ANSWER = 10.0
+# With no echo by then it is asked again: a serial port is flushed (uart_grab) after its prompt was printed.
+_ECHO = 2.5
 
 Listener = Callable[[StageReached | Death], None]
 
@@ -310,10 +312,14 @@ class ConsoleReader:
         begun, deadline = self.offset, Deadline(_ANSWER)
         try:
             self._stream.write(question.encode() + b"\r")
+            echo = Deadline(_ECHO)
             while not deadline.expired and not self.since(begun).endswith(prompt):
                 try:
                     chunk = self._stream.read(_CHUNK, 0.1)
                 except TimeoutError:
+                    if echo.expired and self.offset == begun:
+                        self._stream.write(question.encode() + b"\r")
+                        echo = Deadline(_ECHO)
                     continue
                 if not chunk:
                     break
