@@ -14,7 +14,8 @@ def new(reports: Path) -> Path:
 
 
 def latest(run: Path) -> None:
-    """Let ``latest`` point to this run."""
+    """Let ``latest`` point to this run; of two that begin at once, to either."""
     link = run.parent.parent / "latest"
-    link.unlink(missing_ok=True)
-    link.symlink_to(Path("runs") / run.name)
+    made = link.with_name(f".latest-{run.name}")
+    made.symlink_to(Path("runs") / run.name)
+    made.replace(link)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from harness.console.deaths import Death
 from harness.errors import CommandFailed, DeadlineExpired, GuestCommandFailed, GuestDied, HarnessError, LabDead, UsageError
 from harness.plugin.cells import Cell, elsewhere, unmet
 from harness.plugin.outcome import exit_code, judge
-from harness.results import model
+from harness.results import model, place
 from harness.results.model import Boot, CaseResult, RunResult, Stamp
 
 HOSTILE = "</pre><script>alert(1)</script>\x1b[31m\x1b]0;title\x07\x00\u202e&amp;"
@@ -77,3 +78,12 @@ def test_needs() -> None:
     assert (
         elsewhere(marks, "suites/boot/test_x.py::test_y[a-b]") == "fxh run boot -k test_y --kernel KERNEL --disk IMAGE --type pvh"
     )
+
+
+def test_latest_points_to_the_last_of_runs_that_begin_at_once(tmp_path: Path) -> None:
+    runs = [tmp_path / "runs" / f"r{n}" for n in range(20)]
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(place.latest, runs))
+    place.latest(runs[3])
+    assert (tmp_path / "latest").readlink() == Path("runs/r3")
+    assert [p.name for p in tmp_path.iterdir()] == ["latest"]
