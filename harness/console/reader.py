@@ -309,17 +309,15 @@ class ConsoleReader:
 
     def _ask(self, question: str, prompt: bytes) -> tuple[str, str]:
         """One question at a prompt, read on this thread, for it is the one that reads."""
-        begun, deadline = self.offset, Deadline(_ANSWER)
+        begun, deadline, echo = self.offset, Deadline(_ANSWER), Deadline(0)
         try:
-            self._stream.write(question.encode() + b"\r")
-            echo = Deadline(_ECHO)
             while not deadline.expired and not self.since(begun).endswith(prompt):
+                if echo.expired and self.offset == begun:
+                    self._stream.write(question.encode() + b"\r")
+                    echo = Deadline(_ECHO)
                 try:
                     chunk = self._stream.read(_CHUNK, 0.1)
                 except TimeoutError:
-                    if echo.expired and self.offset == begun:
-                        self._stream.write(question.encode() + b"\r")
-                        echo = Deadline(_ECHO)
                     continue
                 if not chunk:
                     break

@@ -206,11 +206,15 @@ class Rig:
         self, cell: Cell, host: LabHost, name: str, directory: Path, shape: Shape, prepare: Prepare | None
     ) -> tuple[Guest, Boot | None]:
         self._used.add(cell.host)
-        made = host.find_checkpoint(name) or self._make_warm(cell, host, name, directory, shape, prepare)
+
+        def find_or_make() -> checkpoint.Checkpoint:
+            return host.find_checkpoint(name) or self._make_warm(cell, host, name, directory, shape, prepare)
+
+        made = find_or_make()
         try:
             host.restore(made)
         except checkpoint.CheckpointBroken:
-            made = host.find_checkpoint(name) or self._make_warm(cell, host, name, directory, shape, prepare)
+            made = find_or_make()
             host.restore(made)
         data = json.loads(made.note)
         config = _config(data["config"])

@@ -6,6 +6,7 @@ import pytest
 
 from harness.guests.guest import Guest
 from harness.guests.link import Link
+from harness.oracles.finding import finding
 from harness.plugin.fixtures import NewGuest
 from harness.plugin.rig import CaseContext
 
@@ -23,3 +24,36 @@ def link(booted: NewGuest, case: CaseContext) -> Link:
     found = Link(guest, interface=guest.prepared["interface"])
     case.undo.append(found.down)
     return found
+
+
+def in_the_middle(guest: Guest) -> dict[str, str]:
+    """A preparation: a guest that forwards, between dom0 and a network namespace of it; dom0 knows the way there."""
+    near, far = Link(guest).up(), Link(guest, 1, "fxhfar").up()
+    assert near.wait_up(), "no link to the near side"
+    assert far.wait_up(), "no link to the far side"
+    guest.sh("sysctl net.inet.ip.forwarding=1" if guest.profile.os == "freebsd" else "echo 1 > /proc/sys/net/ipv4/ip_forward")
+    near.dom0("ip", "route", "add", far.here, "via", near.there)
+    return {"near": near.interface, "far": far.interface}
+
+
+@pytest.fixture
+def sides(booted: NewGuest, case: CaseContext) -> tuple[Link, Link]:
+    """The near and the far side of a guest in the middle. The far side has no way back yet."""
+    guest = booted(in_the_middle, vifs=2)
+    near = Link(guest, interface=guest.prepared["near"])
+    far = Link(guest, 1, "fxhfar", guest.prepared["far"])
+    case.undo += [near.down, far.down]
+    case.undo.append(lambda: near.dom0("ip", "route", "del", far.here, check=False))
+    return near, far
+
+
+def again(guest: Guest, source: str) -> Link:
+    """The link over an interface that was taken away and given again."""
+    link = Link(guest).up()
+    assert link.wait_up(), finding(
+        asked="xl network-detach, then xl network-attach of the same interface",
+        did=f"no answer over {link.interface} within 40 s",
+        good="shows the interface again and uses it",
+        source=source,
+    )
+    return link

@@ -16,6 +16,7 @@ from harness.oracles.finding import finding
 from harness.plugin.fixtures import NewGuest
 from harness.plugin.rig import CaseContext
 
+from .conftest import again
 from .test_offloads import MSS, SIZE, SOURCE
 
 _NO_GSO = {"feature-gso-tcpv4": "0", "feature-gso-tcpv6": "0"}
@@ -50,18 +51,6 @@ def replug(guest: Guest, keys: dict[str, str]) -> None:
         pytest.fail(said, pytrace=False)
 
 
-def again(guest: Guest) -> Link:
-    """The link over an interface that was given again."""
-    link = Link(guest).up()
-    assert link.wait_up(), finding(
-        asked="xl network-detach, then xl network-attach of the same interface",
-        did=f"no answer over {link.interface} within 40 s",
-        good="uses it",
-        source=SOURCE[guest.profile.os],
-    )
-    return link
-
-
 def test_backend_offers_less(link: Link, case: CaseContext) -> None:
     """D15: at a backend without GSO, scatter-gather or checksums the offloads go, no frame is too large, and data moves."""
     guest, ask = link.guest, admin.of(link.guest.profile)
@@ -69,7 +58,7 @@ def test_backend_offers_less(link: Link, case: CaseContext) -> None:
     for name in KNOWS[guest.profile.os]:
         keys, gone = LESS[name]
         replug(guest, keys)
-        link = again(guest)
+        link = again(guest, SOURCE[guest.profile.os])
         shown = ask.offloads(guest.sh, link.interface)
         wrong += [f"{name}: {flag} is still on" for flag in gone if shown.get(flag)]
         with link.capture(case.directory / f"{name}.pcap", whole=True) as seen:
@@ -129,7 +118,7 @@ def test_queues(booted: NewGuest, vcpus: int, case: CaseContext) -> None:
         queues = max(1, sum(name.startswith("queue-") for name in front))
         if queues != min(offered, most):
             wrong.append(f"{offered} queues offered: it connected {queues}, {min(offered, most)} were due")
-    link = again(guest)
+    link = again(guest, SOURCE[guest.profile.os])
     begun = time.monotonic()
     wrong += [f"{OFFERED[-1]} queues offered: {line}" for line in streams(link, STREAMS, SIZE // 4)]
     case.metrics["streams"] = round(time.monotonic() - begun, 2)

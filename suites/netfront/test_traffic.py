@@ -5,13 +5,12 @@ from __future__ import annotations
 import pytest
 
 from harness.guests import admin
-from harness.guests.guest import Guest
 from harness.guests.link import Link
 from harness.oracles import frames
 from harness.oracles.finding import finding
-from harness.plugin.fixtures import NewGuest
 from harness.plugin.rig import CaseContext
 
+from .conftest import again
 from .test_offloads import SIZE, SOURCE, arrived
 
 
@@ -70,37 +69,18 @@ def test_detach_and_attach(link: Link) -> None:
     link.host.toolstack.network_detach(link.guest.domid, 0)
     link.host.toolstack.network_attach(link.guest.domid, vif)
 
-    again = Link(link.guest)
-    assert again.up().wait_up(), finding(
-        asked="xl network-detach, then xl network-attach of the same interface",
-        did=f"no answer over {again.interface} within 40 s",
-        good="shows the interface again and uses it",
-        source=SOURCE[link.guest.profile.os],
-    )
-    arrived(again.upload(SIZE // 4), "data after the interface came back", again)
-
-
-def router(guest: Guest) -> dict[str, str]:
-    """A preparation: the guest routes between dom0 and a network namespace of it."""
-    near, far = Link(guest).up(), Link(guest, 1, "fxhfar").up()
-    assert near.wait_up(), "no link to the near side"
-    assert far.wait_up(), "no link to the far side"
-    guest.sh("sysctl net.inet.ip.forwarding=1" if guest.profile.os == "freebsd" else "echo 1 > /proc/sys/net/ipv4/ip_forward")
-    near.dom0("ip", "route", "add", far.here, "via", near.there)
-    far.dom0("ip", "route", "add", near.here, "via", far.there)
-    return {"near": near.interface, "far": far.interface}
+    back = again(link.guest, SOURCE[link.guest.profile.os])
+    arrived(back.upload(SIZE // 4), "data after the interface came back", back)
 
 
 @pytest.mark.parametrize("backend_tx", ["off", "on"])
-def test_forwarding(booted: NewGuest, case: CaseContext, backend_tx: str) -> None:
+def test_forwarding(sides: tuple[Link, Link], case: CaseContext, backend_tx: str) -> None:
     """D11 D12: the guest routes between two networks of dom0; what it forwards has to have whole checksums.
 
     With ``tx on`` dom0 hands the guest packets whose checksum is not filled in yet, and the guest must not pass that on.
     """
-    guest = booted(router, vifs=2)
-    near = Link(guest, interface=guest.prepared["near"])
-    far = Link(guest, 1, "fxhfar", guest.prepared["far"])
-    case.undo += [near.down, far.down]
+    near, far = sides
+    far.dom0("ip", "route", "add", near.here, "via", far.there)
     for side in (near, far):
         side.dom0("ethtool", "-K", side.vif, "tx", backend_tx)
     errors = near.checksum_errors() + far.checksum_errors()
@@ -118,5 +98,5 @@ def test_forwarding(booted: NewGuest, case: CaseContext, backend_tx: str) -> Non
         asked=f"64 KiB of TCP from one network to another through the guest, dom0's vif with tx {backend_tx}",
         did=wrong,
         good="forwards every packet with a whole checksum",
-        source=f"{SOURCE[guest.profile.os]}: FreeBSD bug 197344 (csum_blank is ignored), bug 273046 (LRO while forwarding)",
+        source=f"{SOURCE[near.guest.profile.os]}: FreeBSD bug 197344 (csum_blank is ignored), bug 273046 (LRO while forwarding)",
     )
