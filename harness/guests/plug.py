@@ -1,11 +1,14 @@
-"""Devices given to a guest that is paused meanwhile: when it looks, their backends say what a case wants them to say."""
+"""Devices that come to a running guest and go: what their backends say when it looks, and what it has of them."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Set
 
+from harness.deadline import Deadline, NotYet
+from harness.errors import DeadlineExpired, GuestCommandFailed
 from harness.guests.guest import Guest
+from harness.xen.config import Disk
 
 
 @contextlib.contextmanager
@@ -29,3 +32,27 @@ def attach(guest: Guest, path: str, keys: Mapping[str, str], go: Callable[[], No
         go()
         for key, value in keys.items():
             guest.host.xenstore.write(f"/local/domain/0/backend/{kind}/{guest.domid}/{number}/{key}", value)
+
+
+def wait_disks(guest: Guest, wanted: Set[str], gone: Set[str] = frozenset(), seconds: float = 30) -> set[str]:
+    """Wait until the guest has the disks ``wanted`` and none of ``gone``; returns all it has, at the end in any case."""
+    found: set[str] = set()
+
+    def look() -> None:
+        found.clear()
+        found.update(guest.profile.disks(guest.sh))
+        if not wanted <= found or gone & found:
+            raise NotYet(f"it has {' '.join(sorted(found))}")
+
+    with contextlib.suppress(DeadlineExpired):
+        Deadline(seconds * guest.scale).wait("disks to come and go", look, 0.5)
+    return set(found)
+
+
+def disk(guest: Guest, given: Disk) -> str:
+    """Attach a disk; returns its name in the guest. Raises GuestCommandFailed when it does not come within 30 s."""
+    name = guest.profile.disk_name(given.vdev)
+    guest.host.toolstack.block_attach(guest.domid, given)
+    if name not in (seen := wait_disks(guest, {name})):
+        raise GuestCommandFailed(guest.name, f"xl block-attach {given.vdev}", 0, f"no {name} among {' '.join(sorted(seen))}")
+    return name

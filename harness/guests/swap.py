@@ -7,9 +7,8 @@ import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
-from harness.deadline import Deadline, NotYet
 from harness.errors import GuestCommandFailed, UsageError
-from harness.guests import bootable
+from harness.guests import bootable, plug
 from harness.guests.guest import Guest
 from harness.guests.source import GuestSource
 from harness.lab import cpio
@@ -81,15 +80,8 @@ def bring(guest: Guest, data: bytes, path: str, directory: Path) -> None:
     local = directory / "carried.img"
     # Raw devices are read in whole sectors.
     local.write_bytes(data + bytes(-len(data) % 4096))
-    name = guest.profile.disk_name(_CARRIER)
     target = guest.host.disk(local)
-    guest.host.toolstack.block_attach(guest.domid, Disk(target, _CARRIER))
-
-    def there() -> None:
-        if name not in guest.profile.disks(guest.sh):
-            raise NotYet(f"no {name}")
-
-    Deadline(60 * guest.scale).wait(f"the disk {name} in {guest.name}", there, 0.3)
+    name = plug.disk(guest, Disk(target, _CARRIER))
     guest.sh(f"dd if=/dev/{name} bs=64k 2>/dev/null | head -c {len(data)} > {path}", 180)
     got = digest(guest, path)
     if got != sha256(data):

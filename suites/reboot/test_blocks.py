@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from harness.guests import swap
+from harness.guests import plug, swap
 from harness.guests.guest import Guest
 from harness.hosts import scratch as scratches
 from harness.oracles.finding import finding
@@ -33,9 +33,7 @@ def test_kernel_changes_size(guest: Guest, scratch: NewScratch, case: CaseContex
     # From a size to another, in place.
     steps = {"shrunk": (single + 1, direct), "grown": (direct, direct + 1), "grown-twice": (direct + 1, single + 1)}
     (disk,) = scratch("xvdc", size=24 * scratches.MIB)
-    name = guest.profile.disk_name("xvdc")
-    guest.host.toolstack.block_attach(guest.domid, Disk(disk.target, "xvdc"))
-    guest.sh(f"n=0; until [ -e /dev/{name} ] || [ $n -ge 60 ]; do sleep 0.5; n=$((n+1)); done")
+    name = plug.disk(guest, Disk(disk.target, "xvdc"))
     guest.sh(f"{MAKE[os].format(name)}; mkdir -p /mnt/boot/grub")
     guest.sh(f"dd if=/dev/urandom of=/tmp/seed bs=64k count={-(-(single + 1) // (4 << 16))} 2>/dev/null")
     menu = "".join(f"title {what}\\nroot (hd0)\\nkernel /boot/{what}\\n" for what in steps)

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
-
 import pytest
 
 from harness.deadline import Deadline, NotYet
-from harness.errors import DeadlineExpired
-from harness.guests import admin
+from harness.guests import admin, plug
 from harness.guests.guest import Guest
 from harness.hosts import scratch as scratches
 from harness.oracles.finding import finding
@@ -24,21 +21,6 @@ BLKFRONT = {
 }
 
 
-def wait_disks(guest: Guest, wanted: set[str], gone: set[str] = frozenset(), seconds: float = 30) -> set[str]:  # type: ignore[assignment]
-    """Wait until the guest has the disks ``wanted`` and none of ``gone``; returns all it has, at the end in any case."""
-    found: set[str] = set()
-
-    def look() -> None:
-        found.clear()
-        found.update(guest.profile.disks(guest.sh))
-        if not wanted <= found or gone & found:
-            raise NotYet(f"it has {' '.join(sorted(found))}")
-
-    with contextlib.suppress(DeadlineExpired):
-        Deadline(seconds * guest.scale).wait("disks to come and go", look, 0.5)
-    return set(found)
-
-
 def frontend_state(guest: Guest, name: str) -> str:
     """The state of the frontend of vdev ``name`` in xenstore (4 connected, 6 closed), or "" when it is gone."""
     return guest.host.xenstore.read(f"/local/domain/{guest.domid}/device/vbd/{vdev.number(name)}/state") or ""
@@ -51,7 +33,7 @@ def test_hot_plug(guest: Guest, scratch: NewScratch) -> None:
     for _ in range(2):
         guest.host.toolstack.block_attach(guest.domid, Disk(disk.target, "xvdc"))
 
-        there = wait_disks(guest, {name})
+        there = plug.wait_disks(guest, {name})
         seen = admin.digests(guest.sh, sorted(there))
         wrong = misnamed((Given("xvdc", disk.digest),), seen, guest.profile.disk_name)
         assert not wrong, finding(
@@ -62,7 +44,7 @@ def test_hot_plug(guest: Guest, scratch: NewScratch) -> None:
         )
 
         guest.host.toolstack.block_detach(guest.domid, "xvdc")
-        left = wait_disks(guest, set(), {name})
+        left = plug.wait_disks(guest, set(), {name})
         assert name not in left, finding(
             asked="xl block-detach of a disk that nobody uses",
             did=f"{name} is still among its disks: {' '.join(sorted(left))}",
@@ -75,9 +57,7 @@ def test_hot_plug(guest: Guest, scratch: NewScratch) -> None:
 def test_detach_in_use(guest: Guest, scratch: NewScratch) -> None:
     """A11: a disk that is open is not torn away: the guest says so or waits, and lets go when it is closed."""
     (disk,) = scratch("xvdc", size=4 * scratches.MIB)
-    name = guest.profile.disk_name("xvdc")
-    guest.host.toolstack.block_attach(guest.domid, Disk(disk.target, "xvdc"))
-    assert name in wait_disks(guest, {name})
+    name = plug.disk(guest, Disk(disk.target, "xvdc"))
     guest.sh(f"sleep 300 < /dev/{name} >/dev/null 2>&1 & echo $! > /tmp/user")
 
     guest.host.transport.run(["timeout", "30", "xl", "block-detach", str(guest.domid), "xvdc"], Deadline(60), check=False)
@@ -85,7 +65,7 @@ def test_detach_in_use(guest: Guest, scratch: NewScratch) -> None:
     assert guest.sh("echo alive") == "alive"
     during = frontend_state(guest, "xvdc")
     guest.sh("kill $(cat /tmp/user)")
-    left = wait_disks(guest, set(), {name})
+    left = plug.wait_disks(guest, set(), {name})
     assert name not in left, finding(
         asked="xl block-detach while a process has the disk open, then the process ends",
         did=[f"{name} is still there; its frontend's state was {during!r} and is {frontend_state(guest, 'xvdc')!r}",
@@ -102,8 +82,7 @@ def test_collision_is_survived(guest: Guest, scratch: NewScratch, first: str, se
     name = guest.profile.disk_name(first)
     assert name == guest.profile.disk_name(second)
     one, two = scratch(first, second)
-    guest.host.toolstack.block_attach(guest.domid, Disk(one.target, first))
-    assert name in wait_disks(guest, {name})
+    plug.disk(guest, Disk(one.target, first))
 
     guest.host.toolstack.block_attach(guest.domid, Disk(two.target, second))
 
@@ -128,9 +107,7 @@ def _settled(guest: Guest, name: str) -> None:
 def test_read_only(guest: Guest, scratch: NewScratch) -> None:
     """A10: a read-only disk can be read, a write to it fails in the guest, and its content stays."""
     (disk,) = scratch("xvdc")
-    name = guest.profile.disk_name("xvdc")
-    guest.host.toolstack.block_attach(guest.domid, Disk(disk.target, "xvdc", readonly=True))
-    assert name in wait_disks(guest, {name})
+    name = plug.disk(guest, Disk(disk.target, "xvdc", readonly=True))
 
     write = guest.run(f"dd if=/dev/zero of=/dev/{name} bs=512 count=1 && sync", check=False)
 
@@ -149,10 +126,8 @@ def test_read_only(guest: Guest, scratch: NewScratch) -> None:
 def test_resize(guest: Guest, scratch: NewScratch, sector: int, case: CaseContext) -> None:
     """A10: a disk has the size of its backend, in 512 and 4096 byte sectors, and follows when the backend grows."""
     (disk,) = scratch("xvdc", size=4 * scratches.MIB, sector=sector)
-    name = guest.profile.disk_name("xvdc")
     ask = admin.of(guest.profile)
-    guest.host.toolstack.block_attach(guest.domid, Disk(disk.target, "xvdc"))
-    assert name in wait_disks(guest, {name})
+    name = plug.disk(guest, Disk(disk.target, "xvdc"))
     before = ask.disk_bytes(guest.sh, name)
     assert before == disk.size, finding(
         asked=f"a disk of {disk.size} bytes with sectors of {sector} bytes",

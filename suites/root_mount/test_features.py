@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from harness.guests import swap
+from harness.guests import plug, swap
 from harness.guests.guest import Guest
 from harness.hosts import scratch as scratches
 from harness.oracles.finding import finding
@@ -13,7 +13,7 @@ from harness.plugin.rig import CaseContext
 from harness.xen import pygrub
 from harness.xen.config import Disk
 
-from .test_change import BLKFRONT, wait_disks
+from .test_change import BLKFRONT
 
 # A request of 11 segments is all that there is without indirect ones (public/io/blkif.h, BLKIF_MAX_SEGMENTS_PER_REQUEST).
 DIRECT = 11
@@ -33,9 +33,7 @@ def test_synced_data_survives_a_power_cut(
     wrong, written = [], {}
     for disk, (name, (cache, features)) in zip(made, CACHES.items(), strict=True):
         guest.host.transport.run(["sh", "-c", f"echo {cache} > /sys/block/{disk.target.removeprefix('/dev/')}/queue/write_cache"])
-        guest.host.toolstack.block_attach(guest.domid, Disk(disk.target, name))
-        called = guest.profile.disk_name(name)
-        assert called in wait_disks(guest, {called})
+        called = plug.disk(guest, Disk(disk.target, name))
         wrong += told(guest, called, features, indirect)
         written[name] = fill(guest, called)
 

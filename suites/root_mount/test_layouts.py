@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from harness.deadline import Deadline
+from harness.guests import plug
 from harness.guests.guest import Guest
 from harness.images.disks import BootCode, divide
 from harness.images.image import Image
@@ -16,8 +17,6 @@ from harness.oracles.finding import finding
 from harness.oracles.naming import consumer_of
 from harness.plugin.rig import CaseContext
 from harness.xen.config import Disk
-
-from .test_change import wait_disks
 
 _MIB = 1 << 20
 # Beside the root on xvda: by the table xbd1s1a and xbd2p2, each made of these in turn.
@@ -60,9 +59,7 @@ def test_root_within_a_disk(guest: Guest, root_file: Path, tmp_path: Path, case:
     devices = {}
     for table, (disk, _, _) in TABLES.items():
         path, devices[table] = divided(table, root_file, tmp_path)
-        guest.host.toolstack.block_attach(guest.domid, Disk(guest.host.disk(path), disk.name))
-        name = guest.profile.disk_name(disk.name)
-        assert name in wait_disks(guest, {name})
+        plug.disk(guest, Disk(guest.host.disk(path), disk.name))
     geom = guest.sh("sysctl -n kern.geom.conftxt")
     (case.directory / "geom.txt").write_text(geom)
     wrong = []
