@@ -10,7 +10,7 @@ from harness.guests.guest import Guest
 from harness.oracles.ballooning import MIB, SLACK, Sample
 
 # It has settled when it has not moved for this long, in seconds.
-_STILL = 3.0
+_STILL = 2.0
 
 
 class Memory:

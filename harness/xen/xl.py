@@ -19,9 +19,11 @@ _VERB = 60.0
 # Reading or writing all of a guest's memory.
 _WHOLE = 300.0
 
-# xl reads a configuration from a regular file only; one round trip writes it and creates.
+# xl reads a configuration from a regular file only; one round trip writes it and creates. In a lab that was put back to another
+# run's checkpoint there is no directory of this run yet.
+_DIRECTORY = 'mkdir -p -m 700 "${1%/*}" && '
 _CREATE_SCRIPT = 'umask 077; cat > "$1" && xl create $2 "$1" && xl domid "$3"'
-_RESTRICTED = pygrub.READABLE + 'readable "$4" "$5" && '
+_RESTRICTED = 'readable "$4" "$5" && '
 
 
 # xenconsole gives up when xenconsoled has not told the console's tty within five seconds (tools/console/client/main.c),
@@ -42,11 +44,11 @@ class Xl:
 
     def create(self, config: DomainConfig, deadline: Deadline | None = None, *, paused: bool = True) -> int:
         path = f"{self._directory}/{config.name}.cfg"
-        script, own = _CREATE_SCRIPT, []
+        script, own = _DIRECTORY + _CREATE_SCRIPT, []
         if ("bootloader_restrict", 1) in config.more and config.disks:
             first = config.disks[0]
             own = [first.target, f"{self._directory}/{config.name}.disk"]
-            script = _RESTRICTED + script
+            script = pygrub.READABLE + _DIRECTORY + _RESTRICTED + _CREATE_SCRIPT
             config = replace(config, disks=(replace(first, target=own[1]), *config.disks[1:]))
         argv = ["sh", "-c", script, "sh", path, "-p" if paused else "", config.name, *own]
         try:

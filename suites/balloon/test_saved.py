@@ -5,17 +5,16 @@ from __future__ import annotations
 from harness.guests import suspend
 from harness.guests.guest import Guest
 from harness.guests.memory import Memory
-from harness.oracles.ballooning import MIB, imbalance, missed
+from harness.oracles.ballooning import MIB, Sample, imbalance, missed
 from harness.oracles.finding import finding
 from harness.plugin.rig import CaseContext
 
 from .test_balloon import SOURCE, judge
 
 
-def test_saved_while_ballooned(guest: Guest, case: CaseContext) -> None:
+def test_saved_while_ballooned(guest: Guest, first: Sample, case: CaseContext) -> None:
     """E13: saved and restored while a part is ballooned out: it stands where it stood, and grows back to all it had."""
     memory = Memory(guest)
-    first, _ = memory.settle()
     whole, low = guest.config.memory, guest.config.memory // 2
     memory.ask(low)
     wanted = first.current - (whole - low) * MIB

@@ -11,7 +11,7 @@ import pytest
 from harness.deadline import Deadline
 from harness.guests.guest import Guest
 from harness.guests.memory import Memory
-from harness.oracles.ballooning import MIB
+from harness.oracles.ballooning import MIB, Sample
 from harness.oracles.finding import finding
 from harness.plugin.rig import CaseContext
 from harness.xen import peek
@@ -32,10 +32,9 @@ def look(guest: Guest, secret: str) -> dict[str, int]:
 
 # The pages of a PV guest are not found by their numbers.
 @pytest.mark.needs(types=("pvh", "hvm"))
-def test_pages_are_given_back_empty(guest: Guest, case: CaseContext) -> None:
+def test_pages_are_given_back_empty(guest: Guest, first: Sample, case: CaseContext) -> None:
     """E14: what a process left in memory is not in the pages that the guest gives back: dom0 sees them when it takes them again."""
     memory = Memory(guest)
-    first, _ = memory.settle()
     secret, whole = f"fxh-{secrets.token_hex(8)}", guest.config.memory
     dirty, given = int(whole * DIRTY[guest.profile.os]), int(whole * GIVEN)
     guest.sh("mount -t tmpfs tmpfs /mnt" if guest.profile.os == "freebsd" else "mount -t tmpfs -o size=90% tmpfs /mnt")

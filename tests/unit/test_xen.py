@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from harness.errors import UsageError
 from harness.hosts import inventory
-from harness.xen import elfnotes, listing, vdev, xenstore
+from harness.xen import elfnotes, events, listing, vdev, xenstore
 from harness.xen.config import Disk, DomainConfig, Vif
 
 LIST = """\
@@ -240,3 +240,49 @@ def test_no_kernel(tmp_path: Path, data: bytes) -> None:
 def test_garbage_never_breaks_the_parser(data: bytes) -> None:
     with contextlib.suppress(ValueError):
         elfnotes.parse(b"\x7fELF\x02\x01\x01" + data)
+
+
+EVENTS = """\
+(XEN) [   36.420541] d2v0: upcall vector 93
+(XEN) [   70.521775] 'e' pressed -> dumping event-channel info
+(XEN) [   70.521958] Event channel information for domain 0:
+(XEN) [   70.522012] Polling vCPUs: {}
+(XEN) [   70.522047]     port [p/m/s]
+(XEN) [   70.522233]        1 [0/0/  -   ]: s=5 n=0 x=0 v=0
+(XEN) [   70.522668]        6 [0/0/  -   ]: s=3 n=0 x=0 d=0 p=26
+(XEN) [   70.522849]        8 [0/0/  -   ]: s=4 n=0 x=0 p=9 i=9
+(XEN) [   70.524549]       31 [0/0/  -   ]: s=3 n=0 x=0 d=2 p=11
+(XEN) [   70.524617]       32 [1/1/  -   ]: s=3 n=0 x=0 d=2 p=12
+(XEN) [   70.524705] Event channel information for domain 2:
+(XEN) [   70.524793]     port [p/m/s]
+(XEN) [   70.525490]       11 [0/0/0]: s=3 n=0 x=0 d=0 p=31
+(XEN) [   70.525554]       12 [0/0/0]: s=3 n=0 x=0 d=0 p=32
+"""
+
+
+def test_event_channels() -> None:
+    """The last dump of Xen's messages: interdomain ports, each with its other end."""
+    found = events.parse(EVENTS.replace("[1/1/", "[0/0/") + EVENTS)
+
+    assert [(c.domain, c.port, c.remote, c.remote_port) for c in found] == [
+        (0, 6, 0, 26), (0, 31, 2, 11), (0, 32, 2, 12), (2, 11, 0, 31), (2, 12, 0, 32),
+    ]  # fmt: skip
+    assert [c.port for c in found if c.pending and c.masked] == [32]
+    assert events.parse("(XEN) [    1.0] nothing of the kind") == ()
+
+
+@pytest.mark.parametrize(
+    ("second", "ports"), [(EVENTS, [32]), (EVENTS.replace("[1/1/", "[0/0/"), [])], ids=["stays", "was-handled"]
+)
+def test_deaf_is_what_stays(second: str, ports: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A channel that is pending and masked at one look may be about to be handled; at two looks it is not."""
+    said = [EVENTS, second]
+
+    class Dom0:
+        def run(self, argv: list[str]) -> object:
+            return type("Completed", (), {"text": said.pop(0)})
+
+    monkeypatch.setattr("harness.xen.events.time.sleep", lambda seconds: None)
+
+    assert [channel.port for channel in events.deaf(Dom0(), 2)] == ports  # type: ignore[arg-type]
+    assert events.deaf(type("Dom0", (), {"run": lambda self, argv: type("Completed", (), {"text": EVENTS})})(), 3) == ()
