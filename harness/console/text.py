@@ -21,18 +21,21 @@ def plain(text: str) -> str:
     return _CONTROL.sub(lambda match: f"<0x{ord(match[0]):02x}>", text)
 
 
-def excerpt(text: str, lines: int = 40, width: int = 240) -> str:
-    """The last ``lines`` lines, each cut at ``width`` characters."""
-    kept = plain(text[-lines * width * 2 :]).splitlines()[-lines:]
-    return "\n".join(line if len(line) <= width else line[: width - 1] + "…" for line in kept)
-
-
 # What our own session typed or had echoed: it says nothing about a guest.
 _OURS = re.compile(r"fxh# |fxh-(?:quiet|begin|end)")
+_FRAME = re.compile(r"(?:fxh# )*(?:fxh-(?:quiet|synced|begin-[0-9a-f]{8} .*|end-[0-9a-f]{8}))?\s*")
+_PROMPTS = re.compile(r"^(?:fxh# )+")
+
+
+def excerpt(text: str, lines: int = 40, width: int = 240) -> str:
+    """The last ``lines`` lines, each cut at ``width`` characters, without our session's prompts and marks."""
+    kept = [line for line in plain(text[-lines * width * 2 :]).splitlines() if not line or not _FRAME.fullmatch(line)][-lines:]
+    bare = [_PROMPTS.sub("", line) for line in kept]
+    return "\n".join(line if len(line) <= width else line[: width - 1] + "…" for line in bare)
 
 
 def report_excerpt(lead: str, report: str, before: int = 6, lines: int = 40) -> str:
     """The first ``lines`` lines of a death's report, after the last ``before`` lines that led up to it."""
-    led = [line for line in excerpt(lead, before).splitlines() if not _OURS.search(line)]
+    led = "\n".join([line for line in lead.splitlines() if not _OURS.search(line)])
     head = "\n".join(report.splitlines()[:lines])
-    return "\n".join([*led, excerpt(head, lines)]).strip("\n")
+    return "\n".join([excerpt(led, before), excerpt(head, lines)]).strip("\n")

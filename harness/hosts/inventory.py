@@ -14,7 +14,7 @@ SCRIPT = """
 echo '%domains'; xl list
 echo '%xenstore'; xenstore-ls -f /
 echo '%vifs'; if [ -d /sys/class/net ]; then for i in /sys/class/net/*; do echo "${i##*/}"; done; else ifconfig -l | tr ' ' '\\n'; fi
-echo '%files'; if [ -f /proc/1/cmdline ]; then grep -aH . /sys/block/loop*/loop/backing_file /proc/[0-9]*/cmdline 2>/dev/null | tr '\\000' ' '
+echo '%files'; if [ -f /proc/1/cmdline ]; then grep -aH . /sys/block/loop*/loop/backing_file /proc/[0-9]*/cmdline 2>/dev/null
 else ps -axww -o pid=,command= | sed 's/^ *\\([0-9]*\\) /\\1:/'; fi
 """
 
@@ -86,7 +86,7 @@ def parse(text: str, run: str = "") -> Inventory:
             items.append(Item("loop", line.removeprefix("/sys/block/").replace("/loop/backing_file:", " ")))
         elif section == "files":
             # /proc/467/cmdline:xl create -p /root/f.cfg
-            command = line.partition(":")[2].strip()
+            command = line.partition(":")[2].replace("\0", " ").strip()
             if _PROCESS.search(command):
                 items.append(Item("process", command))
     if run:

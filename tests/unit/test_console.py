@@ -13,7 +13,7 @@ import pytest
 from harness.console import deaths
 from harness.console.reader import ConsoleReader
 from harness.console.stages import FREEBSD
-from harness.console.text import decode, plain
+from harness.console.text import decode, excerpt, plain
 from harness.deadline import Deadline
 from harness.errors import GuestDied
 from harness.guests.freebsd import FreeBSD as FreeBSDProfile
@@ -223,3 +223,13 @@ def test_identity_has_no_numbers() -> None:
 def test_plain_strips_what_a_terminal_would_obey() -> None:
     assert plain("a\x1b[31mred\x1b]0;t\x07 \x07\x1b7\u202e") == "ared <0x07><0x202e>"
     assert decode(b"a\r\r\nb") == "a\nb"
+
+
+def test_an_excerpt_has_nothing_of_our_session() -> None:
+    """A recorded console, the guest's own words and what its commands printed without our prompts and marks."""
+    console = (
+        "fxh# fxh# fxh-begin-8bfd30dd 0 4dd8a42dc5e3f4f354d79c2014935b5a\r\n77811\r\n\r\nfxh-end-8bfd30dd\r\n"
+        "fxh# pid 466 (tail), jid 0, uid 0, was killed: failed to reclaim memory\r\npid 467 (dd)\r\nfxh# "
+    )
+
+    assert excerpt(console) == ("77811\n\npid 466 (tail), jid 0, uid 0, was killed: failed to reclaim memory\npid 467 (dd)")
