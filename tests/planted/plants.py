@@ -216,7 +216,7 @@ TABLE = {
     "ufs-magic": Plant("pygrub/test_sparse_kernel", "Unable to find partition", changed_image(patched(8192 + 1372, b"\x19\x01\x54\x19"))),
     "kernel-truncated": Plant(
         "reboot/test_replaced_kernel_runs[rename]", "3: .* neither kernel is whole|4: ",
-        typed(r"(cp \S+initrd\.new \S+) &&", r"\g<1> \&\& F=/mnt/boot/initrd.next; head -c 900000 $F > $F.x; mv $F.x $F;"),
+        typed(r"(cp \S+initrd\.new \S+) &&", r"\g<1> && F=/mnt/boot/initrd.next; head -c 900000 $F > $F.x; mv $F.x $F;"),
     ),
     "stale-kernel": Plant("reboot/test_replaced_kernel_runs[in-place]", "2: the bootloader read stale blocks", stale_kernel),
     "old-kernel": Plant("reboot/test_replaced_kernel_runs[in-place]", "the old kernel", typed(r"cp \S+initrd\.new \S+$", "true")),
