@@ -50,7 +50,9 @@ class Linux:
 
     def interfaces(self, run: Run) -> tuple[Interface, ...]:
         found = []
-        for line in run('for i in /sys/class/net/*; do echo "${i##*/} $(cat $i/address) $(cat $i/mtu)"; done').splitlines():
+        # One that goes while it is looked at is not there.
+        each = 'a=$(cat $i/address 2>/dev/null) && m=$(cat $i/mtu 2>/dev/null) && echo "${i##*/} $a $m"'
+        for line in run(f"for i in /sys/class/net/*; do {each}; done; true").splitlines():
             name, mac, mtu = line.split()
             found.append(Interface(name, mac, int(mtu), frozenset()))
         return tuple(found)
