@@ -149,7 +149,7 @@ class Link:
             f"[ -f /tmp/fxh-{size} ] || dd if=/dev/urandom of=/tmp/fxh-{size} bs=1024 count={size // 1024} 2>/dev/null", 120
         )
         peer = Peer(self.host, ["recv", self.here, str(port), str(size)], self.namespace)
-        script = f"fxs < /tmp/fxh-{size}; {self._nc(seconds)} {self.here} {port} < /tmp/fxh-{size} > /dev/null; true"
+        script = f"fxs < /tmp/fxh-{size}; {self.nc(seconds)} {self.here} {port} < /tmp/fxh-{size} > /dev/null; true"
         sent = self.guest.sh(script, seconds + 30).split()[0]
         done = peer.result(seconds + 40)
         return Transfer(int(str(done["bytes"])), sent, str(done["md5"]), float(str(done["seconds"])), str(done["error"]))
@@ -158,7 +158,7 @@ class Link:
         """``size`` bytes from dom0 to the guest, in writes of ``chunk`` bytes with TCP_NODELAY."""
         port, seed = self._next(), size
         peer = Peer(self.host, ["send", self.here, str(port), str(size), str(seed), str(chunk)], self.namespace)
-        arrived = self.guest.sh(f"{self._nc(seconds)} {self.here} {port} < /dev/null | fxs", seconds + 30).split()[0]
+        arrived = self.guest.sh(f"{self.nc(seconds)} {self.here} {port} < /dev/null | fxs", seconds + 30).split()[0]
         done = peer.result(seconds + 40)
         payload = hashlib.md5(random.Random(seed).randbytes(size), usedforsecurity=False).hexdigest()
         return Transfer(int(str(done["bytes"])), payload, arrived, float(str(done["seconds"])), str(done["error"]))
@@ -185,7 +185,8 @@ class Link:
         # FreeBSD's -W counts milliseconds; its -t is an alarm that can end the shell, too.
         return f"-W {seconds * 1000}" if self.guest.profile.os == "freebsd" else f"-W {seconds}"
 
-    def _nc(self, seconds: float) -> str:
+    def nc(self, seconds: float) -> str:
+        """The guest's command for one connection, up to an address and a port; it ends with its input, or after ``seconds``."""
         # busybox's has no half-close; the peer knows how many bytes there are, and closes.
         return f"timeout {int(seconds)} nc" + (" -N" if self.guest.profile.os == "freebsd" else "")
 

@@ -47,15 +47,13 @@ def deaf(transport: Transport, domid: int) -> tuple[Channel, ...]:
     interrupt 0 (``rx_irq`` is not set yet), and the channel stays masked (drivers/net/xen-netback/interface.c,
     xenvif_connect_data(); drivers/xen/events/events_base.c, xen_irq_lateeoi()). That cause is read from the source, not proved.
     """
-    found: set[Channel] | None = None
-    for pause in (0.0, 1.0):
-        time.sleep(pause)
-        now = {
-            c
-            for c in parse(transport.run(["sh", "-c", _SCRIPT]).text)
-            if c.domain == 0 and c.remote == domid and c.pending and c.masked
-        }
-        found = now if found is None else found & now
-        if not found:
-            return ()
-    return tuple(sorted(found or (), key=lambda c: c.port))
+
+    def stuck() -> set[Channel]:
+        ours = parse(transport.run(["sh", "-c", _SCRIPT]).text)
+        return {c for c in ours if c.domain == 0 and c.remote == domid and c.pending and c.masked}
+
+    first = stuck()
+    if not first:
+        return ()
+    time.sleep(1.0)
+    return tuple(sorted(first & stuck(), key=lambda c: c.port))

@@ -22,7 +22,7 @@ _WHOLE = 300.0
 # xl reads a configuration from a regular file only; one round trip writes it and creates. In a lab that was put back to another
 # run's checkpoint there is no directory of this run yet.
 _DIRECTORY = 'mkdir -p -m 700 "${1%/*}" && '
-_CREATE_SCRIPT = 'umask 077; cat > "$1" && xl create $2 "$1" && xl domid "$3"'
+_CREATE_SCRIPT = 'umask 077 && cat > "$1" && xl create $2 "$1" && xl domid "$3"'
 _RESTRICTED = 'readable "$4" "$5" && '
 
 

@@ -94,7 +94,7 @@ def streams(link: Link, count: int, size: int) -> list[str]:
     guest, ports = link.guest, range(6001, 6001 + count)
     guest.sh(f"dd if=/dev/urandom of=/tmp/fxh-stream bs=1024 count={size // 1024} 2>/dev/null")
     digest = guest.sh("fxs < /tmp/fxh-stream").split()[0]
-    nc = f"timeout 60 nc{' -N' if guest.profile.os == 'freebsd' else ''} {link.here}"
+    nc = f"{link.nc(60)} {link.here}"
     peers = [Peer(link.host, ["recv", link.here, str(port), str(size)]) for port in ports]
     guest.sh(f"for p in {' '.join(map(str, ports))}; do {nc} $p < /tmp/fxh-stream > /dev/null & done; wait", 90)
     done = [peer.result(60) for peer in peers]
