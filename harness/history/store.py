@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sqlite3
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +15,7 @@ from sqlalchemy import case as sql_case
 from sqlalchemy.exc import DatabaseError
 from sqlalchemy.pool import NullPool
 
+from harness.deadline import Deadline
 from harness.errors import InfrastructureError
 from harness.history import damage, schema
 from harness.history.rows import Row, Run, dump, parsed, row_of, run_of, values_of
@@ -209,5 +211,19 @@ def _said(exc: DatabaseError | sqlite3.DatabaseError) -> str:
 def _configure(connection: sqlite3.Connection, _record: object) -> None:
     # Transactions are ours: sqlite3's own would begin them too late for "BEGIN IMMEDIATE".
     connection.isolation_level = None
-    for pragma in ("journal_mode = WAL", "synchronous = FULL", "foreign_keys = ON"):
+    _write_ahead(connection)
+    for pragma in ("synchronous = FULL", "foreign_keys = ON"):
         connection.execute(f"PRAGMA {pragma}")
+
+
+def _write_ahead(connection: sqlite3.Connection) -> None:
+    """Of several that find a new file at once SQLite lets one make it a WAL, and does not let the others wait: it is busy."""
+    deadline = Deadline(_PATIENCE)
+    while True:
+        try:
+            connection.execute("PRAGMA journal_mode = WAL")
+            return
+        except sqlite3.OperationalError as exc:
+            if "locked" not in str(exc) or deadline.expired:
+                raise
+        time.sleep(0.02)
