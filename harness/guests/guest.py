@@ -177,7 +177,7 @@ class Guest:
     def adopt(self, domid: int) -> Guest:
         """Take over a domain that runs and has a shell of ours at its console (a restored checkpoint)."""
         self.domid = domid
-        self._attach()
+        self._attach(new=False)
         self.console.watch(False)
         return self.resume()
 
@@ -330,12 +330,12 @@ class Guest:
         """Let go of the console and attach again: what comes now is read by a new client."""
         self.console.replace_stream(self._stream(), same_boot=True)
 
-    def _stream(self) -> Stream:
-        return self.host.toolstack.console(self.domid, serial=self.config.serial)
+    def _stream(self, *, new: bool = True) -> Stream:
+        return self.host.toolstack.console(self.domid, serial=self.config.serial, new=new)
 
-    def _attach(self) -> None:
+    def _attach(self, *, new: bool = True) -> None:
         self._console = ConsoleReader(
-            self._stream(),
+            self._stream(new=new),
             self.directory / f"{self.name}.console.log",
             stages=self.profile.stages,
             name=self.name,

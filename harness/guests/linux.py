@@ -29,7 +29,8 @@ class Linux:
 
     def default_variables(self, root: str, emulated: bool) -> Mapping[str, str]:
         # panic=-1 would reboot at once; 0 leaves it to Xen's panic notifier, which reports a crash. norandmaps: as in freebsd.py.
-        return {"console": "hvc0", "panic": "0", **({"norandmaps": ""} if emulated else {})}
+        # mitigations: each return of a function in the kernel is a detour, which an emulated CPU takes twelve percent longer for.
+        return {"console": "hvc0", "panic": "0", **({"norandmaps": "", "mitigations": "off"} if emulated else {})}
 
     def disk_name(self, vdev_name: str) -> str:
         return vdev.linux_disk(vdev.number(vdev_name))

@@ -39,6 +39,8 @@ class GuestSource:
     profile: GuestProfile
     kernel: Path | None = None
     ramdisk: Path | None = None
+    packed: Path | None = None
+    """The same kernel in the smaller form that it has on a bootloader's disk, where there are two."""
     disks: tuple[DiskImage, ...] = ()
     root: str = ""
     memory: int = 512
@@ -124,8 +126,10 @@ def from_image(image: Image, *, bootloader: str = "", root: str = "") -> GuestSo
 
 
 def control(directory: Path) -> GuestSource:
-    """The control guest that is built with every lab: ``directory`` holds its vmlinuz and initrd."""
-    return GuestSource("control", Linux(), directory / "vmlinuz", directory / "initrd", memory=160)
+    """The control guest: ``directory`` holds its vmlinuz and initrd; what is built with a lab has the kernel unpacked, too."""
+    packed, unpacked = directory / "vmlinuz", directory / "vmlinux"
+    kernel = unpacked if unpacked.exists() else packed
+    return GuestSource("control", Linux(), kernel, directory / "initrd", packed=packed, memory=160)
 
 
 def _is_qcow2(path: Path) -> bool:

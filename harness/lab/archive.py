@@ -17,7 +17,7 @@ from harness.errors import InfrastructureError, UsageError
 from harness.lab.store import LabImage
 
 _SUMS = "SHA256SUMS.json"
-_FILES = ("manifest.json", "root.qcow2", "xen", "vmlinuz", "initrd", "control/vmlinuz", "control/initrd")
+_FILES = ("manifest.json", "root.qcow2", "xen", "vmlinuz", "initrd", "control/vmlinuz", "control/vmlinux", "control/initrd")
 
 
 def export(image: LabImage, file: Path) -> int:

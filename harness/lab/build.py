@@ -23,7 +23,7 @@ from filelock import FileLock
 
 from harness import paths, stamp
 from harness.errors import BuildError, UsageError
-from harness.lab import cpio
+from harness.lab import bzimage, cpio
 from harness.lab.recipe import Recipe
 from harness.lab.store import LabImage, used
 
@@ -152,6 +152,7 @@ def _make(recipe: Recipe, work: Path) -> None:
     control = work / "control"
     control.mkdir()
     shutil.copy(out / "vmlinuz", control / "vmlinuz")
+    (control / "vmlinux").write_bytes(bzimage.vmlinux((out / "vmlinuz").read_bytes()))
     (control / "initrd").write_bytes(gzip.compress(_initrd(out, "control", files["control/init"]), 6, mtime=0))
     _hypervisor(recipe.hypervisor or out / "xen.gz", work / "xen")
     shutil.copy(recipe.dom0_kernel or out / "vmlinuz", work / "vmlinuz")

@@ -8,6 +8,8 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from filelock import FileLock
+
 from harness.deadline import Deadline
 from harness.errors import InfrastructureError, UsageError
 from harness.hosts.host import DirectHost, HostFacts
@@ -115,10 +117,15 @@ class LabHost(DirectHost):
     def find_checkpoint(self, name: str) -> Checkpoint | None:
         return checkpoint.find(self.lab.image, name, self.lab.spec, self.lab.qemu)
 
+    def checkpoint_lock(self, name: str) -> FileLock:
+        """Held by whoever makes the checkpoint ``name``, so that others wait for it instead of making it, too."""
+        return checkpoint.lock(self.lab.image, name, self.lab.spec, self.lab.qemu)
+
     def make_checkpoint(self, name: str, note: str) -> Checkpoint:
         """Freeze this lab under ``name``; it goes on from there."""
         begun = time.monotonic()
         made = self.lab.checkpoint(name, note)
+        self._prepared = False
         log.info("checkpoint %s: %d MiB, %.1f s", name, made.size >> 20, time.monotonic() - begun)
         return made
 

@@ -45,8 +45,8 @@ class Toolstack(Protocol):
         """The hypervisor's log."""
         ...
 
-    def console(self, domain: str | int, *, serial: bool = False) -> Stream:
-        """The domain's PV console, or the serial port of an HVM domain."""
+    def console(self, domain: str | int, *, serial: bool = False, new: bool = True) -> Stream:
+        """The domain's PV console, or the serial port of an HVM domain; of a ``new`` one it may not be there yet."""
         ...
 
     def dump_core(self, domain: str | int, path: str) -> None:

@@ -96,10 +96,10 @@ class Xl:
     def dmesg(self, *, clear: bool = False) -> str:
         return self._xl("dmesg", *(["-c"] if clear else [])).text
 
-    def console(self, domain: str | int, *, serial: bool = False) -> Stream:
+    def console(self, domain: str | int, *, serial: bool = False, new: bool = True) -> Stream:
         kind, node = ("serial", "serial/0/tty") if serial else ("pv", "console/tty")
         argv = ["xl", "console", "-t", kind, str(domain)]
-        if isinstance(domain, int):
+        if new and isinstance(domain, int):
             argv = ["sh", "-c", _CONSOLE_SCRIPT, "sh", f"/local/domain/{domain}/{node}", kind, str(domain)]
         # Without a terminal xenconsole takes no input.
         return ConsoleStream(self._transport.open(argv, pty=True))
