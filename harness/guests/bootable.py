@@ -38,7 +38,7 @@ def source(plain: GuestSource) -> GuestSource:
         raise UsageError(f"{plain.label} has no kernel to put on a disk")
     kernel = plain.packed or plain.kernel
     files = {"boot/vmlinuz": kernel.read_bytes(), "boot/initrd": plain.ramdisk.read_bytes()}
-    name = f"control-{file_sha256(kernel)[:8]}-{file_sha256(plain.ramdisk)[:8]}-ext2.img"
+    name = f"control-{file_sha256(kernel)[:8]}-{file_sha256(plain.ramdisk)[:8]}-ext2-4k.img"
     path = paths.store() / "volumes" / name
     path.parent.mkdir(exist_ok=True)
     with FileLock(path.with_suffix(".lock")):
@@ -46,7 +46,7 @@ def source(plain: GuestSource) -> GuestSource:
             with tempfile.TemporaryDirectory(dir=path.parent) as scratch:
                 tree = Path(scratch) / "tree"
                 write_tree(tree, {**files, "boot/grub/menu.lst": MENU.encode()})
-                make_ext2(tree, Path(scratch) / name, _MIB)
+                make_ext2(tree, Path(scratch) / name, _MIB, bsize=4096)
                 (Path(scratch) / name).rename(path)
     return replace(plain, kernel=None, ramdisk=None, packed=None, disks=(DiskImage(path),))
 
@@ -57,9 +57,9 @@ def write_tree(directory: Path, files: dict[str, bytes]) -> None:
         (directory / name).write_bytes(data)
 
 
-def make_ext2(tree: Path, target: Path, mib: int) -> None:
-    """An ext2 as old readers want it. Raises BuildError."""
-    makefs.run(["mke2fs", "-q", "-t", "ext2", "-b", "1024", "-I", "128", "-m", "0", "-d", str(tree), str(target), f"{mib}M"])
+def make_ext2(tree: Path, target: Path, mib: int, *, bsize: int = 1024) -> None:
+    """An ext2 as old readers want it, with blocks of ``bsize`` bytes: pygrub makes a system call for each. Raises BuildError."""
+    makefs.run(["mke2fs", "-q", "-t", "ext2", "-b", str(bsize), "-I", "128", "-m", "0", "-d", str(tree), str(target), f"{mib}M"])
 
 
 def make_ufs(tree: Path, target: Path, *, version: int = 1, bsize: int = 8192, size: str = "32m") -> None:

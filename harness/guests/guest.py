@@ -35,6 +35,8 @@ _DESTROY = 120.0
 # Looks, half a second apart, at which a domain has to be gone whose toolstack restarts it: xl sleeps two seconds before it
 # builds a domain anew (tools/xl/xl_vmcontrol.c), and until then none is listed.
 _BETWEEN_LIVES = 7
+# Seconds between two looks for a domain that is to be re-created, when xenstored tells nothing before.
+_INTRODUCED = 4
 # A halted kernel that has not told Xen by then will not tell it any more.
 _AFTER_HALT = 8.0
 # MiB for a guest in the PV shim. Measured with Xen 4.17 and a Linux of 60 MiB: with 288 the shim stops with "Not enough RAM for
@@ -300,16 +302,21 @@ class Guest:
     def follow_reboot(self, deadline: Deadline) -> int:
         """After the toolstack re-created the domain: attach to the new one. Returns its domid."""
 
+        introduced = False
+
         def look() -> int:
+            nonlocal introduced
             row = self.state()
+            if row is not None and row.domid != self.domid and not row.dying and not row.paused:
+                return row.domid
+            if not introduced:
+                # Each look is a process in dom0, which is busy building the domain: on an emulated CPU they get in its way.
+                introduced = self.host.xenstore.introduced(_INTRODUCED)
             if row is None or row.domid == self.domid or row.dying:
                 raise NotYet("no new domain of that name yet")
-            if row.paused:
-                # Until then its console can be the bootloader's (libxl_bootloader.c), and ends with it.
-                raise NotYet("the new domain is being built")
-            return row.domid
+            # Until then its console can be the bootloader's (libxl_bootloader.c), and ends with it.
+            raise NotYet("the new domain is being built")
 
-        # Each look is a process in dom0, which is busy building the domain: on an emulated CPU they get in its way.
         self.domid = deadline.wait(f"{self.name} to be re-created", look, 1.0)
         self._session = None
         self.unpaused = time.monotonic()

@@ -10,6 +10,10 @@ from harness.console.stages import LINUX, Stage
 from harness.guests.profile import Fate, Interface, KernelIdentity, Run
 from harness.xen import vdev
 
+# On an emulated CPU, where a boot takes a sixth (PV) or a tenth (PVH) less with all of them: no detour for each return of a
+# function in the kernel, no tests of ciphers, no collecting of jitter.
+_QUICK = {"norandmaps": "", "mitigations": "off", "cryptomgr.notests": "", "initcall_blacklist": "jent_mod_init"}
+
 
 @dataclass(frozen=True)
 class Linux:
@@ -29,8 +33,7 @@ class Linux:
 
     def default_variables(self, root: str, emulated: bool) -> Mapping[str, str]:
         # panic=-1 would reboot at once; 0 leaves it to Xen's panic notifier, which reports a crash. norandmaps: as in freebsd.py.
-        # mitigations: each return of a function in the kernel is a detour, which an emulated CPU takes twelve percent longer for.
-        return {"console": "hvc0", "panic": "0", **({"norandmaps": "", "mitigations": "off"} if emulated else {})}
+        return {"console": "hvc0", "panic": "0", **(_QUICK if emulated else {})}
 
     def disk_name(self, vdev_name: str) -> str:
         return vdev.linux_disk(vdev.number(vdev_name))

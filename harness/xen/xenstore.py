@@ -30,6 +30,14 @@ class Xenstore:
         done = self._transport.run(["xenstore-list", path], check=False)
         return tuple(done.text.split()) if done.status == 0 else ()
 
+    def introduced(self, seconds: int) -> bool:
+        """Whether xenstored is told of a new domain within ``seconds`` from now on: waiting so costs dom0 nothing.
+
+        The first event is the watch's own (docs/misc/xenstore.txt, WATCH).
+        """
+        argv = ["timeout", str(seconds), "xenstore-watch", "-n", "2", "@introduceDomain"]
+        return self._transport.run(argv, Deadline(seconds + 30), check=False).status == 0
+
     def tree(self, path: str) -> dict[str, str]:
         """All paths at and below ``path`` with their values."""
         done = self._transport.run(["xenstore-ls", "-f", path], Deadline(60), check=False)

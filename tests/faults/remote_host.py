@@ -29,7 +29,8 @@ echo dom0-used $(awk '/^MemTotal/{t=$2} /^MemAvailable/{a=$2} END{print t-a}' /p
 for p in xenstored xenconsoled; do
     echo $p $(awk '/^VmRSS/{print $2}' /proc/$(pidof $p)/status); echo $p-fds $(ls /proc/$(pidof $p)/fd | wc -l)
 done
-echo processes $(grep -lsa . /proc/[0-9]*/cmdline | wc -l)  # the kernel's own have none, and come and go
+# Those of the kernel have no command line, and come and go. No pipe: its second end is there, or not yet, when they are listed.
+all=$(grep -lsa . /proc/[0-9]*/cmdline); set -- $all; echo processes $#
 echo loops $(ls -d /sys/block/loop*/loop 2>/dev/null | wc -l)
 echo domains $(xl list | wc -l)
 echo xenstore $(xenstore-ls -f / | wc -l)
