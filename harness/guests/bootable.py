@@ -36,9 +36,8 @@ def source(plain: GuestSource) -> GuestSource:
         return replace(plain, kernel=None, ramdisk=None)
     if plain.kernel is None or plain.ramdisk is None:
         raise UsageError(f"{plain.label} has no kernel to put on a disk")
-    kernel = plain.packed or plain.kernel
-    files = {"boot/vmlinuz": kernel.read_bytes(), "boot/initrd": plain.ramdisk.read_bytes()}
-    name = f"control-{file_sha256(kernel)[:8]}-{file_sha256(plain.ramdisk)[:8]}-ext2-4k.img"
+    files = {"boot/vmlinuz": plain.kernel.read_bytes(), "boot/initrd": plain.ramdisk.read_bytes()}
+    name = f"control-{file_sha256(plain.kernel)[:8]}-{file_sha256(plain.ramdisk)[:8]}-ext2-4k.img"
     path = paths.store() / "volumes" / name
     path.parent.mkdir(exist_ok=True)
     with FileLock(path.with_suffix(".lock")):
@@ -48,7 +47,7 @@ def source(plain: GuestSource) -> GuestSource:
                 write_tree(tree, {**files, "boot/grub/menu.lst": MENU.encode()})
                 make_ext2(tree, Path(scratch) / name, _MIB, bsize=4096)
                 (Path(scratch) / name).rename(path)
-    return replace(plain, kernel=None, ramdisk=None, packed=None, disks=(DiskImage(path),))
+    return replace(plain, kernel=None, ramdisk=None, disks=(DiskImage(path),))
 
 
 def write_tree(directory: Path, files: dict[str, bytes]) -> None:

@@ -39,8 +39,8 @@ class GuestSource:
     profile: GuestProfile
     kernel: Path | None = None
     ramdisk: Path | None = None
-    packed: Path | None = None
-    """The same kernel in the smaller form that it has on a bootloader's disk, where there are two."""
+    unpacked: Path | None = None
+    """The kernel's ELF file, where ``kernel`` is a bzImage that Xen's toolstack would unpack anew for each domain."""
     disks: tuple[DiskImage, ...] = ()
     root: str = ""
     memory: int = 512
@@ -64,6 +64,10 @@ class GuestSource:
     def bits(self) -> int:
         """Of a FreeBSD's kernel: 32 or 64; 0 where none is known."""
         return elfnotes.read(self.kernel).bits if self.kernel and self.profile.os == "freebsd" else 0
+
+    def loaded(self, emulated: bool) -> tuple[Path | None, Path | None]:
+        """The kernel and ramdisk that Xen's toolstack is given. A real dom0 unpacks sooner than it gets five times as much."""
+        return (self.unpacked if emulated and self.unpacked else self.kernel), self.ramdisk
 
     @cached_property
     def key(self) -> str:
@@ -127,9 +131,15 @@ def from_image(image: Image, *, bootloader: str = "", root: str = "") -> GuestSo
 
 def control(directory: Path) -> GuestSource:
     """The control guest: ``directory`` holds its vmlinuz and initrd; what is built with a lab has the kernel unpacked, too."""
-    packed, unpacked = directory / "vmlinuz", directory / "vmlinux"
-    kernel = unpacked if unpacked.exists() else packed
-    return GuestSource("control", Linux(), kernel, directory / "initrd", packed=packed, memory=160)
+    unpacked = directory / "vmlinux"
+    return GuestSource(
+        "control",
+        Linux(),
+        directory / "vmlinuz",
+        directory / "initrd",
+        memory=160,
+        unpacked=unpacked if unpacked.exists() else None,
+    )
 
 
 def _is_qcow2(path: Path) -> bool:

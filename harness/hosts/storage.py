@@ -70,7 +70,8 @@ class Lvm:
         volume = f"{self.group}/{name}"
         # lvcreate rounds up to whole extents.
         _run(transport, ["lvcreate", "-y", "-W", "n", "-L", f"{max(1, size)}b", "-n", name, self.group], volume)
-        _run(transport, ["dd", f"if={base}", f"of=/dev/{volume}", "bs=1M", "conv=sparse,fsync", "status=none"], volume)
+        # Not sparse: a volume begins with what its extents held before.
+        _run(transport, ["dd", f"if={base}", f"of=/dev/{volume}", "bs=1M", "conv=fsync", "status=none"], volume)
         return f"/dev/{volume}"
 
     def drop(self, transport: Transport, target: str) -> None:

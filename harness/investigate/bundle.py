@@ -27,7 +27,7 @@ _SMALL, _LOG, _WHOLE = 64 << 20, 4 << 20, 512 << 20
 # Options whose value is a file; those of a bundle that may be handed to ``fxh run``.
 FILES = ("kernel", "disk", "hypervisor", "dom0-kernel")
 OPTIONS = (*FILES, "control", "guest", "type", "xen", "root", "scale", "image", "bootloader")
-_CONTROL = ("vmlinux", "vmlinuz", "initrd")
+_CONTROL = ("vmlinuz", "initrd")
 
 
 @dataclass(frozen=True)
@@ -139,8 +139,7 @@ def _inputs(options: Mapping[str, str], case: CaseResult) -> tuple[list[Input], 
     found, members = [], {}
     wanted = [(name, Path(options[name])) for name in FILES if name in options]
     if "control" in options and case.cell.startswith("control"):
-        files = [Path(options["control"]) / name for name in _CONTROL]
-        wanted += [("control", path) for path in files if path.name != "vmlinux" or path.exists()]
+        wanted += [("control", Path(options["control"]) / name) for name in _CONTROL]
     if case.cell.startswith("control"):
         wanted = [(name, path) for name, path in wanted if name not in ("kernel", "disk")]
     for option, path in wanted:
@@ -165,11 +164,10 @@ _OBTAIN = {
 
 def _recorded(option: str, path: Path, case: CaseResult) -> str:
     """The hash that the run took of a file."""
-    names = {"kernel": ("kernel",), "disk": ("xvda",), "control": ("kernel", "ramdisk")}
+    names = {"kernel": ("kernel",), "disk": ("xvda",), "control": ("kernel",) if path.name == "vmlinuz" else ("ramdisk",)}
     for name in names.get(option, ()):
-        file, mark, value = case.inputs.get(name, "").partition(" sha256:")
-        # A control guest's directory can have its kernel in two forms: the run took one.
-        if mark and (option != "control" or file == path.name):
+        _, mark, value = case.inputs.get(name, "").partition("sha256:")
+        if mark:
             return value
     return ""
 

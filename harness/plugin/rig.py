@@ -76,6 +76,7 @@ class Rig:
         self._before: dict[str, Inventory] = {}
         self._resting: dict[str, str] = {}
         """The checkpoint that a lab is at, unchanged since."""
+        self._controls: dict[str, GuestSource] = {}
         self._silent: dict[str, HarnessError] = {}
         """Why hosts do not answer that are still to be dropped."""
         self._kept = 0
@@ -100,10 +101,12 @@ class Rig:
     def source(self, cell: Cell) -> GuestSource:
         if cell.guest == "freebsd" and self.freebsd is not None:
             return self.freebsd
-        if self.options.control is not None:
-            return sources.control(self.options.control)
-        wish = self.options.wish(cell.xen) if cell.xen else self.options.wish(self.options.xens[0])
-        return sources.control(factory.image(wish).directory / "control")
+        xen = cell.xen or self.options.xens[0]
+        if xen not in self._controls:
+            # Once in a run: a recipe that is edited meanwhile is the next run's.
+            directory = self.options.control or factory.image(self.options.wish(xen)).directory / "control"
+            self._controls[xen] = sources.control(directory)
+        return self._controls[xen]
 
     def source_for(self, cell: Cell, shape: Shape) -> GuestSource:
         """What is booted in this shape: where a bootloader shall find the kernel, it is on a disk."""
@@ -135,8 +138,7 @@ class Rig:
 
         Bringing the control guest's takes two to four seconds under emulation, before every boot.
         """
-        source = self.source(cell)
-        files = [file for file in (source.kernel, source.ramdisk) if file is not None]
+        files = [file for file in self.source(cell).loaded(host.facts.emulated) if file is not None]
         if not files:
             return checkpoint.READY
         name = f"rest-{key_of(*map(digest, files))}"

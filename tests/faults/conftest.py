@@ -55,6 +55,15 @@ def test_h_leaks(host):
 def test_i_neighbour(guest):
     assert guest.sh("echo 1") == "1"
 
+def test_k_bootloader(booted):
+    """So many begin together as FXH_TEST_TOGETHER says."""
+    (MARKS / f"grub-{os.getpid()}").touch()
+    end = time.monotonic() + 120
+    while len(list(MARKS.glob("grub-*"))) < int(os.environ.get("FXH_TEST_TOGETHER", "1")) and time.monotonic() < end:
+        time.sleep(0.1)
+    guest = booted(bootloader="pygrub")
+    assert "fxh.menu=one" in guest.sh("cat /proc/cmdline")
+
 def test_f_panics(guest):
     guest.session.start(guest.profile.panic_command())
     guest.sh("sleep 60")

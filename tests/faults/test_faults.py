@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 import time
 from pathlib import Path
@@ -114,6 +115,46 @@ def test_two_controllers_on_one_host(remote: Remote, suite: Path) -> None:
     ]
     assert len(macs) == len(set(macs)) == 2
     remote.wait_clean()
+
+
+def test_two_controllers_run_pygrub_at_once(remote: Remote, suite: Path) -> None:
+    """Each has a bootloader at work in dom0 on a disk of its own, and none sees the other's."""
+    runs = [
+        remote.start(suite, "-k", "bootloader", "--xen-host", host, name=f"grub-{host}", FXH_RUN_SCALE="3", FXH_TEST_TOGETHER="2")
+        for host in ("one", "two")
+    ]
+    together: set[str] = set()
+    while any(run.process.poll() is None for run in runs):
+        # python3 /usr/lib/xen-4.20/bin/pygrub ... /var/lib/fxh/run-1a2b3c/fxh-1a2b3c-1-control.disk
+        at_work = remote.dom0("grep -ha '[p]ygrub' /proc/[0-9]*/cmdline 2>/dev/null | tr '\\0' ' '; true")
+        together = max(together, set(re.findall(r"/run-(\w+)/", at_work)), key=len)
+    assert [run.end() for run in runs] == [0, 0]
+    assert [run.outcomes["test_k_bootloader"] for run in runs] == ["passed", "passed"]
+    assert len(together) == 2, f"never two at work at the same time: {together}"
+    remote.wait_clean()
+
+
+# A volume group on a loop device, all of whose extents hold something. No udev in this dom0.
+_GROUP = r"""
+set -e
+modprobe dm-mod; mkdir -p /etc/lvm
+printf 'activation { udev_sync=0 udev_rules=0 }\ndevices { obtain_device_list_from_udev=0 }\n' > /etc/lvm/lvm.conf
+head -c 209715200 /dev/zero | tr '\000' '\252' > /var/lib/volumes.img
+vgcreate -y vgtest $(losetup --show -f /var/lib/volumes.img)
+"""
+
+
+def test_guests_on_logical_volumes(remote: Remote, suite: Path) -> None:
+    remote.dom0(_GROUP)
+    config = remote.directory / "lvm.toml"
+    config.write_text('[hosts.one]\nstorage = "lvm:vgtest"\n')
+    run = remote.start(suite, "-k", "bootloader", "--xen-host", "one", FXH_CONFIG=str(config))
+    assert run.end() == 0
+    assert run.outcomes == {"test_k_bootloader": "passed"}
+    (written,) = run.latest.glob("cases/*/*.cfg")
+    assert "/dev/vgtest/fxh-" in written.read_text()
+    remote.wait_clean()
+    assert remote.dom0("lvs", "--noheadings", "vgtest").strip() == ""
 
 
 def test_a_host_with_room_for_one_is_shared_in_turns(remote: Remote, suite: Path) -> None:
