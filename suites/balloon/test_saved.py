@@ -15,11 +15,15 @@ from .test_balloon import SOURCE, judge
 def test_saved_while_ballooned(guest: Guest, first: Sample, case: CaseContext) -> None:
     """E13: saved and restored while a part is ballooned out: it stands where it stood, and grows back to all it had."""
     memory = Memory(guest)
-    whole, low = guest.config.memory, guest.config.memory // 2
+    # Half of the control guest's 160 MiB is more than it has free.
+    whole, low = guest.config.memory, guest.config.memory * 5 // 8
     memory.ask(low)
     wanted = first.current - (whole - low) * MIB
     before, _ = memory.settle(wanted)
     judge(guest, f"xl mem-set {low}", first, before, wanted)
+    # All the way, and not merely near: a domain that is saved with more than a MiB above its target cannot be restored ("Failed
+    # to populate physmap", with Xen's "Over-allocation"; libxl limits it to the target and LIBXL_MAXMEM_CONSTANT).
+    before, _ = memory.settle()
 
     journey = suspend.through_a_file(guest)
 
