@@ -35,6 +35,9 @@ _DESTROY = 120.0
 # Looks, half a second apart, at which a domain has to be gone whose toolstack restarts it: xl sleeps two seconds before it
 # builds a domain anew (tools/xl/xl_vmcontrol.c), and until then none is listed.
 _BETWEEN_LIVES = 7
+# So many seconds without any domain of its name, and the toolstack builds none any more: xl sleeps two, and the new one is
+# there before its bootloader runs.
+_GIVEN_UP = 45.0
 # Seconds between two looks for a domain that is to be re-created, when xenstored tells nothing before.
 _INTRODUCED = 4
 # A halted kernel that has not told Xen by then will not tell it any more.
@@ -304,10 +307,15 @@ class Guest:
         """After the toolstack re-created the domain: attach to the new one. Returns its domid."""
 
         introduced = False
+        given_up = deadline.sooner(_GIVEN_UP * self.scale)
 
         def look() -> int:
-            nonlocal introduced
+            nonlocal introduced, given_up
             row = self.state()
+            if row is not None:
+                given_up = deadline.sooner(_GIVEN_UP * self.scale)
+            elif given_up.expired:
+                raise deadline.expire(f"{self.name} to be re-created", "none of its domains is left: the toolstack gave it up")
             if row is not None and row.domid != self.domid and not row.dying and not row.paused:
                 return row.domid
             if not introduced:
