@@ -38,7 +38,8 @@ _BETWEEN_LIVES = 7
 # So many seconds without any domain of its name, and the toolstack builds none any more: xl sleeps two, and the new one is
 # there before its bootloader runs.
 _GIVEN_UP = 45.0
-# Seconds between two looks for a domain that is to be re-created, when xenstored tells nothing before.
+# Seconds between two looks for a domain that is to be re-created; and until one when xenstored tells nothing before.
+_LOOKS = 1.0
 _INTRODUCED = 4
 # A halted kernel that has not told Xen by then will not tell it any more.
 _AFTER_HALT = 8.0
@@ -326,7 +327,7 @@ class Guest:
             # Until then its console can be the bootloader's (libxl_bootloader.c), and ends with it.
             raise NotYet("the new domain is being built")
 
-        self.domid = deadline.wait(f"{self.name} to be re-created", look, 1.0)
+        self.domid = deadline.wait(f"{self.name} to be re-created", look, _LOOKS)
         self._session = None
         self.unpaused = time.monotonic()
         self.console.replace_stream(self._stream())

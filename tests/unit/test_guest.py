@@ -1,0 +1,65 @@
+"""A guest's waits on its toolstack, which is played here."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from harness.deadline import Deadline
+from harness.errors import DeadlineExpired
+from harness.guests import guest as guests
+from harness.guests.guest import Guest
+from harness.guests.linux import Linux
+from harness.xen.config import DomainConfig
+from harness.xen.listing import DomainState
+
+
+class Host:
+    """``rows`` is what `xl list` says of the guest, one after the other; the last goes on."""
+
+    def __init__(self, rows: list[DomainState | None]) -> None:
+        self.rows = rows
+        self.waits: list[int] = []
+        self.toolstack = SimpleNamespace(find=lambda name: self.rows.pop(0) if len(self.rows) > 1 else self.rows[0])
+        self.xenstore = SimpleNamespace(introduced=self._introduced)
+
+    def _introduced(self, seconds: int) -> bool:
+        self.waits.append(seconds)
+        return len(self.waits) >= 2
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(guests, "_LOOKS", 0.01)
+
+
+def row(domid: int, state: str) -> DomainState:
+    return DomainState("g", domid, 160, 1, state, 0.0)
+
+
+def guest(host: Host, tmp_path: Path) -> Guest:
+    made = Guest(host, Linux(), DomainConfig("g", "pv", 160), tmp_path)  # type: ignore[arg-type]
+    made.domid = 3
+    return made
+
+
+def test_a_guest_whose_toolstack_gave_it_up_is_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(guests, "_GIVEN_UP", 0.05)
+    host = Host([row(3, "---s--"), row(4, "--p---"), None])
+    with pytest.raises(
+        DeadlineExpired, match="for g to be re-created; last reason: none of its domains is left: the toolstack gave it up"
+    ):
+        guest(host, tmp_path).follow_reboot(Deadline(60))
+
+
+def test_a_new_domain_that_runs_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    host = Host([row(3, "---s--"), None, row(4, "--p---"), row(4, "-b----")])
+    made = guest(host, tmp_path)
+    replaced = []
+    made._console = SimpleNamespace(replace_stream=replaced.append)  # type: ignore[assignment]
+    monkeypatch.setattr(made, "_stream", lambda: "the new console")
+    assert made.follow_reboot(Deadline(60)) == 4
+    assert replaced == ["the new console"]
+    assert len(host.waits) == 2, "once xenstored has told of a new domain, it is only looked for"
