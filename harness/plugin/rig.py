@@ -75,7 +75,7 @@ class Rig:
         self._hosts: dict[str, DirectHost] = {}
         self._before: dict[str, Inventory] = {}
         self._resting: dict[str, str] = {}
-        """The checkpoint that a lab is at, unchanged since."""
+        """The checkpoint that a lab is at, unchanged since; :meth:`host` alone puts one there."""
         self._controls: dict[str, GuestSource] = {}
         self._silent: dict[str, HarnessError] = {}
         """Why hosts do not answer that are still to be dropped."""
@@ -150,7 +150,6 @@ class Rig:
                         host.file(file)
                     host.transport.run(["rm", "-r", host.directory])
                     host.make_checkpoint(name, "dom0 at rest, with the files of a guest")
-                    self._resting[cell.host] = name
         return name
 
     def _acquire(self, cell: Cell) -> DirectHost:
