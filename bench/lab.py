@@ -78,11 +78,11 @@ def guest() -> None:
             first.sh("echo 1")
             fresh = time.monotonic() - begun
             first.detach()
-            made = host.make_checkpoint(f"bench-{kind}", "")
+            made = host.put_back(f"bench-{kind}", lambda: "")
             runs = []
             for _ in range(7):
                 begun = time.monotonic()
-                host.restore(made)
+                lab.restore(made)
                 again = Guest(host, what.profile, first.config, Path(scratch)).adopt(first.domid)
                 again.sh("echo 1")
                 runs.append(time.monotonic() - begun)
@@ -90,9 +90,7 @@ def guest() -> None:
             line(f"restore with a booted {kind} guest to its answer", runs, "2 s")
             print(f"    a fresh boot of it took {fresh:.1f} s: {fresh / statistics.median(runs):.1f} times as long")
             checkpoint.remove(made.directory)
-            ready = host.find_checkpoint(checkpoint.READY)
-            assert ready is not None
-            host.restore(ready)
+            host.rest()
 
 
 def build() -> None:

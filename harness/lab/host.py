@@ -3,23 +3,16 @@
 from __future__ import annotations
 
 import hashlib
-import logging
-import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-
-from filelock import FileLock
 
 from harness.deadline import Deadline
 from harness.errors import InfrastructureError, UsageError
 from harness.hosts.host import DirectHost, HostFacts
-from harness.lab import checkpoint
 from harness.lab.checkpoint import Checkpoint
 from harness.lab.lab import Lab
 from harness.lab.qemu import Drive
 from harness.transport import Completed, Stream
-
-log = logging.getLogger("fxh.lab")
 
 # Over ssh a byte costs more than through a virtual disk from here on.
 _WORTH_PLUGGING = 1 << 20
@@ -114,24 +107,18 @@ class LabHost(DirectHost):
 
     # -- checkpoints --------------------------------------------------------------------------------------------------
 
-    def find_checkpoint(self, name: str) -> Checkpoint | None:
-        return checkpoint.find(self.lab.image, name, self.lab.spec, self.lab.qemu)
-
-    def checkpoint_lock(self, name: str) -> FileLock:
-        """Held by whoever makes the checkpoint ``name``, so that others wait for it instead of making it, too."""
-        return checkpoint.lock(self.lab.image, name, self.lab.spec, self.lab.qemu)
-
-    def make_checkpoint(self, name: str, note: str) -> Checkpoint:
-        """Freeze this lab under ``name``; it goes on from there."""
-        begun = time.monotonic()
-        made = self.lab.checkpoint(name, note)
-        self._prepared = False
-        log.info("checkpoint %s: %d MiB, %.1f s", name, made.size >> 20, time.monotonic() - begun)
+    def put_back(self, name: str, make: Callable[[], str], *, alone: bool = True, to_freeze: bool = False) -> Checkpoint:
+        """As :meth:`Lab.put_back`; disks plugged in when the checkpoint was made are plugged in again."""
+        made = self.lab.put_back(name, make, alone=alone, to_freeze=to_freeze)
+        self._forget()
         return made
 
-    def restore(self, made: Checkpoint, *, to_freeze: bool = False) -> None:
-        """Put the lab into the state of a checkpoint; disks plugged in then are plugged in again."""
-        self.lab.restore(made, to_freeze=to_freeze)
+    def rest(self, *, to_freeze: bool = False) -> None:
+        """Put the lab into the state "dom0 ready"."""
+        self.lab.rest(to_freeze=to_freeze)
+        self._forget()
+
+    def _forget(self) -> None:
         self._prepared = False
         self._plugged = {}
 

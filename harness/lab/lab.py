@@ -9,6 +9,7 @@ import re
 import secrets
 import shutil
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -93,29 +94,53 @@ class Lab:
         """
         if records.state(self.name) == "up":
             raise UsageError(f"a lab {self.name} is up already", mend=f"fxh lab down {self.name}, or choose another name")
-        ready = checkpoint.find(self.image, checkpoint.READY, self.spec, self.qemu)
-        if ready is not None:
-            with contextlib.suppress(CheckpointBroken):
-                self.restore(ready, deadline)
-                return
-        with checkpoint.lock(self.image, checkpoint.READY, self.spec, self.qemu):
-            ready = checkpoint.find(self.image, checkpoint.READY, self.spec, self.qemu) or self._first(deadline)
-        self.restore(ready, deadline)
+        self.rest(deadline)
 
-    def _first(self, deadline: Deadline | None) -> Checkpoint:
+    def rest(self, deadline: Deadline | None = None, *, to_freeze: bool = False) -> Checkpoint:
+        """Put this lab, up or not, into the state "dom0 ready"."""
+        return self.put_back(checkpoint.READY, lambda: self._first(deadline), deadline, to_freeze=to_freeze)
+
+    def put_back(
+        self, name: str, make: Callable[[], str], deadline: Deadline | None = None, *, alone: bool = True, to_freeze: bool = False
+    ) -> Checkpoint:
+        """Put this lab into the state ``name``; whoever needs it first on this machine makes it.
+
+        ``make`` brings the lab into that state and returns what is to be noted of it. Others wait meanwhile when it is made
+        ``alone``. A checkpoint that QEMU cannot load is made anew. Raises what ``make`` does, and CheckpointBroken when the one
+        just made is broken, too.
+        """
+        for again in (True, False):
+            made = self.find(name)
+            if made is None:
+                with checkpoint.lock(self.image, name, self.spec, self.qemu) if alone else contextlib.nullcontext():
+                    made = self.find(name) or self._freeze(name, make())
+            try:
+                self.restore(made, deadline, to_freeze=to_freeze)
+                return made
+            except CheckpointBroken:
+                if not again:
+                    raise
+        raise AssertionError  # the loop ends by itself
+
+    def find(self, name: str) -> Checkpoint | None:
+        """The checkpoint that a machine like this one can be put back to."""
+        return checkpoint.find(self.image, name, self.spec, self.qemu)
+
+    def _first(self, deadline: Deadline | None) -> str:
         log.info("no 'ready' checkpoint of this lab for %s and %s yet: booting once to make it", self.qemu.label, self.accel.name)
         self.boot(deadline)
         # Boot's leftovers in dom0's page cache go out of the state that every later lab starts from, and what every
         # case needs comes in: a restored lab need not read and unpack it from its disk again.
         self.ssh.run(["sh", "-c", _WARM_UP], Deadline(120))
-        return self._freeze(checkpoint.READY, "dom0 at rest")
+        return "dom0 at rest"
 
     def boot(self, deadline: Deadline | None = None) -> None:
         """Start cold, with keys made now."""
         deadline = deadline or Deadline(_COLD_BOOT)
+        self._quiet()
         self._directories()
         self.keys, archive = keys.make()
-        self.parent = ""
+        self.parent = self.dead = ""
         initrd = self.directory / "initrd"
         initrd.touch(mode=0o600)
         base = (self.image.directory / "initrd").read_bytes()

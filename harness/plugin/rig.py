@@ -126,31 +126,35 @@ class Rig:
             host = None
         if host is None:
             host = self._acquire(cell)
-        if isinstance(host, LabHost) and self._resting.get(cell.host) != (rest := self._rest(cell, host)):
-            self._restore(host, rest)
-            self._resting[cell.host] = rest
+        if isinstance(host, LabHost):
+            name, files = self._rest(cell, host)
+            if self._resting.get(cell.host) != name:
+                self._put_to_rest(host, name, files)
+                self._resting[cell.host] = name
         if cell.host not in self._before:
             self._before[cell.host] = host.inventory()
         return host
 
-    def _rest(self, cell: Cell, host: LabHost) -> str:
-        """The checkpoint with dom0 at rest that has the files of the cell's guest already; made at first use.
+    def _rest(self, cell: Cell, host: LabHost) -> tuple[str, list[Path]]:
+        """The checkpoint with dom0 at rest that has the files of the cell's guest already, and these files.
 
         Bringing the control guest's takes two to four seconds under emulation, before every boot.
         """
         files = [file for file in self.source(cell).loaded(host.facts.emulated) if file is not None]
-        if not files:
-            return checkpoint.READY
-        name = f"rest-{key_of(*map(digest, files))}"
-        if host.find_checkpoint(name) is None:
-            with host.checkpoint_lock(name):
-                if host.find_checkpoint(name) is None:
-                    self._restore(host, checkpoint.READY, to_freeze=True)
-                    for file in files:
-                        host.file(file)
-                    host.transport.run(["rm", "-r", host.directory])
-                    host.make_checkpoint(name, "dom0 at rest, with the files of a guest")
-        return name
+        return f"rest-{key_of(*map(digest, files))}", files
+
+    def _put_to_rest(self, host: LabHost, name: str, files: Sequence[Path], *, to_freeze: bool = False) -> None:
+        def make() -> str:
+            host.rest(to_freeze=True)
+            for file in files:
+                host.file(file)
+            host.transport.run(["rm", "-r", host.directory])
+            return "dom0 at rest, with the files of a guest"
+
+        if files:
+            host.put_back(name, make, to_freeze=to_freeze)
+        else:
+            host.rest(to_freeze=to_freeze)
 
     def _acquire(self, cell: Cell) -> DirectHost:
         if self.options.host:
@@ -174,12 +178,6 @@ class Rig:
         self._lender.lost(host, error.message)
         self._drop(cell.host)
         return error.message
-
-    def _restore(self, host: LabHost, name: str, *, to_freeze: bool = False) -> None:
-        made = host.find_checkpoint(name)
-        if made is None:
-            raise LabDead(f"the checkpoint {name!r} is gone from the store", mend="run again: it is made anew")
-        host.restore(made, to_freeze=to_freeze)
 
     def _drop(self, name: str) -> None:
         host = self._hosts.pop(name, None)
@@ -230,16 +228,8 @@ class Rig:
         self, cell: Cell, host: LabHost, name: str, directory: Path, shape: Shape, prepare: Prepare | None
     ) -> tuple[Guest, Boot | None]:
         self._resting.pop(cell.host, None)
-
-        def find_or_make() -> checkpoint.Checkpoint:
-            return host.find_checkpoint(name) or self._make_warm(cell, host, name, directory, shape, prepare)
-
-        made = find_or_make()
-        try:
-            host.restore(made)
-        except checkpoint.CheckpointBroken:
-            made = find_or_make()
-            host.restore(made)
+        # Not alone: where the kernel comes up nowhere, workers would wait for each other's boots, one after the other.
+        made = host.put_back(name, lambda: self._boot_warm(cell, host, name, directory, shape, prepare), alone=False)
         data = json.loads(made.note)
         config = _config(data["config"])
         guest = Guest(host, self.source(cell).profile, config, directory, scale=self.options.scale)
@@ -248,12 +238,11 @@ class Rig:
         boot = Boot(config.name, tuple(Stamp(*stamp) for stamp in data["stages"]))
         return guest, boot
 
-    def _make_warm(
-        self, cell: Cell, host: LabHost, name: str, directory: Path, shape: Shape, prepare: Prepare | None
-    ) -> checkpoint.Checkpoint:
+    def _boot_warm(self, cell: Cell, host: LabHost, name: str, directory: Path, shape: Shape, prepare: Prepare | None) -> str:
+        """Boot what is to be kept as a checkpoint; returns its note."""
+        self._put_to_rest(host, *self._rest(cell, host), to_freeze=True)
         if cell.host not in self._before:
             self._before[cell.host] = host.inventory()
-        self._restore(host, self._rest(cell, host), to_freeze=True)
         source = self.source_for(cell, shape)
         config = configure(host, source, shape, f"fxh-{name}")
         guest = Guest(host, source.profile, config, directory, scale=self.options.scale)
@@ -264,9 +253,8 @@ class Rig:
         finally:
             guest.detach()
         log.info("%s booted in %.0f s; kept as a checkpoint", source.label, time.monotonic() - begun)
-        note = json.dumps({"config": asdict(config), "domid": guest.domid, "stages": stamps(guest), "prepared": prepared})
         checkpoint.prune(host.lab.image, keep=_MOST_WARM)
-        return host.make_checkpoint(name, note)
+        return json.dumps({"config": asdict(config), "domid": guest.domid, "stages": stamps(guest), "prepared": prepared})
 
     # -- after a case -------------------------------------------------------------------------------------------------
 

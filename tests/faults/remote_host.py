@@ -5,10 +5,14 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
 import threading
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +31,11 @@ cat /sys/block/loop*/loop/backing_file; true
 _HOLDS = """
 echo dom0-used $(awk '/^MemTotal/{t=$2} /^MemAvailable/{a=$2} END{print t-a}' /proc/meminfo)
 for p in xenstored xenconsoled; do
-    echo $p $(awk '/^VmRSS/{print $2}' /proc/$(pidof $p)/status); echo $p-fds $(ls /proc/$(pidof $p)/fd | wc -l)
+    echo $p $(awk '/^VmRSS/{print $2}' /proc/$(pidof $p)/status)
+    for d in /proc/$(pidof $p)/fd/*; do echo "- $p-fds $(readlink $d)"; done
 done
 # Those of the kernel have no command line, and come and go. No pipe: its second end is there, or not yet, when they are listed.
-all=$(grep -lsa . /proc/[0-9]*/cmdline); set -- $all; echo processes $#
+all=$(grep -lsa . /proc/[0-9]*/cmdline); for c in $all; do echo "- processes $(tr '\\0' ' ' 2>/dev/null <$c)"; done
 echo loops $(ls -d /sys/block/loop*/loop 2>/dev/null | wc -l)
 echo domains $(xl list | wc -l)
 echo xenstore $(xenstore-ls -f / | wc -l)
@@ -38,6 +43,38 @@ echo files $(find /tmp /var/lib/fxh /var/lib/xen /var/log /run -type f | wc -l)
 echo disk $(df -Pk /var/lib | awk 'NR==2{print $3}')
 echo xen-used $(xl info | awk '/^total_memory/{t=$3} /^free_memory/{f=$3} END{print t-f}')
 """
+
+
+@dataclass(frozen=True)
+class Holds:
+    """What there is in dom0 at one moment: KiB of memory in use (without its caches) and by daemons, counts of the rest."""
+
+    counts: dict[str, float]
+    # What was counted, by name, for what has names.
+    named: dict[str, Counter[str]]
+
+    def more_than(self, before: Holds, names: Sequence[str]) -> str:
+        """In words what of ``names`` there is more of than before, or ""."""
+        complaints = []
+        for name in names:
+            if self.counts[name] > before.counts[name]:
+                new = self.named.get(name, Counter()) - before.named.get(name, Counter())
+                complaints.append(f"{name}: {before.counts[name]:.0f} before, {self.counts[name]:.0f} after {dict(new) or ''}")
+        return "; ".join(complaints)
+
+
+def read_holds(listing: str) -> Holds:
+    """The answer of the command that lists them: ``NAME COUNT``, or ``- NAME ONE OF THEM``."""
+    counts: dict[str, float] = {}
+    named: dict[str, Counter[str]] = {}
+    for line in listing.splitlines():
+        words = line.split(maxsplit=2)
+        if len(words) == 3 and words[0] == "-":
+            # Sockets and pipes have numbers of their own.
+            named.setdefault(words[1], Counter())[re.sub(r"\[\d+\]", "", words[2]).strip()] += 1
+        elif len(words) == 2 and words[1].isdigit():
+            counts[words[0]] = float(words[1])
+    return Holds(counts | {name: float(sum(ones.values())) for name, ones in named.items()}, named)
 
 
 class Link:
@@ -228,14 +265,21 @@ class Remote:
         listing = self.dom0(_LEFT)
         return [line for line in listing.splitlines() if "fxh" in line]
 
-    def holds(self) -> dict[str, float]:
-        """What there is in dom0 at this moment: KiB of memory in use (without its caches) and by daemons, counts of the rest."""
-        found = {}
-        for line in self.dom0(_HOLDS).splitlines():
-            name, _, value = line.partition(" ")
-            if value.strip().isdigit():
-                found[name] = float(value)
-        return found
+    def holds(self) -> Holds:
+        return read_holds(self.dom0(_HOLDS))
+
+    def wait_for_no_more(self, before: Holds, names: Sequence[str], seconds: float = 30) -> Holds:
+        """What there is once there is no more of ``names`` than before: what only takes its leave is no leak, and a leak stays.
+
+        Raises DeadlineExpired naming what there is more of."""
+
+        def look() -> Holds:
+            after = self.holds()
+            if more := after.more_than(before, names):
+                raise NotYet(more)
+            return after
+
+        return Deadline(seconds).wait("dom0 to hold no more than before", look, 1.0)
 
     def wait_clean(self, seconds: float = 90) -> None:
         def look() -> None:

@@ -1,8 +1,8 @@
 """The suites' cases over and over on one host, by one controller: nothing may grow. By hand: python tests/faults/soak.py
 
-The host is a lab, reached like any real one. Once a minute a line says what controller, host and QEMU hold; at the end the
-floor of each (its least value over a stretch of the run: what is there when the least is going on) is compared between the
-second and the last quarter. Exit code 1 when one has grown, 4 when the run itself failed.
+The host is a lab, reached like any real one. About once a minute, between two cases, a line says what controller, host and QEMU
+hold; at the end the floor of each (its least value over a stretch of the run) is compared between the second and the last
+quarter. Exit code 1 when one has grown, 4 when the run itself failed.
 
 --minutes N   how long (60)
 --keyword K   which cases, as pytest's -k
@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import soak_rounds
-from remote_host import Remote
+from remote_host import Holds, Remote
 
 from harness.lab import records
 
@@ -43,7 +43,7 @@ MEASURES = (
     Measure("controller-fds", ""),
     Measure("controller-threads", ""),
     Measure("controller-temp", "files"),
-    Measure("qemu-rss", "KiB", 0.02, 4096),
+    Measure("qemu-own", "KiB", 0.02, 4096),
     Measure("qemu-fds", ""),
     Measure("dom0-used", "KiB", 0.03, 4096),
     Measure("xenstored", "KiB", 0.03, 256),
@@ -76,33 +76,48 @@ def _kib(pid: int) -> int:
     return next((int(line.split()[1]) for line in status.splitlines() if line.startswith("VmRSS:")), 0)
 
 
+def qemu(smaps: str) -> dict[str, float]:
+    """Resident KiB of a QEMU, from its /proc/PID/smaps: the machine's memory and the code translated for it, which both grow as far
+    as their given sizes and no further, and all the rest, where a leak would be."""
+    found = {"qemu-ram": 0.0, "qemu-code": 0.0, "qemu-own": 0.0}
+    kind = ""
+    for line in smaps.splitlines():
+        words = line.split()
+        if not words[0].endswith(":"):
+            anonymous = len(words) == 5
+            kind = "ram" if words[-1].endswith("/ram") else "code" if anonymous and words[1].startswith("rwx") else "own"
+        elif words[0] == "Rss:":
+            found[f"qemu-{kind}"] += int(words[1])
+    return found
+
+
 def _count(path: str) -> int:
     return sum(1 for _ in Path(path).iterdir())
 
 
-def sample(remote: Remote, controller: int, temporary: Path) -> dict[str, float]:
+def sample(remote: Remote, controller: int, temporary: Path) -> Holds:
     """What is held at this moment. Raises OSError when the controller or QEMU is gone."""
     record = records.read(remote.name)
     assert record is not None
     found = {
-        "controller-rss": _kib(controller),
-        "controller-fds": _count(f"/proc/{controller}/fd"),
-        "controller-threads": _count(f"/proc/{controller}/task"),
-        "controller-temp": sum(len(files) for _, _, files in os.walk(temporary)),
-        "qemu-rss": _kib(record.qemu_pid),
-        "qemu-fds": _count(f"/proc/{record.qemu_pid}/fd"),
+        "controller-rss": float(_kib(controller)),
+        "controller-fds": float(_count(f"/proc/{controller}/fd")),
+        "controller-threads": float(_count(f"/proc/{controller}/task")),
+        "controller-temp": float(sum(len(files) for _, _, files in os.walk(temporary))),
+        "qemu-fds": float(_count(f"/proc/{record.qemu_pid}/fd")),
     }
-    return found | remote.holds()
+    there = remote.holds()
+    return Holds(found | qemu(Path(f"/proc/{record.qemu_pid}/smaps").read_text()) | there.counts, there.named)
 
 
 def _line(minute: float, found: dict[str, float], rounds: str) -> str:
-    return f"{minute:5.1f} min  {rounds}  " + " ".join(f"{m.name}={found.get(m.name, -1):.0f}" for m in MEASURES)
+    return f"{minute:5.1f} min  {rounds}  " + " ".join(f"{name}={value:.0f}" for name, value in found.items())
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=60)
-    parser.add_argument("--every", type=float, default=60, help="seconds between two samples")
+    parser.add_argument("--every", type=float, default=60, help="at least so many seconds between two samples")
     parser.add_argument("--keyword", default="not survives")
     parser.add_argument("--suites", default="boot,root_mount,pygrub,balloon,reboot")
     parser.add_argument("--scale", default="4")
@@ -119,7 +134,7 @@ def main() -> int:
 def _soak(given: argparse.Namespace, remote: Remote, directory: Path) -> int:
     temporary = directory / "tmp"
     temporary.mkdir()
-    tally = directory / "rounds.json"
+    tally, rest = directory / "rounds.json", directory / "at-rest"
     argv = [
         sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", soak_rounds.__name__,
         *(f"suites/{suite}" for suite in given.suites.split(",")),
@@ -130,32 +145,37 @@ def _soak(given: argparse.Namespace, remote: Remote, directory: Path) -> int:
         "TMPDIR": str(temporary),
         soak_rounds.UNTIL: str(time.time() + given.minutes * 60),
         soak_rounds.TALLY: str(tally),
+        soak_rounds.REST: str(rest),
     }
     with Path("soak.log").open("wb") as log:
         process = subprocess.Popen(argv, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT)
     begun = time.monotonic()
-    samples: list[dict[str, float]] = []
-    while True:
+    samples: list[Holds] = []
+    due = begun
+    while process.poll() is None:
+        if not rest.exists():
+            time.sleep(0.1)
+            continue
         try:
-            process.wait(given.every)
-            break
-        except subprocess.TimeoutExpired:
-            pass
-        try:
-            samples.append(sample(remote, process.pid, temporary))
+            if time.monotonic() >= due:
+                samples.append(sample(remote, process.pid, temporary))
+                due = time.monotonic() + given.every
+                print(_line((time.monotonic() - begun) / 60, samples[-1].counts, _tally(tally)), flush=True)
         except OSError:
             continue  # it has just ended
-        print(_line((time.monotonic() - begun) / 60, samples[-1], _tally(tally)), flush=True)
+        finally:
+            rest.unlink(missing_ok=True)
     print(f"after {(time.monotonic() - begun) / 60:.1f} min: {_tally(tally)}, pytest's status {process.returncode}, see soak.log")
     left = remote.leftovers()
-    complaints = [grown(measure, [s[measure.name] for s in samples if measure.name in s]) for measure in MEASURES]
+    complaints = [grown(measure, [s.counts[measure.name] for s in samples if measure.name in s.counts]) for measure in MEASURES]
     complaints += [f"left in dom0: {line}" for line in left]
     for complaint in filter(None, complaints):
         print(complaint)
     if any(complaints):
+        print("named, in the first sample and in the last:", samples[0].named, samples[-1].named, sep="\n")
         return 1
-    print("nothing grew, nothing was left")
-    return 0 if tally.exists() else 4
+    print(f"nothing grew over {len(samples)} samples, nothing was left")
+    return 0 if samples and tally.exists() else 4
 
 
 def _tally(path: Path) -> str:

@@ -10,7 +10,10 @@ from pathlib import Path
 
 import pytest
 
-UNTIL, TALLY = "FXH_SOAK_UNTIL", "FXH_SOAK_TALLY"
+UNTIL, TALLY, REST = "FXH_SOAK_UNTIL", "FXH_SOAK_TALLY", "FXH_SOAK_REST"
+
+# Who measures has ended when he has not done so in this many seconds.
+_MEASURED = 60
 
 
 class Rounds:
@@ -18,6 +21,7 @@ class Rounds:
 
     def __init__(self, config: pytest.Config) -> None:
         self._config, self._tally = config, Path(os.environ[TALLY])
+        self._rest = Path(os.environ[REST])
         self._outcomes: Counter[str] = Counter()
         self.round = self._cases = 0
 
@@ -45,9 +49,17 @@ class Rounds:
                 item._initrequest()  # type: ignore[attr-defined]
                 nextitem = None if last else items[(n + 1) % len(items)]
                 item.config.hook.pytest_runtest_protocol(item=item, nextitem=nextitem)
+                self._be_measured()
                 if last or session.shouldstop:
                     return True
         return True
+
+    def _be_measured(self) -> None:
+        """Between two cases nothing goes on. While the file is there, soak.py measures; it takes it away."""
+        self._rest.touch()
+        end = time.monotonic() + _MEASURED
+        while self._rest.exists() and time.monotonic() < end:
+            time.sleep(0.05)
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from harness.lab import checkpoint, factory
+from harness.lab import factory
 from harness.lab.factory import LabWish
 from harness.lab.host import LabHost
 from harness.lab.lab import Lab
@@ -34,9 +34,7 @@ def _lab() -> Iterator[list[Lab]]:
 def lab(_lab: list[Lab]) -> Lab:
     """A lab at rest."""
     if _lab and not _lab[0].dead:
-        ready = checkpoint.find(_lab[0].image, checkpoint.READY, _lab[0].spec, _lab[0].qemu)
-        assert ready is not None
-        _lab[0].restore(ready)
+        _lab[0].rest()
         return _lab[0]
     for dead in _lab:
         dead.remove()

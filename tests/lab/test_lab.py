@@ -69,10 +69,10 @@ def test_checkpoint_with_a_running_guest(host: LabHost, tmp_path: Path) -> None:
     guest = Guest(host, what.profile, configure(host, what, Shape("pv"), "fxh-kept"), tmp_path).boot()
     guest.sh("echo kept > /tmp/mark; ip addr add 10.0.2.77/24 dev eth0")
     guest.detach()
-    made = host.make_checkpoint("test-guest", "")
+    made = host.put_back("test-guest", lambda: "")
     try:
         for _ in range(2):
-            host.restore(made)
+            host.put_back("test-guest", lambda: pytest.fail("it is there"))
             again = Guest(host, what.profile, guest.config, tmp_path).adopt(guest.domid)
             assert again.sh("cat /tmp/mark") == "kept"
             ping = host.transport.run(["sh", "-c", "busybox ping -c 1 -W 5 10.0.2.77"], check=False)
@@ -90,8 +90,29 @@ def test_a_damaged_checkpoint_is_made_anew(lab: Lab) -> None:
     with pytest.raises(CheckpointBroken, match="could not be loaded"):
         lab.restore(made)
     assert checkpoint.find(lab.image, "damaged", lab.spec, lab.qemu) is None
-    lab.up()
+    lab.rest()
     assert lab.ssh.run(["true"]).status == 0
+
+
+def test_a_damaged_checkpoint_is_made_anew_by_who_wants_it(lab: Lab) -> None:
+    made = []
+
+    def make() -> str:
+        lab.rest(to_freeze=True)
+        lab.ssh.run(["sh", "-c", "echo x > /root/mark"])
+        made.append(1)
+        return "noted"
+
+    try:
+        first = lab.put_back("wanted", make)
+        first.state.chmod(0o600)
+        first.state.write_bytes(first.state.read_bytes()[:1000])
+        again = lab.put_back("wanted", make)
+        assert (len(made), again.note) == (2, "noted")
+        assert lab.ssh.run(["cat", "/root/mark"]).text.strip() == "x"
+    finally:
+        if (left := lab.find("wanted")) is not None:
+            checkpoint.remove(left.directory)
 
 
 def test_disks_are_plugged_without_a_copy(host: LabHost, tmp_path: Path) -> None:

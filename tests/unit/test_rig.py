@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -21,7 +21,7 @@ class Lab:
     """Remembers which checkpoints there are, and which it was put back to."""
 
     def __init__(self) -> None:
-        self.made = {checkpoint.READY}
+        self.made: dict[str, str] = {}
         self.restored: list[str] = []
         self.lab = SimpleNamespace(dead="")
         self.lease = None
@@ -29,17 +29,14 @@ class Lab:
         self.directory = "/ours"
         self.transport = SimpleNamespace(run=lambda argv: None)
 
-    def find_checkpoint(self, name: str) -> str | None:
-        return name if name in self.made else None
+    def put_back(self, name: str, make: Callable[[], str], *, alone: bool = True, to_freeze: bool = False) -> Any:
+        if name not in self.made:
+            self.made[name] = make()
+        self.restored.append(name)
+        return SimpleNamespace(note=self.made[name])
 
-    def checkpoint_lock(self, name: str) -> Any:
-        return nullcontext()
-
-    def make_checkpoint(self, name: str, note: str) -> None:
-        self.made.add(name)
-
-    def restore(self, made: str, *, to_freeze: bool = False) -> None:
-        self.restored.append(made)
+    def rest(self, *, to_freeze: bool = False) -> None:
+        self.restored.append(checkpoint.READY)
 
     def file(self, local: Path) -> None: ...
 
@@ -63,7 +60,7 @@ def rig(lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Rig:
 
 def test_a_lab_is_put_back_once_it_was_used_and_only_then(rig: Rig, lab: Lab) -> None:
     rig.host(CELL)
-    (rest,) = lab.made - {checkpoint.READY}
+    (rest,) = lab.made
     assert lab.restored[-1] == rest
     before = len(lab.restored)
     rig.host(CELL)
@@ -75,7 +72,8 @@ def test_a_lab_is_put_back_once_it_was_used_and_only_then(rig: Rig, lab: Lab) ->
 
 def test_a_lab_whose_rest_was_made_for_a_warm_guest_is_put_back_all_the_same(rig: Rig, lab: Lab) -> None:
     rig._hosts[CELL.host] = lab  # type: ignore[assignment]
-    rest = rig._rest(CELL, lab)  # type: ignore[arg-type]
+    rest, files = rig._rest(CELL, lab)  # type: ignore[arg-type]
+    rig._put_to_rest(lab, rest, files)  # type: ignore[arg-type]
     lab.restored.clear()  # a warm guest is booted from there, and runs
     rig.host(CELL)
     assert lab.restored == [rest]

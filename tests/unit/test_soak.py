@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import pytest
-from soak import Measure, grown
+from remote_host import read_holds
+from soak import Measure, grown, qemu
 
 LOOPS = Measure("loops", "")
 RSS = Measure("rss", "KiB", 0.03, 100)
@@ -25,3 +28,33 @@ RSS = Measure("rss", "KiB", 0.03, 100)
 )
 def test_growth(measure: Measure, values: list[float], said: str) -> None:
     assert grown(measure, values) == said
+
+
+SMAPS = """\
+7f0000000000-7f0040000000 rw-s 00000000 fe:00 17864   /store/run/lab-1/ram
+Size:            1048576 kB
+Rss:              200000 kB
+VmFlags: rd wr sh mr mw me ms sd
+7f0040000000-7f0080000000 rwxp 00000000 00:00 0 
+Rss:              100000 kB
+7f0080000000-7f0081000000 rw-p 00000000 00:00 0 
+Rss:                  70 kB
+7f0090000000-7f0091000000 r-xp 00001000 fe:00 99      /usr/bin/qemu-system-x86_64
+Rss:                5000 kB
+"""
+
+
+def test_what_of_a_qemu_may_fill_up_is_told_from_what_may_not() -> None:
+    assert qemu(SMAPS) == {"qemu-ram": 200000, "qemu-code": 100000, "qemu-own": 5070}
+
+
+def test_what_there_is_more_of_has_a_name() -> None:
+    before = read_holds("loops 0\n- processes /sbin/init\n- processes sleep 1\n- xenstored-fds socket:[12]\n")
+    assert before.counts == {"loops": 0, "processes": 2, "xenstored-fds": 1}
+    # One that was gone before its name was read is none.
+    after = read_holds("loops 0\n- processes \n- processes sleep 1\n- processes xl create\n- xenstored-fds socket:[99]\n")
+    assert after.more_than(before, ("loops", "processes", "xenstored-fds")) == ""
+    after = read_holds("loops 0\n- processes sleep 1\n- processes xl create\n- processes /sbin/init\n- xenstored-fds socket:[9]\n")
+    said = after.more_than(before, ("loops", "processes", "xenstored-fds"))
+    assert said == "processes: 2 before, 3 after {'xl create': 1}"
+    assert after.named["processes"] == Counter(["sleep 1", "xl create", "/sbin/init"])
