@@ -26,3 +26,11 @@ def guest(booted: NewGuest) -> Guest:
 def first(guest: Guest) -> Sample:
     """How the guest stood when it was at rest."""
     return Sample(**guest.prepared)
+
+
+@pytest.fixture
+def low(guest: Guest) -> int:
+    """MiB to which it can come down and work on: half of its memory. The control guest has 160, its files in it, and its kernel
+    (6.1 more than 6.12) takes a third: five eighths."""
+    whole = guest.config.memory
+    return whole // 2 if guest.profile.os == "freebsd" else whole * 5 // 8

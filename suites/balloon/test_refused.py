@@ -11,13 +11,13 @@ from harness.plugin.rig import CaseContext
 from .test_balloon import SOURCE, judge
 
 
-def test_grows_when_pages_come(guest: Guest, first: Sample, case: CaseContext) -> None:
+def test_grows_when_pages_come(guest: Guest, first: Sample, low: int, case: CaseContext) -> None:
     """E9: Xen refuses pages for a while, and has them later: the guest takes them without being asked again.
 
     It refuses because of the domain's maximum, which ``xl mem-set`` lowered: to the guest that is a host without memory.
     """
     memory = Memory(guest)
-    whole, low = guest.config.memory, guest.config.memory * 5 // 8
+    whole = guest.config.memory
     memory.ask(low)
     down, _ = memory.settle(first.current - (whole - low) * MIB)
 

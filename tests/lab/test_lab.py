@@ -63,6 +63,21 @@ def test_what_was_done_is_undone_by_restore(lab: Lab) -> None:
     assert lab.ssh.run(["ls", "/root/mark"], check=False).status != 0
 
 
+_AT_REST = """
+for n in $(seq 30); do sh -c '(true &)'; done; sleep 1
+for p in /proc/[0-9]*; do tr '\\0' ' ' <$p/cmdline; echo; done 2>/dev/null | grep -c '^sleep'
+grep -ls '^State:.Z' /proc/[0-9]*/status | wc -l
+set -- $(cut -d' ' -f14,15 /proc/1/stat); sleep 2; set -- $1 $2 $(cut -d' ' -f14,15 /proc/1/stat); echo $(($3 + $4 - $1 - $2))
+"""
+
+
+def test_dom0s_init_reaps_orphans_and_rests(lab: Lab) -> None:
+    """It takes no time for itself, and no process of its own is left behind (once it was one for each orphan or so)."""
+    sleeps, zombies, ticks = map(int, lab.ssh.run(["sh", "-c", _AT_REST]).text.split())
+    assert (sleeps, zombies) == (1, 0)
+    assert ticks < 100, f"process 1 took {ticks} of 200 ticks"
+
+
 def test_checkpoint_with_a_running_guest(host: LabHost, tmp_path: Path) -> None:
     """Everything is alive again after a restore: hypervisor, dom0, guest, its console and its network."""
     what = source.control(host.lab.image.directory / "control")
