@@ -33,7 +33,7 @@ def through_a_file(guest: Guest) -> Journey:
     Raises GuestDied for a guest that does not suspend, or does not answer once it is back.
     """
     host, path, first = guest.host, f"{guest.host.directory}/{guest.name}.save", guest.domid
-    host.transport.run(["mkdir", "-p", host.directory])
+    host.prepare()
     begun = time.monotonic()
     guest.console_will_end()
     _save(guest, path)

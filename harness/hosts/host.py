@@ -96,6 +96,10 @@ class XenHost(Protocol):
         """A MAC for the domain's vif number ``index``, of Xen's own range, used by nobody else."""
         ...
 
+    def prepare(self) -> None:
+        """Make our directory there, and see to it that all of it goes when we are gone."""
+        ...
+
     def file(self, local: Path) -> str:
         """Put a file (kernel, ramdisk) there, once for each content; returns its path in dom0."""
         ...
@@ -230,7 +234,6 @@ class DirectHost:
         self.lease = Lease(self.transport, wish).acquire(deadline)
 
     def prepare(self) -> None:
-        """Make our directory there, and see to it that all of it goes when we are gone."""
         if self._prepared:
             return
         self._hold()

@@ -109,18 +109,19 @@ class Lab:
         ``alone``. A checkpoint that QEMU cannot load is made anew. Raises what ``make`` does, and CheckpointBroken when the one
         just made is broken, too.
         """
-        for again in (True, False):
+
+        def there() -> Checkpoint:
             made = self.find(name)
             if made is None:
                 with checkpoint.lock(self.image, name, self.spec, self.qemu) if alone else contextlib.nullcontext():
                     made = self.find(name) or self._freeze(name, make())
-            try:
-                self.restore(made, deadline, to_freeze=to_freeze)
-                return made
-            except CheckpointBroken:
-                if not again:
-                    raise
-        raise AssertionError  # the loop ends by itself
+            self.restore(made, deadline, to_freeze=to_freeze)
+            return made
+
+        try:
+            return there()
+        except CheckpointBroken:
+            return there()
 
     def find(self, name: str) -> Checkpoint | None:
         """The checkpoint that a machine like this one can be put back to."""

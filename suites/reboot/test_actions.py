@@ -99,10 +99,11 @@ def test_edited_configuration(booted: NewGuest) -> None:
     path = f"{guest.host.directory}/edited.cfg"
     edited = replace(guest.config, extra=f"{guest.config.extra} fxh.edited=1")
     seen = []
+    guest.host.prepare()
     for update in (False, True):
         text = edited.render().encode()
         for file in (path, f"{guest.host.directory}/{guest.name}.cfg"):
-            guest.host.transport.run(["sh", "-c", 'mkdir -p "${1%/*}"; cat > "$1"', "sh", file], stdin=text)
+            guest.host.transport.run(["sh", "-c", 'cat > "$1"', "sh", file], stdin=text)
         if update:
             guest.host.transport.run(["xl", "config-update", guest.name, path])
         guest.console_will_end()
