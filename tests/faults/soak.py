@@ -12,8 +12,10 @@ quarter. Exit code 1 when one has grown, 4 when the run itself failed.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -122,6 +124,8 @@ def main() -> int:
     parser.add_argument("--suites", default="boot,root_mount,pygrub,balloon,reboot")
     parser.add_argument("--scale", default="4")
     given = parser.parse_args()
+    # Whoever ends it by kill leaves no lab behind either.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(4))
     with tempfile.TemporaryDirectory(prefix="fxh-soak-") as directory:
         remote = Remote(Path(directory), f"soak-{os.getpid()}")
         try:
@@ -152,19 +156,20 @@ def _soak(given: argparse.Namespace, remote: Remote, directory: Path) -> int:
     begun = time.monotonic()
     samples: list[Holds] = []
     due = begun
-    while process.poll() is None:
-        if not rest.exists():
-            time.sleep(0.1)
-            continue
-        try:
+    try:
+        while process.poll() is None:
+            if not rest.exists():
+                time.sleep(0.1)
+                continue
             if time.monotonic() >= due:
-                samples.append(sample(remote, process.pid, temporary))
+                with contextlib.suppress(OSError):  # it has just ended
+                    samples.append(sample(remote, process.pid, temporary))
+                    print(_line((time.monotonic() - begun) / 60, samples[-1].counts, _tally(tally)), flush=True)
                 due = time.monotonic() + given.every
-                print(_line((time.monotonic() - begun) / 60, samples[-1].counts, _tally(tally)), flush=True)
-        except OSError:
-            continue  # it has just ended
-        finally:
             rest.unlink(missing_ok=True)
+    finally:
+        process.terminate()
+        process.wait()
     print(f"after {(time.monotonic() - begun) / 60:.1f} min: {_tally(tally)}, pytest's status {process.returncode}, see soak.log")
     left = remote.leftovers()
     complaints = [grown(measure, [s.counts[measure.name] for s in samples if measure.name in s.counts]) for measure in MEASURES]
