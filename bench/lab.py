@@ -59,7 +59,7 @@ def cold() -> None:
 def size() -> None:
     image = factory.image(LabWish())
     lab = factory.make(LabWish())
-    ready = checkpoint.find(image, checkpoint.READY, lab.spec, lab.qemu)
+    ready = lab.find(checkpoint.READY)
     total = image.size + sum(p.stat().st_blocks * 512 for p in (image.directory / "control").iterdir())
     print(
         f"a stopped lab: image {total >> 20} MiB + ready checkpoint {ready.size >> 20 if ready else 0} MiB   bound 400 MB, image 250 MB"

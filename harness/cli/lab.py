@@ -202,11 +202,9 @@ def restore(
     checkpoint: Annotated[str, typer.Argument(help="What to go back to.")] = "ready",
 ) -> None:
     """Put a lab back to a checkpoint."""
-    from harness.lab import checkpoint as checkpoints
-
     begun = time.monotonic()
     lab = _attach(name)
-    made = checkpoints.find(lab.image, checkpoint, lab.spec, lab.qemu)
+    made = lab.find(checkpoint)
     if made is None:
         raise UsageError(
             f"no checkpoint {checkpoint!r} of this lab for {lab.qemu.label}", mend="`fxh lab list` shows which there are"

@@ -9,6 +9,7 @@ import re
 import secrets
 import shutil
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -96,9 +97,9 @@ class Lab:
             raise UsageError(f"a lab {self.name} is up already", mend=f"fxh lab down {self.name}, or choose another name")
         self.rest(deadline)
 
-    def rest(self, deadline: Deadline | None = None, *, to_freeze: bool = False) -> Checkpoint:
+    def rest(self, deadline: Deadline | None = None, *, to_freeze: bool = False) -> None:
         """Put this lab, up or not, into the state "dom0 ready"."""
-        return self.put_back(checkpoint.READY, lambda: self._first(deadline), deadline, to_freeze=to_freeze)
+        self.put_back(checkpoint.READY, lambda: self._first(deadline), deadline, to_freeze=to_freeze)
 
     def put_back(
         self, name: str, make: Callable[[], str], deadline: Deadline | None = None, *, alone: bool = True, to_freeze: bool = False
@@ -184,8 +185,11 @@ class Lab:
         spec = replace(self.spec, drives=tuple(drive.number for drive in self.machine.drives))
         made = Checkpoint(checkpoint.path(self.image, name, spec, self.qemu), name, spec, self.keys, self.parent, note)
         self._quiet()
+        begun = time.monotonic()
         files = self.machine.freeze(Deadline(_FREEZE))
-        return checkpoint.save(self.image, made, files, self.qemu)
+        saved = checkpoint.save(self.image, made, files, self.qemu)
+        log.info("checkpoint %s: %d MiB, %.1f s", name, saved.size >> 20, time.monotonic() - begun)
+        return saved
 
     def down(self) -> None:
         """End the machine; its logs stay."""

@@ -177,7 +177,8 @@ def _soak(given: argparse.Namespace, remote: Remote, directory: Path) -> int:
     for complaint in filter(None, complaints):
         print(complaint)
     if any(complaints):
-        print("named, in the first sample and in the last:", samples[0].named, samples[-1].named, sep="\n")
+        if samples:
+            print("named, in the first sample and in the last:", samples[0].named, samples[-1].named, sep="\n")
         return 1
     print(f"nothing grew over {len(samples)} samples, nothing was left")
     return 0 if samples and tally.exists() else 4

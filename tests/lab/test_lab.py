@@ -57,7 +57,7 @@ def test_dom0_is_a_real_xen_host(host: LabHost) -> None:
 
 def test_what_was_done_is_undone_by_restore(lab: Lab) -> None:
     lab.ssh.run(["sh", "-c", "echo x > /root/mark; sync"])
-    made = checkpoint.find(lab.image, checkpoint.READY, lab.spec, lab.qemu)
+    made = lab.find(checkpoint.READY)
     assert made is not None
     lab.restore(made)
     assert lab.ssh.run(["ls", "/root/mark"], check=False).status != 0
@@ -104,7 +104,7 @@ def test_a_damaged_checkpoint_is_made_anew(lab: Lab) -> None:
     made.state.write_bytes(data[: len(data) // 2])
     with pytest.raises(CheckpointBroken, match="could not be loaded"):
         lab.restore(made)
-    assert checkpoint.find(lab.image, "damaged", lab.spec, lab.qemu) is None
+    assert lab.find("damaged") is None
     lab.rest()
     assert lab.ssh.run(["true"]).status == 0
 
