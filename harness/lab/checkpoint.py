@@ -13,6 +13,7 @@ import json
 import os
 import shutil
 import tempfile
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -24,6 +25,9 @@ from harness.lab.qemu import MachineSpec, Qemu, command
 from harness.lab.store import LabImage, used
 
 READY = "ready"
+# What suites make begins with one of these.
+REST = "rest-"
+WARM = "warm-"
 
 
 class CheckpointBroken(LabDead):
@@ -178,20 +182,15 @@ def copy_sparse(source: Path, target: Path) -> None:
                 at += len(block)
 
 
-def children(image: LabImage, directory: Path) -> list[Path]:
-    """Checkpoints whose disks stand on those of ``directory``."""
-    return [p for p in listing(image) if json.loads((p / "meta.json").read_text())["parent"] == directory.name]
+def parents(image: LabImage) -> set[Path]:
+    """Those on whose disks others stand."""
+    made = (read(path) for path in listing(image))
+    return {one.directory.with_name(one.parent) for one in made if one is not None and one.parent}
 
 
 def remove(directory: Path) -> None:
     """Take it out of sight at once, then delete it. Labs that run from it keep the open files."""
     doomed = Path(tempfile.mkdtemp(prefix=".gone-", dir=directory.parent)) / directory.name
-    directory.rename(doomed)
+    with suppress(FileNotFoundError):  # somebody else was quicker
+        directory.rename(doomed)
     shutil.rmtree(doomed.parent, ignore_errors=True)
-
-
-def prune(image: LabImage, keep: int) -> None:
-    """Remove the longest unused ``warm-`` checkpoints beyond ``keep``: they are made anew when they are needed."""
-    warm = [p for p in listing(image) if p.name.startswith("warm-") and not children(image, p)]
-    for directory in warm[: max(0, len(warm) - keep)]:
-        remove(directory)

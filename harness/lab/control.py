@@ -9,6 +9,7 @@ import signal
 import time
 from contextlib import suppress
 from dataclasses import asdict, dataclass
+from pathlib import Path
 
 from harness import paths
 from harness.errors import InfrastructureError, UsageError
@@ -66,15 +67,21 @@ def rows() -> tuple[Row, ...]:
 
 
 def checkpoints() -> list[str]:
-    """A line for each checkpoint in the store."""
+    """A line for each built lab and QEMU: its checkpoints by name, the number of those that suites made, what they take."""
     lines = []
     labs = paths.store() / "labs"
     for directory in sorted(labs.iterdir()) if labs.is_dir() else ():
         image = LabImage(directory)
+        by_qemu: dict[str, list[Path]] = {}
         for path in checkpoint.listing(image):
-            meta = json.loads((path / "meta.json").read_text())
-            size = sum(p.stat().st_blocks * 512 for p in path.iterdir()) >> 20
-            lines.append(f"checkpoint {path.name.partition('@')[0]:<20} of {image.key}: {size} MiB, {meta['qemu']}")
+            by_qemu.setdefault(json.loads((path / "meta.json").read_text())["qemu"], []).append(path)
+        for qemu, paths_ in by_qemu.items():
+            names = sorted(path.name.partition("@")[0] for path in paths_)
+            own = [name for name in names if not name.startswith((checkpoint.REST, checkpoint.WARM))]
+            suites = len(names) - len(own)
+            size = sum(file.stat().st_blocks * 512 for path in paths_ for file in path.iterdir()) >> 20
+            what = ", ".join([*own, *([f"{suites} of suites"] if suites else [])])
+            lines.append(f"checkpoints of {image.key}: {what}; {size} MiB, {qemu}")
     return lines
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +13,9 @@ from harness.lab import checkpoint, records
 from harness.lab.store import LabImage
 
 _DAY = 86400.0
+# A whole matrix makes some forty, of 200 to 400 MiB each. One that is not kept costs a boot in the next run: when there is
+# room for fewer than a run makes, the next run finds none at all, for it asks for the longest unused one first.
+_MOST = 24 << 30
 
 
 @dataclass(frozen=True)
@@ -38,8 +42,9 @@ def prune(days: float) -> tuple[Removed, ...]:
             directory.with_name(f"{directory.name}.lock").unlink(missing_ok=True)
             continue
         image = LabImage(directory)
+        below = checkpoint.parents(image)
         for path in checkpoint.listing(image):
-            if path.name not in busy and _age(path) < before and not checkpoint.children(image, path):
+            if path.name not in busy and _age(path) < before and path not in below:
                 size = _size(path)
                 checkpoint.remove(path)
                 removed.append(Removed(path, size))
@@ -47,12 +52,45 @@ def prune(days: float) -> tuple[Removed, ...]:
     return tuple(removed)
 
 
+def bound(most: int = _MOST) -> tuple[Removed, ...]:
+    """Remove the longest unused checkpoints that suites made, of whatever lab, until they take ``most`` bytes.
+
+    And no more than half of what the disk would have without them. They are made anew when they are needed.
+    """
+    labs = paths.store() / "labs"
+    images = [LabImage(path) for path in labs.iterdir() if path.is_dir()]
+    made = {
+        path for image in images for path in checkpoint.listing(image) if path.name.startswith((checkpoint.REST, checkpoint.WARM))
+    }
+    below = {path for image in images for path in checkpoint.parents(image)}
+    sizes = {path: _size(path) for path in made}
+    taken = sum(sizes.values())
+    most = min(most, (taken + shutil.disk_usage(labs).free) // 2)
+    removed = []
+    for path in sorted(made - below, key=_age):
+        if taken <= most:
+            break
+        checkpoint.remove(path)
+        removed.append(Removed(path, sizes[path]))
+        taken -= sizes[path]
+    return tuple(removed)
+
+
 def _age(path: Path) -> float:
-    return path.stat().st_mtime
+    """When it was used last; 0 for what is gone meanwhile."""
+    try:
+        return path.stat().st_mtime
+    except FileNotFoundError:
+        return 0.0
 
 
 def _size(path: Path) -> int:
-    return sum(p.stat().st_blocks * 512 for p in path.rglob("*") if p.is_file())
+    """As far as it is there: others remove, too."""
+    size = 0
+    for file in path.rglob("*"):
+        with suppress(FileNotFoundError):
+            size += file.stat().st_blocks * 512 if file.is_file() else 0
+    return size
 
 
 def _remove(path: Path) -> Removed:

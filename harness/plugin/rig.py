@@ -25,7 +25,7 @@ from harness.hosts.host import DirectHost, XenHost, digest
 from harness.hosts.inventory import Inventory, Item
 from harness.images import image as images
 from harness.images.image import Image
-from harness.lab import checkpoint, factory
+from harness.lab import checkpoint, factory, prune
 from harness.lab.host import LabHost, key_of
 from harness.plugin import keep as keeping
 from harness.plugin.cells import Cell
@@ -38,9 +38,6 @@ log = logging.getLogger("fxh.rig")
 
 Prepare = Callable[[Guest], Any]
 """Brings a booted guest to where several cases begin; what it returns goes through JSON to ``guest.prepared``."""
-
-# Of a lab image; each is 150 MiB or so.
-_MOST_WARM = 16
 
 
 @dataclass
@@ -141,7 +138,7 @@ class Rig:
         Bringing the control guest's takes two to four seconds under emulation, before every boot.
         """
         files = [file for file in self.source(cell).loaded(host.facts.emulated) if file is not None]
-        return f"rest-{key_of(*map(digest, files))}", files
+        return f"{checkpoint.REST}{key_of(*map(digest, files))}", files
 
     def _put_to_rest(self, host: LabHost, name: str, files: Sequence[Path], *, to_freeze: bool = False) -> None:
         def make() -> str:
@@ -207,7 +204,7 @@ class Rig:
         """
         directory = context.directory
         if not self.options.host:
-            name = f"warm-{key_of(self.source_for(cell, shape).key, repr(shape), _written(prepare))}"
+            name = f"{checkpoint.WARM}{key_of(self.source_for(cell, shape).key, repr(shape), _written(prepare))}"
             host = self._hosts.get(cell.host)
             if not isinstance(host, LabHost) or host.lab.dead:
                 host = self.host(cell)
@@ -253,7 +250,7 @@ class Rig:
         finally:
             guest.detach()
         log.info("%s booted in %.0f s; kept as a checkpoint", source.label, time.monotonic() - begun)
-        checkpoint.prune(host.lab.image, keep=_MOST_WARM)
+        prune.bound()
         return json.dumps({"config": asdict(config), "domid": guest.domid, "stages": stamps(guest), "prepared": prepared})
 
     # -- after a case -------------------------------------------------------------------------------------------------

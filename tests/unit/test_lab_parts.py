@@ -6,13 +6,13 @@ import json
 import os
 import tarfile
 import time
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
 
 from harness.errors import HarnessError, InfrastructureError, LabDead, UsageError
-from harness.lab import archive, checkpoint, cpio, keys, prune, qemu, recipe, records
+from harness.lab import archive, checkpoint, control, cpio, keys, prune, qemu, recipe, records
 from harness.lab.checkpoint import Checkpoint, copy_sparse
 from harness.lab.machine import cpu_state, in_guest_mode, overlay
 from harness.lab.monitor import Monitor
@@ -235,3 +235,28 @@ def test_prune_takes_what_is_unused_and_leaves_the_rest(store: Path) -> None:
     assert sorted(p.name for p in labs.iterdir()) == ["xen-new"]
     assert sum(gone.size for gone in removed) >= 16384
     assert prune.prune(14) == ()
+
+
+def test_checkpoints_of_suites_take_so_much_and_no_more(store: Path) -> None:
+    def make(image: str, name: str, age: int, parent: str = "") -> None:
+        path = store / "labs" / image / "checkpoints" / name
+        path.mkdir(parents=True)
+        (path / "ram").write_bytes(b"x" * (1 << 20))
+        meta = {
+            "spec": {**asdict(SPEC)}, "keys": {"client": "", "host": ""}, "parent": parent, "note": "", "qemu": "QEMU 7",
+            "sizes": {"ram": 1 << 20},
+        }  # fmt: skip
+        (path / "meta.json").write_text(json.dumps(meta))
+        os.utime(path, (time.time() - age, time.time() - age))
+
+    make("xen-old", "ready@1", 99)
+    make("xen-old", "warm-a@1", 90)
+    make("xen-new", "rest-a@1", 80)
+    make("xen-new", "warm-b@1", 70, parent="rest-a@1")
+    make("xen-new", "warm-c@1", 60)
+
+    # Not the lab's own, however old, and not what another stands on.
+    assert [gone.path.name for gone in prune.bound(3 << 20)] == ["warm-a@1", "warm-b@1"]
+    assert [gone.path.name for gone in prune.bound(3 << 20)] == []
+    assert [gone.path.name for gone in prune.bound(0)] == ["rest-a@1", "warm-c@1"]
+    assert control.checkpoints() == ["checkpoints of xen-old: ready; 1 MiB, QEMU 7"]
