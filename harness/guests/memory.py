@@ -40,20 +40,22 @@ class Memory:
         self.guest.host.xenstore.write(self._path, value)
 
     def settle(self, wanted: int | None = None, seconds: float = 60) -> tuple[Sample, float]:
-        """The sample when the guest stands still (and, where ``wanted`` bytes are given, is there), and after how many seconds.
+        """The sample when the guest stands still, and after how many seconds.
 
-        A guest that does not get there within ``seconds`` is returned as it is then: the case judges.
+        Where ``wanted`` bytes are given: when it is there in two looks, not only on its way past. A guest that does not get
+        there within ``seconds`` is returned as it is then: the case judges.
         """
         begun = time.monotonic()
         deadline = Deadline(seconds * self.guest.scale)
-        last, since = self.sample(), time.monotonic()
+        last, since, stands = self.sample(), time.monotonic(), False
         while not deadline.expired:
             there = wanted is None or abs(last.current - wanted) <= SLACK
-            if there and (wanted is not None or time.monotonic() - since > _STILL):
+            if there and stands and (wanted is not None or time.monotonic() - since > _STILL):
                 break
             time.sleep(0.3)
             now = self.sample()
-            if now.current != last.current:
+            stands = now.current == last.current
+            if not stands:
                 since = time.monotonic()
             last = now
         return last, time.monotonic() - begun
