@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from harness.deadline import Deadline, NotYet
 from harness.guests.guest import Guest
 from harness.guests.link import Link
 from harness.oracles.finding import finding
@@ -49,7 +50,16 @@ def sides(booted: NewGuest, case: CaseContext) -> tuple[Link, Link]:
 
 def again(guest: Guest, source: str) -> Link:
     """The link over an interface that was taken away and given again."""
-    link = Link(guest).up()
+    mac = guest.config.vifs[0].mac
+
+    def name() -> str:
+        for interface in guest.profile.interfaces(guest.sh):
+            if interface.mac == mac:
+                return interface.name
+        raise NotYet("it has no interface of that address")
+
+    interface = Deadline(40 * guest.scale).wait(f"the interface {mac} to be back in the guest", name, 0.5)
+    link = Link(guest, interface=interface).up()
     assert link.wait_up(), finding(
         asked="xl network-detach, then xl network-attach of the same interface",
         did=f"no answer over {link.interface} within 40 s",
