@@ -6,17 +6,14 @@ import time
 
 import pytest
 
-from harness.deadline import Deadline, NotYet
-from harness.errors import DeadlineExpired
-from harness.guests import admin, plug
-from harness.guests.guest import Guest
+from harness.guests import admin
 from harness.guests.link import Link, Peer
 from harness.oracles import frames
 from harness.oracles.finding import finding
 from harness.plugin.fixtures import NewGuest
 from harness.plugin.rig import CaseContext
 
-from .conftest import again
+from .conftest import again, replug
 from .test_offloads import MSS, SIZE, SOURCE
 
 _NO_GSO = {"feature-gso-tcpv4": "0", "feature-gso-tcpv6": "0"}
@@ -32,41 +29,13 @@ OFFERED, STREAMS = (1, 2, 4), 3
 _QUEUES = "/sys/module/xen_netback/parameters/max_queues"
 
 
-def replug(guest: Guest, keys: dict[str, str]) -> None:
-    """The first interface is taken away and given again, by a backend with other ``keys``; it connects within 30 s."""
-    guest.host.toolstack.network_detach(guest.domid, 0)
-    vif = guest.config.vifs[0]
-
-    def gone() -> None:
-        if any(interface.mac == vif.mac for interface in guest.profile.interfaces(guest.sh)):
-            raise NotYet("it still has it")
-
-    # FreeBSD takes no notice of a device that comes back before it has forgotten the old one (sys/xen/xenbus/xenbusb.c,
-    # xenbusb_add_device(): "already tracking this node"); seen here once in 150 times, with 4 vCPUs.
-    Deadline(30 * guest.scale).wait("the interface to go", gone, 0.3)
-    time.sleep(0.5)
-    plug.attach(guest, "vif/0", keys, lambda: guest.host.toolstack.network_attach(guest.domid, vif))
-
-    def connected() -> None:
-        state = guest.host.xenstore.read(f"/local/domain/{guest.domid}/device/vif/0/state")
-        if state != "4":
-            raise NotYet(f"its frontend is in state {state}")
-
-    try:
-        Deadline(30 * guest.scale).wait("the interface to connect", connected, 0.3)
-    except DeadlineExpired as exc:
-        what = f" to a backend with {keys}" if keys else ""
-        said = finding(asked=f"xl network-attach{what}", did=exc.message, good="connects it", source=SOURCE[guest.profile.os])
-        pytest.fail(said, pytrace=False)
-
-
 def test_backend_offers_less(link: Link, case: CaseContext) -> None:
     """D15: at a backend without GSO, scatter-gather or checksums the offloads go, no frame is too large, and data moves."""
     guest, ask = link.guest, admin.of(link.guest.profile)
     wrong = []
     for name in KNOWS[guest.profile.os]:
         keys, gone = LESS[name]
-        replug(guest, keys)
+        replug(guest, keys, SOURCE[guest.profile.os])
         link = again(guest, SOURCE[guest.profile.os])
         shown = ask.offloads(guest.sh, link.interface)
         wrong += [f"{name}: {flag} is still on" for flag in gone if shown.get(flag)]
@@ -122,7 +91,7 @@ def test_queues(booted: NewGuest, vcpus: int, case: CaseContext) -> None:
     wrong = []
     for offered in OFFERED:
         guest.host.transport.run(["sh", "-c", f"echo {offered} > {_QUEUES}"])
-        replug(guest, {})
+        replug(guest, {}, SOURCE[guest.profile.os])
         front = guest.host.xenstore.children(f"/local/domain/{guest.domid}/device/vif/0")
         queues = max(1, sum(name.startswith("queue-") for name in front))
         if queues != min(offered, most):

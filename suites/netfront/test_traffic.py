@@ -10,7 +10,7 @@ from harness.oracles import frames
 from harness.oracles.finding import finding
 from harness.plugin.rig import CaseContext
 
-from .conftest import again
+from .conftest import again, replug
 from .test_offloads import SIZE, SOURCE, arrived
 
 
@@ -65,11 +65,10 @@ def test_vif_down_and_up(link: Link, case: CaseContext) -> None:
 
 def test_detach_and_attach(link: Link) -> None:
     """D14: the interface is taken away and given again: it comes back and works."""
-    vif = link.guest.config.vifs[0]
-    link.host.toolstack.network_detach(link.guest.domid, 0)
-    link.host.toolstack.network_attach(link.guest.domid, vif)
+    source = SOURCE[link.guest.profile.os]
+    replug(link.guest, {}, source)
 
-    back = again(link.guest, SOURCE[link.guest.profile.os])
+    back = again(link.guest, source)
     arrived(back.upload(SIZE // 4), "data after the interface came back", back)
 
 
