@@ -5,6 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 # Labs side by side; each takes one CPU.
 WORKERS ?= $(shell nproc 2>/dev/null || sysctl -n hw.ncpu)
+SELFTEST = $(BIN)/pytest tests -q -n $(WORKERS) --dist worksteal
 
 .PHONY: run test selftest lint unit lab setup bench planted report nightly faults clean
 
@@ -15,11 +16,11 @@ run: setup
 # end, whatever the first says; the last line is pytest's own summary.
 test: lint setup
 	@said=0; $(BIN)/fxh run -n $(WORKERS) || said=$$?; \
-	$(BIN)/pytest tests -q -n $(WORKERS) --dist worksteal && exit $$said
+	$(SELFTEST) && exit $$said
 
 # Half of it: without the suites.
 selftest: lint setup
-	$(BIN)/pytest tests -q -n $(WORKERS) --dist worksteal
+	$(SELFTEST)
 
 lint: $(VENV)/dev
 	$(BIN)/ruff check .

@@ -22,7 +22,7 @@ from filelock import FileLock
 from harness.errors import InfrastructureError, LabDead, UsageError
 from harness.lab.keys import Keys
 from harness.lab.qemu import MachineSpec, Qemu, command
-from harness.lab.store import LabImage, used
+from harness.lab.store import LabImage, on_disk, used
 
 READY = "ready"
 # What suites make begins with one of these.
@@ -64,7 +64,7 @@ class Checkpoint:
     @property
     def size(self) -> int:
         """Bytes on disk."""
-        return sum(p.stat().st_blocks * 512 for p in self.directory.iterdir())
+        return on_disk(self.directory.iterdir())
 
 
 def fingerprint(spec: MachineSpec, qemu: Qemu) -> str:
@@ -180,6 +180,11 @@ def copy_sparse(source: Path, target: Path) -> None:
                             os.pwrite(dst.fileno(), block[first : min(page, len(block))], at + first)
                         first = page + _PAGE
                 at += len(block)
+
+
+def of_suites(directory: Path) -> bool:
+    """Whether suites made it, and make it anew when they need it."""
+    return directory.name.startswith((REST, WARM))
 
 
 def parents(image: LabImage) -> set[Path]:

@@ -15,7 +15,7 @@ from harness import paths
 from harness.errors import InfrastructureError, UsageError
 from harness.lab import checkpoint, records
 from harness.lab.process import listening
-from harness.lab.store import LabImage
+from harness.lab.store import LabImage, on_disk
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ def rows() -> tuple[Row, ...]:
             xen = str(LabImage(record.image_path).manifest["xen"])
         except (OSError, ValueError, KeyError):
             xen = "?"
-        disk = sum(p.stat().st_blocks * 512 for p in records.directory(name).iterdir())
+        disk = on_disk(records.directory(name).iterdir())
         found.append(
             Row(
                 name, state, xen, record.qemu_pid, 0 if record.kept else record.owner_pid, record.ssh_port, record.accel, quirk,
@@ -75,11 +75,10 @@ def checkpoints() -> list[str]:
         by_qemu: dict[str, list[Path]] = {}
         for path in checkpoint.listing(image):
             by_qemu.setdefault(json.loads((path / "meta.json").read_text())["qemu"], []).append(path)
-        for qemu, paths_ in by_qemu.items():
-            names = sorted(path.name.partition("@")[0] for path in paths_)
-            own = [name for name in names if not name.startswith((checkpoint.REST, checkpoint.WARM))]
-            suites = len(names) - len(own)
-            size = sum(file.stat().st_blocks * 512 for path in paths_ for file in path.iterdir()) >> 20
+        for qemu, made in by_qemu.items():
+            own = sorted(path.name.partition("@")[0] for path in made if not checkpoint.of_suites(path))
+            suites = len(made) - len(own)
+            size = on_disk(file for path in made for file in path.iterdir()) >> 20
             what = ", ".join([*own, *([f"{suites} of suites"] if suites else [])])
             lines.append(f"checkpoints of {image.key}: {what}; {size} MiB, {qemu}")
     return lines

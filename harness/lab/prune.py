@@ -1,16 +1,15 @@
-"""Takes out of the store what no lab has used for long: images of older recipes, their checkpoints, leavings of the killed."""
+"""Takes out of the store what no lab has used for long, of checkpoints also what is too much, and leavings of the killed."""
 
 from __future__ import annotations
 
 import shutil
 import time
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from harness import paths
 from harness.lab import checkpoint, records
-from harness.lab.store import LabImage
+from harness.lab.store import LabImage, on_disk
 
 _DAY = 86400.0
 # The control guest's matrix makes 23, a FreeBSD's 8, of 200 to 400 MiB each. One that is not kept costs a boot in the next run:
@@ -45,7 +44,7 @@ def prune(days: float) -> tuple[Removed, ...]:
         below = checkpoint.parents(image)
         for path in checkpoint.listing(image):
             if path.name not in busy and _age(path) < before and path not in below:
-                size = _size(path)
+                size = on_disk(path.rglob("*"))
                 checkpoint.remove(path)
                 removed.append(Removed(path, size))
         removed += [_remove(p) for p in (directory / "checkpoints").glob(".*") if p.is_dir() and _age(p) < time.time() - _DAY]
@@ -59,11 +58,9 @@ def bound(most: int = _MOST) -> tuple[Removed, ...]:
     """
     labs = paths.store() / "labs"
     images = [LabImage(path) for path in labs.iterdir() if path.is_dir()]
-    made = {
-        path for image in images for path in checkpoint.listing(image) if path.name.startswith((checkpoint.REST, checkpoint.WARM))
-    }
+    made = {path for image in images for path in checkpoint.listing(image) if checkpoint.of_suites(path)}
     below = {path for image in images for path in checkpoint.parents(image)}
-    sizes = {path: _size(path) for path in made}
+    sizes = {path: on_disk(path.rglob("*")) for path in made}
     taken = sum(sizes.values())
     most = min(most, (taken + shutil.disk_usage(labs).free) // 2)
     removed = []
@@ -84,16 +81,7 @@ def _age(path: Path) -> float:
         return 0.0
 
 
-def _size(path: Path) -> int:
-    """As far as it is there: others remove, too."""
-    size = 0
-    for file in path.rglob("*"):
-        with suppress(FileNotFoundError):
-            size += file.stat().st_blocks * 512 if file.is_file() else 0
-    return size
-
-
 def _remove(path: Path) -> Removed:
-    size = _size(path)
+    size = on_disk(path.rglob("*"))
     shutil.rmtree(path, ignore_errors=True)
     return Removed(path, size)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -40,7 +42,16 @@ class LabImage:
     @property
     def size(self) -> int:
         """Bytes on disk, without checkpoints."""
-        return sum(p.stat().st_blocks * 512 for p in self.directory.iterdir() if p.is_file())
+        return on_disk(self.directory.iterdir())
+
+
+def on_disk(files: Iterable[Path]) -> int:
+    """Bytes that these files take, as far as they are there: others remove, too. Directories count nothing."""
+    size = 0
+    for file in files:
+        with suppress(FileNotFoundError):
+            size += file.stat().st_blocks * 512 if file.is_file() else 0
+    return size
 
 
 def used(directory: Path) -> None:
