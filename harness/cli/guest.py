@@ -176,10 +176,6 @@ def console(
         if host.toolstack.find(int(domain) if domain.isdigit() else domain) is None:
             names = ", ".join(row.name for row in host.toolstack.domains())
             raise UsageError(f"no domain {domain} on {host.facts.name}", mend=f"there are: {names}")
-        stream = host.toolstack.console(domain, serial=serial)
-        try:
-            attach(stream)
-        finally:
-            stream.close()
+        attach(host.toolstack.console(domain, serial=serial))
     finally:
         host.close()

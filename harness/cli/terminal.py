@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from harness.console.text import decode, plain
-from harness.errors import InfrastructureError
+from harness.errors import InfrastructureError, TransportError
 from harness.transport import Stream
 from harness.transport.local import DescriptorStream
 
@@ -37,11 +37,13 @@ def raw_terminal() -> Iterator[bool]:
 
 
 def attach(stream: Stream) -> None:
-    """Join stdin and stdout to ``stream`` until it ends or Ctrl-] is typed.
+    """Join stdin and stdout to ``stream`` until it ends or Ctrl-] is typed; it is closed then.
 
-    What is not typed by a person at a terminal is shown without control sequences.
+    What is not typed by a person at a terminal is shown without control sequences. Raises TransportError where the stream is no
+    way to what it should show.
     """
     ended = threading.Event()
+    refused: list[TransportError] = []
 
     def show() -> None:
         while not ended.is_set():
@@ -49,6 +51,9 @@ def attach(stream: Stream) -> None:
                 data = stream.read(1 << 16, 0.2)
             except TimeoutError:
                 continue
+            except TransportError as exc:
+                refused.append(exc)
+                data = b""
             if not data:
                 ended.set()
                 return
@@ -60,18 +65,24 @@ def attach(stream: Stream) -> None:
             sys.stderr.write("attached; Ctrl-] ends\r\n")
         shower = threading.Thread(target=show, daemon=True)
         shower.start()
-        while not ended.is_set():
-            ready, _, _ = select.select([sys.stdin], [], [], 0.2)
-            if not ready:
-                continue
-            typed = os.read(sys.stdin.fileno(), 4096)
-            if not typed or _ESCAPE in typed:
-                break
-            stream.write(typed)
-        if not interactive:
-            ended.wait(2.0)  # what was asked for by a pipe gets its answer
-        ended.set()
-        shower.join(1.0)
+        try:
+            while not ended.is_set():
+                ready, _, _ = select.select([sys.stdin], [], [], 0.2)
+                if not ready:
+                    continue
+                typed = os.read(sys.stdin.fileno(), 4096)
+                if not typed or _ESCAPE in typed:
+                    break
+                stream.write(typed)
+            if not interactive:
+                ended.wait(2.0)  # what was asked for by a pipe gets its answer
+        finally:
+            # While it is still read: its end has to be seen.
+            stream.close()
+            ended.set()
+            shower.join(1.0)
+    if refused:
+        raise refused[0]
 
 
 def attach_socket(path: Path) -> None:
@@ -81,8 +92,4 @@ def attach_socket(path: Path) -> None:
         link.connect(str(path))
     except OSError as exc:
         raise InfrastructureError(f"{path}: {exc.strerror}", mend="is the lab up? (`fxh lab list`)") from exc
-    stream = DescriptorStream(link.detach())
-    try:
-        attach(stream)
-    finally:
-        stream.close()
+    attach(DescriptorStream(link.detach()))

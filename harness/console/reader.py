@@ -62,6 +62,7 @@ class ConsoleReader:
         self.closed = False
         self.death: Death | None = None
         self._expected_end = False
+        self._broken: TransportError | None = None
         self._expecting = 0
         self._begin_boot(self._out.tell())
         self._thread = self._new_thread()
@@ -92,12 +93,16 @@ class ConsoleReader:
         if self._thread.is_alive() and self._thread is not threading.current_thread():
             self._thread.join(seconds)
 
-    def replace_stream(self, stream: Stream, *, same_boot: bool = False) -> None:
-        """Go on with another stream: same log, and a new boot (the domain was re-created) unless ``same_boot``."""
+    def replace_stream(self, connect: Callable[[], Stream], *, same_boot: bool = False) -> None:
+        """Go on with another stream: same log, and a new boot (the domain was re-created) unless ``same_boot``.
+
+        It is asked for when the present one has ended: two cannot be at one console.
+        """
         self.stop()
-        self._stream = stream
+        self._stream = connect()
         with self._changed:
             self.closed = self._expected_end = False
+            self._broken = None
             if not same_boot:
                 self._begin_boot(self.offset)
         self._thread = self._new_thread()
@@ -170,7 +175,7 @@ class ConsoleReader:
         while True:
             fresh = self.read(position, -1, deadline)
             if fresh is None:
-                raise TransportError(f"the console of {self.name} ended while waiting for {what}")
+                raise self._ended(f"ended while waiting for {what}")
             if not fresh:
                 raise deadline.expire(f"{what} on the console of {self.name}", self._where())
             searched = max(0, len(data) - 4096)
@@ -190,10 +195,15 @@ class ConsoleReader:
                 if death := self._mourned():
                     raise GuestDied(death)
                 if self.closed or self.death is not None:
-                    raise TransportError(f"the console of {self.name} ended before stage {name!r}")
+                    raise self._ended(f"ended before stage {name!r}")
                 if deadline.expired:
                     raise deadline.expire(f"{self.name} to reach stage {name!r}", self._where())
                 self._changed.wait(min(1.0, deadline.remaining))
+
+    def _ended(self, how: str) -> TransportError:
+        broken = self._broken
+        how = f"cannot be read: {broken.message}" if broken else how
+        return TransportError(f"the console of {self.name} {how}", mend=broken.mend if broken else "")
 
     def _where(self) -> str:
         return f"it is at stage {self.stage or 'none'}, last line {excerpt(self.tail(), 1)!r}"
@@ -252,6 +262,8 @@ class ConsoleReader:
                     break
                 self._take(chunk)
                 self._judge()
+        except TransportError as exc:
+            self._broken = exc
         except Exception:  # a bug here must not look like a silent guest
             log.exception("console reader of %s", self.name)
         self._end()
@@ -337,12 +349,13 @@ class ConsoleReader:
     def _end(self) -> None:
         if self._watcher.dying is not None and self.death is None:
             self._autopsy(self._watcher.dying)
+        if self.death is None and self._broken is None and not self._expected_end:
+            message = "the console ended: the domain is gone"
+            self._set_death(Death("eof", message, self.stage, excerpt=excerpt(self.tail())))
+        # After the death: who waits is told of that, and not of a console that ended.
         with self._changed:
             self.closed = True
             self._changed.notify_all()
-        if self.death is None and not self._expected_end:
-            message = "the console ended: the domain is gone"
-            self._set_death(Death("eof", message, self.stage, excerpt=excerpt(self.tail())))
 
     def _tell(self, event: StageReached | Death) -> None:
         if self._listener is not None:

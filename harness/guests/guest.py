@@ -330,7 +330,7 @@ class Guest:
         self.domid = deadline.wait(f"{self.name} to be re-created", look, _LOOKS)
         self._session = None
         self.unpaused = time.monotonic()
-        self.console.replace_stream(self._stream())
+        self.console.replace_stream(self._stream)
         return self.domid
 
     def reconfigure(self, **changes: object) -> Guest:
@@ -345,7 +345,7 @@ class Guest:
 
     def reattach(self) -> None:
         """Let go of the console and attach again: what comes now is read by a new client."""
-        self.console.replace_stream(self._stream(), same_boot=True)
+        self.console.replace_stream(self._stream, same_boot=True)
 
     def _stream(self, *, new: bool = True) -> Stream:
         return self.host.toolstack.console(self.domid, serial=self.config.serial, new=new)

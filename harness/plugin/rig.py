@@ -231,7 +231,11 @@ class Rig:
         config = _config(data["config"])
         guest = Guest(host, self.source(cell).profile, config, directory, scale=self.options.scale)
         guest.prepared = data["prepared"]
-        guest.adopt(int(data["domid"]))
+        try:
+            guest.adopt(int(data["domid"]))
+        except TransportError:  # its console cannot be had: so would every later case begin
+            checkpoint.remove(made.directory)
+            raise
         boot = Boot(config.name, tuple(Stamp(*stamp) for stamp in data["stages"]))
         return guest, boot
 

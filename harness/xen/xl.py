@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Sequence
 from dataclasses import replace
 
 from harness.deadline import Deadline
-from harness.errors import CommandFailed, InfrastructureError, TransportError, UsageError
+from harness.errors import CommandFailed, InfrastructureError, UsageError
 from harness.transport import Completed, Stream, Transport
-from harness.xen import listing, pygrub
+from harness.xen import listing, pygrub, xenconsole
 from harness.xen.config import Disk, DomainConfig, Vif
 from harness.xen.listing import DomainState, HostInfo
 
@@ -24,15 +23,6 @@ _WHOLE = 300.0
 _DIRECTORY = 'mkdir -p -m 700 "${1%/*}" && '
 _CREATE_SCRIPT = 'umask 077 && cat > "$1" && xl create $2 "$1" && xl domid "$3"'
 _RESTRICTED = 'readable "$4" "$5" && '
-
-
-# xenconsole gives up when xenconsoled has not told the console's tty within five seconds (tools/console/client/main.c),
-# and a busy host takes longer to re-create a domain.
-_CONSOLE_SCRIPT = """
-n=0
-until xenstore-exists "$1" || [ $n -ge 300 ]; do n=$((n + 1)); sleep 0.2; done
-exec xl console -t "$2" "$3"
-"""
 
 
 class Xl:
@@ -97,12 +87,7 @@ class Xl:
         return self._xl("dmesg", *(["-c"] if clear else [])).text
 
     def console(self, domain: str | int, *, serial: bool = False, new: bool = True) -> Stream:
-        kind, node = ("serial", "serial/0/tty") if serial else ("pv", "console/tty")
-        argv = ["xl", "console", "-t", kind, str(domain)]
-        if new and isinstance(domain, int):
-            argv = ["sh", "-c", _CONSOLE_SCRIPT, "sh", f"/local/domain/{domain}/{node}", kind, str(domain)]
-        # Without a terminal xenconsole takes no input.
-        return ConsoleStream(self._transport.open(argv, pty=True))
+        return xenconsole.attach(self._transport, domain, serial=serial, new=new)
 
     def dump_core(self, domain: str | int, path: str) -> None:
         self._xl("dump-core", domain, path, seconds=_WHOLE)
@@ -132,24 +117,6 @@ class Xl:
 
     def _xl(self, verb: str, *words: str | int, seconds: float = _VERB) -> Completed:
         return self._transport.run(_argv(verb, words), Deadline(seconds))
-
-
-class ConsoleStream:
-    """A stream from xenconsole. Closing it says goodbye first (Ctrl-]): a hangup alone leaves some versions behind."""
-
-    def __init__(self, stream: Stream) -> None:
-        self._stream = stream
-
-    def read(self, size: int, timeout: float | None = None) -> bytes:
-        return self._stream.read(size, timeout)
-
-    def write(self, data: bytes) -> None:
-        self._stream.write(data)
-
-    def close(self) -> None:
-        with contextlib.suppress(TransportError):
-            self._stream.write(b"\x1d")
-        self._stream.close()
 
 
 def _argv(verb: str, words: Sequence[str | int]) -> list[str]:

@@ -89,6 +89,8 @@ def test_checkpoint_with_a_running_guest(host: LabHost, tmp_path: Path) -> None:
     try:
         for _ in range(2):
             host.put_back("test-guest", lambda: pytest.fail("it is there"))
+            left = host.transport.run(["busybox", "pidof", "xenconsole"], check=False).text
+            assert not left, "frozen with its client, nobody else could have the console"
             again = Guest(host, what.profile, guest.config, tmp_path).adopt(guest.domid)
             assert again.sh("cat /tmp/mark") == "kept"
             ping = host.transport.run(["sh", "-c", "busybox ping -c 1 -W 5 10.0.2.77"], check=False)

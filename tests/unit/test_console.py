@@ -15,9 +15,11 @@ from harness.console.reader import ConsoleReader
 from harness.console.stages import FREEBSD
 from harness.console.text import decode, excerpt, plain
 from harness.deadline import Deadline
-from harness.errors import GuestDied
+from harness.errors import GuestDied, TransportError
 from harness.guests.freebsd import FreeBSD as FreeBSDProfile
 from harness.transport.replay import ReplayStream
+from harness.xen import xenconsole
+from harness.xen.xenconsole import ConsoleStream
 
 CONSOLES = Path(__file__).parent.parent / "consoles"
 PVH = (CONSOLES / "freebsd-13.2-pvh-boot-login-panic.log").read_bytes()
@@ -212,6 +214,72 @@ def test_end_of_the_console_is_a_death_unless_expected(tmp_path: Path) -> None:
     reader.start()
     reader._thread.join(5)
     assert reader.death is None
+
+
+def test_a_console_s_end_is_told_after_the_death_that_it_is(tmp_path: Path) -> None:
+    """A wait that saw the end first would be told of a broken console."""
+    closed: list[bool] = []
+    reader = ConsoleReader(
+        ReplayStream(b"hello\r\n"), tmp_path / "c", stages=FREEBSD, listener=lambda event: closed.append(reader.closed)
+    )
+    reader.start().join(5)
+    assert (closed, reader.closed) == ([False], True)
+
+
+def test_a_console_that_somebody_else_has_is_no_death(tmp_path: Path) -> None:
+    words = b"\r\nxenconsole: Could not lock /var/lock/xenconsole.2: Resource temporarily unavailable\r\n"
+    reader = ConsoleReader(ConsoleStream(ReplayStream(words)), tmp_path / "c", stages=FREEBSD).start()
+    with pytest.raises(TransportError, match=r"cannot be read: xenconsole: Could not lock /var/lock/xenconsole.2: .*\n  mend: "):
+        reader.wait_stage("login", Deadline(10))
+    assert reader.death is None
+    reader.close()
+
+
+def test_words_of_xenconsole_that_a_guest_prints_are_the_guest_s(tmp_path: Path) -> None:
+    words = b"starting\r\nxenconsole: Could not lock it: no\r\n"
+    reader = ConsoleReader(ConsoleStream(ReplayStream(words)), tmp_path / "c", stages=FREEBSD).start()
+    with pytest.raises(GuestDied):
+        reader.wait_stage("login", Deadline(10))
+    reader.close()
+
+
+class Busy(ReplayStream):
+    """A xenconsole that is let go only by the second goodbye."""
+
+    def __init__(self) -> None:
+        super().__init__(b"", end="silence")
+        self.gone = False
+
+    def write(self, data: bytes) -> None:
+        super().write(data)
+        if self.written == b"\x1d\x1d":
+            self.gone = True
+            super().close()
+
+    def close(self) -> None:
+        assert self.gone, "cut off, it would keep the console"
+
+
+def test_a_console_is_let_go_when_xenconsole_has_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(xenconsole, "_GOODBYE", 0.2)
+    busy = Busy()
+    reader = ConsoleReader(ConsoleStream(busy), tmp_path / "c", stages=FREEBSD).start()
+    reader.close()
+    assert busy.written == b"\x1d\x1d"
+
+
+def test_a_console_is_asked_for_when_the_one_before_has_ended(tmp_path: Path) -> None:
+    first, asked = ReplayStream(b"", end="silence"), []
+
+    def connect() -> ReplayStream:
+        asked.append(first.read(1, 0))  # raises TimeoutError while it is open
+        return ReplayStream(b"login: ", end="silence")
+
+    reader = ConsoleReader(first, tmp_path / "c", stages=FREEBSD).start()
+    reader.replace_stream(connect)
+    reader.wait_for(b"login", Deadline(5), "the new console")
+    assert asked == [b""]
+    reader.close()
 
 
 def test_identity_has_no_numbers() -> None:

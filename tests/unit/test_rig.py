@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from harness.errors import TransportError
+from harness.guests.guest import Guest, Shape
 from harness.lab import checkpoint
 from harness.plugin import rig as rigs
 from harness.plugin.cells import Cell
 from harness.plugin.rig import Rig
+from harness.xen.config import DomainConfig
 
 CELL = Cell("control", "pv", "xen-4.20", "4.20")
 
@@ -20,7 +25,8 @@ CELL = Cell("control", "pv", "xen-4.20", "4.20")
 class Lab:
     """Remembers which checkpoints there are, and which it was put back to."""
 
-    def __init__(self) -> None:
+    def __init__(self, place: Path) -> None:
+        self.place = place
         self.made: dict[str, str] = {}
         self.restored: list[str] = []
         self.lab = SimpleNamespace(dead="")
@@ -33,7 +39,9 @@ class Lab:
         if name not in self.made:
             self.made[name] = make()
         self.restored.append(name)
-        return SimpleNamespace(note=self.made[name])
+        directory = self.place / name
+        directory.mkdir(exist_ok=True)
+        return SimpleNamespace(note=self.made[name], directory=directory)
 
     def rest(self, *, to_freeze: bool = False) -> None:
         self.restored.append(checkpoint.READY)
@@ -44,16 +52,16 @@ class Lab:
 
 
 @pytest.fixture
-def lab(monkeypatch: pytest.MonkeyPatch) -> Lab:
+def lab(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Lab:
     monkeypatch.setattr(rigs, "LabHost", Lab)
-    return Lab()
+    return Lab(tmp_path)
 
 
 @pytest.fixture
 def rig(lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Rig:
     for name in ("vmlinuz", "initrd"):
         (tmp_path / name).write_text(name)
-    made = Rig(SimpleNamespace(host="", xens=("4.20",), control=tmp_path))  # type: ignore[arg-type]
+    made = Rig(SimpleNamespace(host="", xens=("4.20",), control=tmp_path, scale=1.0))  # type: ignore[arg-type]
     monkeypatch.setattr(made, "_lab", lambda xen: lab)
     return made
 
@@ -77,3 +85,18 @@ def test_a_lab_whose_rest_was_made_for_a_warm_guest_is_put_back_all_the_same(rig
     lab.restored.clear()  # a warm guest is booted from there, and runs
     rig.host(CELL)
     assert lab.restored == [rest]
+
+
+def test_a_checkpoint_whose_guest_s_console_cannot_be_had_is_made_anew(
+    rig: Rig, lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    note = json.dumps({"config": asdict(DomainConfig("g", "pv", 160)), "domid": 2, "stages": [], "prepared": None})
+    monkeypatch.setattr(rig, "_boot_warm", lambda *args: note)
+
+    def locked(guest: Guest, domid: int) -> Guest:
+        raise TransportError("Could not lock /var/lock/xenconsole.2")
+
+    monkeypatch.setattr(Guest, "adopt", locked)
+    with pytest.raises(TransportError):
+        rig._warm_guest(CELL, lab, "warm-1", tmp_path, Shape("pv"), None)  # type: ignore[arg-type]
+    assert not (tmp_path / "warm-1").exists()
