@@ -93,13 +93,10 @@ class ConsoleReader:
         if self._thread.is_alive() and self._thread is not threading.current_thread():
             self._thread.join(seconds)
 
-    def replace_stream(self, connect: Callable[[], Stream], *, same_boot: bool = False) -> None:
-        """Go on with another stream: same log, and a new boot (the domain was re-created) unless ``same_boot``.
-
-        It is asked for when the present one has ended: two cannot be at one console.
-        """
+    def replace_stream(self, stream: Stream, *, same_boot: bool = False) -> None:
+        """Go on with another stream: same log, and a new boot (the domain was re-created) unless ``same_boot``."""
         self.stop()
-        self._stream = connect()
+        self._stream = stream
         with self._changed:
             self.closed = self._expected_end = False
             self._broken = None

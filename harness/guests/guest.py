@@ -21,9 +21,9 @@ from harness.guests import preflight
 from harness.guests.profile import GuestProfile
 from harness.guests.source import GuestSource
 from harness.hosts.host import XenHost
-from harness.transport import Stream
 from harness.xen.config import Disk, DomainConfig, Vif, entry
 from harness.xen.listing import DomainState, ShutdownEvent, parse_log
+from harness.xen.toolstack import Console
 
 log = logging.getLogger("fxh.guests")
 
@@ -149,6 +149,7 @@ class Guest:
         self.name = config.name
         self.domid = -1
         self._console: ConsoleReader | None = None
+        self._client: Console | None = None
         self._session: Session | None = None
         self.created = self.unpaused = 0.0
         self.prepared: Any = None
@@ -198,7 +199,13 @@ class Guest:
         return self._session
 
     def detach(self) -> None:
-        """Let go of the console; the domain lives on."""
+        """Let go of the console; the domain lives on, and the next client can have it."""
+        if self._console is not None:
+            self._leave()
+            self._console.close()
+
+    def abandon(self) -> None:
+        """Let go of the console of a domain that goes with its machine: nobody sees to what is left there."""
         if self._console is not None:
             self._console.close()
 
@@ -330,7 +337,7 @@ class Guest:
         self.domid = deadline.wait(f"{self.name} to be re-created", look, _LOOKS)
         self._session = None
         self.unpaused = time.monotonic()
-        self.console.replace_stream(self._stream)
+        self._replace_stream(same_boot=False)
         return self.domid
 
     def reconfigure(self, **changes: object) -> Guest:
@@ -345,10 +352,20 @@ class Guest:
 
     def reattach(self) -> None:
         """Let go of the console and attach again: what comes now is read by a new client."""
-        self.console.replace_stream(self._stream, same_boot=True)
+        self._replace_stream(same_boot=True)
 
-    def _stream(self, *, new: bool = True) -> Stream:
-        return self.host.toolstack.console(self.domid, serial=self.config.serial, new=new)
+    def _stream(self, *, new: bool = True) -> Console:
+        self._client = self.host.toolstack.console(self.domid, serial=self.config.serial, new=new)
+        return self._client
+
+    def _leave(self) -> None:
+        if self._client is not None:
+            self.console.expect_end()
+            self._client.leave()
+
+    def _replace_stream(self, *, same_boot: bool) -> None:
+        self._leave()
+        self.console.replace_stream(self._stream(), same_boot=same_boot)
 
     def _attach(self, *, new: bool = True) -> None:
         self._console = ConsoleReader(

@@ -303,7 +303,7 @@ class Rig:
         for guest in guests:
             if isinstance(guest.host, LabHost):
                 guest.console_will_end()
-                guest.detach()
+                guest.abandon()
             else:
                 try:
                     guest.destroy()

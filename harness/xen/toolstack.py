@@ -10,6 +10,17 @@ from harness.xen.config import Disk, DomainConfig, Vif
 from harness.xen.listing import DomainState, HostInfo
 
 
+class Console(Stream, Protocol):
+    """A domain's console, held by a client in dom0: two cannot have it."""
+
+    def leave(self) -> None:
+        """Have the client go, and wait until whoever reads has seen its end; the next one can have the console then.
+
+        One that is left holds the console's lock: in a checkpoint, for ever. Gives up after some seconds.
+        """
+        ...
+
+
 class Toolstack(Protocol):
     """One implementation today: xl. Domains are named by name or domid. Raises CommandFailed with the tool's words."""
 
@@ -45,7 +56,7 @@ class Toolstack(Protocol):
         """The hypervisor's log."""
         ...
 
-    def console(self, domain: str | int, *, serial: bool = False, new: bool = True) -> Stream:
+    def console(self, domain: str | int, *, serial: bool = False, new: bool = True) -> Console:
         """The domain's PV console, or the serial port of an HVM domain; of a ``new`` one it may not be there yet."""
         ...
 

@@ -16,14 +16,14 @@ n=0
 until xenstore-exists "$1" || [ $n -ge 300 ]; do n=$((n + 1)); sleep 0.2; done
 exec xl console -t "$2" "$3"
 """
-# Once a console is let go its xenconsole is asked to go so often, and given so long each time.
+# Who leaves a console asks its xenconsole to go so often, and gives it so long each time.
 _GOODBYES, _GOODBYE = 5, 1.0
 # All that is read from a xenconsole that another one keeps from the console (tools/console/client/main.c, console_lock()).
 _REFUSED = re.compile(rb"\s*(xenconsole: Could not (?:open|lock) [^\r\n]*)\s*")
 _REFUSAL = 300
 
 
-def attach(transport: Transport, domain: str | int, *, serial: bool = False, new: bool = True) -> Stream:
+def attach(transport: Transport, domain: str | int, *, serial: bool = False, new: bool = True) -> ConsoleStream:
     """See :meth:`harness.xen.toolstack.Toolstack.console`."""
     kind, node = ("serial", "serial/0/tty") if serial else ("pv", "console/tty")
     argv = ["xl", "console", "-t", kind, str(domain)]
@@ -34,11 +34,7 @@ def attach(transport: Transport, domain: str | int, *, serial: bool = False, new
 
 
 class ConsoleStream:
-    """A stream from xenconsole.
-
-    Closing it says goodbye (Ctrl-]) and waits until whoever reads has seen xenconsole's end: a hangup alone leaves some versions
-    behind, and one that is left holds the console's lock, in a checkpoint for ever.
-    """
+    """A stream from xenconsole. Closing it says goodbye first (Ctrl-]): a hangup alone leaves some versions behind."""
 
     def __init__(self, stream: Stream) -> None:
         self._stream = stream
@@ -61,7 +57,8 @@ class ConsoleStream:
     def write(self, data: bytes) -> None:
         self._stream.write(data)
 
-    def close(self) -> None:
+    def leave(self) -> None:
+        """See :meth:`harness.xen.toolstack.Console.leave`."""
         with contextlib.suppress(TransportError):
             for _ in range(_GOODBYES):
                 if self._ended.is_set():
@@ -69,4 +66,8 @@ class ConsoleStream:
                 # Heeded only where it is all that xenconsole reads at once (tools/console/client/main.c): so, again.
                 self._stream.write(b"\x1d")
                 self._ended.wait(_GOODBYE)
+
+    def close(self) -> None:
+        with contextlib.suppress(TransportError):
+            self._stream.write(b"\x1d")
         self._stream.close()

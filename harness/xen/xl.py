@@ -7,10 +7,11 @@ from dataclasses import replace
 
 from harness.deadline import Deadline
 from harness.errors import CommandFailed, InfrastructureError, UsageError
-from harness.transport import Completed, Stream, Transport
+from harness.transport import Completed, Transport
 from harness.xen import listing, pygrub, xenconsole
 from harness.xen.config import Disk, DomainConfig, Vif
 from harness.xen.listing import DomainState, HostInfo
+from harness.xen.toolstack import Console
 
 # Building a domain runs hotplug scripts, which under emulation take seconds each.
 _CREATE = 120.0
@@ -86,7 +87,7 @@ class Xl:
     def dmesg(self, *, clear: bool = False) -> str:
         return self._xl("dmesg", *(["-c"] if clear else [])).text
 
-    def console(self, domain: str | int, *, serial: bool = False, new: bool = True) -> Stream:
+    def console(self, domain: str | int, *, serial: bool = False, new: bool = True) -> Console:
         return xenconsole.attach(self._transport, domain, serial=serial, new=new)
 
     def dump_core(self, domain: str | int, path: str) -> None:

@@ -26,6 +26,7 @@ from harness.lab.lab import Lab
 from harness.lab.process import listening
 from harness.xen.config import DomainConfig
 
+HERE = Path(__file__).parent
 FXH = [sys.executable, "-c", "from harness.cli.main import main; main()"]
 
 
@@ -77,6 +78,15 @@ def test_dom0s_init_reaps_orphans_and_rests(lab: Lab) -> None:
     sleeps, zombies, ticks = map(int, lab.ssh.run(["sh", "-c", _AT_REST]).text.split())
     assert (sleeps, zombies) == (1, 0)
     assert ticks < 100, f"process 1 took {ticks} of 200 ticks"
+
+
+def test_flags_are_right_behind_cmpxchg16b_or_there_is_none(lab: Lab, tmp_path: Path) -> None:
+    """With rubbish in them a kernel dies once in a long while (QEMU 7.2)."""
+    program = tmp_path / "flags"
+    subprocess.run(["cc", "-nostdlib", "-static", "-o", str(program), str(HERE / "flags.S")], check=True)
+    lab.ssh.put(program, "/root/flags")
+    status = lab.ssh.run(["sh", "-c", "chmod +x /root/flags; /root/flags"], check=False).status
+    assert status == (0 if lab.spec.accel == "kvm" else 128 + signal.SIGILL)
 
 
 def test_checkpoint_with_a_running_guest(host: LabHost, tmp_path: Path) -> None:

@@ -58,8 +58,8 @@ def test_a_new_domain_that_runs_is_taken(tmp_path: Path, monkeypatch: pytest.Mon
     host = Host([row(3, "---s--"), None, row(4, "--p---"), row(4, "-b----")])
     made = guest(host, tmp_path)
     replaced = []
-    made._console = SimpleNamespace(replace_stream=lambda connect: replaced.append(connect()))  # type: ignore[assignment]
+    made._console = SimpleNamespace(replace_stream=lambda stream, same_boot: replaced.append((stream, same_boot)))  # type: ignore[assignment]
     monkeypatch.setattr(made, "_stream", lambda: "the new console")
     assert made.follow_reboot(Deadline(60)) == 4
-    assert replaced == ["the new console"]
+    assert replaced == [("the new console", False)]
     assert len(host.waits) == 2, "once xenstored has told of a new domain, it is only looked for"
