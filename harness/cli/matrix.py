@@ -51,6 +51,7 @@ class Collector:
     def pytest_collection_finish(self, session: pytest.Session) -> None:
         from harness.plugin import known
         from harness.plugin.cells import Cell
+        from harness.plugin.selection import title
 
         for item in session.items:
             callspec = getattr(item, "callspec", None)
@@ -61,8 +62,7 @@ class Collector:
             case = known.case_id(suite, function, callspec.id if callspec else "", cell)
             skip = next((str(mark.kwargs.get("reason", "")) for mark in item.iter_markers("skip")), "")
             issue = None if skip else known.find(self.issues, case, cell)
-            doc = (getattr(getattr(item, "function", None), "__doc__", None) or case).strip().splitlines()[0]
-            self.entries.append(Entry(suite, case, cell, doc, skip, issue.line if issue else ""))
+            self.entries.append(Entry(suite, case, cell, title(item), skip, issue.line if issue else ""))
 
 
 def collect(options: list[str]) -> tuple[list[Entry], tuple[known.KnownIssue, ...]]:

@@ -33,3 +33,10 @@ def _keep(config: pytest.Config, items: list[pytest.Item], wanted: Callable[[pyt
 def _ours(item: pytest.Item) -> bool:
     callspec = getattr(item, "callspec", None)
     return callspec is not None and isinstance(callspec.params.get("cell"), Cell)
+
+
+def title(item: pytest.Item) -> str:
+    """What a case is about, in a line: the first of its docstring, as text, or its name."""
+    lines = (getattr(getattr(item, "function", None), "__doc__", None) or "").strip().splitlines()
+    # On pages, in mails and at terminals nothing turns ``this`` into anything.
+    return lines[0].replace("``", "") if lines else item.name.partition("[")[0]

@@ -23,6 +23,7 @@ from harness.plugin import cells, evidence, known
 from harness.plugin import options as options_
 from harness.plugin.outcome import Finding, exit_code, judge
 from harness.plugin.rig import CaseContext, Rig, stamps
+from harness.plugin.selection import title
 from harness.plugin.state import CASE, OPTIONS, PROGRESS, RIG, RUN, Progress, case_directory
 from harness.results import model, place, revision
 from harness.results.model import (
@@ -241,12 +242,10 @@ def _finish(item: pytest.Item, progress: Progress, context: CaseContext | None) 
     formerly = tuple(name for mark in item.iter_markers("formerly") for name in mark.args)
     if progress.lost:
         inputs = {**inputs, "run again because": progress.lost}
-    doc = (getattr(getattr(item, "function", None), "__doc__", None) or "").strip()
-    name = item.name.partition("[")[0]
     result = CaseResult(
         nodeid=item.nodeid,
         suite=item.path.parent.name,
-        case=name,
+        case=item.name.partition("[")[0],
         cell=str(callspec.params.get("cell", "")) if callspec is not None else "",
         outcome=finding.outcome,
         seconds=round(progress.seconds, 3),
@@ -258,7 +257,7 @@ def _finish(item: pytest.Item, progress: Progress, context: CaseContext | None) 
         files=tuple(sorted(p.name for p in directory.iterdir() if p.name != "case.json")),
         started=progress.started,
         directory=directory.name,
-        title=doc.splitlines()[0] if doc else name,
+        title=title(item),
         metrics=metrics,
         phase=progress.findings[0][0] if progress.findings else "",
         formerly=formerly,

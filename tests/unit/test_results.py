@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -12,6 +13,7 @@ from harness.console.deaths import Death
 from harness.errors import CommandFailed, DeadlineExpired, GuestCommandFailed, GuestDied, HarnessError, LabDead, UsageError
 from harness.plugin.cells import Cell, elsewhere, unmet
 from harness.plugin.outcome import exit_code, judge
+from harness.plugin.selection import title
 from harness.results import model, place
 from harness.results.model import Boot, CaseResult, RunResult, Stamp
 
@@ -87,3 +89,12 @@ def test_latest_points_to_the_last_of_runs_that_begin_at_once(tmp_path: Path) ->
     place.latest(runs[3])
     assert (tmp_path / "latest").readlink() == Path("runs/r3")
     assert [p.name for p in tmp_path.iterdir()] == ["latest"]
+
+
+@pytest.mark.parametrize(
+    ("doc", "expected"),
+    [("B2: letters in ``xl list``.\n\nMore.", "B2: letters in xl list."), ("", "test_x"), (None, "test_x")],
+)
+def test_a_title_is_text(doc: str | None, expected: str) -> None:
+    item = SimpleNamespace(name="test_x[control-pv]", function=SimpleNamespace(__doc__=doc))
+    assert title(item) == expected  # type: ignore[arg-type]
