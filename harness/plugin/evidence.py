@@ -32,6 +32,8 @@ def gather(context: CaseContext) -> None:
     }
     for guest in context.guests:
         sources[f"xl-{guest.name}.log"] = ["cat", f"/var/log/xen/xl-{guest.name}.log"]
+        if guest.config.type == "hvm":
+            sources[f"qemu-dm-{guest.name}.log"] = ["cat", f"/var/log/xen/qemu-dm-{guest.name}.log"]
     deadline = Deadline(_LIMIT)
     _mark_time(host, context.directory / "xl-dmesg.clock", deadline)
     for name, argv in sources.items():

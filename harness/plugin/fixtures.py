@@ -130,6 +130,12 @@ def image(rig: Rig, cell: Cell) -> Image:
 
 
 @pytest.fixture
+def given_root(rig: Rig, cell: Cell) -> str:
+    """The root device of the cell's guest where nothing else is asked for: ``xbd0``, ``xbd0p2``."""
+    return rig.source(cell).root
+
+
+@pytest.fixture
 def given_kernel(rig: Rig, cell: Cell) -> Path:
     """The kernel file that the cell's guest is booted with, as it is on this machine."""
     kernel = rig.source(cell).kernel
