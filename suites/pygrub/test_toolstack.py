@@ -13,7 +13,8 @@ from harness.xen.config import Disk
 
 from .watch import watch
 
-pytestmark = pytest.mark.needs(capability=("pygrub",))
+# An HVM guest has its own loader read its disk.
+pytestmark = pytest.mark.needs(capability=("pygrub",), types=("pvh", "pv"))
 
 BOOTED = {"bootloader": "pygrub", "on_reboot": "restart", "on_crash": "restart"}
 

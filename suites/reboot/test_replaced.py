@@ -21,7 +21,8 @@ from harness.plugin.cells import Cell
 from harness.plugin.fixtures import NewGuest
 from harness.plugin.rig import CaseContext, Rig
 
-pytestmark = pytest.mark.needs(capability=("pygrub",))
+# An HVM guest has its own loader read its disk.
+pytestmark = pytest.mark.needs(capability=("pygrub",), types=("pvh", "pv"))
 
 SOURCE = "xen tools/xl/xl_vmcontrol.c (restart), tools/libs/light/libxl_bootloader.c (run at each creation)"
 Kind = Callable[[str], str]

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 import re
 
 import pytest
 
 from harness.deadline import Deadline
+from harness.errors import DeadlineExpired
 from harness.guests import admin
 from harness.guests.guest import Guest
 from harness.oracles.finding import finding
@@ -26,6 +28,7 @@ NAMES = {
     ),
     "linux": ("xvdb", "hdc", "hdd", "sde", "51792", "0xCA60", "d7p0", "xvdp", "xvdq", "xvdz", "xvdaa", "d1000p0"),
 }  # fmt: skip
+NOT_HVM = pytest.mark.needs(types=("pvh", "pv"))
 SOURCE = {
     "freebsd": "sys/dev/xen/blkfront/blkfront.c, xbd_vdevice_to_unit(); xen tools/libs/light/libxl_device.c",
     "linux": "drivers/block/xen-blkfront.c, xlvbd_alloc_gendisk(); xen tools/libs/light/libxl_device.c",
@@ -50,7 +53,7 @@ def judge(guest: Guest, given: tuple[Given, ...], how: str) -> None:
 
 
 # An HVM guest's first four disks are emulated, too, and its device model does not start where two of them are the same.
-@pytest.mark.needs(types=("pvh", "pv"))
+@NOT_HVM
 def test_every_vdev_in_one_boot(new_guest: NewGuest, scratch: NewScratch, case: CaseContext) -> None:
     """A1 A2 A4 A5 A7: twenty disks by all kinds of vdev, in no order, root in their middle: each has its name and content."""
     guest = new_guest()
@@ -114,7 +117,7 @@ def test_mountroot_dialogue(new_guest: NewGuest, given_root: str) -> None:
     assert given_root in dict(seen.answers)["?"].split(), f"`?` does not list {given_root}: {seen.answers}"
 
     guest.console.rearm()
-    guest.console.write(f"ufs:/dev/{given_root}\r".encode())
+    _type(guest, f"ufs:/dev/{given_root}")
     guest.wait_stage("login")
 
     guest.login()
@@ -125,3 +128,14 @@ def test_mountroot_dialogue(new_guest: NewGuest, given_root: str) -> None:
         good="mounts what was typed and goes on to multi-user mode",
         source="sys/kern/vfs_mountroot.c, parse_dir_ask()",
     )
+
+
+def _type(guest: Guest, line: str) -> None:
+    """Type a line until it is echoed: a serial port is flushed (uart_grab()) after the prompt was printed."""
+    for _ in range(3):
+        since = guest.console.offset
+        guest.console.write(line.encode() + b"\r")
+        with contextlib.suppress(DeadlineExpired):
+            guest.console.wait_for(re.escape(line).encode(), Deadline(3 * guest.scale), "the echo of what was typed", since)
+            return
+    pytest.fail(f"{line!r}, typed three times, is not echoed at the prompt", pytrace=False)

@@ -127,6 +127,12 @@ def test_what_a_host_cannot_run(old: GuestSource, able: str, shape: Shape, refus
     assert re.search(mend, caught.value.mend)
 
 
+def test_an_hvm_guest_has_no_bootloader_in_dom0(disk: DiskImage) -> None:
+    able = GuestSource("freebsd-13.2", FreeBSD(version="13.2", types=("pvh", "hvm")), None, disks=(disk,), root="xbd0p2")
+    with pytest.raises(CannotRun, match=r"freebsd-13\.2 as HVM by pygrub: its own loader reads its disk"):
+        configure(Host(capabilities=frozenset({"hvm"})), able, Shape("hvm", bootloader="pygrub"), "x")  # type: ignore[arg-type]
+
+
 def test_a_32_bit_pv_kernel_where_xen_runs_it(old: GuestSource) -> None:
     made = configure(Host(capabilities=frozenset({"pv", "pv32"})), old, Shape("pv"), "x")  # type: ignore[arg-type]
     assert {'type = "pv"', "vcpus = 1", "msr_relaxed = 1"} <= set(made.render().splitlines())
