@@ -77,7 +77,6 @@ def attach(stream: Stream) -> None:
             if not interactive:
                 ended.wait(2.0)  # what was asked for by a pipe gets its answer
         finally:
-            # While it is still read: its end has to be seen.
             stream.close()
             ended.set()
             shower.join(1.0)

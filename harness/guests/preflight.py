@@ -21,10 +21,8 @@ def check(host: XenHost, source: GuestSource, shape: Shape) -> None:
             f"{source.label} cannot run as {shape.type}: its kernel has no entry for it",
             mend=f"choose one of {', '.join(types)}",
         )
-    if shape.type == "hvm" and (shape.bootloader or source.bootloader):
-        raise CannotRun(
-            f"{source.label} as HVM by {shape.bootloader or source.bootloader}: its own loader reads its disk", mend="PV or PVH"
-        )
+    if shape.type == "hvm" and (bootloader := shape.bootloader or source.bootloader):
+        raise CannotRun(f"{source.label} as HVM by {bootloader}: its own loader reads its disk", mend="PV or PVH")
     old_pv = entry(shape.type) == "pv" and source.bits == 32
     if old_pv and shape.vcpus > 1:
         raise CannotRun(f"{source.label} as 32-bit PV with {shape.vcpus} vCPUs", mend="one: with more it hangs")

@@ -72,7 +72,6 @@ def keep(host: DirectHost, guests: list[Guest], minutes: int) -> str:
                 host.toolstack.pause(row.domid)
             if host.lease is not None and not host.lease.keep(guest.name, 60.0 * minutes):
                 continue
-            guest.console_will_end()
             guest.detach()
             lines.append(commands(place, guest.name, row.domid, aids, until))
         if lines and isinstance(host, LabHost):

@@ -302,7 +302,6 @@ class Rig:
         """Remove a case's guests, and then what was made for them. On a lab all goes when it is put back for the next case."""
         for guest in guests:
             if isinstance(guest.host, LabHost):
-                guest.console_will_end()
                 guest.abandon()
             else:
                 try:

@@ -33,7 +33,7 @@ class Stream(Protocol):
     def read(self, size: int, timeout: float | None = None) -> bytes:
         """Up to ``size`` bytes as soon as there are any; ``b""`` is the end of the stream.
 
-        Raises ``TimeoutError`` when nothing came within ``timeout`` seconds.
+        Raises ``TimeoutError`` when nothing came within ``timeout`` seconds, TransportError where it is no way to what it names.
         """
         ...
 
