@@ -124,10 +124,10 @@ def _way_in(host: XenHost, source: GuestSource, shape: Shape, variables: dict[st
         # It reads a disk that a guest wrote: not as root where the host can help it.
         restrict = (("bootloader_restrict", 1),) if "pygrub-restrict" in host.capabilities else ()
         return {"bootloader": bootloader, "extra": f",{words}" if more and words else words, "more": restrict}
-    kernel, ramdisk = source.loaded(host.facts.emulated)
+    loaded = zip(("kernel", "ramdisk"), source.loaded(host.facts.emulated), strict=True)
+    given = {what: path for what, path in loaded if path is not None}
     return {
-        "kernel": host.file(kernel) if kernel else "",
-        "ramdisk": host.file(ramdisk) if ramdisk else "",
+        **dict(zip(given, host.files(*given.values()), strict=True)),
         "extra": source.profile.command_line(variables),
         # A 32-bit PV FreeBSD reads MSRs that Xen else answers with a fault.
         "more": (("msr_relaxed", 1),) if shape.type == "pv" and source.bits == 32 else (),

@@ -30,6 +30,11 @@ PREFIX = "fxh"
 # MiB leased by who did not say how much.
 _UNASKED = 1024
 # As the keeper does it at the end for all domains of a run. Xl's log has the domids that the domain had.
+# One round trip, since each costs a fifth of a second under emulation. What is not used for long is removed by a keeper.
+_SIZES = """
+mkdir -p -m 700 "$1" "$2" || exit; shift 2
+for f; do { touch -c "$f" && wc -c < "$f"; } 2>/dev/null || echo -1; done
+"""
 _FORGET = r"""
 cd /var/log/xen && for d in $(sed -n 's/^Waiting for domain .* (domid \([0-9]*\)).*/\1/p' "xl-$2.log"* 2>/dev/null); do rm -f "bootloader.$d.log"*; done
 rm -f "xl-$2.log"* "console/guest-$2.log"* "qemu-dm-$2.log"*; rm -f "$1/$2.cfg" "$1/$2.disk"
@@ -100,8 +105,8 @@ class XenHost(Protocol):
         """Make our directory there, and see to it that all of it goes when we are gone."""
         ...
 
-    def file(self, local: Path) -> str:
-        """Put a file (kernel, ramdisk) there, once for each content; returns its path in dom0."""
+    def files(self, *local: Path) -> tuple[str, ...]:
+        """Put files (kernel, ramdisk) there, once for each content; returns their paths in dom0."""
         ...
 
     def disk(self, local: Path, fmt: str = "raw") -> str:
@@ -234,24 +239,26 @@ class DirectHost:
         self.lease = Lease(self.transport, wish).acquire(deadline)
 
     def prepare(self) -> None:
-        if self._prepared:
-            return
-        self._hold()
-        self.transport.run(["mkdir", "-p", "-m", "700", self.directory, f"{BASE}/files"])
-        self._prepared = True
+        self._sizes()
 
     def _hold(self) -> None:
         if self.lease is None:
             self.acquire(Wish(self.run_id, memory=_UNASKED), Deadline(600))
 
-    def file(self, local: Path) -> str:
-        self.prepare()
-        remote = f"{BASE}/files/{digest(local)[:16]}-{re.sub(r'[^A-Za-z0-9._-]', '_', local.name)}"
-        size = local.stat().st_size
-        # What is not used for long is removed by a keeper.
-        there = self.transport.run(["sh", "-c", 'wc -c < "$1" && touch "$1"', "sh", remote], check=False)
-        if there.status or there.text.strip() != str(size):
-            self._upload(local, remote)
+    def _sizes(self, *remote: str) -> tuple[int, ...]:
+        """How large each file is there, -1 without it; our directory is made in the same round trip where it is not yet."""
+        if self._prepared and not remote:
+            return ()
+        self._hold()
+        done = self.transport.run(["sh", "-c", _SIZES, "sh", self.directory, f"{BASE}/files", *remote])
+        self._prepared = True
+        return tuple(map(int, done.text.split()))
+
+    def files(self, *local: Path) -> tuple[str, ...]:
+        remote = tuple(f"{BASE}/files/{digest(path)[:16]}-{re.sub(r'[^A-Za-z0-9._-]', '_', path.name)}" for path in local)
+        for path, target, size in zip(local, remote, self._sizes(*remote), strict=True):
+            if size != path.stat().st_size:
+                self._upload(path, target)
         return remote
 
     def _upload(self, local: Path, remote: str) -> None:
@@ -265,7 +272,7 @@ class DirectHost:
             raise UsageError(f"{local}: a {fmt} image on a real host", mend="convert it: qemu-img convert -O raw")
         if not local.is_file():
             raise UsageError(f"{local}: no such disk image", mend="give the path of an image file")
-        return self._storage.make(self.transport, self.file(local), f"{PREFIX}-{self.run_id}-{secrets.token_hex(3)}")
+        return self._storage.make(self.transport, self.files(local)[0], f"{PREFIX}-{self.run_id}-{secrets.token_hex(3)}")
 
     def drop_disk(self, target: str) -> None:
         self._storage.drop(self.transport, target)

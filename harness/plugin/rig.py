@@ -143,8 +143,7 @@ class Rig:
     def _put_to_rest(self, host: LabHost, name: str, files: Sequence[Path], *, to_freeze: bool = False) -> None:
         def make() -> str:
             host.rest(to_freeze=True)
-            for file in files:
-                host.file(file)
+            host.files(*files)
             host.transport.run(["rm", "-r", host.directory])
             return "dom0 at rest, with the files of a guest"
 

@@ -253,7 +253,7 @@ def _dead(lab: Lab) -> None:
 
 def test_no_memory_left_for_a_guest(host: LabHost) -> None:
     host.prepare()
-    kernel = host.file(host.lab.image.directory / "control" / "vmlinuz")
+    kernel = host.files(host.lab.image.directory / "control" / "vmlinuz")[0]
     with pytest.raises(InfrastructureError, match="has not 9000 MiB left"):
         host.toolstack.create(DomainConfig("fxh-big", "pv", 9000, kernel=kernel))
     assert host.toolstack.find("fxh-big") is None
@@ -263,7 +263,7 @@ def test_a_kernel_that_is_none(host: LabHost, tmp_path: Path) -> None:
     host.prepare()
     (tmp_path / "kernel").write_bytes(b"\x7fELF" + os.urandom(4096))
     with pytest.raises(HarnessError, match="xl create"):
-        host.toolstack.create(DomainConfig("fxh-bad", "pvh", 64, kernel=host.file(tmp_path / "kernel")))
+        host.toolstack.create(DomainConfig("fxh-bad", "pvh", 64, kernel=host.files(tmp_path / "kernel")[0]))
     assert [row.name for row in host.toolstack.domains()] == ["Domain-0"]
 
 

@@ -25,7 +25,7 @@ def survived(host: LabHost, times: int) -> None:
 
 def test_lme_before_pae_survives_also_after_a_reboot(host: LabHost, assemble: Callable[[str], Path]) -> None:
     host.prepare()
-    config = DomainConfig("lme", "pvh", 32, kernel=host.file(assemble("lme_first")), on_reboot="restart")
+    config = DomainConfig("lme", "pvh", 32, kernel=host.files(assemble("lme_first"))[0], on_reboot="restart")
 
     host.toolstack.unpause(host.toolstack.create(config))
 
@@ -41,7 +41,7 @@ def test_without_the_remedy_the_hypervisor_hangs_and_the_lab_is_declared_dead(as
         lab.up()
         host = LabHost(lab)
         host.prepare()
-        config = DomainConfig("lme", "pvh", 32, kernel=host.file(assemble("lme_first")))
+        config = DomainConfig("lme", "pvh", 32, kernel=host.files(assemble("lme_first"))[0])
         domid = host.toolstack.create(config)
         begun = time.monotonic()
 

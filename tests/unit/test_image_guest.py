@@ -31,8 +31,8 @@ class Host:
     def facts(self) -> Any:
         return SimpleNamespace(emulated=self.emulated, name="h", xen="4.20")
 
-    def file(self, local: Path) -> str:
-        return f"/there/{local.name}"
+    def files(self, *local: Path) -> tuple[str, ...]:
+        return tuple(f"/there/{path.name}" for path in local)
 
     def mac(self, domain: str, index: int) -> str:
         return f"00:16:3e:00:00:{index:02x}"
