@@ -29,12 +29,12 @@ log = logging.getLogger("fxh.hosts")
 PREFIX = "fxh"
 # MiB leased by who did not say how much.
 _UNASKED = 1024
-# As the keeper does it at the end for all domains of a run. Xl's log has the domids that the domain had.
 # One round trip, since each costs a fifth of a second under emulation. What is not used for long is removed by a keeper.
 _SIZES = """
 mkdir -p -m 700 "$1" "$2" || exit; shift 2
 for f; do { touch -c "$f" && wc -c < "$f"; } 2>/dev/null || echo -1; done
 """
+# As the keeper does it at the end for all domains of a run. Xl's log has the domids that the domain had.
 _FORGET = r"""
 cd /var/log/xen && for d in $(sed -n 's/^Waiting for domain .* (domid \([0-9]*\)).*/\1/p' "xl-$2.log"* 2>/dev/null); do rm -f "bootloader.$d.log"*; done
 rm -f "xl-$2.log"* "console/guest-$2.log"* "qemu-dm-$2.log"*; rm -f "$1/$2.cfg" "$1/$2.disk"
@@ -239,7 +239,8 @@ class DirectHost:
         self.lease = Lease(self.transport, wish).acquire(deadline)
 
     def prepare(self) -> None:
-        self._sizes()
+        if not self._prepared:
+            self._sizes()
 
     def _hold(self) -> None:
         if self.lease is None:
@@ -247,8 +248,6 @@ class DirectHost:
 
     def _sizes(self, *remote: str) -> tuple[int, ...]:
         """How large each file is there, -1 without it; our directory is made in the same round trip where it is not yet."""
-        if self._prepared and not remote:
-            return ()
         self._hold()
         done = self.transport.run(["sh", "-c", _SIZES, "sh", self.directory, f"{BASE}/files", *remote])
         self._prepared = True
