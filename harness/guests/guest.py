@@ -68,6 +68,11 @@ class Shape:
     """Further disks, which are in dom0 already."""
     bootloader: str = ""
     """Takes the kernel from the first disk (``pygrub``); the source has to be a bootable one."""
+    spared: bool = True
+    """On an emulated CPU: without what is dear there (the profile's variables for it, a TSC that Xen traps). False: as elsewhere."""
+
+
+_More = tuple[tuple[str, str | int], ...]
 
 
 def configure(host: XenHost, source: GuestSource, shape: Shape, name: str) -> DomainConfig:
@@ -81,7 +86,8 @@ def configure(host: XenHost, source: GuestSource, shape: Shape, name: str) -> Do
         called, first = source.profile.disk_name, source.disks[0]
         root = root.replace(called(first.vdev), called(shape.root_vdev), 1)
         source = replace(source, disks=(replace(first, vdev=shape.root_vdev), *source.disks[1:]))
-    variables = {**source.profile.default_variables(root, host.facts.emulated), **dict(shape.variables)}
+    spared = host.facts.emulated and shape.spared
+    variables = {**source.profile.default_variables(root, spared), **dict(shape.variables)}
     if entry(shape.type) == "pv" and source.bits == 32 and host.facts.emulated:
         variables = {"hw.use_xsave": "0", **variables}
     given = {key: value for key, value in variables.items() if value is not None}
@@ -93,6 +99,9 @@ def configure(host: XenHost, source: GuestSource, shape: Shape, name: str) -> Do
         )
     # Under emulation the firmware spends a minute on the network card that FreeBSD unplugs.
     nic = "vif" if shape.type == "hvm" and host.facts.emulated else ""
+    more, way = _way_in(host, source, shape, given)
+    # QEMU's emulated CPU does not say that its TSC is invariant, so Xen would trap each read of it (docs/lab.md, Speed).
+    tsc = (("tsc_mode", "native"),) if spared else ()
     return DomainConfig(
         name=name,
         type="pvh" if shape.type == "pvshim" else shape.type,
@@ -100,7 +109,8 @@ def configure(host: XenHost, source: GuestSource, shape: Shape, name: str) -> Do
         memory=shape.memory or max(source.memory, _SHIM if shape.type == "pvshim" else 0),
         maxmem=shape.maxmem,
         vcpus=shape.vcpus,
-        **_way_in(host, source, shape, given),
+        **way,
+        more=(*more, *tsc),
         disks=(*(Disk(host.disk(d.path, d.format), d.vdev, readonly=d.readonly) for d in disks), *shape.disks),
         vifs=tuple(Vif(host.bridge, host.mac(name, n), type=nic) for n in range(shape.vifs)),
         on_poweroff=shape.on_poweroff,
@@ -109,13 +119,16 @@ def configure(host: XenHost, source: GuestSource, shape: Shape, name: str) -> Do
     )
 
 
-def _way_in(host: XenHost, source: GuestSource, shape: Shape, variables: dict[str, str]) -> dict[str, Any]:
-    """How the kernel gets in, and its variables with it: by a firmware and a loader, by a bootloader in dom0, or directly."""
+def _way_in(host: XenHost, source: GuestSource, shape: Shape, variables: dict[str, str]) -> tuple[_More, dict[str, Any]]:
+    """How the kernel gets in, and its variables with it: by a firmware and a loader, by a bootloader in dom0, or directly.
+
+    What xl.cfg must hold for it that :class:`DomainConfig` has no field for, and the fields.
+    """
     if shape.type == "hvm":
         # Its variables are in its loader's configuration. No VNC server: nobody looks. Under emulation, where each access to a
         # port costs milliseconds: disks that the BIOS reads by DMA, and no screen to paint.
         quick = (("hdtype", "ahci"), ("vga", "none")) if host.facts.emulated else ()
-        return {"serial": True, "boot": "c", "more": (("vnc", 0), *quick)}
+        return (("vnc", 0), *quick), {"serial": True, "boot": "c"}
     if bootloader := shape.bootloader or source.bootloader:
         own = dict(source.own_variables)
         words = source.profile.command_line({key: value for key, value in variables.items() if own.get(key) != value})
@@ -123,15 +136,13 @@ def _way_in(host: XenHost, source: GuestSource, shape: Shape, variables: dict[st
         more = source.profile.os == "freebsd" and (own or shape.bootloader)
         # It reads a disk that a guest wrote: not as root where the host can help it.
         restrict = (("bootloader_restrict", 1),) if "pygrub-restrict" in host.capabilities else ()
-        return {"bootloader": bootloader, "extra": f",{words}" if more and words else words, "more": restrict}
+        return restrict, {"bootloader": bootloader, "extra": f",{words}" if more and words else words}
     loaded = zip(("kernel", "ramdisk"), source.loaded(host.facts.emulated), strict=True)
     given = {what: path for what, path in loaded if path is not None}
-    return {
-        **dict(zip(given, host.files(*given.values()), strict=True)),
-        "extra": source.profile.command_line(variables),
-        # A 32-bit PV FreeBSD reads MSRs that Xen else answers with a fault.
-        "more": (("msr_relaxed", 1),) if shape.type == "pv" and source.bits == 32 else (),
-    }
+    # A 32-bit PV FreeBSD reads MSRs that Xen else answers with a fault.
+    relaxed = (("msr_relaxed", 1),) if shape.type == "pv" and source.bits == 32 else ()
+    files = dict(zip(given, host.files(*given.values()), strict=True))
+    return relaxed, {**files, "extra": source.profile.command_line(variables)}
 
 
 class Guest:

@@ -10,10 +10,10 @@ from harness.console.stages import LINUX, Stage
 from harness.guests.profile import Fate, Interface, KernelIdentity, Run
 from harness.xen import vdev
 
-# On an emulated CPU, where a boot takes a sixth (PV) or a third (PVH) less with all of them: no detour for each return of a
-# function in the kernel, no tests of ciphers, no collecting of jitter; and no TSC (CPUID bit 4) as far as the kernel knows. It
-# would measure that by a PIT that these guests have not got: 100,000 reads of a port, each of which traps. Time comes from Xen.
-# Without a TSC it has to be told how long a busy loop is (about, per 4 ms); it has no tick yet to measure that by either.
+# What spares an emulated CPU: no detour for each return of a function in the kernel, no tests of ciphers, no collecting of
+# jitter; and no TSC (CPUID bit 4) as far as the kernel knows. It would measure that by a PIT that these guests have not got:
+# 100,000 reads of a port, each of which traps. Time comes from Xen. Without a TSC it has to be told how long a busy loop is
+# (about, per 4 ms); it has no tick yet to measure that by either.
 _QUICK = {
     "norandmaps": "", "mitigations": "off", "cryptomgr.notests": "", "initcall_blacklist": "jent_mod_init",
     "clearcpuid": "4", "lpj": "4000000",

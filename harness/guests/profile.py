@@ -79,7 +79,7 @@ class GuestProfile(Protocol):
         ...
 
     def default_variables(self, root: str, emulated: bool) -> Mapping[str, str]:
-        """What a test boot sets: the root device, what arms the panic handling early, what an ``emulated`` CPU needs."""
+        """What a test boot sets: the root device, what arms the panic handling early, what spares an ``emulated`` CPU."""
         ...
 
     def disk_name(self, vdev: str) -> str:

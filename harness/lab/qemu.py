@@ -100,10 +100,14 @@ class MachineSpec:
             f"console=com1 com1=115200,8n1 dom0_mem={self.dom0_memory}M,max:{self.dom0_memory}M "
             "bootscrub=0 noreboot console_timestamps=boot loglvl=info guest_loglvl=all conring_size=256k"
         )
+        arguments += " spec-ctrl=no" if self.accel == "tcg" else ""
         return arguments + (" dom0_max_vcpus=1 dom0_vcpus_pin" if self.cpus > 1 else "")
 
     def linux_arguments(self) -> str:
-        return f"console=hvc0 quiet fxh.pae_first={int(self.pae_first)}"
+        arguments = f"console=hvc0 quiet fxh.pae_first={int(self.pae_first)}"
+        # QEMU keys translated code by its virtual address, too: a program that is elsewhere each time it is started is translated
+        # anew each time. And an emulator does not speculate: Xen and dom0 need no detours against it.
+        return arguments + (" norandmaps mitigations=off" if self.accel == "tcg" else "")
 
 
 def command(

@@ -170,12 +170,13 @@ def test_memory_hog(guest: Guest, first: Sample, case: CaseContext) -> None:
     guest.sh(f"({admin.of(guest.profile).hog(whole * 6 // 10)}) > /tmp/hog.out 2>&1 &")
 
     def held() -> float:
+        # Nearly all: with less, how it ends depends on whether the process or the balloon is the faster.
         found = first.free - memory.sample().free
-        if found < whole * 4 // 10 * MIB:
+        if found < whole * 55 // 100 * MIB:
             raise NotYet(f"it holds {found / MIB:.0f} MiB")
         return found
 
-    case.metrics["held MiB"] = Deadline(180 * guest.scale).wait(f"a process to hold {whole * 4 // 10} MiB", held, 1.0) / MIB
+    case.metrics["held MiB"] = Deadline(180 * guest.scale).wait(f"a process to hold {whole * 55 // 100} MiB", held, 1.0) / MIB
     memory.ask(whole * 4 // 10)
     wanted = max(first.current - (whole - whole * 4 // 10) * MIB, freebsd_floor(first.current))
 

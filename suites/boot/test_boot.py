@@ -27,6 +27,16 @@ def test_boots_to_login(new_guest: NewGuest) -> None:
     assert reached == expected, f"stages reached: {reached}; a good boot shows {expected}"
 
 
+def test_boots_unspared(new_guest: NewGuest) -> None:
+    """B1: also with nothing changed for an emulated CPU: with FreeBSD's own choice of APIC mode, ASLR, and a TSC that Xen traps."""
+    guest = new_guest(spared=False).create().start()
+
+    guest.wait_stage("login")
+
+    guest.login()
+    assert guest.sh("echo alive") == "alive"
+
+
 def test_runs_the_kernel_it_was_given(guest: Guest, given_kernel: Path) -> None:
     """B1: the kernel that answers is the one that was handed to Xen."""
     identity = guest.profile.identity(guest.sh)

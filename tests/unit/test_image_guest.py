@@ -63,6 +63,16 @@ def test_pvh_gets_kernel_and_variables_directly(disk: DiskImage) -> None:
     assert "vfs.root.mountfrom=ufs:/dev/xbd0p2" in made.extra
 
 
+def test_an_emulated_cpu_is_spared_unless_the_case_says_no(disk: DiskImage) -> None:
+    def told(host: Host, shape: Shape) -> tuple[bool, bool]:
+        text = configure(host, freebsd(disk), shape, "x").render()  # type: ignore[arg-type]
+        return 'tsc_mode = "native"' in text, "hw.x2apic_enable=1" in text
+
+    assert told(Host(), Shape("pvh")) == (True, True)
+    assert told(Host(), Shape("pvh", spared=False)) == (False, False)
+    assert told(Host(emulated=False), Shape("pvh")) == (False, False)
+
+
 def test_pygrub_gets_only_what_menu_lst_has_not_said(disk: DiskImage) -> None:
     given = freebsd(disk, bootloader="pygrub", own_variables=(("vfs.root.mountfrom", "ufs:/dev/xbd0p2"),))
     made = configure(Host(), given, Shape("pvh"), "x")  # type: ignore[arg-type]
