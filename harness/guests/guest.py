@@ -35,6 +35,9 @@ _DESTROY = 120.0
 # Looks, half a second apart, at which a domain has to be gone whose toolstack restarts it: xl sleeps two seconds before it
 # builds a domain anew (tools/xl/xl_vmcontrol.c), and until then none is listed.
 _BETWEEN_LIVES = 7
+# So many seconds for a toolstack to build a domain anew. One that is destroyed meanwhile is gone, but its builder goes on to
+# write its memory and its CPUs to xenstore, and nobody removes them (measured: /libxl/N, /local/domain/N stay).
+_BUILDING = 30.0
 # So many seconds without any domain of its name, and the toolstack builds none any more: xl sleeps two, and the new one is
 # there before its bootloader runs.
 _GIVEN_UP = 45.0
@@ -224,13 +227,15 @@ class Guest:
         """Remove the domain, whatever state it is in."""
         self.console_will_end()
         restarts = "restart" in (self.config.on_poweroff, self.config.on_reboot, self.config.on_crash)
-        gone = 0
+        gone, building = 0, Deadline(_BUILDING)
 
         def look() -> None:
             nonlocal gone
             row = self.state()
             if row is not None:
                 gone = 0
+                if restarts and row.paused and not row.shutdown and self.domid not in (-1, row.domid) and not building.expired:
+                    raise NotYet(f"domain {row.domid} is being built")
                 with contextlib.suppress(CommandFailed):  # it may have gone by itself meanwhile
                     self.host.toolstack.destroy(row.domid)
                 raise NotYet(f"domain {row.domid} is {row.state}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -63,3 +64,38 @@ def test_a_new_domain_that_runs_is_taken(tmp_path: Path, monkeypatch: pytest.Mon
     assert made.follow_reboot(Deadline(60)) == 4
     assert replaced == [("the new console", False)]
     assert len(host.waits) == 2, "once xenstored has told of a new domain, it is only looked for"
+
+
+def test_a_domain_that_is_being_built_is_not_destroyed_yet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(guests, "_BETWEEN_LIVES", 1)
+    host = Host([row(4, "--p---"), row(4, "--p---"), row(4, "r-----"), None])
+    seen: list[int] = []
+    host.toolstack.destroy = lambda domid: seen.append(len(host.rows))
+    made = guest(host, tmp_path)
+    made.config = replace(made.config, on_crash="restart")
+    made.destroy()
+    assert seen == [1], "destroyed once, when it ran"
+
+
+@pytest.mark.parametrize("state", ["--p---", "--psc-"])
+def test_what_nobody_builds_is_destroyed_at_once(state: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The domain that we created ourselves and did not start; the next one, shut down."""
+    monkeypatch.setattr(guests, "_BETWEEN_LIVES", 1)
+    host = Host([row(4 if "s" in state else 3, state), None])
+    seen: list[int] = []
+    host.toolstack.destroy = seen.append
+    made = guest(host, tmp_path)
+    made.config = replace(made.config, on_crash="restart")
+    made.destroy()
+    assert seen == [4 if "s" in state else 3]
+
+
+def test_a_domain_whose_building_hangs_is_destroyed_all_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(guests, "_BETWEEN_LIVES", 1)
+    monkeypatch.setattr(guests, "_BUILDING", 0.2)
+    host = Host([row(4, "--p---")])
+    host.toolstack.destroy = lambda domid: setattr(host, "rows", [None])
+    made = guest(host, tmp_path)
+    made.config = replace(made.config, on_crash="restart")
+    made.destroy()
+    assert host.rows == [None]
