@@ -89,7 +89,7 @@ class XenHost(Protocol):
     @property
     def capabilities(self) -> frozenset[str]:
         """Of: pv, pv32, pvh, hvm, pvshim (a PV shim is installed), pygrub, pygrub-restrict, console-log (xenconsoled keeps
-        every guest's), checkpoint.
+        every guest's), checkpoint, emulated (a lab without KVM).
         """
         ...
 

@@ -65,11 +65,11 @@ class LabHost(DirectHost):
         info, lab = self.info, self.lab
         quirks = ("CR4.PAE is set on a new domain's vCPU 0 (QEMU defect, see docs/lab.md)",) if lab.spec.pae_first else ()
         note = f"{lab.qemu.label}, {lab.accel.why}"
-        return HostFacts("qemu", "lab", info.xen_version, f"Linux {info.kernel}", note, quirks, lab.spec.accel == "tcg")
+        return HostFacts("qemu", "lab", info.xen_version, f"Linux {info.kernel}", note, quirks, lab.spec.emulated)
 
     @property
     def capabilities(self) -> frozenset[str]:
-        return super().capabilities | {"checkpoint"}
+        return super().capabilities | {"checkpoint"} | ({"emulated"} if self.lab.spec.emulated else set())
 
     def _hold(self) -> None:
         """Nothing of a lab outlives its owner as it is."""

@@ -95,19 +95,24 @@ class MachineSpec:
     drives: tuple[int, ...] = ()
     """Numbers of the SCSI disks plugged in."""
 
+    @property
+    def emulated(self) -> bool:
+        """No processor of this machine runs the lab's code: QEMU translates it."""
+        return self.accel == "tcg"
+
     def xen_arguments(self) -> str:
         arguments = (
             f"console=com1 com1=115200,8n1 dom0_mem={self.dom0_memory}M,max:{self.dom0_memory}M "
             "bootscrub=0 noreboot console_timestamps=boot loglvl=info guest_loglvl=all conring_size=256k"
         )
-        arguments += " spec-ctrl=no" if self.accel == "tcg" else ""
+        arguments += " spec-ctrl=no" if self.emulated else ""
         return arguments + (" dom0_max_vcpus=1 dom0_vcpus_pin" if self.cpus > 1 else "")
 
     def linux_arguments(self) -> str:
         arguments = f"console=hvc0 quiet fxh.pae_first={int(self.pae_first)}"
         # QEMU keys translated code by its virtual address, too: a program that is elsewhere each time it is started is translated
         # anew each time. And an emulator does not speculate: Xen and dom0 need no detours against it.
-        return arguments + (" norandmaps mitigations=off" if self.accel == "tcg" else "")
+        return arguments + (" norandmaps mitigations=off" if self.emulated else "")
 
 
 def command(

@@ -21,7 +21,7 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line(
         "markers",
         "needs(os, types, capability, freebsd, once): what a case cannot do without: os 'freebsd' or 'linux', guest types, "
-        "host capabilities (pygrub, pygrub-restrict, hvm, checkpoint, console-log), "
+        "host capabilities (pygrub, pygrub-restrict, hvm, checkpoint, console-log, emulated), "
         "FreeBSD releases ('>=12.0,<14.1'; the control guest has none); once: the case is about the host alone, and "
         "runs in one cell of each",
     )

@@ -36,6 +36,8 @@ class Cell:
 
 # What the guests can be, before any file was looked at; the kernel's own notes may allow less.
 _TYPES = {"control": ("pv", "pvh"), "freebsd": ("pvh", "hvm", "pv")}
+# Capabilities that no real host has.
+_LAB_ONLY = {"checkpoint", "emulated"}
 
 
 def cells(options: Options, freebsd_types: tuple[str, ...], version: str = "") -> tuple[Cell, ...]:
@@ -110,6 +112,9 @@ def elsewhere(marks: list[pytest.Mark], nodeid: str) -> str:
         words += [f"--kernel KERNEL --disk IMAGE (FreeBSD {kwargs['freebsd']})"]
     if kwargs.get("types"):
         words += ["--type", ",".join(kwargs["types"])]
-    if kwargs.get("capability"):
+    wanted = set(kwargs.get("capability", ()))
+    if "emulated" in wanted:
+        words += ["--accel tcg"]
+    if wanted - _LAB_ONLY:
         words += ["--xen-host HOST"]
     return " ".join(filter(None, words))

@@ -27,6 +27,7 @@ def test_boots_to_login(new_guest: NewGuest) -> None:
     assert reached == expected, f"stages reached: {reached}; a good boot shows {expected}"
 
 
+@pytest.mark.needs(capability=("emulated",))
 def test_boots_unspared(new_guest: NewGuest) -> None:
     """B1: also with nothing changed for an emulated CPU: with FreeBSD's own choice of APIC mode, ASLR, and a TSC that Xen traps."""
     guest = new_guest(spared=False).create().start()

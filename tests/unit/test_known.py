@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import datetime
+from typing import Any
 
 import pytest
 
 from harness.cli import matrix
 from harness.errors import UsageError
-from harness.plugin import known
+from harness.plugin import cells, known
 from harness.plugin.cells import Cell
 from harness.plugin.progress import Progress
 
@@ -109,3 +110,15 @@ def test_a_known_issue_is_no_skip_to_pytest() -> None:
     assert Progress().pytest_report_teststatus(report) == ("skipped", "", "SKIPPED")
     report.wasxfail = "known issue, bug 1"  # type: ignore[attr-defined]
     assert Progress().pytest_report_teststatus(report) == ("xfailed", "", "XFAILED")
+
+
+@pytest.mark.parametrize(
+    ("needs", "command"),
+    [
+        ({"os": "freebsd"}, "fxh run boot -k test_a --kernel KERNEL --disk IMAGE"),
+        ({"types": ("pvh", "pv"), "capability": ("pygrub",)}, "fxh run boot -k test_a --type pvh,pv --xen-host HOST"),
+        ({"capability": ("emulated",)}, "fxh run boot -k test_a --accel tcg"),
+    ],
+)
+def test_a_skip_names_the_command_that_would_run_it(needs: dict[str, Any], command: str) -> None:
+    assert cells.elsewhere([pytest.mark.needs(**needs).mark], "suites/boot/test_boot.py::test_a[control-pv-xen-4.20]") == command
