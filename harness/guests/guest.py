@@ -103,7 +103,8 @@ def configure(host: XenHost, source: GuestSource, shape: Shape, name: str) -> Do
     # Under emulation the firmware spends a minute on the network card that FreeBSD unplugs.
     nic = "vif" if shape.type == "hvm" and host.facts.emulated else ""
     more, way = _way_in(host, source, shape, given)
-    # QEMU's emulated CPU does not say that its TSC is invariant, so Xen would trap each read of it (docs/lab.md, What a boot is made of).
+    # QEMU's emulated CPU does not say that its TSC is invariant, so Xen would trap each read of it (docs/lab.md, What a boot
+    # under emulation is made of).
     tsc = (("tsc_mode", "native"),) if spared else ()
     return DomainConfig(
         name=name,

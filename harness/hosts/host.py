@@ -199,6 +199,8 @@ class DirectHost:
         found = set(self.info.guest_types) | self._probed
         if "pvh" in found and self._shim:
             found.add("pvshim")
+        if self.facts.emulated:
+            found.add("emulated")
         return frozenset(found)
 
     @cached_property

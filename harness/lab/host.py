@@ -69,7 +69,7 @@ class LabHost(DirectHost):
 
     @property
     def capabilities(self) -> frozenset[str]:
-        return super().capabilities | {"checkpoint"} | ({"emulated"} if self.lab.spec.emulated else set())
+        return super().capabilities | {"checkpoint"}
 
     def _hold(self) -> None:
         """Nothing of a lab outlives its owner as it is."""

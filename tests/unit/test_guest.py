@@ -46,6 +46,12 @@ def guest(host: Host, tmp_path: Path) -> Guest:
     return made
 
 
+def restarting(host: Host, tmp_path: Path) -> Guest:
+    made = guest(host, tmp_path)
+    made.config = replace(made.config, on_crash="restart")
+    return made
+
+
 def test_a_guest_whose_toolstack_gave_it_up_is_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(guests, "_GIVEN_UP", 0.05)
     host = Host([row(3, "---s--"), row(4, "--p---"), None])
@@ -71,9 +77,7 @@ def test_a_domain_that_is_being_built_is_not_destroyed_yet(tmp_path: Path, monke
     host = Host([row(4, "--p---"), row(4, "--p---"), row(4, "r-----"), None])
     seen: list[int] = []
     host.toolstack.destroy = lambda domid: seen.append(len(host.rows))
-    made = guest(host, tmp_path)
-    made.config = replace(made.config, on_crash="restart")
-    made.destroy()
+    restarting(host, tmp_path).destroy()
     assert seen == [1], "destroyed once, when it ran"
 
 
@@ -84,9 +88,7 @@ def test_what_nobody_builds_is_destroyed_at_once(state: str, tmp_path: Path, mon
     host = Host([row(4 if "s" in state else 3, state), None])
     seen: list[int] = []
     host.toolstack.destroy = seen.append
-    made = guest(host, tmp_path)
-    made.config = replace(made.config, on_crash="restart")
-    made.destroy()
+    restarting(host, tmp_path).destroy()
     assert seen == [4 if "s" in state else 3]
 
 
@@ -95,7 +97,5 @@ def test_a_domain_whose_building_hangs_is_destroyed_all_the_same(tmp_path: Path,
     monkeypatch.setattr(guests, "_BUILDING", 0.2)
     host = Host([row(4, "--p---")])
     host.toolstack.destroy = lambda domid: setattr(host, "rows", [None])
-    made = guest(host, tmp_path)
-    made.config = replace(made.config, on_crash="restart")
-    made.destroy()
+    restarting(host, tmp_path).destroy()
     assert host.rows == [None]
