@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 import secrets
+import shlex
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,8 +18,14 @@ from harness.deadline import Deadline
 from harness.errors import GuestCommandFailed, InfrastructureError, UsageError
 
 PROMPT = "fxh# "
-# FreeBSD's tty takes no longer line at once (MAX_INPUT; sys/kern/tty_inq.c), busybox's neither.
-_LONGEST_LINE = 900
+# Bytes that a console takes before it is read from: FreeBSD's tty has no longer line (MAX_INPUT; sys/kern/tty_inq.c), busybox's
+# neither.
+_TTY = 900
+# Of a serial port's FreeBSD keeps 384 between an interrupt and its tty (sys/dev/uart/uart_core.c, sc_rxbufsz) and forgets the
+# rest, where a UART brings them faster than a line does: an emulated one.
+SERIAL_PORT = 360
+# What :meth:`Session.run` types besides its command before it waits for an answer.
+_AROUND = 160
 _LOGIN = 60.0
 _COMMAND = 60.0
 # What a tty forgets the present line at: something may have been typed into it before us.
@@ -81,8 +88,9 @@ class ReaderSpawn(SpawnBase):  # type: ignore[type-arg]
 class Session:
     """A root shell on a guest's console. :meth:`login` first, or :meth:`resume` where one was left logged in."""
 
-    def __init__(self, reader: ConsoleReader) -> None:
-        self.reader = reader
+    def __init__(self, reader: ConsoleReader, at_once: int = _TTY) -> None:
+        """``at_once``: bytes that the console takes without loss before the guest has read them."""
+        self.reader, self.at_once = reader, at_once
 
     # -- coming in ----------------------------------------------------------------------------------------------------
 
@@ -176,12 +184,13 @@ class Session:
             raise UsageError(f"command with a control character: {command!r}")
         spawn = ReaderSpawn(self.reader)
         with self.reader.quoting(f"fxh-end-{nonce}".encode()):
-            self._type(spawn, f'{_KILL_LINE}o=$( ( {command}\n) 2>&1; echo "+$?"); s=${{o##*+}}; o=${{o%+*}}', deadline)
+            typed = self._in_pieces(spawn, command, nonce, deadline)
+            self._type(spawn, f'{_KILL_LINE}o=$( ( {typed}\n) 2>&1; echo "+$?"); s=${{o##*+}}; o=${{o%+*}}')
             text: str | None = None
             for _ in range(_TORN):
                 # The markers are cut in two so that an echo of this line cannot be taken for them.
                 show = f'echo fxh-"be"gin-{nonce} $s $(printf %s "$o" | fxs); printf "%s\\n" "$o"; echo fxh-"en"d-{nonce}'
-                self._type(spawn, show, deadline)
+                self._type(spawn, show)
                 status, text = self._framed(spawn, nonce, deadline)
                 if text is not None:
                     break
@@ -197,12 +206,28 @@ class Session:
 
     def start(self, command: str) -> None:
         """Type a command and do not wait for it (it may kill the guest)."""
-        self._type(ReaderSpawn(self.reader), command, Deadline(10))
+        self._type(ReaderSpawn(self.reader), command)
 
-    def _type(self, spawn: ReaderSpawn, text: str, deadline: Deadline) -> None:
+    def _in_pieces(self, spawn: ReaderSpawn, command: str, nonce: str, deadline: Deadline) -> str:
+        """What to type for ``command``: itself; or, when it is too long for that, a variable that the guest has it in by now.
+
+        Raises as :meth:`run`.
+        """
+        if len(command.encode()) <= self.at_once - _AROUND:
+            return command
+        size = self.at_once // 3
+        for begin in range(0, len(command), size):
+            before, more = "${c}" if begin else "", shlex.quote(command[begin : begin + size])
+            # The marker says that the guest has read all: the next piece finds its buffers empty.
+            said, say = f"fxh-piece-{nonce}-{begin}.", f'echo fxh-"pi"ece-{nonce}-{begin}.'
+            self._type(spawn, f"{'' if begin else _KILL_LINE}c={before}{more}; {say}")
+            while self._expect(spawn, [said.encode()], deadline, f"{begin + size} bytes of a long command", 5.0) is None:
+                # A kernel message may have cut it in two.
+                self._type(spawn, say)
+        return 'eval "$c"'
+
+    def _type(self, spawn: ReaderSpawn, text: str) -> None:
         for line in text.split("\n"):
-            if len(line.encode()) > _LONGEST_LINE:
-                raise UsageError(f"a line of {len(line)} characters is too long for a console: {line[:60]}...")
             spawn.sendline(line.encode())
 
     def _framed(self, spawn: ReaderSpawn, nonce: str, deadline: Deadline) -> tuple[int, str | None]:

@@ -12,7 +12,7 @@ from typing import Any
 
 from harness.console.deaths import Death
 from harness.console.reader import ConsoleReader
-from harness.console.session import Output, Session
+from harness.console.session import SERIAL_PORT, Output, Session
 from harness.console.stages import FIRST_LINE, StageReached
 from harness.console.text import excerpt
 from harness.deadline import Deadline, NotYet
@@ -206,12 +206,15 @@ class Guest:
 
     def resume(self, deadline: Deadline | None = None) -> Guest:
         """Take the shell that we left at its console."""
-        self._session = Session(self.console).resume(deadline)
+        self._session = self._shell().resume(deadline)
         return self
 
     def login(self, deadline: Deadline | None = None) -> Session:
-        self._session = Session(self.console).login(self.profile.user, self.profile.password, deadline)
+        self._session = self._shell().login(self.profile.user, self.profile.password, deadline)
         return self._session
+
+    def _shell(self) -> Session:
+        return Session(self.console, SERIAL_PORT) if self.config.serial else Session(self.console)
 
     def detach(self) -> None:
         """Let go of the console; the domain lives on, and the next client can have it."""

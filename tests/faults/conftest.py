@@ -64,6 +64,19 @@ def test_k_bootloader(booted):
     guest = booted(bootloader="pygrub")
     assert "fxh.menu=one" in guest.sh("cat /proc/cmdline")
 
+def test_l_loops(new_guest):
+    """Its toolstack restarts it for ever."""
+    guest = new_guest(on_crash="restart", memory=96, vifs=0, variables=(("fxh.panic", "init"),)).create()
+    guest.console_will_end()
+    with guest.console.expecting_death():
+        guest.start()
+        while len(guest.shutdowns()) < 1:
+            time.sleep(1)
+        # Between two lives, or in the middle of a building.
+        time.sleep(float(os.environ.get("FXH_TEST_LATER", "0")))
+        (MARKS / "running").touch()
+        time.sleep(120)
+
 def test_f_panics(guest):
     guest.session.start(guest.profile.panic_command())
     guest.sh("sleep 60")

@@ -8,6 +8,7 @@ import signal
 import time
 from pathlib import Path
 
+import pytest
 from jump_host import Gate
 from remote_host import Remote
 
@@ -76,6 +77,22 @@ def test_controller_killed_and_resumed(remote: Remote, suite: Path) -> None:
     assert json.loads((run.latest / "run.json").read_text())["exit_code"] == 0
     assert run.latest.resolve().name == name
     remote.wait_clean()
+
+
+@pytest.mark.parametrize("later", [0, 2, 4])
+def test_controller_killed_in_a_restart_loop(remote: Remote, suite: Path, later: int) -> None:
+    """The toolstack's process would go on with the loop, and build a domain at any moment."""
+    entries = "xenstore-list /local/domain; xenstore-list /libxl"
+    before = remote.dom0(entries)
+    run = remote.start(suite, "-k", "loops", "--xen-host", "one", FXH_TEST_LATER=str(later))
+    run.wait_for(remote.mark("running"))
+    run.process.send_signal(signal.SIGKILL)
+    run.process.communicate()
+    remote.wait_clean(30)
+    # xl sleeps two seconds before it builds a domain anew.
+    time.sleep(8)
+    remote.wait_clean()
+    assert remote.dom0(entries) == before, "whoever was building a domain wrote to xenstore after its end"
 
 
 def test_xenconsoled_killed(remote: Remote, suite: Path) -> None:

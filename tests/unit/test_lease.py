@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -169,6 +170,27 @@ def test_clean_says_what_there_is_and_removes_it_only_when_nobody_lives(host: Ho
     assert survey(HERE, clean=True, base=str(host.base))["left"] == {}
     assert not (host.base / "run-gone").exists()
     assert (host.base / "run-aa" / "disk").exists()
+
+
+def test_what_would_build_a_domain_anew_is_ended_first(host: Host, tmp_path: Path) -> None:
+    """xl sleeps between two lives of a domain: none is listed, and then there is one again."""
+    shutil.copy("/bin/sh", tmp_path / "xl")
+
+    def xl(run: str) -> subprocess.Popen[bytes]:
+        config = host.base / f"run-{run}" / f"fxh-{run}-1-x.cfg"
+        config.parent.mkdir(exist_ok=True)
+        return subprocess.Popen([tmp_path / "xl", "-c", "read -r line; :", "create", config], stdin=subprocess.PIPE)
+
+    host.lease("aa", 100)
+    others, orphan = xl("aa"), xl("gone")
+    try:
+        assert survey(HERE, clean=True, base=str(host.base))["left"] == {}
+        assert orphan.wait(10) == -signal.SIGKILL
+        assert others.poll() is None, "of a run that lives"
+    finally:
+        for process in (others, orphan):
+            process.kill()
+            process.wait()
 
 
 def test_what_is_kept_goes_by_itself(host: Host) -> None:

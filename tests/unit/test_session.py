@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 from harness.console.reader import ConsoleReader
-from harness.console.session import Session
+from harness.console.session import SERIAL_PORT, Session
 from harness.console.stages import LINUX
 from harness.deadline import Deadline
-from harness.errors import GuestCommandFailed, GuestDied, InfrastructureError, UsageError
+from harness.errors import DeadlineExpired, GuestCommandFailed, GuestDied, InfrastructureError, UsageError
 from harness.transport import Stream
 from harness.transport.local import LocalTransport
 from harness.transport.replay import ReplayStream
@@ -98,8 +98,55 @@ def test_a_death_during_a_command_ends_it(session: Session) -> None:
 def test_control_characters_are_refused(session: Session) -> None:
     with pytest.raises(UsageError):
         session.run("echo a\rb")
-    with pytest.raises(UsageError):
-        session.run("echo " + "x" * 2000)
+
+
+class Small:
+    """A console that keeps 384 bytes for a guest that does not read yet, as an emulated serial port, and forgets the rest."""
+
+    KEEPS = 384
+
+    def __init__(self, stream: Stream) -> None:
+        self._stream = stream
+        self.close = stream.close
+        self._written = 0
+        self.lost = 0
+
+    def write(self, data: bytes) -> None:
+        kept = data[: self.KEEPS - self._written]
+        self._written += len(kept)
+        self.lost += len(data) - len(kept)
+        self._stream.write(kept)
+
+    def read(self, size: int, timeout: float | None = None) -> bytes:
+        data = self._stream.read(size, timeout)
+        # It has answered: it has read what was written before.
+        self._written = 0 if data else self._written
+        return data
+
+
+@pytest.mark.parametrize("at_once", [SERIAL_PORT, 900])
+def test_a_long_command_arrives_whole_where_the_console_takes_little(tmp_path: Path, at_once: int) -> None:
+    small = Small(LocalTransport().open(["bash", "-c", LOGIN % "sh"], pty=True))
+    reader = ConsoleReader(small, tmp_path / "c.log", stages=LINUX).start()
+    try:
+        session = Session(reader, at_once).login("root", deadline=Deadline(20))
+        long = 'for i in 1 2; do echo "it\'s $i"; done\n' * 18
+        if at_once == SERIAL_PORT:
+            assert session.run(long).text == "\n".join(["it's 1", "it's 2"] * 18)
+            assert (session.run("exit 7", check=False).status, small.lost) == (7, 0)
+        else:
+            with pytest.raises(DeadlineExpired):
+                session.run(long, Deadline(2))
+            assert small.lost
+    finally:
+        reader.close()
+
+
+def test_a_command_of_any_length_is_typed(session: Session) -> None:
+    text = "x'\"$y \\" * 700
+    assert session.run(f"cat <<'END'\n{text}\nEND").text == text
+    out = session.run(f": {'x' * 2000}; exit 5", check=False)
+    assert (out.status, out.text) == (5, "")
 
 
 def test_wrong_password(tmp_path: Path) -> None:
