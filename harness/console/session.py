@@ -20,7 +20,7 @@ from harness.errors import GuestCommandFailed, InfrastructureError, UsageError
 PROMPT = "fxh# "
 # Bytes that a console takes before it is read from: FreeBSD's tty has no longer line (MAX_INPUT; sys/kern/tty_inq.c), busybox's
 # neither.
-_TTY = 900
+TTY = 900
 # Of a serial port's FreeBSD keeps 384 between an interrupt and its tty (sys/dev/uart/uart_core.c, sc_rxbufsz) and forgets the
 # rest, where a UART brings them faster than a line does: an emulated one.
 SERIAL_PORT = 360
@@ -88,7 +88,7 @@ class ReaderSpawn(SpawnBase):  # type: ignore[type-arg]
 class Session:
     """A root shell on a guest's console. :meth:`login` first, or :meth:`resume` where one was left logged in."""
 
-    def __init__(self, reader: ConsoleReader, at_once: int = _TTY) -> None:
+    def __init__(self, reader: ConsoleReader, at_once: int = TTY) -> None:
         """``at_once``: bytes that the console takes without loss before the guest has read them."""
         self.reader, self.at_once = reader, at_once
 
@@ -184,7 +184,7 @@ class Session:
             raise UsageError(f"command with a control character: {command!r}")
         spawn = ReaderSpawn(self.reader)
         with self.reader.quoting(f"fxh-end-{nonce}".encode()):
-            typed = self._in_pieces(spawn, command, nonce, deadline)
+            typed = self._in_pieces(spawn, command, deadline)
             self._type(spawn, f'{_KILL_LINE}o=$( ( {typed}\n) 2>&1; echo "+$?"); s=${{o##*+}}; o=${{o%+*}}')
             text: str | None = None
             for _ in range(_TORN):
@@ -206,16 +206,18 @@ class Session:
 
     def start(self, command: str) -> None:
         """Type a command and do not wait for it (it may kill the guest)."""
-        self._type(ReaderSpawn(self.reader), command)
+        spawn = ReaderSpawn(self.reader)
+        self._type(spawn, self._in_pieces(spawn, command, Deadline(10)))
 
-    def _in_pieces(self, spawn: ReaderSpawn, command: str, nonce: str, deadline: Deadline) -> str:
+    def _in_pieces(self, spawn: ReaderSpawn, command: str, deadline: Deadline) -> str:
         """What to type for ``command``: itself; or, when it is too long for that, a variable that the guest has it in by now.
 
         Raises as :meth:`run`.
         """
         if len(command.encode()) <= self.at_once - _AROUND:
             return command
-        size = self.at_once // 3
+        # A quote becomes five bytes, any other character four at most; the rest is for the marker.
+        nonce, size = secrets.token_hex(4), self.at_once // 6
         for begin in range(0, len(command), size):
             before, more = "${c}" if begin else "", shlex.quote(command[begin : begin + size])
             # The marker says that the guest has read all: the next piece finds its buffers empty.

@@ -12,7 +12,7 @@ from typing import Any
 
 from harness.console.deaths import Death
 from harness.console.reader import ConsoleReader
-from harness.console.session import SERIAL_PORT, Output, Session
+from harness.console.session import SERIAL_PORT, TTY, Output, Session
 from harness.console.stages import FIRST_LINE, StageReached
 from harness.console.text import excerpt
 from harness.deadline import Deadline, NotYet
@@ -214,7 +214,7 @@ class Guest:
         return self._session
 
     def _shell(self) -> Session:
-        return Session(self.console, SERIAL_PORT) if self.config.serial else Session(self.console)
+        return Session(self.console, SERIAL_PORT if self.config.serial else TTY)
 
     def detach(self) -> None:
         """Let go of the console; the domain lives on, and the next client can have it."""

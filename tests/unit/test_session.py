@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from harness.console.reader import ConsoleReader
-from harness.console.session import SERIAL_PORT, Session
+from harness.console.session import SERIAL_PORT, TTY, Session
 from harness.console.stages import LINUX
 from harness.deadline import Deadline
 from harness.errors import DeadlineExpired, GuestCommandFailed, GuestDied, InfrastructureError, UsageError
@@ -124,7 +124,7 @@ class Small:
         return data
 
 
-@pytest.mark.parametrize("at_once", [SERIAL_PORT, 900])
+@pytest.mark.parametrize("at_once", [SERIAL_PORT, TTY])
 def test_a_long_command_arrives_whole_where_the_console_takes_little(tmp_path: Path, at_once: int) -> None:
     small = Small(LocalTransport().open(["bash", "-c", LOGIN % "sh"], pty=True))
     reader = ConsoleReader(small, tmp_path / "c.log", stages=LINUX).start()
@@ -133,6 +133,8 @@ def test_a_long_command_arrives_whole_where_the_console_takes_little(tmp_path: P
         long = 'for i in 1 2; do echo "it\'s $i"; done\n' * 18
         if at_once == SERIAL_PORT:
             assert session.run(long).text == "\n".join(["it's 1", "it's 2"] * 18)
+            quotes = "'\"" * 300
+            assert session.run(f"cat <<'END'\n{quotes}\nEND").text == quotes
             assert (session.run("exit 7", check=False).status, small.lost) == (7, 0)
         else:
             with pytest.raises(DeadlineExpired):
@@ -140,6 +142,11 @@ def test_a_long_command_arrives_whole_where_the_console_takes_little(tmp_path: P
             assert small.lost
     finally:
         reader.close()
+
+
+def test_a_long_command_that_is_not_waited_for_is_typed_whole(session: Session, tmp_path: Path) -> None:
+    session.start(f"echo {'x' * 2000} >{tmp_path}/said")
+    assert session.run(f"cat {tmp_path}/said").text == "x" * 2000
 
 
 def test_a_command_of_any_length_is_typed(session: Session) -> None:
