@@ -41,9 +41,10 @@ class Deadline:
         because = f"; last reason: {reason}" if reason else ""
         return DeadlineExpired(f"waited {time.monotonic() - self.started:.1f} s for {what}{because}")
 
-    def wait(self, what: str, probe: Callable[[], T], interval: float = 0.1) -> T:
+    def wait(self, what: str, probe: Callable[[], T], interval: float = 0.1, pause: Callable[[float], object] = time.sleep) -> T:
         """Call ``probe`` until it returns; it raises :class:`NotYet` with the reason why not yet.
 
+        ``pause`` is given the seconds to wait before the next call, ``interval`` or what is left, and may return sooner.
         Raises :class:`DeadlineExpired` naming ``what`` and the last reason.
         """
         while True:
@@ -53,4 +54,4 @@ class Deadline:
                 reason = str(exc)
             if self.expired:
                 raise self.expire(what, reason)
-            time.sleep(min(interval, self.remaining))
+            pause(min(interval, self.remaining))

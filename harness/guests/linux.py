@@ -10,13 +10,20 @@ from harness.console.stages import LINUX, Stage
 from harness.guests.profile import Fate, Interface, KernelIdentity, Run
 from harness.xen import vdev
 
-# What spares an emulated CPU: no detour for each return of a function in the kernel, no tests of ciphers, no collecting of
-# jitter; and no TSC (CPUID bit 4) as far as the kernel knows. It would measure that by a PIT that these guests have not got:
-# 100,000 reads of a port, each of which traps. Time comes from Xen. Without a TSC it has to be told how long a busy loop is
-# (about, per 4 ms); it has no tick yet to measure that by either.
+# What spares an emulated CPU (docs/lab.md, What a boot under emulation is made of): no detour for each return of a function in
+# the kernel, no tests of ciphers, no pages made read-only after boot and all of them looked at for it, no serial ports; no lock
+# prefix taken out for a single CPU, which changes the address space twice for each of thousands; and no TSC (CPUID bit 4) as far
+# as the kernel knows. It would measure that by a PIT that these guests have not got: 100,000 reads of a port, each of which
+# traps. Time comes from Xen. Without a TSC it has to be told how long a busy loop is (about, per 4 ms); it has no tick yet to
+# measure that by either.
 _QUICK = {
-    "norandmaps": "", "mitigations": "off", "cryptomgr.notests": "", "initcall_blacklist": "jent_mod_init",
+    "norandmaps": "", "mitigations": "off", "cryptomgr.notests": "", "rodata": "off", "8250.nr_uarts": "0", "noreplace-smp": "",
     "clearcpuid": "4", "lpj": "4000000",
+    # Jitter for random numbers, a key derivation, certificates, BPF's types, and tables of tracing: nobody asks for them.
+    "initcall_blacklist": ",".join((
+        "jent_mod_init", "crypto_kdf108_init", "load_system_certificate_list", "bpf_tcp_ca_kfunc_init", "bpf_dummy_struct_ops_init",
+        "trace_eval_init", "ftrace_check_for_weak_functions",
+    )),
 }  # fmt: skip
 
 

@@ -39,8 +39,8 @@ class GuestSource:
     profile: GuestProfile
     kernel: Path | None = None
     ramdisk: Path | None = None
-    unpacked: Path | None = None
-    """The kernel's ELF file, where ``kernel`` is a bzImage that Xen's toolstack would unpack anew for each domain."""
+    unpacked: tuple[Path, Path] | None = None
+    """Kernel and ramdisk as they are in memory: a bzImage Xen's toolstack unpacks anew for each domain, a ramdisk each guest."""
     disks: tuple[DiskImage, ...] = ()
     root: str = ""
     memory: int = 512
@@ -67,7 +67,7 @@ class GuestSource:
 
     def loaded(self, emulated: bool) -> tuple[Path | None, Path | None]:
         """The kernel and ramdisk that Xen's toolstack is given. A real dom0 unpacks sooner than it gets five times as much."""
-        return (self.unpacked if emulated and self.unpacked else self.kernel), self.ramdisk
+        return self.unpacked if emulated and self.unpacked else (self.kernel, self.ramdisk)
 
     @cached_property
     def key(self) -> str:
@@ -130,15 +130,15 @@ def from_image(image: Image, *, bootloader: str = "", root: str = "") -> GuestSo
 
 
 def control(directory: Path) -> GuestSource:
-    """The control guest: ``directory`` holds its vmlinuz and initrd; what is built with a lab has the kernel unpacked, too."""
-    unpacked = directory / "vmlinux"
+    """The control guest: ``directory`` holds its vmlinuz and initrd; what is built with a lab has both unpacked, too."""
+    unpacked = directory / "vmlinux", directory / "initrd.cpio"
     return GuestSource(
         "control",
         Linux(),
         directory / "vmlinuz",
         directory / "initrd",
         memory=160,
-        unpacked=unpacked if unpacked.exists() else None,
+        unpacked=unpacked if all(path.exists() for path in unpacked) else None,
     )
 
 

@@ -17,7 +17,17 @@ from harness.errors import InfrastructureError, UsageError
 from harness.lab.store import LabImage
 
 _SUMS = "SHA256SUMS.json"
-_FILES = ("manifest.json", "root.qcow2", "xen", "vmlinuz", "initrd", "control/vmlinuz", "control/vmlinux", "control/initrd")
+_FILES = (
+    "manifest.json",
+    "root.qcow2",
+    "xen",
+    "vmlinuz",
+    "initrd",
+    "control/vmlinuz",
+    "control/vmlinux",
+    "control/initrd",
+    "control/initrd.cpio",
+)
 
 
 def export(image: LabImage, file: Path) -> int:

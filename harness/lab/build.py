@@ -15,7 +15,7 @@ import shutil
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -147,13 +147,16 @@ def _make(recipe: Recipe, work: Path) -> None:
         work,
     )  # fmt: skip
     out = parts / "fxh-out"
-    initrd = _initrd(out, "initrd", files["dom0/initrd-init"])
+    initrd = _initrd(out, "initrd", {"init": files["dom0/initrd-init"]})
     (work / "initrd").write_bytes(gzip.compress(initrd, 6, mtime=0))
     control = work / "control"
     control.mkdir()
     shutil.copy(out / "vmlinuz", control / "vmlinuz")
     (control / "vmlinux").write_bytes(bzimage.vmlinux((out / "vmlinuz").read_bytes()))
-    (control / "initrd").write_bytes(gzip.compress(_initrd(out, "control", files["control/init"]), 6, mtime=0))
+    own = {name.removeprefix("control/"): data for name, data in recipe.files if name.startswith("control/")}
+    ramdisk = _initrd(out, "control", own)
+    (control / "initrd").write_bytes(gzip.compress(ramdisk, 6, mtime=0))
+    (control / "initrd.cpio").write_bytes(ramdisk)
     _hypervisor(recipe.hypervisor or out / "xen.gz", work / "xen")
     shutil.copy(recipe.dom0_kernel or out / "vmlinuz", work / "vmlinuz")
     raw = out / "root.img"
@@ -174,17 +177,20 @@ def _make(recipe: Recipe, work: Path) -> None:
     (work / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n")
 
 
-def _initrd(out: Path, order: str, init: bytes) -> bytes:
+def _initrd(out: Path, order: str, own: Mapping[str, bytes]) -> bytes:
+    """With the modules of ``order``, the programs laid out for it, and ``own`` files (paths within it)."""
     names = (out / f"{order}.order").read_text().split()
     files = {f"modules/{name}": (0o644, (out / "modules" / name).read_bytes()) for name in names}
     files["modules.order"] = (0o644, "\n".join(names).encode() + b"\n")
     files["bin/busybox"] = (0o755, (out / "busybox").read_bytes())
-    files["init"] = (0o755, init)
-    own = out / f"{order}-root"
-    for path in sorted(own.rglob("*")) if own.is_dir() else ():
+    files |= {f"bin/{name}": (cpio.LINK, b"busybox") for name in (out / "applets").read_text().split() if name != "busybox"}
+    files["sbin"] = (cpio.LINK, b"bin")
+    files |= {name: (0o755, data) for name, data in own.items()}
+    programs = out / f"{order}-root"
+    for path in sorted(programs.rglob("*")) if programs.is_dir() else ():
         if path.is_file():
-            files[str(path.relative_to(own))] = (0o755, path.read_bytes())
-    for mountpoint in ("proc", "root", "sys"):
+            files[str(path.relative_to(programs))] = (0o755, path.read_bytes())
+    for mountpoint in ("mnt", "proc", "root", "sys", "tmp"):
         files[f"{mountpoint}/.keep"] = (0o644, b"")
     return cpio.archive(files)
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import stat
 from collections.abc import Mapping
 
+LINK = stat.S_IFLNK | 0o777
+
 
 def _entry(index: int, name: str, mode: int, data: bytes, rdev: tuple[int, int] = (0, 0)) -> bytes:
     path = name.encode() + b"\0"
@@ -19,6 +21,8 @@ def _pad(data: bytes) -> bytes:
 
 def archive(files: Mapping[str, tuple[int, bytes]]) -> bytes:
     """``files`` maps a path without a leading slash to (permission bits, content); its directories are made.
+
+    With :data:`LINK` for its bits the content is where a symbolic link leads.
 
     ``/dev/console`` and ``/dev/null`` are always there, since the kernel opens the first before init runs.
     """
@@ -36,5 +40,5 @@ def archive(files: Mapping[str, tuple[int, bytes]]) -> bytes:
                 made.add(directory)
                 out.append(_entry(len(out) + 1, directory, stat.S_IFDIR | 0o755, b""))
         bits, data = files[name]
-        out.append(_entry(len(out) + 1, name, stat.S_IFREG | bits, data))
+        out.append(_entry(len(out) + 1, name, bits if bits == LINK else stat.S_IFREG | bits, data))
     return b"".join(out) + _entry(0, "TRAILER!!!", 0, b"")

@@ -13,7 +13,7 @@ from harness.errors import UsageError
 
 DEFAULT_XEN = "4.20"
 # Raise when the builder makes something else from the same recipe.
-_BUILDER = 3
+_BUILDER = 4
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,8 @@ def load(xen: str = DEFAULT_XEN, hypervisor: Path | None = None, dom0_kernel: Pa
             raise UsageError(f"{what} {path}: no such file", mend="give the path of the file you built")
     own = tomllib.loads((directory / f"{xen}.toml").read_text())
     common = tomllib.loads((directory / "common.toml").read_text())
-    parts = [*sorted(p for p in directory.iterdir() if p.suffix != ".toml"), directory.parent / "control" / "init"]
+    control = (path for path in (directory.parent / "control").rglob("*") if path.is_file())
+    parts = [*(path for path in directory.iterdir() if path.suffix != ".toml"), *control]
     return Recipe(
         xen=own["xen"],
         suite=own["suite"],
@@ -83,7 +84,7 @@ def load(xen: str = DEFAULT_XEN, hypervisor: Path | None = None, dom0_kernel: Pa
         control_modules=tuple(common["control_modules"]),
         control_programs=tuple(common["control_programs"]),
         trim=tuple(common["trim"]),
-        files=tuple((f"{p.parent.name}/{p.name}", p.read_bytes()) for p in parts),
+        files=tuple((str(path.relative_to(directory.parent)), path.read_bytes()) for path in sorted(parts)),
         hypervisor=hypervisor,
         dom0_kernel=dom0_kernel,
     )

@@ -4,7 +4,8 @@ set -eu
 root="$1"; out="$root/fxh-out"; mkdir -p "$out/modules"
 cp "$root"/boot/vmlinuz-* "$out/vmlinuz"
 for f in "$root"/boot/xen-*.gz; do cp "$f" "$out/xen.gz"; done
-cp "$root/usr/bin/busybox" "$out/busybox" 2>/dev/null || cp "$root/bin/busybox" "$out/busybox"
+bb=/usr/bin/busybox; [ -e "$root$bb" ] || bb=/bin/busybox
+cp "$root$bb" "$out/busybox"; chroot "$root" $bb --list > "$out/applets"
 ver=$(ls "$root/usr/lib/modules" 2>/dev/null || ls "$root/lib/modules")
 echo "$ver" > "$out/release"
 depends() { chroot "$root" modprobe -S "$ver" --show-depends "$1" 2>/dev/null | sed -n 's/^insmod \(.*[^ ]\) *$/\1/p'; }
@@ -41,8 +42,7 @@ mv "$root/etc/xen/scripts/block" "$root/etc/xen/scripts/block.xen"; mv "$root/fx
 mv "$root/fxh-vif" "$root/etc/xen/scripts/vif-fxh"; chmod 755 "$root/etc/xen/scripts/block" "$root/etc/xen/scripts/vif-fxh"
 echo 'vif.default.script="vif-fxh"' >> "$root/etc/xen/xl.conf"
 # Commands that this Debian has not installed come from busybox.
-bb=/usr/bin/busybox; [ -e "$root$bb" ] || bb=/bin/busybox
-for a in $(chroot "$root" $bb --list); do
+for a in $(cat "$out/applets"); do
     for d in usr/bin usr/sbin bin sbin; do [ -e "$root/$d/$a" ] || [ -L "$root/$d/$a" ] && continue 2; done
     ln -s $bb "$root/usr/bin/$a"
 done

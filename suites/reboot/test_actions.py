@@ -10,6 +10,7 @@ import pytest
 from harness.deadline import Deadline, NotYet
 from harness.oracles.finding import finding
 from harness.plugin.fixtures import NewGuest
+from harness.xen.xenstore import DOMAINS
 
 SOURCE = "xen tools/xl/xl_vmcontrol.c, handle_domain_death()"
 REASONS = ("poweroff", "reboot", "crash")
@@ -37,13 +38,15 @@ def test_action(booted: NewGuest, reason: str, action: str) -> None:
                 ("old" if row.domid == first else "new") + (" renamed" if row.name != guest.name else "") + (" down" if row.shutdown else "")
                 for row in rows
             )  # fmt: skip
-            if what != EXPECTED[action]:
+            if what != EXPECTED[action] or not guest.shutdowns():
                 raise NotYet(
                     f"its domains are: {', '.join(what) or 'none'}; xl's log ends {guest.host.toolstack.log(guest.name)[-200:]!r}"
                 )
             return ""
 
-        Deadline(90 * guest.scale).wait(f"the domains that on_{reason}={action} leaves: {EXPECTED[action] or 'none'}", settled, 1.0)
+        deadline = Deadline(90 * guest.scale)
+        with guest.host.xenstore.watch(*DOMAINS, seconds=deadline.remaining) as pause:
+            deadline.wait(f"the domains that on_{reason}={action} leaves: {EXPECTED[action] or 'none'}", settled, 2.0, pause)
     assert [(event.reason, event.action) for event in guest.shutdowns()] == [(reason, action)]
     core = guest.host.transport.run(["sh", "-c", f"cd /var/lib/xen/dump && ls *{guest.name}* 2>/dev/null; rm -f *{guest.name}*"])
     assert bool(core.text) == action.startswith("coredump")

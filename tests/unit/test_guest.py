@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -22,13 +25,20 @@ class Host:
 
     def __init__(self, rows: list[DomainState | None]) -> None:
         self.rows = rows
-        self.waits: list[int] = []
+        self.pauses: list[float] = []
+        self.watched: list[tuple[str, ...]] = []
         self.toolstack = SimpleNamespace(find=lambda name: self.rows.pop(0) if len(self.rows) > 1 else self.rows[0])
-        self.xenstore = SimpleNamespace(introduced=self._introduced)
+        self.xenstore = SimpleNamespace(watch=self._watch)
 
-    def _introduced(self, seconds: int) -> bool:
-        self.waits.append(seconds)
-        return len(self.waits) >= 2
+    @contextmanager
+    def _watch(self, *paths: str, seconds: float) -> Iterator[Callable[[float], None]]:
+        self.watched.append(paths)
+
+        def pause(longest: float) -> None:
+            self.pauses.append(longest)
+            time.sleep(0.005)
+
+        yield pause
 
 
 @pytest.fixture(autouse=True)
@@ -69,7 +79,8 @@ def test_a_new_domain_that_runs_is_taken(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(made, "_stream", lambda: "the new console")
     assert made.follow_reboot(Deadline(60)) == 4
     assert replaced == [("the new console", False)]
-    assert len(host.waits) == 2, "once xenstored has told of a new domain, it is only looked for"
+    assert host.watched == [("@introduceDomain", "@releaseDomain")]
+    assert host.pauses == [guests._UNTOLD, guests._UNTOLD, guests._LOOKS], "xenstored tells of a new domain, not that it runs"
 
 
 def test_a_domain_that_is_being_built_is_not_destroyed_yet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
 import tarfile
 import time
 from dataclasses import asdict, replace
@@ -34,7 +35,16 @@ def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def image(store: Path) -> LabImage:
     directory = store / "labs" / "xen-0-test"
     (directory / "control").mkdir(parents=True)
-    for name in ("root.qcow2", "xen", "vmlinuz", "initrd", "control/vmlinuz", "control/vmlinux", "control/initrd"):
+    for name in (
+        "root.qcow2",
+        "xen",
+        "vmlinuz",
+        "initrd",
+        "control/vmlinuz",
+        "control/vmlinux",
+        "control/initrd",
+        "control/initrd.cpio",
+    ):
         (directory / name).write_bytes(name.encode() * 100)
     (directory / "manifest.json").write_text(json.dumps({"xen": "0"}))
     return LabImage(directory)
@@ -134,10 +144,13 @@ def test_archive_takes_no_path_of_its_own_choice(store: Path, tmp_path: Path) ->
 
 
 def test_cpio_is_what_cpio_reads(tmp_path: Path) -> None:
-    data = cpio.archive({"a/b": (0o755, b"hello"), "c": (0o600, b"")})
+    data = cpio.archive({"a/b": (0o755, b"hello"), "c": (0o600, b""), "d": (cpio.LINK, b"a/b")})
     assert data.startswith(b"070701")
-    assert data.count(b"070701") == 7
+    assert data.count(b"070701") == 8
     assert b"TRAILER!!!" in data
+    subprocess.run(["bsdtar", "-xf", "-", "-C", str(tmp_path), "a/b", "c", "d"], input=data, check=True)
+    assert (tmp_path / "d").readlink() == Path("a/b")
+    assert (tmp_path / "d").read_text() == "hello"
 
 
 def test_old_and_missing_qemu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

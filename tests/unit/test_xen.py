@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,7 @@ from hypothesis import strategies as st
 
 from harness.errors import UsageError
 from harness.hosts import inventory
+from harness.transport.local import LocalTransport
 from harness.xen import elfnotes, events, listing, vdev, xenstore
 from harness.xen.config import Disk, DomainConfig, Vif
 
@@ -286,3 +289,18 @@ def test_deaf_is_what_stays(second: str, ports: list[int], monkeypatch: pytest.M
 
     assert [channel.port for channel in events.deaf(Dom0(), 2)] == ports  # type: ignore[arg-type]
     assert events.deaf(type("Dom0", (), {"run": lambda self, argv: type("Completed", (), {"text": EVENTS})})(), 3) == ()
+
+
+@pytest.mark.parametrize("then", ["echo @releaseDomain; exec sleep 60", "true"], ids=["tells", "ends"])
+def test_a_watch_ends_a_pause_when_xenstored_tells(then: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    program = tmp_path / "xenstore-watch"
+    program.write_text(f'#!/bin/sh\nfor path; do echo "$path"; sleep 0.1; done; sleep 0.3; {then}\n')
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    with xenstore.Xenstore(LocalTransport()).watch(*xenstore.DOMAINS, seconds=30) as pause:
+        begun = time.monotonic()
+        pause(0.1)
+        assert time.monotonic() - begun >= 0.1, "the watch's own events are no news"
+        pause(20 if then != "true" else 0.5)
+        told = time.monotonic() - begun
+        assert told < 10 if then != "true" else told >= 0.6, "a watch that has ended tells nothing, and is waited out"
