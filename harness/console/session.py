@@ -30,6 +30,11 @@ _LOGIN = 60.0
 _COMMAND = 60.0
 # What a tty forgets the present line at: something may have been typed into it before us.
 _KILL_LINE = "\x15"
+# Seconds without an answer after which a login, and then a shell, is asked again; and how many times as long where it goes on
+# writing. It may be echoing what was typed already: an emulated UART of a guest with four vCPUs was seen to write seven bytes a
+# second, and each line more makes it later.
+_ASK_LOGIN, _ASK_SHELL = 3.0, 5.0
+_GOES_ON = 12
 # Attempts at reading an output whose checksum is right: a busy machine's kernel may have much to say.
 _TORN = 6
 # What a terminal answers to "where is the cursor" (ESC [ 6 n): resizewin(1) of FreeBSD's login profile waits for it.
@@ -102,7 +107,7 @@ class Session:
         asked = 0
         while True:
             # A login: that was there before us counts, and so does one that a kernel message pushed away: ask again.
-            match self._expect(spawn, [rb"login: ?$", rb"[Pp]assword:", refused, _ANY_PROMPT], deadline, "a login", 3.0):
+            match self._expect(spawn, [rb"login: ?$", rb"[Pp]assword:", refused, _ANY_PROMPT], deadline, "a login", _ASK_LOGIN):
                 case 0:
                     asked += 1
                     if asked > 4:
@@ -134,7 +139,7 @@ class Session:
         start = "exec env -i HOME=/root TERM=dumb PATH=$PATH PS1=fxh'# ' /bin/sh"
         while True:
             spawn.sendline(start.encode())
-            if self._expect(spawn, [re.escape(PROMPT).encode()], deadline, "a shell of ours", 5.0) is not None:
+            if self._expect(spawn, [re.escape(PROMPT).encode()], deadline, "a shell of ours", _ASK_SHELL) is not None:
                 break
         # Its question may come after we typed on, and the answer would become part of the next line. It waits for none.
         spawn.answers = False
@@ -146,7 +151,7 @@ class Session:
         while True:
             spawn.sendline(quiet.encode())
             if (
-                self._expect(spawn, [rb"fxh-quiet\r*\n\r*" + re.escape(PROMPT).encode()], deadline, "a quiet shell", 5.0)
+                self._expect(spawn, [rb"fxh-quiet\r*\n\r*" + re.escape(PROMPT).encode()], deadline, "a quiet shell", _ASK_SHELL)
                 is not None
             ):
                 break
@@ -155,20 +160,27 @@ class Session:
         while True:
             spawn.sendline()
             spawn.sendline(b"echo fxh'-'synced")
-            if self._expect(spawn, [synced], deadline, "an empty line", 5.0) is not None:
+            if self._expect(spawn, [synced], deadline, "an empty line", _ASK_SHELL) is not None:
                 return self
 
     def _expect(self, spawn: ReaderSpawn, patterns: list[Any], deadline: Deadline, what: str, patience: float) -> int | None:
-        """Which of ``patterns`` came; None when none came within ``patience`` and the caller should nudge."""
-        try:
-            found: int = spawn.expect(patterns, timeout=min(patience, deadline.remaining))
-            return found
-        except pexpect.TIMEOUT:
-            if deadline.expired:
-                raise deadline.expire(f"{what} on the {spawn.name}", f"last line {_last_line(self.reader.tail())!r}") from None
-            return None
-        except pexpect.EOF as exc:
-            raise InfrastructureError(f"the {spawn.name} ended while waiting for {what}") from exc
+        """Which of ``patterns`` came; None when the console was silent for ``patience`` seconds and the caller should nudge.
+
+        None also for one that has gone on writing for long.
+        """
+        longest = deadline.sooner(_GOES_ON * patience)
+        while True:
+            written = self.reader.offset
+            try:
+                found: int = spawn.expect(patterns, timeout=min(patience, deadline.remaining))
+                return found
+            except pexpect.TIMEOUT:
+                if deadline.expired:
+                    raise deadline.expire(f"{what} on the {spawn.name}", f"last line {_last_line(self.reader.tail())!r}") from None
+                if self.reader.offset == written or longest.expired:
+                    return None
+            except pexpect.EOF as exc:
+                raise InfrastructureError(f"the {spawn.name} ended while waiting for {what}") from exc
 
     # -- commands -----------------------------------------------------------------------------------------------------
 
@@ -223,7 +235,7 @@ class Session:
             # The marker says that the guest has read all: the next piece finds its buffers empty.
             said, say = f"fxh-piece-{nonce}-{begin}.", f'echo fxh-"pi"ece-{nonce}-{begin}.'
             self._type(spawn, f"{'' if begin else _KILL_LINE}c={before}{more}; {say}")
-            while self._expect(spawn, [said.encode()], deadline, f"{begin + size} bytes of a long command", 5.0) is None:
+            while self._expect(spawn, [said.encode()], deadline, f"{begin + size} bytes of a long command", _ASK_SHELL) is None:
                 # A kernel message may have cut it in two.
                 self._type(spawn, say)
         return 'eval "$c"'
@@ -236,7 +248,7 @@ class Session:
         """Status and output, or None for an output whose checksum is wrong."""
         end = f"fxh-end-{nonce}".encode()
         spawn.searchwindowsize = 256
-        while self._expect(spawn, [end], deadline, f"the end of a command ({nonce})", 5.0) is None:
+        while self._expect(spawn, [end], deadline, f"the end of a command ({nonce})", _ASK_SHELL) is None:
             pass
         raw = spawn.before or b""
         status = 0

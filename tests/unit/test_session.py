@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from harness.console import session as sessions
 from harness.console.reader import ConsoleReader
 from harness.console.session import SERIAL_PORT, TTY, Session
 from harness.console.stages import LINUX
@@ -154,6 +155,39 @@ def test_a_command_of_any_length_is_typed(session: Session) -> None:
     assert session.run(f"cat <<'END'\n{text}\nEND").text == text
     out = session.run(f": {'x' * 2000}; exit 5", check=False)
     assert (out.status, out.text) == (5, "")
+
+
+class Slow:
+    """A console that writes a byte at a time, 40 a second, as the emulated serial port of a busy guest does."""
+
+    def __init__(self, stream: Stream) -> None:
+        self._stream = stream
+        self.close = stream.close
+        self.slow = False
+        self.typed: list[bytes] = []
+
+    def write(self, data: bytes) -> None:
+        self.typed.append(data)
+        self.slow = self.slow or data.startswith(b"exec")
+        self._stream.write(data)
+
+    def read(self, size: int, timeout: float | None = None) -> bytes:
+        if not self.slow:
+            return self._stream.read(size, timeout)
+        time.sleep(0.025)
+        return self._stream.read(1, timeout)
+
+
+def test_a_console_that_still_echoes_what_was_typed_is_not_typed_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its echo takes longer than we wait for an answer: each line more would make it later."""
+    monkeypatch.setattr(sessions, "_ASK_SHELL", 0.5)
+    slow = Slow(LocalTransport().open(["bash", "-c", LOGIN % "sh"], pty=True))
+    reader = ConsoleReader(slow, tmp_path / "c.log", stages=LINUX).start()
+    try:
+        Session(reader).login("root", deadline=Deadline(60))
+        assert [line[:8] for line in slow.typed if line.startswith((b"exec", b"set +o"))] == [b"exec env", b"set +o e"]
+    finally:
+        reader.close()
 
 
 def test_wrong_password(tmp_path: Path) -> None:
