@@ -17,7 +17,8 @@ from pathlib import Path
 
 from harness import paths
 from harness.guests import source
-from harness.guests.guest import Guest, Shape, configure
+from harness.guests.guest import Guest
+from harness.guests.shape import Shape, configure
 from harness.lab import checkpoint, factory
 from harness.lab.factory import LabWish
 from harness.lab.host import LabHost

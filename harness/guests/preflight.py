@@ -10,7 +10,7 @@ from harness.hosts.host import XenHost
 from harness.xen.config import entry
 
 if TYPE_CHECKING:
-    from harness.guests.guest import Shape
+    from harness.guests.shape import Shape
 
 
 def check(host: XenHost, source: GuestSource, shape: Shape) -> None:

@@ -17,7 +17,7 @@ from harness.errors import InfrastructureError, UsageError
 from harness.lab.store import LabImage
 
 _SUMS = "SHA256SUMS.json"
-_FILES = (
+FILES = (
     "manifest.json",
     "root.qcow2",
     "xen",
@@ -32,14 +32,14 @@ _FILES = (
 
 def export(image: LabImage, file: Path) -> int:
     """Write ``image`` without its checkpoints; returns the archive's size in bytes. Raises InfrastructureError."""
-    sums = {name: file_sha256(image.directory / name) for name in _FILES}
+    sums = {name: file_sha256(image.directory / name) for name in FILES}
     part = file.with_name(file.name + ".part")
     try:
         with tempfile.TemporaryDirectory() as scratch, tarfile.open(part, "w") as tar:
             listing = Path(scratch) / _SUMS
             listing.write_text(json.dumps({"key": image.key, "files": sums}, indent=1))
             tar.add(listing, f"fxh-lab/{_SUMS}")
-            for name in _FILES:
+            for name in FILES:
                 tar.add(image.directory / name, f"fxh-lab/{name}")
         part.replace(file)
     except OSError as exc:
@@ -57,7 +57,7 @@ def import_(file: Path) -> LabImage:
     try:
         (work / "control").mkdir()
         with tarfile.open(file) as tar:
-            for name in (_SUMS, *_FILES):
+            for name in (_SUMS, *FILES):
                 # Only the files we know, whatever else the archive holds and wherever it wants to put it.
                 source = tar.extractfile(f"fxh-lab/{name}")
                 if source is None:
@@ -65,7 +65,7 @@ def import_(file: Path) -> LabImage:
                 with source, (work / name).open("wb") as target:
                     shutil.copyfileobj(source, target)
         listing = json.loads((work / _SUMS).read_text())
-        for name in _FILES:
+        for name in FILES:
             if file_sha256(work / name) != listing["files"][name]:
                 raise UsageError(f"{file}: {name} in it is damaged", mend="export the lab again")
         key = str(listing["key"])

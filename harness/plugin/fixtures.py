@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from harness.errors import CannotRun, InfrastructureError
-from harness.guests.guest import Guest, Shape
+from harness.guests.guest import Guest
+from harness.guests.shape import Shape
 from harness.hosts import scratch as disks
 from harness.hosts.host import XenHost
 from harness.hosts.scratch import ScratchDisk

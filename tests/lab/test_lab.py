@@ -17,7 +17,8 @@ from harness import paths
 from harness.deadline import Deadline, NotYet
 from harness.errors import HarnessError, InfrastructureError, LabDead, TransportError, UsageError
 from harness.guests import source
-from harness.guests.guest import Guest, Shape, configure
+from harness.guests.guest import Guest
+from harness.guests.shape import Shape, configure
 from harness.lab import archive, checkpoint, factory, records
 from harness.lab.checkpoint import CheckpointBroken
 from harness.lab.factory import LabWish

@@ -13,7 +13,7 @@ import pytest
 from harness.errors import CannotRun, UsageError
 from harness.guests import source
 from harness.guests.freebsd import FreeBSD
-from harness.guests.guest import Shape, configure
+from harness.guests.shape import Shape, configure
 from harness.guests.source import DiskImage, GuestSource
 from harness.images import slot
 from harness.plugin import cells

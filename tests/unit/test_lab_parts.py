@@ -35,16 +35,7 @@ def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def image(store: Path) -> LabImage:
     directory = store / "labs" / "xen-0-test"
     (directory / "control").mkdir(parents=True)
-    for name in (
-        "root.qcow2",
-        "xen",
-        "vmlinuz",
-        "initrd",
-        "control/vmlinuz",
-        "control/vmlinux",
-        "control/initrd",
-        "control/initrd.cpio",
-    ):
+    for name in archive.FILES:
         (directory / name).write_bytes(name.encode() * 100)
     (directory / "manifest.json").write_text(json.dumps({"xen": "0"}))
     return LabImage(directory)

@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 
 from harness.errors import TransportError
-from harness.guests.guest import Guest, Shape
+from harness.guests.guest import Guest
+from harness.guests.shape import Shape
 from harness.lab import checkpoint
 from harness.plugin import rig as rigs
 from harness.plugin.cells import Cell
