@@ -147,14 +147,16 @@ def _make(recipe: Recipe, work: Path) -> None:
         work,
     )  # fmt: skip
     out = parts / "fxh-out"
-    initrd = _initrd(out, "initrd", {"init": files["dom0/initrd-init"]})
+    initrd = _initrd(out, "initrd", {"init": (0o755, files["dom0/initrd-init"])})
     (work / "initrd").write_bytes(gzip.compress(initrd, 6, mtime=0))
     control = work / "control"
     control.mkdir()
     shutil.copy(out / "vmlinuz", control / "vmlinuz")
     (control / "vmlinux").write_bytes(bzimage.vmlinux((out / "vmlinuz").read_bytes()))
-    own = {name.removeprefix("control/"): data for name, data in recipe.files if name.startswith("control/")}
-    ramdisk = _initrd(out, "control", own)
+    applets = (out / "applets").read_text().split()
+    links = {"sbin": (cpio.LINK, b"bin"), **{f"bin/{name}": (cpio.LINK, b"busybox") for name in applets if name != "busybox"}}
+    own = {name.removeprefix("control/"): (0o755, data) for name, data in recipe.files if name.startswith("control/")}
+    ramdisk = _initrd(out, "control", {**links, **own})
     (control / "initrd").write_bytes(gzip.compress(ramdisk, 6, mtime=0))
     (control / "initrd.cpio").write_bytes(ramdisk)
     _hypervisor(recipe.hypervisor or out / "xen.gz", work / "xen")
@@ -177,15 +179,13 @@ def _make(recipe: Recipe, work: Path) -> None:
     (work / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n")
 
 
-def _initrd(out: Path, order: str, own: Mapping[str, bytes]) -> bytes:
-    """With the modules of ``order``, the programs laid out for it, and ``own`` files (paths within it)."""
+def _initrd(out: Path, order: str, own: Mapping[str, tuple[int, bytes]]) -> bytes:
+    """With the modules of ``order``, the programs laid out for it, and ``own`` files (as :func:`cpio.archive` takes them)."""
     names = (out / f"{order}.order").read_text().split()
     files = {f"modules/{name}": (0o644, (out / "modules" / name).read_bytes()) for name in names}
     files["modules.order"] = (0o644, "\n".join(names).encode() + b"\n")
     files["bin/busybox"] = (0o755, (out / "busybox").read_bytes())
-    files |= {f"bin/{name}": (cpio.LINK, b"busybox") for name in (out / "applets").read_text().split() if name != "busybox"}
-    files["sbin"] = (cpio.LINK, b"bin")
-    files |= {name: (0o755, data) for name, data in own.items()}
+    files |= own
     programs = out / f"{order}-root"
     for path in sorted(programs.rglob("*")) if programs.is_dir() else ():
         if path.is_file():

@@ -13,7 +13,7 @@ from harness.errors import UsageError
 
 DEFAULT_XEN = "4.20"
 # Raise when the builder makes something else from the same recipe.
-_BUILDER = 4
+_BUILDER = 5
 
 
 @dataclass(frozen=True)
