@@ -7,18 +7,20 @@ import hashlib
 import json
 import logging
 import random
+import re
 import secrets
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from harness.deadline import Deadline
+from harness.deadline import Deadline, NotYet
 from harness.errors import InfrastructureError
 from harness.guests import admin
 from harness.guests.guest import Guest
 from harness.hosts.host import XenHost
 from harness.oracles import frames
 from harness.oracles.frames import Frame
+from harness.transport import Stream
 from harness.xen import events
 
 # As an argument: a file would have to be there for every link, also of a restored guest, and to go with the last.
@@ -30,6 +32,8 @@ _KICK = """
 [ -d /sys/kernel/debug/xen-netback ] || mount -t debugfs none /sys/kernel/debug
 for ring in /sys/kernel/debug/xen-netback/"$1"/io_ring_q*; do echo kick > "$ring"; done
 """
+# What tcpdump says on SIGUSR1.
+_COUNTS = rb"(\d+) packets captured, (\d+) packets received by filter, (\d+) packets dropped by kernel"
 log = logging.getLogger("fxh.guests")
 
 
@@ -50,35 +54,44 @@ class Transfer:
         return "" if self.sent == self.arrived else f"{self.bytes} bytes arrived with digest {self.arrived}, {self.sent} were sent"
 
 
+class Listener:
+    """What a program in dom0 says, taken up piece by piece."""
+
+    def __init__(self, stream: Stream, who: str) -> None:
+        self.stream, self._who, self._text = stream, who, b""
+
+    def until(self, pattern: bytes, seconds: float = 30) -> re.Match[bytes]:
+        """The next place that matches ``pattern``. Raises InfrastructureError when it does not come."""
+        deadline = Deadline(seconds)
+        while not (found := re.search(pattern, self._text, re.DOTALL)):
+            try:
+                data = self.stream.read(4096, max(0.1, deadline.remaining))
+            except TimeoutError:
+                data = b""
+            if not data:
+                raise InfrastructureError(
+                    f"{self._who} in dom0 does not say {pattern.decode()!r}: {self._text.decode(errors='replace')!r}"
+                )
+            self._text += data
+        self._text = self._text[found.end() :]
+        return found
+
+
 class Peer:
     """A program at work in dom0 (or in a network namespace of it)."""
 
     def __init__(self, host: XenHost, words: list[str], namespace: str = "") -> None:
         inside = ["ip", "netns", "exec", namespace] if namespace else []
-        self._stream = host.transport.open([*inside, "python3", "-c", _PEER, *words])
-        self._text = b""
+        self._said = Listener(host.transport.open([*inside, "python3", "-c", _PEER, *words]), "the network peer")
         if words[0] != "push":
-            self._until(b"listening", 30)
+            self._said.until(b"listening")
 
     def result(self, seconds: float) -> dict[str, object]:
         """What it says at its end. Raises InfrastructureError when it says nothing."""
-        self._until(b"}", seconds)
-        self._stream.close()
-        found: dict[str, object] = json.loads(self._text[self._text.index(b"{") : self._text.index(b"}") + 1])
+        last = self._said.until(rb"{[^}]*}", seconds)
+        self._said.stream.close()
+        found: dict[str, object] = json.loads(last[0])
         return found
-
-    def _until(self, word: bytes, seconds: float) -> None:
-        deadline = Deadline(seconds)
-        while word not in self._text:
-            try:
-                data = self._stream.read(4096, max(0.1, deadline.remaining))
-            except TimeoutError:
-                data = b""
-            if not data and (deadline.expired or not self._text.endswith(b"\n")):
-                raise InfrastructureError(
-                    f"the network peer in dom0 did not say {word.decode()}: {self._text.decode(errors='replace')!r}"
-                )
-            self._text += data
 
 
 class Link:
@@ -154,14 +167,21 @@ class Link:
         done = peer.result(seconds + 40)
         return Transfer(int(str(done["bytes"])), sent, str(done["md5"]), float(str(done["seconds"])), str(done["error"]))
 
-    def download(self, size: int, seconds: float = 60, *, chunk: int = 1 << 16) -> Transfer:
-        """``size`` bytes from dom0 to the guest, in writes of ``chunk`` bytes with TCP_NODELAY."""
+    def download(self, size: int, seconds: float = 60, *, chunk: int = 1 << 16, lasting: float = 0) -> Transfer:
+        """``size`` bytes from dom0 to the guest, in writes of ``chunk`` bytes with TCP_NODELAY.
+
+        They are sent again and again until ``lasting`` seconds have passed, however fast the guest is.
+        """
         port, seed = self._next(), size
-        peer = Peer(self.host, ["send", self.here, str(port), str(size), str(seed), str(chunk)], self.namespace)
+        words = ["send", self.here, str(port), str(size), str(seed), str(chunk), str(lasting)]
+        peer = Peer(self.host, words, self.namespace)
         arrived = self.guest.sh(f"{self.nc(seconds)} {self.here} {port} < /dev/null | fxs", seconds + 30).split()[0]
         done = peer.result(seconds + 40)
-        payload = hashlib.md5(random.Random(seed).randbytes(size), usedforsecurity=False).hexdigest()
-        return Transfer(int(str(done["bytes"])), payload, arrived, float(str(done["seconds"])), str(done["error"]))
+        moved = int(str(done["bytes"]))
+        payload, digest = random.Random(seed).randbytes(size), hashlib.md5(usedforsecurity=False)
+        for _ in range(max(1, moved // size)):
+            digest.update(payload)
+        return Transfer(moved, digest.hexdigest(), arrived, float(str(done["seconds"])), str(done["error"]))
 
     def forwarded(self, far: Link, size: int, *, to: str = "") -> Transfer:
         """``size`` bytes from dom0's side of this link to its side of ``far``: the guest in the middle has to route.
@@ -203,23 +223,35 @@ class Link:
         ``whole`` frames are needed for checksums; headers do for sizes.
         """
         remote = f"/run/fxh-{secrets.token_hex(4)}.pcap"
-        length = "0" if whole else "96"
-        words = ["tcpdump", "-i", self.vif, "-U", "-Z", "root", "-s", length, "-w", remote, "net", f"{_NETWORK}.0.0/16"]
+        # Immediately: else what the kernel collected in the last second is never read by a tcpdump that is told to end. Its ring then
+        # has room for as many frames as are as long as the longest, so it has to be larger than the 2 MiB that are the default.
+        ring = ["--immediate-mode", "-B", "32768", "-s", "65549" if whole else "96"]
+        words = ["tcpdump", "-i", self.vif, "-U", "-Z", "root", *ring, "-w", remote, "net", f"{_NETWORK}.0.0/16"]
         inside = ["ip", "netns", "exec", self.namespace] if self.namespace else []
         stream = self.host.transport.open(["sh", "-c", 'echo $$; exec "$@"', "sh", *inside, *words])
-        said = b""
-        deadline = Deadline(30)
-        while b"listening on" not in said:
-            if deadline.expired:
-                raise InfrastructureError(f"tcpdump in dom0 does not start: {said.decode(errors='replace')}")
-            with contextlib.suppress(TimeoutError):
-                said += stream.read(4096, 1.0)
+        said = Listener(stream, "tcpdump")
+        pid = said.until(rb"(\d+)\n.*listening on")[1].decode()
+
+        def unwritten() -> int:
+            """Frames that the kernel counted and tcpdump has not written."""
+            self.host.transport.run(["kill", "-USR1", pid])
+            captured, received, dropped = (int(count) for count in said.until(_COUNTS).groups())
+            if dropped:
+                raise InfrastructureError(f"dom0's kernel dropped {dropped} of {received} frames before tcpdump read them")
+            return received - captured
+
+        def all_written() -> None:
+            if (left := unwritten()) > before:
+                raise NotYet(f"tcpdump has {left - before} frames to write")
+
         found: list[Frame] = []
         try:
+            # Frames that came before its filter was in place are counted, and never written.
+            before = unwritten()
             yield found
+            Deadline(30).wait("tcpdump to write all frames", all_written)
         finally:
-            pid = said.split()[0].decode()
-            script = 'sleep 0.3; kill -INT "$1"; while [ -d "/proc/$1" ]; do sleep 0.05; done'
+            script = 'kill -INT "$1"; while [ -d "/proc/$1" ]; do sleep 0.05; done'
             self.host.transport.run(["sh", "-c", script, "sh", pid], Deadline(30))
             self.host.transport.get(remote, target)
             self.host.transport.run(["rm", "-f", remote])

@@ -1,8 +1,9 @@
 """Runs in dom0, with its Python and nothing but its standard library: the far end of a TCP connection.
 
-    python3 netpeer.py recv ADDRESS PORT BYTES            takes one connection, reads BYTES
-    python3 netpeer.py send ADDRESS PORT BYTES SEED CHUNK takes one connection, writes BYTES in writes of CHUNK
-    python3 netpeer.py push ADDRESS PORT BYTES SEED CHUNK connects, and writes
+    python3 netpeer.py recv ADDRESS PORT BYTES                      takes one connection, reads BYTES
+    python3 netpeer.py send ADDRESS PORT BYTES SEED CHUNK [SECONDS] takes one connection, writes BYTES in writes of CHUNK, again
+                                                                    and again until SECONDS have passed
+    python3 netpeer.py push ADDRESS PORT BYTES SEED CHUNK [SECONDS] connects, and writes
 
 Prints ``listening``, and at the end a line of JSON: bytes, md5, seconds, error.
 """
@@ -47,11 +48,13 @@ def main() -> None:
         else:
             link.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             seed, chunk = int(sys.argv[5]), int(sys.argv[6])
+            lasting = float(sys.argv[7]) if len(sys.argv) > 7 else 0
             payload = random.Random(seed).randbytes(count)
-            for at in range(0, count, chunk):
-                link.sendall(payload[at : at + chunk])
-                moved += len(payload[at : at + chunk])
-            digest.update(payload[:moved])
+            while not moved or time.monotonic() - begun < lasting:
+                for at in range(0, count, chunk):
+                    link.sendall(payload[at : at + chunk])
+                    moved += len(payload[at : at + chunk])
+                digest.update(payload)
             link.shutdown(socket.SHUT_WR)
             # The other side closes when it has all.
             link.recv(1)

@@ -1,18 +1,26 @@
-"""What the suites' later cases are made of: GEOM's text, drives without a medium, the smallest kernel module, divided disks."""
+"""What the suites' later cases are made of: GEOM's text, drives without a medium, a small module, divided disks, a network peer."""
 
 from __future__ import annotations
 
+import hashlib
+import json
+import random
+import socket
 import struct
+import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from harness.errors import UsageError
+from harness.errors import InfrastructureError, UsageError
+from harness.guests.link import Listener
 from harness.images import kmodule
 from harness.images.disks import BootCode, divide
 from harness.images.layout import FileSystem, Vdev
 from harness.oracles.naming import consumer_of
+from harness.transport.local import LocalTransport
+from harness.xen import netpeer
 from harness.xen.config import Disk
 
 # kern.geom.conftxt of FreeBSD 13.2 with an MBR disk and a GPT disk, shortened at the right.
@@ -67,3 +75,32 @@ def test_a_file_system_behind_a_table(tmp_path: Path, table: str, place: int, st
     assert data[510:512] == b"\x55\xaa"
     # UFS leaves its first 8 KiB free: the label of an MBR slice lies there.
     assert data[start + 1024 : start + 4096] == root.read_bytes()[1024:4096]
+
+
+@pytest.mark.parametrize("lasting", [0, 0.3])
+def test_a_peer_sends_as_long_as_it_is_told(lasting: float) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        port = taken.getsockname()[1]
+    words = [sys.executable, netpeer.__file__, "send", "127.0.0.1", str(port), "1000", "7", "300", str(lasting)]
+    said = Listener(LocalTransport().open(words), "the network peer")
+    said.until(b"listening")
+
+    with socket.create_connection(("127.0.0.1", port)) as connection:
+        arrived = b"".join(iter(lambda: connection.recv(1 << 16), b""))
+
+    done = json.loads(said.until(rb"{[^}]*}")[0])
+    said.stream.close()
+    rounds = len(arrived) // 1000
+    assert arrived == random.Random(7).randbytes(1000) * rounds
+    assert rounds > 1 if lasting else rounds == 1
+    assert (done["bytes"], done["md5"]) == (len(arrived), hashlib.md5(arrived, usedforsecurity=False).hexdigest())
+    assert lasting <= done["seconds"] < 10
+
+
+def test_what_is_not_said_is_named() -> None:
+    said = Listener(LocalTransport().open(["sh", "-c", "echo one; echo two; exit 3"]), "a program")
+    assert said.until(b"o..")[0] == b"one"
+    assert said.until(b"t..")[0] == b"two"
+    with pytest.raises(InfrastructureError, match="a program in dom0 does not say 'three'"):
+        said.until(b"three")
