@@ -57,6 +57,10 @@ class Admin(Protocol):
 
     def offload_command(self, interface: str, name: str, on: bool) -> str: ...
 
+    def checksum_errors(self, run: Run) -> int:
+        """TCP segments that the kernel threw away for their checksum since it booted."""
+        ...
+
 
 def digests(run: Run, names: Sequence[str]) -> dict[str, str]:
     """md5 of the first MiB of each disk of the guest (``fxs`` is defined in every session, harness/console/session.py)."""
@@ -108,6 +112,11 @@ class FreeBSDAdmin:
         word = {"tx": "txcsum", "rx": "rxcsum", "tso": "tso", "lro": "lro"}[name]
         return f"ifconfig {interface} {'' if on else '-'}{word}"
 
+    def checksum_errors(self, run: Run) -> int:
+        # 		0 discarded for bad checksums
+        match = re.search(r"(\d+) discarded for bad checksum", run("netstat -s -p tcp"))
+        return int(match[1]) if match else 0
+
 
 _FREEBSD_OFFLOADS = {"TXCSUM": "tx", "RXCSUM": "rx", "TSO4": "tso", "LRO": "lro"}
 
@@ -152,10 +161,19 @@ class LinuxAdmin:
     def offload_command(self, interface: str, name: str, on: bool) -> str:
         return f"ethtool -K {interface} {name} {'on' if on else 'off'}"
 
+    def checksum_errors(self, run: Run) -> int:
+        return linux_checksum_errors(run("cat /proc/net/snmp"))
+
 
 _LINUX_OFFLOADS = {
     "tx-checksum-ipv4": "tx", "rx-checksumming": "rx", "tcp-segmentation-offload": "tso", "scatter-gather": "sg",
 }  # fmt: skip
+
+
+def linux_checksum_errors(snmp: str) -> int:
+    """InCsumErrors of TCP in the text of /proc/net/snmp."""
+    names, values = (line.split() for line in snmp.splitlines() if line.startswith("Tcp:"))
+    return int(values[names.index("InCsumErrors")])
 
 
 def of(profile: GuestProfile) -> Admin:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
 import logging
 import random
-import re
 import secrets
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,20 +16,25 @@ from harness.deadline import Deadline, NotYet
 from harness.errors import InfrastructureError
 from harness.guests import admin
 from harness.guests.guest import Guest
-from harness.hosts.host import XenHost
+from harness.guests.peer import Listener, Peer
 from harness.oracles import frames
 from harness.oracles.frames import Frame
-from harness.transport import Stream
 from harness.xen import events
 
-# As an argument: a file would have to be there for every link, also of a restored guest, and to go with the last.
-_PEER = (Path(__file__).parent.parent / "xen" / "netpeer.py").read_text()
 # RFC 2544's own range: nobody's network.
 _NETWORK = "198.18"
+# Of what dom0 sends: any number will do.
+_SEED = 7
 # Linux's netback calls its handler by hand (drivers/net/xen-netback/xenbus.c, xenvif_write_io_ring()).
 _KICK = """
 [ -d /sys/kernel/debug/xen-netback ] || mount -t debugfs none /sys/kernel/debug
 for ring in /sys/kernel/debug/xen-netback/"$1"/io_ring_q*; do echo kick > "$ring"; done
+"""
+# Waits, for half a minute, until dom0 has sent "$2" bytes over the vif "$1".
+BUSY = """
+sent() { cat /sys/class/net/"$1"/statistics/tx_bytes; }
+first=$(sent "$1")
+for i in $(seq 300); do [ $(($(sent "$1") - first)) -ge "$2" ] && break; sleep 0.1; done
 """
 # What tcpdump says on SIGUSR1.
 _COUNTS = rb"(\d+) packets captured, (\d+) packets received by filter, (\d+) packets dropped by kernel"
@@ -39,7 +43,7 @@ log = logging.getLogger("fxh.guests")
 
 @dataclass(frozen=True)
 class Transfer:
-    """One connection. ``error`` is empty where all arrived; the digests are of what was sent and of what arrived."""
+    """One connection, or one row of datagrams. ``error`` is empty where all arrived; the digests are of what was sent and of what arrived."""
 
     bytes: int
     sent: str
@@ -54,55 +58,15 @@ class Transfer:
         return "" if self.sent == self.arrived else f"{self.bytes} bytes arrived with digest {self.arrived}, {self.sent} were sent"
 
 
-class Listener:
-    """What a program in dom0 says, taken up piece by piece."""
-
-    def __init__(self, stream: Stream, who: str) -> None:
-        self.stream, self._who, self._text = stream, who, b""
-
-    def until(self, pattern: bytes, seconds: float = 30) -> re.Match[bytes]:
-        """The next place that matches ``pattern``. Raises InfrastructureError when it does not come."""
-        deadline = Deadline(seconds)
-        while not (found := re.search(pattern, self._text, re.DOTALL)):
-            try:
-                data = self.stream.read(4096, max(0.1, deadline.remaining))
-            except TimeoutError:
-                data = b""
-            if not data:
-                raise InfrastructureError(
-                    f"{self._who} in dom0 does not say {pattern.decode()!r}: {self._text.decode(errors='replace')!r}"
-                )
-            self._text += data
-        self._text = self._text[found.end() :]
-        return found
-
-
-class Peer:
-    """A program at work in dom0 (or in a network namespace of it)."""
-
-    def __init__(self, host: XenHost, words: list[str], namespace: str = "") -> None:
-        inside = ["ip", "netns", "exec", namespace] if namespace else []
-        self._said = Listener(host.transport.open([*inside, "python3", "-c", _PEER, *words]), "the network peer")
-        if words[0] != "push":
-            self._said.until(b"listening")
-
-    def result(self, seconds: float) -> dict[str, object]:
-        """What it says at its end. Raises InfrastructureError when it says nothing."""
-        last = self._said.until(rb"{[^}]*}", seconds)
-        self._said.stream.close()
-        found: dict[str, object] = json.loads(last[0])
-        return found
-
-
 class Link:
     """Between dom0 and the guest's vif ``index``, on the host's bridge or, with ``namespace``, in one of its own."""
 
-    def __init__(self, guest: Guest, index: int = 0, namespace: str = "", interface: str = "") -> None:
-        """``interface`` is its name in the guest, where that is known already."""
+    def __init__(self, guest: Guest, index: int = 0, namespace: str = "", interface: str = "", *, station: int = 2) -> None:
+        """``interface`` is its name in the guest, where that is known already; ``station`` the last number of its address."""
         self.guest, self.host, self.namespace = guest, guest.host, namespace
         self.vif = f"vif{guest.domid}.{index}"
         net = index + 77
-        self.here, self.there = f"{_NETWORK}.{net}.1", f"{_NETWORK}.{net}.2"
+        self.here, self.there = f"{_NETWORK}.{net}.1", f"{_NETWORK}.{net}.{station}"
         self._admin = admin.of(guest.profile)
         self._port = 5001
         mac = guest.config.vifs[index].mac
@@ -153,35 +117,76 @@ class Link:
             self.host.transport.run(["sh", "-c", _KICK, "sh", self.vif], check=False)
         raise InfrastructureError(said, mend="a defect of dom0's kernel (harness/xen/events.py), not of the guest: run it again")
 
+    def wait_busy(self, size: int) -> bool:
+        """Whether ``size`` more bytes go to the guest within half a minute."""
+        script = BUSY + '[ $(($(sent "$1") - first)) -ge "$2" ]'
+        return self.host.transport.run(["sh", "-c", script, "sh", self.vif, str(size)], Deadline(90), check=False).status == 0
+
     # -- data ---------------------------------------------------------------------------------------------------------
 
     def upload(self, size: int, seconds: float = 60) -> Transfer:
         """``size`` bytes from the guest to dom0."""
-        port = self._next()
-        self.guest.sh(
-            f"[ -f /tmp/fxh-{size} ] || dd if=/dev/urandom of=/tmp/fxh-{size} bs=1024 count={size // 1024} 2>/dev/null", 120
-        )
+        port, data = self._next(), self._data(size)
         peer = Peer(self.host, ["recv", self.here, str(port), str(size)], self.namespace)
-        script = f"fxs < /tmp/fxh-{size}; {self.nc(seconds)} {self.here} {port} < /tmp/fxh-{size} > /dev/null; true"
+        script = f"fxs < {data}; {self.nc(seconds)} {self.here} {port} < {data} > /dev/null; true"
         sent = self.guest.sh(script, seconds + 30).split()[0]
         done = peer.result(seconds + 40)
-        return Transfer(int(str(done["bytes"])), sent, str(done["md5"]), float(str(done["seconds"])), str(done["error"]))
+        return Transfer(done.bytes, sent, done.md5, done.seconds, done.error)
 
     def download(self, size: int, seconds: float = 60, *, chunk: int = 1 << 16, lasting: float = 0) -> Transfer:
         """``size`` bytes from dom0 to the guest, in writes of ``chunk`` bytes with TCP_NODELAY.
 
         They are sent again and again until ``lasting`` seconds have passed, however fast the guest is.
         """
-        port, seed = self._next(), size
-        words = ["send", self.here, str(port), str(size), str(seed), str(chunk), str(lasting)]
-        peer = Peer(self.host, words, self.namespace)
+        port = self._next()
+        peer = self.source(port, size, chunk=chunk, lasting=lasting)
         arrived = self.guest.sh(f"{self.nc(seconds)} {self.here} {port} < /dev/null | fxs", seconds + 30).split()[0]
         done = peer.result(seconds + 40)
-        moved = int(str(done["bytes"]))
-        payload, digest = random.Random(seed).randbytes(size), hashlib.md5(usedforsecurity=False)
-        for _ in range(max(1, moved // size)):
-            digest.update(payload)
-        return Transfer(moved, digest.hexdigest(), arrived, float(str(done["seconds"])), str(done["error"]))
+        return Transfer(done.bytes, _digest(size, done.bytes // size), arrived, done.seconds, done.error)
+
+    def source(self, port: int, size: int, *, chunk: int = 1 << 16, lasting: float = 0, patience: float = 25) -> Peer:
+        """dom0's end of a :meth:`download`: it waits for the guest at ``port``, and ``patience`` seconds when it stands still."""
+        words = ["send", self.here, *map(str, (port, size, _SEED, chunk, lasting, patience))]
+        return Peer(self.host, words, self.namespace)
+
+    def to(self, other: Link, size: int, seconds: float = 60) -> Transfer:
+        """``size`` bytes from this guest to the other link's, over the bridge: nothing in dom0 looks at what is in them."""
+        port, data = self._next(), self._data(size)
+        # One that listens ends with its peer, or when its own input does: it gets none, and no end of it.
+        listen = f"timeout {int(seconds)} nc -l {'' if other.guest.profile.os == 'freebsd' else '-p '}{port}"
+        takes = f"sleep {int(seconds)} | {listen} | head -c {size} | fxs > /tmp/fxh-came"
+        ready = f"netstat -an | grep LISTEN | grep -q '[.:]{port} ' && break; sleep 0.1"
+        other.guest.sh(f"rm -f /tmp/fxh-came; ( {takes} ) > /dev/null 2>&1 & for i in $(seq 100); do {ready}; done")
+        begun = time.monotonic()
+        sent = self.guest.sh(f"fxs < {data}; {self.nc(seconds)} {other.there} {port} < {data} > /dev/null 2>&1 &").split()[0]
+        look = "[ -s /tmp/fxh-came ] && break; sleep 0.2"
+        arrived = other.guest.sh(f"for i in $(seq {int(seconds * 5)}); do {look}; done; cat /tmp/fxh-came", seconds + 60).split()
+        error = "" if arrived else f"{other.there} did not get {size} bytes from {self.there}"
+        return Transfer(size, sent, "".join(arrived[:1]), round(time.monotonic() - begun, 3), error)
+
+    def datagrams_up(self, sizes: Sequence[int], seconds: float = 60) -> Transfer:
+        """UDP from the guest (FreeBSD) to dom0, a datagram of each of ``sizes``; its nc reads 16384 bytes at once."""
+        port = self._next()
+        peer = Peer(self.host, ["hear", self.here, str(port), str(sum(sizes))], self.namespace)
+        each = "; ".join(f"dd if=/dev/urandom bs={size} count=1 2>/dev/null | tee -a /tmp/fxh-all; sleep 0.2" for size in sizes)
+        script = (
+            f"rm -f /tmp/fxh-all; ( {each} ) | timeout {int(seconds)} nc -u -w 1 {self.here} {port} > /dev/null; fxs < /tmp/fxh-all"
+        )
+        sent = self.guest.sh(script, seconds + 30).split()[0]
+        done = peer.result(seconds + 40)
+        return Transfer(done.bytes, sent, done.md5, done.seconds, done.error)
+
+    def datagrams_down(self, sizes: Sequence[int], seconds: float = 60) -> Transfer:
+        """UDP from dom0 to the guest (FreeBSD), a datagram of each of ``sizes``; its nc reads 16384 bytes at once."""
+        port, size = self._next(), sum(sizes)
+        ready = f"netstat -an -p udp | grep -q '[.]{port} ' && break; sleep 0.1"
+        takes = f"timeout {int(seconds)} nc -u -l {port} < /dev/null > /tmp/fxh-all"
+        self.guest.sh(f"( {takes} ) > /dev/null 2>&1 & for i in $(seq 100); do {ready}; done")
+        words = ["tell", self.there, str(port), str(size), str(_SEED), ",".join(map(str, sizes))]
+        done = Peer(self.host, words, self.namespace).result(seconds + 40)
+        look = f"[ $(stat -f %z /tmp/fxh-all) -ge {size} ] && break; sleep 0.2"
+        arrived = self.guest.sh(f"for i in $(seq 25); do {look}; done; fxs < /tmp/fxh-all").split()[0]
+        return Transfer(done.bytes, _digest(size), arrived, done.seconds, done.error)
 
     def forwarded(self, far: Link, size: int, *, to: str = "") -> Transfer:
         """``size`` bytes from dom0's side of this link to its side of ``far``: the guest in the middle has to route.
@@ -190,11 +195,10 @@ class Link:
         """
         port = self._next()
         peer = Peer(self.host, ["recv", far.here, str(port), str(size)], far.namespace)
-        source = Peer(self.host, ["push", to or far.here, str(port), str(size), "7", "65536"], self.namespace)
+        source = Peer(self.host, ["push", to or far.here, str(port), str(size), str(_SEED), "65536"], self.namespace)
         done, sent = peer.result(60), source.result(60)
-        payload = hashlib.md5(random.Random(7).randbytes(size), usedforsecurity=False).hexdigest()
-        error = str(done["error"]) or ("" if done["bytes"] == size else f"the stream ended early ({sent['error']})")
-        return Transfer(int(str(done["bytes"])), payload, str(done["md5"]), float(str(done["seconds"])), error)
+        error = done.error or ("" if done.bytes == size else f"the stream ended early ({sent.error})")
+        return Transfer(done.bytes, _digest(size), done.md5, done.seconds, error)
 
     def ping(self, size: int) -> bool:
         """An echo of ``size`` bytes of data, in fragments where it must be; the content is compared by ping."""
@@ -209,6 +213,12 @@ class Link:
         """The guest's command for one connection, up to an address and a port; it ends with its input, or after ``seconds``."""
         # busybox's has no half-close; the peer knows how many bytes there are, and closes.
         return f"timeout {int(seconds)} nc" + (" -N" if self.guest.profile.os == "freebsd" else "")
+
+    def _data(self, size: int) -> str:
+        """A file in the guest with so many bytes at random; made once."""
+        path = f"/tmp/fxh-{size}"
+        self.guest.sh(f"[ -f {path} ] || dd if=/dev/urandom of={path} bs=1024 count={size // 1024} 2>/dev/null", 120)
+        return path
 
     def _next(self) -> int:
         self._port += 1
@@ -260,5 +270,12 @@ class Link:
 
     def checksum_errors(self) -> int:
         """TCP segments that dom0 threw away for their checksum, since it booted (InCsumErrors in /proc/net/snmp)."""
-        lines = [line.split() for line in self.dom0("cat", "/proc/net/snmp").splitlines() if line.startswith("Tcp:")]
-        return int(lines[1][lines[0].index("InCsumErrors")])
+        return admin.linux_checksum_errors(self.dom0("cat", "/proc/net/snmp"))
+
+
+def _digest(size: int, rounds: int = 1) -> str:
+    """md5 of what a peer in dom0 writes, as often as it goes round."""
+    payload, digest = random.Random(_SEED).randbytes(size), hashlib.md5(usedforsecurity=False)
+    for _ in range(max(1, rounds)):
+        digest.update(payload)
+    return digest.hexdigest()

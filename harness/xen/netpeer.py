@@ -1,9 +1,12 @@
 """Runs in dom0, with its Python and nothing but its standard library: the far end of a TCP connection.
 
-    python3 netpeer.py recv ADDRESS PORT BYTES                      takes one connection, reads BYTES
-    python3 netpeer.py send ADDRESS PORT BYTES SEED CHUNK [SECONDS] takes one connection, writes BYTES in writes of CHUNK, again
-                                                                    and again until SECONDS have passed
-    python3 netpeer.py push ADDRESS PORT BYTES SEED CHUNK [SECONDS] connects, and writes
+    recv ADDRESS PORT BYTES                     takes one connection, reads BYTES
+    send ADDRESS PORT BYTES SEED CHUNK [SECONDS [PATIENCE]]
+                                                takes one connection, writes BYTES in writes of CHUNK, again and again until
+                                                SECONDS have passed; a write may take PATIENCE seconds
+    push ADDRESS PORT BYTES SEED CHUNK          connects, and writes
+    hear ADDRESS PORT BYTES                     takes datagrams until BYTES have come
+    tell ADDRESS PORT BYTES SEED SIZE,SIZE..    sends a datagram of each size, BYTES in all
 
 Prints ``listening``, and at the end a line of JSON: bytes, md5, seconds, error.
 """
@@ -18,50 +21,96 @@ import sys
 import time
 
 PATIENCE = 25.0
+Address = tuple[str, int]
+
+
+class Tally:
+    """What was moved so far, and since when."""
+
+    def __init__(self) -> None:
+        self.bytes, self.begun, self.digest = 0, time.monotonic(), hashlib.md5(usedforsecurity=False)
+
+    def begin(self, link: socket.socket, patience: float = PATIENCE) -> socket.socket:
+        link.settimeout(patience)
+        self.begun = time.monotonic()
+        return link
+
+    def add(self, data: bytes) -> None:
+        self.digest.update(data)
+        self.bytes += len(data)
+
+
+def accept(where: Address) -> socket.socket:
+    door = socket.socket()
+    door.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    door.bind(where)
+    door.listen(1)
+    door.settimeout(PATIENCE)
+    print("listening", flush=True)
+    return door.accept()[0]
+
+
+def recv(tally: Tally, where: Address, count: int) -> None:
+    link = tally.begin(accept(where))
+    while tally.bytes < count:
+        data = link.recv(1 << 16)
+        if not data:
+            break
+        tally.add(data)
+
+
+def write(
+    tally: Tally, link: socket.socket, count: int, seed: str, chunk: str, seconds: str = "0", patience: str = str(PATIENCE)
+) -> None:
+    tally.begin(link, float(patience)).setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    payload, step = random.Random(int(seed)).randbytes(count), int(chunk)
+    while not tally.bytes or time.monotonic() - tally.begun < float(seconds):
+        for at in range(0, count, step):
+            link.sendall(payload[at : at + step])
+            tally.add(payload[at : at + step])
+    link.shutdown(socket.SHUT_WR)
+    # The other side closes when it has all.
+    link.recv(1)
+
+
+def send(tally: Tally, where: Address, count: int, *words: str) -> None:
+    write(tally, accept(where), count, *words)
+
+
+def push(tally: Tally, where: Address, count: int, *words: str) -> None:
+    write(tally, socket.create_connection(where, timeout=PATIENCE), count, *words)
+
+
+def hear(tally: Tally, where: Address, count: int) -> None:
+    door = tally.begin(socket.socket(type=socket.SOCK_DGRAM))
+    door.bind(where)
+    print("listening", flush=True)
+    while tally.bytes < count:
+        tally.add(door.recv(1 << 16))
+
+
+def tell(tally: Tally, where: Address, count: int, seed: str, sizes: str) -> None:
+    out, payload = tally.begin(socket.socket(type=socket.SOCK_DGRAM)), random.Random(int(seed)).randbytes(count)
+    for size in map(int, sizes.split(",")):
+        data = payload[tally.bytes : tally.bytes + size]
+        out.sendto(data, where)
+        tally.add(data)
+        # No receiver's buffer holds them all.
+        time.sleep(0.2)
+
+
+VERBS = {verb.__name__: verb for verb in (recv, send, push, hear, tell)}
 
 
 def main() -> None:
-    verb, address, port, count = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
-    digest, moved, error = hashlib.md5(usedforsecurity=False), 0, ""
-    begun = time.monotonic()
-    link = None
+    verb, address, port, count, *words = sys.argv[1:]
+    tally, error = Tally(), ""
     try:
-        if verb == "push":
-            link = socket.create_connection((address, port), timeout=PATIENCE)
-        else:
-            door = socket.socket()
-            door.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            door.bind((address, port))
-            door.listen(1)
-            door.settimeout(PATIENCE)
-            print("listening", flush=True)
-            link, _ = door.accept()
-        link.settimeout(PATIENCE)
-        begun = time.monotonic()
-        if verb == "recv":
-            while moved < count:
-                data = link.recv(1 << 16)
-                if not data:
-                    break
-                digest.update(data)
-                moved += len(data)
-        else:
-            link.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            seed, chunk = int(sys.argv[5]), int(sys.argv[6])
-            lasting = float(sys.argv[7]) if len(sys.argv) > 7 else 0
-            payload = random.Random(seed).randbytes(count)
-            while not moved or time.monotonic() - begun < lasting:
-                for at in range(0, count, chunk):
-                    link.sendall(payload[at : at + chunk])
-                    moved += len(payload[at : at + chunk])
-                digest.update(payload)
-            link.shutdown(socket.SHUT_WR)
-            # The other side closes when it has all.
-            link.recv(1)
+        VERBS[verb](tally, (address, int(port)), int(count), *words)
     except OSError as exc:
         error = f"{type(exc).__name__}: {exc}"
-    seconds = round(time.monotonic() - begun, 3)
-    print(json.dumps({"bytes": moved, "md5": digest.hexdigest(), "seconds": seconds, "error": error}), flush=True)
+    seconds = round(time.monotonic() - tally.begun, 3)
+    print(json.dumps({"bytes": tally.bytes, "md5": tally.digest.hexdigest(), "seconds": seconds, "error": error}), flush=True)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,8 @@ import time
 import pytest
 
 from harness.guests import admin
-from harness.guests.link import Link, Peer
+from harness.guests.link import Link
+from harness.guests.peer import Peer
 from harness.oracles import frames
 from harness.oracles.finding import finding
 from harness.plugin.fixtures import NewGuest
@@ -67,13 +68,13 @@ def streams(link: Link, count: int, size: int) -> list[str]:
     peers = [Peer(link.host, ["recv", link.here, str(port), str(size)]) for port in ports]
     guest.sh(f"for p in {' '.join(map(str, ports))}; do {nc} $p < /tmp/fxh-stream > /dev/null & done; wait", 90)
     done = [peer.result(60) for peer in peers]
-    wrong = [f"from the guest: {one['bytes']} of {size} bytes, {one['error']}" for one in done if one["md5"] != digest]
-    peers = [Peer(link.host, ["send", link.here, str(port + 100), str(size), "3", "65536"]) for port in ports]
+    wrong = [f"from the guest: {one.bytes} of {size} bytes, {one.error}" for one in done if one.md5 != digest]
+    peers = [link.source(port + 100, size) for port in ports]
     script = f"for p in {' '.join(str(port + 100) for port in ports)}; do {nc} $p < /dev/null | fxs > /tmp/fxh-sum$p & done; wait"
     came = guest.sh(f"{script}; cat /tmp/fxh-sum*; rm /tmp/fxh-sum*", 90).split()
     done = [peer.result(60) for peer in peers]
-    wrong += [f"to the guest: {one['bytes']} of {size} bytes, {one['error']}" for one in done if one["error"]]
-    if (whole := came.count(str(done[0]["md5"]))) != count:
+    wrong += [f"to the guest: {one.bytes} of {size} bytes, {one.error}" for one in done if one.error]
+    if (whole := came.count(done[0].md5)) != count:
         wrong.append(f"to the guest: {whole} of {count} streams arrived as they were sent")
     return wrong
 

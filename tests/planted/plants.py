@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from harness.deadline import Deadline
-from harness.guests import swap
+from harness.guests import suspend, swap
 from harness.guests.guest import Guest
 from harness.guests.link import Link
 from harness.plugin import rig
@@ -175,6 +175,17 @@ def mem_set(change: Callable[[int], int]) -> Callable[[], None]:
     return make
 
 
+def forgotten_offloads() -> None:
+    """An interface that is switched on again when its guest is restored."""
+
+    def around(original: Any, guest: Guest) -> Any:
+        journey = original(guest)
+        guest.sh("ethtool -K eth0 tso on")
+        return journey
+
+    wrap(suspend, "through_a_file", around)
+
+
 def ignored_target() -> None:
     wrap(Xl, "mem_set", lambda original, self, domain, mib: None)
 
@@ -222,6 +233,11 @@ TABLE = {
     ),
     "segmentation-off": Plant("netfront/test_segmentation_is_used", "TSO is on", typed(r"^ip addr flush.*", r"\g<0>; ethtool -K eth0 tso off")),
     "no-network": Plant("netfront/test_echo_sizes", "does not reach dom0", typed(r"ip link set eth0 up", "ip link set eth0 down")),
+    "corrupting-bridge": Plant(
+        "netfront/test_between_guests", "threw \\d+ segments away|did not get|were sent|does not reach",
+        vif_command("tc", "qdisc", "replace", "dev", "VIF", "root", "netem", "corrupt", "5%"),
+    ),
+    "offloads-forgotten": Plant("netfront/test_saved_in_the_middle", "its offloads are .*'tso': True.* they were", forgotten_offloads),
     "target-ignored": Plant("balloon/test_shrinks_and_grows_back", "the balloon stands at .* was due", ignored_target),
     "target-overshot": Plant("balloon/test_shrinks_and_grows_back", "the balloon stands at .* was due", mem_set(lambda mib: mib - 16)),
     "pages-not-zeroed": Plant(
@@ -256,6 +272,9 @@ TABLE = {
     "freebsd-swapped-disks": freebsd(NAMES, "should be xbd15: it is xbd16", configured(swapped_disks)),
     "freebsd-checksums-left": freebsd(
         "netfront/test_checksums_by_the_guest", "have a wrong TCP checksum", typed(r"^ifconfig \S+ -txcsum.*", "true"),
+    ),
+    "freebsd-short-datagrams": freebsd(
+        "netfront/test_datagrams", "to dom0: .* after \\d+ bytes", typed("udp.maxdgram=65535", "udp.maxdgram=4000"),
     ),
     "freebsd-old-kernel": freebsd(
         "reboot/test_replaced_kernel_runs[in-place]", "the old kernel", typed(r"cp \S+kernel\.new \S+$", "true"),

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from harness.errors import InfrastructureError, UsageError
-from harness.guests.link import Listener
+from harness.guests.peer import Listener, Moved
 from harness.images import kmodule
 from harness.images.disks import BootCode, divide
 from harness.images.layout import FileSystem, Vdev
@@ -77,25 +77,48 @@ def test_a_file_system_behind_a_table(tmp_path: Path, table: str, place: int, st
     assert data[start + 1024 : start + 4096] == root.read_bytes()[1024:4096]
 
 
+def a_port(kind: int) -> str:
+    with socket.socket(type=kind) as taken:
+        taken.bind(("127.0.0.1", 0))
+        return str(taken.getsockname()[1])
+
+
+def peer(verb: str, port: str, *words: str) -> Listener:
+    return Listener(LocalTransport().open([sys.executable, netpeer.__file__, verb, "127.0.0.1", port, *words]), "the network peer")
+
+
+def end(said: Listener) -> Moved:
+    last = json.loads(said.until(rb"{[^}]*}")[0])
+    said.stream.close()
+    return Moved(**last)
+
+
 @pytest.mark.parametrize("lasting", [0, 0.3])
 def test_a_peer_sends_as_long_as_it_is_told(lasting: float) -> None:
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        port = taken.getsockname()[1]
-    words = [sys.executable, netpeer.__file__, "send", "127.0.0.1", str(port), "1000", "7", "300", str(lasting)]
-    said = Listener(LocalTransport().open(words), "the network peer")
+    port = a_port(socket.SOCK_STREAM)
+    said = peer("send", port, "1000", "7", "300", str(lasting))
     said.until(b"listening")
 
-    with socket.create_connection(("127.0.0.1", port)) as connection:
+    with socket.create_connection(("127.0.0.1", int(port))) as connection:
         arrived = b"".join(iter(lambda: connection.recv(1 << 16), b""))
 
-    done = json.loads(said.until(rb"{[^}]*}")[0])
-    said.stream.close()
-    rounds = len(arrived) // 1000
+    done, rounds = end(said), len(arrived) // 1000
     assert arrived == random.Random(7).randbytes(1000) * rounds
     assert rounds > 1 if lasting else rounds == 1
-    assert (done["bytes"], done["md5"]) == (len(arrived), hashlib.md5(arrived, usedforsecurity=False).hexdigest())
-    assert lasting <= done["seconds"] < 10
+    assert (done.bytes, done.md5, done.error) == (len(arrived), hashlib.md5(arrived, usedforsecurity=False).hexdigest(), "")
+    assert lasting <= done.seconds < 10
+
+
+@pytest.mark.parametrize(("out", "way_in"), [("push", "recv"), ("tell", "hear")])
+def test_two_peers_agree(out: str, way_in: str) -> None:
+    port = a_port(socket.SOCK_DGRAM if out == "tell" else socket.SOCK_STREAM)
+    hears = peer(way_in, port, "1500")
+    hears.until(b"listening")
+    says = peer(out, port, "1500", "7", "1000,499,1" if out == "tell" else "300")
+    # One that takes a connection closes when it has all: the other waits for that.
+    came, went = end(hears), end(says)
+    assert (came.bytes, came.md5, came.error) == (went.bytes, went.md5, went.error)
+    assert came.bytes == 1500
 
 
 def test_what_is_not_said_is_named() -> None:

@@ -1,0 +1,78 @@
+"""A transfer in whose middle something happens: the vif goes down, the interface goes, the guest is saved and restored."""
+
+from __future__ import annotations
+
+import pytest
+
+from harness.guests import admin, suspend
+from harness.guests.link import BUSY, Link
+from harness.guests.peer import Listener
+from harness.oracles.finding import finding
+from harness.plugin.rig import CaseContext
+
+from .conftest import again, replug
+from .test_offloads import SIZE, SOURCE, arrived, switch
+
+# Once dom0 has sent so many bytes over the vif. Within dom0: a transfer does not wait for a command that comes over ssh.
+INTERRUPTION = BUSY + 'ip link set "$1" down; sleep 3; ip link set "$1" up; echo "up again"'
+
+
+def test_vif_down_and_up(link: Link, case: CaseContext) -> None:
+    """D14: dom0 takes the vif down for a moment in the middle of a transfer: the transfer goes on and ends."""
+    interruption = Listener(
+        link.host.transport.open(["sh", "-c", INTERRUPTION, "sh", link.vif, str(SIZE // 4)]), "the interruption"
+    )
+    case.undo.append(interruption.stream.close)
+
+    # TCP tries again after as long as the silence lasted, so 12 seconds leave it half of them.
+    done = link.download(SIZE, 150, lasting=12)
+
+    case.metrics |= {"bytes": float(done.bytes), "seconds": done.seconds}
+    interruption.until(rb"up again", 1)
+    arrived(done, f"{done.bytes} bytes while the vif goes down for 3 s", link)
+
+
+@pytest.mark.parametrize("busy", [pytest.param(False, id="idle"), pytest.param(True, id="busy")])
+def test_detach_and_attach(link: Link, busy: bool) -> None:
+    """D14: the interface is taken away, at rest or in the middle of a transfer, and given again: it comes back and works."""
+    source = SOURCE[link.guest.profile.os]
+    if busy:
+        peer = link.source(6001, SIZE, lasting=60)
+        link.guest.sh(f"( {link.nc(60)} {link.here} 6001 < /dev/null ) > /dev/null 2>&1 &")
+        assert link.wait_busy(SIZE // 4), "no data goes to the guest"
+    replug(link.guest, {}, source)
+    if busy:
+        peer.stop()
+
+    back = again(link.guest, source)
+    arrived(back.upload(SIZE // 4), "data after the interface came back", back)
+
+
+def test_saved_in_the_middle(link: Link, case: CaseContext) -> None:
+    """D14: saved and restored in the middle of a transfer: the connection goes on, and the interface is set as it was."""
+    guest, ask = link.guest, admin.of(link.guest.profile)
+    switch(link, tso=False)
+    before = ask.offloads(guest.sh, link.interface)
+    # TCP tries again after as long as the silence lasted: twice the time of the journey, and a slow machine's at that.
+    patience = 240
+    peer = link.source(6001, SIZE, lasting=20, patience=patience)
+    guest.sh(f"( {link.nc(300)} {link.here} 6001 < /dev/null | fxs > /tmp/fxh-came ) > /dev/null 2>&1 &")
+    assert link.wait_busy(SIZE // 4), "no data goes to the guest"
+
+    suspend.through_a_file(guest)
+
+    guest.sh(f"for i in $(seq {patience * 5}); do [ -s /tmp/fxh-came ] && break; sleep 0.2; done", patience + 60)
+    came, sent = guest.sh("cat /tmp/fxh-came").split()[:1], peer.result(60)
+    after = ask.offloads(guest.sh, link.interface)
+    case.metrics |= {"bytes": float(sent.bytes), "seconds": sent.seconds}
+    wrong = []
+    if sent.error or came != [sent.md5]:
+        wrong.append(f"of {sent.bytes} bytes ({sent.error or 'all sent'}) arrived what has digest {came}, {sent.md5} is right")
+    if after != before:
+        wrong.append(f"its offloads are {dict(after)}, they were {dict(before)}")
+    assert not wrong, finding(
+        asked="xl save and xl restore in the middle of a transfer to the guest, TSO switched off before",
+        did=wrong,
+        good="goes on with the connection, and leaves the interface as it was set",
+        source=f"{SOURCE[guest.profile.os]}, netfront_resume()",
+    )
