@@ -25,9 +25,21 @@ TTY = 900
 # rest, where a UART brings them faster than a line does: an emulated one.
 SERIAL_PORT = 360
 # What :meth:`Session.run` types besides its command before it waits for an answer.
-_AROUND = 160
+_AROUND = 100
 _LOGIN = 60.0
 _COMMAND = 60.0
+# Up to so many characters are printed twice; of more a checksum is printed, which in an emulated guest takes processes that
+# cost more than the command.
+_TWICE = 400
+# What every shell of ours knows: ``fxs`` prints the digest of what is on its input (md5 is FreeBSD's, md5sum busybox's),
+# ``fxshow NONCE`` the output o and the status s of a command. The markers are cut in two so that an echo of these lines cannot
+# be taken for them.
+_FUNCTIONS = (
+    "fxs() { if command -v md5 >/dev/null; then md5; else md5sum; fi; }",
+    f'fxshow() {{ d=; [ ${{#o}} -le {_TWICE} ] || d=$(printf %s "$o" | fxs)',
+    'echo fxh-"be"gin-$1 $s $d; printf "%s\\n" "$o"',
+    '[ "$d" ] || { echo fxh-"ag"ain-$1; printf "%s\\n" "$o"; }; echo fxh-"en"d-$1; }',
+)
 # What a tty forgets the present line at: something may have been typed into it before us.
 _KILL_LINE = "\x15"
 # Seconds without an answer after which a login, and then a shell, is asked again; and how many times as long where it goes on
@@ -143,11 +155,9 @@ class Session:
                 break
         # Its question may come after we typed on, and the answer would become part of the next line. It waits for none.
         spawn.answers = False
-        # md5 is FreeBSD's, md5sum busybox's; fxs prints the digest of what is on its input.
-        sums = "fxs() { if command -v md5 >/dev/null; then md5; else md5sum; fi; }"
         # FreeBSD's sh edits its lines by libedit, which echoes them by itself; busybox's has no such option.
         # tab0: FreeBSD's getty for a serial line lets the terminal driver write blanks for tabs, and the sum would not fit.
-        quiet = f"set +o emacs 2>/dev/null; set +o vi 2>/dev/null; stty -echo tab0; PS2=; {sums}; echo fxh'-'quiet"
+        quiet = "set +o emacs 2>/dev/null; set +o vi 2>/dev/null; stty -echo tab0; PS2=; echo fxh'-'quiet"
         while True:
             spawn.sendline(quiet.encode())
             if (
@@ -159,6 +169,8 @@ class Session:
         synced = rb"fxh-synced\r*\n\r*" + re.escape(PROMPT).encode()
         while True:
             spawn.sendline()
+            for line in _FUNCTIONS:
+                spawn.sendline(line.encode())
             spawn.sendline(b"echo fxh'-'synced")
             if self._expect(spawn, [synced], deadline, "an empty line", _ASK_SHELL) is not None:
                 return self
@@ -187,7 +199,7 @@ class Session:
     def run(self, command: str, deadline: Deadline | None = None, *, check: bool = True) -> Output:
         """Run a shell command line in the guest.
 
-        The output is caught in a variable and printed with its checksum, so that a kernel message in the middle of it
+        The output is caught in a variable and printed twice or with its checksum, so that a kernel message in the middle of it
         is noticed and the output printed again. Raises GuestCommandFailed (with ``check``), GuestDied, DeadlineExpired.
         """
         deadline = deadline or Deadline(_COMMAND)
@@ -200,9 +212,7 @@ class Session:
             self._type(spawn, f'{_KILL_LINE}o=$( ( {typed}\n) 2>&1; echo "+$?"); s=${{o##*+}}; o=${{o%+*}}')
             text: str | None = None
             for _ in range(_TORN):
-                # The markers are cut in two so that an echo of this line cannot be taken for them.
-                show = f'echo fxh-"be"gin-{nonce} $s $(printf %s "$o" | fxs); printf "%s\\n" "$o"; echo fxh-"en"d-{nonce}'
-                self._type(spawn, show)
+                self._type(spawn, f"fxshow {nonce}")
                 status, text = self._framed(spawn, nonce, deadline)
                 if text is not None:
                     break
@@ -245,7 +255,7 @@ class Session:
             spawn.sendline(line.encode())
 
     def _framed(self, spawn: ReaderSpawn, nonce: str, deadline: Deadline) -> tuple[int, str | None]:
-        """Status and output, or None for an output whose checksum is wrong."""
+        """Status and output, or None for an output that did not come whole."""
         end = f"fxh-end-{nonce}".encode()
         spawn.searchwindowsize = 256
         while self._expect(spawn, [end], deadline, f"the end of a command ({nonce})", _ASK_SHELL) is None:
@@ -255,11 +265,16 @@ class Session:
         # Undoes the tty's onlcr, once; of an i386 PV FreeBSD also the CR that its console driver puts behind each LF.
         for data in (raw.replace(b"\r\n", b"\n"), raw.replace(b"\n\r", b"\n").replace(b"\r\n", b"\n")):
             # fxh-begin-1a2b3c4d 0 d41d8cd98f00b204e9800998ecf8427e -
-            head = re.search(rb"fxh-begin-%s (\d+) ([0-9a-f]{32})[ -]*\n" % nonce.encode(), data)
+            head = re.search(rb"fxh-begin-%s (\d+)((?: [0-9a-f]{32})?)[ -]*\n" % nonce.encode(), data)
             if head is None:
                 continue
             status, body = int(head[1]), data[head.end() : -1]
-            if hashlib.md5(body, usedforsecurity=False).hexdigest().encode() == head[2]:
+            if not head[2]:
+                body, _, again = body.partition(b"\nfxh-again-%s\n" % nonce.encode())
+                whole = body == again
+            else:
+                whole = hashlib.md5(body, usedforsecurity=False).hexdigest().encode() == head[2].strip()
+            if whole:
                 return status, body.decode("utf-8", "replace")
         return status, None
 

@@ -354,7 +354,7 @@ def _written(prepare: Prepare | None) -> str:
 @functools.cache
 def _guests_code() -> bytes:
     package = Path(__file__).parent.parent
-    return b"".join(path.read_bytes() for name in ("guests", "xen") for path in sorted((package / name).glob("*.py")))
+    return b"".join(path.read_bytes() for name in ("console", "guests", "xen") for path in sorted((package / name).glob("*.py")))
 
 
 def _config(data: dict[str, Any]) -> DomainConfig:

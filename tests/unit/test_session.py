@@ -74,6 +74,12 @@ def test_a_kernel_message_in_the_middle_is_noticed(session: Session) -> None:
     assert text == "\n".join(map(str, range(1, 30001)))
 
 
+def test_a_short_output_is_whole_among_kernel_messages(session: Session) -> None:
+    session.run("tty=$(tty); (for i in $(seq 60); do sleep 0.01; echo xn0: up > $tty; done) >/dev/null 2>&1 & true")
+    wanted = "\n".join(map(str, range(1, 101)))
+    assert [session.run("seq 1 100").text for _ in range(30)] == [wanted] * 30
+
+
 def test_what_was_typed_before_us_is_no_part_of_a_command(session: Session) -> None:
     """The late answer to a question of the login shell's, for example."""
     session.reader.write(b"\x1b[50;200R")
