@@ -17,6 +17,7 @@ from .test_offloads import SIZE, SOURCE, arrived, switch
 INTERRUPTION = BUSY + 'ip link set "$1" down; sleep 3; ip link set "$1" up; echo "up again"'
 
 
+@pytest.mark.formerly("netfront/test_traffic::test_vif_down_and_up")
 def test_vif_down_and_up(link: Link, case: CaseContext) -> None:
     """D14: dom0 takes the vif down for a moment in the middle of a transfer: the transfer goes on and ends."""
     interruption = Listener(
@@ -32,7 +33,13 @@ def test_vif_down_and_up(link: Link, case: CaseContext) -> None:
     arrived(done, f"{done.bytes} bytes while the vif goes down for 3 s", link)
 
 
-@pytest.mark.parametrize("busy", [pytest.param(False, id="idle"), pytest.param(True, id="busy")])
+@pytest.mark.parametrize(
+    "busy",
+    [
+        pytest.param(False, id="idle", marks=pytest.mark.formerly("netfront/test_traffic::test_detach_and_attach")),
+        pytest.param(True, id="busy"),
+    ],
+)
 def test_detach_and_attach(link: Link, busy: bool) -> None:
     """D14: the interface is taken away, at rest or in the middle of a transfer, and given again: it comes back and works."""
     source = SOURCE[link.guest.profile.os]
