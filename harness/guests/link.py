@@ -36,8 +36,8 @@ sent() { cat /sys/class/net/"$1"/statistics/tx_bytes; }
 first=$(sent "$1")
 for i in $(seq 300); do [ $(($(sent "$1") - first)) -ge "$2" ] && break; sleep 0.1; done
 """
-# What tcpdump says on SIGUSR1.
-_COUNTS = rb"(\d+) packets captured, (\d+) packets received by filter, (\d+) packets dropped by kernel"
+# What tcpdump says on SIGUSR1; of one it says "packet".
+COUNTS = rb"(\d+) packets? captured, (\d+) packets? received by filter, (\d+) packets? dropped by kernel"
 log = logging.getLogger("fxh.guests")
 
 
@@ -245,7 +245,7 @@ class Link:
         def unwritten() -> int:
             """Frames that the kernel counted and tcpdump has not written."""
             self.host.transport.run(["kill", "-USR1", pid])
-            captured, received, dropped = (int(count) for count in said.until(_COUNTS).groups())
+            captured, received, dropped = (int(count) for count in said.until(COUNTS).groups())
             if dropped:
                 raise InfrastructureError(f"dom0's kernel dropped {dropped} of {received} frames before tcpdump read them")
             return received - captured

@@ -21,7 +21,7 @@ INTERRUPTION = BUSY + 'ip link set "$1" down; sleep 3; ip link set "$1" up; echo
 def test_vif_down_and_up(link: Link, case: CaseContext) -> None:
     """D14: dom0 takes the vif down for a moment in the middle of a transfer: the transfer goes on and ends."""
     interruption = Listener(
-        link.host.transport.open(["sh", "-c", INTERRUPTION, "sh", link.vif, str(SIZE // 4)]), "the interruption"
+        link.host.transport.open(["sh", "-c", INTERRUPTION, "sh", link.vif, str(SIZE // 16)]), "the interruption"
     )
     case.undo.append(interruption.stream.close)
 

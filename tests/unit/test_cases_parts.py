@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from harness.errors import InfrastructureError, UsageError
+from harness.guests.link import COUNTS
 from harness.guests.peer import Listener, Moved
 from harness.images import kmodule
 from harness.images.disks import BootCode, divide
@@ -119,6 +120,22 @@ def test_two_peers_agree(out: str, way_in: str) -> None:
     came, went = end(hears), end(says)
     assert (came.bytes, came.md5, came.error) == (went.bytes, went.md5, went.error)
     assert came.bytes == 1500
+
+
+def test_counts_of_a_capture_are_read() -> None:
+    """As tcpdump 4.99 printed them."""
+    said = Listener(
+        LocalTransport().open(
+            [
+                "printf",
+                "%s",
+                "tcpdump: 0 packets captured, 1 packet received by filter, 0 packets dropped by kernel\n"
+                "tcpdump: 198 packets captured, 199 packets received by filter, 2 packets dropped by kernel\n",
+            ]
+        ),
+        "tcpdump",
+    )
+    assert [said.until(COUNTS).groups() for _ in range(2)] == [(b"0", b"1", b"0"), (b"198", b"199", b"2")]
 
 
 def test_what_is_not_said_is_named() -> None:
