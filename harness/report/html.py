@@ -93,9 +93,18 @@ def render(path: Path, report: Report) -> str:
         tones=TONES,
         squares=SQUARES,
         plots=[(trend, Markup(plot.svg(trend))) for trend in report.trends],
-        tone="bad" if any(item.verdict.is_bad for item in report.cases) else "odd" if report.news else "good",
+        tone=_tone(report),
         files=[name for name in ("report.json", "mail.eml", "junit.xml") if (path / name).exists() or name != "junit.xml"],
     )
+
+
+def _tone(report: Report) -> str:
+    """Of the sentence: green where all was learned, and nothing of it is bad."""
+    if any(item.verdict.is_bad for item in report.cases):
+        return "bad"
+    if report.news:
+        return "odd"
+    return "lost" if any(item.verdict.kind == values.INFRASTRUCTURE for item in report.cases) else "good"
 
 
 def _choose(news: Sequence[CaseReport], items: list[dict[str, object]]) -> None:

@@ -23,6 +23,8 @@ COLUMNS = 72
 # Lines of console for a new failure, and how many failures are told in full.
 _CONSOLE, _IN_FULL = 24, 6
 _SUBJECT = 120
+# Characters of why nothing was learned of a case.
+_WHY = 300
 
 
 def compose(report: Report, *, to: str = "", sender: str = "") -> EmailMessage:
@@ -122,7 +124,9 @@ def _listed(item: CaseReport) -> str:
     case = item.result
     since = f", since {item.verdict.since}" if item.verdict.since and item.verdict.kind != values.FIXED else ""
     reference = f", {item.verdict.reference}" if item.verdict.reference else ""
-    return _wrap(f"{case.key} in {case.cell}{since}{reference}", "  ")
+    # Nobody is shown more of it: it is no news of the product.
+    why = f": {case.reason[:_WHY]}" if item.verdict.kind == values.INFRASTRUCTURE and case.reason else ""
+    return _wrap(f"{case.key} in {case.cell}{since}{reference}{why}", "  ")
 
 
 def _cells(report: Report) -> str:

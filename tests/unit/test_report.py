@@ -118,6 +118,15 @@ def test_sentence_keeps_what_was_learned_apart(tmp_path: Path) -> None:
     )
 
 
+def test_nothing_learned_is_not_green_and_says_why(tmp_path: Path) -> None:
+    why = "vif7.0 is gone\nBcc: evil@example.org"
+    path, made = reported(tmp_path, run(1, case(), case("I", "test_b", reason=why)))
+    assert '<h1 class="lost">' in (path / "index.html").read_text()
+    assert "test_b in freebsd-pvh-xen-4.20: vif7.0 is gone Bcc:" in " ".join(mail.body(made).split())
+    path, _ = reported(tmp_path, run(2, case(), case("P", "test_b")))
+    assert '<h1 class="good">' in (path / "index.html").read_text()
+
+
 def test_known_issues_of_the_run_are_failures_of_the_past(tmp_path: Path) -> None:
     known = case("K", kernel="B", reason=f"{KNOWN_WORDS}bug 1: it halts\npanic: x")
     passes = case("F", kernel="C", identity="", excerpt="", reason=f"{GONE_WORDS}bug 1: it halts\nRemove it.")
