@@ -28,20 +28,20 @@ SERIAL_PORT = 360
 _AROUND = 100
 _LOGIN = 60.0
 _COMMAND = 60.0
-# Up to so many characters are printed twice; of more a checksum is printed, which in an emulated guest takes processes that
-# cost more than the command.
-_TWICE = 400
 # What every shell of ours knows: ``fxs`` prints the digest of what is on its input (md5 is FreeBSD's, md5sum busybox's),
-# ``fxshow NONCE`` the output o and the status s of a command. The markers are cut in two so that an echo of these lines cannot
-# be taken for them.
+# ``fxshow NONCE LONG`` the output o and the status s of a command: twice; or, when it is LONG, with its digest, which in an
+# emulated guest takes processes that cost more than most commands. The markers are cut in two so that an echo of these lines
+# cannot be taken for them.
 _FUNCTIONS = (
     "fxs() { if command -v md5 >/dev/null; then md5; else md5sum; fi; }",
-    f'fxshow() {{ d=; [ ${{#o}} -le {_TWICE} ] || d=$(printf %s "$o" | fxs)',
-    'echo fxh-"be"gin-$1 $s $d; printf "%s\\n" "$o"',
-    '[ "$d" ] || { echo fxh-"ag"ain-$1; printf "%s\\n" "$o"; }; echo fxh-"en"d-$1; }',
+    'fxshow() { d=; [ ${#o} -lt $2 ] || d=$(printf %s "$o" | fxs)',
+    r'echo fxh-"be"gin-$1 $s $d; printf "%s\n" "$o"',
+    r'[ "$d" ] || { echo fxh-"ag"ain-$1; printf "%s\n" "$o"; }; echo fxh-"en"d-$1; }',
 )
 # What a tty forgets the present line at: something may have been typed into it before us.
 _KILL_LINE = "\x15"
+# From so many characters on an output is long: a serial port of an emulated machine may write seven bytes a second.
+_LONG_TTY, _LONG_SERIAL_PORT = 400, 64
 # Seconds without an answer after which a login, and then a shell, is asked again; and how many times as long where it goes on
 # writing. It may be echoing what was typed already: an emulated UART of a guest with four vCPUs was seen to write seven bytes a
 # second, and each line more makes it later.
@@ -212,7 +212,7 @@ class Session:
             self._type(spawn, f'{_KILL_LINE}o=$( ( {typed}\n) 2>&1; echo "+$?"); s=${{o##*+}}; o=${{o%+*}}')
             text: str | None = None
             for _ in range(_TORN):
-                self._type(spawn, f"fxshow {nonce}")
+                self._type(spawn, f"fxshow {nonce} {_LONG_SERIAL_PORT if self.at_once <= SERIAL_PORT else _LONG_TTY}")
                 status, text = self._framed(spawn, nonce, deadline)
                 if text is not None:
                     break
