@@ -33,10 +33,9 @@ _COMMAND = 60.0
 # emulated guest takes processes that cost more than most commands. The markers are cut in two so that an echo of these lines
 # cannot be taken for them.
 _FUNCTIONS = (
-    "fxs() { if command -v md5 >/dev/null; then md5; else md5sum; fi; }",
-    'fxshow() { d=; [ ${#o} -lt $2 ] || d=$(printf %s "$o" | fxs)',
-    r'echo fxh-"be"gin-$1 $s $d; printf "%s\n" "$o"',
-    r'[ "$d" ] || { echo fxh-"ag"ain-$1; printf "%s\n" "$o"; }; echo fxh-"en"d-$1; }',
+    "fxs() { if command -v md5 >/dev/null; then md5; else md5sum; fi; }; "
+    'fxshow() { d=; [ ${#o} -lt $2 ] || d=$(printf %s "$o" | fxs); echo fxh-"be"gin-$1 $s $d; '
+    r'printf "%s\n" "$o"; [ "$d" ] || { echo fxh-"ag"ain-$1; printf "%s\n" "$o"; }; echo fxh-"en"d-$1; }'
 )
 # What a tty forgets the present line at: something may have been typed into it before us.
 _KILL_LINE = "\x15"
@@ -169,11 +168,20 @@ class Session:
         synced = rb"fxh-synced\r*\n\r*" + re.escape(PROMPT).encode()
         while True:
             spawn.sendline()
-            for line in _FUNCTIONS:
-                spawn.sendline(line.encode())
             spawn.sendline(b"echo fxh'-'synced")
             if self._expect(spawn, [synced], deadline, "an empty line", _ASK_SHELL) is not None:
-                return self
+                break
+        self._acknowledged(spawn, _FUNCTIONS, "fxh-knows", "what our shells know", deadline)
+        return self
+
+    def _acknowledged(self, spawn: ReaderSpawn, line: str, marker: str, what: str, deadline: Deadline) -> None:
+        """Type a line once, and wait until the guest has read all of it: what is typed next finds its buffers empty."""
+        # Cut in two, so that an echo of it cannot be taken for the answer.
+        say = f'echo {marker[:5]}"{marker[5:7]}"{marker[7:]}.'
+        self._type(spawn, f"{line}; {say}")
+        while self._expect(spawn, [f"{marker}.".encode()], deadline, what, _ASK_SHELL) is None:
+            # A kernel message may have cut the answer in two.
+            self._type(spawn, say)
 
     def _expect(self, spawn: ReaderSpawn, patterns: list[Any], deadline: Deadline, what: str, patience: float) -> int | None:
         """Which of ``patterns`` came; None when the console was silent for ``patience`` seconds and the caller should nudge.
@@ -242,12 +250,8 @@ class Session:
         nonce, size = secrets.token_hex(4), self.at_once // 6
         for begin in range(0, len(command), size):
             before, more = "${c}" if begin else "", shlex.quote(command[begin : begin + size])
-            # The marker says that the guest has read all: the next piece finds its buffers empty.
-            said, say = f"fxh-piece-{nonce}-{begin}.", f'echo fxh-"pi"ece-{nonce}-{begin}.'
-            self._type(spawn, f"{'' if begin else _KILL_LINE}c={before}{more}; {say}")
-            while self._expect(spawn, [said.encode()], deadline, f"{begin + size} bytes of a long command", _ASK_SHELL) is None:
-                # A kernel message may have cut it in two.
-                self._type(spawn, say)
+            line = f"{'' if begin else _KILL_LINE}c={before}{more}"
+            self._acknowledged(spawn, line, f"fxh-piece-{nonce}-{begin}", f"{begin + size} bytes of a long command", deadline)
         return 'eval "$c"'
 
     def _type(self, spawn: ReaderSpawn, text: str) -> None:
