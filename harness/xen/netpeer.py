@@ -1,4 +1,4 @@
-"""Runs in dom0, with its Python and nothing but its standard library: the far end of a TCP connection.
+"""Runs in dom0, with its Python and nothing but its standard library: the far end of a connection, or of datagrams.
 
     recv ADDRESS PORT BYTES                     takes one connection, reads BYTES
     send ADDRESS PORT BYTES SEED CHUNK [SECONDS [PATIENCE]]

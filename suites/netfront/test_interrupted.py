@@ -40,11 +40,12 @@ def test_vif_down_and_up(link: Link, case: CaseContext) -> None:
         pytest.param(True, id="busy"),
     ],
 )
-def test_detach_and_attach(link: Link, busy: bool) -> None:
+def test_detach_and_attach(link: Link, busy: bool, case: CaseContext) -> None:
     """D14: the interface is taken away, at rest or in the middle of a transfer, and given again: it comes back and works."""
     source = SOURCE[link.guest.profile.os]
     if busy:
         peer = link.source(6001, SIZE, lasting=60)
+        case.undo.append(peer.stop)
         link.guest.sh(f"( {link.nc(60)} {link.here} 6001 < /dev/null ) > /dev/null 2>&1 &")
         assert link.wait_busy(SIZE // 4), "no data goes to the guest"
     replug(link.guest, {}, source)
@@ -63,6 +64,7 @@ def test_saved_in_the_middle(link: Link, case: CaseContext) -> None:
     # TCP tries again after as long as the silence lasted: twice the time of the journey, and a slow machine's at that.
     patience = 240
     peer = link.source(6001, SIZE, lasting=20, patience=patience)
+    case.undo.append(peer.stop)
     guest.sh(f"( {link.nc(300)} {link.here} 6001 < /dev/null | fxs > /tmp/fxh-came ) > /dev/null 2>&1 &")
     assert link.wait_busy(SIZE // 4), "no data goes to the guest"
 
