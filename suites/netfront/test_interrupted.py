@@ -62,21 +62,29 @@ def test_saved_in_the_middle(link: Link, case: CaseContext) -> None:
     switch(link, tso=False)
     before = ask.offloads(guest.sh, link.interface)
     # TCP tries again after as long as the silence lasted: twice the time of the journey, and a slow machine's at that.
-    patience = 240
-    peer = link.source(6001, SIZE, lasting=20, patience=patience)
+    patience = 120
+    peer = link.source(6001, SIZE, lasting=20, patience=3 * patience)
     case.undo.append(peer.stop)
-    guest.sh(f"( {link.nc(300)} {link.here} 6001 < /dev/null | fxs > /tmp/fxh-came ) > /dev/null 2>&1 &")
+    guest.sh(f"( {link.nc(4 * patience)} {link.here} 6001 < /dev/null | fxs > /tmp/fxh-came ) > /dev/null 2>&1 &")
     assert link.wait_busy(SIZE // 4), "no data goes to the guest"
 
     suspend.through_a_file(guest)
 
-    guest.sh(f"for i in $(seq {patience * 5}); do [ -s /tmp/fxh-came ] && break; sleep 0.2; done", patience + 60)
-    came, sent = guest.sh("cat /tmp/fxh-came").split()[:1], peer.result(60)
+    wait = f"for i in $(seq {patience * 5}); do [ -s /tmp/fxh-came ] && break; sleep 0.2; done; cat /tmp/fxh-came"
+    came, stood = guest.sh(wait, 2 * patience).split()[:1], ""
+    if not came:
+        # Where it is dom0 that does not hear it, that is mended by this; its vif has another name since it was restored.
+        up = Link(guest, interface=link.interface).wait_up()
+        stood = f"; {patience} s after it was restored nothing moved, an echo of dom0 {'came' if up else 'did not come'} then"
+        came = guest.sh(wait, 2 * patience).split()[:1]
+    sent = peer.result(60)
     after = ask.offloads(guest.sh, link.interface)
-    case.metrics |= {"bytes": float(sent.bytes), "seconds": sent.seconds}
+    case.metrics |= {"bytes": float(sent.bytes), "seconds": sent.seconds, "stood still": float(bool(stood))}
     wrong = []
     if sent.error or came != [sent.md5]:
-        wrong.append(f"of {sent.bytes} bytes ({sent.error or 'all sent'}) arrived what has digest {came}, {sent.md5} is right")
+        wrong.append(
+            f"of {sent.bytes} bytes ({sent.error or 'all sent'}) arrived what has digest {came}, {sent.md5} is right{stood}"
+        )
     if after != before:
         wrong.append(f"its offloads are {dict(after)}, they were {dict(before)}")
     assert not wrong, finding(
