@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from harness.errors import InfrastructureError
 from harness.guests.profile import GuestProfile, Run
 
 MIB = 1 << 20
@@ -115,7 +116,9 @@ class FreeBSDAdmin:
     def checksum_errors(self, run: Run) -> int:
         # 		0 discarded for bad checksums
         match = re.search(r"(\d+) discarded for bad checksum", run("netstat -s -p tcp"))
-        return int(match[1]) if match else 0
+        if match is None:
+            raise InfrastructureError("the guest's netstat -s -p tcp has no line `discarded for bad checksums`")
+        return int(match[1])
 
 
 _FREEBSD_OFFLOADS = {"TXCSUM": "tx", "RXCSUM": "rx", "TSO4": "tso", "LRO": "lro"}

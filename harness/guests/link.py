@@ -19,7 +19,7 @@ from harness.guests.guest import Guest
 from harness.guests.peer import Listener, Peer
 from harness.oracles import frames
 from harness.oracles.frames import Frame
-from harness.xen import events
+from harness.xen import events, netpeer
 
 # RFC 2544's own range: nobody's network.
 _NETWORK = "198.18"
@@ -43,7 +43,7 @@ log = logging.getLogger("fxh.guests")
 
 @dataclass(frozen=True)
 class Transfer:
-    """One connection, or one row of datagrams. ``error`` is empty where all arrived; the digests are of what was sent and of what arrived."""
+    """One connection, or one row of datagrams. ``error`` is empty where all arrived; ``sent`` and ``arrived`` are digests."""
 
     bytes: int
     sent: str
@@ -144,7 +144,7 @@ class Link:
         done = peer.result(seconds + 40)
         return Transfer(done.bytes, _digest(size, done.bytes // size), arrived, done.seconds, done.error)
 
-    def source(self, port: int, size: int, *, chunk: int = 1 << 16, lasting: float = 0, patience: float = 25) -> Peer:
+    def source(self, port: int, size: int, *, chunk: int = 1 << 16, lasting: float = 0, patience: float = netpeer.PATIENCE) -> Peer:
         """dom0's end of a :meth:`download`: it waits for the guest at ``port``, and ``patience`` seconds when it stands still."""
         words = ["send", self.here, *map(str, (port, size, _SEED, chunk, lasting, patience))]
         return Peer(self.host, words, self.namespace)
@@ -159,10 +159,15 @@ class Link:
         other.guest.sh(f"rm -f /tmp/fxh-came; ( {takes} ) > /dev/null 2>&1 & for i in $(seq 100); do {ready}; done")
         begun = time.monotonic()
         sent = self.guest.sh(f"fxs < {data}; {self.nc(seconds)} {other.there} {port} < {data} > /dev/null 2>&1 &").split()[0]
-        look = "[ -s /tmp/fxh-came ] && break; sleep 0.2"
-        arrived = other.guest.sh(f"for i in $(seq {int(seconds * 5)}); do {look}; done; cat /tmp/fxh-came", seconds + 60).split()
+        arrived = other.came(seconds)
         error = "" if arrived else f"{other.there} did not get {size} bytes from {self.there}"
-        return Transfer(size, sent, "".join(arrived[:1]), round(time.monotonic() - begun, 3), error)
+        return Transfer(size, sent, arrived, round(time.monotonic() - begun, 3), error)
+
+    def came(self, seconds: float) -> str:
+        """The digest that a transfer in the background writes to /tmp/fxh-came at its end; "" when none does in ``seconds``."""
+        look = "[ -s /tmp/fxh-came ] && break; sleep 0.2"
+        script = f"for i in $(seq {int(seconds * 5)}); do {look}; done; cat /tmp/fxh-came"
+        return "".join(self.guest.sh(script, 2 * seconds + 60).split()[:1])
 
     def datagrams_up(self, sizes: Sequence[int], seconds: float = 60) -> Transfer:
         """UDP from the guest (FreeBSD) to dom0, a datagram of each of ``sizes``; its nc reads 16384 bytes at once."""

@@ -11,9 +11,10 @@ from harness.deadline import Deadline
 from harness.errors import InfrastructureError
 from harness.hosts.host import XenHost
 from harness.transport import Stream
+from harness.xen import netpeer
 
 # As an argument: a file would have to be there for every link, also of a restored guest, and to go with the last.
-_PEER = (Path(__file__).parent.parent / "xen" / "netpeer.py").read_text()
+_PEER = Path(netpeer.__file__).read_text()
 
 
 class Listener:

@@ -70,20 +70,19 @@ def test_saved_in_the_middle(link: Link, case: CaseContext) -> None:
 
     suspend.through_a_file(guest)
 
-    wait = f"for i in $(seq {patience * 5}); do [ -s /tmp/fxh-came ] && break; sleep 0.2; done; cat /tmp/fxh-came"
-    came, stood = guest.sh(wait, 2 * patience).split()[:1], ""
+    came, stood = link.came(patience), ""
     if not came:
         # Where it is dom0 that does not hear it, that is mended by this; its vif has another name since it was restored.
         up = Link(guest, interface=link.interface).wait_up()
         stood = f"; {patience} s after it was restored nothing moved, an echo of dom0 {'came' if up else 'did not come'} then"
-        came = guest.sh(wait, 2 * patience).split()[:1]
+        came = link.came(patience)
     sent = peer.result(60)
     after = ask.offloads(guest.sh, link.interface)
     case.metrics |= {"bytes": float(sent.bytes), "seconds": sent.seconds, "stood still": float(bool(stood))}
     wrong = []
-    if sent.error or came != [sent.md5]:
+    if sent.error or came != sent.md5:
         wrong.append(
-            f"of {sent.bytes} bytes ({sent.error or 'all sent'}) arrived what has digest {came}, {sent.md5} is right{stood}"
+            f"of {sent.bytes} bytes ({sent.error or 'all sent'}) arrived what has digest {came!r}, {sent.md5} is right{stood}"
         )
     if after != before:
         wrong.append(f"its offloads are {dict(after)}, they were {dict(before)}")

@@ -78,19 +78,21 @@ def test_between_guests(new_guest: NewGuest, link: Link, case: CaseContext) -> N
     """
     other = Link(new_guest().boot(), station=3).up()
     assert other.wait_up(), f"the second guest does not reach dom0 over {other.vif}"
-    counts = [admin.of(side.guest.profile).checksum_errors for side in (link, other)]
-    before = [count(side.guest.sh) for count, side in zip(counts, (link, other), strict=True)]
+    sides = (link, other)
+
+    def thrown_away() -> list[int]:
+        return [admin.of(side.guest.profile).checksum_errors(side.guest.sh) for side in sides]
+
+    before = thrown_away()
 
     with other.capture(case.directory / "between.pcap") as seen:
         there, back = link.to(other, SIZE // 4), other.to(link, SIZE // 4)
 
-    bad = [count(side.guest.sh) - first for count, side, first in zip(counts, (link, other), before, strict=True)]
-    largest = [frames.largest(frames.sent_by(seen, side.there)) for side in (link, other)]
+    bad = [now - first for now, first in zip(thrown_away(), before, strict=True)]
+    largest = [frames.largest(frames.sent_by(seen, side.there)) for side in sides]
     case.metrics |= {"there": there.seconds, "back": back.seconds, "largest payload": float(max(largest))}
     wrong = [f"{way}: {done.complaint}" for way, done in (("there", there), ("back", back)) if done.complaint]
-    wrong += [
-        f"{side.guest.name} threw {n} segments away for their checksums" for side, n in zip((link, other), bad, strict=True) if n
-    ]
+    wrong += [f"{side.guest.name} threw {n} segments away for their checksums" for side, n in zip(sides, bad, strict=True) if n]
     assert not wrong, finding(
         asked=f"{SIZE >> 12} KiB of TCP each way between two guests on one bridge",
         did=wrong,
