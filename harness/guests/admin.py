@@ -62,6 +62,10 @@ class Admin(Protocol):
         """TCP segments that the kernel threw away for their checksum since it booted."""
         ...
 
+    def received(self, run: Run, interface: str) -> tuple[int, int]:
+        """Frames that the interface took, and packets that IP got from all interfaces: fewer where segments were joined."""
+        ...
+
 
 def digests(run: Run, names: Sequence[str]) -> dict[str, str]:
     """md5 of the first MiB of each disk of the guest (``fxs`` is defined in every session, harness/console/session.py)."""
@@ -120,6 +124,15 @@ class FreeBSDAdmin:
             raise InfrastructureError("the guest's netstat -s -p tcp has no line `discarded for bad checksums`")
         return int(match[1])
 
+    def received(self, run: Run, interface: str) -> tuple[int, int]:
+        # xn0    1500 <Link#2>      00:16:3e:48:e5:d8     1234     0     0     1234     0     0
+        # 	1300 total packets received
+        text = run(f"netstat -n -I {interface} | grep Link; netstat -s -p ip")
+        frames, packets = re.search(r"<Link#\d+>\s+\S+\s+(\d+)", text), re.search(r"(\d+) total packets? received", text)
+        if frames is None or packets is None:
+            raise InfrastructureError("the guest's netstat has no line <Link#..>, or none `total packets received`")
+        return int(frames[1]), int(packets[1])
+
 
 _FREEBSD_OFFLOADS = {"TXCSUM": "tx", "RXCSUM": "rx", "TSO4": "tso", "LRO": "lro"}
 
@@ -167,6 +180,10 @@ class LinuxAdmin:
     def checksum_errors(self, run: Run) -> int:
         return linux_checksum_errors(run("cat /proc/net/snmp"))
 
+    def received(self, run: Run, interface: str) -> tuple[int, int]:
+        text = run(f"cat /sys/class/net/{interface}/statistics/rx_packets /proc/net/snmp")
+        return int(text.split()[0]), _snmp(text, "Ip:", "InReceives")
+
 
 _LINUX_OFFLOADS = {
     "tx-checksum-ipv4": "tx", "rx-checksumming": "rx", "tcp-segmentation-offload": "tso", "scatter-gather": "sg",
@@ -175,8 +192,12 @@ _LINUX_OFFLOADS = {
 
 def linux_checksum_errors(snmp: str) -> int:
     """InCsumErrors of TCP in the text of /proc/net/snmp."""
-    names, values = (line.split() for line in snmp.splitlines() if line.startswith("Tcp:"))
-    return int(values[names.index("InCsumErrors")])
+    return _snmp(snmp, "Tcp:", "InCsumErrors")
+
+
+def _snmp(text: str, protocol: str, name: str) -> int:
+    names, values = (line.split() for line in text.splitlines() if line.startswith(protocol))
+    return int(values[names.index(name)])
 
 
 def of(profile: GuestProfile) -> Admin:

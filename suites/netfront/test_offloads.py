@@ -87,6 +87,30 @@ def test_segmentation_can_be_switched_off(link: Link, case: CaseContext) -> None
     assert 0 < size <= MSS, f"TSO is off, and a frame carries {size} bytes"
 
 
+def test_segments_are_joined(link: Link, case: CaseContext) -> None:
+    """D5: a guest that says LRO is on gives its IP fewer packets than it got frames, where dom0 sends single segments."""
+    ask = admin.of(link.guest.profile)
+    # Linux calls it GRO, and does it for every driver of this kind.
+    shown = ask.offloads(link.guest.sh, link.interface).get("lro", True)
+    link.dom0("ethtool", "-K", link.vif, "tso", "off", "gso", "off")
+    before = ask.received(link.guest.sh, link.interface)
+
+    done = link.download(SIZE)
+
+    taken, given = (after - first for first, after in zip(before, ask.received(link.guest.sh, link.interface), strict=True))
+    arrived(done, "a megabyte from dom0, in segments of the MSS", link)
+    case.metrics |= {"frames": float(taken), "packets": float(given)}
+    assert shown, "the guest does not say that LRO is on"
+    assert taken >= SIZE // MSS, f"a megabyte came in {taken} frames: dom0 does not send single segments"
+    # A frame or two are ARP's.
+    assert given < taken - taken // 10, finding(
+        asked="1 MiB over TCP from dom0 in single segments, LRO shown as on",
+        did=f"IP got {given} packets of {taken} frames: segments are not joined",
+        good="joins what follows each other in one interrupt",
+        source=f"{SOURCE[link.guest.profile.os]} (tcp_lro_init() is called there alone, and xn_rxeof() goes by lro_cnt)",
+    )
+
+
 # Linux's netfront cannot switch this off.
 @pytest.mark.needs(os="freebsd")
 def test_checksums_by_the_guest(link: Link, case: CaseContext) -> None:

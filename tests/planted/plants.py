@@ -232,6 +232,7 @@ TABLE = {
         vif_command("tc", "qdisc", "replace", "dev", "VIF", "root", "netem", "corrupt", "100%"),
     ),
     "segmentation-off": Plant("netfront/test_segmentation_is_used", "TSO is on", typed(r"^ip addr flush.*", r"\g<0>; ethtool -K eth0 tso off")),
+    "joining-off": Plant("netfront/test_segments_are_joined", "segments are not joined", typed(r"^ip addr flush.*", r"\g<0>; ethtool -K eth0 gro off")),
     "no-network": Plant("netfront/test_echo_sizes", "does not reach dom0", typed(r"ip link set eth0 up", "ip link set eth0 down")),
     "corrupting-bridge": Plant(
         "netfront/test_between_guests", "threw \\d+ segments away|did not get|were sent|does not reach",

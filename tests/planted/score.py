@@ -10,17 +10,42 @@ import argparse
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import TypeVar
 
 from plants import TABLE
 
 HERE = Path(__file__).parent
 PROJECT = HERE.parent.parent
+
+Thing = TypeVar("Thing")
+Result = TypeVar("Result")
+
+_running: set[subprocess.Popen[bytes]] = set()
+
+
+def side_by_side(work: Callable[[Thing], Result], things: Iterable[Thing], labs: int) -> Iterator[Result]:
+    """What ``work`` says of each thing, in their order. Ended by a signal or an error, it leaves no pytest running."""
+
+    def ended(number: int, _frame: object) -> None:
+        raise SystemExit(128 + number)
+
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, ended)
+    with ThreadPoolExecutor(labs) as pool:
+        try:
+            yield from pool.map(work, things)
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+            for child in list(_running):
+                child.terminate()
 
 
 def run(cases: list[str], kind: str, plant: str = "", guest: list[str] | None = None) -> dict[str, dict[str, str]]:
@@ -35,7 +60,10 @@ def run(cases: list[str], kind: str, plant: str = "", guest: list[str] | None = 
             "--fxh-run", str(path), "-k", " or ".join(sorted({word.partition("[")[0] for word in words})), *sorted(set(ids)),
         ]  # fmt: skip
         environment = {**os.environ, "PYTHONPATH": f"{HERE}:{PROJECT}"}
-        subprocess.run(argv, env=environment, cwd=PROJECT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=False)
+        with subprocess.Popen(argv, env=environment, cwd=PROJECT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as child:
+            _running.add(child)
+            child.wait()
+            _running.discard(child)
         found = {}
         for file in sorted(path.glob("cases/*/case.json")):
             case = json.loads(file.read_text())
@@ -87,10 +115,9 @@ def main() -> int:
     if len(names) < len(TABLE) and not options.names:
         print(f"without --image: {len(TABLE) - len(names)} in FreeBSD are left out")
     caught = 0
-    with ThreadPoolExecutor(options.n) as pool:
-        for good, line in pool.map(lambda name: judge(name, freebsd), names):
-            caught += good
-            print(line, flush=True)
+    for good, line in side_by_side(lambda name: judge(name, freebsd), names, options.n):
+        caught += good
+        print(line, flush=True)
     print(f"{caught} of {len(names)} planted regressions caught")
     return 0 if caught == len(names) else 1
 
@@ -99,13 +126,13 @@ def clean(times: int, labs: int) -> int:
     """Nothing planted: nothing may be red."""
     cases = [plant.case for plant in TABLE.values() if plant.guest == "control"]
     alarms = 0
-    with ThreadPoolExecutor(labs) as pool:
-        for turn, found in enumerate(pool.map(lambda turn: run(cases, "pv"), range(times)), 1):
-            red = {name: got for name, got in found.items() if got["outcome"] not in ("passed", "skipped")}
-            alarms += len(red)
-            print(f"turn {turn}: {len(found)} results, {len(red)} red", flush=True)
-            for name, got in red.items():
-                print(f"       {name}: {got['outcome']}: {got['reason'][:200]}", flush=True)
+    for turn, found in enumerate(side_by_side(lambda turn: run(cases, "pv"), range(times), labs), 1):
+        found = {**{case: {"outcome": "not run", "reason": ""} for case in cases}, **found}
+        red = {name: got for name, got in found.items() if got["outcome"] not in ("passed", "skipped")}
+        alarms += len(red)
+        print(f"turn {turn}: {len(found)} results, {len(red)} red", flush=True)
+        for name, got in red.items():
+            print(f"       {name}: {got['outcome']}: {got['reason'][:200]}", flush=True)
     print(f"{alarms} false alarms in {times} runs with nothing planted")
     return 1 if alarms else 0
 
