@@ -8,7 +8,7 @@ import logging
 import random
 import secrets
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from harness.deadline import Deadline, NotYet
 from harness.errors import InfrastructureError
 from harness.guests import admin
 from harness.guests.guest import Guest
-from harness.guests.peer import Listener, Peer
+from harness.guests.peer import Listener, Peer, inside
 from harness.oracles import frames
 from harness.oracles.frames import Frame
 from harness.xen import events, netpeer
@@ -24,7 +24,7 @@ from harness.xen import events, netpeer
 # RFC 2544's own range: nobody's network.
 _NETWORK = "198.18"
 # Of what dom0 sends: any number will do.
-_SEED = 7
+SEED = 7
 # Linux's netback calls its handler by hand (drivers/net/xen-netback/xenbus.c, xenvif_write_io_ring()).
 _KICK = """
 [ -d /sys/kernel/debug/xen-netback ] || mount -t debugfs none /sys/kernel/debug
@@ -95,8 +95,7 @@ class Link:
 
     def dom0(self, *argv: str, check: bool = True) -> str:
         """A command in dom0, on this link's side."""
-        inside = ["ip", "netns", "exec", self.namespace] if self.namespace else []
-        return self.host.transport.run([*inside, *argv], check=check).text
+        return self.host.transport.run([*inside(self.namespace), *argv], check=check).text
 
     def wait_up(self, seconds: float = 40) -> bool:
         """Whether the guest reaches dom0 within ``seconds``.
@@ -126,7 +125,7 @@ class Link:
 
     def upload(self, size: int, seconds: float = 60) -> Transfer:
         """``size`` bytes from the guest to dom0."""
-        port, data = self._next(), self._data(size)
+        port, data = self.next_port(), self._data(size)
         peer = Peer(self.host, ["recv", self.here, str(port), str(size)], self.namespace)
         script = f"fxs < {data}; {self.nc(seconds)} {self.here} {port} < {data} > /dev/null; true"
         sent = self.guest.sh(script, seconds + 30).split()[0]
@@ -138,20 +137,20 @@ class Link:
 
         They are sent again and again until ``lasting`` seconds have passed, however fast the guest is.
         """
-        port = self._next()
+        port = self.next_port()
         peer = self.source(port, size, chunk=chunk, lasting=lasting)
         arrived = self.guest.sh(f"{self.nc(seconds)} {self.here} {port} < /dev/null | fxs", seconds + 30).split()[0]
         done = peer.result(seconds + 40)
-        return Transfer(done.bytes, _digest(size, done.bytes // size), arrived, done.seconds, done.error)
+        return Transfer(done.bytes, digest_of(size, done.bytes // size), arrived, done.seconds, done.error)
 
     def source(self, port: int, size: int, *, chunk: int = 1 << 16, lasting: float = 0, patience: float = netpeer.PATIENCE) -> Peer:
         """dom0's end of a :meth:`download`: it waits for the guest at ``port``, and ``patience`` seconds when it stands still."""
-        words = ["send", self.here, *map(str, (port, size, _SEED, chunk, lasting, patience))]
+        words = ["send", self.here, *map(str, (port, size, SEED, chunk, lasting, patience))]
         return Peer(self.host, words, self.namespace)
 
     def to(self, other: Link, size: int, seconds: float = 60) -> Transfer:
         """``size`` bytes from this guest to the other link's, over the bridge: nothing in dom0 looks at what is in them."""
-        port, data = self._next(), self._data(size)
+        port, data = self.next_port(), self._data(size)
         # One that listens ends with its peer, or when its own input does: it gets none, and no end of it.
         listen = f"timeout {int(seconds)} nc -l {'' if other.guest.profile.os == 'freebsd' else '-p '}{port}"
         takes = f"sleep {int(seconds)} | {listen} | head -c {size} | fxs > /tmp/fxh-came"
@@ -169,41 +168,17 @@ class Link:
         script = f"for i in $(seq {int(seconds * 5)}); do {look}; done; cat /tmp/fxh-came"
         return "".join(self.guest.sh(script, 2 * seconds + 60).split()[:1])
 
-    def datagrams_up(self, sizes: Sequence[int], seconds: float = 60) -> Transfer:
-        """UDP from the guest (FreeBSD) to dom0, a datagram of each of ``sizes``; its nc reads 16384 bytes at once."""
-        port = self._next()
-        peer = Peer(self.host, ["hear", self.here, str(port), str(sum(sizes))], self.namespace)
-        each = "; ".join(f"dd if=/dev/urandom bs={size} count=1 2>/dev/null | tee -a /tmp/fxh-all; sleep 0.2" for size in sizes)
-        script = (
-            f"rm -f /tmp/fxh-all; ( {each} ) | timeout {int(seconds)} nc -u -w 1 {self.here} {port} > /dev/null; fxs < /tmp/fxh-all"
-        )
-        sent = self.guest.sh(script, seconds + 30).split()[0]
-        done = peer.result(seconds + 40)
-        return Transfer(done.bytes, sent, done.md5, done.seconds, done.error)
-
-    def datagrams_down(self, sizes: Sequence[int], seconds: float = 60) -> Transfer:
-        """UDP from dom0 to the guest (FreeBSD), a datagram of each of ``sizes``; its nc reads 16384 bytes at once."""
-        port, size = self._next(), sum(sizes)
-        ready = f"netstat -an -p udp | grep -q '[.]{port} ' && break; sleep 0.1"
-        takes = f"timeout {int(seconds)} nc -u -l {port} < /dev/null > /tmp/fxh-all"
-        self.guest.sh(f"( {takes} ) > /dev/null 2>&1 & for i in $(seq 100); do {ready}; done")
-        words = ["tell", self.there, str(port), str(size), str(_SEED), ",".join(map(str, sizes))]
-        done = Peer(self.host, words, self.namespace).result(seconds + 40)
-        look = f"[ $(stat -f %z /tmp/fxh-all) -ge {size} ] && break; sleep 0.2"
-        arrived = self.guest.sh(f"for i in $(seq 25); do {look}; done; fxs < /tmp/fxh-all").split()[0]
-        return Transfer(done.bytes, _digest(size), arrived, done.seconds, done.error)
-
     def forwarded(self, far: Link, size: int, *, to: str = "") -> Transfer:
         """``size`` bytes from dom0's side of this link to its side of ``far``: the guest in the middle has to route.
 
         ``to`` is the address that is asked for, where the guest shall send on what comes to another than the far side's.
         """
-        port = self._next()
+        port = self.next_port()
         peer = Peer(self.host, ["recv", far.here, str(port), str(size)], far.namespace)
-        source = Peer(self.host, ["push", to or far.here, str(port), str(size), str(_SEED), "65536"], self.namespace)
+        source = Peer(self.host, ["push", to or far.here, str(port), str(size), str(SEED), "65536"], self.namespace)
         done, sent = peer.result(60), source.result(60)
         error = done.error or ("" if done.bytes == size else f"the stream ended early ({sent.error})")
-        return Transfer(done.bytes, _digest(size), done.md5, done.seconds, error)
+        return Transfer(done.bytes, digest_of(size), done.md5, done.seconds, error)
 
     def ping(self, size: int) -> bool:
         """An echo of ``size`` bytes of data, in fragments where it must be; the content is compared by ping."""
@@ -225,7 +200,7 @@ class Link:
         self.guest.sh(f"[ -f {path} ] || dd if=/dev/urandom of={path} bs=1024 count={size // 1024} 2>/dev/null", 120)
         return path
 
-    def _next(self) -> int:
+    def next_port(self) -> int:
         self._port += 1
         return self._port
 
@@ -242,8 +217,7 @@ class Link:
         # has room for as many frames as are as long as the longest, so it has to be larger than the 2 MiB that are the default.
         ring = ["--immediate-mode", "-B", "32768", "-s", "65549" if whole else "96"]
         words = ["tcpdump", "-i", self.vif, "-U", "-Z", "root", *ring, "-w", remote, "net", f"{_NETWORK}.0.0/16"]
-        inside = ["ip", "netns", "exec", self.namespace] if self.namespace else []
-        stream = self.host.transport.open(["sh", "-c", 'echo $$; exec "$@"', "sh", *inside, *words])
+        stream = self.host.transport.open(["sh", "-c", 'echo $$; exec "$@"', "sh", *inside(self.namespace), *words])
         said = Listener(stream, "tcpdump")
         pid = said.until(rb"(\d+)\n.*listening on")[1].decode()
 
@@ -278,9 +252,9 @@ class Link:
         return admin.linux_checksum_errors(self.dom0("cat", "/proc/net/snmp"))
 
 
-def _digest(size: int, rounds: int = 1) -> str:
+def digest_of(size: int, rounds: int = 1) -> str:
     """md5 of what a peer in dom0 writes, as often as it goes round."""
-    payload, digest = random.Random(_SEED).randbytes(size), hashlib.md5(usedforsecurity=False)
+    payload, digest = random.Random(SEED).randbytes(size), hashlib.md5(usedforsecurity=False)
     for _ in range(max(1, rounds)):
         digest.update(payload)
     return digest.hexdigest()

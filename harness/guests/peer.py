@@ -17,6 +17,11 @@ from harness.xen import netpeer
 _PEER = Path(netpeer.__file__).read_text()
 
 
+def inside(namespace: str) -> list[str]:
+    """What goes before a command in dom0 that shall run in this network namespace; nothing for dom0's own."""
+    return ["ip", "netns", "exec", namespace] if namespace else []
+
+
 class Listener:
     """What a program in dom0 says, taken up piece by piece."""
 
@@ -54,8 +59,7 @@ class Peer:
     """A program at work in dom0 (or in a network namespace of it)."""
 
     def __init__(self, host: XenHost, words: list[str], namespace: str = "") -> None:
-        inside = ["ip", "netns", "exec", namespace] if namespace else []
-        self._said = Listener(host.transport.open([*inside, "python3", "-c", _PEER, *words]), "the network peer")
+        self._said = Listener(host.transport.open([*inside(namespace), "python3", "-c", _PEER, *words]), "the network peer")
         if words[0] not in ("push", "tell"):
             self._said.until(b"listening")
 

@@ -7,6 +7,7 @@
     push ADDRESS PORT BYTES SEED CHUNK          connects, and writes
     hear ADDRESS PORT BYTES                     takes datagrams until BYTES have come
     tell ADDRESS PORT BYTES SEED SIZE,SIZE..    sends a datagram of each size, BYTES in all
+    tftp ADDRESS PORT BYTES SEED                gives and takes files until BYTES have gone or come
 
 Prints ``listening``, and at the end a line of JSON: bytes, md5, seconds, error.
 """
@@ -99,7 +100,57 @@ def tell(tally: Tally, where: Address, count: int, seed: str, sizes: str) -> Non
         time.sleep(0.2)
 
 
-VERBS = {verb.__name__: verb for verb in (recv, send, push, hear, tell)}
+class Exchange:
+    """One client of :func:`tftp`, in lock-step: what is said again is not answered again, nobody loses a datagram here."""
+
+    def __init__(self, door: socket.socket, client: Address) -> None:
+        self.door, self.client = door, client
+
+    def say(self, operation: int, *rest: bytes) -> None:
+        self.door.sendto(b"".join((operation.to_bytes(2, "big"), *rest)), self.client)
+
+    def hear(self, operation: int, block: int) -> bytes:
+        wanted = operation.to_bytes(2, "big") + block.to_bytes(2, "big")
+        while True:
+            packet, client = self.door.recvfrom(1 << 16)
+            if client == self.client and packet[:4] == wanted:
+                return packet[4:]
+
+
+def tftp(tally: Tally, where: Address, count: int, seed: str) -> None:
+    """RFC 1350, with RFC 2348's size of blocks. A file's name is its size in bytes."""
+    door, payload = tally.begin(socket.socket(type=socket.SOCK_DGRAM)), random.Random(int(seed)).randbytes(count)
+    door.bind(where)
+    print("listening", flush=True)
+    while tally.bytes < count:
+        packet, client = door.recvfrom(1 << 16)
+        operation, (name, _, *options) = packet[:2], packet[2:].split(b"\0")
+        if operation not in (READ, WRITE):
+            continue
+        other, size = Exchange(door, client), int(dict(zip(options[::2], options[1::2])).get(b"blksize", b"512"))  # noqa: B905
+        agreed = b"blksize\0%d\0" % size if b"blksize" in options else b""
+        if operation == READ:
+            data = payload[tally.bytes : tally.bytes + int(name)]
+            if agreed:
+                other.say(OPTIONS, agreed)
+                other.hear(TAKEN, 0)
+            for number, at in enumerate(range(0, len(data) + 1, size), 1):
+                other.say(DATA, number.to_bytes(2, "big"), data[at : at + size])
+                other.hear(TAKEN, number)
+            tally.add(data)
+            continue
+        other.say(*((OPTIONS, agreed) if agreed else (TAKEN, b"\0\0")))
+        number, last = 1, False
+        while not last:
+            data = other.hear(DATA, number)
+            tally.add(data)
+            other.say(TAKEN, number.to_bytes(2, "big"))
+            number, last = number + 1, len(data) < size
+
+
+READ, WRITE = b"\0\1", b"\0\2"
+DATA, TAKEN, OPTIONS = 3, 4, 6
+VERBS = {verb.__name__: verb for verb in (recv, send, push, hear, tell, tftp)}
 
 
 def main() -> None:

@@ -231,6 +231,10 @@ TABLE = {
         "netfront/test_content_both_ways", "after \\d+ bytes|does not reach|were sent",
         vif_command("tc", "qdisc", "replace", "dev", "VIF", "root", "netem", "corrupt", "100%"),
     ),
+    "corrupted-datagrams": Plant(
+        "netfront/test_datagrams", "after \\d+ bytes",
+        vif_command("tc", "qdisc", "replace", "dev", "VIF", "root", "netem", "corrupt", "100%"),
+    ),
     "segmentation-off": Plant("netfront/test_segmentation_is_used", "TSO is on", typed(r"^ip addr flush.*", r"\g<0>; ethtool -K eth0 tso off")),
     "joining-off": Plant("netfront/test_segments_are_joined", "segments are not joined", typed(r"^ip addr flush.*", r"\g<0>; ethtool -K eth0 gro off")),
     "no-network": Plant("netfront/test_echo_sizes", "does not reach dom0", typed(r"ip link set eth0 up", "ip link set eth0 down")),

@@ -5,8 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 import random
+import shutil
 import socket
 import struct
+import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -120,6 +122,25 @@ def test_two_peers_agree(out: str, way_in: str) -> None:
     came, went = end(hears), end(says)
     assert (came.bytes, came.md5, came.error) == (went.bytes, went.md5, went.error)
     assert came.bytes == 1500
+
+
+@pytest.mark.skipif(not shutil.which("busybox"), reason="needs busybox's TFTP client (apt: busybox-static)")
+def test_a_tftp_client_and_a_peer_agree(tmp_path: Path) -> None:
+    """The control guest's client: a file that is one block, one of several, one of less, and that both ways."""
+    port, sizes = a_port(socket.SOCK_DGRAM), {1468: 1468, 3000: 512, 5: 64}
+    said = peer("tftp", port, str(2 * sum(sizes)), "7")
+    said.until(b"listening")
+    got = b""
+    for size, block in sizes.items():
+        for way in ("-g", "-p"):
+            argv = ["busybox", "tftp", way, "-b", str(block), "-l", f"{size}", "-r", f"{size}", "127.0.0.1", port]
+            subprocess.run(argv, cwd=tmp_path, check=True, timeout=20, capture_output=True)
+        # Each file is sent back as it came.
+        got += 2 * (tmp_path / str(size)).read_bytes()
+    done = end(said)
+    assert (done.bytes, done.error) == (2 * sum(sizes), "")
+    assert done.md5 == hashlib.md5(got, usedforsecurity=False).hexdigest()
+    assert got.startswith(random.Random(7).randbytes(2 * sum(sizes))[:1468])
 
 
 def test_counts_of_a_capture_are_read() -> None:
