@@ -18,8 +18,7 @@ _LEAST_BLOCK = 64
 def up(link: Link, sizes: Sequence[int], seconds: float = 60) -> Transfer:
     """From the guest to dom0, a datagram (or block) of each of ``sizes``."""
     if link.guest.profile.os != "freebsd":
-        made = "dd if=/dev/urandom of=/tmp/fxh-one bs={size} count=1 2>/dev/null; cat /tmp/fxh-one >> /tmp/fxh-all"
-        return _tftp(link, "-p", sizes, f"{made}; {{tftp}}", seconds)
+        return _tftp(link, "-p", sizes, seconds)
     port = link.next_port()
     peer = Peer(link.host, ["hear", link.here, str(port), str(sum(sizes))], link.namespace)
     each = "; ".join(f"dd if=/dev/urandom bs={size} count=1 2>/dev/null | tee -a /tmp/fxh-all; sleep 0.2" for size in sizes)
@@ -32,7 +31,7 @@ def up(link: Link, sizes: Sequence[int], seconds: float = 60) -> Transfer:
 def down(link: Link, sizes: Sequence[int], seconds: float = 60) -> Transfer:
     """From dom0 to the guest, a datagram (or block) of each of ``sizes``."""
     if link.guest.profile.os != "freebsd":
-        return _tftp(link, "-g", sizes, "{tftp}; cat /tmp/fxh-one >> /tmp/fxh-all", seconds)
+        return _tftp(link, "-g", sizes, seconds)
     port, size = link.next_port(), sum(sizes)
     ready = f"netstat -an -p udp | grep -q '[.]{port} ' && break; sleep 0.1"
     takes = f"timeout {int(seconds)} nc -u -l {port} < /dev/null > /tmp/fxh-all"
@@ -44,17 +43,17 @@ def down(link: Link, sizes: Sequence[int], seconds: float = 60) -> Transfer:
     return Transfer(done.bytes, digest_of(size), arrived, done.seconds, done.error)
 
 
-def _tftp(link: Link, way: str, sizes: Sequence[int], each: str, seconds: float) -> Transfer:
-    """A file for each of ``sizes``, in blocks as long as it is; ``each`` is the guest's part for one, around its client."""
-    port, size = link.next_port(), sum(sizes)
+def _tftp(link: Link, way: str, sizes: Sequence[int], seconds: float) -> Transfer:
+    """A file for each of ``sizes``, in blocks as long as it is; ``way`` is the client's, -p to dom0 and -g from it."""
+    port, size, steps = link.next_port(), sum(sizes), []
     peer = Peer(link.host, ["tftp", link.here, str(port), str(size), str(SEED)], link.namespace)
-    # It asks again and again: the first that fails is the last.
-    client = f"timeout {int(seconds)} tftp {{way}} -b {{block}} -l /tmp/fxh-one -r {{size}} {{here}} {{port}} || exit"
-    steps = [
-        each.format(size=one, tftp=client.format(way=way, block=max(one, _LEAST_BLOCK), size=one, here=link.here, port=port))
-        for one in sizes
-    ]
-    script = f"rm -f /tmp/fxh-all; ( {'; '.join(steps)} ) > /dev/null 2>&1; fxs < /tmp/fxh-all"
+    for one in sizes:
+        if way == "-p":
+            steps.append(f"dd if=/dev/urandom of=/tmp/fxh-one bs={one} count=1 2>/dev/null")
+        # It asks again and again: the first that fails is the last.
+        client = f"timeout {int(seconds)} tftp {way} -b {max(one, _LEAST_BLOCK)}"
+        steps.append(f"{client} -l /tmp/fxh-one -r {one} {link.here} {port} || exit; cat /tmp/fxh-one >> /tmp/fxh-all")
+    script = f": > /tmp/fxh-all; ( {'; '.join(steps)} ) > /dev/null 2>&1; fxs < /tmp/fxh-all"
     here = link.guest.sh(script, seconds + 30).split()[0]
     done = peer.result(seconds + 40)
     sent, arrived = (here, done.md5) if way == "-p" else (done.md5, here)
