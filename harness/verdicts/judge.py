@@ -61,7 +61,7 @@ def _nothing_learned(now: Observation, mine: list[Observation], baseline: Baseli
 
 def _passed(now: Observation, mine: list[Observation]) -> Verdict:
     if now.known:
-        reason = f"it passes, though {now.known} says that it fails: take the known issue out"
+        reason = f"it passes: take its entry out of the known issues, which says: {now.known}"
         return Verdict(values.KNOWN_GONE, reason, reference=now.known)
     judged = [seen for seen in mine if seen.judged]
     if not judged:
