@@ -26,7 +26,10 @@ LESS = {
 }
 # Linux's netfront does not look at a backend's feature-no-csum-offload.
 KNOWS = {"freebsd": tuple(LESS), "linux": ("no-gso", "no-sg-no-gso")}
-OFFERED, STREAMS = (1, 2, 4), 3
+OFFERED, STREAMS = (1, 2, 4, 8), 3
+# The most that FreeBSD connects, whatever its CPUs: hw.xn.num_queues, 4 if nobody says. Linux connects no more than it has CPUs.
+FREEBSD_MOST = {1: 4, 4: 8}
+VARIABLES = {1: (), 4: (("hw.xn.num_queues", "8"),)}
 _QUEUES = "/sys/module/xen_netback/parameters/max_queues"
 
 
@@ -81,14 +84,13 @@ def streams(link: Link, count: int, size: int) -> list[str]:
 
 @pytest.mark.parametrize("vcpus", [1, 4])
 def test_queues(booted: NewGuest, vcpus: int, case: CaseContext) -> None:
-    """D13: with 1, 2 and 4 queues offered the guest connects as many as it can use, and streams at once all arrive."""
-    guest = booted(vcpus=vcpus)
+    """D13: with 1, 2, 4 and 8 queues offered the guest connects as many as it can use, and streams at once all arrive."""
+    guest = booted(vcpus=vcpus, variables=VARIABLES[vcpus])
     before = guest.host.transport.run(["cat", _QUEUES], check=False)
     if before.status:
         pytest.skip("needs Linux's netback, whose number of queues can be set; elsewhere: fxh run netfront -k test_queues")
     case.undo.append(lambda: guest.host.transport.run(["sh", "-c", f"echo {before.text.strip()} > {_QUEUES}"]))
-    # FreeBSD takes hw.xn.num_queues (4) or what is offered, whatever its CPUs; Linux no more than its CPUs.
-    most = 4 if guest.profile.os == "freebsd" else vcpus
+    most = FREEBSD_MOST[vcpus] if guest.profile.os == "freebsd" else vcpus
     wrong = []
     for offered in OFFERED:
         guest.host.transport.run(["sh", "-c", f"echo {offered} > {_QUEUES}"])
@@ -102,7 +104,7 @@ def test_queues(booted: NewGuest, vcpus: int, case: CaseContext) -> None:
     wrong += [f"{OFFERED[-1]} queues offered: {line}" for line in streams(link, STREAMS, SIZE // 4)]
     case.metrics["streams"] = round(time.monotonic() - begun, 2)
     assert not wrong, finding(
-        asked=f"1, 2 and 4 queues for an interface of a guest with {vcpus} vCPUs, {STREAMS} TCP streams at once each way over the last",
+        asked=f"1, 2, 4 and 8 queues for an interface of a guest with {vcpus} vCPUs, {STREAMS} TCP streams at once each way over the last",
         did=wrong,
         good="connects the queues that it can use and keeps each stream in order",
         source=f"{SOURCE[guest.profile.os]} (multi-queue-num-queues)",
