@@ -91,7 +91,9 @@ def test_above_maxmem_is_refused(guest: Guest, first: Sample) -> None:
         memory.ask(guest.config.memory + 64)
 
     after, _ = memory.settle()
-    assert (after.asked, after.current) == (first.asked, first.current)
+    assert (after.asked, after.current) == (first.asked, first.current), (
+        f"xl refused a target above maxmem, and yet it went from {first.asked} to {after.asked}, the balloon from {first.current} to {after.current}"
+    )
 
 
 def test_starts_below_its_maximum(new_guest: NewGuest, cell: Cell, case: CaseContext) -> None:
@@ -213,7 +215,7 @@ def test_storm_of_targets(guest: Guest, first: Sample) -> None:
     after, _ = memory.settle(first.current)
     judge(guest, f"{2 * rounds} writes of memory/target, then its whole memory", first, after, first.current)
     last, _ = memory.settle()
-    assert last.managed == first.managed
+    assert last.managed == first.managed, f"after the storm it manages {last.managed} bytes, {first.managed} before it"
 
 
 # Linux obeys a target of 0 and looks for memory to a target of 2^63: it has no floor, and its toolstack never writes that.

@@ -9,6 +9,7 @@ import pytest
 from harness.deadline import Deadline
 from harness.errors import GuestDied
 from harness.guests.guest import Guest
+from harness.oracles.finding import finding
 from harness.plugin.fixtures import NewGuest
 from harness.xen.elfnotes import read as read_notes
 
@@ -48,25 +49,35 @@ def test_runs_the_kernel_it_was_given(guest: Guest, given_kernel: Path) -> None:
         assert identity.release.encode() in given_kernel.read_bytes(), f"the kernel file does not name {identity.release}"
 
 
+def arrived(guest: Guest, asked: dict[str, str]) -> None:
+    """Each of these variables is in the guest's kernel environment, with its value."""
+    kenv = guest.profile.variables(guest.sh)
+    wrong = [
+        f"{name} is {kenv.get(name, 'not there')!r}, not {value!r}" for name, value in asked.items() if kenv.get(name) != value
+    ]
+    assert not wrong, finding(
+        asked=f"a kernel environment with {', '.join(asked)}",
+        did=wrong,
+        good="has each variable in kenv, with its value",
+        source="sys/x86/xen/pv.c, xen_pvh_parse_preload_data(); loader.conf(5)",
+    )
+
+
 @pytest.mark.needs(os="freebsd")
 def test_kernel_environment_arrives(new_guest: NewGuest) -> None:
     """Every variable that was asked for is in kenv: by ``extra`` (sys/x86/xen/pv.c, xen_pvh_parse_preload_data) or a loader."""
     asked = {"fxh.plain": "1", "fxh.path": "/a/b:c=d", "fxh.long": "x" * 100}
     guest = new_guest(variables=tuple(asked.items())).boot()
 
-    variables = guest.profile.variables(guest.sh)
-
-    assert {name: variables.get(name) for name in asked} == asked
+    arrived(guest, asked)
 
 
 @pytest.mark.needs(os="freebsd", types=("pvh", "pv"))
 def test_extra_arrives_whole(guest: Guest) -> None:
     """All that stands in ``extra`` is in kenv, each variable with its value."""
-    variables = guest.profile.variables(guest.sh)
-
     passed = dict(word.partition("=")[::2] for word in guest.config.extra.split(",") if word)
-    assert passed
-    assert {name: variables.get(name) for name in passed} == passed
+    assert passed, "its configuration has no extra"
+    arrived(guest, passed)
 
 
 def test_comes_back_after_a_reboot(new_guest: NewGuest) -> None:
@@ -79,8 +90,9 @@ def test_comes_back_after_a_reboot(new_guest: NewGuest) -> None:
     guest.follow_reboot(Deadline(120 * guest.scale))
     guest.wait_stage("login")
 
-    assert guest.domid != first
-    assert [event.reason for event in guest.shutdowns()] == ["reboot"]
+    assert guest.domid != first, f"it is still domain {first}"
+    reasons = [event.reason for event in guest.shutdowns()]
+    assert reasons == ["reboot"], f"xl logged its shutdowns as {reasons}, one reboot was asked for"
     guest.login()
     assert guest.sh("echo alive") == "alive"
 
@@ -97,12 +109,14 @@ def test_wrong_root_names_the_true_disk(new_guest: NewGuest) -> None:
         guest.wait_stage("login")
 
     death = caught.value.death
-    assert death.kind == "mountroot"
-    assert death.message == "no root file system: ufs:/dev/xbd7 failed with error 19"
+    assert (death.kind, death.message) == ("mountroot", "no root file system: ufs:/dev/xbd7 failed with error 19"), (
+        f"with vfs.root.mountfrom=ufs:/dev/xbd7 it ends in {death.kind}: {death.message}; a good one says error 19 and asks at mountroot>"
+    )
     assert "xbd0" in dict(death.answers)["?"], f"`?` does not list xbd0: {death.answers}"
 
 
 @pytest.mark.needs(os="freebsd", types=("pvh", "pv"))
 def test_kernel_has_xen_notes(new_guest: NewGuest, given_kernel: Path) -> None:
     """The kernel says by its ELF notes that Xen can start it as what it was started (sys/amd64/amd64/xen-locore.S)."""
-    assert new_guest().config.guest_type in read_notes(given_kernel).guest_types
+    started, able = new_guest().config.guest_type, read_notes(given_kernel).guest_types
+    assert started in able, f"by its notes the kernel can be started as {', '.join(able) or 'nothing'}; it was started as {started}"

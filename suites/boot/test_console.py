@@ -68,6 +68,7 @@ def test_detach_in_the_middle_loses_nothing(new_guest: NewGuest) -> None:
 
     kept = guest.host.transport.run(["cat", f"/var/log/xen/console/guest-{guest.name}.log"]).stdout
     names = [stage.name for stage in guest.profile.stages if stage.pattern.search(kept)]
-    assert names[0] == "kernel"
-    assert names[-1] == "login"
+    assert (names[0], names[-1]) == ("kernel", "login"), (
+        f"xenconsoled's log shows the stages {names}: its start or its end is missing"
+    )
     assert kept.endswith(guest.console.since(guest.console.boot_offset)[-200:]), "the console's end is not the log's"

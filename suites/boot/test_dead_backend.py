@@ -42,7 +42,8 @@ def test_boots_with_dead_backends(new_guest: NewGuest, scratch: NewScratch) -> N
         source=SOURCE[guest.profile.os],
     )
     guest.login()
-    assert not {guest.profile.disk_name(name) for name in dead} & set(guest.profile.disks(guest.sh))
+    shown = {guest.profile.disk_name(name) for name in dead} & set(guest.profile.disks(guest.sh))
+    assert not shown, f"it shows disks whose backends never connected: {', '.join(sorted(shown))}"
 
 
 def kill(guest: Guest, name: str, state: str) -> None:

@@ -19,7 +19,7 @@ def test_panic_is_seen_and_classified(guest: Guest, case: CaseContext) -> None:
     """B3: a panic is recognised within a second of its last line, with its backtrace, and Xen is told what is documented."""
     death = guest.panic(Deadline(60 * guest.scale))
 
-    assert death.kind == KINDS[guest.profile.os]
+    assert death.kind == KINDS[guest.profile.os], f"a panic on purpose was taken for {death.kind}: {death.message}"
     assert death.frames, f"no backtrace was read from:\n{death.excerpt}"
     assert death.at is not None
     assert death.seen is not None
@@ -42,14 +42,16 @@ def test_control_shutdown(guest: Guest, control: str) -> None:
 
             assert row.reason == fate.reason, f"{control}: Xen was told {row.reason!r} ({row.state}); {fate.why}"
             letter = {"poweroff": "-", "reboot": "r", "crash": "c"}[fate.reason]
-            assert row.state[3:5] == f"s{letter}"
+            assert row.state[3:5] == f"s{letter}", (
+                f"{control}: xl list shows {row.state}, the fourth and fifth letter should be s{letter}"
+            )
     if fate.halts:
         guest.console.wait_for(guest.profile.halted, Deadline(90 * guest.scale), "the kernel to halt")
     elif not fate.reason:
         assert guest.sh("echo alive") == "alive", f"{control}: {fate.why}"
     if not fate.reason:
         row_now = guest.state()
-        assert row_now is not None
+        assert row_now is not None, f"{control} removed it; {fate.why}"
         assert not row_now.shutdown, f"{control} shut it down: {row_now.state}; {fate.why}"
 
 
@@ -62,8 +64,8 @@ def test_panic_at_boot_names_its_stage(new_guest: NewGuest, stage: str) -> None:
     with pytest.raises(GuestDied) as caught:
         guest.wait_stage("login")
 
-    assert caught.value.death.kind == "linux-panic"
-    assert caught.value.death.stage == "init"
+    death = caught.value.death
+    assert (death.kind, death.stage) == ("linux-panic", "init"), f"a panic in init was taken for {death.kind} after {death.stage}"
 
 
 @pytest.mark.needs(os="linux")
@@ -77,5 +79,5 @@ def test_hang_is_found(new_guest: NewGuest) -> None:
         guest.wait_stage("login", Deadline(120))
 
     death = caught.value.death
-    assert (death.kind, death.stage) == ("hang", "init")
+    assert (death.kind, death.stage) == ("hang", "init"), f"a hang in init was taken for {death.kind} after {death.stage}"
     assert guest.state() is not None, "the domain itself is there: its guest hangs"

@@ -16,7 +16,9 @@ def test_running_kernel_is_the_images(guest: Guest, image: Image, given_kernel: 
     """The build-id that the running kernel tells (kern.build_id, 13 and later) is that of the image's kernel."""
     running = guest.sh("sysctl -n kern.build_id").strip()
 
-    assert running == build_id(given_kernel)
+    assert running == build_id(given_kernel), (
+        f"the kernel that runs has build-id {running}, the image's has {build_id(given_kernel)}"
+    )
 
 
 @pytest.mark.needs(os="freebsd")
@@ -29,14 +31,18 @@ def test_kernel_in_the_guest_is_the_manifests(guest: Guest, image: Image) -> Non
 
     found = guest.sh(f"sha256 -q {image.data['kernel']['path']}").strip()
 
-    assert found == image.data["kernel"]["sha256"]
+    wanted = image.data["kernel"]["sha256"]
+    assert found == wanted, f"{image.data['kernel']['path']} has sha256 {found} in the guest, {wanted} in the image's manifest"
 
 
 @pytest.mark.needs(os="freebsd")
 def test_root_is_where_the_layout_put_it(guest: Guest, image: Image) -> None:
     """Root comes from the device that the layout names, and every file system of fstab is mounted."""
-    assert guest.profile.root_device(guest.sh) in (f"/dev/{image.root}", "/dev/ufs/FBROOT")
+    root = guest.profile.root_device(guest.sh)
+    assert root in (f"/dev/{image.root}", "/dev/ufs/FBROOT"), (
+        f"root is {root}, the layout {image.data['layout']} put it on {image.root}"
+    )
     wanted = set(guest.sh("awk '!/^#/ && $3 == \"ufs\" { print $2 }' /etc/fstab").split())
     mounted = {line.split()[1] for line in guest.sh("mount -p").splitlines() if len(line.split()) > 1}
-    assert wanted
+    assert wanted, "fstab has no UFS"
     assert wanted <= mounted, f"not mounted: {wanted - mounted}"

@@ -151,8 +151,8 @@ def test_menu(run: Run, ufs: Ufs, name: str, menu: str | bytes, wanted: str) -> 
         source="xen tools/pygrub/src/GrubConf.py",
     )
     if not wanted:
-        assert done.status == 1
-        assert done.complaint, "it says nothing"
+        assert done.status == 1, f"menu.lst: {name}: it boots nothing, and ends with status {done.status} instead of 1"
+        assert done.complaint, f"menu.lst: {name}: it boots nothing, and says nothing"
 
 
 def test_grub_cfg_hides_menu_lst(run: Run, ufs: Ufs) -> None:
@@ -168,7 +168,7 @@ def test_output_formats(run: Run, ufs: Ufs, style: str) -> None:
     args = "a='b c' d=\"e\""
     done = run(ufs(files(kernel(50_000), MENU.replace("vfs.root.mountfrom=ufs:/dev/xbd0", args))), style=style)
     assert done.kernel, f"status {done.status}: {done.complaint}"
-    assert done.args == args
+    assert done.args == args, f"--output-format={style}: the arguments {args!r} came out as {done.args!r}"
 
 
 def test_listing_says_that_it_fails(run: Run, ufs: Ufs) -> None:

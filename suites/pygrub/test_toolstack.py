@@ -61,7 +61,7 @@ def test_no_kernel_is_a_clean_error(new_guest: NewGuest, scratch: NewScratch, re
         good="says that the bootloader failed",
         source="xen tools/pygrub/src/pygrub, depriv(): sys.exit(rc) with a wait status, of which 256 is 0",
     )
-    assert left is None
+    assert left is None, f"xl create failed, and left a domain in state {left.state}"
 
 
 @pytest.mark.needs(capability=("pygrub-restrict",))

@@ -36,7 +36,7 @@ def test_survives(host: XenHost, ufs: Callable[..., bytes], tmp_path: Path, case
         "slowest": report.slowest,
         **{f"status {k}": float(v) for k, v in report.counts.items()},
     }
-    assert report.runs == count
+    assert report.runs == count, f"pygrub ran {report.runs} times, {count} volumes were made"
     wrong = [*report.odd, *(f"it wrote {path}" for path in report.strays)]
     assert not wrong, finding(
         asked=f"pygrub on {count} volumes with a mutated {kind} (seeds from {SEED})",

@@ -83,10 +83,12 @@ def test_plain_reboot(booted: NewGuest) -> None:
     died = come_back(guest, lambda: guest.session.start("reboot"))
 
     assert not died, f"it did not come back: {died}"
-    assert guest.domid != first
-    assert swap.identity(guest) == before
+    assert guest.domid != first, f"it is still domain {first}"
+    after = swap.identity(guest)
+    assert after == before, f"nothing was replaced, and {after} runs after the reboot, {before} before it"
     assert swap.bootloader_ran(guest, first), f"no bootloader log for domain {guest.domid}"
-    assert [(event.reason, event.action) for event in guest.shutdowns()] == [("reboot", "restart")]
+    logged = [(event.reason, event.action) for event in guest.shutdowns()]
+    assert logged == [("reboot", "restart")], f"xl logged {logged}, one reboot was asked for"
 
 
 WAYS = {
