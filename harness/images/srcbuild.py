@@ -7,6 +7,7 @@ is only read, but for bmake's own tests, which write beside themselves when it i
 from __future__ import annotations
 
 import logging
+import math
 import os
 import shutil
 import signal
@@ -21,7 +22,7 @@ from pathlib import Path
 from filelock import FileLock
 
 from harness.errors import BuildError
-from harness.images import failures, store
+from harness.images import failures, srctree, store
 from harness.images.hosttools import Compiler
 from harness.images.inputs import combine
 from harness.images.kernconf import KernConf
@@ -77,7 +78,29 @@ class Workshop:
             (self.directory / "src.conf").write_text(self.src_conf)
             (self.directory / ".used").touch()
             end_leftovers(str(self.directory / "obj"))
-            yield self
+            self._forget_older()
+            begun = time.time()
+            self._times.write_text(f"{begun} {math.inf}")
+            try:
+                yield self
+            finally:
+                self._times.write_text(f"{begun} {time.time()}")
+
+    @property
+    def _times(self) -> Path:
+        """When it was opened last, and when closed: inf while it is open, and for one that was killed."""
+        return self.directory / "times"
+
+    def _forget_older(self) -> None:
+        """Drop all objects when make would not see that a source has changed since they were made."""
+        if not self._times.exists():
+            return
+        begun, ended = map(float, self._times.read_text().split())
+        if name := srctree.put_back(self.tree, begun, ended):
+            log.warning("%s was put back with an older time, which make does not see: everything is built anew", name)
+            (self.directory / "toolchain.done").unlink(missing_ok=True)
+            shutil.rmtree(self.directory / "obj")
+            (self.directory / "obj").mkdir()
 
     # -- what is built ------------------------------------------------------------------------------------------------
 

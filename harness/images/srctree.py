@@ -111,3 +111,17 @@ def _files(top: str) -> Iterator[tuple[str, str]]:
             files = [name for name in files if name.endswith((".mk", ".exp"))]
         for name in sorted([*files, *links]):
             yield (f"{relative}/{name}" if relative else name), f"{directory}/{name}"
+
+
+def put_back(tree: SourceTree, since: float, until: float) -> str:
+    """A file that came after ``since`` with a time of modification before ``until``; "" where there is none. Seconds since 1970.
+
+    make compares those times alone: what was put back by ``cp -p``, ``rsync -a`` or from an archive is not compiled again when its
+    object was made between the two.
+    """
+    for name, path in _files(str(tree.path)):
+        there = os.lstat(path)
+        # What is edited has the same time as both. (A file system may keep one of them to the second.)
+        if there.st_ctime > since and there.st_mtime < min(until, there.st_ctime - 2):
+            return name
+    return ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import struct
 from pathlib import Path
 
@@ -9,9 +10,24 @@ import pytest
 
 from harness import paths
 from harness.errors import BuildError, UsageError
-from harness.images import dist, edits, failures, hosttools, kernconf, kernelfile, knobs, layout, metalog, recipe, slot, srctree
+from harness.images import (
+    dist,
+    edits,
+    failures,
+    hosttools,
+    kernconf,
+    kernelfile,
+    knobs,
+    layout,
+    metalog,
+    recipe,
+    slot,
+    srcbuild,
+    srctree,
+)
 from harness.images.kernelfile import KernelFile
 from harness.images.progress import Progress
+from harness.images.srcbuild import Workshop
 
 # -- source trees -----------------------------------------------------------------------------------------------------
 
@@ -52,6 +68,31 @@ def test_a_tree_of_unknown_version(tmp_path: Path) -> None:
 def test_a_tree_too_old_for_this_system(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"FreeBSD 9.3 cannot be built on"):
         srctree.find(make_tree(tmp_path, revision='REVISION="9.3"\n', make_py=False))
+
+
+def test_what_make_does_not_see_is_built_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A source that was put back with its old time (cp -p): its object is younger, and of another text."""
+    monkeypatch.setenv("FXH_STORE", str(tmp_path / "store"))
+    tree = srctree.find(make_tree(tmp_path / "src"))
+    shop = Workshop(tree, hosttools.Compiler(None, "clang 14"), "", "small", 1)
+    monkeypatch.setitem(srcbuild._NEEDED, "small", 0)
+
+    def built() -> bool:
+        with shop.open():
+            found = (shop.directory / "obj/kernel.o").exists()
+            (shop.directory / "obj/kernel.o").touch()
+        return found
+
+    source = tmp_path / "src/sys/amd64/conf/GENERIC"
+    assert [built(), built()] == [False, True]
+    source.write_text("device\tahci\n")
+    assert built(), "an edited source is make's own matter"
+    os.utime(source, (1, 1))
+    assert not built()
+    assert "sys/amd64/conf/GENERIC was put back with an older time" in caplog.text
+    assert built()
 
 
 def test_identity_tells_kernel_from_the_rest_and_ignores_times(tmp_path: Path) -> None:
