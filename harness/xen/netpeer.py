@@ -131,21 +131,29 @@ def tftp(tally: Tally, where: Address, count: int, seed: str) -> None:
         agreed = b"blksize\0%d\0" % size if b"blksize" in options else b""
         if operation == READ:
             data = payload[tally.bytes : tally.bytes + int(name)]
-            if agreed:
-                other.say(OPTIONS, agreed)
-                other.hear(TAKEN, 0)
-            for number, at in enumerate(range(0, len(data) + 1, size), 1):
-                other.say(DATA, number.to_bytes(2, "big"), data[at : at + size])
-                other.hear(TAKEN, number)
+            give(other, data, size, agreed)
             tally.add(data)
-            continue
-        other.say(*((OPTIONS, agreed) if agreed else (TAKEN, b"\0\0")))
-        number, last = 1, False
-        while not last:
-            data = other.hear(DATA, number)
-            tally.add(data)
-            other.say(TAKEN, number.to_bytes(2, "big"))
-            number, last = number + 1, len(data) < size
+        else:
+            take(other, tally, size, agreed)
+
+
+def give(other: Exchange, data: bytes, size: int, agreed: bytes) -> None:
+    if agreed:
+        other.say(OPTIONS, agreed)
+        other.hear(TAKEN, 0)
+    for number, at in enumerate(range(0, len(data) + 1, size), 1):
+        other.say(DATA, number.to_bytes(2, "big"), data[at : at + size])
+        other.hear(TAKEN, number)
+
+
+def take(other: Exchange, tally: Tally, size: int, agreed: bytes) -> None:
+    other.say(*((OPTIONS, agreed) if agreed else (TAKEN, b"\0\0")))
+    number, last = 1, False
+    while not last:
+        data = other.hear(DATA, number)
+        tally.add(data)
+        other.say(TAKEN, number.to_bytes(2, "big"))
+        number, last = number + 1, len(data) < size
 
 
 READ, WRITE = b"\0\1", b"\0\2"

@@ -168,6 +168,11 @@ def vif_command(*argv: str) -> Callable[[], None]:
     return make
 
 
+def corrupted_frames(share: str) -> Callable[[], None]:
+    """Of what dom0 sends over the vif so much has a wrong bit."""
+    return vif_command("tc", "qdisc", "replace", "dev", "VIF", "root", "netem", "corrupt", share)
+
+
 def mem_set(change: Callable[[int], int]) -> Callable[[], None]:
     def make() -> None:
         wrap(Xl, "mem_set", lambda original, self, domain, mib: original(self, domain, change(mib)))
@@ -229,18 +234,18 @@ TABLE = {
     "no-restart": Plant("reboot/test_plain_reboot", "did not come back", configured(lambda c: replace(c, on_reboot="destroy", on_crash="destroy"))),
     "corrupted-packets": Plant(
         "netfront/test_content_both_ways", "after \\d+ bytes|does not reach|were sent",
-        vif_command("tc", "qdisc", "replace", "dev", "VIF", "root", "netem", "corrupt", "100%"),
+        corrupted_frames("100%"),
     ),
     "corrupted-datagrams": Plant(
         "netfront/test_datagrams", "after \\d+ bytes",
-        vif_command("tc", "qdisc", "replace", "dev", "VIF", "root", "netem", "corrupt", "100%"),
+        corrupted_frames("100%"),
     ),
     "segmentation-off": Plant("netfront/test_segmentation_is_used", "TSO is on", typed(r"^ip addr flush.*", r"\g<0>; ethtool -K eth0 tso off")),
     "joining-off": Plant("netfront/test_segments_are_joined", "segments are not joined", typed(r"^ip addr flush.*", r"\g<0>; ethtool -K eth0 gro off")),
     "no-network": Plant("netfront/test_echo_sizes", "does not reach dom0", typed(r"ip link set eth0 up", "ip link set eth0 down")),
     "corrupting-bridge": Plant(
         "netfront/test_between_guests", "threw \\d+ segments away|did not get|were sent|does not reach",
-        vif_command("tc", "qdisc", "replace", "dev", "VIF", "root", "netem", "corrupt", "5%"),
+        corrupted_frames("5%"),
     ),
     "offloads-forgotten": Plant("netfront/test_saved_in_the_middle", "its offloads are .*'tso': True.* they were", forgotten_offloads),
     "target-ignored": Plant("balloon/test_shrinks_and_grows_back", "the balloon stands at .* was due", ignored_target),

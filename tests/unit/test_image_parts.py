@@ -27,7 +27,6 @@ from harness.images import (
 )
 from harness.images.kernelfile import KernelFile
 from harness.images.progress import Progress
-from harness.images.srcbuild import Workshop
 
 # -- source trees -----------------------------------------------------------------------------------------------------
 
@@ -76,7 +75,7 @@ def test_what_make_does_not_see_is_built_anew(
     """A source that was put back with its old time (cp -p): its object is younger, and of another text."""
     monkeypatch.setenv("FXH_STORE", str(tmp_path / "store"))
     tree = srctree.find(make_tree(tmp_path / "src"))
-    shop = Workshop(tree, hosttools.Compiler(None, "clang 14"), "", "small", 1)
+    shop = srcbuild.Workshop(tree, hosttools.Compiler(None, "clang 14"), "", "small", 1)
     monkeypatch.setitem(srcbuild._NEEDED, "small", 0)
 
     def built() -> bool:
