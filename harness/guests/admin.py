@@ -47,7 +47,7 @@ class Admin(Protocol):
         ...
 
     def address(self, run: Run, interface: str, cidr: str) -> None:
-        """Give the interface this IPv4 address and bring it up."""
+        """Give the interface this address, of IPv4 or IPv6, and bring it up. Nobody else is asked whether it has that one."""
         ...
 
     def set_mtu(self, run: Run, interface: str, mtu: int) -> None: ...
@@ -98,7 +98,7 @@ class FreeBSDAdmin:
         return f"( dd if=/dev/zero bs=1m count={mib} 2>/dev/null; echo; echo hog-ready; sleep 30 ) | tail -n 1"
 
     def address(self, run: Run, interface: str, cidr: str) -> None:
-        run(f"ifconfig {interface} inet {cidr} up")
+        run(f"ifconfig {interface} {'inet6 no_dad' if ':' in cidr else 'inet'} {cidr} up")
 
     def set_mtu(self, run: Run, interface: str, mtu: int) -> None:
         run(f"ifconfig {interface} mtu {mtu}")
@@ -160,7 +160,11 @@ class LinuxAdmin:
         return f"( mkdir -p /hog; mount -t tmpfs -o size=100% hog /hog; dd if=/dev/zero of=/hog/f bs=1M count={mib} 2>/dev/null; echo hog-ready )"
 
     def address(self, run: Run, interface: str, cidr: str) -> None:
-        run(f"ip addr flush dev {interface}; ip addr add {cidr} dev {interface}; ip link set {interface} up")
+        version = 4
+        if ":" in cidr:
+            version = 6
+            run(f"echo 0 > /proc/sys/net/ipv6/conf/{interface}/accept_dad")
+        run(f"ip -{version} addr flush dev {interface}; ip addr add {cidr} dev {interface}; ip link set {interface} up")
 
     def set_mtu(self, run: Run, interface: str, mtu: int) -> None:
         run(f"ip link set {interface} mtu {mtu}")

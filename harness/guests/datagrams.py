@@ -34,7 +34,7 @@ def down(link: Link, sizes: Sequence[int], seconds: float = 60) -> Transfer:
         return _tftp(link, "-g", sizes, seconds)
     port, size = link.next_port(), sum(sizes)
     ready = f"netstat -an -p udp | grep -q '[.]{port} ' && break; sleep 0.1"
-    takes = f"timeout {int(seconds)} nc -u -l {port} < /dev/null > /tmp/fxh-all"
+    takes = f"timeout {int(seconds)} nc -u -l {link.there} {port} < /dev/null > /tmp/fxh-all"
     link.guest.sh(f"( {takes} ) > /dev/null 2>&1 & for i in $(seq 100); do {ready}; done")
     words = ["tell", link.there, str(port), str(size), str(SEED), ",".join(map(str, sizes))]
     done = Peer(link.host, words, link.namespace).result(seconds + 40)

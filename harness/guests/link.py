@@ -21,14 +21,17 @@ from harness.oracles import frames
 from harness.oracles.frames import Frame
 from harness.xen import events, netpeer
 
-# RFC 2544's own range: nobody's network.
-_NETWORK = "198.18"
 # Of what dom0 sends: any number will do.
 SEED = 7
 # Linux's netback calls its handler by hand (drivers/net/xen-netback/xenbus.c, xenvif_write_io_ring()).
 _KICK = """
 [ -d /sys/kernel/debug/xen-netback ] || mount -t debugfs none /sys/kernel/debug
 for ring in /sys/kernel/debug/xen-netback/"$1"/io_ring_q*; do echo kick > "$ring"; done
+"""
+# Where it is there already, it stays as it is.
+_INSIDE = """
+ip netns exec "$1" ip link show "$2" > /dev/null 2>&1 && exit
+ip netns add "$1"; ip link set "$2" nomaster; ip link set "$2" netns "$1"; ip netns exec "$1" ip link set "$2" up
 """
 # Waits, for half a minute, until dom0 has sent "$2" bytes over the vif "$1".
 BUSY = """
@@ -39,6 +42,22 @@ for i in $(seq 300); do [ $(($(sent "$1") - first)) -ge "$2" ] && break; sleep 0
 # What tcpdump says on SIGUSR1; of one it says "packet".
 COUNTS = rb"(\d+) packets? captured, (\d+) packets? received by filter, (\d+) packets? dropped by kernel"
 log = logging.getLogger("fxh.guests")
+
+
+@dataclass(frozen=True)
+class Family:
+    """A version of IP: a range that is nobody's network, an address in it, and ``mss``, what a TCP segment carries at MTU 1500."""
+
+    name: str
+    range: str
+    address: str
+    prefix: int
+    mss: int
+
+
+# The ranges are for benchmarks alone: RFC 2544 and RFC 5180.
+IPV4 = Family("ipv4", "198.18.0.0/16", "198.18.{net}.{station}", 24, 1460)
+IPV6 = Family("ipv6", "2001:2::/48", "2001:2:0:{net}::{station}", 64, 1440)
 
 
 @dataclass(frozen=True)
@@ -61,12 +80,14 @@ class Transfer:
 class Link:
     """Between dom0 and the guest's vif ``index``, on the host's bridge or, with ``namespace``, in one of its own."""
 
-    def __init__(self, guest: Guest, index: int = 0, namespace: str = "", interface: str = "", *, station: int = 2) -> None:
+    def __init__(
+        self, guest: Guest, index: int = 0, namespace: str = "", interface: str = "", *, station: int = 2, family: Family = IPV4
+    ) -> None:
         """``interface`` is its name in the guest, where that is known already; ``station`` the last number of its address."""
-        self.guest, self.host, self.namespace = guest, guest.host, namespace
+        self.guest, self.host, self.index, self.namespace, self.family = guest, guest.host, index, namespace, family
         self.vif = f"vif{guest.domid}.{index}"
         net = index + 77
-        self.here, self.there = f"{_NETWORK}.{net}.1", f"{_NETWORK}.{net}.{station}"
+        self.here, self.there = (family.address.format(net=net, station=number) for number in (1, station))
         self._admin = admin.of(guest.profile)
         self._port = 5001
         mac = guest.config.vifs[index].mac
@@ -79,19 +100,21 @@ class Link:
         device = self.host.bridge
         if self.namespace:
             device = self.vif
-            script = (
-                'ip netns add "$1"; ip link set "$2" nomaster; ip link set "$2" netns "$1"; ip netns exec "$1" ip link set "$2" up'
-            )
-            self.host.transport.run(["sh", "-c", script, "sh", self.namespace, self.vif])
-        self.dom0("ip", "addr", "add", f"{self.here}/24", "dev", device, check=False)
-        self._admin.address(self.guest.sh, self.interface, f"{self.there}/24")
+            self.host.transport.run(["sh", "-c", _INSIDE, "sh", self.namespace, self.vif])
+        self.dom0(
+            "ip", "addr", "add", self._cidr(self.here), "dev", device, *(["nodad"] if self.family is IPV6 else []), check=False
+        )
+        self._admin.address(self.guest.sh, self.interface, self._cidr(self.there))
         return self
 
     def down(self) -> None:
         if self.namespace:
             self.host.transport.run(["ip", "netns", "del", self.namespace], check=False)
         else:
-            self.dom0("ip", "addr", "del", f"{self.here}/24", "dev", self.host.bridge, check=False)
+            self.dom0("ip", "addr", "del", self._cidr(self.here), "dev", self.host.bridge, check=False)
+
+    def _cidr(self, address: str) -> str:
+        return f"{address}/{self.family.prefix}"
 
     def dom0(self, *argv: str, check: bool = True) -> str:
         """A command in dom0, on this link's side."""
@@ -152,7 +175,8 @@ class Link:
         """``size`` bytes from this guest to the other link's, over the bridge: nothing in dom0 looks at what is in them."""
         port, data = self.next_port(), self._data(size)
         # One that listens ends with its peer, or when its own input does: it gets none, and no end of it.
-        listen = f"timeout {int(seconds)} nc -l {'' if other.guest.profile.os == 'freebsd' else '-p '}{port}"
+        door = f"{other.there} {port}" if other.guest.profile.os == "freebsd" else f"-p {port}"
+        listen = f"timeout {int(seconds)} nc -l {door}"
         takes = f"sleep {int(seconds)} | {listen} | head -c {size} | fxs > /tmp/fxh-came"
         ready = f"netstat -an | grep LISTEN | grep -q '[.:]{port} ' && break; sleep 0.1"
         other.guest.sh(f"rm -f /tmp/fxh-came; ( {takes} ) > /dev/null 2>&1 & for i in $(seq 100); do {ready}; done")
@@ -182,7 +206,9 @@ class Link:
 
     def ping(self, size: int) -> bool:
         """An echo of ``size`` bytes of data, in fragments where it must be; the content is compared by ping."""
-        done = self.guest.run(f"ping -c 1 {self._patience(5)} -s {size} {self.here}", check=False)
+        # FreeBSD's has a small buffer by IPv6, and says that it needs -b for more.
+        buffer = "-b 140000" if self.family is IPV6 and self.guest.profile.os == "freebsd" else ""
+        done = self.guest.run(f"ping -c 1 {self._patience(5)} {buffer} -s {size} {self.here}", check=False)
         return done.status == 0 and "wrong data" not in done.text
 
     def _patience(self, seconds: int) -> str:
@@ -216,7 +242,7 @@ class Link:
         # Immediately: else what the kernel collected in the last second is never read by a tcpdump that is told to end. Its ring then
         # has room for as many frames as are as long as the longest, so it has to be larger than the 2 MiB that are the default.
         ring = ["--immediate-mode", "-B", "32768", "-s", "65549" if whole else "96"]
-        words = ["tcpdump", "-i", self.vif, "-U", "-Z", "root", *ring, "-w", remote, "net", f"{_NETWORK}.0.0/16"]
+        words = ["tcpdump", "-i", self.vif, "-U", "-Z", "root", *ring, "-w", remote, "net", self.family.range]
         stream = self.host.transport.open(["sh", "-c", 'echo $$; exec "$@"', "sh", *inside(self.namespace), *words])
         said = Listener(stream, "tcpdump")
         pid = said.until(rb"(\d+)\n.*listening on")[1].decode()

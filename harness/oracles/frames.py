@@ -9,10 +9,12 @@ from pathlib import Path
 
 import dpkt
 
+_IPV6_HEADER = 40
+
 
 @dataclass(frozen=True)
 class Frame:
-    """An IPv4 TCP or UDP packet. ``payload`` in bytes; ``good`` is None where the capture does not hold all of it."""
+    """A TCP or UDP packet. ``payload`` in bytes; ``good`` is None where the capture does not hold all of it."""
 
     source: str
     target: str
@@ -23,7 +25,7 @@ class Frame:
 
 
 def read(path: Path) -> tuple[Frame, ...]:
-    """The frames of a pcap file; what is no IPv4 TCP or UDP is left out. A file that was cut short ends early."""
+    """The frames of a pcap file; what is no TCP or UDP is left out, and of IPv6 the fragments. A file that was cut short ends early."""
     found = []
     with path.open("rb") as file:
         try:
@@ -41,29 +43,39 @@ def _frame(data: bytes) -> Frame | None:
         packet = dpkt.ethernet.Ethernet(data).data
     except dpkt.UnpackError:
         return None
-    if not isinstance(packet, dpkt.ip.IP) or packet.p not in (dpkt.ip.IP_PROTO_TCP, dpkt.ip.IP_PROTO_UDP):
+    if isinstance(packet, dpkt.ip.IP):
+        protocol, header, length, whole = packet.p, packet.hl * 4, packet.len, not packet.mf and not packet.offset
+    elif isinstance(packet, dpkt.ip6.IP6):
+        protocol, header, length, whole = packet.nxt, _IPV6_HEADER, packet.plen and _IPV6_HEADER + packet.plen, True
+    else:
+        return None
+    if protocol not in (dpkt.ip.IP_PROTO_TCP, dpkt.ip.IP_PROTO_UDP):
         return None
     # A frame of a whole GSO segment may be longer than 65535 bytes, and then says 0.
-    length = packet.len or len(data) - 14
-    header = packet.hl * 4
+    length = length or len(data) - 14
     raw = data[14 + header : 14 + length]
-    tcp = packet.p == dpkt.ip.IP_PROTO_TCP
+    tcp = protocol == dpkt.ip.IP_PROTO_TCP
     if len(raw) < (20 if tcp else 8):
         return None
     offset = (raw[12] >> 4) * 4 if tcp else 8
-    whole = len(raw) == length - header
+    whole = whole and len(raw) == length - header
     return Frame(
-        socket.inet_ntoa(packet.src), socket.inet_ntoa(packet.dst), "tcp" if tcp else "udp", length - header - offset,
+        _text(packet.src), _text(packet.dst), "tcp" if tcp else "udp", length - header - offset,
         int.from_bytes(raw[4:8], "big") if tcp else 0,
-        checksum_good(packet.src, packet.dst, packet.p, raw) if whole and not packet.mf and not packet.offset else None,
+        checksum_good(packet.src, packet.dst, protocol, raw) if whole else None,
     )  # fmt: skip
 
 
+def _text(address: bytes) -> str:
+    return socket.inet_ntop(socket.AF_INET if len(address) == 4 else socket.AF_INET6, address)
+
+
 def checksum_good(source: bytes, target: bytes, protocol: int, segment: bytes) -> bool:
-    """Whether the TCP or UDP checksum in ``segment`` is right; a UDP packet may have none."""
+    """Whether the TCP or UDP checksum in ``segment`` is right; a UDP packet of IPv4 may have none."""
     if protocol == dpkt.ip.IP_PROTO_UDP and segment[6:8] == b"\0\0":
-        return True
-    pseudo = source + target + bytes((0, protocol)) + len(segment).to_bytes(2, "big")
+        return len(source) == 4
+    # RFC 9293, 3.1, and RFC 8200, 8.1: the fields have other sizes and places, and the same sum.
+    pseudo = source + target + bytes((0, protocol)) + len(segment).to_bytes(4, "big")
     return bool(dpkt.in_cksum(pseudo + segment) == 0)
 
 

@@ -41,8 +41,13 @@ class Tally:
         self.bytes += len(data)
 
 
+def opened(where: Address, kind: socket.SocketKind = socket.SOCK_STREAM) -> socket.socket:
+    """A socket of the version of IP that this address is of."""
+    return socket.socket(socket.AF_INET6 if ":" in where[0] else socket.AF_INET, kind)
+
+
 def accept(where: Address) -> socket.socket:
-    door = socket.socket()
+    door = opened(where)
     door.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     door.bind(where)
     door.listen(1)
@@ -83,7 +88,7 @@ def push(tally: Tally, where: Address, count: int, *words: str) -> None:
 
 
 def hear(tally: Tally, where: Address, count: int) -> None:
-    door = tally.begin(socket.socket(type=socket.SOCK_DGRAM))
+    door = tally.begin(opened(where, socket.SOCK_DGRAM))
     door.bind(where)
     print("listening", flush=True)
     while tally.bytes < count:
@@ -91,7 +96,7 @@ def hear(tally: Tally, where: Address, count: int) -> None:
 
 
 def tell(tally: Tally, where: Address, count: int, seed: str, sizes: str) -> None:
-    out, payload = tally.begin(socket.socket(type=socket.SOCK_DGRAM)), random.Random(int(seed)).randbytes(count)
+    out, payload = tally.begin(opened(where, socket.SOCK_DGRAM)), random.Random(int(seed)).randbytes(count)
     for size in map(int, sizes.split(",")):
         data = payload[tally.bytes : tally.bytes + size]
         out.sendto(data, where)
@@ -119,7 +124,7 @@ class Exchange:
 
 def tftp(tally: Tally, where: Address, count: int, seed: str) -> None:
     """RFC 1350, with RFC 2348's size of blocks. A file's name is its size in bytes."""
-    door, payload = tally.begin(socket.socket(type=socket.SOCK_DGRAM)), random.Random(int(seed)).randbytes(count)
+    door, payload = tally.begin(opened(where, socket.SOCK_DGRAM)), random.Random(int(seed)).randbytes(count)
     door.bind(where)
     print("listening", flush=True)
     while tally.bytes < count:

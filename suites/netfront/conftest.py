@@ -10,10 +10,30 @@ from harness.deadline import Deadline, NotYet
 from harness.errors import DeadlineExpired
 from harness.guests import plug
 from harness.guests.guest import Guest
-from harness.guests.link import Link
+from harness.guests.link import IPV4, IPV6, Family, Link
 from harness.oracles.finding import finding
 from harness.plugin.fixtures import NewGuest
 from harness.plugin.rig import CaseContext
+
+# The network namespace of dom0 behind a guest in the middle.
+FAR = "fxhfar"
+# What makes a guest a router.
+FORWARDING = {
+    ("freebsd", IPV4): "sysctl net.inet.ip.forwarding=1",
+    ("freebsd", IPV6): "sysctl net.inet6.ip6.forwarding=1",
+    ("linux", IPV4): "echo 1 > /proc/sys/net/ipv4/ip_forward",
+    ("linux", IPV6): "echo 1 > /proc/sys/net/ipv6/conf/all/forwarding",
+}
+
+
+def families(fixture: str, was: str) -> pytest.MarkDecorator:
+    """For a case over IPv4, with the key ``was`` when it was there alone, and over IPv6."""
+    first = pytest.param(IPV4, id="ipv4", marks=pytest.mark.formerly(was))
+    return pytest.mark.parametrize(fixture, [first, pytest.param(IPV6, id="ipv6")], indirect=True)
+
+
+def family_of(request: pytest.FixtureRequest) -> Family:
+    return getattr(request, "param", IPV4)
 
 
 def linked(guest: Guest) -> dict[str, str]:
@@ -23,31 +43,45 @@ def linked(guest: Guest) -> dict[str, str]:
     return {"interface": found.interface}
 
 
+def on_top(link: Link, case: CaseContext, family: Family) -> Link:
+    """The same link in that family: a guest that was prepared for it would be a checkpoint more, for two commands."""
+    case.undo.append(link.down)
+    if link.family is family:
+        return link
+    other = Link(link.guest, link.index, link.namespace, link.interface, family=family)
+    case.undo.append(other.down)
+    assert other.up().wait_up(), f"{link.guest.name} does not reach dom0 over {link.vif} by {family.name}"
+    return other
+
+
 @pytest.fixture
-def link(booted: NewGuest, case: CaseContext) -> Link:
+def link(booted: NewGuest, case: CaseContext, request: pytest.FixtureRequest) -> Link:
     guest = booted(linked)
-    found = Link(guest, interface=guest.prepared["interface"])
-    case.undo.append(found.down)
-    return found
+    return on_top(Link(guest, interface=guest.prepared["interface"]), case, family_of(request))
 
 
 def in_the_middle(guest: Guest) -> dict[str, str]:
     """A preparation: a guest that forwards, between dom0 and a network namespace of it; dom0 knows the way there."""
-    near, far = Link(guest).up(), Link(guest, 1, "fxhfar").up()
+    near, far = Link(guest).up(), Link(guest, 1, FAR).up()
     assert near.wait_up(), "no link to the near side"
     assert far.wait_up(), "no link to the far side"
-    guest.sh("sysctl net.inet.ip.forwarding=1" if guest.profile.os == "freebsd" else "echo 1 > /proc/sys/net/ipv4/ip_forward")
-    near.dom0("ip", "route", "add", far.here, "via", near.there)
+    forwards(near, far)
     return {"near": near.interface, "far": far.interface}
 
 
+def forwards(near: Link, far: Link) -> None:
+    near.guest.sh(FORWARDING[near.guest.profile.os, near.family])
+    near.dom0("ip", "route", "add", far.here, "via", near.there)
+
+
 @pytest.fixture
-def sides(booted: NewGuest, case: CaseContext) -> tuple[Link, Link]:
+def sides(booted: NewGuest, case: CaseContext, request: pytest.FixtureRequest) -> tuple[Link, Link]:
     """The near and the far side of a guest in the middle. The far side has no way back yet."""
-    guest = booted(in_the_middle, vifs=2)
-    near = Link(guest, interface=guest.prepared["near"])
-    far = Link(guest, 1, "fxhfar", guest.prepared["far"])
-    case.undo += [near.down, far.down]
+    guest, family = booted(in_the_middle, vifs=2), family_of(request)
+    near = on_top(Link(guest, interface=guest.prepared["near"]), case, family)
+    far = on_top(Link(guest, 1, FAR, guest.prepared["far"]), case, family)
+    if family is not IPV4:
+        forwards(near, far)
     case.undo.append(lambda: near.dom0("ip", "route", "del", far.here, check=False))
     return near, far
 

@@ -5,43 +5,53 @@ from __future__ import annotations
 import pytest
 
 from harness.guests import admin, datagrams
-from harness.guests.link import Link
+from harness.guests.link import IPV4, IPV6, Link
 from harness.oracles import frames
 from harness.oracles.finding import finding
 from harness.plugin.fixtures import NewGuest
 from harness.plugin.rig import CaseContext
 
+from .conftest import families
 from .test_offloads import SIZE, SOURCE, arrived
 
-DATAGRAMS = (1, 2, 3, 11, 64, 1471, 1472, 1473, 2952, 4096, 4097, 8192, 9216, 16384)
+# Of an echo and of UDP: what is before the data of one that fits in a frame, less than before a segment's.
+SHORTER = 12
 
 
+@families("link", "netfront/test_traffic::test_echo_sizes")
 def test_echo_sizes(link: Link) -> None:
     """D10: echoes of all sizes come back whole, those in many fragments, too."""
     if link.guest.profile.os == "freebsd":
         # Of more than 16 fragments FreeBSD makes no packet by itself (sys/netinet/ip_reass.c, V_maxfragsperpacket).
         link.guest.sh("sysctl net.inet.ip.maxfragsperpacket=64")
-    lost = [size for size in (0, 1, 56, 1471, 1472, 1473, 2952, 4095, 4096, 4097, 8192, 16384, 32768, 65507) if not link.ping(size)]
+    fits = link.family.mss + SHORTER
+    # FreeBSD's ping sends no empty one by IPv6, busybox's no larger one.
+    least = 0 if link.family is IPV4 else 1
+    sizes = (least, 2, 56, fits - 1, fits, fits + 1, 2 * fits, 4095, 4096, 4097, 8192, 16384, 32768, 65507)
+    lost = [size for size in sizes if not link.ping(size)]
     assert not lost, finding(
-        asked="echo requests of up to 65507 bytes",
+        asked=f"echo requests of up to 65507 bytes by {link.family.name}",
         did=f"no good answer for {lost}",
         good="sends and takes fragments of all sizes",
         source=SOURCE[link.guest.profile.os],
     )
 
 
+@families("link", "netfront/test_traffic::test_datagrams")
 def test_datagrams(link: Link) -> None:
     """D10: UDP of sizes around one fragment, and of many, arrives both ways as it was sent."""
     if link.guest.profile.os == "freebsd":
         # It sends no larger ones by itself (sys/netinet/udp_usrreq.c, udp_dgram).
         link.guest.sh("sysctl net.inet.udp.maxdgram=65535 net.inet.ip.maxfragsperpacket=64")
+    fits = link.family.mss + SHORTER
+    sizes = (1, 2, 3, 11, 64, fits - 1, fits, fits + 1, 2952, 4096, 4097, 8192, 9216, 16384)
     wrong = [
         f"{way}: {done.complaint}"
-        for way, done in (("to dom0", datagrams.up(link, DATAGRAMS)), ("from dom0", datagrams.down(link, DATAGRAMS)))
+        for way, done in (("to dom0", datagrams.up(link, sizes)), ("from dom0", datagrams.down(link, sizes)))
         if done.complaint
     ]
     assert not wrong, finding(
-        asked=f"datagrams of {', '.join(map(str, DATAGRAMS))} bytes each way",
+        asked=f"datagrams of {', '.join(map(str, sizes))} bytes each way by {link.family.name}",
         did=wrong,
         good="sends and takes each",
         source=SOURCE[link.guest.profile.os],
@@ -70,12 +80,13 @@ def test_large_mtu(link: Link, there: int, here: int, case: CaseContext) -> None
 
 
 # new_guest comes first: it asks for a host at rest, and a link for a guest that runs.
+@families("link", "netfront/test_traffic::test_between_guests")
 def test_between_guests(new_guest: NewGuest, link: Link, case: CaseContext) -> None:
     """D1: a second guest on the same bridge: data arrives each way as it was sent, and nobody threw a segment away.
 
     What the one leaves to its backend (segmentation, a checksum that is not filled in) reaches the other as it is.
     """
-    other = Link(new_guest().boot(), station=3).up()
+    other = Link(new_guest().boot(), station=3, family=link.family).up()
     assert other.wait_up(), f"the second guest does not reach dom0 over {other.vif}"
     sides = (link, other)
 
@@ -93,7 +104,7 @@ def test_between_guests(new_guest: NewGuest, link: Link, case: CaseContext) -> N
     wrong = [f"{way}: {done.complaint}" for way, done in (("there", there), ("back", back)) if done.complaint]
     wrong += [f"{side.guest.name} threw {n} segments away for their checksums" for side, n in zip(sides, bad, strict=True) if n]
     assert not wrong, finding(
-        asked=f"{SIZE >> 12} KiB of TCP each way between two guests on one bridge",
+        asked=f"{SIZE >> 12} KiB of TCP each way by {link.family.name} between two guests on one bridge",
         did=wrong,
         good="takes what another guest sent, whole, also where its checksum is not filled in",
         source=SOURCE[link.guest.profile.os],
@@ -101,7 +112,16 @@ def test_between_guests(new_guest: NewGuest, link: Link, case: CaseContext) -> N
     assert min(largest) > 0, "the capture on the second guest's vif holds no data"
 
 
-@pytest.mark.parametrize("backend_tx", ["off", "on"])
+@pytest.mark.parametrize(
+    ("sides", "backend_tx"),
+    [
+        pytest.param(IPV4, "off", id="off"),
+        pytest.param(IPV4, "on", id="on"),
+        pytest.param(IPV6, "off", id="ipv6-off"),
+        pytest.param(IPV6, "on", id="ipv6-on"),
+    ],
+    indirect=["sides"],
+)
 def test_forwarding(sides: tuple[Link, Link], case: CaseContext, backend_tx: str) -> None:
     """D11 D12: the guest routes between two networks of dom0; what it forwards has to have whole checksums.
 
@@ -123,7 +143,7 @@ def test_forwarding(sides: tuple[Link, Link], case: CaseContext, backend_tx: str
         word for word in (done.complaint, f"the two ends threw {bad} segments away for their checksums" if bad else "") if word
     ]
     assert not wrong, finding(
-        asked=f"64 KiB of TCP from one network to another through the guest, dom0's vif with tx {backend_tx}",
+        asked=f"64 KiB of TCP by {near.family.name} from one network to another through the guest, dom0's vif with tx {backend_tx}",
         did=wrong,
         good="forwards every packet with a whole checksum",
         source=f"{SOURCE[near.guest.profile.os]}: FreeBSD bug 197344 (csum_blank is ignored), bug 273046 (LRO while forwarding)",

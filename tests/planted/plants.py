@@ -240,9 +240,10 @@ TABLE = {
         "netfront/test_datagrams", "after \\d+ bytes",
         corrupted_frames("100%"),
     ),
-    "segmentation-off": Plant("netfront/test_segmentation_is_used", "TSO is on", typed(r"^ip addr flush.*", r"\g<0>; ethtool -K eth0 tso off")),
-    "joining-off": Plant("netfront/test_segments_are_joined", "segments are not joined", typed(r"^ip addr flush.*", r"\g<0>; ethtool -K eth0 gro off")),
+    "segmentation-off": Plant("netfront/test_segmentation_is_used", "TSO is on", typed(r"^ip -4 addr flush.*", r"\g<0>; ethtool -K eth0 tso off")),
+    "joining-off": Plant("netfront/test_segments_are_joined", "segments are not joined", typed(r"^ip -4 addr flush.*", r"\g<0>; ethtool -K eth0 gro off")),
     "no-network": Plant("netfront/test_echo_sizes", "does not reach dom0", typed(r"ip link set eth0 up", "ip link set eth0 down")),
+    "no-ipv6": Plant("netfront/test_datagrams[ipv6]", "does not reach dom0 over \\S+ by ipv6", typed(r"0 > \S+accept_dad", "1 > /proc/sys/net/ipv6/conf/eth0/disable_ipv6")),
     "corrupting-bridge": Plant(
         "netfront/test_between_guests", "threw \\d+ segments away|did not get|were sent|does not reach",
         corrupted_frames("5%"),
