@@ -6,7 +6,6 @@ import contextlib
 import logging
 import re
 import time
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -41,9 +40,9 @@ _BUILDING = 30.0
 # So many seconds without any domain of its name, and the toolstack builds none any more: xl sleeps two, and the new one is
 # there before its bootloader runs.
 _GIVEN_UP = 45.0
-# Seconds between two looks at a domain that is awaited when xenstored tells nothing before: each is a process in dom0, which is
-# busy with that domain. And once it is there, for it to run: of that xenstored does not tell.
-_UNTOLD = 4.0
+# Seconds between two looks at a domain that is awaited when the toolstack tells nothing before: each is a process in dom0, which
+# is busy with that domain. And at one that shuts down, of which its console tells, too.
+_UNTOLD = 8.0
 _LOOKS = 1.0
 # A halted kernel that has not told Xen by then will not tell it any more.
 _AFTER_HALT = 8.0
@@ -208,14 +207,10 @@ class Guest:
             raise NotYet(f"xl says {row.state}")
 
         try:
-            with self._told(deadline) as pause:
+            with self.host.xenstore.watch(*DOMAINS, seconds=deadline.remaining) as pause:
                 return deadline.wait(f"{self.name} to be shut down", look, _LOOKS, pause)
         except DeadlineExpired as exc:
             raise GuestDied(Death("hang", exc.message, self.console.stage, excerpt=excerpt(self.console.tail()))) from exc
-
-    def _told(self, deadline: Deadline) -> contextlib.AbstractContextManager[Callable[[float], None]]:
-        """A pause that ends when xenstored tells of a domain that came, shut down or went."""
-        return self.host.xenstore.watch(*DOMAINS, seconds=deadline.remaining)
 
     def control(self, value: str) -> None:
         """Write ``value`` to its control/shutdown, as the toolstack does to ask it to go."""
@@ -239,28 +234,24 @@ class Guest:
     def follow_reboot(self, deadline: Deadline) -> int:
         """After the toolstack re-created the domain: attach to the new one. Returns its domid."""
 
-        built = False
         given_up = deadline.sooner(_GIVEN_UP * self.scale)
 
         def look() -> int:
-            nonlocal built, given_up
+            nonlocal given_up
             row = self.state()
             if row is not None:
                 given_up = deadline.sooner(_GIVEN_UP * self.scale)
             elif given_up.expired:
                 raise deadline.expire(f"{self.name} to be re-created", "none of its domains is left: the toolstack gave it up")
-            built = row is not None and row.domid != self.domid and not row.dying
-            if row is None or not built:
+            if row is None or row.domid == self.domid or row.dying:
                 raise NotYet("no new domain of that name yet")
             if row.paused:
                 # Until then its console can be the bootloader's (libxl_bootloader.c), and ends with it.
                 raise NotYet("the new domain is being built")
             return row.domid
 
-        with self._told(deadline) as pause:
-            self.domid = deadline.wait(
-                f"{self.name} to be re-created", look, _UNTOLD, lambda longest: pause(min(longest, _LOOKS) if built else longest)
-            )
+        with self.host.toolstack.watch(self.name, seconds=deadline.remaining) as pause:
+            self.domid = deadline.wait(f"{self.name} to be re-created", look, _UNTOLD, pause)
         self._session = None
         self.unpaused = time.monotonic()
         self._replace_stream(same_boot=False)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from typing import Protocol
 
 from harness.deadline import Deadline
 from harness.transport import Stream
 from harness.xen.config import Disk, DomainConfig, Vif
 from harness.xen.listing import DomainState, HostInfo
+from harness.xen.telling import Pause
 
 
 class Console(Stream, Protocol):
@@ -82,4 +84,8 @@ class Toolstack(Protocol):
 
     def log(self, name: str) -> str:
         """What the toolstack wrote of the domain ``name`` (shutdown reasons, actions)."""
+        ...
+
+    def watch(self, name: str, *, seconds: float) -> AbstractContextManager[Pause]:
+        """For at most ``seconds``: pauses that end when a domain ``name`` was made anew and runs, or could not be made."""
         ...

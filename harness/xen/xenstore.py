@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import math
-import time
-from collections.abc import Callable, Iterator
 
 from harness.deadline import Deadline
 from harness.transport import Transport
+from harness.xen.telling import Pause, told_by
 
 # What xenstored tells when a domain is there, and when one is shut down or gone (docs/misc/xenstore.txt).
 DOMAINS = ("@introduceDomain", "@releaseDomain")
-# Seconds for a process to start in a dom0 that is busy, under emulation.
-_BEGINS = 60.0
 
 
 class Xenstore:
@@ -40,38 +36,10 @@ class Xenstore:
         done = self._transport.run(["xenstore-list", path], check=False)
         return tuple(done.text.split()) if done.status == 0 else ()
 
-    @contextlib.contextmanager
-    def watch(self, *paths: str, seconds: float) -> Iterator[Callable[[float], None]]:
-        """For at most ``seconds``: a pause, given its longest in seconds, that ends when xenstored tells of one of ``paths``.
-
-        What it tells between two pauses ends the next one. Waiting so costs dom0 nothing. Raises TransportError, and
-        DeadlineExpired when the watch does not begin.
-        """
-        stream = self._transport.open(["timeout", str(max(1, math.ceil(seconds))), "xenstore-watch", *paths])
-
-        def pause(longest: float) -> None:
-            begun = time.monotonic()
-            try:
-                if stream.read(4096, longest):
-                    return
-            except TimeoutError:
-                return
-            time.sleep(max(0.0, begun + longest - time.monotonic()))  # the watch has ended
-
-        try:
-            # The first event of each path is the watch's own (docs/misc/xenstore.txt, WATCH): once it has come, none is missed.
-            own, beginning = b"", Deadline(_BEGINS)
-            while own.count(b"\n") < len(paths):
-                with contextlib.suppress(TimeoutError):
-                    told = stream.read(4096, beginning.remaining)
-                    if not told:
-                        break
-                    own += told
-                if beginning.expired:
-                    raise beginning.expire(f"xenstore-watch {' '.join(paths)} to begin")
-            yield pause
-        finally:
-            stream.close()
+    def watch(self, *paths: str, seconds: float) -> contextlib.AbstractContextManager[Pause]:
+        """For at most ``seconds``: pauses that end when xenstored tells of one of ``paths`` (:func:`harness.xen.telling.told_by`)."""
+        # The first event of each path is the watch's own (docs/misc/xenstore.txt, WATCH): once it has come, none is missed.
+        return told_by(self._transport, ["xenstore-watch", *paths], seconds=seconds, own=len(paths))
 
     def tree(self, path: str) -> dict[str, str]:
         """All paths at and below ``path`` with their values."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import replace
 
 from harness.deadline import Deadline
@@ -11,6 +12,7 @@ from harness.transport import Completed, Transport
 from harness.xen import listing, pygrub, xenconsole
 from harness.xen.config import Disk, DomainConfig, Vif
 from harness.xen.listing import DomainState, HostInfo
+from harness.xen.telling import Pause, told_by
 from harness.xen.toolstack import Console
 
 # Building a domain runs hotplug scripts, which under emulation take seconds each.
@@ -24,6 +26,12 @@ _WHOLE = 300.0
 _DIRECTORY = 'mkdir -p -m 700 "${1%/*}" && '
 _CREATE_SCRIPT = 'umask 077 && cat > "$1" && xl create $2 "$1" && xl domid "$3"'
 _RESTRICTED = 'readable "$4" "$5" && '
+
+
+# The last line that is there is shown first, or an empty one.
+_FOLLOW = '[ -s "$1" ] || echo; exec tail -n 1 -F "$1"'
+# tools/xl/xl_vmcontrol.c, create_domain(): it says so once it has unpaused the domain.
+_NEWS = rb"Waiting for domain|error"
 
 
 class Xl:
@@ -113,11 +121,18 @@ class Xl:
         self._xl("network-detach", domain, devid)
 
     def log(self, name: str) -> str:
-        done = self._transport.run(["cat", f"/var/log/xen/xl-{name}.log"], check=False)
+        done = self._transport.run(["cat", _log(name)], check=False)
         return done.text if done.status == 0 else ""
+
+    def watch(self, name: str, *, seconds: float) -> AbstractContextManager[Pause]:
+        return told_by(self._transport, ["sh", "-c", _FOLLOW, "sh", _log(name)], seconds=seconds, own=1, news=_NEWS)
 
     def _xl(self, verb: str, *words: str | int, seconds: float = _VERB) -> Completed:
         return self._transport.run(_argv(verb, words), Deadline(seconds))
+
+
+def _log(name: str) -> str:
+    return f"/var/log/xen/xl-{name}.log"
 
 
 def _argv(verb: str, words: Sequence[str | int]) -> list[str]:

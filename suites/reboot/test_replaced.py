@@ -5,7 +5,6 @@ The control guest replaces its ramdisk where FreeBSD replaces its kernel.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 
 import pytest
@@ -175,17 +174,18 @@ def settle(guest: Guest, first: int, seconds: float) -> str:
     """What has become of the domain: ``gone``, or a description. Waits for a state that lasts."""
     deadline = Deadline(seconds * guest.scale)
     gone_since: Deadline | None = None
-    while not deadline.expired:
-        time.sleep(1.0)
-        row = guest.state()
-        if row is None:
-            gone_since = gone_since or Deadline(6)
-            if gone_since.expired:
-                return "gone"
-        else:
-            gone_since = None
-            if row.domid != first and len(guest.shutdowns()) > 2:
-                return f"restarted again and again (domid {row.domid})"
+    with guest.host.toolstack.watch(guest.name, seconds=deadline.remaining) as pause:
+        while not deadline.expired:
+            pause(3.0)
+            row = guest.state()
+            if row is None:
+                gone_since = gone_since or Deadline(6)
+                if gone_since.expired:
+                    return "gone"
+            else:
+                gone_since = None
+                if row.domid != first and len(guest.shutdowns()) > 2:
+                    return f"restarted again and again (domid {row.domid})"
     row = guest.state()
     return "gone" if row is None else f"there as domid {row.domid} ({row.state})"
 

@@ -6,6 +6,7 @@ import contextlib
 import os
 import subprocess
 import time
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ from hypothesis import strategies as st
 from harness.errors import UsageError
 from harness.hosts import inventory
 from harness.transport.local import LocalTransport
-from harness.xen import elfnotes, events, listing, vdev, xenstore
+from harness.xen import elfnotes, events, listing, telling, vdev, xenstore, xl
 from harness.xen.config import Disk, DomainConfig, Vif
 
 LIST = """\
@@ -289,6 +290,34 @@ def test_deaf_is_what_stays(second: str, ports: list[int], monkeypatch: pytest.M
 
     assert [channel.port for channel in events.deaf(Dom0(), 2)] == ports  # type: ignore[arg-type]
     assert events.deaf(type("Dom0", (), {"run": lambda self, argv: type("Completed", (), {"text": EVENTS})})(), 3) == ()
+
+
+def told_by_xl(log: Path) -> AbstractContextManager[telling.Pause]:
+    return telling.told_by(LocalTransport(), ["sh", "-c", xl._FOLLOW, "sh", str(log)], seconds=30, own=1, news=xl._NEWS)
+
+
+def test_a_pause_ends_at_what_is_news_alone(tmp_path: Path) -> None:
+    """As xl logs a reboot: of all its lines the last one is told when the domain runs."""
+    log = tmp_path / "xl-g.log"
+    log.write_text("Waiting for domain g (domid 2) to die [pid 271]\n")
+    with told_by_xl(log) as pause, log.open("a", buffering=1) as file:
+        begun = time.monotonic()
+        file.write("Domain 2 has shut down, reason code 1 0x1\nDone. Rebooting now\nWait")
+        file.flush()
+        pause(0.5)
+        assert time.monotonic() - begun >= 0.5
+        file.write("ing for domain g (domid 3) to die [pid 271]\n")
+        pause(20)
+        assert time.monotonic() - begun < 15
+
+
+def test_a_log_that_is_not_there_yet_is_followed(tmp_path: Path) -> None:
+    log = tmp_path / "xl-g.log"
+    with told_by_xl(log) as pause:
+        begun = time.monotonic()
+        log.write_text("libxl: error: libxl_create.c:2037:console_xswait_callback: domain 5 console tty: timed out\n")
+        pause(20)
+        assert time.monotonic() - begun < 15
 
 
 @pytest.mark.parametrize("then", ["echo @releaseDomain; exec sleep 60", "true"], ids=["tells", "ends"])
