@@ -17,8 +17,9 @@ from pathlib import Path
 
 from harness import paths
 from harness.guests import source
+from harness.guests.configure import configure
 from harness.guests.guest import Guest
-from harness.guests.shape import Shape, configure
+from harness.guests.shape import Shape
 from harness.lab import checkpoint, factory
 from harness.lab.factory import LabWish
 from harness.lab.host import LabHost

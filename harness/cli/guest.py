@@ -65,8 +65,9 @@ def boot(
     Without a terminal it ends at the login prompt, or with exit code 1 when the guest dies.
     """
     from harness.guests import source
+    from harness.guests.configure import configure
     from harness.guests.guest import Guest
-    from harness.guests.shape import Shape, configure
+    from harness.guests.shape import Shape
     from harness.lab import factory, recipe
 
     if (kernel is None) != (disk is None):

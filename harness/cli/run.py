@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shlex
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -20,6 +19,7 @@ def register(app: typer.Typer) -> None:
 
 
 def run(
+    context: typer.Context,
     suites: Annotated[list[str] | None, typer.Argument(help="Suites by name, or paths of test files (default: all).")] = None,
     keyword: Annotated[str, typer.Option("-k", help="Only cases that match, as pytest's -k.")] = "",
     workers: Annotated[int, typer.Option("-n", "--workers", help="Workers side by side, each on a lab or a host of its own.")] = 0,
@@ -77,8 +77,9 @@ def run(
         path = places.run_directory(where, resume)
         again = _again(path)
         if again is not None:
-            again()
-            return
+            sys.argv[1:] = again
+            code = context.find_root().command.main(again, standalone_mode=False)
+            raise typer.Exit(code if isinstance(code, int) else 0)
     chosen = _paths(project, suites or [])
     argv = [
         *chosen,
@@ -143,22 +144,14 @@ def _bare(words: list[str]) -> bool:
     return options <= {"--resume", "--reports"} and len(words) <= 2 * len(options)
 
 
-def _again(path: Path) -> Callable[[], None] | None:
-    """What does again what the run was asked to do, where this command line does not say; None where it does."""
+def _again(path: Path) -> list[str] | None:
+    """The words that do again what the run was asked to do, where this command line does not say; None where it does."""
     from harness.results.model import read_run
 
     words = shlex.split(read_run(path).command)
     if not _bare(sys.argv[2:]) or words[1:2] != ["run"] or _bare(words[2:]):
         return None
-
-    def run_again() -> None:
-        from harness.cli.main import app
-
-        sys.argv = [sys.argv[0], *words[1:], "--resume", str(path)]
-        code = app(sys.argv[1:], standalone_mode=False)
-        raise typer.Exit(code if isinstance(code, int) else 0)
-
-    return run_again
+    return [*words[1:], "--resume", str(path)]
 
 
 def _tell(path: Path) -> None:

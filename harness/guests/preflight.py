@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from harness.errors import CannotRun, UsageError
+from harness.guests.shape import Shape
 from harness.guests.source import GuestSource
 from harness.hosts.host import XenHost
 from harness.xen.config import entry
-
-if TYPE_CHECKING:
-    from harness.guests.shape import Shape
 
 
 def check(host: XenHost, source: GuestSource, shape: Shape) -> None:

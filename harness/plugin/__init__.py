@@ -49,7 +49,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     Left out are what a host needs no more than once, and other shards' cases.
     """
     _once(config, items)
-    selection.narrow(config, items)
+    finished: frozenset[str] = frozenset()
+    if config.getoption("resume"):
+        from harness.plugin import session
+
+        finished = session.finished(config)
+    selection.narrow(config, items, finished)
     for item in items:
         callspec = getattr(item, "callspec", None)
         cell = callspec.params.get("cell") if callspec is not None else None

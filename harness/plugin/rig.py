@@ -19,8 +19,9 @@ from harness.console.reader import ConsoleReader
 from harness.errors import DeadlineExpired, HarnessError, InfrastructureError, LabDead, TransportError
 from harness.guests import bootable
 from harness.guests import source as sources
+from harness.guests.configure import configure
 from harness.guests.guest import Guest
-from harness.guests.shape import Shape, configure
+from harness.guests.shape import Shape
 from harness.guests.source import GuestSource
 from harness.hosts.host import DirectHost, XenHost, digest
 from harness.hosts.inventory import Inventory, Item

@@ -10,16 +10,13 @@ from harness.plugin import shard
 from harness.plugin.cells import Cell
 
 
-def narrow(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Deselect, as ``-k`` does, what others run or what is done already."""
+def narrow(config: pytest.Config, items: list[pytest.Item], finished: frozenset[str]) -> None:
+    """Deselect, as ``-k`` does, what others run, and what is ``finished`` by a run that goes on."""
     wanted = shard.parse(str(config.getoption("shard")))
     if wanted is not None:
         mine = shard.part([item.nodeid for item in items if _ours(item)], wanted)
         _keep(config, items, lambda item: item.nodeid in mine)
-    if config.getoption("resume"):
-        from harness.plugin import session
-
-        finished = session.finished(config)
+    if finished:
         _keep(config, items, lambda item: item.nodeid not in finished)
 
 

@@ -17,8 +17,9 @@ from harness import paths
 from harness.deadline import Deadline, NotYet
 from harness.errors import HarnessError, InfrastructureError, LabDead, TransportError, UsageError
 from harness.guests import source
+from harness.guests.configure import configure
 from harness.guests.guest import Guest
-from harness.guests.shape import Shape, configure
+from harness.guests.shape import Shape
 from harness.lab import archive, checkpoint, factory, records
 from harness.lab.checkpoint import CheckpointBroken
 from harness.lab.factory import LabWish

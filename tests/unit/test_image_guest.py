@@ -12,8 +12,9 @@ import pytest
 
 from harness.errors import CannotRun, UsageError
 from harness.guests import source
+from harness.guests.configure import configure
 from harness.guests.freebsd import FreeBSD
-from harness.guests.shape import Shape, configure
+from harness.guests.shape import Shape
 from harness.guests.source import DiskImage, GuestSource
 from harness.images import slot
 from harness.plugin import cells

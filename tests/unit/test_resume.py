@@ -41,7 +41,7 @@ def test_the_run_s_own_command_line_is_repeated(tmp_path: Path, monkeypatch: pyt
         places.run_directory(tmp_path, "r2")
 
     monkeypatch.setattr(sys, "argv", ["fxh", "run", "--resume", "r1"])
-    assert verb._again(path) is not None
+    assert verb._again(path) == ["run", "boot", "-k", "a or b", "--type", "pv", "--resume", str(path)]
     monkeypatch.setattr(sys, "argv", ["fxh", "run", "boot", "--resume", "r1"])
     assert verb._again(path) is None, "it says itself what to run"
     monkeypatch.setattr(sys, "argv", ["fxh", "run", "--resume", "r1"])

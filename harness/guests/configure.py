@@ -1,0 +1,90 @@
+"""The domain configuration that comes of a source, of the shape that it is to be run in, and of a host."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from harness.errors import UsageError
+from harness.guests import preflight
+from harness.guests.shape import Shape
+from harness.guests.source import GuestSource
+from harness.hosts.host import XenHost
+from harness.xen.config import Disk, DomainConfig, Vif, entry
+
+# MiB for a guest in the PV shim. Measured with Xen 4.17 and a Linux of 60 MiB: with 288 the shim stops with "Not enough RAM for
+# domain 0 allocation", with 512 the guest boots.
+_SHIM = 512
+
+_More = tuple[tuple[str, str | int], ...]
+
+
+def configure(host: XenHost, source: GuestSource, shape: Shape, name: str) -> DomainConfig:
+    """The domain configuration for ``source`` on ``host``: its files are put there.
+
+    Raises UsageError for what cannot be, CannotRun for what this host cannot.
+    """
+    preflight.check(host, source, shape)
+    root = source.root
+    if shape.root_vdev and source.disks:
+        called, first = source.profile.disk_name, source.disks[0]
+        root = root.replace(called(first.vdev), called(shape.root_vdev), 1)
+        source = replace(source, disks=(replace(first, vdev=shape.root_vdev), *source.disks[1:]))
+    spared = host.facts.emulated and shape.spared
+    variables = {**source.profile.default_variables(root, spared), **dict(shape.variables)}
+    if entry(shape.type) == "pv" and source.bits == 32 and host.facts.emulated:
+        variables = {"hw.use_xsave": "0", **variables}
+    given = {key: value for key, value in variables.items() if value is not None}
+    disks = source.disks_with(given) if shape.type == "hvm" else source.disks
+    if shape.type == "hvm" and shape.variables and disks == source.disks:
+        raise UsageError(
+            f"{source.label}: as HVM it takes its kernel variables from its own loader.conf, and this disk has no place for ours",
+            mend="take an image built by `fxh image build`, or another guest type",
+        )
+    # Under emulation the firmware spends a minute on the network card that FreeBSD unplugs.
+    nic = "vif" if shape.type == "hvm" and host.facts.emulated else ""
+    more, way = _way_in(host, source, shape, given)
+    # QEMU's emulated CPU does not say that its TSC is invariant, so Xen would trap each read of it (docs/lab.md, What a boot
+    # under emulation is made of).
+    tsc = (("tsc_mode", "native"),) if spared else ()
+    return DomainConfig(
+        name=name,
+        type="pvh" if shape.type == "pvshim" else shape.type,
+        pvshim=shape.type == "pvshim",
+        memory=shape.memory or max(source.memory, _SHIM if shape.type == "pvshim" else 0),
+        maxmem=shape.maxmem,
+        vcpus=shape.vcpus,
+        **way,
+        more=(*more, *tsc),
+        disks=(*(Disk(host.disk(d.path, d.format), d.vdev, readonly=d.readonly) for d in disks), *shape.disks),
+        vifs=tuple(Vif(host.bridge, host.mac(name, n), type=nic) for n in range(shape.vifs)),
+        on_poweroff=shape.on_poweroff,
+        on_reboot=shape.on_reboot,
+        on_crash=shape.on_crash,
+    )
+
+
+def _way_in(host: XenHost, source: GuestSource, shape: Shape, variables: dict[str, str]) -> tuple[_More, dict[str, Any]]:
+    """How the kernel gets in, and its variables with it: by a firmware and a loader, by a bootloader in dom0, or directly.
+
+    What xl.cfg must hold for it that :class:`DomainConfig` has no field for, and the fields.
+    """
+    if shape.type == "hvm":
+        # Its variables are in its loader's configuration. No VNC server: nobody looks. Under emulation, where each access to a
+        # port costs milliseconds: disks that the BIOS reads by DMA, and no screen to paint.
+        quick = (("hdtype", "ahci"), ("vga", "none")) if host.facts.emulated else ()
+        return (("vnc", 0), *quick), {"serial": True, "boot": "c"}
+    if bootloader := shape.bootloader or source.bootloader:
+        own = dict(source.own_variables)
+        words = source.profile.command_line({key: value for key, value in variables.items() if own.get(key) != value})
+        # The bootloader puts a blank between its own words and these, and FreeBSD up to 13 knows no separator but the comma.
+        more = source.profile.os == "freebsd" and (own or shape.bootloader)
+        # It reads a disk that a guest wrote: not as root where the host can help it.
+        restrict = (("bootloader_restrict", 1),) if "pygrub-restrict" in host.capabilities else ()
+        return restrict, {"bootloader": bootloader, "extra": f",{words}" if more and words else words}
+    loaded = zip(("kernel", "ramdisk"), source.loaded(host.facts.emulated), strict=True)
+    given = {what: path for what, path in loaded if path is not None}
+    # A 32-bit PV FreeBSD reads MSRs that Xen else answers with a fault.
+    relaxed = (("msr_relaxed", 1),) if shape.type == "pv" and source.bits == 32 else ()
+    files = dict(zip(given, host.files(*given.values()), strict=True))
+    return relaxed, {**files, "extra": source.profile.command_line(variables)}
