@@ -44,7 +44,7 @@ _LONG_TTY, _LONG_SERIAL_PORT = 400, 64
 # Seconds without an answer after which a login, and then a shell, is asked again; and how many times as long where it goes on
 # writing. It may be echoing what was typed already: an emulated UART of a guest with four vCPUs was seen to write seven bytes a
 # second, and each line more makes it later.
-_ASK_LOGIN, _ASK_SHELL = 3.0, 5.0
+_ASK_LOGIN, _ASK_SHELL, _ASK_RESUMED = 3.0, 5.0, 2.0
 _GOES_ON = 12
 # Attempts at reading an output whose checksum is right: a busy machine's kernel may have much to say.
 _TORN = 6
@@ -139,10 +139,7 @@ class Session:
     def resume(self, deadline: Deadline | None = None) -> Session:
         """The shell that an earlier session left at its prompt (a restored checkpoint)."""
         deadline = deadline or Deadline(_LOGIN)
-        spawn = ReaderSpawn(self.reader)
-        spawn.sendline()
-        while self._expect(spawn, [re.escape(PROMPT).encode()], deadline, "the shell's prompt", 2.0) is None:
-            spawn.sendline()
+        self._in_step(ReaderSpawn(self.reader), deadline, _ASK_RESUMED)
         return self
 
     def _take_over(self, spawn: ReaderSpawn, deadline: Deadline) -> Session:
@@ -165,14 +162,23 @@ class Session:
             ):
                 break
         # An answer about the cursor that came too late for the editing shell would be the beginning of the next command.
-        synced = rb"fxh-synced\r*\n\r*" + re.escape(PROMPT).encode()
-        while True:
-            spawn.sendline()
-            spawn.sendline(b"echo fxh'-'synced")
-            if self._expect(spawn, [synced], deadline, "an empty line", _ASK_SHELL) is not None:
-                break
+        self._in_step(spawn, deadline, _ASK_SHELL)
         self._acknowledged(spawn, _FUNCTIONS, "fxh-knows", "what our shells know", deadline)
         return self
+
+    def _in_step(self, spawn: ReaderSpawn, deadline: Deadline, patience: float) -> None:
+        """Until the shell has answered the last that was typed: whatever comes after it is the next command's.
+
+        Each question has an answer of its own. One that is late and is asked again would else leave a second answer, and a
+        prompt, which came in the middle of the next command's output.
+        """
+        while True:
+            nonce = secrets.token_hex(2)
+            spawn.sendline()
+            spawn.sendline(f"echo fxh'-'{nonce}".encode())
+            answer = rf"fxh-{nonce}\r*\n\r*{re.escape(PROMPT)}".encode()
+            if self._expect(spawn, [answer], deadline, "the shell's prompt", patience) is not None:
+                return
 
     def _acknowledged(self, spawn: ReaderSpawn, line: str, marker: str, what: str, deadline: Deadline) -> None:
         """Type a line once, and wait until the guest has read all of it: what is typed next finds its buffers empty."""

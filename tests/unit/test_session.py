@@ -163,6 +163,16 @@ def test_a_command_of_any_length_is_typed(session: Session) -> None:
     assert (out.status, out.text) == (5, "")
 
 
+def test_a_shell_that_answers_late_is_asked_again_and_then_in_step(session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Seen at a restored guest on a slow machine: the prompt of a second question came into the next command's output."""
+    monkeypatch.setattr(sessions, "_ASK_RESUMED", 0.1)
+    session.start("sleep 1")
+    session.resume(Deadline(20))
+    said = session.reader.offset
+    time.sleep(0.5)
+    assert session.reader.offset == said, f"after it there came {session.reader.since(said)!r}"
+
+
 class Slow:
     """A console that writes a byte at a time, 40 a second, as the emulated serial port of a busy guest does."""
 
