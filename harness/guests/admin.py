@@ -50,6 +50,10 @@ class Admin(Protocol):
         """Give the interface this address, of IPv4 or IPv6, and bring it up. Nobody else is asked whether it has that one."""
         ...
 
+    def has_ipv6(self, run: Run) -> bool:
+        """Whether the kernel speaks it."""
+        ...
+
     def set_mtu(self, run: Run, interface: str, mtu: int) -> None: ...
 
     def offloads(self, run: Run, interface: str) -> Mapping[str, bool]:
@@ -99,6 +103,9 @@ class FreeBSDAdmin:
 
     def address(self, run: Run, interface: str, cidr: str) -> None:
         run(f"ifconfig {interface} {'inet6 no_dad' if ':' in cidr else 'inet'} {cidr} up")
+
+    def has_ipv6(self, run: Run) -> bool:
+        return run("sysctl -n kern.features.inet6 2>/dev/null || true").strip() == "1"
 
     def set_mtu(self, run: Run, interface: str, mtu: int) -> None:
         run(f"ifconfig {interface} mtu {mtu}")
@@ -165,6 +172,9 @@ class LinuxAdmin:
             version = 6
             run(f"echo 0 > /proc/sys/net/ipv6/conf/{interface}/accept_dad")
         run(f"ip -{version} addr flush dev {interface}; ip addr add {cidr} dev {interface}; ip link set {interface} up")
+
+    def has_ipv6(self, run: Run) -> bool:
+        return run("[ ! -e /proc/sys/net/ipv6 ] || echo 1").strip() == "1"
 
     def set_mtu(self, run: Run, interface: str, mtu: int) -> None:
         run(f"ip link set {interface} mtu {mtu}")

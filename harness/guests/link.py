@@ -101,9 +101,8 @@ class Link:
         if self.namespace:
             device = self.vif
             self.host.transport.run(["sh", "-c", _INSIDE, "sh", self.namespace, self.vif])
-        self.dom0(
-            "ip", "addr", "add", self._cidr(self.here), "dev", device, *(["nodad"] if self.family is IPV6 else []), check=False
-        )
+        # It may be there from an earlier guest on the same bridge.
+        self.dom0("ip", "addr", "replace", self._cidr(self.here), "dev", device, *(["nodad"] if self.family is IPV6 else []))
         self._admin.address(self.guest.sh, self.interface, self._cidr(self.there))
         return self
 

@@ -8,7 +8,7 @@ import pytest
 
 from harness.deadline import Deadline, NotYet
 from harness.errors import DeadlineExpired
-from harness.guests import plug
+from harness.guests import admin, plug
 from harness.guests.guest import Guest
 from harness.guests.link import IPV4, IPV6, Family, Link
 from harness.oracles.finding import finding
@@ -48,9 +48,12 @@ def on_top(link: Link, case: CaseContext, family: Family) -> Link:
     case.undo.append(link.down)
     if link.family is family:
         return link
-    other = Link(link.guest, link.index, link.namespace, link.interface, family=family)
+    guest = link.guest
+    if not (admin.of(guest.profile).has_ipv6(guest.sh) and link.dom0("ls", "/proc/sys/net/ipv6", check=False)):
+        pytest.skip("needs IPv6 in the guest's kernel and in dom0's; elsewhere: fxh run netfront -k ipv6 --image IMAGE")
+    other = Link(guest, link.index, link.namespace, link.interface, family=family)
     case.undo.append(other.down)
-    assert other.up().wait_up(), f"{link.guest.name} does not reach dom0 over {link.vif} by {family.name}"
+    assert other.up().wait_up(), f"{guest.name} does not reach dom0 over {link.vif} by {family.name}"
     return other
 
 
