@@ -23,6 +23,8 @@ MEASURED = 60
 # Characters of a domain's configuration.
 _CONFIG = 4000
 
+# In the order in which they are told, and the worst first.
+_TOLD = (PASSED, KNOWN, FAILED, INFRASTRUCTURE, HARNESS, SKIPPED)
 _WORST = {FAILED: 0, HARNESS: 1, INFRASTRUCTURE: 2, KNOWN: 3, PASSED: 4, SKIPPED: 5}
 
 
@@ -46,11 +48,11 @@ class CaseReport:
 
 @dataclass(frozen=True)
 class MatrixRow:
-    """A suite in a cell: for each shown run the worst outcome ("" where it did not run) and (passed, failed) counts."""
+    """A suite in a cell: for each shown run the worst outcome ("" where it did not run), and how many had each."""
 
     suite: str
     cell: str
-    runs: tuple[tuple[str, str, int, int], ...]
+    runs: tuple[tuple[str, str, tuple[tuple[int, str], ...]], ...]
 
 
 @dataclass(frozen=True)
@@ -211,7 +213,8 @@ def _matrix(run: RunResult, rows: Sequence[Row], shown: tuple[str, ...]) -> tupl
         for name in shown:
             outcomes = runs.get(name, [])
             worst = min(outcomes, key=lambda outcome: _WORST.get(outcome, 0), default="")
-            squares.append((name, worst, outcomes.count(PASSED), outcomes.count(FAILED)))
+            counts = tuple((outcomes.count(outcome), outcome) for outcome in _TOLD if outcome in outcomes)
+            squares.append((name, worst, counts))
         found.append(MatrixRow(suite, cell, tuple(squares)))
     return tuple(found)
 

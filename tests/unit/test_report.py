@@ -62,6 +62,17 @@ class Strict(HTMLParser):
 # -- the page ---------------------------------------------------------------------------------------------------------
 
 
+def test_a_suite_s_counts_leave_nothing_out(tmp_path: Path) -> None:
+    words = "PPKFIHS"
+    path, made = reported(tmp_path, run(0, case()), run(1, *(case(word, f"test_{n}") for n, word in enumerate(words))))
+    (row,) = made.matrix
+    assert sum(count for count, _ in row.runs[-1][2]) == len(words)
+    page = (path / "index.html").read_text()
+    assert '<td>2 passed, 1 known, <b class="bad">1 failed</b>, ' in page
+    assert "run-000: 1 passed" in page
+    assert "run-001: 2 passed, 1 known, 1 failed, 1 infrastructure, 1 harness, 1 skipped" in page
+
+
 def test_page_of_a_regression_says_it_first(tmp_path: Path) -> None:
     past = [run(n, case(), case("P", "test_more")) for n in range(3)]
     path, made = reported(tmp_path, *past, run(3, case("F", kernel="B"), case("P", "test_more", kernel="B")))
