@@ -139,7 +139,7 @@ class Session:
     def resume(self, deadline: Deadline | None = None) -> Session:
         """The shell that an earlier session left at its prompt (a restored checkpoint)."""
         deadline = deadline or Deadline(_LOGIN)
-        self._in_step(ReaderSpawn(self.reader), deadline, _ASK_RESUMED)
+        self._in_step(ReaderSpawn(self.reader), "the shell's prompt", deadline, _ASK_RESUMED)
         return self
 
     def _take_over(self, spawn: ReaderSpawn, deadline: Deadline) -> Session:
@@ -162,32 +162,25 @@ class Session:
             ):
                 break
         # An answer about the cursor that came too late for the editing shell would be the beginning of the next command.
-        self._in_step(spawn, deadline, _ASK_SHELL)
-        self._acknowledged(spawn, _FUNCTIONS, "fxh-knows", "what our shells know", deadline)
+        self._in_step(spawn, "the shell's prompt", deadline)
+        self._in_step(spawn, "what our shells know", deadline, line=_FUNCTIONS)
         return self
 
-    def _in_step(self, spawn: ReaderSpawn, deadline: Deadline, patience: float) -> None:
-        """Until the shell has answered the last that was typed: whatever comes after it is the next command's.
+    def _in_step(self, spawn: ReaderSpawn, what: str, deadline: Deadline, patience: float = _ASK_SHELL, *, line: str = "") -> None:
+        """Type a line once, and wait until the shell has read all of it and answered the last that was typed.
 
-        Each question has an answer of its own. One that is late and is asked again would else leave a second answer, and a
-        prompt, which came in the middle of the next command's output.
+        What is typed next finds its buffers empty, and what comes next is the next command's. So each question has an answer of
+        its own: one that is late, and is asked again, would else leave a second answer in the middle of the next output.
         """
         while True:
             nonce = secrets.token_hex(2)
-            spawn.sendline()
+            self._type(spawn, line)
+            # Cut in two, so that an echo of it cannot be taken for the answer. A kernel message may cut that in two, as well.
             spawn.sendline(f"echo fxh'-'{nonce}".encode())
             answer = rf"fxh-{nonce}\r*\n\r*{re.escape(PROMPT)}".encode()
-            if self._expect(spawn, [answer], deadline, "the shell's prompt", patience) is not None:
+            if self._expect(spawn, [answer], deadline, what, patience) is not None:
                 return
-
-    def _acknowledged(self, spawn: ReaderSpawn, line: str, marker: str, what: str, deadline: Deadline) -> None:
-        """Type a line once, and wait until the guest has read all of it: what is typed next finds its buffers empty."""
-        # Cut in two, so that an echo of it cannot be taken for the answer.
-        say = f'echo {marker[:5]}"{marker[5:7]}"{marker[7:]}.'
-        self._type(spawn, f"{line}; {say}")
-        while self._expect(spawn, [f"{marker}.".encode()], deadline, what, _ASK_SHELL) is None:
-            # A kernel message may have cut the answer in two.
-            self._type(spawn, say)
+            line = ""
 
     def _expect(self, spawn: ReaderSpawn, patterns: list[Any], deadline: Deadline, what: str, patience: float) -> int | None:
         """Which of ``patterns`` came; None when the console was silent for ``patience`` seconds and the caller should nudge.
@@ -253,11 +246,11 @@ class Session:
         if len(command.encode()) <= self.at_once - _AROUND:
             return command
         # A quote becomes five bytes, any other character four at most; the rest is for the marker.
-        nonce, size = secrets.token_hex(4), self.at_once // 6
+        size = self.at_once // 6
         for begin in range(0, len(command), size):
             before, more = "${c}" if begin else "", shlex.quote(command[begin : begin + size])
             line = f"{'' if begin else _KILL_LINE}c={before}{more}"
-            self._acknowledged(spawn, line, f"fxh-piece-{nonce}-{begin}", f"{begin + size} bytes of a long command", deadline)
+            self._in_step(spawn, f"{begin + size} bytes of a long command", deadline, line=line)
         return 'eval "$c"'
 
     def _type(self, spawn: ReaderSpawn, text: str) -> None:
