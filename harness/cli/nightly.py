@@ -18,7 +18,7 @@ def nightly(
     reports: Annotated[Path | None, typer.Option("--reports", help="Where results go (default: reports/).")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the steps' commands and do nothing.")] = False,
 ) -> None:
-    """A night as [nightly] of fxh.toml has it. A JSON line a step; what fails besides the product is mailed as infrastructure.
+    """A night as fxh.toml says in its table nightly. A JSON line a step; what fails besides the product is mailed as infrastructure.
 
     Exit code: 0 all well, 1 a verdict against the product, 4 the night itself failed, or another one is at work.
     """

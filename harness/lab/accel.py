@@ -33,11 +33,6 @@ class Accel:
     def cpu(self) -> str:
         return "host" if self.name == "kvm" else TCG_CPU
 
-    @property
-    def needs_pae_first(self) -> bool:
-        """QEMU's defect is TCG's: under KVM the remedy is off."""
-        return self.name == "tcg"
-
 
 def choose(qemu: Qemu, wish: str = "auto") -> Accel:
     """``wish`` is auto, kvm or tcg."""

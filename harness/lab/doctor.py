@@ -9,8 +9,7 @@ from harness import paths
 from harness.errors import HarnessError
 from harness.hosts.doctor import FAIL, OK, WARN, Check
 from harness.lab import accel, build, checkpoint, qemu, recipe, records
-from harness.lab.factory import LabWish
-from harness.lab.qemu import MachineSpec
+from harness.lab.factory import LabWish, machine
 
 _SPACE = 3072
 
@@ -37,8 +36,7 @@ def examine(wish: LabWish) -> Iterator[Check]:
         )
         return
     yield Check("lab image", OK, f"{image.key}, {image.size >> 20} MiB")
-    spec = MachineSpec(wish.memory, wish.cpus, chosen.name, chosen.cpu, pae_first=chosen.needs_pae_first)
-    ready = checkpoint.find(image, checkpoint.READY, spec, found)
+    ready = checkpoint.find(image, checkpoint.READY, machine(wish, chosen), found)
     if ready is None:
         yield Check("checkpoint", WARN, "no valid 'ready' of this lab for this QEMU", "the first use makes it: a minute")
     else:

@@ -37,6 +37,11 @@ def image(wish: LabWish) -> LabImage:
     return build.build(recipe.load(wish.xen, wish.hypervisor, wish.dom0_kernel))
 
 
+def machine(wish: LabWish, chosen: accel.Accel) -> MachineSpec:
+    """What QEMU shall make. The defect that "PAE first" goes round is TCG's: under KVM the remedy is off."""
+    return MachineSpec(wish.memory, wish.cpus, chosen.name, chosen.cpu, pae_first=chosen.name == "tcg")
+
+
 def make(wish: LabWish, *, name: str = "", keep: bool = False) -> Lab:
     """A lab for ``wish``, not up yet."""
     if wish.memory < 1280:
@@ -45,5 +50,4 @@ def make(wish: LabWish, *, name: str = "", keep: bool = False) -> Lab:
         raise UsageError(f"a lab of {wish.cpus} CPUs", mend="1 to 16")
     found = find_qemu(wish)
     chosen = accel.choose(found, wish.accel)
-    spec = MachineSpec(wish.memory, wish.cpus, chosen.name, chosen.cpu, pae_first=chosen.needs_pae_first)
-    return Lab(image(wish), found, chosen, spec, name=name, keep=keep)
+    return Lab(image(wish), found, chosen, machine(wish, chosen), name=name, keep=keep)
