@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import ast
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,11 +55,18 @@ class Moved:
     error: str
 
 
+def moved(last: bytes) -> Moved:
+    """From a peer's last line."""
+    return Moved(**ast.literal_eval(last.decode("ascii")))
+
+
 class Peer:
     """A program at work in dom0 (or in a network namespace of it)."""
 
     def __init__(self, host: XenHost, words: list[str], namespace: str = "") -> None:
-        self._said = Listener(host.transport.open([*inside(namespace), "python3", "-c", _PEER, *words]), "the network peer")
+        self._said = Listener(
+            host.transport.open([*inside(namespace), "python3", "-S", "-E", "-c", _PEER, *words]), "the network peer"
+        )
         if words[0] not in ("push", "tell"):
             self._said.until(b"listening")
 
@@ -67,7 +74,7 @@ class Peer:
         """What it says at its end. Raises InfrastructureError when it says nothing."""
         last = self._said.until(rb"{[^}]*}", seconds)
         self._said.stream.close()
-        return Moved(**json.loads(last[0]))
+        return moved(last[0])
 
     def stop(self) -> None:
         """End it, whatever it does."""

@@ -1,36 +1,25 @@
 """Runs in dom0: keeps a lease there for as long as its holder lives, and removes what the run made when it does not.
 
-Sent to the host as text, so it uses nothing but the standard library of Python 3.7 (pygrub needs Python, so each dom0 has
-it). One argument in JSON, one JSON line a message on stdout, lines from the holder on stdin:
+Sent to the host as text with the two modules that it imports, so they use nothing but the standard library of Python 3.7
+(pygrub needs Python, so each dom0 has it). One argument in JSON, one JSON line a message on stdout, lines from the holder on stdin:
 
 * ``.`` is a sign of life; without one for ``silence`` seconds, or at the end of stdin, all of the run's goes
 * ``keep NAME SECONDS`` leaves that domain, and what it needs, for so long after the end
 * ``end`` is an end on purpose
-
-A lease is a file in ``<base>/leases`` that its keeper has locked (flock): the kernel gives the lock back when the process
-dies, however it dies, and no number is taken for a living process that is not. The numbers in front are tickets: who came
-first is served first.
 """
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import glob
 import json
 import os
-import re
 import select
-import shutil
 import signal
-import subprocess
-import sys
 import time
 from typing import Any
 
-NAME = re.compile(r"fxh-([a-z0-9]{1,16})-\d+-")
-# For so long an image put here for several runs is kept after its last use.
-FILES_DAYS = 14
+from harness.hosts.book import Book
+from harness.hosts.remains import NAME, belongings, domains, output, remove
 
 
 class Ended(Exception):
@@ -43,194 +32,6 @@ def say(**message: Any) -> None:
         os.write(1, json.dumps(message).encode() + b"\n")
     except OSError:
         pass
-
-
-def output(*argv: str) -> str:
-    """What a tool prints, or "" where it fails or is not there."""
-    try:
-        return subprocess.run(
-            argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, timeout=120, check=False
-        ).stdout.decode("utf-8", "replace")
-    except (OSError, subprocess.TimeoutExpired):
-        return ""
-
-
-def domains() -> list[tuple[str, int, int, int]]:
-    """(name, domid, MiB, vCPUs) of all domains."""
-    found = []
-    for line in output("xl", "list").splitlines():
-        match = re.match(r"(\S*)\s+(\d+)\s+(\d+)\s+(\d+)\s+[-rbpscdwS?]{6}\s", line)
-        if match:
-            found.append((match.group(1), int(match.group(2)), int(match.group(3)), int(match.group(4))))
-    return found
-
-
-def loops(directory: str) -> list[str]:
-    """Loop devices whose file lies in ``directory``."""
-    found = []
-    for path in glob.glob("/sys/block/loop*/loop/backing_file"):
-        try:
-            with open(path) as file:
-                if file.read().startswith(directory + "/"):
-                    found.append("/dev/" + path.split("/")[3])
-        except OSError:
-            continue
-    return found
-
-
-def watchers(directory: str, kept: tuple[str, ...]) -> list[int]:
-    """xl's processes that wait for the end of domains configured in ``directory``, but for those called ``kept``.
-
-    They build a domain anew where its on_* says so, two seconds after its end: until then none is listed (xl_vmcontrol.c).
-    """
-    found = []
-    for path in glob.glob("/proc/[0-9]*/cmdline"):
-        try:
-            with open(path, "rb") as file:
-                words = file.read().decode("utf-8", "replace").split("\0")
-        except OSError:
-            continue
-        theirs = {os.path.basename(word)[: -len(".cfg")] for word in words if word.startswith(directory + "/")}
-        if os.path.basename(words[0]) == "xl" and theirs - set(kept):
-            found.append(int(path.split("/")[2]))
-    return found
-
-
-def volumes(run: str) -> list[tuple[str, ...]]:
-    """Commands that remove the run's logical volumes and zvols."""
-    found: list[tuple[str, ...]] = []
-    for line in output("lvs", "--noheadings", "-o", "vg_name,lv_name").splitlines():
-        words = line.split()
-        if len(words) == 2 and words[1].startswith("fxh-%s-" % run):
-            found.append(("lvremove", "-f", words[0] + "/" + words[1]))
-    for name in output("zfs", "list", "-H", "-t", "volume", "-o", "name").split("\n"):
-        if name.rpartition("/")[2].startswith("fxh-%s-" % run):
-            found.append(("zfs", "destroy", name))
-    return found
-
-
-class Book:
-    """The leases of this host. Use it within ``with``: that takes the lock of all."""
-
-    def __init__(self, base: str) -> None:
-        self.base, self.directory = base, base + "/leases"
-        os.makedirs(self.directory, mode=0o700, exist_ok=True)
-        self._lock = os.open(base + "/lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-
-    def __enter__(self) -> Book:
-        fcntl.flock(self._lock, fcntl.LOCK_EX)
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        fcntl.flock(self._lock, fcntl.LOCK_UN)
-
-    def paths(self) -> list[str]:
-        return sorted(glob.glob(self.directory + "/[0-9]*.json"))
-
-    def make(self, entry: dict[str, Any]) -> tuple[str, int]:
-        """A new entry at the end of the queue; returns its path and the descriptor that holds it."""
-        counter = self.base + "/ticket"
-        try:
-            with open(counter) as file:
-                ticket = int(file.read() or 0) + 1
-        except (OSError, ValueError):
-            ticket = 1
-        ticket = max([ticket, *(int(os.path.basename(p).split("-")[0]) + 1 for p in self.paths())])
-        with open(counter, "w") as file:
-            file.write(str(ticket))
-        path = "%s/%08d-%s.json" % (self.directory, ticket, entry["run"])
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        self.write(descriptor, entry)
-        return path, descriptor
-
-    @staticmethod
-    def write(descriptor: int, entry: dict[str, Any]) -> None:
-        """In place: another file of that name would not be the one that is locked."""
-        data = json.dumps(entry).encode()
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, data, 0)
-
-    def entries(self, mine: str = "") -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-        """The living, in the order of their tickets, and the dead. Each has its ``path``."""
-        living, dead = [], []
-        for path in self.paths():
-            try:
-                descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
-            except OSError:
-                continue
-            try:
-                try:
-                    entry = json.loads(os.read(descriptor, 1 << 16) or b"{}")
-                except ValueError:
-                    entry = {}
-                entry["path"] = path
-                entry.setdefault("run", os.path.basename(path)[9:-5])
-                if path == mine:
-                    living.append(entry)
-                    continue
-                try:
-                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    dead.append(entry)
-                except OSError:
-                    living.append(entry)
-            finally:
-                os.close(descriptor)
-        return living, dead
-
-    def files(self) -> list[str]:
-        """Images that no run has used for long."""
-        old = time.time() - FILES_DAYS * 86400
-        return [path for path in glob.glob(self.base + "/files/*") if os.stat(path).st_mtime < old]
-
-
-def belongings(base: str, run: str) -> list[str]:
-    """What there is of a run, in words: what :func:`remove` would remove."""
-    directory = "%s/run-%s" % (base, run)
-    found = ["domain %s" % row[0] for row in domains() if row[0].startswith("fxh-%s-" % run)]
-    found += ["loop %s" % device for device in loops(directory)]
-    found += ["volume %s" % argv[-1] for argv in volumes(run)]
-    found += ["directory %s" % directory] if os.path.isdir(directory) else []
-    return found
-
-
-def logs(name: str) -> list[str]:
-    """What Xen's tools wrote of the domains called ``name`` (a glob). The bootloader's log is named after the domid alone."""
-    found = []
-    for path in glob.glob("/var/log/xen/xl-%s.log*" % name):
-        found.append(path)
-        # Waiting for domain fxh-1a2b3c-1-control (domid 12) to die [pid 345]
-        with open(path, "rb") as file:
-            for domid in re.findall(rb"^Waiting for domain .* \(domid (\d+)\)", file.read(), re.MULTILINE):
-                found += glob.glob("/var/log/xen/bootloader.%d.log*" % int(domid))
-    for pattern in ("console/guest-%s.log*", "qemu-dm-%s.log*"):
-        found += glob.glob("/var/log/xen/" + pattern % name)
-    return sorted(set(found))
-
-
-def remove(base: str, run: str, kept: tuple[str, ...] = ()) -> list[str]:
-    """Remove all of a run's but the domains ``kept``; returns what could not be removed."""
-    directory = "%s/run-%s" % (base, run)
-    for _ in range(3):
-        # First: a domain that is destroyed while its watcher builds it leaves what the watcher writes to xenstore afterwards.
-        for number in watchers(directory, kept):
-            with contextlib.suppress(OSError):
-                os.kill(number, signal.SIGKILL)
-        left = [row for row in domains() if row[0].startswith("fxh-%s-" % run) and row[0] not in kept]
-        for row in left:
-            output("xl", "destroy", str(row[1]))
-        if not left:
-            break
-    if kept:
-        return []
-    for device in loops(directory):
-        output("losetup", "-d", device)
-    for argv in volumes(run):
-        output(*argv)
-    shutil.rmtree(directory, ignore_errors=True)
-    for path in logs("fxh-%s-*" % run):
-        os.unlink(path)
-    return belongings(base, run)
 
 
 def reap(book: Book, dead: list[dict[str, Any]]) -> None:
@@ -442,7 +243,3 @@ def main(wish: dict[str, Any]) -> None:
     except Exception as exc:
         say(state="error", why="%s: %s" % (type(exc).__name__, exc))
     os._exit(0)
-
-
-if __name__ == "__main__":
-    main(json.loads(sys.argv[-1]))

@@ -24,16 +24,21 @@ BASE = "/var/lib/fxh"
 BEAT = 10.0
 SILENCE = 60.0
 
-# Some sshds take a command line of 9000 bytes at most (dropbear), so the program goes in by stdin.
+# What runs there, each before the one that imports it.
+_MODULES = ("remains", "book", "keeper")
+# Some sshds take a command line of 9000 bytes at most (dropbear), so the modules go in by stdin.
 _BOOT = """
-import os, sys
+import json, os, sys, types
 n, d = int(sys.argv[1]), b""
 while len(d) < n:
     c = os.read(0, n - len(d))
     if not c:
         sys.exit(1)
     d += c
-exec(compile(d, "fxh-keeper", "exec"))
+for name, text in json.loads(d.decode()):
+    m = sys.modules[name] = types.ModuleType(name)
+    exec(compile(text, name, "exec"), m.__dict__)
+m.main(json.loads(sys.argv[2]))
 """
 
 
@@ -67,8 +72,9 @@ class HostTooSmall(InfrastructureError):
 
 
 def program() -> bytes:
-    """The keeper's text."""
-    return (resources.files("harness.hosts") / "keeper.py").read_bytes()
+    """The keeper's modules, as names and texts."""
+    room = resources.files(__package__)
+    return json.dumps([(f"{__package__}.{name}", (room / f"{name}.py").read_text()) for name in _MODULES]).encode()
 
 
 def start(transport: Transport, wish: dict[str, Any]) -> Stream:

@@ -25,7 +25,7 @@ _PEEK, _HOLES = "/run/fxh-peek.py", "/run/fxh-holes.json"
 
 def look(guest: Guest, secret: str) -> dict[str, int]:
     """At all of the guest's pages the first time, and at those that it did not have then the second time."""
-    words = ["python3", _PEEK, str(guest.domid), "0", str(guest.config.memory * MIB // peek.PAGE), _HOLES, secret]
+    words = ["python3", "-S", "-E", _PEEK, str(guest.domid), "0", str(guest.config.memory * MIB // peek.PAGE), _HOLES, secret]
     found: dict[str, int] = json.loads(guest.host.transport.run(words, Deadline(120)).text)
     return found
 

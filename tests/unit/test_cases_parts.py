@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import random
 import shutil
 import socket
@@ -17,7 +16,7 @@ import pytest
 
 from harness.errors import InfrastructureError, UsageError
 from harness.guests.link import COUNTS
-from harness.guests.peer import Listener, Moved
+from harness.guests.peer import Listener, Moved, moved
 from harness.images import kmodule
 from harness.images.disks import BootCode, divide
 from harness.images.layout import FileSystem, Vdev
@@ -91,9 +90,9 @@ def peer(verb: str, port: str, *words: str) -> Listener:
 
 
 def end(said: Listener) -> Moved:
-    last = json.loads(said.until(rb"{[^}]*}")[0])
+    last = said.until(rb"{[^}]*}")[0]
     said.stream.close()
-    return Moved(**last)
+    return moved(last)
 
 
 @pytest.mark.parametrize("lasting", [0, 0.3])
