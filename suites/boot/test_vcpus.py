@@ -48,7 +48,7 @@ def test_vcpus(booted: NewGuest, vcpus: int, case: CaseContext) -> None:
 
 
 @pytest.mark.parametrize("vcpus", [n for n, memory in MEMORY.items() if memory], ids=lambda vcpus: str(MEMORY[vcpus]))
-def test_memory(booted: NewGuest, vcpus: int, case: CaseContext) -> None:
+def test_all_memory(booted: NewGuest, vcpus: int, case: CaseContext) -> None:
     """G22: of the memory that the configuration gives the kernel manages all but what it takes for itself."""
     given = MEMORY[vcpus]
     guest = booted(vcpus=vcpus, memory=given)

@@ -255,7 +255,7 @@ TABLE = {
         "balloon/test_pages_are_given_back_empty", "the secret is in \\d+ of the",
         told(init_on_alloc="0", xen_scrub_pages="0"), "pvh",
     ),
-    "memory-lost": Plant("boot/test_memory[301]", "the kernel manages \\d+ MiB", told(mem="200M")),
+    "memory-lost": Plant("boot/test_all_memory[301]", "the kernel manages \\d+ MiB", told(mem="200M")),
     "panic-in-init": Plant("boot/test_boots_to_login", "linux-panic", told(**{"fxh.panic": "init"}), fatal=True),
     "hang-in-init": Plant("boot/test_boots_to_login", "hang: no progress after stage init", told(**{"fxh.hang": "init"}), fatal=True),
     "panic-at-login": Plant("boot/test_boots_to_login", "linux-panic", told(**{"fxh.panic": "login"}), fatal=True),
