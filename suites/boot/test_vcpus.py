@@ -1,4 +1,4 @@
-"""Every vCPU and all the memory that the configuration gives are there and work."""
+"""Every vCPU that the configuration gives is there and works, and the memory that it gives is managed."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ MAP = {
 }
 # MiB that a kernel with its ramdisk may take.
 OWN = 56
-# MiB by vCPUs, 0 for the source's own: a boot serves both cases. Odd ones: a map of memory that is cut to whole superpages shows.
+# MiB by vCPUs, 0 for the source's own: a boot serves both cases. Odd ones: no whole number of superpages.
 MEMORY = {1: 0, 2: 301, 4: 1001}
 
 

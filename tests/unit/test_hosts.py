@@ -83,9 +83,6 @@ def test_nobody_listens() -> None:
         SshTransport("127.0.0.1", port, deadline=Deadline(5))
 
 
-HOSTS = {name: HostConfig(name, name=name, tags=tags) for name, tags in (("a", ("x",)), ("b", ("x", "y")), ("c", ()))}
-
-
 def test_a_connection_that_breaks_makes_no_traceback_in_a_thread(monkeypatch: pytest.MonkeyPatch) -> None:
     """Python 3.11 makes a syntax tree for one, and two at the same time end a run (harness/transport/ssh.py)."""
     made: list[object] = []
@@ -103,6 +100,9 @@ def test_a_connection_that_breaks_makes_no_traceback_in_a_thread(monkeypatch: py
             SshTransport("127.0.0.1", door.getsockname()[1], known_host_key="ssh-ed25519 AAAA", deadline=Deadline(10))
         peer.join()
     assert made == []
+
+
+HOSTS = {name: HostConfig(name, name=name, tags=tags) for name, tags in (("a", ("x",)), ("b", ("x", "y")), ("c", ()))}
 
 
 def test_words_for_hosts() -> None:
