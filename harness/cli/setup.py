@@ -11,7 +11,7 @@ import typer
 
 from harness.errors import InfrastructureError
 
-# Tool -> Debian package. What builds a lab is in harness.lab.build, this is what runs one and makes the suites' file systems.
+# Tool -> Debian package. What builds a lab is in harness.lab.tools, this is what runs one and makes the suites' file systems.
 RUNS = {"qemu-system-x86_64": "qemu-system-x86", "qemu-img": "qemu-utils", "makefs": "makefs"}
 
 _PATH = os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin"])
@@ -23,7 +23,7 @@ def register(app: typer.Typer) -> None:
 
 def setup() -> None:
     """Install the packages that a lab needs and this machine lacks (Debian, Ubuntu)."""
-    from harness.lab.build import missing_packages
+    from harness.lab.tools import missing_packages
 
     missing = sorted({*missing_packages(), *(package for tool, package in RUNS.items() if not shutil.which(tool, path=_PATH))})
     if not missing:

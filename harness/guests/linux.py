@@ -1,4 +1,4 @@
-"""The control guest: Debian's kernel and busybox (images/control/init), known to be good."""
+"""The control guest: a small Linux and busybox (images/control), known to be good."""
 
 from __future__ import annotations
 
@@ -10,21 +10,12 @@ from harness.console.stages import LINUX, Stage
 from harness.guests.profile import Fate, Interface, KernelIdentity, Run
 from harness.xen import vdev
 
-# What spares an emulated CPU (docs/lab.md, What a boot under emulation is made of): no detour for each return of a function in
-# the kernel, no tests of ciphers, no pages made read-only after boot and all of them looked at for it, no serial ports; no lock
-# prefix taken out for a single CPU, which changes the address space twice for each of thousands; and no TSC (CPUID bit 4) as far
-# as the kernel knows. It would measure that by a PIT that these guests have not got: 100,000 reads of a port, each of which
-# traps. Time comes from Xen. Without a TSC it has to be told how long a busy loop is (about, per 4 ms); it has no tick yet to
-# measure that by either.
-_QUICK = {
-    "norandmaps": "", "mitigations": "off", "cryptomgr.notests": "", "rodata": "off", "8250.nr_uarts": "0", "noreplace-smp": "",
-    "clearcpuid": "4", "lpj": "4000000",
-    # Jitter for random numbers, a key derivation, certificates, BPF's types, and tables of tracing: nobody asks for them.
-    "initcall_blacklist": ",".join((
-        "jent_mod_init", "crypto_kdf108_init", "load_system_certificate_list", "bpf_tcp_ca_kfunc_init", "bpf_dummy_struct_ops_init",
-        "trace_eval_init", "ftrace_check_for_weak_functions",
-    )),
-}  # fmt: skip
+# What spares an emulated CPU, beside what its kernel has not got (docs/lab.md, What a boot under emulation is made of): no pages
+# made read-only after boot and all of them looked at for it; no lock prefix taken out for a single CPU, which changes the address
+# space twice for each of thousands; and no TSC (CPUID bit 4) as far as the kernel knows. It would measure that by a PIT that
+# these guests have not got: 100,000 reads of a port, each of which traps. Time comes from Xen. Without a TSC it has to be told
+# how long a busy loop is (about, per 4 ms); it has no tick yet to measure that by either.
+_QUICK = {"norandmaps": "", "rodata": "off", "noreplace-smp": "", "clearcpuid": "4", "lpj": "4000000"}
 
 
 @dataclass(frozen=True)

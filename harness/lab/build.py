@@ -9,48 +9,30 @@ from __future__ import annotations
 import gzip
 import json
 import logging
-import os
 import shlex
 import shutil
-import subprocess
-import tempfile
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 
 from filelock import FileLock
 
 from harness import paths, stamp
-from harness.errors import BuildError, UsageError
-from harness.lab import bzimage, cpio
+from harness.errors import UsageError
+from harness.lab import cpio, kernel, tools
 from harness.lab.recipe import Recipe
 from harness.lab.store import LabImage, used
 
 log = logging.getLogger("fxh.lab.build")
 
 _ROOT_MIB = 640
+# What has to be free for a build, which takes about half of it.
+_ROOM_MIB = 2048
 # Room in dom0 for uploads, dumps and logs; holes cost nothing.
 _GROWN_MIB = 6144
 
 # Files of images/dom0 that the hook moves to their places in the root.
 _INTO_ROOT = ("init", "xl", "vif", "block")
-
-# Debian packages that bring the tools; a name differs from its package now and then.
-TOOLS = {
-    "mmdebstrap": "mmdebstrap",
-    "mke2fs": "e2fsprogs",
-    "resize2fs": "e2fsprogs",
-    "qemu-img": "qemu-utils",
-    "cc": "gcc",
-    "xz": "xz-utils",
-}
-
-
-def missing_packages() -> list[str]:
-    """Debian packages that bring the tools a build needs and this machine lacks."""
-    path = os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin", "/sbin"])
-    return sorted({package for tool, package in TOOLS.items() if not shutil.which(tool, path=path)})
 
 
 def build(recipe: Recipe, *, force: bool = False) -> LabImage:
@@ -62,19 +44,14 @@ def build(recipe: Recipe, *, force: bool = False) -> LabImage:
     if not force and _whole(target):
         used(target)
         return LabImage(target)
-    missing = missing_packages()
-    if missing:
-        raise BuildError(
-            f"a lab build needs Debian packages this machine lacks: {' '.join(missing)}",
-            mend=f"apt-get install --no-install-recommends {' '.join(missing)}",
-        )
+    tools.require()
     target.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{target}.lock"):
         if not force and _whole(target):
             return LabImage(target)
         if target.exists():
             shutil.rmtree(target)
-        with _scratch(target) as work:
+        with tools.scratch(target, _ROOM_MIB) as work:
             _make(recipe, work)
             work.rename(target)
     return LabImage(target)
@@ -96,43 +73,27 @@ def _whole(target: Path) -> bool:
     return not damage
 
 
-@contextmanager
-def _scratch(target: Path) -> Iterator[Path]:
-    work = Path(tempfile.mkdtemp(prefix=f"{target.name}.making-", dir=target.parent))
-    work.chmod(0o755)
-    try:
-        yield work
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
-
-
 def _make(recipe: Recipe, work: Path) -> None:
     started = time.monotonic()
-    free = shutil.disk_usage(work).free
-    if free < 2 << 30:
-        raise BuildError(
-            f"{free >> 20} MiB free at {work.parent}, a lab build needs 2048",
-            mend="free some space, or point FXH_STORE at a larger disk",
-        )
+    guest = kernel.obtain(recipe.control_kernel)
     files = dict(recipe.files)
     parts = work / "parts"
     parts.mkdir()
     (work / "pae_first.c").write_bytes(files["dom0/pae_first.c"])
     library, code = str(work / "pae_first.so"), str(work / "pae_first.c")
-    _run(["cc", "-O2", "-shared", "-fPIC", "-Wall", "-Werror", "-o", library, code, "-ldl"], work)
+    tools.run(["cc", "-O2", "-shared", "-fPIC", "-Wall", "-Werror", "-o", library, code, "-ldl"], work)
     for name in _INTO_ROOT:
         (work / name).write_bytes(files[f"dom0/{name}"])
     env = {
         "MODULES": " ".join(recipe.modules),
         "INITRD_MODULES": " ".join(recipe.initrd_modules),
-        "CONTROL_MODULES": " ".join(recipe.control_modules),
         "CONTROL_PROGRAMS": " ".join(recipe.control_programs),
         "TRIM": " ".join(recipe.trim),
         "SIZE": str(_ROOT_MIB),
     }
     setup = "\n".join(f"{name}={shlex.quote(value)}" for name, value in env.items())
     log.info("making dom0's root from Debian %s", recipe.suite)
-    _run(
+    tools.run(
         [
             "mmdebstrap", "--mode=auto", "--format=null", "--variant=essential", "--architectures=amd64",
             f"--include={','.join(recipe.packages)}",
@@ -147,16 +108,16 @@ def _make(recipe: Recipe, work: Path) -> None:
         work,
     )  # fmt: skip
     out = parts / "fxh-out"
-    initrd = _initrd(out, "initrd", {"init": (0o755, files["dom0/initrd-init"])})
+    initrd = _initrd(out, {**_modules(out), "init": (0o755, files["dom0/initrd-init"])})
     (work / "initrd").write_bytes(gzip.compress(initrd, 6, mtime=0))
     control = work / "control"
     control.mkdir()
-    shutil.copy(out / "vmlinuz", control / "vmlinuz")
-    (control / "vmlinux").write_bytes(bzimage.vmlinux((out / "vmlinuz").read_bytes()))
+    shutil.copy(guest.bzimage, control / "vmlinuz")
+    shutil.copy(guest.elf, control / "vmlinux")
     applets = (out / "applets").read_text().split()
     links = {"sbin": (cpio.LINK, b"bin"), **{f"bin/{name}": (cpio.LINK, b"busybox") for name in applets if name != "busybox"}}
     own = {name.removeprefix("control/"): (0o755, data) for name, data in recipe.files if name.startswith("control/")}
-    ramdisk = _initrd(out, "control", {**links, **own})
+    ramdisk = _initrd(out, {**links, **own, **_programs(out / "control-root")})
     (control / "initrd").write_bytes(gzip.compress(ramdisk, 6, mtime=0))
     (control / "initrd.cpio").write_bytes(ramdisk)
     _hypervisor(recipe.hypervisor or out / "xen.gz", work / "xen")
@@ -164,8 +125,8 @@ def _make(recipe: Recipe, work: Path) -> None:
     raw = out / "root.img"
     with raw.open("r+b") as file:
         file.truncate(_GROWN_MIB << 20)
-    _run(["resize2fs", str(raw)], work)
-    _run(["qemu-img", "convert", "-c", "-O", "qcow2", "-o", "compression_type=zstd", str(raw), str(work / "root.qcow2")], work)
+    tools.run(["resize2fs", str(raw)], work)
+    tools.run(["qemu-img", "convert", "-c", "-O", "qcow2", "-o", "compression_type=zstd", str(raw), str(work / "root.qcow2")], work)
     shutil.rmtree(parts)
     for name in (*_INTO_ROOT, "pae_first.c", "pae_first.so"):
         (work / name).unlink()
@@ -179,20 +140,22 @@ def _make(recipe: Recipe, work: Path) -> None:
     (work / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n")
 
 
-def _initrd(out: Path, order: str, own: Mapping[str, tuple[int, bytes]]) -> bytes:
-    """With the modules of ``order``, the programs laid out for it, and ``own`` files (as :func:`cpio.archive` takes them)."""
-    names = (out / f"{order}.order").read_text().split()
+def _initrd(out: Path, own: Mapping[str, cpio.File]) -> bytes:
+    """With busybox and ``own`` files."""
+    mountpoints = {f"{name}/.keep": (0o644, b"") for name in ("mnt", "proc", "root", "sys", "tmp")}
+    return cpio.archive({"bin/busybox": (0o755, (out / "busybox").read_bytes()), **own, **mountpoints})
+
+
+def _modules(out: Path) -> dict[str, cpio.File]:
+    """Kernel modules of dom0's initrd, and the order in which they are loaded."""
+    names = (out / "initrd.order").read_text().split()
     files = {f"modules/{name}": (0o644, (out / "modules" / name).read_bytes()) for name in names}
-    files["modules.order"] = (0o644, "\n".join(names).encode() + b"\n")
-    files["bin/busybox"] = (0o755, (out / "busybox").read_bytes())
-    files |= own
-    programs = out / f"{order}-root"
-    for path in sorted(programs.rglob("*")) if programs.is_dir() else ():
-        if path.is_file():
-            files[str(path.relative_to(programs))] = (0o755, path.read_bytes())
-    for mountpoint in ("mnt", "proc", "root", "sys", "tmp"):
-        files[f"{mountpoint}/.keep"] = (0o644, b"")
-    return cpio.archive(files)
+    return {**files, "modules.order": (0o644, "\n".join(names).encode() + b"\n")}
+
+
+def _programs(root: Path) -> dict[str, cpio.File]:
+    """What shrink.sh laid out below ``root`` for the control guest."""
+    return {str(path.relative_to(root)): (0o755, path.read_bytes()) for path in sorted(root.rglob("*")) if path.is_file()}
 
 
 def _hypervisor(source: Path, target: Path) -> None:
@@ -203,19 +166,3 @@ def _hypervisor(source: Path, target: Path) -> None:
     if data[:4] != b"\x7fELF":
         raise UsageError(f"hypervisor {source}: neither an ELF file nor a gzipped one", mend="give xen.gz or xen, not xen.efi")
     target.write_bytes(data)
-
-
-def _run(argv: list[str], work: Path) -> None:
-    path = os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin", "/sbin"])
-    with (work / "build.log").open("ab") as file:
-        file.write(f"$ {argv[0]} ...\n".encode())
-        file.flush()
-        status = subprocess.run(
-            argv, stdin=subprocess.DEVNULL, stdout=file, stderr=file, env={**os.environ, "PATH": path}
-        ).returncode
-    if status:
-        text = (work / "build.log").read_text(errors="replace")
-        kept = paths.store() / "labs" / "last-failed-build.log"
-        kept.write_text(text)
-        tail = "\n".join(text.splitlines()[-15:])
-        raise BuildError(f"{argv[0]} ended with {status}:\n{tail}", mend=f"the whole log is {kept}")

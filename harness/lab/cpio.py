@@ -6,6 +6,8 @@ import stat
 from collections.abc import Mapping
 
 LINK = stat.S_IFLNK | 0o777
+# Permission bits, content.
+File = tuple[int, bytes]
 
 
 def _entry(index: int, name: str, mode: int, data: bytes, rdev: tuple[int, int] = (0, 0)) -> bytes:
@@ -19,8 +21,8 @@ def _pad(data: bytes) -> bytes:
     return data + b"\0" * (-len(data) % 4)
 
 
-def archive(files: Mapping[str, tuple[int, bytes]]) -> bytes:
-    """``files`` maps a path without a leading slash to (permission bits, content); its directories are made.
+def archive(files: Mapping[str, File]) -> bytes:
+    """``files`` maps a path without a leading slash to what is there; its directories are made.
 
     With :data:`LINK` for its bits the content is where a symbolic link leads.
 

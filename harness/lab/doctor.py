@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from harness import paths
 from harness.errors import HarnessError
 from harness.hosts.doctor import FAIL, OK, WARN, Check
-from harness.lab import accel, build, checkpoint, qemu, recipe, records
+from harness.lab import accel, build, checkpoint, qemu, recipe, records, tools
 from harness.lab.factory import LabWish, machine
 
 _SPACE = 3072
@@ -51,7 +51,7 @@ def examine(wish: LabWish) -> Iterator[Check]:
 
 
 def _parts(wish: LabWish) -> Check:
-    missing = build.missing_packages()
+    missing = tools.missing_packages()
     if missing:
         return Check("build tools", WARN, f"missing: {', '.join(missing)}", "fxh setup; or fxh lab import what was built elsewhere")
     return Check("build tools", OK, "all there")

@@ -29,8 +29,10 @@ def prune(days: float) -> tuple[Removed, ...]:
     """Remove what was last used more than ``days`` ago and no running lab stands on."""
     before = time.time() - days * _DAY
     removed = []
-    labs = paths.store() / "labs"
-    for directory in sorted(p for p in labs.iterdir() if p.is_dir()) if labs.is_dir() else ():
+    for directory in _directories("control"):
+        if _age(directory) < before:
+            removed.append(_remove(directory))
+    for directory in _directories("labs"):
         if ".making-" in directory.name:
             if _age(directory) < time.time() - _DAY:
                 removed.append(_remove(directory))
@@ -71,6 +73,11 @@ def bound(most: int = _MOST) -> tuple[Removed, ...]:
         removed.append(Removed(path, sizes[path]))
         taken -= sizes[path]
     return tuple(removed)
+
+
+def _directories(place: str) -> list[Path]:
+    top = paths.store() / place
+    return sorted(path for path in top.iterdir() if path.is_dir()) if top.is_dir() else []
 
 
 def _age(path: Path) -> float:

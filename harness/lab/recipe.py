@@ -10,10 +10,11 @@ from pathlib import Path
 from harness import paths
 from harness.digest import file_sha256
 from harness.errors import UsageError
+from harness.lab.kernel import KernelRecipe
 
 DEFAULT_XEN = "4.20"
 # Raise when the builder makes something else from the same recipe.
-_BUILDER = 5
+_BUILDER = 6
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,7 @@ class Recipe:
     packages: tuple[str, ...]
     modules: tuple[str, ...]
     initrd_modules: tuple[str, ...]
-    control_modules: tuple[str, ...]
+    control_kernel: KernelRecipe
     control_programs: tuple[str, ...]
     trim: tuple[str, ...]
     files: tuple[tuple[str, bytes], ...]
@@ -38,7 +39,7 @@ class Recipe:
         digest = hashlib.sha256(f"builder {_BUILDER}\n".encode())
         for part in (self.suite, *self.packages, "|", *self.modules, "|", *self.initrd_modules, "|"):
             digest.update(part.encode() + b"\n")
-        for part in (*self.control_modules, "|", *self.control_programs, "|", *self.trim):
+        for part in (self.control_kernel.key, "|", *self.control_programs, "|", *self.trim):
             digest.update(part.encode() + b"\n")
         for name, data in self.files:
             digest.update(name.encode() + b"\0" + hashlib.sha256(data).digest())
@@ -73,7 +74,8 @@ def load(xen: str = DEFAULT_XEN, hypervisor: Path | None = None, dom0_kernel: Pa
             raise UsageError(f"{what} {path}: no such file", mend="give the path of the file you built")
     own = tomllib.loads((directory / f"{xen}.toml").read_text())
     common = tomllib.loads((directory / "common.toml").read_text())
-    control = (path for path in (directory.parent / "control").rglob("*") if path.is_file())
+    config = directory.parent / "control" / "kernel.config"
+    control = (path for path in (directory.parent / "control").rglob("*") if path.is_file() and path != config)
     parts = [*(path for path in directory.iterdir() if path.suffix != ".toml"), *control]
     return Recipe(
         xen=own["xen"],
@@ -81,7 +83,7 @@ def load(xen: str = DEFAULT_XEN, hypervisor: Path | None = None, dom0_kernel: Pa
         packages=tuple(own["packages"]),
         modules=tuple(common["modules"]),
         initrd_modules=tuple(common["initrd_modules"]),
-        control_modules=tuple(common["control_modules"]),
+        control_kernel=KernelRecipe(config=config.read_bytes(), **common["control_kernel"]),
         control_programs=tuple(common["control_programs"]),
         trim=tuple(common["trim"]),
         files=tuple((str(path.relative_to(directory.parent)), path.read_bytes()) for path in sorted(parts)),

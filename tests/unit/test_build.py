@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from harness.errors import BuildError
-from harness.lab import build, recipe
+from harness.lab import build, kernel, recipe, tools
 from harness.lab.store import LabImage
 
 Usage = namedtuple("Usage", "total used free")
@@ -27,7 +27,7 @@ def leftovers(store: Path) -> list[str]:
 
 
 def test_full_disk(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(build, "missing_packages", list)
+    monkeypatch.setattr(tools, "missing_packages", list)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(1 << 40, 1 << 40, 300 << 20))
     with pytest.raises(BuildError, match="300 MiB free") as caught:
         build.build(recipe.load())
@@ -44,12 +44,13 @@ def test_missing_tools_are_named_in_one_command(store: Path, monkeypatch: pytest
 
 
 def test_a_failing_tool_is_shown_by_its_last_lines(store: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    tools = tmp_path / "bin"
-    tools.mkdir()
-    for name in build.TOOLS:
-        (tools / name).write_text("#!/bin/sh\necho no space left on device >&2\nexit 3\n")
-        (tools / name).chmod(0o755)
-    monkeypatch.setenv("PATH", f"{tools}:/usr/bin:/bin")
+    failing = tmp_path / "bin"
+    failing.mkdir()
+    for name in tools.TOOLS:
+        (failing / name).write_text("#!/bin/sh\necho no space left on device >&2\nexit 3\n")
+        (failing / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{failing}:/usr/bin:/bin")
+    monkeypatch.setattr(kernel, "obtain", lambda wanted: None)
     with pytest.raises(BuildError, match="ended with 3") as caught:
         build.build(recipe.load())
     assert "no space left on device" in caught.value.message

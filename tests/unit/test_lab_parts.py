@@ -232,10 +232,13 @@ def test_prune_takes_what_is_unused_and_leaves_the_rest(store: Path) -> None:
         (labs / name / "xen").write_bytes(b"x" * 8192)
         meta = {"spec": {}, "keys": {}, "parent": "", "note": "", "qemu": "", "sizes": {}}
         (labs / name / "checkpoints" / "warm-a@1" / "meta.json").write_text(json.dumps(meta))
-    for old in ("xen-old", "xen-half.making-x", "xen-new/checkpoints/warm-a@1"):
+    for kernel in ("linux-old", "linux-new"):
+        (store / "control" / kernel).mkdir(parents=True)
+    for old in ("xen-old", "xen-half.making-x", "xen-new/checkpoints/warm-a@1", "../control/linux-old"):
         os.utime(labs / old, (long_ago, long_ago))
     removed = prune.prune(14)
-    assert {gone.path.name for gone in removed} == {"xen-old", "xen-half.making-x", "warm-a@1"}
+    assert {gone.path.name for gone in removed} == {"linux-old", "xen-old", "xen-half.making-x", "warm-a@1"}
+    assert [p.name for p in (store / "control").iterdir()] == ["linux-new"]
     assert sorted(p.name for p in labs.iterdir()) == ["xen-new"]
     assert sum(gone.size for gone in removed) >= 16384
     assert prune.prune(14) == ()

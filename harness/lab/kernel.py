@@ -1,0 +1,122 @@
+"""The control guest's kernel: built from Debian's source of Linux, once for all labs of a store.
+
+Debian's own kernel serves any machine, and its boot is most of what a control guest's boot under emulation takes
+(docs/lab.md). This one has what images/control/kernel.config names.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import shlex
+from dataclasses import dataclass
+from pathlib import Path
+
+from filelock import FileLock
+
+from harness import paths
+from harness.errors import BuildError
+from harness.lab import tools
+from harness.lab.store import used
+
+log = logging.getLogger("fxh.lab.kernel")
+
+# The source unpacked takes 1.6 GiB, its objects 0.3.
+_ROOM_MIB = 3072
+# Raise when the builder makes something else from the same recipe.
+_BUILDER = 1
+# What a kernel says of its build: nothing of this machine gets into a console.
+_SIGNED = {"KBUILD_BUILD_USER": "fxh", "KBUILD_BUILD_HOST": "lab", "KBUILD_BUILD_VERSION": "1"}
+
+
+@dataclass(frozen=True)
+class KernelRecipe:
+    """``package`` of Debian ``suite`` holds /usr/src/<package>.tar.xz; ``config`` are the lines that shall hold in .config."""
+
+    suite: str
+    package: str
+    config: bytes
+
+    @property
+    def key(self) -> str:
+        """Names its build in the store."""
+        digest = hashlib.sha256(f"builder {_BUILDER}\n{self.suite}\n{self.package}\n".encode() + self.config)
+        return f"{self.package}-{digest.hexdigest()[:12]}"
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """In ``directory``: the kernel as Debian would install it, and as an ELF file that nobody has to unpack."""
+
+    directory: Path
+
+    @property
+    def bzimage(self) -> Path:
+        return self.directory / "vmlinuz"
+
+    @property
+    def elf(self) -> Path:
+        return self.directory / "vmlinux"
+
+
+def obtain(recipe: KernelRecipe) -> Kernel:
+    """From the store, or built now (one builder at a time; the others wait and find it there).
+
+    Raises BuildError with the failing tool's last lines, or naming the options that the source did not grant.
+    """
+    target = paths.store() / "control" / recipe.key
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{target}.lock"):
+        if not target.is_dir():
+            tools.require()
+            with tools.scratch(target, _ROOM_MIB) as work:
+                _make(recipe, work)
+                (work / "whole").rename(target)
+    used(target)
+    return Kernel(target)
+
+
+def _make(recipe: KernelRecipe, work: Path) -> None:
+    log.info("building the control guest's kernel from Debian's %s: once, some ten minutes of one CPU", recipe.package)
+    packed = work / "source.tar.xz"
+    fetch = f"download /usr/src/{recipe.package}.tar.xz {shlex.quote(str(packed))}"
+    tools.run(
+        [
+            # Nothing is installed: the package is unpacked, the one file taken, and all of it forgotten.
+            "mmdebstrap", "--mode=auto", "--format=null", "--variant=extract", "--architectures=amd64",
+            f"--include={recipe.package}", f"--extract-hook={fetch}", recipe.suite,
+        ],
+        work,
+    )  # fmt: skip
+    source, asked = work / "source", work / "asked.config"
+    source.mkdir()
+    tools.run(["tar", "-C", str(source), "--strip-components=1", "-xf", str(packed)], work)
+    asked.write_bytes(recipe.config)
+    tools.run(["make", "-s", "allnoconfig"], work, cwd=source, env={"KCONFIG_ALLCONFIG": str(asked)})
+    lacking = refused(recipe.config.decode(), (source / ".config").read_text())
+    if lacking:
+        raise BuildError(
+            f"the source of {recipe.package} does not grant {', '.join(lacking)}",
+            mend="images/control/kernel.config: name what they depend on, too, or leave them out",
+        )
+    jobs = len(os.sched_getaffinity(0))
+    tools.run(["make", "-s", f"-j{jobs}", "bzImage"], work, cwd=source, env=_SIGNED)
+    whole = work / "whole"
+    whole.mkdir()
+    (source / "arch/x86/boot/bzImage").rename(whole / "vmlinuz")
+    # What the bzImage holds packed: vmlinux without its symbols.
+    (source / "arch/x86/boot/compressed/vmlinux.bin").rename(whole / "vmlinux")
+    (source / ".config").rename(whole / "config")
+
+
+def refused(asked: str, granted: str) -> list[str]:
+    """The lines of ``asked`` that do not hold in ``granted``, a .config: an option whose dependencies are off goes in silence."""
+    lines = set(granted.splitlines())
+    names = {line.partition("=")[0] for line in lines}
+    found = []
+    for line in filter(None, asked.splitlines()):
+        off = line.startswith("# CONFIG_") and line.endswith(" is not set")
+        if line.split()[1] in names if off else not line.startswith("#") and line not in lines:
+            found.append(line)
+    return found

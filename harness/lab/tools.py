@@ -1,0 +1,85 @@
+"""What building a lab's parts needs of this machine: programs, headers, room; and how a program is run for it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from harness.errors import BuildError
+
+# Debian packages that bring the tools; a name differs from its package now and then.
+TOOLS = {
+    "mmdebstrap": "mmdebstrap", "mke2fs": "e2fsprogs", "resize2fs": "e2fsprogs", "qemu-img": "qemu-utils", "cc": "gcc",
+    "xz": "xz-utils", "make": "make", "flex": "flex", "bison": "bison", "bc": "bc", "perl": "perl-base",
+}  # fmt: skip
+HEADERS = {"gelf.h": "libelf-dev", "stdlib.h": "libc6-dev"}
+
+_INCLUDES = Path("/usr/include"), *Path("/usr/include").glob("*-linux-gnu"), Path("/usr/local/include")
+# What a make around us, or a user who builds kernels, has set for makes and compilers of their own.
+_NOT_OURS = ("MAKE", "MFLAGS", "GNUMAKE", "KBUILD", "KCONFIG", "ARCH", "CROSS_COMPILE", "LLVM", "LOCALVERSION", "CFLAGS")
+
+
+def _path() -> str:
+    """Debian has e2fsprogs where no user looks."""
+    return os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin", "/sbin"])
+
+
+def missing_packages() -> list[str]:
+    """Debian packages that bring what a build needs and this machine lacks."""
+    programs = {package for tool, package in TOOLS.items() if not shutil.which(tool, path=_path())}
+    headers = {package for header, package in HEADERS.items() if not any((d / header).is_file() for d in _INCLUDES)}
+    return sorted(programs | headers)
+
+
+def require() -> None:
+    """Raises BuildError that names every package this machine lacks."""
+    missing = missing_packages()
+    if missing:
+        raise BuildError(
+            f"a lab build needs Debian packages this machine lacks: {' '.join(missing)}",
+            mend=f"apt-get install --no-install-recommends {' '.join(missing)}",
+        )
+
+
+@contextmanager
+def scratch(target: Path, room: int) -> Iterator[Path]:
+    """A directory beside ``target`` to build it in: rename it there when it is whole, what is left goes.
+
+    Raises BuildError where there are fewer than ``room`` MiB.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(target.parent).free >> 20
+    if free < room:
+        raise BuildError(
+            f"{free} MiB free at {target.parent}, building {target.name} needs {room}",
+            mend="free some space, or point FXH_STORE at a larger disk",
+        )
+    work = Path(tempfile.mkdtemp(prefix=f"{target.name}.making-", dir=target.parent))
+    work.chmod(0o755)
+    try:
+        yield work
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def run(argv: Sequence[str], work: Path, *, cwd: Path | None = None, env: Mapping[str, str] | None = None) -> None:
+    """Run to the end, with what it says in ``work``/build.log. Raises BuildError with its last lines."""
+    own = {name: value for name, value in os.environ.items() if not name.startswith(_NOT_OURS)}
+    own["PATH"] = _path()
+    with (work / "build.log").open("ab") as file:
+        file.write(f"$ {argv[0]} ...\n".encode())
+        file.flush()
+        status = subprocess.run(
+            argv, stdin=subprocess.DEVNULL, stdout=file, stderr=file, cwd=cwd, env={**own, **(env or {})}
+        ).returncode
+    if status:
+        text = (work / "build.log").read_text(errors="replace")
+        kept = work.parent / "last-failed-build.log"
+        kept.write_text(text)
+        tail = "\n".join(text.splitlines()[-15:])
+        raise BuildError(f"{argv[0]} ended with {status}:\n{tail}", mend=f"the whole log is {kept}")
