@@ -52,7 +52,7 @@ class Memory:
             there = wanted is None or abs(last.current - wanted) <= SLACK
             if there and stands and (wanted is not None or time.monotonic() - since > _STILL):
                 break
-            time.sleep(0.3)
+            time.sleep(0.05)  # a look takes long enough by itself
             now = self.sample()
             stands = now.current == last.current
             if not stands:

@@ -13,6 +13,7 @@ from harness.errors import HarnessError
 from harness.hosts.host import XenHost
 from harness.lab.host import LabHost
 from harness.plugin.rig import CaseContext
+from harness.xen.events import RINGS
 
 log = logging.getLogger("fxh.evidence")
 
@@ -29,6 +30,7 @@ def gather(context: CaseContext) -> None:
         "xl-list.txt": ["xl", "list", "-v"],
         "xenstore.txt": ["xenstore-ls", "-f"],
         "dom0-dmesg.log": ["dmesg"],
+        "netback.txt": ["sh", "-c", RINGS],
     }
     for guest in context.guests:
         sources[f"xl-{guest.name}.log"] = ["cat", f"/var/log/xen/xl-{guest.name}.log"]
