@@ -73,7 +73,7 @@ def guest() -> None:
     with tempfile.TemporaryDirectory() as scratch, factory.make(LabWish()) as lab:
         lab.up()
         host = LabHost(lab)
-        what = source.control(lab.image.directory / "control")
+        what = source.control(factory.control(LabWish()))
         for kind in ("pv", "pvh"):
             begun = time.monotonic()
             first = Guest(host, what.profile, configure(host, what, Shape(kind), f"fxh-bench-{kind}"), Path(scratch)).boot()

@@ -89,7 +89,7 @@ def boot(
     elif kernel is not None and disk is not None:
         what = source.freebsd(kernel, disk, root=root)
     else:
-        what = source.control(factory.image(factory.LabWish(xen or recipe.DEFAULT_XEN)).directory / "control")
+        what = source.control(factory.control(factory.LabWish(xen or recipe.DEFAULT_XEN)))
     shape = Shape(
         "pvshim" if pvshim else guest_type or what.profile.types[0], guest_memory, vcpus=vcpus, variables=tuple(variables), on_poweroff="destroy",
         on_reboot="restart",

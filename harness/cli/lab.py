@@ -224,8 +224,9 @@ def export(
     """Write a built lab to a file, for a machine that has QEMU but no Debian tools."""
     from harness.lab import archive, factory
 
-    image = factory.image(_wish(xen, hypervisor, dom0_kernel))
-    size = archive.export(image, file)
+    wish = _wish(xen, hypervisor, dom0_kernel)
+    factory.control(wish)
+    size = archive.export(factory.image(wish), file)
     print(f"{file}: {size >> 20} MiB; there: fxh lab import {file.name}")
 
 

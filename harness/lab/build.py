@@ -19,7 +19,7 @@ from filelock import FileLock
 
 from harness import paths, stamp
 from harness.errors import UsageError
-from harness.lab import cpio, kernel, tools
+from harness.lab import cpio, tools
 from harness.lab.recipe import Recipe
 from harness.lab.store import LabImage, used
 
@@ -75,7 +75,6 @@ def _whole(target: Path) -> bool:
 
 def _make(recipe: Recipe, work: Path) -> None:
     started = time.monotonic()
-    guest = kernel.obtain(recipe.control_kernel)
     files = dict(recipe.files)
     parts = work / "parts"
     parts.mkdir()
@@ -112,8 +111,6 @@ def _make(recipe: Recipe, work: Path) -> None:
     (work / "initrd").write_bytes(gzip.compress(initrd, 6, mtime=0))
     control = work / "control"
     control.mkdir()
-    shutil.copy(guest.bzimage, control / "vmlinuz")
-    shutil.copy(guest.elf, control / "vmlinux")
     applets = (out / "applets").read_text().split()
     links = {"sbin": (cpio.LINK, b"bin"), **{f"bin/{name}": (cpio.LINK, b"busybox") for name in applets if name != "busybox"}}
     own = {name.removeprefix("control/"): (0o755, data) for name, data in recipe.files if name.startswith("control/")}

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from harness.errors import UsageError
-from harness.lab import accel, build, qemu, recipe
+from harness.lab import accel, build, kernel, qemu, recipe
 from harness.lab.lab import Lab
 from harness.lab.qemu import MachineSpec, Qemu
 from harness.lab.store import LabImage
@@ -35,6 +35,16 @@ def find_qemu(wish: LabWish) -> Qemu:
 def image(wish: LabWish) -> LabImage:
     """The built image for ``wish``, from the store or built now. Raises BuildError, UsageError."""
     return build.build(recipe.load(wish.xen, wish.hypervisor, wish.dom0_kernel))
+
+
+def control(wish: LabWish) -> Path:
+    """The directory with the control guest of ``wish``'s labs. Its kernel is built now where the store has none.
+
+    Who tests nothing but FreeBSD never waits for it. Raises BuildError, UsageError.
+    """
+    directory = image(wish).directory / "control"
+    kernel.lay(recipe.load(wish.xen).control_kernel, directory)
+    return directory
 
 
 def machine(wish: LabWish, chosen: accel.Accel) -> MachineSpec:

@@ -10,6 +10,8 @@ import hashlib
 import logging
 import os
 import shlex
+import shutil
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -45,23 +47,24 @@ class KernelRecipe:
         return f"{self.package}-{digest.hexdigest()[:12]}"
 
 
-@dataclass(frozen=True)
-class Kernel:
-    """In ``directory``: the kernel as Debian would install it, and as an ELF file that nobody has to unpack."""
-
-    directory: Path
-
-    @property
-    def bzimage(self) -> Path:
-        return self.directory / "vmlinuz"
-
-    @property
-    def elf(self) -> Path:
-        return self.directory / "vmlinux"
+# The kernel as Debian would install it, and as an ELF file that nobody has to unpack.
+FILES = ("vmlinuz", "vmlinux")
 
 
-def obtain(recipe: KernelRecipe) -> Kernel:
-    """From the store, or built now (one builder at a time; the others wait and find it there).
+def lay(recipe: KernelRecipe, directory: Path) -> None:
+    """Put :data:`FILES` into ``directory``, where they are not there yet. Raises what :func:`obtain` does."""
+    if all((directory / name).exists() for name in FILES):
+        return
+    made = obtain(recipe)
+    for name in FILES:
+        # Others may look for it meanwhile, or do the same.
+        with tempfile.TemporaryDirectory(dir=directory) as scratch:
+            shutil.copy(made / name, scratch)
+            (Path(scratch) / name).replace(directory / name)
+
+
+def obtain(recipe: KernelRecipe) -> Path:
+    """The directory of :data:`FILES` in the store; built now where it is not there (by one; the others wait and find it).
 
     Raises BuildError with the failing tool's last lines, or naming the options that the source did not grant.
     """
@@ -74,7 +77,7 @@ def obtain(recipe: KernelRecipe) -> Kernel:
                 _make(recipe, work)
                 (work / "whole").rename(target)
     used(target)
-    return Kernel(target)
+    return target
 
 
 def _make(recipe: KernelRecipe, work: Path) -> None:

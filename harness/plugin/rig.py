@@ -103,7 +103,7 @@ class Rig:
         xen = cell.xen or self.options.xens[0]
         if xen not in self._controls:
             # Once in a run: a recipe that is edited meanwhile is the next run's.
-            directory = self.options.control or factory.image(self.options.wish(xen)).directory / "control"
+            directory = self.options.control or factory.control(self.options.wish(xen))
             self._controls[xen] = sources.control(directory)
         return self._controls[xen]
 

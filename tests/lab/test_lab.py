@@ -93,7 +93,7 @@ def test_flags_are_right_behind_cmpxchg16b_or_there_is_none(lab: Lab, tmp_path: 
 
 def test_checkpoint_with_a_running_guest(host: LabHost, tmp_path: Path) -> None:
     """Everything is alive again after a restore: hypervisor, dom0, guest, its console and its network."""
-    what = source.control(host.lab.image.directory / "control")
+    what = source.control(factory.control(LabWish()))
     guest = Guest(host, what.profile, configure(host, what, Shape("pv"), "fxh-kept"), tmp_path).boot()
     guest.sh("echo kept > /tmp/mark; ip addr add 10.0.2.77/24 dev eth0")
     guest.detach()
@@ -255,7 +255,7 @@ def _dead(lab: Lab) -> None:
 
 def test_no_memory_left_for_a_guest(host: LabHost) -> None:
     host.prepare()
-    kernel = host.files(host.lab.image.directory / "control" / "vmlinuz")[0]
+    kernel = host.files(factory.control(LabWish()) / "vmlinuz")[0]
     with pytest.raises(InfrastructureError, match="has not 9000 MiB left"):
         host.toolstack.create(DomainConfig("fxh-big", "pv", 9000, kernel=kernel))
     assert host.toolstack.find("fxh-big") is None

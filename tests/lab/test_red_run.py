@@ -29,7 +29,7 @@ def fxh(*words: str, cwd: Path | None = None) -> tuple[int, str]:
 @pytest.fixture(scope="module")
 def guests(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     """Three control guests, oldest first; from the second on init panics before it shows its login."""
-    built = factory.image(LabWish()).directory / "control"
+    built = factory.control(LabWish())
     init = (paths.project() / "images" / "control" / "init").read_text()
     made = []
     for number in range(3):

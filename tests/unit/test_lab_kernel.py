@@ -23,6 +23,7 @@ RECIPE = KernelRecipe("trixie", "linux-source-6.12", ASKED.encode())
 def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("FXH_STORE", str(tmp_path))
     monkeypatch.setattr(tools, "missing_packages", list)
+    monkeypatch.setattr(kernel.log, "disabled", True)
     return tmp_path
 
 
@@ -86,6 +87,21 @@ def test_full_disk(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_what_is_in_the_store_needs_no_tool(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (store / "control" / RECIPE.key).mkdir(parents=True)
+    made, lab = store / "control" / RECIPE.key, store / "lab"
+    for directory in (made, lab):
+        directory.mkdir(parents=True)
+    for name in kernel.FILES:
+        (made / name).write_text(name)
     monkeypatch.setattr(tools, "missing_packages", lambda: ["everything"])
-    assert kernel.obtain(RECIPE).bzimage == store / "control" / RECIPE.key / "vmlinuz"
+    kernel.lay(RECIPE, lab)
+    assert [(lab / name).read_text() for name in kernel.FILES] == list(kernel.FILES)
+    assert sorted(path.name for path in lab.iterdir()) == sorted(kernel.FILES)
+    shutil.rmtree(made)
+    kernel.lay(RECIPE, lab)
+
+
+def test_a_lab_from_elsewhere_has_its_kernel(store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernel, "obtain", lambda recipe: pytest.fail("it is built anew"))
+    for name in kernel.FILES:
+        (tmp_path / name).touch()
+    kernel.lay(RECIPE, tmp_path)

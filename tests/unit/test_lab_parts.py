@@ -232,12 +232,18 @@ def test_prune_takes_what_is_unused_and_leaves_the_rest(store: Path) -> None:
         (labs / name / "xen").write_bytes(b"x" * 8192)
         meta = {"spec": {}, "keys": {}, "parent": "", "note": "", "qemu": "", "sizes": {}}
         (labs / name / "checkpoints" / "warm-a@1" / "meta.json").write_text(json.dumps(meta))
-    for kernel in ("linux-old", "linux-new"):
+    for kernel in ("linux-old", "linux-new", "linux-half.making-x"):
         (store / "control" / kernel).mkdir(parents=True)
-    for old in ("xen-old", "xen-half.making-x", "xen-new/checkpoints/warm-a@1", "../control/linux-old"):
+    for old in (
+        "xen-old",
+        "xen-half.making-x",
+        "xen-new/checkpoints/warm-a@1",
+        "../control/linux-old",
+        "../control/linux-half.making-x",
+    ):
         os.utime(labs / old, (long_ago, long_ago))
     removed = prune.prune(14)
-    assert {gone.path.name for gone in removed} == {"linux-old", "xen-old", "xen-half.making-x", "warm-a@1"}
+    assert {gone.path.name for gone in removed} == {"linux-old", "linux-half.making-x", "xen-old", "xen-half.making-x", "warm-a@1"}
     assert [p.name for p in (store / "control").iterdir()] == ["linux-new"]
     assert sorted(p.name for p in labs.iterdir()) == ["xen-new"]
     assert sum(gone.size for gone in removed) >= 16384
