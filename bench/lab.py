@@ -1,7 +1,8 @@
 """How fast a lab is: whole processes, medians, beside the bounds that were promised. Run by hand: python bench/lab.py
 
 --build   also build a lab from scratch (in a store of its own; a minute or two)
---guest   also the restore of a checkpoint with a booted guest
+--guest   also the restore of a checkpoint with a booted guest: the control guest
+--image NAME   the same with a FreeBSD of the store (fxh image list)
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ from harness.guests import source
 from harness.guests.configure import configure
 from harness.guests.guest import Guest
 from harness.guests.shape import Shape
+from harness.guests.source import GuestSource
+from harness.images import image as images
 from harness.lab import checkpoint, factory
 from harness.lab.factory import LabWish
 from harness.lab.host import LabHost
@@ -68,15 +71,15 @@ def size() -> None:
     )
 
 
-def guest() -> None:
+def guest(what: GuestSource, kinds: tuple[str, ...]) -> None:
     """A restored guest answers a shell command; beside it, in the same run, a fresh boot of the same guest."""
     with tempfile.TemporaryDirectory() as scratch, factory.make(LabWish()) as lab:
         lab.up()
         host = LabHost(lab)
-        what = source.control(factory.control(LabWish()))
-        for kind in ("pv", "pvh"):
+        for kind in kinds:
             begun = time.monotonic()
-            first = Guest(host, what.profile, configure(host, what, Shape(kind), f"fxh-bench-{kind}"), Path(scratch)).boot()
+            config = configure(host, what, Shape(kind), f"fxh-bench-{kind}")
+            first = Guest(host, what.profile, config, Path(scratch), scale=4).boot()
             first.sh("echo 1")
             fresh = time.monotonic() - begun
             first.detach()
@@ -89,7 +92,7 @@ def guest() -> None:
                 again.sh("echo 1")
                 runs.append(time.monotonic() - begun)
                 again.detach()
-            line(f"restore with a booted {kind} guest to its answer", runs, "2 s")
+            line(f"restore with a booted {what.label} {kind} to its answer", runs, "2 s")
             print(f"    a fresh boot of it took {fresh:.1f} s: {fresh / statistics.median(runs):.1f} times as long")
             checkpoint.remove(made.directory)
             host.rest()
@@ -105,13 +108,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--build", action="store_true")
     parser.add_argument("--guest", action="store_true")
+    parser.add_argument("--image")
     chosen = parser.parse_args()
     factory.image(LabWish())
     up(8)
     cold()
     size()
     if chosen.guest:
-        guest()
+        guest(source.control(factory.control(LabWish())), ("pv", "pvh"))
+    if chosen.image:
+        guest(source.from_image(images.find(chosen.image)), ("pvh",))
     if chosen.build:
         build()
 

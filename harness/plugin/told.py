@@ -21,7 +21,8 @@ class _Told(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         capture = self._config.pluginmanager.getplugin("capturemanager")
         with capture.global_and_fixture_disabled() if capture else nullcontext():
-            print(record.getMessage(), file=sys.stderr, flush=True)
+            # Over the line that says what runs (progress.py).
+            print(("\r\x1b[K" if sys.stderr.isatty() else "") + record.getMessage(), file=sys.stderr, flush=True)
 
 
 def install(config: pytest.Config) -> None:
