@@ -29,10 +29,11 @@ def pytest_configure(config: pytest.Config) -> None:
         "markers", "formerly(key, ...): keys (as `fxh history` shows them) that this case had before it was renamed"
     )
     if not config.getoption("help"):
-        from harness.plugin import session, told
+        from harness.plugin import carets, session, told
 
         session.check_options(config)
         told.install(config)
+        carets.off()
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

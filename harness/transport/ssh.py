@@ -23,9 +23,6 @@ from harness.transport.files import FileCopies
 log = logging.getLogger("fxh.transport")
 # Our errors say what went wrong; paramiko's thread would print a traceback beside each.
 logging.getLogger("paramiko").setLevel(logging.CRITICAL)
-# It formats them all the same, for which Python makes a syntax tree; and before 3.11.8 (and 3.12.2) two threads that make one at the
-# same time fail with SystemError (cpython gh-106905): a connection that broke while pytest showed a failure ended the run.
-paramiko.util.tb_strings = list
 
 _DEFAULT = 120.0
 # Quick under emulation, where the far end computes without hardware help.

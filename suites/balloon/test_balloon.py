@@ -166,8 +166,16 @@ def test_content_survives(guest: Guest, first: Sample) -> None:
 
 @pytest.mark.needs(os="freebsd")
 def test_memory_hog(guest: Guest, first: Sample, case: CaseContext) -> None:
-    """E8: shrinking when a process has the memory: no panic; once the process is gone, the target is reached."""
+    """E8: shrinking when a process has the memory: no panic; once the process is gone, the target is reached. And once more."""
     memory = Memory(guest)
+    # Who gets the last pages is a race: a kernel that waits for ever was seen to get away with it, once in some 30 times.
+    hogged(guest, memory, first, case)
+    memory.ask(guest.config.memory)
+    memory.settle(first.current, 120)
+    hogged(guest, memory, first, case)
+
+
+def hogged(guest: Guest, memory: Memory, first: Sample, case: CaseContext) -> None:
     whole = guest.config.memory
     guest.sh(f"({admin.of(guest.profile).hog(whole * 6 // 10)}) > /tmp/hog.out 2>&1 &")
 
