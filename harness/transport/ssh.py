@@ -213,14 +213,21 @@ class SshTransport(FileCopies):
             self._over.close()
 
     def _channel(self, line: str, deadline: Deadline, pty: bool = False) -> paramiko.Channel:
-        try:
-            channel = self._transport.open_session(timeout=max(0.1, deadline.remaining))
-            if pty:
-                channel.get_pty("vt100", 200, 50)
-            channel.exec_command(line)
-            return channel
-        except (paramiko.SSHException, OSError, EOFError) as exc:
-            raise TransportError(f"ssh to {self.name} dropped before: {line} ({exc or type(exc).__name__})") from exc
+        tries = 3
+        while True:
+            tries -= 1
+            try:
+                channel = self._transport.open_session(timeout=max(0.1, deadline.remaining))
+                if pty:
+                    channel.get_pty("vt100", 200, 50)
+                channel.exec_command(line)
+                return channel
+            except (paramiko.SSHException, OSError, EOFError) as exc:
+                # A channel that the server closes before it has said whether it takes the command (RFC 4254 6.5) has begun none.
+                # Seen with dropbear 2022.83 where a command had just ended.
+                if tries and self._transport.is_active() and not deadline.expired:
+                    continue
+                raise TransportError(f"ssh to {self.name} dropped before: {line} ({exc or type(exc).__name__})") from exc
 
 
 class ChannelStream:

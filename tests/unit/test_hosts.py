@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 from pathlib import Path
+from unittest import mock
 
 import paramiko
 import pytest
@@ -79,6 +80,23 @@ def test_nobody_listens() -> None:
         port = server.getsockname()[1]
     with pytest.raises(TransportError, match="is the host up"):
         SshTransport("127.0.0.1", port, deadline=Deadline(5))
+
+
+@pytest.mark.parametrize(("closed", "alive", "works"), [(1, True, True), (2, True, True), (3, True, False), (1, False, False)])
+def test_a_channel_that_is_closed_before_its_command_began(closed: int, alive: bool, works: bool) -> None:
+    """It is opened again while the connection lives, and not for ever."""
+    transport, opened = mock.Mock(), mock.Mock()
+    transport.is_active.return_value = alive
+    transport.open_session.return_value = opened
+    opened.exec_command.side_effect = [paramiko.SSHException("Channel closed.")] * closed + [None] * 3
+    ssh = object.__new__(SshTransport)
+    ssh.name, ssh._transport = "xen1", transport
+    if works:
+        assert ssh._channel("true", Deadline(10)) is opened
+    else:
+        with pytest.raises(TransportError, match="ssh to xen1 dropped before: true"):
+            ssh._channel("true", Deadline(10))
+    assert opened.exec_command.call_count == (closed + 1 if works else min(closed, 3))
 
 
 HOSTS = {name: HostConfig(name, name=name, tags=tags) for name, tags in (("a", ("x",)), ("b", ("x", "y")), ("c", ()))}
