@@ -9,12 +9,11 @@ import sys
 
 import typer
 
+from harness import debian
 from harness.errors import InfrastructureError
 
 # Tool -> Debian package. What builds a lab is in harness.lab.tools, this is what runs one and makes the suites' file systems.
 RUNS = {"qemu-system-x86_64": "qemu-system-x86", "qemu-img": "qemu-utils", "makefs": "makefs"}
-
-_PATH = os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin"])
 
 
 def register(app: typer.Typer) -> None:
@@ -25,7 +24,7 @@ def setup() -> None:
     """Install the packages that a lab needs and this machine lacks (Debian, Ubuntu)."""
     from harness.lab.tools import missing_packages
 
-    missing = sorted({*missing_packages(), *(package for tool, package in RUNS.items() if not shutil.which(tool, path=_PATH))})
+    missing = sorted({*missing_packages(), *debian.lacking(RUNS)})
     if not missing:
         print("all packages are there")
         return

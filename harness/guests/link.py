@@ -24,8 +24,8 @@ from harness.xen import events, netpeer
 # Of what dom0 sends: any number will do.
 SEED = 7
 # Linux's netback calls its handler by hand (drivers/net/xen-netback/xenbus.c, xenvif_write_io_ring()).
-_KICK = """
-[ -d /sys/kernel/debug/xen-netback ] || mount -t debugfs none /sys/kernel/debug
+_KICK = f"""
+{events.NETBACK}
 for ring in /sys/kernel/debug/xen-netback/"$1"/io_ring_q*; do echo kick > "$ring"; done
 """
 # Where it is there already, it stays as it is.

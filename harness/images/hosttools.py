@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import re
-import shutil
 import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from harness import debian
 from harness.errors import BuildError
 
 # Debian's names. libncurses-dev: a host tool of lib/ncurses includes the host's ncurses_dll.h.
@@ -48,9 +48,7 @@ def compiler(major: int) -> Compiler:
     """The compiler for FreeBSD ``major``. Raises BuildError naming every package that this machine lacks."""
     if sys.platform.startswith("freebsd"):
         return Compiler(None, _version("cc"))
-    missing = [package for command, package in _COMMANDS.items() if not shutil.which(command)]
-    includes = [Path("/usr/include"), *Path("/usr/include").glob("*-linux-gnu"), Path("/usr/local/include")]
-    missing += [package for header, package in _HEADERS.items() if not any((d / header).is_file() for d in includes)]
+    missing = debian.lacking(_COMMANDS, _HEADERS)
     have = llvms()
     if not have:
         wanted = _LLVM_OF.get(major, max(_LLVM_OF.values()))

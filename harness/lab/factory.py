@@ -42,8 +42,9 @@ def control(wish: LabWish) -> Path:
 
     Who tests nothing but FreeBSD never waits for it. Raises BuildError, UsageError.
     """
-    directory = image(wish).directory / "control"
-    kernel.lay(recipe.load(wish.xen).control_kernel, directory)
+    wanted = recipe.load(wish.xen, wish.hypervisor, wish.dom0_kernel)
+    directory = build.build(wanted).directory / "control"
+    kernel.lay(wanted.control_kernel, directory)
     return directory
 
 

@@ -6,13 +6,11 @@ Debian's own kernel serves any machine, and its boot is most of what a control g
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import os
 import shlex
 import shutil
 import tempfile
-from dataclasses import dataclass
 from pathlib import Path
 
 from filelock import FileLock
@@ -20,33 +18,15 @@ from filelock import FileLock
 from harness import paths
 from harness.errors import BuildError
 from harness.lab import tools
+from harness.lab.recipe import KernelRecipe
 from harness.lab.store import used
 
 log = logging.getLogger("fxh.lab.kernel")
 
 # The source unpacked takes 1.6 GiB, its objects 0.3.
 _ROOM_MIB = 3072
-# Raise when the builder makes something else from the same recipe.
-_BUILDER = 1
 # What a kernel says of its build: nothing of this machine gets into a console.
 _SIGNED = {"KBUILD_BUILD_USER": "fxh", "KBUILD_BUILD_HOST": "lab", "KBUILD_BUILD_VERSION": "1"}
-
-
-@dataclass(frozen=True)
-class KernelRecipe:
-    """``package`` of Debian ``suite`` holds /usr/src/<package>.tar.xz; ``config`` are the lines that shall hold in .config."""
-
-    suite: str
-    package: str
-    config: bytes
-
-    @property
-    def key(self) -> str:
-        """Names its build in the store."""
-        digest = hashlib.sha256(f"builder {_BUILDER}\n{self.suite}\n{self.package}\n".encode() + self.config)
-        return f"{self.package}-{digest.hexdigest()[:12]}"
-
-
 # The kernel as Debian would install it, and as an ELF file that nobody has to unpack.
 FILES = ("vmlinuz", "vmlinux")
 

@@ -29,15 +29,11 @@ def prune(days: float) -> tuple[Removed, ...]:
     """Remove what was last used more than ``days`` ago and no running lab stands on."""
     before = time.time() - days * _DAY
     removed = []
+    # A kernel of the control guest is to this a lab without checkpoints.
     for directory in (*_directories("control"), *_directories("labs")):
-        if ".making-" in directory.name and _age(directory) < time.time() - _DAY:
-            removed.append(_remove(directory))
-    for directory in _directories("control"):
-        if ".making-" not in directory.name and _age(directory) < before:
-            removed.append(_remove(directory))
-            directory.with_name(f"{directory.name}.lock").unlink(missing_ok=True)
-    for directory in _directories("labs"):
         if ".making-" in directory.name:
+            if _age(directory) < time.time() - _DAY:
+                removed.append(_remove(directory))
             continue
         busy = {record.checkpoint for name in records.names() if (record := records.read(name)) and record.image_path == directory}
         if not busy and _age(directory) < before:

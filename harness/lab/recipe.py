@@ -10,11 +10,25 @@ from pathlib import Path
 from harness import paths
 from harness.digest import file_sha256
 from harness.errors import UsageError
-from harness.lab.kernel import KernelRecipe
 
 DEFAULT_XEN = "4.20"
-# Raise when the builder makes something else from the same recipe.
-_BUILDER = 6
+# Raise when a builder makes something else from the same recipe.
+_BUILDER, _KERNEL_BUILDER = 6, 1
+
+
+@dataclass(frozen=True)
+class KernelRecipe:
+    """``package`` of Debian ``suite`` holds /usr/src/<package>.tar.xz; ``config`` are the lines that shall hold in .config."""
+
+    suite: str
+    package: str
+    config: bytes
+
+    @property
+    def key(self) -> str:
+        """Names its build in the store."""
+        digest = hashlib.sha256(f"builder {_KERNEL_BUILDER}\n{self.suite}\n{self.package}\n".encode() + self.config)
+        return f"{self.package}-{digest.hexdigest()[:12]}"
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from harness import debian
 from harness.errors import BuildError
 
 # Debian packages that bring the tools; a name differs from its package now and then.
@@ -19,21 +20,13 @@ TOOLS = {
 }  # fmt: skip
 HEADERS = {"gelf.h": "libelf-dev", "stdlib.h": "libc6-dev"}
 
-_INCLUDES = Path("/usr/include"), *Path("/usr/include").glob("*-linux-gnu"), Path("/usr/local/include")
 # What a make around us, or a user who builds kernels, has set for makes and compilers of their own.
 _NOT_OURS = ("MAKE", "MFLAGS", "GNUMAKE", "KBUILD", "KCONFIG", "ARCH", "CROSS_COMPILE", "LLVM", "LOCALVERSION", "CFLAGS")
 
 
-def _path() -> str:
-    """Debian has e2fsprogs where no user looks."""
-    return os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin", "/sbin"])
-
-
 def missing_packages() -> list[str]:
     """Debian packages that bring what a build needs and this machine lacks."""
-    programs = {package for tool, package in TOOLS.items() if not shutil.which(tool, path=_path())}
-    headers = {package for header, package in HEADERS.items() if not any((d / header).is_file() for d in _INCLUDES)}
-    return sorted(programs | headers)
+    return sorted(debian.lacking(TOOLS, HEADERS))
 
 
 def require() -> None:
@@ -70,7 +63,7 @@ def scratch(target: Path, room: int) -> Iterator[Path]:
 def run(argv: Sequence[str], work: Path, *, cwd: Path | None = None, env: Mapping[str, str] | None = None) -> None:
     """Run to the end, with what it says in ``work``/build.log. Raises BuildError with its last lines."""
     own = {name: value for name, value in os.environ.items() if not name.startswith(_NOT_OURS)}
-    own["PATH"] = _path()
+    own["PATH"] = debian.path()
     with (work / "build.log").open("ab") as file:
         file.write(f"$ {argv[0]} ...\n".encode())
         file.flush()

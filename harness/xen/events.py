@@ -8,9 +8,11 @@ from dataclasses import dataclass
 
 from harness.transport import Transport
 
-# For a shell in dom0: how far Linux's netback is with each of its rings (drivers/net/xen-netback/xenbus.c, xenvif_read_io_ring()).
-RINGS = """
-[ -d /sys/kernel/debug/xen-netback ] || mount -t debugfs none /sys/kernel/debug
+# For a shell in dom0: the files of Linux's netback are there.
+NETBACK = "[ -d /sys/kernel/debug/xen-netback ] || mount -t debugfs none /sys/kernel/debug"
+# How far it is with each of its rings (drivers/net/xen-netback/xenbus.c, xenvif_read_io_ring()).
+RINGS = f"""
+{NETBACK}
 grep -H . /sys/kernel/debug/xen-netback/*/io_ring_q*
 """
 _SCRIPT = "xl debug-keys e; sleep 0.2; xl dmesg"
