@@ -90,6 +90,13 @@ class GuestCommandFailed(HarnessError):
         self.command, self.status, self.output = command, status, output
 
 
+class LoggedOut(HarnessError):
+    """Our shell at the guest's console ended by itself: the guest lives, and asks for a login."""
+
+    who = "the guest's developers"
+    exit_code = ExitCode.PRODUCT
+
+
 class DeadlineExpired(InfrastructureError):
     """Time ran out; the message says what was awaited and why it was not satisfied last."""
 

@@ -15,7 +15,7 @@ from pexpect.spawnbase import SpawnBase
 from harness.console.reader import ConsoleReader
 from harness.console.text import excerpt, plain
 from harness.deadline import Deadline
-from harness.errors import GuestCommandFailed, InfrastructureError, UsageError
+from harness.errors import GuestCommandFailed, InfrastructureError, LoggedOut, UsageError
 
 PROMPT = "fxh# "
 # Bytes that a console takes before it is read from: FreeBSD's tty has no longer line (MAX_INPUT; sys/kern/tty_inq.c), busybox's
@@ -51,6 +51,8 @@ _TORN = 6
 # What a terminal answers to "where is the cursor" (ESC [ 6 n): resizewin(1) of FreeBSD's login profile waits for it.
 _CURSOR_QUESTION, _CURSOR_ANSWER = b"\x1b[6n", b"\x1b[50;200R"
 
+# login:     control login:
+_LOGIN_PROMPT = re.compile(r"(?:\S+ )?login:")
 # root@fbsd:~ #     $     #     %      control#
 _ANY_PROMPT = rb"(?:^|[\r\n])[^\r\n]{0,80}[#$%>] ?(?:\x1b\[[0-9;]*[mKn])*$"
 
@@ -113,7 +115,9 @@ class Session:
     def login(self, user: str = "root", password: str = "", deadline: Deadline | None = None) -> Session:
         """From ``login:`` to a shell of ours. Raises GuestDied, InfrastructureError when the login fails."""
         deadline = deadline or Deadline(_LOGIN)
-        spawn = ReaderSpawn(self.reader, max(self.reader.boot_offset, self.reader.offset - 512))
+        # The last prompt: what was said before it was said to others.
+        since = max(self.reader.boot_offset, self.reader.offset - 512)
+        spawn = ReaderSpawn(self.reader, since + max(0, self.reader.since(since).rfind(b"login:")))
         refused = re.compile(rb"Login incorrect")
         asked = 0
         while True:
@@ -180,7 +184,13 @@ class Session:
             answer = rf"fxh-{nonce}\r*\n\r*{re.escape(PROMPT)}".encode()
             if self._expect(spawn, [answer], deadline, what, patience) is not None:
                 return
+            self._still_in(what)
             line = ""
+
+    def _still_in(self, what: str) -> None:
+        """Asked where no answer came. A shell can be killed: by a kernel that is short of memory, for one."""
+        if _LOGIN_PROMPT.fullmatch(_last_line(self.reader.tail())):
+            raise LoggedOut(f"{self.reader.name} asks for a login instead of {what}: the shell at its console has ended")
 
     def _expect(self, spawn: ReaderSpawn, patterns: list[Any], deadline: Deadline, what: str, patience: float) -> int | None:
         """Which of ``patterns`` came; None when the console was silent for ``patience`` seconds and the caller should nudge.
@@ -207,7 +217,8 @@ class Session:
         """Run a shell command line in the guest.
 
         The output is caught in a variable and printed twice or with its checksum, so that a kernel message in the middle of it
-        is noticed and the output printed again. Raises GuestCommandFailed (with ``check``), GuestDied, DeadlineExpired.
+        is noticed and the output printed again. Raises GuestCommandFailed (with ``check``), GuestDied, LoggedOut,
+        DeadlineExpired.
         """
         deadline = deadline or Deadline(_COMMAND)
         nonce = secrets.token_hex(4)
@@ -220,7 +231,7 @@ class Session:
             text: str | None = None
             for _ in range(_TORN):
                 self._type(spawn, f"fxshow {nonce} {_LONG_SERIAL_PORT if self.at_once <= SERIAL_PORT else _LONG_TTY}")
-                status, text = self._framed(spawn, nonce, deadline)
+                status, text = self._framed(spawn, nonce, deadline, command)
                 if text is not None:
                     break
             if text is None:
@@ -257,12 +268,12 @@ class Session:
         for line in text.split("\n"):
             spawn.sendline(line.encode())
 
-    def _framed(self, spawn: ReaderSpawn, nonce: str, deadline: Deadline) -> tuple[int, str | None]:
+    def _framed(self, spawn: ReaderSpawn, nonce: str, deadline: Deadline, command: str) -> tuple[int, str | None]:
         """Status and output, or None for an output that did not come whole."""
         end = f"fxh-end-{nonce}".encode()
         spawn.searchwindowsize = 256
         while self._expect(spawn, [end], deadline, f"the end of a command ({nonce})", _ASK_SHELL) is None:
-            pass
+            self._still_in(f"an answer to {command!r}")
         raw = spawn.before or b""
         status = 0
         # Undoes the tty's onlcr, once; of an i386 PV FreeBSD also the CR that its console driver puts behind each LF.

@@ -164,7 +164,7 @@ class Guest:
         return self._session
 
     def run(self, command: str, seconds: float = _COMMAND, *, check: bool = True) -> Output:
-        """Run a shell command line in the guest. Raises GuestCommandFailed (with ``check``), GuestDied.
+        """Run a shell command line in the guest. Raises GuestCommandFailed (with ``check``), GuestDied, LoggedOut.
 
         A guest that does not answer within ``seconds`` hangs: that is a death, too.
         """

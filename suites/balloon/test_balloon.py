@@ -7,7 +7,7 @@ import random
 import pytest
 
 from harness.deadline import Deadline, NotYet
-from harness.errors import CommandFailed, GuestDied
+from harness.errors import CommandFailed, GuestDied, HarnessError, LoggedOut
 from harness.guests import admin
 from harness.guests.guest import Guest
 from harness.guests.memory import Memory
@@ -193,19 +193,29 @@ def hogged(guest: Guest, memory: Memory, first: Sample, case: CaseContext) -> No
     asked = f"xl mem-set {whole * 4 // 10} while a process holds {whole * 6 // 10} MiB for a while"
     try:
         after, _ = memory.settle(wanted, 240)
-    except GuestDied as exc:
+    except (GuestDied, LoggedOut) as exc:
         killed = [line for line in guest.console.tail().splitlines() if "was killed:" in line]
         state = guest.state()
         has = [f"xl says that it is {state.state} and has {state.memory} MiB"] if state else []
         said = finding(
             asked=asked,
-            did=[exc.message, *killed, *has],
+            did=[exc.message, *killed, *has, *([again(guest)] if isinstance(exc, LoggedOut) else [])],
             good="kills the process at most, and goes on",
             source=f"{SOURCE[guest.profile.os]}: decrease_reservation() takes pages below v_free_min; sys/vm/vm_page.c, vm_wait_doms()",
         )
         pytest.fail(said, pytrace=False)
     judge(guest, asked, first, after, wanted)
     assert guest.sh("echo alive") == "alive"
+
+
+def again(guest: Guest) -> str:
+    """Whether a guest that has killed our shell, too, lets us in once more."""
+    try:
+        guest.login(Deadline(120 * guest.scale))
+        free = Memory(guest).sample().free // MIB
+    except HarnessError as exc:
+        return f"nobody gets in again: {exc.message}"
+    return f"a new login gets a shell, with {free} MiB free"
 
 
 def test_storm_of_targets(guest: Guest, first: Sample) -> None:

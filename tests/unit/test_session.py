@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import shutil
 import time
 from collections.abc import Iterator
@@ -14,7 +15,7 @@ from harness.console.reader import ConsoleReader
 from harness.console.session import SERIAL_PORT, TTY, Session
 from harness.console.stages import LINUX
 from harness.deadline import Deadline
-from harness.errors import DeadlineExpired, GuestCommandFailed, GuestDied, InfrastructureError, UsageError
+from harness.errors import DeadlineExpired, ExitCode, GuestCommandFailed, GuestDied, InfrastructureError, LoggedOut, UsageError
 from harness.transport import Stream
 from harness.transport.local import LocalTransport
 from harness.transport.replay import ReplayStream
@@ -100,6 +101,18 @@ def test_a_death_during_a_command_ends_it(session: Session) -> None:
     with pytest.raises(GuestDied, match="real"):
         session.run("sleep 60", Deadline(30))
     assert time.monotonic() - begun < 3
+
+
+def test_a_shell_that_was_killed_is_no_hang(session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A kernel short of memory kills login, too, and getty asks anew: said at once, and whoever logs in again is answered."""
+    monkeypatch.setattr(sessions, "_ASK_SHELL", 0.5)
+    session.start(f"exec bash -c {shlex.quote(LOGIN % 'sh')}")
+    begun = time.monotonic()
+    with pytest.raises(LoggedOut, match="asks for a login instead of an answer to 'echo alive'") as told:
+        session.run("echo alive", Deadline(30))
+    assert time.monotonic() - begun < 10
+    assert told.value.exit_code == ExitCode.PRODUCT
+    assert session.login("root", deadline=Deadline(20)).run("echo alive").text == "alive"
 
 
 def test_control_characters_are_refused(session: Session) -> None:
