@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import random
+import re
 
 import pytest
 
+from harness.console.text import plain
 from harness.deadline import Deadline, NotYet
 from harness.errors import CommandFailed, GuestDied, HarnessError, LoggedOut
 from harness.guests import admin
@@ -194,7 +196,7 @@ def hogged(guest: Guest, memory: Memory, first: Sample, case: CaseContext) -> No
     try:
         after, _ = memory.settle(wanted, 240)
     except (GuestDied, LoggedOut) as exc:
-        killed = [line for line in guest.console.tail().splitlines() if "was killed:" in line]
+        killed = re.findall(r"pid .* was killed: .*", plain(guest.console.tail()))
         state = guest.state()
         has = [f"xl says that it is {state.state} and has {state.memory} MiB"] if state else []
         said = finding(
