@@ -25,7 +25,8 @@ _WHOLE = 300.0
 # run's checkpoint there is no directory of this run yet.
 _DIRECTORY = 'mkdir -p -m 700 "${1%/*}" && '
 _CREATE_SCRIPT = 'umask 077 && cat > "$1" && xl create $2 "$1" && xl domid "$3"'
-_RESTRICTED = 'readable "$4" "$5" && '
+# Where XSA-443 was mended in a release that was out (4.15 to 4.17) xl knows no bootloader_restrict; libxl's environment says it.
+_RESTRICTED = 'readable "$4" "$5" && export LIBXL_BOOTLOADER_RESTRICT=1 && '
 
 
 # The last line that is there is shown first, or an empty one.

@@ -38,6 +38,10 @@ def test_dies(guest):
 def test_command_fails(guest):
     guest.sh("ls /nothing")
 
+def test_shell_killed(guest):
+    guest.session.start("kill -9 $$")
+    guest.sh("echo 1")
+
 def test_harness_bug(guest):
     None.nothing
 
@@ -98,6 +102,7 @@ def test_all_outcomes(suite: Path, tmp_path: Path) -> None:
         "test_fails": "failed",
         "test_dies": "failed",
         "test_command_fails": "failed",
+        "test_shell_killed": "failed",
         "test_harness_bug": "harness",
         "test_lab_killed": "infrastructure",
         "test_after": "passed",
@@ -110,6 +115,7 @@ def test_all_outcomes(suite: Path, tmp_path: Path) -> None:
     assert cases["test_dies"]["identity"].endswith(
         "linux-panic: Kernel panic - not syncing: sysrq triggered crash @ sysrq_handle_crash"
     )
+    assert "asks for a login instead of an answer to 'echo 1'" in cases["test_shell_killed"]["reason"]
     assert "loop loop0 /root/leak" in cases["test_leaks"]["reason"]
     assert "elsewhere: fxh run" in cases["test_freebsd_only"]["reason"]
     assert "needs a host with flux-compensator" in cases["test_no_such_host"]["reason"]
@@ -122,11 +128,11 @@ def test_all_outcomes(suite: Path, tmp_path: Path) -> None:
     assert "INFRASTRUCTURE" in out
     assert any("failed" in line for line in out.splitlines()[-4:])
     assert out.splitlines()[-2].startswith(
-        "4 cases that never passed; 2 of 6 judged cases passed; nothing was learned from 2 cases"
+        "5 cases that never passed; 2 of 7 judged cases passed; nothing was learned from 2 cases"
     )
 
     page = (latest / "index.html").read_text()
-    assert "2 of 6 judged cases passed" in page
+    assert "2 of 7 judged cases passed" in page
     assert "Kernel panic" in page
     junit = ET.parse(latest / "junit.xml").getroot()[0]
     # pytest writes a case twice that fails in its call and in its teardown.
@@ -136,10 +142,10 @@ def test_all_outcomes(suite: Path, tmp_path: Path) -> None:
         for p in case.iter("property")
         if p.get("name") == "fxh.verdict"
     }
-    assert sorted(verdicts.values()) == ["infrastructure"] * 2 + ["never passed"] * 4 + ["new"] * 2 + ["skipped"] * 3
-    assert len({case.attrib["name"] for case in junit.iter("testcase")}) == 11
+    assert sorted(verdicts.values()) == ["infrastructure"] * 2 + ["never passed"] * 5 + ["new"] * 2 + ["skipped"] * 3
+    assert len({case.attrib["name"] for case in junit.iter("testcase")}) == 12
     results = [json.loads(p.read_text()) for p in (latest / "allure").glob("*-result.json")]
-    assert len(results) == 11
+    assert len(results) == 12
     assert {tuple(p.values()) for r in results for p in r["parameters"]} == {("cell", "control-pv-xen-4.20")}
     assert any(a["name"].endswith(".console.log") for r in results for a in r.get("attachments", []))
     assert (latest / "allure" / "environment.properties").is_file()
