@@ -16,6 +16,9 @@ from harness.guests.guest import Guest
 _AWAKE = 60.0
 # From the end of xl to that of its helper.
 _GONE = 15.0
+# A busybox may have no pkill (Debian 12's), and says so only by its status. The brackets in the pattern keep pkill from matching
+# the shell that looks for it.
+_END = 'pkill -f "$1" || for p in $(pidof xl); do tr "\\0" " " < "/proc/$p/cmdline" | grep -q "$1" && kill "$p"; done'
 
 
 @dataclass(frozen=True)
@@ -66,10 +69,9 @@ def _save(guest: Guest, path: str) -> None:
     while work.is_alive():
         work.join(0.2)
         if guest.console.death is not None:
-            # Where xl is gone its helper goes, too. The brackets keep the pattern from matching the shell that looks for it.
-            pattern = f"[x]l save {guest.domid} {path}"
-            script = 'pkill -f "$1" || busybox pkill -f "$1"'
-            guest.host.transport.run(["sh", "-c", script, "sh", pattern], check=False)
+            # Where xl is gone its helper goes, too.
+            words = ["sh", "-c", _END, "sh", f"[x]l save {guest.domid} {path}"]
+            guest.host.transport.run(words, check=False)
             work.join(_GONE)
             raise GuestDied(guest.console.death)
     match failed:

@@ -1,0 +1,39 @@
+"""The end of an `xl save` whose guest died, with a real shell: on a host with pkill, and on one whose busybox has none."""
+
+from __future__ import annotations
+
+import shutil
+import signal
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from harness.guests import suspend
+
+
+@pytest.mark.parametrize("has_pkill", [True, False])
+def test_xl_save_is_ended_and_no_other(tmp_path: Path, has_pkill: bool) -> None:
+    tools = tmp_path / "bin"
+    tools.mkdir()
+    for name in ("sh", "pidof", "tr", "grep", *(["pkill"] if has_pkill else [])):
+        found = shutil.which(name)
+        if found is None:
+            pytest.skip(f"no {name} on this machine; apt-get install procps sysvinit-utils")
+        (tools / name).symlink_to(found)
+    xl = tmp_path / "xl"
+    shutil.copy(Path("/bin/sh").resolve(), xl)
+    # A shell under xl's name, with xl's words behind its own: it reads, and ends when it is told to.
+    saving, other = (
+        subprocess.Popen([xl, "-c", "read -r line", f"{tmp_path}/xl save {domid} /var/lib/x.save"], stdin=subprocess.PIPE)
+        for domid in (2, 3)
+    )
+    try:
+        pattern = f"{tmp_path}/[x]l save 2 /var/lib/x.save"
+        subprocess.run(["sh", "-c", suspend._END, "sh", pattern], env={"PATH": str(tools)}, check=False)
+        assert saving.wait(10) == -signal.SIGTERM
+        assert other.poll() is None
+    finally:
+        for process in (saving, other):
+            process.kill()
+            process.communicate()
