@@ -211,6 +211,16 @@ def swallowed_bytes() -> None:
     wrap(ConsoleReader, "_take", around)
 
 
+def swallowed_end() -> None:
+    """The last that a console prints is lost, and then it is silent."""
+    from harness.console.reader import ConsoleReader
+
+    def around(original: Any, self: ConsoleReader, chunk: bytes) -> Any:
+        return original(self, chunk.replace(b"flood-over", b""))
+
+    wrap(ConsoleReader, "_take", around)
+
+
 def freebsd(case: str, words: str, make: Callable[[], None], *, fatal: bool = False) -> Plant:
     return Plant(case, words, make, "pvh", "freebsd", fatal)
 
@@ -261,6 +271,7 @@ TABLE = {
     "panic-at-login": Plant("boot/test_boots_to_login", "linux-panic", told(**{"fxh.panic": "login"}), fatal=True),
     "silent-console": Plant("boot/test_boots_to_login", "hang: ", told(rdinit="/bin/cat"), fatal=True),
     "console-loses-bytes": Plant("boot/test_flood_loses_nothing", "lines of \\d+ are missing", swallowed_bytes),
+    "console-loses-its-end": Plant("boot/test_flood_loses_nothing", "behind them did not", swallowed_end),
     "freebsd-wrong-root": freebsd(
         "boot/test_boots_to_login", "mountroot: no root file system: ufs:/dev/xbd9 failed with error 19",
         variables(vfs__root__mountfrom="ufs:/dev/xbd9"), fatal=True,

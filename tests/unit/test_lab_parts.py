@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import tarfile
 import time
@@ -139,7 +140,11 @@ def test_cpio_is_what_cpio_reads(tmp_path: Path) -> None:
     assert data.startswith(b"070701")
     assert data.count(b"070701") == 8
     assert b"TRAILER!!!" in data
-    subprocess.run(["bsdtar", "-xf", "-", "-C", str(tmp_path), "a/b", "c", "d"], input=data, check=True)
+    readers = {"bsdtar": ["-xf", "-"], "cpio": ["-idm", "--quiet"], "busybox": ["cpio", "-id"]}
+    reader = next(filter(shutil.which, readers), "")
+    if not reader:
+        pytest.skip("nothing here reads cpio; apt-get install libarchive-tools")
+    subprocess.run([reader, *readers[reader], "a/b", "c", "d"], input=data, cwd=tmp_path, check=True)
     assert (tmp_path / "d").readlink() == Path("a/b")
     assert (tmp_path / "d").read_text() == "hello"
 
