@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from typing import TypeVar
 
-from harness.errors import DeadlineExpired
+from harness.errors import DeadlineExpired, HarnessError
 
 T = TypeVar("T")
 
@@ -36,16 +36,20 @@ class Deadline:
         """A deadline ``seconds`` from now, or this one's end where that is earlier."""
         return Deadline(min(seconds, self.remaining))
 
-    def expire(self, what: str, reason: str = "") -> DeadlineExpired:
+    def expire(self, what: str, reason: str = "") -> HarnessError:
         """The error to raise when this deadline ends a wait for ``what``."""
+        return DeadlineExpired(self.told(what, reason))
+
+    def told(self, what: str, reason: str = "") -> str:
+        """How long was waited, for what, and why not for less."""
         because = f"; last reason: {reason}" if reason else ""
-        return DeadlineExpired(f"waited {time.monotonic() - self.started:.1f} s for {what}{because}")
+        return f"waited {time.monotonic() - self.started:.1f} s for {what}{because}"
 
     def wait(self, what: str, probe: Callable[[], T], interval: float = 0.1, pause: Callable[[float], object] = time.sleep) -> T:
         """Call ``probe`` until it returns; it raises :class:`NotYet` with the reason why not yet.
 
         ``pause`` is given the seconds to wait before the next call, ``interval`` or what is left, and may return sooner.
-        Raises :class:`DeadlineExpired` naming ``what`` and the last reason.
+        Raises what :meth:`expire` makes of ``what`` and the last reason.
         """
         while True:
             try:

@@ -28,6 +28,7 @@ log = logging.getLogger("fxh.guests")
 
 _BOOT = 300.0
 _COMMAND = 60.0
+_LOGIN = 60.0
 # A BIOS and its boot blocks print on the screen: the loader's is the first line.
 _FIRMWARE = 240.0
 _DESTROY = 120.0
@@ -46,6 +47,17 @@ _UNTOLD = 8.0
 _LOOKS = 1.0
 # A halted kernel that has not told Xen by then will not tell it any more.
 _AFTER_HALT = 8.0
+
+
+class Due(Deadline):
+    """For what a guest has to do: it hangs when this has passed, and that is the guest's death (GuestDied)."""
+
+    def __init__(self, guest: Guest, seconds: float) -> None:
+        super().__init__(seconds * guest.scale)
+        self._guest = guest
+
+    def expire(self, what: str, reason: str = "") -> GuestDied:
+        return self._guest.hang(self.told(what, reason))
 
 
 class Guest:
@@ -109,7 +121,8 @@ class Guest:
         return self
 
     def login(self, deadline: Deadline | None = None) -> Session:
-        self._session = self._shell().login(self.profile.user, self.profile.password, deadline)
+        """From its login prompt to a shell of ours. Raises GuestDied where it does not answer within a minute."""
+        self._session = self._shell().login(self.profile.user, self.profile.password, deadline or self.due(_LOGIN))
         return self._session
 
     def _shell(self) -> Session:
@@ -171,8 +184,16 @@ class Guest:
         try:
             return self.session.run(command, Deadline(seconds * self.scale), check=check)
         except DeadlineExpired as exc:
-            message = f"no answer to {command!r} within {seconds * self.scale:.0f} s"
-            raise GuestDied(Death("hang", message, self.console.stage, excerpt=excerpt(self.console.tail()))) from exc
+            raise self.hang(f"no answer to {command!r} within {seconds * self.scale:.0f} s") from exc
+
+    def due(self, seconds: float) -> Due:
+        """A deadline for something that the guest has to do within so many seconds of a machine of full speed."""
+        return Due(self, seconds)
+
+    def hang(self, message: str) -> GuestDied:
+        """The error to raise when it does not do what it has to."""
+        stage, said = (self._console.stage, excerpt(self._console.tail())) if self._console else ("", "")
+        return GuestDied(Death("hang", message, stage, excerpt=said))
 
     def sh(self, command: str, seconds: float = _COMMAND) -> str:
         """The output of a command that must succeed."""
@@ -185,12 +206,12 @@ class Guest:
         """Its row in ``xl list``, or None when it is gone."""
         return self.host.toolstack.find(self.name)
 
-    def wait_shutdown(self, deadline: Deadline) -> DomainState:
+    def wait_shutdown(self, seconds: float) -> DomainState:
         """Wait until Xen says that it is shut down (it has to be preserved then).
 
         Raises GuestDied for one that does not go: that is a hang, too, and sure soon after its kernel has halted.
         """
-        since = self.console.offset
+        since, deadline = self.console.offset, self.due(seconds)
         halted = re.compile(self.profile.halted, re.MULTILINE)
         grace: list[Deadline] = []
 
@@ -206,11 +227,8 @@ class Guest:
                 raise deadline.expire(f"{self.name} to be shut down", f"its kernel has halted, and xl says {row.state}")
             raise NotYet(f"xl says {row.state}")
 
-        try:
-            with self.host.xenstore.watch(*DOMAINS, seconds=deadline.remaining) as pause:
-                return deadline.wait(f"{self.name} to be shut down", look, _LOOKS, pause)
-        except DeadlineExpired as exc:
-            raise GuestDied(Death("hang", exc.message, self.console.stage, excerpt=excerpt(self.console.tail()))) from exc
+        with self.host.xenstore.watch(*DOMAINS, seconds=deadline.remaining) as pause:
+            return deadline.wait(f"{self.name} to be shut down", look, _LOOKS, pause)
 
     def control(self, value: str) -> None:
         """Write ``value`` to its control/shutdown, as the toolstack does to ask it to go."""
@@ -220,20 +238,23 @@ class Guest:
         """What xl logged of its shutdowns so far."""
         return parse_log(self.host.toolstack.log(self.name))
 
-    def panic(self, deadline: Deadline) -> Death:
-        """Make it panic on purpose and return the death."""
+    def panic(self, seconds: float) -> Death:
+        """Make it panic on purpose and return the death. Raises GuestDied for one that goes on, too."""
         with self.console.expecting_death() as death:
             self.session.start(self.profile.panic_command())
-            return death(deadline)
+            return death(self.due(seconds))
 
     def console_will_end(self) -> None:
         """The domain goes down on purpose: its console's end is no death."""
         if self._console is not None:
             self._console.expect_end()
 
-    def follow_reboot(self, deadline: Deadline) -> int:
-        """After the toolstack re-created the domain: attach to the new one. Returns its domid."""
+    def follow_reboot(self, seconds: float) -> int:
+        """After the toolstack re-created the domain: attach to the new one. Returns its domid.
 
+        Raises GuestDied when none comes: the guest has not gone down, or its toolstack gave it up; the message says which.
+        """
+        deadline = self.due(seconds)
         given_up = deadline.sooner(_GIVEN_UP * self.scale)
 
         def look() -> int:
@@ -244,7 +265,7 @@ class Guest:
             elif given_up.expired:
                 raise deadline.expire(f"{self.name} to be re-created", "none of its domains is left: the toolstack gave it up")
             if row is None or row.domid == self.domid or row.dying:
-                raise NotYet("no new domain of that name yet")
+                raise NotYet(f"domain {row.domid} is still there" if row and not row.dying else "no new domain of that name yet")
             if row.paused:
                 # Until then its console can be the bootloader's (libxl_bootloader.c), and ends with it.
                 raise NotYet("the new domain is being built")

@@ -6,8 +6,6 @@ import threading
 import time
 from dataclasses import dataclass
 
-from harness.console.deaths import Death
-from harness.console.text import excerpt
 from harness.deadline import Deadline
 from harness.errors import CommandFailed, DeadlineExpired, GuestDied, HarnessError
 from harness.guests.guest import Guest
@@ -50,7 +48,7 @@ def through_a_file(guest: Guest) -> Journey:
     try:
         guest.resume(Deadline(_AWAKE * guest.scale))
     except DeadlineExpired as exc:
-        raise GuestDied(_hang(guest, f"restored by xl, it does not answer: {exc.message}")) from exc
+        raise guest.hang(f"restored by xl, it does not answer: {exc.message}") from exc
     return Journey(saved - begun, restored - saved, (first, guest.domid))
 
 
@@ -76,10 +74,6 @@ def _save(guest: Guest, path: str) -> None:
             raise GuestDied(guest.console.death)
     match failed:
         case [CommandFailed() as exc]:
-            raise GuestDied(_hang(guest, f"xl save: {exc.stderr.strip() or exc.message}"))
+            raise guest.hang(f"xl save: {exc.stderr.strip() or exc.message}")
         case [exc]:
             raise exc
-
-
-def _hang(guest: Guest, message: str) -> Death:
-    return Death("hang", message, guest.console.stage, excerpt=excerpt(guest.console.tail()))

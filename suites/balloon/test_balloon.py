@@ -8,7 +8,7 @@ import re
 import pytest
 
 from harness.console.text import plain
-from harness.deadline import Deadline, NotYet
+from harness.deadline import NotYet
 from harness.errors import CommandFailed, GuestDied, HarnessError, LoggedOut
 from harness.guests import admin
 from harness.guests.guest import Guest
@@ -188,7 +188,7 @@ def hogged(guest: Guest, memory: Memory, first: Sample, case: CaseContext) -> No
             raise NotYet(f"it holds {found / MIB:.0f} MiB")
         return found
 
-    case.metrics["held MiB"] = Deadline(180 * guest.scale).wait(f"a process to hold {whole * 55 // 100} MiB", held, 1.0) / MIB
+    case.metrics["held MiB"] = guest.due(180).wait(f"a process to hold {whole * 55 // 100} MiB", held, 1.0) / MIB
     memory.ask(whole * 4 // 10)
     wanted = max(first.current - (whole - whole * 4 // 10) * MIB, freebsd_floor(first.current))
 
@@ -213,7 +213,7 @@ def hogged(guest: Guest, memory: Memory, first: Sample, case: CaseContext) -> No
 def again(guest: Guest) -> str:
     """Whether a guest that has killed our shell, too, lets us in once more."""
     try:
-        guest.login(Deadline(120 * guest.scale))
+        guest.login(guest.due(120))
         free = Memory(guest).sample().free // MIB
     except HarnessError as exc:
         return f"nobody gets in again: {exc.message}"

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 
-from harness.deadline import Deadline
 from harness.errors import GuestDied
 from harness.guests.guest import Guest
 from harness.oracles.finding import finding
@@ -87,7 +86,7 @@ def test_comes_back_after_a_reboot(new_guest: NewGuest) -> None:
 
     guest.console_will_end()
     guest.control("reboot")
-    guest.follow_reboot(Deadline(120 * guest.scale))
+    guest.follow_reboot(120)
     guest.wait_stage("login")
 
     assert guest.domid != first, f"it is still domain {first}"

@@ -69,7 +69,7 @@ def test_late_attach_loses_nothing(new_guest: NewGuest) -> None:
             raise NotYet(f"{len(data)} bytes so far")
         return data
 
-    kept = Deadline(300 * guest.scale).wait("the login prompt in xenconsoled's log", booted, 1.0)
+    kept = guest.due(300).wait("the login prompt in xenconsoled's log", booted, 1.0)
     guest.attach(domid)
     guest.wait_stage("login", Deadline(30))
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from harness.deadline import Deadline, NotYet
+from harness.deadline import NotYet
 from harness.guests.guest import Guest
 from harness.oracles.finding import finding
 from harness.plugin.fixtures import NewGuest, NewScratch
@@ -34,7 +34,7 @@ def test_boots_with_dead_backends(new_guest: NewGuest, scratch: NewScratch) -> N
         kill(guest, name, state)
     guest.start()
 
-    told = Deadline(100 * guest.scale).wait("a login prompt, or what it waits for", lambda: look(guest), 0.5)
+    told = guest.due(100).wait("a login prompt, or what it waits for", lambda: look(guest), 0.5)
 
     states = guest.host.xenstore.tree(f"/local/domain/{guest.domid}/device/vbd")
     assert not told, finding(

@@ -17,7 +17,7 @@ PROMPT = 1.0
 
 def test_panic_is_seen_and_classified(guest: Guest, case: CaseContext) -> None:
     """B3: a panic is recognised within a second of its last line, with its backtrace, and Xen is told what is documented."""
-    death = guest.panic(Deadline(60 * guest.scale))
+    death = guest.panic(60)
 
     assert death.kind == KINDS[guest.profile.os], f"a panic on purpose was taken for {death.kind}: {death.message}"
     assert death.frames, f"no backtrace was read from:\n{death.excerpt}"
@@ -26,7 +26,7 @@ def test_panic_is_seen_and_classified(guest: Guest, case: CaseContext) -> None:
     case.metrics["panic to verdict"] = death.at - death.seen
     assert death.at - death.seen <= PROMPT, f"the verdict came {death.at - death.seen:.2f} s after the last byte"
     fate = guest.profile.fate_of_panic(guest.config.guest_type)
-    row = guest.wait_shutdown(Deadline(60 * guest.scale))
+    row = guest.wait_shutdown(60)
     assert row.reason == fate.reason, f"Xen was told {row.reason!r} ({row.state}), documented is {fate.reason!r}: {fate.why}"
 
 
@@ -38,7 +38,7 @@ def test_control_shutdown(guest: Guest, control: str) -> None:
     with guest.console.expecting_death():
         guest.control(control)
         if fate.reason:
-            row = guest.wait_shutdown(Deadline(90 * guest.scale))
+            row = guest.wait_shutdown(90)
 
             assert row.reason == fate.reason, f"{control}: Xen was told {row.reason!r} ({row.state}); {fate.why}"
             letter = {"poweroff": "-", "reboot": "r", "crash": "c"}[fate.reason]
@@ -46,7 +46,7 @@ def test_control_shutdown(guest: Guest, control: str) -> None:
                 f"{control}: xl list shows {row.state}, the fourth and fifth letter should be s{letter}"
             )
     if fate.halts:
-        guest.console.wait_for(guest.profile.halted, Deadline(90 * guest.scale), "the kernel to halt")
+        guest.console.wait_for(guest.profile.halted, guest.due(90), "the kernel to halt")
     elif not fate.reason:
         assert guest.sh("echo alive") == "alive", f"{control}: {fate.why}"
     if not fate.reason:

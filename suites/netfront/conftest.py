@@ -100,7 +100,7 @@ def replug(guest: Guest, keys: dict[str, str], source: str) -> None:
 
     # FreeBSD takes no notice of a device that comes back before it has forgotten the old one (sys/xen/xenbus/xenbusb.c,
     # xenbusb_add_device(): "already tracking this node"); seen here once in 150 times, with 4 vCPUs.
-    Deadline(30 * guest.scale).wait("the interface to go", gone, 0.3)
+    guest.due(30).wait("the interface to go", gone, 0.3)
     time.sleep(0.5)
     plug.attach(guest, "vif/0", keys, lambda: guest.host.toolstack.network_attach(guest.domid, vif))
 

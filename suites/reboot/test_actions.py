@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from harness.deadline import Deadline, NotYet
+from harness.deadline import NotYet
 from harness.oracles.finding import finding
 from harness.plugin.fixtures import NewGuest
 from harness.xen.xenstore import DOMAINS
@@ -44,7 +44,7 @@ def test_action(booted: NewGuest, reason: str, action: str) -> None:
                 )
             return ""
 
-        deadline = Deadline(90 * guest.scale)
+        deadline = guest.due(90)
         with guest.host.xenstore.watch(*DOMAINS, seconds=deadline.remaining) as pause:
             deadline.wait(f"the domains that on_{reason}={action} leaves: {EXPECTED[action] or 'none'}", settled, 2.0, pause)
     logged = [(event.reason, event.action) for event in guest.shutdowns()]
@@ -82,7 +82,7 @@ def test_restart_loop_is_caught(new_guest: NewGuest) -> None:
                 raise NotYet(f"{rounds} rounds so far")
             return rounds
 
-        Deadline(180 * guest.scale).wait("three rounds of the loop", looping, 2.0)
+        guest.due(180).wait("three rounds of the loop", looping, 2.0)
         guest.destroy()
     # xl sleeps two seconds before it builds the domain anew.
     time.sleep(4)
@@ -113,7 +113,7 @@ def test_edited_configuration(booted: NewGuest) -> None:
             guest.host.transport.run(["xl", "config-update", guest.name, path])
         guest.console_will_end()
         guest.control("reboot")
-        guest.follow_reboot(Deadline(120 * guest.scale))
+        guest.follow_reboot(120)
         guest.wait_stage("login")
         guest.login()
         seen.append("fxh.edited" in guest.profile.variables(guest.sh))

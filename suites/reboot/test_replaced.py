@@ -48,7 +48,7 @@ def come_back(guest: Guest, go: Callable[[], None], seconds: float = 200) -> str
     guest.console_will_end()
     go()
     try:
-        guest.follow_reboot(Deadline(seconds * guest.scale))
+        guest.follow_reboot(seconds)
         guest.wait_stage("login")
         guest.login()
     except DeadlineExpired as exc:

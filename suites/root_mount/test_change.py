@@ -87,7 +87,7 @@ def test_collision_is_survived(guest: Guest, scratch: NewScratch, first: str, se
 
     guest.host.toolstack.block_attach(guest.domid, Disk(two.target, second))
 
-    Deadline(20 * guest.scale).wait("the second frontend to settle", lambda: _settled(guest, second), 0.5)
+    guest.due(20).wait("the second frontend to settle", lambda: _settled(guest, second), 0.5)
     log = admin.of(guest.profile).attach_log(guest.sh)
     (case.directory / "attach.txt").write_text(log)
     digest = admin.digests(guest.sh, [name]).get(name)

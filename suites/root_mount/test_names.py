@@ -113,7 +113,7 @@ def test_mountroot_dialogue(new_guest: NewGuest, given_root: str) -> None:
     """A3: at ``mountroot>`` after a wrong root, ``?`` lists the true one, and typing it boots to multi-user mode."""
     guest = new_guest(variables=(("vfs.root.mountfrom", "ufs:/dev/xbd7"),)).create().start()
     with guest.console.expecting_death() as death:
-        seen = death(Deadline(200 * guest.scale))
+        seen = death(guest.due(200))
     assert seen.kind == "mountroot", seen.summary
     assert given_root in dict(seen.answers)["?"].split(), f"`?` does not list {given_root}: {seen.answers}"
 

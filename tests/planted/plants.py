@@ -221,6 +221,13 @@ def swallowed_end() -> None:
     wrap(ConsoleReader, "_take", around)
 
 
+def deaf_to_control() -> None:
+    """A guest takes no notice of control/shutdown."""
+    from harness.guests.guest import Guest
+
+    wrap(Guest, "control", lambda original, self, value: None)
+
+
 def freebsd(case: str, words: str, make: Callable[[], None], *, fatal: bool = False) -> Plant:
     return Plant(case, words, make, "pvh", "freebsd", fatal)
 
@@ -271,6 +278,7 @@ TABLE = {
     "panic-at-login": Plant("boot/test_boots_to_login", "linux-panic", told(**{"fxh.panic": "login"}), fatal=True),
     "silent-console": Plant("boot/test_boots_to_login", "hang: ", told(rdinit="/bin/cat"), fatal=True),
     "console-loses-bytes": Plant("boot/test_flood_loses_nothing", "lines of \\d+ are missing", swallowed_bytes),
+    "deaf-to-control": Plant("boot/test_comes_back_after_a_reboot", "hang: .* domain \\d+ is still there", deaf_to_control),
     "console-loses-its-end": Plant("boot/test_flood_loses_nothing", "behind them did not", swallowed_end),
     "freebsd-wrong-root": freebsd(
         "boot/test_boots_to_login", "mountroot: no root file system: ufs:/dev/xbd9 failed with error 19",

@@ -11,8 +11,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from harness.deadline import Deadline
-from harness.errors import DeadlineExpired
+from harness.errors import DeadlineExpired, GuestDied
 from harness.guests import guest as guests
 from harness.guests.guest import Guest
 from harness.guests.linux import Linux
@@ -68,9 +67,33 @@ def test_a_guest_whose_toolstack_gave_it_up_is_not_waited_for(tmp_path: Path, mo
     monkeypatch.setattr(guests, "_GIVEN_UP", 0.05)
     host = Host([row(3, "---s--"), row(4, "--p---"), None])
     with pytest.raises(
-        DeadlineExpired, match="for g to be re-created; last reason: none of its domains is left: the toolstack gave it up"
+        GuestDied, match="for g to be re-created; last reason: none of its domains is left: the toolstack gave it up"
     ):
-        guest(host, tmp_path).follow_reboot(Deadline(60))
+        guest(host, tmp_path).follow_reboot(60)
+
+
+def test_a_guest_that_does_not_go_down_hangs(tmp_path: Path) -> None:
+    host = Host([row(3, "-b----")])
+    with pytest.raises(GuestDied, match=r"hang: waited .* for g to be re-created; last reason: domain 3 is still there"):
+        guest(host, tmp_path).follow_reboot(0.05)
+
+
+def test_what_a_host_does_not_answer_in_time_is_no_hang_of_the_guest(tmp_path: Path) -> None:
+    host = Host([None])
+    made = guest(host, tmp_path)
+
+    def silent(name: str) -> None:
+        raise DeadlineExpired("dom0: no end within 60 s of: xl list")
+
+    host.toolstack.find = silent
+    with pytest.raises(DeadlineExpired, match="no end within 60 s"):
+        made.follow_reboot(0.05)
+
+
+def test_a_machine_that_is_slow_has_longer_to_do_what_is_due(tmp_path: Path) -> None:
+    made = guest(Host([None]), tmp_path)
+    made.scale = 3.0
+    assert made.due(20).seconds == 60.0
 
 
 def test_a_new_domain_that_runs_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -79,7 +102,7 @@ def test_a_new_domain_that_runs_is_taken(tmp_path: Path, monkeypatch: pytest.Mon
     replaced = []
     made._console = SimpleNamespace(replace_stream=lambda stream, same_boot: replaced.append((stream, same_boot)))  # type: ignore[assignment]
     monkeypatch.setattr(made, "_stream", lambda: "the new console")
-    assert made.follow_reboot(Deadline(60)) == 4
+    assert made.follow_reboot(60) == 4
     assert replaced == [("the new console", False)]
     assert host.watched == [("g",)], "xenstored tells of a new domain, not that it runs"
     assert host.pauses == 3 * [guests._UNTOLD]
