@@ -20,7 +20,7 @@ from harness.errors import CommandFailed, DeadlineExpired, GuestDied, Infrastruc
 from harness.guests.profile import GuestProfile
 from harness.hosts.host import XenHost
 from harness.xen.config import DomainConfig
-from harness.xen.listing import DomainState, ShutdownEvent, parse_log
+from harness.xen.listing import DomainState, ShutdownEvent, parse_log, parse_refusal
 from harness.xen.toolstack import Console
 from harness.xen.xenstore import DOMAINS
 
@@ -84,13 +84,29 @@ class Guest:
     # -- life ---------------------------------------------------------------------------------------------------------
 
     def create(self, deadline: Deadline | None = None) -> Guest:
-        """Build the domain paused and attach its console before the first byte."""
+        """Build the domain paused and attach its console before the first byte.
+
+        Raises GuestDied where Xen or its bootloader refuses what it is given: nothing that the host lacks.
+        """
         (self.directory / f"{self.name}.cfg").write_text(self.config.render())
         self.created = time.monotonic()
-        self.domid = self.host.toolstack.create(self.config, deadline)
+        try:
+            self.domid = self.host.toolstack.create(self.config, deadline)
+        except CommandFailed as exc:
+            if why := self._refused(exc.stderr):
+                raise GuestDied(Death("refused", why, excerpt=excerpt(exc.stderr))) from exc
+            raise
         self._attach()
         self.console.watch(False)
         return self
+
+    def _refused(self, said: str) -> str:
+        """Why the toolstack, which said so much, built no domain of it; "" where that is not the guest's fault."""
+        found = parse_refusal(said)
+        if found is None or not found.log:
+            return found.why if found else ""
+        last = excerpt(self.host.transport.run(["tail", "-c", "4096", found.log], check=False).text.rstrip(), 1)
+        return f"{found.why}: {last}" if last else found.why
 
     def start(self) -> Guest:
         """Let it run."""
@@ -263,7 +279,9 @@ class Guest:
             if row is not None:
                 given_up = deadline.sooner(_GIVEN_UP * self.scale)
             elif given_up.expired:
-                raise deadline.expire(f"{self.name} to be re-created", "none of its domains is left: the toolstack gave it up")
+                why = self._refused(self.host.toolstack.log(self.name).rpartition("has shut down")[2])
+                gave_up = f"the toolstack gave it up{': ' * bool(why)}{why}"
+                raise deadline.expire(f"{self.name} to be re-created", f"none of its domains is left: {gave_up}")
             if row is None or row.domid == self.domid or row.dying:
                 raise NotYet(f"domain {row.domid} is still there" if row and not row.dying else "no new domain of that name yet")
             if row.paused:

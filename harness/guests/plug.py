@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Callable, Iterator, Mapping, Set
 
 from harness.deadline import Deadline, NotYet
-from harness.errors import DeadlineExpired, GuestCommandFailed
+from harness.errors import CommandFailed, DeadlineExpired, GuestCommandFailed
 from harness.guests.guest import Guest
 from harness.xen.config import Disk
 
@@ -47,6 +47,17 @@ def wait_disks(guest: Guest, wanted: Set[str], gone: Set[str] = frozenset(), sec
     with contextlib.suppress(DeadlineExpired):
         Deadline(seconds * guest.scale).wait("disks to come and go", look, 0.5)
     return set(found)
+
+
+def let_go(guest: Guest, vdev_name: str) -> None:
+    """Detach a disk. Raises GuestCommandFailed for a guest that does not close its frontend within xl's ten seconds."""
+    try:
+        guest.host.toolstack.block_detach(guest.domid, vdev_name)
+    except CommandFailed as exc:
+        # libxl: error: libxl_device.c:1194:device_backend_callback: Domain 2:unable to remove device with path ... - rc -9
+        if "unable to remove device" not in exc.stderr:
+            raise
+        raise GuestCommandFailed(guest.name, f"xl block-detach {vdev_name}", exc.status, exc.stderr.strip()) from exc
 
 
 def disk(guest: Guest, given: Disk) -> str:

@@ -86,7 +86,7 @@ def bring(guest: Guest, data: bytes, path: str, directory: Path) -> None:
     got = digest(guest, path)
     if got != sha256(data):
         raise GuestCommandFailed(guest.name, f"copy of {len(data)} bytes from /dev/{name}", 0, f"sha256 {got}, not {sha256(data)}")
-    guest.host.toolstack.block_detach(guest.domid, _CARRIER)
+    plug.let_go(guest, _CARRIER)
     guest.host.drop_disk(target)
     local.unlink()
 

@@ -139,3 +139,30 @@ def parse_log(text: str) -> tuple[ShutdownEvent, ...]:
         ShutdownEvent(int(domid), REASON_CODES[int(code)] if int(code) < len(REASON_CODES) else code, action or "")
         for domid, code, action in _SHUTDOWN.findall(text)
     )
+
+
+# xc: error: panic: xg_dom_core.c:689: xc_dom_find_loader: no loader found: Invalid kernel
+# xc: error: panic: xg_dom_core.c:536: xc_dom_chk_alloc_pages: segment kernel too large (0x..) > 0x..) pages): Out of memory
+# xc: error: panic: xg_dom_core.c:205: failed to open file '(null)': Bad address: Internal error
+# libxl: error: libxl_bootloader.c:753:bootloader_finished: Domain 4:bootloader failed - consult logfile /var/log/xen/bootloader.4.log
+_REFUSED = re.compile(
+    r"^xc: error: panic: [^:\n]+:\d+: (.*(?:: Invalid kernel$|segment \S+ too large|zero length file|failed to open file '\(null\)').*)"
+    r"|Domain \d+:(bootloader failed)(?: - consult logfile (\S+))?",
+    re.MULTILINE,
+)
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """Why the toolstack built no domain: for what the guest is, not for what the host lacks. ``log`` is its bootloader's."""
+
+    why: str
+    log: str = ""
+
+
+def parse_refusal(text: str) -> Refusal | None:
+    """From what xl says, or its log: the last there is. Xen's sources are tools/libs/guest/xg_dom_*.c and libxl_bootloader.c."""
+    last = None
+    for match in _REFUSED.finditer(text):
+        last = Refusal(match[1] or match[2], match[3] or "")
+    return last

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from harness.errors import CommandFailed
+from harness.errors import GuestDied
 from harness.guests.guest import Guest
 from harness.hosts.host import XenHost
 from harness.oracles.finding import finding
@@ -50,14 +50,15 @@ def test_no_kernel_is_a_clean_error(new_guest: NewGuest, scratch: NewScratch, re
     (disk,) = scratch("no-kernel")
     guest.reconfigure(disks=(Disk(disk.target),), more=(("bootloader_restrict", restrict),))
 
-    with pytest.raises(CommandFailed) as caught:
+    with pytest.raises(GuestDied) as caught:
         guest.create()
     left = guest.state()
     guest.destroy()
 
-    assert "bootloader failed" in caught.value.stderr, finding(
+    death = caught.value.death
+    assert (death.kind, death.message.partition(":")[0]) == ("refused", "bootloader failed"), finding(
         asked=f"xl create with bootloader_restrict={restrict}, and no kernel on the disk",
-        did=f"goes on without a kernel: {caught.value.stderr.strip()[-400:]}",
+        did=f"goes on without a kernel: {death.message}",
         good="says that the bootloader failed",
         source="xen tools/pygrub/src/pygrub, depriv(): sys.exit(rc) with a wait status, of which 256 is 0",
     )

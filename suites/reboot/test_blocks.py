@@ -43,7 +43,7 @@ def test_kernel_changes_size(guest: Guest, scratch: NewScratch, case: CaseContex
             guest.sh(WRITE.format(size=size, name=what) + "; sync", 120)
     written = {what: swap.digest(guest, f"/mnt/boot/{what}") for what in steps}
     guest.sh("umount /mnt")
-    guest.host.toolstack.block_detach(guest.domid, "xvdc")
+    plug.let_go(guest, "xvdc")
 
     begun, wrong = time.monotonic(), []
     for n, (what, (before, after)) in enumerate(steps.items()):

@@ -221,6 +221,19 @@ def swallowed_end() -> None:
     wrap(ConsoleReader, "_take", around)
 
 
+def deaf_to_detach() -> None:
+    """A guest takes no notice of its toolstack's wish to have a disk back."""
+
+    def around(original: Any, self: Xl, domain: str | int, vdev: str, **more: Any) -> None:
+        self.pause(domain)
+        try:
+            original(self, domain, vdev, **more)
+        finally:
+            self.unpause(domain)
+
+    wrap(Xl, "block_detach", around)
+
+
 def deaf_to_control() -> None:
     """A guest takes no notice of control/shutdown."""
     from harness.guests.guest import Guest
@@ -276,8 +289,12 @@ TABLE = {
     "panic-in-init": Plant("boot/test_boots_to_login", "linux-panic", told(**{"fxh.panic": "init"}), fatal=True),
     "hang-in-init": Plant("boot/test_boots_to_login", "hang: no progress after stage init", told(**{"fxh.hang": "init"}), fatal=True),
     "panic-at-login": Plant("boot/test_boots_to_login", "linux-panic", told(**{"fxh.panic": "login"}), fatal=True),
+    "no-kernel": Plant(
+        "boot/test_boots_to_login", "refused: .*Invalid kernel", configured(lambda c: replace(c, kernel="/bin/sh", ramdisk="")), fatal=True
+    ),
     "silent-console": Plant("boot/test_boots_to_login", "hang: ", told(rdinit="/bin/cat"), fatal=True),
     "console-loses-bytes": Plant("boot/test_flood_loses_nothing", "lines of \\d+ are missing", swallowed_bytes),
+    "deaf-to-detach": Plant("root_mount/test_hot_plug", "Unable to remove vbd", deaf_to_detach),
     "deaf-to-control": Plant("boot/test_comes_back_after_a_reboot", "hang: .* domain \\d+ is still there", deaf_to_control),
     "console-loses-its-end": Plant("boot/test_flood_loses_nothing", "behind them did not", swallowed_end),
     "freebsd-wrong-root": freebsd(

@@ -11,10 +11,12 @@ from types import SimpleNamespace
 
 import pytest
 
-from harness.errors import DeadlineExpired, GuestDied
+from harness.deadline import Deadline
+from harness.errors import CommandFailed, DeadlineExpired, GuestDied
 from harness.guests import guest as guests
 from harness.guests.guest import Guest
 from harness.guests.linux import Linux
+from harness.transport import Completed
 from harness.xen.config import DomainConfig
 from harness.xen.listing import DomainState
 
@@ -24,10 +26,15 @@ class Host:
 
     def __init__(self, rows: list[DomainState | None]) -> None:
         self.rows = rows
+        self.said = ""
         self.pauses: list[float] = []
         self.watched: list[tuple[str, ...]] = []
         self.toolstack = SimpleNamespace(
-            find=lambda name: self.rows.pop(0) if len(self.rows) > 1 else self.rows[0], watch=self._watch
+            find=lambda name: self.rows.pop(0) if len(self.rows) > 1 else self.rows[0],
+            watch=self._watch,
+            log=lambda name: (
+                f"{REFUSED.replace('no loader', 'once no loader')}Domain 3 has shut down, reason code 1 0x1\n{self.said}"
+            ),
         )
         self.xenstore = SimpleNamespace(watch=self._watch)
 
@@ -66,9 +73,11 @@ def restarting(host: Host, tmp_path: Path) -> Guest:
 def test_a_guest_whose_toolstack_gave_it_up_is_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(guests, "_GIVEN_UP", 0.05)
     host = Host([row(3, "---s--"), row(4, "--p---"), None])
-    with pytest.raises(
-        GuestDied, match="for g to be re-created; last reason: none of its domains is left: the toolstack gave it up"
-    ):
+    end = "for g to be re-created; last reason: none of its domains is left: the toolstack gave it up"
+    with pytest.raises(GuestDied, match=f"{end}$"):
+        guest(host, tmp_path).follow_reboot(60)
+    host.said = REFUSED
+    with pytest.raises(GuestDied, match=f"{end}: xc_dom_find_loader: no loader found: Invalid kernel"):
         guest(host, tmp_path).follow_reboot(60)
 
 
@@ -135,3 +144,47 @@ def test_a_domain_whose_building_hangs_is_destroyed_all_the_same(tmp_path: Path,
     host.toolstack.destroy = lambda domid: setattr(host, "rows", [None])
     restarting(host, tmp_path).destroy()
     assert host.rows == [None]
+
+
+REFUSED = """Parsing config from /var/lib/fxh/run-3b8272/g.cfg
+xc: error: panic: xg_dom_core.c:689: xc_dom_find_loader: no loader found: Invalid kernel
+libxl: error: libxl_dom.c:566:libxl__build_dom: xc_dom_parse_image failed
+libxl: error: libxl_create.c:1695:domcreate_rebuild_done: Domain 2:cannot (re-)build domain: -3
+libxl: error: libxl_domain.c:1060:domain_destroy_cb: Domain 2:Destruction of domain failed
+"""
+FAILED = """libxl: error: libxl_bootloader.c:764:bootloader_finished: Domain 4:bootloader failed - consult logfile /var/log/xen/bootloader.4.log
+libxl: error: libxl_exec.c:117:libxl_report_child_exitstatus: bootloader [397] exited with error status 1
+"""
+
+
+@pytest.mark.parametrize(
+    ("said", "summary"),
+    [
+        (REFUSED, "refused: xc_dom_find_loader: no loader found: Invalid kernel"),
+        (FAILED, "refused: bootloader failed: RuntimeError: Unable to find partition containing kernel"),
+    ],
+)
+def test_a_kernel_that_xen_refuses_is_the_guests_death(said: str, summary: str, tmp_path: Path) -> None:
+    made = creating(said, tmp_path)
+    with pytest.raises(GuestDied) as caught:
+        made.create()
+    assert caught.value.death.summary == summary
+    assert said.splitlines()[0] in caught.value.death.excerpt
+
+
+def test_a_domain_that_the_host_cannot_build_is_not(tmp_path: Path) -> None:
+    with pytest.raises(CommandFailed):
+        creating("libxl: error: libxl_device.c:1124:device_backend_callback: Domain 5:unable to add device\n", tmp_path).create()
+
+
+def creating(said: str, tmp_path: Path) -> Guest:
+    """A guest whose toolstack fails to create it, with these words."""
+    made = guest(Host([None]), tmp_path)
+
+    def create(config: DomainConfig, deadline: Deadline | None) -> int:
+        raise CommandFailed("xl create", 3, "", said)
+
+    made.host.toolstack.create = create  # type: ignore[method-assign]
+    trace = b"Traceback (most recent call last):\r\n  File ...\r\nRuntimeError: Unable to find partition containing kernel\r\n"
+    made.host.transport = SimpleNamespace(run=lambda argv, check: Completed(tuple(argv), 0, trace, b""))  # type: ignore[assignment]
+    return made

@@ -333,3 +333,27 @@ def test_a_watch_ends_a_pause_when_xenstored_tells(then: str, tmp_path: Path, mo
         pause(20 if then != "true" else 0.5)
         told = time.monotonic() - begun
         assert told < 10 if then != "true" else told >= 0.6, "a watch that has ended tells nothing, and is waited out"
+
+
+@pytest.mark.parametrize(
+    ("said", "why"),
+    [
+        (
+            "xc: error: panic: xg_dom_core.c:536: xc_dom_chk_alloc_pages: segment kernel too large (0xfffff67 > 0x20000 - 0x2a1 pages): "
+            "Out of memory",
+            "segment kernel too large",
+        ),
+        ("xc: error: panic: xg_dom_hvmloader.c:110: xc_dom_parse_hvm_kernel: ELF image is not 32bit: Invalid kernel", "not 32bit"),
+        ("xc: error: panic: xg_dom_core.c:230: '/k': zero length file: Internal error", "zero length file"),
+        ("xc: error: panic: xg_dom_core.c:205: failed to open file '(null)': Bad address: Internal error", "(null)"),
+        ("xc: error: panic: xg_dom_core.c:205: failed to open file '/k': No such file or directory: Internal error", ""),
+        ("xc: error: panic: xg_dom_boot.c:119: xc_dom_boot_mem_init: can't allocate low memory for domain: Out of memory", ""),
+        ("libxl: error: libxl_device.c:1124:device_backend_callback: unable to add device", ""),
+    ],
+)
+def test_what_xen_refuses_is_told_from_what_the_host_lacks(said: str, why: str) -> None:
+    found = listing.parse_refusal(
+        f"Parsing config from /x.cfg\n{said}\nlibxl: error: libxl_create.c:1695:domcreate_rebuild_done: no\n"
+    )
+    assert (found is not None) == bool(why)
+    assert found is None or why in found.why
