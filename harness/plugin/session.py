@@ -223,7 +223,8 @@ def _tell(report: pytest.TestReport, call: pytest.CallInfo[None], finding: Findi
     where = f"{frames[-1].path}:{frames[-1].lineno + 1}: " if frames else ""
     text = f"{where}[{finding.outcome}] {finding.reason}"
     if finding.death is not None and finding.death.excerpt:
-        text += "\n--- console ---\n" + plain(finding.death.excerpt)
+        speaker = "Xen's tools" if finding.death.kind == "refused" else "console"
+        text += f"\n--- {speaker} ---\n{plain(finding.death.excerpt)}"
     report.longrepr = text
 
 

@@ -113,7 +113,8 @@ def _failure(item: CaseReport, number: int, total: int) -> str:
         died = f"; died after {boot.died:.1f} s" if boot.died is not None else ""
         lines += ["", _wrap(f"Stages reached: {reached or 'none'}{died}.")]
     if case.excerpt:
-        lines += ["", "Console:", _quote(around_death(case, _CONSOLE).splitlines())]
+        # Of a guest that was never built there is no console, but what the toolstack said.
+        lines += ["", "Console:" if case.boots else "Xen's tools:", _quote(around_death(case, _CONSOLE).splitlines())]
     if item.config:
         lines += ["", "Domain configuration:", _quote(item.config.splitlines())]
     lines += ["", "Again:", _command(item.again)]
