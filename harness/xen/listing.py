@@ -145,9 +145,11 @@ def parse_log(text: str) -> tuple[ShutdownEvent, ...]:
 # xc: error: panic: xg_dom_core.c:536: xc_dom_chk_alloc_pages: segment kernel too large (0x..) > 0x..) pages): Out of memory
 # xc: error: panic: xg_dom_core.c:205: failed to open file '(null)': Bad address: Internal error
 # libxl: error: libxl_bootloader.c:753:bootloader_finished: Domain 4:bootloader failed - consult logfile /var/log/xen/bootloader.4.log
+# xl: libxl_dom.c:964: libxl__domain_firmware: Assertion `info->type == LIBXL_DOMAIN_TYPE_HVM' failed.
 _REFUSED = re.compile(
     r"^xc: error: panic: [^:\n]+:\d+: (.*(?:: Invalid kernel$|segment \S+ too large|zero length file|failed to open file '\(null\)').*)"
-    r"|Domain \d+:(bootloader failed)(?: - consult logfile (\S+))?",
+    r"|Domain \d+:(bootloader failed)(?: - consult logfile (\S+))?"
+    r"|^xl: (\S+:\d+: .* Assertion .* failed)",
     re.MULTILINE,
 )
 
@@ -164,5 +166,5 @@ def parse_refusal(text: str) -> Refusal | None:
     """From what xl says, or its log: the last there is. Xen's sources are tools/libs/guest/xg_dom_*.c and libxl_bootloader.c."""
     last = None
     for match in _REFUSED.finditer(text):
-        last = Refusal(match[1] or match[2], match[3] or "")
+        last = Refusal(match[1] or match[2] or f"xl aborts: {match[4]}", match[3] or "")
     return last

@@ -344,6 +344,10 @@ def test_a_watch_ends_a_pause_when_xenstored_tells(then: str, tmp_path: Path, mo
             "segment kernel too large",
         ),
         ("xc: error: panic: xg_dom_hvmloader.c:110: xc_dom_parse_hvm_kernel: ELF image is not 32bit: Invalid kernel", "not 32bit"),
+        (
+            "xl: libxl_dom.c:964: libxl__domain_firmware: Assertion `info->type == LIBXL_DOMAIN_TYPE_HVM' failed.",
+            "xl aborts: libxl_dom.c",
+        ),
         ("xc: error: panic: xg_dom_core.c:230: '/k': zero length file: Internal error", "zero length file"),
         ("xc: error: panic: xg_dom_core.c:205: failed to open file '(null)': Bad address: Internal error", "(null)"),
         ("xc: error: panic: xg_dom_core.c:205: failed to open file '/k': No such file or directory: Internal error", ""),
