@@ -121,7 +121,7 @@ class Guest:
         self.create(deadline)
         self.start()
         self.wait_stage("login", deadline)
-        self.login(deadline)
+        self.login(self.due(deadline.remaining / self.scale))
         return self
 
     def adopt(self, domid: int) -> Guest:
