@@ -12,8 +12,8 @@ import typer
 from harness import debian
 from harness.errors import InfrastructureError
 
-# Tool -> Debian package. What builds a lab is in harness.lab.tools, this is what runs one (`fxh lab ssh` is
-# ssh) and makes the suites' file systems.
+# Tool -> Debian package. What builds a lab is in harness.lab.tools; this is what runs one, reaches one (`fxh lab ssh` is ssh), and
+# makes the suites' file systems.
 RUNS = {"qemu-system-x86_64": "qemu-system-x86", "qemu-img": "qemu-utils", "makefs": "makefs", "ssh": "openssh-client"}
 
 

@@ -46,6 +46,11 @@ class Death:
         return f"{hashlib.sha256(words.encode()).hexdigest()[:8]} {words}"
 
 
+def speaker(identity: str) -> str:
+    """Whose words the excerpt of a death with this identity is: a guest that Xen refused has said nothing itself."""
+    return "Xen's tools" if identity.partition(" ")[2].startswith("refused:") else "console"
+
+
 @dataclass(frozen=True)
 class Marker:
     """A line that a dying guest prints. ``prompt``: the guest now waits for input, so nothing more will come."""

@@ -53,7 +53,7 @@ class Due(Deadline):
     """For what a guest has to do: it hangs when this has passed, and that is the guest's death (GuestDied)."""
 
     def __init__(self, guest: Guest, seconds: float) -> None:
-        super().__init__(seconds * guest.scale)
+        super().__init__(seconds)
         self._guest = guest
 
     def expire(self, what: str, reason: str = "") -> GuestDied:
@@ -121,7 +121,7 @@ class Guest:
         self.create(deadline)
         self.start()
         self.wait_stage("login", deadline)
-        self.login(self.due(deadline.remaining / self.scale))
+        self.login(Due(self, deadline.remaining))
         return self
 
     def adopt(self, domid: int) -> Guest:
@@ -204,7 +204,7 @@ class Guest:
 
     def due(self, seconds: float) -> Due:
         """A deadline for something that the guest has to do within so many seconds of a machine of full speed."""
-        return Due(self, seconds)
+        return Due(self, seconds * self.scale)
 
     def hang(self, message: str) -> GuestDied:
         """The error to raise when it does not do what it has to."""
@@ -280,10 +280,12 @@ class Guest:
                 given_up = deadline.sooner(_GIVEN_UP * self.scale)
             elif given_up.expired:
                 why = self._refused(self.host.toolstack.log(self.name).rpartition("has shut down")[2])
-                gave_up = f"the toolstack gave it up{': ' * bool(why)}{why}"
-                raise deadline.expire(f"{self.name} to be re-created", f"none of its domains is left: {gave_up}")
-            if row is None or row.domid == self.domid or row.dying:
-                raise NotYet(f"domain {row.domid} is still there" if row and not row.dying else "no new domain of that name yet")
+                said = ["none of its domains is left", "the toolstack gave it up", *([why] if why else [])]
+                raise deadline.expire(f"{self.name} to be re-created", ": ".join(said))
+            if row is None or row.dying:
+                raise NotYet("no new domain of that name yet")
+            if row.domid == self.domid:
+                raise NotYet(f"domain {row.domid} is still there")
             if row.paused:
                 # Until then its console can be the bootloader's (libxl_bootloader.c), and ends with it.
                 raise NotYet("the new domain is being built")

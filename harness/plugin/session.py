@@ -16,6 +16,7 @@ import pytest
 from _pytest.runner import runtestprotocol
 
 from harness import paths, stamp
+from harness.console.deaths import speaker
 from harness.console.text import plain
 from harness.errors import HarnessError, UsageError
 from harness.lab import recipe
@@ -223,8 +224,7 @@ def _tell(report: pytest.TestReport, call: pytest.CallInfo[None], finding: Findi
     where = f"{frames[-1].path}:{frames[-1].lineno + 1}: " if frames else ""
     text = f"{where}[{finding.outcome}] {finding.reason}"
     if finding.death is not None and finding.death.excerpt:
-        speaker = "Xen's tools" if finding.death.kind == "refused" else "console"
-        text += f"\n--- {speaker} ---\n{plain(finding.death.excerpt)}"
+        text += f"\n--- {speaker(finding.death.identity)} ---\n{plain(finding.death.excerpt)}"
     report.longrepr = text
 
 

@@ -13,6 +13,7 @@ from email.policy import SMTP
 from email.utils import format_datetime, make_msgid
 from itertools import groupby
 
+from harness.console.deaths import speaker
 from harness.console.text import plain
 from harness.errors import InfrastructureError, UsageError
 from harness.report.gather import CaseReport, Report, around_death
@@ -113,8 +114,7 @@ def _failure(item: CaseReport, number: int, total: int) -> str:
         died = f"; died after {boot.died:.1f} s" if boot.died is not None else ""
         lines += ["", _wrap(f"Stages reached: {reached or 'none'}{died}.")]
     if case.excerpt:
-        # Of a guest that was never built there is no console, but what the toolstack said.
-        lines += ["", "Console:" if case.boots else "Xen's tools:", _quote(around_death(case, _CONSOLE).splitlines())]
+        lines += ["", f"{speaker(case.identity).capitalize()}:", _quote(around_death(case, _CONSOLE).splitlines())]
     if item.config:
         lines += ["", "Domain configuration:", _quote(item.config.splitlines())]
     lines += ["", "Again:", _command(item.again)]

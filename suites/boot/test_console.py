@@ -22,18 +22,18 @@ def flood(guest: Guest, lines: int) -> bytes:
 
     Raises GuestDied, and DeadlineExpired for a flood that goes on for too long.
     """
-    position = begun = guest.console.offset
+    begun, data = guest.console.offset, bytearray()
     deadline = Deadline(400 * guest.scale)
     guest.session.start(guest.profile.flood_command(lines, WIDTH) + "; echo flood-'over'")
-    while fresh := guest.console.read(position, -1, deadline.sooner(_SILENCE * guest.scale)):
-        position += len(fresh)
-        if b"flood-over" in guest.console.since(max(begun, position - len(fresh) - 10)):
+    while fresh := guest.console.read(begun + len(data), -1, deadline.sooner(_SILENCE * guest.scale)):
+        data += fresh
+        if b"flood-over" in data[-len(fresh) - 10 :]:
             break
     else:
         if deadline.expired:
-            raise deadline.expire("the end of the flood", f"{position - begun} bytes came, and it goes on")
+            raise deadline.expire("the end of the flood", f"{len(data)} bytes came, and it goes on")
         guest.sh("echo alive")  # else it has not lost anything: it hangs
-    return guest.console.since(begun)
+    return bytes(data)
 
 
 def test_flood_loses_nothing(guest: Guest, case: CaseContext) -> None:

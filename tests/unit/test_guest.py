@@ -20,6 +20,16 @@ from harness.transport import Completed
 from harness.xen.config import DomainConfig
 from harness.xen.listing import DomainState
 
+REFUSED = """Parsing config from /var/lib/fxh/run-3b8272/g.cfg
+xc: error: panic: xg_dom_core.c:689: xc_dom_find_loader: no loader found: Invalid kernel
+libxl: error: libxl_dom.c:566:libxl__build_dom: xc_dom_parse_image failed
+libxl: error: libxl_create.c:1695:domcreate_rebuild_done: Domain 2:cannot (re-)build domain: -3
+libxl: error: libxl_domain.c:1060:domain_destroy_cb: Domain 2:Destruction of domain failed
+"""
+FAILED = """libxl: error: libxl_bootloader.c:764:bootloader_finished: Domain 4:bootloader failed - consult logfile /var/log/xen/bootloader.4.log
+libxl: error: libxl_exec.c:117:libxl_report_child_exitstatus: bootloader [397] exited with error status 1
+"""
+
 
 class Host:
     """``rows`` is what `xl list` says of the guest, one after the other; the last goes on."""
@@ -144,17 +154,6 @@ def test_a_domain_whose_building_hangs_is_destroyed_all_the_same(tmp_path: Path,
     host.toolstack.destroy = lambda domid: setattr(host, "rows", [None])
     restarting(host, tmp_path).destroy()
     assert host.rows == [None]
-
-
-REFUSED = """Parsing config from /var/lib/fxh/run-3b8272/g.cfg
-xc: error: panic: xg_dom_core.c:689: xc_dom_find_loader: no loader found: Invalid kernel
-libxl: error: libxl_dom.c:566:libxl__build_dom: xc_dom_parse_image failed
-libxl: error: libxl_create.c:1695:domcreate_rebuild_done: Domain 2:cannot (re-)build domain: -3
-libxl: error: libxl_domain.c:1060:domain_destroy_cb: Domain 2:Destruction of domain failed
-"""
-FAILED = """libxl: error: libxl_bootloader.c:764:bootloader_finished: Domain 4:bootloader failed - consult logfile /var/log/xen/bootloader.4.log
-libxl: error: libxl_exec.c:117:libxl_report_child_exitstatus: bootloader [397] exited with error status 1
-"""
 
 
 @pytest.mark.parametrize(
