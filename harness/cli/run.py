@@ -89,6 +89,9 @@ def run(
         "--no-header",
         "-p",
         "no:cacheprovider",
+        # Of the harness's own tests; it takes seconds to load at the end of a run.
+        "-p",
+        "no:hypothesispytest",
         "--tb=short",
     ]
     if keyword:

@@ -50,6 +50,10 @@ class Admin(Protocol):
         """Give the interface this address, of IPv4 or IPv6, and bring it up. Nobody else is asked whether it has that one."""
         ...
 
+    def network(self, interface: str) -> str:
+        """The command that shows all there is of it: addresses, counters, routes, neighbours."""
+        ...
+
     def has_ipv6(self, run: Run) -> bool:
         """Whether the kernel speaks it."""
         ...
@@ -103,6 +107,9 @@ class FreeBSDAdmin:
 
     def address(self, run: Run, interface: str, cidr: str) -> None:
         run(f"ifconfig {interface} {'inet6 no_dad' if ':' in cidr else 'inet'} {cidr} up")
+
+    def network(self, interface: str) -> str:
+        return f"ifconfig -m {interface}; netstat -n -I {interface} -d; netstat -rn; arp -an; ndp -an"
 
     def has_ipv6(self, run: Run) -> bool:
         return run("sysctl -n kern.features.inet6 2>/dev/null || true").strip() == "1"
@@ -172,6 +179,9 @@ class LinuxAdmin:
             version = 6
             run(f"echo 0 > /proc/sys/net/ipv6/conf/{interface}/accept_dad")
         run(f"ip -{version} addr flush dev {interface}; ip addr add {cidr} dev {interface}; ip link set {interface} up")
+
+    def network(self, interface: str) -> str:
+        return f"ip addr show dev {interface}; grep -H . /sys/class/net/{interface}/statistics/*; ip route; ip -6 route; ip neigh"
 
     def has_ipv6(self, run: Run) -> bool:
         return run("[ ! -e /proc/sys/net/ipv6 ] || echo 1").strip() == "1"

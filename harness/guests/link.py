@@ -123,20 +123,26 @@ class Link:
         """Whether the guest reaches dom0 within ``seconds``.
 
         Where it is dom0's backend that does not hear the guest, it is woken and the guest gets as long again: that is no matter of
-        the guest. Raises InfrastructureError when dom0 stays deaf.
+        the guest. Raises InfrastructureError when dom0 stays deaf. What a guest shows that does not is kept beside its console.
         """
-        again = f"ping -c 1 {self._patience(1)} {self.here} >/dev/null 2>&1 && echo up && break; [ $(date +%s) -ge $end ] && break"
+        again = f"{self._echo()} >/dev/null 2>&1 && echo up && break; [ $(date +%s) -ge $end ] && break"
         script = f"end=$(($(date +%s) + {int(seconds)})); while :; do {again}; done"
         for _ in range(2):
             if "up" in self.guest.run(script, seconds + 30, check=False).text:
                 return True
             if not (unheard := events.deaf(self.host.transport, self.guest.domid)):
+                look = f"{{ {self._echo()}; {self._admin.network(self.interface)}; }} 2>&1"
+                kept = self.guest.directory / f"{self.guest.name}.{self.interface}.txt"
+                kept.write_text(self.guest.run(look, 60, check=False).text)
                 return False
             ports = ", ".join(str(channel.port) for channel in unheard)
             said = f"dom0 does not hear {self.guest.name}: its event channel {ports} is pending and masked, its handler is not done"
             log.warning("%s; %s is woken", said, self.vif)
             self.host.transport.run(["sh", "-c", _KICK, "sh", self.vif], check=False)
         raise InfrastructureError(said, mend="a defect of dom0's kernel (harness/xen/events.py), not of the guest: run it again")
+
+    def _echo(self) -> str:
+        return f"ping -c 1 {self._patience(1)} {self.here}"
 
     def wait_busy(self, size: int) -> bool:
         """Whether ``size`` more bytes go to the guest within half a minute."""

@@ -52,7 +52,8 @@ class Memory:
             there = wanted is None or abs(last.current - wanted) <= SLACK
             if there and stands and (wanted is not None or time.monotonic() - since > _STILL):
                 break
-            time.sleep(0.05)  # a look takes long enough by itself
+            # A look takes a while by itself; one that only shows that nothing moves is not due at once.
+            time.sleep(_STILL / 6 if stands else 0.05)
             now = self.sample()
             stands = now.current == last.current
             if not stands:

@@ -11,9 +11,11 @@ from dataclasses import dataclass
 
 # Few processes, since each costs tens of milliseconds under emulation. grep prints "<file>:<content>", and ends with 2 for a
 # process that is gone meanwhile.
+# Of xenstore as little as there is to see: each node is two questions, and a guest has a hundred. Where no domain ever was, one
+# of these is not there.
 SCRIPT = """
 echo '%domains'; xl list
-echo '%xenstore'; xenstore-ls -f /
+echo '%xenstore'; xenstore-list -p /local/domain /libxl && xenstore-ls -f /local/domain/0/backend || xenstore-ls -f /
 echo '%vifs'; if [ -d /sys/class/net ]; then for i in /sys/class/net/*; do echo "${i##*/}"; done; else ifconfig -l | tr ' ' '\\n'; fi
 echo '%files'; if [ -f /proc/1/cmdline ]; then grep -aH . /sys/block/loop*/loop/backing_file /proc/[0-9]*/cmdline 2>/dev/null; true
 else ps -axww -o pid=,command= | sed 's/^ *\\([0-9]*\\) /\\1:/'; fi

@@ -3,6 +3,9 @@
 ``ram`` is the machine's memory as a sparse file. A restored lab maps it copy-on-write, so restoring reads next to nothing
 and many labs share one copy. ``state`` is QEMU's migration stream of the devices alone (capability x-ignore-shared).
 A checkpoint belongs to one QEMU version, one machine and one lab image; another finds none of its own and makes it anew.
+
+A hot one is the QEMU process itself (:mod:`harness.lab.hot`), as CRIU's images, and its disks. Its memory begins in the ``ram``
+of the ordinary one it descends from.
 """
 
 from __future__ import annotations
@@ -14,7 +17,7 @@ import os
 import shutil
 import tempfile
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from filelock import FileLock
@@ -25,6 +28,8 @@ from harness.lab.qemu import MachineSpec, Qemu, command
 from harness.lab.store import LabImage, on_disk, used
 
 READY = "ready"
+# READY once more, with what every case uses translated.
+READY_HOT = "ready-hot"
 # What suites make begins with one of these.
 REST = "rest-"
 WARM = "warm-"
@@ -41,7 +46,11 @@ _BLOCK = 1 << 20
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """``directory`` holds ``ram``, ``state``, ``root.qcow2``, a qcow2 for each drive, and ``meta.json``."""
+    """``directory`` holds ``ram``, ``state``, ``root.qcow2``, a qcow2 for each drive, and ``meta.json``.
+
+    A ``hot`` one has CRIU's images instead of the first two, and its disks under the names that QEMU has opened.
+    ``parent`` is the ordinary one that it stands on.
+    """
 
     directory: Path
     name: str
@@ -49,6 +58,9 @@ class Checkpoint:
     keys: Keys
     parent: str = ""
     note: str = ""
+    hot: bool = False
+    inode: int = 0
+    """Of its directory: one made anew has another."""
 
     @property
     def state(self) -> Path:
@@ -59,7 +71,14 @@ class Checkpoint:
         return self.directory / "ram"
 
     def disk(self, node: str) -> Path:
-        return self.directory / f"{node}.qcow2"
+        return next(self.directory.glob(f"{node}-*.qcow2"), self.directory / f"{node}.qcow2")
+
+    def is_there(self) -> bool:
+        """Whether it is still this one that lies there: its files are read one after the other, and another may have come between."""
+        try:
+            return self.directory.stat().st_ino == self.inode
+        except FileNotFoundError:
+            return False
 
     @property
     def size(self) -> int:
@@ -67,47 +86,54 @@ class Checkpoint:
         return on_disk(self.directory.iterdir())
 
 
-def fingerprint(spec: MachineSpec, qemu: Qemu) -> str:
-    """What must agree for a checkpoint to be usable, as a short hash: QEMU's version and its whole command line."""
+def fingerprint(spec: MachineSpec, qemu: Qemu, hot: str = "") -> str:
+    """What must agree for a checkpoint to be usable, as a short hash: QEMU's version and its whole command line.
+
+    And for a hot one the key of what keeps it, ``hot``.
+    """
     here = Path("x")
     plain = Qemu("qemu", qemu.version)
     argv = command(
-        plain, spec, run=here, logs=here, ssh_port=0, ram=here, share_ram=False, disk=here, xen=here, vmlinuz=here, initrd=here
+        plain, spec, run=here, directory=here, ssh_port=0, ram=here, share_ram=False, xen=here, vmlinuz=here, initrd=here
     )
-    return hashlib.sha256(json.dumps([_FORMAT, qemu.version, argv]).encode()).hexdigest()[:10]
+    return hashlib.sha256(json.dumps([_FORMAT, qemu.version, argv, *([hot] if hot else [])]).encode()).hexdigest()[:10]
 
 
-def path(image: LabImage, name: str, spec: MachineSpec, qemu: Qemu) -> Path:
+def path(image: LabImage, name: str, spec: MachineSpec, qemu: Qemu, hot: str = "") -> Path:
     """Where a checkpoint of that name is or would be. Raises UsageError for a name that is none."""
     if not name or not name.replace("-", "").replace("_", "").replace(".", "").isalnum() or name.startswith("."):
         raise UsageError(f"checkpoint name {name!r}", mend="use letters, digits, '-', '_' and '.'")
-    return image.directory / "checkpoints" / f"{name}@{fingerprint(spec, qemu)}"
+    return image.directory / "checkpoints" / f"{name}@{fingerprint(spec, qemu, hot)}"
 
 
-def lock(image: LabImage, name: str, spec: MachineSpec, qemu: Qemu) -> FileLock:
+def lock(image: LabImage, name: str, spec: MachineSpec, qemu: Qemu, hot: str = "") -> FileLock:
     """Held by whoever makes a checkpoint, so that others wait for it instead of making it, too."""
-    target = path(image, name, spec, qemu)
+    target = path(image, name, spec, qemu, hot)
     target.parent.mkdir(parents=True, exist_ok=True)
     return FileLock(target.with_name(f".{target.name}.lock"))
 
 
-def find(image: LabImage, name: str, spec: MachineSpec, qemu: Qemu) -> Checkpoint | None:
+def find(image: LabImage, name: str, spec: MachineSpec, qemu: Qemu, hot: str = "") -> Checkpoint | None:
     """The checkpoint, or None when this QEMU and machine have none of that name (or a damaged one)."""
-    found = read(path(image, name, spec, qemu))
+    found = read(path(image, name, spec, qemu, hot))
     if found is not None:
         used(found.directory)
     return found
 
 
 def read(directory: Path) -> Checkpoint | None:
-    """The checkpoint in ``directory``, or None where there is none or files of it are missing or cut."""
+    """The checkpoint in ``directory``, or None where there is none, files of it are missing or cut, or what it stands on is new."""
     try:
+        inode = directory.stat().st_ino
         meta = json.loads((directory / "meta.json").read_text())
         if any((directory / name).stat().st_size != size for name, size in meta["sizes"].items()):
             return None
+        if meta["base"] != _identity(directory.parent / meta["parent"]):
+            return None
         made = meta["spec"] | {"drives": tuple(meta["spec"]["drives"])}
         name = directory.name.rpartition("@")[0]
-        return Checkpoint(directory, name, MachineSpec(**made), Keys(**meta["keys"]), meta["parent"], meta["note"])
+        hot = meta.get("hot", False)
+        return Checkpoint(directory, name, MachineSpec(**made), Keys(**meta["keys"]), meta["parent"], meta["note"], hot, inode)
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
@@ -119,9 +145,10 @@ def listing(image: LabImage) -> list[Path]:
     return sorted(found, key=lambda p: p.stat().st_mtime)
 
 
-def save(image: LabImage, checkpoint: Checkpoint, files: dict[str, Path], qemu: Qemu) -> Checkpoint:
-    """Move ``files`` (``ram``, ``state`` and the disks) in, atomically; an older checkpoint of the name goes.
+def save(image: LabImage, checkpoint: Checkpoint, files: dict[str, Path], qemu: Qemu, *, anew: bool = True) -> Checkpoint:
+    """Move ``files`` (as :class:`Checkpoint` has them) in, atomically; an older checkpoint of the name goes.
 
+    Or, without ``anew``, stays, and is returned: somebody was quicker, and others may be loading it.
     ``checkpoint.directory`` is where it shall be. Raises InfrastructureError when the disk is full.
     """
     target = checkpoint.directory
@@ -136,20 +163,35 @@ def save(image: LabImage, checkpoint: Checkpoint, files: dict[str, Path], qemu: 
                 (work / name).chmod(0o400)
         meta = {
             "spec": asdict(checkpoint.spec), "keys": asdict(checkpoint.keys), "parent": checkpoint.parent,
-            "note": checkpoint.note, "qemu": qemu.label, "sizes": {name: (work / name).stat().st_size for name in files},
+            "base": _identity(target.parent / checkpoint.parent), "note": checkpoint.note, "hot": checkpoint.hot, "qemu": qemu.label,
+            "sizes": {name: (work / name).stat().st_size for name in files},
         }  # fmt: skip
         (work / "meta.json").write_text(json.dumps(meta, indent=1))
         (work / "meta.json").chmod(0o600)
-        if target.exists():
-            remove(target)
-        work.rename(target)
+        with FileLock(target.parent / ".saving.lock"):
+            there = None if anew else read(target)
+            if there is not None:
+                shutil.rmtree(work)
+                return there
+            if target.exists():
+                remove(target)
+            work.rename(target)
     except OSError as exc:
         shutil.rmtree(work, ignore_errors=True)
         raise InfrastructureError(
             f"the checkpoint {checkpoint.name} could not be kept at {target.parent}: {exc.strerror}",
             mend="free some space there",
         ) from exc
-    return checkpoint
+    return replace(checkpoint, inode=target.stat().st_ino)
+
+
+def _identity(directory: Path) -> str:
+    """Of one that others stand on: one made anew has the same name, and other disks and memory. "" where there is none."""
+    try:
+        disk = (directory / "root.qcow2").stat()
+    except OSError:
+        return ""
+    return f"{disk.st_ino}-{disk.st_mtime_ns}"
 
 
 def copy_sparse(source: Path, target: Path) -> None:
@@ -180,6 +222,11 @@ def copy_sparse(source: Path, target: Path) -> None:
                             os.pwrite(dst.fileno(), block[first : min(page, len(block))], at + first)
                         first = page + _PAGE
                 at += len(block)
+
+
+def may_be_hot(name: str) -> bool:
+    """Whether a checkpoint is made anew when it cannot be used: one that a user made has to outlive a change of kernel."""
+    return name.startswith((REST, WARM, READY_HOT))
 
 
 def of_suites(directory: Path) -> bool:

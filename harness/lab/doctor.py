@@ -8,14 +8,14 @@ from collections.abc import Iterator
 from harness import paths
 from harness.errors import HarnessError
 from harness.hosts.doctor import FAIL, OK, WARN, Check
-from harness.lab import accel, build, checkpoint, qemu, recipe, records, tools
+from harness.lab import accel, build, checkpoint, hot, qemu, recipe, records, tools
 from harness.lab.factory import LabWish, machine
 
 _SPACE = 3072
 
 
 def examine(wish: LabWish) -> Iterator[Check]:
-    """Without starting anything, but for the probe of KVM where its answer is not known yet."""
+    """Without starting anything, but for the probes of KVM and CRIU where their answer is not known yet."""
     free = shutil.disk_usage(paths.store()).free >> 20
     mend = "free some, or point FXH_STORE at a larger disk"
     yield Check("store", OK if free >= _SPACE else FAIL, f"{paths.store()}, {free} MiB free", "" if free >= _SPACE else mend)
@@ -28,6 +28,10 @@ def examine(wish: LabWish) -> Iterator[Check]:
     chosen = accel.choose(found, wish.accel)
     slow = chosen.name == "tcg" and wish.accel != "tcg"
     yield Check("KVM", WARN if slow else OK, chosen.why, "labs work, more slowly: nothing needs to be done" if slow else "")
+    if chosen.name == "tcg":
+        kept, why = hot.find()
+        mend = "" if kept else "labs work, more slowly: nothing needs to be done (docs/lab.md, hot checkpoints)"
+        yield Check("hot checkpoints", OK if kept else WARN, why, mend)
     yield _parts(wish)
     image = build.find(recipe.load(wish.xen, wish.hypervisor, wish.dom0_kernel))
     if image is None:

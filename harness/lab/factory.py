@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from harness.errors import UsageError
-from harness.lab import accel, build, kernel, qemu, recipe
+from harness.lab import accel, build, hot, kernel, qemu, recipe
 from harness.lab.lab import Lab
 from harness.lab.qemu import MachineSpec, Qemu
 from harness.lab.store import LabImage
@@ -61,4 +61,6 @@ def make(wish: LabWish, *, name: str = "", keep: bool = False) -> Lab:
         raise UsageError(f"a lab of {wish.cpus} CPUs", mend="1 to 16")
     found = find_qemu(wish)
     chosen = accel.choose(found, wish.accel)
-    return Lab(image(wish), found, chosen, machine(wish, chosen), name=name, keep=keep)
+    spec = machine(wish, chosen)
+    # KVM's state is the kernel's: no process holds it. And where nothing is translated, nothing is gained.
+    return Lab(image(wish), found, chosen, spec, name=name, keep=keep, hot=hot.find()[0] if spec.emulated else None)

@@ -17,9 +17,10 @@ from typing import TYPE_CHECKING
 from harness import stamp
 from harness.deadline import Deadline, NotYet
 from harness.errors import DeadlineExpired, InfrastructureError, LabDead, TransportError, UsageError
-from harness.lab import checkpoint, keys, records
+from harness.lab import checkpoint, hot, keys, records, rehearsal
 from harness.lab.accel import Accel
 from harness.lab.checkpoint import Checkpoint, CheckpointBroken
+from harness.lab.hot import Hot
 from harness.lab.machine import Machine
 from harness.lab.pulse import SILENCE, Pulse
 from harness.lab.qemu import MachineSpec, Qemu
@@ -27,6 +28,8 @@ from harness.lab.records import LabRecord
 from harness.lab.store import LabImage
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from harness.transport.ssh import SshTransport
 
 log = logging.getLogger("fxh.lab")
@@ -37,13 +40,12 @@ _FREEZE = 180.0
 # For so long may a machine compute without letting dom0 run.
 _BUSY = 60.0
 
-_WARM_UP = """
-sync; echo 3 > /proc/sys/vm/drop_caches
-xl list; xl info; xenstore-ls /; xl domid none; xl console none; sh -c 'echo | grep x | tr a b'; stat /; df -P /
-printf 'name="warm"\ntype="pv"\nkernel="/bin/busybox"\nmemory=32\nvif=[""]\n' > /tmp/warm.cfg; xl create -p /tmp/warm.cfg
-rm /tmp/warm.cfg; bash -c true; ethtool --version; tcpdump --version; losetup -a; rm -f /var/log/xen/xl-warm.log*
-for n in 1 2 3; do xenstore-read /local/domain/0/name; ip link; done
-cat /usr/lib/xen-*/bin/pygrub /usr/lib/xen-*/bin/xenconsole /usr/sbin/blockdev /usr/bin/head > /dev/null; true
+# Ends ssh's processes but the one that listens: a connection that is closed from here would linger in QEMU's network.
+_HANG_UP = """
+for p in $(busybox pidof dropbear); do
+  grep -q '^Name:.dropbear$' "/proc/$(sed -n 's/^PPid:.//p' "/proc/$p/status")/status" && set -- "$@" "$p"
+done
+kill -9 "$@"
 """
 
 _EXPIRE = """
@@ -66,15 +68,25 @@ class Lab:
     Raises InfrastructureError and its kind from everything that talks to the machine.
     """
 
-    def __init__(self, image: LabImage, qemu: Qemu, accel: Accel, spec: MachineSpec, *, name: str = "", keep: bool = False) -> None:
-        self.image, self.qemu, self.accel = image, qemu, accel
+    def __init__(
+        self,
+        image: LabImage,
+        qemu: Qemu,
+        accel: Accel,
+        spec: MachineSpec,
+        *,
+        name: str = "",
+        keep: bool = False,
+        hot: Hot | None = None,
+    ) -> None:
+        self.image, self.qemu, self.accel, self.hot = image, qemu, accel, hot
         self.name = name or f"lab-{secrets.token_hex(3)}"
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,40}", self.name):
             raise UsageError(f"lab name {self.name!r}", mend="use letters, digits, '-', '_' and '.', 41 at most")
         self.keep = keep
         self.directory = records.directory(self.name)
         self.sockets = records.sockets(self.name)
-        self.machine = Machine(image, qemu, spec, self.directory, self.sockets, keep=keep)
+        self.machine = Machine(image, qemu, spec, self.directory, self.sockets, keep=keep, hot=hot)
         self.keys: keys.Keys | None = None
         self.parent = ""
         self.dead: str = ""
@@ -99,7 +111,18 @@ class Lab:
 
     def rest(self, deadline: Deadline | None = None, *, to_freeze: bool = False) -> None:
         """Put this lab, up or not, into the state "dom0 ready"."""
+        if self.hot is not None:
+            self.put_back(checkpoint.READY_HOT, lambda: self._heat(deadline), deadline, to_freeze=to_freeze)
+        else:
+            self._rest(deadline, to_freeze=to_freeze)
+
+    def _rest(self, deadline: Deadline | None, *, to_freeze: bool = False) -> None:
         self.put_back(checkpoint.READY, lambda: self._first(deadline), deadline, to_freeze=to_freeze)
+
+    def _heat(self, deadline: Deadline | None) -> str:
+        self._rest(deadline)
+        rehearsal.run(self.ssh)
+        return "dom0 at rest, and what cases use translated"
 
     def put_back(
         self, name: str, make: Callable[[], str], deadline: Deadline | None = None, *, alone: bool = True, to_freeze: bool = False
@@ -114,8 +137,10 @@ class Lab:
         def there() -> Checkpoint:
             made = self.find(name)
             if made is None:
-                with checkpoint.lock(self.image, name, self.spec, self.qemu) if alone else contextlib.nullcontext():
-                    made = self.find(name) or self._freeze(name, make())
+                with (
+                    checkpoint.lock(self.image, name, self.spec, self.qemu, self._key(name)) if alone else contextlib.nullcontext()
+                ):
+                    made = self.find(name) or self._freeze(name, make(), anew=False)
             self.restore(made, deadline, to_freeze=to_freeze)
             return made
 
@@ -126,14 +151,18 @@ class Lab:
 
     def find(self, name: str) -> Checkpoint | None:
         """The checkpoint that a machine like this one can be put back to."""
-        return checkpoint.find(self.image, name, self.spec, self.qemu)
+        key = self._key(name)
+        hot = checkpoint.find(self.image, name, self.spec, self.qemu, key) if key else None
+        return hot or checkpoint.find(self.image, name, self.spec, self.qemu)
+
+    def _key(self, name: str) -> str:
+        """That of a hot checkpoint, where this lab keeps what is called so as one."""
+        return self.hot.key if self.hot is not None and checkpoint.may_be_hot(name) else ""
 
     def _first(self, deadline: Deadline | None) -> str:
         log.info("no 'ready' checkpoint of this lab for %s and %s yet: booting once to make it", self.qemu.label, self.accel.name)
         self.boot(deadline)
-        # Boot's leftovers in dom0's page cache go out of the state that every later lab starts from, and what every
-        # case needs comes in: a restored lab need not read and unpack it from its disk again.
-        self.ssh.run(["sh", "-c", _WARM_UP], Deadline(120))
+        rehearsal.run(self.ssh)
         return "dom0 at rest"
 
     def boot(self, deadline: Deadline | None = None) -> None:
@@ -160,9 +189,13 @@ class Lab:
         deadline = deadline or Deadline(_RESTORE)
         self._quiet()
         self._directories()
-        self.keys, self.parent, self.dead = made.keys, made.directory.name, ""
+        # A hot one is copied: whoever goes on from it stands on what it stood on.
+        self.keys, self.parent, self.dead = made.keys, made.parent if made.hot else made.directory.name, ""
         try:
-            self.machine.load(made, deadline, to_freeze=to_freeze)
+            if made.hot:
+                self.machine.revive(made, deadline)
+            else:
+                self.machine.load(made, deadline, to_freeze=to_freeze)
         except (LabDead, DeadlineExpired) as exc:
             self.machine.stop()
             records.stopped(self.name)
@@ -170,7 +203,14 @@ class Lab:
                 raise
             log.warning("checkpoint %s cannot be loaded and is removed: %s", made.directory.name, exc.message)
             checkpoint.remove(made.directory)
+            if made.hot:
+                self.hot = None
             raise CheckpointBroken(f"checkpoint {made.name} could not be loaded: {exc.message}", mend="it is made anew") from exc
+        if not made.is_there():
+            self.machine.stop()
+            raise CheckpointBroken(
+                f"checkpoint {made.name} was made anew or removed while it was loaded", mend="it is loaded again"
+            )
         self._reach(deadline)
 
     def checkpoint(self, name: str, note: str = "") -> Checkpoint:
@@ -179,15 +219,28 @@ class Lab:
         self.restore(made)
         return made
 
-    def _freeze(self, name: str, note: str) -> Checkpoint:
+    def _freeze(self, name: str, note: str, *, anew: bool = True) -> Checkpoint:
         if self.keys is None or self.machine.process is None:
             raise LabDead(f"lab {self.name} is not up")
         spec = replace(self.spec, drives=tuple(drive.number for drive in self.machine.drives))
-        made = Checkpoint(checkpoint.path(self.image, name, spec, self.qemu), name, spec, self.keys, self.parent, note)
-        self._quiet()
         begun = time.monotonic()
-        files = self.machine.freeze(Deadline(_FREEZE))
-        saved = checkpoint.save(self.image, made, files, self.qemu)
+        files: dict[str, Path] = {}
+        key = self._key(name)
+        if key:
+            with contextlib.suppress(TransportError):
+                self.ssh.run(["sh", "-c", _HANG_UP], Deadline(20), check=False)
+            self._quiet()
+            try:
+                files = self.machine.keep_hot(Deadline(_FREEZE))
+            except (InfrastructureError, DeadlineExpired) as exc:
+                log.warning("lab %s: checkpoint %s is not kept hot: %s", self.name, name, exc.message)
+                self.hot, key = None, ""
+        self._quiet()
+        if not files:
+            files = self.machine.freeze(Deadline(_FREEZE))
+        directory = checkpoint.path(self.image, name, spec, self.qemu, key)
+        made = Checkpoint(directory, name, spec, self.keys, self.parent, note, bool(key))
+        saved = checkpoint.save(self.image, made, files, self.qemu, anew=anew)
         log.info("checkpoint %s: %d MiB, %.1f s", name, saved.size >> 20, time.monotonic() - begun)
         return saved
 
@@ -236,7 +289,8 @@ class Lab:
         record = records.read(name)
         if record is None or records.state(name) != "up":
             raise UsageError(f"no lab {name} is up", mend="`fxh lab list` shows the labs, `fxh lab up` starts one")
-        lab = cls(LabImage(record.image_path), qemu, Accel(record.accel, record.why), record.spec, name=name, keep=True)
+        found = hot.find()[0] if record.chamber else None
+        lab = cls(LabImage(record.image_path), qemu, Accel(record.accel, record.why), record.spec, name=name, keep=True, hot=found)
         lab.keys, lab.parent = keys.Keys(record.key(), record.host_key), record.checkpoint
         lab.machine.adopt(record.qemu_pid, record.ssh_port, record.drives)
         lab._reach(Deadline(10))
@@ -263,7 +317,7 @@ class Lab:
                 name=self.name, image=str(self.image.directory), qemu=self.qemu.label, qemu_pid=process.pid,
                 owner_pid=os.getpid(), kept=self.keep, ssh_port=self.machine.ssh_port, accel=self.accel.name,
                 why=self.accel.why, checkpoint=self.parent, started=stamp.now(), host_key=made.host, spec=self.spec,
-                drives=tuple(self.machine.drives),
+                drives=tuple(self.machine.drives), chamber=self.machine.hot is not None,
             ),
             made.client,
         )  # fmt: skip

@@ -7,6 +7,7 @@ import logging
 import re
 import secrets
 import shlex
+import shutil
 import socket
 import subprocess
 import threading
@@ -18,19 +19,29 @@ from pathlib import Path
 from harness.deadline import Deadline, NotYet
 from harness.errors import InfrastructureError, LabDead
 from harness.lab.checkpoint import Checkpoint, copy_sparse
+from harness.lab.hot import Hot, View
 from harness.lab.process import Process
 from harness.lab.qemu import Drive, MachineSpec, Qemu, command
 from harness.lab.store import LabImage
 
 log = logging.getLogger("fxh.lab")
 
+# Seconds that a connection to dom0 may take to be gone from QEMU's network when its far end has closed it.
+_LINGER = 5.0
+
 
 class Machine:
-    """One QEMU in ``directory`` (overlays, memory, logs) with its sockets in ``sockets``; both exist and are ours alone."""
+    """One QEMU in ``directory`` (overlays, memory, logs) with its sockets in ``sockets``; both exist and are ours alone.
 
-    def __init__(self, image: LabImage, qemu: Qemu, spec: MachineSpec, directory: Path, sockets: Path, *, keep: bool) -> None:
-        self.image, self.qemu, self.spec, self.keep = image, qemu, spec, keep
+    With ``hot`` it runs in a chamber, and :meth:`keep_hot` can keep the process.
+    """
+
+    def __init__(
+        self, image: LabImage, qemu: Qemu, spec: MachineSpec, directory: Path, sockets: Path, *, keep: bool, hot: Hot | None = None
+    ) -> None:
+        self.image, self.qemu, self.spec, self.keep, self.hot = image, qemu, spec, keep, hot
         self.directory, self.sockets = directory, sockets
+        self._view = hot.view if hot else View(directory, sockets)
         self.process: Process | None = None
         self.ssh_port = 0
         self.drives: list[Drive] = []
@@ -54,13 +65,34 @@ class Machine:
         self.spec = made.spec
         self._overlay("root", made.disk("root"))
         for number in made.spec.drives:
-            self.drives.append(Drive(number, str(self._overlay(f"fxh{number}", made.disk(f"fxh{number}")))))
+            self.drives.append(Drive(number, self._overlay(f"fxh{number}", made.disk(f"fxh{number}")).name))
         ram = made.ram
         if to_freeze:
             ram = self.directory / "ram"
             copy_sparse(made.ram, ram)
         self._launch(ram, to_freeze, self.image.directory / "initrd", True, deadline)
         self._incoming(made.state, deadline, devices_only=True)
+        self._running().command("cont")
+
+    def revive(self, made: Checkpoint, deadline: Deadline) -> None:
+        """Go on as the QEMU process that a hot checkpoint holds. Raises LabDead, DeadlineExpired."""
+        if self.hot is None:
+            raise LabDead("there is nothing here to restore a QEMU process with")
+        self._clean()
+        self.spec = made.spec
+        for disk in made.directory.glob("*.qcow2"):
+            shutil.copyfile(disk, self.directory / disk.name)
+        self.drives = [Drive(number, made.disk(f"fxh{number}").name) for number in made.spec.drives]
+        (self.directory / "xen.log").touch()
+        self._shares_ram = False
+        self._start(self.hot.revive(made.directory, self.directory, self.sockets), deadline)
+        for attempt in range(5):
+            self.ssh_port = _free_port()
+            refused = self._monitor(f"hostfwd_add tcp:127.0.0.1:{self.ssh_port}-:22").strip()
+            if not refused:
+                break
+            if attempt == 4:
+                raise LabDead(f"QEMU does not forward port {self.ssh_port}: {refused}")
         self._running().command("cont")
 
     def adopt(self, pid: int, ssh_port: int, drives: tuple[Drive, ...]) -> None:
@@ -79,19 +111,22 @@ class Machine:
         for attempt in range(5):
             self.ssh_port = _free_port()
             argv = command(
-                self.qemu, self.spec, run=self.sockets, logs=self.directory, ssh_port=self.ssh_port, ram=ram, share_ram=share,
-                disk=self.directory / "root.qcow2", drives=self.drives, xen=self.image.directory / "xen",
+                self.qemu, self.spec, run=self._view.sockets, directory=self._view.directory, ssh_port=self.ssh_port, ram=ram,
+                share_ram=share, drives=self.drives, xen=self.image.directory / "xen",
                 vmlinuz=self.image.directory / "vmlinuz", initrd=initrd, incoming=incoming,
             )  # fmt: skip
-            self.process = Process.start(argv, self.sockets, self.directory / "qemu.log", keep=self.keep)
             try:
-                self.process.connect(deadline)
+                self._start(self.hot.chamber(self.directory, self.sockets, argv) if self.hot else argv, deadline)
                 break
             except LabDead as exc:
-                self.process.stop()
+                self.stop()
                 # Somebody may have taken the port between our look and QEMU's bind.
                 if "host forwarding" not in str(exc) or attempt == 4:
                     raise
+
+    def _start(self, argv: Sequence[str], deadline: Deadline) -> None:
+        self.process = Process.start(argv, self.sockets, self.directory / "qemu.log", keep=self.keep)
+        self.process.connect(deadline)
 
     def _ignore_shared(self, on: bool) -> None:
         """Whether memory that lies in a file is left out of the migration stream."""
@@ -126,8 +161,41 @@ class Machine:
         state = self.directory / "state"
         self._outgoing(state, deadline, devices_only=True)
         self.stop()
-        disks = {"root.qcow2": self.directory / "root.qcow2"} | {f"{d.serial}.qcow2": Path(d.file) for d in self.drives}
+        disks = {"root.qcow2": self.directory / "root.qcow2"}
+        disks |= {f"{drive.serial}.qcow2": self.directory / drive.file for drive in self.drives}
         return {"ram": ram, "state": state, **disks}
+
+    def keep_hot(self, deadline: Deadline) -> dict[str, Path]:
+        """Stop for good and leave the files of a hot checkpoint: CRIU's images and the disks.
+
+        Nobody may be connected to dom0 any more. Raises InfrastructureError when CRIU cannot; the machine is stopped then, but
+        can still be frozen.
+        """
+        if self.hot is None or self._shares_ram:
+            raise InfrastructureError("this QEMU cannot be kept as a process")
+        process = self._running()
+        self._monitor(f"hostfwd_remove tcp:127.0.0.1:{self.ssh_port}")
+
+        def alone() -> None:
+            if "TCP" in (links := self._monitor("info usernet")):
+                raise NotYet(links)
+
+        deadline.sooner(_LINGER).wait("the connections to dom0 to end", alone, 0.02)
+        process.command("stop")
+        process.release()
+        images = self.directory / "criu"
+        for attempt in range(3):
+            shutil.rmtree(images, ignore_errors=True)
+            images.mkdir()
+            try:
+                self.hot.keep(process.pid, images)
+                break
+            except InfrastructureError:  # it has not yet seen that its monitor's client is gone
+                if attempt == 2:
+                    raise
+                time.sleep(0.05)
+        self.stop()
+        return {path.name: path for path in (*images.iterdir(), *self.directory.glob("*.qcow2"))}
 
     def _outgoing(self, target: Path, deadline: Deadline, *, devices_only: bool) -> None:
         process = self._running()
@@ -169,9 +237,9 @@ class Machine:
             taken = {drive.number for drive in self.drives}
             number = next(n for n in range(1, 250) if n not in taken)
             file = self._overlay(f"fxh{number}", path, fmt)
-            drive = Drive(number, str(file))
+            drive = Drive(number, file.name)
             process = self._running()
-            below = {"driver": "file", "filename": drive.file}
+            below = {"driver": "file", "filename": str(self._view.directory / drive.file)}
             process.command("blockdev-add", **{"node-name": drive.serial, "driver": "qcow2", "discard": "unmap", "file": below})
             process.command("device_add", **drive.device)
             self.drives.append(drive)
@@ -191,7 +259,7 @@ class Machine:
 
             Deadline(10).wait(f"dom0 to let go of {drive.serial}", gone, 0.02)
             self.drives.remove(drive)
-            Path(drive.file).unlink(missing_ok=True)
+            (self.directory / drive.file).unlink(missing_ok=True)
 
     # -- the rest -----------------------------------------------------------------------------------------------------
 
@@ -209,7 +277,11 @@ class Machine:
         return cpu_state(looks)
 
     def _registers(self) -> str:
-        return str(self._running().command("human-monitor-command", **{"command-line": "info registers -a"}))
+        return self._monitor("info registers -a")
+
+    def _monitor(self, line: str) -> str:
+        """What QEMU's monitor for people answers."""
+        return str(self._running().command("human-monitor-command", **{"command-line": line}))
 
     def stop(self) -> None:
         """End QEMU; may be called twice."""

@@ -63,7 +63,10 @@ def find(binary: str = "qemu-system-x86_64") -> Qemu:
 
 @dataclass(frozen=True)
 class Drive:
-    """A guest image given to dom0 as the SCSI disk with the serial number ``fxh<number>`` (dom0 finds it by that)."""
+    """A guest image given to dom0 as the SCSI disk with the serial number ``fxh<number>`` (dom0 finds it by that).
+
+    ``file`` is its overlay's name in the lab's directory.
+    """
 
     number: int
     file: str
@@ -120,18 +123,17 @@ def command(
     spec: MachineSpec,
     *,
     run: Path,
-    logs: Path,
+    directory: Path,
     ssh_port: int,
     ram: Path,
     share_ram: bool,
-    disk: Path,
     drives: Sequence[Drive] = (),
     xen: Path,
     vmlinuz: Path,
     initrd: Path,
     incoming: bool = False,
 ) -> list[str]:
-    """The command line. ``run`` is the directory of sockets, ``logs`` that of the logs; ``disk`` the lab's own overlay of dom0's root.
+    """The command line. ``run`` is the directory of sockets, ``directory`` that of the log and of the lab's overlays.
 
     ``ram`` backs the machine's memory: written to with ``share_ram``, else mapped copy-on-write.
     """
@@ -143,10 +145,10 @@ def command(
         "-initrd", f"{_plain(vmlinuz)} {spec.linux_arguments()},{_plain(initrd)}",
         "-chardev", f"socket,id=qmp,path={_comma(run / 'qmp')},server=on,wait=off", "-mon", "chardev=qmp,mode=control",
         "-chardev", f"socket,id=com1,path={_comma(run / 'com1')},server=on,wait=off,"
-                    f"logfile={_comma(logs / 'xen.log')},logappend=on",
+                    f"logfile={_comma(directory / 'xen.log')},logappend=on",
         "-serial", "chardev:com1",
         "-chardev", f"socket,id=com2,path={_comma(run / 'com2')},server=on,wait=off", "-serial", "chardev:com2",
-        "-blockdev", f"driver=qcow2,node-name=root,discard=unmap,file.driver=file,file.filename={_comma(disk)}",
+        "-blockdev", f"driver=qcow2,node-name=root,discard=unmap,file.driver=file,file.filename={_comma(directory / 'root.qcow2')}",
         "-device", "virtio-blk-pci,drive=root",
         "-device", "virtio-scsi-pci,id=scsi",
         # restrict: what a guest sends never leaves this machine, and does not reach it but through the forwarded port.
@@ -154,7 +156,9 @@ def command(
         "-device", "virtio-net-pci,netdev=net,romfile=", "-device", "virtio-rng-pci",
     ]  # fmt: skip
     for drive in drives:
-        node = f"driver=qcow2,node-name={drive.serial},discard=unmap,file.driver=file,file.filename={_comma(drive.file)}"
+        node = (
+            f"driver=qcow2,node-name={drive.serial},discard=unmap,file.driver=file,file.filename={_comma(directory / drive.file)}"
+        )
         argv += ["-blockdev", node, "-device", ",".join(f"{k}={v}" for k, v in drive.device.items())]
     if incoming:
         argv += ["-incoming", "defer"]

@@ -35,6 +35,8 @@ class LabRecord:
     spec: MachineSpec
     drives: tuple[Drive, ...] = ()
     stopped: bool = False
+    chamber: bool = False
+    """Its QEMU runs in one (:mod:`harness.lab.hot`)."""
 
     @property
     def image_path(self) -> Path:
@@ -55,7 +57,8 @@ def sockets(name: str) -> Path:
 
 def names() -> list[str]:
     root = paths.store() / "run"
-    return sorted(p.name for p in root.iterdir() if p.is_dir()) if root.is_dir() else []
+    # A lab's name begins with a letter or a digit.
+    return sorted(p.name for p in root.iterdir() if p.is_dir() and not p.name.startswith(".")) if root.is_dir() else []
 
 
 def read(name: str) -> LabRecord | None:

@@ -255,6 +255,10 @@ class Rig:
         finally:
             guest.detach()
         log.info("%s booted in %.0f s; kept as a checkpoint", source.label, time.monotonic() - begun)
+        if host.lab.hot is not None:
+            # What each case begins and ends with, once: it is kept as translated.
+            Guest(host, source.profile, config, directory, scale=self.options.scale).adopt(guest.domid).detach()
+            host.inventory()
         prune.bound()
         return json.dumps({"config": asdict(config), "domid": guest.domid, "stages": stamps(guest), "prepared": prepared})
 

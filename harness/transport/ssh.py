@@ -220,7 +220,8 @@ class SshTransport(FileCopies):
                 channel = self._transport.open_session(timeout=max(0.1, deadline.remaining))
                 if pty:
                     channel.get_pty("vt100", 200, 50)
-                channel.exec_command(line)
+                # Whatever the user's shell is, it makes room for the command: it need not wait for it as a process more.
+                channel.exec_command(f"exec {line}")
                 return channel
             except (paramiko.SSHException, OSError, EOFError) as exc:
                 # A channel that the server closes before it has said whether it takes the command (RFC 4254 6.5) has begun none.

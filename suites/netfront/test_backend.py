@@ -91,8 +91,10 @@ def test_queues(booted: NewGuest, vcpus: int, case: CaseContext) -> None:
         pytest.skip("needs Linux's netback, whose number of queues can be set; elsewhere: fxh run netfront -k test_queues")
     case.undo.append(lambda: guest.host.transport.run(["sh", "-c", f"echo {before.text.strip()} > {_QUEUES}"]))
     most = FREEBSD_MOST[vcpus] if guest.profile.os == "freebsd" else vcpus
+    # Each is a detach and an attach, slow under emulation: of the control guest there the least and the most have to do.
+    offers = OFFERED if guest.profile.os == "freebsd" or not guest.host.facts.emulated else (OFFERED[0], OFFERED[-1])
     wrong = []
-    for offered in OFFERED:
+    for offered in offers:
         guest.host.transport.run(["sh", "-c", f"echo {offered} > {_QUEUES}"])
         replug(guest, {}, SOURCE[guest.profile.os])
         front = guest.host.xenstore.children(f"/local/domain/{guest.domid}/device/vif/0")
@@ -104,7 +106,7 @@ def test_queues(booted: NewGuest, vcpus: int, case: CaseContext) -> None:
     wrong += [f"{OFFERED[-1]} queues offered: {line}" for line in streams(link, STREAMS, SIZE // 4)]
     case.metrics["streams"] = round(time.monotonic() - begun, 2)
     assert not wrong, finding(
-        asked=f"1, 2, 4 and 8 queues for an interface of a guest with {vcpus} vCPUs, {STREAMS} TCP streams at once each way over the last",
+        asked=f"{', '.join(map(str, offers))} queues for an interface of a guest with {vcpus} vCPUs, {STREAMS} TCP streams at once each way over the last",
         did=wrong,
         good="connects the queues that it can use and keeps each stream in order",
         source=f"{SOURCE[guest.profile.os]} (multi-queue-num-queues)",

@@ -215,8 +215,7 @@ def test_replaced_menu(booted: NewGuest) -> None:
 def test_alternation(pair: tuple[Guest, Volume, Kind], case: CaseContext) -> None:
     """F9: old and new kernel in turn, each reboot brings up the one that was put in place last."""
     guest, volume, _ = pair
-    emulated = guest.host.facts.emulated
-    rounds = (2 if guest.profile.os == "freebsd" else 4) if emulated else 10
+    rounds = 2 if guest.host.facts.emulated else 10
     names = {OLD: swap.identity(guest)}
     story = []
     for turn in range(rounds):

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from harness.errors import HarnessError, InfrastructureError, LabDead, UsageError
-from harness.lab import archive, checkpoint, control, cpio, keys, prune, qemu, recipe, records
+from harness.lab import archive, checkpoint, control, cpio, hot, keys, prune, qemu, recipe, records
 from harness.lab.checkpoint import Checkpoint, copy_sparse
 from harness.lab.machine import cpu_state, in_guest_mode, overlay
 from harness.lab.monitor import Monitor
@@ -101,6 +101,94 @@ def test_checkpoint_is_found_by_the_same_machine_only(store: Path, tmp_path: Pat
     assert checkpoint.find(lab, "mine", SPEC, QEMU) is None, "a damaged checkpoint is none"
     with pytest.raises(UsageError):
         checkpoint.path(lab, "../x", SPEC, QEMU)
+
+
+def test_a_hot_checkpoint_is_found_where_the_same_keeps_it(store: Path, tmp_path: Path) -> None:
+    """And beside the ordinary one of that name, which all others find."""
+    lab = image(store)
+    made, _ = keys.make()
+    for key, name in (("", "root.qcow2"), ("a kernel", "core-1000.img")):
+        (tmp_path / name).write_bytes(b"data")
+        files = {name: tmp_path / name}
+        if key:
+            (tmp_path / "fxh1-0a1b2c.qcow2").write_bytes(b"disk")
+            files["fxh1-0a1b2c.qcow2"] = tmp_path / "fxh1-0a1b2c.qcow2"
+        target = checkpoint.path(lab, "warm-x", SPEC, QEMU, key)
+        checkpoint.save(lab, Checkpoint(target, "warm-x", SPEC, made, "ready@x", "", bool(key)), files, QEMU)
+
+    found = checkpoint.find(lab, "warm-x", SPEC, QEMU, "a kernel")
+    assert found is not None
+    assert (found.hot, found.disk("fxh1").name) == (True, "fxh1-0a1b2c.qcow2"), "under the name that QEMU has opened"
+    ordinary = checkpoint.find(lab, "warm-x", SPEC, QEMU)
+    assert ordinary is not None
+    assert (ordinary.hot, ordinary.disk("fxh1").name) == (False, "fxh1.qcow2")
+    assert checkpoint.find(lab, "warm-x", SPEC, QEMU, "another kernel") is None
+    assert [checkpoint.may_be_hot(name) for name in ("warm-x", "rest-x", "ready-hot", "ready", "mine")] == [True] * 3 + [False] * 2
+
+
+def test_one_whose_base_was_made_anew_is_none(store: Path, tmp_path: Path) -> None:
+    """Its disks and its memory go on where the old base ended."""
+    lab = image(store)
+    made, _ = keys.make()
+
+    def save(name: str, parent: str) -> Path:
+        (tmp_path / "root.qcow2").write_bytes(b"disk")
+        target = checkpoint.path(lab, name, SPEC, QEMU)
+        return checkpoint.save(
+            lab, Checkpoint(target, name, SPEC, made, parent), {"root.qcow2": tmp_path / "root.qcow2"}, QEMU
+        ).directory
+
+    base = save("ready", "")
+    save("warm-x", base.name)
+    assert checkpoint.find(lab, "warm-x", SPEC, QEMU) is not None
+    save("ready", "")
+    assert checkpoint.find(lab, "warm-x", SPEC, QEMU) is None
+
+
+def test_two_make_the_same_one(store: Path, tmp_path: Path) -> None:
+    """The first stays, for others may be loading it file by file; where it shall be another, who loads it is told."""
+    lab = image(store)
+    made, _ = keys.make()
+    target = checkpoint.path(lab, "warm-x", SPEC, QEMU)
+
+    def save(note: str, anew: bool) -> Checkpoint:
+        (tmp_path / "root.qcow2").write_bytes(note.encode())
+        mine = Checkpoint(target, "warm-x", SPEC, made, "", note)
+        return checkpoint.save(lab, mine, {"root.qcow2": tmp_path / "root.qcow2"}, QEMU, anew=anew)
+
+    first, second = save("one", False), save("two", False)
+    assert (second.note, (target / "root.qcow2").read_text()) == ("one", "one")
+    assert first.is_there()
+    assert second.is_there()
+    third = save("three", True)
+    assert (first.is_there(), third.is_there(), third.note) == (False, True, "three")
+    checkpoint.remove(target)
+    assert not third.is_there()
+    assert [path.name for path in target.parent.iterdir()] == [".saving.lock"]
+
+
+def test_criu_is_found_once_and_may_be_switched_off(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FXH_CRIU", "off")
+    hot.find.cache_clear()
+    assert hot.find() == (None, "off, as asked (FXH_CRIU)")
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    monkeypatch.setenv("FXH_CRIU", "/none/criu")
+    hot.find.cache_clear()
+    assert hot.find() == (None, "CRIU needs root")
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    hot.find.cache_clear()
+    found, why = hot.find()
+    assert found is None
+    assert "/none/criu" in why
+    known = json.loads((store / "criu.json").read_text())
+    (store / "criu.json").write_text(json.dumps(known | {"criu": ["/bin/sh", "x"], "label": "CRIU 9", "why": "as noted"}))
+    hot.find.cache_clear()
+    assert hot.find() == (hot.Hot(("/bin/sh", "x"), "CRIU 9"), "as noted"), "not tried a second time"
+    hot.find.cache_clear()
+
+
+def test_a_process_without_a_chamber_is_its_own() -> None:
+    assert hot.resident(os.getpid()) == os.getpid()
 
 
 def test_archive_round_trip_and_damage(store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -261,8 +349,8 @@ def test_checkpoints_of_suites_take_so_much_and_no_more(store: Path) -> None:
         path.mkdir(parents=True)
         (path / "ram").write_bytes(b"x" * (1 << 20))
         meta = {
-            "spec": {**asdict(SPEC)}, "keys": {"client": "", "host": ""}, "parent": parent, "note": "", "qemu": "QEMU 7",
-            "sizes": {"ram": 1 << 20},
+            "spec": {**asdict(SPEC)}, "keys": {"client": "", "host": ""}, "parent": parent, "base": "", "note": "",
+            "qemu": "QEMU 7", "sizes": {"ram": 1 << 20},
         }  # fmt: skip
         (path / "meta.json").write_text(json.dumps(meta))
         os.utime(path, (time.time() - age, time.time() - age))

@@ -1,0 +1,169 @@
+"""Labs kept as QEMU processes: restored many times over, side by side; what cannot be kept or restored is made the other way."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from harness.deadline import Deadline, NotYet
+from harness.guests import source
+from harness.guests.configure import configure
+from harness.guests.guest import Guest
+from harness.guests.shape import Shape
+from harness.lab import checkpoint, factory, hot, records
+from harness.lab.checkpoint import Checkpoint
+from harness.lab.factory import LabWish
+from harness.lab.host import LabHost
+from harness.lab.lab import Lab
+from harness.xen.config import Disk
+
+pytestmark = pytest.mark.skipif(hot.find()[0] is None, reason=f"no hot checkpoints here: {hot.find()[1]}")
+NAME = f"{checkpoint.WARM}test"
+
+
+@pytest.fixture
+def own() -> Iterator[Lab]:
+    """A lab that is not the worker's: what is done to it here, it does not forget."""
+    with factory.make(LabWish()) as lab:
+        lab.up()
+        yield lab
+        with contextlib.suppress(FileNotFoundError):
+            for path in checkpoint.listing(lab.image):
+                if path.name.startswith(f"{NAME}@"):
+                    checkpoint.remove(path)
+
+
+def marked(lab: Lab) -> Checkpoint:
+    def make() -> str:
+        lab.rest()
+        lab.ssh.run(["sh", "-c", "echo kept > /root/mark; sync"])
+        return "marked"
+
+    return lab.put_back(NAME, make)
+
+
+def test_a_lab_rests_hot(own: Lab) -> None:
+    ready = own.find(checkpoint.READY_HOT)
+    assert ready is not None
+    assert ready.hot
+    assert ready.parent.startswith("ready@"), "it stands on the ordinary one, whose memory it has mapped"
+    assert not own.find(checkpoint.READY).hot  # type: ignore[union-attr]
+    left = own.ssh.run(["sh", "-c", "xl list | wc -l; losetup -a | wc -l; ls /tmp /var/log/xen/*warm* 2>/dev/null; ip link"]).text
+    assert left.split()[:2] == ["2", "0"], left
+    assert "vif" not in left, "the rehearsal's domain left nothing"
+
+
+def test_processes_side_by_side_from_one_image(own: Lab, tmp_path: Path) -> None:
+    """The same process number, the same paths inside, and yet two machines: memory, disks, sockets and ports are each's own."""
+    image = tmp_path / "disk.img"
+    image.write_bytes(b"guest" * 1000 + bytes(1 << 20))
+    made = marked(own)
+    assert made.hot
+    with factory.make(LabWish()) as other:
+        other.up()
+        again = other.put_back(NAME, lambda: pytest.fail("it is there"))
+        assert again.note == "marked"
+        for lab in (own, other):
+            lab.ssh.run(["sh", "-c", f"hostname {lab.name}; echo {lab.name} >> /root/mark; sync"])
+        # A disk is plugged into a restored process, too, and only there.
+        device = LabHost(other).disk(image)
+        seen = other.ssh.run(["sh", "-c", f"head -c 5 {device}; hostname; cat /root/mark"]).text
+        assert seen == f"guest{other.name}\nkept\n{other.name}\n"
+        assert (
+            own.ssh.run(["sh", "-c", "hostname; cat /root/mark; ls /dev/sd* 2>/dev/null; true"]).text
+            == f"{own.name}\nkept\n{own.name}\n"
+        )
+        own.restore(made)
+        assert own.ssh.run(["cat", "/root/mark"]).text == "kept\n"
+        assert other.ssh.run(["hostname"]).text == f"{other.name}\n"
+    assert records.state(other.name) == ""
+
+
+def test_a_guest_goes_on_with_its_console_disk_and_network(own: Lab, tmp_path: Path) -> None:
+    what = source.control(factory.control(LabWish()))
+    host = LabHost(own)
+    image = tmp_path / "disk.img"
+    data = os.urandom(1 << 20)
+    image.write_bytes(data)
+    shape = Shape("pvh", disks=(Disk(host.disk(image), "xvdb"),))
+    guest = Guest(host, what.profile, configure(host, what, shape, "fxh-hot"), tmp_path).boot()
+    guest.sh("echo kept > /tmp/mark; ip addr add 10.0.2.77/24 dev eth0")
+    guest.detach()
+    made = own.put_back(NAME, lambda: "")
+    assert made.hot
+    for _ in range(3):
+        host.put_back(NAME, lambda: pytest.fail("it is there"))
+        again = Guest(host, what.profile, guest.config, tmp_path).adopt(guest.domid)
+        assert again.sh("cat /tmp/mark; echo gone > /tmp/mark") == "kept"
+        assert again.sh("md5sum < /dev/xvdb").split()[0] == hashlib.md5(data).hexdigest()
+        again.sh("dd if=/dev/zero of=/dev/xvdb bs=64k count=16; sync")
+        assert host.transport.run(["sh", "-c", "busybox ping -c 1 -W 5 10.0.2.77"], check=False).status == 0
+        again.detach()
+
+
+def test_one_that_cannot_be_restored_is_made_the_other_way(own: Lab) -> None:
+    made = marked(own)
+    pages = next(made.directory.glob("core-*.img"))
+    pages.chmod(0o600)
+    pages.write_bytes(pages.read_bytes()[::-1])
+    again = marked(own)
+    assert not made.directory.exists()
+    assert not again.hot, "whoever cannot restore a process does not try it a second time"
+    assert own.ssh.run(["cat", "/root/mark"]).text == "kept\n"
+
+
+def test_one_that_cannot_be_kept_is_frozen(own: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert own.hot is not None
+    monkeypatch.setattr(own.machine, "hot", hot.Hot(("false",), own.hot.label))
+    made = marked(own)
+    assert not made.hot
+    assert own.ssh.run(["cat", "/root/mark"]).text == "kept\n"
+
+
+def test_what_is_frozen_from_a_restored_process_is_an_ordinary_one(own: Lab) -> None:
+    """`fxh lab checkpoint`: a user's own has to outlive a change of kernel or processor."""
+    own.ssh.run(["sh", "-c", "echo mine > /root/mark; sync"])
+    made = own.checkpoint("hot-test-mine", "")
+    try:
+        assert not made.hot
+        assert own.ssh.run(["cat", "/root/mark"]).text == "mine\n"
+    finally:
+        checkpoint.remove(made.directory)
+
+
+def test_the_chamber_goes_with_its_owner(own: Lab) -> None:
+    """Its processes and its mounts: nothing of it is seen from outside at any time."""
+    assert str(own.machine.hot.view.directory) not in Path("/proc/self/mounts").read_text()  # type: ignore[union-attr]
+    assert own.machine.process is not None
+    pid = own.machine.process.pid
+    status = Path(f"/proc/{pid}/status").read_text()
+    assert "NSpid:" in status
+    assert status.split("NSpid:")[1].split()[1] == "1000"
+    own.down()
+    Deadline(5).wait("QEMU to end", lambda: _gone(pid))
+    shown = subprocess.run(["ps", "-axww", "-o", "command="], capture_output=True, text=True, check=True).stdout
+    assert str(own.directory) not in shown
+
+
+def _gone(pid: int) -> None:
+    if Path(f"/proc/{pid}").exists():
+        raise NotYet(f"process {pid} lives")
+
+
+def test_off_as_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FXH_CRIU", "off")
+    hot.find.cache_clear()
+    try:
+        with factory.make(LabWish()) as lab:
+            lab.up()
+            assert lab.hot is None
+            assert lab.parent.startswith("ready@")
+            assert lab.ssh.run(["xl", "list"]).status == 0
+    finally:
+        hot.find.cache_clear()
