@@ -23,7 +23,7 @@ from harness.guests.guest import Guest
 from harness.guests.shape import Shape
 from harness.guests.source import GuestSource
 from harness.images import image as images
-from harness.lab import checkpoint, factory
+from harness.lab import checkpoint, factory, hot
 from harness.lab.factory import LabWish
 from harness.lab.host import LabHost
 
@@ -49,6 +49,29 @@ def up(times: int) -> None:
         runs.append(timed([*FXH, "lab", "up", "bench", "--keep"]))
         timed([*FXH, "lab", "rm", "bench"])
     line("fxh lab up: start, restore, working ssh (whole process)", runs[1:], "1.0 s")
+
+
+def first_commands() -> None:
+    """What dom0 does first in a lab that was put back: from a hot checkpoint, and beside it from an ordinary one."""
+    for wish, what in (("", "hot"), ("off", "ordinary")):
+        os.environ["FXH_CRIU"] = wish
+        hot.find.cache_clear()
+        kept, why = hot.find()
+        if not wish and kept is None:
+            print(f"no hot checkpoints here: {why}")
+            continue
+        with factory.make(LabWish()) as lab:
+            lab.up()
+            for command in (["xl", "list"], ["python3", "-c", "pass"]):
+                runs = []
+                for _ in range(7):
+                    lab.rest()
+                    begun = time.monotonic()
+                    lab.ssh.run(command)
+                    runs.append(time.monotonic() - begun)
+                line(f"{what}: the first `{' '.join(command)}` of a lab put back", runs, "-")
+    del os.environ["FXH_CRIU"]
+    hot.find.cache_clear()
 
 
 def cold() -> None:
@@ -112,6 +135,7 @@ def main() -> None:
     chosen = parser.parse_args()
     factory.image(LabWish())
     up(8)
+    first_commands()
     cold()
     size()
     if chosen.guest:

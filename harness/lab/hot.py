@@ -17,6 +17,7 @@ import platform
 import shutil
 import subprocess
 import tempfile
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -46,6 +47,7 @@ _CHAMBER = (
 _COMMON = ("--file-locks", "--manage-cgroups=ignore", "-v1")
 # So long may a small process take to be restored.
 _PATIENCE = 10.0
+_DAY = 86400.0
 
 
 @dataclass(frozen=True)
@@ -139,6 +141,8 @@ class Finding:
 def find() -> tuple[Hot | None, str]:
     """CRIU, where it keeps and restores a process here, and one line for people; found out once for a kernel, and remembered.
 
+    That there is none is remembered for a day.
+
     ``FXH_CRIU`` is the path of one, or ``off``.
     """
     wish = os.environ.get("FXH_CRIU", "")
@@ -151,7 +155,8 @@ def find() -> tuple[Hot | None, str]:
     with FileLock(f"{memory}.lock"):
         try:
             known = json.loads(memory.read_text())
-            if known["key"] == key:
+            # None today may be one tomorrow: Debian could not be reached, or somebody installs one.
+            if known["key"] == key and (known["criu"] or time.time() - memory.stat().st_mtime < _DAY):
                 return _judge(Finding(tuple(known["criu"]), known["label"], known["why"]))
         except (OSError, ValueError, KeyError, TypeError):
             pass
