@@ -12,7 +12,7 @@ from harness.lab import checkpoint, records
 from harness.lab.store import LabImage, on_disk
 
 _DAY = 86400.0
-# The control guest's matrix makes 23, a FreeBSD's 8, of 200 to 400 MiB each. One that is not kept costs a boot in the next run:
+# The control guest's matrix makes 28, a FreeBSD's 8, of 200 to 450 MiB each. One that is not kept costs a boot in the next run:
 # when there is room for fewer than a run makes, the next run finds none at all, for it asks for the longest unused one first.
 _MOST = 24 << 30
 
