@@ -4,16 +4,13 @@
 and many labs share one copy. ``state`` is QEMU's migration stream of the devices alone (capability x-ignore-shared).
 A checkpoint belongs to one QEMU version, one machine and one lab image; another finds none of its own and makes it anew.
 
-A hot one is the QEMU process itself (:mod:`harness.lab.hot`), as CRIU's images, and its disks. Its memory begins in the ``ram``
-of the ordinary one it descends from.
+A hot one is the QEMU process itself (:mod:`harness.lab.hot`), as CRIU's images, its ``ram``, and its disks.
 """
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
-import os
 import shutil
 import tempfile
 from contextlib import suppress
@@ -25,6 +22,7 @@ from filelock import FileLock
 from harness.errors import InfrastructureError, LabDead, UsageError
 from harness.lab.keys import Keys
 from harness.lab.qemu import MachineSpec, Qemu, command
+from harness.lab.sparse import copy_sparse
 from harness.lab.store import LabImage, on_disk, used
 
 READY = "ready"
@@ -40,15 +38,13 @@ class CheckpointBroken(LabDead):
 
 
 _FORMAT = 1
-_PAGE = 4096
-_BLOCK = 1 << 20
 
 
 @dataclass(frozen=True)
 class Checkpoint:
     """``directory`` holds ``ram``, ``state``, ``root.qcow2``, a qcow2 for each drive, and ``meta.json``.
 
-    A ``hot`` one has CRIU's images instead of the first two, and its disks under the names that QEMU has opened.
+    A ``hot`` one has CRIU's images instead of the state, and its disks under the names that QEMU has opened.
     ``parent`` is the ordinary one that it stands on.
     """
 
@@ -69,6 +65,11 @@ class Checkpoint:
     @property
     def ram(self) -> Path:
         return self.directory / "ram"
+
+    @property
+    def memory(self) -> Path:
+        """The file that a QEMU restored from it has mapped: a hot one's may be that of what it stands on."""
+        return self.ram if self.ram.exists() else self.directory.parent / self.parent / "ram"
 
     def disk(self, node: str) -> Path:
         return next(self.directory.glob(f"{node}-*.qcow2"), self.directory / f"{node}.qcow2")
@@ -158,6 +159,7 @@ def save(image: LabImage, checkpoint: Checkpoint, files: dict[str, Path], qemu: 
         for name, source in files.items():
             if name == "ram":
                 copy_sparse(source, work / name)
+                shutil.copymode(source, work / name)  # CRIU looks whether a file is as it was
             else:
                 shutil.move(source, work / name)
                 (work / name).chmod(0o400)
@@ -192,36 +194,6 @@ def _identity(directory: Path) -> str:
     except OSError:
         return ""
     return f"{disk.st_ino}-{disk.st_mtime_ns}"
-
-
-def copy_sparse(source: Path, target: Path) -> None:
-    """Copy without pages of zeros: a guest's free memory costs no disk."""
-    zeros = bytes(_PAGE)
-    size = source.stat().st_size
-    with source.open("rb", buffering=0) as src, target.open("wb", buffering=0) as dst:
-        dst.truncate(size)
-        at = 0
-        while at < size:
-            try:
-                at = os.lseek(src.fileno(), at, os.SEEK_DATA)
-            except OSError as exc:
-                if exc.errno == errno.ENXIO:  # nothing but a hole from here on
-                    break
-                raise
-            end = os.lseek(src.fileno(), at, os.SEEK_HOLE)
-            while at < end:
-                block = os.pread(src.fileno(), min(_BLOCK, end - at), at)
-                if block.count(0) == len(block):
-                    at += len(block)
-                    continue
-                first = 0
-                # Runs of pages that hold something, written as one.
-                for page in range(0, len(block) + _PAGE, _PAGE):
-                    if page >= len(block) or block[page : page + _PAGE] == zeros:
-                        if page > first:
-                            os.pwrite(dst.fileno(), block[first : min(page, len(block))], at + first)
-                        first = page + _PAGE
-                at += len(block)
 
 
 def may_be_hot(name: str) -> bool:

@@ -87,11 +87,12 @@ class Hot:
         return self._chamber(directory, sockets, 1, argv)
 
     def keep(self, pid: int, images: Path) -> None:
-        """End the QEMU with number ``pid`` (as seen from here) and leave it in ``images``, an empty directory.
+        """Stop the QEMU with number ``pid`` (as seen from here) and write it to ``images``, an empty directory.
 
         It must have no connections. Raises InfrastructureError with CRIU's words; then it lives on.
         """
-        dump = [*self.criu, "dump", "-t", str(_PID), "-D", str(images), *_COMMON, "-o", "criu.log"]
+        # CRIU would end it, too, but then the chamber ends, and CRIU in it before it has said that all went well.
+        dump = [*self.criu, "dump", "--leave-stopped", "-t", str(_PID), "-D", str(images), *_COMMON, "-o", "criu.log"]
         argv = ["nsenter", "-t", str(pid), "--mount", "--pid", "--", *dump]
         done = subprocess.run(argv, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
         words = images / "criu.log"

@@ -231,7 +231,7 @@ class Lab:
                 self.ssh.run(["sh", "-c", _HANG_UP], Deadline(20), check=False)
             self._quiet()
             try:
-                files = self.machine.keep_hot(Deadline(_FREEZE))
+                files = self.machine.keep_hot(checkpoint.path(self.image, name, spec, self.qemu, key), Deadline(_FREEZE))
             except (InfrastructureError, DeadlineExpired) as exc:
                 log.warning("lab %s: checkpoint %s is not kept hot: %s", self.name, name, exc.message)
                 self.hot, key = None, ""

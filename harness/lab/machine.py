@@ -18,10 +18,12 @@ from pathlib import Path
 
 from harness.deadline import Deadline, NotYet
 from harness.errors import InfrastructureError, LabDead
-from harness.lab.checkpoint import Checkpoint, copy_sparse
+from harness.lab import criuimage
+from harness.lab.checkpoint import Checkpoint
 from harness.lab.hot import Hot, View
 from harness.lab.process import Process
 from harness.lab.qemu import Drive, MachineSpec, Qemu, command
+from harness.lab.sparse import copy_sparse
 from harness.lab.store import LabImage
 
 log = logging.getLogger("fxh.lab")
@@ -45,6 +47,8 @@ class Machine:
         self.process: Process | None = None
         self.ssh_port = 0
         self.drives: list[Drive] = []
+        self._ram = directory / "ram"
+        """What the memory begins in."""
         self._shares_ram = False
         self._lock = threading.RLock()
 
@@ -84,7 +88,7 @@ class Machine:
             shutil.copyfile(disk, self.directory / disk.name)
         self.drives = [Drive(number, made.disk(f"fxh{number}").name) for number in made.spec.drives]
         (self.directory / "xen.log").touch()
-        self._shares_ram = False
+        self._ram, self._shares_ram = made.memory, False
         self._start(self.hot.revive(made.directory, self.directory, self.sockets), deadline)
         for attempt in range(5):
             self.ssh_port = _free_port()
@@ -107,7 +111,7 @@ class Machine:
             leftover.unlink()
 
     def _launch(self, ram: Path, share: bool, initrd: Path, incoming: bool, deadline: Deadline) -> None:
-        self._shares_ram = share
+        self._ram, self._shares_ram = ram, share
         for attempt in range(5):
             self.ssh_port = _free_port()
             argv = command(
@@ -165,8 +169,8 @@ class Machine:
         disks |= {f"{drive.serial}.qcow2": self.directory / drive.file for drive in self.drives}
         return {"ram": ram, "state": state, **disks}
 
-    def keep_hot(self, deadline: Deadline) -> dict[str, Path]:
-        """Stop for good and leave the files of a hot checkpoint: CRIU's images and the disks.
+    def keep_hot(self, place: Path, deadline: Deadline) -> dict[str, Path]:
+        """Stop for good and leave the files of a hot checkpoint that is to lie at ``place``: CRIU's images, ``ram`` and the disks.
 
         Nobody may be connected to dom0 any more. Raises InfrastructureError when CRIU cannot; the machine is stopped then, but
         can still be frozen.
@@ -195,7 +199,14 @@ class Machine:
                     raise
                 time.sleep(0.05)
         self.stop()
-        return {path.name: path for path in (*images.iterdir(), *self.directory.glob("*.qcow2"))}
+        memory = self.directory / "ram"
+        try:
+            criuimage.take_memory_out(images, self._ram, self.spec.memory << 20, memory, place / "ram")
+        except criuimage.Unknown as exc:
+            log.info("all of the machine's memory is read at each restore: CRIU's images are not as they are known: %s", exc)
+            for half in (memory, *images.glob("*.new")):
+                half.unlink(missing_ok=True)
+        return {path.name: path for path in (*images.iterdir(), *self.directory.glob("*.qcow2"), *self.directory.glob("ram"))}
 
     def _outgoing(self, target: Path, deadline: Deadline, *, devices_only: bool) -> None:
         process = self._running()

@@ -15,11 +15,12 @@ import pytest
 
 from harness.errors import HarnessError, InfrastructureError, LabDead, UsageError
 from harness.lab import archive, checkpoint, control, cpio, hot, keys, prune, qemu, recipe, records
-from harness.lab.checkpoint import Checkpoint, copy_sparse
+from harness.lab.checkpoint import Checkpoint
 from harness.lab.machine import cpu_state, in_guest_mode, overlay
 from harness.lab.monitor import Monitor
 from harness.lab.process import Process, listening
 from harness.lab.qemu import MachineSpec, Qemu
+from harness.lab.sparse import copy_sparse
 from harness.lab.store import LabImage
 
 SPEC = MachineSpec(2560, 1, "tcg", qemu.TCG_CPU)

@@ -1,0 +1,113 @@
+"""The memory's pages go into a file, all else stays; what is not as it is known is left alone."""
+
+from __future__ import annotations
+
+import struct
+from pathlib import Path
+
+import pytest
+
+from harness.lab import criuimage
+from harness.lab.criuimage import Unknown, take_memory_out
+
+PAGE, SIZE = 4096, 8 * 4096
+HEAP, MEMORY = 0x7F0000000000, 0x7F3800000000
+
+
+def varint(value: int) -> bytes:
+    out = b""
+    while value > 127:
+        out += bytes([value & 127 | 128])
+        value >>= 7
+    return out + bytes([value])
+
+
+def message(*fields: tuple[int, int | bytes]) -> bytes:
+    return b"".join(
+        varint(n << 3) + varint(v) if isinstance(v, int) else varint(n << 3 | 2) + varint(len(v)) + v for n, v in fields
+    )
+
+
+def image(path: Path, *entries: bytes) -> None:
+    path.write_bytes(b"\x54\x56\x43\x19MAGC" + b"".join(struct.pack("<I", len(e)) + e for e in entries))
+
+
+def vma(start: int, size: int, file: int, flags: int) -> bytes:
+    return message((1, start), (2, start + size), (3, 0), (4, file), (5, 3), (6, flags), (7, 65))
+
+
+def write(
+    directory: Path, base: Path, *, size: int = SIZE, runs: tuple[tuple[int, int], ...] = ((HEAP, 1), (MEMORY + PAGE, 2))
+) -> None:
+    """A process with a heap and a private mapping of ``base``; page n of its images is full of the number n."""
+    other = message((1, 4), (2, 4), (3, message((1, 4), (6, b"/lib/libc.so"), (8, 99))))
+    ram = message((1, 1), (2, 7), (3, message((1, 7), (2, 0), (6, str(base).encode()), (8, SIZE))))
+    image(directory / "files.img", other, ram)
+    image(directory / "mm-1000.img", message((1, 1), (14, vma(HEAP, PAGE, 0, 34)), (14, vma(MEMORY, size, 7, 2))))
+    entries = [message((1, 3))] + [message((1, address), (2, 0), (4, 4), (5, count)) for address, count in runs]
+    image(directory / "pagemap-1000.img", *entries)
+    count = sum(count for _, count in runs)
+    (directory / "pages-3.img").write_bytes(b"".join(bytes([n]) * PAGE for n in range(1, count + 1)))
+
+
+@pytest.fixture
+def base(tmp_path: Path) -> Path:
+    path = tmp_path / "base"
+    path.write_bytes(b"\xbb" * SIZE)
+    path.chmod(0o640)
+    return path
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> Path:
+    path = tmp_path / "images"
+    path.mkdir()
+    return path
+
+
+def test_memory_becomes_a_file(images: Path, base: Path, tmp_path: Path) -> None:
+    write(images, base)
+    before = (images / "mm-1000.img").read_bytes()
+    place = tmp_path / "a place with a longer name than before" / "ram"
+
+    take_memory_out(images, base, SIZE, tmp_path / "ram", place)
+
+    memory = (tmp_path / "ram").read_bytes()
+    assert memory == b"\xbb" * PAGE + b"\x02" * PAGE + b"\x03" * PAGE + b"\xbb" * (5 * PAGE)
+    assert (tmp_path / "ram").stat().st_mode & 0o777 == 0o640, "CRIU looks whether a file is as it was"
+    assert (images / "pages-3.img").read_bytes() == b"\x01" * PAGE
+    assert len(list(criuimage._entries(images / "pagemap-1000.img"))) == 2
+    assert (images / "mm-1000.img").read_bytes() == before
+    files = (images / "files.img").read_bytes()
+    assert str(place).encode() in files
+    assert str(base).encode() not in files
+    assert b"/lib/libc.so" in files
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"size": SIZE // 2}, "mappings of the memory"),
+        ({"runs": ((MEMORY - PAGE, 2),)}, "one run"),
+        ({"runs": ((MEMORY + SIZE - PAGE, 2),)}, "one run"),
+    ],
+)
+def test_what_is_not_as_it_is_known_is_left(images: Path, base: Path, tmp_path: Path, change: dict[str, object], said: str) -> None:
+    write(images, base, **change)  # type: ignore[arg-type]
+    before = {path.name: path.read_bytes() for path in images.iterdir()}
+    with pytest.raises(Unknown, match=said):
+        take_memory_out(images, base, SIZE, tmp_path / "ram", tmp_path / "place")
+    assert {path.name: path.read_bytes() for path in images.iterdir() if path.suffix == ".img"} == before
+
+
+def test_damaged_images(images: Path, base: Path, tmp_path: Path) -> None:
+    for name in ("files.img", "mm-1000.img", "pagemap-1000.img", "pages-3.img"):
+        write(images, base)
+        data = (images / name).read_bytes()
+        (images / name).write_bytes(data[:-5])
+        with pytest.raises(Unknown):
+            take_memory_out(images, base, SIZE, tmp_path / "ram", tmp_path / "place")
+    write(images, base)
+    (images / "pagemap-7.img").write_bytes((images / "pagemap-1000.img").read_bytes())
+    with pytest.raises(Unknown, match="one was due"):
+        take_memory_out(images, base, SIZE, tmp_path / "ram", tmp_path / "place")
