@@ -16,6 +16,7 @@ import os
 import platform
 import shutil
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
@@ -149,6 +150,8 @@ def find() -> tuple[Hot | None, str]:
     wish = os.environ.get("FXH_CRIU", "")
     if wish == "off":
         return None, "off, as asked (FXH_CRIU)"
+    if sys.platform != "linux":
+        return None, "CRIU is Linux's"
     if os.geteuid() != 0:
         return None, "CRIU needs root"
     memory = paths.store() / "criu.json"

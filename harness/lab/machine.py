@@ -20,7 +20,7 @@ from harness.deadline import Deadline, NotYet
 from harness.errors import InfrastructureError, LabDead
 from harness.lab import criuimage
 from harness.lab.checkpoint import Checkpoint
-from harness.lab.hot import Hot, View
+from harness.lab.hot import Hot, View, resident
 from harness.lab.process import Process
 from harness.lab.qemu import Drive, MachineSpec, Qemu, command
 from harness.lab.sparse import copy_sparse
@@ -131,6 +131,8 @@ class Machine:
     def _start(self, argv: Sequence[str], deadline: Deadline) -> None:
         self.process = Process.start(argv, self.sockets, self.directory / "qemu.log", keep=self.keep)
         self.process.connect(deadline)
+        if self.hot:
+            self.process.pid = resident(self.process.pid)
 
     def _ignore_shared(self, on: bool) -> None:
         """Whether memory that lies in a file is left out of the migration stream."""

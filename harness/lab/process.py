@@ -14,7 +14,6 @@ from typing import IO, Any, cast
 
 from harness.deadline import Deadline
 from harness.errors import LabDead
-from harness.lab.hot import resident
 from harness.lab.monitor import Monitor, QemuRefused
 
 # sh starts QEMU; a second sh reads from a pipe whose other end only the owner holds. When the owner dies, by kill -9 too,
@@ -28,8 +27,7 @@ _DETACHED = '"$@" </dev/null >&2 & echo $!; exec >&2; wait $!'
 
 
 class Process:
-    """A running QEMU; ``pid`` is its own (or its chamber's, until its monitor answers), ``run`` the directory of its sockets,
-    ``log`` what it says on stderr."""
+    """A running QEMU; ``pid`` is its own, ``run`` the directory of its sockets, ``log`` what it says on stderr."""
 
     def __init__(self, run: Path, log: Path, pid: int, popen: subprocess.Popen[bytes] | None = None) -> None:
         self.run, self.log, self.pid, self._popen = run, log, pid, popen
@@ -56,7 +54,6 @@ class Process:
             if (self.run / "qmp").exists():
                 with suppress(LabDead):
                     self._monitor = Monitor(self.run / "qmp", max(1.0, deadline.remaining))
-                    self.pid = resident(self.pid)
                     return
             if not self.alive():
                 raise LabDead(f"QEMU ended at once: {self.last_words()}")
