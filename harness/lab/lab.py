@@ -153,7 +153,10 @@ class Lab:
         """The checkpoint that a machine like this one can be put back to."""
         key = self._key(name)
         hot = checkpoint.find(self.image, name, self.spec, self.qemu, key) if key else None
-        return hot or checkpoint.find(self.image, name, self.spec, self.qemu)
+        # Of the one that is there to be hot, one that once could not be made so is no substitute: all others come from it.
+        if hot or (key and name == checkpoint.READY_HOT):
+            return hot
+        return checkpoint.find(self.image, name, self.spec, self.qemu)
 
     def _key(self, name: str) -> str:
         """That of a hot checkpoint, where this lab keeps what is called so as one."""
