@@ -232,13 +232,13 @@ class Lab:
         if key:
             with contextlib.suppress(TransportError):
                 self.ssh.run(["sh", "-c", _HANG_UP], Deadline(20), check=False)
-            self._quiet()
+        self._quiet()
+        if key:
             try:
                 files = self.machine.keep_hot(checkpoint.path(self.image, name, spec, self.qemu, key), Deadline(_FREEZE))
             except (InfrastructureError, DeadlineExpired) as exc:
                 log.warning("lab %s: checkpoint %s is not kept hot: %s", self.name, name, exc.message)
                 self.hot, key = None, ""
-        self._quiet()
         if not files:
             files = self.machine.freeze(Deadline(_FREEZE))
         directory = checkpoint.path(self.image, name, spec, self.qemu, key)
