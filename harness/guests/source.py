@@ -137,7 +137,7 @@ def control(directory: Path) -> GuestSource:
         Linux(),
         directory / "vmlinuz",
         directory / "initrd",
-        memory=160,
+        memory=96,
         unpacked=unpacked if all(path.exists() for path in unpacked) else None,
     )
 

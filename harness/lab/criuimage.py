@@ -1,7 +1,7 @@
-"""CRIU's images of a lab's QEMU, changed in one thing: the pages of the machine's memory go into a file that is mapped.
+"""CRIU's images of a lab's QEMU, changed in one thing: the machine's memory, and what QEMU has translated, are a file that is mapped.
 
-CRIU reads every page that a process has written to, twice as slowly where a file is mapped below. A lab's machine has a few
-hundred MiB of them, and each case a restored lab. As a file, mapped copy-on-write, it costs nothing but what is used.
+CRIU reads every page that a process has written to: of a lab some hundred MiB of memory, and as much translated code, in each case
+that begins with a restored lab. As a file, mapped copy-on-write, they cost nothing but what is used of them.
 
 The format: criu.org/Images and images/*.proto of CRIU's source. An image is 8 bytes of magic, then entries, each its size in 4
 bytes and a protobuf message. What is not ours to know is kept as it is.
@@ -9,9 +9,11 @@ bytes and a protobuf message. What is not ours to know is kept as it is.
 
 from __future__ import annotations
 
+import itertools
 import os
 import struct
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 from harness.lab.sparse import copy_sparse
@@ -19,14 +21,18 @@ from harness.lab.sparse import copy_sparse
 _PAGE = 4096
 _MAGIC = 8
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
-# mm.proto and vma.proto: where it begins and ends, its file by number, how it is mapped.
-_VMAS, _START, _END, _FILE, _FLAGS = 14, 1, 2, 4, 6
-_PRIVATE = 2
+# mm.proto and vma.proto: where it begins and ends, its place in its file, that by number, how it may be used, how it is mapped,
+# what CRIU calls it, what the kernel was advised.
+_VMAS, _START, _END, _OFFSET, _FILE, _USE, _FLAGS, _STATUS, _ADVICE = 14, 1, 2, 3, 4, 5, 6, 7, 9
+_PRIVATE, _ANONYMOUS = 0x02, 0x20
+_READ_WRITE_EXECUTE = 7
+# criu/include/image.h: VMA_AREA_REGULAR, with VMA_ANON_PRIVATE or VMA_FILE_PRIVATE.
+_ANONYMOUS_AREA, _FILE_AREA = 0x201, 0x41
 # pagemap.proto: the first page's address, the number of pages (of old and now), what is known of them: all are there.
 _ADDRESS, _OLD_COUNT, _COUNT, _STATE = 1, 2, 5, 4
 _PRESENT = 4
-# fdinfo.proto and regfile.proto: a file's number, what there is of a regular one, its name.
-_NUMBER, _REGULAR, _NAME = 2, 3, 6
+# fdinfo.proto and regfile.proto: a file's number, what there is of a regular one, its name and size.
+_NUMBER, _REGULAR, _NAME, _SIZE = 2, 3, 6, 8
 
 Field = tuple[int, int, int | bytes]
 """Number, wire type, value."""
@@ -36,69 +42,102 @@ class Unknown(ValueError):
     """The images are not as they are known here."""
 
 
-def take_memory_out(images: Path, base: Path, size: int, memory: Path, place: Path) -> None:
-    """Move the pages of the private mapping of ``base``, ``size`` bytes long, into a copy of it, the new file ``memory``.
+@dataclass(frozen=True)
+class _Region:
+    """What lies from ``begin`` up to ``end`` in the process is at ``offset`` of the file."""
 
+    begin: int
+    end: int
+    offset: int
+
+
+def take_memory_out(images: Path, base: Path, size: int, memory: Path, place: Path) -> None:
+    """Move the pages of the private mappings of ``base``, and of executable memory that is of no file, into ``memory``, a new file.
+
+    That is a copy of ``base``, of which the first ``size`` bytes are the machine's memory, and has the executable memory at its end.
     The images say then that ``place`` is mapped: it has to be brought there before they are restored. Raises Unknown, and leaves
-    them as they are, where there is not exactly one such mapping, or one that is not understood; OSError.
+    them as they are, where something is not understood; OSError.
     """
-    numbers, files = _renamed(images / "files.img", str(base), str(place))
-    begin = _mapping(images, numbers, size)
+    files = images / "files.img"
+    numbers = _numbers(files, str(base))
+    spaces = _one(images, "mm-*.img")
+    space, regions = _mapped(spaces, numbers, base.stat().st_size)
+    if [(region.offset, region.end - region.begin) for region in regions if region.offset < size] != [(0, size)]:
+        raise Unknown(f"mappings of the memory: {regions}, one of {size} bytes was due")
+    whole = max(region.offset + region.end - region.begin for region in regions)
     pagemap = _one(images, "pagemap-*.img")
     pages = images / f"pages-{_first(pagemap)}.img"
     kept, left = [], pages.with_suffix(".new")
     copy_sparse(base, memory)
     memory.chmod(base.stat().st_mode & 0o7777)
     with pages.open("rb", buffering=0) as source, left.open("wb") as rest, memory.open("r+b", buffering=0) as target:
+        target.truncate(whole)
         for number, entry in enumerate(_entries(pagemap)):
             if number == 0:
                 kept.append(entry)
                 continue
-            address, count = _run(entry)
-            data = source.read(count * _PAGE)
-            if len(data) != count * _PAGE:
-                raise Unknown(f"{pages.name} ends early")
-            if begin <= address and address + len(data) <= begin + size:
-                os.pwrite(target.fileno(), data, address - begin)
-                continue
-            if address < begin + size and address + len(data) > begin:
-                raise Unknown("pages of the memory and of something else are one run")
-            kept.append(entry)
-            rest.write(data)
+            for address, count, region in _parts(*_run(entry), regions):
+                data = source.read(count * _PAGE)
+                if len(data) != count * _PAGE:
+                    raise Unknown(f"{pages.name} ends early")
+                if region:
+                    os.pwrite(target.fileno(), data, region.offset + address - region.begin)
+                else:
+                    kept.append(_moved(entry, address, count))
+                    rest.write(data)
     left.replace(pages)
     _write(pagemap, kept)
-    _write(images / "files.img", files)
+    _write(spaces, [space])
+    _write(files, list(_renamed(files, str(base), str(place), whole)))
 
 
-def _renamed(path: Path, old: str, new: str) -> tuple[set[int], list[bytes]]:
-    """The numbers of the files of the name ``old``, and all entries, with ``new`` for it."""
-    numbers, entries = set(), []
+def _parts(address: int, count: int, regions: list[_Region]) -> Iterator[tuple[int, int, _Region | None]]:
+    """A run of pages, cut where a region begins or ends, each with the region that it is in."""
+    end = address + count * _PAGE
+    cuts = sorted({address, end} | {cut for r in regions for cut in (r.begin, r.end) if address < cut < end})
+    for here, there in itertools.pairwise(cuts):
+        yield here, (there - here) // _PAGE, next((r for r in regions if r.begin <= here < r.end), None)
+
+
+def _regular(entry: bytes) -> tuple[list[Field], list[Field]]:
+    """An entry of files.img, and what it says of a regular file; nothing where it is none."""
+    fields = list(_fields(entry))
+    inner = next((value for number, _, value in fields if number == _REGULAR and isinstance(value, bytes)), b"")
+    return fields, list(_fields(inner))
+
+
+def _numbers(path: Path, name: str) -> set[int]:
+    """Of the files of that name."""
+    return {_number(fields, _NUMBER) for fields, inner in map(_regular, _entries(path)) if (_NAME, _BYTES, name.encode()) in inner}
+
+
+def _renamed(path: Path, old: str, new: str, size: int) -> Iterator[bytes]:
+    """All entries; where one is of the file ``old`` it is of ``new``, which is ``size`` bytes long."""
     for entry in _entries(path):
-        fields = list(_fields(entry))
-        for at, (number, wire, value) in enumerate(fields):
-            if number == _REGULAR and isinstance(value, bytes):
-                inner = list(_fields(value))
-                if (_NAME, _BYTES, old.encode()) in inner:
-                    inner = [(n, w, new.encode() if n == _NAME else v) for n, w, v in inner]
-                    fields[at] = (number, wire, _message(inner))
-                    numbers.add(_number(fields, _NUMBER))
-        entries.append(_message(fields))
-    return numbers, entries
+        fields, inner = _regular(entry)
+        if (_NAME, _BYTES, old.encode()) in inner:
+            said = _message(_set(inner, {_NAME: new.encode(), _SIZE: size}))
+            entry = _message(_set(fields, {_REGULAR: said}))
+        yield entry
 
 
-def _mapping(images: Path, files: set[int], size: int) -> int:
-    """Where the one private mapping of one of these files, of that size, begins."""
-    whole = list(_fields(next(_entries(_one(images, "mm-*.img")))))
-    found = []
-    for number, _, value in whole:
-        if number == _VMAS and isinstance(value, bytes):
-            fields = list(_fields(value))
-            begin, end = _number(fields, _START), _number(fields, _END)
-            if _number(fields, _FILE) in files and _number(fields, _FLAGS) & _PRIVATE:
-                found.append((begin, end - begin))
-    if len(found) != 1 or found[0][1] != size:
-        raise Unknown(f"mappings of the memory: {found}, one of {size} bytes was due")
-    return found[0][0]
+def _mapped(path: Path, files: set[int], end: int) -> tuple[bytes, list[_Region]]:
+    """The process's memory as it shall be, and all of it that lies in one of these files then; ``end`` is where they end now."""
+    fields, regions = list(_fields(next(_entries(path)))), []
+    for at, (number, wire, value) in enumerate(fields):
+        if number != _VMAS or not isinstance(value, bytes):
+            continue
+        vma = list(_fields(value))
+        begin, size = _number(vma, _START), _number(vma, _END) - _number(vma, _START)
+        if _number(vma, _FILE) in files and _number(vma, _FLAGS) & _PRIVATE:
+            regions.append(_Region(begin, begin + size, _number(vma, _OFFSET)))
+        elif (_number(vma, _USE), _number(vma, _STATUS)) == (_READ_WRITE_EXECUTE, _ANONYMOUS_AREA) and files:
+            regions.append(_Region(begin, begin + size, end))
+            flags = _number(vma, _FLAGS) & ~_ANONYMOUS
+            vma = _set(vma, {_OFFSET: end, _FILE: min(files), _FLAGS: flags, _STATUS: _FILE_AREA})
+            fields[at] = (number, wire, _message([field for field in vma if field[0] != _ADVICE]))
+            end += size
+    return _message(fields), sorted(regions, key=lambda region: region.offset)
 
 
 def _run(entry: bytes) -> tuple[int, int]:
@@ -108,6 +147,20 @@ def _run(entry: bytes) -> tuple[int, int]:
     if not known <= {_ADDRESS, _OLD_COUNT, _COUNT, _STATE} or (_STATE in known and not _number(fields, _STATE) & _PRESENT):
         raise Unknown(f"pages that lie elsewhere: {fields}")
     return _number(fields, _ADDRESS), _number(fields, _COUNT if _COUNT in known else _OLD_COUNT)
+
+
+def _moved(entry: bytes, address: int, count: int) -> bytes:
+    """The entry for these pages instead."""
+    fields = list(_fields(entry))
+    counted = _COUNT if any(number == _COUNT for number, _, _ in fields) else _OLD_COUNT
+    return _message(_set(fields, {_ADDRESS: address, counted: count}))
+
+
+def _set(fields: list[Field], values: dict[int, int | bytes]) -> list[Field]:
+    """With these values. Raises Unknown for a field that is not there."""
+    if missing := values.keys() - {number for number, _, _ in fields}:
+        raise Unknown(f"no fields {missing} in {fields}")
+    return [(number, wire, values.get(number, value)) for number, wire, value in fields]
 
 
 def _first(pagemap: Path) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import re
+from pathlib import Path
 
 import pytest
 
@@ -18,6 +19,7 @@ from harness.oracles.finding import finding
 from harness.plugin.cells import Cell
 from harness.plugin.fixtures import NewGuest
 from harness.plugin.rig import CaseContext
+from harness.xen import storm
 
 SOURCE = {
     "freebsd": "sys/dev/xen/balloon/balloon.c, balloon_process() and set_new_target()",
@@ -226,10 +228,10 @@ def test_storm_of_targets(guest: Guest, first: Sample) -> None:
     whole = guest.config.memory
     path = f"/local/domain/{guest.domid}/memory/target"
     low, high = (whole * 3 // 4) << 10, (whole * 9 // 10) << 10
-    rounds = 60 if guest.host.facts.emulated else 500
-    storm = f"i=0; while [ $i -lt {rounds} ]; do xenstore-write {path} {low}; xenstore-write {path} {high}; i=$((i+1)); done"
+    rounds = 100 if guest.host.facts.emulated else 500
+    words = [path, str(rounds), str(low), str(high)]
 
-    guest.host.transport.run(["sh", "-c", storm])
+    guest.host.transport.run(["python3", "-S", "-E", "-c", Path(storm.__file__).read_text(), *words])
     memory.ask(whole)
 
     after, _ = memory.settle(first.current)

@@ -23,7 +23,7 @@ ACTIONS = ("destroy", "restart", "preserve", "rename-restart", "coredump-destroy
 @pytest.mark.parametrize("reason", REASONS)
 def test_action(booted: NewGuest, reason: str, action: str) -> None:
     """F14: on_poweroff, on_reboot and on_crash do what xl.cfg(5) says, and xl's log says so."""
-    guest = booted(on_poweroff=action, on_reboot=action, on_crash=action, vifs=0, memory=96)
+    guest = booted(on_poweroff=action, on_reboot=action, on_crash=action, vifs=0)
     first = guest.domid
     guest.console_will_end()
     with guest.console.expecting_death():
@@ -71,7 +71,7 @@ def test_restart_loop_is_caught(new_guest: NewGuest) -> None:
 
     xl has no least time between restarts, as xend had.
     """
-    guest = new_guest(on_crash="restart", vifs=0, memory=96, variables=(("fxh.panic", "init"),)).create()
+    guest = new_guest(on_crash="restart", vifs=0, variables=(("fxh.panic", "init"),)).create()
     guest.console_will_end()
     with guest.console.expecting_death():
         guest.start()

@@ -22,7 +22,7 @@ from harness.images.disks import BootCode, divide
 from harness.images.layout import FileSystem, Vdev
 from harness.oracles.naming import consumer_of
 from harness.transport.local import LocalTransport
-from harness.xen import netpeer
+from harness.xen import netpeer, storm
 from harness.xen.config import Disk
 
 # kern.geom.conftxt of FreeBSD 13.2 with an MBR disk and a GPT disk, shortened at the right.
@@ -164,3 +164,16 @@ def test_what_is_not_said_is_named() -> None:
     assert said.until(b"t..")[0] == b"two"
     with pytest.raises(InfrastructureError, match="a program in dom0 does not say 'three'"):
         said.until(b"three")
+
+
+@pytest.mark.parametrize(("kind", "said"), [(11, b"OK\0"), (storm.ERROR, b"EACCES\0")])
+def test_a_write_to_xenstore_over_its_own_wire(kind: int, said: bytes) -> None:
+    here, there = socket.socketpair()
+    with here, there:
+        there.sendall(struct.pack("<4I", kind, 0, 0, len(said)) + said)
+        if kind == storm.ERROR:
+            with pytest.raises(OSError, match="/a/target: xenstored says 'EACCES"):
+                storm.write(here.fileno(), "/a/target", "12")
+        else:
+            storm.write(here.fileno(), "/a/target", "12")
+        assert there.recv(100) == struct.pack("<4I", 11, 0, 0, 12) + b"/a/target\x0012"

@@ -21,6 +21,9 @@ class Looks(Memory):
         current = next(self._looks) * MIB
         return Sample(current, current, current, 0, current, current)
 
+    def _stands_at(self) -> int:
+        return self.sample().current
+
 
 def test_on_its_way_past_is_not_there() -> None:
     assert Looks(160, 120, 104).settle(120 * MIB, 1.5)[0].current == 104 * MIB
