@@ -23,7 +23,8 @@ ACTIONS = ("destroy", "restart", "preserve", "rename-restart", "coredump-destroy
 @pytest.mark.parametrize("reason", REASONS)
 def test_action(booted: NewGuest, reason: str, action: str) -> None:
     """F14: on_poweroff, on_reboot and on_crash do what xl.cfg(5) says, and xl's log says so."""
-    guest = booted(on_poweroff=action, on_reboot=action, on_crash=action, vifs=0)
+    # A core is written page by page, under emulation 4000 of them a second.
+    guest = booted(on_poweroff=action, on_reboot=action, on_crash=action, vifs=0, memory=64)
     first = guest.domid
     guest.console_will_end()
     with guest.console.expecting_death():
