@@ -8,7 +8,7 @@ from harness.lab.host import LabHost
 from harness.xen import pygrub
 
 # Each run of pygrub writes beside the directory that it is in.
-_STRAYING = "sed -i '/^import os/a open(\"../stray\", \"w\").close()' /usr/lib/xen-*/bin/pygrub"
+_STRAYING = 'sed -i \'/^import os/a open("../stray", "w").close()\' /usr/lib/xen-*/bin/pygrub'
 
 
 def test_a_file_that_is_written_elsewhere_is_named(host: LabHost, tmp_path: Path) -> None:
