@@ -65,6 +65,7 @@ def take_memory_out(images: Path, base: Path, size: int, memory: Path, place: Pa
     if [(region.offset, region.end - region.begin) for region in regions if region.offset < size] != [(0, size)]:
         raise Unknown(f"mappings of the memory: {regions}, one of {size} bytes was due")
     whole = max(region.offset + region.end - region.begin for region in regions)
+    renamed = list(_renamed(files, str(base), str(place), whole))
     pagemap = _one(images, "pagemap-*.img")
     pages = images / f"pages-{_first(pagemap)}.img"
     kept, left = [], pages.with_suffix(".new")
@@ -88,7 +89,7 @@ def take_memory_out(images: Path, base: Path, size: int, memory: Path, place: Pa
     left.replace(pages)
     _write(pagemap, kept)
     _write(spaces, [space])
-    _write(files, list(_renamed(files, str(base), str(place), whole)))
+    _write(files, renamed)
 
 
 def _parts(address: int, count: int, regions: list[_Region]) -> Iterator[tuple[int, int, _Region | None]]:

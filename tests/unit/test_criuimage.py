@@ -119,6 +119,15 @@ def test_what_is_not_as_it_is_known_is_left(images: Path, base: Path, tmp_path: 
     assert {path.name: path.read_bytes() for path in images.iterdir() if path.suffix == ".img"} == before
 
 
+def test_a_file_whose_size_is_not_said(images: Path, base: Path, tmp_path: Path) -> None:
+    write(images, base)
+    image(images / "files.img", message((1, 1), (2, 7), (3, message((1, 7), (6, str(base).encode())))))
+    before = {path.name: path.read_bytes() for path in images.iterdir()}
+    with pytest.raises(Unknown, match=r"no fields \{8\}"):
+        take_memory_out(images, base, SIZE, tmp_path / "ram", tmp_path / "place")
+    assert {path.name: path.read_bytes() for path in images.iterdir() if path.suffix == ".img"} == before
+
+
 def test_damaged_images(images: Path, base: Path, tmp_path: Path) -> None:
     for name in ("files.img", "mm-1000.img", "pagemap-1000.img", "pages-3.img"):
         write(images, base)
