@@ -117,8 +117,11 @@ def lock(image: LabImage, name: str, spec: MachineSpec, qemu: Qemu, hot: str = "
 def find(image: LabImage, name: str, spec: MachineSpec, qemu: Qemu, hot: str = "") -> Checkpoint | None:
     """The checkpoint, or None when this QEMU and machine have none of that name (or a damaged one)."""
     found = read(path(image, name, spec, qemu, hot))
-    if found is not None:
-        used(found.directory)
+    try:
+        if found is not None:
+            used(found.directory)
+    except FileNotFoundError:  # another has removed it since
+        return None
     return found
 
 
@@ -142,8 +145,12 @@ def read(directory: Path) -> Checkpoint | None:
 def listing(image: LabImage) -> list[Path]:
     """Directories of all checkpoints of an image, for whatever QEMU, the longest unused first."""
     directory = image.directory / "checkpoints"
-    found = [p for p in directory.iterdir() if (p / "meta.json").is_file()] if directory.is_dir() else []
-    return sorted(found, key=lambda p: p.stat().st_mtime)
+    found = []
+    for there in directory.iterdir() if directory.is_dir() else ():
+        with suppress(FileNotFoundError):  # others remove, too
+            if (there / "meta.json").is_file():
+                found.append((there.stat().st_mtime, there))
+    return [there for _, there in sorted(found)]
 
 
 def save(image: LabImage, checkpoint: Checkpoint, files: dict[str, Path], qemu: Qemu, *, anew: bool = True) -> Checkpoint:

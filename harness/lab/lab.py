@@ -199,22 +199,27 @@ class Lab:
                 self.machine.revive(made, deadline)
             else:
                 self.machine.load(made, deadline, to_freeze=to_freeze)
-        except (LabDead, DeadlineExpired) as exc:
+        except (LabDead, DeadlineExpired, FileNotFoundError) as exc:
             self.machine.stop()
             records.stopped(self.name)
-            if not made.directory.exists():
+            self._still(made)
+            if isinstance(exc, FileNotFoundError):  # it is whole: something else is not there
                 raise
             log.warning("checkpoint %s cannot be loaded and is removed: %s", made.directory.name, exc.message)
             checkpoint.remove(made.directory)
             if made.hot:
                 self.hot = None
             raise CheckpointBroken(f"checkpoint {made.name} could not be loaded: {exc.message}", mend="it is made anew") from exc
+        self._still(made)
+        self._reach(deadline)
+
+    def _still(self, made: Checkpoint) -> None:
+        """Raises CheckpointBroken, and ends the machine, where it is no longer this checkpoint that lies there."""
         if not made.is_there():
             self.machine.stop()
             raise CheckpointBroken(
                 f"checkpoint {made.name} was made anew or removed while it was loaded", mend="it is loaded again"
             )
-        self._reach(deadline)
 
     def checkpoint(self, name: str, note: str = "") -> Checkpoint:
         """Freeze the machine under ``name`` and go on from there."""

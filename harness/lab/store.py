@@ -48,9 +48,10 @@ class LabImage:
 def on_disk(files: Iterable[Path]) -> int:
     """Bytes that these files take, as far as they are there: others remove, too. Directories count nothing."""
     size = 0
-    for file in files:
-        with suppress(FileNotFoundError):
-            size += file.stat().st_blocks * 512 if file.is_file() else 0
+    with suppress(FileNotFoundError):  # their directory
+        for file in files:
+            with suppress(FileNotFoundError):
+                size += file.stat().st_blocks * 512 if file.is_file() else 0
     return size
 
 

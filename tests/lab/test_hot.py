@@ -118,6 +118,24 @@ def test_one_that_cannot_be_restored_is_made_the_other_way(own: Lab) -> None:
     assert own.ssh.run(["cat", "/root/mark"]).text == "kept\n"
 
 
+@pytest.mark.parametrize("before", ["find", "restore"])
+def test_one_that_another_removes_meanwhile_is_made_anew(own: Lab, monkeypatch: pytest.MonkeyPatch, before: str) -> None:
+    first = marked(own)
+    owner, name = (checkpoint, "used") if before == "find" else (own.machine, "revive")
+    original = getattr(owner, name)
+
+    def too_late(*arguments: object) -> None:
+        monkeypatch.undo()
+        checkpoint.remove(first.directory)
+        original(*arguments)
+
+    monkeypatch.setattr(owner, name, too_late)
+    again = marked(own)
+    assert again.hot
+    assert again.inode != first.inode
+    assert own.ssh.run(["cat", "/root/mark"]).text.strip() == "kept"
+
+
 def test_one_that_cannot_be_kept_is_frozen(own: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
     assert own.hot is not None
     monkeypatch.setattr(own.machine, "hot", hot.Hot(("false",), own.hot.label))
