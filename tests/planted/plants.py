@@ -267,7 +267,8 @@ TABLE = {
         corrupted_frames("100%"),
     ),
     "corrupted-datagrams": Plant(
-        "netfront/test_datagrams", "after \\d+ bytes",
+        # By IPv6 the link may not come up at all with it.
+        "netfront/test_datagrams[ipv4]", "after \\d+ bytes",
         corrupted_frames("100%"),
     ),
     "segmentation-off": Plant("netfront/test_segmentation_is_used", "TSO is on", typed(r"^ip -4 addr flush.*", r"\g<0>; ethtool -K eth0 tso off")),
