@@ -61,7 +61,9 @@ def take_memory_out(images: Path, base: Path, size: int, memory: Path, place: Pa
     files = images / "files.img"
     numbers = _numbers(files, str(base))
     spaces = _one(images, "mm-*.img")
-    space, regions = _mapped(spaces, numbers, base.stat().st_size)
+    # Code in a file is not run from a file system that is mounted noexec.
+    able = not os.statvfs(images).f_flag & os.ST_NOEXEC
+    space, regions = _mapped(spaces, numbers, base.stat().st_size, code=able)
     if [(region.offset, region.end - region.begin) for region in regions if region.offset < size] != [(0, size)]:
         raise Unknown(f"mappings of the memory: {regions}, one of {size} bytes was due")
     whole = max(region.offset + region.end - region.begin for region in regions)
@@ -122,8 +124,11 @@ def _renamed(path: Path, old: str, new: str, size: int) -> Iterator[bytes]:
         yield entry
 
 
-def _mapped(path: Path, files: set[int], end: int) -> tuple[bytes, list[_Region]]:
-    """The process's memory as it shall be, and all of it that lies in one of these files then; ``end`` is where they end now."""
+def _mapped(path: Path, files: set[int], end: int, *, code: bool) -> tuple[bytes, list[_Region]]:
+    """The process's memory as it shall be, and all of it that lies in one of these files then; ``end`` is where they end now.
+
+    Executable memory that is of no file comes into them where ``code`` says so.
+    """
     fields, regions = list(_fields(next(_entries(path)))), []
     for at, (number, wire, value) in enumerate(fields):
         if number != _VMAS or not isinstance(value, bytes):
@@ -132,7 +137,7 @@ def _mapped(path: Path, files: set[int], end: int) -> tuple[bytes, list[_Region]
         begin, size = _number(vma, _START), _number(vma, _END) - _number(vma, _START)
         if _number(vma, _FILE) in files and _number(vma, _FLAGS) & _PRIVATE:
             regions.append(_Region(begin, begin + size, _number(vma, _OFFSET)))
-        elif (_number(vma, _USE), _number(vma, _STATUS)) == (_READ_WRITE_EXECUTE, _ANONYMOUS_AREA) and files:
+        elif code and files and (_number(vma, _USE), _number(vma, _STATUS)) == (_READ_WRITE_EXECUTE, _ANONYMOUS_AREA):
             regions.append(_Region(begin, begin + size, end))
             flags = _number(vma, _FLAGS) & ~_ANONYMOUS
             vma = _set(vma, {_OFFSET: end, _FILE: min(files), _FLAGS: flags, _STATUS: _FILE_AREA})

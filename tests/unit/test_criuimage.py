@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import struct
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -96,6 +98,20 @@ def test_what_was_a_file_before_becomes_another(images: Path, base: Path, tmp_pa
     take_memory_out(images, tmp_path / "one", SIZE, tmp_path / "two", tmp_path / "two")
 
     assert (tmp_path / "two").read_bytes() == b"\x06" * PAGE + b"\xbb" * (7 * PAGE) + b"\x01" * PAGE + b"\x05" * PAGE
+
+
+def test_code_stays_where_a_file_of_it_could_not_be_run(
+    images: Path, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(images, base, runs=((CODE, 1), (MEMORY, 1)))
+    before = (images / "mm-1000.img").read_bytes()
+    monkeypatch.setattr(os, "statvfs", lambda path: SimpleNamespace(f_flag=os.ST_NOEXEC))
+
+    take_memory_out(images, base, SIZE, tmp_path / "ram", tmp_path / "ram")
+
+    assert (images / "mm-1000.img").read_bytes() == before
+    assert (images / "pages-3.img").read_bytes() == b"\x01" * PAGE
+    assert (tmp_path / "ram").read_bytes() == b"\x02" * PAGE + b"\xbb" * (7 * PAGE)
 
 
 @pytest.mark.parametrize("edge", [MEMORY, MEMORY + SIZE])
