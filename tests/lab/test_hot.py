@@ -24,7 +24,8 @@ from harness.lab.lab import Lab
 from harness.xen.config import Disk
 
 pytestmark = pytest.mark.skipif(hot.find()[0] is None, reason=f"no hot checkpoints here: {hot.find()[1]}")
-NAME = f"{checkpoint.WARM}test"
+# Of this worker alone: another may be at these cases, too.
+NAME = f"{checkpoint.WARM}test{os.getpid()}"
 
 
 @pytest.fixture
