@@ -5,16 +5,12 @@ from __future__ import annotations
 import ast
 import re
 from dataclasses import dataclass
-from pathlib import Path
 
 from harness.deadline import Deadline
 from harness.errors import InfrastructureError
 from harness.hosts.host import XenHost
 from harness.transport import Stream
-from harness.xen import netpeer
-
-# As an argument: a file would have to be there for every link, also of a restored guest, and to go with the last.
-_PEER = Path(netpeer.__file__).read_text()
+from harness.xen import netpeer, program
 
 
 def inside(namespace: str) -> list[str]:
@@ -64,9 +60,7 @@ class Peer:
     """A program at work in dom0 (or in a network namespace of it)."""
 
     def __init__(self, host: XenHost, words: list[str], namespace: str = "") -> None:
-        self._said = Listener(
-            host.transport.open([*inside(namespace), "python3", "-S", "-E", "-c", _PEER, *words]), "the network peer"
-        )
+        self._said = Listener(host.transport.open([*inside(namespace), *program.command(netpeer, *words)]), "the network peer")
         if words[0] not in ("push", "tell"):
             self._said.until(b"listening")
 

@@ -143,7 +143,7 @@ def _mapped(path: Path, files: set[int], end: int, *, code: bool) -> tuple[bytes
             vma = _set(vma, {_OFFSET: end, _FILE: min(files), _FLAGS: flags, _STATUS: _FILE_AREA})
             fields[at] = (number, wire, _message([field for field in vma if field[0] != _ADVICE]))
             end += size
-    return _message(fields), sorted(regions, key=lambda region: region.offset)
+    return _message(fields), regions
 
 
 def _run(entry: bytes) -> tuple[int, int]:

@@ -128,9 +128,10 @@ class FuzzReport:
 
 _FUZZ = """
 d=$1; mkdir -p "$d"; touch "$d/stamp"; sleep 1
-shift; python3 "$d/fuzz.py" "$p" "$@"; find / -xdev -type f -newer "$d/stamp" ! -path "$d/*" ! -path '/proc/*' ! -path '/var/log/*' \
-    ! -path '/var/lib/xenstored/*' ! -path '/run/*' ! -path '/var/lib/fxh/*' ! -name '*.pyc' | sed 's/^/stray /'
-find "$d" -type f -newer "$d/stamp" ! -path "$d/scratch/*" | sed 's/^/stray /'
+shift; python3 "$d/fuzz.py" "$p" "$@"
+{ find / -xdev -type f -newer "$d/stamp" ! -path "$d/*" ! -path '/proc/*' ! -path '/var/log/*' \
+    ! -path '/var/lib/xenstored/*' ! -path '/run/*' ! -path '/var/lib/fxh/*' ! -name '*.pyc'
+find "$d" -type f -newer "$d/stamp" ! -path "$d/scratch/*"; } | sed 's/^/stray /'
 """
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 import re
-from pathlib import Path
 
 import pytest
 
@@ -19,7 +18,7 @@ from harness.oracles.finding import finding
 from harness.plugin.cells import Cell
 from harness.plugin.fixtures import NewGuest
 from harness.plugin.rig import CaseContext
-from harness.xen import storm
+from harness.xen import program, storm
 
 SOURCE = {
     "freebsd": "sys/dev/xen/balloon/balloon.c, balloon_process() and set_new_target()",
@@ -229,9 +228,8 @@ def test_storm_of_targets(guest: Guest, first: Sample) -> None:
     path = f"/local/domain/{guest.domid}/memory/target"
     low, high = (whole * 3 // 4) << 10, (whole * 9 // 10) << 10
     rounds = 100 if guest.host.facts.emulated else 500
-    words = [path, str(rounds), str(low), str(high)]
 
-    guest.host.transport.run(["python3", "-S", "-E", "-c", Path(storm.__file__).read_text(), *words])
+    guest.host.transport.run(program.command(storm, path, str(rounds), str(low), str(high)))
     memory.ask(whole)
 
     after, _ = memory.settle(first.current)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import secrets
-from pathlib import Path
 
 import pytest
 
@@ -14,19 +13,19 @@ from harness.guests.memory import Memory
 from harness.oracles.ballooning import MIB, Sample
 from harness.oracles.finding import finding
 from harness.plugin.rig import CaseContext
-from harness.xen import peek
+from harness.xen import peek, program
 
 from .test_balloon import SOURCE
 
 # How much of its memory the guest fills with the secret (the control guest has no more room), and gives back.
 DIRTY, GIVEN = {"freebsd": 0.6, "linux": 0.4}, 0.3
-_PEEK, _HOLES = "/run/fxh-peek.py", "/run/fxh-holes.json"
+_HOLES = "/run/fxh-holes.json"
 
 
 def look(guest: Guest, secret: str) -> dict[str, int]:
     """At all of the guest's pages the first time, and at those that it did not have then the second time."""
-    words = ["python3", "-S", "-E", _PEEK, str(guest.domid), "0", str(guest.config.memory * MIB // peek.PAGE), _HOLES, secret]
-    found: dict[str, int] = json.loads(guest.host.transport.run(words, Deadline(120)).text)
+    words = [str(guest.domid), "0", str(guest.config.memory * MIB // peek.PAGE), _HOLES, secret]
+    found: dict[str, int] = json.loads(guest.host.transport.run(program.command(peek, *words), Deadline(120)).text)
     return found
 
 
@@ -40,8 +39,7 @@ def test_pages_are_given_back_empty(guest: Guest, first: Sample, case: CaseConte
     guest.sh("mount -t tmpfs tmpfs /mnt" if guest.profile.os == "freebsd" else "mount -t tmpfs -o size=90% tmpfs /mnt")
     fill = f"i=0; while [ $i -lt {dirty * 4} ]; do cat /tmp/secret; i=$((i+1)); done > /mnt/secret"
     guest.sh(f"yes {secret} | head -c 262144 > /tmp/secret; {fill}; rm /mnt/secret; umount /mnt", 180)
-    guest.host.transport.put(Path(peek.__file__), _PEEK)
-    case.undo.append(lambda: guest.host.transport.run(["rm", "-f", _PEEK, _HOLES]))
+    case.undo.append(lambda: guest.host.transport.run(["rm", "-f", _HOLES]))
 
     memory.ask(whole - given)
     memory.settle(first.current - given * MIB)
