@@ -33,13 +33,13 @@ class KernConf:
         return text_hash("\0".join(f"{name}\0{text}" for name, text in (("", self.name), *self.files)))
 
 
-def trim(generic: str, keep_devices: frozenset[str], drop_options: frozenset[str], add: tuple[str, ...]) -> str:
-    """The lines that reduce a GENERIC: ``nodevice`` for what is not kept, ``nooptions`` for what is dropped, then ``add``.
+def trim(generic: str, drop_devices: frozenset[str], drop_options: frozenset[str], add: tuple[str, ...]) -> str:
+    """Return the lines that reduce a GENERIC: ``nodevice`` and ``nooptions`` for each listed name, then ``add``.
 
-    Only what this GENERIC has gets a line, so that the file tells what was dropped; config(8) itself takes no notice of the
-    removal of what is not there (usr.sbin/config/config.y, rmdev_schedule).
+    A name that this GENERIC lacks gets no line, so the file shows exactly what was dropped. config(8) would ignore such a
+    line (usr.sbin/config/config.y, rmdev_schedule).
     """
-    lines = [f"nodevice\t{name}" for name in dict.fromkeys(_DEVICE.findall(generic)) if name not in keep_devices]
+    lines = [f"nodevice\t{name}" for name in dict.fromkeys(_DEVICE.findall(generic)) if name in drop_devices]
     lines += [f"nooptions\t{name}" for name in dict.fromkeys(_OPTION.findall(generic)) if name in drop_options]
     return "\n".join(["# Made from this tree's GENERIC.", *lines, *add]) + "\n"
 
@@ -81,4 +81,4 @@ def _with_includes(tree: SourceTree, known: dict[str, Path], name: str) -> tuple
 def _trim_of(tree: SourceTree) -> str:
     data = tomllib.loads((paths.project() / "images/freebsd/trim.toml").read_text())
     generic = tree.read("sys/amd64/conf/GENERIC")
-    return trim(generic, frozenset(data["keep_devices"]), frozenset(data["drop_options"]), tuple(data["add"]))
+    return trim(generic, frozenset(data["drop_devices"]), frozenset(data["drop_options"]), tuple(data["add"]))

@@ -29,15 +29,31 @@ def default_yes(text: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys(name for name in names if re.fullmatch(r"[A-Z0-9_]+", name)))
 
 
-def small(options: tuple[str, ...], keep: frozenset[str]) -> str:
-    """SRCCONF with every option off that is not kept."""
-    return "".join(f"WITHOUT_{name}=yes\n" for name in sorted(set(options) - keep))
+def small(options: tuple[str, ...], drop: frozenset[str]) -> str:
+    """Return the SRCCONF text that turns off every option of ``options`` that ``drop`` lists."""
+    return "".join(f"WITHOUT_{name}=yes\n" for name in sorted(set(options) & drop))
+
+
+def makefs_knob(tree: SourceTree) -> str:
+    """Return the SRCCONF line that builds makefs among the bootstrap tools; "" where the tree has no such option.
+
+    The option came with 14.0. Since 15.0 makefs links libsbuf, and only this option builds libsbuf first (Makefile.inc1).
+    """
+    return "WITH_DISK_IMAGE_TOOLS_BOOTSTRAP=yes\n" if "DISK_IMAGE_TOOLS_BOOTSTRAP" in tree.read("Makefile.inc1") else ""
+
+
+def makes_zfs(tree: SourceTree) -> bool:
+    """Whether the tree's makefs writes ZFS (14.0 and later)."""
+    return bool(tree.read("usr.sbin/makefs/zfs.c"))
 
 
 def preset(tree: SourceTree, name: str) -> WorldPreset:
     data = tomllib.loads((paths.project() / "images/freebsd/small.toml").read_text())
     leave_out = tuple(data["leave_out"])
+    # A compiler other than the tree's own prints warnings that the tree does not expect.
+    common = makefs_knob(tree) + "WITHOUT_WERROR=yes\n"
     if name == "full":
-        return WorldPreset(name, "", leave_out[:2])
+        return WorldPreset(name, common, leave_out[:2])
     options = default_yes(tree.read("share/mk/bsd.opts.mk")) + default_yes(tree.read("share/mk/src.opts.mk"))
-    return WorldPreset(name, small(options, frozenset(data["keep"])), leave_out)
+    drop = frozenset(data["drop"]) | (frozenset() if makes_zfs(tree) else frozenset(data["drop_without_zfs"]))
+    return WorldPreset(name, common + small(options, drop), leave_out)

@@ -22,7 +22,7 @@ from pathlib import Path
 from filelock import FileLock
 
 from harness.errors import BuildError
-from harness.images import failures, srctree, store
+from harness.images import failures, knobs, srctree, store
 from harness.images.hosttools import Compiler
 from harness.images.inputs import combine
 from harness.images.kernconf import KernConf
@@ -139,7 +139,9 @@ class Workshop:
 
     @property
     def makefs(self) -> Path:
-        return self.objects / "tmp/usr/sbin/makefs"
+        """The tree's own makefs, built for this host."""
+        legacy = self.objects / "tmp/legacy/usr/sbin/makefs"
+        return legacy if legacy.exists() else self.objects / "tmp/usr/sbin/makefs"
 
     # -- how ----------------------------------------------------------------------------------------------------------
 
@@ -175,7 +177,8 @@ class Workshop:
     def _tool(self) -> list[str]:
         common = [
             f"TARGET={ARCH}", f"TARGET_ARCH={ARCH}", "__MAKE_CONF=/dev/null", "SRC_ENV_CONF=/dev/null",
-            f"SRCCONF={self.directory / 'src.conf'}", "LOCAL_XTOOL_DIRS=usr.sbin/makefs",
+            f"SRCCONF={self.directory / 'src.conf'}",
+            *([] if knobs.makefs_knob(self.tree) else ["LOCAL_XTOOL_DIRS=usr.sbin/makefs"]),
         ]  # fmt: skip
         if self.compiler.bindir is None:
             return ["make", *common, "-DNO_CLEAN", "-DWITHOUT_CLEAN"]
