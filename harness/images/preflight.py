@@ -68,7 +68,9 @@ def check_world(tree: SourceTree, compiler: Compiler, src_conf: Path) -> None:
 
 
 def absent(output: str, tree: Path, top: str) -> set[str]:
-    """The sources that a dry run in the directory ``top`` of ``tree`` needs and does not find, relative to ``tree``.
+    """The sources that a dry run in the directory ``top`` of ``tree`` needs and does not find.
+
+    A path is relative to ``tree``; ``sqlite3.c, for lib/libsqlite3`` is a source of that directory's Makefile.
 
     A library, an object or a header that an earlier stage of the build makes is no source.
     """
@@ -79,7 +81,8 @@ def absent(output: str, tree: Path, top: str) -> set[str]:
         elif match := _UNKNOWN.match(line):
             name = match[1]
             if not name.startswith("/") and _SOURCE.search(name):
-                found.add(os.path.normpath(f"{here}/{name}"))
+                # make searches .PATH, so the directory is where the file is wanted, not where it belongs.
+                found.add(f"{name}, for {here}")
         elif (match := _NO_DIRECTORY.search(line)) and match[1].startswith(f"{tree}/") and not Path(match[1]).is_dir():
             found.add(os.path.relpath(match[1], tree))
         for path in _named(line, str(tree)):
