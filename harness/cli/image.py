@@ -87,9 +87,8 @@ def show(name: Annotated[str, typer.Argument(help="Name or key.")]) -> None:
 
     found = image.find(name)
     data = found.data
-    print(
-        f"{name} {found.entry.key}: FreeBSD {data['version']} {data['machine']}, {'/'.join(found.types)}{', pygrub' if found.pygrub else ''}"
-    )
+    types = "/".join(found.types) + (", pygrub" if found.pygrub else "")
+    print(f"{name} {found.entry.key}: FreeBSD {found.os_version} {data['machine']}, {types}")
     print(f"layout   {data['layout']}: {data['about']}; root {data['root']}")
     for disk in found.disks:
         print(f"disk     {disk.vdev} {disk.format} {disk.file.stat().st_size >> 20} MiB  {disk.file}")
