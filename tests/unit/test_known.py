@@ -7,14 +7,19 @@ from typing import Any
 
 import pytest
 
+from harness import osversion
 from harness.cli import matrix
 from harness.errors import UsageError
 from harness.plugin import cells, known
 from harness.plugin.cells import Cell
 from harness.plugin.progress import Progress
 
-NEW = Cell("freebsd", "pvh", "xen-4.20", "4.20", "14.1")
-OLD = Cell("freebsd", "pvh", "xen-4.20", "4.20", "13.2")
+
+def cell_of(version: str, osreldate: int = 0, kind: str = "pvh") -> Cell:
+    return Cell("freebsd", kind, "xen-4.20", "4.20", osversion.parse(version, osreldate))
+
+
+NEW, OLD = cell_of("14.1"), cell_of("13.2")
 CONTROL = Cell("control", "pvh", "xen-4.20", "4.20")
 TODAY = datetime.date(2026, 11, 25)
 TEXT = """
@@ -58,6 +63,8 @@ def test_excuses_only_what_it_says() -> None:
         ("2027-05-25", '"soon"', "review = 'soon'"),
         ('"its kernel has halted"', '"("', "says:"),
         ('"<14.1"', '"until 14"', "FreeBSD 'until 14'"),
+        ('"<14.1"', '"<14.1.2"', "'<14.1.2' is not a bound"),
+        ('"<14.1"', '">=1402000,=<1500000"', "entry 1 (boot/test_control_shutdown[poweroff]): FreeBSD"),
         ("[[issue]]", "[[issue", "known_issues.toml"),
     ],
 )
