@@ -43,7 +43,9 @@ def build(
     begun = time.monotonic()
     recipes = recipe.available()
     made = make.make(recipe.make(name or "freebsd", options, recipes))
-    print(f"{made.name} {made.entry.key}: FreeBSD {made.os_version}, {made.data['layout']}, {'/'.join(made.types)}, root {made.root}")
+    print(
+        f"{made.name} {made.entry.key}: FreeBSD {made.os_version}, {made.data['layout']}, {'/'.join(made.types)}, root {made.root}"
+    )
     print(f"     {time.monotonic() - begun:.1f} s; boot it: fxh boot --image {made.name}", file=sys.stderr)
 
 
