@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -40,7 +41,7 @@ class Image:
 
     @property
     def version(self) -> str:
-        """The kernel's release, such as ``13.2``; ``unknown`` for a disk that came without a kernel."""
+        """The kernel's release, for example ``15.1``; ``unknown`` for a disk that came without a kernel."""
         return str(self.data["version"])
 
     @cached_property
@@ -50,6 +51,16 @@ class Image:
             name = "-".join(filter(None, (self.version, str(self.data.get("branch", "")))))
             return osversion.parse(name, int(self.data.get("osreldate", 0)))
         return kernelfile.os_version(self.kernel.read_bytes())
+
+    @property
+    def world_version(self) -> str:
+        """The release of the programs on its disks; the kernel's where nobody noted another."""
+        return str(self.data.get("world_version") or self.version)
+
+    @property
+    def release(self) -> str:
+        """See :func:`release_of`."""
+        return release_of(self.data)
 
     @property
     def kernel(self) -> Path | None:
@@ -84,6 +95,12 @@ class Image:
     @property
     def inputs(self) -> tuple[Input, ...]:
         return tuple(Input(**item) for item in self.data["inputs"])
+
+
+def release_of(manifest: Mapping[str, Any]) -> str:
+    """What an image's manifest says of its FreeBSD: ``15.1``, or ``15.1 on world 13.2`` for a kernel that was swapped in alone."""
+    kernel, world = str(manifest.get("version")), str(manifest.get("world_version") or "")
+    return f"{kernel} on world {world}" if world and world != kernel else kernel
 
 
 # -- names ------------------------------------------------------------------------------------------------------------
