@@ -91,6 +91,7 @@ def show(name: Annotated[str, typer.Argument(help="Name or key.")]) -> None:
     print(
         f"{name} {found.entry.key}: FreeBSD {found.release} {data['machine']}, {'/'.join(found.types)}{', pygrub' if found.pygrub else ''}"
     )
+    print(f"version  {found.os_version}")
     print(f"layout   {data['layout']}: {data['about']}; root {data['root']}")
     for disk in found.disks:
         print(f"disk     {disk.vdev} {disk.format} {disk.file.stat().st_size >> 20} MiB  {disk.file}")

@@ -15,7 +15,7 @@ from harness.guests.linux import Linux
 from harness.guests.profile import GuestProfile
 from harness.images import slot as slots
 from harness.images.image import Image
-from harness.images.kernelfile import version_of
+from harness.images.kernelfile import os_version
 from harness.xen import elfnotes
 
 
@@ -100,18 +100,18 @@ def freebsd(kernel: Path, disk: Path, *, root: str = "", fmt: str = "") -> Guest
     Raises UsageError for a kernel that no Xen can start, saying which guest types it could serve.
     """
     notes = elfnotes.read(kernel)
-    version = version_of(kernel.read_bytes())
-    if not version:
+    version = os_version(kernel.read_bytes())
+    if not version.release:
         raise UsageError(f"{kernel}: no FreeBSD kernel (it does not name a version)", mend="give .../boot/kernel/kernel")
     if not notes.guest_types:
         raise UsageError(
-            f"{kernel}: FreeBSD {version}, but without Xen's ELF notes: neither PVH nor PV can start it",
+            f"{kernel}: FreeBSD {version.release}, but without Xen's ELF notes: neither PVH nor PV can start it",
             mend="build it with `options XENHVM` and do not strip its sections; HVM boots it through the loader",
         )
     format_ = fmt or ("qcow2" if _is_qcow2(disk) else "raw")
     image = DiskImage(disk, "xvda", format_)
-    profile = FreeBSD(version=version, types=notes.guest_types)
-    return GuestSource(f"freebsd-{version}", profile, kernel, disks=(image,), root=root or profile.disk_name("xvda"))
+    profile = FreeBSD.of(version, notes.guest_types)
+    return GuestSource(f"freebsd-{version.release}", profile, kernel, disks=(image,), root=root or profile.disk_name("xvda"))
 
 
 def from_image(image: Image, *, bootloader: str = "", root: str = "") -> GuestSource:
@@ -124,7 +124,7 @@ def from_image(image: Image, *, bootloader: str = "", root: str = "") -> GuestSo
     world = image.world_version if image.world_version != image.version else ""
     return GuestSource(
         f"freebsd-{image.version}{f'-on-{world}' if world else ''}",
-        FreeBSD(version=image.version, types=image.types),
+        FreeBSD.of(image.os_version, image.types),
         image.kernel,
         disks=tuple(DiskImage(d.file, d.vdev, d.format, slot=d.slot) for d in image.disks),
         root=root or image.root,

@@ -112,7 +112,8 @@ def _write(
         for disk in layout.vdevs
     ]  # fmt: skip
     return {
-        "version": parts.kernel.version, "world_version": str(parts.world.manifest.get("version", "")),
+        "version": parts.kernel.version, "branch": parts.kernel.branch, "osreldate": parts.kernel.osreldate,
+        "world_version": str(parts.world.manifest.get("version", "")),
         "machine": parts.kernel.machine, "layout": layout.name, "about": layout.about,
         "root": layout.root, "types": [*parts.kernel.types, *(["hvm"] if layout.firmware else [])], "pygrub": layout.pygrub,
         "menu_variables": edits.menu_variables(layout), "kernel": {"sha256": parts.kernel.sha256, "path": "/boot/kernel/kernel"},
