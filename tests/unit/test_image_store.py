@@ -39,6 +39,7 @@ from harness.images import (
     recipe,
     srcbuild,
     store,
+    treescan,
 )
 from harness.images.build import Parts, assemble
 from harness.images.hosttools import Compiler
@@ -616,7 +617,7 @@ def workshop(tmp_path: Path) -> Workshop:
         "print('MAKEFLAGS' in os.environ, os.environ['MAKEOBJDIRPREFIX'], sys.stdin.read() == '')\n"
     )
     tree = SourceTree(tmp_path / "src", "13.2", "RELEASE")
-    return Workshop(tree, Compiler(Path("/usr/bin"), "clang 14"), "", "small", 1)
+    return Workshop(tree, Compiler(Path("/usr/bin"), "clang 14"), "", "small", 1, treescan.scan(tree.path))
 
 
 def test_a_failed_build_is_told_by_its_cause(workshop: Workshop) -> None:
