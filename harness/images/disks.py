@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from harness.errors import BuildError
-from harness.images import bootenv, makefs, metalog, slot, tables
+from harness.images import makefs, metalog, slot, tables
 from harness.images.layout import FileSystem, Layout, Vdev
 from harness.images.makefs import Makefs
 from harness.images.metalog import Tree
@@ -195,6 +195,7 @@ def slot_of(layout: Layout, disk: Vdev, image: Path) -> int:
         return -1
     if not layout.zfs:
         return slot.locate(image)
-    with image.open("rb") as file:
-        pool = tables.gpt_start(file.read(tables.GPT_FIRST * SECTOR), "freebsd-zfs")
-    return pool * SECTOR + bootenv.OFFSET
+    at = slot.locate_pool(image)
+    if at < 0:
+        raise BuildError(f"{image.name}: its pool has no boot environment", mend="report it with the version of the tree")
+    return at

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from harness import paths
 from harness.errors import BuildError, UsageError
-from harness.images import bootenv
+from harness.images import bootenv, tables
 from harness.images.inputs import combine, extents
 
 # Less than any UFS block: so it lies in one piece.
@@ -65,6 +65,14 @@ def fill_pool(vdev: Path, variables: Mapping[str, str]) -> None:
     """Put ``variables`` into the boot environment of the pool on ``vdev``. Raises UsageError when they do not fit."""
     with vdev.open("r+b") as file:
         os.pwrite(file.fileno(), bootenv.block(variables), bootenv.OFFSET)
+
+
+def locate_pool(image: Path) -> int:
+    """The offset of the boot environment of the pool on the first freebsd-zfs partition of a GPT, -1 where there is none."""
+    with image.open("rb") as file:
+        start = tables.gpt_start(os.pread(file.fileno(), tables.SECTOR * tables.GPT_FIRST, 0), "freebsd-zfs")
+        at = start * tables.SECTOR + bootenv.OFFSET
+        return at if start >= 0 and bootenv.is_block(os.pread(file.fileno(), bootenv.SIZE, at)) else -1
 
 
 def content(image: Path, offset: int, variables: Mapping[str, str]) -> bytes:

@@ -288,6 +288,21 @@ def test_a_slot_is_told_by_what_lies_there(tmp_path: Path) -> None:
     assert copy.read_bytes()[4096:][: bootenv.SIZE] == bootenv.block({"a": "1"})
 
 
+def test_the_slot_of_a_pool_is_found_by_the_table(tmp_path: Path) -> None:
+    disk = tmp_path / "disk"
+    first, _ = tables.gpt(8192, [tables.Part("efi", 40, 8), tables.Part("freebsd-zfs", 2048, 4096)], seed="x")
+    with disk.open("wb") as file:
+        file.truncate(8192 * 512)
+        file.write(first)
+    assert slot.locate_pool(disk) == -1
+    with disk.open("r+b") as file:
+        file.seek(2048 * 512 + bootenv.OFFSET)
+        file.write(bootenv.block({}))
+    assert slot.locate_pool(disk) == 2048 * 512 + 8192
+    disk.write_bytes(bytes(1000))
+    assert slot.locate_pool(disk) == -1
+
+
 # -- file systems -----------------------------------------------------------------------------------------------------
 
 
