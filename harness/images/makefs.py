@@ -47,6 +47,11 @@ class Makefs:
         """Whether it makes ZFS: it then knows an option ``poolname`` (usr.sbin/makefs/zfs.c, zfs_prep_opts())."""
         return self.freebsd and b"poolname" in self.path.read_bytes()
 
+    @property
+    def poolguid(self) -> bool:
+        """Whether it takes the GUID of a pool."""
+        return self.zfs and b"poolguid" in self.path.read_bytes()
+
 
 def find(built: Path | None) -> Makefs | None:
     """The makefs to use: ``built`` with the world, the one in ``FXH_MAKEFS``, FreeBSD's own, or Debian's package."""
@@ -162,8 +167,9 @@ def mountpoints(datasets: Iterable[str]) -> tuple[str, ...]:
 
 
 def zfs(makefs: Makefs, fs: FileSystem, tree: Tree, etc: Path, target: Path, seed: str) -> None:
-    """Write ``tree`` as a pool with the datasets of ``fs`` to ``target``. The pool's GUID follows from ``seed``.
+    """Write ``tree`` as a pool with the datasets of ``fs`` to ``target``.
 
+    The GUID of the pool follows from ``seed`` where this makefs takes one (15.1). All pools of an older one (14.2) have the same.
     Raises UsageError when it does not fit, BuildError with the tool's words.
     """
     check(makefs, fs)
@@ -175,8 +181,8 @@ def zfs(makefs: Makefs, fs: FileSystem, tree: Tree, etc: Path, target: Path, see
     if needed > fs.bytes:
         raise UsageError(f"{needed >> 20} MiB do not fit in a pool of {fs.size} MiB", mend=f"--size {(needed >> 20) * 3 // 2}")
     options = [
-        f"poolname={fs.pool}", f"poolguid={uuid.uuid5(uuid.NAMESPACE_OID, seed).int >> 65}", f"bootfs={fs.pool}/{fs.bootfs}",
-        "rootpath=/", f"fs={fs.pool};mountpoint=none", *(f"fs={fs.pool}/{dataset}" for dataset in fs.datasets),
+        f"poolname={fs.pool}", *([f"poolguid={uuid.uuid5(uuid.NAMESPACE_OID, seed).int >> 65}"] if makefs.poolguid else []),
+        f"bootfs={fs.pool}/{fs.bootfs}", "rootpath=/", f"fs={fs.pool};mountpoint=none", *(f"fs={fs.pool}/{dataset}" for dataset in fs.datasets),
     ]  # fmt: skip
     with tempfile.TemporaryDirectory(prefix=".makefs-", dir=target.parent) as scratch:
         manifest = Path(scratch) / "manifest"
