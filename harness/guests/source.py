@@ -33,7 +33,10 @@ class DiskImage:
 
 @dataclass(frozen=True)
 class GuestSource:
-    """A guest to be: ``label`` names it in logs and domains (``freebsd-13.2``, ``control``). ``root`` is the guest's root device."""
+    """A guest to be: ``label`` names it in logs and domains (``freebsd-13.2``, ``control``).
+
+    ``root`` is the guest's root: a device (``xbd0p2``), or a value of vfs.root.mountfrom (``zfs:zroot/ROOT/default``).
+    """
 
     label: str
     profile: GuestProfile
@@ -127,7 +130,7 @@ def from_image(image: Image, *, bootloader: str = "", root: str = "") -> GuestSo
         FreeBSD.of(image.os_version, image.types),
         image.kernel,
         disks=tuple(DiskImage(d.file, d.vdev, d.format, slot=d.slot) for d in image.disks),
-        root=root or image.root,
+        root=root or (image.root if image.mountfrom == f"ufs:/dev/{image.root}" else image.mountfrom),
         bootloader=bootloader,
         own_variables=tuple(image.menu_variables.items()),
         image=f"{image.name} {image.entry.key}",

@@ -17,6 +17,8 @@ _VERSION = re.compile(rb"FreeBSD (\d+\.\d+)-([A-Z][A-Za-z0-9_-]*)(?: [^\0\n]{0,8
 # version[] (sys/conf/newvers.sh):  FreeBSD 13.2-RELEASE XENA
 # with a git checkout:              FreeBSD 14.1-STABLE stable/14-n269000-0123456789ab GENERIC\n
 _BANNER = re.compile(rb"FreeBSD \d+\.\d+-[A-Z][\w.-]*(?: [\w./+-]+)* [\w.-]+(?=\n?\0)")
+# What ZFS prints when it is initialised (sys/contrib/openzfs/module/os/freebsd/zfs/kmod_core.c, 13.2 to 15.1).
+_ZFS = b"ZFS storage pool version: "
 _MACHINES = {3: "i386", 62: "amd64", 183: "arm64", 243: "riscv", 20: "powerpc", 21: "powerpc64"}
 
 
@@ -25,7 +27,7 @@ class KernelFile:
     """``types``: the guest types Xen can start it as, from its ELF notes; an HVM guest's loader starts any.
 
     ``version`` is the release (``13.2``), ``branch`` what follows it (``RELEASE-p1``), ``osreldate`` its ``__FreeBSD_version``,
-    0 if unknown.
+    0 if unknown. ``zfs``: ZFS is part of the kernel, not a module.
     """
 
     path: Path
@@ -35,6 +37,7 @@ class KernelFile:
     sha256: str
     branch: str = ""
     osreldate: int = 0
+    zfs: bool = False
 
 
 def version_of(kernel: bytes) -> str:
@@ -82,7 +85,9 @@ def look(path: Path) -> KernelFile:
         raise UsageError(f"{path}: a kernel for {machine}; Xen's guests here are amd64 and i386", mend="build with TARGET=amd64")
     if not version.release:
         raise UsageError(f"{path}: no FreeBSD kernel (it does not name a version)", mend="give .../boot/kernel/kernel")
-    return KernelFile(path, version.release, machine, notes.guest_types, file_sha256(path), version.branch, version.osreldate)
+    return KernelFile(
+        path, version.release, machine, notes.guest_types, file_sha256(path), version.branch, version.osreldate, _ZFS in data
+    )
 
 
 def why_not(kernel: KernelFile, layout_boots: bool) -> str:
