@@ -49,12 +49,15 @@ _NAMES = {"vpc": "VHD", "vhdx": "VHDX", "vdi": "VDI", "vmdk": "VMDK", "qed": "QE
 
 @dataclass(frozen=True)
 class RawDisk:
-    """``path`` is the raw content: the ``given`` file itself, or an entry of the store. ``sha256`` is the given file's."""
+    """``path`` is the raw content: the ``given`` file itself, or a file of the store."""
 
     given: Path
     path: Path
-    format: str
-    sha256: str
+
+    @property
+    def sha256(self) -> str:
+        """Of the given file. The first asking reads all of it."""
+        return known_sha256(self.given)
 
 
 def identify(path: Path) -> str:
@@ -95,17 +98,16 @@ def raw(path: Path) -> RawDisk:
     """
     path = path.expanduser().absolute()
     kind = identify(path)
-    digest = known_sha256(path)
     if kind == "raw":
-        return RawDisk(path, path, kind, digest)
+        return RawDisk(path, path)
 
     def make(work: Path) -> dict[str, Any]:
         begun = time.monotonic()
         _unpack(path, path, kind, work, work / "disk.raw")
         return {"what": f"the disk in {path.name}", "seconds": round(time.monotonic() - begun, 2)}
 
-    entry = store.obtain("raws", f"{digest[:16]}-{_READER}", make)
-    return RawDisk(path, entry.directory / "disk.raw", kind, digest)
+    entry = store.obtain("raws", f"{known_sha256(path)[:16]}-{_READER}", make)
+    return RawDisk(path, entry.directory / "disk.raw")
 
 
 def _unpack(given: Path, source: Path, kind: str, work: Path, target: Path) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +26,7 @@ from harness.images.kernelfile import KernelFile
 from harness.images.rootfs import Root
 from harness.images.ufs import BadFileSystem, Ufs
 from harness.images.volume import Files, Volume
+from harness.images.window import Window
 
 DISK = "xbd0"
 """What FreeBSD calls the disk under Xen, as xvda."""
@@ -36,6 +37,10 @@ _WITNESSES = ("/bin/sh", "/sbin/init", "/lib/libc.so.7", "/libexec/ld-elf.so.1",
 _WITNESS_SIZE = 64 << 20
 # sys/contrib/openzfs/module/os/freebsd/zfs/kmod_core.c: the name of ZFS's kernel module, in a kernel that has it built in.
 _ZFS_BUILT_IN = b"\0zfsctrl\0"
+
+
+class NoFreeBSD(UsageError):
+    """No file system of the disk is a system's root."""
 
 
 @dataclass(frozen=True)
@@ -74,14 +79,21 @@ def found(disk: RawDisk, root: str = "") -> Iterator[Found]:
     """The root of ``disk`` while it is open; ``root`` chooses one of several. Raises UsageError (see the module)."""
     with ExitStack() as stack:
         whole = stack.enter_context(window.opened(disk.path))
-        parts = parttable.partitions(whole, DISK)
-        volumes = [volume.look(whole, part) for part in parts]
+        volumes = _volumes(disk, whole)
         candidates = _roots(disk, volumes, stack)
         chosen = _choose(disk, candidates, volumes, root)
         _sound(disk, chosen)
         system = rootfs.read(chosen.files)
         device = _device(disk, chosen, system, root)
         yield Found(chosen, system, device, parttable.boot_code(whole))
+
+
+def _volumes(disk: RawDisk, whole: Window) -> list[Volume]:
+    try:
+        parts = parttable.partitions(whole, DISK)
+    except UsageError as exc:
+        raise UsageError(f"{disk.given}: {exc.message}", mend=exc.mend) from None
+    return [volume.look(whole, part) for part in parts]
 
 
 def _roots(disk: RawDisk, volumes: list[Volume], stack: ExitStack) -> list[Candidate]:
@@ -158,7 +170,7 @@ def _nothing(disk: RawDisk, volumes: list[Volume]) -> UsageError:
             f"{disk.given}: {', '.join(encrypted)} is encrypted (GELI), and no other root is on the disk",
             mend="give an image whose root is not encrypted; a GELI root can be neither read here nor unlocked in a run",
         )
-    return UsageError(
+    return NoFreeBSD(
         f"{disk.given}: no FreeBSD on it; it has {', '.join(item.described for item in volumes[:12])}",
         mend="give an image with a FreeBSD root on UFS or ZFS (an installer's CD has none); or --kernel FILE --root DEVICE, unread",
     )
@@ -189,6 +201,23 @@ def _device(disk: RawDisk, chosen: Candidate, system: Root, root: str) -> str:
         f"{disk.given}: its /etc/fstab has / on /dev/{system.fstab}, which a Xen guest does not have: there it is {', '.join(own)}",
         mend=f"name it by a label in the image's fstab (/dev/{own[-1]}); --root {own[0]} boots it all the same, up to single-user mode",
     )
+
+
+def root_device(disk: RawDisk, root: str = "") -> str:
+    """The root device of a disk that is booted with a kernel from elsewhere: ``root`` where it is given, and nothing is read then.
+
+    A disk without a system's root may have one that only this kernel knows: then its first UFS is taken, else the whole disk.
+    Raises UsageError as :func:`found` does for all else.
+    """
+    if root:
+        return root.removeprefix("ufs:").removeprefix("/dev/")
+    try:
+        with found(disk) as at:
+            return at.root
+    except NoFreeBSD:
+        with window.opened(disk.path) as whole:
+            volumes = _volumes(disk, whole)
+        return next((item.part.name for item in volumes if item.fs is not None), DISK)
 
 
 # -- as an image ------------------------------------------------------------------------------------------------------
@@ -256,7 +285,7 @@ def take(path: Path, root: str = "") -> Image:
 
     inputs = [Input("disk", disk.sha256, ""), Input("root", root, ""), Input("reader", str(_READER), "")]
     entry = store.obtain("disks", key_of(*inputs), make)
-    return Image(disk.given.name, entry, disk.path)
+    return Image(disk.given.name, entry, disk.path, disk.given)
 
 
 def manifest(
@@ -287,6 +316,16 @@ def files(at: Found, kernel: KernelFile) -> dict[str, str]:
             continue
         hashes[path] = digest.hexdigest()
     return hashes
+
+
+def check_types(image: Image, wanted: Sequence[str]) -> None:
+    """Raises UsageError when a disk that was read can run as none of the ``wanted`` guest types (none: as all it can)."""
+    why = image.data.get("why_not")
+    if why and wanted and not any(word in image.types for word in wanted):
+        raise UsageError(
+            f"{image.name} cannot run as {', '.join(wanted)}: {'; '.join(why)}",
+            mend=f"--type {image.types[0]}, or another kernel: --kernel FILE",
+        )
 
 
 def tell(image: Image) -> None:

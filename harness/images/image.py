@@ -26,11 +26,13 @@ class ImageDisk:
 
 @dataclass(frozen=True)
 class Image:
-    """``name`` is how it was asked for. ``disk`` is the file of its one disk where that is not in the store: a disk somebody has."""
+    """``name`` is how it was asked for. ``disk`` is the file of its one disk where that is not in the entry, ``given`` the one
+    that somebody gave for it."""
 
     name: str
     entry: Entry
     disk: Path | None = None
+    given: Path | None = None
 
     @property
     def data(self) -> dict[str, Any]:

@@ -172,6 +172,8 @@ def _gpt(disk: Window, name: str) -> list[Partition]:
 def _gpt_entries(disk: Window, at: int, last: int) -> list[Any]:
     """The entries of the copy whose header is in sector ``at``. Raises ValueError with what FreeBSD would not accept of it."""
     sector = disk.read(at * SECTOR, SECTOR)
+    if sector[:8] != b"EFI PART":
+        raise ValueError("no header")
     header = tables.GPT_HEADER.parse(sector)
     if not 92 <= header.size <= SECTOR:
         raise ValueError(f"a header of {header.size} bytes")

@@ -89,7 +89,7 @@ def read(files: Files) -> Root:
 
 
 # kernel="kernel.old"    zfs_load=YES    # exec="..."
-_ASSIGNMENT = re.compile(r'^[ \t]*([A-Za-z0-9_.]+)[ \t]*=[ \t]*(?:"([^"\n]*)"|([^\s"#]*))', re.MULTILINE)
+_ASSIGNMENT = re.compile(r'^[ \t]*([A-Za-z0-9_.]+)[ \t]*=[ \t]*(?:"([^"\n]*)"|([^\s"#]*))(?=[ \t]*(?:#|$))', re.MULTILINE)
 
 
 def variables(text: str) -> dict[str, str]:
