@@ -34,7 +34,7 @@ class DiskImage:
 
 @dataclass(frozen=True)
 class GuestSource:
-    """A guest to be: ``label`` names it in cells (``freebsd-13.2``, ``control``). ``root`` is the guest's root device."""
+    """A guest to be: ``label`` names it in logs and domains (``freebsd-13.2``, ``control``). ``root`` is the guest's root device."""
 
     label: str
     profile: GuestProfile
@@ -54,6 +54,8 @@ class GuestSource:
     """The image's name, where it is one of the store's."""
     given: Path | None = None
     """The file that the first disk came in, where somebody gave it: raw, qcow2, perhaps in xz."""
+    world: str = ""
+    """The release of the guest's programs where it is not the kernel's, for example ``13.2`` under a kernel 15.1."""
 
     def disks_with(self, variables: Mapping[str, str]) -> tuple[DiskImage, ...]:
         """The disks for an HVM guest: its loader gives the kernel ``variables``. Raises UsageError when there is no place."""
@@ -87,12 +89,10 @@ class GuestSource:
     def inputs(self) -> dict[str, str]:
         """What reports say this is made of: file names with their sha256."""
         found = {"image": self.image} if self.image else {}
-        for what, path in (
-            ("kernel", self.kernel),
-            ("ramdisk", self.ramdisk),
-            ("disk", self.given),
-            *((d.vdev, d.path) for d in self.disks),
-        ):
+        if self.world:
+            found["world"] = f"FreeBSD {self.world}"
+        files = (("kernel", self.kernel), ("ramdisk", self.ramdisk), ("disk", self.given))
+        for what, path in (*files, *((d.vdev, d.path) for d in self.disks)):
             if path is not None:
                 found[what] = f"{path.name} sha256:{known_sha256(path)}"
         return found
@@ -131,8 +131,9 @@ def from_image(image: Image, *, bootloader: str = "", root: str = "") -> GuestSo
             f"{image.name}: pygrub cannot read its first disk (layout {image.data['layout']})",
             mend="take a layout such as ufs1 or ext2boot",
         )
+    world = image.world_version if image.world_version != image.version else ""
     return GuestSource(
-        f"freebsd-{image.version}",
+        f"freebsd-{image.version}{f'-on-{world}' if world else ''}",
         FreeBSD(version=image.version, types=image.types),
         image.kernel,
         disks=tuple(DiskImage(d.file, d.vdev, d.format, slot=d.slot) for d in image.disks),
@@ -141,6 +142,7 @@ def from_image(image: Image, *, bootloader: str = "", root: str = "") -> GuestSo
         own_variables=tuple(image.menu_variables.items()),
         image=f"{image.name} {image.entry.key}" if image.disk is None else "",
         given=image.given,
+        world=world,
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -40,7 +41,18 @@ class Image:
 
     @property
     def version(self) -> str:
+        """The kernel's release, for example ``15.1``."""
         return str(self.data["version"])
+
+    @property
+    def world_version(self) -> str:
+        """The release of the programs on its disks; the kernel's where nobody noted another."""
+        return str(self.data.get("world_version") or self.version)
+
+    @property
+    def release(self) -> str:
+        """See :func:`release_of`."""
+        return release_of(self.data)
 
     @property
     def kernel(self) -> Path | None:
@@ -75,6 +87,12 @@ class Image:
     @property
     def inputs(self) -> tuple[Input, ...]:
         return tuple(Input(**item) for item in self.data["inputs"])
+
+
+def release_of(manifest: Mapping[str, Any]) -> str:
+    """What an image's manifest says of its FreeBSD: ``15.1``, or ``15.1 on world 13.2`` for a kernel that was swapped in alone."""
+    kernel, world = str(manifest.get("version")), str(manifest.get("world_version") or "")
+    return f"{kernel} on world {world}" if world and world != kernel else kernel
 
 
 # -- names ------------------------------------------------------------------------------------------------------------

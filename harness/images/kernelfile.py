@@ -44,7 +44,8 @@ def banner(kernel: bytes) -> str:
 
 def machine_of(kernel: bytes) -> str:
     """FreeBSD's name for the machine of an ELF file."""
-    number = int.from_bytes(kernel[18:20], "little")
+    # e_ident[EI_DATA] is 2 for big-endian (powerpc64).
+    number = int.from_bytes(kernel[18:20], "big" if kernel[5:6] == b"\2" else "little")
     return _MACHINES.get(number, f"machine {number}")
 
 

@@ -24,6 +24,7 @@ from filelock import FileLock
 from harness.cli import image as cli
 from harness.digest import file_sha256
 from harness.errors import BuildError, InfrastructureError, UsageError
+from harness.guests import source
 from harness.images import (
     destdir,
     diskimport,
@@ -35,14 +36,13 @@ from harness.images import (
     layout,
     make,
     makefs,
-    newcomer,
     recipe,
     srcbuild,
     store,
 )
 from harness.images.build import Parts, assemble
 from harness.images.hosttools import Compiler
-from harness.images.inputs import content_hash
+from harness.images.inputs import Input, content_hash
 from harness.images.srcbuild import Workshop
 from harness.images.srctree import SourceTree
 from tests.unit.test_image_parts import elf
@@ -326,6 +326,30 @@ def test_a_swapped_kernel_is_another_image_of_the_same_world(world: Path, tmp_pa
     assert made.kernel is not None
     assert made.kernel.read_bytes() == other.read_bytes()
     assert made.data["world"] == image.find("test-ufs1").data["world"]
+    assert (made.release, source.from_image(made).label) == ("13.2", "freebsd-13.2")
+
+
+@needs_makefs
+def test_a_newer_kernel_on_an_older_world_says_both(world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    base = Parts(
+        destdir.world(world), kernelfile.look(elf(tmp_path / "kernel")), layout.load("ufs1", size=32),
+        (Input("source/sys", "1" * 64, "/trees/13.2"), Input("kernel configuration XENA", "2" * 64, "images/kernels")),
+    )  # fmt: skip
+    assemble(base, "old")
+    newer = elf(tmp_path / "newer", text=b"FreeBSD 15.1-RELEASE-p1 XENA\0")
+
+    made = make.make(recipe.make("mixed", {"kernel": str(newer), "base": "old", "size": 32}, {}))
+    again = make.make(recipe.make("again", {"kernel": str(newer), "base": "mixed", "size": 32}, {}))
+
+    assert (made.version, made.world_version, made.release) == ("15.1", "13.2", "15.1 on world 13.2")
+    assert again.entry == made.entry
+    names = [item.what for item in made.inputs]
+    assert "world's source/sys" in names
+    assert not [name for name in names if name.startswith(("source", "kernel configuration"))], "those are not this kernel's"
+    guest = source.from_image(made)
+    assert (guest.label, guest.profile.version, guest.inputs["world"]) == ("freebsd-15.1-on-13.2", "15.1", "FreeBSD 13.2")
+    cli.show("mixed")
+    assert "FreeBSD 15.1 on world 13.2 amd64" in capsys.readouterr().out
 
 
 @needs_makefs
@@ -497,7 +521,7 @@ def test_unpacked_sets_keep_modes_and_links(mirror: Mirror) -> None:
     lines = dict(line.split(" ", 1) for line in (entry.directory / "METALOG").read_text().splitlines())
     assert lines["./bin/big"] == "type=file uid=0 gid=0 mode=4555"
     assert lines["./sys"].endswith("link=usr/src/sys")
-    assert lines["./again"] == lines["./boot/kernel/kernel"]
+    assert lines["./again"] == lines["./bin/freebsd-version"]
     assert "./usr/tests/x" not in lines
     assert kernel.read_bytes()[:4] == b"\x7fELF"
     assert {item.what for item in inputs} >= {"set base", "set kernel"}
@@ -640,10 +664,3 @@ def running(workshop: Workshop) -> list[str]:
         except OSError:
             continue
     return found
-
-
-def test_the_newest_release_is_what_the_mirror_lists() -> None:
-    listing = '<a href="../">..</a> <a href="9.3-RELEASE/">9.3</a><a href="/r/14.10-RELEASE/" title="x">y</a><a href="14.2-RELEASE/">z</a>'
-    assert newcomer.newest(listing) == "14.10-RELEASE"
-    with pytest.raises(UsageError, match="lists no release"):
-        newcomer.newest("<title>404</title>")
