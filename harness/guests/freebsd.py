@@ -50,7 +50,8 @@ class FreeBSD:
         return ",".join(f"{name}={value}" for name, value in variables.items())
 
     def default_variables(self, root: str, emulated: bool) -> Mapping[str, str]:
-        return {"vfs.root.mountfrom": root if ":" in root else f"ufs:/dev/{root}", **_ARMED, **(_EMULATED if emulated else {})}
+        mountfrom = root if root.startswith(("ufs:", "zfs:")) else f"ufs:/dev/{root}"
+        return {"vfs.root.mountfrom": mountfrom, **_ARMED, **(_EMULATED if emulated else {})}
 
     def disk_name(self, vdev_name: str) -> str:
         return vdev.freebsd_disk(vdev.number(vdev_name))

@@ -13,10 +13,9 @@ from harness.errors import UsageError
 from harness.guests.freebsd import FreeBSD
 from harness.guests.linux import Linux
 from harness.guests.profile import GuestProfile
-from harness.images import diskformat, diskread
+from harness.images import diskformat, diskread, kernelfile
 from harness.images import slot as slots
 from harness.images.image import Image
-from harness.images.kernelfile import version_of
 from harness.xen import elfnotes
 
 
@@ -34,7 +33,10 @@ class DiskImage:
 
 @dataclass(frozen=True)
 class GuestSource:
-    """A guest to be: ``label`` names it in logs and domains (``freebsd-13.2``, ``control``). ``root`` is the guest's root device."""
+    """A guest to be: ``label`` names it in logs and domains (``freebsd-13.2``, ``control``).
+
+    ``root`` is the guest's root: a device (``xbd0p2``), or a value of vfs.root.mountfrom (``zfs:zroot/ROOT/default``).
+    """
 
     label: str
     profile: GuestProfile
@@ -104,23 +106,21 @@ def freebsd(kernel: Path, disk: Path, *, root: str = "") -> GuestSource:
     Without ``root`` the disk says what its root is. Raises UsageError for a disk that cannot be read, and for a kernel that no Xen
     can start, saying which guest types it could serve.
     """
-    notes = elfnotes.read(kernel)
-    version = version_of(kernel.read_bytes())
-    if not version:
-        raise UsageError(f"{kernel}: no FreeBSD kernel (it does not name a version)", mend="give .../boot/kernel/kernel")
-    if not notes.guest_types:
+    looked = kernelfile.look(kernel)
+    version = looked.version
+    if not looked.types:
         raise UsageError(
             f"{kernel}: FreeBSD {version}, but without Xen's ELF notes: neither PVH nor PV can start it",
             mend="build it with `options XENHVM` and do not strip its sections; HVM boots it through the loader",
         )
     raw = diskformat.raw(disk)
     device = diskread.root_device(raw, root)
-    if device.startswith("zfs:") and not diskread.zfs_built_in(kernel):
+    if device.startswith("zfs:") and not looked.zfs:
         raise UsageError(
             f"{kernel}: FreeBSD {version} without ZFS, and the root is {device}: the module is loaded by a loader only",
             mend="build it with `options ZFS`",
         )
-    profile = FreeBSD(version=version, types=notes.guest_types)
+    profile = FreeBSD(version=version, types=looked.types)
     return GuestSource(f"freebsd-{version}", profile, kernel, disks=(DiskImage(raw.path),), root=device, given=raw.given)
 
 
@@ -137,7 +137,7 @@ def from_image(image: Image, *, bootloader: str = "", root: str = "") -> GuestSo
         FreeBSD(version=image.version, types=image.types),
         image.kernel,
         disks=tuple(DiskImage(d.file, d.vdev, d.format, slot=d.slot) for d in image.disks),
-        root=root or image.root,
+        root=root or (image.root if image.mountfrom == f"ufs:/dev/{image.root}" else image.mountfrom),
         bootloader=bootloader,
         own_variables=tuple(image.menu_variables.items()),
         image=f"{image.name} {image.entry.key}" if image.disk is None else "",

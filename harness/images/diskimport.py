@@ -57,7 +57,7 @@ def take(recipe: Recipe) -> Image:
         shutil.copyfile(kernel.path, work / "kernel")
         return {
             "version": kernel.version, "machine": kernel.machine, "layout": "imported", "about": f"the disk {disk.given.name}",
-            "root": root, "types": types, "pygrub": False, "kernel": {"sha256": kernel.sha256, "path": ""}, "world": "",
+            **diskread.root_of(root), "types": types, "pygrub": False, "kernel": {"sha256": kernel.sha256, "path": ""}, "world": "",
             "disks": [_DISK], "inputs": [vars(item) for item in inputs], "built": stamp.now(),
             "seconds": round(time.monotonic() - begun, 2),
         }  # fmt: skip

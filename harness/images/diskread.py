@@ -35,8 +35,6 @@ _READER = 1
 # Files that are hashed beside those that were read: with them a suite proves that the reader reads what the guest reads.
 _WITNESSES = ("/bin/sh", "/sbin/init", "/lib/libc.so.7", "/libexec/ld-elf.so.1", "/boot/loader", "/etc/rc", "/etc/ttys")
 _WITNESS_SIZE = 64 << 20
-# sys/contrib/openzfs/module/os/freebsd/zfs/kmod_core.c: the name of ZFS's kernel module, in a kernel that has it built in.
-_ZFS_BUILT_IN = b"\0zfsctrl\0"
 
 
 class NoFreeBSD(UsageError):
@@ -65,13 +63,13 @@ class Candidate:
 class Found:
     """The one root of a disk. ``root`` is what ``vfs.root.mountfrom`` names: ``xbd0p4``, ``gpt/rootfs``, ``zfs:zroot/ROOT/default``.
 
-    ``boots``: a BIOS finds boot code on it.
+    ``firmwares``: those of ``bios`` and ``uefi`` that find something to start on the disk.
     """
 
     candidate: Candidate
     system: Root
     root: str
-    boots: bool
+    firmwares: tuple[str, ...]
 
 
 @contextmanager
@@ -85,7 +83,9 @@ def found(disk: RawDisk, root: str = "") -> Iterator[Found]:
         _sound(disk, chosen)
         system = rootfs.read(chosen.files)
         device = _device(disk, chosen, system, root)
-        yield Found(chosen, system, device, parttable.boot_code(whole))
+        uefi = any(item.part.type == "efi" and item.kind == "FAT" for item in volumes)
+        firmwares = (*(["bios"] if parttable.boot_code(whole) else []), *(["uefi"] if uefi else []))
+        yield Found(chosen, system, device, firmwares)
 
 
 def _volumes(disk: RawDisk, whole: Window) -> list[Volume]:
@@ -203,6 +203,11 @@ def _device(disk: RawDisk, chosen: Candidate, system: Root, root: str) -> str:
     )
 
 
+def root_of(device: str) -> dict[str, str]:
+    """The root as a manifest has it: ``root`` is a device or a dataset, ``mountfrom`` the value of vfs.root.mountfrom."""
+    return {"root": device.removeprefix("zfs:"), "mountfrom": device if device.startswith("zfs:") else f"ufs:/dev/{device}"}
+
+
 def root_device(disk: RawDisk, root: str = "") -> str:
     """The root device of a disk that is booted with a kernel from elsewhere: ``root`` where it is given, and nothing is read then.
 
@@ -247,12 +252,12 @@ def types_of(disk: RawDisk, at: Found, kernel: KernelFile) -> tuple[tuple[str, .
     direct, why = list(kernel.types), []
     if not direct:
         why.append(f"no PVH: FreeBSD {kernel.version}'s kernel {at.system.kernel} has no Xen ELF notes (options XENHVM)")
-    elif at.candidate.dataset and not zfs_built_in(kernel.path):
+    elif at.candidate.dataset and not kernel.zfs:
         why.append("no PVH: the root is on ZFS, the kernel has it as a module only, and without the loader nobody loads that")
         direct = []
-    hvm = at.boots and at.system.serial
-    if not at.boots:
-        why.append("no HVM: the disk has no boot code")
+    hvm = bool(at.firmwares) and at.system.serial
+    if not at.firmwares:
+        why.append("no HVM: the disk has neither boot code nor an EFI system partition")
     elif not hvm:
         why.append("no HVM: its loader does not use the serial port (console or boot_multicons in /boot/loader.conf)")
     types = (*direct, *(["hvm"] if hvm else []))
@@ -262,11 +267,6 @@ def types_of(disk: RawDisk, at: Found, kernel: KernelFile) -> tuple[tuple[str, .
             mend="give a kernel with XENHVM" + (" and ZFS" if at.candidate.dataset else "") + ": --kernel FILE",
         )
     return types, tuple(why)
-
-
-def zfs_built_in(kernel: Path) -> bool:
-    """Whether a kernel was built with ``options ZFS``."""
-    return _ZFS_BUILT_IN in kernel.read_bytes()
 
 
 def take(path: Path, root: str = "") -> Image:
@@ -295,7 +295,9 @@ def manifest(
     where = at.candidate.described
     return {
         "what": f"FreeBSD {kernel.version} of {disk.given.name}", "version": kernel.version, "machine": kernel.machine,
-        "layout": "disk", "about": f"the disk {disk.given.name}, root on {where}", "root": at.root, "types": list(types),
+        "layout": "disk", "about": f"the disk {disk.given.name}, root on {where}", "types": list(types),
+        **root_of(at.root), "root_device": at.candidate.volume.part.name,
+        "root_label": at.candidate.volume.fs.label if at.candidate.volume.fs else "", "firmwares": list(at.firmwares) if "hvm" in types else [],
         "why_not": list(why), "pygrub": False, "kernel": {"sha256": kernel.sha256, "path": at.system.kernel}, "world": "",
         "files": files(at, kernel), "disks": [{"file": "", "vdev": "xvda", "format": "raw", "slot": -1}],
         "inputs": [vars(Input("disk", disk.sha256, str(disk.given)))], "built": stamp.now(), "seconds": round(seconds, 2),

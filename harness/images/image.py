@@ -62,7 +62,28 @@ class Image:
 
     @property
     def root(self) -> str:
+        """The guest's root: a device (``xbd0p2``), or a dataset (``zroot/ROOT/default``)."""
         return str(self.data["root"])
+
+    @property
+    def root_device(self) -> str:
+        """The device that holds the root file system or its pool."""
+        return str(self.data.get("root_device") or self.root)
+
+    @property
+    def mountfrom(self) -> str:
+        """The value of vfs.root.mountfrom, as in ``ufs:/dev/xbd0p2`` or ``zfs:zroot/ROOT/default``."""
+        return str(self.data.get("mountfrom") or f"ufs:/dev/{self.root}")
+
+    @property
+    def zfs(self) -> bool:
+        """Whether its root is a ZFS dataset."""
+        return self.mountfrom.startswith("zfs:")
+
+    @property
+    def firmwares(self) -> tuple[str, ...]:
+        """The firmwares that can start it as an HVM guest, of ``bios`` and ``uefi``."""
+        return tuple(self.data.get("firmwares", ["bios"] if "hvm" in self.types else []))
 
     @property
     def types(self) -> tuple[str, ...]:

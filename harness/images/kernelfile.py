@@ -16,18 +16,24 @@ _VERSION = re.compile(rb"FreeBSD (\d+\.\d+)-([A-Z][A-Za-z0-9_-]*)(?: [^\0\n]{0,8
 # version[] (sys/conf/newvers.sh):  FreeBSD 13.2-RELEASE XENA
 # with a git checkout:              FreeBSD 14.1-STABLE stable/14-n269000-0123456789ab GENERIC\n
 _BANNER = re.compile(rb"FreeBSD \d+\.\d+-[A-Z][\w.-]*(?: [\w./+-]+)* [\w.-]+(?=\n?\0)")
+# What ZFS prints when it is initialised (sys/contrib/openzfs/module/os/freebsd/zfs/kmod_core.c, 13.2 to 15.1).
+_ZFS = b"ZFS storage pool version: "
 _MACHINES = {3: "i386", 62: "amd64", 183: "arm64", 243: "riscv", 20: "powerpc", 21: "powerpc64"}
 
 
 @dataclass(frozen=True)
 class KernelFile:
-    """``types``: the guest types Xen can start it as, from its ELF notes; an HVM guest's loader starts any."""
+    """``types``: the guest types Xen can start it as, from its ELF notes; an HVM guest's loader starts any.
+
+    ``zfs``: it has ZFS in it, not as a module.
+    """
 
     path: Path
     version: str
     machine: str
     types: tuple[str, ...]
     sha256: str
+    zfs: bool = False
 
 
 def version_of(kernel: bytes) -> str:
@@ -58,7 +64,7 @@ def look(path: Path) -> KernelFile:
         raise UsageError(f"{path}: a kernel for {machine}; Xen's guests here are amd64 and i386", mend="build with TARGET=amd64")
     if not version:
         raise UsageError(f"{path}: no FreeBSD kernel (it does not name a version)", mend="give .../boot/kernel/kernel")
-    return KernelFile(path, version, machine, notes.guest_types, file_sha256(path))
+    return KernelFile(path, version, machine, notes.guest_types, file_sha256(path), _ZFS in data)
 
 
 def why_not(kernel: KernelFile, layout_boots: bool) -> str:

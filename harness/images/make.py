@@ -10,7 +10,7 @@ from harness.images import build, destdir, diskimport, dist, image, kernelfile, 
 from harness.images.build import Parts
 from harness.images.image import Image
 from harness.images.inputs import Input
-from harness.images.recipe import Recipe
+from harness.images.recipe import ZFS_KERNCONF, Recipe
 from harness.images.sources import FromSource
 
 
@@ -26,6 +26,8 @@ def make(recipe: Recipe) -> Image:
             if origins.get("layout", "default") != "default"
             else _layout(replace(recipe, layout=str(base.data["layout"])))
         )
+        if shape.zfs and origins.get("kernconf") == "default":
+            recipe = replace(recipe, kernconf=ZFS_KERNCONF)
         kernel = Path(recipe.kernel) if recipe.kernel else _kernel(recipe)
         return build.swap_kernel(base, kernel, recipe.name, shape)
     chosen = _layout(recipe)

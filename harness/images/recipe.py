@@ -10,7 +10,10 @@ from typing import Any
 
 from harness import paths
 from harness.errors import UsageError
+from harness.images import layout
 
+# Xen loads no modules for a PVH guest: a root on ZFS needs `options ZFS`.
+ZFS_KERNCONF = "XENZFS"
 _DEFAULTS: dict[str, Any] = {"kernconf": "XENA", "world": "small", "layout": "ufs1"}
 
 
@@ -71,6 +74,9 @@ def make(name: str, options: Mapping[str, Any], recipes: Mapping[str, Mapping[st
                 raise UsageError(f"{origin}: unknown key {key!r}", mend=f"one of {', '.join(sorted(known))}")
             values[key] = value
             origins[key] = origin if origin != "command line" else f"--{key}"
+    if origins.get("kernconf") == "default" and layout.on_zfs(str(values["layout"])):
+        values["kernconf"] = ZFS_KERNCONF
+        origins["kernconf"] = f"layout {values['layout']}"
     recipe = Recipe(name=name, origins=tuple(sorted(origins.items())), **values)
     _check(recipe)
     return recipe

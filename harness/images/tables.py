@@ -26,10 +26,10 @@ GPT_TYPES = {
     "freebsd-boot": "83bd6b9d-7f41-11dc-be0b-001560b84f0f",
     "freebsd-ufs": "516e7cb6-6ecf-11d6-8ff8-00022d09712b",
     "freebsd-swap": "516e7cb5-6ecf-11d6-8ff8-00022d09712b",
-    "linux-data": "0fc63daf-8483-4772-8e79-3d69d8477de4",
-    "freebsd": "516e7cb4-6ecf-11d6-8ff8-00022d09712b",
     "freebsd-zfs": "516e7cba-6ecf-11d6-8ff8-00022d09712b",
     "efi": "c12a7328-f81f-11d2-ba4b-00a0c93ec93b",
+    "linux-data": "0fc63daf-8483-4772-8e79-3d69d8477de4",
+    "freebsd": "516e7cb4-6ecf-11d6-8ff8-00022d09712b",
     "ms-basic-data": "ebd0a0a2-b9e5-4433-87c0-68b6b72699c7",
 }
 """Types of GPT partitions by gpart's names: sys/sys/disk/gpt.h."""
@@ -159,6 +159,19 @@ def gpt(sectors: int, parts: list[Part], *, seed: str, code: bytes = b"") -> tup
         protective = protective[:446] + b"\0" + protective[447:]
     first = protective + header(1, sectors - 1, 2) + entries
     return first, entries + header(sectors - 1, 1, sectors - 1 - _GPT_SECTORS)
+
+
+def gpt_start(head: bytes, kind: str) -> int:
+    """The first sector of the first partition of type ``kind`` (a key of GPT_TYPES), -1 where there is none.
+
+    ``head`` is the beginning of the disk, as far as the first usable sector.
+    """
+    wanted = uuid.UUID(GPT_TYPES[kind]).bytes_le
+    for at in range(2 * SECTOR, min(len(head), GPT_FIRST * SECTOR) - _GPT_ENTRY_SIZE + 1, _GPT_ENTRY_SIZE):
+        entry = GPT_ENTRY.parse(head[at : at + _GPT_ENTRY_SIZE])
+        if entry.type == wanted:
+            return int(entry.first)
+    return -1
 
 
 def _guid(seed: str, what: str) -> bytes:

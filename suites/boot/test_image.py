@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from harness.guests import rootfs
 from harness.guests.guest import Guest
 from harness.images.image import Image
 from harness.images.kernelfile import build_id
@@ -37,12 +38,17 @@ def test_kernel_in_the_guest_is_the_manifests(guest: Guest, image: Image) -> Non
 
 @pytest.mark.needs(os="freebsd")
 def test_root_is_where_the_layout_put_it(guest: Guest, image: Image) -> None:
-    """Root comes from the device that the layout names, and every file system of fstab is mounted."""
+    """Root comes from where the layout put it, and every file system of fstab and every dataset is mounted."""
     root = guest.profile.root_device(guest.sh)
-    assert root in (f"/dev/{image.root}", "/dev/ufs/FBROOT"), (
-        f"root is {root}, the layout {image.data['layout']} put it on {image.root}"
+    good = [rootfs.mounted_as(image.mountfrom), f"/dev/{image.root}", f"/dev/ufs/{image.data.get('root_label') or 'FBROOT'}"]
+    assert root in good, f"root is {root}, the layout {image.data['layout']} put it on {good[0]}"
+    assert (below := rootfs.device(guest.sh, root)) == image.root_device, (
+        f"root {root} is on {below or 'no disk'}, the layout {image.data['layout']} put it on {image.root_device}"
     )
-    wanted = set(guest.sh("awk '!/^#/ && $3 == \"ufs\" { print $2 }' /etc/fstab").split())
+    wanted = set(guest.sh('awk \'!/^#/ && ($3 == "ufs" || $3 == "msdosfs") { print $2 }\' /etc/fstab').split())
+    if image.zfs:
+        rows = [line.split("\t") for line in guest.sh("zfs list -H -o mountpoint,canmount").splitlines()]
+        wanted |= {mountpoint for mountpoint, canmount in rows if canmount == "on" and mountpoint.startswith("/")} | {"/"}
     mounted = {line.split()[1] for line in guest.sh("mount -p").splitlines() if len(line.split()) > 1}
-    assert wanted, "fstab has no UFS"
+    assert "/" in wanted, "fstab has no root"
     assert wanted <= mounted, f"not mounted: {wanted - mounted}"

@@ -308,9 +308,11 @@ def test_layouts(name: str, root: str, firmware: bool, pygrub: bool) -> None:
 
 
 def test_layouts_have_no_others() -> None:
-    assert set(layout.available()) == {"ufs1", "ufs2", "mbr", "mbr16", "gpt", "vdevs", "ext2boot"}
-    with pytest.raises(UsageError, match="no layout 'zfs'"):
-        layout.load("zfs")
+    assert set(layout.available()) == {
+        "ufs1", "ufs2", "mbr", "mbr16", "gpt", "uefi", "zfs", "vmimage", "vmimage-zfs", "vdevs", "ext2boot",
+    }  # fmt: skip
+    with pytest.raises(UsageError, match="no layout 'btrfs'"):
+        layout.load("btrfs")
 
 
 def test_layout_sizes() -> None:
@@ -324,7 +326,11 @@ def test_layout_sizes() -> None:
     ("vdevs", "words"),
     [
         ([{"name": "xvda", "fs": [{"mount": "/usr", "type": "ufs1"}]}], "mounts /usr"),
-        ([{"name": "xvda", "fs": [{"mount": "/", "type": "zfs"}]}], "file system type 'zfs'"),
+        ([{"name": "xvda", "fs": [{"mount": "/", "type": "btrfs"}]}], "file system type 'btrfs'"),
+        ([{"name": "xvda", "fs": [{"mount": "/", "type": "zfs"}]}], "zfs on xvda, which has no GPT"),
+        ([{"name": "xvda", "table": "gpt", "fs": [{"mount": "/", "type": "zfs", "pool": "p"}]}], "needs pool and bootfs"),
+        ([{"name": "xvda", "table": "gpt", "boot": True, "fs": [{"mount": "/", "type": "ufs1"}]}], "boots by a partition"),
+        ([{"name": "xvda", "labels": True, "fs": [{"mount": "/", "type": "ufs1"}]}], "has no GPT"),
         ([{"name": "xvda", "fs": [{"mount": "/", "type": "ufs1"}, {"mount": "/usr", "type": "ufs1"}]}], "has no table"),
         ([{"name": "xvda", "table": "apm", "fs": [{"mount": "/", "type": "ufs1"}]}], "table 'apm'"),
         ([{"fs": [{"mount": "/", "type": "ufs1"}]}], "name"),
