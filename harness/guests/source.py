@@ -113,8 +113,8 @@ def freebsd(kernel: Path, disk: Path, *, root: str = "") -> GuestSource:
             f"{kernel}: FreeBSD {version}, but without Xen's ELF notes: neither PVH nor PV can start it",
             mend="build it with `options XENHVM` and do not strip its sections; HVM boots it through the loader",
         )
-    raw = diskformat.raw(disk)
-    device = diskread.root_device(raw, root)
+    with diskformat.opened(disk) as raw:
+        device = diskread.root_device(raw, root)
     if device.startswith("zfs:") and not looked.zfs:
         raise UsageError(
             f"{kernel}: FreeBSD {version} without ZFS, and the root is {device}: the module is loaded by a loader only",

@@ -10,6 +10,7 @@ from typing import Any
 from harness import stamp
 from harness.errors import UsageError
 from harness.images import diskformat, diskread, image, kernelfile, parttable, slot, store, volume, window
+from harness.images.diskformat import RawDisk
 from harness.images.image import Image
 from harness.images.inputs import Input, key_of
 from harness.images.recipe import Recipe
@@ -26,7 +27,13 @@ def take(recipe: Recipe) -> Image:
     """
     if recipe.size or recipe.bsize or dict(recipe.origins).get("layout") not in (None, "default"):
         raise UsageError("--layout, --size and --bsize are for images that are built; a disk has its own")
-    disk = diskformat.raw(Path(recipe.disk))
+    with diskformat.opened(Path(recipe.disk)) as disk:
+        made = _take(recipe, disk)
+    disk.drop()  # it was copied
+    return made
+
+
+def _take(recipe: Recipe, disk: RawDisk) -> Image:
     inputs = [Input("disk", disk.sha256, str(disk.given)), Input("importer", str(_IMPORTER), "harness/images/diskimport.py")]
     kernel = kernelfile.look(Path(recipe.kernel).expanduser().absolute()) if recipe.kernel else None
     if kernel:

@@ -274,18 +274,18 @@ def take(path: Path, root: str = "") -> Image:
 
     Raises UsageError for a disk that cannot be run, InfrastructureError when the store has no room.
     """
-    disk = diskformat.raw(path)
+    with diskformat.opened(path) as disk:
 
-    def make(work: Path) -> dict[str, Any]:
-        begun = time.monotonic()
-        with found(disk, root) as at:
-            kernel = kernel_of(disk, at, work / "kernel")
-            types, why = types_of(disk, at, kernel)
-            return manifest(disk, at, kernel, types, why, time.monotonic() - begun)
+        def make(work: Path) -> dict[str, Any]:
+            begun = time.monotonic()
+            with found(disk, root) as at:
+                kernel = kernel_of(disk, at, work / "kernel")
+                types, why = types_of(disk, at, kernel)
+                return manifest(disk, at, kernel, types, why, time.monotonic() - begun)
 
-    inputs = [Input("disk", disk.sha256, ""), Input("root", root, ""), Input("reader", str(_READER), "")]
-    entry = store.obtain("disks", key_of(*inputs), make)
-    return Image(disk.given.name, entry, disk.path, disk.given)
+        inputs = [Input("disk", disk.sha256, ""), Input("root", root, ""), Input("reader", str(_READER), "")]
+        entry = store.obtain("disks", key_of(*inputs), make)
+        return Image(disk.given.name, entry, disk.path, disk.given)
 
 
 def manifest(
@@ -293,12 +293,14 @@ def manifest(
 ) -> dict[str, Any]:
     """The manifest of an image that is a disk with its own kernel (``kernel.path`` tells that)."""
     where = at.candidate.described
+    # The kernel's hash is of what is started: no file of the guest has it where the kernel is packed.
+    own = "" if at.system.kernel.endswith(".gz") else at.system.kernel
     return {
         "what": f"FreeBSD {kernel.version} of {disk.given.name}", "version": kernel.version, "machine": kernel.machine,
         "layout": "disk", "about": f"the disk {disk.given.name}, root on {where}", "types": list(types),
         **root_of(at.root), "root_device": at.candidate.volume.part.name,
         "root_label": at.candidate.volume.fs.label if at.candidate.volume.fs else "", "firmwares": list(at.firmwares) if "hvm" in types else [],
-        "why_not": list(why), "pygrub": False, "kernel": {"sha256": kernel.sha256, "path": at.system.kernel}, "world": "",
+        "why_not": list(why), "pygrub": False, "kernel": {"sha256": kernel.sha256, "path": own}, "world": "",
         "files": files(at, kernel), "disks": [{"file": "", "vdev": "xvda", "format": "raw", "slot": -1}],
         "inputs": [vars(Input("disk", disk.sha256, str(disk.given)))], "built": stamp.now(), "seconds": round(seconds, 2),
     }  # fmt: skip

@@ -11,7 +11,6 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from harness.errors import UsageError
 from harness.images.ufs import BadFileSystem
 from harness.images.volume import Files
 
@@ -76,7 +75,7 @@ def read(files: Files) -> Root:
             return ()
 
     loader = variables(text("/boot/loader.conf"))
-    for name in [name for name in names("/boot/loader.conf.d") if name.endswith(".conf")][:_MOST_FILES]:
+    for name in [name for name in names("/boot/loader.conf.d") if _CONF.fullmatch(name)][:_MOST_FILES]:
         loader |= variables(text(f"/boot/loader.conf.d/{name}"))
     loader |= variables(text("/boot/loader.conf.local"))
     flags = text("/boot.config") or text("/boot/config")
@@ -88,6 +87,8 @@ def read(files: Files) -> Root:
     return Root(found, loader, flags, fstab_root(text("/etc/fstab")), texts)
 
 
+# local.conf
+_CONF = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,250}\.conf")
 # kernel="kernel.old"    zfs_load=YES    # exec="..."
 _ASSIGNMENT = re.compile(r'^[ \t]*([A-Za-z0-9_.]+)[ \t]*=[ \t]*(?:"([^"\n]*)"|([^\s"#]*))(?=[ \t]*(?:#|$))', re.MULTILINE)
 
@@ -118,7 +119,7 @@ def fstab_root(text: str) -> str:
 def extract(files: Files, path: str, target: Path) -> None:
     """Write the kernel at ``path`` to ``target``, unpacked where it is packed by gzip.
 
-    Raises BadFileSystem when it cannot be read, UsageError for one of more than 256 MiB.
+    Raises BadFileSystem when it cannot be read, or has more than 256 MiB.
     """
     blocks: Iterable[bytes] = files.blocks(path, LARGEST_KERNEL)
     written = 0
@@ -126,7 +127,7 @@ def extract(files: Files, path: str, target: Path) -> None:
         for block in _gunzip(path, blocks) if path.endswith(".gz") else blocks:
             written += len(block)
             if written > LARGEST_KERNEL:
-                raise UsageError(f"{path} is larger than {LARGEST_KERNEL >> 20} MiB", mend="give the kernel: --kernel FILE")
+                raise BadFileSystem(f"it is larger than {LARGEST_KERNEL >> 20} MiB")
             out.write(block)
 
 

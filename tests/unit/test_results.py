@@ -78,7 +78,7 @@ def test_needs() -> None:
     assert unmet(marks, Cell("freebsd", "hvm", "xen-4.20")) == "needs guest type pvh"
     assert unmet(marks, Cell("freebsd", "pvh", "xen-4.20")) == ""
     assert (
-        elsewhere(marks, "suites/boot/test_x.py::test_y[a-b]") == "fxh run boot -k test_y --kernel KERNEL --disk IMAGE --type pvh"
+        elsewhere(marks, "suites/boot/test_x.py::test_y[a-b]") == "fxh run boot -k test_y --disk IMAGE --type pvh"
     )
 
 
