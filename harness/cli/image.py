@@ -91,6 +91,7 @@ def show(name: Annotated[str, typer.Argument(help="Name or key.")]) -> None:
     print(
         f"{name} {found.entry.key}: FreeBSD {found.release} {data['machine']}, {'/'.join(found.types)}{', pygrub' if found.pygrub else ''}"
     )
+    print(f"version  {found.os_version}")
     print(f"layout   {data['layout']}: {data['about']}; root {found.mountfrom}")
     if found.firmwares:
         print(f"firmware {', '.join(found.firmwares)}")

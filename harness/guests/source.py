@@ -16,6 +16,7 @@ from harness.guests.profile import GuestProfile
 from harness.images import diskformat, diskread, kernelfile
 from harness.images import slot as slots
 from harness.images.image import Image
+from harness.images.kernelfile import os_version
 from harness.xen import elfnotes
 
 
@@ -107,21 +108,21 @@ def freebsd(kernel: Path, disk: Path, *, root: str = "") -> GuestSource:
     can start, saying which guest types it could serve.
     """
     looked = kernelfile.look(kernel)
-    version = looked.version
+    version = os_version(kernel.read_bytes())
     if not looked.types:
         raise UsageError(
-            f"{kernel}: FreeBSD {version}, but without Xen's ELF notes: neither PVH nor PV can start it",
+            f"{kernel}: FreeBSD {version.release}, but without Xen's ELF notes: neither PVH nor PV can start it",
             mend="build it with `options XENHVM` and do not strip its sections; HVM boots it through the loader",
         )
     with diskformat.opened(disk) as raw:
         device = diskread.root_device(raw, root)
     if device.startswith("zfs:") and not looked.zfs:
         raise UsageError(
-            f"{kernel}: FreeBSD {version} without ZFS, and the root is {device}: the module is loaded by a loader only",
+            f"{kernel}: FreeBSD {version.release} without ZFS, and the root is {device}: the module is loaded by a loader only",
             mend="build it with `options ZFS`",
         )
-    profile = FreeBSD(version=version, types=looked.types)
-    return GuestSource(f"freebsd-{version}", profile, kernel, disks=(DiskImage(raw.path),), root=device, given=raw.given)
+    profile = FreeBSD.of(version, looked.types)
+    return GuestSource(f"freebsd-{version.release}", profile, kernel, disks=(DiskImage(raw.path),), root=device, given=raw.given)
 
 
 def from_image(image: Image, *, bootloader: str = "", root: str = "") -> GuestSource:
@@ -134,7 +135,7 @@ def from_image(image: Image, *, bootloader: str = "", root: str = "") -> GuestSo
     world = image.world_version if image.world_version != image.version else ""
     return GuestSource(
         f"freebsd-{image.version}{f'-on-{world}' if world else ''}",
-        FreeBSD(version=image.version, types=image.types),
+        FreeBSD.of(image.os_version, image.types),
         image.kernel,
         disks=tuple(DiskImage(d.file, d.vdev, d.format, slot=d.slot) for d in image.disks),
         root=root or (image.root if image.mountfrom == f"ufs:/dev/{image.root}" else image.mountfrom),

@@ -123,7 +123,8 @@ def _write(
         for disk in layout.vdevs
     ]  # fmt: skip
     return {
-        "version": parts.kernel.version, "world_version": str(parts.world.manifest.get("version", "")),
+        "version": parts.kernel.version, "branch": parts.kernel.branch, "osreldate": parts.kernel.osreldate,
+        "world_version": str(parts.world.manifest.get("version", "")),
         "machine": parts.kernel.machine, "layout": layout.name, "about": layout.about,
         "root": layout.root, "root_device": layout.root_device, "root_label": layout.root_label, "mountfrom": layout.mountfrom,
         "types": [*direct, *(["hvm"] if layout.firmwares else [])], "firmwares": list(layout.firmwares), "pygrub": layout.pygrub,

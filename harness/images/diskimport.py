@@ -63,7 +63,7 @@ def _take(recipe: Recipe, disk: RawDisk) -> Image:
         _copy(disk.path, work / "xvda.img")
         shutil.copyfile(kernel.path, work / "kernel")
         return {
-            "version": kernel.version, "machine": kernel.machine, "layout": "imported", "about": f"the disk {disk.given.name}",
+            "version": kernel.version, "branch": kernel.branch, "osreldate": kernel.osreldate, "machine": kernel.machine, "layout": "imported", "about": f"the disk {disk.given.name}",
             **diskread.root_of(root), "types": types, "pygrub": False, "kernel": {"sha256": kernel.sha256, "path": ""}, "world": "",
             "disks": [_DISK], "inputs": [vars(item) for item in inputs], "built": stamp.now(),
             "seconds": round(time.monotonic() - begun, 2),

@@ -296,7 +296,8 @@ def manifest(
     # The kernel's hash is of what is started: no file of the guest has it where the kernel is packed.
     own = "" if at.system.kernel.endswith(".gz") else at.system.kernel
     return {
-        "what": f"FreeBSD {kernel.version} of {disk.given.name}", "version": kernel.version, "machine": kernel.machine,
+        "what": f"FreeBSD {kernel.version} of {disk.given.name}", "version": kernel.version, "branch": kernel.branch,
+        "osreldate": kernel.osreldate, "machine": kernel.machine,
         "layout": "disk", "about": f"the disk {disk.given.name}, root on {where}", "types": list(types),
         **root_of(at.root), "root_device": at.candidate.volume.part.name,
         "root_label": at.candidate.volume.fs.label if at.candidate.volume.fs else "", "firmwares": list(at.firmwares) if "hvm" in types else [],

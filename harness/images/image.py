@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from harness import osversion
 from harness.errors import UsageError
-from harness.images import store
+from harness.images import kernelfile, store
 from harness.images.inputs import Input
 from harness.images.store import Entry
+from harness.osversion import OSVersion
 
 _KIND = "images"
 
@@ -41,8 +44,16 @@ class Image:
 
     @property
     def version(self) -> str:
-        """The kernel's release, for example ``15.1``."""
+        """The kernel's release, for example ``15.1``; ``unknown`` for a disk that came without a kernel."""
         return str(self.data["version"])
+
+    @cached_property
+    def os_version(self) -> OSVersion:
+        """The kernel's version. A manifest written before November 2026 lacks branch and osreldate: the kernel file has them."""
+        if "osreldate" in self.data or self.kernel is None:
+            name = "-".join(filter(None, (self.version, str(self.data.get("branch", "")))))
+            return osversion.parse(name, int(self.data.get("osreldate", 0)))
+        return kernelfile.os_version(self.kernel.read_bytes())
 
     @property
     def world_version(self) -> str:

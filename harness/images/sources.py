@@ -60,8 +60,9 @@ class FromSource:
                 built = shop.kernel(kernconf.load(self.tree, name))
                 shutil.copyfile(built, work / "kernel")
             return {
-                "what": f"kernel {name} of {self.tree.path}", "version": self.tree.version, "conf": name,
-                "sha256": file_sha256(work / "kernel"), "inputs": [vars(item) for item in inputs],
+                "what": f"kernel {name} of {self.tree.path}", "version": self.tree.version, "branch": self.tree.branch,
+                "osreldate": self.tree.osreldate, "conf": name, "sha256": file_sha256(work / "kernel"),
+                "inputs": [vars(item) for item in inputs],
             }  # fmt: skip
 
         return store.obtain("kernels", key_of(*inputs), make)
@@ -82,7 +83,8 @@ class FromSource:
                 (work / "makefs").chmod(0o755)
             (work / "tree/METALOG").rename(work / "METALOG")
             return {
-                "what": f"{self.preset.name} world of {self.tree.path}", "version": self.tree.version, "preset": self.preset.name,
+                "what": f"{self.preset.name} world of {self.tree.path}", "version": self.tree.version,
+                "osreldate": self.tree.osreldate, "preset": self.preset.name,
                 "leave_out": list(self.preset.leave_out), "inputs": [vars(item) for item in inputs],
             }  # fmt: skip
 

@@ -20,11 +20,15 @@ _NEWEST = 15
 
 @dataclass(frozen=True)
 class SourceTree:
-    """``path`` is absolute; ``version`` as in ``13.2``, ``branch`` as in ``RELEASE`` or ``STABLE``."""
+    """``path`` is absolute; ``version`` as in ``13.2``, ``branch`` as in ``RELEASE`` or ``STABLE``.
+
+    ``osreldate`` is ``__FreeBSD_version`` of sys/sys/param.h, 0 if the tree does not define it.
+    """
 
     path: Path
     version: str
     branch: str
+    osreldate: int = 0
 
     @property
     def major(self) -> int:
@@ -47,7 +51,8 @@ def find(path: Path) -> SourceTree:
         raise UsageError(
             f"{path}: a tree of an unknown version: sys/conf/newvers.sh has no REVISION", mend="give an unmodified source tree"
         )
-    tree = SourceTree(path, version, branch)
+    param = path / "sys/sys/param.h"
+    tree = SourceTree(path, version, branch, parse_osreldate(param.read_text(errors="replace")) if param.is_file() else 0)
     if not os.uname().sysname == "FreeBSD" and (tree.major < _OLDEST or not (path / "tools/build/make.py").is_file()):
         raise UsageError(
             f"{path}: FreeBSD {version} cannot be built on {os.uname().sysname} (it has no tools/build/make.py; {_OLDEST} and later have)",
@@ -68,3 +73,13 @@ def parse_version(newvers: str) -> tuple[str, str]:
     """REVISION and BRANCH of sys/conf/newvers.sh; "" for what it does not say."""
     revision, branch = _REVISION.search(newvers), _BRANCH.search(newvers)
     return (revision[1] if revision else "", branch[1] if branch else "")
+
+
+# #define __FreeBSD_version 1302001	/* Master, propagated to newvers */
+_OSRELDATE = re.compile(r"^#[ \t]*define[ \t]+__FreeBSD_version[ \t]+(\d{6,7})\b", re.MULTILINE)
+
+
+def parse_osreldate(param_h: str) -> int:
+    """``__FreeBSD_version`` as sys/sys/param.h defines it; 0 if it does not."""
+    match = _OSRELDATE.search(param_h)
+    return int(match[1]) if match else 0

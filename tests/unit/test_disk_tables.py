@@ -112,7 +112,9 @@ def test_no_good_copy_of_a_gpt(tmp_path: Path) -> None:
     path = gpt(tmp_path / "d", primary=b"EFI PART" + b"x" * 504)
     with path.open("r+b") as file:
         file.truncate((SECTORS - 100) * SECTOR)
-    with pytest.raises(UsageError, match=r"no copy of the disk's GPT is good \(sector 1: a header of \d+ bytes; sector \d+: no header\)"):
+    with pytest.raises(
+        UsageError, match=r"no copy of the disk's GPT is good \(sector 1: a header of \d+ bytes; sector \d+: no header\)"
+    ):
         read(path)
 
 

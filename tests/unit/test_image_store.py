@@ -39,12 +39,14 @@ from harness.images import (
     recipe,
     srcbuild,
     store,
+    treescan,
 )
 from harness.images.build import Parts, assemble
 from harness.images.hosttools import Compiler
 from harness.images.inputs import Input, content_hash
 from harness.images.srcbuild import Workshop
 from harness.images.srctree import SourceTree
+from tests.unit.kernels import kernel as fake_kernel
 from tests.unit.test_image_parts import elf
 
 needs_makefs = pytest.mark.skipif(makefs.find(None) is None, reason="needs makefs (Debian: makefs)")
@@ -396,7 +398,23 @@ def test_an_image_that_is_not_there() -> None:
         image.find("nosuch")
 
 
+@needs_makefs
+def test_an_image_keeps_its_kernels_number(world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "kernel").write_bytes(fake_kernel("14.0-STABLE XENA", 1400507))
+    made = put_together(world, tmp_path / "kernel", "ufs1")
+    assert [made.data[name] for name in ("version", "branch", "osreldate")] == ["14.0", "STABLE", 1400507]
+    cli.show("test-ufs1")
+    assert "\nversion  14.0-STABLE (1400507)\n" in capsys.readouterr().out
+
+
 # -- disks ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_disk_keeps_its_kernels_number(tmp_path: Path) -> None:
+    (tmp_path / "kernel").write_bytes(fake_kernel("15.1-RELEASE-p1 XENA", 1501000))
+    (tmp_path / "disk").write_bytes(bytes(2 << 20))
+    made = make.make(recipe.make("mine", {"disk": str(tmp_path / "disk"), "kernel": str(tmp_path / "kernel")}, {}))
+    assert [made.data[name] for name in ("version", "branch", "osreldate")] == ["15.1", "RELEASE-p1", 1501000]
 
 
 def test_a_disk_in_xz_with_its_kernel(tmp_path: Path) -> None:
@@ -599,7 +617,7 @@ def workshop(tmp_path: Path) -> Workshop:
         "print('MAKEFLAGS' in os.environ, os.environ['MAKEOBJDIRPREFIX'], sys.stdin.read() == '')\n"
     )
     tree = SourceTree(tmp_path / "src", "13.2", "RELEASE")
-    return Workshop(tree, Compiler(Path("/usr/bin"), "clang 14"), "", "small", 1)
+    return Workshop(tree, Compiler(Path("/usr/bin"), "clang 14"), "", "small", 1, treescan.scan(tree.path))
 
 
 def test_a_failed_build_is_told_by_its_cause(workshop: Workshop) -> None:
