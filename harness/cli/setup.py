@@ -13,11 +13,8 @@ from harness import debian
 from harness.errors import InfrastructureError
 
 # Tool -> Debian package. What builds a lab is in harness.lab.tools; this is what runs one, reaches one (`fxh lab ssh` is ssh),
-# makes the suites' file systems, and reads the ZFS of a disk image.
-RUNS = {
-    "qemu-system-x86_64": "qemu-system-x86", "qemu-img": "qemu-utils", "makefs": "makefs", "ssh": "openssh-client",
-    "grub-fstest": "grub-common",
-}  # fmt: skip
+# makes the suites' file systems, and reads disk images.
+RUNS = {"qemu-system-x86_64": "qemu-system-x86", "makefs": "makefs", "ssh": "openssh-client", **debian.READERS}
 
 
 def register(app: typer.Typer) -> None:

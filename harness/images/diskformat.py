@@ -19,9 +19,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from harness.digest import known_sha256
+from harness.digest import known, known_sha256
 from harness.errors import InfrastructureError, UsageError
 from harness.images import qcow2, store
+from harness.images.inputs import content_hash
 
 _SMALLEST = 1 << 20
 # Bytes that the store's disk keeps free; the size a disk may have; the memory xz may take; seconds for a conversion.
@@ -53,9 +54,9 @@ class RawDisk:
     fresh: bool = False
 
     @property
-    def sha256(self) -> str:
-        """Of the given file. The first asking reads all of it."""
-        return known_sha256(self.given)
+    def key(self) -> str:
+        """A hash of the given file's content. The first asking reads all of it, but for the holes of a raw one."""
+        return known(self.given, content_hash) if self.path == self.given else known_sha256(self.given)
 
     def drop(self) -> None:
         """Remove what was unpacked just now, for a disk that nobody will use."""

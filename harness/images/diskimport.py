@@ -34,7 +34,7 @@ def take(recipe: Recipe) -> Image:
 
 
 def _take(recipe: Recipe, disk: RawDisk) -> Image:
-    inputs = [Input("disk", disk.sha256, str(disk.given)), Input("importer", str(_IMPORTER), "harness/images/diskimport.py")]
+    inputs = [Input("disk", disk.key, str(disk.given)), Input("importer", str(_IMPORTER), "harness/images/diskimport.py")]
     kernel = kernelfile.look(Path(recipe.kernel).expanduser().absolute()) if recipe.kernel else None
     if kernel:
         inputs.append(Input("kernel", kernel.sha256, str(kernel.path)))

@@ -283,7 +283,7 @@ def take(path: Path, root: str = "") -> Image:
                 types, why = types_of(disk, at, kernel)
                 return manifest(disk, at, kernel, types, why, time.monotonic() - begun)
 
-        inputs = [Input("disk", disk.sha256, ""), Input("root", root, ""), Input("reader", str(_READER), "")]
+        inputs = [Input("disk", disk.key, ""), Input("root", root, ""), Input("reader", str(_READER), "")]
         entry = store.obtain("disks", key_of(*inputs), make)
         return Image(disk.given.name, entry, disk.path, disk.given)
 
@@ -301,9 +301,9 @@ def manifest(
         "layout": "disk", "about": f"the disk {disk.given.name}, root on {where}", "types": list(types),
         **root_of(at.root), "root_device": at.candidate.volume.part.name,
         "root_label": at.candidate.volume.fs.label if at.candidate.volume.fs else "", "firmwares": list(at.firmwares) if "hvm" in types else [],
-        "why_not": list(why), "pygrub": False, "kernel": {"sha256": kernel.sha256, "path": own}, "world": "",
+        "why_not": list(why), "modules": list(at.system.modules), "pygrub": False, "kernel": {"sha256": kernel.sha256, "path": own}, "world": "",
         "files": files(at, kernel), "disks": [{"file": "", "vdev": "xvda", "format": "raw", "slot": -1}],
-        "inputs": [vars(Input("disk", disk.sha256, str(disk.given)))], "built": stamp.now(), "seconds": round(seconds, 2),
+        "inputs": [vars(Input("disk", disk.key, str(disk.given)))], "built": stamp.now(), "seconds": round(seconds, 2),
     }  # fmt: skip
 
 
@@ -340,5 +340,7 @@ def tell(image: Image) -> None:
         f"{image.name}: FreeBSD {data['version']} {data['machine']}, root {data['root']}, {'/'.join(data['types'])}",
         file=sys.stderr,
     )
+    if data["modules"] and "pvh" in data["types"]:
+        print(f"     as PVH without the modules of its loader.conf: {', '.join(data['modules'])}", file=sys.stderr)
     for line in data["why_not"]:
         print(f"     {line}", file=sys.stderr)

@@ -512,9 +512,11 @@ def test_a_hash_is_taken_again_when_the_file_changes(tmp_path: Path, monkeypatch
         assert known_sha256(path) == file_sha256(path), "changed a moment ago: never from memory"
     monkeypatch.setattr("harness.digest._SETTLED", -1.0)
     kept = known_sha256(path)
-    monkeypatch.setattr("harness.digest.file_sha256", lambda path: pytest.fail("read again"))
-    assert known_sha256(path) == kept
-    assert len(list((store.paths.store() / "hashes").iterdir())) == 1
+    os.truncate(path, 2)
+    other = known_sha256(path)
+    monkeypatch.setattr("hashlib.file_digest", lambda *_: pytest.fail("read again"))
+    assert known_sha256(path) == other != kept
+    assert len(list((store.paths.store() / "hashes").iterdir())) == 2
 
 
 # -- at the command line ----------------------------------------------------------------------------------------------
