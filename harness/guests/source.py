@@ -15,7 +15,7 @@ from harness.guests.linux import Linux
 from harness.guests.profile import GuestProfile
 from harness.images import slot as slots
 from harness.images.image import Image
-from harness.images.kernelfile import version_of
+from harness.images.kernelfile import os_version
 from harness.xen import elfnotes
 
 
@@ -33,7 +33,7 @@ class DiskImage:
 
 @dataclass(frozen=True)
 class GuestSource:
-    """A guest to be: ``label`` names it in cells (``freebsd-13.2``, ``control``).
+    """A guest to be: ``label`` names it in logs and domains (``freebsd-13.2``, ``control``).
 
     ``root`` is the guest's root: a device (``xbd0p2``), or a value of vfs.root.mountfrom (``zfs:zroot/ROOT/default``).
     """
@@ -54,6 +54,8 @@ class GuestSource:
     """Kernel variables that the bootloader's configuration gives by itself."""
     image: str = ""
     """The image's name, where it is one of the store's."""
+    world: str = ""
+    """The release of the guest's programs where it is not the kernel's, for example ``13.2`` under a kernel 15.1."""
 
     def disks_with(self, variables: Mapping[str, str]) -> tuple[DiskImage, ...]:
         """The disks for an HVM guest: its loader gives the kernel ``variables``. Raises UsageError when there is no place."""
@@ -87,6 +89,8 @@ class GuestSource:
     def inputs(self) -> dict[str, str]:
         """What reports say this is made of: file names with their sha256."""
         found = {"image": self.image} if self.image else {}
+        if self.world:
+            found["world"] = f"FreeBSD {self.world}"
         for what, path in (("kernel", self.kernel), ("ramdisk", self.ramdisk), *((d.vdev, d.path) for d in self.disks)):
             if path is not None:
                 found[what] = f"{path.name} sha256:{file_sha256(path)}"
@@ -99,18 +103,18 @@ def freebsd(kernel: Path, disk: Path, *, root: str = "", fmt: str = "") -> Guest
     Raises UsageError for a kernel that no Xen can start, saying which guest types it could serve.
     """
     notes = elfnotes.read(kernel)
-    version = version_of(kernel.read_bytes())
-    if not version:
+    version = os_version(kernel.read_bytes())
+    if not version.release:
         raise UsageError(f"{kernel}: no FreeBSD kernel (it does not name a version)", mend="give .../boot/kernel/kernel")
     if not notes.guest_types:
         raise UsageError(
-            f"{kernel}: FreeBSD {version}, but without Xen's ELF notes: neither PVH nor PV can start it",
+            f"{kernel}: FreeBSD {version.release}, but without Xen's ELF notes: neither PVH nor PV can start it",
             mend="build it with `options XENHVM` and do not strip its sections; HVM boots it through the loader",
         )
     format_ = fmt or ("qcow2" if _is_qcow2(disk) else "raw")
     image = DiskImage(disk, "xvda", format_)
-    profile = FreeBSD(version=version, types=notes.guest_types)
-    return GuestSource(f"freebsd-{version}", profile, kernel, disks=(image,), root=root or profile.disk_name("xvda"))
+    profile = FreeBSD.of(version, notes.guest_types)
+    return GuestSource(f"freebsd-{version.release}", profile, kernel, disks=(image,), root=root or profile.disk_name("xvda"))
 
 
 def from_image(image: Image, *, bootloader: str = "", root: str = "") -> GuestSource:
@@ -120,15 +124,17 @@ def from_image(image: Image, *, bootloader: str = "", root: str = "") -> GuestSo
             f"{image.name}: pygrub cannot read its first disk (layout {image.data['layout']})",
             mend="take a layout such as ufs1 or ext2boot",
         )
+    world = image.world_version if image.world_version != image.version else ""
     return GuestSource(
-        f"freebsd-{image.version}",
-        FreeBSD(version=image.version, types=image.types),
+        f"freebsd-{image.version}{f'-on-{world}' if world else ''}",
+        FreeBSD.of(image.os_version, image.types),
         image.kernel,
         disks=tuple(DiskImage(d.file, d.vdev, d.format, slot=d.slot) for d in image.disks),
         root=root or (image.root if image.mountfrom == f"ufs:/dev/{image.root}" else image.mountfrom),
         bootloader=bootloader,
         own_variables=tuple(image.menu_variables.items()),
         image=f"{image.name} {image.entry.key}",
+        world=world,
     )
 
 

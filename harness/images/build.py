@@ -26,6 +26,7 @@ log = logging.getLogger("fxh.images")
 # Raise when the same inputs come out as another image.
 _BUILDER = 3
 _ZFS_MODULE = "./boot/kernel/zfs.ko"
+_OF_WORLD = "world's "
 
 
 @dataclass(frozen=True)
@@ -122,7 +123,9 @@ def _write(
         for disk in layout.vdevs
     ]  # fmt: skip
     return {
-        "version": parts.kernel.version, "machine": parts.kernel.machine, "layout": layout.name, "about": layout.about,
+        "version": parts.kernel.version, "branch": parts.kernel.branch, "osreldate": parts.kernel.osreldate,
+        "world_version": str(parts.world.manifest.get("version", "")),
+        "machine": parts.kernel.machine, "layout": layout.name, "about": layout.about,
         "root": layout.root, "root_device": layout.root_device, "root_label": layout.root_label, "mountfrom": layout.mountfrom,
         "types": [*direct, *(["hvm"] if layout.firmwares else [])], "firmwares": list(layout.firmwares), "pygrub": layout.pygrub,
         "menu_variables": edits.menu_variables(layout), "kernel": {"sha256": parts.kernel.sha256, "path": "/boot/kernel/kernel"},
@@ -145,7 +148,7 @@ def _read(path: Path) -> str:
 
 
 def swap_kernel(base: Image, kernel: Path, name: str, layout: Layout) -> Image:
-    """``base`` with another kernel: the developer's inner loop. Raises UsageError when ``base`` is a disk somebody gave."""
+    """``base`` with another kernel, of any release: its world stays as it is. Raises UsageError if ``base`` is an imported disk."""
     key = base.data.get("world")
     if not key:
         raise UsageError(
@@ -157,5 +160,11 @@ def swap_kernel(base: Image, kernel: Path, name: str, layout: Layout) -> Image:
         raise UsageError(f"the world of {base.name} is gone from the store", mend="build the image again, then swap its kernel")
     world.touch()
     looked = kernelfile.look(kernel.expanduser().absolute())
-    inputs = tuple(item for item in base.inputs if item.what.startswith(("source", "src.conf", "compiler")))
+    # What the base was made from says nothing about this kernel, only about the world that it runs on.
+    of_world = [replace(item, what=item.what.removeprefix(_OF_WORLD)) for item in base.inputs]
+    inputs = tuple(
+        replace(item, what=_OF_WORLD + item.what)
+        for item in of_world
+        if item.what.startswith(("source", "src.conf", "compiler", "set base"))
+    )
     return assemble(Parts(world, looked, layout, inputs), name)

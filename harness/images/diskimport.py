@@ -47,7 +47,8 @@ def take(recipe: Recipe) -> Image:
         if kernel:
             shutil.copyfile(kernel.path, work / "kernel")
         return {
-            "version": kernel.version if kernel else "unknown", "machine": kernel.machine if kernel else "amd64", "layout": "imported",
+            "version": kernel.version if kernel else "unknown", "branch": kernel.branch if kernel else "",
+            "osreldate": kernel.osreldate if kernel else 0, "machine": kernel.machine if kernel else "amd64", "layout": "imported",
             "about": f"the disk {path.name}", "root": recipe.root or root, "types": types, "pygrub": False,
             "kernel": {"sha256": kernel.sha256 if kernel else "", "path": ""}, "world": "",
             "disks": [{"file": "xvda.img", "vdev": "xvda", "format": "raw", "slot": -1}],

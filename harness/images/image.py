@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from harness import osversion
 from harness.errors import UsageError
-from harness.images import store
+from harness.images import kernelfile, store
 from harness.images.inputs import Input
 from harness.images.store import Entry
+from harness.osversion import OSVersion
 
 _KIND = "images"
 
@@ -37,7 +41,26 @@ class Image:
 
     @property
     def version(self) -> str:
+        """The kernel's release, for example ``15.1``; ``unknown`` for a disk that came without a kernel."""
         return str(self.data["version"])
+
+    @cached_property
+    def os_version(self) -> OSVersion:
+        """The kernel's version. A manifest written before November 2026 lacks branch and osreldate: the kernel file has them."""
+        if "osreldate" in self.data or self.kernel is None:
+            name = "-".join(filter(None, (self.version, str(self.data.get("branch", "")))))
+            return osversion.parse(name, int(self.data.get("osreldate", 0)))
+        return kernelfile.os_version(self.kernel.read_bytes())
+
+    @property
+    def world_version(self) -> str:
+        """The release of the programs on its disks; the kernel's where nobody noted another."""
+        return str(self.data.get("world_version") or self.version)
+
+    @property
+    def release(self) -> str:
+        """See :func:`release_of`."""
+        return release_of(self.data)
 
     @property
     def kernel(self) -> Path | None:
@@ -93,6 +116,12 @@ class Image:
     @property
     def inputs(self) -> tuple[Input, ...]:
         return tuple(Input(**item) for item in self.data["inputs"])
+
+
+def release_of(manifest: Mapping[str, Any]) -> str:
+    """What an image's manifest says of its FreeBSD: ``15.1``, or ``15.1 on world 13.2`` for a kernel that was swapped in alone."""
+    kernel, world = str(manifest.get("version")), str(manifest.get("world_version") or "")
+    return f"{kernel} on world {world}" if world and world != kernel else kernel
 
 
 # -- names ------------------------------------------------------------------------------------------------------------

@@ -28,7 +28,7 @@ def make(recipe: Recipe) -> Image:
         )
         if shape.zfs and origins.get("kernconf") == "default":
             recipe = replace(recipe, kernconf=ZFS_KERNCONF)
-        kernel = Path(recipe.kernel) if recipe.kernel else _source(recipe).kernel(recipe.kernconf).directory / "kernel"
+        kernel = Path(recipe.kernel) if recipe.kernel else _kernel(recipe)
         return build.swap_kernel(base, kernel, recipe.name, shape)
     chosen = _layout(recipe)
     unused = () if recipe.src else ("kernconf", "world")
@@ -37,6 +37,7 @@ def make(recipe: Recipe) -> Image:
         if recipe.world not in ("small", "full"):
             raise UsageError(f"world {recipe.world!r}", mend="small or full; for a kernel alone: --src TREE --base IMAGE")
         source = _source(recipe)
+        source.preflight(recipe.kernconf, world=True)
         kernel_entry = source.kernel(recipe.kernconf)
         world = source.world()
         looked = kernelfile.look(kernel_entry.directory / "kernel")
@@ -60,3 +61,10 @@ def _layout(recipe: Recipe) -> layout.Layout:
 
 def _source(recipe: Recipe) -> FromSource:
     return FromSource(Path(recipe.src), recipe.world, recipe.jobs)
+
+
+def _kernel(recipe: Recipe) -> Path:
+    """The kernel of a source tree alone, for a world that is in the store."""
+    source = _source(recipe)
+    source.preflight(recipe.kernconf, world=False)
+    return source.kernel(recipe.kernconf).directory / "kernel"

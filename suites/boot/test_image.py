@@ -23,6 +23,22 @@ def test_running_kernel_is_the_images(guest: Guest, image: Image, given_kernel: 
 
 
 @pytest.mark.needs(os="freebsd")
+def test_running_version_is_the_manifests(guest: Guest, image: Image) -> None:
+    """The running kernel's release and kern.osreldate are those of the image (sys/conf/newvers.sh makes both)."""
+    given = image.os_version
+    if not given.release or (guest.config.type == "hvm" and not image.data["kernel"]["path"]):
+        pytest.skip("needs an image that was built: the loader of an imported disk starts the kernel that is on it")
+
+    running = guest.profile.identity(guest.sh)
+
+    assert running.release == "-".join(filter(None, (given.release, given.branch))), (
+        f"{running.release} runs, the image has {given}"
+    )
+    if given.osreldate:
+        assert running.osreldate == given.osreldate, f"kern.osreldate is {running.osreldate}, the image has {given}"
+
+
+@pytest.mark.needs(os="freebsd")
 def test_kernel_in_the_guest_is_the_manifests(guest: Guest, image: Image) -> None:
     """The sha256 of /boot/kernel/kernel, taken in the guest, is the one in the image's manifest."""
     if not image.data["kernel"]["path"]:
