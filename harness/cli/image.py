@@ -27,7 +27,7 @@ def build(
     kernel: Annotated[str, typer.Option("--kernel", help="A kernel file.")] = "",
     base: Annotated[str, typer.Option("--base", help="An image whose kernel is swapped.")] = "",
     kernconf: Annotated[str, typer.Option("--kernconf", help="XENA, XENB, XENREL, one of the tree's, or a file.")] = "",
-    world: Annotated[str, typer.Option("--world", help="small (what the suites need) or full.")] = "",
+    world: Annotated[str, typer.Option("--world", help="small (what the suites need), zfs (small with ZFS) or full.")] = "",
     layout: Annotated[str, typer.Option("--layout", help="See `fxh image layouts`.")] = "",
     size: Annotated[int, typer.Option("--size", help="MiB of the root file system.")] = 0,
     bsize: Annotated[int, typer.Option("--bsize", help="Bytes of a UFS block: 8192 to 65536.")] = 0,

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from harness import paths
+from harness.cli import places
 from harness.errors import ExitCode, HarnessError, UsageError
 
 if TYPE_CHECKING:
@@ -107,16 +108,21 @@ def list_(
     guest: Annotated[str, typer.Option("--guest", help="control, freebsd (by commas).")] = "",
     guest_type: Annotated[str, typer.Option("--type", help="pv, pvh, hvm (by commas).")] = "",
     xen: Annotated[str, typer.Option("--xen", help="Xen versions of the lab (by commas).")] = "",
-    kernel: Annotated[Path | None, typer.Option("--kernel", help="A FreeBSD kernel.")] = None,
-    disk: Annotated[Path | None, typer.Option("--disk", help="The image with its root file system.")] = None,
+    kernel: Annotated[Path | None, typer.Option("--kernel", help="A FreeBSD kernel, instead of the disk's own.")] = None,
+    disk: Annotated[
+        Path | None, typer.Option("--disk", help="A FreeBSD disk image: raw or qcow2, perhaps in .xz; it is only read.")
+    ] = None,
     image: Annotated[str, typer.Option("--image", help="A FreeBSD image of the store, or an exported one's directory.")] = "",
+    root: Annotated[str, typer.Option("--root", help="The root device, where a disk has more than one.")] = "",
     everywhere: Annotated[bool, typer.Option("--all", help="All guests and types that there could be.")] = False,
     cases: Annotated[bool, typer.Option("--cases", help="Each case with why it is skipped or known to fail.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
 ) -> None:
     """What would run: suites by cells, with what is skipped and why, and known issues. Boots nothing."""
+    if disk is not None and kernel is None and not image:
+        places.disk(disk, root)
     options = ["--fxh-everywhere"] if everywhere else []
-    asked = {"guest": guest, "type": guest_type, "xen": xen, "kernel": kernel, "disk": disk, "image": image}
+    asked = {"guest": guest, "type": guest_type, "xen": xen, "kernel": kernel, "disk": disk, "image": image, "root": root}
     for name, value in asked.items():
         if value:
             options += [f"--{name}", str(value.absolute() if isinstance(value, Path) else value)]

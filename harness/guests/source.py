@@ -8,11 +8,12 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
-from harness.digest import file_sha256
+from harness.digest import known_sha256
 from harness.errors import UsageError
 from harness.guests.freebsd import FreeBSD
 from harness.guests.linux import Linux
 from harness.guests.profile import GuestProfile
+from harness.images import diskformat, diskread, kernelfile
 from harness.images import slot as slots
 from harness.images.image import Image
 from harness.images.kernelfile import os_version
@@ -54,6 +55,8 @@ class GuestSource:
     """Kernel variables that the bootloader's configuration gives by itself."""
     image: str = ""
     """The image's name, where it is one of the store's."""
+    given: Path | None = None
+    """The file that the first disk came in, where somebody gave it: raw, qcow2, perhaps in xz."""
     world: str = ""
     """The release of the guest's programs where it is not the kernel's, for example ``13.2`` under a kernel 15.1."""
 
@@ -80,7 +83,7 @@ class GuestSource:
         digest = hashlib.sha256(f"{self.label} {self.profile.os} {self.root} {self.bootloader}\n".encode())
         for path in (self.kernel, self.ramdisk, *(disk.path for disk in self.disks)):
             if path is not None:
-                digest.update(file_sha256(path).encode())
+                digest.update(known_sha256(path).encode())
         for disk in self.disks:
             digest.update(f"{disk.vdev} {disk.format} {disk.readonly}\n".encode())
         return digest.hexdigest()[:16]
@@ -91,30 +94,35 @@ class GuestSource:
         found = {"image": self.image} if self.image else {}
         if self.world:
             found["world"] = f"FreeBSD {self.world}"
-        for what, path in (("kernel", self.kernel), ("ramdisk", self.ramdisk), *((d.vdev, d.path) for d in self.disks)):
+        files = (("kernel", self.kernel), ("ramdisk", self.ramdisk), ("disk", self.given))
+        for what, path in (*files, *((d.vdev, d.path) for d in self.disks)):
             if path is not None:
-                found[what] = f"{path.name} sha256:{file_sha256(path)}"
+                found[what] = f"{path.name} sha256:{known_sha256(path)}"
         return found
 
 
-def freebsd(kernel: Path, disk: Path, *, root: str = "", fmt: str = "") -> GuestSource:
-    """A FreeBSD that somebody has: a kernel and a disk with its root file system.
+def freebsd(kernel: Path, disk: Path, *, root: str = "") -> GuestSource:
+    """A FreeBSD that somebody has: a kernel and a disk with its root file system (raw or qcow2, perhaps in xz).
 
-    Raises UsageError for a kernel that no Xen can start, saying which guest types it could serve.
+    Without ``root`` the disk says what its root is. Raises UsageError for a disk that cannot be read, and for a kernel that no Xen
+    can start, saying which guest types it could serve.
     """
-    notes = elfnotes.read(kernel)
+    looked = kernelfile.look(kernel)
     version = os_version(kernel.read_bytes())
-    if not version.release:
-        raise UsageError(f"{kernel}: no FreeBSD kernel (it does not name a version)", mend="give .../boot/kernel/kernel")
-    if not notes.guest_types:
+    if not looked.types:
         raise UsageError(
             f"{kernel}: FreeBSD {version.release}, but without Xen's ELF notes: neither PVH nor PV can start it",
             mend="build it with `options XENHVM` and do not strip its sections; HVM boots it through the loader",
         )
-    format_ = fmt or ("qcow2" if _is_qcow2(disk) else "raw")
-    image = DiskImage(disk, "xvda", format_)
-    profile = FreeBSD.of(version, notes.guest_types)
-    return GuestSource(f"freebsd-{version.release}", profile, kernel, disks=(image,), root=root or profile.disk_name("xvda"))
+    with diskformat.opened(disk) as raw:
+        device = diskread.root_device(raw, root)
+    if device.startswith("zfs:") and not looked.zfs:
+        raise UsageError(
+            f"{kernel}: FreeBSD {version.release} without ZFS, and the root is {device}: the module is loaded by a loader only",
+            mend="build it with `options ZFS`",
+        )
+    profile = FreeBSD.of(version, looked.types)
+    return GuestSource(f"freebsd-{version.release}", profile, kernel, disks=(DiskImage(raw.path),), root=device, given=raw.given)
 
 
 def from_image(image: Image, *, bootloader: str = "", root: str = "") -> GuestSource:
@@ -133,7 +141,8 @@ def from_image(image: Image, *, bootloader: str = "", root: str = "") -> GuestSo
         root=root or (image.root if image.mountfrom == f"ufs:/dev/{image.root}" else image.mountfrom),
         bootloader=bootloader,
         own_variables=tuple(image.menu_variables.items()),
-        image=f"{image.name} {image.entry.key}",
+        image=f"{image.name} {image.entry.key}" if image.disk is None else "",
+        given=image.given,
         world=world,
     )
 
@@ -149,11 +158,3 @@ def control(directory: Path) -> GuestSource:
         memory=96,
         unpacked=unpacked if all(path.exists() for path in unpacked) else None,
     )
-
-
-def _is_qcow2(path: Path) -> bool:
-    try:
-        with path.open("rb") as file:
-            return file.read(4) == b"QFI\xfb"
-    except OSError as exc:
-        raise UsageError(f"{path}: {exc.strerror}", mend="give the path of a disk image that can be read") from exc

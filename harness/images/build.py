@@ -13,7 +13,7 @@ from typing import Any
 from harness import paths, stamp
 from harness.digest import file_sha256
 from harness.errors import BuildError, UsageError
-from harness.images import disks, edits, image, kernelfile, makefs, metalog, store
+from harness.images import disks, edits, image, kernelfile, knobs, makefs, metalog, store
 from harness.images.image import Image
 from harness.images.inputs import Input, key_of
 from harness.images.kernelfile import KernelFile
@@ -25,8 +25,8 @@ log = logging.getLogger("fxh.images")
 
 # Raise when the same inputs come out as another image.
 _BUILDER = 3
-_ZFS_MODULE = "./boot/kernel/zfs.ko"
 _OF_WORLD = "world's "
+_ZFS_MODULE = "./boot/kernel/zfs.ko"
 
 
 @dataclass(frozen=True)
@@ -145,6 +145,13 @@ def _room(layout: Layout, where: Path) -> None:
 
 def _read(path: Path) -> str:
     return path.read_text(errors="replace") if path.is_file() else ""
+
+
+def preset_of(base: Image) -> str:
+    """The world preset that ``base`` was built with (knobs.PRESETS); "" for a world that was not built from source."""
+    world = store.find("worlds", str(base.data.get("world")))
+    preset = str(world.manifest.get("preset")) if world else ""
+    return preset if preset in knobs.PRESETS else ""
 
 
 def swap_kernel(base: Image, kernel: Path, name: str, layout: Layout) -> Image:

@@ -30,10 +30,13 @@ class ImageDisk:
 
 @dataclass(frozen=True)
 class Image:
-    """``name`` is how it was asked for."""
+    """``name`` is how it was asked for. ``disk`` is the file of its one disk where that is not in the entry, ``given`` the one
+    that somebody gave for it."""
 
     name: str
     entry: Entry
+    disk: Path | None = None
+    given: Path | None = None
 
     @property
     def data(self) -> dict[str, Any]:
@@ -109,7 +112,7 @@ class Image:
     @property
     def disks(self) -> tuple[ImageDisk, ...]:
         return tuple(
-            ImageDisk(self.entry.directory / str(d["file"]), str(d["vdev"]), str(d["format"]), int(d["slot"]))
+            ImageDisk(self.disk or self.entry.directory / str(d["file"]), str(d["vdev"]), str(d["format"]), int(d["slot"]))
             for d in self.data["disks"]
         )
 

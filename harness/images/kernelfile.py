@@ -27,9 +27,7 @@ class KernelFile:
     """``types``: the guest types Xen can start it as, from its ELF notes; an HVM guest's loader starts any.
 
     ``version`` is the release (``13.2``), ``branch`` what follows it (``RELEASE-p1``), ``osreldate`` its ``__FreeBSD_version``,
-    0 if unknown.
-
-    ``zfs``: it has ZFS in it, not as a module.
+    0 if unknown. ``zfs``: ZFS is part of the kernel, not a module.
     """
 
     path: Path

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from harness.errors import UsageError
 from harness.images import build, destdir, diskimport, dist, image, kernelfile, layout
 from harness.images.build import Parts
 from harness.images.image import Image
@@ -28,14 +27,15 @@ def make(recipe: Recipe) -> Image:
         )
         if shape.zfs and origins.get("kernconf") == "default":
             recipe = replace(recipe, kernconf=ZFS_KERNCONF)
+        if origins.get("world") == "default":
+            # The base's own options: its object directory has the toolchain.
+            recipe = replace(recipe, world=build.preset_of(base) or recipe.world)
         kernel = Path(recipe.kernel) if recipe.kernel else _kernel(recipe)
         return build.swap_kernel(base, kernel, recipe.name, shape)
     chosen = _layout(recipe)
     unused = () if recipe.src else ("kernconf", "world")
     words = [Input(f"option {key}", str(getattr(recipe, key)), origin) for key, origin in recipe.origins if key not in unused]
     if recipe.src:
-        if recipe.world not in ("small", "full"):
-            raise UsageError(f"world {recipe.world!r}", mend="small or full; for a kernel alone: --src TREE --base IMAGE")
         source = _source(recipe)
         source.preflight(recipe.kernconf, world=True)
         kernel_entry = source.kernel(recipe.kernconf)

@@ -13,7 +13,8 @@ from harness.errors import UsageError
 from harness.images import layout
 
 # Xen loads no modules for a PVH guest: a root on ZFS needs `options ZFS`.
-ZFS_KERNCONF = "XENZFS"
+# A root on ZFS needs both: nothing loads a module for a PVH guest, and the world's zpool(8) belongs to ZFS.
+ZFS_KERNCONF, ZFS_WORLD = "XENZFS", "zfs"
 _DEFAULTS: dict[str, Any] = {"kernconf": "XENA", "world": "small", "layout": "ufs1"}
 
 
@@ -74,9 +75,10 @@ def make(name: str, options: Mapping[str, Any], recipes: Mapping[str, Mapping[st
                 raise UsageError(f"{origin}: unknown key {key!r}", mend=f"one of {', '.join(sorted(known))}")
             values[key] = value
             origins[key] = origin if origin != "command line" else f"--{key}"
-    if origins.get("kernconf") == "default" and layout.on_zfs(str(values["layout"])):
-        values["kernconf"] = ZFS_KERNCONF
-        origins["kernconf"] = f"layout {values['layout']}"
+    if layout.on_zfs(str(values["layout"])):
+        for key, value in (("kernconf", ZFS_KERNCONF), ("world", ZFS_WORLD)):
+            if origins.get(key) == "default":
+                values[key], origins[key] = value, f"layout {values['layout']}"
     recipe = Recipe(name=name, origins=tuple(sorted(origins.items())), **values)
     _check(recipe)
     return recipe

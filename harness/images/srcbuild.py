@@ -38,7 +38,7 @@ RECIPE = 1
 # Tests of bmake that fail under dash, or where SIGINT is ignored (under nohup or in the background of a script).
 _BROKEN_TESTS = "cmd-interrupt deptgt-interrupt opt-debug-x-trace"
 # Objects of a kernel and a small world take 400 MB, of a full world several GB.
-_NEEDED = {"small": 2 << 30, "full": 12 << 30}
+_NEEDED = {"small": 2 << 30, "zfs": 4 << 30, "full": 12 << 30}
 
 
 @dataclass(frozen=True)

@@ -83,11 +83,11 @@ def elsewhere(marks: list[pytest.Mark], nodeid: str) -> str:
     suite = nodeid.split("/")[1] if "/" in nodeid else ""
     words = ["fxh run", suite, "-k", case]
     if kwargs.get("os") == "freebsd":
-        words += ["--kernel KERNEL --disk IMAGE"]
+        words += ["--disk IMAGE"]
     elif kwargs.get("os") == "linux":
         words += ["--guest control"]
     elif kwargs.get("freebsd"):
-        words += [f"--kernel KERNEL --disk IMAGE (FreeBSD {kwargs['freebsd']})"]
+        words += [f"--disk IMAGE (FreeBSD {kwargs['freebsd']})"]
     if kwargs.get("types"):
         words += ["--type", ",".join(kwargs["types"])]
     wanted = set(kwargs.get("capability", ()))

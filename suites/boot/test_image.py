@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from harness.guests import rootfs
+from harness.guests import filehash, rootfs
 from harness.guests.guest import Guest
 from harness.images.image import Image
 from harness.images.kernelfile import build_id
@@ -53,6 +53,17 @@ def test_kernel_in_the_guest_is_the_manifests(guest: Guest, image: Image) -> Non
 
 
 @pytest.mark.needs(os="freebsd")
+def test_files_read_from_the_disk_are_the_guests(guest: Guest, image: Image) -> None:
+    """Each file that was read from the disk image without mounting it has the sha256 that the guest takes of it."""
+    if not image.data.get("files"):
+        pytest.skip("needs a disk image that was read; elsewhere: fxh run boot --disk FILE")
+
+    wrong = filehash.differing(guest.sh, image.data["files"])
+
+    assert not wrong, "\n".join(wrong)
+
+
+@pytest.mark.needs(os="freebsd")
 def test_root_is_where_the_layout_put_it(guest: Guest, image: Image) -> None:
     """Root comes from where the layout put it, and every file system of fstab and every dataset is mounted."""
     root = guest.profile.root_device(guest.sh)
@@ -61,7 +72,7 @@ def test_root_is_where_the_layout_put_it(guest: Guest, image: Image) -> None:
     assert (below := rootfs.device(guest.sh, root)) == image.root_device, (
         f"root {root} is on {below or 'no disk'}, the layout {image.data['layout']} put it on {image.root_device}"
     )
-    wanted = set(guest.sh('awk \'!/^#/ && ($3 == "ufs" || $3 == "msdosfs") { print $2 }\' /etc/fstab').split())
+    wanted = set(guest.sh('awk \'!/^#/ && $4 !~ /noauto/ && ($3 == "ufs" || $3 == "msdosfs") { print $2 }\' /etc/fstab').split())
     if image.zfs:
         rows = [line.split("\t") for line in guest.sh("zfs list -H -o mountpoint,canmount").splitlines()]
         wanted |= {mountpoint for mountpoint, canmount in rows if canmount == "on" and mountpoint.startswith("/")} | {"/"}

@@ -123,7 +123,7 @@ def test_a_known_issue_is_no_skip_to_pytest() -> None:
 @pytest.mark.parametrize(
     ("needs", "command"),
     [
-        ({"os": "freebsd"}, "fxh run boot -k test_a --kernel KERNEL --disk IMAGE"),
+        ({"os": "freebsd"}, "fxh run boot -k test_a --disk IMAGE"),
         ({"types": ("pvh", "pv"), "capability": ("pygrub",)}, "fxh run boot -k test_a --type pvh,pv --xen-host HOST"),
         ({"capability": ("emulated",)}, "fxh run boot -k test_a --accel tcg"),
     ],

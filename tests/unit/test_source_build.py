@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from harness.errors import BuildError
+from harness.errors import BuildError, UsageError
 from harness.images import conffiles, hosttools, kernconf, knobs, linkhint, preflight, srctree, treescan
 from harness.images.hosttools import Compiler
 
@@ -73,11 +73,17 @@ def test_kernels_that_extend_xena(name: str, options: set[str], tmp_path: Path) 
 OPTS = "__DEFAULT_YES_OPTIONS = \\\n    ACCT \\\n    FUTURE \\\n    NETLINK \\\n    ZFS\n"
 
 
-@pytest.mark.parametrize(("zfs", "off"), [(True, ["ACCT"]), (False, ["ACCT", "ZFS"])])
-def test_small_world_keeps_what_it_does_not_know(zfs: bool, off: list[str], tmp_path: Path) -> None:
-    files = {"share/mk/src.opts.mk": OPTS} | ({"usr.sbin/makefs/zfs.c": "int zfs;\n"} if zfs else {})
-    text = knobs.preset(tree_with(tmp_path, files), "small").src_conf
+@pytest.mark.parametrize(("preset", "off"), [("small", ["ACCT", "ZFS"]), ("zfs", ["ACCT"]), ("full", [])])
+def test_a_world_keeps_what_it_does_not_know(preset: str, off: list[str], tmp_path: Path) -> None:
+    tree = tree_with(tmp_path, {"share/mk/src.opts.mk": OPTS, "usr.sbin/makefs/zfs.c": "int zfs;\n"})
+    text = knobs.preset(tree, preset).src_conf
     assert text.splitlines() == ["WITHOUT_WERROR=yes", *(f"WITHOUT_{name}=yes" for name in off)]
+
+
+@pytest.mark.parametrize(("preset", "words"), [("tiny", "world 'tiny'"), ("zfs", "makefs of FreeBSD 15.1 cannot write ZFS")])
+def test_a_world_that_cannot_be(preset: str, words: str, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=words):
+        knobs.preset(tree_with(tmp_path, {}), preset)
 
 
 def test_makefs_comes_with_the_bootstrap_tools_where_the_tree_can(tmp_path: Path) -> None:
