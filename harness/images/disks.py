@@ -23,8 +23,8 @@ _LABEL_AT = SECTOR
 # pmbr reads all of a freebsd-boot through the BIOS, and no more than this (stand/i386/pmbr/pmbr.S).
 _BOOT_LIMIT = 545 << 10
 _GPT_KINDS = {"swap": "freebsd-swap", "ext2": "linux-data", "boot": "freebsd-boot", "efi": "efi", "zfs": "freebsd-zfs"}
-# What WITHOUT_EFI and WITHOUT_LOADER_ZFS leave out of a world (share/mk/src.opts.mk).
-_KNOBS = {"loader.efi": "WITH_EFI", "gptzfsboot": "WITH_LOADER_ZFS"}
+# How to get a world with it. WITHOUT_EFI leaves out loader.efi, and the small world is WITHOUT_LOADER_ZFS (share/mk/src.opts.mk).
+_WORLDS = {"loader.efi": "build the world WITH_EFI", "gptzfsboot": "build it with --world zfs (WITH_LOADER_ZFS)"}
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class BootCode:
             way = "UEFI" if name == "loader.efi" else "HVM"
             raise BuildError(
                 f"this world has no /boot/{name}: {way} cannot boot it",
-                mend=f"build the world {_KNOBS.get(name, 'WITH_BOOT')}, or take a layout without",
+                mend=f"{_WORLDS.get(name, 'build the world WITH_BOOT')}, or take a layout without",
             )
         return path
 

@@ -12,7 +12,6 @@ from harness import paths
 from harness.errors import UsageError
 from harness.images import layout
 
-# Xen loads no modules for a PVH guest: a root on ZFS needs `options ZFS`.
 # A root on ZFS needs both: nothing loads a module for a PVH guest, and the world's zpool(8) belongs to ZFS.
 ZFS_KERNCONF, ZFS_WORLD = "XENZFS", "zfs"
 _DEFAULTS: dict[str, Any] = {"kernconf": "XENA", "world": "small", "layout": "ufs1"}

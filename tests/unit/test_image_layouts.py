@@ -456,6 +456,16 @@ def test_a_world_without_loader_efi(top: Path, tmp_path: Path, fake: Path) -> No
     assert put_together(top, elf(tmp_path / "kernel"), "gpt").firmwares == ("bios",)
 
 
+def test_a_small_world_has_no_boot_code_for_zfs(top: Path, tmp_path: Path, fake: Path) -> None:
+    (top / "boot/gptzfsboot").unlink()
+    text = (top / "METALOG").read_text()
+    (top / "METALOG").write_text("".join(line for line in text.splitlines(True) if "gptzfsboot" not in line))
+    with pytest.raises(BuildError, match="no /boot/gptzfsboot: HVM cannot boot it") as caught:
+        put_together(top, elf(tmp_path / "kernel", text=ZFS_KERNEL), "zfs")
+    assert "--world zfs" in caught.value.mend
+    assert not fake.exists()
+
+
 def test_a_zfs_layout_refuses_a_kernel_without_zfs(top: Path, tmp_path: Path, fake: Path) -> None:
     with pytest.raises(UsageError, match=r"a kernel without ZFS, and a world without zfs\.ko") as caught:
         put_together(top, elf(tmp_path / "kernel"), "zfs")
