@@ -17,8 +17,14 @@ def check(host: XenHost, source: GuestSource, shape: Shape) -> None:
             f"{source.label} cannot run as {shape.type}: its kernel has no entry for it",
             mend=f"choose one of {', '.join(types)}",
         )
-    if shape.type == "hvm" and (bootloader := shape.bootloader or source.bootloader):
+    bootloader = shape.bootloader or source.bootloader
+    if shape.type == "hvm" and bootloader:
         raise CannotRun(f"{source.label} as HVM by {bootloader}: its own loader reads its disk", mend="PV or PVH")
+    if bootloader == "pygrub" and not source.pygrub:
+        raise CannotRun(
+            f"{source.label} by pygrub: its tools read UFS1 and ext2 only, and /boot of {source.image or 'this disk'} is on neither",
+            mend="take an image of layout ufs1, mbr, vdevs or ext2boot",
+        )
     old_pv = entry(shape.type) == "pv" and source.bits == 32
     if old_pv and shape.vcpus > 1:
         raise CannotRun(f"{source.label} as 32-bit PV with {shape.vcpus} vCPUs", mend="one: with more it hangs")

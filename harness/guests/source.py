@@ -51,6 +51,8 @@ class GuestSource:
     """MiB."""
     bootloader: str = ""
     """``pygrub``: the kernel comes from the first disk, ``kernel`` is only known to be the same."""
+    pygrub: bool = True
+    """False when pygrub cannot read /boot on the first disk (UFS2, ZFS, a file system behind another)."""
     own_variables: tuple[tuple[str, str], ...] = ()
     """Kernel variables that the bootloader's configuration gives by itself."""
     image: str = ""
@@ -140,6 +142,7 @@ def from_image(image: Image, *, bootloader: str = "", root: str = "") -> GuestSo
         disks=tuple(DiskImage(d.file, d.vdev, d.format, slot=d.slot) for d in image.disks),
         root=root or (image.root if image.mountfrom == f"ufs:/dev/{image.root}" else image.mountfrom),
         bootloader=bootloader,
+        pygrub=image.pygrub,
         own_variables=tuple(image.menu_variables.items()),
         image=f"{image.name} {image.entry.key}" if image.disk is None else "",
         given=image.given,

@@ -60,7 +60,7 @@ def test_trimming_keeps_what_it_does_not_know(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("name", "options"), [
     ("XENDEBUG", {"invariants", "invariant_support", "witness", "witness_skipspin", "deadlkres", "ddb"}),
-    ("XENZFS", {"zfs", "ddb"}),
+    ("XENZFS", {"zfs", "zstdio", "ddb"}),
 ])  # fmt: skip
 def test_kernels_that_extend_xena(name: str, options: set[str], tmp_path: Path) -> None:
     tree = tree_with(tmp_path, {})
