@@ -23,7 +23,7 @@ class FromSource:
         self.compiler = hosttools.compiler(self.tree.major)
         scanned = treescan.scan(self.tree.path)
         self.workshop = Workshop(self.tree, self.compiler, self.preset.src_conf, preset, jobs or os.cpu_count() or 1, scanned)
-        self.state = treescan.identity(scanned, store.directory("objects") / f"index-{combine(str(self.tree.path))}.json")
+        self.state = treescan.identity(scanned, store.directory("objects") / f"index-{combine(str(self.tree.path))}")
 
     def _common(self) -> list[Input]:
         tree, path = self.tree, self.tree.path

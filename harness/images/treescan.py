@@ -18,48 +18,42 @@ from pathlib import Path
 from harness.digest import file_sha256
 
 _PRUNED = (".git", ".svn", "__pycache__")
-_BMAKE_TESTS = "contrib/bmake/unit-tests/"
-_FIELDS = 7
+_BMAKE_TESTS = b"contrib/bmake/unit-tests/"
+# Ends a record. No name holds a slash at its beginning, and no link target in a FreeBSD tree is this.
+_END = b"//\0"
+PARTS = ("sys", "rest")
 
 
 @dataclass(frozen=True)
 class Scan:
     """One listing of a tree. ``raw`` is the listing itself: an equal one means that nothing in the tree has changed.
 
-    A hundred thousand objects would take a second; so the listing stays in columns, one string for each file.
+    A hundred thousand objects would take a second to make, so the records stay bytes until one of them matters.
     """
 
     top: Path
     raw: bytes
 
     @cached_property
-    def _words(self) -> list[str]:
-        return self.raw.decode(errors="surrogateescape").split("\0")[:-1]
+    def records(self) -> list[bytes]:
+        """One record for each file and link: name, size, mtime, ctime, inode, mode, link target, each ended by a NUL."""
+        return self.raw.split(_END)[:-1]
 
-    @property
-    def names(self) -> list[str]:
-        """Every file and link, relative to the tree."""
-        return self._words[0::_FIELDS]
 
-    @property
-    def stamps(self) -> Iterator[str]:
-        """Size, time of change (mtime) and inode of each, as one string."""
-        return map(" ".join, zip(self._words[1::_FIELDS], self._words[2::_FIELDS], self._words[4::_FIELDS], strict=True))
+@dataclass(frozen=True)
+class Record:
+    """A file or link. ``name`` is relative to the tree; times in seconds since 1970; ``link`` is a link's target, else ""."""
 
-    @property
-    def times(self) -> Iterator[tuple[float, float]]:
-        """The last change of each content (mtime) and inode (ctime), in seconds since 1970."""
-        return zip(map(float, self._words[2::_FIELDS]), map(float, self._words[3::_FIELDS]), strict=True)
+    name: str
+    changed: float
+    touched: float
+    executable: bool
+    link: str
 
-    @property
-    def modes(self) -> list[str]:
-        """Permission bits of each, in octal."""
-        return self._words[5::_FIELDS]
 
-    @property
-    def links(self) -> list[str]:
-        """The target of each symbolic link, "" for a file."""
-        return self._words[6::_FIELDS]
+def parse(record: bytes) -> Record:
+    name, _, changed, touched, _, mode, link, _ = record.split(b"\0")
+    return Record(os.fsdecode(name), float(changed), float(touched), bool(int(mode, 8) & 0o100), os.fsdecode(link))
 
 
 def scan(top: Path) -> Scan:
@@ -67,12 +61,8 @@ def scan(top: Path) -> Scan:
     if sys.platform.startswith("linux"):
         names = [word for name in _PRUNED for word in ("-o", "-name", name)][1:]
         argv = ["find", str(top), "-type", "d", "(", *names, ")", "-prune", "-o", "!", "-type", "d"]
-        done = subprocess.run(
-            [*argv, "-printf", r"%P\0%s\0%T@\0%C@\0%i\0%m\0%l\0"],
-            env={**os.environ, "LC_ALL": "C"},
-            capture_output=True,
-            check=False,
-        )
+        form = r"%P\0%s\0%T@\0%C@\0%i\0%m\0%l\0//\0"
+        done = subprocess.run([*argv, "-printf", form], env={**os.environ, "LC_ALL": "C"}, capture_output=True, check=False)
         if done.returncode == 0:
             return Scan(top, done.stdout)
     return Scan(top, b"".join(_walked(str(top))))
@@ -81,34 +71,79 @@ def scan(top: Path) -> Scan:
 def identity(scanned: Scan, index: Path) -> dict[str, str]:
     """sha256 of the tree's content by part: ``sys`` and ``rest``. Names, content, link targets and execute bits count.
 
-    ``index`` is a file of this function's own: the hashes of the last scan, by size, time and inode, as git has one.
+    The directory ``index`` is this function's own. It keeps the last listing, and the lines that were hashed: a file
+    whose record is the same is not read again, as in git's index.
     """
-    quick = index.with_suffix(".last.json")
-    stamp = hashlib.sha256(scanned.raw).hexdigest()
-    last = _load(quick)
-    if last.get("listing") == stamp:
-        return {part: str(last[part]) for part in ("sys", "rest")}
-    known = _load(index)
-    now: dict[str, list[str]] = {}
-    for name, written, mode, link in zip(scanned.names, scanned.stamps, scanned.modes, scanned.links, strict=True):
-        if not _counts(name):
-            continue
-        old = known.get(name)
-        if link:
-            digest = f"-> {link}"
-        else:
-            digest = str(old[1]) if isinstance(old, list) and old[0] == written else file_sha256(scanned.top / name)
-        now[name] = [written, digest, "x" if int(mode, 8) & 0o100 else "-"]
-    order = known if known.keys() == now.keys() else sorted(now, key=_walk_order)
-    lines: dict[bool, list[str]] = {True: [], False: []}
-    for name in order:
-        lines[name.startswith("sys/")].append(f"{name}\0{now[name][2]}{now[name][1]}\n")
-    found = {
-        part: hashlib.sha256("".join(lines[part == "sys"]).encode(errors="surrogateescape")).hexdigest() for part in ("sys", "rest")
-    }
-    _save(index, {name: now[name] for name in order})
-    _save(quick, {"listing": stamp, **found})
+    before = _read(index / "listing")
+    lines = {part: _read(index / part) for part in PARTS}
+    if before == scanned.raw and all(lines.values()):
+        return _hashes(lines)
+    old = set(before.split(_END)[:-1]) if _sound(index, lines) else set()
+    fresh = {_name(record): record for record in scanned.records if record not in old}
+    gone = {_name(record) for record in old.difference(scanned.records)}
+    if old and gone == fresh.keys():
+        # The usual case, an edit: exchange a few lines.
+        for name, record in fresh.items():
+            part = _part(name)
+            lines[part] = _exchanged(lines[part], name, _line(record, scanned.top)) if _counts(name) else lines[part]
+    else:
+        known = (
+            {line.partition(b"\0")[0]: line for text in lines.values() for line in text.splitlines(keepends=True)} if old else {}
+        )
+        made = {
+            name: known[name] if name in known and name not in fresh else _line(record, scanned.top)
+            for record in scanned.records
+            if _counts(name := _name(record))
+        }
+        order = sorted(made, key=_walk_order)
+        lines = {part: b"".join(made[name] for name in order if _part(name) == part) for part in PARTS}
+    index.mkdir(parents=True, exist_ok=True)
+    found = _hashes(lines)
+    # The listing comes last: without it, the lines count for nothing.
+    for file, data in (*lines.items(), ("identity", json.dumps(found).encode()), ("listing", scanned.raw)):
+        unfinished = index / f".{file}.{os.getpid()}"
+        unfinished.write_bytes(data)
+        unfinished.replace(index / file)
     return found
+
+
+def _hashes(lines: dict[str, bytes]) -> dict[str, str]:
+    return {part: hashlib.sha256(text).hexdigest() for part, text in lines.items()}
+
+
+def _sound(index: Path, lines: dict[str, bytes]) -> bool:
+    """Whether the lines are those that the last identity was computed from."""
+    try:
+        return bool(json.loads(_read(index / "identity") or b"{}") == _hashes(lines))
+    except ValueError:
+        return False
+
+
+def _line(record: bytes, top: Path) -> bytes:
+    there = parse(record)
+    content = f"-> {there.link}" if there.link else file_sha256(top / there.name)
+    return _name(record) + b"\0" + (b"x" if there.executable else b"-") + os.fsencode(content) + b"\n"
+
+
+def _exchanged(text: bytes, name: bytes, line: bytes) -> bytes:
+    """``text`` with the line of ``name`` replaced."""
+    begin = 0 if text.startswith(name + b"\0") else text.index(b"\n" + name + b"\0") + 1
+    return text[:begin] + line + text[text.index(b"\n", begin) + 1 :]
+
+
+def _name(record: bytes) -> bytes:
+    return record.partition(b"\0")[0]
+
+
+def _part(name: bytes) -> str:
+    return "sys" if name.startswith(b"sys/") else "rest"
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError:
+        return b""
 
 
 def put_back(scanned: Scan, since: float, until: float) -> str:
@@ -117,21 +152,23 @@ def put_back(scanned: Scan, since: float, until: float) -> str:
     make compares times of change alone. It does not compile a file that ``cp -p``, ``rsync -a`` or an archive put back with
     an old time, when the object was made between the two.
     """
-    for name, (changed, touched) in zip(scanned.names, scanned.times, strict=True):
+    for record in scanned.records:
+        there = record.split(b"\0", 4)
+        changed, touched = float(there[2]), float(there[3])
         # An edited file has the same time as both. (A file system may keep one of them to the second.)
-        if touched > since and changed < min(until, touched - 2) and _counts(name):
-            return name
+        if touched > since and changed < min(until, touched - 2) and _counts(there[0]):
+            return os.fsdecode(there[0])
     return ""
 
 
-def _counts(name: str) -> bool:
+def _counts(name: bytes) -> bool:
     """False for what bmake's own tests write beside themselves when bmake is bootstrapped."""
-    return not name.startswith(_BMAKE_TESTS) or "/" in name[len(_BMAKE_TESTS) :] or name.endswith((".mk", ".exp"))
+    return not name.startswith(_BMAKE_TESTS) or b"/" in name[len(_BMAKE_TESTS) :] or name.endswith((b".mk", b".exp"))
 
 
-def _walk_order(name: str) -> tuple[tuple[bool, str], ...]:
+def _walk_order(name: bytes) -> tuple[tuple[bool, bytes], ...]:
     """The order of os.walk with sorted names: a directory's files before its directories."""
-    *above, last = name.split("/")
+    *above, last = name.split(b"/")
     return (*((True, part) for part in above), (False, last))
 
 
@@ -147,19 +184,4 @@ def _walked(top: str) -> Iterator[bytes]:
             link = os.readlink(path) if os.path.islink(path) else ""  # noqa: PTH114, PTH115
             times = [f"{ns // 10**9}.{ns % 10**9:09}" for ns in (there.st_mtime_ns, there.st_ctime_ns)]
             words = [path[len(top) :].lstrip("/"), there.st_size, *times, there.st_ino, f"{there.st_mode & 0o7777:o}", link]
-            yield b"".join(os.fsencode(str(word)) + b"\0" for word in words)
-
-
-def _load(path: Path) -> dict[str, object]:
-    try:
-        data = json.loads(path.read_text())
-    except (OSError, ValueError):
-        return {}
-    return data if isinstance(data, dict) else {}
-
-
-def _save(path: Path, data: dict[str, object]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f"{path.name}.{os.getpid()}")
-    part.write_text(json.dumps(data))
-    part.replace(path)
+            yield b"".join(os.fsencode(str(word)) + b"\0" for word in words) + _END

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -250,19 +251,23 @@ def test_both_ways_to_list_a_tree_agree(tmp_path: Path) -> None:
     (tmp_path / "bin/a b.c").chmod(0o755)
     found = treescan.scan(tmp_path)
     walked = treescan.Scan(tmp_path, b"".join(treescan._walked(str(tmp_path))))
-    rows = [sorted(zip(scan.names, scan.modes, scan.links, strict=True)) for scan in (found, walked)]
+    rows = [sorted((row.name, row.executable, row.link) for row in map(treescan.parse, scan.records)) for scan in (found, walked)]
     assert rows[0] == rows[1]
-    assert ".git/HEAD" not in found.names
-    one, other = (treescan.identity(scan, tmp_path.parent / f"{tmp_path.name}-{n}.json") for n, scan in enumerate((found, walked)))
+    assert not [name for name, _, _ in rows[0] if name.startswith(".git")]
+    one, other = (treescan.identity(scan, tmp_path.parent / f"{tmp_path.name}-{n}") for n, scan in enumerate((found, walked)))
     assert one == other
 
 
 def test_identity_is_of_content_modes_and_links_alone(tmp_path: Path) -> None:
-    index = tmp_path / "index.json"
+    index = tmp_path / "index"
     top = tree_with(tmp_path / "src", {"bin/a.c": "x"}).path
 
     def identity() -> dict[str, str]:
-        return treescan.identity(treescan.scan(top), index)
+        """As the index has it, which has to be what a first look gives."""
+        found = treescan.identity(treescan.scan(top), index)
+        shutil.rmtree(tmp_path / "new", ignore_errors=True)
+        assert found == treescan.identity(treescan.scan(top), tmp_path / "new")
+        return found
 
     first = identity()
     os.utime(top / "bin/a.c", (1, 1))
@@ -273,6 +278,13 @@ def test_identity_is_of_content_modes_and_links_alone(tmp_path: Path) -> None:
     (top / "bin/a.c").chmod(0o755)
     second = identity()
     assert (second["sys"], second["rest"] != first["rest"]) == (first["sys"], True)
-    index.with_suffix(".last.json").write_text("damaged")
-    index.write_text("[]")
-    assert identity() == second
+    (top / "bin/b.c").write_text("y")
+    (top / "bin/a.c").unlink()
+    third = identity()
+    assert third["rest"] not in (first["rest"], second["rest"])
+    (top / "bin/b.c").write_text("z")
+    assert identity()["rest"] != third["rest"]
+    for name in ("listing", "rest", "identity"):
+        (index / name).write_bytes(b"damaged")
+        (top / "bin/b.c").write_text(name)
+        identity()
