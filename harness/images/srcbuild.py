@@ -6,9 +6,11 @@ is only read, but for bmake's own tests, which write beside themselves when it i
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import math
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -39,6 +41,9 @@ RECIPE = 1
 _BROKEN_TESTS = "cmd-interrupt deptgt-interrupt opt-debug-x-trace"
 # Objects of a kernel and a small world take 400 MB, of a full world several GB.
 _NEEDED = {"small": 2 << 30, "zfs": 4 << 30, "full": 12 << 30}
+
+# sys/conf/files    sys/amd64/conf/GENERIC
+_CONFIGURES = re.compile(rb"sys/(?:[^/\0]+/)?conf/")
 
 
 @dataclass(frozen=True)
@@ -140,6 +145,11 @@ class Workshop:
         # Paths in the kernel's assertions would make its bytes depend on where the source lies.
         words.append(f"CONF_CFLAGS=-fmacro-prefix-map={self.tree.path}=/usr/src")
         self._seed(conf)
+        configured, state = self.objects / "sys" / f".{conf.name}.configured", self._configuration(conf)
+        if configured.is_file() and configured.read_text() == state:
+            # config(8) would write the same again (Makefile.inc1, KERNFAST).
+            words.append("-DKERNFAST")
+        configured.unlink(missing_ok=True)
         try:
             self.make(f"kernel-{conf.name}", "buildkernel", *words)
         except BuildError as exc:
@@ -150,7 +160,13 @@ class Workshop:
         kernel = self.objects / "sys" / conf.name / "kernel"
         if not kernel.is_file():
             raise BuildError(f"the build of {conf.name} succeeded but there is no {kernel}", mend="is it a kernel configuration?")
+        configured.write_text(state)
         return kernel
+
+    def _configuration(self, conf: KernConf) -> str:
+        """Everything that config(8) reads, as a hash: ``conf``, and the records of the tree's sys/conf and sys/*/conf."""
+        read = [record for record in self.scanned.records if _CONFIGURES.match(record)]
+        return combine([conf.hash, hashlib.sha256(b"".join(sorted(read))).hexdigest()])
 
     def _seed(self, conf: KernConf) -> None:
         """Give a configuration without objects those of a sibling: XENB compiles one file then, not a thousand.
