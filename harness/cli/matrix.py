@@ -106,6 +106,7 @@ def list_(
     suites: Annotated[list[str] | None, typer.Argument(help="Suites by name (default: all).")] = None,
     guest: Annotated[str, typer.Option("--guest", help="control, freebsd (by commas).")] = "",
     guest_type: Annotated[str, typer.Option("--type", help="pv, pvh, hvm (by commas).")] = "",
+    firmware: Annotated[str, typer.Option("--firmware", help="Firmwares of HVM guests: bios, uefi (by commas).")] = "",
     xen: Annotated[str, typer.Option("--xen", help="Xen versions of the lab (by commas).")] = "",
     kernel: Annotated[Path | None, typer.Option("--kernel", help="A FreeBSD kernel.")] = None,
     disk: Annotated[Path | None, typer.Option("--disk", help="The image with its root file system.")] = None,
@@ -116,7 +117,7 @@ def list_(
 ) -> None:
     """What would run: suites by cells, with what is skipped and why, and known issues. Boots nothing."""
     options = ["--fxh-everywhere"] if everywhere else []
-    asked = {"guest": guest, "type": guest_type, "xen": xen, "kernel": kernel, "disk": disk, "image": image}
+    asked = {"guest": guest, "type": guest_type, "firmware": firmware, "xen": xen, "kernel": kernel, "disk": disk, "image": image}
     for name, value in asked.items():
         if value:
             options += [f"--{name}", str(value.absolute() if isinstance(value, Path) else value)]

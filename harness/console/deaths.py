@@ -89,6 +89,10 @@ MARKERS = (
         b": ",
         rb"\] (?:BUG: (?:unable to handle|kernel NULL)[^\r\n]*|Oops: [^\r\n]*|general protection fault[^\r\n]*)",
     ),
+    # BdsDxe: No bootable option or device was found.       (edk2 MdeModulePkg/Universal/BdsDxe/BdsEntry.c)
+    _marker("firmware", b"BdsDxe: No bootable", rb"BdsDxe: No bootable option or device was found\."),
+    # ESC[0mESC[37mESC[40mShell> ESC[0m           (edk2 ShellPkg; OVMF starts its shell when no disk could be booted)
+    _marker("firmware", b"Shell> ", rb"(?:^|\x1b\[[\d;]*[A-Za-z])\r*Shell> ", True),
 )
 # After these nothing more of a report will come.
 # Uptime: 46s / Automatic reboot in 15 seconds / Rebooting... / KDB: enter: panic / ---[ end Kernel panic
@@ -143,7 +147,7 @@ def classify(data: bytes, stage: str = "") -> Death | None:
         if marker.literal in data:
             hits = [plain(match[0].decode("utf-8", "replace")).strip() for match in marker.pattern.finditer(data)]
             if hits:
-                found[marker.kind] = hits
+                found.setdefault(marker.kind, hits)
     if not found:
         return None
     text = decode(data)
@@ -165,6 +169,10 @@ def classify(data: bytes, stage: str = "") -> Death | None:
         # Nov 25 21:26:48 init: /bin/sh on /etc/rc terminated abnormally, going to single user mode
         told = re.findall(r"init: (.*going to single user mode)", text)
         message = told[-1] if told else "came up in single user mode"
+    elif kind == "firmware":
+        # BdsDxe: failed to load Boot0001 "UEFI QEMU HARDDISK QM00001 " from PciRoot(0x0)/Pci(0x4,0x0)/Sata(0x0,0xFFFF,0x0): Not Found
+        failed = re.findall(r"BdsDxe: (failed to (?:load|start) .+)", text)
+        message = f"the UEFI firmware found no bootable disk{f': {failed[-1].strip()}' if failed else ''}"
     elif kind == "ddb":
         message = "stopped in the kernel debugger"
     return Death(kind, message, stage, trace, guilty(trace), excerpt(text))

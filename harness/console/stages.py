@@ -38,8 +38,16 @@ FIRST_LINE = 60.0
 # A line of an i386 PV kernel begins with a CR: its console driver puts one behind each LF (sys/dev/xen/console/console.c of 10).
 # FreeBSD 8 to 15. Sources: domain facts B.3 and A.6 (sys/kern/init_main.c, vfs_mountroot.c, sys/dev/xen, sys/x86/xen).
 FREEBSD = (
-    # /boot/kernel/kernel text=0xa8080 ... (only where a loader talks on the same console: HVM)
-    _stage("loader", b"/boot/", rb"(?:FreeBSD/x86 bootstrap loader|^/?\S*/boot/kernel/kernel (?:text|data)=|BTX loader)", 300),
+    # BdsDxe: starting Boot0001 "UEFI QEMU HARDDISK QM00001 " from PciRoot(0x0)/Pci(0x4,0x0)/Sata(0x0,0xFFFF,0x0)
+    # HVM with UEFI (edk2 MdeModulePkg/Universal/BdsDxe); a BIOS prints on the screen only.
+    _stage("firmware", b"BdsDxe: ", rb"BdsDxe: (?:loading|starting) Boot[0-9A-Fa-f]{4} ", 300),
+    # /boot/kernel/kernel text=0xa8080 ...   /   FreeBSD/amd64 EFI loader, Revision 3.0     (HVM: the loader has the serial port, too)
+    _stage(
+        "loader",
+        b"l",
+        rb"(?:FreeBSD/x86 bootstrap loader|^/?\S*/boot/kernel/kernel (?:text|data)=|BTX loader|FreeBSD/\w+ EFI loader, Revision)",
+        300,
+    ),
     # Copyright (c) 1992-2021 The FreeBSD Project.
     _stage("kernel", b"The FreeBSD Project", rb"Copyright \(c\) 1992-\d{4} The FreeBSD Project", 60),
     # XEN: Hypervisor version 4.17 detected.   /   Hypervisor: Origin = "XenVMMXenVMM"   /   i386 PV: Xen reported: 2599.996 MHz processor.

@@ -17,6 +17,9 @@ from harness.images import slot as slots
 from harness.images.image import Image
 from harness.images.kernelfile import version_of
 from harness.xen import elfnotes
+from harness.xen.firmware import BIOS, UEFI
+
+NO_ESP_MEND = "take an image whose layout has an EFI system partition (`fxh image layouts`), or --firmware bios"
 
 
 @dataclass(frozen=True)
@@ -51,6 +54,8 @@ class GuestSource:
     """Kernel variables that the bootloader's configuration gives by itself."""
     image: str = ""
     """The image's name, where it is one of the store's."""
+    firmwares: tuple[str, ...] = (BIOS,)
+    """Firmwares that can start the first disk as HVM: ``bios``, ``uefi`` (its partition table has an EFI system partition)."""
 
     def disks_with(self, variables: Mapping[str, str]) -> tuple[DiskImage, ...]:
         """The disks for an HVM guest: its loader gives the kernel ``variables``. Raises UsageError when there is no place."""
@@ -59,6 +64,11 @@ class GuestSource:
         return tuple(
             replace(disk, path=slots.variant(disk.path, disk.slot, variables)) if disk.slot >= 0 else disk for disk in self.disks
         )
+
+    @property
+    def why_no_uefi(self) -> str:
+        """Why no UEFI firmware can start it, or ""."""
+        return "" if UEFI in self.firmwares else f"{self.label}: UEFI cannot start it: its disk has no EFI system partition"
 
     @cached_property
     def bits(self) -> int:
@@ -126,6 +136,7 @@ def from_image(image: Image, *, bootloader: str = "", root: str = "") -> GuestSo
         bootloader=bootloader,
         own_variables=tuple(image.menu_variables.items()),
         image=f"{image.name} {image.entry.key}",
+        firmwares=image.firmwares,
     )
 
 

@@ -10,6 +10,7 @@ from harness.errors import UsageError
 from harness.images import store
 from harness.images.inputs import Input
 from harness.images.store import Entry
+from harness.xen.firmware import BIOS
 
 _KIND = "images"
 
@@ -53,6 +54,11 @@ class Image:
     def types(self) -> tuple[str, ...]:
         """The guest types it can run as."""
         return tuple(self.data["types"])
+
+    @property
+    def firmwares(self) -> tuple[str, ...]:
+        """The firmwares that can start its first disk as HVM, of ``bios`` and ``uefi``. Older manifests do not say."""
+        return tuple(self.data.get("firmwares", [BIOS] if "hvm" in self.types else []))
 
     @property
     def pygrub(self) -> bool:
