@@ -74,11 +74,10 @@ def _way_in(host: XenHost, source: GuestSource, shape: Shape, variables: dict[st
         # Its variables are in its loader's configuration. No VNC server: nobody looks. Under emulation, where each access to a
         # port costs milliseconds: disks that the BIOS reads by DMA, and no screen to paint.
         quick = (("hdtype", "ahci"), ("vga", "none")) if host.facts.emulated else ()
-        firmware, own = "", None
-        if shape.firmware == UEFI:
-            firmware, own = "ovmf", host.own_ovmf
-        override = (("bios_path_override", host.files(own)[0]),) if own else ()
-        return (("vnc", 0), *quick, *override), {"serial": True, "boot": "c", "firmware": firmware}
+        uefi = shape.firmware == UEFI
+        ovmf = host.own_ovmf if uefi else None
+        override = (("bios_path_override", host.files(ovmf)[0]),) if ovmf else ()
+        return (("vnc", 0), *quick, *override), {"serial": True, "boot": "c", "firmware": "ovmf" if uefi else ""}
     if bootloader := shape.bootloader or source.bootloader:
         own = dict(source.own_variables)
         words = source.profile.command_line({key: value for key, value in variables.items() if own.get(key) != value})

@@ -88,8 +88,8 @@ class XenHost(Protocol):
 
     @property
     def capabilities(self) -> frozenset[str]:
-        """Of: pv, pv32, pvh, hvm, uefi (HVM with OVMF), pvshim (a PV shim is installed), pygrub, pygrub-restrict, console-log
-        (xenconsoled keeps every guest's), checkpoint, emulated (a lab without KVM).
+        """Of: pv, pv32, pvh, hvm, pvshim (a PV shim is installed), pygrub, pygrub-restrict, console-log (xenconsoled keeps
+        every guest's), checkpoint, emulated (a lab without KVM).
         """
         ...
 
@@ -209,8 +209,6 @@ class DirectHost:
         found = set(self.info.guest_types) | self._probed
         if "pvh" in found and self._shim:
             found.add("pvshim")
-        if "hvm" in found and not self.no_uefi:
-            found.add("uefi")
         if self.facts.emulated:
             found.add("emulated")
         return frozenset(found)

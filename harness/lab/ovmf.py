@@ -8,7 +8,6 @@ build also avoids.
 from __future__ import annotations
 
 import logging
-import os
 import shlex
 from pathlib import Path
 
@@ -41,14 +40,13 @@ def obtain(recipe: FirmwareRecipe) -> Path:
             tools.require()
             with tools.scratch(target, _ROOM_MIB) as work:
                 _make(recipe, work)
-                (work / "whole").rename(target)
+                (work / "fxh-out").rename(target)
     used(target)
     return target / FILE
 
 
 def _make(recipe: FirmwareRecipe, work: Path) -> None:
     log.info("building OVMF for Xen from Debian's source of %s: once, some five minutes of two CPUs", recipe.package)
-    whole = work / "whole"
     env = {
         "PACKAGE": recipe.package,
         "PLATFORM": recipe.platform,
@@ -69,9 +67,11 @@ def _make(recipe: FirmwareRecipe, work: Path) -> None:
         ],
         work,
     )  # fmt: skip
-    made = work / "fxh-out" / FILE
+    whole = work / "fxh-out"
+    made = whole / FILE
     size = made.stat().st_size if made.is_file() else 0
     if size < _SMALLEST or size % (64 << 10):
-        raise BuildError(f"the build of {recipe.platform} made a firmware of {size} bytes", mend=f"look into {work.parent}/last-failed-build.log")
-    (work / "fxh-out").rename(whole)
-    os.replace(work / "build.log", whole / "build.log")
+        kept = work.parent / "last-failed-build.log"
+        (work / "build.log").rename(kept)
+        raise BuildError(f"the build of {recipe.platform} made a firmware of {size} bytes", mend=f"the whole log is {kept}")
+    (work / "build.log").rename(whole / "build.log")

@@ -120,7 +120,7 @@ def test_a_bios_guest_is_configured_as_before(asked_for: str) -> None:
 
 
 def test_only_hvm_has_a_firmware() -> None:
-    with pytest.raises(UsageError, match="only|firmware 'ovmf' with type 'pvh'"):
+    with pytest.raises(UsageError, match="firmware 'ovmf' with type 'pvh'"):
         DomainConfig("x", "pvh", 512, firmware="ovmf").render()
     with pytest.raises(UsageError, match=r"freebsd-15\.1 as pvh with UEFI"):
         configure(Host(), source("uefi"), Shape("pvh", firmware="uefi"), "x")  # type: ignore[arg-type]
