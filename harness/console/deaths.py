@@ -90,8 +90,13 @@ MARKERS = (
         rb"\] (?:BUG: (?:unable to handle|kernel NULL)[^\r\n]*|Oops: [^\r\n]*|general protection fault[^\r\n]*)",
     ),
     # BdsDxe: No bootable option or device was found.       (edk2 MdeModulePkg/Universal/BdsDxe/BdsEntry.c)
-    _marker("firmware", b"BdsDxe: No bootable", rb"BdsDxe: No bootable option or device was found\."),
-    # ESC[0mESC[37mESC[40mShell> ESC[0m           (edk2 ShellPkg; OVMF starts its shell when no disk could be booted)
+    # BdsDxe: starting Boot0003 "EFI Internal Shell" from Fv(...)         (OVMF's last option; it waits for somebody to type)
+    _marker(
+        "firmware",
+        b"BdsDxe: ",
+        rb"BdsDxe: (?:No bootable option or device was found\.|starting Boot[0-9A-Fa-f]{4} \"EFI Internal Shell\"[^\r\n]*)",
+    ),
+    # ESC[11;01HESC[1mESC[33mESC[40mShell> ESC[0m           (edk2 ShellPkg)
     _marker("firmware", b"Shell> ", rb"(?:^|\x1b\[[\d;]*[A-Za-z])\r*Shell> ", True),
 )
 # After these nothing more of a report will come.
@@ -172,7 +177,7 @@ def classify(data: bytes, stage: str = "") -> Death | None:
     elif kind == "firmware":
         # BdsDxe: failed to load Boot0001 "UEFI QEMU HARDDISK QM00001 " from PciRoot(0x0)/Pci(0x4,0x0)/Sata(0x0,0xFFFF,0x0): Not Found
         failed = re.findall(r"BdsDxe: (failed to (?:load|start) .+)", text)
-        message = f"the UEFI firmware found no bootable disk{f': {failed[-1].strip()}' if failed else ''}"
+        message = "; ".join(["the UEFI firmware found no bootable disk", *(line.strip() for line in failed[-4:])])
     elif kind == "ddb":
         message = "stopped in the kernel debugger"
     return Death(kind, message, stage, trace, guilty(trace), excerpt(text))

@@ -47,12 +47,7 @@ def obtain(recipe: FirmwareRecipe) -> Path:
 
 def _make(recipe: FirmwareRecipe, work: Path) -> None:
     log.info("building OVMF for Xen from Debian's source of %s: once, some five minutes of two CPUs", recipe.package)
-    env = {
-        "PACKAGE": recipe.package,
-        "PLATFORM": recipe.platform,
-        "DEFINES": " ".join(recipe.defines),
-        "PCDS": " ".join(recipe.pcds),
-    }
+    env = {"PACKAGE": recipe.package, "PLATFORM": recipe.platform, "DEFINES": " ".join(recipe.defines)}
     setup = "\n".join(f"export {name}={shlex.quote(value)}" for name, value in env.items())
     # The build runs in a root of its own: with the compilers of that Debian, and nothing to install on this machine.
     tools.run(

@@ -35,14 +35,13 @@ class KernelRecipe:
 class FirmwareRecipe:
     """A UEFI firmware: ``platform`` of Debian ``suite``'s source ``package``, built by ``script`` with the packages ``tools``.
 
-    ``defines`` and ``pcds`` go to edk2's ``build`` as its options -D and --pcd.
+    ``defines`` go to edk2's ``build`` as its options -D.
     """
 
     suite: str
     package: str
     platform: str
     defines: tuple[str, ...]
-    pcds: tuple[str, ...]
     tools: tuple[str, ...]
     script: bytes
 
@@ -50,7 +49,7 @@ class FirmwareRecipe:
     def key(self) -> str:
         """Names its build in the store."""
         digest = hashlib.sha256(f"builder {_FIRMWARE_BUILDER}\n{self.suite}\n{self.package}\n{self.platform}\n".encode())
-        for part in (*self.defines, "|", *self.pcds, "|", *self.tools):
+        for part in (*self.defines, "|", *self.tools):
             digest.update(part.encode() + b"\n")
         digest.update(self.script)
         return f"{self.package}-{digest.hexdigest()[:12]}"

@@ -174,9 +174,7 @@ LOADING = (
     b'BdsDxe: loading Boot0001 "UEFI QEMU HARDDISK QM00001 " from PciRoot(0x0)/Pci(0x4,0x0)/Sata(0x0,0xFFFF,0x0)\r\n'
     b'BdsDxe: starting Boot0001 "UEFI QEMU HARDDISK QM00001 " from PciRoot(0x0)/Pci(0x4,0x0)/Sata(0x0,0xFFFF,0x0)\r\n'
 )
-FAILED = (
-    b'BdsDxe: failed to load Boot0001 "UEFI QEMU HARDDISK QM00001 " from PciRoot(0x0)/Pci(0x4,0x0)/Sata(0x0,0xFFFF,0x0): Not Found\r\n'
-)
+NO_DISK = (Path(__file__).parent.parent / "consoles" / "ovmf-no-disk-shell.log").read_bytes()
 
 
 def play(tmp_path: Path, data: bytes) -> ConsoleReader:
@@ -191,22 +189,29 @@ def test_stages_of_a_uefi_boot(tmp_path: Path) -> None:
     assert [reached.name for reached in play(tmp_path, LOADING + loader).stages] == ["firmware", "loader"]
 
 
-@pytest.mark.parametrize(
-    ("said", "message"),
-    [
-        (b"BdsDxe: No bootable option or device was found.\r\n", "the UEFI firmware found no bootable disk"),
-        (
-            FAILED + b"UEFI Interactive Shell v2.2\r\n\x1b[0m\x1b[37m\x1b[40mShell> ",
-            'the UEFI firmware found no bootable disk: failed to load Boot0001 "UEFI QEMU HARDDISK QM00001 " from '
-            "PciRoot(0x0)/Pci(0x4,0x0)/Sata(0x0,0xFFFF,0x0): Not Found",
-        ),
-    ],
-)
-def test_a_firmware_that_finds_nothing_to_boot_ends_the_boot(tmp_path: Path, said: bytes, message: str) -> None:
-    death = play(tmp_path, LOADING + said).death
+def test_a_firmware_that_finds_nothing_to_boot_ends_the_boot(tmp_path: Path) -> None:
+    """Without its shell it says so; no stage follows."""
+    death = play(tmp_path, LOADING + b"BdsDxe: No bootable option or device was found.\r\n").death
     assert death is not None
-    assert (death.kind, death.message, death.stage) == ("firmware", message, "firmware")
+    assert (death.kind, death.message, death.stage) == ("firmware", "the UEFI firmware found no bootable disk", "firmware")
     assert deaths.speaker(death.identity) == "console"
+
+
+@pytest.mark.parametrize("cut", [b"\x1b[2J\x1b[01;01H\x1b[01;01HUEFI Interactive", b""])
+def test_a_firmware_that_starts_its_shell_found_nothing_to_boot(tmp_path: Path, cut: bytes) -> None:
+    """Recorded from an empty disk: seen when the shell is started, and at its prompt."""
+    death = play(tmp_path, NO_DISK[: NO_DISK.index(cut)] if cut else NO_DISK).death
+    assert death is not None
+    assert (death.kind, death.stage) == ("firmware", "firmware")
+    assert death.message.startswith('the UEFI firmware found no bootable disk; failed to load Boot0001 "UEFI Misc Device" from PciRoot')
+    assert 'failed to load Boot0002 "UEFI QEMU HARDDISK QM00005 "' in death.message
+    assert death.message.endswith("Sata(0x0,0xFFFF,0x0): Not Found")
+
+
+def test_the_shell_prompt_alone_is_enough() -> None:
+    death = deaths.classify(NO_DISK[NO_DISK.index(b"UEFI Interactive") :])
+    assert death is not None
+    assert death.kind == "firmware"
 
 
 def test_words_that_only_look_like_the_shell(tmp_path: Path) -> None:
@@ -222,11 +227,11 @@ def test_the_key_knows_all_that_the_firmware_is_made_of() -> None:
     others = [
         replace(own, **{name: value})
         for name, value in (
-            ("suite", "sid"), ("package", "x"), ("platform", "OvmfPkg/OvmfPkgX64.dsc"), ("defines", ()), ("pcds", ("a=1",)),
+            ("suite", "sid"), ("package", "x"), ("platform", "OvmfPkg/OvmfPkgX64.dsc"), ("defines", ()),
             ("tools", ("gcc",)), ("script", b"true"),
         )
     ]  # fmt: skip
-    assert len({made.key for made in (own, *others)}) == 8
+    assert len({made.key for made in (own, *others)}) == 7
 
 
 def test_a_build_that_makes_no_firmware_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
