@@ -75,7 +75,10 @@ def test_uefi_is_a_cell_of_its_own_and_bios_keeps_its_name() -> None:
 
 
 def test_a_control_guest_has_no_firmware() -> None:
-    assert [str(cell) for cell in cells.cells(asked("uefi", guests="control"), ())] == ["control-pv-xen-4.20", "control-pvh-xen-4.20"]
+    assert [str(cell) for cell in cells.cells(asked("uefi", guests="control"), ())] == [
+        "control-pv-xen-4.20",
+        "control-pvh-xen-4.20",
+    ]
 
 
 def test_the_book_of_all_cells_has_uefi() -> None:
@@ -203,7 +206,9 @@ def test_a_firmware_that_starts_its_shell_found_nothing_to_boot(tmp_path: Path, 
     death = play(tmp_path, NO_DISK[: NO_DISK.index(cut)] if cut else NO_DISK).death
     assert death is not None
     assert (death.kind, death.stage) == ("firmware", "firmware")
-    assert death.message.startswith('the UEFI firmware found no bootable disk; failed to load Boot0001 "UEFI Misc Device" from PciRoot')
+    assert death.message.startswith(
+        'the UEFI firmware found no bootable disk; failed to load Boot0001 "UEFI Misc Device" from PciRoot'
+    )
     assert 'failed to load Boot0002 "UEFI QEMU HARDDISK QM00005 "' in death.message
     assert death.message.endswith("Sata(0x0,0xFFFF,0x0): Not Found")
 
