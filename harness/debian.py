@@ -7,6 +7,9 @@ import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
+READERS = {"qemu-img": "qemu-utils", "grub-fstest": "grub-common"}
+"""Programs that read disk images: qcow2, and files on ZFS."""
+
 _NONE: Mapping[str, str] = {}
 
 

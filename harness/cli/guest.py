@@ -43,11 +43,15 @@ def _host(
 
 
 def boot(
-    kernel: Annotated[Path | None, typer.Option("--kernel", help="A FreeBSD kernel.")] = None,
-    disk: Annotated[Path | None, typer.Option("--disk", help="The image with its root file system; it is not written to.")] = None,
+    kernel: Annotated[Path | None, typer.Option("--kernel", help="A FreeBSD kernel, instead of the disk's own.")] = None,
+    disk: Annotated[
+        Path | None, typer.Option("--disk", help="A FreeBSD disk image: raw or qcow2, perhaps in .xz; it is only read.")
+    ] = None,
     image: Annotated[str, typer.Option("--image", help="An image of the store, or an exported one's directory.")] = "",
     bootloader: Annotated[str, typer.Option("--bootloader", help="pygrub: dom0 reads the kernel from the image's disk.")] = "",
-    root: Annotated[str, typer.Option("--root", help="The guest's root device (default: the first disk).")] = "",
+    root: Annotated[
+        str, typer.Option("--root", help="The root device: xbd0p2, gpt/rootfs, zfs:POOL/DATASET (default: what the disk says).")
+    ] = "",
     guest_type: Annotated[str, typer.Option("--type", help="pv, pvh or hvm; pvshim: pv in the PV shim.")] = "",
     pvshim: Annotated[bool, typer.Option("--pvshim", help="The same as --type pvshim.")] = False,
     firmware: Annotated[str, typer.Option("--firmware", help="Of an HVM guest: bios or uefi.")] = "",
@@ -61,7 +65,7 @@ def boot(
     lab_memory: Annotated[int, typer.Option("--lab-memory", help="MiB of the lab.")] = 0,
     accel: Annotated[str, typer.Option("--accel", help="auto, tcg or kvm.")] = "auto",
 ) -> None:
-    """Boot a guest and hand over its console: the control guest, or a FreeBSD by --image, or by --kernel and --disk.
+    """Boot a guest and hand over its console: the control guest, or a FreeBSD by --image or --disk.
 
     Without a terminal it ends at the login prompt, or with exit code 1 when the guest dies.
     """
@@ -72,8 +76,8 @@ def boot(
     from harness.lab import factory, recipe
     from harness.xen.firmware import FIRMWARES
 
-    if (kernel is None) != (disk is None):
-        raise UsageError("--kernel and --disk go together", mend="give the kernel and the image with its root file system")
+    if kernel is not None and disk is None and not image:
+        raise UsageError("--kernel without a disk", mend="add --disk FILE, the image with the root file system")
     if firmware not in ("", *FIRMWARES):
         raise UsageError(f"--firmware {firmware}", mend=" or ".join(FIRMWARES))
     variables = []
@@ -85,13 +89,22 @@ def boot(
     if image:
         from harness.images import image as images
 
-        if kernel is not None:
-            raise UsageError("--image brings its kernel", mend="swap it: fxh image build --kernel KERNEL --base IMAGE")
+        if kernel is not None or disk is not None:
+            raise UsageError(
+                "--image brings its kernel and disks", mend="swap its kernel: fxh image build --kernel KERNEL --base IMAGE"
+            )
         what = source.from_image(images.find(image), bootloader=bootloader, root=root)
     elif bootloader:
         raise UsageError("--bootloader goes with --image")
     elif kernel is not None and disk is not None:
         what = source.freebsd(kernel, disk, root=root)
+    elif disk is not None:
+        from harness.images import diskread
+
+        read = diskread.take(disk, root)
+        diskread.tell(read)
+        diskread.check_types(read, [guest_type] if guest_type else [])
+        what = source.from_image(read)
     else:
         what = source.control(factory.control(factory.LabWish(xen or recipe.DEFAULT_XEN)))
     shape = Shape(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 import sys
 import time
@@ -13,7 +14,7 @@ import typer
 
 from harness.errors import InfrastructureError, UsageError
 
-app = typer.Typer(no_args_is_help=True, help="FreeBSD images: build, list, show, verify, export, rm, gc.")
+app = typer.Typer(no_args_is_help=True, help="FreeBSD images: build, list, show, verify, export, sets, rm, gc.")
 
 
 @app.command()
@@ -26,7 +27,7 @@ def build(
     kernel: Annotated[str, typer.Option("--kernel", help="A kernel file.")] = "",
     base: Annotated[str, typer.Option("--base", help="An image whose kernel is swapped.")] = "",
     kernconf: Annotated[str, typer.Option("--kernconf", help="XENA, XENB, XENREL, one of the tree's, or a file.")] = "",
-    world: Annotated[str, typer.Option("--world", help="small (what the suites need) or full.")] = "",
+    world: Annotated[str, typer.Option("--world", help="small (what the suites need), zfs (small with ZFS) or full.")] = "",
     layout: Annotated[str, typer.Option("--layout", help="See `fxh image layouts`.")] = "",
     size: Annotated[int, typer.Option("--size", help="MiB of the root file system.")] = 0,
     bsize: Annotated[int, typer.Option("--bsize", help="Bytes of a UFS block: 8192 to 65536.")] = 0,
@@ -43,7 +44,7 @@ def build(
     begun = time.monotonic()
     recipes = recipe.available()
     made = make.make(recipe.make(name or "freebsd", options, recipes))
-    print(f"{made.name} {made.entry.key}: FreeBSD {made.version}, {made.data['layout']}, {'/'.join(made.types)}, root {made.root}")
+    print(f"{made.name} {made.entry.key}: FreeBSD {made.release}, {made.data['layout']}, {'/'.join(made.types)}, root {made.root}")
     print(f"     {time.monotonic() - begun:.1f} s; boot it: fxh boot --image {made.name}", file=sys.stderr)
 
 
@@ -67,7 +68,7 @@ def list_(as_json: Annotated[bool, typer.Option("--json", help="For scripts.")] 
     rows: list[dict[str, Any]] = []
     for kind, entry in store.entries():
         data = entry.manifest
-        what = str(data.get("what", f"FreeBSD {data.get('version')}, {data.get('layout')}, {'/'.join(data.get('types', []))}"))
+        what = str(data.get("what", f"FreeBSD {image.release_of(data)}, {data.get('layout')}, {'/'.join(data.get('types', []))}"))
         rows.append({
             "kind": kind, "key": entry.key, "names": known.get(entry.key, []), "what": what, "bytes": entry.size,
             "used": time.strftime("%Y-%m-%d %H:%M", time.localtime(entry.used)),
@@ -88,9 +89,12 @@ def show(name: Annotated[str, typer.Argument(help="Name or key.")]) -> None:
     found = image.find(name)
     data = found.data
     print(
-        f"{name} {found.entry.key}: FreeBSD {data['version']} {data['machine']}, {'/'.join(found.types)}{', pygrub' if found.pygrub else ''}"
+        f"{name} {found.entry.key}: FreeBSD {found.release} {data['machine']}, {'/'.join(found.types)}{', pygrub' if found.pygrub else ''}"
     )
-    print(f"layout   {data['layout']}: {data['about']}; root {data['root']}")
+    print(f"version  {found.os_version}")
+    print(f"layout   {data['layout']}: {data['about']}; root {found.mountfrom}")
+    if found.firmwares:
+        print(f"firmware {', '.join(found.firmwares)}")
     for disk in found.disks:
         print(f"disk     {disk.vdev} {disk.format} {disk.file.stat().st_size >> 20} MiB  {disk.file}")
     if found.kernel:
@@ -138,6 +142,23 @@ def export(
             shutil.copyfile(path, directory / path.name)
         shutil.copystat(path, directory / path.name)
         print(directory / path.name)
+
+
+@app.command()
+def sets(
+    name: Annotated[str, typer.Argument(help="Name or key of an image that was built.")],
+    directory: Annotated[Path, typer.Argument(help="The mirror's top: the sets go to releases/<machine>/<release> below it.")],
+    release: Annotated[str, typer.Option("--as", help="The release's name (default: the kernel's, such as 15.1-RELEASE).")] = "",
+) -> None:
+    """Write an image's world and kernel as release sets: MANIFEST, base.txz, kernel.txz, in a mirror's layout."""
+    from harness.images import image
+    from harness.images import sets as writing
+
+    made = writing.write(image.find(name), directory, release)
+    for file in sorted(made.iterdir()):
+        print(f"{file}  {file.stat().st_size >> 10} KiB")
+    print(f"serve it:  python3 -m http.server -d {shlex.quote(str(directory))}", file=sys.stderr)
+    print(f"take it:   FXH_MIRROR=http://127.0.0.1:8000/releases/{made.parent.name} make run", file=sys.stderr)
 
 
 @app.command()

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from harness import __version__
-from harness.cli import config, guest, hosts, image, investigate, lab, matrix, merge, nightly, report, run, setup
+from harness.cli import config, guest, hosts, image, investigate, lab, matrix, merge, nightly, report, run, setup, tested
 from harness.errors import ExitCode, HarnessError
 
 app = typer.Typer(
@@ -22,6 +22,7 @@ app = typer.Typer(
 app.add_typer(lab.app, name="lab")
 app.add_typer(image.app, name="image")
 app.add_typer(config.app, name="config")
+app.add_typer(tested.app, name="matrix")
 run.register(app)
 matrix.register(app)
 guest.register(app)

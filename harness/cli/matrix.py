@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from harness import paths
+from harness.cli import places
 from harness.errors import ExitCode, HarnessError, UsageError
 
 if TYPE_CHECKING:
@@ -108,16 +109,24 @@ def list_(
     guest_type: Annotated[str, typer.Option("--type", help="pv, pvh, hvm (by commas).")] = "",
     firmware: Annotated[str, typer.Option("--firmware", help="Firmwares of HVM guests: bios, uefi (by commas).")] = "",
     xen: Annotated[str, typer.Option("--xen", help="Xen versions of the lab (by commas).")] = "",
-    kernel: Annotated[Path | None, typer.Option("--kernel", help="A FreeBSD kernel.")] = None,
-    disk: Annotated[Path | None, typer.Option("--disk", help="The image with its root file system.")] = None,
+    kernel: Annotated[Path | None, typer.Option("--kernel", help="A FreeBSD kernel, instead of the disk's own.")] = None,
+    disk: Annotated[
+        Path | None, typer.Option("--disk", help="A FreeBSD disk image: raw or qcow2, perhaps in .xz; it is only read.")
+    ] = None,
     image: Annotated[str, typer.Option("--image", help="A FreeBSD image of the store, or an exported one's directory.")] = "",
+    root: Annotated[str, typer.Option("--root", help="The root device, where a disk has more than one.")] = "",
     everywhere: Annotated[bool, typer.Option("--all", help="All guests and types that there could be.")] = False,
     cases: Annotated[bool, typer.Option("--cases", help="Each case with why it is skipped or known to fail.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
 ) -> None:
     """What would run: suites by cells, with what is skipped and why, and known issues. Boots nothing."""
+    if disk is not None and kernel is None and not image:
+        places.disk(disk, root)
     options = ["--fxh-everywhere"] if everywhere else []
-    asked = {"guest": guest, "type": guest_type, "firmware": firmware, "xen": xen, "kernel": kernel, "disk": disk, "image": image}
+    asked = {
+        "guest": guest, "type": guest_type, "firmware": firmware, "xen": xen, "kernel": kernel, "disk": disk, "image": image,
+        "root": root,
+    }  # fmt: skip
     for name, value in asked.items():
         if value:
             options += [f"--{name}", str(value.absolute() if isinstance(value, Path) else value)]
@@ -153,13 +162,16 @@ def table(entries: list[Entry], *, cases: bool = False) -> list[str]:
 
 
 def check() -> None:
-    """The suites' own bookkeeping: every known issue fits a case and is not past its date. Exit code 1 when not."""
+    """The suites' bookkeeping: every known issue fits a case and is not past its date, and the matrix in docs/suites.md is that of
+    the recorded runs. Exit code 1 if not."""
+    from harness.cli import tested
     from harness.plugin import known
 
     entries, issues = collect(["--fxh-everywhere"])
-    wrong = known.stale(issues, [(entry.case, entry.cell) for entry in entries], datetime.datetime.now(datetime.UTC).date())
+    stale = known.stale(issues, [(entry.case, entry.cell) for entry in entries], datetime.datetime.now(datetime.UTC).date())
+    wrong = [*(f"{known.FILE}: {line}" for line in stale), *tested.stale()]
     for line in wrong:
-        print(f"{known.FILE}: {line}")
+        print(line)
     if wrong:
         raise typer.Exit(ExitCode.PRODUCT)
     print(f"{len(issues)} known issues, {len({entry.case for entry in entries})} cases: in order")

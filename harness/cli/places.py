@@ -1,4 +1,4 @@
-"""Where runs are, and which of them, of their cases and of their cells is meant."""
+"""Where runs are, and which of them, of their cases and of their cells is meant; and which disk."""
 
 from __future__ import annotations
 
@@ -17,6 +17,13 @@ def reports(given: Path | None) -> Path:
     from harness import paths
 
     return (given or paths.project() / "reports").absolute()
+
+
+def disk(path: Path, root: str) -> None:
+    """Read a disk image before pytest starts, which then finds it known, and say what it is. Raises HarnessError."""
+    from harness.images import diskread
+
+    diskread.tell(diskread.take(path, root))
 
 
 def run_directory(where: Path, name: str) -> Path:

@@ -28,11 +28,15 @@ def run(
     pvshim: Annotated[bool, typer.Option("--pvshim", help="The same as --type pvshim.")] = False,
     firmware: Annotated[str, typer.Option("--firmware", help="Firmwares of HVM guests: bios, uefi (by commas).")] = "",
     xen: Annotated[str, typer.Option("--xen", help="Xen versions of the lab (by commas).")] = "",
-    kernel: Annotated[Path | None, typer.Option("--kernel", help="A FreeBSD kernel.")] = None,
-    disk: Annotated[Path | None, typer.Option("--disk", help="The image with its root file system.")] = None,
+    kernel: Annotated[Path | None, typer.Option("--kernel", help="A FreeBSD kernel, instead of the disk's own.")] = None,
+    disk: Annotated[
+        Path | None, typer.Option("--disk", help="A FreeBSD disk image: raw or qcow2, perhaps in .xz; it is only read.")
+    ] = None,
     image: Annotated[str, typer.Option("--image", help="A FreeBSD image of the store, or an exported one's directory.")] = "",
     bootloader: Annotated[str, typer.Option("--bootloader", help="pygrub: dom0 reads the kernel from the image's disk.")] = "",
-    root: Annotated[str, typer.Option("--root", help="The guest's root device.")] = "",
+    root: Annotated[
+        str, typer.Option("--root", help="The root device: xbd0p2, gpt/rootfs, zfs:POOL/DATASET (default: what the disk says).")
+    ] = "",
     xen_host: Annotated[
         str, typer.Option("--xen-host", help="Real hosts (by commas): names or tag:TAG of fxh.toml, user@host, local, lab.")
     ] = "",
@@ -64,7 +68,7 @@ def run(
     from harness.plugin.progress import Progress
     from harness.results import place
 
-    if with_release and not (guest or image or kernel):
+    if with_release and not (guest or image or disk):
         from harness.images import newcomer
 
         found, why = newcomer.release()
@@ -72,6 +76,8 @@ def run(
             guest, image = "control,freebsd", found.name
         else:
             print(why, file=sys.stderr)
+    if disk is not None and kernel is None and not image:
+        places.disk(disk, root)
     project = paths.project()
     where = places.reports(reports)
     if resume:

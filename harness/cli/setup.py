@@ -12,9 +12,9 @@ import typer
 from harness import debian
 from harness.errors import InfrastructureError
 
-# Tool -> Debian package. What builds a lab is in harness.lab.tools; this is what runs one, reaches one (`fxh lab ssh` is ssh), and
-# makes the suites' file systems.
-RUNS = {"qemu-system-x86_64": "qemu-system-x86", "qemu-img": "qemu-utils", "makefs": "makefs", "ssh": "openssh-client"}
+# Tool -> Debian package. What builds a lab is in harness.lab.tools; this is what runs one, reaches one (`fxh lab ssh` is ssh),
+# makes the suites' file systems, and reads disk images.
+RUNS = {"qemu-system-x86_64": "qemu-system-x86", "makefs": "makefs", "ssh": "openssh-client", **debian.READERS}
 
 
 def register(app: typer.Typer) -> None:

@@ -69,8 +69,17 @@ MARKERS = (
     # Fatal trap 12: page fault while in kernel mode
     _marker("trap", b"Fatal ", rb"^\r*Fatal (?:double fault|trap \d+: [^\r\n]*)"),
     # panic: mountroot: unable to (re-)mount root.   Also glued: "debug.kdb.panic: 0panic: kdb_sysctl_panic"; not
-    # "debug.kdb.panic: 0" (a dot before), not "Kernel panic - not syncing", not a word such as "mypanic:".
-    _marker("panic", b"panic: ", rb"(?:(?<![\w.])|(?<=\d))panic: (?!\d+\r*$)[^\r\n]+"),
+    # "debug.kdb.panic: 0" (a dot before), not "Kernel panic - not syncing", not a word such as "mypanic:", unless the next line
+    # is vpanic()'s (sys/kern/kern_shutdown.c): a panic begins wherever the console's line was.
+    # rootpanic: page fault
+    # cpuid = 0                                       (SMP kernels)
+    # time = 1764512345                               (12 and later)
+    _marker(
+        "panic",
+        b"panic: ",
+        rb"(?:(?<![\w.])|(?<=\d))panic: (?!\d+\r*$)[^\r\n]+"
+        rb"|panic: (?!\d+\r*$|[^\r\n]*panic: )[^\r\n]+(?=\r*\n\r*(?:cpuid|time) = \d+\r*$)",
+    ),
     # mountroot>
     _marker("mountroot", b"mountroot> ", rb"^\r*mountroot> ", True),
     # db>     db:0:kdb.enter.panic>
@@ -99,8 +108,9 @@ MARKERS = (
     # ESC[11;01HESC[1mESC[33mESC[40mShell> ESC[0m           (edk2 ShellPkg)
     _marker("firmware", b"Shell> ", rb"(?:^|\x1b\[[\d;]*[A-Za-z])\r*Shell> ", True),
 )
-# After these nothing more of a report will come.
-# Uptime: 46s / Automatic reboot in 15 seconds / Rebooting... / KDB: enter: panic / ---[ end Kernel panic
+# After these nothing more of a report will come. Since 14.0-STABLE 1400507 a FreeBSD guest's panic ends with neither of them: the
+# domain is gone after "Uptime: 46s", or after "Dump complete" (xctrl_shutdown_final()), and the report is over when it is quiet.
+# Automatic reboot in 15 seconds / Rebooting... / KDB: enter: panic / ---[ end Kernel panic
 _REPORT_ENDS = re.compile(
     rb"^\r*(?:Automatic reboot in|Rebooting\.\.\.|KDB: enter:)|Rebooting in \d+ seconds|---\[ end Kernel panic", re.MULTILINE
 )
@@ -115,7 +125,8 @@ _FRAMES = (_FREEBSD_FRAME, _FREEBSD_STACK, _LINUX_FRAME)
 # X_db_symbol_values stands for db_trace_self_wrapper in a kernel that knows its global symbols alone: no loader gave it others.
 # What every panic passes through; the frame after these is the one to look at.
 _MACHINERY = re.compile(
-    r"^(?:db_trace_self\w*|X_db_symbol_values|db_trace_thread|db_fetch_ksymtab|kdb_(?:backtrace|enter|trap|reenter\w*|break)|vpanic|panic|trap_\w+|trap|calltrap|Xpage|dblfault_handler"
+    r"^(?:db_trace_self\w*|X_db_symbol_values|db_trace_thread|db_fetch_ksymtab|kdb_(?:backtrace|enter|trap|reenter\w*|break)"
+    r"|vpanic|panic|kassert_panic|trap_\w+|trap|calltrap|Xpage\w*|Xdblfault|dblfault_handler"
     r"|dump_stack\w*|show_stack|__die\w*|die|oops_\w+|page_fault_oops|exc_\w+|asm_exc_\w+|crash_kexec|no_context|bad_area\w*"
     r"|do_user_addr_fault)$"
 )

@@ -36,18 +36,18 @@ def _stage(name: str, literal: bytes, pattern: bytes, budget: float) -> Stage:
 FIRST_LINE = 60.0
 
 # A line of an i386 PV kernel begins with a CR: its console driver puts one behind each LF (sys/dev/xen/console/console.c of 10).
-# FreeBSD 8 to 15. Sources: domain facts B.3 and A.6 (sys/kern/init_main.c, vfs_mountroot.c, sys/dev/xen, sys/x86/xen).
+# FreeBSD 8 to 15. The sources print these lines alike in 13.2, 14.2 and 15.1: sys/kern/init_main.c, vfs_mountroot.c,
+# sys/dev/xen, sys/x86/xen, libexec/rc/rc.d, and for the loaders stand/common/newvers.sh and load_elf.c.
 FREEBSD = (
     # BdsDxe: starting Boot0001 "UEFI QEMU HARDDISK QM00001 " from PciRoot(0x0)/Pci(0x4,0x0)/Sata(0x0,0xFFFF,0x0)
     # HVM with UEFI (edk2 MdeModulePkg/Universal/BdsDxe); a BIOS prints on the screen only.
     _stage("firmware", b"BdsDxe: ", rb"BdsDxe: (?:loading|starting) Boot[0-9A-Fa-f]{4} ", 300),
-    # /boot/kernel/kernel text=0xa8080 ...   /   FreeBSD/amd64 EFI loader, Revision 3.0     (HVM: the loader has the serial port, too)
-    _stage(
-        "loader",
-        b"l",
-        rb"(?:FreeBSD/x86 bootstrap loader|^/?\S*/boot/kernel/kernel (?:text|data)=|BTX loader|FreeBSD/\w+ EFI loader, Revision)",
-        300,
-    ),
+    # Only if a loader talks on the same console (HVM):
+    # BTX loader 1.00  BTX version is 1.02                      (BIOS, first)
+    # FreeBSD/x86 bootstrap loader, Revision 1.1                (BIOS)
+    # FreeBSD/amd64 EFI loader, Revision 3.0                    (UEFI)
+    # /boot/kernel/kernel text=0xa8080 ...
+    _stage("loader", b"er", rb"FreeBSD/\w+ (?:bootstrap|EFI) loader, |^/?\S*/boot/kernel/kernel (?:text|data)=|BTX loader \d", 300),
     # Copyright (c) 1992-2021 The FreeBSD Project.
     _stage("kernel", b"The FreeBSD Project", rb"Copyright \(c\) 1992-\d{4} The FreeBSD Project", 60),
     # XEN: Hypervisor version 4.17 detected.   /   Hypervisor: Origin = "XenVMMXenVMM"   /   i386 PV: Xen reported: 2599.996 MHz processor.

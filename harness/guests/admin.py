@@ -132,6 +132,15 @@ class FreeBSDAdmin:
         return f"ifconfig {interface} {'' if on else '-'}{word}"
 
     def checksum_errors(self, run: Run) -> int:
+        """Segments that TCP threw away for their checksum.
+
+        A netstat of another major release than the kernel's reads struct tcpstat at the wrong places: 14.0 put tcps_progdrops before
+        tcps_rcvbadsum (sys/netinet/tcp_var.h). Then the number is taken from the kernel's own struct.
+        """
+        kernel, _, world = run("sysctl -n kern.osreldate; uname -U 2>/dev/null || true").partition("\n")
+        if world.strip().isdigit() and int(world) // 100_000 != int(kernel) // 100_000:
+            at = 8 * (_RCVBADSUM_13 if int(kernel) < 1_400_000 else _RCVBADSUM_14)
+            return int(run(f"sysctl -b net.inet.tcp.stats | od -A n -t u8 -j {at} -N 8"))
         # 		0 discarded for bad checksums
         match = re.search(r"(\d+) discarded for bad checksum", run("netstat -s -p tcp"))
         if match is None:
@@ -148,6 +157,8 @@ class FreeBSDAdmin:
         return int(frames[1]), int(packets[1])
 
 
+# How many counters of 64 bits precede tcps_rcvbadsum in struct tcpstat of FreeBSD 13 and of 14 and 15.
+_RCVBADSUM_13, _RCVBADSUM_14 = 30, 31
 _FREEBSD_OFFLOADS = {"TXCSUM": "tx", "RXCSUM": "rx", "TSO4": "tso", "LRO": "lro"}
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from harness.console.stages import LINUX, Stage
 from harness.guests.profile import Fate, Interface, KernelIdentity, Run
+from harness.osversion import UNKNOWN, OSVersion
 from harness.xen import vdev
 
 # What spares an emulated CPU, beside what its kernel has not got (docs/lab.md, What a boot under emulation is made of): no pages
@@ -30,6 +31,10 @@ class Linux:
     halted: bytes = rb"reboot: System halted"
     user: str = "root"
     password: str = ""
+
+    @property
+    def os_version(self) -> OSVersion:
+        return UNKNOWN
 
     def command_line(self, variables: Mapping[str, str]) -> str:
         return " ".join(f"{name}={value}" if value else name for name, value in variables.items())

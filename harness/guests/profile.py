@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from harness.console.stages import Stage
+from harness.osversion import OSVersion
 
 Run = Callable[[str], str]
 """Runs a shell command line in the guest and returns its output; raises CommandFailed, GuestDied."""
@@ -14,11 +15,15 @@ Run = Callable[[str], str]
 
 @dataclass(frozen=True)
 class KernelIdentity:
-    """Which kernel runs: ``release`` as of uname -r, ``ident`` the name of its configuration, ``version`` in full."""
+    """Which kernel runs: ``release`` as of uname -r, ``ident`` the name of its configuration, ``version`` in full.
+
+    ``osreldate`` is FreeBSD's ``kern.osreldate`` (``uname -K``), 0 for another system.
+    """
 
     release: str
     ident: str
     version: str
+    osreldate: int = 0
 
 
 @dataclass(frozen=True)
@@ -52,6 +57,11 @@ class GuestProfile(Protocol):
 
     @property
     def version(self) -> str: ...
+
+    @property
+    def os_version(self) -> OSVersion:
+        """FreeBSD's version as far as it is known; for another system, harness.osversion.UNKNOWN."""
+        ...
 
     @property
     def stages(self) -> Sequence[Stage]: ...

@@ -8,14 +8,15 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
-from harness.digest import file_sha256
+from harness.digest import known_sha256
 from harness.errors import UsageError
 from harness.guests.freebsd import FreeBSD
 from harness.guests.linux import Linux
 from harness.guests.profile import GuestProfile
+from harness.images import diskformat, diskread, kernelfile
 from harness.images import slot as slots
 from harness.images.image import Image
-from harness.images.kernelfile import version_of
+from harness.images.kernelfile import os_version
 from harness.xen import elfnotes
 from harness.xen.firmware import BIOS, UEFI
 
@@ -36,7 +37,10 @@ class DiskImage:
 
 @dataclass(frozen=True)
 class GuestSource:
-    """A guest to be: ``label`` names it in cells (``freebsd-13.2``, ``control``). ``root`` is the guest's root device."""
+    """A guest to be: ``label`` names it in logs and domains (``freebsd-13.2``, ``control``).
+
+    ``root`` is the guest's root: a device (``xbd0p2``), or a value of vfs.root.mountfrom (``zfs:zroot/ROOT/default``).
+    """
 
     label: str
     profile: GuestProfile
@@ -56,6 +60,10 @@ class GuestSource:
     """The image's name, where it is one of the store's."""
     firmwares: tuple[str, ...] = (BIOS,)
     """Firmwares that can start the first disk as HVM: ``bios``, ``uefi`` (its partition table has an EFI system partition)."""
+    given: Path | None = None
+    """The file that the first disk came in, where somebody gave it: raw, qcow2, perhaps in xz."""
+    world: str = ""
+    """The release of the guest's programs where it is not the kernel's, for example ``13.2`` under a kernel 15.1."""
 
     def disks_with(self, variables: Mapping[str, str]) -> tuple[DiskImage, ...]:
         """The disks for an HVM guest: its loader gives the kernel ``variables``. Raises UsageError when there is no place."""
@@ -85,7 +93,7 @@ class GuestSource:
         digest = hashlib.sha256(f"{self.label} {self.profile.os} {self.root} {self.bootloader}\n".encode())
         for path in (self.kernel, self.ramdisk, *(disk.path for disk in self.disks)):
             if path is not None:
-                digest.update(file_sha256(path).encode())
+                digest.update(known_sha256(path).encode())
         for disk in self.disks:
             digest.update(f"{disk.vdev} {disk.format} {disk.readonly}\n".encode())
         return digest.hexdigest()[:16]
@@ -94,30 +102,37 @@ class GuestSource:
     def inputs(self) -> dict[str, str]:
         """What reports say this is made of: file names with their sha256."""
         found = {"image": self.image} if self.image else {}
-        for what, path in (("kernel", self.kernel), ("ramdisk", self.ramdisk), *((d.vdev, d.path) for d in self.disks)):
+        if self.world:
+            found["world"] = f"FreeBSD {self.world}"
+        files = (("kernel", self.kernel), ("ramdisk", self.ramdisk), ("disk", self.given))
+        for what, path in (*files, *((d.vdev, d.path) for d in self.disks)):
             if path is not None:
-                found[what] = f"{path.name} sha256:{file_sha256(path)}"
+                found[what] = f"{path.name} sha256:{known_sha256(path)}"
         return found
 
 
-def freebsd(kernel: Path, disk: Path, *, root: str = "", fmt: str = "") -> GuestSource:
-    """A FreeBSD that somebody has: a kernel and a disk with its root file system.
+def freebsd(kernel: Path, disk: Path, *, root: str = "") -> GuestSource:
+    """A FreeBSD that somebody has: a kernel and a disk with its root file system (raw or qcow2, perhaps in xz).
 
-    Raises UsageError for a kernel that no Xen can start, saying which guest types it could serve.
+    Without ``root`` the disk says what its root is. Raises UsageError for a disk that cannot be read, and for a kernel that no Xen
+    can start, saying which guest types it could serve.
     """
-    notes = elfnotes.read(kernel)
-    version = version_of(kernel.read_bytes())
-    if not version:
-        raise UsageError(f"{kernel}: no FreeBSD kernel (it does not name a version)", mend="give .../boot/kernel/kernel")
-    if not notes.guest_types:
+    looked = kernelfile.look(kernel)
+    version = os_version(kernel.read_bytes())
+    if not looked.types:
         raise UsageError(
-            f"{kernel}: FreeBSD {version}, but without Xen's ELF notes: neither PVH nor PV can start it",
+            f"{kernel}: FreeBSD {version.release}, but without Xen's ELF notes: neither PVH nor PV can start it",
             mend="build it with `options XENHVM` and do not strip its sections; HVM boots it through the loader",
         )
-    format_ = fmt or ("qcow2" if _is_qcow2(disk) else "raw")
-    image = DiskImage(disk, "xvda", format_)
-    profile = FreeBSD(version=version, types=notes.guest_types)
-    return GuestSource(f"freebsd-{version}", profile, kernel, disks=(image,), root=root or profile.disk_name("xvda"))
+    with diskformat.opened(disk) as raw:
+        device = diskread.root_device(raw, root)
+    if device.startswith("zfs:") and not looked.zfs:
+        raise UsageError(
+            f"{kernel}: FreeBSD {version.release} without ZFS, and the root is {device}: the module is loaded by a loader only",
+            mend="build it with `options ZFS`",
+        )
+    profile = FreeBSD.of(version, looked.types)
+    return GuestSource(f"freebsd-{version.release}", profile, kernel, disks=(DiskImage(raw.path),), root=device, given=raw.given)
 
 
 def from_image(image: Image, *, bootloader: str = "", root: str = "") -> GuestSource:
@@ -127,15 +142,18 @@ def from_image(image: Image, *, bootloader: str = "", root: str = "") -> GuestSo
             f"{image.name}: pygrub cannot read its first disk (layout {image.data['layout']})",
             mend="take a layout such as ufs1 or ext2boot",
         )
+    world = image.world_version if image.world_version != image.version else ""
     return GuestSource(
-        f"freebsd-{image.version}",
-        FreeBSD(version=image.version, types=image.types),
+        f"freebsd-{image.version}{f'-on-{world}' if world else ''}",
+        FreeBSD.of(image.os_version, image.types),
         image.kernel,
         disks=tuple(DiskImage(d.file, d.vdev, d.format, slot=d.slot) for d in image.disks),
-        root=root or image.root,
+        root=root or (image.root if image.mountfrom == f"ufs:/dev/{image.root}" else image.mountfrom),
         bootloader=bootloader,
         own_variables=tuple(image.menu_variables.items()),
-        image=f"{image.name} {image.entry.key}",
+        image=f"{image.name} {image.entry.key}" if image.disk is None else "",
+        given=image.given,
+        world=world,
         firmwares=image.firmwares,
     )
 
@@ -151,11 +169,3 @@ def control(directory: Path) -> GuestSource:
         memory=96,
         unpacked=unpacked if all(path.exists() for path in unpacked) else None,
     )
-
-
-def _is_qcow2(path: Path) -> bool:
-    try:
-        with path.open("rb") as file:
-            return file.read(4) == b"QFI\xfb"
-    except OSError as exc:
-        raise UsageError(f"{path}: {exc.strerror}", mend="give the path of a disk image that can be read") from exc

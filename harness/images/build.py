@@ -10,10 +10,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from harness import stamp
+from harness import paths, stamp
 from harness.digest import file_sha256
 from harness.errors import BuildError, UsageError
-from harness.images import disks, edits, image, kernelfile, makefs, metalog, slot, store
+from harness.images import disks, edits, image, kernelfile, knobs, makefs, metalog, store
 from harness.images.image import Image
 from harness.images.inputs import Input, key_of
 from harness.images.kernelfile import KernelFile
@@ -24,7 +24,9 @@ from harness.images.store import Entry
 log = logging.getLogger("fxh.images")
 
 # Raise when the same inputs come out as another image.
-_BUILDER = 2
+_BUILDER = 3
+_OF_WORLD = "world's "
+_ZFS_MODULE = "./boot/kernel/zfs.ko"
 
 
 @dataclass(frozen=True)
@@ -50,9 +52,10 @@ def fit(layout: Layout, world: Entry) -> Layout:
     tree = tree_of(world)
 
     def grown(fs: FileSystem) -> FileSystem:
-        if not fs.type.startswith("ufs"):
+        if fs.type not in ("ufs1", "ufs2", "zfs"):
             return fs
-        needed = metalog.size(metalog.subtree(tree, fs.mount, mounts)) >> 20
+        part = metalog.subtree(tree, fs.mount, mounts)
+        needed = (makefs.zfs_bytes(part) if fs.type == "zfs" else metalog.size(part)) >> 20
         return replace(fs, size=max(fs.size, needed * 2 // 64 * 64))
 
     return replace(layout, vdevs=tuple(replace(disk, fs=tuple(map(grown, disk.fs))) for disk in layout.vdevs))
@@ -64,14 +67,21 @@ def assemble(parts: Parts, name: str) -> Image:
     Raises UsageError for parts that do not go together, BuildError when a tool is missing or fails.
     """
     kernel, layout = parts.kernel, parts.layout
-    if not kernel.types and not layout.firmware:
+    if not kernel.types and not layout.firmwares:
         raise UsageError(kernelfile.why_not(kernel, False), mend="--layout gpt, or a kernel with `options XENHVM`")
+    module = layout.zfs and not kernel.zfs
     tool = makefs.find(parts.world.directory / "makefs")
     for _, _, fs in layout.parts:
         makefs.check(tool, fs)
     top = parts.world.directory / "tree"
     tree = tree_of(parts.world)
-    made = edits.make(layout, _read(top / "etc/ttys"))
+    if module and _ZFS_MODULE not in tree:
+        raise UsageError(
+            f"{kernel.path}: a kernel without ZFS, and a world without zfs.ko: layout {layout.name} has its root on ZFS",
+            mend="build with --kernconf XENZFS, or give a --kernel with `options ZFS`, or take a layout with UFS",
+        )
+    disks.check(layout, disks.BootCode(top / "boot"))
+    made = edits.make(layout, _read(top / "etc/ttys"), zfs_load=module)
     own = [
         Input("world", parts.world.key, str(parts.world.manifest["what"])),
         Input("kernel", kernel.sha256, str(kernel.path)),
@@ -101,18 +111,23 @@ def _write(
     with tempfile.TemporaryDirectory(prefix=".edits-", dir=work) as scratch:
         made.apply(tree, Path(scratch))
         metalog.add_file(tree, "./boot/kernel/kernel", work / "kernel", "0555")
-        disks.write(layout, tree, tool, top / "etc", disks.BootCode(top / "boot"), key_of(*own), work)
-    root = next(disk for disk, _, fs in layout.parts if fs.mount == "/")
+        variables = edits.kernel_variables((paths.project() / "images/freebsd/loader.conf").read_text())
+        disks.write(layout, tree, tool, top / "etc", disks.BootCode(top / "boot"), key_of(*own), work, variables)
+    # Xen loads no modules for a PVH guest, so that needs ZFS in the kernel.
+    direct = () if layout.zfs and not parts.kernel.zfs else parts.kernel.types
     rows = [
         {
             "file": disk.file, "vdev": disk.name, "format": "raw",
-            "slot": slot.locate(work / disk.file) if layout.firmware and disk == root else -1,
+            "slot": disks.slot_of(layout, disk, work / disk.file),
         }
         for disk in layout.vdevs
     ]  # fmt: skip
     return {
-        "version": parts.kernel.version, "machine": parts.kernel.machine, "layout": layout.name, "about": layout.about,
-        "root": layout.root, "types": [*parts.kernel.types, *(["hvm"] if layout.firmware else [])], "pygrub": layout.pygrub,
+        "version": parts.kernel.version, "branch": parts.kernel.branch, "osreldate": parts.kernel.osreldate,
+        "world_version": str(parts.world.manifest.get("version", "")),
+        "machine": parts.kernel.machine, "layout": layout.name, "about": layout.about,
+        "root": layout.root, "root_device": layout.root_device, "root_label": layout.root_label, "mountfrom": layout.mountfrom,
+        "types": [*direct, *(["hvm"] if layout.firmwares else [])], "firmwares": list(layout.firmwares), "pygrub": layout.pygrub,
         "menu_variables": edits.menu_variables(layout), "kernel": {"sha256": parts.kernel.sha256, "path": "/boot/kernel/kernel"},
         "disks": rows, "world": parts.world.key, "inputs": [vars(item) for item in (*own, *parts.inputs)],
         "built": stamp.now(), "seconds": round(time.monotonic() - begun, 2),
@@ -132,8 +147,15 @@ def _read(path: Path) -> str:
     return path.read_text(errors="replace") if path.is_file() else ""
 
 
+def preset_of(base: Image) -> str:
+    """The world preset that ``base`` was built with (knobs.PRESETS); "" for a world that was not built from source."""
+    world = store.find("worlds", str(base.data.get("world")))
+    preset = str(world.manifest.get("preset")) if world else ""
+    return preset if preset in knobs.PRESETS else ""
+
+
 def swap_kernel(base: Image, kernel: Path, name: str, layout: Layout) -> Image:
-    """``base`` with another kernel: the developer's inner loop. Raises UsageError when ``base`` is a disk somebody gave."""
+    """``base`` with another kernel, of any release: its world stays as it is. Raises UsageError if ``base`` is an imported disk."""
     key = base.data.get("world")
     if not key:
         raise UsageError(
@@ -145,5 +167,11 @@ def swap_kernel(base: Image, kernel: Path, name: str, layout: Layout) -> Image:
         raise UsageError(f"the world of {base.name} is gone from the store", mend="build the image again, then swap its kernel")
     world.touch()
     looked = kernelfile.look(kernel.expanduser().absolute())
-    inputs = tuple(item for item in base.inputs if item.what.startswith(("source", "src.conf", "compiler")))
+    # What the base was made from says nothing about this kernel, only about the world that it runs on.
+    of_world = [replace(item, what=item.what.removeprefix(_OF_WORLD)) for item in base.inputs]
+    inputs = tuple(
+        replace(item, what=_OF_WORLD + item.what)
+        for item in of_world
+        if item.what.startswith(("source", "src.conf", "compiler", "set base"))
+    )
     return assemble(Parts(world, looked, layout, inputs), name)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,29 +17,65 @@ from harness.images.tables import SECTOR, Part
 _MIB = (1 << 20) // SECTOR
 # A slice begins behind the first track, as fdisk and gpart have always done it.
 _SLICE_START = 63
+# gpart's first sector for a freebsd-boot that is aligned to 4 KiB.
 _BOOT_START = 40
 _LABEL_AT = SECTOR
+# pmbr reads all of a freebsd-boot through the BIOS, and no more than this (stand/i386/pmbr/pmbr.S).
+_BOOT_LIMIT = 545 << 10
+_GPT_KINDS = {"swap": "freebsd-swap", "ext2": "linux-data", "boot": "freebsd-boot", "efi": "efi", "zfs": "freebsd-zfs"}
+# How to get a world with it. WITHOUT_EFI leaves out loader.efi, and the small world is WITHOUT_LOADER_ZFS (share/mk/src.opts.mk).
+_WORLDS = {"loader.efi": "build the world WITH_EFI", "gptzfsboot": "build it with --world zfs (WITH_LOADER_ZFS)"}
 
 
 @dataclass(frozen=True)
 class BootCode:
-    """/boot/pmbr, /boot/gptboot, /boot/mbr and /boot/boot of the world."""
+    """The directory /boot of a world: pmbr, gptboot, gptzfsboot, mbr, boot, loader.efi."""
 
     directory: Path
 
-    def read(self, name: str) -> bytes:
+    def path(self, name: str) -> Path:
+        """Raises BuildError when the world lacks it."""
         path = self.directory / name
         if not path.is_file():
+            way = "UEFI" if name == "loader.efi" else "HVM"
             raise BuildError(
-                f"this world has no /boot/{name}: HVM cannot boot it", mend="build it WITH_BOOT, or take a layout without"
+                f"this world has no /boot/{name}: {way} cannot boot it",
+                mend=f"{_WORLDS.get(name, 'build the world WITH_BOOT')}, or take a layout without",
             )
-        return path.read_bytes()
+        return path
+
+    def read(self, name: str) -> bytes:
+        """Raises BuildError when the world lacks it."""
+        return self.path(name).read_bytes()
 
 
-def write(layout: Layout, tree: Tree, tool: Makefs | None, etc: Path, boot: BootCode, seed: str, directory: Path) -> None:
-    """Make all disks of ``layout`` from ``tree`` in ``directory``, without root. Raises UsageError, BuildError."""
+def check(layout: Layout, boot: BootCode) -> None:
+    """Raises BuildError when the world lacks boot code that ``layout`` needs."""
+    for disk, _, fs in layout.parts:
+        if fs.type == "efi":
+            boot.path("loader.efi")
+        elif fs.type == "boot":
+            boot.path("pmbr")
+            boot.path(_gptboot(disk))
+
+
+def write(
+    layout: Layout,
+    tree: Tree,
+    tool: Makefs | None,
+    etc: Path,
+    boot: BootCode,
+    seed: str,
+    directory: Path,
+    variables: Mapping[str, str],
+) -> None:
+    """Make all disks of ``layout`` from ``tree`` in ``directory``, without root. Raises UsageError, BuildError.
+
+    ``variables`` are kernel variables for the boot environment of a ZFS pool.
+    """
     for _, _, fs in layout.parts:
         makefs.check(tool, fs)
+    check(layout, boot)
     mounts = tuple(fs.mount for _, _, fs in layout.parts if fs.mount != "none")
     for mount in mounts:
         if mount != "/":
@@ -49,10 +86,24 @@ def write(layout: Layout, tree: Tree, tool: Makefs | None, etc: Path, boot: Boot
             for number, fs in enumerate(disk.fs):
                 # A disk without a table is its file system.
                 path = directory / disk.file if disk.table == "none" else Path(scratch) / f"{disk.name}-{number}"
-                files.append(
-                    _file_system(fs, metalog.subtree(tree, fs.mount, mounts), tool, etc, path, f"{seed} {disk.name} {number}")
-                )
+                own = f"{seed} {disk.name} {number}"
+                if fs.type == "boot":
+                    path.write_bytes(boot.read(_gptboot(disk)))
+                    files.append(path)
+                elif fs.type == "efi":
+                    makefs.fat(tool, fs, {"EFI/BOOT/BOOTX64.EFI": boot.path("loader.efi")}, path, own)
+                    files.append(path)
+                else:
+                    label = layout.root_label if fs.mount == "/" else "FB" + fs.mount.strip("/").replace("/", "").upper()
+                    files.append(_file_system(fs, metalog.subtree(tree, fs.mount, mounts), tool, etc, path, own, label))
+                if fs.type == "zfs":
+                    slot.fill_pool(path, variables)
             divide(disk, files, boot, f"{seed} {disk.name}", directory / disk.file)
+
+
+def _gptboot(disk: Vdev) -> str:
+    """The boot code for the file system that the disk's loader is on."""
+    return "gptzfsboot" if any(fs.type == "zfs" for fs in disk.fs) else "gptboot"
 
 
 def divide(disk: Vdev, files: list[Path | None], boot: BootCode, seed: str, target: Path) -> None:
@@ -63,7 +114,7 @@ def divide(disk: Vdev, files: list[Path | None], boot: BootCode, seed: str, targ
         _gpt(disk, files, boot, seed, target)
 
 
-def _file_system(fs: FileSystem, tree: Tree, tool: Makefs | None, etc: Path, path: Path, seed: str) -> Path | None:
+def _file_system(fs: FileSystem, tree: Tree, tool: Makefs | None, etc: Path, path: Path, seed: str, label: str) -> Path | None:
     """Make one file system; a swap partition is nothing but room."""
     if fs.type == "swap":
         with path.open("wb") as file:
@@ -71,8 +122,10 @@ def _file_system(fs: FileSystem, tree: Tree, tool: Makefs | None, etc: Path, pat
         return None
     if fs.type == "ext2":
         makefs.ext2(fs, tree, path, seed)
+    elif tool is not None and fs.type == "zfs":
+        makefs.zfs(tool, fs, tree, etc, path, seed)
     elif tool is not None:
-        makefs.ufs(tool, fs, tree, etc, path, "FBROOT" if fs.mount == "/" else "FB" + fs.mount.strip("/").replace("/", "").upper())
+        makefs.ufs(tool, fs, tree, etc, path, label)
     return path
 
 
@@ -99,33 +152,50 @@ def _mbr(disk: Vdev, files: list[Path | None], boot: BootCode, target: Path) -> 
         out.write(tables.mbr(_SLICE_START, size, code=boot.read("mbr") if disk.boot else b""))
 
 
+def place(disk: Vdev, sizes: list[int]) -> tuple[list[Part], int]:
+    """The partitions of a GPT disk whose file systems have ``sizes`` in sectors, and the disk's size in sectors.
+
+    mkimg(1) places partitions without a gap, from the first usable sector on (``packed``). bsdinstall aligns them.
+    """
+    parts: list[Part] = []
+    at = tables.GPT_FIRST if disk.packed else _BOOT_START if disk.fs[0].type == "boot" else _MIB
+    for fs, size in zip(disk.fs, sizes, strict=True):
+        parts.append(Part(_GPT_KINDS.get(fs.type, "freebsd-ufs"), at, size, fs.label))
+        at += size
+        if not disk.packed:
+            at = -(-at // _MIB) * _MIB
+    return parts, at + (tables.GPT_TAIL if disk.packed else _MIB)
+
+
 def _gpt(disk: Vdev, files: list[Path | None], boot: BootCode, seed: str, target: Path) -> None:
-    # pmbr reads all of the partition, sector by sector through the BIOS: so it is as small as the code (and 545 kB at most).
-    code = boot.read("gptboot") if disk.boot else b""
-    boot_sectors = -(-len(code) // SECTOR)
-    if _BOOT_START + boot_sectors > 2 * _MIB:
-        raise BuildError(f"/boot/gptboot of {len(code)} bytes does not fit before the first MiB")
-    parts = [Part("freebsd-boot", _BOOT_START, boot_sectors, "bootfs")] if disk.boot else []
-    at = 2 * _MIB if disk.boot else _MIB
-    placed = []
+    sizes = []
     for fs, file in zip(disk.fs, files, strict=True):
-        kind, name = {"swap": ("freebsd-swap", "swapfs"), "ext2": ("linux-data", "bootext2")}.get(
-            fs.type, ("freebsd-ufs", "rootfs" if fs.mount == "/" else fs.mount.strip("/").replace("/", "-"))
-        )
-        parts.append(Part(kind, at, fs.size * _MIB, name))
-        placed.append((file, at))
-        at += fs.size * _MIB
-    sectors = at + _MIB
-    first, last = tables.gpt(sectors, parts, seed=seed, code=boot.read("pmbr") if disk.boot else b"")
+        length = file.stat().st_size if fs.type == "boot" and file is not None else fs.bytes
+        if fs.type == "boot" and length > _BOOT_LIMIT:
+            raise BuildError(
+                f"/boot/{_gptboot(disk)} has {length} bytes, and pmbr reads {_BOOT_LIMIT}", mend="take a layout without"
+            )
+        sizes.append(-(-length // SECTOR))
+    parts, sectors = place(disk, sizes)
+    first, last = tables.gpt(sectors, parts, seed=seed, code=boot.read("pmbr") if disk.boots else b"")
     with target.open("wb") as out:
         out.truncate(sectors * SECTOR)
-        for file, start in placed:
+        for part, file in zip(parts, files, strict=True):
             if file is not None:
-                slot.paste(file, out.fileno(), start * SECTOR)
-        if disk.boot:
-            out.seek(_BOOT_START * SECTOR)
-            out.write(code)
+                slot.paste(file, out.fileno(), part.start * SECTOR)
         out.seek(0)
         out.write(first)
         out.seek(sectors * SECTOR - len(last))
         out.write(last)
+
+
+def slot_of(layout: Layout, disk: Vdev, image: Path) -> int:
+    """The offset of the slot in the disk file ``image``, -1 where ``disk`` has none. Raises BuildError when it is not there once."""
+    if not layout.firmwares or not any(fs.mount == "/" for fs in disk.fs):
+        return -1
+    if not layout.zfs:
+        return slot.locate(image)
+    at = slot.locate_pool(image)
+    if at < 0:
+        raise BuildError(f"{image.name}: its pool has no boot environment", mend="report it with the version of the tree")
+    return at

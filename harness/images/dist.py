@@ -1,4 +1,4 @@
-"""Release sets: base.txz and kernel.txz as MANIFEST names them, unpacked without root."""
+"""Release sets: base.txz and kernel.txz as MANIFEST names them, unpacked without root. harness/images/sets.py writes them."""
 
 from __future__ import annotations
 
@@ -16,13 +16,15 @@ from typing import Any
 
 from harness import paths
 from harness.errors import BuildError, UsageError
-from harness.images import destdir, fetch, store
+from harness.images import destdir, fetch, kernelfile, store
 from harness.images.inputs import Input, combine, key_of
 from harness.images.store import Entry
 
 log = logging.getLogger("fxh.images")
 
 _SETS = ("base", "kernel")
+# A program of each set, whose ELF header tells the set's machine.
+_PROOF = {"base": "sbin/init", "kernel": "boot/kernel/kernel"}
 # Raise when the same sets are unpacked to something else.
 _UNPACKER = 1
 
@@ -53,7 +55,10 @@ def parse_manifest(text: str) -> dict[str, Set]:
 
 
 def world(where: str) -> tuple[Entry, Path, tuple[Input, ...]]:
-    """World (kernel and modules among it) of the sets at ``where``, a URL or a directory; the kernel's path; the inputs."""
+    """World (kernel and modules among it) of the sets at ``where``, a URL or a directory; the kernel's path; the inputs.
+
+    Raises UsageError if a set is missing, or is for a machine that Xen's guests here are not: then nothing stays in the store.
+    """
     sets = parse_manifest(fetch.text(where, "MANIFEST"))
     missing = [name for name in _SETS if name not in sets]
     if missing:
@@ -67,8 +72,11 @@ def world(where: str) -> tuple[Entry, Path, tuple[Input, ...]]:
 
     def make(work: Path) -> dict[str, Any]:
         lines = {".": ". type=dir uid=0 gid=0 mode=0755"}
-        for name in _SETS:
-            unpack(fetch.checked(where, sets[name].file, sets[name].sha256), work / "tree", lines, patterns)
+        # The kernel comes first: it is a tenth of the base, and says whether the rest is worth fetching.
+        for name in reversed(_SETS):
+            archive = fetch.checked(where, sets[name].file, sets[name].sha256)
+            unpack(archive, work / "tree", lines, patterns)
+            _check_machine(work / "tree" / _PROOF[name], archive, f"{sets[name].file} of {where}")
         if not (work / "tree/boot/kernel/kernel").is_file():
             raise BuildError(f"the kernel set of {where} holds no boot/kernel/kernel")
         (work / "METALOG").write_text("\n".join(lines.values()) + "\n")
@@ -79,6 +87,20 @@ def world(where: str) -> tuple[Entry, Path, tuple[Input, ...]]:
 
     entry = store.obtain("worlds", key_of(*inputs), make)
     return entry, entry.directory / "tree/boot/kernel/kernel", inputs
+
+
+def _check_machine(program: Path, archive: Path, what: str) -> None:
+    """Raise UsageError if ``program`` is for another machine; its ``archive`` is of no use then, and goes."""
+    if not program.is_file():
+        return
+    with program.open("rb") as file:
+        head = file.read(64)
+    machine = kernelfile.machine_of(head)
+    if head[:4] == b"\x7fELF" and machine not in ("amd64", "i386"):
+        archive.unlink(missing_ok=True)
+        raise UsageError(
+            f"{what} is for {machine}; Xen's guests here are amd64 and i386", mend="give the sets of amd64, as releases/amd64/..."
+        )
 
 
 def left_out(path: str, patterns: tuple[str, ...]) -> bool:
@@ -108,6 +130,8 @@ def unpack(archive: Path, top: Path, lines: dict[str, str], patterns: tuple[str,
                         lines[path] = line
     except (tarfile.TarError, lzma.LZMAError, EOFError) as exc:
         raise BuildError(f"{archive.name} cannot be unpacked: {exc}", mend="fetch it again") from exc
+    except (FileExistsError, NotADirectoryError, IsADirectoryError) as exc:
+        raise BuildError(f"{archive.name}: a file and a directory of one name: {exc}", mend="that is no FreeBSD set") from exc
 
 
 def _member(tar: tarfile.TarFile, member: tarfile.TarInfo, path: str, top: Path, lines: dict[str, str]) -> str:
@@ -138,4 +162,7 @@ def _member(tar: tarfile.TarFile, member: tarfile.TarInfo, path: str, top: Path,
 
 def _vis(path: str) -> str:
     """As mtree(5) writes a name: blanks and the like by their octal number."""
-    return "".join(f"\\{byte:03o}" if byte <= 32 or byte in b"\\#=*?" or byte > 126 else chr(byte) for byte in path.encode())
+    return "".join(
+        f"\\{byte:03o}" if byte <= 32 or byte in b"\\#=*?" or byte > 126 else chr(byte)
+        for byte in path.encode(errors="surrogateescape")
+    )

@@ -34,33 +34,58 @@ class Edits:
             metalog.add_file(tree, path, where)
 
 
-def make(layout: Layout, ttys: str) -> Edits:
-    """What an image of ``layout`` needs; ``ttys`` is the world's own."""
+def make(layout: Layout, ttys: str, zfs_load: bool = False) -> Edits:
+    """What an image of ``layout`` needs. ``ttys`` is the world's own; ``zfs_load``: the loader must load zfs.ko."""
     data = paths.project() / "images/freebsd"
     files = {
         "./etc/fstab": fstab(layout).encode(),
-        "./etc/rc.conf": (data / "etc/rc.conf").read_bytes(),
+        "./etc/rc.conf": ((data / "etc/rc.conf").read_text() + ('zfs_enable="YES"\n' if layout.zfs else "")).encode(),
         "./etc/sysctl.conf": (data / "etc/sysctl.conf").read_bytes(),
-        "./boot/loader.conf": (data / "loader.conf").read_bytes(),
+        "./boot/loader.conf": loader_conf((data / "loader.conf").read_text(), layout, zfs_load).encode(),
         "./boot/grub/menu.lst": menu_lst(layout).encode(),
     }
     changed = with_getty(with_getty(ttys, "xc0", "Pc"), "ttyu0", "std.115200")
     if changed != ttys:
         files["./etc/ttys"] = changed.encode()
-    if layout.firmware:
+    if layout.firmwares and not layout.zfs:
         files[slot.PATH] = slot.text({})
     return Edits(tuple(sorted(files.items())))
 
 
+def loader_conf(text: str, layout: Layout, zfs_load: bool) -> str:
+    """/boot/loader.conf: ``text``, as ``layout`` needs it.
+
+    On ZFS the kernel variables are not in it, but in the pool's boot environment (harness.images.bootenv): loader.conf is read
+    later and would override what a run writes there.
+    """
+    if not layout.zfs:
+        return text
+    kept = [line for line in text.splitlines() if not line.startswith(slot.KERNEL_PREFIXES)]
+    # As release/tools/vmimage.subr does: a pool's vdev shall not go by its disk's serial number.
+    return "\n".join([*kept, 'kern.geom.label.disk_ident.enable="0"', *(['zfs_load="YES"'] if zfs_load else [])]) + "\n"
+
+
+def kernel_variables(text: str) -> dict[str, str]:
+    """The kernel variables of a loader.conf, without the loader's own."""
+    # kern.panic_reboot_wait_time="3"
+    found = re.findall(r'^([\w.]+)="([^"]*)"$', text, re.MULTILINE)
+    return {name: value for name, value in found if name.startswith(slot.KERNEL_PREFIXES)}
+
+
 def fstab(layout: Layout) -> str:
+    """/etc/fstab for ``layout``. ZFS mounts its datasets by itself."""
     lines = ["# Device\tMountpoint\tFStype\tOptions\tDump\tPass#"]
     for disk, number, fs in layout.parts:
-        device = f"/dev/{disk.device(number)}"
+        device = f"/dev/{disk.node(number)}"
+        if fs.type in ("boot", "zfs"):
+            continue
         if fs.type == "swap":
             lines.append(f"{device}\tnone\tswap\tsw\t0\t0")
         elif fs.type == "ext2":
             # Its driver is a module that a small kernel lacks, and only pygrub needs to read it.
             lines.append(f"{device}\t{fs.mount}\text2fs\tro,noauto\t0\t0")
+        elif fs.type == "efi":
+            lines.append(f"{device}\t{fs.mount}\tmsdosfs\trw\t2\t2")
         else:
             lines.append(f"{device}\t{fs.mount}\tufs\trw\t1\t{1 if fs.mount == '/' else 2}")
     return "\n".join(lines) + "\n"
@@ -68,7 +93,7 @@ def fstab(layout: Layout) -> str:
 
 def menu_variables(layout: Layout) -> dict[str, str]:
     """The kernel variables that menu.lst itself gives."""
-    return {"vfs.root.mountfrom": f"ufs:/dev/{layout.root}"}
+    return {"vfs.root.mountfrom": layout.mountfrom}
 
 
 def menu_lst(layout: Layout) -> str:

@@ -21,6 +21,8 @@ log = logging.getLogger("fxh.images.fetch")
 _SILENCE = 30.0
 _ATTEMPTS = 4
 _BLOCK = 1 << 18
+# A listing or a MANIFEST has some kilobytes; a server that sends more without end is none of ours.
+_SMALL = 4 << 20
 
 
 def is_url(where: str) -> bool:
@@ -28,21 +30,29 @@ def is_url(where: str) -> bool:
 
 
 def text(where: str, name: str, patience: float = _SILENCE) -> str:
-    """A small file of a mirror or a directory. Raises UsageError when it is not there, InfrastructureError without network."""
+    """A small file of a mirror or a directory, at most 4 MiB; bytes that are no UTF-8 are replaced.
+
+    Raises UsageError when it is not there, InfrastructureError without network.
+    """
     if not is_url(where):
         path = Path(where).expanduser() / name
         if not path.is_file():
             raise UsageError(
                 f"{where} has no {name}", mend="give a directory, or a mirror's URL, with MANIFEST, base.txz and kernel.txz"
             )
-        return path.read_text()
+        return path.read_text(errors="replace")
+    return page(where, name, patience)[0]
+
+
+def page(where: str, name: str = "", patience: float = _SILENCE) -> tuple[str, str]:
+    """A small file of a mirror as :func:`text` reads it, and the URL that it came from after redirects."""
     url = f"{where.rstrip('/')}/{name}"
     try:
         with urllib.request.urlopen(url, timeout=patience) as answer:
-            return str(answer.read().decode())
+            return answer.read(_SMALL).decode(errors="replace"), str(answer.geturl())
     except urllib.error.HTTPError as exc:
         raise UsageError(f"{url}: {exc.code} {exc.reason}", mend="give the directory of a release that holds MANIFEST") from exc
-    except (OSError, http.client.HTTPException) as exc:
+    except (OSError, http.client.HTTPException, ValueError) as exc:  # ValueError: a redirect to what is no URL
         raise InfrastructureError(f"{url}: {exc}", mend="is the network there? --dist takes a local directory, too") from exc
 
 
@@ -51,7 +61,7 @@ def reachable(where: str, seconds: float = 5.0) -> str:
     try:
         with urllib.request.urlopen(f"{where.rstrip('/')}/MANIFEST", timeout=seconds):
             return ""
-    except (OSError, http.client.HTTPException) as exc:
+    except (OSError, http.client.HTTPException, ValueError) as exc:
         return str(exc)
 
 

@@ -1,7 +1,8 @@
-"""What building FreeBSD needs of the build machine: compilers, headers, commands, each with the package that brings it."""
+"""The tools of the build machine that building FreeBSD needs: compiler, headers and commands, each with its Debian package."""
 
 from __future__ import annotations
 
+import logging
 import re
 import subprocess
 import sys
@@ -11,31 +12,51 @@ from pathlib import Path
 from harness import debian
 from harness.errors import BuildError
 
-# Debian's names. libncurses-dev: a host tool of lib/ncurses includes the host's ncurses_dll.h.
+log = logging.getLogger("fxh.images.build")
+
+# libncurses-dev: a host tool of lib/ncurses includes the host's ncurses_dll.h. bmake: the dry run before the build.
 _COMMANDS = {
     "cc": "gcc", "c++": "g++", "patch": "patch", "bzip2": "bzip2", "xz": "xz-utils", "setarch": "util-linux", "bash": "bash",
+    "bmake": "bmake",
 }  # fmt: skip
 _HEADERS = {"archive.h": "libarchive-dev", "zlib.h": "zlib1g-dev", "ncurses_dll.h": "libncurses-dev", "stdlib.h": "libc6-dev"}
-# The LLVM that each FreeBSD's own compiler is; a later one compiles it, too, with more warnings.
+# The LLVM that each FreeBSD's own compiler is (contrib/llvm-project of 13.2, 14.2, 15.1).
 _LLVM_OF = {13: 14, 14: 16, 15: 19}
+# FreeBSD's CI builds 14 and 15 on Linux with clang 14 and 18 (.github/workflows/cross-bootstrap-tools.yml).
+OLDEST = 14
+# clang 22 rejects the bootstrap tools up to 15.1: -Wincompatible-pointer-types-discards-qualifiers is an error there.
+_TOO_NEW = 22
 
 
 @dataclass(frozen=True)
 class Compiler:
-    """``bindir`` holds clang, clang++, clang-cpp and ld.lld; None on FreeBSD, whose own compiler serves."""
+    """``bindir`` holds clang, clang++, clang-cpp and ld.lld; None on FreeBSD, where the system's own compiler builds."""
 
     bindir: Path | None
     version: str
 
+    @property
+    def major(self) -> int:
+        """The major version of clang; 0 when ``version`` names none."""
+        # Debian clang version 19.1.7 (3~deb12u1)
+        match = re.search(r"version (\d+)\.", self.version)
+        return int(match[1]) if match else 0
+
+
+def suitable(number: int, major: int) -> bool:
+    """Whether LLVM ``number`` can build FreeBSD ``major``. A release newer than every known one takes any new compiler."""
+    return number >= OLDEST and (number < _TOO_NEW or major > max(_LLVM_OF))
+
 
 def choose(have: dict[int, Path], major: int) -> int:
-    """Which LLVM of ``have`` to take for FreeBSD ``major``: its own, else the next later, else the latest there is."""
+    """The LLVM of ``have`` for FreeBSD ``major``: its own, else the next later, else the latest there is; 0 for none."""
     wanted = _LLVM_OF.get(major, max(_LLVM_OF.values()))
-    return min((number for number in have if number >= wanted), default=max(have))
+    good = [number for number in have if suitable(number, major)]
+    return min((number for number in good if number >= wanted), default=max(good, default=0))
 
 
 def llvms(root: Path = Path("/usr/lib")) -> dict[int, Path]:
-    """The complete LLVMs of this machine, where Debian puts them."""
+    """The complete LLVMs of this machine, where Debian puts them, by major version."""
     found = {}
     for directory in root.glob("llvm-*"):
         match = re.fullmatch(r"llvm-(\d+)", directory.name)
@@ -45,25 +66,37 @@ def llvms(root: Path = Path("/usr/lib")) -> dict[int, Path]:
 
 
 def compiler(major: int) -> Compiler:
-    """The compiler for FreeBSD ``major``. Raises BuildError naming every package that this machine lacks."""
+    """The compiler for FreeBSD ``major``. Raises BuildError that names every package that this machine lacks."""
     if sys.platform.startswith("freebsd"):
         return Compiler(None, _version("cc"))
     missing = debian.lacking(_COMMANDS, _HEADERS)
     have = llvms()
-    if not have:
+    chosen = choose(have, major)
+    if not chosen:
         wanted = _LLVM_OF.get(major, max(_LLVM_OF.values()))
         missing += [f"clang-{wanted}", f"lld-{wanted}"]
     if missing:
         names = " ".join(dict.fromkeys(missing))
+        unfit = (
+            ""
+            if chosen or not have
+            else f" (clang {', '.join(map(str, sorted(have)))} cannot build FreeBSD {major}: {_span(major)})"
+        )
         raise BuildError(
-            f"building FreeBSD needs Debian packages this machine lacks: {names}",
+            f"building FreeBSD needs Debian packages this machine lacks: {names}{unfit}",
             mend=f"apt-get install --no-install-recommends {names}",
         )
-    bindir = have[choose(have, major)]
-    return Compiler(bindir, _version(str(bindir / "clang")))
+    found = Compiler(have[chosen], _version(str(have[chosen] / "clang")))
+    log.info("compiler: %s (%s)", found.version, found.bindir)
+    return found
+
+
+def _span(major: int) -> str:
+    """Which compilers can build FreeBSD ``major``, in words."""
+    return f"it takes {OLDEST} or later" if major > max(_LLVM_OF) else f"it takes {OLDEST} to {_TOO_NEW - 1}"
 
 
 def _version(command: str) -> str:
-    """Its first line; the host's compiler has no part in what is built, the target's has."""
+    """The first line of ``--version``. The host's compiler has no part in what is built; the target's has."""
     done = subprocess.run([command, "--version"], capture_output=True, text=True, check=False)
     return done.stdout.partition("\n")[0].strip()

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from harness import osversion
 from harness.errors import UsageError
-from harness.images import store
+from harness.images import kernelfile, store
 from harness.images.inputs import Input
 from harness.images.store import Entry
-from harness.xen.firmware import BIOS
+from harness.osversion import OSVersion
 
 _KIND = "images"
 
@@ -27,10 +30,13 @@ class ImageDisk:
 
 @dataclass(frozen=True)
 class Image:
-    """``name`` is how it was asked for."""
+    """``name`` is how it was asked for. ``disk`` is the file of its one disk where that is not in the entry, ``given`` the one
+    that somebody gave for it."""
 
     name: str
     entry: Entry
+    disk: Path | None = None
+    given: Path | None = None
 
     @property
     def data(self) -> dict[str, Any]:
@@ -38,7 +44,26 @@ class Image:
 
     @property
     def version(self) -> str:
+        """The kernel's release, for example ``15.1``; ``unknown`` for a disk that came without a kernel."""
         return str(self.data["version"])
+
+    @cached_property
+    def os_version(self) -> OSVersion:
+        """The kernel's version. A manifest written before November 2026 lacks branch and osreldate: the kernel file has them."""
+        if "osreldate" in self.data or self.kernel is None:
+            name = "-".join(filter(None, (self.version, str(self.data.get("branch", "")))))
+            return osversion.parse(name, int(self.data.get("osreldate", 0)))
+        return kernelfile.os_version(self.kernel.read_bytes())
+
+    @property
+    def world_version(self) -> str:
+        """The release of the programs on its disks; the kernel's where nobody noted another."""
+        return str(self.data.get("world_version") or self.version)
+
+    @property
+    def release(self) -> str:
+        """See :func:`release_of`."""
+        return release_of(self.data)
 
     @property
     def kernel(self) -> Path | None:
@@ -48,17 +73,33 @@ class Image:
 
     @property
     def root(self) -> str:
+        """The guest's root: a device (``xbd0p2``), or a dataset (``zroot/ROOT/default``)."""
         return str(self.data["root"])
+
+    @property
+    def root_device(self) -> str:
+        """The device that holds the root file system or its pool."""
+        return str(self.data.get("root_device") or self.root)
+
+    @property
+    def mountfrom(self) -> str:
+        """The value of vfs.root.mountfrom, as in ``ufs:/dev/xbd0p2`` or ``zfs:zroot/ROOT/default``."""
+        return str(self.data.get("mountfrom") or f"ufs:/dev/{self.root}")
+
+    @property
+    def zfs(self) -> bool:
+        """Whether its root is a ZFS dataset."""
+        return self.mountfrom.startswith("zfs:")
+
+    @property
+    def firmwares(self) -> tuple[str, ...]:
+        """The firmwares that can start it as an HVM guest, of ``bios`` and ``uefi``."""
+        return tuple(self.data.get("firmwares", ["bios"] if "hvm" in self.types else []))
 
     @property
     def types(self) -> tuple[str, ...]:
         """The guest types it can run as."""
         return tuple(self.data["types"])
-
-    @property
-    def firmwares(self) -> tuple[str, ...]:
-        """The firmwares that can start its first disk as HVM, of ``bios`` and ``uefi``. Older manifests do not say."""
-        return tuple(self.data.get("firmwares", [BIOS] if "hvm" in self.types else []))
 
     @property
     def pygrub(self) -> bool:
@@ -71,13 +112,19 @@ class Image:
     @property
     def disks(self) -> tuple[ImageDisk, ...]:
         return tuple(
-            ImageDisk(self.entry.directory / str(d["file"]), str(d["vdev"]), str(d["format"]), int(d["slot"]))
+            ImageDisk(self.disk or self.entry.directory / str(d["file"]), str(d["vdev"]), str(d["format"]), int(d["slot"]))
             for d in self.data["disks"]
         )
 
     @property
     def inputs(self) -> tuple[Input, ...]:
         return tuple(Input(**item) for item in self.data["inputs"])
+
+
+def release_of(manifest: Mapping[str, Any]) -> str:
+    """What an image's manifest says of its FreeBSD: ``15.1``, or ``15.1 on world 13.2`` for a kernel that was swapped in alone."""
+    kernel, world = str(manifest.get("version")), str(manifest.get("world_version") or "")
+    return f"{kernel} on world {world}" if world and world != kernel else kernel
 
 
 # -- names ------------------------------------------------------------------------------------------------------------

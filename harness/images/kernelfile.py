@@ -9,31 +9,58 @@ from pathlib import Path
 
 from harness.digest import file_sha256
 from harness.errors import UsageError
-from harness.xen import elfnotes
+from harness.osversion import OSVersion
+from harness.xen import elfnotes, elfsymbols
 
 # FreeBSD 13.2-RELEASE XENA       (version[] in the kernel's data, sys/conf/newvers.sh)
 _VERSION = re.compile(rb"FreeBSD (\d+\.\d+)-([A-Z][A-Za-z0-9_-]*)(?: [^\0\n]{0,80})?")
 # version[] (sys/conf/newvers.sh):  FreeBSD 13.2-RELEASE XENA
 # with a git checkout:              FreeBSD 14.1-STABLE stable/14-n269000-0123456789ab GENERIC\n
 _BANNER = re.compile(rb"FreeBSD \d+\.\d+-[A-Z][\w.-]*(?: [\w./+-]+)* [\w.-]+(?=\n?\0)")
+# What ZFS prints when it is initialised (sys/contrib/openzfs/module/os/freebsd/zfs/kmod_core.c, 13.2 to 15.1).
+_ZFS = b"ZFS storage pool version: "
 _MACHINES = {3: "i386", 62: "amd64", 183: "arm64", 243: "riscv", 20: "powerpc", 21: "powerpc64"}
 
 
 @dataclass(frozen=True)
 class KernelFile:
-    """``types``: the guest types Xen can start it as, from its ELF notes; an HVM guest's loader starts any."""
+    """``types``: the guest types Xen can start it as, from its ELF notes; an HVM guest's loader starts any.
+
+    ``version`` is the release (``13.2``), ``branch`` what follows it (``RELEASE-p1``), ``osreldate`` its ``__FreeBSD_version``,
+    0 if unknown. ``zfs``: ZFS is part of the kernel, not a module.
+    """
 
     path: Path
     version: str
     machine: str
     types: tuple[str, ...]
     sha256: str
+    branch: str = ""
+    osreldate: int = 0
+    zfs: bool = False
 
 
 def version_of(kernel: bytes) -> str:
-    """The release a kernel file names itself by, for example ``13.2``; "" when it is no FreeBSD kernel."""
+    """The release that a kernel file names itself by, for example ``13.2``; "" if it is not a FreeBSD kernel."""
     match = _VERSION.search(kernel)
     return match[1].decode() if match else ""
+
+
+def osreldate_of(kernel: bytes) -> int:
+    """``__FreeBSD_version`` of a kernel file: its variable ``osreldate`` (vers.c, made by sys/conf/newvers.sh).
+
+    0 if the file has no symbols, or a value that no FreeBSD of the versions 4 to 99 has.
+    """
+    number = elfsymbols.read_int(kernel, "osreldate") or 0
+    return number if 400_000 <= number < 10_000_000 else 0
+
+
+def os_version(kernel: bytes) -> OSVersion:
+    """What a kernel file says of its own version: name, branch and osreldate."""
+    match = _VERSION.search(kernel)
+    if match is None:
+        return OSVersion()
+    return OSVersion(match[1].decode(), match[2].decode(), osreldate_of(kernel))
 
 
 def banner(kernel: bytes) -> str:
@@ -44,7 +71,8 @@ def banner(kernel: bytes) -> str:
 
 def machine_of(kernel: bytes) -> str:
     """FreeBSD's name for the machine of an ELF file."""
-    number = int.from_bytes(kernel[18:20], "little")
+    # e_ident[EI_DATA] is 2 for big-endian (powerpc64).
+    number = int.from_bytes(kernel[18:20], "big" if kernel[5:6] == b"\2" else "little")
     return _MACHINES.get(number, f"machine {number}")
 
 
@@ -52,12 +80,14 @@ def look(path: Path) -> KernelFile:
     """Raises UsageError for a file that is no FreeBSD kernel for this kind of machine."""
     notes = elfnotes.read(path)
     data = path.read_bytes()
-    machine, version = machine_of(data), version_of(data)
+    machine, version = machine_of(data), os_version(data)
     if machine not in ("amd64", "i386"):
         raise UsageError(f"{path}: a kernel for {machine}; Xen's guests here are amd64 and i386", mend="build with TARGET=amd64")
-    if not version:
+    if not version.release:
         raise UsageError(f"{path}: no FreeBSD kernel (it does not name a version)", mend="give .../boot/kernel/kernel")
-    return KernelFile(path, version, machine, notes.guest_types, file_sha256(path))
+    return KernelFile(
+        path, version.release, machine, notes.guest_types, file_sha256(path), version.branch, version.osreldate, _ZFS in data
+    )
 
 
 def why_not(kernel: KernelFile, layout_boots: bool) -> str:

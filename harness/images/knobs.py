@@ -1,4 +1,4 @@
-"""The small world: which options of a source tree are switched off."""
+"""The worlds: which options of a source tree each turns off."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ import tomllib
 from dataclasses import dataclass
 
 from harness import paths
+from harness.errors import UsageError
 from harness.images.srctree import SourceTree
 
-PRESETS = ("small", "full")
+PRESETS = ("small", "zfs", "full")
 # __DEFAULT_YES_OPTIONS = \     (names on the following lines, each but the last with a backslash)
 _DEFAULT_YES = re.compile(r"^__DEFAULT_YES_OPTIONS\s*\+?=((?:.*\\\n)*.*)$", re.MULTILINE)
 
@@ -48,6 +49,14 @@ def makes_zfs(tree: SourceTree) -> bool:
 
 
 def preset(tree: SourceTree, name: str) -> WorldPreset:
+    """The world ``name``, one of PRESETS. Raises UsageError for another name, and for ZFS where makefs cannot write it."""
+    if name not in PRESETS:
+        raise UsageError(f"world {name!r}", mend=f"give one of {', '.join(PRESETS)}; for a kernel alone: --src TREE --base IMAGE")
+    if name == "zfs" and not makes_zfs(tree):
+        raise UsageError(
+            f"{tree.path}: the makefs of FreeBSD {tree.version} cannot write ZFS",
+            mend="give a tree of 14.0 or later, or a layout with UFS",
+        )
     data = tomllib.loads((paths.project() / "images/freebsd/small.toml").read_text())
     leave_out = tuple(data["leave_out"])
     # A compiler other than the tree's own prints warnings that the tree does not expect.
@@ -55,5 +64,5 @@ def preset(tree: SourceTree, name: str) -> WorldPreset:
     if name == "full":
         return WorldPreset(name, common, leave_out[:2])
     options = default_yes(tree.read("share/mk/bsd.opts.mk")) + default_yes(tree.read("share/mk/src.opts.mk"))
-    drop = frozenset(data["drop"]) | (frozenset() if makes_zfs(tree) else frozenset(data["drop_without_zfs"]))
+    drop = frozenset(data["drop"]) | (frozenset(data["zfs"]) if name == "small" else frozenset())
     return WorldPreset(name, common + small(options, drop), leave_out)

@@ -12,27 +12,51 @@ from harness.images.inputs import combine
 from harness.xen import vdev
 
 BLOCK_SIZES = (8192, 16384, 32768, 65536)
-_TYPES = ("ufs1", "ufs2", "ext2", "swap")
+_TYPES = ("ufs1", "ufs2", "ext2", "zfs", "efi", "boot", "swap")
+_GPT_ONLY = ("zfs", "efi", "boot")
 _ROOT_MIB = 512
+# release/tools/vmimage.subr makes an ESP of 33292 KiB, the smallest FAT32 with clusters of one sector (tools/boot/install-boot.sh).
+_SIZES = {"efi": 33, "boot": 0}
+# Names of GPT partitions in release/tools/vmimage.subr (13.2, 14.2). 15.1 calls the ESP efiboot0.
+_LABELS = {"efi": "efiesp", "boot": "bootfs", "swap": "swapfs", "ext2": "bootext2"}
 
 
 @dataclass(frozen=True)
 class FileSystem:
-    """``mount`` is where the guest mounts it (``none`` for swap); ``size`` in MiB, ``bsize`` in bytes (UFS)."""
+    """A file system, or a partition that has another use.
+
+    ``mount`` is where the guest mounts it (``none`` for ``swap`` and ``boot``), ``bsize`` the block size of a UFS in bytes.
+    """
 
     mount: str
     type: str
+    """ufs1, ufs2, ext2, zfs, efi (a FAT with loader.efi), boot (freebsd-boot: gptboot or gptzfsboot), or swap."""
     size: int = _ROOT_MIB
+    """MiB; 0 for ``boot``, which is as large as its code."""
     bsize: int = 32768
+    softupdates: bool = False
+    pool: str = ""
+    """zfs: the name of the pool."""
+    bootfs: str = ""
+    """zfs: the dataset that is the root, without the name of the pool."""
+    datasets: tuple[str, ...] = ()
+    """zfs: ``DATASET[;PROPERTY=VALUE]...`` without the name of the pool, as ``makefs -t zfs -o fs=`` takes them."""
 
     @property
     def bytes(self) -> int:
         return self.size << 20
 
+    @property
+    def label(self) -> str:
+        """The name of its GPT partition, as in ``/dev/gpt/rootfs``."""
+        if self.mount == "/":
+            return "rootfs"
+        return _LABELS.get(self.type) or self.mount.strip("/").replace("/", "-")
+
 
 @dataclass(frozen=True)
 class Vdev:
-    """One disk. ``table``: none, mbr or gpt; ``boot``: with boot code for a firmware."""
+    """One disk. ``table``: none, mbr or gpt; ``boot``: an MBR disk has boot code (a GPT disk has a partition for it)."""
 
     name: str
     fs: tuple[FileSystem, ...]
@@ -40,6 +64,10 @@ class Vdev:
     boot: bool = False
     label_offset: int = 0
     """mbr: the sector of the slice at which partition ``a`` begins: 0 or 16."""
+    packed: bool = False
+    """gpt: partitions follow each other without a gap, as mkimg(1) places them; otherwise they start at whole MiB."""
+    labels: bool = False
+    """gpt: fstab and the root's name use /dev/gpt/LABEL."""
 
     @property
     def file(self) -> str:
@@ -53,8 +81,22 @@ class Vdev:
             case "mbr":
                 return f"{disk}s1{'abdefgh'[number]}"
             case "gpt":
-                return f"{disk}p{number + (2 if self.boot else 1)}"
+                return f"{disk}p{number + 1}"
         return disk
+
+    def node(self, number: int) -> str:
+        """The path below /dev/ by which the guest's fstab names the file system ``number``.
+
+        An ESP always goes by its label: an HVM guest without PV disks calls the disk ada0, and a file system of fstab that is
+        missing stops its boot.
+        """
+        fs = self.fs[number]
+        return f"gpt/{fs.label}" if self.labels or fs.type == "efi" else self.device(number)
+
+    @property
+    def boots(self) -> bool:
+        """Whether a BIOS can start it."""
+        return self.boot or any(fs.type == "boot" for fs in self.fs)
 
 
 @dataclass(frozen=True)
@@ -74,18 +116,55 @@ class Layout:
         return tuple((disk, number, fs) for disk in self.vdevs for number, fs in enumerate(disk.fs))
 
     @property
+    def _root(self) -> tuple[Vdev, int, FileSystem]:
+        return next(part for part in self.parts if part[2].mount == "/")
+
+    @property
     def root(self) -> str:
-        """The guest's root device, as in ``xbd0p2``."""
-        return next(disk.device(number) for disk, number, fs in self.parts if fs.mount == "/")
+        """The guest's root: a device (``xbd0p2``), or a dataset (``zroot/ROOT/default``)."""
+        disk, number, fs = self._root
+        return f"{fs.pool}/{fs.bootfs}" if fs.type == "zfs" else disk.device(number)
+
+    @property
+    def root_device(self) -> str:
+        """The device that holds the root file system or its pool (``xbd0p2``)."""
+        disk, number, _ = self._root
+        return disk.device(number)
+
+    @property
+    def mountfrom(self) -> str:
+        """The value of vfs.root.mountfrom: ``ufs:/dev/xbd0p2``, ``ufs:/dev/gpt/rootfs``, ``zfs:zroot/ROOT/default``."""
+        disk, number, fs = self._root
+        return f"zfs:{self.root}" if fs.type == "zfs" else f"ufs:/dev/{disk.node(number)}"
 
     @property
     def root_type(self) -> str:
-        return next(fs.type for _, _, fs in self.parts if fs.mount == "/")
+        return self._root[2].type
+
+    @property
+    def root_label(self) -> str:
+        """The volume label of a UFS root (/dev/ufs/LABEL), "" for ZFS. The official VM images have ``rootfs``."""
+        disk, _, fs = self._root
+        return "" if fs.type == "zfs" else "rootfs" if disk.labels else "FBROOT"
+
+    @property
+    def zfs(self) -> bool:
+        return self.root_type == "zfs"
 
     @property
     def firmware(self) -> bool:
-        """Whether an HVM guest's firmware can start it."""
-        return self.vdevs[0].boot
+        """Whether a BIOS can start it."""
+        return self.vdevs[0].boots
+
+    @property
+    def uefi(self) -> bool:
+        """Whether UEFI can start it: its first disk has an EFI system partition."""
+        return any(fs.type == "efi" for fs in self.vdevs[0].fs)
+
+    @property
+    def firmwares(self) -> tuple[str, ...]:
+        """The firmwares that can start it as an HVM guest: a subset of ``("bios", "uefi")``."""
+        return tuple(name for name, there in (("bios", self.firmware), ("uefi", self.uefi)) if there)
 
     @property
     def pygrub(self) -> bool:
@@ -101,6 +180,12 @@ class Layout:
 def available() -> dict[str, str]:
     """Names of the layouts, and what each is."""
     return {name: data["about"] for name, data in _data().items()}
+
+
+def on_zfs(name: str) -> bool:
+    """Whether the layout ``name`` has its root on ZFS; False for a name that is none."""
+    data = _data()
+    return name in data and parse(name, data[name]).zfs
 
 
 def load(name: str, *, size: int = 0, bsize: int = 0) -> Layout:
@@ -124,7 +209,7 @@ def load(name: str, *, size: int = 0, bsize: int = 0) -> Layout:
 def parse(name: str, data: dict[str, Any]) -> Layout:
     """Raises UsageError for a layout that cannot be."""
     try:
-        vdevs = tuple(Vdev(**{**disk, "fs": tuple(FileSystem(**fs) for fs in disk["fs"])}) for disk in data["vdevs"])
+        vdevs = tuple(Vdev(**{**disk, "fs": tuple(map(_file_system, disk["fs"]))}) for disk in data["vdevs"])
         layout = Layout(name, data["about"], vdevs)
     except (KeyError, TypeError) as exc:
         raise UsageError(f"layout {name}: {exc}", mend="see images/freebsd/layouts.toml for the keys") from exc
@@ -138,10 +223,28 @@ def parse(name: str, data: dict[str, Any]) -> Layout:
             raise UsageError(f"layout {name}: table {disk.table!r}, label_offset {disk.label_offset}", mend="none, mbr, gpt; 0, 16")
         if disk.table == "none" and (len(disk.fs) != 1 or disk.boot):
             raise UsageError(f"layout {name}: {disk.name} has no table, so one file system and no boot code")
+        if disk.boot and disk.table == "gpt":
+            raise UsageError(f"layout {name}: {disk.name} has a GPT, which boots by a partition", mend='give fs of type "boot"')
+        if (disk.packed or disk.labels) and disk.table != "gpt":
+            raise UsageError(f"layout {name}: {disk.name} has no GPT, and only that is packed or has labels")
         for fs in disk.fs:
-            if fs.type not in _TYPES:
-                raise UsageError(f"layout {name}: file system type {fs.type!r}", mend=f"one of {', '.join(_TYPES)}")
+            _check(name, disk, fs)
     return layout
+
+
+def _file_system(data: dict[str, Any]) -> FileSystem:
+    size = _SIZES.get(str(data.get("type")), _ROOT_MIB)
+    return FileSystem(**{"size": size, **data, "datasets": tuple(data.get("datasets", ()))})
+
+
+def _check(name: str, disk: Vdev, fs: FileSystem) -> None:
+    """Raises UsageError for a file system that cannot be on ``disk``."""
+    if fs.type not in _TYPES:
+        raise UsageError(f"layout {name}: file system type {fs.type!r}", mend=f"one of {', '.join(_TYPES)}")
+    if fs.type in _GPT_ONLY and disk.table != "gpt":
+        raise UsageError(f"layout {name}: {fs.type} on {disk.name}, which has no GPT", mend='table = "gpt"')
+    if fs.type == "zfs" and not (fs.mount == "/" and fs.pool and fs.bootfs):
+        raise UsageError(f"layout {name}: a ZFS on {fs.mount}", mend="it is mounted at / and needs pool and bootfs")
 
 
 def _data() -> dict[str, dict[str, Any]]:

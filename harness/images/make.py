@@ -5,12 +5,11 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from harness.errors import UsageError
 from harness.images import build, destdir, diskimport, dist, image, kernelfile, layout
 from harness.images.build import Parts
 from harness.images.image import Image
 from harness.images.inputs import Input
-from harness.images.recipe import Recipe
+from harness.images.recipe import ZFS_KERNCONF, Recipe
 from harness.images.sources import FromSource
 
 
@@ -26,15 +25,19 @@ def make(recipe: Recipe) -> Image:
             if origins.get("layout", "default") != "default"
             else _layout(replace(recipe, layout=str(base.data["layout"])))
         )
-        kernel = Path(recipe.kernel) if recipe.kernel else _source(recipe).kernel(recipe.kernconf).directory / "kernel"
+        if shape.zfs and origins.get("kernconf") == "default":
+            recipe = replace(recipe, kernconf=ZFS_KERNCONF)
+        if origins.get("world") == "default":
+            # The base's own options: its object directory has the toolchain.
+            recipe = replace(recipe, world=build.preset_of(base) or recipe.world)
+        kernel = Path(recipe.kernel) if recipe.kernel else _kernel(recipe)
         return build.swap_kernel(base, kernel, recipe.name, shape)
     chosen = _layout(recipe)
     unused = () if recipe.src else ("kernconf", "world")
     words = [Input(f"option {key}", str(getattr(recipe, key)), origin) for key, origin in recipe.origins if key not in unused]
     if recipe.src:
-        if recipe.world not in ("small", "full"):
-            raise UsageError(f"world {recipe.world!r}", mend="small or full; for a kernel alone: --src TREE --base IMAGE")
         source = _source(recipe)
+        source.preflight(recipe.kernconf, world=True)
         kernel_entry = source.kernel(recipe.kernconf)
         world = source.world()
         looked = kernelfile.look(kernel_entry.directory / "kernel")
@@ -58,3 +61,10 @@ def _layout(recipe: Recipe) -> layout.Layout:
 
 def _source(recipe: Recipe) -> FromSource:
     return FromSource(Path(recipe.src), recipe.world, recipe.jobs)
+
+
+def _kernel(recipe: Recipe) -> Path:
+    """The kernel of a source tree alone, for a world that is in the store."""
+    source = _source(recipe)
+    source.preflight(recipe.kernconf, world=False)
+    return source.kernel(recipe.kernconf).directory / "kernel"

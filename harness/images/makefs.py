@@ -1,4 +1,4 @@
-"""Makes file systems without root: UFS by a makefs, ext2 by mke2fs."""
+"""Makes file systems without root: UFS, ZFS and FAT by a makefs, ext2 by mke2fs."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tempfile
 import uuid
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,11 +22,17 @@ from harness.images.metalog import Tree
 _EPOCH = "1700000000"
 _FREE_INODES = 20000
 _INODES_PER_MIB = 40
+# What makes a FAT where there is no FreeBSD makefs.
+_FAT_TOOLS = {"mkfs.fat", "mmd", "mcopy"}
+# makefs rounds a file up to a power of two, beyond 128 KiB to blocks of that size, and gives it indirect blocks of the same size
+# (usr.sbin/makefs/zfs.c, dnode_cursor_init()). ZFS needs 4 KiB for a directory, and keeps at most 128 MiB free for itself (spa_slop_shift
+# and spa_min_slop in sys/contrib/openzfs/module/zfs/spa_misc.c).
+_ZFS_SECTOR, _ZFS_BLOCK, _ZFS_RESERVED = 4096, 128 << 10, 128 << 20
 
 
 @dataclass(frozen=True)
 class Makefs:
-    """A makefs. FreeBSD's takes a manifest and makes both UFS; Debian's package is NetBSD's and makes UFS1 only."""
+    """A makefs. FreeBSD's takes a manifest and makes UFS1, UFS2, FAT and (14.0 and later) ZFS. NetBSD's, Debian's package, makes UFS1."""
 
     path: Path
     freebsd: bool
@@ -34,6 +41,16 @@ class Makefs:
     @property
     def hash(self) -> str:
         return file_sha256(self.path)
+
+    @property
+    def zfs(self) -> bool:
+        """Whether it makes ZFS: it then knows an option ``poolname`` (usr.sbin/makefs/zfs.c, zfs_prep_opts())."""
+        return self.freebsd and b"poolname" in self.path.read_bytes()
+
+    @property
+    def poolguid(self) -> bool:
+        """Whether it takes the GUID of a pool."""
+        return self.zfs and b"poolguid" in self.path.read_bytes()
 
 
 def find(built: Path | None) -> Makefs | None:
@@ -51,8 +68,20 @@ def find(built: Path | None) -> Makefs | None:
 
 def check(makefs: Makefs | None, fs: FileSystem) -> None:
     """Raises BuildError when ``fs`` cannot be made by this makefs."""
-    if fs.type == "ext2" and shutil.which("mke2fs", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin") is None:
+    if fs.type == "ext2" and shutil.which("mke2fs", path=_path()) is None:
         raise BuildError("an ext2 file system needs mke2fs", mend="apt-get install e2fsprogs")
+    if fs.type == "zfs" and (makefs is None or not makefs.zfs):
+        raise BuildError(
+            f"a ZFS needs FreeBSD's makefs of 14.0 or later, and {_called(makefs)}",
+            mend="take a layout with UFS, or a world built from the sources of 14.0 or later, or name a makefs in FXH_MAKEFS",
+        )
+    if fs.type == "efi" and (makefs is None or not makefs.freebsd):
+        lacking = _FAT_TOOLS - {name for name in _FAT_TOOLS if shutil.which(name, path=_path())}
+        if lacking:
+            raise BuildError(
+                f"an EFI system partition needs FreeBSD's makefs or {' and '.join(sorted(lacking))}",
+                mend="apt-get install dosfstools mtools, or build a world from --src (it brings its makefs)",
+            )
     if fs.type not in ("ufs1", "ufs2"):
         return
     if makefs is None:
@@ -76,6 +105,8 @@ def ufs(makefs: Makefs, fs: FileSystem, tree: Tree, etc: Path, target: Path, lab
             f"{needed >> 20} MiB of files do not fit on a {fs.mount} of {fs.size} MiB", mend=f"--size {(needed >> 20) * 3 // 2}"
         )
     options = f"version={fs.type[-1]},bsize={fs.bsize},fsize={fs.bsize // 8}"
+    if makefs.freebsd and fs.softupdates:
+        options += ",softupdates=1"
     common = [
         "-t",
         "ffs",
@@ -103,6 +134,117 @@ def ufs(makefs: Makefs, fs: FileSystem, tree: Tree, etc: Path, target: Path, lab
         if not makefs.freebsd and shutil.which("fallocate"):
             # NetBSD's writes every block: the holes are dug afterwards.
             run(["fallocate", "--dig-holes", str(target)])
+
+
+def zfs_bytes(tree: Tree) -> int:
+    """What the files and directories of ``tree`` take in a pool that makefs makes, in bytes."""
+    total = 0
+    for node in tree.values():
+        size = node.contents.stat().st_size if node.contents is not None else 0
+        blocks = -(-size // _ZFS_BLOCK)
+        if blocks > 1:
+            total += (blocks + -(-blocks // 1024)) * _ZFS_BLOCK
+        elif size or node.type == "dir":
+            total += max(_ZFS_SECTOR, 1 << (size - 1).bit_length() if size else 0)
+        total += 512  # its dnode
+    return total
+
+
+def mountpoints(datasets: Iterable[str]) -> tuple[str, ...]:
+    """Where the datasets that have a mount point are mounted: by their property, or below their parent.
+
+    >>> mountpoints(["ROOT;mountpoint=none", "var;mountpoint=/var;canmount=off", "var/log;setuid=off"])
+    ('/var', '/var/log')
+    """
+    found: dict[str, str] = {"": "none"}
+    for dataset in datasets:
+        name, *properties = dataset.split(";")
+        parent, _, last = name.rpartition("/")
+        above = found.get(parent, "none")
+        inherited = "none" if above == "none" else f"{above.rstrip('/')}/{last}"
+        found[name] = dict(word.split("=", 1) for word in properties).get("mountpoint", inherited)
+    return tuple(path for path in found.values() if path != "none")
+
+
+def zfs(makefs: Makefs, fs: FileSystem, tree: Tree, etc: Path, target: Path, seed: str) -> None:
+    """Write ``tree`` as a pool with the datasets of ``fs`` to ``target``.
+
+    The GUID of the pool follows from ``seed`` where this makefs takes one (15.1). All pools of an older one (14.2) have the same.
+    Raises UsageError when it does not fit, BuildError with the tool's words.
+    """
+    check(makefs, fs)
+    tree = dict(tree)
+    for mountpoint in mountpoints(fs.datasets):
+        # makefs makes a mount point that is missing, but not the directories above it.
+        metalog.add_directory(tree, f".{mountpoint.rpartition('/')[0]}" if mountpoint.count("/") > 1 else ".")
+    needed = zfs_bytes(tree) + _ZFS_RESERVED
+    if needed > fs.bytes:
+        raise UsageError(f"{needed >> 20} MiB do not fit in a pool of {fs.size} MiB", mend=f"--size {(needed >> 20) * 3 // 2}")
+    options = [
+        f"poolname={fs.pool}", *([f"poolguid={uuid.uuid5(uuid.NAMESPACE_OID, seed).int >> 65}"] if makefs.poolguid else []),
+        f"bootfs={fs.pool}/{fs.bootfs}", "rootpath=/", f"fs={fs.pool};mountpoint=none", *(f"fs={fs.pool}/{dataset}" for dataset in fs.datasets),
+    ]  # fmt: skip
+    with tempfile.TemporaryDirectory(prefix=".makefs-", dir=target.parent) as scratch:
+        manifest = Path(scratch) / "manifest"
+        manifest.write_text(metalog.render(tree, target.parent))
+        words = [word for option in options for word in ("-o", option)]
+        argv = [
+            str(makefs.path),
+            "-t",
+            "zfs",
+            "-N",
+            str(etc),
+            "-T",
+            _EPOCH,
+            "-s",
+            str(fs.bytes),
+            *words,
+            str(target),
+            str(manifest),
+        ]
+        run(argv, where=target.parent)
+
+
+def fat(makefs: Makefs | None, fs: FileSystem, files: Mapping[str, Path], target: Path, seed: str) -> None:
+    """Write ``files``, by path (``EFI/BOOT/BOOTX64.EFI``), as a FAT32 to ``target``.
+
+    tools/boot/install-boot.sh makes the ESP of the official images in this way: FAT32, clusters of one sector, label EFISYS.
+    Raises BuildError with the tool's words, also when they do not fit.
+    """
+    check(makefs, fs)
+    serial = uuid.uuid5(uuid.NAMESPACE_OID, seed).int >> 96
+    with tempfile.TemporaryDirectory(prefix=".esp-", dir=target.parent) as scratch:
+        top = Path(scratch) / "esp"
+        for name, source in files.items():
+            (top / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(source, top / name)
+        paths = sorted(top.rglob("*"))
+        for path in paths:
+            os.utime(path, (int(_EPOCH), int(_EPOCH)))
+        if makefs is not None and makefs.freebsd:
+            options = f"fat_type=32,sectors_per_cluster=1,volume_label=EFISYS,volume_id={serial}"
+            # -T must precede -o: msdos_parse_opts() takes the time over when it reads an option (usr.sbin/makefs/msdos.c).
+            run([str(makefs.path), "-t", "msdos", "-T", _EPOCH, "-s", str(fs.bytes), "-o", options, str(target), str(top)])
+            return
+        with target.open("wb") as file:
+            file.truncate(fs.bytes)
+        run(["mkfs.fat", "--invariant", "-F", "32", "-s", "1", "-n", "EFISYS", "-i", f"{serial:08x}", str(target)])
+        steady = {"SOURCE_DATE_EPOCH": _EPOCH, "MTOOLSRC": "/dev/null", "TZ": "UTC"}
+        for path in paths:
+            name = f"::/{path.relative_to(top)}"
+            argv = ["mmd", "-i", str(target), name] if path.is_dir() else ["mcopy", "-m", "-i", str(target), str(path), name]
+            run(argv, steady)
+
+
+def _called(makefs: Makefs | None) -> str:
+    if makefs is None:
+        return "there is none"
+    return f"{makefs.origin} is " + ("of an older FreeBSD" if makefs.freebsd else "NetBSD's")
+
+
+def _path() -> str:
+    """Where tools are looked for: Debian keeps some of them where users do not look."""
+    return f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"
 
 
 def _steady() -> list[str]:
@@ -141,7 +283,7 @@ def ext2(fs: FileSystem, tree: Tree, target: Path, seed: str) -> None:
 
 def run(argv: list[str], extra: dict[str, str] | None = None, where: Path | None = None) -> None:
     """Run a tool that makes file systems. Raises BuildError with its words."""
-    environment = {**os.environ, **(extra or {}), "LC_ALL": "C", "PATH": f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"}
+    environment = {**os.environ, **(extra or {}), "LC_ALL": "C", "PATH": _path()}
     try:
         done = subprocess.run(
             argv,

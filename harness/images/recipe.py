@@ -10,7 +10,10 @@ from typing import Any
 
 from harness import paths
 from harness.errors import UsageError
+from harness.images import layout
 
+# A root on ZFS needs both: nothing loads a module for a PVH guest, and the world's zpool(8) belongs to ZFS.
+ZFS_KERNCONF, ZFS_WORLD = "XENZFS", "zfs"
 _DEFAULTS: dict[str, Any] = {"kernconf": "XENA", "world": "small", "layout": "ufs1"}
 
 
@@ -71,6 +74,10 @@ def make(name: str, options: Mapping[str, Any], recipes: Mapping[str, Mapping[st
                 raise UsageError(f"{origin}: unknown key {key!r}", mend=f"one of {', '.join(sorted(known))}")
             values[key] = value
             origins[key] = origin if origin != "command line" else f"--{key}"
+    if layout.on_zfs(str(values["layout"])):
+        for key, value in (("kernconf", ZFS_KERNCONF), ("world", ZFS_WORLD)):
+            if origins.get(key) == "default":
+                values[key], origins[key] = value, f"layout {values['layout']}"
     recipe = Recipe(name=name, origins=tuple(sorted(origins.items())), **values)
     _check(recipe)
     return recipe

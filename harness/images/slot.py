@@ -1,6 +1,8 @@
-"""A place in an image for kernel variables: an HVM guest takes them from its loader, and its loader from /boot/loader.conf.local.
+"""A slot: the place in an image where a run writes the kernel variables of an HVM guest, whose loader passes them to the kernel.
 
-The builder makes that file of a fixed size, in one piece, and notes where it lies; a run writes into a copy of the image.
+On UFS it is /boot/loader.conf.local. The builder makes that file of a fixed size, in one piece, and notes its offset.
+A ZFS has a checksum for each block of a file, so there the slot is the boot environment of the pool (harness.images.bootenv).
+A run writes to a copy of the image.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ from pathlib import Path
 
 from harness import paths
 from harness.errors import BuildError, UsageError
+from harness.images import bootenv, tables
 from harness.images.inputs import combine, extents
 
 # Less than any UFS block: so it lies in one piece.
@@ -20,6 +23,8 @@ SIZE = 4096
 _VARIANTS = 12
 PATH = "./boot/loader.conf.local"
 _HEAD = "# fxh: variables of this run\n"
+KERNEL_PREFIXES = ("debug.", "hw.", "kern.", "machdep.", "net.", "vfs.", "vm.")
+"""How the name of a kernel variable begins; the loader's own have other names."""
 
 
 def text(variables: Mapping[str, str]) -> bytes:
@@ -56,9 +61,37 @@ def locate(image: Path) -> int:
     return at
 
 
+def fill_pool(vdev: Path, variables: Mapping[str, str]) -> None:
+    """Put ``variables`` into the boot environment of the pool on ``vdev``. Raises UsageError when they do not fit."""
+    with vdev.open("r+b") as file:
+        os.pwrite(file.fileno(), bootenv.block(variables), bootenv.OFFSET)
+
+
+def locate_pool(image: Path) -> int:
+    """The offset of the boot environment of the pool on the first freebsd-zfs partition of a GPT, -1 where there is none."""
+    with image.open("rb") as file:
+        start = tables.gpt_start(os.pread(file.fileno(), tables.SECTOR * tables.GPT_FIRST, 0), "freebsd-zfs")
+        at = start * tables.SECTOR + bootenv.OFFSET
+        return at if start >= 0 and bootenv.is_block(os.pread(file.fileno(), bootenv.SIZE, at)) else -1
+
+
+def content(image: Path, offset: int, variables: Mapping[str, str]) -> bytes:
+    """What to write at ``offset`` of ``image``: the kind of the slot is told by what lies there.
+
+    Raises BuildError when it is no slot, UsageError when the variables do not fit.
+    """
+    with image.open("rb") as file:
+        there = os.pread(file.fileno(), bootenv.SIZE, offset)
+    if there.startswith(_HEAD.encode()):
+        return text(variables)
+    if bootenv.is_block(there):
+        return bootenv.block(variables)
+    raise BuildError(f"{image.name}: no place for kernel variables at byte {offset}", mend="build the image again")
+
+
 def filled(image: Path, offset: int, variables: Mapping[str, str], target: Path) -> Path:
-    """A sparse copy of ``image`` at ``target`` with ``variables`` in the slot at ``offset``."""
-    data = text(variables)
+    """A sparse copy of ``image`` at ``target`` with ``variables`` in the slot at ``offset``. Raises BuildError if there is no slot."""
+    data = content(image, offset, variables)
     part = target.with_name(f"{target.name}.{os.getpid()}")
     with part.open("wb") as new:
         new.truncate(image.stat().st_size)

@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 
 from harness.digest import file_sha256
-from harness.images import hosttools, kernconf, knobs, srctree, store
+from harness.images import hosttools, kernconf, knobs, preflight, srctree, store, treescan
 from harness.images.inputs import Input, combine, key_of, text_hash
 from harness.images.srcbuild import RECIPE, Workshop
 from harness.images.store import Entry
@@ -21,9 +21,9 @@ class FromSource:
         self.tree = srctree.find(src)
         self.preset = knobs.preset(self.tree, preset)
         self.compiler = hosttools.compiler(self.tree.major)
-        self.workshop = Workshop(self.tree, self.compiler, self.preset.src_conf, preset, jobs or os.cpu_count() or 1)
-        index = store.directory("objects") / f"index-{combine(str(self.tree.path))}.json"
-        self.state = srctree.identity(self.tree, index)
+        scanned = treescan.scan(self.tree.path)
+        self.workshop = Workshop(self.tree, self.compiler, self.preset.src_conf, preset, jobs or os.cpu_count() or 1, scanned)
+        self.state = treescan.identity(scanned, store.directory("objects") / f"index-{combine(str(self.tree.path))}.json")
 
     def _common(self) -> list[Input]:
         tree, path = self.tree, self.tree.path
@@ -34,6 +34,17 @@ class FromSource:
             Input("compiler", self.compiler.version, str(self.compiler.bindir or "the system's own")),
             Input("builder", str(RECIPE), "harness/images/srcbuild.py"),
         ]
+
+    def preflight(self, kernel: str, world: bool) -> None:
+        """Check that the tree has every source of the kernel configuration ``kernel`` and, where asked, of the world.
+
+        What is in the store already is not checked. Raises BuildError that names all missing sources.
+        """
+        if store.find("kernels", key_of(*self.kernel_inputs(kernel))) is None:
+            preflight.check_kernel(self.tree, kernconf.load(self.tree, kernel))
+        if world and store.find("worlds", key_of(*self.world_inputs())) is None:
+            with self.workshop.open() as shop:
+                shop.preflight(self.state["rest"])
 
     def kernel_inputs(self, name: str) -> list[Input]:
         conf = kernconf.load(self.tree, name)
@@ -49,8 +60,9 @@ class FromSource:
                 built = shop.kernel(kernconf.load(self.tree, name))
                 shutil.copyfile(built, work / "kernel")
             return {
-                "what": f"kernel {name} of {self.tree.path}", "version": self.tree.version, "conf": name,
-                "sha256": file_sha256(work / "kernel"), "inputs": [vars(item) for item in inputs],
+                "what": f"kernel {name} of {self.tree.path}", "version": self.tree.version, "branch": self.tree.branch,
+                "osreldate": self.tree.osreldate, "conf": name, "sha256": file_sha256(work / "kernel"),
+                "inputs": [vars(item) for item in inputs],
             }  # fmt: skip
 
         return store.obtain("kernels", key_of(*inputs), make)
@@ -71,7 +83,8 @@ class FromSource:
                 (work / "makefs").chmod(0o755)
             (work / "tree/METALOG").rename(work / "METALOG")
             return {
-                "what": f"{self.preset.name} world of {self.tree.path}", "version": self.tree.version, "preset": self.preset.name,
+                "what": f"{self.preset.name} world of {self.tree.path}", "version": self.tree.version,
+                "osreldate": self.tree.osreldate, "preset": self.preset.name,
                 "leave_out": list(self.preset.leave_out), "inputs": [vars(item) for item in inputs],
             }  # fmt: skip
 

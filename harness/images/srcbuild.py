@@ -22,12 +22,13 @@ from pathlib import Path
 from filelock import FileLock
 
 from harness.errors import BuildError
-from harness.images import failures, knobs, srctree, store
+from harness.images import conffiles, failures, kernconf, knobs, linkhint, preflight, store, treescan
 from harness.images.hosttools import Compiler
 from harness.images.inputs import combine
 from harness.images.kernconf import KernConf
 from harness.images.progress import Progress
 from harness.images.srctree import SourceTree
+from harness.images.treescan import Scan
 
 log = logging.getLogger("fxh.images.build")
 
@@ -37,7 +38,7 @@ RECIPE = 1
 # Tests of bmake that fail under dash, or where SIGINT is ignored (under nohup or in the background of a script).
 _BROKEN_TESTS = "cmd-interrupt deptgt-interrupt opt-debug-x-trace"
 # Objects of a kernel and a small world take 400 MB, of a full world several GB.
-_NEEDED = {"small": 2 << 30, "full": 12 << 30}
+_NEEDED = {"small": 2 << 30, "zfs": 4 << 30, "full": 12 << 30}
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,8 @@ class Workshop:
     src_conf: str
     preset: str
     jobs: int
+    scanned: Scan
+    """The tree as it was when the build began."""
 
     @property
     def key(self) -> str:
@@ -96,7 +99,7 @@ class Workshop:
         if not self._times.exists():
             return
         begun, ended = map(float, self._times.read_text().split())
-        if name := srctree.put_back(self.tree, begun, ended):
+        if name := treescan.put_back(self.scanned, begun, ended):
             log.warning("%s was put back with an older time, which make does not see: everything is built anew", name)
             (self.directory / "toolchain.done").unlink(missing_ok=True)
             shutil.rmtree(self.directory / "obj")
@@ -104,8 +107,19 @@ class Workshop:
 
     # -- what is built ------------------------------------------------------------------------------------------------
 
+    def preflight(self, rest: str) -> None:
+        """Check that the tree has every source of the world; again only when ``rest``, the hash of all but sys/, has changed.
+
+        Raises BuildError that names what is missing.
+        """
+        done = self.directory / "preflight.done"
+        if done.is_file() and done.read_text() == rest:
+            return
+        preflight.check_world(self.tree, self.compiler, self.directory / "src.conf")
+        done.write_text(rest)
+
     def toolchain(self, rest: str) -> None:
-        """The tools of the build; again only when what is not the kernel's source (``rest``, a hash) has changed."""
+        """Build the tools of the build; again only when ``rest``, the hash of all but sys/, has changed."""
         done = self.directory / "toolchain.done"
         if done.is_file() and done.read_text() == rest:
             return
@@ -125,11 +139,47 @@ class Workshop:
             words.append(f"KERNCONFDIR={directory}")
         # Paths in the kernel's assertions would make its bytes depend on where the source lies.
         words.append(f"CONF_CFLAGS=-fmacro-prefix-map={self.tree.path}=/usr/src")
-        self.make(f"kernel-{conf.name}", "buildkernel", *words)
+        self._seed(conf)
+        try:
+            self.make(f"kernel-{conf.name}", "buildkernel", *words)
+        except BuildError as exc:
+            told = self._why_unlinked(conf)
+            if not told:
+                raise
+            raise BuildError(f"{exc.message}\n  " + "\n  ".join(told), mend=f"keep those; {exc.mend}") from exc
         kernel = self.objects / "sys" / conf.name / "kernel"
         if not kernel.is_file():
             raise BuildError(f"the build of {conf.name} succeeded but there is no {kernel}", mend="is it a kernel configuration?")
         return kernel
+
+    def _seed(self, conf: KernConf) -> None:
+        """Give a configuration without objects those of a sibling: XENB compiles one file then, not a thousand.
+
+        make compares times: an object is made anew when a header of options that it includes has changed, and config(8)
+        leaves an unchanged header alone (usr.sbin/config/main.c, moveifchanged). Options that change the compiler's flags
+        instead (sys/conf/kern.pre.mk: sanitizers, COVERAGE, GCOV) are in none of our own configurations, so only
+        configurations that include XENCOMMON share objects.
+        """
+        target = self.objects / "sys" / conf.name
+        if target.exists() or "XENCOMMON" not in dict(conf.files):
+            return
+        siblings = [self.objects / "sys" / name for name in kernconf.shipped() if name != conf.name]
+        linked = [path for path in siblings if (path / "kernel").is_file() and (path / "version").is_file()]
+        if not linked:
+            return
+        nearest = max(linked, key=lambda path: (path / "kernel").stat().st_mtime)
+        scratch = target.with_name(f".{conf.name}.seed")
+        shutil.rmtree(scratch, ignore_errors=True)
+        shutil.copytree(nearest, scratch, symlinks=True)
+        for name in ("kernel", "kernel.full", "kernel.debug"):
+            (scratch / name).unlink(missing_ok=True)
+        scratch.rename(target)
+        log.info("kernel-%s: starts from the objects of %s", conf.name, nearest.name)
+
+    def _why_unlinked(self, conf: KernConf) -> list[str]:
+        """The devices and options whose absence broke the last link of ``conf``."""
+        log = (self.directory / "log" / f"kernel-{conf.name}.log").read_text(errors="replace")
+        return linkhint.explain(log, self.tree, conffiles.names(self.tree, conf.name, dict(conf.files)))
 
     def world(self, destination: Path) -> None:
         """Build the world and install it, without root, into the empty directory ``destination`` with its METALOG."""

@@ -29,7 +29,7 @@ from harness.images.inputs import content_hash
 log = logging.getLogger("fxh.images")
 
 _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EACCES)
-KINDS = ("images", "worlds", "kernels", "sets", "disks")
+KINDS = ("images", "worlds", "kernels", "sets", "disks", "raws")
 _MANIFEST, _SUMS, _USED = "manifest.json", "sums.json", ".used"
 
 

@@ -164,7 +164,7 @@ _OBTAIN = {
 
 def _recorded(option: str, path: Path, case: CaseResult) -> str:
     """The hash that the run took of a file."""
-    names = {"kernel": ("kernel",), "disk": ("xvda",), "control": ("kernel",) if path.name == "vmlinuz" else ("ramdisk",)}
+    names = {"kernel": ("kernel",), "disk": ("disk", "xvda"), "control": ("kernel",) if path.name == "vmlinuz" else ("ramdisk",)}
     for name in names.get(option, ()):
         _, mark, value = case.inputs.get(name, "").partition("sha256:")
         if mark:

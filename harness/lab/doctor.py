@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterator
 
-from harness import paths
+from harness import debian, paths
 from harness.errors import HarnessError
 from harness.hosts.doctor import FAIL, OK, WARN, Check
 from harness.lab import accel, build, checkpoint, hot, qemu, recipe, records, tools
@@ -33,6 +33,7 @@ def examine(wish: LabWish) -> Iterator[Check]:
         mend = "" if kept else "labs work, more slowly: nothing needs to be done (docs/lab.md, hot checkpoints)"
         yield Check("hot checkpoints", OK if kept else WARN, why, mend)
     yield _parts(wish)
+    yield _disks()
     image = build.find(recipe.load(wish.xen, wish.hypervisor, wish.dom0_kernel))
     if image is None:
         yield Check(
@@ -52,6 +53,14 @@ def examine(wish: LabWish) -> Iterator[Check]:
         f"left by killed runs: {', '.join(stale)}" if stale else "none left behind",
         "fxh clean" if stale else "",
     )
+
+
+def _disks() -> Check:
+    """Whether disk images of all kinds can be read."""
+    missing = debian.lacking(debian.READERS)
+    if missing:
+        return Check("disk images", WARN, f"qcow2 or ZFS cannot be read; missing: {', '.join(missing)}", "fxh setup")
+    return Check("disk images", OK, "raw, qcow2, xz; UFS and ZFS")
 
 
 def _parts(wish: LabWish) -> Check:

@@ -7,7 +7,7 @@ import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 
-from harness import paths
+from harness import paths, versions
 from harness.digest import file_sha256
 from harness.errors import UsageError
 
@@ -91,7 +91,7 @@ class Recipe:
 
 def available() -> tuple[str, ...]:
     """The Xen versions there are recipes for, oldest first."""
-    return tuple(sorted(path.stem for path in _directory().glob("[0-9]*.toml")))
+    return tuple(sorted((path.stem for path in _directory().glob("[0-9]*.toml")), key=versions.numbers))
 
 
 def available_quietly() -> tuple[str, ...]:

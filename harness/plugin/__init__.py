@@ -22,7 +22,7 @@ def pytest_configure(config: pytest.Config) -> None:
         "markers",
         "needs(os, types, capability, freebsd, once): what a case cannot do without: os 'freebsd' or 'linux', guest types, "
         "host capabilities (pygrub, pygrub-restrict, hvm, checkpoint, console-log, emulated), "
-        "FreeBSD releases ('>=12.0,<14.1'; the control guest has none); once: the case is about the host alone, and "
+        "FreeBSD versions ('>=12.0,<14.1', '>=1400507'; the control guest has none); once: the case is about the host alone, and "
         "runs in one cell of each",
     )
     config.addinivalue_line(

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import pytest
 
-from harness.errors import UsageError
 from harness.hosts.pool import label
+from harness.osversion import UNKNOWN, OSVersion
 from harness.plugin.options import Options
 from harness.xen.config import entry
 from harness.xen.firmware import BIOS, UEFI
@@ -22,8 +22,8 @@ class Cell:
     type: str
     host: str
     xen: str = ""
-    version: str = ""
-    """The FreeBSD release, for example ``13.2``; "" for the control guest, and where nobody knows."""
+    version: OSVersion = UNKNOWN
+    """The version of the FreeBSD kernel; UNKNOWN for the control guest, and if nobody knows."""
     firmware: str = ""
     """``uefi``, or empty for every cell that had a name before there was a choice: the history goes by names."""
 
@@ -43,8 +43,8 @@ _TYPES = {"control": ("pv", "pvh"), "freebsd": ("pvh", "hvm", "pv")}
 _LAB_ONLY = {"checkpoint", "emulated"}
 
 
-def cells(options: Options, freebsd_types: tuple[str, ...], version: str = "") -> tuple[Cell, ...]:
-    """All cells that were asked for. ``freebsd_types`` are those that the given kernel, of release ``version``, can be."""
+def cells(options: Options, freebsd_types: tuple[str, ...], version: OSVersion = UNKNOWN) -> tuple[Cell, ...]:
+    """All cells that were asked for. ``freebsd_types`` are those that the given kernel, of ``version``, can be."""
     hosts = [(f"xen-{xen}", xen) for xen in options.xens]
     if options.host:
         hosts = [(label(options.host), "")]
@@ -53,9 +53,9 @@ def cells(options: Options, freebsd_types: tuple[str, ...], version: str = "") -
         able = freebsd_types if guest == "freebsd" else _TYPES[guest]
         for guest_type in options.types or able:
             if entry(guest_type) in able:
-                release = version if guest == "freebsd" else ""
+                own = version if guest == "freebsd" else UNKNOWN
                 kinds = _firmwares(options, guest_type)
-                found += [Cell(guest, guest_type, host, xen, release, firmware) for firmware in kinds for host, xen in hosts]
+                found += [Cell(guest, guest_type, host, xen, own, firmware) for firmware in kinds for host, xen in hosts]
     return tuple(found)
 
 
@@ -79,34 +79,12 @@ def unmet(marks: list[pytest.Mark], cell: Cell) -> str:
             who = {"freebsd": "a FreeBSD guest", "linux": "the control guest"}[os]
             return f"needs {who}"
         span = mark.kwargs.get("freebsd")
-        if span and cell.os == "freebsd" and not within(cell.version, span):
+        if span and cell.os == "freebsd" and not cell.version.within(span):
             return f"needs FreeBSD {span}, this is {cell.version}"
         types = mark.kwargs.get("types")
         if types and entry(cell.type) not in types:
             return f"needs guest type {' or '.join(types)}"
     return ""
-
-
-# >=12.0    <14.1
-_BOUND = re.compile(r"(>=|<)(\d+)(?:\.(\d+))?")
-
-
-def within(version: str, span: str) -> bool:
-    """Whether a release lies in ``span``: bounds such as ``>=12.0,<14.1``. An unknown release ("") lies in every one.
-
-    Raises UsageError for a span that is none.
-    """
-    here = re.match(r"(\d+)\.(\d+)", version)
-    for word in span.split(","):
-        bound = _BOUND.fullmatch(word.strip())
-        if bound is None:
-            raise UsageError(f"FreeBSD {span!r}", mend="bounds by commas, for example >=12.0,<14.1")
-        if here is None:
-            continue
-        number, limit = (int(here[1]), int(here[2])), (int(bound[2]), int(bound[3] or 0))
-        if (number < limit) if bound[1] == ">=" else (number >= limit):
-            return False
-    return True
 
 
 def elsewhere(marks: list[pytest.Mark], nodeid: str) -> str:
@@ -116,11 +94,11 @@ def elsewhere(marks: list[pytest.Mark], nodeid: str) -> str:
     suite = nodeid.split("/")[1] if "/" in nodeid else ""
     words = ["fxh run", suite, "-k", case]
     if kwargs.get("os") == "freebsd":
-        words += ["--kernel KERNEL --disk IMAGE"]
+        words += ["--disk IMAGE"]
     elif kwargs.get("os") == "linux":
         words += ["--guest control"]
     elif kwargs.get("freebsd"):
-        words += [f"--kernel KERNEL --disk IMAGE (FreeBSD {kwargs['freebsd']})"]
+        words += [f"--disk IMAGE (FreeBSD {kwargs['freebsd']})"]
     if kwargs.get("types"):
         words += ["--type", ",".join(kwargs["types"])]
     wanted = set(kwargs.get("capability", ()))

@@ -132,7 +132,7 @@ def image(rig: Rig, cell: Cell) -> Image:
 
 @pytest.fixture
 def given_root(rig: Rig, cell: Cell) -> str:
-    """The root device of the cell's guest where nothing else is asked for: ``xbd0``, ``xbd0p2``."""
+    """The cell's guest's root where nothing else is asked for: ``xbd0p2``, or as ``zfs:zroot/ROOT/default`` (GuestSource.root)."""
     return rig.source(cell).root
 
 

@@ -6,11 +6,15 @@ from functools import lru_cache
 from pathlib import Path
 
 from harness.guests.source import GuestSource
-from harness.images.kernelfile import banner
+from harness.images.kernelfile import banner, osreldate_of
 
 
 def of(source: GuestSource) -> dict[str, str]:
-    """The source's inputs; a kernel's value holds its ident, too: ``kernel.XENA (FreeBSD 13.2-RELEASE XENA) sha256:...``."""
+    """The source's inputs; a kernel's value also holds its ident and ``__FreeBSD_version``, if known.
+
+    ``kernel.XENA (FreeBSD 13.2-RELEASE XENA, 1302001) sha256:...``. The words before the hash do not make another version
+    (harness.verdicts.values.revision), so older runs stay comparable.
+    """
     found = dict(source.inputs)
     ident = _banner(source.kernel) if source.kernel is not None else ""
     name, mark, digest = found.get("kernel", "").partition(" sha256:")
@@ -21,4 +25,6 @@ def of(source: GuestSource) -> dict[str, str]:
 
 @lru_cache(maxsize=64)
 def _banner(kernel: Path) -> str:
-    return banner(kernel.read_bytes())
+    data = kernel.read_bytes()
+    name, number = banner(data), osreldate_of(data)
+    return f"{name}, {number}" if name and number else name

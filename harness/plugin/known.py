@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from harness.errors import UsageError
-from harness.plugin.cells import Cell, within
+from harness.osversion import UNKNOWN
+from harness.plugin.cells import Cell
 
 FILE = "known_issues.toml"
 
@@ -25,7 +26,8 @@ FILE = "known_issues.toml"
 class KnownIssue:
     """One entry. ``case`` (``suite/function`` or ``suite/function[parameters]``) and ``cells`` are globs.
 
-    ``says`` is a regex for the failure's reason or the death's identity; ``freebsd`` a span of releases as in ``needs``.
+    ``says`` is a regex for the failure's reason or the death's identity. ``freebsd`` is a span as in ``needs``, of releases or
+    of ``__FreeBSD_version``: ``>=10.0,<14.1``, ``<1400507`` (harness.osversion says how a kernel of unknown number is judged).
     """
 
     case: str
@@ -44,7 +46,7 @@ class KnownIssue:
         named = fnmatch.fnmatchcase(case, glob) or fnmatch.fnmatchcase(case.partition("[")[0], glob)
         if not named or not fnmatch.fnmatchcase(str(cell), self.cells):
             return False
-        return not self.freebsd or (cell.os == "freebsd" and within(cell.version, self.freebsd))
+        return not self.freebsd or (cell.os == "freebsd" and cell.version.within(self.freebsd))
 
     def excuses(self, *texts: str) -> bool:
         """Whether a failure that says this is the known one."""
@@ -82,7 +84,10 @@ def _entry(number: int, entry: dict[str, Any]) -> KnownIssue:
     except re.error as exc:
         raise UsageError(f"{where}: says: {exc}") from exc
     if entry.get("freebsd"):
-        within("13.2", entry["freebsd"])
+        try:
+            UNKNOWN.within(entry["freebsd"])
+        except UsageError as exc:
+            raise UsageError(f"{where}: {exc.message}", mend=exc.mend) from None
     return KnownIssue(**entry)
 
 

@@ -80,7 +80,9 @@ def add(parser: pytest.Parser) -> None:
     """Declare the options; ``fxh run`` has the same."""
     group = parser.getgroup("freebsd-xen", "FreeBSD under Xen (freebsd-xen-harness)")
     group.addoption(
-        "--guest", default="", help="guests to test, by commas: control, freebsd (default: control, or freebsd with --kernel)"
+        "--guest",
+        default="",
+        help="guests to test, by commas: control, freebsd (default: control, or freebsd with --disk or --image)",
     )
     group.addoption(
         "--type",
@@ -92,15 +94,17 @@ def add(parser: pytest.Parser) -> None:
         "--firmware", default="", help="firmwares of HVM guests, by commas: bios, uefi (default: bios); each is a cell of its own"
     )
     group.addoption("--xen", default="", help=f"Xen versions of the lab, by commas: {', '.join(recipe.available_quietly())}")
-    group.addoption("--kernel", default="", help="a FreeBSD kernel to boot")
-    group.addoption("--disk", default="", help="the disk image with its root file system (raw or qcow2); it is not written to")
+    group.addoption("--kernel", default="", help="a FreeBSD kernel to boot, instead of the disk's own")
+    group.addoption("--disk", default="", help="a FreeBSD disk image: raw or qcow2, perhaps in xz; it is not written to")
     group.addoption(
         "--image",
         default="",
-        help="a FreeBSD image of the store (fxh image list) or an exported one's directory, instead of --kernel and --disk",
+        help="a FreeBSD image of the store (fxh image list) or an exported one's directory, instead of --disk",
     )
     group.addoption("--bootloader", default="", help="with --image: pygrub, so that dom0 reads the kernel from the disk")
-    group.addoption("--root", default="", help="the guest's root device (default: the first disk as a whole)")
+    group.addoption(
+        "--root", default="", help="the guest's root device: xbd0p2, gpt/rootfs, zfs:POOL/DATASET (default: what the disk says)"
+    )
     group.addoption("--control", default="", help="a control guest of your own: a directory with its vmlinuz and initrd")
     group.addoption("--branch", default="", help="the line of development that is tested, for verdicts (main, stable/14)")
     group.addoption("--fxh-everywhere", action="store_true", help=argparse.SUPPRESS)
@@ -151,22 +155,22 @@ def read(config: pytest.Config) -> Options:
         return found
 
     kernel, disk = path("kernel"), path("disk")
-    if (kernel is None) != (disk is None):
-        raise UsageError("--kernel and --disk go together", mend="give the kernel and the image with its root file system")
+    if kernel is not None and disk is None:
+        raise UsageError("--kernel without a disk", mend="add --disk FILE, the image with the root file system")
     image = str(config.getoption("image"))
-    if image and kernel:
+    if image and disk:
         raise UsageError(
             "--image brings its kernel and disks", mend="leave --kernel and --disk out, or swap the kernel: fxh image build"
         )
     bootloader = str(config.getoption("bootloader"))
     if bootloader not in ("", "pygrub") or (bootloader and not image):
         raise UsageError(f"--bootloader {bootloader}", mend="--image IMAGE --bootloader pygrub")
-    guests = words("guest") or (("freebsd",) if kernel or image else ("control",))
+    guests = words("guest") or (("freebsd",) if disk or image else ("control",))
     for guest in guests:
         if guest not in ("control", "freebsd"):
             raise UsageError(f"--guest {guest}", mend="control or freebsd")
-    if "freebsd" in guests and kernel is None and not image:
-        raise UsageError("--guest freebsd needs a FreeBSD", mend="add --image IMAGE, or --kernel KERNEL --disk DISK")
+    if "freebsd" in guests and disk is None and not image:
+        raise UsageError("--guest freebsd needs a FreeBSD", mend="add --image IMAGE, or --disk DISK")
     types = words("guest_type")
     for guest_type in types:
         if guest_type not in (*TYPES, "pvshim"):

@@ -25,6 +25,7 @@ from harness.guests.shape import Shape
 from harness.guests.source import GuestSource
 from harness.hosts.host import DirectHost, XenHost, digest
 from harness.hosts.inventory import Inventory, Item
+from harness.images import diskread
 from harness.images import image as images
 from harness.images.image import Image
 from harness.lab import checkpoint, factory, prune
@@ -86,14 +87,22 @@ class Rig:
 
     @cached_property
     def image(self) -> Image | None:
-        """The image given by --image. Raises UsageError when there is none of that name."""
-        return images.find(self.options.image) if self.options.image else None
+        """The image given by --image, or made of --disk alone. Raises UsageError for none of that name, or a disk without FreeBSD."""
+        if self.options.image:
+            return images.find(self.options.image)
+        if self.options.disk is not None and self.options.kernel is None:
+            found = diskread.take(self.options.disk, self.options.root)
+            if self.options.guests == ("freebsd",):
+                diskread.check_types(found, self.options.types)
+            return found
+        return None
 
     @cached_property
     def freebsd(self) -> GuestSource | None:
-        """The FreeBSD given by --image, or --kernel and --disk. Raises UsageError when it is none that Xen can start."""
+        """The FreeBSD given by --image, by --disk, or by both --kernel and --disk. Raises UsageError when Xen cannot start it."""
         if self.image is not None:
-            return sources.from_image(self.image, bootloader=self.options.bootloader, root=self.options.root)
+            root = self.options.root if self.options.image else ""
+            return sources.from_image(self.image, bootloader=self.options.bootloader, root=root)
         if self.options.kernel is None or self.options.disk is None:
             return None
         return sources.freebsd(self.options.kernel, self.options.disk, root=self.options.root)

@@ -64,7 +64,9 @@ def cells_of(config: pytest.Config) -> tuple[cells.Cell, ...]:
     if config.getoption("fxh_everywhere"):
         return cells.everywhere(recipe.available())
     source = config.stash[RIG].freebsd
-    return cells.cells(config.stash[OPTIONS], source.profile.types if source else (), source.profile.version if source else "")
+    if source is None:
+        return cells.cells(config.stash[OPTIONS], ())
+    return cells.cells(config.stash[OPTIONS], source.profile.types, source.profile.os_version)
 
 
 def _open(config: pytest.Config) -> None:

@@ -27,6 +27,14 @@ def commit_of(value: str) -> str:
     return words[2] if len(words) == 3 and words[1] == "commit" else ""
 
 
+def short(value: str) -> str:
+    """What :func:`of` named, for a table: ``0123456789ab``, ``0123456789ab+changes``, or ``unknown`` without a commit."""
+    words = value.split()
+    if words[1:2] != ["commit"] or len(words) < 3:
+        return "unknown"
+    return words[2] if commit_of(value) else f"{words[2]}+changes"
+
+
 def _git(project: Path, *words: str) -> str:
     try:
         done = subprocess.run(["git", "-C", str(project), *words], capture_output=True, text=True, timeout=20)

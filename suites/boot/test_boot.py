@@ -46,6 +46,8 @@ def test_runs_the_kernel_it_was_given(guest: Guest, given_kernel: Path) -> None:
     if guest.profile.version:
         assert identity.release.startswith(guest.profile.version), f"{identity.release} runs, {guest.profile.version} was given"
         assert identity.release.encode() in given_kernel.read_bytes(), f"the kernel file does not name {identity.release}"
+    if number := guest.profile.os_version.osreldate:
+        assert identity.osreldate == number, f"kern.osreldate is {identity.osreldate}, the kernel file has {number}"
 
 
 def arrived(guest: Guest, asked: dict[str, str]) -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from harness.deadline import Deadline
 from harness.errors import DeadlineExpired
-from harness.guests import admin
+from harness.guests import admin, rootfs
 from harness.guests.guest import Guest
 from harness.oracles.finding import finding
 from harness.oracles.naming import Given, collisions, misnamed
@@ -78,22 +78,23 @@ def test_every_vdev_in_one_boot(new_guest: NewGuest, scratch: NewScratch, case: 
 # The firmware of an HVM guest starts from an emulated disk: libxl emulates the first four, and none whose vdev is a bare number
 # (libxl_dm.c, "unable to determine disk number").
 @pytest.mark.parametrize("vdev_name", ["hda", "sda", pytest.param("xvdq", marks=NOT_HVM), pytest.param("0xCA10", marks=NOT_HVM)])
-def test_root_on(new_guest: NewGuest, vdev_name: str) -> None:
+def test_root_on(new_guest: NewGuest, vdev_name: str, given_root: str) -> None:
     """A1 A2: the root file system is mounted from the disk that the table names, and multi-user mode is reached."""
     guest = new_guest(root_vdev=vdev_name)
     name = guest.profile.disk_name(vdev_name)
+    spec = rootfs.spec(given_root).replace(guest.profile.disk_name("xvda"), name, 1)
 
     guest.boot()
 
     text = guest.console.since(guest.console.boot_offset).decode(errors="replace")
     root = guest.profile.root_device(guest.sh)
     problems = []
-    if f"Trying to mount root from ufs:/dev/{name}" not in text:
-        problems.append("the line `Trying to mount root from` does not name it")
+    if f"Trying to mount root from {spec}" not in text:
+        problems.append(f"the line `Trying to mount root from` does not name {spec}")
     if "failed with error" in text:
         problems.append("a mount failed on the way")
-    if not root.startswith(f"/dev/{name}"):
-        problems.append(f"root is on {root}")
+    if not (below := rootfs.device(guest.sh, root)).startswith(name):
+        problems.append(f"root is {root}, which is on {below or 'no disk'}")
     number = vdev.number(vdev_name)
     if not name.startswith("xbd") and f": attaching as {name}" not in text:
         problems.append(f"no line `attaching as {name}`")
@@ -101,9 +102,9 @@ def test_root_on(new_guest: NewGuest, vdev_name: str) -> None:
     if not re.search(rf"at device/vbd/{number}(?!\d)", text):
         problems.append(f"no line names device/vbd/{number}")
     assert not problems, finding(
-        asked=f"root on vdev {vdev_name} (number {number}), vfs.root.mountfrom=ufs:/dev/{name}",
+        asked=f"root on vdev {vdev_name} (number {number}), vfs.root.mountfrom={spec}",
         did=problems,
-        good=f"mounts root from /dev/{name}",
+        good=f"mounts root from {spec}, which is on {name}",
         source="sys/kern/vfs_mountroot.c, vfs_mountroot_parse(); sys/dev/xen/blkfront/blkfront.c",
     )
 
@@ -115,16 +116,20 @@ def test_mountroot_dialogue(new_guest: NewGuest, given_root: str) -> None:
     with guest.console.expecting_death() as death:
         seen = death(guest.due(200))
     assert seen.kind == "mountroot", seen.summary
-    assert given_root in dict(seen.answers)["?"].split(), f"`?` does not list {given_root}: {seen.answers}"
+    spec, mounted = rootfs.spec(given_root), rootfs.mounted_as(given_root)
+    # `?` lists disks and what is on them by GEOM, which knows no ZFS datasets.
+    if spec.startswith("ufs:"):
+        listed = mounted.removeprefix("/dev/")
+        assert listed in dict(seen.answers)["?"].split(), f"`?` does not list {listed}: {seen.answers}"
 
     guest.console.rearm()
-    _type(guest, f"ufs:/dev/{given_root}")
+    _type(guest, spec)
     guest.wait_stage("login")
 
     guest.login()
     root = guest.profile.root_device(guest.sh)
-    assert root == f"/dev/{given_root}", finding(
-        asked=f"`ufs:/dev/{given_root}` at the mountroot> prompt",
+    assert root == mounted, finding(
+        asked=f"`{spec}` at the mountroot> prompt",
         did=f"root is {root}",
         good="mounts what was typed and goes on to multi-user mode",
         source="sys/kern/vfs_mountroot.c, parse_dir_ask()",

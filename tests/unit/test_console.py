@@ -168,10 +168,122 @@ def test_cuts_do_not_matter(tmp_path: Path, seed: int) -> None:
 @pytest.mark.parametrize(
     "line",
     [b"debug.kdb.panic: 0\r\n", b"# sysctl debug.kdb.panic=1\r\n", b"kern.panic_reboot_wait_time: 15\r\n", b"foodb> x\r\n",
-     b"the word panic: \r\n", b"mydb> \r\n", b"mountroot>x\r\n"],
+     b"the word panic: \r\n", b"mydb> \r\n", b"mountroot>x\r\n", b"mypanic: no\r\nof the kernel\r\n",
+     b"debug.kdb.panic: 0\r\ncpuid = 0\r\n"],
 )  # fmt: skip
 def test_no_false_alarm(line: bytes) -> None:
     assert deaths.classify(b"\n" + line) is None
+
+
+# -- lines of 14 and 15, as their sources print them (sys/kern, sys/amd64, sys/ddb, stand); no recording --------------
+
+TOLD = b"""\
+cpuid = 0\r
+time = 1795562700\r
+KDB: stack backtrace:\r
+db_trace_self_wrapper() at db_trace_self_wrapper+0x2b/frame 0xfffffe004508faf0\r
+vpanic() at vpanic+0x161/frame 0xfffffe004508fb40\r
+%s\
+sysctl_root_handler_locked() at sysctl_root_handler_locked+0x9c/frame 0xfffffe004508fc20\r
+Uptime: 23s\r
+"""
+
+
+@pytest.mark.parametrize("before", [b"debug.kdb.panic: 0", b"root@fbsd:~ # ", b"some program's outpu", b"half a word_", b""])
+def test_a_panic_begins_in_the_middle_of_a_line(tmp_path: Path, before: bytes) -> None:
+    """A guest of 14.1 and later is gone after its uptime: no `Automatic reboot`, and the verdict comes all the same."""
+    told = TOLD % b"panic() at panic+0x43/frame 0xfffffe004508fba0\r\n"
+    for sizes in ([1], [7, 100, 3], [4096]):
+        stream = ReplayStream(b"\r\n" + before + b"panic: kdb_sysctl_panic\r\n" + told, end="silence", sizes=sizes)
+        reader = ConsoleReader(stream, tmp_path / "console.log", stages=FREEBSD).start()
+        with reader.expecting_death() as death:
+            seen = death(Deadline(10))
+        reader.stop()
+        assert (seen.kind, seen.message, seen.guilty) == ("panic", "kdb_sysctl_panic", "sysctl_root_handler_locked")
+        assert seen.at is not None
+        assert seen.seen is not None
+        assert seen.at - seen.seen < 1.0
+        assert "Automatic reboot" not in seen.excerpt
+
+
+def test_an_assertion_is_not_its_own_culprit() -> None:
+    """INVARIANTS: KASSERT() ends in kassert_panic(), and vpanic() is called by it (sys/kern/kern_shutdown.c)."""
+    told = TOLD % b"kassert_panic() at kassert_panic+0x4a/frame 0xfffffe004508fba0\r\n"
+    death = deaths.classify(b"panic: mutex xbd not owned at /usr/src/sys/dev/xen/blkfront/blkfront.c:312\r\n" + told)
+    assert death is not None
+    assert death.guilty == "sysctl_root_handler_locked"
+
+
+def test_a_double_fault() -> None:
+    """sys/amd64/amd64/trap.c, dblfault_handler()."""
+    data = b"""\
+\r
+Fatal double fault\r
+rip 0xffffffff80b1f0a4 rsp 0xfffffe0045070fd8 rbp 0xfffffe0045071040\r
+cpuid = 0; apic id = 00\r
+panic: double fault\r
+cpuid = 0\r
+time = 1795562700\r
+KDB: stack backtrace:\r
+db_trace_self_wrapper() at db_trace_self_wrapper+0x2b/frame 0xfffffe0010a2fd40\r
+vpanic() at vpanic+0x161/frame 0xfffffe0010a2fd90\r
+panic() at panic+0x43/frame 0xfffffe0010a2fdf0\r
+dblfault_handler() at dblfault_handler+0x1ce/frame 0xfffffe0010a2feb0\r
+Xdblfault() at Xdblfault+0xd7/frame 0xfffffe0010a2feb0\r
+--- trap 0x17, rip = 0xffffffff80b1f0a4, rsp = 0xfffffe0045070fd8, rbp = 0xfffffe0045071040 ---\r
+deep() at deep+0x14/frame 0xfffffe0045071040\r
+Uptime: 23s\r
+"""
+    death = deaths.classify(data)
+    assert death is not None
+    assert (death.kind, death.message, death.guilty) == ("trap", "Fatal double fault", "deep")
+
+
+def test_a_complaint_of_witness_is_no_death() -> None:
+    """sys/kern/subr_witness.c: it prints a backtrace and goes on."""
+    data = b"""\
+WARNING: WITNESS option enabled, expect reduced performance.\r
+lock order reversal:\r
+ 1st 0xfffff80003a5a5f0 ufs (ufs, lockmgr) @ /usr/src/sys/kern/vfs_lookup.c:1070\r
+ 2nd 0xfffff80003a5a070 devfs (devfs, lockmgr) @ /usr/src/sys/kern/vfs_mount.c:2304\r
+lock order ufs -> devfs attempted at:\r
+#0 0xffffffff80c5c9d8 at witness_checkorder+0xbd8\r
+#1 0xffffffff80bb6d3c at lockmgr_lock_flags+0x18c\r
+"""
+    assert deaths.classify(data) is None
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b"BTX loader 1.00  BTX version is 1.02\r\n", b"FreeBSD/x86 bootstrap loader, Revision 3.0\r\n",
+        b"FreeBSD/amd64 EFI loader, Revision 3.0\r\n", b"/boot/kernel/kernel text=0x18e2c8 text=0xe0f6a8 data=0x180\r\n",
+        b"\x1b[H/boot/kernel/kernel text=0x18e2c8\r\n",
+    ],
+)  # fmt: skip
+def test_a_loader_of_each_firmware(tmp_path: Path, line: bytes) -> None:
+    reader = play(tmp_path, b"\r\n" + line + b"---<<BOOT>>---\r\nCopyright (c) 1992-2025 The FreeBSD Project.\r\n")
+    assert [stage.name for stage in reader.stages] == ["loader", "kernel"]
+
+
+def test_every_stage_has_its_literal() -> None:
+    """The literal is looked for first, so a line without it never reaches the pattern."""
+    lines = {
+        "firmware": [b'BdsDxe: starting Boot0001 "UEFI Misc Device" from PciRoot(0x0)'],
+        "loader": [b"BTX loader 1.00", b"FreeBSD/x86 bootstrap loader, R", b"FreeBSD/amd64 EFI loader, R", b"/boot/kernel/kernel text=0x1"],
+        "kernel": [b"Copyright (c) 1992-2025 The FreeBSD Project."],
+        "xen": [b"XEN: Hypervisor version 4.20 detected.", b'Hypervisor: Origin = "XenVMMXenVMM"', b"Xen reported: 2599.996 MHz processor."],
+        "xenbus": [b"xenbusb_front0: <Xen Frontend Devices> on xenstore0"],
+        "disk": [b"xbd0: 256MB <Virtual Block Device> at device/vbd/51712 on xenbusb_front0"],
+        "mountroot": [b"Trying to mount root from ufs:/dev/gpt/rootfs [rw]...", b"Trying to mount root from zfs:zroot/ROOT/default []..."],
+        "rc": [b"Setting hostuuid: 0", b"Starting file system checks:", b"Mounting local filesystems:.", b"Loading kernel modules: if_tap"],
+        "login": [b"login: ", b"fbsd login: "],
+    }  # fmt: skip
+    assert list(lines) == [stage.name for stage in FREEBSD]
+    for stage in FREEBSD:
+        for line in lines[stage.name]:
+            assert stage.literal in line
+            assert stage.pattern.search(b"\n" + line), line
 
 
 def test_a_death_ends_every_wait(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ import pytest
 
 from harness.deadline import Deadline
 from harness.errors import CommandFailed, DeadlineExpired, GuestDied
+from harness.guests import admin
 from harness.guests import guest as guests
 from harness.guests.guest import Guest
 from harness.guests.linux import Linux
@@ -187,3 +188,27 @@ def creating(said: str, tmp_path: Path) -> Guest:
     trace = b"Traceback (most recent call last):\r\n  File ...\r\nRuntimeError: Unable to find partition containing kernel\r\n"
     made.host.transport = SimpleNamespace(run=lambda argv, check: Completed(tuple(argv), 0, trace, b""))  # type: ignore[assignment]
     return made
+
+
+@pytest.mark.parametrize(
+    ("versions", "asked"),
+    [
+        ("1501000\n1501000", "netstat -s -p tcp"),
+        ("1302001\n1302000", "netstat -s -p tcp"),
+        ("1004000", "netstat -s -p tcp"),  # its uname may know no -U
+        ("1501000\n1302001", "sysctl -b net.inet.tcp.stats | od -A n -t u8 -j 248 -N 8"),
+        ("1302001\n1402501", "sysctl -b net.inet.tcp.stats | od -A n -t u8 -j 240 -N 8"),
+    ],
+)
+def test_counters_of_a_kernel_that_is_not_the_worlds(versions: str, asked: str) -> None:
+    """netstat of 13 reads tcps_rcvbyte of a kernel 14 as segments with a bad checksum."""
+    commands: list[str] = []
+
+    def run(command: str) -> str:
+        commands.append(command)
+        if command.startswith("sysctl -n kern.osreldate"):
+            return versions
+        return "\t\t7 discarded for bad checksums\n" if command.startswith("netstat") else "                    7\n"
+
+    assert admin.FreeBSDAdmin().checksum_errors(run) == 7
+    assert commands[1:] == [asked]

@@ -17,6 +17,7 @@ from harness.guests.freebsd import FreeBSD
 from harness.guests.shape import Shape
 from harness.guests.source import DiskImage, GuestSource
 from harness.images import slot
+from harness.osversion import OSVersion
 from harness.plugin import cells
 
 
@@ -168,8 +169,8 @@ def test_the_shim_is_for_kernels_with_a_pv_entry(disk: DiskImage) -> None:
 @pytest.mark.parametrize("kind", ["pv", "pvshim"])
 def test_cells_of_a_pv_kernel(kind: str) -> None:
     options: Any = SimpleNamespace(xens=("4.17",), host="", guests=("freebsd",), types=(kind,))
-    (cell,) = cells.cells(options, ("pv",), "10.4")
+    (cell,) = cells.cells(options, ("pv",), OSVersion("10.4"))
     assert str(cell) == f"freebsd-{kind}-xen-4.17"
     assert cells.unmet([pytest.mark.needs(types=("pvh", "pv")).mark], cell) == ""
     assert cells.unmet([pytest.mark.needs(types=("pvh",)).mark], cell) == "needs guest type pvh"
-    assert cells.cells(options, ("pvh", "hvm"), "13.2") == ()
+    assert cells.cells(options, ("pvh", "hvm"), OSVersion("13.2")) == ()

@@ -24,6 +24,7 @@ from filelock import FileLock
 from harness.cli import image as cli
 from harness.digest import file_sha256
 from harness.errors import BuildError, InfrastructureError, UsageError
+from harness.guests import source
 from harness.images import (
     destdir,
     diskimport,
@@ -35,16 +36,17 @@ from harness.images import (
     layout,
     make,
     makefs,
-    newcomer,
     recipe,
     srcbuild,
     store,
+    treescan,
 )
 from harness.images.build import Parts, assemble
 from harness.images.hosttools import Compiler
-from harness.images.inputs import content_hash
+from harness.images.inputs import Input, content_hash
 from harness.images.srcbuild import Workshop
 from harness.images.srctree import SourceTree
+from tests.unit.kernels import kernel as fake_kernel
 from tests.unit.test_image_parts import elf
 
 needs_makefs = pytest.mark.skipif(makefs.find(None) is None, reason="needs makefs (Debian: makefs)")
@@ -326,6 +328,30 @@ def test_a_swapped_kernel_is_another_image_of_the_same_world(world: Path, tmp_pa
     assert made.kernel is not None
     assert made.kernel.read_bytes() == other.read_bytes()
     assert made.data["world"] == image.find("test-ufs1").data["world"]
+    assert (made.release, source.from_image(made).label) == ("13.2", "freebsd-13.2")
+
+
+@needs_makefs
+def test_a_newer_kernel_on_an_older_world_says_both(world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    base = Parts(
+        destdir.world(world), kernelfile.look(elf(tmp_path / "kernel")), layout.load("ufs1", size=32),
+        (Input("source/sys", "1" * 64, "/trees/13.2"), Input("kernel configuration XENA", "2" * 64, "images/kernels")),
+    )  # fmt: skip
+    assemble(base, "old")
+    newer = elf(tmp_path / "newer", text=b"FreeBSD 15.1-RELEASE-p1 XENA\0")
+
+    made = make.make(recipe.make("mixed", {"kernel": str(newer), "base": "old", "size": 32}, {}))
+    again = make.make(recipe.make("again", {"kernel": str(newer), "base": "mixed", "size": 32}, {}))
+
+    assert (made.version, made.world_version, made.release) == ("15.1", "13.2", "15.1 on world 13.2")
+    assert again.entry == made.entry
+    names = [item.what for item in made.inputs]
+    assert "world's source/sys" in names
+    assert not [name for name in names if name.startswith(("source", "kernel configuration"))], "those are not this kernel's"
+    guest = source.from_image(made)
+    assert (guest.label, guest.profile.version, guest.inputs["world"]) == ("freebsd-15.1-on-13.2", "15.1", "FreeBSD 13.2")
+    cli.show("mixed")
+    assert "FreeBSD 15.1 on world 13.2 amd64" in capsys.readouterr().out
 
 
 @needs_makefs
@@ -372,7 +398,23 @@ def test_an_image_that_is_not_there() -> None:
         image.find("nosuch")
 
 
+@needs_makefs
+def test_an_image_keeps_its_kernels_number(world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "kernel").write_bytes(fake_kernel("14.0-STABLE XENA", 1400507))
+    made = put_together(world, tmp_path / "kernel", "ufs1")
+    assert [made.data[name] for name in ("version", "branch", "osreldate")] == ["14.0", "STABLE", 1400507]
+    cli.show("test-ufs1")
+    assert "\nversion  14.0-STABLE (1400507)\n" in capsys.readouterr().out
+
+
 # -- disks ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_disk_keeps_its_kernels_number(tmp_path: Path) -> None:
+    (tmp_path / "kernel").write_bytes(fake_kernel("15.1-RELEASE-p1 XENA", 1501000))
+    (tmp_path / "disk").write_bytes(bytes(2 << 20))
+    made = make.make(recipe.make("mine", {"disk": str(tmp_path / "disk"), "kernel": str(tmp_path / "kernel")}, {}))
+    assert [made.data[name] for name in ("version", "branch", "osreldate")] == ["15.1", "RELEASE-p1", 1501000]
 
 
 def test_a_disk_in_xz_with_its_kernel(tmp_path: Path) -> None:
@@ -407,9 +449,9 @@ def test_disks_that_cannot_be(tmp_path: Path) -> None:
 
     with pytest.raises(UsageError, match="are no disk image"):
         take(b"hello")
-    with pytest.raises(UsageError, match="no boot code on it, and no kernel given"):
+    with pytest.raises(UsageError, match="no FreeBSD on it"):
         take(bytes(2 << 20))
-    with pytest.raises(UsageError, match="a damaged xz file"):
+    with pytest.raises(UsageError, match="the xz file ends too early"):
         take(lzma.compress(bytes(2 << 20))[:-20])
 
 
@@ -497,7 +539,7 @@ def test_unpacked_sets_keep_modes_and_links(mirror: Mirror) -> None:
     lines = dict(line.split(" ", 1) for line in (entry.directory / "METALOG").read_text().splitlines())
     assert lines["./bin/big"] == "type=file uid=0 gid=0 mode=4555"
     assert lines["./sys"].endswith("link=usr/src/sys")
-    assert lines["./again"] == lines["./boot/kernel/kernel"]
+    assert lines["./again"] == lines["./bin/freebsd-version"]
     assert "./usr/tests/x" not in lines
     assert kernel.read_bytes()[:4] == b"\x7fELF"
     assert {item.what for item in inputs} >= {"set base", "set kernel"}
@@ -575,7 +617,7 @@ def workshop(tmp_path: Path) -> Workshop:
         "print('MAKEFLAGS' in os.environ, os.environ['MAKEOBJDIRPREFIX'], sys.stdin.read() == '')\n"
     )
     tree = SourceTree(tmp_path / "src", "13.2", "RELEASE")
-    return Workshop(tree, Compiler(Path("/usr/bin"), "clang 14"), "", "small", 1)
+    return Workshop(tree, Compiler(Path("/usr/bin"), "clang 14"), "", "small", 1, treescan.scan(tree.path))
 
 
 def test_a_failed_build_is_told_by_its_cause(workshop: Workshop) -> None:
@@ -640,10 +682,3 @@ def running(workshop: Workshop) -> list[str]:
         except OSError:
             continue
     return found
-
-
-def test_the_newest_release_is_what_the_mirror_lists() -> None:
-    listing = '<a href="../">..</a> <a href="9.3-RELEASE/">9.3</a><a href="/r/14.10-RELEASE/" title="x">y</a><a href="14.2-RELEASE/">z</a>'
-    assert newcomer.newest(listing) == "14.10-RELEASE"
-    with pytest.raises(UsageError, match="lists no release"):
-        newcomer.newest("<title>404</title>")

@@ -7,14 +7,20 @@ from typing import Any
 
 import pytest
 
+from harness import osversion, paths
 from harness.cli import matrix
 from harness.errors import UsageError
+from harness.oracles.finding import finding
 from harness.plugin import cells, known
 from harness.plugin.cells import Cell
 from harness.plugin.progress import Progress
 
-NEW = Cell("freebsd", "pvh", "xen-4.20", "4.20", "14.1")
-OLD = Cell("freebsd", "pvh", "xen-4.20", "4.20", "13.2")
+
+def cell_of(version: str, osreldate: int = 0, kind: str = "pvh") -> Cell:
+    return Cell("freebsd", kind, "xen-4.20", "4.20", osversion.parse(version, osreldate))
+
+
+NEW, OLD = cell_of("14.1"), cell_of("13.2")
 CONTROL = Cell("control", "pvh", "xen-4.20", "4.20")
 TODAY = datetime.date(2026, 11, 25)
 TEXT = """
@@ -58,6 +64,8 @@ def test_excuses_only_what_it_says() -> None:
         ("2027-05-25", '"soon"', "review = 'soon'"),
         ('"its kernel has halted"', '"("', "says:"),
         ('"<14.1"', '"until 14"', "FreeBSD 'until 14'"),
+        ('"<14.1"', '"<14.1.2"', "'<14.1.2' is not a bound"),
+        ('"<14.1"', '">=1402000,=<1500000"', "entry 1 (boot/test_control_shutdown[poweroff]): FreeBSD"),
         ("[[issue]]", "[[issue", "known_issues.toml"),
     ],
 )
@@ -115,10 +123,78 @@ def test_a_known_issue_is_no_skip_to_pytest() -> None:
 @pytest.mark.parametrize(
     ("needs", "command"),
     [
-        ({"os": "freebsd"}, "fxh run boot -k test_a --kernel KERNEL --disk IMAGE"),
+        ({"os": "freebsd"}, "fxh run boot -k test_a --disk IMAGE"),
         ({"types": ("pvh", "pv"), "capability": ("pygrub",)}, "fxh run boot -k test_a --type pvh,pv --xen-host HOST"),
         ({"capability": ("emulated",)}, "fxh run boot -k test_a --accel tcg"),
     ],
 )
 def test_a_skip_names_the_command_that_would_run_it(needs: dict[str, Any], command: str) -> None:
     assert cells.elsewhere([pytest.mark.needs(**needs).mark], "suites/boot/test_boot.py::test_a[control-pv-xen-4.20]") == command
+
+
+# -- the entries of suites/known_issues.toml --------------------------------------------------------------------------
+
+RELEASE_14_0, STABLE_14_0 = ("14.0-RELEASE", 1400097), ("14.0-STABLE", 1400507)
+STABLE_14_2, RELEASE_15_1 = ("14.2-STABLE", 1402501), ("15.1-RELEASE-p1", 1501000)
+
+
+@pytest.mark.parametrize(
+    ("case", "kind", "known_in", "fixed_in"),
+    [
+        (
+            "boot/test_control_shutdown[poweroff]", "pvh",
+            [("13.2", 1302001), ("13.2", 0), RELEASE_14_0, ("14.0", 0)], [STABLE_14_0, ("14.1", 0), STABLE_14_2, RELEASE_15_1],
+        ),
+        ("boot/test_control_shutdown[poweroff]", "hvm", [], [("13.2", 1302001), RELEASE_14_0]),
+        (
+            "boot/test_saved_and_restored[2]", "pvh",
+            [("13.2", 1302001), STABLE_14_0, STABLE_14_2, ("14.2", 0)], [("15.0", 0), ("15.0-RELEASE", 1500068), RELEASE_15_1],
+        ),
+        ("boot/test_saved_and_restored[1]", "pvh", [], [("13.2", 1302001), STABLE_14_2, RELEASE_15_1]),
+    ],
+)  # fmt: skip
+def test_where_an_issue_is_known(case: str, kind: str, known_in: list[tuple[str, int]], fixed_in: list[tuple[str, int]]) -> None:
+    issues = known.load(paths.project() / "suites")
+    assert all(known.find(issues, case, cell_of(*version, kind)) for version in known_in)
+    assert not any(known.find(issues, case, cell_of(*version, kind)) for version in fixed_in)
+
+
+def test_a_resized_4k_disk_is_known_by_its_half() -> None:
+    """Up to 14.1 a disk of 4096 byte sectors is attached too large; from 14.2 on it is too large after a resize."""
+    issues = known.load(paths.project() / "suites")
+    attach = finding(asked="a disk of 4194304 bytes with sectors of 4096 bytes", did="xbd2 has 33554432 bytes (8 times as many)", good="", source="")  # fmt: skip
+    resize = finding(asked="the backend of xbd2 (4096 byte sectors) grew from 4194304 to 8388608 bytes", did="xbd2 has 67108864 bytes", good="", source="")  # fmt: skip
+    for version, known_text, other in (
+        (("13.2", 1302001), attach, resize), (STABLE_14_2, resize, attach), (RELEASE_15_1, resize, attach), (("14.2", 0), resize, attach),
+    ):  # fmt: skip
+        issue = known.find(issues, "root_mount/test_resize[4096]", cell_of(*version))
+        assert issue is not None
+        assert issue.excuses(known_text)
+        assert not issue.excuses(other)
+        assert known.find(issues, "root_mount/test_resize[512]", cell_of(*version)) is None
+
+
+HOG = "asked:  xl mem-set 204\ndid:    {}\ndid:    pid 812 ({}), jid 0, uid 0, was killed: failed to reclaim memory"
+
+
+@pytest.mark.parametrize(
+    ("version", "kind", "says", "killed", "excused"),
+    [
+        (("13.2", 1302001), "pvh", "no answer to 'sysctl' within 20 s", "perl", True),
+        (("13.2", 1302001), "hvm", "guest asks for a login instead of a prompt: the shell at its console has ended", "login", True),
+        (RELEASE_15_1, "pvh", "guest asks for a login instead of a prompt: the shell at its console has ended", "login", True),
+        (RELEASE_15_1, "hvm", "guest asks for a login instead of a prompt: the shell at its console has ended", "login", True),
+        (RELEASE_15_1, "pvh", "panic: vm_page_alloc", "perl", False),
+        (
+            ("13.2", 1302001),
+            "pvh",
+            "guest asks for a login instead of a prompt: the shell at its console has ended",
+            "login",
+            False,
+        ),
+    ],
+)
+def test_a_hog_and_whom_it_takes_along(version: tuple[str, int], kind: str, says: str, killed: str, excused: bool) -> None:
+    issue = known.find(known.load(paths.project() / "suites"), "balloon/test_memory_hog", cell_of(*version, kind))
+    assert issue is not None
+    assert issue.excuses(HOG.format(says, killed)) is excused

@@ -7,7 +7,6 @@ import pytest
 from harness.errors import UsageError
 from harness.oracles.finding import finding
 from harness.oracles.naming import Given, collisions, misnamed
-from harness.plugin.cells import within
 from harness.xen import vdev
 
 OLD, NEW = (8, 0), (13, 2)
@@ -68,19 +67,3 @@ def test_collisions() -> None:
 def test_finding_has_all_that_a_mail_needs() -> None:
     text = finding(asked="A", did=["B", "C"], good="D", source="E")
     assert text.splitlines() == ["asked:  A", "did:    B", "did:    C", "a good one: D", "source: E"]
-
-
-@pytest.mark.parametrize(
-    ("version", "span", "inside"),
-    [
-        ("13.2", ">=12.0", True), ("13.2", ">=14", False), ("14.0", "<14.1", True), ("14.1", "<14.1", False),
-        ("13.2", ">=12.0,<13.0", False), ("", ">=12.0", True),
-    ],
-)  # fmt: skip
-def test_version_spans(version: str, span: str, inside: bool) -> None:
-    assert within(version, span) is inside
-
-
-def test_a_span_that_is_none() -> None:
-    with pytest.raises(UsageError):
-        within("13.2", "12+")

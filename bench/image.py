@@ -1,0 +1,77 @@
+"""Two builds of FreeBSD images, this checkout's and another revision's, in turn on the same tree. By hand:
+
+    python bench/image.py --src /usr/src --base IMAGE --against c9e930c
+
+edit       one file of sys/dev/xen is edited, then `fxh image build` makes a bootable image; at most half the other's time
+unchanged  the same command again; at most 2 s
+
+IMAGE is an image of the store with the world of that tree. Both revisions build their kernel once before anything is timed. The
+edit is a comment at the end of a file, and the file is put back afterwards. Exit code 1 when a bound is missed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+PROJECT = Path(__file__).resolve().parent.parent
+EDITED = "sys/dev/xen/blkfront/blkfront.c"
+EDIT_BOUND, UNCHANGED_BOUND = 0.5, 2.0
+
+
+def build(checkout: Path, given: argparse.Namespace) -> float:
+    """Seconds that `fxh image build` of ``checkout`` takes. Raises SystemExit when it fails."""
+    argv = [sys.executable, "-m", "harness.cli", "image", "build", "bench", "--src", given.src, "--base", given.base]
+    begun = time.monotonic()
+    done = subprocess.run(
+        argv, cwd=checkout, env={**os.environ, "PYTHONPATH": str(checkout)}, stdin=subprocess.DEVNULL, capture_output=True,
+        text=True, check=False,
+    )  # fmt: skip
+    if done.returncode:
+        raise SystemExit(f"{checkout}: {done.stdout[-1000:]}{done.stderr[-2000:]}")
+    return time.monotonic() - begun
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--src", required=True)
+    parser.add_argument("--base", required=True)
+    parser.add_argument("--against", required=True)
+    parser.add_argument("--times", type=int, default=3)
+    given = parser.parse_args()
+    took: dict[str, dict[str, list[float]]] = {"edit": {"this": [], "other": []}, "unchanged": {"this": [], "other": []}}
+    edited = Path(given.src) / EDITED
+    before = edited.read_bytes()
+    with tempfile.TemporaryDirectory(prefix="fxh-bench-") as directory:
+        other = Path(directory) / "other"
+        subprocess.run(
+            ["git", "worktree", "add", "--detach", str(other), given.against], cwd=PROJECT, check=True, capture_output=True
+        )
+        sides = {"this": PROJECT, "other": other}
+        try:
+            for checkout in sides.values():
+                build(checkout, given)
+            for number in range(given.times):
+                for side, checkout in sides.items():
+                    edited.write_bytes(before + f"/* bench {number} {side} {os.getpid()} */\n".encode())
+                    took["edit"][side].append(build(checkout, given))
+                    took["unchanged"][side].append(build(checkout, given))
+        finally:
+            edited.write_bytes(before)
+            subprocess.run(["git", "worktree", "remove", "--force", str(other)], cwd=PROJECT, check=False, capture_output=True)
+    print(f"{'':<10} {'this':>8} {given.against[:10]:>10}  ratio   (medians of {given.times}, seconds)")
+    middle = {what: {side: statistics.median(seconds) for side, seconds in sides.items()} for what, sides in took.items()}
+    for what, sides in middle.items():
+        print(f"{what:<10} {sides['this']:>8.2f} {sides['other']:>10.2f}  {sides['this'] / sides['other']:.2f}")
+    missed = middle["edit"]["this"] > EDIT_BOUND * middle["edit"]["other"] or middle["unchanged"]["this"] > UNCHANGED_BOUND
+    return int(missed)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

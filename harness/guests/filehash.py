@@ -1,0 +1,29 @@
+"""Files that were read from a disk image, compared with what the running guest finds at the same paths."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Mapping
+
+from harness.guests.profile import Run
+
+# 5891b5b522d5df086d0ff0b110fbd9d21bb4fc7163af34d08286a2e846f6be03 /etc/fstab       (sha256 -r, sbin/md5/md5.c)
+_LINE = re.compile(r"^([0-9a-f]{64}) (/\S.*)$", re.MULTILINE)
+
+
+def parse(text: str) -> dict[str, str]:
+    """The hashes of ``sha256 -r FILE...`` by path."""
+    return {path.rstrip(): digest for digest, path in _LINE.findall(text)}
+
+
+def differing(run: Run, wanted: Mapping[str, str]) -> list[str]:
+    """Which files (sha256 by path) the guest does not have like that, in words; empty when it has all of them."""
+    if not wanted:
+        return []
+    seen = parse(run(f"sha256 -r {' '.join(map(shlex.quote, wanted))} 2>/dev/null; true"))
+    return [
+        f"{path}: sha256 {seen.get(path, 'of no such file')} in the guest, {digest} as read from the disk"
+        for path, digest in wanted.items()
+        if seen.get(path) != digest
+    ]

@@ -1,0 +1,243 @@
+"""Disk image files in whatever format: which one it is, and its content as a raw file. The given file is only read.
+
+A format is told by its first bytes. A qcow2 with a backing file is refused: an image from somewhere else could name any file of this
+machine. Formats other than raw, qcow2 and xz are named and refused, since nothing here could tell a file that was cut off.
+Sources: magics of other formats in QEMU's block/; the xz file format 1.2.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import lzma
+import os
+import shutil
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from harness.digest import known, known_sha256
+from harness.errors import InfrastructureError, UsageError
+from harness.images import qcow2, store
+from harness.images.inputs import content_hash
+
+_SMALLEST = 1 << 20
+# Bytes that the store's disk keeps free; the size a disk may have; the memory xz may take; seconds for a conversion.
+_RESERVE, _LARGEST, _XZ_MEMORY, _PATIENCE = 256 << 20, 16 << 40, 1 << 30, 1800
+_BLOCK = 1 << 20
+# Raise when the same file would come out as another raw one.
+_READER = 1
+
+# Formats by (offset, magic); the word is qemu-img's where it has one.
+_MAGICS = (
+    (0, b"\xfd7zXZ\0", "xz"), (0, b"QFI\xfb", "qcow2"), (0, b"conectix", "vpc"), (0, b"vhdxfile", "vhdx"),
+    (64, b"\x7f\x10\xda\xbe", "vdi"), (0, b"KDMV", "vmdk"), (0, b"COWD", "vmdk"), (0, b"# Disk DescriptorFile", "vmdk"),
+    (0, b"QED\0", "qed"), (0, b"WithoutFreeSpace", "parallels"), (0, b"WithouFreSpacExt", "parallels"),
+)  # fmt: skip
+_PACKED = (
+    (0, b"\x1f\x8b", "gzip", "gunzip"), (0, b"BZh", "bzip2", "bunzip2"), (0, b"\x28\xb5\x2f\xfd", "zstd", "unzstd"),
+    (0, b"\x04\x22\x4d\x18", "lz4", "unlz4"), (0, b"PK\x03\x04", "zip", "unzip"), (0, b"7z\xbc\xaf\x27\x1c", "7z", "7z x"),
+    (257, b"ustar", "tar", "tar xf (release sets: fxh image build --dist)"),
+)  # fmt: skip
+_NAMES = {"vpc": "VHD", "vhdx": "VHDX", "vdi": "VDI", "vmdk": "VMDK", "qed": "QED", "parallels": "Parallels"}
+
+
+@dataclass(frozen=True)
+class RawDisk:
+    """``path`` is the raw content: the ``given`` file itself, or a file of the store, which may be ``fresh``: unpacked just now."""
+
+    given: Path
+    path: Path
+    fresh: bool = False
+
+    @property
+    def key(self) -> str:
+        """A hash of the given file's content. The first asking reads all of it, but for the holes of a raw one."""
+        return known(self.given, content_hash) if self.path == self.given else known_sha256(self.given)
+
+    def drop(self) -> None:
+        """Remove what was unpacked just now, for a disk that nobody will use."""
+        if self.fresh and self.path.exists():
+            store.remove(store.Entry(self.path.parent))
+
+
+def identify(path: Path) -> str:
+    """``raw``, ``xz``, or qemu-img's word for the format of an image file.
+
+    Raises UsageError for a file that holds no disk, or whose format has to be changed first: the message says how.
+    """
+    try:
+        with path.open("rb") as file:
+            head, size = file.read(512), file.seek(0, 2)
+            file.seek(max(0, size - 512))
+            tail = file.read(512)
+    except OSError as exc:
+        raise UsageError(f"{path}: {exc.strerror}", mend="give the path of a disk image that can be read") from exc
+    for at, magic, name, tool in _PACKED:
+        if head[at : at + len(magic)] == magic:
+            raise UsageError(f"{path}: a {name} file, no disk image", mend=f"unpack it first: {tool} {path.name}")
+    found = next((name for at, magic, name in _MAGICS if head[at : at + len(magic)] == magic), "")
+    # A VHD of fixed size is the raw disk with a sector behind it.
+    found = found or ("vpc" if tail[:8] == b"conectix" else "raw")
+    if found in _NAMES:
+        raise UsageError(
+            f"{path}: a {_NAMES[found]} file, and only raw and qcow2 disks are read",
+            mend=f"qemu-img convert -f {found} -O qcow2 {path.name} disk.qcow2; FreeBSD publishes each image as raw and qcow2, too",
+        )
+    if found == "raw" and (size < _SMALLEST or size % 512):
+        raise UsageError(
+            f"{path}: {size} bytes are no disk image",
+            mend="give a raw or qcow2 image, or one in .xz; is the file whole?",
+        )
+    return found
+
+
+def raw(path: Path) -> RawDisk:
+    """The disk in the file ``path`` as a raw file. What is not raw is unpacked once, into the store.
+
+    Raises UsageError for a file that is no whole disk image, InfrastructureError when the store has no room for it.
+    """
+    path = path.expanduser().absolute()
+    kind = identify(path)
+    if kind == "raw":
+        return RawDisk(path, path)
+
+    def make(work: Path) -> dict[str, Any]:
+        begun = time.monotonic()
+        _unpack(path, path, kind, work, work / "disk.raw")
+        return {"what": f"the disk in {path.name}", "seconds": round(time.monotonic() - begun, 2)}
+
+    key = f"{known_sha256(path)[:16]}-{_READER}"
+    fresh = store.find("raws", key) is None
+    entry = store.obtain("raws", key, make)
+    return RawDisk(path, entry.directory / "disk.raw", fresh)
+
+
+@contextlib.contextmanager
+def opened(path: Path) -> Iterator[RawDisk]:
+    """As :func:`raw`; when the user of the disk raises, what was unpacked for it is removed."""
+    disk = raw(path)
+    try:
+        yield disk
+    except BaseException:
+        disk.drop()
+        raise
+
+
+def _unpack(given: Path, source: Path, kind: str, work: Path, target: Path) -> None:
+    """Write the raw content of ``source`` to ``target``; messages name the ``given`` file."""
+    if kind == "raw":
+        source.rename(target)
+        return
+    if kind == "qcow2":
+        qcow2.check(given, source, _LARGEST)
+        _convert(given, source, target)
+        return
+    inner = work / "unpacked"
+    _xz(given, source, inner)
+    try:
+        found = identify(inner)
+    except UsageError as exc:
+        raise UsageError(exc.message.replace(str(inner), f"{given}, unpacked"), mend=exc.mend) from None
+    if found == "xz":
+        raise UsageError(f"{given}: an xz file within an xz file", mend="unpack it once: unxz")
+    _unpack(given, inner, found, work, target)
+    inner.unlink(missing_ok=True)
+
+
+# -- xz ---------------------------------------------------------------------------------------------------------------
+
+
+def _xz(given: Path, source: Path, target: Path) -> None:
+    room = _room(target)
+    with source.open("rb") as packed, target.open("wb") as out:
+        size = written = 0
+        for block in _streams(given, packed):
+            size += len(block)
+            if block.count(0) == len(block):
+                out.seek(len(block), 1)
+            else:
+                out.write(block)
+                written += len(block)
+            if written > room or size > _LARGEST:
+                raise _too_large(given, target, room)
+        out.truncate(size)
+
+
+def _streams(given: Path, packed: BinaryIO) -> Iterator[bytes]:
+    """The content of all xz streams of a file, in blocks."""
+    damaged = UsageError(f"{given}: the xz file ends too early", mend="it was cut off: fetch it again")
+    data = packed.read(_BLOCK)
+    while data:
+        stream = lzma.LZMADecompressor(lzma.FORMAT_XZ, memlimit=_XZ_MEMORY)
+        while not stream.eof:
+            try:
+                block = stream.decompress(data, _BLOCK)
+            except lzma.LZMAError as exc:
+                raise UsageError(f"{given}: a damaged xz file ({exc})", mend="fetch it again") from exc
+            if block:
+                yield block
+            data = packed.read(_BLOCK) if stream.needs_input and not stream.eof else b""
+            if not data and stream.needs_input and not stream.eof:
+                raise damaged
+        # Between streams there can be zeros, in fours.
+        data = stream.unused_data or packed.read(_BLOCK)
+        while data and not data.strip(b"\0"):
+            data = packed.read(_BLOCK)
+        data = data.lstrip(b"\0")
+
+
+# -- qcow2 ------------------------------------------------------------------------------------------------------------
+
+
+def _convert(given: Path, source: Path, target: Path) -> None:
+    """Write the disk of a qcow2 file to ``target``; ended when it takes more room than there is."""
+    room = _room(target)
+    status, said = _qemu_img(given, ["convert", "-f", "qcow2", "-O", "raw", str(source), str(target)], target, room)
+    if status:
+        if _room(target) <= 0:
+            raise _too_large(given, target, room)
+        raise UsageError(
+            f"{given}: {said.strip()[-400:].replace(str(source), str(given))}", mend="is the file whole? fetch it again"
+        )
+    if target.stat().st_size < _SMALLEST:
+        raise UsageError(f"{given}: a disk of {target.stat().st_size} bytes", mend="give an image with a FreeBSD on it")
+
+
+def _qemu_img(given: Path, words: list[str], target: Path, room: int) -> tuple[int, str]:
+    """The exit status of qemu-img and what it said first. Raises InfrastructureError when ``target`` outgrows ``room`` bytes."""
+    with tempfile.TemporaryFile() as log:
+        try:
+            process = subprocess.Popen(["qemu-img", *words], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=log)
+        except FileNotFoundError as exc:
+            raise UsageError(f"{given}: this machine lacks qemu-img, which reads qcow2 files", mend="fxh setup") from exc
+        end = time.monotonic() + _PATIENCE
+        try:
+            while process.poll() is None:
+                if target.exists() and target.stat().st_blocks * 512 > room:
+                    raise _too_large(given, target, room)
+                if time.monotonic() > end:
+                    raise InfrastructureError(
+                        f"{given}: qemu-img {words[0]} has not ended in {_PATIENCE} s", mend="look at it by hand"
+                    )
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    process.wait(0.05)
+        finally:
+            if process.poll() is None:
+                process.kill()
+            process.wait()
+        return process.returncode, os.pread(log.fileno(), 4096, 0).decode(errors="replace")
+
+
+def _room(where: Path) -> int:
+    return shutil.disk_usage(where.parent).free - _RESERVE
+
+
+def _too_large(given: Path, where: Path, room: int) -> InfrastructureError:
+    return InfrastructureError(
+        f"{given}: unpacked it needs more than the {max(room, 0) >> 20} MiB that may be used at {where.parent.parent}",
+        mend="free some space (`fxh image gc`), or point FXH_STORE at a larger disk",
+    )

@@ -1,0 +1,199 @@
+"""Reads partition tables as FreeBSD does: which partitions a disk has, and what FreeBSD calls them.
+
+Source: sys/geom/part/g_part_gpt.c, g_part_mbr.c and g_part_bsd.c (15.1), their probe and read functions.
+"""
+
+from __future__ import annotations
+
+import uuid
+import zlib
+from dataclasses import dataclass
+from typing import Any
+
+from construct import ConstructError
+
+from harness.errors import UsageError
+from harness.images import tables
+from harness.images.tables import SECTOR
+from harness.images.window import Window
+
+# g_part_gpt.c: gps_maxent and MAXENTSIZE.
+_MOST_ENTRIES, _LARGEST_ENTRY = 4096, 1024
+# g_part_bsd.c: gps_minent and gps_maxent. The raw partition c covers the whole provider.
+_LABEL_PARTS, _RAW_PART = (8, 20), 2
+_PROTECTIVE = 0xEE
+_TYPES = {uuid.UUID(value).bytes_le: name for name, value in tables.GPT_TYPES.items()}
+_MBR_TYPES = {tables.FREEBSD_SLICE: "freebsd", 0xEF: "efi", 0x83: "linux-data"}
+# sys/sys/disklabel.h, FSTYPENAMES
+_LABEL_TYPES = {1: "freebsd-swap", 7: "freebsd-ufs", 27: "freebsd-zfs"}
+
+
+@dataclass(frozen=True)
+class Partition:
+    """``name`` as FreeBSD has it below /dev: ``xbd0`` (a disk without a table), ``xbd0p2``, ``xbd0s1``, ``xbd0s1a``, ``xbd0a``.
+
+    ``start`` and ``size`` are in bytes from the start of the disk. ``type`` is gpart's word for it, or the table's own value.
+    ``label`` is the GPT's, so that FreeBSD also has it as ``gpt/LABEL``.
+    """
+
+    name: str
+    type: str
+    start: int
+    size: int
+    label: str = ""
+    primary: bool = True
+    """False where the GPT's first copy is damaged, and the second was read."""
+
+
+def partitions(disk: Window, name: str = "xbd0") -> tuple[Partition, ...]:
+    """The partitions of ``disk`` in the order of their tables, nested ones included; the disk itself when it has no table.
+
+    Of partitions that begin at the same byte (a slice, and the partition ``a`` of its label) only the innermost is listed.
+    Raises UsageError for a GPT of which no copy can be read.
+    """
+    found = _within(disk, name)
+    if not found:
+        return (Partition(name, "", 0, disk.size),)
+    return tuple(part for part in found if not any(_nested(other, part) for other in found))
+
+
+def _nested(inner: Partition, outer: Partition) -> bool:
+    return inner is not outer and inner.start == outer.start and inner.name.startswith(outer.name) and inner.name[-1].isalpha()
+
+
+def _within(disk: Window, name: str) -> list[Partition]:
+    sector = disk.read(0, SECTOR)
+    slices = _slices(sector)
+    protective = sector[510:512] == b"\x55\xaa" and any(sector[446 + n * 16 + 4 : 446 + n * 16 + 5] == b"\xee" for n in range(4))
+    # FreeBSD prefers a GPT with its protective MBR, and a disklabel, to an MBR; and an MBR to a GPT without the protective one.
+    if protective and _has_gpt(disk):
+        return _gpt(disk, name)
+    if label := _label(disk, name):
+        return label
+    if slices:
+        found = []
+        for number, slice_ in slices:
+            part = _clipped(f"{name}s{number}", _MBR_TYPES.get(slice_.type, f"{slice_.type:#04x}"), slice_.start, slice_.size, disk)
+            found += [part, *_moved(_label(disk.part(part.start, part.size), part.name), part.start)]
+        return found
+    return _gpt(disk, name) if _has_gpt(disk) else []
+
+
+def _clipped(name: str, kind: str, first: int, sectors: int, disk: Window, label: str = "", primary: bool = True) -> Partition:
+    begin = min(first * SECTOR, disk.size)
+    return Partition(name, kind, begin, min(sectors * SECTOR, disk.size - begin), label, primary)
+
+
+def _moved(parts: list[Partition], by: int) -> list[Partition]:
+    return [Partition(part.name, part.type, part.start + by, part.size) for part in parts]
+
+
+# -- MBR --------------------------------------------------------------------------------------------------------------
+
+
+def _slices(sector: bytes) -> list[tuple[int, Any]]:
+    """The used entries of an MBR with their numbers, from 1."""
+    try:
+        table = tables.MBR.parse(sector)
+    except ConstructError:
+        return []
+    if any(entry.flag not in (0, 0x80) for entry in table.slices):
+        return []  # a boot sector, such as a FAT's
+    return [
+        (number, entry)
+        for number, entry in enumerate(table.slices, 1)
+        if entry.type not in (0, _PROTECTIVE) and entry.start and entry.size
+    ]
+
+
+def boot_code(disk: Window) -> bool:
+    """Whether a BIOS finds boot code in the first sector."""
+    sector = disk.read(0, SECTOR)
+    return sector[510:512] == b"\x55\xaa" and any(sector[:440])
+
+
+# -- BSD disklabel ----------------------------------------------------------------------------------------------------
+
+
+def _label(provider: Window, name: str) -> list[Partition]:
+    """The partitions of a disklabel in the second sector of ``provider``; their offsets count from where the raw partition begins.
+
+    FreeBSD's own labels are relative (c begins at 0); older ones in a slice are absolute (c begins where the slice does).
+    """
+    sector = provider.read(SECTOR, SECTOR)
+    if not _LABEL_PARTS[0] <= int.from_bytes(sector[138:140], "little") <= _LABEL_PARTS[1]:
+        return []
+    try:
+        label = tables.LABEL.parse(sector)
+    except ConstructError:
+        return []
+    if label.secsize != SECTOR or not 1 <= label.nsectors <= 255 or not 1 <= label.ntracks <= 255 or not label.secperunit:
+        return []
+    base, last, found = label.partitions[_RAW_PART].offset, provider.size // SECTOR - 1, []
+    for number, entry in enumerate(label.partitions):
+        if not entry.size or entry.offset < base:
+            continue
+        if entry.offset - base > last:
+            return []  # FreeBSD: invalid disklabel
+        if number != _RAW_PART:
+            kind = _LABEL_TYPES.get(entry.fstype, f"!{entry.fstype}")
+            found.append(_clipped(f"{name}{chr(ord('a') + number)}", kind, entry.offset - base, entry.size, provider))
+    return found
+
+
+# -- GPT --------------------------------------------------------------------------------------------------------------
+
+
+def _has_gpt(disk: Window) -> bool:
+    at_end = (disk.size // SECTOR - 1) * SECTOR
+    return disk.size >= 6 * SECTOR and any(disk.read(at, 8) == b"EFI PART" for at in (SECTOR, at_end))
+
+
+def _gpt(disk: Window, name: str) -> list[Partition]:
+    last, wrong = disk.size // SECTOR - 1, []
+    for at, primary in ((1, True), (last, False)):
+        try:
+            entries = _gpt_entries(disk, at, last)
+        except (ValueError, ConstructError) as exc:
+            wrong.append(f"sector {at}: {exc}")
+            continue
+        found = []
+        for number, entry in enumerate(entries, 1):
+            if entry.type == bytes(16) or entry.last < entry.first:
+                continue
+            kind = _TYPES.get(entry.type, str(uuid.UUID(bytes_le=entry.type)))
+            label = entry.name.decode("utf-16-le", "replace").partition("\0")[0]
+            part = _clipped(f"{name}p{number}", kind, entry.first, entry.last - entry.first + 1, disk, label, primary)
+            found += [part, *_moved(_label(disk.part(part.start, part.size), part.name), part.start)]
+        return found
+    raise UsageError(f"no copy of the disk's GPT is good ({'; '.join(wrong)})", mend="is the image whole? fetch or copy it again")
+
+
+def _gpt_entries(disk: Window, at: int, last: int) -> list[Any]:
+    """The entries of the copy whose header is in sector ``at``. Raises ValueError with what FreeBSD would not accept of it."""
+    sector = disk.read(at * SECTOR, SECTOR)
+    if sector[:8] != b"EFI PART":
+        raise ValueError("no header")
+    header = tables.GPT_HEADER.parse(sector)
+    if not 92 <= header.size <= SECTOR:
+        raise ValueError(f"a header of {header.size} bytes")
+    if zlib.crc32(sector[:16] + bytes(4) + sector[20 : header.size]) != header.crc:
+        raise ValueError("its header has another checksum")
+    if header.revision < 0x10000 or header.self != at or header.other == at:
+        raise ValueError(f"a header for sector {header.self}")
+    if header.other > last:
+        raise ValueError(f"its second copy is in sector {header.other}, and the disk ends at {last}")
+    size = header.entries * header.entry_size
+    if (
+        not header.entries
+        or header.entries > _MOST_ENTRIES
+        or not 128 <= header.entry_size <= _LARGEST_ENTRY
+        or header.entry_size & 7
+    ):
+        raise ValueError(f"{header.entries} entries of {header.entry_size} bytes")
+    if header.table < 2 or header.table + -(-size // SECTOR) - 1 > last:
+        raise ValueError(f"its entries are in sector {header.table}, and the disk ends at {last}")
+    data = disk.read(header.table * SECTOR, size)
+    if zlib.crc32(data) != header.table_crc:
+        raise ValueError("its entries have another checksum")
+    return [tables.GPT_ENTRY.parse(data[n * header.entry_size :][:128]) for n in range(header.entries)]

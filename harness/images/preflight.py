@@ -1,0 +1,146 @@
+"""Finds the sources that a build needs and a tree lacks, before anything is compiled.
+
+Public trees often come by an upload that lost dot files, large files or files that a .gitignore names. The build then fails
+after minutes, one file at a time. Two questions find such files in seconds:
+
+* The kernel: config(8)'s lists name every source of a configuration (:mod:`harness.images.conffiles`).
+* The world: a dry run of make (``make -n -k``) over every directory that buildworld visits. make itself says what it
+  cannot make, and its commands name the remaining sources.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+
+from harness.errors import BuildError
+from harness.images import conffiles, hosttools
+from harness.images.hosttools import Compiler
+from harness.images.kernconf import KernConf
+from harness.images.srctree import SourceTree
+
+_DRY_RUN_SECONDS = 900.0
+# Files that the build reads outside make's dependencies: the file, and the file of the tree that reads it.
+_READ_BY_NAME = ((".clean_build_epoch", "tools/build/depend-cleanup.sh"), ("COPYRIGHT", "etc/Makefile"))
+_SHOWN = 40
+
+# bmake[2]: don't know how to make sqlite3.c (continuing)          make: ... in old versions
+_UNKNOWN = re.compile(r"^\S*make(?:\[\d+\])?: don't know how to make (\S+) \(continuing\)")
+# ===> lib/geom/eli (all)
+_DIRECTORY = re.compile(r"^===> (\S+) \(\w+\)")
+# sh: 1: cd: can't cd to /usr/src/usr.bin/id              /bin/sh: cd: /usr/src/usr.bin/id: No such file or directory
+_NO_DIRECTORY = re.compile(r"cd: (?:can't cd to )?(/\S+?)(?::|$)", re.MULTILINE)
+_SOURCE = re.compile(r"\.(c|cc|cpp|cxx|s|S|y|l|asm|m|awk|sh|lua|conf|src|in|py|map|[1-9])$")
+
+
+def check_kernel(tree: SourceTree, conf: KernConf) -> None:
+    """Raises BuildError that names every source of the kernel ``conf`` that ``tree`` lacks."""
+    names = conffiles.names(tree, conf.name, dict(conf.files))
+    needed = {
+        path
+        for source in conffiles.sources(tree)
+        if source.selected(names)
+        for path in (source.dependencies if source.generated else (source.path,))
+    }
+    _complain(tree, f"kernel {conf.name}", sorted(f"sys/{path}" for path in needed if not (tree.path / "sys" / path).exists()))
+
+
+def check_world(tree: SourceTree, compiler: Compiler, src_conf: Path) -> None:
+    """Raises BuildError that names every source that the world of ``src_conf`` needs and ``tree`` lacks.
+
+    Takes about 20 s of one CPU. Needs bmake (on FreeBSD: make).
+    """
+    missing = {name for name, reader in _READ_BY_NAME if name in tree.read(reader) and not (tree.path / name).exists()}
+    with tempfile.TemporaryDirectory(prefix="fxh-dry-run-") as scratch:
+        for top in _subdirs(tree, compiler, src_conf, scratch):
+            if not (tree.path / top).is_dir():
+                missing.add(top)
+                continue
+            output = _make(tree, compiler, src_conf, scratch, tree.path / top, "-n", "-k", "all")
+            missing |= absent(output, tree.path, top)
+    _complain(tree, "world", sorted(missing))
+
+
+def absent(output: str, tree: Path, top: str) -> set[str]:
+    """The sources that a dry run in the directory ``top`` of ``tree`` needs and does not find.
+
+    A path is relative to ``tree``; ``sqlite3.c, for lib/libsqlite3`` is a source of that directory's Makefile.
+
+    A library, an object or a header that an earlier stage of the build makes is no source.
+    """
+    found, here = set(), top
+    for line in output.splitlines():
+        if match := _DIRECTORY.match(line):
+            here = f"{top}/{match[1]}"
+        elif match := _UNKNOWN.match(line):
+            name = match[1]
+            if not name.startswith("/") and _SOURCE.search(name):
+                # make searches .PATH, so the directory is where the file is wanted, not where it belongs.
+                found.add(f"{name}, for {here}")
+        elif (match := _NO_DIRECTORY.search(line)) and match[1].startswith(f"{tree}/") and not Path(match[1]).is_dir():
+            found.add(os.path.relpath(match[1], tree))
+        for path in _named(line, str(tree)):
+            # make looks for a file of the directory itself; a command may also name what it will write there.
+            if os.path.dirname(path) != here and _SOURCE.search(path) and not os.path.lexists(f"{tree}/{path}"):  # noqa: PTH120
+                found.add(path)
+    return found
+
+
+def _named(line: str, tree: str) -> Iterable[str]:
+    """The files below ``tree`` that a command names, relative to it."""
+    if tree not in line:
+        return
+    for word in line.split():
+        bare = word.strip("'\"();,`<")
+        if bare.startswith(f"{tree}/") and not any(letter in bare for letter in "*$?{["):
+            yield os.path.relpath(os.path.normpath(bare), tree)
+
+
+def _subdirs(tree: SourceTree, compiler: Compiler, src_conf: Path, scratch: str) -> list[str]:
+    """The top directories that buildworld visits (SUBDIR of Makefile.inc1). Raises BuildError when make cannot say."""
+    output = _make(tree, compiler, src_conf, scratch, tree.path, "-f", "Makefile.inc1", "-V", "SUBDIR")
+    words = output.splitlines()[-1].split() if output.strip() else []
+    if not words or any(not re.fullmatch(r"[\w./-]+", word) for word in words):
+        raise BuildError(f"{tree.path}: make cannot list the directories of the world: {output.strip()[-400:]}")
+    return [word for word in words if word not in (".WAIT", "sys")]
+
+
+def _make(tree: SourceTree, compiler: Compiler, src_conf: Path, scratch: str, where: Path, *words: str) -> str:
+    """The output of one make in ``where``. The variables spare it from asking a compiler and a linker that do not exist yet."""
+    command = "make" if sys.platform.startswith("freebsd") else shutil.which("bmake") or "bmake"
+    version = str((compiler.major or hosttools.OLDEST) * 10000)
+    given = [
+        "MACHINE=amd64", "MACHINE_ARCH=amd64", "TARGET=amd64", "TARGET_ARCH=amd64", "__MAKE_CONF=/dev/null", "SRC_ENV_CONF=/dev/null",
+        f"SRCCONF={src_conf}", "MK_TESTS=no", "COMPILER_TYPE=clang", "X_COMPILER_TYPE=clang", "LINKER_TYPE=lld", "LINKER_FEATURES=",
+        *(f"{prefix}COMPILER_{name}" for prefix in ("", "X_") for name in (f"VERSION={version}", "FEATURES=c++11")),
+        f"LINKER_VERSION={version}",
+    ]  # fmt: skip
+    kept = {key: value for key, value in os.environ.items() if key in ("PATH", "HOME", "TMPDIR")}
+    try:
+        done = subprocess.run(
+            [command, "-m", str(tree.path / "share/mk"), *given, *words], cwd=where, stdin=subprocess.DEVNULL, check=False,
+            env={**kept, "LC_ALL": "C", "MAKEOBJDIRPREFIX": scratch}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+            errors="replace", timeout=_DRY_RUN_SECONDS,
+        )  # fmt: skip
+    except subprocess.TimeoutExpired as exc:
+        raise BuildError(
+            f"{where}: a dry run of make takes more than {_DRY_RUN_SECONDS:.0f} s", mend="is the disk healthy?"
+        ) from exc
+    return done.stdout
+
+
+def _complain(tree: SourceTree, what: str, missing: list[str]) -> None:
+    if not missing:
+        return
+    shown = "".join(f"\n  {name}" for name in missing[:_SHOWN])
+    rest = f"\n  and {len(missing) - _SHOWN} more" if len(missing) > _SHOWN else ""
+    raise BuildError(
+        f"{tree.path}: the {what} needs {len(missing)} source(s) that this tree lacks:{shown}{rest}",
+        mend="take a complete tree (an upload or a .gitignore may have lost them; in a git checkout: git checkout -- .), or add the files",
+    )

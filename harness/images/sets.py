@@ -1,0 +1,222 @@
+"""Release sets from an image of the store: base.txz, kernel.txz and MANIFEST, as release/Makefile of FreeBSD names them."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import shutil
+import subprocess
+import tarfile
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from harness import versions
+from harness.digest import file_sha256
+from harness.errors import BuildError, UsageError
+from harness.images import build, kernelfile, metalog, store
+from harness.images.image import Image
+from harness.images.metalog import Node, Tree
+
+log = logging.getLogger("fxh.images")
+
+# 1980-01-01: the same for every file, so that equal worlds give equal sets. GNU tar calls 1970 implausible.
+_TIME = 315532800
+_KERNEL = "./boot/kernel"
+# What a set holds, and whether the installer takes it unless told otherwise (release/scripts/make-manifest.sh).
+_ABOUT = {"base": "Base system (MANDATORY)", "kernel": "Kernel (MANDATORY)"}
+
+
+@dataclass(frozen=True)
+class Made:
+    """A set that was written: ``members`` is what MANIFEST calls the number of files; directories and links count, too."""
+
+    file: Path
+    members: int
+
+
+@dataclass(frozen=True)
+class Owners:
+    """The world's own users and groups, number by name."""
+
+    users: Mapping[str, int]
+    groups: Mapping[str, int]
+
+
+def write(image: Image, directory: Path, name: str = "") -> Path:
+    """Write the sets of ``image`` to ``directory``/releases/<machine>/<name>, the mirror's layout; returns that directory.
+
+    ``name`` defaults to the kernel's release without its patch level, as the mirror has it (15.1-RELEASE). The same image gives
+    the same bytes. Raises UsageError for an image that has no world of its own, BuildError if a tool is missing or fails.
+    """
+    world = store.find("worlds", str(image.data.get("world", "")) or "none")
+    if world is None or image.kernel is None:
+        raise UsageError(
+            f"{image.name}: no world in the store that sets can be made from",
+            mend="build an image by --src, --dist or --destdir; one that was imported by --disk has none",
+        )
+    versions_ = {image.version, str(world.manifest.get("version", "")) or image.version}
+    if len(versions_) > 1:
+        raise UsageError(
+            f"{image.name}: its kernel and its world are of {' and '.join(sorted(versions_, key=versions.numbers))}; sets are of one release",
+            mend="build the image from one tree: fxh image build --src TREE",
+        )
+    name = name or release_of(image.kernel)
+    if not versions.release(name):
+        raise UsageError(f"--as {name}: no release's name", mend="for example --as 15.1-RELEASE")
+    target = directory / "releases" / str(image.data["machine"]) / name
+    if target.exists():
+        raise UsageError(f"{target} is there already", mend="remove it, or give another directory")
+    world.touch()
+    target.parent.mkdir(parents=True, exist_ok=True)
+    work = Path(tempfile.mkdtemp(prefix=f".{name}.", dir=target.parent))
+    try:
+        made = _sets(build.tree_of(world), image.kernel, owners(world.directory / "tree"), work)
+        (work / "MANIFEST").write_text(manifest(made))
+        for file in work.iterdir():
+            file.chmod(0o644)
+        work.chmod(0o755)
+        work.rename(target)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+    return target
+
+
+def release_of(kernel: Path) -> str:
+    """The mirror's name for the release of a kernel file: ``FreeBSD 15.1-RELEASE-p1 XENA`` is of 15.1-RELEASE."""
+    words = kernelfile.banner(kernel.read_bytes()).split()
+    return re.sub(r"-p\d+$", "", words[1]) if len(words) > 1 else ""
+
+
+def manifest(sets: tuple[Made, ...]) -> str:
+    """MANIFEST: tab-separated file, sha256, number of members, set, description, on or off."""
+    rows = []
+    for made in sets:
+        name = made.file.name.removesuffix(".txz")
+        rows.append((made.file.name, file_sha256(made.file), str(made.members), name, f'"{_ABOUT[name]}"', "on"))
+    return "".join("\t".join(row) + "\n" for row in rows)
+
+
+def _sets(tree: Tree, kernel: Path, who: Owners, work: Path) -> tuple[Made, ...]:
+    base = {path: node for path, node in tree.items() if not path.startswith(f"{_KERNEL}/")}
+    rest = {path: node for path, node in tree.items() if path.startswith(f"{_KERNEL}/") or path in (".", "./boot", _KERNEL)}
+    metalog.add_file(rest, f"{_KERNEL}/kernel", kernel, "0555")
+    return tuple(archive(nodes, who, work / f"{name}.txz") for name, nodes in (("base", base), ("kernel", rest)))
+
+
+def archive(tree: Tree, who: Owners, target: Path) -> Made:
+    """Write the nodes of ``tree`` to a .tar.xz in a fixed order. Raises BuildError for a node that a set cannot hold."""
+    log.info("writing %s", target.name)
+    xz = shutil.which("xz")
+    if xz is None:
+        raise BuildError("xz is missing", mend="apt-get install xz-utils")
+    # Two threads or more: with one, xz may write a single block, and the bytes would depend on the machine's CPUs.
+    threads = max(2, os.cpu_count() or 1)
+    first: dict[tuple[int, int], str] = {}
+    best = _best(tree)
+    members = 0
+    with target.open("wb") as out:
+        packer = subprocess.Popen([xz, "-1", f"-T{threads}", "--no-adjust", "-c"], stdin=subprocess.PIPE, stdout=out)
+        assert packer.stdin is not None
+        try:
+            with packer.stdin, tarfile.open(fileobj=packer.stdin, mode="w|", format=tarfile.PAX_FORMAT) as tar:
+                for path in sorted(tree, key=lambda path: path.split("/")):
+                    _add(tar, tree[path], who, first, best)
+                    members += 1
+        except BrokenPipeError:  # its exit code says why
+            pass
+        except BaseException:
+            packer.kill()
+            raise
+        finally:
+            status = packer.wait()
+    if status:
+        raise BuildError(f"xz failed with exit code {status} while it wrote {target}", mend="is the disk full?")
+    return Made(target, members)
+
+
+def _add(
+    tar: tarfile.TarFile, node: Node, who: Owners, first: dict[tuple[int, int], str], best: Mapping[tuple[int, int], Node]
+) -> None:
+    # Members are called as in official sets: ./, ./bin/, ./bin/cat. tarfile adds a directory's last slash.
+    info = tarfile.TarInfo(metalog.unvis(node.path))
+    info.mtime = _TIME
+    if node.contents is None:
+        kinds = {"dir": tarfile.DIRTYPE, "link": tarfile.SYMTYPE}
+        if node.type not in kinds:
+            raise BuildError(
+                f"METALOG: {node.path} is a {node.type}: a set holds files, directories and links", mend="remove it there"
+            )
+        info.type = kinds[node.type]
+        info.linkname = metalog.unvis(node.attributes.get("link", ""))
+        _own(info, node, who)
+        tar.addfile(info)
+        return
+    try:
+        with node.contents.open("rb") as file:
+            there = os.fstat(file.fileno())
+            inode = (there.st_dev, there.st_ino)
+            _own(info, best.get(inode, node), who)
+            if inode in first:
+                info.type, info.linkname = tarfile.LNKTYPE, first[inode]
+                tar.addfile(info)
+                return
+            first[inode] = info.name
+            info.size = there.st_size
+            tar.addfile(info, file)
+    except FileNotFoundError as exc:
+        raise BuildError(f"METALOG names {node.path}, which the world has not", mend="build the world again") from exc
+
+
+def _best(tree: Tree) -> dict[tuple[int, int], Node]:
+    """Of the names of a file with several, the one whose METALOG line has most attributes.
+
+    install(1) logs a further hard link without owner and with the mode cut to 0777 (usr.bin/xinstall/xinstall.c, makelink()).
+    """
+    found: dict[tuple[int, int], Node] = {}
+    for node in tree.values():
+        if node.contents is None or not node.contents.is_file():
+            continue
+        there = node.contents.stat()
+        if there.st_nlink > 1:
+            known = found.setdefault((there.st_dev, there.st_ino), node)
+            if len(node.attributes) > len(known.attributes):
+                found[there.st_dev, there.st_ino] = node
+    return found
+
+
+def _own(info: tarfile.TarInfo, node: Node, who: Owners) -> None:
+    """Owner, group and mode. A set has numbers and names; METALOG has one of the two, and root where it has none."""
+    words = node.attributes
+    info.mode = int(words.get("mode", "0755" if node.type != "file" else "0644"), 8)
+    info.uid, info.uname = _number(words, "uid", "uname", who.users, node)
+    info.gid, info.gname = _number(words, "gid", "gname", who.groups, node)
+
+
+def _number(words: Mapping[str, str], number: str, name: str, table: Mapping[str, int], node: Node) -> tuple[int, str]:
+    if number in words:
+        found = int(words[number])
+        return found, words.get(name) or next((text for text, value in table.items() if value == found), "")
+    if name not in words:
+        return 0, next((text for text, value in table.items() if value == 0), "")
+    if words[name] not in table:
+        raise BuildError(f"METALOG: {node.path} belongs to {words[name]!r}, whom etc/master.passwd and etc/group do not name")
+    return table[words[name]], words[name]
+
+
+# root::0:0::0:0:Charlie &:/root:/bin/sh       (master.passwd)
+# wheel:*:0:root                               (group)
+_OWNER = re.compile(r"^([^:#\n]+):[^:\n]*:(\d+):", re.MULTILINE)
+
+
+def owners(top: Path) -> Owners:
+    """Users and groups of the world below ``top``. root and wheel are known even where it has no such files."""
+
+    def read(name: str, default: str) -> dict[str, int]:
+        path = top / name
+        rows = _OWNER.findall(path.read_text(errors="replace")) if path.is_file() else []
+        return {default: 0} | {found: int(number) for found, number in rows}
+
+    return Owners(read("etc/master.passwd", "root"), read("etc/group", "wheel"))

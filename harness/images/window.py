@@ -1,0 +1,50 @@
+"""A read-only view of a byte range of a disk image: a whole disk, or one partition of it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from harness.errors import UsageError
+
+
+@dataclass(frozen=True)
+class Window:
+    """``size`` bytes of the open file ``descriptor``, from the byte ``start`` on."""
+
+    descriptor: int
+    start: int
+    size: int
+
+    def read(self, at: int, size: int) -> bytes:
+        """Up to ``size`` bytes from ``at``, as in a file: short or empty where the window or the image ends."""
+        if at < 0 or at >= self.size or size <= 0:
+            return b""
+        size, found = min(size, self.size - at), b""
+        while len(found) < size:
+            block = os.pread(self.descriptor, size - len(found), self.start + at + len(found))
+            if not block:
+                break
+            found += block
+        return found
+
+    def part(self, start: int, size: int) -> Window:
+        """The part of this window that begins at ``start``; it is cut where the window ends."""
+        start = min(max(start, 0), self.size)
+        return Window(self.descriptor, self.start + start, max(0, min(size, self.size - start)))
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[Window]:
+    """All of the file ``path``, opened for reading only. Raises UsageError when it cannot be opened."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError as exc:
+        raise UsageError(f"{path}: {exc.strerror}", mend="give the path of a disk image that can be read") from exc
+    try:
+        yield Window(descriptor, 0, os.lseek(descriptor, 0, os.SEEK_END))
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,558 @@
+"""A disk image alone: its format, its root, its kernel, what it can run as; and in words why one cannot be run."""
+
+from __future__ import annotations
+
+import gzip
+import lzma
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from harness.digest import file_sha256, known_sha256
+from harness.errors import HarnessError, InfrastructureError, UsageError
+from harness.guests import filehash, source
+from harness.guests.bootable import make_ufs
+from harness.images import diskformat, diskread, make, makefs, parttable, recipe, store, tables
+from harness.images.tables import SECTOR, Part
+from tests.unit.test_disk_files import FREEBSD, label, labelled, needs_freebsd, needs_grub, needs_makefs, patched
+from tests.unit.test_image_parts import elf
+
+FSTAB = "# Device\tMountpoint\n/dev/gpt/rootfs\t/\tufs\trw,noatime\t1 1\n"
+NEW = b"FreeBSD 14.2-RELEASE GENERIC\0"
+ZFS = NEW + b"ZFS storage pool version: "
+needs_qemu_img = pytest.mark.skipif(not shutil.which("qemu-img"), reason="needs qemu-img (Debian: qemu-utils)")
+
+
+@pytest.fixture(autouse=True)
+def own_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("FXH_STORE", str(tmp_path / "store"))
+    return tmp_path / "store"
+
+
+def root_tree(top: Path, *, kernel: bytes | None = None, fstab: str = FSTAB, loader: str = 'boot_multicons="YES"\n') -> Path:
+    """A root with a kernel that Xen can start as PVH, unless ``kernel`` is another."""
+    for name in ("boot/kernel", "etc", "sbin", "bin"):
+        (top / name).mkdir(parents=True)
+    (top / "sbin/init").write_bytes(b"init")
+    (top / "bin/sh").write_bytes(b"sh" * 9999)
+    if kernel is None:
+        elf(top / "boot/kernel/kernel", text=NEW)
+    else:
+        (top / "boot/kernel/kernel").write_bytes(kernel)
+    (top / "etc/fstab").write_text(fstab)
+    (top / "boot/loader.conf").write_text(loader)
+    return top
+
+
+def disk_of(path: Path, *file_systems: Path, kind: str = "freebsd-ufs", code: bytes = b"\xeb\xfe") -> Path:
+    """A GPT disk as the official images have it: ESP, boot code, swap, and then ``file_systems``, rootfs being the first."""
+    parts = [
+        Part("efi", 40, 1000, "efiboot0"),
+        Part("freebsd-boot", 1040, 200, "bootfs"),
+        Part("freebsd-swap", 2048, 2048, "swapfs"),
+    ]
+    at, places = 4096, []
+    for number, fs in enumerate(file_systems):
+        size = fs.stat().st_size // SECTOR
+        parts.append(Part(kind, at, size, "rootfs" if number == 0 else f"root{number}"))
+        places.append(at)
+        at += size
+    first, last = tables.gpt(at + 2048, parts, seed=path.name, code=code)
+    with path.open("wb") as out:
+        out.truncate((at + 2048) * SECTOR)
+        for fs, place in zip(file_systems, places, strict=True):
+            out.seek(place * SECTOR)
+            out.write(fs.read_bytes())
+        out.seek(0)
+        out.write(first)
+        out.seek((at + 2048) * SECTOR - len(last))
+        out.write(last)
+    return path
+
+
+def ufs_of(tree: Path) -> Path:
+    path = tree.with_name(f"{tree.name}.ufs")
+    make_ufs(tree, path, size="16m")
+    return path
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Path:
+    return root_tree(tmp_path / "tree")
+
+
+@pytest.fixture
+def disk(tree: Path, tmp_path: Path) -> Path:
+    """A disk with FreeBSD on it."""
+    return disk_of(tmp_path / "FreeBSD.raw", ufs_of(tree))
+
+
+def left(own_store: Path) -> list[str]:
+    """What is in the store beside locks."""
+    return sorted(str(p.relative_to(own_store)) for p in own_store.rglob("*") if p.is_file() and not p.name.endswith(".lock"))
+
+
+# -- a disk that can be run -------------------------------------------------------------------------------------------
+
+
+@needs_makefs
+def test_all_that_a_run_needs_is_read_from_the_disk(disk: Path, tree: Path) -> None:
+    before = file_sha256(disk)
+    image = diskread.take(disk)
+    assert (image.version, image.types, image.root, image.mountfrom) == (
+        "14.2",
+        ("pvh", "hvm"),
+        "gpt/rootfs",
+        "ufs:/dev/gpt/rootfs",
+    )
+    assert (image.root_device, image.firmwares, image.name) == ("xbd0p4", ("bios",), "FreeBSD.raw")
+    assert image.kernel is not None
+    assert image.kernel.read_bytes() == (tree / "boot/kernel/kernel").read_bytes()
+    assert image.disks[0].file == disk, "the file itself, and no copy of it"
+    assert image.data["files"] == {
+        f"/{name}": file_sha256(tree / name)
+        for name in ("boot/loader.conf", "etc/fstab", "boot/kernel/kernel", "bin/sh", "sbin/init")
+    }
+    assert file_sha256(disk) == before
+    given = source.from_image(image)
+    assert (given.root, given.label, given.kernel) == ("gpt/rootfs", "freebsd-14.2", image.kernel)
+    assert given.profile.default_variables(given.root, False)["vfs.root.mountfrom"] == "ufs:/dev/gpt/rootfs"
+    assert given.inputs["disk"] == f"FreeBSD.raw sha256:{before}"
+
+
+@needs_makefs
+def test_the_second_time_nothing_is_read(disk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    os.utime(disk, (1, 1))
+    first = diskread.take(disk)
+    monkeypatch.setattr(parttable, "partitions", lambda *_: pytest.fail("the disk is read again"))
+    assert diskread.take(disk).entry == first.entry
+    copy = disk.with_name("copy.raw")
+    shutil.copyfile(disk, copy)
+    again = diskread.take(copy)
+    assert (again.entry, again.disks[0].file) == (first.entry, copy), "known by its content, wherever it lies"
+
+
+@needs_makefs
+@needs_qemu_img
+@pytest.mark.parametrize("packed", ["qcow2", "raw.xz", "qcow2.xz"])
+def test_packed_disks(disk: Path, packed: str) -> None:
+    path = disk.with_name(f"d.{packed}")
+    inner = disk
+    if packed.startswith("qcow2"):
+        inner = disk.with_name("inner.qcow2")
+        subprocess.run(["qemu-img", "convert", "-f", "raw", "-O", "qcow2", str(disk), str(inner)], check=True)
+    path.write_bytes(lzma.compress(inner.read_bytes(), preset=0) if packed.endswith("xz") else inner.read_bytes())
+    image = diskread.take(path)
+    assert (image.version, image.root, image.name) == ("14.2", "gpt/rootfs", path.name)
+    assert image.disks[0].file.read_bytes() == disk.read_bytes()
+    assert image.disks[0].file.stat().st_blocks * 512 < disk.stat().st_size / 2, "holes stay holes"
+    assert source.from_image(image).inputs["disk"] == f"{path.name} sha256:{file_sha256(path)}"
+
+
+@needs_makefs
+def test_the_kernel_that_the_loader_would_start(tree: Path, tmp_path: Path) -> None:
+    (tree / "boot/kernel.old").mkdir()
+    old = elf(tmp_path / "old", text=b"FreeBSD 13.5-RELEASE OLD\0").read_bytes()
+    (tree / "boot/kernel.old/kernel.gz").write_bytes(gzip.compress(old))
+    (tree / "boot/loader.conf.d").mkdir()
+    (tree / "boot/loader.conf.d/which.conf").write_text('kernel="kernel.old"\n')
+    image = diskread.take(disk_of(tmp_path / "d", ufs_of(tree)))
+    assert (image.version, image.data["kernel"]["path"]) == ("13.5", "")
+    assert image.kernel is not None
+    assert image.kernel.read_bytes() == old
+
+
+@needs_makefs
+@pytest.mark.parametrize(
+    ("fstab", "root"), [("", "xbd0p4"), ("/dev/xbd0p4 / ufs rw 1 1\n", "xbd0p4"), ("/dev/ufsid/5f00 / ufs rw 1 1\n", "ufsid/5f00")]
+)
+def test_the_root_as_fstab_names_it(tmp_path: Path, fstab: str, root: str) -> None:
+    assert diskread.take(disk_of(tmp_path / "d", ufs_of(root_tree(tmp_path / "t", fstab=fstab)))).root == root
+
+
+@needs_makefs
+def test_tables_other_than_gpt(tree: Path, tmp_path: Path) -> None:
+    (tree / "etc/fstab").unlink()
+    fs = ufs_of(tree)
+    assert diskread.take(fs).root == "xbd0"
+    sectors = fs.stat().st_size // SECTOR
+    path = tmp_path / "mbr"
+    path.write_bytes(
+        tables.mbr(63, sectors + 16, code=b"\xeb\xfe").ljust(64 * SECTOR, b"\0")
+        + tables.disklabel(sectors + 16, [Part("freebsd-ufs", 16, sectors)]).ljust(15 * SECTOR, b"\0")
+        + fs.read_bytes()
+    )
+    assert (diskread.take(path).root, diskread.take(path).types) == ("xbd0s1a", ("pvh", "hvm"))
+
+
+@needs_makefs
+def test_which_of_two_roots(tree: Path, tmp_path: Path) -> None:
+    fs = ufs_of(tree)
+    path = disk_of(tmp_path / "d", fs, fs)
+    with pytest.raises(UsageError, match=r"two or more roots: xbd0p4 \(freebsd-ufs, ufs1\), xbd0p5 .*\n.*--root xbd0p4"):
+        diskread.take(path)
+    for wanted in ("xbd0p5", "/dev/gpt/root1", "ufs:/dev/xbd0p5"):
+        assert diskread.take(path, wanted).root_device == "xbd0p5"
+    with pytest.raises(
+        UsageError, match=r"--root xbd0p1 is none of the FreeBSD roots on it \(xbd0p4, gpt/rootfs, xbd0p5, gpt/root1\)"
+    ):
+        diskread.take(path, "xbd0p1")
+
+
+@needs_makefs
+def test_a_kernel_from_elsewhere_with_the_disks_root(disk: Path, tmp_path: Path) -> None:
+    kernel = elf(tmp_path / "kernel", text=b"FreeBSD 15.1-RELEASE MINE\0")
+    given = source.freebsd(kernel, disk)
+    assert (given.label, given.root, given.disks[0].path, given.kernel) == ("freebsd-15.1", "gpt/rootfs", disk, kernel)
+    assert source.freebsd(kernel, disk, root="xbd0p7").root == "xbd0p7", "as it was asked for"
+    (tmp_path / "blank").write_bytes(bytes(2 << 20))
+    assert source.freebsd(kernel, tmp_path / "blank").root == "xbd0"
+    with pytest.raises(UsageError, match=r"FreeBSD 15\.1 without ZFS, and the root is zfs:zroot/ROOT/default"):
+        source.freebsd(kernel, disk, root="zfs:zroot/ROOT/default")
+    assert source.freebsd(elf(tmp_path / "z", text=ZFS), disk, root="zfs:zroot/ROOT/default").root == "zfs:zroot/ROOT/default"
+
+
+@needs_makefs
+def test_an_imported_disk_brings_its_kernel(disk: Path, tree: Path) -> None:
+    made = make.make(recipe.make("mine", {"disk": str(disk)}, {}))
+    assert (made.version, made.types, made.root) == ("14.2", ("pvh", "hvm"), "gpt/rootfs")
+    assert made.disks[0].file.read_bytes() == disk.read_bytes()
+    assert made.kernel is not None
+    assert made.kernel.read_bytes() == (tree / "boot/kernel/kernel").read_bytes()
+
+
+# -- ZFS --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def pool(tmp_path: Path) -> Callable[..., Path]:
+    """Makes disks with a pool as release/tools/vmimage.subr has it, by the text of their kernel and their boot environments."""
+
+    def make_pool(text: bytes, *names: str, loader: str = 'zfs_load="YES"\n', code: bytes = b"\xeb\xfe") -> Path:
+        top = root_tree(tmp_path / "z", kernel=elf(tmp_path / "zk", text=text).read_bytes(), fstab="", loader=loader)
+        options = [
+            "poolname=zroot",
+            "bootfs=zroot/ROOT/default",
+            "rootpath=/",
+            "fs=zroot;mountpoint=none",
+            "fs=zroot/ROOT;mountpoint=none",
+        ]
+        options += ["fs=zroot/ROOT/default;mountpoint=/;canmount=noauto"]
+        path = tmp_path / "z.zfs"
+        words = [word for option in options for word in ("-o", option)]
+        makefs.run([FREEBSD, "-t", "zfs", "-s", "96m", *words, str(path), str(top)])
+        return disk_of(tmp_path / "zfs.raw", path, kind="freebsd-zfs", code=code)
+
+    return make_pool
+
+
+@needs_freebsd
+@needs_grub
+def test_a_pool_as_official_images_have_it(pool: Callable[..., Path]) -> None:
+    image = diskread.take(pool(ZFS))
+    assert (image.root, image.mountfrom, image.root_device) == ("zroot/ROOT/default", "zfs:zroot/ROOT/default", "xbd0p4")
+    assert (image.types, image.zfs) == (("pvh",), True)
+    assert source.from_image(image).root == "zfs:zroot/ROOT/default"
+
+
+@needs_freebsd
+@needs_grub
+def test_zfs_as_a_module_needs_the_loader(pool: Callable[..., Path]) -> None:
+    serial = diskread.take(pool(NEW, loader='zfs_load="YES"\nconsole="comconsole"\n'))
+    assert serial.types == ("hvm",)
+    with pytest.raises(UsageError, match="cannot run as pvh: no PVH: the root is on ZFS, the kernel has it as a module only"):
+        diskread.check_types(serial, ("pvh",))
+
+
+@needs_freebsd
+@needs_grub
+def test_zfs_as_a_module_without_a_console(pool: Callable[..., Path]) -> None:
+    with pytest.raises(UsageError, match=r"nothing can start it here: no PVH: .*; no HVM: .*\n.*a kernel with XENHVM and ZFS"):
+        diskread.take(pool(NEW))
+
+
+@pytest.mark.parametrize(
+    ("data", "why"),
+    [
+        (label(state=0), r"the ZFS pool zroot on xbd0p4 was not cleanly exported \(it is active\)"),
+        (label(state=2), r"was not cleanly exported \(it is destroyed\)"),
+        (label(vdev="mirror"), r"the ZFS pool zroot on xbd0p4 needs more disks \(mirror, 1 vdevs\)"),
+    ],
+)  # fmt: skip
+def test_pools_that_are_not_read(tmp_path: Path, own_store: Path, data: dict[str, object], why: str) -> None:
+    path = disk_of(tmp_path / "d", labelled(tmp_path / "v", (0, data), size=2 << 20), kind="freebsd-zfs")
+    with pytest.raises(UsageError, match=why):
+        diskread.take(path)
+    assert not [name for name in left(own_store) if not name.startswith("hashes/")]
+
+
+# -- disks that cannot be run -----------------------------------------------------------------------------------------
+
+
+def refused(path: Path, own_store: Path, root: str = "") -> str:
+    """What is said of a disk; nothing of it may be left in the store."""
+    with pytest.raises(UsageError) as caught:
+        diskread.take(path, root)
+    assert not [name for name in left(own_store) if not name.startswith("hashes/")]
+    assert str(path) in caught.value.message, "the message names the file"
+    assert caught.value.mend, "and what to do"
+    return str(caught.value)
+
+
+@needs_makefs
+def test_no_freebsd(tree: Path, tmp_path: Path, own_store: Path) -> None:
+    (tree / "sbin/init").unlink()
+    said = refused(disk_of(tmp_path / "d", ufs_of(tree)), own_store)
+    assert "no FreeBSD on it; it has xbd0p1 (efi), xbd0p2 (freebsd-boot), xbd0p3 (freebsd-swap), xbd0p4 (freebsd-ufs, ufs1)" in said
+    (tmp_path / "ext").write_bytes(bytes(1080) + b"\x53\xef" + bytes((2 << 20) - 1082))
+    assert "it has xbd0 (ext2/3/4)" in refused(tmp_path / "ext", own_store)
+
+
+def test_an_encrypted_root(tmp_path: Path, own_store: Path) -> None:
+    fs = tmp_path / "geli"
+    fs.write_bytes(os.urandom((2 << 20) - 512) + b"GEOM::ELI".ljust(512, b"\0"))
+    assert "xbd0p4 is encrypted (GELI), and no other root is on the disk" in refused(disk_of(tmp_path / "d", fs), own_store)
+
+
+@needs_makefs
+def test_a_journal_that_was_not_replayed(disk: Path, own_store: Path) -> None:
+    at = 4096 * SECTOR + 8192
+    patched(disk, (at + 209, b"\0"), (at + 211, b"\x80"), (at + 1312, b"\x0a\0\0\0"))
+    said = refused(disk, own_store)
+    assert "the UFS on xbd0p4 is not as it should be: it was not unmounted, and its soft updates journal was not replayed" in said
+    assert "--kernel FILE --root xbd0p4 boots it as it is" in said
+
+
+@needs_makefs
+@pytest.mark.parametrize(
+    ("loader", "code", "types", "why"),
+    [
+        ('console="comconsole"\n', b"\xeb\xfe", ("hvm",), "no PVH: FreeBSD 11.4's kernel /boot/kernel/kernel has no Xen ELF notes"),
+        ('console="comconsole"\n', b"", (), "no Xen ELF notes (options XENHVM); no HVM: the disk has neither boot code nor an EFI"),
+        ("", b"\xeb\xfe", (), "no HVM: its loader does not use the serial port"),
+    ],
+)  # fmt: skip
+def test_a_kernel_that_is_no_pvh_kernel(
+    tmp_path: Path, own_store: Path, loader: str, code: bytes, types: tuple[str, ...], why: str
+) -> None:
+    kernel = elf(tmp_path / "k", notes=False, text=b"FreeBSD 11.4-RELEASE GENERIC\0").read_bytes()
+    path = disk_of(tmp_path / "d", ufs_of(root_tree(tmp_path / "t", kernel=kernel, loader=loader)), code=code)
+    if not types:
+        assert why in refused(path, own_store)
+        return
+    image = diskread.take(path)
+    assert image.types == types
+    with pytest.raises(UsageError) as caught:
+        diskread.check_types(image, ("pvh", "pv"))
+    assert why in caught.value.message
+    diskread.check_types(image, ("hvm", "pvh"))
+
+
+@needs_makefs
+@pytest.mark.parametrize(
+    ("kernel", "why"),
+    [
+        (b"no kernel" * 100, "/boot/kernel/kernel: not an ELF file"),
+        (elf, "/boot/kernel/kernel: a kernel for arm64; Xen's guests here are amd64 and i386"),
+    ],
+)
+def test_what_lies_where_the_kernel_should(tmp_path: Path, own_store: Path, kernel: object, why: str) -> None:
+    data = kernel if isinstance(kernel, bytes) else elf(tmp_path / "arm", machine=183).read_bytes()
+    assert why in refused(disk_of(tmp_path / "d", ufs_of(root_tree(tmp_path / "t", kernel=data))), own_store)
+
+
+@needs_makefs
+def test_a_root_without_a_kernel(tree: Path, tmp_path: Path, own_store: Path) -> None:
+    (tree / "boot/kernel/kernel").unlink()
+    said = refused(disk_of(tmp_path / "d", ufs_of(tree)), own_store)
+    assert "the root xbd0p4 (freebsd-ufs, ufs1) has no kernel at /boot/kernel/kernel" in said
+
+
+@needs_makefs
+def test_a_packed_kernel_without_end(tree: Path, tmp_path: Path, own_store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("harness.images.rootfs.LARGEST_KERNEL", 4 << 20)
+    (tree / "boot/kernel/kernel").unlink()
+    packed = gzip.compress(bytes(64 << 20))
+    (tree / "boot/kernel/kernel.gz").write_bytes(packed)
+    assert "larger than 4 MiB" in refused(disk_of(tmp_path / "d", ufs_of(tree)), own_store)
+    (tree / "boot/kernel/kernel.gz").write_bytes(packed[:-20])
+    monkeypatch.setattr("harness.images.rootfs.LARGEST_KERNEL", 256 << 20)
+    assert "/boot/kernel/kernel.gz ends too early" in refused(disk_of(tmp_path / "e", ufs_of(tree)), own_store)
+
+
+@needs_makefs
+def test_a_root_by_a_name_that_no_xen_guest_has(tmp_path: Path, own_store: Path) -> None:
+    path = disk_of(tmp_path / "d", ufs_of(root_tree(tmp_path / "t", fstab="/dev/vtbd0p4 / ufs rw 1 1\n")))
+    said = refused(path, own_store)
+    assert "has / on /dev/vtbd0p4, which a Xen guest does not have: there it is xbd0p4, gpt/rootfs" in said
+    assert diskread.take(path, "xbd0p4").root == "xbd0p4"
+
+
+def test_a_table_that_was_cut_off(tmp_path: Path, own_store: Path) -> None:
+    path = disk_of(tmp_path / "d", labelled(tmp_path / "v", size=4 << 20))
+    os.truncate(path, 3 << 20)
+    assert "no copy of the disk's GPT is good" in refused(path, own_store)
+
+
+# -- formats ----------------------------------------------------------------------------------------------------------
+
+
+@needs_qemu_img
+@pytest.mark.parametrize(
+    ("fmt", "options", "name"),
+    [("vpc", "subformat=dynamic", "VHD"), ("vpc", "subformat=fixed", "VHD"), ("vhdx", "", "VHDX"), ("vdi", "", "VDI"), ("vmdk", "", "VMDK"),
+     ("vmdk", "subformat=monolithicFlat", "VMDK"), ("qed", "", "QED"), ("parallels", "", "Parallels")],
+)  # fmt: skip
+def test_formats_of_others_are_named(tmp_path: Path, own_store: Path, fmt: str, options: str, name: str) -> None:
+    (tmp_path / "raw").write_bytes(bytes(4 << 20))
+    words = ["-o", options] if options else []
+    path = tmp_path / "disk"
+    subprocess.run(["qemu-img", "convert", "-f", "raw", "-O", fmt, *words, str(tmp_path / "raw"), str(path)], check=True)
+    said = refused(path, own_store)
+    assert f"a {name} file, and only raw and qcow2 disks are read" in said
+    assert f"qemu-img convert -f {fmt} -O qcow2 disk disk.qcow2" in said
+
+
+@pytest.mark.parametrize(
+    ("data", "why"),
+    [
+        (gzip.compress(b"x" * 99), "a gzip file"), (b"BZh91AY", "a bzip2 file"), (b"\x28\xb5\x2f\xfd", "a zstd file"), (b"PK\x03\x04", "a zip file"),
+        (bytes(257) + b"ustar", "a tar file"), (b"hello", "5 bytes are no disk image"), (bytes((1 << 20) + 100), "1048676 bytes are no disk image"),
+    ],
+)  # fmt: skip
+def test_files_that_are_no_disks(tmp_path: Path, own_store: Path, data: bytes, why: str) -> None:
+    (tmp_path / "f").write_bytes(data)
+    assert why in refused(tmp_path / "f", own_store)
+    (tmp_path / "f.xz").write_bytes(lzma.compress(data))
+    said = refused(tmp_path / "f.xz", own_store)
+    assert why in said
+    assert "f.xz, unpacked" in said
+
+
+@needs_qemu_img
+def test_qcow2_files_that_name_others(tmp_path: Path, own_store: Path) -> None:
+    (tmp_path / "secret").write_bytes(b"s" * (2 << 20))
+    made = tmp_path / "over.qcow2"
+    subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", "-F", "raw", "-b", str(tmp_path / "secret"), str(made)], check=True)
+    said = refused(made, own_store)
+    assert f"it holds only what differs from its backing file '{tmp_path / 'secret'}'" in said
+    (tmp_path / "over.qcow2.xz").write_bytes(lzma.compress(made.read_bytes()))
+    assert "its backing file" in refused(tmp_path / "over.qcow2.xz", own_store)
+    outside = tmp_path / "outside.qcow2"
+    options = f"data_file={tmp_path / 'data'},data_file_raw=on"
+    subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", "-o", options, str(outside), "4M"], check=True)
+    assert "its data lies in another file" in refused(outside, own_store)
+
+
+@needs_qemu_img
+@needs_makefs
+@pytest.mark.parametrize("compressed", [False, True])
+def test_files_that_were_cut_off(disk: Path, own_store: Path, compressed: bool) -> None:
+    made = disk.with_name("d.qcow2")
+    subprocess.run(
+        ["qemu-img", "convert", *(["-c"] if compressed else []), "-f", "raw", "-O", "qcow2", str(disk), str(made)], check=True
+    )
+    whole = made.read_bytes()
+    for size in (len(whole) // 2, len(whole) - (128 << 10), 40):
+        made.write_bytes(whole[:size])
+        assert "cut off" in refused(made, own_store), size
+    packed = lzma.compress(os.urandom(2 << 20), preset=0)
+    for size in (len(packed) - 10, len(packed) // 2, 20):
+        disk.with_name("d.xz").write_bytes(packed[:size])
+        assert "the xz file ends too early" in refused(disk.with_name("d.xz"), own_store), size
+    damaged = bytearray(packed)
+    damaged[1 << 20] ^= 0xFF
+    disk.with_name("d.xz").write_bytes(damaged)
+    assert "a damaged xz file" in refused(disk.with_name("d.xz"), own_store)
+
+
+def test_a_bomb_ends_where_the_room_does(tmp_path: Path, own_store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(diskformat, "_room", lambda where: 8 << 20)
+    bomb = tmp_path / "bomb.xz"
+    bomb.write_bytes(lzma.compress(b"x" * (64 << 20), preset=0))
+    with pytest.raises(InfrastructureError, match=r"bomb\.xz: unpacked it needs more than the 8 MiB"):
+        diskread.take(bomb)
+    assert not [name for name in left(own_store) if not name.startswith("hashes/")]
+    # Zeros take no room, but there has to be an end of them, too.
+    bomb.write_bytes(lzma.compress(bytes(64 << 20), preset=0))
+    monkeypatch.setattr(diskformat, "_LARGEST", 32 << 20)
+    with pytest.raises(HarnessError, match="unpacked it needs more than"):
+        diskread.take(bomb)
+
+
+@needs_qemu_img
+def test_a_qcow2_bomb(tmp_path: Path, own_store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "raw").write_bytes(b"x" * (96 << 20))
+    bomb = tmp_path / "bomb.qcow2"
+    subprocess.run(["qemu-img", "convert", "-c", "-f", "raw", "-O", "qcow2", str(tmp_path / "raw"), str(bomb)], check=True)
+    assert bomb.stat().st_size < 4 << 20
+    monkeypatch.setattr(diskformat, "_room", lambda where: 8 << 20)
+    with pytest.raises(InfrastructureError, match=r"bomb\.qcow2: unpacked it needs more than the 8 MiB"):
+        diskread.take(bomb)
+    assert not [name for name in left(own_store) if not name.startswith("hashes/")]
+
+
+def test_xz_files_of_many_streams(tmp_path: Path) -> None:
+    """As pixz and `cat a.xz b.xz` make them, with padding between."""
+    one, two = os.urandom(1 << 20), bytes(3 << 20) + os.urandom(1 << 20)
+    (tmp_path / "d.xz").write_bytes(lzma.compress(one) + bytes(8) + lzma.compress(two) + bytes(4))
+    assert diskformat.raw(tmp_path / "d.xz").path.read_bytes() == one + two
+
+
+def test_a_hash_is_taken_again_when_the_file_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("harness.digest._WORTH_KEEPING", 1)
+    path = tmp_path / "f"
+    for text in ("one", "two", "ten"):
+        path.write_text(text)
+        assert known_sha256(path) == file_sha256(path), "changed a moment ago: never from memory"
+    monkeypatch.setattr("harness.digest._SETTLED", -1.0)
+    kept = known_sha256(path)
+    os.truncate(path, 2)
+    other = known_sha256(path)
+    monkeypatch.setattr("hashlib.file_digest", lambda *_: pytest.fail("read again"))
+    assert known_sha256(path) == other != kept
+    assert len(list((store.paths.store() / "hashes").iterdir())) == 2
+
+
+# -- at the command line ----------------------------------------------------------------------------------------------
+
+
+@needs_makefs
+def test_list_takes_a_disk_alone(disk: Path, tmp_path: Path) -> None:
+    fxh = [sys.executable, "-m", "harness.cli"]
+    done = subprocess.run([*fxh, "list", "boot", "--disk", str(disk)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "boot         freebsd-pvh-xen-" in done.stdout
+    assert "boot         freebsd-hvm-xen-" in done.stdout
+    assert "FreeBSD.raw: FreeBSD 14.2 amd64, root gpt/rootfs, pvh/hvm" in done.stderr
+    (tmp_path / "blank").write_bytes(bytes(2 << 20))
+    for words in (["list"], ["boot"], ["run", "boot"]):
+        done = subprocess.run([*fxh, *words, "--disk", str(tmp_path / "blank")], capture_output=True, text=True, check=False)
+        assert (done.returncode, done.stdout) == (2, ""), words
+        assert done.stderr.startswith(
+            f"fxh: {tmp_path / 'blank'}: no FreeBSD on it; it has xbd0 (nothing known)\n     give an image"
+        ), words
+
+
+# -- against the running guest ----------------------------------------------------------------------------------------
+
+
+def test_files_against_the_guests_hashes() -> None:
+    wanted = {"/etc/fstab": "a" * 64, "/bin/sh": "b" * 64, "/boot/it's.conf": "c" * 64}
+    asked = []
+
+    def run(command: str) -> str:
+        asked.append(command)
+        return f"{'a' * 64} /etc/fstab\r\n{'0' * 64} /bin/sh\r\nsha256: oops\n"
+
+    assert filehash.differing(run, wanted) == [
+        f"/bin/sh: sha256 {'0' * 64} in the guest, {'b' * 64} as read from the disk",
+        f"/boot/it's.conf: sha256 of no such file in the guest, {'c' * 64} as read from the disk",
+    ]
+    assert asked == ["""sha256 -r /etc/fstab /bin/sh '/boot/it'"'"'s.conf' 2>/dev/null; true"""]
+    assert filehash.differing(run, {"/etc/fstab": "a" * 64}) == []

@@ -1,0 +1,273 @@
+"""Which FreeBSD a kernel is, from its name and its number, and what depends on it."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from pathlib import Path
+
+import pytest
+
+from harness.errors import UsageError
+from harness.guests import source
+from harness.guests.freebsd import ENDINGS, FreeBSD
+from harness.guests.linux import Linux
+from harness.guests.profile import KernelIdentity
+from harness.images import kernelfile, srctree
+from harness.images.image import Image
+from harness.images.store import Entry
+from harness.osversion import UNKNOWN, OSVersion, parse
+from harness.plugin import inputs
+from harness.xen import elfsymbols
+from tests.unit.kernels import DYNSYM, NOBITS, kernel
+
+# -- the value --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("13.2", ("13.2", "")), ("14.0-STABLE", ("14.0", "STABLE")), ("15.1-RELEASE-p1", ("15.1", "RELEASE-p1")),
+        ("14.2-BETA1", ("14.2", "BETA1")), ("", ("", "")), ("unknown", ("", "")), ("6.12.118+deb13-amd64", ("", "")),
+    ],
+)  # fmt: skip
+def test_a_name_is_taken_apart(name: str, expected: tuple[str, str]) -> None:
+    found = parse(name)
+    assert (found.release, found.branch, found.osreldate) == (*expected, 0)
+
+
+@pytest.mark.parametrize(
+    ("version", "lowest"),
+    [
+        (parse("14.0-STABLE", 1400507), 1400507),
+        (parse("14.0"), 1400097), (parse("14.0-RELEASE-p4"), 1400097), (parse("14.0-STABLE"), 1400500), (parse("14.0-CURRENT"), 1400000),
+        (parse("15.0"), 1500068), (parse("13.2"), 1302000), (parse("13.2-STABLE"), 1302500), (parse("14.2-BETA1"), 1402000),
+        (parse("14.2-PRERELEASE"), 1401500), (parse("10.4"), 1004000), (parse("9.3"), 903000), (UNKNOWN, 0),
+    ],
+)  # fmt: skip
+def test_an_unknown_number_is_the_lowest_of_that_name(version: OSVersion, lowest: int) -> None:
+    assert version.lowest == lowest
+
+
+@pytest.mark.parametrize(
+    ("version", "span", "inside"),
+    [
+        (parse("13.2"), ">=12.0", True), (parse("13.2"), ">=14", False), (parse("14.0"), "<14.1", True), (parse("14.1"), "<14.1", False),
+        (parse("13.2"), ">=12.0,<13.0", False), (UNKNOWN, ">=12.0", True), (UNKNOWN, "<1400507", True),
+        # Both are 14.0: only the number tells them apart.
+        (parse("14.0-RELEASE", 1400097), "<1400507", True), (parse("14.0-STABLE", 1400507), "<1400507", False),
+        (parse("14.0-STABLE", 1400507), "<14.1", True),
+        # The number is not known: the name decides, by the lowest number it stands for.
+        (parse("14.0"), "<1400507", True), (parse("14.1"), "<1400507", False), (parse("13.2"), "<1400507", True),
+        (parse("14.2-STABLE", 1402501), ">=1402000,<1500000", True), (parse("15.1", 1501000), ">=1402000,<1500000", False),
+        (parse("14.2"), ">=14.2,<1500000", True), (parse("15.0"), ">=1500068", True), (parse("15.0-CURRENT"), ">=1500068", False),
+        (OSVersion(osreldate=1402501), ">=14.2", True), (OSVersion(osreldate=1402501), "<14.2", False),
+        (parse("8.4", 804504), "<900044", True),
+    ],
+)  # fmt: skip
+def test_spans(version: OSVersion, span: str, inside: bool) -> None:
+    assert version.within(span) is inside
+
+
+@pytest.mark.parametrize("span", ["12+", "", ">=14.0,", "=14.0", "<14.1.2", ">=14000", "<14005070", ">14.1", "14.1"])
+def test_a_span_that_is_none(span: str) -> None:
+    with pytest.raises(UsageError, match="is not a bound"):
+        UNKNOWN.within(span)
+
+
+def test_the_number_wins_over_a_name_of_another_major() -> None:
+    """A derived system may have a REVISION of its own."""
+    assert OSVersion("0.1", "RELEASE", 1501502).number == (15, 1)
+    assert OSVersion("14.2", "PRERELEASE", 1401501).number == (14, 2)
+    assert OSVersion("", "", 0).number is None
+
+
+def test_order_is_by_number() -> None:
+    names = ["unknown", "9.3", "13.2", "14.0-CURRENT", "14.0-RELEASE", "14.0-STABLE", "14.1", "14.2-STABLE", "15.0-CURRENT", "15.1"]
+    versions = [parse(name) for name in names]
+    for older, newer in itertools.combinations(versions, 2):
+        assert older < newer
+        assert sorted([newer, older]) == [older, newer]
+    assert parse("14.0-STABLE", 1400507) < parse("14.1")
+
+
+def test_words() -> None:
+    assert str(parse("15.1-RELEASE-p1", 1501000)) == "15.1-RELEASE-p1 (1501000)"
+    assert (str(parse("13.2")), str(UNKNOWN), str(OSVersion(osreldate=1402501))) == (
+        "13.2", "of unknown version", "of unknown version (1402501)",
+    )  # fmt: skip
+
+
+# -- kernels and trees ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("bits", [32, 64])
+@pytest.mark.parametrize("names", [b"\0getosreldate\0version\0", b"\0version\0osreldate\0"])
+def test_osreldate_of_a_kernel(bits: int, names: bytes) -> None:
+    data = kernel(bits=bits, names=names)
+    assert kernelfile.osreldate_of(data) == 1400507
+    assert kernelfile.os_version(data) == OSVersion("14.0", "STABLE", 1400507)
+
+
+def test_osreldate_of_a_kernel_that_kept_its_dynamic_symbols_alone() -> None:
+    assert kernelfile.osreldate_of(kernel(table=DYNSYM)) == 1400507
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        kernel(table=0),
+        kernel(names=b"\0version\0osreldates\0"),
+        kernel(data_kind=NOBITS),
+        kernel(osreldate=0),
+        kernel(osreldate=-1400507),
+        kernel(osreldate=99_000_000),
+        b"\x7fELF",
+        b"",
+        b"hello " * 50,
+    ],
+)
+def test_a_kernel_whose_number_is_unknown(data: bytes) -> None:
+    assert kernelfile.osreldate_of(data) == 0
+
+
+@pytest.mark.parametrize("bits", [32, 64])
+def test_a_damaged_kernel_is_survived(bits: int) -> None:
+    """Cut anywhere, or with any byte of its headers changed, it gives a number or none, but no exception."""
+    whole = kernel(bits=bits)
+    for end in range(0, len(whole), 7):
+        elfsymbols.read_int(whole[:end], "osreldate")
+    for at in (*range(4, 64), *range(len(whole) - 320, len(whole))):
+        for value in (0, 0x7F, 0xFF):
+            elfsymbols.read_int(whole[:at] + bytes([value]) + whole[at + 1 :], "osreldate")
+
+
+def test_a_kernel_file_is_looked_at(tmp_path: Path) -> None:
+    (tmp_path / "kernel").write_bytes(kernel("15.1-RELEASE-p1 XENA", 1501000))
+    found = kernelfile.look(tmp_path / "kernel")
+    assert (found.version, found.branch, found.osreldate) == ("15.1", "RELEASE-p1", 1501000)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("#undef __FreeBSD_version\n#define __FreeBSD_version 1302001\t/* Master, propagated to newvers */\n", 1302001),
+        ("#define\t__FreeBSD_version\t804504\n", 804504),
+        (" * __FreeBSD_version 1302001 is bumped\n#define __FreeBSD_version_max 1\n", 0),
+        ("", 0),
+    ],
+)
+def test_osreldate_of_a_tree(text: str, expected: int) -> None:
+    assert srctree.parse_osreldate(text) == expected
+
+
+def test_a_source_tree_knows_its_number(tmp_path: Path) -> None:
+    files = {
+        "Makefile.inc1": "",
+        "sys/conf/newvers.sh": 'REVISION="14.0"\nBRANCH="STABLE"\n',
+        "sys/amd64/conf/GENERIC": "",
+        "tools/build/make.py": "",
+        "sys/sys/param.h": "#define __FreeBSD_version 1400507\n",
+    }
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    found = srctree.find(tmp_path)
+    assert (found.version, found.branch, found.osreldate) == ("14.0", "STABLE", 1400507)
+    (tmp_path / "sys/sys/param.h").unlink()
+    assert srctree.find(tmp_path).osreldate == 0
+
+
+# -- guests -----------------------------------------------------------------------------------------------------------
+
+
+def made(directory: Path, manifest: dict[str, object], *, with_kernel: bool = True) -> Image:
+    directory.mkdir()
+    if with_kernel:
+        (directory / "kernel").write_bytes(kernel())
+    whole = {"types": ["pvh"], "root": "xbd0", "pygrub": False, "layout": "ufs1", "disks": [], **manifest}
+    (directory / "manifest.json").write_text(json.dumps(whole))
+    return Image("mine", Entry(directory))
+
+
+def test_an_image_knows_its_version(tmp_path: Path) -> None:
+    new = made(tmp_path / "new", {"version": "14.0", "branch": "STABLE", "osreldate": 1400503})
+    assert new.os_version == OSVersion("14.0", "STABLE", 1400503), "the manifest's"
+    old = made(tmp_path / "old", {"version": "14.0"})
+    assert old.os_version == OSVersion("14.0", "STABLE", 1400507), "an older manifest has no number: the kernel file has"
+    bare = made(tmp_path / "bare", {"version": "14.0"}, with_kernel=False)
+    assert bare.os_version == OSVersion("14.0")
+    disk = made(tmp_path / "disk", {"version": "unknown", "branch": "", "osreldate": 0}, with_kernel=False)
+    assert disk.os_version == UNKNOWN
+    assert source.from_image(old).profile.os_version == OSVersion("14.0", "STABLE", 1400507)
+    assert (source.from_image(disk).label, source.from_image(disk).profile.version) == ("freebsd-unknown", "")
+
+
+def test_a_kernel_and_a_disk_know_their_version(tmp_path: Path) -> None:
+    (tmp_path / "kernel").write_bytes(kernel("14.2-STABLE XENA", 1402501))
+    (tmp_path / "disk").write_bytes(bytes(1 << 20))
+    guest = source.freebsd(tmp_path / "kernel", tmp_path / "disk")
+    assert (guest.label, guest.profile.os_version) == ("freebsd-14.2", OSVersion("14.2", "STABLE", 1402501))
+    words = inputs.of(guest)["kernel"]
+    assert words.startswith("kernel (FreeBSD 14.2-STABLE XENA, 1402501) sha256:")
+
+
+def test_the_running_kernel_tells_its_number() -> None:
+    asked = []
+
+    def run(command: str) -> str:
+        asked.append(command)
+        return "14.0-STABLE\nXENA\n1400507\nFreeBSD 14.0-STABLE XENA\n    me@here:/obj\n"
+
+    found = FreeBSD().identity(run)
+    assert found == KernelIdentity("14.0-STABLE", "XENA", "FreeBSD 14.0-STABLE XENA\n    me@here:/obj", 1400507)
+    assert "kern.osreldate" in asked[0]
+    assert Linux().identity(lambda _: "6.12.118\n#1 SMP").osreldate == 0
+
+
+@pytest.mark.parametrize(
+    ("version", "told"),
+    [
+        (parse("13.2", 1302001), False), (parse("14.0-RELEASE", 1400097), False), (parse("14.0-STABLE", 1400507), True),
+        (parse("14.2-STABLE", 1402501), True), (parse("15.1-RELEASE-p1", 1501000), True), (parse("10.4"), False),
+        # By name alone.
+        (parse("14.0"), False), (parse("14.1"), True), (parse("15.0"), True), (UNKNOWN, True),
+        # main before 9e0b0f5de67f.
+        (parse("15.0-CURRENT", 1500003), False), (parse("15.0-CURRENT", 1500005), True),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("kind", ["pvh", "hvm", "pv"])
+def test_how_a_kernel_ends(version: OSVersion, told: bool, kind: str) -> None:
+    profile = FreeBSD.of(version, (kind,))
+    assert profile.fate_of_panic(kind).reason == ("crash" if told else "reboot")
+    assert profile.fate("crash", kind) == profile.fate_of_panic(kind)
+    halt = profile.fate("halt", kind)
+    stays = kind == "pvh" and not told
+    assert (halt.reason, halt.halts) == (("", True) if stays else ("poweroff", False))
+    assert (profile.fate("poweroff", kind).reason, profile.fate("reboot", kind).reason) == ("poweroff", "reboot")
+    assert profile.fate("nonsense", kind).reason == ""
+    assert not profile.fate("nonsense", kind).halts
+    assert all("sys/dev/xen/control/control.c" in profile.fate(control, kind).why for control in ("poweroff", "halt", "crash"))
+
+
+def test_every_version_and_type_has_an_ending() -> None:
+    for number in (804504, 1004000, 1302001, 1400097, 1400506, 1400507, 1499999, 1500000, 1500004, 1500005, 1600000):
+        for kind in ("pvh", "hvm", "pv"):
+            version = OSVersion(osreldate=number)
+            rows = [row for row in ENDINGS if kind in row.types and any(version.within(span) for span in row.spans)]
+            assert rows, f"{number} {kind}"
+            assert FreeBSD.of(version, (kind,)).fate("reboot", kind).why == rows[0].source
+
+
+def test_what_separates_variables() -> None:
+    """Blanks separate since 14 (sys/x86/xen/pv.c), commas always."""
+    both = {"fxh.a": "1", "fxh.b": "/a/b:c=d"}
+    for version in (parse("13.2", 1302001), parse("15.1", 1501000), UNKNOWN):
+        assert FreeBSD.of(version, ()).command_line(both) == "fxh.a=1,fxh.b=/a/b:c=d"
+    assert FreeBSD.of(parse("13.2", 1302001), ()).command_line({"fxh.a": "1 2"}) == "fxh.a=1 2"
+    for version in (parse("14.0"), parse("14.2-STABLE", 1402501), parse("15.1", 1501000), UNKNOWN):
+        with pytest.raises(UsageError, match=r"fxh\.a='1 2': FreeBSD .* ends a variable at ' '"):
+            FreeBSD.of(version, ()).command_line({"fxh.a": "1 2"})
+    for value in ("a,b", 'a"b', "a\nb", "a\tb", "a\0b"):
+        with pytest.raises(UsageError, match="ends a variable at"):
+            FreeBSD.of(parse("13.2", 1302001), ()).command_line({"fxh.a": value})
