@@ -28,6 +28,11 @@ change OvmfPkg/XenPlatformPei/Platform.c 'CalibrateLapicTimer ();' ';'
 change OvmfPkg/LocalApicTimerDxe/LocalApicTimerDxe.h '\(DEFAULT_TIMER_TICK_DURATION *\)100000' '\12000000'
 # The PS/2 keyboard's driver waits by counting accesses to a port, for half a minute. The console is the serial port.
 for list in OvmfPkg/OvmfXen.dsc OvmfPkg/OvmfXen.fdf; do change $list '.*Ps2KeyboardDxe.*' ''; done
+# OvmfXen's own clock always tells the same second of 2015, so FreeBSD's loader counts down for ever. Xen emulates a PC's clock.
+for list in OvmfPkg/OvmfXen.dsc OvmfPkg/OvmfXen.fdf; do
+    change $list EmbeddedPkg.RealTimeClockRuntimeDxe.RealTimeClockRuntimeDxe.inf \
+        'PcAtChipsetPkg\/PcatRealTimeClockRuntimeDxe\/PcatRealTimeClockRuntimeDxe.inf'
+done
 # QEMU's PC for Xen has one PCI bus; looking at 256 takes 100 s under emulation.
 change OvmfPkg/Library/PciHostBridgeLibScan/ScanForRootBridges.c 'PrimaryBus <= PCI_MAX_BUS' 'PrimaryBus == 0'
 
