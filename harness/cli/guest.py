@@ -54,6 +54,7 @@ def boot(
     ] = "",
     guest_type: Annotated[str, typer.Option("--type", help="pv, pvh or hvm; pvshim: pv in the PV shim.")] = "",
     pvshim: Annotated[bool, typer.Option("--pvshim", help="The same as --type pvshim.")] = False,
+    firmware: Annotated[str, typer.Option("--firmware", help="Of an HVM guest: bios or uefi.")] = "",
     guest_memory: Annotated[int, typer.Option("--memory", help="MiB of the guest.")] = 0,
     vcpus: Annotated[int, typer.Option("--vcpus", help="The guest's virtual CPUs.")] = 1,
     var: Annotated[list[str] | None, typer.Option("--var", help="A kernel variable, NAME=VALUE; may be repeated.")] = None,
@@ -73,9 +74,12 @@ def boot(
     from harness.guests.guest import Guest
     from harness.guests.shape import Shape
     from harness.lab import factory, recipe
+    from harness.xen.firmware import FIRMWARES
 
     if kernel is not None and disk is None and not image:
         raise UsageError("--kernel without a disk", mend="add --disk FILE, the image with the root file system")
+    if firmware not in ("", *FIRMWARES):
+        raise UsageError(f"--firmware {firmware}", mend=" or ".join(FIRMWARES))
     variables = []
     for word in var or []:
         name, equals, value = word.partition("=")
@@ -104,8 +108,8 @@ def boot(
     else:
         what = source.control(factory.control(factory.LabWish(xen or recipe.DEFAULT_XEN)))
     shape = Shape(
-        "pvshim" if pvshim else guest_type or what.profile.types[0], guest_memory, vcpus=vcpus, variables=tuple(variables), on_poweroff="destroy",
-        on_reboot="restart",
+        "pvshim" if pvshim else guest_type or ("hvm" if firmware else what.profile.types[0]), guest_memory, vcpus=vcpus, variables=tuple(variables), on_poweroff="destroy",
+        on_reboot="restart", firmware=firmware,
     )  # fmt: skip
     host = _host(xen, xen_host, lab, lab_memory, accel, hypervisor)
     with tempfile.TemporaryDirectory(prefix="fxh-boot-") as scratch:

@@ -107,6 +107,7 @@ def list_(
     suites: Annotated[list[str] | None, typer.Argument(help="Suites by name (default: all).")] = None,
     guest: Annotated[str, typer.Option("--guest", help="control, freebsd (by commas).")] = "",
     guest_type: Annotated[str, typer.Option("--type", help="pv, pvh, hvm (by commas).")] = "",
+    firmware: Annotated[str, typer.Option("--firmware", help="Firmwares of HVM guests: bios, uefi (by commas).")] = "",
     xen: Annotated[str, typer.Option("--xen", help="Xen versions of the lab (by commas).")] = "",
     kernel: Annotated[Path | None, typer.Option("--kernel", help="A FreeBSD kernel, instead of the disk's own.")] = None,
     disk: Annotated[
@@ -122,7 +123,10 @@ def list_(
     if disk is not None and kernel is None and not image:
         places.disk(disk, root)
     options = ["--fxh-everywhere"] if everywhere else []
-    asked = {"guest": guest, "type": guest_type, "xen": xen, "kernel": kernel, "disk": disk, "image": image, "root": root}
+    asked = {
+        "guest": guest, "type": guest_type, "firmware": firmware, "xen": xen, "kernel": kernel, "disk": disk, "image": image,
+        "root": root,
+    }  # fmt: skip
     for name, value in asked.items():
         if value:
             options += [f"--{name}", str(value.absolute() if isinstance(value, Path) else value)]

@@ -26,6 +26,7 @@ def run(
     guest: Annotated[str, typer.Option("--guest", help="control, freebsd (by commas).")] = "",
     guest_type: Annotated[str, typer.Option("--type", help="pv, pvh, hvm (by commas); pvshim: pv in the PV shim.")] = "",
     pvshim: Annotated[bool, typer.Option("--pvshim", help="The same as --type pvshim.")] = False,
+    firmware: Annotated[str, typer.Option("--firmware", help="Firmwares of HVM guests: bios, uefi (by commas).")] = "",
     xen: Annotated[str, typer.Option("--xen", help="Xen versions of the lab (by commas).")] = "",
     kernel: Annotated[Path | None, typer.Option("--kernel", help="A FreeBSD kernel, instead of the disk's own.")] = None,
     disk: Annotated[
@@ -109,7 +110,7 @@ def run(
         argv += ["-n", str(workers), "--dist", "worksteal"]
     for name, value in (
         ("guest", guest), ("type", "pvshim" if pvshim else guest_type), ("xen", xen), ("kernel", kernel), ("disk", disk), ("root", root),
-        ("image", image), ("bootloader", bootloader), ("control", control), ("branch", branch),
+        ("firmware", firmware), ("image", image), ("bootloader", bootloader), ("control", control), ("branch", branch),
         ("xen-host", xen_host), ("hypervisor", hypervisor), ("dom0-kernel", dom0_kernel), ("accel", accel), ("scale", scale),
         ("keep", keep), ("shard", shard),
     ):  # fmt: skip

@@ -12,6 +12,8 @@ class RunConfig:
 
     guest: str = ""
     type: str = ""
+    firmware: str = ""
+    """Of HVM guests: ``bios``, ``uefi``."""
     xen: str = ""
     xen_host: str = ""
     """Hosts by name, ``tag:TAG``, address, or ``lab``."""

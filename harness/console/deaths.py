@@ -98,6 +98,15 @@ MARKERS = (
         b": ",
         rb"\] (?:BUG: (?:unable to handle|kernel NULL)[^\r\n]*|Oops: [^\r\n]*|general protection fault[^\r\n]*)",
     ),
+    # BdsDxe: No bootable option or device was found.       (edk2 MdeModulePkg/Universal/BdsDxe/BdsEntry.c)
+    # BdsDxe: starting Boot0003 "EFI Internal Shell" from Fv(...)         (OVMF's last option; it waits for somebody to type)
+    _marker(
+        "firmware",
+        b"BdsDxe: ",
+        rb"BdsDxe: (?:No bootable option or device was found\.|starting Boot[0-9A-Fa-f]{4} \"EFI Internal Shell\"[^\r\n]*)",
+    ),
+    # ESC[11;01HESC[1mESC[33mESC[40mShell> ESC[0m           (edk2 ShellPkg)
+    _marker("firmware", b"Shell> ", rb"(?:^|\x1b\[[\d;]*[A-Za-z])\r*Shell> ", True),
 )
 # After these nothing more of a report will come. Since 14.0-STABLE 1400507 a FreeBSD guest's panic ends with neither of them: the
 # domain is gone after "Uptime: 46s", or after "Dump complete" (xctrl_shutdown_final()), and the report is over when it is quiet.
@@ -154,7 +163,7 @@ def classify(data: bytes, stage: str = "") -> Death | None:
         if marker.literal in data:
             hits = [plain(match[0].decode("utf-8", "replace")).strip() for match in marker.pattern.finditer(data)]
             if hits:
-                found[marker.kind] = hits
+                found.setdefault(marker.kind, hits)
     if not found:
         return None
     text = decode(data)
@@ -176,6 +185,10 @@ def classify(data: bytes, stage: str = "") -> Death | None:
         # Nov 25 21:26:48 init: /bin/sh on /etc/rc terminated abnormally, going to single user mode
         told = re.findall(r"init: (.*going to single user mode)", text)
         message = told[-1] if told else "came up in single user mode"
+    elif kind == "firmware":
+        # BdsDxe: failed to load Boot0001 "UEFI QEMU HARDDISK QM00001 " from PciRoot(0x0)/Pci(0x4,0x0)/Sata(0x0,0xFFFF,0x0): Not Found
+        failed = re.findall(r"BdsDxe: (failed to (?:load|start) .+)", text)
+        message = "; ".join(["the UEFI firmware found no bootable disk", *(line.strip() for line in failed[-4:])])
     elif kind == "ddb":
         message = "stopped in the kernel debugger"
     return Death(kind, message, stage, trace, guilty(trace), excerpt(text))

@@ -293,7 +293,7 @@ class ConsoleReader:
         if death is None:
             self._watcher.dying = None
             return
-        if death.kind in ("mountroot", "single-user"):
+        if death.kind in ("mountroot", "single-user", "firmware"):
             death = deaths.classify(data, self.stage) or death
         answers: tuple[tuple[str, str], ...] = ()
         if dying.prompt in _QUESTIONS and self._ask_at_prompts:

@@ -39,6 +39,9 @@ FIRST_LINE = 60.0
 # FreeBSD 8 to 15. The sources print these lines alike in 13.2, 14.2 and 15.1: sys/kern/init_main.c, vfs_mountroot.c,
 # sys/dev/xen, sys/x86/xen, libexec/rc/rc.d, and for the loaders stand/common/newvers.sh and load_elf.c.
 FREEBSD = (
+    # BdsDxe: starting Boot0001 "UEFI QEMU HARDDISK QM00001 " from PciRoot(0x0)/Pci(0x4,0x0)/Sata(0x0,0xFFFF,0x0)
+    # HVM with UEFI (edk2 MdeModulePkg/Universal/BdsDxe); a BIOS prints on the screen only.
+    _stage("firmware", b"BdsDxe: ", rb"BdsDxe: (?:loading|starting) Boot[0-9A-Fa-f]{4} ", 300),
     # Only if a loader talks on the same console (HVM):
     # BTX loader 1.00  BTX version is 1.02                      (BIOS, first)
     # FreeBSD/x86 bootstrap loader, Revision 1.1                (BIOS)

@@ -11,6 +11,7 @@ from harness.guests.shape import Shape
 from harness.guests.source import GuestSource
 from harness.hosts.host import XenHost
 from harness.xen.config import Disk, DomainConfig, Vif, entry
+from harness.xen.firmware import UEFI
 
 # MiB for a guest in the PV shim. Measured with Xen 4.17 and a Linux of 60 MiB: with 288 the shim stops with "Not enough RAM for
 # domain 0 allocation", with 512 the guest boots.
@@ -73,7 +74,10 @@ def _way_in(host: XenHost, source: GuestSource, shape: Shape, variables: dict[st
         # Its variables are in its loader's configuration. No VNC server: nobody looks. Under emulation, where each access to a
         # port costs milliseconds: disks that the BIOS reads by DMA, and no screen to paint.
         quick = (("hdtype", "ahci"), ("vga", "none")) if host.facts.emulated else ()
-        return (("vnc", 0), *quick), {"serial": True, "boot": "c"}
+        uefi = shape.firmware == UEFI
+        ovmf = host.own_ovmf if uefi else None
+        override = (("bios_path_override", host.files(ovmf)[0]),) if ovmf else ()
+        return (("vnc", 0), *quick, *override), {"serial": True, "boot": "c", "firmware": "ovmf" if uefi else ""}
     if bootloader := shape.bootloader or source.bootloader:
         own = dict(source.own_variables)
         words = source.profile.command_line({key: value for key, value in variables.items() if own.get(key) != value})

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from harness.errors import CannotRun, UsageError
 from harness.guests.shape import Shape
-from harness.guests.source import GuestSource
+from harness.guests.source import NO_ESP_MEND, GuestSource
 from harness.hosts.host import XenHost
+from harness.xen import firmware
 from harness.xen.config import entry
+from harness.xen.firmware import UEFI
 
 
 def check(host: XenHost, source: GuestSource, shape: Shape) -> None:
@@ -25,6 +27,8 @@ def check(host: XenHost, source: GuestSource, shape: Shape) -> None:
             f"{source.label} by pygrub: its tools read UFS1 and ext2 only, and /boot of {source.image or 'this disk'} is on neither",
             mend="take an image of layout ufs1, mbr, vdevs or ext2boot",
         )
+    if shape.firmware == UEFI:
+        _uefi(host, source, shape)
     old_pv = entry(shape.type) == "pv" and source.bits == 32
     if old_pv and shape.vcpus > 1:
         raise CannotRun(f"{source.label} as 32-bit PV with {shape.vcpus} vCPUs", mend="one: with more it hangs")
@@ -34,6 +38,15 @@ def check(host: XenHost, source: GuestSource, shape: Shape) -> None:
         _pv32(host, source)
     elif shape.type not in host.capabilities:
         raise CannotRun(f"{host.facts.name}: its Xen {host.facts.xen} runs no {shape.type} guests")
+
+
+def _uefi(host: XenHost, source: GuestSource, shape: Shape) -> None:
+    if shape.type != "hvm":
+        raise UsageError(f"{source.label} as {shape.type} with UEFI", mend="only HVM guests start from a firmware: --type hvm")
+    if why := source.why_no_uefi:
+        raise UsageError(why, mend=NO_ESP_MEND)
+    if "hvm" in host.capabilities and (why := host.no_uefi):
+        raise CannotRun(f"{host.facts.name}: {why}", mend=firmware.MEND)
 
 
 def _shim(host: XenHost) -> None:

@@ -27,5 +27,7 @@ class Shape:
     """Further disks, which are in dom0 already."""
     bootloader: str = ""
     """Takes the kernel from the first disk (``pygrub``); the source has to be a bootable one."""
+    firmware: str = ""
+    """HVM: ``uefi`` starts from OVMF; empty or ``bios`` from SeaBIOS."""
     spared: bool = True
     """On an emulated CPU: without what is dear there (the profile's variables for it, a TSC that Xen traps). False: as elsewhere."""

@@ -18,6 +18,9 @@ from harness.images import slot as slots
 from harness.images.image import Image
 from harness.images.kernelfile import os_version
 from harness.xen import elfnotes
+from harness.xen.firmware import BIOS, UEFI
+
+NO_ESP_MEND = "take an image whose layout has an EFI system partition (`fxh image layouts`), or --firmware bios"
 
 
 @dataclass(frozen=True)
@@ -57,6 +60,8 @@ class GuestSource:
     """Kernel variables that the bootloader's configuration gives by itself."""
     image: str = ""
     """The image's name, where it is one of the store's."""
+    firmwares: tuple[str, ...] = (BIOS,)
+    """Firmwares that can start the first disk as HVM: ``bios``, ``uefi`` (its partition table has an EFI system partition)."""
     given: Path | None = None
     """The file that the first disk came in, where somebody gave it: raw, qcow2, perhaps in xz."""
     world: str = ""
@@ -69,6 +74,11 @@ class GuestSource:
         return tuple(
             replace(disk, path=slots.variant(disk.path, disk.slot, variables)) if disk.slot >= 0 else disk for disk in self.disks
         )
+
+    @property
+    def why_no_uefi(self) -> str:
+        """Why no UEFI firmware can start it, or ""."""
+        return "" if UEFI in self.firmwares else f"{self.label}: UEFI cannot start it: its disk has no EFI system partition"
 
     @cached_property
     def bits(self) -> int:
@@ -147,6 +157,7 @@ def from_image(image: Image, *, bootloader: str = "", root: str = "") -> GuestSo
         image=f"{image.name} {image.entry.key}" if image.disk is None else "",
         given=image.given,
         world=world,
+        firmwares=image.firmwares,
     )
 
 

@@ -11,7 +11,7 @@ from harness.config.schema import HostConfig
 from harness.deadline import Deadline
 from harness.errors import HarnessError
 from harness.transport import Transport
-from harness.xen import listing, pygrub
+from harness.xen import firmware, listing, pygrub
 
 OK, WARN, FAIL = "ok", "warn", "fail"
 
@@ -43,6 +43,10 @@ r=${f##*/*-}; if ! command -v flock >/dev/null || ! flock -n "$f" true; then ech
 echo '%pygrub'
 """
 SCRIPT += pygrub.PROBE
+SCRIPT += r"""
+echo '%firmware'; set -- "$(xl info 2>/dev/null | sed -n 's/^xen_version *: *\([0-9]*\.[0-9]*\).*/\1/p')"
+"""
+SCRIPT += firmware.PROBE
 
 
 @dataclass(frozen=True)
@@ -166,6 +170,14 @@ def _xen(parts: Parts, tools: Parts, config: HostConfig, now: float) -> Iterator
         yield Check("guest types", OK, ", ".join(types))
     else:
         yield Check("guest types", WARN, f"{', '.join(types)}: no PVH, no HVM", "switch on VT-x or SVM in the firmware")
+    if "hvm" in types:
+        words = {word: rest for word, _, rest in (line.partition(" ") for line in parts.get("firmware", "").splitlines())}
+        if why := firmware.missing(words):
+            yield Check("UEFI", WARN, f"{why}: cases of UEFI guests are skipped", firmware.MEND)
+        elif "ovmf" in words and "ovmf-xen" not in words:
+            yield Check("UEFI", WARN, f"{words['ovmf']} {firmware.NO_OVMF_XEN}", firmware.MEND)
+        elif "ovmf" in words:
+            yield Check("UEFI", OK, words["ovmf"])
     rows = {}
     try:
         rows = {row.name: row for row in listing.parse_list(parts.get("list", ""))}

@@ -18,7 +18,7 @@ from harness.errors import InfrastructureError, TransportError, UsageError
 from harness.hosts import inventory, storage
 from harness.hosts.lease import BASE, Lease, Wish
 from harness.transport import Transport
-from harness.xen import pygrub
+from harness.xen import firmware, pygrub
 from harness.xen.listing import HostInfo
 from harness.xen.toolstack import Toolstack
 from harness.xen.xenstore import Xenstore
@@ -91,6 +91,16 @@ class XenHost(Protocol):
         """Of: pv, pv32, pvh, hvm, pvshim (a PV shim is installed), pygrub, pygrub-restrict, console-log (xenconsoled keeps
         every guest's), checkpoint, emulated (a lab without KVM).
         """
+        ...
+
+    @property
+    def no_uefi(self) -> str:
+        """Why its dom0 cannot start UEFI guests (no OVMF file there), or ""."""
+        ...
+
+    @property
+    def own_ovmf(self) -> Path | None:
+        """The OVMF file on this machine that UEFI guests there shall start from; None for the one that its libxl knows."""
         ...
 
     def domain_name(self, label: str) -> str:
@@ -204,17 +214,36 @@ class DirectHost:
         return frozenset(found)
 
     @cached_property
+    def _words(self) -> dict[str, str]:
+        """What the probes printed in dom0: the first word of each line with the rest of it."""
+        script = _PROBE + pygrub.PROBE + firmware.PROBE + "true"
+        text = self.transport.run(["sh", "-c", script, "sh", self._series]).text
+        return {word: rest for word, _, rest in (line.partition(" ") for line in text.splitlines()) if word}
+
+    @property
+    def _series(self) -> str:
+        """The host's Xen without its third number: ``4.20``."""
+        return ".".join(self.facts.xen.split(".")[:2])
+
+    @property
     def _probed(self) -> frozenset[str]:
-        text = self.transport.run(["sh", "-c", _PROBE + pygrub.PROBE + "true"]).text
-        words = {line.split()[0] for line in text.splitlines() if line.strip()}
-        found = words & {"console-log", "pygrub"}
-        return frozenset(found | {"pygrub-restrict"} if {"runas", "user"} <= words else found)
+        found = self._words.keys() & {"console-log", "pygrub"}
+        return frozenset(found | {"pygrub-restrict"} if {"runas", "user"} <= self._words.keys() else found)
+
+    @property
+    def no_uefi(self) -> str:
+        """Why its dom0 cannot start UEFI guests, or ""."""
+        return firmware.missing(self._words)
+
+    @property
+    def own_ovmf(self) -> Path | None:
+        """A real host brings its own firmware."""
+        return None
 
     @cached_property
     def _shim(self) -> bool:
         """Whether libxl finds a PV shim there (LIBEXEC_LIB/boot of Xen's build, versioned by Debian)."""
-        version = ".".join(self.facts.xen.split(".")[:2])
-        places = [f"{lib}/boot/xen-shim" for lib in (f"/usr/lib/xen-{version}", "/usr/lib/xen", "/usr/libexec/xen")]
+        places = [f"{lib}/boot/xen-shim" for lib in (f"/usr/lib/xen-{self._series}", "/usr/lib/xen", "/usr/libexec/xen")]
         places += [f"/usr/local{place.removeprefix('/usr')}" for place in places[1:]]
         return self.transport.run(["ls", *places], check=False).stdout != b""
 

@@ -80,11 +80,11 @@ def plan(bad: Side, good: Side | None, *, other_xens: Sequence[str] = ()) -> Pla
         options = {
             name: value
             for name, value in bad.options.items()
-            if name not in ("kernel", "disk", "image", "bootloader", "root", "guest")
+            if name not in ("kernel", "disk", "image", "bootloader", "root", "guest", "firmware")
         }
         _, _, rest = bad.cell.partition("-")
         guest_type = options.get("type", "pvh") if options.get("type") != "hvm" else "pvh"
-        cell = f"control-{rest}".replace("-hvm-", "-pvh-")
+        cell = f"control-{rest}".replace("-hvm-uefi-", "-pvh-").replace("-hvm-", "-pvh-")
         trials.append(Trial(CONTROL, options | {"guest": "control", "type": guest_type}, cell))
     return Plan(tuple(trials), tuple(unswappable))
 

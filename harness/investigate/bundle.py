@@ -26,7 +26,7 @@ MANIFEST = "bundle.json"
 _SMALL, _LOG, _WHOLE = 64 << 20, 4 << 20, 512 << 20
 # Options whose value is a file; those of a bundle that may be handed to ``fxh run``.
 FILES = ("kernel", "disk", "hypervisor", "dom0-kernel")
-OPTIONS = (*FILES, "control", "guest", "type", "xen", "root", "scale", "image", "bootloader")
+OPTIONS = (*FILES, "control", "guest", "type", "firmware", "xen", "root", "scale", "image", "bootloader")
 _CONTROL = ("vmlinuz", "initrd")
 
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from pathlib import Path
 
 from harness.deadline import Deadline
 from harness.errors import InfrastructureError, UsageError
 from harness.hosts.host import DirectHost, HostFacts
+from harness.lab import ovmf, recipe
 from harness.lab.checkpoint import Checkpoint
 from harness.lab.lab import Lab
 from harness.lab.qemu import Drive
@@ -70,6 +72,16 @@ class LabHost(DirectHost):
     @property
     def capabilities(self) -> frozenset[str]:
         return super().capabilities | {"checkpoint"}
+
+    @property
+    def no_uefi(self) -> str:
+        """A lab always has a firmware: its own."""
+        return ""
+
+    @cached_property
+    def own_ovmf(self) -> Path:
+        """Built now where the store has none. Raises BuildError."""
+        return ovmf.obtain(recipe.firmware())
 
     def _hold(self) -> None:
         """Nothing of a lab outlives its owner as it is."""

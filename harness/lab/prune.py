@@ -29,8 +29,8 @@ def prune(days: float) -> tuple[Removed, ...]:
     """Remove what was last used more than ``days`` ago and no running lab stands on."""
     before = time.time() - days * _DAY
     removed = []
-    # A kernel of the control guest is to this a lab without checkpoints.
-    for directory in (*_directories("control"), *_directories("labs")):
+    # Kernels of the control guest and firmwares are to this labs without checkpoints.
+    for directory in (*_directories("control"), *_directories("firmware"), *_directories("labs")):
         if ".making-" in directory.name:
             if _age(directory) < time.time() - _DAY:
                 removed.append(_remove(directory))

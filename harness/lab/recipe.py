@@ -13,7 +13,7 @@ from harness.errors import UsageError
 
 DEFAULT_XEN = "4.20"
 # Raise when a builder makes something else from the same recipe.
-_BUILDER, _KERNEL_BUILDER = 6, 1
+_BUILDER, _KERNEL_BUILDER, _FIRMWARE_BUILDER = 6, 1, 1
 
 
 @dataclass(frozen=True)
@@ -28,6 +28,30 @@ class KernelRecipe:
     def key(self) -> str:
         """Names its build in the store."""
         digest = hashlib.sha256(f"builder {_KERNEL_BUILDER}\n{self.suite}\n{self.package}\n".encode() + self.config)
+        return f"{self.package}-{digest.hexdigest()[:12]}"
+
+
+@dataclass(frozen=True)
+class FirmwareRecipe:
+    """A UEFI firmware: ``platform`` of Debian ``suite``'s source ``package``, built by ``script`` with the packages ``tools``.
+
+    ``defines`` go to edk2's ``build`` as its options -D.
+    """
+
+    suite: str
+    package: str
+    platform: str
+    defines: tuple[str, ...]
+    tools: tuple[str, ...]
+    script: bytes
+
+    @property
+    def key(self) -> str:
+        """Names its build in the store."""
+        digest = hashlib.sha256(f"builder {_FIRMWARE_BUILDER}\n{self.suite}\n{self.package}\n{self.platform}\n".encode())
+        for part in (*self.defines, "|", *self.tools):
+            digest.update(part.encode() + b"\n")
+        digest.update(self.script)
         return f"{self.package}-{digest.hexdigest()[:12]}"
 
 
@@ -104,6 +128,14 @@ def load(xen: str = DEFAULT_XEN, hypervisor: Path | None = None, dom0_kernel: Pa
         hypervisor=hypervisor,
         dom0_kernel=dom0_kernel,
     )
+
+
+def firmware() -> FirmwareRecipe:
+    """The UEFI firmware of every lab. Raises UsageError where there is no project around."""
+    directory = _directory()
+    data = tomllib.loads((directory / "common.toml").read_text())["firmware"]
+    lists = {name: tuple(value) for name, value in data.items() if isinstance(value, list)}
+    return FirmwareRecipe(**{**data, **lists}, script=(directory.parent / "firmware" / "build.sh").read_bytes())
 
 
 def _directory() -> Path:

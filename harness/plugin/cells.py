@@ -11,6 +11,7 @@ from harness.hosts.pool import label
 from harness.osversion import UNKNOWN, OSVersion
 from harness.plugin.options import Options
 from harness.xen.config import entry
+from harness.xen.firmware import BIOS, UEFI
 
 
 @dataclass(frozen=True, repr=False)
@@ -23,9 +24,11 @@ class Cell:
     xen: str = ""
     version: OSVersion = UNKNOWN
     """The version of the FreeBSD kernel; UNKNOWN for the control guest, and if nobody knows."""
+    firmware: str = ""
+    """``uefi``, or empty for every cell that had a name before there was a choice: the history goes by names."""
 
     def __str__(self) -> str:
-        return f"{self.guest}-{self.type}-{self.host}"
+        return "-".join(filter(None, (self.guest, self.type, self.firmware, self.host)))
 
     __repr__ = __str__
 
@@ -51,13 +54,21 @@ def cells(options: Options, freebsd_types: tuple[str, ...], version: OSVersion =
         for guest_type in options.types or able:
             if entry(guest_type) in able:
                 own = version if guest == "freebsd" else UNKNOWN
-                found += [Cell(guest, guest_type, host, xen, own) for host, xen in hosts]
+                kinds = _firmwares(options, guest_type)
+                found += [Cell(guest, guest_type, host, xen, own, firmware) for firmware in kinds for host, xen in hosts]
     return tuple(found)
+
+
+def _firmwares(options: Options, guest_type: str) -> tuple[str, ...]:
+    """The cells' firmwares of a guest type: only HVM has a choice."""
+    asked = options.firmwares if guest_type == "hvm" else (BIOS,)
+    return tuple("" if firmware == BIOS else firmware for firmware in asked)
 
 
 def everywhere(xens: tuple[str, ...]) -> tuple[Cell, ...]:
     """All cells that there could be, of a FreeBSD whose release nobody knows: for looking at the suites, not for running."""
-    return tuple(Cell(guest, kind, f"xen-{xen}", xen) for guest, kinds in _TYPES.items() for kind in kinds for xen in xens)
+    ways = [(guest, kind, "") for guest, kinds in _TYPES.items() for kind in kinds] + [("freebsd", "hvm", UEFI)]
+    return tuple(Cell(guest, kind, f"xen-{xen}", xen, firmware=firmware) for guest, kind, firmware in ways for xen in xens)
 
 
 def unmet(marks: list[pytest.Mark], cell: Cell) -> str:

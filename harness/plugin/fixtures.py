@@ -78,7 +78,7 @@ def new_guest(rig: Rig, cell: Cell, host: XenHost, case: CaseContext) -> NewGues
 
     def make(**shape: object) -> Guest:
         with _skipping():
-            guest = rig.new_guest(cell, host, case.directory, Shape(cell.type, **shape))  # type: ignore[arg-type]
+            guest = rig.new_guest(cell, host, case.directory, _shape(cell, shape))
         case.guests.append(guest)
         case.inputs.update(inputs.of(rig.source(cell)))
         return guest
@@ -92,7 +92,7 @@ def booted(request: pytest.FixtureRequest, rig: Rig, cell: Cell, case: CaseConte
 
     def make(prepare: Prepare | None = None, **shape: object) -> Guest:
         with _skipping():
-            found = rig.booted_guest(cell, case, Shape(cell.type, **shape), prepare)  # type: ignore[arg-type]
+            found = rig.booted_guest(cell, case, _shape(cell, shape), prepare)
         _capable(request, found.host, cell)
         case.inputs.update(_inputs(found.host) | inputs.of(rig.source(cell)))
         return found
@@ -143,6 +143,11 @@ def given_kernel(rig: Rig, cell: Cell) -> Path:
     if kernel is None:
         pytest.skip("needs a kernel as a file of its own; elsewhere: fxh run --image IMAGE")
     return kernel
+
+
+def _shape(cell: Cell, shape: dict[str, object]) -> Shape:
+    """The shape that a case asks for, of the cell's guest type and firmware."""
+    return Shape(**{"type": cell.type, "firmware": cell.firmware, **shape})  # type: ignore[arg-type]
 
 
 def _inputs(host: XenHost) -> dict[str, str]:

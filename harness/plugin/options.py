@@ -11,11 +11,13 @@ import pytest
 from harness import paths
 from harness.config import load
 from harness.errors import UsageError
+from harness.guests.source import NO_ESP_MEND, GuestSource
 from harness.hosts import pool
 from harness.lab import recipe
 from harness.lab.factory import MEMORY, LabWish
 from harness.plugin import shard
 from harness.xen.config import TYPES
+from harness.xen.firmware import BIOS, FIRMWARES, UEFI
 
 
 @dataclass(frozen=True)
@@ -24,6 +26,7 @@ class Options:
 
     guests: tuple[str, ...]
     types: tuple[str, ...]
+    firmwares: tuple[str, ...]
     xens: tuple[str, ...]
     kernel: Path | None
     disk: Path | None
@@ -53,6 +56,7 @@ class Options:
         said: dict[str, object] = {
             "guest": ",".join(self.guests),
             "type": ",".join(self.types),
+            "firmware": ",".join(self.firmwares) if self.firmwares != (BIOS,) else "",
             "xen": ",".join(self.xens),
             "kernel": self.kernel,
             "disk": self.disk,
@@ -85,6 +89,9 @@ def add(parser: pytest.Parser) -> None:
         dest="guest_type",
         default="",
         help="guest types, by commas: pv, pvh, hvm (default: all that guest and host can); pvshim: pv in the PV shim",
+    )
+    group.addoption(
+        "--firmware", default="", help="firmwares of HVM guests, by commas: bios, uefi (default: bios); each is a cell of its own"
     )
     group.addoption("--xen", default="", help=f"Xen versions of the lab, by commas: {', '.join(recipe.available_quietly())}")
     group.addoption("--kernel", default="", help="a FreeBSD kernel to boot, instead of the disk's own")
@@ -127,7 +134,7 @@ def read(config: pytest.Config) -> Options:
         {
             f"run.{key}": config.getoption(option)
             for key, option in (
-                ("guest", "guest"), ("type", "guest_type"), ("xen", "xen"), ("xen_host", "xen_host"), ("scale", "scale"),
+                ("guest", "guest"), ("type", "guest_type"), ("firmware", "firmware"), ("xen", "xen"), ("xen_host", "xen_host"), ("scale", "scale"),
                 ("accel", "accel"), ("lab_memory", "lab_memory"), ("lab_cpus", "lab_cpus"), ("keep", "keep"),
             )
         }
@@ -168,6 +175,12 @@ def read(config: pytest.Config) -> Options:
     for guest_type in types:
         if guest_type not in (*TYPES, "pvshim"):
             raise UsageError(f"--type {guest_type}", mend=f"{', '.join(TYPES)} or pvshim")
+    firmwares = tuple(dict.fromkeys(words("firmware"))) or (BIOS,)
+    for firmware in firmwares:
+        if firmware not in FIRMWARES:
+            raise UsageError(f"--firmware {firmware}", mend=" or ".join(FIRMWARES))
+    if UEFI in firmwares and types and "hvm" not in types:
+        raise UsageError(f"--firmware uefi with --type {','.join(types)}", mend="only HVM guests start from a firmware: --type hvm")
     xens = words("xen") or (recipe.DEFAULT_XEN,)
     pool.members(run.xen_host, loaded.config.hosts)
     shard.parse(str(config.getoption("shard")))
@@ -189,6 +202,7 @@ def read(config: pytest.Config) -> Options:
     return Options(
         guests=guests,
         types=types,
+        firmwares=firmwares,
         xens=xens,
         kernel=kernel,
         disk=disk,
@@ -211,6 +225,13 @@ def read(config: pytest.Config) -> Options:
         keep_runs=run.keep_runs,
         worker=_worker(config),
     )
+
+
+def check_firmwares(options: Options, source: GuestSource) -> None:
+    """Raises UsageError where an HVM guest of ``source`` is asked for with a firmware that cannot start its disk."""
+    hvm = "hvm" in source.profile.types and "hvm" in (options.types or source.profile.types)
+    if "freebsd" in options.guests and hvm and UEFI in options.firmwares and (why := source.why_no_uefi):
+        raise UsageError(why, mend=NO_ESP_MEND)
 
 
 def _worker(config: pytest.Config) -> int:

@@ -36,6 +36,7 @@ from harness.plugin.lender import Lender
 from harness.plugin.options import Options
 from harness.results.model import Boot, Stamp
 from harness.xen.config import Disk, DomainConfig, Vif
+from harness.xen.firmware import UEFI
 
 log = logging.getLogger("fxh.rig")
 
@@ -149,6 +150,8 @@ class Rig:
         Bringing the control guest's takes two to four seconds under emulation, before every boot.
         """
         files = [file for file in self.source(cell).loaded(host.facts.emulated) if file is not None]
+        if cell.firmware == UEFI:
+            files.append(host.own_ovmf)
         return f"{checkpoint.REST}{key_of(*map(digest, files))}", files
 
     def _put_to_rest(self, host: LabHost, name: str, files: Sequence[Path], *, to_freeze: bool = False) -> None:

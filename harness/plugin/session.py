@@ -50,7 +50,9 @@ def check_options(config: pytest.Config) -> None:
     try:
         config.stash[OPTIONS] = options_.read(config)
         config.stash[RIG] = Rig(config.stash[OPTIONS])
-        _ = config.stash[RIG].freebsd
+        source = config.stash[RIG].freebsd
+        if source is not None:
+            options_.check_firmwares(config.stash[OPTIONS], source)
     except UsageError as exc:
         raise pytest.UsageError(str(exc)) from exc
 

@@ -186,13 +186,16 @@ def address_of(case: CaseResult) -> tuple[str, str]:
 
 
 def narrowed(options: dict[str, str], case: CaseResult) -> dict[str, str]:
-    """A run's options, without the guests, types and Xens that the case's own cell has no need of."""
+    """A run's options, without the guests, types, firmwares and Xens that the case's own cell has no need of."""
     found = dict(options)
     for name in ("guest", "type", "xen"):
         wanted = [word for word in options.get(name, "").split(",") if f"-{word}-" in f"-{case.cell}-"]
         if wanted:
             found[name] = ",".join(wanted)
-    return found
+    # Cells without a firmware in their names need no option for it.
+    if "firmware" in found:
+        found["firmware"] = "uefi" if "-uefi-" in case.cell else ""
+    return {name: value for name, value in found.items() if value}
 
 
 def words(options: dict[str, str]) -> list[str]:

@@ -99,7 +99,7 @@ def _failure(item: CaseReport, number: int, total: int) -> str:
     facts = [
         ("case", case.key),
         ("cell", case.cell),
-        ("guest type", guest_type.upper()),
+        ("guest type", guest_type.upper() + (" (UEFI)" if "-uefi-" in case.cell else "")),
         ("verdict", item.verdict.reason),
         ("death", case.identity),
     ]

@@ -85,6 +85,8 @@ class DomainConfig:
     serial: bool = False
     """HVM: a serial port that ``xl console -t serial`` shows."""
     boot: str = ""
+    firmware: str = ""
+    """HVM: ``ovmf`` for UEFI; empty for libxl's choice, SeaBIOS (xl.cfg(5))."""
     pvshim: bool = False
     on_poweroff: str = "destroy"
     on_reboot: str = "restart"
@@ -105,6 +107,8 @@ class DomainConfig:
                 raise UsageError(f"{key} {action!r}", mend=f"one of {', '.join(ACTIONS)}")
         if self.pvshim and self.type != "pvh":
             raise UsageError(f"pvshim with type {self.type!r}", mend="the shim turns a PVH domain into a PV one: type pvh")
+        if self.firmware and self.type != "hvm":
+            raise UsageError(f"firmware {self.firmware!r} with type {self.type!r}", mend="only HVM guests start from a firmware")
         lines: list[tuple[str, str | int | Sequence[str]]] = [
             ("name", self.name),
             ("type", self.type),
@@ -119,6 +123,7 @@ class DomainConfig:
             ("bootloader_args", self.bootloader_args),
             ("serial", "pty" if self.serial else ""),
             ("boot", self.boot),
+            ("firmware", self.firmware),
             ("pvshim", int(self.pvshim)),
             ("disk", tuple(disk.render() for disk in self.disks)),
             ("vif", tuple(vif.render() for vif in self.vifs)),

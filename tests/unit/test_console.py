@@ -269,6 +269,7 @@ def test_a_loader_of_each_firmware(tmp_path: Path, line: bytes) -> None:
 def test_every_stage_has_its_literal() -> None:
     """The literal is looked for first, so a line without it never reaches the pattern."""
     lines = {
+        "firmware": [b'BdsDxe: starting Boot0001 "UEFI Misc Device" from PciRoot(0x0)'],
         "loader": [b"BTX loader 1.00", b"FreeBSD/x86 bootstrap loader, R", b"FreeBSD/amd64 EFI loader, R", b"/boot/kernel/kernel text=0x1"],
         "kernel": [b"Copyright (c) 1992-2025 The FreeBSD Project."],
         "xen": [b"XEN: Hypervisor version 4.20 detected.", b'Hypervisor: Origin = "XenVMMXenVMM"', b"Xen reported: 2599.996 MHz processor."],

@@ -236,6 +236,19 @@ def test_guest_types_of_a_host(caps: str, found: str, expected: set[str]) -> Non
     assert ("/usr/lib/xen-4.17/boot/xen-shim" in "\n".join(there.lines)) == ("pvh" in expected)
 
 
+def test_whether_a_host_has_a_uefi_firmware_is_asked_once_for_its_own_xen() -> None:
+    info = (
+        "xen_major : 4\nxen_minor : 17\nxen_extra : .7\nxen_caps : hvm-3.0-x86_64\ntotal_memory : 1\nfree_memory : 1\nnr_cpus : 1\n"
+    )
+    there = Recorder(xl=info, sh="console-log\nlibxl /usr/lib/libxenlight.so.4.17.0\novmf-missing /usr/share/ovmf/OVMF.fd\n")
+    host = DirectHost(there)  # type: ignore[arg-type]
+    assert "no firmware file /usr/share/ovmf/OVMF.fd" in host.no_uefi
+    assert "console-log" in host.capabilities
+    assert sum("libxenlight" in line for line in there.lines) == 1
+    assert next(line for line in there.lines if "libxenlight" in line).endswith(" sh 4.17")
+    assert host.own_ovmf is None
+
+
 @pytest.mark.parametrize("kind", ["nfs", "lvm:", "lvm:-x", "zvol:a b", "lvm:a;b"])
 def test_storage_that_is_none(kind: str) -> None:
     with pytest.raises(UsageError):

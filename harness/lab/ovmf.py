@@ -1,0 +1,72 @@
+"""The lab's UEFI firmware for HVM guests: OVMF for Xen, built from Debian's source of edk2, once for all labs of a store.
+
+Debian's package ``ovmf`` is of no use here: since 2022 it holds the platform OvmfPkgX64, which no longer starts under Xen
+(edk2 moved that support to the platform OvmfXen, which Debian does not build). See docs/lab.md for the QEMU defect that the
+build also avoids.
+"""
+
+from __future__ import annotations
+
+import logging
+import shlex
+from pathlib import Path
+
+from filelock import FileLock
+
+from harness import paths
+from harness.errors import BuildError
+from harness.lab import tools
+from harness.lab.recipe import FirmwareRecipe
+from harness.lab.store import used
+
+log = logging.getLogger("fxh.lab.ovmf")
+
+# MiB free for a build: Debian's compilers take 0.6 GiB, the source 0.5, its objects 0.6.
+_ROOM_MIB = 3072
+FILE = "OVMF.fd"
+# A firmware device of edk2 is a multiple of 64 KiB; the platform makes one of 2 or 4 MiB.
+_SMALLEST = 1 << 20
+
+
+def obtain(recipe: FirmwareRecipe) -> Path:
+    """The firmware file of ``recipe`` in the store; one process builds it there, others wait and find it.
+
+    Raises BuildError with the failing tool's last lines, or naming the Debian packages that this machine lacks.
+    """
+    target = paths.store() / "firmware" / recipe.key
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{target}.lock"):
+        if not (target / FILE).is_file():
+            tools.require()
+            with tools.scratch(target, _ROOM_MIB) as work:
+                _make(recipe, work)
+                (work / "fxh-out").rename(target)
+    used(target)
+    return target / FILE
+
+
+def _make(recipe: FirmwareRecipe, work: Path) -> None:
+    log.info("building OVMF for Xen from Debian's source of %s: once, some five minutes of two CPUs", recipe.package)
+    env = {"PACKAGE": recipe.package, "PLATFORM": recipe.platform, "DEFINES": " ".join(recipe.defines)}
+    setup = "\n".join(f"export {name}={shlex.quote(value)}" for name, value in env.items())
+    # The build runs in a root of its own: with the compilers of that Debian, and nothing to install on this machine.
+    tools.run(
+        [
+            "mmdebstrap", "--mode=auto", "--format=null", "--variant=apt", "--architectures=amd64",
+            f"--include={','.join(recipe.tools)}",
+            "--dpkgopt=path-exclude=/usr/share/doc/*", "--dpkgopt=path-exclude=/usr/share/man/*",
+            "--dpkgopt=path-exclude=/usr/share/locale/*", '--aptopt=Apt::Install-Recommends "false"',
+            f"--customize-hook={setup}\n{recipe.script.decode()}",
+            f"--customize-hook=copy-out /fxh-out {shlex.quote(str(work))}",
+            recipe.suite,
+        ],
+        work,
+    )  # fmt: skip
+    whole = work / "fxh-out"
+    made = whole / FILE
+    size = made.stat().st_size if made.is_file() else 0
+    if size < _SMALLEST or size % (64 << 10):
+        kept = work.parent / "last-failed-build.log"
+        (work / "build.log").rename(kept)
+        raise BuildError(f"the build of {recipe.platform} made a firmware of {size} bytes", mend=f"the whole log is {kept}")
+    (work / "build.log").rename(whole / "build.log")
