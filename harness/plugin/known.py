@@ -38,6 +38,8 @@ class KnownIssue:
     since: datetime.date
     review: datetime.date
     freebsd: str = ""
+    sometimes: bool = False
+    """The failure is a race, so the case may also pass. An entry that always fails must not say this: nobody would notice the fix."""
 
     def covers(self, case: str, cell: Cell) -> bool:
         """Whether the case is expected to fail in that cell."""
@@ -69,14 +71,14 @@ def parse(text: str) -> tuple[KnownIssue, ...]:
 def _entry(number: int, entry: dict[str, Any]) -> KnownIssue:
     where = f"{FILE}, entry {number} ({entry.get('case', 'no case')})"
     names = {field.name for field in fields(KnownIssue)}
-    missing, unknown = names - {"freebsd"} - entry.keys(), entry.keys() - names
+    missing, unknown = names - {"freebsd", "sometimes"} - entry.keys(), entry.keys() - names
     if missing or unknown:
         raise UsageError(
             f"{where}: "
             + "; ".join(f"{what}: {', '.join(sorted(keys))}" for what, keys in (("missing", missing), ("unknown", unknown)) if keys)
         )
     for name, value in entry.items():
-        wanted: type = datetime.date if name in ("since", "review") else str
+        wanted: type = datetime.date if name in ("since", "review") else bool if name == "sometimes" else str
         if not isinstance(value, wanted) or value == "":
             raise UsageError(f"{where}: {name} = {value!r}", mend=f"a {wanted.__name__}, not empty")
     try:

@@ -50,6 +50,13 @@ def test_an_entry_without_parameters_covers_all_of_them() -> None:
     assert issue.covers("boot/test_control_shutdown", OLD)
 
 
+def test_an_issue_always_fails_unless_it_says_that_it_is_a_race() -> None:
+    (always,), (race,) = known.parse(TEXT), known.parse(f"{TEXT}sometimes = true\n")
+    assert (always.sometimes, race.sometimes) == (False, True)
+    with pytest.raises(UsageError, match="sometimes = 'yes'"):
+        known.parse(f'{TEXT}sometimes = "yes"\n')
+
+
 def test_excuses_only_what_it_says() -> None:
     (issue,) = known.parse(TEXT)
     assert issue.excuses("waited 3 s; last reason: its kernel has halted, and xl says -b----")
