@@ -44,6 +44,29 @@ def test_boot_login_and_glued_panic(tmp_path: Path) -> None:
     assert (tmp_path / "console.log").read_bytes() == PVH
 
 
+def test_boot_of_freebsd_15(tmp_path: Path) -> None:
+    reader = play(tmp_path, (CONSOLES / "freebsd-15.1-pvh-login.log").read_bytes())
+    assert [stage.name for stage in reader.stages] == ["kernel", "xen", "xenbus", "disk", "mountroot", "rc", "login"]
+
+
+def test_panic_of_freebsd_15_ends_without_a_reboot(tmp_path: Path) -> None:
+    """It begins within a line and ends with "Uptime:": the guest tells Xen that it crashed, and Xen ends the domain."""
+    data = (CONSOLES / "freebsd-15.1-pvh-panic.log").read_bytes()
+    assert b"debug.kdb.panic: 0panic: kdb_sysctl_panic" in data
+    assert b"Automatic reboot" not in data
+    death = play(tmp_path, data).death
+    assert death is not None
+    assert (death.kind, death.message, death.guilty) == ("panic", "kdb_sysctl_panic", "kdb_sysctl_panic")
+    assert [frame.function for frame in death.frames[-2:]] == ["amd64_syscall", "fast_syscall_common"]
+
+
+def test_wrong_root_of_freebsd_15(tmp_path: Path) -> None:
+    death = play(tmp_path, (CONSOLES / "freebsd-15.1-pvh-wrong-root.log").read_bytes()).death
+    assert death is not None
+    assert death.kind == "mountroot"
+    assert death.message == "no root file system: ufs:/dev/xbd7 failed with error 19"
+
+
 def test_trap_names_the_guilty_function(tmp_path: Path) -> None:
     death = play(tmp_path, TRAP).death
     assert death is not None
