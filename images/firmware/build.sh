@@ -19,7 +19,7 @@ change() {
     sed -i "s/$2/$3/" "$1"
 }
 # The reasons are in docs/lab.md, UEFI.
-# QEMU's TCG aborts at this instruction. The handlers write back the value that they read and never change.
+# The third QEMU defect in docs/lab.md. The handlers write back the value that they read and never change.
 change UefiCpuPkg/Library/CpuExceptionHandlerLib/X64/ExceptionHandlerAsm.nasm 'mov *cr8, *rax' nop
 change UefiCpuPkg/Library/CpuExceptionHandlerLib/X64/SecPeiExceptionHandlerAsm.nasm 'mov *cr8, *rax' nop
 # Measured within 1 ms under emulation, the clock of the local APIC comes out three times too slow. Xen's has 100 MHz, the default.
