@@ -2,8 +2,8 @@
 
     python bench/disk.py --disk FreeBSD.raw --kernel kernel --root gpt/rootfs
 
-Each side boots in a lab of its own in turn. The bound is 1.5 times; exit code 1 when it is missed. The first boot with the disk
-alone, which reads it, is printed as well: nothing of the disk is in the store then.
+The two sides boot in turn, each boot in a fresh lab. The bound is 1.5 times; a missed bound gives exit code 1. The script also
+prints the first boot with the disk alone, which has to read the disk: the store holds nothing of it yet.
 """
 
 from __future__ import annotations

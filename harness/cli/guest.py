@@ -74,12 +74,12 @@ def boot(
     from harness.guests.guest import Guest
     from harness.guests.shape import Shape
     from harness.lab import factory, recipe
-    from harness.xen.firmware import FIRMWARES
+    from harness.xen import firmware as firmwares
 
     if kernel is not None and disk is None and not image:
         raise UsageError("--kernel without a disk", mend="add --disk FILE, the image with the root file system")
-    if firmware not in ("", *FIRMWARES):
-        raise UsageError(f"--firmware {firmware}", mend=" or ".join(FIRMWARES))
+    if firmware:
+        firmwares.check(firmware)
     variables = []
     for word in var or []:
         name, equals, value = word.partition("=")

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
 from pathlib import Path
 from typing import Annotated
 
@@ -13,7 +11,7 @@ from harness import paths
 from harness.cli import places
 from harness.errors import UsageError
 from harness.results import matrix
-from harness.results.model import read_run
+from harness.results.model import read_run, write_text
 
 app = typer.Typer(no_args_is_help=True, help="The matrix of docs/suites.md: what was tested, on which FreeBSD, guest type and Xen.")
 
@@ -55,8 +53,8 @@ def record(
             )
     data = matrix.merge(_read(), new)
     text = _current(data)
-    _write(_data(), matrix.dump(data))
-    _write(_document(), text)
+    write_text(_data(), matrix.dump(data))
+    write_text(_document(), text)
     for item in new:
         taken = "recorded" if item in data else f"{item.run} is older than what is recorded"
         typer.echo(f"{item.place} {item.suite}: {taken}")
@@ -65,7 +63,7 @@ def record(
 @app.command()
 def write() -> None:
     """Write the table of docs/suites.md anew from docs/matrix.json."""
-    _write(_document(), _current(_read()))
+    write_text(_document(), _current(_read()))
 
 
 @app.command()
@@ -105,12 +103,3 @@ def _read() -> tuple[matrix.Record, ...]:
 def _current(data: tuple[matrix.Record, ...]) -> str:
     """docs/suites.md with the table of ``data``."""
     return matrix.put(_document().read_text(), matrix.render(data, _suites()))
-
-
-def _write(path: Path, text: str) -> None:
-    """Whole or not at all."""
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    with os.fdopen(descriptor, "w") as file:
-        file.write(text)
-    Path(temporary).chmod(0o644)
-    Path(temporary).replace(path)

@@ -16,7 +16,6 @@ from harness.guests.profile import GuestProfile
 from harness.images import diskformat, diskread, kernelfile
 from harness.images import slot as slots
 from harness.images.image import Image
-from harness.images.kernelfile import os_version
 from harness.xen import elfnotes
 from harness.xen.firmware import BIOS, UEFI
 
@@ -120,7 +119,7 @@ def freebsd(kernel: Path, disk: Path, *, root: str = "") -> GuestSource:
     can start, saying which guest types it could serve.
     """
     looked = kernelfile.look(kernel)
-    version = os_version(kernel.read_bytes())
+    version = looked.os_version
     if not looked.types:
         raise UsageError(
             f"{kernel}: FreeBSD {version.release}, but without Xen's ELF notes: neither PVH nor PV can start it",

@@ -39,6 +39,10 @@ class KernelFile:
     osreldate: int = 0
     zfs: bool = False
 
+    @property
+    def os_version(self) -> OSVersion:
+        return OSVersion(self.version, self.branch, self.osreldate)
+
 
 def version_of(kernel: bytes) -> str:
     """The release that a kernel file names itself by, for example ``13.2``; "" if it is not a FreeBSD kernel."""

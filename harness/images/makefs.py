@@ -107,20 +107,7 @@ def ufs(makefs: Makefs, fs: FileSystem, tree: Tree, etc: Path, target: Path, lab
     options = f"version={fs.type[-1]},bsize={fs.bsize},fsize={fs.bsize // 8}"
     if makefs.freebsd and fs.softupdates:
         options += ",softupdates=1"
-    common = [
-        "-t",
-        "ffs",
-        "-B",
-        "little",
-        "-N",
-        str(etc),
-        "-T",
-        _EPOCH,
-        "-s",
-        str(fs.bytes),
-        "-f",
-        str(min(_FREE_INODES, fs.size * _INODES_PER_MIB)),
-    ]
+    common = ["-t", "ffs", "-B", "little", *_common(fs, etc), "-f", str(min(_FREE_INODES, fs.size * _INODES_PER_MIB))]
     with tempfile.TemporaryDirectory(prefix=".makefs-", dir=target.parent) as scratch:
         manifest = Path(scratch) / "manifest"
         if makefs.freebsd:
@@ -188,20 +175,7 @@ def zfs(makefs: Makefs, fs: FileSystem, tree: Tree, etc: Path, target: Path, see
         manifest = Path(scratch) / "manifest"
         manifest.write_text(metalog.render(tree, target.parent))
         words = [word for option in options for word in ("-o", option)]
-        argv = [
-            str(makefs.path),
-            "-t",
-            "zfs",
-            "-N",
-            str(etc),
-            "-T",
-            _EPOCH,
-            "-s",
-            str(fs.bytes),
-            *words,
-            str(target),
-            str(manifest),
-        ]
+        argv = [str(makefs.path), "-t", "zfs", *_common(fs, etc), *words, str(target), str(manifest)]
         run(argv, where=target.parent)
 
 
@@ -245,6 +219,11 @@ def _called(makefs: Makefs | None) -> str:
 def _path() -> str:
     """Where tools are looked for: Debian keeps some of them where users do not look."""
     return f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"
+
+
+def _common(fs: FileSystem, etc: Path) -> list[str]:
+    """The options that UFS and ZFS share: the guest's user names, one time for all files, the size."""
+    return ["-N", str(etc), "-T", _EPOCH, "-s", str(fs.bytes)]
 
 
 def _steady() -> list[str]:

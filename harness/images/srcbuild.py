@@ -169,7 +169,7 @@ class Workshop:
         return combine([conf.hash, hashlib.sha256(b"".join(sorted(read))).hexdigest()])
 
     def _seed(self, conf: KernConf) -> None:
-        """Give a configuration without objects those of a sibling: XENB compiles one file then, not a thousand.
+        """Give a configuration without objects those of a sibling, so that make compiles only what differs.
 
         make compares times: an object is made anew when a header of options that it includes has changed, and config(8)
         leaves an unchanged header alone (usr.sbin/config/main.c, moveifchanged). Options that change the compiler's flags

@@ -42,18 +42,16 @@ class Scan:
 
 @dataclass(frozen=True)
 class Record:
-    """A file or link. ``name`` is relative to the tree; times in seconds since 1970; ``link`` is a link's target, else ""."""
+    """A file or link. ``name`` is relative to the tree; ``link`` is a link's target, else ""."""
 
     name: str
-    changed: float
-    touched: float
     executable: bool
     link: str
 
 
 def parse(record: bytes) -> Record:
-    name, _, changed, touched, _, mode, link, _ = record.split(b"\0")
-    return Record(os.fsdecode(name), float(changed), float(touched), bool(int(mode, 8) & 0o100), os.fsdecode(link))
+    name, _, _, _, _, mode, link, _ = record.split(b"\0")
+    return Record(os.fsdecode(name), bool(int(mode, 8) & 0o100), os.fsdecode(link))
 
 
 def scan(top: Path) -> Scan:

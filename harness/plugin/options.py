@@ -16,8 +16,9 @@ from harness.hosts import pool
 from harness.lab import recipe
 from harness.lab.factory import MEMORY, LabWish
 from harness.plugin import shard
+from harness.xen import firmware
 from harness.xen.config import TYPES
-from harness.xen.firmware import BIOS, FIRMWARES, UEFI
+from harness.xen.firmware import BIOS, UEFI
 
 
 @dataclass(frozen=True)
@@ -176,9 +177,8 @@ def read(config: pytest.Config) -> Options:
         if guest_type not in (*TYPES, "pvshim"):
             raise UsageError(f"--type {guest_type}", mend=f"{', '.join(TYPES)} or pvshim")
     firmwares = tuple(dict.fromkeys(words("firmware"))) or (BIOS,)
-    for firmware in firmwares:
-        if firmware not in FIRMWARES:
-            raise UsageError(f"--firmware {firmware}", mend=" or ".join(FIRMWARES))
+    for name in firmwares:
+        firmware.check(name)
     if UEFI in firmwares and types and "hvm" not in types:
         raise UsageError(f"--firmware uefi with --type {','.join(types)}", mend="only HVM guests start from a firmware: --type hvm")
     xens = words("xen") or (recipe.DEFAULT_XEN,)

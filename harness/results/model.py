@@ -148,8 +148,13 @@ def _known(kind: type, data: dict[str, Any]) -> dict[str, Any]:
 
 
 def _write(path: Path, data: dict[str, Any]) -> None:
+    write_text(path, json.dumps(data, indent=1, default=str))
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replace the file ``path`` by ``text``, whole or not at all."""
     descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     with os.fdopen(descriptor, "w") as file:
-        json.dump(data, file, indent=1, default=str)
+        file.write(text)
     Path(temporary).chmod(0o644)
     Path(temporary).replace(path)

@@ -8,8 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from harness.errors import UsageError
+
 BIOS, UEFI = "bios", "uefi"
 FIRMWARES = (BIOS, UEFI)
+
+
+def check(name: str) -> None:
+    """Raises UsageError for a ``--firmware`` that is none of FIRMWARES."""
+    if name not in FIRMWARES:
+        raise UsageError(f"--firmware {name}", mend=" or ".join(FIRMWARES))
+
 
 # A build of Xen compiles the path in (configure --with-system-ovmf); the library holds it as a plain string. Debian installs a
 # library for each Xen version and names the version in the file name, so $1 picks the one that belongs to the running Xen.

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import subprocess
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from quiet_host import Host
 
 from harness.console import deaths
 from harness.console.reader import ConsoleReader
@@ -26,29 +27,6 @@ from harness.report.gather import narrowed
 from harness.transport.replay import ReplayStream
 from harness.xen import firmware
 from harness.xen.config import DomainConfig
-
-
-@dataclass
-class Host:
-    """Takes files and remembers nothing."""
-
-    no_uefi: str = ""
-    own_ovmf: Path | None = None
-    bridge: str = "xenbr0"
-    capabilities: frozenset[str] = frozenset({"pv", "pvh", "hvm"})
-
-    @property
-    def facts(self) -> Any:
-        return SimpleNamespace(emulated=True, name="h", xen="4.20")
-
-    def files(self, *local: Path) -> tuple[str, ...]:
-        return tuple(f"/there/{path.name}" for path in local)
-
-    def mac(self, domain: str, index: int) -> str:
-        return f"00:16:3e:00:00:{index:02x}"
-
-    def disk(self, local: Path, fmt: str = "raw") -> str:
-        return str(local)
 
 
 def source(*firmwares: str) -> GuestSource:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from quiet_host import Host
 
 from harness.errors import CannotRun, UsageError
 from harness.guests import source
@@ -19,28 +20,6 @@ from harness.guests.source import DiskImage, GuestSource
 from harness.images import slot
 from harness.osversion import OSVersion
 from harness.plugin import cells
-
-
-@dataclass
-class Host:
-    """Takes files and remembers nothing."""
-
-    emulated: bool = True
-    bridge: str = "xenbr0"
-    capabilities: frozenset[str] = frozenset({"pv", "pvh", "hvm"})
-
-    @property
-    def facts(self) -> Any:
-        return SimpleNamespace(emulated=self.emulated, name="h", xen="4.20")
-
-    def files(self, *local: Path) -> tuple[str, ...]:
-        return tuple(f"/there/{path.name}" for path in local)
-
-    def mac(self, domain: str, index: int) -> str:
-        return f"00:16:3e:00:00:{index:02x}"
-
-    def disk(self, local: Path, fmt: str = "raw") -> str:
-        return str(local)
 
 
 @pytest.fixture
@@ -174,3 +153,10 @@ def test_cells_of_a_pv_kernel(kind: str) -> None:
     assert cells.unmet([pytest.mark.needs(types=("pvh", "pv")).mark], cell) == ""
     assert cells.unmet([pytest.mark.needs(types=("pvh",)).mark], cell) == "needs guest type pvh"
     assert cells.cells(options, ("pvh", "hvm"), OSVersion("13.2")) == ()
+
+
+def test_pygrub_is_skipped_where_it_cannot_read_the_disk(disk: DiskImage) -> None:
+    """libxl aborts when its bootloader hands over no kernel: that is no failure of the guest's."""
+    with pytest.raises(CannotRun, match="its tools read UFS1 and ext2 only"):
+        configure(Host(), freebsd(disk, pygrub=False), Shape("pvh", bootloader="pygrub"), "x")  # type: ignore[arg-type]
+    configure(Host(), freebsd(disk, pygrub=False), Shape("pvh"), "x")  # type: ignore[arg-type]
