@@ -52,7 +52,9 @@ def remote(_remote: Remote) -> Remote:
 
 
 def test_leases_are_seen_and_only_what_nobody_owns_is_removed(remote: Remote, assemble: Callable[[str], Path]) -> None:
-    assert {c["status"] for c in json.loads(remote.fxh("doctor", "one", "--json"))["one"] if c["name"] != "clock"} == {"ok"}
+    checks = {c["name"]: c["status"] for c in json.loads(remote.fxh("doctor", "one", "--json"))["one"] if c["name"] != "clock"}
+    # The dom0 of a lab has no UEFI firmware: the harness sends its own to a guest that wants one.
+    assert {name: status for name, status in checks.items() if status != "ok"} == {"UEFI": "warn"}
     holder = subprocess.Popen([sys.executable, "-c", HOLDER], env=remote.environment, stdout=subprocess.PIPE, text=True)
     assert holder.stdout is not None
     assert holder.stdout.readline() == "held\n"
