@@ -9,7 +9,8 @@ _STOPPED = re.compile(r"^\*\*\* \[([^\]]+)\] Error code (\d+)")
 # /usr/src/sys/kern/subr_log.c:81:2: error: use of undeclared identifier 'x'      (fatal error:, too)
 _COMPILER = re.compile(r"^\S+?:\d+:(?:\d+:)? (?:fatal )?error: ")
 # ld: error: undefined symbol: foo                        ld.lld: error: ...
-_LINKER = re.compile(r"^(?:\S*ld(?:\.lld)?|\S*clang(?:\+\+)?|cc|gcc): error: ")
+# error: invalid value 'c++23' in '-std=c++23'            (clang about its own arguments)
+_LINKER = re.compile(r"^(?:(?:\S*ld(?:\.lld)?|\S*clang(?:\+\+)?|cc|gcc): )?error: ")
 # These end a build without a line of stars:
 #   bmake[2]: bmake[2]: don't know how to make sqlite3.c. Stop
 #   config: Error: device "nosuch" is unknown

@@ -20,12 +20,14 @@ _COMMANDS = {
     "bmake": "bmake",
 }  # fmt: skip
 _HEADERS = {"archive.h": "libarchive-dev", "zlib.h": "zlib1g-dev", "ncurses_dll.h": "libncurses-dev", "stdlib.h": "libc6-dev"}
-# The LLVM that each FreeBSD's own compiler is (contrib/llvm-project of 13.2, 14.2, 15.1).
+# The LLVM of each FreeBSD's first release, for a tree that does not say. A branch imports later ones: 14.0 has 16, 14.2-STABLE has 19.
 _LLVM_OF = {13: 14, 14: 16, 15: 19}
 # FreeBSD's CI builds 14 and 15 on Linux with clang 14 and 18 (.github/workflows/cross-bootstrap-tools.yml).
 OLDEST = 14
 # clang 22 rejects the bootstrap tools up to 15.1: -Wincompatible-pointer-types-discards-qualifiers is an error there.
 _TOO_NEW = 22
+# The libc++ of an LLVM supports clang of its own release and of the two before (libcxx/docs, "Compiler and Platform Support").
+_LIBCXX_SPAN = 2
 
 
 @dataclass(frozen=True)
@@ -48,11 +50,15 @@ def suitable(number: int, major: int) -> bool:
     return number >= OLDEST and (number < _TOO_NEW or major > max(_LLVM_OF))
 
 
-def choose(have: dict[int, Path], major: int) -> int:
-    """The LLVM of ``have`` for FreeBSD ``major``: its own, else the next later, else the latest there is; 0 for none."""
-    wanted = _LLVM_OF.get(major, max(_LLVM_OF.values()))
+def own_llvm(major: int, llvm: int = 0) -> int:
+    """The LLVM of FreeBSD ``major`` whose tree says ``llvm`` (0: nothing)."""
+    return llvm or _LLVM_OF.get(major, max(_LLVM_OF.values()))
+
+
+def choose(have: dict[int, Path], major: int, llvm: int = 0) -> int:
+    """The LLVM of ``have`` for FreeBSD ``major``: its own (``llvm``), else the next later, else the latest; 0 for none."""
     good = [number for number in have if suitable(number, major)]
-    return min((number for number in good if number >= wanted), default=max(good, default=0))
+    return min((number for number in good if number >= own_llvm(major, llvm)), default=max(good, default=0))
 
 
 def llvms(root: Path = Path("/usr/lib")) -> dict[int, Path]:
@@ -65,16 +71,18 @@ def llvms(root: Path = Path("/usr/lib")) -> dict[int, Path]:
     return found
 
 
-def compiler(major: int) -> Compiler:
-    """The compiler for FreeBSD ``major``. Raises BuildError that names every package that this machine lacks."""
+def compiler(major: int, llvm: int = 0) -> Compiler:
+    """The compiler for FreeBSD ``major`` whose tree holds LLVM ``llvm``.
+
+    Raises BuildError that names every package that this machine lacks.
+    """
     if sys.platform.startswith("freebsd"):
         return Compiler(None, _version("cc"))
     missing = debian.lacking(_COMMANDS, _HEADERS)
     have = llvms()
-    chosen = choose(have, major)
+    chosen = choose(have, major, llvm)
     if not chosen:
-        wanted = _LLVM_OF.get(major, max(_LLVM_OF.values()))
-        missing += [f"clang-{wanted}", f"lld-{wanted}"]
+        missing += _packages(own_llvm(major, llvm))
     if missing:
         names = " ".join(dict.fromkeys(missing))
         unfit = (
@@ -82,13 +90,28 @@ def compiler(major: int) -> Compiler:
             if chosen or not have
             else f" (clang {', '.join(map(str, sorted(have)))} cannot build FreeBSD {major}: {_span(major)})"
         )
-        raise BuildError(
-            f"building FreeBSD needs Debian packages this machine lacks: {names}{unfit}",
-            mend=f"apt-get install --no-install-recommends {names}",
-        )
+        raise BuildError(f"building FreeBSD needs Debian packages this machine lacks: {names}{unfit}", mend=_install(names))
     found = Compiler(have[chosen], _version(str(have[chosen] / "clang")))
     log.info("compiler: %s (%s)", found.version, found.bindir)
     return found
+
+
+def check_world(found: Compiler, version: str, llvm: int) -> None:
+    """Raise BuildError if ``found`` is too old for the libc++ in the tree of FreeBSD ``version``, which is of LLVM ``llvm``."""
+    oldest = max(OLDEST, llvm - _LIBCXX_SPAN)
+    if found.bindir and found.major < oldest:
+        raise BuildError(
+            f"clang {found.major} cannot build the world of FreeBSD {version}: its libc++ of LLVM {llvm} takes clang {oldest} or later",
+            mend=f"{_install(' '.join(_packages(llvm)))}; clang {found.major} can build a kernel alone (--base)",
+        )
+
+
+def _packages(llvm: int) -> list[str]:
+    return [f"clang-{llvm}", f"lld-{llvm}"]
+
+
+def _install(names: str) -> str:
+    return f"apt-get install --no-install-recommends {names}"
 
 
 def _span(major: int) -> str:

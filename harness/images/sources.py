@@ -20,7 +20,7 @@ class FromSource:
         """Raises UsageError for what is no tree, BuildError for a machine that cannot build one."""
         self.tree = srctree.find(src)
         self.preset = knobs.preset(self.tree, preset)
-        self.compiler = hosttools.compiler(self.tree.major)
+        self.compiler = hosttools.compiler(self.tree.major, self.tree.llvm)
         scanned = treescan.scan(self.tree.path)
         self.workshop = Workshop(self.tree, self.compiler, self.preset.src_conf, preset, jobs or os.cpu_count() or 1, scanned)
         self.state = treescan.identity(scanned, store.directory("objects") / f"index-{combine(str(self.tree.path))}")
@@ -43,6 +43,7 @@ class FromSource:
         if store.find("kernels", key_of(*self.kernel_inputs(kernel))) is None:
             preflight.check_kernel(self.tree, kernconf.load(self.tree, kernel))
         if world and store.find("worlds", key_of(*self.world_inputs())) is None:
+            hosttools.check_world(self.compiler, self.tree.version, self.tree.llvm)
             with self.workshop.open() as shop:
                 shop.preflight(self.state["rest"])
 

@@ -34,6 +34,12 @@ class SourceTree:
     def major(self) -> int:
         return int(self.version.partition(".")[0])
 
+    @property
+    def llvm(self) -> int:
+        """The major version of the LLVM in the tree, which is also that of its libc++; 0 if the tree does not say."""
+        match = _CLANG_MAJOR.search(self.read("lib/clang/include/clang/Basic/Version.inc"))
+        return int(match[1]) if match else 0
+
     def read(self, name: str) -> str:
         """A file's text; "" where the tree has none of that name."""
         path = self.path / name
@@ -74,6 +80,9 @@ def parse_version(newvers: str) -> tuple[str, str]:
     revision, branch = _REVISION.search(newvers), _BRANCH.search(newvers)
     return (revision[1] if revision else "", branch[1] if branch else "")
 
+
+# #define	CLANG_VERSION_MAJOR		19
+_CLANG_MAJOR = re.compile(r"^#[ \t]*define[ \t]+CLANG_VERSION_MAJOR[ \t]+(\d+)\b", re.MULTILINE)
 
 # #define __FreeBSD_version 1302001	/* Master, propagated to newvers */
 _OSRELDATE = re.compile(r"^#[ \t]*define[ \t]+__FreeBSD_version[ \t]+(\d{6,7})\b", re.MULTILINE)

@@ -210,6 +210,12 @@ def test_a_failed_compile_is_told_by_its_compiler() -> None:
     ]
 
 
+def test_an_option_that_the_compiler_does_not_know() -> None:
+    said = "error: invalid value 'c++23' in '-std=c++23'"
+    log = f"--- algorithm.o ---\n{said}\n--- bind.o ---\nbmake[4]: working\n*** [algorithm.o] Error code 1\n"
+    assert failures.causes(log)[0] == said
+
+
 @pytest.mark.parametrize(
     "line",
     [

@@ -203,18 +203,40 @@ def test_a_link_error_names_the_device_or_option_to_keep(tmp_path: Path) -> None
 # -- compilers --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("have", "major", "chosen"), [
-    ((13, 14, 18), 13, 14),
-    ((13, 14, 18), 14, 18),
-    ((13, 14, 18), 15, 18),
-    ((14, 22), 15, 14),
-    ((13,), 13, 0),
-    ((22,), 15, 0),
-    ((22,), 16, 22),
-    ((), 15, 0),
+@pytest.mark.parametrize(("have", "major", "llvm", "chosen"), [
+    ((13, 14, 18), 13, 14, 14),
+    ((13, 14, 18), 14, 0, 18),
+    ((14, 16, 19), 14, 19, 19),
+    ((14, 16, 18), 14, 19, 18),
+    ((14, 16, 19), 14, 16, 16),
+    ((13, 14, 18), 15, 0, 18),
+    ((14, 22), 15, 19, 14),
+    ((13,), 13, 14, 0),
+    ((22,), 15, 19, 0),
+    ((22,), 16, 21, 22),
+    ((), 15, 19, 0),
 ])  # fmt: skip
-def test_which_llvm(have: tuple[int, ...], major: int, chosen: int) -> None:
-    assert hosttools.choose({number: Path(f"/llvm-{number}") for number in have}, major) == chosen
+def test_which_llvm(have: tuple[int, ...], major: int, llvm: int, chosen: int) -> None:
+    assert hosttools.choose({number: Path(f"/llvm-{number}") for number in have}, major, llvm) == chosen
+
+
+def test_a_compiler_too_old_for_the_libcxx_of_the_tree() -> None:
+    bindir = Path("/llvm/bin")
+    hosttools.check_world(Compiler(bindir, "clang version 17.0.6"), "14.2", 19)
+    hosttools.check_world(Compiler(bindir, "clang version 14.0.6"), "13.2", 14)
+    hosttools.check_world(Compiler(None, "FreeBSD clang version 16.0.6"), "14.2", 19)
+    with pytest.raises(BuildError, match=r"clang 16 cannot build the world of FreeBSD 14\.2: its libc\+\+ of LLVM 19") as caught:
+        hosttools.check_world(Compiler(bindir, "clang version 16.0.6"), "14.2", 19)
+    assert "clang-19 lld-19" in caught.value.mend
+
+
+def test_the_llvm_of_a_tree(tmp_path: Path) -> None:
+    name = "lib/clang/include/clang/Basic/Version.inc"
+    said = '#define\tCLANG_VERSION\t\t19.1.7\n#define\tCLANG_VERSION_MAJOR\t\t19\n#define\tCLANG_VERSION_MAJOR_STRING\t"19"\n'
+    tree = tree_with(tmp_path, {"sys/conf/newvers.sh": 'REVISION="14.2"\nBRANCH="STABLE"\n', name: said})
+    assert tree.llvm == 19
+    (tmp_path / name).unlink()
+    assert tree.llvm == 0
 
 
 @pytest.mark.parametrize(
