@@ -89,8 +89,7 @@ def _observation(
         outcome, known = FAILED, first.removeprefix(KNOWN_WORDS)
     elif outcome == FAILED and first.startswith(GONE_WORDS):
         outcome, known = PASSED, first.removeprefix(GONE_WORDS)
-    build = identity.startswith("build")
-    return Observation(run, case, cell, outcome, identity, inputs, phase, branch, build, known)
+    return Observation(run, case, cell, outcome, identity, inputs, phase, branch, known)
 
 
 def run_of(row: Any) -> Run:
