@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-from harness.results.model import FAILED, GONE_WORDS, KNOWN, KNOWN_WORDS, PASSED, CaseResult, RunResult
+from harness.results.model import FAILED, GONE_WORDS, KNOWN, KNOWN_WORDS, PASSED, CaseResult, RunResult, SetupStep
 from harness.verdicts.values import Inputs, Observation
 
 # Characters of a reason that are kept.
@@ -70,6 +70,14 @@ def metrics_of(case: CaseResult) -> dict[str, float]:
     """A case's metrics, and the stages of its first boot as ``stage NAME`` (s)."""
     stages = {f"stage {stamp.name}": stamp.at for boot in case.boots[:1] for stamp in boot.stages}
     return stages | case.metrics
+
+
+def setup_of(steps: Iterable[SetupStep]) -> dict[str, float]:
+    """Seconds by what was set up; of a step for which several workers waited the longest wait."""
+    found: dict[str, float] = {}
+    for step in steps:
+        found[step.what] = max(step.seconds, found.get(step.what, 0.0))
+    return found
 
 
 def observation(run: RunResult, case: CaseResult) -> Observation:

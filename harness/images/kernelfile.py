@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 import struct
 from dataclasses import dataclass
 from pathlib import Path
 
-from harness.digest import file_sha256
 from harness.errors import UsageError
 from harness.osversion import OSVersion
 from harness.xen import elfnotes, elfsymbols
@@ -89,9 +89,8 @@ def look(path: Path) -> KernelFile:
         raise UsageError(f"{path}: a kernel for {machine}; Xen's guests here are amd64 and i386", mend="build with TARGET=amd64")
     if not version.release:
         raise UsageError(f"{path}: no FreeBSD kernel (it does not name a version)", mend="give .../boot/kernel/kernel")
-    return KernelFile(
-        path, version.release, machine, notes.guest_types, file_sha256(path), version.branch, version.osreldate, _ZFS in data
-    )
+    digest = hashlib.sha256(data).hexdigest()
+    return KernelFile(path, version.release, machine, notes.guest_types, digest, version.branch, version.osreldate, _ZFS in data)
 
 
 def why_not(kernel: KernelFile, layout_boots: bool) -> str:

@@ -22,7 +22,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from harness import paths
+from harness import paths, preparing
 from harness.errors import InfrastructureError
 from harness.images.inputs import content_hash
 
@@ -110,7 +110,7 @@ def obtain(kind: str, key: str, make: Callable[[Path], dict[str, Any]]) -> Entry
     entry = find(kind, key)
     if entry is None:
         target = directory(kind) / key
-        with FileLock(target.with_name(f".{key}.lock")):
+        with preparing.step(f"the image store's {kind}"), FileLock(target.with_name(f".{key}.lock")):
             entry = find(kind, key)
             if entry is None:
                 if target.exists():

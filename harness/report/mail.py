@@ -22,6 +22,8 @@ COLUMNS = 72
 # Lines of console for a new failure, and how many failures are told in full.
 _CONSOLE, _IN_FULL = 24, 6
 _SUBJECT = 120
+# Seconds from which a step of the setup is worth a line.
+_LONG = 10.0
 # Characters of why nothing was learned of a case.
 _WHY = 300
 
@@ -69,6 +71,10 @@ def body(report: Report) -> str:
     worse = [drift for item in report.cases for drift in item.drifts]
     if worse:
         parts.append(_head("drift") + "\n".join(_wrap(f"{d.case} in {d.cell}: {d.words}", "  ") for d in worse[:20]))
+    setup = [item for item in report.setup if item.seconds >= _LONG or item.drift]
+    if setup:
+        rows = [(f"{item.seconds:.0f} s", item.what + (f"; {item.drift.words}" if item.drift else "")) for item in setup]
+        parts.append(_head("setup, not part of any case's time") + _table(rows))
     rows = [(name, _short(value)) for name, value in report.inputs if name not in ("python", "machine", "backend", "lab")]
     parts.append(_head("what was tested") + _table(rows))
     parts.append(_head("how to run all of it again") + _command(run.command or "fxh run"))
