@@ -19,6 +19,13 @@ _VERSION = re.compile(rb"FreeBSD (\d+\.\d+)-([A-Z][A-Za-z0-9_-]*)(?: [^\0\n]{0,8
 _BANNER = re.compile(rb"FreeBSD \d+\.\d+-[A-Z][\w.-]*(?: [\w./+-]+)* [\w.-]+(?=\n?\0)")
 # What ZFS prints when it is initialised (sys/contrib/openzfs/module/os/freebsd/zfs/kmod_core.c, 13.2 to 15.1).
 _ZFS = b"ZFS storage pool version: "
+# The real-mode part of a bzImage names its kernel so (arch/x86/boot/version.c):
+# 6.1.158 (fxh@lab) #1 SMP PREEMPT_DYNAMIC Debian 6.1.158-1 (2025-11-09)
+_LINUX_SETUP = re.compile(rb"(\S+) \(\S+\) (#\d.*)", re.DOTALL)
+# linux_banner (init/version-timestamp.c):
+# Linux version 6.1.158 (fxh@lab) (gcc (Debian 12.2.0-14) 12.2.0, GNU ld 2.40) #1 SMP PREEMPT_DYNAMIC Debian 6.1.158-1
+_LINUX_BANNER = re.compile(rb"Linux version (\d\S*) \(\S+\) \([^\n\0]*\) (#\d[^\n\0]*)\n")
+_HDRS = 0x202
 _MACHINES = {3: "i386", 62: "amd64", 183: "arm64", 243: "riscv", 20: "powerpc", 21: "powerpc64"}
 
 
@@ -71,6 +78,24 @@ def banner(kernel: bytes) -> str:
     """The version that a FreeBSD kernel names itself by, with its configuration's ident last; "" for any other file."""
     match = _BANNER.search(kernel)
     return match[0].decode() if match else ""
+
+
+def linux_version(kernel: bytes) -> tuple[str, str]:
+    """What ``uname -r`` and ``uname -v`` of a Linux kernel are, from its bzImage, or from the ELF file within (vmlinux).
+
+    Raises UsageError for any other file.
+    """
+    text = b""
+    if kernel[_HDRS : _HDRS + 4] == b"HdrS":
+        # Linux Documentation/arch/x86/boot.rst: kernel_version points to a string, as an offset from byte 0x200.
+        at = int.from_bytes(kernel[0x20E:0x210], "little")
+        text = kernel[0x200 + at :].partition(b"\0")[0] if at else b""
+        match = _LINUX_SETUP.fullmatch(text)
+    else:
+        match = _LINUX_BANNER.search(kernel)
+    if match is None:
+        raise UsageError("no Linux kernel: it does not name a version", mend="give a bzImage (vmlinuz) or a vmlinux")
+    return match[1].decode("ascii", "replace"), match[2].decode("ascii", "replace").strip()
 
 
 def machine_of(kernel: bytes) -> str:

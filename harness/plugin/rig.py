@@ -17,6 +17,7 @@ from typing import Any
 
 from harness import preparing
 from harness.console.reader import ConsoleReader
+from harness.digest import known_sha256
 from harness.errors import DeadlineExpired, HarnessError, InfrastructureError, LabDead, TransportError
 from harness.guests import bootable
 from harness.guests import source as sources
@@ -24,7 +25,6 @@ from harness.guests.configure import configure
 from harness.guests.guest import Guest
 from harness.guests.shape import Shape
 from harness.guests.source import GuestSource
-from harness.digest import known_sha256
 from harness.hosts.host import DirectHost, XenHost
 from harness.hosts.inventory import Inventory, Item
 from harness.images import diskread

@@ -28,6 +28,7 @@ def test_arguments_arrive(booted: NewGuest) -> None:
     variables = guest.profile.variables(guest.sh)
 
     passed = dict(word.partition("=")[::2] for word in guest.config.extra.split(separator) if word)
+    assert passed, "its configuration has no extra"
     arrived = {name: variables.get(name) for name in passed}
     assert arrived == passed, finding(
         asked=f"extra={guest.config.extra!r} beside menu.lst",
