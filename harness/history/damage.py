@@ -52,7 +52,7 @@ def _run(connection: sqlite3.Connection, run: sqlite3.Row) -> RunResult:
     query = "SELECT * FROM results JOIN inputs ON inputs.id = inputs_id WHERE run_id = ?"
     cases = tuple(_case(row) for row in _readable(connection, query, run["id"]))
     inputs, options = json.loads(run["inputs"]), json.loads(run["options"])
-    rows = _readable(connection, "SELECT what, seconds FROM setup WHERE run_id = ?", run["id"])
+    rows = _readable(connection, "SELECT what, seconds FROM setup WHERE run_id = ? ORDER BY rowid", run["id"])
     setup = tuple(SetupStep(row["what"], row["seconds"]) for row in rows)
     return RunResult(
         run["run"], run["started"], run["ended"], run["command"], inputs, run["exit_code"], cases, options, run["branch"], setup

@@ -20,7 +20,7 @@ from harness import preparing
 from harness import report as reporting
 from harness.console.deaths import Death
 from harness.errors import BuildError, GuestDied
-from harness.history import FILE, History
+from harness.history import FILE, History, damage
 from harness.history.schema import VERSION
 from harness.images import store
 from harness.lab import kernel, ovmf, recipe
@@ -225,6 +225,7 @@ def test_a_run_of_an_older_harness_is_read(tmp_path: Path) -> None:
     path, done = written(tmp_path, 2)
     assert reporting.publish(path, done).cases[0].verdict.kind == "passed"
     assert history.setups(99, 99) == ({KERNEL: 300.0, "firmware": 3.0},)
+    assert [item.setup for item in damage.salvage(tmp_path / FILE)] == [(), (SetupStep(KERNEL, 300.0), SetupStep("firmware", 3.0))]
     assert set(asdict(done)) - set(json.loads((path / "run.json").read_text())) == {"cases", "setup"}
 
 
