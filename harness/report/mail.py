@@ -73,7 +73,8 @@ def body(report: Report) -> str:
         parts.append(_head("drift") + "\n".join(_wrap(f"{d.case} in {d.cell}: {d.words}", "  ") for d in worse[:20]))
     setup = [item for item in report.setup if item.seconds >= _LONG or item.drift]
     if setup:
-        rows = [(f"{item.seconds:.0f} s", item.what + (f"; {item.drift.words}" if item.drift else "")) for item in setup]
+        usual = {item.what: f", usually {item.drift.usual:.0f} s" for item in setup if item.drift}
+        rows = [(f"{item.seconds:.0f} s", item.what + usual.get(item.what, "")) for item in setup]
         parts.append(_head("setup, not part of any case's time") + _table(rows))
     rows = [(name, _short(value)) for name, value in report.inputs if name not in ("python", "machine", "backend", "lab")]
     parts.append(_head("what was tested") + _table(rows))

@@ -219,6 +219,19 @@ def test_a_server_on_this_machine_needs_no_tls(serve: Serve, inbox: Inbox, tmp_p
     assert len(inbox.mails) == 1
 
 
+def test_an_offer_of_tls_is_taken_and_verified(
+    serve: Serve, inbox: Inbox, authority: Authority, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a server elsewhere that wants no login."""
+    monkeypatch.setattr(mailer, "_here", lambda _: False)
+    mailer.send(message(), serve(login=False), KEPT)
+    mailer.send(message(), serve(login=False, tls=authority.server(HOST)), KEPT)
+    assert len(inbox.mails) == 2
+    with pytest.raises(InfrastructureError, match="certificate is refused"):
+        mailer.send(message(), serve(login=False, tls=authority.server(HOST), ca_file=""), KEPT)
+    assert len(inbox.mails) == 2
+
+
 def test_tls_on_a_port_without_is_said(serve: Serve) -> None:
     with pytest.raises(InfrastructureError, match="no TLS"):
         mailer.send(message(), serve(login=False, security="tls"), KEPT)

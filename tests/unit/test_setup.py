@@ -100,7 +100,7 @@ def test_what_is_built_says_so(told: list[Step], tmp_path: Path, monkeypatch: py
         kernel.obtain(recipe.load("4.20").control_kernel)
         ovmf.obtain(recipe.firmware())
         store.obtain("raws", "0123", entry)
-    assert [step.what for step in told] == [KERNEL, "UEFI firmware", "the image store's raws"]
+    assert [step.what for step in told] == [KERNEL, "UEFI firmware", "a disk image, unpacked"]
 
 
 # -- a run ------------------------------------------------------------------------------------------------------------
@@ -205,7 +205,7 @@ def test_setup_drifts_by_itself(tmp_path: Path) -> None:
     assert (drift.usual, drift.now, drift.runs) == (300.0, 786.0, 5)
     assert report.cases[0].drifts == ()
     assert "drift" not in report.sentence
-    assert "usually 300.00" in mail.body(report).replace("\n", " ")
+    assert f"  786 s  {KERNEL}, usually 300 s\n" in mail.body(report)
     assert json.loads(machine.render(report))["setup"][0]["usual"] == 300.0
     # The same run again: it is not its own past.
     assert reporting.publish(path, done).setup[0].drift == drift
