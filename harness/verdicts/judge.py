@@ -1,8 +1,8 @@
 """The verdict on one result, from the results before it: a pure function.
 
 In the spirit of osstest's sg-report-flight: a failure is excused only by the same version passing elsewhere, and what an earlier
-failure hides is not forgotten. osstest's third rule, that a failed build is never flaky, has no use here: a build is no case, and
-one that fails within a case counts as infrastructure (harness.errors.BuildError), of which nothing is judged.
+failure hides is not forgotten. A build is no case: one that fails within a case counts as infrastructure (harness.errors.BuildError),
+of which nothing is judged.
 """
 
 from __future__ import annotations
