@@ -10,7 +10,7 @@ from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
 
-from harness import paths
+from harness import paths, preparing
 from harness.errors import UsageError
 
 # A file changed less than this many seconds ago can change again without another time of change (git's "racy" files).
@@ -59,7 +59,8 @@ def _known(path: Path, state: str, take: Callable[[Path], str]) -> str:
         if len(text) == 64:
             os.utime(kept)
             return text
-    found = take(path)
+    with preparing.step(f"the hash of {path.name}"):
+        found = take(path)
     with contextlib.suppress(OSError):  # a store that is full or read only costs time, not correctness
         kept.parent.mkdir(exist_ok=True)
         part = kept.with_name(f".{kept.name}.{os.getpid()}")

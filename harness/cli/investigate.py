@@ -203,7 +203,7 @@ def _failed(home: Path, run: str, case: str, cell: str) -> tuple[RunResult, Case
         raise UsageError(
             f"{picked.key} in {picked.cell} {picked.outcome} in run {found.run}", mend="say the --run in which it failed"
         )
-    return replace(found, options=narrowed(found.options, picked)), picked
+    return replace(found, options=narrowed(found.options_of(picked), picked)), picked
 
 
 def _side(run: RunResult, cell: str, inputs: dict[str, str]) -> Side:

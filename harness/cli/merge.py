@@ -25,15 +25,14 @@ def merge(
     from harness.report import publish
     from harness.results import place
     from harness.results.merge import merge as join
+    from harness.results.model import OUTCOMES
 
     where = places.reports(reports)
     target = place.new(where)
     found = join(runs, target, exit_code)
     publish(found.path, found.run)
     place.latest(target)
-    counts = ", ".join(
-        f"{found.run.count(o)} {o}" for o in ("passed", "failed", "skipped", "infrastructure", "harness") if found.run.count(o)
-    )
+    counts = ", ".join(f"{found.run.count(outcome)} {outcome}" for outcome in OUTCOMES if found.run.count(outcome))
     print(f"{len(found.run.cases)} cases of {len(runs)} runs: {counts or 'none'}")
     if found.differing:
         print(f"fxh: the runs differ in {', '.join(found.differing)}: are they of one night?", file=sys.stderr)

@@ -27,22 +27,28 @@ def register(app: typer.Typer) -> None:
 def report(
     run: Annotated[str, typer.Argument(help="A run's name or the beginning of it, or latest.")] = "latest",
     mail: Annotated[bool, typer.Option("--mail", help="Print the mail, and where its file is.")] = False,
-    to: Annotated[str, typer.Option("--to", help="Address the mail to.")] = "",
-    sender: Annotated[str, typer.Option("--from", help="Whom the mail is from.")] = "",
+    to: Annotated[str, typer.Option("--to", help="Address the mail to; several by commas (default: mail.to).")] = "",
+    sender: Annotated[str, typer.Option("--from", help="Send the mail from this address (default: mail.sender).")] = "",
     send: Annotated[bool, typer.Option("--send", help="Hand the mail to --smtp. Without this nothing is ever sent.")] = False,
-    smtp: Annotated[str, typer.Option("--smtp", help="HOST[:PORT] that takes mail.")] = "localhost:25",
+    smtp: Annotated[
+        str, typer.Option("--smtp", help="HOST[:PORT] that takes mail (default: mail.smtp). Login and TLS: fxh.toml.")
+    ] = "",
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON (docs/report.schema.json).")] = False,
     against: Annotated[str, typer.Option("--baseline", help="A run to compare with, or branch:NAME (default: last results).")] = "",
     where: Reports = None,
 ) -> None:
     """Write a run's reports anew: page, mail, JSON, properties for JUnit and allure. Exit code: the run's own."""
+    from harness import mailer
     from harness import report as reporting
+    from harness.config import MailConfig, load
     from harness.report import machine
     from harness.report import mail as mailing
     from harness.results.model import FAILED, KNOWN, PASSED, read_run
 
+    config = load({"mail.smtp": smtp, "mail.sender": sender}).config.mail if mail or send else MailConfig()
+    to = to or ", ".join(config.to)
     if send and not to:
-        raise UsageError("--send without --to", mend="say whom the mail is for")
+        raise UsageError("--send without --to", mend="add --to ADDRESS, or set mail.to in fxh.toml")
     path = run_directory(reports(where), run)
     try:
         result = read_run(path)
@@ -55,13 +61,13 @@ def report(
     made = reporting.make(path, result, baseline=_baseline(against))
     reporting.write(path, made)
     if mail or send:
-        message = mailing.compose(made, to=to, sender=sender)
+        message = mailing.compose(made, to=to, sender=config.sender)
         (path / "mail.eml").write_bytes(message.as_bytes())
         if send and not any(item.result.outcome in (FAILED, PASSED, KNOWN) for item in made.cases):
             typer.echo("not sent: no case was judged", err=True)
         elif send:
-            mailing.send(message, smtp)
-            typer.echo(f"sent to {to} by {smtp}", err=True)
+            mailer.send(message, config, path / "mail.eml")
+            typer.echo(f"sent to {to} by {config.smtp}", err=True)
         typer.echo(mailing.body(made), nl=False)
         typer.echo(f"mail: {path / 'mail.eml'}", err=True)
     elif as_json:

@@ -57,6 +57,9 @@ class HostConfig:
     tags: tuple[str, ...] = ()
 
 
+MAIL_SECURITY = ("auto", "tls", "starttls", "none")
+
+
 @dataclass(frozen=True)
 class MailConfig:
     """``[mail]``: who hears of a night. Nothing is sent unless ``send`` is true; mails are always written to files."""
@@ -67,6 +70,11 @@ class MailConfig:
     infrastructure_to: tuple[str, ...] = ()
     """Who hears when the night itself failed; empty for ``to``."""
     smtp: str = "localhost:25"
+    """``HOST`` or ``HOST:PORT``; without a port 465 for ``security = "tls"``, else 25."""
+    security: str = "auto"
+    """``tls`` (from the first byte on), ``starttls``, ``none``, or ``auto`` (see :func:`harness.mailer.server`)."""
+    ca_file: str = ""
+    """CA certificates (PEM) that the server's certificate is checked with, instead of the system's."""
     user: str = ""
     password_file: str = ""
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from harness import paths
-from harness.digest import file_sha256
+from harness import paths, preparing
+from harness.digest import known_sha256
 from harness.errors import UsageError
 from harness.guests.source import DiskImage, GuestSource
 from harness.images import makefs
@@ -37,10 +37,10 @@ def source(plain: GuestSource) -> GuestSource:
     if plain.kernel is None or plain.ramdisk is None:
         raise UsageError(f"{plain.label} has no kernel to put on a disk")
     files = {"boot/vmlinuz": plain.kernel.read_bytes(), "boot/initrd": plain.ramdisk.read_bytes()}
-    name = f"control-{file_sha256(plain.kernel)[:8]}-{file_sha256(plain.ramdisk)[:8]}-ext2-4k.img"
+    name = f"control-{known_sha256(plain.kernel)[:8]}-{known_sha256(plain.ramdisk)[:8]}-ext2-4k.img"
     path = paths.store() / "volumes" / name
     path.parent.mkdir(exist_ok=True)
-    with FileLock(path.with_suffix(".lock")):
+    with preparing.step("the control guest's boot volume"), FileLock(path.with_suffix(".lock")):
         if not path.exists():
             with tempfile.TemporaryDirectory(dir=path.parent) as scratch:
                 tree = Path(scratch) / "tree"

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from harness.console.stages import FREEBSD, Stage
 from harness.errors import UsageError
 from harness.guests.profile import Fate, Interface, KernelIdentity, Run, parse_assignments
+from harness.images import kernelfile
 from harness.osversion import OSVersion
 from harness.xen import vdev
 
@@ -126,6 +127,13 @@ class FreeBSD:
     def identity(self, run: Run) -> KernelIdentity:
         release, ident, osreldate, version = run("uname -r; uname -i; sysctl -n kern.osreldate kern.version").split("\n", 3)
         return KernelIdentity(release, ident, version.strip(), int(osreldate))
+
+    def identity_of(self, kernel: bytes) -> KernelIdentity:
+        version = kernelfile.os_version(kernel)
+        if not version.release:
+            raise UsageError("no FreeBSD kernel: it does not name a version", mend="give .../boot/kernel/kernel")
+        ident = kernelfile.banner(kernel).rpartition(" ")[2]
+        return KernelIdentity(f"{version.release}-{version.branch}", ident, "", version.osreldate)
 
     def variables(self, run: Run) -> Mapping[str, str]:
         return parse_assignments(run("kenv"))

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from harness.console.stages import LINUX, Stage
 from harness.guests.profile import Fate, Interface, KernelIdentity, Run
+from harness.images import kernelfile
 from harness.osversion import UNKNOWN, OSVersion
 from harness.xen import vdev
 
@@ -52,6 +53,10 @@ class Linux:
     def identity(self, run: Run) -> KernelIdentity:
         release, version = run("uname -r; uname -v").split("\n", 1)
         return KernelIdentity(release, release, version.strip())
+
+    def identity_of(self, kernel: bytes) -> KernelIdentity:
+        release, version = kernelfile.linux_version(kernel)
+        return KernelIdentity(release, release, version)
 
     def variables(self, run: Run) -> Mapping[str, str]:
         return dict(word.partition("=")[::2] for word in run("cat /proc/cmdline").split())

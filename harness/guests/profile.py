@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Protocol
 
 from harness.console.stages import Stage
@@ -24,6 +24,11 @@ class KernelIdentity:
     ident: str
     version: str
     osreldate: int = 0
+
+    def differences(self, given: KernelIdentity) -> list[str]:
+        """What this running kernel says otherwise than ``given``, its file, in which an empty field says nothing."""
+        pairs = [(name, getattr(self, name), wanted) for name, wanted in asdict(given).items() if wanted]
+        return [f"its {name} is {seen!r}, the file has {wanted!r}" for name, seen, wanted in pairs if seen != wanted]
 
 
 @dataclass(frozen=True)
@@ -97,6 +102,10 @@ class GuestProfile(Protocol):
         ...
 
     def identity(self, run: Run) -> KernelIdentity: ...
+
+    def identity_of(self, kernel: bytes) -> KernelIdentity:
+        """What a kernel file says that it is; a field on which it is silent is empty. Raises UsageError for no kernel of this OS."""
+        ...
 
     def variables(self, run: Run) -> Mapping[str, str]:
         """The kernel's environment (kenv), or its command line taken apart."""

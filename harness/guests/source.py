@@ -88,9 +88,9 @@ class GuestSource:
         """The kernel and ramdisk that Xen's toolstack is given. A real dom0 unpacks sooner than it gets five times as much."""
         return self.unpacked if emulated and self.unpacked else (self.kernel, self.ramdisk)
 
-    @cached_property
+    @property
     def key(self) -> str:
-        """Identity by content: hashes of the files."""
+        """Identity by content: hashes of the files, each taken again only when the file has changed."""
         digest = hashlib.sha256(f"{self.label} {self.profile.os} {self.root} {self.bootloader}\n".encode())
         for path in (self.kernel, self.ramdisk, *(disk.path for disk in self.disks)):
             if path is not None:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from harness.results.model import CaseResult, RunResult
+from harness.results.model import CaseResult, RunResult, SetupStep
 
 # sqlite3.DatabaseError: database disk image is malformed / file is not a database / malformed database schema
 _SIGNS = ("malformed", "not a database", "corrupt")
@@ -52,8 +52,10 @@ def _run(connection: sqlite3.Connection, run: sqlite3.Row) -> RunResult:
     query = "SELECT * FROM results JOIN inputs ON inputs.id = inputs_id WHERE run_id = ?"
     cases = tuple(_case(row) for row in _readable(connection, query, run["id"]))
     inputs, options = json.loads(run["inputs"]), json.loads(run["options"])
+    rows = _readable(connection, "SELECT what, seconds FROM setup WHERE run_id = ? ORDER BY rowid", run["id"])
+    setup = tuple(SetupStep(row["what"], row["seconds"]) for row in rows)
     return RunResult(
-        run["run"], run["started"], run["ended"], run["command"], inputs, run["exit_code"], cases, options, run["branch"]
+        run["run"], run["started"], run["ended"], run["command"], inputs, run["exit_code"], cases, options, run["branch"], setup
     )
 
 

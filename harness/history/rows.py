@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-from harness.results.model import FAILED, GONE_WORDS, KNOWN, KNOWN_WORDS, PASSED, CaseResult, RunResult
+from harness.results.model import FAILED, GONE_WORDS, KNOWN, KNOWN_WORDS, PASSED, CaseResult, RunResult, SetupStep
 from harness.verdicts.values import Inputs, Observation
 
 # Characters of a reason that are kept.
@@ -72,6 +72,14 @@ def metrics_of(case: CaseResult) -> dict[str, float]:
     return stages | case.metrics
 
 
+def setup_of(steps: Iterable[SetupStep]) -> dict[str, float]:
+    """Seconds by what was set up; of a step for which several workers waited the longest wait."""
+    found: dict[str, float] = {}
+    for step in steps:
+        found[step.what] = max(step.seconds, found.get(step.what, 0.0))
+    return found
+
+
 def observation(run: RunResult, case: CaseResult) -> Observation:
     """A result as verdicts see it."""
     inputs = parsed(dump(run.inputs | case.inputs))
@@ -89,8 +97,7 @@ def _observation(
         outcome, known = FAILED, first.removeprefix(KNOWN_WORDS)
     elif outcome == FAILED and first.startswith(GONE_WORDS):
         outcome, known = PASSED, first.removeprefix(GONE_WORDS)
-    build = identity.startswith("build")
-    return Observation(run, case, cell, outcome, identity, inputs, phase, branch, build, known)
+    return Observation(run, case, cell, outcome, identity, inputs, phase, branch, known)
 
 
 def run_of(row: Any) -> Run:

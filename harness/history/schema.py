@@ -52,6 +52,18 @@ RESULTS = Table(
 )
 
 
+# How long the run's setup took, by what was set up. A table beside the others, made when first written to: a harness that does not
+# know it reads and writes the file as before, so the version stays.
+SETUP = Table(
+    "setup",
+    MetaData(),
+    Column("run_id", Integer, nullable=False),
+    Column("what", Text, nullable=False),
+    Column("seconds", Float, nullable=False),
+    UniqueConstraint("run_id", "what"),
+)
+
+
 def _create(connection: Connection) -> None:
     METADATA.create_all(connection)
 

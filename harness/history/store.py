@@ -10,16 +10,17 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Connection, Engine, Select, create_engine, delete, event, func, insert, select, update
+from sqlalchemy import Connection, Engine, Select, Table, create_engine, delete, event, func, insert, select, update
 from sqlalchemy import case as sql_case
 from sqlalchemy.exc import DatabaseError
 from sqlalchemy.pool import NullPool
+from sqlalchemy.schema import CreateTable
 
 from harness.deadline import Deadline
 from harness.errors import InfrastructureError
 from harness.history import damage, schema
-from harness.history.rows import Row, Run, dump, parsed, row_of, run_of, values_of
-from harness.history.schema import INPUTS, RESULTS, RUNS
+from harness.history.rows import Row, Run, dump, parsed, row_of, run_of, setup_of, values_of
+from harness.history.schema import INPUTS, RESULTS, RUNS, SETUP
 from harness.results.model import CaseResult, RunResult
 
 log = logging.getLogger("fxh.history")
@@ -90,7 +91,18 @@ class History:
                 ids = self._inputs(connection, {dump(run.inputs | case.inputs) for case in rows.values()})
                 values = [values_of(number, case, ids[dump(run.inputs | case.inputs)]) for case in rows.values()]
                 connection.execute(insert(RESULTS), values)
+            self._record_setup(connection, number, run)
             connection.commit()
+
+    def _record_setup(self, connection: Connection, number: int, run: RunResult) -> None:
+        found = setup_of(run.setup)
+        if found or _has(connection, SETUP):
+            connection.execute(CreateTable(SETUP, if_not_exists=True))
+            connection.execute(delete(SETUP).where(SETUP.c.run_id == number))
+        if found:
+            connection.execute(
+                insert(SETUP), [{"run_id": number, "what": what, "seconds": seconds} for what, seconds in found.items()]
+            )
 
     def _inputs(self, connection: Connection, wanted: set[str]) -> dict[str, int]:
         ids: dict[str, int] = {}
@@ -158,6 +170,17 @@ class History:
             found.execute(sql)
             return tuple(row_of(row, inputs) for row in found.fetchall())
 
+    def setups(self, before: int, last: int) -> tuple[dict[str, float], ...]:
+        """How long the setup took (s, by what was set up) of the ``last`` runs recorded before ``before``; oldest first."""
+        found: dict[int, dict[str, float]] = {}
+        with self._guarded() as connection:
+            if not _has(connection, SETUP):
+                return ()
+            wanted = SETUP.c.run_id.in_(_latest(last, before).scalar_subquery())
+            for row in connection.execute(select(SETUP).where(wanted).order_by(SETUP.c.run_id)):
+                found.setdefault(row.run_id, {})[row.what] = row.seconds
+        return tuple(found.values())
+
     def cases(self) -> tuple[str, ...]:
         """The keys of all cases that were ever seen."""
         with self._guarded() as connection:
@@ -195,6 +218,11 @@ class History:
     def _trouble(self, said: str) -> InfrastructureError:
         mend = "make room on that disk" if "full" in said else "see that the file and its directory can be written"
         return InfrastructureError(f"{self.path}: {said}", mend="another process holds it; try again" if "locked" in said else mend)
+
+
+def _has(connection: Connection, table: Table) -> bool:
+    found = connection.exec_driver_sql("SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = ?", (table.name,))
+    return found.first() is not None
 
 
 def _latest(count: int, before: int | None) -> Select[tuple[int]]:

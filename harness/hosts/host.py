@@ -7,13 +7,14 @@ import re
 import secrets
 import zlib
 from dataclasses import dataclass, replace
-from functools import cached_property, lru_cache
+from functools import cached_property
 from pathlib import Path
 from typing import Protocol
 
+from harness import preparing
 from harness.config.schema import HostConfig
 from harness.deadline import Deadline
-from harness.digest import file_sha256
+from harness.digest import known_sha256
 from harness.errors import InfrastructureError, TransportError, UsageError
 from harness.hosts import inventory, storage
 from harness.hosts.lease import BASE, Lease, Wish
@@ -285,10 +286,11 @@ class DirectHost:
         return tuple(map(int, done.text.split()))
 
     def files(self, *local: Path) -> tuple[str, ...]:
-        remote = tuple(f"{BASE}/files/{digest(path)[:16]}-{re.sub(r'[^A-Za-z0-9._-]', '_', path.name)}" for path in local)
+        remote = tuple(f"{BASE}/files/{known_sha256(path)[:16]}-{re.sub(r'[^A-Za-z0-9._-]', '_', path.name)}" for path in local)
         for path, target, size in zip(local, remote, self._sizes(*remote), strict=True):
             if size != path.stat().st_size:
-                self._upload(path, target)
+                with preparing.step(f"upload of {path.name}"):
+                    self._upload(path, target)
         return remote
 
     def _upload(self, local: Path, remote: str) -> None:
@@ -357,17 +359,3 @@ class DirectHost:
         except InfrastructureError as exc:
             log.warning("%s", exc.message)
         self.transport.close()
-
-
-@lru_cache(maxsize=64)
-def _digest(path: Path, size: int, changed: int) -> str:
-    return file_sha256(path)
-
-
-def digest(local: Path) -> str:
-    """sha256 of a file, in hex. Raises UsageError when it cannot be read."""
-    try:
-        stat = local.stat()
-        return _digest(local, stat.st_size, stat.st_mtime_ns)
-    except OSError as exc:
-        raise UsageError(f"{local}: {exc.strerror}", mend="give the path of a file that can be read") from exc

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 import struct
 from dataclasses import dataclass
 from pathlib import Path
 
-from harness.digest import file_sha256
 from harness.errors import UsageError
 from harness.osversion import OSVersion
 from harness.xen import elfnotes, elfsymbols
@@ -19,6 +19,13 @@ _VERSION = re.compile(rb"FreeBSD (\d+\.\d+)-([A-Z][A-Za-z0-9_-]*)(?: [^\0\n]{0,8
 _BANNER = re.compile(rb"FreeBSD \d+\.\d+-[A-Z][\w.-]*(?: [\w./+-]+)* [\w.-]+(?=\n?\0)")
 # What ZFS prints when it is initialised (sys/contrib/openzfs/module/os/freebsd/zfs/kmod_core.c, 13.2 to 15.1).
 _ZFS = b"ZFS storage pool version: "
+# The real-mode part of a bzImage names its kernel so (arch/x86/boot/version.c):
+# 6.1.158 (fxh@lab) #1 SMP PREEMPT_DYNAMIC Debian 6.1.158-1 (2025-11-09)
+_LINUX_SETUP = re.compile(rb"(\S+) \(\S+\) (#\d.*)", re.DOTALL)
+# linux_banner (init/version-timestamp.c):
+# Linux version 6.1.158 (fxh@lab) (gcc (Debian 12.2.0-14) 12.2.0, GNU ld 2.40) #1 SMP PREEMPT_DYNAMIC Debian 6.1.158-1
+_LINUX_BANNER = re.compile(rb"Linux version (\d\S*) \(\S+\) \([^\n\0]*\) (#\d[^\n\0]*)\n")
+_HDRS = 0x202
 _MACHINES = {3: "i386", 62: "amd64", 183: "arm64", 243: "riscv", 20: "powerpc", 21: "powerpc64"}
 
 
@@ -73,6 +80,24 @@ def banner(kernel: bytes) -> str:
     return match[0].decode() if match else ""
 
 
+def linux_version(kernel: bytes) -> tuple[str, str]:
+    """What ``uname -r`` and ``uname -v`` of a Linux kernel are, from its bzImage, or from the ELF file within (vmlinux).
+
+    Raises UsageError for any other file.
+    """
+    text = b""
+    if kernel[_HDRS : _HDRS + 4] == b"HdrS":
+        # Linux Documentation/arch/x86/boot.rst: kernel_version points to a string, as an offset from byte 0x200.
+        at = int.from_bytes(kernel[0x20E:0x210], "little")
+        text = kernel[0x200 + at :].partition(b"\0")[0] if at else b""
+        match = _LINUX_SETUP.fullmatch(text)
+    else:
+        match = _LINUX_BANNER.search(kernel)
+    if match is None:
+        raise UsageError("no Linux kernel: it does not name a version", mend="give a bzImage (vmlinuz) or a vmlinux")
+    return match[1].decode("ascii", "replace"), match[2].decode("ascii", "replace").strip()
+
+
 def machine_of(kernel: bytes) -> str:
     """FreeBSD's name for the machine of an ELF file."""
     # e_ident[EI_DATA] is 2 for big-endian (powerpc64).
@@ -89,9 +114,8 @@ def look(path: Path) -> KernelFile:
         raise UsageError(f"{path}: a kernel for {machine}; Xen's guests here are amd64 and i386", mend="build with TARGET=amd64")
     if not version.release:
         raise UsageError(f"{path}: no FreeBSD kernel (it does not name a version)", mend="give .../boot/kernel/kernel")
-    return KernelFile(
-        path, version.release, machine, notes.guest_types, file_sha256(path), version.branch, version.osreldate, _ZFS in data
-    )
+    digest = hashlib.sha256(data).hexdigest()
+    return KernelFile(path, version.release, machine, notes.guest_types, digest, version.branch, version.osreldate, _ZFS in data)
 
 
 def why_not(kernel: KernelFile, layout_boots: bool) -> str:

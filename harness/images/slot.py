@@ -13,7 +13,7 @@ import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
-from harness import paths
+from harness import paths, preparing
 from harness.errors import BuildError, UsageError
 from harness.images import bootenv, tables
 from harness.images.inputs import combine, extents
@@ -121,7 +121,8 @@ def variant(image: Path, offset: int, variables: Mapping[str, str]) -> Path:
     if not target.is_file():
         directory.mkdir(parents=True, exist_ok=True)
         _prune(directory.parent)
-        filled(image, offset, variables, target)
+        with preparing.step(f"a copy of {image.name} with kernel variables"):
+            filled(image, offset, variables, target)
     return target
 
 

@@ -22,7 +22,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from harness import paths
+from harness import paths, preparing
 from harness.errors import InfrastructureError
 from harness.images.inputs import content_hash
 
@@ -96,6 +96,10 @@ def directory(kind: str) -> Path:
     return path
 
 
+# What making an entry is called in a run's setup.
+_MADE = {"raws": "a disk image, unpacked", "disks": "a disk image, read"}
+
+
 def find(kind: str, key: str) -> Entry | None:
     """The entry if it is there and, as far as a quick look tells, as it was made."""
     entry = Entry(directory(kind) / key)
@@ -110,7 +114,7 @@ def obtain(kind: str, key: str, make: Callable[[Path], dict[str, Any]]) -> Entry
     entry = find(kind, key)
     if entry is None:
         target = directory(kind) / key
-        with FileLock(target.with_name(f".{key}.lock")):
+        with preparing.step(_MADE.get(kind, f"{kind} of the image store")), FileLock(target.with_name(f".{key}.lock")):
             entry = find(kind, key)
             if entry is None:
                 if target.exists():

@@ -13,7 +13,7 @@ import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from harness import paths
+from harness import paths, preparing
 from harness.lab.qemu import TCG_CPU, Qemu
 
 # A boot sector: mov al,'K'; out 0xe9,al; out 0xf4,al; cli; hlt - the letter on QEMU's debug console proves that guest
@@ -52,7 +52,8 @@ def choose(qemu: Qemu, wish: str = "auto") -> Accel:
             return Accel(**known["accel"])
     except (OSError, ValueError, KeyError, TypeError):
         pass
-    found = _probe(qemu)
+    with preparing.step("a try of KVM"):
+        found = _probe(qemu)
     memory.write_text(json.dumps({"key": key, "accel": asdict(found)}))
     return found
 

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from harness import paths, stamp
+from harness import paths, preparing, stamp
 from harness.errors import UsageError
 from harness.lab import cpio, tools
 from harness.lab.recipe import Recipe
@@ -46,7 +46,7 @@ def build(recipe: Recipe, *, force: bool = False) -> LabImage:
         return LabImage(target)
     tools.require()
     target.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(f"{target}.lock"):
+    with preparing.step(f"lab with Xen {recipe.xen}"), FileLock(f"{target}.lock"):
         if not force and _whole(target):
             return LabImage(target)
         if target.exists():

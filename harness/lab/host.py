@@ -119,9 +119,11 @@ class LabHost(DirectHost):
 
     # -- checkpoints --------------------------------------------------------------------------------------------------
 
-    def put_back(self, name: str, make: Callable[[], str], *, alone: bool = True, to_freeze: bool = False) -> Checkpoint:
+    def put_back(
+        self, name: str, make: Callable[[], str], *, alone: bool = True, to_freeze: bool = False, what: str = ""
+    ) -> Checkpoint:
         """As :meth:`Lab.put_back`; disks plugged in when the checkpoint was made are plugged in again."""
-        made = self.lab.put_back(name, make, alone=alone, to_freeze=to_freeze)
+        made = self.lab.put_back(name, make, alone=alone, to_freeze=to_freeze, what=what)
         self._forget()
         return made
 

@@ -27,7 +27,7 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from harness import debian, paths
+from harness import debian, paths, preparing
 from harness.deadline import Deadline, NotYet
 from harness.errors import BuildError, InfrastructureError
 from harness.lab import tools
@@ -156,7 +156,7 @@ def find() -> tuple[Hot | None, str]:
         return None, "CRIU needs root"
     memory = paths.store() / "criu.json"
     key = f"{wish} on {platform.node()} {platform.release()}"
-    with FileLock(f"{memory}.lock"):
+    with preparing.step("CRIU"), FileLock(f"{memory}.lock"):
         try:
             known = json.loads(memory.read_text())
             # None today may be one tomorrow: Debian could not be reached, or somebody installs one.

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from harness import paths
+from harness import paths, preparing
 from harness.errors import BuildError
 from harness.lab import tools
 from harness.lab.recipe import KernelRecipe
@@ -50,7 +50,7 @@ def obtain(recipe: KernelRecipe) -> Path:
     """
     target = paths.store() / "control" / recipe.key
     target.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(f"{target}.lock"):
+    with preparing.step("the control guest's kernel"), FileLock(f"{target}.lock"):
         if not target.is_dir():
             tools.require()
             with tools.scratch(target, _ROOM_MIB) as work:

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from harness import stamp
+from harness import preparing, stamp
 from harness.deadline import Deadline, NotYet
 from harness.errors import DeadlineExpired, InfrastructureError, LabDead, TransportError, UsageError
 from harness.lab import checkpoint, hot, keys, records, rehearsal
@@ -125,9 +125,16 @@ class Lab:
         return "dom0 at rest, and what cases use translated"
 
     def put_back(
-        self, name: str, make: Callable[[], str], deadline: Deadline | None = None, *, alone: bool = True, to_freeze: bool = False
+        self,
+        name: str,
+        make: Callable[[], str],
+        deadline: Deadline | None = None,
+        *,
+        alone: bool = True,
+        to_freeze: bool = False,
+        what: str = "",
     ) -> Checkpoint:
-        """Put this lab into the state ``name``; whoever needs it first on this machine makes it.
+        """Put this lab into the state ``name``; whoever needs it first on this machine makes it. ``what`` says to people what it is.
 
         ``make`` brings the lab into that state and returns what is to be noted of it. Others wait meanwhile when it is made
         ``alone``. A checkpoint that QEMU cannot load is made anew. Raises what ``make`` does, and CheckpointBroken when the one
@@ -138,7 +145,8 @@ class Lab:
             made = self.find(name)
             if made is None:
                 with (
-                    checkpoint.lock(self.image, name, self.spec, self.qemu, self._key(name)) if alone else contextlib.nullcontext()
+                    preparing.step(f"checkpoint {name}{f' ({what})' if what else ''}"),
+                    checkpoint.lock(self.image, name, self.spec, self.qemu, self._key(name)) if alone else contextlib.nullcontext(),
                 ):
                     made = self.find(name) or self._freeze(name, make(), anew=False)
             self.restore(made, deadline, to_freeze=to_freeze)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from harness import paths
+from harness import paths, preparing
 from harness.errors import BuildError
 from harness.lab import tools
 from harness.lab.recipe import FirmwareRecipe
@@ -35,7 +35,7 @@ def obtain(recipe: FirmwareRecipe) -> Path:
     """
     target = paths.store() / "firmware" / recipe.key
     target.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(f"{target}.lock"):
+    with preparing.step("UEFI firmware"), FileLock(f"{target}.lock"):
         if not (target / FILE).is_file():
             tools.require()
             with tools.scratch(target, _ROOM_MIB) as work:

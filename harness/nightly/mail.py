@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import smtplib
 from email.message import EmailMessage
 from email.utils import formatdate, make_msgid
 from pathlib import Path
 
+from harness import mailer
 from harness.config.schema import MailConfig
 from harness.console.text import plain
-from harness.errors import InfrastructureError, UsageError
 from harness.nightly.night import Night, tail
 
 
@@ -19,8 +17,8 @@ def compose(night: Night, config: MailConfig, machine: str) -> EmailMessage:
     failed = night.failed
     message = EmailMessage()
     message["Subject"] = f"[fxh infrastructure] night {night.name}: {', '.join(line.step for line in failed)} failed on {machine}"
-    message["From"] = config.sender or f"fxh@{machine}"
-    message["To"] = ", ".join(config.infrastructure_to or config.to) or "root"
+    message["From"] = mailer.addresses([config.sender or f"fxh@{machine}"], "mail.sender", local=True)
+    message["To"] = mailer.addresses(config.infrastructure_to or config.to or ("root",), "mail.infrastructure_to", local=True)
     message["Date"], message["Message-ID"] = formatdate(), make_msgid(domain=machine)
     message["Auto-Submitted"] = "auto-generated"
     text = ["The night itself failed; this says nothing about FreeBSD.", ""]
@@ -37,28 +35,5 @@ def compose(night: Night, config: MailConfig, machine: str) -> EmailMessage:
 def deliver(message: EmailMessage, config: MailConfig, path: Path) -> None:
     """Write it to ``path``; send it where the configuration says so. Raises InfrastructureError, UsageError."""
     path.write_bytes(bytes(message))
-    if not config.send:
-        return
-    host, _, port = config.smtp.partition(":")
-    if port and not port.isdigit():
-        raise UsageError(f"mail.smtp {config.smtp!r}", mend="host:port")
-    try:
-        with smtplib.SMTP(host, int(port or 25), timeout=60) as smtp:
-            secret = password(config)
-            if config.user and secret:
-                smtp.starttls()
-                smtp.login(config.user, secret)
-            smtp.send_message(message)
-    except (OSError, smtplib.SMTPException) as exc:
-        raise InfrastructureError(f"mail over {config.smtp}: {exc}", mend=f"it is kept in {path}") from exc
-
-
-def password(config: MailConfig) -> str:
-    """From the environment (``FXH_MAIL_PASSWORD``) or the file that is named. Raises UsageError."""
-    given = os.environ.get("FXH_MAIL_PASSWORD", "")
-    if given or not config.password_file:
-        return given
-    try:
-        return Path(config.password_file).expanduser().read_text().strip()
-    except OSError as exc:
-        raise UsageError(f"mail.password_file: {exc.strerror}: {config.password_file}") from exc
+    if config.send:
+        mailer.send(message, config, path)

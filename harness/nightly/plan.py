@@ -52,8 +52,7 @@ def plan(config: NightlyConfig, mail: MailConfig, reports: Path) -> tuple[Step, 
 
 
 def _post(mail: MailConfig) -> tuple[str, ...]:
-    """Who gets the verdict, as options of `fxh report`."""
+    """Who gets the verdict, as options of `fxh report`, which takes server and login from the same configuration."""
     if not mail.to:
         return ()
-    found = ("--to", ", ".join(mail.to), *(("--from", mail.sender) if mail.sender else ()))
-    return (*found, "--send", "--smtp", mail.smtp) if mail.send else found
+    return ("--to", ", ".join(mail.to), *(("--send",) if mail.send else ()))

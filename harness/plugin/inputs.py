@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import lru_cache
 from pathlib import Path
 
+from harness.digest import known_sha256
 from harness.guests.source import GuestSource
 from harness.images.kernelfile import banner, osreldate_of
 
@@ -16,7 +17,7 @@ def of(source: GuestSource) -> dict[str, str]:
     (harness.verdicts.values.revision), so older runs stay comparable.
     """
     found = dict(source.inputs)
-    ident = _banner(source.kernel) if source.kernel is not None else ""
+    ident = _banner(source.kernel, known_sha256(source.kernel)) if source.kernel is not None else ""
     name, mark, digest = found.get("kernel", "").partition(" sha256:")
     if ident and mark:
         found["kernel"] = f"{name} ({ident}){mark}{digest}"
@@ -24,7 +25,8 @@ def of(source: GuestSource) -> dict[str, str]:
 
 
 @lru_cache(maxsize=64)
-def _banner(kernel: Path) -> str:
+def _banner(kernel: Path, digest: str) -> str:
+    """``digest`` is the file's, so that another file in its place is read again."""
     data = kernel.read_bytes()
     name, number = banner(data), osreldate_of(data)
     return f"{name}, {number}" if name and number else name

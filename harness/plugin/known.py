@@ -39,7 +39,7 @@ class KnownIssue:
     review: datetime.date
     freebsd: str = ""
     sometimes: bool = False
-    """The failure is a race, so the case may also pass. An entry that always fails must not say this: nobody would notice the fix."""
+    """The failure is a race, or one of inputs that each run draws, so the case may also pass. An entry that always fails must not say this: nobody would notice the fix."""
 
     def covers(self, case: str, cell: Cell) -> bool:
         """Whether the case is expected to fail in that cell."""

@@ -22,6 +22,7 @@ class Progress:
         self._total = 0
         self._lock = threading.Lock()
         self._outcomes: dict[str, tuple[str, float, str]] = {}
+        self._setups: dict[str, str] = {}
         self._stop = threading.Event()
 
     def pytest_keyboard_interrupt(self, excinfo: pytest.ExceptionInfo[BaseException]) -> None:
@@ -56,15 +57,20 @@ class Progress:
         if report.failed or (report.skipped and word == "passed"):
             ours = dict(report.user_properties).get("outcome")
             word = str(ours or report.outcome).upper() if report.failed else str(ours or "skipped")
+        for name, text in report.user_properties:
+            if name == "setup":
+                self._setups[report.nodeid] = str(text)
         self._outcomes[report.nodeid] = (word, seconds + report.duration, _first_line(report))
 
     def pytest_runtest_logfinish(self, nodeid: str) -> None:
         word, seconds, why = self._outcomes.pop(nodeid, ("?", 0.0, ""))
+        setup = self._setups.pop(nodeid, "")
         with self._lock:
             self._running.pop(nodeid, None)
             self._done += 1
             self._clear()
             note = f"  {why}" if word != "passed" and why else ""
+            note += f"  (and setup: {plain(setup)[:200]})" if setup else ""
             print(f"[{self._done}/{self._total}] {word:<14} {seconds:6.1f} s  {nodeid.removeprefix('suites/')}{note}", flush=True)
 
     def pytest_sessionfinish(self) -> None:

@@ -15,7 +15,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from harness import preparing
 from harness.console.reader import ConsoleReader
+from harness.digest import known_sha256
 from harness.errors import DeadlineExpired, HarnessError, InfrastructureError, LabDead, TransportError
 from harness.guests import bootable
 from harness.guests import source as sources
@@ -23,7 +25,7 @@ from harness.guests.configure import configure
 from harness.guests.guest import Guest
 from harness.guests.shape import Shape
 from harness.guests.source import GuestSource
-from harness.hosts.host import DirectHost, XenHost, digest
+from harness.hosts.host import DirectHost, XenHost
 from harness.hosts.inventory import Inventory, Item
 from harness.images import diskread
 from harness.images import image as images
@@ -152,7 +154,7 @@ class Rig:
         files = [file for file in self.source(cell).loaded(host.facts.emulated) if file is not None]
         if cell.firmware == UEFI:
             files.append(host.own_ovmf)
-        return f"{checkpoint.REST}{key_of(*map(digest, files))}", files
+        return f"{checkpoint.REST}{key_of(*map(known_sha256, files))}", files
 
     def _put_to_rest(self, host: LabHost, name: str, files: Sequence[Path], *, to_freeze: bool = False) -> None:
         def make() -> str:
@@ -168,7 +170,8 @@ class Rig:
 
     def _acquire(self, cell: Cell) -> DirectHost:
         if self.options.host:
-            host = self._lender.acquire(self.source(cell))
+            with preparing.step(f"a share of {cell.host}"):
+                host = self._lender.acquire(self.source(cell))
         else:
             host = self._lab(cell.xen)
         self._hosts[cell.host] = host
@@ -239,7 +242,8 @@ class Rig:
     ) -> tuple[Guest, Boot | None]:
         self._resting.pop(cell.host, None)
         # Not alone: where the kernel comes up nowhere, workers would wait for each other's boots, one after the other.
-        made = host.put_back(name, lambda: self._boot_warm(cell, host, name, directory, shape, prepare), alone=False)
+        what = f"{self.source(cell).label} {shape.type}"
+        made = host.put_back(name, lambda: self._boot_warm(cell, host, name, directory, shape, prepare), alone=False, what=what)
         data = json.loads(made.note)
         config = _config(data["config"])
         guest = Guest(host, self.source(cell).profile, config, directory, scale=self.options.scale)

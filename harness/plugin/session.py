@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from _pytest.runner import runtestprotocol
 
-from harness import paths, stamp
+from harness import paths, preparing, stamp
 from harness.console.deaths import speaker
 from harness.console.text import plain
 from harness.errors import HarnessError, UsageError
@@ -25,7 +25,8 @@ from harness.plugin import options as options_
 from harness.plugin.outcome import Finding, exit_code, judge
 from harness.plugin.rig import CaseContext, Rig, stamps
 from harness.plugin.selection import title
-from harness.plugin.state import CASE, OPTIONS, PROGRESS, RIG, RUN, Progress, case_directory
+from harness.plugin.setuplog import SetupLog
+from harness.plugin.state import CASE, OPTIONS, PROGRESS, RIG, RUN, SETUP, Progress, case_directory
 from harness.results import model, place, revision
 from harness.results.model import (
     FAILED,
@@ -47,6 +48,8 @@ log = logging.getLogger("fxh.run")
 
 def check_options(config: pytest.Config) -> None:
     """Read the options before anything is collected. Raises pytest.UsageError."""
+    config.stash[SETUP] = SetupLog()
+    config.add_cleanup(preparing.listen(config.stash[SETUP]))
     try:
         config.stash[OPTIONS] = options_.read(config)
         config.stash[RIG] = Rig(config.stash[OPTIONS])
@@ -74,6 +77,7 @@ def _open(config: pytest.Config) -> None:
     path = Path(worker["fxh_run"]) if worker is not None else run_path(config)
     config.stash[RUN] = path
     (path / "cases").mkdir(parents=True, exist_ok=True)
+    config.stash[SETUP].opened(path)
     try:
         (path / "run.json").touch(exist_ok=False)
     except FileExistsError:  # another worker was first
@@ -126,6 +130,8 @@ def finished(config: pytest.Config) -> frozenset[str]:
 def run(item: pytest.Item, nextitem: pytest.Item | None) -> None:
     """Run a case; once more when its host was lost under it, since then nothing was learned of the guest."""
     item.ihook.pytest_runtest_logstart(nodeid=item.nodeid, location=item.location)
+    setup = item.config.stash[SETUP]
+    setup.case = item.nodeid
     begin(item)
     reports = runtestprotocol(item, nextitem=nextitem, log=False)
     why = _host_lost(item)
@@ -135,12 +141,14 @@ def run(item: pytest.Item, nextitem: pytest.Item | None) -> None:
         begin(item, why)
         item._initrequest()  # type: ignore[attr-defined]
         reports = runtestprotocol(item, nextitem=nextitem, log=False)
+    setup.case = ""
     for report in reports:
         item.ihook.pytest_runtest_logreport(report=report)
     item.ihook.pytest_runtest_logfinish(nodeid=item.nodeid, location=item.location)
 
 
 def begin(item: pytest.Item, lost: str = "") -> None:
+    item.config.stash[SETUP].take()
     item.stash[PROGRESS] = Progress(time.monotonic(), stamp.now(), lost=lost)
     if CASE in item.stash:
         del item.stash[CASE]
@@ -158,7 +166,13 @@ def _host_lost(item: pytest.Item) -> str:
 def phase(item: pytest.Item, call: pytest.CallInfo[None], report: pytest.TestReport) -> None:
     """One of setup, call and teardown has ended: judge it, gather evidence while there is any, and at last write."""
     progress, context = item.stash[PROGRESS], item.stash.get(CASE, None)
-    progress.seconds += call.duration
+    setup, what = item.config.stash[SETUP].take()
+    if setup:
+        # JUnit's file and the line of the case have their times from here.
+        report.duration = max(0.0, report.duration - setup)
+        report.user_properties.append(("setup", f"{setup:.1f} s: {what}"))
+    progress.seconds += report.duration
+    progress.setup += setup
     if call.excinfo is not None:
         finding = judge(call.excinfo.value)
         if context is not None and finding.outcome not in (SKIPPED, PASSED):
@@ -183,6 +197,8 @@ def phase(item: pytest.Item, call: pytest.CallInfo[None], report: pytest.TestRep
         report.outcome, report.longrepr = "failed", text
     if call.when == "teardown":
         _finish(item, progress, context)
+    # What judging took (a host that is looked at) is in no phase's time.
+    item.config.stash[SETUP].take()
 
 
 def _excused(item: pytest.Item, finding: Finding) -> known.KnownIssue | None:
@@ -266,6 +282,7 @@ def _finish(item: pytest.Item, progress: Progress, context: CaseContext | None) 
         metrics=metrics,
         phase=progress.findings[0][0] if progress.findings else "",
         formerly=formerly,
+        setup=round(progress.setup, 3),
     )
     model.write_case(directory, result)
     _attach(config, directory, result)

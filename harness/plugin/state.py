@@ -12,6 +12,7 @@ import pytest
 from harness.plugin.options import Options
 from harness.plugin.outcome import Finding
 from harness.plugin.rig import CaseContext, Rig
+from harness.plugin.setuplog import SetupLog
 
 
 @dataclass
@@ -22,6 +23,8 @@ class Progress:
     started: str
     findings: list[tuple[str, Finding]] = field(default_factory=list)
     seconds: float = 0.0
+    setup: float = 0.0
+    """Seconds that went into the run's setup meanwhile; ``seconds`` is without them."""
     lost: str = ""
     """Why the host was lost on which it ran first."""
 
@@ -29,6 +32,7 @@ class Progress:
 OPTIONS = pytest.StashKey[Options]()
 RUN = pytest.StashKey[Path]()
 RIG = pytest.StashKey[Rig]()
+SETUP = pytest.StashKey[SetupLog]()
 CASE = pytest.StashKey[CaseContext]()
 PROGRESS = pytest.StashKey[Progress]()
 

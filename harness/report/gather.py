@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from harness.history.rows import Row, metrics_of, observation
+from harness.history.rows import Row, metrics_of, observation, setup_of
 from harness.history.store import History
 from harness.report.sentence import sentence
 from harness.report.trends import Trend, trends
@@ -47,6 +47,17 @@ class CaseReport:
 
 
 @dataclass(frozen=True)
+class SetupReport:
+    """Something the run set up: the longest that anybody waited for it (s), and the cases that did. ``drift`` beside earlier runs."""
+
+    what: str
+    seconds: float
+    started: str
+    cases: tuple[CaseResult, ...] = ()
+    drift: Drift | None = None
+
+
+@dataclass(frozen=True)
 class MatrixRow:
     """A suite in a cell: for each shown run the worst outcome ("" where it did not run), and how many had each."""
 
@@ -70,6 +81,8 @@ class Report:
     inputs: tuple[tuple[str, str], ...] = ()
     changed: tuple[tuple[str, str, str], ...] = ()
     note: str = ""
+    setup: tuple[SetupReport, ...] = ()
+    """In the order in which it began."""
 
     @property
     def news(self) -> tuple[CaseReport, ...]:
@@ -114,7 +127,20 @@ def gather(
         gone=gone([item for _, item in now.values()], seen, last_run),
         inputs=_shared_inputs(run),
         changed=_changes(now.values(), seen),
+        setup=_setup(run, history.setups(number, MEASURED) if history else ()),
     )
+
+
+def _setup(run: RunResult, past: Sequence[dict[str, float]]) -> tuple[SetupReport, ...]:
+    seconds = setup_of(run.setup)
+    left = {drift.metric: drift for drift in drifts("setup", "", seconds, past)}
+    cases = {case.nodeid: case for case in run.cases}
+    found = []
+    for what, longest in seconds.items():
+        steps = [step for step in run.setup if step.what == what]
+        waited = tuple(cases[name] for name in dict.fromkeys(step.case for step in steps) if name in cases)
+        found.append(SetupReport(what, longest, min(step.started for step in steps), waited, left.get(what)))
+    return tuple(sorted(found, key=lambda item: item.started))
 
 
 def cases_with_drift(cases: Iterable[CaseReport]) -> list[tuple[CaseResult, tuple[Drift, ...]]]:
@@ -166,7 +192,7 @@ def _config(directory: Path, case: CaseResult) -> str:
 
 def again(run: RunResult, case: CaseResult) -> str:
     """The command that runs this case alone, with the same inputs."""
-    return " ".join(["fxh run", case.suite, "-k", shlex.quote(selector(case)), *words(narrowed(run.options, case))])
+    return " ".join(["fxh run", case.suite, "-k", shlex.quote(selector(case)), *words(narrowed(run.options_of(case), case))])
 
 
 def selector(case: CaseResult) -> str:

@@ -89,6 +89,7 @@ def render(path: Path, report: Report) -> str:
         report=report,
         run=report.run,
         items=items,
+        anchors={item.result.nodeid: entry["anchor"] for item, entry in zip(report.cases, items, strict=True)},
         worse=[(item, drift) for item, case in zip(items, report.cases, strict=True) for drift in case.drifts if drift.worse],
         tones=TONES,
         squares=SQUARES,

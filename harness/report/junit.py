@@ -20,12 +20,20 @@ def enrich(path: Path, report: Report) -> None:
         return
     by_name = {address_of(item.result): item for item in report.cases}
     for suite in tree.getroot().iter("testsuite"):
-        _set(suite, {"run": report.run.run, "verdict": report.sentence, "baseline": report.baseline} | dict(report.inputs))
+        _set(
+            suite,
+            {"run": report.run.run, "verdict": report.sentence, "baseline": report.baseline} | _setup(report) | dict(report.inputs),
+        )
         for case in suite.iter("testcase"):
             item = by_name.get(address(case.get("classname", ""), case.get("name", "")))
             if item is not None:
                 _set(case, _properties(item))
     tree.write(path, encoding="utf-8", xml_declaration=True)
+
+
+def _setup(report: Report) -> dict[str, str]:
+    """What the run set up, in seconds; the times of the cases are without it."""
+    return {f"setup.{item.what}": f"{item.seconds:.3f}" for item in report.setup}
 
 
 def _properties(item: CaseReport) -> dict[str, str]:
@@ -35,6 +43,7 @@ def _properties(item: CaseReport) -> dict[str, str]:
         "cell": item.result.cell,
         "identity": item.result.identity,
         "reference": item.verdict.reference,
+        "setup.seconds": f"{item.result.setup:.3f}" if item.result.setup else "",
     }
     found |= {f"input.{name}": value for name, value in item.result.inputs.items()}
     found |= {f"metric.{name}": f"{value:.6g}" for name, value in item.result.metrics.items()}

@@ -6,7 +6,7 @@ import json
 from dataclasses import asdict
 from typing import Any
 
-from harness.report.gather import CaseReport, Report
+from harness.report.gather import CaseReport, Report, SetupReport
 
 SCHEMA = 1
 
@@ -28,9 +28,20 @@ def render(report: Report) -> str:
         "note": report.note,
         "changed": [dict(zip(("input", "before", "now"), change, strict=True)) for change in report.changed],
         "gone": [{"case": case, "cell": cell} for case, cell in report.gone],
+        "setup": [_setup(item) for item in report.setup],
         "cases": [_case(item) for item in report.cases],
     }
     return json.dumps(data, indent=1) + "\n"
+
+
+def _setup(item: SetupReport) -> dict[str, Any]:
+    return {
+        "what": item.what,
+        "seconds": item.seconds,
+        "started": item.started,
+        "cases": [{"case": case.key, "cell": case.cell} for case in item.cases],
+        "usual": item.drift.usual if item.drift else None,
+    }
 
 
 def _case(item: CaseReport) -> dict[str, Any]:
@@ -46,6 +57,7 @@ def _case(item: CaseReport) -> dict[str, Any]:
         "identity": case.identity,
         "excerpt": case.excerpt,
         "seconds": case.seconds,
+        "setup": case.setup,
         "started": case.started,
         "inputs": case.inputs,
         "metrics": case.metrics,

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import re
-import smtplib
 import textwrap
 from collections.abc import Sequence
 from datetime import UTC, datetime
-from email.headerregistry import Address
 from email.message import EmailMessage
 from email.policy import SMTP
 from email.utils import format_datetime, make_msgid
 from itertools import groupby
 
+from harness import mailer
 from harness.console.deaths import speaker
 from harness.console.text import plain
-from harness.errors import InfrastructureError, UsageError
 from harness.report.gather import CaseReport, Report, around_death
 from harness.stamp import ISO
 from harness.verdicts import values
@@ -24,17 +22,19 @@ COLUMNS = 72
 # Lines of console for a new failure, and how many failures are told in full.
 _CONSOLE, _IN_FULL = 24, 6
 _SUBJECT = 120
+# Seconds from which a step of the setup is worth a line.
+_LONG = 10.0
 # Characters of why nothing was learned of a case.
 _WHY = 300
 
 
 def compose(report: Report, *, to: str = "", sender: str = "") -> EmailMessage:
-    """The mail. Raises UsageError for an address that is none."""
+    """The mail. ``to`` is one address or several, by commas. Raises UsageError for an address that is none."""
     message = EmailMessage(policy=SMTP.clone(max_line_length=78))
     message["Subject"] = _one_line(f"[fxh] {_cells(report)}: {report.sentence}")[:_SUBJECT]
-    message["From"] = _address(sender or "fxh@localhost", "from")
+    message["From"] = mailer.addresses([sender or "fxh@localhost"], "--from")
     if to:
-        message["To"] = _address(to, "to")
+        message["To"] = mailer.addresses([to], "--to")
     message["Date"] = format_datetime(_when(report.run.ended or report.run.started))
     message["Message-ID"] = make_msgid(domain="fxh.invalid")
     message["Auto-Submitted"] = "auto-generated"
@@ -43,18 +43,6 @@ def compose(report: Report, *, to: str = "", sender: str = "") -> EmailMessage:
     # As it stands rather than quoted-printable: a backtrace is read, and cut out, as it is.
     message.set_content(text, subtype="plain", charset="utf-8", cte="7bit" if text.isascii() else "8bit")
     return message
-
-
-def send(message: EmailMessage, smtp: str) -> None:
-    """Hand the mail to ``HOST[:PORT]``. Raises InfrastructureError."""
-    host, _, port = smtp.partition(":")
-    try:
-        with smtplib.SMTP(host, int(port or 25), timeout=30) as server:
-            server.send_message(message)
-    except ValueError as exc:
-        raise UsageError(f"--smtp {smtp}", mend="give HOST or HOST:PORT") from exc
-    except (OSError, smtplib.SMTPException) as exc:
-        raise InfrastructureError(f"{smtp}: {exc}", mend="the mail is in its file; send it by other means") from exc
 
 
 def body(report: Report) -> str:
@@ -83,6 +71,11 @@ def body(report: Report) -> str:
     worse = [drift for item in report.cases for drift in item.drifts]
     if worse:
         parts.append(_head("drift") + "\n".join(_wrap(f"{d.case} in {d.cell}: {d.words}", "  ") for d in worse[:20]))
+    setup = [item for item in report.setup if item.seconds >= _LONG or item.drift]
+    if setup:
+        usual = {item.what: f", usually {item.drift.usual:.0f} s" for item in setup if item.drift}
+        rows = [(f"{item.seconds:.0f} s", item.what + usual.get(item.what, "")) for item in setup]
+        parts.append(_head("setup, not part of any case's time") + _table(rows))
     rows = [(name, _short(value)) for name, value in report.inputs if name not in ("python", "machine", "backend", "lab")]
     parts.append(_head("what was tested") + _table(rows))
     parts.append(_head("how to run all of it again") + _command(run.command or "fxh run"))
@@ -187,13 +180,6 @@ def _short(value: str) -> str:
 def _one_line(text: str) -> str:
     """What guests say never makes a line, a header or an escape sequence of its own."""
     return " ".join(plain(text).split())
-
-
-def _address(text: str, what: str) -> Address:
-    try:
-        return Address(addr_spec=text)
-    except (ValueError, IndexError) as exc:
-        raise UsageError(f"--{what} {text!r} is no mail address", mend="give user@host") from exc
 
 
 def _when(stamp: str) -> datetime:

@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
+from typing import Any
 
 from harness.errors import ExitCode, UsageError
 from harness.results import model
 from harness.results.model import HARNESS, INFRASTRUCTURE, CaseResult, RunResult
 
+# Options that are lists of what is tested: the joined run tested all of it.
+_LISTS = ("guest", "type", "firmware", "xen")
+# Options that name something on a machine; whether it is the same, the inputs say.
+_PLACES = ("kernel", "disk", "image", "control", "hypervisor", "dom0-kernel", "xen-host")
+
 
 @dataclass(frozen=True)
 class Merged:
-    """``missing`` shards were not among the runs; ``differing`` inputs had more than one value."""
+    """``missing`` shards were not among the runs; ``differing`` inputs and options had more than one value."""
 
     path: Path
     run: RunResult
@@ -28,7 +34,8 @@ def merge(paths: Sequence[Path], target: Path, exit_code: Callable[[tuple[CaseRe
 
     ``exit_code`` says how a run of such cases ends.
 
-    A case that is in several counts where it was judged, else where it ran last. Raises UsageError.
+    A case that is in several counts where it was judged, else where it ran last. Raises UsageError for a directory that is no run, and
+    for runs that cannot be one: of different branches, for example.
     """
     runs = []
     for path in paths:
@@ -36,31 +43,29 @@ def merge(paths: Sequence[Path], target: Path, exit_code: Callable[[tuple[CaseRe
             runs.append((path, model.read_run(path)))
         except (OSError, ValueError) as exc:
             raise UsageError(f"{path} is no run: {exc}", mend="give directories with a run.json") from exc
-    best: dict[str, tuple[Path, CaseResult]] = {}
+    best: dict[str, tuple[Path, RunResult, CaseResult]] = {}
     for path, run in runs:
         for case in run.cases:
             other = best.get(case.nodeid)
-            if other is None or _rank(case) > _rank(other[1]):
-                best[case.nodeid] = (path, case)
+            if other is None or _rank(case) > _rank(other[2]):
+                best[case.nodeid] = (path, run, case)
+    alone = [run for _, run in runs]
+    joined = _joined(alone, target.name)
+    cases = sorted(((run, case) for _, run, case in best.values()), key=lambda pair: (pair[1].suite, pair[1].case, pair[1].cell))
+    joined = replace(joined, cases=tuple(_with_own_options(joined, run, case) for run, case in cases))
+    joined = replace(joined, exit_code=_whole(exit_code(joined.cases), alone))
     (target / "cases").mkdir(parents=True)
-    for path, case in best.values():
+    for path, _, case in best.values():
         shutil.copytree(path / "cases" / case.directory, target / "cases" / case.directory, dirs_exist_ok=True)
     for path, _ in runs:
         if (path / "allure").is_dir():
             shutil.copytree(path / "allure", target / "allure", dirs_exist_ok=True)
-    inputs, differing = _inputs([run for _, run in runs])
-    ended = [run.ended for _, run in runs]
-    joined = RunResult(
-        run=target.name,
-        started=min(run.started for _, run in runs),
-        ended=max(ended) if all(ended) else "",
-        command="fxh merge " + " ".join(run.run for _, run in runs),
-        inputs=inputs,
-        cases=tuple(case for _, case in sorted(best.values(), key=lambda pair: (pair[1].suite, pair[1].case, pair[1].cell))),
-    )
-    joined = replace(joined, exit_code=_whole(exit_code(joined.cases), runs))
+    for case in joined.cases:
+        if case.options:
+            model.write_case(target / "cases" / case.directory, case)
     model.write_run(target, joined)
-    return Merged(target, joined, missing_shards([run.inputs.get("shard", "") for _, run in runs]), differing)
+    model.add_setup(target, *joined.setup)
+    return Merged(target, joined, missing_shards([run.inputs.get("shard", "") for run in alone]), _differing(alone))
 
 
 def missing_shards(shards: Sequence[str]) -> tuple[str, ...]:
@@ -74,18 +79,69 @@ def _rank(case: CaseResult) -> tuple[bool, str]:
     return case.outcome not in (INFRASTRUCTURE, HARNESS), case.started
 
 
-def _inputs(runs: Sequence[RunResult]) -> tuple[dict[str, str], tuple[str, ...]]:
-    found: dict[str, str] = {}
-    differing = []
-    for name in dict.fromkeys(name for run in runs for name in run.inputs):
-        values = list(dict.fromkeys(run.inputs[name] for run in runs if name in run.inputs))
-        found[name] = " | ".join(values)
-        if len(values) > 1 and name not in ("shard", "machine"):
-            differing.append(name)
-    return found, tuple(differing)
+def _joined(runs: Sequence[RunResult], name: str) -> RunResult:
+    """The runs as one, without cases and exit code. A field without a rule of its own has to be alike in all of them.
+
+    Raises UsageError for one that is not.
+    """
+    rules: Mapping[str, Callable[[list[Any]], Any]] = {
+        "run": lambda _: name,
+        "started": min,
+        "ended": lambda ends: max(ends) if all(ends) else "",
+        "command": lambda _: "fxh merge " + " ".join(run.run for run in runs),
+        "inputs": _inputs,
+        "options": _options,
+        "exit_code": lambda _: None,
+        "cases": lambda _: (),
+        "setup": lambda parts: tuple(step for steps in parts for step in steps),
+    }
+    joined = {}
+    for item in fields(RunResult):
+        values = [getattr(run, item.name) for run in runs]
+        rule = rules.get(item.name)
+        if rule is None and any(value != values[0] for value in values):
+            said = ", ".join(f"{value!r} in {run.run}" for run, value in zip(runs, values, strict=True))
+            raise UsageError(f"the runs differ in their {item.name}: {said}", mend="join the runs of each by themselves")
+        joined[item.name] = rule(values) if rule else values[0]
+    return RunResult(**joined)
 
 
-def _whole(code: int, runs: Sequence[tuple[Path, RunResult]]) -> int:
+def _inputs(given: list[dict[str, str]]) -> dict[str, str]:
+    return {name: " | ".join(values) for name, values in _values(given).items()}
+
+
+def _options(given: list[dict[str, str]]) -> dict[str, str]:
+    """Those of all runs. Of lists all words, unless a run was left to its default; of any other the first run's word."""
+    found = {name: values[0] for name, values in _values(given).items()}
+    for name in _LISTS:
+        if name in found:
+            words = dict.fromkeys(word for options in given for word in options.get(name, "").split(","))
+            found[name] = "" if "" in words else ",".join(words)
+    return {name: value for name, value in found.items() if value}
+
+
+def _with_own_options(joined: RunResult, run: RunResult, case: CaseResult) -> CaseResult:
+    """The case, which can be run again as its own run ran it."""
+    own, shared = run.options_of(case), joined.options
+    names = sorted(name for name in own.keys() | shared.keys() if own.get(name, "") != shared.get(name, ""))
+    return replace(case, options={name: own.get(name, "") for name in names})
+
+
+def _differing(runs: Sequence[RunResult]) -> tuple[str, ...]:
+    """The inputs and options that speak against the runs being parts of one."""
+    inputs = _values([run.inputs for run in runs])
+    found = [name for name, values in inputs.items() if len(values) > 1 and name not in ("shard", "machine")]
+    names = dict.fromkeys(name for run in runs for name in run.options if name not in (*_LISTS, *_PLACES))
+    return (*found, *(f"--{name}" for name in names if len({run.options.get(name, "") for run in runs}) > 1))
+
+
+def _values(given: Sequence[Mapping[str, str]]) -> dict[str, list[str]]:
+    """The values that each name has, in the order of the runs."""
+    names = dict.fromkeys(name for values in given for name in values)
+    return {name: list(dict.fromkeys(values[name] for values in given if name in values)) for name in names}
+
+
+def _whole(code: int, runs: Sequence[RunResult]) -> int:
     """The cases decide; but where a part never came to its end, that nothing failed says too little."""
-    unfinished = any(run.exit_code is None for _, run in runs)
+    unfinished = any(run.exit_code is None for run in runs)
     return ExitCode.INFRASTRUCTURE if code in (ExitCode.OK, ExitCode.NOTHING_SELECTED) and unfinished else code

@@ -6,6 +6,7 @@ that it learned.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 SCHEMA = 1
+_SETUP = "setup.jsonl"
 
 PASSED, FAILED, SKIPPED, KNOWN = "passed", "failed", "skipped", "known"
 INFRASTRUCTURE, HARNESS = "infrastructure", "harness"
@@ -49,12 +51,29 @@ class Boot:
 
 
 @dataclass(frozen=True)
+class SetupStep:
+    """Something that the harness built, downloaded or waited for during a run, which is no case's time.
+
+    ``seconds`` it took; ``started`` in UTC; ``case`` is the node id of the case that had to wait for it, or "".
+    """
+
+    what: str
+    seconds: float
+    started: str = ""
+    case: str = ""
+
+
+@dataclass(frozen=True)
 class CaseResult:
     """How a case ended. ``outcome`` is failed for the product alone; infrastructure and harness are no verdict on it.
     ``known`` is a failure that a known issue expects, whose line the reason begins with.
 
     ``identity`` is the death's, where there was one; ``files`` are names in the case's directory. ``phase`` is where it ended
     badly: setup, call or teardown. ``formerly`` are the keys the case had before it was renamed.
+
+    ``seconds`` are the case's own. ``setup`` are those that it waited for what the harness built or downloaded (SetupStep).
+    ``options`` are set in a joined run (`fxh merge`): those of the case's own run that differ from the joined run's, "" for one
+    that was not given there.
     """
 
     nodeid: str
@@ -75,6 +94,8 @@ class CaseResult:
     metrics: dict[str, float] = field(default_factory=dict)
     phase: str = ""
     formerly: tuple[str, ...] = ()
+    setup: float = 0.0
+    options: dict[str, str] = field(default_factory=dict)
 
     @property
     def key(self) -> str:
@@ -102,6 +123,12 @@ class RunResult:
     cases: tuple[CaseResult, ...] = ()
     options: dict[str, str] = field(default_factory=dict)
     branch: str = ""
+    setup: tuple[SetupStep, ...] = ()
+    """In the order in which they ended."""
+
+    def options_of(self, case: CaseResult) -> dict[str, str]:
+        """The options of ``fxh run`` that the case ran with."""
+        return {name: value for name, value in (self.options | case.options).items() if value}
 
     def count(self, outcome: str) -> int:
         return sum(case.outcome == outcome for case in self.cases)
@@ -113,10 +140,18 @@ def write_case(path: Path, case: CaseResult) -> None:
 
 
 def write_run(path: Path, run: RunResult) -> None:
-    """Write ``run.json`` into the run's directory; cases have files of their own."""
+    """Write ``run.json`` into the run's directory; cases and steps of setup have files of their own."""
     data = asdict(run)
-    data.pop("cases")
+    for name in ("cases", "setup"):
+        data.pop(name)
     _write(path / "run.json", {"schema": SCHEMA, **data})
+
+
+def add_setup(path: Path, *steps: SetupStep) -> None:
+    """Append to ``setup.jsonl`` in the run's directory; several workers may do so at once."""
+    with (path / _SETUP).open("ab", buffering=0) as file:
+        for step in steps:
+            file.write(json.dumps(asdict(step)).encode() + b"\n")
 
 
 def read_run(path: Path) -> RunResult:
@@ -128,7 +163,18 @@ def read_run(path: Path) -> RunResult:
             cases.append(_case(json.loads(file.read_text())))
         except (ValueError, KeyError, TypeError):
             continue
-    return RunResult(**_known(RunResult, data), cases=tuple(sorted(cases, key=lambda case: (case.suite, case.case, case.cell))))
+    cases.sort(key=lambda case: (case.suite, case.case, case.cell))
+    return RunResult(**_known(RunResult, data) | {"cases": tuple(cases), "setup": _setup(path / _SETUP)})
+
+
+def _setup(path: Path) -> tuple[SetupStep, ...]:
+    """The steps in the file; a line that was cut short is left out, and a run of an older harness has no such file."""
+    found = []
+    with contextlib.suppress(OSError):
+        for line in path.read_text(errors="replace").splitlines():
+            with contextlib.suppress(ValueError, TypeError, AttributeError):
+                found.append(SetupStep(**_known(SetupStep, json.loads(line))))
+    return tuple(found)
 
 
 def _case(data: dict[str, Any]) -> CaseResult:

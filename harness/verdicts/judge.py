@@ -1,7 +1,8 @@
 """The verdict on one result, from the results before it: a pure function.
 
-In the spirit of osstest's sg-report-flight: a failure is excused only by the same version passing elsewhere; a failed build is
-never excused; what an earlier failure hides is not forgotten.
+In the spirit of osstest's sg-report-flight: a failure is excused only by the same version passing elsewhere, and what an earlier
+failure hides is not forgotten. A build is no case: one that fails within a case counts as infrastructure (harness.errors.BuildError),
+of which nothing is judged.
 """
 
 from __future__ import annotations
@@ -67,7 +68,7 @@ def _passed(now: Observation, mine: list[Observation]) -> Verdict:
     if not judged:
         return Verdict(values.NEW, "first result of this case here")
     same = _same_version(now, judged)
-    failures = [seen for seen in same if seen.outcome == FAILED and not seen.build]
+    failures = [seen for seen in same if seen.outcome == FAILED]
     if failures:
         reason = f"passed now, but failed {len(failures)} of {len(same) + 1} times with the same inputs, last in {failures[-1].run}"
         return Verdict(values.FLAKY, reason)
@@ -86,7 +87,7 @@ def _failed(now: Observation, mine: list[Observation], baseline: Baseline) -> Ve
     judged = [seen for seen in mine if seen.judged]
     same = _same_version(now, judged)
     passes = [seen for seen in same if seen.outcome == PASSED]
-    if passes and not now.build:
+    if passes:
         return _flaky(now, judged, same, passes)
     against = _baseline_line(now, judged, baseline)
     if not against:

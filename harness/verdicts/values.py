@@ -75,8 +75,6 @@ class Observation:
     inputs: Inputs = NO_INPUTS
     phase: str = ""
     branch: str = ""
-    build: bool = False
-    """The case is the building of what is tested: such a failure is never flaky."""
     known: str = ""
     """The known issue (suites/known_issues.toml) that a failure showed, or that a pass should have shown."""
 

@@ -116,12 +116,16 @@ def run(
 
 @dataclass(frozen=True)
 class FuzzReport:
-    """``odd`` has a line of words for each run that hung, was killed by a signal, or ended with a status of its own."""
+    """``odd`` has a line of words for each run that hung, was killed by a signal, or ended with a status of its own.
+
+    ``seeds`` are theirs, in the same order. They belong into the run's evidence alone: each makes outside software fail.
+    """
 
     runs: int
     slowest: float
     counts: dict[str, int]
     odd: tuple[str, ...]
+    seeds: tuple[int, ...]
     strays: tuple[str, ...]
     """Files that appeared outside the directory that pygrub was given."""
 
@@ -153,9 +157,10 @@ def fuzz(
     if not reports or "counts" not in reports[-1]:
         raise InfrastructureError(f"the fuzzer in dom0 ended early: {done.stderr.decode(errors='replace')[-600:]}")
     last = reports.pop()
-    odd = tuple(f"seed {one['seed']} ({kind}): {one['how']} after {one['seconds']} s" for one in reports)
+    odd = tuple(f"a mutated {kind}: {one['how']} after {one['seconds']} s" for one in reports)
+    seeds = tuple(int(one["seed"]) for one in reports)
     strays = tuple(line.removeprefix("stray ") for line in lines if line.startswith("stray "))
-    return FuzzReport(sum(last["counts"].values()), last["slowest"], last["counts"], odd, strays)
+    return FuzzReport(sum(last["counts"].values()), last["slowest"], last["counts"], odd, seeds, strays)
 
 
 Parsed = tuple[str, str, str | None]

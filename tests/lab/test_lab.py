@@ -253,6 +253,24 @@ def _dead(lab: Lab) -> None:
         raise NotYet("it is not")
 
 
+# The process of dom0's init that gives its sign of life.
+_SILENCE = 'for p in /proc/[0-9]*; do [ "$(readlink $p/fd/1)" = /dev/ttyS1 ] && kill -STOP "${p#/proc/}" && echo silent; done; true'
+
+
+def test_a_silent_dom0_is_found_soon(lab: Lab) -> None:
+    """Within 10 s, with what its CPUs do, and what waits on it ends at once. So a hung hypervisor is found, too."""
+    assert lab.ssh.run(["sh", "-c", _SILENCE]).text == "silent\n"
+    begun = time.monotonic()
+
+    with pytest.raises(HarnessError):
+        lab.ssh.run(["sleep", "120"], Deadline(60))
+
+    assert time.monotonic() - begun < 12
+    assert re.search(r"no sign of life for \d+ s; CPU 0 at [0-9a-f]{16} \(", lab.dead), lab.dead
+    with pytest.raises(LabDead):
+        lab.ssh.run(["true"])
+
+
 def test_no_memory_left_for_a_guest(host: LabHost) -> None:
     host.prepare()
     kernel = host.files(factory.control(LabWish()) / "vmlinuz")[0]

@@ -58,7 +58,7 @@ def test_leases_are_seen_and_only_what_nobody_owns_is_removed(remote: Remote, as
     holder = subprocess.Popen([sys.executable, "-c", HOLDER], env=remote.environment, stdout=subprocess.PIPE, text=True)
     assert holder.stdout is not None
     assert holder.stdout.readline() == "held\n"
-    kernel = base64.b64encode(gzip.compress(assemble("lme_first").read_bytes())).decode()
+    kernel = base64.b64encode(gzip.compress(assemble("cr4").read_bytes())).decode()
     remote.dom0(PLANT.format(kernel=kernel))
     listing = remote.fxh("hosts", "one")
     assert "300/" in listing

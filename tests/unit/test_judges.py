@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import random
 import socket
 import struct
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import dpkt
 import pytest
@@ -19,7 +22,10 @@ from harness.guests.partitions import Slice
 from harness.oracles import ballooning, frames
 from harness.oracles.ballooning import MIB, Sample, freebsd_floor, imbalance, missed
 from harness.oracles.mechanism import NEW, OLD, OTHER, Sighting, mechanism
+from harness.plugin.rig import CaseContext
 from harness.xen import pygrub, pygrub_fuzz
+from harness.xen.pygrub import FuzzReport
+from suites.pygrub import test_untrusted
 
 # -- balloon ----------------------------------------------------------------------------------------------------------
 
@@ -233,7 +239,6 @@ os._exit(77)
 
 
 def test_the_fuzzer_tells_a_crash_from_an_error(tmp_path: Path) -> None:
-    import json
     import subprocess
     import sys
 
@@ -246,3 +251,53 @@ def test_the_fuzzer_tells_a_crash_from_an_error(tmp_path: Path) -> None:
     assert set(counts) == {"0", "1", "signal 11", "77"}
     assert sum(counts.values()) == 80
     assert len(lines) == counts["signal 11"] + counts["77"]
+
+
+def test_seeds_are_in_no_words(tmp_path: Path) -> None:
+    """Reports and the history get how often it failed; what makes it fail is for the run's evidence alone."""
+
+    class Dom0:
+        put = staticmethod(lambda *_: None)
+
+        def run(self, argv: list[str], *_: object) -> Any:
+            lines = [
+                '{"seed": 4711, "how": "hang", "seconds": 2.0}',
+                '{"counts": {"0": 1, "hang": 1}, "slowest": 2.0}',
+                "stray /tmp/x",
+            ]
+            return SimpleNamespace(text="\n".join(lines), stderr=b"")
+
+    report = pygrub.fuzz(Dom0(), "/run/x", tmp_path, "image", 4710, 2)  # type: ignore[arg-type]
+    assert (report.odd, report.seeds, report.strays) == (("a mutated image: hang after 2.0 s",), (4711,), ("/tmp/x",))
+
+
+def test_each_run_draws_its_seeds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(test_untrusted.REPEAT, raising=False)
+    drawn = []
+
+    def fuzz(_t: object, _d: str, _i: Path, kind: str, first: int, count: int, _m: object) -> FuzzReport:
+        assert json.loads((tmp_path / "fuzz.json").read_text()) == {"kind": kind, "first": first, "count": count}, (
+            "known before it runs"
+        )
+        drawn.append(first)
+        return FuzzReport(count, 2.0, {"0": count - 1, "hang": 1}, ("a mutated image: hang after 2.0 s",), (first + 1,), ())
+
+    monkeypatch.setattr(pygrub, "fuzz", fuzz)
+    host = SimpleNamespace(directory="/var/lib/fxh/run-ab", transport=None)
+    menu = test_untrusted.MENU.encode().ljust(400, b"\n")
+
+    def go() -> str:
+        case = CaseContext(tmp_path)
+        with pytest.raises(AssertionError, match="hang after") as failed:
+            test_untrusted.test_survives(host, lambda _: bytes(100) + menu, tmp_path, case, "image", 200)  # type: ignore[arg-type, return-value]
+        assert case.metrics == {}, "they differ from run to run"
+        evidence = json.loads((tmp_path / "fuzz.json").read_text())
+        assert evidence["odd"] == {str(drawn[-1] + 1): "a mutated image: hang after 2.0 s"}
+        return str(failed.value)
+
+    said = go() + go()
+    assert drawn[0] != drawn[1]
+    assert not any(str(seed) in said for seed in (*drawn, *(seed + 1 for seed in drawn)))
+    monkeypatch.setenv(test_untrusted.REPEAT, "12")
+    go()
+    assert drawn[2] == 12

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import Field, fields, replace
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
+from harness.cli import report as cli_report
+from harness.cli.main import app
 from harness.errors import UsageError
 from harness.plugin.outcome import exit_code
+from harness.report import html
+from harness.report.gather import _TOLD, _WORST, again
 from harness.results import merge, model
-from harness.results.model import CaseResult, RunResult
+from harness.results.model import CaseResult, RunResult, SetupStep
 
 
 def run(path: Path, cases: dict[str, str], code: int | None = 0, **inputs: str) -> Path:
@@ -44,6 +50,89 @@ def test_a_shard_that_was_killed_is_not_all_well(tmp_path: Path) -> None:
     one, two = run(tmp_path / "1", {"a": "passed"}), run(tmp_path / "2", {"b": "passed"}, None)
     found = merge.merge([one, two], tmp_path / "new", exit_code)
     assert (found.run.exit_code, found.run.ended) == (4, "")
+
+
+def shard(path: Path, name: str, options: dict[str, str], **more: object) -> Path:
+    """A run with one passed case ``name``, with these options."""
+    run(path, {name: "passed"})
+    old = model.read_run(path)
+    model.write_run(path, replace(old, options=options, **more))  # type: ignore[arg-type]
+    return path
+
+
+def test_branch_and_options_stay(tmp_path: Path) -> None:
+    options = {"guest": "freebsd", "image": "f142", "xen": "4.20"}
+    both = [shard(tmp_path / name, name, options, branch="stable/14") for name in "ab"]
+    found = merge.merge(both, tmp_path / "new", exit_code)
+    assert (found.run.branch, found.run.options, found.differing) == ("stable/14", options, ())
+    assert [case.options for case in found.run.cases] == [{}, {}]
+    assert again(found.run, found.run.cases[0]) == "fxh run s -k 'a[c]' --guest freebsd --image f142 --xen 4.20"
+
+
+def test_a_case_is_run_again_with_the_options_of_its_own_run(tmp_path: Path) -> None:
+    one = shard(tmp_path / "1", "a", {"guest": "control", "xen": "4.17", "disk": "/one/disk.img", "scale": "2"})
+    two = shard(tmp_path / "2", "b", {"guest": "control,freebsd", "xen": "4.20", "disk": "/two/disk.img", "root": "xbd0p2"})
+    found = merge.merge([one, two], tmp_path / "new", exit_code)
+    assert found.run.options == {
+        "guest": "control,freebsd", "xen": "4.17,4.20", "disk": "/one/disk.img", "scale": "2", "root": "xbd0p2",
+    }  # fmt: skip
+    for joined in (found.run, model.read_run(found.path)):
+        assert [joined.options_of(case) for case in joined.cases] == [model.read_run(path).options for path in (one, two)], (
+            "each as it ran"
+        )
+    assert found.differing == ("--scale", "--root")
+    twice = merge.merge([found.path], tmp_path / "twice", exit_code).run
+    assert [twice.options_of(case) for case in twice.cases] == [found.run.options_of(case) for case in found.run.cases]
+
+
+def test_runs_of_two_branches_are_not_one(tmp_path: Path) -> None:
+    one, two = (shard(tmp_path / name, "a", {}, branch=name) for name in ("main", "stable-14"))
+    with pytest.raises(UsageError, match="the runs differ in their branch: 'main' in main, 'stable-14' in stable-14"):
+        merge.merge([one, two], tmp_path / "new", exit_code)
+    assert not (tmp_path / "new").exists()
+
+
+def test_what_was_set_up_stays(tmp_path: Path) -> None:
+    steps = [SetupStep(f"kernel {name}", 3.0, "2026", "t.py::a") for name in "ab"]
+    paths = [shard(tmp_path / name, name, {}) for name in "ab"]
+    for path, step in zip(paths, steps, strict=True):
+        model.add_setup(path, step)
+    found = merge.merge(paths, tmp_path / "new", exit_code)
+    assert found.run.setup == tuple(steps)
+    assert model.read_run(found.path) == found.run
+
+
+@pytest.mark.parametrize("item", fields(RunResult), ids=lambda item: item.name)
+def test_no_field_is_forgotten(tmp_path: Path, item: Field[object]) -> None:
+    """A run that is joined with nothing keeps all but its name and its command; a field that is new tomorrow, too."""
+    values: dict[str, object] = {
+        "str": f"some {item.name}", "int | None": 1, "dict[str, str]": {"guest": "control"}, "bool": True, "float": 2.0,
+        "tuple[SetupStep, ...]": (SetupStep("k", 1.0),), "tuple[CaseResult, ...]": (),
+    }  # fmt: skip
+    given = {"started": "2026", "ended": "2027", "run": "new", item.name: values[str(item.type)]}
+    path = tmp_path / "1"
+    path.mkdir()
+    one = RunResult(**given)  # type: ignore[arg-type]
+    model.write_run(path, one)
+    model.add_setup(path, *one.setup)
+    joined = merge.merge([path], tmp_path / "new", lambda _: 1).run
+    if item.name not in ("run", "command", "exit_code"):
+        assert getattr(joined, item.name) == given[item.name]
+
+
+def test_every_outcome_is_counted(tmp_path: Path) -> None:
+    cases = {outcome: outcome for outcome in model.OUTCOMES}
+    path = run(tmp_path / "runs" / "1", cases, 1)
+    result = CliRunner().invoke(app, ["merge", str(path), "--reports", str(tmp_path)])
+    assert result.exit_code == 1
+    counts = ", ".join(f"1 {outcome}" for outcome in model.OUTCOMES)
+    assert result.stdout == f"{len(cases)} cases of 1 runs: {counts}\n"
+    assert "known" in model.OUTCOMES
+
+
+def test_every_outcome_has_its_letter() -> None:
+    for table in (html.SQUARES, cli_report._LETTERS, _WORST, dict.fromkeys(_TOLD)):
+        assert set(table) == set(model.OUTCOMES)
 
 
 def test_no_run(tmp_path: Path) -> None:

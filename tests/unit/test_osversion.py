@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import json
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -13,6 +17,7 @@ from harness.guests import source
 from harness.guests.freebsd import ENDINGS, FreeBSD
 from harness.guests.linux import Linux
 from harness.guests.profile import KernelIdentity
+from harness.hosts.host import DirectHost
 from harness.images import kernelfile, srctree
 from harness.images.image import Image
 from harness.images.store import Entry
@@ -210,6 +215,45 @@ def test_a_kernel_and_a_disk_know_their_version(tmp_path: Path) -> None:
     assert (guest.label, guest.profile.os_version) == ("freebsd-14.2", OSVersion("14.2", "STABLE", 1402501))
     words = inputs.of(guest)["kernel"]
     assert words.startswith("kernel (FreeBSD 14.2-STABLE XENA, 1402501) sha256:")
+    (tmp_path / "kernel").write_bytes(kernel("14.2-STABLE XENB", 1402501))
+    assert inputs.of(guest)["kernel"].startswith("kernel (FreeBSD 14.2-STABLE XENB, 1402501) sha256:"), "another file in its place"
+
+
+def test_the_files_of_a_guest_are_read_once_in_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever asks for their hashes, however often; and a file that was changed meanwhile is noticed by all of them."""
+    (tmp_path / "kernel").write_bytes(kernel("14.2-STABLE XENA", 1402501))
+    for name in ("disk", "more"):
+        (tmp_path / name).write_bytes(name.encode() * (1 << 18))
+    guest = source.freebsd(tmp_path / "kernel", tmp_path / "disk")
+    guest = replace(guest, disks=(*guest.disks, source.DiskImage(tmp_path / "more", "xvdb")))
+    monkeypatch.setattr("harness.digest._SETTLED", -1.0)
+    read = []
+    digest = hashlib.file_digest
+    monkeypatch.setattr("hashlib.file_digest", lambda file, name: read.append(Path(file.name).name) or digest(file, name))
+    shapes = [guest, replace(guest, bootloader="pygrub"), replace(guest, kernel=None)]
+    before = [(shape.key, inputs.of(shape)["xvda"]) for _ in range(3) for shape in shapes]
+    there = DirectHost(Silent(), run_id="abc")  # type: ignore[arg-type]
+    monkeypatch.setattr(there, "_hold", lambda: None)
+    assert len(there.files(tmp_path / "kernel", tmp_path / "disk", tmp_path / "more")) == 3
+    assert sorted(read) == ["disk", "kernel", "more"]
+    (tmp_path / "disk").write_bytes(b"else" * (1 << 18))
+    after = [(shape.key, inputs.of(shape)["xvda"]) for shape in shapes]
+    assert not {word for pair in before for word in pair} & {word for pair in after for word in pair}
+    assert sorted(read) == ["disk", "disk", "kernel", "more"]
+
+
+class Silent:
+    """A dom0 that has every file, as large as it is here."""
+
+    name = "silent"
+
+    def run(self, argv: list[str], *_: object, **__: object) -> Any:
+        names = [name.rpartition("-")[2] for name in argv if "/files/" in name]
+        sizes = "".join(f"{_SIZES[name]}\n" for name in names)
+        return SimpleNamespace(text=sizes)
+
+
+_SIZES = {"kernel": len(kernel("14.2-STABLE XENA", 1402501)), "disk": 1 << 20, "more": 1 << 20}
 
 
 def test_the_running_kernel_tells_its_number() -> None:
@@ -223,6 +267,50 @@ def test_the_running_kernel_tells_its_number() -> None:
     assert found == KernelIdentity("14.0-STABLE", "XENA", "FreeBSD 14.0-STABLE XENA\n    me@here:/obj", 1400507)
     assert "kern.osreldate" in asked[0]
     assert Linux().identity(lambda _: "6.12.118\n#1 SMP").osreldate == 0
+
+
+def bzimage(text: bytes) -> bytes:
+    """The real-mode part of a Linux kernel file that names itself so."""
+    data = bytearray(0x400)
+    data[0x202:0x206], data[0x20E:0x210] = b"HdrS", (0x180).to_bytes(2, "little")
+    data[0x380 : 0x380 + len(text)] = text
+    return bytes(data)
+
+
+# The release and the version that both kinds of a kernel file name.
+LINUX = ("6.1.158-fxh", "#1 SMP PREEMPT Debian 6.1.158-1 (2025-11-09)")
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        bzimage(f"{LINUX[0]} (fxh@lab) {LINUX[1]}".encode()),
+        b"\x7fELF\0Linux version %s (%s@%s) fmt\0" + f"Linux version {LINUX[0]} (fxh@lab) (gcc 12, ld 2) {LINUX[1]}\n\0".encode(),
+    ],
+    ids=["bzImage", "vmlinux"],
+)
+def test_a_linux_kernel_file_says_what_runs(data: bytes) -> None:
+    given = Linux().identity_of(data)
+    assert given == Linux().identity(lambda _: "\n".join(LINUX))
+    other = Linux().identity(lambda _: f"{LINUX[0]}\n#2 SMP PREEMPT")
+    assert other.differences(given) == [f"its version is '#2 SMP PREEMPT', the file has {LINUX[1]!r}"]
+    assert len(Linux().identity(lambda _: "6.12.1\n#1").differences(given)) == 3
+
+
+def test_a_freebsd_kernel_file_says_what_runs() -> None:
+    given = FreeBSD().identity_of(kernel("14.0-STABLE XENA", 1400507))
+    assert given == KernelIdentity("14.0-STABLE", "XENA", "", 1400507)
+    running = KernelIdentity("14.0-STABLE", "XENA", "FreeBSD 14.0-STABLE XENA\n    me@here:/obj", 1400507)
+    assert running.differences(given) == []
+    for name, wrong in (("release", "14.0-RELEASE"), ("ident", "GENERIC"), ("osreldate", 1400097)):
+        assert len(replace(running, **{name: wrong}).differences(given)) == 1
+
+
+@pytest.mark.parametrize("data", [b"", bytes(0x400), bzimage(b""), bzimage(b"no version"), b"Linux version %s (%s@%s)\0"])
+def test_a_file_without_a_version_is_refused(data: bytes) -> None:
+    for profile in (Linux(), FreeBSD()):
+        with pytest.raises(UsageError, match="does not name a version"):
+            profile.identity_of(data)
 
 
 @pytest.mark.parametrize(

@@ -5,8 +5,6 @@ from __future__ import annotations
 import email
 import email.policy
 import json
-import socketserver
-import threading
 import xml.etree.ElementTree as ET
 from html.parser import HTMLParser
 from pathlib import Path
@@ -16,7 +14,7 @@ import pytest
 from written import CELL, case, run, save
 
 from harness import report as reporting
-from harness.errors import InfrastructureError, UsageError
+from harness.errors import UsageError
 from harness.history import FILE, History
 from harness.report import console, html, junit, machine, mail
 from harness.report.gather import Report, again
@@ -312,7 +310,7 @@ def test_guests_write_no_headers_and_no_lines_of_mail(tmp_path: Path) -> None:
     assert "\x1b" not in text
 
 
-@pytest.mark.parametrize("address", ["no address", "a@b\r\nBcc: c@d", "", "a@b, c@d"])
+@pytest.mark.parametrize("address", ["no address", "a@b\r\nBcc: c@d", "", "a@b c@d"])
 def test_wrong_addresses_are_refused(tmp_path: Path, address: str) -> None:
     _, made = reported(tmp_path, run(1, case()))
     if not address:
@@ -320,36 +318,6 @@ def test_wrong_addresses_are_refused(tmp_path: Path, address: str) -> None:
         return
     with pytest.raises(UsageError, match="no mail address"):
         mail.compose(made, to=address)
-
-
-def test_mail_is_sent_when_told(tmp_path: Path) -> None:
-    taken: list[str] = []
-
-    class Server(socketserver.StreamRequestHandler):
-        def handle(self) -> None:
-            self.wfile.write(b"220 test\r\n")
-            data = False
-            for line in self.rfile:
-                taken.append(line.decode())
-                if data:
-                    data = line != b".\r\n"
-                    self.wfile.write(b"" if data else b"250 taken\r\n")
-                elif line.lower().startswith(b"data"):
-                    data = True
-                    self.wfile.write(b"354 go on\r\n")
-                else:
-                    self.wfile.write(b"221 bye\r\n" if line.lower().startswith(b"quit") else b"250 ok\r\n")
-                    if line.lower().startswith(b"quit"):
-                        return
-
-    _, made = reported(tmp_path, run(1, case("F")))
-    with socketserver.TCPServer(("127.0.0.1", 0), Server) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        mail.send(mail.compose(made, to="a@example.org"), f"127.0.0.1:{server.server_address[1]}")
-        server.shutdown()
-    assert any(line.startswith("Subject: [fxh]") for line in taken)
-    with pytest.raises(InfrastructureError, match="the mail is in its file"):
-        mail.send(mail.compose(made, to="a@example.org"), "127.0.0.1:1")
 
 
 # -- machines' forms --------------------------------------------------------------------------------------------------

@@ -36,7 +36,7 @@ class Lab:
         self.directory = "/ours"
         self.transport = SimpleNamespace(run=lambda argv: None)
 
-    def put_back(self, name: str, make: Callable[[], str], *, alone: bool = True, to_freeze: bool = False) -> Any:
+    def put_back(self, name: str, make: Callable[[], str], *, alone: bool = True, to_freeze: bool = False, what: str = "") -> Any:
         if name not in self.made:
             self.made[name] = make()
         self.restored.append(name)

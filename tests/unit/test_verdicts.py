@@ -8,6 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from harness.errors import BuildError
+from harness.plugin import outcome
 from harness.results.model import FAILED, HARNESS, INFRASTRUCTURE, PASSED, SKIPPED
 from harness.verdicts import values
 from harness.verdicts.drift import drifts
@@ -80,9 +82,11 @@ def test_hidden_failure_still_stands() -> None:
     assert judge(see("FB", 9), history("PA FB"), blocked_by="other").standing == values.REGRESSION
 
 
-def test_failed_build_is_never_flaky() -> None:
-    past = [replace(seen, build=True) for seen in history("PA PA")]
-    assert judge(replace(see("FA", 9), build=True), past).kind == values.REGRESSION
+def test_failed_build_is_no_result() -> None:
+    """A build that fails within a case is infrastructure; so it is never flaky, and makes no pass before it so."""
+    assert outcome.judge(BuildError("make ended with 2")).outcome == INFRASTRUCTURE
+    assert judge(see("IA", 9), history("PA PA")).kind == values.INFRASTRUCTURE
+    assert judge(see("PA", 9), history("PA IA")).kind == values.PASS
 
 
 @pytest.mark.parametrize(
@@ -208,7 +212,6 @@ def test_a_failure_is_excused_by_the_same_version_alone(now: Observation, past: 
     verdict = judge(now, past)
     if now.outcome == FAILED:
         assert (verdict.kind == values.FLAKY) == (PASSED in same)
-        assert judge(replace(now, build=True), past).kind != values.FLAKY
 
 
 @given(NOW, PAST)

@@ -1,0 +1,350 @@
+"""The mailer beside a real SMTP server on this machine, with a CA of the test's own."""
+
+from __future__ import annotations
+
+import datetime
+import ipaddress
+import json
+import socket
+import ssl
+from collections.abc import Callable, Iterator
+from email.message import EmailMessage
+from pathlib import Path
+from typing import Any
+
+import pytest
+from aiosmtpd.controller import Controller
+from aiosmtpd.smtp import AuthResult, Envelope, LoginPassword
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
+from typer.testing import CliRunner
+from written import case, run, save
+
+from harness import mailer
+from harness import report as reporting
+from harness.cli.main import app
+from harness.config.schema import MailConfig
+from harness.errors import HarnessError, InfrastructureError, UsageError
+
+pytestmark = pytest.mark.filterwarnings("ignore:Requiring AUTH while not requiring TLS")
+USER, PASSWORD = "fxh", "correct horse"
+
+
+class Authority:
+    """A CA that lives for a test."""
+
+    def __init__(self, directory: Path, name: str) -> None:
+        self.key, self.name, self.directory = ec.generate_private_key(ec.SECP256R1()), _name(name), directory
+        self.certificate = self._sign(self.name, self.key, ca=True)
+        self.file = directory / f"{name}.pem"
+        self.file.write_bytes(self.certificate.public_bytes(serialization.Encoding.PEM))
+
+    def server(self, name: str, *, expired: bool = False) -> ssl.SSLContext:
+        """A server's side of TLS with a certificate for ``name``, a host or an address."""
+        key = ec.generate_private_key(ec.SECP256R1())
+        certificate = self._sign(_name(name), key, host=name, expired=expired)
+        file = self.directory / f"server-{name}.pem"
+        file.write_bytes(
+            key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+            + certificate.public_bytes(serialization.Encoding.PEM)
+        )
+        context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+        context.load_cert_chain(file)
+        return context
+
+    def _sign(self, name: x509.Name, key: Any, *, host: str = "", ca: bool = False, expired: bool = False) -> x509.Certificate:
+        now = datetime.datetime.now(datetime.UTC)
+        end = now - datetime.timedelta(hours=1) if expired else now + datetime.timedelta(days=1)
+        builder = (
+            x509.CertificateBuilder()
+            .subject_name(name).issuer_name(self.name).public_key(key.public_key()).serial_number(x509.random_serial_number())
+            .not_valid_before(now - datetime.timedelta(days=1)).not_valid_after(end)
+            .add_extension(x509.BasicConstraints(ca=ca, path_length=None), critical=True)
+        )  # fmt: skip
+        if host:
+            alternative = x509.IPAddress(ipaddress.ip_address(host)) if host[0].isdigit() else x509.DNSName(host)
+            builder = builder.add_extension(x509.SubjectAlternativeName([alternative]), critical=False)
+        return builder.sign(self.key, hashes.SHA256())
+
+
+def _name(text: str) -> x509.Name:
+    return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, text)])
+
+
+class Inbox:
+    """What a server took. ``refuses`` are recipients that it will not have."""
+
+    def __init__(self) -> None:
+        self.mails: list[Envelope] = []
+        self.logins: list[tuple[bytes, bytes]] = []
+        self.refuses: set[str] = set()
+
+    async def handle_RCPT(self, server: Any, session: Any, envelope: Envelope, address: str, options: list[str]) -> str:
+        if address in self.refuses:
+            return "550 5.1.1 no such user"
+        envelope.rcpt_tos.append(address)
+        return "250 OK"
+
+    async def handle_DATA(self, server: Any, session: Any, envelope: Envelope) -> str:
+        self.mails.append(envelope)
+        return "250 taken"
+
+    def authenticate(self, server: Any, session: Any, envelope: Envelope, mechanism: str, data: Any) -> AuthResult:
+        assert isinstance(data, LoginPassword)
+        self.logins.append((data.login, data.password))
+        right = (data.login, data.password) == (USER.encode(), PASSWORD.encode())
+        return AuthResult(success=right, handled=False)  # it answers 535 by itself
+
+
+Serve = Callable[..., MailConfig]
+HOST = "127.0.0.1"
+
+
+@pytest.fixture
+def inbox() -> Inbox:
+    return Inbox()
+
+
+@pytest.fixture
+def authority(tmp_path: Path) -> Authority:
+    return Authority(tmp_path, "ca")
+
+
+@pytest.fixture
+def serve(tmp_path: Path, inbox: Inbox, authority: Authority, monkeypatch: pytest.MonkeyPatch) -> Iterator[Serve]:
+    """``serve(**settings)`` starts a server that wants a login over TLS, and returns the configuration that fits it."""
+    monkeypatch.delenv("FXH_MAIL_PASSWORD", raising=False)
+    controllers: list[Controller] = []
+    (tmp_path / "secret").write_text(f"{PASSWORD}\n")
+
+    def start(*, tls: ssl.SSLContext | None = None, implicit: bool = False, login: bool = True, **settings: Any) -> MailConfig:
+        words: dict[str, Any] = {"ssl_context": tls} if implicit else {"tls_context": tls}
+        if login:
+            # aiosmtpd does not see that TLS began before SMTP did.
+            words |= {"authenticator": inbox.authenticate, "auth_required": True, "auth_require_tls": not implicit}
+        with socket.create_server((HOST, 0)) as free:
+            port = free.getsockname()[1]
+        controller = Controller(inbox, HOST, port, **words)
+        controller.start()
+        controllers.append(controller)
+        usual: dict[str, Any] = {
+            "smtp": f"{HOST}:{port}",
+            "ca_file": str(authority.file),
+            "send": True,
+            "to": ("devs@example.org",),
+        }
+        if login:
+            usual |= {"user": USER, "password_file": str(tmp_path / "secret")}
+        return MailConfig(**usual | settings)
+
+    yield start
+    for controller in controllers:
+        controller.stop()
+
+
+def message(to: str = "a@example.org") -> EmailMessage:
+    made = EmailMessage()
+    made["From"], made["To"], made["Subject"] = "fxh@example.org", to, "hello"
+    made.set_content("Grüße\n", cte="8bit")
+    return made
+
+
+KEPT = Path("a.eml")
+
+
+@pytest.mark.parametrize("implicit", [False, True], ids=["starttls", "tls"])
+def test_login_over_verified_tls(serve: Serve, inbox: Inbox, authority: Authority, implicit: bool) -> None:
+    config = serve(tls=authority.server(HOST), implicit=implicit, security="tls" if implicit else "auto")
+    mailer.send(message("a@example.org, b@example.org"), config, KEPT)
+    assert inbox.logins == [(USER.encode(), PASSWORD.encode())]
+    assert [mail.rcpt_tos for mail in inbox.mails] == [["a@example.org", "b@example.org"]]
+    content = inbox.mails[0].content
+    assert isinstance(content, bytes)
+    assert "Grüße".encode() in content
+
+
+@pytest.mark.parametrize("implicit", [False, True], ids=["starttls", "tls"])
+@pytest.mark.parametrize("fault", ["unknown CA", "the system's CAs", "other host", "expired"])
+def test_a_wrong_certificate_is_refused(
+    serve: Serve, inbox: Inbox, authority: Authority, tmp_path: Path, fault: str, implicit: bool
+) -> None:
+    signer = Authority(tmp_path, "other") if fault == "unknown CA" else authority
+    tls = signer.server("127.0.0.2" if fault == "other host" else HOST, expired=fault == "expired")
+    settings = {"ca_file": ""} if fault == "the system's CAs" else {}
+    config = serve(tls=tls, implicit=implicit, security="tls" if implicit else "starttls", **settings)
+    with pytest.raises(InfrastructureError, match="certificate is refused") as caught:
+        mailer.send(message(), config, KEPT)
+    assert "mail.ca_file" in caught.value.mend
+    assert "a.eml" in caught.value.mend
+    assert (inbox.mails, inbox.logins) == ([], [])
+
+
+def test_no_password_goes_out_in_the_clear(serve: Serve, inbox: Inbox) -> None:
+    """A server that offers no STARTTLS, or somebody between who takes the offer away, gets none."""
+    config = serve(tls=None)
+    with pytest.raises(InfrastructureError, match="offers no STARTTLS"):
+        mailer.send(message(), config, KEPT)
+    assert inbox.logins == []
+    with pytest.raises(UsageError, match="in the clear"):
+        mailer.server(MailConfig(smtp="mail.example.org", user=USER, security="none"))
+
+
+def test_a_refused_login_is_said(serve: Serve, inbox: Inbox, authority: Authority, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = serve(tls=authority.server(HOST))
+    monkeypatch.setenv("FXH_MAIL_PASSWORD", "wrong")
+    with pytest.raises(InfrastructureError, match="login of 'fxh' is refused: 535"):
+        mailer.send(message(), config, KEPT)
+    assert inbox.mails == []
+    monkeypatch.setenv("FXH_MAIL_PASSWORD", "wörld")
+    with pytest.raises(UsageError, match="not ASCII"):
+        mailer.send(message(), config, KEPT)
+
+
+def test_refused_recipients_are_named(serve: Serve, inbox: Inbox) -> None:
+    config = serve(login=False)
+    inbox.refuses = {"b@example.org"}
+    with pytest.raises(InfrastructureError, match=r"refused for b@example\.org \(550 5.1.1 no such user\); the others got it"):
+        mailer.send(message("a@example.org, b@example.org"), config, KEPT)
+    assert len(inbox.mails) == 1
+    with pytest.raises(InfrastructureError, match=r"refused for b@example\.org"):
+        mailer.send(message("b@example.org"), config, KEPT)
+
+
+def test_a_server_on_this_machine_needs_no_tls(serve: Serve, inbox: Inbox, tmp_path: Path) -> None:
+    """Debian's offers STARTTLS with a certificate that nobody signed; what is sent there passes no network."""
+    config = serve(tls=Authority(tmp_path, "nobody").server("snakeoil"), login=False, ca_file="")
+    mailer.send(message(), config, KEPT)
+    assert len(inbox.mails) == 1
+
+
+def test_an_offer_of_tls_is_taken_and_verified(
+    serve: Serve, inbox: Inbox, authority: Authority, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a server elsewhere that wants no login."""
+    monkeypatch.setattr(mailer, "_here", lambda _: False)
+    mailer.send(message(), serve(login=False), KEPT)
+    mailer.send(message(), serve(login=False, tls=authority.server(HOST)), KEPT)
+    assert len(inbox.mails) == 2
+    with pytest.raises(InfrastructureError, match="certificate is refused"):
+        mailer.send(message(), serve(login=False, tls=authority.server(HOST), ca_file=""), KEPT)
+    assert len(inbox.mails) == 2
+
+
+def test_tls_on_a_port_without_is_said(serve: Serve) -> None:
+    with pytest.raises(InfrastructureError, match="no TLS"):
+        mailer.send(message(), serve(login=False, security="tls"), KEPT)
+
+
+@pytest.mark.parametrize(
+    ("settings", "wanted"),
+    [
+        ({}, "localhost:25 none"),
+        ({"smtp": "mail.example.org"}, "mail.example.org:25 offered"),
+        ({"smtp": "mail.example.org:587", "user": "u"}, "mail.example.org:587 starttls"),
+        ({"smtp": "mail.example.org:465"}, "mail.example.org:465 tls"),
+        ({"smtp": "mail.example.org", "security": "tls"}, "mail.example.org:465 tls"),
+        ({"smtp": "[2001:db8::25]:2525"}, "[2001:db8::25]:2525 offered"),
+        ({"smtp": "[::1]"}, "[::1]:25 none"),
+        ({"smtp": "127.0.0.1:25", "security": "starttls"}, "127.0.0.1:25 starttls"),
+    ],
+)
+def test_how_a_server_is_spoken_to(settings: dict[str, Any], wanted: str) -> None:
+    found = mailer.server(MailConfig(**settings))
+    assert f"{found} {found.security}" == wanted
+
+
+@pytest.mark.parametrize(
+    "smtp", ["", ":25", "host:", "host:port", "host:0", "host:99999", "smtp://host", "u@host", "::1", "host/x", "a b"]
+)
+def test_a_wrong_server_is_refused(smtp: str) -> None:
+    with pytest.raises(UsageError, match=r"mail\.smtp"):
+        mailer.server(MailConfig(smtp=smtp))
+
+
+def test_a_wrong_configuration_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("FXH_MAIL_PASSWORD", raising=False)
+    (tmp_path / "empty").touch()
+    for words, settings in (
+        ("mail.security 'ssl'", {"security": "ssl"}),
+        ("without mail.user", {"password_file": "/none"}),
+        ("No such file", {"user": "u", "password_file": "/none"}),
+        ("without a password", {"user": "u"}),
+        ("without a password", {"user": "u", "password_file": str(tmp_path / "empty")}),
+        ("mail.ca_file /none", {"security": "tls", "ca_file": "/none"}),
+        ("mail.ca_file", {"security": "tls", "ca_file": str(tmp_path / "empty")}),
+    ):
+        with pytest.raises(UsageError, match=words):
+            mailer.send(message(), MailConfig(**settings), KEPT)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [
+        ("a@b, c@d", "a@b, c@d"),
+        ('"Doe, J" <j@x.org>', '"Doe, J" <j@x.org>'),
+        ("root", "root"),
+        ("a@", None),
+        ("no address", None),
+        ("a@b\r\nBcc: c@d", None),
+        ("", None),
+    ],
+)
+def test_addresses(text: str, wanted: str | None) -> None:
+    if wanted is None:
+        with pytest.raises(UsageError, match=r"mail\.to .* is no mail address"):
+            mailer.addresses([text], "mail.to", local=True)
+        return
+    assert ", ".join(map(str, mailer.addresses([text], "mail.to", local=True))) == wanted
+
+
+# -- both mails, as commands ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def configured(serve: Serve, authority: Authority, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> MailConfig:
+    """An fxh.toml with a server that wants a login."""
+    config = serve(tls=authority.server(HOST))
+    settings = {
+        "send": True, "sender": "fxh@example.org", "to": ["devs@example.org", "list@example.org"],
+        "infrastructure_to": ["ops@example.org"], "smtp": config.smtp, "ca_file": config.ca_file, "user": USER,
+        "password_file": config.password_file,
+    }  # fmt: skip
+    file = tmp_path / "fxh.toml"
+    # JSON's words, numbers and lists are TOML's, too.
+    file.write_text("[mail]\n" + "".join(f"{name} = {json.dumps(value)}\n" for name, value in settings.items()))
+    monkeypatch.setenv("FXH_CONFIG", str(file))
+    return config
+
+
+def fxh(*words: str) -> int:
+    result = CliRunner().invoke(app, [*words], catch_exceptions=True)
+    if isinstance(result.exception, HarnessError):
+        raise result.exception
+    return result.exit_code
+
+
+def test_the_verdict_arrives(configured: MailConfig, inbox: Inbox, tmp_path: Path) -> None:
+    done = run(1, case("F"), exit_code=1)
+    path = save(tmp_path / "reports", done)
+    reporting.publish(path, done)
+    assert fxh("report", done.run, "--send", "--reports", str(tmp_path / "reports")) == 1
+    (mail,) = inbox.mails
+    assert (mail.mail_from, mail.rcpt_tos) == ("fxh@example.org", ["devs@example.org", "list@example.org"])
+    assert inbox.logins == [(USER.encode(), PASSWORD.encode())]
+    # Without --send nothing leaves, whatever mail.send says: that is the night's.
+    assert fxh("report", done.run, "--mail", "--reports", str(tmp_path / "reports")) == 1
+    assert len(inbox.mails) == 1
+
+
+def test_a_night_sends_both_mails(configured: MailConfig, inbox: Inbox, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The report step is the night's own command, in a process of its own; the update that fails is the infrastructure mail."""
+    done = run(1, case("F"), exit_code=1)
+    path = save(tmp_path / "reports", done)
+    reporting.publish(path, done)
+    (tmp_path / "reports" / "latest").symlink_to(path)
+    monkeypatch.setenv("FXH_NIGHTLY_RUN", "--no-such-option")
+    assert fxh("nightly", "--reports", str(tmp_path / "reports")) == 4
+    assert {tuple(mail.rcpt_tos) for mail in inbox.mails} == {("devs@example.org", "list@example.org"), ("ops@example.org",)}
+    assert inbox.logins == [(USER.encode(), PASSWORD.encode())] * 2

@@ -1,0 +1,236 @@
+"""Setup has a place and a time of its own: a case is not charged for what the harness builds or downloads while it waits."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+import xml.etree.ElementTree as ET
+from collections.abc import Iterator
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import jsonschema
+import pytest
+from written import CELL, case, run, save
+
+from harness import preparing
+from harness import report as reporting
+from harness.console.deaths import Death
+from harness.errors import BuildError, GuestDied
+from harness.history import FILE, History, damage
+from harness.history.schema import VERSION
+from harness.images import store
+from harness.lab import kernel, ovmf, recipe
+from harness.preparing import Step
+from harness.report import junit, machine, mail
+from harness.results import model
+from harness.results.model import RunResult, SetupStep
+
+ROOT = Path(__file__).parent.parent.parent
+KERNEL = "the control guest's kernel"
+
+
+@pytest.fixture
+def told() -> Iterator[list[Step]]:
+    found: list[Step] = []
+    stop = preparing.listen(found.append)
+    yield found
+    stop()
+
+
+def test_a_step_within_a_step_counts_once(told: list[Step]) -> None:
+    with preparing.step("lab"):
+        time.sleep(0.2)
+        with preparing.step("kernel"):
+            time.sleep(0.4)
+        with preparing.step("nothing to do"):
+            pass
+    assert [step.what for step in told] == ["kernel", "lab"]
+    assert [round(step.seconds, 1) for step in told] == [0.4, 0.2]
+
+
+def test_who_a_failure_belongs_to(told: list[Step]) -> None:
+    """A build that fails is setup; a guest that dies while a checkpoint of it is made is the case's, the build before it is not."""
+
+    def build() -> None:
+        with preparing.step("kernel"):
+            time.sleep(0.15)
+            raise BuildError("make ended with 2")
+
+    def boot() -> None:
+        with preparing.step("checkpoint"):
+            with preparing.step("firmware"):
+                time.sleep(0.15)
+            time.sleep(0.15)
+            raise GuestDied(Death("panic", "at the disco"))
+
+    with pytest.raises(BuildError):
+        build()
+    with pytest.raises(GuestDied):
+        boot()
+    assert [step.what for step in told] == ["kernel", "firmware"]
+
+
+def test_nobody_listens() -> None:
+    with preparing.step("kernel"):
+        time.sleep(0.15)
+
+
+def test_what_is_built_says_so(told: list[Step], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The control guest's kernel, the firmware and the image store's entries, each when it is made and not when it is found."""
+    monkeypatch.setenv("FXH_STORE", str(tmp_path))
+    monkeypatch.setattr("harness.lab.tools.require", lambda: None)
+
+    def made(_: object, work: Path) -> None:
+        time.sleep(0.15)
+        for name in ("whole", "fxh-out"):
+            (work / name).mkdir()
+            (work / name / ovmf.FILE).touch()
+
+    def entry(work: Path) -> dict[str, object]:
+        time.sleep(0.15)
+        return {}
+
+    monkeypatch.setattr(kernel, "_make", made)
+    monkeypatch.setattr(ovmf, "_make", made)
+    for _ in range(2):
+        kernel.obtain(recipe.load("4.20").control_kernel)
+        ovmf.obtain(recipe.firmware())
+        store.obtain("raws", "0123", entry)
+    assert [step.what for step in told] == [KERNEL, "UEFI firmware", "a disk image, unpacked"]
+
+
+# -- a run ------------------------------------------------------------------------------------------------------------
+
+SUITE = """
+import time
+import pytest
+from harness import preparing
+
+@pytest.fixture
+def built():
+    with preparing.step("the control guest's kernel"):
+        time.sleep(2)
+
+def test_first(cell, built):
+    time.sleep(0.1)
+
+def test_second(cell):
+    pass
+
+def test_third(cell):
+    with preparing.step("firmware"):
+        time.sleep(1)
+    time.sleep(0.1)
+    assert not "fails on purpose"
+"""
+
+
+@pytest.mark.parametrize("workers", [[], ["-n", "2"]], ids=["alone", "workers"])
+def test_case_times_are_without_setup(tmp_path: Path, workers: list[str]) -> None:
+    (tmp_path / "slow").mkdir()
+    (tmp_path / "slow" / "test_it.py").write_text(SUITE)
+    argv = [sys.executable, "-m", "harness.cli", "run", str(tmp_path / "slow"), "--guest", "control", "--type", "pv"]
+    argv += ["--reports", str(tmp_path / "reports"), *workers]
+    done = subprocess.run(argv, cwd=tmp_path, capture_output=True, text=True, env={**os.environ, "PYTEST_ADDOPTS": ""}, timeout=300)
+    assert done.returncode == 1, done.stdout + done.stderr
+    path = (tmp_path / "reports" / "latest").resolve()
+    found = model.read_run(path)
+    cases = {item.case: item for item in found.cases}
+    assert {name: round(item.setup) for name, item in cases.items()} == {"test_first": 2, "test_second": 0, "test_third": 1}
+    assert all(item.seconds < 0.9 for item in cases.values()), {name: item.seconds for name, item in cases.items()}
+    assert {(step.what, step.case.rpartition("::")[2].partition("[")[0], round(step.seconds)) for step in found.setup} == {
+        (KERNEL, "test_first", 2), ("firmware", "test_third", 1),
+    }  # fmt: skip
+    lines = [line for line in done.stdout.splitlines() if "test_first" in line]
+    assert lines[0].endswith(f"(and setup: 2.0 s: {KERNEL})")
+    suite = next(ET.parse(path / "junit.xml").getroot().iter("testsuite"))
+    times = {element.get("name", "").partition("[")[0]: float(element.get("time", "")) for element in suite.iter("testcase")}
+    assert max(times.values()) < 0.9
+    properties = {item.get("name"): item.get("value", "") for item in suite.findall("properties/property")}
+    assert round(float(properties[f"fxh.setup.{KERNEL}"])) == 2
+
+
+# -- reports ----------------------------------------------------------------------------------------------------------
+
+STEPS = (SetupStep(KERNEL, 786.0, "2026-11-25T01:00:00Z", case().nodeid), SetupStep("firmware", 3.0, "2026-11-25T01:20:00Z"))
+
+
+def written(reports: Path, number: int, seconds: float = 300.0, **more: object) -> tuple[Path, RunResult]:
+    done = run(number, replace(case(), setup=seconds), setup=(replace(STEPS[0], seconds=seconds), STEPS[1]), **more)
+    path = save(reports, done)
+    model.add_setup(path, *done.setup)
+    assert model.read_run(path) == done
+    return path, done
+
+
+def test_setup_has_its_place_in_every_report(tmp_path: Path) -> None:
+    path, done = written(tmp_path, 1, 786.0)
+    (path / "junit.xml").write_text(
+        f'<testsuites><testsuite name="pytest"><testcase classname="suites.boot.test_boot" name="test_boots[{CELL}]" time="4"/>'
+        "</testsuite></testsuites>"
+    )
+    report = reporting.publish(path, done)
+    assert "  786 s  the control guest's kernel\n" in mail.body(report)
+    assert "firmware" not in mail.body(report), "not worth a line"
+    page = (path / "index.html").read_text()
+    assert f'<td class="in">{KERNEL.replace(chr(39), "&#39;")}</td><td>786.0</td>' in page
+    assert "2.0 s, setup 786.0 s" in page
+    data = json.loads((path / "report.json").read_text())
+    jsonschema.validate(data, json.loads((ROOT / "docs/report.schema.json").read_text()))
+    assert [(step["what"], step["seconds"], len(step["cases"])) for step in data["setup"]] == [
+        (KERNEL, 786.0, 1),
+        ("firmware", 3.0, 0),
+    ]
+    assert (data["cases"][0]["seconds"], data["cases"][0]["setup"]) == (2.0, 786.0)
+    properties = {item.get("name"): item.get("value") for item in ET.parse(path / "junit.xml").getroot().iter("property")}
+    assert (properties[f"fxh.setup.{KERNEL}"], properties["fxh.setup.seconds"]) == ("786.000", "786.000")
+    junit.enrich(path / "junit.xml", reporting.make(path, replace(done, setup=())))
+    assert KERNEL not in (path / "junit.xml").read_text()
+
+
+def test_setup_drifts_by_itself(tmp_path: Path) -> None:
+    """Beside five runs that took 300 s, 786 is a drift of the setup: it is told, and no case has it."""
+    for number in range(1, 6):
+        path, done = written(tmp_path, number)
+        report = reporting.publish(path, done)
+        assert [step.drift for step in report.setup] == [None, None]
+    path, done = written(tmp_path, 6, 786.0)
+    report = reporting.publish(path, done)
+    drift = report.setup[0].drift
+    assert drift is not None
+    assert (drift.usual, drift.now, drift.runs) == (300.0, 786.0, 5)
+    assert report.cases[0].drifts == ()
+    assert "drift" not in report.sentence
+    assert f"  786 s  {KERNEL}, usually 300 s\n" in mail.body(report)
+    assert json.loads(machine.render(report))["setup"][0]["usual"] == 300.0
+    # The same run again: it is not its own past.
+    assert reporting.publish(path, done).setup[0].drift == drift
+
+
+def test_a_run_of_an_older_harness_is_read(tmp_path: Path) -> None:
+    """case.json, run.json and the history of 0.1.0 know nothing of setup; nor does 0.1.0 stumble over ours."""
+    old = save(tmp_path, run(1, case()))
+    data = json.loads((old / "cases" / case().directory / "case.json").read_text())
+    for name in ("setup", "options"):
+        del data[name]
+    (old / "cases" / case().directory / "case.json").write_text(json.dumps(data))
+    reporting.publish(old, model.read_run(old))
+    history = History(tmp_path / FILE)
+    assert history.setups(99, 99) == ()
+    assert VERSION == 1, "a harness that does not know the table still opens the file"
+    path, done = written(tmp_path, 2)
+    assert reporting.publish(path, done).cases[0].verdict.kind == "passed"
+    assert history.setups(99, 99) == ({KERNEL: 300.0, "firmware": 3.0},)
+    assert [item.setup for item in damage.salvage(tmp_path / FILE)] == [(), (SetupStep(KERNEL, 300.0), SetupStep("firmware", 3.0))]
+    assert set(asdict(done)) - set(json.loads((path / "run.json").read_text())) == {"cases", "setup"}
+
+
+def test_a_line_that_was_cut_short_is_left_out(tmp_path: Path) -> None:
+    path, done = written(tmp_path, 1)
+    with (path / "setup.jsonl").open("a") as file:
+        file.write('{"what": "a lab", "sec\n[]\n{"of": "a newer one"}\n')
+    assert model.read_run(path).setup == done.setup
