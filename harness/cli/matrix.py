@@ -79,8 +79,7 @@ def collect(options: list[str]) -> tuple[list[Entry], tuple[known.KnownIssue, ..
         run = Path(scratch) / "runs" / "list"
         argv = [
             str(suites),
-            "--rootdir",
-            str(paths.project()),
+            *places.pytest_root(paths.project(), paths.project()),
             "--collect-only",
             "-q",
             "-p",

@@ -16,7 +16,17 @@ Reports = Annotated[Path | None, typer.Option("--reports", help="Where results a
 def reports(given: Path | None) -> Path:
     from harness import paths
 
-    return (given or paths.project() / "reports").absolute()
+    return (given or paths.workspace() / "reports").absolute()
+
+
+def pytest_root(project: Path, root: Path) -> list[str]:
+    """pytest's words for the directory that cases are named relative to.
+
+    The suites of the project take the project's settings. Without them pytest would look for settings in all directories above
+    an installed copy, and find those of the user's own project.
+    """
+    settings = ["-c", str(project / "pyproject.toml")] if root == project else []
+    return [*settings, "--rootdir", str(root)]
 
 
 def disk(path: Path, root: str) -> None:

@@ -90,8 +90,7 @@ def run(
     chosen = _paths(project, suites or [])
     argv = [
         *chosen,
-        "--rootdir",
-        str(_root(project, chosen)),
+        *places.pytest_root(project, _root(project, chosen)),
         "-q",
         "--no-header",
         "-p",
