@@ -10,7 +10,23 @@ from typing import Annotated
 import typer
 
 from harness import __version__
-from harness.cli import config, guest, hosts, image, investigate, lab, matrix, merge, nightly, report, run, setup, tested
+from harness.cli import (
+    completion,
+    config,
+    guest,
+    hosts,
+    image,
+    investigate,
+    lab,
+    manual,
+    matrix,
+    merge,
+    nightly,
+    report,
+    run,
+    setup,
+    tested,
+)
 from harness.errors import ExitCode, HarnessError
 
 app = typer.Typer(
@@ -33,6 +49,8 @@ investigate.register(app)
 hosts.register(app)
 merge.register(app)
 nightly.register(app)
+manual.register(app)
+completion.register(app)
 
 
 def _version(wanted: bool) -> None:
@@ -63,6 +81,7 @@ def complain(error: HarnessError) -> int:
 
 def main() -> None:
     """Entry point: every way out has an exit code that can be trusted (see harness.errors.ExitCode)."""
+    completion.prepare()
     try:
         code = app(standalone_mode=False)
     except HarnessError as exc:

@@ -79,6 +79,14 @@ def test_the_issue_template_asks_for_an_exported_failure() -> None:
     assert len(fields) == len({field["attributes"]["label"] for field in fields.values()})
 
 
+def test_the_page_on_architecture_shows_the_layers_that_are_checked() -> None:
+    contracts = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
+    (layers,) = (contract for contract in contracts if contract["type"] == "layers")
+    shown = (ROOT / "docs/architecture.md").read_text().split("```")[1].split("\n")
+    assert [line for line in shown if line] == layers["layers"]
+    assert layers["exhaustive"]
+
+
 @pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md"])
 def test_links_to_files_lead_somewhere(name: str) -> None:
     links = re.findall(r"\]\((?!https?:|#)([^)#]+)", (ROOT / name).read_text())
