@@ -61,7 +61,7 @@ def _version(wanted: bool) -> None:
 
 @app.callback()
 def _options(
-    verbose: Annotated[bool, typer.Option("-v", "--verbose", help="Say what is done.")] = False,
+    verbose: Annotated[bool, typer.Option("-v", "--verbose", help="Log each command on a host, with its time.")] = False,
     version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True)] = False,
 ) -> None:
     logging.basicConfig(

@@ -139,6 +139,8 @@ def run(
         "no:hypothesispytest",
         "--tb=short",
     ]
+    if context.find_root().params.get("verbose"):
+        argv += ["-o", "log_cli=true", "--log-cli-level=DEBUG"]
     if keyword:
         argv += ["-k", keyword]
     if exitfirst:
