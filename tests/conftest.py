@@ -70,4 +70,4 @@ def installed(distributions: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     packages = [path for path in sys.path if path.endswith(("site-packages", "dist-packages"))]
     (next(venv.glob("lib/python3*/site-packages")) / "zz-dependencies.pth").write_text("\n".join(packages) + "\n")
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "FXH_", "PYTEST_"))}
-    return Installed(directory, {**kept, **{name: os.environ[name] for name in ("FXH_RUNTIME",) if name in os.environ}})
+    return Installed(directory, {**kept, **{name: os.environ[name] for name in ("FXH_STORE", "FXH_RUNTIME") if name in os.environ}})
