@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -19,13 +20,17 @@ def reports(given: Path | None) -> Path:
     return (given or paths.workspace() / "reports").absolute()
 
 
+# pyproject.toml has the same for plain pytest.
+_SETTINGS = ("-c", os.devnull, "-o", "xfail_strict=true", "--strict-markers", "--strict-config", "-ra")
+
+
 def pytest_root(project: Path, root: Path) -> list[str]:
     """pytest's words for the directory that cases are named relative to.
 
-    The suites of the project take the project's settings. Without them pytest would look for settings in all directories above
-    an installed copy, and find those of the user's own project.
+    The suites of the project take no settings and no conftest.py from above it. pytest would look for these in all directories
+    above an installed copy, and find those of the user's own project.
     """
-    settings = ["-c", str(project / "pyproject.toml")] if root == project else []
+    settings = [*_SETTINGS, "--confcutdir", str(root)] if root == project else []
     return [*settings, "--rootdir", str(root)]
 
 

@@ -162,3 +162,13 @@ def test_the_installed_command_is_of_the_installed_copy(installed: Installed) ->
         str(installed.site / "harness/plugin/__init__.py"),
         str(installed.site / "harness/_data"),
     ]
+
+
+def test_an_editable_installation_copies_nothing(tmp_path: Path) -> None:
+    """A copy of the data in site-packages would be found, and be older than the checkout."""
+    code = f"import hatchling.build as build; print(build.build_editable({str(tmp_path)!r}))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    with zipfile.ZipFile(tmp_path / done.stdout.split()[-1]) as archive:
+        names = [name for name in archive.namelist() if ".dist-info/" not in name]
+        assert [archive.read(name).decode().strip() for name in names] == [str(ROOT)]

@@ -13,6 +13,7 @@ import pytest
 import yaml
 
 import harness
+from harness.cli import places
 from tests.conftest import ROOT
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -85,6 +86,14 @@ def test_the_page_on_architecture_shows_the_layers_that_are_checked() -> None:
     shown = (ROOT / "docs/architecture.md").read_text().split("```")[1].split("\n")
     assert [line for line in shown if line] == layers["layers"]
     assert layers["exhaustive"]
+
+
+def test_fxh_runs_the_suites_with_the_settings_of_plain_pytest(tmp_path: Path) -> None:
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["pytest"]["ini_options"]
+    words = places.pytest_root(tmp_path, tmp_path)
+    assert [word for word in settings["addopts"] if word not in words] == []
+    assert "xfail_strict=true" in words
+    assert settings["xfail_strict"] is True
 
 
 @pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md"])
