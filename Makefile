@@ -26,6 +26,8 @@ lint: $(VENV)/dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
+	$(BIN)/codespell
 	$(BIN)/fxh check
 
 # Without a lab: seconds.
@@ -74,4 +76,4 @@ $(VENV)/dev: $(VENV)/bin/python pyproject.toml
 	touch $@ $(VENV)/installed
 
 clean:
-	rm -rf $(VENV) build *.egg-info reports/runs reports/latest reports/blame reports/bisect reports/repro
+	rm -rf $(VENV) build dist *.egg-info reports/runs reports/latest reports/blame reports/bisect reports/repro

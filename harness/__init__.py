@@ -1,3 +1,3 @@
 """freebsd-xen-harness: boot FreeBSD under Xen, read the console, say what regressed."""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

@@ -8,6 +8,11 @@ from pathlib import Path
 
 import platformdirs
 
+from harness.errors import UsageError
+
+PACKAGE = Path(__file__).resolve().parent
+"""The directory of this package's own code."""
+
 
 def store() -> Path:
     """The store of labs and images, shared by all runs of a user: ``FXH_STORE``, else the XDG cache directory."""
@@ -26,12 +31,26 @@ def runtime() -> Path:
 
 
 def project() -> Path:
-    """The checkout (or the installed copy) that holds ``images/`` and ``suites/``.
+    """The directory with ``docs/``, ``images/`` and ``suites/``.
 
-    ``FXH_PROJECT``, else the directory above this package when it holds ``images/``, else the current directory.
+    ``FXH_PROJECT``, else the checkout that holds this package, else the copy in the installed package.
+    Raises UsageError if that directory has no ``images/``.
     """
     given = os.environ.get("FXH_PROJECT")
-    if given:
-        return Path(given)
-    beside = Path(__file__).resolve().parent.parent
-    return beside if (beside / "images").is_dir() else Path.cwd()
+    found = Path(given) if given else checkout() or PACKAGE / "_data"
+    if not (found / "images").is_dir():
+        if given:
+            raise UsageError(f"FXH_PROJECT={given}: no images/ in it", mend="set it to a checkout of the harness, or unset it")
+        raise UsageError(f"{found}: no images/ in it", mend="install the harness again")
+    return found
+
+
+def checkout() -> Path | None:
+    """The source tree that this package runs from; None for an installed copy."""
+    return PACKAGE.parent if (PACKAGE.parent / "images").is_dir() else None
+
+
+def workspace() -> Path:
+    """Where the user's ``fxh.toml`` and ``reports/`` are: ``FXH_PROJECT``, else the checkout, else the current directory."""
+    given = os.environ.get("FXH_PROJECT")
+    return Path(given) if given else checkout() or Path.cwd()

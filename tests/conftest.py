@@ -1,6 +1,73 @@
-"""Machines are noisy: no test of ours is timed, so Hypothesis shall not time its examples either."""
+"""Settings and fixtures of all tests."""
 
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
 from hypothesis import settings
 
+ROOT = Path(__file__).parent.parent
+
+# The machine may be busy, and no test measures time, so Hypothesis must not time its examples either.
 settings.register_profile("fxh", deadline=None)
 settings.load_profile("fxh")
+
+
+@dataclass(frozen=True)
+class Installed:
+    """The wheel in a virtual environment of its own, in a directory that holds nothing else."""
+
+    directory: Path
+    environment: Mapping[str, str] = field(repr=False)
+
+    @property
+    def site(self) -> Path:
+        """Where the packages are."""
+        return next(self.directory.glob(".venv/lib/python3*/site-packages"))
+
+    def run(self, *argv: str, cwd: Path | None = None, **environment: str) -> subprocess.CompletedProcess[str]:
+        """Run a program of the virtual environment and return its status and output."""
+        program = [str(self.directory / ".venv/bin" / argv[0]), *argv[1:]]
+        where = {"cwd": cwd or self.directory, "env": {**self.environment, **environment}}
+        return subprocess.run(program, stdin=subprocess.DEVNULL, capture_output=True, text=True, **where)  # type: ignore[call-overload]
+
+    def fxh(self, *words: str, cwd: Path | None = None, **environment: str) -> str:
+        """Run ``fxh``, which must succeed, and return its standard output."""
+        done = self.run("fxh", *words, cwd=cwd, **environment)
+        assert done.returncode == 0, (
+            f"fxh {' '.join(words)}: exit code {done.returncode}\n{done.stdout[-3000:]}{done.stderr[-3000:]}"
+        )
+        return done.stdout
+
+
+@pytest.fixture(scope="session")
+def distributions(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What ``python -m build`` makes: an sdist, and a wheel from it."""
+    where = tmp_path_factory.mktemp("dist")
+    argv = [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(where), str(ROOT)]
+    done = subprocess.run(argv, capture_output=True, text=True)
+    assert done.returncode == 0, f"{done.stdout[-2000:]}{done.stderr[-2000:]}"
+    return where
+
+
+@pytest.fixture(scope="session")
+def installed(distributions: Path, tmp_path_factory: pytest.TempPathFactory) -> Installed:
+    """The wheel in a fresh virtual environment. Its dependencies are those of this Python, so no network is needed."""
+    directory = tmp_path_factory.mktemp("installed")
+    venv = directory / ".venv"
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(venv)], check=True, capture_output=True)
+    (wheel,) = distributions.glob("*.whl")
+    pip = [sys.executable, "-m", "pip", "--python", str(venv / "bin/python"), "install", "--no-deps", "--no-index", "--no-compile"]
+    done = subprocess.run([*pip, str(wheel)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    # A plain path in a .pth file adds the packages, but runs no .pth file there: a checkout that is installed there stays away.
+    packages = [path for path in sys.path if path.endswith(("site-packages", "dist-packages"))]
+    (next(venv.glob("lib/python3*/site-packages")) / "zz-dependencies.pth").write_text("\n".join(packages) + "\n")
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "FXH_", "PYTEST_"))}
+    return Installed(directory, {**kept, **{name: os.environ[name] for name in ("FXH_STORE", "FXH_RUNTIME") if name in os.environ}})

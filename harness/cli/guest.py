@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from harness.cli import completion
 from harness.errors import GuestDied, UsageError
 
 if TYPE_CHECKING:
@@ -47,23 +48,44 @@ def boot(
     disk: Annotated[
         Path | None, typer.Option("--disk", help="A FreeBSD disk image: raw or qcow2, perhaps in .xz; it is only read.")
     ] = None,
-    image: Annotated[str, typer.Option("--image", help="An image of the store, or an exported one's directory.")] = "",
-    bootloader: Annotated[str, typer.Option("--bootloader", help="pygrub: dom0 reads the kernel from the image's disk.")] = "",
+    image: Annotated[
+        str,
+        typer.Option("--image", help="An image of the store, or an exported one's directory.", autocompletion=completion.images),
+    ] = "",
+    bootloader: Annotated[
+        str,
+        typer.Option(
+            "--bootloader", help="pygrub: dom0 reads the kernel from the image's disk.", autocompletion=completion.one_of("pygrub")
+        ),
+    ] = "",
     root: Annotated[
         str, typer.Option("--root", help="The root device: xbd0p2, gpt/rootfs, zfs:POOL/DATASET (default: what the disk says).")
     ] = "",
-    guest_type: Annotated[str, typer.Option("--type", help="pv, pvh or hvm; pvshim: pv in the PV shim.")] = "",
+    guest_type: Annotated[
+        str,
+        typer.Option(
+            "--type",
+            help="pv, pvh or hvm; pvshim: pv in the PV shim.",
+            autocompletion=completion.one_of("pv", "pvh", "hvm", "pvshim"),
+        ),
+    ] = "",
     pvshim: Annotated[bool, typer.Option("--pvshim", help="The same as --type pvshim.")] = False,
-    firmware: Annotated[str, typer.Option("--firmware", help="Of an HVM guest: bios or uefi.")] = "",
+    firmware: Annotated[
+        str, typer.Option("--firmware", help="Of an HVM guest: bios or uefi.", autocompletion=completion.one_of("bios", "uefi"))
+    ] = "",
     guest_memory: Annotated[int, typer.Option("--memory", help="MiB of the guest.")] = 0,
     vcpus: Annotated[int, typer.Option("--vcpus", help="The guest's virtual CPUs.")] = 1,
     var: Annotated[list[str] | None, typer.Option("--var", help="A kernel variable, NAME=VALUE; may be repeated.")] = None,
-    xen: Annotated[str, typer.Option("--xen", help="Xen version of the lab.")] = "",
-    xen_host: Annotated[str, typer.Option("--xen-host", help="A real host instead: user@host, or local.")] = "",
+    xen: Annotated[str, typer.Option("--xen", help="Xen version of the lab.", autocompletion=completion.xens)] = "",
+    xen_host: Annotated[
+        str, typer.Option("--xen-host", help="A real host instead: user@host, or local.", autocompletion=completion.hosts)
+    ] = "",
     hypervisor: Annotated[Path | None, typer.Option("--hypervisor", help="The lab's hypervisor, of your own.")] = None,
     lab: Annotated[str, typer.Option("--lab", help="A lab that is up already.")] = "",
     lab_memory: Annotated[int, typer.Option("--lab-memory", help="MiB of the lab.")] = 0,
-    accel: Annotated[str, typer.Option("--accel", help="auto, tcg or kvm.")] = "auto",
+    accel: Annotated[
+        str, typer.Option("--accel", help="auto, tcg or kvm.", autocompletion=completion.one_of("auto", "tcg", "kvm"))
+    ] = "auto",
 ) -> None:
     """Boot a guest and hand over its console: the control guest, or a FreeBSD by --image or --disk.
 
@@ -184,7 +206,9 @@ class ReaderStream:
 def console(
     domain: Annotated[str, typer.Argument(help="Name or domid.")],
     lab: Annotated[str, typer.Option("--lab", help="The lab it runs in.")] = "default",
-    xen_host: Annotated[str, typer.Option("--xen-host", help="A real host instead: user@host, or local.")] = "",
+    xen_host: Annotated[
+        str, typer.Option("--xen-host", help="A real host instead: user@host, or local.", autocompletion=completion.hosts)
+    ] = "",
     serial: Annotated[bool, typer.Option("--serial", help="The serial port of an HVM guest.")] = False,
 ) -> None:
     """Attach to the console of a domain. Ctrl-] ends it; the domain lives on."""

@@ -12,6 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
+from harness.cli import completion
 from harness.errors import InfrastructureError, UsageError
 
 app = typer.Typer(no_args_is_help=True, help="FreeBSD images: build, list, show, verify, export, sets, rm, gc.")
@@ -25,10 +26,17 @@ def build(
     destdir: Annotated[str, typer.Option("--destdir", help="A world installed with -DNO_ROOT (its METALOG in it).")] = "",
     disk: Annotated[str, typer.Option("--disk", help="A disk image: raw, qcow2, or one of them in .xz.")] = "",
     kernel: Annotated[str, typer.Option("--kernel", help="A kernel file.")] = "",
-    base: Annotated[str, typer.Option("--base", help="An image whose kernel is swapped.")] = "",
+    base: Annotated[str, typer.Option("--base", help="An image whose kernel is swapped.", autocompletion=completion.images)] = "",
     kernconf: Annotated[str, typer.Option("--kernconf", help="XENA, XENB, XENREL, one of the tree's, or a file.")] = "",
-    world: Annotated[str, typer.Option("--world", help="small (what the suites need), zfs (small with ZFS) or full.")] = "",
-    layout: Annotated[str, typer.Option("--layout", help="See `fxh image layouts`.")] = "",
+    world: Annotated[
+        str,
+        typer.Option(
+            "--world",
+            help="small (what the suites need), zfs (small with ZFS) or full.",
+            autocompletion=completion.one_of("small", "zfs", "full"),
+        ),
+    ] = "",
+    layout: Annotated[str, typer.Option("--layout", help="See `fxh image layouts`.", autocompletion=completion.layouts)] = "",
     size: Annotated[int, typer.Option("--size", help="MiB of the root file system.")] = 0,
     bsize: Annotated[int, typer.Option("--bsize", help="Bytes of a UFS block: 8192 to 65536.")] = 0,
     root: Annotated[str, typer.Option("--root", help="With --disk: the root device, such as xbd0p3.")] = "",

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from harness.cli import completion
 from harness.errors import UsageError
 
 if TYPE_CHECKING:
@@ -19,12 +20,12 @@ if TYPE_CHECKING:
 
 app = typer.Typer(no_args_is_help=True, help="A Xen host inside QEMU.")
 
-Xen = Annotated[str, typer.Option("--xen", help="Xen version (a recipe of images/dom0).")]
+Xen = Annotated[str, typer.Option("--xen", help="Xen version (a recipe of images/dom0).", autocompletion=completion.xens)]
 Hypervisor = Annotated[Path | None, typer.Option("--hypervisor", help="A hypervisor of your own (xen.gz or ELF).")]
 Dom0Kernel = Annotated[Path | None, typer.Option("--dom0-kernel", help="A dom0 kernel of your own (vmlinuz).")]
 Memory = Annotated[int, typer.Option("--memory", help="MiB of the whole machine; dom0 takes 768.")]
 Cpus = Annotated[int, typer.Option("--cpus", help="Virtual CPUs.")]
-Accel = Annotated[str, typer.Option("--accel", help="auto, tcg or kvm.")]
+Accel = Annotated[str, typer.Option("--accel", help="auto, tcg or kvm.", autocompletion=completion.one_of("auto", "tcg", "kvm"))]
 Binary = Annotated[str, typer.Option("--qemu", help="QEMU's binary.")]
 Name = Annotated[str, typer.Argument(help="The lab's name.")]
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from harness import paths
-from harness.cli import places
+from harness.cli import completion, places
 from harness.errors import ExitCode, HarnessError, UsageError
 
 if TYPE_CHECKING:
@@ -79,8 +79,7 @@ def collect(options: list[str]) -> tuple[list[Entry], tuple[known.KnownIssue, ..
         run = Path(scratch) / "runs" / "list"
         argv = [
             str(suites),
-            "--rootdir",
-            str(paths.project()),
+            *places.pytest_root(paths.project(), paths.project()),
             "--collect-only",
             "-q",
             "-p",
@@ -104,16 +103,33 @@ def register(app: typer.Typer) -> None:
 
 
 def list_(
-    suites: Annotated[list[str] | None, typer.Argument(help="Suites by name (default: all).")] = None,
-    guest: Annotated[str, typer.Option("--guest", help="control, freebsd (by commas).")] = "",
-    guest_type: Annotated[str, typer.Option("--type", help="pv, pvh, hvm (by commas).")] = "",
-    firmware: Annotated[str, typer.Option("--firmware", help="Firmwares of HVM guests: bios, uefi (by commas).")] = "",
-    xen: Annotated[str, typer.Option("--xen", help="Xen versions of the lab (by commas).")] = "",
+    suites: Annotated[
+        list[str] | None, typer.Argument(help="Suites by name (default: all).", autocompletion=completion.suites)
+    ] = None,
+    guest: Annotated[
+        str, typer.Option("--guest", help="control, freebsd (by commas).", autocompletion=completion.one_of("control", "freebsd"))
+    ] = "",
+    guest_type: Annotated[
+        str,
+        typer.Option("--type", help="pv, pvh, hvm (by commas).", autocompletion=completion.one_of("pv", "pvh", "hvm", "pvshim")),
+    ] = "",
+    firmware: Annotated[
+        str,
+        typer.Option(
+            "--firmware", help="Firmwares of HVM guests: bios, uefi (by commas).", autocompletion=completion.one_of("bios", "uefi")
+        ),
+    ] = "",
+    xen: Annotated[str, typer.Option("--xen", help="Xen versions of the lab (by commas).", autocompletion=completion.xens)] = "",
     kernel: Annotated[Path | None, typer.Option("--kernel", help="A FreeBSD kernel, instead of the disk's own.")] = None,
     disk: Annotated[
         Path | None, typer.Option("--disk", help="A FreeBSD disk image: raw or qcow2, perhaps in .xz; it is only read.")
     ] = None,
-    image: Annotated[str, typer.Option("--image", help="A FreeBSD image of the store, or an exported one's directory.")] = "",
+    image: Annotated[
+        str,
+        typer.Option(
+            "--image", help="A FreeBSD image of the store, or an exported one's directory.", autocompletion=completion.images
+        ),
+    ] = "",
     root: Annotated[str, typer.Option("--root", help="The root device, where a disk has more than one.")] = "",
     everywhere: Annotated[bool, typer.Option("--all", help="All guests and types that there could be.")] = False,
     cases: Annotated[bool, typer.Option("--cases", help="Each case with why it is skipped or known to fail.")] = False,

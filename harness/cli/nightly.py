@@ -30,7 +30,7 @@ def nightly(
     from harness.nightly.plan import plan
 
     config = load().config
-    where = (reports or paths.project() / "reports").absolute()
+    where = (reports or paths.workspace() / "reports").absolute()
     steps = plan(config.nightly, config.mail, where)
     if dry_run:
         for step in steps:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -16,7 +17,21 @@ Reports = Annotated[Path | None, typer.Option("--reports", help="Where results a
 def reports(given: Path | None) -> Path:
     from harness import paths
 
-    return (given or paths.project() / "reports").absolute()
+    return (given or paths.workspace() / "reports").absolute()
+
+
+# pyproject.toml has the same for plain pytest.
+_SETTINGS = ("-c", os.devnull, "-o", "xfail_strict=true", "--strict-markers", "--strict-config", "-ra")
+
+
+def pytest_root(project: Path, root: Path) -> list[str]:
+    """pytest's words for the directory that cases are named relative to.
+
+    The suites of the project take no settings and no conftest.py from above it. pytest would look for these in all directories
+    above an installed copy, and find those of the user's own project.
+    """
+    settings = [*_SETTINGS, "--confcutdir", str(root)] if root == project else []
+    return [*settings, "--rootdir", str(root)]
 
 
 def disk(path: Path, root: str) -> None:

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from harness.cli import places
+from harness.cli import completion, places
 from harness.errors import ExitCode, UsageError
 
 
@@ -20,29 +20,63 @@ def register(app: typer.Typer) -> None:
 
 def run(
     context: typer.Context,
-    suites: Annotated[list[str] | None, typer.Argument(help="Suites by name, or paths of test files (default: all).")] = None,
+    suites: Annotated[
+        list[str] | None,
+        typer.Argument(help="Suites by name, or paths of test files (default: all).", autocompletion=completion.suites),
+    ] = None,
     keyword: Annotated[str, typer.Option("-k", help="Only cases that match, as pytest's -k.")] = "",
     workers: Annotated[int, typer.Option("-n", "--workers", help="Workers side by side, each on a lab or a host of its own.")] = 0,
-    guest: Annotated[str, typer.Option("--guest", help="control, freebsd (by commas).")] = "",
-    guest_type: Annotated[str, typer.Option("--type", help="pv, pvh, hvm (by commas); pvshim: pv in the PV shim.")] = "",
+    guest: Annotated[
+        str, typer.Option("--guest", help="control, freebsd (by commas).", autocompletion=completion.one_of("control", "freebsd"))
+    ] = "",
+    guest_type: Annotated[
+        str,
+        typer.Option(
+            "--type",
+            help="pv, pvh, hvm (by commas); pvshim: pv in the PV shim.",
+            autocompletion=completion.one_of("pv", "pvh", "hvm", "pvshim"),
+        ),
+    ] = "",
     pvshim: Annotated[bool, typer.Option("--pvshim", help="The same as --type pvshim.")] = False,
-    firmware: Annotated[str, typer.Option("--firmware", help="Firmwares of HVM guests: bios, uefi (by commas).")] = "",
-    xen: Annotated[str, typer.Option("--xen", help="Xen versions of the lab (by commas).")] = "",
+    firmware: Annotated[
+        str,
+        typer.Option(
+            "--firmware", help="Firmwares of HVM guests: bios, uefi (by commas).", autocompletion=completion.one_of("bios", "uefi")
+        ),
+    ] = "",
+    xen: Annotated[str, typer.Option("--xen", help="Xen versions of the lab (by commas).", autocompletion=completion.xens)] = "",
     kernel: Annotated[Path | None, typer.Option("--kernel", help="A FreeBSD kernel, instead of the disk's own.")] = None,
     disk: Annotated[
         Path | None, typer.Option("--disk", help="A FreeBSD disk image: raw or qcow2, perhaps in .xz; it is only read.")
     ] = None,
-    image: Annotated[str, typer.Option("--image", help="A FreeBSD image of the store, or an exported one's directory.")] = "",
-    bootloader: Annotated[str, typer.Option("--bootloader", help="pygrub: dom0 reads the kernel from the image's disk.")] = "",
+    image: Annotated[
+        str,
+        typer.Option(
+            "--image", help="A FreeBSD image of the store, or an exported one's directory.", autocompletion=completion.images
+        ),
+    ] = "",
+    bootloader: Annotated[
+        str,
+        typer.Option(
+            "--bootloader", help="pygrub: dom0 reads the kernel from the image's disk.", autocompletion=completion.one_of("pygrub")
+        ),
+    ] = "",
     root: Annotated[
         str, typer.Option("--root", help="The root device: xbd0p2, gpt/rootfs, zfs:POOL/DATASET (default: what the disk says).")
     ] = "",
     xen_host: Annotated[
-        str, typer.Option("--xen-host", help="Real hosts (by commas): names or tag:TAG of fxh.toml, user@host, local, lab.")
+        str,
+        typer.Option(
+            "--xen-host",
+            help="Real hosts (by commas): names or tag:TAG of fxh.toml, user@host, local, lab.",
+            autocompletion=completion.hosts,
+        ),
     ] = "",
     hypervisor: Annotated[Path | None, typer.Option("--hypervisor", help="The lab's hypervisor, of your own.")] = None,
     dom0_kernel: Annotated[Path | None, typer.Option("--dom0-kernel", help="The lab's dom0 kernel, of your own.")] = None,
-    accel: Annotated[str, typer.Option("--accel", help="auto, tcg or kvm.")] = "",
+    accel: Annotated[
+        str, typer.Option("--accel", help="auto, tcg or kvm.", autocompletion=completion.one_of("auto", "tcg", "kvm"))
+    ] = "",
     scale: Annotated[float, typer.Option("--scale", help="Stretches every time budget of a guest.")] = 0.0,
     control: Annotated[Path | None, typer.Option("--control", help="A control guest of your own: vmlinuz and initrd.")] = None,
     branch: Annotated[str, typer.Option("--branch", help="The line of development tested, for verdicts: main, stable/14.")] = "",
@@ -51,7 +85,12 @@ def run(
     ] = False,
     exitfirst: Annotated[bool, typer.Option("-x", help="Stop at the first failure.")] = False,
     keep: Annotated[
-        str, typer.Option("--keep", help="failed: leave a dead guest paused, to be looked at; it goes by itself.")
+        str,
+        typer.Option(
+            "--keep",
+            help="failed: leave a dead guest paused, to be looked at; it goes by itself.",
+            autocompletion=completion.one_of("failed"),
+        ),
     ] = "",
     shard: Annotated[str, typer.Option("--shard", help="I/N: the I-th of N parts, the same on every machine.")] = "",
     resume: Annotated[
@@ -90,8 +129,7 @@ def run(
     chosen = _paths(project, suites or [])
     argv = [
         *chosen,
-        "--rootdir",
-        str(_root(project, chosen)),
+        *places.pytest_root(project, _root(project, chosen)),
         "-q",
         "--no-header",
         "-p",
@@ -101,6 +139,8 @@ def run(
         "no:hypothesispytest",
         "--tb=short",
     ]
+    if context.find_root().params.get("verbose"):
+        argv += ["-o", "log_cli=true", "--log-cli-level=DEBUG"]
     if keyword:
         argv += ["-k", keyword]
     if exitfirst:

@@ -32,6 +32,7 @@ def record(
     """Take runs into docs/matrix.json and write the table anew. A later run replaces an earlier one, suite by suite and cell by cell."""
     from harness.cli import matrix as collecting
 
+    _to_change()
     entries, _ = collecting.collect(["--fxh-everywhere"])
     expected: dict[tuple[str, str], set[str]] = {}
     for entry in entries:
@@ -63,6 +64,7 @@ def record(
 @app.command()
 def write() -> None:
     """Write the table of docs/suites.md anew from docs/matrix.json."""
+    _to_change()
     write_text(_document(), _current(_read()))
 
 
@@ -81,6 +83,12 @@ def stale() -> tuple[str, ...]:
     except OSError as exc:
         return (f"docs/suites.md: {exc.strerror}",)
     return () if same else ("docs/suites.md: its matrix is not what docs/matrix.json gives; run `fxh matrix write`",)
+
+
+def _to_change() -> None:
+    """Raises UsageError for an installed copy, whose files are not the user's to change."""
+    if paths.project() == paths.PACKAGE / "_data":
+        raise UsageError("the matrix is a file of the source tree, and this is an installed copy", mend="run it in a checkout")
 
 
 def _data() -> Path:

@@ -60,7 +60,7 @@ def files() -> tuple[Path, ...]:
     given = os.environ.get("FXH_CONFIG")
     if given:
         return (Path(given),)
-    return (Path(platformdirs.user_config_dir("freebsd-xen-harness")) / NAME, paths.project() / NAME)
+    return (Path(platformdirs.user_config_dir("freebsd-xen-harness")) / NAME, paths.workspace() / NAME)
 
 
 def load(overrides: Mapping[str, Any] | None = None, environment: Mapping[str, str] | None = None) -> Loaded:

@@ -78,6 +78,9 @@ def _runs(reports: Path) -> list[Path]:
 @contextmanager
 def checkout(project: Path, commit: str) -> Iterator[Path]:
     """The harness as it was at ``commit``, for as long as the block lasts. Raises InfrastructureError."""
+    # git would look for a repository in all directories above, and could take one that has nothing to do with the harness.
+    if not (project / ".git").exists():
+        raise InfrastructureError(f"no harness at {commit}: {project} is no git checkout", mend="run it in a checkout")
     with tempfile.TemporaryDirectory(prefix="fxh-harness-") as directory:
         tree = Path(directory) / "tree"
         done = subprocess.run(

@@ -56,6 +56,7 @@ def of_this_machine(extra: Mapping[str, str]) -> Scrubber:
     """Knows the harness's own directories, the user's, and what the machine and the user are called."""
     places = {
         str(paths.project()): "(harness)",
+        str(paths.PACKAGE): "(harness)/harness",
         str(paths.store()): "(store)",
         str(paths.runtime()): "(runtime)",
         str(Path.home()): "(home)",

@@ -126,7 +126,9 @@ def add(parser: pytest.Parser) -> None:
     group.addoption("--shard", default="", help="i/n: the i-th of n parts of all cases, the same everywhere")
     group.addoption("--resume", action="store_true", default=False, help=argparse.SUPPRESS)
     group.addoption("--fxh-run", default="", help=argparse.SUPPRESS)
-    group.addoption("--reports", default="", help="where results go (default: reports/ of the project)")
+    group.addoption(
+        "--reports", default="", help="where results go (default: reports/ of the checkout, else of the current directory)"
+    )
 
 
 def read(config: pytest.Config) -> Options:
@@ -243,4 +245,4 @@ def _worker(config: pytest.Config) -> int:
 def reports(config: pytest.Config) -> Path:
     """Where runs and the page of the latest are kept."""
     given = str(config.getoption("reports"))
-    return Path(given).absolute() if given else paths.project() / "reports"
+    return Path(given).absolute() if given else paths.workspace() / "reports"

@@ -6,10 +6,9 @@ import hashlib
 import subprocess
 from pathlib import Path
 
-from harness import __version__
+from harness import __version__, paths
 
 _WHERE = ("harness", "suites", "images")
-_KINDS = (".py", ".toml", ".sh", "init")
 
 
 def of(project: Path) -> str:
@@ -45,9 +44,14 @@ def _git(project: Path, *words: str) -> str:
 
 
 def _content(project: Path) -> str:
+    """The hash of all files of ``harness``, ``suites`` and ``images``; an installed copy has the same hash as its checkout."""
+    package = project / "harness" if (project / "harness").is_dir() else paths.PACKAGE
     digest = hashlib.sha256()
-    for top in _WHERE:
-        for path in sorted((project / top).rglob("*")):
-            if path.name.endswith(_KINDS) and path.is_file():
-                digest.update(f"{path.relative_to(project)}\n".encode() + path.read_bytes())
+    for name in _WHERE:
+        top = package if name == "harness" else project / name
+        for path in sorted(top.rglob("*")):
+            relative = path.relative_to(top)
+            # Python's own caches, and the copies of the other two in an installed package.
+            if path.is_file() and "__pycache__" not in relative.parts and (name, relative.parts[0]) != ("harness", "_data"):
+                digest.update(f"{name}/{relative}\n".encode() + path.read_bytes())
     return digest.hexdigest()

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import logging
+import shlex
+import textwrap
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +13,9 @@ from typing import Protocol
 
 from harness.deadline import Deadline
 
-__all__ = ["Completed", "Stream", "Transport"]
+__all__ = ["Completed", "Stream", "Transport", "ended"]
+
+log = logging.getLogger("fxh.transport")
 
 
 @dataclass(frozen=True)
@@ -25,6 +31,16 @@ class Completed:
     def text(self) -> str:
         """``stdout`` as text; bytes that are not UTF-8 are replaced."""
         return self.stdout.decode("utf-8", "replace")
+
+
+def ended(where: str, done: Completed, started: float) -> None:
+    """Log a command that ended, for ``fxh -v``; ``started`` is a time of the monotonic clock (s).
+
+    Programs are passed as arguments, so a line is cut to 160 characters.
+    """
+    if log.isEnabledFor(logging.DEBUG):
+        line = textwrap.shorten(shlex.join(done.argv), 160, placeholder=" ...")
+        log.debug("%s: exit %d after %.2f s: %s", where, done.status, time.monotonic() - started, line)
 
 
 class Stream(Protocol):

@@ -11,11 +11,12 @@ import signal
 import socket
 import subprocess
 import threading
+import time
 from collections.abc import Iterator, Sequence
 
 from harness.deadline import Deadline
 from harness.errors import CommandFailed, DeadlineExpired, TransportError
-from harness.transport import Completed, Stream
+from harness.transport import Completed, Stream, ended
 from harness.transport.files import FileCopies
 
 _DEFAULT = 120.0
@@ -28,7 +29,7 @@ class LocalTransport(FileCopies):
 
     def run(self, argv: Sequence[str], deadline: Deadline | None = None, *, stdin: bytes = b"", check: bool = True) -> Completed:
         deadline = deadline or Deadline(_DEFAULT)
-        line = shlex.join(argv)
+        line, started = shlex.join(argv), time.monotonic()
         try:
             process = subprocess.Popen(
                 list(argv), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True
@@ -41,9 +42,11 @@ class LocalTransport(FileCopies):
             _kill(process)
             process.communicate()
             raise DeadlineExpired(f"no end within {deadline.seconds:.0f} s of: {line}") from None
-        if check and process.returncode:
-            raise CommandFailed(line, process.returncode, out.decode(errors="replace"), err.decode(errors="replace"))
-        return Completed(tuple(argv), process.returncode, out, err)
+        done = Completed(tuple(argv), process.returncode, out, err)
+        ended(self.name, done, started)
+        if check and done.status:
+            raise CommandFailed(line, done.status, out.decode(errors="replace"), err.decode(errors="replace"))
+        return done
 
     def open(self, argv: Sequence[str], *, pty: bool = False) -> Stream:
         try:

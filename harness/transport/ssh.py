@@ -10,6 +10,7 @@ import select
 import shlex
 import socket
 import threading
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -17,7 +18,7 @@ import paramiko
 
 from harness.deadline import Deadline
 from harness.errors import CommandFailed, DeadlineExpired, InfrastructureError, TransportError
-from harness.transport import Completed, Stream
+from harness.transport import Completed, Stream, ended
 from harness.transport.files import FileCopies
 
 log = logging.getLogger("fxh.transport")
@@ -142,7 +143,7 @@ class SshTransport(FileCopies):
 
     def run(self, argv: Sequence[str], deadline: Deadline | None = None, *, stdin: bytes = b"", check: bool = True) -> Completed:
         deadline = deadline or Deadline(_DEFAULT)
-        line = shlex.join(argv)
+        line, started = shlex.join(argv), time.monotonic()
         channel = self._channel(line, deadline)
         out, err = bytearray(), bytearray()
         unsent = memoryview(stdin)
@@ -186,6 +187,7 @@ class SshTransport(FileCopies):
         if status == -1 and not self._transport.is_active():
             raise TransportError(f"ssh to {self.name} dropped during: {line}")
         done = Completed(tuple(argv), status, bytes(out), bytes(err))
+        ended(self.name, done, started)
         if check and status != 0:
             raise CommandFailed(line, status, done.text, done.stderr.decode("utf-8", "replace"))
         return done

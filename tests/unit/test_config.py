@@ -46,7 +46,7 @@ def test_each_layer_covers_the_one_below(tmp_path: Path, monkeypatch: pytest.Mon
     [
         ("[run]\nscael = 2", "run.scael is not known\n  mend: did you mean 'scale'?"),
         ("[rnu]\nscale = 2", r"\[rnu\] is not known\n  mend: did you mean 'run'?"),
-        ('[hosts.a]\nadress = "x"', "hosts.a.adress is not known\n  mend: did you mean 'address'?"),
+        ('[hosts.a]\nadress = "x"', "hosts.a.adress is not known\n  mend: did you mean 'address'?"),  # codespell:ignore adress
         ('[run]\nscale = "2"', "run.scale = '2'\n  mend: it takes a value of type float"),
         ("[run]\nworkers = true", "run.workers = True"),
         ('[hosts.a]\ntags = "x"', "it takes a list of words"),

@@ -1,13 +1,15 @@
-"""Copies there and back, holes kept."""
+"""Copies there and back, holes kept; the log of commands."""
 
 from __future__ import annotations
 
+import logging
 import os
+import re
 from pathlib import Path
 
 import pytest
 
-from harness.errors import InfrastructureError
+from harness.errors import CommandFailed, InfrastructureError
 from harness.transport.local import LocalTransport
 
 
@@ -27,3 +29,23 @@ def test_no_space(tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(b"x" * 100_000)
     with pytest.raises(InfrastructureError, match="is there space on the host"):
         LocalTransport().put(tmp_path / "a", "/dev/full/no")
+
+
+# -- what fxh -v shows ------------------------------------------------------------------------------------------------
+
+
+def test_each_command_is_logged_with_its_status_and_time(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG, "fxh.transport")
+    LocalTransport().run(["sh", "-c", "exit 3"], check=False)
+    LocalTransport().run(["true", "x" * 1000])
+    failed, long = [record.getMessage() for record in caplog.records]
+    assert re.fullmatch(r"localhost: exit 3 after \d+\.\d\d s: sh -c 'exit 3'", failed)
+    assert long.startswith("localhost: exit 0 after ")
+    assert len(long) < 250
+
+
+def test_a_command_that_fails_is_logged_before_its_error(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG, "fxh.transport")
+    with pytest.raises(CommandFailed):
+        LocalTransport().run(["false"])
+    assert [record.getMessage().rpartition(" ")[2] for record in caplog.records] == ["false"]

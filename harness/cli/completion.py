@@ -1,0 +1,104 @@
+"""fxh completion: TAB in bash, zsh and fish, by typer's own scripts, and the values that options can have."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from enum import StrEnum
+from typing import Annotated
+
+import typer
+
+from harness.errors import HarnessError
+
+PROGRAM, VARIABLE = "fxh", "_FXH_COMPLETE"
+
+
+class Shell(StrEnum):
+    BASH = "bash"
+    ZSH = "zsh"
+    FISH = "fish"
+
+
+def register(app: typer.Typer) -> None:
+    app.command()(completion)
+
+
+def completion(shell: Annotated[Shell, typer.Argument(help="The shell that will read the script.")]) -> None:
+    """Print the script that completes fxh's commands, options and values.
+
+    bash: fxh completion bash > ~/.local/share/bash-completion/completions/fxh
+
+    zsh: fxh completion zsh > ~/.zfunc/_fxh, and in ~/.zshrc: fpath+=~/.zfunc; autoload -Uz compinit; compinit
+
+    fish: fxh completion fish > ~/.config/fish/completions/fxh.fish
+
+    The script calls fxh, which has to be in PATH.
+    """
+    from typer.completion import get_completion_script  # type: ignore[attr-defined]
+
+    script = get_completion_script(prog_name=PROGRAM, complete_var=VARIABLE, shell=shell.value)
+    if shell is Shell.ZSH:
+        # An autoloaded file runs at the first TAB, and compdef in it takes effect at the second only.
+        script += f'\n[ "$funcstack[1]" != "_{PROGRAM}" ] || _{PROGRAM}_completion "$@"'
+    print(script)
+
+
+def prepare() -> None:
+    """Let typer answer a shell that asks for completions."""
+    if VARIABLE in os.environ:
+        from typer.completion import completion_init  # type: ignore[attr-defined]
+
+        completion_init()
+
+
+def listed(values: Callable[[], Iterable[str]]) -> Callable[[str], list[str]]:
+    """Completes the last word of a list that is separated by commas. A list that cannot be read has no values."""
+
+    def complete(incomplete: str) -> list[str]:
+        before, comma, last = incomplete.rpartition(",")
+        with suppress(HarnessError, OSError, ValueError):
+            return [before + comma + value for value in values() if value.startswith(last)]
+        return []
+
+    return complete
+
+
+def one_of(*values: str) -> Callable[[str], list[str]]:
+    """As :func:`listed`, for values that are always the same."""
+    return listed(lambda: values)
+
+
+def _suites() -> list[str]:
+    from harness import paths
+
+    return sorted(path.parent.name for path in (paths.project() / "suites").glob("*/__init__.py"))
+
+
+def _xens() -> tuple[str, ...]:
+    from harness.lab import recipe
+
+    return recipe.available()
+
+
+def _images() -> list[str]:
+    from harness.images import image
+
+    return sorted(image.names())
+
+
+def _layouts() -> list[str]:
+    from harness.images import layout
+
+    return sorted(layout.available())
+
+
+def _hosts() -> list[str]:
+    from harness.config import load
+
+    hosts = load().config.hosts
+    return ["lab", "local", *hosts, *sorted({f"tag:{tag}" for host in hosts.values() for tag in host.tags})]
+
+
+suites, xens, images, layouts, hosts = (listed(values) for values in (_suites, _xens, _images, _layouts, _hosts))

@@ -1,0 +1,108 @@
+"""What others need of the project: its license, its version, its dependencies, its CI."""
+
+from __future__ import annotations
+
+import ast
+import importlib.metadata
+import re
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+import yaml
+
+import harness
+from harness.cli import places
+from tests.conftest import ROOT
+
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+# Used without an import: pytest loads them for `fxh run -n` and for --alluredir.
+PLUGINS = {"pytest-xdist", "allure-pytest"}
+
+
+def canonical(name: str) -> str:
+    """As PEP 503 compares names of distributions."""
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def imported(*top: str) -> set[str]:
+    """The packages that the sources below ``top`` import, by the first part of their names; ``qemu`` is a namespace."""
+    found = set()
+    for path in (file for name in top for file in (ROOT / name).rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                found |= {name.name.partition(".")[0] for name in node.names}
+            elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+                found.add(node.module.partition(".")[0])
+    return found - set(sys.stdlib_module_names) - {"harness", "suites"}
+
+
+def test_each_dependency_is_imported_and_each_import_is_a_dependency() -> None:
+    providers = importlib.metadata.packages_distributions()
+    declared = {canonical(re.split(r"[<>=!~ \[]", line)[0]) for line in PROJECT["dependencies"]}
+    used, missing = set(), set()
+    for name in imported("harness", "suites"):
+        owners = {canonical(owner) for owner in providers.get(name, [name])}
+        used |= owners & declared
+        if not owners & declared:
+            missing.add(name)
+    assert not missing, f"imported, but not a dependency: {missing}"
+    assert declared - used - PLUGINS == set(), "a dependency that nothing imports"
+
+
+def test_the_version_is_the_same_everywhere() -> None:
+    released = re.findall(r"^## \[(\d[^\]]*)\] - \d{4}-\d\d-\d\d$", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
+    assert harness.__version__ == PROJECT["version"] == released[0]
+    assert released == sorted(released, key=lambda text: [int(part) for part in text.split(".")], reverse=True)
+
+
+def test_the_license_is_the_one_that_is_declared() -> None:
+    text = (ROOT / "LICENSE").read_text()
+    assert text.startswith("BSD 2-Clause License")
+    assert "The freebsd-xen-harness authors" in text
+    assert PROJECT["license"] == "BSD-2-Clause"
+
+
+def test_the_workflow_runs_what_a_developer_runs() -> None:
+    (file,) = (ROOT / ".github/workflows").iterdir()
+    flow = yaml.safe_load(file.read_text())
+    commands = [step["run"] for job in flow["jobs"].values() for step in job["steps"] if "run" in step]
+    assert commands == [".ci/run"]
+    assert (ROOT / ".ci/run").stat().st_mode & 0o111
+
+
+def test_the_issue_template_asks_for_an_exported_failure() -> None:
+    form = yaml.safe_load((ROOT / ".github/ISSUE_TEMPLATE/bug.yml").read_text())
+    fields = {field["id"]: field for field in form["body"] if "id" in field}
+    assert "fxh repro export" in fields["repro"]["attributes"]["description"]
+    assert fields["repro"]["validations"]["required"]
+    assert len(fields) == len({field["attributes"]["label"] for field in fields.values()})
+
+
+def test_the_page_on_architecture_shows_the_layers_that_are_checked() -> None:
+    contracts = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
+    (layers,) = (contract for contract in contracts if contract["type"] == "layers")
+    shown = (ROOT / "docs/architecture.md").read_text().split("```")[1].split("\n")
+    assert [line for line in shown if line] == layers["layers"]
+    assert layers["exhaustive"]
+
+
+def test_fxh_runs_the_suites_with_the_settings_of_plain_pytest(tmp_path: Path) -> None:
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["pytest"]["ini_options"]
+    words = places.pytest_root(tmp_path, tmp_path)
+    assert [word for word in settings["addopts"] if word not in words] == []
+    assert "xfail_strict=true" in words
+    assert settings["xfail_strict"] is True
+
+
+@pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md"])
+def test_links_to_files_lead_somewhere(name: str) -> None:
+    links = re.findall(r"\]\((?!https?:|#)([^)#]+)", (ROOT / name).read_text())
+    assert not [link for link in links if not Path(ROOT / link).exists()]
+
+
+@pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md"])
+def test_every_make_target_is_there(name: str) -> None:
+    targets = {line.partition(":")[0] for line in (ROOT / "Makefile").read_text().splitlines() if re.match(r"[a-z]+:", line)}
+    assert set(re.findall(r"(?:`|^    )make ([a-z]+)", (ROOT / name).read_text(), re.MULTILINE)) <= targets
