@@ -71,7 +71,7 @@ def ident(kernel: bytes) -> str:
     """The ident in a FreeBSD kernel's version line. Raises UsageError when it has none."""
     named = banner(kernel)
     if not named:
-        raise UsageError("no FreeBSD kernel: it has no `FreeBSD <release> <ident>` line")
+        raise UsageError("no FreeBSD kernel: it names neither a release nor an ident", mend="give .../boot/kernel/kernel")
     return named.rpartition(" ")[2]
 
 
@@ -85,5 +85,6 @@ def twin(kernel: bytes) -> tuple[bytes, str]:
     changed = kernel.replace(b"\0" + own + b"\0", b"\0" + other + b"\0")
     if changed == kernel:
         raise UsageError(f"the kernel's ident {own.decode()} is not found apart from its version")
-    named = rb"(FreeBSD \d+\.\d+-[A-Za-z0-9_-]+ )" + re.escape(own) + rb"(?=[\n\0])"
+    # The ident ends the version, or the directory of the build that the version ends with.
+    named = rb"(FreeBSD \d+\.\d+-[^\0]{1,400}?[ /])" + re.escape(own) + rb"(?=\n?\0)"
     return re.sub(named, rb"\g<1>" + other, changed), other.decode()
