@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import tempfile
 from dataclasses import replace
@@ -13,8 +14,9 @@ from harness import paths
 from harness.digest import file_sha256
 from harness.errors import UsageError
 from harness.guests.source import DiskImage, GuestSource
-from harness.images import makefs
+from harness.images import holes, makefs, ufs, window
 from harness.images.kernelfile import banner
+from harness.images.ufs import BadFileSystem, Ufs
 
 MENU = """\
 default=0
@@ -62,9 +64,24 @@ def make_ext2(tree: Path, target: Path, mib: int, *, bsize: int = 1024) -> None:
 
 
 def make_ufs(tree: Path, target: Path, *, version: int = 1, bsize: int = 8192, size: str = "32m") -> None:
-    """A UFS with blocks of ``bsize`` bytes and fragments of an eighth (a half at 4096). Raises BuildError."""
+    """A UFS with blocks of ``bsize`` bytes and fragments of an eighth, in a volume that is a block larger. Raises BuildError.
+
+    Blocks of zeros are holes. libfsimage reads a directory in whole blocks, and finds none whose block ends behind the volume.
+    """
     options = f"version={version},bsize={bsize},fsize={bsize // 8},optimization=space"
     makefs.run(["makefs", "-t", "ffs", "-B", "le", "-s", size, "-o", options, str(target), str(tree)])
+    holes.dig(target)
+    os.truncate(target, target.stat().st_size + bsize)
+
+
+def holes_in(volume: Path, path: str) -> int:
+    """How many blocks of the file ``path`` of a raw UFS are holes. Raises UsageError where there is no such file."""
+    with window.opened(volume) as whole:
+        fs = ufs.superblock(whole)
+        try:
+            return Ufs(whole, fs).holes(path) if fs else 0
+        except BadFileSystem as exc:
+            raise UsageError(f"{volume}: {exc}") from exc
 
 
 def ident(kernel: bytes) -> str:
