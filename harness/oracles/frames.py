@@ -95,10 +95,11 @@ def read(path: Path) -> Capture:
     with path.open("rb") as file:
         try:
             for kind, data, wire in _records(file):
-                try:
-                    found.append(_frame(data, wire, kind))
-                except _Skipped as exc:
-                    skipped[str(exc)] += 1
+                frame = _frame(data, wire, kind)
+                if isinstance(frame, Frame):
+                    found.append(frame)
+                else:
+                    skipped[frame] += 1
         except ValueError as exc:
             damage = str(exc)
     return Capture(tuple(found), dict(skipped), damage)
@@ -164,9 +165,15 @@ class _Bytes:
         return int.from_bytes(self.take(at, size), "big")
 
 
-def _frame(data: bytes, wire: int = 0, kind: int = _ETHERNET) -> Frame:
-    """The packet in the frame ``data`` of link type ``kind``, which had ``wire`` bytes. Raises _Skipped with the reason."""
-    raw = _Bytes(data, max(wire, len(data)))
+def _frame(data: bytes, wire: int = 0, kind: int = _ETHERNET) -> Frame | str:
+    """The packet in the frame ``data`` of link type ``kind``, which had ``wire`` bytes; or why it is skipped."""
+    try:
+        return _packet(_Bytes(data, max(wire, len(data))), kind)
+    except _Skipped as exc:
+        return str(exc)
+
+
+def _packet(raw: _Bytes, kind: int) -> Frame:
     network, at = _network(raw, kind)
     if network == _IPV4:
         packet = _ipv4(raw, at)
