@@ -123,6 +123,10 @@ def test_what_stands_against_uefi_is_said_before_anything_boots() -> None:
         configure(Host(no_uefi="no firmware file /usr/share/ovmf/OVMF.fd"), source("uefi"), shape, "x")  # type: ignore[arg-type]
     assert "OvmfXen" in caught.value.mend
     assert "package ovmf" in caught.value.mend
+    for asked_for in ("", "bios"):
+        with pytest.raises(CannotRun, match="only UEFI can start it") as caught:
+            configure(Host(), source("uefi"), Shape("hvm", firmware=asked_for), "x")  # type: ignore[arg-type]
+        assert caught.value.mend == "--firmware uefi"
 
 
 # -- the host ---------------------------------------------------------------------------------------------------------
