@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import tempfile
 from dataclasses import replace
@@ -13,8 +14,9 @@ from harness import paths, preparing
 from harness.digest import known_sha256
 from harness.errors import UsageError
 from harness.guests.source import DiskImage, GuestSource
-from harness.images import makefs
+from harness.images import holes, makefs, ufs, window
 from harness.images.kernelfile import banner
+from harness.images.ufs import BadFileSystem, Ufs
 
 MENU = """\
 default=0
@@ -62,16 +64,31 @@ def make_ext2(tree: Path, target: Path, mib: int, *, bsize: int = 1024) -> None:
 
 
 def make_ufs(tree: Path, target: Path, *, version: int = 1, bsize: int = 8192, size: str = "32m") -> None:
-    """A UFS with blocks of ``bsize`` bytes and fragments of an eighth (a half at 4096). Raises BuildError."""
+    """A UFS with blocks of ``bsize`` bytes and fragments of an eighth, in a volume that is a block larger. Raises BuildError.
+
+    Blocks of zeros are holes. libfsimage reads a directory in whole blocks, and finds none whose block ends behind the volume.
+    """
     options = f"version={version},bsize={bsize},fsize={bsize // 8},optimization=space"
     makefs.run(["makefs", "-t", "ffs", "-B", "le", "-s", size, "-o", options, str(target), str(tree)])
+    holes.dig(target)
+    os.truncate(target, target.stat().st_size + bsize)
+
+
+def holes_in(volume: Path, path: str) -> int:
+    """How many blocks of the file ``path`` of a raw UFS are holes. Raises UsageError where there is no such file."""
+    with window.opened(volume) as whole:
+        fs = ufs.superblock(whole)
+        try:
+            return Ufs(whole, fs).holes(path) if fs else 0
+        except BadFileSystem as exc:
+            raise UsageError(f"{volume}: {exc}") from exc
 
 
 def ident(kernel: bytes) -> str:
     """The ident in a FreeBSD kernel's version line. Raises UsageError when it has none."""
     named = banner(kernel)
     if not named:
-        raise UsageError("no FreeBSD kernel: it has no `FreeBSD <release> <ident>` line")
+        raise UsageError("no FreeBSD kernel: it names neither a release nor an ident", mend="give .../boot/kernel/kernel")
     return named.rpartition(" ")[2]
 
 
@@ -85,5 +102,6 @@ def twin(kernel: bytes) -> tuple[bytes, str]:
     changed = kernel.replace(b"\0" + own + b"\0", b"\0" + other + b"\0")
     if changed == kernel:
         raise UsageError(f"the kernel's ident {own.decode()} is not found apart from its version")
-    named = rb"(FreeBSD \d+\.\d+-[A-Za-z0-9_-]+ )" + re.escape(own) + rb"(?=[\n\0])"
+    # The ident ends the version, or the directory of the build that the version ends with.
+    named = rb"(FreeBSD \d+\.\d+-[^\0]{1,400}?[ /])" + re.escape(own) + rb"(?=\n?\0)"
     return re.sub(named, rb"\g<1>" + other, changed), other.decode()

@@ -241,7 +241,8 @@ class Link:
     def capture(self, target: Path, *, whole: bool = False) -> Iterator[list[Frame]]:
         """What passes dom0's end of the vif while inside; kept at ``target``; the list is filled at the end.
 
-        ``whole`` frames are needed for checksums; headers do for sizes.
+        ``whole`` frames are needed for checksums; headers do for sizes. The log has the count of skipped frames with the reasons.
+        Raises InfrastructureError when frames are missing from the capture.
         """
         remote = f"/run/fxh-{secrets.token_hex(4)}.pcap"
         # Immediately: else what the kernel collected in the last second is never read by a tcpdump that is told to end. Its ring then
@@ -276,7 +277,11 @@ class Link:
             self.host.transport.get(remote, target)
             self.host.transport.run(["rm", "-f", remote])
             stream.close()
-            found += frames.read(target)
+            taken = frames.read(target)
+            log.info("%s: %s", target.name, taken.summary)
+            found += taken
+        if taken.damage:
+            raise InfrastructureError(f"{target.name}: {taken.damage}", mend="is dom0's /run full?")
 
     def checksum_errors(self) -> int:
         """TCP segments that dom0 threw away for their checksum, since it booted (InCsumErrors in /proc/net/snmp)."""

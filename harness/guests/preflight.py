@@ -29,6 +29,8 @@ def check(host: XenHost, source: GuestSource, shape: Shape) -> None:
         )
     if shape.firmware == UEFI:
         _uefi(host, source, shape)
+    elif shape.type == "hvm" and (why := source.why_no_bios):
+        raise CannotRun(why, mend="--firmware uefi")
     old_pv = entry(shape.type) == "pv" and source.bits == 32
     if old_pv and shape.vcpus > 1:
         raise CannotRun(f"{source.label} as 32-bit PV with {shape.vcpus} vCPUs", mend="one: with more it hangs")

@@ -79,6 +79,11 @@ class GuestSource:
         """Why no UEFI firmware can start it, or ""."""
         return "" if UEFI in self.firmwares else f"{self.label}: UEFI cannot start it: its disk has no EFI system partition"
 
+    @property
+    def why_no_bios(self) -> str:
+        """Why no BIOS can start it, or ""."""
+        return "" if BIOS in self.firmwares else f"{self.label}: only UEFI can start it: its disk has no boot code for a BIOS"
+
     @cached_property
     def bits(self) -> int:
         """Of a FreeBSD's kernel: 32 or 64; 0 where none is known."""

@@ -24,7 +24,7 @@ from harness.images.store import Entry
 log = logging.getLogger("fxh.images")
 
 # Raise when the same inputs come out as another image.
-_BUILDER = 3
+_BUILDER = 4
 _OF_WORLD = "world's "
 _ZFS_MODULE = "./boot/kernel/zfs.ko"
 

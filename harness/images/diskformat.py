@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import lzma
 import os
+import re
 import shutil
 import subprocess
 import tempfile
@@ -34,15 +35,30 @@ _READER = 1
 # Formats by (offset, magic); the word is qemu-img's where it has one.
 _MAGICS = (
     (0, b"\xfd7zXZ\0", "xz"), (0, b"QFI\xfb", "qcow2"), (0, b"conectix", "vpc"), (0, b"vhdxfile", "vhdx"),
-    (64, b"\x7f\x10\xda\xbe", "vdi"), (0, b"KDMV", "vmdk"), (0, b"COWD", "vmdk"), (0, b"# Disk DescriptorFile", "vmdk"),
-    (0, b"QED\0", "qed"), (0, b"WithoutFreeSpace", "parallels"), (0, b"WithouFreSpacExt", "parallels"),
+    (64, b"\x7f\x10\xda\xbe", "vdi"), (0, b"KDMV", "vmdk"), (0, b"COWD", "vmdk"), (0, b"\xbe\xba\xfe\xca\0\0\0\0", "vmdk"),
+    (0, b"QED\0", "qed"), (0, b"WithoutFreeSpace", "parallels"), (0, b"WithouFreSpacExt", "parallels"), (0, b"Bochs Virtual HD Image", "bochs"),
 )  # fmt: skip
 _PACKED = (
     (0, b"\x1f\x8b", "gzip", "gunzip"), (0, b"BZh", "bzip2", "bunzip2"), (0, b"\x28\xb5\x2f\xfd", "zstd", "unzstd"),
-    (0, b"\x04\x22\x4d\x18", "lz4", "unlz4"), (0, b"PK\x03\x04", "zip", "unzip"), (0, b"7z\xbc\xaf\x27\x1c", "7z", "7z x"),
-    (257, b"ustar", "tar", "tar xf (release sets: fxh image build --dist)"),
+    (0, b"\x04\x22\x4d\x18", "lz4", "unlz4"), (0, b"\x02\x21\x4c\x18", "lz4", "unlz4"), (0, b"LZIP", "lzip", "lunzip"),
+    (0, b"\x89LZO\0\r\n", "lzop", "lzop -d"), (0, b"\x1f\x9d", "compress", "uncompress"), (0, b"\x5d\0\0\x80\0\xff", "lzma", "unlzma"),
+    (0, b"\x5d\0\0\0\4\xff", "lzma", "unlzma"), (0, b"PK\x03\x04", "zip", "unzip"), (0, b"7z\xbc\xaf\x27\x1c", "7z", "7z x"),
+    (257, b"ustar", "tar", "tar xf (release sets: fxh image build --dist; an OVA has a VMDK in it)"),
 )  # fmt: skip
-_NAMES = {"vpc": "VHD", "vhdx": "VHDX", "vdi": "VDI", "vmdk": "VMDK", "qed": "QED", "parallels": "Parallels"}
+# zstd's and lz4's frames that hold no data, which pzstd writes first: 0x184D2A50 to 0x184D2A5F.
+_SKIPPABLE = re.compile(rb"[\x50-\x5f]\x2a\x4d\x18", re.DOTALL)
+# The text that names the files of a VMDK; blank lines and other comments can precede its settings (QEMU's block/vmdk.c).
+_DESCRIPTOR = re.compile(rb"(?:[ \t]*(?:#[^\n]*)?\r?\n)*[ \t]*(?:# *disk *descriptor *file|version *= *\d)", re.IGNORECASE)
+_NAMES = {
+    "vpc": "VHD",
+    "vhdx": "VHDX",
+    "vdi": "VDI",
+    "vmdk": "VMDK",
+    "qed": "QED",
+    "parallels": "Parallels",
+    "bochs": "Bochs",
+    "dmg": "DMG",
+}
 
 
 @dataclass(frozen=True)
@@ -76,12 +92,20 @@ def identify(path: Path) -> str:
             tail = file.read(512)
     except OSError as exc:
         raise UsageError(f"{path}: {exc.strerror}", mend="give the path of a disk image that can be read") from exc
-    for at, magic, name, tool in _PACKED:
-        if head[at : at + len(magic)] == magic:
-            raise UsageError(f"{path}: a {name} file, no disk image", mend=f"unpack it first: {tool} {path.name}")
+    packed = [(name, tool) for at, magic, name, tool in _PACKED if head[at : at + len(magic)] == magic]
+    if not packed and _SKIPPABLE.match(head):
+        packed = [("zstd or lz4", "unzstd, or unlz4,")]
+    for name, tool in packed:
+        # lz, lzma, lzop are spelled when they are read aloud.
+        article = "an" if name.startswith("lz") else "a"
+        raise UsageError(f"{path}: {article} {name} file, no disk image", mend=f"unpack it first: {tool} {path.name}")
+    if head[:4] == b"\x7fELF":
+        raise UsageError(f"{path}: an ELF file, no disk image", mend="is it a kernel? then --kernel FILE, with --disk DISK")
     found = next((name for at, magic, name in _MAGICS if head[at : at + len(magic)] == magic), "")
-    # A VHD of fixed size is the raw disk with a sector behind it.
-    found = found or ("vpc" if tail[:8] == b"conectix" else "raw")
+    if not found and _DESCRIPTOR.match(head):
+        found = "vmdk"
+    if not found:
+        found = _by_tail(tail)
     if found in _NAMES:
         raise UsageError(
             f"{path}: a {_NAMES[found]} file, and only raw and qcow2 disks are read",
@@ -93,6 +117,14 @@ def identify(path: Path) -> str:
             mend="give a raw or qcow2 image, or one in .xz; is the file whole?",
         )
     return found
+
+
+def _by_tail(tail: bytes) -> str:
+    """The format of a file that is told by its last 512 bytes."""
+    # A VHD of fixed size is the raw disk with a sector behind it; that of Virtual PC 2004 and older has 511 bytes.
+    if b"conectix" in (tail[:8], tail[1:9]):
+        return "vpc"
+    return "dmg" if tail[:4] == b"koly" else "raw"
 
 
 def raw(path: Path) -> RawDisk:

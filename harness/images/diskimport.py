@@ -17,7 +17,7 @@ from harness.images.recipe import Recipe
 
 _DISK = {"file": "xvda.img", "vdev": "xvda", "format": "raw", "slot": -1}
 # Raise when the same disk is imported as another image.
-_IMPORTER = 2
+_IMPORTER = 3
 
 
 def take(recipe: Recipe) -> Image:
@@ -56,15 +56,22 @@ def _take(recipe: Recipe, disk: RawDisk) -> Image:
             return own(work)
         begun = time.monotonic()
         root = diskread.root_device(disk, recipe.root)
-        _, boots = look(disk.path)
-        types = [*kernel.types, *(["hvm"] if boots else [])]
+        firmwares = diskread.firmwares(disk)
+        types = [*kernel.types, *(["hvm"] if firmwares else [])]
+        if root.startswith("zfs:") and not kernel.zfs:
+            types = [name for name in types if name == "hvm"]
         if not types:
-            raise UsageError(kernelfile.why_not(kernel, False), mend="a kernel with `options XENHVM`, or a disk with boot code")
+            raise UsageError(
+                kernelfile.why_not(kernel, False)
+                or f"{kernel.path}: FreeBSD {kernel.version} without ZFS, and the root of {disk.given.name} is {root}: without the loader "
+                "nobody loads the module, and the disk has neither boot code nor an EFI system partition",
+                mend="a kernel with `options XENHVM` (and ZFS for a root on it), or a disk with boot code or an EFI system partition",
+            )
         _copy(disk.path, work / "xvda.img")
         shutil.copyfile(kernel.path, work / "kernel")
         return {
             "version": kernel.version, "branch": kernel.branch, "osreldate": kernel.osreldate, "machine": kernel.machine, "layout": "imported", "about": f"the disk {disk.given.name}",
-            **diskread.root_of(root), "types": types, "pygrub": False, "kernel": {"sha256": kernel.sha256, "path": ""}, "world": "",
+            **diskread.root_of(root), "types": types, "firmwares": list(firmwares), "pygrub": False, "kernel": {"sha256": kernel.sha256, "path": ""}, "world": "",
             "disks": [_DISK], "inputs": [vars(item) for item in inputs], "built": stamp.now(),
             "seconds": round(time.monotonic() - begun, 2),
         }  # fmt: skip

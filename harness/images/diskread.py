@@ -24,6 +24,7 @@ from harness.images.image import Image
 from harness.images.inputs import Input, key_of
 from harness.images.kernelfile import KernelFile
 from harness.images.rootfs import Root
+from harness.images.tables import SECTOR
 from harness.images.ufs import BadFileSystem, Ufs
 from harness.images.volume import Files, Volume
 from harness.images.window import Window
@@ -81,11 +82,22 @@ def found(disk: RawDisk, root: str = "") -> Iterator[Found]:
         candidates = _roots(disk, volumes, stack)
         chosen = _choose(disk, candidates, volumes, root)
         _sound(disk, chosen)
+        if not root:
+            _sectors(disk, chosen.volume)
         system = rootfs.read(chosen.files)
         device = _device(disk, chosen, system, root)
-        uefi = any(item.part.type == "efi" and item.kind == "FAT" for item in volumes)
-        firmwares = (*(["bios"] if parttable.boot_code(whole) else []), *(["uefi"] if uefi else []))
-        yield Found(chosen, system, device, firmwares)
+        yield Found(chosen, system, device, _firmwares(whole, volumes))
+
+
+def firmwares(disk: RawDisk) -> tuple[str, ...]:
+    """Those of ``bios`` and ``uefi`` that find something to start on ``disk``. Raises UsageError for a table that cannot be read."""
+    with window.opened(disk.path) as whole:
+        return _firmwares(whole, _volumes(disk, whole))
+
+
+def _firmwares(whole: Window, volumes: list[Volume]) -> tuple[str, ...]:
+    uefi = any(item.part.type == "efi" and item.kind == "FAT" for item in volumes)
+    return (*(["bios"] if parttable.boot_code(whole) else []), *(["uefi"] if uefi else []))
 
 
 def _volumes(disk: RawDisk, whole: Window) -> list[Volume]:
@@ -164,6 +176,12 @@ def _nothing(disk: RawDisk, volumes: list[Volume]) -> UsageError:
                 f"{disk.given}: the ZFS pool {pool.name} on {item.part.name} needs more disks ({pool.layout}, {pool.vdevs} vdevs)",
                 mend="a pool of one disk can be read; make an image of one",
             )
+    unread = [item.part.name for item in volumes if item.part.type == "freebsd-zfs" and item.pool is None and item.kind != "geli"]
+    if unread:
+        return UsageError(
+            f"{disk.given}: its root is in a ZFS pool on {', '.join(unread)}, and no label of a pool can be read there",
+            mend="is the image whole? Otherwise name root and kernel, unread: --kernel FILE --root zfs:POOL/ROOT/default",
+        )
     encrypted = [item.part.name for item in volumes if item.kind in ("geli", "LUKS (encrypted)")]
     if encrypted:
         return UsageError(
@@ -183,6 +201,17 @@ def _sound(disk: RawDisk, chosen: Candidate) -> None:
             f"{disk.given}: the UFS on {name} is not as it should be: {fs.pending}",
             mend=f"shut its system down cleanly before the image is taken, or run fsck_ffs -y on {name}; --kernel FILE --root {name} boots "
             "it as it is",
+        )
+
+
+def _sectors(disk: RawDisk, item: Volume) -> None:
+    """Refuse a table that the guest would not find: Linux's and QEMU's backends give a disk that is a file sectors of 512 bytes."""
+    part = item.part
+    if part.sector != SECTOR:
+        raise UsageError(
+            f"{disk.given}: its table counts in sectors of {part.sector} bytes, and Xen gives a guest's disk that is a file sectors of "
+            f"{SECTOR}: the guest would not find {item.described}",
+            mend=f"copy the partitions to a disk with sectors of {SECTOR} bytes; where the hosts' storage has such sectors: --root {part.name}",
         )
 
 
@@ -222,7 +251,11 @@ def root_device(disk: RawDisk, root: str = "") -> str:
     except NoFreeBSD:
         with window.opened(disk.path) as whole:
             volumes = _volumes(disk, whole)
-        return next((item.part.name for item in volumes if item.fs is not None), DISK)
+        chosen = next((item for item in volumes if item.fs is not None), None)
+        if chosen is None:
+            return DISK
+        _sectors(disk, chosen)
+        return chosen.part.name
 
 
 # -- as an image ------------------------------------------------------------------------------------------------------
@@ -336,10 +369,13 @@ def check_types(image: Image, wanted: Sequence[str]) -> None:
 def tell(image: Image) -> None:
     """Say on standard error what was found on a disk."""
     data = image.data
+    on_zfs = " (ZFS)" if str(data["mountfrom"]).startswith("zfs:") else ""
     print(
-        f"{image.name}: FreeBSD {data['version']} {data['machine']}, root {data['root']}, {'/'.join(data['types'])}",
+        f"{image.name}: FreeBSD {data['version']} {data['machine']}, root {data['root']}{on_zfs}, {'/'.join(data['types'])}",
         file=sys.stderr,
     )
+    if data["firmwares"] == ["uefi"]:
+        print("     HVM by UEFI alone (--firmware uefi): the disk has no boot code for a BIOS", file=sys.stderr)
     if data["modules"] and "pvh" in data["types"]:
         print(f"     as PVH without the modules of its loader.conf: {', '.join(data['modules'])}", file=sys.stderr)
     for line in data["why_not"]:

@@ -125,7 +125,7 @@ def _file_system(fs: FileSystem, tree: Tree, tool: Makefs | None, etc: Path, pat
     elif tool is not None and fs.type == "zfs":
         makefs.zfs(tool, fs, tree, etc, path, seed)
     elif tool is not None:
-        makefs.ufs(tool, fs, tree, etc, path, label)
+        makefs.ufs(tool, fs, tree, etc, path, label, seed)
     return path
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import re
 import struct
 from dataclasses import dataclass
@@ -14,9 +15,18 @@ from harness.xen import elfnotes, elfsymbols
 
 # FreeBSD 13.2-RELEASE XENA       (version[] in the kernel's data, sys/conf/newvers.sh)
 _VERSION = re.compile(rb"FreeBSD (\d+\.\d+)-([A-Z][A-Za-z0-9_-]*)(?: [^\0\n]{0,80})?")
-# version[] (sys/conf/newvers.sh):  FreeBSD 13.2-RELEASE XENA
-# with a git checkout:              FreeBSD 14.1-STABLE stable/14-n269000-0123456789ab GENERIC\n
-_BANNER = re.compile(rb"FreeBSD \d+\.\d+-[A-Z][\w.-]*(?: [\w./+-]+)* [\w.-]+(?=\n?\0)")
+# version[] of a kernel that was built reproducibly, with the ident last. Words between are the checkout's (sys/conf/newvers.sh, 12 to 15):
+#   FreeBSD 13.2-RELEASE XENA\n
+#   FreeBSD 14.1-STABLE stable/14-n269000-0123456789ab GENERIC\n
+_REPRODUCIBLE = re.compile(rb"(FreeBSD \d+\.\d+-[A-Z][\w.-]*)((?: (?!#\d)[!-~]+)*) ([!-~]+)\n?")
+# version[] of any other kernel, and of all up to 11: the build's number, the checkout, the date, and the object directory, whose last
+# part is the configuration's name.
+#   FreeBSD 11.4-RELEASE #0 r1: Tue Jun 16 08:00:00 UTC 2020\n    root@host:/usr/obj/usr/src/sys/GENERIC\n
+#   FreeBSD 14.0-CURRENT amd64 1400064 #4 main-n1-abc: Fri Aug  5 08:00:00 UTC 2022\n    me@host:/usr/obj/usr/src/amd64.amd64/sys/XENA\n
+_DATED = re.compile(rb"(FreeBSD \d+\.\d+-[A-Z][\w.-]*)(?: (?!#\d)[!-~]+)* #\d+((?: [!-~]+?)*): [^\n]*\n[^\n]*/([^\n/]+)\n?")
+_BEGINS = re.compile(rb"FreeBSD \d+\.\d+-[^\0]{1,511}\0")
+# Texts of that form that are looked at: a kernel has two.
+_TEXTS = 64
 # What ZFS prints when it is initialised (sys/contrib/openzfs/module/os/freebsd/zfs/kmod_core.c, 13.2 to 15.1).
 _ZFS = b"ZFS storage pool version: "
 # The real-mode part of a bzImage names its kernel so (arch/x86/boot/version.c):
@@ -75,9 +85,20 @@ def os_version(kernel: bytes) -> OSVersion:
 
 
 def banner(kernel: bytes) -> str:
-    """The version that a FreeBSD kernel names itself by, with its configuration's ident last; "" for any other file."""
-    match = _BANNER.search(kernel)
-    return match[0].decode() if match else ""
+    """The version that a FreeBSD kernel names itself by, with its configuration's ident last; "" for any other file.
+
+    Every form of ``version[]`` gives ``FreeBSD RELEASE [CHECKOUT] IDENT``: date, user and directory of the build are left out, and
+    with them what differs between two builds of one source.
+    """
+    own = elfsymbols.read_text(kernel, "version").encode()
+    texts = (match[0][:-1] for match in itertools.islice(_BEGINS.finditer(kernel), _TEXTS))
+    for text in itertools.chain([own], texts):
+        match = _DATED.fullmatch(text) or _REPRODUCIBLE.fullmatch(text)
+        if match:
+            release, checkout, named = (part.decode("ascii", "replace") for part in match.groups())
+            # A configuration can give itself another name than its file has: uname -i shows kern_ident.
+            return f"{release}{checkout} {elfsymbols.read_text(kernel, 'kern_ident') or named}"
+    return ""
 
 
 def linux_version(kernel: bytes) -> tuple[str, str]:

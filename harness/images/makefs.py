@@ -14,7 +14,7 @@ from pathlib import Path
 
 from harness.digest import file_sha256
 from harness.errors import BuildError, UsageError
-from harness.images import metalog
+from harness.images import metalog, settle
 from harness.images.layout import FileSystem
 from harness.images.metalog import Tree
 
@@ -93,10 +93,12 @@ def check(makefs: Makefs | None, fs: FileSystem) -> None:
         )
 
 
-def ufs(makefs: Makefs, fs: FileSystem, tree: Tree, etc: Path, target: Path, label: str) -> None:
+def ufs(makefs: Makefs, fs: FileSystem, tree: Tree, etc: Path, target: Path, label: str, seed: str = "") -> None:
     """Write ``tree`` as a UFS to ``target``. ``etc`` has the guest's master.passwd and group: names become numbers by them.
 
-    Raises UsageError when it does not fit, BuildError with the tool's words.
+    Its ufsid follows from ``seed``, mount point and label. Its last block stays free: libfsimage, and so pygrub, reads a directory in
+    whole blocks, and finds none whose block ends behind the volume. Raises UsageError when it does not fit, BuildError with the
+    tool's words.
     """
     check(makefs, fs)
     needed = metalog.size(tree)
@@ -107,7 +109,15 @@ def ufs(makefs: Makefs, fs: FileSystem, tree: Tree, etc: Path, target: Path, lab
     options = f"version={fs.type[-1]},bsize={fs.bsize},fsize={fs.bsize // 8}"
     if makefs.freebsd and fs.softupdates:
         options += ",softupdates=1"
-    common = ["-t", "ffs", "-B", "little", *_common(fs, etc), "-f", str(min(_FREE_INODES, fs.size * _INODES_PER_MIB))]
+    common = [
+        "-t",
+        "ffs",
+        "-B",
+        "little",
+        *_common(etc, fs.bytes - fs.bsize),
+        "-f",
+        str(min(_FREE_INODES, fs.size * _INODES_PER_MIB)),
+    ]
     with tempfile.TemporaryDirectory(prefix=".makefs-", dir=target.parent) as scratch:
         manifest = Path(scratch) / "manifest"
         if makefs.freebsd:
@@ -118,6 +128,8 @@ def ufs(makefs: Makefs, fs: FileSystem, tree: Tree, etc: Path, target: Path, lab
             _stage(tree, Path(scratch) / "tree")
             argv = [*_steady(), str(makefs.path), *common, "-F", str(manifest), "-x", "-o", options, str(target), f"{scratch}/tree"]
         run(argv, where=target.parent)
+        settle.ufs_volume(target, settle.identity(f"{seed} {fs.mount} {label}"), int(_EPOCH))
+        os.truncate(target, fs.bytes)
         if not makefs.freebsd and shutil.which("fallocate"):
             # NetBSD's writes every block: the holes are dug afterwards.
             run(["fallocate", "--dig-holes", str(target)])
@@ -175,7 +187,7 @@ def zfs(makefs: Makefs, fs: FileSystem, tree: Tree, etc: Path, target: Path, see
         manifest = Path(scratch) / "manifest"
         manifest.write_text(metalog.render(tree, target.parent))
         words = [word for option in options for word in ("-o", option)]
-        argv = [str(makefs.path), "-t", "zfs", *_common(fs, etc), *words, str(target), str(manifest)]
+        argv = [str(makefs.path), "-t", "zfs", *_common(etc, fs.bytes), *words, str(target), str(manifest)]
         run(argv, where=target.parent)
 
 
@@ -221,9 +233,9 @@ def _path() -> str:
     return f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"
 
 
-def _common(fs: FileSystem, etc: Path) -> list[str]:
-    """The options that UFS and ZFS share: the guest's user names, one time for all files, the size."""
-    return ["-N", str(etc), "-T", _EPOCH, "-s", str(fs.bytes)]
+def _common(etc: Path, size: int) -> list[str]:
+    """The options that UFS and ZFS share: the guest's user names, one time for all files, the size in bytes."""
+    return ["-N", str(etc), "-T", _EPOCH, "-s", str(size)]
 
 
 def _steady() -> list[str]:
@@ -238,6 +250,7 @@ def _stage(tree: Tree, top: Path) -> None:
         node, where = tree[path], top / metalog.unvis(path)
         if node.type == "dir":
             where.mkdir(exist_ok=True)
+            where.chmod(0o755)  # whatever the umask is
         elif node.type == "link":
             where.symlink_to(metalog.unvis(node.attributes["link"]))
         elif node.contents is not None:
@@ -258,6 +271,7 @@ def ext2(fs: FileSystem, tree: Tree, target: Path, seed: str) -> None:
             "-d", f"{scratch}/tree", str(target), f"{fs.size}M",
         ]  # fmt: skip
         run(argv, {"SOURCE_DATE_EPOCH": _EPOCH, "E2FSPROGS_FAKE_TIME": _EPOCH})
+        settle.ext2_volume(target, int(_EPOCH))
 
 
 def run(argv: list[str], extra: dict[str, str] | None = None, where: Path | None = None) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import uuid
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from construct import ConstructError
@@ -22,6 +22,8 @@ _MOST_ENTRIES, _LARGEST_ENTRY = 4096, 1024
 # g_part_bsd.c: gps_minent and gps_maxent. The raw partition c covers the whole provider.
 _LABEL_PARTS, _RAW_PART = (8, 20), 2
 _PROTECTIVE = 0xEE
+# Sectors of 4096 bytes: a table for such a disk begins at another byte, and counts in other units.
+_SECTORS = (SECTOR, 4096)
 _TYPES = {uuid.UUID(value).bytes_le: name for name, value in tables.GPT_TYPES.items()}
 _MBR_TYPES = {tables.FREEBSD_SLICE: "freebsd", 0xEF: "efi", 0x83: "linux-data"}
 # sys/sys/disklabel.h, FSTYPENAMES
@@ -43,6 +45,8 @@ class Partition:
     label: str = ""
     primary: bool = True
     """False where the GPT's first copy is damaged, and the second was read."""
+    sector: int = SECTOR
+    """Bytes of the sectors that its table counts in. FreeBSD finds a table only on a disk that has sectors of this size."""
 
 
 def partitions(disk: Window, name: str = "xbd0") -> tuple[Partition, ...]:
@@ -65,27 +69,33 @@ def _within(disk: Window, name: str) -> list[Partition]:
     sector = disk.read(0, SECTOR)
     slices = _slices(sector)
     protective = sector[510:512] == b"\x55\xaa" and any(sector[446 + n * 16 + 4 : 446 + n * 16 + 5] == b"\xee" for n in range(4))
+    unit = next((unit for unit in _SECTORS if _has_gpt(disk, unit)), 0)
     # FreeBSD prefers a GPT with its protective MBR, and a disklabel, to an MBR; and an MBR to a GPT without the protective one.
-    if protective and _has_gpt(disk):
-        return _gpt(disk, name)
-    if label := _label(disk, name):
-        return label
+    if protective and unit:
+        return _gpt(disk, name, unit)
+    for size in _SECTORS:
+        if label := _label(disk, name, size):
+            return label
     if slices:
         found = []
         for number, slice_ in slices:
             part = _clipped(f"{name}s{number}", _MBR_TYPES.get(slice_.type, f"{slice_.type:#04x}"), slice_.start, slice_.size, disk)
-            found += [part, *_moved(_label(disk.part(part.start, part.size), part.name), part.start)]
+            found += [part, *_nested_label(disk, part)]
         return found
-    return _gpt(disk, name) if _has_gpt(disk) else []
+    return _gpt(disk, name, unit) if unit else []
 
 
-def _clipped(name: str, kind: str, first: int, sectors: int, disk: Window, label: str = "", primary: bool = True) -> Partition:
-    begin = min(first * SECTOR, disk.size)
-    return Partition(name, kind, begin, min(sectors * SECTOR, disk.size - begin), label, primary)
+def _clipped(
+    name: str, kind: str, first: int, sectors: int, disk: Window, label: str = "", primary: bool = True, unit: int = SECTOR
+) -> Partition:
+    begin = min(first * unit, disk.size)
+    return Partition(name, kind, begin, min(sectors * unit, disk.size - begin), label, primary, unit)
 
 
-def _moved(parts: list[Partition], by: int) -> list[Partition]:
-    return [Partition(part.name, part.type, part.start + by, part.size) for part in parts]
+def _nested_label(disk: Window, part: Partition) -> list[Partition]:
+    """The partitions of a disklabel within ``part``."""
+    found = _label(disk.part(part.start, part.size), part.name, part.sector)
+    return [replace(inner, start=inner.start + part.start) for inner in found]
 
 
 # -- MBR --------------------------------------------------------------------------------------------------------------
@@ -115,21 +125,21 @@ def boot_code(disk: Window) -> bool:
 # -- BSD disklabel ----------------------------------------------------------------------------------------------------
 
 
-def _label(provider: Window, name: str) -> list[Partition]:
+def _label(provider: Window, name: str, unit: int) -> list[Partition]:
     """The partitions of a disklabel in the second sector of ``provider``; their offsets count from where the raw partition begins.
 
     FreeBSD's own labels are relative (c begins at 0); older ones in a slice are absolute (c begins where the slice does).
     """
-    sector = provider.read(SECTOR, SECTOR)
+    sector = provider.read(unit, SECTOR)
     if not _LABEL_PARTS[0] <= int.from_bytes(sector[138:140], "little") <= _LABEL_PARTS[1]:
         return []
     try:
         label = tables.LABEL.parse(sector)
     except ConstructError:
         return []
-    if label.secsize != SECTOR or not 1 <= label.nsectors <= 255 or not 1 <= label.ntracks <= 255 or not label.secperunit:
+    if label.secsize != unit or not 1 <= label.nsectors <= 255 or not 1 <= label.ntracks <= 255 or not label.secperunit:
         return []
-    base, last, found = label.partitions[_RAW_PART].offset, provider.size // SECTOR - 1, []
+    base, last, found = label.partitions[_RAW_PART].offset, provider.size // unit - 1, []
     for number, entry in enumerate(label.partitions):
         if not entry.size or entry.offset < base:
             continue
@@ -137,23 +147,23 @@ def _label(provider: Window, name: str) -> list[Partition]:
             return []  # FreeBSD: invalid disklabel
         if number != _RAW_PART:
             kind = _LABEL_TYPES.get(entry.fstype, f"!{entry.fstype}")
-            found.append(_clipped(f"{name}{chr(ord('a') + number)}", kind, entry.offset - base, entry.size, provider))
+            found.append(_clipped(f"{name}{chr(ord('a') + number)}", kind, entry.offset - base, entry.size, provider, unit=unit))
     return found
 
 
 # -- GPT --------------------------------------------------------------------------------------------------------------
 
 
-def _has_gpt(disk: Window) -> bool:
-    at_end = (disk.size // SECTOR - 1) * SECTOR
-    return disk.size >= 6 * SECTOR and any(disk.read(at, 8) == b"EFI PART" for at in (SECTOR, at_end))
+def _has_gpt(disk: Window, unit: int) -> bool:
+    at_end = (disk.size // unit - 1) * unit
+    return disk.size >= 6 * unit and any(disk.read(at, 8) == b"EFI PART" for at in (unit, at_end))
 
 
-def _gpt(disk: Window, name: str) -> list[Partition]:
-    last, wrong = disk.size // SECTOR - 1, []
+def _gpt(disk: Window, name: str, unit: int) -> list[Partition]:
+    last, wrong = disk.size // unit - 1, []
     for at, primary in ((1, True), (last, False)):
         try:
-            entries = _gpt_entries(disk, at, last)
+            entries = _gpt_entries(disk, at, last, unit)
         except (ValueError, ConstructError) as exc:
             wrong.append(f"sector {at}: {exc}")
             continue
@@ -163,19 +173,19 @@ def _gpt(disk: Window, name: str) -> list[Partition]:
                 continue
             kind = _TYPES.get(entry.type, str(uuid.UUID(bytes_le=entry.type)))
             label = entry.name.decode("utf-16-le", "replace").partition("\0")[0]
-            part = _clipped(f"{name}p{number}", kind, entry.first, entry.last - entry.first + 1, disk, label, primary)
-            found += [part, *_moved(_label(disk.part(part.start, part.size), part.name), part.start)]
+            part = _clipped(f"{name}p{number}", kind, entry.first, entry.last - entry.first + 1, disk, label, primary, unit)
+            found += [part, *_nested_label(disk, part)]
         return found
     raise UsageError(f"no copy of the disk's GPT is good ({'; '.join(wrong)})", mend="is the image whole? fetch or copy it again")
 
 
-def _gpt_entries(disk: Window, at: int, last: int) -> list[Any]:
+def _gpt_entries(disk: Window, at: int, last: int, unit: int) -> list[Any]:
     """The entries of the copy whose header is in sector ``at``. Raises ValueError with what FreeBSD would not accept of it."""
-    sector = disk.read(at * SECTOR, SECTOR)
+    sector = disk.read(at * unit, unit)
     if sector[:8] != b"EFI PART":
         raise ValueError("no header")
     header = tables.GPT_HEADER.parse(sector)
-    if not 92 <= header.size <= SECTOR:
+    if not 92 <= header.size <= unit:
         raise ValueError(f"a header of {header.size} bytes")
     if zlib.crc32(sector[:16] + bytes(4) + sector[20 : header.size]) != header.crc:
         raise ValueError("its header has another checksum")
@@ -191,9 +201,9 @@ def _gpt_entries(disk: Window, at: int, last: int) -> list[Any]:
         or header.entry_size & 7
     ):
         raise ValueError(f"{header.entries} entries of {header.entry_size} bytes")
-    if header.table < 2 or header.table + -(-size // SECTOR) - 1 > last:
+    if header.table < 2 or header.table + -(-size // unit) - 1 > last:
         raise ValueError(f"its entries are in sector {header.table}, and the disk ends at {last}")
-    data = disk.read(header.table * SECTOR, size)
+    data = disk.read(header.table * unit, size)
     if zlib.crc32(data) != header.table_crc:
         raise ValueError("its entries have another checksum")
     return [tables.GPT_ENTRY.parse(data[n * header.entry_size :][:128]) for n in range(header.entries)]

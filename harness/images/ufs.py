@@ -46,7 +46,10 @@ class BadFileSystem(Exception):
 
 @dataclass(frozen=True)
 class Superblock:
-    """``version`` is 1 or 2, ``label`` the name below /dev/ufs, ``flags`` as in fs.h; sizes in bytes, ``fpg`` in fragments."""
+    """``version`` is 1 or 2, ``label`` the name below /dev/ufs, ``flags`` as in fs.h; sizes in bytes, ``fpg`` in fragments.
+
+    ``place`` is the byte of the volume at which it lies.
+    """
 
     version: int
     bsize: int
@@ -62,6 +65,16 @@ class Superblock:
     flags: int
     label: str
     maxsymlinklen: int
+    place: int
+
+    def group(self, number: int) -> int:
+        """The first fragment of a cylinder group's own data: copies of the superblock and the inodes lie behind it."""
+        return self.fpg * number + (self.cgoffset * (number & ~self.cgmask) if self.version == 1 else 0)
+
+    @property
+    def tables(self) -> Iterator[int]:
+        """Where the ``ipg`` inodes of each cylinder group begin, in bytes."""
+        return ((self.group(number) + self.iblkno) * self.fsize for number in range(self.ncg))
 
     @property
     def pending(self) -> str:
@@ -103,7 +116,7 @@ def superblock(volume: Window) -> Superblock | None:
         label = raw.volname.partition(b"\0")[0].decode("ascii", "replace")
         return Superblock(
             version, raw.bsize, raw.fsize, raw.ipg, raw.fpg, raw.ncg, raw.inopb, raw.iblkno, raw.old_cgoffset, raw.old_cgmask,
-            bool(raw.clean), flags, label, raw.maxsymlinklen,
+            bool(raw.clean), flags, label, raw.maxsymlinklen, place,
         )  # fmt: skip
     return None
 
@@ -134,6 +147,11 @@ class Ufs:
         if node.size > largest:
             raise BadFileSystem(f"{path} has {node.size} bytes; at most {largest} are read")
         yield from self._content(node)
+
+    def holes(self, path: str) -> int:
+        """How many blocks of a file are holes, by its block numbers. Raises BadFileSystem when it is not there."""
+        node = self._find(path)
+        return sum(not fragment for fragment in self._fragments(node, -(-node.size // self.fs.bsize)))
 
     def names(self, path: str) -> tuple[str, ...]:
         """What is in a directory, sorted, without ``.`` and ``..``. Raises BadFileSystem when it is none."""
@@ -200,10 +218,9 @@ class Ufs:
         group, index = divmod(number, fs.ipg)
         if group >= fs.ncg:
             raise BadFileSystem(f"inode {number} of {fs.ncg * fs.ipg}")
-        begin = fs.fpg * group + (fs.cgoffset * (group & ~fs.cgmask) if fs.version == 1 else 0)
         block, place = divmod(index, fs.inopb)
         size = 128 * fs.version
-        at = (begin + fs.iblkno) * fs.fsize + block * fs.bsize + place * size
+        at = (fs.group(group) + fs.iblkno) * fs.fsize + block * fs.bsize + place * size
         data = self.volume.read(at, size)
         if len(data) < size:
             raise BadFileSystem(f"inode {number} lies behind the end of the image")

@@ -230,10 +230,17 @@ def read(config: pytest.Config) -> Options:
 
 
 def check_firmwares(options: Options, source: GuestSource) -> None:
-    """Raises UsageError where an HVM guest of ``source`` is asked for with a firmware that cannot start its disk."""
-    hvm = "hvm" in source.profile.types and "hvm" in (options.types or source.profile.types)
-    if "freebsd" in options.guests and hvm and UEFI in options.firmwares and (why := source.why_no_uefi):
+    """Raises UsageError where an HVM guest of ``source`` is asked for with a firmware that cannot start its disk.
+
+    Where other types are asked for, too, a disk for UEFI alone runs as these: its HVM cells for BIOS are skipped.
+    """
+    types = options.types or source.profile.types
+    if "freebsd" not in options.guests or "hvm" not in types or "hvm" not in source.profile.types:
+        return
+    if UEFI in options.firmwares and (why := source.why_no_uefi):
         raise UsageError(why, mend=NO_ESP_MEND)
+    if BIOS in options.firmwares and set(types) == {"hvm"} and (why := source.why_no_bios):
+        raise UsageError(why, mend="--firmware uefi, or another --type")
 
 
 def _worker(config: pytest.Config) -> int:

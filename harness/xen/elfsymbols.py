@@ -22,19 +22,31 @@ class _Section:
 
 
 def read_int(data: bytes, name: str) -> int | None:
-    """The value of the C variable ``int name`` in an ELF image; None if the image has no such symbol or is damaged.
+    """The value of the C variable ``int name`` in an ELF image; None if the image has no such symbol or is damaged."""
+    found = _content_of(data, name, 4)
+    return int.from_bytes(found, "little", signed=True) if len(found) == 4 else None
+
+
+def read_text(data: bytes, name: str) -> str:
+    """The text of the C variable ``char name[]`` in an ELF image, up to 512 bytes; "" as for None of :func:`read_int`."""
+    text, end, _ = _content_of(data, name, 512).partition(b"\0")
+    return text.decode("ascii", "replace") if end else ""
+
+
+def _content_of(data: bytes, name: str, size: int) -> bytes:
+    """Up to ``size`` bytes of a variable; b"" where there is no such symbol.
 
     Reads .symtab, else .dynsym: a FreeBSD kernel has both (sys/conf/kern.pre.mk links it with --export-dynamic).
     """
     try:
-        return _read_int(data, name.encode() + b"\0")
+        return _found(data, name.encode() + b"\0", size)
     except (struct.error, IndexError, OverflowError):
-        return None
+        return b""
 
 
-def _read_int(data: bytes, name: bytes) -> int | None:
+def _found(data: bytes, name: bytes, size: int) -> bytes:
     if data[:4] != b"\x7fELF" or data[4] not in (1, 2) or data[5] != 1:
-        return None
+        return b""
     wide = data[4] == 2
     sections = _sections(data, wide)
     for kind in (_SHT_SYMTAB, _SHT_DYNSYM):
@@ -48,9 +60,9 @@ def _read_int(data: bytes, name: bytes) -> int | None:
             index, address = found
             section = sections[index]
             at = address - section.address
-            if section.kind != _SHT_NOBITS and 0 <= at <= section.size - 4:
-                return int(struct.unpack_from("<i", data, section.offset + at)[0])
-    return None
+            if section.kind != _SHT_NOBITS and 0 <= at < section.size:
+                return data[section.offset + at : section.offset + min(at + size, section.size)]
+    return b""
 
 
 def _sections(data: bytes, wide: bool) -> list[_Section]:

@@ -38,7 +38,7 @@ def kernel(size: int, seed: int = 1) -> Kernel:
 
 @pytest.fixture
 def ufs(tmp_path: Path) -> Callable[..., bytes]:
-    """``ufs(files, version=1, bsize=8192)``: a UFS with those files, as bytes."""
+    """``ufs(files, version=1, bsize=8192)``: a UFS with those files, as bytes; blocks of zeros are holes."""
 
     def make(files: dict[str, bytes], *, version: int = 1, bsize: int = 8192, links: dict[str, str] | None = None) -> bytes:
         tree, image = tmp_path / "tree", tmp_path / "fs.img"

@@ -7,9 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from harness.errors import HarnessError
 from harness.guests import bootable, partitions
 from harness.guests.partitions import Slice
 from harness.oracles.finding import finding
+from harness.plugin.rig import CaseContext
 from harness.xen.pygrub import Extract
 
 from .conftest import MENU, Kernel, Run, kernel
@@ -90,10 +92,20 @@ def test_follows_block_trees(run: Run, ufs: Ufs, size: int) -> None:
     judge(run(ufs(files(image), bsize=4096)), image, f"a kernel of {size} bytes on 4 KiB blocks", "fsys_ufs.c, sbmap()")
 
 
-def test_sparse_kernel(run: Run, ufs: Ufs) -> None:
-    """C10: holes in a kernel come out as zeros."""
-    image = Kernel(kernel(100_000).data + bytes(900_000) + kernel(100_000, 2).data)
-    judge(run(ufs(files(image))), image, "a kernel with a hole of 900 kB", "fsys_ufs.c, ufs_read()")
+@pytest.mark.parametrize(("hole", "bsize"), [(900_000, 8192), (9_000_000, 4096)], ids=["blocks", "indirect"])
+def test_sparse_kernel(run: Run, ufs: Ufs, case: CaseContext, tmp_path: Path, hole: int, bsize: int) -> None:
+    """C10: holes in a kernel come out as zeros, also one so long that an indirect block of block numbers is missing."""
+    image = Kernel(kernel(100_000).data + bytes(hole) + kernel(100_000, 2).data)
+    volume = tmp_path / "volume.img"
+    volume.write_bytes(ufs(files(image), bsize=bsize))
+    holes = bootable.holes_in(volume, KERNEL)
+    if holes < hole // bsize - 1:
+        raise HarnessError(f"the kernel on the volume has {holes} holes, so the case would show nothing")
+
+    done = run(volume.read_bytes())
+
+    case.metrics["holes"] = float(holes)
+    judge(done, image, f"a kernel with {holes} blocks that are holes", "xen tools/libfsimage/ufs/fsys_ufs.c, sbmap()")
 
 
 def test_symlink_is_not_followed(run: Run, ufs: Ufs) -> None:

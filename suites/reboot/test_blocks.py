@@ -19,7 +19,8 @@ from harness.xen.config import Disk
 # 1024 addresses in an indirect one (sys/ufs/ffs/fs.h, UFS_NDADDR); ext2 with blocks of 1 KiB has 12 and 256.
 DIRECT = {"freebsd": 12 << 12, "linux": 12 << 10}
 SINGLE = {"freebsd": (12 + 1024) << 12, "linux": (12 + 256) << 10}
-MAKE = {"freebsd": "newfs -O 1 -b 4096 -f 512 /dev/{0} >/dev/null && mount /dev/{0} /mnt",
+# -r: a block of space at the end, without which pygrub may not find a directory (bootable.make_ufs).
+MAKE = {"freebsd": "newfs -O 1 -b 4096 -f 512 -r 8 /dev/{0} >/dev/null && mount /dev/{0} /mnt",
         "linux": "mke2fs -b 1024 /dev/{0} >/dev/null && mount -t ext2 /dev/{0} /mnt"}  # fmt: skip
 # The kernel's own blocks are all different; what is before it makes those of each size differ from each other.
 WRITE = "(echo {size}; cat /tmp/seed /tmp/seed /tmp/seed /tmp/seed) | head -c {size} > /mnt/boot/{name}"

@@ -69,8 +69,9 @@ def told(guest: Guest, name: str, features: set[str], indirect: bool) -> list[st
 
 def fill(guest: Guest, name: str) -> str:
     """A file system with a synced file that pygrub takes for a kernel; the sha256 of what is in it."""
+    # -r: a block of space at the end, without which pygrub may not find a directory (bootable.make_ufs).
     guest.sh(
-        f"newfs -O 1 -b 32768 -f 4096 /dev/{name} >/dev/null && mount /dev/{name} /mnt && mkdir -p /mnt/boot/grub /mnt/boot/kernel"
+        f"newfs -O 1 -b 32768 -f 4096 -r 64 /dev/{name} >/dev/null && mount /dev/{name} /mnt && mkdir -p /mnt/boot/grub /mnt/boot/kernel"
     )
     guest.sh(
         f"printf '{MENU}' > /mnt/boot/grub/menu.lst; dd if=/dev/urandom of=/mnt/boot/kernel/kernel bs=1m count=6 2>/dev/null", 120

@@ -15,15 +15,17 @@ def kernel(
     table: int = SYMTAB,
     names: bytes = b"\0getosreldate\0version\0",
     data_kind: int = 1,
+    ident: str = "",
 ) -> bytes:
     """An ELF image. ``names`` is the string table; ``table`` the section type of its symbols, 0 for none.
 
-    ``osreldate`` shares the tail of another name, as linkers write it. PHYS32_ENTRY is Xen's note for PVH.
+    ``osreldate`` shares the tail of another name, as linkers write it. PHYS32_ENTRY is Xen's note for PVH. ``ident`` is kern_ident.
     """
     wide = bits == 64
     header_size, section_size = (64, 64) if wide else (52, 40)
     address = 0xFFFFFFFF80200000 if wide else 0xC0100000
-    data = struct.pack("<ii", -1, osreldate) + b"FreeBSD " + name.encode() + b"\0"
+    data = struct.pack("<ii", -1, osreldate) + b"FreeBSD " + name.encode() + b"\0" + ident.encode() + b"\0"
+    names += b"kern_ident\0" if ident else b""
     note = struct.pack("<III", 4, 4, 18) + b"Xen\0" + struct.pack("<I", 0x1000)
 
     def symbol(at: int, index: int, value: int) -> bytes:
@@ -32,6 +34,7 @@ def kernel(
     # A null symbol, an undefined one of the same name, one in another section (the reader must not take these), then ours.
     at = names.find(b"osreldate\0")
     rows = [(0, 0, 0), (at, 0, 0), (max(names.find(b"version\0"), 0), 1, address), (at, 1, address + 4)]
+    rows += [(names.find(b"kern_ident\0"), 1, address + 17 + len(name))] if ident else []
     symbols = b"".join(symbol(*row) for row in rows if row[0] >= 0)
     contents = [data, symbols, names, note]
     kinds = [data_kind, table, 3, 7]

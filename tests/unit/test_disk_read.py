@@ -17,9 +17,10 @@ from harness.digest import file_sha256, known_sha256
 from harness.errors import HarnessError, InfrastructureError, UsageError
 from harness.guests import filehash, source
 from harness.guests.bootable import make_ufs
-from harness.images import diskformat, diskread, make, makefs, parttable, recipe, store, tables
+from harness.images import diskformat, diskimport, diskread, make, makefs, parttable, recipe, store, tables
 from harness.images.tables import SECTOR, Part
 from tests.unit.test_disk_files import FREEBSD, label, labelled, needs_freebsd, needs_grub, needs_makefs, patched
+from tests.unit.test_disk_tables import gpt
 from tests.unit.test_image_parts import elf
 
 FSTAB = "# Device\tMountpoint\n/dev/gpt/rootfs\t/\tufs\trw,noatime\t1 1\n"
@@ -291,6 +292,81 @@ def test_pools_that_are_not_read(tmp_path: Path, own_store: Path, data: dict[str
     assert not [name for name in left(own_store) if not name.startswith("hashes/")]
 
 
+@pytest.mark.parametrize("kernel", [ZFS, NEW])
+def test_a_pool_that_nobody_can_read(tmp_path: Path, own_store: Path, kernel: bytes) -> None:
+    """The partitions of the official ZFS images without a label: no kernel from elsewhere is started with another root."""
+    (tmp_path / "v").write_bytes(bytes(2 << 20))
+    path = disk_of(tmp_path / "d", tmp_path / "v", kind="freebsd-zfs")
+    given = elf(tmp_path / "kernel", text=kernel)
+    why = r"its root is in a ZFS pool on xbd0p4, and no label of a pool can be read there\n.*--kernel FILE --root zfs:POOL/ROOT/default"
+    with pytest.raises(UsageError, match=why):
+        diskread.take(path)
+    with pytest.raises(UsageError, match=why):
+        make.make(recipe.make("z", {"disk": str(path), "kernel": str(given)}, {}))
+    with pytest.raises(UsageError, match=why):
+        source.freebsd(given, path)
+    made = make.make(recipe.make("z", {"disk": str(path), "kernel": str(given), "root": "zfs:tank/ROOT/box"}, {}))
+    # A module is loaded by the loader alone, so without ZFS in the kernel there is no PVH.
+    assert (made.mountfrom, made.types) == ("zfs:tank/ROOT/box", ("pvh", "hvm") if kernel == ZFS else ("hvm",))
+
+
+# -- UEFI -------------------------------------------------------------------------------------------------------------
+
+
+def uefi_disk(path: Path, tree: Path, code: bytes = b"", fat: bytes = b"FAT32   ") -> Path:
+    made = disk_of(path, ufs_of(tree), code=code)
+    return patched(made, (40 * SECTOR + 82, fat))
+
+
+@needs_makefs
+def test_a_disk_for_uefi_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tree = root_tree(
+        tmp_path / "t", kernel=elf(tmp_path / "k", notes=False, text=NEW).read_bytes(), loader='console="comconsole"\n'
+    )
+    image = diskread.take(uefi_disk(tmp_path / "d", tree))
+    assert (image.types, image.firmwares) == (("hvm",), ("uefi",))
+    diskread.tell(image)
+    assert "HVM by UEFI alone (--firmware uefi): the disk has no boot code for a BIOS" in capsys.readouterr().err
+    both = diskread.take(uefi_disk(tmp_path / "e", tree, code=b"\xeb\xfe"))
+    assert both.firmwares == ("bios", "uefi")
+    diskread.tell(both)
+    assert "UEFI alone" not in capsys.readouterr().err
+
+
+@needs_makefs
+def test_a_disk_for_uefi_alone_with_a_kernel_from_elsewhere(tmp_path: Path) -> None:
+    path = uefi_disk(tmp_path / "d", root_tree(tmp_path / "t"))
+    plain = elf(tmp_path / "plain", notes=False, text=NEW)
+    made = make.make(recipe.make("u", {"disk": str(path), "kernel": str(plain)}, {}))
+    assert (made.types, made.firmwares) == (("hvm",), ("uefi",))
+    assert source.from_image(made).why_no_bios.endswith("only UEFI can start it: its disk has no boot code for a BIOS")
+    neither = uefi_disk(tmp_path / "e", root_tree(tmp_path / "s"), fat=b"")
+    with pytest.raises(UsageError, match="or a disk with boot code or an EFI system partition"):
+        make.make(recipe.make("n", {"disk": str(neither), "kernel": str(plain)}, {}))
+
+
+# -- sectors ----------------------------------------------------------------------------------------------------------
+
+
+@needs_makefs
+def test_a_table_that_no_guest_would_find(tree: Path, tmp_path: Path, own_store: Path) -> None:
+    fs = ufs_of(tree).read_bytes()
+    path = gpt(tmp_path / "d", unit=4096)
+    patched(path, (4096 * SECTOR, fs[: 8192 * SECTOR]))
+    os.truncate(tmp_path / "tree.ufs", 8192 * SECTOR)
+    assert diskimport.look(path) == ("xbd0p1", False)
+    said = refused(path, own_store)
+    assert "its table counts in sectors of 4096 bytes, and Xen gives a guest's disk that is a file sectors of 512" in said
+    assert "the guest would not find xbd0p1 (freebsd-ufs, ufs1)" in said
+    assert "where the hosts' storage has such sectors: --root xbd0p1" in said
+    image = diskread.take(path, "xbd0p1")
+    assert (image.root, image.version) == ("xbd0p1", "14.2")
+    kernel = elf(tmp_path / "kernel", text=NEW)
+    with pytest.raises(UsageError, match="sectors of 4096 bytes"):
+        source.freebsd(kernel, path)
+    assert source.freebsd(kernel, path, root="xbd0p1").root == "xbd0p1"
+
+
 # -- disks that cannot be run -----------------------------------------------------------------------------------------
 
 
@@ -402,27 +478,80 @@ def test_a_table_that_was_cut_off(tmp_path: Path, own_store: Path) -> None:
 # -- formats ----------------------------------------------------------------------------------------------------------
 
 
+REAL = [
+    ("vpc", "subformat=dynamic", "VHD"), ("vpc", "subformat=fixed", "VHD"), ("vpc", "subformat=fixed,force_size", "VHD"), ("vhdx", "", "VHDX"),
+    ("vhdx", "subformat=fixed", "VHDX"), ("vdi", "", "VDI"), ("vdi", "static=on", "VDI"), ("vmdk", "", "VMDK"),
+    ("vmdk", "subformat=streamOptimized", "VMDK"), ("vmdk", "subformat=monolithicFlat", "VMDK"),
+    ("vmdk", "subformat=twoGbMaxExtentSparse", "VMDK"), ("vmdk", "subformat=monolithicSparse,hwversion=6", "VMDK"), ("qed", "", "QED"),
+    ("parallels", "", "Parallels"),
+]  # fmt: skip
+
+
+@needs_makefs
 @needs_qemu_img
-@pytest.mark.parametrize(
-    ("fmt", "options", "name"),
-    [("vpc", "subformat=dynamic", "VHD"), ("vpc", "subformat=fixed", "VHD"), ("vhdx", "", "VHDX"), ("vdi", "", "VDI"), ("vmdk", "", "VMDK"),
-     ("vmdk", "subformat=monolithicFlat", "VMDK"), ("qed", "", "QED"), ("parallels", "", "Parallels")],
-)  # fmt: skip
-def test_formats_of_others_are_named(tmp_path: Path, own_store: Path, fmt: str, options: str, name: str) -> None:
-    (tmp_path / "raw").write_bytes(bytes(4 << 20))
+@pytest.mark.parametrize(("fmt", "options", "name"), REAL)
+def test_formats_of_others_are_named_and_then_read(disk: Path, own_store: Path, fmt: str, options: str, name: str) -> None:
+    """The command that the message names makes a file that is read as the disk was."""
     words = ["-o", options] if options else []
-    path = tmp_path / "disk"
-    subprocess.run(["qemu-img", "convert", "-f", "raw", "-O", fmt, *words, str(tmp_path / "raw"), str(path)], check=True)
+    path = disk.with_name("disk")
+    subprocess.run(["qemu-img", "convert", "-f", "raw", "-O", fmt, *words, str(disk), str(path)], check=True)
     said = refused(path, own_store)
     assert f"a {name} file, and only raw and qcow2 disks are read" in said
-    assert f"qemu-img convert -f {fmt} -O qcow2 disk disk.qcow2" in said
+    command = said.partition("mend: ")[2].partition(";")[0].split()
+    assert command == ["qemu-img", "convert", "-f", fmt, "-O", "qcow2", "disk", "disk.qcow2"]
+    subprocess.run(command, cwd=disk.parent, check=True)
+    there, here = (diskread.take(item) for item in (disk.with_name("disk.qcow2"), disk))
+    assert (there.root, there.types, there.data["files"]) == (here.root, here.types, here.data["files"])
+
+
+PACKERS = [("gzip", "gunzip", ".gz"), ("zstd", "unzstd", ".zst"), ("bzip2", "bunzip2", ".bz2"), ("lzma", "unlzma", ".lzma"), ("lz4", "unlz4", ".lz4"), ("lzop", "lzop -d", ".lzo")]  # fmt: skip
+
+
+@needs_makefs
+@pytest.mark.parametrize(("packer", "unpacker", "ending"), PACKERS)
+def test_packed_files_are_named_and_then_read(disk: Path, own_store: Path, packer: str, unpacker: str, ending: str) -> None:
+    """The format is told by the content: no name ends as its tool has it."""
+    if not shutil.which(packer):
+        pytest.skip(f"needs {packer}")
+    path = disk.with_name("disk.img")
+    with disk.open("rb") as given, path.open("wb") as out:
+        subprocess.run([packer, "-c"], stdin=given, stdout=out, check=True)
+    said = refused(path, own_store)
+    assert f" {packer} file, no disk image" in said
+    assert f"unpack it first: {unpacker} disk.img" in said
+    path.rename(f"{path}{ending}")
+    with path.open("wb") as out:
+        subprocess.run([*unpacker.split(), "-c", f"{path}{ending}"], stdout=out, check=True)
+    assert diskread.take(path).root == diskread.take(disk).root
+
+
+@needs_makefs
+@needs_qemu_img
+@pytest.mark.parametrize("options", ["compat=0.10", "compat=1.1", "compat=1.1,cluster_size=4096", "compat=1.1,extended_l2=on", "compression_type=zstd"])  # fmt: skip
+@pytest.mark.parametrize("packed", [False, True])
+def test_kinds_of_qcow2(disk: Path, options: str, packed: bool) -> None:
+    path = disk.with_name("d.raw")
+    words = ["-c"] if packed else []
+    subprocess.run(["qemu-img", "convert", *words, "-f", "raw", "-O", "qcow2", "-o", options, str(disk), str(path)], check=True)
+    assert diskformat.identify(path) == "qcow2"
+    assert diskread.take(path).data["files"] == diskread.take(disk).data["files"]
+
+
+SKIPPABLE = b"\x53\x2a\x4d\x18\4\0\0\0size\x28\xb5\x2f\xfd"
+DESCRIPTOR = b'# Disk DescriptorFile\nversion=1\nCID=1\ncreateType="monolithicFlat"\nRW 2048 FLAT "d-flat.vmdk" 0\n'
 
 
 @pytest.mark.parametrize(
     ("data", "why"),
     [
         (gzip.compress(b"x" * 99), "a gzip file"), (b"BZh91AY", "a bzip2 file"), (b"\x28\xb5\x2f\xfd", "a zstd file"), (b"PK\x03\x04", "a zip file"),
+        (SKIPPABLE, "a zstd or lz4 file"), (b"\x04\x22\x4d\x18\x64", "an lz4 file"), (lzma.compress(b"x", format=lzma.FORMAT_ALONE), "an lzma file"),
         (bytes(257) + b"ustar", "a tar file"), (b"hello", "5 bytes are no disk image"), (bytes((1 << 20) + 100), "1048676 bytes are no disk image"),
+        (b"\x7fELF" + bytes(2 << 20), "an ELF file, no disk image"),
+        (DESCRIPTOR, "a VMDK file"), (b"\r\n# made by hand\r\n\r\n" + DESCRIPTOR.lower(), "a VMDK file"), (DESCRIPTOR[22:], "a VMDK file"),
+        (b"\xbe\xba\xfe\xca" + bytes(2 << 20), "a VMDK file"), (b"COWD" + bytes(2 << 20), "a VMDK file"),
+        (bytes(2 << 20) + b"conectix".ljust(511, b"\0"), "a VHD file"), (bytes(2 << 20) + b"conectix".ljust(512, b"\0"), "a VHD file"),
+        (bytes(2 << 20) + b"koly".ljust(512, b"\0"), "a DMG file"), (b"QFI\xfb\0\0\0\1" + bytes(200), "a qcow file of version 1"),
     ],
 )  # fmt: skip
 def test_files_that_are_no_disks(tmp_path: Path, own_store: Path, data: bytes, why: str) -> None:
@@ -431,7 +560,7 @@ def test_files_that_are_no_disks(tmp_path: Path, own_store: Path, data: bytes, w
     (tmp_path / "f.xz").write_bytes(lzma.compress(data))
     said = refused(tmp_path / "f.xz", own_store)
     assert why in said
-    assert "f.xz, unpacked" in said
+    assert "f.xz" in said
 
 
 @needs_qemu_img

@@ -38,27 +38,34 @@ def names(path: Path) -> list[str]:
     return [part.name for part in read(path)]
 
 
-def gpt(path: Path, *, count: int = 128, size: int = 128, at: int = 2, primary: bytes = b"", used: int = 1) -> Path:
-    """A disk whose GPT has ``count`` entries of ``size`` bytes in sector ``at``; number ``used`` is a freebsd-ufs."""
-    entry = struct.pack("<16s16sQQQ72s", uuid_of("freebsd-ufs"), b"g" * 16, 4096, 12287, 0, "rootfs".encode("utf-16-le")).ljust(
-        size, b"\0"
-    )
+def gpt(
+    path: Path, *, count: int = 128, size: int = 128, at: int = 2, primary: bytes = b"", used: int = 1, unit: int = SECTOR
+) -> Path:
+    """A disk whose GPT has ``count`` entries of ``size`` bytes in sector ``at``; number ``used`` is a freebsd-ufs.
+
+    Its sectors have ``unit`` bytes; the disk's size in bytes stays.
+    """
+    sectors, per = SECTORS * SECTOR // unit, unit // SECTOR
+    entry = struct.pack(
+        "<16s16sQQQ72s", uuid_of("freebsd-ufs"), b"g" * 16, 4096 // per, 12288 // per - 1, 0, "rootfs".encode("utf-16-le")
+    ).ljust(size, b"\0")
     entries = (bytes(size) * (used - 1) + entry).ljust(count * size, b"\0")
 
     def header(own: int, other: int, table: int) -> bytes:
         def packed(crc: int) -> bytes:
             return struct.pack(
-                "<8sIIIIQQQQ16sQIII", b"EFI PART", 0x10000, 92, crc, 0, own, other, 2048, SECTORS - 2048, b"d" * 16, table, count, size,
+                "<8sIIIIQQQQ16sQIII", b"EFI PART", 0x10000, 92, crc, 0, own, other, 2048 // per, sectors - 2048 // per, b"d" * 16, table, count, size,
                 zlib.crc32(entries),
             )  # fmt: skip
 
         return packed(zlib.crc32(packed(0)))
 
-    copy = SECTORS - 1 - -(-len(entries) // SECTOR)
-    return disk(
-        path, (0, tables.mbr(1, SECTORS - 1, kind=0xEE)), (1, primary or header(1, SECTORS - 1, at)), (at, entries), (copy, entries),
-        (SECTORS - 1, header(SECTORS - 1, 1, copy)),
+    copy = sectors - 1 - -(-len(entries) // unit)
+    pieces = (
+        (0, tables.mbr(1, sectors - 1, kind=0xEE)), (1, primary or header(1, sectors - 1, at)), (at, entries), (copy, entries),
+        (sectors - 1, header(sectors - 1, 1, copy)),
     )  # fmt: skip
+    return disk(path, *((where * per, data) for where, data in pieces))
 
 
 def uuid_of(kind: str) -> bytes:
@@ -89,11 +96,43 @@ def test_what_the_builder_writes_is_read_again(tmp_path: Path) -> None:
         ({"count": 256, "used": 200}, "xbd0p200"),
         ({"size": 256, "used": 3}, "xbd0p3"),
         ({"size": 1024, "count": 16, "used": 16}, "xbd0p16"),
+        ({"count": 1}, "xbd0p1"),
+        ({"count": 4096, "used": 4096, "at": 16384}, "xbd0p4096"),
+        ({"count": 130, "size": 136, "at": 777, "used": 129}, "xbd0p129"),
+        ({"at": SECTORS - 2000}, "xbd0p1"),
+        ({"unit": 4096}, "xbd0p1"),
+        ({"unit": 4096, "at": 3000, "count": 300, "used": 300, "size": 1024}, "xbd0p300"),
     ],
 )
 def test_gpt_entries_wherever_and_however_large(tmp_path: Path, layout: dict[str, int], name: str) -> None:
     (part,) = read(gpt(tmp_path / "d", **layout))  # type: ignore[arg-type]
-    assert (part.name, part.start, part.label, part.primary) == (name, 4096 * SECTOR, "rootfs", True)
+    assert (part.name, part.start, part.size, part.label) == (name, 4096 * SECTOR, 8192 * SECTOR, "rootfs")
+    assert (part.primary, part.sector) == (True, layout.get("unit", SECTOR))
+
+
+def test_the_second_copy_in_sectors_of_4096_bytes(tmp_path: Path) -> None:
+    (part,) = read(gpt(tmp_path / "d", unit=4096, primary=bytes(92)))
+    assert (part.name, part.start, part.primary, part.sector) == ("xbd0p1", 4096 * SECTOR, False, 4096)
+    path = gpt(tmp_path / "e", unit=4096, primary=b"EFI PART" + bytes(84))
+    with path.open("r+b") as file:
+        file.seek(-4096, 2)
+        file.write(bytes(92))
+    with pytest.raises(
+        UsageError, match=r"no copy of the disk's GPT is good \(sector 1: a header of 0 bytes; sector 6143: no header"
+    ):
+        read(path)
+
+
+def test_labels_in_sectors_of_4096_bytes(tmp_path: Path) -> None:
+    label = bytearray(tables.disklabel(2048, [Part("freebsd-ufs", 16, 1000)]))
+    struct.pack_into("<I", label, 40, 4096)
+    (part,) = read(disk(tmp_path / "d", (8, bytes(label))))
+    assert (part.name, part.start, part.size, part.sector) == ("xbd0a", 16 * 4096, 1000 * 4096, 4096)
+    path = gpt(tmp_path / "e", unit=4096)
+    with path.open("r+b") as file:
+        file.seek(4096 * SECTOR + 4096)
+        file.write(label)
+    assert [(part.name, part.start) for part in read(path)] == [("xbd0p1", 4096 * SECTOR), ("xbd0p1a", 4096 * SECTOR + 16 * 4096)]
 
 
 def test_the_second_copy_where_the_first_is_damaged(tmp_path: Path) -> None:

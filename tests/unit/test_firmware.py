@@ -72,6 +72,14 @@ def test_a_disk_without_an_esp_is_refused_where_uefi_is_asked_for() -> None:
     options.check_firmwares(asked("uefi", "pvh"), source("bios"))
 
 
+def test_a_disk_for_uefi_alone_is_refused_where_only_bios_is_asked_for() -> None:
+    with pytest.raises(UsageError, match=r"freebsd-15\.1: only UEFI can start it: its disk has no boot code for a BIOS") as caught:
+        options.check_firmwares(asked("bios", "hvm"), source("uefi"))
+    assert "--firmware uefi" in caught.value.mend
+    options.check_firmwares(asked("uefi", "hvm"), source("uefi"))
+    options.check_firmwares(asked("bios", "hvm pvh"), source("uefi"))  # it runs as PVH, and its HVM cells are skipped
+
+
 def test_an_image_says_which_firmwares_start_it() -> None:
     def image(**data: Any) -> Image:
         return Image("i", SimpleNamespace(manifest=data))  # type: ignore[arg-type]
@@ -115,6 +123,10 @@ def test_what_stands_against_uefi_is_said_before_anything_boots() -> None:
         configure(Host(no_uefi="no firmware file /usr/share/ovmf/OVMF.fd"), source("uefi"), shape, "x")  # type: ignore[arg-type]
     assert "OvmfXen" in caught.value.mend
     assert "package ovmf" in caught.value.mend
+    for asked_for in ("", "bios"):
+        with pytest.raises(CannotRun, match="only UEFI can start it") as caught:
+            configure(Host(), source("uefi"), Shape("hvm", firmware=asked_for), "x")  # type: ignore[arg-type]
+        assert caught.value.mend == "--firmware uefi"
 
 
 # -- the host ---------------------------------------------------------------------------------------------------------

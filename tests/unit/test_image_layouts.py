@@ -48,7 +48,7 @@ needs_fat_tools = pytest.mark.skipif(
     reason="needs dosfstools and mtools",
 )
 
-# Does of makefs what the builder depends on: an image of the size that -s gives. It knows `poolname`, so it counts as one with ZFS.
+# Does of makefs what the builder depends on: an image of the size that -s gives, and a superblock. It knows `poolname`, so it counts as one with ZFS.
 FAKE = """#!/usr/bin/env python3
 # poolname
 import sys
@@ -59,6 +59,9 @@ target = Path(words[-2])
 with target.open("wb") as file:
     file.truncate(int(words[words.index("-s") + 1]))
     if kind == "ffs":
+        for at, value in ((16, 64), (44, 1), (48, 32768), (52, 4096), (56, 8), (120, 128), (184, 128), (188, 64), (1000, 65536), (1372, 0x19540119)):
+            file.seek(65536 + at)
+            file.write(value.to_bytes(4, "little"))
         for line in Path(words[-1]).read_text().splitlines():
             if line.startswith("./boot/loader.conf.local "):
                 file.seek(1 << 20)

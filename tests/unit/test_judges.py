@@ -4,22 +4,18 @@ from __future__ import annotations
 
 import json
 import random
-import socket
 import struct
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import dpkt
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from harness.errors import UsageError
 from harness.guests import bootable, partitions
 from harness.guests.partitions import Slice
-from harness.oracles import ballooning, frames
+from harness.oracles import ballooning
 from harness.oracles.ballooning import MIB, Sample, freebsd_floor, imbalance, missed
 from harness.oracles.mechanism import NEW, OLD, OTHER, Sighting, mechanism
 from harness.plugin.rig import CaseContext
@@ -81,86 +77,6 @@ def test_mechanism(changes: dict[str, object], begins: str) -> None:
     import re
 
     assert re.match(begins, mechanism(replace(GOOD, **changes)))  # type: ignore[arg-type]
-
-
-# -- frames -----------------------------------------------------------------------------------------------------------
-
-HERE, THERE = "198.18.77.1", "198.18.77.2"
-HERE6, THERE6 = "2001:2:0:77::1", "2001:2:0:77::2"
-
-
-def packet(payload: bytes, sequence: int = 1, source: str = THERE, good: bool = True) -> bytes:
-    tcp = dpkt.tcp.TCP(sport=1, dport=2, seq=sequence, data=payload)
-    ip = dpkt.ip.IP(src=socket.inet_aton(source), dst=socket.inet_aton(HERE), p=dpkt.ip.IP_PROTO_TCP, data=tcp)
-    ip.len = 40 + len(payload)
-    raw = bytearray(bytes(dpkt.ethernet.Ethernet(data=ip)))
-    if not good:
-        raw[14 + 20 + 16] ^= 0x55
-    return bytes(raw)
-
-
-def packet6(upper: dpkt.Packet, protocol: int = dpkt.ip.IP_PROTO_TCP, good: bool = True) -> bytes:
-    ends = (socket.inet_pton(socket.AF_INET6, address) for address in (THERE6, HERE6))
-    ip = dpkt.ip6.IP6(**dict(zip(("src", "dst"), ends, strict=True)), nxt=protocol, plen=len(upper), data=upper)
-    raw = bytearray(bytes(dpkt.ethernet.Ethernet(type=dpkt.ethernet.ETH_TYPE_IP6, data=ip)))
-    if not good:
-        raw[-1] ^= 0x55
-    return bytes(raw)
-
-
-def pcap(path: Path, *packets: bytes, snaplen: int = 1 << 18) -> Path:
-    with path.open("wb") as file:
-        writer = dpkt.pcap.Writer(file, snaplen=snaplen)
-        for n, data in enumerate(packets):
-            writer.writepkt(data[:snaplen], ts=n)
-    return path
-
-
-def test_frames(tmp_path: Path) -> None:
-    arp = b"\xff" * 12 + b"\x08\x06" + bytes(28)
-    path = pcap(
-        tmp_path / "a.pcap", arp, packet(b"x" * 1448), packet(b"y" * 9000, 1449), packet(b"x" * 1448), packet(b"", source=HERE),
-        packet(b"bad", 90_000, good=False),
-    )  # fmt: skip
-    found = frames.read(path)
-    sent = frames.sent_by(found, THERE)
-    assert (len(found), len(sent), frames.largest(sent)) == (5, 4, 9000)
-    assert [frame.good for frame in sent] == [True, True, True, False]
-    assert (frames.bad_checksums(sent), frames.repeated(sent)) == (1, 1)
-
-
-def test_frames_of_ipv6(tmp_path: Path) -> None:
-    tcp = dpkt.tcp.TCP(sport=1, dport=2, seq=9, data=b"x" * 1440)
-    udp = dpkt.udp.UDP(sport=1, dport=2, ulen=11, data=b"abc")
-    # Here, unlike in IPv4, a checksum of 0 is none that is allowed (RFC 8200, 8.1).
-    unsummed = bytearray(packet6(udp, dpkt.ip.IP_PROTO_UDP))
-    unsummed[14 + 40 + 6 : 14 + 40 + 8] = bytes(2)
-    # A piece of a datagram, and one of a whole segment for the backend to cut, too long for the field that says how long.
-    piece = packet6(dpkt.icmp6.ICMP6(type=128, data=b""), dpkt.ip.IP_PROTO_ICMP6).replace(b"\x3a", b"\x2c", 1)
-    large = packet6(dpkt.tcp.TCP(sport=1, dport=2, data=b"y" * 65000))
-    large = large[:18] + bytes(2) + large[20:]
-    packets = (packet6(tcp), packet6(tcp, good=False), packet6(udp, dpkt.ip.IP_PROTO_UDP), bytes(unsummed), piece, large)
-    found = frames.read(pcap(tmp_path / "a.pcap", *packets))
-    said = [(frame.source, frame.protocol, frame.payload, frame.sequence, frame.good) for frame in found]
-    assert said == [
-        (THERE6, "tcp", 1440, 9, True),
-        (THERE6, "tcp", 1440, 9, False),
-        (THERE6, "udp", 3, 0, True),
-        (THERE6, "udp", 3, 0, False),
-        (THERE6, "tcp", 65000, 0xDEADBEEF, True),
-    ]
-    (cut,) = frames.read(pcap(tmp_path / "b.pcap", packet6(tcp), snaplen=96))
-    assert (cut.payload, cut.good) == (1440, None)
-
-
-def test_frames_cut_short_have_a_size_and_no_verdict(tmp_path: Path) -> None:
-    (frame,) = frames.read(pcap(tmp_path / "a.pcap", packet(b"x" * 9000), snaplen=96))
-    assert (frame.payload, frame.good) == (9000, None)
-
-
-@given(st.binary(max_size=300))
-def test_frames_live_through_anything(data: bytes) -> None:
-    frames._frame(data)
 
 
 # -- pygrub -----------------------------------------------------------------------------------------------------------

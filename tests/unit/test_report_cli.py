@@ -185,15 +185,6 @@ def test_bisect_without_builds_names_no_culprit(reports: Path) -> None:
     assert "fewer than two" in out
 
 
-def test_a_kernel_is_named_by_what_it_says_of_itself() -> None:
-    from harness.images.kernelfile import banner
-
-    assert banner(b"\x7fELF\0@(#)FreeBSD 13.2-RELEASE XENA\0more") == "FreeBSD 13.2-RELEASE XENA"
-    stock = b"\0FreeBSD 14.1-STABLE stable/14-n269000-0123456789ab GENERIC\n\0"
-    assert banner(stock) == "FreeBSD 14.1-STABLE stable/14-n269000-0123456789ab GENERIC"
-    assert banner(b"Linux version 6.1.0") == ""
-
-
 def test_two_runs_at_once_are_both_there(tmp_path: Path) -> None:
     """Each ends while the other goes on; none of them is the other's past before it is recorded."""
     first, second = run(1, case("P", "test_a")), run(2, case("P", "test_b"))

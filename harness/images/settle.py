@@ -1,0 +1,94 @@
+"""Gives a new file system fixed times and an identity of its own, so that the same inputs make the same image.
+
+Debian's makefs keeps the times of files that are older than the one given, and mke2fs up to 1.47.0 takes times and owners from the
+host's files. Sources: sys/ufs/ffs/fs.h and sys/ufs/ufs/dinode.h (UFS); the kernel's Documentation/filesystems/ext4 (ext2).
+"""
+
+from __future__ import annotations
+
+import struct
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+from typing import BinaryIO
+
+from harness.errors import BuildError
+from harness.images import ufs, window
+
+# struct fs: fs_sblkno, fs_id[1], fs_metackhash, fs_magic.
+_SBLKNO, _ID, _CHECK_HASHES, _MAGIC = 8, 148, 1308, 1372
+_SUPERBLOCK = 1376
+# Inodes by version of UFS: size; times as (offset, format): atime, mtime, ctime, and of UFS2 the birth, with their nanoseconds.
+_UFS_INODES = {1: (128, ((16, "<6i"),)), 2: (256, ((32, "<4q"), (64, "<4i")))}
+# An ext2 inode: uid, atime, ctime, mtime, gid; in a large one the length of its second half, which begins with checksum and times.
+_EXT2 = 1024
+
+
+def identity(seed: str) -> int:
+    """A number for fs_id[1], which newfs takes at random: 31 bits, not 0."""
+    return uuid.uuid5(uuid.NAMESPACE_OID, seed).int % 0x7FFFFFFF + 1
+
+
+def ufs_volume(path: Path, identity: int, moment: int) -> None:
+    """Set all times of the UFS in ``path`` to ``moment`` (seconds since 1970), and its second half of ufsid to ``identity``.
+
+    fs_id[0] is the time of its creation already. Raises BuildError for a file system that this would damage.
+    """
+    with window.opened(path) as whole:
+        fs = ufs.superblock(whole)
+        head = whole.read(fs.place, _SUPERBLOCK) if fs else b""
+    if fs is None or struct.unpack_from("<I", head, _CHECK_HASHES)[0]:
+        raise BuildError(f"{path.name}: no UFS of makefs as it is known here", mend="report it with the version of the tree")
+    with path.open("r+b") as file:
+        (copy,) = struct.unpack_from("<i", head, _SBLKNO)
+        for place in (fs.place, *((fs.group(number) + copy) * fs.fsize for number in range(fs.ncg))):
+            file.seek(place + _MAGIC)
+            if file.read(4) == head[_MAGIC:_SUPERBLOCK]:
+                file.seek(place + _ID)
+                file.write(struct.pack("<i", identity))
+        size, times = _UFS_INODES[fs.version]
+        for table in fs.tables:
+            _each(file, table, fs.ipg, size, lambda inode: _timed(inode, times, moment))
+
+
+def _timed(inode: bytearray, times: tuple[tuple[int, str], ...], moment: int) -> None:
+    for at, form in times:
+        # UFS1 has seconds and nanoseconds in turn; UFS2 has all seconds first.
+        values = (moment, 0) * 3 if form == "<6i" else (moment,) * 4 if form == "<4q" else (0,) * 4
+        struct.pack_into(form, inode, at, *values)
+
+
+def _each(file: BinaryIO, at: int, count: int, size: int, change: Callable[[bytearray], None]) -> None:
+    """Apply ``change`` to each used inode of a table; nothing is written where none is used, so that holes stay."""
+    file.seek(at)
+    table = bytearray(file.read(count * size))
+    for begin in range(0, len(table) - size + 1, size):
+        if table[begin] or table[begin + 1]:  # its mode
+            inode = table[begin : begin + size]
+            change(inode)
+            file.seek(at + begin)
+            file.write(inode)
+
+
+def ext2_volume(path: Path, moment: int) -> None:
+    """Set all times of the ext2 in ``path`` to ``moment`` (seconds since 1970), and all owners to root."""
+    with path.open("r+b") as file:
+        file.seek(_EXT2)
+        head = file.read(_EXT2)
+        inodes, first, log, per_group = (struct.unpack_from("<I", head, at)[0] for at in (0, 20, 24, 40))
+        (size,) = struct.unpack_from("<H", head, 88)
+        block = _EXT2 << log
+        file.seek((first + 1) * block)
+        groups = file.read(-(-inodes // per_group) * 32)
+        for group in range(-(-inodes // per_group)):
+            (table,) = struct.unpack_from("<I", groups, group * 32 + 8)
+            _each(file, table * block, per_group, size, lambda inode: _rooted(inode, moment))
+
+
+def _rooted(inode: bytearray, moment: int) -> None:
+    struct.pack_into("<H", inode, 2, 0)
+    struct.pack_into("<3I", inode, 8, moment, moment, moment)
+    struct.pack_into("<H", inode, 24, 0)
+    struct.pack_into("<2H", inode, 120, 0, 0)  # the upper halves of uid and gid
+    if len(inode) >= 160 and struct.unpack_from("<H", inode, 128)[0] >= 24:
+        struct.pack_into("<5I", inode, 132, 0, 0, 0, moment, 0)
