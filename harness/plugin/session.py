@@ -9,6 +9,7 @@ import shlex
 import shutil
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,7 +23,7 @@ from harness.errors import HarnessError, UsageError
 from harness.lab import recipe
 from harness.plugin import cells, evidence, known
 from harness.plugin import options as options_
-from harness.plugin.outcome import Finding, exit_code, judge
+from harness.plugin.outcome import Finding, judge
 from harness.plugin.rig import CaseContext, Rig, stamps
 from harness.plugin.selection import title
 from harness.plugin.state import CASE, OPTIONS, PROGRESS, RIG, RUN, Progress, case_directory
@@ -303,16 +304,71 @@ def _boots(context: CaseContext) -> tuple[Boot, ...]:
 # -- the end ----------------------------------------------------------------------------------------------------------
 
 
-def end(config: pytest.Config) -> None:
-    """Give the hosts back; the controller writes the run's result and its page."""
-    if RIG in config.stash:
-        config.stash[RIG].close()
+def stop_mark(config: pytest.Config) -> Path | None:
+    """The file that tells all workers of a run to stop; None before the run has a directory."""
     path = config.stash.get(RUN, None)
-    if hasattr(config, "workerinput") or path is None or not (path / "run.json").exists():
-        return
+    return path / ".stop" if path is not None and path.is_dir() else None
+
+
+def forget_stop(config: pytest.Config) -> None:
+    """A run that is resumed goes on, also after ``-x`` stopped it."""
+    if (mark := stop_mark(config)) is not None:
+        mark.unlink(missing_ok=True)
+
+
+def crashed(config: pytest.Config, nodeid: str, report: pytest.TestReport) -> bool:
+    """A worker ended while it ran the case: nothing was learned of it. Returns whether it is a case of ours.
+
+    What a worker wrote before it ended stands, unless it is of a try that a resumed run repeats.
+    """
+    path, _, name = nodeid.rpartition("::")
+    parameters = name.partition("[")[2].removesuffix("]")
+    named = [str(cell) for cell in cells_of(config) if f"-{cell}-" in f"-{parameters}-"]
+    if not named:
+        return False
+    if nodeid not in finished(config):
+        cell = max(named, key=len)
+        reason = f"{report.longrepr}: killed, or out of memory?"
+        directory = case_directory(config, nodeid)
+        files = tuple(sorted(file.name for file in directory.iterdir() if file.name != "case.json"))
+        suite, case = Path(path).parent.name, name.partition("[")[0]
+        found = CaseResult(
+            nodeid,
+            suite,
+            case,
+            cell,
+            INFRASTRUCTURE,
+            0.0,
+            reason,
+            files=files,
+            started=stamp.now(),
+            directory=directory.name,
+            title=case,
+        )
+        model.write_case(directory, found)
+        report.user_properties.append(("outcome", INFRASTRUCTURE))
+        report.longrepr = f"[{INFRASTRUCTURE}] {reason}"
+    return True
+
+
+def end(config: pytest.Config, code: Callable[[tuple[CaseResult, ...]], int]) -> None:
+    """Give the hosts back; the controller writes the run's result and its page. ``code`` is the exit code of a run of such cases."""
+    try:
+        if RIG in config.stash:
+            config.stash[RIG].close()
+    except HarnessError as exc:
+        log.error("a host could not be given back: %s", exc)
+    finally:
+        path = config.stash.get(RUN, None)
+        if not hasattr(config, "workerinput") and path is not None and (path / "run.json").exists():
+            forget_stop(config)
+            _publish(path, code)
+
+
+def _publish(path: Path, code: Callable[[tuple[CaseResult, ...]], int]) -> None:
     from harness.report import publish
 
     run = model.read_run(path)
-    run = replace(run, ended=stamp.now(), exit_code=exit_code(run.cases))
+    run = replace(run, ended=stamp.now(), exit_code=code(run.cases))
     model.write_run(path, run)
     publish(path, run)

@@ -87,5 +87,5 @@ def _inputs(runs: Sequence[RunResult]) -> tuple[dict[str, str], tuple[str, ...]]
 
 def _whole(code: int, runs: Sequence[tuple[Path, RunResult]]) -> int:
     """The cases decide; but where a part never came to its end, that nothing failed says too little."""
-    unfinished = any(run.exit_code is None for _, run in runs)
+    unfinished = any(run.exit_code in (None, ExitCode.INTERRUPTED) for _, run in runs)
     return ExitCode.INFRASTRUCTURE if code in (ExitCode.OK, ExitCode.NOTHING_SELECTED) and unfinished else code
