@@ -197,7 +197,7 @@ def _interruptible() -> Iterator[None]:
 
 
 def _exit_code(status: int, path: Path) -> int:
-    """pytest's status and our results as one code; pytest's own errors come first."""
+    """pytest's status and our results as one code."""
     from harness.results.model import read_run
 
     if status == 4:
@@ -207,7 +207,7 @@ def _exit_code(status: int, path: Path) -> int:
     except (OSError, ValueError):
         return {2: ExitCode.HARNESS, 5: ExitCode.NOTHING_SELECTED}.get(status, ExitCode.HARNESS)
     _tell(path)
-    if code is None or (status == 3 and code != ExitCode.INTERRUPTED):
+    # 2 and 3: pytest stopped, perhaps for something that no case shows.
+    if code is None or (status in (2, 3) and code in (ExitCode.OK, ExitCode.NOTHING_SELECTED)):
         return ExitCode.HARNESS
-    # pytest stopped for something that no case shows.
-    return ExitCode.HARNESS if status == 2 and code in (ExitCode.OK, ExitCode.NOTHING_SELECTED) else code
+    return code

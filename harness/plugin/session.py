@@ -260,7 +260,7 @@ def _finish(item: pytest.Item, progress: Progress, context: CaseContext | None) 
         excerpt=death.excerpt if death else "",
         boots=boots,
         inputs=inputs,
-        files=tuple(sorted(p.name for p in directory.iterdir() if p.name != "case.json")),
+        files=_files(directory),
         started=progress.started,
         directory=directory.name,
         title=title(item),
@@ -316,8 +316,8 @@ def forget_stop(config: pytest.Config) -> None:
         mark.unlink(missing_ok=True)
 
 
-def crashed(config: pytest.Config, nodeid: str, report: pytest.TestReport) -> bool:
-    """A worker ended while it ran the case: nothing was learned of it. Returns whether it is a case of ours.
+def crashed(config: pytest.Config, nodeid: str, why: str) -> str:
+    """A worker ended while it ran the case: nothing was learned of it. Returns the reason, or "" for a case that is none of ours.
 
     What a worker wrote before it ended stands, unless it is of a try that a resumed run repeats.
     """
@@ -325,30 +325,30 @@ def crashed(config: pytest.Config, nodeid: str, report: pytest.TestReport) -> bo
     parameters = name.partition("[")[2].removesuffix("]")
     named = [str(cell) for cell in cells_of(config) if f"-{cell}-" in f"-{parameters}-"]
     if not named:
-        return False
+        return ""
+    reason = f"{why}: killed, or out of memory?"
     if nodeid not in finished(config):
-        cell = max(named, key=len)
-        reason = f"{report.longrepr}: killed, or out of memory?"
         directory = case_directory(config, nodeid)
-        files = tuple(sorted(file.name for file in directory.iterdir() if file.name != "case.json"))
-        suite, case = Path(path).parent.name, name.partition("[")[0]
-        found = CaseResult(
-            nodeid,
-            suite,
-            case,
-            cell,
-            INFRASTRUCTURE,
-            0.0,
-            reason,
-            files=files,
+        case = name.partition("[")[0]
+        result = CaseResult(
+            nodeid=nodeid,
+            suite=Path(path).parent.name,
+            case=case,
+            cell=max(named, key=len),
+            outcome=INFRASTRUCTURE,
+            seconds=0.0,
+            reason=reason,
+            files=_files(directory),
             started=stamp.now(),
             directory=directory.name,
             title=case,
         )
-        model.write_case(directory, found)
-        report.user_properties.append(("outcome", INFRASTRUCTURE))
-        report.longrepr = f"[{INFRASTRUCTURE}] {reason}"
-    return True
+        model.write_case(directory, result)
+    return reason
+
+
+def _files(directory: Path) -> tuple[str, ...]:
+    return tuple(sorted(file.name for file in directory.iterdir() if file.name != "case.json"))
 
 
 def end(config: pytest.Config, code: Callable[[tuple[CaseResult, ...]], int]) -> None:

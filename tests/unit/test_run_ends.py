@@ -8,9 +8,9 @@ import signal
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -168,18 +168,46 @@ def test_a_killed_worker_is_no_pass(keyword: str, words: tuple[str, ...], code: 
 
 
 def test_all_workers_killed_is_no_empty_run(suite: Path, tmp_path: Path) -> None:
-    run = Run(suite, tmp_path, "", "-n", "2")
-    run.slow(1)
+    """Whether xdist replaces them or ends in an error: that is a matter of which message comes first."""
+    run = Run(suite, tmp_path, "slow", "-n", "2")
+    run.slow(2)
     # Each worker is a child of the controller.
-    children = Path(f"/proc/{run.process.pid}/task/{run.process.pid}/children").read_text().split()
-    for child in map(int, children):
-        os.kill(child, signal.SIGKILL)
-    time.sleep(2)
-    os.kill(run.process.pid, signal.SIGINT)
+    for child in Path(f"/proc/{run.process.pid}/task/{run.process.pid}/children").read_text().split():
+        os.kill(int(child), signal.SIGKILL)
     out = run.end()
-    assert run.process.returncode == 130, out
-    assert {case["outcome"] for name, case in run.cases.items() if "slow" in name} <= {"infrastructure"}
-    assert run.report()["exit_code"] == 130
+    assert run.process.returncode == 4, out
+    assert [case["outcome"] for case in run.cases.values()] == ["infrastructure"] * 2
+    assert run.report()["exit_code"] == 4
+    assert "nothing was learned from 2 cases" in out
+
+
+class Controller:
+    """What an ending asks of pytest's configuration."""
+
+    pluginmanager = SimpleNamespace(hasplugin=lambda name: name == "dsession")
+
+
+@pytest.mark.parametrize(
+    ("error", "code"), [(OSError("cannot send (already closed?)"), 4), (AssertionError("pytest's own"), 3)], ids=["gone", "a bug"]
+)
+def test_an_error_in_pytest_is_a_bug_or_a_lost_worker(error: Exception, code: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    lost: list[str] = []
+    ended: list[int] = []
+    monkeypatch.setattr("harness.plugin.session.crashed", lambda config, nodeid, why: lost.append(nodeid))
+    monkeypatch.setattr("harness.plugin.session.end", lambda config, code: ended.append(code(())))
+    ending = Ending(Controller())  # type: ignore[arg-type]
+    ending.pytest_runtest_logstart("a")
+    ending.pytest_runtest_logstart("b")
+    ending.pytest_runtest_logfinish("a")
+    try:
+        raise error
+    except Exception:
+        ending.pytest_internalerror(pytest.ExceptionInfo.from_current())
+    step = ending.pytest_sessionfinish()
+    next(step)
+    with pytest.raises(StopIteration):
+        next(step)
+    assert (ended, lost) == ([code], ["b"] if code == 4 else [])
 
 
 @pytest.mark.parametrize(("workers", "code"), [((), 3), (("-n", "2"), 130)], ids=["alone", "worker"])
