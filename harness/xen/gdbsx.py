@@ -1,14 +1,16 @@
-"""Whether Xen answers its debugger stub, gdbsx: only a Xen built with CONFIG_GDBSX does, which needs DEBUG or EXPERT.
+"""Whether Xen answers its debugger stub, gdbsx. Only a Xen built with CONFIG_GDBSX does, which needs DEBUG or EXPERT.
 
-Debian's Xen is none of these, but its package has the tool, which then says "Hyp is NOT enabled for gdbsx"
-(xen tools/debugger/gdbsx/xg/xg_main.c, _check_hyp()). The tool itself cannot be asked without stopping a domain. So a short Python
-program in dom0 asks for the debugger's state of dom0, XEN_DOMCTL_gdbsx_domstatus, which changes nothing
-(xen/arch/x86/gdbsx.c). Xen refuses a domctl of another interface version with EACCES before it looks at it: the versions are tried.
+Debian's Xen has neither, but its package has the tool, which then says "Hyp is NOT enabled for gdbsx"
+(xen tools/debugger/gdbsx/xg/xg_main.c, _check_hyp()). The tool stops the domain that it is asked about. So a short Python program
+in dom0 asks for the debugger's state of dom0 instead, by XEN_DOMCTL_gdbsx_domstatus, which only reads where the
+domain runs (xen/arch/x86/gdbsx.c). Xen refuses a domctl of another interface version with EACCES before it looks at it, so the
+program tries one version after the other.
 """
 
 from __future__ import annotations
 
-# 18 is that of Xen 4.12. The tag of the interface: xen/include/public/domctl.h, struct xen_domctl; 36 is __HYPERVISOR_domctl.
+# The numbers are of xen/include/public: 1003 is XEN_DOMCTL_gdbsx_domstatus (domctl.h, whose struct xen_domctl begins with the
+# command, the interface version and the domain), 36 is __HYPERVISOR_domctl (xen.h). Version 18 is that of Xen 4.14.
 _ASK = """
 import ctypes, errno, struct
 lib = ctypes.CDLL("libxencall.so.1", use_errno=True)

@@ -7,22 +7,25 @@ import json
 import random
 import sys
 import tarfile
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from harness.config.schema import HostConfig
 from harness.deadline import Deadline
 from harness.errors import UsageError
 from harness.guests import source
 from harness.guests.configure import configure
 from harness.guests.guest import Guest
 from harness.guests.shape import Shape
+from harness.hosts import doctor
 from harness.lab import factory
 from harness.lab.factory import LabWish
 from harness.lab.host import LabHost
-from harness.xen import vdev
+from harness.xen import gdbsx, vdev
 from harness.xen.config import Disk, DomainConfig, Vif
 
 sys.path.append(str(Path(__file__).parents[1] / "unit"))
@@ -167,6 +170,20 @@ def test_a_real_domain_has_what_was_written(domain: Guest, host: LabHost) -> Non
     assert sorted(host.transport.run(["sh", "-c", _FILES, "sh", str(domain.domid)]).text.splitlines()) == sorted(
         disk.target for disk in domain.config.disks
     )
+
+
+def test_gdbsx_is_offered_where_the_tool_works(domain: Guest, host: LabHost) -> None:
+    """Our question to Xen has the answer that the tool itself has for a domain."""
+    probed = host.transport.run(["sh", "-c", gdbsx.PROBE]).text.split()
+    tool = host.transport.run(["timeout", "20", "gdbsx", "-c", str(domain.domid), "64", "0"], check=False)
+    refused = b"NOT enabled for gdbsx" in tool.stderr + tool.stdout
+    assert probed[0] == ("gdbsx-off" if refused else "gdbsx"), tool
+
+
+def test_the_doctor_finds_a_lab_well(host: LabHost) -> None:
+    checks = {check.name: check for check in doctor.judge(host.transport.run(["sh", "-c", doctor.SCRIPT]).text, HostConfig("lab"), time.time())}  # fmt: skip
+    assert {name for name, check in checks.items() if check.status != doctor.OK} <= {"UEFI", "clock", "memory"}
+    assert checks["Xen"].detail == host.info.xen_version
 
 
 TAKEN = (
