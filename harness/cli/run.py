@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shlex
+import signal
 import sys
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -161,9 +164,9 @@ def run(
     argv += ["--resume"] if resume else []
     argv += ["--reports", str(where), "--fxh-run", str(path)]
     argv += ["--junitxml", str(path / "junit.xml"), "--alluredir", str(path / "allure")]
-    progress = Progress()
-    status = pytest.main(argv, plugins=[progress])
-    raise typer.Exit(_exit_code(int(status), progress, path))
+    with _interruptible():
+        status = pytest.main(argv, plugins=[Progress()])
+    raise typer.Exit(_exit_code(int(status), path))
 
 
 def _paths(project: Path, suites: list[str]) -> list[str]:
@@ -214,19 +217,37 @@ def _tell(path: Path) -> None:
     print(f"{sentence}\nreport: {path / 'index.html'}", file=sys.stderr)
 
 
-def _exit_code(status: int, progress: Any, path: Path) -> int:
-    """pytest's status and our results as one code; pytest's own errors come first."""
+@contextlib.contextmanager
+def _interruptible() -> Iterator[None]:
+    """A run that is told to end by SIGTERM (a CI that gives up) or SIGHUP (a terminal that goes) ends as by Ctrl-C, the first time."""
+
+    def interrupt(number: int, frame: object) -> None:
+        signal.signal(number, signal.SIG_DFL)
+        raise KeyboardInterrupt
+
+    # Not one that is ignored, as under nohup.
+    ours = [number for number in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(number) is signal.SIG_DFL]
+    for number in ours:
+        signal.signal(number, interrupt)
+    try:
+        yield
+    finally:
+        for number in ours:
+            signal.signal(number, signal.SIG_DFL)
+
+
+def _exit_code(status: int, path: Path) -> int:
+    """pytest's status and our results as one code."""
     from harness.results.model import read_run
 
-    if progress.interrupted:
-        return ExitCode.INTERRUPTED
     if status == 4:
         return ExitCode.USAGE
-    if status in (2, 3):
-        return ExitCode.HARNESS
     try:
         code = read_run(path).exit_code
     except (OSError, ValueError):
-        return ExitCode.NOTHING_SELECTED if status == 5 else ExitCode.HARNESS
+        return {2: ExitCode.HARNESS, 5: ExitCode.NOTHING_SELECTED}.get(status, ExitCode.HARNESS)
     _tell(path)
-    return ExitCode.HARNESS if code is None else code
+    # 2 and 3: pytest stopped, perhaps for something that no case shows.
+    if code is None or (status in (2, 3) and code in (ExitCode.OK, ExitCode.NOTHING_SELECTED)):
+        return ExitCode.HARNESS
+    return code

@@ -11,7 +11,7 @@ from harness.config.schema import HostConfig
 from harness.deadline import Deadline
 from harness.errors import HarnessError
 from harness.transport import Transport
-from harness.xen import firmware, listing, pygrub
+from harness.xen import firmware, gdbsx, listing, pygrub
 
 OK, WARN, FAIL = "ok", "warn", "fail"
 
@@ -19,8 +19,11 @@ OLDEST, NEWEST = (4, 14), (4, 22)
 _SKEW = 5.0
 _SPACE = 2048
 
+# What a tool says on standard error has a section of its own: it is no part of a table or a value.
 SCRIPT = r"""
 PATH=$PATH:/usr/local/sbin:/usr/sbin:/sbin
+exec 3>&1
+ask() { name=$1; shift; echo "%$name"; said=$("$@" 2>&1 >&3 3>&-); echo; echo "%$name said"; printf '%s\n' "$said"; }
 echo '%user'; id -u
 echo '%uname'; uname -sr
 echo '%clock'; date +%s
@@ -28,11 +31,13 @@ echo '%tools'; for t in xl xenstore-read python3 losetup lvs zfs; do p=$(command
 for p in /usr/lib/xen*/bin /usr/libexec/xen/bin /usr/local/libexec/xen/bin /usr/local/lib/xen/bin; do
   for t in xenconsole xenctx; do [ -x "$p/$t" ] && echo "$t $p/$t"; done
 done
-command -v gdbsx | sed 's/^/gdbsx /'
-echo '%python'; python3 -S -E -c 'import sys; print(*sys.version_info[:3], sep=".")' 2>&1
-echo '%info'; xl info 2>&1
-echo '%list'; xl list 2>&1
-echo '%store'; xenstore-read /local/domain/0/name 2>&1
+"""
+SCRIPT += gdbsx.PROBE
+SCRIPT += r"""
+ask python python3 -S -E -c 'import sys; print(*sys.version_info[:3], sep=".")'
+ask info xl info
+ask list xl list
+ask store xenstore-read /local/domain/0/name
 echo '%console'; { pidof xenconsoled || pgrep -x xenconsoled; } 2>/dev/null
 [ -c /dev/ptmx ] && ls /dev/pts >/dev/null 2>&1 && echo pts
 echo '%links'; if [ -d /sys/class/net ]; then for b in /sys/class/net/*/bridge; do b=${b%/bridge}; echo "${b##*/} $(cat $b/operstate)"; done
@@ -97,6 +102,7 @@ def sections(text: str) -> dict[str, str]:
 
 
 Parts = dict[str, str]
+_COMPLAINT = "it answered all the same; look into dmesg and /var/log/xen there"
 
 
 def _user(parts: Parts, tools: Parts, config: HostConfig, now: float) -> Iterator[Check]:
@@ -124,16 +130,16 @@ def _tools(parts: Parts, tools: Parts, config: HostConfig, now: float) -> Iterat
     for tool, mend in packages.items():
         yield Check(tool, OK, tools[tool]) if tool in tools else Check(tool, FAIL, "not there", mend)
     version = parts.get("python", "")
-    match = re.match(r"3\.(\d+)\.", version)
+    match = re.search(r"^3\.(\d+)\.", version, re.MULTILINE)
     if "python3" in tools and not (match and int(match[1]) >= 7):
-        yield Check(
-            "python3 version", FAIL, version.splitlines()[-1][:100] if version else "?", "leases need Python 3.7 or later there"
-        )
+        said = (version or _said(parts, "python") or "?").splitlines()[-1][:100]
+        yield Check("python3 version", FAIL, said, "leases need Python 3.7 or later there")
     yield from _pygrub(dict(line.split(" ", 1) for line in parts.get("pygrub", "").splitlines() if " " in line))
     aids = [f"{tool} {tools[tool]}" for tool in ("xenctx", "gdbsx") if tool in tools]
-    yield Check(
-        "debug aids", OK if aids else WARN, ", ".join(aids) or "neither xenctx nor gdbsx", "" if aids else "for --keep failed alone"
-    )
+    detail = ", ".join(aids) or "neither xenctx nor gdbsx"
+    if "gdbsx-off" in tools:
+        detail += f"; this Xen does not answer {tools['gdbsx-off']}"
+    yield Check("debug aids", OK if aids else WARN, detail, "" if aids else "for --keep failed alone")
 
 
 def _pygrub(found: dict[str, str]) -> Iterator[Check]:
@@ -153,20 +159,32 @@ def _pygrub(found: dict[str, str]) -> Iterator[Check]:
         yield Check("pygrub as", OK, f"restricted, as {found['user']}")
 
 
+def _said(parts: Parts, name: str) -> str:
+    """The line that explains most of what the tool of a section said on standard error, or in the section where it has no other."""
+    return listing.informative(parts.get(f"{name} said", "") or parts.get(name, ""))[:120]
+
+
 def _xen(parts: Parts, tools: Parts, config: HostConfig, now: float) -> Iterator[Check]:
     try:
         info = listing.parse_info(parts.get("info", ""))
     except ValueError:
-        said = (parts.get("info", "").splitlines() or ["nothing"])[0][:120]
+        said = _said(parts, "info") or "nothing"
         yield Check("xl info", FAIL, said, "is this machine booted under Xen, and does xenstored run?")
         return
-    number = tuple(map(int, info.xen_version.split(".")[:2]))
-    if OLDEST <= number <= NEWEST:
+    if said := parts.get("info said", ""):
+        yield Check("xl info", WARN, f"xl complains: {listing.informative(said)[:120]}", _COMPLAINT)
+    if OLDEST <= info.number <= NEWEST:
         yield Check("Xen", OK, info.xen_version)
     else:
         yield Check("Xen", WARN, info.xen_version, "tried are 4.14 to 4.22: report what does not work")
     types = info.guest_types
-    if "pvh" in types:
+    if not info.x86:
+        kind = (
+            "an ARM host" if re.match("aarch64|arm", info.machine or "".join(info.caps).partition("xen-3.0-")[2]) else "no x86 host"
+        )
+        what = ", ".join(filter(None, (info.machine, *info.caps)))
+        yield Check("architecture", FAIL, f"{kind} ({what}): guests here are amd64 and i386", "choose a host with an x86-64 CPU")
+    elif "pvh" in types:
         yield Check("guest types", OK, ", ".join(types))
     else:
         yield Check("guest types", WARN, f"{', '.join(types)}: no PVH, no HVM", "switch on VT-x or SVM in the firmware")
@@ -181,8 +199,10 @@ def _xen(parts: Parts, tools: Parts, config: HostConfig, now: float) -> Iterator
     rows = {}
     try:
         rows = {row.name: row for row in listing.parse_list(parts.get("list", ""))}
+        if said := parts.get("list said", "") or listing.complaints(parts.get("list", "")):
+            yield Check("xl list", WARN, f"xl complains: {listing.informative(said)[:120]}", _COMPLAINT)
     except ValueError as exc:
-        yield Check("xl list", FAIL, str(exc), "report this: the listing of this xl is not understood")
+        yield Check("xl list", FAIL, _said(parts, "list") or str(exc), "report this: the listing of this xl is not understood")
     ours = sum(row.memory for name, row in rows.items() if name.startswith("fxh-"))
     room = config.memory or info.free_memory + ours
     dom0 = rows["Domain-0"].memory if "Domain-0" in rows else 0
@@ -198,14 +218,13 @@ def _xen(parts: Parts, tools: Parts, config: HostConfig, now: float) -> Iterator
 
 
 def _daemons(parts: Parts, tools: Parts, config: HostConfig, now: float) -> Iterator[Check]:
-    name = parts.get("store", "")
-    if name == "Domain-0":
+    if "Domain-0" in parts.get("store", "").splitlines():
         yield Check("xenstore", OK, "it answers")
     else:
         yield Check(
             "xenstore",
             FAIL,
-            name[:120] or "no answer",
+            _said(parts, "store") or "no answer",
             "start xencommons; xenstored cannot be restarted: if it died, reboot the host",
         )
     lines = parts.get("console", "").splitlines()
@@ -243,7 +262,7 @@ def _bridge(parts: Parts, tools: Parts, config: HostConfig, now: float) -> Itera
 def _disk(parts: Parts, tools: Parts, config: HostConfig, now: float) -> Iterator[Check]:
     # /dev/vda         2000000 500000 1500000      25% /
     words = parts.get("disk", "").split()
-    free = int(words[3]) >> 10 if len(words) > 5 and words[3].isdigit() else -1
+    free = int(words[3]) >> 10 if len(words) > 5 and words[3].isdecimal() else -1
     if "writable" not in words:
         yield Check("disk", FAIL, "/var/lib is not writable there", "remount it, or look into dmesg for disk errors")
     elif free < _SPACE:
@@ -254,7 +273,7 @@ def _disk(parts: Parts, tools: Parts, config: HostConfig, now: float) -> Iterato
 
 def _clock(parts: Parts, tools: Parts, config: HostConfig, now: float) -> Iterator[Check]:
     clock = parts.get("clock", "")
-    skew = int(clock) - now if clock.isdigit() else float("inf")
+    skew = int(clock) - now if clock.isdecimal() else float("inf")
     # date prints whole seconds.
     if abs(skew + 0.5) <= _SKEW + 0.5:
         yield Check("clock", OK, f"within {_SKEW:.0f} s of ours")

@@ -29,9 +29,10 @@ def pytest_configure(config: pytest.Config) -> None:
         "markers", "formerly(key, ...): keys (as `fxh history` shows them) that this case had before it was renamed"
     )
     if not config.getoption("help"):
-        from harness.plugin import carets, session, told
+        from harness.plugin import carets, ending, session, told
 
         session.check_options(config)
+        ending.install(config)
         told.install(config)
         carets.off()
 
@@ -122,12 +123,5 @@ def pytest_configure_node(node: Any) -> None:
     from harness.plugin import session
 
     node.workerinput["fxh_run"] = str(session.run_path(node.config))
+    session.forget_stop(node.config)
     node.workerinput["fxh_command"] = session.command()
-
-
-# Last, so that pytest's own files (JUnit's, allure's) are written when verdicts are put into them.
-@pytest.hookimpl(trylast=True)
-def pytest_sessionfinish(session: pytest.Session) -> None:
-    from harness.plugin import session as ours
-
-    ours.end(session.config)

@@ -11,6 +11,7 @@ from harness.errors import HarnessError
 from harness.guests.guest import Guest
 from harness.hosts.host import DirectHost
 from harness.lab.host import LabHost
+from harness.xen import gdbsx
 
 log = logging.getLogger("fxh.keep")
 
@@ -21,9 +22,8 @@ _AIDS = """
 for p in /usr/lib/xen*/bin /usr/libexec/xen/bin /usr/local/libexec/xen/bin /usr/local/lib/xen/bin; do
   [ -x "$p/xenctx" ] && echo "xenctx $p/xenctx"
 done
-command -v gdbsx | sed 's/^/gdbsx /'
-true
 """
+_AIDS += gdbsx.PROBE + "true\n"
 
 
 @dataclass(frozen=True)

@@ -12,10 +12,9 @@ from harness.console.text import plain
 
 
 class Progress:
-    """A pytest plugin of ``fxh run``. ``interrupted`` tells Ctrl-C from an error."""
+    """A pytest plugin of ``fxh run``."""
 
     def __init__(self) -> None:
-        self.interrupted = False
         self._terminal = sys.stdout.isatty()
         self._running: dict[str, float] = {}
         self._done = 0
@@ -24,10 +23,6 @@ class Progress:
         self._outcomes: dict[str, tuple[str, float, str]] = {}
         self._setups: dict[str, str] = {}
         self._stop = threading.Event()
-
-    def pytest_keyboard_interrupt(self, excinfo: pytest.ExceptionInfo[BaseException]) -> None:
-        # pytest calls this for errors of collection, too, with a subclass.
-        self.interrupted = type(excinfo.value) is KeyboardInterrupt
 
     def pytest_collection_finish(self, session: pytest.Session) -> None:
         self._total = len(session.items)
@@ -61,6 +56,8 @@ class Progress:
             if name == "setup":
                 self._setups[report.nodeid] = str(text)
         self._outcomes[report.nodeid] = (word, seconds + report.duration, _first_line(report))
+        if report.when not in ("setup", "call", "teardown"):  # xdist's word for a worker that ended: nothing more comes of the case
+            self.pytest_runtest_logfinish(report.nodeid)
 
     def pytest_runtest_logfinish(self, nodeid: str) -> None:
         word, seconds, why = self._outcomes.pop(nodeid, ("?", 0.0, ""))

@@ -9,6 +9,7 @@ import shlex
 import shutil
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,7 +23,7 @@ from harness.errors import HarnessError, UsageError
 from harness.lab import recipe
 from harness.plugin import cells, evidence, known
 from harness.plugin import options as options_
-from harness.plugin.outcome import Finding, exit_code, judge
+from harness.plugin.outcome import Finding, judge
 from harness.plugin.rig import CaseContext, Rig, stamps
 from harness.plugin.selection import title
 from harness.plugin.setuplog import SetupLog
@@ -275,7 +276,7 @@ def _finish(item: pytest.Item, progress: Progress, context: CaseContext | None) 
         excerpt=death.excerpt if death else "",
         boots=boots,
         inputs=inputs,
-        files=tuple(sorted(p.name for p in directory.iterdir() if p.name != "case.json")),
+        files=_files(directory),
         started=progress.started,
         directory=directory.name,
         title=title(item),
@@ -320,16 +321,71 @@ def _boots(context: CaseContext) -> tuple[Boot, ...]:
 # -- the end ----------------------------------------------------------------------------------------------------------
 
 
-def end(config: pytest.Config) -> None:
-    """Give the hosts back; the controller writes the run's result and its page."""
-    if RIG in config.stash:
-        config.stash[RIG].close()
+def stop_mark(config: pytest.Config) -> Path | None:
+    """The file that tells all workers of a run to stop; None before the run has a directory."""
     path = config.stash.get(RUN, None)
-    if hasattr(config, "workerinput") or path is None or not (path / "run.json").exists():
-        return
+    return path / ".stop" if path is not None and path.is_dir() else None
+
+
+def forget_stop(config: pytest.Config) -> None:
+    """A run that is resumed goes on, also after ``-x`` stopped it."""
+    if (mark := stop_mark(config)) is not None:
+        mark.unlink(missing_ok=True)
+
+
+def crashed(config: pytest.Config, nodeid: str, why: str) -> str:
+    """A worker ended while it ran the case: nothing was learned of it. Returns the reason, or "" for a case that is none of ours.
+
+    What a worker wrote before it ended stands, unless it is of a try that a resumed run repeats.
+    """
+    path, _, name = nodeid.rpartition("::")
+    parameters = name.partition("[")[2].removesuffix("]")
+    named = [str(cell) for cell in cells_of(config) if f"-{cell}-" in f"-{parameters}-"]
+    if not named:
+        return ""
+    reason = f"{why}: killed, or out of memory?"
+    if nodeid not in finished(config):
+        directory = case_directory(config, nodeid)
+        case = name.partition("[")[0]
+        result = CaseResult(
+            nodeid=nodeid,
+            suite=Path(path).parent.name,
+            case=case,
+            cell=max(named, key=len),
+            outcome=INFRASTRUCTURE,
+            seconds=0.0,
+            reason=reason,
+            files=_files(directory),
+            started=stamp.now(),
+            directory=directory.name,
+            title=case,
+        )
+        model.write_case(directory, result)
+    return reason
+
+
+def _files(directory: Path) -> tuple[str, ...]:
+    return tuple(sorted(file.name for file in directory.iterdir() if file.name != "case.json"))
+
+
+def end(config: pytest.Config, code: Callable[[tuple[CaseResult, ...]], int]) -> None:
+    """Give the hosts back; the controller writes the run's result and its page. ``code`` is the exit code of a run of such cases."""
+    try:
+        if RIG in config.stash:
+            config.stash[RIG].close()
+    except HarnessError as exc:
+        log.error("a host could not be given back: %s", exc)
+    finally:
+        path = config.stash.get(RUN, None)
+        if not hasattr(config, "workerinput") and path is not None and (path / "run.json").exists():
+            forget_stop(config)
+            _publish(path, code)
+
+
+def _publish(path: Path, code: Callable[[tuple[CaseResult, ...]], int]) -> None:
     from harness.report import publish
 
     run = model.read_run(path)
-    run = replace(run, ended=stamp.now(), exit_code=exit_code(run.cases))
+    run = replace(run, ended=stamp.now(), exit_code=code(run.cases))
     model.write_run(path, run)
     publish(path, run)

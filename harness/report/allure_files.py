@@ -12,16 +12,19 @@ from harness.report.gather import CaseReport, Report, address, address_of
 from harness.results.model import FAILED, KNOWN, PASSED, SKIPPED
 from harness.verdicts import values
 
-# allure sorts a result into each category whose regex matches its message, which begins with "[verdict]" for that.
+# allure sorts a result into each category that lists its status and whose regex matches its message, which begins with
+# "[verdict]" for that. A known issue is skipped to pytest and allure; a case that is flaky can have passed this time.
+_BAD = ("failed", "broken")
 _CATEGORIES = {
-    values.REGRESSION: "Regression: it passed before",
-    values.BASELINE_UNTESTED: "Failed, and the baseline does not know it",
-    values.NEVER_PASSED: "Never passed",
-    values.STILL_FAILING: "Still failing",
-    values.FLAKY: "Flaky: the same inputs pass and fail",
-    values.KNOWN: "Known issue",
-    values.BLOCKED: "Blocked by an earlier failure",
-    values.INFRASTRUCTURE: "Infrastructure: nothing was learned",
+    values.REGRESSION: ("Regression: it passed before", _BAD),
+    values.BASELINE_UNTESTED: ("Failed, and the baseline does not know it", _BAD),
+    values.NEVER_PASSED: ("Never passed", _BAD),
+    values.KNOWN_GONE: ("Known issue gone: its entry is to be removed", (*_BAD, "passed")),
+    values.STILL_FAILING: ("Still failing", _BAD),
+    values.FLAKY: ("Flaky: the same inputs pass and fail", (*_BAD, "passed")),
+    values.KNOWN: ("Known issue", (*_BAD, "skipped")),
+    values.BLOCKED: ("Blocked by an earlier failure", _BAD),
+    values.INFRASTRUCTURE: ("Infrastructure: nothing was learned", _BAD),
 }
 _STATUS = {KNOWN: "skipped", PASSED: "passed", FAILED: "failed", SKIPPED: "skipped"}
 
@@ -31,8 +34,8 @@ def write(directory: Path, report: Report) -> None:
     lines = [f"{name.replace(' ', '_')}={_line(value)}" for name, value in sorted(report.inputs)]
     (directory / "environment.properties").write_text("\n".join([*lines, f"verdict={_line(report.sentence)}"]) + "\n", "utf-8")
     categories = [
-        {"name": name, "matchedStatuses": ["failed", "broken"], "messageRegex": rf"(?s)^\[{kind}\].*"}
-        for kind, name in _CATEGORIES.items()
+        {"name": name, "matchedStatuses": list(statuses), "messageRegex": rf"(?s)^\[{kind}\].*"}
+        for kind, (name, statuses) in _CATEGORIES.items()
     ]
     _dump(directory / "categories.json", categories)
     order = len(report.runs)
@@ -54,16 +57,19 @@ def write(directory: Path, report: Report) -> None:
 
 def _judged(result: dict[str, Any], item: CaseReport) -> dict[str, Any]:
     """allure's own result with our verdict in its message and labels; the same when it is done again."""
+    kind = item.verdict.kind
     labels = [label for label in result.get("labels", []) if label.get("name") != "verdict"]
-    result["labels"] = [*labels, {"name": "verdict", "value": item.verdict.kind}]
-    if result.get("status") in ("failed", "broken"):
-        details = result.setdefault("statusDetails", {})
-        said = details.get("message", "")
-        head = f"[{item.verdict.kind}] "
-        if not any(said.startswith(f"[{kind}] ") for kind in values.KINDS):
-            details["message"] = f"{head}{item.verdict.reason}\n{plain(said)}"
-        details["flaky"] = item.verdict.kind == values.FLAKY
-        details["known"] = item.verdict.kind == values.KNOWN
+    again = len(labels) < len(result.get("labels", []))
+    result["labels"] = [*labels, {"name": "verdict", "value": kind}]
+    if kind in _CATEGORIES and result.get("status") in _CATEGORIES[kind][1]:
+        details = result.get("statusDetails") or {}
+        said = details.get("message") or ""
+        if again and any(said.startswith(f"[{other}] ") for other in values.KINDS):
+            said = said.partition("\n")[2]
+        details["message"] = f"[{kind}] {item.verdict.reason}\n{plain(said)}"
+        details["flaky"] = kind == values.FLAKY
+        details["known"] = kind == values.KNOWN
+        result["statusDetails"] = details
     if item.verdict.reference:
         links = [link for link in result.get("links", []) if link.get("type") != "issue"]
         result["links"] = [*links, {"type": "issue", "name": item.verdict.reference, "url": item.verdict.reference}]

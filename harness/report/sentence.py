@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
+from harness.errors import ExitCode
 from harness.results.model import FAILED, HARNESS, KNOWN, PASSED, CaseResult, RunResult
 from harness.verdicts import values
 from harness.verdicts.values import Verdict
@@ -51,6 +52,8 @@ def sentence(run: RunResult, judged: Sequence[tuple[CaseResult, Verdict]], worse
         parts.append(f"{standing} earlier failure{'s' * (standing != 1)} of the same inputs still stand{'s' * (standing == 1)}")
     if worse:
         parts.append(f"{worse} metric{'s' * (worse != 1)} drifted for the worse")
+    if run.exit_code == ExitCode.INTERRUPTED:
+        parts.append("the run was interrupted")
     if not run.ended:
         parts.append("the run did not end by itself")
     text = "; ".join(parts)

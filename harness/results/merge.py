@@ -143,5 +143,5 @@ def _values(given: Sequence[Mapping[str, str]]) -> dict[str, list[str]]:
 
 def _whole(code: int, runs: Sequence[RunResult]) -> int:
     """The cases decide; but where a part never came to its end, that nothing failed says too little."""
-    unfinished = any(run.exit_code is None for run in runs)
+    unfinished = any(run.exit_code in (None, ExitCode.INTERRUPTED) for run in runs)
     return ExitCode.INFRASTRUCTURE if code in (ExitCode.OK, ExitCode.NOTHING_SELECTED) and unfinished else code

@@ -7,8 +7,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from harness.errors import UsageError
+from harness.xen import vdev
 
 TYPES = ("pv", "pvh", "hvm")
+FORMATS = ("raw", "qcow", "qcow2", "vhd", "qed", "empty")
+BACKENDS = ("", "phy", "qdisk", "tap", "standalone")
 ACTIONS = (
     "destroy", "restart", "rename-restart", "preserve", "coredump-destroy", "coredump-restart", "soft-reset",
 )  # fmt: skip
@@ -35,16 +38,28 @@ class Disk:
     """``phy``, ``qdisk`` or empty for libxl's choice."""
 
     def render(self) -> str:
-        """As ``xl block-attach`` and the ``disk`` list take it."""
-        if "," in self.target or "=" in self.target.split("/")[0]:
-            raise UsageError(f"disk target {self.target!r}: xl's disk syntax has no way to write a comma", mend="rename it")
+        """As ``xl block-attach`` and the ``disk`` list take it (xen tools/libs/util/libxlu_disk_l.l).
+
+        Raises UsageError for what this syntax cannot hold. A comma in the path of an HVM guest's emulated disk can be written, but
+        QEMU misreads it: libxl passes the path to ``-drive`` as it is.
+        """
+        vdev.number(self.vdev)
+        for name, value, known in (("format", self.format, FORMATS), ("backend", self.backend, BACKENDS)):
+            if value not in known:
+                raise UsageError(f"disk {name} {value!r}", mend=f"one of {', '.join(filter(None, known))}")
+        if not self.target and not self.cdrom:
+            raise UsageError(f"disk {self.vdev} has no target", mend="a path in dom0; only a CD-ROM drive can be empty")
+        if "\n" in self.target or "\0" in self.target:
+            raise UsageError(f"disk target {self.target!r}: xl's target= ends at a line end or a NUL", mend="rename the file")
         words = [f"format={self.format}", f"vdev={self.vdev}", f"access={'ro' if self.readonly or self.cdrom else 'rw'}"]
         if self.cdrom:
             words.append("devtype=cdrom")
         if self.backend:
             words.append(f"backendtype={self.backend}")
-        # target= takes the rest of the line.
-        return ",".join([*words, f"target={self.target}"] if self.target else words)
+        if self.target:
+            # target= takes the rest of the text, less one comma at its end.
+            words.append(f"target={self.target}" + ("," if self.target.endswith(",") else ""))
+        return ",".join(words)
 
 
 @dataclass(frozen=True)
@@ -63,12 +78,15 @@ class Vif:
         if self.mac and not re.fullmatch(r"(?:[0-9a-f]{2}:){5}[0-9a-f]{2}", self.mac):
             raise UsageError(f"vif mac {self.mac!r}", mend="six pairs of lower-case hex digits, for example 00:16:3e:01:02:03")
         words = {"bridge": self.bridge, "mac": self.mac, "model": self.model, "script": self.script, "type": self.type}
+        for key, value in words.items():
+            if "," in value:
+                raise UsageError(f"vif {key} {value!r}: xl ends it at the comma", mend="choose a name without a comma")
         return ",".join(f"{key}={value}" for key, value in words.items() if value)
 
 
 @dataclass(frozen=True)
 class DomainConfig:
-    """One guest domain. Memory in MiB. ``more`` holds further xl.cfg keys with str, int or list-of-str values."""
+    """One guest domain. Memory in MiB. ``more`` holds further xl.cfg keys with str, int, bool or list-of-str values."""
 
     name: str
     type: str
@@ -135,18 +153,35 @@ class DomainConfig:
 
 
 def _value(key: str, value: str | int | Sequence[str]) -> str:
+    if not re.fullmatch(r"[a-z][._0-9a-z]*", key):
+        raise UsageError(f"xl.cfg key {key!r}", mend="lower-case letters, digits, dots and underscores, a letter first")
     if isinstance(value, int):
-        return str(value)
+        if not -(1 << 63) <= value < 1 << 63:
+            raise UsageError(f"{key} {value}: xl's numbers have 64 bits")
+        # xl's syntax has no sign: it reads a negative number from a string.
+        return str(int(value)) if value >= 0 else f'"{value}"'
     if isinstance(value, str):
         return _string(key, value)
     return "[" + ", ".join(_string(key, item) for item in value) + "]"
 
 
+# A string ends at its quote or at a line end. xl's other escapes, by a character's number, yield nothing: xlu__cfgl_dequote()
+# reads the number and forgets it.
+_ESCAPES = {"\\": r"\\", "\n": r"\n", "\r": r"\r", "\t": r"\t", "\v": r"\v", "\f": r"\f", "\a": r"\a", "\b": r"\b"}
+
+
 def _string(key: str, text: str) -> str:
-    """xl's strings end at their quote or at a line end and know backslash escapes (xen tools/libs/util/libxlu_cfg_l.l)."""
-    if not text.isprintable():
-        raise UsageError(f"{key} has a control character: {text!r}")
-    quote = "'" if '"' in text else '"'
-    if quote in text:
-        raise UsageError(f"{key} has both kinds of quotes, which xl.cfg cannot write: {text!r}")
-    return quote + text.replace("\\", "\\\\") + quote
+    """``text`` as xl reads it back (xen tools/libs/util/libxlu_cfg_l.l and libxlu_cfg.c).
+
+    All characters that have no escape stand for themselves, control characters too. Raises UsageError for a NUL, where xl's
+    strings end, and for what is not UTF-8, which libxl cannot read back from its own record of the domain.
+    """
+    if "\0" in text:
+        raise UsageError(f"{key} has a NUL, where xl's strings end: {text!r}")
+    if re.search("[\ud800-\udfff]", text):
+        raise UsageError(f"{key} is not UTF-8: {text!r}")
+    if key == "name" and any(ord(character) < 32 or ord(character) == 127 for character in text):
+        raise UsageError(f"name has a control character, which breaks the rows of `xl list`: {text!r}")
+    quote = "'" if '"' in text and "'" not in text else '"'
+    written = "".join(_ESCAPES.get(character, character) for character in text)
+    return quote + written.replace(quote, "\\" + quote) + quote

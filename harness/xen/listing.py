@@ -51,18 +51,66 @@ class DomainState:
 _ROW = re.compile(r"^(\S.*?|)\s+(\d+)\s+(\d+)\s+(\d+)\s+([r-][b-][p-][s-][-rscwS?][d-])\s+([\d.]+)\s*$")
 
 
+# Name                                        ID   Mem VCPUs	State	Time(s)
+_HEADER = re.compile(r"Name\s+ID\s+Mem\s.*")
+# Five columns behind a name, the last of which is a number: a row of whatever form, and no sentence.
+_LIKE_A_ROW = re.compile(r"\s\d+\s+\d+\s+\d+\s+\S+\s+[\d.]+\s*$")
+
+
 def parse_list(text: str) -> tuple[DomainState, ...]:
-    """The rows of ``xl list``; a domain on its way out has the name ``(null)``. Raises ValueError for an unknown row."""
+    """The rows of ``xl list``; a domain on its way out has the name ``(null)``.
+
+    Complaints of the tool before, between and after the rows are left out; :func:`complaints` returns them. Raises ValueError for
+    a text without a table, and for a row of an unknown form.
+    """
     rows = []
     for line in text.splitlines():
-        if not line.strip() or line.startswith("Name "):
-            continue
-        match = _ROW.match(line)
-        if not match:
+        if match := _ROW.match(line):
+            name, domid, memory, vcpus, state, seconds = match.groups()
+            rows.append(DomainState(name, int(domid), int(memory), int(vcpus), state, float(seconds)))
+        elif _LIKE_A_ROW.search(line):
             raise ValueError(f"a row of `xl list` that is not understood: {line!r}")
-        name, domid, memory, vcpus, state, seconds = match.groups()
-        rows.append(DomainState(name, int(domid), int(memory), int(vcpus), state, float(seconds)))
+    if not rows and text.strip() and not _HEADER.search(text):
+        raise ValueError(f"no table of `xl list`, not understood: {informative(text)!r}")
     return tuple(rows)
+
+
+def complaints(text: str) -> str:
+    """What is no part of the table in the output of ``xl list``, where standard error came with it."""
+    lines = [line for line in _HEADER.sub("", text).splitlines() if line.strip()]
+    return "\n".join(line for line in lines if not _ROW.match(line) and not _LIKE_A_ROW.search(line))
+
+
+# Most specific first: the first line of the first of these groups is the one to show.
+#   libxl: error: libxl_device.c:1258:device_hotplug_child_death_cb: Domain 3:script: losetup: /x.img: cannot open
+#   libxl: warning: libxl_create.c:89: Domain 3:defaulting to ...
+_LEVEL = re.compile(r"^\S+: (error|warning|info|notice|progress|verbose|detail|debug): ")
+# These follow from an error that is told before them, or for them.
+#   libxl: error: libxl_exec.c:117:libxl_report_child_exitstatus: /etc/xen/scripts/block add [811] exited with error status 1
+#   xc: error: panic: xg_dom_core.c:689: xc_dom_find_loader: no loader found: Invalid kernel
+#   Failed to parse config: Invalid argument
+_CONSEQUENCE = re.compile(
+    r"no loader found|xc_dom_(?:parse_image|boot_mem_init|boot_image|build_image|mem_init|rambase_init|find_loader) failed"
+    r"|cannot \(re-\)build domain|exited with error status|[Uu]nable to (?:add|remove|destroy|attach) |Destruction of domain failed"
+    r"|Non-exist[ae]nt domain|(?:libxl_\w+|domain creation|[Dd]evice \w+) failed\.?(?: \(rc=-?\d+\))?\s*$|[Ff]ailed to parse (?:config|the)"
+    r"|cannot init xl context|bad (?:bootloader|dm) |[Cc]ould not (?:create|destroy|clean up|unwind)|is an invalid domain identifier"
+    r"|: (?:failed|error)\s*$"
+)
+_ORDER = {"error": 0, "": 0, "consequence": 1, "warning": 2}
+
+
+def informative(text: str) -> str:
+    """The line that explains the others, of what xl, libxl and libxc print when something fails; "" for none.
+
+    An error comes before what follows from it, this before a warning, and a warning before all else; the first of its kind counts.
+    """
+    lines = [line.strip() for line in text.splitlines() if line.strip(" \t:")]
+
+    def rank(line: str) -> int:
+        level = match[1] if (match := _LEVEL.match(line)) else ""
+        return _ORDER.get("consequence" if level in ("error", "") and _CONSEQUENCE.search(line) else level, 3)
+
+    return min(lines, key=rank, default="")
 
 
 @dataclass(frozen=True)
@@ -80,6 +128,23 @@ class HostInfo:
     values: tuple[tuple[str, str], ...]
 
     @property
+    def number(self) -> tuple[int, int]:
+        """Major and minor: (4, 22) of 4.22-unstable and of 4.22.1-pre."""
+        values = dict(self.values)
+        return int(values["xen_major"]), int(values["xen_minor"])
+
+    @property
+    def machine(self) -> str:
+        """The architecture of dom0's kernel, as uname has it: ``x86_64``, ``amd64``, ``aarch64``."""
+        return dict(self.values).get("machine", "")
+
+    @property
+    def x86(self) -> bool:
+        """Whether Xen runs x86 guests; an ARM host has ``xen-3.0-aarch64`` among its capabilities."""
+        known = " ".join(self.caps) or self.machine
+        return not known or any(name in known for name in ("x86_", "amd64", "i386", "i686"))
+
+    @property
     def guest_types(self) -> tuple[str, ...]:
         """Of pv, pv32, pvh and hvm those that this Xen can run; each from its capability strings."""
         types = []
@@ -93,15 +158,12 @@ class HostInfo:
 
 
 def parse_info(text: str) -> HostInfo:
-    """``xl info``. Raises ValueError when it lacks what every Xen prints."""
-    values: dict[str, str] = {}
-    for line in text.splitlines():
-        # free_memory            : 1762
-        key, colon, value = line.partition(":")
-        if colon:
-            values[key.strip()] = value.strip()
+    """``xl info``; of a complaint among the rows nothing is taken. Raises ValueError when it lacks what every Xen prints."""
+    # free_memory            : 1762
+    values = dict(re.findall(r"^([a-z]\w*) *: ?(.*?)\s*$", text, re.MULTILINE))
     try:
-        version = f"{values['xen_major']}.{values['xen_minor']}{values['xen_extra']}"
+        # 4.20.5-pre (Debian), 4.22-unstable and 4.22-rc1 (development): what follows the minor number has no form of its own.
+        version = f"{int(values['xen_major'])}.{int(values['xen_minor'])}{values.get('xen_extra', '')}"
         return HostInfo(
             xen_version=version,
             caps=tuple(values["xen_caps"].split()),
@@ -146,12 +208,19 @@ def parse_log(text: str) -> tuple[ShutdownEvent, ...]:
 # xc: error: panic: xg_dom_core.c:205: failed to open file '(null)': Bad address: Internal error
 # libxl: error: libxl_bootloader.c:753:bootloader_finished: Domain 4:bootloader failed - consult logfile /var/log/xen/bootloader.4.log
 # xl: libxl_dom.c:964: libxl__domain_firmware: Assertion `info->type == LIBXL_DOMAIN_TYPE_HVM' failed.
+# xc: error: panic: xg_dom_bzimageloader.c:617: xc_try_zstd_decode: ZSTD decompress support unavailable
 _REFUSED = re.compile(
-    r"^xc: error: panic: [^:\n]+:\d+: (.*(?:: Invalid kernel$|segment \S+ too large|zero length file|failed to open file '\(null\)').*)"
+    r"^xc: error: panic: [^:\n]+:\d+: (.*(?:: Invalid kernel$|decompress support unavailable|segment \S+ too large|zero length file"
+    r"|failed to open file '\(null\)').*)"
     r"|Domain \d+:(bootloader failed)(?: - consult logfile (\S+))?"
     r"|^xl: (\S+:\d+: .* Assertion .* failed)",
     re.MULTILINE,
 )
+# xc_dom_find_loader() says it after each loader has said what was wrong.
+_NO_LOADER = "no loader found"
+# A log goes on where the toolstack builds the domain anew.
+#   Domain 2 has shut down, reason code 1 0x1
+_ANEW = re.compile(r"^(?:Domain \d+ has shut down|Waiting for domain|Parsing config from)\b", re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -163,8 +232,15 @@ class Refusal:
 
 
 def parse_refusal(text: str) -> Refusal | None:
-    """From what xl says, or its log: the last there is. Xen's sources are tools/libs/guest/xg_dom_*.c and libxl_bootloader.c."""
-    last = None
-    for match in _REFUSED.finditer(text):
-        last = Refusal(match[1] or match[2] or f"xl aborts: {match[4]}", match[3] or "")
-    return last
+    """From what xl says, or its log: why it built none at the last time; of several reasons the first, which explains the others.
+
+    Xen's sources are tools/libs/guest/xg_dom_*.c and libxl_bootloader.c.
+    """
+    # Some of libxc's messages have a line end before their last word.
+    whole = text.replace("\n: ", ": ")
+    tries = [list(_REFUSED.finditer(part)) for part in _ANEW.split(whole)]
+    found = next((matches for matches in reversed(tries) if matches), None)
+    if found is None:
+        return None
+    match = next((match for match in found if _NO_LOADER not in match[0]), found[0])
+    return Refusal(match[1] or match[2] or f"xl aborts: {match[4]}", match[3] or "")

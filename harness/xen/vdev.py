@@ -21,18 +21,29 @@ _FREEBSD = (
 )
 
 
+# As C reads an integer whose base is open (strtoul() with base 0, and %i): hexadecimal, octal, decimal.
+_INTEGER = r"0[xX][0-9a-fA-F]+|0[0-7]*|[1-9][0-9]*"
+_NUMBER = re.compile(_INTEGER)
+_DISK_PARTITION = re.compile(rf"d({_INTEGER})p({_INTEGER})")
+_LETTERS = re.compile(r"(xvd|hd|sd)([a-z]+)([1-9][0-9]*)?")
+
+
 def number(vdev: str) -> int:
-    """The number of ``vdev``: ``xvda`` is 51712, ``hda`` 768. Raises UsageError for what xl refuses."""
-    if re.fullmatch(r"0[xX][0-9a-fA-F]+|\d+", vdev):
-        value = int(vdev, 8) if re.fullmatch(r"0[0-7]+", vdev) else int(vdev, 0) if vdev.strip("0") else 0
+    """The number of ``vdev``: ``xvda`` is 51712, ``hda`` 768, ``0xca00`` and ``0145000`` are 51712.
+
+    Raises UsageError for what xl refuses, and for what libxl takes by mistake: ``hd`` is hdb to it, ``xvd`` a negative number, an
+    empty text 0; and it skips blanks and signs before a number.
+    """
+    if _NUMBER.fullmatch(vdev):
+        value = _integer(vdev)
         if value > 0x7FFFFFFF:
             raise UsageError(f"vdev {vdev}: larger than INT_MAX")
         return value
-    if match := re.fullmatch(r"d(\d+)(?:p(\d+))?", vdev):
-        return _virtual(vdev, int(match[1]), int(match[2] or 0))
-    match = re.fullmatch(r"(xvd|hd|sd)([a-z]+)(0|[1-9]\d*)?", vdev)
+    if match := _DISK_PARTITION.fullmatch(vdev):
+        return _virtual(vdev, _integer(match[1]), _integer(match[2]))
+    match = _LETTERS.fullmatch(vdev)
     if not match:
-        raise UsageError(f"vdev {vdev!r}", mend="xvda, hda, sda, d0p0 or a number; see xen-vbd-interface(7)")
+        raise UsageError(f"vdev {vdev!r}", mend="xvda, xvda1, hda, sda, d0p0 or a number; see xen-vbd-interface(7)")
     kind, disk, part = match[1], _letters(match[2]), int(match[3] or 0)
     if kind == "xvd":
         return _virtual(vdev, disk, part)
@@ -43,6 +54,10 @@ def number(vdev: str) -> int:
     if disk > 15 or part > 15:
         raise UsageError(f"vdev {vdev}: xl knows sda to sdp, partitions up to 15")
     return _SCSI << 8 | disk << 4 | part
+
+
+def _integer(text: str) -> int:
+    return int(text, 16 if text[:2] in ("0x", "0X") else 8 if text.startswith("0") else 10)
 
 
 def _virtual(vdev: str, disk: int, part: int) -> int:

@@ -57,10 +57,10 @@ class Xl:
             words = exc.stderr.strip()
             if "out of memory" in words or "failed to free memory" in words or "xc_dom_boot_mem_init" in words:
                 raise InfrastructureError(
-                    f"{self._transport.name} has not {config.memory} MiB left for {config.name}: {words.splitlines()[-1]}",
+                    f"{self._transport.name} has not {config.memory} MiB left for {config.name}: {listing.informative(words)}",
                     mend="destroy other domains (`xl list`), or give the host or the lab more memory",
                 ) from exc
-            raise
+            raise CommandFailed(f"xl create {path}: {listing.informative(words)}", exc.status, exc.stdout, exc.stderr) from exc
         return int(done.text.split()[-1])
 
     def unpause(self, domain: str | int) -> None:

@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import re
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from harness.config.schema import HostConfig
 from harness.errors import TransportError
 from harness.hosts import doctor
 from harness.hosts.doctor import FAIL, OK, WARN, Check, judge
 from harness.transport import Transport
+from harness.transport.local import LocalTransport
+from harness.xen import gdbsx
 
-HEALTHY = (Path(__file__).parent.parent / "doctor" / "lab-xen-4.20.txt").read_text()
+RECORDED = Path(__file__).parent.parent / "doctor"
+HEALTHY = (RECORDED / "lab-xen-4.20.txt").read_text()
+INFOS = sorted((RECORDED / "info").glob("*.txt"))
 NOW = int(doctor.sections(HEALTHY)["clock"]) + 0.5
 
 LEFT = "fxh-1a2b3c-1-x                               4   512     1     -b----       1.0"
@@ -140,3 +147,144 @@ def test_a_host_that_is_not_reached() -> None:
 def test_nothing_came_back() -> None:
     checks = judge("", HostConfig("x"), NOW)
     assert {"root", "xl", "xl info", "xenstore", "disk"} <= {check.name for check in checks if check.status == FAIL}
+
+
+# -- what other Xens print: our own values in the form of `xl info` of development versions and vendors --------------------
+
+
+@pytest.mark.parametrize("path", INFOS, ids=[path.stem for path in INFOS])
+def test_development_and_vendor_versions(path: Path) -> None:
+    checks = judge(without("info", path.read_text())(HEALTHY), HostConfig("h"), NOW)
+    arm = path.stem.endswith("-arm64")
+    found = {check.name: check for check in checks}
+    version = re.sub("-(arm64|debian|qubes|xenserver)$", "", path.stem).replace("4.17.5", "4.17.5-15")
+    assert (found["Xen"].status, found["Xen"].detail) == (OK, version)
+    assert {name for name, check in found.items() if check.status != OK} == ({"architecture"} if arm else set())
+    if arm:
+        assert found["architecture"].status == FAIL
+        assert found["architecture"].detail.startswith("an ARM host (aarch64, xen-3.0-aarch64, xen-3.0-armv7l)")
+        assert "VT-x" not in "".join(check.mend for check in checks)
+
+
+@pytest.mark.parametrize(
+    ("major", "minor", "extra", "version", "status"),
+    [
+        ("4", "22", "-unstable", "4.22-unstable", OK),
+        ("4", "22", "-rc1", "4.22-rc1", OK),
+        ("4", "21", ".0-rc4-pre", "4.21.0-rc4-pre", OK),
+        ("4", "17", ".5-pre", "4.17.5-pre", OK),
+        ("4", "14", "_02-150300.3", "4.14_02-150300.3", OK),
+        ("4", "18", "", "4.18", OK),
+        ("4", "18", ".0 (vendor build)", "4.18.0 (vendor build)", OK),
+        ("4", "9", "-unstable", "4.9-unstable", WARN),
+        ("4", "99", "-unstable", "4.99-unstable", WARN),
+        ("5", "0", "-rc1", "5.0-rc1", WARN),
+    ],
+)
+def test_a_version_is_compared_by_its_numbers(major: str, minor: str, extra: str, version: str, status: str) -> None:
+    text = replaced("xen_major              : 4\n", f"xen_major              : {major}\n")(HEALTHY)
+    text = replaced("xen_minor              : 20\n", f"xen_minor              : {minor}\n")(text)
+    text = replaced("xen_extra              : .5-pre\n", f"xen_extra              : {extra}\n")(text)
+    check = next(check for check in judge(text, HostConfig("h"), NOW) if check.name == "Xen")
+    assert (check.status, check.detail) == (status, version)
+
+
+def test_a_host_without_a_number_is_no_crash() -> None:
+    text = replaced("xen_minor              : 20\n", "xen_minor              : x\n")(HEALTHY)
+    assert bad(text)["xl info"].status == FAIL
+
+
+@given(st.lists(st.tuples(st.integers(0, len(HEALTHY)), st.integers(0, 40), st.text("%\n :0129x.-²٣é\0", max_size=12)), max_size=4))
+def test_no_text_breaks_the_doctor(cuts: list[tuple[int, int, str]]) -> None:
+    text = HEALTHY
+    for at, size, new in cuts:
+        text = text[:at] + new + text[at + size :]
+    assert judge(text, HostConfig("h"), NOW)
+
+
+# -- complaints beside a table ---------------------------------------------------------------------------------------------
+
+COMPLAINT = "libxl: error: libxl_x.c:1:libxl__x: Domain 9:cannot read its name: No such file or directory"
+
+
+@pytest.mark.parametrize("where", ["before", "between", "after", "on standard error"])
+def test_a_complaint_beside_the_list_costs_no_row(where: str) -> None:
+    header, row = re.search(r"(?m)^(Name .*\n)(Domain-0 .*\n)", HEALTHY).groups()  # type: ignore[union-attr]
+    new = {
+        "before": f"{COMPLAINT}\n{header}{row}",
+        "between": f"{header}{COMPLAINT}\n{row}",
+        "after": f"{header}{row}{COMPLAINT}\n",
+        "on standard error": f"{header}{row}%list said\n{COMPLAINT}\n",
+    }[where]
+    found = judge(replaced(header + row, new)(HEALTHY), HostConfig("h"), NOW)
+    said = {check.name: check for check in found}
+    assert "dom0 has 768" in said["memory"].detail
+    assert said["xl list"].status == WARN
+    assert "cannot read its name" in said["xl list"].detail
+    assert {check.name for check in found if check.status != OK} == {"xl list"}
+
+
+@pytest.mark.parametrize(
+    ("section", "name"), [("info", "xl info"), ("list", "xl list"), ("store", "xenstore"), ("python", "python3")]
+)
+def test_a_complaint_costs_no_value(section: str, name: str) -> None:
+    """The same where both streams came as one."""
+    found = judge(replaced(f"%{section}\n", f"%{section}\nwarning: host: something is old\n")(HEALTHY), HostConfig("h"), NOW)
+    assert not [check for check in found if check.status == FAIL], name
+
+
+FAKES = """
+for name in xl xenstore-read python3; do cat > "$1/$name" <<'END'
+#!/bin/sh
+echo "complaint of ${0##*/}" >&2
+case ${0##*/}-$1 in
+  xl-list) echo 'Name                                        ID   Mem VCPUs\tState\tTime(s)'
+           echo 'Domain-0                                     0   768     1     r-----     158.1';;
+  xl-info) echo 'xen_major              : 4';;
+  xenstore-read-*) echo Domain-0;;
+  python3-*) echo 3.13.5;;
+esac
+END
+chmod +x "$1/$name"; done
+"""
+
+
+def test_the_probe_keeps_standard_error_apart(tmp_path: Path) -> None:
+    subprocess.run(["sh", "-c", FAKES, "sh", str(tmp_path)], check=True)
+    text = LocalTransport().run(["sh", "-c", f"PATH={tmp_path}:$PATH\n{doctor.SCRIPT}"], check=False).text
+    parts = doctor.sections(text)
+    assert parts["list"].splitlines()[1].startswith("Domain-0")
+    assert [parts[f"{name} said"] for name in ("info", "list", "store", "python")] == [
+        "complaint of xl", "complaint of xl", "complaint of xenstore-read", "complaint of python3",
+    ]  # fmt: skip
+    assert (parts["info"], parts["store"], parts["python"]) == ("xen_major              : 4", "Domain-0", "3.13.5")
+
+
+# -- gdbsx -----------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("answer", "line"), [("answers", "gdbsx "), ("", "gdbsx-off "), ("something else", "gdbsx-off ")])
+def test_gdbsx_is_offered_where_xen_answers(answer: str, line: str, tmp_path: Path) -> None:
+    for name, does in (("gdbsx", "exit 1"), ("python3", f"echo {answer}")):
+        (tmp_path / name).write_text(f"#!/bin/sh\n{does}\n")
+        (tmp_path / name).chmod(0o755)
+    text = LocalTransport().run(["sh", "-c", f"PATH={tmp_path}:$PATH\n{gdbsx.PROBE}"], check=False).text
+    assert text == f"{line}{tmp_path}/gdbsx\n"
+
+
+def test_a_machine_without_xen_has_no_answer(tmp_path: Path) -> None:
+    (tmp_path / "gdbsx").write_text("#!/bin/sh\n")
+    (tmp_path / "gdbsx").chmod(0o755)
+    text = LocalTransport().run(["sh", "-c", f"PATH={tmp_path}:$PATH\n{gdbsx.PROBE}"], check=False).text
+    assert text == f"gdbsx-off {tmp_path}/gdbsx\n"
+
+
+def test_the_doctor_names_a_gdbsx_that_is_of_no_use() -> None:
+    aids = {check.name: check for check in judge(HEALTHY, HostConfig("h"), NOW)}["debug aids"]
+    assert aids.detail == "xenctx /usr/lib/xen-4.20/bin/xenctx; this Xen does not answer /usr/sbin/gdbsx"
+    text = replaced("xenctx /usr/lib/xen-4.20/bin/xenctx\n", "")(HEALTHY)
+    assert bad(text)["debug aids"].detail.startswith("neither xenctx nor gdbsx; this Xen does not answer")
+    text = replaced("gdbsx-off ", "gdbsx ")(HEALTHY)
+    assert {check.name: check for check in judge(text, HostConfig("h"), NOW)}["debug aids"].detail.endswith(
+        ", gdbsx /usr/sbin/gdbsx"
+    )

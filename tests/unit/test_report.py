@@ -5,6 +5,7 @@ from __future__ import annotations
 import email
 import email.policy
 import json
+import re
 import xml.etree.ElementTree as ET
 from html.parser import HTMLParser
 from pathlib import Path
@@ -14,11 +15,12 @@ import pytest
 from written import CELL, case, run, save
 
 from harness import report as reporting
+from harness.console.text import plain
 from harness.errors import UsageError
 from harness.history import FILE, History
 from harness.report import console, html, junit, machine, mail
 from harness.report.gather import Report, again
-from harness.results.model import GONE_WORDS, KNOWN_WORDS, Boot, RunResult, Stamp
+from harness.results.model import GONE_WORDS, KNOWN_WORDS, Boot, CaseResult, RunResult, Stamp
 from harness.verdicts.values import NamedRun
 
 HOSTILE = "</pre></span><script>alert(1)</script><img src=x onerror=alert(2)>\x1b[31m\x1b]0;title\x07\x00\u202e&amp;\r\nBcc: evil@example.org\r\n\r\nbody\n.\n"
@@ -383,8 +385,6 @@ def test_allure_gets_categories_environment_and_history(tmp_path: Path) -> None:
     assert judged["labels"] == [{"name": "verdict", "value": "still failing"}]
     assert judged["parameters"] == result["parameters"]
     categories = json.loads((allure / "categories.json").read_text())
-    import re
-
     hits = [c["name"] for c in categories if re.match(c["messageRegex"], judged["statusDetails"]["message"])]
     assert hits == ["Still failing"]
     assert "kernel=kernel.B sha256" in (allure / "environment.properties").read_text()
@@ -392,6 +392,48 @@ def test_allure_gets_categories_environment_and_history(tmp_path: Path) -> None:
     assert [item["status"] for item in history["h1"]["items"]] == ["failed", "passed"]
     trend = json.loads((allure / "history" / "history-trend.json").read_text())
     assert [(point["reportName"], point["data"]["failed"]) for point in trend] == [("run-002", 1), ("run-001", 0)]
+
+
+KNOWN_ISSUE = f"{KNOWN_WORDS}bug 1: it is so"
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "status", "message", "category"),
+    [
+        ("", case("K", reason=f"{KNOWN_ISSUE}\nfailed"), "skipped", f"XFAIL {KNOWN_ISSUE}\n\nAssertionError", "Known issue"),
+        ("P", case("F", kernel="B"), "failed", "AssertionError: x", "Regression: it passed before"),
+        ("P", case("F", kernel="B"), "broken", "RuntimeError: x", "Regression: it passed before"),
+        ("", case("F"), "failed", "[failed] x", "Never passed"),
+        ("F", case(), "passed", "", "Flaky: the same inputs pass and fail"),
+        ("P", case("I"), "broken", "[infrastructure] the host is lost", "Infrastructure: nothing was learned"),
+        ("P", case("H"), "broken", "TypeError: x", "Infrastructure: nothing was learned"),
+        ("", case("S"), "skipped", "Skipped: of its own will", ""),
+        ("", case("S"), "skipped", f"Skipped: {KNOWN_ISSUE}", ""),
+        ("P", case(), "passed", "", ""),
+        ("", case("F", reason=f"{GONE_WORDS}bug 1: it is so\n"), "passed", "", "Known issue gone: its entry is to be removed"),
+    ],
+)
+def test_allure_sorts_each_result_where_it_belongs(
+    before: str, now: CaseResult, status: str, message: str, category: str, tmp_path: Path
+) -> None:
+    if before:
+        reported(tmp_path, run(1, case(before)))
+    done = run(2, now)
+    path = save(tmp_path, done)
+    (path / "allure").mkdir()
+    result = {"fullName": "suites.boot.test_boot#test_boots", "name": f"test_boots[{CELL}]", "status": status}
+    if message:
+        result["statusDetails"] = {"message": message, "trace": "..."}  # type: ignore[assignment]
+    (path / "allure" / "1-result.json").write_text(json.dumps(result))
+    for _ in range(2):
+        reporting.publish(path, done)
+    judged = json.loads((path / "allure" / "1-result.json").read_text())
+    said = (judged.get("statusDetails") or {}).get("message", "")
+    categories = json.loads((path / "allure" / "categories.json").read_text())
+    hits = [c["name"] for c in categories if judged["status"] in c["matchedStatuses"] and re.fullmatch(c["messageRegex"], said)]
+    assert hits == ([category] if category else []), said
+    assert plain(message) in said, "what pytest said stays"
+    assert said.count("\n[") == message.startswith("["), "one verdict, also when it is done again"
 
 
 def test_again_names_the_case_its_cell_and_its_inputs() -> None:

@@ -61,3 +61,10 @@ def test_how_to_attach() -> None:
     ]
     here = keep.commands(keep.Place("", "--xen-host local", "/d"), "n", 7, {}, "x")
     assert "  let it run on  xl unpause 7" in here
+
+
+@pytest.mark.parametrize(("aid", "offered"), [("gdbsx", True), ("gdbsx-off", False)])
+def test_a_debugger_is_offered_where_xen_answers_it(aid: str, offered: bool) -> None:
+    text = keep.commands(keep.Place("", "", "/d"), "n", 7, {aid: "/usr/sbin/gdbsx"}, "x")
+    assert ("  a debugger     /usr/sbin/gdbsx -a 7 64 9999" in text) == offered
+    assert ("gdbsx" in text) == offered

@@ -1,0 +1,246 @@
+"""However a run ends, it has its exit code, its page, its mail and its verdict; the cases here need no host."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from harness.deadline import Deadline, NotYet
+from harness.errors import ExitCode
+from harness.plugin.ending import Ending
+from harness.results.merge import _whole
+from harness.results.model import RunResult
+
+CASES = '''
+"""Planted."""
+import os, signal, time
+from pathlib import Path
+import pytest
+
+HERE = Path(__file__).parent
+
+@pytest.mark.parametrize("n", range(4))
+def test_passes(cell, case, n):
+    time.sleep(0.2)
+
+@pytest.mark.parametrize("n", range(4))
+def test_fails(cell, case, n):
+    assert n != 0, "planted"
+    time.sleep(1)
+
+def test_killed(cell, case):
+    (case.directory / "seen.log").write_text("this much was seen")
+    os.kill(os.getpid(), signal.SIGKILL)
+
+@pytest.mark.parametrize("n", range(2))
+def test_slow(cell, case, n):
+    (HERE / f"slow-{n}").touch()
+    time.sleep(300)
+
+def test_exits(cell, case):
+    pytest.exit("enough")
+'''
+FILES = {"index.html", "junit.xml", "mail.eml", "report.json", "run.json"}
+FXH = [sys.executable, "-c", "import sys; sys.argv[0] = 'fxh'; from harness.cli.main import main; main()"]
+
+
+@pytest.fixture
+def suite() -> Iterator[Path]:
+    # Not below tmp_path: -k looks at the names of directories, too.
+    with tempfile.TemporaryDirectory(prefix="suite-") as directory:
+        file = Path(directory) / "planted" / "test_planted.py"
+        file.parent.mkdir()
+        file.write_text(CASES)
+        yield file
+
+
+class Run:
+    """``fxh run`` from outside."""
+
+    def __init__(self, suite: Path, reports: Path, keyword: str, *words: str) -> None:
+        self.suite, self.reports, self.latest = suite, reports, reports / "latest"
+        argv = [*FXH, "run", str(suite), "--type", "pv", "--reports", str(reports), *(["-k", keyword] if keyword else []), *words]
+        self.process = subprocess.Popen(
+            argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
+            env={**os.environ, "PYTEST_ADDOPTS": ""}, preexec_fn=_usual_signals,
+        )  # fmt: skip
+
+    def slow(self, count: int) -> None:
+        """Wait until so many cases sleep."""
+
+        def look() -> None:
+            if len(list(self.suite.parent.glob("slow-*"))) < count:
+                raise NotYet("no case sleeps yet")
+
+        Deadline(60).wait("a slow case", look)
+
+    def end(self) -> str:
+        try:
+            return self.process.communicate(timeout=120)[0]
+        finally:
+            if self.process.poll() is None:
+                os.killpg(self.process.pid, signal.SIGKILL)
+
+    @property
+    def cases(self) -> dict[str, Any]:
+        found = [json.loads(path.read_text()) for path in self.latest.glob("cases/*/case.json")]
+        return {case["nodeid"].partition("::")[2]: case for case in found}
+
+    def report(self) -> Any:
+        assert {path.name for path in self.latest.iterdir() if path.is_file()} == FILES
+        return json.loads((self.latest / "report.json").read_text())
+
+
+def _usual_signals() -> None:
+    # Whoever starts pytest in the background has them ignored.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def test_exitfirst_stops_all_workers(suite: Path, tmp_path: Path) -> None:
+    run = Run(suite, tmp_path, "fails or slow", "-x", "-n", "2")
+    # The slow ones are the last: a worker that went on with all that it has would come to one.
+    out = run.end()
+    assert run.process.returncode == 1, out
+    assert run.cases["test_fails[control-pv-xen-4.20-0]"]["outcome"] == "failed"
+    assert run.report()["exit_code"] == 1
+    assert "1 case that never passed" in out
+    assert "report: " in out
+
+
+def test_a_resumed_run_goes_on_behind_exitfirst(suite: Path, tmp_path: Path) -> None:
+    first = Run(suite, tmp_path, "fails", "-x", "-n", "2")
+    first.end()
+    again = Run(suite, tmp_path, "fails", "--resume", "latest", "-n", "2")
+    out = again.end()
+    assert again.process.returncode == 1, out
+    assert len(again.cases) == 4
+
+
+@pytest.mark.parametrize(
+    ("workers", "number", "whole"),
+    [
+        ((), signal.SIGINT, False),
+        ((), signal.SIGHUP, False),
+        (("-n", "2"), signal.SIGINT, True),
+        (("-n", "2"), signal.SIGTERM, False),
+    ],
+    ids=["Ctrl-C", "terminal gone", "workers, Ctrl-C", "workers, told to end"],
+)
+def test_interrupted(workers: tuple[str, ...], number: int, whole: bool, suite: Path, tmp_path: Path) -> None:
+    run = Run(suite, tmp_path, "slow", *workers)
+    run.slow(2 if workers else 1)
+    (os.killpg if whole else os.kill)(run.process.pid, number)
+    out = run.end()
+    assert run.process.returncode == 130, out
+    assert run.report()["exit_code"] == 130
+    assert "No case was judged; the run was interrupted." in out
+
+
+@pytest.mark.parametrize(
+    ("keyword", "words", "code"),
+    [("killed or passes", (), 4), ("killed or fails", (), 1), ("killed", ("-x",), 4)],
+)
+def test_a_killed_worker_is_no_pass(keyword: str, words: tuple[str, ...], code: int, suite: Path, tmp_path: Path) -> None:
+    run = Run(suite, tmp_path, keyword, "-n", "2", *words)
+    out = run.end()
+    assert run.process.returncode == code, out
+    assert run.report()["exit_code"] == code
+    killed = run.cases.get("test_killed[control-pv-xen-4.20]")
+    assert killed is not None, out
+    assert (killed["outcome"], killed["suite"], killed["case"], killed["cell"], killed["files"]) == (
+        "infrastructure", "planted", "test_killed", "control-pv-xen-4.20", ["seen.log"],
+    )  # fmt: skip
+    assert "crashed while running" in killed["reason"]
+    assert "INFRASTRUCTURE" in out
+    assert "nothing was learned from 1 case" in out
+
+
+def test_all_workers_killed_is_no_empty_run(suite: Path, tmp_path: Path) -> None:
+    """Whether xdist replaces them or ends in an error: that is a matter of which message comes first."""
+    run = Run(suite, tmp_path, "slow", "-n", "2")
+    run.slow(2)
+    # Each worker is a child of the controller.
+    for child in Path(f"/proc/{run.process.pid}/task/{run.process.pid}/children").read_text().split():
+        os.kill(int(child), signal.SIGKILL)
+    out = run.end()
+    assert run.process.returncode == 4, out
+    assert [case["outcome"] for case in run.cases.values()] == ["infrastructure"] * 2
+    assert run.report()["exit_code"] == 4
+    assert "nothing was learned from 2 cases" in out
+
+
+class Controller:
+    """What an ending asks of pytest's configuration."""
+
+    pluginmanager = SimpleNamespace(hasplugin=lambda name: name == "dsession")
+
+
+@pytest.mark.parametrize(
+    ("error", "code"), [(OSError("cannot send (already closed?)"), 4), (AssertionError("pytest's own"), 3)], ids=["gone", "a bug"]
+)
+def test_an_error_in_pytest_is_a_bug_or_a_lost_worker(error: Exception, code: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    lost: list[str] = []
+    ended: list[int] = []
+    monkeypatch.setattr("harness.plugin.session.crashed", lambda config, nodeid, why: lost.append(nodeid))
+    monkeypatch.setattr("harness.plugin.session.end", lambda config, code: ended.append(code(())))
+    ending = Ending(Controller())  # type: ignore[arg-type]
+    ending.pytest_runtest_logstart("a")
+    ending.pytest_runtest_logstart("b")
+    ending.pytest_runtest_logfinish("a")
+    try:
+        raise error
+    except Exception:
+        ending.pytest_internalerror(pytest.ExceptionInfo.from_current())
+    step = ending.pytest_sessionfinish()
+    next(step)
+    with pytest.raises(StopIteration):
+        next(step)
+    assert (ended, lost) == ([code], ["b"] if code == 4 else [])
+
+
+@pytest.mark.parametrize(("workers", "code"), [((), 3), (("-n", "2"), 130)], ids=["alone", "worker"])
+def test_a_case_that_ends_pytest(workers: tuple[str, ...], code: int, suite: Path, tmp_path: Path) -> None:
+    """Of a worker xdist tells no more than that it was interrupted."""
+    run = Run(suite, tmp_path, "exits", *workers)
+    out = run.end()
+    assert run.process.returncode == code, out
+
+
+@pytest.mark.parametrize("workers", [(), ("-n", "2")], ids=["alone", "workers"])
+def test_a_suite_that_cannot_be_read(workers: tuple[str, ...], suite: Path, tmp_path: Path) -> None:
+    suite.write_text("def test_x(:")
+    run = Run(suite, tmp_path, "", *workers)
+    out = run.end()
+    assert run.process.returncode == 3, out
+
+
+@pytest.mark.parametrize("error", [OSError("cannot send (already closed?)"), EOFError()])
+def test_what_fails_at_the_end_costs_no_result(error: Exception, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """As where xdist's workers are gone before it says good-bye to them."""
+    ended: list[object] = []
+    monkeypatch.setattr("harness.plugin.session.end", lambda config, code: ended.append(code(())))
+    ending = Ending(object())  # type: ignore[arg-type]
+    step = ending.pytest_sessionfinish()
+    next(step)
+    with pytest.raises(StopIteration):
+        step.throw(error)
+    assert ended == [ExitCode.NOTHING_SELECTED]
+
+
+def test_a_part_that_was_interrupted_leaves_a_merged_run_unfinished(tmp_path: Path) -> None:
+    runs = [(tmp_path, RunResult("a", "", exit_code=0)), (tmp_path, RunResult("b", "", exit_code=130))]
+    assert _whole(0, runs) == ExitCode.INFRASTRUCTURE
+    assert _whole(0, runs[:1]) == 0
+    assert _whole(1, runs) == 1
