@@ -19,6 +19,15 @@ class Stage:
     budget: float
 
 
+# Bytes of console output, the most frequent first.
+_FREQUENT = b" etaoinsrhdlu0123456789cmfpgwybvk:.,-/=xjqz_"
+
+
+def rarest(literal: bytes) -> bytes:
+    """The byte of ``literal`` that output holds least often: a search for it alone is many times faster, and mostly in vain."""
+    return max((literal[n : n + 1] for n in range(len(literal))), key=lambda byte: _FREQUENT.find(byte) % (len(_FREQUENT) + 1))
+
+
 @dataclass(frozen=True)
 class StageReached:
     """``at`` is monotonic time in seconds, ``offset`` the stage's place in the console log in bytes."""
@@ -43,11 +52,18 @@ FREEBSD = (
     # HVM with UEFI (edk2 MdeModulePkg/Universal/BdsDxe); a BIOS prints on the screen only.
     _stage("firmware", b"BdsDxe: ", rb"BdsDxe: (?:loading|starting) Boot[0-9A-Fa-f]{4} ", 300),
     # Only if a loader talks on the same console (HVM):
-    # BTX loader 1.00  BTX version is 1.02                      (BIOS, first)
-    # FreeBSD/x86 bootstrap loader, Revision 1.1                (BIOS)
+    # BTX loader 1.00  BTX version is 1.02     CD Loader 1.20     PXE Loader 1.00      (BIOS, first)
+    # FreeBSD/x86 bootstrap loader, Revision 1.1     FreeBSD/x86 ZFS enabled bootstrap loader, Revision 1.1     (BIOS)
+    # >> FreeBSD EFI boot block                                 (boot1.efi, up to 12)
     # FreeBSD/amd64 EFI loader, Revision 3.0                    (UEFI)
-    # /boot/kernel/kernel text=0xa8080 ...
-    _stage("loader", b"er", rb"FreeBSD/\w+ (?:bootstrap|EFI) loader, |^/?\S*/boot/kernel/kernel (?:text|data)=|BTX loader \d", 300),
+    # /boot/kernel/kernel text=0xa8080 ...                      (spelled ELF sizes: load_elf.c)
+    _stage(
+        "loader",
+        b"o",
+        rb"FreeBSD/\w+ (?:[\w ]{1,24} )?(?:bootstrap|EFI) loader, |^/?\S*/boot/kernel/kernel (?:text|data)=|(?:BTX|CD|PXE) [Ll]oader \d"
+        rb"|>> FreeBSD EFI boot block",
+        300,
+    ),
     # Copyright (c) 1992-2021 The FreeBSD Project.
     _stage("kernel", b"The FreeBSD Project", rb"Copyright \(c\) 1992-\d{4} The FreeBSD Project", 60),
     # XEN: Hypervisor version 4.17 detected.   /   Hypervisor: Origin = "XenVMMXenVMM"   /   i386 PV: Xen reported: 2599.996 MHz processor.
@@ -85,3 +101,30 @@ LINUX = (
     # control login:
     _stage("login", b"login: ", rb"^(?:\S+ )?login: ", 0),
 )
+
+# The first words of a boot, wherever its console begins. Where the stage "kernel" was reached before, it is a second boot.
+# ---<<BOOT>>---
+# BTX loader 1.00  BTX version is 1.02     FreeBSD/amd64 EFI loader, Revision 3.0     BdsDxe: starting Boot0001 "UEFI ..."
+# [    0.000000] Linux version 6.12.118 ...
+BOOTS = tuple(
+    _stage("boot", literal, pattern, 0)
+    for literal, pattern in (
+        (b"---<<BOOT>>---", rb"^\r*---<<BOOT>>---"),
+        (b" loader, Rev", rb"^\r*FreeBSD/\w+ (?:[\w ]{1,24} )?(?:bootstrap|EFI) loader, Rev"),
+        (b"BTX loader ", rb"^\r*BTX loader \d"),
+        (b"BdsDxe: ", rb"^\r*BdsDxe: (?:loading|starting) Boot[0-9A-Fa-f]{4} "),
+        (b"] Linux version ", rb"^\r*\[ *0\.0+\](?:\[ *[TC]\d+\])? Linux version \d"),
+    )
+)
+# A kernel's banner. login(1) of FreeBSD up to 9 prints the same line at a login, but not the lines behind it.
+# Copyright (c) 1992-2021 The FreeBSD Project.
+# Copyright (c) 1979, 1980, 1983, 1986, 1988, 1989, 1991, 1992, 1993, 1994
+#         The Regents of the University of California. All rights reserved.
+# FreeBSD is a registered trademark of The FreeBSD Foundation.
+BANNER = _stage("boot", b"The FreeBSD Project", rb"^\r*Copyright \(c\) 1992-\d{4} The FreeBSD Project", 0)
+BANNER_GOES_ON = re.compile(rb"^\r*FreeBSD is a registered trademark of The FreeBSD Foundation", re.MULTILINE)
+# All of the output since the banner: it is cut off there, or the kernel went no further.
+ONLY_BANNER = re.compile(rb"(?:[ \t\r]*(?:(?:Copyright|The Regents|FreeBSD )[^\n]*)?(?:\n|\Z))*")
+# A Linux kernel prints its log once more when a console takes over from an early one.
+# [    0.301234] printk: console [hvc0] enabled
+REPLAYED = re.compile(rb"console \[\w+\] enabled")
