@@ -144,12 +144,13 @@ def _tag(rows: list[bytes], stamped: bool, sample: bytes) -> bytes:
 
 # An escape sequence whose end is still to come.
 _CUT_ESCAPE = rb"\x1b(?:\[[0-?]*[ -/]*|[\]P^_X][^\x07\x1b\r\n]{0,256}\x1b?|[ -/]*)?\Z"
-# ESC [ 11 ; 01 H   moves to the first column of a line: what follows begins a line. So does a screen that is cleared.
-_NEW_LINE = rb"\x1b\[(?:(?:\d*(?:;0*[01]?)?)[Hf]|2J)"
+# ESC [ 11 ; 01 H   moves the cursor: what follows is another line, unless the cursor was there (a firmware moves it for each
+# character). A screen that is cleared begins a line, too.
+_MOVES = rb"\x1b\[(?:(?P<row>\d{0,5})(?:;(?P<column>\d{0,5}))?[Hf]|2J)"
 # "|BS/BS-BS" turns while a loader reads; "xBS BS" is an erased character.
 _ERASED = rb"[^\r\n\x08\x1b]\x08|\x08"
 _NOISE = (
-    rb"(?P<line>" + _NEW_LINE + rb")|" + _CUT_ESCAPE + rb"|" + ESCAPE.encode() + rb"|" + _ERASED + rb"|\x00"
+    rb"(?P<moves>" + _MOVES + rb")|" + _CUT_ESCAPE + rb"|" + ESCAPE.encode() + rb"|" + _ERASED + rb"|\x00"
 )  # fmt: skip
 
 
@@ -188,14 +189,19 @@ class Cleaner:
         places: list[int] = []
         raws: list[int] = []
         at = length = 0
+        # Where the cursor was put last, and where in the text that was.
+        cursor, moved = (0, 0), -1
         for match in self._noise.finditer(data):
             if match.end() == match.start():
                 continue
             pieces.append(data[at : match.start()])
             length += match.start() - at
-            if match["line"]:
-                pieces.append(b"\n")
-                length += 1
+            if match["moves"]:
+                to = int(match["row"] or 1), int(match["column"] or 1)
+                if moved < 0 or to != (cursor[0], cursor[1] + length - moved):
+                    pieces.append(b"\n")
+                    length += 1
+                cursor, moved = to, length
             at = match.end()
             places.append(length)
             raws.append(at)

@@ -136,7 +136,7 @@ def mountroot(text: str) -> str:
 
 # Nov 25 21:26:48 init: /bin/sh on /etc/rc terminated abnormally, going to single user mode           (8 to 11)
 # 2024-02-03T04:05:06.070809+00:00 - init 1 - - /bin/sh on /etc/rc terminated abnormally, going to single user mode     (12 and later)
-_INIT_SAID = re.compile(r"\binit(?:\[\d+\]|(?: \d+)? - \S+)?(?: -|:) (.*(?:going to|entering) single[- ]user(?: mode)?)")
+_INIT_SAID = re.compile(r"\binit(?:(?:\[\d+\])?:| (?:\d+|-) \S+ (?:-|\[[^\]\n]*\])) (.*(?:going to|entering) single[- ]user(?: mode)?)")
 # ERROR: ABORTING BOOT (sending SIGTERM to parent)!        (libexec/rc/rc.subr, stop_boot(); the reason is above it)
 _ABORTED = re.compile(r"^ERROR: ABORTING BOOT", re.MULTILINE)
 # /dev/xbd0: UNEXPECTED INCONSISTENCY; RUN fsck MANUALLY.  (sbin/fsck_ffs)
@@ -223,11 +223,9 @@ PROMPTS = (
     # boot:                                           (stand/i386/boot2: at first it goes on by itself after 3 s)
     _prompt("loader", rb"boot:", "boot2 stopped", _loader, "kernel", PATIENT),
     # --> Press a key on the console to reboot <--    (the loader's own panic(), stand/libsa/panic.c)
-    _prompt("loader", rb"--> Press a key on the console to reboot <--", "loader stopped", _loader, "kernel"),
+    _line("loader", rb"--> Press a key on the console to reboot <--", "loader stopped", _loader, "kernel"),
     # grub>     grub rescue>
     _prompt("loader", rb"grub(?: rescue)?>", "GRUB stopped", _grub, "kernel"),
-    # Bootlock password:     Password:                (stand/lua/password.lua)
-    _prompt("loader", rb"(?:Bootlock |Boot |Loader )?[Pp]assword:", "the loader asks for a password", _nothing, "kernel"),
     # GELI Passphrase for disk0p3:                    (stand/libsa/geli)
     # Enter passphrase for ada0p3:                    (sys/geom/eli)
     # Enter passphrase:                               (geli(8) in rc.d/geli)
@@ -268,6 +266,8 @@ PROMPTS = (
         _linux,
         "login",
     ),
+    # Bootlock password:     Password:                (stand/lua/password.lua)
+    _prompt("loader", rb"(?:Bootlock |Boot |Loader )?[Pp]assword:", "the loader asks for a password", _nothing, "kernel"),
     # (initramfs)     dracut:/#                       (Linux without its root)
     _prompt("mountroot", rb"\(initramfs\)|dracut:/#", "no root file system", _linux, "login"),
     # CONTINUE? [yn]     reply? [yn]                  (sbin/fsck_ffs)

@@ -339,7 +339,7 @@ class ConsoleReader:
         clean, stage = self._watcher.clean, self._watcher.stage_at(dying.offset)
         if dying.kind == SECOND_BOOT:
             return Death(SECOND_BOOT, prompts.second_boot(decode(clean(data[:cut]))), stage)
-        if prompts.KINDS & {dying.kind, dying.prompt} and (ended := prompts.stuck(clean(data))):
+        if prompts.KINDS & {dying.kind, dying.prompt} and (ended := self._watcher.stuck(clean(data))):
             return Death(ended.kind, ended.message, stage)
         death = deaths.classify(clean(data[cut:]), stage)
         if death is not None and death.kind in _LED_UP:

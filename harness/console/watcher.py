@@ -61,7 +61,7 @@ class Dying:
 
     ``prompt`` names the prompt that the guest stands at, or is empty. ``end`` is where the next boot begins in the log. ``kind``
     is that of a death that is known by more than its text. ``unfinished``: a kernel reports, and has not come to its end.
-    ``patience``: seconds of silence after which it is over, 0 for the usual.
+    ``patience``: seconds of silence after which it is over, 0 for the usual; ``debugger``: those of a debugger that is at work.
     """
 
     at: float
@@ -72,6 +72,7 @@ class Dying:
     kind: str = ""
     unfinished: bool = False
     patience: float = 0.0
+    debugger: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -121,8 +122,6 @@ class Watcher:
         self._window, self._torn = b"", False
         self._waiting: Waiting | None = None
         self._banner: int | None = None
-        # Seconds that a debugger at work may be silent; 0 where none is.
-        self._debugger = 0.0
 
     def quote(self, end: bytes | None) -> None:
         """Until ``end`` is seen, words of a death may be quoted output; None ends it."""
@@ -140,6 +139,10 @@ class Watcher:
         """``data`` of this console, which begins with a line, without its prefix and escapes."""
         return self._cleaner.text(data)
 
+    def stuck(self, text: bytes) -> prompts.Stuck | None:
+        """How this boot has ended by ``text``, the console's last bytes (cleaned): at a prompt that nobody answers."""
+        return prompts.stuck(text, lambda until: not self._reached(until))
+
     def feed(self, chunk: bytes, now: float) -> tuple[StageReached, ...]:
         """Take the next bytes. Returns the stages they reached."""
         self.offset += len(chunk)
@@ -154,9 +157,13 @@ class Watcher:
             raw = self._window + chunk
         base = self.offset - len(raw)
         seen = self._cleaner.clean(raw)
+        # Up to the end of a command's output that is read, all may be quoted; it may be so on, as long as that has not come.
+        unquoted = seen.text.find(self._quoted) if self._quoted is not None else -1
+        if unquoted >= 0:
+            self.dying = self._banner = None
         self._look_for_stages(seen, base, now)
-        self._look_for_boot(seen, base, now)
-        self._look_for_death(seen, base, now)
+        self._look_for_death(seen, base, now, unquoted)
+        self._look_for_boot(seen, base, now, unquoted)
         self._look_for_prompt(seen, base)
         self._keep(raw)
         return tuple(stage for stage in self.stages if stage.name not in known)
@@ -174,7 +181,7 @@ class Watcher:
             self.dying = Dying(now, self._banner, reported=True, kind=SECOND_BOOT)
         if self.dying is not None:
             return self.dying if self._over(self.dying, now, quiet) else None
-        if not self.watching or (self.stages and self.stages[-1].name == self._table[-1].name):
+        if self._running or not self.watching or (self.stages and self.stages[-1].name == self._table[-1].name):
             return None
         budget = self._first_line
         if self.stages:
@@ -188,8 +195,8 @@ class Watcher:
         if dying.reported:
             return True
         stretch = max(1.0, self._scale)
-        if self._debugger:
-            return quiet > self._debugger * stretch or now - dying.at > _SCRIPT_LONGEST * stretch
+        if dying.debugger:
+            return quiet > dying.debugger * stretch or now - dying.at > _SCRIPT_LONGEST * stretch
         if dying.unfinished:
             return quiet > _UNFINISHED_QUIET * stretch or now - dying.at > _UNFINISHED_LONGEST * stretch
         patience = dying.patience or _QUIET
@@ -234,60 +241,63 @@ class Watcher:
         return any(self._names.index(stage.name) >= self._names.index(name) for stage in self.stages[-1:])
 
     def _look_for_stages(self, seen: Cleaned, base: int, now: float) -> None:
-        done = {reached.name for reached in self.stages}
-        floor = max((n for n, stage in enumerate(self._table) if stage.name in done), default=-1)
-        for stage in self._table[floor + 1 :]:
-            if stage.literal not in seen.text:
-                continue
-            match = self._first(stage.pattern, seen, base, self.boot_offset)
-            if match:
-                self.stages += (StageReached(stage.name, now, base + seen.raw(match.start())),)
+        if self._running or (self.dying is not None and (self.dying.end is not None or self.dying.kind == SECOND_BOOT)):
+            return
+        floor = self._names.index(self.stage) if self.stages else -1
+        found: list[tuple[int, int]] = []
+        for n in range(floor + 1, len(self._table)):
+            stage = self._table[n]
+            if stage.literal in seen.text and (match := self._first(stage.pattern, seen, base, self.boot_offset)):
+                found.append((base + seen.raw(match.start()), n))
+        # In the order of the output: a stage that shows after a later one belongs to another boot.
+        for offset, n in sorted(found):
+            if n > floor:
+                floor = n
+                self.stages += (StageReached(self._names[n], now, offset),)
                 self.progress = now
                 # What a firmware said was not its last word.
-                if self.dying is not None and self.dying.kind in prompts.KINDS and stage.name != "firmware":
+                if self.dying is not None and self.dying.kind in prompts.KINDS and self.stage != "firmware":
                     self.dying = None
 
-    def _look_for_boot(self, seen: Cleaned, base: int, now: float) -> None:
+    def _look_for_boot(self, seen: Cleaned, base: int, now: float, unquoted: int) -> None:
         """A kernel's or a loader's first words after this boot's kernel was seen."""
         if not self._reached("kernel"):
             return
-        kernel = next((stage.offset for stage in self.stages if stage.name == "kernel"), self.boot_offset - 1)
-        if BANNER.literal in seen.text and (match := self._first(BANNER.pattern, seen, base, kernel + 1)):
+        first = next((stage.offset for stage in self.stages if stage.name == "kernel"), self.boot_offset - 1)
+        earliest = max(first + 1, base + seen.raw(max(0, unquoted)))
+        if BANNER.literal in seen.text and (match := self._first(BANNER.pattern, seen, base, earliest)):
             self._banner = base + seen.raw(match.start())
         if self._banner is not None and self._first(BANNER_GOES_ON, seen, base, self._banner):
             self._boots_again(self._banner, now)
         for byte, boot in _BOOTS:
             if byte not in seen.text or boot.literal not in seen.text:
                 continue
-            match = self._first(boot.pattern, seen, base, kernel + 1)
+            match = self._first(boot.pattern, seen, base, earliest)
             if match and not REPLAYED.search(seen.text, max(0, match.start() - _OVERLAP), match.start()):
                 self._boots_again(base + seen.raw(match.start()), now)
 
     def _boots_again(self, offset: int, now: float) -> None:
         if self.dying is None or offset < self.dying.offset:
-            # In a command's output it may be a quotation: see _look_for_death.
             self.dying = Dying(now, offset, reported=True, kind=SECOND_BOOT)
-        elif self.dying.end is None and offset > self.dying.offset:
+        elif offset > self.dying.offset and (self.dying.end is None or offset < self.dying.end):
             self.dying.end, self.dying.reported = offset, True
+        else:
+            return
+        self.stages = tuple(stage for stage in self.stages if stage.offset < offset)
 
     def _since_banner(self) -> bytes:
         start = len(self._window) - (self.offset - (self._banner or 0))
         return self._cleaner.text(self._window[start:]) if start >= 0 else b"\0"
 
-    def _look_for_death(self, seen: Cleaned, base: int, now: float) -> None:
+    def _look_for_death(self, seen: Cleaned, base: int, now: float, unquoted: int) -> None:
         window = seen.text
-        quoted = self._quoted if self._quoted is not None and self._quoted in window else None
-        if quoted:
-            self.dying = self._banner = None
-        earliest = self.dying.offset if self.dying else self.boot_offset
+        earliest = self.dying.offset if self.dying else max(self.boot_offset, base + seen.raw(max(0, unquoted)))
         for byte, marker in _MARKERS:
             if byte not in window or marker.literal not in window:
                 continue
             match = self._first(marker.pattern, seen, base, earliest)
             # A line that is not ended yet may still go on to be something else.
             if not match or not (marker.prompt or b"\n" in window[match.end() - 1 :]):
-                continue
-            if quoted and quoted in window[match.end() :]:
                 continue
             offset = base + seen.raw(match.start())
             if self.dying is None or offset < self.dying.offset:
@@ -303,13 +313,13 @@ class Watcher:
             dying.unfinished = False
         for match in _DEBUGGING.finditer(seen.text, begin):
             if match["ask"]:
-                self._debugger = 0.0
+                dying.debugger = 0.0
             elif match["enter"]:
-                self._debugger = _DEBUGGER
+                dying.debugger = _DEBUGGER
             elif _LEAVES.match(match["command"]):
-                self._debugger, dying.unfinished = 0.0, False
+                dying.debugger, dying.unfinished = 0.0, False
             else:
-                self._debugger = _DUMP if _DUMPS.match(match["command"]) else _SCRIPT
+                dying.debugger = _DUMP if _DUMPS.match(match["command"]) else _SCRIPT
 
     def _look_for_prompt(self, seen: Cleaned, base: int) -> None:
         """Whether the output ends with a prompt, or has the last words of a firmware."""
@@ -324,7 +334,7 @@ class Watcher:
                     return
         if self._reached(self._names[-1]):
             return
-        ended = prompts.stuck(text, lambda until: not self._reached(until))
+        ended = self.stuck(text)
         if ended is None or self.dying is not None:
             return
         offset = base + seen.raw(ended.at)
