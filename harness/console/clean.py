@@ -44,10 +44,14 @@ _EMPTY = rb"(?=\r*(?:\n|\Z))"
 # [   12.345678]   A Linux kernel stamps its lines so itself (printk.time): a collector's only on lines that Linux does not print.
 _PRINTK = re.compile(rb"\[ *\d{1,8}\.\d{6}\]")
 _FREEBSD = re.compile(
-    rb"The FreeBSD Project|FreeBSD/|---<<BOOT>>---|KDB: |BTX loader|Trying to mount root|Fatal trap \d|/frame 0x|mountroot> |\bdb> "
-    rb"|cpuid = \d|Enter full pathname of shell|Uptime: \d"
+    rb"The FreeBSD Project|---<<BOOT>>---|KDB: |BTX loader|Trying to mount root|Fatal trap \d|/frame 0x|mountroot> |\bdb> "
+    rb"|cpuid = \d|Enter full pathname of shell|Uptime: \d|ERROR: ABORTING BOOT|GEOM|xenbusb|FreeBSD/"
 )
-_KERNEL = re.compile(_FREEBSD.pattern + rb"|Linux version \d|Kernel panic")
+# How lines of kernels and loaders begin.
+_KERNEL = re.compile(
+    rb"Copyright \(c\) |---<<BOOT>>|KDB: |panic: |Fatal (?:trap|double)|Trying to mount root|FreeBSD|BTX |cpuid = |CPU: |Uptime: "
+    rb"|(?:\[ *\d+\.\d+\] )?(?:Linux version|Kernel panic|BUG: |Oops: |Command line: )"
+)
 _DOMAIN = re.compile(rb"\(d\d+\)")
 # Parts of a prefix, in any order.
 _PARTS = (
@@ -91,13 +95,13 @@ def prefix(sample: bytes, lines: int = LINES) -> re.Pattern[bytes] | None:
     # A line of Xen's own log has its stamp behind "(XEN) ", between those of a domain.
     *whole, last = (line.lstrip(b"\r") for line in sample.split(b"\n"))
     rows = [row for row in whole if row.strip() and not row.startswith(b"(XEN) ")][:lines]
-    skipped = () if _FREEBSD.search(sample) else (_PRINTK,)
+    linux = not _FREEBSD.search(sample)
     # A line that has no end yet may lack a part of its prefix.
-    if len(rows) < lines and _shape(last, skipped):
+    if len(rows) < lines and _shape(last, linux):
         rows.append(last)
     if not rows:
         return None
-    counts = Counter(shape[: n + 1] for shape in (_shape(row, skipped) for row in rows) for n in range(len(shape)))
+    counts = Counter(shape[: n + 1] for shape in (_shape(row, linux) for row in rows) for n in range(len(shape)))
     enough = max(2, _SHARE * len(rows))
     parts = max((shape for shape, count in counts.items() if count >= enough), key=len, default=())
     if not parts and counts[(_DOMAIN,)] >= _SHARE * len(rows):
@@ -109,16 +113,18 @@ def prefix(sample: bytes, lines: int = LINES) -> re.Pattern[bytes] | None:
         between = follow.most_common(1)[0][0] if follow else b" "
         form += rb"(?:%s)(?:%s|%s)" % (part.pattern, re.escape(between), _EMPTY)
         rows = [row[at:].removeprefix(between) for row, at in fit]
-    tag = _tag(rows, bool(parts), sample)
+    tag = _tag(rows, bool(parts))
     return re.compile(form + tag) if form or tag else None
 
 
-def _shape(row: bytes, skipped: tuple[re.Pattern[bytes], ...]) -> tuple[re.Pattern[bytes], ...]:
-    """The parts that a line begins with."""
+def _shape(row: bytes, linux: bool) -> tuple[re.Pattern[bytes], ...]:
+    """The parts that a line begins with; a Linux kernel's own stamp is none."""
     found: list[re.Pattern[bytes]] = []
     at = 0
     while len(found) < 4:
-        match = next((match for part in _PARTS if part not in skipped and (match := part.match(row, at))), None)
+        if linux and _PRINTK.match(row, at):
+            break
+        match = next((match for part in _PARTS if (match := part.match(row, at))), None)
         if match is None:
             break
         found.append(match.re)
@@ -127,14 +133,17 @@ def _shape(row: bytes, skipped: tuple[re.Pattern[bytes], ...]) -> tuple[re.Patte
     return tuple(found)
 
 
-def _tag(rows: list[bytes], stamped: bool, sample: bytes) -> bytes:
+def _tag(rows: list[bytes], stamped: bool) -> bytes:
     """The words that nearly all of ``rows`` begin with, as a pattern."""
     rows = [row for row in rows if row.strip()]
     for form, behind, alone in _TAGS:
         words = Counter(match[0] for row in rows if (match := form.match(row)))
-        if not words or not (stamped or (alone and _KERNEL.search(sample))):
+        if not words or not (stamped or alone):
             continue
         word, count = words.most_common(1)[0]
+        # Without a stamp it could be a driver's name: a kernel's own lines stand behind it, too.
+        if not stamped and not any(_KERNEL.match(row.removeprefix(word)) for row in rows if row.startswith(word)):
+            continue
         if count >= max(behind if stamped else alone, _TAG_SHARE * len(rows)):
             return b"(?:%s)?" % re.escape(word) if stamped else re.escape(word)
     return b""
@@ -143,7 +152,7 @@ def _tag(rows: list[bytes], stamped: bool, sample: bytes) -> bytes:
 # -- cleaning ---------------------------------------------------------------------------------------------------------
 
 # An escape sequence whose end is still to come.
-_CUT_ESCAPE = rb"\x1b(?:\[[0-?]*[ -/]*|[\]P^_X][^\x07\x1b\r\n]{0,256}\x1b?|[ -/]*)?\Z"
+_CUT_ESCAPE = rb"\x1b(?:\[[0-?]*[ -/]*|\]P[0-9A-Fa-f]{0,6}|(?:\](?![PR])|[P^_X])[^\x07\x1b\r\n]{0,256}\x1b?|[ -/]*)?\Z"
 # ESC [ 11 ; 01 H   moves the cursor: what follows is another line, unless the cursor was there (a firmware moves it for each
 # character). A screen that is cleared begins a line, too.
 _MOVES = rb"\x1b\[(?:(?P<row>\d{0,5})(?:;(?P<column>\d{0,5}))?[Hf]|2J)"

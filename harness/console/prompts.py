@@ -136,7 +136,9 @@ def mountroot(text: str) -> str:
 
 # Nov 25 21:26:48 init: /bin/sh on /etc/rc terminated abnormally, going to single user mode           (8 to 11)
 # 2024-02-03T04:05:06.070809+00:00 - init 1 - - /bin/sh on /etc/rc terminated abnormally, going to single user mode     (12 and later)
-_INIT_SAID = re.compile(r"\binit(?:(?:\[\d+\])?:| (?:\d+|-) \S+ (?:-|\[[^\]\n]*\])) (.*(?:going to|entering) single[- ]user(?: mode)?)")
+_INIT_SAID = re.compile(
+    r"\binit(?:(?:\[\d+\])?:| (?:\d+|-) \S+ (?:-|\[[^\]\n]*\])) (.*(?:going to|entering) single[- ]user(?: mode)?)"
+)
 # ERROR: ABORTING BOOT (sending SIGTERM to parent)!        (libexec/rc/rc.subr, stop_boot(); the reason is above it)
 _ABORTED = re.compile(r"^ERROR: ABORTING BOOT", re.MULTILINE)
 # /dev/xbd0: UNEXPECTED INCONSISTENCY; RUN fsck MANUALLY.  (sbin/fsck_ffs)

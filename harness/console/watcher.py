@@ -102,7 +102,7 @@ class Watcher:
         self._table, self._first_line, self._scale = tuple(stages), first_line, scale
         self._names = tuple(stage.name for stage in self._table)
         self._cleaner, self._sample = Cleaner(), b""
-        self._sampling = True
+        self._sampling, self._learned = True, 0
         self.begin_boot(0.0, 0, running=running)
 
     def begin_boot(self, now: float, offset: int, *, running: bool = False) -> None:
@@ -149,12 +149,18 @@ class Watcher:
         self.last_byte = now
         known = {stage.name for stage in self.stages}
         if self._sampling and self._learn(chunk):
-            # The lines so far are looked at once more.
-            raw = self._sample
-            self._begin_window()
-            self.stages = ()
+            self._look_again(now)
         else:
-            raw = self._window + chunk
+            self._look(self._window + chunk, now)
+        return tuple(stage for stage in self.stages if stage.name not in known)
+
+    def _look_again(self, now: float) -> None:
+        """At the stream's first lines, of which the prefix is known only now."""
+        self._begin_window()
+        self.stages = ()
+        self._look(self._sample, now)
+
+    def _look(self, raw: bytes, now: float) -> None:
         base = self.offset - len(raw)
         seen = self._cleaner.clean(raw)
         # Up to the end of a command's output that is read, all may be quoted; it may be so on, as long as that has not come.
@@ -166,11 +172,12 @@ class Watcher:
         self._look_for_boot(seen, base, now, unquoted)
         self._look_for_prompt(seen, base)
         self._keep(raw)
-        return tuple(stage for stage in self.stages if stage.name not in known)
 
     def due(self, now: float, *, ended: bool = False) -> Dying | Overrun | None:
         """A death whose report is over, or a budget that is overrun, at the time ``now``. ``ended``: nothing more will come."""
         quiet = float("inf") if ended else now - self.last_byte
+        if self._sampling and quiet >= prompts.AT_ONCE and self._learn(b"", silent=True):
+            self._look_again(now)
         waiting = self._waiting
         if waiting is not None and quiet >= waiting.patience and (self._quoted is None or quiet > _QUOTED_QUIET):
             if self.dying is None:
@@ -204,13 +211,17 @@ class Watcher:
 
     # -- what the output shows ----------------------------------------------------------------------------------------
 
-    def _learn(self, chunk: bytes) -> bool:
-        """Look for a collector's prefix in the stream's first lines. Returns whether another one than before is found."""
+    def _learn(self, chunk: bytes, *, silent: bool = False) -> bool:
+        """Look for a collector's prefix in the stream's first lines. Returns whether another one than before is found.
+
+        ``silent``: nothing more comes for now, so the last line counts as it is.
+        """
         self._sample += chunk
         lines = self._sample.count(b"\n")
         self._sampling = len(self._sample) < clean.SAMPLE and lines < clean.LINES
-        if b"\n" not in chunk and lines > 1:
+        if b"\n" not in chunk and lines > 1 and (not silent or len(self._sample) == self._learned):
             return False
+        self._learned = len(self._sample)
         found = clean.prefix(self._sample)
         before = self._cleaner.prefix
         if (found and found.pattern) == (before and before.pattern):
