@@ -37,7 +37,8 @@ _LEAVES = re.compile(rb"(?:reset|reboot|halt|continue|c|exit)\b")
 _DUMPS = re.compile(rb"(?:textdump|dump|call doadump|netdump)\b")
 # With the byte of each literal that is looked for first.
 _MARKERS = tuple((rarest(marker.literal), marker) for marker in MARKERS)
-_BOOTS = tuple((rarest(boot.literal), boot) for boot in BOOTS)
+# Those that a guest which has booted can show; another prompt is seen where it waits.
+_BOOTED_MARKERS = tuple((byte, marker) for byte, marker in _MARKERS if marker.kind not in ("mountroot", "single-user"))
 # The prompts with a marker of their own.
 _ASKING = tuple(marker for marker in MARKERS if marker.prompt)
 
@@ -101,6 +102,8 @@ class Watcher:
     def __init__(self, stages: Sequence[Stage], *, first_line: float, scale: float, running: bool = False) -> None:
         self._table, self._first_line, self._scale = tuple(stages), first_line, scale
         self._names = tuple(stage.name for stage in self._table)
+        boots = next((BOOTS[stage.literal] for stage in self._table if stage.literal in BOOTS), ())
+        self._boots = tuple((rarest(boot.literal), boot) for boot in boots)
         self._cleaner, self._sample = Cleaner(), b""
         self._sampling, self._learned = True, 0
         self.begin_boot(0.0, 0, running=running)
@@ -280,7 +283,7 @@ class Watcher:
             self._banner = base + seen.raw(match.start())
         if self._banner is not None and self._first(BANNER_GOES_ON, seen, base, self._banner):
             self._boots_again(self._banner, now)
-        for byte, boot in _BOOTS:
+        for byte, boot in self._boots:
             if byte not in seen.text or boot.literal not in seen.text:
                 continue
             match = self._first(boot.pattern, seen, base, earliest)
@@ -303,7 +306,7 @@ class Watcher:
     def _look_for_death(self, seen: Cleaned, base: int, now: float, unquoted: int) -> None:
         window = seen.text
         earliest = self.dying.offset if self.dying else max(self.boot_offset, base + seen.raw(max(0, unquoted)))
-        for byte, marker in _MARKERS:
+        for byte, marker in _BOOTED_MARKERS if self._reached(self._names[-1]) else _MARKERS:
             if byte not in window or marker.literal not in window:
                 continue
             match = self._first(marker.pattern, seen, base, earliest)
