@@ -60,8 +60,11 @@ def above(before: str, skip: re.Pattern[str] = _ONLY_MARKS) -> str:
     """The line above a prompt: the last complaint among the nearest lines, else the last line; help and blank lines left out."""
     lines = [line.strip() for line in plain(before).splitlines()]
     near = [line for line in lines if line and not skip.search(line)][-_NEAR:]
-    said = next((line for line in reversed(near) if _COMPLAINT.search(line)), near[-1] if near else "")
-    return said[:_REASON]
+    return (_complaint(near) or "".join(near[-1:]))[:_REASON]
+
+
+def _complaint(lines: list[str]) -> str:
+    return next((line for line in reversed(lines) if _COMPLAINT.search(line)), "")
 
 
 # Each takes what was printed before a prompt and the prompt's own line, and returns the reason, or "".
@@ -147,8 +150,11 @@ _INCONSISTENT = re.compile(r"^(\S+: UNEXPECTED [A-Z ]*INCONSISTENCY; RUN fsck.*?
 
 def single_user(text: str) -> str:
     """Why init asks for a shell: its own words, then what ended rc, if that was printed."""
-    text = plain(text)
-    said = [words.strip() for words in _INIT_SAID.findall(text)[-1:]] or ["came up in single user mode"]
+    return _init_said(plain(text)) or "came up in single user mode"
+
+
+def _init_said(text: str) -> str:
+    said = [words.strip() for words in _INIT_SAID.findall(text)[-1:]]
     if aborted := [match.start() for match in _ABORTED.finditer(text)]:
         said.append(above(text[: aborted[-1]]).removesuffix("; help!"))
         said += _INCONSISTENT.findall(text)[-1:]
@@ -156,7 +162,7 @@ def single_user(text: str) -> str:
 
 
 def _insecure(before: str, own: str) -> str:
-    return single_user(before)
+    return _init_said(plain(before)) or _complaint([line.strip() for line in plain(before).splitlines()[-_NEAR:]])[:_REASON]
 
 
 # (XEN) d2v0 Unhandled: vec 14, #PF[0000]     (XEN) d3v0 Triple fault - invoking HVM shutdown action 1
@@ -164,16 +170,19 @@ def _insecure(before: str, own: str) -> str:
 _XEN_LINE = re.compile(r"^\(XEN\) (?:\[[^\]\n]*\] ?)?(\S.*?):?$", re.MULTILINE)
 # What says nothing about the cause: tables, registers, Xen's start, and the words for the crash itself.
 _XEN_NOISE = re.compile(
-    r"^(?:Pagetable walk|L\d\[|domain_crash|\*\*\* |Freed |Domain \d+ \(vcpu#|\S+: +[0-9a-f]{4,}|----\[|CPU:|RIP:|Guest stack|Xen call trace)"
+    r"^(?:Pagetable walk|L\d\[|domain_crash|\*|Freed |Domain \d+ \(vcpu#|\S+: +[0-9a-f]{4,}|----\[|CPU:|RIP:|Guest stack|Xen call trace)"
 )
+_XEN_COMPLAINT = re.compile(r"(?i)fail|fault|unhandled|bad |invalid|error|crash|unsupported|unexpected|cannot|unable|panic")
 _XEN_CALLER = re.compile(r"^domain_crash\w* called from .+")
 
 
 def crash(text: str) -> str:
-    """What Xen printed right before it crashed a domain; ``text`` ends before the line that says so."""
-    lines = [line.strip() for line in _XEN_LINE.findall(plain(text))[-12:]]
+    """What Xen printed before it crashed a domain; ``text`` ends before the line that says so."""
+    lines = [line.strip() for line in _XEN_LINE.findall(plain(text))]
     telling = [line for line in lines if not _XEN_NOISE.search(line)]
-    return next(iter(telling[-1:] or [line for line in lines if _XEN_CALLER.search(line)][-1:]), "")[:_REASON]
+    complaints = [line for line in telling if _XEN_COMPLAINT.search(line)]
+    callers = [line for line in lines if _XEN_CALLER.search(line)]
+    return next(iter((complaints or telling or callers)[-1:]), "")[:_REASON]
 
 
 # Rebooting...     Uptime: 46s     Restarting system     (a kernel that goes down in good order, or after a panic)
@@ -234,13 +243,13 @@ PROMPTS = (
     # Enter passphrase for 'tank/home':               (zfs(8))     Please unlock disk xvda3_crypt:     (Linux)
     _prompt(
         "passphrase",
-        rb"(?:GELI |Enter |Enter GELI |Please enter )?[Pp]assphrase(?: for [^\r\n]{1,120})?:|Please unlock disk [^\r\n]{1,120}:",
+        rb"(?:gptboot: )?(?:GELI |Enter |Enter GELI |Please enter )?[Pp]assphrase(?: for [^\r\n]{1,120})?:|Please unlock disk [^\r\n]{1,120}:",
         "disk encryption asks for a passphrase",
         _encrypted,
         "login",
     ),
     # Console type [vt100]:                           (usr.sbin/bsdinstall/startbsdinstall)
-    _prompt("installer", rb"Console type \[\w+\]:", f"the installer asks for a terminal: {_MEDIA}", _nothing, "login"),
+    _prompt("installer", rb"Console type \[[\w.-]+\]:", f"the installer asks for a terminal: {_MEDIA}", _nothing, "login"),
     # Would you like to begin an installation or use the live CD?        (bsdinstall's first dialog)
     _line(
         "installer",
@@ -295,10 +304,11 @@ PROMPTS = (
         "kernel",
     ),
     # No bootable device.  Retrying in 60 seconds.    (SeaBIOS)     FATAL: No bootable device.     (rombios)
-    # FATAL: Could not read the boot disk     Reboot and Select proper Boot device
+    # FATAL: Could not read the boot disk     Reboot and Select proper Boot device     Select boot device:
     _line(
         "firmware",
-        rb"(?:FATAL: )?(?:No bootable|No boot d|Could not read the boot|Not a bootable)|Reboot and Select proper Boot device",
+        rb"(?:FATAL: )?(?:No bootable|No boot d|Could not read the boot|Not a bootable)|Reboot and Select proper Boot device"
+        rb"|Select boot device:",
         _NO_BIOS_DISK,
         _firmware,
         "kernel",

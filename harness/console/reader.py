@@ -28,7 +28,7 @@ _CHUNK = 1 << 16
 _QUESTIONS = {"ddb": (b"db> ", ("bt", "show pcpu", "ps", "show lockchain all")), "mountroot": (b"mountroot> ", ("?",))}
 _ANSWER = 10.0
 # Deaths whose reason was printed before their first words; and how many bytes of that are looked at.
-_LED_UP, _LEAD = ("mountroot", "single-user", "crash"), 4096
+_LED_UP, _LEAD = ("mountroot", "single-user", "crash"), 8192
 # A debugger's output stops after each page.
 _PAGE = b"--More--"
 # With no echo by then it is asked again: a serial port is flushed (uart_grab) after its prompt was printed.

@@ -41,6 +41,7 @@ _MARKERS = tuple((rarest(marker.literal), marker) for marker in MARKERS)
 _BOOTED_MARKERS = tuple((byte, marker) for byte, marker in _MARKERS if marker.kind not in ("mountroot", "single-user"))
 # The prompts with a marker of their own.
 _ASKING = tuple(marker for marker in MARKERS if marker.prompt)
+_ASKING_KINDS = frozenset(marker.kind for marker in _ASKING)
 
 SECOND_BOOT = "second-boot"
 
@@ -182,7 +183,8 @@ class Watcher:
         if self._sampling and quiet >= prompts.AT_ONCE and self._learn(b"", silent=True):
             self._look_again(now)
         waiting = self._waiting
-        if waiting is not None and quiet >= waiting.patience and (self._quoted is None or quiet > _QUOTED_QUIET):
+        asks = waiting is not None and (self.dying is None or waiting.kind in _ASKING_KINDS)
+        if waiting is not None and asks and quiet >= waiting.patience and (self._quoted is None or quiet > _QUOTED_QUIET):
             if self.dying is None:
                 self.dying = Dying(now, waiting.offset)
             self.dying.prompt = waiting.kind
@@ -349,10 +351,10 @@ class Watcher:
         if self._reached(self._names[-1]):
             return
         ended = self.stuck(text)
-        if ended is None or self.dying is not None:
+        if ended is None:
             return
         offset = base + seen.raw(ended.at)
         if ended.waits:
             self._waiting = Waiting(ended.kind, offset, ended.patience)
-        else:
+        elif self.dying is None:
             self.dying = Dying(self.last_byte, offset, kind=ended.kind, patience=ended.patience)

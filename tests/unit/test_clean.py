@@ -299,7 +299,7 @@ def test_random_cuts_change_no_verdict(tmp_path: Path, name: str) -> None:
     whole = verdict(fed(tmp_path, [data]))
     for form in ("", "Feb  3 04:05:06.100001 ", "(d3) "):
         stamped = behind(form, data) if form else data
-        for _ in range(8):
+        for _ in range(9):
             places = sorted(rng.sample(range(1, len(stamped)), min(len(stamped) - 1, rng.randint(1, 60))))
             chunks = [stamped[begin:end] for begin, end in zip([0, *places], [*places, len(stamped)], strict=True)]
             assert verdict(fed(tmp_path, chunks)) == whole, (form, places)

@@ -137,6 +137,8 @@ STUCK = {
     "gptboot": ("gptboot: No /boot/loader on 0:ad(0p2)\n" + BOOT2, "loader", "boot2 stopped: gptboot: No /boot/loader on 0:ad(0p2)"),
     "grub": ("error: no such partition.\nEntering rescue mode...\ngrub rescue> ", "loader", "GRUB stopped: error: no such partition."),
     "geli-loader": ("GELI Passphrase for disk0p3: ", "passphrase", f"{SECRET}: disk0p3"),
+    "geli-gptboot": ("gptboot: GELI Passphrase for disk0p4: ", "passphrase", f"{SECRET}: disk0p4"),
+    "geli-again": (f"{BANNER}GEOM_ELI: Wrong key for xbd0p3. Tries left: 2.\nEnter passphrase for xbd0p3: ", "passphrase", f"{SECRET}: xbd0p3"),
     "geli-kernel": (f"{BANNER}Enter passphrase for ada0p3: ", "passphrase", f"{SECRET}: ada0p3"),
     "geli-rc": (f"{RC}Configuring Disk Encryption for xbd0p4.\nEnter passphrase: ", "passphrase", f"{SECRET}: xbd0p4"),
     "zfs-key": (f"{RC}Enter passphrase for 'tank/home': ", "passphrase", f"{SECRET}: tank/home"),
@@ -150,7 +152,12 @@ STUCK = {
     "insecure": (
         f"{RC}Enter root password, or ^D to go multi-user\nPassword:",
         "single-user",
-        "single user on an insecure console: came up in single user mode",
+        "single user on an insecure console",
+    ),
+    "insecure-with-complaint": (
+        f"{RC}ERROR: no /etc/fstab\nEnter root password, or ^D to go multi-user\nPassword:",
+        "single-user",
+        "single user on an insecure console: ERROR: no /etc/fstab",
     ),
     "insecure-with-reason": (
         f"{RC}{INIT_12}Enter root password, or ^D to go multi-user\nPassword:",
@@ -193,7 +200,7 @@ STUCK = {
     "single-user-no-mount": (
         f"{RC}Mounting root filesystem rw failed, startup aborted\nERROR: ABORTING BOOT (sending SIGTERM to parent)!\n{SHELL}",
         "single-user",
-        "came up in single user mode; Mounting root filesystem rw failed, startup aborted",
+        "Mounting root filesystem rw failed, startup aborted",
     ),
     "single-user-asked-for": (f"{BANNER}Trying to mount root from ufs:/dev/xbd0 []...\n{SHELL}", "single-user", "came up in single user mode"),
     "mountroot-8": (f"{BANNER}Trying to mount root from ufs:/dev/ad4s1a\n{MANUAL}", "mountroot", "no root file system: ufs:/dev/ad4s1a"),
@@ -308,6 +315,11 @@ def test_a_prompt_in_the_middle_is_waited_for(tmp_path: Path) -> None:
         ("(XEN) domain_crash called from svm.c:2717\n", "domain_crash called from svm.c:2717"),
         ("(XEN) d3v1 Bad GMFN 12345\n(XEN) domain_crash called from p2m.c:10\n", "d3v1 Bad GMFN 12345"),
         ("(XEN) [2024-02-03 04:05:06.789] d3v0 Unhandled page fault\n(XEN) [2024-02-03 04:05:06.790] Pagetable walk from 0:\n", "d3v0 Unhandled page fault"),
+        (
+            "(XEN) Failed vm entry (exit reason 0x80000021) caused by invalid guest state (0).\n(XEN) ****** VMCS Area ******\n"
+            "(XEN) CR0: actual=0x80010031, shadow=0x10\n(XEN) **********\n(XEN) domain_crash called from vmx.c:3000\n",
+            "Failed vm entry (exit reason 0x80000021) caused by invalid guest state (0).",
+        ),
         ("hello\n", ""),
     ],
 )  # fmt: skip
