@@ -6,6 +6,8 @@ import hashlib
 import re
 from dataclasses import dataclass, field
 
+from harness.console import prompts
+from harness.console.clean import cleaned
 from harness.console.text import decode, excerpt, plain
 
 
@@ -82,8 +84,8 @@ MARKERS = (
     ),
     # mountroot>
     _marker("mountroot", b"mountroot> ", rb"^\r*mountroot> ", True),
-    # db>     db:0:kdb.enter.panic>
-    _marker("ddb", b"db", rb"^\r*db(?::\d+:[\w.]+)?> ", True),
+    # db>     (not "db:0:kdb.enter.panic>  bt": that is a script's echo, and nobody is asked)
+    _marker("ddb", b"db> ", rb"^\r*db> ", True),
     # Enter full pathname of shell or RETURN for /bin/sh:       (sbin/init/init.c: rc failed)
     _marker("single-user", b"RETURN for /bin/sh", rb"^\r*Enter full pathname of shell or RETURN for /bin/sh: ", True),
     # run_interrupt_driven_hooks: still waiting after 60 seconds for xenbusb_nop_confighook_cb
@@ -98,21 +100,12 @@ MARKERS = (
         b": ",
         rb"\] (?:BUG: (?:unable to handle|kernel NULL)[^\r\n]*|Oops: [^\r\n]*|general protection fault[^\r\n]*)",
     ),
-    # BdsDxe: No bootable option or device was found.       (edk2 MdeModulePkg/Universal/BdsDxe/BdsEntry.c)
-    # BdsDxe: starting Boot0003 "EFI Internal Shell" from Fv(...)         (OVMF's last option; it waits for somebody to type)
-    _marker(
-        "firmware",
-        b"BdsDxe: ",
-        rb"BdsDxe: (?:No bootable option or device was found\.|starting Boot[0-9A-Fa-f]{4} \"EFI Internal Shell\"[^\r\n]*)",
-    ),
-    # ESC[11;01HESC[1mESC[33mESC[40mShell> ESC[0m           (edk2 ShellPkg)
-    _marker("firmware", b"Shell> ", rb"(?:^|\x1b\[[\d;]*[A-Za-z])\r*Shell> ", True),
 )
 # After these nothing more of a report will come. Since 14.0-STABLE 1400507 a FreeBSD guest's panic ends with neither of them: the
 # domain is gone after "Uptime: 46s", or after "Dump complete" (xctrl_shutdown_final()), and the report is over when it is quiet.
-# Automatic reboot in 15 seconds / Rebooting... / KDB: enter: panic / ---[ end Kernel panic
+# Automatic reboot in 15 seconds / Rebooting... / ---[ end Kernel panic
 _REPORT_ENDS = re.compile(
-    rb"^\r*(?:Automatic reboot in|Rebooting\.\.\.|KDB: enter:)|Rebooting in \d+ seconds|---\[ end Kernel panic", re.MULTILINE
+    rb"^\r*(?:Automatic reboot in|Rebooting\.\.\.)|Rebooting in \d+ seconds|---\[ end Kernel panic", re.MULTILINE
 )
 
 # vpanic() at vpanic+0x151/frame 0xfffffe0045071d60     i386: vpanic(c02edb88,c0302064) at vpanic+0x151/frame 0xc0302044
@@ -158,6 +151,7 @@ def classify(data: bytes, stage: str = "") -> Death | None:
     A trap is more telling than the panic it ends in, and a panic more than the prompt after it; a second panic
     with another message while the first is being reported is a double panic.
     """
+    data = cleaned(data)
     found: dict[str, list[str]] = {}
     for marker in MARKERS:
         if marker.literal in data:
@@ -165,7 +159,8 @@ def classify(data: bytes, stage: str = "") -> Death | None:
             if hits:
                 found.setdefault(marker.kind, hits)
     if not found:
-        return None
+        ended = prompts.stuck(data)
+        return Death(ended.kind, ended.message, stage, excerpt=excerpt(decode(data))) if ended else None
     text = decode(data)
     trace = frames(text)
     kind = next(marker.kind for marker in MARKERS if marker.kind in found)
@@ -178,17 +173,12 @@ def classify(data: bytes, stage: str = "") -> Death | None:
         if len(panics) > 1:
             kind, message = "double-panic", " / ".join(panics[:2])
     elif kind == "mountroot":
-        # Mounting from ufs:/dev/xbd7 failed with error 19.
-        failed = re.findall(r"Mounting from (\S+) failed with error (\d+)", text)
-        message = f"no root file system: {failed[-1][0]} failed with error {failed[-1][1]}" if failed else "no root file system"
+        message = prompts.mountroot(text)
     elif kind == "single-user":
-        # Nov 25 21:26:48 init: /bin/sh on /etc/rc terminated abnormally, going to single user mode
-        told = re.findall(r"init: (.*going to single user mode)", text)
-        message = told[-1] if told else "came up in single user mode"
-    elif kind == "firmware":
-        # BdsDxe: failed to load Boot0001 "UEFI QEMU HARDDISK QM00001 " from PciRoot(0x0)/Pci(0x4,0x0)/Sata(0x0,0xFFFF,0x0): Not Found
-        failed = re.findall(r"BdsDxe: (failed to (?:load|start) .+)", text)
-        message = "; ".join(["the UEFI firmware found no bootable disk", *(line.strip() for line in failed[-4:])])
+        message = prompts.single_user(text)
+    elif kind == "crash":
+        reason = prompts.crash(text.partition(message)[0])
+        message = f"{message}: {reason}" if reason else message
     elif kind == "ddb":
         message = "stopped in the kernel debugger"
     return Death(kind, message, stage, trace, guilty(trace), excerpt(text))

@@ -333,4 +333,5 @@ class Guest:
             name=self.name,
             scale=self.scale,
             first_line=_FIRMWARE if self.config.type == "hvm" else FIRST_LINE,
+            running=not new,
         ).start()
