@@ -43,7 +43,7 @@ def build(
     jobs: Annotated[int, typer.Option("-j", "--jobs", help="Compilers side by side (default: all CPUs).")] = 0,
 ) -> None:
     """Build an image, or take it from the store when nothing has changed."""
-    from harness.images import make, recipe
+    from harness.images import diskread, make, recipe
 
     options = {
         "src": src, "dist": dist, "destdir": destdir, "disk": disk, "kernel": kernel, "base": base, "kernconf": kernconf,
@@ -52,7 +52,10 @@ def build(
     begun = time.monotonic()
     recipes = recipe.available()
     made = make.make(recipe.make(name or "freebsd", options, recipes))
-    print(f"{made.name} {made.entry.key}: FreeBSD {made.release}, {made.data['layout']}, {'/'.join(made.types)}, root {made.root}")
+    root = made.mountfrom if made.mountfrom.startswith("zfs:") else made.root
+    print(f"{made.name} {made.entry.key}: FreeBSD {made.release}, {made.data['layout']}, {'/'.join(made.types)}, root {root}")
+    if made.firmwares == ("uefi",):
+        print(f"     {diskread.UEFI_ALONE}", file=sys.stderr)
     print(f"     {time.monotonic() - begun:.1f} s; boot it: fxh boot --image {made.name}", file=sys.stderr)
 
 

@@ -31,6 +31,8 @@ from harness.images.window import Window
 
 DISK = "xbd0"
 """What FreeBSD calls the disk under Xen, as xvda."""
+UEFI_ALONE = "HVM by UEFI alone (--firmware uefi): the disk has no boot code for a BIOS"
+"""What to say of a disk whose only firmware is UEFI."""
 # Raise when the same disk is read as something else.
 _READER = 1
 # Files that are hashed beside those that were read: with them a suite proves that the reader reads what the guest reads.
@@ -375,7 +377,7 @@ def tell(image: Image) -> None:
         file=sys.stderr,
     )
     if data["firmwares"] == ["uefi"]:
-        print("     HVM by UEFI alone (--firmware uefi): the disk has no boot code for a BIOS", file=sys.stderr)
+        print(f"     {UEFI_ALONE}", file=sys.stderr)
     if data["modules"] and "pvh" in data["types"]:
         print(f"     as PVH without the modules of its loader.conf: {', '.join(data['modules'])}", file=sys.stderr)
     for line in data["why_not"]:

@@ -267,7 +267,7 @@ def ext2(fs: FileSystem, tree: Tree, target: Path, seed: str) -> None:
         _stage(tree, Path(scratch) / "tree")
         identity = str(uuid.uuid5(uuid.NAMESPACE_OID, seed))
         argv = [
-            "mke2fs", "-q", "-F", "-t", "ext2", "-m", "0", "-U", identity, "-E", f"hash_seed={identity},root_owner=0:0",
+            "mke2fs", "-q", "-F", "-t", "ext2", "-O", "^metadata_csum,^64bit", "-m", "0", "-U", identity, "-E", f"hash_seed={identity},root_owner=0:0",
             "-d", f"{scratch}/tree", str(target), f"{fs.size}M",
         ]  # fmt: skip
         run(argv, {"SOURCE_DATE_EPOCH": _EPOCH, "E2FSPROGS_FAKE_TIME": _EPOCH})

@@ -6,11 +6,11 @@ host's files. Sources: sys/ufs/ffs/fs.h and sys/ufs/ufs/dinode.h (UFS); the kern
 
 from __future__ import annotations
 
+import os
 import struct
 import uuid
 from collections.abc import Callable
 from pathlib import Path
-from typing import BinaryIO
 
 from harness.errors import BuildError
 from harness.images import ufs, window
@@ -20,7 +20,7 @@ _SBLKNO, _ID, _CHECK_HASHES, _MAGIC = 8, 148, 1308, 1372
 _SUPERBLOCK = 1376
 # Inodes by version of UFS: size; times as (offset, format): atime, mtime, ctime, and of UFS2 the birth, with their nanoseconds.
 _UFS_INODES = {1: (128, ((16, "<6i"),)), 2: (256, ((32, "<4q"), (64, "<4i")))}
-# An ext2 inode: uid, atime, ctime, mtime, gid; in a large one the length of its second half, which begins with checksum and times.
+# The superblock of an ext2: where it lies, its size, and the smallest block.
 _EXT2 = 1024
 
 
@@ -40,15 +40,14 @@ def ufs_volume(path: Path, identity: int, moment: int) -> None:
     if fs is None or struct.unpack_from("<I", head, _CHECK_HASHES)[0]:
         raise BuildError(f"{path.name}: no UFS of makefs as it is known here", mend="report it with the version of the tree")
     with path.open("r+b") as file:
+        descriptor = file.fileno()
         (copy,) = struct.unpack_from("<i", head, _SBLKNO)
         for place in (fs.place, *((fs.group(number) + copy) * fs.fsize for number in range(fs.ncg))):
-            file.seek(place + _MAGIC)
-            if file.read(4) == head[_MAGIC:_SUPERBLOCK]:
-                file.seek(place + _ID)
-                file.write(struct.pack("<i", identity))
+            if os.pread(descriptor, 4, place + _MAGIC) == head[_MAGIC:_SUPERBLOCK]:
+                os.pwrite(descriptor, struct.pack("<i", identity), place + _ID)
         size, times = _UFS_INODES[fs.version]
         for table in fs.tables:
-            _each(file, table, fs.ipg, size, lambda inode: _timed(inode, times, moment))
+            _each(descriptor, table, fs.ipg, size, lambda inode: _timed(inode, times, moment))
 
 
 def _timed(inode: bytearray, times: tuple[tuple[int, str], ...], moment: int) -> None:
@@ -58,37 +57,48 @@ def _timed(inode: bytearray, times: tuple[tuple[int, str], ...], moment: int) ->
         struct.pack_into(form, inode, at, *values)
 
 
-def _each(file: BinaryIO, at: int, count: int, size: int, change: Callable[[bytearray], None]) -> None:
-    """Apply ``change`` to each used inode of a table; nothing is written where none is used, so that holes stay."""
-    file.seek(at)
-    table = bytearray(file.read(count * size))
-    for begin in range(0, len(table) - size + 1, size):
-        if table[begin] or table[begin + 1]:  # its mode
-            inode = table[begin : begin + size]
-            change(inode)
-            file.seek(at + begin)
-            file.write(inode)
+def _each(descriptor: int, at: int, count: int, size: int, change: Callable[[bytearray], None]) -> None:
+    """Apply ``change`` to each used inode of a table; nothing is written where none is used, so that holes stay.
+
+    Holes are not read either: a large file system has gigabytes of inodes.
+    """
+    end, where = at + count * size, at
+    while where < end:
+        try:
+            begin = os.lseek(descriptor, where, os.SEEK_DATA)
+        except OSError:  # nothing but a hole from here on
+            return
+        if begin >= end:
+            return
+        where = min(os.lseek(descriptor, begin, os.SEEK_HOLE), end)
+        first = begin - (begin - at) % size
+        table = os.pread(descriptor, where - first, first)
+        for place in range(0, len(table) - size + 1, size):
+            if table[place] or table[place + 1]:  # its mode
+                inode = bytearray(table[place : place + size])
+                change(inode)
+                os.pwrite(descriptor, inode, first + place)
 
 
 def ext2_volume(path: Path, moment: int) -> None:
     """Set all times of the ext2 in ``path`` to ``moment`` (seconds since 1970), and all owners to root."""
     with path.open("r+b") as file:
-        file.seek(_EXT2)
-        head = file.read(_EXT2)
+        descriptor = file.fileno()
+        head = os.pread(descriptor, _EXT2, _EXT2)
         inodes, first, log, per_group = (struct.unpack_from("<I", head, at)[0] for at in (0, 20, 24, 40))
         (size,) = struct.unpack_from("<H", head, 88)
         block = _EXT2 << log
-        file.seek((first + 1) * block)
-        groups = file.read(-(-inodes // per_group) * 32)
+        groups = os.pread(descriptor, -(-inodes // per_group) * 32, (first + 1) * block)
         for group in range(-(-inodes // per_group)):
             (table,) = struct.unpack_from("<I", groups, group * 32 + 8)
-            _each(file, table * block, per_group, size, lambda inode: _rooted(inode, moment))
+            _each(descriptor, table * block, per_group, size, lambda inode: _rooted(inode, moment))
 
 
 def _rooted(inode: bytearray, moment: int) -> None:
-    struct.pack_into("<H", inode, 2, 0)
-    struct.pack_into("<3I", inode, 8, moment, moment, moment)
-    struct.pack_into("<H", inode, 24, 0)
+    struct.pack_into("<H", inode, 2, 0)  # i_uid
+    struct.pack_into("<3I", inode, 8, moment, moment, moment)  # i_atime, i_ctime, i_mtime
+    struct.pack_into("<H", inode, 24, 0)  # i_gid
     struct.pack_into("<2H", inode, 120, 0, 0)  # the upper halves of uid and gid
+    # i_extra_isize; i_ctime_extra, i_mtime_extra, i_atime_extra, i_crtime, i_crtime_extra
     if len(inode) >= 160 and struct.unpack_from("<H", inode, 128)[0] >= 24:
         struct.pack_into("<5I", inode, 132, 0, 0, 0, moment, 0)
