@@ -18,6 +18,7 @@ OK, WARN, FAIL = "ok", "warn", "fail"
 OLDEST, NEWEST = (4, 14), (4, 22)
 _SKEW = 5.0
 _SPACE = 2048
+_NUMBER = re.compile(r"[0-9]{1,15}")
 
 # What a tool says on standard error has a section of its own: it is no part of a table or a value.
 SCRIPT = r"""
@@ -130,7 +131,7 @@ def _tools(parts: Parts, tools: Parts, config: HostConfig, now: float) -> Iterat
     for tool, mend in packages.items():
         yield Check(tool, OK, tools[tool]) if tool in tools else Check(tool, FAIL, "not there", mend)
     version = parts.get("python", "")
-    match = re.search(r"^3\.(\d+)\.", version, re.MULTILINE)
+    match = re.search(r"^3\.(\d{1,3})\.", version, re.MULTILINE)
     if "python3" in tools and not (match and int(match[1]) >= 7):
         said = (version or _said(parts, "python") or "?").splitlines()[-1][:100]
         yield Check("python3 version", FAIL, said, "leases need Python 3.7 or later there")
@@ -262,7 +263,7 @@ def _bridge(parts: Parts, tools: Parts, config: HostConfig, now: float) -> Itera
 def _disk(parts: Parts, tools: Parts, config: HostConfig, now: float) -> Iterator[Check]:
     # /dev/vda         2000000 500000 1500000      25% /
     words = parts.get("disk", "").split()
-    free = int(words[3]) >> 10 if len(words) > 5 and words[3].isdecimal() else -1
+    free = int(words[3]) >> 10 if len(words) > 5 and _NUMBER.fullmatch(words[3]) else -1
     if "writable" not in words:
         yield Check("disk", FAIL, "/var/lib is not writable there", "remount it, or look into dmesg for disk errors")
     elif free < _SPACE:
@@ -273,7 +274,7 @@ def _disk(parts: Parts, tools: Parts, config: HostConfig, now: float) -> Iterato
 
 def _clock(parts: Parts, tools: Parts, config: HostConfig, now: float) -> Iterator[Check]:
     clock = parts.get("clock", "")
-    skew = int(clock) - now if clock.isdecimal() else float("inf")
+    skew = int(clock) - now if _NUMBER.fullmatch(clock) else float("inf")
     # date prints whole seconds.
     if abs(skew + 0.5) <= _SKEW + 0.5:
         yield Check("clock", OK, f"within {_SKEW:.0f} s of ours")

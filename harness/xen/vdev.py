@@ -21,11 +21,11 @@ _FREEBSD = (
 )
 
 
-# As C reads an integer whose base is open (strtoul() with base 0, and %i): hexadecimal, octal, decimal.
-_INTEGER = r"0[xX][0-9a-fA-F]+|0[0-7]*|[1-9][0-9]*"
+# As C reads an integer whose base is open (strtoul() with base 0, and %i): hexadecimal, octal, decimal; as long as it can be right.
+_INTEGER = r"0[xX][0-9a-fA-F]+|0[0-7]*|[1-9][0-9]{0,9}"
 _NUMBER = re.compile(_INTEGER)
 _DISK_PARTITION = re.compile(rf"d({_INTEGER})p({_INTEGER})")
-_LETTERS = re.compile(r"(xvd|hd|sd)([a-z]+)([1-9][0-9]*)?")
+_LETTERS = re.compile(r"(xvd|hd|sd)([a-z]+)([1-9][0-9]{0,2})?")
 
 
 def number(vdev: str) -> int:

@@ -202,6 +202,13 @@ def test_no_text_breaks_the_doctor(cuts: list[tuple[int, int, str]]) -> None:
     assert judge(text, HostConfig("h"), NOW)
 
 
+@pytest.mark.parametrize("old", ["1795570437", "5982792", "3.13.5", ": 2270", ": 20\n", "   768 ", "158.1", ": 3071"])
+def test_no_number_breaks_the_doctor(old: str) -> None:
+    """Python refuses to read a number of thousands of digits."""
+    for number in ("9" * 5000, "²", "1.2.3", "-1", ""):
+        assert judge(replaced(old, re.sub(r"[0-9]+", number, old, count=1))(HEALTHY), HostConfig("h"), NOW)
+
+
 # -- complaints beside a table ---------------------------------------------------------------------------------------------
 
 COMPLAINT = "libxl: error: libxl_x.c:1:libxl__x: Domain 9:cannot read its name: No such file or directory"

@@ -149,6 +149,7 @@ def test_corners_that_xl_takes(name: str, number: int) -> None:
         "08", "09", "0x", "0xg", "0b1", "1a", "018", "xvd", "xvd1", "hd", "hd1", "sd", "sd1", "xvdA", "XVDA", "xvda 1", "xvda+1", "xvda-1",
         "+1", "-1", " 1", "1 ", "1\n", "xvda\n", "٣", "xvda٣", "d٣p٣", "hde", "hda64", "sdq", "sda16", "xvda256", "", "vda", "nvme0",
         "4294967296", "0x80000000", "020000000000", "xvdbgqcw", "d1048576p0",
+        "9" * 5000, "xvda" + "9" * 5000, f"d{'9' * 5000}p0", "0" * 5000 + "8", "xvd" + "z" * 5000,
     ],
 )  # fmt: skip
 def test_corners_that_are_refused(name: str) -> None:
