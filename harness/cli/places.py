@@ -20,8 +20,12 @@ def reports(given: Path | None) -> Path:
     return (given or paths.workspace() / "reports").absolute()
 
 
-# pyproject.toml has the same for plain pytest.
-_SETTINGS = ("-c", os.devnull, "-o", "xfail_strict=true", "--strict-markers", "--strict-config", "-ra")
+# pyproject.toml has the same for plain pytest. The warning is about an installed copy: pytest wants to rewrite the assertions of
+# the whole distribution that a plugin comes from, and fxh itself has imported it already.
+_SETTINGS = (
+    "-c", os.devnull, "-o", "xfail_strict=true", "--strict-markers", "--strict-config", "-ra",
+    "-W", "ignore:Module already imported so cannot be rewritten:pytest.PytestAssertRewriteWarning",
+)  # fmt: skip
 
 
 def pytest_root(project: Path, root: Path) -> list[str]:

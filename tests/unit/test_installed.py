@@ -85,6 +85,12 @@ def test_the_settings_of_the_users_own_project_do_not_matter(installed: Installe
         (installed.directory / "conftest.py").unlink()
 
 
+def test_a_run_of_nothing_has_its_own_exit_code_and_no_warning(installed: Installed, tmp_path: Path) -> None:
+    done = installed.run("fxh", "run", "boot", "-k", "no_such_case", cwd=tmp_path, FXH_STORE=str(tmp_path / "store"))
+    assert done.returncode == 5, done.stdout + done.stderr
+    assert "warning" not in (done.stdout + done.stderr).lower()
+
+
 def test_doctor_says_what_it_says_in_a_checkout(installed: Installed, tmp_path: Path) -> None:
     said = installed.run("fxh", "doctor", FXH_STORE=str(tmp_path))
     expected = of_checkout("doctor", store=tmp_path)

@@ -54,7 +54,7 @@ def shell(request: pytest.FixtureRequest, installed: Installed, tmp_path: Path) 
     for image in ("mine", "mother"):
         (tmp_path / "store/names" / image).write_text("0123")
     words, setup = START[name]
-    child = pexpect.spawn(name, words, env=environment, cwd=str(tmp_path), encoding="utf-8", timeout=30, dimensions=(50, 200))
+    child = pexpect.spawn(name, words, env=environment, cwd=str(tmp_path), encoding="utf-8", timeout=120, dimensions=(50, 200))
     child.sendline(setup.format(prompt=PROMPT, script=script, directory=tmp_path))
     child.sendline("echo ready$((40+2))" if name != "fish" else "echo ready(math 40+2)")
     child.expect("ready42")
@@ -71,7 +71,7 @@ def completed(shell: pexpect.spawn, typed: str, *expected: str) -> None:
     seen = ""
     while not all(re.search(rf"(?<![\w-]){re.escape(word)}(?![\w-])", seen) for word in expected):
         try:
-            seen = ANSI.sub("", seen + shell.read_nonblocking(4096, timeout=30))
+            seen = ANSI.sub("", seen + shell.read_nonblocking(4096, timeout=120))
         except pexpect.TIMEOUT:
             pytest.fail(f"{typed!r} and TAB gave {seen!r}, not {expected}")
 
