@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from harness import paths
+from harness import paths, preparing
 from harness.deadline import Deadline, NotYet
 from harness.errors import HarnessError, InfrastructureError, LabDead, TransportError, UsageError
 from harness.guests import source
@@ -26,6 +26,7 @@ from harness.lab.factory import LabWish
 from harness.lab.host import LabHost
 from harness.lab.lab import Lab
 from harness.lab.process import listening
+from harness.preparing import Step
 from harness.xen.config import DomainConfig
 
 HERE = Path(__file__).parent
@@ -122,6 +123,19 @@ def test_a_damaged_checkpoint_is_made_anew(lab: Lab) -> None:
     assert lab.find("damaged") is None
     lab.rest()
     assert lab.ssh.run(["true"]).status == 0
+
+
+def test_a_checkpoint_that_is_made_is_setup_and_one_that_is_found_is_not(lab: Lab) -> None:
+    told: list[Step] = []
+    stop = preparing.listen(told.append)
+    try:
+        for _ in range(2):
+            lab.put_back("told", lambda: lab.rest(to_freeze=True) or "", what="dom0")
+    finally:
+        stop()
+        if (left := lab.find("told")) is not None:
+            checkpoint.remove(left.directory)
+    assert [step.what for step in told] == ["checkpoint told (dom0)"]
 
 
 def test_a_damaged_checkpoint_is_made_anew_by_who_wants_it(lab: Lab) -> None:

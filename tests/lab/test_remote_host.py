@@ -16,7 +16,7 @@ import pytest
 from remote_host import Remote
 
 HOLDER = """
-import sys, time
+import sys
 from harness.deadline import Deadline
 from harness.hosts import connect
 from harness.hosts.lease import Wish
@@ -24,7 +24,7 @@ host = connect.direct("one", "alive", "a test")
 host.acquire(Wish("", 300), Deadline(60))
 host.prepare()
 print("held", flush=True)
-time.sleep(300)
+sys.stdin.read()  # as long as the test lives
 """
 
 PLANT = """
@@ -55,7 +55,9 @@ def test_leases_are_seen_and_only_what_nobody_owns_is_removed(remote: Remote, as
     checks = {c["name"]: c["status"] for c in json.loads(remote.fxh("doctor", "one", "--json"))["one"] if c["name"] != "clock"}
     # The dom0 of a lab has no UEFI firmware: the harness sends its own to a guest that wants one.
     assert {name: status for name, status in checks.items() if status != "ok"} == {"UEFI": "warn"}
-    holder = subprocess.Popen([sys.executable, "-c", HOLDER], env=remote.environment, stdout=subprocess.PIPE, text=True)
+    holder = subprocess.Popen(
+        [sys.executable, "-c", HOLDER], env=remote.environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
     assert holder.stdout is not None
     assert holder.stdout.readline() == "held\n"
     kernel = base64.b64encode(gzip.compress(assemble("cr4").read_bytes())).decode()
