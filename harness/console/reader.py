@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import IO
 
 from harness.console import deaths
-from harness.console.deaths import Death
+from harness.console.deaths import Death, Symbols
 from harness.console.stages import FIRST_LINE, Stage, StageReached
 from harness.console.text import decode, excerpt, report_excerpt
 from harness.console.watcher import Dying, Overrun, Watcher
@@ -38,7 +38,7 @@ class ConsoleReader:
 
     The index has a line ``offset time`` (bytes, monotonic seconds) for each chunk. A dead guest ends every wait at once
     with GuestDied, whoever waits. ``scale`` stretches the stages' budgets. ``ask``: hold the conversation at a dead
-    guest's prompt.
+    guest's prompt. ``symbols`` reads the guest's kernel file: asked only for a backtrace that lacks names.
     """
 
     def __init__(
@@ -52,9 +52,11 @@ class ConsoleReader:
         first_line: float = FIRST_LINE,
         ask: bool = True,
         listener: Listener | None = None,
+        symbols: Callable[[], Symbols | None] | None = None,
     ) -> None:
         self.name, self.log_path = name, log_path
         self._stream, self._listener, self._ask_at_prompts = stream, listener, ask
+        self._symbols, self._patience = symbols, max(1.0, scale)
         self._changed = threading.Condition()
         self._out: IO[bytes] = log_path.open("ab", buffering=0)
         self._index: IO[str] = Path(f"{log_path}.idx").open("a", buffering=1)  # noqa: SIM115 - lives as long as we do
@@ -278,30 +280,36 @@ class ConsoleReader:
     def _judge(self) -> None:
         if self.death is not None:
             return
-        match self._watcher.due(time.monotonic()):
+        now = time.monotonic()
+        match self._watcher.due(now):
             case Dying() as dying:
-                self._autopsy(dying)
+                self._autopsy(dying, final=self._watcher.overrun(now) is not None)
             case Overrun(stage, seconds):
                 message = f"no progress after stage {stage} for {seconds:.0f} s"
                 self._set_death(Death("hang", message, stage, excerpt=excerpt(self.tail())))
 
-    def _autopsy(self, dying: Dying) -> None:
+    def _autopsy(self, dying: Dying, *, final: bool) -> None:
+        """Judge what was printed. ``final``: nothing more will come, so a report that may be one is one."""
         # What led up to it belongs to the excerpt and names the root device that failed.
         lead = max(self.boot_offset, dying.offset - 2048)
         data = self.since(lead)
-        death = deaths.classify(data[dying.offset - lead :], self.stage)
+        line = data.rfind(b"\n", 0, dying.offset - lead) + 1
+        death = deaths.classify(data[line:], self.stage)
         if death is None:
-            self._watcher.dying = None
+            self._watcher.retract()
             return
+        if not final and time.monotonic() - self._watcher.last_byte < death.patience * self._patience:
+            return
+        cut = line + death.begin
         if death.kind in ("mountroot", "single-user", "firmware"):
             death = deaths.classify(data, self.stage) or death
         answers: tuple[tuple[str, str], ...] = ()
         if dying.prompt in _QUESTIONS and self._ask_at_prompts:
             answers = self._interview(*_QUESTIONS[dying.prompt])
-            if dying.prompt == "ddb" and not death.frames:
-                trace = deaths.frames(dict(answers).get("bt", ""))
-                death = replace(death, frames=trace, guilty=deaths.guilty(trace))
-        cut = dying.offset - lead
+            if dying.prompt == "ddb":
+                death = deaths.retraced(death, dict(answers).get("bt", ""))
+        if self._symbols is not None and deaths.nameless(death):
+            death = deaths.with_names(death, self._symbols())
         # What a prompt is about was printed before it.
         before = 30 if death.kind == dying.prompt else 6
         text = report_excerpt(decode(data[:cut]), decode(data[cut:]), before)
@@ -344,8 +352,10 @@ class ConsoleReader:
         self._tell(self.death)
 
     def _end(self) -> None:
-        if self._watcher.dying is not None and self.death is None:
-            self._autopsy(self._watcher.dying)
+        dying = self._watcher.last_words(time.monotonic())
+        if dying is not None and self.death is None:
+            # A guest that goes down rightly has not died of words without a kernel's report behind them.
+            self._autopsy(dying, final=not self._expected_end)
         if self.death is None and self._broken is None and not self._expected_end:
             message = "the console ended: the domain is gone"
             self._set_death(Death("eof", message, self.stage, excerpt=excerpt(self.tail())))

@@ -55,6 +55,8 @@ class Watcher:
         self.last_byte = self.progress = now
         self._window = b""
         self._quoted: bytes | None = None
+        self._unended: int | None = None
+        self._judged = offset
 
     def quote(self, end: bytes | None) -> None:
         """Until ``end`` is seen, words of a death may be quoted output; None ends it."""
@@ -84,6 +86,12 @@ class Watcher:
             else:
                 over = bool(self.dying.prompt) or self.dying.reported or quiet > _QUIET or now - self.dying.at > _LONGEST
             return self.dying if over else None
+        if self._unended is not None and now - self.last_byte > _QUIET:
+            return self.last_words(now)
+        return self.overrun(now)
+
+    def overrun(self, now: float) -> Overrun | None:
+        """A budget that is overrun at the time ``now``."""
         if not self.watching or (self.stages and self.stages[-1].name == self._table[-1].name):
             return None
         budget = self._first_line
@@ -91,6 +99,19 @@ class Watcher:
             budget = next(stage.budget for stage in self._table if stage.name == self.stages[-1].name)
         budget *= self._scale
         return Overrun(self.stage or "start", budget) if now - self.progress > budget else None
+
+    def last_words(self, now: float) -> Dying | None:
+        """The death on its way; also one whose first line has no end, when the console is silent or has ended."""
+        if self.dying is None and self._unended is not None:
+            self.dying = Dying(now, self._unended)
+        return self.dying
+
+    def retract(self) -> None:
+        """The lines that looked like a death are none: all that has an end by now is not looked at again."""
+        if self.dying is not None:
+            unfinished = self.offset - len(self._window) + self._window.rfind(b"\n") + 1
+            self._judged = max(self.dying.offset + 1, unfinished)
+        self.dying = self._unended = None
 
     def _look_for_stages(self, window: bytes, base: int, now: float) -> tuple[StageReached, ...]:
         done = {reached.name for reached in self.stages}
@@ -109,13 +130,17 @@ class Watcher:
     def _look_for_death(self, window: bytes, base: int, now: float) -> None:
         if self.dying is not None and self._quoted is not None and self._quoted in window:
             self.dying = None
-        earliest = self.dying.offset if self.dying else self.boot_offset
+        earliest = self.dying.offset if self.dying else max(self.boot_offset, self._judged)
+        self._unended = None
         for marker in MARKERS:
             if marker.literal not in window:
                 continue
             match = _first(marker.pattern, window, base, earliest)
-            # A line that is not ended yet may still go on to be something else.
-            if not match or not (marker.prompt or b"\n" in window[match.end() - 1 :]):
+            if not match:
+                continue
+            # A line that is not ended yet may still go on to be something else, unless nothing more comes.
+            if not marker.prompt and b"\n" not in window[match.end() - 1 :]:
+                self._unended = min(base + match.start(), self._unended or self.offset)
                 continue
             if self._quoted is not None and self._quoted in window[match.end() :]:
                 continue
