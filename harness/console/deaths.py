@@ -73,6 +73,14 @@ class Marker:
     pattern: re.Pattern[bytes]
     prompt: bool = False
 
+    def may_be_in(self, data: bytes) -> bool:
+        """Whether a search with the pattern is worth its time. One byte is sought many times faster than several."""
+        return next((byte in data for byte in _SELDOM if byte in self.literal), True) and self.literal in data
+
+
+# Bytes that consoles have seldom, the rarest first.
+_SELDOM = [b"#", b">", b"U", b"X", b"K", b"(", b"O", b"F", b"R", b"_"]
+
 
 def _marker(kind: str, literal: bytes, pattern: bytes, prompt: bool = False) -> Marker:
     return Marker(kind, literal, re.compile(pattern, re.MULTILINE), prompt)
@@ -108,24 +116,23 @@ MARKERS = (
     _marker("linux-panic", b"Kernel panic", rb"Kernel panic - not syncing: [^\r\n]*"),
     # [   12.3] BUG: unable to handle page fault for address: 0000000000000010
     # [   12.3] watchdog: BUG: soft lockup - CPU#1 stuck for 22s! [xyz:123]
-    _marker("linux-oops", b"BUG: ", rb"(?<![\w-])BUG: [^\r\n]+"),
     # [   12.3] kernel BUG at drivers/xyz/xyz.c:44!
-    _marker("linux-oops", b"kernel BUG at ", rb"kernel BUG at [^\r\n]+"),
+    _marker("linux-oops", b"BUG", rb"(?<![\w-])BUG: [^\r\n]+|kernel BUG at [^\r\n]+"),
     # arm64:  Unable to handle kernel NULL pointer dereference at virtual address 0000000000000010
     _marker("linux-oops", b"Unable to handle kernel ", rb"Unable to handle kernel [^\r\n]+"),
     # [   12.3] divide error: 0000 [#1] SMP          invalid opcode: 0000 [#1]          Oops: 0000 [#1] SMP NOPTI
     # [   12.3] general protection fault, probably for non-canonical address 0xdead000000000100: 0000 [#1] SMP
     # 6.8 and later: Oops: divide error: 0000 [#1]      arm64: Internal error: Oops: 0000000096000004 [#1]      riscv: Oops [#1]
-    _marker("linux-oops", b" [#", rb"[A-Za-z][\w ,./:\x27()-]{2,120}(?:: [0-9a-f]{4,16})? \[#\d+\][^\r\n]*"),
-    # 5.x with panic_on_oops, before the code:       Oops: general protection fault          general protection fault: 0000
-    _marker("linux-oops", b"Oops: ", rb"(?<!\w )Oops: (?![^\r\n]* \[#\d)[^\r\n]+"),
-    _marker("linux-oops", b"general protection fault", rb"(?<![:\w] )general protection fault(?![^\r\n]* \[#\d)[,: ][^\r\n]+"),
+    _marker("linux-oops", b" [#", rb"(?:^|(?<=\] )|(?<=\r))[A-Za-z][\w ,./:\x27()-]{2,120} \[#\d+\][^\r\n]*"),
     # [   12.3] traps: PANIC: double fault, error_code: 0x0
     _marker("linux-oops", b"PANIC: double fault", rb"PANIC: double fault[^\r\n]*"),
     # [   12.3] rcu: INFO: rcu_sched self-detected stall on CPU         4.x: INFO: rcu_sched detected stalls on CPUs/tasks: { 1}
-    _marker("linux-oops", b"stall", rb"INFO: rcu\w* (?:self-)?detected (?:expedited )?stalls? on [^\r\n]+"),
     # [   12.3] INFO: task xyz:123 blocked for more than 120 seconds.
-    _marker("linux-oops", b" blocked ", rb"INFO: task [^\r\n]{1,40} blocked (?:for more than|in I/O wait for) [^\r\n]+"),
+    _marker(
+        "linux-oops",
+        b"INFO: ",
+        rb"INFO: (?:rcu\w* (?:self-)?detected (?:expedited )?stalls? on |task [^\r\n]{1,40} blocked (?:for more than|in I/O wait for) )[^\r\n]+",
+    ),
     # [   12.3] NMI watchdog: Watchdog detected hard LOCKUP on cpu 1       6.x: watchdog: CPU1: Watchdog detected hard LOCKUP on cpu 1
     _marker("linux-oops", b"hard LOCKUP", rb"Watchdog detected hard LOCKUP[^\r\n]*"),
     # BdsDxe: No bootable option or device was found.       (edk2 MdeModulePkg/Universal/BdsDxe/BdsEntry.c)
@@ -150,7 +157,7 @@ _FATAL = {"trap", "panic", "crash", "linux-panic", "linux-oops"}
 # Words of Linux that no program prints at the beginning of a line.
 _CLEAR = re.compile(
     rb"Kernel panic|BUG: (?:unable to handle|kernel NULL|soft lockup)|kernel BUG at|Unable to handle kernel|[^\r\n]*: [0-9a-f]{4,16} \[#\d"
-    rb"|PANIC: double|INFO: |Watchdog detected|general protection fault"
+    rb"|PANIC: double|INFO: |Watchdog detected"
 )
 # What a Linux may survive: it goes on, unless nothing more comes.
 _SURVIVABLE = re.compile(r"BUG: (?!unable to handle|kernel NULL|stack guard page)|INFO: |Watchdog detected")
@@ -195,7 +202,7 @@ def classify(data: bytes, stage: str = "") -> Death | None:
     fatal: list[_Hit] = []
     prompted = len(data)
     for marker in MARKERS:
-        if marker.literal not in data:
+        if not marker.may_be_in(data):
             continue
         matches = marker.pattern.finditer(data)
         if marker.kind in _FATAL:

@@ -133,7 +133,7 @@ class Watcher:
         earliest = self.dying.offset if self.dying else max(self.boot_offset, self._judged)
         self._unended = None
         for marker in MARKERS:
-            if marker.literal not in window:
+            if not marker.may_be_in(window):
                 continue
             match = _first(marker.pattern, window, base, earliest)
             if not match:
