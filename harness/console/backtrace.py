@@ -62,7 +62,8 @@ _ITEM = re.compile(
             r"(?:(?P<rip_at>[A-Za-z_.$][\w.$]*)\+(?P<rip_off>0x[0-9a-f]+)|(?P<rip_raw>0x[0-9a-f]{8,16})\b))",
             # [   12.3]  xyz_poll+0x1a/0x90 [xyz]      4.10 and older: [   12.3]  [<ffffffff81aabbcc>] xyz_poll+0x1a/0x90
             # With the module's build ID, and how sure the unwinder of arm64 is: xyz_poll+0x1a/0x90 [xyz 0123abcd] (P)
-            rf"^{_STAMP}[ \t]*(?P<linux>(?:\[<[0-9a-f]+>\] )?(?P<linux_at>[A-Za-z_.$][\w.$]*)\+(?P<linux_off>0x[0-9a-f]+)/0x[0-9a-f]+"
+            # Up to 4.8 the stack's name is on the line of its first frame:  <IRQ>  [<ffffffff81aabbcc>] xyz_poll+0x1a/0x90
+            rf"^{_STAMP}[ \t]*(?:<+/?[A-Z#][\w#]*>+[ \t]*)*(?P<linux>(?:\[<[0-9a-f]+>\] )?(?P<linux_at>[A-Za-z_.$][\w.$]*)\+(?P<linux_off>0x[0-9a-f]+)/0x[0-9a-f]+"
             r"(?: \[[\w-]+(?: [0-9a-f]+)?\])?(?: \([A-Z]+\))?)[ \t]*$",
             # [   12.3]  0xffffffffc0311111
             rf"^{_STAMP}[ \t]+(?P<bare>(?:\[<[0-9a-f]+>\] )?(?P<bare_raw>0x[0-9a-f]{{8,16}}))[ \t]*$",

@@ -88,7 +88,7 @@ def _marker(kind: str, literal: bytes, pattern: bytes, prompt: bool = False) -> 
 
 MARKERS = (
     # Fatal trap 12: page fault while in kernel mode
-    _marker("trap", b"Fatal ", rb"^\r*Fatal (?:double fault|trap \d+: [^\r\n]*)"),
+    _marker("trap", b"Fatal ", rb"Fatal (?:double fault|trap \d+: [^\r\n]*)"),
     # panic: mountroot: unable to (re-)mount root.     It begins wherever the console's line was (sys/kern/kern_shutdown.c, vpanic()):
     # debug.kdb.panic: 0panic: kdb_sysctl_panic
     # The machine may die between this word and the message. "debug.kdb.panic: 0" is a sysctl's value. What else is none is decided
@@ -311,7 +311,8 @@ def _died(data: bytes, hits: list[_Hit], stage: str) -> Death:
             if not adjacent:
                 end = min(end, hit.line)
             continue
-        if kind == "trap" and hit.kind == "panic" and not others and _is_own(cause.text, hit.text):
+        before = (cause, *others)[-1]
+        if before.kind == "trap" and hit.kind == "panic" and _is_own(before.text, hit.text):
             continue
         if kind == "linux-oops" and hit.kind == "linux-oops" and not others and not numbered and "[#" in hit.text:
             numbered = True

@@ -43,7 +43,7 @@ _NUMBERS = (
 _NUMBER = re.compile("|".join(_NUMBERS))
 # After these words, and "=" or ":" or nothing, comes a number, whatever it looks like.
 _ANNOUNCED = re.compile(
-    r"\b((?:addr(?:ess)?|[vp]a|[pv]addr|ptr|pointer|pc|[rei]?ip|[re]?sp|[re]?bp|lr|elr|esr|far|base|offset|mask|flags?|cookie|handle|pte|pde"
+    r"(?i)\b((?:addr(?:ess)?|[vp]a|[pv]addr|ptr|pointer|pc|[rei]?ip|[re]?sp|[re]?bp|lr|elr|esr|far|base|offset|mask|flags?|cookie|handle|pte|pde"
     r"|pindex|[gmp]?fn|[gmp]fn|cr[0-4]|val(?:ue)?|code|size|len(?:gth)?|blkno|block|inode|ino|lba)(?: ?[:=] ?|(?= \w*\d) ))[0-9a-fA-F]{2,16}\b(?![./])"
 )
 

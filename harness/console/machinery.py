@@ -29,6 +29,8 @@ FREEBSD = (
     Row("panic", r"v?panic(?:_cpu)?|kern_reboot|kern_psignal_panic|boot", "panic vpanic kern_reboot"),
     Row("assertions", r"kassert_panic|spl_(?:panic|dumpstack|assert\w*)|vop_panic|assfail3?|v?cmn_err|zfs_panic_recover|vpanic_\w+|__assert\w*",
         "kassert_panic spl_panic vop_panic assfail assfail3 vcmn_err cmn_err zfs_panic_recover __assert"),
+    Row("assertions of a subsystem", r"\w+_assert(?:_\w+)?|_?vm_map_(?:un)?lock\w*",
+        "xyz_lock_assert inp_lock_assert vm_page_assert_locked vm_object_busy_assert_held _vm_map_lock vm_map_unlock_read"),
     Row("assertions of vnodes", r"assert_v(?:op|i)_\w+|vfs_badlock|vop_\w+_debug(?:pre|post)|VOP_\w+_APV|vop_(?:std)?(?:un)?lock|vop_sigdefer",
         "assert_vop_elocked assert_vop_locked assert_vi_locked vfs_badlock vop_lock_debugpre VOP_LOCK1_APV vop_stdlock vop_sigdefer"),
     # sys/kern/subr_ubsan.c and subr_{asan,msan,csan}.c; the compiler calls the names with two underscores.
@@ -85,7 +87,7 @@ COPIES = (
         "copyin copyout copyout_nosmap_erms copyin_smap_std copyinstr copyinstr_smap fuword fuword32 subyte casueword32 uiomove "
         "uiomove_faultflag copy_fault fueword64"),
     Row("copies of mbufs", r"m_(?:copy\w+|append|cat|dup)", "m_copydata m_copyback m_copym m_copypacket m_append"),
-    Row("text", r"str(?:n?len|n?cmp|n?cpy|n?cat|lcpy|lcat|n?casecmp|r?chr|n?str|sep|n?dup|spn|cspn|to\w+)(?:_\w+)?|r?index"
+    Row("text", r"str(?:n?len|n?cmp|s?n?cpy|n?cat|lcpy|lcat|n?casecmp|r?chr|n?str|sep|n?dup|spn|cspn|to\w+)(?:_\w+)?|r?index"
         r"|_?k?v?(?:s|sn|f|u)?n?r?printf\w*|vlog|putchar",
         "strlen strcmp strncmp strlcpy strcpy strchr strsep strdup index kvprintf vprintf printf snprintf vsnprintf _vprintf sprintf"),
 )  # fmt: skip
@@ -108,12 +110,17 @@ LINUX = (
         "kasan_report __kasan_report __kasan_check_read kmsan_report kcsan_report kfence_report_error print_report check_region_inline "
         "print_address_description fortify_panic __fortify_report handle_overflow check_memory_region"),
     Row("checked copies", r"usercopy_\w+|_{0,2}check_(?:object_size|heap_object)\w*|_{0,2}copy_(?:to|from|in)_(?:user|iter|kernel)\w*|_?_?copy_(?:user|page|mc)\w*"
-        r"|raw_copy_\w+|rep_\w+_alternative|clear_(?:user|page)\w*|_{0,2}(?:get|put)_user\w*|strn(?:len|cpy)_(?:from_)?user|csum_partial\w*"
+        r"|raw_copy_\w+|__arch_\w+_user|rep_\w+_alternative|clear_(?:user|page)\w*|_{0,2}(?:get|put)_user\w*|strn(?:len|cpy)_(?:from_)?user|csum_partial\w*"
         r"|(?:__)?mem(?:cpy|set|move)_\w+|copy_(?:to|from)_kernel_nofault\w*|string_nocheck|vsnprintf|string",
         "usercopy_abort __check_object_size __check_heap_object copy_user_generic_string copy_from_user _copy_to_user _copy_from_iter "
         "raw_copy_from_user rep_movs_alternative clear_page_erms copy_page csum_partial strnlen_user __get_user_4"),
     Row("lists and counts", r"_{0,2}list_(?:add|del)_\w*valid\w*|refcount_warn_saturate\w*|_{0,2}refcount_\w+|rcuref_\w+|percpu_ref_\w+|kref_\w+",
         "__list_add_valid __list_del_entry_valid __list_del_entry_valid_or_report refcount_warn_saturate __refcount_add rcuref_put_slowpath"),
+    Row("allocators", r"kv?z?free(?:_\w+)?|v(?:free|malloc)|_{0,2}k[vz]?[mz]?alloc(?:_\w+)?|kmem_cache_(?:alloc|free)\w*|_{0,3}slab_\w+|___cache_free"
+        r"|cache_free_debugcheck|print_trailer|object_err|check_(?:slab|object|bytes_and_report)|free_(?:debug_processing|unref_page\w*)|__free_pages\w*"
+        r"|(?:kfree|consume|napi_consume)_skb\w*|skb_(?:over_|under_)?panic|skb_(?:put|push|pull)|skb_release_\w+|bad_page",
+        "kfree kvfree vfree kmalloc __kmalloc kzalloc kmem_cache_free kmem_cache_alloc_node __slab_free ___slab_alloc object_err "
+        "check_object free_debug_processing kfree_skb consume_skb skb_panic skb_over_panic skb_put skb_push bad_page"),
     Row("locks", r"_raw_(?:spin|read|write)_\w+|(?:__|_)?(?:pv_|native_)?queued_\w+_slowpath|__pv_queued_\w+|do_raw_\w+|(?:spin|rwlock)_(?:bug|dump)"
         r"|_{0,2}mutex_\w+|mutex_\w+|down(?:_\w+)?|up_(?:read|write)\w*|_{0,2}down\w*|(?:__)?rwsem_\w+|rt_mutex_\w+|(?:__)?lock_(?:acquire|release)\w*"
         r"|(?:__)?ww_mutex_\w+|lockdep_\w+|print_\w*(?:lock|bug|circular|usage)\w*|debug_(?:spin|mutex|locks|check)_\w+|__might_\w+|___might_\w+"
@@ -122,9 +129,9 @@ LINUX = (
         "mutex_lock __mutex_lock mutex_lock_nested down_read down_write down __down rwsem_down_read_slowpath lock_acquire __lock_acquire "
         "lockdep_rcu_suspicious print_circular_bug __might_sleep __might_resched ___might_sleep debug_spin_unlock"),
     Row("waiting", r"(?:__)?schedule(?:_(?:timeout|hrtimeout|preempt|idle|bug|rtlock)\w*)?|preempt_schedule\w*|io_schedule\w*|(?:__)?wait_for_\w+|(?:__)?wait_on_\w+|out_of_line_wait_\w+"
-        r"|bit_wait\w*|_{0,2}cond_resched|do_wait_for_\w+|context_switch|__switch_to(?:_asm)?",
+        r"|bit_wait\w*|_{0,2}cond_resched|do_wait_for_\w+|smp_call_function_\w+|on_each_cpu\w*|csd_lock_wait|generic_exec_single|context_switch|__switch_to(?:_asm)?",
         "schedule __schedule schedule_timeout schedule_preempt_disabled __schedule_bug io_schedule wait_for_completion __wait_for_common "
-        "__wait_on_bit out_of_line_wait_on_bit bit_wait_io wait_on_page_bit preempt_schedule_common __switch_to"),
+        "smp_call_function_many_cond on_each_cpu_cond_mask __wait_on_bit out_of_line_wait_on_bit bit_wait_io wait_on_page_bit preempt_schedule_common __switch_to"),
     Row("watchdogs", r"watchdog_(?:timer_fn|overflow_callback|hardlockup\w*|nmi\w*)|softlockup_\w+|(?:touch_)?nmi_\w+|(?:default_)?do_nmi|end_repeat_nmi|arch_trigger_\w+|trigger_\w*backtrace\w*|rcu_(?:dump|check|sched|pending|stall)\w*"
         r"|print_(?:other_)?cpu_stall\w*|check_cpu_stall|panic_on_rcu_stall|perf_event_nmi_handler|(?:khungtask|hung_task)\w*|check_hung_\w+",
         "watchdog_timer_fn watchdog_overflow_callback nmi_cpu_backtrace nmi_trigger_cpumask_backtrace nmi_handle default_do_nmi do_nmi "

@@ -44,7 +44,7 @@ _FOLLOWS = rb"""
 """
 # A language's run-time, and a kernel that lives: it tells of a program that died, asks for a login, or runs a shell.
 _PROGRAM = rb"""
-    goroutine\ \d+\ \[ | exit\ status\ \d+\s*$ | \[signal\ SIG | pid\ \d+\ \(.{1,40}exited\ on\ signal\  | Traceback\ \(most\ recent
+    goroutine\ (?:\d+|running)\  | exit\ status\ \d+\s*$ | \[signal\ SIG | pid\ \d+\ \(.{1,40}exited\ on\ signal\  | Traceback\ \(most\ recent
   | note:\ run\ with\ `RUST_ | \tpanic:\  | Abort\ trap | Segmentation\ fault
 """
 _ALIVE = rb"""
@@ -91,6 +91,9 @@ _SPEAKERS = (
     # root@box:~ # echo                    + logger -t agent
     rb"\b(?:echo|printf|logger|grep|say|print|puts|write|die|warn|err)\b[^|;]*$",
     rb"^\s*(?://|;|\*)\s*$",
+    # +panic: ...       (periodic's daily mail)          [error] panic: ...
+    rb"^[+|]+ ?$",
+    rb"\[[A-Za-z][\w.-]*\]:? *$",
 )
 _SPEAKER = re.compile(b"|".join(b"(?:%s)" % row.replace(b"(?i)", b"") for row in _SPEAKERS), re.IGNORECASE)
 _OPENERS = {
