@@ -105,12 +105,12 @@ MARKERS = (
     # (XEN) Domain 2 (vcpu#0) crashed on cpu#0:       (the PV shim's Xen speaks on its guest's console)
     # console_timestamps=date, datems, boot, raw (xen/drivers/char/console.c, printk_start_of_line()):
     # (XEN) [2024-02-03 04:05:06] Domain 3    [2024-02-03 04:05:06.789]    [   12.345678]    [000000123456789a]
-    # (XEN) Domain 3 reported crashed by domain 1 on cpu#0:          (XEN) d3v0 Triple fault - invoking HVM shutdown action 1
+    # (XEN) Domain 3 reported crashed by domain 1 on cpu#0:
     _marker(
         "crash",
         b"(XEN) ",
         rb"(\(XEN\) )(?:\[[ \d.:T-]+\] ?|\[[0-9a-f]{16}\] ?)?"
-        rb"(Domain \d+ (?:\(vcpu#\d+\) crashed|reported crashed by domain \d+) on cpu#\d+|d\d+v\d+ Triple fault[^\r\n]*)",
+        rb"(Domain \d+ (?:\(vcpu#\d+\) crashed|reported crashed by domain \d+) on cpu#\d+)",
     ),
     # [   12.3] Kernel panic - not syncing: sysrq triggered crash
     _marker("linux-panic", b"Kernel panic", rb"Kernel panic - not syncing: [^\r\n]*"),
