@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 
 from harness.console.backtrace import Frame, Symbols, frames, guilty, named, unnamed
 from harness.console.identity import normalise
-from harness.console.standing import LOOK, Standing, goes_on, judge, judge_linux
+from harness.console.standing import LOOK, Standing, judge, judge_linux, last_login
 from harness.console.text import decode, excerpt, plain
 
 __all__ = [
@@ -152,6 +152,8 @@ _REPORT_ENDS = re.compile(
     rb"^\r*(?:Automatic reboot in|Rebooting\.\.\.)|Rebooting in \d+ seconds|---\[ end Kernel panic", re.MULTILINE
 )
 
+# A guest's output is hostile: so much of a line is a message, and so many words on a line and deaths in a report are told apart.
+_LONGEST, _MOST = 4096, 8
 # A kernel's report of its own death; the other kinds are prompts and complaints.
 _FATAL = {"trap", "panic", "crash", "linux-panic", "linux-oops"}
 # Words of Linux that no program prints at the beginning of a line.
@@ -238,7 +240,7 @@ def classify(data: bytes, stage: str = "") -> Death | None:
 
 
 def _shown(words: bytes) -> str:
-    return plain(words.decode("utf-8", "replace")).strip()
+    return plain(words[:_LONGEST].decode("utf-8", "replace")).strip()
 
 
 def _hit(kind: str, data: bytes, match: re.Match[bytes]) -> _Hit:
@@ -251,6 +253,7 @@ def _judged(data: bytes, hits: list[_Hit]) -> list[_Hit]:
     """``hits`` in the order of time, each with its standing; without those that another one's words contain."""
     hits.sort(key=lambda hit: (hit.begin, -hit.end))
     judged: list[_Hit] = []
+    login = last_login(data) if any(_SURVIVABLE.match(hit.text) for hit in hits) else -1
     following: _Hit | None = None
     for number in range(len(hits) - 1, -1, -1):
         hit = hits[number]
@@ -266,7 +269,7 @@ def _judged(data: bytes, hits: list[_Hit]) -> list[_Hit]:
                 hit = own[0]
         else:
             hit, standing = _stand(data, hit, after)
-        if _SURVIVABLE.match(hit.text) and goes_on(data, hit.end):
+        if hit.begin < login and _SURVIVABLE.match(hit.text):
             standing = Standing.NONE
         following = replace(hit, standing=standing)
         judged.append(following)
@@ -282,15 +285,17 @@ def _stand(data: bytes, hit: _Hit, after: bytes) -> tuple[_Hit, Standing]:
     if hit.kind != "panic":
         return hit, judge(lead, words, after)
     # A line may have the word more than once: "debug.kdb.panic: 0panic: kdb_sysctl_panic", a program's quote before the real one.
-    standing, begin = Standing.NONE, hit.begin
-    while begin >= 0:
-        follows = data.find(b"panic: ", begin + 1, hit.end)
-        if follows < 0 or not re.match(rb"panic: \d*panic: |panic: $", data[begin : follows + 7]):
-            standing = judge(data[hit.line : begin], data[begin : hit.end], after)
+    begins = [hit.begin]
+    while len(begins) < _MOST and (follows := data.find(b"panic: ", begins[-1] + 1, hit.end)) >= 0:
+        begins.append(follows)
+    for begin, follows in zip(begins, [*begins[1:], hit.end], strict=True):
+        # A sysctl's value, and nothing of its own.
+        if follows < hit.end and re.fullmatch(rb"panic: \d*", data[begin:follows]):
+            continue
+        standing = judge(data[hit.line : begin], data[begin : hit.end], after)
         if standing is not Standing.NONE:
             return replace(hit, begin=begin, text=_shown(data[begin : hit.end])), standing
-        begin = follows
-    return hit, standing
+    return hit, Standing.NONE
 
 
 def _report(hits: list[_Hit]) -> list[_Hit]:
@@ -305,6 +310,8 @@ def _died(data: bytes, hits: list[_Hit], stage: str) -> Death:
     end, last, numbered = len(data), cause, "[#" in cause.text
     others: list[_Hit] = []
     for hit in hits[1:]:
+        if len(others) >= _MOST:
+            break
         adjacent = not data[last.end : hit.line].strip()
         last = hit
         if any(_same(hit, earlier) for earlier in (cause, *others)):

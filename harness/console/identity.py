@@ -19,6 +19,8 @@ _OTHER_PATH = re.compile(r"(?<![\w.+@~-])/(?:[\w.+@~-]+/)*?(?=sys/[\w./+-]+\.[ch
 _RELATIVE = re.compile(rf"(?:[\w.+@~-]*/)*(?:\.\./)+(?=(?:{'|'.join(_FREEBSD.split())})/[\w./+-]+\.[chSsm]\b)")
 _LINUX_PATH = re.compile(rf"(?<![\w.+@~:-])/(?:[\w.+@~:-]+/)*?(?=(?:{'|'.join(_LINUX.split())})/[\w./+-]+\.(?:c|h|S|rs)\b)")
 
+# A guest's output is hostile: a message has so many characters at most.
+_LONGEST = 1024
 _NUMBERS = (
     # 6ba7b810-9dad-11d1-80b4-00c04fd430c8
     r"\b[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}\b",
@@ -53,6 +55,7 @@ def normalise(message: str) -> str:
 
     Names keep their letters: xbd0 becomes xbdN.
     """
+    message = message[:_LONGEST]
     for path, start in ((_FREEBSD_PATH, ""), (_RELATIVE, "sys/"), (_OTHER_PATH, ""), (_LINUX_PATH, "")):
         message = path.sub(start, message)
     message = _ANNOUNCED.sub(r"\1N", message)

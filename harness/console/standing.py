@@ -7,6 +7,8 @@ from enum import Enum
 
 # How much of what follows a line is looked at, in bytes. A guest that prints more without a word of a report goes on.
 LOOK = 8192
+# A guest's output is hostile: so much of a line before and behind a panic is looked at, in bytes.
+_LONGEST = 512
 # A line that a living kernel prints, too, is evidence within so many lines.
 _NEAR = 6
 
@@ -128,9 +130,9 @@ def follows(after: bytes) -> tuple[Standing, bool]:
     return (Standing.OPEN if not rest.strip() or any(line.startswith(rest) for line in _BEGUN) else Standing.WEAK), False
 
 
-def goes_on(data: bytes, begin: int) -> bool:
-    """Whether the guest asks for a login after the offset ``begin``."""
-    return _LOGIN.search(data, begin) is not None
+def last_login(data: bytes) -> int:
+    """Where the guest asks for a login the last time; -1 if it does not."""
+    return max((prompt.start() for prompt in _LOGIN.finditer(data)), default=-1)
 
 
 def judge(lead: bytes, message: bytes, after: bytes) -> Standing:
@@ -138,6 +140,7 @@ def judge(lead: bytes, message: bytes, after: bytes) -> Standing:
     found, at_once = follows(after)
     if found is Standing.NONE or at_once:
         return found
+    lead, message = lead[-_LONGEST:], message[:_LONGEST]
     if quoted(lead, message) or _PROGRAM_MESSAGE.search(message):
         return Standing.NONE
     # An identifier: debug.kdb.panic, no_panic. A word: some output without a line end, or mypanic.
@@ -151,7 +154,7 @@ def judge_linux(lead: bytes, message: bytes, after: bytes, *, clear: bool) -> St
     found, at_once = follows(after)
     if found is Standing.NONE or at_once:
         return found
-    lead = _SUBSYSTEM.sub(b"", lead)
+    lead, message = _SUBSYSTEM.sub(b"", lead[-_LONGEST:]), message[:_LONGEST]
     if _ANY_STAMP.search(lead) and not quoted(_ANY_STAMP.sub(b"", lead), message):
         return found
     if not lead.strip() or _LINUX_STAMP.fullmatch(lead.strip(b"\r")):

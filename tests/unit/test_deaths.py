@@ -682,6 +682,35 @@ def test_identities_that_the_history_has(message: str) -> None:
     assert deaths.normalise(message) == KEPT[message]
 
 
+# -- hostile output ----------------------------------------------------------------------------------------------------
+
+MEGABYTE = 1 << 20
+HOSTILE = {
+    "panics": b"".join(b"panic: number %d\r\n" % n for n in range(MEGABYTE // 16)),
+    "panics on one line": b"panic: " * (MEGABYTE // 7) + b"\r\n",
+    "a long word before one": b"a" * MEGABYTE + b"panic: xyz\r\n",
+    "a path without an end": b"panic: " + b"a/" * (MEGABYTE // 2) + b"\r\ncpuid = 0\r\n",
+    "colons": b"panic: " + b"a:" * (MEGABYTE // 2) + b"\r\ncpuid = 0\r\n",
+    "openers": b"[ ( ' " * (MEGABYTE // 6) + b"panic: xyz\r\n",
+    "oopses": b"".join(b"[   12.345678] BUG: number %d\r\n" % n for n in range(MEGABYTE // 28)),
+    "numbers of oopses": b"xyz [#1] [#2] [#3 " * (MEGABYTE // 18),
+    "words of a headline": b"a" * 120 + b"\r\n[   12.345678] " + b"a b, " * (MEGABYTE // 5) + b" [#1]\r\n",
+    "stamps": b"panic: x\r\ncpuid = 0\r\n" + b"[   12.3] " * (MEGABYTE // 10),
+    "frames": b"panic: x\r\ncpuid = 0\r\n" + b"x() at x/frame 0x1\r\n" * (MEGABYTE // 20),
+    "a frame without an end": b"panic: x\r\ncpuid = 0\r\n" + b"x" * MEGABYTE + b"(",
+    "stacks of a stack": b"panic: x\r\ncpuid = 0\r\n" + b"<<IRQ>> " * (MEGABYTE // 8),
+    "bytes": random.Random(7).randbytes(MEGABYTE).replace(b"x", b"panic: "),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_hostile_output_takes_no_time(name: str) -> None:
+    begun = time.process_time()
+    death = deaths.classify(HOSTILE[name])
+    assert death is None or (len(death.summary) < 10000 and len(death.identity) < 10000)
+    assert time.process_time() - begun < 3.0
+
+
 # -- cuts -------------------------------------------------------------------------------------------------------------
 
 RECORDED = {path.stem: path.read_bytes() for path in sorted(CONSOLES.glob("*.log"))}
