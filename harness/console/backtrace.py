@@ -42,8 +42,8 @@ class Symbols(Protocol):
         """Where the function ``name`` begins."""
 
 
-# [   12.3] [T7] [   12.3][  T123] <4>[   12.3]      or nothing
-_STAMP = r"(?:<\d{1,2}>)?(?:\[ *\d+\.\d+\][ \t]?)?(?:\[ *[A-Z]?\d+(?:@\w+)?\][ \t]?)?"
+# [   12.3] [T7] [   12.3][  T123] <4>[   12.3]      or nothing; a collector's own stamp may be before it
+_STAMP = r"(?:<\d{1,2}>)?(?:\[ *\d+\.\d+\][ \t]?){0,2}(?:\[ *[A-Z]?\d+(?:@\w+)?\][ \t]?)?"
 _ITEM = re.compile(
     "|".join(
         (

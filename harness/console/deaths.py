@@ -307,13 +307,13 @@ def _report(hits: list[_Hit]) -> list[_Hit]:
 def _died(data: bytes, hits: list[_Hit], stage: str) -> Death:
     cause, begin = hits[0], hits[0].begin
     kind, message = cause.kind, cause.text
-    end, last, numbered = len(data), cause, "[#" in cause.text
+    end, last = len(data), cause
     others: list[_Hit] = []
     for hit in hits[1:]:
         if len(others) >= _MOST:
             break
         adjacent = not data[last.end : hit.line].strip()
-        last = hit
+        headline, last = last, hit
         if any(_same(hit, earlier) for earlier in (cause, *others)):
             if not adjacent:
                 end = min(end, hit.line)
@@ -321,8 +321,7 @@ def _died(data: bytes, hits: list[_Hit], stage: str) -> Death:
         before = (cause, *others)[-1]
         if before.kind == "trap" and hit.kind == "panic" and _is_own(before.text, hit.text):
             continue
-        if kind == "linux-oops" and hit.kind == "linux-oops" and not others and not numbered and "[#" in hit.text:
-            numbered = True
+        if hit.kind == "linux-oops" and "[#" in hit.text and _awaits_number(headline):
             continue
         end = min(end, hit.line)
         if hit.text.removeprefix("panic: ") == "from debugger" or (kind == "linux-oops" and _END_OF_OOPS.search(hit.text)):
@@ -351,6 +350,11 @@ def _same(hit: _Hit, earlier: _Hit) -> bool:
     """The same text twice is one death; one of the two may be cut off."""
     one, other = sorted((hit.text, earlier.text), key=len)
     return hit.kind == earlier.kind and len(one) > len("panic: ") and other.startswith(one)
+
+
+def _awaits_number(hit: _Hit) -> bool:
+    """Whether a line such as ``Oops: 0000 [#1]`` behind this headline is of the same report."""
+    return hit.kind == "linux-oops" and "[#" not in hit.text and not _SURVIVABLE.match(hit.text)
 
 
 def _is_own(trap: str, panic: str) -> bool:

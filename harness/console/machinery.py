@@ -95,9 +95,9 @@ COPIES = (
 LINUX = (
     Row("reports", r"dump_(?:stack|backtrace)\w*|show_(?:stack|regs|trace)\w*|_{0,2}die\w*|die(?:_\w+)?|oops_\w+|_{0,2}warn\w*|warn_slowpath\w*"
         r"|_{0,2}report_bug|(?:handle|fixup|is_valid)_bug\w*|bust_spinlocks|_{0,2}crash_kexec|nmi_panic|xen_panic_\w+|panic_on_\w+|add_taint|sched_show_task"
-        r"|make_task_dead|kgdb_\w+",
+        r"|make_task_dead|(?:rewind_stack_)?do_exit|do_group_exit|kgdb_\w+",
         "dump_stack dump_stack_lvl dump_backtrace show_stack show_regs die __die __die_body oops_end oops_exit __warn warn_slowpath_fmt "
-        "report_bug handle_bug crash_kexec __crash_kexec nmi_panic xen_panic_event sched_show_task"),
+        "do_exit do_group_exit make_task_dead report_bug handle_bug crash_kexec __crash_kexec nmi_panic xen_panic_event sched_show_task"),
     Row("exceptions", r"(?:asm_)?exc_\w+|do_(?:error_trap|trap|invalid_op|divide_error|general_protection|double_fault|int3|page_fault|kern_addr_fault"
         r"|user_addr_fault|bad_area|mem_abort|sea|el\d\w*|translation_fault|DataAbort|PrefetchAbort)|invalid_op|divide_error|general_protection"
         r"|double_fault|(?:async_|__do_)?page_fault\w*|__do_page_fault|error_(?:entry|code|return)|no_context|_{0,2}bad_area\w*|spurious_\w*fault"

@@ -63,7 +63,7 @@ _BEGUN = (
     b"db> ",
     b"Fatal trap ",
 )
-_STAMP = rb"(?:<\d{1,2}>)?(?:\[[ ]*\d+\.\d+\][ ]?)?(?:\[[ ]*[A-Z]?\d+(?:@\w+)?\][ ]?)?"
+_STAMP = rb"(?:<\d{1,2}>)?(?:\[[ ]*\d+\.\d+\][ ]?){0,2}(?:\[[ ]*[A-Z]?\d+(?:@\w+)?\][ ]?)?"
 _SIGN = re.compile(
     rb"^[\r]*(?:(?P<sure>%s)|%s(?P<linux>%s)|(?P<follows>%s)|(?P<program>%s)|(?P<alive>%s))"
     % (_SURE, _STAMP, _LINUX_SURE, _FOLLOWS, _PROGRAM, _ALIVE),

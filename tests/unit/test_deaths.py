@@ -526,6 +526,25 @@ def test_linux_s_oops_is_the_cause(name: str) -> None:
     assert verdict(bare) == ("linux-oops", message, "xyz_poll"), "a collector's prefix is stripped, and with it the kernel's stamp"
 
 
+def test_several_oopses() -> None:
+    twice = deaths.classify(
+        console(stamped(*OOPSES["I1"][0], *REST, *(line.replace("#1", "#2") for line in OOPSES["I1"][0]), *REST))
+    )
+    other = deaths.classify(
+        console(stamped(*OOPSES["I1"][0], *REST, *(line.replace("#1", "#2") for line in OOPSES["I4"][0]), *REST))
+    )
+    assert twice is not None
+    assert other is not None
+    assert (twice.message, twice.later) == (OOPSES["I1"][1], ())
+    assert (other.message, other.later) == (OOPSES["I1"][1], (OOPSES["I4"][1],))
+
+
+def test_an_init_that_is_killed() -> None:
+    lines = ("Kernel panic - not syncing: Attempted to kill init! exitcode=0x0000000b", "CPU: 0 PID: 1 Comm: init", "Call Trace:",
+             " dump_stack+0x1/0x2", " panic+0x1/0x2", " do_exit.cold+0x1/0x2", " do_group_exit+0x1/0x2", " xyz_signal+0x1/0x2")  # fmt: skip
+    assert verdict(stamped("init[1]: segfault at 0 ip 0 sp 0 error 4", *lines)) == ("linux-panic", lines[0], "xyz_signal")
+
+
 @pytest.mark.parametrize("name", OOPSES)
 def test_linux_s_oops_is_seen_by_the_reader(tmp_path: Path, name: str) -> None:
     headline, message = OOPSES[name]
@@ -585,6 +604,7 @@ FORMS = {
     "arm64 of 6.13": "[   12.345678]  xyz_poll+0x1a/0x90 [xyz] (P)\n[   12.345678]  show_it+0x1/0x9 (C)\n",
     "a guess": "[   12.345678]  ? xyz_old+0x1/0x9\n[   12.345678]  xyz_poll+0x1a/0x90\n",
     "without stamps": " xyz_poll+0x1a/0x90\n",
+    "with a collector's stamp": "[ 1012.345678] [   12.345678]  xyz_poll+0x1a/0x90\n",
     "with a priority": "<4>[   12.345678]  xyz_poll+0x1a/0x90\n",
     "4.4, the first of an interrupt's stack": "[   12.345678]  <IRQ>  [<ffffffff81aabbcc>] xyz_poll+0x1a/0x90\n",
     "a hung task's of 4.15": "[   12.345678] [<0>] xyz_poll+0x1a/0x90\n",
