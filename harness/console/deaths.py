@@ -7,8 +7,11 @@ import math
 import re
 from dataclasses import dataclass, field, replace
 
+from harness.console import prompts
 from harness.console.backtrace import Frame, Symbols, frames, guilty, named, unnamed
+from harness.console.clean import cleaned
 from harness.console.identity import normalise
+from harness.console.stages import rarest
 from harness.console.standing import LOOK, Standing, judge, judge_linux, last_login
 from harness.console.text import decode, excerpt, plain
 
@@ -73,14 +76,6 @@ class Marker:
     pattern: re.Pattern[bytes]
     prompt: bool = False
 
-    def may_be_in(self, data: bytes) -> bool:
-        """Whether a search with the pattern is worth its time. One byte is sought many times faster than several."""
-        return next((byte in data for byte in _SELDOM if byte in self.literal), True) and self.literal in data
-
-
-# Bytes that consoles have seldom, the rarest first.
-_SELDOM = [b"#", b">", b"U", b"X", b"K", b"(", b"O", b"F", b"R", b"_"]
-
 
 def _marker(kind: str, literal: bytes, pattern: bytes, prompt: bool = False) -> Marker:
     return Marker(kind, literal, re.compile(pattern, re.MULTILINE), prompt)
@@ -96,8 +91,8 @@ MARKERS = (
     _marker("panic", b"panic: ", rb"panic: (?!\d+\r*$)[^\r\n]+|^\r*panic: \Z"),
     # mountroot>
     _marker("mountroot", b"mountroot> ", rb"^\r*mountroot> ", True),
-    # db>     db:0:kdb.enter.panic>
-    _marker("ddb", b"db", rb"^\r*db(?::\d+:[\w.]+)?> ", True),
+    # db>     (not "db:0:kdb.enter.panic>  bt": that is a script's echo, and nobody is asked)
+    _marker("ddb", b"db> ", rb"^\r*db> ", True),
     # Enter full pathname of shell or RETURN for /bin/sh:       (sbin/init/init.c: rc failed)
     _marker("single-user", b"RETURN for /bin/sh", rb"^\r*Enter full pathname of shell or RETURN for /bin/sh: ", True),
     # run_interrupt_driven_hooks: still waiting after 60 seconds for xenbusb_nop_confighook_cb
@@ -135,15 +130,6 @@ MARKERS = (
     ),
     # [   12.3] NMI watchdog: Watchdog detected hard LOCKUP on cpu 1       6.x: watchdog: CPU1: Watchdog detected hard LOCKUP on cpu 1
     _marker("linux-oops", b"hard LOCKUP", rb"Watchdog detected hard LOCKUP[^\r\n]*"),
-    # BdsDxe: No bootable option or device was found.       (edk2 MdeModulePkg/Universal/BdsDxe/BdsEntry.c)
-    # BdsDxe: starting Boot0003 "EFI Internal Shell" from Fv(...)         (OVMF's last option; it waits for somebody to type)
-    _marker(
-        "firmware",
-        b"BdsDxe: ",
-        rb"BdsDxe: (?:No bootable option or device was found\.|starting Boot[0-9A-Fa-f]{4} \"EFI Internal Shell\"[^\r\n]*)",
-    ),
-    # ESC[11;01HESC[1mESC[33mESC[40mShell> ESC[0m           (edk2 ShellPkg)
-    _marker("firmware", b"Shell> ", rb"(?:^|\x1b\[[\d;]*[A-Za-z])\r*Shell> ", True),
 )
 # After these nothing more of a report will come. Since 14.0-STABLE 1400507 a FreeBSD guest's panic ends with neither of them: the
 # domain is gone after "Uptime: 46s", or after "Dump complete" (xctrl_shutdown_final()), and the report is over when it is quiet.
@@ -200,11 +186,12 @@ def classify(data: bytes, stage: str = "") -> Death | None:
     are no others. A second panic with another message is a double panic. A panic is more telling than the prompt after it, and a
     prompt is the cause of a panic after it.
     """
+    data = cleaned(data)
     found: dict[str, list[str]] = {}
     fatal: list[_Hit] = []
     prompted = len(data)
     for marker in MARKERS:
-        if not marker.may_be_in(data):
+        if rarest(marker.literal) not in data or marker.literal not in data:
             continue
         matches = marker.pattern.finditer(data)
         if marker.kind in _FATAL:
@@ -217,22 +204,15 @@ def classify(data: bytes, stage: str = "") -> Death | None:
     if report and report[0].begin < prompted:
         return _died(data, report, stage)
     if not found:
-        return None
+        ended = prompts.stuck(data[data.find(b"\n", max(0, len(data) - (1 << 14))) + 1 if len(data) > 1 << 14 else 0 :])
+        return Death(ended.kind, ended.message, stage, excerpt=excerpt(decode(data))) if ended else None
     text = decode(data)
     kind = next(marker.kind for marker in MARKERS if marker.kind in found)
     message = found[kind][0]
     if kind == "mountroot":
-        # Mounting from ufs:/dev/xbd7 failed with error 19.
-        failed = re.findall(r"Mounting from (\S+) failed with error (\d+)", text)
-        message = f"no root file system: {failed[-1][0]} failed with error {failed[-1][1]}" if failed else "no root file system"
+        message = prompts.mountroot(text)
     elif kind == "single-user":
-        # Nov 25 21:26:48 init: /bin/sh on /etc/rc terminated abnormally, going to single user mode
-        told = re.findall(r"init: (.*going to single user mode)", text)
-        message = told[-1] if told else "came up in single user mode"
-    elif kind == "firmware":
-        # BdsDxe: failed to load Boot0001 "UEFI QEMU HARDDISK QM00001 " from PciRoot(0x0)/Pci(0x4,0x0)/Sata(0x0,0xFFFF,0x0): Not Found
-        failed = re.findall(r"BdsDxe: (failed to (?:load|start) .+)", text)
-        message = "; ".join(["the UEFI firmware found no bootable disk", *(line.strip() for line in failed[-4:])])
+        message = prompts.single_user(text)
     elif kind == "ddb":
         message = "stopped in the kernel debugger"
     trace = frames(decode(data[:prompted])) if kind == "ddb" else ()
@@ -334,6 +314,8 @@ def _died(data: bytes, hits: list[_Hit], stage: str) -> Death:
         if second is not None:
             kind, message = "double-panic", f"{message} / {second.text.removeprefix('panic: ')}"
             later.remove(second.text)
+    elif kind == "crash" and (reason := prompts.crash(decode(data[: cause.line]))):
+        message = f"{message}: {reason}"
     report = data[cause.line : end]
     # The words before it, on its line, are not its own.
     trace = frames(decode(report[begin - cause.line : 1 << 17]))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import re
 import threading
 import time
@@ -12,11 +13,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import IO
 
-from harness.console import deaths
+from harness.console import deaths, prompts
 from harness.console.deaths import Death, Symbols
 from harness.console.stages import FIRST_LINE, Stage, StageReached
 from harness.console.text import decode, excerpt, report_excerpt
-from harness.console.watcher import Dying, Overrun, Watcher
+from harness.console.watcher import SECOND_BOOT, Dying, Overrun, Watcher, script_answers
 from harness.deadline import Deadline
 from harness.errors import GuestDied, TransportError
 from harness.transport import Stream
@@ -27,6 +28,10 @@ _CHUNK = 1 << 16
 # Prompts at which something is asked, what, and how long an answer may take.
 _QUESTIONS = {"ddb": (b"db> ", ("bt", "show pcpu", "ps", "show lockchain all")), "mountroot": (b"mountroot> ", ("?",))}
 _ANSWER = 10.0
+# Deaths whose reason was printed before their first words; and how many bytes of that are looked at.
+_LED_UP, _LEAD = ("mountroot", "single-user", "crash"), 8192
+# A debugger's output stops after each page.
+_PAGE = b"--More--"
 # With no echo by then it is asked again: a serial port is flushed (uart_grab) after its prompt was printed.
 _ECHO = 2.5
 
@@ -38,7 +43,8 @@ class ConsoleReader:
 
     The index has a line ``offset time`` (bytes, monotonic seconds) for each chunk. A dead guest ends every wait at once
     with GuestDied, whoever waits. ``scale`` stretches the stages' budgets. ``ask``: hold the conversation at a dead
-    guest's prompt. ``symbols`` reads the guest's kernel file: asked only for a backtrace that lacks names.
+    guest's prompt. ``running``: the guest has booted before, so any boot on this console is a second one. ``symbols`` reads the
+    guest's kernel file: asked only for a backtrace that lacks names.
     """
 
     def __init__(
@@ -51,6 +57,7 @@ class ConsoleReader:
         scale: float = 1.0,
         first_line: float = FIRST_LINE,
         ask: bool = True,
+        running: bool = False,
         listener: Listener | None = None,
         symbols: Callable[[], Symbols | None] | None = None,
     ) -> None:
@@ -60,13 +67,14 @@ class ConsoleReader:
         self._changed = threading.Condition()
         self._out: IO[bytes] = log_path.open("ab", buffering=0)
         self._index: IO[str] = Path(f"{log_path}.idx").open("a", buffering=1)  # noqa: SIM115 - lives as long as we do
-        self._watcher = Watcher(stages, first_line=first_line, scale=scale)
+        self._watcher = Watcher(stages, first_line=first_line, scale=scale, running=running)
         self.closed = False
         self.death: Death | None = None
         self._expected_end = False
         self._broken: TransportError | None = None
         self._expecting = 0
-        self._begin_boot(self._out.tell())
+        self._paged = -1
+        self._begin_boot(self._out.tell(), running=running)
         self._thread = self._new_thread()
 
     # -- life ---------------------------------------------------------------------------------------------------------
@@ -112,10 +120,10 @@ class ConsoleReader:
         with self._changed:
             self._begin_boot(self.offset)
 
-    def _begin_boot(self, offset: int) -> None:
+    def _begin_boot(self, offset: int, *, running: bool = False) -> None:
         self.started = time.monotonic()
         self.death = None
-        self._watcher.begin_boot(self.started, offset)
+        self._watcher.begin_boot(self.started, offset, running=running)
 
     # -- what was seen ------------------------------------------------------------------------------------------------
 
@@ -238,7 +246,10 @@ class ConsoleReader:
             self._watcher.quote(None)
 
     def expect_end(self) -> None:
-        """The console is about to end rightly (the domain is destroyed or goes down): that is no death."""
+        """The console is about to end rightly (the domain is destroyed, goes down or reboots): that is no death.
+
+        Nor is a second boot on it, then.
+        """
         self._expected_end = True
 
     def watch(self, on: bool) -> None:
@@ -277,43 +288,83 @@ class ConsoleReader:
         for reached in fresh:
             self._tell(reached)
 
-    def _judge(self) -> None:
+    def _judge(self, *, ended: bool = False) -> None:
         if self.death is not None:
             return
         now = time.monotonic()
-        match self._watcher.due(now):
+        match self._watcher.due(now, ended=ended):
+            case Dying(kind=kind, offset=offset) if kind == SECOND_BOOT and self._expected_end:
+                self._boot_again(offset)
             case Dying() as dying:
-                self._autopsy(dying, final=self._watcher.overrun(now) is not None)
-            case Overrun(stage, seconds):
+                # A guest that goes down rightly has not died of words without a kernel's report behind them.
+                gone = ended and not self._expected_end
+                self._autopsy(dying, final=gone or self._watcher.overrun(now) is not None)
+            case Overrun(stage, seconds) if not ended:
                 message = f"no progress after stage {stage} for {seconds:.0f} s"
                 self._set_death(Death("hang", message, stage, excerpt=excerpt(self.tail())))
+            case _ if self._watcher.dying is not None:
+                self._turn_page()
+
+    def _boot_again(self, offset: int) -> None:
+        """A reboot that a case asked for, on the same console: its stages count from there."""
+        with self._changed:
+            since = self.since(offset)
+            self._begin_boot(offset)
+            fresh = self._watcher.feed(since, self.started)
+            self._changed.notify_all()
+        for reached in fresh:
+            self._tell(reached)
 
     def _autopsy(self, dying: Dying, *, final: bool) -> None:
         """Judge what was printed. ``final``: nothing more will come, so a report that may be one is one."""
         # What led up to it belongs to the excerpt and names the root device that failed.
-        lead = max(self.boot_offset, dying.offset - 2048)
-        data = self.since(lead)
-        line = data.rfind(b"\n", 0, dying.offset - lead) + 1
-        death = deaths.classify(data[line:], self.stage)
+        lead = self._line_start(max(self.boot_offset, dying.offset - _LEAD))
+        data = self.since(lead, -1 if dying.end is None else dying.end - lead)
+        cut = dying.offset - lead
+        death = self._classify(dying, data, cut)
         if death is None:
             self._watcher.retract()
             return
-        if not final and time.monotonic() - self._watcher.last_byte < death.patience * self._patience:
+        quiet = time.monotonic() - self._watcher.last_byte
+        if not final and quiet < death.patience * self._patience and (dying.end is None or math.isinf(death.patience)):
+            if dying.end is not None:
+                self._watcher.retract()
             return
-        cut = line + death.begin
-        if death.kind in ("mountroot", "single-user", "firmware"):
-            death = deaths.classify(data, self.stage) or death
-        answers: tuple[tuple[str, str], ...] = ()
+        cut = death.begin
+        answers = script_answers(decode(self._watcher.clean(data[cut:])))
         if dying.prompt in _QUESTIONS and self._ask_at_prompts:
-            answers = self._interview(*_QUESTIONS[dying.prompt])
-            if dying.prompt == "ddb":
-                death = deaths.retraced(death, dict(answers).get("bt", ""))
+            prompt, questions = _QUESTIONS[dying.prompt]
+            told = {command for command, _ in answers}
+            answers += self._interview(prompt, tuple(question for question in questions if question not in told))
+        death = deaths.retraced(death, dict(answers).get("bt", ""))
         if self._symbols is not None and deaths.nameless(death):
             death = deaths.with_names(death, self._symbols())
         # What a prompt is about was printed before it.
-        before = 30 if death.kind == dying.prompt else 6
+        before = 30 if death.kind == dying.prompt or dying.kind else 6
         text = report_excerpt(decode(data[:cut]), decode(data[cut:]), before)
         self._set_death(replace(death, excerpt=text, answers=answers))
+
+    def _line_start(self, offset: int) -> int:
+        """Where the line begins that the byte before ``offset`` is in, within reason."""
+        begin = max(self.boot_offset, offset - 512)
+        return begin + self.since(begin, offset - begin).rfind(b"\n") + 1 if offset > begin else offset
+
+    def _classify(self, dying: Dying, data: bytes, cut: int) -> Death | None:
+        """The death that ``data`` of the log tells of, whose first words are at ``cut``."""
+        clean, stage = self._watcher.clean, self._watcher.stage_at(dying.offset)
+        if dying.kind == SECOND_BOOT:
+            return Death(SECOND_BOOT, prompts.second_boot(decode(clean(data[:cut]))), stage, begin=cut)
+        if prompts.KINDS & {dying.kind, dying.prompt} and (ended := self._watcher.stuck(clean(data))):
+            return Death(ended.kind, ended.message, stage, begin=cut)
+        line = data.rfind(b"\n", 0, cut) + 1
+        seen = self._watcher.seen(data[line:])
+        death = deaths.classify(seen.text, stage)
+        if death is None:
+            return None
+        begin = line + seen.raw(death.begin)
+        if death.kind in _LED_UP:
+            death = deaths.classify(clean(data), stage) or death
+        return replace(death, begin=begin)
 
     def _interview(self, prompt: bytes, questions: tuple[str, ...]) -> tuple[tuple[str, str], ...]:
         """All questions with their answers, up to the first to which nothing at all is said."""
@@ -327,8 +378,10 @@ class ConsoleReader:
     def _ask(self, question: str, prompt: bytes) -> tuple[str, str]:
         """One question at a prompt, read on this thread, for it is the one that reads."""
         begun, deadline, echo = self.offset, Deadline(_ANSWER), Deadline(0)
+        asked = re.compile(rb"(?:^|[\r\n])%s\Z" % re.escape(prompt))
+        said = b""
         try:
-            while not deadline.expired and not self.since(begun).endswith(prompt):
+            while not deadline.expired and not asked.search(said):
                 if echo.expired and self.offset == begun:
                     self._stream.write(question.encode() + b"\r")
                     echo = Deadline(_ECHO)
@@ -339,11 +392,22 @@ class ConsoleReader:
                 if not chunk:
                     break
                 self._take(chunk)
-                if b"--More--" in chunk:
-                    self._stream.write(b" ")
+                said = self._watcher.clean(self.since(begun))
+                self._turn_page()
         except TransportError as exc:
             return question, f"(the console ended: {exc})"
-        return question, decode(self.since(begun))
+        return question, decode(said)
+
+    def _turn_page(self) -> None:
+        """Let a debugger go on that stands at the end of a page (sys/ddb/db_output.c, db_pager())."""
+        begin = max(0, self.offset - 128)
+        said = self.since(begin)
+        at = begin + said.rfind(_PAGE)
+        if at < begin or at == self._paged or not self._ask_at_prompts:
+            return
+        if not self._watcher.clean(said[at - begin + len(_PAGE) :]).strip():
+            self._paged = at
+            self._stream.write(b" ")
 
     def _set_death(self, death: Death) -> None:
         with self._changed:
@@ -352,10 +416,7 @@ class ConsoleReader:
         self._tell(self.death)
 
     def _end(self) -> None:
-        dying = self._watcher.last_words(time.monotonic())
-        if dying is not None and self.death is None:
-            # A guest that goes down rightly has not died of words without a kernel's report behind them.
-            self._autopsy(dying, final=not self._expected_end)
+        self._judge(ended=True)
         if self.death is None and self._broken is None and not self._expected_end:
             message = "the console ended: the domain is gone"
             self._set_death(Death("eof", message, self.stage, excerpt=excerpt(self.tail())))

@@ -12,6 +12,7 @@ from typing import Any
 import pexpect
 from pexpect.spawnbase import SpawnBase
 
+from harness.console.clean import Cleaner
 from harness.console.reader import ConsoleReader
 from harness.console.text import excerpt, plain
 from harness.deadline import Deadline
@@ -51,6 +52,9 @@ _TORN = 6
 # What a terminal answers to "where is the cursor" (ESC [ 6 n): resizewin(1) of FreeBSD's login profile waits for it.
 _CURSOR_QUESTION, _CURSOR_ANSWER = b"\x1b[6n", b"\x1b[50;200R"
 
+# ESC   ESC [   ESC [ 6
+_CUT = re.compile(rb"\x1b(?:\[[0-?]{0,16})?\Z")
+
 # login:     control login:
 _LOGIN_PROMPT = re.compile(r"(?:\S+ )?login:")
 # root@fbsd:~ #     $     #     %      control#
@@ -78,6 +82,9 @@ class ReaderSpawn(SpawnBase):  # type: ignore[type-arg]
         self._position = reader.offset if since is None else since
         self.answers = True
         """Whether a question for the cursor's place is answered, as a terminal would."""
+        self.obeys = False
+        """Whether escape sequences are left out, as a terminal would: for prompts, and not where the output has to be exact."""
+        self._rest = b""
         self.name = f"console of {reader.name}"
 
     def read_nonblocking(self, size: int = 1, timeout: float | None = -1) -> bytes:
@@ -91,9 +98,16 @@ class ReaderSpawn(SpawnBase):  # type: ignore[type-arg]
         if not data:
             raise pexpect.TIMEOUT(f"nothing more came from the {self.name}")
         self._position += len(data)
-        if self.answers and _CURSOR_QUESTION in data:
+        # A sequence may come in two pieces: the first waits for the second.
+        seen, self._rest = self._rest + data, b""
+        if self.answers and _CURSOR_QUESTION in seen:
             self.send(_CURSOR_ANSWER)
-        return data
+        cut = _CUT.search(seen)
+        if cut and (self.obeys or self.answers):
+            self._rest = cut[0]
+            if self.obeys:
+                seen = seen[: cut.start()]
+        return Cleaner().text(seen) if self.obeys else data
 
     def send(self, text: bytes) -> int:
         self.reader.write(text)
@@ -118,6 +132,7 @@ class Session:
         # The last prompt: what was said before it was said to others.
         since = max(self.reader.boot_offset, self.reader.offset - 512)
         spawn = ReaderSpawn(self.reader, since + max(0, self.reader.since(since).rfind(b"login:")))
+        spawn.obeys = True
         refused = re.compile(rb"Login incorrect")
         asked = 0
         while True:
@@ -153,6 +168,7 @@ class Session:
             spawn.sendline(start.encode())
             if self._expect(spawn, [re.escape(PROMPT).encode()], deadline, "a shell of ours", _ASK_SHELL) is not None:
                 break
+        spawn.obeys = False
         # Its question may come after we typed on, and the answer would become part of the next line. It waits for none.
         spawn.answers = False
         # FreeBSD's sh edits its lines by libedit, which echoes them by itself; busybox's has no such option.

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import re
 
-# ESC [ 9 9 9 ; 9 9 9 H   ESC ] 0 ; title BEL   ESC 7   ESC ( B
-_ESCAPE = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)?|[ -/]*[0-~])")
+# ESC [ 9 9 9 ; 9 9 9 H   ESC ] P 0 0 0 0 0 0 0 (Linux)   ESC ] 0 ; title BEL   ESC 7   ESC ( B
+# A string without its end is none: the rest of its line is text.
+ESCAPE = r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\]P[0-9A-Fa-f]{7}|\]R|[\]P^_X][^\x07\x1b\r\n]{0,256}(?:\x07|\x1b\\)|[ -/]*[0-~])"
+_ESCAPE = re.compile(ESCAPE)
 # Everything that is neither a line end, a tab nor printable, and the marks that reorder text.
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 

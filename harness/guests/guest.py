@@ -347,6 +347,7 @@ class Guest:
             scale=self.scale,
             first_line=_FIRMWARE if self.config.type == "hvm" else FIRST_LINE,
             symbols=self._symbols,
+            running=not new,
         ).start()
 
     def _symbols(self) -> elfsymbols.Functions | None:

@@ -136,7 +136,7 @@ def test_a_guest_that_crashes_in_the_pv_shim(tmp_path: Path) -> None:
     """Xen's words are about a domain, and there is no byte of the guest."""
     death = play(tmp_path, (CONSOLES / "freebsd-10.4-i386-pvshim-crash.log").read_bytes(), end="silence").death
     assert death is not None
-    assert (death.kind, death.message) == ("crash", "(XEN) Domain 2 (vcpu#0) crashed on cpu#0")
+    assert (death.kind, death.message) == ("crash", "(XEN) Domain 2 (vcpu#0) crashed on cpu#0: d2v0 Unhandled: vec 14, #PF[0000]")
     assert "#PF[0000]" in death.excerpt
 
 

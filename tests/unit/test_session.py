@@ -12,7 +12,7 @@ import pytest
 
 from harness.console import session as sessions
 from harness.console.reader import ConsoleReader
-from harness.console.session import SERIAL_PORT, TTY, Session
+from harness.console.session import SERIAL_PORT, TTY, ReaderSpawn, Session
 from harness.console.stages import LINUX
 from harness.deadline import Deadline
 from harness.errors import DeadlineExpired, ExitCode, GuestCommandFailed, GuestDied, InfrastructureError, LoggedOut, UsageError
@@ -232,3 +232,22 @@ def test_no_answer_says_what_was_awaited(tmp_path: Path) -> None:
     with pytest.raises(InfrastructureError, match="a login on the console"):
         Session(reader).login("root", deadline=Deadline(1))
     reader.close()
+
+
+@pytest.mark.parametrize("at", range(1, 12))
+def test_a_question_for_the_cursor_is_answered_once_however_it_is_cut(tmp_path: Path, at: int) -> None:
+    """And a prompt is seen behind escapes."""
+    data = b"\x1b[999;999H\x1b[6n\x1b[1mbox login: \x1b[0m"
+    for chunks in ([data[: at + 8], data[at + 8 :]], [data[n : n + 1] for n in range(len(data))]):
+        stream = ReplayStream(b"", end="silence")
+        reader = ConsoleReader(stream, tmp_path / "console.log", stages=LINUX)
+        spawn = ReaderSpawn(reader)
+        spawn.obeys = True
+        seen = b""
+        for chunk in chunks:
+            reader._take(chunk)
+            seen += spawn.read_nonblocking(1 << 16, 1)
+        assert seen.strip(b"\n") == b"box login: "
+        assert stream.written == b"\x1b[50;200R"
+        reader.close()
+        (tmp_path / "console.log").unlink()
