@@ -138,7 +138,9 @@ def boot(
         try:
             facts = host.facts
             print(f"host: Xen {facts.xen}, {facts.dom0}{', ' if facts.note else ''}{facts.note}", file=sys.stderr)
-            guest = Guest(host, what.profile, configure(host, what, shape, host.domain_name(what.label)), Path(scratch))
+            guest = Guest(
+                host, what.profile, configure(host, what, shape, host.domain_name(what.label)), Path(scratch), kernel=what.kernel
+            )
             try:
                 guest.create()
                 guest.start()

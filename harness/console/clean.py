@@ -151,16 +151,14 @@ def _tag(rows: list[bytes], stamped: bool) -> bytes:
 
 # -- cleaning ---------------------------------------------------------------------------------------------------------
 
-# An escape sequence whose end is still to come.
-_CUT_ESCAPE = rb"\x1b(?:\[[0-?]*[ -/]*|\]P[0-9A-Fa-f]{0,6}|(?:\](?![PR])|[P^_X])[^\x07\x1b\r\n]{0,256}\x1b?|[ -/]*)?\Z"
+# Each begins with one byte, so that a search is quick.
 # ESC [ 11 ; 01 H   moves the cursor: what follows is another line, unless the cursor was there (a firmware moves it for each
 # character). A screen that is cleared begins a line, too.
-_MOVES = rb"\x1b\[(?:(?P<row>\d{0,5})(?:;(?P<column>\d{0,5}))?[Hf]|2J)"
+_MOVES = rb"\x1b(?P<moves>\[(?:(?P<row>\d{0,5})(?:;(?P<column>\d{0,5}))?[Hf]|2J))"
+# An escape sequence whose end is still to come.
+_CUT_ESCAPE = rb"\x1b(?:\[[0-?]*[ -/]*|\]P[0-9A-Fa-f]{0,6}|(?:\](?![PR])|[P^_X])[^\x07\x1b\r\n]{0,256}\x1b?|[ -/]*)?\Z"
 # "|BS/BS-BS" turns while a loader reads; "xBS BS" is an erased character.
-_ERASED = rb"[^\r\n\x08\x1b]\x08|\x08"
-_NOISE = (
-    rb"(?P<moves>" + _MOVES + rb")|" + _CUT_ESCAPE + rb"|" + ESCAPE.encode() + rb"|" + _ERASED + rb"|\x00"
-)  # fmt: skip
+_NOISE = b"|".join((_MOVES, _CUT_ESCAPE, ESCAPE.encode(), rb"(?P<erases>\x08)", rb"\x00"))
 
 
 @dataclass(frozen=True)
@@ -187,12 +185,16 @@ class Cleaner:
 
     def __init__(self, prefix: re.Pattern[bytes] | None = None) -> None:
         self.prefix = prefix
-        at_line = rb"^(?P<cr>\r*)(?:" + prefix.pattern + rb")|" if prefix else b""
-        self._noise = re.compile(at_line + _NOISE, re.MULTILINE)
+        self._noise = re.compile(_NOISE)
+        if prefix is not None:
+            self._first = re.compile(rb"\r*(?:%s)" % prefix.pattern)
+            self._stamp = re.compile(rb"\n(?P<stamp>\r*(?:%s))" % prefix.pattern)
+            self._both = re.compile(self._stamp.pattern + b"|" + _NOISE)
 
     def clean(self, data: bytes) -> Cleaned:
         """``data`` begins with a line. An escape sequence that its end cuts off is removed, too."""
-        if self.prefix is None and b"\x1b" not in data and b"\x08" not in data and b"\0" not in data:
+        noisy = b"\x1b" in data or b"\x08" in data or b"\0" in data
+        if self.prefix is None and not noisy:
             return Cleaned(data)
         pieces: list[bytes] = []
         places: list[int] = []
@@ -200,12 +202,19 @@ class Cleaner:
         at = length = 0
         # Where the cursor was put last, and where in the text that was.
         cursor, moved = (0, 0), -1
-        for match in self._noise.finditer(data):
-            if match.end() == match.start():
-                continue
-            pieces.append(data[at : match.start()])
-            length += match.start() - at
-            if match["moves"]:
+        if self.prefix is not None and (first := self._first.match(data)):
+            at = first.end()
+            places.append(0)
+            raws.append(at)
+        noise = self._noise if self.prefix is None else self._both if noisy else self._stamp
+        for match in noise.finditer(data, at):
+            found = match.lastgroup
+            piece = data[at : match.start() + (found == "stamp")]
+            if found == "erases" and piece[-1:] not in (b"\r", b"\n"):
+                piece = piece[:-1]
+            pieces.append(piece)
+            length += len(piece)
+            if found == "moves":
                 to = int(match["row"] or 1), int(match["column"] or 1)
                 if moved < 0 or to != (cursor[0], cursor[1] + length - moved):
                     pieces.append(b"\n")

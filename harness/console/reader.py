@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import re
 import threading
 import time
@@ -13,7 +14,7 @@ from pathlib import Path
 from typing import IO
 
 from harness.console import deaths, prompts
-from harness.console.deaths import Death
+from harness.console.deaths import Death, Symbols
 from harness.console.stages import FIRST_LINE, Stage, StageReached
 from harness.console.text import decode, excerpt, report_excerpt
 from harness.console.watcher import SECOND_BOOT, Dying, Overrun, Watcher, script_answers
@@ -42,7 +43,8 @@ class ConsoleReader:
 
     The index has a line ``offset time`` (bytes, monotonic seconds) for each chunk. A dead guest ends every wait at once
     with GuestDied, whoever waits. ``scale`` stretches the stages' budgets. ``ask``: hold the conversation at a dead
-    guest's prompt. ``running``: the guest has booted before, so any boot on this console is a second one.
+    guest's prompt. ``running``: the guest has booted before, so any boot on this console is a second one. ``symbols`` reads the
+    guest's kernel file: asked only for a backtrace that lacks names.
     """
 
     def __init__(
@@ -57,9 +59,11 @@ class ConsoleReader:
         ask: bool = True,
         running: bool = False,
         listener: Listener | None = None,
+        symbols: Callable[[], Symbols | None] | None = None,
     ) -> None:
         self.name, self.log_path = name, log_path
         self._stream, self._listener, self._ask_at_prompts = stream, listener, ask
+        self._symbols, self._patience = symbols, max(1.0, scale)
         self._changed = threading.Condition()
         self._out: IO[bytes] = log_path.open("ab", buffering=0)
         self._index: IO[str] = Path(f"{log_path}.idx").open("a", buffering=1)  # noqa: SIM115 - lives as long as we do
@@ -287,11 +291,14 @@ class ConsoleReader:
     def _judge(self, *, ended: bool = False) -> None:
         if self.death is not None:
             return
-        match self._watcher.due(time.monotonic(), ended=ended):
+        now = time.monotonic()
+        match self._watcher.due(now, ended=ended):
             case Dying(kind=kind, offset=offset) if kind == SECOND_BOOT and self._expected_end:
                 self._boot_again(offset)
             case Dying() as dying:
-                self._autopsy(dying)
+                # A guest that goes down rightly has not died of words without a kernel's report behind them.
+                gone = ended and not self._expected_end
+                self._autopsy(dying, final=gone or self._watcher.overrun(now) is not None)
             case Overrun(stage, seconds) if not ended:
                 message = f"no progress after stage {stage} for {seconds:.0f} s"
                 self._set_death(Death("hang", message, stage, excerpt=excerpt(self.tail())))
@@ -308,22 +315,30 @@ class ConsoleReader:
         for reached in fresh:
             self._tell(reached)
 
-    def _autopsy(self, dying: Dying) -> None:
+    def _autopsy(self, dying: Dying, *, final: bool) -> None:
+        """Judge what was printed. ``final``: nothing more will come, so a report that may be one is one."""
         # What led up to it belongs to the excerpt and names the root device that failed.
         lead = self._line_start(max(self.boot_offset, dying.offset - _LEAD))
         data = self.since(lead, -1 if dying.end is None else dying.end - lead)
         cut = dying.offset - lead
         death = self._classify(dying, data, cut)
         if death is None:
-            self._watcher.dying = None
+            self._watcher.retract()
             return
+        quiet = time.monotonic() - self._watcher.last_byte
+        if not final and quiet < death.patience * self._patience and (dying.end is None or math.isinf(death.patience)):
+            if dying.end is not None:
+                self._watcher.retract()
+            return
+        cut = death.begin
         answers = script_answers(decode(self._watcher.clean(data[cut:])))
         if dying.prompt in _QUESTIONS and self._ask_at_prompts:
             prompt, questions = _QUESTIONS[dying.prompt]
             told = {command for command, _ in answers}
             answers += self._interview(prompt, tuple(question for question in questions if question not in told))
-        if not death.frames and (trace := deaths.frames(dict(answers).get("bt", ""))):
-            death = replace(death, frames=trace, guilty=deaths.guilty(trace))
+        death = deaths.retraced(death, dict(answers).get("bt", ""))
+        if self._symbols is not None and deaths.nameless(death):
+            death = deaths.with_names(death, self._symbols())
         # What a prompt is about was printed before it.
         before = 30 if death.kind == dying.prompt or dying.kind else 6
         text = report_excerpt(decode(data[:cut]), decode(data[cut:]), before)
@@ -338,13 +353,18 @@ class ConsoleReader:
         """The death that ``data`` of the log tells of, whose first words are at ``cut``."""
         clean, stage = self._watcher.clean, self._watcher.stage_at(dying.offset)
         if dying.kind == SECOND_BOOT:
-            return Death(SECOND_BOOT, prompts.second_boot(decode(clean(data[:cut]))), stage)
+            return Death(SECOND_BOOT, prompts.second_boot(decode(clean(data[:cut]))), stage, begin=cut)
         if prompts.KINDS & {dying.kind, dying.prompt} and (ended := self._watcher.stuck(clean(data))):
-            return Death(ended.kind, ended.message, stage)
-        death = deaths.classify(clean(data[cut:]), stage)
-        if death is not None and death.kind in _LED_UP:
-            return deaths.classify(clean(data), stage) or death
-        return death
+            return Death(ended.kind, ended.message, stage, begin=cut)
+        line = data.rfind(b"\n", 0, cut) + 1
+        seen = self._watcher.seen(data[line:])
+        death = deaths.classify(seen.text, stage)
+        if death is None:
+            return None
+        begin = line + seen.raw(death.begin)
+        if death.kind in _LED_UP:
+            death = deaths.classify(clean(data), stage) or death
+        return replace(death, begin=begin)
 
     def _interview(self, prompt: bytes, questions: tuple[str, ...]) -> tuple[tuple[str, str], ...]:
         """All questions with their answers, up to the first to which nothing at all is said."""

@@ -126,6 +126,8 @@ class Watcher:
         self._window, self._torn = b"", False
         self._waiting: Waiting | None = None
         self._banner: int | None = None
+        self._unended: int | None = None
+        self._judged = self.boot_offset
 
     def quote(self, end: bytes | None) -> None:
         """Until ``end`` is seen, words of a death may be quoted output; None ends it."""
@@ -142,6 +144,10 @@ class Watcher:
     def clean(self, data: bytes) -> bytes:
         """``data`` of this console, which begins with a line, without its prefix and escapes."""
         return self._cleaner.text(data)
+
+    def seen(self, data: bytes) -> Cleaned:
+        """As :meth:`clean`, with the places of its bytes."""
+        return self._cleaner.clean(data)
 
     def stuck(self, text: bytes) -> prompts.Stuck | None:
         """How this boot has ended by ``text``, the console's last bytes (cleaned): at a prompt that nobody answers."""
@@ -193,6 +199,13 @@ class Watcher:
             self.dying = Dying(now, self._banner, reported=True, kind=SECOND_BOOT)
         if self.dying is not None:
             return self.dying if self._over(self.dying, now, quiet) else None
+        if self._unended is not None and quiet > _QUIET:
+            self.dying = Dying(now, self._unended)
+            return self.dying
+        return self.overrun(now)
+
+    def overrun(self, now: float) -> Overrun | None:
+        """A budget that is overrun at the time ``now``."""
         if self._running or not self.watching or (self.stages and self.stages[-1].name == self._table[-1].name):
             return None
         budget = self._first_line
@@ -200,6 +213,16 @@ class Watcher:
             budget = next(stage.budget for stage in self._table if stage.name == self.stages[-1].name)
         budget *= self._scale
         return Overrun(self.stage or "start", budget) if now - self.progress > budget else None
+
+    def retract(self) -> None:
+        """The lines that looked like a death are none: all that has an end by now is not looked at again."""
+        if self.dying is not None and self.dying.end is not None:
+            self.dying = Dying(self.dying.at, self.dying.end, reported=True, kind=SECOND_BOOT)
+            return
+        if self.dying is not None:
+            unfinished = self.offset - len(self._window) + self._window.rfind(b"\n") + 1
+            self._judged = max(self.dying.offset + 1, unfinished)
+        self.dying = self._unended = None
 
     def _over(self, dying: Dying, now: float, quiet: float) -> bool:
         if self._quoted is not None:
@@ -307,15 +330,19 @@ class Watcher:
 
     def _look_for_death(self, seen: Cleaned, base: int, now: float, unquoted: int) -> None:
         window = seen.text
-        earliest = self.dying.offset if self.dying else max(self.boot_offset, base + seen.raw(max(0, unquoted)))
+        earliest = self.dying.offset if self.dying else max(self.boot_offset, self._judged, base + seen.raw(max(0, unquoted)))
+        self._unended = None
         for byte, marker in _BOOTED_MARKERS if self._reached(self._names[-1]) else _MARKERS:
             if byte not in window or marker.literal not in window:
                 continue
             match = self._first(marker.pattern, seen, base, earliest)
-            # A line that is not ended yet may still go on to be something else.
-            if not match or not (marker.prompt or b"\n" in window[match.end() - 1 :]):
+            if not match:
                 continue
             offset = base + seen.raw(match.start())
+            # A line that is not ended yet may still go on to be something else, unless nothing more comes.
+            if not marker.prompt and b"\n" not in window[match.end() - 1 :]:
+                self._unended = min(offset, self._unended or offset)
+                continue
             if self.dying is None or offset < self.dying.offset:
                 self.dying = Dying(now, offset, unfinished=marker.kind in _UNFINISHED)
         if self.dying is not None and not self.dying.reported:

@@ -19,6 +19,7 @@ from harness.deadline import Deadline, NotYet
 from harness.errors import CommandFailed, DeadlineExpired, GuestDied, InfrastructureError
 from harness.guests.profile import GuestProfile
 from harness.hosts.host import XenHost
+from harness.xen import elfsymbols
 from harness.xen.config import DomainConfig
 from harness.xen.listing import DomainState, ShutdownEvent, parse_log, parse_refusal
 from harness.xen.toolstack import Console
@@ -66,12 +67,24 @@ class Guest:
     Waits raise GuestDied at once when the guest dies, whatever they wait for.
     """
 
-    def __init__(self, host: XenHost, profile: GuestProfile, config: DomainConfig, directory: Path, *, scale: float = 1.0) -> None:
-        """``directory`` keeps the console's log and the configuration; ``scale`` stretches the stages' budgets."""
+    def __init__(
+        self,
+        host: XenHost,
+        profile: GuestProfile,
+        config: DomainConfig,
+        directory: Path,
+        *,
+        scale: float = 1.0,
+        kernel: Path | None = None,
+    ) -> None:
+        """``directory`` keeps the console's log and the configuration; ``scale`` stretches the stages' budgets.
+
+        ``kernel`` is the file of the kernel that it boots, on this machine: it names what a backtrace does not.
+        """
         self.host, self.profile, self.config = host, profile, config
         self.disks = config.disks
         """What it was configured with at first: its host gets them back, whatever it was reconfigured to."""
-        self.directory, self.scale = directory, scale
+        self.directory, self.scale, self.kernel = directory, scale, kernel
         self.name = config.name
         self.domid = -1
         self._console: ConsoleReader | None = None
@@ -333,5 +346,13 @@ class Guest:
             name=self.name,
             scale=self.scale,
             first_line=_FIRMWARE if self.config.type == "hvm" else FIRST_LINE,
+            symbols=self._symbols,
             running=not new,
         ).start()
+
+    def _symbols(self) -> elfsymbols.Functions | None:
+        try:
+            return elfsymbols.functions(self.kernel.read_bytes()) if self.kernel is not None else None
+        except OSError as exc:
+            log.warning("%s: the kernel file cannot be read for the names in a backtrace: %s", self.name, exc)
+            return None

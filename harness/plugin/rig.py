@@ -211,7 +211,7 @@ class Rig:
         self._resting.pop(cell.host, None)
         source = self.source_for(cell, shape)
         config = configure(host, source, shape, host.domain_name(source.label))
-        return Guest(host, source.profile, config, directory, scale=self.options.scale)
+        return Guest(host, source.profile, config, directory, scale=self.options.scale, kernel=source.kernel)
 
     def booted_guest(self, cell: Cell, context: CaseContext, shape: Shape, prepare: Prepare | None = None) -> Guest:
         """A guest with a shell, prepared: restored from a warm checkpoint on a lab (made at first use), booted elsewhere.
@@ -246,7 +246,8 @@ class Rig:
         made = host.put_back(name, lambda: self._boot_warm(cell, host, name, directory, shape, prepare), alone=False, what=what)
         data = json.loads(made.note)
         config = _config(data["config"])
-        guest = Guest(host, self.source(cell).profile, config, directory, scale=self.options.scale)
+        source = self.source(cell)
+        guest = Guest(host, source.profile, config, directory, scale=self.options.scale, kernel=source.kernel)
         guest.prepared = data["prepared"]
         try:
             guest.adopt(int(data["domid"]))
@@ -263,7 +264,7 @@ class Rig:
             self._before[cell.host] = host.inventory()
         source = self.source_for(cell, shape)
         config = configure(host, source, shape, f"fxh-{name}")
-        guest = Guest(host, source.profile, config, directory, scale=self.options.scale)
+        guest = Guest(host, source.profile, config, directory, scale=self.options.scale, kernel=source.kernel)
         begun = time.monotonic()
         try:
             guest.boot()

@@ -1,8 +1,10 @@
-"""A variable's initial value, read from a kernel file by the variable's name."""
+"""What a kernel file's symbols say: a variable's initial value, and the functions by name and address."""
 
 from __future__ import annotations
 
+import bisect
 import struct
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 _SHT_SYMTAB, _SHT_DYNSYM, _SHT_NOBITS = 2, 11, 8
@@ -10,11 +12,38 @@ _SHT_SYMTAB, _SHT_DYNSYM, _SHT_NOBITS = 2, 11, 8
 _LARGEST_TABLE = 64 << 20
 
 
+# Symbol types (ELF, st_info): of a function, and of a label in assembly, which may have none.
+_STT_NOTYPE, _STT_FUNC = 0, 2
+_SHF_EXECINSTR = 4
+
+
+@dataclass(frozen=True)
+class Functions:
+    """The functions of a kernel: ``starts`` are their addresses in order, ``names`` theirs. Aliases are in ``places`` only."""
+
+    starts: tuple[int, ...]
+    names: tuple[str, ...]
+    places: dict[str, int]
+    end: int
+
+    def at(self, address: int) -> tuple[str, int] | None:
+        """The function that ``address`` is in, and where it begins; None outside the kernel's code."""
+        number = bisect.bisect_right(self.starts, address) - 1
+        if number < 0 or address >= self.end:
+            return None
+        return self.names[number], self.starts[number]
+
+    def address(self, name: str) -> int | None:
+        """Where the function ``name`` begins; None where there is none, or more than one."""
+        return self.places.get(name)
+
+
 @dataclass(frozen=True)
 class _Section:
     """``offset`` and ``size`` in bytes within the file; ``link`` is the index of a symbol table's strings."""
 
     kind: int
+    flags: int
     address: int
     offset: int
     size: int
@@ -44,24 +73,82 @@ def _content_of(data: bytes, name: str, size: int) -> bytes:
         return b""
 
 
-def _found(data: bytes, name: bytes, size: int) -> bytes:
+def functions(data: bytes) -> Functions | None:
+    """The functions of an ELF image; None if it has no symbols or is damaged. Reads .symtab, else .dynsym."""
+    try:
+        return _functions(data)
+    except (struct.error, IndexError, OverflowError, ValueError):
+        return None
+
+
+def _functions(data: bytes) -> Functions | None:
+    found: dict[int, tuple[int, str]] = {}
+    places: dict[str, int] = {}
+    twice: set[str] = set()
+    end = 0
+    sections, wide = _elf(data)
+    for table, strings in _tables(sections):
+        names = _content(data, strings)
+        for name, kind, index, address in _rows(_content(data, table), wide):
+            if (
+                kind & 15 not in (_STT_NOTYPE, _STT_FUNC)
+                or not 0 < index < len(sections)
+                or not sections[index].flags & _SHF_EXECINSTR
+            ):
+                continue
+            word = names[name : names.index(b"\0", name)].decode("ascii", "replace")
+            if not word or word[0] in "$.":
+                continue
+            if places.setdefault(word, address) != address:
+                twice.add(word)
+            end = max(end, sections[index].address + sections[index].size)
+            # A function is named rather than a label, and a global name rather than a local one.
+            rank = 2 * (kind & 15 == _STT_FUNC) + bool(kind >> 4)
+            if address not in found or rank > found[address][0]:
+                found[address] = (rank, word)
+        if found:
+            break
+    if not found:
+        return None
+    starts = tuple(sorted(found))
+    unique = {name: address for name, address in places.items() if name not in twice}
+    return Functions(starts, tuple(found[start][1] for start in starts), unique, end)
+
+
+def _elf(data: bytes) -> tuple[list[_Section], bool]:
+    """The sections of a little-endian ELF image, and whether it has 64 bits; none for any other file."""
     if data[:4] != b"\x7fELF" or data[4] not in (1, 2) or data[5] != 1:
-        return b""
+        return [], False
     wide = data[4] == 2
-    sections = _sections(data, wide)
+    return _sections(data, wide), wide
+
+
+def _tables(sections: list[_Section]) -> Iterator[tuple[_Section, _Section]]:
+    """The symbol tables, .symtab first, each with its strings."""
     for kind in (_SHT_SYMTAB, _SHT_DYNSYM):
         for table in sections:
-            if table.kind != kind or table.size > _LARGEST_TABLE:
-                continue
-            strings = sections[table.link]
-            found = _symbol(_content(data, table), _content(data, strings), name, wide)
-            if found is None:
-                continue
-            index, address = found
-            section = sections[index]
-            at = address - section.address
-            if section.kind != _SHT_NOBITS and 0 <= at < section.size:
-                return data[section.offset + at : section.offset + min(at + size, section.size)]
+            if table.kind == kind and table.size <= _LARGEST_TABLE:
+                yield table, sections[table.link]
+
+
+def _rows(table: bytes, wide: bool) -> Iterator[tuple[int, int, int, int]]:
+    """(name, st_info, section index, address) of each symbol."""
+    form = struct.Struct("<IBBHQQ" if wide else "<IIIBBH")
+    for row in form.iter_unpack(table[: len(table) // form.size * form.size]):
+        yield (row[0], row[1], row[3], row[4]) if wide else (row[0], row[3], row[5], row[1])
+
+
+def _found(data: bytes, name: bytes, size: int) -> bytes:
+    sections, wide = _elf(data)
+    for table, strings in _tables(sections):
+        found = _symbol(_content(data, table), _content(data, strings), name, wide)
+        if found is None:
+            continue
+        index, address = found
+        section = sections[index]
+        at = address - section.address
+        if section.kind != _SHT_NOBITS and 0 <= at < section.size:
+            return data[section.offset + at : section.offset + min(at + size, section.size)]
     return b""
 
 
@@ -73,7 +160,7 @@ def _sections(data: bytes, wide: bool) -> list[_Section]:
         start, (size, count) = struct.unpack_from("<I", data, 32)[0], struct.unpack_from("<2H", data, 46)
         form = "<7I"
     rows = (struct.unpack_from(form, data, start + number * size) for number in range(count if start else 0))
-    return [_Section(kind, address, offset, length, link) for _, kind, _, address, offset, length, link in rows]
+    return [_Section(kind, flags, address, offset, length, link) for _, kind, flags, address, offset, length, link in rows]
 
 
 def _content(data: bytes, section: _Section) -> bytes:
@@ -88,11 +175,7 @@ def _symbol(table: bytes, strings: bytes, name: bytes, wide: bool) -> tuple[int,
         at = strings.find(name, at + 1)
     if not places:
         return None
-    form = struct.Struct("<IBBHQQ" if wide else "<IIIBBH")
-    whole = table[: len(table) // form.size * form.size]
-    for row in form.iter_unpack(whole):
-        if row[0] in places:
-            index, address = (row[3], row[4]) if wide else (row[5], row[1])
-            if 0 < index < 0xFF00:  # neither undefined nor one of ELF's reserved indices
-                return index, address
+    for at, _, index, address in _rows(table, wide):
+        if at in places and 0 < index < 0xFF00:  # neither undefined nor one of ELF's reserved indices
+            return index, address
     return None

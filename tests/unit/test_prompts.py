@@ -311,7 +311,7 @@ def test_a_prompt_in_the_middle_is_waited_for(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("before", "reason"),
     [
-        ("(XEN) d3v0 Triple fault - invoking HVM shutdown action 1\n", "d3v0 Triple fault - invoking HVM shutdown action 1"),
+        ("(XEN) d3v0 Unexpected vm exit reason 0x2\n", "d3v0 Unexpected vm exit reason 0x2"),
         ("(XEN) domain_crash called from svm.c:2717\n", "domain_crash called from svm.c:2717"),
         ("(XEN) d3v1 Bad GMFN 12345\n(XEN) domain_crash called from p2m.c:10\n", "d3v1 Bad GMFN 12345"),
         ("(XEN) [2024-02-03 04:05:06.789] d3v0 Unhandled page fault\n(XEN) [2024-02-03 04:05:06.790] Pagetable walk from 0:\n", "d3v0 Unhandled page fault"),
