@@ -107,13 +107,14 @@ def guest(booted: NewGuest) -> Guest:
 
 
 @pytest.fixture
-def scratch(case: CaseContext) -> NewScratch:
+def scratch(rig: Rig, cell: Cell, case: CaseContext) -> NewScratch:
     """``scratch("one", "two", size=MIB)``: small disks in dom0 that hold their own labels; ask for a guest or host first."""
 
     def make(*labels: str, size: int = disks.MIB, sector: int = 512) -> tuple[ScratchDisk, ...]:
         if case.host is None:
             raise InfrastructureError("this case has no host yet", mend="ask for the fixture guest or host before scratch disks")
         host, tag = case.host, secrets.token_hex(3)
+        rig.used(cell)
         made = disks.make(host, [f"{label}.{tag}" for label in labels], size=size, sector=sector)
         case.given.append(f"{host.directory}/scratch")
         case.undo.append(lambda: disks.drop(host, made))

@@ -146,6 +146,10 @@ class Rig:
             self._before[cell.host] = host.inventory()
         return host
 
+    def used(self, cell: Cell) -> None:
+        """The cell's host is no longer as it was put back: a case has made something there, a guest or a disk."""
+        self._resting.pop(cell.host, None)
+
     def _rest(self, cell: Cell, host: LabHost) -> tuple[str, list[Path]]:
         """The checkpoint with dom0 at rest that has the files of the cell's guest already, and these files.
 
@@ -208,7 +212,7 @@ class Rig:
 
     def new_guest(self, cell: Cell, host: XenHost, directory: Path, shape: Shape) -> Guest:
         """A guest that is not created yet. The host counts as used from here on."""
-        self._resting.pop(cell.host, None)
+        self.used(cell)
         source = self.source_for(cell, shape)
         config = configure(host, source, shape, host.domain_name(source.label))
         return Guest(host, source.profile, config, directory, scale=self.options.scale, kernel=source.kernel)
@@ -240,7 +244,7 @@ class Rig:
     def _warm_guest(
         self, cell: Cell, host: LabHost, name: str, directory: Path, shape: Shape, prepare: Prepare | None
     ) -> tuple[Guest, Boot | None]:
-        self._resting.pop(cell.host, None)
+        self.used(cell)
         # Not alone: where the kernel comes up nowhere, workers would wait for each other's boots, one after the other.
         what = f"{self.source(cell).label} {shape.type}"
         made = host.put_back(name, lambda: self._boot_warm(cell, host, name, directory, shape, prepare), alone=False, what=what)

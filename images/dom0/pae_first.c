@@ -1,9 +1,8 @@
 /*
  * Sets CR4.PAE on virtual CPU 0 of a PVH or HVM domain before the domain is first unpaused.
  *
- * Why: QEMU's TCG (7.2, 10.0, 11.1) restores the host's CR0 before its CR4 on a #VMEXIT. When the guest has EFER.LME=1
- * and CR4.PAE=0 at that moment, the CR0 write is dropped and the hypervisor hangs at 100 % CPU. FreeBSD's PVH entry
- * (xen_start32) and its loader's amd64_tramp do just that, in that order. A guest that starts with PAE set never comes there.
+ * Why: QEMU without KVM (TCG 7.2, 10.0, 11.1) can hang the hypervisor when a guest enters long mode, FreeBSD among them. A guest
+ * whose vCPU starts with PAE set does not meet the defect (docs/lab.md).
  *
  * How: this is preloaded into xl and stands before libxenctrl's xc_domain_unpause(), which every domain passes on its way
  * to life: `xl create`, `xl unpause`, and the re-creation on reboot. The guest's image is not touched.

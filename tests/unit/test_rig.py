@@ -74,7 +74,7 @@ def test_a_lab_is_put_back_once_it_was_used_and_only_then(rig: Rig, lab: Lab) ->
     before = len(lab.restored)
     rig.host(CELL)
     assert len(lab.restored) == before, "it was not used"
-    rig._resting.pop(CELL.host)
+    rig.used(CELL)
     rig.host(CELL)
     assert lab.restored[before:] == [rest]
 
