@@ -8,12 +8,10 @@ import pytest
 
 from harness.errors import GuestDied
 from harness.guests.guest import Guest
+from harness.oracles.booting import expected_stages
 from harness.oracles.finding import finding
 from harness.plugin.fixtures import NewGuest
 from harness.xen.elfnotes import read as read_notes
-
-# A loader speaks on the console of an HVM guest only, and a quick rc may be silent.
-OPTIONAL = {"loader", "rc"}
 
 
 def test_boots_to_login(new_guest: NewGuest) -> None:
@@ -23,7 +21,7 @@ def test_boots_to_login(new_guest: NewGuest) -> None:
     guest.wait_stage("login")
 
     reached = [stage.name for stage in guest.console.stages]
-    expected = [stage.name for stage in guest.profile.stages if stage.name in reached or stage.name not in OPTIONAL]
+    expected = expected_stages([stage.name for stage in guest.profile.stages], reached, uefi=guest.config.firmware == "ovmf")
     assert reached == expected, f"stages reached: {reached}; a good boot shows {expected}"
 
 
