@@ -17,6 +17,7 @@ from harness.console.text import decode, excerpt, plain
 from harness.deadline import Deadline
 from harness.errors import GuestDied, TransportError
 from harness.guests.freebsd import FreeBSD as FreeBSDProfile
+from harness.oracles.booting import expected_stages
 from harness.transport.replay import ReplayStream
 from harness.xen import xenconsole
 from harness.xen.xenconsole import ConsoleStream
@@ -42,6 +43,25 @@ def test_boot_login_and_glued_panic(tmp_path: Path) -> None:
     assert (reader.death.kind, reader.death.message, reader.death.stage) == ("panic", "kdb_sysctl_panic", "login")
     assert reader.death.guilty == "kdb_sysctl_panic"
     assert (tmp_path / "console.log").read_bytes() == PVH
+
+
+@pytest.mark.parametrize(
+    ("recording", "uefi", "missing"),
+    [
+        ("freebsd-13.2-pvh-boot-login-panic", False, []),
+        ("freebsd-15.1-pvh-login", False, []),
+        ("freebsd-13.2-hvm-lab-loader-login", False, []),
+        ("freebsd-10.4-i386-pv-login", False, []),
+        # A guest that UEFI started shows the firmware, too.
+        ("freebsd-15.1-pvh-login", True, ["firmware"]),
+        ("freebsd-13.2-pvh-wrong-root", False, ["login"]),
+    ],
+)
+def test_stages_of_a_good_boot(tmp_path: Path, recording: str, uefi: bool, missing: list[str]) -> None:
+    reached = [stage.name for stage in play(tmp_path, (CONSOLES / f"{recording}.log").read_bytes()).stages]
+    expected = expected_stages([stage.name for stage in FREEBSD], reached, uefi=uefi)
+    assert [name for name in expected if name not in reached] == missing
+    assert [name for name in expected if name in reached] == reached
 
 
 def test_boot_of_freebsd_15(tmp_path: Path) -> None:

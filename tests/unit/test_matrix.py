@@ -187,9 +187,9 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for suite in SUITES:
         (tmp_path / "suites" / suite).mkdir(parents=True)
         (tmp_path / "suites" / suite / "__init__.py").touch()
+    (tmp_path / "images").mkdir()
     (tmp_path / "docs").mkdir()
     (tmp_path / "docs/suites.md").write_text(f"# Suites\n{matrix.BEGIN}\n{matrix.END}\n")
-    (tmp_path / "images").mkdir()
     monkeypatch.setenv("FXH_PROJECT", str(tmp_path))
 
     def collect(options: list[str]) -> tuple[list[collecting.Entry], tuple[()]]:
