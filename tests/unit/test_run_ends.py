@@ -50,7 +50,7 @@ def test_slow(cell, case, n):
 def test_exits(cell, case):
     pytest.exit("enough")
 '''
-FILES = {"index.html", "junit.xml", "mail.eml", "report.json", "run.json"}
+FILES = {"index.html", "junit.xml", "mail.eml", "report.json", "run.json", "setup.jsonl"}
 FXH = [sys.executable, "-c", "import sys; sys.argv[0] = 'fxh'; from harness.cli.main import main; main()"]
 
 
@@ -239,8 +239,8 @@ def test_what_fails_at_the_end_costs_no_result(error: Exception, monkeypatch: py
     assert ended == [ExitCode.NOTHING_SELECTED]
 
 
-def test_a_part_that_was_interrupted_leaves_a_merged_run_unfinished(tmp_path: Path) -> None:
-    runs = [(tmp_path, RunResult("a", "", exit_code=0)), (tmp_path, RunResult("b", "", exit_code=130))]
+def test_a_part_that_was_interrupted_leaves_a_merged_run_unfinished() -> None:
+    runs = [RunResult("a", "", exit_code=0), RunResult("b", "", exit_code=130)]
     assert _whole(0, runs) == ExitCode.INFRASTRUCTURE
     assert _whole(0, runs[:1]) == 0
     assert _whole(1, runs) == 1
