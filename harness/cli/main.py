@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import signal
 import sys
 import traceback
+from collections.abc import Iterator
 from typing import Annotated
 
 import typer
@@ -79,11 +82,34 @@ def complain(error: HarnessError) -> int:
     return error.exit_code
 
 
+@contextlib.contextmanager
+def _interruptible() -> Iterator[None]:
+    """End every command as Ctrl-C does on SIGTERM (a CI that gives up) and SIGHUP (a terminal that closes): once.
+
+    Otherwise Python ends at once, and the guests, labs and compilers that the command started go on.
+    """
+
+    def interrupt(number: int, frame: object) -> None:
+        signal.signal(number, signal.SIG_DFL)
+        raise KeyboardInterrupt
+
+    # A signal that is ignored stays ignored, as SIGHUP under nohup.
+    ours = [number for number in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(number) is signal.SIG_DFL]
+    for number in ours:
+        signal.signal(number, interrupt)
+    try:
+        yield
+    finally:
+        for number in ours:
+            signal.signal(number, signal.SIG_DFL)
+
+
 def main() -> None:
     """Entry point: every way out has an exit code that can be trusted (see harness.errors.ExitCode)."""
     completion.prepare()
     try:
-        code = app(standalone_mode=False)
+        with _interruptible():
+            code = app(standalone_mode=False)
     except HarnessError as exc:
         code = complain(exc)
     except (KeyboardInterrupt, typer.Abort):

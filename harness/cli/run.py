@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import shlex
-import signal
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
 
@@ -164,8 +161,7 @@ def run(
     argv += ["--resume"] if resume else []
     argv += ["--reports", str(where), "--fxh-run", str(path)]
     argv += ["--junitxml", str(path / "junit.xml"), "--alluredir", str(path / "allure")]
-    with _interruptible():
-        status = pytest.main(argv, plugins=[Progress()])
+    status = pytest.main(argv, plugins=[Progress()])
     raise typer.Exit(_exit_code(int(status), path))
 
 
@@ -215,25 +211,6 @@ def _tell(path: Path) -> None:
         sentence = "no report was written"
     sys.stdout.flush()  # pytest's summary comes before it, also where both go into one file
     print(f"{sentence}\nreport: {path / 'index.html'}", file=sys.stderr)
-
-
-@contextlib.contextmanager
-def _interruptible() -> Iterator[None]:
-    """A run that is told to end by SIGTERM (a CI that gives up) or SIGHUP (a terminal that goes) ends as by Ctrl-C, the first time."""
-
-    def interrupt(number: int, frame: object) -> None:
-        signal.signal(number, signal.SIG_DFL)
-        raise KeyboardInterrupt
-
-    # Not one that is ignored, as under nohup.
-    ours = [number for number in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(number) is signal.SIG_DFL]
-    for number in ours:
-        signal.signal(number, interrupt)
-    try:
-        yield
-    finally:
-        for number in ours:
-            signal.signal(number, signal.SIG_DFL)
 
 
 def _exit_code(status: int, path: Path) -> int:
