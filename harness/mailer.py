@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import smtplib
@@ -70,11 +71,17 @@ def send(message: EmailMessage, config: MailConfig, kept: Path) -> None:
     secret = password(config)
     context = _context(config) if where.security != "none" else None
     try:
-        with _connected(where, context) as smtp:
+        smtp = _connected(where, context)
+        try:
             if config.user:
                 smtp.login(config.user, secret)
             body = ["BODY=8BITMIME"] if smtp.has_extn("8bitmime") else []
             refused = smtp.send_message(message, mail_options=body)
+        finally:
+            # The mail was taken or refused by now: how the server says goodbye changes neither.
+            with contextlib.suppress(OSError):
+                smtp.quit()
+            smtp.close()
     except (OSError, UnicodeError) as exc:  # smtplib's and ssl's errors are OSErrors, too
         error = _explained(exc, where, config)
         error.mend = "; ".join(filter(None, (error.mend, f"the mail is kept in {kept}")))

@@ -58,7 +58,7 @@ _ITEM = re.compile(
             r"^[ \t]*(?P<trap>--- (?:trap|interrupt))\b",
             # [   12.3] RIP: 0010:xyz_poll+0x1a/0x90 [xyz]     4.9 and older: RIP: 0010:[<ffffffff81aabbcc>]  [<ffffffff81aabbcc>] xyz_poll+0x1a/0x90
             # Xen PV: RIP: e030:xyz_poll+0x1a/0x90             i386: EIP: xyz_poll+0x1a/0x90     arm64: pc : xyz_poll+0x1a/0x90
-            rf"^{_STAMP}[ \t]*(?P<rip>(?:RIP|EIP|IP|pc|PC)[ \t]*(?::|is at)?[ \t]*(?:(?:0010|e030|0060|e019|0061):)?[ \t]*(?:\[<[0-9a-f]+>\][ \t]*)*"
+            rf"^{_STAMP}[ \t]*(?P<rip>(?:RIP|EIP|IP|pc|PC)[ \t]*(?:(?::|is at)[ \t]*)?(?:(?:0010|e030|0060|e019|0061):[ \t]*)?(?:\[<[0-9a-f]+>\][ \t]*)*"
             r"(?:(?P<rip_at>[A-Za-z_.$][\w.$]*)\+(?P<rip_off>0x[0-9a-f]+)|(?P<rip_raw>0x[0-9a-f]{8,16})\b))",
             # [   12.3]  xyz_poll+0x1a/0x90 [xyz]      4.10 and older: [   12.3]  [<ffffffff81aabbcc>] xyz_poll+0x1a/0x90
             # With the module's build ID, and how sure the unwinder of arm64 is: xyz_poll+0x1a/0x90 [xyz 0123abcd] (P)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 from harness.console import prompts
@@ -12,7 +13,7 @@ from harness.console.backtrace import Frame, Symbols, frames, guilty, named, unn
 from harness.console.clean import cleaned
 from harness.console.identity import normalise
 from harness.console.stages import rarest
-from harness.console.standing import LOOK, Standing, judge, judge_linux, last_login
+from harness.console.standing import LOOK, Standing, goes_on, judge, judge_linux, last_login
 from harness.console.text import decode, excerpt, plain
 
 __all__ = [
@@ -179,7 +180,7 @@ class _Hit:
     standing: Standing = Standing.OPEN
 
 
-def classify(data: bytes, stage: str = "") -> Death | None:
+def classify(data: bytes, stage: str = "", stuck: Callable[[bytes], prompts.Stuck | None] = prompts.stuck) -> Death | None:
     """The death that ``data`` (the end of a console) tells of, or None.
 
     The first that the kernel reports is the cause; a panic that a trap ends in, and the end that Linux announces after an oops,
@@ -204,7 +205,7 @@ def classify(data: bytes, stage: str = "") -> Death | None:
     if report and report[0].begin < prompted:
         return _died(data, report, stage)
     if not found:
-        ended = prompts.stuck(data[data.find(b"\n", max(0, len(data) - (1 << 14))) + 1 if len(data) > 1 << 14 else 0 :])
+        ended = stuck(data[data.find(b"\n", max(0, len(data) - (1 << 14))) + 1 if len(data) > 1 << 14 else 0 :])
         return Death(ended.kind, ended.message, stage, excerpt=excerpt(decode(data))) if ended else None
     text = decode(data)
     kind = next(marker.kind for marker in MARKERS if marker.kind in found)
@@ -249,6 +250,10 @@ def _judged(data: bytes, hits: list[_Hit]) -> list[_Hit]:
                 hit = own[0]
         else:
             hit, standing = _stand(data, hit, after)
+            # What follows ends at another program's words; the guest may go on behind them.
+            beyond = data[hit.end : hit.end + LOOK]
+            if standing is Standing.WEAK and following and following.standing is Standing.NONE and goes_on(beyond):
+                standing = Standing.NONE
         if hit.begin < login and _SURVIVABLE.match(hit.text):
             standing = Standing.NONE
         following = replace(hit, standing=standing)

@@ -37,7 +37,7 @@ _MARK = r"^\[-- .* --\]$"
 # Booting [/boot/kernel/kernel]...     /boot/kernel/kernel text=0x18e2c8     BIOS drive C: is disk0     Loading /boot/loader.conf
 _LOADER_HELP = re.compile(
     rf"{_MARK}|^(?:Type '\?'|Hit \[Enter\]|Booting \[|Booting in |Autoboot|Loading |Startup|BTX |BIOS |Consoles: |FreeBSD/|>> FreeBSD"
-    r"|/\S+ (?:text|data|size)=|\(.*@.*\)$|OK\b|Welcome to |Starting the BTX|Relocating|Building the boot|Looking up|EFI |Image base"
+    r"|/\S+ (?:text|data|size)=|\([^@]*@.*\)$|OK\b|Welcome to |Starting the BTX|Relocating|Building the boot|Looking up|EFI |Image base"
     r"|Command line arguments|Load (?:Path|Device)|Default: |boot:|[-+|/_`'., ()\\]+$)"
 )
 _GRUB_HELP = re.compile(
@@ -125,7 +125,7 @@ def _firmware(before: str, own: str) -> str:
 # Mounting from ufs:/dev/xbd7 failed with error 19.        (9 and later)
 _MOUNT_FAILED = re.compile(r"Mounting from (\S+) failed with error (\d+)")
 # Trying to mount root from ufs:/dev/ad4s1a []...          (up to 8 nothing else names the device)
-_MOUNT_TRIED = re.compile(r"Trying to mount root from ([^\s\[]\S*)|^\s*vfs\.root\.mountfrom=(\S+)", re.MULTILINE)
+_MOUNT_TRIED = re.compile(r"Trying to mount root from ([^\s\[]\S*)|^[ \t]*vfs\.root\.mountfrom=(\S+)", re.MULTILINE)
 
 
 def mountroot(text: str) -> str:
@@ -140,7 +140,7 @@ def mountroot(text: str) -> str:
 # Nov 25 21:26:48 init: /bin/sh on /etc/rc terminated abnormally, going to single user mode           (8 to 11)
 # 2024-02-03T04:05:06.070809+00:00 - init 1 - - /bin/sh on /etc/rc terminated abnormally, going to single user mode     (12 and later)
 _INIT_SAID = re.compile(
-    r"\binit(?:(?:\[\d+\])?:| (?:\d+|-) \S+ (?:-|\[[^\]\n]*\])) (.*(?:going to|entering) single[- ]user(?: mode)?)"
+    r"\binit(?:(?:\[\d+\])?:| (?:\d+|-) \S+ (?:-|\[[^\]\n]*\])) (.{0,200}?(?:going to|entering) single[- ]user(?: mode)?)"
 )
 # ERROR: ABORTING BOOT (sending SIGTERM to parent)!        (libexec/rc/rc.subr, stop_boot(); the reason is above it)
 _ABORTED = re.compile(r"^ERROR: ABORTING BOOT", re.MULTILINE)

@@ -358,12 +358,12 @@ class ConsoleReader:
             return Death(ended.kind, ended.message, stage, begin=cut)
         line = data.rfind(b"\n", 0, cut) + 1
         seen = self._watcher.seen(data[line:])
-        death = deaths.classify(seen.text, stage)
+        death = deaths.classify(seen.text, stage, self._watcher.stuck)
         if death is None:
             return None
         begin = line + seen.raw(death.begin)
         if death.kind in _LED_UP:
-            death = deaths.classify(clean(data), stage) or death
+            death = deaths.classify(clean(data), stage, self._watcher.stuck) or death
         return replace(death, begin=begin)
 
     def _interview(self, prompt: bytes, questions: tuple[str, ...]) -> tuple[tuple[str, str], ...]:
@@ -416,7 +416,11 @@ class ConsoleReader:
         self._tell(self.death)
 
     def _end(self) -> None:
-        self._judge(ended=True)
+        try:
+            self._judge(ended=True)
+        except Exception:
+            # Whoever waits has to be told that the console ended.
+            log.exception("console reader of %s", self.name)
         if self.death is None and self._broken is None and not self._expected_end:
             message = "the console ended: the domain is gone"
             self._set_death(Death("eof", message, self.stage, excerpt=excerpt(self.tail())))

@@ -27,7 +27,7 @@ class Standing(Enum):
 
 # What only a dying kernel prints. FreeBSD's sys/kern/kern_shutdown.c, subr_kdb.c, subr_trap.c and sys/ddb, x86's trap_fatal().
 _SURE = rb"""
-    cpuid\ =\ \d | time\ =\ \d{9,}\s*$ | KDB:\ (?:enter|reentering): | \[\ thread\ pid\ \d | Stopped\ at\s | db(?::\d+:[\w.]+)?>\s
+    cpuid\ =\ \d | time\ =\ \d{9,}[ \t\r]*$ | KDB:\ (?:enter|reentering): | \[\ thread\ pid\ \d | Stopped\ at\s | db(?::\d+:[\w.]+)?>\s
   | Dumping\ \d+\ out\ of\ | Automatic\ reboot\ in\ | Cannot\ dump\b | fault\ virtual\ address\s | instruction\ pointer\s+=
   | trap\ number\s+= | [re]ip\ (?:=\ )?0x[0-9a-f]{8} | current\ process\s+=
 """
@@ -41,12 +41,12 @@ _LINUX_SURE = rb"""
 _FOLLOWS = rb"""
     KDB:\ (?!debugger|current) | Uptime:\ \d | Rebooting\.\.\. | [\w.$?]+\([^()\r\n]*\)\ at\ [\w.$]+ | \#\d+\ 0x[0-9a-f]+\ at\ | [Ss]yncing\ disks
   | -->\ Press\ a\ key | cpu_reset | (?:Starting|Dump|Textdump)\ (?:dump|complete) | Physical\ memory:\ \d | timeout\ stopping\ cpus
-  | No\ known\ reset\ | \s*(?:[re][a-z]{2}|x\d{1,2}|sp|lr|elr|spsr|far|esr)\ ?[:=]\s*(?:0x)?[0-9a-f]{8} | ---\ (?:trap|interrupt)\b
+  | No\ known\ reset\ | [ \t]*(?:[re][a-z]{2}|x\d{1,2}|sp|lr|elr|spsr|far|esr)\ ?[:=]\s*(?:0x)?[0-9a-f]{8} | ---\ (?:trap|interrupt)\b
   | -+<<BOOT>>- | Copyright\ \(c\)\ 1992-\d | BTX\ loader\  | SeaBIOS\ \(version | \(XEN\)\ 
 """
 # A language's run-time, and a kernel that lives: it tells of a program that died, asks for a login, or runs a shell.
 _PROGRAM = rb"""
-    goroutine\ (?:\d+|running)\  | exit\ status\ \d+\s*$ | \[signal\ SIG | pid\ \d+\ \(.{1,40}exited\ on\ signal\  | Traceback\ \(most\ recent
+    goroutine\ (?:\d+|running)\  | exit\ status\ \d+[ \t\r]*$ | \[signal\ SIG | pid\ \d+\ \(.{1,40}exited\ on\ signal\  | Traceback\ \(most\ recent
   | note:\ run\ with\ `RUST_ | \tpanic:\  | Abort\ trap | Segmentation\ fault
 """
 _ALIVE = rb"""
@@ -128,6 +128,11 @@ def follows(after: bytes) -> tuple[Standing, bool]:
         return Standing.NONE, False
     rest = after.strip(b"\r\n")
     return (Standing.OPEN if not rest.strip() or any(line.startswith(rest) for line in _BEGUN) else Standing.WEAK), False
+
+
+def goes_on(after: bytes) -> bool:
+    """Whether the guest lives on in the text after a line, whatever is quoted in between."""
+    return follows(after)[0] is Standing.NONE
 
 
 def last_login(data: bytes) -> int:

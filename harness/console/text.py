@@ -14,7 +14,8 @@ _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u200e\u200f\u202a-\
 
 def decode(data: bytes) -> str:
     """Console bytes as text: bad UTF-8 replaced, an LF with the CRs before and behind it made one LF."""
-    return re.sub(r"\r*\n\r*", "\n", data.decode("utf-8", "replace"))
+    # A run of CRs without an LF is one match, too: it is not looked at again from each of its bytes.
+    return re.sub(r"\r*\n\r*|\r+", lambda end: "\n" if "\n" in end[0] else end[0], data.decode("utf-8", "replace"))
 
 
 def plain(text: str) -> str:

@@ -21,7 +21,7 @@ _UNFINISHED = ("panic", "trap")
 # Uptime: 46s     Dumping 80 out of 500 MB:..20%     Dump complete     (sys/kern/kern_shutdown.c, kern_reboot())
 _LAST_WORDS = re.compile(rb"^\r*(?:Uptime: |Dumping \d|Dump complete)", re.MULTILINE)
 # While the output of a command is read, words of a death may be quoted (dmesg, a log): then only silence counts.
-_QUOTED_QUIET = 0.8
+_QUOTED_QUIET, _QUOTED_BOOT = 0.8, 30.0
 # A debugger that was entered shows its prompt within this; a script in it prints something within this, or within that where it
 # writes a dump; and is over after so much time in all. Seconds, times a scale above 1.
 _DEBUGGER, _SCRIPT, _DUMP, _SCRIPT_LONGEST = 15.0, 15.0, 120.0, 600.0
@@ -226,7 +226,8 @@ class Watcher:
 
     def _over(self, dying: Dying, now: float, quiet: float) -> bool:
         if self._quoted is not None:
-            return quiet > _QUOTED_QUIET
+            # A log has a boot's first words, too, and the command that prints it may go on in silence.
+            return quiet > (_QUOTED_BOOT * max(1.0, self._scale) if dying.kind == SECOND_BOOT else _QUOTED_QUIET)
         if dying.reported:
             return True
         stretch = max(1.0, self._scale)

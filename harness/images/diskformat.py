@@ -48,7 +48,7 @@ _PACKED = (
 # zstd's and lz4's frames that hold no data, which pzstd writes first: 0x184D2A50 to 0x184D2A5F.
 _SKIPPABLE = re.compile(rb"[\x50-\x5f]\x2a\x4d\x18", re.DOTALL)
 # The text that names the files of a VMDK; blank lines and other comments can precede its settings (QEMU's block/vmdk.c).
-_DESCRIPTOR = re.compile(rb"(?:[ \t]*(?:#[^\n]*)?\r?\n)*[ \t]*(?:# *disk *descriptor *file|version *= *\d)", re.IGNORECASE)
+_DESCRIPTOR = re.compile(rb"(?:[ \t]*(?:#[^\n]*|\r?)\n)*[ \t]*(?:# *disk *descriptor *file|version *= *\d)", re.IGNORECASE)
 _NAMES = {
     "vpc": "VHD",
     "vhdx": "VHDX",

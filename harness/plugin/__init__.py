@@ -123,5 +123,4 @@ def pytest_configure_node(node: Any) -> None:
     from harness.plugin import session
 
     node.workerinput["fxh_run"] = str(session.run_path(node.config))
-    session.forget_stop(node.config)
     node.workerinput["fxh_command"] = session.command()

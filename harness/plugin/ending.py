@@ -25,6 +25,13 @@ class Ending:
         self._running: set[str] = set()
         self._interrupted = self._broken = self._lost = False
 
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_sessionstart(self) -> None:
+        # A resumed run has the mark of its first part. Not where a worker is configured: xdist makes another one after a crash.
+        if not self._worker and self._config.getoption("fxh_run"):
+            session.run_path(self._config)
+            session.forget_stop(self._config)
+
     def pytest_keyboard_interrupt(self, excinfo: pytest.ExceptionInfo[BaseException]) -> None:
         # Of KeyboardInterrupt are pytest's and xdist's ways to stop, too: at errors of collection, and at -x. A worker that was
         # interrupted is told as such alone (xdist.dsession, worker_workerfinished()).
@@ -80,6 +87,8 @@ class Ending:
             yield
         except (OSError, EOFError) as exc:
             log.warning("pytest did not end well: %s: %s", type(exc).__name__, exc)
+            # Without workers it is a file that could not be written, such as junit.xml on a full disk.
+            self._broken = self._broken or not self._config.pluginmanager.hasplugin("dsession")
         finally:
             for nodeid in sorted(self._running) if self._lost else ():
                 session.crashed(self._config, nodeid, "the workers ended, this one's among them")

@@ -53,7 +53,7 @@ def merge(paths: Sequence[Path], target: Path, exit_code: Callable[[tuple[CaseRe
     joined = _joined(alone, target.name)
     cases = sorted(((run, case) for _, run, case in best.values()), key=lambda pair: (pair[1].suite, pair[1].case, pair[1].cell))
     joined = replace(joined, cases=tuple(_with_own_options(joined, run, case) for run, case in cases))
-    joined = replace(joined, exit_code=_whole(exit_code(joined.cases), alone))
+    joined = replace(joined, exit_code=_whole(exit_code(joined.cases), alone, exit_code))
     (target / "cases").mkdir(parents=True)
     for path, _, case in best.values():
         shutil.copytree(path / "cases" / case.directory, target / "cases" / case.directory, dirs_exist_ok=True)
@@ -141,7 +141,11 @@ def _values(given: Sequence[Mapping[str, str]]) -> dict[str, list[str]]:
     return {name: list(dict.fromkeys(values[name] for values in given if name in values)) for name in names}
 
 
-def _whole(code: int, runs: Sequence[RunResult]) -> int:
-    """The cases decide; but where a part never came to its end, that nothing failed says too little."""
-    unfinished = any(run.exit_code in (None, ExitCode.INTERRUPTED) for run in runs)
-    return ExitCode.INFRASTRUCTURE if code in (ExitCode.OK, ExitCode.NOTHING_SELECTED) and unfinished else code
+def _whole(code: int, runs: Sequence[RunResult], exit_code: Callable[[tuple[CaseResult, ...]], int]) -> int:
+    """The cases decide; but where a part never came to its end, or ended worse than its cases say, that nothing failed says too little."""
+    good = (ExitCode.OK, ExitCode.NOTHING_SELECTED)
+    unfinished = any(
+        run.exit_code in (None, ExitCode.INTERRUPTED) or (run.exit_code not in good and exit_code(run.cases) in good)
+        for run in runs
+    )
+    return ExitCode.INFRASTRUCTURE if code in good and unfinished else code

@@ -160,7 +160,8 @@ def read_run(path: Path) -> RunResult:
     cases = []
     for file in sorted((path / "cases").glob("*/case.json")):
         try:
-            cases.append(_case(json.loads(file.read_text())))
+            # Where the file is, whatever it says of that: files are read and copied by it.
+            cases.append(_case(json.loads(file.read_text()) | {"directory": file.parent.name}))
         except (ValueError, KeyError, TypeError):
             continue
     cases.sort(key=lambda case: (case.suite, case.case, case.cell))

@@ -719,6 +719,14 @@ HOSTILE = {
     "frames": b"panic: x\r\ncpuid = 0\r\n" + b"x() at x/frame 0x1\r\n" * (MEGABYTE // 20),
     "a frame without an end": b"panic: x\r\ncpuid = 0\r\n" + b"x" * MEGABYTE + b"(",
     "stacks of a stack": b"panic: x\r\ncpuid = 0\r\n" + b"<<IRQ>> " * (MEGABYTE // 8),
+    "colons of an address": b"panic: a::" + b"a" * 900 + b"g\r\ncpuid = 0\r\n",
+    "groups of an address": b"panic: " + b"a:" * 400 + b"g\r\ncpuid = 0\r\n",
+    "a register without an end": b"[   12.3] BUG: x\r\nRIP" + b" " * 60000 + b"\r\n",
+    "empty lines": b"panic: x\r\n" + b"\n" * 100000,
+    "an init without an end": b"init: " * 10000 + b"\r\nEnter full pathname of shell or RETURN for /bin/sh: ",
+    "a loader's brackets": b"(" + b"@" * 16000 + b"\nOK ",
+    "empty lines before a prompt": b"\n" * MEGABYTE + b"mountroot> ",
+    "carriage returns": b"\r" * MEGABYTE + b"panic: x\r\ncpuid = 0\r\n",
     "bytes": random.Random(7).randbytes(MEGABYTE).replace(b"x", b"panic: "),
 }  # fmt: skip
 
@@ -729,6 +737,12 @@ def test_hostile_output_takes_no_time(name: str) -> None:
     death = deaths.classify(HOSTILE[name])
     assert death is None or (len(death.summary) < 10000 and len(death.identity) < 10000)
     assert time.process_time() - begun < 3.0
+
+
+def test_two_quoted_panics_do_not_make_a_death() -> None:
+    """The first one's text is followed by the second, which is quoted, too; and the guest goes on."""
+    assert verdict("panic: foo\nbar\npanic: baz\nqux\n\nFreeBSD/amd64 (box) (xc0)\n\nlogin: ") == ("", "", "")
+    assert verdict("panic: foo\ncpuid = 0\npanic: baz\ncpuid = 0\nUptime: 9s\n")[0] == "double-panic"
 
 
 # -- cuts -------------------------------------------------------------------------------------------------------------

@@ -551,6 +551,7 @@ DESCRIPTOR = b'# Disk DescriptorFile\nversion=1\nCID=1\ncreateType="monolithicFl
         (DESCRIPTOR, "a VMDK file"), (b"\r\n# made by hand\r\n\r\n" + DESCRIPTOR.lower(), "a VMDK file"), (DESCRIPTOR[22:], "a VMDK file"),
         (b"\xbe\xba\xfe\xca" + bytes(2 << 20), "a VMDK file"), (b"COWD" + bytes(2 << 20), "a VMDK file"),
         (bytes(2 << 20) + b"conectix".ljust(511, b"\0"), "a VHD file"), (bytes(2 << 20) + b"conectix".ljust(512, b"\0"), "a VHD file"),
+        (b"#\r\n" * 170 + b"x", "511 bytes are no disk image"),
         (bytes(2 << 20) + b"koly".ljust(512, b"\0"), "a DMG file"), (b"QFI\xfb\0\0\0\1" + bytes(200), "a qcow file of version 1"),
     ],
 )  # fmt: skip

@@ -143,3 +143,16 @@ def test_no_run(tmp_path: Path) -> None:
 def test_missing_shards() -> None:
     assert merge.missing_shards(["", "2/3"]) == ("1/3", "3/3")
     assert merge.missing_shards(["1/2", "2/2"]) == ()
+
+
+def test_a_case_that_names_another_directory_stays_in_its_own(tmp_path: Path) -> None:
+    """A run may come from elsewhere: its files are not to be believed where they say what to copy."""
+    one, two = shard(tmp_path / "1", "a", {"image": "x"}), shard(tmp_path / "2", "b", {"image": "y"})
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    file = one / "cases/a/case.json"
+    file.write_text(file.read_text().replace('"directory": "a"', f'"directory": "{elsewhere}"'))
+    assert str(elsewhere) in file.read_text()
+    merge.merge([one, two], tmp_path / "new", exit_code)
+    assert list(elsewhere.iterdir()) == []
+    assert (tmp_path / "new/cases/a/case.json").exists()

@@ -560,6 +560,30 @@ def test_a_quoted_banner_is_no_second_boot(tmp_path: Path) -> None:
     reader.close()
 
 
+def test_a_quoted_log_may_be_followed_by_silence(tmp_path: Path) -> None:
+    """`dmesg; make`: the log has a boot's first words, and what comes next takes its time."""
+    reader = ConsoleReader(ReplayStream(b""), tmp_path / "c.log", stages=FREEBSD)
+    reader._take(crlf(LOGIN))
+    with reader.quoting(b"fxh-end-12345678"):
+        reader._take(crlf(f"---<<BOOT>>---\n{BANNER}"))
+        for seconds in (1.5, 20.0):
+            reader._watcher.last_byte = time.monotonic() - seconds
+            reader._judge()
+            assert reader.death is None, seconds
+        reader._watcher.last_byte = time.monotonic() - 60.0
+        reader._judge()
+    assert reader.death is not None
+    assert reader.death.kind == SECOND_BOOT
+    reader.close()
+
+
+def test_a_login_s_password_is_not_the_loader_s(tmp_path: Path) -> None:
+    """Also where something quotes a panic, and the whole of the end is judged anew."""
+    text = f"{LOGIN}savecore[512]: reboot after panic: foo\nbox login: root\nPassword:"
+    reader = fed(tmp_path, [crlf(text)])
+    assert reader.death is None or reader.death.kind == "eof"
+
+
 def test_a_guest_that_was_restored_boots_not_at_all(tmp_path: Path) -> None:
     reader = ConsoleReader(ReplayStream(crlf(f"fxh# \n{BANNER}")), tmp_path / "c.log", stages=FREEBSD, running=True).start()
     reader.join(10)

@@ -60,7 +60,14 @@ def test_exit_codes(outcomes: list[str], code: int) -> None:
 
 
 def test_results_survive_the_way_to_disk(tmp_path: Path) -> None:
-    done = case("failed", reason=HOSTILE, boots=(Boot("d", (Stamp("kernel", 1.5),), 2.0),), files=("a.log",), metrics={"m": 1.0})
+    done = case(
+        "failed",
+        reason=HOSTILE,
+        boots=(Boot("d", (Stamp("kernel", 1.5),), 2.0),),
+        files=("a.log",),
+        metrics={"m": 1.0},
+        directory="one",
+    )
     directory = tmp_path / "cases" / "one"
     directory.mkdir(parents=True)
     model.write_case(directory, done)

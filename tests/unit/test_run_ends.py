@@ -18,6 +18,7 @@ import pytest
 from harness.deadline import Deadline, NotYet
 from harness.errors import ExitCode
 from harness.plugin.ending import Ending
+from harness.plugin.outcome import exit_code
 from harness.results.merge import _whole
 from harness.results.model import RunResult
 
@@ -241,6 +242,12 @@ def test_what_fails_at_the_end_costs_no_result(error: Exception, monkeypatch: py
 
 def test_a_part_that_was_interrupted_leaves_a_merged_run_unfinished() -> None:
     runs = [RunResult("a", "", exit_code=0), RunResult("b", "", exit_code=130)]
-    assert _whole(0, runs) == ExitCode.INFRASTRUCTURE
-    assert _whole(0, runs[:1]) == 0
-    assert _whole(1, runs) == 1
+    assert _whole(0, runs, exit_code) == ExitCode.INFRASTRUCTURE
+    assert _whole(0, runs[:1], exit_code) == 0
+    assert _whole(1, runs, exit_code) == 1
+
+
+def test_a_part_that_ended_worse_than_its_cases_leaves_a_merged_run_unfinished() -> None:
+    """A suite that could not be collected has no case."""
+    broken = RunResult("b", "", exit_code=ExitCode.HARNESS)
+    assert _whole(0, [RunResult("a", "", exit_code=0), broken], exit_code) == ExitCode.INFRASTRUCTURE
