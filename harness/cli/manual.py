@@ -29,9 +29,13 @@ _ENVIRONMENT = {
     "FXH_STORE": "The directory of labs, images and checkpoints. Default: ~/.cache/freebsd-xen-harness.",
     "FXH_RUNTIME": "The directory of running labs' sockets. Its path must be short. Default: fxh-UID in the temporary directory.",
     "FXH_CONFIG": "A configuration file to read instead of the ones below.",
-    "FXH_PROJECT": "A checkout whose suites and images are used.",
+    "FXH_PROJECT": "A checkout whose suites and images are used. fxh.toml and reports/ are there, too.",
     "FXH_SECTION_KEY": "A setting of the configuration file: FXH_RUN_WORKERS=2 is workers = 2 in [run].",
     "FXH_MAIL_PASSWORD": "The password for the mail server.",
+    "FXH_MIRROR": "The mirror of release sets, in the directory layout of download.freebsd.org.",
+    "FXH_RELEASE": "The release sets that --with-release takes, by URL or directory.",
+    "FXH_MAKEFS": "The makefs for images whose world brings none.",
+    "FXH_FUZZ_SEED": "The seed of the pygrub fuzz, from a run's fuzz.json, to repeat it.",
 }
 _FILES = {
     "~/.config/freebsd-xen-harness/fxh.toml": "The user's configuration.",

@@ -30,6 +30,8 @@ _QUESTIONS = {"ddb": (b"db> ", ("bt", "show pcpu", "ps", "show lockchain all")),
 _ANSWER = 10.0
 # Deaths whose reason was printed before their first words; and how many bytes of that are looked at.
 _LED_UP, _LEAD = ("mountroot", "single-user", "crash"), 8192
+# Of a report that is longer than twice this (bytes), as with a guest that prints without end, the middle is left out.
+_REPORT = 2 << 20
 # A debugger's output stops after each page.
 _PAGE = b"--More--"
 # With no echo by then it is asked again: a serial port is flushed (uart_grab) after its prompt was printed.
@@ -315,11 +317,17 @@ class ConsoleReader:
         for reached in fresh:
             self._tell(reached)
 
+    def _report(self, begin: int, end: int) -> bytes:
+        """The console from ``begin`` to ``end``, at most twice :data:`_REPORT` of it: what came first and what came last."""
+        if end - begin <= 2 * _REPORT:
+            return self.since(begin, end - begin)
+        return self.since(begin, _REPORT) + b"\n" + self.since(end - _REPORT, _REPORT)
+
     def _autopsy(self, dying: Dying, *, final: bool) -> None:
         """Judge what was printed. ``final``: nothing more will come, so a report that may be one is one."""
         # What led up to it belongs to the excerpt and names the root device that failed.
         lead = self._line_start(max(self.boot_offset, dying.offset - _LEAD))
-        data = self.since(lead, -1 if dying.end is None else dying.end - lead)
+        data = self._report(lead, self.offset if dying.end is None else dying.end)
         cut = dying.offset - lead
         death = self._classify(dying, data, cut)
         if death is None:
