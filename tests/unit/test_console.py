@@ -87,6 +87,31 @@ def test_wrong_root_of_freebsd_15(tmp_path: Path) -> None:
     assert death.message == "no root file system: ufs:/dev/xbd7 failed with error 19"
 
 
+def test_boot_and_panic_of_freebsd_14(tmp_path: Path) -> None:
+    """14.1 and later tell Xen of the crash at once, as 15 does: no `Automatic reboot`."""
+    data = (CONSOLES / "freebsd-14.2-pvh-login-panic.log").read_bytes()
+    assert b"Automatic reboot" not in data
+    reader = play(tmp_path, data)
+    assert [stage.name for stage in reader.stages] == ["kernel", "xen", "xenbus", "disk", "mountroot", "rc", "login"]
+    death = reader.death
+    assert death is not None
+    assert (death.kind, death.message, death.stage, death.guilty) == ("panic", "kdb_sysctl_panic", "login", "kdb_sysctl_panic")
+
+
+def test_wrong_root_of_freebsd_14(tmp_path: Path) -> None:
+    death = play(tmp_path, (CONSOLES / "freebsd-14.2-pvh-wrong-root.log").read_bytes()).death
+    assert death is not None
+    assert (death.kind, death.message) == ("mountroot", "no root file system: ufs:/dev/xbd7 failed with error 19")
+
+
+def test_trap_of_a_restored_freebsd_14(tmp_path: Path) -> None:
+    """The console of a restored guest begins in the middle. What it printed before the trap is no prompt of a shell that lives."""
+    death = play(tmp_path, (CONSOLES / "freebsd-14.2-pvh-restored-trap.log").read_bytes()).death
+    assert death is not None
+    assert (death.kind, death.guilty) == ("trap", "xen_intr_disable_source")
+    assert [frame.function for frame in death.frames if frame.function.startswith("xencons")] == ["xencons_resume"]
+
+
 def test_trap_names_the_guilty_function(tmp_path: Path) -> None:
     death = play(tmp_path, TRAP).death
     assert death is not None
