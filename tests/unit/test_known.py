@@ -157,13 +157,24 @@ STABLE_14_2, RELEASE_15_1 = ("14.2-STABLE", 1402501), ("15.1-RELEASE-p1", 150100
             "boot/test_saved_and_restored[2]", "pvh",
             [("13.2", 1302001), STABLE_14_0, STABLE_14_2, ("14.2", 0)], [("15.0", 0), ("15.0-RELEASE", 1500068), RELEASE_15_1],
         ),
-        ("boot/test_saved_and_restored[1]", "pvh", [], [("13.2", 1302001), STABLE_14_2, RELEASE_15_1]),
+        ("boot/test_saved_and_restored[1]", "pvh", [STABLE_14_0, STABLE_14_2], [("13.2", 1302001), RELEASE_15_1]),
+        ("balloon/test_saved_while_ballooned", "hvm", [STABLE_14_0, STABLE_14_2], [("13.2", 1302001), RELEASE_15_1]),
     ],
 )  # fmt: skip
 def test_where_an_issue_is_known(case: str, kind: str, known_in: list[tuple[str, int]], fixed_in: list[tuple[str, int]]) -> None:
     issues = known.load(paths.project() / "suites")
     assert all(known.find(issues, case, cell_of(*version, kind)) for version in known_in)
     assert not any(known.find(issues, case, cell_of(*version, kind)) for version in fixed_in)
+
+
+def test_a_restored_14_has_one_issue_for_each_way_it_dies() -> None:
+    """Two CPUs die when they are suspended, which comes before what one CPU dies of."""
+    issues = known.load(paths.project() / "suites")
+    found = [known.find(issues, f"boot/test_saved_and_restored[{cpus}]", cell_of(*STABLE_14_2)) for cpus in (1, 2)]
+    assert [issue and issue.bug.split()[1] for issue in found] == ["4ece79968e70", "e7e2431586a4"]
+    assert found[0] is not None
+    assert found[0].excuses("trap: Fatal trap 12: page fault while in kernel mode in xen_intr_disable_source()")
+    assert not found[0].excuses("trap: Fatal trap 12: page fault while in kernel mode in xbd_resume()")
 
 
 def test_a_resized_4k_disk_is_known_by_its_half() -> None:
