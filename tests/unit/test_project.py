@@ -106,3 +106,9 @@ def test_links_to_files_lead_somewhere(name: str) -> None:
 def test_every_make_target_is_there(name: str) -> None:
     targets = {line.partition(":")[0] for line in (ROOT / "Makefile").read_text().splitlines() if re.match(r"[a-z]+:", line)}
     assert set(re.findall(r"(?:`|^    )make ([a-z]+)", (ROOT / name).read_text(), re.MULTILINE)) <= targets
+
+
+def test_no_two_test_files_have_one_name() -> None:
+    """Without packages pytest imports test files by their base name, and refuses the second of two."""
+    names = [path.name for path in (ROOT / "tests").rglob("test_*.py")]
+    assert sorted(name for name in set(names) if names.count(name) > 1) == []

@@ -1,4 +1,4 @@
-"""What we write for xl, read as xl's own lexers read it (xl_reader.py); tests/lab/test_xl_syntax.py asks xl itself."""
+"""What we write for xl, read as xl's own lexers read it (xl_reader.py); tests/lab/test_xl_agrees.py asks xl itself."""
 
 from __future__ import annotations
 

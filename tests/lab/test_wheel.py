@@ -8,15 +8,17 @@ from harness.results.model import read_run
 from tests.conftest import Installed
 
 
-def test_a_lab_starts_and_stops(installed: Installed) -> None:
+def test_a_lab_starts_stops_and_goes(installed: Installed) -> None:
     name = f"installed-{installed.directory.parent.name}"[-40:]
     try:
         said = installed.fxh("lab", "up", name, "--keep")
         assert f"lab {name} is up" in said
         assert name in {row["name"] for row in json.loads(installed.fxh("lab", "list", "--json"))}
         assert "Domain-0" in installed.fxh("lab", "ssh", name, "xl", "list")
+        installed.fxh("lab", "down", name)
+        assert {row["name"]: row["state"] for row in json.loads(installed.fxh("lab", "list", "--json"))}[name] == "stopped"
     finally:
-        installed.run("fxh", "lab", "down", name)
+        installed.run("fxh", "lab", "rm", name)
     assert name not in {row["name"] for row in json.loads(installed.fxh("lab", "list", "--json"))}
 
 
