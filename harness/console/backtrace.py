@@ -165,7 +165,11 @@ def _traces(text: str) -> list[tuple[Frame, ...]]:
         if item[0] == last and kind in ("ddb", "kdb"):
             continue
         last = item[0]
-        trace.append(_frame(item, kind, exact))
+        frame = _frame(item, kind, exact)
+        # The innermost frame of arm64 is the function that prints the trace, and no return address: db_trace_self() at db_trace_self
+        if frame.before and not trace and is_machinery(frame.function):
+            frame = Frame(frame.function, "0x0")
+        trace.append(frame)
         exact = False
     ended()
     return traces

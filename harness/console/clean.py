@@ -72,6 +72,8 @@ _PARTS = (
 _TAGS = (
     # box xl 123 - - text       (RFC 5424)
     (re.compile(rb"[\w.:-]+ [\w./()-]+ (?:\d+|-) (?:[\w-]+|-) (?:-|\[[^\]\r\n]*\]) "), 3, 0),
+    # stdout F text             00O text            (logs of containers and of CI jobs)
+    (re.compile(rb"std(?:out|err) [FP] |\d\d[OE][ +]"), 3, 0),
     # box xl[123]: text         (syslog)
     (re.compile(rb"[\w.:-]+ [\w./()-]+(?:\[\d+\])?: "), 3, 12),
     # xl[123]: text             guest1: text              guest1  | text

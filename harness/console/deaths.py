@@ -12,7 +12,7 @@ from harness.console import prompts
 from harness.console.backtrace import Frame, Symbols, frames, guilty, named, unnamed
 from harness.console.clean import cleaned
 from harness.console.identity import normalise
-from harness.console.stages import rarest
+from harness.console.stages import KERNELS, rarest
 from harness.console.standing import LOOK, Standing, goes_on, judge, judge_linux, last_login
 from harness.console.text import decode, excerpt, plain
 
@@ -89,7 +89,7 @@ MARKERS = (
     # debug.kdb.panic: 0panic: kdb_sysctl_panic
     # The machine may die between this word and the message. "debug.kdb.panic: 0" is a sysctl's value. What else is none is decided
     # by harness.console.standing.
-    _marker("panic", b"panic: ", rb"panic: (?!\d+\r*$)[^\r\n]+|^\r*panic: \Z"),
+    _marker("panic", b"panic: ", rb"panic: (?!\d+\r*$)[^\r\n]+|^\r*panic: (?:\Z|\d*(?=\r*\n\r*cpuid = \d))"),
     # mountroot>
     _marker("mountroot", b"mountroot> ", rb"^\r*mountroot> ", True),
     # db>     (not "db:0:kdb.enter.panic>  bt": that is a script's echo, and nobody is asked)
@@ -102,11 +102,12 @@ MARKERS = (
     # console_timestamps=date, datems, boot, raw (xen/drivers/char/console.c, printk_start_of_line()):
     # (XEN) [2024-02-03 04:05:06] Domain 3    [2024-02-03 04:05:06.789]    [   12.345678]    [000000123456789a]
     # (XEN) Domain 3 reported crashed by domain 1 on cpu#0:
+    # (XEN) Panic on CPU 0:           (the shim's own death; its reason is on the next line)
     _marker(
         "crash",
         b"(XEN) ",
         rb"(\(XEN\) )(?:\[[ \d.:T-]+\] ?|\[[0-9a-f]{16}\] ?)?"
-        rb"(Domain \d+ (?:\(vcpu#\d+\) crashed|reported crashed by domain \d+) on cpu#\d+)",
+        rb"(Domain \d+ (?:\(vcpu#\d+\) crashed|reported crashed by domain \d+) on cpu#\d+|Panic on CPU \d+(?=:)):?",
     ),
     # [   12.3] Kernel panic - not syncing: sysrq triggered crash
     _marker("linux-panic", b"Kernel panic", rb"Kernel panic - not syncing: [^\r\n]*"),
@@ -145,11 +146,11 @@ _LONGEST, _MOST = 4096, 8
 _FATAL = {"trap", "panic", "crash", "linux-panic", "linux-oops"}
 # Words of Linux that no program prints at the beginning of a line.
 _CLEAR = re.compile(
-    rb"Kernel panic|BUG: (?:unable to handle|kernel NULL|soft lockup)|kernel BUG at|Unable to handle kernel|[^\r\n]*: [0-9a-f]{4,16} \[#\d"
+    rb"Kernel panic|BUG: (?:unable to handle|kernel NULL|soft lockup|(?:\S+ )?stack guard page)|kernel BUG at|Unable to handle kernel|[^\r\n]*: [0-9a-f]{4,16} \[#\d"
     rb"|PANIC: double|INFO: |Watchdog detected"
 )
 # What a Linux may survive: it goes on, unless nothing more comes.
-_SURVIVABLE = re.compile(r"BUG: (?!unable to handle|kernel NULL|stack guard page)|INFO: |Watchdog detected")
+_SURVIVABLE = re.compile(r"BUG: (?!unable to handle|kernel NULL|(?:\S+ )?stack guard page)|INFO: |Watchdog detected")
 # Linux's own end after a death that it has reported before (kernel/exit.c, kernel/watchdog.c, kernel/hung_task.c, kernel/rcu/tree_stall.h).
 _END_OF_OOPS = re.compile(
     r"not syncing: (?:Fatal exception|Oops|Fatal hardware|softlockup|hung_task|hard LOCKUP|Hard LOCKUP|RCU Stall|panic_on_\w+|Attempted to kill"
@@ -159,6 +160,10 @@ _END_OF_OOPS = re.compile(
 _OWN_PANIC = re.compile(
     r"(?:unknown|reserved|unknown/reserved) trap|(?:double|page|general protection) fault|non-maskable interrupt|trap\b|NMI",
     re.IGNORECASE,
+)
+# The first words of a firmware and of a loader.
+_BOOTS = re.compile(
+    rb"FreeBSD/\w+ (?:[\w ]{1,24} )?(?:boot|bootstrap loader|EFI loader)\b|BTX loader \d|BdsDxe: |SeaBIOS \(|>> FreeBSD|GNU GRUB "
 )
 # Seconds of silence after a panic's line without the kernel's own report, and after what a Linux may survive.
 _DOUBT, _LONG_DOUBT = 3.0, 8.0
@@ -180,7 +185,7 @@ class _Hit:
     standing: Standing = Standing.OPEN
 
 
-def classify(data: bytes, stage: str = "", stuck: Callable[[bytes], prompts.Stuck | None] = prompts.stuck) -> Death | None:
+def classify(data: bytes, stage: str = "", stuck: Callable[[bytes], prompts.Stuck | None] | None = None) -> Death | None:
     """The death that ``data`` (the end of a console) tells of, or None.
 
     The first that the kernel reports is the cause; a panic that a trap ends in, and the end that Linux announces after an oops,
@@ -205,7 +210,10 @@ def classify(data: bytes, stage: str = "", stuck: Callable[[bytes], prompts.Stuc
     if report and report[0].begin < prompted:
         return _died(data, report, stage)
     if not found:
-        ended = stuck(data[data.find(b"\n", max(0, len(data) - (1 << 14))) + 1 if len(data) > 1 << 14 else 0 :])
+        tail = data[data.find(b"\n", max(0, len(data) - (1 << 14))) + 1 if len(data) > 1 << 14 else 0 :]
+        ended = (stuck or prompts.stuck)(tail)
+        if ended and stuck is None:
+            ended = _stuck(data, stage, tail)
         return Death(ended.kind, ended.message, stage, excerpt=excerpt(decode(data))) if ended else None
     text = decode(data)
     kind = next(marker.kind for marker in MARKERS if marker.kind in found)
@@ -218,6 +226,16 @@ def classify(data: bytes, stage: str = "", stuck: Callable[[bytes], prompts.Stuc
         message = "stopped in the kernel debugger"
     trace = frames(decode(data[:prompted])) if kind == "ddb" else ()
     return Death(kind, message, stage, trace, guilty(trace), excerpt(text))
+
+
+def _stuck(data: bytes, stage: str, tail: bytes) -> prompts.Stuck | None:
+    """:func:`prompts.stuck` for the ``tail`` of a console of which only ``data`` is known: behind a kernel's first words a prompt is
+    no loader's, and behind a login prompt none counts.
+    """
+    boot = max((match.start() for match in _BOOTS.finditer(data)), default=-1)
+    login = stage == "login" or last_login(data) > boot
+    kernel = login or any(data.rfind(words) > boot for words in KERNELS)
+    return prompts.stuck(tail, lambda until: not (login if until == "login" else kernel))
 
 
 def _shown(words: bytes) -> str:
@@ -319,8 +337,10 @@ def _died(data: bytes, hits: list[_Hit], stage: str) -> Death:
         if second is not None:
             kind, message = "double-panic", f"{message} / {second.text.removeprefix('panic: ')}"
             later.remove(second.text)
-    elif kind == "crash" and (reason := prompts.crash(decode(data[: cause.line]))):
-        message = f"{message}: {reason}"
+    elif kind == "crash":
+        own = "Panic on CPU" in message
+        reason = prompts.xen_panic(decode(data[cause.end : cause.end + LOOK])) if own else prompts.crash(decode(data[: cause.line]))
+        message = ": ".join(filter(None, (message, reason)))
     report = data[cause.line : end]
     # The words before it, on its line, are not its own.
     trace = frames(decode(report[begin - cause.line : 1 << 17]))

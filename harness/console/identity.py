@@ -16,7 +16,10 @@ _FREEBSD_PATH = re.compile(rf"(?:[\w.+@~-]*/)+(?=sys/(?:{'|'.join(_FREEBSD.split
 # /build/xyz/sys/GENERIC/vnode_if.c (made by the build)
 _OTHER_PATH = re.compile(r"(?<![\w.+@~-])/(?:[\w.+@~-]+/)*?(?=sys/[\w./+-]+\.[chSsm]\b)")
 # ../../../kern/xyz.c, as kernels were built by config(8) in sys/<machine>/compile
-_RELATIVE = re.compile(rf"(?:[\w.+@~-]*/)*(?:\.\./)+(?=(?:{'|'.join(_FREEBSD.split())})/[\w./+-]+\.[chSsm]\b)")
+# @/dev/xyz/xyz.c, as modules were built up to 13: @ is a link to sys in their object directory
+_RELATIVE = re.compile(rf"(?:(?:[\w.+@~-]*/)*(?:\.\./)+|(?<![\w./-])@/)(?=(?:{'|'.join(_FREEBSD.split())})/[\w./+-]+\.[chSsm]\b)")
+# ../mm/xyz.c: a kernel that was built in a directory within its sources
+_LINUX_RELATIVE = re.compile(rf"(?<![\w.+@~/-])\.\./(?=(?:{'|'.join(_LINUX.split())})/[\w./+-]+\.(?:c|h|S|rs)\b)")
 _LINUX_PATH = re.compile(rf"(?<![\w.+@~:-])/(?:[\w.+@~:-]+/)*?(?=(?:{'|'.join(_LINUX.split())})/[\w./+-]+\.(?:c|h|S|rs)\b)")
 
 # A guest's output is hostile: a message has so many characters at most.
@@ -56,7 +59,7 @@ def normalise(message: str) -> str:
     Names keep their letters: xbd0 becomes xbdN.
     """
     message = message[:_LONGEST]
-    for path, start in ((_FREEBSD_PATH, ""), (_RELATIVE, "sys/"), (_OTHER_PATH, ""), (_LINUX_PATH, "")):
+    for path, start in ((_FREEBSD_PATH, ""), (_LINUX_RELATIVE, ""), (_RELATIVE, "sys/"), (_OTHER_PATH, ""), (_LINUX_PATH, "")):
         message = path.sub(start, message)
     message = _ANNOUNCED.sub(r"\1N", message)
     return re.sub(r"\s+", " ", _NUMBER.sub("N", message)).strip()

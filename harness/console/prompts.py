@@ -142,6 +142,10 @@ def mountroot(text: str) -> str:
 _INIT_SAID = re.compile(
     r"\binit(?:(?:\[\d+\])?:| (?:\d+|-) \S+ (?:-|\[[^\]\n]*\])) (.{0,200}?(?:going to|entering) single[- ]user(?: mode)?)"
 )
+# 2024-02-03T04:05:06.070809+00:00 - init 1 - - can't exec /bin/sh for /etc/rc: No such file or directory
+_INIT_COULD_NOT = re.compile(
+    r"\binit(?:(?:\[\d+\])?:| (?:\d+|-) \S+ (?:-|\[[^\]\n]*\])) (can't exec .{1,200}? for /etc/rc: .{1,80})$", re.MULTILINE
+)
 # ERROR: ABORTING BOOT (sending SIGTERM to parent)!        (libexec/rc/rc.subr, stop_boot(); the reason is above it)
 _ABORTED = re.compile(r"^ERROR: ABORTING BOOT", re.MULTILINE)
 # /dev/xbd0: UNEXPECTED INCONSISTENCY; RUN fsck MANUALLY.  (sbin/fsck_ffs)
@@ -155,6 +159,7 @@ def single_user(text: str) -> str:
 
 def _init_said(text: str) -> str:
     said = [words.strip() for words in _INIT_SAID.findall(text)[-1:]]
+    said += [words.strip() for words in _INIT_COULD_NOT.findall(text)[-1:]]
     if aborted := [match.start() for match in _ABORTED.finditer(text)]:
         said.append(above(text[: aborted[-1]]).removesuffix("; help!"))
         said += _INCONSISTENT.findall(text)[-1:]
@@ -172,7 +177,9 @@ _XEN_LINE = re.compile(r"^\(XEN\) (?:\[[^\]\n]*\] ?)?(\S.*?):?$", re.MULTILINE)
 _XEN_NOISE = re.compile(
     r"^(?:Pagetable walk|L\d\[|domain_crash|\*|Freed |Domain \d+ \(vcpu#|\S+: +[0-9a-f]{4,}|----\[|CPU:|RIP:|Guest stack|Xen call trace)"
 )
-_XEN_COMPLAINT = re.compile(r"(?i)fail|fault|unhandled|bad |invalid|error|crash|unsupported|unexpected|cannot|unable|panic")
+_XEN_COMPLAINT = re.compile(
+    r"(?i)fail|fault|violation|unhandled|bad |invalid|error|crash|unsupported|unexpected|cannot|unable|panic"
+)
 _XEN_CALLER = re.compile(r"^domain_crash\w* called from .+")
 
 
@@ -183,6 +190,11 @@ def crash(text: str) -> str:
     complaints = [line for line in telling if _XEN_COMPLAINT.search(line)]
     callers = [line for line in lines if _XEN_CALLER.search(line)]
     return next(iter((complaints or telling or callers)[-1:]), "")[:_REASON]
+
+
+def xen_panic(after: str) -> str:
+    """Why Xen itself died, from what follows its line "Panic on CPU 0:"."""
+    return next((line for line in _XEN_LINE.findall(plain(after)) if line.strip("*")), "")[:_REASON]
 
 
 # Rebooting...     Uptime: 46s     Restarting system     (a kernel that goes down in good order, or after a panic)
@@ -233,6 +245,14 @@ PROMPTS = (
     _prompt("loader", rb"OK ", "loader stopped", _loader, "kernel"),
     # boot:                                           (stand/i386/boot2: at first it goes on by itself after 3 s)
     _prompt("loader", rb"boot:", "boot2 stopped", _loader, "kernel", PATIENT),
+    # gptzfsboot: No ZFS pools located, can't boot    (stand/i386/zfsboot, gptboot, gptzfsboot: they stop there)
+    _line(
+        "loader",
+        rb"\w{1,12}boot: (?:No ZFS pools located, can't boot|no UFS partition was found|unable to load GPT)",
+        "the boot blocks found no system",
+        _own,
+        "loader",
+    ),
     # --> Press a key on the console to reboot <--    (the loader's own panic(), stand/libsa/panic.c)
     _line("loader", rb"--> Press a key on the console to reboot <--", "loader stopped", _loader, "kernel"),
     # grub>     grub rescue>
@@ -250,6 +270,8 @@ PROMPTS = (
     ),
     # Console type [vt100]:                           (usr.sbin/bsdinstall/startbsdinstall)
     _prompt("installer", rb"Console type \[[\w.-]+\]:", f"the installer asks for a terminal: {_MEDIA}", _nothing, "login"),
+    # Your choice: (1-5)                              (sysinstall of 8, usr.sbin/sysinstall/termcap.c)
+    _prompt("installer", rb"Your choice: \(1-\d\)", f"the installer asks for a terminal: {_MEDIA}", _nothing, "login"),
     # Would you like to begin an installation or use the live CD?        (bsdinstall's first dialog)
     _line(
         "installer",
@@ -274,6 +296,17 @@ PROMPTS = (
         rb"(?:Give root password for (?:maintenance|login)|Press Enter for (?:system )?maintenance)[^\r\n]*[\r\n]*"
         rb"(?:\(or (?:press|type) Control-D to continue\):)?",
         "came up in an emergency shell",
+        _linux,
+        "login",
+    ),
+    # Cannot open access to console, the root account is locked.         (Linux, sulogin; cloud images have no root password)
+    # See sulogin(8) man page for more details.
+    #
+    # Press Enter to continue.
+    _prompt(
+        "single-user",
+        rb"Cannot open access to console, the root account is locked\.\s[^>]{0,200}?Press Enter to continue\.\s*",
+        "came up in an emergency shell that is locked",
         _linux,
         "login",
     ),

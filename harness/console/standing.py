@@ -35,19 +35,19 @@ _SURE = rb"""
 _LINUX_SURE = rb"""
     CPU:\ \d+\ (?:UID:\ \d+\ )?PID:\ \d+ | Kernel\ Offset:\  | ---\[\ end\  | Hardware\ name:\  | Call\ [Tt]race: | RIP:?\s | EIP:?\s
   | Oops\b | \#PF:\  | PGD\  | Modules\ linked\ in: | Rebooting\ in\ \d+\ seconds | Sending\ NMI\  | NMI\ backtrace\ for\ cpu\ 
-  | rcu:\ \s | task:\S+\s+state: | IP:\s | Mem\ abort\ info: | Internal\ error:\ 
+  | rcu:\ \s | task:\S+\s+state: | IP:\s | (?:\[[0-9a-f]{8,16}\]\ )?\*?(?:pgd|pde|pdpt)\ ?= | Mem\ abort\ info: | Internal\ error:\ 
 """
 # What a kernel prints at its end, and now and then in its life: evidence only if it follows closely.
 _FOLLOWS = rb"""
     KDB:\ (?!debugger|current) | Uptime:\ \d | Rebooting\.\.\. | [\w.$?]+\([^()\r\n]*\)\ at\ [\w.$]+ | \#\d+\ 0x[0-9a-f]+\ at\ | [Ss]yncing\ disks
-  | -->\ Press\ a\ key | cpu_reset | (?:Starting|Dump|Textdump)\ (?:dump|complete) | Physical\ memory:\ \d | timeout\ stopping\ cpus
+  | -->\ Press\ a\ key(?!\ on\ the\ console\ to\ reboot\ <) | cpu_reset | (?:Starting|Dump|Textdump)\ (?:dump|complete) | Physical\ memory:\ \d | timeout\ stopping\ cpus
   | No\ known\ reset\ | [ \t]*(?:[re][a-z]{2}|x\d{1,2}|sp|lr|elr|spsr|far|esr)\ ?[:=]\s*(?:0x)?[0-9a-f]{8} | ---\ (?:trap|interrupt)\b
   | -+<<BOOT>>- | Copyright\ \(c\)\ 1992-\d | BTX\ loader\  | SeaBIOS\ \(version | \(XEN\)\ 
 """
-# A language's run-time, and a kernel that lives: it tells of a program that died, asks for a login, or runs a shell.
+# A language's run-time, FreeBSD's loader (stand/libsa/panic.c), and a kernel that lives: it tells of a program that died, asks for a login, or runs a shell.
 _PROGRAM = rb"""
-    goroutine\ (?:\d+|running)\  | exit\ status\ \d+[ \t\r]*$ | \[signal\ SIG | pid\ \d+\ \(.{1,40}exited\ on\ signal\  | Traceback\ \(most\ recent
-  | note:\ run\ with\ `RUST_ | \tpanic:\  | Abort\ trap | Segmentation\ fault
+    goroutine\ (?:\d+|running)\  | runtime\ stack:[ \t\r]*$ | exit\ status\ \d+[ \t\r]*$ | \[signal\ SIG | pid\ \d+\ \(.{1,40}exited\ on\ signal\  | Traceback\ \(most\ recent
+  | -->\ Press\ a\ key\ on\ the\ console\ to\ reboot\ <-- | note:\ run\ with\ `RUST_ | \tpanic:\  | Abort\ trap | Segmentation\ fault
 """
 _ALIVE = rb"""
     (?:\S+\ )?login:\  | Enter\ full\ pathname\ of\ shell | mountroot>\  | (?:[\w.@:~/-]+\ ?)?[#$%]\ ?\Z
@@ -149,7 +149,9 @@ def judge(lead: bytes, message: bytes, after: bytes) -> Standing:
     if quoted(lead, message) or _PROGRAM_MESSAGE.search(message):
         return Standing.NONE
     # An identifier: debug.kdb.panic, no_panic. A word: some output without a line end, or mypanic.
-    if found is not Standing.DEATH and (re.search(rb"[._-]$", lead) or (found is Standing.WEAK and re.search(rb"[A-Za-z]$", lead))):
+    if found is not Standing.DEATH and (
+        re.search(rb"\w[._-]$", lead) or (found is Standing.WEAK and re.search(rb"[A-Za-z]$", lead))
+    ):
         return Standing.NONE
     return found
 

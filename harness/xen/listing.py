@@ -96,6 +96,8 @@ _CONSEQUENCE = re.compile(
     r"|cannot init xl context|bad (?:bootloader|dm) |[Cc]ould not (?:create|destroy|clean up|unwind)|is an invalid domain identifier"
     r"|: (?:failed|error)\s*$"
 )
+# What precedes every error:  Parsing config from /x.cfg      WARNING: ignoring device_model directive.
+_USUAL = re.compile(r"(Parsing config (?:from|file) |Waiting for domain |Loading new save file )|(?i:warning: )")
 _ORDER = {"error": 0, "": 0, "consequence": 1, "warning": 2}
 
 
@@ -108,6 +110,8 @@ def informative(text: str) -> str:
 
     def rank(line: str) -> int:
         level = match[1] if (match := _LEVEL.match(line)) else ""
+        if not level and (usual := _USUAL.match(line)):
+            return 3 if usual[1] else _ORDER["warning"]
         return _ORDER.get("consequence" if level in ("error", "") and _CONSEQUENCE.search(line) else level, 3)
 
     return min(lines, key=rank, default="")

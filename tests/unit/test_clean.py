@@ -54,6 +54,8 @@ PREFIXES = {
     "iso-brackets": "[2024-02-03 04:05:06] ",
     "xenconsoled": "[2024-02-03 04:05:06+0000] ",
     "actions": "2024-02-03T04:05:06.7890123Z ",
+    "containers": "2024-02-03T04:05:06.789012345Z stdout F ",
+    "jobs": "2024-02-03T04:05:06.789012Z 00O ",
     "compact": "20240203T040506Z ",
     "conserver": "[Sat Feb  3 04:05:06 2024]",
     "date": "Sat Feb  3 04:05:06 UTC 2024: ",

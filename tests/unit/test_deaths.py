@@ -74,6 +74,7 @@ OTHERS = {
     "Go, a nil pointer": "panic: runtime error: invalid memory address or nil pointer dereference\n"
     "[signal SIGSEGV: segmentation violation code=0x1 addr=0x0 pc=0x4a1]\n\ngoroutine 7 [running]:\n",
     "Go, a second panic": "panic: first words [recovered]\n\tpanic: second words\n\ngoroutine 7 [running]:\n",
+    "Go, its run-time": "panic: agent gone\n\nruntime stack:\nruntime.throw({0x1, 0x2})\n\t/usr/local/go/src/runtime/panic.go:1023 +0x5c\n",
     "Go of 1.23": "panic: no such collector\n\ngoroutine 1 gp=0xc0000061c0 m=0 mp=0x5b3e80 [running]:\nmain.start()\n",
     "a level in brackets": "[error] panic: no such collector\n",
     "an exception": "RuntimeError: panic: no such collector\n",
@@ -163,6 +164,7 @@ BEFORE = {
     "a daemon's line": "agentd[812]: writing",
     "a prompt": "root@box:~ # ",
     "a dot after a word": "Starting devd.",
+    "dots": "Waiting for a disk....",
 }  # fmt: skip
 FOLLOWS = {
     "cpuid": "cpuid = 1\n",
@@ -196,6 +198,7 @@ def test_a_panic_behind_a_word_is_seen_by_the_reader(tmp_path: Path) -> None:
 
 CUT = {
     "B3": ("panic: xyz: queue 7 is go", "panic", "xyz: queue 7 is go"),
+    "behind dots": ("waiting....panic: xyz: queue 7 is go", "panic", "xyz: queue 7 is go"),
     "behind a word": ("copied 40 blockspanic: xyz: queue 7 is go", "panic", "xyz: queue 7 is go"),
     "with its line end": ("panic: xyz: queue 7 is gone\n", "panic", "xyz: queue 7 is gone"),
     "before its message": ("panic: ", "panic", ""),
@@ -250,6 +253,39 @@ def test_xen_tells_of_a_crash(tmp_path: Path, stamp: str, words: str) -> None:
     death = play(tmp_path, console(f"(XEN) {stamp}{words}\n"), end="silence").death
     assert death is not None
     assert (death.kind, death.message) == ("crash", f"(XEN) {words.removesuffix(':')}")
+
+
+@pytest.mark.parametrize("stamp", ["", "[2024-02-03 04:05:06.789] ", "[   12.345678] "])
+def test_xen_tells_of_its_own_end(tmp_path: Path, stamp: str) -> None:
+    """The PV shim's."""
+    lines = ("", "*" * 40, "Panic on CPU 0:", "Could not build d1", "*" * 40, "", "Reboot in five seconds...")
+    death = play(tmp_path, console("".join(f"(XEN) {stamp}{line}\n" for line in lines)), end="silence").death
+    assert death is not None
+    assert (death.kind, death.message) == ("crash", "(XEN) Panic on CPU 0: Could not build d1")
+
+
+def test_xen_s_words_behind_output_without_a_line_end() -> None:
+    assert verdict("half a word(XEN) Domain 3 (vcpu#0) crashed on cpu#1:\n")[0] == "crash"
+
+
+@pytest.mark.parametrize("message", ["", "42"])
+def test_a_panic_whose_message_says_nothing(message: str) -> None:
+    text = BOOT + f"panic: {message}\n" + KERNEL + BT + f("xyz_drain")
+    assert verdict(text) == ("panic", message, "xyz_drain")
+
+
+def test_a_prompt_is_judged_by_the_boot_before_it() -> None:
+    kernel = "Copyright (c) 1992-2021 The FreeBSD Project.\n"
+    for text in (
+        LOGIN + "root\nPassword:",
+        LOGIN + "root\nroot@box:~ # echo OK; cat\nOK ",
+        LOGIN + "root\nbox # geli attach x\nEnter passphrase: ",
+    ):
+        assert deaths.classify(console(kernel + BOOT + text)) is None
+        assert deaths.classify(console(text)) is None
+    again = LOGIN + "FreeBSD/amd64 EFI loader, Revision 3.0\ncan't load 'kernel'\nOK "
+    assert verdict(kernel + again)[:2] == ("loader", "loader stopped: can't load 'kernel'")
+    assert deaths.classify(b"root\r\nPassword:", "login") is None
 
 
 # -- C: several deaths in one report ----------------------------------------------------------------------------------
@@ -311,6 +347,12 @@ GUILTY = {
     "D2 an assertion": (f("__mtx_assert", "xyz_drain"), "xyz_drain"),
     "D2 a lock": (f("__mtx_lock_flags", "xyz_drain"), "xyz_drain"),
     "D2 rwlock": (f("__rw_wlock_hard", "_rw_wlock_cookie", "xyz_drain"), "xyz_drain"),
+    "a lock in freed memory": (f("trap_fatal", "trap_pfault", "trap", "calltrap", "rw_wowned", "xyz_drain"), "xyz_drain"),
+    "a callout": (f("trap_fatal", "trap_pfault", "trap", "calltrap", "callout_lock", "_callout_stop_safe", "xyz_stop"), "xyz_stop"),
+    "an epoch": (f("epoch_block_handler_preempt", "ck_epoch_synchronize_wait", "epoch_wait_preempt", "xyz_free"), "xyz_free"),
+    "a vnode's rename": (f("vop_rename_pre", "VOP_RENAME_APV", "xyz_rename"), "xyz_rename"),
+    "UMA": (f("slab_alloc_item", "zone_import", "cache_alloc_retry", "uma_zalloc_arg", "m_getm2", "xyz_rx"), "xyz_rx"),
+    "bus_dma": (f("_busdma_dflt_lock", "xyz_load"), "xyz_load"),
     "D2 destroyed": (f("lock_destroy", "sx_destroy", "xyz_detach"), "xyz_detach"),
     "witness": (f("witness_unlock", "__mtx_unlock_flags", "xyz_intr"), "xyz_intr"),
     "rmlock": (f("_rm_assert", "_rm_rlock_debug", "xyz_lookup"), "xyz_lookup"),
@@ -334,6 +376,7 @@ GUILTY = {
     "used after free": (f("mtrash_ctor", "item_ctor", "malloc", "xyz_alloc"), "xyz_alloc"),
     "a smashed stack": (f("__stack_chk_fail", "xyz_parse"), "xyz_parse"),
     "arm64": ("data_abort() at data_abort+0x1c8\ndo_el1h_sync() at do_el1h_sync+0x8c\nhandle_el1h_sync() at handle_el1h_sync+0x68\n--- exception, esr 0x96000004\nxyz_poll() at xyz_poll+0x10\n", "xyz_poll"),
+    "arm64's innermost frame": ("KDB: stack backtrace:\ndb_trace_self() at db_trace_self\ndb_trace_self_wrapper() at db_trace_self_wrapper+0x38\nvpanic() at vpanic+0x1a4\npanic() at panic+0x48\nxyz_poll() at xyz_poll+0x10\n", "xyz_poll"),
     "on purpose": (f("kdb_sysctl_panic", "sysctl_root_handler_locked"), "kdb_sysctl_panic"),
     "a driver of a like name": (f("trapeze_attach", "panicky_attach"), "trapeze_attach"),
     "all of it is machinery": (f("trap_fatal", "calltrap"), ""),
@@ -512,6 +555,10 @@ OOPSES = {
     "hung task": (("INFO: task xyz:77 blocked for more than 120 seconds.", "      Not tainted 6.1.0 #1", "task:xyz             state:D stack:0     pid:77"), "INFO: task xyz:77 blocked for more than 120 seconds."),
     "hard lockup": (("NMI watchdog: Watchdog detected hard LOCKUP on cpu 1",), "Watchdog detected hard LOCKUP on cpu 1"),
     "KASAN": (("BUG: KASAN: slab-use-after-free in xyz_poll+0x1a/0x90", "Read of size 8 at addr ffff888000000010 by task xyz/7"), "BUG: KASAN: slab-use-after-free in xyz_poll+0x1a/0x90"),
+    "a stack's guard page": (("BUG: TASK stack guard page was hit at 0000000012345678 (stack is 0000000012345678..0000000012349678)", "stack guard page: 0000 [#1] PREEMPT SMP"), "BUG: TASK stack guard page was hit at 0000000012345678 (stack is 0000000012345678..0000000012349678)"),
+    "i386": (("BUG: kernel NULL pointer dereference, address: 00000010", "*pde = 00000000", "Oops: 0000 [#1] SMP"), "BUG: kernel NULL pointer dereference, address: 00000010"),
+    "i386, PAE": (("BUG: kernel NULL pointer dereference, address: 00000010", "*pdpt = 0000000012345001 *pde = 0000000000000000", "Oops: 0000 [#1] SMP"), "BUG: kernel NULL pointer dereference, address: 00000010"),
+    "arm64 of 4.x": (("Unable to handle kernel paging request at virtual address ffff000000000010", "[ffff000000000010] pgd=0000000000000000", "Internal error: Oops: 96000004 [#1] SMP"), "Unable to handle kernel paging request at virtual address ffff000000000010"),
     "scheduling while atomic": (("BUG: scheduling while atomic: xyz/7/0x00000002",), "BUG: scheduling while atomic: xyz/7/0x00000002"),
 }  # fmt: skip
 
@@ -653,6 +700,8 @@ def test_linux_s_guilty_function_is_not_the_messenger(name: str) -> None:
 ALIKE = [
     ("mutex xyz not owned at /usr/src/sys/dev/xyz/xyz.c:7", "mutex xyz not owned at /jobs/881/freebsd-src/sys/dev/xyz/xyz.c:9"),
     ("Lock xyz @ /usr/src/sys/sys/refcount.h:1.", "Lock xyz @ /home/u/sys/tree-2/sys/sys/refcount.h:20."),
+    ("kernel BUG at ../fs/xyz/xyz.c:3!", "kernel BUG at fs/xyz/xyz.c:4!"),
+    ("xyz @ @/dev/xyz/xyz.c:3", "xyz @ /usr/src/sys/dev/xyz/xyz.c:4"),
     ("xyz @ ../../../kern/vfs_xyz.c:3", "xyz @ /usr/src/sys/kern/vfs_xyz.c:4"),
     ("xyz @ /usr/src/sys/amd64/compile/XYZ/../../../kern/vfs_xyz.c:3", "xyz @ sys/kern/vfs_xyz.c:4"),
     ("kernel BUG at /build/linux-6.1/drivers/xyz/xyz.c:44!", "kernel BUG at drivers/xyz/xyz.c:45!"),

@@ -130,6 +130,16 @@ STUCK = {
         "loader",
         "loader stopped: out of heap at 0x1000: cannot go on",
     ),
+    "loader-panic-word": (
+        "FreeBSD/amd64 EFI loader, Revision 1.1\npanic: no heap here\n--> Press a key on the console to reboot <--",
+        "loader",
+        "loader stopped: panic: no heap here",
+    ),
+    "gptzfsboot": (
+        "gptzfsboot: No ZFS pools located, can't boot\n",
+        "loader",
+        "the boot blocks found no system: gptzfsboot: No ZFS pools located, can't boot",
+    ),
     "loader-password": ("FreeBSD/amd64 EFI loader, Revision 3.0\nBootlock password: ", "loader", "the loader asks for a password"),
     "boot2": ("\nNo /boot/loader\n" + BOOT2, "loader", "boot2 stopped: No /boot/loader"),
     "boot2-not-ufs": (">> FreeBSD/i386 BOOT\nDefault: 0:ad(0,a)/boot/loader\nboot: \nNot ufs\n" + BOOT2, "loader", "boot2 stopped: Not ufs"),
@@ -148,6 +158,11 @@ STUCK = {
         f"{RC}\x1b[2J\x1b[7;20HWould you like to begin an installation or use the live\x1b[8;20Hsystem?",
         "installer",
         "the installer asks what to do: this is installation media",
+    ),
+    "sysinstall": (
+        f"{BANNER}/stand/sysinstall running as init on serial console\n\nThese are the predefined terminal types\n1 ...... VT100.\n\nYour choice: (1-5) ",
+        "installer",
+        "the installer asks for a terminal: this is installation media",
     ),
     "insecure": (
         f"{RC}Enter root password, or ^D to go multi-user\nPassword:",
@@ -185,6 +200,11 @@ STUCK = {
     "pxe-uefi": (f"{UEFI}\n>>Start PXE over IPv4.\n  PXE-E16: No valid offer received.\n", "firmware", NETWORK + UEFI_SAID),
     "ipxe-prompt": ("Features: DNS HTTP\niPXE> ", "firmware", NETWORK),
     "single-user-12": (f"{RC}{INIT_12}{SHELL}", "single-user", INIT_SAID),
+    "single-user-no-shell": (
+        f"{RC}{INIT_12.replace(INIT_SAID, 'can' + chr(39) + 't exec /bin/sh for /etc/rc: No such file or directory')}{INIT_12}{SHELL}",
+        "single-user",
+        f"{INIT_SAID}; can't exec /bin/sh for /etc/rc: No such file or directory",
+    ),
     "single-user-8": (f"{RC}Nov 25 21:26:48 init: {INIT_SAID}\n{SHELL}", "single-user", INIT_SAID),
     "single-user-failed-check": (
         f"{RC}Automatic file system check failed; help!\nERROR: ABORTING BOOT (sending SIGTERM to parent)!\n{INIT_12}{SHELL}",
@@ -234,6 +254,12 @@ LINUX_STUCK = {
     ),
     "emergency": (
         "You are in emergency mode.\nGive root password for maintenance\n(or press Control-D to continue): ",
+        "single-user",
+        None,
+    ),
+    "emergency-locked": (
+        "You are in emergency mode.\n\nCannot open access to console, the root account is locked.\nSee sulogin(8) man page for more details.\n\n"
+        "Press Enter to continue.\n",
         "single-user",
         None,
     ),
@@ -320,6 +346,7 @@ def test_a_prompt_in_the_middle_is_waited_for(tmp_path: Path) -> None:
             "(XEN) CR0: actual=0x80010031, shadow=0x10\n(XEN) **********\n(XEN) domain_crash called from vmx.c:3000\n",
             "Failed vm entry (exit reason 0x80000021) caused by invalid guest state (0).",
         ),
+        ("(XEN) EPT violation 0x181 (r--/---) gpa 0xa0000\n(XEN) d3v0  --- GLA 0xffff\n(XEN) domain_crash called from vmx.c:3300\n", "EPT violation 0x181 (r--/---) gpa 0xa0000"),
         ("hello\n", ""),
     ],
 )  # fmt: skip

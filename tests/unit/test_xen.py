@@ -101,6 +101,9 @@ ERRORS = [
     "libxl: error: libxl_create.c:1695:domcreate_rebuild_done: Domain 4:cannot (re-)build domain: -3",
     "*xc: error: panic: xg_dom_core.c:2: no loader found: Invalid kernel",
     "libxl: info: libxl_x.c:1: x: something\n*libxl: warning: libxl_x.c:2: x: something else\nxl: debug: y",
+    "Parsing config from /x.cfg\n*libxl: error: libxl_device.c:1:f: script: Could not find bridge device xenbr7",
+    "WARNING: ignoring device_model directive.\n*libxl: error: libxl_dm.c:2:f: Domain 3:could not open /x.img",
+    "Parsing config from /x.cfg\n*WARNING: ignoring device_model directive.",
     "*nonsense",
     "",
 ]  # fmt: skip
