@@ -112,7 +112,7 @@ def test_panic_of_freebsd_14_without_ddb(tmp_path: Path) -> None:
     assert len(death.frames) == 10
 
 
-def test_a_complaint_of_witness_is_no_death(tmp_path: Path) -> None:
+def test_a_recorded_complaint_of_witness_is_no_death(tmp_path: Path) -> None:
     data = (CONSOLES / "freebsd-14.2-pvh-witness-login.log").read_bytes()
     assert b"1000lock order reversal" in data
     reader = play(tmp_path, data)
