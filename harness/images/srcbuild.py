@@ -265,6 +265,9 @@ class Workshop:
 def _plain() -> None:
     """In the child: a build is nobody's hurry, and bmake's tests want the interrupt signal as it comes."""
     os.nice(10)
+    # A session of its own is a scheduling group of its own where autogroups are on (sched(7)): nice counts only within it.
+    with suppress(OSError):
+        Path("/proc/self/autogroup").write_text("10")
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 

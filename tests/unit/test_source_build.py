@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
 
 from harness.errors import BuildError, UsageError
-from harness.images import conffiles, hosttools, kernconf, knobs, linkhint, preflight, srctree, treescan
+from harness.images import conffiles, hosttools, kernconf, knobs, linkhint, preflight, srcbuild, srctree, treescan
 from harness.images.hosttools import Compiler
 
 DATA = Path(__file__).parent / "data"
@@ -310,3 +311,16 @@ def test_identity_is_of_content_modes_and_links_alone(tmp_path: Path) -> None:
         (index / name).write_bytes(b"damaged")
         (top / "bin/b.c").write_text(name)
         identity()
+
+
+@pytest.mark.skipif(
+    not Path("/proc/self/autogroup").exists() or os.geteuid() != 0,
+    reason="needs root, and a kernel with autogroups (it limits the rate of others)",
+)
+def test_a_build_gives_way_to_other_sessions() -> None:
+    argv = ["cat", "/proc/self/autogroup"]
+    said = subprocess.run(
+        argv, capture_output=True, text=True, check=True, start_new_session=True, preexec_fn=srcbuild._plain
+    ).stdout
+    # /autogroup-97 nice 10
+    assert said.split()[1:] == ["nice", "10"]
