@@ -228,16 +228,20 @@ def test_a_suite_that_cannot_be_read(workers: tuple[str, ...], suite: Path, tmp_
 
 
 @pytest.mark.parametrize("error", [OSError("cannot send (already closed?)"), EOFError()])
-def test_what_fails_at_the_end_costs_no_result(error: Exception, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """As where xdist's workers are gone before it says good-bye to them."""
+@pytest.mark.parametrize(("workers", "code"), [(True, ExitCode.NOTHING_SELECTED), (False, ExitCode.HARNESS)])
+def test_what_fails_at_the_end_costs_no_result(
+    error: Exception, workers: bool, code: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """As where xdist's workers are gone before it says good-bye to them. Without workers a file could not be written."""
     ended: list[object] = []
     monkeypatch.setattr("harness.plugin.session.end", lambda config, code: ended.append(code(())))
-    ending = Ending(object())  # type: ignore[arg-type]
+    plugins = SimpleNamespace(hasplugin=lambda name: name == "dsession" and workers)
+    ending = Ending(SimpleNamespace(pluginmanager=plugins))  # type: ignore[arg-type]
     step = ending.pytest_sessionfinish()
     next(step)
     with pytest.raises(StopIteration):
         step.throw(error)
-    assert ended == [ExitCode.NOTHING_SELECTED]
+    assert ended == [code]
 
 
 def test_a_part_that_was_interrupted_leaves_a_merged_run_unfinished() -> None:
