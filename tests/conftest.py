@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Mapping
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -17,6 +19,17 @@ ROOT = Path(__file__).parent.parent
 # The machine may be busy, and no test measures time, so Hypothesis must not time its examples either.
 settings.register_profile("fxh", deadline=None)
 settings.load_profile("fxh")
+
+
+@contextmanager
+def planted_suite(cases: str) -> Iterator[Path]:
+    """A suite ``planted`` with one test file that holds ``cases``, for ``fxh run`` from outside."""
+    # Not below tmp_path: -k looks at the names of directories, too.
+    with tempfile.TemporaryDirectory(prefix="suite-") as directory:
+        file = Path(directory) / "planted" / "test_planted.py"
+        file.parent.mkdir()
+        file.write_text(cases)
+        yield file
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,8 @@ import pytest
 from jump_host import Gate
 from remote_host import Remote
 
+from tests.conftest import planted_suite
+
 CASES = '''
 """Planted: ordinary cases, and one in whose middle something happens to the host."""
 import os, time
@@ -101,11 +103,7 @@ def remote(_remote: Remote) -> Remote:
 
 @pytest.fixture
 def suite() -> Iterator[Path]:
-    # Not below tmp_path: -k looks at the names of directories, too.
-    with tempfile.TemporaryDirectory(prefix="suite-") as directory:
-        file = Path(directory) / "planted" / "test_planted.py"
-        file.parent.mkdir()
-        file.write_text(CASES)
+    with planted_suite(CASES) as file:
         yield file
 
 

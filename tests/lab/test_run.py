@@ -6,7 +6,6 @@ import json
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 import xml.etree.ElementTree as ET
 from collections.abc import Iterator
@@ -16,6 +15,7 @@ import pytest
 
 from harness.deadline import Deadline, NotYet
 from harness.lab import records
+from tests.conftest import planted_suite
 
 FXH = [sys.executable, "-c", "from harness.cli.main import main; main()"]
 
@@ -73,11 +73,7 @@ def test_slow(guest):
 
 @pytest.fixture
 def suite() -> Iterator[Path]:
-    # Not below tmp_path: -k looks at the names of directories, too.
-    with tempfile.TemporaryDirectory(prefix="suite-") as directory:
-        file = Path(directory) / "planted" / "test_planted.py"
-        file.parent.mkdir()
-        file.write_text(CASES)
+    with planted_suite(CASES) as file:
         yield file
 
 

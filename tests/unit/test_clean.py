@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import random
 import re
-from itertools import count
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from played import fed
 
 from harness.console import deaths
 from harness.console.clean import LINES, SAMPLE, Cleaner, cleaned, prefix
 from harness.console.reader import ConsoleReader
-from harness.console.stages import FREEBSD, Stage
+from harness.console.stages import FREEBSD
 from harness.transport.replay import ReplayStream
 
 CONSOLES = Path(__file__).parent.parent / "consoles"
@@ -38,7 +38,6 @@ Uptime: 9s\r
 BOOTED = (
     b"Copyright (c) 1992-2021 The FreeBSD Project.\r\nTrying to mount root from ufs:/dev/xbd0 []...\r\nSetting hostuuid: 1-2.\r\n"
 )
-_numbers = count()
 
 # A collector's prefix, or what makes that of line n.
 PREFIXES = {
@@ -88,19 +87,6 @@ def behind(stamp: str, data: bytes) -> bytes:
         text = re.sub(r"04:05:06", f"04:{5 + n // 60 % 50:02}:{n % 60:02}", stamp)
         out.append(text.encode() + line if line or n < len(lines) - 1 else line)
     return b"\n".join(out)
-
-
-def fed(tmp_path: Path, chunks: list[bytes], stages: tuple[Stage, ...] = FREEBSD) -> ConsoleReader:
-    path = tmp_path / f"{next(_numbers)}.log"
-    reader = ConsoleReader(ReplayStream(b""), path, stages=stages, ask=False)
-    for chunk in chunks:
-        reader._take(chunk)
-        reader._judge()
-    reader._end()
-    reader.close()
-    for file in (path, Path(f"{path}.idx")):
-        file.unlink()
-    return reader
 
 
 def verdict(reader: ConsoleReader) -> tuple[object, ...]:

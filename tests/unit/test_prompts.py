@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from itertools import count
 from pathlib import Path
 
 import pytest
+from played import fed
 
 from harness.console import prompts
 from harness.console.deaths import Death
@@ -28,27 +28,10 @@ BT = (
     "vpanic() at vpanic+0x151/frame 0xfffffe0011110020\npanic() at panic+0x43/frame 0xfffffe0011110040\n"
     "xyz_drain() at xyz_drain+0x10/frame 0xfffffe0011110060\n"
 )
-_numbers = count()
 
 
 def crlf(text: str) -> bytes:
     return text.replace("\n", "\r\n").encode()
-
-
-def fed(tmp_path: Path, chunks: Sequence[bytes], stages: Sequence[Stage] = FREEBSD, *, requested: bool = False) -> ConsoleReader:
-    """A reader that has read ``chunks`` and then the console's end, without a thread: what it finds depends on the bytes alone."""
-    path = tmp_path / f"{next(_numbers)}.log"
-    reader = ConsoleReader(ReplayStream(b""), path, stages=stages, ask=False)
-    if requested:
-        reader.expect_end()
-    for chunk in chunks:
-        reader._take(chunk)
-        reader._judge()
-    reader._end()
-    reader.close()
-    for file in (path, Path(f"{path}.idx")):
-        file.unlink()
-    return reader
 
 
 def cuts(data: bytes) -> Iterator[list[bytes]]:

@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -21,6 +20,7 @@ from harness.plugin.ending import Ending
 from harness.plugin.outcome import exit_code
 from harness.results.merge import _whole
 from harness.results.model import RunResult
+from tests.conftest import planted_suite
 
 CASES = '''
 """Planted."""
@@ -57,11 +57,7 @@ FXH = [sys.executable, "-c", "import sys; sys.argv[0] = 'fxh'; from harness.cli.
 
 @pytest.fixture
 def suite() -> Iterator[Path]:
-    # Not below tmp_path: -k looks at the names of directories, too.
-    with tempfile.TemporaryDirectory(prefix="suite-") as directory:
-        file = Path(directory) / "planted" / "test_planted.py"
-        file.parent.mkdir()
-        file.write_text(CASES)
+    with planted_suite(CASES) as file:
         yield file
 
 
