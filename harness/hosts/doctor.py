@@ -103,7 +103,6 @@ def sections(text: str) -> dict[str, str]:
 
 
 Parts = dict[str, str]
-_COMPLAINT = "it answered all the same; look into dmesg and /var/log/xen there"
 
 
 def _user(parts: Parts, tools: Parts, config: HostConfig, now: float) -> Iterator[Check]:
@@ -165,6 +164,12 @@ def _said(parts: Parts, name: str) -> str:
     return listing.informative(parts.get(f"{name} said", "") or parts.get(name, ""))[:120]
 
 
+def _complains(name: str, said: str) -> Check:
+    """xl answered, and said this on standard error."""
+    mend = "it answered all the same; look into dmesg and /var/log/xen there"
+    return Check(name, WARN, f"xl complains: {listing.informative(said)[:120]}", mend)
+
+
 def _xen(parts: Parts, tools: Parts, config: HostConfig, now: float) -> Iterator[Check]:
     try:
         info = listing.parse_info(parts.get("info", ""))
@@ -173,7 +178,7 @@ def _xen(parts: Parts, tools: Parts, config: HostConfig, now: float) -> Iterator
         yield Check("xl info", FAIL, said, "is this machine booted under Xen, and does xenstored run?")
         return
     if said := parts.get("info said", ""):
-        yield Check("xl info", WARN, f"xl complains: {listing.informative(said)[:120]}", _COMPLAINT)
+        yield _complains("xl info", said)
     if OLDEST <= info.number <= NEWEST:
         yield Check("Xen", OK, info.xen_version)
     else:
@@ -201,7 +206,7 @@ def _xen(parts: Parts, tools: Parts, config: HostConfig, now: float) -> Iterator
     try:
         rows = {row.name: row for row in listing.parse_list(parts.get("list", ""))}
         if said := parts.get("list said", "") or listing.complaints(parts.get("list", "")):
-            yield Check("xl list", WARN, f"xl complains: {listing.informative(said)[:120]}", _COMPLAINT)
+            yield _complains("xl list", said)
     except ValueError as exc:
         yield Check("xl list", FAIL, _said(parts, "list") or str(exc), "report this: the listing of this xl is not understood")
     ours = sum(row.memory for name, row in rows.items() if name.startswith("fxh-"))

@@ -39,7 +39,10 @@ class KnownIssue:
     review: datetime.date
     freebsd: str = ""
     sometimes: bool = False
-    """The failure is a race, or one of inputs that each run draws, so the case may also pass. An entry that always fails must not say this: nobody would notice the fix."""
+    """The failure depends on a race or on inputs that each run draws, so the case may also pass.
+
+    An entry that always fails must not say this: nobody would notice the fix.
+    """
 
     def covers(self, case: str, cell: Cell) -> bool:
         """Whether the case is expected to fail in that cell."""
