@@ -7,19 +7,19 @@ BIN := $(VENV)/bin
 WORKERS ?= $(shell nproc 2>/dev/null || sysctl -n hw.ncpu)
 SELFTEST = $(BIN)/pytest tests -q -n $(WORKERS) --dist worksteal
 
-.PHONY: run test selftest lint unit lab setup bench planted report nightly faults clean
+.PHONY: run test selftest lint unit explore setup setup-tests bench planted report nightly faults clean
 
 run: setup
 	$(BIN)/fxh run --with-release -n $(WORKERS)
 
 # The suites and the harness judge each other: a guest known to be good has to be judged good, in every case. Both run to the
 # end, whatever the first says; the last line is pytest's own summary.
-test: lint setup
+test: lint setup-tests
 	@said=0; $(BIN)/fxh run -n $(WORKERS) || said=$$?; \
 	$(SELFTEST) && exit $$said
 
 # Half of it: without the suites.
-selftest: lint setup
+selftest: lint setup-tests
 	$(SELFTEST)
 
 lint: $(VENV)/dev
@@ -30,12 +30,19 @@ lint: $(VENV)/dev
 	$(BIN)/codespell
 	$(BIN)/fxh check
 
-# Without a lab: seconds.
+# Without a lab: minutes.
 unit: $(VENV)/dev
 	$(BIN)/pytest tests/unit -q
 
+# The property tests with new random examples, 2000 of each.
+explore: $(VENV)/dev
+	FXH_HYPOTHESIS=explore $(BIN)/pytest tests/unit -q -n $(WORKERS) -m hypothesis
+
 setup: $(VENV)/installed
 	$(BIN)/fxh setup
+
+setup-tests: $(VENV)/installed
+	$(BIN)/fxh setup --tests
 
 bench: setup
 	$(BIN)/python bench/lab.py

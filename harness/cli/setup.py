@@ -1,4 +1,4 @@
-"""fxh setup: the Debian packages a lab needs, installed where that is possible, else named in one command."""
+"""fxh setup: install the Debian packages that a lab needs, or print the command that installs them."""
 
 from __future__ import annotations
 
@@ -6,28 +6,35 @@ import os
 import shutil
 import subprocess
 import sys
+from typing import Annotated
 
 import typer
 
 from harness import debian
 from harness.errors import InfrastructureError
 
-# Tool -> Debian package. What builds a lab is in harness.lab.tools; this is what runs one, reaches one (`fxh lab ssh` is ssh),
-# makes the suites' file systems, and reads disk images.
+# Program -> Debian package. harness.lab.tools lists what a lab build needs. These programs run a lab, reach it (`fxh lab ssh`),
+# make the suites' file systems and read disk images.
 RUNS = {"qemu-system-x86_64": "qemu-system-x86", "makefs": "makefs", "ssh": "openssh-client", **debian.READERS}
+
+# The harness's own tests compare it with these programs. A test whose program is missing is skipped.
+TESTS = {
+    "mkfs.vfat": "dosfstools", "mcopy": "mtools", "sfdisk": "fdisk", "bsdcpio": "libarchive-tools", "csh": "tcsh", "lzop": "lzop",
+    "busybox": "busybox-static", "zstd": "zstd", "ps": "procps", "pidof": "sysvinit-utils",
+}  # fmt: skip
 
 
 def register(app: typer.Typer) -> None:
     app.command()(setup)
 
 
-def setup() -> None:
+def setup(tests: Annotated[bool, typer.Option("--tests", help="Also install what the harness's own tests use.")] = False) -> None:
     """Install the packages that a lab needs and this machine lacks (Debian, Ubuntu)."""
     from harness.lab.tools import missing_packages
 
-    missing = sorted({*missing_packages(), *debian.lacking(RUNS)})
+    missing = sorted({*missing_packages(), *debian.lacking({**RUNS, **(TESTS if tests else {})})})
     if not missing:
-        print("all packages are there")
+        print("all packages are installed")
         return
     command = ["apt-get", "install", "-y", "--no-install-recommends", *missing]
     by_hand = f"sudo apt-get install --no-install-recommends {' '.join(missing)}"

@@ -19,6 +19,8 @@ OLDEST, NEWEST = (4, 14), (4, 22)
 _SKEW = 5.0
 _SPACE = 2048
 _NUMBER = re.compile(r"[0-9]{1,15}")
+# /dev/vda         2000000 500000 1500000      25% /
+_DF = re.compile(r"^.*\s[0-9]+\s+[0-9]+\s+(?P<free>[0-9]{1,15})\s+[0-9-]+%?\s+(?P<mount>/\S*)", re.MULTILINE)
 
 # What a tool says on standard error has a section of its own: it is no part of a table or a value.
 SCRIPT = r"""
@@ -266,15 +268,19 @@ def _bridge(parts: Parts, tools: Parts, config: HostConfig, now: float) -> Itera
 
 
 def _disk(parts: Parts, tools: Parts, config: HostConfig, now: float) -> Iterator[Check]:
-    # /dev/vda         2000000 500000 1500000      25% /
-    words = parts.get("disk", "").split()
-    free = int(words[3]) >> 10 if len(words) > 5 and _NUMBER.fullmatch(words[3]) else -1
-    if "writable" not in words:
+    text = parts.get("disk", "")
+    found = _DF.search(text)
+    if "writable" not in text.split():
         yield Check("disk", FAIL, "/var/lib is not writable there", "remount it, or look into dmesg for disk errors")
-    elif free < _SPACE:
-        yield Check("disk", FAIL if free < 64 else WARN, f"{free} MiB free at {words[5]}", "fxh clean HOST, or free some by hand")
+    elif found is None:
+        yield Check("disk", WARN, f"df says {text.strip()[:100]!r}: its free space is unknown", "run df -Pk /var/lib there")
     else:
-        yield Check("disk", OK, f"{free} MiB free at {words[5]}")
+        free = int(found["free"]) >> 10
+        detail = f"{free} MiB free at {found['mount']}"
+        if free >= _SPACE:
+            yield Check("disk", OK, detail)
+        else:
+            yield Check("disk", FAIL if free < 64 else WARN, detail, "fxh clean HOST, or free some by hand")
 
 
 def _clock(parts: Parts, tools: Parts, config: HostConfig, now: float) -> Iterator[Check]:

@@ -55,8 +55,8 @@ class Checkpoint:
     parent: str = ""
     note: str = ""
     hot: bool = False
-    inode: int = 0
-    """Of its directory: one made anew has another."""
+    identity: str = ""
+    """Of its ``meta.json``: a checkpoint that is created again gets another. See :func:`_identity`."""
 
     @property
     def state(self) -> Path:
@@ -75,11 +75,8 @@ class Checkpoint:
         return next(self.directory.glob(f"{node}-*.qcow2"), self.directory / f"{node}.qcow2")
 
     def is_there(self) -> bool:
-        """Whether it is still this one that lies there: its files are read one after the other, and another may have come between."""
-        try:
-            return self.directory.stat().st_ino == self.inode
-        except FileNotFoundError:
-            return False
+        """Whether the directory still holds this checkpoint: another process may replace it while we read its files."""
+        return _identity(self.directory / "meta.json") == self.identity
 
     @property
     def size(self) -> int:
@@ -128,16 +125,16 @@ def find(image: LabImage, name: str, spec: MachineSpec, qemu: Qemu, hot: str = "
 def read(directory: Path) -> Checkpoint | None:
     """The checkpoint in ``directory``, or None where there is none, files of it are missing or cut, or what it stands on is new."""
     try:
-        inode = directory.stat().st_ino
+        identity = _identity(directory / "meta.json")
         meta = json.loads((directory / "meta.json").read_text())
         if any((directory / name).stat().st_size != size for name, size in meta["sizes"].items()):
             return None
-        if meta["base"] != _identity(directory.parent / meta["parent"]):
+        if meta["base"] != _identity(directory.parent / meta["parent"] / "root.qcow2"):
             return None
         made = meta["spec"] | {"drives": tuple(meta["spec"]["drives"])}
         name = directory.name.rpartition("@")[0]
         hot = meta.get("hot", False)
-        return Checkpoint(directory, name, MachineSpec(**made), Keys(**meta["keys"]), meta["parent"], meta["note"], hot, inode)
+        return Checkpoint(directory, name, MachineSpec(**made), Keys(**meta["keys"]), meta["parent"], meta["note"], hot, identity)
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
@@ -172,7 +169,7 @@ def save(image: LabImage, checkpoint: Checkpoint, files: dict[str, Path], qemu: 
                 (work / name).chmod(0o400)
         meta = {
             "spec": asdict(checkpoint.spec), "keys": asdict(checkpoint.keys), "parent": checkpoint.parent,
-            "base": _identity(target.parent / checkpoint.parent), "note": checkpoint.note, "hot": checkpoint.hot, "qemu": qemu.label,
+            "base": _identity(target.parent / checkpoint.parent / "root.qcow2"), "note": checkpoint.note, "hot": checkpoint.hot, "qemu": qemu.label,
             "sizes": {name: (work / name).stat().st_size for name in files},
         }  # fmt: skip
         (work / "meta.json").write_text(json.dumps(meta, indent=1))
@@ -191,16 +188,19 @@ def save(image: LabImage, checkpoint: Checkpoint, files: dict[str, Path], qemu: 
             f"the checkpoint {checkpoint.name} could not be kept at {target.parent}: {exc.strerror}",
             mend="free some space there",
         ) from exc
-    return replace(checkpoint, inode=target.stat().st_ino)
+    return replace(checkpoint, identity=_identity(target / "meta.json"))
 
 
-def _identity(directory: Path) -> str:
-    """Of one that others stand on: one made anew has the same name, and other disks and memory. "" where there is none."""
+def _identity(file: Path) -> str:
+    """Tell a file from one that replaces it under the same name; "" where there is none.
+
+    The inode number alone is not enough: a file system gives the number of a removed file to the next one.
+    """
     try:
-        disk = (directory / "root.qcow2").stat()
+        there = file.stat()
     except OSError:
         return ""
-    return f"{disk.st_ino}-{disk.st_mtime_ns}"
+    return f"{there.st_ino}-{there.st_mtime_ns}"
 
 
 def may_be_hot(name: str) -> bool:

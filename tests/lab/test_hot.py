@@ -133,7 +133,9 @@ def test_one_that_another_removes_meanwhile_is_made_anew(own: Lab, monkeypatch: 
     monkeypatch.setattr(owner, name, too_late)
     again = marked(own)
     assert again.hot
-    assert again.inode != first.inode
+    assert again.identity != first.identity
+    assert not first.is_there()
+    assert again.is_there()
     assert own.ssh.run(["cat", "/root/mark"]).text.strip() == "kept"
 
 

@@ -117,6 +117,7 @@ def replaced(old: str, new: str) -> Callable[[str], str]:
         (replaced("5982792", "30000"), "disk", FAIL, "29 MiB", "fxh clean"),
         (replaced("5982792", "900000"), "disk", WARN, "878 MiB", "fxh clean"),
         (replaced("writable\n", ""), "disk", FAIL, "not writable", "dmesg"),
+        (replaced("5982792       4% /\n", "59\n"), "disk", WARN, "free space is unknown", "df -Pk"),
         (without("clock", str(int(NOW) - 3600)), "clock", WARN, "-3600 s", "NTP"),
         (replaced("%store", "(null)    9     0     1     --psrd       1.0\n%store"), "zombies", WARN, "1 domains", "reboot"),
         (replaced("%store", f"{LEFT}\n%store"), "domains of ours", WARN, "nobody owns fxh-1a2b3c-1-x", "fxh clean"),
