@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """What a case costs before it does anything: put back to a booted guest, a shell, the look for leaks, the result.
 
     python bench/case.py [--type pv]

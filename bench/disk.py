@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """A disk alone against the same kernel given with it: seconds to the first line on the guest's console. By hand:
 
     python bench/disk.py --disk FreeBSD.raw --kernel kernel --root gpt/rootfs

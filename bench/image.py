@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """Two builds of FreeBSD images, this checkout's and another revision's, in turn on the same tree. By hand:
 
     python bench/image.py --src /usr/src --base IMAGE --against c9e930c

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """How fast a lab is: whole processes, medians, beside the bounds that were promised. Run by hand: python bench/lab.py
 
 --build   also build a lab from scratch (in a store of its own; a minute or two)
@@ -24,7 +25,7 @@ from harness.guests.shape import Shape
 from harness.guests.source import GuestSource
 from harness.images import image as images
 from harness.lab import checkpoint, factory, hot
-from harness.lab.factory import LabWish
+from harness.lab.factory import LabSpec
 from harness.lab.host import LabHost
 
 FXH = [str(Path(sys.executable).parent / "fxh")]
@@ -60,7 +61,7 @@ def first_commands() -> None:
         if not wish and kept is None:
             print(f"no hot checkpoints here: {why}")
             continue
-        with factory.make(LabWish()) as lab:
+        with factory.make(LabSpec()) as lab:
             lab.up()
             for command in (["xl", "list"], ["python3", "-c", "pass"]):
                 runs = []
@@ -77,7 +78,7 @@ def first_commands() -> None:
 def cold() -> None:
     runs = []
     for _ in range(3):
-        with factory.make(LabWish()) as lab:
+        with factory.make(LabSpec()) as lab:
             begun = time.monotonic()
             lab.boot()
             runs.append(time.monotonic() - begun)
@@ -85,8 +86,8 @@ def cold() -> None:
 
 
 def size() -> None:
-    image = factory.image(LabWish())
-    lab = factory.make(LabWish())
+    image = factory.image(LabSpec())
+    lab = factory.make(LabSpec())
     ready = lab.find(checkpoint.READY)
     total = image.size + sum(p.stat().st_blocks * 512 for p in (image.directory / "control").iterdir())
     print(
@@ -96,7 +97,7 @@ def size() -> None:
 
 def guest(what: GuestSource, kinds: tuple[str, ...]) -> None:
     """A restored guest answers a shell command; beside it, in the same run, a fresh boot of the same guest."""
-    with tempfile.TemporaryDirectory() as scratch, factory.make(LabWish()) as lab:
+    with tempfile.TemporaryDirectory() as scratch, factory.make(LabSpec()) as lab:
         lab.up()
         host = LabHost(lab)
         for kind in kinds:
@@ -106,7 +107,7 @@ def guest(what: GuestSource, kinds: tuple[str, ...]) -> None:
             first.sh("echo 1")
             fresh = time.monotonic() - begun
             first.detach()
-            made = host.put_back(f"bench-{kind}", lambda: "")
+            made = host.restore_or_create(f"bench-{kind}", lambda: "")
             runs = []
             for _ in range(7):
                 begun = time.monotonic()
@@ -133,13 +134,13 @@ def main() -> None:
     parser.add_argument("--guest", action="store_true")
     parser.add_argument("--image")
     chosen = parser.parse_args()
-    factory.image(LabWish())
+    factory.image(LabSpec())
     up(8)
     first_commands()
     cold()
     size()
     if chosen.guest:
-        guest(source.control(factory.control(LabWish())), ("pv", "pvh"))
+        guest(source.control(factory.control(LabSpec())), ("pv", "pvh"))
     if chosen.image:
         guest(source.from_image(images.find(chosen.image)), ("pvh",))
     if chosen.build:

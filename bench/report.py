@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """How long verdicts, reports and comparisons take: a run of 500 cases over a history of 200. Exit code 1 over a bound."""
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from harness.history.rows import observation
 from harness.report import html
 from harness.report.gather import MEASURED
 from harness.results.model import Boot, CaseResult, Stamp
-from harness.verdicts.whole import judge_run
+from harness.verdicts.run_verdicts import judge_run
 
 RUNS, CASES, CELLS = 200, 125, 4
 # Seconds, and bytes of the page.

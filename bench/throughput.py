@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """Two labs against one: the same cases with -n 1 and -n 2, whole runs. By hand: python bench/throughput.py
 
 The bound is 1.8 times as many cases a minute with two labs on two cores. A run before, not counted, makes the checkpoints

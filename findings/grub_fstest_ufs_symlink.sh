@@ -1,4 +1,5 @@
 #!/bin/sh
+# SPDX-License-Identifier: BSD-2-Clause
 # grub-fstest follows a short symbolic link of a UFS to the wrong file.
 #
 # Versions:  Debian 12: grub-common 2.06-13+deb12u2, makefs 20190105-3

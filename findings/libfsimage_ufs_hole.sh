@@ -1,4 +1,5 @@
 #!/bin/sh
+# SPDX-License-Identifier: BSD-2-Clause
 # pygrub (libfsimage) cuts off a kernel on UFS1 whose hole is as long as an indirect block of block numbers.
 #
 # Versions:  Debian 12: xen-utils-4.17 and libxenmisc4.17 4.17.7+13-g2445b30a44-0+deb12u1, makefs 20190105-3

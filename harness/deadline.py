@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """Deadlines, not timeouts: one is made at the top and passed down."""
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from harness.errors import DeadlineExpired, HarnessError
 T = TypeVar("T")
 
 
-class NotYet(Exception):
+class ConditionNotMet(Exception):
     """Raised by a probe: its text is the reason why the thing awaited is not there yet."""
 
 
@@ -32,21 +33,21 @@ class Deadline:
     def expired(self) -> bool:
         return time.monotonic() >= self._end
 
-    def sooner(self, seconds: float) -> Deadline:
+    def capped(self, seconds: float) -> Deadline:
         """A deadline ``seconds`` from now, or this one's end where that is earlier."""
         return Deadline(min(seconds, self.remaining))
 
     def expire(self, what: str, reason: str = "") -> HarnessError:
         """The error to raise when this deadline ends a wait for ``what``."""
-        return DeadlineExpired(self.told(what, reason))
+        return DeadlineExpired(self.describe(what, reason))
 
-    def told(self, what: str, reason: str = "") -> str:
+    def describe(self, what: str, reason: str = "") -> str:
         """How long was waited, for what, and why not for less."""
         because = f"; last reason: {reason}" if reason else ""
         return f"waited {time.monotonic() - self.started:.1f} s for {what}{because}"
 
     def wait(self, what: str, probe: Callable[[], T], interval: float = 0.1, pause: Callable[[float], object] = time.sleep) -> T:
-        """Call ``probe`` until it returns; it raises :class:`NotYet` with the reason why not yet.
+        """Call ``probe`` until it returns; it raises :class:`ConditionNotMet` with the reason why not yet.
 
         ``pause`` is given the seconds to wait before the next call, ``interval`` or what is left, and may return sooner.
         Raises what :meth:`expire` makes of ``what`` and the last reason.
@@ -54,7 +55,7 @@ class Deadline:
         while True:
             try:
                 return probe()
-            except NotYet as exc:
+            except ConditionNotMet as exc:
                 reason = str(exc)
             if self.expired:
                 raise self.expire(what, reason)

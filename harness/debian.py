@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """Which Debian packages bring what this machine lacks."""
 
 from __future__ import annotations

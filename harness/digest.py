@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """The one way in which the content of a file gets its name."""
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ def file_sha256(path: Path) -> str:
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as exc:
-        raise UsageError(f"{path}: {exc.strerror}", mend="give the path of a file that can be read") from exc
+        raise UsageError(f"{path}: {exc.strerror}", hint="give the path of a file that can be read") from exc
 
 
 def known_sha256(path: Path) -> str:
@@ -46,7 +47,7 @@ def known(path: Path, take: Callable[[Path], str]) -> str:
         state = f"{path.resolve()} {stat.st_dev} {stat.st_ino} {stat.st_size} {stat.st_mtime_ns} {stat.st_ctime_ns}"
         return _known(path, state, take)
     except OSError as exc:
-        raise UsageError(f"{path}: {exc.strerror}", mend="give the path of a file that can be read") from exc
+        raise UsageError(f"{path}: {exc.strerror}", hint="give the path of a file that can be read") from exc
 
 
 @lru_cache(maxsize=256)

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """The one error tree. Each branch says who has to act, and with which exit code a run ends.
 
 Only :class:`GuestDied` (and a failed assertion of a case) is a failure of the product under test; all
@@ -27,19 +28,19 @@ class ExitCode:
 class HarnessError(Exception):
     """Root of the tree; raised as such it is a bug of the harness.
 
-    ``mend`` says what to do about it, as an imperative sentence, where we know.
+    ``hint`` says what to do about it, as an imperative sentence, where we know.
     """
 
     who = "the harness's authors"
     exit_code = ExitCode.HARNESS
 
-    def __init__(self, message: str, *, mend: str = "") -> None:
+    def __init__(self, message: str, *, hint: str = "") -> None:
         super().__init__(message)
         self.message = message
-        self.mend = mend
+        self.hint = hint
 
     def __str__(self) -> str:
-        return f"{self.message}\n  mend: {self.mend}" if self.mend else self.message
+        return f"{self.message}\n  hint: {self.hint}" if self.hint else self.message
 
 
 class UsageError(HarnessError):

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """The one way in which a mail leaves this machine: where ``[mail]`` of fxh.toml says, over verified TLS, with its login."""
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ def server(config: MailConfig) -> Server:
     host, port = _host_and_port(config.smtp)
     security = config.security
     if security not in MAIL_SECURITY:
-        raise UsageError(f"mail.security {security!r}", mend=", ".join(MAIL_SECURITY))
+        raise UsageError(f"mail.security {security!r}", hint=", ".join(MAIL_SECURITY))
     if security == "auto":
         if port == _TLS_PORT:
             security = "tls"
@@ -54,7 +55,7 @@ def server(config: MailConfig) -> Server:
             security = "none" if _here(host) else "offered"
     if security == "none" and config.user and not _here(host):
         raise UsageError(
-            f'mail.security "none" with mail.user: the password would go to {host} in the clear', mend='use "starttls" or "tls"'
+            f'mail.security "none" with mail.user: the password would go to {host} in the clear', hint='use "starttls" or "tls"'
         )
     return Server(host, port or (_TLS_PORT if security == "tls" else _SMTP_PORT), security)
 
@@ -84,17 +85,17 @@ def send(message: EmailMessage, config: MailConfig, kept: Path) -> None:
             smtp.close()
     except (OSError, UnicodeError) as exc:  # smtplib's and ssl's errors are OSErrors, too
         error = _explained(exc, where, config)
-        error.mend = "; ".join(filter(None, (error.mend, f"the mail is kept in {kept}")))
+        error.hint = "; ".join(filter(None, (error.hint, f"the mail is kept in {kept}")))
         raise error from exc
     if refused:
-        raise InfrastructureError(f"mail over {where}: refused for {_refusals(refused)}; the others got it", mend="see mail.to")
+        raise InfrastructureError(f"mail over {where}: refused for {_refusals(refused)}; the others got it", hint="see mail.to")
 
 
 def password(config: MailConfig) -> str:
     """The password of ``mail.user``, from FXH_MAIL_PASSWORD or ``mail.password_file``; "" without a user. Raises UsageError."""
     if not config.user:
         if config.password_file:
-            raise UsageError("mail.password_file without mail.user", mend="name the user that the password is for")
+            raise UsageError("mail.password_file without mail.user", hint="name the user that the password is for")
         return ""
     given = os.environ.get("FXH_MAIL_PASSWORD", "")
     if not given and config.password_file:
@@ -106,7 +107,7 @@ def password(config: MailConfig) -> str:
             raise UsageError(f"mail.password_file: {config.password_file} is not text") from exc
     if not given:
         raise UsageError(
-            f"mail.user {config.user!r} without a password", mend="name a file in mail.password_file, or set FXH_MAIL_PASSWORD"
+            f"mail.user {config.user!r} without a password", hint="name a file in mail.password_file, or set FXH_MAIL_PASSWORD"
         )
     return given
 
@@ -126,7 +127,7 @@ def addresses(texts: Iterable[str], what: str, *, local: bool = False) -> tuple[
             if header.defects or not header.addresses:
                 raise ValueError
         except (ValueError, IndexError) as exc:
-            raise UsageError(f"{what} {text!r} is no mail address", mend="give user@host") from exc
+            raise UsageError(f"{what} {text!r} is no mail address", hint="give user@host") from exc
         found += header.addresses
     return tuple(found)
 
@@ -135,7 +136,7 @@ def _host_and_port(text: str) -> tuple[str, int]:
     """``mail.example.org``, ``mail.example.org:587``, ``[2001:db8::25]:25``; port 0 where none is given."""
     match = re.fullmatch(r"(?:\[([0-9A-Fa-f:.]+)\]|([A-Za-z0-9._-]+))(?::([0-9]{1,5}))?", text)
     if not match or (match[3] and not 0 < int(match[3]) < 1 << 16):
-        raise UsageError(f"mail.smtp {text!r}", mend="give HOST or HOST:PORT, an IPv6 address as [ADDRESS]:PORT")
+        raise UsageError(f"mail.smtp {text!r}", hint="give HOST or HOST:PORT, an IPv6 address as [ADDRESS]:PORT")
     return match[1] or match[2], int(match[3] or 0)
 
 
@@ -154,7 +155,7 @@ def _context(config: MailConfig) -> ssl.SSLContext:
         return ssl.create_default_context(cafile=path)
     except OSError as exc:  # ssl.SSLError is one
         raise UsageError(
-            f"mail.ca_file {config.ca_file}: {exc.strerror or exc}", mend="give a file with CA certificates in PEM"
+            f"mail.ca_file {config.ca_file}: {exc.strerror or exc}", hint="give a file with CA certificates in PEM"
         ) from exc
 
 
@@ -183,34 +184,34 @@ def _explained(exc: OSError | UnicodeError, where: Server, config: MailConfig) -
             trusted = config.ca_file or "the system's CA certificates"
             return InfrastructureError(
                 f"{start} its certificate is refused: {exc.verify_message}",
-                mend=f"name the server as its certificate does, or the file of its CA in mail.ca_file (checked with {trusted})",
+                hint=f"name the server as its certificate does, or the file of its CA in mail.ca_file (checked with {trusted})",
             )
         case ssl.SSLError():
             return InfrastructureError(
                 f"{start} no TLS: {exc.reason or exc}",
-                mend='is the port right? mail.security is "tls" on 465, "starttls" on 587 and 25',
+                hint='is the port right? mail.security is "tls" on 465, "starttls" on 587 and 25',
             )
         case smtplib.SMTPAuthenticationError():
             return InfrastructureError(
-                f"{start} the login of {config.user!r} is refused: {_said(exc)}", mend="see mail.user and mail.password_file"
+                f"{start} the login of {config.user!r} is refused: {_said(exc)}", hint="see mail.user and mail.password_file"
             )
         case smtplib.SMTPRecipientsRefused():
-            return InfrastructureError(f"{start} refused for {_refusals(exc.recipients)}", mend="see mail.to")
+            return InfrastructureError(f"{start} refused for {_refusals(exc.recipients)}", hint="see mail.to")
         case smtplib.SMTPSenderRefused():
-            return InfrastructureError(f"{start} the sender {exc.sender} is refused: {_said(exc)}", mend="see mail.sender")
+            return InfrastructureError(f"{start} the sender {exc.sender} is refused: {_said(exc)}", hint="see mail.sender")
         case smtplib.SMTPNotSupportedError() if "STARTTLS" in str(exc):
             return InfrastructureError(
                 f"{start} it offers no STARTTLS, and without TLS no password is sent",
-                mend='mail.security = "tls" with its TLS port (465)',
+                hint='mail.security = "tls" with its TLS port (465)',
             )
         case smtplib.SMTPResponseException():
             return InfrastructureError(f"{start} {_said(exc)}")
         case TimeoutError():
-            return InfrastructureError(f"{start} no answer within {_TIMEOUT:.0f} s", mend="see mail.smtp")
+            return InfrastructureError(f"{start} no answer within {_TIMEOUT:.0f} s", hint="see mail.smtp")
         case smtplib.SMTPException():
             return InfrastructureError(f"{start} {exc}")
         case _:
-            return InfrastructureError(f"{start} {exc.strerror or exc}", mend="see mail.smtp")
+            return InfrastructureError(f"{start} {exc.strerror or exc}", hint="see mail.smtp")
 
 
 def _said(exc: smtplib.SMTPResponseException) -> str:

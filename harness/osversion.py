@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """Which FreeBSD a kernel is: its release name, and ``__FreeBSD_version``, which tells apart kernels that share a name.
 
 14.0-RELEASE (1400097) and 14.0-STABLE of January 2024 (1400507) both call themselves 14.0, but they differ in what they tell Xen.
@@ -115,7 +116,7 @@ def _bounds(span: str) -> tuple[tuple[bool, int | tuple[int, int]], ...]:
         if bound is None:
             raise UsageError(
                 f"FreeBSD {span!r}: {word.strip()!r} is not a bound",
-                mend="give bounds by commas, each a release or a __FreeBSD_version: >=12.0,<14.1 or >=1402000,<1500000",
+                hint="give bounds by commas, each a release or a __FreeBSD_version: >=12.0,<14.1 or >=1402000,<1500000",
             )
         found.append((bound[1] == ">=", int(bound[2]) if bound[2] else (int(bound[3]), int(bound[4] or 0))))
     return tuple(found)

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """Where things lie on the user's machine; one environment variable moves each."""
 
 from __future__ import annotations
@@ -40,8 +41,8 @@ def project() -> Path:
     found = Path(given) if given else checkout() or PACKAGE / "_data"
     if not (found / "images").is_dir():
         if given:
-            raise UsageError(f"FXH_PROJECT={given}: no images/ in it", mend="set it to a checkout of the harness, or unset it")
-        raise UsageError(f"{found}: no images/ in it", mend="install the harness again")
+            raise UsageError(f"FXH_PROJECT={given}: no images/ in it", hint="set it to a checkout of the harness, or unset it")
+        raise UsageError(f"{found}: no images/ in it", hint="install the harness again")
     return found
 
 

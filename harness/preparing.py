@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """Time that goes into what the harness builds, downloads or waits for while cases run: it is the run's setup, no case's own.
 
 Whoever does such work wraps it in :func:`step`. A run listens by :func:`listen`; without a listener a step costs nothing.

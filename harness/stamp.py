@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """How a moment is written: UTC, to the second."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """Versions compared as numbers: 9.9 is older than 10.0, and 4.9 older than 4.17."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """Settings and fixtures of all tests."""
 
 from __future__ import annotations

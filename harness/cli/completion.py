@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """fxh completion: TAB in bash, zsh and fish, by typer's own scripts, and the values that options can have."""
 
 from __future__ import annotations

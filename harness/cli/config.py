@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """fxh config: what is configured, and where each value comes from."""
 
 from __future__ import annotations

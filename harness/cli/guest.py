@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """fxh boot and fxh console: a guest by hand."""
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ def _host(
         from harness.lab import qemu
 
         return LabHost(Lab.attach(lab_name, qemu.find()))
-    lab = factory.make(factory.LabWish(xen or recipe.DEFAULT_XEN, hypervisor, memory=memory or factory.MEMORY, accel=accel))
+    lab = factory.make(factory.LabSpec(xen or recipe.DEFAULT_XEN, hypervisor, memory=memory or factory.MEMORY, accel=accel))
     lab.up()
     return LabHost(lab)
 
@@ -99,21 +100,21 @@ def boot(
     from harness.xen import firmware as firmwares
 
     if kernel is not None and disk is None and not image:
-        raise UsageError("--kernel without a disk", mend="add --disk FILE, the image with the root file system")
+        raise UsageError("--kernel without a disk", hint="add --disk FILE, the image with the root file system")
     if firmware:
         firmwares.check(firmware)
     variables = []
     for word in var or []:
         name, equals, value = word.partition("=")
         if not equals:
-            raise UsageError(f"--var {word!r}", mend="NAME=VALUE")
+            raise UsageError(f"--var {word!r}", hint="NAME=VALUE")
         variables.append((name, value))
     if image:
         from harness.images import image as images
 
         if kernel is not None or disk is not None:
             raise UsageError(
-                "--image brings its kernel and disks", mend="swap its kernel: fxh image build --kernel KERNEL --base IMAGE"
+                "--image brings its kernel and disks", hint="swap its kernel: fxh image build --kernel KERNEL --base IMAGE"
             )
         what = source.from_image(images.find(image), bootloader=bootloader, root=root)
     elif bootloader:
@@ -128,7 +129,7 @@ def boot(
         diskread.check_types(read, [guest_type] if guest_type else [])
         what = source.from_image(read)
     else:
-        what = source.control(factory.control(factory.LabWish(xen or recipe.DEFAULT_XEN)))
+        what = source.control(factory.control(factory.LabSpec(xen or recipe.DEFAULT_XEN)))
     shape = Shape(
         "pvshim" if pvshim else guest_type or ("hvm" if firmware else what.profile.types[0]), guest_memory, vcpus=vcpus, variables=tuple(variables), on_poweroff="destroy",
         on_reboot="restart", firmware=firmware,
@@ -220,7 +221,7 @@ def console(
     try:
         if host.toolstack.find(int(domain) if domain.isdigit() else domain) is None:
             names = ", ".join(row.name for row in host.toolstack.domains())
-            raise UsageError(f"no domain {domain} on {host.facts.name}", mend=f"there are: {names}")
+            raise UsageError(f"no domain {domain} on {host.facts.name}", hint=f"there are: {names}")
         attach(host.toolstack.console(domain, serial=serial))
     finally:
         host.close()

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """fxh hosts, fxh doctor, fxh clean: the hosts that there are, whether they are well, and what was left on them."""
 
 from __future__ import annotations
@@ -37,9 +38,9 @@ def _chosen(words: str) -> tuple[HostConfig, ...]:
     known = load().config.hosts
     found = pool.members(words, known) if words else tuple(known.values())
     if any(host.address == pool.LAB for host in found):
-        raise UsageError("labs have no leases: each worker has its own", mend="fxh lab list shows them")
+        raise UsageError("labs have no leases: each worker has its own", hint="fxh lab list shows them")
     if not found:
-        raise UsageError("no hosts are configured", mend="name one, or write [hosts.NAME] into fxh.toml (docs/hosts.md)")
+        raise UsageError("no hosts are configured", hint="name one, or write [hosts.NAME] into fxh.toml (docs/hosts.md)")
     return found
 
 
@@ -54,7 +55,7 @@ def _survey(config: HostConfig, clean: bool = False) -> dict[str, Any]:
         finally:
             transport.close()
     except HarnessError as exc:
-        return {"error": exc.message, "mend": exc.mend}
+        return {"error": exc.message, "hint": exc.hint}
 
 
 def _all(configs: tuple[HostConfig, ...], ask: Callable[[HostConfig], Any]) -> list[tuple[HostConfig, Any]]:
@@ -111,7 +112,7 @@ def doctor(
     as_json: Json = False,
     start: Annotated[bool, typer.Option("--start/--no-start", help="Start the lab and look into its dom0, too.")] = True,
 ) -> None:
-    """Check every link of the chain, each with its mend. Exit code 4 when one is broken, 0 for warnings alone."""
+    """Check every link of the chain, each with its hint. Exit code 4 when one is broken, 0 for warnings alone."""
     from harness.config import load
 
     known = load().config.hosts
@@ -147,7 +148,7 @@ def _lab(start: bool) -> list[Check]:
     from harness.lab import doctor as lab_doctor
     from harness.lab import factory
 
-    wish = factory.LabWish()
+    wish = factory.LabSpec()
     checks = list(lab_doctor.examine(wish))
     ready = any(check.name == "checkpoint" and check.status == OK for check in checks)
     if not start or not ready or any(check.status == FAIL for check in checks):
@@ -163,15 +164,15 @@ def _lab(start: bool) -> list[Check]:
             # Its clock is that of the moment when the checkpoint was made.
             return checks + [check for check in inside if check.name != "clock"]
     except HarnessError as exc:
-        return [*checks, Check("lab start", FAIL, exc.message, exc.mend)]
+        return [*checks, Check("lab start", FAIL, exc.message, exc.hint)]
 
 
 def _table(name: str, checks: list[Check]) -> None:
     print(name)
     for check in checks:
         print(f"  {check.status:<5} {check.name:<16} {check.detail}")
-        if check.mend and check.status != "ok":
-            print(f"  {'':<5} {'':<16} -> {check.mend}")
+        if check.hint and check.status != "ok":
+            print(f"  {'':<5} {'':<16} -> {check.hint}")
 
 
 def clean(
@@ -180,16 +181,16 @@ def clean(
 ) -> None:
     """Find what killed runs left behind: ours by name and run, with no living owner. Removes it with --yes."""
     from harness.config import load
-    from harness.lab import records
+    from harness.lab import registry
 
     something = failed = False
     if not host:
-        stale = [name for name in records.names() if records.state(name) == "stale"]
+        stale = [name for name in registry.names() if registry.state(name) == "stale"]
         for name in stale:
             print(f"this machine: lab {name}, its owner is dead")
         something = bool(stale)
         if yes:
-            records.sweep()
+            registry.sweep()
     if host or load().config.hosts:
         for config, answer in _all(_chosen(host), lambda config: _survey(config, clean=yes)):
             name = config.name or config.address

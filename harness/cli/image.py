@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """fxh image: FreeBSD images, from what people have, in the layouts that the suites need."""
 
 from __future__ import annotations
@@ -43,15 +44,14 @@ def build(
     jobs: Annotated[int, typer.Option("-j", "--jobs", help="Compilers side by side (default: all CPUs).")] = 0,
 ) -> None:
     """Build an image, or take it from the store when nothing has changed."""
-    from harness.images import diskread, make, recipe
+    from harness.images import diskread, recipe, recipes
 
     options = {
         "src": src, "dist": dist, "destdir": destdir, "disk": disk, "kernel": kernel, "base": base, "kernconf": kernconf,
         "world": world, "layout": layout, "size": size, "bsize": bsize, "root": root, "jobs": jobs,
     }  # fmt: skip
     begun = time.monotonic()
-    recipes = recipe.available()
-    made = make.make(recipe.make(name or "freebsd", options, recipes))
+    made = recipes.make(recipe.make(name or "freebsd", options, recipe.available()))
     root = made.mountfrom if made.mountfrom.startswith("zfs:") else made.root
     print(f"{made.name} {made.entry.key}: FreeBSD {made.release}, {made.data['layout']}, {'/'.join(made.types)}, root {root}")
     if made.firmwares == ("uefi",):
@@ -129,7 +129,7 @@ def verify(
         print(f"{kind} {entry.key}: {'damaged: ' + ', '.join(damaged[:5]) if damaged else 'good'}")
         bad += bool(damaged)
     if bad:
-        raise InfrastructureError(f"{bad} damaged in the store", mend="build again: what is damaged is made anew")
+        raise InfrastructureError(f"{bad} damaged in the store", hint="build again: what is damaged is made anew")
 
 
 @app.command()
@@ -138,17 +138,17 @@ def export(
     directory: Annotated[Path, typer.Argument(help="Where disks, kernel and manifest go.")],
 ) -> None:
     """Copy an image's files, holes kept: for xl or QEMU by hand, or as `--image DIRECTORY` on another machine."""
-    from harness.images import image, slot
+    from harness.images import image, loader_conf_slot
 
     found = image.find(name)
     if directory.exists() and any(directory.iterdir()):
-        raise UsageError(f"{directory} is not empty", mend="give a new directory")
+        raise UsageError(f"{directory} is not empty", hint="give a new directory")
     directory.mkdir(parents=True, exist_ok=True)
     for path in sorted(p for p in found.entry.directory.iterdir() if p.is_file() and p.name != ".used"):
         if path.suffix == ".img":
             with (directory / path.name).open("wb") as out:
                 out.truncate(path.stat().st_size)
-                slot.paste(path, out.fileno(), 0)
+                loader_conf_slot.paste(path, out.fileno(), 0)
         else:
             shutil.copyfile(path, directory / path.name)
         shutil.copystat(path, directory / path.name)
@@ -201,7 +201,7 @@ def gc(
     from harness.images import store
 
     if not size and not age:
-        raise UsageError("gc without a measure", mend="--size MIB, --age DAYS, or both")
+        raise UsageError("gc without a measure", hint="--size MIB, --age DAYS, or both")
     doomed = store.collect(keep_bytes=size << 20 if size else None, max_age=age * 86400 if age else None, dry=dry)
     for item in doomed:
         print(f"{item.kind} {item.entry.key}: {item.size >> 20} MiB, {item.why}")

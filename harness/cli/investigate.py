@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """fxh blame, bisect, repro: a failure run again, elsewhere or with something swapped."""
 
 from __future__ import annotations
@@ -7,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from harness.cli.places import Reports, pick_case, reports, run_directory
+from harness.cli.run_lookup import Reports, pick_case, reports, run_directory
 from harness.errors import ExitCode, UsageError
 from harness.results.model import FAILED, KNOWN, PASSED, CaseResult, RunResult
 
@@ -97,14 +98,14 @@ def bisect(
     where: Reports = None,
 ) -> None:
     """Which build brought the failure in? Each answer is kept: the same command goes on where it was stopped."""
-    from harness.investigate import bisection, notebook
+    from harness.investigate import bisect_state, bisection
     from harness.investigate.builds import Builds, Commits, Files, Names
     from harness.investigate.rerun import rerun
 
     if not 1 <= need <= of or confirm < 1:
-        raise UsageError(f"--need {need} --of {of} --confirm {confirm}", mend="--need of 1 to --of, --confirm of 1 or more")
+        raise UsageError(f"--need {need} --of {of} --confirm {confirm}", hint="--need of 1 to --of, --confirm of 1 or more")
     if option not in (*_FILES, *_NAMES):
-        raise UsageError(f"--input {option}", mend=f"one of {', '.join((*_FILES, *_NAMES))}")
+        raise UsageError(f"--input {option}", hint=f"one of {', '.join((*_FILES, *_NAMES))}")
     home = reports(where)
     failed_run, failed = _failed(home, run, case, cell)
     chosen: Builds
@@ -117,7 +118,7 @@ def bisect(
     else:
         chosen = Files([Path(name) for name in builds or []])
     rule = bisection.Rule(need, of, confirm)
-    book = notebook.open_(home / "bisect", failed.key, failed.cell, option, chosen.names, restart=restart)
+    book = bisect_state.open_(home / "bisect", failed.key, failed.cell, option, chosen.names, restart=restart)
     try:
         while isinstance(step := bisection.next_step(book.state, rule), bisection.Try):
             typer.echo(f"{chosen.names[step.which]}: {step.why} ...", err=True)
@@ -201,7 +202,7 @@ def _failed(home: Path, run: str, case: str, cell: str) -> tuple[RunResult, Case
     picked = pick_case(found, case, cell)
     if picked.outcome not in (FAILED, KNOWN):
         raise UsageError(
-            f"{picked.key} in {picked.cell} {picked.outcome} in run {found.run}", mend="say the --run in which it failed"
+            f"{picked.key} in {picked.cell} {picked.outcome} in run {found.run}", hint="say the --run in which it failed"
         )
     return replace(found, options=narrowed(found.options_of(picked), picked)), picked
 
@@ -243,7 +244,7 @@ def _good_side(home: Path, run: RunResult, case: CaseResult, good: str, swaps: l
     for word in swaps:
         name, mark, value = word.partition("=")
         if not mark or name not in (*_FILES, *_NAMES, "root"):
-            raise UsageError(f"--swap {word}", mend="kernel=FILE, disk=FILE, control=DIRECTORY, hypervisor=FILE, dom0-kernel=FILE")
+            raise UsageError(f"--swap {word}", hint="kernel=FILE, disk=FILE, control=DIRECTORY, hypervisor=FILE, dom0-kernel=FILE")
         base = side or Side(bad.options, bad.cell, bad.harness)
         gone = {key: why for key, why in base.gone.items() if key != name}
         side = replace(base, options=dict(base.options) | {name: value}, gone=gone)

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """fxh lab: a Xen host inside QEMU, by hand."""
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from harness.cli import completion
 from harness.errors import UsageError
 
 if TYPE_CHECKING:
-    from harness.lab.factory import LabWish
+    from harness.lab.factory import LabSpec
     from harness.lab.lab import Lab
 
 app = typer.Typer(no_args_is_help=True, help="A Xen host inside QEMU.")
@@ -33,10 +34,10 @@ Name = Annotated[str, typer.Argument(help="The lab's name.")]
 def _wish(
     xen: str, hypervisor: Path | None, dom0_kernel: Path | None, memory: int = 0, cpus: int = 1, accel: str = "auto",
     binary: str = "qemu-system-x86_64",
-) -> LabWish:  # fmt: skip
+) -> LabSpec:  # fmt: skip
     from harness.lab import factory, recipe
 
-    return factory.LabWish(
+    return factory.LabSpec(
         xen or recipe.DEFAULT_XEN,
         hypervisor,
         dom0_kernel,
@@ -107,9 +108,9 @@ def list_(as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = Fa
     """All labs, and what killed ones left behind (which is removed)."""
     import json
 
-    from harness.lab import control, records
+    from harness.lab import control, registry
 
-    for gone in records.sweep():
+    for gone in registry.sweep():
         print(f"removed {gone}: its owner is dead", file=sys.stderr)
     rows = control.rows()
     if as_json:
@@ -126,14 +127,14 @@ def list_(as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = Fa
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
 def ssh(ctx: typer.Context, name: Name = "default") -> None:
     """A shell in a lab's dom0, or a command there: fxh lab ssh NAME xl list."""
-    from harness.lab import records
+    from harness.lab import registry
 
-    record = records.read(name)
-    if record is None or records.state(name) != "up":
-        raise UsageError(f"no lab {name} is up", mend="`fxh lab list` shows the labs")
+    record = registry.read(name)
+    if record is None or registry.state(name) != "up":
+        raise UsageError(f"no lab {name} is up", hint="`fxh lab list` shows the labs")
     if not shutil.which("ssh"):
-        raise UsageError("there is no ssh on this machine", mend="install openssh-client")
-    where = records.directory(name)
+        raise UsageError("there is no ssh on this machine", hint="install openssh-client")
+    where = registry.directory(name)
     argv = ["ssh", "-i", str(where / "id_ed25519"), "-o", f"UserKnownHostsFile={where / 'known_hosts'}", "-o", "LogLevel=ERROR"]
     argv += ["-o", "IdentitiesOnly=yes", "-o", "StrictHostKeyChecking=yes", "-p", str(record.ssh_port), "root@127.0.0.1"]
     sys.stdout.flush()
@@ -144,22 +145,22 @@ def ssh(ctx: typer.Context, name: Name = "default") -> None:
 def console(name: Name = "default") -> None:
     """Xen's and dom0's own console (the machine's serial port). Ctrl-] ends it."""
     from harness.cli.terminal import attach_socket
-    from harness.lab import records
+    from harness.lab import registry
 
-    if records.state(name) != "up":
-        raise UsageError(f"no lab {name} is up", mend="`fxh lab list` shows the labs")
-    attach_socket(records.sockets(name) / "com1")
+    if registry.state(name) != "up":
+        raise UsageError(f"no lab {name} is up", hint="`fxh lab list` shows the labs")
+    attach_socket(registry.sockets(name) / "com1")
 
 
 @app.command()
 def logs(name: Name = "default") -> None:
     """What Xen and dom0 printed on the lab's serial port, and QEMU on its stderr."""
     from harness.console.text import decode, plain
-    from harness.lab import records
+    from harness.lab import registry
 
-    where = records.directory(name)
+    where = registry.directory(name)
     if not where.is_dir():
-        raise UsageError(f"no lab {name}", mend="`fxh lab list` shows the labs")
+        raise UsageError(f"no lab {name}", hint="`fxh lab list` shows the labs")
     for file in ("dead", "qemu.log", "xen.log"):
         if (where / file).is_file():
             print(f"--- {where / file}")
@@ -208,7 +209,7 @@ def restore(
     made = lab.find(checkpoint)
     if made is None:
         raise UsageError(
-            f"no checkpoint {checkpoint!r} of this lab for {lab.qemu.label}", mend="`fxh lab list` shows which there are"
+            f"no checkpoint {checkpoint!r} of this lab for {lab.qemu.label}", hint="`fxh lab list` shows which there are"
         )
     lab.restore(made)
     lab.release()

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """The command ``fxh``. Each verb group has a file of its own; what is heavy is imported by the verb that needs it."""
 
 from __future__ import annotations
@@ -77,8 +78,8 @@ def _options(
 def complain(error: HarnessError) -> int:
     """Print an error as a person wants to read it; returns the exit code."""
     print(f"fxh: {error.message}", file=sys.stderr)
-    if error.mend:
-        print(f"     {error.mend}", file=sys.stderr)
+    if error.hint:
+        print(f"     {error.hint}", file=sys.stderr)
     return error.exit_code
 
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """fxh man: the manual page fxh(1), made from the commands themselves."""
 
 from __future__ import annotations

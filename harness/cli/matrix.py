@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """fxh list and fxh check: what would run where, and whether the suites' own bookkeeping is in order. Nothing is booted."""
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from harness import paths
-from harness.cli import completion, places
+from harness.cli import completion, run_lookup
 from harness.errors import ExitCode, HarnessError, UsageError
 
 if TYPE_CHECKING:
@@ -79,7 +80,7 @@ def collect(options: list[str]) -> tuple[list[Entry], tuple[known.KnownIssue, ..
         run = Path(scratch) / "runs" / "list"
         argv = [
             str(suites),
-            *places.pytest_root(paths.project(), paths.project()),
+            *run_lookup.pytest_root(paths.project(), paths.project()),
             "--collect-only",
             "-q",
             "-p",
@@ -137,7 +138,7 @@ def list_(
 ) -> None:
     """What would run: suites by cells, with what is skipped and why, and known issues. Boots nothing."""
     if disk is not None and kernel is None and not image:
-        places.disk(disk, root)
+        run_lookup.disk(disk, root)
     options = ["--fxh-everywhere"] if everywhere else []
     asked = {
         "guest": guest, "type": guest_type, "firmware": firmware, "xen": xen, "kernel": kernel, "disk": disk, "image": image,

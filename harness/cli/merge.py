@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """fxh merge: the shards of a run, from several machines, as one run with one page."""
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from harness.cli import places
+from harness.cli import run_lookup
 from harness.errors import ExitCode
 
 
@@ -23,15 +24,15 @@ def merge(
     """Join runs into one and write its page. Exit code as `fxh run`'s; 4 when a shard is missing."""
     from harness.plugin.outcome import exit_code
     from harness.report import publish
-    from harness.results import place
+    from harness.results import run_dir
     from harness.results.merge import merge as join
     from harness.results.model import OUTCOMES
 
-    where = places.reports(reports)
-    target = place.new(where)
+    where = run_lookup.reports(reports)
+    target = run_dir.new(where)
     found = join(runs, target, exit_code)
     publish(found.path, found.run)
-    place.latest(target)
+    run_dir.latest(target)
     counts = ", ".join(f"{found.run.count(outcome)} {outcome}" for outcome in OUTCOMES if found.run.count(outcome))
     print(f"{len(found.run.cases)} cases of {len(runs)} runs: {counts or 'none'}")
     if found.differing:

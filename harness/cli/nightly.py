@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """fxh nightly: update, build, run, report, prune; unattended."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """fxh report, compare, history: what runs found, beside those before."""
 
 from __future__ import annotations
@@ -7,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from harness.cli.places import Reports, pick_key, reports, run_directory
+from harness.cli.run_lookup import Reports, pick_key, reports, run_directory
 from harness.errors import ExitCode, UsageError
 
 if TYPE_CHECKING:
@@ -48,12 +49,12 @@ def report(
     config = load({"mail.smtp": smtp, "mail.sender": sender}).config.mail if mail or send else MailConfig()
     to = to or ", ".join(config.to)
     if send and not to:
-        raise UsageError("--send without --to", mend="add --to ADDRESS, or set mail.to in fxh.toml")
+        raise UsageError("--send without --to", hint="add --to ADDRESS, or set mail.to in fxh.toml")
     path = run_directory(reports(where), run)
     try:
         result = read_run(path)
     except (OSError, ValueError) as exc:
-        raise UsageError(f"{path}: {exc}", mend="this run left nothing that can be read") from exc
+        raise UsageError(f"{path}: {exc}", hint="this run left nothing that can be read") from exc
     _remember_all(path.parent)
     # One that was killed did not record itself: what it learned counts as soon as somebody looks at it.
     if not result.ended and result.cases:

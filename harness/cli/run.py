@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """fxh run: suites against guests, with an exit code that can be trusted."""
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from harness.cli import completion, places
+from harness.cli import completion, run_lookup
 from harness.errors import ExitCode, UsageError
 
 
@@ -105,22 +106,22 @@ def run(
     from harness import paths
     from harness.config import load
     from harness.plugin.progress import Progress
-    from harness.results import place
+    from harness.results import run_dir
 
     if with_release and not (guest or image or disk):
-        from harness.images import newcomer
+        from harness.images import current_release
 
-        found, why = newcomer.release()
+        found, why = current_release.release()
         if found is not None:
             guest, image = "control,freebsd", found.name
         else:
             print(why, file=sys.stderr)
     if disk is not None and kernel is None and not image:
-        places.disk(disk, root)
+        run_lookup.disk(disk, root)
     project = paths.project()
-    where = places.reports(reports)
+    where = run_lookup.reports(reports)
     if resume:
-        path = places.run_directory(where, resume)
+        path = run_lookup.run_directory(where, resume)
         again = _again(path)
         if again is not None:
             sys.argv[1:] = again
@@ -129,7 +130,7 @@ def run(
     chosen = _paths(project, suites or [])
     argv = [
         *chosen,
-        *places.pytest_root(project, _root(project, chosen)),
+        *run_lookup.pytest_root(project, _root(project, chosen)),
         "-q",
         "--no-header",
         "-p",
@@ -157,7 +158,7 @@ def run(
         if value:
             argv += [f"--{name}", str(value.absolute() if isinstance(value, Path) else value)]
     if not resume:
-        path = place.new(where)
+        path = run_dir.new(where)
     argv += ["--resume"] if resume else []
     argv += ["--reports", str(where), "--fxh-run", str(path)]
     argv += ["--junitxml", str(path / "junit.xml"), "--alluredir", str(path / "allure")]
@@ -175,7 +176,7 @@ def _paths(project: Path, suites: list[str]) -> list[str]:
         elif Path(suite.partition("::")[0]).exists():
             found.append(suite)
         else:
-            raise UsageError(f"no suite {suite!r}", mend=f"there are: {', '.join(known)}")
+            raise UsageError(f"no suite {suite!r}", hint=f"there are: {', '.join(known)}")
     return found or [str(project / "suites")]
 
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """fxh setup: install the Debian packages that a lab needs, or print the command that installs them."""
 
 from __future__ import annotations
@@ -41,11 +42,11 @@ def setup(tests: Annotated[bool, typer.Option("--tests", help="Also install what
     if not shutil.which("apt-get"):
         raise InfrastructureError(
             f"this machine lacks {' '.join(missing)} (Debian's names), and has no apt-get",
-            mend="install them by your system's own means; or import a lab built elsewhere: fxh lab import",
+            hint="install them by your system's own means; or import a lab built elsewhere: fxh lab import",
         )
     if os.geteuid() != 0:
         if not shutil.which("sudo") or subprocess.run(["sudo", "-n", "true"], capture_output=True, check=False).returncode:
-            raise InfrastructureError(f"this machine lacks {' '.join(missing)}", mend=f"type: {by_hand}")
+            raise InfrastructureError(f"this machine lacks {' '.join(missing)}", hint=f"type: {by_hand}")
         command = ["sudo", "-n", *command]
     prefix = command[: command.index("apt-get")]
     print("installing", " ".join(missing), flush=True)
@@ -54,4 +55,4 @@ def setup(tests: Annotated[bool, typer.Option("--tests", help="Also install what
         done = subprocess.run(argv, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
         if done.returncode:
             sys.stderr.buffer.write(done.stdout[-4000:])
-            raise InfrastructureError(f"{' '.join(argv)} ended with {done.returncode}", mend=f"type: {by_hand}")
+            raise InfrastructureError(f"{' '.join(argv)} ended with {done.returncode}", hint=f"type: {by_hand}")

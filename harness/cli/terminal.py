@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """The user's terminal joined to a byte stream; Ctrl-] ends it."""
 
 from __future__ import annotations
@@ -90,5 +91,5 @@ def attach_socket(path: Path) -> None:
     try:
         link.connect(str(path))
     except OSError as exc:
-        raise InfrastructureError(f"{path}: {exc.strerror}", mend="is the lab up? (`fxh lab list`)") from exc
+        raise InfrastructureError(f"{path}: {exc.strerror}", hint="is the lab up? (`fxh lab list`)") from exc
     attach(DescriptorStream(link.detach()))

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """fxh matrix: recorded runs as a table in docs/suites.md."""
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ from typing import Annotated
 import typer
 
 from harness import paths
-from harness.cli import places
+from harness.cli import run_lookup
 from harness.errors import UsageError
 from harness.results import matrix
 from harness.results.model import read_run, write_text
@@ -27,7 +28,7 @@ def record(
     partial: Annotated[
         bool, typer.Option("--partial", help="Take a run that lacks cases of its suites; the table says how many.")
     ] = False,
-    reports: places.Reports = None,
+    reports: run_lookup.Reports = None,
 ) -> None:
     """Take runs into docs/matrix.json and write the table anew. A later run replaces an earlier one, suite by suite and cell by cell."""
     from harness.cli import matrix as collecting
@@ -40,17 +41,17 @@ def record(
             expected.setdefault((entry.suite, entry.cell.type), set()).add(entry.case)
     new: list[matrix.Record] = []
     for name in runs:
-        path = places.run_directory(places.reports(reports), name)
+        path = run_lookup.run_directory(run_lookup.reports(reports), name)
         try:
             run = read_run(path)
         except (OSError, ValueError) as exc:
-            raise UsageError(f"{path}: {exc}", mend="this run left nothing that can be read") from exc
+            raise UsageError(f"{path}: {exc}", hint="this run left nothing that can be read") from exc
         new += matrix.records(run, expected, freebsd=freebsd)
     for item in new:
         if item.absent and not partial:
             raise UsageError(
                 f"run {item.run} has not {item.absent} cases of {item.suite} in {item.place}: it is a part of a run",
-                mend="run the rest and join both by `fxh merge`, or take it as it is: --partial",
+                hint="run the rest and join both by `fxh merge`, or take it as it is: --partial",
             )
     data = matrix.merge(_read(), new)
     text = _current(data)
@@ -88,7 +89,7 @@ def stale() -> tuple[str, ...]:
 def _to_change() -> None:
     """Raises UsageError for an installed copy, whose files are not the user's to change."""
     if paths.project() == paths.PACKAGE / "_data":
-        raise UsageError("the matrix is a file of the source tree, and this is an installed copy", mend="run it in a checkout")
+        raise UsageError("the matrix is a file of the source tree, and this is an installed copy", hint="run it in a checkout")
 
 
 def _data() -> Path:

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """Configuration: ``fxh.toml`` in layers, loaded once, with the source of every value kept."""
 
 from harness.config.load import Loaded, load

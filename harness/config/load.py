@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """The layers of a configuration, one over the other: default, user, project, environment, command line."""
 
 from __future__ import annotations
@@ -75,9 +76,9 @@ def load(overrides: Mapping[str, Any] | None = None, environment: Mapping[str, s
             layers.append(_Layer(str(path), tomllib.loads(path.read_text())))
         except FileNotFoundError:
             if os.environ.get("FXH_CONFIG"):
-                raise UsageError(f"{path}: no such file", mend="FXH_CONFIG names it") from None
+                raise UsageError(f"{path}: no such file", hint="FXH_CONFIG names it") from None
         except (OSError, ValueError) as exc:
-            raise UsageError(f"{path}: {exc}", mend="see docs/hosts.md for an example") from exc
+            raise UsageError(f"{path}: {exc}", hint="see docs/hosts.md for an example") from exc
     merged = _Merged()
     for section, kind in SECTIONS.items():
         for item in fields(kind):
@@ -109,11 +110,11 @@ def _apply(merged: _Merged, layer: _Layer) -> None:
 
 def _host(merged: _Merged, name: str, content: Any, source: str) -> None:
     if not _HOST.fullmatch(name):
-        raise UsageError(f"{source}: a host named {name!r}", mend="use letters, digits, '.' and '-', 41 at most")
+        raise UsageError(f"{source}: a host named {name!r}", hint="use letters, digits, '.' and '-', 41 at most")
     _table(content, f"hosts.{name}", source)
     for key, value in content.items():
         if key == "name":
-            raise UsageError(f"{source}: hosts.{name}.name", mend="a host's name is that of its table")
+            raise UsageError(f"{source}: hosts.{name}.name", hint="a host's name is that of its table")
         dotted = f"hosts.{name}.{key}"
         merged.put(dotted, _checked(HostConfig, key, dotted, value, source), source)
 
@@ -152,23 +153,23 @@ def _checked(kind: type, name: str, key: str, value: Any, source: str) -> Any:
         return float(value)
     if wanted in (str, int, float, bool):
         if type(value) is not wanted:
-            raise UsageError(f"{source}: {key} = {value!r}", mend=f"it takes a value of type {wanted.__name__}")
+            raise UsageError(f"{source}: {key} = {value!r}", hint=f"it takes a value of type {wanted.__name__}")
         return value
     if not isinstance(value, list | tuple) or not all(isinstance(word, str) for word in value):
-        raise UsageError(f"{source}: {key} = {value!r}", mend='it takes a list of words: ["one", "two"]')
+        raise UsageError(f"{source}: {key} = {value!r}", hint='it takes a list of words: ["one", "two"]')
     return tuple(value)
 
 
 def _table(content: Any, name: str, source: str) -> None:
     if not isinstance(content, dict):
-        raise UsageError(f"{source}: {name} = {content!r}", mend=f"it is a table: [{name}]")
+        raise UsageError(f"{source}: {name} = {content!r}", hint=f"it is a table: [{name}]")
 
 
 def _unknown(what: str, name: str, known: Iterable[str], source: str) -> UsageError:
     known = list(known)
     close = difflib.get_close_matches(name, known, 1, 0.5)
-    mend = f"did you mean {close[0]!r}?" if close else f"there are: {', '.join(known)}"
-    return UsageError(f"{source}: {what} is not known", mend=mend)
+    hint = f"did you mean {close[0]!r}?" if close else f"there are: {', '.join(known)}"
+    return UsageError(f"{source}: {what} is not known", hint=hint)
 
 
 def _build(merged: _Merged) -> Config:

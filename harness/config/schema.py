@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """What can be configured: the fields of these dataclasses are the keys of ``fxh.toml``."""
 
 from __future__ import annotations

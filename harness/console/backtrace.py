@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """Backtraces as FreeBSD and Linux print them, and the function in them to look at."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """Console bytes without what is no part of a line: a collector's prefix, escape sequences, erased characters.
 
 A collector (syslog, conserver, ts, tio, xenconsoled --timestamp, Xen's own log) puts a prefix of one form on every line. It is

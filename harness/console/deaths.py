@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """How a guest dies, read from what it last printed: text in, one structured death out."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """What two deaths by one fault have in common, in different runs and in kernels that were built in different places."""
 
 from __future__ import annotations

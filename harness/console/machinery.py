@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """Functions that every report of one kind passes through. The function to look at is the first caller outside this table.
 
 To add a family, add a row: what it is, a pattern that a whole function name has to match, and names that it covers. A test

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """Prompts that nobody will answer and last words of a firmware: which end a boot, and what was printed as their reason.
 
 Text in, value out: a console's last bytes, cleaned (:mod:`harness.console.clean`), and what they mean.

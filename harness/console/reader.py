@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """Reads a console for as long as it lives: stamps, logs, watches. One thread a console, always on."""
 
 from __future__ import annotations
@@ -212,7 +213,7 @@ class ConsoleReader:
     def _ended(self, how: str) -> TransportError:
         broken = self._broken
         how = f"cannot be read: {broken.message}" if broken else how
-        return TransportError(f"the console of {self.name} {how}", mend=broken.mend if broken else "")
+        return TransportError(f"the console of {self.name} {how}", hint=broken.hint if broken else "")
 
     def _where(self) -> str:
         return f"it is at stage {self.stage or 'none'}, last line {excerpt(self.tail(), 1)!r}"
@@ -294,7 +295,7 @@ class ConsoleReader:
         if self.death is not None:
             return
         now = time.monotonic()
-        match self._watcher.due(now, ended=ended):
+        match self._watcher.deadline(now, ended=ended):
             case Dying(kind=kind, offset=offset) if kind == SECOND_BOOT and self._expected_end:
                 self._boot_again(offset)
             case Dying() as dying:

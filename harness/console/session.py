@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """A shell on a console: login, then commands whose output and status are exact, whatever the kernel prints in between."""
 
 from __future__ import annotations
@@ -29,13 +30,13 @@ SERIAL_PORT = 360
 _AROUND = 100
 _LOGIN = 60.0
 _COMMAND = 60.0
-# What every shell of ours knows: ``fxs`` prints the digest of what is on its input (md5 is FreeBSD's, md5sum busybox's),
-# ``fxshow NONCE LONG`` the output o and the status s of a command: twice; or, when it is LONG, with its digest, which in an
+# What every shell of ours knows: ``fxh_digest`` prints the digest of what is on its input (md5 is FreeBSD's, md5sum busybox's),
+# ``fxh_emit NONCE LONG`` the output o and the status s of a command: twice; or, when it is LONG, with its digest, which in an
 # emulated guest takes processes that cost more than most commands. The markers are cut in two so that an echo of these lines
 # cannot be taken for them.
 _FUNCTIONS = (
-    "fxs() { if command -v md5 >/dev/null; then md5; else md5sum; fi; }; "
-    'fxshow() { d=; [ ${#o} -lt $2 ] || d=$(printf %s "$o" | fxs); echo fxh-"be"gin-$1 $s $d; '
+    "fxh_digest() { if command -v md5 >/dev/null; then md5; else md5sum; fi; }; "
+    'fxh_emit() { d=; [ ${#o} -lt $2 ] || d=$(printf %s "$o" | fxh_digest); echo fxh-"be"gin-$1 $s $d; '
     r'printf "%s\n" "$o"; [ "$d" ] || { echo fxh-"ag"ain-$1; printf "%s\n" "$o"; }; echo fxh-"en"d-$1; }'
 )
 # What a tty forgets the present line at: something may have been typed into it before us.
@@ -147,7 +148,7 @@ class Session:
                     spawn.sendline(password.encode())
                 case 2:
                     raise InfrastructureError(
-                        f"{self.reader.name}: login as {user} refused", mend="give the image a root without a password"
+                        f"{self.reader.name}: login as {user} refused", hint="give the image a root without a password"
                     )
                 case 3:
                     break
@@ -213,7 +214,7 @@ class Session:
 
         None also for one that has gone on writing for long.
         """
-        longest = deadline.sooner(_GOES_ON * patience)
+        longest = deadline.capped(_GOES_ON * patience)
         while True:
             written = self.reader.offset
             try:
@@ -246,7 +247,7 @@ class Session:
             self._type(spawn, f'{_KILL_LINE}o=$( ( {typed}\n) 2>&1; echo "+$?"); s=${{o##*+}}; o=${{o%+*}}')
             text: str | None = None
             for _ in range(_TORN):
-                self._type(spawn, f"fxshow {nonce} {_LONG_SERIAL_PORT if self.at_once <= SERIAL_PORT else _LONG_TTY}")
+                self._type(spawn, f"fxh_emit {nonce} {_LONG_SERIAL_PORT if self.at_once <= SERIAL_PORT else _LONG_TTY}")
                 status, text = self._framed(spawn, nonce, deadline, command)
                 if text is not None:
                     break

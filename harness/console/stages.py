@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """The stages of a boot, as tables: what line shows that a stage was reached, and how long the next may take."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """Whether a line that reads like a kernel's last words is one: who speaks it, and what follows it."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """What a guest prints is hostile: these make it safe to show and easy to match."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """What a console's bytes mean, without a thread or a file: stages reached, a death on its way, a budget overrun."""
 
 from __future__ import annotations
@@ -183,7 +184,7 @@ class Watcher:
         self._look_for_prompt(seen, base)
         self._keep(raw)
 
-    def due(self, now: float, *, ended: bool = False) -> Dying | Overrun | None:
+    def deadline(self, now: float, *, ended: bool = False) -> Dying | Overrun | None:
         """A death whose report is over, or a budget that is overrun, at the time ``now``. ``ended``: nothing more will come."""
         quiet = float("inf") if ended else now - self.last_byte
         if self._sampling and quiet >= prompts.AT_ONCE and self._learn(b"", silent=True):

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """What an administrator does in a guest, where FreeBSD and the control guest say it differently: disks, memory, network."""
 
 from __future__ import annotations
@@ -76,8 +77,10 @@ class Admin(Protocol):
 
 
 def digests(run: Run, names: Sequence[str]) -> dict[str, str]:
-    """md5 of the first MiB of each disk of the guest (``fxs`` is defined in every session, harness/console/session.py)."""
-    lines = run(f"for d in {' '.join(names)}; do echo $d $(dd if=/dev/$d bs=64k count=16 2>/dev/null | fxs); done").splitlines()
+    """md5 of the first MiB of each disk of the guest (``fxh_digest`` is defined in every session, harness/console/session.py)."""
+    lines = run(
+        f"for d in {' '.join(names)}; do echo $d $(dd if=/dev/$d bs=64k count=16 2>/dev/null | fxh_digest); done"
+    ).splitlines()
     return {words[0]: words[1] for words in map(str.split, lines) if len(words) > 1}
 
 

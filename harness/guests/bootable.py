@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """Boot volumes for a bootloader in dom0: the control guest's kernel within a file system, and a kernel's twin."""
 
 from __future__ import annotations
@@ -88,7 +89,7 @@ def ident(kernel: bytes) -> str:
     """The ident in a FreeBSD kernel's version line. Raises UsageError when it has none."""
     named = banner(kernel)
     if not named:
-        raise UsageError("no FreeBSD kernel: it names neither a release nor an ident", mend="give .../boot/kernel/kernel")
+        raise UsageError("no FreeBSD kernel: it names neither a release nor an ident", hint="give .../boot/kernel/kernel")
     return named.rpartition(" ")[2]
 
 

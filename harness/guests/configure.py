@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """The domain configuration that comes of a source, of the shape that it is to be run in, and of a host."""
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ def configure(host: XenHost, source: GuestSource, shape: Shape, name: str) -> Do
     if shape.type == "hvm" and shape.variables and disks == source.disks:
         raise UsageError(
             f"{source.label}: as HVM it takes its kernel variables from its own loader.conf, and this disk has no place for ours",
-            mend="take an image built by `fxh image build`, or another guest type",
+            hint="take an image built by `fxh image build`, or another guest type",
         )
     # Under emulation the firmware spends a minute on the network card that FreeBSD unplugs.
     nic = "vif" if shape.type == "hvm" and host.facts.emulated else ""

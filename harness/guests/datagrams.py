@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """UDP both ways between a guest and dom0, in datagrams of sizes that the caller chooses, with its digests.
 
 FreeBSD sends and takes plain ones with its nc, which reads 16384 bytes at once. The control guest's busybox has no tool for that,
@@ -23,7 +24,7 @@ def up(link: Link, sizes: Sequence[int], seconds: float = 60) -> Transfer:
     peer = Peer(link.host, ["hear", link.here, str(port), str(sum(sizes))], link.namespace)
     each = "; ".join(f"dd if=/dev/urandom bs={size} count=1 2>/dev/null | tee -a /tmp/fxh-all; sleep 0.2" for size in sizes)
     nc = f"timeout {int(seconds)} nc -u -w 1 {link.here} {port} > /dev/null"
-    sent = link.guest.sh(f"rm -f /tmp/fxh-all; ( {each} ) | {nc}; fxs < /tmp/fxh-all", seconds + 30).split()[0]
+    sent = link.guest.sh(f"rm -f /tmp/fxh-all; ( {each} ) | {nc}; fxh_digest < /tmp/fxh-all", seconds + 30).split()[0]
     done = peer.result(seconds + 40)
     return Transfer(done.bytes, sent, done.md5, done.seconds, done.error)
 
@@ -39,7 +40,7 @@ def down(link: Link, sizes: Sequence[int], seconds: float = 60) -> Transfer:
     words = ["tell", link.there, str(port), str(size), str(SEED), ",".join(map(str, sizes))]
     done = Peer(link.host, words, link.namespace).result(seconds + 40)
     look = f"[ $(stat -f %z /tmp/fxh-all) -ge {size} ] && break; sleep 0.2"
-    arrived = link.guest.sh(f"for i in $(seq 25); do {look}; done; fxs < /tmp/fxh-all").split()[0]
+    arrived = link.guest.sh(f"for i in $(seq 25); do {look}; done; fxh_digest < /tmp/fxh-all").split()[0]
     return Transfer(done.bytes, digest_of(size), arrived, done.seconds, done.error)
 
 
@@ -53,7 +54,7 @@ def _tftp(link: Link, way: str, sizes: Sequence[int], seconds: float) -> Transfe
         # It asks again and again: the first that fails is the last.
         client = f"timeout {int(seconds)} tftp {way} -b {max(one, _LEAST_BLOCK)}"
         steps.append(f"{client} -l /tmp/fxh-one -r {one} {link.here} {port} || exit; cat /tmp/fxh-one >> /tmp/fxh-all")
-    script = f": > /tmp/fxh-all; ( {'; '.join(steps)} ) > /dev/null 2>&1; fxs < /tmp/fxh-all"
+    script = f": > /tmp/fxh-all; ( {'; '.join(steps)} ) > /dev/null 2>&1; fxh_digest < /tmp/fxh-all"
     here = link.guest.sh(script, seconds + 30).split()[0]
     done = peer.result(seconds + 40)
     sent, arrived = (here, done.md5) if way == "-p" else (done.md5, here)

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """Files that were read from a disk image, compared with what the running guest finds at the same paths."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """FreeBSD, 8 to 15."""
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ from dataclasses import dataclass
 
 from harness.console.stages import FREEBSD, Stage
 from harness.errors import UsageError
-from harness.guests.profile import Fate, Interface, KernelIdentity, Run, parse_assignments
+from harness.guests.profile import Interface, KernelIdentity, Run, ShutdownExpectation, parse_assignments
 from harness.images import kernelfile
 from harness.osversion import OSVersion
 from harness.xen import vdev
@@ -113,7 +114,7 @@ class FreeBSD:
                 raise UsageError(
                     f"kernel variable {name}={value!r}: FreeBSD {self.os_version} ends a variable at "
                     f"{' and '.join(map(repr, wrong))} on its command line, or cannot take it",
-                    mend="choose another value, or HVM from an image of `fxh image build`, whose loader takes it",
+                    hint="choose another value, or HVM from an image of `fxh image build`, whose loader takes it",
                 )
         return ",".join(f"{name}={value}" for name, value in variables.items())
 
@@ -131,7 +132,7 @@ class FreeBSD:
     def identity_of(self, kernel: bytes) -> KernelIdentity:
         version = kernelfile.os_version(kernel)
         if not version.release:
-            raise UsageError("no FreeBSD kernel: it does not name a version", mend="give .../boot/kernel/kernel")
+            raise UsageError("no FreeBSD kernel: it does not name a version", hint="give .../boot/kernel/kernel")
         ident = kernelfile.banner(kernel).rpartition(" ")[2]
         return KernelIdentity(f"{version.release}-{version.branch}", ident, "", version.osreldate)
 
@@ -162,19 +163,19 @@ class FreeBSD:
     def flood_command(self, lines: int, width: int) -> str:
         return f"jot -w '%0{width}d' {lines} 1"
 
-    def fate(self, control: str, guest_type: str) -> Fate:
+    def fate(self, control: str, guest_type: str) -> ShutdownExpectation:
         row = self._ending(guest_type)
         match control:
             case "poweroff" | "reboot" | "halt":
                 reason = str(getattr(row, control))
-                return Fate(reason, halts=reason == HALTS, why=row.source)
+                return ShutdownExpectation(reason, halts=reason == HALTS, why=row.source)
             case "crash":
                 return self.fate_of_panic(guest_type)
-        return Fate("", why=f"{_CONTROL}: not among xctrl_shutdown_reasons")
+        return ShutdownExpectation("", why=f"{_CONTROL}: not among xctrl_shutdown_reasons")
 
-    def fate_of_panic(self, guest_type: str) -> Fate:
+    def fate_of_panic(self, guest_type: str) -> ShutdownExpectation:
         row = self._ending(guest_type)
-        return Fate(row.panic, why=row.source)
+        return ShutdownExpectation(row.panic, why=row.source)
 
     def _ending(self, guest_type: str) -> Ending:
         return next(row for row in ENDINGS if guest_type in row.types and any(self.os_version.within(span) for span in row.spans))

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """A guest: one domain, its console always read, and a shell on it."""
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from harness.console.reader import ConsoleReader
 from harness.console.session import SERIAL_PORT, TTY, Output, Session
 from harness.console.stages import FIRST_LINE, StageReached
 from harness.console.text import excerpt
-from harness.deadline import Deadline, NotYet
+from harness.deadline import ConditionNotMet, Deadline
 from harness.errors import CommandFailed, DeadlineExpired, GuestDied, InfrastructureError
 from harness.guests.profile import GuestProfile
 from harness.hosts.host import XenHost
@@ -50,7 +51,7 @@ _LOOKS = 1.0
 _AFTER_HALT = 8.0
 
 
-class Due(Deadline):
+class GuestDeadline(Deadline):
     """For what a guest has to do: it hangs when this has passed, and that is the guest's death (GuestDied)."""
 
     def __init__(self, guest: Guest, seconds: float) -> None:
@@ -58,7 +59,7 @@ class Due(Deadline):
         self._guest = guest
 
     def expire(self, what: str, reason: str = "") -> GuestDied:
-        return self._guest.hang(self.told(what, reason))
+        return self._guest.hang(self.describe(what, reason))
 
 
 class Guest:
@@ -134,7 +135,7 @@ class Guest:
         self.create(deadline)
         self.start()
         self.wait_stage("login", deadline)
-        self.login(Due(self, deadline.remaining))
+        self.login(GuestDeadline(self, deadline.remaining))
         return self
 
     def adopt(self, domid: int) -> Guest:
@@ -151,7 +152,7 @@ class Guest:
 
     def login(self, deadline: Deadline | None = None) -> Session:
         """From its login prompt to a shell of ours. Raises GuestDied where it does not answer within a minute."""
-        self._session = self._shell().login(self.profile.user, self.profile.password, deadline or self.due(_LOGIN))
+        self._session = self._shell().login(self.profile.user, self.profile.password, deadline or self.deadline(_LOGIN))
         return self._session
 
     def _shell(self) -> Session:
@@ -180,13 +181,13 @@ class Guest:
             if row is not None:
                 gone = 0
                 if restarts and row.paused and not row.shutdown and self.domid not in (-1, row.domid) and not building.expired:
-                    raise NotYet(f"domain {row.domid} is being built")
+                    raise ConditionNotMet(f"domain {row.domid} is being built")
                 with contextlib.suppress(CommandFailed):  # it may have gone by itself meanwhile
                     self.host.toolstack.destroy(row.domid)
-                raise NotYet(f"domain {row.domid} is {row.state}")
+                raise ConditionNotMet(f"domain {row.domid} is {row.state}")
             gone += 1
             if restarts and gone < _BETWEEN_LIVES:
-                raise NotYet("it may be between two lives")
+                raise ConditionNotMet("it may be between two lives")
 
         Deadline(_DESTROY).wait(f"{self.name} to be gone", look, 0.5 if restarts else 0.0)
         self.detach()
@@ -215,9 +216,9 @@ class Guest:
         except DeadlineExpired as exc:
             raise self.hang(f"no answer to {command!r} within {seconds * self.scale:.0f} s") from exc
 
-    def due(self, seconds: float) -> Due:
+    def deadline(self, seconds: float) -> GuestDeadline:
         """A deadline for something that the guest has to do within so many seconds of a machine of full speed."""
-        return Due(self, seconds * self.scale)
+        return GuestDeadline(self, seconds * self.scale)
 
     def hang(self, message: str) -> GuestDied:
         """The error to raise when it does not do what it has to."""
@@ -240,21 +241,21 @@ class Guest:
 
         Raises GuestDied for one that does not go: that is a hang, too, and sure soon after its kernel has halted.
         """
-        since, deadline = self.console.offset, self.due(seconds)
+        since, deadline = self.console.offset, self.deadline(seconds)
         halted = re.compile(self.profile.halted, re.MULTILINE)
         grace: list[Deadline] = []
 
         def look() -> DomainState:
             row = self.state()
             if row is None:
-                raise NotYet("it is gone from `xl list`")
+                raise ConditionNotMet("it is gone from `xl list`")
             if row.shutdown:
                 return row
             if not grace and halted.search(self.console.since(since)):
-                grace.append(deadline.sooner(_AFTER_HALT))
+                grace.append(deadline.capped(_AFTER_HALT))
             if grace and grace[0].expired:
                 raise deadline.expire(f"{self.name} to be shut down", f"its kernel has halted, and xl says {row.state}")
-            raise NotYet(f"xl says {row.state}")
+            raise ConditionNotMet(f"xl says {row.state}")
 
         with self.host.xenstore.watch(*DOMAINS, seconds=deadline.remaining) as pause:
             return deadline.wait(f"{self.name} to be shut down", look, _LOOKS, pause)
@@ -271,7 +272,7 @@ class Guest:
         """Make it panic on purpose and return the death. Raises GuestDied for one that goes on, too."""
         with self.console.expecting_death() as death:
             self.session.start(self.profile.panic_command())
-            return death(self.due(seconds))
+            return death(self.deadline(seconds))
 
     def console_will_end(self) -> None:
         """The domain goes down on purpose: its console's end is no death."""
@@ -283,25 +284,25 @@ class Guest:
 
         Raises GuestDied when none comes: the guest has not gone down, or its toolstack gave it up; the message says which.
         """
-        deadline = self.due(seconds)
-        given_up = deadline.sooner(_GIVEN_UP * self.scale)
+        deadline = self.deadline(seconds)
+        given_up = deadline.capped(_GIVEN_UP * self.scale)
 
         def look() -> int:
             nonlocal given_up
             row = self.state()
             if row is not None:
-                given_up = deadline.sooner(_GIVEN_UP * self.scale)
+                given_up = deadline.capped(_GIVEN_UP * self.scale)
             elif given_up.expired:
                 why = self._refused(self.host.toolstack.log(self.name).rpartition("has shut down")[2])
                 said = ["none of its domains is left", "the toolstack gave it up", *([why] if why else [])]
                 raise deadline.expire(f"{self.name} to be re-created", ": ".join(said))
             if row is None or row.dying:
-                raise NotYet("no new domain of that name yet")
+                raise ConditionNotMet("no new domain of that name yet")
             if row.domid == self.domid:
-                raise NotYet(f"domain {row.domid} is still there")
+                raise ConditionNotMet(f"domain {row.domid} is still there")
             if row.paused:
                 # Until then its console can be the bootloader's (libxl_bootloader.c), and ends with it.
-                raise NotYet("the new domain is being built")
+                raise ConditionNotMet("the new domain is being built")
             return row.domid
 
         with self.host.toolstack.watch(self.name, seconds=deadline.remaining) as pause:

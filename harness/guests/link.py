@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """A guest's network as a case uses it: an address on both ends, data both ways with its digests, captures in dom0."""
 
 from __future__ import annotations
@@ -12,14 +13,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from harness.deadline import Deadline, NotYet
+from harness.deadline import ConditionNotMet, Deadline
+from harness.dom0 import netpeer
 from harness.errors import InfrastructureError
 from harness.guests import admin
 from harness.guests.guest import Guest
 from harness.guests.peer import Listener, Peer, inside
 from harness.oracles import frames
 from harness.oracles.frames import Frame
-from harness.xen import events, netpeer
+from harness.xen import events
 
 # Of what dom0 sends: any number will do.
 SEED = 7
@@ -139,7 +141,7 @@ class Link:
             said = f"dom0 does not hear {self.guest.name}: its event channel {ports} is pending and masked, its handler is not done"
             log.warning("%s; %s is woken", said, self.vif)
             self.host.transport.run(["sh", "-c", _KICK, "sh", self.vif], check=False)
-        raise InfrastructureError(said, mend="a defect of dom0's kernel (harness/xen/events.py), not of the guest: run it again")
+        raise InfrastructureError(said, hint="a defect of dom0's kernel (harness/xen/events.py), not of the guest: run it again")
 
     def _echo(self) -> str:
         return f"ping -c 1 {self._patience(1)} {self.here}"
@@ -155,7 +157,7 @@ class Link:
         """``size`` bytes from the guest to dom0."""
         port, data = self.next_port(), self._data(size)
         peer = Peer(self.host, ["recv", self.here, str(port), str(size)], self.namespace)
-        script = f"fxs < {data}; {self.nc(seconds)} {self.here} {port} < {data} > /dev/null; true"
+        script = f"fxh_digest < {data}; {self.nc(seconds)} {self.here} {port} < {data} > /dev/null; true"
         sent = self.guest.sh(script, seconds + 30).split()[0]
         done = peer.result(seconds + 40)
         return Transfer(done.bytes, sent, done.md5, done.seconds, done.error)
@@ -167,7 +169,7 @@ class Link:
         """
         port = self.next_port()
         peer = self.source(port, size, chunk=chunk, lasting=lasting)
-        arrived = self.guest.sh(f"{self.nc(seconds)} {self.here} {port} < /dev/null | fxs", seconds + 30).split()[0]
+        arrived = self.guest.sh(f"{self.nc(seconds)} {self.here} {port} < /dev/null | fxh_digest", seconds + 30).split()[0]
         done = peer.result(seconds + 40)
         return Transfer(done.bytes, digest_of(size, done.bytes // size), arrived, done.seconds, done.error)
 
@@ -182,11 +184,11 @@ class Link:
         # One that listens ends with its peer, or when its own input does: it gets none, and no end of it.
         door = f"{other.there} {port}" if other.guest.profile.os == "freebsd" else f"-p {port}"
         listen = f"timeout {int(seconds)} nc -l {door}"
-        takes = f"sleep {int(seconds)} | {listen} | head -c {size} | fxs > /tmp/fxh-came"
+        takes = f"sleep {int(seconds)} | {listen} | head -c {size} | fxh_digest > /tmp/fxh-came"
         ready = f"netstat -an | grep LISTEN | grep -q '[.:]{port} ' && break; sleep 0.1"
         other.guest.sh(f"rm -f /tmp/fxh-came; ( {takes} ) > /dev/null 2>&1 & for i in $(seq 100); do {ready}; done")
         begun = time.monotonic()
-        sent = self.guest.sh(f"fxs < {data}; {self.nc(seconds)} {other.there} {port} < {data} > /dev/null 2>&1 &").split()[0]
+        sent = self.guest.sh(f"fxh_digest < {data}; {self.nc(seconds)} {other.there} {port} < {data} > /dev/null 2>&1 &").split()[0]
         arrived = other.came(seconds)
         error = "" if arrived else f"{other.there} did not get {size} bytes from {self.there}"
         return Transfer(size, sent, arrived, round(time.monotonic() - begun, 3), error)
@@ -263,7 +265,7 @@ class Link:
 
         def all_written() -> None:
             if (left := unwritten()) > before:
-                raise NotYet(f"tcpdump has {left - before} frames to write")
+                raise ConditionNotMet(f"tcpdump has {left - before} frames to write")
 
         found: list[Frame] = []
         try:
@@ -281,7 +283,7 @@ class Link:
             log.info("%s: %s", target.name, taken.summary)
             found += taken
         if taken.damage:
-            raise InfrastructureError(f"{target.name}: {taken.damage}", mend="is dom0's /run full?")
+            raise InfrastructureError(f"{target.name}: {taken.damage}", hint="is dom0's /run full?")
 
     def checksum_errors(self) -> int:
         """TCP segments that dom0 threw away for their checksum, since it booted (InCsumErrors in /proc/net/snmp)."""

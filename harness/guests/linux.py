@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """The control guest: a small Linux and busybox (images/control), known to be good."""
 
 from __future__ import annotations
@@ -7,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from harness.console.stages import LINUX, Stage
-from harness.guests.profile import Fate, Interface, KernelIdentity, Run
+from harness.guests.profile import Interface, KernelIdentity, Run, ShutdownExpectation
 from harness.images import kernelfile
 from harness.osversion import UNKNOWN, OSVersion
 from harness.xen import vdev
@@ -88,14 +89,14 @@ class Linux:
     def flood_command(self, lines: int, width: int) -> str:
         return f"seq 1 {lines} | awk '{{printf \"%0{width}d\\n\", $1}}'"
 
-    def fate(self, control: str, guest_type: str) -> Fate:
+    def fate(self, control: str, guest_type: str) -> ShutdownExpectation:
         source = "Linux drivers/xen/manage.c, shutdown_handlers"
         match control:
             case "poweroff" | "halt":
-                return Fate("poweroff", why=source)
+                return ShutdownExpectation("poweroff", why=source)
             case "reboot":
-                return Fate("reboot", why=source)
-        return Fate("", why=f"{source}: {control!r} is not among them")
+                return ShutdownExpectation("reboot", why=source)
+        return ShutdownExpectation("", why=f"{source}: {control!r} is not among them")
 
-    def fate_of_panic(self, guest_type: str) -> Fate:
-        return Fate("crash", why="Linux arch/x86/xen/enlighten.c, xen_panic_event")
+    def fate_of_panic(self, guest_type: str) -> ShutdownExpectation:
+        return ShutdownExpectation("crash", why="Linux arch/x86/xen/enlighten.c, xen_panic_event")

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """A guest's memory from both sides: its balloon driver's numbers, and Xen's."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """Disks in memory, small ones with file systems at their places: MBR slices, GPT. Sectors are 512 bytes."""
 
 from __future__ import annotations

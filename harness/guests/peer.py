@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """Programs in dom0 that a case talks to: the far end of a guest's connections, and whatever else says how far it is."""
 
 from __future__ import annotations
@@ -7,10 +8,10 @@ import re
 from dataclasses import dataclass
 
 from harness.deadline import Deadline
+from harness.dom0 import netpeer, program
 from harness.errors import InfrastructureError
 from harness.hosts.host import XenHost
 from harness.transport import Stream
-from harness.xen import netpeer, program
 
 
 def inside(namespace: str) -> list[str]:

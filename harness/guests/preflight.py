@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """Whether a host can run a guest in a shape, asked before anything is put there: why not, and what would do."""
 
 from __future__ import annotations
@@ -17,23 +18,23 @@ def check(host: XenHost, source: GuestSource, shape: Shape) -> None:
     if entry(shape.type) not in types:
         raise UsageError(
             f"{source.label} cannot run as {shape.type}: its kernel has no entry for it",
-            mend=f"choose one of {', '.join(types)}",
+            hint=f"choose one of {', '.join(types)}",
         )
     bootloader = shape.bootloader or source.bootloader
     if shape.type == "hvm" and bootloader:
-        raise CannotRun(f"{source.label} as HVM by {bootloader}: its own loader reads its disk", mend="PV or PVH")
+        raise CannotRun(f"{source.label} as HVM by {bootloader}: its own loader reads its disk", hint="PV or PVH")
     if bootloader == "pygrub" and not source.pygrub:
         raise CannotRun(
             f"{source.label} by pygrub: its tools read UFS1 and ext2 only, and /boot of {source.image or 'this disk'} is on neither",
-            mend="take an image of layout ufs1, mbr, vdevs or ext2boot",
+            hint="take an image of layout ufs1, mbr, vdevs or ext2boot",
         )
     if shape.firmware == UEFI:
         _uefi(host, source, shape)
     elif shape.type == "hvm" and (why := source.why_no_bios):
-        raise CannotRun(why, mend="--firmware uefi")
+        raise CannotRun(why, hint="--firmware uefi")
     old_pv = entry(shape.type) == "pv" and source.bits == 32
     if old_pv and shape.vcpus > 1:
-        raise CannotRun(f"{source.label} as 32-bit PV with {shape.vcpus} vCPUs", mend="one: with more it hangs")
+        raise CannotRun(f"{source.label} as 32-bit PV with {shape.vcpus} vCPUs", hint="one: with more it hangs")
     if shape.type == "pvshim":
         _shim(host)
     elif old_pv:
@@ -44,11 +45,11 @@ def check(host: XenHost, source: GuestSource, shape: Shape) -> None:
 
 def _uefi(host: XenHost, source: GuestSource, shape: Shape) -> None:
     if shape.type != "hvm":
-        raise UsageError(f"{source.label} as {shape.type} with UEFI", mend="only HVM guests start from a firmware: --type hvm")
+        raise UsageError(f"{source.label} as {shape.type} with UEFI", hint="only HVM guests start from a firmware: --type hvm")
     if why := source.why_no_uefi:
-        raise UsageError(why, mend=NO_ESP_MEND)
+        raise UsageError(why, hint=NO_ESP_MEND)
     if "hvm" in host.capabilities and (why := host.no_uefi):
-        raise CannotRun(f"{host.facts.name}: {why}", mend=firmware.MEND)
+        raise CannotRun(f"{host.facts.name}: {why}", hint=firmware.HINT)
 
 
 def _shim(host: XenHost) -> None:
@@ -56,12 +57,12 @@ def _shim(host: XenHost) -> None:
     if "pvh" not in host.capabilities:
         raise CannotRun(
             f"{where}: no PVH guests, and the PV shim is one",
-            mend="switch on VT-x or SVM there (firmware, or nested virtualisation)",
+            hint="switch on VT-x or SVM there (firmware, or nested virtualisation)",
         )
     if "pvshim" not in host.capabilities:
         raise CannotRun(
             f"{where}: no xen-shim in Xen's own directory there (Debian: /usr/lib/xen-VERSION/boot)",
-            mend="install Xen's tools whole (Debian: xen-utils of that version), or build them with CONFIG_PV_SHIM",
+            hint="install Xen's tools whole (Debian: xen-utils of that version), or build them with CONFIG_PV_SHIM",
         )
 
 
@@ -72,5 +73,5 @@ def _pv32(host: XenHost, source: GuestSource) -> None:
     raise CannotRun(
         f"{source.label} is a 32-bit PV kernel, and {host.facts.name}'s Xen {host.facts.xen} runs none: "
         "its xen_caps lacks xen-3.0-x86_32p",
-        mend=f"a Xen built with CONFIG_PV32=y (Debian's is not): in a lab --hypervisor xen.gz{shim}",
+        hint=f"a Xen built with CONFIG_PV32=y (Debian's is not): in a lab --hypervisor xen.gz{shim}",
     )

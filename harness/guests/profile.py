@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """What a guest operating system does differently from another: everything else in the harness is the same for all."""
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ class Interface:
 
 
 @dataclass(frozen=True)
-class Fate:
+class ShutdownExpectation:
     """How a guest should end what it was asked: ``reason`` as of ``xl list``; "" when Xen is told nothing.
 
     Then it lives on, or ``halts``: its kernel stopped, its domain stays.
@@ -129,11 +130,11 @@ class GuestProfile(Protocol):
         """Prints ``lines`` numbered lines of ``width`` characters on the console."""
         ...
 
-    def fate(self, control: str, guest_type: str) -> Fate:
+    def fate(self, control: str, guest_type: str) -> ShutdownExpectation:
         """What the guest does when dom0 writes ``control`` to control/shutdown."""
         ...
 
-    def fate_of_panic(self, guest_type: str) -> Fate: ...
+    def fate_of_panic(self, guest_type: str) -> ShutdownExpectation: ...
 
 
 def parse_assignments(text: str) -> dict[str, str]:

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """Which disk a FreeBSD guest's root is on, whatever the root is called: a device, a GEOM label, or a ZFS dataset."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """How a source is to be run."""
 
 from __future__ import annotations

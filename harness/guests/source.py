@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """What is booted: a kernel, a ramdisk, disks, and the profile of what runs in them."""
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from harness.guests.freebsd import FreeBSD
 from harness.guests.linux import Linux
 from harness.guests.profile import GuestProfile
 from harness.images import diskformat, diskread, kernelfile
-from harness.images import slot as slots
+from harness.images import loader_conf_slot as slots
 from harness.images.image import Image
 from harness.xen import elfnotes
 from harness.xen.firmware import BIOS, UEFI
@@ -31,7 +32,7 @@ class DiskImage:
     format: str = "raw"
     readonly: bool = False
     slot: int = -1
-    """Byte offset of the place for kernel variables (see harness.images.slot), -1 where there is none."""
+    """Byte offset of the place for kernel variables (see harness.images.loader_conf_slot), -1 where there is none."""
 
 
 @dataclass(frozen=True)
@@ -128,14 +129,14 @@ def freebsd(kernel: Path, disk: Path, *, root: str = "") -> GuestSource:
     if not looked.types:
         raise UsageError(
             f"{kernel}: FreeBSD {version.release}, but without Xen's ELF notes: neither PVH nor PV can start it",
-            mend="build it with `options XENHVM` and do not strip its sections; HVM boots it through the loader",
+            hint="build it with `options XENHVM` and do not strip its sections; HVM boots it through the loader",
         )
     with diskformat.opened(disk) as raw:
         device = diskread.root_device(raw, root)
     if device.startswith("zfs:") and not looked.zfs:
         raise UsageError(
             f"{kernel}: FreeBSD {version.release} without ZFS, and the root is {device}: the module is loaded by a loader only",
-            mend="build it with `options ZFS`",
+            hint="build it with `options ZFS`",
         )
     profile = FreeBSD.of(version, looked.types)
     return GuestSource(f"freebsd-{version.release}", profile, kernel, disks=(DiskImage(raw.path),), root=device, given=raw.given)
@@ -146,7 +147,7 @@ def from_image(image: Image, *, bootloader: str = "", root: str = "") -> GuestSo
     if bootloader and not image.pygrub:
         raise UsageError(
             f"{image.name}: pygrub cannot read its first disk (layout {image.data['layout']})",
-            mend="take a layout such as ufs1 or ext2boot",
+            hint="take a layout such as ufs1 or ext2boot",
         )
     world = image.world_version if image.world_version != image.version else ""
     return GuestSource(

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """A guest that is saved to a file in dom0 and restored from it: what was on its way before goes on after."""
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ _END = 'pkill -f "$1" || for p in $(pidof xl); do tr "\\0" " " < "/proc/$p/cmdli
 
 
 @dataclass(frozen=True)
-class Journey:
+class SaveRestoreTimes:
     """``saved`` and ``restored`` are the seconds that the toolstack took; ``domids`` the guest's before and after."""
 
     saved: float
@@ -28,7 +29,7 @@ class Journey:
     domids: tuple[int, int]
 
 
-def through_a_file(guest: Guest) -> Journey:
+def through_a_file(guest: Guest) -> SaveRestoreTimes:
     """``xl save``, then ``xl restore``; the guest's shell is ours again afterwards. The file is removed.
 
     Raises GuestDied for a guest that does not suspend, or does not answer once it is back.
@@ -49,7 +50,7 @@ def through_a_file(guest: Guest) -> Journey:
         guest.resume(Deadline(_AWAKE * guest.scale))
     except DeadlineExpired as exc:
         raise guest.hang(f"restored by xl, it does not answer: {exc.message}") from exc
-    return Journey(saved - begun, restored - saved, (first, guest.domid))
+    return SaveRestoreTimes(saved - begun, restored - saved, (first, guest.domid))
 
 
 def _save(guest: Guest, path: str) -> None:

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """A history file that is damaged is set aside, never emptied: and what can be read of it is read."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """Rows of the history as values, and results as rows."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """The tables of the history and the steps from each older form to the present one."""
 
 from __future__ import annotations
@@ -79,7 +80,7 @@ def migrate(connection: Connection, migrations: tuple[object, ...] = MIGRATIONS)
     if found > len(migrations):
         raise UsageError(
             f"the history has schema {found}, this harness knows up to {len(migrations)}",
-            mend="use the newer harness that wrote it, or another directory (--reports)",
+            hint="use the newer harness that wrote it, or another directory (--reports)",
         )
     if found == len(migrations):
         return

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """One SQLite file of all runs. Many may write at once; a run is in it whole or not at all."""
 
 from __future__ import annotations
@@ -200,7 +201,7 @@ class History:
             aside = self._set_aside(said)
             raise HistoryDamaged(
                 f"{self.path} was damaged ({said}); it is set aside as {aside.name}, and what could be read is kept",
-                mend="run the command again",
+                hint="run the command again",
             ) from exc
 
     def _set_aside(self, said: str) -> Path:
@@ -216,8 +217,8 @@ class History:
         return aside
 
     def _trouble(self, said: str) -> InfrastructureError:
-        mend = "make room on that disk" if "full" in said else "see that the file and its directory can be written"
-        return InfrastructureError(f"{self.path}: {said}", mend="another process holds it; try again" if "locked" in said else mend)
+        hint = "make room on that disk" if "full" in said else "see that the file and its directory can be written"
+        return InfrastructureError(f"{self.path}: {said}", hint="another process holds it; try again" if "locked" in said else hint)
 
 
 def _has(connection: Connection, table: Table) -> bool:

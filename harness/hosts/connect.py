@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """From what a user calls a host to a connection to it."""
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ def _connect(route: Route, over: SshTransport | None, deadline: Deadline | None,
     try:
         return SshTransport(
             route.host, route.port, user=route.user, key_paths=route.keys, known_hosts=route.known_hosts, over=over, name=name,
-            deadline=deadline.sooner(_CONNECT),
+            deadline=deadline.capped(_CONNECT),
         )  # fmt: skip
     except InfrastructureError:
         if over is not None:

@@ -1,4 +1,5 @@
-"""Is a host fit to serve? One round trip gathers, pure functions judge, and whatever is not well has its mend."""
+# SPDX-License-Identifier: BSD-2-Clause
+"""Is a host fit to serve? One round trip gathers, pure functions judge, and whatever is not well has its hint."""
 
 from __future__ import annotations
 
@@ -59,12 +60,12 @@ SCRIPT += firmware.PROBE
 
 @dataclass(frozen=True)
 class Check:
-    """One link of the chain. ``status`` is ok, warn or fail; ``mend`` says what to do where it is not ok."""
+    """One link of the chain. ``status`` is ok, warn or fail; ``hint`` says what to do where it is not ok."""
 
     name: str
     status: str
     detail: str
-    mend: str = ""
+    hint: str = ""
 
 
 def examine(config: HostConfig, connect: Callable[[], Transport]) -> tuple[Check, ...]:
@@ -73,14 +74,14 @@ def examine(config: HostConfig, connect: Callable[[], Transport]) -> tuple[Check
     try:
         transport = connect()
     except HarnessError as exc:
-        return (Check("ssh", FAIL, exc.message, exc.mend or "ssh there by hand with -v"),)
+        return (Check("ssh", FAIL, exc.message, exc.hint or "ssh there by hand with -v"),)
     try:
         seconds = time.monotonic() - begun
         sent = time.time()
         done = transport.run(["sh", "-c", SCRIPT], Deadline(60), check=False)
         return (Check("ssh", OK, f"{transport.name}, {seconds:.2f} s"), *judge(done.text, config, (sent + time.time()) / 2))
     except HarnessError as exc:
-        return (Check("ssh", FAIL, exc.message, exc.mend),)
+        return (Check("ssh", FAIL, exc.message, exc.hint),)
     finally:
         transport.close()
 
@@ -129,8 +130,8 @@ def _tools(parts: Parts, tools: Parts, config: HostConfig, now: float) -> Iterat
         packages["lvs"] = "install lvm2, or choose another storage in fxh.toml"
     if config.storage.startswith("zvol:"):
         packages["zfs"] = "install ZFS, or choose another storage in fxh.toml"
-    for tool, mend in packages.items():
-        yield Check(tool, OK, tools[tool]) if tool in tools else Check(tool, FAIL, "not there", mend)
+    for tool, hint in packages.items():
+        yield Check(tool, OK, tools[tool]) if tool in tools else Check(tool, FAIL, "not there", hint)
     version = parts.get("python", "")
     match = re.search(r"^3\.(\d{1,3})\.", version, re.MULTILINE)
     if "python3" in tools and not (match and int(match[1]) >= 7):
@@ -155,8 +156,8 @@ def _pygrub(found: dict[str, str]) -> Iterator[Check]:
     if "runas" not in found:
         yield Check("pygrub as", WARN, f"{danger} this one has no restricted mode", "update Xen: XSA-443 brought it, as does 4.18")
     elif "user" not in found:
-        mend = f"useradd --system --no-create-home --uid 131072 {pygrub.USERS[0]} (a domain's is that uid and its domid)"
-        yield Check("pygrub as", WARN, f"{danger} there is neither {' nor '.join(pygrub.USERS)}", mend)
+        hint = f"useradd --system --no-create-home --uid 131072 {pygrub.USERS[0]} (a domain's is that uid and its domid)"
+        yield Check("pygrub as", WARN, f"{danger} there is neither {' nor '.join(pygrub.USERS)}", hint)
     else:
         yield Check("pygrub as", OK, f"restricted, as {found['user']}")
 
@@ -168,8 +169,8 @@ def _said(parts: Parts, name: str) -> str:
 
 def _complains(name: str, said: str) -> Check:
     """xl answered, and said this on standard error."""
-    mend = "it answered all the same; look into dmesg and /var/log/xen there"
-    return Check(name, WARN, f"xl complains: {listing.informative(said)[:120]}", mend)
+    hint = "it answered all the same; look into dmesg and /var/log/xen there"
+    return Check(name, WARN, f"xl complains: {listing.informative(said)[:120]}", hint)
 
 
 def _xen(parts: Parts, tools: Parts, config: HostConfig, now: float) -> Iterator[Check]:
@@ -199,9 +200,9 @@ def _xen(parts: Parts, tools: Parts, config: HostConfig, now: float) -> Iterator
     if "hvm" in types:
         words = {word: rest for word, _, rest in (line.partition(" ") for line in parts.get("firmware", "").splitlines())}
         if why := firmware.missing(words):
-            yield Check("UEFI", WARN, f"{why}: cases of UEFI guests are skipped", firmware.MEND)
+            yield Check("UEFI", WARN, f"{why}: cases of UEFI guests are skipped", firmware.HINT)
         elif "ovmf" in words and "ovmf-xen" not in words:
-            yield Check("UEFI", WARN, f"{words['ovmf']} {firmware.NO_OVMF_XEN}", firmware.MEND)
+            yield Check("UEFI", WARN, f"{words['ovmf']} {firmware.NO_OVMF_XEN}", firmware.HINT)
         elif "ovmf" in words:
             yield Check("UEFI", OK, words["ovmf"])
     rows = {}
@@ -217,12 +218,12 @@ def _xen(parts: Parts, tools: Parts, config: HostConfig, now: float) -> Iterator
     if room >= 576:
         yield Check("memory", OK, f"{room} MiB for guests, dom0 has {dom0}")
     else:
-        mend = (
+        hint = (
             "boot Xen with dom0_mem=2048M,max:2048M"
             if dom0 > info.total_memory / 2
             else "destroy domains that nobody needs (xl list)"
         )
-        yield Check("memory", FAIL, f"{room} MiB for guests of {info.total_memory}, dom0 has {dom0}; a guest takes 512", mend)
+        yield Check("memory", FAIL, f"{room} MiB for guests of {info.total_memory}, dom0 has {dom0}; a guest takes 512", hint)
 
 
 def _daemons(parts: Parts, tools: Parts, config: HostConfig, now: float) -> Iterator[Check]:

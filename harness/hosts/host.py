@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """A Xen host: a dom0 reached over a transport, its toolstack, and the things a guest needs put there."""
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from harness.deadline import Deadline
 from harness.digest import known_sha256
 from harness.errors import InfrastructureError, TransportError, UsageError
 from harness.hosts import inventory, storage
-from harness.hosts.lease import BASE, Lease, Wish
+from harness.hosts.lease import BASE, Lease, LeaseRequest
 from harness.transport import Transport
 from harness.xen import firmware, pygrub
 from harness.xen.listing import HostInfo
@@ -157,7 +158,7 @@ class DirectHost:
         self._transport = transport
         self.run_id = run_id or secrets.token_hex(3)
         if not re.fullmatch(r"[a-z0-9]{1,16}", self.run_id):
-            raise UsageError(f"run id {self.run_id!r}", mend="use lower-case letters and digits, 16 at most")
+            raise UsageError(f"run id {self.run_id!r}", hint="use lower-case letters and digits, 16 at most")
         self.config = config or HostConfig(transport.name)
         self.bridge = bridge or self.config.bridge
         self.what = what
@@ -188,7 +189,7 @@ class DirectHost:
         try:
             return self.toolstack.info()
         except ValueError as exc:
-            raise InfrastructureError(f"{self.transport.name}: {exc}", mend="is this a Xen dom0, and are we root there?") from exc
+            raise InfrastructureError(f"{self.transport.name}: {exc}", hint="is this a Xen dom0, and are we root there?") from exc
 
     @property
     def facts(self) -> HostFacts:
@@ -263,7 +264,7 @@ class DirectHost:
 
     # -- putting things there -----------------------------------------------------------------------------------------
 
-    def acquire(self, wish: Wish, deadline: Deadline) -> None:
+    def acquire(self, wish: LeaseRequest, deadline: Deadline) -> None:
         """Take a share of the host; all that we make there goes when the share does. Raises as :meth:`Lease.acquire`."""
         wish = replace(
             wish, run=self.run_id, what=wish.what or self.what, capacity_memory=self.config.memory, capacity_vcpus=self.config.vcpus
@@ -276,7 +277,7 @@ class DirectHost:
 
     def _hold(self) -> None:
         if self.lease is None:
-            self.acquire(Wish(self.run_id, memory=_UNASKED), Deadline(600))
+            self.acquire(LeaseRequest(self.run_id, memory=_UNASKED), Deadline(600))
 
     def _sizes(self, *remote: str) -> tuple[int, ...]:
         """How large each file is there, -1 without it; our directory is made in the same round trip where it is not yet."""
@@ -301,9 +302,9 @@ class DirectHost:
 
     def disk(self, local: Path, fmt: str = "raw") -> str:
         if fmt != "raw":
-            raise UsageError(f"{local}: a {fmt} image on a real host", mend="convert it: qemu-img convert -O raw")
+            raise UsageError(f"{local}: a {fmt} image on a real host", hint="convert it: qemu-img convert -O raw")
         if not local.is_file():
-            raise UsageError(f"{local}: no such disk image", mend="give the path of an image file")
+            raise UsageError(f"{local}: no such disk image", hint="give the path of an image file")
         return self._storage.make(self.transport, self.files(local)[0], f"{PREFIX}-{self.run_id}-{secrets.token_hex(3)}")
 
     def drop_disk(self, target: str) -> None:
@@ -322,7 +323,7 @@ class DirectHost:
 
     def check(self) -> None:
         if self.lease is not None and self.lease.lost:
-            raise TransportError(self.lease.lost, mend="is the host up?")
+            raise TransportError(self.lease.lost, hint="is the host up?")
         done = self.transport.run(
             [
                 "sh",
@@ -336,11 +337,11 @@ class DirectHost:
         if done.status:
             raise InfrastructureError(
                 f"{self.transport.name}: xenstored or xenconsoled does not answer: {done.stderr.decode(errors='replace').strip()}",
-                mend="restart Xen's daemons there, or the host",
+                hint="restart Xen's daemons there, or the host",
             )
         used = done.text.split()[4].rstrip("%")
         if used.isdigit() and int(used) >= 99:
-            raise InfrastructureError(f"{self.transport.name}: /var is full", mend="free some space there")
+            raise InfrastructureError(f"{self.transport.name}: /var is full", hint="free some space there")
 
     def cleanup(self) -> None:
         """Let the keeper do its work now; it is the same that is done when we are killed."""
@@ -350,7 +351,7 @@ class DirectHost:
         left = lease.end()
         if left:
             raise InfrastructureError(
-                f"{self.transport.name}: could not be removed there: {', '.join(left)}", mend="fxh clean HOST --yes, or look there"
+                f"{self.transport.name}: could not be removed there: {', '.join(left)}", hint="fxh clean HOST --yes, or look there"
             )
 
     def close(self) -> None:

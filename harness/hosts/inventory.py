@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """What there is in a dom0, before and after: whatever a case left behind is found and named.
 
 The idea is osstest's ts-leak-check: domains, xenstore, vifs, loop devices and processes are listed and compared.

@@ -1,4 +1,5 @@
-"""A share of a host, leased on the host itself: the controller's half. The other is :mod:`harness.hosts.keeper`."""
+# SPDX-License-Identifier: BSD-2-Clause
+"""A share of a host, leased on the host itself: the controller's half. The other is :mod:`harness.dom0.lease_agent`."""
 
 from __future__ import annotations
 
@@ -25,7 +26,7 @@ BEAT = 10.0
 SILENCE = 60.0
 
 # What runs there, each before the one that imports it.
-_MODULES = ("remains", "book", "keeper")
+_MODULES = ("cleanup", "lease_table", "lease_agent")
 # Some sshds take a command line of 9000 bytes at most (dropbear), so the modules go in by stdin.
 _BOOT = """
 import json, os, sys, types
@@ -43,7 +44,7 @@ m.main(json.loads(sys.argv[2]))
 
 
 @dataclass(frozen=True)
-class Wish:
+class LeaseRequest:
     """What is to be leased: MiB of memory, vCPUs, MiB of disk. ``what`` is for people: who sees the lease reads it."""
 
     run: str
@@ -73,8 +74,9 @@ class HostTooSmall(InfrastructureError):
 
 def program() -> bytes:
     """The keeper's modules, as names and texts."""
-    room = resources.files(__package__)
-    return json.dumps([(f"{__package__}.{name}", (room / f"{name}.py").read_text()) for name in _MODULES]).encode()
+    package = "harness.dom0"
+    files = resources.files(package)
+    return json.dumps([(f"{package}.{name}", (files / f"{name}.py").read_text()) for name in _MODULES]).encode()
 
 
 def start(transport: Transport, wish: dict[str, Any]) -> Stream:
@@ -138,14 +140,14 @@ def _broken(transport: Transport, noise: str) -> InfrastructureError:
     last = noise.strip().splitlines()[-1:] or ["it ended without a word"]
     return InfrastructureError(
         f"{transport.name}: the keeper of leases does not run there: {last[0]}",
-        mend="it needs python3 (as pygrub does) and a writable /var/lib/fxh: see fxh doctor",
+        hint="it needs python3 (as pygrub does) and a writable /var/lib/fxh: see fxh doctor",
     )
 
 
 class Lease:
     """A lease that is held. It ends with :meth:`end`, with this process, and with its connection."""
 
-    def __init__(self, transport: Transport, wish: Wish) -> None:
+    def __init__(self, transport: Transport, wish: LeaseRequest) -> None:
         self._transport, self.wish = transport, wish
         self.slot = -1
         self.wanted = False
@@ -205,7 +207,7 @@ class Lease:
                     raise HostTooSmall(
                         f"{name} is too small: {self.wish.memory} MiB, {self.wish.vcpus} vCPUs and {self.wish.disk} MiB of disk are "
                         f"wanted, it has {limit['memory']}, {limit['vcpus']} and {limit['disk']} for us",
-                        mend="free some there, or lease less (run.lease_memory in fxh.toml)",
+                        hint="free some there, or lease less (run.lease_memory in fxh.toml)",
                     )
                 case _:
                     raise InfrastructureError(f"{name}: the keeper of leases says {message}")

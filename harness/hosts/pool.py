@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """Many hosts as one: each worker takes a share of whichever has room, and a host that is lost is left alone for a while."""
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from harness.deadline import Deadline
 from harness.errors import DeadlineExpired, InfrastructureError, UsageError
 from harness.hosts import connect
 from harness.hosts.host import DirectHost
-from harness.hosts.lease import HostBusy, HostTooSmall, Wish
+from harness.hosts.lease import HostBusy, HostTooSmall, LeaseRequest
 
 log = logging.getLogger("fxh.hosts")
 
@@ -33,7 +34,7 @@ def members(words: str, hosts: Mapping[str, HostConfig]) -> tuple[HostConfig, ..
             tagged = [host for host in hosts.values() if word[4:] in host.tags]
             if not tagged:
                 tags = sorted({tag for host in hosts.values() for tag in host.tags})
-                raise UsageError(f"no host with {word}", mend=f"tags in fxh.toml: {', '.join(tags) or 'none'}")
+                raise UsageError(f"no host with {word}", hint=f"tags in fxh.toml: {', '.join(tags) or 'none'}")
             found |= {host.name: host for host in tagged}
         elif word in hosts:
             found[word] = hosts[word]
@@ -70,7 +71,7 @@ class Pool:
     _given_up: bool = False
     """Nobody came back in time once: from then on it is looked for, and not waited for."""
 
-    def acquire(self, wish: Wish, deadline: Deadline) -> DirectHost:
+    def acquire(self, wish: LeaseRequest, deadline: Deadline) -> DirectHost:
         """A host with a lease on it, prepared. Raises InfrastructureError when none has room in time, or none is left."""
         order = [self.hosts[(self.first + n) % len(self.hosts)] for n in range(len(self.hosts))]
         alone = len(order) == 1
@@ -103,16 +104,16 @@ class Pool:
             if patience.expired or self._given_up or not any(name in self._before for name in why):
                 self._given_up = True
                 reasons = "\n".join(f"  {name}: {reason}" for name, reason in why.items())
-                raise InfrastructureError(f"none of the hosts serves:\n{reasons}", mend="fxh doctor HOST says more")
+                raise InfrastructureError(f"none of the hosts serves:\n{reasons}", hint="fxh doctor HOST says more")
             time.sleep(_PAUSE)
 
-    def _take(self, config: HostConfig, wish: Wish, deadline: Deadline, *, nowait: bool) -> DirectHost:
+    def _take(self, config: HostConfig, wish: LeaseRequest, deadline: Deadline, *, nowait: bool) -> DirectHost:
         name = _name(config)
         host = self.connect(config, self.what)
         try:
             if config.address != LAB:
                 host.acquire(
-                    Wish(
+                    LeaseRequest(
                         secrets.token_hex(3), wish.memory, wish.vcpus, wish.disk, nowait=nowait, silence=wish.silence,
                         supersede=self._before.get(name, ""),
                     ),

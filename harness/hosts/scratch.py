@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """Small disks whose content says which is which, made in dom0: a file each, behind a loop device."""
 
 from __future__ import annotations

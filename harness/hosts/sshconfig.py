@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """How ssh reaches a host: what the user's ``~/.ssh/config`` says of it, as a value."""
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ def parse(address: str) -> tuple[str, str, int]:
     host, port = (bracket, after.removeprefix(":")) if closed else rest.partition(":")[::2]
     # A leading dash would be an option to whatever command it is given to.
     if not host or host.startswith("-") or (at and not user) or (port and not port.isdigit()) or any(c.isspace() for c in host):
-        raise UsageError(f"host {address!r}", mend="[user@]host[:port], an alias of ~/.ssh/config, a host of fxh.toml, or local")
+        raise UsageError(f"host {address!r}", hint="[user@]host[:port], an alias of ~/.ssh/config, a host of fxh.toml, or local")
     return user, host, int(port or 0)
 
 
@@ -41,13 +42,13 @@ def resolve(
 ) -> Route:
     """What is given here goes before ``~/.ssh/config``, as on ssh's own command line. Raises UsageError."""
     if depth > _JUMPS:
-        raise UsageError(f"ProxyJump of {address} goes round in a circle", mend="look into ~/.ssh/config")
+        raise UsageError(f"ProxyJump of {address} goes round in a circle", hint="look into ~/.ssh/config")
     config = config or _user_config()
     user, alias, port = parse(address)
     said = config.lookup(alias)
     keys = (Path(key).expanduser(),) if key else tuple(Path(name).expanduser() for name in said.get("identityfile", ()))
     if key and not keys[0].is_file():
-        raise UsageError(f"{key}: no such private key", mend=f"it is given for {address}")
+        raise UsageError(f"{key}: no such private key", hint=f"it is given for {address}")
     known = (known_hosts,) if known_hosts else tuple(said.get("userknownhostsfile", "~/.ssh/known_hosts").split())
     hops: tuple[Route, ...] = ()
     for hop in (jump or said.get("proxyjump", "")).split(","):
@@ -55,7 +56,7 @@ def resolve(
             route = resolve(hop.strip(), config=config, depth=depth + 1)
             hops += (*route.jump, route)
     if not hops and "proxycommand" in said and said["proxycommand"].lower() != "none":
-        raise UsageError(f"{alias}: ProxyCommand of ~/.ssh/config is not supported", mend="write it as ProxyJump")
+        raise UsageError(f"{alias}: ProxyCommand of ~/.ssh/config is not supported", hint="write it as ProxyJump")
     return Route(
         host=said.get("hostname", alias),
         port=port or int(said.get("port", 22)),

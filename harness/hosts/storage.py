@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """Where a guest's disk lives in dom0: a file behind a loop device, a plain file, a logical volume, a zvol."""
 
 from __future__ import annotations
@@ -103,7 +104,7 @@ def choose(kind: str, directory: str, dom0: str) -> Storage:
     if match:
         return Lvm(match[2]) if match[1] == "lvm" else Zvol(match[2])
     if kind != "file":
-        raise UsageError(f"storage {kind!r}", mend="file, lvm:VOLUME-GROUP or zvol:DATASET")
+        raise UsageError(f"storage {kind!r}", hint="file, lvm:VOLUME-GROUP or zvol:DATASET")
     return PlainFiles(directory) if dom0 == "freebsd" else LoopFiles(directory)
 
 
@@ -111,4 +112,4 @@ def _run(transport: Transport, argv: list[str], what: str) -> None:
     done = transport.run(argv, Deadline(_COPY), check=False)
     if done.status:
         words = done.stderr.decode("utf-8", "replace").strip()[-500:]
-        raise InfrastructureError(f"{transport.name}: no disk {what} was made: {words}", mend="is there space on the host?")
+        raise InfrastructureError(f"{transport.name}: no disk {what} was made: {words}", hint="is there space on the host?")

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """The boot environment of a ZFS pool: loader variables that lie beside the pool's data.
 
 Each label of a vdev holds a block of 8 KiB with an nvlist. The loader sets every string of its ``freebsd:nvstore`` as a variable,
@@ -48,7 +49,7 @@ def block(variables: Mapping[str, str]) -> bytes:
     # The header says: encoded in XDR (1), by a little-endian machine (1).
     data = b"\1\1\0\0" + _list(pairs)
     if len(data) > _ROOM:
-        raise UsageError(f"kernel variables of {len(data)} bytes", mend=f"the boot environment of a ZFS pool holds {_ROOM}")
+        raise UsageError(f"kernel variables of {len(data)} bytes", hint=f"the boot environment of a ZFS pool holds {_ROOM}")
     return seal(struct.pack(">Q", _VB_NVLIST) + data.ljust(_ROOM, b"\0"))
 
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """config(8)'s lists of kernel sources: which files a kernel configuration compiles, and what each optional file needs.
 
 Sources: config(5), usr.sbin/config/mkmakefile.c (read_file), sys/conf/files, sys/conf/files.amd64, sys/conf/files.x86.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """A world that somebody has installed with -DNO_ROOT: a DESTDIR with its METALOG."""
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ def world(path: Path) -> Entry:
     if not (path / "METALOG").is_file():
         raise UsageError(
             f"{path} has no METALOG: it is no DESTDIR made without root",
-            mend="make installworld distribution DESTDIR=... -DNO_ROOT",
+            hint="make installworld distribution DESTDIR=... -DNO_ROOT",
         )
     text = (path / "METALOG").read_text()
     tree = metalog.without(metalog.parse(text, path), LEAVE_OUT)
@@ -31,7 +32,7 @@ def world(path: Path) -> Entry:
     gone = [name for name, file in files.items() if not file.is_file()]
     if gone:
         raise UsageError(
-            f"{path}: METALOG names {gone[0]}, which is not there", mend="wipe it and install again: METALOG is appended to"
+            f"{path}: METALOG names {gone[0]}, which is not there", hint="wipe it and install again: METALOG is appended to"
         )
     content = combine([(name, file_sha256(file)) for name, file in sorted(files.items())])
     inputs = [Input("world", combine([content, metalog.render(tree)]), str(path))]

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """Disk image files in whatever format: which one it is, and its content as a raw file. The given file is only read.
 
 A format is told by its first bytes. A qcow2 with a backing file is refused: an image from somewhere else could name any file of this
@@ -91,16 +92,16 @@ def identify(path: Path) -> str:
             file.seek(max(0, size - 512))
             tail = file.read(512)
     except OSError as exc:
-        raise UsageError(f"{path}: {exc.strerror}", mend="give the path of a disk image that can be read") from exc
+        raise UsageError(f"{path}: {exc.strerror}", hint="give the path of a disk image that can be read") from exc
     packed = [(name, tool) for at, magic, name, tool in _PACKED if head[at : at + len(magic)] == magic]
     if not packed and _SKIPPABLE.match(head):
         packed = [("zstd or lz4", "unzstd, or unlz4,")]
     for name, tool in packed:
         # lz, lzma, lzop are spelled when they are read aloud.
         article = "an" if name.startswith("lz") else "a"
-        raise UsageError(f"{path}: {article} {name} file, no disk image", mend=f"unpack it first: {tool} {path.name}")
+        raise UsageError(f"{path}: {article} {name} file, no disk image", hint=f"unpack it first: {tool} {path.name}")
     if head[:4] == b"\x7fELF":
-        raise UsageError(f"{path}: an ELF file, no disk image", mend="is it a kernel? then --kernel FILE, with --disk DISK")
+        raise UsageError(f"{path}: an ELF file, no disk image", hint="is it a kernel? then --kernel FILE, with --disk DISK")
     found = next((name for at, magic, name in _MAGICS if head[at : at + len(magic)] == magic), "")
     if not found and _DESCRIPTOR.match(head):
         found = "vmdk"
@@ -109,12 +110,12 @@ def identify(path: Path) -> str:
     if found in _NAMES:
         raise UsageError(
             f"{path}: a {_NAMES[found]} file, and only raw and qcow2 disks are read",
-            mend=f"qemu-img convert -f {found} -O qcow2 {path.name} disk.qcow2; FreeBSD publishes each image as raw and qcow2, too",
+            hint=f"qemu-img convert -f {found} -O qcow2 {path.name} disk.qcow2; FreeBSD publishes each image as raw and qcow2, too",
         )
     if found == "raw" and (size < _SMALLEST or size % 512):
         raise UsageError(
             f"{path}: {size} bytes are no disk image",
-            mend="give a raw or qcow2 image, or one in .xz; is the file whole?",
+            hint="give a raw or qcow2 image, or one in .xz; is the file whole?",
         )
     return found
 
@@ -173,9 +174,9 @@ def _unpack(given: Path, source: Path, kind: str, work: Path, target: Path) -> N
     try:
         found = identify(inner)
     except UsageError as exc:
-        raise UsageError(exc.message.replace(str(inner), f"{given}, unpacked"), mend=exc.mend) from None
+        raise UsageError(exc.message.replace(str(inner), f"{given}, unpacked"), hint=exc.hint) from None
     if found == "xz":
-        raise UsageError(f"{given}: an xz file within an xz file", mend="unpack it once: unxz")
+        raise UsageError(f"{given}: an xz file within an xz file", hint="unpack it once: unxz")
     _unpack(given, inner, found, work, target)
     inner.unlink(missing_ok=True)
 
@@ -201,7 +202,7 @@ def _xz(given: Path, source: Path, target: Path) -> None:
 
 def _streams(given: Path, packed: BinaryIO) -> Iterator[bytes]:
     """The content of all xz streams of a file, in blocks."""
-    damaged = UsageError(f"{given}: the xz file ends too early", mend="it was cut off: fetch it again")
+    damaged = UsageError(f"{given}: the xz file ends too early", hint="it was cut off: fetch it again")
     data = packed.read(_BLOCK)
     while data:
         stream = lzma.LZMADecompressor(lzma.FORMAT_XZ, memlimit=_XZ_MEMORY)
@@ -209,7 +210,7 @@ def _streams(given: Path, packed: BinaryIO) -> Iterator[bytes]:
             try:
                 block = stream.decompress(data, _BLOCK)
             except lzma.LZMAError as exc:
-                raise UsageError(f"{given}: a damaged xz file ({exc})", mend="fetch it again") from exc
+                raise UsageError(f"{given}: a damaged xz file ({exc})", hint="fetch it again") from exc
             if block:
                 yield block
             data = packed.read(_BLOCK) if stream.needs_input and not stream.eof else b""
@@ -233,10 +234,10 @@ def _convert(given: Path, source: Path, target: Path) -> None:
         if _room(target) <= 0:
             raise _too_large(given, target, room)
         raise UsageError(
-            f"{given}: {said.strip()[-400:].replace(str(source), str(given))}", mend="is the file whole? fetch it again"
+            f"{given}: {said.strip()[-400:].replace(str(source), str(given))}", hint="is the file whole? fetch it again"
         )
     if target.stat().st_size < _SMALLEST:
-        raise UsageError(f"{given}: a disk of {target.stat().st_size} bytes", mend="give an image with a FreeBSD on it")
+        raise UsageError(f"{given}: a disk of {target.stat().st_size} bytes", hint="give an image with a FreeBSD on it")
 
 
 def _qemu_img(given: Path, words: list[str], target: Path, room: int) -> tuple[int, str]:
@@ -245,7 +246,7 @@ def _qemu_img(given: Path, words: list[str], target: Path, room: int) -> tuple[i
         try:
             process = subprocess.Popen(["qemu-img", *words], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=log)
         except FileNotFoundError as exc:
-            raise UsageError(f"{given}: this machine lacks qemu-img, which reads qcow2 files", mend="fxh setup") from exc
+            raise UsageError(f"{given}: this machine lacks qemu-img, which reads qcow2 files", hint="fxh setup") from exc
         end = time.monotonic() + _PATIENCE
         try:
             while process.poll() is None:
@@ -253,7 +254,7 @@ def _qemu_img(given: Path, words: list[str], target: Path, room: int) -> tuple[i
                     raise _too_large(given, target, room)
                 if time.monotonic() > end:
                     raise InfrastructureError(
-                        f"{given}: qemu-img {words[0]} has not ended in {_PATIENCE} s", mend="look at it by hand"
+                        f"{given}: qemu-img {words[0]} has not ended in {_PATIENCE} s", hint="look at it by hand"
                     )
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     process.wait(0.05)
@@ -271,5 +272,5 @@ def _room(where: Path) -> int:
 def _too_large(given: Path, where: Path, room: int) -> InfrastructureError:
     return InfrastructureError(
         f"{given}: unpacked it needs more than the {max(room, 0) >> 20} MiB that may be used at {where.parent.parent}",
-        mend="free some space (`fxh image gc`), or point FXH_STORE at a larger disk",
+        hint="free some space (`fxh image gc`), or point FXH_STORE at a larger disk",
     )

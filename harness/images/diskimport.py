@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """A disk image that somebody has, copied into the store as raw. Its content stays as it is."""
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from typing import Any
 
 from harness import stamp
 from harness.errors import UsageError
-from harness.images import diskformat, diskread, image, kernelfile, parttable, slot, store, volume, window
+from harness.images import diskformat, diskread, image, kernelfile, loader_conf_slot, parttable, store, volume, window
 from harness.images.diskformat import RawDisk
 from harness.images.image import Image
 from harness.images.inputs import Input, key_of
@@ -65,7 +66,7 @@ def _take(recipe: Recipe, disk: RawDisk) -> Image:
                 kernelfile.why_not(kernel, False)
                 or f"{kernel.path}: FreeBSD {kernel.version} without ZFS, and the root of {disk.given.name} is {root}: without the loader "
                 "nobody loads the module, and the disk has neither boot code nor an EFI system partition",
-                mend="a kernel with `options XENHVM` (and ZFS for a root on it), or a disk with boot code or an EFI system partition",
+                hint="a kernel with `options XENHVM` (and ZFS for a root on it), or a disk with boot code or an EFI system partition",
             )
         _copy(disk.path, work / "xvda.img")
         shutil.copyfile(kernel.path, work / "kernel")
@@ -77,7 +78,7 @@ def _take(recipe: Recipe, disk: RawDisk) -> Image:
         }  # fmt: skip
 
     entry = store.obtain("images", key_of(*inputs), make)
-    image.name_it(recipe.name, entry)
+    image.tag(recipe.name, entry)
     return Image(recipe.name, entry)
 
 
@@ -89,7 +90,7 @@ def _raw(path: Path, target: Path) -> None:
 def _copy(source: Path, target: Path) -> None:
     with target.open("wb") as out:
         out.truncate(source.stat().st_size)
-        slot.paste(source, out.fileno(), 0)
+        loader_conf_slot.paste(source, out.fileno(), 0)
 
 
 def look(disk: Path) -> tuple[str, bool]:

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """Everything that a run needs of a FreeBSD disk image alone: its root device, its kernel, its version. The image is only read.
 
     RawDisk (diskformat) -> partitions (parttable) -> volumes (volume, ufs, zfslabel, zfsfiles) -> root (rootfs) -> Found
@@ -106,7 +107,7 @@ def _volumes(disk: RawDisk, whole: Window) -> list[Volume]:
     try:
         parts = parttable.partitions(whole, DISK)
     except UsageError as exc:
-        raise UsageError(f"{disk.given}: {exc.message}", mend=exc.mend) from None
+        raise UsageError(f"{disk.given}: {exc.message}", hint=exc.hint) from None
     return [volume.look(whole, part) for part in parts]
 
 
@@ -146,7 +147,7 @@ def _choose(disk: RawDisk, candidates: list[Candidate], volumes: list[Volume], r
         there = ", ".join(name for item in candidates for name in item.names) or "none"
         raise UsageError(
             f"{disk.given}: --root {root} is none of the FreeBSD roots on it ({there})",
-            mend="name one of these; with --kernel FILE any --root is taken as it is",
+            hint="name one of these; with --kernel FILE any --root is taken as it is",
         )
     # A pool whose bootfs nobody can read here: the loader's configuration can say which boot environment is meant.
     if len(candidates) > 1:
@@ -156,7 +157,7 @@ def _choose(disk: RawDisk, candidates: list[Candidate], volumes: list[Volume], r
             return chosen[0]
         raise UsageError(
             f"{disk.given}: two or more roots: {', '.join(item.described for item in candidates)}",
-            mend=f"say which: --root {candidates[0].names[0]}",
+            hint=f"say which: --root {candidates[0].names[0]}",
         )
     if not candidates:
         raise _nothing(disk, volumes)
@@ -170,29 +171,29 @@ def _nothing(disk: RawDisk, volumes: list[Volume]) -> UsageError:
         if pool is not None and pool.state != "exported":
             return UsageError(
                 f"{disk.given}: the ZFS pool {pool.name} on {item.part.name} was not cleanly exported (it is {pool.state})",
-                mend=f"export it: zpool import -N {pool.name} && zpool export {pool.name}, on a system that has the disk; or boot it "
+                hint=f"export it: zpool import -N {pool.name} && zpool export {pool.name}, on a system that has the disk; or boot it "
                 f"as it is: --kernel FILE --root zfs:{pool.name}/ROOT/default",
             )
         if pool is not None and not pool.alone:
             return UsageError(
                 f"{disk.given}: the ZFS pool {pool.name} on {item.part.name} needs more disks ({pool.layout}, {pool.vdevs} vdevs)",
-                mend="a pool of one disk can be read; make an image of one",
+                hint="a pool of one disk can be read; make an image of one",
             )
     unread = [item.part.name for item in volumes if item.part.type == "freebsd-zfs" and item.pool is None and item.kind != "geli"]
     if unread:
         return UsageError(
             f"{disk.given}: its root is in a ZFS pool on {', '.join(unread)}, and no label of a pool can be read there",
-            mend="is the image whole? Otherwise name root and kernel, unread: --kernel FILE --root zfs:POOL/ROOT/default",
+            hint="is the image whole? Otherwise name root and kernel, unread: --kernel FILE --root zfs:POOL/ROOT/default",
         )
     encrypted = [item.part.name for item in volumes if item.kind in ("geli", "LUKS (encrypted)")]
     if encrypted:
         return UsageError(
             f"{disk.given}: {', '.join(encrypted)} is encrypted (GELI), and no other root is on the disk",
-            mend="give an image whose root is not encrypted; a GELI root can be neither read here nor unlocked in a run",
+            hint="give an image whose root is not encrypted; a GELI root can be neither read here nor unlocked in a run",
         )
     return NoFreeBSD(
         f"{disk.given}: no FreeBSD on it; it has {', '.join(item.described for item in volumes[:12])}",
-        mend="give an image with a FreeBSD root on UFS or ZFS (an installer's CD has none); or --kernel FILE --root DEVICE, unread",
+        hint="give an image with a FreeBSD root on UFS or ZFS (an installer's CD has none); or --kernel FILE --root DEVICE, unread",
     )
 
 
@@ -201,7 +202,7 @@ def _sound(disk: RawDisk, chosen: Candidate) -> None:
     if fs is not None and fs.pending:
         raise UsageError(
             f"{disk.given}: the UFS on {name} is not as it should be: {fs.pending}",
-            mend=f"shut its system down cleanly before the image is taken, or run fsck_ffs -y on {name}; --kernel FILE --root {name} boots "
+            hint=f"shut its system down cleanly before the image is taken, or run fsck_ffs -y on {name}; --kernel FILE --root {name} boots "
             "it as it is",
         )
 
@@ -213,7 +214,7 @@ def _sectors(disk: RawDisk, item: Volume) -> None:
         raise UsageError(
             f"{disk.given}: its table counts in sectors of {part.sector} bytes, and Xen gives a guest's disk that is a file sectors of "
             f"{SECTOR}: the guest would not find {item.described}",
-            mend=f"copy the partitions to a disk with sectors of {SECTOR} bytes; where the hosts' storage has such sectors: --root {part.name}",
+            hint=f"copy the partitions to a disk with sectors of {SECTOR} bytes; where the hosts' storage has such sectors: --root {part.name}",
         )
 
 
@@ -230,7 +231,7 @@ def _device(disk: RawDisk, chosen: Candidate, system: Root, root: str) -> str:
         return system.fstab
     raise UsageError(
         f"{disk.given}: its /etc/fstab has / on /dev/{system.fstab}, which a Xen guest does not have: there it is {', '.join(own)}",
-        mend=f"name it by a label in the image's fstab (/dev/{own[-1]}); --root {own[0]} boots it all the same, up to single-user mode",
+        hint=f"name it by a label in the image's fstab (/dev/{own[-1]}); --root {own[0]} boots it all the same, up to single-user mode",
     )
 
 
@@ -270,16 +271,16 @@ def kernel_of(disk: RawDisk, at: Found, target: Path) -> KernelFile:
     if not path:
         raise UsageError(
             f"{disk.given}: the root {name} has no kernel at {rootfs.kernels(at.system.loader)[0]}",
-            mend="give one: --kernel FILE",
+            hint="give one: --kernel FILE",
         )
     try:
         rootfs.extract(at.candidate.files, path, target)
     except BadFileSystem as exc:
-        raise UsageError(f"{disk.given}: {path} of {name} cannot be read: {exc}", mend="give the kernel: --kernel FILE") from None
+        raise UsageError(f"{disk.given}: {path} of {name} cannot be read: {exc}", hint="give the kernel: --kernel FILE") from None
     try:
         return kernelfile.look(target)
     except UsageError as exc:
-        raise UsageError(f"{disk.given}: {exc.message.replace(str(target), path)}", mend=exc.mend) from None
+        raise UsageError(f"{disk.given}: {exc.message.replace(str(target), path)}", hint=exc.hint) from None
 
 
 def types_of(disk: RawDisk, at: Found, kernel: KernelFile) -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -299,7 +300,7 @@ def types_of(disk: RawDisk, at: Found, kernel: KernelFile) -> tuple[tuple[str, .
     if not types:
         raise UsageError(
             f"{disk.given}: nothing can start it here: {'; '.join(why)}",
-            mend="give a kernel with XENHVM" + (" and ZFS" if at.candidate.dataset else "") + ": --kernel FILE",
+            hint="give a kernel with XENHVM" + (" and ZFS" if at.candidate.dataset else "") + ": --kernel FILE",
         )
     return types, tuple(why)
 
@@ -364,7 +365,7 @@ def check_types(image: Image, wanted: Sequence[str]) -> None:
     if why and wanted and not any(word in image.types for word in wanted):
         raise UsageError(
             f"{image.name} cannot run as {', '.join(wanted)}: {'; '.join(why)}",
-            mend=f"--type {image.types[0]}, or another kernel: --kernel FILE",
+            hint=f"--type {image.types[0]}, or another kernel: --kernel FILE",
         )
 
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """Puts file systems together to disks: raw, or behind a partition table, with boot code where a firmware needs it."""
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from harness.errors import BuildError
-from harness.images import makefs, metalog, slot, tables
+from harness.images import loader_conf_slot, makefs, metalog, tables
 from harness.images.layout import FileSystem, Layout, Vdev
 from harness.images.makefs import Makefs
 from harness.images.metalog import Tree
@@ -40,7 +41,7 @@ class BootCode:
             way = "UEFI" if name == "loader.efi" else "HVM"
             raise BuildError(
                 f"this world has no /boot/{name}: {way} cannot boot it",
-                mend=f"{_WORLDS.get(name, 'build the world WITH_BOOT')}, or take a layout without",
+                hint=f"{_WORLDS.get(name, 'build the world WITH_BOOT')}, or take a layout without",
             )
         return path
 
@@ -97,7 +98,7 @@ def write(
                     label = layout.root_label if fs.mount == "/" else "FB" + fs.mount.strip("/").replace("/", "").upper()
                     files.append(_file_system(fs, metalog.subtree(tree, fs.mount, mounts), tool, etc, path, own, label))
                 if fs.type == "zfs":
-                    slot.fill_pool(path, variables)
+                    loader_conf_slot.fill_pool(path, variables)
             divide(disk, files, boot, f"{seed} {disk.name}", directory / disk.file)
 
 
@@ -141,7 +142,7 @@ def _mbr(disk: Vdev, files: list[Path | None], boot: BootCode, target: Path) -> 
         begin = _SLICE_START * SECTOR
         for part, file in zip(parts, files, strict=True):
             if file is not None:
-                slot.paste(file, out.fileno(), begin + part.start * SECTOR)
+                loader_conf_slot.paste(file, out.fileno(), begin + part.start * SECTOR)
         # Boot code and label lie in the 8 KiB that a UFS leaves free at its beginning (or before partition a).
         if disk.boot:
             out.seek(begin)
@@ -173,7 +174,7 @@ def _gpt(disk: Vdev, files: list[Path | None], boot: BootCode, seed: str, target
         length = file.stat().st_size if fs.type == "boot" and file is not None else fs.bytes
         if fs.type == "boot" and length > _BOOT_LIMIT:
             raise BuildError(
-                f"/boot/{_gptboot(disk)} has {length} bytes, and pmbr reads {_BOOT_LIMIT}", mend="take a layout without"
+                f"/boot/{_gptboot(disk)} has {length} bytes, and pmbr reads {_BOOT_LIMIT}", hint="take a layout without"
             )
         sizes.append(-(-length // SECTOR))
     parts, sectors = place(disk, sizes)
@@ -182,7 +183,7 @@ def _gpt(disk: Vdev, files: list[Path | None], boot: BootCode, seed: str, target
         out.truncate(sectors * SECTOR)
         for part, file in zip(parts, files, strict=True):
             if file is not None:
-                slot.paste(file, out.fileno(), part.start * SECTOR)
+                loader_conf_slot.paste(file, out.fileno(), part.start * SECTOR)
         out.seek(0)
         out.write(first)
         out.seek(sectors * SECTOR - len(last))
@@ -194,8 +195,8 @@ def slot_of(layout: Layout, disk: Vdev, image: Path) -> int:
     if not layout.firmwares or not any(fs.mount == "/" for fs in disk.fs):
         return -1
     if not layout.zfs:
-        return slot.locate(image)
-    at = slot.locate_pool(image)
+        return loader_conf_slot.locate(image)
+    at = loader_conf_slot.locate_pool(image)
     if at < 0:
-        raise BuildError(f"{image.name}: its pool has no boot environment", mend="report it with the version of the tree")
+        raise BuildError(f"{image.name}: its pool has no boot environment", hint="report it with the version of the tree")
     return at

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """Release sets: base.txz and kernel.txz as MANIFEST names them, unpacked without root. harness/images/sets.py writes them."""
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ def parse_manifest(text: str) -> dict[str, Set]:
             continue
         words = line.split("\t")
         if len(words) < 4 or not re.fullmatch(r"[0-9a-f]{64}", words[1]) or "/" in words[0]:
-            raise BuildError(f"MANIFEST, line {number}: {line[:80]!r} names no set", mend="give the directory of a FreeBSD release")
+            raise BuildError(f"MANIFEST, line {number}: {line[:80]!r} names no set", hint="give the directory of a FreeBSD release")
         about = words[4].strip('"') if len(words) > 4 else ""
         found[words[3]] = Set(words[3], words[0], words[1], about)
     return found
@@ -62,7 +63,7 @@ def world(where: str) -> tuple[Entry, Path, tuple[Input, ...]]:
     sets = parse_manifest(fetch.text(where, "MANIFEST"))
     missing = [name for name in _SETS if name not in sets]
     if missing:
-        raise UsageError(f"the MANIFEST at {where} has no {' and no '.join(missing)}", mend=f"it has: {', '.join(sets)}")
+        raise UsageError(f"the MANIFEST at {where} has no {' and no '.join(missing)}", hint=f"it has: {', '.join(sets)}")
     patterns = tuple(tomllib.loads((paths.project() / "images/freebsd/release.toml").read_text())["leave_out"])
     inputs = (
         *(Input(f"set {name}", sets[name].sha256, f"{where} ({sets[name].file})") for name in _SETS),
@@ -99,7 +100,7 @@ def _check_machine(program: Path, archive: Path, what: str) -> None:
     if head[:4] == b"\x7fELF" and machine not in ("amd64", "i386"):
         archive.unlink(missing_ok=True)
         raise UsageError(
-            f"{what} is for {machine}; Xen's guests here are amd64 and i386", mend="give the sets of amd64, as releases/amd64/..."
+            f"{what} is for {machine}; Xen's guests here are amd64 and i386", hint="give the sets of amd64, as releases/amd64/..."
         )
 
 
@@ -121,7 +122,7 @@ def unpack(archive: Path, top: Path, lines: dict[str, str], patterns: tuple[str,
             for member in tar:
                 path = os.path.normpath(member.name.lstrip("/"))
                 if path.startswith("..") or "\n" in path:
-                    raise BuildError(f"{archive.name} wants to write to {member.name!r}", mend="that is no FreeBSD set")
+                    raise BuildError(f"{archive.name} wants to write to {member.name!r}", hint="that is no FreeBSD set")
                 if not left_out(path, patterns):
                     line = _member(tar, member, path, top, lines)
                     if line:
@@ -129,9 +130,9 @@ def unpack(archive: Path, top: Path, lines: dict[str, str], patterns: tuple[str,
                             lines.setdefault(str(parent), f"./{_vis(str(parent))} type=dir uid=0 gid=0 mode=0755")
                         lines[path] = line
     except (tarfile.TarError, lzma.LZMAError, EOFError) as exc:
-        raise BuildError(f"{archive.name} cannot be unpacked: {exc}", mend="fetch it again") from exc
+        raise BuildError(f"{archive.name} cannot be unpacked: {exc}", hint="fetch it again") from exc
     except (FileExistsError, NotADirectoryError, IsADirectoryError) as exc:
-        raise BuildError(f"{archive.name}: a file and a directory of one name: {exc}", mend="that is no FreeBSD set") from exc
+        raise BuildError(f"{archive.name}: a file and a directory of one name: {exc}", hint="that is no FreeBSD set") from exc
 
 
 def _member(tar: tarfile.TarFile, member: tarfile.TarInfo, path: str, top: Path, lines: dict[str, str]) -> str:

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """Files from a mirror or a directory: fetched once, resumed where a fetch broke off, and checked against their sha256."""
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ def text(where: str, name: str, patience: float = _SILENCE) -> str:
         path = Path(where).expanduser() / name
         if not path.is_file():
             raise UsageError(
-                f"{where} has no {name}", mend="give a directory, or a mirror's URL, with MANIFEST, base.txz and kernel.txz"
+                f"{where} has no {name}", hint="give a directory, or a mirror's URL, with MANIFEST, base.txz and kernel.txz"
             )
         return path.read_text(errors="replace")
     return page(where, name, patience)[0]
@@ -51,9 +52,9 @@ def page(where: str, name: str = "", patience: float = _SILENCE) -> tuple[str, s
         with urllib.request.urlopen(url, timeout=patience) as answer:
             return answer.read(_SMALL).decode(errors="replace"), str(answer.geturl())
     except urllib.error.HTTPError as exc:
-        raise UsageError(f"{url}: {exc.code} {exc.reason}", mend="give the directory of a release that holds MANIFEST") from exc
+        raise UsageError(f"{url}: {exc.code} {exc.reason}", hint="give the directory of a release that holds MANIFEST") from exc
     except (OSError, http.client.HTTPException, ValueError) as exc:  # ValueError: a redirect to what is no URL
-        raise InfrastructureError(f"{url}: {exc}", mend="is the network there? --dist takes a local directory, too") from exc
+        raise InfrastructureError(f"{url}: {exc}", hint="is the network there? --dist takes a local directory, too") from exc
 
 
 def reachable(where: str, seconds: float = 5.0) -> str:
@@ -91,7 +92,7 @@ def checked(where: str, name: str, sha256: str) -> Path:
             part.unlink()
             raise BuildError(
                 f"{name} of {where} is not what its MANIFEST promises (sha256 {got[:16]}..., promised {sha256[:16]}..., {size} bytes)",
-                mend="truncated or tampered with: try again, or another mirror",
+                hint="truncated or tampered with: try again, or another mirror",
             )
         part.rename(target)
     return target
@@ -105,12 +106,12 @@ def _fetch(url: str, part: Path) -> None:
         except urllib.error.HTTPError as exc:
             if exc.code == 416:  # nothing is missing; the hash will tell
                 return
-            raise InfrastructureError(f"{url}: {exc.code} {exc.reason}", mend="is it the right mirror?") from exc
+            raise InfrastructureError(f"{url}: {exc.code} {exc.reason}", hint="is it the right mirror?") from exc
         except (OSError, http.client.HTTPException) as exc:
             have = part.stat().st_size if part.exists() else 0
             if attempt == _ATTEMPTS:
                 raise InfrastructureError(
-                    f"{url}: {exc} (after {have >> 20} MiB)", mend="run again: it goes on from there"
+                    f"{url}: {exc} (after {have >> 20} MiB)", hint="run again: it goes on from there"
                 ) from exc
             log.info("%s broke off after %d MiB (%s): going on", url, have >> 20, exc)
             time.sleep(attempt)

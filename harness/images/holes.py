@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """Makes holes in the files of a UFS, as ``cp --sparse=always`` does; makefs writes every block.
 
 Sources: sys/ufs/ufs/dinode.h (block numbers of an inode; 0 is a hole), sys/ufs/ffs/fs.h.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """The tools of the build machine that building FreeBSD needs: compiler, headers and commands, each with its Debian package."""
 
 from __future__ import annotations
@@ -90,7 +91,7 @@ def compiler(major: int, llvm: int = 0) -> Compiler:
             if chosen or not have
             else f" (clang {', '.join(map(str, sorted(have)))} cannot build FreeBSD {major}: {_span(major)})"
         )
-        raise BuildError(f"building FreeBSD needs Debian packages this machine lacks: {names}{unfit}", mend=_install(names))
+        raise BuildError(f"building FreeBSD needs Debian packages this machine lacks: {names}{unfit}", hint=_install(names))
     found = Compiler(have[chosen], _version(str(have[chosen] / "clang")))
     log.info("compiler: %s (%s)", found.version, found.bindir)
     return found
@@ -102,7 +103,7 @@ def check_world(found: Compiler, version: str, llvm: int) -> None:
     if found.bindir and found.major < oldest:
         raise BuildError(
             f"clang {found.major} cannot build the world of FreeBSD {version}: its libc++ of LLVM {llvm} takes clang {oldest} or later",
-            mend=f"{_install(' '.join(_packages(llvm)))}; clang {found.major} can build a kernel alone (--base)",
+            hint=f"{_install(' '.join(_packages(llvm)))}; clang {found.major} can build a kernel alone (--base)",
         )
 
 

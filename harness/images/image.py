@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """A finished image: disks, kernel, and what was put into them."""
 
 from __future__ import annotations
@@ -130,7 +131,7 @@ def release_of(manifest: Mapping[str, Any]) -> str:
 # -- names ------------------------------------------------------------------------------------------------------------
 
 
-def name_it(name: str, entry: Entry) -> None:
+def tag(name: str, entry: Entry) -> None:
     """Let ``name`` mean this image from now on."""
     directory = store.directory("names")
     part = directory / f".{name}.part"
@@ -151,24 +152,24 @@ def find(wanted: str) -> Image:
     if "/" in wanted:
         directory = Path(wanted).resolve()
         if not directory.is_dir():
-            raise UsageError(f"image {wanted}: no directory of that name", mend="give one that `fxh image export` has made")
+            raise UsageError(f"image {wanted}: no directory of that name", hint="give one that `fxh image export` has made")
         return _sound(Image(directory.name, store.Entry(directory)), "export it again")
     known = names()
     keys = {entry.key for _, entry in store.entries(_KIND)}
     matching = [known[wanted]] if wanted in known else sorted(key for key in keys if len(wanted) >= 4 and key.startswith(wanted))
     if len(matching) > 1:
-        raise UsageError(f"{wanted!r} is the beginning of {len(matching)} images' keys", mend="give more of it")
+        raise UsageError(f"{wanted!r} is the beginning of {len(matching)} images' keys", hint="give more of it")
     if not matching or matching[0] not in keys:
         there = ", ".join(name for name, key in known.items() if key in keys) or "none yet"
-        raise UsageError(f"no image {wanted!r}", mend=f"there are: {there}; `fxh image build` makes one")
+        raise UsageError(f"no image {wanted!r}", hint=f"there are: {there}; `fxh image build` makes one")
     entry = store.Entry(store.directory(_KIND) / matching[0])
     return _sound(Image(wanted, entry), "build it again: the same command makes it anew")
 
 
-def _sound(found: Image, mend: str) -> Image:
+def _sound(found: Image, hint: str) -> Image:
     """``found``, if its files are as they were made."""
     damaged = found.entry.damage()
     if damaged:
-        raise UsageError(f"image {found.name}: {', '.join(damaged)} is damaged or not there", mend=mend)
+        raise UsageError(f"image {found.name}: {', '.join(damaged)} is damaged or not there", hint=hint)
     found.entry.touch()
     return found

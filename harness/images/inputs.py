@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """What an image is made from: every input with its hash and where its value came from."""
 
 from __future__ import annotations

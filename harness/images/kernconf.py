@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """Kernel configurations: our own, trimmed to what the tree's GENERIC has, and the tree's."""
 
 from __future__ import annotations
@@ -52,12 +53,12 @@ def load(tree: SourceTree, wanted: str) -> KernConf:
     file = Path(wanted).expanduser()
     if "/" in wanted:
         if not file.is_file():
-            raise UsageError(f"{wanted}: no such kernel configuration", mend="give a file, or a name of sys/amd64/conf")
+            raise UsageError(f"{wanted}: no such kernel configuration", hint="give a file, or a name of sys/amd64/conf")
         return KernConf(file.name, _with_includes(tree, {**ours, file.name: file}, file.name), str(file.absolute()))
     if not (tree.path / "sys/amd64/conf" / wanted).is_file():
         raise UsageError(
             f"no kernel configuration {wanted}: neither among ours ({', '.join(ours)}) nor in {tree.path}/sys/amd64/conf",
-            mend="name one of those, or give the path of a file",
+            hint="name one of those, or give the path of a file",
         )
     return KernConf(wanted, (), f"{tree.path}/sys/amd64/conf/{wanted}")
 

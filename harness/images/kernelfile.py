@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """A kernel file looked at before anything is booted: which FreeBSD, which machine, which guest types it can serve."""
 
 from __future__ import annotations
@@ -115,7 +116,7 @@ def linux_version(kernel: bytes) -> tuple[str, str]:
     else:
         match = _LINUX_BANNER.search(kernel)
     if match is None:
-        raise UsageError("no Linux kernel: it does not name a version", mend="give a bzImage (vmlinuz) or a vmlinux")
+        raise UsageError("no Linux kernel: it does not name a version", hint="give a bzImage (vmlinuz) or a vmlinux")
     return match[1].decode("ascii", "replace"), match[2].decode("ascii", "replace").strip()
 
 
@@ -132,9 +133,9 @@ def look(path: Path) -> KernelFile:
     data = path.read_bytes()
     machine, version = machine_of(data), os_version(data)
     if machine not in ("amd64", "i386"):
-        raise UsageError(f"{path}: a kernel for {machine}; Xen's guests here are amd64 and i386", mend="build with TARGET=amd64")
+        raise UsageError(f"{path}: a kernel for {machine}; Xen's guests here are amd64 and i386", hint="build with TARGET=amd64")
     if not version.release:
-        raise UsageError(f"{path}: no FreeBSD kernel (it does not name a version)", mend="give .../boot/kernel/kernel")
+        raise UsageError(f"{path}: no FreeBSD kernel (it does not name a version)", hint="give .../boot/kernel/kernel")
     digest = hashlib.sha256(data).hexdigest()
     return KernelFile(path, version.release, machine, notes.guest_types, digest, version.branch, version.osreldate, _ZFS in data)
 

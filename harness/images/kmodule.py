@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """A kernel module as small as can be: it says which kernels it was built for, and holds nothing else.
 
 An amd64 module is a relocatable object (sys/kern/link_elf_obj.c); what it needs is in the linker set ``set_modmetadata_set``

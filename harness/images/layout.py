@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """Layouts: which disks an image has, how they are divided, and what each part is for."""
 
 from __future__ import annotations
@@ -192,12 +193,12 @@ def load(name: str, *, size: int = 0, bsize: int = 0) -> Layout:
     """The layout ``name``, with the root of ``size`` MiB and UFS blocks of ``bsize`` bytes where given. Raises UsageError."""
     data = _data()
     if name not in data:
-        raise UsageError(f"no layout {name!r}", mend=f"there are: {', '.join(data)}")
+        raise UsageError(f"no layout {name!r}", hint=f"there are: {', '.join(data)}")
     layout = parse(name, data[name])
     if bsize and bsize not in BLOCK_SIZES:
-        raise UsageError(f"UFS blocks of {bsize} bytes", mend=f"one of {', '.join(map(str, BLOCK_SIZES))}")
+        raise UsageError(f"UFS blocks of {bsize} bytes", hint=f"one of {', '.join(map(str, BLOCK_SIZES))}")
     if size and not 32 <= size <= 1 << 20:
-        raise UsageError(f"a root file system of {size} MiB", mend="32 at least")
+        raise UsageError(f"a root file system of {size} MiB", hint="32 at least")
 
     def change(fs: FileSystem) -> FileSystem:
         fs = replace(fs, size=size) if size and fs.mount == "/" else fs
@@ -212,19 +213,19 @@ def parse(name: str, data: dict[str, Any]) -> Layout:
         vdevs = tuple(Vdev(**{**disk, "fs": tuple(map(_file_system, disk["fs"]))}) for disk in data["vdevs"])
         layout = Layout(name, data["about"], vdevs)
     except (KeyError, TypeError) as exc:
-        raise UsageError(f"layout {name}: {exc}", mend="see images/freebsd/layouts.toml for the keys") from exc
+        raise UsageError(f"layout {name}: {exc}", hint="see images/freebsd/layouts.toml for the keys") from exc
     mounts = [fs.mount for _, _, fs in layout.parts if fs.mount != "none"]
     if mounts.count("/") != 1 or len(set(mounts)) != len(mounts):
-        raise UsageError(f"layout {name} mounts {', '.join(mounts) or 'nothing'}", mend="give one / and every other once")
+        raise UsageError(f"layout {name} mounts {', '.join(mounts) or 'nothing'}", hint="give one / and every other once")
     if len({disk.name for disk in vdevs}) != len(vdevs):
         raise UsageError(f"layout {name} has a vdev twice")
     for disk in vdevs:
         if disk.table not in ("none", "mbr", "gpt") or disk.label_offset not in (0, 16):
-            raise UsageError(f"layout {name}: table {disk.table!r}, label_offset {disk.label_offset}", mend="none, mbr, gpt; 0, 16")
+            raise UsageError(f"layout {name}: table {disk.table!r}, label_offset {disk.label_offset}", hint="none, mbr, gpt; 0, 16")
         if disk.table == "none" and (len(disk.fs) != 1 or disk.boot):
             raise UsageError(f"layout {name}: {disk.name} has no table, so one file system and no boot code")
         if disk.boot and disk.table == "gpt":
-            raise UsageError(f"layout {name}: {disk.name} has a GPT, which boots by a partition", mend='give fs of type "boot"')
+            raise UsageError(f"layout {name}: {disk.name} has a GPT, which boots by a partition", hint='give fs of type "boot"')
         if (disk.packed or disk.labels) and disk.table != "gpt":
             raise UsageError(f"layout {name}: {disk.name} has no GPT, and only that is packed or has labels")
         for fs in disk.fs:
@@ -240,11 +241,11 @@ def _file_system(data: dict[str, Any]) -> FileSystem:
 def _check(name: str, disk: Vdev, fs: FileSystem) -> None:
     """Raises UsageError for a file system that cannot be on ``disk``."""
     if fs.type not in _TYPES:
-        raise UsageError(f"layout {name}: file system type {fs.type!r}", mend=f"one of {', '.join(_TYPES)}")
+        raise UsageError(f"layout {name}: file system type {fs.type!r}", hint=f"one of {', '.join(_TYPES)}")
     if fs.type in _GPT_ONLY and disk.table != "gpt":
-        raise UsageError(f"layout {name}: {fs.type} on {disk.name}, which has no GPT", mend='table = "gpt"')
+        raise UsageError(f"layout {name}: {fs.type} on {disk.name}, which has no GPT", hint='table = "gpt"')
     if fs.type == "zfs" and not (fs.mount == "/" and fs.pool and fs.bootfs):
-        raise UsageError(f"layout {name}: a ZFS on {fs.mount}", mend="it is mounted at / and needs pool and bootfs")
+        raise UsageError(f"layout {name}: a ZFS on {fs.mount}", hint="it is mounted at / and needs pool and bootfs")
 
 
 def _data() -> dict[str, dict[str, Any]]:

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """Explains a kernel that does not link: which device or option of the configuration brings each undefined symbol."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """Makes file systems without root: UFS, ZFS and FAT by a makefs, ext2 by mke2fs."""
 
 from __future__ import annotations
@@ -69,27 +70,27 @@ def find(built: Path | None) -> Makefs | None:
 def check(makefs: Makefs | None, fs: FileSystem) -> None:
     """Raises BuildError when ``fs`` cannot be made by this makefs."""
     if fs.type == "ext2" and shutil.which("mke2fs", path=_path()) is None:
-        raise BuildError("an ext2 file system needs mke2fs", mend="apt-get install e2fsprogs")
+        raise BuildError("an ext2 file system needs mke2fs", hint="apt-get install e2fsprogs")
     if fs.type == "zfs" and (makefs is None or not makefs.zfs):
         raise BuildError(
             f"a ZFS needs FreeBSD's makefs of 14.0 or later, and {_called(makefs)}",
-            mend="take a layout with UFS, or a world built from the sources of 14.0 or later, or name a makefs in FXH_MAKEFS",
+            hint="take a layout with UFS, or a world built from the sources of 14.0 or later, or name a makefs in FXH_MAKEFS",
         )
     if fs.type == "efi" and (makefs is None or not makefs.freebsd):
         lacking = _FAT_TOOLS - {name for name in _FAT_TOOLS if shutil.which(name, path=_path())}
         if lacking:
             raise BuildError(
                 f"an EFI system partition needs FreeBSD's makefs or {' and '.join(sorted(lacking))}",
-                mend="apt-get install dosfstools mtools, or build a world from --src (it brings its makefs)",
+                hint="apt-get install dosfstools mtools, or build a world from --src (it brings its makefs)",
             )
     if fs.type not in ("ufs1", "ufs2"):
         return
     if makefs is None:
-        raise BuildError("a UFS needs makefs, and there is none", mend="apt-get install makefs (UFS1), or build a world from --src")
+        raise BuildError("a UFS needs makefs, and there is none", hint="apt-get install makefs (UFS1), or build a world from --src")
     if fs.type == "ufs2" and not makefs.freebsd:
         raise BuildError(
             f"UFS2 needs FreeBSD's makefs: that of {makefs.origin} is NetBSD's, and FreeBSD refuses its UFS2 (fs_sblockloc)",
-            mend="take a layout with UFS1, or a world built from --src (it brings its makefs), or name one in FXH_MAKEFS",
+            hint="take a layout with UFS1, or a world built from --src (it brings its makefs), or name one in FXH_MAKEFS",
         )
 
 
@@ -104,7 +105,7 @@ def ufs(makefs: Makefs, fs: FileSystem, tree: Tree, etc: Path, target: Path, lab
     needed = metalog.size(tree)
     if needed > fs.bytes * 0.93:
         raise UsageError(
-            f"{needed >> 20} MiB of files do not fit on a {fs.mount} of {fs.size} MiB", mend=f"--size {(needed >> 20) * 3 // 2}"
+            f"{needed >> 20} MiB of files do not fit on a {fs.mount} of {fs.size} MiB", hint=f"--size {(needed >> 20) * 3 // 2}"
         )
     options = f"version={fs.type[-1]},bsize={fs.bsize},fsize={fs.bsize // 8}"
     if makefs.freebsd and fs.softupdates:
@@ -178,7 +179,7 @@ def zfs(makefs: Makefs, fs: FileSystem, tree: Tree, etc: Path, target: Path, see
         metalog.add_directory(tree, f".{mountpoint.rpartition('/')[0]}" if mountpoint.count("/") > 1 else ".")
     needed = zfs_bytes(tree) + _ZFS_RESERVED
     if needed > fs.bytes:
-        raise UsageError(f"{needed >> 20} MiB do not fit in a pool of {fs.size} MiB", mend=f"--size {(needed >> 20) * 3 // 2}")
+        raise UsageError(f"{needed >> 20} MiB do not fit in a pool of {fs.size} MiB", hint=f"--size {(needed >> 20) * 3 // 2}")
     options = [
         f"poolname={fs.pool}", *([f"poolguid={uuid.uuid5(uuid.NAMESPACE_OID, seed).int >> 65}"] if makefs.poolguid else []),
         f"bootfs={fs.pool}/{fs.bootfs}", "rootpath=/", f"fs={fs.pool};mountpoint=none", *(f"fs={fs.pool}/{dataset}" for dataset in fs.datasets),
@@ -289,7 +290,7 @@ def run(argv: list[str], extra: dict[str, str] | None = None, where: Path | None
             check=False,
         )
     except FileNotFoundError as exc:
-        raise BuildError(f"this machine lacks {argv[0]}", mend="fxh setup") from exc
+        raise BuildError(f"this machine lacks {argv[0]}", hint="fxh setup") from exc
     if done.returncode:
         raise BuildError(
             f"{Path(argv[0]).name} ended with {done.returncode}: {(done.stderr or done.stdout).strip()[-600:]}\n  {' '.join(argv)}"

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """METALOG, the list of files that FreeBSD's installworld writes with -DNO_ROOT: owners, modes, links (mtree(5))."""
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ def parse(text: str, top: Path) -> Tree:
         path, *words = line.split()
         attributes = dict(word.partition("=")[::2] for word in words)
         if attributes.get("type") not in _TYPES or not path.startswith("."):
-            raise BuildError(f"METALOG, line {number}: {line[:100]!r} describes no file", mend="build the world again")
+            raise BuildError(f"METALOG, line {number}: {line[:100]!r} describes no file", hint="build the world again")
         kept = {name: attributes[name] for name in _WANTED if name in attributes}
         tree[path] = Node(path, kept, top / unvis(path) if attributes["type"] == "file" else None)
     return tree

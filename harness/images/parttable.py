@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """Reads partition tables as FreeBSD does: which partitions a disk has, and what FreeBSD calls them.
 
 Source: sys/geom/part/g_part_gpt.c, g_part_mbr.c and g_part_bsd.c (15.1), their probe and read functions.
@@ -176,7 +177,7 @@ def _gpt(disk: Window, name: str, unit: int) -> list[Partition]:
             part = _clipped(f"{name}p{number}", kind, entry.first, entry.last - entry.first + 1, disk, label, primary, unit)
             found += [part, *_nested_label(disk, part)]
         return found
-    raise UsageError(f"no copy of the disk's GPT is good ({'; '.join(wrong)})", mend="is the image whole? fetch or copy it again")
+    raise UsageError(f"no copy of the disk's GPT is good ({'; '.join(wrong)})", hint="is the image whole? fetch or copy it again")
 
 
 def _gpt_entries(disk: Window, at: int, last: int, unit: int) -> list[Any]:

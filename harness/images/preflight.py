@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """Finds the sources that a build needs and a tree lacks, before anything is compiled.
 
 Public trees often come by an upload that lost dot files, large files or files that a .gitignore names. The build then fails
@@ -130,7 +131,7 @@ def _make(tree: SourceTree, compiler: Compiler, src_conf: Path, scratch: str, wh
         )  # fmt: skip
     except subprocess.TimeoutExpired as exc:
         raise BuildError(
-            f"{where}: a dry run of make takes more than {_DRY_RUN_SECONDS:.0f} s", mend="is the disk healthy?"
+            f"{where}: a dry run of make takes more than {_DRY_RUN_SECONDS:.0f} s", hint="is the disk healthy?"
         ) from exc
     return done.stdout
 
@@ -142,5 +143,5 @@ def _complain(tree: SourceTree, what: str, missing: list[str]) -> None:
     rest = f"\n  and {len(missing) - _SHOWN} more" if len(missing) > _SHOWN else ""
     raise BuildError(
         f"{tree.path}: the {what} needs {len(missing)} source(s) that this tree lacks:{shown}{rest}",
-        mend="take a complete tree (an upload or a .gitignore may have lost them; in a git checkout: git checkout -- .), or add the files",
+        hint="take a complete tree (an upload or a .gitignore may have lost them; in a git checkout: git checkout -- .), or add the files",
     )

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """How far a FreeBSD build is: its output, line by line, as one short text."""
 
 from __future__ import annotations

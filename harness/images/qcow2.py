@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """Looks at a qcow2 file before a program opens it: that it names no other file, and that none of it is missing.
 
 QEMU opens whatever file an image names as its backing file, and reads zeros where a file was cut off.
@@ -41,33 +42,33 @@ def check(given: Path, source: Path, largest: int) -> None:
         try:
             head = _HEADER.parse(data)
         except ConstructError:
-            raise UsageError(f"{given}: a qcow2 file of {length} bytes", mend=_CUT) from None
+            raise UsageError(f"{given}: a qcow2 file of {length} bytes", hint=_CUT) from None
         features = int.from_bytes(data[_FEATURES_AT : _FEATURES_AT + 8], "big") if head.version >= 3 else 0
         if head.version not in (2, 3) or not 9 <= head.cluster_bits <= 21:
-            raise UsageError(f"{given}: a qcow file of version {head.version}", mend="convert it: qemu-img convert -O qcow2")
+            raise UsageError(f"{given}: a qcow file of version {head.version}", hint="convert it: qemu-img convert -O qcow2")
         if head.backing:
             file.seek(min(head.backing, length))
             name = file.read(min(head.backing_size, 1023)).decode("utf-8", "replace")
             raise UsageError(
                 f"{given}: it holds only what differs from its backing file {name!r}",
-                mend="make one file of both: qemu-img convert -O qcow2",
+                hint="make one file of both: qemu-img convert -O qcow2",
             )
         if features & _DATA_FILE:
-            raise UsageError(f"{given}: its data lies in another file", mend="make one file of both: qemu-img convert -O qcow2")
+            raise UsageError(f"{given}: its data lies in another file", hint="make one file of both: qemu-img convert -O qcow2")
         if head.encryption:
-            raise UsageError(f"{given}: an encrypted qcow2 file", mend="decrypt it: qemu-img convert with its secret")
+            raise UsageError(f"{given}: an encrypted qcow2 file", hint="decrypt it: qemu-img convert with its secret")
         if features & _DIRTY_CORRUPT:
             raise UsageError(
                 f"{given}: marked as dirty or corrupt: its machine did not end, or still runs",
-                mend="shut the machine down, then qemu-img check -r all",
+                hint="shut the machine down, then qemu-img check -r all",
             )
         if head.size > largest:
-            raise UsageError(f"{given}: a disk of {head.size >> 40} TiB", mend=f"{largest >> 40} TiB at most")
+            raise UsageError(f"{given}: a disk of {head.size >> 40} TiB", hint=f"{largest >> 40} TiB at most")
         if head.l1_size * 8 > _LARGEST_L1:
-            raise UsageError(f"{given}: a qcow2 file with {head.l1_size} tables", mend="is it one? fetch or copy it again")
+            raise UsageError(f"{given}: a qcow2 file with {head.l1_size} tables", hint="is it one? fetch or copy it again")
         missing = _missing(given, file, length, head.l1_table, head.l1_size, head.cluster_bits, bool(features & _EXTENDED))
         if missing:
-            raise UsageError(f"{given}: the file ends at byte {length}, before its {missing}", mend=_CUT)
+            raise UsageError(f"{given}: the file ends at byte {length}, before its {missing}", hint=_CUT)
 
 
 def _missing(given: Path, file: BinaryIO, length: int, table: int, entries: int, bits: int, extended: bool) -> str:
@@ -80,7 +81,7 @@ def _missing(given: Path, file: BinaryIO, length: int, table: int, entries: int,
             return f"table at byte {first}"
         if time.monotonic() > end:
             raise UsageError(
-                f"{given}: its tables were not read in {_PATIENCE} s", mend="make them fewer: qemu-img convert -O qcow2"
+                f"{given}: its tables were not read in {_PATIENCE} s", hint="make them fewer: qemu-img convert -O qcow2"
             )
         for entry in set(_words(file, first, cluster // 8)[:: 2 if extended else 1]):
             if entry & _COMPRESSED:

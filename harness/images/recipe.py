@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """What shall be built: a recipe of images/freebsd/recipes, the options of a command, or both; each value with its origin."""
 
 from __future__ import annotations
@@ -55,7 +56,7 @@ def available(directory: Path | None = None) -> dict[str, dict[str, Any]]:
             raise UsageError(f"{path}: {exc}") from exc
         name = str(data.pop("name", path.stem))
         if name in found:
-            raise UsageError(f"two recipes with the name {name!r}: {where[name].name} and {path.name}", mend="rename one of them")
+            raise UsageError(f"two recipes with the name {name!r}: {where[name].name} and {path.name}", hint="rename one of them")
         found[name], where[name] = data, path
     return found
 
@@ -71,7 +72,7 @@ def make(name: str, options: Mapping[str, Any], recipes: Mapping[str, Mapping[st
             if key == "about" or value in ("", 0, None):
                 continue
             if key not in known:
-                raise UsageError(f"{origin}: unknown key {key!r}", mend=f"one of {', '.join(sorted(known))}")
+                raise UsageError(f"{origin}: unknown key {key!r}", hint=f"one of {', '.join(sorted(known))}")
             values[key] = value
             origins[key] = origin if origin != "command line" else f"--{key}"
     if layout.on_zfs(str(values["layout"])):
@@ -88,13 +89,13 @@ def _check(recipe: Recipe) -> None:
     if not given:
         raise UsageError(
             "nothing to build from",
-            mend="give --src TREE, --dist URL|DIR, --destdir DIR, --disk FILE, or --kernel FILE --base IMAGE",
+            hint="give --src TREE, --dist URL|DIR, --destdir DIR, --disk FILE, or --kernel FILE --base IMAGE",
         )
     if recipe.src and recipe.base and len(given) == 2:
         return
     if len(given) > 1:
-        raise UsageError(f"{' and '.join(given)} are two sources", mend="give one of them")
+        raise UsageError(f"{' and '.join(given)} are two sources", hint="give one of them")
     if recipe.base and not recipe.kernel:
-        raise UsageError("--base without a kernel", mend="--kernel FILE --base IMAGE, or --src TREE --base IMAGE")
+        raise UsageError("--base without a kernel", hint="--kernel FILE --base IMAGE, or --src TREE --base IMAGE")
     if recipe.destdir and not recipe.kernel:
-        raise UsageError("--destdir needs a kernel", mend="add --kernel FILE")
+        raise UsageError("--destdir needs a kernel", hint="add --kernel FILE")

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """What FreeBSD's root file system says of itself: its kernel, its loader's configuration, where fstab has the root.
 
 Sources: loader.conf(5) and stand/defaults/loader.conf (which files, in which order), boot.config(5), fstab(5).

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """Release sets from an image of the store: base.txz, kernel.txz and MANIFEST, as release/Makefile of FreeBSD names them."""
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from pathlib import Path
 from harness import versions
 from harness.digest import file_sha256
 from harness.errors import BuildError, UsageError
-from harness.images import build, kernelfile, metalog, store
+from harness.images import assemble, kernelfile, metalog, store
 from harness.images.image import Image
 from harness.images.metalog import Node, Tree
 
@@ -55,25 +56,25 @@ def write(image: Image, directory: Path, name: str = "") -> Path:
     if world is None or image.kernel is None:
         raise UsageError(
             f"{image.name}: no world in the store that sets can be made from",
-            mend="build an image by --src, --dist or --destdir; one that was imported by --disk has none",
+            hint="build an image by --src, --dist or --destdir; one that was imported by --disk has none",
         )
     versions_ = {image.version, str(world.manifest.get("version", "")) or image.version}
     if len(versions_) > 1:
         raise UsageError(
             f"{image.name}: its kernel and its world are of {' and '.join(sorted(versions_, key=versions.numbers))}; sets are of one release",
-            mend="build the image from one tree: fxh image build --src TREE",
+            hint="build the image from one tree: fxh image build --src TREE",
         )
     name = name or release_of(image.kernel)
     if not versions.release(name):
-        raise UsageError(f"--as {name}: no release's name", mend="for example --as 15.1-RELEASE")
+        raise UsageError(f"--as {name}: no release's name", hint="for example --as 15.1-RELEASE")
     target = directory / "releases" / str(image.data["machine"]) / name
     if target.exists():
-        raise UsageError(f"{target} is there already", mend="remove it, or give another directory")
+        raise UsageError(f"{target} is there already", hint="remove it, or give another directory")
     world.touch()
     target.parent.mkdir(parents=True, exist_ok=True)
     work = Path(tempfile.mkdtemp(prefix=f".{name}.", dir=target.parent))
     try:
-        made = _sets(build.tree_of(world), image.kernel, owners(world.directory / "tree"), work)
+        made = _sets(assemble.tree_of(world), image.kernel, owners(world.directory / "tree"), work)
         (work / "MANIFEST").write_text(manifest(made))
         for file in work.iterdir():
             file.chmod(0o644)
@@ -111,7 +112,7 @@ def archive(tree: Tree, who: Owners, target: Path) -> Made:
     log.info("writing %s", target.name)
     xz = shutil.which("xz")
     if xz is None:
-        raise BuildError("xz is missing", mend="apt-get install xz-utils")
+        raise BuildError("xz is missing", hint="apt-get install xz-utils")
     # Two threads or more: with one, xz may write a single block, and the bytes would depend on the machine's CPUs.
     threads = max(2, os.cpu_count() or 1)
     first: dict[tuple[int, int], str] = {}
@@ -133,7 +134,7 @@ def archive(tree: Tree, who: Owners, target: Path) -> Made:
         finally:
             status = packer.wait()
     if status:
-        raise BuildError(f"xz failed with exit code {status} while it wrote {target}", mend="is the disk full?")
+        raise BuildError(f"xz failed with exit code {status} while it wrote {target}", hint="is the disk full?")
     return Made(target, members)
 
 
@@ -147,7 +148,7 @@ def _add(
         kinds = {"dir": tarfile.DIRTYPE, "link": tarfile.SYMTYPE}
         if node.type not in kinds:
             raise BuildError(
-                f"METALOG: {node.path} is a {node.type}: a set holds files, directories and links", mend="remove it there"
+                f"METALOG: {node.path} is a {node.type}: a set holds files, directories and links", hint="remove it there"
             )
         info.type = kinds[node.type]
         info.linkname = metalog.unvis(node.attributes.get("link", ""))
@@ -167,7 +168,7 @@ def _add(
             info.size = there.st_size
             tar.addfile(info, file)
     except FileNotFoundError as exc:
-        raise BuildError(f"METALOG names {node.path}, which the world has not", mend="build the world again") from exc
+        raise BuildError(f"METALOG names {node.path}, which the world has not", hint="build the world again") from exc
 
 
 def _best(tree: Tree) -> dict[tuple[int, int], Node]:

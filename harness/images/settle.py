@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """Gives a new file system fixed times and an identity of its own, so that the same inputs make the same image.
 
 Debian's makefs keeps the times of files that are older than the one given, and mke2fs up to 1.47.0 takes times and owners from the
@@ -38,7 +39,7 @@ def ufs_volume(path: Path, identity: int, moment: int) -> None:
         fs = ufs.superblock(whole)
         head = whole.read(fs.place, _SUPERBLOCK) if fs else b""
     if fs is None or struct.unpack_from("<I", head, _CHECK_HASHES)[0]:
-        raise BuildError(f"{path.name}: no UFS of makefs as it is known here", mend="report it with the version of the tree")
+        raise BuildError(f"{path.name}: no UFS of makefs as it is known here", hint="report it with the version of the tree")
     with path.open("r+b") as file:
         descriptor = file.fileno()
         (copy,) = struct.unpack_from("<i", head, _SBLKNO)

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """Worlds and kernels in the store, from a source tree."""
 
 from __future__ import annotations
@@ -7,9 +8,9 @@ import shutil
 from pathlib import Path
 
 from harness.digest import file_sha256
-from harness.images import hosttools, kernconf, knobs, preflight, srctree, store, treescan
+from harness.images import hosttools, kernconf, preflight, src_conf, srctree, store, treescan
+from harness.images.buildworld import RECIPE, Workshop
 from harness.images.inputs import Input, combine, key_of, text_hash
-from harness.images.srcbuild import RECIPE, Workshop
 from harness.images.store import Entry
 
 
@@ -19,7 +20,7 @@ class FromSource:
     def __init__(self, src: Path, preset: str, jobs: int = 0) -> None:
         """Raises UsageError for what is no tree, BuildError for a machine that cannot build one."""
         self.tree = srctree.find(src)
-        self.preset = knobs.preset(self.tree, preset)
+        self.preset = src_conf.preset(self.tree, preset)
         self.compiler = hosttools.compiler(self.tree.major, self.tree.llvm)
         scanned = treescan.scan(self.tree.path)
         self.workshop = Workshop(self.tree, self.compiler, self.preset.src_conf, preset, jobs or os.cpu_count() or 1, scanned)
@@ -32,7 +33,7 @@ class FromSource:
             Input("source/rest", self.state["rest"], str(path)),
             Input("src.conf", text_hash(self.preset.src_conf), f"preset {self.preset.name} (images/freebsd/small.toml)"),
             Input("compiler", self.compiler.version, str(self.compiler.bindir or "the system's own")),
-            Input("builder", str(RECIPE), "harness/images/srcbuild.py"),
+            Input("builder", str(RECIPE), "harness/images/buildworld.py"),
         ]
 
     def preflight(self, kernel: str, world: bool) -> None:

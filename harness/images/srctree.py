@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """A FreeBSD source tree and the version it names."""
 
 from __future__ import annotations
@@ -51,18 +52,18 @@ def find(path: Path) -> SourceTree:
     path = path.expanduser().absolute()
     missing = [name for name in ("Makefile.inc1", "sys/conf/newvers.sh", "sys/amd64/conf/GENERIC") if not (path / name).is_file()]
     if missing:
-        raise UsageError(f"{path} is no FreeBSD source tree: it has no {missing[0]}", mend="give the top of one, as /usr/src")
+        raise UsageError(f"{path} is no FreeBSD source tree: it has no {missing[0]}", hint="give the top of one, as /usr/src")
     version, branch = parse_version((path / "sys/conf/newvers.sh").read_text(errors="replace"))
     if not version:
         raise UsageError(
-            f"{path}: a tree of an unknown version: sys/conf/newvers.sh has no REVISION", mend="give an unmodified source tree"
+            f"{path}: a tree of an unknown version: sys/conf/newvers.sh has no REVISION", hint="give an unmodified source tree"
         )
     param = path / "sys/sys/param.h"
     tree = SourceTree(path, version, branch, parse_osreldate(param.read_text(errors="replace")) if param.is_file() else 0)
     if not os.uname().sysname == "FreeBSD" and (tree.major < _OLDEST or not (path / "tools/build/make.py").is_file()):
         raise UsageError(
             f"{path}: FreeBSD {version} cannot be built on {os.uname().sysname} (it has no tools/build/make.py; {_OLDEST} and later have)",
-            mend="build it on FreeBSD, or take release sets: --dist",
+            hint="build it on FreeBSD, or take release sets: --dist",
         )
     if tree.major > _NEWEST:
         log.warning("%s: FreeBSD %s is newer than every release this harness has built (up to %d)", path, version, _NEWEST)

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """The store: content-addressed directories that are made once, never changed, and checked before they are used.
 
 ``$FXH_STORE/<kind>/<key>/`` with ``manifest.json`` and ``sums.json`` (size, time of change and hash of every file).
@@ -149,7 +150,7 @@ def _make(target: Path, make: Callable[[Path], dict[str, Any]]) -> Entry:
         free = shutil.disk_usage(target.parent).free >> 20
         raise InfrastructureError(
             f"{target}: {exc.strerror or exc} ({free} MiB free there)",
-            mend="free some space (`fxh image gc`), or point FXH_STORE at a larger disk",
+            hint="free some space (`fxh image gc`), or point FXH_STORE at a larger disk",
         ) from exc
     finally:
         _delete(work)
@@ -182,16 +183,16 @@ def _delete(path: Path) -> None:
 
 
 @dataclass(frozen=True)
-class Doomed:
+class Eviction:
     kind: str
     entry: Entry
     size: int
     why: str
 
 
-def choose_doomed(
+def select_evictions(
     rows: list[tuple[str, Entry, int, float]], *, keep_bytes: int | None, max_age: float | None, now: float
-) -> list[Doomed]:
+) -> list[Eviction]:
     """Which of (kind, entry, size, last use) go: those unused for ``max_age`` seconds, then the longest unused beyond ``keep_bytes``."""
     found = []
     rows = sorted(rows, key=lambda row: row[3])
@@ -204,14 +205,14 @@ def choose_doomed(
         else:
             continue
         total -= size
-        found.append(Doomed(kind, entry, size, why))
+        found.append(Eviction(kind, entry, size, why))
     return found
 
 
-def collect(*, keep_bytes: int | None = None, max_age: float | None = None, dry: bool = False) -> list[Doomed]:
+def collect(*, keep_bytes: int | None = None, max_age: float | None = None, dry: bool = False) -> list[Eviction]:
     """Remove old entries; what somebody makes at the moment has no final name yet and stays."""
     rows = [(kind, entry, entry.size, entry.used) for kind, entry in [*entries(), *_workings()]]
-    doomed = choose_doomed(rows, keep_bytes=keep_bytes, max_age=max_age, now=time.time())
+    doomed = select_evictions(rows, keep_bytes=keep_bytes, max_age=max_age, now=time.time())
     if dry:
         return doomed
     return [item for item in doomed if _remove_unless_held(item)]
@@ -223,7 +224,7 @@ def _workings() -> list[tuple[str, Entry]]:
     return objects + [("downloads", Entry(p)) for p in directory("downloads").iterdir() if not p.name.startswith(".")]
 
 
-def _remove_unless_held(item: Doomed) -> bool:
+def _remove_unless_held(item: Eviction) -> bool:
     """Remove it, unless somebody builds in it at the moment."""
     lock = FileLock(item.entry.directory.with_name(f".{item.entry.key}.lock"), timeout=0)
     try:

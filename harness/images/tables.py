@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """Partition tables: MBR, BSD disklabel, GPT, declared with construct. This module writes them; parttable.py reads them.
 
 Sources: sys/sys/disk/mbr.h, sys/sys/disklabel.h and sys/disk/bsd.h, the UEFI specification 2.10, chapter 5.

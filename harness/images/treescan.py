@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """Scans a source tree fast: every file with its size, times and inode, so that an unchanged file is not read again.
 
 A FreeBSD tree has a hundred thousand files. GNU find lists them three times as fast as os.walk with a stat for each.
@@ -144,7 +145,7 @@ def _read(path: Path) -> bytes:
         return b""
 
 
-def put_back(scanned: Scan, since: float, until: float) -> str:
+def restore_or_create(scanned: Scan, since: float, until: float) -> str:
     """A file that came after ``since`` with a time of change before ``until`` (seconds since 1970); "" where there is none.
 
     make compares times of change alone. It does not compile a file that ``cp -p``, ``rsync -a`` or an archive put back with

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """Reads files from a UFS1 or UFS2 without mounting it. Nothing in the image is trusted: every count and length has a bound.
 
 Sources: sys/ufs/ffs/fs.h (superblock, cylinder groups), sys/ufs/ffs/ffs_subr.c (where FreeBSD looks for a superblock, and what it

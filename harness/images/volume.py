@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """What a partition holds: a file system, a part of a ZFS pool, encrypted data, or something that is no FreeBSD's root."""
 
 from __future__ import annotations

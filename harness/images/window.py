@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """A read-only view of a byte range of a disk image: a whole disk, or one partition of it."""
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ def opened(path: Path) -> Iterator[Window]:
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError as exc:
-        raise UsageError(f"{path}: {exc.strerror}", mend="give the path of a disk image that can be read") from exc
+        raise UsageError(f"{path}: {exc.strerror}", hint="give the path of a disk image that can be read") from exc
     try:
         yield Window(descriptor, 0, os.lseek(descriptor, 0, os.SEEK_END))
     finally:

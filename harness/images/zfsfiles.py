@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """Reads files from a ZFS pool with GRUB's grub-fstest, a program that reads file systems without mounting them.
 
 It opens partitions of a GPT by itself; of other tables it lists partitions that it cannot open (2.06), so these are copied out.
@@ -79,7 +80,7 @@ def opened(disk: Path, volume: Window, part: Partition, whole: bool) -> Iterator
     if not shutil.which(_PROGRAM, path=debian.path()):
         raise UsageError(
             f"{disk}: reading files from ZFS needs {_PROGRAM}, which this machine lacks",
-            mend="apt-get install grub-common (or fxh setup)",
+            hint="apt-get install grub-common (or fxh setup)",
         )
     # xbd0p4
     number = re.fullmatch(r"xbd0p(\d+)", part.name)
@@ -88,7 +89,7 @@ def opened(disk: Path, volume: Window, part: Partition, whole: bool) -> Iterator
         try:
             found.datasets()
         except BadFileSystem as exc:
-            raise UsageError(f"{disk}: GRUB cannot read the ZFS pool on {part.name}: {exc}", mend=_MEND) from None
+            raise UsageError(f"{disk}: GRUB cannot read the ZFS pool on {part.name}: {exc}", hint=_MEND) from None
         yield found
         return
     with tempfile.TemporaryDirectory(prefix="fxh-vdev-", dir=paths.store()) as scratch:
@@ -98,7 +99,7 @@ def opened(disk: Path, volume: Window, part: Partition, whole: bool) -> Iterator
         try:
             found.datasets()
         except BadFileSystem as exc:
-            raise UsageError(f"{disk}: GRUB cannot read the ZFS pool on {part.name}: {exc}", mend=_MEND) from None
+            raise UsageError(f"{disk}: GRUB cannot read the ZFS pool on {part.name}: {exc}", hint=_MEND) from None
         yield found
 
 
@@ -113,7 +114,7 @@ def _copy(disk: Path, volume: Window, target: Path) -> None:
         while block := volume.read(at, _BLOCK):
             if block.count(0) != len(block):
                 if shutil.disk_usage(target.parent).free < 256 << 20:
-                    raise InfrastructureError(f"{disk}: no room in the store for a copy of its ZFS partition", mend="fxh image gc")
+                    raise InfrastructureError(f"{disk}: no room in the store for a copy of its ZFS partition", hint="fxh image gc")
                 out.seek(at)
                 out.write(block)
             at += len(block)

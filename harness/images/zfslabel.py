@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """Reads the label of a ZFS vdev: which pool it belongs to, and whether that was exported.
 
 Sources: sys/contrib/openzfs/include/sys/vdev_impl.h (vdev_label_t: four labels of 256 KiB, the nvlist 16 KiB into each),

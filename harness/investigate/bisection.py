@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """Which of a list of builds brought the failure in: a state machine without a machine, so that it can be tested and resumed.
 
 A build is judged by N of M tries; a broken one is passed over; a culprit is named only after it failed and the one before it

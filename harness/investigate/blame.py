@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """Attribution by substitution: what to run with one input swapped, and what the answers mean. Pure."""
 
 from __future__ import annotations

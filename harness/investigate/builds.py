@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """The builds that a bisection chooses from: files that are there, or commits that a command builds."""
 
 from __future__ import annotations
@@ -66,7 +67,7 @@ class Commits:
         rest = self._git("rev-list", "--first-parent", "--reverse", f"{good}..{bad}").split()
         if not rest:
             raise UsageError(
-                f"nothing lies between {good} and {bad}", mend="give the good commit first, an ancestor of the bad one"
+                f"nothing lies between {good} and {bad}", hint="give the good commit first, an ancestor of the bad one"
             )
         self._commits = (first, *rest)
 
@@ -110,6 +111,6 @@ class Commits:
         done = subprocess.run(["git", "-C", str(self._source), *words], capture_output=True, text=True)
         if done.returncode:
             raise (UsageError if words[0].startswith("rev") else InfrastructureError)(
-                f"git {words[0]} in {self._source}: {done.stderr.strip()}", mend="give a git checkout and commits that it has"
+                f"git {words[0]} in {self._source}: {done.stderr.strip()}", hint="give a git checkout and commits that it has"
             )
         return done.stdout.strip()

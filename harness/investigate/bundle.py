@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """A failure as one archive: what it was, its logs, how to get each input, and the small ones themselves.
 
 It holds no code that would be run: the case is run by the reader's own harness, which has it under the same name.
@@ -107,13 +108,13 @@ def read(path: Path, into: Path) -> Bundle:
                     shutil.copyfileobj(stream, file)
         data = json.loads((into / MANIFEST).read_text("utf-8"))
         if data.get("schema") != SCHEMA:
-            raise UsageError(f"{path}: a bundle of schema {data.get('schema')}", mend="use the harness that made it")
+            raise UsageError(f"{path}: a bundle of schema {data.get('schema')}", hint="use the harness that made it")
         bundle = _bundle(data)
     except (OSError, tarfile.TarError, EOFError, ValueError, KeyError, TypeError, AttributeError) as exc:
-        raise UsageError(f"{path}: no bundle ({exc})", mend="give a file that `fxh repro export` wrote") from exc
+        raise UsageError(f"{path}: no bundle ({exc})", hint="give a file that `fxh repro export` wrote") from exc
     for item in bundle.inputs:
         if item.member and file_sha256(_inside(into, item.member)) != item.sha256:
-            raise UsageError(f"{path}: {item.member} is not what it says it is (sha256)", mend="get the bundle again")
+            raise UsageError(f"{path}: {item.member} is not what it says it is (sha256)", hint="get the bundle again")
     return bundle
 
 
@@ -127,10 +128,10 @@ def options_for(bundle: Bundle, into: Path, given: Mapping[str, Path], *, anyway
         path = given.get(item.option) or (_inside(into, item.member) if item.member else None)
         if path is None:
             raise UsageError(
-                f"the bundle needs {item.name} (sha256 {item.sha256})", mend=f"{item.obtain} Then: --{item.option} FILE"
+                f"the bundle needs {item.name} (sha256 {item.sha256})", hint=f"{item.obtain} Then: --{item.option} FILE"
             )
         if item.option in given and file_sha256(path) != item.sha256 and not anyway:
-            raise UsageError(f"{path} is not the {item.option} of the bundle (sha256 {item.sha256})", mend="or say --anyway")
+            raise UsageError(f"{path} is not the {item.option} of the bundle (sha256 {item.sha256})", hint="or say --anyway")
         found[item.option] = str(path.absolute())
     return found
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """One case again, in a process of its own, with inputs of our choice."""
 
 from __future__ import annotations
@@ -67,7 +68,7 @@ def _target(case: CaseResult, project: Path) -> str:
         return case.suite
     file = (project / relative).resolve()
     if not file.is_file():
-        raise UsageError(f"{case.key}: {relative} is not in this harness", mend="use the harness that has this case")
+        raise UsageError(f"{case.key}: {relative} is not in this harness", hint="use the harness that has this case")
     return str(file)
 
 
@@ -80,7 +81,7 @@ def checkout(project: Path, commit: str) -> Iterator[Path]:
     """The harness as it was at ``commit``, for as long as the block lasts. Raises InfrastructureError."""
     # git would look for a repository in all directories above, and could take one that has nothing to do with the harness.
     if not (project / ".git").exists():
-        raise InfrastructureError(f"no harness at {commit}: {project} is no git checkout", mend="run it in a checkout")
+        raise InfrastructureError(f"no harness at {commit}: {project} is no git checkout", hint="run it in a checkout")
     with tempfile.TemporaryDirectory(prefix="fxh-harness-") as directory:
         tree = Path(directory) / "tree"
         done = subprocess.run(

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """Text that leaves this machine: without its paths, its names and anybody's secrets. Text in, text out."""
 
 from __future__ import annotations

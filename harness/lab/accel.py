@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """Whether KVM serves a lab here: found out by running a tiny guest, and remembered.
 
 That ``/dev/kvm`` opens proves nothing: there are machines on which the guest then hangs at 100 % CPU for ever.

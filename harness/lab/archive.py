@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """A built lab as one file: made on Debian, run wherever QEMU runs."""
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ def export(image: LabImage, file: Path) -> int:
         part.replace(file)
     except OSError as exc:
         part.unlink(missing_ok=True)
-        raise InfrastructureError(f"cannot write {file}: {exc.strerror}", mend="is there space?") from exc
+        raise InfrastructureError(f"cannot write {file}: {exc.strerror}", hint="is there space?") from exc
     return file.stat().st_size
 
 
@@ -67,7 +68,7 @@ def import_(file: Path) -> LabImage:
         listing = json.loads((work / _SUMS).read_text())
         for name in FILES:
             if file_sha256(work / name) != listing["files"][name]:
-                raise UsageError(f"{file}: {name} in it is damaged", mend="export the lab again")
+                raise UsageError(f"{file}: {name} in it is damaged", hint="export the lab again")
         key = str(listing["key"])
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9.-]{0,80}", key):
             raise UsageError(f"{file}: a lab with the name {key!r}")
@@ -79,7 +80,7 @@ def import_(file: Path) -> LabImage:
                 work.rename(target_directory)
         return LabImage(target_directory)
     except (tarfile.TarError, KeyError, ValueError, EOFError) as exc:
-        raise UsageError(f"{file}: no lab archive, or a damaged one ({exc})", mend="make it by: fxh lab export FILE") from exc
+        raise UsageError(f"{file}: no lab archive, or a damaged one ({exc})", hint="make it by: fxh lab export FILE") from exc
     except OSError as exc:
         raise InfrastructureError(f"cannot import {file}: {exc.strerror or exc}") from exc
     finally:

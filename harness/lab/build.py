@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """Builds a lab's parts from Debian packages: root disk, hypervisor, dom0 kernel, initrds.
 
 The only room of the lab that needs Linux (mmdebstrap, e2fsprogs, a C compiler). No root: mmdebstrap does its work in
@@ -161,5 +162,5 @@ def _hypervisor(source: Path, target: Path) -> None:
     if data[:2] == b"\x1f\x8b":
         data = gzip.decompress(data)
     if data[:4] != b"\x7fELF":
-        raise UsageError(f"hypervisor {source}: neither an ELF file nor a gzipped one", mend="give xen.gz or xen, not xen.efi")
+        raise UsageError(f"hypervisor {source}: neither an ELF file nor a gzipped one", hint="give xen.gz or xen, not xen.efi")
     target.write_bytes(data)

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """Whole-machine checkpoints: memory, devices and disks as they were, shared by all labs restored from them.
 
 ``ram`` is the machine's memory as a sparse file. A restored lab maps it copy-on-write, so restoring reads next to nothing
@@ -100,7 +101,7 @@ def fingerprint(spec: MachineSpec, qemu: Qemu, hot: str = "") -> str:
 def path(image: LabImage, name: str, spec: MachineSpec, qemu: Qemu, hot: str = "") -> Path:
     """Where a checkpoint of that name is or would be. Raises UsageError for a name that is none."""
     if not name or not name.replace("-", "").replace("_", "").replace(".", "").isalnum() or name.startswith("."):
-        raise UsageError(f"checkpoint name {name!r}", mend="use letters, digits, '-', '_' and '.'")
+        raise UsageError(f"checkpoint name {name!r}", hint="use letters, digits, '-', '_' and '.'")
     return image.directory / "checkpoints" / f"{name}@{fingerprint(spec, qemu, hot)}"
 
 
@@ -186,7 +187,7 @@ def save(image: LabImage, checkpoint: Checkpoint, files: dict[str, Path], qemu: 
         shutil.rmtree(work, ignore_errors=True)
         raise InfrastructureError(
             f"the checkpoint {checkpoint.name} could not be kept at {target.parent}: {exc.strerror}",
-            mend="free some space there",
+            hint="free some space there",
         ) from exc
     return replace(checkpoint, identity=_identity(target / "meta.json"))
 
@@ -203,7 +204,7 @@ def _identity(file: Path) -> str:
     return f"{there.st_ino}-{there.st_mtime_ns}"
 
 
-def may_be_hot(name: str) -> bool:
+def is_disposable(name: str) -> bool:
     """Whether a checkpoint is made anew when it cannot be used: one that a user made has to outlive a change of kernel."""
     return name.startswith((REST, WARM, READY_HOT))
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """Labs seen from outside: what ``fxh lab list``, ``down`` and ``rm`` need, without being their owner."""
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from pathlib import Path
 
 from harness import paths
 from harness.errors import InfrastructureError, UsageError
-from harness.lab import checkpoint, records
+from harness.lab import checkpoint, registry
 from harness.lab.process import listening
 from harness.lab.store import LabImage, on_disk
 
@@ -46,17 +47,17 @@ class Row:
 
 def rows() -> tuple[Row, ...]:
     found = []
-    for name in records.names():
-        record = records.read(name)
+    for name in registry.names():
+        record = registry.read(name)
         if record is None:
             continue
-        state = "dead" if (records.directory(name) / "dead").exists() else records.state(name)
+        state = "dead" if (registry.directory(name) / "dead").exists() else registry.state(name)
         quirk = "CR4.PAE set first (QEMU's defect, docs/lab.md)" if record.spec.pae_first else "none"
         try:
             xen = str(LabImage(record.image_path).manifest["xen"])
         except (OSError, ValueError, KeyError):
             xen = "?"
-        disk = on_disk(records.directory(name).iterdir())
+        disk = on_disk(registry.directory(name).iterdir())
         found.append(
             Row(
                 name, state, xen, record.qemu_pid, 0 if record.kept else record.owner_pid, record.ssh_port, record.accel, quirk,
@@ -86,11 +87,11 @@ def checkpoints() -> list[str]:
 
 def down(name: str) -> None:
     """Stop a lab, whoever owns it. Raises UsageError when there is none."""
-    state = records.state(name)
-    record = records.read(name)
+    state = registry.state(name)
+    record = registry.read(name)
     if not state or record is None:
-        raise UsageError(f"no lab {name}", mend="`fxh lab list` shows the labs")
-    sockets = records.sockets(name)
+        raise UsageError(f"no lab {name}", hint="`fxh lab list` shows the labs")
+    sockets = registry.sockets(name)
     if listening(sockets / "qmp"):
         with suppress(ProcessLookupError):
             os.kill(record.qemu_pid, signal.SIGKILL)
@@ -99,17 +100,17 @@ def down(name: str) -> None:
             if time.monotonic() > end:
                 raise InfrastructureError(f"QEMU of lab {name} (pid {record.qemu_pid}) does not end")
             time.sleep(0.01)
-    for disk in (*records.directory(name).glob("*.qcow2"), *records.directory(name).glob("ram")):
+    for disk in (*registry.directory(name).glob("*.qcow2"), *registry.directory(name).glob("ram")):
         disk.unlink(missing_ok=True)
-    records.stopped(name)
+    registry.stopped(name)
     shutil.rmtree(sockets, ignore_errors=True)
 
 
 def remove(name: str) -> None:
     """Stop a lab and remove its files. Raises UsageError when there is none."""
-    if not records.directory(name).is_dir():
-        raise UsageError(f"no lab {name}", mend="`fxh lab list` shows the labs")
-    if records.read(name) is not None:
+    if not registry.directory(name).is_dir():
+        raise UsageError(f"no lab {name}", hint="`fxh lab list` shows the labs")
+    if registry.read(name) is not None:
         down(name)
-    shutil.rmtree(records.directory(name), ignore_errors=True)
-    shutil.rmtree(records.sockets(name), ignore_errors=True)
+    shutil.rmtree(registry.directory(name), ignore_errors=True)
+    shutil.rmtree(registry.sockets(name), ignore_errors=True)

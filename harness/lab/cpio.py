@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """An initramfs as bytes: the "newc" cpio archive of Linux's Documentation/driver-api/early-userspace/buffer-format.rst."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """CRIU's images of a lab's QEMU, changed in one thing: the machine's memory, and what QEMU has translated, are a file that is mapped.
 
 CRIU reads every page that a process has written to: of a lab some hundred MiB of memory, and as much translated code, in each case

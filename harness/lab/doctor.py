@@ -1,4 +1,5 @@
-"""What a lab needs of this machine, as checks with their mends."""
+# SPDX-License-Identifier: BSD-2-Clause
+"""What a lab needs of this machine, as checks with their hints."""
 
 from __future__ import annotations
 
@@ -8,21 +9,21 @@ from collections.abc import Iterator
 from harness import debian, paths
 from harness.errors import HarnessError
 from harness.hosts.doctor import FAIL, OK, WARN, Check
-from harness.lab import accel, build, checkpoint, hot, qemu, recipe, records, tools
-from harness.lab.factory import LabWish, machine
+from harness.lab import accel, build, checkpoint, hot, qemu, recipe, registry, tools
+from harness.lab.factory import LabSpec, machine
 
 _SPACE = 3072
 
 
-def examine(wish: LabWish) -> Iterator[Check]:
+def examine(wish: LabSpec) -> Iterator[Check]:
     """Without starting anything, but for the probes of KVM and CRIU where their answer is not known yet."""
     free = shutil.disk_usage(paths.store()).free >> 20
-    mend = "free some, or point FXH_STORE at a larger disk"
-    yield Check("store", OK if free >= _SPACE else FAIL, f"{paths.store()}, {free} MiB free", "" if free >= _SPACE else mend)
+    hint = "free some, or point FXH_STORE at a larger disk"
+    yield Check("store", OK if free >= _SPACE else FAIL, f"{paths.store()}, {free} MiB free", "" if free >= _SPACE else hint)
     try:
         found = qemu.find(wish.binary)
     except HarnessError as exc:
-        yield Check("QEMU", FAIL, exc.message, exc.mend)
+        yield Check("QEMU", FAIL, exc.message, exc.hint)
         return
     yield Check("QEMU", OK, f"{found.label}, {found.binary}")
     chosen = accel.choose(found, wish.accel)
@@ -30,8 +31,8 @@ def examine(wish: LabWish) -> Iterator[Check]:
     yield Check("KVM", WARN if slow else OK, chosen.why, "labs work, more slowly: nothing needs to be done" if slow else "")
     if chosen.name == "tcg":
         kept, why = hot.find()
-        mend = "" if kept else "labs work, more slowly: nothing needs to be done (docs/lab.md, hot checkpoints)"
-        yield Check("hot checkpoints", OK if kept else WARN, why, mend)
+        hint = "" if kept else "labs work, more slowly: nothing needs to be done (docs/lab.md, hot checkpoints)"
+        yield Check("hot checkpoints", OK if kept else WARN, why, hint)
     yield _parts(wish)
     yield _disks()
     image = build.find(recipe.load(wish.xen, wish.hypervisor, wish.dom0_kernel))
@@ -46,7 +47,7 @@ def examine(wish: LabWish) -> Iterator[Check]:
         yield Check("checkpoint", WARN, "no valid 'ready' of this lab for this QEMU", "the first use makes it: a minute")
     else:
         yield Check("checkpoint", OK, f"{ready.directory.name}, {ready.size >> 20} MiB")
-    stale = [name for name in records.names() if records.state(name) == "stale"]
+    stale = [name for name in registry.names() if registry.state(name) == "stale"]
     yield Check(
         "labs",
         WARN if stale else OK,
@@ -63,7 +64,7 @@ def _disks() -> Check:
     return Check("disk images", OK, "raw, qcow2, xz; UFS and ZFS")
 
 
-def _parts(wish: LabWish) -> Check:
+def _parts(wish: LabSpec) -> Check:
     missing = tools.missing_packages()
     if missing:
         return Check("build tools", WARN, f"missing: {', '.join(missing)}", "fxh setup; or fxh lab import what was built elsewhere")

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """From what the user asked for to a lab that can be started."""
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ MEMORY = 3072
 
 
 @dataclass(frozen=True)
-class LabWish:
+class LabSpec:
     """What a lab shall be. ``memory`` in MiB; ``accel`` is auto, tcg or kvm; ``binary`` QEMU's name or path."""
 
     xen: str = recipe.DEFAULT_XEN
@@ -28,16 +29,16 @@ class LabWish:
     binary: str = "qemu-system-x86_64"
 
 
-def find_qemu(wish: LabWish) -> Qemu:
+def find_qemu(wish: LabSpec) -> Qemu:
     return qemu.find(wish.binary)
 
 
-def image(wish: LabWish) -> LabImage:
+def image(wish: LabSpec) -> LabImage:
     """The built image for ``wish``, from the store or built now. Raises BuildError, UsageError."""
     return build.build(recipe.load(wish.xen, wish.hypervisor, wish.dom0_kernel))
 
 
-def control(wish: LabWish) -> Path:
+def control(wish: LabSpec) -> Path:
     """The directory with the control guest of ``wish``'s labs. Its kernel is built now where the store has none.
 
     Who tests nothing but FreeBSD never waits for it. Raises BuildError, UsageError.
@@ -48,17 +49,17 @@ def control(wish: LabWish) -> Path:
     return directory
 
 
-def machine(wish: LabWish, chosen: accel.Accel) -> MachineSpec:
+def machine(wish: LabSpec, chosen: accel.Accel) -> MachineSpec:
     """What QEMU shall make. The defect that "PAE first" goes round is TCG's: under KVM the remedy is off."""
     return MachineSpec(wish.memory, wish.cpus, chosen.name, chosen.cpu, pae_first=chosen.name == "tcg")
 
 
-def make(wish: LabWish, *, name: str = "", keep: bool = False) -> Lab:
+def make(wish: LabSpec, *, name: str = "", keep: bool = False) -> Lab:
     """A lab for ``wish``, not up yet."""
     if wish.memory < 1280:
-        raise UsageError(f"a lab of {wish.memory} MiB", mend="give it 1280 at least: dom0 takes 768")
+        raise UsageError(f"a lab of {wish.memory} MiB", hint="give it 1280 at least: dom0 takes 768")
     if not 1 <= wish.cpus <= 16:
-        raise UsageError(f"a lab of {wish.cpus} CPUs", mend="1 to 16")
+        raise UsageError(f"a lab of {wish.cpus} CPUs", hint="1 to 16")
     found = find_qemu(wish)
     chosen = accel.choose(found, wish.accel)
     spec = machine(wish, chosen)

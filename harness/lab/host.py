@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """The lab as a Xen host: over ssh like any other, but images are plugged in, and the whole of it can be put back."""
 
 from __future__ import annotations
@@ -100,7 +101,7 @@ class LabHost(DirectHost):
 
     def disk(self, local: Path, fmt: str = "raw") -> str:
         if not local.is_file():
-            raise UsageError(f"{local}: no such disk image", mend="give the path of an image file")
+            raise UsageError(f"{local}: no such disk image", hint="give the path of an image file")
         self.prepare()
         drive = self.lab.machine.plug(local, fmt)
         self.lab.record()
@@ -119,17 +120,17 @@ class LabHost(DirectHost):
 
     # -- checkpoints --------------------------------------------------------------------------------------------------
 
-    def put_back(
-        self, name: str, make: Callable[[], str], *, alone: bool = True, to_freeze: bool = False, what: str = ""
+    def restore_or_create(
+        self, name: str, make: Callable[[], str], *, alone: bool = True, private_memory: bool = False, what: str = ""
     ) -> Checkpoint:
-        """As :meth:`Lab.put_back`; disks plugged in when the checkpoint was made are plugged in again."""
-        made = self.lab.put_back(name, make, alone=alone, to_freeze=to_freeze, what=what)
+        """As :meth:`Lab.restore_or_create`; disks plugged in when the checkpoint was made are plugged in again."""
+        made = self.lab.restore_or_create(name, make, alone=alone, private_memory=private_memory, what=what)
         self._forget()
         return made
 
-    def rest(self, *, to_freeze: bool = False) -> None:
+    def rest(self, *, private_memory: bool = False) -> None:
         """Put the lab into the state "dom0 ready"."""
-        self.lab.rest(to_freeze=to_freeze)
+        self.lab.rest(private_memory=private_memory)
         self._forget()
 
     def _forget(self) -> None:

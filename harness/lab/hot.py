@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """Keeps a lab's QEMU as the process it is, with all that it has translated, by CRIU (criu.org).
 
 A QEMU that loads a machine's state drops its translations, and a program of dom0's takes two to three times as long where it
@@ -28,7 +29,7 @@ from pathlib import Path
 from filelock import FileLock
 
 from harness import debian, paths, preparing
-from harness.deadline import Deadline, NotYet
+from harness.deadline import ConditionNotMet, Deadline
 from harness.errors import BuildError, InfrastructureError
 from harness.lab import tools
 
@@ -82,7 +83,7 @@ class Hot:
         """The command line that starts a QEMU, to be kept, in a chamber of its own; that ends with it, and it with its parent."""
         return self._chamber(directory, sockets, _PID - 1, ["setsid", *argv])
 
-    def revive(self, images: Path, directory: Path, sockets: Path) -> list[str]:
+    def restore_process(self, images: Path, directory: Path, sockets: Path) -> list[str]:
         """The command line that restores a QEMU from ``images`` into a chamber of its own."""
         argv = [*self.criu, "restore", "-D", str(images), "-W", str(self.view.directory), *_COMMON, "-o", "criu.log"]
         return self._chamber(directory, sockets, 1, argv)
@@ -231,7 +232,7 @@ def _trial(criu: tuple[str, ...]) -> str:
         try:
             with _resident(hot.chamber(directory, sockets, ["sleep", "600"])) as pid:
                 hot.keep(pid, images)
-            with _resident(hot.revive(images, directory, sockets)):
+            with _resident(hot.restore_process(images, directory, sockets)):
                 return ""
         except InfrastructureError as exc:
             said = directory / "criu.log"
@@ -249,7 +250,7 @@ def _resident(argv: Sequence[str]) -> Iterator[int]:
                 raise InfrastructureError(f"{argv[0]} ended with {process.returncode}: {words.strip()[-300:]}")
             status = Path(f"/proc/{resident(process.pid)}/status").read_text()
             if not status.startswith("Name:\tsleep\n") or "TracerPid:\t0\n" not in status:
-                raise NotYet("it is not there")
+                raise ConditionNotMet("it is not there")
             return resident(process.pid)
 
         try:

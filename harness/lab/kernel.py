@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """The control guest's kernel: built from Debian's source of Linux, once for all labs of a store.
 
 Debian's own kernel serves any machine, and its boot is most of what a control guest's boot under emulation takes
@@ -81,7 +82,7 @@ def _make(recipe: KernelRecipe, work: Path) -> None:
     if lacking:
         raise BuildError(
             f"the source of {recipe.package} does not grant {', '.join(lacking)}",
-            mend="images/control/kernel.config: name what they depend on, too, or leave them out",
+            hint="images/control/kernel.config: name what they depend on, too, or leave them out",
         )
     jobs = len(os.sched_getaffinity(0))
     tools.run(["make", "-s", f"-j{jobs}", "bzImage"], work, cwd=source, env=_SIGNED)

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """The keys of a lab: made when its "ready" checkpoint is made, never part of a build or an export."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """One lab: a Xen host of its own inside QEMU, from a checkpoint where there is one."""
 
 from __future__ import annotations
@@ -15,16 +16,16 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from harness import preparing, stamp
-from harness.deadline import Deadline, NotYet
+from harness.deadline import ConditionNotMet, Deadline
 from harness.errors import DeadlineExpired, InfrastructureError, LabDead, TransportError, UsageError
-from harness.lab import checkpoint, hot, keys, records, rehearsal
+from harness.lab import checkpoint, hot, keys, prewarm, registry
 from harness.lab.accel import Accel
 from harness.lab.checkpoint import Checkpoint, CheckpointBroken
+from harness.lab.heartbeat import SILENCE, Pulse
 from harness.lab.hot import Hot
 from harness.lab.machine import Machine
-from harness.lab.pulse import SILENCE, Pulse
 from harness.lab.qemu import MachineSpec, Qemu
-from harness.lab.records import LabRecord
+from harness.lab.registry import LabRecord
 from harness.lab.store import LabImage
 
 if TYPE_CHECKING:
@@ -51,12 +52,12 @@ kill -9 "$@"
 _EXPIRE = """
 import contextlib, sys, time
 from harness.errors import UsageError
-from harness.lab import control, records
-pid = getattr(records.read(sys.argv[1]), "qemu_pid", 0)
+from harness.lab import control, registry
+pid = getattr(registry.read(sys.argv[1]), "qemu_pid", 0)
 end = time.monotonic() + float(sys.argv[2])
-while time.monotonic() < end and getattr(records.read(sys.argv[1]), "qemu_pid", 0) == pid:
+while time.monotonic() < end and getattr(registry.read(sys.argv[1]), "qemu_pid", 0) == pid:
     time.sleep(5)
-if getattr(records.read(sys.argv[1]), "qemu_pid", 0) == pid:
+if getattr(registry.read(sys.argv[1]), "qemu_pid", 0) == pid:
     with contextlib.suppress(UsageError):
         control.remove(sys.argv[1])
 """
@@ -82,10 +83,10 @@ class Lab:
         self.image, self.qemu, self.accel, self.hot = image, qemu, accel, hot
         self.name = name or f"lab-{secrets.token_hex(3)}"
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,40}", self.name):
-            raise UsageError(f"lab name {self.name!r}", mend="use letters, digits, '-', '_' and '.', 41 at most")
+            raise UsageError(f"lab name {self.name!r}", hint="use letters, digits, '-', '_' and '.', 41 at most")
         self.keep = keep
-        self.directory = records.directory(self.name)
-        self.sockets = records.sockets(self.name)
+        self.directory = registry.directory(self.name)
+        self.sockets = registry.sockets(self.name)
         self.machine = Machine(image, qemu, spec, self.directory, self.sockets, keep=keep, hot=hot)
         self.keys: keys.Keys | None = None
         self.parent = ""
@@ -105,33 +106,33 @@ class Lab:
 
         Raises UsageError when a lab of that name is up already.
         """
-        if records.state(self.name) == "up":
-            raise UsageError(f"a lab {self.name} is up already", mend=f"fxh lab down {self.name}, or choose another name")
+        if registry.state(self.name) == "up":
+            raise UsageError(f"a lab {self.name} is up already", hint=f"fxh lab down {self.name}, or choose another name")
         self.rest(deadline)
 
-    def rest(self, deadline: Deadline | None = None, *, to_freeze: bool = False) -> None:
+    def rest(self, deadline: Deadline | None = None, *, private_memory: bool = False) -> None:
         """Put this lab, up or not, into the state "dom0 ready"."""
         if self.hot is not None:
-            self.put_back(checkpoint.READY_HOT, lambda: self._heat(deadline), deadline, to_freeze=to_freeze)
+            self.restore_or_create(checkpoint.READY_HOT, lambda: self._heat(deadline), deadline, private_memory=private_memory)
         else:
-            self._rest(deadline, to_freeze=to_freeze)
+            self._rest(deadline, private_memory=private_memory)
 
-    def _rest(self, deadline: Deadline | None, *, to_freeze: bool = False) -> None:
-        self.put_back(checkpoint.READY, lambda: self._first(deadline), deadline, to_freeze=to_freeze)
+    def _rest(self, deadline: Deadline | None, *, private_memory: bool = False) -> None:
+        self.restore_or_create(checkpoint.READY, lambda: self._first(deadline), deadline, private_memory=private_memory)
 
     def _heat(self, deadline: Deadline | None) -> str:
         self._rest(deadline)
-        rehearsal.run(self.ssh)
+        prewarm.run(self.ssh)
         return "dom0 at rest, and what cases use translated"
 
-    def put_back(
+    def restore_or_create(
         self,
         name: str,
         make: Callable[[], str],
         deadline: Deadline | None = None,
         *,
         alone: bool = True,
-        to_freeze: bool = False,
+        private_memory: bool = False,
         what: str = "",
     ) -> Checkpoint:
         """Put this lab into the state ``name``; whoever needs it first on this machine makes it. ``what`` says to people what it is.
@@ -149,7 +150,7 @@ class Lab:
                     checkpoint.lock(self.image, name, self.spec, self.qemu, self._key(name)) if alone else contextlib.nullcontext(),
                 ):
                     made = self.find(name) or self._freeze(name, make(), anew=False)
-            self.restore(made, deadline, to_freeze=to_freeze)
+            self.restore(made, deadline, private_memory=private_memory)
             return made
 
         try:
@@ -168,12 +169,12 @@ class Lab:
 
     def _key(self, name: str) -> str:
         """That of a hot checkpoint, where this lab keeps what is called so as one."""
-        return self.hot.key if self.hot is not None and checkpoint.may_be_hot(name) else ""
+        return self.hot.key if self.hot is not None and checkpoint.is_disposable(name) else ""
 
     def _first(self, deadline: Deadline | None) -> str:
         log.info("no 'ready' checkpoint of this lab for %s and %s yet: booting once to make it", self.qemu.label, self.accel.name)
         self.boot(deadline)
-        rehearsal.run(self.ssh)
+        prewarm.run(self.ssh)
         return "dom0 at rest"
 
     def boot(self, deadline: Deadline | None = None) -> None:
@@ -192,10 +193,10 @@ class Lab:
         self._reach(deadline)
         initrd.unlink()
 
-    def restore(self, made: Checkpoint, deadline: Deadline | None = None, *, to_freeze: bool = False) -> None:
+    def restore(self, made: Checkpoint, deadline: Deadline | None = None, *, private_memory: bool = False) -> None:
         """Put this lab into the state of a checkpoint; a running machine is thrown away.
 
-        ``to_freeze`` makes a checkpoint that is to follow quick. Raises CheckpointBroken for one that QEMU cannot load.
+        ``private_memory`` makes a checkpoint that is to follow quick. Raises CheckpointBroken for one that QEMU cannot load.
         """
         deadline = deadline or Deadline(_RESTORE)
         self._quiet()
@@ -204,12 +205,12 @@ class Lab:
         self.keys, self.parent, self.dead = made.keys, made.parent if made.hot else made.directory.name, ""
         try:
             if made.hot:
-                self.machine.revive(made, deadline)
+                self.machine.restore_process(made, deadline)
             else:
-                self.machine.load(made, deadline, to_freeze=to_freeze)
+                self.machine.load(made, deadline, private_memory=private_memory)
         except (LabDead, DeadlineExpired, FileNotFoundError) as exc:
             self.machine.stop()
-            records.stopped(self.name)
+            registry.stopped(self.name)
             self._still(made)
             if isinstance(exc, FileNotFoundError):  # it is whole: something else is not there
                 raise
@@ -217,7 +218,7 @@ class Lab:
             checkpoint.remove(made.directory)
             if made.hot:
                 self.hot = None
-            raise CheckpointBroken(f"checkpoint {made.name} could not be loaded: {exc.message}", mend="it is made anew") from exc
+            raise CheckpointBroken(f"checkpoint {made.name} could not be loaded: {exc.message}", hint="it is made anew") from exc
         self._still(made)
         self._reach(deadline)
 
@@ -226,7 +227,7 @@ class Lab:
         if not made.is_there():
             self.machine.stop()
             raise CheckpointBroken(
-                f"checkpoint {made.name} was made anew or removed while it was loaded", mend="it is loaded again"
+                f"checkpoint {made.name} was made anew or removed while it was loaded", hint="it is loaded again"
             )
 
     def checkpoint(self, name: str, note: str = "") -> Checkpoint:
@@ -248,7 +249,7 @@ class Lab:
         self._quiet()
         if key:
             try:
-                files = self.machine.keep_hot(checkpoint.path(self.image, name, spec, self.qemu, key), Deadline(_FREEZE))
+                files = self.machine.dump_process(checkpoint.path(self.image, name, spec, self.qemu, key), Deadline(_FREEZE))
             except (InfrastructureError, DeadlineExpired) as exc:
                 log.warning("lab %s: checkpoint %s is not kept hot: %s", self.name, name, exc.message)
                 self.hot, key = None, ""
@@ -266,7 +267,7 @@ class Lab:
         self.machine.stop()
         for disk in self.directory.glob("*.qcow2"):
             disk.unlink()
-        records.stopped(self.name)
+        registry.stopped(self.name)
         shutil.rmtree(self.sockets, ignore_errors=True)
 
     def remove(self) -> None:
@@ -302,9 +303,9 @@ class Lab:
     @classmethod
     def attach(cls, name: str, qemu: Qemu) -> Lab:
         """A lab that runs already (kept, or another's), from its record. Raises UsageError when there is none."""
-        record = records.read(name)
-        if record is None or records.state(name) != "up":
-            raise UsageError(f"no lab {name} is up", mend="`fxh lab list` shows the labs, `fxh lab up` starts one")
+        record = registry.read(name)
+        if record is None or registry.state(name) != "up":
+            raise UsageError(f"no lab {name} is up", hint="`fxh lab list` shows the labs, `fxh lab up` starts one")
         found = hot.find()[0] if record.chamber else None
         lab = cls(LabImage(record.image_path), qemu, Accel(record.accel, record.why), record.spec, name=name, keep=True, hot=found)
         lab.keys, lab.parent = keys.Keys(record.key(), record.host_key), record.checkpoint
@@ -318,7 +319,7 @@ class Lab:
     def ssh(self) -> SshTransport:
         """The connection to dom0. Raises LabDead when the lab is lost or not up."""
         if self.dead:
-            raise LabDead(f"lab {self.name}: {self.dead}", mend="the next case gets a fresh lab")
+            raise LabDead(f"lab {self.name}: {self.dead}", hint="the next case gets a fresh lab")
         if self._transport is None:
             raise LabDead(f"lab {self.name} is not up")
         return self._transport
@@ -328,7 +329,7 @@ class Lab:
         process, made = self.machine.process, self.keys
         if process is None or made is None:
             return
-        records.write(
+        registry.write(
             LabRecord(
                 name=self.name, image=str(self.image.directory), qemu=self.qemu.label, qemu_pid=process.pid,
                 owner_pid=os.getpid(), kept=self.keep, ssh_port=self.machine.ssh_port, accel=self.accel.name,
@@ -356,12 +357,12 @@ class Lab:
             try:
                 return SshTransport(
                     "127.0.0.1", self.machine.ssh_port, private_key=made.client, known_host_key=made.host, name=self.name,
-                    deadline=deadline.sooner(5),
+                    deadline=deadline.capped(5),
                 )  # fmt: skip
             except (TransportError, InfrastructureError) as exc:
                 if not process.alive():
                     raise LabDead(f"QEMU ended: {process.last_words()}") from exc
-                raise NotYet(str(exc)) from exc
+                raise ConditionNotMet(str(exc)) from exc
 
         self._transport = deadline.wait(f"ssh to dom0 of lab {self.name}", connect, 0.05)
         self._pulse = Pulse(self.sockets / "com2", self._silent)
@@ -391,7 +392,7 @@ class Lab:
             what = f"QEMU ended: {process.last_words() or 'killed'}"
         self.dead = what
         log.error("lab %s: %s", self.name, what)
-        records.mark_dead(self.name, what)
+        registry.mark_dead(self.name, what)
         process.stop()
         if self._transport is not None:
             self._transport.close()

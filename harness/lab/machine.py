@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """The QEMU machine of a lab: started cold or from a checkpoint, frozen into one, disks plugged in and out."""
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from harness.deadline import Deadline, NotYet
+from harness.deadline import ConditionNotMet, Deadline
 from harness.errors import InfrastructureError, LabDead
 from harness.lab import criuimage
 from harness.lab.checkpoint import Checkpoint
@@ -35,7 +36,7 @@ _LINGER = 5.0
 class Machine:
     """One QEMU in ``directory`` (overlays, memory, logs) with its sockets in ``sockets``; both exist and are ours alone.
 
-    With ``hot`` it runs in a chamber, and :meth:`keep_hot` can keep the process.
+    With ``hot`` it runs in a chamber, and :meth:`dump_process` can keep the process.
     """
 
     def __init__(
@@ -60,10 +61,10 @@ class Machine:
         self._overlay("root", self.image.directory / "root.qcow2")
         self._launch(self.directory / "ram", True, initrd, False, deadline)
 
-    def load(self, made: Checkpoint, deadline: Deadline, *, to_freeze: bool = False) -> None:
+    def load(self, made: Checkpoint, deadline: Deadline, *, private_memory: bool = False) -> None:
         """Start in the state of a checkpoint, and run.
 
-        With ``to_freeze`` the memory is copied first (a few tenths of a second), which makes :meth:`freeze` quick.
+        With ``private_memory`` the memory is copied first (a few tenths of a second), which makes :meth:`freeze` quick.
         """
         self._clean()
         self.spec = made.spec
@@ -71,14 +72,14 @@ class Machine:
         for number in made.spec.drives:
             self.drives.append(Drive(number, self._overlay(f"fxh{number}", made.disk(f"fxh{number}")).name))
         ram = made.ram
-        if to_freeze:
+        if private_memory:
             ram = self.directory / "ram"
             copy_sparse(made.ram, ram)
-        self._launch(ram, to_freeze, self.image.directory / "initrd", True, deadline)
+        self._launch(ram, private_memory, self.image.directory / "initrd", True, deadline)
         self._incoming(made.state, deadline, devices_only=True)
         self._running().command("cont")
 
-    def revive(self, made: Checkpoint, deadline: Deadline) -> None:
+    def restore_process(self, made: Checkpoint, deadline: Deadline) -> None:
         """Go on as the QEMU process that a hot checkpoint holds. Raises LabDead, DeadlineExpired."""
         if self.hot is None:
             raise LabDead("there is nothing here to restore a QEMU process with")
@@ -89,7 +90,7 @@ class Machine:
         self.drives = [Drive(number, made.disk(f"fxh{number}").name) for number in made.spec.drives]
         (self.directory / "xen.log").touch()
         self._ram, self._shares_ram = made.memory, False
-        self._start(self.hot.revive(made.directory, self.directory, self.sockets), deadline)
+        self._start(self.hot.restore_process(made.directory, self.directory, self.sockets), deadline)
         for attempt in range(5):
             self.ssh_port = _free_port()
             refused = self._monitor(f"hostfwd_add tcp:127.0.0.1:{self.ssh_port}-:22").strip()
@@ -146,7 +147,7 @@ class Machine:
         def loaded() -> None:
             status = process.command("query-status")["status"]
             if status != "paused":  # as it was saved: loaded whole
-                raise NotYet(f"QEMU is in state {status}; {process.last_words()}")
+                raise ConditionNotMet(f"QEMU is in state {status}; {process.last_words()}")
 
         deadline.wait(f"{state} to load", loaded, 0.003)
 
@@ -171,7 +172,7 @@ class Machine:
         disks |= {f"{drive.serial}.qcow2": self.directory / drive.file for drive in self.drives}
         return {"ram": ram, "state": state, **disks}
 
-    def keep_hot(self, place: Path, deadline: Deadline) -> dict[str, Path]:
+    def dump_process(self, place: Path, deadline: Deadline) -> dict[str, Path]:
         """Stop for good and leave the files of a hot checkpoint that is to lie at ``place``: CRIU's images, ``ram`` and the disks.
 
         Nobody may be connected to dom0 any more. Raises InfrastructureError when CRIU cannot; the machine is stopped then, but
@@ -184,9 +185,9 @@ class Machine:
 
         def alone() -> None:
             if "TCP" in (links := self._monitor("info usernet")):
-                raise NotYet(links)
+                raise ConditionNotMet(links)
 
-        deadline.sooner(_LINGER).wait("the connections to dom0 to end", alone, 0.02)
+        deadline.capped(_LINGER).wait("the connections to dom0 to end", alone, 0.02)
         process.command("stop")
         process.release()
         images = self.directory / "criu"
@@ -220,9 +221,9 @@ class Machine:
         def saved() -> None:
             status = process.command("query-migrate").get("status")
             if status == "failed":
-                raise InfrastructureError("QEMU could not write the checkpoint", mend=f"is there space at {target.parent}?")
+                raise InfrastructureError("QEMU could not write the checkpoint", hint=f"is there space at {target.parent}?")
             if status != "completed":
-                raise NotYet(f"migration is {status}")
+                raise ConditionNotMet(f"migration is {status}")
 
         deadline.wait("the checkpoint to be written", saved, 0.005)
 
@@ -238,7 +239,7 @@ class Machine:
             process.command("stop")
             if in_guest_mode(self._registers()):
                 process.command("cont")
-                raise NotYet("a CPU is in a guest")
+                raise ConditionNotMet("a CPU is in a guest")
 
         deadline.wait("a moment when no CPU is in a guest", stopped, 0.003)
 
@@ -268,7 +269,7 @@ class Machine:
                 try:
                     process.command("blockdev-del", **{"node-name": drive.serial})
                 except LabDead as exc:
-                    raise NotYet(str(exc)) from exc
+                    raise ConditionNotMet(str(exc)) from exc
 
             Deadline(10).wait(f"dom0 to let go of {drive.serial}", gone, 0.02)
             self.drives.remove(drive)
@@ -316,7 +317,7 @@ def overlay(backing: Path, target: Path, fmt: str) -> None:
     if done.returncode:
         raise InfrastructureError(
             f"cannot make an overlay of {backing}: {done.stderr.strip()}",
-            mend=f"is it a disk image of format {fmt}? (`qemu-img info` says) Is there space at {target.parent}?",
+            hint=f"is it a disk image of format {fmt}? (`qemu-img info` says) Is there space at {target.parent}?",
         )
 
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """QEMU's monitor (QMP), made synchronous: one command at a time, each with a time limit."""
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ class Monitor:
             self.close()
             raise LabDead(
                 f"QEMU's monitor at {path} does not answer: {exc or type(exc).__name__}",
-                mend="its owner may hold it (QEMU serves one at a time); `fxh lab list` tells who",
+                hint="its owner may hold it (QEMU serves one at a time); `fxh lab list` tells who",
             ) from exc
 
     def command(self, name: str, **arguments: Any) -> Any:

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """The lab's UEFI firmware for HVM guests: OVMF for Xen, built from Debian's source of edk2, once for all labs of a store.
 
 Debian's package ``ovmf`` is of no use here: since 2022 it holds the platform OvmfPkgX64, which no longer starts under Xen
@@ -68,5 +69,5 @@ def _make(recipe: FirmwareRecipe, work: Path) -> None:
     if size < _SMALLEST or size % (64 << 10):
         kept = work.parent / "last-failed-build.log"
         (work / "build.log").rename(kept)
-        raise BuildError(f"the build of {recipe.platform} made a firmware of {size} bytes", mend=f"the whole log is {kept}")
+        raise BuildError(f"the build of {recipe.platform} made a firmware of {size} bytes", hint=f"the whole log is {kept}")
     (work / "build.log").rename(whole / "build.log")

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """A QEMU process that cannot outlive whoever started it."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """Takes out of the store what no lab has used for long, of checkpoints also what is too much, and leavings of the killed."""
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from harness import paths
-from harness.lab import checkpoint, records
+from harness.lab import checkpoint, registry
 from harness.lab.store import LabImage, on_disk
 
 _DAY = 86400.0
@@ -35,7 +36,9 @@ def prune(days: float) -> tuple[Removed, ...]:
             if _age(directory) < time.time() - _DAY:
                 removed.append(_remove(directory))
             continue
-        busy = {record.checkpoint for name in records.names() if (record := records.read(name)) and record.image_path == directory}
+        busy = {
+            record.checkpoint for name in registry.names() if (record := registry.read(name)) and record.image_path == directory
+        }
         if not busy and _age(directory) < before:
             removed.append(_remove(directory))
             directory.with_name(f"{directory.name}.lock").unlink(missing_ok=True)

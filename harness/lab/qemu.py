@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """QEMU as found on this machine, and the command line of a lab's machine."""
 
 from __future__ import annotations
@@ -47,16 +48,16 @@ def find(binary: str = "qemu-system-x86_64") -> Qemu:
     if path is None or shutil.which("qemu-img") is None:
         raise InfrastructureError(
             f"{binary if path is None else 'qemu-img'} is not on this machine",
-            mend="Debian/Ubuntu: apt-get install --no-install-recommends qemu-system-x86 qemu-utils; FreeBSD: pkg install qemu",
+            hint="Debian/Ubuntu: apt-get install --no-install-recommends qemu-system-x86 qemu-utils; FreeBSD: pkg install qemu",
         )
     text = subprocess.run([path, "--version"], capture_output=True, text=True, check=False).stdout
     try:
         version = parse_version(text)
     except ValueError as exc:
-        raise InfrastructureError(f"{path} --version: {exc}", mend="install QEMU 7.2 or later") from None
+        raise InfrastructureError(f"{path} --version: {exc}", hint="install QEMU 7.2 or later") from None
     if version[:2] < OLDEST:
         raise InfrastructureError(
-            f"{path} is version {'.'.join(map(str, version))}, a lab needs 7.2", mend="install QEMU 7.2 or later"
+            f"{path} is version {'.'.join(map(str, version))}, a lab needs 7.2", hint="install QEMU 7.2 or later"
         )
     return Qemu(path, version)
 
@@ -174,6 +175,6 @@ def _plain(path: Path) -> str:
     """A multiboot module list is split at blanks and commas, without a way to quote them in every QEMU version."""
     if " " in str(path) or "," in str(path):
         raise InfrastructureError(
-            f"QEMU cannot load {path}: a blank or a comma in the path", mend="point FXH_STORE at a directory without them"
+            f"QEMU cannot load {path}: a blank or a comma in the path", hint="point FXH_STORE at a directory without them"
         )
     return str(path)

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """What a lab is made from: a recipe of ``images/dom0`` and, where given, a user's own hypervisor and dom0 kernel."""
 
 from __future__ import annotations
@@ -106,10 +107,10 @@ def load(xen: str = DEFAULT_XEN, hypervisor: Path | None = None, dom0_kernel: Pa
     """Read the recipe for a Xen version. Raises UsageError for an unknown version or a missing file."""
     directory = _directory()
     if xen not in available():
-        raise UsageError(f"no lab recipe for Xen {xen!r}", mend=f"choose one of {', '.join(available())}")
+        raise UsageError(f"no lab recipe for Xen {xen!r}", hint=f"choose one of {', '.join(available())}")
     for what, path in (("hypervisor", hypervisor), ("dom0 kernel", dom0_kernel)):
         if path and not path.is_file():
-            raise UsageError(f"{what} {path}: no such file", mend="give the path of the file you built")
+            raise UsageError(f"{what} {path}: no such file", hint="give the path of the file you built")
     own = tomllib.loads((directory / f"{xen}.toml").read_text())
     common = tomllib.loads((directory / "common.toml").read_text())
     config = directory.parent / "control" / "kernel.config"

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """Files with holes: a guest's free memory costs no disk."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """A built lab in the store: files that are never written to again."""
 
 from __future__ import annotations

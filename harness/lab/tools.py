@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """What building a lab's parts needs of this machine: programs, headers, room; and how a program is run for it."""
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ def require() -> None:
     if missing:
         raise BuildError(
             f"a lab build needs Debian packages this machine lacks: {' '.join(missing)}",
-            mend=f"apt-get install --no-install-recommends {' '.join(missing)}",
+            hint=f"apt-get install --no-install-recommends {' '.join(missing)}",
         )
 
 
@@ -50,7 +51,7 @@ def scratch(target: Path, room: int) -> Iterator[Path]:
     if free < room:
         raise BuildError(
             f"{free} MiB free at {target.parent}, building {target.name} needs {room}",
-            mend="free some space, or point FXH_STORE at a larger disk",
+            hint="free some space, or point FXH_STORE at a larger disk",
         )
     work = Path(tempfile.mkdtemp(prefix=f"{target.name}.making-", dir=target.parent))
     work.chmod(0o755)
@@ -75,4 +76,4 @@ def run(argv: Sequence[str], work: Path, *, cwd: Path | None = None, env: Mappin
         kept = work.parent / "last-failed-build.log"
         kept.write_text(text)
         tail = "\n".join(text.splitlines()[-15:])
-        raise BuildError(f"{argv[0]} ended with {status}:\n{tail}", mend=f"the whole log is {kept}")
+        raise BuildError(f"{argv[0]} ended with {status}:\n{tail}", hint=f"the whole log is {kept}")

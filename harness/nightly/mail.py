@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """The mail about a night that failed itself: to whoever keeps the hosts, never to the product's developers."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """A night from start to end: its steps one after the other, a JSON line for each, and a mail when the night itself failed."""
 
 from __future__ import annotations
@@ -69,7 +70,7 @@ def go(steps: Sequence[Step], reports: Path, hours: float, tell: Callable[[str],
     except Timeout:
         raise InfrastructureError(
             f"another night is at work ({root / 'lock'} is locked)",
-            mend="start nights further apart, or make them shorter: more hosts, --shard",
+            hint="start nights further apart, or make them shorter: more hosts, --shard",
         ) from None
     with lock:
         name = stamp.compact()

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """A night as a list of steps: commands, and what the exit code of each means for the night."""
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ class Step:
 def plan(config: NightlyConfig, mail: MailConfig, reports: Path) -> tuple[Step, ...]:
     """The steps that are configured, in their order. Raises UsageError."""
     if config.source and not Path(config.source).is_dir():
-        raise UsageError(f"nightly.source {config.source}: no such directory", mend="check the tree out there first")
+        raise UsageError(f"nightly.source {config.source}: no such directory", hint="check the tree out there first")
 
     def words(given: tuple[str, ...]) -> tuple[str, ...]:
         return tuple(word.replace("{source}", config.source) for word in given)

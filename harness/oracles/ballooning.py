@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """What a balloon driver should do with a target, and whether both sides of it agree. Everything in bytes."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """Which stages a good boot shows."""
 
 from __future__ import annotations

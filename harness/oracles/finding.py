@@ -1,11 +1,14 @@
-"""The text of a failed case, so that it can be pasted into a mail as it is."""
+# SPDX-License-Identifier: BSD-2-Clause
+"""The message of a failed case, ready to be pasted into a mail."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 
 
-def finding(*, asked: str, did: str | Iterable[str], good: str, source: str) -> str:
-    """What was asked of the kernel, what it did (one line or several), what a good one does, and where that is written."""
-    lines = [did] if isinstance(did, str) else list(did)
-    return "\n".join([f"asked:  {asked}", *(f"did:    {line}" for line in lines), f"a good one: {good}", f"source: {source}"])
+def finding(*, test: str, observed: str | Iterable[str], expected: str, reference: str) -> str:
+    """Return the four-part message: what was tested, what the guest did (one or more lines), what is right, and its source."""
+    lines = [observed] if isinstance(observed, str) else list(observed)
+    return "\n".join(
+        [f"test:      {test}", *(f"observed:  {line}" for line in lines), f"expected:  {expected}", f"reference: {reference}"]
+    )

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """Reads the TCP and UDP packets of a capture, and counts the frames that it skips.
 
 The headers are read here with struct: dpkt raises on some malformed frames, and hides the length that a frame had on the wire.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """A kernel was replaced and the guest rebooted: which of the things that can go wrong went wrong.
 
 The candidates are those for the old report that a guest crashes when its kernel image was replaced and it was restarted.
@@ -11,7 +12,7 @@ NEW, OLD, OTHER = "new", "old", "other"
 
 
 @dataclass(frozen=True)
-class Sighting:
+class RebootEvidence:
     """What was seen after the reboot. Each file is ``new``, ``old``, or ``other`` (torn, mixed, damaged); "" when not looked at."""
 
     came_back: bool
@@ -28,7 +29,7 @@ class Sighting:
     """How the rebooted guest died, if it did."""
 
 
-def mechanism(seen: Sighting) -> str:
+def mechanism(seen: RebootEvidence) -> str:
     """One line: the mechanism. It begins with ``ok`` when the new kernel runs."""
     if seen.came_back and seen.running == NEW:
         return "ok: the bootloader ran again and the new kernel runs" if seen.bootloader_ran else "ok: the new kernel runs"

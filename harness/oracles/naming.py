@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """Which disk is which: what a guest's disks hold, against what the table of vdev numbers says they are called."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """The pytest plugin: ``pytest suites/`` works as people expect, ``fxh run`` adds its exit codes and its page."""
 
 from __future__ import annotations
@@ -29,12 +30,12 @@ def pytest_configure(config: pytest.Config) -> None:
         "markers", "formerly(key, ...): keys (as `fxh history` shows them) that this case had before it was renamed"
     )
     if not config.getoption("help"):
-        from harness.plugin import carets, ending, session, told
+        from harness.plugin import build_progress, ending, pep657_workaround, session
 
         session.check_options(config)
         ending.install(config)
-        told.install(config)
-        carets.off()
+        build_progress.install(config)
+        pep657_workaround.off()
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """Cells: every case runs once for each combination of guest, guest type and host that it can run in."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """How a run ends, whatever ends it: its last case, ``-x``, Ctrl-C, a worker that is killed, or an error in pytest."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """What is gathered from a host and its guests when a case ends badly."""
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ def gather(context: CaseContext) -> None:
     _mark_time(host, context.directory / "xl-dmesg.clock", deadline)
     for name, argv in sources.items():
         try:
-            done = host.transport.run(argv, deadline.sooner(10), check=False)
+            done = host.transport.run(argv, deadline.capped(10), check=False)
         except HarnessError as exc:
             log.warning("no %s: %s", name, exc.message)
             break
@@ -56,7 +57,7 @@ def _mark_time(host: XenHost, path: Path, deadline: Deadline) -> None:
     By it the lines of its log (console_timestamps=boot) can be put on the guest console's time line.
     """
     try:
-        done = host.transport.run(["xl", "debug-keys", "t"], deadline.sooner(5), check=False)
+        done = host.transport.run(["xl", "debug-keys", "t"], deadline.capped(5), check=False)
     except HarnessError as exc:
         log.warning("no mark in the hypervisor's log: %s", exc.message)
         return

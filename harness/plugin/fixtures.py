@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """The fixtures a case is written with."""
 
 from __future__ import annotations
@@ -112,7 +113,7 @@ def scratch(rig: Rig, cell: Cell, case: CaseContext) -> NewScratch:
 
     def make(*labels: str, size: int = disks.MIB, sector: int = 512) -> tuple[ScratchDisk, ...]:
         if case.host is None:
-            raise InfrastructureError("this case has no host yet", mend="ask for the fixture guest or host before scratch disks")
+            raise InfrastructureError("this case has no host yet", hint="ask for the fixture guest or host before scratch disks")
         host, tag = case.host, secrets.token_hex(3)
         rig.used(cell)
         made = disks.make(host, [f"{label}.{tag}" for label in labels], size=size, sector=sector)
@@ -132,13 +133,13 @@ def image(rig: Rig, cell: Cell) -> Image:
 
 
 @pytest.fixture
-def given_root(rig: Rig, cell: Cell) -> str:
+def root_device(rig: Rig, cell: Cell) -> str:
     """The cell's guest's root where nothing else is asked for: ``xbd0p2``, or as ``zfs:zroot/ROOT/default`` (GuestSource.root)."""
     return rig.source(cell).root
 
 
 @pytest.fixture
-def given_kernel(rig: Rig, cell: Cell) -> Path:
+def kernel_file(rig: Rig, cell: Cell) -> Path:
     """The kernel file that the cell's guest is booted with, as it is on this machine."""
     kernel = rig.source(cell).kernel
     if kernel is None:
@@ -168,7 +169,7 @@ def _skipping() -> Iterator[None]:
     try:
         yield
     except CannotRun as exc:
-        pytest.skip(f"{exc.message}; elsewhere: {exc.mend}" if exc.mend else exc.message)
+        pytest.skip(f"{exc.message}; elsewhere: {exc.hint}" if exc.hint else exc.message)
 
 
 def _capable(request: pytest.FixtureRequest, host: XenHost, cell: Cell) -> None:

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """What a guest is made of, in words for reports: files with their hashes, and a FreeBSD kernel with the name it gives itself."""
 
 from __future__ import annotations

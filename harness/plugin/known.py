@@ -1,4 +1,5 @@
-"""Known issues (suites/known_issues.toml): failures that are understood, reported, and expected until somebody mends them.
+# SPDX-License-Identifier: BSD-2-Clause
+"""Known issues (suites/known_issues.toml): failures that are understood, reported, and expected until somebody hints them.
 
 Strict: a known issue that passes is a failure until its entry goes; an entry that fits no case, or is past its date, fails
 ``fxh check``. An entry excuses a failure only when the failure says what the entry says.
@@ -83,7 +84,7 @@ def _entry(number: int, entry: dict[str, Any]) -> KnownIssue:
     for name, value in entry.items():
         wanted: type = datetime.date if name in ("since", "review") else bool if name == "sometimes" else str
         if not isinstance(value, wanted) or value == "":
-            raise UsageError(f"{where}: {name} = {value!r}", mend=f"a {wanted.__name__}, not empty")
+            raise UsageError(f"{where}: {name} = {value!r}", hint=f"a {wanted.__name__}, not empty")
     try:
         re.compile(entry["says"])
     except re.error as exc:
@@ -92,7 +93,7 @@ def _entry(number: int, entry: dict[str, Any]) -> KnownIssue:
         try:
             UNKNOWN.within(entry["freebsd"])
         except UsageError as exc:
-            raise UsageError(f"{where}: {exc.message}", mend=exc.mend) from None
+            raise UsageError(f"{where}: {exc.message}", hint=exc.hint) from None
     return KnownIssue(**entry)
 
 

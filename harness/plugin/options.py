@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """What a run was asked for: pytest's options as one value."""
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from harness.errors import UsageError
 from harness.guests.source import NO_ESP_MEND, GuestSource
 from harness.hosts import pool
 from harness.lab import recipe
-from harness.lab.factory import MEMORY, LabWish
+from harness.lab.factory import MEMORY, LabSpec
 from harness.plugin import shard
 from harness.xen import firmware
 from harness.xen.config import TYPES
@@ -73,8 +74,8 @@ class Options:
         }
         return {name: str(value) for name, value in said.items() if value}
 
-    def wish(self, xen: str) -> LabWish:
-        return LabWish(xen, self.hypervisor, self.dom0_kernel, memory=self.lab_memory, cpus=self.lab_cpus, accel=self.accel)
+    def wish(self, xen: str) -> LabSpec:
+        return LabSpec(xen, self.hypervisor, self.dom0_kernel, memory=self.lab_memory, cpus=self.lab_cpus, accel=self.accel)
 
 
 def add(parser: pytest.Parser) -> None:
@@ -159,48 +160,48 @@ def read(config: pytest.Config) -> Options:
 
     kernel, disk = path("kernel"), path("disk")
     if kernel is not None and disk is None:
-        raise UsageError("--kernel without a disk", mend="add --disk FILE, the image with the root file system")
+        raise UsageError("--kernel without a disk", hint="add --disk FILE, the image with the root file system")
     image = str(config.getoption("image"))
     if image and disk:
         raise UsageError(
-            "--image brings its kernel and disks", mend="leave --kernel and --disk out, or swap the kernel: fxh image build"
+            "--image brings its kernel and disks", hint="leave --kernel and --disk out, or swap the kernel: fxh image build"
         )
     bootloader = str(config.getoption("bootloader"))
     if bootloader not in ("", "pygrub") or (bootloader and not image):
-        raise UsageError(f"--bootloader {bootloader}", mend="--image IMAGE --bootloader pygrub")
+        raise UsageError(f"--bootloader {bootloader}", hint="--image IMAGE --bootloader pygrub")
     guests = words("guest") or (("freebsd",) if disk or image else ("control",))
     for guest in guests:
         if guest not in ("control", "freebsd"):
-            raise UsageError(f"--guest {guest}", mend="control or freebsd")
+            raise UsageError(f"--guest {guest}", hint="control or freebsd")
     if "freebsd" in guests and disk is None and not image:
-        raise UsageError("--guest freebsd needs a FreeBSD", mend="add --image IMAGE, or --disk DISK")
+        raise UsageError("--guest freebsd needs a FreeBSD", hint="add --image IMAGE, or --disk DISK")
     types = words("guest_type")
     for guest_type in types:
         if guest_type not in (*TYPES, "pvshim"):
-            raise UsageError(f"--type {guest_type}", mend=f"{', '.join(TYPES)} or pvshim")
+            raise UsageError(f"--type {guest_type}", hint=f"{', '.join(TYPES)} or pvshim")
     firmwares = tuple(dict.fromkeys(words("firmware"))) or (BIOS,)
     for name in firmwares:
         firmware.check(name)
     if UEFI in firmwares and types and "hvm" not in types:
-        raise UsageError(f"--firmware uefi with --type {','.join(types)}", mend="only HVM guests start from a firmware: --type hvm")
+        raise UsageError(f"--firmware uefi with --type {','.join(types)}", hint="only HVM guests start from a firmware: --type hvm")
     xens = words("xen") or (recipe.DEFAULT_XEN,)
     pool.members(run.xen_host, loaded.config.hosts)
     shard.parse(str(config.getoption("shard")))
     if run.keep not in ("never", "failed"):
-        raise UsageError(f"run.keep {run.keep!r}", mend="never or failed")
+        raise UsageError(f"run.keep {run.keep!r}", hint="never or failed")
     if run.accel not in ("auto", "tcg", "kvm"):
-        raise UsageError(f"run.accel {run.accel!r}", mend="auto, tcg or kvm")
+        raise UsageError(f"run.accel {run.accel!r}", hint="auto, tcg or kvm")
     if not run.xen_host:
         for xen in xens:
             if words("xen") and xen not in recipe.available():
-                raise UsageError(f"--xen {xen}: no lab recipe", mend=f"there are: {', '.join(recipe.available())}")
+                raise UsageError(f"--xen {xen}: no lab recipe", hint=f"there are: {', '.join(recipe.available())}")
     control = Path(str(config.getoption("control"))).absolute() if config.getoption("control") else None
     for name in ("vmlinuz", "initrd") if control else ():
         if control is not None and not (control / name).is_file():
-            raise UsageError(f"--control {control}: no {name} in it", mend="give a directory with vmlinuz and initrd")
+            raise UsageError(f"--control {control}: no {name} in it", hint="give a directory with vmlinuz and initrd")
     scale = run.scale
     if scale <= 0:
-        raise UsageError(f"--scale {scale}", mend="a number above 0")
+        raise UsageError(f"--scale {scale}", hint="a number above 0")
     return Options(
         guests=guests,
         types=types,
@@ -238,9 +239,9 @@ def check_firmwares(options: Options, source: GuestSource) -> None:
     if "freebsd" not in options.guests or "hvm" not in types or "hvm" not in source.profile.types:
         return
     if UEFI in options.firmwares and (why := source.why_no_uefi):
-        raise UsageError(why, mend=NO_ESP_MEND)
+        raise UsageError(why, hint=NO_ESP_MEND)
     if BIOS in options.firmwares and set(types) == {"hvm"} and (why := source.why_no_bios):
-        raise UsageError(why, mend="--firmware uefi, or another --type")
+        raise UsageError(why, hint="--firmware uefi, or another --type")
 
 
 def _worker(config: pytest.Config) -> int:

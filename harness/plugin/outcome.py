@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """What an exception in a case means, and for whom."""
 
 from __future__ import annotations

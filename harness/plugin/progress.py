@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """What a person sees while a run goes on: a line a case as it ends, and on a terminal what runs at the moment."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """What a worker works with: hosts, and guests on them, put back to a known state for every case."""
 
 from __future__ import annotations
@@ -32,9 +33,9 @@ from harness.images import image as images
 from harness.images.image import Image
 from harness.lab import checkpoint, factory, prune
 from harness.lab.host import LabHost, key_of
-from harness.plugin import keep as keeping
+from harness.plugin import hold_guest as keeping
 from harness.plugin.cells import Cell
-from harness.plugin.lender import Lender
+from harness.plugin.host_provider import HostProvider
 from harness.plugin.options import Options
 from harness.results.model import Boot, Stamp
 from harness.xen.config import Disk, DomainConfig, Vif
@@ -83,7 +84,7 @@ class Rig:
         self._silent: dict[str, HarnessError] = {}
         """Why hosts do not answer that are still to be dropped."""
         self._kept = 0
-        self._lender = Lender(options, lambda: self._lab(options.xens[0]))
+        self._lender = HostProvider(options, lambda: self._lab(options.xens[0]))
 
     # -- what is tested -----------------------------------------------------------------------------------------------
 
@@ -160,17 +161,17 @@ class Rig:
             files.append(host.own_ovmf)
         return f"{checkpoint.REST}{key_of(*map(known_sha256, files))}", files
 
-    def _put_to_rest(self, host: LabHost, name: str, files: Sequence[Path], *, to_freeze: bool = False) -> None:
+    def _put_to_rest(self, host: LabHost, name: str, files: Sequence[Path], *, private_memory: bool = False) -> None:
         def make() -> str:
-            host.rest(to_freeze=True)
+            host.rest(private_memory=True)
             host.files(*files)
             host.transport.run(["rm", "-r", host.directory])
             return "dom0 at rest, with the files of a guest"
 
         if files:
-            host.put_back(name, make, to_freeze=to_freeze)
+            host.restore_or_create(name, make, private_memory=private_memory)
         else:
-            host.rest(to_freeze=to_freeze)
+            host.rest(private_memory=private_memory)
 
     def _acquire(self, cell: Cell) -> DirectHost:
         if self.options.host:
@@ -247,7 +248,9 @@ class Rig:
         self.used(cell)
         # Not alone: where the kernel comes up nowhere, workers would wait for each other's boots, one after the other.
         what = f"{self.source(cell).label} {shape.type}"
-        made = host.put_back(name, lambda: self._boot_warm(cell, host, name, directory, shape, prepare), alone=False, what=what)
+        made = host.restore_or_create(
+            name, lambda: self._boot_warm(cell, host, name, directory, shape, prepare), alone=False, what=what
+        )
         data = json.loads(made.note)
         config = _config(data["config"])
         source = self.source(cell)
@@ -263,7 +266,7 @@ class Rig:
 
     def _boot_warm(self, cell: Cell, host: LabHost, name: str, directory: Path, shape: Shape, prepare: Prepare | None) -> str:
         """Boot what is to be kept as a checkpoint; returns its note."""
-        self._put_to_rest(host, *self._rest(cell, host), to_freeze=True)
+        self._put_to_rest(host, *self._rest(cell, host), private_memory=True)
         if cell.host not in self._before:
             self._before[cell.host] = host.inventory()
         source = self.source_for(cell, shape)

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """Which of the collected cases this invocation runs: its shard's, and what a resumed run has not finished."""
 
 from __future__ import annotations

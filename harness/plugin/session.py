@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """A run within pytest: its directory, its rig, and the result of each case as it ends."""
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from harness.plugin.rig import CaseContext, Rig, stamps
 from harness.plugin.selection import title
 from harness.plugin.setuplog import SetupLog
 from harness.plugin.state import CASE, OPTIONS, PROGRESS, RIG, RUN, SETUP, Progress, case_directory
-from harness.results import model, place, revision
+from harness.results import model, revision, run_dir
 from harness.results.model import (
     FAILED,
     GONE_WORDS,
@@ -87,7 +88,7 @@ def _open(config: pytest.Config) -> None:
     inputs = _inputs() | ({"shard": str(config.getoption("shard"))} if config.getoption("shard") else {})
     run = RunResult(path.name, stamp.now(), "", _command(config), inputs, options=options.chosen, branch=options.branch)
     model.write_run(path, run)
-    place.latest(path)
+    run_dir.latest(path)
     old = sorted(p for p in path.parent.iterdir() if p.is_dir())
     for directory in old[: -config.stash[OPTIONS].keep_runs]:
         shutil.rmtree(directory, ignore_errors=True)
@@ -97,7 +98,7 @@ def run_path(config: pytest.Config) -> Path:
     """Where this run's results go; not made yet."""
     if RUN not in config.stash:
         given = str(config.getoption("fxh_run"))
-        config.stash[RUN] = Path(given) if given else place.new(options_.reports(config))
+        config.stash[RUN] = Path(given) if given else run_dir.new(options_.reports(config))
     return config.stash[RUN]
 
 

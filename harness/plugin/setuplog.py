@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """The setup of a run: what the harness builds, downloads and waits for goes into a list of its own, and out of the cases' times."""
 
 from __future__ import annotations

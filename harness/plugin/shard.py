@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """``--shard i/n``: parts of a run for several machines, the same wherever it is asked."""
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ def parse(text: str) -> tuple[int, int] | None:
         return None
     match = re.fullmatch(r"(\d+)/(\d+)", text)
     if not match or not 1 <= int(match[1]) <= int(match[2]):
-        raise UsageError(f"--shard {text}", mend="i/n, with i from 1 to n")
+        raise UsageError(f"--shard {text}", hint="i/n, with i from 1 to n")
     return int(match[1]), int(match[2])
 
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """What the plugin keeps on pytest's own objects."""
 
 from __future__ import annotations

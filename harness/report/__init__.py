@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """What a run becomes: recorded in the history, judged beside it, and written as things that people and machines read."""
 
 from __future__ import annotations

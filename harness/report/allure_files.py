@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """What allure's results lack: the environment, categories by verdict, and the history that allure draws trends from."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """A console log as lines with times: each line's seconds since the domain was unpaused, the death marked, Xen's lines between.
 
 Only the end of a log is read, however long it is.

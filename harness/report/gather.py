@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """A run beside its history, as one value that every report is rendered from."""
 
 from __future__ import annotations
@@ -13,8 +14,8 @@ from harness.report.sentence import sentence
 from harness.report.trends import Trend, trends
 from harness.results.model import FAILED, HARNESS, INFRASTRUCTURE, KNOWN, PASSED, SKIPPED, CaseResult, RunResult, Stamp
 from harness.verdicts.drift import WINDOW, Drift, drifts
+from harness.verdicts.run_verdicts import Key, gone, judge_run
 from harness.verdicts.values import KINDS, Baseline, LastGreen, Observation, Verdict
-from harness.verdicts.whole import Key, gone, judge_run
 
 # How many runs verdicts look back at, and how many a page shows.
 REACH, SHOWN = 200, 30

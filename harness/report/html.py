@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """The page of a run: one file, nothing from the network, no script, all that guests said escaped."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """What pytest's JUnit file lacks: every input as a property of the suite, verdict and cell as properties of each case."""
 
 from __future__ import annotations

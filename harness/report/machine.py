@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """A report as JSON; its form is published as docs/report.schema.json."""
 
 from __future__ import annotations

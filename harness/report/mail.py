@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """A run as a mail: text/plain, 72 columns, verdict first; as it stands it can go to a list or into a bug report."""
 
 from __future__ import annotations

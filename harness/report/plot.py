@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """A trend as an SVG drawing: a line of values, the usual one, and the last marked."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """A run in one sentence: what is new comes first, then what is known, then what was not learned."""
 
 from __future__ import annotations

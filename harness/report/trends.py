@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """How metrics went over the last runs: series for plots, chosen so that a page stays a page."""
 
 from __future__ import annotations

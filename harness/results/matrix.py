@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """The matrix of docs/suites.md: which suites ran on which FreeBSD, guest type and Xen, and what came out.
 
 ``docs/matrix.json`` keeps one record for each suite of a cell. Reports are not committed; the records are.
@@ -87,13 +88,13 @@ def records(run: RunResult, expected: Mapping[tuple[str, str], Collection[str]],
     ``freebsd`` is the release where the run does not tell it. Raises UsageError for a run that is not over or has no such cell.
     """
     if not run.ended:
-        raise UsageError(f"run {run.run} did not come to its end", mend=f"fxh run --resume {run.run}")
+        raise UsageError(f"run {run.run} did not come to its end", hint=f"fxh run --resume {run.run}")
     missing = missing_shards(run.inputs.get("shard", "").split(" | "))
     if missing:
-        raise UsageError(f"run {run.run} lacks shards {', '.join(missing)}", mend="join all of them by fxh merge, record that run")
+        raise UsageError(f"run {run.run} lacks shards {', '.join(missing)}", hint="join all of them by fxh merge, record that run")
     cells = sorted({case.cell for case in run.cases if _CELL.fullmatch(case.cell)})
     if not cells:
-        raise UsageError(f"run {run.run} has no FreeBSD guest", mend="the matrix is about FreeBSD: fxh run --image IMAGE")
+        raise UsageError(f"run {run.run} has no FreeBSD guest", hint="the matrix is about FreeBSD: fxh run --image IMAGE")
     found = []
     for cell in cells:
         here = [case for case in run.cases if case.cell == cell]
@@ -135,7 +136,7 @@ def _place(run: RunResult, cell: str, cases: list[CaseResult], freebsd: str) -> 
     for what, values, option in (("FreeBSD release", kernels, "--freebsd RELEASE"), ("Xen version", xens, "a run on one Xen")):
         if len(values) != 1:
             raise UsageError(
-                f"run {run.run}, cell {cell}: {len(values)} of a {what}: {', '.join(sorted(values)) or 'none'}", mend=option
+                f"run {run.run}, cell {cell}: {len(values)} of a {what}: {', '.join(sorted(values)) or 'none'}", hint=option
             )
     world = f" on world {'/'.join(sorted(worlds))}" if worlds - kernels else ""
     uefi = match["firmware"] in ("uefi", "ovmf")
@@ -184,12 +185,12 @@ def parse(text: str) -> tuple[Record, ...]:
         data = json.loads(text)
         if data["schema"] != SCHEMA:
             raise UsageError(
-                f"docs/matrix.json has schema {data['schema']}, this is {SCHEMA}", mend="take the harness that wrote it"
+                f"docs/matrix.json has schema {data['schema']}, this is {SCHEMA}", hint="take the harness that wrote it"
             )
         return merge((), map(_parsed, data["records"]))
     except (ValueError, KeyError, TypeError) as exc:
         raise UsageError(
-            f"docs/matrix.json: {exc}", mend="restore it (git checkout docs/matrix.json), then record the runs again"
+            f"docs/matrix.json: {exc}", hint="restore it (git checkout docs/matrix.json), then record the runs again"
         ) from exc
 
 
@@ -274,5 +275,5 @@ def _named(title: str, rows_of: Callable[[Record], Mapping[str, str]], cells: Ma
 def put(document: str, table: str) -> str:
     """``document`` with ``table`` between its markers. Raises UsageError where it has not both, once each."""
     if document.count(BEGIN) != 1 or document.count(END) != 1 or document.index(BEGIN) > document.index(END):
-        raise UsageError("docs/suites.md has no place for the matrix", mend=f"put these lines where it shall be:\n{BEGIN}\n{END}")
+        raise UsageError("docs/suites.md has no place for the matrix", hint=f"put these lines where it shall be:\n{BEGIN}\n{END}")
     return f"{document.partition(BEGIN)[0]}{BEGIN}\n\n{table}\n{END}{document.partition(END)[2]}"

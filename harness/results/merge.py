@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """Runs of several machines as one: the shards of a night."""
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ def merge(paths: Sequence[Path], target: Path, exit_code: Callable[[tuple[CaseRe
         try:
             runs.append((path, model.read_run(path)))
         except (OSError, ValueError) as exc:
-            raise UsageError(f"{path} is no run: {exc}", mend="give directories with a run.json") from exc
+            raise UsageError(f"{path} is no run: {exc}", hint="give directories with a run.json") from exc
     best: dict[str, tuple[Path, RunResult, CaseResult]] = {}
     for path, run in runs:
         for case in run.cases:
@@ -101,7 +102,7 @@ def _joined(runs: Sequence[RunResult], name: str) -> RunResult:
         rule = rules.get(item.name)
         if rule is None and any(value != values[0] for value in values):
             said = ", ".join(f"{value!r} in {run.run}" for run, value in zip(runs, values, strict=True))
-            raise UsageError(f"the runs differ in their {item.name}: {said}", mend="join the runs of each by themselves")
+            raise UsageError(f"the runs differ in their {item.name}: {said}", hint="join the runs of each by themselves")
         joined[item.name] = rule(values) if rule else values[0]
     return RunResult(**joined)
 

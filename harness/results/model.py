@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """One case in one cell, and one run: what is kept of them, as values and as JSON.
 
 A worker writes ``case.json`` into the case's own directory as soon as the case ends, so a run that is killed keeps all

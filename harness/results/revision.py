@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """Which harness it was: its version, the commit, and the content of all that can change a result."""
 
 from __future__ import annotations

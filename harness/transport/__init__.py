@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """How to reach a machine: run a command there, move files, hold a byte stream open."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """Files over a transport that can do no more than run commands: the far sshd need not know sftp."""
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ class FileCopies:
         try:
             data = local.read_bytes()
         except OSError as exc:
-            raise UsageError(f"{local}: {exc.strerror}", mend="give the path of a file that can be read") from exc
+            raise UsageError(f"{local}: {exc.strerror}", hint="give the path of a file that can be read") from exc
         packed = gzip.compress(data, 1) if len(data) > _WORTH_PACKING else data
         unpack = "cat"
         if len(packed) < len(data) * 0.9:
@@ -49,7 +50,7 @@ class FileCopies:
         if done.status:
             words = done.stderr.decode("utf-8", "replace").strip()
             raise InfrastructureError(
-                f"copying {local} to {self.name}:{remote} failed: {words}", mend="is there space on the host?"
+                f"copying {local} to {self.name}:{remote} failed: {words}", hint="is there space on the host?"
             )
 
     def get(self: _Runs, remote: str, local: Path, deadline: Deadline | None = None) -> None:

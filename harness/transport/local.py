@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """We are dom0 ourselves: commands are subprocesses."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """Plays a recorded console, with the faults that real ones have, so that every detector is tested without a machine."""
 
 from __future__ import annotations

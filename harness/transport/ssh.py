@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """ssh to a host, by paramiko; host keys are checked, and unknown ones refused unless told otherwise."""
 
 from __future__ import annotations
@@ -88,7 +89,7 @@ class SshTransport(FileCopies):
             return socket.create_connection((host, port), timeout=max(0.1, deadline.remaining))
         except (OSError, paramiko.SSHException, EOFError) as exc:
             way = f" over {self._over.name}" if self._over is not None else ""
-            raise TransportError(f"{self._where}{way}: {exc}", mend="is the host up and its sshd listening?") from exc
+            raise TransportError(f"{self._where}{way}: {exc}", hint="is the host up and its sshd listening?") from exc
 
     @staticmethod
     def _known(host: str, port: int, paths: Sequence[Path]) -> Mapping[str, paramiko.PKey]:
@@ -105,18 +106,18 @@ class SshTransport(FileCopies):
             if shown != pinned:
                 raise TransportError(
                     f"{self._where} shows another host key ({fingerprint(key)}) than the one pinned",
-                    mend="if the host was reinstalled, remove the old key; else somebody is in between",
+                    hint="if the host was reinstalled, remove the old key; else somebody is in between",
                 )
             return
         if not known or key.get_name() not in known:
             raise TransportError(
                 f"{self._where} shows a host key that is not known: {key.get_name()} {fingerprint(key)}",
-                mend=f"compare it with the host's, then ssh-keyscan -p {port} {host} >> ~/.ssh/known_hosts",
+                hint=f"compare it with the host's, then ssh-keyscan -p {port} {host} >> ~/.ssh/known_hosts",
             )
         if known[key.get_name()] != key:
             raise TransportError(
                 f"{self._where} shows another host key ({fingerprint(key)}) than known_hosts has",
-                mend="if the host was reinstalled, remove the old key; else somebody is in between",
+                hint="if the host was reinstalled, remove the old key; else somebody is in between",
             )
 
     @staticmethod

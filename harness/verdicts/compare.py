@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """Two runs side by side, whatever was between them."""
 
 from __future__ import annotations
@@ -8,8 +9,8 @@ from dataclasses import dataclass
 from harness.results.model import PASSED
 from harness.verdicts.drift import LEAST, SHARE
 from harness.verdicts.judge import judge
+from harness.verdicts.run_verdicts import Key
 from harness.verdicts.values import KINDS, NamedRun, Observation, Verdict
-from harness.verdicts.whole import Key
 
 
 @dataclass(frozen=True)

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """Metrics with tolerance: a boot that takes twice as long is a finding, not an invisible pass."""
 
 from __future__ import annotations

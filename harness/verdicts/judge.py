@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """The verdict on one result, from the results before it: a pure function.
 
 In the spirit of osstest's sg-report-flight: a failure is excused only by the same version passing elsewhere, and what an earlier

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """What verdicts are made from, and what they are."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """Domain configuration: values in, an xl.cfg(5) text out."""
 
 from __future__ import annotations
@@ -46,11 +47,11 @@ class Disk:
         vdev.number(self.vdev)
         for name, value, known in (("format", self.format, FORMATS), ("backend", self.backend, BACKENDS)):
             if value not in known:
-                raise UsageError(f"disk {name} {value!r}", mend=f"one of {', '.join(filter(None, known))}")
+                raise UsageError(f"disk {name} {value!r}", hint=f"one of {', '.join(filter(None, known))}")
         if not self.target and not self.cdrom:
-            raise UsageError(f"disk {self.vdev} has no target", mend="a path in dom0; only a CD-ROM drive can be empty")
+            raise UsageError(f"disk {self.vdev} has no target", hint="a path in dom0; only a CD-ROM drive can be empty")
         if "\n" in self.target or "\0" in self.target:
-            raise UsageError(f"disk target {self.target!r}: xl's target= ends at a line end or a NUL", mend="rename the file")
+            raise UsageError(f"disk target {self.target!r}: xl's target= ends at a line end or a NUL", hint="rename the file")
         words = [f"format={self.format}", f"vdev={self.vdev}", f"access={'ro' if self.readonly or self.cdrom else 'rw'}"]
         if self.cdrom:
             words.append("devtype=cdrom")
@@ -76,11 +77,11 @@ class Vif:
     def render(self) -> str:
         """As ``xl network-attach`` and the ``vif`` list take it."""
         if self.mac and not re.fullmatch(r"(?:[0-9a-f]{2}:){5}[0-9a-f]{2}", self.mac):
-            raise UsageError(f"vif mac {self.mac!r}", mend="six pairs of lower-case hex digits, for example 00:16:3e:01:02:03")
+            raise UsageError(f"vif mac {self.mac!r}", hint="six pairs of lower-case hex digits, for example 00:16:3e:01:02:03")
         words = {"bridge": self.bridge, "mac": self.mac, "model": self.model, "script": self.script, "type": self.type}
         for key, value in words.items():
             if "," in value:
-                raise UsageError(f"vif {key} {value!r}: xl ends it at the comma", mend="choose a name without a comma")
+                raise UsageError(f"vif {key} {value!r}: xl ends it at the comma", hint="choose a name without a comma")
         return ",".join(f"{key}={value}" for key, value in words.items() if value)
 
 
@@ -119,14 +120,14 @@ class DomainConfig:
     def render(self) -> str:
         """The xl.cfg text. Raises UsageError for what xl would refuse or misread."""
         if self.type not in TYPES:
-            raise UsageError(f"guest type {self.type!r}", mend=f"one of {', '.join(TYPES)}")
+            raise UsageError(f"guest type {self.type!r}", hint=f"one of {', '.join(TYPES)}")
         for key, action in (("on_poweroff", self.on_poweroff), ("on_reboot", self.on_reboot), ("on_crash", self.on_crash)):
             if action not in ACTIONS:
-                raise UsageError(f"{key} {action!r}", mend=f"one of {', '.join(ACTIONS)}")
+                raise UsageError(f"{key} {action!r}", hint=f"one of {', '.join(ACTIONS)}")
         if self.pvshim and self.type != "pvh":
-            raise UsageError(f"pvshim with type {self.type!r}", mend="the shim turns a PVH domain into a PV one: type pvh")
+            raise UsageError(f"pvshim with type {self.type!r}", hint="the shim turns a PVH domain into a PV one: type pvh")
         if self.firmware and self.type != "hvm":
-            raise UsageError(f"firmware {self.firmware!r} with type {self.type!r}", mend="only HVM guests start from a firmware")
+            raise UsageError(f"firmware {self.firmware!r} with type {self.type!r}", hint="only HVM guests start from a firmware")
         lines: list[tuple[str, str | int | Sequence[str]]] = [
             ("name", self.name),
             ("type", self.type),
@@ -154,7 +155,7 @@ class DomainConfig:
 
 def _value(key: str, value: str | int | Sequence[str]) -> str:
     if not re.fullmatch(r"[a-z][._0-9a-z]*", key):
-        raise UsageError(f"xl.cfg key {key!r}", mend="lower-case letters, digits, dots and underscores, a letter first")
+        raise UsageError(f"xl.cfg key {key!r}", hint="lower-case letters, digits, dots and underscores, a letter first")
     if isinstance(value, int):
         if not -(1 << 63) <= value < 1 << 63:
             raise UsageError(f"{key} {value}: xl's numbers have 64 bits")

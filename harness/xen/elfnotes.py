@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """Whether a file is a kernel that Xen can start, and as what: its ELF notes say so (xen/include/public/elfnote.h)."""
 
 from __future__ import annotations
@@ -36,14 +37,14 @@ def read(path: Path) -> Notes:
     """The Xen notes of an ELF file. Raises UsageError when the file is none, or cut short."""
     try:
         if path.stat().st_size > _LARGEST:
-            raise UsageError(f"{path}: {path.stat().st_size >> 20} MiB is no kernel", mend="give the kernel, not a disk image")
+            raise UsageError(f"{path}: {path.stat().st_size >> 20} MiB is no kernel", hint="give the kernel, not a disk image")
         data = path.read_bytes()
     except OSError as exc:
-        raise UsageError(f"{path}: {exc.strerror}", mend="give the path of a kernel that can be read") from exc
+        raise UsageError(f"{path}: {exc.strerror}", hint="give the path of a kernel that can be read") from exc
     try:
         return parse(data)
     except ValueError as exc:
-        raise UsageError(f"{path}: {exc}", mend="give an uncompressed ELF kernel such as /boot/kernel/kernel") from None
+        raise UsageError(f"{path}: {exc}", hint="give an uncompressed ELF kernel such as /boot/kernel/kernel") from None
 
 
 def parse(data: bytes) -> Notes:

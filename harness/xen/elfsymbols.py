@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """What a kernel file's symbols say: a variable's initial value, and the functions by name and address."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """Event channels as the hypervisor shows them (``xl debug-keys e``): which of dom0's backends do not hear a guest any more."""
 
 from __future__ import annotations

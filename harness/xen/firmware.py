@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """Firmwares of HVM guests: xl.cfg's names for them, and the file that libxl loads for UEFI.
 
 Sources: xen docs/man/xl.cfg.5.pod.in (``firmware``), tools/libs/light/libxl_dom.c (libxl__domain_firmware()) and
@@ -17,7 +18,7 @@ FIRMWARES = (BIOS, UEFI)
 def check(name: str) -> None:
     """Raises UsageError for a ``--firmware`` that is none of FIRMWARES."""
     if name not in FIRMWARES:
-        raise UsageError(f"--firmware {name}", mend=" or ".join(FIRMWARES))
+        raise UsageError(f"--firmware {name}", hint=" or ".join(FIRMWARES))
 
 
 # A build of Xen compiles the path in (configure --with-system-ovmf); the library holds it as a plain string. Debian installs a
@@ -40,7 +41,7 @@ done
 # edk2's platform OvmfXen begins with an ELF header, for PVH (OvmfPkg/XenElfHeader.fdf.inc). Its platform OvmfPkgX64 has none, and
 # does not start under Xen since 2021; Debian 12 and 13 ship that one.
 NO_OVMF_XEN = "is not edk2's OvmfXen: if it is of 2021 or later, as in Debian 12 and 13, it does not start under Xen"
-MEND = (
+HINT = (
     "put edk2's OvmfXen there: build -p OvmfPkg/OvmfXen.dsc (Debian's package ovmf has the file, but since Debian 12 not for Xen); "
     "or build Xen with configure --with-system-ovmf=FILE"
 )

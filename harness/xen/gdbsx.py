@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """Whether Xen answers its debugger stub, gdbsx. Only a Xen built with CONFIG_GDBSX does, which needs DEBUG or EXPERT.
 
 Debian's Xen has neither, but its package has the tool, which then says "Hyp is NOT enabled for gdbsx"

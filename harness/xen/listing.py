@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """What xl prints, as values: text in, frozen dataclasses out."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """pygrub by hand in dom0, as libxl calls it (xen tools/libs/light/libxl_bootloader.c), and what it says."""
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from harness.deadline import Deadline
+from harness.dom0 import pygrub_fuzz
 from harness.errors import InfrastructureError
 from harness.transport import Transport
 
@@ -147,7 +149,7 @@ def fuzz(
     ``directory`` in dom0 is ours alone, and removed afterwards. ``kind`` is ``menu`` (the text at offset and length ``menu``) or ``image`` (the file system's metadata).
     """
     transport.run(["mkdir", "-p", directory])
-    transport.put(Path(__file__).with_name("pygrub_fuzz.py"), f"{directory}/fuzz.py")
+    transport.put(Path(pygrub_fuzz.__file__), f"{directory}/fuzz.py")
     transport.put(image, f"{directory}/base")
     words = [directory, f"{directory}/base", kind, str(first), str(count), f"{directory}/scratch", str(menu[0]), str(menu[1])]
     done = transport.run(["sh", "-c", _FIND + _FUZZ, "sh", *words], Deadline(600))

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """The verbs of a toolstack: what the harness asks of a host's dom0."""
 
 from __future__ import annotations
@@ -8,8 +9,8 @@ from typing import Protocol
 from harness.deadline import Deadline
 from harness.transport import Stream
 from harness.xen.config import Disk, DomainConfig, Vif
+from harness.xen.event_wait import Pause
 from harness.xen.listing import DomainState, HostInfo
-from harness.xen.telling import Pause
 
 
 class Console(Stream, Protocol):

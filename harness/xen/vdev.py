@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """From a vdev in a domain configuration to a number, and from the number to what a guest calls the disk.
 
 Toolstack side: xen tools/libs/light/libxl_device.c, libxl__device_disk_dev_number(). FreeBSD side:
@@ -43,7 +44,7 @@ def number(vdev: str) -> int:
         return _virtual(vdev, _integer(match[1]), _integer(match[2]))
     match = _LETTERS.fullmatch(vdev)
     if not match:
-        raise UsageError(f"vdev {vdev!r}", mend="xvda, xvda1, hda, sda, d0p0 or a number; see xen-vbd-interface(7)")
+        raise UsageError(f"vdev {vdev!r}", hint="xvda, xvda1, hda, sda, d0p0 or a number; see xen-vbd-interface(7)")
     kind, disk, part = match[1], _letters(match[2]), int(match[3] or 0)
     if kind == "xvd":
         return _virtual(vdev, disk, part)

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """A domain's console, as xenconsole gives it."""
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ class ConsoleStream:
             self._ended.set()
             if refused := _REFUSED.fullmatch(self._first):
                 raise TransportError(
-                    refused[1].decode("ascii", "replace"), mend="somebody else is at this console: end his `xl console` (Ctrl-])"
+                    refused[1].decode("ascii", "replace"), hint="somebody else is at this console: end his `xl console` (Ctrl-])"
                 )
         return chunk
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """xenstore as seen from dom0."""
 
 from __future__ import annotations
@@ -6,7 +7,7 @@ import contextlib
 
 from harness.deadline import Deadline
 from harness.transport import Transport
-from harness.xen.telling import Pause, told_by
+from harness.xen.event_wait import Pause, wait_on_output
 
 # What xenstored tells when a domain is there, and when one is shut down or gone (docs/misc/xenstore.txt).
 DOMAINS = ("@introduceDomain", "@releaseDomain")
@@ -37,9 +38,9 @@ class Xenstore:
         return tuple(done.text.split()) if done.status == 0 else ()
 
     def watch(self, *paths: str, seconds: float) -> contextlib.AbstractContextManager[Pause]:
-        """For at most ``seconds``: pauses that end when xenstored tells of one of ``paths`` (:func:`harness.xen.telling.told_by`)."""
+        """For at most ``seconds``: pauses that end when xenstored tells of one of ``paths`` (:func:`harness.xen.event_wait.wait_on_output`)."""
         # The first event of each path is the watch's own (docs/misc/xenstore.txt, WATCH): once it has come, none is missed.
-        return told_by(self._transport, ["xenstore-watch", *paths], seconds=seconds, own=len(paths))
+        return wait_on_output(self._transport, ["xenstore-watch", *paths], seconds=seconds, own=len(paths))
 
     def tree(self, path: str) -> dict[str, str]:
         """All paths at and below ``path`` with their values."""

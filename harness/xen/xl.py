@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """xl over a transport."""
 
 from __future__ import annotations
@@ -11,8 +12,8 @@ from harness.errors import CommandFailed, InfrastructureError, UsageError
 from harness.transport import Completed, Transport
 from harness.xen import listing, pygrub, xenconsole
 from harness.xen.config import Disk, DomainConfig, Vif
+from harness.xen.event_wait import Pause, wait_on_output
 from harness.xen.listing import DomainState, HostInfo
-from harness.xen.telling import Pause, told_by
 from harness.xen.toolstack import Console
 
 # Building a domain runs hotplug scripts, which under emulation take seconds each.
@@ -58,7 +59,7 @@ class Xl:
             if "out of memory" in words or "failed to free memory" in words or "xc_dom_boot_mem_init" in words:
                 raise InfrastructureError(
                     f"{self._transport.name} has not {config.memory} MiB left for {config.name}: {listing.informative(words)}",
-                    mend="destroy other domains (`xl list`), or give the host or the lab more memory",
+                    hint="destroy other domains (`xl list`), or give the host or the lab more memory",
                 ) from exc
             raise CommandFailed(f"xl create {path}: {listing.informative(words)}", exc.status, exc.stdout, exc.stderr) from exc
         return int(done.text.split()[-1])
@@ -126,7 +127,7 @@ class Xl:
         return done.text if done.status == 0 else ""
 
     def watch(self, name: str, *, seconds: float) -> AbstractContextManager[Pause]:
-        return told_by(self._transport, ["sh", "-c", _FOLLOW, "sh", _log(name)], seconds=seconds, own=1, news=_NEWS)
+        return wait_on_output(self._transport, ["sh", "-c", _FOLLOW, "sh", _log(name)], seconds=seconds, own=1, news=_NEWS)
 
     def _xl(self, verb: str, *words: str | int, seconds: float = _VERB) -> Completed:
         return self._transport.run(_argv(verb, words), Deadline(seconds))

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 # Runs in mmdebstrap's hook, as root of its namespace, with the new root in $1 and the recipe's lists in the environment:
 # cuts the root down, lays out in /fxh-out what the host takes from it, and makes the disk there (ownership is right only here).
 set -eu

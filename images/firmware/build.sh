@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 # Builds OVMF for Xen from Debian's source of edk2. mmdebstrap runs this in its hook, with the root of the build in $1.
 # PACKAGE, PLATFORM and DEFINES come from images/dom0/common.toml; the result is /fxh-out/OVMF.fd of that root.
 set -eu

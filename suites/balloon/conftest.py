@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """A guest at rest: where all cases of this suite begin."""
 
 from __future__ import annotations

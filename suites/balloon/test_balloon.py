@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """Does the guest give memory back and take it again as asked, and do its numbers and Xen's agree?"""
 
 from __future__ import annotations
@@ -8,7 +9,8 @@ import re
 import pytest
 
 from harness.console.text import plain
-from harness.deadline import NotYet
+from harness.deadline import ConditionNotMet
+from harness.dom0 import program, xenstore_writer
 from harness.errors import CommandFailed, GuestDied, HarnessError, LoggedOut
 from harness.guests import admin
 from harness.guests.guest import Guest
@@ -18,7 +20,6 @@ from harness.oracles.finding import finding
 from harness.plugin.cells import Cell
 from harness.plugin.fixtures import NewGuest
 from harness.plugin.rig import CaseContext
-from harness.xen import program, storm
 
 SOURCE = {
     "freebsd": "sys/dev/xen/balloon/balloon.c, balloon_process() and set_new_target()",
@@ -30,20 +31,20 @@ def judge(guest: Guest, asked: str, before: Sample, after: Sample, wanted: int) 
     """It is where it should be, and both sides moved alike."""
     wrong = [*missed(after, wanted), *imbalance(before, after)]
     assert not wrong, finding(
-        asked=asked,
-        did=wrong,
-        good=f"comes to {wanted / MIB:.0f} MiB, and Xen's count moves with its own",
-        source=SOURCE[guest.profile.os],
+        test=asked,
+        observed=wrong,
+        expected=f"comes to {wanted / MIB:.0f} MiB, and Xen's count moves with its own",
+        reference=SOURCE[guest.profile.os],
     )
 
 
 def test_at_rest_after_boot(guest: Guest, first: Sample) -> None:
     """E0: a booted guest stands at its target, and asks for nothing."""
     assert abs(first.current - first.target) <= MIB, finding(
-        asked=f"a boot with {guest.config.memory} MiB",
-        did=f"the balloon stands at {first.current / MIB:.1f} MiB, its target is {first.target / MIB:.1f} MiB",
-        good="stands at its target",
-        source=SOURCE[guest.profile.os],
+        test=f"a boot with {guest.config.memory} MiB",
+        observed=f"the balloon stands at {first.current / MIB:.1f} MiB, its target is {first.target / MIB:.1f} MiB",
+        expected="stands at its target",
+        reference=SOURCE[guest.profile.os],
     )
 
 
@@ -61,10 +62,10 @@ def test_shrinks_and_grows_back(guest: Guest, first: Sample, low: int, case: Cas
         before = after
     last, _ = memory.settle()
     assert last.managed == first.managed, finding(
-        asked=f"xl mem-set {whole * 3 // 4}, {low}, {whole}",
-        did=f"its kernel manages {(last.managed - first.managed) >> 10:+} KiB",
-        good="has as many pages as before",
-        source=SOURCE[guest.profile.os],
+        test=f"xl mem-set {whole * 3 // 4}, {low}, {whole}",
+        observed=f"its kernel manages {(last.managed - first.managed) >> 10:+} KiB",
+        expected="has as many pages as before",
+        reference=SOURCE[guest.profile.os],
     )
 
 
@@ -111,10 +112,10 @@ def test_starts_below_its_maximum(new_guest: NewGuest, cell: Cell, case: CaseCon
     case.metrics["down at boot"] = round(seconds, 2)
     wrong = missed(low, low.asked)
     assert not wrong, finding(
-        asked=f"a boot with memory={small} maxmem={large}",
-        did=wrong,
-        good=f"balloons down to {small} MiB before it runs out of populated memory",
-        source=SOURCE[guest.profile.os],
+        test=f"a boot with memory={small} maxmem={large}",
+        observed=wrong,
+        expected=f"balloons down to {small} MiB before it runs out of populated memory",
+        reference=SOURCE[guest.profile.os],
     )
     memory.ask(large)
     high, _ = memory.settle(low.current + (large - small) * MIB)
@@ -145,10 +146,10 @@ def test_content_survives(guest: Guest, first: Sample) -> None:
     whole = guest.config.memory
     # A fortieth of the memory each: the control guest has no disk, its files lie in the memory that it is asked for.
     make = f"dd if=/dev/urandom of=/tmp/fxh-{{}} bs=64k count={whole * 16 // 40} 2>/dev/null"
-    sums = "for f in one two; do fxs < /tmp/fxh-$f; done"
+    sums = "for f in one two; do fxh_digest < /tmp/fxh-$f; done"
     guest.sh(make.format("one"), 120)
     guest.sh(
-        f"fxs < /tmp/fxh-one > /tmp/fxh-sum; ({make.format('two')}; fxs < /tmp/fxh-two >> /tmp/fxh-sum; echo done >> /tmp/fxh-sum) &"
+        f"fxh_digest < /tmp/fxh-one > /tmp/fxh-sum; ({make.format('two')}; fxh_digest < /tmp/fxh-two >> /tmp/fxh-sum; echo done >> /tmp/fxh-sum) &"
     )
 
     memory.ask(whole * 2 // 3)
@@ -160,10 +161,10 @@ def test_content_survives(guest: Guest, first: Sample) -> None:
     judge(guest, f"xl mem-set {whole * 2 // 3} while it writes", first, after, wanted)
     read = guest.sh(sums, 120)
     assert read == written, finding(
-        asked="shrinking by a third while files are written",
-        did=f"the files' digests changed from {written.split()} to {read.split()}",
-        good="gives pages back that nobody uses",
-        source=SOURCE[guest.profile.os],
+        test="shrinking by a third while files are written",
+        observed=f"the files' digests changed from {written.split()} to {read.split()}",
+        expected="gives pages back that nobody uses",
+        reference=SOURCE[guest.profile.os],
     )
 
 
@@ -186,10 +187,10 @@ def hogged(guest: Guest, memory: Memory, first: Sample, case: CaseContext) -> No
         # Nearly all: with less, how it ends depends on whether the process or the balloon is the faster.
         found = first.free - memory.sample().free
         if found < whole * 55 // 100 * MIB:
-            raise NotYet(f"it holds {found / MIB:.0f} MiB")
+            raise ConditionNotMet(f"it holds {found / MIB:.0f} MiB")
         return found
 
-    case.metrics["held MiB"] = guest.due(180).wait(f"a process to hold {whole * 55 // 100} MiB", held, 1.0) / MIB
+    case.metrics["held MiB"] = guest.deadline(180).wait(f"a process to hold {whole * 55 // 100} MiB", held, 1.0) / MIB
     memory.ask(whole * 4 // 10)
     wanted = max(first.current - (whole - whole * 4 // 10) * MIB, freebsd_floor(first.current))
 
@@ -201,10 +202,10 @@ def hogged(guest: Guest, memory: Memory, first: Sample, case: CaseContext) -> No
         state = guest.state()
         has = [f"xl says that it is {state.state} and has {state.memory} MiB"] if state else []
         said = finding(
-            asked=asked,
-            did=[exc.message, *killed, *has, *([again(guest)] if isinstance(exc, LoggedOut) else [])],
-            good="kills the process at most, and goes on",
-            source=f"{SOURCE[guest.profile.os]}: decrease_reservation() takes pages below v_free_min; sys/vm/vm_page.c, vm_wait_doms()",
+            test=asked,
+            observed=[exc.message, *killed, *has, *([again(guest)] if isinstance(exc, LoggedOut) else [])],
+            expected="kills the process at most, and goes on",
+            reference=f"{SOURCE[guest.profile.os]}: decrease_reservation() takes pages below v_free_min; sys/vm/vm_page.c, vm_wait_doms()",
         )
         pytest.fail(said, pytrace=False)
     judge(guest, asked, first, after, wanted)
@@ -214,7 +215,7 @@ def hogged(guest: Guest, memory: Memory, first: Sample, case: CaseContext) -> No
 def again(guest: Guest) -> str:
     """Whether a guest that has killed our shell, too, lets us in once more."""
     try:
-        guest.login(guest.due(120))
+        guest.login(guest.deadline(120))
         free = Memory(guest).sample().free // MIB
     except HarnessError as exc:
         return f"nobody gets in again: {exc.message}"
@@ -229,7 +230,7 @@ def test_storm_of_targets(guest: Guest, first: Sample) -> None:
     low, high = (whole * 3 // 4) << 10, (whole * 9 // 10) << 10
     rounds = 100 if guest.host.facts.emulated else 500
 
-    guest.host.transport.run(program.command(storm, path, str(rounds), str(low), str(high)))
+    guest.host.transport.run(program.command(xenstore_writer, path, str(rounds), str(low), str(high)))
     memory.ask(whole)
 
     after, _ = memory.settle(first.current)

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """What becomes of a target when Xen has not the pages at once."""
 
 from __future__ import annotations
@@ -35,8 +36,8 @@ def test_grows_when_pages_come(guest: Guest, first: Sample, low: int, case: Case
     back, _ = memory.settle(first.current)
     judge(guest, f"memory/target written again, {whole} MiB, when Xen has the pages", down, back, first.current)
     assert not stayed, finding(
-        asked=f"xl mem-set {low}, then {whole} MiB in memory/target, which Xen refuses; {seconds:.0f} s ago it came to have the pages",
-        did=[*stayed, "a new write of the same target brought it there"],
-        good="asks again from time to time, as Linux does (drivers/xen/balloon.c, update_schedule())",
-        source=f"{SOURCE[guest.profile.os]}: increase_reservation() sets hard_limit, and nothing but a new target lifts it",
+        test=f"xl mem-set {low}, then {whole} MiB in memory/target, which Xen refuses; {seconds:.0f} s ago it came to have the pages",
+        observed=[*stayed, "a new write of the same target brought it there"],
+        expected="asks again from time to time, as Linux does (drivers/xen/balloon.c, update_schedule())",
+        reference=f"{SOURCE[guest.profile.os]}: increase_reservation() sets hard_limit, and nothing but a new target lifts it",
     )

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """A guest that is saved and restored while some of its memory is ballooned out."""
 
 from __future__ import annotations
@@ -33,10 +34,10 @@ def test_saved_while_ballooned(guest: Guest, first: Sample, low: int, case: Case
     if after.managed != before.managed:
         wrong.append(f"its kernel manages {(after.managed - before.managed) >> 10:+} KiB")
     assert not wrong, finding(
-        asked=f"xl mem-set {low} (of {whole} MiB), xl save, xl restore",
-        did=wrong,
-        good="stands where it stood before it was saved",
-        source=SOURCE[guest.profile.os],
+        test=f"xl mem-set {low} (of {whole} MiB), xl save, xl restore",
+        observed=wrong,
+        expected="stands where it stood before it was saved",
+        reference=SOURCE[guest.profile.os],
     )
     memory.ask(whole)
     back, _ = memory.settle(first.current)

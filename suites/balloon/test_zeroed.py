@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """What is in the pages that a guest gives back: Xen hands them on as they are, to another domain or to the guest itself."""
 
 from __future__ import annotations
@@ -8,12 +9,12 @@ import secrets
 import pytest
 
 from harness.deadline import Deadline
+from harness.dom0 import program, scan_pages
 from harness.guests.guest import Guest
 from harness.guests.memory import Memory
 from harness.oracles.ballooning import MIB, Sample
 from harness.oracles.finding import finding
 from harness.plugin.rig import CaseContext
-from harness.xen import peek, program
 
 from .test_balloon import SOURCE
 
@@ -24,8 +25,8 @@ _HOLES = "/run/fxh-holes.json"
 
 def look(guest: Guest, secret: str) -> dict[str, int]:
     """At all of the guest's pages the first time, and at those that it did not have then the second time."""
-    words = [str(guest.domid), "0", str(guest.config.memory * MIB // peek.PAGE), _HOLES, secret]
-    found: dict[str, int] = json.loads(guest.host.transport.run(program.command(peek, *words), Deadline(120)).text)
+    words = [str(guest.domid), "0", str(guest.config.memory * MIB // scan_pages.PAGE), _HOLES, secret]
+    found: dict[str, int] = json.loads(guest.host.transport.run(program.command(scan_pages, *words), Deadline(120)).text)
     return found
 
 
@@ -50,10 +51,10 @@ def test_pages_are_given_back_empty(guest: Guest, first: Sample, case: CaseConte
 
     case.metrics |= {"given back": float(without["holes"]), "taken again": float(again["pages"]), "kept": float(without["found"])}
     assert without["found"], "the secret is nowhere in the guest's memory: this case sees nothing"
-    assert again["pages"] > given * MIB // peek.PAGE * 0.9, f"of {given} MiB it took {again['pages']} pages again"
+    assert again["pages"] > given * MIB // scan_pages.PAGE * 0.9, f"of {given} MiB it took {again['pages']} pages again"
     assert again["found"] == 0, finding(
-        asked=f"xl mem-set {whole - given} after a process wrote a secret into {dirty} MiB, then xl mem-set {whole}",
-        did=f"the secret is in {again['found']} of the {again['pages']} pages that went to Xen and came back",
-        good="gives no page back before it has zeroed it: Xen does not",
-        source=SOURCE[guest.profile.os].replace("balloon_process() and set_new_target()", "decrease_reservation()"),
+        test=f"xl mem-set {whole - given} after a process wrote a secret into {dirty} MiB, then xl mem-set {whole}",
+        observed=f"the secret is in {again['found']} of the {again['pages']} pages that went to Xen and came back",
+        expected="gives no page back before it has zeroed it: Xen does not",
+        reference=SOURCE[guest.profile.os].replace("balloon_process() and set_new_target()", "decrease_reservation()"),
     )

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """Does it boot? Each guest type to its login prompt, stage by stage, and back after a reboot."""
 
 from __future__ import annotations
@@ -36,18 +37,18 @@ def test_boots_unspared(new_guest: NewGuest) -> None:
     assert guest.sh("echo alive") == "alive"
 
 
-def test_runs_the_kernel_it_was_given(guest: Guest, given_kernel: Path) -> None:
+def test_runs_the_kernel_it_was_given(guest: Guest, kernel_file: Path) -> None:
     """B1: the kernel that answers is the one that was handed to Xen: it says of itself what the file says."""
-    given = guest.profile.identity_of(given_kernel.read_bytes())
+    given = guest.profile.identity_of(kernel_file.read_bytes())
 
     running = guest.profile.identity(guest.sh)
 
     wrong = running.differences(given)
     assert not wrong, finding(
-        asked=f"the kernel {given_kernel.name}",
-        did=wrong,
-        good="says by uname and sysctl what its file names itself",
-        source="FreeBSD sys/conf/newvers.sh; Linux arch/x86/boot/version.c",
+        test=f"the kernel {kernel_file.name}",
+        observed=wrong,
+        expected="says by uname and sysctl what its file names itself",
+        reference="FreeBSD sys/conf/newvers.sh; Linux arch/x86/boot/version.c",
     )
 
 
@@ -58,10 +59,10 @@ def arrived(guest: Guest, asked: dict[str, str]) -> None:
         f"{name} is {kenv.get(name, 'not there')!r}, not {value!r}" for name, value in asked.items() if kenv.get(name) != value
     ]
     assert not wrong, finding(
-        asked=f"a kernel environment with {', '.join(asked)}",
-        did=wrong,
-        good="has each variable in kenv, with its value",
-        source="sys/x86/xen/pv.c, xen_pvh_parse_preload_data(); loader.conf(5)",
+        test=f"a kernel environment with {', '.join(asked)}",
+        observed=wrong,
+        expected="has each variable in kenv, with its value",
+        reference="sys/x86/xen/pv.c, xen_pvh_parse_preload_data(); loader.conf(5)",
     )
 
 
@@ -118,7 +119,7 @@ def test_wrong_root_names_the_true_disk(new_guest: NewGuest) -> None:
 
 
 @pytest.mark.needs(os="freebsd", types=("pvh", "pv"))
-def test_kernel_has_xen_notes(new_guest: NewGuest, given_kernel: Path) -> None:
+def test_kernel_has_xen_notes(new_guest: NewGuest, kernel_file: Path) -> None:
     """The kernel says by its ELF notes that Xen can start it as what it was started (sys/amd64/amd64/xen-locore.S)."""
-    started, able = new_guest().config.guest_type, read_notes(given_kernel).guest_types
+    started, able = new_guest().config.guest_type, read_notes(kernel_file).guest_types
     assert started in able, f"by its notes the kernel can be started as {', '.join(able) or 'nothing'}; it was started as {started}"

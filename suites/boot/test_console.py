@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """Does every byte of the console arrive, whoever attaches when?"""
 
 from __future__ import annotations
@@ -6,7 +7,7 @@ import re
 
 import pytest
 
-from harness.deadline import Deadline, NotYet
+from harness.deadline import ConditionNotMet, Deadline
 from harness.guests.guest import Guest
 from harness.plugin.fixtures import NewGuest
 from harness.plugin.rig import CaseContext
@@ -25,7 +26,7 @@ def flood(guest: Guest, lines: int) -> bytes:
     begun, data = guest.console.offset, bytearray()
     deadline = Deadline(400 * guest.scale)
     guest.session.start(guest.profile.flood_command(lines, WIDTH) + "; echo flood-'over'")
-    while fresh := guest.console.read(begun + len(data), -1, deadline.sooner(_SILENCE * guest.scale)):
+    while fresh := guest.console.read(begun + len(data), -1, deadline.capped(_SILENCE * guest.scale)):
         data += fresh
         if b"flood-over" in data[-len(fresh) - 10 :]:
             break
@@ -66,10 +67,10 @@ def test_late_attach_loses_nothing(new_guest: NewGuest) -> None:
     def booted() -> bytes:
         data = guest.host.transport.run(log, check=False).stdout
         if b"login: " not in data:
-            raise NotYet(f"{len(data)} bytes so far")
+            raise ConditionNotMet(f"{len(data)} bytes so far")
         return data
 
-    kept = guest.due(300).wait("the login prompt in xenconsoled's log", booted, 1.0)
+    kept = guest.deadline(300).wait("the login prompt in xenconsoled's log", booted, 1.0)
     guest.attach(domid)
     guest.wait_stage("login", Deadline(30))
 

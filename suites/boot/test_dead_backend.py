@@ -1,10 +1,11 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """Devices whose backend is dead: the guest boots all the same."""
 
 from __future__ import annotations
 
 import re
 
-from harness.deadline import NotYet
+from harness.deadline import ConditionNotMet
 from harness.guests.guest import Guest
 from harness.oracles.finding import finding
 from harness.plugin.fixtures import NewGuest, NewScratch
@@ -34,14 +35,14 @@ def test_boots_with_dead_backends(new_guest: NewGuest, scratch: NewScratch) -> N
         kill(guest, name, state)
     guest.start()
 
-    told = guest.due(100).wait("a login prompt, or what it waits for", lambda: look(guest), 0.5)
+    told = guest.deadline(100).wait("a login prompt, or what it waits for", lambda: look(guest), 0.5)
 
     states = guest.host.xenstore.tree(f"/local/domain/{guest.domid}/device/vbd")
     assert not told, finding(
-        asked=f"a boot with further disks whose backends are in state {', '.join(dead.values())} (6 closed, 1 initialising)",
-        did=[told, *(f"{path} = {value}" for path, value in states.items() if path.endswith("/state"))],
-        good="boots without the disks that it cannot have",
-        source=SOURCE[guest.profile.os],
+        test=f"a boot with further disks whose backends are in state {', '.join(dead.values())} (6 closed, 1 initialising)",
+        observed=[told, *(f"{path} = {value}" for path, value in states.items() if path.endswith("/state"))],
+        expected="boots without the disks that it cannot have",
+        reference=SOURCE[guest.profile.os],
     )
     guest.login()
     shown = {guest.profile.disk_name(name) for name in dead} & set(guest.profile.disks(guest.sh))
@@ -63,4 +64,4 @@ def look(guest: Guest) -> str:
         return found[0].decode(errors="replace")
     if guest.console.death is not None:
         return guest.console.death.summary
-    raise NotYet(f"it is at stage {guest.console.stage or 'none'}")
+    raise ConditionNotMet(f"it is at stage {guest.console.stage or 'none'}")

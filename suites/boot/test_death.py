@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """Does the guest die as documented, and is its death seen, told apart, and told to Xen?"""
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ def test_control_shutdown(guest: Guest, control: str) -> None:
                 f"{control}: xl list shows {row.state}, the fourth and fifth letter should be s{letter}"
             )
     if fate.halts:
-        guest.console.wait_for(guest.profile.halted, guest.due(90), "the kernel to halt")
+        guest.console.wait_for(guest.profile.halted, guest.deadline(90), "the kernel to halt")
     elif not fate.reason:
         assert guest.sh("echo alive") == "alive", f"{control}: {fate.why}"
     if not fate.reason:

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """What was built is what runs: nothing on the way changes a byte of it."""
 
 from __future__ import annotations
@@ -13,13 +14,11 @@ from harness.images.kernelfile import build_id
 
 
 @pytest.mark.needs(os="freebsd", freebsd=">=13.0")
-def test_running_kernel_is_the_images(guest: Guest, image: Image, given_kernel: Path) -> None:
+def test_running_kernel_is_the_images(guest: Guest, image: Image, kernel_file: Path) -> None:
     """The build-id that the running kernel tells (kern.build_id, 13 and later) is that of the image's kernel."""
     running = guest.sh("sysctl -n kern.build_id").strip()
 
-    assert running == build_id(given_kernel), (
-        f"the kernel that runs has build-id {running}, the image's has {build_id(given_kernel)}"
-    )
+    assert running == build_id(kernel_file), f"the kernel that runs has build-id {running}, the image's has {build_id(kernel_file)}"
 
 
 @pytest.mark.needs(os="freebsd")

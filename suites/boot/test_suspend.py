@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """A guest that stands still for a while, paused or in a file: it goes on, and knows what time it is."""
 
 from __future__ import annotations
@@ -6,7 +7,7 @@ import time
 
 import pytest
 
-from harness.guests import plug, suspend
+from harness.guests import hotplug, suspend
 from harness.guests.guest import Guest
 from harness.guests.link import Link
 from harness.oracles.finding import finding
@@ -35,16 +36,16 @@ def test_time_goes_on_while_paused(guest: Guest, case: CaseContext) -> None:
     """G5: after xl pause and xl unpause its clock is right, and what waited for time to pass goes on."""
     first = ahead(guest)
 
-    with plug.paused(guest):
+    with hotplug.paused(guest):
         time.sleep(STILL)
 
     jumped = ahead(guest) - first
     case.metrics["jump"] = jumped
     assert abs(jumped) <= SLACK, finding(
-        asked=f"xl pause, {STILL:.0f} s, xl unpause",
-        did=f"its clock is {jumped:+.1f} s off, against before",
-        good="has a clock that went on meanwhile",
-        source=CLOCK[guest.profile.os],
+        test=f"xl pause, {STILL:.0f} s, xl unpause",
+        observed=f"its clock is {jumped:+.1f} s off, against before",
+        expected="has a clock that went on meanwhile",
+        reference=CLOCK[guest.profile.os],
     )
     assert guest.sh("sleep 1; echo slept") == "slept"
 
@@ -77,8 +78,8 @@ def test_saved_and_restored(booted: NewGuest, vcpus: int, case: CaseContext) -> 
     if not link.wait_up():
         wrong.append("its network does not come back within 40 s")
     assert not wrong, finding(
-        asked=f"xl save and xl restore of a guest with vcpus={vcpus}",
-        did=wrong,
-        good="goes on where it was",
-        source=f"{CLOCK[guest.profile.os]}; FreeBSD e7e2431586a4 (D43765)",
+        test=f"xl save and xl restore of a guest with vcpus={vcpus}",
+        observed=wrong,
+        expected="goes on where it was",
+        reference=f"{CLOCK[guest.profile.os]}; FreeBSD e7e2431586a4 (D43765)",
     )

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """Every vCPU that the configuration gives is there and works, and the memory that it gives is managed."""
 
 from __future__ import annotations
@@ -40,10 +41,10 @@ def test_vcpus(booted: NewGuest, vcpus: int, case: CaseContext) -> None:
 
     case.metrics["work"] = round(time.monotonic() - begun, 2)
     assert (running, alone, done) == (vcpus, [], vcpus), finding(
-        asked=f"a boot with vcpus={vcpus}, then a process bound to each, one after the other and all at once",
-        did=f"{running} CPUs run; nothing ran on {alone or 'none'}; {done} processes of {vcpus} ended",
-        good="runs on all",
-        source=SOURCE[guest.profile.os],
+        test=f"a boot with vcpus={vcpus}, then a process bound to each, one after the other and all at once",
+        observed=f"{running} CPUs run; nothing ran on {alone or 'none'}; {done} processes of {vcpus} ended",
+        expected="runs on all",
+        reference=SOURCE[guest.profile.os],
     )
 
 
@@ -59,8 +60,8 @@ def test_all_memory(booted: NewGuest, vcpus: int, case: CaseContext) -> None:
     # The kernel and its ramdisk, and 16 bytes to 104 of bookkeeping for each page.
     least = given - given // 20 - OWN
     assert least <= managed <= given, finding(
-        asked=f"a boot with memory={given}",
-        did=f"the kernel manages {managed} MiB",
-        good=f"manages {least} MiB at least: all but itself and its tables of pages",
-        source=MAP[guest.profile.os],
+        test=f"a boot with memory={given}",
+        observed=f"the kernel manages {managed} MiB",
+        expected=f"manages {least} MiB at least: all but itself and its tables of pages",
+        reference=MAP[guest.profile.os],
     )

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """A guest with an address, and dom0 at the other end."""
 
 from __future__ import annotations
@@ -6,9 +7,9 @@ import time
 
 import pytest
 
-from harness.deadline import Deadline, NotYet
+from harness.deadline import ConditionNotMet, Deadline
 from harness.errors import DeadlineExpired
-from harness.guests import admin, plug
+from harness.guests import admin, hotplug
 from harness.guests.guest import Guest
 from harness.guests.link import IPV4, IPV6, Family, Link
 from harness.oracles.finding import finding
@@ -96,24 +97,24 @@ def replug(guest: Guest, keys: dict[str, str], source: str) -> None:
 
     def gone() -> None:
         if any(interface.mac == vif.mac for interface in guest.profile.interfaces(guest.sh)):
-            raise NotYet("it still has it")
+            raise ConditionNotMet("it still has it")
 
     # FreeBSD takes no notice of a device that comes back before it has forgotten the old one (sys/xen/xenbus/xenbusb.c,
     # xenbusb_add_device(): "already tracking this node"); seen here once in 150 times, with 4 vCPUs.
-    guest.due(30).wait("the interface to go", gone, 0.3)
+    guest.deadline(30).wait("the interface to go", gone, 0.3)
     time.sleep(0.5)
-    plug.attach(guest, "vif/0", keys, lambda: guest.host.toolstack.network_attach(guest.domid, vif))
+    hotplug.attach(guest, "vif/0", keys, lambda: guest.host.toolstack.network_attach(guest.domid, vif))
 
     def connected() -> None:
         state = guest.host.xenstore.read(f"/local/domain/{guest.domid}/device/vif/0/state")
         if state != "4":
-            raise NotYet(f"its frontend is in state {state}")
+            raise ConditionNotMet(f"its frontend is in state {state}")
 
     try:
         Deadline(30 * guest.scale).wait("the interface to connect", connected, 0.3)
     except DeadlineExpired as exc:
         what = f" to a backend with {keys}" if keys else ""
-        said = finding(asked=f"xl network-attach{what}", did=exc.message, good="connects it", source=source)
+        said = finding(test=f"xl network-attach{what}", observed=exc.message, expected="connects it", reference=source)
         pytest.fail(said, pytrace=False)
 
 
@@ -121,9 +122,9 @@ def again(guest: Guest, source: str) -> Link:
     """The link over an interface that was taken away and given again."""
     link = Link(guest).up()
     assert link.wait_up(), finding(
-        asked="xl network-detach, then xl network-attach of the same interface",
-        did=f"no answer over {link.interface} within 40 s",
-        good="shows the interface again and uses it",
-        source=source,
+        test="xl network-detach, then xl network-attach of the same interface",
+        observed=f"no answer over {link.interface} within 40 s",
+        expected="shows the interface again and uses it",
+        reference=source,
     )
     return link

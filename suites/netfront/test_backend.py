@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """Backends that offer less, or more: the interface takes what there is, says so, and moves the data."""
 
 from __future__ import annotations
@@ -55,10 +56,10 @@ def test_backend_offers_less(link: Link, case: CaseContext) -> None:
         if "tx" in gone and (bad := frames.bad_checksums(sent)):
             wrong.append(f"{name}: {bad} of {len(sent)} frames from the guest have no whole checksum")
     assert not wrong, finding(
-        asked=f"the interface attached again to backends that offer less: {', '.join(KNOWS[guest.profile.os])}",
-        did=wrong,
-        good="switches off what the backend does not offer, and does without",
-        source=f"{SOURCE[guest.profile.os]} (xn_query_features)",
+        test=f"the interface attached again to backends that offer less: {', '.join(KNOWS[guest.profile.os])}",
+        observed=wrong,
+        expected="switches off what the backend does not offer, and does without",
+        reference=f"{SOURCE[guest.profile.os]} (xn_query_features)",
     )
 
 
@@ -66,14 +67,16 @@ def streams(link: Link, count: int, size: int) -> list[str]:
     """``count`` connections at once to dom0, each of ``size`` bytes, then as many back; what did not arrive."""
     guest, ports = link.guest, range(6001, 6001 + count)
     guest.sh(f"dd if=/dev/urandom of=/tmp/fxh-stream bs=1024 count={size // 1024} 2>/dev/null")
-    digest = guest.sh("fxs < /tmp/fxh-stream").split()[0]
+    digest = guest.sh("fxh_digest < /tmp/fxh-stream").split()[0]
     nc = f"{link.nc(60)} {link.here}"
     peers = [Peer(link.host, ["recv", link.here, str(port), str(size)]) for port in ports]
     guest.sh(f"for p in {' '.join(map(str, ports))}; do {nc} $p < /tmp/fxh-stream > /dev/null & done; wait", 90)
     done = [peer.result(60) for peer in peers]
     wrong = [f"from the guest: {one.bytes} of {size} bytes, {one.error}" for one in done if one.md5 != digest]
     peers = [link.source(port + 100, size) for port in ports]
-    script = f"for p in {' '.join(str(port + 100) for port in ports)}; do {nc} $p < /dev/null | fxs > /tmp/fxh-sum$p & done; wait"
+    script = (
+        f"for p in {' '.join(str(port + 100) for port in ports)}; do {nc} $p < /dev/null | fxh_digest > /tmp/fxh-sum$p & done; wait"
+    )
     came = guest.sh(f"{script}; cat /tmp/fxh-sum*; rm /tmp/fxh-sum*", 90).split()
     done = [peer.result(60) for peer in peers]
     wrong += [f"to the guest: {one.bytes} of {size} bytes, {one.error}" for one in done if one.error]
@@ -106,8 +109,8 @@ def test_queues(booted: NewGuest, vcpus: int, case: CaseContext) -> None:
     wrong += [f"{OFFERED[-1]} queues offered: {line}" for line in streams(link, STREAMS, SIZE // 4)]
     case.metrics["streams"] = round(time.monotonic() - begun, 2)
     assert not wrong, finding(
-        asked=f"{', '.join(map(str, offers))} queues for an interface of a guest with {vcpus} vCPUs, {STREAMS} TCP streams at once each way over the last",
-        did=wrong,
-        good="connects the queues that it can use and keeps each stream in order",
-        source=f"{SOURCE[guest.profile.os]} (multi-queue-num-queues)",
+        test=f"{', '.join(map(str, offers))} queues for an interface of a guest with {vcpus} vCPUs, {STREAMS} TCP streams at once each way over the last",
+        observed=wrong,
+        expected="connects the queues that it can use and keeps each stream in order",
+        reference=f"{SOURCE[guest.profile.os]} (multi-queue-num-queues)",
     )

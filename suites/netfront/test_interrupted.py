@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """A transfer in whose middle something happens: the vif goes down, the interface goes, the guest is saved and restored."""
 
 from __future__ import annotations
@@ -65,7 +66,7 @@ def test_saved_in_the_middle(link: Link, case: CaseContext) -> None:
     patience = 120
     peer = link.source(6001, SIZE, lasting=20, patience=3 * patience)
     case.undo.append(peer.stop)
-    guest.sh(f"( {link.nc(4 * patience)} {link.here} 6001 < /dev/null | fxs > /tmp/fxh-came ) > /dev/null 2>&1 &")
+    guest.sh(f"( {link.nc(4 * patience)} {link.here} 6001 < /dev/null | fxh_digest > /tmp/fxh-came ) > /dev/null 2>&1 &")
     assert link.wait_busy(SIZE // 4), "no data goes to the guest"
 
     suspend.through_a_file(guest)
@@ -87,8 +88,8 @@ def test_saved_in_the_middle(link: Link, case: CaseContext) -> None:
     if after != before:
         wrong.append(f"its offloads are {dict(after)}, they were {dict(before)}")
     assert not wrong, finding(
-        asked="xl save and xl restore in the middle of a transfer to the guest, TSO switched off before",
-        did=wrong,
-        good="goes on with the connection, and leaves the interface as it was set",
-        source=f"{SOURCE[guest.profile.os]}, netfront_resume()",
+        test="xl save and xl restore in the middle of a transfer to the guest, TSO switched off before",
+        observed=wrong,
+        expected="goes on with the connection, and leaves the interface as it was set",
+        reference=f"{SOURCE[guest.profile.os]}, netfront_resume()",
     )

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """Address translation in the guest: pf's nat and rdr, and pf over its own traffic."""
 
 from __future__ import annotations
@@ -50,8 +51,8 @@ def test_pf(sides: tuple[Link, Link], case: CaseContext, backend_tx: str) -> Non
     if frames.sent_by(seen, near.here):
         wrong.append(f"frames from {near.here} came out: they were not translated")
     assert not wrong, finding(
-        asked=f"pf with nat, rdr and modulate state, dom0's vifs with tx {backend_tx}",
-        did=wrong,
-        good="translates, and sends every packet with a whole checksum",
-        source=f"{SOURCE['freebsd']}; sys/netpfil/pf/pf.c; FreeBSD bugs 154428, 193579, 198868 (r289316), 197344",
+        test=f"pf with nat, rdr and modulate state, dom0's vifs with tx {backend_tx}",
+        observed=wrong,
+        expected="translates, and sends every packet with a whole checksum",
+        reference=f"{SOURCE['freebsd']}; sys/netpfil/pf/pf.c; FreeBSD bugs 154428, 193579, 198868 (r289316), 197344",
     )

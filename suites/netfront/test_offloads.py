@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """Segmentation and checksums: frame sizes prove TSO, the peer proves checksums, digests prove content."""
 
 from __future__ import annotations
@@ -22,10 +23,10 @@ SOURCE = {
 def arrived(transfer: Transfer, asked: str, link: Link) -> None:
     """All of it, as it was sent."""
     assert not transfer.complaint, finding(
-        asked=asked,
-        did=transfer.complaint,
-        good="moves every byte, in seconds",
-        source=SOURCE[link.guest.profile.os],
+        test=asked,
+        observed=transfer.complaint,
+        expected="moves every byte, in seconds",
+        reference=SOURCE[link.guest.profile.os],
     )
 
 
@@ -69,10 +70,10 @@ def test_segmentation_is_used(link: Link, case: CaseContext) -> None:
     assert shown, "the guest does not say that TSO is on"
     assert offered, "the backend offers no feature-gso-tcpv4"
     assert size > link.family.mss, finding(
-        asked="1 MiB over TCP to dom0, TSO shown as on, feature-gso-tcpv4 offered by the backend",
-        did=f"the largest of {len(sent)} frames carries {size} bytes: every segment was cut in the guest",
-        good=f"hands over segments of many times {link.family.mss} bytes",
-        source=f"{SOURCE[link.guest.profile.os]} (both IFCAP_TSO4 and CSUM_TSO in if_hwassist are needed)",
+        test="1 MiB over TCP to dom0, TSO shown as on, feature-gso-tcpv4 offered by the backend",
+        observed=f"the largest of {len(sent)} frames carries {size} bytes: every segment was cut in the guest",
+        expected=f"hands over segments of many times {link.family.mss} bytes",
+        reference=f"{SOURCE[link.guest.profile.os]} (both IFCAP_TSO4 and CSUM_TSO in if_hwassist are needed)",
     )
 
 
@@ -106,10 +107,10 @@ def test_segments_are_joined(link: Link, case: CaseContext) -> None:
     assert taken >= SIZE // link.family.mss, f"a megabyte came in {taken} frames: dom0 does not send single segments"
     # A frame or two are ARP's.
     assert given < taken - taken // 10, finding(
-        asked="1 MiB over TCP from dom0 in single segments, LRO shown as on",
-        did=f"IP got {given} packets of {taken} frames: segments are not joined",
-        good="joins what follows each other in one interrupt",
-        source=f"{SOURCE[link.guest.profile.os]} (tcp_lro_init() is called there alone, and xn_rxeof() goes by lro_cnt)",
+        test="1 MiB over TCP from dom0 in single segments, LRO shown as on",
+        observed=f"IP got {given} packets of {taken} frames: segments are not joined",
+        expected="joins what follows each other in one interrupt",
+        reference=f"{SOURCE[link.guest.profile.os]} (tcp_lro_init() is called there alone, and xn_rxeof() goes by lro_cnt)",
     )
 
 
@@ -135,10 +136,10 @@ def test_checksums_by_the_guest(link: Link, case: CaseContext) -> None:
     case.metrics |= {"frames": float(len(sent)), "bad": float(bad)}
     assert sent, "no frame was captured"
     assert bad == 0, finding(
-        asked=f"data to dom0 over {asked}",
-        did=f"{bad} of {len(sent)} frames have a wrong TCP checksum on the vif",
-        good="computes the checksum itself",
-        source=SOURCE[link.guest.profile.os],
+        test=f"data to dom0 over {asked}",
+        observed=f"{bad} of {len(sent)} frames have a wrong TCP checksum on the vif",
+        expected="computes the checksum itself",
+        reference=SOURCE[link.guest.profile.os],
     )
 
 
@@ -191,10 +192,10 @@ def test_every_combination(link: Link, case: CaseContext) -> None:
                 wrong.append(f"{said}: {word}: {done.complaint}")
     case.metrics["combinations"] = float(combinations)
     assert not wrong, finding(
-        asked=f"each of {combinations} combinations of {', '.join(names)}, 64 KiB each way",
-        did=wrong,
-        good="moves the data and shows the flags as set",
-        source=SOURCE[link.guest.profile.os],
+        test=f"each of {combinations} combinations of {', '.join(names)}, 64 KiB each way",
+        observed=wrong,
+        expected="moves the data and shows the flags as set",
+        reference=SOURCE[link.guest.profile.os],
     )
 
 

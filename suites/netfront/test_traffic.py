@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """Sizes, datagrams, small writes; another guest; forwarding."""
 
 from __future__ import annotations
@@ -30,10 +31,10 @@ def test_echo_sizes(link: Link) -> None:
     sizes = (least, 2, 56, fits - 1, fits, fits + 1, 2 * fits, 4095, 4096, 4097, 8192, 16384, 32768, 65507)
     lost = [size for size in sizes if not link.ping(size)]
     assert not lost, finding(
-        asked=f"echo requests of up to 65507 bytes by {link.family.name}",
-        did=f"no good answer for {lost}",
-        good="sends and takes fragments of all sizes",
-        source=SOURCE[link.guest.profile.os],
+        test=f"echo requests of up to 65507 bytes by {link.family.name}",
+        observed=f"no good answer for {lost}",
+        expected="sends and takes fragments of all sizes",
+        reference=SOURCE[link.guest.profile.os],
     )
 
 
@@ -51,10 +52,10 @@ def test_datagrams(link: Link) -> None:
         if done.complaint
     ]
     assert not wrong, finding(
-        asked=f"datagrams of {', '.join(map(str, sizes))} bytes each way by {link.family.name}",
-        did=wrong,
-        good="sends and takes each",
-        source=SOURCE[link.guest.profile.os],
+        test=f"datagrams of {', '.join(map(str, sizes))} bytes each way by {link.family.name}",
+        observed=wrong,
+        expected="sends and takes each",
+        reference=SOURCE[link.guest.profile.os],
     )
 
 
@@ -104,10 +105,10 @@ def test_between_guests(new_guest: NewGuest, link: Link, case: CaseContext) -> N
     wrong = [f"{way}: {done.complaint}" for way, done in (("there", there), ("back", back)) if done.complaint]
     wrong += [f"{side.guest.name} threw {n} segments away for their checksums" for side, n in zip(sides, bad, strict=True) if n]
     assert not wrong, finding(
-        asked=f"{SIZE >> 12} KiB of TCP each way by {link.family.name} between two guests on one bridge",
-        did=wrong,
-        good="takes what another guest sent, whole, also where its checksum is not filled in",
-        source=SOURCE[link.guest.profile.os],
+        test=f"{SIZE >> 12} KiB of TCP each way by {link.family.name} between two guests on one bridge",
+        observed=wrong,
+        expected="takes what another guest sent, whole, also where its checksum is not filled in",
+        reference=SOURCE[link.guest.profile.os],
     )
     assert min(largest) > 0, "the capture on the second guest's vif holds no data"
 
@@ -143,8 +144,8 @@ def test_forwarding(sides: tuple[Link, Link], case: CaseContext, backend_tx: str
         word for word in (done.complaint, f"the two ends threw {bad} segments away for their checksums" if bad else "") if word
     ]
     assert not wrong, finding(
-        asked=f"64 KiB of TCP by {near.family.name} from one network to another through the guest, dom0's vif with tx {backend_tx}",
-        did=wrong,
-        good="forwards every packet with a whole checksum",
-        source=f"{SOURCE[near.guest.profile.os]}: FreeBSD bug 197344 (csum_blank is ignored), bug 273046 (LRO while forwarding)",
+        test=f"64 KiB of TCP by {near.family.name} from one network to another through the guest, dom0's vif with tx {backend_tx}",
+        observed=wrong,
+        expected="forwards every packet with a whole checksum",
+        reference=f"{SOURCE[near.guest.profile.os]}: FreeBSD bug 197344 (csum_blank is ignored), bug 273046 (LRO while forwarding)",
     )

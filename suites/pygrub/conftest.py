@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """Volumes for pygrub: built here, run against the real pygrub in dom0."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """What pygrub makes of a volume: run by hand in dom0 on images, no guest is started."""
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ def judge(done: Extract, image: Kernel, asked: str, source: str) -> None:
     """The kernel came out, whole."""
     did = "it extracted something else than the kernel" if done.digest("kernel") else f"status {done.status}: {done.complaint}"
     assert done.digest("kernel") == image.digest, finding(
-        asked=asked, did=did, good="extracts the kernel, byte for byte", source=source
+        test=asked, observed=did, expected="extracts the kernel, byte for byte", reference=source
     )
 
 
@@ -157,10 +158,10 @@ def test_menu(run: Run, ufs: Ufs, name: str, menu: str | bytes, wanted: str) -> 
     digests = {"first": one.digest, "second": two.digest, "": ""}
     found = next((key for key, digest in digests.items() if digest == done.digest("kernel")), "something else")
     assert found == wanted, finding(
-        asked=f"menu.lst: {name}",
-        did=f"it boots {found or 'nothing'} (status {done.status}: {done.complaint})",
-        good=f"boots {wanted}" if wanted else "ends with status 1 and a message",
-        source="xen tools/pygrub/src/GrubConf.py",
+        test=f"menu.lst: {name}",
+        observed=f"it boots {found or 'nothing'} (status {done.status}: {done.complaint})",
+        expected=f"boots {wanted}" if wanted else "ends with status 1 and a message",
+        reference="xen tools/pygrub/src/GrubConf.py",
     )
     if not wanted:
         assert done.status == 1, f"menu.lst: {name}: it boots nothing, and ends with status {done.status} instead of 1"
@@ -187,8 +188,8 @@ def test_listing_says_that_it_fails(run: Run, ufs: Ufs) -> None:
     """``pygrub -l`` on a volume that it cannot read: a status other than 0, as without ``-l``."""
     done = run(ufs(files(kernel(50_000)), version=2), "-l")
     assert done.status != 0, finding(
-        asked="pygrub -l on a UFS2",
-        did="status 0 and no output",
-        good="ends with a status other than 0",
-        source="xen tools/pygrub/src/pygrub",
+        test="pygrub -l on a UFS2",
+        observed="status 0 and no output",
+        expected="ends with a status other than 0",
+        reference="xen tools/pygrub/src/pygrub",
     )

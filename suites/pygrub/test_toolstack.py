@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """pygrub as the toolstack runs it: the kernel is handed over, and so are its arguments."""
 
 from __future__ import annotations
@@ -33,10 +34,10 @@ def test_arguments_arrive(booted: NewGuest) -> None:
     assert passed, "its configuration has no extra"
     arrived = {name: variables.get(name) for name in passed}
     assert arrived == passed, finding(
-        asked=f"extra={guest.config.extra!r} beside menu.lst",
-        did=f"the kernel has {arrived}",
-        good="has each variable as given",
-        source="xen tools/pygrub/src/pygrub:805; FreeBSD sys/x86/xen/pv.c, xen_pvh_parse_preload_data()",
+        test=f"extra={guest.config.extra!r} beside menu.lst",
+        observed=f"the kernel has {arrived}",
+        expected="has each variable as given",
+        reference="xen tools/pygrub/src/pygrub:805; FreeBSD sys/x86/xen/pv.c, xen_pvh_parse_preload_data()",
     )
     if not freebsd:
         assert variables.get("fxh.menu") == "one", "menu.lst's own argument is missing"
@@ -56,10 +57,10 @@ def test_no_kernel_is_a_clean_error(new_guest: NewGuest, scratch: NewScratch) ->
 
     death = caught.value.death
     assert (death.kind, death.message.partition(":")[0]) == ("refused", "bootloader failed"), finding(
-        asked="xl create, and no kernel on the disk",
-        did=f"xl says: {death.message}",
-        good="says that the bootloader failed",
-        source="xen tools/libs/light/libxl_bootloader.c, bootloader_finished()",
+        test="xl create, and no kernel on the disk",
+        observed=f"xl says: {death.message}",
+        expected="says that the bootloader failed",
+        reference="xen tools/libs/light/libxl_bootloader.c, bootloader_finished()",
     )
     assert left is None, f"xl create failed, and left a domain in state {left.state}"
 
@@ -76,10 +77,10 @@ def test_no_kernel_is_an_error_restricted(host: XenHost, scratch: NewScratch, ca
 
     assert not done.kernel, f"it extracted {done.kernel} from a disk without one"
     assert done.status != 0, finding(
-        asked="pygrub, restricted, on a disk without a kernel",
-        did=f"ends with status 0, by which libxl goes on without a kernel; it says {done.complaint or 'nothing'}",
-        good="ends with a status other than 0",
-        source="xen tools/pygrub/src/pygrub, depriv(): sys.exit(rc) with a wait status, of which 256 is 0",
+        test="pygrub, restricted, on a disk without a kernel",
+        observed=f"ends with status 0, by which libxl goes on without a kernel; it says {done.complaint or 'nothing'}",
+        expected="ends with a status other than 0",
+        reference="xen tools/pygrub/src/pygrub, depriv(): sys.exit(rc) with a wait status, of which 256 is 0",
     )
 
 
@@ -96,9 +97,9 @@ def test_restricted(new_guest: NewGuest, host: XenHost) -> None:
 
     unprivileged = [process for process in seen if process.uid != 0]
     assert unprivileged, finding(
-        asked="xl create with bootloader_restrict=1",
-        did=[f"pygrub ran with uid {process.uid} and root {process.root}" for process in seen] or "no pygrub was seen",
-        good="reads the guest's disk with a uid other than 0",
-        source="xen tools/pygrub/src/pygrub, depriv(); tools/libs/light/libxl_bootloader.c, bootloader_uid()",
+        test="xl create with bootloader_restrict=1",
+        observed=[f"pygrub ran with uid {process.uid} and root {process.root}" for process in seen] or "no pygrub was seen",
+        expected="reads the guest's disk with a uid other than 0",
+        reference="xen tools/pygrub/src/pygrub, depriv(); tools/libs/light/libxl_bootloader.c, bootloader_uid()",
     )
     assert all(process.root != "/" for process in unprivileged), f"it sees dom0's files: {unprivileged}"

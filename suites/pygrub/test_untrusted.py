@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """pygrub reads what a guest wrote. Whatever that is, it ends soon, is not killed by a signal, and writes nowhere else."""
 
 from __future__ import annotations
@@ -48,10 +49,10 @@ def test_survives(host: XenHost, ufs: Callable[..., bytes], tmp_path: Path, case
     assert report.runs == count, f"pygrub ran {report.runs} times, {count} volumes were made"
     wrong = [*report.odd, *(f"it wrote {path}" for path in report.strays)]
     assert not wrong, finding(
-        asked=f"pygrub on {count} volumes with a mutated {kind} (the seeds are in {EVIDENCE} of this run)",
-        did=wrong[:12],
-        good="ends with status 0 or 1 within seconds and leaves files in its output directory alone",
-        source="xen tools/pygrub/src/pygrub, tools/libfsimage (XSA-443 is what a slip here costs)",
+        test=f"pygrub on {count} volumes with a mutated {kind} (the seeds are in {EVIDENCE} of this run)",
+        observed=wrong[:12],
+        expected="ends with status 0 or 1 within seconds and leaves files in its output directory alone",
+        reference="xen tools/pygrub/src/pygrub, tools/libfsimage (XSA-443 is what a slip here costs)",
     )
 
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """As whom pygrub runs in dom0, seen from dom0 while it runs."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """What the toolstack does when a guest ends: each action, for each reason; and that no loop goes on unseen."""
 
 from __future__ import annotations
@@ -7,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 
-from harness.deadline import NotYet
+from harness.deadline import ConditionNotMet
 from harness.oracles.finding import finding
 from harness.plugin.fixtures import NewGuest
 from harness.xen.xenstore import DOMAINS
@@ -40,12 +41,12 @@ def test_action(booted: NewGuest, reason: str, action: str) -> None:
                 for row in rows
             )  # fmt: skip
             if what != EXPECTED[action] or not guest.shutdowns():
-                raise NotYet(
+                raise ConditionNotMet(
                     f"its domains are: {', '.join(what) or 'none'}; xl's log ends {guest.host.toolstack.log(guest.name)[-200:]!r}"
                 )
             return ""
 
-        deadline = guest.due(90)
+        deadline = guest.deadline(90)
         with guest.host.xenstore.watch(*DOMAINS, seconds=deadline.remaining) as pause:
             deadline.wait(f"the domains that on_{reason}={action} leaves: {EXPECTED[action] or 'none'}", settled, 2.0, pause)
     logged = [(event.reason, event.action) for event in guest.shutdowns()]
@@ -80,19 +81,19 @@ def test_restart_loop_is_caught(new_guest: NewGuest) -> None:
         def looping() -> int:
             rounds = len(guest.shutdowns())
             if rounds < 3:
-                raise NotYet(f"{rounds} rounds so far")
+                raise ConditionNotMet(f"{rounds} rounds so far")
             return rounds
 
-        guest.due(180).wait("three rounds of the loop", looping, 2.0)
+        guest.deadline(180).wait("three rounds of the loop", looping, 2.0)
         guest.destroy()
     # xl sleeps two seconds before it builds the domain anew.
     time.sleep(4)
     left = [row for row in guest.host.toolstack.domains() if row.domid]
     assert not left, finding(
-        asked="xl destroy of a domain that its toolstack restarts again and again",
-        did=f"there are domains: {left}",
-        good="leaves no domain, not even a nameless one on its way out",
-        source=f"{SOURCE}; freebsd-xen 2022-June 000113",
+        test="xl destroy of a domain that its toolstack restarts again and again",
+        observed=f"there are domains: {left}",
+        expected="leaves no domain, not even a nameless one on its way out",
+        reference=f"{SOURCE}; freebsd-xen 2022-June 000113",
     )
     reasons = {event.reason for event in guest.shutdowns()}
     assert reasons == {"crash"}, f"xl logged as reasons {reasons}, each round was a crash"
@@ -119,8 +120,8 @@ def test_edited_configuration(booted: NewGuest) -> None:
         guest.login()
         seen.append("fxh.edited" in guest.profile.variables(guest.sh))
     assert seen == [False, True], finding(
-        asked="an edited .cfg and a reboot; then xl config-update and a reboot",
-        did=f"the change was {'seen' if seen[0] else 'not seen'} at first, {'seen' if seen[1] else 'not seen'} then",
-        good="uses the configuration that xl keeps, until config-update gives it another",
-        source="xen tools/xl/xl_vmcontrol.c, reload_domain_config()",
+        test="an edited .cfg and a reboot; then xl config-update and a reboot",
+        observed=f"the change was {'seen' if seen[0] else 'not seen'} at first, {'seen' if seen[1] else 'not seen'} then",
+        expected="uses the configuration that xl keeps, until config-update gives it another",
+        reference="xen tools/xl/xl_vmcontrol.c, reload_domain_config()",
     )

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """Kernels that get larger or smaller on the disk: pygrub reads them through as many levels of indirect blocks as they have."""
 
 from __future__ import annotations
@@ -6,7 +7,7 @@ import time
 
 import pytest
 
-from harness.guests import plug, swap
+from harness.guests import hotplug, replace_kernel
 from harness.guests.guest import Guest
 from harness.hosts import scratch as scratches
 from harness.oracles.finding import finding
@@ -34,7 +35,7 @@ def test_kernel_changes_size(guest: Guest, scratch: NewScratch, case: CaseContex
     # From a size to another, in place.
     steps = {"shrunk": (single + 1, direct), "grown": (direct, direct + 1), "grown-twice": (direct + 1, single + 1)}
     (disk,) = scratch("xvdc", size=24 * scratches.MIB)
-    name = plug.disk(guest, Disk(disk.target, "xvdc"))
+    name = hotplug.disk(guest, Disk(disk.target, "xvdc"))
     guest.sh(f"{MAKE[os].format(name)}; mkdir -p /mnt/boot/grub")
     guest.sh(f"dd if=/dev/urandom of=/tmp/seed bs=64k count={-(-(single + 1) // (4 << 16))} 2>/dev/null")
     menu = "".join(f"title {what}\\nroot (hd0)\\nkernel /boot/{what}\\n" for what in steps)
@@ -42,9 +43,9 @@ def test_kernel_changes_size(guest: Guest, scratch: NewScratch, case: CaseContex
     for what, sizes in steps.items():
         for size in sizes:
             guest.sh(WRITE.format(size=size, name=what) + "; sync", 120)
-    written = {what: swap.digest(guest, f"/mnt/boot/{what}") for what in steps}
+    written = {what: replace_kernel.digest(guest, f"/mnt/boot/{what}") for what in steps}
     guest.sh("umount /mnt")
-    plug.let_go(guest, "xvdc")
+    hotplug.let_go(guest, "xvdc")
 
     begun, wrong = time.monotonic(), []
     for n, (what, (before, after)) in enumerate(steps.items()):
@@ -55,8 +56,8 @@ def test_kernel_changes_size(guest: Guest, scratch: NewScratch, case: CaseContex
 
     case.metrics["pygrub"] = round(time.monotonic() - begun, 2)
     assert not wrong, finding(
-        asked=f"a kernel's file grown and shrunk in place around {direct} and {single} bytes, then unmounted",
-        did=wrong,
-        good="extracts the bytes that the guest wrote",
-        source="xen tools/libfsimage/ufs/fsys_ufs.c, sbmap(); ext2fs/fsys_ext2fs.c, ext2fs_block_map()",
+        test=f"a kernel's file grown and shrunk in place around {direct} and {single} bytes, then unmounted",
+        observed=wrong,
+        expected="extracts the bytes that the guest wrote",
+        reference="xen tools/libfsimage/ufs/fsys_ufs.c, sbmap(); ext2fs/fsys_ext2fs.c, ext2fs_block_map()",
     )

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """A kernel that was replaced alone: the modules on the disk are those of another one."""
 
 from __future__ import annotations
@@ -38,8 +39,8 @@ def test_modules_of_another_kernel(guest: Guest) -> None:
     if said.count("KLD fxh_old.ko: depends on kernel - not available or version mismatch") < 2:
         wrong.append(f"the kernel does not say twice why it refuses it; kldload: {old.text!r}, rc: {rc.text!r}")
     assert not wrong, finding(
-        asked=f"kldload, and rc.d/kld, of a module that was built for {release - 100_000} under a kernel of {release}",
-        did=wrong,
-        good="says `depends on kernel - not available or version mismatch` and goes on",
-        source="sys/kern/kern_linker.c, linker_load_dependencies()",
+        test=f"kldload, and rc.d/kld, of a module that was built for {release - 100_000} under a kernel of {release}",
+        observed=wrong,
+        expected="says `depends on kernel - not available or version mismatch` and goes on",
+        reference="sys/kern/kern_linker.c, linker_load_dependencies()",
     )

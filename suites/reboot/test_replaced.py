@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """Does a guest come back with the kernel that is on its disk, and if not, which mechanism kept it from that?
 
 The control guest replaces its ramdisk where FreeBSD replaces its kernel.
@@ -11,11 +12,11 @@ import pytest
 
 from harness.deadline import Deadline
 from harness.errors import DeadlineExpired, GuestDied
-from harness.guests import swap
+from harness.guests import replace_kernel
 from harness.guests.guest import Guest
-from harness.guests.swap import Volume
+from harness.guests.replace_kernel import Volume
 from harness.oracles.finding import finding
-from harness.oracles.mechanism import NEW, OLD, OTHER, Sighting, mechanism
+from harness.oracles.mechanism import NEW, OLD, OTHER, RebootEvidence, mechanism
 from harness.plugin.cells import Cell
 from harness.plugin.fixtures import NewGuest
 from harness.plugin.rig import CaseContext, Rig
@@ -32,15 +33,15 @@ def pair(booted: NewGuest, rig: Rig, cell: Cell, case: CaseContext) -> tuple[Gue
     """A guest that pygrub booted, with a spare kernel beside the first one, and what sorts digests into old and new."""
 
     def with_a_spare(guest: Guest) -> dict[str, str]:
-        volume = swap.volume(guest)
-        data, _ = swap.spare(rig.source(cell), swap.identity(guest))
-        swap.bring(guest, data, volume.beside("new"), case.directory)
+        volume = replace_kernel.volume(guest)
+        data, _ = replace_kernel.spare(rig.source(cell), replace_kernel.identity(guest))
+        replace_kernel.bring(guest, data, volume.beside("new"), case.directory)
         guest.sh(f"cp {volume.file} {volume.beside('old')}; sync")
-        return {swap.digest(guest, volume.beside("old")): OLD, swap.sha256(data): NEW, "": ""}
+        return {replace_kernel.digest(guest, volume.beside("old")): OLD, replace_kernel.sha256(data): NEW, "": ""}
 
     guest = booted(with_a_spare, bootloader="pygrub", on_reboot="restart", on_crash="restart")
     kinds = guest.prepared
-    return guest, swap.volume(guest), lambda digest: kinds.get(digest, OTHER)
+    return guest, replace_kernel.volume(guest), lambda digest: kinds.get(digest, OTHER)
 
 
 def come_back(guest: Guest, go: Callable[[], None], seconds: float = 200) -> str:
@@ -58,18 +59,18 @@ def come_back(guest: Guest, go: Callable[[], None], seconds: float = 200) -> str
     return ""
 
 
-def look(guest: Guest, volume: Volume, kind: Kind, first: int, old: str, died: str) -> Sighting:
+def look(guest: Guest, volume: Volume, kind: Kind, first: int, old: str, died: str) -> RebootEvidence:
     """All that tells the mechanisms apart, after the reboot."""
     back = not died
     running = ""
     if back:
-        running = OLD if swap.identity(guest) == old else NEW
-    return Sighting(
+        running = OLD if replace_kernel.identity(guest) == old else NEW
+    return RebootEvidence(
         came_back=back,
-        bootloader_ran=swap.bootloader_ran(guest, first),
+        bootloader_ran=replace_kernel.bootloader_ran(guest, first),
         running=running,
-        in_guest=kind(swap.digest(guest, swap.volume(guest).file)) if back else "",
-        extracted=kind(swap.extracted(guest, volume.what)) if running != NEW else "",
+        in_guest=kind(replace_kernel.digest(guest, replace_kernel.volume(guest).file)) if back else "",
+        extracted=kind(replace_kernel.extracted(guest, volume.what)) if running != NEW else "",
         died=died,
     )
 
@@ -77,15 +78,15 @@ def look(guest: Guest, volume: Volume, kind: Kind, first: int, old: str, died: s
 def test_plain_reboot(booted: NewGuest) -> None:
     """F1: a reboot with nothing replaced: the same kernel, a new domid, the bootloader run again."""
     guest = booted(bootloader="pygrub", on_reboot="restart", on_crash="restart")
-    first, before = guest.domid, swap.identity(guest)
+    first, before = guest.domid, replace_kernel.identity(guest)
 
     died = come_back(guest, lambda: guest.session.start("reboot"))
 
     assert not died, f"it did not come back: {died}"
     assert guest.domid != first, f"it is still domain {first}"
-    after = swap.identity(guest)
+    after = replace_kernel.identity(guest)
     assert after == before, f"nothing was replaced, and {after} runs after the reboot, {before} before it"
-    assert swap.bootloader_ran(guest, first), f"no bootloader log for domain {guest.domid}"
+    assert replace_kernel.bootloader_ran(guest, first), f"no bootloader log for domain {guest.domid}"
     logged = [(event.reason, event.action) for event in guest.shutdowns()]
     assert logged == [("reboot", "restart")], f"xl logged {logged}, one reboot was asked for"
 
@@ -100,7 +101,7 @@ WAYS = {
 def test_replaced_kernel_runs(pair: tuple[Guest, Volume, Kind], way: str, case: CaseContext) -> None:
     """F2 F3: the kernel is replaced, the guest reboots in good order, and the new kernel runs."""
     guest, volume, kind = pair
-    first, old = guest.domid, swap.identity(guest)
+    first, old = guest.domid, replace_kernel.identity(guest)
     guest.sh(WAYS[way].format(new=volume.beside("new"), file=volume.file))
 
     orderly = "shutdown -r now" if guest.profile.os == "freebsd" else "umount /mnt; reboot"
@@ -110,10 +111,10 @@ def test_replaced_kernel_runs(pair: tuple[Guest, Volume, Kind], way: str, case: 
     said = mechanism(seen)
     (case.directory / "mechanism.txt").write_text(f"{said}\n{seen}\n")
     assert said.startswith("ok"), finding(
-        asked=f"a new kernel put in place ({way}), then an orderly reboot through pygrub",
-        did=said,
-        good="comes back with the new kernel",
-        source=SOURCE,
+        test=f"a new kernel put in place ({way}), then an orderly reboot through pygrub",
+        observed=said,
+        expected="comes back with the new kernel",
+        reference=SOURCE,
     )
 
 
@@ -124,7 +125,7 @@ def test_replaced_then_panic(pair: tuple[Guest, Volume, Kind], synced: bool, cas
     UFS writes names at once and data later: then there can be a name of a kernel that is not whole, and the domain is gone.
     """
     guest, volume, kind = pair
-    first, old = guest.domid, swap.identity(guest)
+    first, old = guest.domid, replace_kernel.identity(guest)
     guest.sh(WAYS["rename"].format(new=volume.beside("new"), file=volume.file) + ("; sync" if synced else ""))
 
     with guest.console.expecting_death():
@@ -135,10 +136,10 @@ def test_replaced_then_panic(pair: tuple[Guest, Volume, Kind], synced: bool, cas
     (case.directory / "mechanism.txt").write_text(f"{said}\n{seen}\n")
     allowed = ("ok",) if synced else ("ok", "3: the guest had not flushed")
     assert said.startswith(allowed), finding(
-        asked=f"a new kernel put in place by rename, {'synced, ' if synced else 'not synced, '}then a panic",
-        did=said,
-        good="comes back with the new kernel" + ("" if synced else ", or with what had been written by then"),
-        source=SOURCE,
+        test=f"a new kernel put in place by rename, {'synced, ' if synced else 'not synced, '}then a panic",
+        observed=said,
+        expected="comes back with the new kernel" + ("" if synced else ", or with what had been written by then"),
+        reference=SOURCE,
     )
 
 
@@ -161,10 +162,10 @@ def test_broken_kernel_is_refused(pair: tuple[Guest, Volume, Kind], broken: str)
 
     log = guest.host.toolstack.log(guest.name)
     assert outcome == "gone", finding(
-        asked=f"a reboot through pygrub with a {broken} kernel on the disk",
-        did=[f"the domain is {outcome}", *log.splitlines()[-6:]],
-        good="the toolstack logs an error and gives up, leaving no domain behind",
-        source=SOURCE,
+        test=f"a reboot through pygrub with a {broken} kernel on the disk",
+        observed=[f"the domain is {outcome}", *log.splitlines()[-6:]],
+        expected="the toolstack logs an error and gives up, leaving no domain behind",
+        reference=SOURCE,
     )
     assert "rror" in log or "failed" in log, f"xl's log has no error:\n{log[-800:]}"
     assert len(guest.shutdowns()) == 1, "it was restarted more than once"
@@ -193,7 +194,7 @@ def settle(guest: Guest, first: int, seconds: float) -> str:
 def test_replaced_menu(booted: NewGuest) -> None:
     """F7: an argument changed in menu.lst is there after the next reboot: the bootloader reads its file anew."""
     guest = booted(bootloader="pygrub", on_reboot="restart", on_crash="restart")
-    volume = swap.volume(guest)
+    volume = replace_kernel.volume(guest)
     # In front of the other arguments: FreeBSD up to 13 takes the blank after the last one as part of its value.
     if guest.profile.os == "freebsd":
         change = "s|^\\(kernel [^ ]*\\) |\\1 fxh.menu=two,|"
@@ -205,10 +206,10 @@ def test_replaced_menu(booted: NewGuest) -> None:
 
     assert not died, f"it did not come back: {died}"
     assert guest.profile.variables(guest.sh).get("fxh.menu") == "two", finding(
-        asked="another argument in menu.lst, then a reboot",
-        did=f"the kernel's arguments: {dict(guest.profile.variables(guest.sh))}",
-        good="shows the new argument",
-        source=SOURCE,
+        test="another argument in menu.lst, then a reboot",
+        observed=f"the kernel's arguments: {dict(guest.profile.variables(guest.sh))}",
+        expected="shows the new argument",
+        reference=SOURCE,
     )
 
 
@@ -216,16 +217,16 @@ def test_alternation(pair: tuple[Guest, Volume, Kind], case: CaseContext) -> Non
     """F9: old and new kernel in turn, each reboot brings up the one that was put in place last."""
     guest, volume, _ = pair
     rounds = 2 if guest.host.facts.emulated else 10
-    names = {OLD: swap.identity(guest)}
+    names = {OLD: replace_kernel.identity(guest)}
     story = []
     for turn in range(rounds):
         wanted = NEW if turn % 2 == 0 else OLD
-        volume = swap.volume(guest)
+        volume = replace_kernel.volume(guest)
         guest.sh(f"cp {volume.beside(wanted)} {volume.file}; sync")
         died = come_back(guest, lambda: guest.session.start("reboot"))
         assert not died, f"turn {turn + 1}, {wanted} kernel in place: {died}"
-        names.setdefault(wanted, swap.identity(guest))
-        story.append((wanted, swap.identity(guest)))
+        names.setdefault(wanted, replace_kernel.identity(guest))
+        story.append((wanted, replace_kernel.identity(guest)))
     case.metrics["reboots"] = float(rounds)
     wrong = [
         f"turn {n + 1}: {names[wanted]} was in place, {ran} runs" for n, (wanted, ran) in enumerate(story) if ran != names[wanted]
@@ -233,25 +234,25 @@ def test_alternation(pair: tuple[Guest, Volume, Kind], case: CaseContext) -> Non
     if names[OLD] == names[NEW]:
         wrong.append(f"always {names[OLD]}")
     assert not wrong, finding(
-        asked=f"{rounds} reboots, with two kernels put in place in turn",
-        did=wrong,
-        good="runs each time what was put in place last",
-        source=SOURCE,
+        test=f"{rounds} reboots, with two kernels put in place in turn",
+        observed=wrong,
+        expected="runs each time what was put in place last",
+        reference=SOURCE,
     )
 
 
 def test_cold_start_is_as_warm(pair: tuple[Guest, Volume, Kind]) -> None:
     """F10: after a replaced kernel, xl destroy and xl create bring up the new kernel as a reboot does."""
     guest, volume, _ = pair
-    old = swap.identity(guest)
+    old = replace_kernel.identity(guest)
     guest.sh(WAYS["in-place"].format(new=volume.beside("new"), file=volume.file) + "; sync")
 
     guest.destroy()
     guest.boot()
 
-    assert swap.identity(guest) != old, finding(
-        asked="a new kernel put in place and synced, then xl destroy and xl create",
-        did=f"{old} runs again",
-        good="runs the new kernel",
-        source=SOURCE,
+    assert replace_kernel.identity(guest) != old, finding(
+        test="a new kernel put in place and synced, then xl destroy and xl create",
+        observed=f"{old} runs again",
+        expected="runs the new kernel",
+        reference=SOURCE,
     )

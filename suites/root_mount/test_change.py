@@ -1,12 +1,13 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """Disks that come, go and change while the guest runs."""
 
 from __future__ import annotations
 
 import pytest
 
-from harness.deadline import Deadline, NotYet
+from harness.deadline import ConditionNotMet, Deadline
 from harness.errors import GuestCommandFailed
-from harness.guests import admin, plug
+from harness.guests import admin, hotplug
 from harness.guests.guest import Guest
 from harness.hosts import scratch as scratches
 from harness.oracles.finding import finding
@@ -34,28 +35,28 @@ def test_hot_plug(guest: Guest, scratch: NewScratch) -> None:
     for _ in range(2):
         guest.host.toolstack.block_attach(guest.domid, Disk(disk.target, "xvdc"))
 
-        there = plug.wait_disks(guest, {name})
+        there = hotplug.wait_disks(guest, {name})
         seen = admin.digests(guest.sh, sorted(there))
         wrong = misnamed((Given("xvdc", disk.digest),), seen, guest.profile.disk_name)
         assert not wrong, finding(
-            asked="xl block-attach of vdev xvdc to a running guest",
-            did=wrong,
-            good=f"shows it as {name} within seconds",
-            source=BLKFRONT[guest.profile.os],
+            test="xl block-attach of vdev xvdc to a running guest",
+            observed=wrong,
+            expected=f"shows it as {name} within seconds",
+            reference=BLKFRONT[guest.profile.os],
         )
 
         stays: list[str] = []
         try:
-            plug.let_go(guest, "xvdc")
+            hotplug.let_go(guest, "xvdc")
         except GuestCommandFailed as exc:
             stays = exc.output.splitlines()
-        if name in (left := plug.wait_disks(guest, set(), {name})):
+        if name in (left := hotplug.wait_disks(guest, set(), {name})):
             stays.append(f"{name} is still among its disks: {' '.join(sorted(left))}")
         assert not stays, finding(
-            asked="xl block-detach of a disk that nobody uses",
-            did=stays,
-            good="closes its frontend within ten seconds and removes the disk",
-            source=BLKFRONT[guest.profile.os],
+            test="xl block-detach of a disk that nobody uses",
+            observed=stays,
+            expected="closes its frontend within ten seconds and removes the disk",
+            reference=BLKFRONT[guest.profile.os],
         )
         state = frontend_state(guest, "xvdc")
         assert state in ("", "6"), f"the disk is gone, and its frontend is in state {state}: 6 (closed) or none is due"
@@ -64,7 +65,7 @@ def test_hot_plug(guest: Guest, scratch: NewScratch) -> None:
 def test_detach_in_use(guest: Guest, scratch: NewScratch) -> None:
     """A11: a disk that is open is not torn away: the guest says so or waits, and lets go when it is closed."""
     (disk,) = scratch("xvdc", size=4 * scratches.MIB)
-    name = plug.disk(guest, Disk(disk.target, "xvdc"))
+    name = hotplug.disk(guest, Disk(disk.target, "xvdc"))
     guest.sh(f"sleep 300 < /dev/{name} >/dev/null 2>&1 & echo $! > /tmp/user")
 
     guest.host.transport.run(["timeout", "30", "xl", "block-detach", str(guest.domid), "xvdc"], Deadline(60), check=False)
@@ -72,13 +73,13 @@ def test_detach_in_use(guest: Guest, scratch: NewScratch) -> None:
     assert guest.sh("echo alive") == "alive"
     during = frontend_state(guest, "xvdc")
     guest.sh("kill $(cat /tmp/user)")
-    left = plug.wait_disks(guest, set(), {name})
+    left = hotplug.wait_disks(guest, set(), {name})
     assert name not in left, finding(
-        asked="xl block-detach while a process has the disk open, then the process ends",
-        did=[f"{name} is still there; its frontend's state was {during!r} and is {frontend_state(guest, 'xvdc')!r}",
+        test="xl block-detach while a process has the disk open, then the process ends",
+        observed=[f"{name} is still there; its frontend's state was {during!r} and is {frontend_state(guest, 'xvdc')!r}",
              *admin.of(guest.profile).attach_log(guest.sh).splitlines()[-5:]],
-        good="says `detaching with pending users` and closes its frontend (state 6) when the last user is gone",
-        source=f"{BLKFRONT[guest.profile.os]}, xbd_closing() / blkfront_closing()",
+        expected="says `detaching with pending users` and closes its frontend (state 6) when the last user is gone",
+        reference=f"{BLKFRONT[guest.profile.os]}, xbd_closing() / blkfront_closing()",
     )  # fmt: skip
 
 
@@ -89,43 +90,43 @@ def test_collision_is_survived(guest: Guest, scratch: NewScratch, first: str, se
     name = guest.profile.disk_name(first)
     assert name == guest.profile.disk_name(second)
     one, two = scratch(first, second)
-    plug.disk(guest, Disk(one.target, first))
+    hotplug.disk(guest, Disk(one.target, first))
 
     guest.host.toolstack.block_attach(guest.domid, Disk(two.target, second))
 
-    guest.due(20).wait("the second frontend to settle", lambda: _settled(guest, second), 0.5)
+    guest.deadline(20).wait("the second frontend to settle", lambda: _settled(guest, second), 0.5)
     log = admin.of(guest.profile).attach_log(guest.sh)
     (case.directory / "attach.txt").write_text(log)
     digest = admin.digests(guest.sh, [name]).get(name)
     assert digest == one.digest, finding(
-        asked=f"a disk {first}, then a disk {second}: both are {name} by the table",
-        did=[f"/dev/{name} holds {'the second disk' if digest == two.digest else 'neither'}", *log.splitlines()[-6:]],
-        good="keeps the first disk under its name, and says that the second has none",
-        source="sys/dev/xen/blkfront/blkfront.c, xbd_vdevice_to_unit(); sys/geom/geom_dev.c, g_dev_taste()",
+        test=f"a disk {first}, then a disk {second}: both are {name} by the table",
+        observed=[f"/dev/{name} holds {'the second disk' if digest == two.digest else 'neither'}", *log.splitlines()[-6:]],
+        expected="keeps the first disk under its name, and says that the second has none",
+        reference="sys/dev/xen/blkfront/blkfront.c, xbd_vdevice_to_unit(); sys/geom/geom_dev.c, g_dev_taste()",
     )
 
 
 def _settled(guest: Guest, name: str) -> None:
     state = frontend_state(guest, name)
     if state not in ("4", "5", "6"):
-        raise NotYet(f"state {state!r}")
+        raise ConditionNotMet(f"state {state!r}")
 
 
 def test_read_only(guest: Guest, scratch: NewScratch) -> None:
     """A10: a read-only disk can be read, a write to it fails in the guest, and its content stays."""
     (disk,) = scratch("xvdc")
-    name = plug.disk(guest, Disk(disk.target, "xvdc", readonly=True))
+    name = hotplug.disk(guest, Disk(disk.target, "xvdc", readonly=True))
 
     write = guest.run(f"dd if=/dev/zero of=/dev/{name} bs=512 count=1 && sync", check=False)
 
     behind = guest.host.transport.run(["md5sum", disk.file]).text.split()[0]
     digest = admin.digests(guest.sh, [name]).get(name)
     assert (write.status != 0, digest, behind) == (True, disk.digest, disk.digest), finding(
-        asked=f"a write to {name}, which the toolstack gave read-only",
-        did=f"dd ended with {write.status} ({write.text.splitlines()[-1:]}), content in the guest "
+        test=f"a write to {name}, which the toolstack gave read-only",
+        observed=f"dd ended with {write.status} ({write.text.splitlines()[-1:]}), content in the guest "
         f"{'as before' if digest == disk.digest else 'changed'}, in dom0 {'as before' if behind == disk.digest else 'changed'}",
-        good="refuses the write and can read the disk",
-        source=f"{BLKFRONT[guest.profile.os]} (VDISK_READONLY in the backend's `info`)",
+        expected="refuses the write and can read the disk",
+        reference=f"{BLKFRONT[guest.profile.os]} (VDISK_READONLY in the backend's `info`)",
     )
 
 
@@ -134,13 +135,13 @@ def test_resize(guest: Guest, scratch: NewScratch, sector: int, case: CaseContex
     """A10: a disk has the size of its backend, in 512 and 4096 byte sectors, and follows when the backend grows."""
     (disk,) = scratch("xvdc", size=4 * scratches.MIB, sector=sector)
     ask = admin.of(guest.profile)
-    name = plug.disk(guest, Disk(disk.target, "xvdc"))
+    name = hotplug.disk(guest, Disk(disk.target, "xvdc"))
     before = ask.disk_bytes(guest.sh, name)
     assert before == disk.size, finding(
-        asked=f"a disk of {disk.size} bytes with sectors of {sector} bytes",
-        did=f"{name} has {before} bytes ({before / disk.size:g} times as many)",
-        good=f"shows {disk.size} bytes: `sectors` in xenstore counts 512 bytes whatever the sector size",
-        source="xen 221f2748e8 (public/io/blkif.h); FreeBSD bug 280884",
+        test=f"a disk of {disk.size} bytes with sectors of {sector} bytes",
+        observed=f"{name} has {before} bytes ({before / disk.size:g} times as many)",
+        expected=f"shows {disk.size} bytes: `sectors` in xenstore counts 512 bytes whatever the sector size",
+        reference="xen 221f2748e8 (public/io/blkif.h); FreeBSD bug 280884",
     )
 
     scratches.resize(guest.host, disk, 8 * scratches.MIB)
@@ -152,8 +153,8 @@ def test_resize(guest: Guest, scratch: NewScratch, sector: int, case: CaseContex
         if seen != before:
             break
     assert seen == wanted, finding(
-        asked=f"the backend of {name} ({sector} byte sectors) grew from {disk.size} to {wanted} bytes",
-        did=f"{name} has {seen} bytes",
-        good=f"takes the new size: {wanted}",
-        source=f"{BLKFRONT[guest.profile.os]} (xbd_connect, BLKIF_STATE_CONNECTED), FreeBSD main still multiplies by the sector size",
+        test=f"the backend of {name} ({sector} byte sectors) grew from {disk.size} to {wanted} bytes",
+        observed=f"{name} has {seen} bytes",
+        expected=f"takes the new size: {wanted}",
+        reference=f"{BLKFRONT[guest.profile.os]} (xbd_connect, BLKIF_STATE_CONNECTED), FreeBSD main still multiplies by the sector size",
     )

@@ -1,10 +1,11 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """Disks whose backend offers more or less: indirect segments, flush and barrier."""
 
 from __future__ import annotations
 
 import pytest
 
-from harness.guests import plug, swap
+from harness.guests import hotplug, replace_kernel
 from harness.guests.guest import Guest
 from harness.hosts import scratch as scratches
 from harness.oracles.finding import finding
@@ -33,7 +34,7 @@ def test_synced_data_survives_a_power_cut(
     wrong, written = [], {}
     for disk, (name, (cache, features)) in zip(made, CACHES.items(), strict=True):
         guest.host.transport.run(["sh", "-c", f"echo {cache} > /sys/block/{disk.target.removeprefix('/dev/')}/queue/write_cache"])
-        called = plug.disk(guest, Disk(disk.target, name))
+        called = hotplug.disk(guest, Disk(disk.target, name))
         wrong += told(guest, called, features, indirect)
         written[name] = fill(guest, called)
 
@@ -44,11 +45,11 @@ def test_synced_data_survives_a_power_cut(
         if done.digest("kernel") != written[name]:
             wrong.append(f"{name} ({CACHES[name][0]}): what was synced is not there: {done.complaint or 'other bytes'}")
     assert not wrong, finding(
-        asked=f"files of 6 MiB written and synced on a disk with a write cache and one without, hw.xbd.xbd_enable_indirect={indirect:d}, "
+        test=f"files of 6 MiB written and synced on a disk with a write cache and one without, hw.xbd.xbd_enable_indirect={indirect:d}, "
         "then xl destroy",
-        did=wrong,
-        good="uses what each backend offers, says so, and has all that was synced on its disk",
-        source=f"{BLKFRONT['freebsd']}, xbd_connect() and xbd_instance_create()",
+        observed=wrong,
+        expected="uses what each backend offers, says so, and has all that was synced on its disk",
+        reference=f"{BLKFRONT['freebsd']}, xbd_connect() and xbd_instance_create()",
     )
 
 
@@ -77,4 +78,4 @@ def fill(guest: Guest, name: str) -> str:
         f"printf '{MENU}' > /mnt/boot/grub/menu.lst; dd if=/dev/urandom of=/mnt/boot/kernel/kernel bs=1m count=6 2>/dev/null", 120
     )
     guest.sh("fsync /mnt/boot/kernel/kernel /mnt/boot/grub/menu.lst")
-    return swap.digest(guest, "/mnt/boot/kernel/kernel")
+    return replace_kernel.digest(guest, "/mnt/boot/kernel/kernel")

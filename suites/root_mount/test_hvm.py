@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """An HVM guest has each disk twice, emulated and by its PV driver, and its CD drives emulated alone."""
 
 from __future__ import annotations
@@ -53,15 +54,15 @@ def test_disks_of_an_hvm_guest(new_guest: NewGuest, scratch: NewScratch, image: 
         wrong.append(f"{label} is on {below or 'nothing'}")
     if (found := {name for name in disks if not name.startswith("cd")}) != {own}:
         wrong.append(f"its disks are {' '.join(sorted(found))}")
-    digest = guest.sh(f"dd if=/dev/cd0 bs=2048 count={CD // 2048} 2>/dev/null | fxs", 120).split()[0]
+    digest = guest.sh(f"dd if=/dev/cd0 bs=2048 count={CD // 2048} 2>/dev/null | fxh_digest", 120).split()[0]
     if digest != hashlib.md5(scratches.content(medium.label, CD), usedforsecurity=False).hexdigest():
         wrong.append(f"cd0 does not hold what is in the drive hdc (it has {' '.join(sorted(disks))})")
     if "cd1" not in guest.sh("ls /dev"):
         wrong.append("the empty drive hdd is not cd1")
     assert not wrong, finding(
-        asked=f"HVM, disk xvda, CD drives hdc and hdd (empty), {'PV disks' if pv else 'hw.xen.disable_pv_disks=1'}, "
+        test=f"HVM, disk xvda, CD drives hdc and hdd (empty), {'PV disks' if pv else 'hw.xen.disable_pv_disks=1'}, "
         f"vfs.root.mountfrom={told['vfs.root.mountfrom']!r}",
-        did=wrong,
-        good=f"has the disk once, as {own}, finds its root there by the label, and leaves CD drives to their emulation",
-        source="sys/x86/xen/hvm.c, xen_hvm_disable_emulated_devices(); sys/dev/xen/blkfront/blkfront.c, xbd_probe(); QEMU hw/i386/xen/xen_platform.c",
+        observed=wrong,
+        expected=f"has the disk once, as {own}, finds its root there by the label, and leaves CD drives to their emulation",
+        reference="sys/x86/xen/hvm.c, xen_hvm_disable_emulated_devices(); sys/dev/xen/blkfront/blkfront.c, xbd_probe(); QEMU hw/i386/xen/xen_platform.c",
     )

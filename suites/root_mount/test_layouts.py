@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """The names of what lies within a disk: a slice and its partition, a GPT partition; by content, by fstab, and as root."""
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from harness.deadline import Deadline
-from harness.guests import plug
+from harness.guests import hotplug
 from harness.guests.guest import Guest
 from harness.images.disks import BootCode, divide
 from harness.images.image import Image
@@ -59,7 +60,7 @@ def test_root_within_a_disk(guest: Guest, root_file: Path, tmp_path: Path, case:
     devices = {}
     for table, (disk, _, _) in TABLES.items():
         path, devices[table] = divided(table, root_file, tmp_path)
-        plug.disk(guest, Disk(guest.host.disk(path), disk.name))
+        hotplug.disk(guest, Disk(guest.host.disk(path), disk.name))
     geom = guest.sh("sysctl -n kern.geom.conftxt")
     (case.directory / "geom.txt").write_text(geom)
     wrong = []
@@ -70,10 +71,10 @@ def test_root_within_a_disk(guest: Guest, root_file: Path, tmp_path: Path, case:
         if tuple(chain) != TABLES[table][2]:
             wrong.append(f"{table}: GEOM has {device} of {' of '.join(chain) or 'nothing'}")
     assert not wrong, finding(
-        asked="a disk with an MBR, a FreeBSD slice and a BSD label as xvdb, one with a GPT as xvdc",
-        did=[*wrong, *geom.splitlines()],
-        good="tastes both tables and names what is in them after the disks: xbd1s1a, xbd2p2",
-        source="sys/geom/part/g_part_mbr.c, g_part_bsd.c, g_part_gpt.c",
+        test="a disk with an MBR, a FreeBSD slice and a BSD label as xvdb, one with a GPT as xvdc",
+        observed=[*wrong, *geom.splitlines()],
+        expected="tastes both tables and names what is in them after the disks: xbd1s1a, xbd2p2",
+        reference="sys/geom/part/g_part_mbr.c, g_part_bsd.c, g_part_gpt.c",
     )
     for device in devices.values():
         guest.sh(
@@ -94,8 +95,8 @@ def test_root_within_a_disk(guest: Guest, root_file: Path, tmp_path: Path, case:
         if guest.run("touch /fxh-written && sync", check=False).status:
             wrong.append(f"{device}: cannot be written to: fstab's `rw` was not obeyed")
     assert not wrong, finding(
-        asked=f"root on {', then on '.join(devices.values())}, by vfs.root.mountfrom, reboot -r, and fstab",
-        did=wrong,
-        good="mounts each by its name and goes on to multi-user mode",
-        source="sys/kern/vfs_mountroot.c, vfs_mountroot_parse(); libexec/rc/rc.d/root",
+        test=f"root on {', then on '.join(devices.values())}, by vfs.root.mountfrom, reboot -r, and fstab",
+        observed=wrong,
+        expected="mounts each by its name and goes on to multi-user mode",
+        reference="sys/kern/vfs_mountroot.c, vfs_mountroot_parse(); libexec/rc/rc.d/root",
     )

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """Is each disk called what its vdev says, and is its content where its name is? Disks are told apart by what they hold."""
 
 from __future__ import annotations
@@ -43,10 +44,10 @@ def judge(guest: Guest, given: tuple[Given, ...], how: str) -> None:
         log = admin.of(guest.profile).attach_log(guest.sh)
         pytest.fail(
             finding(
-                asked=how,
-                did=[*wrong, f"its disks: {' '.join(sorted(seen))}", *log.splitlines()],
-                good="names each disk after its vdev number alone, whatever the order, and reads through it what was put there",
-                source=SOURCE[guest.profile.os],
+                test=how,
+                observed=[*wrong, f"its disks: {' '.join(sorted(seen))}", *log.splitlines()],
+                expected="names each disk after its vdev number alone, whatever the order, and reads through it what was put there",
+                reference=SOURCE[guest.profile.os],
             ),
             pytrace=False,
         )
@@ -78,11 +79,11 @@ def test_every_vdev_in_one_boot(new_guest: NewGuest, scratch: NewScratch, case: 
 # The firmware of an HVM guest starts from an emulated disk: libxl emulates the first four, and none whose vdev is a bare number
 # (libxl_dm.c, "unable to determine disk number").
 @pytest.mark.parametrize("vdev_name", ["hda", "sda", pytest.param("xvdq", marks=NOT_HVM), pytest.param("0xCA10", marks=NOT_HVM)])
-def test_root_on(new_guest: NewGuest, vdev_name: str, given_root: str) -> None:
+def test_root_on(new_guest: NewGuest, vdev_name: str, root_device: str) -> None:
     """A1 A2: the root file system is mounted from the disk that the table names, and multi-user mode is reached."""
     guest = new_guest(root_vdev=vdev_name)
     name = guest.profile.disk_name(vdev_name)
-    spec = rootfs.spec(given_root).replace(guest.profile.disk_name("xvda"), name, 1)
+    spec = rootfs.spec(root_device).replace(guest.profile.disk_name("xvda"), name, 1)
 
     guest.boot()
 
@@ -102,21 +103,21 @@ def test_root_on(new_guest: NewGuest, vdev_name: str, given_root: str) -> None:
     if not re.search(rf"at device/vbd/{number}(?!\d)", text):
         problems.append(f"no line names device/vbd/{number}")
     assert not problems, finding(
-        asked=f"root on vdev {vdev_name} (number {number}), vfs.root.mountfrom={spec}",
-        did=problems,
-        good=f"mounts root from {spec}, which is on {name}",
-        source="sys/kern/vfs_mountroot.c, vfs_mountroot_parse(); sys/dev/xen/blkfront/blkfront.c",
+        test=f"root on vdev {vdev_name} (number {number}), vfs.root.mountfrom={spec}",
+        observed=problems,
+        expected=f"mounts root from {spec}, which is on {name}",
+        reference="sys/kern/vfs_mountroot.c, vfs_mountroot_parse(); sys/dev/xen/blkfront/blkfront.c",
     )
 
 
 @pytest.mark.needs(os="freebsd")
-def test_mountroot_dialogue(new_guest: NewGuest, given_root: str) -> None:
+def test_mountroot_dialogue(new_guest: NewGuest, root_device: str) -> None:
     """A3: at ``mountroot>`` after a wrong root, ``?`` lists the true one, and typing it boots to multi-user mode."""
     guest = new_guest(variables=(("vfs.root.mountfrom", "ufs:/dev/xbd7"),)).create().start()
     with guest.console.expecting_death() as death:
-        seen = death(guest.due(200))
+        seen = death(guest.deadline(200))
     assert seen.kind == "mountroot", seen.summary
-    spec, mounted = rootfs.spec(given_root), rootfs.mounted_as(given_root)
+    spec, mounted = rootfs.spec(root_device), rootfs.mounted_as(root_device)
     # `?` lists disks and what is on them by GEOM, which knows no ZFS datasets.
     if spec.startswith("ufs:"):
         listed = mounted.removeprefix("/dev/")
@@ -129,10 +130,10 @@ def test_mountroot_dialogue(new_guest: NewGuest, given_root: str) -> None:
     guest.login()
     root = guest.profile.root_device(guest.sh)
     assert root == mounted, finding(
-        asked=f"`{spec}` at the mountroot> prompt",
-        did=f"root is {root}",
-        good="mounts what was typed and goes on to multi-user mode",
-        source="sys/kern/vfs_mountroot.c, parse_dir_ask()",
+        test=f"`{spec}` at the mountroot> prompt",
+        observed=f"root is {root}",
+        expected="mounts what was typed and goes on to multi-user mode",
+        reference="sys/kern/vfs_mountroot.c, parse_dir_ask()",
     )
 
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """A root on ZFS: the dataset that is mounted, the pool that it is in, and the disk that the pool is on."""
 
 from __future__ import annotations
@@ -39,8 +40,8 @@ def test_zfs_root(guest: Guest, image: Image, case: CaseContext) -> None:
         wrong.append(f"zpool status: {pool.state}, {pool.errors}")
     wrong += [f"{m.name}: {m.state}, errors {m.errors}" for m in pool.members if m.state != "ONLINE" or any(m.errors)]
     assert not wrong, finding(
-        asked=f"root {image.mountfrom} on the pool {name}, whose disk is {image.root_device}",
-        did=wrong,
-        good=f"mounts {image.root} as root from {image.root_device}, and reads the whole pool without an error",
-        source="sys/contrib/openzfs/module/os/freebsd/zfs/spa_os.c, spa_import_rootpool(); zfs_vfsops.c, zfs_mount()",
+        test=f"root {image.mountfrom} on the pool {name}, whose disk is {image.root_device}",
+        observed=wrong,
+        expected=f"mounts {image.root} as root from {image.root_device}, and reads the whole pool without an error",
+        reference="sys/contrib/openzfs/module/os/freebsd/zfs/spa_os.c, spa_import_rootpool(); zfs_vfsops.c, zfs_mount()",
     )

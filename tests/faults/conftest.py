@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """One lab for all faults, put back before each."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """A real jump host: an OpenSSH server of our own on a loopback port, with keys and configuration of its own."""
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from pathlib import Path
 import pytest
 from remote_host import Remote
 
-from harness.deadline import Deadline, NotYet
+from harness.deadline import ConditionNotMet, Deadline
 
 
 class Gate:
@@ -65,7 +66,7 @@ class Gate:
             try:
                 socket.create_connection(("127.0.0.1", self.port), timeout=1).close()
             except OSError as exc:
-                raise NotYet(f"{exc}; {self.log()[-300:]}") from exc
+                raise ConditionNotMet(f"{exc}; {self.log()[-300:]}") from exc
 
         Deadline(20).wait("the sshd of the jump host", look, 0.1)
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """A lab as a plain remote host: reached by ssh with an ordinary configuration, over links that can be cut."""
 
 from __future__ import annotations
@@ -17,8 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from harness import paths
-from harness.deadline import Deadline, NotYet
-from harness.lab import records
+from harness.deadline import ConditionNotMet, Deadline
+from harness.lab import registry
 
 FXH = [sys.executable, "-m", "harness.cli"]
 
@@ -168,7 +169,7 @@ class Run:
             if self.process.poll() is not None:
                 raise AssertionError(f"the run ended early:\n{self.process.communicate()[0]}")
             if not path.exists():
-                raise NotYet(f"no {path.name} yet")
+                raise ConditionNotMet(f"no {path.name} yet")
 
         Deadline(seconds).wait(path.name, look, 0.2)
 
@@ -197,7 +198,7 @@ class Remote:
             raise
 
     def _configure(self) -> None:
-        record, where = records.read(self.name), records.directory(self.name)
+        record, where = registry.read(self.name), registry.directory(self.name)
         assert record is not None
         self.one.target = self.two.target = record.ssh_port
         ssh = self.directory / ".ssh"
@@ -219,7 +220,7 @@ class Remote:
         (self.directory / "marks").mkdir(exist_ok=True)
         self.one.cut()
         self.two.cut()
-        if records.state(self.name) == "up":
+        if registry.state(self.name) == "up":
             self.fxh("lab", "restore", self.name)
         else:
             self.fxh("lab", "up", self.name, "--keep")
@@ -229,7 +230,7 @@ class Remote:
 
     def kill(self) -> None:
         """Pull the plug."""
-        record = records.read(self.name)
+        record = registry.read(self.name)
         assert record is not None
         os.kill(record.qemu_pid, 9)
 
@@ -276,7 +277,7 @@ class Remote:
         def look() -> Holds:
             after = self.holds()
             if more := after.more_than(before, names):
-                raise NotYet(more)
+                raise ConditionNotMet(more)
             return after
 
         return Deadline(seconds).wait("dom0 to hold no more than before", look, 1.0)
@@ -285,6 +286,6 @@ class Remote:
         def look() -> None:
             left = self.leftovers()
             if left:
-                raise NotYet("; ".join(left))
+                raise ConditionNotMet("; ".join(left))
 
         Deadline(seconds).wait("dom0 to be as before", look, 1.0)

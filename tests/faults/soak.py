@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """The suites' cases over and over on one host, by one controller: nothing may grow. By hand: python tests/faults/soak.py
 
 The host is a lab, reached like any real one. About once a minute, between two cases, a line says what controller, host and QEMU
@@ -27,7 +28,7 @@ from pathlib import Path
 import soak_rounds
 from remote_host import Holds, Remote
 
-from harness.lab import records
+from harness.lab import registry
 
 
 @dataclass(frozen=True)
@@ -99,7 +100,7 @@ def _count(path: str) -> int:
 
 def sample(remote: Remote, controller: int, temporary: Path) -> Holds:
     """What is held at this moment. Raises OSError when the controller or QEMU is gone."""
-    record = records.read(remote.name)
+    record = registry.read(remote.name)
     assert record is not None
     found = {
         "controller-rss": float(_kib(controller)),

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """A plugin of pytest: the collected cases round and round in one process until a given time. Loaded by soak.py."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """What happens to a run when something happens to its host. In each: no wrong verdict, nothing left behind, the run ends."""
 
 from __future__ import annotations
@@ -336,9 +337,9 @@ BREAKAGES = {
 
 
 def test_doctor(remote: Remote, suite: Path) -> None:
-    """A healthy host, and the same with one thing broken at a time: each is named, with its mend, and nothing else."""
+    """A healthy host, and the same with one thing broken at a time: each is named, with its hint, and nothing else."""
     told = {}
-    for name, (breakage, line, mend) in {"healthy": (None, "", ""), **BREAKAGES}.items():
+    for name, (breakage, line, hint) in {"healthy": (None, "", ""), **BREAKAGES}.items():
         remote.reset()
         # A lab's clock is that of its checkpoint.
         remote.dom0(f"date -s @{time.time():.0f}")
@@ -351,8 +352,8 @@ def test_doctor(remote: Remote, suite: Path) -> None:
         wrong = [row for row in told[name].splitlines() if row.strip().startswith(("warn ", "fail "))]
         assert len(wrong) == (1 if breakage else 0), wrong
         assert line in told[name]
-        assert mend in told[name]
-    # The last mend, done.
+        assert hint in told[name]
+    # The last hint, done.
     remote.fxh("clean", "one", "--yes")
     remote.wait_clean()
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """A real lab for each worker, put back before every test."""
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from harness.lab import factory
-from harness.lab.factory import LabWish
+from harness.lab.factory import LabSpec
 from harness.lab.host import LabHost
 from harness.lab.lab import Lab
 
@@ -38,7 +39,7 @@ def lab(_lab: list[Lab]) -> Lab:
         return _lab[0]
     for dead in _lab:
         dead.remove()
-    _lab[:] = [factory.make(LabWish())]
+    _lab[:] = [factory.make(LabSpec())]
     _lab[0].up()
     return _lab[0]
 

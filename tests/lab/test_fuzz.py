@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """pygrub's fuzz sees what it is there for."""
 
 from __future__ import annotations

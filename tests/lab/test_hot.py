@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """Labs kept as QEMU processes: restored many times over, side by side; what cannot be kept or restored is made the other way."""
 
 from __future__ import annotations
@@ -11,14 +12,14 @@ from pathlib import Path
 
 import pytest
 
-from harness.deadline import Deadline, NotYet
+from harness.deadline import ConditionNotMet, Deadline
 from harness.guests import source
 from harness.guests.configure import configure
 from harness.guests.guest import Guest
 from harness.guests.shape import Shape
-from harness.lab import checkpoint, factory, hot, records
+from harness.lab import checkpoint, factory, hot, registry
 from harness.lab.checkpoint import Checkpoint
-from harness.lab.factory import LabWish
+from harness.lab.factory import LabSpec
 from harness.lab.host import LabHost
 from harness.lab.lab import Lab
 from harness.xen.config import Disk
@@ -31,7 +32,7 @@ NAME = f"{checkpoint.WARM}test{os.getpid()}"
 @pytest.fixture
 def own() -> Iterator[Lab]:
     """A lab that is not the worker's: what is done to it here, it does not forget."""
-    with factory.make(LabWish()) as lab:
+    with factory.make(LabSpec()) as lab:
         lab.up()
         yield lab
         with contextlib.suppress(FileNotFoundError):
@@ -46,7 +47,7 @@ def marked(lab: Lab) -> Checkpoint:
         lab.ssh.run(["sh", "-c", "echo kept > /root/mark; sync"])
         return "marked"
 
-    return lab.put_back(NAME, make)
+    return lab.restore_or_create(NAME, make)
 
 
 def test_a_lab_rests_hot(own: Lab) -> None:
@@ -66,9 +67,9 @@ def test_processes_side_by_side_from_one_image(own: Lab, tmp_path: Path) -> None
     image.write_bytes(b"guest" * 1000 + bytes(1 << 20))
     made = marked(own)
     assert made.hot
-    with factory.make(LabWish()) as other:
+    with factory.make(LabSpec()) as other:
         other.up()
-        again = other.put_back(NAME, lambda: pytest.fail("it is there"))
+        again = other.restore_or_create(NAME, lambda: pytest.fail("it is there"))
         assert again.note == "marked"
         for lab in (own, other):
             lab.ssh.run(["sh", "-c", f"hostname {lab.name}; echo {lab.name} >> /root/mark; sync"])
@@ -83,11 +84,11 @@ def test_processes_side_by_side_from_one_image(own: Lab, tmp_path: Path) -> None
         own.restore(made)
         assert own.ssh.run(["cat", "/root/mark"]).text == "kept\n"
         assert other.ssh.run(["hostname"]).text == f"{other.name}\n"
-    assert records.state(other.name) == ""
+    assert registry.state(other.name) == ""
 
 
 def test_a_guest_goes_on_with_its_console_disk_and_network(own: Lab, tmp_path: Path) -> None:
-    what = source.control(factory.control(LabWish()))
+    what = source.control(factory.control(LabSpec()))
     host = LabHost(own)
     image = tmp_path / "disk.img"
     data = os.urandom(1 << 20)
@@ -96,10 +97,10 @@ def test_a_guest_goes_on_with_its_console_disk_and_network(own: Lab, tmp_path: P
     guest = Guest(host, what.profile, configure(host, what, shape, "fxh-hot"), tmp_path).boot()
     guest.sh("echo kept > /tmp/mark; ip addr add 10.0.2.77/24 dev eth0")
     guest.detach()
-    made = own.put_back(NAME, lambda: "")
+    made = own.restore_or_create(NAME, lambda: "")
     assert made.hot
     for _ in range(3):
-        host.put_back(NAME, lambda: pytest.fail("it is there"))
+        host.restore_or_create(NAME, lambda: pytest.fail("it is there"))
         again = Guest(host, what.profile, guest.config, tmp_path).adopt(guest.domid)
         assert again.sh("cat /tmp/mark; echo gone > /tmp/mark") == "kept"
         assert again.sh("md5sum < /dev/xvdb").split()[0] == hashlib.md5(data).hexdigest()
@@ -122,7 +123,7 @@ def test_one_that_cannot_be_restored_is_made_the_other_way(own: Lab) -> None:
 @pytest.mark.parametrize("before", ["find", "restore"])
 def test_one_that_another_removes_meanwhile_is_made_anew(own: Lab, monkeypatch: pytest.MonkeyPatch, before: str) -> None:
     first = marked(own)
-    owner, name = (checkpoint, "used") if before == "find" else (own.machine, "revive")
+    owner, name = (checkpoint, "used") if before == "find" else (own.machine, "restore_process")
     original = getattr(owner, name)
 
     def too_late(*arguments: object) -> None:
@@ -174,14 +175,14 @@ def test_the_chamber_goes_with_its_owner(own: Lab) -> None:
 
 def _gone(pid: int) -> None:
     if Path(f"/proc/{pid}").exists():
-        raise NotYet(f"process {pid} lives")
+        raise ConditionNotMet(f"process {pid} lives")
 
 
 def test_off_as_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FXH_CRIU", "off")
     hot.find.cache_clear()
     try:
-        with factory.make(LabWish()) as lab:
+        with factory.make(LabSpec()) as lab:
             lab.up()
             assert lab.hot is None
             assert lab.parent.startswith("ready@")

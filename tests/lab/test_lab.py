@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """A real lab: up, restored, frozen, killed; and what is left behind (nothing)."""
 
 from __future__ import annotations
@@ -14,15 +15,15 @@ from pathlib import Path
 import pytest
 
 from harness import paths, preparing
-from harness.deadline import Deadline, NotYet
+from harness.deadline import ConditionNotMet, Deadline
 from harness.errors import HarnessError, InfrastructureError, LabDead, TransportError, UsageError
 from harness.guests import source
 from harness.guests.configure import configure
 from harness.guests.guest import Guest
 from harness.guests.shape import Shape
-from harness.lab import archive, checkpoint, factory, records
+from harness.lab import archive, checkpoint, factory, registry
 from harness.lab.checkpoint import CheckpointBroken
-from harness.lab.factory import LabWish
+from harness.lab.factory import LabSpec
 from harness.lab.host import LabHost
 from harness.lab.lab import Lab
 from harness.lab.process import listening
@@ -47,7 +48,7 @@ def gone(pid: int) -> None:
     # A zombie of the test's own is as good as gone.
     if Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z":
         return
-    raise NotYet(f"process {pid} lives")
+    raise ConditionNotMet(f"process {pid} lives")
 
 
 def test_dom0_is_a_real_xen_host(host: LabHost) -> None:
@@ -94,14 +95,14 @@ def test_flags_are_right_behind_cmpxchg16b_or_there_is_none(lab: Lab, tmp_path: 
 
 def test_checkpoint_with_a_running_guest(host: LabHost, tmp_path: Path) -> None:
     """Everything is alive again after a restore: hypervisor, dom0, guest, its console and its network."""
-    what = source.control(factory.control(LabWish()))
+    what = source.control(factory.control(LabSpec()))
     guest = Guest(host, what.profile, configure(host, what, Shape("pv"), "fxh-kept"), tmp_path).boot()
     guest.sh("echo kept > /tmp/mark; ip addr add 10.0.2.77/24 dev eth0")
     guest.detach()
-    made = host.put_back("test-guest", lambda: "")
+    made = host.restore_or_create("test-guest", lambda: "")
     try:
         for _ in range(2):
-            host.put_back("test-guest", lambda: pytest.fail("it is there"))
+            host.restore_or_create("test-guest", lambda: pytest.fail("it is there"))
             left = host.transport.run(["busybox", "pidof", "xenconsole"], check=False).text
             assert not left, "frozen with its client, nobody else could have the console"
             again = Guest(host, what.profile, guest.config, tmp_path).adopt(guest.domid)
@@ -130,7 +131,7 @@ def test_a_checkpoint_that_is_made_is_setup_and_one_that_is_found_is_not(lab: La
     stop = preparing.listen(told.append)
     try:
         for _ in range(2):
-            lab.put_back("told", lambda: lab.rest(to_freeze=True) or "", what="dom0")
+            lab.restore_or_create("told", lambda: lab.rest(private_memory=True) or "", what="dom0")
     finally:
         stop()
         if (left := lab.find("told")) is not None:
@@ -142,16 +143,16 @@ def test_a_damaged_checkpoint_is_made_anew_by_who_wants_it(lab: Lab) -> None:
     made = []
 
     def make() -> str:
-        lab.rest(to_freeze=True)
+        lab.rest(private_memory=True)
         lab.ssh.run(["sh", "-c", "echo x > /root/mark"])
         made.append(1)
         return "noted"
 
     try:
-        first = lab.put_back("wanted", make)
+        first = lab.restore_or_create("wanted", make)
         first.state.chmod(0o600)
         first.state.write_bytes(first.state.read_bytes()[:1000])
-        again = lab.put_back("wanted", make)
+        again = lab.restore_or_create("wanted", make)
         assert (len(made), again.note) == (2, "noted")
         assert lab.ssh.run(["cat", "/root/mark"]).text.strip() == "x"
     finally:
@@ -177,7 +178,7 @@ def test_disks_are_plugged_without_a_copy(host: LabHost, tmp_path: Path) -> None
 
 
 def test_two_labs_side_by_side_share_their_memory_file(lab: Lab) -> None:
-    with factory.make(LabWish()) as other:
+    with factory.make(LabSpec()) as other:
         other.up()
         assert other.machine.ssh_port != lab.machine.ssh_port
         lab.ssh.run(["hostname", "one"])
@@ -188,7 +189,7 @@ def test_two_labs_side_by_side_share_their_memory_file(lab: Lab) -> None:
             ssh_with_wrong_key(lab)
         names = {row["name"] for row in json.loads(fxh("lab", "list", "--json").stdout)}
         assert {lab.name, other.name} <= names
-    assert records.state(other.name) == ""
+    assert registry.state(other.name) == ""
 
 
 def ssh_with_wrong_key(lab: Lab) -> None:
@@ -206,14 +207,14 @@ def test_qemu_ends_with_its_owner(lab: Lab, how: int) -> None:
     assert process.stdout is not None
     line = process.stdout.readline()
     assert "is up after" in line, line
-    record = records.read(f"owned-{how}")
+    record = registry.read(f"owned-{how}")
     assert record is not None
     process.send_signal(how)
     process.wait(10)
     Deadline(5).wait("QEMU to end", lambda: gone(record.qemu_pid))
     fxh("lab", "list")
-    assert records.state(f"owned-{how}") == ""
-    assert not records.sockets(f"owned-{how}").exists()
+    assert registry.state(f"owned-{how}") == ""
+    assert not registry.sockets(f"owned-{how}").exists()
 
 
 def test_a_kept_lab_by_command_line(lab: Lab, tmp_path: Path) -> None:
@@ -237,7 +238,7 @@ def test_a_kept_lab_by_command_line(lab: Lab, tmp_path: Path) -> None:
         assert "'h' pressed" in fxh("lab", "logs", name).stdout
         assert fxh("lab", "restore", name, "none", check=False).returncode == 2
         fxh("lab", "down", name)
-        assert records.state(name) == "stopped"
+        assert registry.state(name) == "stopped"
         assert fxh("lab", "ssh", name, "true", check=False).returncode == 2
         assert "kept" in fxh("lab", "list").stdout
     finally:
@@ -245,7 +246,7 @@ def test_a_kept_lab_by_command_line(lab: Lab, tmp_path: Path) -> None:
         for path in checkpoint.listing(lab.image):
             if path.name.startswith("marked@"):
                 checkpoint.remove(path)
-    assert records.state(name) == ""
+    assert registry.state(name) == ""
 
 
 def test_a_killed_lab_ends_what_waits_on_it(lab: Lab) -> None:
@@ -264,7 +265,7 @@ def test_a_killed_lab_ends_what_waits_on_it(lab: Lab) -> None:
 
 def _dead(lab: Lab) -> None:
     if not lab.dead:
-        raise NotYet("it is not")
+        raise ConditionNotMet("it is not")
 
 
 # The process of dom0's init that gives its sign of life.
@@ -287,7 +288,7 @@ def test_a_silent_dom0_is_found_soon(lab: Lab) -> None:
 
 def test_no_memory_left_for_a_guest(host: LabHost) -> None:
     host.prepare()
-    kernel = host.files(factory.control(LabWish()) / "vmlinuz")[0]
+    kernel = host.files(factory.control(LabSpec()) / "vmlinuz")[0]
     with pytest.raises(InfrastructureError, match="has not 9000 MiB left"):
         host.toolstack.create(DomainConfig("fxh-big", "pv", 9000, kernel=kernel))
     assert host.toolstack.find("fxh-big") is None

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """Nothing outside `lab build` may assume Linux: what a lab's start opens and executes is what FreeBSD has, too."""
 
 from __future__ import annotations

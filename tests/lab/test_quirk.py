@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """The lab's guard against QEMU's defect (docs/lab.md): how a new domain's CPU starts, with it and without it."""
 
 from __future__ import annotations
@@ -5,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from harness.deadline import Deadline, NotYet
+from harness.deadline import ConditionNotMet, Deadline
 from harness.lab.host import LabHost
 from harness.lab.lab import Lab
 from harness.xen.config import DomainConfig
@@ -22,7 +23,7 @@ def starts(host: LabHost, kernel: Path) -> list[str]:
     def said() -> list[str]:
         found = [line.rpartition(" is ")[2] for line in host.toolstack.dmesg().splitlines() if "fxh: CR4.PAE is " in line]
         if len(found) < STARTS:
-            raise NotYet(f"it started {len(found)} times")
+            raise ConditionNotMet(f"it started {len(found)} times")
         return found
 
     host.toolstack.unpause(host.toolstack.create(config))

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """A regression in the control guest, from the red run to the culprit: verdict, blame, bisection, and a bundle run elsewhere."""
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import pytest
 from harness import paths
 from harness.lab import factory
 from harness.lab.cpio import archive
-from harness.lab.factory import LabWish
+from harness.lab.factory import LabSpec
 
 FXH = [sys.executable, "-c", "from harness.cli.main import main; main()"]
 CASE = "test_boots_to_login[control-pv-xen-4.20]"
@@ -29,7 +30,7 @@ def fxh(*words: str, cwd: Path | None = None) -> tuple[int, str]:
 @pytest.fixture(scope="module")
 def guests(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     """Three control guests, oldest first; from the second on init panics before it shows its login."""
-    built = factory.control(LabWish())
+    built = factory.control(LabSpec())
     init = (paths.project() / "images" / "control" / "init").read_text()
     made = []
     for number in range(3):

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """A lab as a plain remote host: what is known and removed there without booting a guest. More: tests/faults."""
 
 from __future__ import annotations
@@ -19,9 +20,9 @@ HOLDER = """
 import sys
 from harness.deadline import Deadline
 from harness.hosts import connect
-from harness.hosts.lease import Wish
+from harness.hosts.lease import LeaseRequest
 host = connect.direct("one", "alive", "a test")
-host.acquire(Wish("", 300), Deadline(60))
+host.acquire(LeaseRequest("", 300), Deadline(60))
 host.prepare()
 print("held", flush=True)
 sys.stdin.read()  # as long as the test lives

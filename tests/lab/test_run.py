@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """fxh run from outside: what a user or a CI sees, exit codes first."""
 
 from __future__ import annotations
@@ -13,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from harness.deadline import Deadline, NotYet
-from harness.lab import records
+from harness.deadline import ConditionNotMet, Deadline
+from harness.lab import registry
 from tests.conftest import planted_suite
 
 FXH = [sys.executable, "-c", "from harness.cli.main import main; main()"]
@@ -172,16 +173,16 @@ def test_syntax_error_in_a_suite_is_a_harness_error(suite: Path, tmp_path: Path)
 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
 def test_killed_in_the_middle_leaves_nothing(suite: Path, tmp_path: Path, how: int) -> None:
-    before = set(records.names())
+    before = set(registry.names())
     process = start(suite, tmp_path, "-k", "passes or slow")
     latest = tmp_path / "reports" / "latest"
 
     def under_way() -> dict[str, int]:
-        found = {name: records.read(name) for name in set(records.names()) - before}
+        found = {name: registry.read(name) for name in set(registry.names()) - before}
         pids = {name: record.qemu_pid for name, record in found.items() if record and record.owner_pid == process.pid}
         done = list(latest.glob("cases/*/case.json"))
         if not (pids and done):
-            raise NotYet(f"{len(pids)} labs, {len(done)} cases done")
+            raise ConditionNotMet(f"{len(pids)} labs, {len(done)} cases done")
         return pids
 
     labs = Deadline(120).wait("the second case to run", under_way)
@@ -192,7 +193,7 @@ def test_killed_in_the_middle_leaves_nothing(suite: Path, tmp_path: Path, how: i
     def all_gone() -> None:
         alive = [pid for pid in labs.values() if Path(f"/proc/{pid}").exists()]
         if alive:
-            raise NotYet(f"QEMU {alive} lives")
+            raise ConditionNotMet(f"QEMU {alive} lives")
 
     Deadline(5).wait("QEMU to end", all_gone)
     if how == signal.SIGINT:
@@ -201,7 +202,7 @@ def test_killed_in_the_middle_leaves_nothing(suite: Path, tmp_path: Path, how: i
     # What was learned is kept; what was left is found and removed.
     assert [json.loads(p.read_text())["outcome"] for p in latest.glob("cases/*/case.json")][:1] == ["passed"]
     subprocess.run([*FXH, "lab", "list"], check=True, capture_output=True)
-    assert not [name for name in labs if records.directory(name).exists() or records.sockets(name).exists()]
+    assert not [name for name in labs if registry.directory(name).exists() or registry.sockets(name).exists()]
 
 
 KNOWN = """

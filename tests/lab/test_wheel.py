@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """The wheel in an empty directory, with a lab: what a user of an installed copy does first."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """What we write for xl, asked of xl itself: hundreds of configurations in one command, and vdevs one after the other."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """Regressions planted on purpose: a pytest plugin (``-p plants --plant NAME``) that makes one thing go wrong underneath.
 
 Each changes what the suites run on (a domain configuration, dom0's state, an image, what the guest is told), never a suite.
@@ -16,7 +17,7 @@ from typing import Any
 import pytest
 
 from harness.deadline import Deadline
-from harness.guests import suspend, swap
+from harness.guests import replace_kernel, suspend
 from harness.guests.guest import Guest
 from harness.guests.link import Link
 from harness.plugin import rig
@@ -151,7 +152,7 @@ def stale_kernel() -> None:
         guest.host.transport.run(["sh", "-c", script, "sh", guest.config.disks[0].target], Deadline(120))
         return original(guest)
 
-    wrap(swap, "volume", around)
+    wrap(replace_kernel, "volume", around)
 
 
 def vif_command(*argv: str) -> Callable[[], None]:
@@ -252,7 +253,7 @@ TABLE = {
     "missing-disk": Plant(NAMES, "should be xvdz: its content is on no disk", configured(missing_disk)),
     "corrupted-disk": Plant(NAMES, "should be xvdb: its content is on no disk .* xvdb holds something else", corrupted_disk),
     "write-through": Plant("root_mount/test_read_only", "a write to xvdc", writable),
-    "corrupted-menu": Plant("pygrub/test_follows_block_trees", "did: .*(status 1|Error|Unable)", changed_image(lambda image: image.replace(b"kernel /boot/kernel/kernel", b"kernel /boot/kernel/kernwl"))),
+    "corrupted-menu": Plant("pygrub/test_follows_block_trees", "observed: .*(status 1|Error|Unable)", changed_image(lambda image: image.replace(b"kernel /boot/kernel/kernel", b"kernel /boot/kernel/kernwl"))),
     "ufs-block-size": Plant("pygrub/test_sparse_kernel", "Unable to find partition", changed_image(patched(8192 + 48, b"\0\0\x10\0"))),
     "ufs-magic": Plant("pygrub/test_sparse_kernel", "Unable to find partition", changed_image(patched(8192 + 1372, b"\x19\x01\x54\x19"))),
     "kernel-truncated": Plant(

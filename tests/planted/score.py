@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """make planted: each planted regression through the real suites; the score says which were caught, and with what words.
 
 A regression counts as caught when its case is red (failed, not infrastructure) with the right words, and a case of each other

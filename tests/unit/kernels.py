@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """Small ELF files that look like a FreeBSD kernel: a version text, ``osreldate`` as a symbol, and Xen's note."""
 
 from __future__ import annotations

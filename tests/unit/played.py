@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """A console that is read without a thread: what is found depends on the bytes alone."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """A host that is asked for facts and paths alone: enough to make a domain's configuration."""
 
 from __future__ import annotations

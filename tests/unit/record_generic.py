@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """Records a tree's GENERIC for test_source_build.py: names of devices and options, and which of them Xen's guest code needs.
 
     python tests/unit/record_generic.py /usr/src OBJECTS > tests/unit/data/generic-15.1.json

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """What a build of the lab says when it cannot be done, and that nothing stays behind."""
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ def test_full_disk(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(1 << 40, 1 << 40, 300 << 20))
     with pytest.raises(BuildError, match="300 MiB free") as caught:
         build.build(recipe.load())
-    assert "FXH_STORE" in caught.value.mend
+    assert "FXH_STORE" in caught.value.hint
     assert leftovers(store) == []
 
 
@@ -41,7 +42,7 @@ def test_missing_tools_are_named_in_one_command(store: Path, monkeypatch: pytest
     monkeypatch.setattr(shutil, "which", lambda name, **more: None if name == "mmdebstrap" else found(name, **more) or "/bin/true")
     with pytest.raises(BuildError) as caught:
         build.build(recipe.load())
-    assert caught.value.mend == "apt-get install --no-install-recommends mmdebstrap"
+    assert caught.value.hint == "apt-get install --no-install-recommends mmdebstrap"
 
 
 def test_a_failing_tool_is_shown_by_its_last_lines(store: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -1,4 +1,5 @@
-"""On some Pythons a traceback formatted in a thread can end pytest's run (harness/plugin/carets.py)."""
+# SPDX-License-Identifier: BSD-2-Clause
+"""On some Pythons a traceback formatted in a thread can end pytest's run (harness/plugin/pep657_workaround.py)."""
 
 from __future__ import annotations
 
@@ -11,13 +12,13 @@ from pathlib import Path
 
 import pytest
 
-from harness.plugin import carets
+from harness.plugin import pep657_workaround
 
 # A thread that formats tracebacks beside a main thread that makes syntax trees, for two seconds.
 RACE = """
 import ast, gc, sys, threading, time, traceback
-from harness.plugin import carets
-carets.off()
+from harness.plugin import pep657_workaround
+pep657_workaround.off()
 # Python code runs within the making of a tree when garbage is collected: there the other thread gets its turn.
 sys.setswitchinterval(1e-6)
 gc.set_threshold(20)
@@ -46,12 +47,12 @@ print(failed, made)
     ],
 )  # fmt: skip
 def test_which_pythons(version: tuple[int, ...], has_it: bool) -> None:
-    assert carets.affected(version) is has_it
+    assert pep657_workaround.affected(version) is has_it
 
 
-@pytest.mark.skipif(not carets.affected(sys.version_info[:3]), reason="this Python has not got the defect")
+@pytest.mark.skipif(not pep657_workaround.affected(sys.version_info[:3]), reason="this Python has not got the defect")
 def test_a_thread_that_formats_tracebacks_does_not_fail_others(tmp_path: Path) -> None:
-    """Without the mend some 150 of 1,000 trees fail."""
+    """Without the hint some 150 of 1,000 trees fail."""
     script = tmp_path / "race.py"  # a file: the marks are made of the line's text
     script.write_text(RACE)
     done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, check=True, timeout=60)
@@ -60,7 +61,7 @@ def test_a_thread_that_formats_tracebacks_does_not_fail_others(tmp_path: Path) -
     assert failed == 0
 
 
-@pytest.mark.skipif(not carets.affected(sys.version_info[:3]), reason="this Python has not got the defect")
+@pytest.mark.skipif(not pep657_workaround.affected(sys.version_info[:3]), reason="this Python has not got the defect")
 def test_no_traceback_makes_a_syntax_tree(monkeypatch: pytest.MonkeyPatch) -> None:
     """The plugin has seen to it, in this process, too."""
     made: list[object] = []

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """What the suites' later cases are made of: GEOM's text, drives without a medium, a small module, divided disks, a network peer."""
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from harness.dom0 import netpeer, xenstore_writer
 from harness.errors import InfrastructureError, UsageError
 from harness.guests.link import COUNTS
 from harness.guests.peer import Listener, Moved, moved
@@ -22,7 +24,6 @@ from harness.images.disks import BootCode, divide
 from harness.images.layout import FileSystem, Vdev
 from harness.oracles.naming import consumer_of
 from harness.transport.local import LocalTransport
-from harness.xen import netpeer, storm
 from harness.xen.config import Disk
 
 # kern.geom.conftxt of FreeBSD 13.2 with an MBR disk and a GPT disk, shortened at the right.
@@ -166,14 +167,14 @@ def test_what_is_not_said_is_named() -> None:
         said.until(b"three")
 
 
-@pytest.mark.parametrize(("kind", "said"), [(11, b"OK\0"), (storm.ERROR, b"EACCES\0")])
+@pytest.mark.parametrize(("kind", "said"), [(11, b"OK\0"), (xenstore_writer.ERROR, b"EACCES\0")])
 def test_a_write_to_xenstore_over_its_own_wire(kind: int, said: bytes) -> None:
     here, there = socket.socketpair()
     with here, there:
         there.sendall(struct.pack("<4I", kind, 0, 0, len(said)) + said)
-        if kind == storm.ERROR:
+        if kind == xenstore_writer.ERROR:
             with pytest.raises(OSError, match="/a/target: xenstored says 'EACCES"):
-                storm.write(here.fileno(), "/a/target", "12")
+                xenstore_writer.write(here.fileno(), "/a/target", "12")
         else:
-            storm.write(here.fileno(), "/a/target", "12")
+            xenstore_writer.write(here.fileno(), "/a/target", "12")
         assert there.recv(100) == struct.pack("<4I", 11, 0, 0, 12) + b"/a/target\x0012"

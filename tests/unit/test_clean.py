@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """Prefixes of collectors, escapes and erased characters: every rule about lines applies behind them."""
 
 from __future__ import annotations
@@ -274,8 +275,8 @@ def test_any_bytes_are_taken(data: bytes, size: int) -> None:
     watcher = Watcher(FREEBSD, first_line=1.0, scale=1.0)
     for n in range(0, len(noise), size):
         watcher.feed(noise[n : n + size], float(n))
-        watcher.due(float(n))
-    watcher.due(1e9, ended=True)
+        watcher.deadline(float(n))
+    watcher.deadline(1e9, ended=True)
     assert watcher.offset == len(noise)
     deaths.classify(noise)
 

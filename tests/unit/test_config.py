@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """fxh.toml: layers, sources, and what is said of a slip."""
 
 from __future__ import annotations
@@ -44,10 +45,10 @@ def test_each_layer_covers_the_one_below(tmp_path: Path, monkeypatch: pytest.Mon
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("[run]\nscael = 2", "run.scael is not known\n  mend: did you mean 'scale'?"),
-        ("[rnu]\nscale = 2", r"\[rnu\] is not known\n  mend: did you mean 'run'?"),
-        ('[hosts.a]\nadress = "x"', "hosts.a.adress is not known\n  mend: did you mean 'address'?"),  # codespell:ignore adress
-        ('[run]\nscale = "2"', "run.scale = '2'\n  mend: it takes a value of type float"),
+        ("[run]\nscael = 2", "run.scael is not known\n  hint: did you mean 'scale'?"),
+        ("[rnu]\nscale = 2", r"\[rnu\] is not known\n  hint: did you mean 'run'?"),
+        ('[hosts.a]\nadress = "x"', "hosts.a.adress is not known\n  hint: did you mean 'address'?"),  # codespell:ignore adress
+        ('[run]\nscale = "2"', "run.scale = '2'\n  hint: it takes a value of type float"),
         ("[run]\nworkers = true", "run.workers = True"),
         ('[hosts.a]\ntags = "x"', "it takes a list of words"),
         ("hosts = 1", "it is a table"),

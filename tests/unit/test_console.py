@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """Every detector, on consoles recorded from real guests."""
 
 from __future__ import annotations
@@ -426,7 +427,7 @@ def test_a_console_s_end_is_told_after_the_death_that_it_is(tmp_path: Path) -> N
 def test_a_console_that_somebody_else_has_is_no_death(tmp_path: Path) -> None:
     words = b"\r\nxenconsole: Could not lock /var/lock/xenconsole.2: Resource temporarily unavailable\r\n"
     reader = ConsoleReader(ConsoleStream(ReplayStream(words)), tmp_path / "c", stages=FREEBSD).start()
-    with pytest.raises(TransportError, match=r"cannot be read: xenconsole: Could not lock /var/lock/xenconsole.2: .*\n  mend: "):
+    with pytest.raises(TransportError, match=r"cannot be read: xenconsole: Could not lock /var/lock/xenconsole.2: .*\n  hint: "):
         reader.wait_stage("login", Deadline(10))
     assert reader.death is None
     reader.close()

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """The memory's pages go into a file, all else stays; what is not as it is known is left alone."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """Which lines are a death, which of several is the cause, and which function is to blame. All consoles here are our own words."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """Files are read from UFS and ZFS without mounting them, as they are there; damaged and hostile file systems end in words."""
 
 from __future__ import annotations

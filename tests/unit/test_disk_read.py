@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """A disk image alone: its format, its root, its kernel, what it can run as; and in words why one cannot be run."""
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from harness.digest import file_sha256, known_sha256
 from harness.errors import HarnessError, InfrastructureError, UsageError
 from harness.guests import filehash, source
 from harness.guests.bootable import make_ufs
-from harness.images import diskformat, diskimport, diskread, make, makefs, parttable, recipe, store, tables
+from harness.images import diskformat, diskimport, diskread, makefs, parttable, recipe, recipes, store, tables
 from harness.images.tables import SECTOR, Part
 from tests.unit.test_disk_files import FREEBSD, label, labelled, needs_freebsd, needs_grub, needs_makefs, patched
 from tests.unit.test_disk_tables import gpt
@@ -220,7 +221,7 @@ def test_a_kernel_from_elsewhere_with_the_disks_root(disk: Path, tmp_path: Path)
 
 @needs_makefs
 def test_an_imported_disk_brings_its_kernel(disk: Path, tree: Path) -> None:
-    made = make.make(recipe.make("mine", {"disk": str(disk)}, {}))
+    made = recipes.make(recipe.make("mine", {"disk": str(disk)}, {}))
     assert (made.version, made.types, made.root) == ("14.2", ("pvh", "hvm"), "gpt/rootfs")
     assert made.disks[0].file.read_bytes() == disk.read_bytes()
     assert made.kernel is not None
@@ -302,10 +303,10 @@ def test_a_pool_that_nobody_can_read(tmp_path: Path, own_store: Path, kernel: by
     with pytest.raises(UsageError, match=why):
         diskread.take(path)
     with pytest.raises(UsageError, match=why):
-        make.make(recipe.make("z", {"disk": str(path), "kernel": str(given)}, {}))
+        recipes.make(recipe.make("z", {"disk": str(path), "kernel": str(given)}, {}))
     with pytest.raises(UsageError, match=why):
         source.freebsd(given, path)
-    made = make.make(recipe.make("z", {"disk": str(path), "kernel": str(given), "root": "zfs:tank/ROOT/box"}, {}))
+    made = recipes.make(recipe.make("z", {"disk": str(path), "kernel": str(given), "root": "zfs:tank/ROOT/box"}, {}))
     # A module is loaded by the loader alone, so without ZFS in the kernel there is no PVH.
     assert (made.mountfrom, made.types) == ("zfs:tank/ROOT/box", ("pvh", "hvm") if kernel == ZFS else ("hvm",))
 
@@ -337,12 +338,12 @@ def test_a_disk_for_uefi_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str
 def test_a_disk_for_uefi_alone_with_a_kernel_from_elsewhere(tmp_path: Path) -> None:
     path = uefi_disk(tmp_path / "d", root_tree(tmp_path / "t"))
     plain = elf(tmp_path / "plain", notes=False, text=NEW)
-    made = make.make(recipe.make("u", {"disk": str(path), "kernel": str(plain)}, {}))
+    made = recipes.make(recipe.make("u", {"disk": str(path), "kernel": str(plain)}, {}))
     assert (made.types, made.firmwares) == (("hvm",), ("uefi",))
     assert source.from_image(made).why_no_bios.endswith("only UEFI can start it: its disk has no boot code for a BIOS")
     neither = uefi_disk(tmp_path / "e", root_tree(tmp_path / "s"), fat=b"")
     with pytest.raises(UsageError, match="or a disk with boot code or an EFI system partition"):
-        make.make(recipe.make("n", {"disk": str(neither), "kernel": str(plain)}, {}))
+        recipes.make(recipe.make("n", {"disk": str(neither), "kernel": str(plain)}, {}))
 
 
 # -- sectors ----------------------------------------------------------------------------------------------------------
@@ -376,7 +377,7 @@ def refused(path: Path, own_store: Path, root: str = "") -> str:
         diskread.take(path, root)
     assert not [name for name in left(own_store) if not name.startswith("hashes/")]
     assert str(path) in caught.value.message, "the message names the file"
-    assert caught.value.mend, "and what to do"
+    assert caught.value.hint, "and what to do"
     return str(caught.value)
 
 
@@ -497,7 +498,7 @@ def test_formats_of_others_are_named_and_then_read(disk: Path, own_store: Path, 
     subprocess.run(["qemu-img", "convert", "-f", "raw", "-O", fmt, *words, str(disk), str(path)], check=True)
     said = refused(path, own_store)
     assert f"a {name} file, and only raw and qcow2 disks are read" in said
-    command = said.partition("mend: ")[2].partition(";")[0].split()
+    command = said.partition("hint: ")[2].partition(";")[0].split()
     assert command == ["qemu-img", "convert", "-f", fmt, "-O", "qcow2", "disk", "disk.qcow2"]
     subprocess.run(command, cwd=disk.parent, check=True)
     there, here = (diskread.take(item) for item in (disk.with_name("disk.qcow2"), disk))

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """Partition tables are read as FreeBSD reads them: sound ones, moved and damaged ones, and one within another."""
 
 from __future__ import annotations

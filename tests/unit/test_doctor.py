@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """The doctor's judgement on what a healthy lab printed (tests/doctor), and on that with one thing broken at a time."""
 
 from __future__ import annotations
@@ -95,7 +96,7 @@ def replaced(old: str, new: str) -> Callable[[str], str]:
 
 
 @pytest.mark.parametrize(
-    ("breakage", "name", "status", "detail", "mend"),
+    ("breakage", "name", "status", "detail", "hint"),
     [
         (without("user", "1000"), "root", FAIL, "we are user 1000", "xl needs root"),
         (replaced("xl /usr/sbin/xl\n", ""), "xl", FAIL, "not there", "xen-utils"),
@@ -124,23 +125,23 @@ def replaced(old: str, new: str) -> Callable[[str], str]:
         (lambda text: replaced("%store", f"{LEFT}\n%store")(without("leases", "1a2b3c")(text)), "domains of ours", OK, "fxh-1a2b3c-1-x", ""),
     ],
 )  # fmt: skip
-def test_each_broken_link_has_its_mend(breakage: Callable[[str], str], name: str, status: str, detail: str, mend: str) -> None:
+def test_each_broken_link_has_its_mend(breakage: Callable[[str], str], name: str, status: str, detail: str, hint: str) -> None:
     text = breakage(HEALTHY)
     assert text != HEALTHY
     check = next(check for check in judge(text, HostConfig("h"), NOW) if check.name == name)
     assert check.status == status, check
     assert detail in check.detail
-    assert mend in check.mend
+    assert hint in check.hint
 
 
 def test_memory_that_dom0_took() -> None:
     text = HEALTHY.replace("free_memory            : 2270", "free_memory            : 10").replace("   768     1", "  2900     1")
-    assert "dom0_mem=" in bad(text)["memory"].mend
+    assert "dom0_mem=" in bad(text)["memory"].hint
 
 
 def test_a_host_that_is_not_reached() -> None:
     def connect() -> Transport:
-        raise TransportError("x port 22: timed out", mend="is the host up?")
+        raise TransportError("x port 22: timed out", hint="is the host up?")
 
     assert doctor.examine(HostConfig("x"), connect) == (Check("ssh", FAIL, "x port 22: timed out", "is the host up?"),)
 
@@ -164,7 +165,7 @@ def test_development_and_vendor_versions(path: Path) -> None:
     if arm:
         assert found["architecture"].status == FAIL
         assert found["architecture"].detail.startswith("an ARM host (aarch64, xen-3.0-aarch64, xen-3.0-armv7l)")
-        assert "VT-x" not in "".join(check.mend for check in checks)
+        assert "VT-x" not in "".join(check.hint for check in checks)
 
 
 @pytest.mark.parametrize(

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """Copies there and back, holes kept; the log of commands."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """UEFI guests: cells and their names, the domain configuration, what a host must have, what a firmware says on its console."""
 
 from __future__ import annotations
@@ -66,7 +67,7 @@ def test_the_book_of_all_cells_has_uefi() -> None:
 def test_a_disk_without_an_esp_is_refused_where_uefi_is_asked_for() -> None:
     with pytest.raises(UsageError, match=r"freebsd-15\.1: UEFI cannot start it: its disk has no EFI system partition") as caught:
         options.check_firmwares(asked("bios uefi"), source("bios"))
-    assert "--firmware bios" in caught.value.mend
+    assert "--firmware bios" in caught.value.hint
     options.check_firmwares(asked("bios uefi"), source("bios", "uefi"))
     options.check_firmwares(asked("bios"), source("bios"))
     options.check_firmwares(asked("uefi", "pvh"), source("bios"))
@@ -75,7 +76,7 @@ def test_a_disk_without_an_esp_is_refused_where_uefi_is_asked_for() -> None:
 def test_a_disk_for_uefi_alone_is_refused_where_only_bios_is_asked_for() -> None:
     with pytest.raises(UsageError, match=r"freebsd-15\.1: only UEFI can start it: its disk has no boot code for a BIOS") as caught:
         options.check_firmwares(asked("bios", "hvm"), source("uefi"))
-    assert "--firmware uefi" in caught.value.mend
+    assert "--firmware uefi" in caught.value.hint
     options.check_firmwares(asked("uefi", "hvm"), source("uefi"))
     options.check_firmwares(asked("bios", "hvm pvh"), source("uefi"))  # it runs as PVH, and its HVM cells are skipped
 
@@ -121,12 +122,12 @@ def test_what_stands_against_uefi_is_said_before_anything_boots() -> None:
         configure(Host(), source("bios"), shape, "x")  # type: ignore[arg-type]
     with pytest.raises(CannotRun, match=r"^h: no firmware file /usr/share/ovmf/OVMF\.fd") as caught:
         configure(Host(no_uefi="no firmware file /usr/share/ovmf/OVMF.fd"), source("uefi"), shape, "x")  # type: ignore[arg-type]
-    assert "OvmfXen" in caught.value.mend
-    assert "package ovmf" in caught.value.mend
+    assert "OvmfXen" in caught.value.hint
+    assert "package ovmf" in caught.value.hint
     for asked_for in ("", "bios"):
         with pytest.raises(CannotRun, match="only UEFI can start it") as caught:
             configure(Host(), source("uefi"), Shape("hvm", firmware=asked_for), "x")  # type: ignore[arg-type]
-        assert caught.value.mend == "--firmware uefi"
+        assert caught.value.hint == "--firmware uefi"
 
 
 # -- the host ---------------------------------------------------------------------------------------------------------

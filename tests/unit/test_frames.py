@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """Frames of captures. dpkt builds them here, and harness/oracles/frames.py reads them with code of its own."""
 
 from __future__ import annotations

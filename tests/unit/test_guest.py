@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """A guest's waits on its toolstack, which is played here."""
 
 from __future__ import annotations
@@ -113,7 +114,7 @@ def test_what_a_host_does_not_answer_in_time_is_no_hang_of_the_guest(tmp_path: P
 def test_a_machine_that_is_slow_has_longer_to_do_what_is_due(tmp_path: Path) -> None:
     made = guest(Host([None]), tmp_path)
     made.scale = 3.0
-    assert made.due(20).seconds == 60.0
+    assert made.deadline(20).seconds == 60.0
 
 
 def test_a_new_domain_that_runs_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """The history: whole or not at all, many at once, killed, full, damaged, older, newer."""
 
 from __future__ import annotations
@@ -127,7 +128,7 @@ def test_full_disk_is_said_and_what_was_there_stays(history: History) -> None:
     event.listen(history._engine, "connect", no_room)
     with pytest.raises(InfrastructureError, match="full") as caught:
         history.record(run(2, *[case("F", f"test_{n}", reason="x" * 500) for n in range(200)]))
-    assert caught.value.mend == "make room on that disk"
+    assert caught.value.hint == "make room on that disk"
     event.remove(history._engine, "connect", no_room)
     assert [found.run for found in history.runs()] == ["run-001"]
     history.record(run(2, case()))

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """How hosts are named, reached, chosen and looked after, as far as that needs none."""
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from harness.deadline import Deadline
 from harness.errors import InfrastructureError, TransportError, UsageError
 from harness.hosts import inventory, pool, sshconfig, storage
 from harness.hosts.host import DirectHost
-from harness.hosts.lease import HostBusy, Wish
+from harness.hosts.lease import HostBusy, LeaseRequest
 from harness.hosts.pool import Pool
 from harness.plugin import shard
 from harness.transport import Completed
@@ -107,7 +108,7 @@ def test_words_for_hosts() -> None:
     assert [host.name for host in pool.members("c, tag:y,c", HOSTS)] == ["c", "b"]
     assert pool.members("root@else:22", HOSTS)[0].address == "root@else:22"
     assert pool.label("tag:nightly") == "nightly"
-    with pytest.raises(UsageError, match=r"no host with tag:z\n  mend: tags in fxh\.toml: x, y"):
+    with pytest.raises(UsageError, match=r"no host with tag:z\n  hint: tags in fxh\.toml: x, y"):
         pool.members("tag:z", HOSTS)
 
 
@@ -117,7 +118,7 @@ class Scripted(DirectHost):
     def __init__(self, config: HostConfig, answers: list[Exception | None], log: list[str]) -> None:
         self.config, self.answers, self.log = config, answers, log
 
-    def acquire(self, wish: Wish, deadline: Deadline) -> None:
+    def acquire(self, wish: LeaseRequest, deadline: Deadline) -> None:
         self.log.append(f"{self.config.name}{' now' if wish.nowait else ''}{f' after {wish.supersede}' if wish.supersede else ''}")
         answer = self.answers.pop(0) if self.answers else None
         if answer is not None:
@@ -136,7 +137,7 @@ def scripted(first: int = 0, **answers: list[Exception | None]) -> tuple[Pool, l
     return Pool(configs, first, connect=lambda config, what: Scripted(config, answers[config.name], log)), log
 
 
-WISH = Wish("", 1)
+WISH = LeaseRequest("", 1)
 
 
 def test_workers_begin_at_different_hosts_and_go_where_there_is_room() -> None:

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """From an image to a domain's configuration: directly, by pygrub, through a firmware."""
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from harness.guests.configure import configure
 from harness.guests.freebsd import FreeBSD
 from harness.guests.shape import Shape
 from harness.guests.source import DiskImage, GuestSource
-from harness.images import slot
+from harness.images import loader_conf_slot
 from harness.osversion import OSVersion
 from harness.plugin import cells
 
@@ -26,7 +27,7 @@ from harness.plugin import cells
 def disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> DiskImage:
     monkeypatch.setenv("FXH_STORE", str(tmp_path / "store"))
     path = tmp_path / "xvda.img"
-    path.write_bytes(bytes(8192) + slot.text({}) + bytes(8192))
+    path.write_bytes(bytes(8192) + loader_conf_slot.text({}) + bytes(8192))
     return DiskImage(path, slot=8192)
 
 
@@ -102,7 +103,7 @@ def old(disk: DiskImage, tmp_path: Path) -> GuestSource:
 
 
 @pytest.mark.parametrize(
-    ("able", "shape", "refused", "mend"),
+    ("able", "shape", "refused", "hint"),
     [
         ("pv pvh", Shape("pv"), r"h's Xen 4\.20 runs none: its xen_caps lacks xen-3\.0-x86_32p", "^a Xen built with CONFIG_PV32=y"),
         ("pv pvh pvshim", Shape("pv"), "xen_caps lacks", r"xen\.gz; or --pvshim, under which FreeBSD 10\.4 panics"),
@@ -112,10 +113,10 @@ def old(disk: DiskImage, tmp_path: Path) -> GuestSource:
         ("pv", Shape("pvshim"), "h, Xen 4.20: no PVH guests, and the PV shim is one", "VT-x or SVM"),
     ],
 )
-def test_what_a_host_cannot_run(old: GuestSource, able: str, shape: Shape, refused: str, mend: str) -> None:
+def test_what_a_host_cannot_run(old: GuestSource, able: str, shape: Shape, refused: str, hint: str) -> None:
     with pytest.raises(CannotRun, match=refused) as caught:
         configure(Host(capabilities=frozenset(able.split())), old, shape, "x")  # type: ignore[arg-type]
-    assert re.search(mend, caught.value.mend)
+    assert re.search(hint, caught.value.hint)
 
 
 def test_an_hvm_guest_has_no_bootloader_in_dom0(disk: DiskImage) -> None:

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """Layouts with an EFI system partition, with ZFS, and with the partitions of the official VM images."""
 
 from __future__ import annotations
@@ -17,21 +18,20 @@ from harness.guests import rootfs, source
 from harness.guests.freebsd import FreeBSD
 from harness.images import (
     bootenv,
-    build,
     destdir,
     disks,
-    edits,
     image,
     kernelfile,
     layout,
+    loader_conf_slot,
     makefs,
     metalog,
+    overlay_files,
     recipe,
-    slot,
     store,
     tables,
 )
-from harness.images.build import Parts, assemble
+from harness.images.assemble import Parts, assemble, fit
 from harness.images.disks import BootCode
 from harness.images.inputs import content_hash
 from harness.images.layout import FileSystem, Vdev
@@ -122,18 +122,21 @@ def put_together(top: Path, kernel: Path, name: str, size: int = 0) -> image.Ima
 def test_root_and_firmwares(name: str, root: str, device: str, mountfrom: str, firmwares: tuple[str, ...]) -> None:
     found = layout.load(name)
     assert (found.root, found.root_device, found.mountfrom, found.firmwares) == (root, device, mountfrom, firmwares)
-    assert edits.menu_variables(found) == {"vfs.root.mountfrom": mountfrom}
+    assert overlay_files.menu_variables(found) == {"vfs.root.mountfrom": mountfrom}
 
 
 def test_fstab_of_the_official_images() -> None:
-    assert edits.fstab(layout.load("vmimage")).splitlines()[1:] == [
+    assert overlay_files.fstab(layout.load("vmimage")).splitlines()[1:] == [
         "/dev/gpt/efiesp\t/boot/efi\tmsdosfs\trw\t2\t2",
         "/dev/gpt/swapfs\tnone\tswap\tsw\t0\t0",
         "/dev/gpt/rootfs\t/\tufs\trw\t1\t1",
     ]
-    assert [line.split("\t")[1] for line in edits.fstab(layout.load("vmimage-zfs")).splitlines()[1:]] == ["/boot/efi", "none"]
+    assert [line.split("\t")[1] for line in overlay_files.fstab(layout.load("vmimage-zfs")).splitlines()[1:]] == [
+        "/boot/efi",
+        "none",
+    ]
     # An ESP goes by its label even where nothing else does: without PV disks its device has another name.
-    assert edits.fstab(layout.load("uefi")).splitlines()[1:] == [
+    assert overlay_files.fstab(layout.load("uefi")).splitlines()[1:] == [
         "/dev/gpt/efiesp\t/boot/efi\tmsdosfs\trw\t2\t2",
         "/dev/xbd0p3\t/\tufs\trw\t1\t1",
         "/dev/xbd0p4\tnone\tswap\tsw\t0\t0",
@@ -150,24 +153,24 @@ def test_datasets_are_those_of_vmimage_subr() -> None:
 
 def test_a_zfs_layout_has_its_kernel_variables_in_the_pool() -> None:
     text = (Path(__file__).parents[2] / "images/freebsd/loader.conf").read_text()
-    variables = edits.kernel_variables(text)
+    variables = overlay_files.kernel_variables(text)
     assert variables == {"debug.trace_on_panic": "1", "kern.panic_reboot_wait_time": "3"}
-    assert edits.loader_conf(text, layout.load("uefi"), False) == text
+    assert overlay_files.loader_conf(text, layout.load("uefi"), False) == text
 
-    on_zfs = edits.loader_conf(text, layout.load("zfs"), False)
+    on_zfs = overlay_files.loader_conf(text, layout.load("zfs"), False)
 
     assert not any(name in on_zfs for name in variables)
     assert 'boot_serial="YES"' in on_zfs
     assert "zfs_load" not in on_zfs
-    assert 'zfs_load="YES"\n' in edits.loader_conf(text, layout.load("zfs"), True)
+    assert 'zfs_load="YES"\n' in overlay_files.loader_conf(text, layout.load("zfs"), True)
 
 
 def test_zfs_is_enabled_only_where_it_is_used() -> None:
-    files = {name: dict(edits.make(layout.load(name), "").files) for name in ("zfs", "uefi")}
+    files = {name: dict(overlay_files.make(layout.load(name), "").files) for name in ("zfs", "uefi")}
     assert b'zfs_enable="YES"\n' in files["zfs"]["./etc/rc.conf"]
     assert b"zfs_enable" not in files["uefi"]["./etc/rc.conf"]
-    assert slot.PATH in files["uefi"]
-    assert slot.PATH not in files["zfs"]
+    assert loader_conf_slot.PATH in files["uefi"]
+    assert loader_conf_slot.PATH not in files["zfs"]
 
 
 def test_a_zfs_layout_wants_a_kernel_with_zfs() -> None:
@@ -282,12 +285,12 @@ def test_boot_environment_has_an_end() -> None:
 
 def test_a_slot_is_told_by_what_lies_there(tmp_path: Path) -> None:
     disk = tmp_path / "disk"
-    disk.write_bytes(bytes(4096) + bootenv.block({}) + slot.text({}) + bytes(8192))
-    assert slot.content(disk, 4096, {"a": "1"}) == bootenv.block({"a": "1"})
-    assert slot.content(disk, 4096 + bootenv.SIZE, {"a": "1"}) == slot.text({"a": "1"})
+    disk.write_bytes(bytes(4096) + bootenv.block({}) + loader_conf_slot.text({}) + bytes(8192))
+    assert loader_conf_slot.content(disk, 4096, {"a": "1"}) == bootenv.block({"a": "1"})
+    assert loader_conf_slot.content(disk, 4096 + bootenv.SIZE, {"a": "1"}) == loader_conf_slot.text({"a": "1"})
     with pytest.raises(BuildError, match="no place for kernel variables at byte 0"):
-        slot.content(disk, 0, {"a": "1"})
-    copy = slot.filled(disk, 4096, {"a": "1"}, tmp_path / "copy")
+        loader_conf_slot.content(disk, 0, {"a": "1"})
+    copy = loader_conf_slot.filled(disk, 4096, {"a": "1"}, tmp_path / "copy")
     assert copy.read_bytes()[4096:][: bootenv.SIZE] == bootenv.block({"a": "1"})
 
 
@@ -297,13 +300,13 @@ def test_the_slot_of_a_pool_is_found_by_the_table(tmp_path: Path) -> None:
     with disk.open("wb") as file:
         file.truncate(8192 * 512)
         file.write(first)
-    assert slot.locate_pool(disk) == -1
+    assert loader_conf_slot.locate_pool(disk) == -1
     with disk.open("r+b") as file:
         file.seek(2048 * 512 + bootenv.OFFSET)
         file.write(bootenv.block({}))
-    assert slot.locate_pool(disk) == 2048 * 512 + 8192
+    assert loader_conf_slot.locate_pool(disk) == 2048 * 512 + 8192
     disk.write_bytes(bytes(1000))
-    assert slot.locate_pool(disk) == -1
+    assert loader_conf_slot.locate_pool(disk) == -1
 
 
 # -- file systems -----------------------------------------------------------------------------------------------------
@@ -352,7 +355,7 @@ def test_esp_without_a_tool_names_the_packages(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(makefs, "_path", lambda: "/nowhere")
     with pytest.raises(BuildError, match=r"mcopy and mkfs\.fat and mmd") as caught:
         makefs.check(None, ESP)
-    assert "apt-get install dosfstools mtools" in caught.value.mend
+    assert "apt-get install dosfstools mtools" in caught.value.hint
 
 
 @pytest.mark.parametrize(
@@ -436,7 +439,7 @@ def test_an_image_of_each_layout(top: Path, tmp_path: Path, fake: Path, name: st
     with disk.file.open("rb") as file:
         file.seek(tables.gpt_start(head, "freebsd-boot") * 512)
         assert file.read(1000) == (top / "boot" / code).read_bytes()[:1000]
-    changed = slot.filled(disk.file, disk.slot, {"kern.hz": "100"}, tmp_path / "changed")
+    changed = loader_conf_slot.filled(disk.file, disk.slot, {"kern.hz": "100"}, tmp_path / "changed")
     with changed.open("rb") as file:
         file.seek(disk.slot)
         assert b"kern.hz" in file.read(bootenv.SIZE)
@@ -454,7 +457,7 @@ def test_a_world_without_loader_efi(top: Path, tmp_path: Path, fake: Path) -> No
     (top / "METALOG").write_text("".join(line for line in text.splitlines(True) if "loader.efi" not in line))
     with pytest.raises(BuildError, match=r"no /boot/loader\.efi: UEFI cannot boot it") as caught:
         put_together(top, elf(tmp_path / "kernel"), "uefi")
-    assert "WITH_EFI" in caught.value.mend
+    assert "WITH_EFI" in caught.value.hint
     assert not fake.exists()
     assert put_together(top, elf(tmp_path / "kernel"), "gpt").firmwares == ("bios",)
 
@@ -465,14 +468,14 @@ def test_a_small_world_has_no_boot_code_for_zfs(top: Path, tmp_path: Path, fake:
     (top / "METALOG").write_text("".join(line for line in text.splitlines(True) if "gptzfsboot" not in line))
     with pytest.raises(BuildError, match="no /boot/gptzfsboot: HVM cannot boot it") as caught:
         put_together(top, elf(tmp_path / "kernel", text=ZFS_KERNEL), "zfs")
-    assert "--world zfs" in caught.value.mend
+    assert "--world zfs" in caught.value.hint
     assert not fake.exists()
 
 
 def test_a_zfs_layout_refuses_a_kernel_without_zfs(top: Path, tmp_path: Path, fake: Path) -> None:
     with pytest.raises(UsageError, match=r"a kernel without ZFS, and a world without zfs\.ko") as caught:
         put_together(top, elf(tmp_path / "kernel"), "zfs")
-    assert "--kernconf XENZFS" in caught.value.mend
+    assert "--kernconf XENZFS" in caught.value.hint
     assert not fake.exists()
 
 
@@ -497,7 +500,7 @@ def test_a_pool_grows_with_the_world() -> None:
             file.truncate(1 << 30)
         return {"leave_out": []}
 
-    grown = build.fit(layout.load("zfs"), store.obtain("worlds", "large", make))
+    grown = fit(layout.load("zfs"), store.obtain("worlds", "large", make))
     assert {fs.type: fs.size for _, _, fs in grown.parts} == {"efi": 33, "boot": 0, "zfs": 2048, "swap": 64}
 
 

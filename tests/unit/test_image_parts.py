@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """Images, the pure parts: texts in, values out."""
 
 from __future__ import annotations
@@ -11,18 +12,18 @@ import pytest
 from harness import paths
 from harness.errors import BuildError, UsageError
 from harness.images import (
+    build_log,
+    buildworld,
     dist,
-    edits,
-    failures,
     hosttools,
     kernconf,
     kernelfile,
-    knobs,
     layout,
+    loader_conf_slot,
     metalog,
+    overlay_files,
     recipe,
-    slot,
-    srcbuild,
+    src_conf,
     srctree,
     treescan,
 )
@@ -76,10 +77,10 @@ def test_what_make_does_not_see_is_built_anew(
     """A source that was put back with its old time (cp -p): its object is younger, and of another text."""
     monkeypatch.setenv("FXH_STORE", str(tmp_path / "store"))
     tree = srctree.find(make_tree(tmp_path / "src"))
-    monkeypatch.setitem(srcbuild._NEEDED, "small", 0)
+    monkeypatch.setitem(buildworld._NEEDED, "small", 0)
 
     def built() -> bool:
-        shop = srcbuild.Workshop(tree, hosttools.Compiler(None, "clang 14"), "", "small", 1, treescan.scan(tree.path))
+        shop = buildworld.Workshop(tree, hosttools.Compiler(None, "clang 14"), "", "small", 1, treescan.scan(tree.path))
         with shop.open():
             found = (shop.directory / "obj/kernel.o").exists()
             (shop.directory / "obj/kernel.o").touch()
@@ -174,9 +175,9 @@ __DEFAULT_YES_OPTIONS+=	LLVM_TARGET_${__llt:tu}
 
 
 def test_small_world_switches_off_what_is_on_by_default() -> None:
-    options = knobs.default_yes(OPTS)
+    options = src_conf.default_yes(OPTS)
     assert options == ("ACCT", "BOOT", "ZFS", "LIB32")
-    assert knobs.small(options, frozenset({"ACCT", "LIB32", "GONE"})) == "WITHOUT_ACCT=yes\nWITHOUT_LIB32=yes\n"
+    assert src_conf.small(options, frozenset({"ACCT", "LIB32", "GONE"})) == "WITHOUT_ACCT=yes\nWITHOUT_LIB32=yes\n"
 
 
 # -- why a build failed -----------------------------------------------------------------------------------------------
@@ -202,7 +203,7 @@ bmake[1]: stopped in /usr/src
 
 
 def test_a_failed_compile_is_told_by_its_compiler() -> None:
-    assert failures.causes(COMPILE) == [
+    assert build_log.causes(COMPILE) == [
         "/usr/src/sys/kern/subr_log.c:81:2: error: use of undeclared identifier 'nosuch'",
         "        nosuch = 1;",
         "        ^",
@@ -213,7 +214,7 @@ def test_a_failed_compile_is_told_by_its_compiler() -> None:
 def test_an_option_that_the_compiler_does_not_know() -> None:
     said = "error: invalid value 'c++23' in '-std=c++23'"
     log = f"--- algorithm.o ---\n{said}\n--- bind.o ---\nbmake[4]: working\n*** [algorithm.o] Error code 1\n"
-    assert failures.causes(log)[0] == said
+    assert build_log.causes(log)[0] == said
 
 
 @pytest.mark.parametrize(
@@ -229,11 +230,11 @@ def test_an_option_that_the_compiler_does_not_know() -> None:
     ],
 )
 def test_failures_without_a_line_of_stars(line: str) -> None:
-    assert failures.causes(f"cc -Wno-error=x y.c\n{line}\nbmake[1]: stopped in /usr/src\n") == [line]
+    assert build_log.causes(f"cc -Wno-error=x y.c\n{line}\nbmake[1]: stopped in /usr/src\n") == [line]
 
 
 def test_a_log_without_a_cause() -> None:
-    assert failures.causes("clang -Wno-error=x\nall is well\n") == []
+    assert build_log.causes("clang -Wno-error=x\nall is well\n") == []
 
 
 def test_progress_names_the_target() -> None:
@@ -309,8 +310,8 @@ def test_file_systems_share_a_tree() -> None:
 def test_layouts(name: str, root: str, firmware: bool, pygrub: bool) -> None:
     found = layout.load(name)
     assert (found.root, found.firmware, found.pygrub) == (root, firmware, pygrub)
-    assert f"/dev/{root}\t/\tufs\trw\t1\t1\n" in edits.fstab(found)
-    assert f"ufs:/dev/{root}\n" in edits.menu_lst(found)
+    assert f"/dev/{root}\t/\tufs\trw\t1\t1\n" in overlay_files.fstab(found)
+    assert f"ufs:/dev/{root}\n" in overlay_files.menu_lst(found)
 
 
 def test_layouts_have_no_others() -> None:
@@ -348,33 +349,33 @@ def test_layouts_that_cannot_be(vdevs: list[dict[str, object]], words: str) -> N
 
 
 def test_pygrubs_kernel_is_found_from_the_file_systems_top() -> None:
-    assert "kernel /boot/kernel/kernel vfs" in edits.menu_lst(layout.load("ufs1"))
-    assert "kernel /kernel/kernel vfs" in edits.menu_lst(layout.load("ext2boot"))
+    assert "kernel /boot/kernel/kernel vfs" in overlay_files.menu_lst(layout.load("ufs1"))
+    assert "kernel /kernel/kernel vfs" in overlay_files.menu_lst(layout.load("ext2boot"))
 
 
 def test_a_world_without_xc0_gets_a_getty() -> None:
     old = 'ttyv0\t"/usr/libexec/getty Pc"\txterm\ton\tsecure\nttyu0\t"/usr/libexec/getty std.9600"\tdialup\toff\tsecure\n'
-    new = edits.with_getty(edits.with_getty(old, "xc0", "Pc"), "ttyu0", "std.115200")
+    new = overlay_files.with_getty(overlay_files.with_getty(old, "xc0", "Pc"), "ttyu0", "std.115200")
     assert new.splitlines()[1:] == [
         'ttyu0\t"/usr/libexec/getty std.115200"\tvt100\ton\tsecure',
         'xc0\t"/usr/libexec/getty Pc"\tvt100\ton\tsecure',
     ]
     today = 'xc0\t"/usr/libexec/getty Pc"\txterm\tonifconsole\tsecure\n'
-    assert edits.with_getty(today, "xc0", "Pc") == today
+    assert overlay_files.with_getty(today, "xc0", "Pc") == today
 
 
 # -- kernel variables of HVM guests -----------------------------------------------------------------------------------
 
 
 def test_slot_keeps_its_size() -> None:
-    text = slot.text({"vfs.root.mountfrom": "ufs:/dev/xbd0"})
-    assert len(text) == len(slot.text({})) == slot.SIZE
+    text = loader_conf_slot.text({"vfs.root.mountfrom": "ufs:/dev/xbd0"})
+    assert len(text) == len(loader_conf_slot.text({})) == loader_conf_slot.SIZE
     assert b'\nvfs.root.mountfrom="ufs:/dev/xbd0"\n#' in text
     assert max(map(len, text.split(b"\n"))) < 80
     with pytest.raises(UsageError, match="no way to write a quote"):
-        slot.text({"a": '"'})
+        loader_conf_slot.text({"a": '"'})
     with pytest.raises(UsageError, match="has room for 4096"):
-        slot.text({"a": "x" * 5000})
+        loader_conf_slot.text({"a": "x" * 5000})
 
 
 def test_slot_is_found_and_filled(tmp_path: Path) -> None:
@@ -382,18 +383,18 @@ def test_slot_is_found_and_filled(tmp_path: Path) -> None:
     with image.open("wb") as file:
         file.truncate(8 << 20)
         file.seek((1 << 20) + 12288)
-        file.write(slot.text({}))
-    at = slot.locate(image)
+        file.write(loader_conf_slot.text({}))
+    at = loader_conf_slot.locate(image)
     assert at == (1 << 20) + 12288
 
-    copy = slot.filled(image, at, {"kern.hz": "100"}, tmp_path / "copy")
+    copy = loader_conf_slot.filled(image, at, {"kern.hz": "100"}, tmp_path / "copy")
 
-    assert copy.read_bytes()[at:].startswith(slot.text({"kern.hz": "100"}))
+    assert copy.read_bytes()[at:].startswith(loader_conf_slot.text({"kern.hz": "100"}))
     assert copy.stat().st_size == image.stat().st_size
     assert copy.stat().st_blocks < 1024
-    assert slot.locate(image) == at
+    assert loader_conf_slot.locate(image) == at
     with pytest.raises(BuildError, match="not in one piece"):
-        slot.locate(copy)
+        loader_conf_slot.locate(copy)
 
 
 # -- kernels ----------------------------------------------------------------------------------------------------------

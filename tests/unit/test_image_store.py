@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """Images made, kept, found again and thrown away; fetches that break."""
 
 from __future__ import annotations
@@ -26,25 +27,25 @@ from harness.digest import file_sha256
 from harness.errors import BuildError, InfrastructureError, UsageError
 from harness.guests import source
 from harness.images import (
+    build_log,
+    buildworld,
     destdir,
     diskimport,
     dist,
-    failures,
     fetch,
     image,
     kernelfile,
     layout,
-    make,
     makefs,
     recipe,
-    srcbuild,
+    recipes,
     store,
     treescan,
 )
-from harness.images.build import Parts, assemble
+from harness.images.assemble import Parts, assemble
+from harness.images.buildworld import Workshop
 from harness.images.hosttools import Compiler
 from harness.images.inputs import Input, content_hash
-from harness.images.srcbuild import Workshop
 from harness.images.srctree import SourceTree
 from tests.unit.kernels import kernel as fake_kernel
 from tests.unit.test_image_parts import elf
@@ -182,11 +183,11 @@ def test_one_makes_and_the_others_wait(fresh: Path) -> None:
 def test_gc_goes_by_age_and_size() -> None:
     entries = [store.Entry(Path(f"/{name}")) for name in "abc"]
     rows = [("images", entry, 100, float(used)) for entry, used in zip(entries, (10, 20, 30), strict=True)]
-    by_age = store.choose_doomed(rows, keep_bytes=None, max_age=15, now=31)
+    by_age = store.select_evictions(rows, keep_bytes=None, max_age=15, now=31)
     assert [item.entry.key for item in by_age] == ["a"]
-    by_size = store.choose_doomed(rows, keep_bytes=150, max_age=None, now=31)
+    by_size = store.select_evictions(rows, keep_bytes=150, max_age=None, now=31)
     assert [item.entry.key for item in by_size] == ["a", "b"]
-    assert store.choose_doomed(rows, keep_bytes=300, max_age=100, now=31) == []
+    assert store.select_evictions(rows, keep_bytes=300, max_age=100, now=31) == []
 
 
 def test_gc_removes() -> None:
@@ -324,7 +325,7 @@ def test_an_exported_image_is_one_by_its_path(world: Path, tmp_path: Path) -> No
 def test_a_swapped_kernel_is_another_image_of_the_same_world(world: Path, tmp_path: Path) -> None:
     put_together(world, elf(tmp_path / "kernel"), "ufs1")
     other = elf(tmp_path / "other", text=b"FreeBSD 13.2-RELEASE XENB\0")
-    made = make.make(recipe.make("swapped", {"kernel": str(other), "base": "test-ufs1", "size": 32}, {}))
+    made = recipes.make(recipe.make("swapped", {"kernel": str(other), "base": "test-ufs1", "size": 32}, {}))
     assert made.kernel is not None
     assert made.kernel.read_bytes() == other.read_bytes()
     assert made.data["world"] == image.find("test-ufs1").data["world"]
@@ -340,8 +341,8 @@ def test_a_newer_kernel_on_an_older_world_says_both(world: Path, tmp_path: Path,
     assemble(base, "old")
     newer = elf(tmp_path / "newer", text=b"FreeBSD 15.1-RELEASE-p1 XENA\0")
 
-    made = make.make(recipe.make("mixed", {"kernel": str(newer), "base": "old", "size": 32}, {}))
-    again = make.make(recipe.make("again", {"kernel": str(newer), "base": "mixed", "size": 32}, {}))
+    made = recipes.make(recipe.make("mixed", {"kernel": str(newer), "base": "old", "size": 32}, {}))
+    again = recipes.make(recipe.make("again", {"kernel": str(newer), "base": "mixed", "size": 32}, {}))
 
     assert (made.version, made.world_version, made.release) == ("15.1", "13.2", "15.1 on world 13.2")
     assert again.entry == made.entry
@@ -413,7 +414,7 @@ def test_an_image_keeps_its_kernels_number(world: Path, tmp_path: Path, capsys: 
 def test_a_disk_keeps_its_kernels_number(tmp_path: Path) -> None:
     (tmp_path / "kernel").write_bytes(fake_kernel("15.1-RELEASE-p1 XENA", 1501000))
     (tmp_path / "disk").write_bytes(bytes(2 << 20))
-    made = make.make(recipe.make("mine", {"disk": str(tmp_path / "disk"), "kernel": str(tmp_path / "kernel")}, {}))
+    made = recipes.make(recipe.make("mine", {"disk": str(tmp_path / "disk"), "kernel": str(tmp_path / "kernel")}, {}))
     assert [made.data[name] for name in ("version", "branch", "osreldate")] == ["15.1", "RELEASE-p1", 1501000]
 
 
@@ -422,7 +423,7 @@ def test_a_disk_in_xz_with_its_kernel(tmp_path: Path) -> None:
     raw[8192 + 1372 : 8192 + 1376] = b"\x54\x19\x01\x00"
     (tmp_path / "disk.raw.xz").write_bytes(lzma.compress(bytes(raw)))
     options = {"disk": str(tmp_path / "disk.raw.xz"), "kernel": str(elf(tmp_path / "kernel"))}
-    made = make.make(recipe.make("mine", options, {}))
+    made = recipes.make(recipe.make("mine", options, {}))
     assert (made.root, made.types, made.disks[0].file.read_bytes()) == ("xbd0", ("pvh",), bytes(raw))
     assert (tmp_path / "disk.raw.xz").read_bytes() == lzma.compress(bytes(raw))
 
@@ -438,14 +439,14 @@ def test_an_i386_pv_kernel_with_its_disk(tmp_path: Path) -> None:
     )  # fmt: skip
     section = struct.pack("<10I", 0, 7, 0, 0, 52 + len(text), len(note), 0, 0, 4, 0)
     (tmp_path / "kernel").write_bytes(header + text + note + section)
-    made = make.make(recipe.make("old", {"disk": str(tmp_path / "disk"), "kernel": str(tmp_path / "kernel")}, {}))
+    made = recipes.make(recipe.make("old", {"disk": str(tmp_path / "disk"), "kernel": str(tmp_path / "kernel")}, {}))
     assert (made.version, made.data["machine"], made.types, made.root) == ("10.4", "i386", ("pv",), "xbd0")
 
 
 def test_disks_that_cannot_be(tmp_path: Path) -> None:
     def take(data: bytes) -> None:
         (tmp_path / "disk").write_bytes(data)
-        make.make(recipe.make("mine", {"disk": str(tmp_path / "disk")}, {}))
+        recipes.make(recipe.make("mine", {"disk": str(tmp_path / "disk")}, {}))
 
     with pytest.raises(UsageError, match="are no disk image"):
         take(b"hello")
@@ -527,10 +528,10 @@ def mirror(tmp_path: Path) -> Iterator[Mirror]:
 @needs_makefs
 def test_sets_become_an_image_and_are_fetched_once(mirror: Mirror) -> None:
     options = {"dist": mirror.url, "size": 32}
-    made = make.make(recipe.make("release", options, {}))
+    made = recipes.make(recipe.make("release", options, {}))
     assert (made.version, made.types) == ("13.2", ("pvh",))
     mirror.requests.clear()
-    assert make.make(recipe.make("release", options, {})).entry == made.entry
+    assert recipes.make(recipe.make("release", options, {})).entry == made.entry
     assert mirror.requests == [("/MANIFEST", "")]
 
 
@@ -597,7 +598,7 @@ def test_no_network() -> None:
     assert fetch.reachable("http://127.0.0.1:9", 1) != ""
     with pytest.raises(InfrastructureError) as caught:
         fetch.text("http://127.0.0.1:9", "MANIFEST")
-    assert "is the network there" in caught.value.mend
+    assert "is the network there" in caught.value.hint
 
 
 # -- builds that fail or are killed -----------------------------------------------------------------------------------
@@ -605,7 +606,7 @@ def test_no_network() -> None:
 
 @pytest.fixture
 def workshop(tmp_path: Path) -> Workshop:
-    """A tree whose make.py is a script of ours: prints, starts jobs in groups of their own as bmake does, and fails."""
+    """A tree whose recipes.py is a script of ours: prints, starts jobs in groups of their own as bmake does, and fails."""
     script = tmp_path / "src/tools/build/make.py"
     script.parent.mkdir(parents=True)
     script.write_text(
@@ -623,8 +624,8 @@ def workshop(tmp_path: Path) -> Workshop:
 def test_a_failed_build_is_told_by_its_cause(workshop: Workshop) -> None:
     with workshop.open(), pytest.raises(BuildError, match=r"world failed:\n  /s/a.c:1:2: error: bad") as caught:
         workshop.make("world", "fails")
-    log = Path(caught.value.mend.removeprefix("the whole log is "))
-    assert failures.causes(log.read_text())[0] == "/s/a.c:1:2: error: bad"
+    log = Path(caught.value.hint.removeprefix("the whole log is "))
+    assert build_log.causes(log.read_text())[0] == "/s/a.c:1:2: error: bad"
 
 
 def test_a_build_has_no_terminal_and_no_flags_of_ours(workshop: Workshop, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -635,12 +636,12 @@ def test_a_build_has_no_terminal_and_no_flags_of_ours(workshop: Workshop, monkey
 
 
 def test_an_interrupted_build_leaves_no_process(workshop: Workshop, monkeypatch: pytest.MonkeyPatch) -> None:
-    class Interrupted(srcbuild.Progress):
+    class Interrupted(buildworld.Progress):
         def line(self, text: str) -> None:
             if text.startswith("running"):
                 raise KeyboardInterrupt
 
-    monkeypatch.setattr(srcbuild, "Progress", Interrupted)
+    monkeypatch.setattr(buildworld, "Progress", Interrupted)
     with workshop.open(), pytest.raises(KeyboardInterrupt):
         workshop.make("world", "hangs")
     assert running(workshop) == []

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """Partition tables, read back by tools that are not ours."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """The wheel in a fresh virtual environment and an empty directory, with no checkout nearby."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """Blame, bisection and bundles, without a lab: the logic on written answers, the archives on hostile ones."""
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from hypothesis import strategies as st
 from written import case, run, save
 
 from harness.errors import InfrastructureError, UsageError
-from harness.investigate import bundle, notebook
+from harness.investigate import bisect_state, bundle
 from harness.investigate.bisection import Culprit, Rule, State, Stuck, Try, next_step, tried
 from harness.investigate.blame import ALL_GOOD, AS_IT_FAILED, CONTROL, Side, conclude, plan
 from harness.investigate.builds import Commits, Files
@@ -178,15 +179,15 @@ def test_n_of_m() -> None:
 
 
 def test_notebook_goes_on_and_refuses_what_is_damaged(tmp_path: Path) -> None:
-    book = notebook.open_(tmp_path, "c", "x", "kernel", ("a", "b"))
+    book = bisect_state.open_(tmp_path, "c", "x", "kernel", ("a", "b"))
     book.answered(1, F)
     book.answered(0, P)
-    assert notebook.open_(tmp_path, "c", "x", "kernel", ("a", "b")).state.answers == ((1, F), (0, P))
-    assert notebook.open_(tmp_path, "c", "x", "kernel", ("a", "c")).state.answers == ()
+    assert bisect_state.open_(tmp_path, "c", "x", "kernel", ("a", "b")).state.answers == ((1, F), (0, P))
+    assert bisect_state.open_(tmp_path, "c", "x", "kernel", ("a", "c")).state.answers == ()
     book.path.write_text('{"answers": [[7, "passed"]]}')
     with pytest.raises(UsageError, match="no build"):
-        notebook.open_(tmp_path, "c", "x", "kernel", ("a", "b"))
-    assert notebook.open_(tmp_path, "c", "x", "kernel", ("a", "b"), restart=True).state.answers == ()
+        bisect_state.open_(tmp_path, "c", "x", "kernel", ("a", "b"))
+    assert bisect_state.open_(tmp_path, "c", "x", "kernel", ("a", "b"), restart=True).state.answers == ()
 
 
 def test_files_are_builds_by_their_content(tmp_path: Path) -> None:
@@ -326,7 +327,7 @@ def test_large_inputs_are_named_and_asked_for(tmp_path: Path, monkeypatch: pytes
     read = bundle.read(target, tmp_path / "out")
     with pytest.raises(UsageError, match=r"needs disk\.img \(sha256") as caught:
         bundle.options_for(read, tmp_path / "out", {})
-    assert "--disk FILE" in caught.value.mend
+    assert "--disk FILE" in caught.value.hint
     other = tmp_path / "other.img"
     other.write_bytes(b"other")
     with pytest.raises(UsageError, match="is not the disk of the bundle"):

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """More judges and what feeds them: balloons, mechanisms, frames, pygrub's output, volumes and twins."""
 
 from __future__ import annotations
@@ -12,14 +13,15 @@ from typing import Any
 
 import pytest
 
+from harness.dom0 import pygrub_fuzz
 from harness.errors import UsageError
 from harness.guests import bootable, partitions
 from harness.guests.partitions import Slice
 from harness.oracles import ballooning
 from harness.oracles.ballooning import MIB, Sample, freebsd_floor, imbalance, missed
-from harness.oracles.mechanism import NEW, OLD, OTHER, Sighting, mechanism
+from harness.oracles.mechanism import NEW, OLD, OTHER, RebootEvidence, mechanism
 from harness.plugin.rig import CaseContext
-from harness.xen import pygrub, pygrub_fuzz
+from harness.xen import pygrub
 from harness.xen.pygrub import FuzzReport
 from suites.pygrub import test_untrusted
 
@@ -53,7 +55,7 @@ def test_a_target_is_reached_or_missed() -> None:
 
 # -- which mechanism --------------------------------------------------------------------------------------------------
 
-GOOD = Sighting(came_back=True, bootloader_ran=True, running=NEW, in_guest=NEW)
+GOOD = RebootEvidence(came_back=True, bootloader_ran=True, running=NEW, in_guest=NEW)
 
 
 @pytest.mark.parametrize(

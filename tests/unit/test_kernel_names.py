@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """What a kernel file names itself by: version[] and kern_ident[] in all forms of sys/conf/newvers.sh, 8 to 15."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """Known issues: read, matched, strict."""
 
 from __future__ import annotations
@@ -180,8 +181,8 @@ def test_a_restored_14_has_one_issue_for_each_way_it_dies() -> None:
 def test_a_resized_4k_disk_is_known_by_its_half() -> None:
     """Up to 14.1 a disk of 4096 byte sectors is attached too large; from 14.2 on it is too large after a resize."""
     issues = known.load(paths.project() / "suites")
-    attach = finding(asked="a disk of 4194304 bytes with sectors of 4096 bytes", did="xbd2 has 33554432 bytes (8 times as many)", good="", source="")  # fmt: skip
-    resize = finding(asked="the backend of xbd2 (4096 byte sectors) grew from 4194304 to 8388608 bytes", did="xbd2 has 67108864 bytes", good="", source="")  # fmt: skip
+    attach = finding(test="a disk of 4194304 bytes with sectors of 4096 bytes", observed="xbd2 has 33554432 bytes (8 times as many)", expected="", reference="")  # fmt: skip
+    resize = finding(test="the backend of xbd2 (4096 byte sectors) grew from 4194304 to 8388608 bytes", observed="xbd2 has 67108864 bytes", expected="", reference="")  # fmt: skip
     for version, known_text, other in (
         (("13.2", 1302001), attach, resize), (STABLE_14_2, resize, attach), (RELEASE_15_1, resize, attach), (("14.2", 0), resize, attach),
     ):  # fmt: skip
@@ -192,7 +193,7 @@ def test_a_resized_4k_disk_is_known_by_its_half() -> None:
         assert known.find(issues, "root_mount/test_resize[512]", cell_of(*version)) is None
 
 
-HOG = "asked:  xl mem-set 204\ndid:    {}\ndid:    pid 812 ({}), jid 0, uid 0, was killed: failed to reclaim memory"
+HOG = "test:      xl mem-set 204\nobserved:  {}\nobserved:  pid 812 ({}), jid 0, uid 0, was killed: failed to reclaim memory"
 
 
 @pytest.mark.parametrize(

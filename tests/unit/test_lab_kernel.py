@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """The control guest's kernel: what is asked of its configuration, and what a build says that cannot be done."""
 
 from __future__ import annotations
@@ -65,14 +66,14 @@ def test_a_source_without_an_option_and_a_build_that_fails(store: Path, tmp_path
     monkeypatch.setenv("PATH", f"{bin_}{os.pathsep}{os.environ['PATH']}")
     with pytest.raises(BuildError, match="does not grant CONFIG_A=y") as caught:
         kernel.obtain(RECIPE)
-    assert "kernel.config" in caught.value.mend
+    assert "kernel.config" in caught.value.hint
     tool(bin_, "make", 'env | sort; case "$*" in *allnoconfig) cp "$KCONFIG_ALLCONFIG" .config;; *) echo no rule; exit 2;; esac')
     monkeypatch.setenv("MAKEFLAGS", "-n")
     monkeypatch.setenv("ARCH", "arm64")
     with pytest.raises(BuildError, match=r"make ended with 2:(?s:.*)no rule") as caught:
         kernel.obtain(RECIPE)
     kept = (store / "control" / "last-failed-build.log").read_text()
-    assert str(store / "control" / "last-failed-build.log") in caught.value.mend
+    assert str(store / "control" / "last-failed-build.log") in caught.value.hint
     assert "MAKEFLAGS" not in kept
     assert "ARCH=" not in kept
     assert "KBUILD_BUILD_HOST=lab" in kept

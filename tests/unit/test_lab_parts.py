@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """Parts of the lab that need no machine: recipes, checkpoints' files, archives, records."""
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from harness.errors import HarnessError, InfrastructureError, LabDead, UsageError
-from harness.lab import archive, checkpoint, control, cpio, hot, keys, prune, qemu, recipe, records
+from harness.lab import archive, checkpoint, control, cpio, hot, keys, prune, qemu, recipe, registry
 from harness.lab.checkpoint import Checkpoint
 from harness.lab.machine import cpu_state, in_guest_mode, overlay
 from harness.lab.monitor import Monitor
@@ -63,7 +64,7 @@ def test_every_recipe_reads_and_its_key_depends_on_every_input(tmp_path: Path) -
 
 
 def test_unknown_recipe() -> None:
-    with pytest.raises(UsageError, match=r"no lab recipe for Xen '3.0'\n  mend: choose one of 4.17, 4.20"):
+    with pytest.raises(UsageError, match=r"no lab recipe for Xen '3.0'\n  hint: choose one of 4.17, 4.20"):
         recipe.load("3.0")
     with pytest.raises(UsageError, match="hypervisor /none: no such file"):
         recipe.load(hypervisor=Path("/none"))
@@ -124,7 +125,9 @@ def test_a_hot_checkpoint_is_found_where_the_same_keeps_it(store: Path, tmp_path
     assert ordinary is not None
     assert (ordinary.hot, ordinary.disk("fxh1").name) == (False, "fxh1.qcow2")
     assert checkpoint.find(lab, "warm-x", SPEC, QEMU, "another kernel") is None
-    assert [checkpoint.may_be_hot(name) for name in ("warm-x", "rest-x", "ready-hot", "ready", "mine")] == [True] * 3 + [False] * 2
+    assert [checkpoint.is_disposable(name) for name in ("warm-x", "rest-x", "ready-hot", "ready", "mine")] == [True] * 3 + [
+        False
+    ] * 2
 
 
 def test_one_whose_base_was_made_anew_is_none(store: Path, tmp_path: Path) -> None:
@@ -304,18 +307,18 @@ def test_guest_mode() -> None:
 
 
 def test_stale_labs_are_swept(store: Path, tmp_path: Path) -> None:
-    directory = records.directory("gone")
+    directory = registry.directory("gone")
     directory.mkdir(parents=True)
-    record = records.LabRecord("gone", "/x", "QEMU 7", 999999, 999999, False, 1, "tcg", "", "", "", "ssh-ed25519 A", SPEC)
-    records.write(record, "key")
-    assert records.read("gone") == record
-    assert records.state("gone") == "stale"
-    assert records.sweep() == ["lab gone"]
-    assert records.state("gone") == ""
-    records.directory("kept").mkdir()
-    records.write(replace(record, name="kept", kept=True), "key")
-    assert records.state("kept") == "stopped"
-    assert records.sweep() == []
+    record = registry.LabRecord("gone", "/x", "QEMU 7", 999999, 999999, False, 1, "tcg", "", "", "", "ssh-ed25519 A", SPEC)
+    registry.write(record, "key")
+    assert registry.read("gone") == record
+    assert registry.state("gone") == "stale"
+    assert registry.sweep() == ["lab gone"]
+    assert registry.state("gone") == ""
+    registry.directory("kept").mkdir()
+    registry.write(replace(record, name="kept", kept=True), "key")
+    assert registry.state("kept") == "stopped"
+    assert registry.sweep() == []
 
 
 def test_prune_takes_what_is_unused_and_leaves_the_rest(store: Path) -> None:

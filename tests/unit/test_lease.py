@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """Leases, with the keeper that hosts run, on this machine: a directory of its own, no Xen."""
 
 from __future__ import annotations
@@ -15,9 +16,9 @@ from typing import Any
 
 import pytest
 
-from harness.deadline import Deadline, NotYet
+from harness.deadline import ConditionNotMet, Deadline
 from harness.errors import DeadlineExpired
-from harness.hosts.lease import HostBusy, HostTooSmall, Lease, Wish, survey
+from harness.hosts.lease import HostBusy, HostTooSmall, Lease, LeaseRequest, survey
 from harness.transport.local import LocalTransport
 
 HERE = LocalTransport()
@@ -30,8 +31,10 @@ class Host:
         self.base = base
         self.leases: list[Lease] = []
 
-    def wish(self, run: str, memory: int, **more: Any) -> Wish:
-        return Wish(run, memory, 1, 1, "a test", capacity_memory=1000, capacity_vcpus=16, base=str(self.base), poll=0.1, **more)
+    def wish(self, run: str, memory: int, **more: Any) -> LeaseRequest:
+        return LeaseRequest(
+            run, memory, 1, 1, "a test", capacity_memory=1000, capacity_vcpus=16, base=str(self.base), poll=0.1, **more
+        )
 
     def lease(self, run: str, memory: int, seconds: float = 20, **more: Any) -> Lease:
         lease = Lease(HERE, self.wish(run, memory, **more)).acquire(Deadline(seconds))
@@ -86,7 +89,7 @@ def test_first_come_first_served_and_the_holder_hears_that_others_wait(host: Hos
 
         def queued(run: str = run) -> None:
             if run not in [row["run"] for row in host.look()["leases"]]:
-                raise NotYet("not in the queue")
+                raise ConditionNotMet("not in the queue")
 
         Deadline(20).wait(run, queued)
     # There is room for the small one, but the big one was first.
@@ -96,7 +99,7 @@ def test_first_come_first_served_and_the_holder_hears_that_others_wait(host: Hos
 
     def heard() -> None:
         if not one.wanted:
-            raise NotYet("the keeper said nothing")
+            raise ConditionNotMet("the keeper said nothing")
 
     Deadline(30).wait("the holder to hear of it", heard)
     one.end()
@@ -109,7 +112,7 @@ def test_a_killed_controller_leaves_nothing(host: Host) -> None:
     code = (
         "import sys,time;from pathlib import Path\n"
         "from harness.hosts.lease import *;from harness.transport.local import LocalTransport;from harness.deadline import Deadline\n"
-        "w=Wish('dead',900,1,1,'x',capacity_memory=1000,capacity_vcpus=16,base=sys.argv[1])\n"
+        "w=LeaseRequest('dead',900,1,1,'x',capacity_memory=1000,capacity_vcpus=16,base=sys.argv[1])\n"
         "l=Lease(LocalTransport(),w).acquire(Deadline(20));Path(sys.argv[1]+'/run-dead').mkdir();print('held',flush=True);time.sleep(60)"
     )
     process = subprocess.Popen([sys.executable, "-c", code, str(host.base)], stdout=subprocess.PIPE)
@@ -152,12 +155,12 @@ def test_silence_ends_a_lease_and_a_new_connection_ends_it_at_once(host: Host, m
 
 def _lost(lease: Lease) -> None:
     if not lease.lost:
-        raise NotYet("not lost yet")
+        raise ConditionNotMet("not lost yet")
 
 
 def _none_left(host: Host) -> None:
     if host.look()["leases"]:
-        raise NotYet("it is there still")
+        raise ConditionNotMet("it is there still")
 
 
 def test_clean_says_what_there_is_and_removes_it_only_when_nobody_lives(host: Host) -> None:

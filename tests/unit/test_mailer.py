@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """The mailer beside a real SMTP server on this machine, with a CA of the test's own."""
 
 from __future__ import annotations
@@ -176,8 +177,8 @@ def test_a_wrong_certificate_is_refused(
     config = serve(tls=tls, implicit=implicit, security="tls" if implicit else "starttls", **settings)
     with pytest.raises(InfrastructureError, match="certificate is refused") as caught:
         mailer.send(message(), config, KEPT)
-    assert "mail.ca_file" in caught.value.mend
-    assert "a.eml" in caught.value.mend
+    assert "mail.ca_file" in caught.value.hint
+    assert "a.eml" in caught.value.hint
     assert (inbox.mails, inbox.logins) == ([], [])
 
 

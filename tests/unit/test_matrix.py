@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """The matrix of docs/suites.md: from runs to records, from records to the table."""
 
 from __future__ import annotations
@@ -231,7 +232,7 @@ def test_a_part_of_a_run_is_refused(project: Path) -> None:
     written.save(project / "reports", run(case("P", "test_boots", "freebsd-pvh-xen-4.20")))
     with pytest.raises(UsageError, match=r"has not 1 cases of boot in 15\.1 PVH 4\.20") as caught:
         tested.record(["run-001"], "", False, project / "reports")
-    assert "fxh merge" in caught.value.mend
+    assert "fxh merge" in caught.value.hint
     assert not (project / "docs/matrix.json").exists()
     tested.record(["run-001"], "", True, project / "reports")
     tested.show()

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """When a guest's balloon counts as having settled."""
 
 from __future__ import annotations

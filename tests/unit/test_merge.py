@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """Shards joined into one run."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """A night: what it does, what monitors read, whom it tells; and the examples in docs/nightly."""
 
 from __future__ import annotations
@@ -99,7 +100,7 @@ def test_mail_is_written_and_sent_only_when_told(tmp_path: Path) -> None:
     assert b"a bug of the harness" in (tmp_path / "a.eml").read_bytes()
     with pytest.raises(InfrastructureError, match="Connection refused") as caught:
         mail.deliver(message, MailConfig(send=True, smtp="127.0.0.1:1"), tmp_path / "b.eml")
-    assert f"the mail is kept in {tmp_path / 'b.eml'}" in caught.value.mend
+    assert f"the mail is kept in {tmp_path / 'b.eml'}" in caught.value.hint
     assert (tmp_path / "b.eml").exists()
 
 

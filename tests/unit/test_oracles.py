@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """The judges of the suites: values in, complaints out. Table rows are those of FreeBSD's and libxl's sources."""
 
 from __future__ import annotations
@@ -65,5 +66,5 @@ def test_collisions() -> None:
 
 
 def test_finding_has_all_that_a_mail_needs() -> None:
-    text = finding(asked="A", did=["B", "C"], good="D", source="E")
-    assert text.splitlines() == ["asked:  A", "did:    B", "did:    C", "a good one: D", "source: E"]
+    text = finding(test="A", observed=["B", "C"], expected="D", reference="E")
+    assert text.splitlines() == ["test:      A", "observed:  B", "observed:  C", "expected:  D", "reference: E"]

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """Which FreeBSD a kernel is, from its name and its number, and what depends on it."""
 
 from __future__ import annotations

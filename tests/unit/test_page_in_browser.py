@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """The page in a real browser, from disk and without a network: what guests say is shown and never done."""
 
 from __future__ import annotations

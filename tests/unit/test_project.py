@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """What others need of the project: its license, its version, its dependencies, its CI."""
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import pytest
 import yaml
 
 import harness
-from harness.cli import places
+from harness.cli import run_lookup
 from tests.conftest import ROOT
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -90,7 +91,7 @@ def test_the_page_on_architecture_shows_the_layers_that_are_checked() -> None:
 
 def test_fxh_runs_the_suites_with_the_settings_of_plain_pytest(tmp_path: Path) -> None:
     settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["pytest"]["ini_options"]
-    words = places.pytest_root(tmp_path, tmp_path)
+    words = run_lookup.pytest_root(tmp_path, tmp_path)
     assert [word for word in settings["addopts"] if word not in words] == []
     assert "xfail_strict=true" in words
     assert settings["xfail_strict"] is True

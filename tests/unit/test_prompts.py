@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """Boots that end at a prompt, debuggers, and second boots: each row whole, cut at each place, and byte by byte."""
 
 from __future__ import annotations

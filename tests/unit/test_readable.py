@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """The name under which a restricted pygrub finds its disk, made by a real shell."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """Reports, from runs that are written down: what guests say is hostile, logs are long, files are missing."""
 
 from __future__ import annotations

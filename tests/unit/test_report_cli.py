@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """fxh report, history, compare, and what blame, bisect and repro refuse: from written runs, as commands."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """Outcomes, exit codes, results on disk, and the page: hostile content included."""
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from harness.errors import CommandFailed, DeadlineExpired, GuestCommandFailed, G
 from harness.plugin.cells import Cell, elsewhere, unmet
 from harness.plugin.outcome import exit_code, judge
 from harness.plugin.selection import title
-from harness.results import model, place
+from harness.results import model, run_dir
 from harness.results.model import Boot, CaseResult, RunResult, Stamp
 
 HOSTILE = "</pre><script>alert(1)</script>\x1b[31m\x1b]0;title\x07\x00\u202e&amp;"
@@ -90,8 +91,8 @@ def test_needs() -> None:
 def test_latest_points_to_the_last_of_runs_that_begin_at_once(tmp_path: Path) -> None:
     runs = [tmp_path / "runs" / f"r{n}" for n in range(20)]
     with ThreadPoolExecutor(8) as pool:
-        list(pool.map(place.latest, runs))
-    place.latest(runs[3])
+        list(pool.map(run_dir.latest, runs))
+    run_dir.latest(runs[3])
     assert (tmp_path / "latest").readlink() == Path("runs/r3")
     assert [p.name for p in tmp_path.iterdir()] == ["latest"]
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """What a resumed run repeats, and what a kept guest is shown with."""
 
 from __future__ import annotations
@@ -7,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from harness.cli import places
 from harness.cli import run as verb
+from harness.cli import run_lookup
 from harness.errors import UsageError
-from harness.plugin import keep
+from harness.plugin import hold_guest
 from harness.results import model
 from harness.results.model import RunResult
 
@@ -36,9 +37,9 @@ def test_the_run_s_own_command_line_is_repeated(tmp_path: Path, monkeypatch: pyt
     model.write_run(path, RunResult("r1", "2026", command="fxh run boot -k 'a or b' --type pv"))
     (tmp_path / "latest").symlink_to("runs/r1")
     for name in ("r1", str(path), "latest"):
-        assert places.run_directory(tmp_path, name) == path
+        assert run_lookup.run_directory(tmp_path, name) == path
     with pytest.raises(UsageError, match="no run 'r2'"):
-        places.run_directory(tmp_path, "r2")
+        run_lookup.run_directory(tmp_path, "r2")
 
     monkeypatch.setattr(sys, "argv", ["fxh", "run", "--resume", "r1"])
     assert verb._again(path) == ["run", "boot", "-k", "a or b", "--type", "pv", "--resume", str(path)]
@@ -50,8 +51,8 @@ def test_the_run_s_own_command_line_is_repeated(tmp_path: Path, monkeypatch: pyt
 
 
 def test_how_to_attach() -> None:
-    place = keep.Place("ssh xen1", "--xen-host xen1", "/var/lib/fxh/run-ab")
-    text = keep.commands(place, "fxh-ab-1-x", 7, {"xenctx": "/usr/lib/xen-4.20/bin/xenctx"}, "12:00 UTC")
+    place = hold_guest.Place("ssh xen1", "--xen-host xen1", "/var/lib/fxh/run-ab")
+    text = hold_guest.commands(place, "fxh-ab-1-x", 7, {"xenctx": "/usr/lib/xen-4.20/bin/xenctx"}, "12:00 UTC")
     assert text.splitlines() == [
         "fxh-ab-1-x (domain 7) is kept, paused, until 12:00 UTC:",
         "  its console    fxh console fxh-ab-1-x --xen-host xen1",
@@ -59,12 +60,12 @@ def test_how_to_attach() -> None:
         "  let it run on  ssh xen1 xl unpause 7",
         "  a core         ssh xen1 xl dump-core 7 /var/lib/fxh/run-ab/fxh-ab-1-x.core",
     ]
-    here = keep.commands(keep.Place("", "--xen-host local", "/d"), "n", 7, {}, "x")
+    here = hold_guest.commands(hold_guest.Place("", "--xen-host local", "/d"), "n", 7, {}, "x")
     assert "  let it run on  xl unpause 7" in here
 
 
 @pytest.mark.parametrize(("aid", "offered"), [("gdbsx", True), ("gdbsx-off", False)])
 def test_a_debugger_is_offered_where_xen_answers_it(aid: str, offered: bool) -> None:
-    text = keep.commands(keep.Place("", "", "/d"), "n", 7, {aid: "/usr/sbin/gdbsx"}, "x")
+    text = hold_guest.commands(hold_guest.Place("", "", "/d"), "n", 7, {aid: "/usr/sbin/gdbsx"}, "x")
     assert ("  a debugger     /usr/sbin/gdbsx -a 7 64 9999" in text) == offered
     assert ("gdbsx" in text) == offered

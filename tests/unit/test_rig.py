@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """How a worker's lab is put back between cases; the lab is played here."""
 
 from __future__ import annotations
@@ -36,7 +37,9 @@ class Lab:
         self.directory = "/ours"
         self.transport = SimpleNamespace(run=lambda argv: None)
 
-    def put_back(self, name: str, make: Callable[[], str], *, alone: bool = True, to_freeze: bool = False, what: str = "") -> Any:
+    def restore_or_create(
+        self, name: str, make: Callable[[], str], *, alone: bool = True, private_memory: bool = False, what: str = ""
+    ) -> Any:
         if name not in self.made:
             self.made[name] = make()
         self.restored.append(name)
@@ -44,7 +47,7 @@ class Lab:
         directory.mkdir(exist_ok=True)
         return SimpleNamespace(note=self.made[name], directory=directory)
 
-    def rest(self, *, to_freeze: bool = False) -> None:
+    def rest(self, *, private_memory: bool = False) -> None:
         self.restored.append(checkpoint.READY)
 
     def files(self, *local: Path) -> None: ...

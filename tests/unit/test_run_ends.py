@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """However a run ends, it has its exit code, its page, its mail and its verdict; the cases here need no host."""
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from harness.deadline import Deadline, NotYet
+from harness.deadline import ConditionNotMet, Deadline
 from harness.errors import ExitCode
 from harness.plugin.ending import Ending
 from harness.plugin.outcome import exit_code
@@ -77,7 +78,7 @@ class Run:
 
         def look() -> None:
             if len(list(self.suite.parent.glob("slow-*"))) < count:
-                raise NotYet("no case sleeps yet")
+                raise ConditionNotMet("no case sleeps yet")
 
         Deadline(60).wait("a slow case", look)
 

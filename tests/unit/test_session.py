@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """The session, against real shells on a real pty: sh as the guest's shell, csh as its login shell where there is one."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """Release sets: written from an image, read again, served as a mirror serves them; which release is the newest."""
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import pytest
 from harness import versions
 from harness.cli import image as cli
 from harness.errors import BuildError, UsageError
-from harness.images import dist, image, metalog, newcomer, sets, store
+from harness.images import current_release, dist, image, metalog, sets, store
 from harness.images.image import Image
 from harness.images.metalog import Tree
 from harness.lab import recipe as labs
@@ -77,7 +78,7 @@ def built(version: str = "15.1", *, branch: str = "RELEASE", machine: int = 62, 
         return {"version": version, "world_version": world, "machine": "amd64", "world": entry.key, "inputs": [], "disks": []}
 
     made = store.obtain("images", f"{key[:12]}{machine:04}", make_image)
-    image.name_it(name, made)
+    image.tag(name, made)
     return image.find(name)
 
 
@@ -215,7 +216,13 @@ def test_versions_are_numbers() -> None:
 
 def test_images_of_releases_by_age() -> None:
     names = ["release-10.0-RELEASE", "release-9.9-RELEASE", "release-mine", "release-10.0", "release-9.9"]
-    assert newcomer.by_age(names) == ["release-mine", "release-9.9", "release-9.9-RELEASE", "release-10.0", "release-10.0-RELEASE"]
+    assert current_release.by_age(names) == [
+        "release-mine",
+        "release-9.9",
+        "release-9.9-RELEASE",
+        "release-10.0",
+        "release-10.0-RELEASE",
+    ]
 
 
 def test_xen_versions_of_recipes_by_age(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -242,21 +249,24 @@ ODD = """<A HREF='https://other.example/releases/amd64/14.3-RELEASE/?C=M&amp;O=A
 
 @pytest.mark.parametrize("listing", [APACHE, NGINX, PYTHON, ODD], ids=["apache", "nginx", "http.server", "odd"])
 def test_listings_of_servers(listing: str) -> None:
-    found = newcomer.children(listing, "https://download.example/releases/amd64/")
+    found = current_release.children(listing, "https://download.example/releases/amd64/")
     assert {"14.3-RELEASE", "9.3-RELEASE"} <= set(found)
-    assert newcomer.newest(found) == "14.3-RELEASE"
+    assert current_release.newest(found) == "14.3-RELEASE"
 
 
 def test_a_patched_release_is_newer_than_its_release() -> None:
-    assert newcomer.newest(["14.3-RELEASE-p1", "14.3-RELEASE", "14.10-BETA1", "15.0-STABLE", "9.3-RELEASE"]) == "14.3-RELEASE-p1"
+    assert (
+        current_release.newest(["14.3-RELEASE-p1", "14.3-RELEASE", "14.10-BETA1", "15.0-STABLE", "9.3-RELEASE"])
+        == "14.3-RELEASE-p1"
+    )
 
 
 def test_a_mirror_without_a_release_says_what_it_has() -> None:
     with pytest.raises(UsageError, match=r"m lists no release, only release candidates: 15\.1-BETA3, 15\.1-RC2, 15\.1-RC10\n"):
-        newcomer.newest(["15.1-RC10", "15.1-BETA3", "15.1-RC2", "ISO-IMAGES"], "m")
+        current_release.newest(["15.1-RC10", "15.1-BETA3", "15.1-RC2", "ISO-IMAGES"], "m")
     with pytest.raises(UsageError, match=r"m lists no release\n") as caught:
-        newcomer.newest(["ISO-IMAGES"], "m")
-    assert "FXH_RELEASE" in caught.value.mend
+        current_release.newest(["ISO-IMAGES"], "m")
+    assert "FXH_RELEASE" in caught.value.hint
 
 
 # -- from a mirror ----------------------------------------------------------------------------------------------------
@@ -300,10 +310,10 @@ def as_image(monkeypatch: pytest.MonkeyPatch) -> None:
             return {"version": world.manifest["version"], "inputs": [vars(item) for item in inputs]}
 
         entry = store.obtain("images", world.key, fill)
-        image.name_it(wanted.name, entry)
+        image.tag(wanted.name, entry)
         return Image(wanted.name, entry)
 
-    monkeypatch.setattr(newcomer.make, "make", make)
+    monkeypatch.setattr(current_release.make, "make", make)
 
 
 @pytest.mark.parametrize("top", ["releases", "moved"])
@@ -314,7 +324,7 @@ def test_the_newest_release_of_a_mirror(served: str, tmp_path: Path, monkeypatch
     (tmp_path / "site/releases/amd64/15.2-RC1").mkdir()
     monkeypatch.setenv("FXH_MIRROR", f"{served}/{top}/amd64/")
 
-    found, why = newcomer.release()
+    found, why = current_release.release()
 
     assert why == ""
     assert found is not None
@@ -326,23 +336,23 @@ def test_the_newest_release_of_a_directory(tmp_path: Path, monkeypatch: pytest.M
     for version in ("9.9", "10.0"):
         sets.write(built(version, name=version), tmp_path / "site")
     monkeypatch.setenv("FXH_MIRROR", str(tmp_path / "site/releases/amd64"))
-    found, _ = newcomer.release()
+    found, _ = current_release.release()
     assert found is not None
     assert found.name == "release-10.0-RELEASE"
     monkeypatch.setenv("FXH_MIRROR", str(tmp_path / "nowhere"))
-    again, _ = newcomer.release()
+    again, _ = current_release.release()
     assert again is not None
     assert again.name == "release-10.0-RELEASE"
 
 
 def test_without_a_mirror_the_newest_sound_image_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FXH_MIRROR", "http://127.0.0.1:9/releases/amd64")
-    assert newcomer.release()[0] is None
+    assert current_release.release()[0] is None
     for version in ("9.9", "10.0", "15.1"):
         built(version, name=f"release-{version}-RELEASE")
     store.remove(image.find("release-15.1-RELEASE").entry)
 
-    found, why = newcomer.release()
+    found, why = current_release.release()
 
     assert why == ""
     assert found is not None
@@ -353,7 +363,7 @@ def test_a_mirror_with_release_candidates_alone(served: str, tmp_path: Path, mon
     for name in ("15.1-RC1", "15.1-BETA2"):
         (tmp_path / "site/releases/amd64" / name).mkdir(parents=True)
     monkeypatch.setenv("FXH_MIRROR", f"{served}/releases/amd64")
-    found, why = newcomer.release()
+    found, why = current_release.release()
     assert found is None
     assert "lists no release, only release candidates: 15.1-BETA2, 15.1-RC1" in why
 
@@ -365,7 +375,7 @@ def test_another_mirror_with_the_same_name_is_not_taken_for_the_first(
     sets.write(built(), tmp_path / "site")
     built(name="release-15.1-RELEASE")  # from elsewhere: none of its inputs is a set
     monkeypatch.setenv("FXH_MIRROR", f"{served}/releases/amd64")
-    found, _ = newcomer.release()
+    found, _ = current_release.release()
     assert found is not None
     assert any(item.origin == f"{served}/releases/amd64/15.1-RELEASE (base.txz)" for item in found.inputs)
 
@@ -379,9 +389,9 @@ def test_sets_of_another_architecture_leave_nothing(
     monkeypatch.setenv("FXH_MIRROR", f"{served}/releases/amd64")
 
     with pytest.raises(UsageError, match=rf"kernel\.txz of http.*15\.1-RELEASE is for {name}") as caught:
-        newcomer.release()
+        current_release.release()
 
-    assert "releases/amd64" in caught.value.mend
+    assert "releases/amd64" in caught.value.hint
     after = sorted(str(path) for path in fresh.rglob("*") if not path.name.startswith(".") and path != fresh / "downloads")
     assert after == before
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """Images that come out the same twice, file systems with an identity of their own, and files with holes."""
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import pytest
 
 from harness.errors import BuildError, UsageError
 from harness.guests import bootable
-from harness.images import disks, holes, layout, makefs, metalog, settle, slot, ufs, window, zfsfiles
+from harness.images import disks, holes, layout, loader_conf_slot, makefs, metalog, settle, ufs, window, zfsfiles
 from harness.images.disks import BootCode
 from harness.images.layout import FileSystem
 from harness.images.makefs import Makefs
@@ -55,7 +56,7 @@ def world(tmp_path: Path) -> Path:
     for name in ("boot/kernel", "etc", "usr"):
         (top / name).mkdir(parents=True)
     (top / "boot/kernel/kernel").write_bytes(b"k" * 300_000)
-    (top / "boot/loader.conf.local").write_bytes(slot.text({}))
+    (top / "boot/loader.conf.local").write_bytes(loader_conf_slot.text({}))
     (top / "usr/file").write_text("a file\n")
     (top / "etc/master.passwd").write_text("root::0:0::0:0:r:/root:/bin/sh\n")
     (top / "etc/group").write_text("wheel:*:0:root\n")

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """Setup has a place and a time of its own: a case is not charged for what the harness builds or downloads while it waits."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """fxh in a terminal: completion in real shells, and the manual page in real viewers."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """Every command ends as by Ctrl-C when it is told to end, and takes what it started with it."""
 
 from __future__ import annotations
@@ -11,11 +12,11 @@ import pytest
 
 from harness.errors import ExitCode
 
-# A verb that builds: a compiler in a session of its own, as harness.images.srcbuild starts make.
+# A verb that builds: a compiler in a session of its own, as harness.images.buildworld starts make.
 VERB = """
 import subprocess, sys
 from harness.cli import main
-from harness.images.srcbuild import end_session
+from harness.images.buildworld import end_session
 
 @main.app.command()
 def compile():

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """What the soak calls growth: the floor of a measure over a quarter of the run, whatever goes on above it."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """Building FreeBSD from source, the pure parts: kernel configurations, missing sources, link errors, compilers."""
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from harness.errors import BuildError, UsageError
-from harness.images import conffiles, hosttools, kernconf, knobs, linkhint, preflight, srcbuild, srctree, treescan
+from harness.images import buildworld, conffiles, hosttools, kernconf, linkhint, preflight, src_conf, srctree, treescan
 from harness.images.hosttools import Compiler
 
 DATA = Path(__file__).parent / "data"
@@ -78,14 +79,14 @@ OPTS = "__DEFAULT_YES_OPTIONS = \\\n    ACCT \\\n    FUTURE \\\n    NETLINK \\\n
 @pytest.mark.parametrize(("preset", "off"), [("small", ["ACCT", "ZFS"]), ("zfs", ["ACCT"]), ("full", [])])
 def test_a_world_keeps_what_it_does_not_know(preset: str, off: list[str], tmp_path: Path) -> None:
     tree = tree_with(tmp_path, {"share/mk/src.opts.mk": OPTS, "usr.sbin/makefs/zfs.c": "int zfs;\n"})
-    text = knobs.preset(tree, preset).src_conf
+    text = src_conf.preset(tree, preset).src_conf
     assert text.splitlines() == ["WITHOUT_WERROR=yes", *(f"WITHOUT_{name}=yes" for name in off)]
 
 
 @pytest.mark.parametrize(("preset", "words"), [("tiny", "world 'tiny'"), ("zfs", "makefs of FreeBSD 15.1 cannot write ZFS")])
 def test_a_world_that_cannot_be(preset: str, words: str, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=words):
-        knobs.preset(tree_with(tmp_path, {}), preset)
+        src_conf.preset(tree_with(tmp_path, {}), preset)
 
 
 def test_makefs_comes_with_the_bootstrap_tools_where_the_tree_can(tmp_path: Path) -> None:
@@ -93,8 +94,8 @@ def test_makefs_comes_with_the_bootstrap_tools_where_the_tree_can(tmp_path: Path
         tree_with(tmp_path / "13", {}),
         tree_with(tmp_path / "15", {"Makefile.inc1": ".if ${MK_DISK_IMAGE_TOOLS_BOOTSTRAP}\n"}),
     )
-    assert knobs.makefs_knob(old) == ""
-    assert "WITH_DISK_IMAGE_TOOLS_BOOTSTRAP=yes" in knobs.preset(new, "full").src_conf
+    assert src_conf.makefs_knob(old) == ""
+    assert "WITH_DISK_IMAGE_TOOLS_BOOTSTRAP=yes" in src_conf.preset(new, "full").src_conf
 
 
 # -- config(8)'s lists ------------------------------------------------------------------------------------------------
@@ -228,7 +229,7 @@ def test_a_compiler_too_old_for_the_libcxx_of_the_tree() -> None:
     hosttools.check_world(Compiler(None, "FreeBSD clang version 16.0.6"), "14.2", 19)
     with pytest.raises(BuildError, match=r"clang 16 cannot build the world of FreeBSD 14\.2: its libc\+\+ of LLVM 19") as caught:
         hosttools.check_world(Compiler(bindir, "clang version 16.0.6"), "14.2", 19)
-    assert "clang-19 lld-19" in caught.value.mend
+    assert "clang-19 lld-19" in caught.value.hint
 
 
 def test_the_llvm_of_a_tree(tmp_path: Path) -> None:
@@ -249,7 +250,7 @@ def test_a_compiler_that_does_not_fit_the_tree(installed: int, words: str, monke
     monkeypatch.setattr(hosttools, "llvms", lambda: {installed: Path("/llvm")})
     with pytest.raises(BuildError, match=words) as caught:
         hosttools.compiler(15)
-    assert "clang-19 lld-19" in caught.value.mend
+    assert "clang-19 lld-19" in caught.value.hint
 
 
 def test_version_of_a_compiler() -> None:
@@ -320,7 +321,7 @@ def test_identity_is_of_content_modes_and_links_alone(tmp_path: Path) -> None:
 def test_a_build_gives_way_to_other_sessions() -> None:
     argv = ["cat", "/proc/self/autogroup"]
     said = subprocess.run(
-        argv, capture_output=True, text=True, check=True, start_new_session=True, preexec_fn=srcbuild._plain
+        argv, capture_output=True, text=True, check=True, start_new_session=True, preexec_fn=buildworld._plain
     ).stdout
     # /autogroup-97 nice 10
     assert said.split()[1:] == ["nice", "10"]

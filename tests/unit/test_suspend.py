@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """The end of an `xl save` whose guest died, with a real shell: on a host with pkill, and on one whose busybox has none."""
 
 from __future__ import annotations

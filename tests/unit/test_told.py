@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """What takes minutes is told at once, also from within a worker whose output is captured."""
 
 from __future__ import annotations

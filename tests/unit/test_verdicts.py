@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """Verdicts from written histories, and the invariants that hold for any history."""
 
 from __future__ import annotations
@@ -14,8 +15,8 @@ from harness.results.model import FAILED, HARNESS, INFRASTRUCTURE, PASSED, SKIPP
 from harness.verdicts import values
 from harness.verdicts.drift import drifts
 from harness.verdicts.judge import judge
+from harness.verdicts.run_verdicts import find_blockers, gone, judge_run
 from harness.verdicts.values import BAD, KINDS, Branch, Inputs, LastGreen, NamedRun, Observation
-from harness.verdicts.whole import find_blockers, gone, judge_run
 
 OUTCOMES = {"P": PASSED, "F": FAILED, "S": SKIPPED, "I": INFRASTRUCTURE, "H": HARNESS}
 CASE, CELL = "boot/test_boot::test_boots_to_login", "freebsd-pvh-xen-4.20"

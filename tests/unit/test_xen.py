@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """The xen room: configuration out, xl's words in. Recorded from Xen 4.20 unless said otherwise."""
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from hypothesis import strategies as st
 from harness.errors import UsageError
 from harness.hosts import inventory
 from harness.transport.local import LocalTransport
-from harness.xen import elfnotes, events, listing, telling, vdev, xenstore, xl
+from harness.xen import elfnotes, event_wait, events, listing, vdev, xenstore, xl
 from harness.xen.config import Disk, DomainConfig, Vif
 
 LIST = """\
@@ -336,8 +337,8 @@ def test_deaf_is_what_stays(second: str, ports: list[int], monkeypatch: pytest.M
     assert events.deaf(type("Dom0", (), {"run": lambda self, argv: type("Completed", (), {"text": EVENTS})})(), 3) == ()
 
 
-def told_by_xl(log: Path) -> AbstractContextManager[telling.Pause]:
-    return telling.told_by(LocalTransport(), ["sh", "-c", xl._FOLLOW, "sh", str(log)], seconds=30, own=1, news=xl._NEWS)
+def told_by_xl(log: Path) -> AbstractContextManager[event_wait.Pause]:
+    return event_wait.wait_on_output(LocalTransport(), ["sh", "-c", xl._FOLLOW, "sh", str(log)], seconds=30, own=1, news=xl._NEWS)
 
 
 def test_a_pause_ends_at_what_is_news_alone(tmp_path: Path) -> None:

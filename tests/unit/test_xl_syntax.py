@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """What we write for xl, read as xl's own lexers read it (xl_reader.py); tests/lab/test_xl_agrees.py asks xl itself."""
 
 from __future__ import annotations

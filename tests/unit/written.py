@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """Histories written down: runs made of words, for tests and for the bench."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 """xl's syntax, read as xl reads it: written after Xen's lexers, with nothing of the code that writes it.
 
 Sources: xen tools/libs/util/libxlu_cfg_l.l, libxlu_cfg_y.y, xlu__cfgl_dequote() in libxlu_cfg.c, libxlu_disk_l.l, and

@@ -1,0 +1,70 @@
+# SPDX-License-Identifier: BSD-2-Clause
+"""Devices that come to a running guest and go: what their backends say when it looks, and what it has of them."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Set
+
+from harness.deadline import ConditionNotMet, Deadline
+from harness.errors import CommandFailed, DeadlineExpired, GuestCommandFailed
+from harness.guests.guest import Guest
+from harness.xen.config import Disk
+
+
+@contextlib.contextmanager
+def paused(guest: Guest) -> Iterator[None]:
+    """Inside, the guest makes no step."""
+    guest.host.toolstack.pause(guest.domid)
+    try:
+        yield
+    finally:
+        guest.host.toolstack.unpause(guest.domid)
+
+
+def attach(guest: Guest, path: str, keys: Mapping[str, str], go: Callable[[], None]) -> None:
+    """Attach a device by ``go``; ``keys`` of its backend at ``path`` (``vif/0``) are changed before the guest sees it.
+
+    A backend writes them when it is made (drivers/net/xen-netback/xenbus.c, netback_probe) and a frontend reads them when it
+    connects.
+    """
+    kind, _, number = path.partition("/")
+    with paused(guest):
+        go()
+        for key, value in keys.items():
+            guest.host.xenstore.write(f"/local/domain/0/backend/{kind}/{guest.domid}/{number}/{key}", value)
+
+
+def wait_disks(guest: Guest, wanted: Set[str], gone: Set[str] = frozenset(), seconds: float = 30) -> set[str]:
+    """Wait until the guest has the disks ``wanted`` and none of ``gone``; returns all it has, at the end in any case."""
+    found: set[str] = set()
+
+    def look() -> None:
+        found.clear()
+        found.update(guest.profile.disks(guest.sh))
+        if not wanted <= found or gone & found:
+            raise ConditionNotMet(f"it has {' '.join(sorted(found))}")
+
+    with contextlib.suppress(DeadlineExpired):
+        Deadline(seconds * guest.scale).wait("disks to come and go", look, 0.5)
+    return set(found)
+
+
+def let_go(guest: Guest, vdev_name: str) -> None:
+    """Detach a disk. Raises GuestCommandFailed for a guest that does not close its frontend within xl's ten seconds."""
+    try:
+        guest.host.toolstack.block_detach(guest.domid, vdev_name)
+    except CommandFailed as exc:
+        # libxl: error: libxl_device.c:1194:device_backend_callback: Domain 2:unable to remove device with path ... - rc -9
+        if "unable to remove device" not in exc.stderr:
+            raise
+        raise GuestCommandFailed(guest.name, f"xl block-detach {vdev_name}", exc.status, exc.stderr.strip()) from exc
+
+
+def disk(guest: Guest, given: Disk) -> str:
+    """Attach a disk; returns its name in the guest. Raises GuestCommandFailed when it does not come within 30 s."""
+    name = guest.profile.disk_name(given.vdev)
+    guest.host.toolstack.block_attach(guest.domid, given)
+    if name not in (seen := wait_disks(guest, {name})):
+        raise GuestCommandFailed(guest.name, f"xl block-attach {given.vdev}", 0, f"no {name} among {' '.join(sorted(seen))}")
+    return name

@@ -1,0 +1,178 @@
+# SPDX-License-Identifier: BSD-2-Clause
+"""From a recipe to an image in the store."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import tempfile
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from harness import paths, stamp
+from harness.digest import file_sha256
+from harness.errors import BuildError, UsageError
+from harness.images import disks, image, kernelfile, makefs, metalog, overlay_files, src_conf, store
+from harness.images.image import Image
+from harness.images.inputs import Input, key_of
+from harness.images.kernelfile import KernelFile
+from harness.images.layout import FileSystem, Layout
+from harness.images.makefs import Makefs
+from harness.images.store import Entry
+
+log = logging.getLogger("fxh.images")
+
+# Raise when the same inputs come out as another image.
+_BUILDER = 4
+_OF_WORLD = "world's "
+_ZFS_MODULE = "./boot/kernel/zfs.ko"
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What an image is put together from."""
+
+    world: Entry
+    kernel: KernelFile
+    layout: Layout
+    inputs: tuple[Input, ...]
+    """Those of kernel and world, with their origin."""
+
+
+def tree_of(world: Entry) -> metalog.Tree:
+    """What of a world goes into an image."""
+    tree = metalog.parse((world.directory / "METALOG").read_text(), world.directory / "tree")
+    return metalog.without(tree, tuple(world.manifest["leave_out"]))
+
+
+def fit(layout: Layout, world: Entry) -> Layout:
+    """The layout with file systems large enough for ``world``, and as much again for what a guest writes; never smaller."""
+    mounts = tuple(fs.mount for _, _, fs in layout.parts if fs.mount != "none")
+    tree = tree_of(world)
+
+    def grown(fs: FileSystem) -> FileSystem:
+        if fs.type not in ("ufs1", "ufs2", "zfs"):
+            return fs
+        part = metalog.subtree(tree, fs.mount, mounts)
+        needed = (makefs.zfs_bytes(part) if fs.type == "zfs" else metalog.size(part)) >> 20
+        return replace(fs, size=max(fs.size, needed * 2 // 64 * 64))
+
+    return replace(layout, vdevs=tuple(replace(disk, fs=tuple(map(grown, disk.fs))) for disk in layout.vdevs))
+
+
+def assemble(parts: Parts, name: str) -> Image:
+    """The image of ``parts``, from the store or made now (a second or so), known as ``name``.
+
+    Raises UsageError for parts that do not go together, BuildError when a tool is missing or fails.
+    """
+    kernel, layout = parts.kernel, parts.layout
+    if not kernel.types and not layout.firmwares:
+        raise UsageError(kernelfile.why_not(kernel, False), hint="--layout gpt, or a kernel with `options XENHVM`")
+    module = layout.zfs and not kernel.zfs
+    tool = makefs.find(parts.world.directory / "makefs")
+    for _, _, fs in layout.parts:
+        makefs.check(tool, fs)
+    top = parts.world.directory / "tree"
+    tree = tree_of(parts.world)
+    if module and _ZFS_MODULE not in tree:
+        raise UsageError(
+            f"{kernel.path}: a kernel without ZFS, and a world without zfs.ko: layout {layout.name} has its root on ZFS",
+            hint="build with --kernconf XENZFS, or give a --kernel with `options ZFS`, or take a layout with UFS",
+        )
+    disks.check(layout, disks.BootCode(top / "boot"))
+    made = overlay_files.make(layout, _read(top / "etc/ttys"), zfs_load=module)
+    own = [
+        Input("world", parts.world.key, str(parts.world.manifest["what"])),
+        Input("kernel", kernel.sha256, str(kernel.path)),
+        Input("layout", layout.key, f"{layout.name} (images/freebsd/layouts.toml)"),
+        Input("edits", made.hash, ", ".join(path[1:] for path, _ in made.files)),
+        *([Input("makefs", tool.hash, tool.origin)] if tool else []),
+        Input("image builder", str(_BUILDER), "harness/images/assemble.py"),
+    ]
+
+    def make(work: Path) -> dict[str, Any]:
+        return _write(parts, tree, made, tool, own, work)
+
+    entry = store.obtain("images", key_of(*own), make)
+    image.tag(name, entry)
+    return Image(name, entry)
+
+
+def _write(
+    parts: Parts, tree: metalog.Tree, made: overlay_files.Edits, tool: Makefs | None, own: list[Input], work: Path
+) -> dict[str, Any]:
+    begun = time.monotonic()
+    layout, top = parts.layout, parts.world.directory / "tree"
+    _room(layout, work)
+    shutil.copyfile(parts.kernel.path, work / "kernel")
+    if file_sha256(work / "kernel") != parts.kernel.sha256:
+        raise BuildError(f"{parts.kernel.path} changed while it was read", hint="build again")
+    with tempfile.TemporaryDirectory(prefix=".edits-", dir=work) as scratch:
+        made.apply(tree, Path(scratch))
+        metalog.add_file(tree, "./boot/kernel/kernel", work / "kernel", "0555")
+        variables = overlay_files.kernel_variables((paths.project() / "images/freebsd/loader.conf").read_text())
+        disks.write(layout, tree, tool, top / "etc", disks.BootCode(top / "boot"), key_of(*own), work, variables)
+    # Xen loads no modules for a PVH guest, so that needs ZFS in the kernel.
+    direct = () if layout.zfs and not parts.kernel.zfs else parts.kernel.types
+    rows = [
+        {
+            "file": disk.file, "vdev": disk.name, "format": "raw",
+            "slot": disks.slot_of(layout, disk, work / disk.file),
+        }
+        for disk in layout.vdevs
+    ]  # fmt: skip
+    return {
+        "version": parts.kernel.version, "branch": parts.kernel.branch, "osreldate": parts.kernel.osreldate,
+        "world_version": str(parts.world.manifest.get("version", "")),
+        "machine": parts.kernel.machine, "layout": layout.name, "about": layout.about,
+        "root": layout.root, "root_device": layout.root_device, "root_label": layout.root_label, "mountfrom": layout.mountfrom,
+        "types": [*direct, *(["hvm"] if layout.firmwares else [])], "firmwares": list(layout.firmwares), "pygrub": layout.pygrub,
+        "menu_variables": overlay_files.menu_variables(layout), "kernel": {"sha256": parts.kernel.sha256, "path": "/boot/kernel/kernel"},
+        "disks": rows, "world": parts.world.key, "inputs": [vars(item) for item in (*own, *parts.inputs)],
+        "built": stamp.now(), "seconds": round(time.monotonic() - begun, 2),
+    }  # fmt: skip
+
+
+def _room(layout: Layout, where: Path) -> None:
+    free = shutil.disk_usage(where).free
+    if layout.bytes > free:
+        raise BuildError(
+            f"an image of {layout.bytes >> 20} MiB, and {free >> 20} MiB are free in the store",
+            hint="a smaller --size, `fxh image gc`, or FXH_STORE on a larger disk",
+        )
+
+
+def _read(path: Path) -> str:
+    return path.read_text(errors="replace") if path.is_file() else ""
+
+
+def preset_of(base: Image) -> str:
+    """The world preset that ``base`` was built with (src_conf.PRESETS); "" for a world that was not built from source."""
+    world = store.find("worlds", str(base.data.get("world")))
+    preset = str(world.manifest.get("preset")) if world else ""
+    return preset if preset in src_conf.PRESETS else ""
+
+
+def swap_kernel(base: Image, kernel: Path, name: str, layout: Layout) -> Image:
+    """``base`` with another kernel, of any release: its world stays as it is. Raises UsageError if ``base`` is an imported disk."""
+    key = base.data.get("world")
+    if not key:
+        raise UsageError(
+            f"{base.name} was imported as a disk: a kernel cannot be put into it without changing it",
+            hint="boot it as PVH with --kernel KERNEL --disk DISK",
+        )
+    world = store.find("worlds", str(key))
+    if world is None:
+        raise UsageError(f"the world of {base.name} is gone from the store", hint="build the image again, then swap its kernel")
+    world.touch()
+    looked = kernelfile.look(kernel.expanduser().absolute())
+    # What the base was made from says nothing about this kernel, only about the world that it runs on.
+    of_world = [replace(item, what=item.what.removeprefix(_OF_WORLD)) for item in base.inputs]
+    inputs = tuple(
+        replace(item, what=_OF_WORLD + item.what)
+        for item in of_world
+        if item.what.startswith(("source", "src.conf", "compiler", "set base"))
+    )
+    return assemble(Parts(world, looked, layout, inputs), name)

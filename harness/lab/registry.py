@@ -1,0 +1,150 @@
+# SPDX-License-Identifier: BSD-2-Clause
+"""What others may know of a lab: a record in its directory, and the files that a killed one left."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import time
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from harness import paths
+from harness.lab.process import listening
+from harness.lab.qemu import Drive, MachineSpec
+
+
+@dataclass(frozen=True)
+class LabRecord:
+    """``image`` is the directory of the lab's image; ``checkpoint`` what it was restored from."""
+
+    name: str
+    image: str
+    qemu: str
+    qemu_pid: int
+    owner_pid: int
+    kept: bool
+    ssh_port: int
+    accel: str
+    why: str
+    checkpoint: str
+    started: str
+    host_key: str
+    spec: MachineSpec
+    drives: tuple[Drive, ...] = ()
+    stopped: bool = False
+    chamber: bool = False
+    """Its QEMU runs in one (:mod:`harness.lab.hot`)."""
+
+    @property
+    def image_path(self) -> Path:
+        return Path(self.image)
+
+    def key(self) -> str:
+        """The private key for root at the lab's dom0."""
+        return (directory(self.name) / "id_ed25519").read_text()
+
+
+def directory(name: str) -> Path:
+    return paths.store() / "run" / name
+
+
+def sockets(name: str) -> Path:
+    return paths.runtime() / name
+
+
+def names() -> list[str]:
+    root = paths.store() / "run"
+    # A lab's name begins with a letter or a digit.
+    return sorted(p.name for p in root.iterdir() if p.is_dir() and not p.name.startswith(".")) if root.is_dir() else []
+
+
+def read(name: str) -> LabRecord | None:
+    """The record of a lab, or None where there is none that can be read."""
+    try:
+        data = json.loads((directory(name) / "lab.json").read_text())
+        data["spec"] = MachineSpec(**(data["spec"] | {"drives": tuple(data["spec"]["drives"])}))
+        data["drives"] = tuple(Drive(**drive) for drive in data["drives"])
+        return LabRecord(**data)
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def write(record: LabRecord, private_key: str) -> None:
+    """With the record, what an ssh of anybody's needs: the key, and the host key pinned."""
+    where = directory(record.name)
+    key = where / "id_ed25519"
+    if not key.exists() or key.read_text() != private_key:
+        key.unlink(missing_ok=True)
+        key.touch(mode=0o600)
+        key.write_text(private_key)
+    (where / "known_hosts").write_text(f"[127.0.0.1]:{record.ssh_port} {record.host_key}\n")
+    _replace(where / "lab.json", json.dumps(asdict(record), indent=1))
+
+
+def stopped(name: str) -> None:
+    record = read(name)
+    if record is not None:
+        _replace(directory(name) / "lab.json", json.dumps(asdict(replace(record, stopped=True)), indent=1))
+
+
+def mark_dead(name: str, why: str) -> None:
+    if directory(name).is_dir():
+        _replace(directory(name) / "dead", why + "\n")
+
+
+def _replace(path: Path, text: str) -> None:
+    new = path.with_name(path.name + ".new")
+    new.write_text(text)
+    new.replace(path)
+
+
+def state(name: str) -> str:
+    """``up``, ``stopped``, ``stale`` (its owner or its QEMU was killed), or ``""`` for no such lab."""
+    if not directory(name).is_dir():
+        return ""
+    if listening(sockets(name) / "qmp"):
+        return "up"
+    record = read(name)
+    if record is not None and not record.stopped and _alive(record.owner_pid):
+        return "up"  # between two machines: it is being restored
+    return "stopped" if record is not None and (record.stopped or record.kept) else "stale"
+
+
+def sweep() -> list[str]:
+    """Remove what killed processes left: labs that nobody owns any more and half-made builds. Says what it removed."""
+    gone = []
+    for name in names():
+        if state(name) == "stale":
+            shutil.rmtree(directory(name), ignore_errors=True)
+            shutil.rmtree(sockets(name), ignore_errors=True)
+            gone.append(f"lab {name}")
+    labs = paths.store() / "labs"
+    if labs.is_dir():
+        for work in labs.glob("*.making-*"):
+            try:
+                with FileLock(labs / f"{work.name.partition('.making-')[0]}.lock", timeout=0):
+                    shutil.rmtree(work, ignore_errors=True)
+                    gone.append(f"half-made build {work.name}")
+            except Timeout:
+                pass
+        for half in labs.glob("*/checkpoints/.*@*"):
+            if half.is_dir() and half.stat().st_mtime < time.time() - 3600:
+                shutil.rmtree(half, ignore_errors=True)
+                gone.append(f"half-made checkpoint {half.name}")
+        for half in labs.glob("*/checkpoints/.gone-*"):
+            shutil.rmtree(half, ignore_errors=True)
+    return gone
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
