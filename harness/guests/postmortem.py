@@ -135,18 +135,24 @@ def inspect(transport: Transport, domid: int, vcpus: int, kernel: Path | None, s
 
 def _described(cpu: VCPU, kernel: Path | None, symbols: Sequence[Path]) -> str:
     """The stack with names and source lines, then xenctx's own text."""
-    frames = [Frame("", address=hex(address), exact=number == 0) for number, address in enumerate(cpu.calls)]
     lines: list[str] = []
     try:
+        functions = elfsymbols.functions(kernel.read_bytes()) if kernel is not None else None
+        # xenctx prints every word of the stack that looks like code: a function's address is a pointer, no return address.
+        calls = [
+            address for number, address in enumerate(cpu.calls)
+            if number == 0 or functions is None or ((hit := functions.at(address)) and hit[1] != address)
+        ]  # fmt: skip
+        frames = [Frame("", address=hex(address), exact=number == 0) for number, address in enumerate(calls)]
+        lines = _named(frames, functions)
         if kernel is not None:
-            lines = sourcelines.backtrace(frames, kernel, symbols) or _named(frames, kernel)
+            lines = sourcelines.backtrace(frames, kernel, symbols) or lines
     except (HarnessError, OSError) as exc:
-        lines = [f"no source lines: {exc}", *_named(frames, kernel)]
+        lines = [f"no source lines: {exc}", *lines]
     return "\n".join([f"vcpu {cpu.number}", *lines, "", plain(cpu.text), "", ""])
 
 
-def _named(frames: Sequence[Frame], kernel: Path | None) -> list[str]:
-    functions = elfsymbols.functions(kernel.read_bytes()) if kernel is not None else None
+def _named(frames: Sequence[Frame], functions: elfsymbols.Functions | None) -> list[str]:
     lines = []
     for number, frame in enumerate(frames):
         place = int(frame.address, 16)
