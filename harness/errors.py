@@ -7,13 +7,14 @@ else means that nothing was learned about it.
 
 from __future__ import annotations
 
+from enum import IntEnum
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from harness.console.deaths import Death
 
 
-class ExitCode:
+class ExitCode(IntEnum):
     """How ``fxh`` ends (0 is success)."""
 
     OK = 0
@@ -31,7 +32,6 @@ class HarnessError(Exception):
     ``hint`` says what to do about it, as an imperative sentence, where we know.
     """
 
-    who = "the harness's authors"
     exit_code = ExitCode.HARNESS
 
     def __init__(self, message: str, *, hint: str = "") -> None:
@@ -46,7 +46,6 @@ class HarnessError(Exception):
 class UsageError(HarnessError):
     """The user asked for something that cannot be: an option, a file, a configuration."""
 
-    who = "whoever typed the command"
     exit_code = ExitCode.USAGE
 
 
@@ -57,14 +56,11 @@ class CannotRun(UsageError):
 class InfrastructureError(HarnessError):
     """Host, network, disk or toolchain failed: nothing was learned about the guest."""
 
-    who = "whoever keeps the host"
     exit_code = ExitCode.INFRASTRUCTURE
 
 
 class BuildError(InfrastructureError):
     """A lab or an image could not be built."""
-
-    who = "whoever keeps the build machine"
 
 
 class TransportError(InfrastructureError):
@@ -83,7 +79,6 @@ class CommandFailed(InfrastructureError):
 class GuestCommandFailed(HarnessError):
     """A command in the guest that had to succeed did not: the guest's own fault."""
 
-    who = "the guest's developers"
     exit_code = ExitCode.PRODUCT
 
     def __init__(self, guest: str, command: str, status: int, output: str) -> None:
@@ -94,7 +89,6 @@ class GuestCommandFailed(HarnessError):
 class LoggedOut(HarnessError):
     """Our shell at the guest's console ended by itself: the guest lives, and asks for a login."""
 
-    who = "the guest's developers"
     exit_code = ExitCode.PRODUCT
 
 
@@ -109,7 +103,6 @@ class LabDead(InfrastructureError):
 class GuestDied(HarnessError):
     """The guest under test died; :attr:`death` says how."""
 
-    who = "the guest's developers"
     exit_code = ExitCode.PRODUCT
 
     def __init__(self, death: Death) -> None:

@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from harness.console.kinds import DeathKind
 from harness.console.text import decode, plain
 
 # Seconds of silence after which a prompt waits for an answer, and after which nothing more will follow by itself.
@@ -23,7 +24,7 @@ class Stuck:
     ``waits``: at a prompt that ends the output.
     """
 
-    kind: str
+    kind: DeathKind
     message: str
     at: int
     patience: float
@@ -219,7 +220,7 @@ class Prompt:
     ``why`` finds. With a reason the boot has ended at once, without one after ``patience`` seconds of silence.
     """
 
-    kind: str
+    kind: DeathKind
     pattern: re.Pattern[bytes]
     says: str
     why: Reason
@@ -228,11 +229,11 @@ class Prompt:
     patience: float
 
 
-def _prompt(kind: str, pattern: bytes, says: str, why: Reason, until: str, patience: float = AT_ONCE) -> Prompt:
+def _prompt(kind: DeathKind, pattern: bytes, says: str, why: Reason, until: str, patience: float = AT_ONCE) -> Prompt:
     return Prompt(kind, re.compile(rb"(?:%s)[ \t]*\Z" % pattern), says, why, until, True, patience)
 
 
-def _line(kind: str, pattern: bytes, says: str, why: Reason, until: str, patience: float = AT_ONCE) -> Prompt:
+def _line(kind: DeathKind, pattern: bytes, says: str, why: Reason, until: str, patience: float = AT_ONCE) -> Prompt:
     return Prompt(kind, re.compile(rb"^\r*[ \t]*(?:%s)" % pattern, re.MULTILINE), says, why, until, False, patience)
 
 
@@ -240,7 +241,7 @@ _NO_DISK = "the UEFI firmware found no bootable disk"
 _NO_BIOS_DISK = "the BIOS found no bootable disk"
 _NETWORK = "the firmware found no bootable disk and tries the network"
 _MEDIA = "this is installation media"
-# The first that fits counts. A sample above each. Prompts that a dying kernel shows are in deaths.MARKERS.
+# The first that fits counts. A sample above each. markers.MARKERS has the prompts of a dying kernel.
 PROMPTS = (
     # OK                                              (FreeBSD's loader, stand/common/interp.c)
     _prompt("loader", rb"OK ", "loader stopped", _loader, "kernel"),

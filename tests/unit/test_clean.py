@@ -93,7 +93,7 @@ def behind(stamp: str, data: bytes) -> bytes:
 def verdict(reader: ConsoleReader) -> tuple[object, ...]:
     assert reader.death is not None
     death = reader.death
-    return death.kind, death.message, death.guilty, death.frames, death.stage, [stage.name for stage in reader.stages]
+    return death.kind, death.message, death.faulting_function, death.frames, death.stage, [stage.name for stage in reader.stages]
 
 
 @pytest.mark.parametrize("form", PREFIXES)
@@ -127,7 +127,7 @@ def test_a_trap_behind_a_prefix(tmp_path: Path, form: str, text: bytes) -> None:
     assert verdict(fed(tmp_path, [data[n : n + 1] for n in range(len(data))])) == plain
     alone = deaths.classify(behind(PREFIXES[form], TRAP))
     assert alone is not None
-    assert (alone.kind, alone.message, alone.guilty) == plain[:3]
+    assert (alone.kind, alone.message, alone.faulting_function) == plain[:3]
 
 
 PROMPTED = {
@@ -275,8 +275,8 @@ def test_any_bytes_are_taken(data: bytes, size: int) -> None:
     watcher = Watcher(FREEBSD, first_line=1.0, scale=1.0)
     for n in range(0, len(noise), size):
         watcher.feed(noise[n : n + size], float(n))
-        watcher.deadline(float(n))
-    watcher.deadline(1e9, ended=True)
+        watcher.check(float(n))
+    watcher.check(1e9, ended=True)
     assert watcher.offset == len(noise)
     deaths.classify(noise)
 

@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 
 from harness.console import deaths, machinery
+from harness.console.backtrace import faulting_function, frames
+from harness.console.identity import normalise
 from harness.console.reader import ConsoleReader
 from harness.console.stages import FREEBSD, LINUX
 from harness.transport.replay import ReplayStream
@@ -58,7 +60,7 @@ def play(tmp_path: Path, data: bytes, **options: object) -> ConsoleReader:
 
 def verdict(text: str) -> tuple[str, str, str]:
     death = deaths.classify(console(text))
-    return (death.kind, death.message, death.guilty) if death else ("", "", "")
+    return (death.kind, death.message, death.faulting_function) if death else ("", "", "")
 
 
 # -- A: words of a death that are none --------------------------------------------------------------------------------
@@ -143,7 +145,7 @@ def test_a_real_panic_after_a_quoted_one(tmp_path: Path) -> None:
         assert verdict(text) == ("panic", "xyz: queue 8 is gone", "xyz_drain")
         death = play(tmp_path, console(text), end="silence").death if quote == "A1" else play(tmp_path, console(text)).death
         assert death is not None
-        assert (death.message, death.guilty) == ("xyz: queue 8 is gone", "xyz_drain")
+        assert (death.message, death.faulting_function) == ("xyz: queue 8 is gone", "xyz_drain")
         assert "queue 8 is gone" in death.excerpt
 
 
@@ -194,7 +196,12 @@ def test_a_panic_behind_a_word_is_seen_by_the_reader(tmp_path: Path) -> None:
     for options in ({}, {"end": "silence"}, {"sizes": (1,)}):
         death = play(tmp_path, data, **options).death
         assert death is not None
-        assert (death.kind, death.message, death.guilty, death.stage) == ("panic", "xyz: queue 7 is gone", "xyz_drain", "rc")
+        assert (death.kind, death.message, death.faulting_function, death.stage) == (
+            "panic",
+            "xyz: queue 7 is gone",
+            "xyz_drain",
+            "rc",
+        )
 
 
 CUT = {
@@ -330,13 +337,13 @@ def test_the_first_death_is_the_cause(tmp_path: Path, name: str) -> None:
     text, *wanted = SEVERAL[name]
     for death in (deaths.classify(console(text)), play(tmp_path, console(text), sizes=(97,)).death):
         assert death is not None
-        assert [death.kind, death.message, death.guilty, death.later] == wanted
+        assert [death.kind, death.message, death.faulting_function, death.later] == wanted
     for told in wanted[3]:
         assert f"; then {told}" in death.summary
         assert told not in death.identity
 
 
-# -- D: the guilty function -------------------------------------------------------------------------------------------
+# -- D: the faulting function -----------------------------------------------------------------------------------------
 
 GUILTY = {
     "D1 KASAN": (f("__asan_load8_noabort", "xyz_drain"), "xyz_drain"),
@@ -385,7 +392,7 @@ GUILTY = {
 
 
 @pytest.mark.parametrize("name", GUILTY)
-def test_the_guilty_function_is_not_the_messenger(name: str) -> None:
+def test_the_faulting_function_is_no_machinery(name: str) -> None:
     trace, wanted = GUILTY[name]
     assert verdict("panic: xyz\ncpuid = 1\n" + BT + trace)[2] == wanted
     assert verdict(TRAP + "panic: page fault\ncpuid = 1\n" + BT + trace)[2] == wanted
@@ -421,7 +428,7 @@ def test_a_return_address_at_a_function_s_first_byte() -> None:
     assert [(frame.function, frame.before) for frame in death.frames[-3:]] == [
         ("panic", False), ("xyz_next_function", True), ("device_attach", False)
     ]  # fmt: skip
-    assert death.guilty == "before xyz_next_function"
+    assert death.faulting_function == "before xyz_next_function"
     assert death.summary == "panic: xyz: no memory in the function before xyz_next_function"
     stack = "#1 0xffffffff804a4861 at vpanic+0x151\n#2 0xffffffff804a4703 at panic+0x43\n#3 0xffffffff80311200 at xyz_next_function+0\n#4 0xffffffff80311400 at device_attach+0x43\n"
     assert verdict("panic: xyz: no memory\n" + KERNEL + "KDB: stack backtrace:\n" + stack)[2] == "before xyz_next_function"
@@ -446,10 +453,10 @@ def test_nameless_frames_keep_their_address() -> None:
     death = deaths.classify(console("panic: xyz\n" + KERNEL + "KDB: stack backtrace:\n" + NAMELESS))
     assert death is not None
     assert [frame.name for frame in death.frames] == ["0xffffffff80311111", "0xffffffff80311321"]
-    assert death.guilty == "", "the first of them is the debugger's own, without a name to tell"
+    assert death.faulting_function == "", "the first of them is the debugger's own, without a name to tell"
     death = deaths.classify(console("panic: xyz\n" + KERNEL + BT + NAMELESS + f("device_attach")))
     assert death is not None
-    assert death.guilty == "0xffffffff80311111"
+    assert death.faulting_function == "0xffffffff80311111"
     assert death.summary == "panic: xyz in the function at 0xffffffff80311111"
     assert death.identity.endswith("panic: xyz @ N")
 
@@ -497,7 +504,7 @@ def test_a_kernel_file_names_frames(tmp_path: Path) -> None:
         reader.start().join(10)
         reader.close()
         assert reader.death is not None
-        assert (reader.death.guilty, asked) == (wanted, [1])
+        assert (reader.death.faulting_function, asked) == (wanted, [1])
         assert not any(frame.before or not frame.function for frame in reader.death.frames)
 
 
@@ -521,9 +528,9 @@ def test_where_the_debugger_stopped(line: str, wanted: str) -> None:
     """D5: without a backtrace it is all there is."""
     death = deaths.classify(console(TRAP + f"[ thread pid 1 tid 2 ]\n{line}\ndb> "))
     assert death is not None
-    assert (death.guilty, len(death.frames)) == (wanted, 1)
-    traced = deaths.retraced(death, "bt\r\nTracing pid 1 tid 2\r\n" + f("kdb_enter", "xyz_deep", "xyz_outer") + "db> ")
-    assert (traced.guilty, len(traced.frames)) == ("xyz_deep", 3)
+    assert (death.faulting_function, len(death.frames)) == (wanted, 1)
+    traced = deaths.with_backtrace(death, "bt\r\nTracing pid 1 tid 2\r\n" + f("kdb_enter", "xyz_deep", "xyz_outer") + "db> ")
+    assert (traced.faulting_function, len(traced.frames)) == ("xyz_deep", 3)
 
 
 # -- I: Linux ---------------------------------------------------------------------------------------------------------
@@ -599,7 +606,7 @@ def test_linux_s_oops_is_seen_by_the_reader(tmp_path: Path, name: str) -> None:
     data = console(stamped("Linux version 6.1.0", *headline, *REST, FATAL))
     death = play(tmp_path, data, stages=LINUX, sizes=(61,)).death
     assert death is not None
-    assert (death.kind, death.message, death.guilty, death.stage) == ("linux-oops", message, "xyz_poll", "kernel")
+    assert (death.kind, death.message, death.faulting_function, death.stage) == ("linux-oops", message, "xyz_poll", "kernel")
 
 
 @pytest.mark.parametrize("name", ["I3 soft lockup", "RCU stall", "hung task", "KASAN"])
@@ -616,7 +623,7 @@ def test_a_stall_is_a_death_in_silence(tmp_path: Path) -> None:
     data = console(stamped("Linux version 6.1.0", *OOPSES["I3 soft lockup"][0], *REST))
     death = play(tmp_path, data, stages=LINUX, end="silence").death
     assert death is not None
-    assert death.guilty == "xyz_poll"
+    assert death.faulting_function == "xyz_poll"
 
 
 LINUX_OTHERS = {
@@ -662,8 +669,8 @@ FORMS = {
 
 @pytest.mark.parametrize("text", FORMS.values(), ids=FORMS)
 def test_frames_of_linux(text: str) -> None:
-    trace = deaths.frames(text)
-    assert deaths.guilty(trace) == "xyz_poll"
+    trace = frames(text)
+    assert faulting_function(trace) == "xyz_poll"
     assert trace[0].offset == "0x1a"
 
 
@@ -689,7 +696,7 @@ LINUX_GUILTY = {
 
 
 @pytest.mark.parametrize("name", LINUX_GUILTY)
-def test_linux_s_guilty_function_is_not_the_messenger(name: str) -> None:
+def test_linux_s_faulting_function_is_no_machinery(name: str) -> None:
     lines, wanted = LINUX_GUILTY[name]
     assert verdict(stamped("Kernel panic - not syncing: xyz", "CPU: 1 PID: 7 Comm: xyz", "Call Trace:", *lines)) == (
         "linux-panic", "Kernel panic - not syncing: xyz", wanted
@@ -749,7 +756,7 @@ KEPT = {
 
 @pytest.mark.parametrize("message", KEPT)
 def test_identities_that_the_history_has(message: str) -> None:
-    assert deaths.normalise(message) == KEPT[message]
+    assert normalise(message) == KEPT[message]
 
 
 # -- hostile output ----------------------------------------------------------------------------------------------------

@@ -12,9 +12,10 @@ from played import fed
 
 from harness.console import prompts
 from harness.console.deaths import Death
+from harness.console.debugger import script_answers
+from harness.console.kinds import SECOND_BOOT
 from harness.console.reader import ConsoleReader
 from harness.console.stages import FREEBSD, LINUX, Stage
-from harness.console.watcher import SECOND_BOOT, script_answers
 from harness.deadline import Deadline
 from harness.errors import GuestDied
 from harness.transport.replay import ReplayStream
@@ -45,7 +46,7 @@ def cuts(data: bytes) -> Iterator[list[bytes]]:
 def verdict(reader: ConsoleReader) -> tuple[str, str, str, tuple[str, ...]]:
     death = reader.death
     assert death is not None
-    return death.kind, death.message, death.guilty, tuple(stage.name for stage in reader.stages)
+    return death.kind, death.message, death.faulting_function, tuple(stage.name for stage in reader.stages)
 
 
 def dies(tmp_path: Path, text: str, stages: Sequence[Stage] = FREEBSD) -> Death:
@@ -389,7 +390,7 @@ def conversation(tmp_path: Path, chunks: Sequence[bytes], pace: float) -> Death:
 def test_a_prompt_that_comes_later_is_asked(tmp_path: Path, gap: float) -> None:
     death = conversation(tmp_path, [crlf(REPORT), crlf(STOPPED + "db> ")], gap)
     assert [question for question, _ in death.answers] == QUESTIONS
-    assert (death.kind, death.message, death.guilty) == ("panic", "xyz", "xyz_drain")
+    assert (death.kind, death.message, death.faulting_function) == ("panic", "xyz", "xyz_drain")
 
 
 def test_the_conversation_does_not_depend_on_where_a_chunk_ends(tmp_path: Path) -> None:
@@ -398,7 +399,7 @@ def test_the_conversation_does_not_depend_on_where_a_chunk_ends(tmp_path: Path) 
         (tmp_path / str(at)).mkdir()
         death = conversation(tmp_path / str(at), [piece for piece in (whole[:at], whole[at:]) if piece], 0.0)
         assert [question for question, _ in death.answers] == QUESTIONS, at
-        assert death.guilty == "xyz_drain"
+        assert death.faulting_function == "xyz_drain"
 
 
 def test_a_slow_console_brings_a_report_line_by_line(tmp_path: Path) -> None:
@@ -453,14 +454,14 @@ def test_a_script_ends_by_itself(tmp_path: Path, pace: float) -> None:
     death = reader.death
     assert death is not None
     assert reader._stream.written == b""  # type: ignore[attr-defined]
-    assert (death.kind, death.message, death.guilty) == ("panic", "xyz", "xyz_drain")
+    assert (death.kind, death.message, death.faulting_function) == ("panic", "xyz", "xyz_drain")
     assert [command for command, _ in death.answers] == ["capture on", "bt", "show registers", "reset"]
     assert "xyz_drain() at" in dict(death.answers)["bt"]
     assert (tmp_path / "console.log").read_bytes() == data, "the report ends when the script does"
 
 
 def test_a_script_whatever_the_cut(tmp_path: Path) -> None:
-    assert dies(tmp_path, SCRIPTED).guilty == "xyz_drain"
+    assert dies(tmp_path, SCRIPTED).faulting_function == "xyz_drain"
 
 
 def test_a_script_that_leaves_a_prompt_is_asked_the_rest(tmp_path: Path) -> None:
@@ -479,7 +480,7 @@ def test_a_debugger_that_goes_on_lets_the_report_end(tmp_path: Path) -> None:
     begun = time.monotonic()
     death = live(tmp_path, [crlf(text)]).death
     assert death is not None
-    assert (death.kind, death.guilty) == ("panic", "xyz_drain")
+    assert (death.kind, death.faulting_function) == ("panic", "xyz_drain")
     assert time.monotonic() - begun < 2.0
 
 
@@ -560,12 +561,12 @@ def test_a_quoted_banner_is_no_second_boot(tmp_path: Path) -> None:
     with reader.quoting(b"fxh-end-12345678"):
         for chunk in (crlf(BANNER), crlf("CPU: x\n"), b"fxh-end-12345678\r\nfxh# "):
             reader._take(chunk)
-            reader._judge()
-    reader._judge()
+            reader._check()
+    reader._check()
     assert reader.death is None
     with reader.quoting(b"fxh-end-87654321"):
         reader._take(crlf(BANNER))
-        reader._judge(ended=True)
+        reader._check(ended=True)
     assert reader.death is not None
     assert reader.death.kind == SECOND_BOOT
     reader.close()
@@ -579,10 +580,10 @@ def test_a_quoted_log_may_be_followed_by_silence(tmp_path: Path) -> None:
         reader._take(crlf(f"---<<BOOT>>---\n{BANNER}"))
         for seconds in (1.5, 20.0):
             reader._watcher.last_byte = time.monotonic() - seconds
-            reader._judge()
+            reader._check()
             assert reader.death is None, seconds
         reader._watcher.last_byte = time.monotonic() - 60.0
-        reader._judge()
+        reader._check()
     assert reader.death is not None
     assert reader.death.kind == SECOND_BOOT
     reader.close()
@@ -608,7 +609,7 @@ def test_a_new_boot_on_the_same_console_is_the_first_again(tmp_path: Path) -> No
     for _ in range(3):
         reader.rearm()
         reader._take(crlf(LOGIN))
-        reader._judge()
+        reader._check()
     assert reader.death is None
     reader.close()
 
@@ -616,7 +617,7 @@ def test_a_new_boot_on_the_same_console_is_the_first_again(tmp_path: Path) -> No
 def test_a_death_is_not_mixed_with_the_boot_after_it(tmp_path: Path) -> None:
     second = f"{BANNER}panic: another\ncpuid = 1\nUptime: 1s\n"
     death = dies(tmp_path, f"{LOGIN}\npanic: xyz\ncpuid = 0\nKDB: stack backtrace:\n{BT}Uptime: 9s\n{second}")
-    assert (death.kind, death.message, death.guilty, death.stage) == ("panic", "xyz", "xyz_drain", "login")
+    assert (death.kind, death.message, death.faulting_function, death.stage) == ("panic", "xyz", "xyz_drain", "login")
     assert "another" not in death.excerpt
 
 
