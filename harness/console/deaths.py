@@ -109,7 +109,7 @@ _DOUBT, _LONG_DOUBT = 3.0, 8.0
 
 
 def report_ended(data: bytes) -> bool:
-    """Whether ``data`` has a line after which a report has no further line."""
+    """Whether ``data`` contains the last line of a report."""
     return _REPORT_ENDS.search(data) is not None
 
 

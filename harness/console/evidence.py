@@ -27,7 +27,8 @@ class Evidence(Enum):
     """Another program printed the line, or the guest continues."""
 
 
-# Lines that only a dying kernel prints. FreeBSD's sys/kern/kern_shutdown.c, subr_kdb.c, subr_trap.c and sys/ddb, x86's trap_fatal().
+# Lines that only a dying kernel prints. Sources: FreeBSD's sys/kern/kern_shutdown.c, subr_kdb.c, subr_trap.c, sys/ddb, and x86's
+# trap_fatal().
 _SURE = rb"""
     cpuid\ =\ \d | time\ =\ \d{9,}[ \t\r]*$ | KDB:\ (?:enter|reentering): | \[\ thread\ pid\ \d | Stopped\ at\s | db(?::\d+:[\w.]+)?>\s
   | Dumping\ \d+\ out\ of\ | Automatic\ reboot\ in\ | Cannot\ dump\b | fault\ virtual\ address\s | instruction\ pointer\s+=

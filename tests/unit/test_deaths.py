@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""Which lines are a death, which of several is the cause, and which function is to blame. All consoles here are our own words."""
+"""Tests which lines are a death, which of several is the cause, and the faulting function. The consoles are synthetic."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ LOGIN = "\nFreeBSD/amd64 (box) (xc0)\n\nlogin: "
 
 
 def f(*functions: str) -> str:
-    """Frames of DDB, innermost first."""
+    """A backtrace of DDB with these functions, innermost first."""
     return "".join(f"{name}() at {name}+0x1{n:x}/frame 0xfffffe00111101{n:x}0\n" for n, name in enumerate(functions))
 
 
@@ -63,7 +63,7 @@ def verdict(text: str) -> tuple[str, str, str]:
     return (death.kind, death.message, death.faulting_function) if death else ("", "", "")
 
 
-# -- A: words of a death that are none --------------------------------------------------------------------------------
+# -- A: lines that look like a death but are none ---------------------------------------------------------------------
 
 OTHERS = {
     "A1": "savecore 512 - - reboot after panic: xyz: queue 7 is gone\nsavecore 512 - - writing core to /var/crash/vmcore.3\n",
@@ -107,7 +107,7 @@ OTHERS = {
 
 @pytest.fixture(scope="module")
 def others(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[ConsoleReader]]:
-    """What readers have seen of each row: in one piece, in small ones, and with 0.6 s of silence before `login:`. All at once."""
+    """Three readers for each row: one chunk, small chunks, and 0.6 s of silence before `login:`. All run at the same time."""
     directory, readers = tmp_path_factory.mktemp("others"), {}
     for number, (name, words) in enumerate(OTHERS.items()):
         data = console(BOOT + words + LOGIN)
@@ -123,7 +123,7 @@ def others(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[ConsoleRe
 
 
 @pytest.mark.parametrize("name", OTHERS)
-def test_words_of_others_are_no_death(others: dict[str, list[ConsoleReader]], name: str) -> None:
+def test_quotes_of_programs_are_no_death(others: dict[str, list[ConsoleReader]], name: str) -> None:
     assert deaths.classify(console(BOOT + OTHERS[name] + LOGIN)) is None
     for reader in others[name]:
         assert reader.death is None
@@ -134,7 +134,7 @@ NAMED = [name for name in OTHERS if name not in ("a script, and rc goes on", "no
 
 
 @pytest.mark.parametrize("name", NAMED)
-def test_words_that_name_their_speaker_are_no_death_in_silence(tmp_path: Path, name: str) -> None:
+def test_quotes_with_a_program_s_name_are_no_death_in_silence(tmp_path: Path, name: str) -> None:
     assert deaths.classify(console(BOOT + OTHERS[name])) is None
     assert play(tmp_path, console(BOOT + OTHERS[name])).death.kind == "eof"  # type: ignore[union-attr]
 
@@ -185,13 +185,13 @@ FOLLOWS = {
 
 @pytest.mark.parametrize("before", BEFORE.values(), ids=BEFORE)
 @pytest.mark.parametrize("after", FOLLOWS.values(), ids=FOLLOWS)
-def test_a_panic_behind_output_without_a_line_end(before: str, after: str) -> None:
+def test_a_panic_after_output_without_a_line_end(before: str, after: str) -> None:
     kind, message, _ = verdict(BOOT + before + "panic: xyz: queue 7 is gone\n" + after)
     assert (kind, message) == ("panic", "xyz: queue 7 is gone")
 
 
-def test_a_panic_behind_a_word_is_seen_by_the_reader(tmp_path: Path) -> None:
-    """B2"""
+def test_the_reader_finds_a_panic_after_a_word(tmp_path: Path) -> None:
+    """The message directly follows other output (B2)."""
     data = console(BOOT + "copied 40 blockspanic: xyz: queue 7 is gone\n" + KERNEL + BT + f("xyz_drain") + "Uptime: 9s\n")
     for options in ({}, {"end": "silence"}, {"sizes": (1,)}):
         death = play(tmp_path, data, **options).death
@@ -242,7 +242,7 @@ def test_a_death_whose_line_has_no_end(cut: dict[tuple[str, str], ConsoleReader]
 
 
 def test_a_line_that_is_still_being_written_is_waited_for(tmp_path: Path) -> None:
-    """In pieces, 0.6 s apart: the line goes on to be another program's."""
+    """The line arrives in pieces, 0.6 s apart, and turns out to be another program's."""
     data = console(BOOT) + b"panic: no such coll" + console("ector\n\ngoroutine 1 [running]:\n" + LOGIN)
     sizes = (len(console(BOOT)) + 19, 10, 4096)
     reader = play(tmp_path, data, sizes=sizes, pace=0.6)
@@ -256,23 +256,23 @@ def test_a_line_that_is_still_being_written_is_waited_for(tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     "words", ["Domain 3 (vcpu#0) crashed on cpu#1:", "Domain 3 reported crashed by domain 1 on cpu#0:"]
 )  # fmt: skip
-def test_xen_tells_of_a_crash(tmp_path: Path, stamp: str, words: str) -> None:
-    """B4: with each form of console_timestamps; the message and the identity have no time."""
+def test_xen_reports_a_crash(tmp_path: Path, stamp: str, words: str) -> None:
+    """With each format of console_timestamps, message and identity contain no time (B4)."""
     death = play(tmp_path, console(f"(XEN) {stamp}{words}\n"), end="silence").death
     assert death is not None
     assert (death.kind, death.message) == ("crash", f"(XEN) {words.removesuffix(':')}")
 
 
 @pytest.mark.parametrize("stamp", ["", "[2024-02-03 04:05:06.789] ", "[   12.345678] "])
-def test_xen_tells_of_its_own_end(tmp_path: Path, stamp: str) -> None:
-    """The PV shim's."""
+def test_xen_reports_its_own_panic(tmp_path: Path, stamp: str) -> None:
+    """The Xen of the PV shim panics."""
     lines = ("", "*" * 40, "Panic on CPU 0:", "Could not build d1", "*" * 40, "", "Reboot in five seconds...")
     death = play(tmp_path, console("".join(f"(XEN) {stamp}{line}\n" for line in lines)), end="silence").death
     assert death is not None
     assert (death.kind, death.message) == ("crash", "(XEN) Panic on CPU 0: Could not build d1")
 
 
-def test_xen_s_words_behind_output_without_a_line_end() -> None:
+def test_a_message_of_xen_after_output_without_a_line_end() -> None:
     assert verdict("half a word(XEN) Domain 3 (vcpu#0) crashed on cpu#1:\n")[0] == "crash"
 
 
@@ -422,7 +422,7 @@ NEXT = "xyz_next_function() at xyz_next_function/frame 0xfffffe0011110060\n"
 
 
 def test_a_return_address_at_a_function_s_first_byte() -> None:
-    """D7: the caller of panic() is not the function that the frame names, and its own caller is not to blame."""
+    """The frame names the function after the caller of panic(). The caller's own caller must not be blamed (D7)."""
     death = deaths.classify(console("panic: xyz: no memory\n" + KERNEL + BT + NEXT + f("device_attach")))
     assert death is not None
     assert [(frame.function, frame.before) for frame in death.frames[-3:]] == [
@@ -449,11 +449,11 @@ NAMELESS = "??() at 0xffffffff80311111/frame 0xffffffff81400000\n??() at 0xfffff
 
 
 def test_nameless_frames_keep_their_address() -> None:
-    """D6"""
+    """Frames without a name have their address (D6)."""
     death = deaths.classify(console("panic: xyz\n" + KERNEL + "KDB: stack backtrace:\n" + NAMELESS))
     assert death is not None
     assert [frame.name for frame in death.frames] == ["0xffffffff80311111", "0xffffffff80311321"]
-    assert death.faulting_function == "", "the first of them is the debugger's own, without a name to tell"
+    assert death.faulting_function == "", "the first frame may be the debugger's own"
     death = deaths.classify(console("panic: xyz\n" + KERNEL + BT + NAMELESS + f("device_attach")))
     assert death is not None
     assert death.faulting_function == "0xffffffff80311111"
@@ -462,7 +462,7 @@ def test_nameless_frames_keep_their_address() -> None:
 
 
 def elf(functions: dict[str, int], text: int = 0xFFFFFFFF80311000, size: int = 0x1000) -> bytes:
-    """A kernel file with nothing but functions: section 1 is its code, 2 the symbols, 3 their names."""
+    """A kernel file with functions only: section 1 is the code, 2 the symbols, 3 their names."""
     import struct
 
     names = b"\0" + b"".join(name.encode() + b"\0" for name in functions)
@@ -525,7 +525,7 @@ def test_a_damaged_kernel_file_names_nothing() -> None:
      ("Stopped at      0xffffffff80311111:\tmovl (%rax),%ebx", "")],
 )  # fmt: skip
 def test_where_the_debugger_stopped(line: str, wanted: str) -> None:
-    """D5: without a backtrace it is all there is."""
+    """Without a backtrace, the line `Stopped at` gives the function (D5)."""
     death = deaths.classify(console(TRAP + f"[ thread pid 1 tid 2 ]\n{line}\ndb> "))
     assert death is not None
     assert (death.faulting_function, len(death.frames)) == (wanted, 1)
@@ -578,7 +578,9 @@ def test_linux_s_oops_is_the_cause(name: str) -> None:
         text = stamped("xyz: link is up", *headline, *REST, *end)
         assert verdict(text) == ("linux-oops", message, "xyz_poll")
     bare = "".join(line + "\n" for line in (*headline, *REST))
-    assert verdict(bare) == ("linux-oops", message, "xyz_poll"), "a collector's prefix is stripped, and with it the kernel's stamp"
+    assert verdict(bare) == ("linux-oops", message, "xyz_poll"), (
+        "lines without stamps must give the same result, since a collector's prefix may include the stamp"
+    )
 
 
 def test_several_oopses() -> None:
@@ -639,7 +641,7 @@ LINUX_OTHERS = {
 
 
 @pytest.mark.parametrize("words", LINUX_OTHERS.values(), ids=LINUX_OTHERS)
-def test_words_of_others_are_no_death_of_linux(words: str) -> None:
+def test_quotes_of_programs_are_no_death_of_linux(words: str) -> None:
     assert deaths.classify(console(words)) is None
     assert deaths.classify(console(words + "\ncontrol login: ")) is None
 
@@ -797,7 +799,7 @@ def test_hostile_output_takes_no_time(name: str) -> None:
 
 
 def test_two_quoted_panics_do_not_make_a_death() -> None:
-    """The first one's text is followed by the second, which is quoted, too; and the guest goes on."""
+    """The second quote follows the first one directly, and then the guest continues."""
     assert verdict("panic: foo\nbar\npanic: baz\nqux\n\nFreeBSD/amd64 (box) (xc0)\n\nlogin: ") == ("", "", "")
     assert verdict("panic: foo\ncpuid = 0\npanic: baz\ncpuid = 0\nUptime: 9s\n")[0] == "double-panic"
 
@@ -810,7 +812,7 @@ PLAYED |= {name: console(stamped("Linux version 6.1.0", *rows[0], *REST, FATAL))
 REPLAYS = list((RECORDED | PLAYED).items())
 
 
-def told(tmp_path: Path, data: bytes, sizes: tuple[int, ...]) -> tuple[object, ...]:
+def outcome(tmp_path: Path, data: bytes, sizes: tuple[int, ...]) -> tuple[object, ...]:
     reader = play(tmp_path, data, sizes=sizes)
     death = reader.death
     assert death is not None
@@ -819,10 +821,10 @@ def told(tmp_path: Path, data: bytes, sizes: tuple[int, ...]) -> tuple[object, .
 
 @pytest.mark.parametrize("seed", range(50))
 def test_no_cut_changes_a_verdict(tmp_path: Path, seed: int) -> None:
-    """Ten cuts of the recordings and of our own consoles; 50 seeds make 500."""
+    """Each of 50 seeds cuts the recorded and synthetic consoles in ten ways."""
     assert len(REPLAYS) >= 40
     rng = random.Random(seed)
     for n in range(10):
         name, data = REPLAYS[(seed * 10 + n) % len(REPLAYS)]
         sizes = tuple(rng.randint(1, rng.choice((3, 40, 400, 4000))) for _ in range(50))
-        assert told(tmp_path, data, sizes) == told(tmp_path, data, (1 << 16,)), name
+        assert outcome(tmp_path, data, sizes) == outcome(tmp_path, data, (1 << 16,)), name

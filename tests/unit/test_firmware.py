@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""UEFI guests: cells and their names, the domain configuration, what a host must have, what a firmware says on its console."""
+"""Tests UEFI guests: cells and their names, the domain configuration, the requirements of a host, the firmware's console."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def test_an_image_says_which_firmwares_start_it() -> None:
         return Image("i", SimpleNamespace(manifest=data))  # type: ignore[arg-type]
 
     assert image(types=["pvh", "hvm"], firmwares=["bios", "uefi"]).firmwares == ("bios", "uefi")
-    assert image(types=["pvh", "hvm"]).firmwares == ("bios",), "built before images said so"
+    assert image(types=["pvh", "hvm"]).firmwares == ("bios",), "an image without the entry is from an older version"
     assert image(types=["pvh"]).firmwares == ()
 
 
@@ -134,7 +134,7 @@ def test_what_stands_against_uefi_is_said_before_anything_boots() -> None:
 
 
 def probe(tmp_path: Path, library: str, version: str = "4.20") -> dict[str, str]:
-    """What the probe prints where dom0's /usr is below ``tmp_path``, and libxl holds the string ``library``."""
+    """The output of the probe if dom0's /usr is below ``tmp_path`` and libxl contains the string ``library``."""
     directory = tmp_path / "usr/lib/x86_64-linux-gnu"
     directory.mkdir(parents=True, exist_ok=True)
     (directory / f"libxenlight.so.{version}.0").write_bytes(b"\x7fELF\0seabios\0ovmf\0" + library.encode() + b"\0qemu\0")
@@ -158,8 +158,8 @@ def test_the_probe_asks_libxl_for_its_firmware(tmp_path: Path) -> None:
 
 
 def test_a_libxl_without_ovmf_and_a_host_without_a_library(tmp_path: Path) -> None:
-    assert firmware.missing(probe(tmp_path, "/usr/share/seabios/bios.bin")).endswith("this Xen was built without it")
-    assert firmware.missing({}) == "", "where nobody can be asked, xl decides"
+    assert firmware.missing(probe(tmp_path, "/usr/share/seabios/bios.bin")).endswith("this Xen was built without OVMF")
+    assert firmware.missing({}) == "", "without a library xl decides"
 
 
 # -- the console ------------------------------------------------------------------------------------------------------
@@ -184,7 +184,7 @@ def test_stages_of_a_uefi_boot(tmp_path: Path) -> None:
 
 
 def test_a_firmware_that_finds_nothing_to_boot_ends_the_boot(tmp_path: Path) -> None:
-    """Without its shell it says so; no stage follows."""
+    """A firmware without a shell prints a message, and no stage follows."""
     death = play(tmp_path, LOADING + b"BdsDxe: No bootable option or device was found.\r\n").death
     assert death is not None
     assert (death.kind, death.message, death.stage) == ("firmware", "the UEFI firmware found no bootable disk", "firmware")
@@ -193,7 +193,7 @@ def test_a_firmware_that_finds_nothing_to_boot_ends_the_boot(tmp_path: Path) -> 
 
 @pytest.mark.parametrize("cut", [b"\x1b[2J\x1b[01;01H\x1b[01;01HUEFI Interactive", b""])
 def test_a_firmware_that_starts_its_shell_found_nothing_to_boot(tmp_path: Path, cut: bytes) -> None:
-    """Recorded from an empty disk: seen when the shell is started, and at its prompt."""
+    """Recorded with an empty disk. The start of the shell counts, and so does its prompt."""
     death = play(tmp_path, NO_DISK[: NO_DISK.index(cut)] if cut else NO_DISK).death
     assert death is not None
     assert (death.kind, death.stage) == ("firmware", "firmware")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""Boots that end at a prompt, debuggers, and second boots: each row whole, cut at each place, and byte by byte."""
+"""Tests boots that end at a prompt, debuggers, and second boots. Each row runs in one chunk, cut everywhere, and by bytes."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def crlf(text: str) -> bytes:
 
 
 def cuts(data: bytes) -> Iterator[list[bytes]]:
-    """``data`` in two pieces, cut at each place of its last lines and at every fifth before; and byte by byte."""
+    """``data`` in two chunks, cut at each byte of its last lines and at every fifth byte before; then in single bytes."""
     near = max(1, len(data) - 300)
     yield from ([data[:at], data[at:]] for at in (*range(1, near, 5), *range(near, len(data))))
     yield [data[at : at + 1] for at in range(len(data))]
@@ -50,17 +50,17 @@ def verdict(reader: ConsoleReader) -> tuple[str, str, str, tuple[str, ...]]:
 
 
 def dies(tmp_path: Path, text: str, stages: Sequence[Stage] = FREEBSD) -> Death:
-    """How ``text`` ends, however it is cut."""
+    """The death of a guest that prints ``text``. Fails if it depends on the chunks."""
     data = crlf(text)
     whole = fed(tmp_path, [data], stages)
     for chunks in cuts(data):
-        assert verdict(fed(tmp_path, chunks, stages)) == verdict(whole), f"another verdict when cut at {len(chunks[0])}"
+        assert verdict(fed(tmp_path, chunks, stages)) == verdict(whole), f"another verdict if cut at byte {len(chunks[0])}"
     assert whole.death is not None
     return whole.death
 
 
 class Guest(ReplayStream):
-    """Prints slowly until it is asked."""
+    """A console that replays slowly until the first command."""
 
     def write(self, data: bytes) -> None:
         self._pace = 0.0
@@ -68,7 +68,7 @@ class Guest(ReplayStream):
 
 
 def live(tmp_path: Path, chunks: Sequence[bytes], pace: float = 0.0, *, answers: dict[bytes, bytes] | None = None) -> ConsoleReader:
-    """A reader of a guest that is silent after ``chunks``, once it has found a death."""
+    """A reader that has found the death of a guest which is silent after ``chunks``."""
     stream = Guest(b"", end="silence", pace=pace, answers=answers)
     stream._chunks.extend(chunks)
     reader = ConsoleReader(stream, tmp_path / "console.log", stages=FREEBSD).start()
@@ -265,7 +265,7 @@ def test_a_prompt_of_linux(tmp_path: Path, row: str) -> None:
     ["loader-no-kernel", "boot2", "loader-efi", "geli-kernel", "installer", "insecure", "seabios", "uefi-none", "single-user-12"],
 )
 def test_it_ends_the_boot_at_once(tmp_path: Path, row: str) -> None:
-    """Not after a stage's budget, and for a wait as for any death."""
+    """A wait raises GuestDied without waiting for the budget of the stage."""
     text, kind, _ = STUCK[row]
     begun = time.monotonic()
     reader = ConsoleReader(ReplayStream(crlf(text), end="silence"), tmp_path / "c.log", stages=FREEBSD).start()
@@ -279,17 +279,17 @@ def test_it_ends_the_boot_at_once(tmp_path: Path, row: str) -> None:
 @pytest.mark.parametrize(
     "text",
     [
-        # Words of these prompts in a boot that goes on.
+        # Texts of these prompts in a boot that continues.
         f"{LOADER}OK boot\n{LOGIN}",
         f"{LOADER}OK \n{LOGIN}",
         f"FreeBSD/x86 boot\nDefault: 0:ad(0,a)/boot/loader\nboot: \n{LOADER}{LOGIN}",
         f"{RC}Enter passphrase for xbd0p3: \n{LOGIN}",
         f"{RC}Console type [vt100]: xterm\n{LOGIN}",
         f"{LOADER}{BANNER}CPU: all\nOK \n{LOGIN}",
-        # A firmware that finds a disk after all.
+        # A firmware that finds a disk later.
         f"{SEABIOS}No bootable device.  Retrying in 60 seconds.\nBooting from Hard Disk...\n{LOADER}{LOGIN}",
         f"iPXE initialising devices...ok\n{LOADER}{LOGIN}",
-        # At a shell.
+        # In a shell.
         f"{LOGIN}root\nPassword:",
         f"{LOGIN}root\nroot@box:~ # geli attach xbd1\nEnter passphrase: ",
         f"{LOGIN}root\nroot@box:~ # echo OK; cat\nOK ",
@@ -307,7 +307,7 @@ def test_a_boot_that_goes_on_is_not_stuck(tmp_path: Path, text: str) -> None:
 
 
 def test_a_prompt_in_the_middle_is_waited_for(tmp_path: Path) -> None:
-    """A line of a slow console that begins like a prompt: the rest of it comes within the time that a prompt needs."""
+    """A slow console prints a line that begins like a prompt. The rest arrives before the prompt would count."""
     chunks = [
         crlf(LOADER),
         b"OK ",
@@ -335,14 +335,14 @@ def test_a_prompt_in_the_middle_is_waited_for(tmp_path: Path) -> None:
         ("hello\n", ""),
     ],
 )  # fmt: skip
-def test_what_xen_said_before_it_crashed_a_domain(tmp_path: Path, before: str, reason: str) -> None:
+def test_xen_s_reason_for_a_crash(tmp_path: Path, before: str, reason: str) -> None:
     death = dies(tmp_path, f"{before}(XEN) Domain 3 (vcpu#0) crashed on cpu#1:\n(XEN) RIP:    e019:[<00000000c00ed899>]\n")
     assert death.kind == "crash"
     assert death.message == ": ".join(filter(None, ("(XEN) Domain 3 (vcpu#0) crashed on cpu#1", reason)))
 
 
-def test_every_prompt_row_is_tried(tmp_path: Path) -> None:
-    """A row of the table without a row here would be a promise that nobody keeps."""
+def test_every_prompt_has_a_sample(tmp_path: Path) -> None:
+    """Each row of the table needs a row here."""
     tried = {
         n
         for n, row in enumerate(prompts.PROMPTS)
@@ -387,7 +387,7 @@ def conversation(tmp_path: Path, chunks: Sequence[bytes], pace: float) -> Death:
 
 
 @pytest.mark.parametrize("gap", [0.02, 1.0, 3.0])
-def test_a_prompt_that_comes_later_is_asked(tmp_path: Path, gap: float) -> None:
+def test_a_later_prompt_is_queried(tmp_path: Path, gap: float) -> None:
     death = conversation(tmp_path, [crlf(REPORT), crlf(STOPPED + "db> ")], gap)
     assert [question for question, _ in death.answers] == QUESTIONS
     assert (death.kind, death.message, death.faulting_function) == ("panic", "xyz", "xyz_drain")
@@ -421,7 +421,7 @@ def test_a_page_of_an_answer_is_turned_however_it_is_cut(tmp_path: Path) -> None
 
 
 class Paged(ReplayStream):
-    """Plays each answer byte by byte, and goes on behind a page's end when a blank is typed."""
+    """Replays each answer byte by byte, and waits for a space at the end of a page."""
 
     def __init__(self, data: bytes, replies: dict[bytes, bytes]) -> None:
         super().__init__(data, end="silence")
@@ -443,11 +443,11 @@ SCRIPTED = (
 
 @pytest.mark.parametrize("pace", [0.0, 0.05, 0.3])
 def test_a_script_ends_by_itself(tmp_path: Path, pace: float) -> None:
-    """Its echo is no prompt: nothing is typed into it, and what it printed is read."""
+    """The echo of a script is no prompt: the harness types nothing and reads the script's output."""
     data = crlf(SCRIPTED)
     chunks = data.splitlines(keepends=True)
     if pace == 0.3:
-        # A command that takes its time is waited for.
+        # One command takes longer than the usual silence.
         chunks = [b"".join(chunks[:6]), b"".join(chunks[6:-1]), chunks[-1]]
         pace = 1.0
     reader = live(tmp_path, chunks, pace)
@@ -457,14 +457,14 @@ def test_a_script_ends_by_itself(tmp_path: Path, pace: float) -> None:
     assert (death.kind, death.message, death.faulting_function) == ("panic", "xyz", "xyz_drain")
     assert [command for command, _ in death.answers] == ["capture on", "bt", "show registers", "reset"]
     assert "xyz_drain() at" in dict(death.answers)["bt"]
-    assert (tmp_path / "console.log").read_bytes() == data, "the report ends when the script does"
+    assert (tmp_path / "console.log").read_bytes() == data, "the report must end with the script"
 
 
 def test_a_script_whatever_the_cut(tmp_path: Path) -> None:
     assert dies(tmp_path, SCRIPTED).faulting_function == "xyz_drain"
 
 
-def test_a_script_that_leaves_a_prompt_is_asked_the_rest(tmp_path: Path) -> None:
+def test_a_script_that_leaves_a_prompt_is_queried(tmp_path: Path) -> None:
     data = crlf(SCRIPTED.removesuffix(f"{SCRIPT}reset\n") + "db> ")
     death = conversation(tmp_path, data.splitlines(keepends=True), 0.02)
     assert [question for question, _ in death.answers] == ["capture on", "bt", "show registers", *QUESTIONS[1:]]
@@ -532,11 +532,11 @@ def test_a_reboot_that_was_requested_is_a_new_boot(tmp_path: Path, row: str) -> 
 @pytest.mark.parametrize(
     "text",
     [
-        # Loaders say who they are more than once, and one starts another.
+        # Loaders print their name more than once, and one starts another.
         f"{LOADER}{LOADER}{EFI}>> FreeBSD EFI boot block\n{EFI}{LOGIN}",
         # login(1) up to 9 prints the first lines of the banner.
         f"{LOGIN}root\nCopyright (c) 1992-2012 The FreeBSD Project.\nCopyright (c) 1979, 1980\n\tThe Regents\n\nFreeBSD 8.4 #0\n\nWelcome!\nbox# ",
-        # An earlier panic's and boot's words in a mail, a log or a name.
+        # Texts of an earlier panic or boot in a mail, a log or a name.
         f"{LOGIN}root\nroot@box:~ # grep BOOT x\nx:---<<BOOT>>---\nroot@box:~ # ",
     ],
 )
@@ -573,7 +573,7 @@ def test_a_quoted_banner_is_no_second_boot(tmp_path: Path) -> None:
 
 
 def test_a_quoted_log_may_be_followed_by_silence(tmp_path: Path) -> None:
-    """`dmesg; make`: the log has a boot's first words, and what comes next takes its time."""
+    """`dmesg; make`: the log quotes the first lines of a boot, and the next output comes late."""
     reader = ConsoleReader(ReplayStream(b""), tmp_path / "c.log", stages=FREEBSD)
     reader._take(crlf(LOGIN))
     with reader.quoting(b"fxh-end-12345678"):
@@ -590,13 +590,13 @@ def test_a_quoted_log_may_be_followed_by_silence(tmp_path: Path) -> None:
 
 
 def test_a_login_s_password_is_not_the_loader_s(tmp_path: Path) -> None:
-    """Also where something quotes a panic, and the whole of the end is judged anew."""
+    """The same holds after a quoted panic, when the end of the output is assessed again."""
     text = f"{LOGIN}savecore[512]: reboot after panic: foo\nbox login: root\nPassword:"
     reader = fed(tmp_path, [crlf(text)])
     assert reader.death is None or reader.death.kind == "eof"
 
 
-def test_a_guest_that_was_restored_boots_not_at_all(tmp_path: Path) -> None:
+def test_a_restored_guest_must_not_boot(tmp_path: Path) -> None:
     reader = ConsoleReader(ReplayStream(crlf(f"fxh# \n{BANNER}")), tmp_path / "c.log", stages=FREEBSD, running=True).start()
     reader.join(10)
     assert reader.death is not None
