@@ -7,7 +7,7 @@ import re
 from dataclasses import dataclass
 from typing import Protocol
 
-from harness.console.machinery import base, is_machinery
+from harness.console.machinery import Machinery, base
 
 # A trace is looked for in so many characters of a report.
 _SPAN = 1 << 16
@@ -83,17 +83,17 @@ _STOPPED = re.compile(
 _POINTER = re.compile(r"^[ \t]*(?:instruction pointer[ \t]*= 0x[0-9a-f]+:|[re]ip[ \t]*=?[ \t]*)(0x[0-9a-f]+)", re.MULTILINE)
 
 
-def frames(text: str) -> tuple[Frame, ...]:
+def frames(text: str, machinery: Machinery) -> tuple[Frame, ...]:
     """The first backtrace in ``text`` that leads to a guilty function, else the first, innermost frame first.
 
     Without any, the place at which the debugger or the trap says that the kernel stopped.
     """
-    found = _traces(text[:_SPAN])
-    named = next((trace for trace in found if guilty(trace)), found[0] if found else ())
+    found = _traces(text[:_SPAN], machinery)
+    named = next((trace for trace in found if guilty(trace, machinery)), found[0] if found else ())
     return named or _stopped(text[:_SPAN])
 
 
-def guilty(trace: tuple[Frame, ...]) -> str:
+def guilty(trace: tuple[Frame, ...], machinery: Machinery) -> str:
     """The function to look at: the first frame that is not machinery, or ``""``.
 
     A frame whose function is not known counts (``before xyz_next``, an address) rather than its caller. Nameless frames do not
@@ -103,19 +103,19 @@ def guilty(trace: tuple[Frame, ...]) -> str:
         if frame.before:
             return frame.name
         if frame.function:
-            if not is_machinery(frame.function):
+            if frame.function not in machinery:
                 return frame.name
-        elif _stands_alone(trace, number):
+        elif _stands_alone(trace, number, machinery):
             return frame.address
     return ""
 
 
-def _stands_alone(trace: tuple[Frame, ...], number: int) -> bool:
+def _stands_alone(trace: tuple[Frame, ...], number: int, machinery: Machinery) -> bool:
     """Whether a nameless frame is the machinery's caller."""
     later = [frame.function for frame in trace[number + 1 :] if frame.function]
     if any(frame.function for frame in trace[:number]):
         return True
-    return bool(later) and not any(map(is_machinery, later))
+    return bool(later) and not any(function in machinery for function in later)
 
 
 def named(trace: tuple[Frame, ...], symbols: Symbols) -> tuple[Frame, ...]:
@@ -138,7 +138,7 @@ def _named(frame: Frame, symbols: Symbols) -> Frame:
     return Frame(hit[0], hex(place - hit[1]))
 
 
-def _traces(text: str) -> list[tuple[Frame, ...]]:
+def _traces(text: str, machinery: Machinery) -> list[tuple[Frame, ...]]:
     traces: list[tuple[Frame, ...]] = []
     trace: list[Frame] = []
     exact = called = False
@@ -155,7 +155,7 @@ def _traces(text: str) -> list[tuple[Frame, ...]]:
         kind = item.lastgroup or ""
         if kind == "trap":
             exact = True
-        elif kind == "end" or (kind == "call" and called) or (kind == "rip" and guilty(tuple(trace))):
+        elif kind == "end" or (kind == "call" and called) or (kind == "rip" and guilty(tuple(trace), machinery)):
             ended()
             called = kind == "call"
         elif kind == "call":
@@ -168,7 +168,7 @@ def _traces(text: str) -> list[tuple[Frame, ...]]:
         last = item[0]
         frame = _frame(item, kind, exact)
         # The innermost frame of arm64 is the function that prints the trace, and no return address: db_trace_self() at db_trace_self
-        if frame.before and not trace and is_machinery(frame.function):
+        if frame.before and not trace and frame.function in machinery:
             frame = Frame(frame.function, "0x0")
         trace.append(frame)
         exact = False

@@ -13,12 +13,13 @@ from harness.console import prompts
 from harness.console.backtrace import Frame, Symbols, frames, guilty, named, unnamed
 from harness.console.clean import cleaned
 from harness.console.identity import normalise
-from harness.console.stages import KERNELS, rarest
+from harness.console.stages import rarest
 from harness.console.standing import LOOK, Standing, goes_on, judge, judge_linux, last_login
+from harness.console.tables import ConsoleTables
 from harness.console.text import decode, excerpt, plain
 
 __all__ = [
-    "MARKERS", "Death", "Frame", "Symbols", "classify", "frames", "guilty", "mountroot_devices", "nameless", "normalise",
+    "Death", "Frame", "Symbols", "classify", "frames", "guilty", "mountroot_devices", "nameless", "normalise",
     "report_ended", "retraced", "speaker", "with_names",
 ]  # fmt: skip
 
@@ -69,71 +70,6 @@ def speaker(identity: str) -> str:
     return "Xen's tools" if identity.partition(" ")[2].startswith("refused:") else "console"
 
 
-@dataclass(frozen=True)
-class Marker:
-    """A line that a dying guest prints. ``prompt``: the guest now waits for input, so nothing more will come."""
-
-    kind: str
-    literal: bytes
-    pattern: re.Pattern[bytes]
-    prompt: bool = False
-
-
-def _marker(kind: str, literal: bytes, pattern: bytes, prompt: bool = False) -> Marker:
-    return Marker(kind, literal, re.compile(pattern, re.MULTILINE), prompt)
-
-
-MARKERS = (
-    # Fatal trap 12: page fault while in kernel mode
-    _marker("trap", b"Fatal ", rb"Fatal (?:double fault|trap \d+: [^\r\n]*)"),
-    # panic: mountroot: unable to (re-)mount root.     It begins wherever the console's line was (sys/kern/kern_shutdown.c, vpanic()):
-    # debug.kdb.panic: 0panic: kdb_sysctl_panic
-    # The machine may die between this word and the message. "debug.kdb.panic: 0" is a sysctl's value. What else is none is decided
-    # by harness.console.standing.
-    _marker("panic", b"panic: ", rb"panic: (?!\d+\r*$)[^\r\n]+|^\r*panic: (?:\Z|\d*(?=\r*\n\r*cpuid = \d))"),
-    # mountroot>
-    _marker("mountroot", b"mountroot> ", rb"^\r*mountroot> ", True),
-    # db>     (not "db:0:kdb.enter.panic>  bt": that is a script's echo, and nobody is asked)
-    _marker("ddb", b"db> ", rb"^\r*db> ", True),
-    # Enter full pathname of shell or RETURN for /bin/sh:       (sbin/init/init.c: rc failed)
-    _marker("single-user", b"RETURN for /bin/sh", rb"^\r*Enter full pathname of shell or RETURN for /bin/sh: ", True),
-    # run_interrupt_driven_hooks: still waiting after 60 seconds for xenbusb_nop_confighook_cb
-    _marker("hang", b"run_interrupt_driven_hooks", rb"run_interrupt_driven_hooks: still waiting after \d+ seconds for [^\r\n]*"),
-    # (XEN) Domain 2 (vcpu#0) crashed on cpu#0:       (the PV shim's Xen speaks on its guest's console)
-    # console_timestamps=date, datems, boot, raw (xen/drivers/char/console.c, printk_start_of_line()):
-    # (XEN) [2024-02-03 04:05:06] Domain 3    [2024-02-03 04:05:06.789]    [   12.345678]    [000000123456789a]
-    # (XEN) Domain 3 reported crashed by domain 1 on cpu#0:
-    # (XEN) Panic on CPU 0:           (the shim's own death; its reason is on the next line)
-    _marker(
-        "crash",
-        b"(XEN) ",
-        rb"(\(XEN\) )(?:\[[ \d.:T-]+\] ?|\[[0-9a-f]{16}\] ?)?"
-        rb"(Domain \d+ (?:\(vcpu#\d+\) crashed|reported crashed by domain \d+) on cpu#\d+|Panic on CPU \d+(?=:)):?",
-    ),
-    # [   12.3] Kernel panic - not syncing: sysrq triggered crash
-    _marker("linux-panic", b"Kernel panic", rb"Kernel panic - not syncing: [^\r\n]*"),
-    # [   12.3] BUG: unable to handle page fault for address: 0000000000000010
-    # [   12.3] watchdog: BUG: soft lockup - CPU#1 stuck for 22s! [xyz:123]
-    # [   12.3] kernel BUG at drivers/xyz/xyz.c:44!
-    _marker("linux-oops", b"BUG", rb"(?<![\w-])BUG: [^\r\n]+|kernel BUG at [^\r\n]+"),
-    # arm64:  Unable to handle kernel NULL pointer dereference at virtual address 0000000000000010
-    _marker("linux-oops", b"Unable to handle kernel ", rb"Unable to handle kernel [^\r\n]+"),
-    # [   12.3] divide error: 0000 [#1] SMP          invalid opcode: 0000 [#1]          Oops: 0000 [#1] SMP NOPTI
-    # [   12.3] general protection fault, probably for non-canonical address 0xdead000000000100: 0000 [#1] SMP
-    # 6.8 and later: Oops: divide error: 0000 [#1]      arm64: Internal error: Oops: 0000000096000004 [#1]      riscv: Oops [#1]
-    _marker("linux-oops", b" [#", rb"(?:^|(?<=\] )|(?<=\r))[A-Za-z][\w ,./:\x27()-]{2,120} \[#\d+\][^\r\n]*"),
-    # [   12.3] traps: PANIC: double fault, error_code: 0x0
-    _marker("linux-oops", b"PANIC: double fault", rb"PANIC: double fault[^\r\n]*"),
-    # [   12.3] rcu: INFO: rcu_sched self-detected stall on CPU         4.x: INFO: rcu_sched detected stalls on CPUs/tasks: { 1}
-    # [   12.3] INFO: task xyz:123 blocked for more than 120 seconds.
-    _marker(
-        "linux-oops",
-        b"INFO: ",
-        rb"INFO: (?:rcu\w* (?:self-)?detected (?:expedited )?stalls? on |task [^\r\n]{1,40} blocked (?:for more than|in I/O wait for) )[^\r\n]+",
-    ),
-    # [   12.3] NMI watchdog: Watchdog detected hard LOCKUP on cpu 1       6.x: watchdog: CPU1: Watchdog detected hard LOCKUP on cpu 1
-    _marker("linux-oops", b"hard LOCKUP", rb"Watchdog detected hard LOCKUP[^\r\n]*"),
-)
 # After these nothing more of a report will come. Since 14.0-STABLE 1400507 a FreeBSD guest's panic ends with neither of them: the
 # domain is gone after "Uptime: 46s", or after "Dump complete" (xctrl_shutdown_final()), and the report is over when it is quiet.
 # Automatic reboot in 15 seconds / Rebooting... / ---[ end Kernel panic
@@ -186,7 +122,9 @@ class _Hit:
     standing: Standing = Standing.OPEN
 
 
-def classify(data: bytes, stage: str = "", stuck: Callable[[bytes], prompts.Stuck | None] | None = None) -> Death | None:
+def classify(
+    data: bytes, tables: ConsoleTables, stage: str = "", stuck: Callable[[bytes], prompts.Stuck | None] | None = None
+) -> Death | None:
     """The death that ``data`` (the end of a console) tells of, or None.
 
     The first that the kernel reports is the cause; a panic that a trap ends in, and the end that Linux announces after an oops,
@@ -197,7 +135,7 @@ def classify(data: bytes, stage: str = "", stuck: Callable[[bytes], prompts.Stuc
     found: dict[str, list[str]] = {}
     fatal: list[_Hit] = []
     prompted = len(data)
-    for marker in MARKERS:
+    for marker in tables.all_markers:
         if rarest(marker.literal) not in data or marker.literal not in data:
             continue
         matches = marker.pattern.finditer(data)
@@ -209,15 +147,15 @@ def classify(data: bytes, stage: str = "", stuck: Callable[[bytes], prompts.Stuc
     report = _report(_judged(data, fatal))
     # What is typed at a prompt may end in a panic: an empty line at mountroot's does.
     if report and report[0].begin < prompted:
-        return _died(data, report, stage)
+        return _died(data, report, stage, tables)
     if not found:
         tail = data[data.find(b"\n", max(0, len(data) - (1 << 14))) + 1 if len(data) > 1 << 14 else 0 :]
         ended = (stuck or prompts.stuck)(tail)
         if ended and stuck is None:
-            ended = _stuck(data, stage, tail)
+            ended = _stuck(data, stage, tail, tables)
         return Death(ended.kind, ended.message, stage, excerpt=excerpt(decode(data))) if ended else None
     text = decode(data)
-    kind = next(marker.kind for marker in MARKERS if marker.kind in found)
+    kind = next(marker.kind for marker in tables.all_markers if marker.kind in found)
     message = found[kind][0]
     if kind == "mountroot":
         message = prompts.mountroot(text)
@@ -225,17 +163,17 @@ def classify(data: bytes, stage: str = "", stuck: Callable[[bytes], prompts.Stuc
         message = prompts.single_user(text)
     elif kind == "ddb":
         message = "stopped in the kernel debugger"
-    trace = frames(decode(data[:prompted])) if kind == "ddb" else ()
-    return Death(kind, message, stage, trace, guilty(trace), excerpt(text))
+    trace = frames(decode(data[:prompted]), tables.machinery) if kind == "ddb" else ()
+    return Death(kind, message, stage, trace, guilty(trace, tables.machinery), excerpt(text))
 
 
-def _stuck(data: bytes, stage: str, tail: bytes) -> prompts.Stuck | None:
+def _stuck(data: bytes, stage: str, tail: bytes, tables: ConsoleTables) -> prompts.Stuck | None:
     """:func:`prompts.stuck` for the ``tail`` of a console of which only ``data`` is known: behind a kernel's first words a prompt is
     no loader's, and behind a login prompt none counts.
     """
     boot = max((match.start() for match in _BOOTS.finditer(data)), default=-1)
     login = stage == "login" or last_login(data) > boot
-    kernel = login or any(data.rfind(words) > boot for words in KERNELS)
+    kernel = login or any(data.rfind(words) > boot for words in tables.kernel_literals)
     return prompts.stuck(tail, lambda until: not (login if until == "login" else kernel))
 
 
@@ -308,7 +246,7 @@ def _report(hits: list[_Hit]) -> list[_Hit]:
     return sure or [hit for hit in hits if hit.standing in (Standing.OPEN, Standing.WEAK)][:1]
 
 
-def _died(data: bytes, hits: list[_Hit], stage: str) -> Death:
+def _died(data: bytes, hits: list[_Hit], stage: str, tables: ConsoleTables) -> Death:
     cause, begin = hits[0], hits[0].begin
     kind, message = cause.kind, cause.text
     end, last = len(data), cause
@@ -344,14 +282,16 @@ def _died(data: bytes, hits: list[_Hit], stage: str) -> Death:
         message = ": ".join(filter(None, (message, reason)))
     report = data[cause.line : end]
     # The words before it, on its line, are not its own.
-    trace = frames(decode(report[begin - cause.line : 1 << 17]))
+    trace = frames(decode(report[begin - cause.line : 1 << 17]), tables.machinery)
     settled = 0.0 if cause.standing is Standing.DEATH else _DOUBT
     if cause.kind == "linux-oops" and _SURVIVABLE.match(cause.text) and len(hits) == 1:
         settled = _LONG_DOUBT
     if cause.standing is Standing.WEAK:
         settled = math.inf
     shown = excerpt(decode(data[-(1 << 16) :]))
-    return Death(kind, message, stage, trace, guilty(trace), shown, later=tuple(later[:3]), begin=begin, patience=settled)
+    return Death(
+        kind, message, stage, trace, guilty(trace, tables.machinery), shown, later=tuple(later[:3]), begin=begin, patience=settled
+    )
 
 
 def _same(hit: _Hit, earlier: _Hit) -> bool:
@@ -371,20 +311,20 @@ def _is_own(trap: str, panic: str) -> bool:
     return words in trap.lower() or _OWN_PANIC.match(words) is not None
 
 
-def retraced(death: Death, told: str) -> Death:
+def retraced(death: Death, told: str, tables: ConsoleTables) -> Death:
     """``death`` with the backtrace in ``told`` (the debugger's answer), if its own report has none."""
-    trace = frames(told)
+    trace = frames(told, tables.machinery)
     if len(death.frames) > 1 or len(trace) < 1:
         return death
-    return replace(death, frames=trace, guilty=guilty(trace))
+    return replace(death, frames=trace, guilty=guilty(trace, tables.machinery))
 
 
-def with_names(death: Death, symbols: Symbols | None) -> Death:
+def with_names(death: Death, symbols: Symbols | None, tables: ConsoleTables) -> Death:
     """``death`` with the names that its kernel file gives to nameless frames, and to callers at the end of a function."""
     if symbols is None:
         return death
     trace = named(death.frames, symbols)
-    return replace(death, frames=trace, guilty=guilty(trace))
+    return replace(death, frames=trace, guilty=guilty(trace, tables.machinery))
 
 
 def nameless(death: Death) -> bool:

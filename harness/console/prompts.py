@@ -240,7 +240,7 @@ _NO_DISK = "the UEFI firmware found no bootable disk"
 _NO_BIOS_DISK = "the BIOS found no bootable disk"
 _NETWORK = "the firmware found no bootable disk and tries the network"
 _MEDIA = "this is installation media"
-# The first that fits counts. A sample above each. Prompts that a dying kernel shows are in deaths.MARKERS.
+# The first that fits counts. A sample above each. Prompts that a dying kernel shows are in markers.MARKERS.
 PROMPTS = (
     # OK                                              (FreeBSD's loader, stand/common/interp.c)
     _prompt("loader", rb"OK ", "loader stopped", _loader, "kernel"),

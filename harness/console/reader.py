@@ -9,14 +9,15 @@ import math
 import re
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import IO
 
 from harness.console import deaths, prompts
 from harness.console.deaths import Death, Symbols
-from harness.console.stages import FIRST_LINE, Stage, StageReached
+from harness.console.stages import FIRST_LINE, StageReached
+from harness.console.tables import ConsoleTables
 from harness.console.text import decode, excerpt, report_excerpt
 from harness.console.watcher import SECOND_BOOT, Dying, Overrun, Watcher, script_answers
 from harness.deadline import Deadline
@@ -26,8 +27,7 @@ from harness.transport import Stream
 log = logging.getLogger("fxh.console")
 
 _CHUNK = 1 << 16
-# Prompts at which something is asked, what, and how long an answer may take.
-_QUESTIONS = {"ddb": (b"db> ", ("bt", "show pcpu", "ps", "show lockchain all")), "mountroot": (b"mountroot> ", ("?",))}
+# How long an answer at a prompt may take, in seconds.
 _ANSWER = 10.0
 # Deaths whose reason was printed before their first words; and how many bytes of that are looked at.
 _LED_UP, _LEAD = ("mountroot", "single-user", "crash"), 8192
@@ -42,7 +42,7 @@ Listener = Callable[[StageReached | Death], None]
 
 
 class ConsoleReader:
-    """``stream`` is read to its end; every byte goes to ``log_path``, every chunk's time to ``log_path``.idx.
+    """``tables``: what the guest's OS prints. ``stream`` is read to its end; every byte goes to ``log_path``, every chunk's time to ``log_path``.idx.
 
     The index has a line ``offset time`` (bytes, monotonic seconds) for each chunk. A dead guest ends every wait at once
     with GuestDied, whoever waits. ``scale`` stretches the stages' budgets. ``ask``: hold the conversation at a dead
@@ -55,7 +55,7 @@ class ConsoleReader:
         stream: Stream,
         log_path: Path,
         *,
-        stages: Sequence[Stage],
+        tables: ConsoleTables,
         name: str = "guest",
         scale: float = 1.0,
         first_line: float = FIRST_LINE,
@@ -70,7 +70,8 @@ class ConsoleReader:
         self._changed = threading.Condition()
         self._out: IO[bytes] = log_path.open("ab", buffering=0)
         self._index: IO[str] = Path(f"{log_path}.idx").open("a", buffering=1)  # noqa: SIM115 - lives as long as we do
-        self._watcher = Watcher(stages, first_line=first_line, scale=scale, running=running)
+        self._tables = tables
+        self._watcher = Watcher(tables, first_line=first_line, scale=scale, running=running)
         self.closed = False
         self.death: Death | None = None
         self._expected_end = False
@@ -341,13 +342,12 @@ class ConsoleReader:
             return
         cut = death.begin
         answers = script_answers(decode(self._watcher.clean(data[cut:])))
-        if dying.prompt in _QUESTIONS and self._ask_at_prompts:
-            prompt, questions = _QUESTIONS[dying.prompt]
+        if self._ask_at_prompts and (asked := self._tables.questions.get(dying.prompt)):
             told = {command for command, _ in answers}
-            answers += self._interview(prompt, tuple(question for question in questions if question not in told))
-        death = deaths.retraced(death, dict(answers).get("bt", ""))
+            answers += self._interview(asked.prompt, tuple(command for command in asked.commands if command not in told))
+        death = deaths.retraced(death, dict(answers).get("bt", ""), self._tables)
         if self._symbols is not None and deaths.nameless(death):
-            death = deaths.with_names(death, self._symbols())
+            death = deaths.with_names(death, self._symbols(), self._tables)
         # What a prompt is about was printed before it.
         before = 30 if death.kind == dying.prompt or dying.kind else 6
         text = report_excerpt(decode(data[:cut]), decode(data[cut:]), before)
@@ -367,12 +367,12 @@ class ConsoleReader:
             return Death(ended.kind, ended.message, stage, begin=cut)
         line = data.rfind(b"\n", 0, cut) + 1
         seen = self._watcher.seen(data[line:])
-        death = deaths.classify(seen.text, stage, self._watcher.stuck)
+        death = deaths.classify(seen.text, self._tables, stage, self._watcher.stuck)
         if death is None:
             return None
         begin = line + seen.raw(death.begin)
         if death.kind in _LED_UP:
-            death = deaths.classify(clean(data), stage, self._watcher.stuck) or death
+            death = deaths.classify(clean(data), self._tables, stage, self._watcher.stuck) or death
         return replace(death, begin=begin)
 
     def _interview(self, prompt: bytes, questions: tuple[str, ...]) -> tuple[tuple[str, str], ...]:

@@ -4,13 +4,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from harness.console import clean, deaths, prompts
 from harness.console.clean import Cleaned, Cleaner
-from harness.console.deaths import MARKERS
-from harness.console.stages import BANNER, BANNER_GOES_ON, BOOTS, ONLY_BANNER, REPLAYED, Stage, StageReached, rarest
+from harness.console.markers import Marker
+from harness.console.stages import StageReached, rarest
+from harness.console.tables import ConsoleTables
 
 # A marker may be cut by a chunk's end; no marker's line is longer than this. Kept from a line's beginning on, if that is near.
 _OVERLAP, _LINE = 512, 4096
@@ -36,13 +36,8 @@ _DEBUGGING = re.compile(
 # Commands after which the debugger prints nothing more: it resets the machine, or lets it go on.
 _LEAVES = re.compile(rb"(?:reset|reboot|halt|continue|c|exit)\b")
 _DUMPS = re.compile(rb"(?:textdump|dump|call doadump|netdump)\b")
-# With the byte of each literal that is looked for first.
-_MARKERS = tuple((rarest(marker.literal), marker) for marker in MARKERS)
-# Those that a guest which has booted can show; another prompt is seen where it waits.
-_BOOTED_MARKERS = tuple((byte, marker) for byte, marker in _MARKERS if marker.kind not in ("mountroot", "single-user"))
-# The prompts with a marker of their own.
-_ASKING = tuple(marker for marker in MARKERS if marker.prompt)
-_ASKING_KINDS = frozenset(marker.kind for marker in _ASKING)
+# Prompts that a guest which has booted does not print.
+_BEFORE_LOGIN = ("mountroot", "single-user")
 
 SECOND_BOOT = "second-boot"
 
@@ -101,11 +96,18 @@ class Watcher:
     ``running``: the guest has booted before the console was attached.
     """
 
-    def __init__(self, stages: Sequence[Stage], *, first_line: float, scale: float, running: bool = False) -> None:
-        self._table, self._first_line, self._scale = tuple(stages), first_line, scale
+    def __init__(self, tables: ConsoleTables, *, first_line: float, scale: float, running: bool = False) -> None:
+        self._tables, self._first_line, self._scale = tables, first_line, scale
+        self._table = tables.stages
         self._names = tuple(stage.name for stage in self._table)
-        boots = next((BOOTS[stage.literal] for stage in self._table if stage.literal in BOOTS), ())
-        self._boots = tuple((rarest(boot.literal), boot) for boot in boots)
+        self._boots = tuple((rarest(boot.literal), boot) for boot in tables.boots)
+        # With the byte of each literal that is looked for first.
+        self._markers = tuple((rarest(marker.literal), marker) for marker in tables.all_markers)
+        # Those that a guest which has booted can show; another prompt is seen where it waits.
+        self._booted_markers = tuple((byte, marker) for byte, marker in self._markers if marker.kind not in _BEFORE_LOGIN)
+        # The prompts with a marker of their own.
+        self._asking: tuple[Marker, ...] = tuple(marker for marker in tables.all_markers if marker.prompt)
+        self._asking_kinds = frozenset(marker.kind for marker in self._asking)
         self._cleaner, self._sample = Cleaner(), b""
         self._sampling, self._learned = True, 0
         self.begin_boot(0.0, 0, running=running)
@@ -190,13 +192,13 @@ class Watcher:
         if self._sampling and quiet >= prompts.AT_ONCE and self._learn(b"", silent=True):
             self._look_again(now)
         waiting = self._waiting
-        asks = waiting is not None and (self.dying is None or waiting.kind in _ASKING_KINDS)
+        asks = waiting is not None and (self.dying is None or waiting.kind in self._asking_kinds)
         if waiting is not None and asks and quiet >= waiting.patience and (self._quoted is None or quiet > _QUOTED_QUIET):
             if self.dying is None:
                 self.dying = Dying(now, waiting.offset)
             self.dying.prompt = waiting.kind
             return self.dying
-        if self._banner is not None and self.dying is None and quiet > _QUIET and ONLY_BANNER.fullmatch(self._since_banner()):
+        if self._banner is not None and self.dying is None and quiet > _QUIET and self._only_banner():
             self.dying = Dying(now, self._banner, reported=True, kind=SECOND_BOOT)
         if self.dying is not None:
             return self.dying if self._over(self.dying, now, quiet) else None
@@ -306,15 +308,16 @@ class Watcher:
             return
         first = next((stage.offset for stage in self.stages if stage.name == "kernel"), self.boot_offset - 1)
         earliest = max(first + 1, base + seen.raw(max(0, unquoted)))
-        if BANNER.literal in seen.text and (match := self._first(BANNER.pattern, seen, base, earliest)):
-            self._banner = base + seen.raw(match.start())
-        if self._banner is not None and self._first(BANNER_GOES_ON, seen, base, self._banner):
-            self._boots_again(self._banner, now)
+        if banner := self._tables.banner:
+            if banner.stage.literal in seen.text and (match := self._first(banner.stage.pattern, seen, base, earliest)):
+                self._banner = base + seen.raw(match.start())
+            if self._banner is not None and self._first(banner.next_line, seen, base, self._banner):
+                self._boots_again(self._banner, now)
         for byte, boot in self._boots:
             if byte not in seen.text or boot.literal not in seen.text:
                 continue
             match = self._first(boot.pattern, seen, base, earliest)
-            if match and not REPLAYED.search(seen.text, max(0, match.start() - _OVERLAP), match.start()):
+            if match and not self._replayed(seen.text, match.start()):
                 self._boots_again(base + seen.raw(match.start()), now)
 
     def _boots_again(self, offset: int, now: float) -> None:
@@ -326,15 +329,22 @@ class Watcher:
             return
         self.stages = tuple(stage for stage in self.stages if stage.offset < offset)
 
-    def _since_banner(self) -> bytes:
+    def _replayed(self, text: bytes, at: int) -> bool:
+        """Whether the kernel prints its log again from ``at`` on."""
+        replayed = self._tables.replayed
+        return replayed is not None and replayed.search(text, max(0, at - _OVERLAP), at) is not None
+
+    def _only_banner(self) -> bool:
+        """Whether nothing but the kernel's banner has come since it began."""
         start = len(self._window) - (self.offset - (self._banner or 0))
-        return self._cleaner.text(self._window[start:]) if start >= 0 else b"\0"
+        banner = self._tables.banner
+        return banner is not None and start >= 0 and banner.alone.fullmatch(self._cleaner.text(self._window[start:])) is not None
 
     def _look_for_death(self, seen: Cleaned, base: int, now: float, unquoted: int) -> None:
         window = seen.text
         earliest = self.dying.offset if self.dying else max(self.boot_offset, self._judged, base + seen.raw(max(0, unquoted)))
         self._unended = None
-        for byte, marker in _BOOTED_MARKERS if self._reached(self._names[-1]) else _MARKERS:
+        for byte, marker in self._booted_markers if self._reached(self._names[-1]) else self._markers:
             if byte not in window or marker.literal not in window:
                 continue
             match = self._first(marker.pattern, seen, base, earliest)
@@ -372,7 +382,7 @@ class Watcher:
         text = seen.text
         foot = max(text.rfind(b"\n"), text.rfind(b"\r")) + 1
         if foot or not self._torn:
-            for marker in _ASKING:
+            for marker in self._asking:
                 match = marker.pattern.match(text, foot)
                 if match and not text[match.end() :].strip(b" ") and base + seen.raw(foot) >= self.boot_offset:
                     self._waiting = Waiting(marker.kind, base + seen.raw(foot), prompts.AT_ONCE)

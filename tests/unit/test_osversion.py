@@ -14,10 +14,11 @@ from typing import Any
 import pytest
 
 from harness.errors import UsageError
-from harness.guests import source
-from harness.guests.freebsd import ENDINGS, FreeBSD
-from harness.guests.linux import Linux
-from harness.guests.profile import KernelIdentity
+from harness.guests.os import freebsd_source
+from harness.guests.os.base import KernelIdentity
+from harness.guests.os.freebsd import ENDINGS, FreeBSD
+from harness.guests.os.linux import Linux
+from harness.guests.source import DiskImage
 from harness.hosts.host import DirectHost
 from harness.images import kernelfile, srctree
 from harness.images.image import Image
@@ -205,14 +206,14 @@ def test_an_image_knows_its_version(tmp_path: Path) -> None:
     assert bare.os_version == OSVersion("14.0")
     disk = made(tmp_path / "disk", {"version": "unknown", "branch": "", "osreldate": 0}, with_kernel=False)
     assert disk.os_version == UNKNOWN
-    assert source.from_image(old).profile.os_version == OSVersion("14.0", "STABLE", 1400507)
-    assert (source.from_image(disk).label, source.from_image(disk).profile.version) == ("freebsd-unknown", "")
+    assert freebsd_source.from_image(old).profile.os_version == OSVersion("14.0", "STABLE", 1400507)
+    assert (freebsd_source.from_image(disk).label, freebsd_source.from_image(disk).profile.version) == ("freebsd-unknown", "")
 
 
 def test_a_kernel_and_a_disk_know_their_version(tmp_path: Path) -> None:
     (tmp_path / "kernel").write_bytes(kernel("14.2-STABLE XENA", 1402501))
     (tmp_path / "disk").write_bytes(bytes(1 << 20))
-    guest = source.freebsd(tmp_path / "kernel", tmp_path / "disk")
+    guest = freebsd_source.from_files(tmp_path / "kernel", tmp_path / "disk")
     assert (guest.label, guest.profile.os_version) == ("freebsd-14.2", OSVersion("14.2", "STABLE", 1402501))
     words = inputs.of(guest)["kernel"]
     assert words.startswith("kernel (FreeBSD 14.2-STABLE XENA, 1402501) sha256:")
@@ -225,8 +226,8 @@ def test_the_files_of_a_guest_are_read_once_in_a_run(tmp_path: Path, monkeypatch
     (tmp_path / "kernel").write_bytes(kernel("14.2-STABLE XENA", 1402501))
     for name in ("disk", "more"):
         (tmp_path / name).write_bytes(name.encode() * (1 << 18))
-    guest = source.freebsd(tmp_path / "kernel", tmp_path / "disk")
-    guest = replace(guest, disks=(*guest.disks, source.DiskImage(tmp_path / "more", "xvdb")))
+    guest = freebsd_source.from_files(tmp_path / "kernel", tmp_path / "disk")
+    guest = replace(guest, disks=(*guest.disks, DiskImage(tmp_path / "more", "xvdb")))
     monkeypatch.setattr("harness.digest._SETTLED", -1.0)
     read = []
     digest = hashlib.file_digest
