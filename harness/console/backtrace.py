@@ -7,7 +7,7 @@ import re
 from dataclasses import dataclass
 from typing import Protocol
 
-from harness.console.machinery import base, is_machinery
+from harness.console.machinery import Machinery, base
 
 # Characters of a report to search for a trace.
 _SPAN = 1 << 16
@@ -84,17 +84,17 @@ _STOPPED = re.compile(
 _POINTER = re.compile(r"^[ \t]*(?:instruction pointer[ \t]*= 0x[0-9a-f]+:|[re]ip[ \t]*=?[ \t]*)(0x[0-9a-f]+)", re.MULTILINE)
 
 
-def frames(text: str) -> tuple[Frame, ...]:
+def frames(text: str, machinery: Machinery) -> tuple[Frame, ...]:
     """The first backtrace in ``text`` that has a faulting function, else the first one. The innermost frame comes first.
 
     If there is no backtrace, one frame with the address at which the debugger or the trap stopped the kernel, if known.
     """
-    found = _traces(text[:_SPAN])
-    with_function = next((trace for trace in found if faulting_function(trace)), found[0] if found else ())
+    found = _traces(text[:_SPAN], machinery)
+    with_function = next((trace for trace in found if faulting_function(trace, machinery)), found[0] if found else ())
     return with_function or _stopped(text[:_SPAN])
 
 
-def faulting_function(trace: tuple[Frame, ...]) -> str:
+def faulting_function(trace: tuple[Frame, ...], machinery: Machinery) -> str:
     """The innermost frame that is not machinery, or ``""``.
 
     A frame with an unknown function counts (``before xyz_next``, an address); its caller must not be blamed instead. A frame
@@ -104,19 +104,19 @@ def faulting_function(trace: tuple[Frame, ...]) -> str:
         if frame.before:
             return frame.name
         if frame.function:
-            if not is_machinery(frame.function):
+            if frame.function not in machinery:
                 return frame.name
-        elif _calls_machinery(trace, number):
+        elif _calls_machinery(trace, number, machinery):
             return frame.address
     return ""
 
 
-def _calls_machinery(trace: tuple[Frame, ...], number: int) -> bool:
+def _calls_machinery(trace: tuple[Frame, ...], number: int, machinery: Machinery) -> bool:
     """Whether a frame without a name is the caller of the machinery rather than a part of it."""
     later = [frame.function for frame in trace[number + 1 :] if frame.function]
     if any(frame.function for frame in trace[:number]):
         return True
-    return bool(later) and not any(map(is_machinery, later))
+    return bool(later) and not any(function in machinery for function in later)
 
 
 def named(trace: tuple[Frame, ...], symbols: Symbols) -> tuple[Frame, ...]:
@@ -139,7 +139,7 @@ def _named(frame: Frame, symbols: Symbols) -> Frame:
     return Frame(hit[0], hex(place - hit[1]))
 
 
-def _traces(text: str) -> list[tuple[Frame, ...]]:
+def _traces(text: str, machinery: Machinery) -> list[tuple[Frame, ...]]:
     traces: list[tuple[Frame, ...]] = []
     trace: list[Frame] = []
     exact = called = False
@@ -156,7 +156,7 @@ def _traces(text: str) -> list[tuple[Frame, ...]]:
         kind = item.lastgroup or ""
         if kind == "trap":
             exact = True
-        elif kind == "end" or (kind == "call" and called) or (kind == "rip" and faulting_function(tuple(trace))):
+        elif kind == "end" or (kind == "call" and called) or (kind == "rip" and faulting_function(tuple(trace), machinery)):
             ended()
             called = kind == "call"
         elif kind == "call":
@@ -169,7 +169,7 @@ def _traces(text: str) -> list[tuple[Frame, ...]]:
         last = item[0]
         frame = _frame(item, kind, exact)
         # On arm64 the innermost frame has no return address but the start of its function: db_trace_self() at db_trace_self
-        if frame.before and not trace and is_machinery(frame.function):
+        if frame.before and not trace and frame.function in machinery:
             frame = Frame(frame.function, "0x0")
         trace.append(frame)
         exact = False

@@ -15,8 +15,8 @@ from harness.console.clean import cleaned
 from harness.console.evidence import LOOK, Evidence, assess, assess_linux, goes_on, last_login
 from harness.console.identity import normalise
 from harness.console.kinds import DeathKind
-from harness.console.markers import MARKERS
-from harness.console.stages import KERNELS, rarest
+from harness.console.stages import rarest
+from harness.console.tables import ConsoleTables
 from harness.console.text import decode, excerpt, plain
 
 
@@ -125,7 +125,9 @@ class _Hit:
     evidence: Evidence = Evidence.UNDECIDED
 
 
-def classify(data: bytes, stage: str = "", stuck: Callable[[bytes], prompts.Stuck | None] | None = None) -> Death | None:
+def classify(
+    data: bytes, tables: ConsoleTables, stage: str = "", stuck: Callable[[bytes], prompts.Stuck | None] | None = None
+) -> Death | None:
     """The death that ``data`` (the end of a console) reports, or None. ``stuck`` replaces :func:`prompts.stuck`.
 
     The first death that the kernel reports is the cause. The panic that ends a trap belongs to the trap, and the panic that ends
@@ -136,7 +138,7 @@ def classify(data: bytes, stage: str = "", stuck: Callable[[bytes], prompts.Stuc
     found: dict[str, list[str]] = {}
     fatal: list[_Hit] = []
     prompt_at = len(data)
-    for marker in MARKERS:
+    for marker in tables.all_markers:
         if rarest(marker.literal) not in data or marker.literal not in data:
             continue
         matches = marker.pattern.finditer(data)
@@ -148,15 +150,15 @@ def classify(data: bytes, stage: str = "", stuck: Callable[[bytes], prompts.Stuc
     report = _select(_assess_all(data, fatal))
     # An answer at a prompt may cause a panic: an empty line at the mountroot prompt does.
     if report and report[0].begin < prompt_at:
-        return _build(data, report, stage)
+        return _build(data, report, stage, tables)
     if not found:
         tail = data[data.find(b"\n", max(0, len(data) - (1 << 14))) + 1 if len(data) > 1 << 14 else 0 :]
         ended = (stuck or prompts.stuck)(tail)
         if ended and stuck is None:
-            ended = _stuck(data, stage, tail)
+            ended = _stuck(data, stage, tail, tables)
         return Death(ended.kind, ended.message, stage, excerpt=excerpt(decode(data))) if ended else None
     text = decode(data)
-    kind = next(marker.kind for marker in MARKERS if marker.kind in found)
+    kind = next(marker.kind for marker in tables.all_markers if marker.kind in found)
     message = found[kind][0]
     if kind == "mountroot":
         message = prompts.mountroot(text)
@@ -164,18 +166,18 @@ def classify(data: bytes, stage: str = "", stuck: Callable[[bytes], prompts.Stuc
         message = prompts.single_user(text)
     elif kind == "ddb":
         message = "stopped in the kernel debugger"
-    trace = frames(decode(data[:prompt_at])) if kind == "ddb" else ()
-    return Death(kind, message, stage, trace, faulting_function(trace), excerpt(text))
+    trace = frames(decode(data[:prompt_at]), tables.machinery) if kind == "ddb" else ()
+    return Death(kind, message, stage, trace, faulting_function(trace, tables.machinery), excerpt(text))
 
 
-def _stuck(data: bytes, stage: str, tail: bytes) -> prompts.Stuck | None:
+def _stuck(data: bytes, stage: str, tail: bytes, tables: ConsoleTables) -> prompts.Stuck | None:
     """:func:`prompts.stuck` for the ``tail`` of ``data``, without a watcher that knows the stages.
 
     A prompt after a kernel's first output is no loader's. After a login prompt no prompt counts.
     """
     boot = max((match.start() for match in _BOOTS.finditer(data)), default=-1)
     login = stage == "login" or last_login(data) > boot
-    kernel = login or any(data.rfind(words) > boot for words in KERNELS)
+    kernel = login or any(data.rfind(words) > boot for words in tables.kernel_literals)
     return prompts.stuck(tail, lambda until: not (login if until == "login" else kernel))
 
 
@@ -247,7 +249,7 @@ def _select(hits: list[_Hit]) -> list[_Hit]:
     return confirmed or [hit for hit in hits if hit.evidence is not Evidence.REFUTED][:1]
 
 
-def _build(data: bytes, hits: list[_Hit], stage: str) -> Death:
+def _build(data: bytes, hits: list[_Hit], stage: str, tables: ConsoleTables) -> Death:
     """The death of which ``hits`` are the reports in ``data``."""
     cause, begin = hits[0], hits[0].begin
     kind, message = cause.kind, cause.text
@@ -285,14 +287,14 @@ def _build(data: bytes, hits: list[_Hit], stage: str) -> Death:
             reason = prompts.crash(decode(data[: cause.line]))
         message = ": ".join(filter(None, (message, reason)))
     report = data[cause.line : end]
-    trace = frames(decode(report[begin - cause.line : 1 << 17]))
+    trace = frames(decode(report[begin - cause.line : 1 << 17]), tables.machinery)
     patience = 0.0 if cause.evidence is Evidence.CONFIRMED else _DOUBT
     if cause.kind == "linux-oops" and _SURVIVABLE.match(cause.text) and len(hits) == 1:
         patience = _LONG_DOUBT
     if cause.evidence is Evidence.WEAK:
         patience = math.inf
     shown = excerpt(decode(data[-(1 << 16) :]))
-    function = faulting_function(trace)
+    function = faulting_function(trace, tables.machinery)
     return Death(kind, message, stage, trace, function, shown, later=tuple(later[:3]), begin=begin, patience=patience)
 
 
@@ -313,20 +315,20 @@ def _ends_trap(trap: str, panic: str) -> bool:
     return words in trap.lower() or _TRAP_PANIC.match(words) is not None
 
 
-def with_backtrace(death: Death, output: str) -> Death:
+def with_backtrace(death: Death, output: str, tables: ConsoleTables) -> Death:
     """``death`` with the backtrace in the debugger's ``output``, if its own report has none."""
-    trace = frames(output)
+    trace = frames(output, tables.machinery)
     if len(death.frames) > 1 or len(trace) < 1:
         return death
-    return replace(death, frames=trace, faulting_function=faulting_function(trace))
+    return replace(death, frames=trace, faulting_function=faulting_function(trace, tables.machinery))
 
 
-def with_names(death: Death, symbols: Symbols | None) -> Death:
+def with_names(death: Death, symbols: Symbols | None, tables: ConsoleTables) -> Death:
     """``death`` with the names from its kernel file, for frames without a name and for calls at the end of a function."""
     if symbols is None:
         return death
     trace = named(death.frames, symbols)
-    return replace(death, frames=trace, faulting_function=faulting_function(trace))
+    return replace(death, frames=trace, faulting_function=faulting_function(trace, tables.machinery))
 
 
 def lacks_names(death: Death) -> bool:

@@ -7,13 +7,12 @@ import re
 from collections.abc import Callable, Collection
 from typing import Protocol
 
+from harness.console.tables import ConsoleTables
 from harness.console.text import decode
 from harness.console.watcher import Watcher
 from harness.deadline import Deadline
 from harness.errors import TransportError
 
-# The commands to run at a prompt of this kind of death.
-_COMMANDS = {"ddb": (b"db> ", ("bt", "show pcpu", "ps", "show lockchain all")), "mountroot": (b"mountroot> ", ("?",))}
 # Seconds for the output of one command.
 _ANSWER = 10.0
 # DDB stops after each page of output.
@@ -53,18 +52,23 @@ class Debugger:
     ``receive`` reads and logs the console's next chunk; it returns None if there is no output yet, and b"" at the end.
     """
 
-    def __init__(self, console: Console, watcher: Watcher, receive: Callable[[], bytes | None]) -> None:
-        self._console, self._watcher, self._receive = console, watcher, receive
+    def __init__(self, console: Console, watcher: Watcher, receive: Callable[[], bytes | None], tables: ConsoleTables) -> None:
+        self._console, self._watcher, self._receive, self._tables = console, watcher, receive, tables
         self._paged_at = -1
 
     def query(self, kind: str, skip: Collection[str]) -> tuple[tuple[str, str], ...]:
-        """Run the commands for a prompt of ``kind``, except those in ``skip``. Stops after the first without any output."""
+        """Run the commands for a prompt of ``kind``, except those in ``skip``. Stops after the first without any output.
+
+        Returns (command, output) for each.
+        """
         answers: list[tuple[str, str]] = []
-        prompt, commands = _COMMANDS.get(kind, (b"", ()))
-        for command in commands:
+        question = self._tables.questions.get(kind)
+        if question is None:
+            return ()
+        for command in question.commands:
             if command in skip:
                 continue
-            answers.append((command, self._run(command, prompt)))
+            answers.append((command, self._run(command, question.prompt)))
             if not answers[-1][1]:
                 break
         return tuple(answers)

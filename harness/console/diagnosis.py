@@ -13,6 +13,7 @@ from harness.console.backtrace import Symbols
 from harness.console.deaths import Death
 from harness.console.debugger import Console, Debugger, script_answers
 from harness.console.kinds import SECOND_BOOT
+from harness.console.tables import ConsoleTables
 from harness.console.text import decode, report_excerpt
 from harness.console.watcher import PendingDeath, Watcher
 
@@ -36,12 +37,13 @@ class Diagnosis:
         console: Console,
         watcher: Watcher,
         debugger: Debugger | None,
+        tables: ConsoleTables,
         *,
         symbols: Callable[[], Symbols | None] | None,
         stretch: float,
     ) -> None:
         self._console, self._watcher, self._debugger = console, watcher, debugger
-        self._symbols, self._stretch = symbols, stretch
+        self._tables, self._symbols, self._stretch = tables, symbols, stretch
 
     def diagnose(self, pending: PendingDeath, *, final: bool) -> Death | None:
         """The death, or None if it is still in doubt or no death; the watcher then goes on.
@@ -63,9 +65,9 @@ class Diagnosis:
         answers = script_answers(decode(self._watcher.clean(data[cut:])))
         if self._debugger is not None:
             answers += self._debugger.query(pending.prompt, {command for command, _ in answers})
-        death = deaths.with_backtrace(death, dict(answers).get("bt", ""))
+        death = deaths.with_backtrace(death, dict(answers).get("bt", ""), self._tables)
         if self._symbols is not None and deaths.lacks_names(death):
-            death = deaths.with_names(death, self._symbols())
+            death = deaths.with_names(death, self._symbols(), self._tables)
         before = _LINES_BEFORE_PROMPT if death.kind == pending.prompt or pending.kind else _LINES_BEFORE
         text = report_excerpt(decode(data[:cut]), decode(data[cut:]), before)
         return replace(death, excerpt=text, answers=answers)
@@ -90,10 +92,10 @@ class Diagnosis:
             return Death(stuck.kind, stuck.message, stage, begin=cut)
         line = data.rfind(b"\n", 0, cut) + 1
         report = self._watcher.cleaned(data[line:])
-        death = deaths.classify(report.text, stage, self._watcher.stuck)
+        death = deaths.classify(report.text, self._tables, stage, self._watcher.stuck)
         if death is None:
             return None
         begin = line + report.raw(death.begin)
         if death.kind in _REASON_BEFORE:
-            death = deaths.classify(clean(data), stage, self._watcher.stuck) or death
+            death = deaths.classify(clean(data), self._tables, stage, self._watcher.stuck) or death
         return replace(death, begin=begin)

@@ -8,7 +8,7 @@ import logging
 import re
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import IO
@@ -18,7 +18,8 @@ from harness.console.deaths import Death
 from harness.console.debugger import Debugger
 from harness.console.diagnosis import Diagnosis
 from harness.console.kinds import SECOND_BOOT
-from harness.console.stages import FIRST_LINE, Stage, StageReached
+from harness.console.stages import FIRST_LINE, StageReached
+from harness.console.tables import ConsoleTables
 from harness.console.text import decode, excerpt
 from harness.console.watcher import Overrun, PendingDeath, Watcher
 from harness.deadline import Deadline
@@ -38,9 +39,12 @@ class ConsoleReader:
     """Reads ``stream`` to its end. Writes every byte to ``log_path``, and the time of every chunk to ``log_path``.idx.
 
     The index has a line ``offset time`` (bytes, monotonic seconds) for each chunk. When the guest dies, every wait raises
-    GuestDied at once. ``scale`` multiplies the time budgets of the stages. ``ask``: run commands at the prompt of a dead guest.
-    ``running``: the guest has already booted, so any boot on this console is a second one. ``listener`` is called on the
-    reader's thread. ``symbols`` reads the guest's kernel file; it is called only if a backtrace lacks names.
+    GuestDied at once.
+
+    ``tables`` describe the console of the guest's OS. ``scale`` multiplies the time budgets of the stages. ``ask``: run commands
+    at the prompt of a dead guest. ``running``: the guest has already booted, so any boot on this console is a second one.
+    ``listener`` is called on the reader's thread. ``symbols`` reads the guest's kernel file; it is called only if a backtrace
+    lacks names.
     """
 
     def __init__(
@@ -48,7 +52,7 @@ class ConsoleReader:
         stream: Stream,
         log_path: Path,
         *,
-        stages: Sequence[Stage],
+        tables: ConsoleTables,
         name: str = "guest",
         scale: float = 1.0,
         first_line: float = FIRST_LINE,
@@ -62,9 +66,9 @@ class ConsoleReader:
         self._changed = threading.Condition()
         self._out: IO[bytes] = log_path.open("ab", buffering=0)
         self._index: IO[str] = Path(f"{log_path}.idx").open("a", buffering=1)  # noqa: SIM115 - close() closes it
-        self._watcher = Watcher(stages, first_line=first_line, scale=scale, running=running)
-        self._debugger = Debugger(self, self._watcher, self._receive) if ask else None
-        self._diagnosis = Diagnosis(self, self._watcher, self._debugger, symbols=symbols, stretch=max(1.0, scale))
+        self._watcher = Watcher(tables, first_line=first_line, scale=scale, running=running)
+        self._debugger = Debugger(self, self._watcher, self._receive, tables) if ask else None
+        self._diagnosis = Diagnosis(self, self._watcher, self._debugger, tables, symbols=symbols, stretch=max(1.0, scale))
         self.closed = False
         self.death: Death | None = None
         self._expected_end = False

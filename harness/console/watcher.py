@@ -4,15 +4,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from harness.console import clean, deaths, prompts
 from harness.console.clean import Cleaned, Cleaner
 from harness.console.kinds import SECOND_BOOT, DeathKind
-from harness.console.markers import MARKERS
-from harness.console.stages import BANNER, BANNER_GOES_ON, BOOTS, ONLY_BANNER, REPLAYED, Stage, StageReached, rarest
+from harness.console.stages import StageReached, rarest
+from harness.console.tables import ConsoleTables
 
 # Bytes kept between chunks, because a chunk may end inside a marker. No marker's line is longer than the first number. The kept
 # part begins at a line's beginning if that is at most the second number of bytes earlier.
@@ -39,12 +38,8 @@ _DEBUGGING = re.compile(
 # Debugger commands that reset or continue the machine, so the debugger prints nothing more; and those that write a dump.
 _LEAVES = re.compile(rb"(?:reset|reboot|halt|continue|c|exit)\b")
 _DUMPS = re.compile(rb"(?:textdump|dump|call doadump|netdump)\b")
-# Each with the byte of its literal to search for first.
-_MARKERS = tuple((rarest(marker.literal), marker) for marker in MARKERS)
-# The markers of a guest that has booted. Its other prompts count only while the guest waits at them.
-_BOOTED_MARKERS = tuple((byte, marker) for byte, marker in _MARKERS if marker.kind not in ("mountroot", "single-user"))
-_PROMPT_MARKERS = tuple(marker for marker in MARKERS if marker.prompt)
-_PROMPT_KINDS = frozenset(marker.kind for marker in _PROMPT_MARKERS)
+# Prompts of a boot. After it, they count only while the guest waits at them.
+_BOOT_PROMPTS = ("mountroot", "single-user")
 
 NoKind = Literal[""]
 
@@ -92,11 +87,16 @@ class Watcher:
     ``first_line`` and ``scale``: see :class:`ConsoleReader`. ``running``: the guest booted before the console was attached.
     """
 
-    def __init__(self, stages: Sequence[Stage], *, first_line: float, scale: float, running: bool = False) -> None:
-        self._table, self._first_line, self._scale = tuple(stages), first_line, scale
+    def __init__(self, tables: ConsoleTables, *, first_line: float, scale: float, running: bool = False) -> None:
+        self._tables, self._first_line, self._scale = tables, first_line, scale
+        self._table = tables.stages
         self._names = tuple(stage.name for stage in self._table)
-        boots = next((BOOTS[stage.literal] for stage in self._table if stage.literal in BOOTS), ())
-        self._boots = tuple((rarest(boot.literal), boot) for boot in boots)
+        # Each with the byte of its literal to search for first.
+        self._boots = tuple((rarest(boot.literal), boot) for boot in tables.boots)
+        self._markers = tuple((rarest(marker.literal), marker) for marker in tables.all_markers)
+        self._booted_markers = tuple((byte, marker) for byte, marker in self._markers if marker.kind not in _BOOT_PROMPTS)
+        self._prompt_markers = tuple(marker for marker in tables.all_markers if marker.prompt)
+        self._prompt_kinds = frozenset(marker.kind for marker in self._prompt_markers)
         self._cleaner, self._sample = Cleaner(), b""
         self._sampling, self._sampled = True, 0
         self.begin_boot(0.0, 0, running=running)
@@ -181,13 +181,13 @@ class Watcher:
         if self._sampling and quiet >= prompts.AT_ONCE and self._detect_prefix(b"", silent=True):
             self._rescan(now)
         prompt = self._prompt
-        counts = prompt is not None and (self.pending is None or prompt.kind in _PROMPT_KINDS)
+        counts = prompt is not None and (self.pending is None or prompt.kind in self._prompt_kinds)
         if prompt is not None and counts and quiet >= prompt.patience and (self._quoted is None or quiet > _QUOTED_QUIET):
             if self.pending is None:
                 self.pending = PendingDeath(now, prompt.offset)
             self.pending.prompt = prompt.kind
             return self.pending
-        if self._banner is not None and self.pending is None and quiet > _QUIET and ONLY_BANNER.fullmatch(self._since_banner()):
+        if self._banner is not None and self.pending is None and quiet > _QUIET and self._only_banner():
             self.pending = PendingDeath(now, self._banner, reported=True, kind=SECOND_BOOT)
         if self.pending is not None:
             return self.pending if self._report_over(self.pending, now, quiet) else None
@@ -297,15 +297,16 @@ class Watcher:
             return
         first = next((stage.offset for stage in self.stages if stage.name == "kernel"), self.boot_offset - 1)
         earliest = max(first + 1, base + cleaned.raw(max(0, unquoted)))
-        if BANNER.literal in cleaned.text and (match := self._first(BANNER.pattern, cleaned, base, earliest)):
-            self._banner = base + cleaned.raw(match.start())
-        if self._banner is not None and self._first(BANNER_GOES_ON, cleaned, base, self._banner):
-            self._note_second_boot(self._banner, now)
+        if banner := self._tables.banner:
+            if banner.stage.literal in cleaned.text and (match := self._first(banner.stage.pattern, cleaned, base, earliest)):
+                self._banner = base + cleaned.raw(match.start())
+            if self._banner is not None and self._first(banner.next_line, cleaned, base, self._banner):
+                self._note_second_boot(self._banner, now)
         for byte, boot in self._boots:
             if byte not in cleaned.text or boot.literal not in cleaned.text:
                 continue
             match = self._first(boot.pattern, cleaned, base, earliest)
-            if match and not REPLAYED.search(cleaned.text, max(0, match.start() - _OVERLAP), match.start()):
+            if match and not self._replayed(cleaned.text, match.start()):
                 self._note_second_boot(base + cleaned.raw(match.start()), now)
 
     def _note_second_boot(self, offset: int, now: float) -> None:
@@ -317,9 +318,16 @@ class Watcher:
             return
         self.stages = tuple(stage for stage in self.stages if stage.offset < offset)
 
-    def _since_banner(self) -> bytes:
+    def _replayed(self, text: bytes, at: int) -> bool:
+        """Whether the kernel prints its log again from ``at`` on."""
+        replayed = self._tables.replayed
+        return replayed is not None and replayed.search(text, max(0, at - _OVERLAP), at) is not None
+
+    def _only_banner(self) -> bool:
+        """Whether the output since the kernel's banner is the banner only."""
         start = len(self._window) - (self.offset - (self._banner or 0))
-        return self._cleaner.text(self._window[start:]) if start >= 0 else b"\0"
+        banner = self._tables.banner
+        return banner is not None and start >= 0 and banner.alone.fullmatch(self._cleaner.text(self._window[start:])) is not None
 
     def _find_death(self, cleaned: Cleaned, base: int, now: float, unquoted: int) -> None:
         window = cleaned.text
@@ -327,7 +335,7 @@ class Watcher:
         if self.pending:
             earliest = self.pending.offset
         self._unended = None
-        for byte, marker in _BOOTED_MARKERS if self._reached(self._names[-1]) else _MARKERS:
+        for byte, marker in self._booted_markers if self._reached(self._names[-1]) else self._markers:
             if byte not in window or marker.literal not in window:
                 continue
             match = self._first(marker.pattern, cleaned, base, earliest)
@@ -365,7 +373,7 @@ class Watcher:
         text = cleaned.text
         last_line = max(text.rfind(b"\n"), text.rfind(b"\r")) + 1
         if last_line or not self._torn:
-            for marker in _PROMPT_MARKERS:
+            for marker in self._prompt_markers:
                 match = marker.pattern.match(text, last_line)
                 if match and not text[match.end() :].strip(b" ") and base + cleaned.raw(last_line) >= self.boot_offset:
                     self._prompt = OpenPrompt(marker.kind, base + cleaned.raw(last_line), prompts.AT_ONCE)

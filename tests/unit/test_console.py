@@ -10,15 +10,15 @@ import time
 from pathlib import Path
 
 import pytest
+from played import FREEBSD, classify
 
 from harness.console import deaths
 from harness.console.backtrace import frames
 from harness.console.reader import ConsoleReader
-from harness.console.stages import FREEBSD
 from harness.console.text import decode, excerpt, plain
 from harness.deadline import Deadline
 from harness.errors import GuestDied, TransportError
-from harness.guests.freebsd import FreeBSD as FreeBSDProfile
+from harness.guests.os.freebsd import FreeBSD as FreeBSDProfile
 from harness.oracles.booting import expected_stages
 from harness.transport.replay import ReplayStream
 from harness.xen import xenconsole
@@ -32,7 +32,7 @@ HVM = (CONSOLES / "freebsd-13.2-hvm-mountroot-prompt.log").read_bytes()
 
 
 def play(tmp_path: Path, data: bytes, **options: object) -> ConsoleReader:
-    reader = ConsoleReader(ReplayStream(data, **options), tmp_path / "console.log", stages=FREEBSD)  # type: ignore[arg-type]
+    reader = ConsoleReader(ReplayStream(data, **options), tmp_path / "console.log", tables=FREEBSD)  # type: ignore[arg-type]
     reader.start()
     reader._thread.join(10)
     return reader
@@ -61,7 +61,7 @@ def test_boot_login_and_glued_panic(tmp_path: Path) -> None:
 )
 def test_stages_of_a_good_boot(tmp_path: Path, recording: str, uefi: bool, missing: list[str]) -> None:
     reached = [stage.name for stage in play(tmp_path, (CONSOLES / f"{recording}.log").read_bytes()).stages]
-    expected = expected_stages([stage.name for stage in FREEBSD], reached, uefi=uefi)
+    expected = expected_stages([stage.name for stage in FREEBSD.stages], reached, uefi=uefi)
     assert [name for name in expected if name not in reached] == missing
     assert [name for name in expected if name in reached] == reached
 
@@ -215,7 +215,8 @@ def test_lines_that_begin_with_a_cr() -> None:
 
 def test_an_i386_backtrace_has_arguments() -> None:
     assert frames(
-        "vpanic(c02edb88,c0302064) at vpanic+0x151/frame 0xc0302044\nsyscall(c5e9b7a8) at syscall+0x41b/frame 0xc5e9b79c\n"
+        "vpanic(c02edb88,c0302064) at vpanic+0x151/frame 0xc0302044\nsyscall(c5e9b7a8) at syscall+0x41b/frame 0xc5e9b79c\n",
+        FREEBSD.machinery,
     ) == (
         deaths.Frame("vpanic", "0x151"),
         deaths.Frame("syscall", "0x41b"),
@@ -226,7 +227,7 @@ def test_wrong_root_asks_for_the_true_disk(tmp_path: Path) -> None:
     before, prompt, after = WRONG_ROOT.partition(b"mountroot> ")
     answer = after[: after.index(b"mountroot> ") + len(b"mountroot> ")]
     stream = ReplayStream(before + prompt, end="silence", answers={b"?": answer})
-    reader = ConsoleReader(stream, tmp_path / "console.log", stages=FREEBSD).start()
+    reader = ConsoleReader(stream, tmp_path / "console.log", tables=FREEBSD).start()
     with pytest.raises(GuestDied) as caught:
         reader.wait_stage("login", Deadline(10))
     death = caught.value.death
@@ -251,7 +252,7 @@ def test_cuts_do_not_matter(tmp_path: Path, seed: int) -> None:
     data = rng.choice([PVH, TRAP])
     sizes = [rng.randint(1, 400) for _ in range(50)]
     reader = play(tmp_path, data, sizes=sizes)
-    whole = deaths.classify(data[data.index(b"panic: ") - 4000 :]) if data is PVH else deaths.classify(data)
+    whole = classify(data[data.index(b"panic: ") - 4000 :]) if data is PVH else classify(data)
     assert whole is not None
     assert reader.death is not None
     assert reader.death.identity.split(" ", 1)[1].split("@")[0] == whole.identity.split(" ", 1)[1].split("@")[0]
@@ -265,12 +266,12 @@ def test_cuts_do_not_matter(tmp_path: Path, seed: int) -> None:
      b"debug.kdb.panic: 0\r\ncpuid = 0\r\n"],
 )  # fmt: skip
 def test_no_false_alarm(line: bytes) -> None:
-    assert deaths.classify(b"\n" + line) is None
+    assert classify(b"\n" + line) is None
 
 
 # -- lines of 14 and 15 according to their sources (sys/kern, sys/amd64, sys/ddb, stand), not recorded ----------------
 
-TOLD = b"""\
+REPORT = b"""\
 cpuid = 0\r
 time = 1795562700\r
 KDB: stack backtrace:\r
@@ -285,10 +286,10 @@ Uptime: 23s\r
 @pytest.mark.parametrize("before", [b"debug.kdb.panic: 0", b"root@fbsd:~ # ", b"some program's outpu", b"half a word_", b""])
 def test_a_panic_begins_in_the_middle_of_a_line(tmp_path: Path, before: bytes) -> None:
     """A guest of 14.1 or later is gone after its uptime. Its death is declared without a line `Automatic reboot`."""
-    told = TOLD % b"panic() at panic+0x43/frame 0xfffffe004508fba0\r\n"
+    report = REPORT % b"panic() at panic+0x43/frame 0xfffffe004508fba0\r\n"
     for sizes in ([1], [7, 100, 3], [4096]):
-        stream = ReplayStream(b"\r\n" + before + b"panic: kdb_sysctl_panic\r\n" + told, end="silence", sizes=sizes)
-        reader = ConsoleReader(stream, tmp_path / "console.log", stages=FREEBSD).start()
+        stream = ReplayStream(b"\r\n" + before + b"panic: kdb_sysctl_panic\r\n" + report, end="silence", sizes=sizes)
+        reader = ConsoleReader(stream, tmp_path / "console.log", tables=FREEBSD).start()
         with reader.expecting_death() as death:
             seen = death(Deadline(10))
         reader.stop()
@@ -301,8 +302,8 @@ def test_a_panic_begins_in_the_middle_of_a_line(tmp_path: Path, before: bytes) -
 
 def test_an_assertion_is_no_faulting_function() -> None:
     """INVARIANTS: KASSERT() calls kassert_panic(), which calls vpanic() (sys/kern/kern_shutdown.c)."""
-    told = TOLD % b"kassert_panic() at kassert_panic+0x4a/frame 0xfffffe004508fba0\r\n"
-    death = deaths.classify(b"panic: mutex xbd not owned at /usr/src/sys/dev/xen/blkfront/blkfront.c:312\r\n" + told)
+    report = REPORT % b"kassert_panic() at kassert_panic+0x4a/frame 0xfffffe004508fba0\r\n"
+    death = classify(b"panic: mutex xbd not owned at /usr/src/sys/dev/xen/blkfront/blkfront.c:312\r\n" + report)
     assert death is not None
     assert death.faulting_function == "sysctl_root_handler_locked"
 
@@ -327,7 +328,7 @@ Xdblfault() at Xdblfault+0xd7/frame 0xfffffe0010a2feb0\r
 deep() at deep+0x14/frame 0xfffffe0045071040\r
 Uptime: 23s\r
 """
-    death = deaths.classify(data)
+    death = classify(data)
     assert death is not None
     assert (death.kind, death.message, death.faulting_function) == ("trap", "Fatal double fault", "deep")
 
@@ -343,7 +344,7 @@ lock order ufs -> devfs attempted at:\r
 #0 0xffffffff80c5c9d8 at witness_checkorder+0xbd8\r
 #1 0xffffffff80bb6d3c at lockmgr_lock_flags+0x18c\r
 """
-    assert deaths.classify(data) is None
+    assert classify(data) is None
 
 
 @pytest.mark.parametrize(
@@ -372,8 +373,8 @@ def test_every_stage_has_its_literal() -> None:
         "rc": [b"Setting hostuuid: 0", b"Starting file system checks:", b"Mounting local filesystems:.", b"Loading kernel modules: if_tap"],
         "login": [b"login: ", b"fbsd login: "],
     }  # fmt: skip
-    assert list(lines) == [stage.name for stage in FREEBSD]
-    for stage in FREEBSD:
+    assert list(lines) == [stage.name for stage in FREEBSD.stages]
+    for stage in FREEBSD.stages:
         for line in lines[stage.name]:
             assert stage.literal in line
             assert stage.pattern.search(b"\n" + line), line
@@ -381,7 +382,7 @@ def test_every_stage_has_its_literal() -> None:
 
 def test_a_death_ends_every_wait(tmp_path: Path) -> None:
     stream = ReplayStream(b"", end="silence")
-    reader = ConsoleReader(stream, tmp_path / "c.log", stages=FREEBSD).start()
+    reader = ConsoleReader(stream, tmp_path / "c.log", tables=FREEBSD).start()
     caught: list[Exception] = []
 
     def wait() -> None:
@@ -404,7 +405,7 @@ def test_a_death_ends_every_wait(tmp_path: Path) -> None:
 
 def test_silence_in_a_stage_is_a_hang(tmp_path: Path) -> None:
     head = PVH[: PVH.index(b"Trying to mount root")]
-    reader = ConsoleReader(ReplayStream(head, end="silence"), tmp_path / "c.log", stages=FREEBSD, scale=0.01).start()
+    reader = ConsoleReader(ReplayStream(head, end="silence"), tmp_path / "c.log", tables=FREEBSD, scale=0.01).start()
     with pytest.raises(GuestDied) as caught:
         reader.wait_stage("login", Deadline(10))
     assert caught.value.death.kind == "hang"
@@ -414,7 +415,7 @@ def test_silence_in_a_stage_is_a_hang(tmp_path: Path) -> None:
 
 def test_end_of_the_console_is_a_death_unless_expected(tmp_path: Path) -> None:
     assert play(tmp_path, b"hello\r\n").death is not None
-    reader = ConsoleReader(ReplayStream(b"hello\r\n"), tmp_path / "d.log", stages=FREEBSD)
+    reader = ConsoleReader(ReplayStream(b"hello\r\n"), tmp_path / "d.log", tables=FREEBSD)
     reader.expect_end()
     reader.start()
     reader._thread.join(5)
@@ -425,7 +426,7 @@ def test_the_death_is_declared_before_the_console_is_closed(tmp_path: Path) -> N
     """Otherwise a wait could report a broken console instead of the death."""
     closed: list[bool] = []
     reader = ConsoleReader(
-        ReplayStream(b"hello\r\n"), tmp_path / "c", stages=FREEBSD, listener=lambda event: closed.append(reader.closed)
+        ReplayStream(b"hello\r\n"), tmp_path / "c", tables=FREEBSD, listener=lambda event: closed.append(reader.closed)
     )
     reader.start().join(5)
     assert (closed, reader.closed) == ([False], True)
@@ -433,7 +434,7 @@ def test_the_death_is_declared_before_the_console_is_closed(tmp_path: Path) -> N
 
 def test_a_console_in_use_is_no_death(tmp_path: Path) -> None:
     words = b"\r\nxenconsole: Could not lock /var/lock/xenconsole.2: Resource temporarily unavailable\r\n"
-    reader = ConsoleReader(ConsoleStream(ReplayStream(words)), tmp_path / "c", stages=FREEBSD).start()
+    reader = ConsoleReader(ConsoleStream(ReplayStream(words)), tmp_path / "c", tables=FREEBSD).start()
     with pytest.raises(TransportError, match=r"cannot be read: xenconsole: Could not lock /var/lock/xenconsole.2: .*\n  hint: "):
         reader.wait_stage("login", Deadline(10))
     assert reader.death is None
@@ -442,7 +443,7 @@ def test_a_console_in_use_is_no_death(tmp_path: Path) -> None:
 
 def test_a_guest_may_print_messages_of_xenconsole(tmp_path: Path) -> None:
     words = b"starting\r\nxenconsole: Could not lock it: no\r\n"
-    reader = ConsoleReader(ConsoleStream(ReplayStream(words)), tmp_path / "c", stages=FREEBSD).start()
+    reader = ConsoleReader(ConsoleStream(ReplayStream(words)), tmp_path / "c", tables=FREEBSD).start()
     with pytest.raises(GuestDied):
         reader.wait_stage("login", Deadline(10))
     reader.close()
@@ -466,7 +467,7 @@ def test_a_console_is_left_when_xenconsole_has_ended(tmp_path: Path, monkeypatch
     monkeypatch.setattr(xenconsole, "_ESCAPE_SECONDS", 0.2)
     busy = Busy()
     client = ConsoleStream(busy)
-    reader = ConsoleReader(client, tmp_path / "c", stages=FREEBSD).start()
+    reader = ConsoleReader(client, tmp_path / "c", tables=FREEBSD).start()
     reader.expect_end()
     client.leave()
     assert busy.gone, "xenconsole must exit; otherwise it keeps the console"

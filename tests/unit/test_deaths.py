@@ -9,12 +9,13 @@ import time
 from pathlib import Path
 
 import pytest
+from played import EITHER, FREEBSD, LINUX, classify
 
-from harness.console import deaths, machinery
+from harness.console import deaths
 from harness.console.backtrace import faulting_function, frames
 from harness.console.identity import normalise
+from harness.console.machinery import Row
 from harness.console.reader import ConsoleReader
-from harness.console.stages import FREEBSD, LINUX
 from harness.transport.replay import ReplayStream
 from harness.xen import elfsymbols
 
@@ -44,10 +45,10 @@ def stamped(*lines: str) -> str:
 
 
 def play(tmp_path: Path, data: bytes, **options: object) -> ConsoleReader:
-    stages = options.pop("stages", FREEBSD)
+    tables = options.pop("tables", FREEBSD)
     scale = options.pop("scale", 1.0)
     reader = ConsoleReader(
-        ReplayStream(data, **options), tmp_path / "c.log", stages=stages, scale=scale  # type: ignore[arg-type]
+        ReplayStream(data, **options), tmp_path / "c.log", tables=tables, scale=scale  # type: ignore[arg-type]
     )  # fmt: skip
     reader.start()
     until = time.monotonic() + 12
@@ -59,7 +60,7 @@ def play(tmp_path: Path, data: bytes, **options: object) -> ConsoleReader:
 
 
 def verdict(text: str) -> tuple[str, str, str]:
-    death = deaths.classify(console(text))
+    death = classify(console(text))
     return (death.kind, death.message, death.faulting_function) if death else ("", "", "")
 
 
@@ -112,7 +113,7 @@ def others(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[ConsoleRe
     for number, (name, words) in enumerate(OTHERS.items()):
         data = console(BOOT + words + LOGIN)
         readers[name] = [
-            ConsoleReader(ReplayStream(data, end="silence", **options), directory / f"{number}-{n}", stages=FREEBSD).start()  # type: ignore[arg-type]
+            ConsoleReader(ReplayStream(data, end="silence", **options), directory / f"{number}-{n}", tables=FREEBSD).start()  # type: ignore[arg-type]
             for n, options in enumerate(({}, {"sizes": (9,)}, {"sizes": (len(console(BOOT + words)), 4096), "pace": 0.6}))
         ]
     time.sleep(2.5)
@@ -124,7 +125,7 @@ def others(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[ConsoleRe
 
 @pytest.mark.parametrize("name", OTHERS)
 def test_quotes_of_programs_are_no_death(others: dict[str, list[ConsoleReader]], name: str) -> None:
-    assert deaths.classify(console(BOOT + OTHERS[name] + LOGIN)) is None
+    assert classify(console(BOOT + OTHERS[name] + LOGIN)) is None
     for reader in others[name]:
         assert reader.death is None
         assert [stage.name for stage in reader.stages] == ["rc", "login"]
@@ -135,7 +136,7 @@ NAMED = [name for name in OTHERS if name not in ("a script, and rc goes on", "no
 
 @pytest.mark.parametrize("name", NAMED)
 def test_quotes_with_a_program_s_name_are_no_death_in_silence(tmp_path: Path, name: str) -> None:
-    assert deaths.classify(console(BOOT + OTHERS[name])) is None
+    assert classify(console(BOOT + OTHERS[name])) is None
     assert play(tmp_path, console(BOOT + OTHERS[name])).death.kind == "eof"  # type: ignore[union-attr]
 
 
@@ -221,7 +222,7 @@ CUT = {
 def cut(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str], ConsoleReader]:
     directory = tmp_path_factory.mktemp("cut")
     readers = {
-        (name, end): ConsoleReader(ReplayStream(console(BOOT + row[0]), end=end), directory / f"{n}-{end}", stages=FREEBSD).start()
+        (name, end): ConsoleReader(ReplayStream(console(BOOT + row[0]), end=end), directory / f"{n}-{end}", tables=FREEBSD).start()
         for n, (name, row) in enumerate(CUT.items())
         for end in ("eof", "silence")
     }
@@ -289,11 +290,11 @@ def test_a_prompt_is_judged_by_the_boot_before_it() -> None:
         LOGIN + "root\nroot@box:~ # echo OK; cat\nOK ",
         LOGIN + "root\nbox # geli attach x\nEnter passphrase: ",
     ):
-        assert deaths.classify(console(kernel + BOOT + text)) is None
-        assert deaths.classify(console(text)) is None
+        assert classify(console(kernel + BOOT + text)) is None
+        assert classify(console(text)) is None
     again = LOGIN + "FreeBSD/amd64 EFI loader, Revision 3.0\ncan't load 'kernel'\nOK "
     assert verdict(kernel + again)[:2] == ("loader", "loader stopped: can't load 'kernel'")
-    assert deaths.classify(b"root\r\nPassword:", "login") is None
+    assert classify(b"root\r\nPassword:", "login") is None
 
 
 # -- C: several deaths in one report ----------------------------------------------------------------------------------
@@ -335,12 +336,12 @@ SEVERAL = {
 @pytest.mark.parametrize("name", SEVERAL)
 def test_the_first_death_is_the_cause(tmp_path: Path, name: str) -> None:
     text, *wanted = SEVERAL[name]
-    for death in (deaths.classify(console(text)), play(tmp_path, console(text), sizes=(97,)).death):
+    for death in (classify(console(text)), play(tmp_path, console(text), sizes=(97,)).death):
         assert death is not None
         assert [death.kind, death.message, death.faulting_function, death.later] == wanted
-    for told in wanted[3]:
-        assert f"; then {told}" in death.summary
-        assert told not in death.identity
+    for message in wanted[3]:
+        assert f"; then {message}" in death.summary
+        assert message not in death.identity
 
 
 # -- D: the faulting function -----------------------------------------------------------------------------------------
@@ -398,11 +399,11 @@ def test_the_faulting_function_is_no_machinery(name: str) -> None:
     assert verdict(TRAP + "panic: page fault\ncpuid = 1\n" + BT + trace)[2] == wanted
 
 
-@pytest.mark.parametrize("row", machinery.TABLE, ids=lambda row: row.what)
-def test_each_row_of_the_machinery_has_samples(row: machinery.Row) -> None:
+@pytest.mark.parametrize("row", EITHER.machinery.rows, ids=lambda row: row.what)
+def test_each_row_of_the_machinery_has_samples(row: Row) -> None:
     for sample in row.samples.split():
         assert re.fullmatch(row.pattern, sample), sample
-        assert machinery.is_machinery(sample)
+        assert sample in EITHER.machinery
 
 
 INNOCENT = (
@@ -415,7 +416,7 @@ INNOCENT = (
 
 
 def test_functions_that_do_something_are_no_machinery() -> None:
-    assert [function for function in INNOCENT.split() if machinery.is_machinery(function)] == []
+    assert [function for function in INNOCENT.split() if function in EITHER.machinery] == []
 
 
 NEXT = "xyz_next_function() at xyz_next_function/frame 0xfffffe0011110060\n"
@@ -423,7 +424,7 @@ NEXT = "xyz_next_function() at xyz_next_function/frame 0xfffffe0011110060\n"
 
 def test_a_return_address_at_a_function_s_first_byte() -> None:
     """The frame names the function after the caller of panic(). The caller's own caller must not be blamed (D7)."""
-    death = deaths.classify(console("panic: xyz: no memory\n" + KERNEL + BT + NEXT + f("device_attach")))
+    death = classify(console("panic: xyz: no memory\n" + KERNEL + BT + NEXT + f("device_attach")))
     assert death is not None
     assert [(frame.function, frame.before) for frame in death.frames[-3:]] == [
         ("panic", False), ("xyz_next_function", True), ("device_attach", False)
@@ -450,11 +451,11 @@ NAMELESS = "??() at 0xffffffff80311111/frame 0xffffffff81400000\n??() at 0xfffff
 
 def test_nameless_frames_keep_their_address() -> None:
     """Frames without a name have their address (D6)."""
-    death = deaths.classify(console("panic: xyz\n" + KERNEL + "KDB: stack backtrace:\n" + NAMELESS))
+    death = classify(console("panic: xyz\n" + KERNEL + "KDB: stack backtrace:\n" + NAMELESS))
     assert death is not None
     assert [frame.name for frame in death.frames] == ["0xffffffff80311111", "0xffffffff80311321"]
     assert death.faulting_function == "", "the first frame may be the debugger's own"
-    death = deaths.classify(console("panic: xyz\n" + KERNEL + BT + NAMELESS + f("device_attach")))
+    death = classify(console("panic: xyz\n" + KERNEL + BT + NAMELESS + f("device_attach")))
     assert death is not None
     assert death.faulting_function == "0xffffffff80311111"
     assert death.summary == "panic: xyz in the function at 0xffffffff80311111"
@@ -499,7 +500,7 @@ def test_a_kernel_file_names_frames(tmp_path: Path) -> None:
         data = console("panic: xyz\n" + KERNEL + trace + "Uptime: 3s\n")
         asked: list[int] = []
         reader = ConsoleReader(
-            ReplayStream(data), tmp_path / "c.log", stages=FREEBSD, symbols=lambda asked=asked: asked.append(1) or symbols  # type: ignore[misc]
+            ReplayStream(data), tmp_path / "c.log", tables=FREEBSD, symbols=lambda asked=asked: asked.append(1) or symbols  # type: ignore[misc]
         )  # fmt: skip
         reader.start().join(10)
         reader.close()
@@ -526,10 +527,12 @@ def test_a_damaged_kernel_file_names_nothing() -> None:
 )  # fmt: skip
 def test_where_the_debugger_stopped(line: str, wanted: str) -> None:
     """Without a backtrace, the line `Stopped at` gives the function (D5)."""
-    death = deaths.classify(console(TRAP + f"[ thread pid 1 tid 2 ]\n{line}\ndb> "))
+    death = classify(console(TRAP + f"[ thread pid 1 tid 2 ]\n{line}\ndb> "))
     assert death is not None
     assert (death.faulting_function, len(death.frames)) == (wanted, 1)
-    traced = deaths.with_backtrace(death, "bt\r\nTracing pid 1 tid 2\r\n" + f("kdb_enter", "xyz_deep", "xyz_outer") + "db> ")
+    traced = deaths.with_backtrace(
+        death, "bt\r\nTracing pid 1 tid 2\r\n" + f("kdb_enter", "xyz_deep", "xyz_outer") + "db> ", FREEBSD
+    )
     assert (traced.faulting_function, len(traced.frames)) == ("xyz_deep", 3)
 
 
@@ -584,12 +587,8 @@ def test_linux_s_oops_is_the_cause(name: str) -> None:
 
 
 def test_several_oopses() -> None:
-    twice = deaths.classify(
-        console(stamped(*OOPSES["I1"][0], *REST, *(line.replace("#1", "#2") for line in OOPSES["I1"][0]), *REST))
-    )
-    other = deaths.classify(
-        console(stamped(*OOPSES["I1"][0], *REST, *(line.replace("#1", "#2") for line in OOPSES["I4"][0]), *REST))
-    )
+    twice = classify(console(stamped(*OOPSES["I1"][0], *REST, *(line.replace("#1", "#2") for line in OOPSES["I1"][0]), *REST)))
+    other = classify(console(stamped(*OOPSES["I1"][0], *REST, *(line.replace("#1", "#2") for line in OOPSES["I4"][0]), *REST)))
     assert twice is not None
     assert other is not None
     assert (twice.message, twice.later) == (OOPSES["I1"][1], ())
@@ -606,7 +605,7 @@ def test_an_init_that_is_killed() -> None:
 def test_linux_s_oops_is_seen_by_the_reader(tmp_path: Path, name: str) -> None:
     headline, message = OOPSES[name]
     data = console(stamped("Linux version 6.1.0", *headline, *REST, FATAL))
-    death = play(tmp_path, data, stages=LINUX, sizes=(61,)).death
+    death = play(tmp_path, data, tables=LINUX, sizes=(61,)).death
     assert death is not None
     assert (death.kind, death.message, death.faulting_function, death.stage) == ("linux-oops", message, "xyz_poll", "kernel")
 
@@ -614,8 +613,8 @@ def test_linux_s_oops_is_seen_by_the_reader(tmp_path: Path, name: str) -> None:
 @pytest.mark.parametrize("name", ["I3 soft lockup", "RCU stall", "hung task", "KASAN"])
 def test_linux_may_survive_a_stall(tmp_path: Path, name: str) -> None:
     data = console(stamped("Linux version 6.1.0", *OOPSES[name][0], *REST) + "\ncontrol login: ")
-    assert deaths.classify(data) is None
-    reader = ConsoleReader(ReplayStream(data, end="silence"), tmp_path / "c.log", stages=LINUX).start()
+    assert classify(data) is None
+    reader = ConsoleReader(ReplayStream(data, end="silence"), tmp_path / "c.log", tables=LINUX).start()
     reader.join(1.0)
     assert reader.death is None
     reader.close()
@@ -623,7 +622,7 @@ def test_linux_may_survive_a_stall(tmp_path: Path, name: str) -> None:
 
 def test_a_stall_is_a_death_in_silence(tmp_path: Path) -> None:
     data = console(stamped("Linux version 6.1.0", *OOPSES["I3 soft lockup"][0], *REST))
-    death = play(tmp_path, data, stages=LINUX, end="silence").death
+    death = play(tmp_path, data, tables=LINUX, end="silence").death
     assert death is not None
     assert death.faulting_function == "xyz_poll"
 
@@ -642,8 +641,8 @@ LINUX_OTHERS = {
 
 @pytest.mark.parametrize("words", LINUX_OTHERS.values(), ids=LINUX_OTHERS)
 def test_quotes_of_programs_are_no_death_of_linux(words: str) -> None:
-    assert deaths.classify(console(words)) is None
-    assert deaths.classify(console(words + "\ncontrol login: ")) is None
+    assert classify(console(words)) is None
+    assert classify(console(words + "\ncontrol login: ")) is None
 
 
 FORMS = {
@@ -671,8 +670,8 @@ FORMS = {
 
 @pytest.mark.parametrize("text", FORMS.values(), ids=FORMS)
 def test_frames_of_linux(text: str) -> None:
-    trace = frames(text)
-    assert faulting_function(trace) == "xyz_poll"
+    trace = frames(text, EITHER.machinery)
+    assert faulting_function(trace, EITHER.machinery) == "xyz_poll"
     assert trace[0].offset == "0x1a"
 
 
@@ -793,7 +792,7 @@ HOSTILE = {
 @pytest.mark.parametrize("name", HOSTILE)
 def test_hostile_output_takes_no_time(name: str) -> None:
     begun = time.process_time()
-    death = deaths.classify(HOSTILE[name])
+    death = classify(HOSTILE[name])
     assert death is None or (len(death.summary) < 10000 and len(death.identity) < 10000)
     assert time.process_time() - begun < 3.0
 

@@ -10,14 +10,14 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from played import FREEBSD, classify
 from quiet_host import Host
 
 from harness.console import deaths
 from harness.console.reader import ConsoleReader
-from harness.console.stages import FREEBSD
 from harness.errors import BuildError, CannotRun, UsageError
 from harness.guests.configure import configure
-from harness.guests.freebsd import FreeBSD
+from harness.guests.os.freebsd import FreeBSD
 from harness.guests.shape import Shape
 from harness.guests.source import DiskImage, GuestSource
 from harness.images.image import Image
@@ -45,16 +45,16 @@ def asked(firmwares: str = "bios", types: str = "", guests: str = "freebsd") -> 
 
 
 def test_uefi_is_a_cell_of_its_own_and_bios_keeps_its_name() -> None:
-    names = [str(cell) for cell in cells.cells(asked("bios uefi"), ("pvh", "hvm"), "15.1")]
+    names = [str(cell) for cell in cells.cells(asked("bios uefi"), source().profile)]
     assert names == ["freebsd-pvh-xen-4.20", "freebsd-hvm-xen-4.20", "freebsd-hvm-uefi-xen-4.20"]
-    (cell,) = cells.cells(asked("uefi", "hvm"), ("pvh", "hvm"), "15.1")
-    assert (cell.type, cell.firmware, cell.version) == ("hvm", "uefi", "15.1")
+    (cell,) = cells.cells(asked("uefi", "hvm"), source().profile)
+    assert (cell.type, cell.firmware, cell.version.release) == ("hvm", "uefi", "15.1")
     assert known.case_id("boot", "test_x", f"{cell}-2", cell) == "boot/test_x[2]"
     assert cells.unmet([pytest.mark.needs(types=("hvm",)).mark], cell) == ""
 
 
 def test_a_control_guest_has_no_firmware() -> None:
-    assert [str(cell) for cell in cells.cells(asked("uefi", guests="control"), ())] == [
+    assert [str(cell) for cell in cells.cells(asked("uefi", guests="control"), None)] == [
         "control-pv-xen-4.20",
         "control-pvh-xen-4.20",
     ]
@@ -172,7 +172,7 @@ NO_DISK = (Path(__file__).parent.parent / "consoles" / "ovmf-no-disk-shell.log")
 
 
 def play(tmp_path: Path, data: bytes) -> ConsoleReader:
-    reader = ConsoleReader(ReplayStream(data, end="silence"), tmp_path / "console.log", stages=FREEBSD).start()
+    reader = ConsoleReader(ReplayStream(data, end="silence"), tmp_path / "console.log", tables=FREEBSD).start()
     reader._thread.join(2)
     reader.close()
     return reader
@@ -205,13 +205,13 @@ def test_a_firmware_that_starts_its_shell_found_nothing_to_boot(tmp_path: Path, 
 
 
 def test_the_shell_prompt_alone_is_enough() -> None:
-    death = deaths.classify(NO_DISK[NO_DISK.index(b"UEFI Interactive") :])
+    death = classify(NO_DISK[NO_DISK.index(b"UEFI Interactive") :])
     assert death is not None
     assert death.kind == "firmware"
 
 
 def test_words_that_only_look_like_the_shell(tmp_path: Path) -> None:
-    assert deaths.classify(b"echo 'Shell> ' > x\r\nroot Shell> \r\n") is None
+    assert classify(b"echo 'Shell> ' > x\r\nroot Shell> \r\n") is None
 
 
 # -- the lab's firmware -----------------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ import pytest
 from kernels import kernel
 
 from harness.errors import UsageError
-from harness.guests import bootable
+from harness.guests.os import freebsd_kernel
 from harness.images import kernelfile
 from harness.osversion import OSVersion
 
@@ -49,9 +49,9 @@ def test_a_kernel_is_named_by_what_it_says_of_itself(text: str, banner: str) -> 
     release, _, branch = banner.split()[0].partition("-")
     assert kernelfile.banner(data) == f"FreeBSD {banner}"
     assert kernelfile.os_version(data) == OSVersion(release, branch)
-    assert bootable.ident(data) == banner.split()[-1]
-    twin, ident = bootable.twin(data)
-    assert (bootable.ident(twin), len(twin)) == (ident, len(data))
+    assert freebsd_kernel.ident(data) == banner.split()[-1]
+    twin, ident = freebsd_kernel.renamed(data)
+    assert (freebsd_kernel.ident(twin), len(twin)) == (ident, len(data))
     assert ident != banner.split()[-1]
     # kern_ident[] and version[]. sccs[] contains the ident only if version[] has one line.
     assert sum(a != b for a, b in zip(data, twin, strict=True)) == (2 if "#" in text else 3)
@@ -78,7 +78,7 @@ def test_the_ident_of_the_symbols_counts(text: str, banner: str) -> None:
 def test_files_without_a_name(data: bytes) -> None:
     assert kernelfile.banner(data) == ""
     with pytest.raises(UsageError, match="neither a release nor an ident"):
-        bootable.ident(data)
+        freebsd_kernel.ident(data)
 
 
 @pytest.mark.parametrize(

@@ -14,10 +14,11 @@ from typing import Any
 import pytest
 
 from harness.errors import UsageError
-from harness.guests import source
-from harness.guests.freebsd import ENDINGS, FreeBSD
-from harness.guests.linux import Linux
-from harness.guests.profile import KernelIdentity
+from harness.guests.os import freebsd_source
+from harness.guests.os.base import KernelIdentity
+from harness.guests.os.freebsd import ENDINGS, FreeBSD
+from harness.guests.os.linux import Linux
+from harness.guests.source import DiskImage
 from harness.hosts.host import DirectHost
 from harness.images import kernelfile, srctree
 from harness.images.image import Image
@@ -207,14 +208,14 @@ def test_an_image_knows_its_version(tmp_path: Path) -> None:
     assert bare.os_version == OSVersion("14.0")
     disk = made(tmp_path / "disk", {"version": "unknown", "branch": "", "osreldate": 0}, with_kernel=False)
     assert disk.os_version == UNKNOWN
-    assert source.from_image(old).profile.os_version == OSVersion("14.0", "STABLE", 1400507)
-    assert (source.from_image(disk).label, source.from_image(disk).profile.version) == ("freebsd-unknown", "")
+    assert freebsd_source.from_image(old).profile.os_version == OSVersion("14.0", "STABLE", 1400507)
+    assert (freebsd_source.from_image(disk).label, freebsd_source.from_image(disk).profile.version) == ("freebsd-unknown", "")
 
 
 def test_a_kernel_and_a_disk_know_their_version(tmp_path: Path) -> None:
     (tmp_path / "kernel").write_bytes(kernel("14.2-STABLE XENA", 1402501))
     (tmp_path / "disk").write_bytes(bytes(1 << 20))
-    guest = source.freebsd(tmp_path / "kernel", tmp_path / "disk")
+    guest = freebsd_source.from_files(tmp_path / "kernel", tmp_path / "disk")
     assert (guest.label, guest.profile.os_version) == ("freebsd-14.2", OSVersion("14.2", "STABLE", 1402501))
     words = inputs.of(guest)["kernel"]
     assert words.startswith("kernel (FreeBSD 14.2-STABLE XENA, 1402501) sha256:")
@@ -229,8 +230,8 @@ def test_the_files_of_a_guest_are_read_once_in_a_run(tmp_path: Path, monkeypatch
     (tmp_path / "kernel").write_bytes(kernel("14.2-STABLE XENA", 1402501))
     for name in ("disk", "more"):
         (tmp_path / name).write_bytes(name.encode() * (1 << 18))
-    guest = source.freebsd(tmp_path / "kernel", tmp_path / "disk")
-    guest = replace(guest, disks=(*guest.disks, source.DiskImage(tmp_path / "more", "xvdb")))
+    guest = freebsd_source.from_files(tmp_path / "kernel", tmp_path / "disk")
+    guest = replace(guest, disks=(*guest.disks, DiskImage(tmp_path / "more", "xvdb")))
     monkeypatch.setattr("harness.digest._SETTLED", -1.0)
     read = []
     digest = hashlib.file_digest
@@ -319,7 +320,7 @@ def test_a_file_without_a_version_is_refused(data: bytes) -> None:
 
 
 @pytest.mark.parametrize(
-    ("version", "told"),
+    ("version", "reports_crash"),
     [
         (parse("13.2", 1302001), False), (parse("14.0-RELEASE", 1400097), False), (parse("14.0-STABLE", 1400507), True),
         (parse("14.2-STABLE", 1402501), True), (parse("15.1-RELEASE-p1", 1501000), True), (parse("10.4"), False),
@@ -330,12 +331,12 @@ def test_a_file_without_a_version_is_refused(data: bytes) -> None:
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("kind", ["pvh", "hvm", "pv"])
-def test_how_a_kernel_ends(version: OSVersion, told: bool, kind: str) -> None:
+def test_how_a_kernel_ends(version: OSVersion, reports_crash: bool, kind: str) -> None:
     profile = FreeBSD.of(version, (kind,))
-    assert profile.fate_of_panic(kind).reason == ("crash" if told else "reboot")
+    assert profile.fate_of_panic(kind).reason == ("crash" if reports_crash else "reboot")
     assert profile.fate("crash", kind) == profile.fate_of_panic(kind)
     halt = profile.fate("halt", kind)
-    stays = kind == "pvh" and not told
+    stays = kind == "pvh" and not reports_crash
     assert (halt.reason, halt.halts) == (("", True) if stays else ("poweroff", False))
     assert (profile.fate("poweroff", kind).reason, profile.fate("reboot", kind).reason) == ("poweroff", "reboot")
     assert profile.fate("nonsense", kind).reason == ""

@@ -8,14 +8,14 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
-from played import fed
+from played import FREEBSD, LINUX, fed
 
 from harness.console import prompts
 from harness.console.deaths import Death
 from harness.console.debugger import script_answers
 from harness.console.kinds import SECOND_BOOT
 from harness.console.reader import ConsoleReader
-from harness.console.stages import FREEBSD, LINUX, Stage
+from harness.console.tables import ConsoleTables
 from harness.deadline import Deadline
 from harness.errors import GuestDied
 from harness.transport.replay import ReplayStream
@@ -49,12 +49,12 @@ def verdict(reader: ConsoleReader) -> tuple[str, str, str, tuple[str, ...]]:
     return death.kind, death.message, death.faulting_function, tuple(stage.name for stage in reader.stages)
 
 
-def dies(tmp_path: Path, text: str, stages: Sequence[Stage] = FREEBSD) -> Death:
+def dies(tmp_path: Path, text: str, tables: ConsoleTables = FREEBSD) -> Death:
     """The death of a guest that prints ``text``. Fails if it depends on the chunks."""
     data = crlf(text)
-    whole = fed(tmp_path, [data], stages)
+    whole = fed(tmp_path, [data], tables)
     for chunks in cuts(data):
-        assert verdict(fed(tmp_path, chunks, stages)) == verdict(whole), f"another verdict if cut at byte {len(chunks[0])}"
+        assert verdict(fed(tmp_path, chunks, tables)) == verdict(whole), f"another verdict if cut at byte {len(chunks[0])}"
     assert whole.death is not None
     return whole.death
 
@@ -71,7 +71,7 @@ def live(tmp_path: Path, chunks: Sequence[bytes], pace: float = 0.0, *, answers:
     """A reader that has found the death of a guest which is silent after ``chunks``."""
     stream = Guest(b"", end="silence", pace=pace, answers=answers)
     stream._chunks.extend(chunks)
-    reader = ConsoleReader(stream, tmp_path / "console.log", stages=FREEBSD).start()
+    reader = ConsoleReader(stream, tmp_path / "console.log", tables=FREEBSD).start()
     with reader.expecting_death() as death:
         death(Deadline(20))
     reader.close()
@@ -268,7 +268,7 @@ def test_it_ends_the_boot_at_once(tmp_path: Path, row: str) -> None:
     """A wait raises GuestDied without waiting for the budget of the stage."""
     text, kind, _ = STUCK[row]
     begun = time.monotonic()
-    reader = ConsoleReader(ReplayStream(crlf(text), end="silence"), tmp_path / "c.log", stages=FREEBSD).start()
+    reader = ConsoleReader(ReplayStream(crlf(text), end="silence"), tmp_path / "c.log", tables=FREEBSD).start()
     with pytest.raises(GuestDied) as caught:
         reader.wait_stage("login", Deadline(20))
     assert time.monotonic() - begun < 2.0
@@ -411,7 +411,7 @@ def test_a_slow_console_brings_a_report_line_by_line(tmp_path: Path) -> None:
 def test_a_page_of_an_answer_is_turned_however_it_is_cut(tmp_path: Path) -> None:
     answers = {**ANSWERS, b" ": crlf("        \r    2     0\ndb> ")}
     stream = Paged(crlf(f"{REPORT}{STOPPED}db> "), answers)
-    reader = ConsoleReader(stream, tmp_path / "c.log", stages=FREEBSD).start()
+    reader = ConsoleReader(stream, tmp_path / "c.log", tables=FREEBSD).start()
     with reader.expecting_death() as died:
         death = died(Deadline(20))
     reader.close()
@@ -556,7 +556,7 @@ def test_a_linux_log_that_is_printed_once_more_is_no_second_boot(tmp_path: Path)
 
 
 def test_a_quoted_banner_is_no_second_boot(tmp_path: Path) -> None:
-    reader = ConsoleReader(ReplayStream(b""), tmp_path / "c.log", stages=FREEBSD)
+    reader = ConsoleReader(ReplayStream(b""), tmp_path / "c.log", tables=FREEBSD)
     reader._take(crlf(LOGIN))
     with reader.quoting(b"fxh-end-12345678"):
         for chunk in (crlf(BANNER), crlf("CPU: x\n"), b"fxh-end-12345678\r\nfxh# "):
@@ -574,7 +574,7 @@ def test_a_quoted_banner_is_no_second_boot(tmp_path: Path) -> None:
 
 def test_a_quoted_log_may_be_followed_by_silence(tmp_path: Path) -> None:
     """`dmesg; make`: the log quotes the first lines of a boot, and the next output comes late."""
-    reader = ConsoleReader(ReplayStream(b""), tmp_path / "c.log", stages=FREEBSD)
+    reader = ConsoleReader(ReplayStream(b""), tmp_path / "c.log", tables=FREEBSD)
     reader._take(crlf(LOGIN))
     with reader.quoting(b"fxh-end-12345678"):
         reader._take(crlf(f"---<<BOOT>>---\n{BANNER}"))
@@ -597,7 +597,7 @@ def test_a_login_s_password_is_not_the_loader_s(tmp_path: Path) -> None:
 
 
 def test_a_restored_guest_must_not_boot(tmp_path: Path) -> None:
-    reader = ConsoleReader(ReplayStream(crlf(f"fxh# \n{BANNER}")), tmp_path / "c.log", stages=FREEBSD, running=True).start()
+    reader = ConsoleReader(ReplayStream(crlf(f"fxh# \n{BANNER}")), tmp_path / "c.log", tables=FREEBSD, running=True).start()
     reader.join(10)
     assert reader.death is not None
     assert reader.death.kind == SECOND_BOOT
@@ -605,7 +605,7 @@ def test_a_restored_guest_must_not_boot(tmp_path: Path) -> None:
 
 
 def test_a_new_boot_on_the_same_console_is_the_first_again(tmp_path: Path) -> None:
-    reader = ConsoleReader(ReplayStream(b""), tmp_path / "c.log", stages=FREEBSD)
+    reader = ConsoleReader(ReplayStream(b""), tmp_path / "c.log", tables=FREEBSD)
     for _ in range(3):
         reader.rearm()
         reader._take(crlf(LOGIN))

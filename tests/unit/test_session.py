@@ -10,11 +10,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from played import LINUX
 
 from harness.console import session as sessions
 from harness.console.reader import ConsoleReader
 from harness.console.session import SERIAL_PORT, TTY, ReaderSpawn, Session
-from harness.console.stages import LINUX
 from harness.deadline import Deadline
 from harness.errors import DeadlineExpired, ExitCode, GuestCommandFailed, GuestDied, InfrastructureError, LoggedOut, UsageError
 from harness.transport import Stream
@@ -47,7 +47,7 @@ def session(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Session]
         pytest.skip(f"no {shell} on this machine; apt-get install {shell}")
     stream = LocalTransport().open(["bash", "-c", LOGIN % shell], pty=True)
     stream = Returns(stream) if old else stream
-    reader = ConsoleReader(stream, tmp_path / "c.log", stages=LINUX).start()
+    reader = ConsoleReader(stream, tmp_path / "c.log", tables=LINUX).start()
     yield Session(reader).login("root", deadline=Deadline(20))
     reader.close()
 
@@ -109,10 +109,10 @@ def test_a_shell_that_was_killed_is_no_hang(session: Session, monkeypatch: pytes
     monkeypatch.setattr(sessions, "_RETRY_SHELL", 0.5)
     session.start(f"exec bash -c {shlex.quote(LOGIN % 'sh')}")
     begun = time.monotonic()
-    with pytest.raises(LoggedOut, match="asks for a login instead of an answer to 'echo alive'") as told:
+    with pytest.raises(LoggedOut, match="asks for a login instead of an answer to 'echo alive'") as caught:
         session.run("echo alive", Deadline(30))
     assert time.monotonic() - begun < 10
-    assert told.value.exit_code == ExitCode.PRODUCT
+    assert caught.value.exit_code == ExitCode.PRODUCT
     assert session.login("root", deadline=Deadline(20)).run("echo alive").text == "alive"
 
 
@@ -148,7 +148,7 @@ class Small:
 @pytest.mark.parametrize("at_once", [SERIAL_PORT, TTY])
 def test_a_long_command_arrives_whole_where_the_console_takes_little(tmp_path: Path, at_once: int) -> None:
     small = Small(LocalTransport().open(["bash", "-c", LOGIN % "sh"], pty=True))
-    reader = ConsoleReader(small, tmp_path / "c.log", stages=LINUX).start()
+    reader = ConsoleReader(small, tmp_path / "c.log", tables=LINUX).start()
     try:
         session = Session(reader, at_once).login("root", deadline=Deadline(20))
         long = 'for i in 1 2; do echo "it\'s $i"; done\n' * 18
@@ -212,7 +212,7 @@ def test_no_input_while_the_console_still_echoes(tmp_path: Path, monkeypatch: py
     """The echo takes longer than the wait for an answer, and each further line would delay it more."""
     monkeypatch.setattr(sessions, "_RETRY_SHELL", 0.5)
     slow = Slow(LocalTransport().open(["bash", "-c", LOGIN % "sh"], pty=True))
-    reader = ConsoleReader(slow, tmp_path / "c.log", stages=LINUX).start()
+    reader = ConsoleReader(slow, tmp_path / "c.log", tables=LINUX).start()
     try:
         Session(reader).login("root", deadline=Deadline(60))
         assert [line[:8] for line in slow.typed if line.startswith((b"exec", b"set +o"))] == [b"exec env", b"set +o e"]
@@ -222,14 +222,14 @@ def test_no_input_while_the_console_still_echoes(tmp_path: Path, monkeypatch: py
 
 def test_wrong_password(tmp_path: Path) -> None:
     script = "printf 'x login: '; read -r a; printf 'Password:'; read -r b; echo; echo 'Login incorrect'; sleep 5"
-    reader = ConsoleReader(LocalTransport().open(["bash", "-c", script], pty=True), tmp_path / "c", stages=LINUX).start()
+    reader = ConsoleReader(LocalTransport().open(["bash", "-c", script], pty=True), tmp_path / "c", tables=LINUX).start()
     with pytest.raises(InfrastructureError, match="refused"):
         Session(reader).login("root", "secret", Deadline(10))
     reader.close()
 
 
 def test_no_answer_says_what_was_awaited(tmp_path: Path) -> None:
-    reader = ConsoleReader(ReplayStream(b"login: ", end="silence"), tmp_path / "c", stages=LINUX).start()
+    reader = ConsoleReader(ReplayStream(b"login: ", end="silence"), tmp_path / "c", tables=LINUX).start()
     with pytest.raises(InfrastructureError, match="a login on the console"):
         Session(reader).login("root", deadline=Deadline(1))
     reader.close()
@@ -241,7 +241,7 @@ def test_a_question_for_the_cursor_is_answered_once_however_it_is_cut(tmp_path: 
     data = b"\x1b[999;999H\x1b[6n\x1b[1mbox login: \x1b[0m"
     for chunks in ([data[: at + 8], data[at + 8 :]], [data[n : n + 1] for n in range(len(data))]):
         stream = ReplayStream(b"", end="silence")
-        reader = ConsoleReader(stream, tmp_path / "console.log", stages=LINUX)
+        reader = ConsoleReader(stream, tmp_path / "console.log", tables=LINUX)
         spawn = ReaderSpawn(reader)
         spawn.obeys = True
         seen = b""

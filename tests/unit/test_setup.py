@@ -35,25 +35,25 @@ KERNEL = "the control guest's kernel"
 
 
 @pytest.fixture
-def told() -> Iterator[list[Step]]:
+def steps() -> Iterator[list[Step]]:
     found: list[Step] = []
     stop = preparing.listen(found.append)
     yield found
     stop()
 
 
-def test_a_step_within_a_step_counts_once(told: list[Step]) -> None:
+def test_a_step_within_a_step_counts_once(steps: list[Step]) -> None:
     with preparing.step("lab"):
         time.sleep(0.2)
         with preparing.step("kernel"):
             time.sleep(0.4)
         with preparing.step("nothing to do"):
             pass
-    assert [step.what for step in told] == ["kernel", "lab"]
-    assert [round(step.seconds, 1) for step in told] == [0.4, 0.2]
+    assert [step.what for step in steps] == ["kernel", "lab"]
+    assert [round(step.seconds, 1) for step in steps] == [0.4, 0.2]
 
 
-def test_failed_steps(told: list[Step]) -> None:
+def test_failed_steps(steps: list[Step]) -> None:
     """A failed build counts as setup. The time of a guest that dies during its checkpoint counts as the case's."""
 
     def build() -> None:
@@ -72,7 +72,7 @@ def test_failed_steps(told: list[Step]) -> None:
         build()
     with pytest.raises(GuestDied):
         boot()
-    assert [step.what for step in told] == ["kernel", "firmware"]
+    assert [step.what for step in steps] == ["kernel", "firmware"]
 
 
 def test_without_a_listener() -> None:
@@ -80,7 +80,7 @@ def test_without_a_listener() -> None:
         time.sleep(0.15)
 
 
-def test_builds_are_reported(told: list[Step], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_builds_are_reported(steps: list[Step], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The control guest's kernel, the firmware and entries of the image store: a step when built, none when found."""
     monkeypatch.setenv("FXH_STORE", str(tmp_path))
     monkeypatch.setattr("harness.lab.tools.require", lambda: None)
@@ -101,7 +101,7 @@ def test_builds_are_reported(told: list[Step], tmp_path: Path, monkeypatch: pyte
         kernel.obtain(recipe.load("4.20").control_kernel)
         ovmf.obtain(recipe.firmware())
         store.obtain("raws", "0123", entry)
-    assert [step.what for step in told] == [KERNEL, "UEFI firmware", "a disk image, unpacked"]
+    assert [step.what for step in steps] == [KERNEL, "UEFI firmware", "a disk image, unpacked"]
 
 
 # -- a run ------------------------------------------------------------------------------------------------------------

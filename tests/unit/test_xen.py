@@ -337,7 +337,7 @@ def test_deaf_is_what_stays(second: str, ports: list[int], monkeypatch: pytest.M
     assert events.deaf(type("Dom0", (), {"run": lambda self, argv: type("Completed", (), {"text": EVENTS})})(), 3) == ()
 
 
-def told_by_xl(log: Path) -> AbstractContextManager[event_wait.Pause]:
+def follow_xl_log(log: Path) -> AbstractContextManager[event_wait.Pause]:
     return event_wait.wait_on_output(LocalTransport(), ["sh", "-c", xl._FOLLOW, "sh", str(log)], seconds=30, own=1, news=xl._NEWS)
 
 
@@ -345,7 +345,7 @@ def test_a_pause_ends_at_what_is_news_alone(tmp_path: Path) -> None:
     """Of xl's log of a reboot, only the line that tells that the domain runs ends the pause."""
     log = tmp_path / "xl-g.log"
     log.write_text("Waiting for domain g (domid 2) to die [pid 271]\n")
-    with told_by_xl(log) as pause, log.open("a", buffering=1) as file:
+    with follow_xl_log(log) as pause, log.open("a", buffering=1) as file:
         begun = time.monotonic()
         file.write("Domain 2 has shut down, reason code 1 0x1\nDone. Rebooting now\nWait")
         file.flush()
@@ -358,7 +358,7 @@ def test_a_pause_ends_at_what_is_news_alone(tmp_path: Path) -> None:
 
 def test_a_log_that_is_not_there_yet_is_followed(tmp_path: Path) -> None:
     log = tmp_path / "xl-g.log"
-    with told_by_xl(log) as pause:
+    with follow_xl_log(log) as pause:
         begun = time.monotonic()
         log.write_text("libxl: error: libxl_create.c:2037:console_xswait_callback: domain 5 console tty: timed out\n")
         pause(20)
@@ -376,8 +376,8 @@ def test_a_watch_ends_a_pause_when_xenstored_tells(then: str, tmp_path: Path, mo
         pause(0.1)
         assert time.monotonic() - begun >= 0.1, "the initial events of a watch must not end a pause"
         pause(20 if then != "true" else 0.5)
-        told = time.monotonic() - begun
-        assert told < 10 if then != "true" else told >= 0.6, "after the watch has ended, a pause must last its full duration"
+        waited = time.monotonic() - begun
+        assert waited < 10 if then != "true" else waited >= 0.6, "after the watch has ended, a pause must last its full duration"
 
 
 @pytest.mark.parametrize(
@@ -426,7 +426,7 @@ def test_a_watch_ends_a_pause_when_xenstored_tells(then: str, tmp_path: Path, mo
         ("libxl: error: libxl_device.c:1124:device_backend_callback: unable to add device", ""),
     ],
 )
-def test_what_xen_refuses_is_told_from_what_the_host_lacks(said: str, why: str) -> None:
+def test_a_refusal_differs_from_a_lack_of_resources(said: str, why: str) -> None:
     found = listing.parse_refusal(
         f"Parsing config from /x.cfg\n{said}\nlibxl: error: libxl_create.c:1695:domcreate_rebuild_done: no\n"
     )
