@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from harness.console import prompts
 from harness.console.backtrace import Frame, Symbols, faulting_function, frames, named, unnamed
 from harness.console.clean import cleaned
-from harness.console.evidence import LOOK, Evidence, assess, assess_linux, goes_on, last_login
+from harness.console.evidence import LOOK, Evidence, assess, assess_linux, guest_continues, last_login
 from harness.console.identity import normalise
 from harness.console.kinds import DeathKind
 from harness.console.stages import rarest
@@ -211,7 +211,7 @@ def _assess_all(data: bytes, hits: list[_Hit]) -> list[_Hit]:
             hit, evidence = _assess(data, hit, after)
             # ``after`` ends at the message of another program, but the guest may continue after that.
             beyond = data[hit.end : hit.end + LOOK]
-            if evidence is Evidence.WEAK and following and following.evidence is Evidence.REFUTED and goes_on(beyond):
+            if evidence is Evidence.WEAK and following and following.evidence is Evidence.REFUTED and guest_continues(beyond):
                 evidence = Evidence.REFUTED
         if hit.begin < login and _SURVIVABLE.match(hit.text):
             evidence = Evidence.REFUTED

@@ -46,7 +46,7 @@ class Diagnosis:
         self._tables, self._symbols, self._stretch = tables, symbols, stretch
 
     def diagnose(self, pending: PendingDeath, *, final: bool) -> Death | None:
-        """The death, or None if it is still in doubt or no death; the watcher then goes on.
+        """The death, or None if it is in doubt or none. Then the watcher continues.
 
         ``final``: no further output will come, so an unconfirmed report counts.
         """

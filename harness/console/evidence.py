@@ -136,7 +136,7 @@ def follows(after: bytes) -> tuple[Evidence, bool]:
     return (Evidence.UNDECIDED if not rest.strip() or any(line.startswith(rest) for line in _BEGUN) else Evidence.WEAK), False
 
 
-def goes_on(after: bytes) -> bool:
+def guest_continues(after: bytes) -> bool:
     """Whether the text after a line shows that the guest continues."""
     return follows(after)[0] is Evidence.REFUTED
 

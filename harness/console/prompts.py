@@ -378,7 +378,7 @@ _LINE = re.compile(rb"[\r\n]+|\A")
 
 
 def stuck(text: bytes, counts: Callable[[str], bool] = lambda until: True) -> Stuck | None:
-    """How a boot ended, from ``text``, a console's last bytes (clean); None if it goes on.
+    """How a boot ended, from ``text``, a console's last bytes (clean); None if it continues.
 
     ``counts`` returns whether a prompt with this stage ``until`` may still end the boot.
     """

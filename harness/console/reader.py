@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""Reads a guest's console in a thread of its own: logs every byte, follows the boot, and ends every wait when the guest dies."""
+"""Reads a guest's console in its own thread: logs every byte, follows the boot, and ends every wait when the guest dies."""
 
 from __future__ import annotations
 

@@ -83,9 +83,9 @@ class ReaderSpawn(SpawnBase):  # type: ignore[type-arg]
         super().__init__(timeout=_COMMAND, maxread=1 << 16, searchwindowsize=1 << 14)
         self.reader = reader
         self._position = reader.offset if since is None else since
-        self.answers = True
+        self.answers_cursor_queries = True
         """Whether to answer a query for the cursor's position, as a terminal does."""
-        self.obeys = False
+        self.strips_escapes = False
         """Whether to remove escape sequences, as a terminal does. True for prompts, False for exact output."""
         self._rest = b""
         self.name = f"console of {reader.name}"
@@ -103,14 +103,14 @@ class ReaderSpawn(SpawnBase):  # type: ignore[type-arg]
         self._position += len(data)
         # A sequence may arrive in two pieces, so keep an incomplete one.
         output, self._rest = self._rest + data, b""
-        if self.answers and _CURSOR_QUESTION in output:
+        if self.answers_cursor_queries and _CURSOR_QUESTION in output:
             self.send(_CURSOR_ANSWER)
         cut = _CUT.search(output)
-        if cut and (self.obeys or self.answers):
+        if cut and (self.strips_escapes or self.answers_cursor_queries):
             self._rest = cut[0]
-            if self.obeys:
+            if self.strips_escapes:
                 output = output[: cut.start()]
-        return Cleaner().text(output) if self.obeys else data
+        return Cleaner().text(output) if self.strips_escapes else data
 
     def send(self, text: bytes) -> int:
         self.reader.write(text)
@@ -123,9 +123,9 @@ class ReaderSpawn(SpawnBase):  # type: ignore[type-arg]
 class Session:
     """A root shell on a guest's console. Call :meth:`login` first, or :meth:`resume` if a session is still logged in."""
 
-    def __init__(self, reader: ConsoleReader, at_once: int = TTY) -> None:
-        """``at_once``: bytes that the console buffers without loss until the guest reads them."""
-        self.reader, self.at_once = reader, at_once
+    def __init__(self, reader: ConsoleReader, buffer_size: int = TTY) -> None:
+        """``buffer_size``: bytes that the console buffers without loss until the guest reads them."""
+        self.reader, self.buffer_size = reader, buffer_size
 
     # -- login --------------------------------------------------------------------------------------------------------
 
@@ -138,7 +138,7 @@ class Session:
         # Start at the last prompt: earlier output does not concern this login.
         since = max(self.reader.boot_offset, self.reader.offset - 512)
         spawn = ReaderSpawn(self.reader, since + max(0, self.reader.since(since).rfind(b"login:")))
-        spawn.obeys = True
+        spawn.strips_escapes = True
         refused = re.compile(rb"Login incorrect")
         asked = 0
         while True:
@@ -179,9 +179,9 @@ class Session:
             spawn.sendline(start.encode())
             if self._expect(spawn, [re.escape(PROMPT).encode()], deadline, "the prompt of sh", _RETRY_SHELL) is not None:
                 break
-        spawn.obeys = False
+        spawn.strips_escapes = False
         # Do not answer cursor queries from here on: an answer would become part of the next command line.
-        spawn.answers = False
+        spawn.answers_cursor_queries = False
         # FreeBSD's sh edits lines with libedit, which echoes them itself. The sh of busybox does not have these options.
         # tab0: with FreeBSD's getty for a serial line, the terminal driver expands tabs, and the checksum would be wrong.
         quiet = "set +o emacs 2>/dev/null; set +o vi 2>/dev/null; stty -echo tab0; PS2=; echo fxh'-'quiet"
@@ -270,7 +270,7 @@ class Session:
             self._type(spawn, f'{_KILL_LINE}o=$( ( {typed}\n) 2>&1; echo "+$?"); s=${{o##*+}}; o=${{o%+*}}')
             text: str | None = None
             for _ in range(_TORN):
-                self._type(spawn, f"fxh_emit {nonce} {_LONG_SERIAL_PORT if self.at_once <= SERIAL_PORT else _LONG_TTY}")
+                self._type(spawn, f"fxh_emit {nonce} {_LONG_SERIAL_PORT if self.buffer_size <= SERIAL_PORT else _LONG_TTY}")
                 status, text = self._framed(spawn, nonce, deadline, command)
                 if text is not None:
                     break
@@ -291,10 +291,10 @@ class Session:
 
         Raises the errors of :meth:`run`.
         """
-        if len(command.encode()) <= self.at_once - _AROUND:
+        if len(command.encode()) <= self.buffer_size - _AROUND:
             return command
         # A quote becomes five bytes, any other character at most four. The rest is for the marker.
-        size = self.at_once // 6
+        size = self.buffer_size // 6
         for begin in range(0, len(command), size):
             before, more = "${c}" if begin else "", shlex.quote(command[begin : begin + size])
             line = f"{'' if begin else _KILL_LINE}c={before}{more}"

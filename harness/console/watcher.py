@@ -46,7 +46,7 @@ NoKind = Literal[""]
 
 @dataclass
 class PendingDeath:
-    """A death's first marker, at ``offset`` in the log (bytes), seen ``at`` (monotonic s). Its report may go on.
+    """A death's first marker, at ``offset`` in the log (bytes), seen ``at`` (monotonic s). Its report may continue.
 
     ``prompt``: the kind of prompt that the guest waits at, or "". ``reported``: the report is complete. ``end``: offset of the next
     boot. ``kind``: set if the text alone does not tell the kind. ``unfinished``: a FreeBSD kernel has not printed its last line.

@@ -38,7 +38,7 @@ class LocalTransport(FileCopies):
         except subprocess.TimeoutExpired:
             _kill(process)
             process.communicate()
-            raise DeadlineExpired(f"no end within {deadline.seconds:.0f} s of: {line}") from None
+            raise DeadlineExpired(f"the command did not end within {deadline.seconds:.0f} s: {line}") from None
         return Completed(tuple(argv), process.returncode, out, err)
 
     def open(self, argv: Sequence[str], *, pty: bool = False) -> Stream:

@@ -158,7 +158,7 @@ class SshTransport(FileCopies):
                 if not self._transport.is_active():
                     raise TransportError(f"ssh to {self.name} dropped during: {line}")
                 if deadline.expired:
-                    raise DeadlineExpired(f"{self.name}: no end within {deadline.seconds:.0f} s of: {line}")
+                    raise DeadlineExpired(f"{self.name}: the command did not end within {deadline.seconds:.0f} s: {line}")
                 moved = False
                 if channel.recv_ready():
                     out += channel.recv(1 << 16)

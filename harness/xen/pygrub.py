@@ -64,12 +64,12 @@ for f in out/*; do [ -f "$f" ] && sha256sum "$f"; done; true
 class Extract:
     """The result of one run. ``kernel`` and ``ramdisk`` are paths in dom0; ``args`` is None if pygrub printed none.
 
-    ``digests`` has pairs of path and sha256. ``said`` is the standard output.
+    ``digests`` has pairs of path and sha256. ``seconds`` includes the copy of the image.
     """
 
     status: int
     seconds: float
-    said: bytes
+    stdout: bytes
     error: str
     kernel: str = ""
     ramdisk: str = ""
@@ -111,12 +111,12 @@ def run(
     text = transport.run(script, Deadline(170), stdin=stdin).text
     seconds = time.monotonic() - begun
     fields = dict(line[1:].split(" ", 1) for line in text.splitlines() if line.startswith("%"))
-    status, said = int(fields["status"]), base64.b64decode(fields["said"])
-    kernel, ramdisk, args = PARSERS[style](said) if status == 0 else ("", "", None)
+    status, stdout = int(fields["status"]), base64.b64decode(fields["said"])
+    kernel, ramdisk, args = PARSERS[style](stdout) if status == 0 else ("", "", None)
     sums = (line.split(maxsplit=1) for line in text.splitlines() if re.match(r"[0-9a-f]{64} ", line))
     digests = tuple((f"{directory}/{name}", digest) for digest, name in sums)
     error = base64.b64decode(fields["error"]).decode("utf-8", "replace")
-    return Extract(status, seconds, said, error, kernel, ramdisk, args, digests)
+    return Extract(status, seconds, stdout, error, kernel, ramdisk, args, digests)
 
 
 @dataclass(frozen=True)
@@ -173,31 +173,31 @@ def fuzz(
 Parsed = tuple[str, str, str | None]
 
 
-def _simple(said: bytes, end: bytes) -> Parsed:
+def _simple(stdout: bytes, end: bytes) -> Parsed:
     # kernel /var/.../boot_kernel.x1\0ramdisk /var/...\0args a=b\0\0
     found = {}
-    for word in said.split(end):
+    for word in stdout.split(end):
         key, blank, value = word.decode("utf-8", "replace").partition(" ")
         if blank:
             found[key] = value
     return found.get("kernel", ""), found.get("ramdisk", ""), found.get("args")
 
 
-def parse_simple0(said: bytes) -> Parsed:
-    return _simple(said, b"\0")
+def parse_simple0(stdout: bytes) -> Parsed:
+    return _simple(stdout, b"\0")
 
 
-def parse_simple(said: bytes) -> Parsed:
-    return _simple(said, b"\n")
+def parse_simple(stdout: bytes) -> Parsed:
+    return _simple(stdout, b"\n")
 
 
 # linux (kernel '/path')(ramdisk '/path')(args 'a=b')        quotes are Python's repr since XSA-198
 _SXP = re.compile(r"\((kernel|ramdisk|args) ('(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\"|[^)]*)\)")
 
 
-def parse_sxp(said: bytes) -> Parsed:
+def parse_sxp(stdout: bytes) -> Parsed:
     found = {}
-    for key, value in _SXP.findall(said.decode("utf-8", "replace")):
+    for key, value in _SXP.findall(stdout.decode("utf-8", "replace")):
         found[key] = str(ast.literal_eval(value)) if value[:1] in "'\"" else value
     return found.get("kernel", ""), found.get("ramdisk", ""), found.get("args")
 

@@ -145,14 +145,14 @@ class Small:
         return data
 
 
-@pytest.mark.parametrize("at_once", [SERIAL_PORT, TTY])
-def test_a_long_command_arrives_whole_where_the_console_takes_little(tmp_path: Path, at_once: int) -> None:
+@pytest.mark.parametrize("buffer_size", [SERIAL_PORT, TTY])
+def test_a_long_command_arrives_whole_where_the_console_takes_little(tmp_path: Path, buffer_size: int) -> None:
     small = Small(LocalTransport().open(["bash", "-c", LOGIN % "sh"], pty=True))
     reader = ConsoleReader(small, tmp_path / "c.log", tables=LINUX).start()
     try:
-        session = Session(reader, at_once).login("root", deadline=Deadline(20))
+        session = Session(reader, buffer_size).login("root", deadline=Deadline(20))
         long = 'for i in 1 2; do echo "it\'s $i"; done\n' * 18
-        if at_once == SERIAL_PORT:
+        if buffer_size == SERIAL_PORT:
             assert session.run(long).text == "\n".join(["it's 1", "it's 2"] * 18)
             quotes = "'\"" * 300
             assert session.run(f"cat <<'END'\n{quotes}\nEND").text == quotes
@@ -243,7 +243,7 @@ def test_a_question_for_the_cursor_is_answered_once_however_it_is_cut(tmp_path: 
         stream = ReplayStream(b"", end="silence")
         reader = ConsoleReader(stream, tmp_path / "console.log", tables=LINUX)
         spawn = ReaderSpawn(reader)
-        spawn.obeys = True
+        spawn.strips_escapes = True
         seen = b""
         for chunk in chunks:
             reader._take(chunk)
