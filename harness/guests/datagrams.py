@@ -18,7 +18,7 @@ _LEAST_BLOCK = 64
 
 def up(link: Link, sizes: Sequence[int], seconds: float = 60) -> Transfer:
     """From the guest to dom0, a datagram (or block) of each of ``sizes``."""
-    if link.guest.profile.os != "freebsd":
+    if link.guest.profile.udp_by_tftp:
         return _tftp(link, "-p", sizes, seconds)
     port = link.next_port()
     peer = Peer(link.host, ["hear", link.here, str(port), str(sum(sizes))], link.namespace)
@@ -31,7 +31,7 @@ def up(link: Link, sizes: Sequence[int], seconds: float = 60) -> Transfer:
 
 def down(link: Link, sizes: Sequence[int], seconds: float = 60) -> Transfer:
     """From dom0 to the guest, a datagram (or block) of each of ``sizes``."""
-    if link.guest.profile.os != "freebsd":
+    if link.guest.profile.udp_by_tftp:
         return _tftp(link, "-g", sizes, seconds)
     port, size = link.next_port(), sum(sizes)
     ready = f"netstat -an -p udp | grep -q '[.]{port} ' && break; sleep 0.1"

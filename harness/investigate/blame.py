@@ -77,7 +77,7 @@ def plan(bad: Side, good: Side | None, *, other_xens: Sequence[str] = ()) -> Pla
         if old:
             trials.append(Trial(HARNESS, bad.options, bad.cell, old))
     trials += [Trial(f"{OTHER_XEN} ({xen})", *_other_xen(bad, xen)) for xen in other_xens]
-    if bad.cell.startswith("freebsd"):
+    if not bad.cell.startswith("control-"):
         options = {
             name: value
             for name, value in bad.options.items()

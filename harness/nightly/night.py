@@ -130,13 +130,14 @@ def _do(night: str, step: Step, directory: Path, hours: float, echo: int | None)
 
 def reason(text: str, code: int | None) -> str:
     """Why a step failed, in a line: what its exit code means, and the last line of its log that says something."""
-    means = {
+    meanings: dict[int, str] = {
         ExitCode.USAGE: "usage",
         ExitCode.HARNESS: "a bug of the harness",
         ExitCode.INFRASTRUCTURE: "infrastructure",
         ExitCode.NOTHING_SELECTED: "nothing selected",
         ExitCode.INTERRUPTED: "interrupted",
-    }.get(code if code is not None else 0, f"exit code {code}")
+    }
+    means = meanings.get(code if code is not None else 0, f"exit code {code}")
     said = [line.strip() for line in text.splitlines() if re.search(r"\w", line) and not line.startswith("report: ")]
     return f"{means}: {said[-1][:300]}" if said else means
 

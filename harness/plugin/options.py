@@ -12,6 +12,7 @@ import pytest
 from harness import paths
 from harness.config import load
 from harness.errors import UsageError
+from harness.guests import registry
 from harness.guests.source import NO_ESP_MEND, GuestSource
 from harness.hosts import pool
 from harness.lab import recipe
@@ -169,12 +170,12 @@ def read(config: pytest.Config) -> Options:
     bootloader = str(config.getoption("bootloader"))
     if bootloader not in ("", "pygrub") or (bootloader and not image):
         raise UsageError(f"--bootloader {bootloader}", hint="--image IMAGE --bootloader pygrub")
-    guests = words("guest") or (("freebsd",) if disk or image else ("control",))
-    for guest in guests:
-        if guest not in ("control", "freebsd"):
-            raise UsageError(f"--guest {guest}", hint="control or freebsd")
-    if "freebsd" in guests and disk is None and not image:
-        raise UsageError("--guest freebsd needs a FreeBSD", hint="add --image IMAGE, or --disk DISK")
+    guests = words("guest") or registry.default(bool(disk or image))
+    for guest in registry.under_test(guests):
+        if disk is None and not image:
+            raise UsageError(
+                f"--guest {guest} needs a {registry.definition(guest).os.title}", hint="add --image IMAGE, or --disk DISK"
+            )
     types = words("guest_type")
     for guest_type in types:
         if guest_type not in (*TYPES, "pvshim"):
@@ -236,7 +237,7 @@ def check_firmwares(options: Options, source: GuestSource) -> None:
     Where other types are asked for, too, a disk for UEFI alone runs as these: its HVM cells for BIOS are skipped.
     """
     types = options.types or source.profile.types
-    if "freebsd" not in options.guests or "hvm" not in types or "hvm" not in source.profile.types:
+    if not registry.under_test(options.guests) or "hvm" not in types or "hvm" not in source.profile.types:
         return
     if UEFI in options.firmwares and (why := source.why_no_uefi):
         raise UsageError(why, hint=NO_ESP_MEND)

@@ -10,12 +10,10 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from played import fed
+from played import FREEBSD, classify, fed
 
-from harness.console import deaths
 from harness.console.clean import LINES, SAMPLE, Cleaner, cleaned, prefix
 from harness.console.reader import ConsoleReader
-from harness.console.stages import FREEBSD
 from harness.transport.replay import ReplayStream
 
 CONSOLES = Path(__file__).parent.parent / "consoles"
@@ -93,7 +91,7 @@ def behind(stamp: str, data: bytes) -> bytes:
 def verdict(reader: ConsoleReader) -> tuple[object, ...]:
     assert reader.death is not None
     death = reader.death
-    return death.kind, death.message, death.guilty, death.frames, death.stage, [stage.name for stage in reader.stages]
+    return death.kind, death.message, death.faulting_function, death.frames, death.stage, [stage.name for stage in reader.stages]
 
 
 @pytest.mark.parametrize("form", PREFIXES)
@@ -125,9 +123,9 @@ def test_a_trap_behind_a_prefix(tmp_path: Path, form: str, text: bytes) -> None:
     for at in range(1, len(data), 17):
         assert verdict(fed(tmp_path, [data[:at], data[at:]])) == plain, at
     assert verdict(fed(tmp_path, [data[n : n + 1] for n in range(len(data))])) == plain
-    alone = deaths.classify(behind(PREFIXES[form], TRAP))
+    alone = classify(behind(PREFIXES[form], TRAP))
     assert alone is not None
-    assert (alone.kind, alone.message, alone.guilty) == plain[:3]
+    assert (alone.kind, alone.message, alone.faulting_function) == plain[:3]
 
 
 PROMPTED = {
@@ -191,7 +189,7 @@ def test_xens_own_lines_stay_between_those_of_a_domain(tmp_path: Path) -> None:
 def test_a_prefix_that_comes_late_changes_nothing(tmp_path: Path) -> None:
     """It is sought in the stream's first lines only: what a guest prints later has its own stamps."""
     data = BOOTED * 8 + b"".join(b"Feb  3 04:05:%02d box kernel: panic: xyz\n" % n for n in range(20))
-    reader = ConsoleReader(ReplayStream(b""), tmp_path / "c.log", stages=FREEBSD)
+    reader = ConsoleReader(ReplayStream(b""), tmp_path / "c.log", tables=FREEBSD)
     reader._take(data)
     assert reader._watcher._cleaner.prefix is None
     reader.close()
@@ -275,10 +273,10 @@ def test_any_bytes_are_taken(data: bytes, size: int) -> None:
     watcher = Watcher(FREEBSD, first_line=1.0, scale=1.0)
     for n in range(0, len(noise), size):
         watcher.feed(noise[n : n + size], float(n))
-        watcher.deadline(float(n))
-    watcher.deadline(1e9, ended=True)
+        watcher.check(float(n))
+    watcher.check(1e9, ended=True)
     assert watcher.offset == len(noise)
-    deaths.classify(noise)
+    classify(noise)
 
 
 @pytest.mark.parametrize("name", RECORDED)
@@ -295,7 +293,7 @@ def test_random_cuts_change_no_verdict(tmp_path: Path, name: str) -> None:
 
 
 def test_the_sample_is_bounded(tmp_path: Path) -> None:
-    reader = ConsoleReader(ReplayStream(b""), tmp_path / "c.log", stages=FREEBSD)
+    reader = ConsoleReader(ReplayStream(b""), tmp_path / "c.log", tables=FREEBSD)
     for _ in range(100):
         reader._take(b"x" * 1000)
     assert len(reader._watcher._sample) <= SAMPLE + 1000

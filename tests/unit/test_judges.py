@@ -15,7 +15,8 @@ import pytest
 
 from harness.dom0 import pygrub_fuzz
 from harness.errors import UsageError
-from harness.guests import bootable, partitions
+from harness.guests import partitions
+from harness.guests.os import freebsd_kernel
 from harness.guests.partitions import Slice
 from harness.oracles import ballooning
 from harness.oracles.ballooning import MIB, Sample, freebsd_floor, imbalance, missed
@@ -133,14 +134,14 @@ def test_twin_differs_in_its_ident_alone() -> None:
         + b"\0XENA\0"
         + b"ident\tXENA\n"
     )
-    twin, ident = bootable.twin(kernel)
-    assert (ident, bootable.ident(twin)) == ("XENB", "XENB")
+    twin, ident = freebsd_kernel.renamed(kernel)
+    assert (ident, freebsd_kernel.ident(twin)) == ("XENB", "XENB")
     assert len(twin) == len(kernel)
     assert sum(a != b for a, b in zip(kernel, twin, strict=True)) == 3
-    again, back = bootable.twin(twin)
+    again, back = freebsd_kernel.renamed(twin)
     assert (back, again) == ("XENA", kernel)
     with pytest.raises(UsageError):
-        bootable.twin(b"\x7fELF no kernel")
+        freebsd_kernel.renamed(b"\x7fELF no kernel")
 
 
 STAND_IN = """
