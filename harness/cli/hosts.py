@@ -51,7 +51,7 @@ def _survey(config: HostConfig, clean: bool = False) -> dict[str, Any]:
     try:
         transport = connect.transport(config)
         try:
-            return lease.survey(transport, clean=clean, capacity_memory=config.memory, capacity_vcpus=config.vcpus)
+            return lease.survey(transport, clean=clean, memory_limit=config.memory, vcpus_limit=config.vcpus)
         finally:
             transport.close()
     except HarnessError as exc:

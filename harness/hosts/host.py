@@ -267,7 +267,7 @@ class DirectHost:
     def acquire(self, wish: LeaseRequest, deadline: Deadline) -> None:
         """Take a share of the host; all that we make there goes when the share does. Raises as :meth:`Lease.acquire`."""
         wish = replace(
-            wish, run=self.run_id, what=wish.what or self.what, capacity_memory=self.config.memory, capacity_vcpus=self.config.vcpus
+            wish, run=self.run_id, what=wish.what or self.what, memory_limit=self.config.memory, vcpus_limit=self.config.vcpus
         )
         self.lease = Lease(self.transport, wish).acquire(deadline)
 

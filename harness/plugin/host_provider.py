@@ -46,7 +46,7 @@ class HostProvider:
     @staticmethod
     def wanted(host: DirectHost | None) -> bool:
         """Whether somebody else waits for it: then it is his turn after the case that is at work."""
-        if host is None or host.lease is None or not host.lease.wanted:
+        if host is None or host.lease is None or not host.lease.contended:
             return False
         log.info("%s is wanted by somebody else: giving our share back", host.facts.name)
         return True

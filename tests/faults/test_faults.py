@@ -326,13 +326,13 @@ def _orphan(remote: Remote, suite: Path) -> None:
 
 BREAKAGES = {
     "pygrub removed": ("rm /usr/lib/xen-*/bin/pygrub", "warn  pygrub", "install xen-utils"),
-    "no user for pygrub": ("sed -i /xen-qemuuser/d /etc/passwd", "warn  pygrub as", "useradd"),
+    "no user for pygrub": ("sed -i /xen-qemuuser/d /etc/passwd", "warn  pygrub user", "useradd"),
     # Its own bridge cannot go down in a dom0 that is reached over it; another name is as good to a guest.
     "no bridge": ("ip link set xenbr0 name other0", "fail  bridge", "hosts.one.bridge"),
     "disk full": ("dd if=/dev/zero of=/var/lib/filler bs=1M 2>/dev/null; sync", "fail  disk", "fxh clean HOST"),
     "xenconsoled killed": ("kill -9 $(pidof xenconsoled)", "fail  xenconsoled", "xenconsoled --log=all"),
     "clock off": ("date -s @$(($(date +%s) - 3600))", "warn  clock", "NTP"),
-    "a domain left over": (_orphan, "warn  domains of ours", "fxh clean HOST --yes"),
+    "a domain left over": (_orphan, "warn  fxh domains", "fxh clean HOST --yes"),
 }
 
 

@@ -32,9 +32,7 @@ class Host:
         self.leases: list[Lease] = []
 
     def wish(self, run: str, memory: int, **more: Any) -> LeaseRequest:
-        return LeaseRequest(
-            run, memory, 1, 1, "a test", capacity_memory=1000, capacity_vcpus=16, base=str(self.base), poll=0.1, **more
-        )
+        return LeaseRequest(run, memory, 1, 1, "a test", memory_limit=1000, vcpus_limit=16, base=str(self.base), poll=0.1, **more)
 
     def lease(self, run: str, memory: int, seconds: float = 20, **more: Any) -> Lease:
         lease = Lease(HERE, self.wish(run, memory, **more)).acquire(Deadline(seconds))
@@ -42,7 +40,7 @@ class Host:
         return lease
 
     def look(self) -> dict[str, Any]:
-        return survey(HERE, base=str(self.base), capacity_memory=1000)
+        return survey(HERE, base=str(self.base), memory_limit=1000)
 
 
 @pytest.fixture
@@ -93,12 +91,12 @@ def test_first_come_first_served_and_the_holder_hears_that_others_wait(host: Hos
 
         Deadline(20).wait(run, queued)
     # There is room for the small one, but the big one was first.
-    with pytest.raises(HostBusy, match="its turn"):
+    with pytest.raises(HostBusy, match="3 ahead in the queue"):
         host.lease("now", 10, nowait=True)
     assert not held
 
     def heard() -> None:
-        if not one.wanted:
+        if not one.contended:
             raise ConditionNotMet("the keeper said nothing")
 
     Deadline(30).wait("the holder to hear of it", heard)
@@ -112,7 +110,7 @@ def test_a_killed_controller_leaves_nothing(host: Host) -> None:
     code = (
         "import sys,time;from pathlib import Path\n"
         "from harness.hosts.lease import *;from harness.transport.local import LocalTransport;from harness.deadline import Deadline\n"
-        "w=LeaseRequest('dead',900,1,1,'x',capacity_memory=1000,capacity_vcpus=16,base=sys.argv[1])\n"
+        "w=LeaseRequest('dead',900,1,1,'x',memory_limit=1000,vcpus_limit=16,base=sys.argv[1])\n"
         "l=Lease(LocalTransport(),w).acquire(Deadline(20));Path(sys.argv[1]+'/run-dead').mkdir();print('held',flush=True);time.sleep(60)"
     )
     process = subprocess.Popen([sys.executable, "-c", code, str(host.base)], stdout=subprocess.PIPE)
@@ -141,7 +139,7 @@ def test_a_keeper_that_is_killed_is_noticed_by_both_sides(host: Host) -> None:
 def test_silence_ends_a_lease_and_a_new_connection_ends_it_at_once(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
     from harness.hosts import lease as module
 
-    monkeypatch.setattr(module, "BEAT", 1000.0)
+    monkeypatch.setattr(module, "HEARTBEAT", 1000.0)
     silent = host.lease("aa", 900, silence=1.0)
     Deadline(20).wait("the silent one to go", lambda: _none_left(host))
     Deadline(10).wait("the controller to notice", lambda: _lost(silent), 0.05)
@@ -198,8 +196,8 @@ def test_what_would_build_a_domain_anew_is_ended_first(host: Host, tmp_path: Pat
 
 def test_what_is_kept_goes_by_itself(host: Host) -> None:
     lease = host.lease("aa", 900)
-    assert not lease.keep("fxh-bb-1-x", 60), "of another run"
-    assert lease.keep("fxh-aa-1-x", 60)
+    assert not lease.keep_domain("fxh-bb-1-x", 60), "of another run"
+    assert lease.keep_domain("fxh-aa-1-x", 60)
     # There is no such domain here, so nothing is waited for.
     lease.end()
     Deadline(20).wait("the lease to end", lambda: _none_left(host))
