@@ -305,10 +305,10 @@ class DirectHost:
             raise UsageError(f"{local}: a {fmt} image on a real host", hint="convert it: qemu-img convert -O raw")
         if not local.is_file():
             raise UsageError(f"{local}: no such disk image", hint="give the path of an image file")
-        return self._storage.make(self.transport, self.files(local)[0], f"{PREFIX}-{self.run_id}-{secrets.token_hex(3)}")
+        return self._storage.create(self.transport, self.files(local)[0], f"{PREFIX}-{self.run_id}-{secrets.token_hex(3)}")
 
     def drop_disk(self, target: str) -> None:
-        self._storage.drop(self.transport, target)
+        self._storage.remove(self.transport, target)
 
     def forget(self, domain: str) -> None:
         """Remove what is in dom0 of a domain of ours that is gone: a long run makes thousands."""

@@ -108,7 +108,7 @@ def replaced(old: str, new: str) -> Callable[[str], str]:
         (without("info", "xencall: error: Could not obtain handle on privileged command interface"), "xl info", FAIL, "xencall", "booted under Xen"),
         (replaced("xen_minor              : 20", "xen_minor              : 11"), "Xen", WARN, "4.11", "4.14"),
         (replaced("hvm-3.0-x86_32 hvm-3.0-x86_32p hvm-3.0-x86_64 ", ""), "guest types", WARN, "no PVH", "SVM"),
-        (replaced("free_memory            : 2270", "free_memory            : 100"), "memory", FAIL, "100 MiB", "destroy domains"),
+        (replaced("free_memory            : 2270", "free_memory            : 100"), "memory", FAIL, "100 of 3071 MiB", "destroy unused domains"),
         (replaced("   768     1", "  2900     1"), "memory", OK, "dom0 has 2900", ""),
         (without("store", "xenstore-read: couldn't connect"), "xenstore", FAIL, "couldn't connect", "reboot"),
         (without("console", "pts"), "xenconsoled", FAIL, "does not run", "xenconsoled --log=all"),

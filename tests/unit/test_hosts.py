@@ -16,7 +16,7 @@ from harness.errors import InfrastructureError, TransportError, UsageError
 from harness.hosts import inventory, pool, sshconfig, storage
 from harness.hosts.host import DirectHost
 from harness.hosts.lease import HostBusy, LeaseRequest
-from harness.hosts.pool import Pool
+from harness.hosts.pool import HostPool
 from harness.plugin import shard
 from harness.transport import Completed
 from harness.transport.ssh import SshTransport
@@ -104,12 +104,12 @@ HOSTS = {name: HostConfig(name, name=name, tags=tags) for name, tags in (("a", (
 
 
 def test_words_for_hosts() -> None:
-    assert [host.name for host in pool.members("tag:x", HOSTS)] == ["a", "b"]
-    assert [host.name for host in pool.members("c, tag:y,c", HOSTS)] == ["c", "b"]
-    assert pool.members("root@else:22", HOSTS)[0].address == "root@else:22"
+    assert [host.name for host in pool.select_hosts("tag:x", HOSTS)] == ["a", "b"]
+    assert [host.name for host in pool.select_hosts("c, tag:y,c", HOSTS)] == ["c", "b"]
+    assert pool.select_hosts("root@else:22", HOSTS)[0].address == "root@else:22"
     assert pool.label("tag:nightly") == "nightly"
-    with pytest.raises(UsageError, match=r"no host with tag:z\n  hint: tags in fxh\.toml: x, y"):
-        pool.members("tag:z", HOSTS)
+    with pytest.raises(UsageError, match=r"no host has tag:z\n  hint: tags in fxh\.toml: x, y"):
+        pool.select_hosts("tag:z", HOSTS)
 
 
 class Scripted(DirectHost):
@@ -131,10 +131,10 @@ class Scripted(DirectHost):
         pass
 
 
-def scripted(first: int = 0, **answers: list[Exception | None]) -> tuple[Pool, list[str]]:
+def scripted(first: int = 0, **answers: list[Exception | None]) -> tuple[HostPool, list[str]]:
     log: list[str] = []
     configs = [HOSTS[name] for name in answers]
-    return Pool(configs, first, connect=lambda config, what: Scripted(config, answers[config.name], log)), log
+    return HostPool(configs, first, connect=lambda config, what: Scripted(config, answers[config.name], log)), log
 
 
 WISH = LeaseRequest("", 1)
@@ -151,25 +151,25 @@ def test_workers_begin_at_different_hosts_and_go_where_there_is_room() -> None:
 
 def test_a_lost_host_is_asked_last_and_its_lease_is_ended() -> None:
     made, log = scripted(a=[], b=[])
-    made.lost("a", "gone", "abc123")
+    made.mark_lost("a", "gone", "abc123")
     assert made.acquire(WISH, Deadline(5)).config.name == "b"
-    made.lost("b", "gone", "def456")
+    made.mark_lost("b", "gone", "def456")
     made.acquire(WISH, Deadline(5))
     assert log == ["b now", "a now after abc123"]
 
 
 def test_a_host_that_never_was_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     made, log = scripted(a=[TransportError("no route")])
-    with pytest.raises(InfrastructureError, match="none of the hosts serves:\n  a: no route"):
+    with pytest.raises(InfrastructureError, match="no host works:\n  a: no route"):
         made.acquire(WISH, Deadline(5))
     assert log == ["a"]
     monkeypatch.setattr(pool, "_PAUSE", 0.01)
     made, log = scripted(a=[TransportError("rebooting"), TransportError("rebooting"), None])
-    made.lost("a", "gone", "abc123")
+    made.mark_lost("a", "gone", "abc123")
     assert made.acquire(WISH, Deadline(5)).config.name == "a"
     assert len(log) == 3
     made, log = scripted(a=[TransportError("dead")] * 100)
-    made.lost("a", "gone", "abc123")
+    made.mark_lost("a", "gone", "abc123")
     for _ in range(2):
         with pytest.raises(InfrastructureError):
             made.acquire(WISH, Deadline(0.05))
