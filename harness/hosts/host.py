@@ -7,6 +7,7 @@ import logging
 import re
 import secrets
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -19,6 +20,7 @@ from harness.digest import known_sha256
 from harness.errors import InfrastructureError, TransportError, UsageError
 from harness.hosts import inventory, storage
 from harness.hosts.lease import BASE, Lease, LeaseRequest
+from harness.hosts.saved_state import Access, SavedStates
 from harness.transport import Transport
 from harness.xen import firmware, pygrub
 from harness.xen.listing import HostInfo
@@ -137,6 +139,29 @@ class XenHost(Protocol):
 
     def check(self) -> None:
         """Whether the host itself is well. Raises InfrastructureError with what is not."""
+        ...
+
+    @property
+    def states(self) -> SavedStates | None:
+        """The saved states of a host that can be restored as a whole; None for a host on which each case cleans up."""
+        ...
+
+    @property
+    def failure(self) -> str:
+        """Why this host will never answer again, or ""."""
+        ...
+
+    def describe_access(self) -> Access: ...
+
+    def keep_for(self, domains: Sequence[str], seconds: float) -> tuple[str, ...]:
+        """Let ``domains`` outlive this process for ``seconds``. Returns the names of those that will.
+
+        The host is no longer ours afterwards.
+        """
+        ...
+
+    def evidence_files(self) -> dict[str, Path]:
+        """Files on this machine that belong to the evidence of a failed case, each with the name that it gets there."""
         ...
 
     def cleanup(self) -> None:
@@ -342,6 +367,24 @@ class DirectHost:
         used = done.text.split()[4].rstrip("%")
         if used.isdigit() and int(used) >= 99:
             raise InfrastructureError(f"{self.transport.name}: /var is full", hint="free some space there")
+
+    @property
+    def states(self) -> SavedStates | None:
+        return None
+
+    @property
+    def failure(self) -> str:
+        return ""
+
+    def describe_access(self) -> Access:
+        dom0 = "" if self.config.address == "local" else f"ssh {self.config.address}"
+        return Access(dom0, f"--xen-host {self.config.name or self.config.address}", self.directory)
+
+    def keep_for(self, domains: Sequence[str], seconds: float) -> tuple[str, ...]:
+        return tuple(domain for domain in domains if self.lease is None or self.lease.keep(domain, seconds))
+
+    def evidence_files(self) -> dict[str, Path]:
+        return {}
 
     def cleanup(self) -> None:
         """Let the keeper do its work now; it is the same that is done when we are killed."""
