@@ -124,7 +124,7 @@ class LeaseAgent:
         living, dead = self.table.entries(self.path)
         remove_dead(self.table, dead)
         held = [entry for entry in living if entry["state"] == "held"]
-        limit = self._limit([entry["path"] for entry in held])
+        limit = self._current_capacity([entry["path"] for entry in held])
         ahead = [entry for entry in living if entry["state"] == "waiting" and entry["path"] < self.path]
         short = [kind for kind in KINDS if self.request[kind] > limit[kind]]
         if short:
@@ -149,8 +149,8 @@ class LeaseAgent:
             send(state="waiting", ahead=len(ahead), short=short)
         return ""
 
-    def _limit(self, held: list[str]) -> dict[str, int]:
-        """The capacity. xl is slow, so ask it only if other leases changed, or after 30 s for domains that are not ours."""
+    def _current_capacity(self, held: list[str]) -> dict[str, int]:
+        """The capacity. xl is slow, so ask it only if other leases changed, or after 30 s, because other domains may have changed."""
         if self._capacity is None or held != self._capacity_for or time.monotonic() > self._capacity_time + 30:
             self._capacity, self._capacity_for, self._capacity_time = capacity(self.request), held, time.monotonic()
         return self._capacity
@@ -238,7 +238,7 @@ def main() -> None:
     if request["mode"] != "hold":
         send(**survey(request))
         return
-    # The agent needs a process group of its own. It must survive a signal to the group of its ssh session, to clean up after it.
+    # The agent leaves the process group of its ssh session: it must survive a signal to that group, to clean up after the session.
     child = os.fork()
     if child:
         for number in (signal.SIGHUP, signal.SIGTERM, signal.SIGINT):

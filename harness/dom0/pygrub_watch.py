@@ -4,8 +4,8 @@
 It prints ``watching``, and after the first byte or the end of stdin a line ``UID DIRECTORY`` for each different pair that it saw:
 the effective uid and the directory that the process uses as ``/``.
 
-One process looks at all others every 20 ms, and only at those that started after it: under emulation, starting a tool for each
-look would take longer than the interval.
+One process checks all others every 20 ms, and only those that started after it: under emulation, starting a tool for each check would
+take longer than the interval.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import os
 import select
 
 INTERVAL = 0.02
-"""Seconds between two looks."""
+"""Seconds between two checks."""
 
 
 def identity(pid: str) -> tuple[str, str] | None:

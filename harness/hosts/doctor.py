@@ -23,7 +23,7 @@ _NUMBER = re.compile(r"[0-9]{1,15}")
 # /dev/vda         2000000 500000 1500000      25% /
 _DF = re.compile(r"^.*\s[0-9]+\s+[0-9]+\s+(?P<free>[0-9]{1,15})\s+[0-9-]+%?\s+(?P<mount>/\S*)", re.MULTILINE)
 
-# Collected in one round trip. The standard error of a tool goes to a section of its own, so that it cannot spoil a table or a value.
+# Collected in one round trip. The standard error of a tool goes to a separate section, so that it cannot spoil a table or a value.
 SCRIPT = r"""
 PATH=$PATH:/usr/local/sbin:/usr/sbin:/sbin
 exec 3>&1

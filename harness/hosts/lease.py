@@ -51,7 +51,7 @@ class LeaseRequest:
     """The run of an earlier lease whose connection broke. It is ended first."""
     base: str = BASE
     poll: float = 0.5
-    """Seconds between two looks at the queue while waiting. A holder looks ten times less often."""
+    """Seconds between two checks of the queue while waiting. A holder checks ten times less often."""
 
 
 class HostBusy(InfrastructureError):
@@ -59,7 +59,7 @@ class HostBusy(InfrastructureError):
 
 
 class HostTooSmall(InfrastructureError):
-    """The host would have no room even if nobody used it."""
+    """The host would have no room even without other leases."""
 
 
 class JsonLines:

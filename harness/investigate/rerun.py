@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""Run one case again in a new ``fxh run``, with other inputs."""
+"""Run one case again with other inputs, in a new process of ``fxh run``."""
 
 from __future__ import annotations
 

@@ -226,10 +226,10 @@ def test_a_complaint_within_the_list_loses_no_row(where: str) -> None:
         "on standard error": f"{header}{row}%list stderr\n{COMPLAINT}\n",
     }[where]
     found = evaluate(replaced(header + row, new)(HEALTHY), HostConfig("h"), NOW)
-    said = {check.name: check for check in found}
-    assert "dom0 has 768" in said["memory"].detail
-    assert said["xl list"].status == WARN
-    assert "cannot read its name" in said["xl list"].detail
+    checks = {check.name: check for check in found}
+    assert "dom0 has 768" in checks["memory"].detail
+    assert checks["xl list"].status == WARN
+    assert "cannot read its name" in checks["xl list"].detail
     assert {check.name for check in found if check.status != OK} == {"xl list"}
 
 

@@ -103,7 +103,7 @@ def test_pygrub_watch_reports_what_starts_after_it(tmp_path: Path) -> None:
         process = subprocess.Popen([sys.executable, tmp_path / "pygrub"], stdout=subprocess.PIPE)
         assert process.stdout is not None
         process.stdout.readline()
-        # Many times the interval between two looks.
+        # Many times the interval of the program.
         time.sleep(1)
         deadline = Deadline(20)
         stream.write(b".")

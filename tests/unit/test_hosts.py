@@ -143,41 +143,41 @@ REQUEST = LeaseRequest("", 1)
 
 
 def test_workers_start_with_different_hosts_and_take_one_with_room() -> None:
-    made, log = scripted(first=1, a=[], b=[HostBusy("full")], c=[HostBusy("full")])
-    assert made.acquire(REQUEST, Deadline(5)).config.name == "a"
+    hosts, log = scripted(first=1, a=[], b=[HostBusy("full")], c=[HostBusy("full")])
+    assert hosts.acquire(REQUEST, Deadline(5)).config.name == "a"
     assert log == ["b now", "c now", "a now"]
-    made, log = scripted(first=1, a=[HostBusy("full")], b=[HostBusy("full"), None])
-    assert made.acquire(REQUEST, Deadline(5)).config.name == "a"
+    hosts, log = scripted(first=1, a=[HostBusy("full")], b=[HostBusy("full"), None])
+    assert hosts.acquire(REQUEST, Deadline(5)).config.name == "a"
     assert log == ["b now", "a now", "a"], "if all are full, each worker queues on another host"
 
 
 def test_a_lost_host_comes_last_and_its_lease_is_superseded() -> None:
-    made, log = scripted(a=[], b=[])
-    made.mark_lost("a", "gone", "abc123")
-    assert made.acquire(REQUEST, Deadline(5)).config.name == "b"
-    made.mark_lost("b", "gone", "def456")
-    made.acquire(REQUEST, Deadline(5))
+    hosts, log = scripted(a=[], b=[])
+    hosts.mark_lost("a", "gone", "abc123")
+    assert hosts.acquire(REQUEST, Deadline(5)).config.name == "b"
+    hosts.mark_lost("b", "gone", "def456")
+    hosts.acquire(REQUEST, Deadline(5))
     assert log == ["b now", "a now after abc123"]
 
 
 def test_only_a_host_that_was_held_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    made, log = scripted(a=[TransportError("no route")])
+    hosts, log = scripted(a=[TransportError("no route")])
     with pytest.raises(InfrastructureError, match="no host works:\n  a: no route"):
-        made.acquire(REQUEST, Deadline(5))
+        hosts.acquire(REQUEST, Deadline(5))
     assert log == ["a"]
     monkeypatch.setattr(pool, "_PAUSE", 0.01)
-    made, log = scripted(a=[TransportError("rebooting"), TransportError("rebooting"), None])
-    made.mark_lost("a", "gone", "abc123")
-    assert made.acquire(REQUEST, Deadline(5)).config.name == "a"
+    hosts, log = scripted(a=[TransportError("rebooting"), TransportError("rebooting"), None])
+    hosts.mark_lost("a", "gone", "abc123")
+    assert hosts.acquire(REQUEST, Deadline(5)).config.name == "a"
     assert len(log) == 3
-    made, log = scripted(a=[TransportError("dead")] * 100)
-    made.mark_lost("a", "gone", "abc123")
+    hosts, log = scripted(a=[TransportError("dead")] * 100)
+    hosts.mark_lost("a", "gone", "abc123")
     for _ in range(2):
         with pytest.raises(InfrastructureError):
-            made.acquire(REQUEST, Deadline(0.05))
+            hosts.acquire(REQUEST, Deadline(0.05))
     count = len(log)
     with pytest.raises(InfrastructureError):
-        made.acquire(REQUEST, Deadline(60))
+        hosts.acquire(REQUEST, Deadline(60))
     assert len(log) == count + 1, "only the first call waits"
 
 
