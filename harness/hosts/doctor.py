@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 from harness.config.schema import HostConfig
@@ -68,6 +68,16 @@ class Check:
     hint: str = ""
 
 
+@dataclass(frozen=True)
+class Facts:
+    """The collected facts: sections of the output, paths of tools, the host's configuration, and the controller's clock (s)."""
+
+    sections: Mapping[str, str]
+    tools: Mapping[str, str]
+    config: HostConfig
+    now: float
+
+
 def examine(config: HostConfig, connect: Callable[[], Transport]) -> tuple[Check, ...]:
     """Run all checks of a host. A failure to reach it becomes a failed check, not an exception."""
     begun = time.monotonic()
@@ -90,10 +100,9 @@ def evaluate(text: str, config: HostConfig, now: float) -> tuple[Check, ...]:
     """The checks from the output of :data:`SCRIPT`. ``now`` is the controller's clock, in seconds since the epoch."""
     parts = sections(text)
     tools = dict(line.split(" ", 1) for line in reversed(parts.get("tools", "").splitlines()) if " " in line)
-    found: list[Check] = []
-    for check in (_user, _tools, _xen, _daemons, _bridge, _disk, _clock, _leftovers):
-        found += check(parts, tools, config, now)
-    return tuple(found)
+    facts = Facts(parts, tools, config, now)
+    checks = (_user, _tools, _xen, _daemons, _bridge, _disk, _clock, _leftovers)
+    return tuple(found for check in checks for found in check(facts))
 
 
 def sections(text: str) -> dict[str, str]:
@@ -105,46 +114,43 @@ def sections(text: str) -> dict[str, str]:
     return found
 
 
-Parts = dict[str, str]
-
-
-def _user(parts: Parts, tools: Parts, config: HostConfig, now: float) -> Iterator[Check]:
-    if parts.get("user") == "0":
-        yield Check("root", OK, parts.get("uname", ""))
+def _user(facts: Facts) -> Iterator[Check]:
+    if facts.sections.get("user") == "0":
+        yield Check("root", OK, facts.sections.get("uname", ""))
     else:
         yield Check(
             "root",
             FAIL,
-            f"the login is user {parts.get('user', '?')}",
+            f"the login is user {facts.sections.get('user', '?')}",
             "xl needs root: use root@HOST, or User root in ~/.ssh/config",
         )
 
 
-def _tools(parts: Parts, tools: Parts, config: HostConfig, now: float) -> Iterator[Check]:
-    linux = not parts.get("uname", "").startswith("FreeBSD")
+def _tools(facts: Facts) -> Iterator[Check]:
+    linux = not facts.sections.get("uname", "").startswith("FreeBSD")
     packages = {
         "xl": "install Xen's tools (Debian: xen-utils; FreeBSD: pkg install xen-tools)",
         "xenstore-read": "install Xen's tools (Debian: xenstore-utils)",
         "python3": "install Python 3.7 or later: leases and pygrub need it",
     }
-    if linux and config.storage == "file":
+    if linux and facts.config.storage == "file":
         packages["losetup"] = "install util-linux"
-    if config.storage.startswith("lvm:"):
+    if facts.config.storage.startswith("lvm:"):
         packages["lvs"] = "install lvm2, or set another storage in fxh.toml"
-    if config.storage.startswith("zvol:"):
+    if facts.config.storage.startswith("zvol:"):
         packages["zfs"] = "install ZFS, or set another storage in fxh.toml"
     for tool, hint in packages.items():
-        yield Check(tool, OK, tools[tool]) if tool in tools else Check(tool, FAIL, "missing", hint)
-    version = parts.get("python", "")
+        yield Check(tool, OK, facts.tools[tool]) if tool in facts.tools else Check(tool, FAIL, "missing", hint)
+    version = facts.sections.get("python", "")
     match = re.search(r"^3\.(\d{1,3})\.", version, re.MULTILINE)
-    if "python3" in tools and not (match and int(match[1]) >= 7):
-        detail = (version or _error_line(parts, "python") or "?").splitlines()[-1][:100]
+    if "python3" in facts.tools and not (match and int(match[1]) >= 7):
+        detail = (version or _error_line(facts.sections, "python") or "?").splitlines()[-1][:100]
         yield Check("python3 version", FAIL, detail, "install Python 3.7 or later: leases need it")
-    yield from _pygrub(dict(line.split(" ", 1) for line in parts.get("pygrub", "").splitlines() if " " in line))
-    aids = [f"{tool} {tools[tool]}" for tool in ("xenctx", "gdbsx") if tool in tools]
+    yield from _pygrub(dict(line.split(" ", 1) for line in facts.sections.get("pygrub", "").splitlines() if " " in line))
+    aids = [f"{tool} {facts.tools[tool]}" for tool in ("xenctx", "gdbsx") if tool in facts.tools]
     detail = ", ".join(aids) or "neither xenctx nor gdbsx"
-    if "gdbsx-off" in tools:
-        detail += f"; this Xen does not answer {tools['gdbsx-off']}"
+    if "gdbsx-off" in facts.tools:
+        detail += f"; this Xen does not answer {facts.tools['gdbsx-off']}"
     hint = "install xenctx or gdbsx to debug guests that --keep failed keeps; nothing else needs them"
     yield Check("debug aids", OK if aids else WARN, detail, "" if aids else hint)
 
@@ -158,7 +164,9 @@ def _pygrub(found: dict[str, str]) -> Iterator[Check]:
     yield Check("pygrub", OK, found["pygrub"])
     danger = "pygrub parses the disks of guests as root:"
     if "runas" not in found:
-        yield Check("pygrub user", WARN, f"{danger} it has no restricted mode", "update Xen to 4.18 or later, or apply XSA-443")
+        yield Check(
+            "pygrub user", WARN, f"{danger} it has no restricted mode", "update Xen to 4.18 or later, or apply the fix of XSA-443"
+        )
     elif "user" not in found:
         hint = f"useradd --system --no-create-home --uid 131072 {pygrub.USERS[0]} (pygrub runs with this uid plus the domid)"
         yield Check("pygrub user", WARN, f"{danger} user {' or '.join(pygrub.USERS)} is missing", hint)
@@ -166,7 +174,7 @@ def _pygrub(found: dict[str, str]) -> Iterator[Check]:
         yield Check("pygrub user", OK, f"restricted, as {found['user']}")
 
 
-def _error_line(parts: Parts, name: str) -> str:
+def _error_line(parts: Mapping[str, str], name: str) -> str:
     """The most informative line of a tool's standard error, or of its section if standard error is empty."""
     return listing.informative(parts.get(f"{name} stderr", "") or parts.get(name, ""))[:120]
 
@@ -177,14 +185,14 @@ def _complaint(name: str, errors: str) -> Check:
     return Check(name, WARN, f"xl complains: {listing.informative(errors)[:120]}", hint)
 
 
-def _xen(parts: Parts, tools: Parts, config: HostConfig, now: float) -> Iterator[Check]:
+def _xen(facts: Facts) -> Iterator[Check]:
     try:
-        info = listing.parse_info(parts.get("info", ""))
+        info = listing.parse_info(facts.sections.get("info", ""))
     except ValueError:
-        detail = _error_line(parts, "info") or "no output"
+        detail = _error_line(facts.sections, "info") or "no output"
         yield Check("xl info", FAIL, detail, "check that the host is booted under Xen and that xenstored runs")
         return
-    if errors := parts.get("info stderr", ""):
+    if errors := facts.sections.get("info stderr", ""):
         yield _complaint("xl info", errors)
     if OLDEST <= info.number <= NEWEST:
         yield Check("Xen", OK, info.xen_version)
@@ -204,7 +212,7 @@ def _xen(parts: Parts, tools: Parts, config: HostConfig, now: float) -> Iterator
     else:
         yield Check("guest types", WARN, f"{', '.join(types)}: no PVH, no HVM", "enable VT-x or SVM in the firmware")
     if "hvm" in types:
-        words = {word: rest for word, _, rest in (line.partition(" ") for line in parts.get("firmware", "").splitlines())}
+        words = {word: rest for word, _, rest in (line.partition(" ") for line in facts.sections.get("firmware", "").splitlines())}
         if why := firmware.missing(words):
             yield Check("UEFI", WARN, f"{why}: cases of UEFI guests are skipped", firmware.HINT)
         elif "ovmf" in words and "ovmf-xen" not in words:
@@ -213,13 +221,15 @@ def _xen(parts: Parts, tools: Parts, config: HostConfig, now: float) -> Iterator
             yield Check("UEFI", OK, words["ovmf"])
     rows = {}
     try:
-        rows = {row.name: row for row in listing.parse_list(parts.get("list", ""))}
-        if errors := parts.get("list stderr", "") or listing.complaints(parts.get("list", "")):
+        rows = {row.name: row for row in listing.parse_list(facts.sections.get("list", ""))}
+        if errors := facts.sections.get("list stderr", "") or listing.complaints(facts.sections.get("list", "")):
             yield _complaint("xl list", errors)
     except ValueError as exc:
-        yield Check("xl list", FAIL, _error_line(parts, "list") or str(exc), "report this: fxh cannot parse the output of this xl")
+        yield Check(
+            "xl list", FAIL, _error_line(facts.sections, "list") or str(exc), "report this: fxh cannot parse the output of this xl"
+        )
     leased = sum(row.memory for name, row in rows.items() if name.startswith("fxh-"))
-    room = config.memory or info.free_memory + leased
+    room = facts.config.memory or info.free_memory + leased
     dom0 = rows["Domain-0"].memory if "Domain-0" in rows else 0
     if room >= 576:
         yield Check("memory", OK, f"{room} MiB for guests, dom0 has {dom0}")
@@ -228,48 +238,48 @@ def _xen(parts: Parts, tools: Parts, config: HostConfig, now: float) -> Iterator
         yield Check("memory", FAIL, f"{room} of {info.total_memory} MiB for guests, dom0 has {dom0}; a guest needs 512", hint)
 
 
-def _daemons(parts: Parts, tools: Parts, config: HostConfig, now: float) -> Iterator[Check]:
-    if "Domain-0" in parts.get("store", "").splitlines():
+def _daemons(facts: Facts) -> Iterator[Check]:
+    if "Domain-0" in facts.sections.get("store", "").splitlines():
         yield Check("xenstore", OK, "answers")
     else:
         yield Check(
             "xenstore",
             FAIL,
-            _error_line(parts, "store") or "no answer",
+            _error_line(facts.sections, "store") or "no answer",
             "start xencommons; if xenstored died, reboot the host, because it cannot be restarted",
         )
-    lines = parts.get("console", "").splitlines()
+    lines = facts.sections.get("console", "").splitlines()
     if any(line[:1].isdigit() for line in lines):
         yield Check("xenconsoled", OK, "runs")
     else:
         yield Check("xenconsoled", FAIL, "does not run: no console can be read", "run xenconsoled --log=all, or restart xencommons")
-    if "xenconsole" in tools and "pts" in lines:
-        yield Check("console", OK, tools["xenconsole"])
+    if "xenconsole" in facts.tools and "pts" in lines:
+        yield Check("console", OK, facts.tools["xenconsole"])
     else:
-        what = "no xenconsole" if "xenconsole" not in tools else "no /dev/pts"
+        what = "no xenconsole" if "xenconsole" not in facts.tools else "no /dev/pts"
         yield Check("console", FAIL, f"{what}: xl console cannot work", "install xen-utils, and mount -t devpts devpts /dev/pts")
 
 
-def _bridge(parts: Parts, tools: Parts, config: HostConfig, now: float) -> Iterator[Check]:
+def _bridge(facts: Facts) -> Iterator[Check]:
     # xenbr0 up
-    rows = [line.split() for line in parts.get("links", "").splitlines()]
+    rows = [line.split() for line in facts.sections.get("links", "").splitlines()]
     bridges = {row[0]: row[1] if len(row) > 1 else "" for row in rows if row and row[0] != "*"}
-    if config.bridge not in bridges:
+    if facts.config.bridge not in bridges:
         have = ", ".join(bridges) or "none"
         yield Check(
             "bridge",
             FAIL,
-            f"no {config.bridge}; bridges of the host: {have}",
-            f"create it (docs/hosts.md), or set hosts.{config.name or 'NAME'}.bridge in fxh.toml",
+            f"no {facts.config.bridge}; bridges of the host: {have}",
+            f"create it (docs/hosts.md), or set hosts.{facts.config.name or 'NAME'}.bridge in fxh.toml",
         )
-    elif bridges[config.bridge] == "down":
-        yield Check("bridge", WARN, f"{config.bridge} is down", f"ip link set {config.bridge} up")
+    elif bridges[facts.config.bridge] == "down":
+        yield Check("bridge", WARN, f"{facts.config.bridge} is down", f"ip link set {facts.config.bridge} up")
     else:
-        yield Check("bridge", OK, config.bridge)
+        yield Check("bridge", OK, facts.config.bridge)
 
 
-def _disk(parts: Parts, tools: Parts, config: HostConfig, now: float) -> Iterator[Check]:
-    text = parts.get("disk", "")
+def _disk(facts: Facts) -> Iterator[Check]:
+    text = facts.sections.get("disk", "")
     found = _DF.search(text)
     if "writable" not in text.split():
         yield Check("disk", FAIL, "/var/lib is not writable", "remount it, or look for disk errors in dmesg")
@@ -284,9 +294,9 @@ def _disk(parts: Parts, tools: Parts, config: HostConfig, now: float) -> Iterato
             yield Check("disk", FAIL if free < 64 else WARN, detail, "run fxh clean HOST --yes, or remove files")
 
 
-def _clock(parts: Parts, tools: Parts, config: HostConfig, now: float) -> Iterator[Check]:
-    clock = parts.get("clock", "")
-    skew = int(clock) - now if _NUMBER.fullmatch(clock) else float("inf")
+def _clock(facts: Facts) -> Iterator[Check]:
+    clock = facts.sections.get("clock", "")
+    skew = int(clock) - facts.now if _NUMBER.fullmatch(clock) else float("inf")
     # date prints whole seconds.
     if abs(skew + 0.5) <= _SKEW + 0.5:
         yield Check("clock", OK, f"within {_SKEW:.0f} s of this machine's")
@@ -296,12 +306,12 @@ def _clock(parts: Parts, tools: Parts, config: HostConfig, now: float) -> Iterat
         )
 
 
-def _leftovers(parts: Parts, tools: Parts, config: HostConfig, now: float) -> Iterator[Check]:
+def _leftovers(facts: Facts) -> Iterator[Check]:
     # 00000012-1a2b3c.json is the lease of run 1a2b3c, and fxh-1a2b3c-1-control a domain of it. Its agent keeps the file locked.
-    owned = tuple(f"fxh-{run}-" for run in parts.get("leases", "").split())
-    names = re.findall(r"^(fxh-\S+)", parts.get("list", ""), re.MULTILINE)
+    owned = tuple(f"fxh-{run}-" for run in facts.sections.get("leases", "").split())
+    names = re.findall(r"^(fxh-\S+)", facts.sections.get("list", ""), re.MULTILINE)
     orphans = [name for name in names if not name.startswith(owned)]
-    zombies = re.findall(r"^\(null\)\s+(\d+)", parts.get("list", ""), re.MULTILINE)
+    zombies = re.findall(r"^\(null\)\s+(\d+)", facts.sections.get("list", ""), re.MULTILINE)
     if zombies:
         yield Check(
             "zombies",

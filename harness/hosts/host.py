@@ -290,7 +290,7 @@ class DirectHost:
         host = self.config.mac_prefix or f"{zlib.crc32(self.facts.name.encode()) & 0xFF:02x}"
         return f"00:16:3e:{host}:{self.lease.slot:02x}:{self._macs & 0xFF:02x}"
 
-    # -- files and disks ----------------------------------------------------------------------------------------------
+    # -- lease, files and disks ---------------------------------------------------------------------------------------
 
     def acquire(self, request: LeaseRequest, deadline: Deadline) -> None:
         """Lease a share of the host. The end of the lease removes the resources of the run. Raises as :meth:`Lease.acquire`."""

@@ -113,7 +113,7 @@ def conclude(
     undecided = [name for name in swaps if decided.get(name) not in (PASSED, FAILED)]
     notes = _notes(trials, decided, unswappable)
     if len(sufficient) == 1:
-        sentence = f"The failure follows the {_WORDS.get(sufficient[0], sufficient[0])}: with only that input of the passing run, the case passes."
+        sentence = f"The failure follows the {_WORDS.get(sufficient[0], sufficient[0])}: with only that input taken from the passing run, the case passes."
         return Attribution(sufficient, sentence + notes, sure=not undecided)
     if sufficient:
         return Attribution(

@@ -68,7 +68,7 @@ TRIALS = plan(BAD, GOOD).trials
 @pytest.mark.parametrize(
     ("outcomes", "follows", "words", "sure"),
     [
-        ({AS_IT_FAILED: [F], ALL_GOOD: [P], "kernel": [P], "disk": [F], "harness": [F], CONTROL: [P]}, ("kernel",), "follows the kernel: with only that input of the passing run, the case passes. The control guest passes", True),
+        ({AS_IT_FAILED: [F], ALL_GOOD: [P], "kernel": [P], "disk": [F], "harness": [F], CONTROL: [P]}, ("kernel",), "follows the kernel: with only that input taken from the passing run, the case passes. The control guest passes", True),
         ({AS_IT_FAILED: [F], ALL_GOOD: [P], "kernel": [F], "disk": [F], "harness": [P], CONTROL: [F]}, ("harness",), "The control guest also fails", True),
         ({AS_IT_FAILED: [P]}, (), "sporadic", True),
         ({AS_IT_FAILED: [F, P, F]}, (), "failed 2 of 3 times", False),
