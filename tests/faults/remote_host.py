@@ -192,12 +192,12 @@ class Remote:
         }
         try:
             self.fxh("lab", "up", name, "--keep")
-            self._configure()
+            self.configure()
         except BaseException:
             self.remove()  # a kept lab is not removed with its owner
             raise
 
-    def _configure(self) -> None:
+    def configure(self) -> None:
         record, where = registry.read(self.name), registry.directory(self.name)
         assert record is not None
         self.one.target = self.two.target = record.ssh_port
@@ -224,7 +224,7 @@ class Remote:
             self.fxh("lab", "restore", self.name)
         else:
             self.fxh("lab", "up", self.name, "--keep")
-        self._configure()
+        self.configure()
         self.one.restore()
         self.two.restore()
 

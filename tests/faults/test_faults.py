@@ -45,7 +45,7 @@ def test_power_cut_and_the_host_comes_back(remote: Remote, suite: Path) -> None:
     remote.kill()
     time.sleep(5)
     remote.fxh("lab", "up", remote.name, "--keep")
-    remote._configure()
+    remote.configure()
     assert run.end() == 0
     assert run.outcomes == {"test_b_fault": "passed"}
     remote.wait_clean()
