@@ -17,14 +17,24 @@ from types import ModuleType
 import pytest
 
 from harness.deadline import Deadline
-from harness.dom0 import cleanup, lease_agent, lease_table, netpeer, pygrub_fuzz, pygrub_watch, scan_pages, xenstore_writer
+from harness.dom0 import (
+    cleanup,
+    lease_agent,
+    lease_table,
+    netpeer,
+    pygrub_fuzz,
+    pygrub_watch,
+    read_memory,
+    scan_pages,
+    xenstore_writer,
+)
 from harness.errors import CommandFailed
 from harness.transport.local import LocalTransport
 from harness.xen import dom0_program
 
 DOM0 = Path(netpeer.__file__).parent
 MODULES = sorted(DOM0.glob("*.py"))
-PROGRAMS = (lease_agent, netpeer, pygrub_fuzz, pygrub_watch, scan_pages, xenstore_writer)
+PROGRAMS = (lease_agent, netpeer, pygrub_fuzz, pygrub_watch, read_memory, scan_pages, xenstore_writer)
 # dropbear 2022.83 rejects longer command lines.
 COMMAND_LINE = 9000
 
@@ -134,9 +144,10 @@ def test_pygrub_fuzz_runs_pygrub_with_the_site_packages(tmp_path: Path) -> None:
     ("module", "arguments", "error"),
     [
         (xenstore_writer, ("/a", "1", "2"), "/dev/xen/xenbus"),
+        (read_memory, ("1", "1000", "0:8"), "libxenforeignmemory"),
         (scan_pages, ("1", "0", "1", "/nonexistent", "word"), "libxenforeignmemory"),
     ],
-    ids=("xenstore_writer", "scan_pages"),
+    ids=("xenstore_writer", "read_memory", "scan_pages"),
 )
 def test_a_program_that_fails_says_why(module: ModuleType, arguments: tuple[str, ...], error: str) -> None:
     with pytest.raises(CommandFailed, match=error) as failure:
