@@ -64,9 +64,9 @@ class Death:
         return f"{hashlib.sha256(words.encode()).hexdigest()[:8]} {words}"
 
 
-def speaker(identity: str) -> str:
-    """Whose words the excerpt of a death with this identity is: a guest that Xen refused has said nothing itself."""
-    return "Xen's tools" if identity.partition(" ")[2].startswith("refused:") else "console"
+def speaker(kind: str) -> str:
+    """The source of the excerpt of a death of this kind. A guest that Xen refused has printed nothing itself."""
+    return "Xen's tools" if kind == "refused" else "console"
 
 
 @dataclass(frozen=True)

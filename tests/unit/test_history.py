@@ -128,7 +128,7 @@ def test_full_disk_is_said_and_what_was_there_stays(history: History) -> None:
     event.listen(history._engine, "connect", no_room)
     with pytest.raises(InfrastructureError, match="full") as caught:
         history.record(run(2, *[case("F", f"test_{n}", reason="x" * 500) for n in range(200)]))
-    assert caught.value.hint == "make room on that disk"
+    assert caught.value.hint == "free space on that disk"
     event.remove(history._engine, "connect", no_room)
     assert [found.run for found in history.runs()] == ["run-001"]
     history.record(run(2, case()))
@@ -140,7 +140,7 @@ def test_newer_schema_is_refused_and_left_alone(history: History) -> None:
     with sqlite3.connect(history.path) as connection:
         connection.execute(f"PRAGMA user_version = {schema.VERSION + 1}")
     before = history.path.read_bytes()
-    with pytest.raises(UsageError, match=f"schema {schema.VERSION + 1}, this harness knows up to {schema.VERSION}"):
+    with pytest.raises(UsageError, match=f"schema {schema.VERSION + 1}; this harness reads up to {schema.VERSION}"):
         History(history.path)
     assert history.path.read_bytes() == before
 

@@ -14,9 +14,10 @@ from harness.cli.main import app
 from harness.errors import UsageError
 from harness.plugin.outcome import exit_code
 from harness.report import html
-from harness.report.gather import _TOLD, _WORST, again
+from harness.report.command import rerun_command
+from harness.report.outcomes import COUNTED, WORST_FIRST
 from harness.results import merge, model
-from harness.results.model import CaseResult, RunResult, SetupStep
+from harness.results.model import CaseResult, Outcome, RunResult, SetupStep
 
 
 def run(path: Path, cases: dict[str, str], code: int | None = 0, **inputs: str) -> Path:
@@ -24,7 +25,7 @@ def run(path: Path, cases: dict[str, str], code: int | None = 0, **inputs: str) 
         directory = path / "cases" / name
         directory.mkdir(parents=True)
         (directory / "x.console.log").write_text(path.name)
-        case = CaseResult(f"t.py::{name}[c]", "s", name, "c", outcome, 1.0, started=f"2026 {path.name}", directory=name)
+        case = CaseResult(f"t.py::{name}[c]", "s", name, "c", Outcome(outcome), 1.0, started=f"2026 {path.name}", directory=name)
         model.write_case(directory, case)
     path.mkdir(exist_ok=True)
     model.write_run(path, RunResult(path.name, f"2026 {path.name}", "2026 z" if code is not None else "", "fxh run", inputs, code))
@@ -67,7 +68,7 @@ def test_branch_and_options_stay(tmp_path: Path) -> None:
     found = merge.merge(both, tmp_path / "new", exit_code)
     assert (found.run.branch, found.run.options, found.differing) == ("stable/14", options, ())
     assert [case.options for case in found.run.cases] == [{}, {}]
-    assert again(found.run, found.run.cases[0]) == "fxh run s -k 'a[c]' --guest freebsd --image f142 --xen 4.20"
+    assert rerun_command(found.run, found.run.cases[0]) == "fxh run s -k 'a[c]' --guest freebsd --image f142 --xen 4.20"
 
 
 def test_a_case_is_run_again_with_the_options_of_its_own_run(tmp_path: Path) -> None:
@@ -132,12 +133,12 @@ def test_every_outcome_is_counted(tmp_path: Path) -> None:
 
 
 def test_every_outcome_has_its_letter() -> None:
-    for table in (html.SQUARES, cli_report._LETTERS, _WORST, dict.fromkeys(_TOLD)):
+    for table in (html.SQUARES, cli_report._LETTERS, WORST_FIRST, COUNTED):
         assert set(table) == set(model.OUTCOMES)
 
 
 def test_no_run(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="is no run"):
+    with pytest.raises(UsageError, match="is not a run"):
         merge.merge([tmp_path], tmp_path / "new", exit_code)
 
 

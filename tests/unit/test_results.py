@@ -16,13 +16,13 @@ from harness.plugin.cells import Cell, elsewhere, unmet
 from harness.plugin.outcome import exit_code, judge
 from harness.plugin.selection import title
 from harness.results import model, run_dir
-from harness.results.model import Boot, CaseResult, RunResult, Stamp
+from harness.results.model import Boot, CaseResult, Outcome, RunResult, Stamp
 
 HOSTILE = "</pre><script>alert(1)</script>\x1b[31m\x1b]0;title\x07\x00\u202e&amp;"
 
 
 def case(outcome: str = "passed", **more: object) -> CaseResult:
-    return CaseResult("suites/boot/t.py::test_a[x]", "boot", "test_a", "x", outcome, 1.0, **more)  # type: ignore[arg-type]
+    return CaseResult("suites/boot/t.py::test_a[x]", "boot", "test_a", "x", Outcome(outcome), 1.0, **more)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
