@@ -74,6 +74,16 @@ def test_cells_by_their_names(name: str, expected: Place) -> None:
     assert found.place == expected
 
 
+@pytest.mark.parametrize("host", ["pv-lab", "freebsd-pvh-x", "control-hvm-uefi-x"])
+def test_the_name_of_a_host_is_no_part_of_the_cell(host: str) -> None:
+    done = run(case("P", "test_boots", f"freebsd-hvm-{host}"), case("P", "test_boots", f"control-pv-{host}"))
+    (found,) = matrix.records(done, {})
+    assert found.place == Place("15.1", "hvm", "4.20")
+    bare = run(case("P", "test_boots", f"freebsd-hvm-{host}", xen=""))
+    with pytest.raises(UsageError, match="needs exactly one Xen version, has none"):
+        matrix.records(bare, {})
+
+
 def test_what_is_tested_is_told_by_the_inputs() -> None:
     """A real host's cell names no Xen; a kernel alone on an older world is a row of its own."""
     (found,) = matrix.records(run(case("P", "test_boots", "freebsd-pvh-rack7", xen="4.17.5", world="FreeBSD 13.2")), {})

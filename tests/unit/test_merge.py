@@ -7,6 +7,7 @@ from dataclasses import Field, fields, replace
 from pathlib import Path
 
 import pytest
+import written
 from typer.testing import CliRunner
 
 from harness.cli import report as cli_report
@@ -17,7 +18,7 @@ from harness.report import html
 from harness.report.command import rerun_command
 from harness.report.outcomes import COUNTED, WORST_FIRST
 from harness.results import merge, model
-from harness.results.model import CaseResult, Outcome, RunResult, SetupStep
+from harness.results.model import CaseResult, KnownIssueMatch, Outcome, RunResult, SetupStep
 
 
 def run(path: Path, cases: dict[str, str], code: int | None = 0, **inputs: str) -> Path:
@@ -158,3 +159,19 @@ def test_a_case_that_names_another_directory_stays_in_its_own(tmp_path: Path) ->
     merge.merge([one, two], tmp_path / "new", exit_code)
     assert list(elsewhere.iterdir()) == []
     assert (tmp_path / "new/cases/a/case.json").exists()
+
+
+def test_a_shard_of_schema_1_is_merged_with_one_of_schema_2(tmp_path: Path) -> None:
+    issue = "bug 1: it halts"
+    one = written.save_schema1(tmp_path, written.run(1, written.case("K", "test_a", issue=issue), written.case("F", "test_b")))
+    two = written.save(tmp_path, written.run(2, written.case("K", "test_c", issue=issue, cell="control-pv-pv-lab")))
+    joined = merge.merge([one, two], tmp_path / "new", exit_code).run
+    assert {case.case: (case.where.host, case.known_issue, case.death and case.death.kind) for case in joined.cases} == {
+        "test_a": ("xen-4.20", KnownIssueMatch("bug 1", "it halts"), None),
+        "test_b": ("xen-4.20", None, "panic"),
+        "test_c": ("pv-lab", KnownIssueMatch("bug 1", "it halts"), None),
+    }
+    again = merge.merge([tmp_path / "new"], tmp_path / "twice", exit_code).run
+    assert [(case.key, case.where, case.known_issue) for case in again.cases] == [
+        (case.key, case.where, case.known_issue) for case in joined.cases
+    ]

@@ -13,16 +13,18 @@ from pathlib import Path
 
 import jsonschema
 import pytest
-from written import CELL, case, run, save
+from written import CELL, IDENTITY, case, run, save, save_schema1
 
 from harness import report as reporting
 from harness.console.text import plain
 from harness.errors import UsageError
 from harness.history import FILE, History
+from harness.oracles.finding import finding
 from harness.report import console, html, junit, machine, mail
 from harness.report.command import rerun_command
 from harness.report.model import Report
-from harness.results.model import Boot, CaseResult, RunResult, Stamp
+from harness.results.model import Boot, CaseResult, DeathRecord, RunResult, Stamp, read_run
+from harness.results.where import Where
 from harness.verdicts.values import NamedRun
 
 HOSTILE = "</pre></span><script>alert(1)</script><img src=x onerror=alert(2)>\x1b[31m\x1b]0;title\x07\x00\u202e&amp;\r\nBcc: evil@example.org\r\n\r\nbody\n.\n"
@@ -302,6 +304,79 @@ def test_mail_has_what_a_bug_report_needs(tmp_path: Path) -> None:
     assert "Stages reached: kernel 1.0 s; died after 2.0 s." in text
 
 
+@pytest.mark.parametrize(
+    ("where", "shown"),
+    [
+        (Where("control", "pv", "freebsd-pvh-x"), "guest type  PV"),
+        (Where("freebsd", "pvh", "pv-lab"), "guest type  PVH"),
+        (Where("freebsd", "hvm", "pv-lab", firmware="uefi"), "guest type  HVM (UEFI)"),
+        (Where("freebsd", "pvshim", "my-uefi-box"), "guest type  PV shim"),
+    ],
+)
+def test_the_name_of_a_host_is_no_guest_type(tmp_path: Path, where: Where, shown: str) -> None:
+    _, made = reported(
+        tmp_path, run(1, case("F", cell=str(where), where=where, nodeid=f"suites/boot/test_boot.py::test_boots[{where}]"))
+    )
+    assert f"  {shown}\n" in mail.body(made)
+    page = (tmp_path / "runs" / "run-001" / "index.html").read_text()
+    assert f"{where}" in page
+    Strict(page)
+    data = json.loads((tmp_path / "runs" / "run-001" / "report.json").read_text())
+    assert data["cases"][0]["where"]["host"] == where.host
+    assert made.cases[0].verdict.kind == "never passed"
+
+
+@pytest.mark.parametrize(
+    ("where", "command"),
+    [
+        (Where("control", "pv", "freebsd-pvh-x"), "--guest control --type pv --xen 4.17,4.20"),
+        (Where("freebsd", "pvh", "pv-lab"), "--guest freebsd --type pvh --xen 4.17,4.20"),
+        (Where("freebsd", "pvh", "xen-4.17", "4.17"), "--guest freebsd --type pvh --xen 4.17"),
+    ],
+)
+def test_the_name_of_a_host_is_no_option(where: Where, command: str) -> None:
+    options = {"guest": "control,freebsd", "type": "pv,pvh", "xen": "4.17,4.20"}
+    done = run(1, case(cell=str(where), where=where), options=options)
+    assert rerun_command(done, done.cases[0]).endswith(command)
+
+
+FINDING = finding(
+    test="the guest halts after 'poweroff' is written to control/shutdown",
+    observed=["no shutdown within 60 s", "the console shows </pre><b>nothing</b>\x1b[31m"],
+    expected="the domain shuts down with reason poweroff",
+    reference="sys/dev/xen/control/control.c, xctrl_poweroff()",
+)
+
+
+def test_a_finding_is_shown_by_its_parts(tmp_path: Path) -> None:
+    path, made = reported(tmp_path, run(1, case("F", identity="", death=None, excerpt="", reason=f"{FINDING}\nassert 1 == 2")))
+    text = mail.body(made)
+    assert "  test       the guest halts after 'poweroff' is written to\n             control/shutdown\n" in text
+    assert "  observed   no shutdown within 60 s\n  observed   the console shows </pre>" in text
+    assert "  expected   the domain shuts down with reason poweroff\n" in text
+    assert "  reference  sys/dev/xen/control/control.c, xctrl_poweroff()\n| assert 1 == 2\n" in text
+    page = (path / "index.html").read_text()
+    Strict(page)
+    assert '<th scope="row">expected</th><td>the domain shuts down with reason poweroff</td>' in page
+    assert "&lt;/pre&gt;&lt;b&gt;nothing&lt;/b&gt;" in page
+    assert "\x1b" not in page + text
+
+
+def test_a_different_failure_is_said_in_a_sentence(tmp_path: Path) -> None:
+    other = "0badc0de panic: page fault @ xbd_resume"
+    _, made = reported(tmp_path, run(1, case()), run(2, case("F", kernel="B")), run(3, case("F", kernel="B", identity=other)))
+    assert made.cases[0].verdict.reason.endswith(f"; different failure than before: {other} (was {IDENTITY})")
+    assert made.sentence == "1 still failing, 1 with a different failure than before; 0 of 1 judged cases passed."
+    assert json.loads(machine.render(made))["cases"][0]["verdict"]["otherwise"] is True
+
+
+@pytest.mark.parametrize(("kind", "title"), [("refused", "Xen's tools:"), ("panic", "Console:")])
+def test_an_excerpt_names_its_source(tmp_path: Path, kind: str, title: str) -> None:
+    death = DeathRecord(kind, f"0badcafe {kind}: no memory @ -", "no memory")
+    _, made = reported(tmp_path, run(1, case("F", identity=death.identity, death=death)))
+    assert f"\n{title}\n| panic: at the disco" in mail.body(made)
+
+
 def test_guests_write_no_headers_and_no_lines_of_mail(tmp_path: Path) -> None:
     done = case("F", cell="x\r\nBcc: evil@example.org", reason=HOSTILE, identity=HOSTILE, excerpt=HOSTILE, title=HOSTILE)
     _, made = reported(tmp_path, run(1, done, command=HOSTILE, run="run-001", branch=HOSTILE))
@@ -455,3 +530,33 @@ def test_history_number_of_a_run_in_the_past(tmp_path: Path) -> None:
     assert made.cases[0].verdict.kind == "regression"
     assert len(History(tmp_path / FILE).runs()) == 3
     assert html.render(path, made).count("run-003") == 0
+
+
+# -- schema 1 ---------------------------------------------------------------------------------------------------------
+
+
+def test_runs_of_schema_1_are_reported_as_those_of_schema_2(tmp_path: Path) -> None:
+    """Known issues, deaths and cells of an older harness give the same verdicts, mail and page."""
+    options = {"guest": "control,freebsd", "type": "pv,pvh", "xen": "4.17,4.20"}
+    runs = [
+        run(1, case(), case("P", "test_more"), case("K", "test_known", issue="bug 1: it halts")),
+        run(2, case("F", kernel="B"), case("I", "test_more"), case("F", "test_known", issue="bug 1: it halts"), options=options),
+    ]
+    for done in runs:
+        for write, reports in ((save_schema1, tmp_path / "1"), (save, tmp_path / "2")):
+            path = write(reports, done)
+            reporting.publish(path, read_run(path))
+    texts = []
+    for name in "12":
+        path = tmp_path / name / "runs" / "run-002"
+        made = reporting.build_report(path, read_run(path))
+        texts.append((mail.body(made), [(item.result.key, item.verdict, item.rerun) for item in made.cases]))
+    # Only the text of the known issue differs.
+    assert (
+        texts[0][0].replace("this passes, and is listed as a known issue,", "the case passes, but is listed as a known issue:")
+        == texts[1][0]
+    )
+    assert texts[0][1] == texts[1][1]
+    kinds = {key.partition("::")[2]: verdict.kind for key, verdict, _ in texts[0][1]}
+    assert kinds == {"test_boots": "regression", "test_more": "infrastructure", "test_known": "known issue gone"}
+    assert "--guest freebsd --type pvh --xen 4.20" in texts[0][1][0][2]

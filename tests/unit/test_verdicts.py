@@ -157,6 +157,13 @@ def test_what_is_no_longer_run_is_named() -> None:
     assert gone([see("PA", 2)], {(CASE, CELL): past}, "run-001") == ()
 
 
+@pytest.mark.parametrize("host", ["pv-lab", "freebsd-pvh-x"])
+def test_the_name_of_a_host_is_no_other_cell(host: str) -> None:
+    past = [replace(seen, cell=f"freebsd-hvm-{host}") for seen in history("PA PA")]
+    assert judge(see("FB", 9, cell=f"freebsd-hvm-{host}"), past).kind == values.REGRESSION
+    assert judge(see("FB", 9, cell="freebsd-pvh-x"), past).kind == values.NEVER_PASSED
+
+
 def test_drift() -> None:
     past = [{"stage login": 10 + n % 3 * 0.5, "net throughput": 100.0} for n in range(8)]
     found = drifts("c", "x", {"stage login": 20.0, "net throughput": 50.0}, past)
