@@ -19,13 +19,13 @@ _XEN_LINE = re.compile(r"^\(XEN\) \[ *(\d+\.\d+)\] (.*)$")
 
 @dataclass(frozen=True)
 class Line:
-    """A line of the guest's console or of the hypervisor's log."""
+    """A line of the guest's console, of the hypervisor's log, or an action of the case."""
 
     at: float | None
     """Seconds since the domain was unpaused, if known."""
     text: str
     kind: str = "guest"
-    """``guest``, ``xen`` or ``death``."""
+    """``guest``, ``xen``, ``action`` or ``death``."""
 
 
 def lines(log: Path, boot: Boot | None, *, tail: int = TAIL) -> list[Line]:
@@ -49,14 +49,14 @@ def lines(log: Path, boot: Boot | None, *, tail: int = TAIL) -> list[Line]:
     return _mark_death(found, boot)
 
 
-def merge(guest: list[Line], xen: list[Line]) -> list[Line]:
-    """Both by time. A guest's line without a time stays after its predecessor."""
+def merge(guest: list[Line], others: list[Line]) -> list[Line]:
+    """All lines by time. A guest's line without a time stays after its predecessor. Drops other lines before the guest's first."""
     keyed, last = [], float("-inf")
     for n, line in enumerate(guest):
         last = line.at if line.at is not None else last
         keyed.append((last, 0, n, line))
     first = next((at for at, *_ in keyed if at > float("-inf")), float("inf"))
-    keyed += [(line.at, 1, n, line) for n, line in enumerate(xen) if line.at is not None and line.at >= first]
+    keyed += [(line.at, 1, n, line) for n, line in enumerate(others) if line.at is not None and line.at >= first]
     return [line for *_, line in sorted(keyed, key=lambda item: item[:3])]
 
 

@@ -22,7 +22,7 @@ def finding_rows(reason: str) -> tuple[tuple[str, str], ...]:
 
 
 def around_death(case: CaseResult, count: int) -> str:
-    """``count`` lines of the console, from two lines before the death; the last lines if the death's message is not found."""
+    """``count`` lines of the console, from two lines before the death; the last lines without a known death."""
     lines = case.excerpt.splitlines()
     message = case.boots[-1].death.split(" / ")[0] if case.boots else ""
     hits = [n for n, line in enumerate(lines) if message and message in line]
@@ -31,7 +31,7 @@ def around_death(case: CaseResult, count: int) -> str:
 
 
 def domain_config(directory: Path, case: CaseResult) -> str:
-    """The configuration of the case's last domain, or "" if there is none. ``directory`` is the case's own."""
+    """The configuration of the case's last domain, or "". ``directory`` is the case's own."""
     names = [name for name in case.files if name.endswith(".cfg")]
     domain = case.boots[-1].domain if case.boots else ""
     chosen = next((name for name in names if name == f"{domain}.cfg"), names[-1] if names else "")

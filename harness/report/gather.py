@@ -8,7 +8,7 @@ from pathlib import Path
 
 from harness.history.rows import Row, metrics_of, observation
 from harness.history.store import History
-from harness.report import tested
+from harness.report import actions, tested
 from harness.report.command import rerun_command
 from harness.report.evidence import domain_config
 from harness.report.model import CaseReport, Report
@@ -16,7 +16,7 @@ from harness.report.outcomes import matrix, strip
 from harness.report.sentence import sentence
 from harness.report.setup_steps import setup_steps
 from harness.report.trends import trends
-from harness.results.model import FAILED, PASSED, CaseResult, RunResult, Stamp
+from harness.results.model import FAILED, PASSED, SKIPPED, CaseResult, RunResult, Stamp
 from harness.verdicts.drift import WINDOW, drifts
 from harness.verdicts.run_verdicts import Key, gone, judge_run
 from harness.verdicts.values import KINDS, Baseline, LastGreen, NamedRun, Verdict
@@ -71,6 +71,8 @@ def _rows(history: History, baseline: Baseline, number: int) -> tuple[Row, ...]:
 
 def _case(path: Path, run: RunResult, case: CaseResult, verdict: Verdict, past: Sequence[Row], shown: Sequence[str]) -> CaseReport:
     """``past`` are the case's results in the history, oldest first; ``shown`` the runs of the strip."""
+    directory = path / "cases" / case.directory
+    red = case.outcome not in (PASSED, SKIPPED)
     passes = [row for row in past if row.seen.outcome == PASSED]
     measured = [row.metrics for row in passes[-WINDOW:]]
     return CaseReport(
@@ -81,7 +83,8 @@ def _case(path: Path, run: RunResult, case: CaseResult, verdict: Verdict, past: 
         usual=_stages(passes[-1]) if passes and case.boots else (),
         usual_run=passes[-1].seen.run if passes else "",
         rerun=rerun_command(run, case),
-        config=domain_config(path / "cases" / case.directory, case) if case.outcome == FAILED else "",
+        config=domain_config(directory, case) if case.outcome == FAILED else "",
+        actions=tuple(actions.last(actions.load(directory))) if red else (),
     )
 
 

@@ -12,7 +12,7 @@ import jinja2
 from markupsafe import Markup
 
 from harness.console.text import plain
-from harness.report import console, plot
+from harness.report import actions, console, plot
 from harness.report.console import Line
 from harness.report.evidence import around_death, finding_rows
 from harness.report.model import CaseReport, Report
@@ -68,7 +68,7 @@ class Timeline:
 
 @dataclass(frozen=True)
 class Panel:
-    """A console. ``merged``: with the hypervisor's log. ``left_out``: not shown, because the page is too long."""
+    """A console with the case's actions. ``merged``: also with the hypervisor's log. ``left_out``: not shown, because the page is too long."""
 
     name: str
     lines: tuple[Line, ...]
@@ -159,6 +159,7 @@ def _item(path: Path, item: CaseReport, number: int, longest: float, budget: _Bu
         "excerpt": around_death(case, _EXCERPT),
         "timelines": timelines,
         "panels": list(_panels(directory, case.boots, case.files, budget)) if red else [],
+        "actions": item.actions,
         "captures": list(_captures(directory, case.files, budget)) if red else [],
         "files": [name for name in case.files if not name.endswith((".idx", ".clock"))],
     }
@@ -178,15 +179,18 @@ def timeline(label: str, stages: tuple[Stamp, ...], died: float | None, longest:
 
 
 def _panels(directory: Path, boots: tuple[Boot, ...], files: tuple[str, ...], budget: _Budget) -> list[Panel]:
+    """The consoles of a case, each with the hypervisor's log and the case's actions in between."""
     found = []
+    events = actions.load(directory)
     for name in (name for name in files if name.endswith(".console.log")):
         boot = next((boot for boot in reversed(boots) if boot.console == name), None)
         try:
             guest = console.lines(directory / name, boot)
         except OSError:
             continue
-        xen = console.xen_lines(*_hypervisor(directory), boot.unpaused if boot else None)
-        shown = console.merge(guest, xen) if xen else guest
+        unpaused = boot.unpaused if boot else None
+        xen = console.xen_lines(*_hypervisor(directory), unpaused)
+        shown = console.merge(guest, [*xen, *actions.lines(events, unpaused)])
         if budget.take(sum(len(line.text) + 40 for line in shown)):
             found.append(Panel(name, tuple(shown), bool(xen)))
         else:

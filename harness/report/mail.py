@@ -113,6 +113,8 @@ def _failure(item: CaseReport, number: int, total: int) -> str:
     if case.excerpt:
         source = speaker(case.death.kind if case.death else "")
         lines += ["", f"{source.capitalize()}:", _quote(around_death(case, _CONSOLE).splitlines())]
+    if item.actions:
+        lines += ["", "Last actions before the failure:", _quote(list(item.actions))]
     if item.config:
         lines += ["", "Domain configuration:", _quote(item.config.splitlines())]
     lines += ["", "Run it again:", _command(item.rerun)]

@@ -47,6 +47,6 @@ def known_issue(outcome: str, reason: str) -> tuple[str, str, bool] | None:
 
 
 def death(identity: str) -> tuple[str, str] | None:
-    """Kind and normalised message of a death's identity; None if there is none."""
+    """Kind and normalised message of a death's identity; None for another text."""
     match = _IDENTITY.fullmatch(identity)
     return (match["kind"], match["message"]) if match else None
