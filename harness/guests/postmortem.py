@@ -27,6 +27,9 @@ from harness.xen import elfsymbols
 SECONDS = 10.0
 """Limit of one inspection."""
 
+NOT_READ = "not read: "
+"""Begins a text that says why its part failed."""
+
 # MSG_MAGIC of sys/sys/msgbuf.h; ptr, magic, size, wseq, rseq of struct msgbuf.
 _MAGIC, _MSGBUF = 0x063062, struct.Struct("<QIIII")
 # kern.msgbufsize is 96 KiB by default.
@@ -102,10 +105,10 @@ def inspect(transport: Transport, domid: int, vcpus: int, kernel: Path | None, s
     try:
         done = transport.run(["sh", "-c", _XENCTX, "sh", str(domid), str(vcpus)], deadline, check=False)
     except HarnessError as exc:
-        return {"vcpus": f"not read: {exc.message}\n"}
+        return {"vcpus": f"{NOT_READ}{exc.message}\n"}
     cpus = parse(done.text)
     if not cpus:
-        return {"vcpus": f"not read: {plain(done.stderr.decode('utf-8', 'replace')).strip() or 'xenctx printed nothing'}\n"}
+        return {"vcpus": f"{NOT_READ}{plain(done.stderr.decode('utf-8', 'replace')).strip() or 'xenctx printed nothing'}\n"}
     found = {"vcpus": "".join(_described(cpu, kernel, symbols) for cpu in cpus)}
     if kernel is None or "cr3" not in cpus[0].registers:
         return found
@@ -127,7 +130,7 @@ def inspect(transport: Transport, domid: int, vcpus: int, kernel: Path | None, s
 
         messages = message_buffer(read, lambda name: elfsymbols.address_of(data, name))
     except (HarnessError, OSError, ValueError, IndexError) as exc:
-        messages = f"not read: {exc}\n"
+        messages = f"{NOT_READ}{exc}\n"
     if messages:
         found["messages"] = plain(messages)
     return found
