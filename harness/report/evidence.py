@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""Parts of a failed case's evidence: its finding, the console around a death, the domain's configuration."""
+"""Parts of a failed case's evidence: its finding, the console around a death, backtrace and domain configuration."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from pathlib import Path
 
 from harness.results.model import CaseResult
 
-# Length to which a domain's configuration is cut, in characters.
-_CONFIG = 4000
+# Length to which a domain's configuration and a backtrace are cut, in characters.
+_LONGEST = 4000
 # Labels of harness.oracles.finding:
 # observed:  xbd2 has 33554432 bytes (8 times as many)
 _LABELLED = re.compile(r"(test|observed|expected|reference): +(.*)")
@@ -35,7 +35,16 @@ def domain_config(directory: Path, case: CaseResult) -> str:
     names = [name for name in case.files if name.endswith(".cfg")]
     domain = case.boots[-1].domain if case.boots else ""
     chosen = next((name for name in names if name == f"{domain}.cfg"), names[-1] if names else "")
+    return _text(directory / chosen) if chosen else ""
+
+
+def backtrace(directory: Path) -> str:
+    """The backtrace with source files and lines (harness.plugin.diagnosis), or "". ``directory`` is the case's own."""
+    return _text(directory / "backtrace.txt")
+
+
+def _text(path: Path) -> str:
     try:
-        return (directory / chosen).read_text("utf-8", "replace")[:_CONFIG] if chosen else ""
+        return path.read_text("utf-8", "replace")[:_LONGEST]
     except OSError:
         return ""

@@ -10,7 +10,7 @@ from harness.history.rows import Row, metrics_of, observation
 from harness.history.store import History
 from harness.report import actions, tested
 from harness.report.command import rerun_command
-from harness.report.evidence import domain_config
+from harness.report.evidence import backtrace, domain_config
 from harness.report.model import CaseReport, Report
 from harness.report.outcomes import matrix, strip
 from harness.report.sentence import sentence
@@ -84,6 +84,7 @@ def _case(path: Path, run: RunResult, case: CaseResult, verdict: Verdict, past: 
         usual_run=passes[-1].seen.run if passes else "",
         rerun=rerun_command(run, case),
         config=domain_config(directory, case) if case.outcome == FAILED else "",
+        backtrace=backtrace(directory) if red else "",
         actions=tuple(actions.last(actions.load(directory))) if red else (),
     )
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,8 @@ from harness.verdicts import values
 # Size of all consoles and captures on the page (characters). Beyond it the page only links the files.
 _BUDGET = 5_000_000
 _CAPTURE = 6_000
+# Files of a case that the page shows.
+_CAPTURED = re.compile(r".*\.cfg|.*xl-dmesg\.log|.*xl-list\.txt|xl-.*\.log|(?:vcpus|messages)-.*\.txt", re.DOTALL)
 # Console lines around a death on the first screen, and the number of new failures that have them.
 _EXCERPT, _IN_FULL = 12, 3
 # Length of a failure's reason on the first screen, in characters.
@@ -160,6 +163,7 @@ def _item(path: Path, item: CaseReport, number: int, longest: float, budget: _Bu
         "timelines": timelines,
         "panels": list(_panels(directory, case.boots, case.files, budget)) if red else [],
         "actions": item.actions,
+        "backtrace": item.backtrace,
         "captures": list(_captures(directory, case.files, budget)) if red else [],
         "files": [name for name in case.files if not name.endswith((".idx", ".clock"))],
     }
@@ -208,10 +212,10 @@ def _hypervisor(directory: Path) -> tuple[str, float | None]:
 
 
 def _captures(directory: Path, files: tuple[str, ...], budget: _Budget) -> list[tuple[str, str]]:
-    """(name, text) of the domain's configuration, and of the end of the logs of hypervisor and toolstack."""
+    """(name, end of the text) of configuration, vCPU stacks, kernel messages, and logs of hypervisor and toolstack."""
     found = []
     for name in sorted(files, key=lambda name: (not name.endswith(".cfg"), name)):
-        if name.endswith((".cfg", "xl-dmesg.log", "xl-list.txt")) or (name.startswith("xl-") and name.endswith(".log")):
+        if _CAPTURED.fullmatch(name):
             try:
                 with (directory / name).open("rb") as stream:
                     stream.seek(max(0, (directory / name).stat().st_size - _CAPTURE))

@@ -22,7 +22,7 @@ from harness.stamp import ISO
 from harness.verdicts import values
 
 COLUMNS = 72
-# Console lines and lines of the reason for a new failure, and the number of failures in full.
+# Lines of the console and of the backtrace, lines of the reason for a new failure, and the number of failures in full.
 _CONSOLE, _REASON, _IN_FULL = 24, 12, 6
 # Length to which the subject is cut, in characters.
 _SUBJECT = 120
@@ -113,6 +113,8 @@ def _failure(item: CaseReport, number: int, total: int) -> str:
     if case.excerpt:
         source = speaker(case.death.kind if case.death else "")
         lines += ["", f"{source.capitalize()}:", _quote(around_death(case, _CONSOLE).splitlines())]
+    if item.backtrace:
+        lines += ["", "Backtrace:", _quote(item.backtrace.splitlines()[:_CONSOLE])]
     if item.actions:
         lines += ["", "Last actions before the failure:", _quote(list(item.actions))]
     if item.config:

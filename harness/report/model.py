@@ -28,6 +28,8 @@ class CaseReport:
     """The command that runs this case alone, with the same inputs."""
     config: str = ""
     """The domain's configuration, for a failed case."""
+    backtrace: str = ""
+    """The death's backtrace with source files and lines, for a failed case."""
     actions: tuple[str, ...] = ()
     """The last actions before the failure, one line each."""
 

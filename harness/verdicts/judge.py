@@ -77,11 +77,14 @@ def _passed(now: Observation, mine: list[Observation]) -> Verdict:
     if own and own[-1].outcome == FAILED:
         streak = _streak(own)
         words = _changed(own[-1], now)
-        reason = f"failed in the last {_runs(len(streak))} (since {streak[-1].run}), passes now{words}"
+        before = f"the last {len(streak)} runs, since {streak[-1].run}" if len(streak) > 1 else streak[-1].run
+        reason = f"failed in {before}; passes now{words}"
         return Verdict(values.FIXED, reason, since=now.run, baseline=own[-1].run)
     if not own:
         return Verdict(values.NEW, f"first result on this branch; {judged[-1].branch or 'another branch'} has earlier ones")
-    return Verdict(values.PASS, f"passed, as in the {_runs(len(_streak(own)))} before", baseline=own[-1].run)
+    count = len(_streak(own))
+    before = f"{count} runs" if count > 1 else "run"
+    return Verdict(values.PASS, f"passed, as in the {before} before", baseline=own[-1].run)
 
 
 def _failed(now: Observation, mine: list[Observation], baseline: Baseline) -> Verdict:
@@ -93,14 +96,13 @@ def _failed(now: Observation, mine: list[Observation], baseline: Baseline) -> Ve
     against = _baseline_line(now, judged, baseline)
     if not against:
         return _without_baseline(now, judged, baseline)
-    tally = f"failed {len(same) + 1} of {len(same) + 1} times with these inputs"
+    tally = f"failed in all {len(same) + 1} runs with these inputs" if same else "failed in the first run with these inputs"
     if against[-1].outcome == PASSED:
         streak = _streak(against)
-        reason = f"passed in the last {_runs(len(streak))} of {baseline}, up to {streak[0].run}"
-        if isinstance(baseline, LastGreen):
-            reason = f"passed in the last {_runs(len(streak))}, up to {streak[0].run}"
-        elif isinstance(baseline, NamedRun):
-            reason = f"passed in {baseline}"
+        of_branch = f" of {baseline}" if isinstance(baseline, Branch) else ""
+        reason = f"passed in the last {len(streak)} runs{of_branch}, up to {streak[0].run}"
+        if len(streak) == 1:
+            reason = f"passed in run {streak[0].run}{of_branch}"
         reason += f"; {tally}{_changed(against[-1], now)}{_used_to_flake(against[-1], judged)}"
         return Verdict(values.REGRESSION, reason, since=_since(now, mine), baseline=against[-1].run)
     streak = _streak(against)
@@ -109,7 +111,7 @@ def _failed(now: Observation, mine: list[Observation], baseline: Baseline) -> Ve
     note = f"; different failure than before: {now.identity} (was {last.identity})" if other else ""
     green = next((seen for seen in reversed(against) if seen.outcome == PASSED), None)
     if green is None and not any(seen.outcome == PASSED for seen in judged):
-        reason = f"failed in all of {_runs(len(streak) + 1)} since {first.run}"
+        reason = f"failed in all {len(streak) + 1} runs since {first.run}"
         return Verdict(values.NEVER_PASSED, reason + note, since=first.run, different_failure=other)
     reason = f"failing since {first.run} ({_runs(len(streak) + 1)})"
     reason += f", last passed in {green.run}{_changed(green, first, 'then')}" if green else ""

@@ -362,7 +362,7 @@ def test_a_finding_is_shown_by_its_parts(tmp_path: Path) -> None:
     assert "\x1b" not in page + text
 
 
-def test_actions_lead_to_the_failure_in_mail_and_page(tmp_path: Path) -> None:
+def test_actions_and_backtrace_are_in_mail_and_page(tmp_path: Path) -> None:
     """They lie between the lines of the console by their time."""
     boot = Boot("g", (Stamp("kernel", 1.0),), 2.0, 100.0, "g.console.log", 0, "at the disco")
     done = run(1, case("F", directory="one", boots=(boot,), files=("g.console.log", "trace.jsonl")))
@@ -370,12 +370,15 @@ def test_actions_lead_to_the_failure_in_mail_and_page(tmp_path: Path) -> None:
     (path / "cases/one/g.console.log.idx").write_text("0 100.5\n7 103.0\n")
     begin = {"event": 1, "in": 0, "at": 1000.0, "clock": 102.0, "kind": "xl", "what": "xl mem-set 3 </pre>\x1b[31m160m"}
     (path / "cases/one/trace.jsonl").write_text(json.dumps(begin) + "\n" + json.dumps({"event": 1, "seconds": 0.4}) + "\n")
+    (path / "cases/one/backtrace.txt").write_text("#5  xbd_resume (sys/dev/xen/blkfront/blkfront.c:1020)\n#6 </pre>\x1b[31m\n")
     made = reporting.build_report(path, done)
+    assert "Backtrace:\n| #5  xbd_resume (sys/dev/xen/blkfront/blkfront.c:1020)\n| #6 </pre>" in mail.body(made)
     assert "Last actions before the failure:\n|      0.00 s  xl mem-set 3 </pre>" in mail.body(made)
     page = html.render(path, made)
     Strict(page)
     assert page.index(">before</span>") < page.index("# xl mem-set 3 &lt;/pre&gt;") < page.index(">after</span>")
     assert "last actions before the failure</summary>" in page
+    assert "#6 &lt;/pre&gt;" in page
     assert "\x1b" not in page
 
 
