@@ -4,9 +4,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from harness.results.model import FAILED, PASSED
+from harness.results.where import Where
 
 # Names of the trials that do not swap a single input.
 AS_IT_FAILED, ALL_GOOD, CONTROL, OTHER_XEN = "as it failed", "all as it passed", "control guest", "another Xen"
@@ -49,7 +50,7 @@ class Side:
     """A run of the case. ``harness`` is the commit of its harness, or "" if that is unknown."""
 
     options: Mapping[str, str]
-    cell: str
+    where: Where
     harness: str = ""
     gone: Mapping[str, str] = field(default_factory=dict)
     """Options whose file has changed since that run, with the reason."""
@@ -57,7 +58,7 @@ class Side:
 
 def plan(bad: Side, good: Side | None, *, other_xens: Sequence[str] = ()) -> Plan:
     """The trials to run. ``good`` is the last run in which the case passed, or None."""
-    trials = [Trial(AS_IT_FAILED, bad.options, bad.cell)]
+    trials = [Trial(AS_IT_FAILED, bad.options, str(bad.where))]
     unswappable = []
     if good is not None:
         differ = sorted(
@@ -72,21 +73,20 @@ def plan(bad: Side, good: Side | None, *, other_xens: Sequence[str] = ()) -> Pla
             all_good = _with(all_good, name, good.options.get(name))
         old = good.harness if good.harness != bad.harness else ""
         if swappable or old:
-            trials.append(Trial(ALL_GOOD, all_good, bad.cell, old))
-        trials += [Trial(name, _with(bad.options, name, good.options.get(name)), bad.cell) for name in swappable]
+            trials.append(Trial(ALL_GOOD, all_good, str(bad.where), old))
+        trials += [Trial(name, _with(bad.options, name, good.options.get(name)), str(bad.where)) for name in swappable]
         if old:
-            trials.append(Trial(HARNESS, bad.options, bad.cell, old))
+            trials.append(Trial(HARNESS, bad.options, str(bad.where), old))
     trials += [Trial(f"{OTHER_XEN} ({xen})", *_other_xen(bad, xen)) for xen in other_xens]
-    if not bad.cell.startswith("control-"):
+    if bad.where.guest == "freebsd":
         options = {
             name: value
             for name, value in bad.options.items()
             if name not in ("kernel", "disk", "image", "bootloader", "root", "guest", "firmware")
         }
-        _, _, rest = bad.cell.partition("-")
         guest_type = options.get("type", "pvh") if options.get("type") != "hvm" else "pvh"
-        cell = f"control-{rest}".replace("-hvm-uefi-", "-pvh-").replace("-hvm-", "-pvh-")
-        trials.append(Trial(CONTROL, options | {"guest": "control", "type": guest_type}, cell))
+        control = replace(bad.where, guest="control", type="pvh" if bad.where.type == "hvm" else bad.where.type, firmware="")
+        trials.append(Trial(CONTROL, options | {"guest": "control", "type": guest_type}, str(control)))
     return Plan(tuple(trials), tuple(unswappable))
 
 
@@ -167,5 +167,4 @@ def _with(options: Mapping[str, str], name: str, value: str | None) -> dict[str,
 
 def _other_xen(bad: Side, xen: str) -> tuple[dict[str, str], str]:
     options = {name: value for name, value in bad.options.items() if name not in ("hypervisor", "dom0-kernel")}
-    head, _, _ = bad.cell.rpartition("-xen-")
-    return options | {"xen": xen}, f"{head}-xen-{xen}"
+    return options | {"xen": xen}, str(replace(bad.where, host=f"xen-{xen}", xen=xen))

@@ -19,7 +19,7 @@ from typing import Any
 from harness.digest import file_sha256
 from harness.errors import UsageError
 from harness.investigate.scrub import Scrubber
-from harness.results.model import CaseResult, RunResult
+from harness.results.model import CaseResult, Outcome, RunResult
 
 SCHEMA = 1
 MANIFEST = "bundle.json"
@@ -64,7 +64,7 @@ class Bundle:
     inputs: tuple[BundleInput, ...] = ()
 
     def result(self) -> CaseResult:
-        return CaseResult(self.nodeid, self.suite, self.name, self.cell, self.outcome, 0.0, self.reason, self.identity)
+        return CaseResult(self.nodeid, self.suite, self.name, self.cell, Outcome(self.outcome), 0.0, self.reason, self.identity)
 
 
 def export(target: Path, directory: Path, run: RunResult, case: CaseResult, scrub: Scrubber) -> Bundle:
@@ -143,9 +143,9 @@ def options_for(bundle: Bundle, into: Path, given: Mapping[str, Path], *, anyway
 def _inputs(options: Mapping[str, str], case: CaseResult) -> tuple[list[BundleInput], dict[str, Path]]:
     found, members = [], {}
     wanted = [(name, Path(options[name])) for name in FILES if name in options]
-    if "control" in options and case.cell.startswith("control"):
+    if "control" in options and case.where.guest == "control":
         wanted += [("control", Path(options["control"]) / name) for name in _CONTROL]
-    if case.cell.startswith("control"):
+    if case.where.guest == "control":
         wanted = [(name, path) for name, path in wanted if name not in ("kernel", "disk")]
     for option, path in wanted:
         recorded = _recorded(option, path, case)

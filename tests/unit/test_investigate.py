@@ -26,11 +26,12 @@ from harness.investigate.blame import ALL_GOOD, AS_IT_FAILED, CONTROL, Side, con
 from harness.investigate.builds import CommitBuilds, FileBuilds
 from harness.investigate.rerun import checkout, selector
 from harness.investigate.scrub import Scrubber
+from harness.results.where import Where
 
 P, F, LOST, S = "passed", "failed", "infrastructure", "skipped"
-CELL = "freebsd-pvh-xen-4.20"
-BAD = Side({"kernel": "/k/B", "disk": "/d", "type": "pvh", "xen": "4.20"}, CELL, "bbb")
-GOOD = Side({"kernel": "/k/A", "disk": "/d0", "type": "pvh", "xen": "4.20"}, CELL, "aaa")
+CELL, WHERE = "freebsd-pvh-xen-4.20", Where("freebsd", "pvh", "xen-4.20", "4.20")
+BAD = Side({"kernel": "/k/B", "disk": "/d", "type": "pvh", "xen": "4.20"}, WHERE, "bbb")
+GOOD = Side({"kernel": "/k/A", "disk": "/d0", "type": "pvh", "xen": "4.20"}, WHERE, "aaa")
 
 
 # -- blame ------------------------------------------------------------------------------------------------------------
@@ -50,16 +51,16 @@ def test_plan_swaps_one_input_at_a_time() -> None:
 
 
 def test_plan_lists_inputs_that_cannot_be_swapped() -> None:
-    good = Side(GOOD.options, CELL, "bbb", {"kernel": "/k/A is gone"})
+    good = Side(GOOD.options, WHERE, "bbb", {"kernel": "/k/A is gone"})
     made = plan(BAD, good)
     assert [trial.name for trial in made.trials] == [AS_IT_FAILED, ALL_GOOD, "disk", CONTROL]
     assert made.trials[1].options["kernel"] == "/k/B"
     assert made.unswappable == (("kernel", "/k/A is gone"),)
     # The same path with another content.
-    assert plan(GOOD, Side(GOOD.options, CELL, "aaa", {"kernel": "replaced"})).unswappable == (("kernel", "replaced"),)
+    assert plan(GOOD, Side(GOOD.options, WHERE, "aaa", {"kernel": "replaced"})).unswappable == (("kernel", "replaced"),)
     assert [trial.name for trial in plan(BAD, None).trials] == [AS_IT_FAILED, CONTROL]
     # An option that the passing run did not have is left out.
-    assert "root" not in plan(Side(GOOD.options | {"root": "x"}, CELL), GOOD).trials[2].options
+    assert "root" not in plan(Side(GOOD.options | {"root": "x"}, WHERE), GOOD).trials[2].options
 
 
 TRIALS = plan(BAD, GOOD).trials
