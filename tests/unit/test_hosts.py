@@ -79,7 +79,7 @@ def test_ways_that_cannot_be(config: paramiko.SSHConfig) -> None:
 def test_nobody_listens() -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
-    with pytest.raises(TransportError, match="is the host up"):
+    with pytest.raises(TransportError, match="check that the host is up"):
         SshTransport("127.0.0.1", port, deadline=Deadline(5))
 
 
