@@ -66,9 +66,9 @@ class Death:
         return f"{hashlib.sha256(words.encode()).hexdigest()[:8]} {words}"
 
 
-def speaker(identity: str) -> str:
-    """The source of the excerpt of a death with this identity: Xen's tools if the guest was never built, else its console."""
-    return "Xen's tools" if identity.partition(" ")[2].startswith("refused:") else "console"
+def speaker(kind: str) -> str:
+    """The source of the excerpt of a death of this kind. A guest that Xen refused has printed nothing itself."""
+    return "Xen's tools" if kind == "refused" else "console"
 
 
 # The last line of a report. Since 14.0-STABLE 1400507 a FreeBSD panic prints none of them: the domain is gone after "Uptime: 46s"

@@ -16,6 +16,7 @@ from harness.deadline import Deadline
 from harness.dom0 import pygrub_fuzz
 from harness.errors import InfrastructureError
 from harness.transport import Transport
+from harness.xen import dom0_program
 
 # The users that libxl tries for a restricted pygrub. With the first, each domain has its own uid: that of the user plus the domid
 # (xen tools/libs/light/libxl_bootloader.c, bootloader_uid()).
@@ -138,7 +139,7 @@ class FuzzReport:
 
 _FUZZ = """
 d=$1; mkdir -p "$d"; touch "$d/stamp"; sleep 1
-shift; python3 "$d/fuzz.py" "$p" "$@"
+shift; "$@" "$p"
 { find / -xdev -type f -newer "$d/stamp" ! -path "$d/*" ! -path '/proc/*' ! -path '/var/log/*' \
     ! -path '/var/lib/xenstored/*' ! -path '/run/*' ! -path '/var/lib/fxh/*' ! -name '*.pyc'
 find "$d" -type f -newer "$d/stamp" ! -path "$d/scratch/*"; } | sed 's/^/stray /'
@@ -154,10 +155,10 @@ def fuzz(
     and length ``menu``) or ``image`` (mutate the metadata of the file system). Raises InfrastructureError if the fuzzer fails.
     """
     transport.run(["mkdir", "-p", directory])
-    transport.put(Path(pygrub_fuzz.__file__), f"{directory}/fuzz.py")
     transport.put(image, f"{directory}/base")
-    words = [directory, f"{directory}/base", kind, str(first), str(count), f"{directory}/scratch", str(menu[0]), str(menu[1])]
-    done = transport.run(["sh", "-c", _FIND + _FUZZ, "sh", *words], Deadline(600))
+    words = [f"{directory}/base", kind, str(first), str(count), f"{directory}/scratch", str(menu[0]), str(menu[1])]
+    wrapper = ["sh", "-c", _FIND + _FUZZ, "sh", directory]
+    done = dom0_program.run(transport, pygrub_fuzz, *words, deadline=Deadline(600), wrapper=wrapper)
     transport.run(["rm", "-rf", directory])
     lines = done.text.splitlines()
     reports = [json.loads(line) for line in lines if line.startswith("{")]

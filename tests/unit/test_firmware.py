@@ -24,7 +24,9 @@ from harness.images.image import Image
 from harness.investigate import blame
 from harness.lab import ovmf, recipe, tools
 from harness.plugin import cells, known, options
-from harness.report.gather import narrowed
+from harness.report.command import options_for_cell
+from harness.results import schema1
+from harness.results.where import Where
 from harness.transport.replay import ReplayStream
 from harness.xen import firmware
 from harness.xen.config import DomainConfig
@@ -188,7 +190,7 @@ def test_a_firmware_that_finds_nothing_to_boot_ends_the_boot(tmp_path: Path) -> 
     death = play(tmp_path, LOADING + b"BdsDxe: No bootable option or device was found.\r\n").death
     assert death is not None
     assert (death.kind, death.message, death.stage) == ("firmware", "the UEFI firmware found no bootable disk", "firmware")
-    assert deaths.speaker(death.identity) == "console"
+    assert deaths.speaker(death.kind) == "console"
 
 
 @pytest.mark.parametrize("cut", [b"\x1b[2J\x1b[01;01H\x1b[01;01HUEFI Interactive", b""])
@@ -249,11 +251,11 @@ def test_a_build_that_makes_no_firmware_leaves_nothing(tmp_path: Path, monkeypat
 
 @pytest.mark.parametrize(("where", "wanted"), [("freebsd-hvm-uefi-xen-4.20", "uefi"), ("freebsd-hvm-xen-4.20", "")])
 def test_the_command_for_one_case_asks_for_its_firmware(where: str, wanted: str) -> None:
-    case: Any = SimpleNamespace(cell=where)
-    assert narrowed({"firmware": "bios,uefi", "type": "pvh,hvm"}, case).get("firmware", "") == wanted
+    found = options_for_cell({"firmware": "bios,uefi", "type": "pvh,hvm"}, schema1.where(where))
+    assert found.get("firmware", "") == wanted
 
 
 def test_the_control_guest_takes_no_firmware_to_a_trial() -> None:
-    bad = blame.Side({"image": "i", "type": "hvm", "firmware": "uefi"}, "freebsd-hvm-uefi-xen-4.20")
+    bad = blame.Side({"image": "i", "type": "hvm", "firmware": "uefi"}, Where("freebsd", "hvm", "xen-4.20", "4.20", "uefi"))
     trial = blame.plan(bad, None).trials[-1]
     assert (trial.cell, trial.options) == ("control-pvh-xen-4.20", {"guest": "control", "type": "pvh"})

@@ -189,7 +189,7 @@ def test_setup_has_its_place_in_every_report(tmp_path: Path) -> None:
     assert (data["cases"][0]["seconds"], data["cases"][0]["setup"]) == (2.0, 786.0)
     properties = {item.get("name"): item.get("value") for item in ET.parse(path / "junit.xml").getroot().iter("property")}
     assert (properties[f"fxh.setup.{KERNEL}"], properties["fxh.setup.seconds"]) == ("786.000", "786.000")
-    junit.enrich(path / "junit.xml", reporting.make(path, replace(done, setup=())))
+    junit.enrich(path / "junit.xml", reporting.build_report(path, replace(done, setup=())))
     assert KERNEL not in (path / "junit.xml").read_text()
 
 
