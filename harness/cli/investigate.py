@@ -100,7 +100,7 @@ def bisect(
 ) -> None:
     """Which build brought the failure in? Each answer is kept: the same command goes on where it was stopped."""
     from harness.investigate import bisect_state, bisection
-    from harness.investigate.builds import Builds, Commits, Files, Names
+    from harness.investigate.builds import Builds, CommitBuilds, FileBuilds, NamedBuilds
     from harness.investigate.rerun import rerun
 
     if not 1 <= need <= of or confirm < 1:
@@ -113,13 +113,13 @@ def bisect(
     if source is not None:
         if not (good and bad and build):
             raise UsageError("--source needs --good, --bad and --build")
-        chosen = Commits(source.absolute(), good, bad, build, home / "bisect" / "builds")
+        chosen = CommitBuilds(source.absolute(), good, bad, build, home / "bisect" / "builds")
     elif option in _NAMES:
-        chosen = Names(builds or [])
+        chosen = NamedBuilds(builds or [])
     else:
-        chosen = Files([Path(name) for name in builds or []])
+        chosen = FileBuilds([Path(name) for name in builds or []])
     rule = bisection.Rule(need, of, confirm)
-    book = bisect_state.open_(home / "bisect", failed.key, failed.cell, option, chosen.names, restart=restart)
+    book = bisect_state.load(home / "bisect", failed.key, failed.cell, option, chosen.names, restart=restart)
     try:
         while isinstance(step := bisection.next_step(book.state, rule), bisection.Try):
             typer.echo(f"{chosen.names[step.which]}: {step.why} ...", err=True)
@@ -132,7 +132,7 @@ def bisect(
             book.answered(step.which, outcome)
             typer.echo(f"{chosen.names[step.which]}: {outcome}" + (f"  {reason}" if reason else ""))
     finally:
-        if isinstance(chosen, Commits):
+        if isinstance(chosen, CommitBuilds):
             chosen.close()
     typer.echo(step.sentence)
     _summary(book.state)

@@ -56,7 +56,7 @@ def check_options(config: pytest.Config) -> None:
     try:
         config.stash[OPTIONS] = options_.read(config)
         config.stash[RIG] = Rig(config.stash[OPTIONS])
-        source = config.stash[RIG].freebsd
+        source = config.stash[RIG].tested
         if source is not None:
             options_.check_firmwares(config.stash[OPTIONS], source)
     except UsageError as exc:
@@ -69,10 +69,8 @@ def cells_of(config: pytest.Config) -> tuple[cells.Cell, ...]:
         _open(config)
     if config.getoption("fxh_everywhere"):
         return cells.everywhere(recipe.available())
-    source = config.stash[RIG].freebsd
-    if source is None:
-        return cells.cells(config.stash[OPTIONS], ())
-    return cells.cells(config.stash[OPTIONS], source.profile.types, source.profile.os_version)
+    source = config.stash[RIG].tested
+    return cells.cells(config.stash[OPTIONS], source.profile if source is not None else None)
 
 
 def _open(config: pytest.Config) -> None:
