@@ -53,7 +53,8 @@ def test_the_page_lets_the_reader_hide_a_source(tmp_path: Path) -> None:
         assert f'class="k-{kind}"' in page
         assert f".k-{kind}:not(:checked)" in page
     assert "booting &lt;b&gt;" in page
-    assert '<span class="death">' in page
+    assert '<span class="death" id="death-case-' in page
+    assert 'href="#death-case-' in page
 
 
 def test_without_a_clock_only_the_guest_and_its_actions_are_shown(tmp_path: Path) -> None:
