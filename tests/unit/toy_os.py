@@ -34,6 +34,7 @@ from harness.guests.os.base import (
 from harness.guests.source import GuestSource
 from harness.osversion import OSVersion
 from harness.plugin.rig import Rig
+from harness.transport import Completed
 from harness.transport.replay import ReplayStream
 
 BOOT = b"ToyOS kernel 2.1\r\nstarting programs\r\n\r\ntoy login: "
@@ -233,6 +234,8 @@ class ToyHost(quiet_host.Host):
             destroy=lambda domid: None,
             find=lambda name: None,
         )
+        # Its dom0 knows no command.
+        self.transport = SimpleNamespace(run=lambda argv, deadline=None, check=True: Completed(tuple(argv), 127, b"", b""))
         self.xenstore = SimpleNamespace(watch=lambda *paths, seconds: nullcontext(lambda longest: None))
 
     @property
