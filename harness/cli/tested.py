@@ -111,4 +111,4 @@ def _read() -> tuple[matrix.Record, ...]:
 
 def _current(data: tuple[matrix.Record, ...]) -> str:
     """docs/suites.md with the table of ``data``."""
-    return matrix.put(_document().read_text(), matrix.render(data, _suites()))
+    return matrix.insert(_document().read_text(), matrix.render(data, _suites()))

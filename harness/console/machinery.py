@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""Functions that every report of one kind passes through. The function to look at is the first caller outside these tables.
+"""Machinery: kernel functions that only report a fault. The faulting function is their first caller.
 
-Each guest OS has rows of its kernel (:mod:`harness.guests.os`); :data:`COPIES` is common to all. To add a family, add a row. A test
-checks each sample against its pattern, and checks that the tables leave the functions of drivers alone.
+Each guest OS has a table for its kernel (:mod:`harness.guests.os`); :data:`COPIES` is common to all. To add a family of functions, add
+a row. A test checks that each sample matches its pattern, and that the tables do not match functions of drivers.
 """
 
 from __future__ import annotations
@@ -14,17 +14,14 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Row:
-    """A family of functions. ``pattern`` matches a whole function name.
-
-    ``samples``: names that it covers, separated by blanks, as backtraces print them.
-    """
+    """A family of functions. ``pattern`` must match a whole name. ``samples`` are names in backtraces, separated by blanks."""
 
     what: str
     pattern: str
     samples: str
 
 
-# Copies, fills and text: whatever faults in them was called with a wrong address.
+# Copies, fills and text functions: if one faults, its caller passed a wrong address.
 COPIES = (
     Row("copies", r"(?:__)?(?:mem(?:cpy|move|set|cmp|chr|mem)|bcopy|bzero|bcmp|explicit_bzero)(?:_\w+)?|page(?:copy|zero)\w*|sse2_pagezero|ovbcopy",
         "memcpy memcpy_erms memmove_erms memmove_std memset_erms memcmp bcopy bzero __memcpy __memmove pagezero_erms pagecopy"),
@@ -38,19 +35,19 @@ COPIES = (
         "strlen strcmp strncmp strlcpy strcpy strchr strsep strdup index kvprintf vprintf printf snprintf vsnprintf _vprintf sprintf"),
 )  # fmt: skip
 
-# What compilers append to the name of a part or a copy of a function: xyz_poll.isra.0, xyz_poll.cold
+# Suffixes that compilers add to parts and copies of a function: xyz_poll.isra.0, xyz_poll.cold
 _COPY = re.compile(r"(?:\.(?:isra|constprop|part|cold|llvm|lto_priv)(?:\.\d+)*)+$")
 # Position-independent copies of Linux's functions: __pi_memcpy (arm64, and x86 since 6.15)
 _POSITION_INDEPENDENT = "__pi_"
 
 
 def base(function: str) -> str:
-    """The name of a function in its source, without what a compiler appended or a build put before it."""
+    """The name of a function in its source, without the suffix of a compiler and the prefix of a build."""
     return _COPY.sub("", function).removeprefix(_POSITION_INDEPENDENT)
 
 
 class Machinery:
-    """The functions that only report a fault: those of ``rows`` and of :data:`COPIES`."""
+    """A set of function names: those that match a row of ``rows`` or of :data:`COPIES`."""
 
     def __init__(self, rows: Iterable[Row] = ()) -> None:
         self.rows = (*rows, *COPIES)

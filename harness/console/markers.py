@@ -1,23 +1,28 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""The lines that dying kernels print."""
+"""The lines that dying guests print. :mod:`harness.console.deaths` decides which of them count."""
 
 from __future__ import annotations
 
 import re
 from dataclasses import dataclass
 
+from harness.console.kinds import DeathKind
+
 
 @dataclass(frozen=True)
 class Marker:
-    """A line that a dying guest prints. ``prompt``: the guest now waits for input, so nothing more will come."""
+    """A line that a dying guest prints. ``prompt``: the guest waits for input, so no further output will come.
 
-    kind: str
+    ``pattern`` cannot match without the bytes ``literal``. If it has groups, they are the message.
+    """
+
+    kind: DeathKind
     literal: bytes
     pattern: re.Pattern[bytes]
     prompt: bool = False
 
 
-def marker(kind: str, literal: bytes, pattern: bytes, prompt: bool = False) -> Marker:
+def marker(kind: DeathKind, literal: bytes, pattern: bytes, prompt: bool = False) -> Marker:
     """A marker whose ``pattern`` is compiled with MULTILINE."""
     return Marker(kind, literal, re.compile(pattern, re.MULTILINE), prompt)
 
@@ -25,24 +30,24 @@ def marker(kind: str, literal: bytes, pattern: bytes, prompt: bool = False) -> M
 MARKERS = (
     # Fatal trap 12: page fault while in kernel mode
     marker("trap", b"Fatal ", rb"Fatal (?:double fault|trap \d+: [^\r\n]*)"),
-    # panic: mountroot: unable to (re-)mount root.     It begins wherever the console's line was (sys/kern/kern_shutdown.c, vpanic()):
-    # debug.kdb.panic: 0panic: kdb_sysctl_panic
-    # The machine may die between this word and the message. "debug.kdb.panic: 0" is a sysctl's value. What else is none is decided
-    # by harness.console.standing.
+    # panic: mountroot: unable to (re-)mount root.
+    # debug.kdb.panic: 0panic: kdb_sysctl_panic        (vpanic() starts no new line, sys/kern/kern_shutdown.c)
+    # The machine may die between this word and the message. "debug.kdb.panic: 0" is a sysctl's value. harness.console.evidence
+    # decides whether any other line is a panic.
     marker("panic", b"panic: ", rb"panic: (?!\d+\r*$)[^\r\n]+|^\r*panic: (?:\Z|\d*(?=\r*\n\r*cpuid = \d))"),
     # mountroot>
     marker("mountroot", b"mountroot> ", rb"^\r*mountroot> ", True),
-    # db>     (not "db:0:kdb.enter.panic>  bt": that is a script's echo, and nobody is asked)
+    # db>     (not "db:0:kdb.enter.panic>  bt", which is the echo of a script's command)
     marker("ddb", b"db> ", rb"^\r*db> ", True),
     # Enter full pathname of shell or RETURN for /bin/sh:       (sbin/init/init.c: rc failed)
     marker("single-user", b"RETURN for /bin/sh", rb"^\r*Enter full pathname of shell or RETURN for /bin/sh: ", True),
     # run_interrupt_driven_hooks: still waiting after 60 seconds for xenbusb_nop_confighook_cb
     marker("hang", b"run_interrupt_driven_hooks", rb"run_interrupt_driven_hooks: still waiting after \d+ seconds for [^\r\n]*"),
-    # (XEN) Domain 2 (vcpu#0) crashed on cpu#0:       (the PV shim's Xen speaks on its guest's console)
-    # console_timestamps=date, datems, boot, raw (xen/drivers/char/console.c, printk_start_of_line()):
+    # (XEN) Domain 2 (vcpu#0) crashed on cpu#0:       (the PV shim's Xen prints on its guest's console)
+    # Stamps by console_timestamps=date, datems, boot, raw (xen/drivers/char/console.c, printk_start_of_line()):
     # (XEN) [2024-02-03 04:05:06] Domain 3    [2024-02-03 04:05:06.789]    [   12.345678]    [000000123456789a]
     # (XEN) Domain 3 reported crashed by domain 1 on cpu#0:
-    # (XEN) Panic on CPU 0:           (the shim's own death; its reason is on the next line)
+    # (XEN) Panic on CPU 0:           (the shim panics; the reason is on the next line)
     marker(
         "crash",
         b"(XEN) ",

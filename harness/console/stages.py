@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""The stages of a boot: the line that shows that a stage was reached, and how long the next one may take.
+"""The stages of a boot: the line that marks each stage, and the time budget for the next one.
 
 Each guest OS has a table of them (:mod:`harness.guests.os`).
 """
@@ -12,9 +12,9 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Stage:
-    """Reached when ``pattern`` is found. ``literal`` is a byte string without which the pattern cannot match.
+    """A stage, marked by a line that matches ``pattern``. The pattern cannot match without the bytes ``literal``.
 
-    ``budget`` is how many seconds may pass, after this stage, until the next one is reached.
+    ``budget`` is the longest time (s) from this stage to the next one.
     """
 
     name: str
@@ -23,18 +23,18 @@ class Stage:
     budget: float
 
 
-# Bytes of console output, the most frequent first.
+# Bytes in the order of their frequency in console output, the most frequent first.
 _FREQUENT = b" etaoinsrhdlu0123456789cmfpgwybvk:.,-/=xjqz_"
 
 
 def rarest(literal: bytes) -> bytes:
-    """The byte of ``literal`` that output holds least often: a search for it alone is many times faster, and mostly in vain."""
+    """The least frequent byte of ``literal``. A search for this byte is fast and rules out most output."""
     return max((literal[n : n + 1] for n in range(len(literal))), key=lambda byte: _FREQUENT.find(byte) % (len(_FREQUENT) + 1))
 
 
 @dataclass(frozen=True)
 class StageReached:
-    """``at`` is monotonic time in seconds, ``offset`` the stage's place in the console log in bytes."""
+    """A stage that the boot reached ``at`` a time (monotonic s); ``offset`` is that of its line in the log (bytes)."""
 
     name: str
     at: float
@@ -46,5 +46,5 @@ def stage(name: str, literal: bytes, pattern: bytes, budget: float) -> Stage:
     return Stage(name, literal, re.compile(pattern, re.MULTILINE), budget)
 
 
-# Seconds from unpausing the domain to the first line of all.
+# The longest time (s) from unpausing the domain to its first output.
 FIRST_LINE = 60.0

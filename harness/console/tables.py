@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""What a guest OS prints on its console, as one value: the modules of this package read it, each guest OS supplies its own."""
+"""The console of a guest OS as one value. Each guest OS supplies one; the other modules of this package read it."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from harness.console.stages import Stage
 
 @dataclass(frozen=True)
 class Banner:
-    """A kernel's first line, where other programs print the same line.
+    """A kernel's first line, if other programs print the same line.
 
-    It begins a boot if ``next_line`` follows it, or if ``alone`` matches all output from it on and nothing more comes.
+    It begins a boot if ``next_line`` follows it, or if ``alone`` matches all output from it on and silence follows.
     """
 
     stage: Stage
@@ -27,7 +27,7 @@ class Banner:
 
 @dataclass(frozen=True)
 class Question:
-    """What the console's reader asks a dead guest at ``prompt``."""
+    """The ``commands`` that the reader runs at the ``prompt`` of a dead guest."""
 
     prompt: bytes
     commands: tuple[str, ...]
@@ -37,20 +37,20 @@ class Question:
 class ConsoleTables:
     """The console of one guest OS.
 
-    The last of ``stages`` is the login prompt; one that is named ``kernel`` shows that the kernel runs.
+    The last of ``stages`` is the login prompt. A stage named ``kernel`` shows that the kernel runs.
     """
 
     stages: tuple[Stage, ...]
     boots: tuple[Stage, ...] = ()
-    """The first lines of a boot. After the stage ``kernel`` such a line is a second boot."""
+    """The first lines of a boot. After the stage ``kernel``, such a line begins a second boot."""
     banner: Banner | None = None
     replayed: re.Pattern[bytes] | None = None
-    """A line after which the kernel prints its log again: the line of ``boots`` that follows it is no boot."""
+    """A line after which the kernel prints its log again. A line of ``boots`` after it begins no boot."""
     questions: Mapping[str, Question] = field(default_factory=dict)
-    """By the kind of the marker whose prompt it is."""
+    """Commands by the kind of the prompt's marker."""
     machinery: Machinery = field(default_factory=Machinery)
     markers: tuple[Marker, ...] = ()
-    """Lines of a dying kernel that :data:`harness.console.markers.MARKERS` lacks."""
+    """Markers of this OS in addition to :data:`harness.console.markers.MARKERS`."""
 
     @cached_property
     def all_markers(self) -> tuple[Marker, ...]:

@@ -21,7 +21,7 @@ def up(link: Link, sizes: Sequence[int], seconds: float = 60) -> Transfer:
     if link.guest.profile.udp_by_tftp:
         return _tftp(link, "-p", sizes, seconds)
     port = link.next_port()
-    peer = Peer(link.host, ["hear", link.here, str(port), str(sum(sizes))], link.namespace)
+    peer = Peer(link.host, ["recv_datagrams", link.here, str(port), str(sum(sizes))], link.namespace)
     each = "; ".join(f"dd if=/dev/urandom bs={size} count=1 2>/dev/null | tee -a /tmp/fxh-all; sleep 0.2" for size in sizes)
     nc = f"timeout {int(seconds)} nc -u -w 1 {link.here} {port} > /dev/null"
     sent = link.guest.sh(f"rm -f /tmp/fxh-all; ( {each} ) | {nc}; fxh_digest < /tmp/fxh-all", seconds + 30).split()[0]
@@ -37,7 +37,7 @@ def down(link: Link, sizes: Sequence[int], seconds: float = 60) -> Transfer:
     ready = f"netstat -an -p udp | grep -q '[.]{port} ' && break; sleep 0.1"
     receive = f"timeout {int(seconds)} nc -u -l {link.there} {port} < /dev/null > /tmp/fxh-all"
     link.guest.sh(f"( {receive} ) > /dev/null 2>&1 & for i in $(seq 100); do {ready}; done")
-    words = ["tell", link.there, str(port), str(size), str(SEED), ",".join(map(str, sizes))]
+    words = ["send_datagrams", link.there, str(port), str(size), str(SEED), ",".join(map(str, sizes))]
     done = Peer(link.host, words, link.namespace).result(seconds + 40)
     poll = f"[ $(stat -f %z /tmp/fxh-all) -ge {size} ] && break; sleep 0.2"
     arrived = link.guest.sh(f"for i in $(seq 25); do {poll}; done; fxh_digest < /tmp/fxh-all").split()[0]

@@ -210,7 +210,7 @@ class Link:
         """
         port = self.next_port()
         peer = Peer(self.host, ["recv", far.here, str(port), str(size)], far.namespace)
-        source = Peer(self.host, ["push", to or far.here, str(port), str(size), str(SEED), "65536"], self.namespace)
+        source = Peer(self.host, ["connect", to or far.here, str(port), str(size), str(SEED), "65536"], self.namespace)
         done, sent = peer.result(60), source.result(60)
         error = done.error or ("" if done.bytes == size else f"the stream ended early ({sent.error})")
         return Transfer(done.bytes, digest_of(size), done.md5, done.seconds, error)

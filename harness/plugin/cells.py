@@ -13,6 +13,7 @@ from harness.guests.os.base import GuestOS
 from harness.hosts.pool import label
 from harness.osversion import UNKNOWN, OSVersion
 from harness.plugin.options import Options
+from harness.results.where import Where
 from harness.xen.config import entry
 from harness.xen.firmware import BIOS, UEFI
 
@@ -31,9 +32,14 @@ class Cell:
     """``uefi``, or empty for every cell that had a name before there was a choice: the history goes by names."""
 
     def __str__(self) -> str:
-        return "-".join(filter(None, (self.guest, self.type, self.firmware, self.host)))
+        return str(self.where)
 
     __repr__ = __str__
+
+    @property
+    def where(self) -> Where:
+        """The cell as results record it."""
+        return Where(self.guest, self.type, self.host, self.xen, self.firmware)
 
     @property
     def os(self) -> str:

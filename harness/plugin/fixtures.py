@@ -127,9 +127,9 @@ def scratch(rig: Rig, cell: Cell, case: CaseContext) -> NewScratch:
             raise InfrastructureError("this case has no host yet", hint="ask for the fixture guest or host before scratch disks")
         host, tag = case.host, secrets.token_hex(3)
         rig.used(cell)
-        made = disks.make(host, [f"{label}.{tag}" for label in labels], size=size, sector=sector)
+        made = disks.create(host, [f"{label}.{tag}" for label in labels], size=size, sector=sector)
         case.given.append(f"{host.directory}/scratch")
-        case.undo.append(lambda: disks.drop(host, made))
+        case.undo.append(lambda: disks.remove(host, made))
         return made
 
     return make

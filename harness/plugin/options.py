@@ -37,7 +37,7 @@ class Options:
     bootloader: str
     root: str
     host: str
-    """Real hosts by commas (see harness.hosts.pool.members); empty for a lab."""
+    """Real hosts by commas (see harness.hosts.pool.select_hosts); empty for a lab."""
     scale: float
     hypervisor: Path | None
     dom0_kernel: Path | None
@@ -186,7 +186,7 @@ def read(config: pytest.Config) -> Options:
     if UEFI in firmwares and types and "hvm" not in types:
         raise UsageError(f"--firmware uefi with --type {','.join(types)}", hint="only HVM guests start from a firmware: --type hvm")
     xens = words("xen") or (recipe.DEFAULT_XEN,)
-    pool.members(run.xen_host, loaded.config.hosts)
+    pool.select_hosts(run.xen_host, loaded.config.hosts)
     shard.parse(str(config.getoption("shard")))
     if run.keep not in ("never", "failed"):
         raise UsageError(f"run.keep {run.keep!r}", hint="never or failed")

@@ -24,14 +24,15 @@ _PREFIX = re.compile(r"^(?:/usr/src/|\./)")
 
 @dataclass(frozen=True)
 class Line:
-    """A place in the source. ``file`` is relative to the source tree; it is empty and ``line`` is 0 if unknown."""
+    """A place in the source. ``file`` is relative to the source tree; it is empty if unknown, and so ``line`` is 0."""
 
     function: str
     file: str
     line: int
 
     def __str__(self) -> str:
-        return f"{self.function} ({self.file}:{self.line})" if self.file else self.function
+        place = f"{self.file}:{self.line}" if self.line else self.file
+        return f"{self.function} ({place})" if place else self.function
 
 
 def program() -> str:
@@ -77,7 +78,7 @@ def parse(text: str, count: int) -> tuple[tuple[Line, ...], ...]:
             lines = tuple(_line(symbol) for symbol in symbols if isinstance(symbol, dict))
         except (ValueError, AttributeError, TypeError):
             lines = ()
-        found.append(tuple(one for one in lines if one.function or one.file))
+        found.append(tuple(one for one in lines if one.function))
     found = found[:count]
     return tuple(found + [()] * (count - len(found)))
 

@@ -10,7 +10,7 @@ import pytest
 
 from harness.console.text import plain
 from harness.deadline import ConditionNotMet
-from harness.dom0 import program, xenstore_writer
+from harness.dom0 import xenstore_writer
 from harness.errors import CommandFailed, GuestDied, HarnessError, LoggedOut
 from harness.guests.guest import Guest
 from harness.guests.memory import Memory
@@ -19,6 +19,7 @@ from harness.oracles.finding import finding
 from harness.plugin.cells import Cell
 from harness.plugin.fixtures import NewGuest
 from harness.plugin.rig import CaseContext
+from harness.xen import dom0_program
 
 
 def judge(guest: Guest, asked: str, before: Sample, after: Sample, wanted: int) -> None:
@@ -225,7 +226,7 @@ def test_storm_of_targets(guest: Guest, first: Sample) -> None:
     low, high = (whole * 3 // 4) << 10, (whole * 9 // 10) << 10
     rounds = 100 if guest.host.facts.emulated else 500
 
-    guest.host.transport.run(program.command(xenstore_writer, path, str(rounds), str(low), str(high)))
+    dom0_program.run(guest.host.transport, xenstore_writer, path, str(rounds), str(low), str(high))
     memory.ask(whole)
 
     after, _ = memory.settle(first.current)

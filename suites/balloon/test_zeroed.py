@@ -9,12 +9,13 @@ import secrets
 import pytest
 
 from harness.deadline import Deadline
-from harness.dom0 import program, scan_pages
+from harness.dom0 import scan_pages
 from harness.guests.guest import Guest
 from harness.guests.memory import Memory
 from harness.oracles.ballooning import MIB, Sample
 from harness.oracles.finding import finding
 from harness.plugin.rig import CaseContext
+from harness.xen import dom0_program
 
 # How much of its memory the guest gives back.
 GIVEN = 0.3
@@ -24,7 +25,7 @@ _HOLES = "/run/fxh-holes.json"
 def look(guest: Guest, secret: str) -> dict[str, int]:
     """At all of the guest's pages the first time, and at those that it did not have then the second time."""
     words = [str(guest.domid), "0", str(guest.config.memory * MIB // scan_pages.PAGE), _HOLES, secret]
-    found: dict[str, int] = json.loads(guest.host.transport.run(program.command(scan_pages, *words), Deadline(120)).text)
+    found: dict[str, int] = json.loads(dom0_program.run(guest.host.transport, scan_pages, *words, deadline=Deadline(120)).text)
     return found
 
 

@@ -36,7 +36,7 @@ def fed(tmp_path: Path, chunks: Sequence[bytes], tables: ConsoleTables = FREEBSD
         reader.expect_end()
     for chunk in chunks:
         reader._take(chunk)
-        reader._judge()
+        reader._check()
     reader._end()
     reader.close()
     for file in (path, Path(f"{path}.idx")):

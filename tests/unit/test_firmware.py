@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""UEFI guests: cells and their names, the domain configuration, what a host must have, what a firmware says on its console."""
+"""Tests UEFI guests: cells and their names, the domain configuration, the requirements of a host, the firmware's console."""
 
 from __future__ import annotations
 
@@ -24,7 +24,9 @@ from harness.images.image import Image
 from harness.investigate import blame
 from harness.lab import ovmf, recipe, tools
 from harness.plugin import cells, known, options
-from harness.report.gather import narrowed
+from harness.report.command import options_for_cell
+from harness.results import schema1
+from harness.results.where import Where
 from harness.transport.replay import ReplayStream
 from harness.xen import firmware
 from harness.xen.config import DomainConfig
@@ -60,7 +62,7 @@ def test_a_control_guest_has_no_firmware() -> None:
     ]
 
 
-def test_the_book_of_all_cells_has_uefi() -> None:
+def test_all_cells_include_uefi() -> None:
     assert "freebsd-hvm-uefi-xen-4.17" in map(str, cells.everywhere(("4.17", "4.20")))
 
 
@@ -86,7 +88,7 @@ def test_an_image_says_which_firmwares_start_it() -> None:
         return Image("i", SimpleNamespace(manifest=data))  # type: ignore[arg-type]
 
     assert image(types=["pvh", "hvm"], firmwares=["bios", "uefi"]).firmwares == ("bios", "uefi")
-    assert image(types=["pvh", "hvm"]).firmwares == ("bios",), "built before images said so"
+    assert image(types=["pvh", "hvm"]).firmwares == ("bios",), "an image without the entry is from an older version"
     assert image(types=["pvh"]).firmwares == ()
 
 
@@ -116,7 +118,7 @@ def test_only_hvm_has_a_firmware() -> None:
         configure(Host(), source("uefi"), Shape("pvh", firmware="uefi"), "x")  # type: ignore[arg-type]
 
 
-def test_what_stands_against_uefi_is_said_before_anything_boots() -> None:
+def test_obstacles_to_uefi_are_reported_before_a_boot() -> None:
     shape = Shape("hvm", firmware="uefi")
     with pytest.raises(UsageError, match="no EFI system partition"):
         configure(Host(), source("bios"), shape, "x")  # type: ignore[arg-type]
@@ -134,7 +136,7 @@ def test_what_stands_against_uefi_is_said_before_anything_boots() -> None:
 
 
 def probe(tmp_path: Path, library: str, version: str = "4.20") -> dict[str, str]:
-    """What the probe prints where dom0's /usr is below ``tmp_path``, and libxl holds the string ``library``."""
+    """The output of the probe if dom0's /usr is below ``tmp_path`` and libxl contains the string ``library``."""
     directory = tmp_path / "usr/lib/x86_64-linux-gnu"
     directory.mkdir(parents=True, exist_ok=True)
     (directory / f"libxenlight.so.{version}.0").write_bytes(b"\x7fELF\0seabios\0ovmf\0" + library.encode() + b"\0qemu\0")
@@ -158,8 +160,8 @@ def test_the_probe_asks_libxl_for_its_firmware(tmp_path: Path) -> None:
 
 
 def test_a_libxl_without_ovmf_and_a_host_without_a_library(tmp_path: Path) -> None:
-    assert firmware.missing(probe(tmp_path, "/usr/share/seabios/bios.bin")).endswith("this Xen was built without it")
-    assert firmware.missing({}) == "", "where nobody can be asked, xl decides"
+    assert firmware.missing(probe(tmp_path, "/usr/share/seabios/bios.bin")).endswith("this Xen was built without OVMF")
+    assert firmware.missing({}) == "", "without a library xl decides"
 
 
 # -- the console ------------------------------------------------------------------------------------------------------
@@ -184,16 +186,16 @@ def test_stages_of_a_uefi_boot(tmp_path: Path) -> None:
 
 
 def test_a_firmware_that_finds_nothing_to_boot_ends_the_boot(tmp_path: Path) -> None:
-    """Without its shell it says so; no stage follows."""
+    """A firmware without a shell prints a message, and no stage follows."""
     death = play(tmp_path, LOADING + b"BdsDxe: No bootable option or device was found.\r\n").death
     assert death is not None
     assert (death.kind, death.message, death.stage) == ("firmware", "the UEFI firmware found no bootable disk", "firmware")
-    assert deaths.speaker(death.identity) == "console"
+    assert deaths.speaker(death.kind) == "console"
 
 
 @pytest.mark.parametrize("cut", [b"\x1b[2J\x1b[01;01H\x1b[01;01HUEFI Interactive", b""])
 def test_a_firmware_that_starts_its_shell_found_nothing_to_boot(tmp_path: Path, cut: bytes) -> None:
-    """Recorded from an empty disk: seen when the shell is started, and at its prompt."""
+    """Recorded with an empty disk. The start of the shell counts, and so does its prompt."""
     death = play(tmp_path, NO_DISK[: NO_DISK.index(cut)] if cut else NO_DISK).death
     assert death is not None
     assert (death.kind, death.stage) == ("firmware", "firmware")
@@ -210,14 +212,14 @@ def test_the_shell_prompt_alone_is_enough() -> None:
     assert death.kind == "firmware"
 
 
-def test_words_that_only_look_like_the_shell(tmp_path: Path) -> None:
+def test_texts_that_resemble_the_shell(tmp_path: Path) -> None:
     assert classify(b"echo 'Shell> ' > x\r\nroot Shell> \r\n") is None
 
 
 # -- the lab's firmware -----------------------------------------------------------------------------------------------
 
 
-def test_the_key_knows_all_that_the_firmware_is_made_of() -> None:
+def test_the_key_covers_all_inputs_of_the_firmware() -> None:
     own = recipe.firmware()
     assert own.platform == "OvmfPkg/OvmfXen.dsc"
     others = [
@@ -249,11 +251,11 @@ def test_a_build_that_makes_no_firmware_leaves_nothing(tmp_path: Path, monkeypat
 
 @pytest.mark.parametrize(("where", "wanted"), [("freebsd-hvm-uefi-xen-4.20", "uefi"), ("freebsd-hvm-xen-4.20", "")])
 def test_the_command_for_one_case_asks_for_its_firmware(where: str, wanted: str) -> None:
-    case: Any = SimpleNamespace(cell=where)
-    assert narrowed({"firmware": "bios,uefi", "type": "pvh,hvm"}, case).get("firmware", "") == wanted
+    found = options_for_cell({"firmware": "bios,uefi", "type": "pvh,hvm"}, schema1.where(where))
+    assert found.get("firmware", "") == wanted
 
 
 def test_the_control_guest_takes_no_firmware_to_a_trial() -> None:
-    bad = blame.Side({"image": "i", "type": "hvm", "firmware": "uefi"}, "freebsd-hvm-uefi-xen-4.20")
+    bad = blame.Side({"image": "i", "type": "hvm", "firmware": "uefi"}, Where("freebsd", "hvm", "xen-4.20", "4.20", "uefi"))
     trial = blame.plan(bad, None).trials[-1]
     assert (trial.cell, trial.options) == ("control-pvh-xen-4.20", {"guest": "control", "type": "pvh"})

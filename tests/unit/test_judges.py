@@ -163,8 +163,10 @@ def test_the_fuzzer_tells_a_crash_from_an_error(tmp_path: Path) -> None:
 
     (tmp_path / "pygrub").write_text(STAND_IN)
     (tmp_path / "image").write_bytes(bytes(range(256)) * 1200)
-    argv = [sys.executable, str(Path(pygrub_fuzz.__file__)), str(tmp_path / "pygrub"), str(tmp_path / "image"), "image", "0", "80"]
-    done = subprocess.run([*argv, str(tmp_path / "scratch"), "0", "0"], capture_output=True, text=True, check=True)
+    argv = [sys.executable, str(Path(pygrub_fuzz.__file__)), str(tmp_path / "image"), "image", "0", "80"]
+    done = subprocess.run(
+        [*argv, str(tmp_path / "scratch"), "0", "0", str(tmp_path / "pygrub")], capture_output=True, text=True, check=True
+    )
     lines = [json.loads(line) for line in done.stdout.splitlines()]
     counts = lines.pop()["counts"]
     assert set(counts) == {"0", "1", "signal 11", "77"}
@@ -178,7 +180,7 @@ def test_seeds_are_in_no_words(tmp_path: Path) -> None:
     class Dom0:
         put = staticmethod(lambda *_: None)
 
-        def run(self, argv: list[str], *_: object) -> Any:
+        def run(self, argv: list[str], *_: object, **__: object) -> Any:
             lines = [
                 '{"seed": 4711, "how": "hang", "seconds": 2.0}',
                 '{"counts": {"0": 1, "hang": 1}, "slowest": 2.0}',

@@ -1,0 +1,65 @@
+# SPDX-License-Identifier: BSD-2-Clause
+"""What a failed case shows of its guests: the backtrace with source lines, and what a silent guest was doing."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+from harness.console.clean import Cleaner
+from harness.console.complaints import complaints as find_complaints
+from harness.console.deaths import Death
+from harness.console.text import decode
+from harness.errors import HarnessError
+from harness.guests import postmortem, sourcelines
+from harness.guests.guest import Guest
+from harness.results.model import ComplaintRecord
+
+log = logging.getLogger("fxh.evidence")
+
+BACKTRACE = "backtrace.txt"
+# Bytes of a console that are searched for complaints.
+_SEARCHED = 4 << 20
+
+
+def backtrace(death: Death, guests: Sequence[Guest], directory: Path) -> tuple[str, ...]:
+    """Write the death's backtrace with files and lines to ``directory`` and return it; empty without debugging information."""
+    kernel = next((guest.kernel for guest in reversed(guests) if guest.kernel is not None), None)
+    if kernel is None or not death.frames:
+        return ()
+    try:
+        lines = sourcelines.backtrace(death.frames, kernel)
+        if lines:
+            (directory / BACKTRACE).write_text("\n".join(lines) + "\n")
+    except (HarnessError, OSError) as exc:
+        log.warning("no source lines: %s", exc)
+        return ()
+    return tuple(lines)
+
+
+def complaints(directory: Path) -> tuple[ComplaintRecord, ...]:
+    """The complaints on the consoles of a case, one per identity; only the end of a long console is searched."""
+    found: dict[str, ComplaintRecord] = {}
+    for path in sorted(directory.glob("*.console.log")):
+        with path.open("rb") as file:
+            file.seek(max(0, path.stat().st_size - _SEARCHED))
+            text = decode(Cleaner().text(file.read()))
+        for one in find_complaints(text):
+            before = found.get(one.identity)
+            count = one.count + (before.count if before else 0)
+            found[one.identity] = ComplaintRecord(one.kind, one.source, one.message, one.identity, one.detail, count)
+    return tuple(found.values())
+
+
+def inspect(guests: Sequence[Guest], directory: Path) -> None:
+    """Leave each living guest's stacks and kernel messages in ``directory``, as ``vcpus-NAME.txt`` and ``messages-NAME.txt``."""
+    for guest in guests:
+        if not guest.domid:
+            continue
+        found = postmortem.inspect(guest.host.transport, guest.domid, guest.config.vcpus, guest.kernel)
+        for name, text in found.items():
+            if text.startswith(postmortem.NOT_READ):
+                log.warning("%s of %s %s", name, guest.name, text.strip())
+            else:
+                (directory / f"{name}-{guest.name}.txt").write_text(text)
