@@ -34,7 +34,7 @@ def record(
     from harness.cli import matrix as collecting
 
     _to_change()
-    entries, _ = collecting.collect(["--fxh-everywhere"])
+    entries, _ = collecting.collect({}, every_cell=True)
     expected: dict[tuple[str, str], set[str]] = {}
     for entry in entries:
         if entry.cell.guest == "freebsd":

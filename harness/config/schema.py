@@ -1,37 +1,12 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""What can be configured: the fields of these dataclasses are the keys of ``fxh.toml``."""
+"""The tables of ``fxh.toml``: the fields of these dataclasses are their keys. Those of ``[run]`` are in harness.config.runoptions."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-
-@dataclass(frozen=True)
-class RunConfig:
-    """``[run]``: what `fxh run` does where its command line says nothing; lists are written as words with commas."""
-
-    guest: str = ""
-    type: str = ""
-    firmware: str = ""
-    """Of HVM guests: ``bios``, ``uefi``."""
-    xen: str = ""
-    xen_host: str = ""
-    """Hosts by name, ``tag:TAG``, address, or ``lab``."""
-    workers: int = 1
-    scale: float = 1.0
-    accel: str = "auto"
-    lab_memory: int = 0
-    """MiB of a lab; 0 for what a lab has by itself."""
-    lab_cpus: int = 1
-    keep: str = "never"
-    """``failed`` leaves a dead guest paused for somebody to look at."""
-    keep_minutes: int = 60
-    keep_runs: int = 30
-    lease_memory: int = 0
-    """MiB that a worker leases on a host; 0 for twice what one guest takes."""
-    lease_wait: int = 3600
-    """Seconds that a worker waits for a host with room."""
+from harness.config.runoptions import RunOptions
 
 
 @dataclass(frozen=True)
@@ -109,7 +84,7 @@ class ReleaseConfig:
 class Config:
     """All of it. Hosts by name."""
 
-    run: RunConfig = field(default_factory=RunConfig)
+    run: RunOptions = field(default_factory=RunOptions)
     hosts: Mapping[str, HostConfig] = field(default_factory=dict)
     mail: MailConfig = field(default_factory=MailConfig)
     nightly: NightlyConfig = field(default_factory=NightlyConfig)
@@ -117,7 +92,7 @@ class Config:
 
 
 SECTIONS: Mapping[str, type] = {
-    "run": RunConfig,
+    "run": RunOptions,
     "mail": MailConfig,
     "nightly": NightlyConfig,
     "release": ReleaseConfig,

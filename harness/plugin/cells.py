@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""Cells: every case runs once for each combination of guest, guest type and host that it can run in."""
+"""Cells: a case runs in each combination of guest, guest type, firmware and host that it supports."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from harness.xen.firmware import BIOS, UEFI
 
 @dataclass(frozen=True, repr=False)
 class Cell:
-    """``guest`` is control or freebsd; ``host`` is ``xen-4.20`` for a lab, or the name of a real host or a pool of them."""
+    """``guest`` is control or freebsd; ``host`` is ``xen-4.20`` for a lab, or the name of a real host or of a pool."""
 
     guest: str
     type: str
     host: str
     xen: str = ""
     version: OSVersion = UNKNOWN
-    """The version of the FreeBSD kernel; UNKNOWN for the control guest, and if nobody knows."""
+    """The version of the FreeBSD kernel; UNKNOWN for the control guest and for a kernel without a version."""
     firmware: str = ""
-    """``uefi``, or empty for every cell that had a name before there was a choice: the history goes by names."""
+    """``uefi``, or "" for BIOS and for types without a firmware. The history uses cell names, and old ones have no firmware."""
 
     def __str__(self) -> str:
         return "-".join(filter(None, (self.guest, self.type, self.firmware, self.host)))
@@ -38,42 +38,49 @@ class Cell:
         return "linux" if self.guest == "control" else "freebsd"
 
 
-# What the guests can be, before any file was looked at; the kernel's own notes may allow less.
+def cell_of(item: pytest.Item) -> Cell | None:
+    """The cell of a collected case; None for a test that is not ours."""
+    callspec = getattr(item, "callspec", None)
+    cell = callspec.params.get("cell") if callspec is not None else None
+    return cell if isinstance(cell, Cell) else None
+
+
+# The types of each guest. The ELF notes of a kernel may allow fewer.
 _TYPES = {"control": ("pv", "pvh"), "freebsd": ("pvh", "hvm", "pv")}
-# Capabilities that no real host has.
+# Capabilities of labs only.
 _LAB_ONLY = {"checkpoint", "emulated"}
 
 
 def cells(options: Options, freebsd_types: tuple[str, ...], version: OSVersion = UNKNOWN) -> tuple[Cell, ...]:
-    """All cells that were asked for. ``freebsd_types`` are those that the given kernel, of ``version``, can be."""
+    """The cells of a run. ``freebsd_types`` are the types that the FreeBSD kernel, of ``version``, supports."""
     hosts = [(f"xen-{xen}", xen) for xen in options.xens]
     if options.host:
         hosts = [(label(options.host), "")]
     found = []
     for guest in options.guests:
-        able = freebsd_types if guest == "freebsd" else _TYPES[guest]
-        for guest_type in options.types or able:
-            if entry(guest_type) in able:
-                own = version if guest == "freebsd" else UNKNOWN
-                kinds = _firmwares(options, guest_type)
-                found += [Cell(guest, guest_type, host, xen, own, firmware) for firmware in kinds for host, xen in hosts]
+        supported = freebsd_types if guest == "freebsd" else _TYPES[guest]
+        for guest_type in options.types or supported:
+            if entry(guest_type) in supported:
+                kernel = version if guest == "freebsd" else UNKNOWN
+                firmwares = _firmwares(options, guest_type)
+                found += [Cell(guest, guest_type, host, xen, kernel, firmware) for firmware in firmwares for host, xen in hosts]
     return tuple(found)
 
 
 def _firmwares(options: Options, guest_type: str) -> tuple[str, ...]:
-    """The cells' firmwares of a guest type: only HVM has a choice."""
-    asked = options.firmwares if guest_type == "hvm" else (BIOS,)
-    return tuple("" if firmware == BIOS else firmware for firmware in asked)
+    """The firmware parts of the cell names of a guest type; only HVM has a choice."""
+    names = options.firmwares if guest_type == "hvm" else (BIOS,)
+    return tuple("" if name == BIOS else name for name in names)
 
 
 def everywhere(xens: tuple[str, ...]) -> tuple[Cell, ...]:
-    """All cells that there could be, of a FreeBSD whose release nobody knows: for looking at the suites, not for running."""
-    ways = [(guest, kind, "") for guest, kinds in _TYPES.items() for kind in kinds] + [("freebsd", "hvm", UEFI)]
-    return tuple(Cell(guest, kind, f"xen-{xen}", xen, firmware=firmware) for guest, kind, firmware in ways for xen in xens)
+    """All possible cells, with a FreeBSD of unknown version: to list the suites, not to run them."""
+    found = [(guest, kind, "") for guest, kinds in _TYPES.items() for kind in kinds] + [("freebsd", "hvm", UEFI)]
+    return tuple(Cell(guest, kind, f"xen-{xen}", xen, firmware=firmware) for guest, kind, firmware in found for xen in xens)
 
 
 def unmet(marks: list[pytest.Mark], cell: Cell) -> str:
-    """Why a case that declares ``needs`` cannot run in ``cell``, or ""."""
+    """Why ``cell`` does not meet the ``needs`` of a case, or ""."""
     for mark in marks:
         os = mark.kwargs.get("os")
         if os and os != cell.os:
@@ -89,7 +96,7 @@ def unmet(marks: list[pytest.Mark], cell: Cell) -> str:
 
 
 def elsewhere(marks: list[pytest.Mark], nodeid: str) -> str:
-    """The command that would run a skipped case where its needs are met."""
+    """A command that runs a skipped case in a cell that meets its needs."""
     kwargs = {key: value for mark in marks for key, value in mark.kwargs.items()}
     case = re.sub(r"\[.*", "", nodeid.rpartition("::")[2])
     suite = nodeid.split("/")[1] if "/" in nodeid else ""

@@ -18,7 +18,7 @@ from harness.plugin import pep657_workaround
 RACE = """
 import ast, gc, sys, threading, time, traceback
 from harness.plugin import pep657_workaround
-pep657_workaround.off()
+pep657_workaround.apply()
 # Python code runs within the making of a tree when garbage is collected: there the other thread gets its turn.
 sys.setswitchinterval(1e-6)
 gc.set_threshold(20)

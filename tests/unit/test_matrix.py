@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -193,7 +194,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "docs/suites.md").write_text(f"# Suites\n{matrix.BEGIN}\n{matrix.END}\n")
     monkeypatch.setenv("FXH_PROJECT", str(tmp_path))
 
-    def collect(options: list[str]) -> tuple[list[collecting.Entry], tuple[()]]:
+    def collect(given: dict[str, Any], *, every_cell: bool) -> tuple[list[collecting.Entry], tuple[()]]:
         from harness.plugin.cells import Cell
 
         return [

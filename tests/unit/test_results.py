@@ -13,7 +13,7 @@ import pytest
 from harness.console.deaths import Death
 from harness.errors import CommandFailed, DeadlineExpired, GuestCommandFailed, GuestDied, HarnessError, LabDead, UsageError
 from harness.plugin.cells import Cell, elsewhere, unmet
-from harness.plugin.outcome import exit_code, judge
+from harness.plugin.outcome import classify, exit_code
 from harness.plugin.selection import title
 from harness.results import model, run_dir
 from harness.results.model import Boot, CaseResult, RunResult, Stamp
@@ -41,7 +41,7 @@ def case(outcome: str = "passed", **more: object) -> CaseResult:
     ],
 )
 def test_who_is_to_blame(error: BaseException, outcome: str) -> None:
-    assert judge(error).outcome == outcome
+    assert classify(error).outcome == outcome
 
 
 @pytest.mark.parametrize(
