@@ -3,11 +3,9 @@
 
 from __future__ import annotations
 
-import difflib
 import functools
 import os
 import re
-import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
@@ -75,6 +73,8 @@ def load(overrides: Mapping[str, Any] | None = None, environment: Mapping[str, s
 
     Raises UsageError for an unreadable file, an unknown key (the hint suggests the closest one), a wrong type and an invalid value.
     """
+    import tomllib
+
     found = files()
     layers = []
     for path in found:
@@ -194,6 +194,8 @@ def _require_table(content: Any, name: str, source: str) -> None:
 
 
 def _unknown(what: str, name: str, known: Iterable[str], source: str) -> UsageError:
+    import difflib
+
     known = list(known)
     close = difflib.get_close_matches(name, known, 1, 0.5)
     hint = f"did you mean {close[0]!r}?" if close else f"valid names: {', '.join(known)}"

@@ -81,7 +81,7 @@ def test_history_of_a_case_names_changes(reports: Path) -> None:
     assert f"boot/test_boot::test_boots in {CELL}:  ···F" in out
     assert "run-004  failed  kernel kernel.B (BBBBBBBB)  0badcafe panic: at the disco @ vm_fault" in out
     assert len(out.splitlines()) == 3, "runs in which nothing changed have no line"
-    with pytest.raises(UsageError, match="was ever recorded"):
+    with pytest.raises(UsageError, match="no recorded case matches 'nosuch'"):
         fxh(reports, "history", "nosuch")
 
 
