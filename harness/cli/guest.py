@@ -56,14 +56,16 @@ def boot(
     guest_type: Annotated[str, option("type", "Boot this guest type: pv, pvh, hvm, pvshim (PV in the PV shim).")] = "",
     pvshim: Annotated[bool, option("pvshim", "Boot PV in the PV shim; the same as --type pvshim.")] = False,
     firmware: Annotated[str, option("firmware", "Start an HVM guest with this firmware: bios, uefi (default: bios).")] = "",
-    guest_memory: Annotated[int, typer.Option("--memory", help="Give the guest this many MiB of memory.")] = 0,
+    guest_memory: Annotated[
+        int, typer.Option("--memory", help="Give the guest this many MiB of memory (0: the default of its OS).")
+    ] = 0,
     vcpus: Annotated[int, typer.Option("--vcpus", help="Give the guest this many virtual CPUs.")] = 1,
     var: Annotated[list[str] | None, typer.Option("--var", help="Set a kernel variable, NAME=VALUE; may be repeated.")] = None,
     xen: Annotated[str, option("xen", "Use a lab with this Xen version.")] = "",
     xen_host: Annotated[str, option("xen_host", _ONE_HOST)] = "",
     hypervisor: Annotated[Path | None, option("hypervisor")] = None,
     lab: Annotated[str, typer.Option("--lab", help="Use this running lab.")] = "",
-    lab_memory: Annotated[int, option("lab_memory")] = 0,
+    lab_memory: Annotated[int, option("lab_memory", "Give the lab this many MiB of memory (0: its default).")] = 0,
     accel: Annotated[str, option("accel")] = "auto",
 ) -> None:
     """Boot a guest and attach to its console: the control guest, or FreeBSD from --image or --disk.

@@ -11,25 +11,25 @@ from harness.config.runoptions import RunOptions
 
 @dataclass(frozen=True)
 class HostConfig:
-    """``[hosts.NAME]``: a real Xen host. Whatever is left empty comes from ``~/.ssh/config`` or from the host itself."""
+    """``[hosts.NAME]``: a real Xen host. Empty settings come from ``~/.ssh/config`` or from the host itself."""
 
     address: str
-    """``[user@]host[:port]``, an alias of ``~/.ssh/config``, or ``local`` for a dom0 that is this machine."""
+    """``[user@]host[:port]``, an alias of ``~/.ssh/config``, or ``local`` if this machine is the dom0."""
     name: str = ""
     key: str = ""
     """Path of a private key."""
     jump: str = ""
-    """``[user@]host[:port]`` or aliases, by commas: the way there."""
+    """The jump hosts, by commas: ``[user@]host[:port]`` or aliases."""
     known_hosts: str = ""
     bridge: str = "xenbr0"
     storage: str = "file"
     """``file``, ``lvm:VOLUME-GROUP`` or ``zvol:DATASET``."""
     memory: int = 0
-    """MiB that guests may take; 0 for all that the host has beside dom0 and foreign domains."""
+    """MiB that guests may use; 0 for all memory without that of dom0 and of other domains."""
     vcpus: int = 0
-    """vCPUs that guests may have; 0 for four to a CPU."""
+    """vCPUs that guests may use; 0 for four per CPU."""
     mac_prefix: str = ""
-    """Fourth byte of our MACs there, in hex; empty for one that follows from the host's name."""
+    """The fourth byte of the MAC addresses of our guests, in hex; empty for one derived from the name of the host."""
     tags: tuple[str, ...] = ()
 
 
@@ -38,26 +38,26 @@ MAIL_SECURITY = ("auto", "tls", "starttls", "none")
 
 @dataclass(frozen=True)
 class MailConfig:
-    """``[mail]``: who hears of a night. Nothing is sent unless ``send`` is true; mails are always written to files."""
+    """``[mail]``: the mails of a night. They are always written to files, and sent only if ``send`` is true."""
 
     send: bool = False
     sender: str = ""
     to: tuple[str, ...] = ()
     infrastructure_to: tuple[str, ...] = ()
-    """Who hears when the night itself failed; empty for ``to``."""
+    """The recipients if a step of the night failed; empty for ``to``."""
     smtp: str = "localhost:25"
-    """``HOST`` or ``HOST:PORT``; without a port 465 for ``security = "tls"``, else 25."""
+    """``HOST`` or ``HOST:PORT``; the default port is 465 for ``security = "tls"``, else 25."""
     security: str = "auto"
     """``tls`` (from the first byte on), ``starttls``, ``none``, or ``auto`` (see :func:`harness.mailer.server`)."""
     ca_file: str = ""
-    """CA certificates (PEM) that the server's certificate is checked with, instead of the system's."""
+    """A file of CA certificates (PEM) to verify the server with, instead of the system's."""
     user: str = ""
     password_file: str = ""
 
 
 @dataclass(frozen=True)
 class NightlyConfig:
-    """``[nightly]``: the arguments of each step's command; a step without any is left out."""
+    """``[nightly]``: the arguments of the command of each step. A step without arguments is omitted."""
 
     source: str = ""
     """The FreeBSD source tree; ``{source}`` in the lists below."""
@@ -74,7 +74,7 @@ class NightlyConfig:
 
 @dataclass(frozen=True)
 class ReleaseConfig:
-    """``[release]``: a published FreeBSD that serves as a baseline."""
+    """``[release]``: a FreeBSD release that serves as a baseline."""
 
     version: str = ""
     mirror: str = ""
@@ -82,7 +82,7 @@ class ReleaseConfig:
 
 @dataclass(frozen=True)
 class Config:
-    """All of it. Hosts by name."""
+    """All tables of ``fxh.toml``; the hosts by name."""
 
     run: RunOptions = field(default_factory=RunOptions)
     hosts: Mapping[str, HostConfig] = field(default_factory=dict)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""fxh.toml: layers, sources, and what is said of a slip."""
+"""fxh.toml: layers, sources, and the errors for mistakes."""
 
 from __future__ import annotations
 
@@ -57,13 +57,13 @@ def test_each_layer_covers_the_one_below(tmp_path: Path, monkeypatch: pytest.Mon
         ("[run", "fxh.toml: "),
     ],
 )
-def test_slips_are_named_with_what_was_meant(toml: Path, text: str, words: str) -> None:
+def test_mistakes_have_a_hint(toml: Path, text: str, words: str) -> None:
     toml.write_text(text)
     with pytest.raises(UsageError, match=words):
         load()
 
 
-def test_slips_in_the_environment(toml: Path) -> None:
+def test_mistakes_in_the_environment(toml: Path) -> None:
     toml.write_text("")
     with pytest.raises(UsageError, match=r"environment FXH_RUN_WORKRES: unknown run\.workres"):
         load(environment={"FXH_RUN_WORKRES": "2"})
@@ -74,7 +74,7 @@ def test_slips_in_the_environment(toml: Path) -> None:
     assert "hush" not in repr(loaded)
 
 
-def test_a_named_file_that_is_not_there(toml: Path) -> None:
+def test_a_missing_fxh_config(toml: Path) -> None:
     with pytest.raises(UsageError, match="no such file"):
         load()
 
@@ -86,7 +86,7 @@ def test_a_hundred_hosts_cost_nothing(toml: Path) -> None:
     assert time.process_time() - begun < 0.25
 
 
-def test_the_example_in_the_documentation_is_good(toml: Path) -> None:
+def test_the_example_of_the_documentation_is_valid(toml: Path) -> None:
     page = (Path(__file__).parent.parent.parent / "docs" / "hosts.md").read_text()
     toml.write_text(page.split("```toml\n")[1].split("```")[0])
     config = load().config
