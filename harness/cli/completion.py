@@ -77,6 +77,12 @@ def _suites() -> list[str]:
     return sorted(path.parent.name for path in (paths.project() / "suites").glob("*/__init__.py"))
 
 
+def _guests() -> list[str]:
+    from harness.guests import registry
+
+    return list(registry.GUESTS)
+
+
 def _xens() -> tuple[str, ...]:
     from harness.lab import recipe
 
@@ -102,4 +108,4 @@ def _hosts() -> list[str]:
     return ["lab", "local", *hosts, *sorted({f"tag:{tag}" for host in hosts.values() for tag in host.tags})]
 
 
-suites, xens, images, layouts, hosts = (listed(values) for values in (_suites, _xens, _images, _layouts, _hosts))
+suites, guests, xens, images, layouts, hosts = map(listed, (_suites, _guests, _xens, _images, _layouts, _hosts))

@@ -72,9 +72,10 @@ def boot(
 
     Without a terminal the command ends at the login prompt, or with exit code 1 if the guest dies.
     """
-    from harness.guests import source
     from harness.guests.configure import configure
     from harness.guests.guest import Guest
+    from harness.guests.os.freebsd_source import from_files, from_image
+    from harness.guests.os.linux import from_directory
     from harness.guests.shape import Shape
     from harness.lab import factory, recipe
     from harness.xen import firmware as firmwares
@@ -97,20 +98,20 @@ def boot(
                 "--image with --kernel or --disk: an image has its own kernel and disks",
                 hint="replace the image's kernel: fxh image build --kernel KERNEL --base IMAGE",
             )
-        guest_source = source.from_image(images.find(image), bootloader=bootloader, root=root)
+        guest_source = from_image(images.find(image), bootloader=bootloader, root=root)
     elif bootloader:
         raise UsageError(f"--bootloader {bootloader} without --image", hint="add --image IMAGE")
     elif kernel is not None and disk is not None:
-        guest_source = source.freebsd(kernel, disk, root=root)
+        guest_source = from_files(kernel, disk, root=root)
     elif disk is not None:
         from harness.images import diskread
 
         read = diskread.take(disk, root)
         diskread.tell(read)
         diskread.check_types(read, [guest_type] if guest_type else [])
-        guest_source = source.from_image(read)
+        guest_source = from_image(read)
     else:
-        guest_source = source.control(factory.control(factory.LabSpec(xen or recipe.DEFAULT_XEN)))
+        guest_source = from_directory(factory.control(factory.LabSpec(xen or recipe.DEFAULT_XEN)))
     shape = Shape(
         "pvshim" if pvshim else guest_type or ("hvm" if firmware else guest_source.profile.types[0]), guest_memory, vcpus=vcpus, variables=tuple(variables), on_poweroff="destroy",
         on_reboot="restart", firmware=firmware,

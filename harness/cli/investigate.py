@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from harness.investigate.bisection import State
     from harness.investigate.blame import Side, Trial
     from harness.results.model import CaseResult, RunResult
+    from harness.results.where import Where
 
 # Options of `fxh run` that choose an input by path, and by name.
 _FILES, _NAMES = ("kernel", "disk", "control", "hypervisor", "dom0-kernel"), ("image", "xen")
@@ -57,7 +58,7 @@ def blame(
 
     home = reports(where)
     failed_run, failed = _failed(home, run, case, cell)
-    bad_side = _side(failed_run, failed.cell, failed.inputs)
+    bad_side = _side(failed_run, failed.where, failed.inputs)
     good_side = _good_side(home, failed_run, failed, good, swap or [], bad_side)
     xens = [word for word in other_xen.split(",") if word]
     plan = blaming.plan(bad_side, good_side, other_xens=xens)
@@ -111,7 +112,7 @@ def bisect(
 ) -> None:
     """Find the build that introduced a failure. Answers are saved: the same command continues an interrupted bisection."""
     from harness.investigate import bisect_state, bisection
-    from harness.investigate.builds import Builds, Commits, Files, Names
+    from harness.investigate.builds import Builds, CommitBuilds, FileBuilds, NamedBuilds
     from harness.investigate.rerun import rerun
 
     if not 1 <= need <= of or confirm < 1:
@@ -124,13 +125,13 @@ def bisect(
     if source is not None:
         if not (good and bad and build):
             raise UsageError("--source without --good, --bad or --build", hint="add --good COMMIT --bad COMMIT --build COMMAND")
-        chosen = Commits(source.absolute(), good, bad, build, home / "bisect" / "builds")
+        chosen = CommitBuilds(source.absolute(), good, bad, build, home / "bisect" / "builds")
     elif option in _NAMES:
-        chosen = Names(builds or [])
+        chosen = NamedBuilds(builds or [])
     else:
-        chosen = Files([Path(name) for name in builds or []])
+        chosen = FileBuilds([Path(name) for name in builds or []])
     rule = bisection.Rule(need, of, confirm)
-    book = bisect_state.open_(home / "bisect", failed.key, failed.cell, option, chosen.names, restart=restart)
+    book = bisect_state.load(home / "bisect", failed.key, failed.cell, option, chosen.names, restart=restart)
     try:
         while isinstance(step := bisection.next_step(book.state, rule), bisection.Try):
             typer.echo(f"{chosen.names[step.which]}: {step.why} ...", err=True)
@@ -143,7 +144,7 @@ def bisect(
             book.answered(step.which, outcome)
             typer.echo(f"{chosen.names[step.which]}: {outcome}" + (f"  {reason}" if reason else ""))
     finally:
-        if isinstance(chosen, Commits):
+        if isinstance(chosen, CommitBuilds):
             chosen.close()
     typer.echo(step.sentence)
     _summary(book.state)
@@ -208,7 +209,7 @@ def run_bundle(
 def _failed(home: Path, run: str, case: str, cell: str) -> tuple[RunResult, CaseResult]:
     from dataclasses import replace
 
-    from harness.report.gather import narrowed
+    from harness.report.command import options_for_cell
     from harness.results.model import FAILED, KNOWN, read_run
 
     found = read_run(run_directory(home, run))
@@ -217,10 +218,10 @@ def _failed(home: Path, run: str, case: str, cell: str) -> tuple[RunResult, Case
         raise UsageError(
             f"{picked.key} in {picked.cell} {picked.outcome} in run {found.run}", hint="add --run RUN, a run in which it failed"
         )
-    return replace(found, options=narrowed(found.options_of(picked), picked)), picked
+    return replace(found, options=options_for_cell(found.options_of(picked), picked.where)), picked
 
 
-def _side(run: RunResult, cell: str, inputs: dict[str, str]) -> Side:
+def _side(run: RunResult, cell: Where, inputs: dict[str, str]) -> Side:
     from harness.investigate.blame import Side
     from harness.results.revision import commit_of
 
@@ -233,7 +234,7 @@ def _good_side(home: Path, run: RunResult, case: CaseResult, good: str, swaps: l
 
     from harness.history.store import FILE, History
     from harness.investigate.blame import Side
-    from harness.report.gather import narrowed
+    from harness.report.command import options_for_cell
     from harness.results.model import PASSED, RunResult
 
     store = History(home / FILE)
@@ -244,14 +245,14 @@ def _good_side(home: Path, run: RunResult, case: CaseResult, good: str, swaps: l
         past = store.run(rows[-1].seen.run)
         if past is not None:
             inputs = dict(rows[-1].seen.inputs.values)
-            options = narrowed(past.options, case)
+            options = options_for_cell(past.options, case.where)
             old = RunResult(past.run, past.started, inputs=past.inputs, options=options)
             gone = _gone(options, inputs)
             # A rebuilt image keeps its name.
             image = inputs.get("image", "")
             if image != case.inputs.get("image", "") and options.get("image", "") == bad.options.get("image"):
                 gone["image"] = f"{image} has been rebuilt since"
-            side = replace(_side(old, case.cell, inputs), gone=gone)
+            side = replace(_side(old, case.where, inputs), gone=gone)
             typer.echo(f"last pass: run {past.run}", err=True)
     elif good:
         raise UsageError(f"{case.key} did not pass in {case.cell} in a run {good!r}", hint="`fxh history CASE` lists its runs")
@@ -262,7 +263,7 @@ def _good_side(home: Path, run: RunResult, case: CaseResult, good: str, swaps: l
                 f"--swap {word}: invalid value",
                 hint="use kernel=FILE, disk=FILE, control=DIRECTORY, hypervisor=FILE, dom0-kernel=FILE",
             )
-        base = side or Side(bad.options, bad.cell, bad.harness)
+        base = side or Side(bad.options, bad.where, bad.harness)
         gone = {key: why for key, why in base.gone.items() if key != name}
         side = replace(base, options=dict(base.options) | {name: value}, gone=gone)
     return side

@@ -62,9 +62,9 @@ def report(
     _record_all(path.parent)
     # A killed run did not record itself. Its verdicts count from its first report on.
     if not result.ended and result.cases:
-        reporting.remember(path, result)
-    made = reporting.make(path, result, baseline=_baseline(against))
-    reporting.write(path, made)
+        reporting.record(path, result)
+    made = reporting.build_report(path, result, baseline=_baseline(against))
+    reporting.write_reports(path, made)
     if mail or send:
         message = mailing.compose(made, to=to, sender=config.sender)
         (path / "mail.eml").write_bytes(message.as_bytes())
@@ -189,7 +189,7 @@ def _record_all(runs: Path) -> None:
             continue
         # An unfinished run may still be running; it records itself.
         if result.ended:
-            reporting.remember(path, result)
+            reporting.record(path, result)
 
 
 def _full_name(store: History, where: Path, name: str) -> str:

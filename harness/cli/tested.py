@@ -40,7 +40,7 @@ def record(
     entries, _ = collecting.collect({}, every_cell=True)
     expected: dict[tuple[str, str], set[str]] = {}
     for entry in entries:
-        if entry.cell.guest == "freebsd":
+        if entry.cell.under_test:
             expected.setdefault((entry.suite, entry.cell.type), set()).add(entry.case)
     new: list[Record] = []
     for name in runs:
@@ -122,4 +122,4 @@ def _current(data: tuple[Record, ...]) -> str:
     """docs/suites.md with the table of ``data``."""
     from harness.results import matrix
 
-    return matrix.put(_document().read_text(), matrix.render(data, _suites()))
+    return matrix.insert(_document().read_text(), matrix.render(data, _suites()))

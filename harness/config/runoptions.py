@@ -12,7 +12,6 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, get_origin, get_type_hints
 
-GUESTS = ("control", "freebsd")
 GUEST_TYPES = ("pv", "pvh", "hvm", "pvshim")
 FIRMWARES = ("bios", "uefi")
 
@@ -100,7 +99,9 @@ class RunOptions:
     )
     guests: tuple[str, ...] = field(
         default=(),
-        metadata=option("--guest", help="Test these guests, by commas: control, freebsd.", values=GUESTS, toml=True, rerun=True),
+        metadata=option(
+            "--guest", help="Test these guests, by commas, such as control,freebsd.", complete="guests", toml=True, rerun=True
+        ),
     )
     types: tuple[str, ...] = field(
         default=(),

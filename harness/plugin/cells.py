@@ -8,34 +8,52 @@ from dataclasses import dataclass
 
 import pytest
 
+from harness.guests import registry
+from harness.guests.os.base import GuestOS
 from harness.hosts.pool import label
 from harness.osversion import UNKNOWN, OSVersion
 from harness.plugin.options import Options
+from harness.results.where import Where
 from harness.xen.config import entry
 from harness.xen.firmware import BIOS, UEFI
 
 
 @dataclass(frozen=True, repr=False)
 class Cell:
-    """``guest`` is control or freebsd; ``host`` is ``xen-4.20`` for a lab, or the name of a real host or of a pool."""
+    """``guest`` is one of harness.guests.registry.GUESTS; ``host`` is ``xen-4.20`` for a lab, or the name of a real host or of a pool."""
 
     guest: str
     type: str
     host: str
     xen: str = ""
     version: OSVersion = UNKNOWN
-    """The version of the FreeBSD kernel; UNKNOWN for the control guest and for a kernel without a version."""
+    """The version of the kernel under test; UNKNOWN for the control guest and for a kernel without a version."""
     firmware: str = ""
     """``uefi``, or "" for BIOS and for types without a firmware. The history uses cell names, and old ones have no firmware."""
 
     def __str__(self) -> str:
-        return "-".join(filter(None, (self.guest, self.type, self.firmware, self.host)))
+        return str(self.where)
 
     __repr__ = __str__
 
     @property
+    def where(self) -> Where:
+        """The cell as results record it."""
+        return Where(self.guest, self.type, self.host, self.xen, self.firmware)
+
+    @property
     def os(self) -> str:
-        return "linux" if self.guest == "control" else "freebsd"
+        return self.guest_os.name
+
+    @property
+    def guest_os(self) -> GuestOS:
+        """The OS of the guest, of unknown version."""
+        return registry.definition(self.guest).os()
+
+    @property
+    def under_test(self) -> bool:
+        """Whether the run tests this guest, that is, it is not the control guest."""
+        return registry.definition(self.guest).under_test
 
 
 def cell_of(item: pytest.Item) -> Cell | None:
@@ -45,25 +63,25 @@ def cell_of(item: pytest.Item) -> Cell | None:
     return cell if isinstance(cell, Cell) else None
 
 
-# The types of each guest. The ELF notes of a kernel may allow fewer.
-_TYPES = {"control": ("pv", "pvh"), "freebsd": ("pvh", "hvm", "pv")}
 # Capabilities of labs only.
 _LAB_ONLY = {"checkpoint", "emulated"}
 
 
-def cells(options: Options, freebsd_types: tuple[str, ...], version: OSVersion = UNKNOWN) -> tuple[Cell, ...]:
-    """The cells of a run. ``freebsd_types`` are the types that the FreeBSD kernel, of ``version``, supports."""
+def cells(options: Options, tested: GuestOS | None) -> tuple[Cell, ...]:
+    """The cells of a run. ``tested`` is the OS of the kernel under test, if there is one."""
     hosts = [(f"xen-{xen}", xen) for xen in options.xens]
     if options.host:
         hosts = [(label(options.host), "")]
     found = []
     for guest in options.guests:
-        supported = freebsd_types if guest == "freebsd" else _TYPES[guest]
+        definition = registry.definition(guest)
+        profile = tested if definition.under_test else None
+        supported = definition.types if profile is None else profile.types
+        version = UNKNOWN if profile is None else profile.os_version
         for guest_type in options.types or supported:
             if entry(guest_type) in supported:
-                kernel = version if guest == "freebsd" else UNKNOWN
                 firmwares = _firmwares(options, guest_type)
-                found += [Cell(guest, guest_type, host, xen, kernel, firmware) for firmware in firmwares for host, xen in hosts]
+                found += [Cell(guest, guest_type, host, xen, version, firmware) for firmware in firmwares for host, xen in hosts]
     return tuple(found)
 
 
@@ -74,8 +92,10 @@ def _firmwares(options: Options, guest_type: str) -> tuple[str, ...]:
 
 
 def everywhere(xens: tuple[str, ...]) -> tuple[Cell, ...]:
-    """All possible cells, with a FreeBSD of unknown version: to list the suites, not to run them."""
-    found = [(guest, kind, "") for guest, kinds in _TYPES.items() for kind in kinds] + [("freebsd", "hvm", UEFI)]
+    """All possible cells, with kernels of unknown version: to list the suites, not to run them."""
+    guests = registry.GUESTS.values()
+    found = [(guest.name, kind, "") for guest in guests for kind in guest.types]
+    found += [(guest.name, "hvm", UEFI) for guest in guests if guest.uefi]
     return tuple(Cell(guest, kind, f"xen-{xen}", xen, firmware=firmware) for guest, kind, firmware in found for xen in xens)
 
 
@@ -84,11 +104,10 @@ def unmet(marks: list[pytest.Mark], cell: Cell) -> str:
     for mark in marks:
         os = mark.kwargs.get("os")
         if os and os != cell.os:
-            who = {"freebsd": "a FreeBSD guest", "linux": "the control guest"}[os]
-            return f"needs {who}"
-        span = mark.kwargs.get("freebsd")
-        if span and cell.os == "freebsd" and not cell.version.within(span):
-            return f"needs FreeBSD {span}, this is {cell.version}"
+            return f"needs {registry.of_os(os).title}"
+        span = mark.kwargs.get(cell.os)
+        if span and not cell.version.within(span):
+            return f"needs {cell.guest_os.title} {span}, this is {cell.version}"
         types = mark.kwargs.get("types")
         if types and entry(cell.type) not in types:
             return f"needs guest type {' or '.join(types)}"
@@ -101,12 +120,12 @@ def elsewhere(marks: list[pytest.Mark], nodeid: str) -> str:
     case = re.sub(r"\[.*", "", nodeid.rpartition("::")[2])
     suite = nodeid.split("/")[1] if "/" in nodeid else ""
     words = ["fxh run", suite, "-k", case]
-    if kwargs.get("os") == "freebsd":
-        words += ["--disk IMAGE"]
-    elif kwargs.get("os") == "linux":
-        words += ["--guest control"]
-    elif kwargs.get("freebsd"):
-        words += [f"--disk IMAGE (FreeBSD {kwargs['freebsd']})"]
+    spans = [name for name in registry.os_names() if kwargs.get(name)]
+    if os := kwargs.get("os"):
+        words += [registry.of_os(os).option]
+    elif spans:
+        guest = registry.of_os(spans[0])
+        words += [f"{guest.option} ({guest.os.title} {kwargs[spans[0]]})"]
     if kwargs.get("types"):
         words += ["--type", ",".join(kwargs["types"])]
     wanted = set(kwargs.get("capability", ()))

@@ -16,6 +16,7 @@ from harness import paths
 from harness.config import HostConfig, load
 from harness.config.runoptions import OPTIONS, RunOption, RunOptions
 from harness.errors import UsageError
+from harness.guests import registry
 from harness.guests.source import NO_ESP_MEND, GuestSource
 from harness.hosts import pool
 from harness.lab import recipe
@@ -155,14 +156,16 @@ def _checked(options: Options, hosts: Mapping[str, HostConfig]) -> Options:
         )
     if options.bootloader and not options.image:
         raise UsageError(f"--bootloader {options.bootloader} without --image", hint="add --image IMAGE")
-    guests = options.guests or (("freebsd",) if options.disk or options.image else ("control",))
-    if "freebsd" in guests and options.disk is None and not options.image:
-        raise UsageError("--guest freebsd without a FreeBSD disk", hint="add --image IMAGE or --disk DISK")
+    has_disk = bool(options.disk or options.image)
+    guests = options.guests or registry.default(has_disk)
+    for guest in registry.under_test(guests):
+        if not has_disk:
+            raise UsageError(f"--guest {guest} without its disk", hint="add --image IMAGE or --disk DISK")
     if UEFI in options.firmwares and options.types and "hvm" not in options.types:
         raise UsageError(
             f"--firmware uefi with --type {','.join(options.types)}", hint="only HVM guests have a firmware: --type hvm"
         )
-    pool.members(options.host, hosts)
+    pool.select_hosts(options.host, hosts)
     shard.parse(options.shard)
     for xen in options.xens if not options.host else ():
         if xen not in recipe.available():
@@ -188,7 +191,7 @@ def check_firmwares(options: Options, source: GuestSource) -> None:
     If other types are requested too, a UEFI-only disk runs as these types, and its BIOS cells are skipped.
     """
     types = options.types or source.profile.types
-    if "freebsd" not in options.guests or "hvm" not in types or "hvm" not in source.profile.types:
+    if not registry.under_test(options.guests) or "hvm" not in types or "hvm" not in source.profile.types:
         return
     if UEFI in options.firmwares and (why := source.why_no_uefi):
         raise UsageError(why, hint=NO_ESP_MEND)

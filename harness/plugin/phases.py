@@ -15,7 +15,7 @@ from harness import stamp, trace
 from harness.console.deaths import speaker
 from harness.console.text import plain
 from harness.errors import HarnessError
-from harness.plugin import evidence, known
+from harness.plugin import diagnosis, evidence, known
 from harness.plugin.cells import cell_of
 from harness.plugin.outcome import Finding, classify
 from harness.plugin.rig import CaseContext, stamps
@@ -24,16 +24,17 @@ from harness.plugin.state import CASE, PROGRESS, RIG, SETUP, CaseProgress, case_
 from harness.results import model
 from harness.results.model import (
     FAILED,
-    GONE_WORDS,
     INFRASTRUCTURE,
     KNOWN,
-    KNOWN_WORDS,
     PASSED,
     SKIPPED,
     Boot,
     CaseResult,
+    DeathRecord,
+    KnownIssueMatch,
     Stamp,
 )  # fmt: skip
+from harness.results.where import NOWHERE, own_parameters
 
 log = logging.getLogger("fxh.run")
 
@@ -124,9 +125,10 @@ def _end_with_error(item: pytest.Item, error: BaseException, call: pytest.CallIn
     if isinstance(error, HarnessError):
         report.longrepr = _explanation(call, finding)
     if issue := _matching_issue(item, finding):
-        finding = Finding(KNOWN, f"{KNOWN_WORDS}{issue.line}\n{finding.reason}", finding.death)
+        match = KnownIssueMatch(issue.bug, issue.why)
+        finding = Finding(KNOWN, f"known issue: {issue.line}\n{finding.reason}", finding.death, match)
         # pytest's form of an expected failure.
-        report.outcome, report.wasxfail = "skipped", f"{KNOWN_WORDS}{issue.line}"
+        report.outcome, report.wasxfail = "skipped", f"known issue: {issue.line}"
     _record(item.stash[PROGRESS], report, call.when, finding)
     if context is not None and context.kept:
         (context.directory / "kept.txt").write_text(context.kept + "\n")
@@ -149,21 +151,21 @@ def _explanation(call: pytest.CallInfo[None], finding: Finding) -> str:
     where = f"{frames[-1].path}:{frames[-1].lineno + 1}: " if frames else ""
     text = f"{where}[{finding.outcome}] {finding.reason}"
     if finding.death is not None and finding.death.excerpt:
-        text += f"\n--- {speaker(finding.death.identity)} ---\n{plain(finding.death.excerpt)}"
+        text += f"\n--- {speaker(finding.death.kind)} ---\n{plain(finding.death.excerpt)}"
     return text
 
 
 def _record(progress: CaseProgress, report: pytest.TestReport, when: str, finding: Finding) -> None:
     progress.findings.append((when, finding))
-    report.user_properties.append(("outcome", finding.outcome))
+    report.user_properties.append(("outcome", finding.outcome.value))
 
 
 # -- known issues -----------------------------------------------------------------------------------------------------
 
 
 def _fail_fixed_issue(progress: CaseProgress, issue: known.KnownIssue, report: pytest.TestReport) -> None:
-    text = f"{GONE_WORDS}{issue.line}\nRemove its entry from suites/{known.FILE}."
-    _record(progress, report, "call", Finding(FAILED, text))
+    text = f"the case passes, but is listed as a known issue: {issue.line}\nRemove its entry from suites/{known.FILE}."
+    _record(progress, report, "call", Finding(FAILED, text, known_issue=KnownIssueMatch(issue.bug, issue.why, gone=True)))
     report.outcome, report.longrepr = "failed", text
 
 
@@ -197,15 +199,17 @@ def _write_result(item: pytest.Item, progress: CaseProgress, context: CaseContex
     directory = context.directory if context is not None else case_directory(config, item.nodeid)
     # Of several findings the first one counts: an error of teardown does not hide that of the call.
     phase, finding = progress.findings[0] if progress.findings else ("", Finding(PASSED, ""))
-    death = finding.death
+    death, cell = finding.death, cell_of(item)
     inputs = dict(context.inputs) if context is not None else {}
     if progress.lost:
         inputs["run again because"] = progress.lost
+    if death is not None and context is not None:
+        diagnosis.backtrace(death, context.guests, directory)
     result = CaseResult(
         nodeid=item.nodeid,
         suite=item.path.parent.name,
         case=item.name.partition("[")[0],
-        cell=str(cell_of(item) or ""),
+        cell=str(cell or ""),
         outcome=finding.outcome,
         seconds=round(progress.seconds, 3),
         reason=finding.reason,
@@ -221,6 +225,10 @@ def _write_result(item: pytest.Item, progress: CaseProgress, context: CaseContex
         phase=phase,
         formerly=tuple(name for mark in item.iter_markers("formerly") for name in mark.args),
         setup=round(progress.setup, 3),
+        where=cell.where if cell is not None else NOWHERE,
+        known_issue=finding.known_issue,
+        death=DeathRecord(death.kind, death.identity, death.message) if death else None,
+        parameters=own_parameters(item.nodeid, str(cell or "")),
     )
     model.write_case(directory, result)
     _attach_to_allure(config, directory, result)

@@ -24,6 +24,7 @@ from harness.plugin.setuplog import SetupLog
 from harness.plugin.state import OPTIONS, RIG, RUN, SETUP, case_directory
 from harness.results import model, revision, run_dir
 from harness.results.model import HARNESS, INFRASTRUCTURE, CaseResult, RunResult
+from harness.results.where import own_parameters
 
 log = logging.getLogger("fxh.run")
 
@@ -35,7 +36,7 @@ def check_options(config: pytest.Config) -> None:
     try:
         config.stash[OPTIONS] = options.read(config)
         config.stash[RIG] = Rig(config.stash[OPTIONS])
-        source = config.stash[RIG].freebsd
+        source = config.stash[RIG].tested
         if source is not None:
             options.check_firmwares(config.stash[OPTIONS], source)
     except UsageError as exc:
@@ -48,10 +49,8 @@ def cells_of(config: pytest.Config) -> tuple[cells.Cell, ...]:
         _open(config)
     if config.stash[OPTIONS].every_cell:
         return cells.everywhere(recipe.available())
-    source = config.stash[RIG].freebsd
-    if source is None:
-        return cells.cells(config.stash[OPTIONS], ())
-    return cells.cells(config.stash[OPTIONS], source.profile.types, source.profile.os_version)
+    source = config.stash[RIG].tested
+    return cells.cells(config.stash[OPTIONS], source.profile if source is not None else None)
 
 
 def _open(config: pytest.Config) -> None:
@@ -128,18 +127,19 @@ def crashed(config: pytest.Config, nodeid: str, why: str) -> str:
     """
     path, _, name = nodeid.rpartition("::")
     parameters = name.partition("[")[2].removesuffix("]")
-    named = [str(cell) for cell in cells_of(config) if f"-{cell}-" in f"-{parameters}-"]
+    named = [cell for cell in cells_of(config) if f"-{cell}-" in f"-{parameters}-"]
     if not named:
         return ""
     reason = f"{why}: killed, or out of memory?"
     if nodeid not in finished(config):
         directory = case_directory(config, nodeid)
         case = name.partition("[")[0]
+        cell = max(named, key=lambda cell: len(str(cell)))
         result = CaseResult(
             nodeid=nodeid,
             suite=Path(path).parent.name,
             case=case,
-            cell=max(named, key=len),
+            cell=str(cell),
             outcome=INFRASTRUCTURE,
             seconds=0.0,
             reason=reason,
@@ -147,6 +147,8 @@ def crashed(config: pytest.Config, nodeid: str, why: str) -> str:
             started=stamp.now(),
             directory=directory.name,
             title=case,
+            where=cell.where,
+            parameters=own_parameters(nodeid, str(cell)),
         )
         model.write_case(directory, result)
     return reason

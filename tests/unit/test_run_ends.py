@@ -19,7 +19,7 @@ from harness.deadline import ConditionNotMet, Deadline
 from harness.errors import ExitCode
 from harness.plugin.ending import Ending
 from harness.plugin.outcome import exit_code
-from harness.results.merge import _whole
+from harness.results.merge import _exit_code
 from harness.results.model import RunResult
 from tests.conftest import planted_suite
 
@@ -164,7 +164,7 @@ def test_a_killed_worker_is_an_infrastructure_failure(
     )  # fmt: skip
     assert "crashed while running" in killed["reason"]
     assert "INFRASTRUCTURE" in out
-    assert "nothing was learned from 1 case" in out
+    assert "1 case could not be judged" in out
 
 
 def test_killed_workers_do_not_make_an_empty_run(suite: Path, tmp_path: Path) -> None:
@@ -178,7 +178,7 @@ def test_killed_workers_do_not_make_an_empty_run(suite: Path, tmp_path: Path) ->
     assert run.process.returncode == 4, out
     assert [case["outcome"] for case in run.cases.values()] == ["infrastructure"] * 2
     assert run.report()["exit_code"] == 4
-    assert "nothing was learned from 2 cases" in out
+    assert "2 cases could not be judged" in out
 
 
 class Controller:
@@ -245,12 +245,12 @@ def test_an_error_at_the_end_does_not_lose_the_result(
 
 def test_an_interrupted_part_leaves_a_merged_run_unfinished() -> None:
     runs = [RunResult("a", "", exit_code=0), RunResult("b", "", exit_code=130)]
-    assert _whole(0, runs, exit_code) == ExitCode.INFRASTRUCTURE
-    assert _whole(0, runs[:1], exit_code) == 0
-    assert _whole(1, runs, exit_code) == 1
+    assert _exit_code(0, runs, exit_code) == ExitCode.INFRASTRUCTURE
+    assert _exit_code(0, runs[:1], exit_code) == 0
+    assert _exit_code(1, runs, exit_code) == 1
 
 
 def test_a_part_with_a_harness_error_leaves_a_merged_run_unfinished() -> None:
     """A suite that fails to collect has no cases."""
     broken = RunResult("b", "", exit_code=ExitCode.HARNESS)
-    assert _whole(0, [RunResult("a", "", exit_code=0), broken], exit_code) == ExitCode.INFRASTRUCTURE
+    assert _exit_code(0, [RunResult("a", "", exit_code=0), broken], exit_code) == ExitCode.INFRASTRUCTURE
