@@ -32,6 +32,7 @@ from harness.cli import (
     tested,
 )
 from harness.errors import ExitCode, HarnessError
+from harness.trace import OUTPUT
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -65,7 +66,9 @@ def _version(wanted: bool) -> None:
 
 @app.callback()
 def _options(
-    verbose: Annotated[bool, typer.Option("-v", "--verbose", help="Log each command on a host, with its time.")] = False,
+    verbose: Annotated[
+        int, typer.Option("-v", "--verbose", count=True, help="Log each action on a host or guest; twice: with its output.")
+    ] = 0,
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
     ] = False,
@@ -73,6 +76,8 @@ def _options(
     logging.basicConfig(
         level=logging.DEBUG if verbose else logging.INFO, format="%(asctime)s %(name)s %(message)s", datefmt="%H:%M:%S"
     )
+    if verbose > 1:
+        logging.getLogger("fxh.trace").setLevel(OUTPUT)
     for noisy in ("asyncio", "filelock", "paramiko"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
 
