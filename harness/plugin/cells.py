@@ -75,9 +75,9 @@ def cells(options: Options, tested: GuestOS | None) -> tuple[Cell, ...]:
     found = []
     for guest in options.guests:
         definition = registry.definition(guest)
-        profile = tested if definition.under_test else None
-        supported = definition.types if profile is None else profile.types
-        version = UNKNOWN if profile is None else profile.os_version
+        given = tested if definition.under_test else None
+        supported = given.types if given is not None else definition.types
+        version = (given or definition.os()).os_version
         for guest_type in options.types or supported:
             if entry(guest_type) in supported:
                 firmwares = _firmwares(options, guest_type)
@@ -92,7 +92,7 @@ def _firmwares(options: Options, guest_type: str) -> tuple[str, ...]:
 
 
 def everywhere(xens: tuple[str, ...]) -> tuple[Cell, ...]:
-    """All possible cells, with kernels of unknown version: to list the suites, not to run them."""
+    """All possible cells, with guests of unknown version: to list the suites, not to run them."""
     guests = registry.GUESTS.values()
     found = [(guest.name, kind, "") for guest in guests for kind in guest.types]
     found += [(guest.name, "hvm", UEFI) for guest in guests if guest.uefi]

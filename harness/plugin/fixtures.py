@@ -6,13 +6,15 @@ from __future__ import annotations
 import secrets
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
+from typing import Protocol, Unpack
 
 import pytest
 
 from harness.errors import CannotRun, InfrastructureError
 from harness.guests.guest import Guest
-from harness.guests.shape import Shape
+from harness.guests.shape import Shape, ShapeArgs
 from harness.hosts import scratch as disks
 from harness.hosts.host import XenHost
 from harness.hosts.scratch import ScratchDisk
@@ -23,12 +25,21 @@ from harness.plugin.rig import CaseContext, Prepare, Rig
 from harness.plugin.state import CASE, RIG, case_directory
 from harness.xen.toolstack import Toolstack
 
-NewGuest = Callable[..., Guest]
-"""``new_guest(**shape)`` and ``booted(**shape)``: a guest of the cell; the keywords are those of harness.guests.shape.Shape.
 
-``booted`` also takes ``prepare``: a function that prepares the booted guest (addresses, files) for several cases. Its result is
-``guest.prepared``. A lab prepares once and keeps the result in a checkpoint.
-"""
+class NewGuest(Protocol):
+    """``new_guest(**shape)``: a guest of the cell with these fields of :class:`harness.guests.shape.Shape`."""
+
+    def __call__(self, **shape: Unpack[ShapeArgs]) -> Guest: ...
+
+
+class Booted(Protocol):
+    """``booted(**shape)``: as :class:`NewGuest`, with a shell.
+
+    ``prepare`` is a function that prepares the booted guest (addresses, files) for several cases; its result is
+    ``guest.prepared``. A lab prepares once and keeps the guest in a checkpoint.
+    """
+
+    def __call__(self, prepare: Prepare | None = None, /, **shape: Unpack[ShapeArgs]) -> Guest: ...
 
 
 NewScratch = Callable[..., tuple[ScratchDisk, ...]]
@@ -77,7 +88,7 @@ def toolstack(host: XenHost) -> Toolstack:
 def new_guest(rig: Rig, cell: Cell, host: XenHost, case: CaseContext) -> NewGuest:
     """Defines guests of the cell whose domains are not created yet. They are removed after the case."""
 
-    def make(**shape: object) -> Guest:
+    def make(**shape: Unpack[ShapeArgs]) -> Guest:
         with _skip_if_cannot_run():
             guest = rig.new_guest(cell, host, case.directory, _shape(cell, shape))
         case.guests.append(guest)
@@ -88,10 +99,10 @@ def new_guest(rig: Rig, cell: Cell, host: XenHost, case: CaseContext) -> NewGues
 
 
 @pytest.fixture
-def booted(request: pytest.FixtureRequest, rig: Rig, cell: Cell, case: CaseContext) -> NewGuest:
+def booted(request: pytest.FixtureRequest, rig: Rig, cell: Cell, case: CaseContext) -> Booted:
     """``booted(**shape)``: a guest with a shell, from a warm checkpoint of this shape in a lab, else from a boot."""
 
-    def make(prepare: Prepare | None = None, **shape: object) -> Guest:
+    def make(prepare: Prepare | None = None, /, **shape: Unpack[ShapeArgs]) -> Guest:
         with _skip_if_cannot_run():
             found = rig.booted_guest(cell, case, _shape(cell, shape), prepare)
         _require_capabilities(request, found.host, cell)
@@ -102,7 +113,7 @@ def booted(request: pytest.FixtureRequest, rig: Rig, cell: Cell, case: CaseConte
 
 
 @pytest.fixture
-def guest(booted: NewGuest) -> Guest:
+def guest(booted: Booted) -> Guest:
     """A booted guest with a shell, in the default shape."""
     return booted()
 
@@ -147,9 +158,9 @@ def kernel_file(rig: Rig, cell: Cell) -> Path:
     return kernel
 
 
-def _shape(cell: Cell, shape: dict[str, object]) -> Shape:
-    """The requested shape, with the guest type and firmware of the cell."""
-    return Shape(**{"type": cell.type, "firmware": cell.firmware, **shape})  # type: ignore[arg-type]
+def _shape(cell: Cell, shape: ShapeArgs) -> Shape:
+    """The requested shape, by default with the guest type and firmware of the cell."""
+    return replace(Shape(cell.type, firmware=cell.firmware), **shape)
 
 
 def _inputs(host: XenHost) -> dict[str, str]:

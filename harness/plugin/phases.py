@@ -227,6 +227,7 @@ def _write_result(item: pytest.Item, progress: CaseProgress, context: CaseContex
         setup=round(progress.setup, 3),
         where=cell.where if cell is not None else NOWHERE,
         known_issue=finding.known_issue,
+        complaints=diagnosis.complaints(directory),
         death=DeathRecord(death.kind, death.identity, death.message) if death else None,
         parameters=own_parameters(item.nodeid, str(cell or "")),
     )

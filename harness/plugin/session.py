@@ -97,7 +97,7 @@ def _inputs() -> dict[str, str]:
 
 
 def finished(config: pytest.Config) -> frozenset[str]:
-    """The node ids of the cases that this run directory has a verdict for. Infrastructure and harness errors are none."""
+    """The node ids of the cases with a verdict in this run directory, that is, without an infrastructure or harness error."""
     try:
         cases = model.read_run(run_path(config)).cases
     except (OSError, ValueError):
