@@ -64,7 +64,7 @@ def _open(config: pytest.Config) -> None:
         return
     asked = config.stash[OPTIONS]
     inputs = _inputs() | ({"shard": asked.shard} if asked.shard else {})
-    run = RunResult(path.name, stamp.now(), "", _command(config), inputs, options=asked.chosen, branch=asked.branch)
+    run = RunResult(path.name, stamp.now(), "", _command(config), inputs, options=asked.rerun_options, branch=asked.branch)
     model.write_run(path, run)
     run_dir.latest(path)
     old = sorted(p for p in path.parent.iterdir() if p.is_dir())
