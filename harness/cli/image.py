@@ -71,17 +71,16 @@ def layouts() -> None:
 @app.command("list")
 def list_(as_json: Annotated[bool, typer.Option("--json", help="For scripts.")] = False) -> None:
     """The images in the store, and what else takes room there."""
-    from harness.images import image, store
+    from harness.images import entries, image
 
     known: dict[str, list[str]] = {}
     for name, key in image.names().items():
         known.setdefault(key, []).append(name)
     rows: list[dict[str, Any]] = []
-    for kind, entry in store.entries():
+    for kind, entry in entries.listing():
         data = entry.manifest
-        what = str(data.get("what", f"FreeBSD {image.release_of(data)}, {data.get('layout')}, {'/'.join(data.get('types', []))}"))
         rows.append({
-            "kind": kind, "key": entry.key, "names": known.get(entry.key, []), "what": what, "bytes": entry.size,
+            "kind": kind, "key": entry.key, "names": known.get(entry.key, []), "what": image.about(data), "bytes": entry.size,
             "used": time.strftime("%Y-%m-%d %H:%M", time.localtime(entry.used)),
         })  # fmt: skip
     if as_json:
@@ -120,9 +119,9 @@ def verify(
     names: Annotated[list[str] | None, typer.Argument(help="Images (default: all, and all else in the store).")] = None,
 ) -> None:
     """Read everything and compare it with what was made."""
-    from harness.images import image, store
+    from harness.images import entries, image
 
-    chosen = [("images", image.find(name).entry) for name in names] if names else store.entries()
+    chosen = [("images", image.find(name).entry) for name in names] if names else entries.listing()
     bad = 0
     for kind, entry in chosen:
         damaged = entry.damage(thorough=True)
@@ -175,17 +174,18 @@ def sets(
 @app.command()
 def rm(names: Annotated[list[str], typer.Argument(help="Names or keys.")]) -> None:
     """Remove images. What they were made from stays until `gc`."""
-    from harness.images import image, store
+    from harness import store
+    from harness.images import entries, image
 
     known = image.names()
     for name in names:
         try:
             entry = image.find(name).entry
         except UsageError:
-            entry = store.Entry(store.directory("images") / known.get(name, name))
+            entry = entries.StoreEntry(store.directory("images") / known.get(name, name))
             if not entry.directory.is_dir():
                 raise
-        store.remove(entry)
+        store.remove(entry.directory)
         for other, key in known.items():
             if key == entry.key:
                 (store.directory("names") / other).unlink(missing_ok=True)
@@ -197,12 +197,8 @@ def gc(
     age: Annotated[float, typer.Option("--age", help="Days without use after which something goes.")] = 0,
     dry: Annotated[bool, typer.Option("--dry-run", help="Only say what would go.")] = False,
 ) -> None:
-    """Remove what was not used for long, or the longest unused until the rest is small enough."""
-    from harness.images import store
+    """Run `fxh store gc` for images and what they are made from."""
+    from harness.cli import store
+    from harness.images import entries
 
-    if not size and not age:
-        raise UsageError("gc without a measure", hint="--size MIB, --age DAYS, or both")
-    doomed = store.collect(keep_bytes=size << 20 if size else None, max_age=age * 86400 if age else None, dry=dry)
-    for item in doomed:
-        print(f"{item.kind} {item.entry.key}: {item.size >> 20} MiB, {item.why}")
-    print(f"{sum(item.size for item in doomed) >> 20} MiB {'would be freed' if dry else 'freed'}")
+    store.gc(size, age, [*entries.KINDS, *entries.CACHES], dry)

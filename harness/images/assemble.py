@@ -14,13 +14,13 @@ from typing import Any
 from harness import paths, stamp
 from harness.digest import file_sha256
 from harness.errors import BuildError, UsageError
-from harness.images import disks, image, kernelfile, makefs, metalog, overlay_files, src_conf, store
+from harness.images import disks, entries, image, kernelfile, makefs, metalog, overlay_files, src_conf
+from harness.images.entries import StoreEntry
 from harness.images.image import Image
 from harness.images.inputs import Input, key_of
 from harness.images.kernelfile import KernelFile
 from harness.images.layout import FileSystem, Layout
 from harness.images.makefs import Makefs
-from harness.images.store import Entry
 
 log = logging.getLogger("fxh.images")
 
@@ -34,20 +34,20 @@ _ZFS_MODULE = "./boot/kernel/zfs.ko"
 class Parts:
     """What an image is put together from."""
 
-    world: Entry
+    world: StoreEntry
     kernel: KernelFile
     layout: Layout
     inputs: tuple[Input, ...]
     """Those of kernel and world, with their origin."""
 
 
-def tree_of(world: Entry) -> metalog.Tree:
+def tree_of(world: StoreEntry) -> metalog.Tree:
     """What of a world goes into an image."""
     tree = metalog.parse((world.directory / "METALOG").read_text(), world.directory / "tree")
     return metalog.without(tree, tuple(world.manifest["leave_out"]))
 
 
-def fit(layout: Layout, world: Entry) -> Layout:
+def fit(layout: Layout, world: StoreEntry) -> Layout:
     """The layout with file systems large enough for ``world``, and as much again for what a guest writes; never smaller."""
     mounts = tuple(fs.mount for _, _, fs in layout.parts if fs.mount != "none")
     tree = tree_of(world)
@@ -95,7 +95,7 @@ def assemble(parts: Parts, name: str) -> Image:
     def make(work: Path) -> dict[str, Any]:
         return _write(parts, tree, made, tool, own, work)
 
-    entry = store.obtain("images", key_of(*own), make)
+    entry = entries.get_or_create("images", key_of(*own), make)
     image.tag(name, entry)
     return Image(name, entry)
 
@@ -140,7 +140,7 @@ def _room(layout: Layout, where: Path) -> None:
     if layout.bytes > free:
         raise BuildError(
             f"an image of {layout.bytes >> 20} MiB, and {free >> 20} MiB are free in the store",
-            hint="a smaller --size, `fxh image gc`, or FXH_STORE on a larger disk",
+            hint="a smaller --size, `fxh store gc`, or FXH_STORE on a larger disk",
         )
 
 
@@ -150,7 +150,7 @@ def _read(path: Path) -> str:
 
 def preset_of(base: Image) -> str:
     """The world preset that ``base`` was built with (src_conf.PRESETS); "" for a world that was not built from source."""
-    world = store.find("worlds", str(base.data.get("world")))
+    world = entries.find("worlds", str(base.data.get("world")))
     preset = str(world.manifest.get("preset")) if world else ""
     return preset if preset in src_conf.PRESETS else ""
 
@@ -163,10 +163,10 @@ def swap_kernel(base: Image, kernel: Path, name: str, layout: Layout) -> Image:
             f"{base.name} was imported as a disk: a kernel cannot be put into it without changing it",
             hint="boot it as PVH with --kernel KERNEL --disk DISK",
         )
-    world = store.find("worlds", str(key))
+    world = entries.find("worlds", str(key))
     if world is None:
         raise UsageError(f"the world of {base.name} is gone from the store", hint="build the image again, then swap its kernel")
-    world.touch()
+    world.mark_used()
     looked = kernelfile.look(kernel.expanduser().absolute())
     # What the base was made from says nothing about this kernel, only about the world that it runs on.
     of_world = [replace(item, what=item.what.removeprefix(_OF_WORLD)) for item in base.inputs]

@@ -22,10 +22,9 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from filelock import FileLock
-
+from harness import store
 from harness.errors import BuildError
-from harness.images import build_log, conffiles, kernconf, linkhint, preflight, src_conf, store, treescan
+from harness.images import build_log, conffiles, kernconf, linkhint, preflight, src_conf, treescan
 from harness.images.hosttools import Compiler
 from harness.images.inputs import combine
 from harness.images.kernconf import KernConf
@@ -79,13 +78,13 @@ class Workshop:
         if free < _NEEDED[self.preset]:
             raise BuildError(
                 f"{free >> 20} MiB free in the store, building the {self.preset} world takes {_NEEDED[self.preset] >> 20}",
-                hint="free some space (`fxh image gc`), or point FXH_STORE at a larger disk",
+                hint="free some space (`fxh store gc`), or point FXH_STORE at a larger disk",
             )
-        with FileLock(self.directory.with_name(f".{self.key}.lock")):
+        with store.lock(self.directory):
             (self.directory / "obj").mkdir(parents=True, exist_ok=True)
             (self.directory / "log").mkdir(exist_ok=True)
             (self.directory / "src.conf").write_text(self.src_conf)
-            (self.directory / ".used").touch()
+            store.mark_used(self.directory)
             end_leftovers(str(self.directory / "obj"))
             self._forget_older()
             begun = time.time()

@@ -10,15 +10,15 @@ from typing import Any
 
 from harness.digest import file_sha256
 from harness.errors import UsageError
-from harness.images import metalog, store
+from harness.images import entries, metalog
+from harness.images.entries import StoreEntry
 from harness.images.inputs import Input, combine, key_of
-from harness.images.store import Entry
 
 # Below these nothing is needed in a guest, whatever was installed.
 LEAVE_OUT = ("usr/lib/debug", "usr/tests", "usr/include", "boot/dtb", "boot/uboot")
 
 
-def world(path: Path) -> Entry:
+def world(path: Path) -> StoreEntry:
     """A copy of the DESTDIR in the store, by content. Raises UsageError for a directory without METALOG."""
     path = path.expanduser().absolute()
     if not (path / "METALOG").is_file():
@@ -48,7 +48,7 @@ def world(path: Path) -> Entry:
             "inputs": [vars(item) for item in inputs],
         }  # fmt: skip
 
-    return store.obtain("worlds", key_of(*inputs), make)
+    return entries.get_or_create("worlds", key_of(*inputs), make)
 
 
 # USERLAND_VERSION="13.2-RELEASE"        (bin/freebsd-version)

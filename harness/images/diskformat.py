@@ -21,9 +21,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from harness import store
 from harness.digest import known, known_sha256
 from harness.errors import InfrastructureError, UsageError
-from harness.images import qcow2, store
+from harness.images import entries, qcow2
 from harness.images.inputs import content_hash
 
 _SMALLEST = 1 << 20
@@ -78,7 +79,7 @@ class RawDisk:
     def drop(self) -> None:
         """Remove what was unpacked just now, for a disk that nobody will use."""
         if self.fresh and self.path.exists():
-            store.remove(store.Entry(self.path.parent))
+            store.remove(self.path.parent)
 
 
 def identify(path: Path) -> str:
@@ -144,8 +145,8 @@ def raw(path: Path) -> RawDisk:
         return {"what": f"the disk in {path.name}", "seconds": round(time.monotonic() - begun, 2)}
 
     key = f"{known_sha256(path)[:16]}-{_READER}"
-    fresh = store.find("raws", key) is None
-    entry = store.obtain("raws", key, make)
+    fresh = entries.find("raws", key) is None
+    entry = entries.get_or_create("raws", key, make)
     return RawDisk(path, entry.directory / "disk.raw", fresh)
 
 
@@ -272,5 +273,5 @@ def _room(where: Path) -> int:
 def _too_large(given: Path, where: Path, room: int) -> InfrastructureError:
     return InfrastructureError(
         f"{given}: unpacked it needs more than the {max(room, 0) >> 20} MiB that may be used at {where.parent.parent}",
-        hint="free some space (`fxh image gc`), or point FXH_STORE at a larger disk",
+        hint="free some space (`fxh store gc`), or point FXH_STORE at a larger disk",
     )

@@ -10,7 +10,7 @@ from typing import Any
 
 from harness import stamp
 from harness.errors import UsageError
-from harness.images import diskformat, diskread, image, kernelfile, loader_conf_slot, parttable, store, volume, window
+from harness.images import diskformat, diskread, entries, image, kernelfile, loader_conf_slot, parttable, volume, window
 from harness.images.diskformat import RawDisk
 from harness.images.image import Image
 from harness.images.inputs import Input, key_of
@@ -77,7 +77,7 @@ def _take(recipe: Recipe, disk: RawDisk) -> Image:
             "seconds": round(time.monotonic() - begun, 2),
         }  # fmt: skip
 
-    entry = store.obtain("images", key_of(*inputs), make)
+    entry = entries.get_or_create("images", key_of(*inputs), make)
     image.tag(recipe.name, entry)
     return Image(recipe.name, entry)
 

@@ -19,7 +19,7 @@ from typing import Any
 
 from harness import stamp
 from harness.errors import UsageError
-from harness.images import diskformat, kernelfile, parttable, rootfs, store, volume, window, zfsfiles
+from harness.images import diskformat, entries, kernelfile, parttable, rootfs, volume, window, zfsfiles
 from harness.images.diskformat import RawDisk
 from harness.images.image import Image
 from harness.images.inputs import Input, key_of
@@ -320,7 +320,7 @@ def take(path: Path, root: str = "") -> Image:
                 return manifest(disk, at, kernel, types, why, time.monotonic() - begun)
 
         inputs = [Input("disk", disk.key, ""), Input("root", root, ""), Input("reader", str(_READER), "")]
-        entry = store.obtain("disks", key_of(*inputs), make)
+        entry = entries.get_or_create("disks", key_of(*inputs), make)
         return Image(disk.given.name, entry, disk.path, disk.given)
 
 

@@ -17,9 +17,9 @@ from typing import Any
 
 from harness import paths
 from harness.errors import BuildError, UsageError
-from harness.images import destdir, fetch, kernelfile, store
+from harness.images import destdir, entries, fetch, kernelfile
+from harness.images.entries import StoreEntry
 from harness.images.inputs import Input, combine, key_of
-from harness.images.store import Entry
 
 log = logging.getLogger("fxh.images")
 
@@ -55,7 +55,7 @@ def parse_manifest(text: str) -> dict[str, Set]:
     return found
 
 
-def world(where: str) -> tuple[Entry, Path, tuple[Input, ...]]:
+def world(where: str) -> tuple[StoreEntry, Path, tuple[Input, ...]]:
     """World (kernel and modules among it) of the sets at ``where``, a URL or a directory; the kernel's path; the inputs.
 
     Raises UsageError if a set is missing, or is for a machine that Xen's guests here are not: then nothing stays in the store.
@@ -86,7 +86,7 @@ def world(where: str) -> tuple[Entry, Path, tuple[Input, ...]]:
             "inputs": [vars(item) for item in inputs],
         }  # fmt: skip
 
-    entry = store.obtain("worlds", key_of(*inputs), make)
+    entry = entries.get_or_create("worlds", key_of(*inputs), make)
     return entry, entry.directory / "tree/boot/kernel/kernel", inputs
 
 

@@ -11,11 +11,9 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
-from filelock import FileLock
-
+from harness import store
 from harness.digest import file_sha256
 from harness.errors import BuildError, InfrastructureError, UsageError
-from harness.images import store
 
 log = logging.getLogger("fxh.images.fetch")
 
@@ -71,14 +69,11 @@ def checked(where: str, name: str, sha256: str) -> Path:
 
     Raises BuildError for other content than promised, InfrastructureError when the mirror breaks off again and again.
     """
-    target = store.directory("downloads") / f"{sha256[:16]}-{name}"
-    with FileLock(target.with_name(f".{target.name}.lock")):
-        if target.is_file():
-            if file_sha256(target) == sha256:
-                return target
-            log.warning("%s is damaged: it is fetched again", target)
-            target.unlink()
-        part = target.with_name(f".{target.name}.part")
+    key = f"{sha256[:16]}-{name}"
+
+    def create(work: Path) -> Path:
+        # Outside the work directory: the next attempt resumes it.
+        part = work.with_name(f".{key}.part")
         if is_url(where):
             _fetch(f"{where.rstrip('/')}/{name}", part)
         else:
@@ -94,8 +89,12 @@ def checked(where: str, name: str, sha256: str) -> Path:
                 f"{name} of {where} is not what its MANIFEST promises (sha256 {got[:16]}..., promised {sha256[:16]}..., {size} bytes)",
                 hint="truncated or tampered with: try again, or another mirror",
             )
-        part.rename(target)
-    return target
+        return part
+
+    def damage(file: Path) -> str:
+        return "" if file_sha256(file) == sha256 else "wrong sha256"
+
+    return store.get_or_create("downloads", key, create, step=f"fetching {name}", damage=damage)
 
 
 def _fetch(url: str, part: Path) -> None:

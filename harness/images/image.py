@@ -4,16 +4,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from harness import osversion
+from harness import osversion, store
 from harness.errors import UsageError
-from harness.images import kernelfile, store
+from harness.images import entries, kernelfile
+from harness.images.entries import StoreEntry
 from harness.images.inputs import Input
-from harness.images.store import Entry
 from harness.osversion import OSVersion
 
 _KIND = "images"
@@ -35,7 +35,7 @@ class Image:
     that somebody gave for it."""
 
     name: str
-    entry: Entry
+    entry: StoreEntry
     disk: Path | None = None
     given: Path | None = None
 
@@ -122,6 +122,29 @@ class Image:
         return tuple(Input(**item) for item in self.data["inputs"])
 
 
+def about(manifest: Mapping[str, Any]) -> str:
+    """One line that describes an entry of the store: what it was made from, or an image's release, layout and types."""
+    made = f"FreeBSD {release_of(manifest)}, {manifest.get('layout')}, {'/'.join(manifest.get('types', []))}"
+    return str(manifest.get("what", made))
+
+
+def items() -> list[store.Item]:
+    """All that garbage collection may remove: images, what they were made from, and caches."""
+    found = store.items(*entries.KINDS, *entries.CACHES)
+    known: dict[str, list[str]] = {}
+    for name, key in names().items():
+        known.setdefault(key, []).append(name)
+    return [replace(item, about=_about(item, known.get(item.path.name, []))) for item in found]
+
+
+def _about(item: store.Item, tags: list[str]) -> str:
+    try:
+        text = about(StoreEntry(item.path).manifest)
+    except (OSError, ValueError):
+        return ""
+    return f"{','.join(tags)}: {text}" if tags and item.kind == _KIND else text
+
+
 def release_of(manifest: Mapping[str, Any]) -> str:
     """What an image's manifest says of its FreeBSD: ``15.1``, or ``15.1 on world 13.2`` for a kernel that was swapped in alone."""
     kernel, world = str(manifest.get("version")), str(manifest.get("world_version") or "")
@@ -131,7 +154,7 @@ def release_of(manifest: Mapping[str, Any]) -> str:
 # -- names ------------------------------------------------------------------------------------------------------------
 
 
-def tag(name: str, entry: Entry) -> None:
+def tag(name: str, entry: StoreEntry) -> None:
     """Let ``name`` mean this image from now on."""
     directory = store.directory("names")
     part = directory / f".{name}.part"
@@ -153,16 +176,16 @@ def find(wanted: str) -> Image:
         directory = Path(wanted).resolve()
         if not directory.is_dir():
             raise UsageError(f"image {wanted}: no directory of that name", hint="give one that `fxh image export` has made")
-        return _sound(Image(directory.name, store.Entry(directory)), "export it again")
+        return _sound(Image(directory.name, entries.StoreEntry(directory)), "export it again")
     known = names()
-    keys = {entry.key for _, entry in store.entries(_KIND)}
+    keys = {entry.key for _, entry in entries.listing(_KIND)}
     matching = [known[wanted]] if wanted in known else sorted(key for key in keys if len(wanted) >= 4 and key.startswith(wanted))
     if len(matching) > 1:
         raise UsageError(f"{wanted!r} is the beginning of {len(matching)} images' keys", hint="give more of it")
     if not matching or matching[0] not in keys:
         there = ", ".join(name for name, key in known.items() if key in keys) or "none yet"
         raise UsageError(f"no image {wanted!r}", hint=f"there are: {there}; `fxh image build` makes one")
-    entry = store.Entry(store.directory(_KIND) / matching[0])
+    entry = entries.StoreEntry(store.directory(_KIND) / matching[0])
     return _sound(Image(wanted, entry), "build it again: the same command makes it anew")
 
 
@@ -171,5 +194,5 @@ def _sound(found: Image, hint: str) -> Image:
     damaged = found.entry.damage()
     if damaged:
         raise UsageError(f"image {found.name}: {', '.join(damaged)} is damaged or not there", hint=hint)
-    found.entry.touch()
+    found.entry.mark_used()
     return found

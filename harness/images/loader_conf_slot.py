@@ -10,17 +10,17 @@ from __future__ import annotations
 
 import mmap
 import os
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
-from harness import paths, preparing
+from harness import store
 from harness.errors import BuildError, UsageError
 from harness.images import bootenv, tables
 from harness.images.inputs import combine, extents
 
 # Less than any UFS block: so it lies in one piece.
 SIZE = 4096
+# A copy with variables takes a tenth of a second, so the store keeps this many.
 _VARIANTS = 12
 PATH = "./boot/loader.conf.local"
 _HEAD = "# fxh: variables of this run\n"
@@ -117,17 +117,15 @@ def variant(image: Path, offset: int, variables: Mapping[str, str]) -> Path:
     """A copy of ``image`` with ``variables`` in its slot, kept in the store: the same variables are the same file."""
     stat = image.stat()
     key = combine([str(image), stat.st_size, stat.st_mtime_ns, dict(variables)])
-    directory = paths.store() / "variants" / key
-    target = directory / image.name
-    if not target.is_file():
-        directory.mkdir(parents=True, exist_ok=True)
-        _prune(directory.parent)
-        with preparing.step(f"a copy of {image.name} with kernel variables"):
-            filled(image, offset, variables, target)
-    return target
 
+    def create(work: Path) -> Path:
+        filled(image, offset, variables, work / image.name)
+        return work
 
-def _prune(directory: Path) -> None:
-    """They cost a tenth of a second: only the latest are kept."""
-    for old in sorted(directory.iterdir(), key=lambda p: p.stat().st_mtime)[:-_VARIANTS]:
-        shutil.rmtree(old, ignore_errors=True)
+    def damage(directory: Path) -> str:
+        return "" if (directory / image.name).is_file() else f"no {image.name}"
+
+    step = f"a copy of {image.name} with kernel variables"
+    directory = store.get_or_create("variants", key, create, step=step, damage=damage)
+    store.keep_latest("variants", _VARIANTS)
+    return directory / image.name

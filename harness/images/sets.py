@@ -17,7 +17,7 @@ from pathlib import Path
 from harness import versions
 from harness.digest import file_sha256
 from harness.errors import BuildError, UsageError
-from harness.images import assemble, kernelfile, metalog, store
+from harness.images import assemble, entries, kernelfile, metalog
 from harness.images.image import Image
 from harness.images.metalog import Node, Tree
 
@@ -52,7 +52,7 @@ def write(image: Image, directory: Path, name: str = "") -> Path:
     ``name`` defaults to the kernel's release without its patch level, as the mirror has it (15.1-RELEASE). The same image gives
     the same bytes. Raises UsageError for an image that has no world of its own, BuildError if a tool is missing or fails.
     """
-    world = store.find("worlds", str(image.data.get("world", "")) or "none")
+    world = entries.find("worlds", str(image.data.get("world", "")) or "none")
     if world is None or image.kernel is None:
         raise UsageError(
             f"{image.name}: no world in the store that sets can be made from",
@@ -70,7 +70,7 @@ def write(image: Image, directory: Path, name: str = "") -> Path:
     target = directory / "releases" / str(image.data["machine"]) / name
     if target.exists():
         raise UsageError(f"{target} is there already", hint="remove it, or give another directory")
-    world.touch()
+    world.mark_used()
     target.parent.mkdir(parents=True, exist_ok=True)
     work = Path(tempfile.mkdtemp(prefix=f".{name}.", dir=target.parent))
     try:

@@ -7,11 +7,12 @@ import os
 import shutil
 from pathlib import Path
 
+from harness import store
 from harness.digest import file_sha256
-from harness.images import hosttools, kernconf, preflight, src_conf, srctree, store, treescan
+from harness.images import entries, hosttools, kernconf, preflight, src_conf, srctree, treescan
 from harness.images.buildworld import RECIPE, Workshop
+from harness.images.entries import StoreEntry
 from harness.images.inputs import Input, combine, key_of, text_hash
-from harness.images.store import Entry
 
 
 class FromSource:
@@ -41,9 +42,9 @@ class FromSource:
 
         What is in the store already is not checked. Raises BuildError that names all missing sources.
         """
-        if store.find("kernels", key_of(*self.kernel_inputs(kernel))) is None:
+        if entries.find("kernels", key_of(*self.kernel_inputs(kernel))) is None:
             preflight.check_kernel(self.tree, kernconf.load(self.tree, kernel))
-        if world and store.find("worlds", key_of(*self.world_inputs())) is None:
+        if world and entries.find("worlds", key_of(*self.world_inputs())) is None:
             hosttools.check_world(self.compiler, self.tree.version, self.tree.llvm)
             with self.workshop.open() as shop:
                 shop.preflight(self.state["rest"])
@@ -52,7 +53,7 @@ class FromSource:
         conf = kernconf.load(self.tree, name)
         return [*self._common(), Input(f"kernel configuration {name}", conf.hash, conf.origin)]
 
-    def kernel(self, name: str) -> Entry:
+    def kernel(self, name: str) -> StoreEntry:
         """The kernel of configuration ``name`` as ``kernels/<key>/kernel``."""
         inputs = self.kernel_inputs(name)
 
@@ -67,12 +68,12 @@ class FromSource:
                 "inputs": [vars(item) for item in inputs],
             }  # fmt: skip
 
-        return store.obtain("kernels", key_of(*inputs), make)
+        return entries.get_or_create("kernels", key_of(*inputs), make)
 
     def world_inputs(self) -> list[Input]:
         return self._common()
 
-    def world(self) -> Entry:
+    def world(self) -> StoreEntry:
         """The world as ``worlds/<key>/tree`` with its ``METALOG``, and the makefs that was built with it."""
         inputs = self.world_inputs()
 
@@ -90,4 +91,4 @@ class FromSource:
                 "leave_out": list(self.preset.leave_out), "inputs": [vars(item) for item in inputs],
             }  # fmt: skip
 
-        return store.obtain("worlds", key_of(*inputs), make)
+        return entries.get_or_create("worlds", key_of(*inputs), make)

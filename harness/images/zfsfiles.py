@@ -114,7 +114,7 @@ def _copy(disk: Path, volume: Window, target: Path) -> None:
         while block := volume.read(at, _BLOCK):
             if block.count(0) != len(block):
                 if shutil.disk_usage(target.parent).free < 256 << 20:
-                    raise InfrastructureError(f"{disk}: no room in the store for a copy of its ZFS partition", hint="fxh image gc")
+                    raise InfrastructureError(f"{disk}: no room in the store for a copy of its ZFS partition", hint="fxh store gc")
                 out.seek(at)
                 out.write(block)
             at += len(block)

@@ -14,11 +14,12 @@ from pathlib import Path
 
 import pytest
 
+from harness import paths
 from harness.digest import file_sha256, known_sha256
 from harness.errors import HarnessError, InfrastructureError, UsageError
 from harness.guests import filehash, source
 from harness.guests.bootable import make_ufs
-from harness.images import diskformat, diskimport, diskread, makefs, parttable, recipe, recipes, store, tables
+from harness.images import diskformat, diskimport, diskread, makefs, parttable, recipe, recipes, tables
 from harness.images.tables import SECTOR, Part
 from tests.unit.test_disk_files import FREEBSD, label, labelled, needs_freebsd, needs_grub, needs_makefs, patched
 from tests.unit.test_disk_tables import gpt
@@ -647,7 +648,7 @@ def test_a_hash_is_taken_again_when_the_file_changes(tmp_path: Path, monkeypatch
     other = known_sha256(path)
     monkeypatch.setattr("hashlib.file_digest", lambda *_: pytest.fail("read again"))
     assert known_sha256(path) == other != kept
-    assert len(list((store.paths.store() / "hashes").iterdir())) == 2
+    assert len(list((paths.store() / "hashes").iterdir())) == 2
 
 
 # -- at the command line ----------------------------------------------------------------------------------------------

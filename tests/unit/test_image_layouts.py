@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from harness import store
 from harness.digest import file_sha256
 from harness.errors import BuildError, UsageError
 from harness.guests import rootfs, source
@@ -20,6 +21,7 @@ from harness.images import (
     bootenv,
     destdir,
     disks,
+    entries,
     image,
     kernelfile,
     layout,
@@ -28,7 +30,6 @@ from harness.images import (
     metalog,
     overlay_files,
     recipe,
-    store,
     tables,
 )
 from harness.images.assemble import Parts, assemble, fit
@@ -260,11 +261,11 @@ def test_boot_environment() -> None:
 def test_boot_environment_as_the_loader_encodes_it() -> None:
     """What stand/libsa/zfs/nvlist.c (15.1) makes of the same variable, and its size of each pair in memory."""
     block = bootenv.block({"kern.hz": "100"})
-    store = (
+    nvstore = (
         "00000024 00000020 00000007 6b65726e2e687a00 00000009 00000001 00000003 31303000"
         "00000000 00000000"
     )  # fmt: skip
-    assert bytes.fromhex(store.replace(" ", "")) in block
+    assert bytes.fromhex(nvstore.replace(" ", "")) in block
     assert bytes.fromhex("00000024000000200000000776657273696f6e0000000008000000010000000000000001") in block
 
 
@@ -405,7 +406,7 @@ def test_a_pool_by_freebsds_makefs(top: Path, tmp_path: Path, monkeypatch: pytes
     if shutil.which("grub-fstest"):
         argv = ["grub-fstest", str(file), "cat", "(loop0,gpt4)/ROOT/default@/boot/kernel/kernel"]
         assert subprocess.run(argv, capture_output=True, check=True).stdout == kernel.read_bytes()
-    store.remove(made.entry)
+    store.remove(made.entry.directory)
     assert content_hash(put_together(top, kernel, "vmimage-zfs").disks[0].file) == digest
 
 
@@ -500,7 +501,7 @@ def test_a_pool_grows_with_the_world() -> None:
             file.truncate(1 << 30)
         return {"leave_out": []}
 
-    grown = fit(layout.load("zfs"), store.obtain("worlds", "large", make))
+    grown = fit(layout.load("zfs"), entries.get_or_create("worlds", "large", make))
     assert {fs.type: fs.size for _, _, fs in grown.parts} == {"efi": 33, "boot": 0, "zfs": 2048, "swap": 64}
 
 

@@ -17,11 +17,14 @@ import tarfile
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from filelock import FileLock
 
+from harness import store
 from harness.cli import image as cli
 from harness.digest import file_sha256
 from harness.errors import BuildError, InfrastructureError, UsageError
@@ -32,6 +35,7 @@ from harness.images import (
     destdir,
     diskimport,
     dist,
+    entries,
     fetch,
     image,
     kernelfile,
@@ -39,7 +43,6 @@ from harness.images import (
     makefs,
     recipe,
     recipes,
-    store,
     treescan,
 )
 from harness.images.assemble import Parts, assemble
@@ -75,27 +78,27 @@ def maker(calls: list[str], text: str = "x"):  # type: ignore[no-untyped-def]
 
 def test_what_is_there_is_not_made_again() -> None:
     calls: list[str] = []
-    first = store.obtain("worlds", "k", maker(calls))
-    second = store.obtain("worlds", "k", maker(calls))
+    first = entries.get_or_create("worlds", "k", maker(calls))
+    second = entries.get_or_create("worlds", "k", maker(calls))
     assert (first, calls) == (second, ["x"])
-    store.obtain("worlds", "other", maker(calls, "y"))
+    entries.get_or_create("worlds", "other", maker(calls, "y"))
     assert calls == ["x", "y"]
 
 
 def test_a_corrupted_file_is_found_and_made_again() -> None:
     calls: list[str] = []
-    entry = store.obtain("worlds", "k", maker(calls))
+    entry = entries.get_or_create("worlds", "k", maker(calls))
     file = entry.directory / "below/file"
     file.chmod(0o644)
     file.write_text("z")
     assert entry.damage() == ["below/file"]
-    assert store.find("worlds", "k") is None
-    assert (store.obtain("worlds", "k", maker(calls)).directory / "below/file").read_text() == "x"
+    assert entries.find("worlds", "k") is None
+    assert (entries.get_or_create("worlds", "k", maker(calls)).directory / "below/file").read_text() == "x"
     assert calls == ["x", "x"]
 
 
 def test_a_flipped_byte_with_the_old_time_is_found_by_verify() -> None:
-    entry = store.obtain("worlds", "k", maker([]))
+    entry = entries.get_or_create("worlds", "k", maker([]))
     file = entry.directory / "below/file"
     stat = file.stat()
     file.chmod(0o644)
@@ -106,14 +109,14 @@ def test_a_flipped_byte_with_the_old_time_is_found_by_verify() -> None:
 
 
 def test_a_manifest_that_is_none_is_damage() -> None:
-    entry = store.obtain("worlds", "k", maker([]))
+    entry = entries.get_or_create("worlds", "k", maker([]))
     (entry.directory / "manifest.json").chmod(0o644)
     (entry.directory / "manifest.json").write_text("{")
     assert entry.damage() == ["manifest.json"]
 
 
 def test_a_touched_file_is_not_damaged() -> None:
-    entry = store.obtain("worlds", "k", maker([]))
+    entry = entries.get_or_create("worlds", "k", maker([]))
     os.utime(entry.directory / "below/file", (1, 1))
     assert entry.damage() == []
 
@@ -141,14 +144,14 @@ def test_a_failed_making_leaves_nothing(fresh: Path) -> None:
         raise BuildError("no")
 
     with pytest.raises(BuildError):
-        store.obtain("worlds", "k", fail)
+        entries.get_or_create("worlds", "k", fail)
     assert [p.name for p in (fresh / "worlds").iterdir() if not p.name.endswith(".lock")] == []
 
 
 def test_a_killed_making_leaves_no_entry_and_the_next_cleans_up(fresh: Path) -> None:
     script = (
-        "import sys, time\nfrom harness.images import store\n"
-        "def make(work):\n (work / 'half').write_text('x'); print('at it', flush=True); time.sleep(60)\nstore.obtain('worlds', 'k', make)\n"
+        "import sys, time\nfrom harness.images import entries\n"
+        "def make(work):\n (work / 'half').write_text('x'); print('at it', flush=True); time.sleep(60)\nentries.get_or_create('worlds', 'k', make)\n"
     )
     child = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, env={**os.environ, "FXH_STORE": str(fresh)})
     assert child.stdout is not None
@@ -159,7 +162,7 @@ def test_a_killed_making_leaves_no_entry_and_the_next_cleans_up(fresh: Path) -> 
     assert list((fresh / "worlds").glob(".making-k.*"))
 
     calls: list[str] = []
-    store.obtain("worlds", "k", maker(calls))
+    entries.get_or_create("worlds", "k", maker(calls))
 
     assert calls == ["x"]
     assert list((fresh / "worlds").glob(".making-*")) == []
@@ -172,7 +175,7 @@ def test_one_makes_and_the_others_wait(fresh: Path) -> None:
         time.sleep(0.3)
         return dict(maker(calls)(work))
 
-    threads = [threading.Thread(target=store.obtain, args=("worlds", "k", slow)) for _ in range(4)]
+    threads = [threading.Thread(target=entries.get_or_create, args=("worlds", "k", slow)) for _ in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -181,22 +184,28 @@ def test_one_makes_and_the_others_wait(fresh: Path) -> None:
 
 
 def test_gc_goes_by_age_and_size() -> None:
-    entries = [store.Entry(Path(f"/{name}")) for name in "abc"]
-    rows = [("images", entry, 100, float(used)) for entry, used in zip(entries, (10, 20, 30), strict=True)]
-    by_age = store.select_evictions(rows, keep_bytes=None, max_age=15, now=31)
-    assert [item.entry.key for item in by_age] == ["a"]
-    by_size = store.select_evictions(rows, keep_bytes=150, max_age=None, now=31)
-    assert [item.entry.key for item in by_size] == ["a", "b"]
-    assert store.select_evictions(rows, keep_bytes=300, max_age=100, now=31) == []
+    items = [store.Item("images", Path(f"/{name}"), 100, float(used)) for name, used in zip("abc", (10, 20, 30), strict=True)]
+
+    def selected(**limits: float | int | None) -> list[str]:
+        given: dict[str, Any] = {"keep_bytes": None, "max_age": None, **limits}
+        return [eviction.item.path.name for eviction in store.select_evictions(items, now=31, **given)]
+
+    assert selected(max_age=15) == ["a"]
+    assert selected(keep_bytes=150) == ["a", "b"]
+    assert selected(keep_bytes=300, max_age=100) == []
+    items[0] = replace(items[0], recreatable=False)
+    assert selected(keep_bytes=150) == ["b", "c"], "a user's own work does not make room"
+    assert selected(max_age=15) == ["a"]
 
 
 def test_gc_removes() -> None:
-    entry = store.obtain("worlds", "k", maker([]))
+    entry = entries.get_or_create("worlds", "k", maker([]))
     os.utime(entry.directory / ".used", (1, 1))
-    assert [item.entry for item in store.collect(max_age=86400, dry=True)] == [entry]
-    assert store.find("worlds", "k") == entry
-    store.collect(max_age=86400)
-    assert store.find("worlds", "k") is None
+    evicted = store.evict(image.items(), max_age=86400, dry_run=True)
+    assert [eviction.item.path for eviction in evicted] == [entry.directory]
+    assert entries.find("worlds", "k") == entry
+    store.evict(image.items(), max_age=86400)
+    assert entries.find("worlds", "k") is None
 
 
 def test_gc_takes_objects_and_downloads_but_no_build_under_way(fresh: Path) -> None:
@@ -208,8 +217,8 @@ def test_gc_takes_objects_and_downloads_but_no_build_under_way(fresh: Path) -> N
     (fresh / "downloads/base.txz").write_text("x")
     os.utime(fresh / "downloads/base.txz", (1, 1))
     with FileLock(fresh / "objects/.busy.lock"):
-        gone = store.collect(max_age=60)
-    assert sorted(item.entry.key for item in gone) == ["base.txz", "idle"]
+        gone = store.evict(image.items(), max_age=60)
+    assert sorted(eviction.item.path.name for eviction in gone) == ["base.txz", "idle"]
     assert (fresh / "objects/busy").is_dir()
     assert not (fresh / "objects/idle").exists()
 
@@ -286,7 +295,7 @@ def test_the_same_image_twice_byte_for_byte(world: Path, tmp_path: Path) -> None
     kernel = elf(tmp_path / "kernel")
     first = put_together(world, kernel, "mbr")
     sums = [file_sha256(d.file) for d in first.disks]
-    store.remove(first.entry)
+    store.remove(first.entry.directory)
     assert [file_sha256(d.file) for d in put_together(world, kernel, "mbr").disks] == sums
 
 
@@ -307,7 +316,7 @@ def test_a_damaged_image_is_named_and_made_anew(world: Path, tmp_path: Path) -> 
 def test_an_exported_image_is_one_by_its_path(world: Path, tmp_path: Path) -> None:
     made = put_together(world, elf(tmp_path / "kernel"), "ufs1")
     cli.export("test-ufs1", tmp_path / "elsewhere")
-    store.remove(made.entry)
+    store.remove(made.entry.directory)
 
     found = image.find(f"{tmp_path}/elsewhere")
 

@@ -20,8 +20,8 @@ from harness.guests.linux import Linux
 from harness.guests.profile import KernelIdentity
 from harness.hosts.host import DirectHost
 from harness.images import kernelfile, srctree
+from harness.images.entries import StoreEntry
 from harness.images.image import Image
-from harness.images.store import Entry
 from harness.osversion import UNKNOWN, OSVersion, parse
 from harness.plugin import inputs
 from harness.xen import elfsymbols
@@ -193,7 +193,7 @@ def made(directory: Path, manifest: dict[str, object], *, with_kernel: bool = Tr
         (directory / "kernel").write_bytes(kernel())
     whole = {"types": ["pvh"], "root": "xbd0", "pygrub": False, "layout": "ufs1", "disks": [], **manifest}
     (directory / "manifest.json").write_text(json.dumps(whole))
-    return Image("mine", Entry(directory))
+    return Image("mine", StoreEntry(directory))
 
 
 def test_an_image_knows_its_version(tmp_path: Path) -> None:

@@ -15,10 +15,10 @@ from typing import Any
 
 import pytest
 
-from harness import versions
+from harness import store, versions
 from harness.cli import image as cli
 from harness.errors import BuildError, UsageError
-from harness.images import current_release, dist, image, metalog, sets, store
+from harness.images import current_release, dist, entries, image, metalog, sets
 from harness.images.image import Image
 from harness.images.metalog import Tree
 from harness.lab import recipe as labs
@@ -71,13 +71,13 @@ def built(version: str = "15.1", *, branch: str = "RELEASE", machine: int = 62, 
         return {"what": "a world", "version": world, "leave_out": [], "inputs": []}
 
     key = hashlib.sha256(f"{version} {branch} {world}".encode()).hexdigest()[:16]
-    entry = store.obtain("worlds", key, make_world)
+    entry = entries.get_or_create("worlds", key, make_world)
 
     def make_image(work: Path) -> dict[str, Any]:
         elf(work / "kernel", machine=machine, text=f"FreeBSD {version}-{branch} XENA\0".encode())
         return {"version": version, "world_version": world, "machine": "amd64", "world": entry.key, "inputs": [], "disks": []}
 
-    made = store.obtain("images", f"{key[:12]}{machine:04}", make_image)
+    made = entries.get_or_create("images", f"{key[:12]}{machine:04}", make_image)
     image.tag(name, made)
     return image.find(name)
 
@@ -165,7 +165,7 @@ def test_what_is_no_source_of_sets(tmp_path: Path) -> None:
     sets.write(made, tmp_path)
     with pytest.raises(UsageError, match="is there already"):
         sets.write(made, tmp_path)
-    store.remove(store.Entry(store.directory("worlds") / str(made.data["world"])))
+    store.remove(store.directory("worlds") / str(made.data["world"]))
     with pytest.raises(UsageError, match="no world in the store"):
         sets.write(made, tmp_path / "other")
     assert not (tmp_path / "other").exists()
@@ -309,11 +309,11 @@ def as_image(monkeypatch: pytest.MonkeyPatch) -> None:
             (work / "kernel").write_bytes(kernel.read_bytes())
             return {"version": world.manifest["version"], "inputs": [vars(item) for item in inputs]}
 
-        entry = store.obtain("images", world.key, fill)
+        entry = entries.get_or_create("images", world.key, fill)
         image.tag(wanted.name, entry)
         return Image(wanted.name, entry)
 
-    monkeypatch.setattr(current_release.make, "make", make)
+    monkeypatch.setattr(current_release.recipes, "make", make)
 
 
 @pytest.mark.parametrize("top", ["releases", "moved"])
@@ -350,7 +350,7 @@ def test_without_a_mirror_the_newest_sound_image_is_taken(monkeypatch: pytest.Mo
     assert current_release.release()[0] is None
     for version in ("9.9", "10.0", "15.1"):
         built(version, name=f"release-{version}-RELEASE")
-    store.remove(image.find("release-15.1-RELEASE").entry)
+    store.remove(image.find("release-15.1-RELEASE").entry.directory)
 
     found, why = current_release.release()
 
