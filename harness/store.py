@@ -201,7 +201,7 @@ def _idle(entry: Path) -> Iterator[bool]:
 class Item:
     """Something that garbage collection may remove. ``size`` in bytes on disk, ``used`` in seconds since the epoch.
 
-    A user's own work is not ``recreatable``: it goes by age, but not to make room.
+    A user's own work is not ``recreatable``: only its age can evict it.
     """
 
     kind: str

@@ -51,11 +51,11 @@ def build(
         "world": world, "layout": layout, "size": size, "bsize": bsize, "root": root, "jobs": jobs,
     }  # fmt: skip
     begun = time.monotonic()
-    made = recipes.make(recipe.make(name or "freebsd", options, recipe.available()))
+    made = recipes.build(recipe.resolve(name or "freebsd", options, recipe.available()))
     root = made.mountfrom if made.mountfrom.startswith("zfs:") else made.root
     print(f"{made.name} {made.entry.key}: FreeBSD {made.release}, {made.data['layout']}, {'/'.join(made.types)}, root {root}")
     if made.firmwares == ("uefi",):
-        print(f"     {diskread.UEFI_ALONE}", file=sys.stderr)
+        print(f"     {diskread.UEFI_ONLY}", file=sys.stderr)
     print(f"     {time.monotonic() - begun:.1f} s; boot it: fxh boot --image {made.name}", file=sys.stderr)
 
 
@@ -147,7 +147,7 @@ def export(
         if path.suffix == ".img":
             with (directory / path.name).open("wb") as out:
                 out.truncate(path.stat().st_size)
-                loader_conf_slot.paste(path, out.fileno(), 0)
+                loader_conf_slot.copy_data(path, out.fileno(), 0)
         else:
             shutil.copyfile(path, directory / path.name)
         shutil.copystat(path, directory / path.name)

@@ -43,7 +43,7 @@ def disk(path: Path, root: str) -> None:
     """Read a disk image before pytest starts, which then finds it known, and say what it is. Raises HarnessError."""
     from harness.images import diskread
 
-    diskread.tell(diskread.take(path, root))
+    diskread.print_summary(diskread.read_image(path, root))
 
 
 def run_directory(where: Path, name: str) -> Path:

@@ -18,8 +18,8 @@ app = typer.Typer(no_args_is_help=True, help="Built and downloaded files: list, 
 
 Kinds = Annotated[list[str] | None, typer.Option("--kind", help="Only this kind, such as labs or images; repeat for more.")]
 Size = Annotated[int, typer.Option("--size", help="MiB to keep.")]
-Age = Annotated[float, typer.Option("--age", help="Remove what was not used for this many days.")]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Only print what would be removed.")]
+Age = Annotated[float, typer.Option("--age", help="Remove entries that were not used for this many days.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Only print the entries to remove.")]
 
 
 def _items(kinds: list[str] | None) -> list[Item]:
@@ -40,7 +40,7 @@ def _items(kinds: list[str] | None) -> list[Item]:
 
 @app.command("list")
 def list_(kind: Kinds = None, as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False) -> None:
-    """List what the store holds, the longest unused first."""
+    """List all entries of the store, the longest unused first."""
     found = _items(kind)
     if as_json:
         rows = [
@@ -60,7 +60,7 @@ def list_(kind: Kinds = None, as_json: Annotated[bool, typer.Option("--json", he
 
 @app.command()
 def gc(size: Size = 0, age: Age = 0, kind: Kinds = None, dry_run: DryRun = False) -> None:
-    """Remove what was not used for --age days, then the longest unused until --size MiB remain.
+    """Remove entries that were not used for --age days, then the longest unused until --size MiB remain.
 
     Files of running labs stay. Checkpoints that a user made are removed by age only.
     """

@@ -68,7 +68,7 @@ def make_ufs(tree: Path, target: Path, *, version: int = 1, bsize: int = 8192, s
     """
     options = f"version={version},bsize={bsize},fsize={bsize // 8},optimization=space"
     makefs.run(["makefs", "-t", "ffs", "-B", "le", "-s", size, "-o", options, str(target), str(tree)])
-    holes.dig(target)
+    holes.punch(target)
     os.truncate(target, target.stat().st_size + bsize)
 
 

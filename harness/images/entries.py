@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""Entries of the store that images, worlds and kernels are: directories with a manifest and checksums, never changed.
+"""Images, worlds and kernels in the store: directories with a manifest and checksums that never change.
 
 ``manifest.json`` describes the entry; ``sums.json`` has size, time of change and hash of every file.
 :mod:`harness.store` creates and evicts them.
@@ -18,16 +18,16 @@ from harness import store
 from harness.images.inputs import content_hash
 
 KINDS = ("images", "worlds", "kernels", "sets", "disks", "raws")
-# Object directories of source builds, fetched files, and copies of images: they only save time.
+# Caches: object directories of source builds, fetched files, and copies of images with kernel variables.
 CACHES = ("objects", "downloads", "variants")
 _MANIFEST, _SUMS = "manifest.json", "sums.json"
-# How creating an entry is called in a run's setup times.
+# The names of these steps in a run's setup times.
 _STEPS = {"raws": "a disk image, unpacked", "disks": "a disk image, read"}
 
 
 @dataclass(frozen=True)
 class StoreEntry:
-    """A finished entry."""
+    """A complete entry."""
 
     directory: Path
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""How far a FreeBSD build is: its output, line by line, as one short text."""
+"""The progress of a FreeBSD build, from its output, as one short text."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _EVERY = 30.0
 
 
 class Progress:
-    """Feed it lines; it says ``world: lib/libc (all), 212 directories, 341 s``."""
+    """Takes lines of output; its text is ``world: lib/libc (all), 212 directories, 341 s``."""
 
     def __init__(self, what: str) -> None:
         self.what, self.stage, self.target = what, "", ""
@@ -45,8 +45,8 @@ class Progress:
             words.append(f"{self.objects} objects")
         return f"{self.what}: {', '.join(words) or 'starting'}, {time.monotonic() - self._begun:.0f} s"
 
-    def tell(self) -> None:
-        """On a terminal as a line that is written over, elsewhere a line of the log every half minute."""
+    def report(self) -> None:
+        """Print the text: on a terminal in place, elsewhere to the log every half minute."""
         now = time.monotonic()
         if sys.stderr.isatty():
             if now - self._told > 0.2:
