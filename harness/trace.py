@@ -53,7 +53,10 @@ class Step:
 
 @dataclass(frozen=True)
 class Event:
-    """One line of the trace. ``at`` is seconds since the epoch; ``seconds`` is negative if the event never ended."""
+    """One event. ``at`` is seconds since the epoch, ``clock`` seconds of the monotonic clock, as in the index of a console log.
+
+    ``seconds`` is negative if the event never ended.
+    """
 
     number: int
     parent: int
@@ -62,6 +65,7 @@ class Event:
     what: str
     where: str = ""
     caller: str = ""
+    clock: float = 0.0
     seconds: float = -1.0
     status: str = ""
     size: int = 0
@@ -133,6 +137,7 @@ def step(kind: str, what: str | Sequence[str], where: str = "") -> Iterator[Step
             "event": number,
             "in": recorder.open[-1],
             "at": round(time.time(), 4),
+            "clock": round(begun, 4),
             "kind": kind,
             "what": text,
         }
@@ -211,6 +216,7 @@ def _event(begin: dict[str, object], end: dict[str, object]) -> Event:
         what=str(begin.get("what", "")),
         where=str(begin.get("where", "")),
         caller=str(begin.get("caller", "")),
+        clock=number(begin, "clock", 0.0),
         seconds=number(end, "seconds", -1.0),
         status=str(end.get("status", "")),
         size=int(number(end, "bytes", 0)),

@@ -46,6 +46,10 @@ _NEEDED = {"small": 2 << 30, "zfs": 4 << 30, "full": 12 << 30}
 _CONFIGURES = re.compile(rb"sys/(?:[^/\0]+/)?conf/")
 
 
+# makeoptions	DEBUG=-g     nomakeoption	WITH_CTF
+_MAKEOPTION = re.compile(r"^\s*(?:no)?makeoptions?\s.*", re.MULTILINE)
+
+
 @dataclass(frozen=True)
 class BuildDirectory:
     """The object directory of one source tree with one set of options."""
@@ -142,9 +146,16 @@ class BuildDirectory:
                 if not (directory / name).is_file() or (directory / name).read_text() != text:
                     (directory / name).write_text(text)
             words.append(f"KERNCONFDIR={directory}")
-        # Without this the kernel's assertions contain the path of the source, so its bytes depend on it.
-        words.append(f"CONF_CFLAGS=-fmacro-prefix-map={self.tree.path}=/usr/src")
-        self._seed(conf)
+        # Without this, assertions and debugging information contain paths, so the kernel's bytes depend on the source's location.
+        words.append(f"CONF_CFLAGS=-ffile-prefix-map={self.tree.path}=/usr/src -ffile-prefix-map={self.objects}=/usr/obj")
+        flags, used = combine([_makeoptions(conf), words[-1]]), self.objects / "sys" / f".{conf.name}.flags"
+        if not used.is_file() or used.read_text() != flags:
+            # make compares times, not flags, so it would keep objects that were compiled with other flags.
+            shutil.rmtree(self.objects / "sys" / conf.name, ignore_errors=True)
+            (self.objects / "sys" / f".{conf.name}.configured").unlink(missing_ok=True)
+        self._seed(conf, flags)
+        used.parent.mkdir(parents=True, exist_ok=True)
+        used.write_text(flags)
         configured, state = self.objects / "sys" / f".{conf.name}.configured", self._configuration(conf)
         if configured.is_file() and configured.read_text() == state:
             # config(8) would generate the same files (Makefile.inc1, KERNFAST).
@@ -170,19 +181,20 @@ class BuildDirectory:
         read = [record for record in self.scanned.records if _CONFIGURES.match(record)]
         return combine([conf.hash, hashlib.sha256(b"".join(sorted(read))).hexdigest()])
 
-    def _seed(self, conf: KernConf) -> None:
+    def _seed(self, conf: KernConf, flags: str) -> None:
         """Copy the objects of another configuration to one without objects, so that make compiles only the differences.
 
         make compares times: it compiles an object again when an option header that it includes has changed, and config(8) does not
         touch an unchanged header (usr.sbin/config/main.c, moveifchanged). Options that change compiler flags instead
         (sys/conf/kern.pre.mk: sanitizers, COVERAGE, GCOV) are in none of our configurations, so only configurations that include
-        XENCOMMON share objects.
+        XENCOMMON share objects, and only with the same ``flags``.
         """
         target = self.objects / "sys" / conf.name
         if target.exists() or "XENCOMMON" not in dict(conf.files):
             return
         siblings = [self.objects / "sys" / name for name in kernconf.shipped() if name != conf.name]
-        linked = [path for path in siblings if (path / "kernel").is_file() and (path / "version").is_file()]
+        same = [path for path in siblings if _text(path.with_name(f".{path.name}.flags")) == flags]
+        linked = [path for path in same if (path / "kernel").is_file() and (path / "version").is_file()]
         if not linked:
             return
         nearest = max(linked, key=lambda path: (path / "kernel").stat().st_mtime)
@@ -314,3 +326,12 @@ def end_leftovers(prefix: str) -> None:
     for leader in {session for pid, session in _sessions() if pid in marked} - {os.getsid(0)}:
         log.warning("ending session %d, left over from an earlier build", leader)
         end_session(leader)
+
+
+def _makeoptions(conf: KernConf) -> list[str]:
+    """The lines of a configuration that change how every file is compiled."""
+    return [line for _, text in conf.files for line in _MAKEOPTION.findall(text)]
+
+
+def _text(path: Path) -> str:
+    return path.read_text() if path.is_file() else ""

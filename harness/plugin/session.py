@@ -22,7 +22,7 @@ from harness.console.deaths import speaker
 from harness.console.text import plain
 from harness.errors import HarnessError, UsageError
 from harness.lab import recipe
-from harness.plugin import cells, evidence, known
+from harness.plugin import cells, diagnosis, evidence, known
 from harness.plugin import options as options_
 from harness.plugin.outcome import Finding, judge
 from harness.plugin.rig import CaseContext, Rig, stamps
@@ -270,6 +270,8 @@ def _finish(item: pytest.Item, progress: Progress, context: CaseContext | None) 
     if context is not None:
         boots = _boots(context)
         metrics, inputs = context.metrics, context.inputs
+    if death is not None and context is not None:
+        diagnosis.backtrace(death, context.guests, directory)
     formerly = tuple(name for mark in item.iter_markers("formerly") for name in mark.args)
     if progress.lost:
         inputs = {**inputs, "run again because": progress.lost}

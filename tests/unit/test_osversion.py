@@ -150,7 +150,7 @@ def test_a_damaged_kernel_is_survived(bits: int) -> None:
 
 def test_a_kernel_file_is_looked_at(tmp_path: Path) -> None:
     (tmp_path / "kernel").write_bytes(kernel("15.1-RELEASE-p1 XENA", 1501000))
-    found = kernelfile.look(tmp_path / "kernel")
+    found = kernelfile.read(tmp_path / "kernel")
     assert (found.version, found.branch, found.osreldate) == ("15.1", "RELEASE-p1", 1501000)
 
 
