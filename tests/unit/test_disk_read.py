@@ -17,8 +17,9 @@ import pytest
 from harness import paths
 from harness.digest import file_sha256, known_sha256
 from harness.errors import HarnessError, InfrastructureError, UsageError
-from harness.guests import filehash, source
+from harness.guests import filehash
 from harness.guests.bootable import make_ufs
+from harness.guests.os import freebsd_source
 from harness.images import diskformat, diskimport, diskread, makefs, parttable, recipe, recipes, tables
 from harness.images.tables import SECTOR, Part
 from tests.unit.test_disk_files import FREEBSD, label, labelled, needs_freebsd, needs_grub, needs_makefs, patched
@@ -122,7 +123,7 @@ def test_a_run_needs_only_the_disk(disk: Path, tree: Path) -> None:
         for name in ("boot/loader.conf", "etc/fstab", "boot/kernel/kernel", "bin/sh", "sbin/init")
     }
     assert file_sha256(disk) == before
-    given = source.from_image(image)
+    given = freebsd_source.from_image(image)
     assert (given.root, given.label, given.kernel) == ("gpt/rootfs", "freebsd-14.2", image.kernel)
     assert given.profile.default_variables(given.root, False)["vfs.root.mountfrom"] == "ufs:/dev/gpt/rootfs"
     assert given.inputs["disk"] == f"FreeBSD.raw sha256:{before}"
@@ -154,14 +155,14 @@ def test_packed_disks(disk: Path, packed: str) -> None:
     assert (image.version, image.root, image.name) == ("14.2", "gpt/rootfs", path.name)
     assert image.disks[0].file.read_bytes() == disk.read_bytes()
     assert image.disks[0].file.stat().st_blocks * 512 < disk.stat().st_size / 2, "holes stay holes"
-    assert source.from_image(image).inputs["disk"] == f"{path.name} sha256:{file_sha256(path)}"
+    assert freebsd_source.from_image(image).inputs["disk"] == f"{path.name} sha256:{file_sha256(path)}"
 
 
 @needs_makefs
 def test_the_kernel_that_the_loader_would_start(tree: Path, tmp_path: Path) -> None:
     (tree / "boot/kernel.old").mkdir()
     old = elf(tmp_path / "old", text=b"FreeBSD 13.5-RELEASE OLD\0").read_bytes()
-    (tree / "boot/kernel.old/kernel.gz").write_bytes(gzip.compress(old))
+    (tree / "boot/kernel.old/kernel.gz").write_bytes(gzip.compress(old, mtime=0))
     (tree / "boot/loader.conf.d").mkdir()
     (tree / "boot/loader.conf.d/which.conf").write_text('kernel="kernel.old"\n')
     image = diskread.read_image(disk_of(tmp_path / "d", ufs_of(tree)))
@@ -210,14 +211,17 @@ def test_which_of_two_roots(tree: Path, tmp_path: Path) -> None:
 @needs_makefs
 def test_another_kernel_with_the_disks_root(disk: Path, tmp_path: Path) -> None:
     kernel = elf(tmp_path / "kernel", text=b"FreeBSD 15.1-RELEASE MINE\0")
-    given = source.freebsd(kernel, disk)
+    given = freebsd_source.from_files(kernel, disk)
     assert (given.label, given.root, given.disks[0].path, given.kernel) == ("freebsd-15.1", "gpt/rootfs", disk, kernel)
-    assert source.freebsd(kernel, disk, root="xbd0p7").root == "xbd0p7", "as it was asked for"
+    assert freebsd_source.from_files(kernel, disk, root="xbd0p7").root == "xbd0p7", "as it was asked for"
     (tmp_path / "blank").write_bytes(bytes(2 << 20))
-    assert source.freebsd(kernel, tmp_path / "blank").root == "xbd0"
+    assert freebsd_source.from_files(kernel, tmp_path / "blank").root == "xbd0"
     with pytest.raises(UsageError, match=r"FreeBSD 15\.1 without ZFS, and the root is zfs:zroot/ROOT/default"):
-        source.freebsd(kernel, disk, root="zfs:zroot/ROOT/default")
-    assert source.freebsd(elf(tmp_path / "z", text=ZFS), disk, root="zfs:zroot/ROOT/default").root == "zfs:zroot/ROOT/default"
+        freebsd_source.from_files(kernel, disk, root="zfs:zroot/ROOT/default")
+    assert (
+        freebsd_source.from_files(elf(tmp_path / "z", text=ZFS), disk, root="zfs:zroot/ROOT/default").root
+        == "zfs:zroot/ROOT/default"
+    )
 
 
 @needs_makefs
@@ -260,7 +264,7 @@ def test_a_pool_as_official_images_have_it(pool: Callable[..., Path]) -> None:
     image = diskread.read_image(pool(ZFS))
     assert (image.root, image.mountfrom, image.root_device) == ("zroot/ROOT/default", "zfs:zroot/ROOT/default", "xbd0p4")
     assert (image.types, image.zfs) == (("pvh",), True)
-    assert source.from_image(image).root == "zfs:zroot/ROOT/default"
+    assert freebsd_source.from_image(image).root == "zfs:zroot/ROOT/default"
 
 
 @needs_freebsd
@@ -306,7 +310,7 @@ def test_an_unreadable_pool(tmp_path: Path, own_store: Path, kernel: bytes) -> N
     with pytest.raises(UsageError, match=why):
         recipes.build(recipe.resolve("z", {"disk": str(path), "kernel": str(given)}, {}))
     with pytest.raises(UsageError, match=why):
-        source.freebsd(given, path)
+        freebsd_source.from_files(given, path)
     made = recipes.build(recipe.resolve("z", {"disk": str(path), "kernel": str(given), "root": "zfs:tank/ROOT/box"}, {}))
     # Only the loader loads a module, so there is no PVH without ZFS in the kernel.
     assert (made.mountfrom, made.types) == ("zfs:tank/ROOT/box", ("pvh", "hvm") if kernel == ZFS else ("hvm",))
@@ -341,7 +345,7 @@ def test_a_disk_for_uefi_only_with_another_kernel(tmp_path: Path) -> None:
     plain = elf(tmp_path / "plain", notes=False, text=NEW)
     made = recipes.build(recipe.resolve("u", {"disk": str(path), "kernel": str(plain)}, {}))
     assert (made.types, made.firmwares) == (("hvm",), ("uefi",))
-    assert source.from_image(made).why_no_bios.endswith("only UEFI can start it: its disk has no boot code for a BIOS")
+    assert freebsd_source.from_image(made).why_no_bios.endswith("only UEFI can start it: its disk has no boot code for a BIOS")
     neither = uefi_disk(tmp_path / "e", root_tree(tmp_path / "s"), fat=b"")
     with pytest.raises(UsageError, match="or a disk with boot code or an EFI system partition"):
         recipes.build(recipe.resolve("n", {"disk": str(neither), "kernel": str(plain)}, {}))
@@ -365,8 +369,8 @@ def test_a_table_that_no_guest_would_find(tree: Path, tmp_path: Path, own_store:
     assert (image.root, image.version) == ("xbd0p1", "14.2")
     kernel = elf(tmp_path / "kernel", text=NEW)
     with pytest.raises(UsageError, match="sectors of 4096 bytes"):
-        source.freebsd(kernel, path)
-    assert source.freebsd(kernel, path, root="xbd0p1").root == "xbd0p1"
+        freebsd_source.from_files(kernel, path)
+    assert freebsd_source.from_files(kernel, path, root="xbd0p1").root == "xbd0p1"
 
 
 # -- disks that cannot be run -----------------------------------------------------------------------------------------
@@ -453,7 +457,7 @@ def test_a_root_without_a_kernel(tree: Path, tmp_path: Path, own_store: Path) ->
 def test_a_packed_kernel_without_end(tree: Path, tmp_path: Path, own_store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("harness.images.rootfs.LARGEST_KERNEL", 4 << 20)
     (tree / "boot/kernel/kernel").unlink()
-    packed = gzip.compress(bytes(64 << 20))
+    packed = gzip.compress(bytes(64 << 20), mtime=0)
     (tree / "boot/kernel/kernel.gz").write_bytes(packed)
     assert "larger than 4 MiB" in refused(disk_of(tmp_path / "d", ufs_of(tree)), own_store)
     (tree / "boot/kernel/kernel.gz").write_bytes(packed[:-20])
@@ -544,7 +548,7 @@ DESCRIPTOR = b'# Disk DescriptorFile\nversion=1\nCID=1\ncreateType="monolithicFl
 @pytest.mark.parametrize(
     ("data", "why"),
     [
-        (gzip.compress(b"x" * 99), "a gzip file"), (b"BZh91AY", "a bzip2 file"), (b"\x28\xb5\x2f\xfd", "a zstd file"), (b"PK\x03\x04", "a zip file"),
+        (gzip.compress(b"x" * 99, mtime=0), "a gzip file"), (b"BZh91AY", "a bzip2 file"), (b"\x28\xb5\x2f\xfd", "a zstd file"), (b"PK\x03\x04", "a zip file"),
         (SKIPPABLE, "a zstd or lz4 file"), (b"\x04\x22\x4d\x18\x64", "an lz4 file"), (lzma.compress(b"x", format=lzma.FORMAT_ALONE), "an lzma file"),
         (bytes(257) + b"ustar", "a tar file"), (b"hello", "5 bytes are no disk image"), (bytes((1 << 20) + 100), "1048676 bytes are no disk image"),
         (b"\x7fELF" + bytes(2 << 20), "an ELF file, no disk image"),

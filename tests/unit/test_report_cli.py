@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""fxh report, history, compare, and what blame, bisect and repro refuse: from written runs, as commands."""
+"""The commands fxh report, history and compare, and refusals of blame, bisect and repro, on given runs."""
 
 from __future__ import annotations
 
@@ -8,13 +8,14 @@ from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
-from written import CELL, case, run, save
+from written import CELL, case, run, save, save_schema1
 
 from harness import report as reporting
 from harness.cli.main import app
 from harness.errors import HarnessError, UsageError
 from harness.history import FILE, History
 from harness.results.model import RunResult
+from harness.results.where import Where
 
 
 def fxh(reports: Path, *words: str) -> tuple[int, str]:
@@ -40,7 +41,7 @@ def reports(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_report_says_the_verdict_and_ends_as_the_run_did(reports: Path) -> None:
+def test_report_prints_the_verdict_and_exits_as_the_run_did(reports: Path) -> None:
     (reports / "latest" / "index.html").unlink()
     code, out = fxh(reports, "report")
     assert code == 1
@@ -49,9 +50,9 @@ def test_report_says_the_verdict_and_ends_as_the_run_did(reports: Path) -> None:
     assert fxh(reports, "report", "run-002")[0] == 0
 
 
-def test_report_mail_is_printed_and_kept_and_not_sent(reports: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_report_mail_is_printed_and_stored_but_not_sent(reports: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def never(*_: object) -> None:
-        raise AssertionError("sent without being told")
+        raise AssertionError("sent without --send")
 
     monkeypatch.setattr("smtplib.SMTP", never)
     code, out = fxh(reports, "report", "--mail", "--to", "freebsd-xen@example.org")
@@ -70,7 +71,7 @@ def test_report_as_json_and_against_a_named_run(reports: Path) -> None:
 
 
 @pytest.mark.parametrize("words", [["run-0"], ["nosuch"], ["../../etc"], ["*"]])
-def test_which_run_is_meant(reports: Path, words: list[str]) -> None:
+def test_an_unknown_or_ambiguous_run_is_refused(reports: Path, words: list[str]) -> None:
     with pytest.raises(UsageError):
         fxh(reports, "report", *words)
 
@@ -80,12 +81,12 @@ def test_history_of_a_case_names_changes(reports: Path) -> None:
     assert code == 0
     assert f"boot/test_boot::test_boots in {CELL}:  ···F" in out
     assert "run-004  failed  kernel kernel.B (BBBBBBBB)  0badcafe panic: at the disco @ vm_fault" in out
-    assert len(out.splitlines()) == 3, "runs in which nothing changed have no line"
+    assert len(out.splitlines()) == 3, "runs without changes have no line"
     with pytest.raises(UsageError, match="was ever recorded"):
         fxh(reports, "history", "nosuch")
 
 
-def test_history_lists_runs_and_takes_in_those_that_were_lost(reports: Path) -> None:
+def test_history_lists_runs_and_adds_unrecorded_ones(reports: Path) -> None:
     (reports / FILE).unlink()
     save(reports, run(5, case(), ended=""))
     (reports / "runs" / "run-006").mkdir()
@@ -113,6 +114,22 @@ def test_compare(reports: Path) -> None:
         fxh(reports, "compare", "run-001", "run-009")
 
 
+def test_compare_with_a_run_of_schema_1(tmp_path: Path) -> None:
+    issue = "bug 1: it halts"
+    old = run(1, case(), case("K", "test_known", issue=issue), case("F", "test_gone", issue=issue))
+    new = run(2, case("F", kernel="B"), case("P", "test_known"), case("F", "test_gone", issue=issue))
+    save_schema1(tmp_path, old)
+    save(tmp_path, new)
+    code, out = fxh(tmp_path, "compare", "run-001", "run-002")
+    assert code == 1
+    assert f"regression: boot/test_boot::test_boots in {CELL}: passed -> failed" in out
+    assert f"flaky: boot/test_boot::test_known in {CELL}: failed -> passed" in out
+    assert f"known issue gone: boot/test_boot::test_gone in {CELL}: passed -> passed" in out
+    assert "run-001" in fxh(tmp_path, "history")[1]
+    assert f"boot/test_boot::test_known in {CELL}:  F·" in fxh(tmp_path, "history", "test_known")[1]
+    assert fxh(tmp_path, "report", "run-001")[1].startswith("1 known issue gone, 1 known issue;")
+
+
 def test_compare_works_when_the_directories_are_gone(reports: Path) -> None:
     import shutil
 
@@ -120,7 +137,7 @@ def test_compare_works_when_the_directories_are_gone(reports: Path) -> None:
     assert fxh(reports, "compare", "run-001", "run-004")[0] == 1
 
 
-def test_blame_dry_run_says_what_it_would_run(tmp_path: Path) -> None:
+def test_blame_dry_run_lists_the_trials(tmp_path: Path) -> None:
     import hashlib
 
     for name in "AB":
@@ -147,7 +164,18 @@ def test_blame_dry_run_says_what_it_would_run(tmp_path: Path) -> None:
     )
 
 
-def test_blame_says_when_an_image_was_built_anew(tmp_path: Path) -> None:
+@pytest.mark.parametrize("host", ["pv-lab", "freebsd-pvh-x"])
+def test_blame_on_a_host_whose_name_looks_like_a_cell(tmp_path: Path, host: str) -> None:
+    where = Where("freebsd", "hvm", host, firmware="uefi")
+    options = {"image": "15.1", "guest": "freebsd", "type": "hvm,pvh", "firmware": "uefi", "xen-host": host}
+    failed = case("F", cell=str(where), where=where, nodeid=f"suites/boot/test_boot.py::test_boots[{where}]")
+    keep(tmp_path, run(1, failed, options=options))
+    out = fxh(tmp_path, "blame", "boots", "--dry-run")[1].splitlines()
+    assert out[0] == "as it failed: the same inputs"
+    assert out[1].startswith("control guest: --firmware (default), --guest control, --image (default), --type pvh")
+
+
+def test_blame_reports_a_rebuilt_image(tmp_path: Path) -> None:
     options = {"image": "13.2-ufs1", "guest": "freebsd"}
     keep(
         tmp_path,
@@ -175,7 +203,7 @@ def test_blame_says_when_an_image_was_built_anew(tmp_path: Path) -> None:
         ["repro", "run", "/nosuch.tar.gz"],
     ],
 )
-def test_what_cannot_be_is_refused(reports: Path, words: list[str]) -> None:
+def test_invalid_arguments_are_refused(reports: Path, words: list[str]) -> None:
     with pytest.raises(UsageError):
         fxh(reports, *words)
 
@@ -183,11 +211,11 @@ def test_what_cannot_be_is_refused(reports: Path, words: list[str]) -> None:
 def test_bisect_without_builds_names_no_culprit(reports: Path) -> None:
     code, out = fxh(reports, "bisect", "test_boots")
     assert code == 4
-    assert "fewer than two" in out
+    assert "at least two builds" in out
 
 
-def test_two_runs_at_once_are_both_there(tmp_path: Path) -> None:
-    """Each ends while the other goes on; none of them is the other's past before it is recorded."""
+def test_two_runs_at_once_are_both_recorded(tmp_path: Path) -> None:
+    """A run is part of the other's history only after it is recorded."""
     first, second = run(1, case("P", "test_a")), run(2, case("P", "test_b"))
     paths = [save(tmp_path, done) for done in (first, second)]
     reporting.publish(paths[1], second)

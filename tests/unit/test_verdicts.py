@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""Verdicts from written histories, and the invariants that hold for any history."""
+"""Verdicts for given histories, and invariants for any history."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ KERNELS = {letter: Inputs({"kernel": f"kernel.{letter} sha256:{letter * 64}", "x
 
 
 def see(word: str, number: int, **more: object) -> Observation:
-    """``"FB"`` is a failure with kernel B; ``"FBx"`` one that died of x."""
+    """``"FB"`` is a failure with kernel B; ``"FBx"`` a failure with the death x."""
     seen = Observation(f"run-{number:03}", CASE, CELL, OUTCOMES[word[0]], word[2:], KERNELS[word[1]])
     return replace(seen, **more)  # type: ignore[arg-type]
 
@@ -36,30 +36,30 @@ def history(words: str) -> list[Observation]:
 TABLE = [
     # history, now, verdict, words of the reason
     ("", "PA", "new", "first result"),
-    ("", "FA", "never passed", "first run ever"),
+    ("", "FA", "never passed", "failed in its first run"),
     ("IA SA HA", "PA", "new", "first result"),
     ("PA PA PA", "PA", "passed", "as in the 3 runs before"),
     ("PA PA PA", "PB", "passed", "as in the 3 runs"),
-    ("PA PA PA", "FB", "regression", "passed in the last 3 runs, up to run-002; failed 1 of 1 with these inputs; changed now: kernel kernel.A (AAAAAAAA) -> kernel.B (BBBBBBBB)"),
+    ("PA PA PA", "FB", "regression", "passed in the last 3 runs, up to run-002; failed in the first run with these inputs; changed inputs: kernel kernel.A (AAAAAAAA) -> kernel.B (BBBBBBBB)"),
     ("PA PA IB SB", "FB", "regression", "passed in the last 2 runs, up to run-001"),
-    ("PA FB", "FB", "still failing", "failing since run-001 (2 runs), last passed in run-000; changed then: kernel"),
+    ("PA FB", "FB", "still failing", "failing since run-001 (2 runs), last passed in run-000; inputs changed between these runs: kernel"),
     ("PA FB FC", "FD", "still failing", "failing since run-001 (3 runs)"),
     ("PA FB IB", "FC", "still failing", "since run-001 (2 runs)"),
-    ("PA FBx", "FBy", "still failing", "dies otherwise than before: y, was x"),
-    ("PA FB", "PC", "fixed", "failed in the last 1 run (since run-001), passes now; changed now: kernel"),
+    ("PA FBx", "FBy", "still failing", "different failure than before: y (was x)"),
+    ("PA FB", "PC", "fixed", "failed in run-001; passes now; changed inputs: kernel"),
     ("PA FB FB FB", "PA", "fixed", "failed in the last 3 runs"),
-    ("PA", "FA", "flaky", "failed 1 of 2 times with the same inputs, passed last in run-000"),
+    ("PA", "FA", "flaky", "failed 1 of 2 times with the same inputs, last passed in run-000"),
     ("PA FA PA", "FA", "flaky", "failed 2 of 4 times"),
-    ("PA FA FA", "FA", "flaky", "3 times in a row now, so something that is not recorded may have changed"),
+    ("PA FA FA", "FA", "flaky", "3 times in a row now, so an unrecorded input may have changed"),
     ("FA", "PA", "flaky", "passed now, but failed 1 of 2 times with the same inputs, last in run-000"),
-    ("PA FA PA FA PA", "FB", "regression", "note that it failed 2 of 5 with the inputs it passed with"),
-    ("FA", "FA", "never passed", "failed in all of 2 runs"),
-    ("FA FB", "FC", "never passed", "failed in all of 3 runs since run-000"),
+    ("PA FA PA FA PA", "FB", "regression", "it also failed 2 of 5 times with the baseline's inputs, so run it again"),
+    ("FA", "FA", "never passed", "failed in all 2 runs since run-000"),
+    ("FA FB", "FC", "never passed", "failed in all 3 runs since run-000"),
     ("FA FB", "PC", "fixed", "failed in the last 2 runs"),
-    ("PA PA", "IB", "infrastructure", "nothing was learned: infrastructure"),
+    ("PA PA", "IB", "infrastructure", "not judged: infrastructure failed"),
     ("PA PA", "HB", "infrastructure", "a bug of the harness"),
-    ("PA FB", "IB", "infrastructure", "with the same inputs it failed in run-001 (regression), which still stands"),
-    ("PA FB IB", "IB", "infrastructure", "which still stands"),
+    ("PA FB", "IB", "infrastructure", "the failure with the same inputs in run-001 (regression) still stands"),
+    ("PA FB IB", "IB", "infrastructure", "still stands"),
     ("PA FB", "SB", "skipped", "not run"),
 ]  # fmt: skip
 
@@ -70,7 +70,7 @@ def test_table(past: str, now: str, kind: str, words: str) -> None:
     assert (verdict.kind, words in verdict.reason) == (kind, True), verdict
 
 
-def test_death_of_another_kind_is_news() -> None:
+def test_a_different_death_is_news() -> None:
     assert judge(see("FBy", 9), history("PA FBx FBx")).is_news
     assert not judge(see("FBx", 9), history("PA FBx FBx")).is_news
     assert judge(see("FBx", 9), history("PA FBx FBx")).since == "run-001"
@@ -84,7 +84,7 @@ def test_hidden_failure_still_stands() -> None:
 
 
 def test_failed_build_is_no_result() -> None:
-    """A build that fails within a case is infrastructure; so it is never flaky, and makes no pass before it so."""
+    """A failed build within a case is infrastructure, so the case does not become flaky."""
     assert outcome.judge(BuildError("make ended with 2")).outcome == INFRASTRUCTURE
     assert judge(see("IA", 9), history("PA PA")).kind == values.INFRASTRUCTURE
     assert judge(see("PA", 9), history("PA IA")).kind == values.PASS
@@ -95,9 +95,9 @@ def test_failed_build_is_no_result() -> None:
     [
         ("PA FB", NamedRun("run-000"), "regression", "passed in run run-000"),
         ("PA FB", NamedRun("run-001"), "still failing", "failing since run-001"),
-        ("PA IB", NamedRun("run-001"), "baseline untested", "run run-001 has no judged result of it to compare with; it passed last in run-000"),
-        ("FA", NamedRun("run-007"), "baseline untested", "no run of 1 ever passed it"),
-        ("", NamedRun("run-007"), "baseline untested", "no other run"),
+        ("PA IB", NamedRun("run-001"), "baseline untested", "run run-001 has no judged result of this case; the case last passed in run-000"),
+        ("FA", NamedRun("run-007"), "baseline untested", "the case failed in all 1 other runs"),
+        ("", NamedRun("run-007"), "baseline untested", "neither run run-007 nor another run has a judged result of this case"),
         ("PA PA", Branch("stable/14"), "baseline untested", "branch stable/14 has no judged result"),
     ],
 )  # fmt: skip
@@ -106,7 +106,7 @@ def test_baselines(past: str, baseline: NamedRun | Branch, kind: str, words: str
     assert (verdict.kind, words in verdict.reason) == (kind, True), verdict
 
 
-def test_branches_have_lines_of_their_own() -> None:
+def test_branches_are_judged_separately() -> None:
     past = [replace(seen, branch="main") for seen in history("PA PB")]
     now = see("FC", 9, branch="stable/14")
     assert judge(now, past).kind == values.BASELINE_UNTESTED
@@ -128,7 +128,7 @@ def test_known_issues() -> None:
     assert judge(see("FB", 9), past).kind == values.STILL_FAILING
 
 
-def test_incidental_inputs_and_names_of_files_make_no_version() -> None:
+def test_incidental_inputs_and_file_names_do_not_change_the_version() -> None:
     one = Inputs({"kernel": "a sha256:1", "machine": "Linux 6.1", "lab": "x"})
     two = Inputs({"kernel": "b sha256:1", "machine": "Linux 6.2", "lab": "y"})
     assert one.version == two.version
@@ -136,7 +136,7 @@ def test_incidental_inputs_and_names_of_files_make_no_version() -> None:
     assert one.changes(Inputs({"kernel": "a sha256:2"})) == ("kernel",)
 
 
-def test_blocked_by_what_died_before() -> None:
+def test_cases_blocked_by_an_earlier_death() -> None:
     def died(case: str, phase: str, identity: str = "x", cell: str = "c") -> Observation:
         return Observation("r", case, cell, FAILED, identity, phase=phase)
 
@@ -145,23 +145,30 @@ def test_blocked_by_what_died_before() -> None:
     verdicts = judge_run(run, {})
     assert verdicts[("boots", "c")].kind == values.NEVER_PASSED
     assert verdicts[("second", "c")].kind == values.BLOCKED
-    assert "boots failed before it" in verdicts[("second", "c")].reason
+    assert "the guest died during setup, as in boots" in verdicts[("second", "c")].reason
     assert verdicts[("other", "c")].kind == values.NEVER_PASSED
     assert verdicts[("first", "d")].kind == values.NEVER_PASSED
 
 
-def test_what_is_no_longer_run_is_named() -> None:
+def test_cases_that_no_longer_run_are_named() -> None:
     past = history("PA PA")
     assert gone([], {(CASE, CELL): past}, "run-001") == ((CASE, CELL),)
     assert gone([], {(CASE, CELL): past}, "run-002") == ()
     assert gone([see("PA", 2)], {(CASE, CELL): past}, "run-001") == ()
 
 
+@pytest.mark.parametrize("host", ["pv-lab", "freebsd-pvh-x"])
+def test_a_host_name_is_not_taken_for_another_cell(host: str) -> None:
+    past = [replace(seen, cell=f"freebsd-hvm-{host}") for seen in history("PA PA")]
+    assert judge(see("FB", 9, cell=f"freebsd-hvm-{host}"), past).kind == values.REGRESSION
+    assert judge(see("FB", 9, cell="freebsd-pvh-x"), past).kind == values.NEVER_PASSED
+
+
 def test_drift() -> None:
     past = [{"stage login": 10 + n % 3 * 0.5, "net throughput": 100.0} for n in range(8)]
     found = drifts("c", "x", {"stage login": 20.0, "net throughput": 50.0}, past)
     assert {(d.metric, d.worse) for d in found} == {("stage login", True), ("net throughput", True)}
-    assert "20.00, usually 10.50 (median of 8 runs): 1.9 times as much" in found[1].words
+    assert "20.00, usually 10.50 (median of 8 runs), factor 1.9" in found[1].words
     assert drifts("c", "x", {"stage login": 11.5}, past) == ()
     assert [d.worse for d in drifts("c", "x", {"stage login": 2.0}, past)] == [False]
     assert drifts("c", "x", {"stage login": 20.0}, past[:4]) == ()
@@ -183,7 +190,7 @@ ALLOWED = {
 
 
 @given(NOW, PAST, BASELINES)
-def test_every_result_has_a_verdict_that_fits_with_a_reason(now: Observation, past: list[Observation], baseline: object) -> None:
+def test_every_result_has_a_fitting_verdict_and_a_reason(now: Observation, past: list[Observation], baseline: object) -> None:
     verdict = judge(now, past, baseline=baseline)  # type: ignore[arg-type]
     assert verdict.kind in KINDS
     assert verdict.kind in ALLOWED[now.outcome]
@@ -202,13 +209,13 @@ def test_other_cells_and_cases_never_matter(now: Observation, past: list[Observa
 
 
 @given(NOW, PAST, st.integers(0, 12), st.sampled_from("SIH"))
-def test_what_taught_nothing_changes_no_verdict(now: Observation, past: list[Observation], where: int, word: str) -> None:
+def test_unjudged_results_change_no_verdict(now: Observation, past: list[Observation], where: int, word: str) -> None:
     more = [*past[:where], see(word + "A", 50), *past[where:]]
     assert judge(now, more) == judge(now, past)
 
 
 @given(NOW, PAST)
-def test_a_failure_is_excused_by_the_same_version_alone(now: Observation, past: list[Observation]) -> None:
+def test_only_the_same_version_excuses_a_failure(now: Observation, past: list[Observation]) -> None:
     same = {seen.outcome for seen in past if seen.inputs.version == now.inputs.version and seen.judged}
     verdict = judge(now, past)
     if now.outcome == FAILED:
@@ -234,7 +241,7 @@ def test_a_regression_has_a_pass_before_it_and_names_both_runs(now: Observation,
 
 
 @given(NOW, PAST)
-def test_a_known_issue_hides_nothing_but_itself(now: Observation, past: list[Observation]) -> None:
+def test_a_known_issue_excuses_only_its_own_case(now: Observation, past: list[Observation]) -> None:
     verdict = judge(replace(now, known="bug 1"), past)
     if now.outcome == FAILED:
         assert verdict.kind == values.KNOWN

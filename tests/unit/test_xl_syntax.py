@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""What we write for xl, read as xl's own lexers read it (xl_reader.py); tests/lab/test_xl_agrees.py asks xl itself."""
+"""Tests rendered configurations with xl_reader.py, which parses like xl. tests/lab/test_xl_agrees.py runs xl itself."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from harness.errors import UsageError
 from harness.xen import vdev
 from harness.xen.config import Disk, DomainConfig, Vif
 
-# What a string of C can hold, as UTF-8, with what xl's syntax knows much more often.
+# UTF-8 text without NUL, in which characters with a meaning in xl's syntax are frequent.
 TEXT = st.text(st.one_of(st.sampled_from("'\"\\,=\n\r\t\a\b\f\v[]#; x0n\x01\x7fé"), st.characters(exclude_categories=["Cs"], exclude_characters="\0")))  # fmt: skip
 
 
@@ -24,13 +24,13 @@ def domain(**more: object) -> DomainConfig:
 @example("a='x y' b=\"z\"", "\\")
 @example("\\'\"", "'\\\"")
 @example("\x1b[0m\x7f\x01", "\x85\u2028")
-def test_every_string_is_read_as_it_was(extra: str, item: str) -> None:
+def test_every_string_survives(extra: str, item: str) -> None:
     text = domain(extra=extra, bootloader_args=(item, extra), more=(("spice_x.y", item),)).render()
     found = xl_reader.config(text)
     assert found.get("extra", b"") == extra.encode()
     assert found["bootloader_args"] == [item.encode(), extra.encode()]
     assert found["spice_x.y"] == item.encode()
-    assert text.count("\n") == len(found), "a setting a line"
+    assert text.count("\n") == len(found), "each line must have one setting"
 
 
 @pytest.mark.parametrize(
@@ -57,17 +57,17 @@ def test_how_other_values_are_written(value: object, written: str) -> None:
 @pytest.mark.parametrize(
     ("config", "named"),
     [
-        (domain(extra="a\0b"), "extra has a NUL"),
+        (domain(extra="a\0b"), "extra contains a NUL"),
         (domain(kernel="/boot/\udce9"), "kernel is not UTF-8"),
-        (domain(more=(("a-b", 1),)), "xl.cfg key 'a-b'"),
-        (domain(more=(("Key", 1),)), "xl.cfg key 'Key'"),
-        (domain(more=(("a\nb", 1),)), "xl.cfg key 'a"),
+        (domain(more=(("a-b", 1),)), "invalid xl.cfg key 'a-b'"),
+        (domain(more=(("Key", 1),)), "invalid xl.cfg key 'Key'"),
+        (domain(more=(("a\nb", 1),)), "invalid xl.cfg key 'a"),
         (domain(more=(("key", 1 << 63),)), "key 9223372036854775808"),
-        (domain(more=(("key", ("a", "\0")),)), "key has a NUL"),
-        (DomainConfig("x\ny", "pv", 1), "name has a control character"),
+        (domain(more=(("key", ("a", "\0")),)), "key contains a NUL"),
+        (DomainConfig("x\ny", "pv", 1), "the domain name contains a control character"),
     ],
 )
-def test_what_xl_cannot_hold_is_named(config: DomainConfig, named: str) -> None:
+def test_config_refuses_values_that_xl_cannot_express(config: DomainConfig, named: str) -> None:
     with pytest.raises(UsageError) as caught:
         config.render()
     assert caught.value.message.startswith(named)
@@ -79,7 +79,7 @@ def test_what_xl_cannot_hold_is_named(config: DomainConfig, named: str) -> None:
 @example("/a,,,format=qcow2,", False)
 @example(",", False)
 @example(" x= ", True)
-def test_every_target_is_read_as_it_was(target: str, cdrom: bool) -> None:
+def test_every_target_survives(target: str, cdrom: bool) -> None:
     disk = Disk(target, "xvdb", backend="qdisk", cdrom=cdrom)
     alone = xl_reader.disk(disk.render())
     assert alone["target"] == target.encode()
@@ -100,19 +100,19 @@ def test_a_comma_in_a_target() -> None:
         (Disk(""), "disk xvda has no target"),
         (Disk("/a", format="raw,vdev=xvdb"), "disk format"),
         (Disk("/a", backend="phy,x"), "disk backend"),
-        (Disk("/a", "xvda,access=ro"), "vdev 'xvda,access=ro'"),
-        (Disk("/a", "xvda0"), "vdev 'xvda0'"),
+        (Disk("/a", "xvda,access=ro"), "invalid vdev 'xvda,access=ro'"),
+        (Disk("/a", "xvda0"), "invalid vdev 'xvda0'"),
     ],
 )
-def test_a_disk_that_xl_cannot_hold_is_named(disk: Disk, named: str) -> None:
+def test_disk_refuses_values_that_xl_cannot_express(disk: Disk, named: str) -> None:
     with pytest.raises(UsageError) as caught:
         disk.render()
     assert caught.value.message.startswith(named)
 
 
 @pytest.mark.parametrize("vif", [Vif("a,b"), Vif("b", script="/x,y"), Vif("b", model="e1000,mac=1")])
-def test_a_vif_that_xl_cannot_hold_is_named(vif: Vif) -> None:
-    with pytest.raises(UsageError, match="ends it at the comma"):
+def test_vif_refuses_values_that_xl_cannot_express(vif: Vif) -> None:
+    with pytest.raises(UsageError, match="cannot express a comma"):
         vif.render()
 
 
@@ -121,14 +121,14 @@ def test_a_vif_that_xl_cannot_hold_is_named(vif: Vif) -> None:
 @example("hda0")
 @example("d0")
 @example("08")
-def test_a_vdev_is_what_libxl_makes_of_it(name: str) -> None:
-    """Refused is what libxl refuses, and beside it only what it takes by mistake."""
+def test_vdev_agrees_with_libxl(name: str) -> None:
+    """number() refuses a vdev if libxl refuses it or accepts it by mistake, and no other."""
     said = xl_reader.vdev(name)
     try:
         assert vdev.number(name) == said
     except UsageError:
         mistaken = name in ("", "hd") or any(mark in name for mark in "+- ") or (name[:2] == "hd" and name[2:].isdigit())
-        assert said < 0 or mistaken, f"libxl takes {name!r} for {said}"
+        assert said < 0 or mistaken, f"libxl reads {name!r} as {said}"
 
 
 @pytest.mark.parametrize(
@@ -139,7 +139,7 @@ def test_a_vdev_is_what_libxl_makes_of_it(name: str) -> None:
         ("2147483647", 2147483647),
     ],
 )  # fmt: skip
-def test_corners_that_xl_takes(name: str, number: int) -> None:
+def test_unusual_vdevs_that_xl_accepts(name: str, number: int) -> None:
     assert vdev.number(name) == number == xl_reader.vdev(name)
 
 
@@ -153,6 +153,6 @@ def test_corners_that_xl_takes(name: str, number: int) -> None:
         "9" * 5000, "xvda" + "9" * 5000, f"d{'9' * 5000}p0", "0" * 5000 + "8", "xvd" + "z" * 5000,
     ],
 )  # fmt: skip
-def test_corners_that_are_refused(name: str) -> None:
+def test_unusual_vdevs_that_are_refused(name: str) -> None:
     with pytest.raises(UsageError):
         vdev.number(name)
