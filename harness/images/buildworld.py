@@ -91,12 +91,12 @@ class BuildDirectory:
             store.mark_used(self.directory)
             end_leftovers(str(self.directory / "obj"))
             self._drop_backdated()
-            begun = time.time()
-            self._times.write_text(f"{begun} {math.inf}")
+            started = time.time()
+            self._times.write_text(f"{started} {math.inf}")
             try:
                 yield self
             finally:
-                self._times.write_text(f"{begun} {time.time()}")
+                self._times.write_text(f"{started} {time.time()}")
 
     @property
     def _times(self) -> Path:
@@ -107,8 +107,8 @@ class BuildDirectory:
         """Drop all objects if a source has changed since their build without make noticing it."""
         if not self._times.exists():
             return
-        begun, ended = map(float, self._times.read_text().split())
-        if name := treescan.backdated(self.scanned, begun, ended):
+        started, ended = map(float, self._times.read_text().split())
+        if name := treescan.backdated(self.scanned, started, ended):
             log.warning("%s was restored with an older time, which make does not notice: building everything again", name)
             (self.directory / "toolchain.done").unlink(missing_ok=True)
             shutil.rmtree(self.directory / "obj")

@@ -106,8 +106,8 @@ def release() -> tuple[Image | None, str]:
     try:
         where = mirror()
     except (InfrastructureError, UsageError) as exc:
-        made = _stored()
-        return (made, "") if made else (None, f"no FreeBSD release ({exc.message}): {_CONTROL_ONLY}")
+        stored = _stored()
+        return (stored, "") if stored else (None, f"no FreeBSD release ({exc.message}): {_CONTROL_ONLY}")
     name = f"{NAME}-{where.rstrip('/').rpartition('/')[2]}"
     found = _find(name)
     if found is not None and _is_from(found, where):

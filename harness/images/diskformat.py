@@ -140,9 +140,9 @@ def raw(path: Path) -> RawDisk:
         return RawDisk(path, path)
 
     def fill(work: Path) -> dict[str, Any]:
-        begun = time.monotonic()
+        started = time.monotonic()
         _unpack(path, path, kind, work, work / "disk.raw")
-        return {"what": f"the disk in {path.name}", "seconds": round(time.monotonic() - begun, 2)}
+        return {"what": f"the disk in {path.name}", "seconds": round(time.monotonic() - started, 2)}
 
     key = f"{known_sha256(path)[:16]}-{_READER}"
     fresh = entries.find("raws", key) is None
@@ -230,12 +230,12 @@ def _streams(given: Path, packed: BinaryIO) -> Iterator[bytes]:
 def _convert(given: Path, source: Path, target: Path) -> None:
     """Write the disk of a qcow2 file to ``target``. Stops when the output needs more than the free space."""
     room = _room(target)
-    status, said = _qemu_img(given, ["convert", "-f", "qcow2", "-O", "raw", str(source), str(target)], target, room)
+    status, output = _qemu_img(given, ["convert", "-f", "qcow2", "-O", "raw", str(source), str(target)], target, room)
     if status:
         if _room(target) <= 0:
             raise _too_large(given, target, room)
         raise UsageError(
-            f"{given}: {said.strip()[-400:].replace(str(source), str(given))}",
+            f"{given}: {output.strip()[-400:].replace(str(source), str(given))}",
             hint="check that the file is complete, or fetch it again",
         )
     if target.stat().st_size < _SMALLEST:

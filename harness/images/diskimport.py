@@ -43,19 +43,19 @@ def _import(recipe: ImageRecipe, disk: RawDisk) -> Image:
         inputs.append(Input("root", recipe.root, "--root"))
 
     def with_own_kernel(work: Path) -> dict[str, Any]:
-        begun = time.monotonic()
+        started = time.monotonic()
         with diskread.open_root(disk, recipe.root) as at:
             found = diskread.kernel_of(disk, at, work / "kernel")
             types, why = diskread.types_of(disk, at, found)
             made = diskread.manifest(disk, at, found, types, why, 0)
         _copy(disk.path, work / "xvda.img")
-        rows = {"inputs": [vars(item) for item in inputs], "seconds": round(time.monotonic() - begun, 2)}
+        rows = {"inputs": [vars(item) for item in inputs], "seconds": round(time.monotonic() - started, 2)}
         return made | {"layout": "imported", "disks": [_DISK]} | rows
 
     def fill(work: Path) -> dict[str, Any]:
         if kernel is None:
             return with_own_kernel(work)
-        begun = time.monotonic()
+        started = time.monotonic()
         root = diskread.root_device(disk, recipe.root)
         firmwares = diskread.firmwares(disk)
         types = [*kernel.types, *(["hvm"] if firmwares else [])]
@@ -74,7 +74,7 @@ def _import(recipe: ImageRecipe, disk: RawDisk) -> Image:
             "version": kernel.version, "branch": kernel.branch, "osreldate": kernel.osreldate, "machine": kernel.machine, "layout": "imported", "about": f"the disk {disk.given.name}",
             **diskread.root_of(root), "types": types, "firmwares": list(firmwares), "pygrub": False, "kernel": {"sha256": kernel.sha256, "path": ""}, "world": "",
             "disks": [_DISK], "inputs": [vars(item) for item in inputs], "built": stamp.now(),
-            "seconds": round(time.monotonic() - begun, 2),
+            "seconds": round(time.monotonic() - started, 2),
         }  # fmt: skip
 
     entry = entries.get_or_create("images", key_of(*inputs), fill)

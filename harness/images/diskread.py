@@ -144,9 +144,9 @@ def _choose(disk: RawDisk, candidates: list[Candidate], volumes: list[Volume], r
         chosen = [item for item in candidates if wanted in item.names]
         if len(chosen) == 1:
             return chosen[0]
-        there = ", ".join(name for item in candidates for name in item.names) or "none"
+        names = ", ".join(name for item in candidates for name in item.names) or "none"
         raise UsageError(
-            f"{disk.given}: --root {root} is not a FreeBSD root of this disk ({there})",
+            f"{disk.given}: --root {root} is not a FreeBSD root of this disk ({names})",
             hint="name one of these; with --kernel FILE the harness does not check --root",
         )
     # The bootfs property of a pool cannot be read here. The loader's configuration can name the boot environment.
@@ -314,11 +314,11 @@ def read_image(path: Path, root: str = "") -> Image:
     with diskformat.opened(path) as disk:
 
         def fill(work: Path) -> dict[str, Any]:
-            begun = time.monotonic()
+            started = time.monotonic()
             with open_root(disk, root) as at:
                 kernel = kernel_of(disk, at, work / "kernel")
                 types, why = types_of(disk, at, kernel)
-                return manifest(disk, at, kernel, types, why, time.monotonic() - begun)
+                return manifest(disk, at, kernel, types, why, time.monotonic() - started)
 
         inputs = [Input("disk", disk.key, ""), Input("root", root, ""), Input("reader", str(_READER), "")]
         entry = entries.get_or_create("disks", key_of(*inputs), fill)

@@ -165,7 +165,7 @@ class Layout:
     @property
     def firmwares(self) -> tuple[str, ...]:
         """The firmwares that can start it as an HVM guest: a subset of ``("bios", "uefi")``."""
-        return tuple(name for name, there in (("bios", self.firmware), ("uefi", self.uefi)) if there)
+        return tuple(name for name, able in (("bios", self.firmware), ("uefi", self.uefi)) if able)
 
     @property
     def pygrub(self) -> bool:

@@ -84,10 +84,10 @@ def content(image: Path, offset: int, variables: Mapping[str, str]) -> bytes:
     Raises BuildError if there is no slot, UsageError if the variables do not fit.
     """
     with image.open("rb") as file:
-        there = os.pread(file.fileno(), bootenv.SIZE, offset)
-    if there.startswith(_HEAD.encode()):
+        found = os.pread(file.fileno(), bootenv.SIZE, offset)
+    if found.startswith(_HEAD.encode()):
         return text(variables)
-    if bootenv.is_block(there):
+    if bootenv.is_block(found):
         return bootenv.block(variables)
     raise BuildError(f"{image.name}: no place for kernel variables at byte {offset}", hint="build the image again")
 

@@ -37,9 +37,9 @@ class Root:
     @property
     def serial(self) -> bool:
         """Whether the loader and the kernel of an HVM guest use the serial port (loader.conf(5), boot.config(5))."""
-        said = self.loader
-        yes = any(said.get(name, "").lower() in ("yes", "1", "on") for name in ("boot_serial", "boot_multicons"))
-        return yes or "comconsole" in said.get("console", "") or bool(re.search(r"-\w*[hDP]", self.flags))
+        loader = self.loader
+        yes = any(loader.get(name, "").lower() in ("yes", "1", "on") for name in ("boot_serial", "boot_multicons"))
+        return yes or "comconsole" in loader.get("console", "") or bool(re.search(r"-\w*[hDP]", self.flags))
 
     @property
     def modules(self) -> tuple[str, ...]:

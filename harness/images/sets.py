@@ -69,7 +69,7 @@ def write(image: Image, directory: Path, name: str = "") -> Path:
         raise UsageError(f"--as {name}: no release's name", hint="for example --as 15.1-RELEASE")
     target = directory / "releases" / str(image.data["machine"]) / name
     if target.exists():
-        raise UsageError(f"{target} is there already", hint="remove it, or give another directory")
+        raise UsageError(f"{target} already exists", hint="remove it, or give another directory")
     world.mark_used()
     target.parent.mkdir(parents=True, exist_ok=True)
     work = Path(tempfile.mkdtemp(prefix=f".{name}.", dir=target.parent))
@@ -161,15 +161,15 @@ def _add(
         return
     try:
         with node.contents.open("rb") as file:
-            there = os.fstat(file.fileno())
-            inode = (there.st_dev, there.st_ino)
+            file_stat = os.fstat(file.fileno())
+            inode = (file_stat.st_dev, file_stat.st_ino)
             _set_owner(info, best.get(inode, node), owners_of_world)
             if inode in first:
                 info.type, info.linkname = tarfile.LNKTYPE, first[inode]
                 tar.addfile(info)
                 return
             first[inode] = info.name
-            info.size = there.st_size
+            info.size = file_stat.st_size
             tar.addfile(info, file)
     except FileNotFoundError as exc:
         raise BuildError(f"METALOG names {node.path}, which the world does not contain", hint="build the world again") from exc
@@ -184,11 +184,11 @@ def _best_names(tree: Tree) -> dict[tuple[int, int], Node]:
     for node in tree.values():
         if node.contents is None or not node.contents.is_file():
             continue
-        there = node.contents.stat()
-        if there.st_nlink > 1:
-            known = found.setdefault((there.st_dev, there.st_ino), node)
+        file_stat = node.contents.stat()
+        if file_stat.st_nlink > 1:
+            known = found.setdefault((file_stat.st_dev, file_stat.st_ino), node)
             if len(node.attributes) > len(known.attributes):
-                found[there.st_dev, there.st_ino] = node
+                found[file_stat.st_dev, file_stat.st_ino] = node
     return found
 
 

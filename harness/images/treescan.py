@@ -119,9 +119,9 @@ def _is_consistent(index: Path, lines: dict[str, bytes]) -> bool:
 
 
 def _line(record: bytes, top: Path) -> bytes:
-    there = parse(record)
-    content = f"-> {there.link}" if there.link else file_sha256(top / there.name)
-    return _name(record) + b"\0" + (b"x" if there.executable else b"-") + os.fsencode(content) + b"\n"
+    file = parse(record)
+    content = f"-> {file.link}" if file.link else file_sha256(top / file.name)
+    return _name(record) + b"\0" + (b"x" if file.executable else b"-") + os.fsencode(content) + b"\n"
 
 
 def _replace_line(text: bytes, name: bytes, line: bytes) -> bytes:
@@ -152,11 +152,11 @@ def backdated(scanned: Scan, since: float, until: float) -> str:
     compile it when the object was built between the two times.
     """
     for record in scanned.records:
-        there = record.split(b"\0", 4)
-        changed, touched = float(there[2]), float(there[3])
+        fields = record.split(b"\0", 4)
+        changed, touched = float(fields[2]), float(fields[3])
         # An edit sets both times to the same value, but a file system may store one of them in seconds.
-        if touched > since and changed < min(until, touched - 2) and _is_source(there[0]):
-            return os.fsdecode(there[0])
+        if touched > since and changed < min(until, touched - 2) and _is_source(fields[0]):
+            return os.fsdecode(fields[0])
     return ""
 
 
@@ -179,8 +179,8 @@ def _walked(top: str) -> Iterator[bytes]:
         names[:] = [name for name in names if name not in links]
         for name in sorted([*files, *links]):
             path = f"{directory}/{name}"
-            there = os.lstat(path)
+            info = os.lstat(path)
             link = os.readlink(path) if os.path.islink(path) else ""  # noqa: PTH114, PTH115
-            times = [f"{ns // 10**9}.{ns % 10**9:09}" for ns in (there.st_mtime_ns, there.st_ctime_ns)]
-            words = [path[len(top) :].lstrip("/"), there.st_size, *times, there.st_ino, f"{there.st_mode & 0o7777:o}", link]
+            times = [f"{ns // 10**9}.{ns % 10**9:09}" for ns in (info.st_mtime_ns, info.st_ctime_ns)]
+            words = [path[len(top) :].lstrip("/"), info.st_size, *times, info.st_ino, f"{info.st_mode & 0o7777:o}", link]
             yield b"".join(os.fsencode(str(word)) + b"\0" for word in words) + _END

@@ -163,7 +163,7 @@ def test_images_without_sets(tmp_path: Path) -> None:
         sets.write(built("15.1", world="13.2"), tmp_path)
     made = built()
     sets.write(made, tmp_path)
-    with pytest.raises(UsageError, match="is there already"):
+    with pytest.raises(UsageError, match="already exists"):
         sets.write(made, tmp_path)
     store.remove(store.directory("worlds") / str(made.data["world"]))
     with pytest.raises(UsageError, match="no world in the store"):
