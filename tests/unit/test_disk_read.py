@@ -685,8 +685,8 @@ def test_files_against_the_guests_hashes() -> None:
         return f"{'a' * 64} /etc/fstab\r\n{'0' * 64} /bin/sh\r\nsha256: oops\n"
 
     assert filehash.differing(run, wanted) == [
-        f"/bin/sh: sha256 {'0' * 64} in the guest, {'b' * 64} as read from the disk",
-        f"/boot/it's.conf: sha256 of no such file in the guest, {'c' * 64} as read from the disk",
+        f"/bin/sh: sha256 {'0' * 64} in the guest, sha256 {'b' * 64} on the disk image",
+        f"/boot/it's.conf: no such file in the guest, sha256 {'c' * 64} on the disk image",
     ]
     assert asked == ["""sha256 -r /etc/fstab /bin/sh '/boot/it'"'"'s.conf' 2>/dev/null; true"""]
     assert filehash.differing(run, {"/etc/fstab": "a" * 64}) == []
