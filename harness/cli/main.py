@@ -29,6 +29,7 @@ from harness.cli import (
     report,
     run,
     setup,
+    store,
     tested,
 )
 from harness.errors import ExitCode, HarnessError
@@ -43,6 +44,7 @@ app = typer.Typer(
 )
 app.add_typer(lab.app, name="lab")
 app.add_typer(image.app, name="image")
+app.add_typer(store.app, name="store")
 app.add_typer(config.app, name="config")
 app.add_typer(tested.app, name="matrix")
 run.register(app)
