@@ -178,15 +178,23 @@ def table(entries: list[Entry], *, cases: bool = False) -> list[str]:
     return lines
 
 
-def check() -> None:
-    """The suites' bookkeeping: every known issue fits a case and is not past its date, and the matrix in docs/suites.md is that of
-    the recorded runs. Exit code 1 if not."""
-    from harness.cli import tested
+def check(
+    test_plan: Annotated[Path | None, typer.Option("--test-plan", help="Only write docs/test-plan.md to this file.")] = None,
+) -> None:
+    """Check that known issues fit cases and are not overdue, and that docs/suites.md and docs/test-plan.md are up to date.
+
+    Exit code 1 if not.
+    """
+    from harness.cli import tested, testplan
     from harness.plugin import known
+
+    if test_plan is not None:
+        testplan.write(test_plan)
+        return
 
     entries, issues = collect(["--fxh-everywhere"])
     stale = known.stale(issues, [(entry.case, entry.cell) for entry in entries], datetime.datetime.now(datetime.UTC).date())
-    wrong = [*(f"{known.FILE}: {line}" for line in stale), *tested.stale()]
+    wrong = [*(f"{known.FILE}: {line}" for line in stale), *tested.stale(), *testplan.stale()]
     for line in wrong:
         print(line)
     if wrong:

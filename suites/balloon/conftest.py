@@ -1,9 +1,7 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""A guest at rest: where all cases of this suite begin."""
+"""Fixtures: a guest whose balloon has settled, and its memory."""
 
 from __future__ import annotations
-
-from dataclasses import asdict
 
 import pytest
 
@@ -13,30 +11,32 @@ from harness.oracles.ballooning import Sample
 from harness.plugin.cells import Cell
 from harness.plugin.fixtures import NewGuest
 
-
-def at_rest(guest: Guest) -> dict[str, int]:
-    """A preparation: its balloon stands still; how it stands."""
-    return asdict(Memory(guest).settle()[0])
-
-
-# MiB, 0 for the source's own: the control guest has its files in the memory that it is asked for.
-MEMORY = {"freebsd": 0, "linux": 160}
+from .support import MEMORY, settle_balloon
 
 
 @pytest.fixture
-def guest(booted: NewGuest, cell: Cell) -> Guest:
-    return booted(at_rest, memory=MEMORY[cell.os])
+def settled_guest(booted: NewGuest, cell: Cell) -> Guest:
+    """A booted guest whose balloon does not move."""
+    return booted(settle_balloon, memory=MEMORY[cell.os])
 
 
 @pytest.fixture
-def first(guest: Guest) -> Sample:
-    """How the guest stood when it was at rest."""
-    return Sample(**guest.prepared)
+def memory(settled_guest: Guest) -> Memory:
+    """The memory of the settled guest, as the guest and as Xen see it."""
+    return Memory(settled_guest)
 
 
 @pytest.fixture
-def low(guest: Guest) -> int:
-    """MiB to which it can come down and work on: half of its memory. The control guest has 160, its files in it, and its kernel
-    (6.1 more than 6.12) takes a third: five eighths."""
-    whole = guest.config.memory
-    return whole // 2 if guest.profile.os == "freebsd" else whole * 5 // 8
+def initial(settled_guest: Guest) -> Sample:
+    """The memory of the settled guest at the start of the case."""
+    return Sample(**settled_guest.prepared)
+
+
+@pytest.fixture
+def low(settled_guest: Guest) -> int:
+    """A target in MiB at which the guest still works: half of its memory, or 5/8 for the control guest.
+
+    The control guest has 160 MiB, which also hold its files, and its kernel takes a third of it (6.1 more than 6.12).
+    """
+    whole = settled_guest.config.memory
+    return whole // 2 if settled_guest.profile.os == "freebsd" else whole * 5 // 8

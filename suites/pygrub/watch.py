@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""As whom pygrub runs in dom0, seen from dom0 while it runs."""
+"""Records with which uid and root directory pygrub runs in dom0."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from harness.deadline import Deadline
+from harness.errors import InfrastructureError
 from harness.hosts.host import XenHost
 
-# Until its stdin ends: each (uid, root directory) with which a pygrub was seen, once. One process, since each other would
-# cost more time under emulation than there is between two looks; and only at processes that began since.
+# Until stdin closes: print each (uid, root directory) of a pygrub once. One process does all, because under emulation a process
+# per poll costs more time than pygrub runs. It examines only processes that started after it.
 _WATCH = """
 import os, select
 seen, old = set(), set(os.listdir("/proc"))
@@ -32,20 +33,21 @@ for uid, root in sorted(seen):
 
 @dataclass(frozen=True)
 class Process:
-    """A pygrub: its effective uid, and the directory that it takes for /."""
+    """A pygrub process: its effective uid and its root directory."""
 
     uid: int
     root: str
 
 
 @contextmanager
-def watch(host: XenHost) -> Iterator[list[Process]]:
-    """What was seen is in the list once the context has ended."""
+def watch_pygrub(host: XenHost) -> Iterator[list[Process]]:
+    """Record the pygrub processes that start in the context; the list is filled when the context ends."""
     seen: list[Process] = []
     stream = host.transport.open(["python3", "-S", "-E", "-c", _WATCH])
     try:
-        heard = stream.read(100, 60)
-        assert heard == b"watching\n", heard
+        greeting = stream.read(100, 60)
+        if greeting != b"watching\n":
+            raise InfrastructureError(f"the program in dom0 that watches pygrub did not start: it printed {greeting!r}")
         yield seen
         stream.write(b".")
         text, deadline = b"", Deadline(60)

@@ -44,13 +44,13 @@ def test_both_sides_must_move_alike() -> None:
     assert imbalance(sample(512, 513), sample(300, 301)) == ()
     assert imbalance(sample(512, 513), sample(300, 303)) == ()
     (line,) = imbalance(sample(512, 513), sample(300, 513))
-    assert line == "the guest's count moved by -212.0 MiB, the domain's memory in Xen by +0.0 MiB"
+    assert line == "the guest's count changed by -212.0 MiB, Xen's count of the domain's memory by +0.0 MiB"
 
 
 def test_a_target_is_reached_or_missed() -> None:
     assert missed(sample(300, 301), 300 * MIB + ballooning.SLACK) == ()
     (line,) = missed(sample(512, 513), 300 * MIB)
-    assert "stands at 512.0 MiB, 300.0 MiB was due" in line
+    assert "is at 512.0 MiB instead of 300.0 MiB" in line
 
 
 # -- which mechanism --------------------------------------------------------------------------------------------------
@@ -68,8 +68,8 @@ GOOD = RebootEvidence(came_back=True, bootloader_ran=True, running=NEW, in_guest
         ({"running": OLD, "extracted": OLD}, "2: the bootloader read stale blocks of dom0's page cache: the old"),
         ({"running": OLD, "extracted": OTHER}, "2: the bootloader read stale blocks of dom0's page cache: a mix"),
         ({"running": OLD, "extracted": NEW}, "2: the bootloader read stale blocks of dom0's page cache at the reboot"),
-        ({"running": OLD, "extracted": OLD, "in_guest": OLD}, "3: the guest had not flushed: the old kernel"),
-        ({"came_back": False, "running": "", "in_guest": "", "extracted": OTHER}, "3: the guest had not flushed: neither"),
+        ({"running": OLD, "extracted": OLD, "in_guest": OLD}, "3: the guest had not flushed its writes: the disk has the old"),
+        ({"came_back": False, "running": "", "in_guest": "", "extracted": OTHER}, "3: the guest had not flushed its writes: the disk has neither"),
         ({"came_back": False, "running": "", "in_guest": "", "extracted": NEW, "died": "panic: x"}, "4: .*: panic: x"),
         ({"came_back": False, "running": "", "in_guest": "", "extracted": NEW, "cold": NEW}, "5: the toolstack"),
         ({"running": OLD, "in_guest": "", "extracted": ""}, "unexplained"),
@@ -190,7 +190,7 @@ def test_seeds_are_in_no_words(tmp_path: Path) -> None:
 
 
 def test_each_run_draws_its_seeds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv(test_untrusted.REPEAT, raising=False)
+    monkeypatch.delenv(test_untrusted.SEED_VARIABLE, raising=False)
     drawn = []
 
     def fuzz(_t: object, _d: str, _i: Path, kind: str, first: int, count: int, _m: object) -> FuzzReport:
@@ -216,6 +216,6 @@ def test_each_run_draws_its_seeds(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     said = go() + go()
     assert drawn[0] != drawn[1]
     assert not any(str(seed) in said for seed in (*drawn, *(seed + 1 for seed in drawn)))
-    monkeypatch.setenv(test_untrusted.REPEAT, "12")
+    monkeypatch.setenv(test_untrusted.SEED_VARIABLE, "12")
     go()
     assert drawn[2] == 12

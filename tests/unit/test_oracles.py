@@ -52,9 +52,9 @@ def test_naming_judge() -> None:
     (renamed,) = misnamed(given, {"xbd1": "b", "ada0": "h", "xbd0": "q"}, name_of)
     assert renamed.endswith("should be xbd16: it is xbd0, and there is no xbd16")
     (missing,) = misnamed(given, {"xbd1": "b", "ada0": "h"}, name_of)
-    assert "its content is on no disk of the guest, and there is no xbd16" in missing
+    assert "no disk of the guest has its content, and there is no xbd16" in missing
     (corrupt,) = misnamed(given, {"xbd1": "b", "ada0": "h", "xbd16": "x"}, name_of)
-    assert corrupt.endswith("its content is on no disk of the guest, and xbd16 holds something else")
+    assert corrupt.endswith("no disk of the guest has its content, and xbd16 holds unknown data")
 
 
 def test_collisions() -> None:
