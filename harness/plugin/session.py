@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 from _pytest.runner import runtestprotocol
 
-from harness import paths, preparing, stamp
+from harness import paths, preparing, stamp, trace
 from harness.console.deaths import speaker
 from harness.console.text import plain
 from harness.errors import HarnessError, UsageError
@@ -135,18 +135,26 @@ def run(item: pytest.Item, nextitem: pytest.Item | None) -> None:
     setup = item.config.stash[SETUP]
     setup.case = item.nodeid
     begin(item)
-    reports = runtestprotocol(item, nextitem=nextitem, log=False)
+    reports = _traced(item, nextitem)
     why = _host_lost(item)
     if why:
         log.warning("%s: its host was lost; it runs again: %s", item.nodeid, why)
         item.stash[PROGRESS].lost = why
         begin(item, why)
         item._initrequest()  # type: ignore[attr-defined]
-        reports = runtestprotocol(item, nextitem=nextitem, log=False)
+        reports = _traced(item, nextitem)
     setup.case = ""
     for report in reports:
         item.ihook.pytest_runtest_logreport(report=report)
     item.ihook.pytest_runtest_logfinish(nodeid=item.nodeid, location=item.location)
+
+
+def _traced(item: pytest.Item, nextitem: pytest.Item | None) -> list[pytest.TestReport]:
+    """Run setup, call and teardown, and record their actions in the case's directory."""
+    directory = case_directory(item.config, item.nodeid)
+    directory.mkdir(parents=True, exist_ok=True)
+    with trace.record(directory / trace.FILE):
+        return runtestprotocol(item, nextitem=nextitem, log=False)
 
 
 def begin(item: pytest.Item, lost: str = "") -> None:
