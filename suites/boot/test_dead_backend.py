@@ -27,7 +27,7 @@ def test_boots_with_dead_backends(new_guest: NewGuest, scratch: NewScratch) -> N
     """A guest boots to its login prompt although backends of further disks are closed or never get ready.
 
     Source: sys/xen/xenbus/xenbusb.c, xenbusb_release_confighook(); sys/dev/xen/blkfront/blkfront.c, xbd_backend_changed()
-    Catches: a boot that waits for xenbusb_nop_confighook_cb (known issue; alike: mfsbsd issue 125)
+    Catches: a boot that waits for xenbusb_nop_confighook_cb (known issue; similar to mfsbsd issue 125)
     """
     guest = new_guest()
     # FreeBSD reports after 60 s which device it waits for. The console reader takes 60 s without progress for a hang.

@@ -42,7 +42,7 @@ def test_a_sound_dump_has_no_complaint() -> None:
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"magic": b"Cleared Kernel Dump"}, "no dump is there"),
+        ({"magic": b"Cleared Kernel Dump"}, "there is no dump"),
         ({"arch": b"i386"}, "i386"),
         ({"version": 3}, "version 3"),
         ({"block": 4096}, "the device's sector 512"),
