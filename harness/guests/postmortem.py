@@ -18,14 +18,17 @@ from pathlib import Path
 from harness.console.backtrace import Frame
 from harness.console.text import plain
 from harness.deadline import Deadline
-from harness.dom0 import program, read_memory
+from harness.dom0 import read_memory
 from harness.errors import HarnessError
 from harness.guests import sourcelines
 from harness.transport import Transport
-from harness.xen import elfsymbols
+from harness.xen import dom0_program, elfsymbols
 
 SECONDS = 10.0
 """Limit of one inspection."""
+
+NOT_READ = "not read: "
+"""Begins a text that says why its part failed."""
 
 # MSG_MAGIC of sys/sys/msgbuf.h; ptr, magic, size, wseq, rseq of struct msgbuf.
 _MAGIC, _MSGBUF = 0x063062, struct.Struct("<QIIII")
@@ -102,10 +105,10 @@ def inspect(transport: Transport, domid: int, vcpus: int, kernel: Path | None, s
     try:
         done = transport.run(["sh", "-c", _XENCTX, "sh", str(domid), str(vcpus)], deadline, check=False)
     except HarnessError as exc:
-        return {"vcpus": f"not read: {exc.message}\n"}
+        return {"vcpus": f"{NOT_READ}{exc.message}\n"}
     cpus = parse(done.text)
     if not cpus:
-        return {"vcpus": f"not read: {plain(done.stderr.decode('utf-8', 'replace')).strip() or 'xenctx printed nothing'}\n"}
+        return {"vcpus": f"{NOT_READ}{plain(done.stderr.decode('utf-8', 'replace')).strip() or 'xenctx printed nothing'}\n"}
     found = {"vcpus": "".join(_described(cpu, kernel, symbols) for cpu in cpus)}
     if kernel is None or "cr3" not in cpus[0].registers:
         return found
@@ -122,12 +125,12 @@ def inspect(transport: Transport, domid: int, vcpus: int, kernel: Path | None, s
                 f"{address:x}:{size}",
                 *(["la57"] if registers.get("cr4", 0) & 1 << 12 else []),
             ]
-            out = transport.run(program.command(read_memory, *words), deadline)
+            out = dom0_program.run(transport, read_memory, *words, deadline=deadline)
             return bytes.fromhex(json.loads(out.text)[0])
 
         messages = message_buffer(read, lambda name: elfsymbols.address_of(data, name))
     except (HarnessError, OSError, ValueError, IndexError) as exc:
-        messages = f"not read: {exc}\n"
+        messages = f"{NOT_READ}{exc}\n"
     if messages:
         found["messages"] = plain(messages)
     return found

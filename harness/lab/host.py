@@ -84,7 +84,7 @@ class LabHost(DirectHost):
         """Built now where the store has none. Raises BuildError."""
         return ovmf.obtain(recipe.firmware())
 
-    def _hold(self) -> None:
+    def _ensure_lease(self) -> None:
         """Nothing of a lab outlives its owner as it is."""
 
     def _upload(self, local: Path, remote: str) -> None:

@@ -9,10 +9,12 @@ import logging
 import time
 from pathlib import Path
 
+from harness import trace
 from harness.deadline import Deadline
 from harness.errors import HarnessError
 from harness.hosts.host import XenHost
 from harness.lab.host import LabHost
+from harness.plugin import diagnosis
 from harness.plugin.rig import CaseContext
 from harness.xen.events import RINGS
 
@@ -22,7 +24,12 @@ _LIMIT = 20.0
 
 
 def gather(context: CaseContext) -> None:
-    """Leave files in the case's directory: what Xen, dom0 and the toolstack say. Never raises."""
+    """Leave files in the case's directory: what Xen, dom0, the toolstack and the guests say. Never raises."""
+    with trace.step("evidence", "gather evidence"):
+        _gather(context)
+
+
+def _gather(context: CaseContext) -> None:
     host = context.host
     if host is None:
         return
@@ -47,6 +54,7 @@ def gather(context: CaseContext) -> None:
             break
         if done.stdout:
             (context.directory / name).write_bytes(done.stdout)
+    diagnosis.inspect(context.guests, context.directory)
     if isinstance(host, LabHost):
         _copy(host.lab.directory / "xen.log", context.directory / "lab-serial.log")
 

@@ -71,7 +71,7 @@ def keep(host: DirectHost, guests: list[Guest], minutes: int) -> str:
                 continue
             if not (row.paused or row.shutdown):
                 host.toolstack.pause(row.domid)
-            if host.lease is not None and not host.lease.keep(guest.name, 60.0 * minutes):
+            if host.lease is not None and not host.lease.keep_domain(guest.name, 60.0 * minutes):
                 continue
             guest.detach()
             lines.append(commands(place, guest.name, row.domid, aids, until))

@@ -20,10 +20,11 @@ from harness import preparing
 from harness.console.reader import ConsoleReader
 from harness.digest import known_sha256
 from harness.errors import DeadlineExpired, HarnessError, InfrastructureError, LabDead, TransportError
-from harness.guests import bootable
-from harness.guests import source as sources
+from harness.guests import bootable, registry
 from harness.guests.configure import configure
 from harness.guests.guest import Guest
+from harness.guests.os.base import SourceRequest
+from harness.guests.os.linux import from_directory
 from harness.guests.shape import Shape
 from harness.guests.source import GuestSource
 from harness.hosts.host import DirectHost, XenHost
@@ -95,29 +96,28 @@ class Rig:
             return images.find(self.options.image)
         if self.options.disk is not None and self.options.kernel is None:
             found = diskread.take(self.options.disk, self.options.root)
-            if self.options.guests == ("freebsd",):
+            if registry.under_test(self.options.guests) == self.options.guests:
                 diskread.check_types(found, self.options.types)
             return found
         return None
 
     @cached_property
-    def freebsd(self) -> GuestSource | None:
-        """The FreeBSD given by --image, by --disk, or by both --kernel and --disk. Raises UsageError when Xen cannot start it."""
-        if self.image is not None:
-            root = self.options.root if self.options.image else ""
-            return sources.from_image(self.image, bootloader=self.options.bootloader, root=root)
-        if self.options.kernel is None or self.options.disk is None:
-            return None
-        return sources.freebsd(self.options.kernel, self.options.disk, root=self.options.root)
+    def tested(self) -> GuestSource | None:
+        """The guest given by --image, by --disk, or by both --kernel and --disk. Raises UsageError when Xen cannot start it."""
+        options = self.options
+        root = options.root if options.image or self.image is None else ""
+        request = SourceRequest(self.image, options.kernel, options.disk, root, options.bootloader)
+        guests = registry.under_test(options.guests) or registry.default(files_given=True)
+        return registry.definition(guests[0]).find(request)
 
     def source(self, cell: Cell) -> GuestSource:
-        if cell.guest == "freebsd" and self.freebsd is not None:
-            return self.freebsd
+        if cell.under_test and self.tested is not None:
+            return self.tested
         xen = cell.xen or self.options.xens[0]
         if xen not in self._controls:
             # Once in a run: a recipe that is edited meanwhile is the next run's.
             directory = self.options.control or factory.control(self.options.wish(xen))
-            self._controls[xen] = sources.control(directory)
+            self._controls[xen] = from_directory(directory)
         return self._controls[xen]
 
     def source_for(self, cell: Cell, shape: Shape) -> GuestSource:
@@ -383,7 +383,7 @@ def _written(prepare: Prepare | None) -> str:
 @functools.cache
 def _guests_code() -> bytes:
     package = Path(__file__).parent.parent
-    return b"".join(path.read_bytes() for name in ("console", "guests", "xen") for path in sorted((package / name).glob("*.py")))
+    return b"".join(path.read_bytes() for name in ("console", "guests", "xen") for path in sorted((package / name).rglob("*.py")))
 
 
 def _config(data: dict[str, Any]) -> DomainConfig:

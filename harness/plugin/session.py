@@ -22,7 +22,7 @@ from harness.console.deaths import speaker
 from harness.console.text import plain
 from harness.errors import HarnessError, UsageError
 from harness.lab import recipe
-from harness.plugin import cells, evidence, known
+from harness.plugin import cells, diagnosis, evidence, known
 from harness.plugin import options as options_
 from harness.plugin.outcome import Finding, judge
 from harness.plugin.rig import CaseContext, Rig, stamps
@@ -32,18 +32,19 @@ from harness.plugin.state import CASE, OPTIONS, PROGRESS, RIG, RUN, SETUP, Progr
 from harness.results import model, revision, run_dir
 from harness.results.model import (
     FAILED,
-    GONE_WORDS,
     HARNESS,
     INFRASTRUCTURE,
     KNOWN,
-    KNOWN_WORDS,
     PASSED,
     SKIPPED,
     Boot,
     CaseResult,
+    DeathRecord,
+    KnownIssueMatch,
     RunResult,
     Stamp,
 )  # fmt: skip
+from harness.results.where import NOWHERE, own_parameters
 
 log = logging.getLogger("fxh.run")
 
@@ -55,7 +56,7 @@ def check_options(config: pytest.Config) -> None:
     try:
         config.stash[OPTIONS] = options_.read(config)
         config.stash[RIG] = Rig(config.stash[OPTIONS])
-        source = config.stash[RIG].freebsd
+        source = config.stash[RIG].tested
         if source is not None:
             options_.check_firmwares(config.stash[OPTIONS], source)
     except UsageError as exc:
@@ -68,10 +69,8 @@ def cells_of(config: pytest.Config) -> tuple[cells.Cell, ...]:
         _open(config)
     if config.getoption("fxh_everywhere"):
         return cells.everywhere(recipe.available())
-    source = config.stash[RIG].freebsd
-    if source is None:
-        return cells.cells(config.stash[OPTIONS], ())
-    return cells.cells(config.stash[OPTIONS], source.profile.types, source.profile.os_version)
+    source = config.stash[RIG].tested
+    return cells.cells(config.stash[OPTIONS], source.profile if source is not None else None)
 
 
 def _open(config: pytest.Config) -> None:
@@ -192,18 +191,20 @@ def phase(item: pytest.Item, call: pytest.CallInfo[None], report: pytest.TestRep
                 item.config.stash[RIG].keep(context.cell, context)
         _tell(report, call, finding)
         if issue := _excused(item, finding):
-            finding = Finding(KNOWN, f"{KNOWN_WORDS}{issue.line}\n{finding.reason}", finding.death)
+            match = KnownIssueMatch(issue.bug, issue.why)
+            finding = Finding(KNOWN, f"known issue: {issue.line}\n{finding.reason}", finding.death, match)
             # As pytest has it: a failure that was expected.
-            report.outcome, report.wasxfail = "skipped", f"{KNOWN_WORDS}{issue.line}"
+            report.outcome, report.wasxfail = "skipped", f"known issue: {issue.line}"
         progress.findings.append((call.when, finding))
-        report.user_properties.append(("outcome", finding.outcome))
+        report.user_properties.append(("outcome", finding.outcome.value))
         if context is not None and context.kept:
             (context.directory / "kept.txt").write_text(context.kept + "\n")
             report.longrepr = f"{report.longrepr}\n--- kept ---\n{context.kept}"
     elif call.when == "call" and (issue := _known(item)) is not None and not issue.sometimes:
-        text = f"{GONE_WORDS}{issue.line}\nRemove its entry from suites/{known.FILE}."
-        progress.findings.append((call.when, Finding(FAILED, text)))
-        report.user_properties.append(("outcome", FAILED))
+        text = f"the case passes, but is listed as a known issue: {issue.line}\nRemove its entry from suites/{known.FILE}."
+        match = KnownIssueMatch(issue.bug, issue.why, gone=True)
+        progress.findings.append((call.when, Finding(FAILED, text, known_issue=match)))
+        report.user_properties.append(("outcome", FAILED.value))
         report.outcome, report.longrepr = "failed", text
     if call.when == "teardown":
         _finish(item, progress, context)
@@ -254,7 +255,7 @@ def _tell(report: pytest.TestReport, call: pytest.CallInfo[None], finding: Findi
     where = f"{frames[-1].path}:{frames[-1].lineno + 1}: " if frames else ""
     text = f"{where}[{finding.outcome}] {finding.reason}"
     if finding.death is not None and finding.death.excerpt:
-        text += f"\n--- {speaker(finding.death.identity)} ---\n{plain(finding.death.excerpt)}"
+        text += f"\n--- {speaker(finding.death.kind)} ---\n{plain(finding.death.excerpt)}"
     report.longrepr = text
 
 
@@ -264,12 +265,15 @@ def _finish(item: pytest.Item, progress: Progress, context: CaseContext | None) 
     finding = _worst(progress)
     death = finding.death
     callspec = getattr(item, "callspec", None)
+    cell = callspec.params.get("cell") if callspec is not None else None
     boots: tuple[Boot, ...] = ()
     metrics: dict[str, float] = {}
     inputs: dict[str, str] = {}
     if context is not None:
         boots = _boots(context)
         metrics, inputs = context.metrics, context.inputs
+    if death is not None and context is not None:
+        diagnosis.backtrace(death, context.guests, directory)
     formerly = tuple(name for mark in item.iter_markers("formerly") for name in mark.args)
     if progress.lost:
         inputs = {**inputs, "run again because": progress.lost}
@@ -277,7 +281,7 @@ def _finish(item: pytest.Item, progress: Progress, context: CaseContext | None) 
         nodeid=item.nodeid,
         suite=item.path.parent.name,
         case=item.name.partition("[")[0],
-        cell=str(callspec.params.get("cell", "")) if callspec is not None else "",
+        cell=str(cell or ""),
         outcome=finding.outcome,
         seconds=round(progress.seconds, 3),
         reason=finding.reason,
@@ -293,6 +297,10 @@ def _finish(item: pytest.Item, progress: Progress, context: CaseContext | None) 
         phase=progress.findings[0][0] if progress.findings else "",
         formerly=formerly,
         setup=round(progress.setup, 3),
+        where=cell.where if isinstance(cell, cells.Cell) else NOWHERE,
+        known_issue=finding.known_issue,
+        death=DeathRecord(death.kind, death.identity, death.message) if death else None,
+        parameters=own_parameters(item.nodeid, str(cell or "")),
     )
     model.write_case(directory, result)
     _attach(config, directory, result)
@@ -349,18 +357,19 @@ def crashed(config: pytest.Config, nodeid: str, why: str) -> str:
     """
     path, _, name = nodeid.rpartition("::")
     parameters = name.partition("[")[2].removesuffix("]")
-    named = [str(cell) for cell in cells_of(config) if f"-{cell}-" in f"-{parameters}-"]
+    named = [cell for cell in cells_of(config) if f"-{cell}-" in f"-{parameters}-"]
     if not named:
         return ""
     reason = f"{why}: killed, or out of memory?"
     if nodeid not in finished(config):
         directory = case_directory(config, nodeid)
         case = name.partition("[")[0]
+        cell = max(named, key=lambda cell: len(str(cell)))
         result = CaseResult(
             nodeid=nodeid,
             suite=Path(path).parent.name,
             case=case,
-            cell=max(named, key=len),
+            cell=str(cell),
             outcome=INFRASTRUCTURE,
             seconds=0.0,
             reason=reason,
@@ -368,6 +377,8 @@ def crashed(config: pytest.Config, nodeid: str, why: str) -> str:
             started=stamp.now(),
             directory=directory.name,
             title=case,
+            where=cell.where,
+            parameters=own_parameters(nodeid, str(cell)),
         )
         model.write_case(directory, result)
     return reason

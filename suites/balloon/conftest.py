@@ -11,13 +11,13 @@ from harness.oracles.ballooning import Sample
 from harness.plugin.cells import Cell
 from harness.plugin.fixtures import NewGuest
 
-from .support import MEMORY, settle_balloon
+from .support import settle_balloon
 
 
 @pytest.fixture
 def settled_guest(booted: NewGuest, cell: Cell) -> Guest:
     """A booted guest whose balloon does not move."""
-    return booted(settle_balloon, memory=MEMORY[cell.os])
+    return booted(settle_balloon, memory=cell.guest_os.balloon_limits.memory)
 
 
 @pytest.fixture
@@ -34,9 +34,5 @@ def initial(settled_guest: Guest) -> Sample:
 
 @pytest.fixture
 def low(settled_guest: Guest) -> int:
-    """A target in MiB at which the guest still works: half of its memory, or 5/8 for the control guest.
-
-    The control guest has 160 MiB, which also hold its files, and its kernel takes a third of it (6.1 more than 6.12).
-    """
-    whole = settled_guest.config.memory
-    return whole // 2 if settled_guest.profile.os == "freebsd" else whole * 5 // 8
+    """A target in MiB at which the guest still works."""
+    return int(settled_guest.config.memory * settled_guest.profile.balloon_limits.low)

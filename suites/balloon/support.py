@@ -10,13 +10,6 @@ from harness.guests.memory import Memory
 from harness.oracles.ballooning import MIB, Sample, imbalance, missed
 from harness.oracles.finding import finding
 
-SOURCE = {
-    "freebsd": "sys/dev/xen/balloon/balloon.c, balloon_process() and set_new_target()",
-    "linux": "drivers/xen/balloon.c, balloon_process()",
-}
-# MiB by OS; 0 is the default of the guest's source. The files of the control guest are in its memory.
-MEMORY = {"freebsd": 0, "linux": 160}
-
 
 def settle_balloon(guest: Guest) -> dict[str, int]:
     """Preparation of a guest: wait until its balloon does not move, and return the sample."""
@@ -30,7 +23,7 @@ def assert_balloon_at(guest: Guest, test: str, before: Sample, after: Sample, wa
         test=test,
         observed=wrong,
         expected=f"the balloon reaches {wanted / MIB:.0f} MiB, and Xen's count of the domain's memory changes by the same amount",
-        reference=SOURCE[guest.profile.os],
+        reference=guest.profile.source("balloon"),
     )
 
 
@@ -40,5 +33,5 @@ def assert_no_page_lost(guest: Guest, test: str, initial: Sample, last: Sample) 
         test=test,
         observed=f"the memory that the guest's kernel manages changed by {(last.managed - initial.managed) >> 10:+} KiB",
         expected="the kernel manages as many pages as before",
-        reference=SOURCE[guest.profile.os],
+        reference=guest.profile.source("balloon"),
     )

@@ -10,9 +10,8 @@ import pytest
 
 from harness.console.text import plain
 from harness.deadline import ConditionNotMet
-from harness.dom0 import program, xenstore_writer
+from harness.dom0 import xenstore_writer
 from harness.errors import CommandFailed, GuestDied, HarnessError, LoggedOut
-from harness.guests import admin
 from harness.guests.guest import Guest
 from harness.guests.memory import Memory
 from harness.oracles.ballooning import MIB, Sample, freebsd_floor, missed
@@ -20,8 +19,9 @@ from harness.oracles.finding import finding
 from harness.plugin.cells import Cell
 from harness.plugin.fixtures import NewGuest
 from harness.plugin.rig import CaseContext
+from harness.xen import dom0_program
 
-from .support import SOURCE, assert_balloon_at, assert_no_page_lost
+from .support import assert_balloon_at, assert_no_page_lost
 
 
 def test_at_rest_after_boot(settled_guest: Guest, initial: Sample) -> None:
@@ -35,7 +35,7 @@ def test_at_rest_after_boot(settled_guest: Guest, initial: Sample) -> None:
         test=f"a boot with {guest.config.memory} MiB",
         observed=f"the balloon is at {initial.current / MIB:.1f} MiB, its target is {initial.target / MIB:.1f} MiB",
         expected="the balloon is at its target",
-        reference=SOURCE[guest.profile.os],
+        reference=guest.profile.source("balloon"),
     )
 
 
@@ -103,7 +103,8 @@ def test_starts_below_its_maximum(new_guest: NewGuest, cell: Cell, case: CaseCon
     Source: sys/dev/xen/balloon/balloon.c; xen tools/libs/light/libxl_create.c; xen p2m-pod.c
     Catches: a guest that touches more than it has before its balloon shrinks, and that Xen then destroys (QubesOS#4135)
     """
-    small, large = (256, 384) if cell.os == "freebsd" else (160, 224)
+    limits = cell.guest_os.balloon_limits
+    small, large = limits.small, limits.large
     guest = new_guest(memory=small, maxmem=large)
 
     guest.boot()
@@ -116,7 +117,7 @@ def test_starts_below_its_maximum(new_guest: NewGuest, cell: Cell, case: CaseCon
         test=f"a boot with memory={small} maxmem={large}",
         observed=wrong,
         expected=f"the balloon shrinks the guest to {small} MiB before it runs out of populated memory",
-        reference=SOURCE[guest.profile.os],
+        reference=guest.profile.source("balloon"),
     )
     memory.ask(large)
     wanted = low.current + (large - small) * MIB
@@ -171,7 +172,7 @@ def test_content_survives(memory: Memory, initial: Sample) -> None:
         test="shrinking by a third while files are written",
         observed=f"the files' digests changed from {written.split()} to {read.split()}",
         expected="the files keep their content, because the balloon takes only free pages",
-        reference=SOURCE[guest.profile.os],
+        reference=guest.profile.source("balloon"),
     )
 
 
@@ -194,7 +195,7 @@ def shrink_against_hog(memory: Memory, initial: Sample, case: CaseContext) -> No
     guest = memory.guest
     whole = guest.config.memory
     target, hog, enough = whole * 4 // 10, whole * 6 // 10, whole * 55 // 100
-    guest.sh(f"({admin.of(guest.profile).hog(hog)}) > /tmp/hog.out 2>&1 &")
+    guest.sh(f"({guest.profile.hog(hog)}) > /tmp/hog.out 2>&1 &")
 
     def held() -> float:
         # Wait for nearly all: with less, the result depends on whether the process or the balloon is faster.
@@ -218,7 +219,7 @@ def shrink_against_hog(memory: Memory, initial: Sample, case: CaseContext) -> No
             test=test,
             observed=[exc.message, *killed, *row, *([relogin_result(guest)] if isinstance(exc, LoggedOut) else [])],
             expected="the guest kills at most the process and continues",
-            reference=f"{SOURCE[guest.profile.os]}: decrease_reservation() takes pages below v_free_min; sys/vm/vm_page.c, vm_wait_doms()",
+            reference=f"{guest.profile.source('balloon')}: decrease_reservation() takes pages below v_free_min; sys/vm/vm_page.c, vm_wait_doms()",
         )
         pytest.fail(failure, pytrace=False)
     assert_balloon_at(guest, test, initial, after, wanted)
@@ -247,7 +248,7 @@ def test_storm_of_targets(memory: Memory, initial: Sample) -> None:
     low, high = (whole * 3 // 4) << 10, (whole * 9 // 10) << 10
     rounds = 100 if guest.host.facts.emulated else 500
 
-    guest.host.transport.run(program.command(xenstore_writer, path, str(rounds), str(low), str(high)))
+    dom0_program.run(guest.host.transport, xenstore_writer, path, str(rounds), str(low), str(high))
     memory.ask(whole)
 
     test = f"{2 * rounds} writes to memory/target, then xl mem-set {whole}"
@@ -257,17 +258,13 @@ def test_storm_of_targets(memory: Memory, initial: Sample) -> None:
     assert_no_page_lost(guest, test, initial, last)
 
 
-# Linux has no floor: it obeys a target of 0, and searches for memory up to a target of 2^63. Its toolstack never writes those.
-GARBAGE = {"freebsd": ("", "abc", "-1", "9223372036854775808", "99999999999999999999999", "0"), "linux": ("", "abc")}
-
-
 def test_garbage_target(memory: Memory, initial: Sample) -> None:
     """An invalid value in memory/target does no harm, and the next valid target is reached.
 
     Source: sys/dev/xen/balloon/balloon.c, set_new_target()
     """
     guest = memory.guest
-    for value in GARBAGE[guest.profile.os]:
+    for value in guest.profile.balloon_limits.garbage:
         memory.write(value)
         assert guest.sh("echo alive") == "alive", f"the shell does not answer after {value!r} was written to memory/target"
         settled, _ = memory.settle(seconds=90)
@@ -275,7 +272,7 @@ def test_garbage_target(memory: Memory, initial: Sample) -> None:
             test=f"{value!r} written to memory/target",
             observed=f"the guest's memory grew by {settled.current - initial.current} bytes",
             expected="the guest takes no memory beyond that of its boot",
-            reference=SOURCE[guest.profile.os],
+            reference=guest.profile.source("balloon"),
         )
     whole = guest.config.memory
 

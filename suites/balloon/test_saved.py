@@ -9,7 +9,7 @@ from harness.oracles.ballooning import MIB, Sample, imbalance, missed
 from harness.oracles.finding import finding
 from harness.plugin.rig import CaseContext
 
-from .support import SOURCE, assert_balloon_at, assert_no_page_lost
+from .support import assert_balloon_at, assert_no_page_lost
 
 
 def test_saved_while_ballooned(memory: Memory, initial: Sample, low: int, case: CaseContext) -> None:
@@ -40,7 +40,7 @@ def test_saved_while_ballooned(memory: Memory, initial: Sample, low: int, case: 
         test=f"xl mem-set {low} (of {whole} MiB), xl save, xl restore",
         observed=wrong,
         expected="the balloon is where it was before the save",
-        reference=SOURCE[guest.profile.os],
+        reference=guest.profile.source("balloon"),
     )
     memory.ask(whole)
     back, _ = memory.settle(initial.current)

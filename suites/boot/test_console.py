@@ -17,10 +17,6 @@ from harness.plugin.rig import CaseContext
 WIDTH = 9_999
 # Seconds. During a flood the console is never silent for that long.
 _SILENCE = 30.0
-SOURCE = {
-    "freebsd": "sys/dev/xen/console/xen_console.c (console.c up to FreeBSD 10)",
-    "linux": "drivers/tty/hvc/hvc_xen.c",
-}
 CONSOLED = "xenconsoled --log=guest: /var/log/xen/console/guest-NAME.log"
 
 
@@ -49,11 +45,7 @@ def test_flood_loses_nothing(guest: Guest, case: CaseContext) -> None:
     Source: sys/dev/xen/console/xen_console.c (console.c up to FreeBSD 10)
     Catches: xcoutwakeup() of FreeBSD 10, which drops a byte when its buffer is full (known issue); lost bytes (planted)
     """
-    # Rates under emulation: FreeBSD's xc0 passes single bytes, 10 kB/s (3 kB/s on a slow machine). An HVM guest's serial port is
-    # slower: each byte goes through QEMU in dom0. A PVH Linux makes 80 kB/s: each event leaves its container. A PV Linux makes
-    # 400 kB/s, and 3 MB fill its ring 1500 times. Fewer lines are enough there.
-    slow = {("freebsd", "hvm"): 10, ("freebsd", "pvh"): 40, ("freebsd", "pv"): 40, ("linux", "pvh"): 200, ("linux", "pv"): 300}
-    lines = slow.get((guest.profile.os, guest.config.type), 1000) if guest.host.facts.emulated else 1000
+    lines = guest.profile.flood_lines(guest.config.type) if guest.host.facts.emulated else 1000
     data = flood(guest, lines)
 
     # A kernel message splits a line: "[   55.123456] clocksource: timekeeping watchdog on CPU0 ...".
@@ -71,7 +63,7 @@ def test_flood_loses_nothing(guest: Guest, case: CaseContext) -> None:
         test=f"{lines} lines of {WIDTH} bytes printed at full speed",
         observed=wrong,
         expected="the console shows every line, in order",
-        reference=SOURCE[guest.profile.os],
+        reference=guest.profile.source("console"),
     )
     assert guest.sh("echo alive") == "alive", "the shell does not answer `echo alive` after the flood"
 

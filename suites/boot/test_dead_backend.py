@@ -12,15 +12,8 @@ from harness.plugin.fixtures import NewGuest, NewScratch
 from harness.xen import vdev
 from harness.xen.config import Disk
 
-SOURCE = {
-    "freebsd": "sys/xen/xenbus/xenbusb.c, xenbusb_release_confighook(); sys/dev/xen/blkfront/blkfront.c, xbd_backend_changed()",
-    "linux": "drivers/xen/xenbus/xenbus_probe_frontend.c, wait_for_devices()",
-}
 # run_interrupt_driven_hooks: still waiting after 60 seconds for xenbusb_nop_confighook_cb
 WAITING = rb"run_interrupt_driven_hooks: still waiting after \d+ seconds for[^\r\n]*"
-# Disks and the states of their backends (public/io/xenbus.h): 6 is closed, 1 is initialising. Linux waits five minutes for a
-# backend in state 1 (wait_for_devices()), which is too long for every run.
-DEAD = {"freebsd": {"xvdk": "6", "xvdl": "1"}, "linux": {"xvdk": "6"}}
 
 
 def test_boots_with_dead_backends(new_guest: NewGuest, scratch: NewScratch) -> None:
@@ -32,7 +25,7 @@ def test_boots_with_dead_backends(new_guest: NewGuest, scratch: NewScratch) -> N
     guest = new_guest()
     # FreeBSD reports after 60 s which device it waits for. The console reader takes 60 s without progress for a hang.
     guest.scale *= 2
-    dead = DEAD[guest.profile.os]
+    dead = guest.profile.dead_backends
     disks = tuple(Disk(disk.target, name) for disk, name in zip(scratch(*dead), dead, strict=True))
     guest.reconfigure(disks=(*guest.config.disks, *disks)).create()
     for name, state in dead.items():
@@ -46,7 +39,7 @@ def test_boots_with_dead_backends(new_guest: NewGuest, scratch: NewScratch) -> N
         test=f"a boot with further disks whose backends are in state {', '.join(dead.values())} (6 closed, 1 initialising)",
         observed=[problem, *(f"{path} = {value}" for path, value in states.items() if path.endswith("/state"))],
         expected="the guest boots without these disks",
-        reference=SOURCE[guest.profile.os],
+        reference=guest.profile.source("xenbus"),
     )
     guest.login()
     shown = {guest.profile.disk_name(name) for name in dead} & set(guest.profile.disks(guest.sh))
@@ -54,7 +47,7 @@ def test_boots_with_dead_backends(new_guest: NewGuest, scratch: NewScratch) -> N
         test="the guest's list of disks, after a boot with dead backends",
         observed=f"the guest lists {', '.join(sorted(shown))}, whose backends never connected",
         expected="the guest lists only disks whose backends are connected",
-        reference=SOURCE[guest.profile.os],
+        reference=guest.profile.source("xenbus"),
     )
 
 

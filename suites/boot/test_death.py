@@ -12,7 +12,6 @@ from harness.oracles.finding import finding
 from harness.plugin.fixtures import NewGuest
 from harness.plugin.rig import CaseContext
 
-KINDS = {"freebsd": "panic", "linux": "linux-panic"}
 # Seconds from the last byte of a panic on the console to the verdict.
 VERDICT_LIMIT = 1.0
 # The fifth letter of xl list's state (xen tools/xl/xl_info.c).
@@ -27,7 +26,7 @@ def test_panic_is_seen_and_classified(guest: Guest, case: CaseContext) -> None:
     """
     death = guest.panic(60)
 
-    assert death.kind == KINDS[guest.profile.os], f"a panic on purpose was classified as {death.kind}: {death.message}"
+    assert death.kind == guest.profile.panic_kind, f"a panic on purpose was classified as {death.kind}: {death.message}"
     assert death.frames, f"no backtrace was found in the console output:\n{death.excerpt}"
     assert death.at is not None, "the death has no time of its verdict"
     assert death.seen is not None, "the death has no time of its last console byte"

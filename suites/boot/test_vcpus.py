@@ -7,19 +7,10 @@ import time
 
 import pytest
 
-from harness.guests import admin
 from harness.oracles.finding import finding
 from harness.plugin.fixtures import NewGuest
 from harness.plugin.rig import CaseContext
 
-SOURCE = {
-    "freebsd": "sys/x86/xen/pv.c, xen_pvh_start_all_aps(); sys/x86/x86/mp_x86.c",
-    "linux": "arch/x86/xen/smp.c",
-}
-MAP = {
-    "freebsd": "sys/x86/xen/pv.c, xen_pvh_parse_memmap() (FreeBSD 023a025b5c reads it from start_info)",
-    "linux": "arch/x86/xen/setup.c, xen_memory_setup(); arch/x86/platform/pvh/enlighten.c",
-}
 # MiB that a kernel with its ramdisk may take.
 KERNEL_SIZE = 56
 # MiB by number of vCPUs; 0 is the default of the guest's source. Both cases share these boots. The sizes are odd, so that they are
@@ -35,7 +26,7 @@ def test_vcpus(booted: NewGuest, vcpus: int, case: CaseContext) -> None:
     Catches: a panic of i386 PV 9.0 with SMP (FreeBSD r228746)
     """
     guest = booted(vcpus=vcpus, memory=MEMORY[vcpus])
-    ask = admin.of(guest.profile)
+    ask = guest.profile
 
     running = ask.cpus(guest.sh)
     begun = time.monotonic()
@@ -49,7 +40,7 @@ def test_vcpus(booted: NewGuest, vcpus: int, case: CaseContext) -> None:
         test=f"a boot with vcpus={vcpus}, then one process bound to each CPU: one at a time, then all at once",
         observed=f"{running} CPUs run; CPUs that ran nothing: {idle or 'none'}; {done} of {vcpus} simultaneous processes ended",
         expected=f"{vcpus} CPUs run, and every process ends",
-        reference=SOURCE[guest.profile.os],
+        reference=guest.profile.source("vcpus"),
     )
 
 
@@ -72,5 +63,5 @@ def test_all_memory(booted: NewGuest, vcpus: int, case: CaseContext) -> None:
         test=f"a boot with memory={given}",
         observed=f"the kernel manages {managed} MiB",
         expected=f"the kernel manages at least {least} MiB: all but its own image and its bookkeeping of pages",
-        reference=MAP[guest.profile.os],
+        reference=guest.profile.source("memory map"),
     )

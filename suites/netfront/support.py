@@ -9,7 +9,7 @@ import pytest
 
 from harness.deadline import ConditionNotMet, Deadline
 from harness.errors import DeadlineExpired
-from harness.guests import admin, hotplug
+from harness.guests import hotplug
 from harness.guests.guest import Guest
 from harness.guests.link import IPV4, IPV6, Family, Link, Transfer
 from harness.oracles.finding import finding
@@ -17,19 +17,8 @@ from harness.plugin.rig import CaseContext
 
 # Bytes of a usual transfer.
 SIZE = 1 << 20
-SOURCE = {
-    "freebsd": "sys/dev/xen/netfront/netfront.c, create_netdev() and xn_configure_features(); sys/netinet/tcp_subr.c",
-    "linux": "drivers/net/xen-netfront.c",
-}
 # The network namespace of dom0 behind a guest that forwards.
 FAR = "fxhfar"
-# The commands that make a guest a router.
-FORWARDING = {
-    ("freebsd", IPV4): "sysctl net.inet.ip.forwarding=1",
-    ("freebsd", IPV6): "sysctl net.inet6.ip6.forwarding=1",
-    ("linux", IPV4): "echo 1 > /proc/sys/net/ipv4/ip_forward",
-    ("linux", IPV6): "echo 1 > /proc/sys/net/ipv6/conf/all/forwarding",
-}
 
 
 # -- parameters ---------------------------------------------------------------------------------------------------------
@@ -55,7 +44,7 @@ def require_link(link: Link, test: str) -> None:
         test=test,
         observed=f"{link.guest.name} does not reach dom0 over {link.vif} by {link.family.name}",
         expected="dom0 and the guest reach each other",
-        reference=SOURCE[link.guest.profile.os],
+        reference=link.guest.profile.source("netfront"),
     )
 
 
@@ -77,7 +66,7 @@ def routed_between(guest: Guest) -> dict[str, str]:
 
 def enable_forwarding(near: Link, far: Link) -> None:
     """Make the guest a router, and give dom0 the route to the far side."""
-    near.guest.sh(FORWARDING[near.guest.profile.os, near.family])
+    near.guest.sh(near.guest.profile.forwarding_command(ipv6=near.family is IPV6))
     near.dom0("ip", "route", "add", far.here, "via", near.there)
 
 
@@ -90,7 +79,7 @@ def in_family(link: Link, case: CaseContext, family: Family) -> Link:
     if link.family is family:
         return link
     guest = link.guest
-    if not (admin.of(guest.profile).has_ipv6(guest.sh) and link.dom0("ls", "/proc/sys/net/ipv6", check=False)):
+    if not (guest.profile.has_ipv6(guest.sh) and link.dom0("ls", "/proc/sys/net/ipv6", check=False)):
         pytest.skip("needs IPv6 in the guest's kernel and in dom0's; elsewhere: fxh run netfront -k ipv6 --image IMAGE")
     other = Link(guest, link.index, link.namespace, link.interface, family=family)
     case.undo.append(other.down)
@@ -107,15 +96,15 @@ def assert_transferred(transfer: Transfer, test: str, link: Link) -> None:
         test=test,
         observed=transfer.complaint,
         expected="every byte arrives as it was sent, within seconds",
-        reference=SOURCE[link.guest.profile.os],
+        reference=link.guest.profile.source("netfront"),
     )
 
 
 def set_offloads(link: Link, **flags: bool) -> None:
     """Switch offloads of the guest's interface on or off, one after the other."""
-    ask = admin.of(link.guest.profile)
-    # Linux refuses TSO while scatter-gather is off; FreeBSD accepts every flag alone.
-    strict = link.guest.profile.os == "freebsd"
+    ask = link.guest.profile
+    # Linux refuses TSO while scatter-gather is off.
+    strict = ask.independent_offloads
     for name, on in flags.items():
         link.guest.run(ask.offload_command(link.interface, name, on), 90, check=strict)
 

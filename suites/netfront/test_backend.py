@@ -7,15 +7,15 @@ import time
 
 import pytest
 
-from harness.guests import admin
 from harness.guests.link import Link
 from harness.guests.peer import Peer
 from harness.oracles import frames
 from harness.oracles.finding import finding
+from harness.plugin.cells import Cell
 from harness.plugin.fixtures import NewGuest
 from harness.plugin.rig import CaseContext
 
-from .support import SIZE, SOURCE, link_after_reattach, reattach_interface
+from .support import SIZE, link_after_reattach, reattach_interface
 
 _NO_GSO = {"feature-gso-tcpv4": "0", "feature-gso-tcpv6": "0"}
 # Xenstore keys of a backend that lacks features, and the guest's offloads that have to go off with them.
@@ -24,11 +24,7 @@ LESS = {
     "no-sg-no-gso": (_NO_GSO | {"feature-sg": "0"}, ("sg", "tso", "lro")),
     "no-csum": ({"feature-no-csum-offload": "1"}, ("tx", "rx")),
 }
-# Linux's netfront ignores a backend's feature-no-csum-offload.
-KNOWS = {"freebsd": tuple(LESS), "linux": ("no-gso", "no-sg-no-gso")}
 OFFERED, STREAMS = (1, 2, 4, 8), 3
-# FreeBSD connects up to hw.xn.num_queues queues (default 4), whatever its number of CPUs. Linux connects at most one for each CPU.
-FREEBSD_MOST = {1: 4, 4: 8}
 VARIABLES = {1: (), 4: (("hw.xn.num_queues", "8"),)}
 _QUEUES = "/sys/module/xen_netback/parameters/max_queues"
 
@@ -38,12 +34,12 @@ def test_backend_offers_less(link: Link, case: CaseContext) -> None:
 
     Source: sys/dev/xen/netfront/netfront.c, xn_query_features(); Linux drivers/net/xen-netfront.c
     """
-    guest, ask = link.guest, admin.of(link.guest.profile)
+    guest, ask = link.guest, link.guest.profile
+    offers = {name: row for name, row in LESS.items() if ask.obeys_no_csum or "feature-no-csum-offload" not in row[0]}
     wrong = []
-    for name in KNOWS[guest.profile.os]:
-        keys, gone = LESS[name]
-        reattach_interface(guest, keys, SOURCE[guest.profile.os])
-        link = link_after_reattach(guest, SOURCE[guest.profile.os])
+    for name, (keys, gone) in offers.items():
+        reattach_interface(guest, keys, guest.profile.source("netfront"))
+        link = link_after_reattach(guest, guest.profile.source("netfront"))
         shown = ask.offloads(guest.sh, link.interface)
         wrong += [f"{name}: {flag} is still on" for flag in gone if shown.get(flag)]
         with link.capture(case.directory / f"{name}.pcap", whole=True) as seen:
@@ -59,10 +55,10 @@ def test_backend_offers_less(link: Link, case: CaseContext) -> None:
         if "tx" in gone and (bad := frames.bad_checksums(sent)):
             wrong.append(f"{name}: {bad} of {len(sent)} frames from the guest have an incomplete checksum")
     assert not wrong, finding(
-        test=f"the interface attached again to backends that offer less: {', '.join(KNOWS[guest.profile.os])}",
+        test=f"the interface attached again to backends that offer less: {', '.join(offers)}",
         observed=wrong,
         expected="the guest switches off each offload that the backend does not offer, and all data arrives",
-        reference=f"{SOURCE[guest.profile.os]} (xn_query_features)",
+        reference=f"{guest.profile.source('netfront')} (xn_query_features)",
     )
 
 
@@ -93,7 +89,7 @@ def transfer_streams(link: Link, count: int, size: int) -> list[str]:
 
 
 @pytest.mark.parametrize("vcpus", [1, 4])
-def test_queues(booted: NewGuest, vcpus: int, case: CaseContext) -> None:
+def test_queues(booted: NewGuest, vcpus: int, cell: Cell, case: CaseContext) -> None:
     """With 1, 2, 4 and 8 queues offered the guest connects as many as it can use, and simultaneous streams arrive complete.
 
     Source: sys/dev/xen/netfront/netfront.c (multi-queue-num-queues); Linux drivers/net/xen-netfront.c
@@ -103,18 +99,18 @@ def test_queues(booted: NewGuest, vcpus: int, case: CaseContext) -> None:
     if before.status:
         pytest.skip("needs Linux's netback, whose number of queues can be set; elsewhere: fxh run netfront -k test_queues")
     case.undo.append(lambda: guest.host.transport.run(["sh", "-c", f"echo {before.text.strip()} > {_QUEUES}"]))
-    most = FREEBSD_MOST[vcpus] if guest.profile.os == "freebsd" else vcpus
+    most = guest.profile.netfront_queues(vcpus, dict(VARIABLES[vcpus]))
     # Each offer costs a detach and an attach, which are slow under emulation: the control guest tries only the first and the last.
-    offers = OFFERED if guest.profile.os == "freebsd" or not guest.host.facts.emulated else (OFFERED[0], OFFERED[-1])
+    offers = OFFERED if cell.under_test or not guest.host.facts.emulated else (OFFERED[0], OFFERED[-1])
     wrong = []
     for offered in offers:
         guest.host.transport.run(["sh", "-c", f"echo {offered} > {_QUEUES}"])
-        reattach_interface(guest, {}, SOURCE[guest.profile.os])
+        reattach_interface(guest, {}, guest.profile.source("netfront"))
         front = guest.host.xenstore.children(f"/local/domain/{guest.domid}/device/vif/0")
         queues = max(1, sum(name.startswith("queue-") for name in front))
         if queues != min(offered, most):
             wrong.append(f"{offered} queues offered: the guest connected {queues} instead of {min(offered, most)}")
-    link = link_after_reattach(guest, SOURCE[guest.profile.os])
+    link = link_after_reattach(guest, guest.profile.source("netfront"))
     begun = time.monotonic()
     wrong += [f"{OFFERED[-1]} queues offered: {line}" for line in transfer_streams(link, STREAMS, SIZE // 4)]
     case.metrics["streams"] = round(time.monotonic() - begun, 2)
@@ -123,5 +119,5 @@ def test_queues(booted: NewGuest, vcpus: int, case: CaseContext) -> None:
         f"then {STREAMS} TCP streams at once in each direction over the last",
         observed=wrong,
         expected="the guest connects the queues that it can use, and each stream arrives complete and in order",
-        reference=f"{SOURCE[guest.profile.os]} (multi-queue-num-queues)",
+        reference=f"{guest.profile.source('netfront')} (multi-queue-num-queues)",
     )

@@ -5,13 +5,13 @@ from __future__ import annotations
 
 import pytest
 
-from harness.guests import admin, suspend
+from harness.guests import suspend
 from harness.guests.link import BUSY, Link
 from harness.guests.peer import Listener
 from harness.oracles.finding import finding
 from harness.plugin.rig import CaseContext
 
-from .support import SIZE, SOURCE, assert_transferred, link_after_reattach, reattach_interface, set_offloads
+from .support import SIZE, assert_transferred, link_after_reattach, reattach_interface, set_offloads
 
 # Runs in dom0 once dom0 has sent that many bytes over the vif, because a transfer does not wait for a command over ssh.
 INTERRUPTION = BUSY + 'ip link set "$1" down; sleep 3; ip link set "$1" up; echo "up again"'
@@ -49,7 +49,7 @@ def test_detach_and_attach(link: Link, busy: bool, case: CaseContext) -> None:
 
     Source: sys/dev/xen/netfront/netfront.c; Linux drivers/net/xen-netfront.c
     """
-    source = SOURCE[link.guest.profile.os]
+    source = link.guest.profile.source("netfront")
     if busy:
         peer = link.source(6001, SIZE, lasting=60)
         case.undo.append(peer.stop)
@@ -70,7 +70,7 @@ def test_saved_in_the_middle(link: Link, case: CaseContext) -> None:
     Catches: offloads that are switched on again on restore (planted); a write outside the event channel mask on resume
         (FreeBSD 4ece79968e70, D43928)
     """
-    guest, ask = link.guest, admin.of(link.guest.profile)
+    guest, ask = link.guest, link.guest.profile
     set_offloads(link, tso=False)
     before = ask.offloads(guest.sh, link.interface)
     # Seconds. TCP retransmits after a time as long as the silence: twice the time of save and restore, on a slow machine.
@@ -103,5 +103,5 @@ def test_saved_in_the_middle(link: Link, case: CaseContext) -> None:
         test="xl save and xl restore during a transfer to the guest, with TSO switched off before",
         observed=wrong,
         expected="the connection continues and the interface keeps its settings",
-        reference=f"{SOURCE[guest.profile.os]}, netfront_resume()",
+        reference=f"{guest.profile.source('netfront')}, netfront_resume()",
     )

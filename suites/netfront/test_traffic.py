@@ -5,14 +5,14 @@ from __future__ import annotations
 
 import pytest
 
-from harness.guests import admin, datagrams
+from harness.guests import datagrams
 from harness.guests.link import IPV4, IPV6, Link
 from harness.oracles import frames
 from harness.oracles.finding import finding
 from harness.plugin.fixtures import NewGuest
 from harness.plugin.rig import CaseContext
 
-from .support import SIZE, SOURCE, assert_transferred, ipv4_and_ipv6, require_link
+from .support import SIZE, assert_transferred, ipv4_and_ipv6, require_link
 
 # Bytes by which an ICMP or UDP header is shorter than a TCP header, so that much more data fits into a frame.
 SHORTER = 12
@@ -25,9 +25,7 @@ def test_echo_sizes(link: Link) -> None:
     Source: sys/dev/xen/netfront/netfront.c; Linux drivers/net/xen-netfront.c
     Catches: an interface that is down (planted)
     """
-    if link.guest.profile.os == "freebsd":
-        # By default FreeBSD reassembles at most 16 fragments (sys/netinet/ip_reass.c, V_maxfragsperpacket).
-        link.guest.sh("sysctl net.inet.ip.maxfragsperpacket=64")
+    link.guest.sh(link.guest.profile.large_packets_command)
     fits = link.family.mss + SHORTER
     # FreeBSD's ping sends no empty packet by IPv6; busybox's ping sends none above 65507 bytes.
     least = 0 if link.family is IPV4 else 1
@@ -37,7 +35,7 @@ def test_echo_sizes(link: Link) -> None:
         test=f"echo requests with {', '.join(map(str, sizes))} bytes of data by {link.family.name}",
         observed=f"no good answer to those of {', '.join(map(str, lost))} bytes",
         expected="the guest receives and sends packets and fragments of all sizes",
-        reference=SOURCE[link.guest.profile.os],
+        reference=link.guest.profile.source("netfront"),
     )
 
 
@@ -48,9 +46,7 @@ def test_datagrams(link: Link) -> None:
     Source: sys/dev/xen/netfront/netfront.c; Linux drivers/net/xen-netfront.c
     Catches: corrupted datagrams, a guest without IPv6, a low limit of the datagram size (planted)
     """
-    if link.guest.profile.os == "freebsd":
-        # By default FreeBSD sends no datagrams that large (sys/netinet/udp_usrreq.c, udp_dgram).
-        link.guest.sh("sysctl net.inet.udp.maxdgram=65535 net.inet.ip.maxfragsperpacket=64")
+    link.guest.sh(link.guest.profile.large_packets_command)
     fits = link.family.mss + SHORTER
     sizes = (1, 2, 3, 11, 64, fits - 1, fits, fits + 1, 2952, 4096, 4097, 8192, 9216, 16384)
     wrong = [
@@ -62,7 +58,7 @@ def test_datagrams(link: Link) -> None:
         test=f"datagrams of {', '.join(map(str, sizes))} bytes in each direction by {link.family.name}",
         observed=wrong,
         expected="every datagram arrives as it was sent",
-        reference=SOURCE[link.guest.profile.os],
+        reference=link.guest.profile.source("netfront"),
     )
 
 
@@ -82,7 +78,7 @@ def test_large_mtu(link: Link, there: int, here: int, case: CaseContext) -> None
     """
     for device in (link.vif, link.host.bridge):
         link.dom0("ip", "link", "set", device, "mtu", str(here), check=False)
-    admin.of(link.guest.profile).set_mtu(link.guest.sh, link.interface, there)
+    link.guest.profile.set_mtu(link.guest.sh, link.interface, there)
     mtus = f"MTU {there} in the guest and {here} in dom0"
     require_link(link, mtus)
 
@@ -109,7 +105,7 @@ def test_between_guests(new_guest: NewGuest, link: Link, case: CaseContext) -> N
     sides = (link, other)
 
     def checksum_errors() -> list[int]:
-        return [admin.of(side.guest.profile).checksum_errors(side.guest.sh) for side in sides]
+        return [side.guest.profile.checksum_errors(side.guest.sh) for side in sides]
 
     before = checksum_errors()
 
@@ -126,7 +122,7 @@ def test_between_guests(new_guest: NewGuest, link: Link, case: CaseContext) -> N
         test=f"{SIZE >> 12} KiB of TCP in each direction by {link.family.name} between two guests on one bridge",
         observed=wrong,
         expected="each guest accepts every segment of the other, also one whose checksum is not filled in",
-        reference=SOURCE[link.guest.profile.os],
+        reference=link.guest.profile.source("netfront"),
     )
     assert min(largest) > 0, "the capture on the second guest's vif holds no data of one direction, so this case cannot judge"
 
@@ -168,5 +164,5 @@ def test_forwarding(sides: tuple[Link, Link], case: CaseContext, backend_tx: str
         test=f"64 KiB of TCP by {near.family.name} from one network to another through the guest; tx is {backend_tx} on dom0's vifs",
         observed=wrong,
         expected="the guest forwards every packet with a full checksum",
-        reference=f"{SOURCE[near.guest.profile.os]}: FreeBSD bug 197344 (csum_blank is ignored), bug 273046 (LRO while forwarding)",
+        reference=f"{near.guest.profile.source('netfront')}: FreeBSD bug 197344 (csum_blank is ignored), bug 273046 (LRO while forwarding)",
     )

@@ -9,6 +9,7 @@ from harness.errors import GuestDied
 from harness.guests.guest import Guest
 from harness.hosts.host import XenHost
 from harness.oracles.finding import finding
+from harness.plugin.cells import Cell
 from harness.plugin.fixtures import NewGuest, NewScratch
 from harness.plugin.rig import CaseContext
 from harness.xen import pygrub
@@ -22,20 +23,19 @@ pytestmark = pytest.mark.needs(capability=("pygrub",), types=("pvh", "pv"))
 BOOTED = {"bootloader": "pygrub", "on_reboot": "restart", "on_crash": "restart"}
 
 
-def test_arguments_arrive(booted: NewGuest) -> None:
+def test_arguments_arrive(booted: NewGuest, cell: Cell) -> None:
     """The kernel gets the variables of menu.lst and of `extra`, each with its value.
 
     Source: xen tools/pygrub/src/pygrub:805; FreeBSD sys/x86/xen/pv.c, xen_pvh_parse_preload_data()
     """
     guest: Guest = booted(**BOOTED)
-    freebsd = guest.profile.os == "freebsd"
-    separator = "," if freebsd else " "
+    separator = guest.profile.separator
 
     variables = guest.profile.variables(guest.sh)
 
     passed = dict(word.partition("=")[::2] for word in guest.config.extra.split(separator) if word)
     assert passed, "the domain configuration has no `extra`, so this case has nothing to compare"
-    if not freebsd:
+    if not cell.under_test:
         # The control guest's menu.lst has this argument.
         passed["fxh.menu"] = "one"
     arrived = {name: variables.get(name) for name in passed}

@@ -9,7 +9,7 @@ from harness.deadline import Deadline
 from harness.errors import DeadlineExpired, GuestDied
 from harness.guests import replace_kernel
 from harness.guests.guest import Guest
-from harness.guests.replace_kernel import Volume
+from harness.guests.os.base import BootVolume
 from harness.oracles.mechanism import NEW, OLD, OTHER, RebootEvidence, mechanism
 from harness.plugin.rig import CaseContext
 
@@ -23,7 +23,7 @@ class TwoKernels:
     def __init__(self, guest: Guest, kinds: dict[str, str]) -> None:
         """``kinds`` maps the digest of a kernel file to ``new`` or ``old``."""
         self.guest = guest
-        self.volume: Volume = replace_kernel.volume(guest)
+        self.volume: BootVolume = replace_kernel.volume(guest)
         self._kinds = kinds
 
     def kind(self, digest: str) -> str:

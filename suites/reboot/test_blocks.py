@@ -16,13 +16,6 @@ from harness.plugin.rig import CaseContext
 from harness.xen import pygrub
 from harness.xen.config import Disk
 
-# Bytes in the direct blocks, and in the direct and the single indirect blocks. UFS1 with 4 KiB blocks has 12 direct blocks and 1024
-# addresses in an indirect block (sys/ufs/ffs/fs.h, UFS_NDADDR); ext2 with 1 KiB blocks has 12 and 256.
-DIRECT = {"freebsd": 12 << 12, "linux": 12 << 10}
-SINGLE = {"freebsd": (12 + 1024) << 12, "linux": (12 + 256) << 10}
-# -r: a reserved block at the end; without it pygrub may not find a directory (bootable.make_ufs).
-MAKE = {"freebsd": "newfs -O 1 -b 4096 -f 512 -r 8 /dev/{0} >/dev/null && mount /dev/{0} /mnt",
-        "linux": "mke2fs -b 1024 /dev/{0} >/dev/null && mount -t ext2 /dev/{0} /mnt"}  # fmt: skip
 # The blocks of the seed all differ. The size before it makes the blocks of each file differ from those of the others.
 WRITE = "(echo {size}; cat /tmp/seed /tmp/seed /tmp/seed /tmp/seed) | head -c {size} > /mnt/boot/{name}"
 
@@ -33,13 +26,13 @@ def test_kernel_changes_size(guest: Guest, scratch: NewScratch, case: CaseContex
 
     Source: xen tools/libfsimage/ufs/fsys_ufs.c, sbmap(); ext2fs/fsys_ext2fs.c, ext2fs_block_map()
     """
-    os = guest.profile.os
-    direct, single = DIRECT[os], SINGLE[os]
+    blocks = guest.profile.small_blocks
+    direct, single = blocks.direct, blocks.single
     # Bytes before and after the change, which is made in place.
     steps = {"shrunk": (single + 1, direct), "grown": (direct, direct + 1), "grown-twice": (direct + 1, single + 1)}
     (disk,) = scratch("xvdc", size=24 * scratches.MIB)
     name = hotplug.disk(guest, Disk(disk.target, "xvdc"))
-    guest.sh(f"{MAKE[os].format(name)}; mkdir -p /mnt/boot/grub")
+    guest.sh(f"{blocks.make.format(name)}; mkdir -p /mnt/boot/grub")
     guest.sh(f"dd if=/dev/urandom of=/tmp/seed bs=64k count={-(-(single + 1) // (4 << 16))} 2>/dev/null")
     menu = "".join(f"title {step}\\nroot (hd0)\\nkernel /boot/{step}\\n" for step in steps)
     guest.sh(f"printf 'default=0\\ntimeout=0\\n{menu}' > /mnt/boot/grub/menu.lst")

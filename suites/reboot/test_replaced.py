@@ -84,8 +84,7 @@ def test_replaced_kernel_runs(two_kernels: TwoKernels, way: str, case: CaseConte
     first, old = guest.domid, replace_kernel.identity(guest)
     guest.sh(WAYS[way].format(new=volume.beside("new"), file=volume.file))
 
-    orderly = "shutdown -r now" if guest.profile.os == "freebsd" else "umount /mnt; reboot"
-    died = reboot_and_log_in(guest, lambda: guest.session.start(orderly))
+    died = reboot_and_log_in(guest, lambda: guest.session.start(guest.profile.reboot_command))
 
     verdict = two_kernels.judge_reboot(case, first, old, died)
     assert verdict.startswith("ok"), finding(
@@ -129,7 +128,7 @@ def test_broken_kernel_is_refused(two_kernels: TwoKernels, broken: str) -> None:
     """
     guest, volume = two_kernels.guest, two_kernels.volume
     first = guest.domid
-    kernel = volume.file if guest.profile.os == "freebsd" else volume.file.replace("initrd", "vmlinuz")
+    kernel = volume.kernel
     damage = {
         "truncated": f"head -c 40000 {kernel} > {kernel}.cut; mv {kernel}.cut {kernel}",
         "garbage": f"dd if=/dev/urandom of={kernel} bs=64k count=20 2>/dev/null",
@@ -165,12 +164,7 @@ def test_replaced_menu(booted: NewGuest) -> None:
     """
     guest = booted(bootloader="pygrub", **RESTART)
     volume = replace_kernel.volume(guest)
-    # First of the arguments, because FreeBSD up to 13 takes the blank after the last one as part of its value.
-    if guest.profile.os == "freebsd":
-        change = "s|^\\(kernel [^ ]*\\) |\\1 fxh.menu=two,|"
-    else:
-        change = "s|fxh.menu=one|fxh.menu=two|"
-    guest.sh(f"sed '{change}' {volume.menu} > {volume.menu}.next && mv {volume.menu}.next {volume.menu}; sync")
+    guest.sh(f"sed '{volume.menu_change}' {volume.menu} > {volume.menu}.next && mv {volume.menu}.next {volume.menu}; sync")
 
     died = reboot_and_log_in(guest, lambda: guest.session.start("reboot"))
 

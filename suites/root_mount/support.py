@@ -6,11 +6,6 @@ from __future__ import annotations
 from harness.guests.guest import Guest
 from harness.xen import vdev
 
-BLKFRONT = {
-    "freebsd": "sys/dev/xen/blkfront/blkfront.c",
-    "linux": "drivers/block/xen-blkfront.c",
-}
-
 
 def frontend_state(guest: Guest, name: str) -> str:
     """Return the xenbus state of the frontend of vdev ``name`` (4 connected, 6 closed), or "" if its node is gone."""

@@ -7,7 +7,7 @@ import pytest
 
 from harness.deadline import ConditionNotMet, Deadline
 from harness.errors import GuestCommandFailed
-from harness.guests import admin, hotplug
+from harness.guests import hotplug
 from harness.guests.guest import Guest
 from harness.hosts import scratch as scratches
 from harness.oracles.finding import finding
@@ -16,7 +16,7 @@ from harness.plugin.fixtures import NewScratch
 from harness.plugin.rig import CaseContext
 from harness.xen.config import Disk
 
-from .support import BLKFRONT, frontend_state
+from .support import frontend_state
 
 
 def test_hot_plug(guest: Guest, scratch: NewScratch) -> None:
@@ -31,13 +31,13 @@ def test_hot_plug(guest: Guest, scratch: NewScratch) -> None:
         guest.host.toolstack.block_attach(guest.domid, Disk(disk.target, "xvdc"))
 
         there = hotplug.wait_disks(guest, {name})
-        seen = admin.digests(guest.sh, sorted(there))
+        seen = hotplug.digests(guest.sh, sorted(there))
         wrong = misnamed((Given("xvdc", disk.digest),), seen, guest.profile.disk_name)
         assert not wrong, finding(
             test="xl block-attach of vdev xvdc to a running guest",
             observed=wrong,
             expected=f"the guest shows the disk as {name} within seconds",
-            reference=BLKFRONT[guest.profile.os],
+            reference=guest.profile.source("blkfront"),
         )
 
         stays: list[str] = []
@@ -53,7 +53,7 @@ def test_hot_plug(guest: Guest, scratch: NewScratch) -> None:
             test="xl block-detach of a disk that is not in use",
             observed=stays,
             expected="the guest closes the frontend (state 6, or no node) within ten seconds and removes the disk",
-            reference=BLKFRONT[guest.profile.os],
+            reference=guest.profile.source("blkfront"),
         )
 
 
@@ -75,9 +75,9 @@ def test_detach_in_use(guest: Guest, scratch: NewScratch) -> None:
     assert name not in left, finding(
         test="xl block-detach while a process has the disk open, then the process ends",
         observed=[f"{name} is still there; its frontend's state was {during!r} and is {frontend_state(guest, 'xvdc')!r}",
-             *admin.of(guest.profile).attach_log(guest.sh).splitlines()[-5:]],
+             *guest.profile.attach_log(guest.sh).splitlines()[-5:]],
         expected="the guest prints `detaching with pending users` and closes the frontend (state 6) after the last user",
-        reference=f"{BLKFRONT[guest.profile.os]}, xbd_closing() / blkfront_closing()",
+        reference=f"{guest.profile.source('blkfront')}, xbd_closing() / blkfront_closing()",
     )  # fmt: skip
 
 
@@ -96,9 +96,9 @@ def test_collision_is_survived(guest: Guest, scratch: NewScratch, first: str, se
     guest.host.toolstack.block_attach(guest.domid, Disk(two.target, second))
 
     guest.deadline(20).wait("the second frontend to settle", lambda: _require_settled(guest, second), 0.5)
-    log = admin.of(guest.profile).attach_log(guest.sh)
+    log = guest.profile.attach_log(guest.sh)
     (case.directory / "attach.txt").write_text(log)
-    digest = admin.digests(guest.sh, [name]).get(name)
+    digest = hotplug.digests(guest.sh, [name]).get(name)
     assert digest == one.digest, finding(
         test=f"a disk {first}, then a disk {second}; the table maps both to {name}",
         observed=[f"/dev/{name} holds {'the second disk' if digest == two.digest else 'neither'}", *log.splitlines()[-6:]],
@@ -126,14 +126,14 @@ def test_read_only(guest: Guest, scratch: NewScratch) -> None:
     write = guest.run(f"dd if=/dev/zero of=/dev/{name} bs=512 count=1 && sync", check=False)
 
     behind = guest.host.transport.run(["md5sum", disk.file]).text.split()[0]
-    digest = admin.digests(guest.sh, [name]).get(name)
+    digest = hotplug.digests(guest.sh, [name]).get(name)
     assert (write.status != 0, digest, behind) == (True, disk.digest, disk.digest), finding(
         test=f"a write to {name}, which the toolstack attached read-only",
         observed=f"dd ended with status {write.status} ({' '.join(write.text.splitlines()[-1:])}); the content is "
         f"{'unchanged' if digest == disk.digest else 'changed'} in the guest and "
         f"{'unchanged' if behind == disk.digest else 'changed'} in dom0",
         expected="the guest refuses the write and can still read the disk",
-        reference=f"{BLKFRONT[guest.profile.os]} (VDISK_READONLY in the backend's `info`)",
+        reference=f"{guest.profile.source('blkfront')} (VDISK_READONLY in the backend's `info`)",
     )
 
 
@@ -145,7 +145,7 @@ def test_resize(guest: Guest, scratch: NewScratch, sector: int, case: CaseContex
     Catches: `sectors` counted in units of the backend's sector size (FreeBSD bug 280884)
     """
     (disk,) = scratch("xvdc", size=4 * scratches.MIB, sector=sector)
-    ask = admin.of(guest.profile)
+    ask = guest.profile
     name = hotplug.disk(guest, Disk(disk.target, "xvdc"))
     before = ask.disk_bytes(guest.sh, name)
     assert before == disk.size, finding(
@@ -167,5 +167,5 @@ def test_resize(guest: Guest, scratch: NewScratch, sector: int, case: CaseContex
         test=f"the backend of {name} ({sector} byte sectors) grew from {disk.size} to {wanted} bytes",
         observed=f"{name} has {seen} bytes",
         expected=f"{name} has the new size, {wanted} bytes",
-        reference=f"{BLKFRONT[guest.profile.os]} (xbd_connect, BLKIF_STATE_CONNECTED); FreeBSD main still multiplies by the sector size",
+        reference=f"{guest.profile.source('blkfront')} (xbd_connect, BLKIF_STATE_CONNECTED); FreeBSD main still multiplies by the sector size",
     )

@@ -14,8 +14,6 @@ from harness.plugin.rig import CaseContext
 from harness.xen import pygrub
 from harness.xen.config import Disk
 
-from .support import BLKFRONT
-
 # Segments of a request without indirect segments (public/io/blkif.h, BLKIF_MAX_SEGMENTS_PER_REQUEST).
 DIRECT = 11
 # The features that blkback offers for a disk with and without a write cache (drivers/block/xen-blkback/xenbus.c, connect()).
@@ -52,7 +50,7 @@ def test_synced_data_survives_a_power_cut(
         "then xl destroy",
         observed=wrong,
         expected="the guest uses and reports the features of each backend, and the disks have all synced data",
-        reference=f"{BLKFRONT['freebsd']}, xbd_connect() and xbd_instance_create()",
+        reference=f"{guest.profile.source('blkfront')}, xbd_connect() and xbd_instance_create()",
     )
 
 

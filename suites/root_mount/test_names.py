@@ -11,7 +11,7 @@ import pytest
 
 from harness.deadline import Deadline
 from harness.errors import DeadlineExpired
-from harness.guests import admin, rootfs
+from harness.guests import hotplug, rootfs
 from harness.guests.guest import Guest
 from harness.oracles.finding import finding
 from harness.oracles.naming import Given, collisions, misnamed
@@ -20,34 +20,21 @@ from harness.plugin.rig import CaseContext
 from harness.xen import vdev
 from harness.xen.config import Disk
 
-# The vdevs of one boot, besides the root on xvda. Linux maps hda, sda and xvda to the same name and refuses unknown majors. FreeBSD
-# gives every number a name: an unknown major becomes an xbd.
-NAMES = {
-    "freebsd": (
-        "hda", "hdb", "hdc", "hdd", "sda", "sdb", "sdp", "xvdb", "xvdp", "xvdq", "xvdz", "xvdaa", "d1000p0",
-        "51776", "0xCA50", "d6p0", "0x4100", "0x2100", "0x5B40", "0x87F0", "0xCBE0",
-    ),
-    "linux": ("xvdb", "hdc", "hdd", "sde", "51792", "0xCA60", "d7p0", "xvdp", "xvdq", "xvdz", "xvdaa", "d1000p0"),
-}  # fmt: skip
 NOT_HVM = pytest.mark.needs(types=("pvh", "pv"))
-SOURCE = {
-    "freebsd": "sys/dev/xen/blkfront/blkfront.c, xbd_vdevice_to_unit(); xen tools/libs/light/libxl_device.c",
-    "linux": "drivers/block/xen-blkfront.c, xlvbd_alloc_gendisk(); xen tools/libs/light/libxl_device.c",
-}
 
 
 def assert_named_by_vdev(guest: Guest, given: tuple[Given, ...], test: str) -> None:
     """Fail unless the content of each disk of ``given`` is under the name that the table of vdev numbers gives."""
-    seen = admin.digests(guest.sh, sorted(set(guest.profile.disks(guest.sh))))
+    seen = hotplug.digests(guest.sh, sorted(set(guest.profile.disks(guest.sh))))
     wrong = misnamed(given, seen, guest.profile.disk_name)
     if wrong:
-        log = admin.of(guest.profile).attach_log(guest.sh)
+        log = guest.profile.attach_log(guest.sh)
         pytest.fail(
             finding(
                 test=test,
                 observed=[*wrong, f"the guest's disks: {' '.join(sorted(seen))}", *log.splitlines()],
                 expected="each disk has the name of its vdev number, whatever the order, and holds its own content",
-                reference=SOURCE[guest.profile.os],
+                reference=guest.profile.source("disk names"),
             ),
             pytrace=False,
         )
@@ -64,7 +51,7 @@ def test_every_vdev_in_one_boot(new_guest: NewGuest, scratch: NewScratch, case: 
         corrupted disks (planted)
     """
     guest = new_guest()
-    names = NAMES[guest.profile.os]
+    names = guest.profile.vdev_names
     made = scratch(*names)
     disks = [Disk(disk.target, name) for disk, name in zip(made, names, strict=True)]
     # The order in the configuration must not matter. The fixed seed gives the same order in every run.
@@ -78,7 +65,7 @@ def test_every_vdev_in_one_boot(new_guest: NewGuest, scratch: NewScratch, case: 
 
     given = tuple(Given(name, disk.digest) for disk, name in zip(made, names, strict=True))
     case.metrics["disks"] = float(len(given))
-    (case.directory / "attach.txt").write_text(admin.of(guest.profile).attach_log(guest.sh))
+    (case.directory / "attach.txt").write_text(guest.profile.attach_log(guest.sh))
     assert_named_by_vdev(guest, given, f"a boot with the vdevs {' '.join(disk.vdev for disk in disks)}, in this order")
 
 

@@ -25,7 +25,7 @@ FOREIGN = (
     "still waiting after",
 )
 # The syntax of a regex, and the names and numbers that a message inserts.
-VARIABLE = re.compile(r"\(\?\w*[:)]|\[[^\]]*\]|\\.|[()|.*+?]|\b(?:(?:xvd|xbd|ada|vif)\w+|ipv6|init|uid|jid|for)\b|\d+|[:,;]")
+VARIABLE = re.compile(r"\(\?\w*[:)]|\[[^\]]*\]|\\.|[()|.*+?]|\b(?:(?:xvd|xbd|ada|vif)\w+|ipv6|init|image|uid|jid|for)\b|\d+|[:,;]")
 
 
 def load_plants() -> ModuleType:
