@@ -51,10 +51,10 @@ def parse(data: bytes) -> Header:
     )  # fmt: skip
 
 
-def judge(head: bytes, tail: bytes, *, sector: int, size: int, panic: str, release: str) -> list[str]:
+def dump_errors(head: bytes, tail: bytes, *, sector: int, size: int, panic: str, release: str) -> list[str]:
     """Return the errors of a dump as lines.
 
-    ``tail`` is the device's last block, ``head`` the block at :func:`begin`. ``sector`` and ``size`` are those of the device, in
+    ``tail`` is the device's last block, ``head`` the block at :func:`first_header_offset`. ``sector`` and ``size`` are those of the device, in
     bytes. ``panic`` is the message on the console, ``release`` the release of the running kernel.
     """
     last = parse(tail)
@@ -80,7 +80,7 @@ def judge(head: bytes, tail: bytes, *, sector: int, size: int, panic: str, relea
     return wrong
 
 
-def begin(tail: bytes, *, sector: int, size: int) -> int:
+def first_header_offset(tail: bytes, *, sector: int, size: int) -> int:
     """Return the offset of the first header in bytes, computed from the trailer; -1 if it cannot be on the device."""
     last = parse(tail)
     place = size - 2 * sector - -(-last.extent // sector) * sector

@@ -43,10 +43,10 @@ def test_dump_reaches_the_disk(guest: Guest, scratch: NewScratch, sector: int, c
 
     wrong = []
     tail = read_block(guest.host, device, SIZE - sector, sector)
-    place = kerneldump.begin(tail, sector=sector, size=SIZE)
+    place = kerneldump.first_header_offset(tail, sector=sector, size=SIZE)
     head = read_block(guest.host, device, place, sector) if place >= 0 else b""
     message = re.sub(r"^panic: ", "", death.message)
-    wrong += kerneldump.judge(head, tail, sector=sector, size=SIZE, panic=message, release=release)
+    wrong += kerneldump.dump_errors(head, tail, sector=sector, size=SIZE, panic=message, release=release)
     if digest(guest.host, other) != before:
         wrong.append("the content of the other disk changed")
     case.metrics["dump, MiB"] = kerneldump.parse(tail).length / scratches.MIB
