@@ -68,13 +68,13 @@ def cells(options: Options, tested: GuestOS | None) -> tuple[Cell, ...]:
     found = []
     for guest in options.guests:
         definition = registry.definition(guest)
-        profile = tested if definition.under_test else None
-        able = definition.types if profile is None else profile.types
+        given = tested if definition.under_test else None
+        able = given.types if given is not None else definition.types
+        version = (given or definition.os()).os_version
         for guest_type in options.types or able:
             if entry(guest_type) in able:
-                own = UNKNOWN if profile is None else profile.os_version
                 kinds = _firmwares(options, guest_type)
-                found += [Cell(guest, guest_type, host, xen, own, firmware) for firmware in kinds for host, xen in hosts]
+                found += [Cell(guest, guest_type, host, xen, version, firmware) for firmware in kinds for host, xen in hosts]
     return tuple(found)
 
 
@@ -85,7 +85,7 @@ def _firmwares(options: Options, guest_type: str) -> tuple[str, ...]:
 
 
 def everywhere(xens: tuple[str, ...]) -> tuple[Cell, ...]:
-    """All cells that there could be, of a FreeBSD whose release nobody knows: for looking at the suites, not for running."""
+    """All possible cells, with guests of unknown version: to list the suites, not to run them."""
     guests = registry.GUESTS.values()
     ways = [(guest.name, kind, "") for guest in guests for kind in guest.types]
     ways += [(guest.name, "hvm", UEFI) for guest in guests if guest.uefi]

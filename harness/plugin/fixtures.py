@@ -6,13 +6,15 @@ from __future__ import annotations
 import secrets
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
+from typing import Protocol, Unpack
 
 import pytest
 
 from harness.errors import CannotRun, InfrastructureError
 from harness.guests.guest import Guest
-from harness.guests.shape import Shape
+from harness.guests.shape import Shape, ShapeArgs
 from harness.hosts import scratch as disks
 from harness.hosts.host import XenHost
 from harness.hosts.scratch import ScratchDisk
@@ -23,12 +25,21 @@ from harness.plugin.rig import CaseContext, Prepare, Rig
 from harness.plugin.state import CASE, RIG, case_directory
 from harness.xen.toolstack import Toolstack
 
-NewGuest = Callable[..., Guest]
-"""``new_guest(**shape)`` and ``booted(**shape)``: a guest of the cell, keywords as of :class:`harness.guests.guest.Shape`.
 
-``booted`` takes ``prepare``, too: a function of the booted guest that brings it to where several cases begin (addresses,
-files), and whose result is ``guest.prepared``. On a lab that is done once and kept.
-"""
+class NewGuest(Protocol):
+    """``new_guest(**shape)``: a guest of the cell with these fields of :class:`harness.guests.shape.Shape`."""
+
+    def __call__(self, **shape: Unpack[ShapeArgs]) -> Guest: ...
+
+
+class Booted(Protocol):
+    """``booted(**shape)``: as :class:`NewGuest`, with a shell.
+
+    ``prepare`` is a function of the booted guest that brings it to where several cases begin (addresses, files); its result is
+    ``guest.prepared``. On a lab it runs once, and its guest is kept as a checkpoint.
+    """
+
+    def __call__(self, prepare: Prepare | None = None, /, **shape: Unpack[ShapeArgs]) -> Guest: ...
 
 
 NewScratch = Callable[..., tuple[ScratchDisk, ...]]
@@ -77,7 +88,7 @@ def toolstack(host: XenHost) -> Toolstack:
 def new_guest(rig: Rig, cell: Cell, host: XenHost, case: CaseContext) -> NewGuest:
     """Makes guests of the cell that are not created yet; they are removed after the case."""
 
-    def make(**shape: object) -> Guest:
+    def make(**shape: Unpack[ShapeArgs]) -> Guest:
         with _skipping():
             guest = rig.new_guest(cell, host, case.directory, _shape(cell, shape))
         case.guests.append(guest)
@@ -88,10 +99,10 @@ def new_guest(rig: Rig, cell: Cell, host: XenHost, case: CaseContext) -> NewGues
 
 
 @pytest.fixture
-def booted(request: pytest.FixtureRequest, rig: Rig, cell: Cell, case: CaseContext) -> NewGuest:
+def booted(request: pytest.FixtureRequest, rig: Rig, cell: Cell, case: CaseContext) -> Booted:
     """``booted(**shape)``: a guest with a shell, restored from a warm checkpoint of that shape on a lab, booted elsewhere."""
 
-    def make(prepare: Prepare | None = None, **shape: object) -> Guest:
+    def make(prepare: Prepare | None = None, /, **shape: Unpack[ShapeArgs]) -> Guest:
         with _skipping():
             found = rig.booted_guest(cell, case, _shape(cell, shape), prepare)
         _capable(request, found.host, cell)
@@ -102,7 +113,7 @@ def booted(request: pytest.FixtureRequest, rig: Rig, cell: Cell, case: CaseConte
 
 
 @pytest.fixture
-def guest(booted: NewGuest) -> Guest:
+def guest(booted: Booted) -> Guest:
     """A booted guest with a shell and nothing special."""
     return booted()
 
@@ -147,9 +158,9 @@ def kernel_file(rig: Rig, cell: Cell) -> Path:
     return kernel
 
 
-def _shape(cell: Cell, shape: dict[str, object]) -> Shape:
+def _shape(cell: Cell, shape: ShapeArgs) -> Shape:
     """The shape that a case asks for, of the cell's guest type and firmware."""
-    return Shape(**{"type": cell.type, "firmware": cell.firmware, **shape})  # type: ignore[arg-type]
+    return replace(Shape(cell.type, firmware=cell.firmware), **shape)
 
 
 def _inputs(host: XenHost) -> dict[str, str]:

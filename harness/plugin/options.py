@@ -13,7 +13,7 @@ from harness import paths
 from harness.config import load
 from harness.errors import UsageError
 from harness.guests import registry
-from harness.guests.source import NO_ESP_MEND, GuestSource
+from harness.guests.source import NO_ESP_HINT, GuestSource
 from harness.hosts import pool
 from harness.lab import recipe
 from harness.lab.factory import MEMORY, LabSpec
@@ -240,7 +240,7 @@ def check_firmwares(options: Options, source: GuestSource) -> None:
     if not registry.under_test(options.guests) or "hvm" not in types or "hvm" not in source.profile.types:
         return
     if UEFI in options.firmwares and (why := source.why_no_uefi):
-        raise UsageError(why, hint=NO_ESP_MEND)
+        raise UsageError(why, hint=NO_ESP_HINT)
     if BIOS in options.firmwares and set(types) == {"hvm"} and (why := source.why_no_bios):
         raise UsageError(why, hint="--firmware uefi, or another --type")
 

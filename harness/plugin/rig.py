@@ -19,12 +19,11 @@ from typing import Any
 from harness import preparing
 from harness.console.reader import ConsoleReader
 from harness.digest import known_sha256
-from harness.errors import DeadlineExpired, HarnessError, InfrastructureError, LabDead, TransportError
+from harness.errors import DeadlineExpired, HarnessError, InfrastructureError, LabDead, TransportError, UsageError
 from harness.guests import bootable, registry
 from harness.guests.configure import configure
 from harness.guests.guest import Guest
 from harness.guests.os.base import SourceRequest
-from harness.guests.os.linux import from_directory
 from harness.guests.shape import Shape
 from harness.guests.source import GuestSource
 from harness.hosts.host import DirectHost, XenHost
@@ -81,7 +80,8 @@ class Rig:
         self._before: dict[str, Inventory] = {}
         self._resting: dict[str, str] = {}
         """The checkpoint that a lab is at, unchanged since; :meth:`host` alone puts one there."""
-        self._controls: dict[str, GuestSource] = {}
+        self._sources: dict[tuple[str, str], GuestSource] = {}
+        """By guest and Xen version, "" for a guest whose files were given."""
         self._silent: dict[str, HarnessError] = {}
         """Why hosts do not answer that are still to be dropped."""
         self._kept = 0
@@ -104,21 +104,29 @@ class Rig:
     @cached_property
     def tested(self) -> GuestSource | None:
         """The guest given by --image, by --disk, or by both --kernel and --disk. Raises UsageError when Xen cannot start it."""
+        names = registry.under_test(self.options.guests) or registry.default(files_given=True)
+        return self._find_tested(names[0])
+
+    def _find_tested(self, guest: str) -> GuestSource | None:
         options = self.options
         root = options.root if options.image or self.image is None else ""
         request = SourceRequest(self.image, options.kernel, options.disk, root, options.bootloader)
-        guests = registry.under_test(options.guests) or registry.default(files_given=True)
-        return registry.definition(guests[0]).find(request)
+        return registry.definition(guest).find(request)
 
     def source(self, cell: Cell) -> GuestSource:
-        if cell.under_test and self.tested is not None:
-            return self.tested
-        xen = cell.xen or self.options.xens[0]
-        if xen not in self._controls:
-            # Once in a run: a recipe that is edited meanwhile is the next run's.
-            directory = self.options.control or factory.control(self.options.wish(xen))
-            self._controls[xen] = from_directory(directory)
-        return self._controls[xen]
+        """What the cell's guest boots. It is found once in a run: a recipe that is edited meanwhile is the next run's."""
+        xen = "" if cell.under_test else cell.xen or self.options.xens[0]
+        if (cell.guest, xen) not in self._sources:
+            if cell.under_test:
+                found = self._find_tested(cell.guest)
+            else:
+                control = self.options.control
+                request = SourceRequest(control=lambda: control or factory.control(self.options.wish(xen)))
+                found = registry.definition(cell.guest).find(request)
+            if found is None:
+                raise UsageError(f"--guest {cell.guest}: no files were given", hint=registry.definition(cell.guest).option)
+            self._sources[cell.guest, xen] = found
+        return self._sources[cell.guest, xen]
 
     def source_for(self, cell: Cell, shape: Shape) -> GuestSource:
         """What is booted in this shape: where a bootloader shall find the kernel, it is on a disk."""

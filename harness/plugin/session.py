@@ -299,6 +299,7 @@ def _finish(item: pytest.Item, progress: Progress, context: CaseContext | None) 
         setup=round(progress.setup, 3),
         where=cell.where if isinstance(cell, cells.Cell) else NOWHERE,
         known_issue=finding.known_issue,
+        complaints=diagnosis.complaints(directory),
         death=DeathRecord(death.kind, death.identity, death.message) if death else None,
         parameters=own_parameters(item.nodeid, str(cell or "")),
     )

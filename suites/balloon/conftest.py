@@ -9,13 +9,13 @@ from harness.guests.guest import Guest
 from harness.guests.memory import Memory
 from harness.oracles.ballooning import Sample
 from harness.plugin.cells import Cell
-from harness.plugin.fixtures import NewGuest
+from harness.plugin.fixtures import Booted
 
 from .support import settle_balloon
 
 
 @pytest.fixture
-def settled_guest(booted: NewGuest, cell: Cell) -> Guest:
+def settled_guest(booted: Booted, cell: Cell) -> Guest:
     """A booted guest whose balloon does not move."""
     return booted(settle_balloon, memory=cell.guest_os.balloon_limits.memory)
 

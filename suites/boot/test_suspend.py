@@ -11,7 +11,7 @@ from harness.guests import hotplug, suspend
 from harness.guests.guest import Guest
 from harness.guests.link import Link
 from harness.oracles.finding import finding
-from harness.plugin.fixtures import NewGuest
+from harness.plugin.fixtures import Booted
 from harness.plugin.rig import CaseContext
 
 # Seconds that the guest stays paused.
@@ -51,7 +51,7 @@ def test_time_goes_on_while_paused(guest: Guest, case: CaseContext) -> None:
 
 
 @pytest.mark.parametrize("vcpus", [1, 2])
-def test_saved_and_restored(booted: NewGuest, vcpus: int, case: CaseContext) -> None:
+def test_saved_and_restored(booted: Booted, vcpus: int, case: CaseContext) -> None:
     """After `xl save` and `xl restore` the guest's processes, clock, disk and network continue.
 
     Source: sys/dev/xen/control/control.c; sys/x86/x86/mp_x86.c, cpususpend_handler()

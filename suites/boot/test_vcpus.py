@@ -8,7 +8,7 @@ import time
 import pytest
 
 from harness.oracles.finding import finding
-from harness.plugin.fixtures import NewGuest
+from harness.plugin.fixtures import Booted
 from harness.plugin.rig import CaseContext
 
 # MiB that a kernel with its ramdisk may take.
@@ -19,7 +19,7 @@ MEMORY = {1: 0, 2: 301, 4: 1001}
 
 
 @pytest.mark.parametrize("vcpus", MEMORY)
-def test_vcpus(booted: NewGuest, vcpus: int, case: CaseContext) -> None:
+def test_vcpus(booted: Booted, vcpus: int, case: CaseContext) -> None:
     """With 1, 2 and 4 vCPUs the guest runs a process on each vCPU alone and on all at once.
 
     Source: sys/x86/xen/pv.c, xen_pvh_start_all_aps(); sys/x86/x86/mp_x86.c; Linux arch/x86/xen/smp.c
@@ -45,7 +45,7 @@ def test_vcpus(booted: NewGuest, vcpus: int, case: CaseContext) -> None:
 
 
 @pytest.mark.parametrize("vcpus", [n for n, memory in MEMORY.items() if memory], ids=lambda vcpus: str(MEMORY[vcpus]))
-def test_all_memory(booted: NewGuest, vcpus: int, case: CaseContext) -> None:
+def test_all_memory(booted: Booted, vcpus: int, case: CaseContext) -> None:
     """The kernel manages all memory of the configuration, except its own image and its bookkeeping of pages.
 
     Source: sys/x86/xen/pv.c, xen_pvh_parse_memmap() (FreeBSD 023a025b5c); Linux arch/x86/xen/setup.c, xen_memory_setup()

@@ -6,21 +6,21 @@ from __future__ import annotations
 import pytest
 
 from harness.guests.link import IPV4, Link
-from harness.plugin.fixtures import NewGuest
+from harness.plugin.fixtures import Booted
 from harness.plugin.rig import CaseContext
 
 from .support import FAR, enable_forwarding, family_of, in_family, link_up, routed_between
 
 
 @pytest.fixture
-def link(booted: NewGuest, case: CaseContext, request: pytest.FixtureRequest) -> Link:
+def link(booted: Booted, case: CaseContext, request: pytest.FixtureRequest) -> Link:
     """The link between dom0 and a booted guest; its parameter is IPv4 (default) or IPv6."""
     guest = booted(link_up)
     return in_family(Link(guest, interface=guest.prepared["interface"]), case, family_of(request))
 
 
 @pytest.fixture
-def sides(booted: NewGuest, case: CaseContext, request: pytest.FixtureRequest) -> tuple[Link, Link]:
+def sides(booted: Booted, case: CaseContext, request: pytest.FixtureRequest) -> tuple[Link, Link]:
     """The near and the far side of a guest that forwards. The far side has no route back yet."""
     guest, family = booted(routed_between, vifs=2), family_of(request)
     near = in_family(Link(guest, interface=guest.prepared["near"]), case, family)

@@ -12,7 +12,7 @@ from harness.guests.peer import Peer
 from harness.oracles import frames
 from harness.oracles.finding import finding
 from harness.plugin.cells import Cell
-from harness.plugin.fixtures import NewGuest
+from harness.plugin.fixtures import Booted
 from harness.plugin.rig import CaseContext
 
 from .support import SIZE, link_after_reattach, reattach_interface
@@ -89,7 +89,7 @@ def transfer_streams(link: Link, count: int, size: int) -> list[str]:
 
 
 @pytest.mark.parametrize("vcpus", [1, 4])
-def test_queues(booted: NewGuest, vcpus: int, cell: Cell, case: CaseContext) -> None:
+def test_queues(booted: Booted, vcpus: int, cell: Cell, case: CaseContext) -> None:
     """With 1, 2, 4 and 8 queues offered the guest connects as many as it can use, and simultaneous streams arrive complete.
 
     Source: sys/dev/xen/netfront/netfront.c (multi-queue-num-queues); Linux drivers/net/xen-netfront.c

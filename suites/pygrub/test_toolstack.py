@@ -7,10 +7,11 @@ import pytest
 
 from harness.errors import GuestDied
 from harness.guests.guest import Guest
+from harness.guests.shape import ShapeArgs
 from harness.hosts.host import XenHost
 from harness.oracles.finding import finding
 from harness.plugin.cells import Cell
-from harness.plugin.fixtures import NewGuest, NewScratch
+from harness.plugin.fixtures import Booted, NewGuest, NewScratch
 from harness.plugin.rig import CaseContext
 from harness.xen import pygrub
 from harness.xen.config import Disk
@@ -20,10 +21,10 @@ from .watch import watch_pygrub
 # The loader of an HVM guest reads the disk itself.
 pytestmark = pytest.mark.needs(capability=("pygrub",), types=("pvh", "pv"))
 
-BOOTED = {"bootloader": "pygrub", "on_reboot": "restart", "on_crash": "restart"}
+BOOTED: ShapeArgs = {"bootloader": "pygrub", "on_reboot": "restart", "on_crash": "restart"}
 
 
-def test_arguments_arrive(booted: NewGuest, cell: Cell) -> None:
+def test_arguments_arrive(booted: Booted, cell: Cell) -> None:
     """The kernel gets the variables of menu.lst and of `extra`, each with its value.
 
     Source: xen tools/pygrub/src/pygrub:805; FreeBSD sys/x86/xen/pv.c, xen_pvh_parse_preload_data()

@@ -10,10 +10,11 @@ from harness.errors import DeadlineExpired, GuestDied
 from harness.guests import replace_kernel
 from harness.guests.guest import Guest
 from harness.guests.os.base import BootVolume
+from harness.guests.shape import ShapeArgs
 from harness.oracles.mechanism import NEW, OLD, OTHER, RebootEvidence, mechanism
 from harness.plugin.rig import CaseContext
 
-RESTART = {"on_reboot": "restart", "on_crash": "restart"}
+PYGRUB_RESTART: ShapeArgs = {"bootloader": "pygrub", "on_reboot": "restart", "on_crash": "restart"}
 SOURCE = "xen tools/xl/xl_vmcontrol.c (restart), tools/libs/light/libxl_bootloader.c (run at each creation)"
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from harness.deadline import ConditionNotMet
 from harness.oracles.finding import finding
-from harness.plugin.fixtures import NewGuest
+from harness.plugin.fixtures import Booted, NewGuest
 from harness.xen.xenstore import DOMAINS
 
 SOURCE = "xen tools/xl/xl_vmcontrol.c, handle_domain_death()"
@@ -30,7 +30,7 @@ LEFT = {
 @pytest.mark.needs(os="linux", types=("pv",))
 @pytest.mark.parametrize("action", ACTIONS)
 @pytest.mark.parametrize("reason", REASONS)
-def test_action(booted: NewGuest, reason: str, action: str) -> None:
+def test_action(booted: Booted, reason: str, action: str) -> None:
     """on_poweroff, on_reboot and on_crash do what xl.cfg(5) documents, and xl logs reason and action.
 
     Source: xen tools/xl/xl_vmcontrol.c, handle_domain_death(); xl.cfg(5)
@@ -116,7 +116,7 @@ def test_restart_loop_is_caught(new_guest: NewGuest) -> None:
 
 
 @pytest.mark.needs(os="linux")
-def test_edited_configuration(booted: NewGuest) -> None:
+def test_edited_configuration(booted: Booted) -> None:
     """A reboot ignores an edited .cfg file; after `xl config-update` it uses the new configuration.
 
     Source: xen tools/xl/xl_vmcontrol.c, reload_domain_config()

@@ -13,17 +13,17 @@ from harness.guests.guest import Guest
 from harness.oracles.finding import finding
 from harness.oracles.mechanism import NEW, OLD
 from harness.plugin.cells import Cell
-from harness.plugin.fixtures import NewGuest
+from harness.plugin.fixtures import Booted
 from harness.plugin.rig import CaseContext, Rig
 
-from .support import RESTART, SOURCE, TwoKernels, reboot_and_log_in, wait_until_gone, without_number
+from .support import PYGRUB_RESTART, SOURCE, TwoKernels, reboot_and_log_in, wait_until_gone, without_number
 
 # The loader of an HVM guest reads the disk itself.
 pytestmark = pytest.mark.needs(capability=("pygrub",), types=("pvh", "pv"))
 
 
 @pytest.fixture
-def two_kernels(booted: NewGuest, rig: Rig, cell: Cell, case: CaseContext) -> TwoKernels:
+def two_kernels(booted: Booted, rig: Rig, cell: Cell, case: CaseContext) -> TwoKernels:
     """A guest that pygrub booted, with a second kernel on its boot volume beside the first one."""
 
     def with_second_kernel(guest: Guest) -> dict[str, str]:
@@ -33,17 +33,17 @@ def two_kernels(booted: NewGuest, rig: Rig, cell: Cell, case: CaseContext) -> Tw
         guest.sh(f"cp {volume.file} {volume.beside('old')}; sync")
         return {replace_kernel.digest(guest, volume.beside("old")): OLD, replace_kernel.sha256(data): NEW, "": ""}
 
-    guest = booted(with_second_kernel, bootloader="pygrub", **RESTART)
+    guest = booted(with_second_kernel, **PYGRUB_RESTART)
     return TwoKernels(guest, guest.prepared)
 
 
-def test_plain_reboot(booted: NewGuest) -> None:
+def test_plain_reboot(booted: Booted) -> None:
     """After a reboot without changes the same kernel runs in a new domain, and the bootloader ran again.
 
     Source: xen tools/xl/xl_vmcontrol.c (restart); tools/libs/light/libxl_bootloader.c (run at each creation)
     Catches: a domain that the toolstack does not restart (planted)
     """
-    guest = booted(bootloader="pygrub", **RESTART)
+    guest = booted(**PYGRUB_RESTART)
     first, before = guest.domid, replace_kernel.identity(guest)
 
     died = reboot_and_log_in(guest, lambda: guest.session.start("reboot"))
@@ -156,13 +156,13 @@ def test_broken_kernel_is_refused(two_kernels: TwoKernels, broken: str) -> None:
     )
 
 
-def test_replaced_menu(booted: NewGuest) -> None:
+def test_replaced_menu(booted: Booted) -> None:
     """An argument that was changed in menu.lst arrives after the next reboot.
 
     Source: xen tools/libs/light/libxl_bootloader.c (run at each creation)
     Catches: a menu.lst that was not changed (planted)
     """
-    guest = booted(bootloader="pygrub", **RESTART)
+    guest = booted(**PYGRUB_RESTART)
     volume = replace_kernel.volume(guest)
     guest.sh(f"sed '{volume.menu_change}' {volume.menu} > {volume.menu}.next && mv {volume.menu}.next {volume.menu}; sync")
 

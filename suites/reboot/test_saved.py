@@ -7,20 +7,20 @@ import pytest
 
 from harness.guests import replace_kernel, suspend
 from harness.oracles.finding import finding
-from harness.plugin.fixtures import NewGuest
+from harness.plugin.fixtures import Booted
 from harness.plugin.rig import CaseContext
 
-from .support import RESTART
+from .support import PYGRUB_RESTART
 
 
 @pytest.mark.needs(capability=("pygrub",), types=("pvh", "pv"))
-def test_restored_guest_keeps_its_kernel(booted: NewGuest, case: CaseContext) -> None:
+def test_restored_guest_keeps_its_kernel(booted: Booted, case: CaseContext) -> None:
     """A guest whose kernel file was overwritten continues with its old kernel and processes after save and restore.
 
     Source: xen tools/libs/light/libxl_create.c, domcreate_bootloader_done()
     Catches: a write outside the event channel mask on resume (FreeBSD 4ece79968e70, D43928)
     """
-    guest = booted(bootloader="pygrub", **RESTART)
+    guest = booted(**PYGRUB_RESTART)
     volume = replace_kernel.volume(guest)
     guest.sh(f"dd if=/dev/urandom of={volume.file} bs=64k count=16 conv=notrunc 2>/dev/null; sync")
     guest.sh("sleep 3000 > /dev/null 2>&1 & echo $! > /tmp/before")

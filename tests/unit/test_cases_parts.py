@@ -163,7 +163,7 @@ def test_a_missing_line_of_a_program_is_an_error() -> None:
     said = Listener(LocalTransport().open(["sh", "-c", "echo one; echo two; exit 3"]), "a program")
     assert said.until(b"o..")[0] == b"one"
     assert said.until(b"t..")[0] == b"two"
-    with pytest.raises(InfrastructureError, match="a program in dom0 does not say 'three'"):
+    with pytest.raises(InfrastructureError, match="a program in dom0 did not print 'three'"):
         said.until(b"three")
 
 

@@ -22,7 +22,7 @@ class SampledMemory(Memory):
         current = next(self._sizes) * MIB
         return Sample(current, current, current, 0, current, current)
 
-    def _stands_at(self) -> int:
+    def _current(self) -> int:
         return self.sample().current
 
 

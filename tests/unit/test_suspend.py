@@ -31,7 +31,7 @@ def test_only_the_xl_save_of_the_guest_is_ended(tmp_path: Path, has_pkill: bool)
     )
     try:
         pattern = f"{tmp_path}/[x]l save 2 /var/lib/x.save"
-        subprocess.run(["sh", "-c", suspend._END, "sh", pattern], env={"PATH": str(tools)}, check=False)
+        subprocess.run(["sh", "-c", suspend._END_XL, "sh", pattern], env={"PATH": str(tools)}, check=False)
         assert saving.wait(10) == -signal.SIGTERM
         assert other.poll() is None
     finally:
