@@ -26,7 +26,7 @@ def test_boots_and_answers(new_guest):
 
 def test_its_own_panic(guest):
     death = guest.panic(20)
-    assert (death.kind, death.guilty) == (guest.profile.panic_kind, "toy_driver_poll")
+    assert (death.kind, death.faulting_function) == (guest.profile.panic_kind, "toy_driver_poll")
 
 def test_hangs(guest):
     assert guest.sh("no answer") == ""
@@ -74,7 +74,7 @@ def outcomes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, ob
     [
         ("test_boots_and_answers", "passed", ""),
         ("test_its_own_panic", "passed", ""),
-        ("test_hangs", "known", "known issue, toy 1: its shell ignores the command"),
+        ("test_hangs", "known", "known issue: toy 1: its shell ignores the command"),
         ("test_a_version_that_it_has", "passed", ""),
         ("test_a_version_that_it_lacks", "skipped", "needs ToyOS >=3.0, this is 2.1; elsewhere: fxh run"),
         ("test_of_another_os", "skipped", "needs a FreeBSD guest; elsewhere: fxh run"),
