@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from harness import paths, preparing, stamp
-from harness.errors import HarnessError, UsageError
+from harness.errors import ExitCode, HarnessError, UsageError
 from harness.lab import recipe
 from harness.plugin import cells, options
 from harness.plugin.phases import result_files
@@ -168,13 +168,18 @@ def end(config: pytest.Config, code: Callable[[tuple[CaseResult, ...]], int]) ->
         path = config.stash.get(RUN, None)
         if not hasattr(config, "workerinput") and path is not None and (path / "run.json").exists():
             forget_stop(config)
-            _publish(path, code)
+            _publish(path, code, config.stash[OPTIONS].fail_on)
 
 
-def _publish(path: Path, code: Callable[[tuple[CaseResult, ...]], int]) -> None:
-    from harness.report import publish
+def _publish(path: Path, code: Callable[[tuple[CaseResult, ...]], int], fail_on: tuple[str, ...]) -> None:
+    from harness.report import publish, record
 
     run = model.read_run(path)
     run = replace(run, ended=stamp.now(), exit_code=code(run.cases))
     model.write_run(path, run)
-    publish(path, run)
+    report = publish(path, run)
+    if "complaint" in fail_on and report.complaints and run.exit_code == ExitCode.OK:
+        log.error("%d new complaints, and the run has --fail-on complaint", len(report.complaints))
+        run = replace(run, exit_code=int(ExitCode.PRODUCT))
+        model.write_run(path, run)
+        record(path, run)
