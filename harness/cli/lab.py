@@ -193,7 +193,7 @@ def checkpoint(
     """Keep the whole machine as it is now, guests and all, under a name; it runs on."""
     begun = time.monotonic()
     lab = _attach(name)
-    made = lab.checkpoint(checkpoint, "made by hand")
+    made = lab.checkpoints.save_as(checkpoint, "made by hand")
     lab.release()
     print(f"{made.directory.name}: {made.size >> 20} MiB, {time.monotonic() - begun:.1f} s")
 
@@ -206,12 +206,12 @@ def restore(
     """Put a lab back to a checkpoint."""
     begun = time.monotonic()
     lab = _attach(name)
-    made = lab.find(checkpoint)
+    made = lab.checkpoints.find_named(checkpoint)
     if made is None:
         raise UsageError(
             f"no checkpoint {checkpoint!r} of this lab for {lab.qemu.label}", hint="`fxh lab list` shows which there are"
         )
-    lab.restore(made)
+    lab.checkpoints.restore(made)
     lab.release()
     print(f"lab {name} is back at {made.directory.name}: {time.monotonic() - begun:.2f} s")
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from harness import paths
 from harness.errors import InfrastructureError, UsageError
 from harness.lab import checkpoint, registry
+from harness.lab.checkpoint import CheckpointKind
 from harness.lab.process import listening
 from harness.lab.store import LabImage, on_disk
 
@@ -77,7 +78,7 @@ def checkpoints() -> list[str]:
         for path in checkpoint.listing(image):
             by_qemu.setdefault(json.loads((path / "meta.json").read_text())["qemu"], []).append(path)
         for qemu, made in by_qemu.items():
-            own = sorted(path.name.partition("@")[0] for path in made if not checkpoint.of_suites(path))
+            own = sorted(path.name.partition("@")[0] for path in made if not CheckpointKind.of(path.name).of_suites)
             suites = len(made) - len(own)
             size = on_disk(file for path in made for file in path.iterdir()) >> 20
             what = ", ".join([*own, *([f"{suites} of suites"] if suites else [])])

@@ -9,7 +9,8 @@ from collections.abc import Iterator
 from harness import debian, paths
 from harness.errors import HarnessError
 from harness.hosts.doctor import FAIL, OK, WARN, Check
-from harness.lab import accel, build, checkpoint, hot, qemu, recipe, registry, tools
+from harness.lab import accel, build, checkpoint, criu_probe, qemu, recipe, registry, tools
+from harness.lab.checkpoint import CheckpointKind
 from harness.lab.factory import LabSpec, machine
 
 _SPACE = 3072
@@ -30,7 +31,7 @@ def examine(wish: LabSpec) -> Iterator[Check]:
     slow = chosen.name == "tcg" and wish.accel != "tcg"
     yield Check("KVM", WARN if slow else OK, chosen.why, "labs work, more slowly: nothing needs to be done" if slow else "")
     if chosen.name == "tcg":
-        kept, why = hot.find()
+        kept, why = criu_probe.find()
         hint = "" if kept else "labs work, more slowly: nothing needs to be done (docs/lab.md, hot checkpoints)"
         yield Check("hot checkpoints", OK if kept else WARN, why, hint)
     yield _parts(wish)
@@ -42,7 +43,7 @@ def examine(wish: LabSpec) -> Iterator[Check]:
         )
         return
     yield Check("lab image", OK, f"{image.key}, {image.size >> 20} MiB")
-    ready = checkpoint.find(image, checkpoint.READY, machine(wish, chosen), found)
+    ready = checkpoint.find(image, CheckpointKind.READY.name_of(), machine(wish, chosen), found)
     if ready is None:
         yield Check("checkpoint", WARN, "no valid 'ready' of this lab for this QEMU", "the first use makes it: a minute")
     else:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from harness.errors import UsageError
-from harness.lab import accel, build, hot, kernel, qemu, recipe
+from harness.lab import accel, build, criu_probe, kernel, qemu, recipe
 from harness.lab.lab import Lab
 from harness.lab.qemu import MachineSpec, Qemu
 from harness.lab.store import LabImage
@@ -64,4 +64,4 @@ def make(wish: LabSpec, *, name: str = "", keep: bool = False) -> Lab:
     chosen = accel.choose(found, wish.accel)
     spec = machine(wish, chosen)
     # KVM's state is the kernel's: no process holds it. And where nothing is translated, nothing is gained.
-    return Lab(image(wish), found, chosen, spec, name=name, keep=keep, hot=hot.find()[0] if spec.emulated else None)
+    return Lab(image(wish), found, chosen, spec, name=name, keep=keep, criu=criu_probe.find()[0] if spec.emulated else None)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from harness import paths
 from harness.lab import checkpoint, registry
+from harness.lab.checkpoint import CheckpointKind
 from harness.lab.store import LabImage, on_disk
 
 _DAY = 86400.0
@@ -61,7 +62,7 @@ def bound(most: int = _MOST) -> tuple[Removed, ...]:
     """
     labs = paths.store() / "labs"
     images = [LabImage(path) for path in labs.iterdir() if path.is_dir()]
-    made = {path for image in images for path in checkpoint.listing(image) if checkpoint.of_suites(path)}
+    made = {path for image in images for path in checkpoint.listing(image) if CheckpointKind.of(path.name).of_suites}
     below = {path for image in images for path in checkpoint.parents(image)}
     sizes = {path: on_disk(path.rglob("*")) for path in made}
     taken = sum(sizes.values())

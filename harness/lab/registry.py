@@ -36,8 +36,8 @@ class LabRecord:
     spec: MachineSpec
     drives: tuple[Drive, ...] = ()
     stopped: bool = False
-    chamber: bool = False
-    """Its QEMU runs in one (:mod:`harness.lab.hot`)."""
+    in_namespace: bool = False
+    """Whether its QEMU runs in its own namespaces (:mod:`harness.lab.criu`). The file calls this ``chamber``."""
 
     @property
     def image_path(self) -> Path:
@@ -68,6 +68,7 @@ def read(name: str) -> LabRecord | None:
         data = json.loads((directory(name) / "lab.json").read_text())
         data["spec"] = MachineSpec(**(data["spec"] | {"drives": tuple(data["spec"]["drives"])}))
         data["drives"] = tuple(Drive(**drive) for drive in data["drives"])
+        data["in_namespace"] = data.pop("chamber", False)
         return LabRecord(**data)
     except (OSError, ValueError, KeyError, TypeError):
         return None
@@ -82,13 +83,19 @@ def write(record: LabRecord, private_key: str) -> None:
         key.touch(mode=0o600)
         key.write_text(private_key)
     (where / "known_hosts").write_text(f"[127.0.0.1]:{record.ssh_port} {record.host_key}\n")
-    _replace(where / "lab.json", json.dumps(asdict(record), indent=1))
+    _write(record)
 
 
 def stopped(name: str) -> None:
     record = read(name)
     if record is not None:
-        _replace(directory(name) / "lab.json", json.dumps(asdict(replace(record, stopped=True)), indent=1))
+        _write(replace(record, stopped=True))
+
+
+def _write(record: LabRecord) -> None:
+    data = asdict(record)
+    data["chamber"] = data.pop("in_namespace")
+    _replace(directory(record.name) / "lab.json", json.dumps(data, indent=1))
 
 
 def mark_dead(name: str, why: str) -> None:

@@ -18,9 +18,11 @@ from harness.hosts.host import XenHost
 from harness.hosts.scratch import ScratchDisk
 from harness.images.image import Image
 from harness.plugin import cells, evidence, inputs
+from harness.plugin.case_context import CaseContext
 from harness.plugin.cells import Cell
-from harness.plugin.rig import CaseContext, Prepare, Rig
+from harness.plugin.guest_factory import Prepare
 from harness.plugin.state import CASE, RIG, case_directory
+from harness.plugin.worker_env import WorkerEnvironment
 from harness.xen.toolstack import Toolstack
 
 NewGuest = Callable[..., Guest]
@@ -35,20 +37,20 @@ NewScratch = Callable[..., tuple[ScratchDisk, ...]]
 
 
 @pytest.fixture(scope="session")
-def rig(request: pytest.FixtureRequest) -> Rig:
+def rig(request: pytest.FixtureRequest) -> WorkerEnvironment:
     """The worker's hosts and guests."""
     return request.config.stash[RIG]
 
 
 @pytest.fixture
-def case(request: pytest.FixtureRequest, rig: Rig, cell: Cell) -> Iterator[CaseContext]:
+def case(request: pytest.FixtureRequest, rig: WorkerEnvironment, cell: Cell) -> Iterator[CaseContext]:
     """What this case does, for its result; afterwards dom0 has to be as before."""
     context = CaseContext(case_directory(request.config, request.node.nodeid), cell)
     request.node.stash[CASE] = context
     yield context
     if context.kept:
         return
-    rig.clean(context.guests, context.undo)
+    rig.clean(context)
     if context.host is not None:
         leaks = rig.leaks(cell, context.given)
         if leaks:
@@ -58,7 +60,7 @@ def case(request: pytest.FixtureRequest, rig: Rig, cell: Cell) -> Iterator[CaseC
 
 
 @pytest.fixture
-def host(request: pytest.FixtureRequest, rig: Rig, cell: Cell, case: CaseContext) -> XenHost:
+def host(request: pytest.FixtureRequest, rig: WorkerEnvironment, cell: Cell, case: CaseContext) -> XenHost:
     """The cell's Xen host, at rest."""
     found = rig.host(cell)
     case.host = found
@@ -74,7 +76,7 @@ def toolstack(host: XenHost) -> Toolstack:
 
 
 @pytest.fixture
-def new_guest(rig: Rig, cell: Cell, host: XenHost, case: CaseContext) -> NewGuest:
+def new_guest(rig: WorkerEnvironment, cell: Cell, host: XenHost, case: CaseContext) -> NewGuest:
     """Makes guests of the cell that are not created yet; they are removed after the case."""
 
     def make(**shape: object) -> Guest:
@@ -88,7 +90,7 @@ def new_guest(rig: Rig, cell: Cell, host: XenHost, case: CaseContext) -> NewGues
 
 
 @pytest.fixture
-def booted(request: pytest.FixtureRequest, rig: Rig, cell: Cell, case: CaseContext) -> NewGuest:
+def booted(request: pytest.FixtureRequest, rig: WorkerEnvironment, cell: Cell, case: CaseContext) -> NewGuest:
     """``booted(**shape)``: a guest with a shell, restored from a warm checkpoint of that shape on a lab, booted elsewhere."""
 
     def make(prepare: Prepare | None = None, **shape: object) -> Guest:
@@ -108,7 +110,7 @@ def guest(booted: NewGuest) -> Guest:
 
 
 @pytest.fixture
-def scratch(rig: Rig, cell: Cell, case: CaseContext) -> NewScratch:
+def scratch(rig: WorkerEnvironment, cell: Cell, case: CaseContext) -> NewScratch:
     """``scratch("one", "two", size=MIB)``: small disks in dom0 that hold their own labels; ask for a guest or host first."""
 
     def make(*labels: str, size: int = disks.MIB, sector: int = 512) -> tuple[ScratchDisk, ...]:
@@ -125,7 +127,7 @@ def scratch(rig: Rig, cell: Cell, case: CaseContext) -> NewScratch:
 
 
 @pytest.fixture
-def image(rig: Rig, cell: Cell) -> Image:
+def image(rig: WorkerEnvironment, cell: Cell) -> Image:
     """The image under test, with its manifest; a case that asks for it is skipped where there is none."""
     if cell.guest != "freebsd" or rig.image is None:
         pytest.skip("needs an image with a manifest; elsewhere: fxh run --image IMAGE")
@@ -133,13 +135,13 @@ def image(rig: Rig, cell: Cell) -> Image:
 
 
 @pytest.fixture
-def root_device(rig: Rig, cell: Cell) -> str:
+def root_device(rig: WorkerEnvironment, cell: Cell) -> str:
     """The cell's guest's root where nothing else is asked for: ``xbd0p2``, or as ``zfs:zroot/ROOT/default`` (GuestSource.root)."""
     return rig.source(cell).root
 
 
 @pytest.fixture
-def kernel_file(rig: Rig, cell: Cell) -> Path:
+def kernel_file(rig: WorkerEnvironment, cell: Cell) -> Path:
     """The kernel file that the cell's guest is booted with, as it is on this machine."""
     kernel = rig.source(cell).kernel
     if kernel is None:

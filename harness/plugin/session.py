@@ -24,11 +24,12 @@ from harness.errors import HarnessError, UsageError
 from harness.lab import recipe
 from harness.plugin import cells, evidence, known
 from harness.plugin import options as options_
+from harness.plugin.case_context import CaseContext, stage_times
 from harness.plugin.outcome import Finding, judge
-from harness.plugin.rig import CaseContext, Rig, stamps
 from harness.plugin.selection import title
 from harness.plugin.setuplog import SetupLog
 from harness.plugin.state import CASE, OPTIONS, PROGRESS, RIG, RUN, SETUP, Progress, case_directory
+from harness.plugin.worker_env import WorkerEnvironment
 from harness.results import model, revision, run_dir
 from harness.results.model import (
     FAILED,
@@ -54,7 +55,7 @@ def check_options(config: pytest.Config) -> None:
     config.add_cleanup(preparing.listen(config.stash[SETUP]))
     try:
         config.stash[OPTIONS] = options_.read(config)
-        config.stash[RIG] = Rig(config.stash[OPTIONS])
+        config.stash[RIG] = WorkerEnvironment(config.stash[OPTIONS])
         source = config.stash[RIG].freebsd
         if source is not None:
             options_.check_firmwares(config.stash[OPTIONS], source)
@@ -313,7 +314,7 @@ def _boots(context: CaseContext) -> tuple[Boot, ...]:
             death = guest.console.death
             died = round(death.at - guest.unpaused, 3) if death is not None and death.at is not None else None
             console = guest.console
-            reached = tuple(Stamp(*stamp) for stamp in stamps(guest))
+            reached = tuple(Stamp(*stamp) for stamp in stage_times(guest))
             said = death.message if death is not None else ""
             found.append(Boot(guest.name, reached, died, guest.unpaused, console.log_path.name, console.boot_offset, said))
     return tuple(found)

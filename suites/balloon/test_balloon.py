@@ -17,9 +17,9 @@ from harness.guests.guest import Guest
 from harness.guests.memory import Memory
 from harness.oracles.ballooning import MIB, Sample, freebsd_floor, imbalance, missed
 from harness.oracles.finding import finding
+from harness.plugin.case_context import CaseContext
 from harness.plugin.cells import Cell
 from harness.plugin.fixtures import NewGuest
-from harness.plugin.rig import CaseContext
 
 SOURCE = {
     "freebsd": "sys/dev/xen/balloon/balloon.c, balloon_process() and set_new_target()",

@@ -9,8 +9,8 @@ import pytest
 
 from harness.deadline import ConditionNotMet, Deadline
 from harness.guests.guest import Guest
+from harness.plugin.case_context import CaseContext
 from harness.plugin.fixtures import NewGuest
-from harness.plugin.rig import CaseContext
 
 # A hundred lines of this are a megabyte; long lines, since a guest tells Xen of each by itself.
 WIDTH = 9_999

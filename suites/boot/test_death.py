@@ -8,8 +8,8 @@ import pytest
 from harness.deadline import Deadline
 from harness.errors import GuestDied
 from harness.guests.guest import Guest
+from harness.plugin.case_context import CaseContext
 from harness.plugin.fixtures import NewGuest
-from harness.plugin.rig import CaseContext
 
 KINDS = {"freebsd": "panic", "linux": "linux-panic"}
 # From a panic's last byte on the console to the verdict.

@@ -11,8 +11,8 @@ from harness.guests import hotplug, suspend
 from harness.guests.guest import Guest
 from harness.guests.link import Link
 from harness.oracles.finding import finding
+from harness.plugin.case_context import CaseContext
 from harness.plugin.fixtures import NewGuest
-from harness.plugin.rig import CaseContext
 
 CLOCK = {
     "freebsd": "sys/dev/xen/timer/timer.c, xentimer_get_timecount() (32 bits of nanoseconds: they wrap every 4.3 s); "

@@ -13,8 +13,8 @@ from harness.guests import admin, hotplug
 from harness.guests.guest import Guest
 from harness.guests.link import IPV4, IPV6, Family, Link
 from harness.oracles.finding import finding
+from harness.plugin.case_context import CaseContext
 from harness.plugin.fixtures import NewGuest
-from harness.plugin.rig import CaseContext
 
 # The network namespace of dom0 behind a guest in the middle.
 FAR = "fxhfar"

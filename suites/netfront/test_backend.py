@@ -12,8 +12,8 @@ from harness.guests.link import Link
 from harness.guests.peer import Peer
 from harness.oracles import frames
 from harness.oracles.finding import finding
+from harness.plugin.case_context import CaseContext
 from harness.plugin.fixtures import NewGuest
-from harness.plugin.rig import CaseContext
 
 from .conftest import again, replug
 from .test_offloads import SIZE, SOURCE

@@ -9,7 +9,7 @@ from harness.guests import admin, suspend
 from harness.guests.link import BUSY, Link
 from harness.guests.peer import Listener
 from harness.oracles.finding import finding
-from harness.plugin.rig import CaseContext
+from harness.plugin.case_context import CaseContext
 
 from .conftest import again, replug
 from .test_offloads import SIZE, SOURCE, arrived, switch

@@ -9,7 +9,7 @@ from harness.guests import admin
 from harness.guests.link import IPV4, Link, Transfer
 from harness.oracles import frames
 from harness.oracles.finding import finding
-from harness.plugin.rig import CaseContext
+from harness.plugin.case_context import CaseContext
 
 from .conftest import families
 

@@ -12,7 +12,7 @@ from harness.errors import HarnessError
 from harness.guests import bootable, partitions
 from harness.guests.partitions import Slice
 from harness.oracles.finding import finding
-from harness.plugin.rig import CaseContext
+from harness.plugin.case_context import CaseContext
 from harness.xen.pygrub import Extract
 
 from .conftest import MENU, Kernel, Run, kernel

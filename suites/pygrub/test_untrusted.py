@@ -13,7 +13,7 @@ import pytest
 
 from harness.hosts.host import XenHost
 from harness.oracles.finding import finding
-from harness.plugin.rig import CaseContext
+from harness.plugin.case_context import CaseContext
 from harness.xen import pygrub
 
 from .conftest import MENU, kernel

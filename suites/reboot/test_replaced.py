@@ -17,9 +17,10 @@ from harness.guests.guest import Guest
 from harness.guests.replace_kernel import Volume
 from harness.oracles.finding import finding
 from harness.oracles.mechanism import NEW, OLD, OTHER, RebootEvidence, mechanism
+from harness.plugin.case_context import CaseContext
 from harness.plugin.cells import Cell
 from harness.plugin.fixtures import NewGuest
-from harness.plugin.rig import CaseContext, Rig
+from harness.plugin.worker_env import WorkerEnvironment
 
 # An HVM guest has its own loader read its disk.
 pytestmark = pytest.mark.needs(capability=("pygrub",), types=("pvh", "pv"))
@@ -29,7 +30,7 @@ Kind = Callable[[str], str]
 
 
 @pytest.fixture
-def pair(booted: NewGuest, rig: Rig, cell: Cell, case: CaseContext) -> tuple[Guest, Volume, Kind]:
+def pair(booted: NewGuest, rig: WorkerEnvironment, cell: Cell, case: CaseContext) -> tuple[Guest, Volume, Kind]:
     """A guest that pygrub booted, with a spare kernel beside the first one, and what sorts digests into old and new."""
 
     def with_a_spare(guest: Guest) -> dict[str, str]:

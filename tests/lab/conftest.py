@@ -35,7 +35,7 @@ def _lab() -> Iterator[list[Lab]]:
 def lab(_lab: list[Lab]) -> Lab:
     """A lab at rest."""
     if _lab and not _lab[0].dead:
-        _lab[0].rest()
+        _lab[0].checkpoints.reset()
         return _lab[0]
     for dead in _lab:
         dead.remove()

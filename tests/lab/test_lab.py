@@ -22,7 +22,7 @@ from harness.guests.configure import configure
 from harness.guests.guest import Guest
 from harness.guests.shape import Shape
 from harness.lab import archive, checkpoint, factory, registry
-from harness.lab.checkpoint import CheckpointBroken
+from harness.lab.checkpoint import CheckpointBroken, CheckpointKind
 from harness.lab.factory import LabSpec
 from harness.lab.host import LabHost
 from harness.lab.lab import Lab
@@ -63,9 +63,9 @@ def test_dom0_is_a_real_xen_host(host: LabHost) -> None:
 
 def test_what_was_done_is_undone_by_restore(lab: Lab) -> None:
     lab.ssh.run(["sh", "-c", "echo x > /root/mark; sync"])
-    made = lab.find(checkpoint.READY)
+    made = lab.checkpoints.find(CheckpointKind.READY)
     assert made is not None
-    lab.restore(made)
+    lab.checkpoints.restore(made)
     assert lab.ssh.run(["ls", "/root/mark"], check=False).status != 0
 
 
@@ -99,10 +99,10 @@ def test_checkpoint_with_a_running_guest(host: LabHost, tmp_path: Path) -> None:
     guest = Guest(host, what.profile, configure(host, what, Shape("pv"), "fxh-kept"), tmp_path).boot()
     guest.sh("echo kept > /tmp/mark; ip addr add 10.0.2.77/24 dev eth0")
     guest.detach()
-    made = host.restore_or_create("test-guest", lambda: "")
+    made = host.get_or_create(CheckpointKind.USER, "test-guest", lambda: "")
     try:
         for _ in range(2):
-            host.restore_or_create("test-guest", lambda: pytest.fail("it is there"))
+            host.get_or_create(CheckpointKind.USER, "test-guest", lambda: pytest.fail("it is there"))
             left = host.transport.run(["busybox", "pidof", "xenconsole"], check=False).text
             assert not left, "frozen with its client, nobody else could have the console"
             again = Guest(host, what.profile, guest.config, tmp_path).adopt(guest.domid)
@@ -115,26 +115,31 @@ def test_checkpoint_with_a_running_guest(host: LabHost, tmp_path: Path) -> None:
 
 
 def test_a_damaged_checkpoint_is_made_anew(lab: Lab) -> None:
-    made = lab.checkpoint("damaged", "")
+    made = lab.checkpoints.save_as("damaged")
     data = made.state.read_bytes()
     made.state.chmod(0o600)
     made.state.write_bytes(data[: len(data) // 2])
     with pytest.raises(CheckpointBroken, match="could not be loaded"):
-        lab.restore(made)
-    assert lab.find("damaged") is None
-    lab.rest()
+        lab.checkpoints.restore(made)
+    assert lab.checkpoints.find_named("damaged") is None
+    lab.checkpoints.reset()
     assert lab.ssh.run(["true"]).status == 0
 
 
 def test_a_checkpoint_that_is_made_is_setup_and_one_that_is_found_is_not(lab: Lab) -> None:
     told: list[Step] = []
+
+    def idle() -> str:
+        lab.checkpoints.reset(private_memory=True)
+        return ""
+
     stop = preparing.listen(told.append)
     try:
         for _ in range(2):
-            lab.restore_or_create("told", lambda: lab.rest(private_memory=True) or "", what="dom0")
+            lab.checkpoints.get_or_create(CheckpointKind.USER, "told", idle, what="dom0")
     finally:
         stop()
-        if (left := lab.find("told")) is not None:
+        if (left := lab.checkpoints.find_named("told")) is not None:
             checkpoint.remove(left.directory)
     assert [step.what for step in told] == ["checkpoint told (dom0)"]
 
@@ -143,20 +148,20 @@ def test_a_damaged_checkpoint_is_made_anew_by_who_wants_it(lab: Lab) -> None:
     made = []
 
     def make() -> str:
-        lab.rest(private_memory=True)
+        lab.checkpoints.reset(private_memory=True)
         lab.ssh.run(["sh", "-c", "echo x > /root/mark"])
         made.append(1)
         return "noted"
 
     try:
-        first = lab.restore_or_create("wanted", make)
+        first = lab.checkpoints.get_or_create(CheckpointKind.USER, "wanted", make)
         first.state.chmod(0o600)
         first.state.write_bytes(first.state.read_bytes()[:1000])
-        again = lab.restore_or_create("wanted", make)
+        again = lab.checkpoints.get_or_create(CheckpointKind.USER, "wanted", make)
         assert (len(made), again.note) == (2, "noted")
         assert lab.ssh.run(["cat", "/root/mark"]).text.strip() == "x"
     finally:
-        if (left := lab.find("wanted")) is not None:
+        if (left := lab.checkpoints.find_named("wanted")) is not None:
             checkpoint.remove(left.directory)
 
 
@@ -310,7 +315,7 @@ def test_export_and_import_make_a_lab_elsewhere(lab: Lab, tmp_path: Path, monkey
     with Lab(taken, lab.qemu, lab.accel, lab.spec, name="imported") as other:
         other.up()
         assert other.ssh.run(["xl", "list"]).status == 0
-    assert checkpoint.find(taken, checkpoint.READY, lab.spec, lab.qemu) is not None
+    assert checkpoint.find(taken, CheckpointKind.READY.name_of(), lab.spec, lab.qemu) is not None
 
 
 def test_nothing_is_left_in_the_runtime_directory(lab: Lab) -> None:

@@ -15,12 +15,13 @@ from pathlib import Path
 import pytest
 
 from harness.errors import HarnessError, InfrastructureError, LabDead, UsageError
-from harness.lab import archive, checkpoint, control, cpio, hot, keys, prune, qemu, recipe, registry
-from harness.lab.checkpoint import Checkpoint
-from harness.lab.machine import cpu_state, in_guest_mode, overlay
+from harness.lab import archive, checkpoint, control, cpio, criu, criu_probe, keys, prune, qemu, recipe, registry
+from harness.lab.checkpoint import Checkpoint, CheckpointKind
+from harness.lab.machine import overlay
 from harness.lab.monitor import Monitor
 from harness.lab.process import Process, listening
 from harness.lab.qemu import MachineSpec, Qemu
+from harness.lab.registers import cpu_state, in_guest_mode
 from harness.lab.sparse import copy_sparse
 from harness.lab.store import LabImage
 
@@ -125,9 +126,25 @@ def test_a_hot_checkpoint_is_found_where_the_same_keeps_it(store: Path, tmp_path
     assert ordinary is not None
     assert (ordinary.hot, ordinary.disk("fxh1").name) == (False, "fxh1.qcow2")
     assert checkpoint.find(lab, "warm-x", SPEC, QEMU, "another kernel") is None
-    assert [checkpoint.is_disposable(name) for name in ("warm-x", "rest-x", "ready-hot", "ready", "mine")] == [True] * 3 + [
-        False
-    ] * 2
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "hot", "of_suites"),
+    [
+        ("ready", CheckpointKind.READY, False, False),
+        ("ready-hot", CheckpointKind.READY_HOT, True, False),
+        ("rest-x", CheckpointKind.REST, True, True),
+        ("warm-x", CheckpointKind.WARM, True, True),
+        ("warm-x@0123456789", CheckpointKind.WARM, True, True),
+        ("mine", CheckpointKind.USER, False, False),
+        ("ready-mine", CheckpointKind.USER, False, False),
+    ],
+)
+def test_kinds_by_the_names_in_the_store(name: str, kind: CheckpointKind, hot: bool, of_suites: bool) -> None:
+    found = CheckpointKind.of(name)
+    assert (found, found.may_be_hot, found.of_suites) == (kind, hot, of_suites)
+    bare = name.partition("@")[0]
+    assert kind.name_of(bare.removeprefix(kind.value)) == bare
 
 
 def test_one_whose_base_was_made_anew_is_none(store: Path, tmp_path: Path) -> None:
@@ -155,10 +172,10 @@ def test_two_make_the_same_one(store: Path, tmp_path: Path) -> None:
     made, _ = keys.make()
     target = checkpoint.path(lab, "warm-x", SPEC, QEMU)
 
-    def save(note: str, anew: bool) -> Checkpoint:
+    def save(note: str, replace_: bool) -> Checkpoint:
         (tmp_path / "root.qcow2").write_bytes(note.encode())
         mine = Checkpoint(target, "warm-x", SPEC, made, "", note)
-        return checkpoint.save(lab, mine, {"root.qcow2": tmp_path / "root.qcow2"}, QEMU, anew=anew)
+        return checkpoint.save(lab, mine, {"root.qcow2": tmp_path / "root.qcow2"}, QEMU, replace=replace_)
 
     first, second = save("one", False), save("two", False)
     assert (second.note, (target / "root.qcow2").read_text()) == ("one", "one")
@@ -173,26 +190,26 @@ def test_two_make_the_same_one(store: Path, tmp_path: Path) -> None:
 
 def test_criu_is_found_once_and_may_be_switched_off(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FXH_CRIU", "off")
-    hot.find.cache_clear()
-    assert hot.find() == (None, "off, as asked (FXH_CRIU)")
+    criu_probe.find.cache_clear()
+    assert criu_probe.find() == (None, "switched off by FXH_CRIU=off")
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
     monkeypatch.setenv("FXH_CRIU", "/none/criu")
-    hot.find.cache_clear()
-    assert hot.find() == (None, "CRIU needs root")
+    criu_probe.find.cache_clear()
+    assert criu_probe.find() == (None, "CRIU needs root")
     monkeypatch.setattr(os, "geteuid", lambda: 0)
-    hot.find.cache_clear()
-    found, why = hot.find()
+    criu_probe.find.cache_clear()
+    found, why = criu_probe.find()
     assert found is None
     assert "/none/criu" in why
     known = json.loads((store / "criu.json").read_text())
     (store / "criu.json").write_text(json.dumps(known | {"criu": ["/bin/sh", "x"], "label": "CRIU 9", "why": "as noted"}))
-    hot.find.cache_clear()
-    assert hot.find() == (hot.Hot(("/bin/sh", "x"), "CRIU 9"), "as noted"), "not tried a second time"
-    hot.find.cache_clear()
+    criu_probe.find.cache_clear()
+    assert criu_probe.find() == (criu.CriuSnapshotter(("/bin/sh", "x"), "CRIU 9"), "as noted"), "not tried a second time"
+    criu_probe.find.cache_clear()
 
 
-def test_a_process_without_a_chamber_is_its_own() -> None:
-    assert hot.resident(os.getpid()) == os.getpid()
+def test_a_process_without_a_namespace_is_found_as_itself() -> None:
+    assert criu.pid_in_namespace(os.getpid()) == os.getpid()
 
 
 def test_archive_round_trip_and_damage(store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -273,7 +290,7 @@ def test_nobody_at_the_monitor(tmp_path: Path) -> None:
 
 def test_overlay_of_something_else(tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(b"not a qcow2")
-    with pytest.raises(InfrastructureError, match="is it a disk image of format qcow2"):
+    with pytest.raises(InfrastructureError, match="that it is a disk image of format qcow2"):
         overlay(tmp_path / "a", tmp_path / "b", "qcow2")
 
 
@@ -312,6 +329,7 @@ def test_stale_labs_are_swept(store: Path, tmp_path: Path) -> None:
     record = registry.LabRecord("gone", "/x", "QEMU 7", 999999, 999999, False, 1, "tcg", "", "", "", "ssh-ed25519 A", SPEC)
     registry.write(record, "key")
     assert registry.read("gone") == record
+    assert json.loads((directory / "lab.json").read_text())["chamber"] is False, "the field's name for other versions"
     assert registry.state("gone") == "stale"
     assert registry.sweep() == ["lab gone"]
     assert registry.state("gone") == ""
