@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""Takes out of the store what no lab has used for long, of checkpoints also what is too much, and leavings of the killed."""
+"""Remove unused labs and checkpoints from the store, checkpoints beyond a limit, and leftovers of killed processes."""
 
 from __future__ import annotations
 
@@ -14,24 +14,24 @@ from harness.lab.checkpoint import CheckpointKind
 from harness.lab.store import LabImage, on_disk
 
 _DAY = 86400.0
-# The control guest's matrix makes 28, a FreeBSD's 8, of 200 to 450 MiB each. One that is not kept costs a boot in the next run:
-# when there is room for fewer than a run makes, the next run finds none at all, for it asks for the longest unused one first.
+# Bytes. The control guest's matrix creates 28 checkpoints, a FreeBSD's 8, of 200 to 450 MiB each. A missing one costs a boot in the
+# next run. If the limit is below the size of one run's, the next run finds none at all: it needs the least recently used one first.
 _MOST = 24 << 30
 
 
 @dataclass(frozen=True)
 class Removed:
-    """``size`` in bytes on disk."""
+    """``size`` is in bytes on disk."""
 
     path: Path
     size: int
 
 
 def prune(days: float) -> tuple[Removed, ...]:
-    """Remove what was last used more than ``days`` ago and no running lab stands on."""
+    """Remove everything that was last used more than ``days`` ago and that no running lab depends on."""
     before = time.time() - days * _DAY
     removed = []
-    # Kernels of the control guest and firmwares are to this labs without checkpoints.
+    # The control guest's kernels and the firmware are handled as labs without checkpoints.
     for directory in (*_directories("control"), *_directories("firmware"), *_directories("labs")):
         if ".making-" in directory.name:
             if _age(directory) < time.time() - _DAY:
@@ -56,19 +56,19 @@ def prune(days: float) -> tuple[Removed, ...]:
 
 
 def bound(most: int = _MOST) -> tuple[Removed, ...]:
-    """Remove the longest unused checkpoints that suites made, of whatever lab, until they take ``most`` bytes.
+    """Remove the suites' least recently used checkpoints, of all labs, until they take ``most`` bytes.
 
-    And no more than half of what the disk would have without them. They are made anew when they are needed.
+    They also must not take more than half of the disk's free space without them. Suites create them again when needed.
     """
     labs = paths.store() / "labs"
     images = [LabImage(path) for path in labs.iterdir() if path.is_dir()]
-    made = {path for image in images for path in checkpoint.listing(image) if CheckpointKind.of(path.name).of_suites}
+    found = {path for image in images for path in checkpoint.listing(image) if CheckpointKind.of(path.name).of_suites}
     below = {path for image in images for path in checkpoint.parents(image)}
-    sizes = {path: on_disk(path.rglob("*")) for path in made}
+    sizes = {path: on_disk(path.rglob("*")) for path in found}
     taken = sum(sizes.values())
     most = min(most, (taken + shutil.disk_usage(labs).free) // 2)
     removed = []
-    for path in sorted(made - below, key=_age):
+    for path in sorted(found - below, key=_age):
         if taken <= most:
             break
         checkpoint.remove(path)
@@ -83,7 +83,7 @@ def _directories(place: str) -> list[Path]:
 
 
 def _age(path: Path) -> float:
-    """When it was used last; 0 for what is gone meanwhile."""
+    """The time of the last use; 0 if it has been removed meanwhile."""
     try:
         return path.stat().st_mtime
     except FileNotFoundError:

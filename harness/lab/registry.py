@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""What others may know of a lab: a record in its directory, and the files that a killed one left."""
+"""Records of labs, by which other processes find them, and the removal of leftovers of killed processes."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from harness.lab.qemu import Drive, MachineSpec
 
 @dataclass(frozen=True)
 class LabRecord:
-    """``image`` is the directory of the lab's image; ``checkpoint`` what it was restored from."""
+    """``image`` is the directory of the lab's image; ``checkpoint`` is the checkpoint that its disks depend on."""
 
     name: str
     image: str
@@ -44,7 +44,7 @@ class LabRecord:
         return Path(self.image)
 
     def key(self) -> str:
-        """The private key for root at the lab's dom0."""
+        """The private ssh key for root in the lab's dom0."""
         return (directory(self.name) / "id_ed25519").read_text()
 
 
@@ -63,7 +63,7 @@ def names() -> list[str]:
 
 
 def read(name: str) -> LabRecord | None:
-    """The record of a lab, or None where there is none that can be read."""
+    """The record of a lab, or None if it is missing or unreadable."""
     try:
         data = json.loads((directory(name) / "lab.json").read_text())
         data["spec"] = MachineSpec(**(data["spec"] | {"drives": tuple(data["spec"]["drives"])}))
@@ -75,14 +75,14 @@ def read(name: str) -> LabRecord | None:
 
 
 def write(record: LabRecord, private_key: str) -> None:
-    """With the record, what an ssh of anybody's needs: the key, and the host key pinned."""
-    where = directory(record.name)
-    key = where / "id_ed25519"
+    """Write the record and the files for an ssh client: the private key and the pinned host key."""
+    lab = directory(record.name)
+    key = lab / "id_ed25519"
     if not key.exists() or key.read_text() != private_key:
         key.unlink(missing_ok=True)
         key.touch(mode=0o600)
         key.write_text(private_key)
-    (where / "known_hosts").write_text(f"[127.0.0.1]:{record.ssh_port} {record.host_key}\n")
+    (lab / "known_hosts").write_text(f"[127.0.0.1]:{record.ssh_port} {record.host_key}\n")
     _write(record)
 
 
@@ -110,19 +110,19 @@ def _replace(path: Path, text: str) -> None:
 
 
 def state(name: str) -> str:
-    """``up``, ``stopped``, ``stale`` (its owner or its QEMU was killed), or ``""`` for no such lab."""
+    """``up``, ``stopped``, ``stale`` (its owner or its QEMU was killed), or ``""`` if there is no such lab."""
     if not directory(name).is_dir():
         return ""
     if listening(sockets(name) / "qmp"):
         return "up"
     record = read(name)
     if record is not None and not record.stopped and _alive(record.owner_pid):
-        return "up"  # between two machines: it is being restored
+        return "up"  # it is being restored: one QEMU has ended, and the next one starts
     return "stopped" if record is not None and (record.stopped or record.kept) else "stale"
 
 
 def sweep() -> list[str]:
-    """Remove what killed processes left: labs that nobody owns any more and half-made builds. Says what it removed."""
+    """Remove leftovers of killed processes: labs without an owner, unfinished builds and checkpoints. Returns their names."""
     gone = []
     for name in names():
         if state(name) == "stale":
@@ -135,13 +135,13 @@ def sweep() -> list[str]:
             try:
                 with FileLock(labs / f"{work.name.partition('.making-')[0]}.lock", timeout=0):
                     shutil.rmtree(work, ignore_errors=True)
-                    gone.append(f"half-made build {work.name}")
+                    gone.append(f"unfinished build {work.name}")
             except Timeout:
                 pass
         for half in labs.glob("*/checkpoints/.*@*"):
             if half.is_dir() and half.stat().st_mtime < time.time() - 3600:
                 shutil.rmtree(half, ignore_errors=True)
-                gone.append(f"half-made checkpoint {half.name}")
+                gone.append(f"unfinished checkpoint {half.name}")
         for half in labs.glob("*/checkpoints/.gone-*"):
             shutil.rmtree(half, ignore_errors=True)
     return gone

@@ -64,7 +64,7 @@ def test_a_source_without_an_option_and_a_build_that_fails(store: Path, tmp_path
     tool(bin_, "tar", "exit 0")
     tool(bin_, "make", 'case "$*" in *allnoconfig) echo CONFIG_B=8 > .config;; esac')
     monkeypatch.setenv("PATH", f"{bin_}{os.pathsep}{os.environ['PATH']}")
-    with pytest.raises(BuildError, match="does not grant CONFIG_A=y") as caught:
+    with pytest.raises(BuildError, match="does not accept CONFIG_A=y") as caught:
         kernel.obtain(RECIPE)
     assert "kernel.config" in caught.value.hint
     tool(bin_, "make", 'env | sort; case "$*" in *allnoconfig) cp "$KCONFIG_ALLCONFIG" .config;; *) echo no rule; exit 2;; esac')
@@ -94,15 +94,15 @@ def test_what_is_in_the_store_needs_no_tool(store: Path, monkeypatch: pytest.Mon
     for name in kernel.FILES:
         (made / name).write_text(name)
     monkeypatch.setattr(tools, "missing_packages", lambda: ["everything"])
-    kernel.lay(RECIPE, lab)
+    kernel.install(RECIPE, lab)
     assert [(lab / name).read_text() for name in kernel.FILES] == list(kernel.FILES)
     assert sorted(path.name for path in lab.iterdir()) == sorted(kernel.FILES)
     shutil.rmtree(made)
-    kernel.lay(RECIPE, lab)
+    kernel.install(RECIPE, lab)
 
 
 def test_a_lab_from_elsewhere_has_its_kernel(store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kernel, "obtain", lambda recipe: pytest.fail("it is built anew"))
     for name in kernel.FILES:
         (tmp_path / name).touch()
-    kernel.lay(RECIPE, tmp_path)
+    kernel.install(RECIPE, tmp_path)
