@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from typing import TypeVar
 
+from harness import trace
 from harness.errors import DeadlineExpired, HarnessError
 
 T = TypeVar("T")
@@ -52,11 +53,17 @@ class Deadline:
         ``pause`` is given the seconds to wait before the next call, ``interval`` or what is left, and may return sooner.
         Raises what :meth:`expire` makes of ``what`` and the last reason.
         """
-        while True:
-            try:
-                return probe()
-            except ConditionNotMet as exc:
-                reason = str(exc)
-            if self.expired:
-                raise self.expire(what, reason)
-            pause(min(interval, self.remaining))
+        try:
+            return probe()
+        except ConditionNotMet as exc:
+            reason = str(exc)
+        with trace.step("wait", what) as step:
+            while not self.expired:
+                step.last = reason
+                pause(min(interval, self.remaining))
+                try:
+                    return probe()
+                except ConditionNotMet as exc:
+                    reason = str(exc)
+            step.last = reason
+            raise self.expire(what, reason)

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from harness.console.machinery import base, is_machinery
@@ -26,7 +26,7 @@ class Frame:
     offset: str = ""
     address: str = ""
     before: bool = False
-    exact: bool = False
+    exact: bool = field(default=False, compare=False)
 
     @property
     def name(self) -> str:
@@ -194,7 +194,7 @@ def _frame(item: re.Match[str], kind: str, exact: bool) -> Frame:
             return Frame("", address=raw, exact=exact)
         if offset in ("", "0", "0x0"):
             return Frame(function, "0x0") if exact else Frame(function, address=raw, before=True)
-    return Frame(function, offset)
+    return Frame(function, offset, exact=exact)
 
 
 def _stopped(text: str) -> tuple[Frame, ...]:

@@ -13,6 +13,7 @@ from typing import Any
 import pexpect
 from pexpect.spawnbase import SpawnBase
 
+from harness import trace
 from harness.console.clean import Cleaner
 from harness.console.reader import ConsoleReader
 from harness.console.text import excerpt, plain
@@ -237,7 +238,15 @@ class Session:
         is noticed and the output printed again. Raises GuestCommandFailed (with ``check``), GuestDied, LoggedOut,
         DeadlineExpired.
         """
-        deadline = deadline or Deadline(_COMMAND)
+        with trace.step("guest", command, self.reader.name) as step:
+            out = self._run(command, deadline or Deadline(_COMMAND))
+            step.status = f"exit {out.status}" if out.status else ""
+            step.size, step.output = len(out.text), out.text.encode()
+        if check and out.status:
+            raise GuestCommandFailed(self.reader.name, command, out.status, plain(out.text))
+        return out
+
+    def _run(self, command: str, deadline: Deadline) -> Output:
         nonce = secrets.token_hex(4)
         if "\0" in command or "\r" in command:
             raise UsageError(f"command with a control character: {command!r}")
@@ -256,10 +265,7 @@ class Session:
                     f"{self.reader.name}: the output of {command!r} was torn {_TORN} times by other output on the console; "
                     f"the end of it: {excerpt(self.reader.tail(), 3)!r}"
                 )
-        out = Output(command, status, text.removesuffix("\n"))
-        if check and status:
-            raise GuestCommandFailed(self.reader.name, command, status, plain(out.text))
-        return out
+        return Output(command, status, text.removesuffix("\n"))
 
     def start(self, command: str) -> None:
         """Type a command and do not wait for it (it may kill the guest)."""

@@ -143,7 +143,9 @@ class FreeBSDAdmin:
         kernel, _, world = run("sysctl -n kern.osreldate; uname -U 2>/dev/null || true").partition("\n")
         if world.strip().isdigit() and int(world) // 100_000 != int(kernel) // 100_000:
             at = 8 * (_RCVBADSUM_13 if int(kernel) < 1_400_000 else _RCVBADSUM_14)
-            return int(run(f"sysctl -b net.inet.tcp.stats | od -A n -t u8 -j {at} -N 8"))
+            # od of 13 fails on numbers of eight bytes (`od: u: bad byte count`; usr.bin/hexdump/parse.c), so read single bytes.
+            counter = run(f"sysctl -b net.inet.tcp.stats | od -A n -t x1 -j {at} -N 8")
+            return int.from_bytes(bytes.fromhex(counter), "little")
         # 		0 discarded for bad checksums
         match = re.search(r"(\d+) discarded for bad checksum", run("netstat -s -p tcp"))
         if match is None:

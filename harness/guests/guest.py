@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from harness import trace
 from harness.console.deaths import Death
 from harness.console.reader import ConsoleReader
 from harness.console.session import SERIAL_PORT, TTY, Output, Session
@@ -132,10 +133,11 @@ class Guest:
     def boot(self, deadline: Deadline | None = None) -> Guest:
         """Create, start, wait for its login prompt, and log in."""
         deadline = deadline or Deadline(_BOOT * self.scale)
-        self.create(deadline)
-        self.start()
-        self.wait_stage("login", deadline)
-        self.login(GuestDeadline(self, deadline.remaining))
+        with trace.step("boot", f"boot to a login ({self.config.type})", self.name):
+            self.create(deadline)
+            self.start()
+            self.wait_stage("login", deadline)
+            self.login(GuestDeadline(self, deadline.remaining))
         return self
 
     def adopt(self, domid: int) -> Guest:
@@ -230,7 +232,10 @@ class Guest:
         return self.run(command, seconds).text
 
     def wait_stage(self, name: str, deadline: Deadline | None = None) -> StageReached:
-        return self.console.wait_stage(name, deadline or Deadline(_BOOT * self.scale))
+        with trace.step("wait", f"boot stage {name}", self.name) as step:
+            reached = self.console.wait_stage(name, deadline or Deadline(_BOOT * self.scale))
+            step.last = reached.name
+        return reached
 
     def state(self) -> DomainState | None:
         """Its row in ``xl list``, or None when it is gone."""

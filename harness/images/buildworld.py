@@ -47,6 +47,10 @@ _NEEDED = {"small": 2 << 30, "zfs": 4 << 30, "full": 12 << 30}
 _CONFIGURES = re.compile(rb"sys/(?:[^/\0]+/)?conf/")
 
 
+# makeoptions	DEBUG=-g     nomakeoption	WITH_CTF
+_MAKEOPTION = re.compile(r"^\s*(?:no)?makeoptions?\s.*", re.MULTILINE)
+
+
 @dataclass(frozen=True)
 class Workshop:
     """Where one source tree is built with one set of options."""
@@ -143,9 +147,16 @@ class Workshop:
                 if not (directory / name).is_file() or (directory / name).read_text() != text:
                     (directory / name).write_text(text)
             words.append(f"KERNCONFDIR={directory}")
-        # Paths in the kernel's assertions would make its bytes depend on where the source lies.
-        words.append(f"CONF_CFLAGS=-fmacro-prefix-map={self.tree.path}=/usr/src")
-        self._seed(conf)
+        # Paths in assertions and debugging information would make the kernel's bytes depend on where the source lies.
+        words.append(f"CONF_CFLAGS=-ffile-prefix-map={self.tree.path}=/usr/src -ffile-prefix-map={self.objects}=/usr/obj")
+        flags, used = combine([_makeoptions(conf), words[-1]]), self.objects / "sys" / f".{conf.name}.flags"
+        if not used.is_file() or used.read_text() != flags:
+            # make compares times, not flags: objects that were compiled with others would stay.
+            shutil.rmtree(self.objects / "sys" / conf.name, ignore_errors=True)
+            (self.objects / "sys" / f".{conf.name}.configured").unlink(missing_ok=True)
+        self._seed(conf, flags)
+        used.parent.mkdir(parents=True, exist_ok=True)
+        used.write_text(flags)
         configured, state = self.objects / "sys" / f".{conf.name}.configured", self._configuration(conf)
         if configured.is_file() and configured.read_text() == state:
             # config(8) would write the same again (Makefile.inc1, KERNFAST).
@@ -169,19 +180,20 @@ class Workshop:
         read = [record for record in self.scanned.records if _CONFIGURES.match(record)]
         return combine([conf.hash, hashlib.sha256(b"".join(sorted(read))).hexdigest()])
 
-    def _seed(self, conf: KernConf) -> None:
+    def _seed(self, conf: KernConf, flags: str) -> None:
         """Give a configuration without objects those of a sibling, so that make compiles only what differs.
 
         make compares times: an object is made anew when a header of options that it includes has changed, and config(8)
         leaves an unchanged header alone (usr.sbin/config/main.c, moveifchanged). Options that change the compiler's flags
         instead (sys/conf/kern.pre.mk: sanitizers, COVERAGE, GCOV) are in none of our own configurations, so only
-        configurations that include XENCOMMON share objects.
+        configurations that include XENCOMMON share objects, and only with the same ``flags``.
         """
         target = self.objects / "sys" / conf.name
         if target.exists() or "XENCOMMON" not in dict(conf.files):
             return
         siblings = [self.objects / "sys" / name for name in kernconf.shipped() if name != conf.name]
-        linked = [path for path in siblings if (path / "kernel").is_file() and (path / "version").is_file()]
+        same = [path for path in siblings if _text(path.with_name(f".{path.name}.flags")) == flags]
+        linked = [path for path in same if (path / "kernel").is_file() and (path / "version").is_file()]
         if not linked:
             return
         nearest = max(linked, key=lambda path: (path / "kernel").stat().st_mtime)
@@ -313,3 +325,12 @@ def end_leftovers(prefix: str) -> None:
     for leader in {session for pid, session in _sessions() if pid in marked} - {os.getsid(0)}:
         log.warning("ending session %d, left over from an earlier build", leader)
         end_session(leader)
+
+
+def _makeoptions(conf: KernConf) -> list[str]:
+    """The lines of a configuration that change how every file is compiled."""
+    return [line for _, text in conf.files for line in _MAKEOPTION.findall(text)]
+
+
+def _text(path: Path) -> str:
+    return path.read_text() if path.is_file() else ""

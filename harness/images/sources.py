@@ -8,9 +8,10 @@ import shutil
 from pathlib import Path
 
 from harness.digest import file_sha256
-from harness.images import hosttools, kernconf, preflight, src_conf, srctree, store, treescan
+from harness.images import debugfile, hosttools, kernconf, preflight, src_conf, srctree, store, treescan
 from harness.images.buildworld import RECIPE, Workshop
 from harness.images.inputs import Input, combine, key_of, text_hash
+from harness.images.kernelfile import build_id
 from harness.images.store import Entry
 
 
@@ -61,9 +62,12 @@ class FromSource:
                 shop.toolchain(self.state["rest"])
                 built = shop.kernel(kernconf.load(self.tree, name))
                 shutil.copyfile(built, work / "kernel")
+                debug = built.with_name(debugfile.NAME)
+                if debug.is_file():  # a configuration of the user's may have no DEBUG
+                    debugfile.compress(debug, work / debugfile.NAME, self.compiler.bindir)
             return {
                 "what": f"kernel {name} of {self.tree.path}", "version": self.tree.version, "branch": self.tree.branch,
-                "osreldate": self.tree.osreldate, "conf": name, "sha256": file_sha256(work / "kernel"),
+                "osreldate": self.tree.osreldate, "conf": name, "sha256": file_sha256(work / "kernel"), "build_id": build_id(work / "kernel"),
                 "inputs": [vars(item) for item in inputs],
             }  # fmt: skip
 

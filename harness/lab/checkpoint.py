@@ -30,7 +30,7 @@ from harness.lab.store import LabImage, on_disk, used
 
 
 class CheckpointKind(Enum):
-    """What a checkpoint is for. The value is its name in the store, or the prefix before its key."""
+    """The purpose of a checkpoint. The value is its name in the store, or the prefix before its key."""
 
     READY = "ready"
     """The idle dom0 after its boot; always cold."""
@@ -154,7 +154,7 @@ def lock(image: LabImage, name: str, spec: MachineSpec, qemu: Qemu, snapshot_key
 
 
 def find(image: LabImage, name: str, spec: MachineSpec, qemu: Qemu, snapshot_key: str = "") -> Checkpoint | None:
-    """The checkpoint ``name`` for this QEMU and machine, marked as used now. None if there is none, or if it is damaged."""
+    """The checkpoint ``name`` for this QEMU and machine, marked as used now. None if it is missing or damaged."""
     found = read(path(image, name, spec, qemu, snapshot_key))
     try:
         if found is not None:
@@ -234,7 +234,7 @@ def save(image: LabImage, checkpoint: Checkpoint, files: dict[str, Path], qemu: 
 
 
 def _identity(file: Path) -> str:
-    """Tell a file from one that replaces it under the same name; "" if there is none.
+    """Tell a file from one that replaces it under the same name; "" if it is missing.
 
     The inode number alone is not enough: a file system gives the number of a removed file to the next one.
     """

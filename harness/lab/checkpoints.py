@@ -62,10 +62,10 @@ class LabCheckpoints:
         private_memory: bool = False,
         what: str = "",
     ) -> Checkpoint:
-        """Restore the checkpoint ``key`` of ``kind``. If there is none, create it from the state that ``build`` makes.
+        """Restore the checkpoint ``key`` of ``kind``. If it does not exist, create it from the state that ``build`` makes.
 
         ``build`` brings the lab into the state and returns the checkpoint's note. With ``exclusive``, other processes that need
-        the same checkpoint wait meanwhile. ``what`` describes the checkpoint for people. A checkpoint that cannot be loaded is
+        the same checkpoint wait meanwhile. ``what`` describes the checkpoint for the reader of a log. A checkpoint that cannot be loaded is
         created again. Raises what ``build`` raises, and CheckpointBroken if the new checkpoint cannot be loaded either.
         """
         try:

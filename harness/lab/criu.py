@@ -75,7 +75,7 @@ class CriuSnapshotter:
         return hashlib.sha256("\n".join([self.label, platform.release(), str(self.view), *lines]).encode()).hexdigest()
 
     def save(self, machine: Machine, place: Path, deadline: Deadline) -> dict[str, Path]:
-        """The files are CRIU's images, ``ram`` and the disks. Nobody may be connected to dom0.
+        """The files are CRIU's images, ``ram`` and the disks. All connections to dom0 must be closed.
 
         If CRIU fails, the machine is stopped but complete: :class:`harness.lab.snapshot.MigrationSnapshotter` can save it.
         """
@@ -162,7 +162,7 @@ class CriuSnapshotter:
 
 
 def pid_in_namespace(pid: int) -> int:
-    """The pid, as seen from here, of the QEMU in a namespace at or below process ``pid``; ``pid`` itself if there is none."""
+    """The pid, as seen from here, of the QEMU in a namespace at or below process ``pid``; ``pid`` itself if no such QEMU runs."""
     waiting = [pid]
     while waiting:
         current = waiting.pop()

@@ -34,7 +34,7 @@ _DAY = 86400.0
 
 @dataclass(frozen=True)
 class ProbeResult:
-    """``criu`` is empty if labs cannot have hot checkpoints; ``why`` is one line for people."""
+    """``criu`` is empty if labs cannot have hot checkpoints; ``why`` is one line for the user."""
 
     criu: tuple[str, ...]
     label: str
@@ -43,7 +43,7 @@ class ProbeResult:
 
 @cache
 def find() -> tuple[CriuSnapshotter | None, str]:
-    """A CRIU that saves and restores a process here, or None, with one line for people.
+    """A CRIU that saves and restores a process here, or None, with one line for the user.
 
     The result is cached in the store per kernel release; a failure is cached for a day. The environment variable ``FXH_CRIU``
     holds the path of a CRIU, or ``off``.

@@ -153,7 +153,7 @@ class Lab:
 
     @classmethod
     def attach(cls, name: str, qemu: Qemu) -> Lab:
-        """Connect to a running lab, kept or of another process. Raises UsageError if there is none."""
+        """Connect to a running lab, kept or of another process. Raises UsageError if it does not run."""
         record = registry.read(name)
         if record is None or registry.state(name) != "up":
             raise UsageError(f"no lab {name} is up", hint="`fxh lab list` shows the labs, `fxh lab up` starts one")

@@ -22,7 +22,7 @@ from harness.lab.store import LabImage
 
 
 class Machine:
-    """One QEMU with overlays, memory and logs in ``directory`` and its sockets in ``sockets``. Nobody else uses these directories.
+    """One QEMU with overlays, memory and logs in ``directory`` and its sockets in ``sockets``. They belong to it alone.
 
     With ``criu`` it runs in its own namespaces, so that CRIU can save it.
     """
@@ -152,7 +152,7 @@ class Machine:
     # -- the running QEMU ---------------------------------------------------------------------------------------------
 
     def running(self) -> Process:
-        """The QEMU process. Raises LabDead if there is none."""
+        """The QEMU process. Raises LabDead if it does not run."""
         if self.process is None:
             raise LabDead("the lab's machine is not running")
         return self.process

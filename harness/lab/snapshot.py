@@ -26,7 +26,7 @@ class Snapshotter(Protocol):
 
     @property
     def key(self) -> str:
-        """A value that must agree, besides QEMU and the machine, for a checkpoint to be usable; "" if there is none."""
+        """A value that must agree, besides QEMU and the machine, for a checkpoint to be usable, or ""."""
         ...
 
     def save(self, machine: Machine, place: Path, deadline: Deadline) -> dict[str, Path]:

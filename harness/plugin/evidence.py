@@ -9,9 +9,11 @@ import logging
 import time
 from pathlib import Path
 
+from harness import trace
 from harness.deadline import Deadline
 from harness.errors import HarnessError
 from harness.hosts.host import XenHost
+from harness.plugin import diagnosis
 from harness.plugin.case_context import CaseContext
 from harness.xen.events import RINGS
 
@@ -24,7 +26,12 @@ _TAIL = 4 << 20
 
 
 def gather(context: CaseContext) -> None:
-    """Write the messages of Xen, dom0 and the toolstack to files in the case's directory. Does not raise HarnessError."""
+    """Write the messages of Xen, dom0, the toolstack and the guests to the case's directory. Does not raise HarnessError."""
+    with trace.step("evidence", "gather evidence"):
+        _gather(context)
+
+
+def _gather(context: CaseContext) -> None:
     host = context.host
     if host is None:
         return
@@ -49,6 +56,7 @@ def gather(context: CaseContext) -> None:
             break
         if done.stdout:
             (context.directory / name).write_bytes(done.stdout)
+    diagnosis.inspect(context.guests, context.directory)
     for name, source in host.evidence_files().items():
         _copy_tail(source, context.directory / name)
 

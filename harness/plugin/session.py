@@ -17,12 +17,12 @@ from pathlib import Path
 import pytest
 from _pytest.runner import runtestprotocol
 
-from harness import paths, preparing, stamp
+from harness import paths, preparing, stamp, trace
 from harness.console.deaths import speaker
 from harness.console.text import plain
 from harness.errors import HarnessError, UsageError
 from harness.lab import recipe
-from harness.plugin import cells, evidence, known
+from harness.plugin import cells, diagnosis, evidence, known
 from harness.plugin import options as options_
 from harness.plugin.case_context import CaseContext, stage_times
 from harness.plugin.outcome import Finding, judge
@@ -136,18 +136,26 @@ def run(item: pytest.Item, nextitem: pytest.Item | None) -> None:
     setup = item.config.stash[SETUP]
     setup.case = item.nodeid
     begin(item)
-    reports = runtestprotocol(item, nextitem=nextitem, log=False)
+    reports = _traced(item, nextitem)
     why = _host_lost(item)
     if why:
         log.warning("%s: its host was lost; it runs again: %s", item.nodeid, why)
         item.stash[PROGRESS].lost = why
         begin(item, why)
         item._initrequest()  # type: ignore[attr-defined]
-        reports = runtestprotocol(item, nextitem=nextitem, log=False)
+        reports = _traced(item, nextitem)
     setup.case = ""
     for report in reports:
         item.ihook.pytest_runtest_logreport(report=report)
     item.ihook.pytest_runtest_logfinish(nodeid=item.nodeid, location=item.location)
+
+
+def _traced(item: pytest.Item, nextitem: pytest.Item | None) -> list[pytest.TestReport]:
+    """Run setup, call and teardown, and record their actions in the case's directory."""
+    directory = case_directory(item.config, item.nodeid)
+    directory.mkdir(parents=True, exist_ok=True)
+    with trace.record(directory / trace.FILE):
+        return runtestprotocol(item, nextitem=nextitem, log=False)
 
 
 def begin(item: pytest.Item, lost: str = "") -> None:
@@ -263,6 +271,8 @@ def _finish(item: pytest.Item, progress: Progress, context: CaseContext | None) 
     if context is not None:
         boots = _boots(context)
         metrics, inputs = context.metrics, context.inputs
+    if death is not None and context is not None:
+        diagnosis.backtrace(death, context.guests, directory)
     formerly = tuple(name for mark in item.iter_markers("formerly") for name in mark.args)
     if progress.lost:
         inputs = {**inputs, "run again because": progress.lost}

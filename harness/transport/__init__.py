@@ -3,20 +3,23 @@
 
 from __future__ import annotations
 
-import logging
 import shlex
-import textwrap
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Protocol
 
+from harness import trace
 from harness.deadline import Deadline
+from harness.errors import CommandFailed
 
-__all__ = ["Completed", "Stream", "Transport", "ended"]
+__all__ = ["Completed", "RunsCommands", "Stream", "Transport"]
 
-log = logging.getLogger("fxh.transport")
+DEFAULT_SECONDS = 120.0
+"""Deadline of a command that has none."""
+
+# Commands that are a kind of event of their own.
+_TRACED = ("xl", "xenstore-read", "xenstore-write", "xenstore-rm", "xenstore-ls")
 
 
 @dataclass(frozen=True)
@@ -34,14 +37,24 @@ class Completed:
         return self.stdout.decode("utf-8", "replace")
 
 
-def ended(where: str, done: Completed, started: float) -> None:
-    """Log a command that ended, for ``fxh -v``; ``started`` is a time of the monotonic clock (s).
+class RunsCommands:
+    """Records each command in the action trace. A transport derives from it and implements :meth:`_run`."""
 
-    Programs are passed as arguments, so a line is cut to 160 characters.
-    """
-    if log.isEnabledFor(logging.DEBUG):
-        line = textwrap.shorten(shlex.join(done.argv), 160, placeholder=" ...")
-        log.debug("%s: exit %d after %.2f s: %s", where, done.status, time.monotonic() - started, line)
+    name: str
+
+    def run(self, argv: Sequence[str], deadline: Deadline | None = None, *, stdin: bytes = b"", check: bool = True) -> Completed:
+        """Run ``argv`` to its end, see :class:`Transport`."""
+        kind = PurePath(argv[0]).name
+        with trace.step(kind if kind in _TRACED else "command", argv, self.name) as step:
+            done = self._run(argv, deadline or Deadline(DEFAULT_SECONDS), stdin)
+            step.status = f"exit {done.status}" if done.status else ""
+            step.size, step.output = len(done.stdout) + len(done.stderr), done.stdout + done.stderr
+        if check and done.status:
+            raise CommandFailed(shlex.join(argv), done.status, done.text, done.stderr.decode("utf-8", "replace"))
+        return done
+
+    def _run(self, argv: Sequence[str], deadline: Deadline, stdin: bytes) -> Completed:
+        raise NotImplementedError
 
 
 class Stream(Protocol):

@@ -7,30 +7,20 @@ import gzip
 import os
 import shlex
 import tempfile
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol
 
 from harness.deadline import Deadline
 from harness.errors import InfrastructureError, UsageError
-from harness.transport import Completed
+from harness.transport import RunsCommands
 
 _SLOW = 600.0
 _WORTH_PACKING = 1 << 18
 
 
-class _Runs(Protocol):
-    name: str
+class FileCopies(RunsCommands):
+    """``put`` and ``get`` by means of ``run``."""
 
-    def run(
-        self, argv: Sequence[str], deadline: Deadline | None = None, *, stdin: bytes = b"", check: bool = True
-    ) -> Completed: ...
-
-
-class FileCopies:
-    """``put`` and ``get`` for whoever has ``run``."""
-
-    def put(self: _Runs, local: Path, remote: str, deadline: Deadline | None = None) -> None:
+    def put(self, local: Path, remote: str, deadline: Deadline | None = None) -> None:
         """Copy there under a temporary name, check the size, rename. Packed on the way where that pays."""
         try:
             data = local.read_bytes()
@@ -53,7 +43,7 @@ class FileCopies:
                 f"copying {local} to {self.name}:{remote} failed: {words}", hint="is there space on the host?"
             )
 
-    def get(self: _Runs, remote: str, local: Path, deadline: Deadline | None = None) -> None:
+    def get(self, remote: str, local: Path, deadline: Deadline | None = None) -> None:
         """Copy from there; ``local`` appears whole or not at all."""
         done = self.run(["sh", "-c", f"gzip -1c < {shlex.quote(remote)}"], deadline or Deadline(_SLOW))
         descriptor, temporary = tempfile.mkstemp(dir=local.parent)

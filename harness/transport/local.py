@@ -12,15 +12,12 @@ import signal
 import socket
 import subprocess
 import threading
-import time
 from collections.abc import Iterator, Sequence
 
 from harness.deadline import Deadline
-from harness.errors import CommandFailed, DeadlineExpired, TransportError
-from harness.transport import Completed, Stream, ended
+from harness.errors import DeadlineExpired, TransportError
+from harness.transport import Completed, Stream
 from harness.transport.files import FileCopies
-
-_DEFAULT = 120.0
 
 
 class LocalTransport(FileCopies):
@@ -28,9 +25,8 @@ class LocalTransport(FileCopies):
 
     name = "localhost"
 
-    def run(self, argv: Sequence[str], deadline: Deadline | None = None, *, stdin: bytes = b"", check: bool = True) -> Completed:
-        deadline = deadline or Deadline(_DEFAULT)
-        line, started = shlex.join(argv), time.monotonic()
+    def _run(self, argv: Sequence[str], deadline: Deadline, stdin: bytes) -> Completed:
+        line = shlex.join(argv)
         try:
             process = subprocess.Popen(
                 list(argv), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True
@@ -43,11 +39,7 @@ class LocalTransport(FileCopies):
             _kill(process)
             process.communicate()
             raise DeadlineExpired(f"no end within {deadline.seconds:.0f} s of: {line}") from None
-        done = Completed(tuple(argv), process.returncode, out, err)
-        ended(self.name, done, started)
-        if check and done.status:
-            raise CommandFailed(line, done.status, out.decode(errors="replace"), err.decode(errors="replace"))
-        return done
+        return Completed(tuple(argv), process.returncode, out, err)
 
     def open(self, argv: Sequence[str], *, pty: bool = False) -> Stream:
         try:

@@ -74,6 +74,18 @@ def _content_of(data: bytes, name: str, size: int) -> bytes:
         return b""
 
 
+def address_of(data: bytes, name: str) -> int | None:
+    """The address of the symbol ``name`` in an ELF image; None if it has none or is damaged."""
+    try:
+        for table, strings in _tables(_elf(data)[0]):
+            found = _symbol(_content(data, table), _content(data, strings), name.encode() + b"\0", data[4] == 2)
+            if found is not None:
+                return found[1]
+    except (struct.error, IndexError, OverflowError):
+        pass
+    return None
+
+
 def functions(data: bytes) -> Functions | None:
     """The functions of an ELF image; None if it has no symbols or is damaged. Reads .symtab, else .dynsym."""
     try:

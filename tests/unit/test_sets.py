@@ -313,7 +313,7 @@ def as_image(monkeypatch: pytest.MonkeyPatch) -> None:
         image.tag(wanted.name, entry)
         return Image(wanted.name, entry)
 
-    monkeypatch.setattr(current_release.make, "make", make)
+    monkeypatch.setattr(current_release.recipes, "make", make)
 
 
 @pytest.mark.parametrize("top", ["releases", "moved"])

@@ -1,0 +1,60 @@
+# SPDX-License-Identifier: BSD-2-Clause
+"""Finds the debugging information of a kernel: the file with the same build-id.
+
+The builder keeps ``kernel.debug`` beside each kernel in the store. A user can name other files or directories, for example an unpacked
+kernel-dbg.txz of a release.
+"""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from harness.errors import UsageError
+from harness.images import store
+from harness.images.kernelfile import build_id
+
+NAME = "kernel.debug"
+# Where FreeBSD's installer puts kernel-dbg.txz (share/mk/bsd.own.mk, DEBUGDIR).
+_INSTALLED = Path("usr/lib/debug/boot/kernel") / NAME
+
+
+def find(kernel: Path, given: Sequence[Path] = ()) -> Path | None:
+    """The debugging information of ``kernel``, or None. ``given`` are files or directories that a user named.
+
+    Raises UsageError if a given file belongs to another build, or does not exist.
+    """
+    wanted = build_id(kernel)
+    for path in given:
+        if path.is_file() and build_id(path) != wanted:
+            raise UsageError(
+                f"{path}: build-id {build_id(path) or 'none'}, but {kernel} has {wanted or 'none'}: the symbols are of another build",
+                hint="give the kernel.debug of the same build",
+            )
+        if not path.exists():
+            raise UsageError(
+                f"{path}: no such file or directory", hint="name a kernel.debug, or the directory of an unpacked kernel-dbg.txz"
+            )
+    if not wanted:
+        return None
+    return next((path for path in _candidates(kernel, given) if path.is_file() and build_id(path) == wanted), None)
+
+
+def compress(debug: Path, target: Path, bindir: Path | None) -> None:
+    """Copy ``debug`` to ``target`` with compressed sections, if ``bindir`` has an objcopy that can do so. Raises OSError."""
+    objcopy = (bindir or Path("/usr/local/llvm/bin")) / "llvm-objcopy"
+    if objcopy.exists():
+        argv = [str(objcopy), "--compress-debug-sections=zlib", str(debug), str(target)]
+        if subprocess.run(argv, stdin=subprocess.DEVNULL, capture_output=True, check=False).returncode == 0:
+            return
+    shutil.copyfile(debug, target)
+
+
+def _candidates(kernel: Path, given: Sequence[Path]) -> Iterator[Path]:
+    for path in given:
+        yield from (path, path / NAME, path / _INSTALLED)
+    yield kernel.with_name(NAME)
+    for _, entry in store.entries("kernels"):
+        yield entry.directory / NAME

@@ -1,0 +1,52 @@
+# SPDX-License-Identifier: BSD-2-Clause
+"""The action trace of a case, for its time line on the page and for the mail."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from harness import trace
+from harness.console.text import plain
+from harness.report.console import Line
+
+LAST = 10
+"""Actions that the mail shows."""
+
+# Evidence is gathered after the failure: it shows nothing of what led to it.
+_AFTERWARDS = "evidence"
+
+
+def load(directory: Path) -> tuple[trace.Event, ...]:
+    """The events of a case; empty if it has no trace."""
+    try:
+        return trace.read(directory / trace.FILE)
+    except OSError:
+        return ()
+
+
+def lines(events: tuple[trace.Event, ...], unpaused: float | None) -> list[Line]:
+    """Each event as a line of the guest's time line, at its begin. ``unpaused`` is a time of the monotonic clock (s)."""
+    if unpaused is None:
+        return []
+    return [Line(event.clock - unpaused, describe(event), "action") for event in events]
+
+
+def last(events: tuple[trace.Event, ...], count: int = LAST) -> list[str]:
+    """The last ``count`` actions before the failure, with their time in seconds since the first event of the case."""
+    if not events:
+        return []
+    evidence = {event.number for event in events if event.kind == _AFTERWARDS}
+    before = [event for event in events if event.number not in evidence and event.parent not in evidence]
+    return [f"{event.at - events[0].at:9.2f} s  {describe(event)}" for event in before[-count:]]
+
+
+def describe(event: trace.Event) -> str:
+    """One line: what was done where, how long it took, how it ended, and the line of the case that asked for it."""
+    text = f"{event.what}  [{event.where}]" if event.where else event.what
+    if event.kind in ("guest", "wait"):
+        text = f"{event.kind}: {text}"
+    text += f"  {event.seconds:.2f} s" if event.ended else "  not done"
+    text += f"  {event.status}" if event.status else ""
+    text += f"  last seen: {event.last}" if event.last and event.status else ""
+    text += f"  ({event.caller})" if event.caller else ""
+    return plain(" ".join(text.split("\n")))

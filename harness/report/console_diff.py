@@ -1,0 +1,71 @@
+# SPDX-License-Identifier: BSD-2-Clause
+"""Lines that a boot prints and an earlier boot of the same cell did not, or the other way round.
+
+Numbers, addresses, dates and random names are normalised, and the order of lines is ignored, so two boots of one kernel do not differ.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from harness.console.text import decode, plain
+
+# FreeBSD/amd64 (fbsd) (xc0)     login:          control login:
+_LOGIN = re.compile(r"^(?:\S+ )?login: ?", re.MULTILINE)
+_VARIABLE = re.compile(
+    "|".join(
+        (
+            r"\b(?:[0-9a-f]{2}:){5}[0-9a-f]{2}\b",  # 00:16:3e:33:98:82
+            r"\b(?:[0-9a-f]{0,4}:){2,7}[0-9a-f]{1,4}\b(?:%\w+)?",  # fe80::216:3eff:fe33:9882%xn0
+            r"\b(?:Mon|Tue|Wed|Thu|Fri|Sat|Sun)\b[ ,]",  # Mon Nov 30 22:41:16 UTC 2026
+            r"\b(?:Jan|Feb|Mar|Apr|May|Jun|Jul|Aug|Sep|Oct|Nov|Dec)\b",
+            r"\b[0-9a-f]{8}-(?:[0-9a-f]{4}-){3}[0-9a-f]{12}\b",  # a UUID
+            r"0x[0-9a-f]+",
+            r"\b[0-9a-f]{12,64}\b",
+            r"\bfxh-[\w-]+",
+            r"[0-9]+(?:\.[0-9]+)*",
+        )
+    ),
+    re.IGNORECASE,
+)
+# [    1.234567] Linux     <118>rc
+_STAMP = re.compile(r"^(?:<\d+>)?(?:\[ *\d+\.\d+\] ?)?")
+# rc's progress, for example of fsck and of entropy:  ..  ...
+_NOISE = re.compile(r"^[\W\d_#]*$")
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Lines as they were printed, escaped, in the order of the console that has them."""
+
+    appeared: tuple[str, ...]
+    disappeared: tuple[str, ...]
+
+    def __bool__(self) -> bool:
+        return bool(self.appeared or self.disappeared)
+
+
+def compare(before: bytes, now: bytes) -> Difference:
+    """Compare two consoles up to their first login prompt. An end that only one of them reached is ignored in the other."""
+    old, new = lines(before), lines(now)
+    return Difference(
+        tuple(text for key, text in new.items() if key not in old), tuple(text for key, text in old.items() if key not in new)
+    )
+
+
+def lines(data: bytes) -> dict[str, str]:
+    """The lines of a boot by their normalised form, each with its first occurrence."""
+    text = decode(data)
+    login = _LOGIN.search(text)
+    found: dict[str, str] = {}
+    for line in plain(text[: login.start()] if login else text).splitlines():
+        key = normalise(line)
+        if key and not _NOISE.match(key):
+            found.setdefault(key, line.strip())
+    return found
+
+
+def normalise(line: str) -> str:
+    """``line`` without what differs between two boots of one kernel."""
+    return " ".join(_VARIABLE.sub("#", _STAMP.sub("", line.strip())).split())

@@ -1,0 +1,224 @@
+# SPDX-License-Identifier: BSD-2-Clause
+"""The action trace: every command, xl verb, wait and restore of a case, with its times, status and caller.
+
+Code that acts on a host or a guest wraps the action in :func:`step`. :func:`record` starts a file for a case; without one a step is
+only logged. Each event takes two lines in the file, at its begin and at its end, each written at once: a killed harness loses nothing,
+and the open events show where it stood. docs/schema/trace.json describes the lines.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+import shlex
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+
+log = logging.getLogger("fxh.trace")
+
+FILE = "trace.jsonl"
+OUTPUT = 5
+"""Log level of the output of commands (``fxh -vv``), below DEBUG."""
+
+# Characters. Programs for dom0 travel as arguments; a longer argument is replaced by its size.
+_ARGUMENT, _WHAT, _LAST = 160, 400, 400
+# Bytes of an output that `-vv` shows.
+_SHOWN = 2000
+
+# password=secret    --token secret    PGPASSWORD=secret
+_SECRET = re.compile(r"(?i)([\w-]*(?:password|passwd|passphrase|secret|token)[\w-]*[= ])(?:'[^']*'|\S+)")
+
+
+@dataclass
+class Step:
+    """An action in progress. Its owner sets what the end of the event reports."""
+
+    status: str = ""
+    """How it ended, for example ``exit 1``; empty means success. An exception fills it in."""
+    size: int = 0
+    """Bytes read."""
+    last: str = ""
+    """The last thing a wait saw."""
+    output: bytes = b""
+    """For ``fxh -vv`` only; never written to the file."""
+
+
+@dataclass(frozen=True)
+class Event:
+    """One event. ``at`` is seconds since the epoch, ``clock`` seconds of the monotonic clock, as in the index of a console log.
+
+    ``seconds`` is negative if the event never ended.
+    """
+
+    number: int
+    parent: int
+    at: float
+    kind: str
+    what: str
+    where: str = ""
+    caller: str = ""
+    clock: float = 0.0
+    seconds: float = -1.0
+    status: str = ""
+    size: int = 0
+    last: str = ""
+
+    @property
+    def ended(self) -> bool:
+        return self.seconds >= 0
+
+    def line(self, begin: float) -> str:
+        """One line of text; ``begin`` is the zero of its clock, in seconds since the epoch."""
+        took = f"{self.seconds:8.2f} s" if self.ended else "  not done"
+        parts = [f"{self.at - begin:9.2f}", took, f"{self.kind:8}", self.what]
+        parts += [f"[{self.where}]"] if self.where else []
+        parts += [f"-> {self.status}"] if self.status else []
+        parts += [f"(last: {self.last})"] if self.last else []
+        parts += [f"<- {self.caller}"] if self.caller else []
+        return " ".join(parts)
+
+
+@dataclass
+class _Recorder:
+    path: Path
+    count: int = 0
+    open: list[int] = field(default_factory=lambda: [0])
+    descriptor: int = -1
+
+    def write(self, value: dict[str, object]) -> None:
+        if self.descriptor < 0:  # a case that is skipped leaves no file
+            self.descriptor = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
+        os.write(self.descriptor, json.dumps(value, separators=(",", ":")).encode() + b"\n")
+
+
+_recorder: ContextVar[_Recorder | None] = ContextVar("fxh.trace", default=None)
+
+
+@contextmanager
+def record(path: Path) -> Iterator[None]:
+    """Append the events of this thread to ``path`` until the block ends. A step raises OSError if the file cannot be written."""
+    # A case that runs again appends: its numbers go on after those in the file.
+    before = max((event.number for event in read(path)), default=0) if path.exists() else 0
+    recorder = _Recorder(path, before)
+    token = _recorder.set(recorder)
+    try:
+        yield
+    finally:
+        _recorder.reset(token)
+        if recorder.descriptor >= 0:
+            os.close(recorder.descriptor)
+
+
+@contextmanager
+def step(kind: str, what: str | Sequence[str], where: str = "") -> Iterator[Step]:
+    """Record an action: ``kind`` is one word (xl, command, guest, wait, restore, boot, evidence), ``where`` the host or guest.
+
+    ``what`` is a sentence or a command line. Secrets are blanked out.
+    """
+    recorder, verbose = _recorder.get(), log.isEnabledFor(logging.DEBUG)
+    taken = Step()
+    if recorder is None and not verbose:
+        yield taken
+        return
+    text = redact(what if isinstance(what, str) else command(what))[:_WHAT]
+    number, begun = 0, time.monotonic()
+    if recorder is not None:
+        recorder.count += 1
+        number = recorder.count
+        begin: dict[str, object] = {
+            "event": number,
+            "in": recorder.open[-1],
+            "at": round(time.time(), 4),
+            "clock": round(begun, 4),
+            "kind": kind,
+            "what": text,
+        }
+        begin |= {"where": where} if where else {}
+        begin |= {"caller": found} if (found := caller()) else {}
+        recorder.write(begin)
+        recorder.open.append(number)
+    try:
+        yield taken
+    except BaseException as exc:
+        taken.status = taken.status or f"{type(exc).__name__}: {(str(exc).splitlines() or [''])[0]}"[:_LAST]
+        raise
+    finally:
+        seconds = time.monotonic() - begun
+        if recorder is not None:
+            recorder.open.remove(number)
+            end: dict[str, object] = {"event": number, "seconds": round(seconds, 4)}
+            end |= {"status": redact(taken.status)} if taken.status else {}
+            end |= {"bytes": taken.size} if taken.size else {}
+            end |= {"last": redact(taken.last)[:_LAST]} if taken.last else {}
+            recorder.write(end)
+        if verbose:
+            log.debug(
+                "%s %s: %.2f s %s%s", where, text, seconds, taken.status or "ok", f"; last: {taken.last}" if taken.last else ""
+            )
+            if taken.output and log.isEnabledFor(OUTPUT):
+                log.log(OUTPUT, "%s", redact(taken.output[-_SHOWN:].decode("utf-8", "replace")))
+
+
+def caller() -> str:
+    """The innermost frame inside a case, as ``suites/boot/test_boot.py:41``; empty outside a case."""
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None:
+        name = frame.f_code.co_filename
+        at = name.rfind("/suites/")
+        if at >= 0:
+            return f"{name[at + 1 :]}:{frame.f_lineno}"
+        frame = frame.f_back
+    return ""
+
+
+def command(argv: Sequence[str]) -> str:
+    """A command line for people: a long argument is replaced by its size."""
+    return shlex.join(word if len(word) <= _ARGUMENT else f"<{len(word)} characters>" for word in argv)
+
+
+def redact(text: str) -> str:
+    """Blank out the values of passwords and tokens."""
+    return _SECRET.sub(r"\1***", text) if "=" in text or " " in text else text
+
+
+def read(path: Path) -> tuple[Event, ...]:
+    """The events of a file in order of their begin. A line that a killed harness cut short is skipped. Raises OSError."""
+    begun: dict[int, dict[str, object]] = {}
+    ends: dict[int, dict[str, object]] = {}
+    for line in path.read_bytes().splitlines():
+        try:
+            value = json.loads(line)
+            number = int(value["event"])
+        except (ValueError, KeyError, TypeError):
+            continue
+        (begun if "kind" in value else ends)[number] = value
+    return tuple(_event(begun[number], ends.get(number, {})) for number in sorted(begun))
+
+
+def _event(begin: dict[str, object], end: dict[str, object]) -> Event:
+    def number(values: dict[str, object], key: str, default: float) -> float:
+        value = values.get(key, default)
+        return float(value) if isinstance(value, int | float) else default
+
+    return Event(
+        number=int(number(begin, "event", 0)),
+        parent=int(number(begin, "in", 0)),
+        at=number(begin, "at", 0.0),
+        kind=str(begin["kind"]),
+        what=str(begin.get("what", "")),
+        where=str(begin.get("where", "")),
+        caller=str(begin.get("caller", "")),
+        clock=number(begin, "clock", 0.0),
+        seconds=number(end, "seconds", -1.0),
+        status=str(end.get("status", "")),
+        size=int(number(end, "bytes", 0)),
+        last=str(end.get("last", "")),
+    )

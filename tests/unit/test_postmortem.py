@@ -1,0 +1,138 @@
+# SPDX-License-Identifier: BSD-2-Clause
+"""A hung guest from outside: xenctx's output and the message buffer, on a recorded text and a memory of our own."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from harness.errors import DeadlineExpired
+from harness.guests import postmortem
+from harness.guests.postmortem import inspect, message_buffer, parse
+from harness.transport import Completed
+
+# xenctx -a of Xen 4.20 on a FreeBSD 15.1 PVH guest in our lab, shortened.
+XENCTX = """\
+vcpu 0
+rip: ffffffff807c95f2
+flags: 00000246 i z p
+rsp: fffffe0045e9cdc0
+ cs: 0020	 ss: 0028	 ds: 003b	 es: 003b
+
+cr0: 000000008005003b
+cr3: 000000000179c000
+cr4: 00000000000106e0
+
+Code (instr addr ffffffff807c95f2)
+25 00 01 00 00 <c7> 83 00 01
+
+
+Stack:
+ 00000000101e6d1a 0000000000000000 fffffe0045e9cdf0 ffffffff807c86dd
+
+Call Trace:
+                    [<ffffffff807c95f2>] <--
+fffffe0045e9cdd8:   [<ffffffff807c86dd>]
+fffffe0045e9cdf8:   [<ffffffff8051fc96>]
+vcpu 1
+rip: ffffffff807c95f4
+cr3: 000000000179c000
+"""
+
+
+def test_registers_and_calls_of_each_vcpu() -> None:
+    first, second = parse(XENCTX)
+    assert first.registers == {"rip": 0xFFFFFFFF807C95F2, "cr3": 0x179C000, "cr4": 0x106E0}
+    assert [hex(address) for address in first.calls] == ["0xffffffff807c95f2", "0xffffffff807c86dd", "0xffffffff8051fc96"]
+    assert (second.number, second.calls) == (1, ())
+
+
+def memory(
+    ring: bytes, written: int, *, magic: int = 0x063062, panic: bytes = b""
+) -> tuple[Callable[[int, int], bytes], dict[str, int]]:
+    """A kernel's memory with msgbufp at 0x100 and panicstr at 0x200, and the addresses of both."""
+    content = {
+        0x100: (0x1000).to_bytes(8, "little"),
+        0x200: (0x5000 if panic else 0).to_bytes(8, "little"),
+        0x1000: struct.pack("<QIIII", 0x2000, magic, len(ring), written, 0),
+        0x2000: ring,
+        0x5000: panic + b"\0" + b"z" * 300,
+    }
+    return lambda address, size: content.get(address, b"")[:size], {"msgbufp": 0x100, "panicstr": 0x200}
+
+
+def test_messages_come_in_the_order_they_were_written() -> None:
+    read, places = memory(b"second\n<6>first\n\0", 7 + 17)
+    assert message_buffer(read, places.get) == "first\nsecond\n"
+
+
+def test_a_buffer_that_has_not_turned_has_zeros_only_after_its_text() -> None:
+    read, places = memory(b"---<<BOOT>>---\n<118>rc\n" + bytes(40), 23)
+    assert message_buffer(read, places.get) == "---<<BOOT>>---\nrc\n"
+
+
+def test_the_panic_message_is_at_the_end() -> None:
+    read, places = memory(b"booting\n" + bytes(8), 8, panic=b"page fault")
+    assert message_buffer(read, places.get) == "booting\n\npanic: page fault\n"
+
+
+@pytest.mark.parametrize("magic", [0, 0x063061])
+def test_memory_without_the_magic_number_is_no_buffer(magic: int) -> None:
+    read, places = memory(b"noise", 5, magic=magic)
+    assert message_buffer(read, places.get) == ""
+
+
+def test_a_kernel_without_symbols_has_no_messages() -> None:
+    read, _ = memory(b"x", 1)
+    assert message_buffer(read, lambda name: None) == ""
+
+
+class Dom0:
+    """Answers xenctx and the memory program."""
+
+    def __init__(self, *answers: Completed | Exception) -> None:
+        self.answers = list(answers)
+
+    def run(self, argv: list[str], *_: object, **__: object) -> Any:
+        answer = self.answers.pop(0)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+
+def done(text: str, status: int = 0, error: str = "") -> Completed:
+    return Completed((), status, text.encode(), error.encode())
+
+
+@pytest.mark.parametrize(
+    ("answers", "words"),
+    [
+        ((done("", 127, "no xenctx in dom0\n"),), "no xenctx in dom0"),
+        ((done(""),), "xenctx printed nothing"),
+        ((DeadlineExpired("dom0 does not answer"),), "dom0 does not answer"),
+    ],
+)
+def test_what_cannot_be_read_says_why(answers: tuple[Completed | Exception, ...], words: str) -> None:
+    assert words in inspect(Dom0(*answers), 3, 1, None)["vcpus"]  # type: ignore[arg-type]
+
+
+def test_stacks_have_names_where_the_kernel_is_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    known = {0xFFFFFFFF807C95F2: ("cpu_idle_hlt", 0xFFFFFFFF807C95E2), 0xFFFFFFFF807C86DD: ("cpu_idle", 0xFFFFFFFF807C86DD)}
+    names = SimpleNamespace(at=known.get)
+    monkeypatch.setattr(postmortem.elfsymbols, "functions", lambda data: names)
+    (tmp_path / "kernel").write_bytes(b"none")
+    found = inspect(Dom0(done(XENCTX), done("[]")), 3, 2, tmp_path / "kernel")  # type: ignore[arg-type]
+    assert "#0  cpu_idle_hlt+0x10\n\n" in found["vcpus"], "neither a pointer to a function nor data is a call"
+    assert "messages" not in found
+
+
+def test_hostile_memory_is_escaped() -> None:
+    read, places = memory(b"\x1b]0;title\x07\x1b[2J<script>\n", 24)
+    found = postmortem.plain(message_buffer(read, places.get))
+    assert "\x1b" not in found
+    assert "\x07" not in found
