@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""Labs kept as QEMU processes: restored many times over, side by side; what cannot be kept or restored is made the other way."""
+"""Hot checkpoints: restored many times, side by side. If CRIU fails, the lab makes a cold checkpoint."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ from harness.lab.lab import Lab
 from harness.xen.config import Disk
 
 pytestmark = pytest.mark.skipif(criu_probe.find()[0] is None, reason=f"no hot checkpoints here: {criu_probe.find()[1]}")
-# Of this worker alone: another may be at these cases, too.
+# For this worker only: another one may run the same tests.
 KEY = f"test{os.getpid()}"
 
 
 @pytest.fixture
 def own() -> Iterator[Lab]:
-    """A lab that is not the worker's: what is done to it here, it does not forget."""
+    """A lab for one test, because these tests change more than a reset restores."""
     with factory.make(LabSpec()) as lab:
         lab.up()
         yield lab
@@ -51,19 +51,19 @@ def marked(lab: Lab) -> Checkpoint:
     return lab.checkpoints.get_or_create(CheckpointKind.WARM, KEY, make)
 
 
-def test_a_lab_rests_hot(own: Lab) -> None:
+def test_the_idle_lab_is_hot(own: Lab) -> None:
     ready = own.checkpoints.find(CheckpointKind.READY_HOT)
     assert ready is not None
     assert ready.hot
-    assert ready.parent.startswith("ready@"), "it stands on the ordinary one, whose memory it has mapped"
+    assert ready.parent.startswith("ready@"), "it depends on the cold one, whose memory it maps"
     assert not own.checkpoints.find(CheckpointKind.READY).hot  # type: ignore[union-attr]
     left = own.ssh.run(["sh", "-c", "xl list | wc -l; losetup -a | wc -l; ls /tmp /var/log/xen/*warm* 2>/dev/null; ip link"]).text
     assert left.split()[:2] == ["2", "0"], left
-    assert "vif" not in left, "the rehearsal's domain left nothing"
+    assert "vif" not in left, "the domain of the prewarm left nothing"
 
 
 def test_processes_side_by_side_from_one_image(own: Lab, tmp_path: Path) -> None:
-    """The same process number, the same paths inside, and yet two machines: memory, disks, sockets and ports are each's own."""
+    """Both have the same pid and paths inside, but their memory, disks, sockets and ports are separate."""
     image = tmp_path / "disk.img"
     image.write_bytes(b"guest" * 1000 + bytes(1 << 20))
     made = marked(own)
@@ -74,7 +74,7 @@ def test_processes_side_by_side_from_one_image(own: Lab, tmp_path: Path) -> None
         assert again.note == "marked"
         for lab in (own, other):
             lab.ssh.run(["sh", "-c", f"hostname {lab.name}; echo {lab.name} >> /root/mark; sync"])
-        # A disk is plugged into a restored process, too, and only there.
+        # A disk can be plugged into a restored process, and only that lab has it.
         device = LabHost(other).disk(image)
         seen = other.ssh.run(["sh", "-c", f"head -c 5 {device}; hostname; cat /root/mark"]).text
         assert seen == f"guest{other.name}\nkept\n{other.name}\n"
@@ -88,7 +88,7 @@ def test_processes_side_by_side_from_one_image(own: Lab, tmp_path: Path) -> None
     assert registry.state(other.name) == ""
 
 
-def test_a_guest_goes_on_with_its_console_disk_and_network(own: Lab, tmp_path: Path) -> None:
+def test_a_guest_continues_with_its_console_disk_and_network(own: Lab, tmp_path: Path) -> None:
     what = source.control(factory.control(LabSpec()))
     host = LabHost(own)
     image = tmp_path / "disk.img"
@@ -110,19 +110,19 @@ def test_a_guest_goes_on_with_its_console_disk_and_network(own: Lab, tmp_path: P
         again.detach()
 
 
-def test_one_that_cannot_be_restored_is_made_the_other_way(own: Lab) -> None:
+def test_a_broken_hot_checkpoint_becomes_a_cold_one(own: Lab) -> None:
     made = marked(own)
     pages = next(made.directory.glob("core-*.img"))
     pages.chmod(0o600)
     pages.write_bytes(pages.read_bytes()[::-1])
     again = marked(own)
     assert not made.directory.exists()
-    assert not again.hot, "whoever cannot restore a process does not try it a second time"
+    assert not again.hot, "after a failure, the lab does not try CRIU again"
     assert own.ssh.run(["cat", "/root/mark"]).text == "kept\n"
 
 
 @pytest.mark.parametrize("before", ["find", "restore"])
-def test_one_that_another_removes_meanwhile_is_made_anew(own: Lab, monkeypatch: pytest.MonkeyPatch, before: str) -> None:
+def test_a_checkpoint_that_is_removed_meanwhile_is_created_again(own: Lab, monkeypatch: pytest.MonkeyPatch, before: str) -> None:
     first = marked(own)
     owner, name = (checkpoint, "used") if before == "find" else (CriuSnapshotter, "restore")
     original = getattr(owner, name)
@@ -141,7 +141,7 @@ def test_one_that_another_removes_meanwhile_is_made_anew(own: Lab, monkeypatch: 
     assert own.ssh.run(["cat", "/root/mark"]).text.strip() == "kept"
 
 
-def test_one_that_cannot_be_kept_is_frozen(own: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cold_checkpoint_if_criu_cannot_save(own: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
     assert own.machine.criu is not None
     monkeypatch.setattr(own.machine, "criu", CriuSnapshotter(("false",), own.machine.criu.label))
     made = marked(own)
@@ -149,8 +149,8 @@ def test_one_that_cannot_be_kept_is_frozen(own: Lab, monkeypatch: pytest.MonkeyP
     assert own.ssh.run(["cat", "/root/mark"]).text == "kept\n"
 
 
-def test_what_is_frozen_from_a_restored_process_is_an_ordinary_one(own: Lab) -> None:
-    """`fxh lab checkpoint`: a user's own has to outlive a change of kernel or processor."""
+def test_a_users_checkpoint_of_a_restored_process_is_cold(own: Lab) -> None:
+    """`fxh lab checkpoint`: it has to outlive a change of kernel or processor."""
     own.ssh.run(["sh", "-c", "echo mine > /root/mark; sync"])
     made = own.checkpoints.save_as("hot-test-mine")
     try:
@@ -179,7 +179,7 @@ def _gone(pid: int) -> None:
         raise ConditionNotMet(f"process {pid} lives")
 
 
-def test_off_as_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_criu_can_be_switched_off(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FXH_CRIU", "off")
     criu_probe.find.cache_clear()
     try:

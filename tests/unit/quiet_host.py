@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""A host that is asked for facts and paths alone: enough to make a domain's configuration."""
+"""A fake host with facts and paths only: enough to write a domain's configuration."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 
 @dataclass
 class Host:
-    """Takes files and remembers nothing."""
+    """Accepts files and stores nothing."""
 
     emulated: bool = True
     no_uefi: str = ""

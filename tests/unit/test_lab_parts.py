@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""Parts of the lab that need no machine: recipes, checkpoints' files, archives, records."""
+"""Parts of the lab that need no running machine: recipes, checkpoints' files, archives, records."""
 
 from __future__ import annotations
 
@@ -101,13 +101,13 @@ def test_checkpoint_is_found_by_the_same_machine_only(store: Path, tmp_path: Pat
     assert checkpoint.find(lab, "mine", replace(SPEC, pae_first=False), QEMU) is None
     assert checkpoint.find(lab, "mine", SPEC, Qemu("q", (10, 0, 2))) is None
     os.truncate(found.state, 1)
-    assert checkpoint.find(lab, "mine", SPEC, QEMU) is None, "a damaged checkpoint is none"
+    assert checkpoint.find(lab, "mine", SPEC, QEMU) is None, "a damaged checkpoint is not found"
     with pytest.raises(UsageError):
         checkpoint.path(lab, "../x", SPEC, QEMU)
 
 
-def test_a_hot_checkpoint_is_found_where_the_same_keeps_it(store: Path, tmp_path: Path) -> None:
-    """And beside the ordinary one of that name, which all others find."""
+def test_a_hot_checkpoint_is_found_with_the_same_snapshotter_only(store: Path, tmp_path: Path) -> None:
+    """A cold one of the same name exists next to it, and all others find that one."""
     lab = image(store)
     made, _ = keys.make()
     for key, name in (("", "root.qcow2"), ("a kernel", "core-1000.img")):
@@ -121,7 +121,7 @@ def test_a_hot_checkpoint_is_found_where_the_same_keeps_it(store: Path, tmp_path
 
     found = checkpoint.find(lab, "warm-x", SPEC, QEMU, "a kernel")
     assert found is not None
-    assert (found.hot, found.disk("fxh1").name) == (True, "fxh1-0a1b2c.qcow2"), "under the name that QEMU has opened"
+    assert (found.hot, found.disk("fxh1").name) == (True, "fxh1-0a1b2c.qcow2"), "the name that QEMU has opened"
     ordinary = checkpoint.find(lab, "warm-x", SPEC, QEMU)
     assert ordinary is not None
     assert (ordinary.hot, ordinary.disk("fxh1").name) == (False, "fxh1.qcow2")
@@ -147,8 +147,8 @@ def test_kinds_by_the_names_in_the_store(name: str, kind: CheckpointKind, hot: b
     assert kind.name_of(bare.removeprefix(kind.value)) == bare
 
 
-def test_one_whose_base_was_made_anew_is_none(store: Path, tmp_path: Path) -> None:
-    """Its disks and its memory go on where the old base ended."""
+def test_a_checkpoint_whose_parent_was_replaced_is_not_found(store: Path, tmp_path: Path) -> None:
+    """Its disks and its memory depend on the old parent."""
     lab = image(store)
     made, _ = keys.make()
 
@@ -166,8 +166,8 @@ def test_one_whose_base_was_made_anew_is_none(store: Path, tmp_path: Path) -> No
     assert checkpoint.find(lab, "warm-x", SPEC, QEMU) is None
 
 
-def test_two_make_the_same_one(store: Path, tmp_path: Path) -> None:
-    """The first stays, for others may be loading it file by file; where it shall be another, who loads it is told."""
+def test_two_processes_create_the_same_checkpoint(store: Path, tmp_path: Path) -> None:
+    """The first one stays, because others may be loading it. If it is replaced, a process that loads it notices."""
     lab = image(store)
     made, _ = keys.make()
     target = checkpoint.path(lab, "warm-x", SPEC, QEMU)
@@ -204,7 +204,7 @@ def test_criu_is_found_once_and_may_be_switched_off(store: Path, monkeypatch: py
     known = json.loads((store / "criu.json").read_text())
     (store / "criu.json").write_text(json.dumps(known | {"criu": ["/bin/sh", "x"], "label": "CRIU 9", "why": "as noted"}))
     criu_probe.find.cache_clear()
-    assert criu_probe.find() == (criu.CriuSnapshotter(("/bin/sh", "x"), "CRIU 9"), "as noted"), "not tried a second time"
+    assert criu_probe.find() == (criu.CriuSnapshotter(("/bin/sh", "x"), "CRIU 9"), "as noted"), "it is not tried again"
     criu_probe.find.cache_clear()
 
 
@@ -234,7 +234,7 @@ def test_archive_round_trip_and_damage(store: Path, tmp_path: Path, monkeypatch:
     assert not list((tmp_path / "other" / "labs").glob("*making*"))
 
 
-def test_archive_takes_no_path_of_its_own_choice(store: Path, tmp_path: Path) -> None:
+def test_an_archive_cannot_choose_a_path(store: Path, tmp_path: Path) -> None:
     file = tmp_path / "evil.tar"
     with tarfile.open(file, "w") as tar:
         info = tarfile.TarInfo("fxh-lab/../../evil")
@@ -273,7 +273,7 @@ def test_old_and_missing_qemu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         qemu.find("qemu-none")
 
 
-def test_qemu_that_ends_at_once_says_why(tmp_path: Path) -> None:
+def test_the_error_of_a_qemu_that_ends_at_once(tmp_path: Path) -> None:
     from harness.deadline import Deadline
 
     process = Process.start(["sh", "-c", "echo no such machine >&2; exit 1"], tmp_path, tmp_path / "log")
@@ -282,7 +282,7 @@ def test_qemu_that_ends_at_once_says_why(tmp_path: Path) -> None:
     process.stop()
 
 
-def test_nobody_at_the_monitor(tmp_path: Path) -> None:
+def test_no_qemu_at_the_monitor(tmp_path: Path) -> None:
     assert not listening(tmp_path / "qmp")
     with pytest.raises(LabDead):
         Monitor(tmp_path / "qmp")
@@ -339,7 +339,7 @@ def test_stale_labs_are_swept(store: Path, tmp_path: Path) -> None:
     assert registry.sweep() == []
 
 
-def test_prune_takes_what_is_unused_and_leaves_the_rest(store: Path) -> None:
+def test_prune_removes_only_unused_files(store: Path) -> None:
     labs = store / "labs"
     long_ago = time.time() - 20 * 86400
     for name in ("xen-old", "xen-new", "xen-half.making-x"):
@@ -365,7 +365,7 @@ def test_prune_takes_what_is_unused_and_leaves_the_rest(store: Path) -> None:
     assert prune.prune(14) == ()
 
 
-def test_checkpoints_of_suites_take_so_much_and_no_more(store: Path) -> None:
+def test_checkpoints_of_suites_have_a_size_limit(store: Path) -> None:
     def make(image: str, name: str, age: int, parent: str = "") -> None:
         path = store / "labs" / image / "checkpoints" / name
         path.mkdir(parents=True)
@@ -383,7 +383,7 @@ def test_checkpoints_of_suites_take_so_much_and_no_more(store: Path) -> None:
     make("xen-new", "warm-b@1", 70, parent="rest-a@1")
     make("xen-new", "warm-c@1", 60)
 
-    # Not the lab's own, however old, and not what another stands on.
+    # Never the lab's ready checkpoint, and no parent of another checkpoint.
     assert [gone.path.name for gone in prune.bound(3 << 20)] == ["warm-a@1", "warm-b@1"]
     assert [gone.path.name for gone in prune.bound(3 << 20)] == []
     assert [gone.path.name for gone in prune.bound(0)] == ["rest-a@1", "warm-c@1"]
