@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""Boot volumes for a bootloader in dom0: the control guest's kernel within a file system, and a kernel's twin."""
+"""Boot volumes for a bootloader in dom0: file systems with a kernel."""
 
 from __future__ import annotations
 
@@ -29,14 +29,15 @@ _MIB = 64
 
 
 def source(plain: GuestSource) -> GuestSource:
-    """The same guest, whose kernel the bootloader takes from its first disk.
+    """The same guest, with its kernel taken by the bootloader from its first disk.
 
-    The control guest's disk is made here (ext2, which it can write to itself); any other guest brings its own.
+    For a guest without a disk (the control guest) one is made with its kernel and ramdisk, as ext2, to which it can write. Raises
+    UsageError if it has no kernel.
     """
     if plain.disks:
         return replace(plain, kernel=None, ramdisk=None)
     if plain.kernel is None or plain.ramdisk is None:
-        raise UsageError(f"{plain.label} has no kernel to put on a disk")
+        raise UsageError(f"{plain.label} has no disk, and no kernel and ramdisk to put on one")
     files = {"boot/vmlinuz": plain.kernel.read_bytes(), "boot/initrd": plain.ramdisk.read_bytes()}
     name = f"control-{known_sha256(plain.kernel)[:8]}-{known_sha256(plain.ramdisk)[:8]}-ext2-4k.img"
     path = paths.store() / "volumes" / name
@@ -52,20 +53,22 @@ def source(plain: GuestSource) -> GuestSource:
 
 
 def write_tree(directory: Path, files: dict[str, bytes]) -> None:
+    """Write ``files`` (content by path) below ``directory``."""
     for name, data in files.items():
         (directory / name).parent.mkdir(parents=True, exist_ok=True)
         (directory / name).write_bytes(data)
 
 
 def make_ext2(tree: Path, target: Path, mib: int, *, bsize: int = 1024) -> None:
-    """An ext2 as old readers want it, with blocks of ``bsize`` bytes: pygrub makes a system call for each. Raises BuildError."""
+    """Make an ext2 for old readers, with blocks of ``bsize`` bytes: pygrub makes a system call for each. Raises BuildError."""
     makefs.run(["mke2fs", "-q", "-t", "ext2", "-b", str(bsize), "-I", "128", "-m", "0", "-d", str(tree), str(target), f"{mib}M"])
 
 
 def make_ufs(tree: Path, target: Path, *, version: int = 1, bsize: int = 8192, size: str = "32m") -> None:
-    """A UFS with blocks of ``bsize`` bytes and fragments of an eighth, in a volume that is a block larger. Raises BuildError.
+    """Make a UFS with blocks of ``bsize`` bytes and fragments of an eighth of that. Blocks of zeros are holes. Raises BuildError.
 
-    Blocks of zeros are holes. libfsimage reads a directory in whole blocks, and finds none whose block ends behind the volume.
+    The volume is one block larger than the file system: libfsimage reads directories in whole blocks, and fails on a block that ends
+    beyond the volume.
     """
     options = f"version={version},bsize={bsize},fsize={bsize // 8},optimization=space"
     makefs.run(["makefs", "-t", "ffs", "-B", "le", "-s", size, "-o", options, str(target), str(tree)])
@@ -74,7 +77,8 @@ def make_ufs(tree: Path, target: Path, *, version: int = 1, bsize: int = 8192, s
 
 
 def holes_in(volume: Path, path: str) -> int:
-    """How many blocks of the file ``path`` of a raw UFS are holes. Raises UsageError where there is no such file."""
+    """How many blocks of the file ``path`` of a raw UFS are holes. Raises UsageError if there is no such file."""
+
     with window.opened(volume) as whole:
         fs = ufs.superblock(whole)
         try:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""The domain configuration that comes of a source, of the shape that it is to be run in, and of a host."""
+"""The domain configuration for a source in a shape on a host."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from harness.xen.config import Disk, DomainConfig, Vif, entry
 from harness.xen.firmware import UEFI
 
 # MiB for a guest in the PV shim. Measured with Xen 4.17 and a Linux of 60 MiB: with 288 the shim stops with "Not enough RAM for
-# domain 0 allocation", with 512 the guest boots.
+# domain 0 allocation"; with 512 the guest boots.
 _SHIM = 512
 
 _More = tuple[tuple[str, str | int], ...]
 
 
 def configure(host: XenHost, source: GuestSource, shape: Shape, name: str) -> DomainConfig:
-    """The domain configuration for ``source`` on ``host``: its files are put there.
+    """The domain configuration for ``source`` on ``host``, to which its files are copied.
 
-    Raises UsageError for what cannot be, CannotRun for what this host cannot.
+    Raises UsageError if no host can run it, CannotRun if this host cannot.
     """
     preflight.check(host, source, shape)
     root = source.root
@@ -41,13 +41,13 @@ def configure(host: XenHost, source: GuestSource, shape: Shape, name: str) -> Do
     if shape.type == "hvm" and shape.variables and disks == source.disks:
         raise UsageError(
             f"{source.label}: as HVM it takes its kernel variables from its own loader.conf, and this disk has no place for ours",
-            hint="take an image built by `fxh image build`, or another guest type",
+            hint="choose an image built by `fxh image build`, or another guest type",
         )
-    # Under emulation the firmware spends a minute on the network card that FreeBSD unplugs.
+    # Under emulation the firmware takes a minute to start from the network card, which FreeBSD unplugs later.
     nic = "vif" if shape.type == "hvm" and host.facts.emulated else ""
-    more, way = _way_in(host, source, shape, given)
-    # QEMU's emulated CPU does not say that its TSC is invariant, so Xen would trap each read of it (docs/lab.md, What a boot
-    # under emulation is made of).
+    more, kernel = _kernel_fields(host, source, shape, given)
+    # QEMU's emulated CPU does not report an invariant TSC, so Xen would trap each read of it (docs/lab.md, What a boot under
+    # emulation is made of).
     tsc = (("tsc_mode", "native"),) if spared else ()
     return DomainConfig(
         name=name,
@@ -56,7 +56,7 @@ def configure(host: XenHost, source: GuestSource, shape: Shape, name: str) -> Do
         memory=shape.memory or max(source.memory, _SHIM if shape.type == "pvshim" else 0),
         maxmem=shape.maxmem,
         vcpus=shape.vcpus,
-        **way,
+        **kernel,
         more=(*more, *tsc),
         disks=(*(Disk(host.disk(d.path, d.format), d.vdev, readonly=d.readonly) for d in disks), *shape.disks),
         vifs=tuple(Vif(host.bridge, host.mac(name, n), type=nic) for n in range(shape.vifs)),
@@ -66,14 +66,14 @@ def configure(host: XenHost, source: GuestSource, shape: Shape, name: str) -> Do
     )
 
 
-def _way_in(host: XenHost, source: GuestSource, shape: Shape, variables: dict[str, str]) -> tuple[_More, dict[str, Any]]:
-    """How the kernel gets in, and its variables with it: by a firmware and a loader, by a bootloader in dom0, or directly.
+def _kernel_fields(host: XenHost, source: GuestSource, shape: Shape, variables: dict[str, str]) -> tuple[_More, dict[str, Any]]:
+    """The part of the configuration that starts the kernel: by firmware and loader, by a bootloader in dom0, or directly.
 
-    What xl.cfg must hold for it that :class:`DomainConfig` has no field for, and the fields.
+    Returns further xl.cfg keys, and fields of :class:`DomainConfig`.
     """
     if shape.type == "hvm":
-        # Its variables are in its loader's configuration. No VNC server: nobody looks. Under emulation, where each access to a
-        # port costs milliseconds: disks that the BIOS reads by DMA, and no screen to paint.
+        # The kernel's variables are in its loader's configuration. Nobody needs a VNC server. Under emulation an access to an I/O
+        # port takes milliseconds, so let the BIOS read disks by DMA, and leave the screen out.
         quick = (("hdtype", "ahci"), ("vga", "none")) if host.facts.emulated else ()
         uefi = shape.firmware == UEFI
         ovmf = host.own_ovmf if uefi else None
@@ -84,12 +84,13 @@ def _way_in(host: XenHost, source: GuestSource, shape: Shape, variables: dict[st
         words = source.profile.command_line({key: value for key, value in variables.items() if own.get(key) != value})
         # The bootloader puts a blank between its own words and these.
         extra = source.profile.appended(words) if own or shape.bootloader else words
-        # It reads a disk that a guest wrote: not as root where the host can help it.
+        # It reads a disk that a guest wrote, so run it without root privileges if the host can.
         restrict = (("bootloader_restrict", 1),) if "pygrub-restrict" in host.capabilities else ()
         return restrict, {"bootloader": bootloader, "extra": extra}
     loaded = zip(("kernel", "ramdisk"), source.loaded(host.facts.emulated), strict=True)
     given = {what: path for what, path in loaded if path is not None}
-    # A 32-bit PV FreeBSD reads MSRs that Xen else answers with a fault.
+    # A 32-bit PV FreeBSD reads MSRs to which Xen would otherwise answer with a fault.
+
     relaxed = (("msr_relaxed", 1),) if shape.type == "pv" and source.bits == 32 else ()
     files = dict(zip(given, host.files(*given.values()), strict=True))
     return relaxed, {**files, "extra": source.profile.command_line(variables)}

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""Files that were read from a disk image, compared with what the running guest finds at the same paths."""
+"""Comparison of files in a disk image with the files at the same paths in the running guest."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ def parse(text: str) -> dict[str, str]:
 
 
 def differing(run: Run, wanted: Mapping[str, str]) -> list[str]:
-    """Which files (sha256 by path) the guest does not have like that, in words; empty when it has all of them."""
+    """The differences between the guest's files and ``wanted`` (sha256 by path), a line each."""
     if not wanted:
         return []
     seen = parse(run(f"sha256 -r {' '.join(map(shlex.quote, wanted))} 2>/dev/null; true"))
     return [
-        f"{path}: sha256 {seen.get(path, 'of no such file')} in the guest, {digest} as read from the disk"
+        f"{path}: {f'sha256 {seen[path]}' if path in seen else 'no such file'} in the guest, sha256 {digest} on the disk image"
         for path, digest in wanted.items()
         if seen.get(path) != digest
     ]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""A guest: one domain, its console always read, and a shell on it."""
+"""A guest: one domain, a reader of its console, and a shell on it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import re
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict, Unpack
 
 from harness import trace
 from harness.console.deaths import Death
@@ -22,38 +22,57 @@ from harness.errors import CommandFailed, DeadlineExpired, GuestDied, Infrastruc
 from harness.guests.os.base import GuestOS
 from harness.hosts.host import XenHost
 from harness.xen import elfsymbols
-from harness.xen.config import DomainConfig
+from harness.xen.config import Disk, DomainConfig, Vif
 from harness.xen.listing import DomainState, ShutdownEvent, parse_log, parse_refusal
 from harness.xen.toolstack import Console
 from harness.xen.xenstore import DOMAINS
 
 log = logging.getLogger("fxh.guests")
 
+# Seconds on a machine of full speed: until the login prompt, for a command, for a login.
 _BOOT = 300.0
 _COMMAND = 60.0
 _LOGIN = 60.0
-# A BIOS and its boot blocks print on the screen: the loader's is the first line.
+# Seconds until an HVM guest's first line: a BIOS and its boot blocks print on the screen, so the loader prints it.
 _FIRMWARE = 240.0
+# Seconds until a destroyed domain is gone.
 _DESTROY = 120.0
-# Looks, half a second apart, at which a domain has to be gone whose toolstack restarts it: xl sleeps two seconds before it
-# builds a domain anew (tools/xl/xl_vmcontrol.c), and until then none is listed.
-_BETWEEN_LIVES = 7
-# So many seconds for a toolstack to build a domain anew. One that is destroyed meanwhile is gone, but its builder goes on to
-# write its memory and its CPUs to xenstore, and nobody removes them (measured: /libxl/N, /local/domain/N stay).
+# A domain that xl restarts is gone if it is missing in so many polls, half a second apart: xl sleeps two seconds before it builds
+# the next domain (tools/xl/xl_vmcontrol.c), and `xl list` shows none meanwhile.
+_ABSENT_POLLS = 7
+# Seconds for xl to build the next domain. A domain must not be destroyed meanwhile: xl goes on to write its memory and CPUs to
+# xenstore, and nobody removes them (measured: /libxl/N and /local/domain/N stay).
 _BUILDING = 30.0
-# So many seconds without any domain of its name, and the toolstack builds none any more: xl sleeps two, and the new one is
-# there before its bootloader runs.
+# Seconds without a domain of the guest's name until xl has given up: it sleeps two, and the next domain exists before its
+# bootloader runs.
 _GIVEN_UP = 45.0
-# Seconds between two looks at a domain that is awaited when the toolstack tells nothing before: each is a process in dom0, which
-# is busy with that domain. And at one that shuts down, of which its console tells, too.
-_UNTOLD = 8.0
-_LOOKS = 1.0
-# A halted kernel that has not told Xen by then will not tell it any more.
+# Seconds between two polls for a new domain, if no event wakes the wait. A poll is a process in dom0, which is busy with that domain.
+_POLL_NEW = 8.0
+# Seconds between two polls for a shutdown.
+_POLL_SHUTDOWN = 1.0
+# Seconds until a halted kernel has notified Xen; after that it never will.
 _AFTER_HALT = 8.0
 
 
+class ConfigChanges(TypedDict, total=False):
+    """Fields of :class:`harness.xen.config.DomainConfig` that :meth:`Guest.reconfigure` changes."""
+
+    memory: int
+    maxmem: int
+    vcpus: int
+    kernel: str
+    ramdisk: str
+    extra: str
+    disks: tuple[Disk, ...]
+    vifs: tuple[Vif, ...]
+    on_poweroff: str
+    on_reboot: str
+    on_crash: str
+    more: tuple[tuple[str, str | int | tuple[str, ...]], ...]
+
+
 class GuestDeadline(Deadline):
-    """For what a guest has to do: it hangs when this has passed, and that is the guest's death (GuestDied)."""
+    """A deadline for an action of the guest. If it passes, the guest hangs, which is a death (GuestDied)."""
 
     def __init__(self, guest: Guest, seconds: float) -> None:
         super().__init__(seconds)
@@ -64,9 +83,9 @@ class GuestDeadline(Deadline):
 
 
 class Guest:
-    """A domain of ours on ``host``. :meth:`create` or :meth:`adopt` first; whoever made it destroys it.
+    """A domain on ``host``. Call :meth:`create` or :meth:`adopt` first, :meth:`destroy` last.
 
-    Waits raise GuestDied at once when the guest dies, whatever they wait for.
+    Every wait raises GuestDied as soon as the guest dies.
     """
 
     def __init__(
@@ -79,13 +98,13 @@ class Guest:
         scale: float = 1.0,
         kernel: Path | None = None,
     ) -> None:
-        """``directory`` keeps the console's log and the configuration; ``scale`` stretches the stages' budgets.
+        """``directory`` keeps the console log and the configuration; ``scale`` multiplies all times of the guest.
 
-        ``kernel`` is the file of the kernel that it boots, on this machine: it names what a backtrace does not.
+        ``kernel`` is the kernel's file on this machine: it gives names to the frames of a backtrace that lack them.
         """
         self.host, self.profile, self.config = host, profile, config
         self.disks = config.disks
-        """What it was configured with at first: its host gets them back, whatever it was reconfigured to."""
+        """The disks of its first configuration: the host gets them back, even after :meth:`reconfigure`."""
         self.directory, self.scale, self.kernel = directory, scale, kernel
         self.name = config.name
         self.domid = -1
@@ -94,14 +113,14 @@ class Guest:
         self._session: Session | None = None
         self.created = self.unpaused = 0.0
         self.prepared: Any = None
-        """What the preparation that it comes from has left for its cases (``booted(prepare=...)``)."""
+        """The result of the preparation (``booted(prepare=...)``)."""
 
     # -- life ---------------------------------------------------------------------------------------------------------
 
     def create(self, deadline: Deadline | None = None) -> Guest:
         """Build the domain paused and attach its console before the first byte.
 
-        Raises GuestDied where Xen or its bootloader refuses what it is given: nothing that the host lacks.
+        Raises GuestDied if Xen or the bootloader refuses the guest's kernel, CommandFailed if the host cannot build the domain.
         """
         (self.directory / f"{self.name}.cfg").write_text(self.config.render())
         self.created = time.monotonic()
@@ -115,23 +134,23 @@ class Guest:
         self.console.watch(False)
         return self
 
-    def _refused(self, said: str) -> str:
-        """Why the toolstack, which said so much, built no domain of it; "" where that is not the guest's fault."""
-        found = parse_refusal(said)
+    def _refused(self, messages: str) -> str:
+        """The reason in the toolstack's ``messages`` for which it built no domain; "" if that is not the guest's fault."""
+        found = parse_refusal(messages)
         if found is None or not found.log:
             return found.why if found else ""
         last = excerpt(self.host.transport.run(["tail", "-c", "4096", found.log], check=False).text.rstrip(), 1)
         return f"{found.why}: {last}" if last else found.why
 
     def start(self) -> Guest:
-        """Let it run."""
+        """Unpause the domain."""
         self.console.watch(True)
         self.unpaused = time.monotonic()
         self.host.toolstack.unpause(self.domid)
         return self
 
     def boot(self, deadline: Deadline | None = None) -> Guest:
-        """Create, start, wait for its login prompt, and log in."""
+        """Create the domain, start it, wait for the login prompt, and log in."""
         deadline = deadline or Deadline(_BOOT * self.scale)
         with trace.step("boot", f"boot to a login ({self.config.type})", self.name):
             self.create(deadline)
@@ -141,19 +160,19 @@ class Guest:
         return self
 
     def adopt(self, domid: int) -> Guest:
-        """Take over a domain that runs and has a shell of ours at its console (a restored checkpoint)."""
+        """Attach to a running domain of a restored checkpoint, which has a session's shell at its console."""
         self.domid = domid
         self._attach(new=False)
         self.console.watch(False)
         return self.resume()
 
     def resume(self, deadline: Deadline | None = None) -> Guest:
-        """Take the shell that we left at its console."""
+        """Use the shell that an earlier session left at the console."""
         self._session = self._shell().resume(deadline)
         return self
 
     def login(self, deadline: Deadline | None = None) -> Session:
-        """From its login prompt to a shell of ours. Raises GuestDied where it does not answer within a minute."""
+        """Log in at the login prompt and start a shell. Raises GuestDied if the guest does not answer within a minute."""
         self._session = self._shell().login(self.profile.user, self.profile.password, deadline or self.deadline(_LOGIN))
         return self._session
 
@@ -161,40 +180,40 @@ class Guest:
         return Session(self.console, SERIAL_PORT if self.config.serial else TTY)
 
     def detach(self) -> None:
-        """Let go of the console; the domain lives on, and the next client can have it."""
+        """Detach from the console, so that another client can attach. The domain runs on."""
         if self._console is not None:
             self._leave()
             self._console.close()
 
     def abandon(self) -> None:
-        """Let go of the console of a domain that goes with its machine: nobody sees to what is left there."""
+        """Detach from the console of a domain whose whole lab goes away. Nothing is cleaned up in dom0."""
         if self._console is not None:
             self._console.close()
 
     def destroy(self) -> None:
-        """Remove the domain, whatever state it is in."""
+        """Remove the domain in any state, and detach from its console."""
         self.console_will_end()
         restarts = "restart" in (self.config.on_poweroff, self.config.on_reboot, self.config.on_crash)
-        gone, building = 0, Deadline(_BUILDING)
+        absent, building = 0, Deadline(_BUILDING)
 
-        def look() -> None:
-            nonlocal gone
+        def poll() -> None:
+            nonlocal absent
             row = self.state()
             if row is not None:
-                gone = 0
+                absent = 0
                 if restarts and row.paused and not row.shutdown and self.domid not in (-1, row.domid) and not building.expired:
                     raise ConditionNotMet(f"domain {row.domid} is being built")
-                with contextlib.suppress(CommandFailed):  # it may have gone by itself meanwhile
+                with contextlib.suppress(CommandFailed):  # it may be gone by now
                     self.host.toolstack.destroy(row.domid)
                 raise ConditionNotMet(f"domain {row.domid} is {row.state}")
-            gone += 1
-            if restarts and gone < _BETWEEN_LIVES:
-                raise ConditionNotMet("it may be between two lives")
+            absent += 1
+            if restarts and absent < _ABSENT_POLLS:
+                raise ConditionNotMet("xl may restart it")
 
-        Deadline(_DESTROY).wait(f"{self.name} to be gone", look, 0.5 if restarts else 0.0)
+        Deadline(_DESTROY).wait(f"{self.name} to be gone", poll, 0.5 if restarts else 0.0)
         self.detach()
 
-    # -- what cases use -----------------------------------------------------------------------------------------------
+    # -- for cases ----------------------------------------------------------------------------------------------------
 
     @property
     def console(self) -> ConsoleReader:
@@ -205,13 +224,13 @@ class Guest:
     @property
     def session(self) -> Session:
         if self._session is None:
-            raise InfrastructureError(f"nobody is logged in at {self.name}")
+            raise InfrastructureError(f"{self.name} has no session: log in first")
         return self._session
 
     def run(self, command: str, seconds: float = _COMMAND, *, check: bool = True) -> Output:
-        """Run a shell command line in the guest. Raises GuestCommandFailed (with ``check``), GuestDied, LoggedOut.
+        """Run a shell command line in the guest.
 
-        A guest that does not answer within ``seconds`` hangs: that is a death, too.
+        Raises GuestCommandFailed (with ``check``), LoggedOut, and GuestDied, also if the guest does not answer within ``seconds``.
         """
         try:
             return self.session.run(command, Deadline(seconds * self.scale), check=check)
@@ -219,16 +238,16 @@ class Guest:
             raise self.hang(f"no answer to {command!r} within {seconds * self.scale:.0f} s") from exc
 
     def deadline(self, seconds: float) -> GuestDeadline:
-        """A deadline for something that the guest has to do within so many seconds of a machine of full speed."""
+        """A deadline for an action of the guest that takes at most ``seconds`` on a machine of full speed."""
         return GuestDeadline(self, seconds * self.scale)
 
     def hang(self, message: str) -> GuestDied:
-        """The error to raise when it does not do what it has to."""
-        stage, said = (self._console.stage, excerpt(self._console.tail())) if self._console else ("", "")
-        return GuestDied(Death("hang", message, stage, excerpt=said))
+        """The error to raise when the guest misses a deadline."""
+        stage, last = (self._console.stage, excerpt(self._console.tail())) if self._console else ("", "")
+        return GuestDied(Death("hang", message, stage, excerpt=last))
 
     def sh(self, command: str, seconds: float = _COMMAND) -> str:
-        """The output of a command that must succeed."""
+        """The output of a command that must succeed. Raises as :meth:`run`."""
         return self.run(command, seconds).text
 
     def wait_stage(self, name: str, deadline: Deadline | None = None) -> StageReached:
@@ -238,19 +257,19 @@ class Guest:
         return reached
 
     def state(self) -> DomainState | None:
-        """Its row in ``xl list``, or None when it is gone."""
+        """The domain's row in ``xl list``, or None if it is gone."""
         return self.host.toolstack.find(self.name)
 
     def wait_shutdown(self, seconds: float) -> DomainState:
-        """Wait until Xen says that it is shut down (it has to be preserved then).
+        """Wait until ``xl list`` shows the domain as shut down; its configuration has to preserve it.
 
-        Raises GuestDied for one that does not go: that is a hang, too, and sure soon after its kernel has halted.
+        Raises GuestDied if it does not shut down in ``seconds``, or within 8 s after its kernel has printed that it halted.
         """
         since, deadline = self.console.offset, self.deadline(seconds)
         halted = re.compile(self.profile.halted, re.MULTILINE)
         grace: list[Deadline] = []
 
-        def look() -> DomainState:
+        def poll() -> DomainState:
             row = self.state()
             if row is None:
                 raise ConditionNotMet("it is gone from `xl list`")
@@ -263,72 +282,72 @@ class Guest:
             raise ConditionNotMet(f"xl says {row.state}")
 
         with self.host.xenstore.watch(*DOMAINS, seconds=deadline.remaining) as pause:
-            return deadline.wait(f"{self.name} to be shut down", look, _LOOKS, pause)
+            return deadline.wait(f"{self.name} to be shut down", poll, _POLL_SHUTDOWN, pause)
 
     def control(self, value: str) -> None:
-        """Write ``value`` to its control/shutdown, as the toolstack does to ask it to go."""
+        """Write ``value`` to control/shutdown, as the toolstack does to request a shutdown."""
         self.host.xenstore.write(f"/local/domain/{self.domid}/control/shutdown", value)
 
     def shutdowns(self) -> tuple[ShutdownEvent, ...]:
-        """What xl logged of its shutdowns so far."""
+        """The domain's shutdowns in xl's log."""
         return parse_log(self.host.toolstack.log(self.name))
 
     def panic(self, seconds: float) -> Death:
-        """Make it panic on purpose and return the death. Raises GuestDied for one that goes on, too."""
+        """Make the guest panic and return its death. Raises GuestDied if it does not panic in ``seconds``."""
         with self.console.expecting_death() as death:
             self.session.start(self.profile.panic_command())
             return death(self.deadline(seconds))
 
     def console_will_end(self) -> None:
-        """The domain goes down on purpose: its console's end is no death."""
+        """Expect the end of the console: the domain goes down on purpose."""
         if self._console is not None:
             self._console.expect_end()
 
     def follow_reboot(self, seconds: float) -> int:
-        """After the toolstack re-created the domain: attach to the new one. Returns its domid.
+        """Wait until the toolstack has created the next domain, and attach to it. Returns its domid.
 
-        Raises GuestDied when none comes: the guest has not gone down, or its toolstack gave it up; the message says which.
+        Raises GuestDied if there is none: the guest did not go down, or the toolstack gave up; the message says which.
         """
         deadline = self.deadline(seconds)
         given_up = deadline.capped(_GIVEN_UP * self.scale)
 
-        def look() -> int:
+        def poll() -> int:
             nonlocal given_up
             row = self.state()
             if row is not None:
                 given_up = deadline.capped(_GIVEN_UP * self.scale)
             elif given_up.expired:
                 why = self._refused(self.host.toolstack.log(self.name).rpartition("has shut down")[2])
-                said = ["none of its domains is left", "the toolstack gave it up", *([why] if why else [])]
-                raise deadline.expire(f"{self.name} to be re-created", ": ".join(said))
+                reasons = ["none of its domains is left", "the toolstack gave it up", *([why] if why else [])]
+                raise deadline.expire(f"{self.name} to be re-created", ": ".join(reasons))
             if row is None or row.dying:
                 raise ConditionNotMet("no new domain of that name yet")
             if row.domid == self.domid:
                 raise ConditionNotMet(f"domain {row.domid} is still there")
             if row.paused:
-                # Until then its console can be the bootloader's (libxl_bootloader.c), and ends with it.
+                # Until then its console may be the bootloader's (libxl_bootloader.c), and end with it.
                 raise ConditionNotMet("the new domain is being built")
             return row.domid
 
         with self.host.toolstack.watch(self.name, seconds=deadline.remaining) as pause:
-            self.domid = deadline.wait(f"{self.name} to be re-created", look, _UNTOLD, pause)
+            self.domid = deadline.wait(f"{self.name} to be re-created", poll, _POLL_NEW, pause)
         self._session = None
         self.unpaused = time.monotonic()
         self._replace_stream(same_boot=False)
         return self.domid
 
-    def reconfigure(self, **changes: object) -> Guest:
-        """Change its configuration (fields of DomainConfig) before it is created, or between two lives."""
-        self.config = replace(self.config, **changes)  # type: ignore[arg-type]
+    def reconfigure(self, **changes: Unpack[ConfigChanges]) -> Guest:
+        """Change its configuration before it is created, or before xl restarts it."""
+        self.config = replace(self.config, **changes)
         return self
 
     def attach(self, domid: int) -> None:
-        """Attach to a domain that somebody else started."""
+        """Attach to a running domain that this object did not start."""
         self.domid, self.unpaused = domid, time.monotonic()
         self._attach()
 
     def reattach(self) -> None:
-        """Let go of the console and attach again: what comes now is read by a new client."""
+        """Detach from the console and attach a new client."""
         self._replace_stream(same_boot=True)
 
     def _stream(self, *, new: bool = True) -> Console:
@@ -360,5 +379,6 @@ class Guest:
         try:
             return elfsymbols.functions(self.kernel.read_bytes()) if self.kernel is not None else None
         except OSError as exc:
-            log.warning("%s: the kernel file cannot be read for the names in a backtrace: %s", self.name, exc)
+            log.warning("%s: cannot read the kernel file for the names in a backtrace: %s", self.name, exc)
+
             return None

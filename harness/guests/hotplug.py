@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""Devices that come to a running guest and go: what their backends say when it looks, and what it has of them."""
+"""Devices that are attached to a running guest and detached from it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from harness.xen.config import Disk
 
 @contextlib.contextmanager
 def paused(guest: Guest) -> Iterator[None]:
-    """Inside, the guest makes no step."""
+    """Pause the guest for the time of the context."""
     guest.host.toolstack.pause(guest.domid)
     try:
         yield
@@ -24,10 +24,10 @@ def paused(guest: Guest) -> Iterator[None]:
 
 
 def attach(guest: Guest, path: str, keys: Mapping[str, str], go: Callable[[], None]) -> None:
-    """Attach a device by ``go``; ``keys`` of its backend at ``path`` (``vif/0``) are changed before the guest sees it.
+    """Attach a device by ``go`` and change ``keys`` of its backend at ``path`` (``vif/0``) before the guest sees the device.
 
-    A backend writes them when it is made (drivers/net/xen-netback/xenbus.c, netback_probe) and a frontend reads them when it
-    connects.
+    A backend writes its keys when it is created (drivers/net/xen-netback/xenbus.c, netback_probe), and the frontend reads them when
+    it connects; the guest is paused in between.
     """
     kind, _, number = path.partition("/")
     with paused(guest):
@@ -37,17 +37,17 @@ def attach(guest: Guest, path: str, keys: Mapping[str, str], go: Callable[[], No
 
 
 def wait_disks(guest: Guest, wanted: Set[str], gone: Set[str] = frozenset(), seconds: float = 30) -> set[str]:
-    """Wait until the guest has the disks ``wanted`` and none of ``gone``; returns all it has, at the end in any case."""
+    """Wait until the guest has the disks ``wanted`` and none of ``gone``, or until ``seconds`` have passed; return all its disks."""
     found: set[str] = set()
 
-    def look() -> None:
+    def poll() -> None:
         found.clear()
         found.update(guest.profile.disks(guest.sh))
         if not wanted <= found or gone & found:
             raise ConditionNotMet(f"it has {' '.join(sorted(found))}")
 
     with contextlib.suppress(DeadlineExpired):
-        Deadline(seconds * guest.scale).wait("disks to come and go", look, 0.5)
+        Deadline(seconds * guest.scale).wait("disks to come and go", poll, 0.5)
     return set(found)
 
 
@@ -60,7 +60,7 @@ def digests(run: Run, names: Sequence[str]) -> dict[str, str]:
 
 
 def let_go(guest: Guest, vdev_name: str) -> None:
-    """Detach a disk. Raises GuestCommandFailed for a guest that does not close its frontend within xl's ten seconds."""
+    """Detach a disk. Raises GuestCommandFailed if the guest does not close its frontend within xl's limit of ten seconds."""
     try:
         guest.host.toolstack.block_detach(guest.domid, vdev_name)
     except CommandFailed as exc:
@@ -71,7 +71,8 @@ def let_go(guest: Guest, vdev_name: str) -> None:
 
 
 def disk(guest: Guest, given: Disk) -> str:
-    """Attach a disk; returns its name in the guest. Raises GuestCommandFailed when it does not come within 30 s."""
+    """Attach a disk and return its name in the guest. Raises GuestCommandFailed if it does not appear within 30 s."""
+
     name = guest.profile.disk_name(given.vdev)
     guest.host.toolstack.block_attach(guest.domid, given)
     if name not in (seen := wait_disks(guest, {name})):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""A guest's network as a case uses it: an address on both ends, data both ways with its digests, captures in dom0."""
+"""The network between a guest and dom0: addresses on both ends, transfers with digests both ways, captures in dom0."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ from harness.oracles import frames
 from harness.oracles.frames import Frame
 from harness.xen import events
 
-# Of what dom0 sends: any number will do.
+# Seed of the data that dom0 sends.
 SEED = 7
-# Linux's netback calls its handler by hand (drivers/net/xen-netback/xenbus.c, xenvif_write_io_ring()).
+# Linux's netback calls its interrupt handler on a write to io_ring_q* (drivers/net/xen-netback/xenbus.c, xenvif_write_io_ring()).
 _KICK = f"""
 {events.NETBACK}
 for ring in /sys/kernel/debug/xen-netback/"$1"/io_ring_q*; do echo kick > "$ring"; done
 """
-# Where it is there already, it stays as it is.
+# Moves the vif "$2" into the network namespace "$1", which is created; does nothing if the vif is in it.
 _INSIDE = """
 ip netns exec "$1" ip link show "$2" > /dev/null 2>&1 && exit
 ip netns add "$1"; ip link set "$2" nomaster; ip link set "$2" netns "$1"; ip netns exec "$1" ip link set "$2" up
@@ -41,14 +41,14 @@ sent() { cat /sys/class/net/"$1"/statistics/tx_bytes; }
 first=$(sent "$1")
 for i in $(seq 300); do [ $(($(sent "$1") - first)) -ge "$2" ] && break; sleep 0.1; done
 """
-# What tcpdump says on SIGUSR1; of one it says "packet".
+# 12 packets captured, 14 packets received by filter, 0 packets dropped by kernel     (tcpdump on SIGUSR1; "1 packet" for one)
 COUNTS = rb"(\d+) packets? captured, (\d+) packets? received by filter, (\d+) packets? dropped by kernel"
 log = logging.getLogger("fxh.guests")
 
 
 @dataclass(frozen=True)
 class Family:
-    """A version of IP: a range that is nobody's network, an address in it, and ``mss``, what a TCP segment carries at MTU 1500."""
+    """A version of IP: a reserved range, the form of an address in it, and ``mss``, the bytes of a TCP segment at MTU 1500."""
 
     name: str
     range: str
@@ -57,14 +57,14 @@ class Family:
     mss: int
 
 
-# The ranges are for benchmarks alone: RFC 2544 and RFC 5180.
+# The ranges are reserved for benchmarks: RFC 2544 and RFC 5180.
 IPV4 = Family("ipv4", "198.18.0.0/16", "198.18.{net}.{station}", 24, 1460)
 IPV6 = Family("ipv6", "2001:2::/48", "2001:2:0:{net}::{station}", 64, 1440)
 
 
 @dataclass(frozen=True)
 class Transfer:
-    """One connection, or one row of datagrams. ``error`` is empty where all arrived; ``sent`` and ``arrived`` are digests."""
+    """One connection, or one series of datagrams. ``sent`` and ``arrived`` are digests; ``error`` is empty if it ended as expected."""
 
     bytes: int
     sent: str
@@ -74,18 +74,22 @@ class Transfer:
 
     @property
     def complaint(self) -> str:
+        """What went wrong, or ""."""
         if self.error:
             return f"{self.error} after {self.bytes} bytes and {self.seconds:.1f} s"
         return "" if self.sent == self.arrived else f"{self.bytes} bytes arrived with digest {self.arrived}, {self.sent} were sent"
 
 
 class Link:
-    """Between dom0 and the guest's vif ``index``, on the host's bridge or, with ``namespace``, in one of its own."""
+    """The link between dom0 and the guest's vif ``index``: on the host's bridge, or in the network namespace ``namespace``.
+
+    ``here`` is dom0's address, ``there`` the guest's.
+    """
 
     def __init__(
         self, guest: Guest, index: int = 0, namespace: str = "", interface: str = "", *, station: int = 2, family: Family = IPV4
     ) -> None:
-        """``interface`` is its name in the guest, where that is known already; ``station`` the last number of its address."""
+        """``interface`` is its name in the guest, if known; ``station`` is the last number of the guest's address."""
         self.guest, self.host, self.index, self.namespace, self.family = guest, guest.host, index, namespace, family
         self.vif = f"vif{guest.domid}.{index}"
         net = index + 77
@@ -97,17 +101,18 @@ class Link:
     # -- both ends ----------------------------------------------------------------------------------------------------
 
     def up(self) -> Link:
-        """Addresses on both ends. dom0's goes with :meth:`down`, or with the lab."""
+        """Set the addresses of both ends. :meth:`down` removes dom0's."""
         device = self.host.bridge
         if self.namespace:
             device = self.vif
             self.host.transport.run(["sh", "-c", _INSIDE, "sh", self.namespace, self.vif])
-        # It may be there from an earlier guest on the same bridge.
+        # `replace`: the address may be left from an earlier guest on the same bridge.
         self.dom0("ip", "addr", "replace", self._cidr(self.here), "dev", device, *(["nodad"] if self.family is IPV6 else []))
         self.guest.profile.address(self.guest.sh, self.interface, self._cidr(self.there))
         return self
 
     def down(self) -> None:
+        """Remove dom0's address, or the network namespace."""
         if self.namespace:
             self.host.transport.run(["ip", "netns", "del", self.namespace], check=False)
         else:
@@ -117,43 +122,44 @@ class Link:
         return f"{address}/{self.family.prefix}"
 
     def dom0(self, *argv: str, check: bool = True) -> str:
-        """A command in dom0, on this link's side."""
+        """Run a command in dom0, in this link's network namespace, and return its output."""
         return self.host.transport.run([*inside(self.namespace), *argv], check=check).text
 
     def wait_up(self, seconds: float = 40) -> bool:
         """Whether the guest reaches dom0 within ``seconds``.
 
-        Where it is dom0's backend that does not hear the guest, it is woken and the guest gets as long again: that is no matter of
-        the guest. Raises InfrastructureError when dom0 stays deaf. What a guest shows that does not is kept beside its console.
+        If it does not because dom0's backend misses the guest's events, the backend is kicked and the guest gets the same time once
+        more. Raises InfrastructureError if the backend misses them again. Otherwise the guest's network state is kept beside the
+        console log.
         """
-        again = f"{self._echo()} >/dev/null 2>&1 && echo up && break; [ $(date +%s) -ge $end ] && break"
-        script = f"end=$(($(date +%s) + {int(seconds)})); while :; do {again}; done"
+        attempt = f"{self._echo()} >/dev/null 2>&1 && echo up && break; [ $(date +%s) -ge $end ] && break"
+        script = f"end=$(($(date +%s) + {int(seconds)})); while :; do {attempt}; done"
         for _ in range(2):
             if "up" in self.guest.run(script, seconds + 30, check=False).text:
                 return True
-            if not (unheard := events.deaf(self.host.transport, self.guest.domid)):
-                look = f"{{ {self._echo()}; {self.guest.profile.network(self.interface)}; }} 2>&1"
-                kept = self.guest.directory / f"{self.guest.name}.{self.interface}.txt"
-                kept.write_text(self.guest.run(look, 60, check=False).text)
+            if not (pending := events.deaf(self.host.transport, self.guest.domid)):
+                show = f"{{ {self._echo()}; {self.guest.profile.network(self.interface)}; }} 2>&1"
+                path = self.guest.directory / f"{self.guest.name}.{self.interface}.txt"
+                path.write_text(self.guest.run(show, 60, check=False).text)
                 return False
-            ports = ", ".join(str(channel.port) for channel in unheard)
-            said = f"dom0 does not hear {self.guest.name}: its event channel {ports} is pending and masked, its handler is not done"
-            log.warning("%s; %s is woken", said, self.vif)
+            ports = ", ".join(str(channel.port) for channel in pending)
+            message = f"dom0 misses the events of {self.guest.name}: its event channel {ports} is pending and masked"
+            log.warning("%s; kicking %s", message, self.vif)
             self.host.transport.run(["sh", "-c", _KICK, "sh", self.vif], check=False)
-        raise InfrastructureError(said, hint="a defect of dom0's kernel (harness/xen/events.py), not of the guest: run it again")
+        raise InfrastructureError(message, hint="a defect of dom0's kernel (harness/xen/events.py), not of the guest: run it again")
 
     def _echo(self) -> str:
         return self.guest.profile.ping_command(self.here, 1)
 
     def wait_busy(self, size: int) -> bool:
-        """Whether ``size`` more bytes go to the guest within half a minute."""
+        """Whether dom0 sends ``size`` more bytes to the guest within 30 s."""
         script = BUSY + '[ $(($(sent "$1") - first)) -ge "$2" ]'
         return self.host.transport.run(["sh", "-c", script, "sh", self.vif, str(size)], Deadline(90), check=False).status == 0
 
     # -- data ---------------------------------------------------------------------------------------------------------
 
     def upload(self, size: int, seconds: float = 60) -> Transfer:
-        """``size`` bytes from the guest to dom0."""
+        """Send ``size`` bytes from the guest to dom0."""
         port, data = self.next_port(), self._data(size)
         peer = Peer(self.host, ["recv", self.here, str(port), str(size)], self.namespace)
         script = f"fxh_digest < {data}; {self.nc(seconds)} {self.here} {port} < {data} > /dev/null; true"
@@ -162,9 +168,9 @@ class Link:
         return Transfer(done.bytes, sent, done.md5, done.seconds, done.error)
 
     def download(self, size: int, seconds: float = 60, *, chunk: int = 1 << 16, lasting: float = 0) -> Transfer:
-        """``size`` bytes from dom0 to the guest, in writes of ``chunk`` bytes with TCP_NODELAY.
+        """Send ``size`` bytes from dom0 to the guest, in writes of ``chunk`` bytes with TCP_NODELAY.
 
-        They are sent again and again until ``lasting`` seconds have passed, however fast the guest is.
+        The same data is sent repeatedly until ``lasting`` seconds have passed.
         """
         port = self.next_port()
         peer = self.source(port, size, chunk=chunk, lasting=lasting)
@@ -173,18 +179,18 @@ class Link:
         return Transfer(done.bytes, digest_of(size, done.bytes // size), arrived, done.seconds, done.error)
 
     def source(self, port: int, size: int, *, chunk: int = 1 << 16, lasting: float = 0, patience: float = netpeer.PATIENCE) -> Peer:
-        """dom0's end of a :meth:`download`: it waits for the guest at ``port``, and ``patience`` seconds when it stands still."""
+        """Start dom0's end of a :meth:`download`: it listens at ``port``, and gives up when nothing moves for ``patience`` seconds."""
         words = ["send", self.here, *map(str, (port, size, SEED, chunk, lasting, patience))]
         return Peer(self.host, words, self.namespace)
 
     def to(self, other: Link, size: int, seconds: float = 60) -> Transfer:
-        """``size`` bytes from this guest to the other link's, over the bridge: nothing in dom0 looks at what is in them."""
+        """Send ``size`` bytes from this guest to the other link's guest, over the bridge."""
         port, data = self.next_port(), self._data(size)
-        # One that listens ends with its peer, or when its own input does: it gets none, and no end of it.
+        # A listening nc also ends with its input, so its input stays open and empty.
         listen = f"timeout {int(seconds)} nc -l {other.guest.profile.listen_words(other.there, port)}"
-        takes = f"sleep {int(seconds)} | {listen} | head -c {size} | fxh_digest > /tmp/fxh-came"
+        receive = f"sleep {int(seconds)} | {listen} | head -c {size} | fxh_digest > /tmp/fxh-came"
         ready = f"netstat -an | grep LISTEN | grep -q '[.:]{port} ' && break; sleep 0.1"
-        other.guest.sh(f"rm -f /tmp/fxh-came; ( {takes} ) > /dev/null 2>&1 & for i in $(seq 100); do {ready}; done")
+        other.guest.sh(f"rm -f /tmp/fxh-came; ( {receive} ) > /dev/null 2>&1 & for i in $(seq 100); do {ready}; done")
         begun = time.monotonic()
         sent = self.guest.sh(f"fxh_digest < {data}; {self.nc(seconds)} {other.there} {port} < {data} > /dev/null 2>&1 &").split()[0]
         arrived = other.came(seconds)
@@ -192,15 +198,15 @@ class Link:
         return Transfer(size, sent, arrived, round(time.monotonic() - begun, 3), error)
 
     def came(self, seconds: float) -> str:
-        """The digest that a transfer in the background writes to /tmp/fxh-came at its end; "" when none does in ``seconds``."""
-        look = "[ -s /tmp/fxh-came ] && break; sleep 0.2"
-        script = f"for i in $(seq {int(seconds * 5)}); do {look}; done; cat /tmp/fxh-came"
+        """The digest that a transfer in the background writes to /tmp/fxh-came at its end; "" if none does in ``seconds``."""
+        poll = "[ -s /tmp/fxh-came ] && break; sleep 0.2"
+        script = f"for i in $(seq {int(seconds * 5)}); do {poll}; done; cat /tmp/fxh-came"
         return "".join(self.guest.sh(script, 2 * seconds + 60).split()[:1])
 
     def forwarded(self, far: Link, size: int, *, to: str = "") -> Transfer:
-        """``size`` bytes from dom0's side of this link to its side of ``far``: the guest in the middle has to route.
+        """Send ``size`` bytes from dom0's end of this link to dom0's end of ``far``, through the guest as a router.
 
-        ``to`` is the address that is asked for, where the guest shall send on what comes to another than the far side's.
+        ``to`` is the destination address, if the guest redirects another address than that of the far end.
         """
         port = self.next_port()
         peer = Peer(self.host, ["recv", far.here, str(port), str(size)], far.namespace)
@@ -210,46 +216,47 @@ class Link:
         return Transfer(done.bytes, digest_of(size), done.md5, done.seconds, error)
 
     def ping(self, size: int) -> bool:
-        """An echo of ``size`` bytes of data, in fragments where it must be; the content is compared by ping."""
+        """Whether an echo of ``size`` bytes of data comes back; ping compares its content."""
         done = self.guest.run(self.guest.profile.ping_command(self.here, 5, size), check=False)
         return done.status == 0 and "wrong data" not in done.text
 
     def nc(self, seconds: float) -> str:
-        """The guest's command for one connection, up to an address and a port; it ends with its input, or after ``seconds``."""
+        """The guest's command for one connection to an address and a port, which follow; it ends with its input or after ``seconds``."""
         return self.guest.profile.nc_command(seconds)
 
     def _data(self, size: int) -> str:
-        """A file in the guest with so many bytes at random; made once."""
+        """The path of a file in the guest with ``size`` random bytes, which is created once."""
         path = f"/tmp/fxh-{size}"
         self.guest.sh(f"[ -f {path} ] || dd if=/dev/urandom of={path} bs=1024 count={size // 1024} 2>/dev/null", 120)
         return path
 
     def next_port(self) -> int:
+        """A TCP or UDP port that this link has not used yet."""
         self._port += 1
         return self._port
 
-    # -- looking ------------------------------------------------------------------------------------------------------
+    # -- observing ----------------------------------------------------------------------------------------------------
 
     @contextlib.contextmanager
     def capture(self, target: Path, *, whole: bool = False) -> Iterator[list[Frame]]:
-        """What passes dom0's end of the vif while inside; kept at ``target``; the list is filled at the end.
+        """Capture the frames at dom0's end of the vif in the file ``target``. The list is filled at the end of the context.
 
-        ``whole`` frames are needed for checksums; headers do for sizes. The log has the count of skipped frames with the reasons.
-        Raises InfrastructureError when frames are missing from the capture.
+        Checksums need ``whole`` frames; sizes need headers only. The log has the count of skipped frames with the reasons. Raises
+        InfrastructureError if frames are missing from the capture.
         """
         remote = f"/run/fxh-{secrets.token_hex(4)}.pcap"
-        # Immediately: else what the kernel collected in the last second is never read by a tcpdump that is told to end. Its ring then
-        # has room for as many frames as are as long as the longest, so it has to be larger than the 2 MiB that are the default.
+        # Without --immediate-mode a tcpdump that is stopped never reads the frames of the last second. In that mode each frame takes
+        # the ring space of the longest, so the ring has to be larger than the default of 2 MiB.
         ring = ["--immediate-mode", "-B", "32768", "-s", "65549" if whole else "96"]
         words = ["tcpdump", "-i", self.vif, "-U", "-Z", "root", *ring, "-w", remote, "net", self.family.range]
         stream = self.host.transport.open(["sh", "-c", 'echo $$; exec "$@"', "sh", *inside(self.namespace), *words])
-        said = Listener(stream, "tcpdump")
-        pid = said.until(rb"(\d+)\n.*listening on")[1].decode()
+        output = Listener(stream, "tcpdump")
+        pid = output.until(rb"(\d+)\n.*listening on")[1].decode()
 
         def unwritten() -> int:
-            """Frames that the kernel counted and tcpdump has not written."""
+            """How many frames the kernel has counted and tcpdump has not written."""
             self.host.transport.run(["kill", "-USR1", pid])
-            captured, received, dropped = (int(count) for count in said.until(COUNTS).groups())
+            captured, received, dropped = (int(count) for count in output.until(COUNTS).groups())
             if dropped:
                 raise InfrastructureError(f"dom0's kernel dropped {dropped} of {received} frames before tcpdump read them")
             return received - captured
@@ -260,7 +267,7 @@ class Link:
 
         found: list[Frame] = []
         try:
-            # Frames that came before its filter was in place are counted, and never written.
+            # The kernel counts frames from before its filter was in place, which are never written.
             before = unwritten()
             yield found
             Deadline(30).wait("tcpdump to write all frames", all_written)
@@ -277,12 +284,13 @@ class Link:
             raise InfrastructureError(f"{target.name}: {taken.damage}", hint="is dom0's /run full?")
 
     def checksum_errors(self) -> int:
-        """TCP segments that dom0 threw away for their checksum, since it booted (InCsumErrors in /proc/net/snmp)."""
+        """TCP segments that dom0 discarded for a bad checksum since it booted (InCsumErrors in /proc/net/snmp)."""
         return snmp_counter(self.dom0("cat", "/proc/net/snmp"), "Tcp:", "InCsumErrors")
 
 
 def digest_of(size: int, rounds: int = 1) -> str:
-    """md5 of what a peer in dom0 writes, as often as it goes round."""
+    """md5 of the ``size`` bytes that a peer in dom0 sends ``rounds`` times."""
+
     payload, digest = random.Random(SEED).randbytes(size), hashlib.md5(usedforsecurity=False)
     for _ in range(max(1, rounds)):
         digest.update(payload)

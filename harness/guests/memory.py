@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""A guest's memory from both sides: its balloon driver's numbers, and Xen's."""
+"""A guest's memory: the numbers of its balloon driver, and Xen's."""
 
 from __future__ import annotations
 
@@ -9,18 +9,19 @@ from harness.deadline import Deadline
 from harness.guests.guest import Guest
 from harness.oracles.ballooning import MIB, SLACK, Sample
 
-# It has settled when it has not moved for this long, in seconds.
+# The balloon has settled if it has not moved for so many seconds.
 _STILL = 2.0
 
 
 class Memory:
-    """Of one running guest."""
+    """The memory of one running guest."""
 
     def __init__(self, guest: Guest) -> None:
         self.guest = guest
         self._path = f"/local/domain/{guest.domid}/memory/target"
 
     def sample(self) -> Sample:
+        """The numbers of guest and Xen now, in bytes."""
         own = self.guest.profile.balloon(self.guest.sh)
         row = self.guest.state()
         asked = self.guest.host.xenstore.read(self._path)
@@ -31,35 +32,36 @@ class Memory:
         )  # fmt: skip
 
     def ask(self, mib: int) -> None:
-        """By the toolstack. Raises CommandFailed with its words."""
+        """Set the target by the toolstack. Raises CommandFailed with its message."""
         self.guest.host.toolstack.mem_set(self.guest.domid, mib)
 
     def write(self, value: str) -> None:
-        """Past the toolstack: ``memory/target`` as it is."""
+        """Write ``memory/target`` directly, without the toolstack."""
         self.guest.host.xenstore.write(self._path, value)
 
     def settle(self, wanted: int | None = None, seconds: float = 60) -> tuple[Sample, float]:
-        """The sample when the guest stands still, and after how many seconds.
+        """Wait until the balloon has settled; return the sample then, and how many seconds that took.
 
-        Where ``wanted`` bytes are given: when it is there in two looks, not only on its way past. A guest that does not get
-        there within ``seconds`` is returned as it is then: the case judges.
+        With ``wanted`` bytes: wait until two polls in turn see that value. If the guest does not get there within ``seconds``,
+        return the sample at that time, and let the case judge it.
         """
-        # On its way only the guest is asked: Xen's count costs a process in dom0, and is of interest where the guest stands still.
+        # Poll the guest only: Xen's count costs a process in dom0, and is needed only once the guest has settled.
         begun = time.monotonic()
         deadline = Deadline(seconds * self.guest.scale)
-        last, since, stands = self._stands_at(), time.monotonic(), False
+        last, since, still = self._current(), time.monotonic(), False
         while not deadline.expired:
-            there = wanted is None or abs(last - wanted) <= SLACK
-            if there and stands and (wanted is not None or time.monotonic() - since > _STILL):
+            reached = wanted is None or abs(last - wanted) <= SLACK
+            if reached and still and (wanted is not None or time.monotonic() - since > _STILL):
                 break
             time.sleep(_STILL / 6)
-            now = self._stands_at()
-            stands = now == last
-            if not stands:
+            now = self._current()
+            still = now == last
+            if not still:
                 since = time.monotonic()
             last = now
         taken = time.monotonic() - begun
         return self.sample(), taken
 
-    def _stands_at(self) -> int:
+    def _current(self) -> int:
+
         return self.guest.profile.balloon(self.guest.sh).current

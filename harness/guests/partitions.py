@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""Disks in memory, small ones with file systems at their places: MBR slices, GPT. Sectors are 512 bytes."""
+"""Small partitioned disks, built in memory: MBR slices, or GPT. Sectors are 512 bytes."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ FREEBSD_UFS, FREEBSD_BOOT = "freebsd-ufs", "freebsd-boot"
 
 @dataclass(frozen=True)
 class Slice:
-    """An MBR partition: type byte, content, whether it is the active one."""
+    """An MBR partition: type byte, content, and whether it is the active one."""
 
     kind: int
     data: bytes

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""Programs in dom0 that a case talks to: the far end of a guest's connections, and whatever else says how far it is."""
+"""Programs in dom0 that a case waits for: the far end of a guest's connections, and others that print their progress."""
 
 from __future__ import annotations
 
@@ -16,18 +16,19 @@ from harness.xen import dom0_program
 
 
 def inside(namespace: str) -> list[str]:
-    """What goes before a command in dom0 that shall run in this network namespace; nothing for dom0's own."""
+    """The words in front of a command in dom0 that run it in this network namespace; none for dom0's own."""
     return ["ip", "netns", "exec", namespace] if namespace else []
 
 
 class Listener:
-    """What a program in dom0 says, taken up piece by piece."""
+    """The output of a program in dom0, consumed in steps."""
 
-    def __init__(self, stream: Stream, who: str) -> None:
-        self.stream, self._who, self._text = stream, who, b""
+    def __init__(self, stream: Stream, name: str) -> None:
+        """``name`` names the program in errors."""
+        self.stream, self._name, self._text = stream, name, b""
 
     def until(self, pattern: bytes, seconds: float = 30) -> re.Match[bytes]:
-        """The next place that matches ``pattern``. Raises InfrastructureError when it does not come."""
+        """Wait for the next match of ``pattern`` and consume the output up to its end. Raises InfrastructureError without one."""
         deadline = Deadline(seconds)
         while not (found := re.search(pattern, self._text, re.DOTALL)):
             try:
@@ -36,7 +37,7 @@ class Listener:
                 data = b""
             if not data:
                 raise InfrastructureError(
-                    f"{self._who} in dom0 does not say {pattern.decode()!r}: {self._text.decode(errors='replace')!r}"
+                    f"{self._name} in dom0 did not print {pattern.decode()!r} within {seconds:g} s: {self._text.decode(errors='replace')!r}"
                 )
             self._text += data
         self._text = self._text[found.end() :]
@@ -45,7 +46,7 @@ class Listener:
 
 @dataclass(frozen=True)
 class Moved:
-    """What a peer has read or written. ``error`` is empty where that was all."""
+    """The bytes that a peer has read or written. ``error`` is empty if those were all."""
 
     bytes: int
     md5: str
@@ -54,24 +55,24 @@ class Moved:
 
 
 def moved(last: bytes) -> Moved:
-    """From a peer's last line."""
+    """The value of a peer's last line."""
     return Moved(**ast.literal_eval(last.decode("ascii")))
 
 
 class Peer:
-    """A program at work in dom0 (or in a network namespace of it)."""
+    """A network peer (:mod:`harness.dom0.netpeer`) that runs in dom0, or in a network namespace of it."""
 
     def __init__(self, host: XenHost, words: list[str], namespace: str = "") -> None:
-        self._said = Listener(dom0_program.start(host.transport, netpeer, *words, wrapper=inside(namespace)), "the network peer")
+        self._output = Listener(dom0_program.start(host.transport, netpeer, *words, wrapper=inside(namespace)), "the network peer")
         if words[0] not in ("connect", "send_datagrams"):
-            self._said.until(b"listening")
+            self._output.until(b"listening")
 
     def result(self, seconds: float) -> Moved:
-        """What it says at its end. Raises InfrastructureError when it says nothing."""
-        last = self._said.until(rb"{[^}]*}", seconds)
-        self._said.stream.close()
+        """Wait for the peer's end and return its result. Raises InfrastructureError if it prints none within ``seconds``."""
+        last = self._output.until(rb"{[^}]*}", seconds)
+        self._output.stream.close()
         return moved(last[0])
 
     def stop(self) -> None:
-        """End it, whatever it does."""
-        self._said.stream.close()
+        """End the peer now."""
+        self._output.stream.close()

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""Whether a host can run a guest in a shape, asked before anything is put there: why not, and what would do."""
+"""Whether a host can run a guest in a shape, checked before any file is copied: the reason if not, and the remedy."""
 
 from __future__ import annotations
 
 from harness.errors import CannotRun, UsageError
 from harness.guests.shape import Shape
-from harness.guests.source import NO_ESP_MEND, GuestSource
+from harness.guests.source import NO_ESP_HINT, GuestSource
 from harness.hosts.host import XenHost
 from harness.xen import firmware
 from harness.xen.config import entry
@@ -13,7 +13,7 @@ from harness.xen.firmware import UEFI
 
 
 def check(host: XenHost, source: GuestSource, shape: Shape) -> None:
-    """Raises UsageError for what no host could run, CannotRun for what this one cannot."""
+    """Raises UsageError if no host can run the guest in this shape, CannotRun if this host cannot."""
     types = source.profile.types
     if entry(shape.type) not in types:
         raise UsageError(
@@ -22,11 +22,11 @@ def check(host: XenHost, source: GuestSource, shape: Shape) -> None:
         )
     bootloader = shape.bootloader or source.bootloader
     if shape.type == "hvm" and bootloader:
-        raise CannotRun(f"{source.label} as HVM by {bootloader}: its own loader reads its disk", hint="PV or PVH")
+        raise CannotRun(f"{source.label} as HVM by {bootloader}: an HVM guest's own loader reads its disk", hint="choose PV or PVH")
     if bootloader == "pygrub" and not source.pygrub:
         raise CannotRun(
-            f"{source.label} by pygrub: its tools read UFS1 and ext2 only, and /boot of {source.image or 'this disk'} is on neither",
-            hint="take an image of layout ufs1, mbr, vdevs or ext2boot",
+            f"{source.label} by pygrub: it reads UFS1 and ext2 only, and /boot of {source.image or 'this disk'} is on neither",
+            hint="choose an image of layout ufs1, mbr, vdevs or ext2boot",
         )
     if shape.firmware == UEFI:
         _uefi(host, source, shape)
@@ -34,20 +34,20 @@ def check(host: XenHost, source: GuestSource, shape: Shape) -> None:
         raise CannotRun(why, hint="--firmware uefi")
     old_pv = entry(shape.type) == "pv" and source.bits == 32
     if old_pv and shape.vcpus > 1:
-        raise CannotRun(f"{source.label} as 32-bit PV with {shape.vcpus} vCPUs", hint="one: with more it hangs")
+        raise CannotRun(f"{source.label} as 32-bit PV with {shape.vcpus} vCPUs", hint="choose one vCPU: with more it hangs")
     if shape.type == "pvshim":
         _shim(host)
     elif old_pv:
         _pv32(host, source)
     elif shape.type not in host.capabilities:
-        raise CannotRun(f"{host.facts.name}: its Xen {host.facts.xen} runs no {shape.type} guests")
+        raise CannotRun(f"{host.facts.name}: Xen {host.facts.xen} runs no {shape.type} guests there")
 
 
 def _uefi(host: XenHost, source: GuestSource, shape: Shape) -> None:
     if shape.type != "hvm":
         raise UsageError(f"{source.label} as {shape.type} with UEFI", hint="only HVM guests start from a firmware: --type hvm")
     if why := source.why_no_uefi:
-        raise UsageError(why, hint=NO_ESP_MEND)
+        raise UsageError(why, hint=NO_ESP_HINT)
     if "hvm" in host.capabilities and (why := host.no_uefi):
         raise CannotRun(f"{host.facts.name}: {why}", hint=firmware.HINT)
 
@@ -57,12 +57,12 @@ def _shim(host: XenHost) -> None:
     if "pvh" not in host.capabilities:
         raise CannotRun(
             f"{where}: no PVH guests, and the PV shim is one",
-            hint="switch on VT-x or SVM there (firmware, or nested virtualisation)",
+            hint="enable VT-x or SVM on that host (firmware, or nested virtualisation)",
         )
     if "pvshim" not in host.capabilities:
         raise CannotRun(
-            f"{where}: no xen-shim in Xen's own directory there (Debian: /usr/lib/xen-VERSION/boot)",
-            hint="install Xen's tools whole (Debian: xen-utils of that version), or build them with CONFIG_PV_SHIM",
+            f"{where}: no xen-shim in Xen's directory (Debian: /usr/lib/xen-VERSION/boot)",
+            hint="install all of Xen's tools (Debian: xen-utils of that version), or build them with CONFIG_PV_SHIM",
         )
 
 
@@ -71,7 +71,7 @@ def _pv32(host: XenHost, source: GuestSource) -> None:
         return
     shim = "; or --pvshim, under which FreeBSD 10.4 panics in xen_load_cr3" if "pvshim" in host.capabilities else ""
     raise CannotRun(
-        f"{source.label} is a 32-bit PV kernel, and {host.facts.name}'s Xen {host.facts.xen} runs none: "
+        f"{source.label} is a 32-bit PV kernel, and Xen {host.facts.xen} of {host.facts.name} runs none: "
         "its xen_caps lacks xen-3.0-x86_32p",
-        hint=f"a Xen built with CONFIG_PV32=y (Debian's is not): in a lab --hypervisor xen.gz{shim}",
+        hint=f"use a Xen built with CONFIG_PV32=y (Debian's is not): in a lab --hypervisor xen.gz{shim}",
     )

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""Replacing what a guest boots from: another kernel is brought in, put in place, and told from the first one."""
+"""Replacing the kernel that a guest boots: copy another one in, and find out which of the two runs."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from harness.guests.source import GuestSource
 from harness.xen import pygrub
 from harness.xen.config import Disk
 
+# The vdev of the disk by which files are copied into a guest.
 _CARRIER = "xvdh"
 
 
@@ -40,12 +41,12 @@ def sha256(data: bytes) -> str:
 
 
 def digest(guest: Guest, path: str) -> str:
-    """sha256 of a file as the guest reads it."""
+    """The sha256 of a file in the guest."""
     return guest.sh(guest.profile.sha256_command(path)).split()[0]
 
 
 def bring(guest: Guest, data: bytes, path: str, directory: Path) -> None:
-    """Write ``data`` to ``path`` in the guest, by way of a disk that is attached for it. Raises GuestCommandFailed."""
+    """Copy ``data`` to ``path`` in the guest by a disk that is attached for it. Raises GuestCommandFailed."""
     local = directory / "carried.img"
     # Raw devices are read in whole sectors.
     local.write_bytes(data + bytes(-len(data) % 4096))
@@ -61,16 +62,17 @@ def bring(guest: Guest, data: bytes, path: str, directory: Path) -> None:
 
 
 def extracted(guest: Guest, what: str) -> str:
-    """sha256 of what pygrub takes from the guest's first disk, by hand in dom0; "" when it finds nothing."""
+    """The sha256 of the file that pygrub extracts from the guest's first disk when it is run in dom0; "" if it finds none."""
     host, target = guest.host, guest.config.disks[0].target
     restrict = "pygrub-restrict" in host.capabilities
     return pygrub.run(host.transport, f"{host.directory}/pygrub", target, restrict=restrict).digest(what)
 
 
 def bootloader_ran(guest: Guest, after: int) -> bool:
-    """Whether the toolstack ran the bootloader for a domain later than ``after``: it leaves a log for each.
+    """Whether the toolstack ran the bootloader for a domid above ``after``: each run leaves a log.
 
-    Domids only grow (libxl), and only this guest's toolstack is at work in the time looked at.
+    Domids only grow (libxl), and meanwhile only this guest's toolstack creates domains.
     """
+
     script = 'for f in /var/log/xen/bootloader.*.log; do n=${f#*bootloader.}; n=${n%.log}; [ "$n" -gt "$1" ] 2>/dev/null && exit 0; done; exit 1'
     return guest.host.transport.run(["sh", "-c", script, "sh", str(after)], check=False).status == 0

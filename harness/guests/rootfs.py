@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""Which disk a FreeBSD guest's root is on, whatever the root is called: a device, a GEOM label, or a ZFS dataset."""
+"""The disk that a FreeBSD guest's root is on: the root is named as a device, a GEOM label, or a ZFS dataset."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def spec(root: str) -> str:
 
 
 def mounted_as(root: str) -> str:
-    """What ``mount -p`` shows for ``root``.
+    """The device column of ``mount -p`` for ``root``.
 
     >>> mounted_as("xbd0p2"), mounted_as("zfs:zroot/ROOT/default")
     ('/dev/xbd0p2', 'zroot/ROOT/default')
@@ -40,7 +40,7 @@ class Member:
 
 @dataclass(frozen=True)
 class Pool:
-    """``errors`` is the last line of ``zpool status``: ``No known data errors``."""
+    """A ZFS pool. ``errors`` is the last line of ``zpool status``: ``No known data errors``."""
 
     name: str
     state: str
@@ -55,21 +55,21 @@ _MEMBER = re.compile(r"^\t {2,}(\S+) +([A-Z]+) +(\d+) +(\d+) +(\d+)", re.MULTILI
 
 
 def parse_status(text: str) -> Pool:
-    """The pool of ``zpool status -p POOL`` (-p: exact numbers). Raises InfrastructureError for a text that shows none."""
+    """Parse the output of ``zpool status -p POOL`` (-p: exact numbers). Raises InfrastructureError if it shows no pool."""
     fields = {name: value.strip() for name, value in _FIELD.findall(text)}
     if not {"pool", "state", "errors"} <= fields.keys():
-        raise InfrastructureError(f"this is no `zpool status`: {text[:200]!r}")
+        raise InfrastructureError(f"not the output of `zpool status`: {text[:200]!r}")
     members = tuple(Member(name, state, (int(r), int(w), int(c))) for name, state, r, w, c in _MEMBER.findall(text))
     return Pool(fields["pool"], fields["state"], fields["errors"], members)
 
 
 def status(run: Run, pool: str) -> Pool:
-    """The pool as the guest sees it."""
+    """Run ``zpool status`` in the guest."""
     return parse_status(run(f"zpool status -p {pool}"))
 
 
 def device(run: Run, mounted: str) -> str:
-    """The disk or partition, without /dev/, that a root mounted as ``mounted`` is on: ``xbd0p4``; "" where none is found."""
+    """The disk or partition, without /dev/, of a root that is mounted as ``mounted``: ``xbd0p4``; "" if none is found."""
     if mounted.startswith("/dev/"):
         return provider(run, mounted.removeprefix("/dev/"))
     members = status(run, mounted.partition("/")[0]).members
@@ -77,7 +77,8 @@ def device(run: Run, mounted: str) -> str:
 
 
 def provider(run: Run, name: str) -> str:
-    """The partition that a GEOM label (``gpt/rootfs``, ``ufs/FBROOT``) stands for; other names as they are."""
+    """The partition behind a GEOM label (``gpt/rootfs``, ``ufs/FBROOT``); any other name unchanged."""
+
     name = name.removeprefix("/dev/")
     if "/" not in name:
         return name

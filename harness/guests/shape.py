@@ -1,34 +1,54 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""How a source is to be run."""
+"""The configurable part of a guest."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TypedDict
 
 from harness.xen.config import Disk
 
 
+class ShapeArgs(TypedDict, total=False):
+    """The keywords of the fixtures ``new_guest`` and ``booted``: fields of :class:`Shape`, type and firmware by default the cell's."""
+
+    type: str
+    memory: int
+    maxmem: int
+    vcpus: int
+    variables: tuple[tuple[str, str | None], ...]
+    on_poweroff: str
+    on_reboot: str
+    on_crash: str
+    vifs: int
+    root_vdev: str
+    disks: tuple[Disk, ...]
+    bootloader: str
+    firmware: str
+    spared: bool
+
+
 @dataclass(frozen=True)
 class Shape:
-    """How a source is to be run: guest type (pv, pvh, hvm, pvshim), memory (MiB, 0 for the source's own), vCPUs, what it is told."""
+    """How a source is run. ``type`` is pv, pvh, hvm or pvshim; ``memory`` and ``maxmem`` are in MiB, 0 for the source's own."""
 
     type: str
     memory: int = 0
     maxmem: int = 0
     vcpus: int = 1
-    variables: tuple[tuple[str, str], ...] = ()
-    """Added to the profile's own kernel variables; an empty value of None removes one."""
+    variables: tuple[tuple[str, str | None], ...] = ()
+    """Kernel variables in addition to the profile's default ones; None removes a default one."""
     on_poweroff: str = "preserve"
     on_reboot: str = "preserve"
     on_crash: str = "preserve"
     vifs: int = 1
     root_vdev: str = ""
-    """The vdev of the first disk; its root device is named after it. Empty for the source's own."""
+    """The vdev of the first disk, after which its root device is named; empty for the source's own."""
     disks: tuple[Disk, ...] = ()
     """Further disks, which are in dom0 already."""
     bootloader: str = ""
-    """Takes the kernel from the first disk (``pygrub``); the source has to be a bootable one."""
+    """``pygrub`` takes the kernel from the first disk; the source has to be a bootable one."""
     firmware: str = ""
     """HVM: ``uefi`` starts from OVMF; empty or ``bios`` from SeaBIOS."""
     spared: bool = True
-    """On an emulated CPU: without what is dear there (the profile's variables for it, a TSC that Xen traps). False: as elsewhere."""
+    """On an emulated CPU: leave out work that is slow there (the profile's variables for it, a TSC that Xen traps)."""

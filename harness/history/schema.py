@@ -53,7 +53,7 @@ RESULTS = Table(
 )
 
 
-# The next two tables are created at the first write. An older harness ignores them and can use the file, so VERSION stays 1.
+# The next three tables are created at the first write. An older harness ignores them and can use the file, so VERSION stays 1.
 
 # Seconds of each setup step of a run.
 SETUP = Table(
@@ -76,6 +76,16 @@ KNOWN_ISSUES = Table(
     Column("why", Text, nullable=False),
     Column("gone", Boolean, nullable=False),
     UniqueConstraint("run_id", "case", "cell"),
+)
+
+# The complaints that were seen in a cell (harness.console.complaints). A row with an empty identity says that the run looked for them.
+COMPLAINTS = Table(
+    "complaints",
+    MetaData(),
+    Column("run_id", Integer, nullable=False),
+    Column("cell", Text, nullable=False),
+    Column("identity", Text, nullable=False),
+    UniqueConstraint("run_id", "cell", "identity"),
 )
 
 

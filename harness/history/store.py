@@ -21,7 +21,7 @@ from harness.deadline import Deadline
 from harness.errors import InfrastructureError
 from harness.history import damage, schema
 from harness.history.rows import Row, RowKey, Run, dump, known_issue_values, parse_inputs, result_values, row_of, run_of, setup_of
-from harness.history.schema import INPUTS, KNOWN_ISSUES, RESULTS, RUNS, SETUP
+from harness.history.schema import COMPLAINTS, INPUTS, KNOWN_ISSUES, RESULTS, RUNS, SETUP
 from harness.results.model import CaseResult, KnownIssueMatch, RunResult
 
 log = logging.getLogger("fxh.history")
@@ -95,6 +95,11 @@ class History:
                 connection.execute(insert(RESULTS), values)
             issues = [known_issue_values(number, case) for case in rows.values()]
             _replace(connection, KNOWN_ISSUES, number, [values for values in issues if values])
+            seen = {
+                (case.cell, identity) for case in run.cases for identity in ("", *(found.identity for found in case.complaints))
+            }
+            complaints = [{"run_id": number, "cell": cell, "identity": identity} for cell, identity in sorted(seen)]
+            _replace(connection, COMPLAINTS, number, complaints)
             steps = setup_of(run.setup).items()
             _replace(connection, SETUP, number, [{"run_id": number, "what": what, "seconds": seconds} for what, seconds in steps])
             connection.commit()
@@ -188,6 +193,20 @@ class History:
             for row in connection.execute(select(SETUP).where(wanted).order_by(SETUP.c.run_id)):
                 found.setdefault(row.run_id, {})[row.what] = row.seconds
         return tuple(found.values())
+
+    def complaints(self, before: int, last: int) -> dict[str, frozenset[str]]:
+        """The identities of complaints in each cell, of the ``last`` runs before number ``before``.
+
+        A cell in which no run looked for complaints is left out.
+        """
+        found: dict[str, set[str]] = {}
+        with self._guarded() as connection:
+            if not _has(connection, COMPLAINTS):
+                return {}
+            wanted = COMPLAINTS.c.run_id.in_(_latest(last, before).scalar_subquery())
+            for row in connection.execute(select(COMPLAINTS).where(wanted)):
+                found.setdefault(row.cell, set()).add(row.identity)
+        return {cell: frozenset(identities - {""}) for cell, identities in found.items()}
 
     def cases(self) -> tuple[str, ...]:
         """The keys of all recorded cases."""

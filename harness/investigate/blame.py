@@ -78,7 +78,7 @@ def plan(bad: Side, good: Side | None, *, other_xens: Sequence[str] = ()) -> Pla
         if old:
             trials.append(Trial(HARNESS, bad.options, str(bad.where), old))
     trials += [Trial(f"{OTHER_XEN} ({xen})", *_other_xen(bad, xen)) for xen in other_xens]
-    if bad.where.guest == "freebsd":
+    if bad.where.guest != "control":
         options = {
             name: value
             for name, value in bad.options.items()

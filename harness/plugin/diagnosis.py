@@ -7,14 +7,20 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
+from harness.console.clean import Cleaner
+from harness.console.complaints import complaints as find_complaints
 from harness.console.deaths import Death
+from harness.console.text import decode
 from harness.errors import HarnessError
 from harness.guests import postmortem, sourcelines
 from harness.guests.guest import Guest
+from harness.results.model import ComplaintRecord
 
 log = logging.getLogger("fxh.evidence")
 
 BACKTRACE = "backtrace.txt"
+# Bytes of a console that are searched for complaints.
+_SEARCHED = 4 << 20
 
 
 def backtrace(death: Death, guests: Sequence[Guest], directory: Path) -> tuple[str, ...]:
@@ -30,6 +36,20 @@ def backtrace(death: Death, guests: Sequence[Guest], directory: Path) -> tuple[s
         log.warning("no source lines: %s", exc)
         return ()
     return tuple(lines)
+
+
+def complaints(directory: Path) -> tuple[ComplaintRecord, ...]:
+    """The complaints on the consoles of a case, one per identity; only the end of a long console is searched."""
+    found: dict[str, ComplaintRecord] = {}
+    for path in sorted(directory.glob("*.console.log")):
+        with path.open("rb") as file:
+            file.seek(max(0, path.stat().st_size - _SEARCHED))
+            text = decode(Cleaner().text(file.read()))
+        for one in find_complaints(text):
+            before = found.get(one.identity)
+            count = one.count + (before.count if before else 0)
+            found[one.identity] = ComplaintRecord(one.kind, one.source, one.message, one.identity, one.detail, count)
+    return tuple(found.values())
 
 
 def inspect(guests: Sequence[Guest], directory: Path) -> None:

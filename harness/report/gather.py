@@ -10,6 +10,7 @@ from harness.history.rows import Row, metrics_of, observation
 from harness.history.store import History
 from harness.report import actions, tested
 from harness.report.command import rerun_command
+from harness.report.complaints import new_complaints
 from harness.report.evidence import backtrace, domain_config
 from harness.report.model import CaseReport, Report
 from harness.report.outcomes import matrix, strip
@@ -58,6 +59,7 @@ def gather(
         inputs=tested.inputs(run),
         changed=tested.changes(now, seen),
         setup=setup_steps(run, history.setups(number, MEASURED) if history else ()),
+        complaints=new_complaints(run, history.complaints(number, REACH) if history else {}),
     )
 
 

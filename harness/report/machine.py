@@ -7,7 +7,7 @@ import json
 from dataclasses import asdict
 from typing import Any
 
-from harness.report.model import CaseReport, Report, SetupReport
+from harness.report.model import CaseReport, NewComplaint, Report, SetupReport
 from harness.verdicts.values import Verdict
 
 SCHEMA = 1
@@ -31,10 +31,15 @@ def render(report: Report) -> str:
         "note": report.note,
         "changed": [dict(zip(("input", "before", "now"), change, strict=True)) for change in report.changed],
         "gone": [{"case": case, "cell": cell} for case, cell in report.gone],
+        "complaints": [_complaint(item) for item in report.complaints],
         "setup": [_setup(item) for item in report.setup],
         "cases": [_case(item) for item in report.cases],
     }
     return json.dumps(data, indent=1) + "\n"
+
+
+def _complaint(item: NewComplaint) -> dict[str, Any]:
+    return asdict(item.complaint) | {"cell": item.cell, "cases": [case.key for case in item.cases]}
 
 
 def _setup(item: SetupReport) -> dict[str, Any]:

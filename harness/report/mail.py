@@ -16,7 +16,7 @@ from harness import mailer
 from harness.console.deaths import speaker
 from harness.console.text import plain
 from harness.report.evidence import around_death, finding_rows
-from harness.report.model import CaseReport, Report
+from harness.report.model import CaseReport, NewComplaint, Report
 from harness.results.where import Where
 from harness.stamp import ISO
 from harness.verdicts import values
@@ -30,6 +30,8 @@ _SUBJECT = 120
 _LONG = 10.0
 # Length to which the reason of a case without a judgement is cut, in characters.
 _WHY = 300
+# New complaints that a mail shows.
+_COMPLAINTS = 10
 _GUEST_TYPES = {"pv": "PV", "pvh": "PVH", "hvm": "HVM", "pvshim": "PV shim"}
 # Inputs of the test machine, which do not matter for a bug report.
 _UNIMPORTANT = ("python", "machine", "backend", "lab")
@@ -74,6 +76,8 @@ def body(report: Report) -> str:
     ]
     for kind, items in groupby(quiet, key=lambda item: item.verdict.kind):
         parts.append(_head(kind) + "\n".join(_listed(item) for item in items))
+    if report.complaints:
+        parts.append(_head("new complaints") + "\n".join(_complaint(item) for item in report.complaints[:_COMPLAINTS]))
     worse = [drift for item in report.cases for drift in item.drifts]
     if worse:
         parts.append(_head("drift") + "\n".join(_wrap(f"{d.case} in {d.cell}: {d.words}", "  ") for d in worse[:20]))
@@ -83,7 +87,7 @@ def body(report: Report) -> str:
         rows = [(f"{item.seconds:.0f} s", item.what + usual.get(item.what, "")) for item in setup]
         parts.append(_head("setup (not part of any case's time)") + _table(rows))
     rows = [(name, _short(value)) for name, value in report.inputs if name not in _UNIMPORTANT]
-    parts.append(_head("what was tested") + _table(rows))
+    parts.append(_head("inputs") + _table(rows))
     parts.append(_head("run all of it again") + _command(run.command or "fxh run"))
     ended = f"to {run.ended}" if run.ended else "(did not finish)"
     parts.append(_wrap(f"Run {run.run}, {run.started} {ended}. Baseline: {report.baseline}."))
@@ -135,6 +139,13 @@ def _reason(text: str) -> str:
         _table(list(part)) if labelled else _quote([line for _, line in part])
         for labelled, part in groupby(rows, key=lambda row: bool(row[0]))
     )
+
+
+def _complaint(item: NewComplaint) -> str:
+    """A message that is new in this cell, the cases that saw it, and the lines that belong to it."""
+    cases = f"{len(item.cases)} cases" if len(item.cases) > 1 else item.cases[0].key
+    head = _wrap(f"{item.complaint.kind} in {cases}, {item.cell} ({item.complaint.source}):", "  ")
+    return "\n".join([head, _quote([item.complaint.message, *item.complaint.detail])])
 
 
 def _listed(item: CaseReport) -> str:

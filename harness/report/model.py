@@ -6,7 +6,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from harness.report.trends import Trend
-from harness.results.model import CaseResult, Outcome, RunResult, Stamp
+from harness.results.model import CaseResult, ComplaintRecord, Outcome, RunResult, Stamp
 from harness.verdicts.drift import Drift
 from harness.verdicts.run_verdicts import Key
 from harness.verdicts.values import Verdict
@@ -50,6 +50,15 @@ class SetupReport:
 
 
 @dataclass(frozen=True)
+class NewComplaint:
+    """A complaint that no earlier run had in this cell."""
+
+    complaint: ComplaintRecord
+    cell: str
+    cases: tuple[CaseResult, ...]
+
+
+@dataclass(frozen=True)
 class SuiteRun:
     """The outcomes of a suite in one cell of one run."""
 
@@ -90,6 +99,7 @@ class Report:
     """Why there is no comparison, or empty."""
     setup: tuple[SetupReport, ...] = ()
     """By start time."""
+    complaints: tuple[NewComplaint, ...] = ()
 
     @property
     def news(self) -> tuple[CaseReport, ...]:

@@ -67,6 +67,19 @@ class DeathRecord:
 
 
 @dataclass(frozen=True)
+class ComplaintRecord:
+    """A message that reports a problem without ending the guest (harness.console.complaints)."""
+
+    kind: str
+    source: str
+    """guest, xen or dom0."""
+    message: str
+    identity: str
+    detail: tuple[str, ...] = ()
+    count: int = 1
+
+
+@dataclass(frozen=True)
 class Stamp:
     """A stage of a boot: ``at`` in seconds since the domain was unpaused."""
 
@@ -144,6 +157,8 @@ class CaseResult:
     known_issue: KnownIssueMatch | None = None
     """Set for the outcome ``known``, and for a case that failed because it passed in spite of a known issue."""
     death: DeathRecord | None = None
+    complaints: tuple[ComplaintRecord, ...] = ()
+    """One per identity."""
     parameters: str | None = None
     """Parameters of the case without its cell (``halt``). None: the node id has them (schema 1)."""
 
@@ -232,6 +247,10 @@ def case_from_json(data: dict[str, Any]) -> CaseResult:
     )
     for name in ("files", "formerly"):
         found[name] = tuple(data.get(name, ()))
+    found["complaints"] = tuple(
+        ComplaintRecord(**_fields_of(ComplaintRecord, item) | {"detail": tuple(item.get("detail", ()))})
+        for item in data.get("complaints", ())
+    )
     if data.get("schema", 1) == 1:
         return with_schema1_fields(CaseResult(**found))
     issue, death = data["known_issue"], data["death"]

@@ -15,7 +15,7 @@ class Where:
     """
 
     guest: str = ""
-    """``freebsd`` or ``control``."""
+    """``control``, or the name of a guest OS, such as ``freebsd``."""
     type: str = ""
     """``pv``, ``pvh``, ``hvm`` or ``pvshim``."""
     host: str = ""

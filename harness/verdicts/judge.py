@@ -32,40 +32,40 @@ def judge(
     ``past`` is oldest first; observations of other cases and cells are ignored. ``blocked_by`` is the case of the same run whose
     failure prevented this one, or empty.
     """
-    mine = [seen for seen in past if seen.case == now.case and seen.cell == now.cell]
+    earlier = [seen for seen in past if seen.case == now.case and seen.cell == now.cell]
     if now.outcome == SKIPPED:
         return Verdict(values.SKIP, "not run in this cell")
     if blocked_by or not now.judged:
-        return _not_judged(now, mine, baseline, blocked_by)
+        return _not_judged(now, earlier, baseline, blocked_by)
     if now.outcome == PASSED:
-        return _passed(now, mine)
+        return _passed(now, earlier)
     if now.known:
-        return Verdict(values.KNOWN, f"known: {now.known}", since=_since(now, mine), reference=now.known)
-    return _failed(now, mine, baseline)
+        return Verdict(values.KNOWN, f"known: {now.known}", since=_since(now, earlier), reference=now.known)
+    return _failed(now, earlier, baseline)
 
 
-def _not_judged(now: Observation, mine: list[Observation], baseline: Baseline, blocked_by: str) -> Verdict:
+def _not_judged(now: Observation, earlier: list[Observation], baseline: Baseline, blocked_by: str) -> Verdict:
     if blocked_by:
-        kind, reason = values.BLOCKED, f"the guest died during setup, as in {blocked_by}, which has the failure"
+        kind, reason = values.BLOCKED, f"the guest died during setup, as in {blocked_by}, which reports the failure"
     elif now.outcome == HARNESS:
         kind, reason = values.INFRASTRUCTURE, "not judged: a bug of the harness"
     else:
         kind, reason = values.INFRASTRUCTURE, "not judged: infrastructure failed"
-    same = [n for n, seen in enumerate(mine) if seen.judged and seen.inputs.version == now.inputs.version]
+    same = [n for n, seen in enumerate(earlier) if seen.judged and seen.inputs.version == now.inputs.version]
     standing = ""
-    if same and mine[same[-1]].outcome == FAILED:
-        before = judge(mine[same[-1]], mine[: same[-1]], baseline=baseline)
+    if same and earlier[same[-1]].outcome == FAILED:
+        before = judge(earlier[same[-1]], earlier[: same[-1]], baseline=baseline)
         if before.is_bad:
             standing = before.kind
-            reason += f"; the failure with the same inputs in {mine[same[-1]].run} ({before.kind}) still stands"
+            reason += f"; the failure with the same inputs in {earlier[same[-1]].run} ({before.kind}) still stands"
     return Verdict(kind, reason, standing=standing)
 
 
-def _passed(now: Observation, mine: list[Observation]) -> Verdict:
+def _passed(now: Observation, earlier: list[Observation]) -> Verdict:
     if now.known:
         reason = f"passed, although a known issue expects a failure ({now.known}); remove its entry"
         return Verdict(values.KNOWN_GONE, reason, reference=now.known)
-    judged = [seen for seen in mine if seen.judged]
+    judged = [seen for seen in earlier if seen.judged]
     if not judged:
         return Verdict(values.NEW, "first result of this case in this cell")
     same = _same_version(now, judged)
@@ -73,7 +73,7 @@ def _passed(now: Observation, mine: list[Observation]) -> Verdict:
     if failures:
         reason = f"passed now, but failed {len(failures)} of {len(same) + 1} times with the same inputs, last in {failures[-1].run}"
         return Verdict(values.FLAKY, reason)
-    own = _own_line(now, judged)
+    own = _on_branch(now, judged)
     if own and own[-1].outcome == FAILED:
         streak = _streak(own)
         words = _changed(own[-1], now)
@@ -87,13 +87,13 @@ def _passed(now: Observation, mine: list[Observation]) -> Verdict:
     return Verdict(values.PASS, f"passed, as in the {before} before", baseline=own[-1].run)
 
 
-def _failed(now: Observation, mine: list[Observation], baseline: Baseline) -> Verdict:
-    judged = [seen for seen in mine if seen.judged]
+def _failed(now: Observation, earlier: list[Observation], baseline: Baseline) -> Verdict:
+    judged = [seen for seen in earlier if seen.judged]
     same = _same_version(now, judged)
     passes = [seen for seen in same if seen.outcome == PASSED]
     if passes:
         return _flaky(now, judged, same, passes)
-    against = _baseline_line(now, judged, baseline)
+    against = _baseline_results(now, judged, baseline)
     if not against:
         return _without_baseline(now, judged, baseline)
     tally = f"failed in all {len(same) + 1} runs with these inputs" if same else "failed in the first run with these inputs"
@@ -103,8 +103,8 @@ def _failed(now: Observation, mine: list[Observation], baseline: Baseline) -> Ve
         reason = f"passed in the last {len(streak)} runs{of_branch}, up to {streak[0].run}"
         if len(streak) == 1:
             reason = f"passed in run {streak[0].run}{of_branch}"
-        reason += f"; {tally}{_changed(against[-1], now)}{_used_to_flake(against[-1], judged)}"
-        return Verdict(values.REGRESSION, reason, since=_since(now, mine), baseline=against[-1].run)
+        reason += f"; {tally}{_changed(against[-1], now)}{_flaky_note(against[-1], judged)}"
+        return Verdict(values.REGRESSION, reason, since=_since(now, earlier), baseline=against[-1].run)
     streak = _streak(against)
     first, last = streak[-1], streak[0]
     other = bool(now.identity) and bool(last.identity) and all(seen.identity != now.identity for seen in streak)
@@ -114,14 +114,14 @@ def _failed(now: Observation, mine: list[Observation], baseline: Baseline) -> Ve
         reason = f"failed in all {len(streak) + 1} runs since {first.run}"
         return Verdict(values.NEVER_PASSED, reason + note, since=first.run, different_failure=other)
     reason = f"failing since {first.run} ({_runs(len(streak) + 1)})"
-    reason += f", last passed in {green.run}{_changed(green, first, 'then')}" if green else ""
+    reason += f", last passed in {green.run}{_changed(green, first, 'inputs changed between these runs')}" if green else ""
     return Verdict(values.STILL_FAILING, reason + note, since=first.run, baseline=last.run, different_failure=other)
 
 
 def _flaky(now: Observation, judged: list[Observation], same: list[Observation], passes: list[Observation]) -> Verdict:
     total = len(same) + 1
     reason = f"failed {total - len(passes)} of {total} times with the same inputs, last passed in {passes[-1].run}"
-    streak = _streak([*_own_line(now, judged), now])
+    streak = _streak([*_on_branch(now, judged), now])
     if len(streak) >= _MANY_FAILURES:
         reason += f"; {len(streak)} times in a row now, so an unrecorded input may have changed"
     return Verdict(values.FLAKY, reason, since=streak[-1].run)
@@ -141,7 +141,7 @@ def _without_baseline(now: Observation, judged: list[Observation], baseline: Bas
     return Verdict(values.BASELINE_UNTESTED, f"{against} has no judged result of this case; {elsewhere}", since=now.run)
 
 
-def _baseline_line(now: Observation, judged: list[Observation], baseline: Baseline) -> list[Observation]:
+def _baseline_results(now: Observation, judged: list[Observation], baseline: Baseline) -> list[Observation]:
     """The results of ``baseline``, oldest first."""
     match baseline:
         case NamedRun(run):
@@ -149,10 +149,10 @@ def _baseline_line(now: Observation, judged: list[Observation], baseline: Baseli
         case Branch(name):
             return [seen for seen in judged if seen.branch == name]
         case LastGreen():
-            return _own_line(now, judged)
+            return _on_branch(now, judged)
 
 
-def _own_line(now: Observation, judged: list[Observation]) -> list[Observation]:
+def _on_branch(now: Observation, judged: list[Observation]) -> list[Observation]:
     return [seen for seen in judged if seen.branch == now.branch]
 
 
@@ -165,21 +165,21 @@ def _streak(line: list[Observation]) -> list[Observation]:
     return list(takewhile(lambda seen: seen.outcome == line[-1].outcome, reversed(line)))
 
 
-def _since(now: Observation, mine: list[Observation]) -> str:
-    line = [*_own_line(now, [seen for seen in mine if seen.judged]), now]
+def _since(now: Observation, earlier: list[Observation]) -> str:
+    line = [*_on_branch(now, [seen for seen in earlier if seen.judged]), now]
     return _streak(line)[-1].run
 
 
-def _changed(then: Observation, now: Observation, word: str = "now") -> str:
+def _changed(then: Observation, now: Observation, what: str = "changed inputs") -> str:
     names = then.inputs.changes(now.inputs)
     if not names:
         return ""
     shown = [f"{name} {then.inputs.words(name)} -> {now.inputs.words(name)}" for name in names[:4]]
     more = f" and {len(names) - 4} more" if len(names) > 4 else ""
-    return f"; changed {word}: {', '.join(shown)}{more}"
+    return f"; {what}: {', '.join(shown)}{more}"
 
 
-def _used_to_flake(green: Observation, judged: list[Observation]) -> str:
+def _flaky_note(green: Observation, judged: list[Observation]) -> str:
     """A note if the case was flaky with the baseline's inputs. That does not excuse the failure."""
     same = [seen for seen in judged[-WINDOW:] if seen.inputs.version == green.inputs.version]
     failures = sum(seen.outcome == FAILED for seen in same)

@@ -11,7 +11,7 @@ from harness.guests.guest import Guest
 from harness.guests.memory import Memory
 from harness.oracles.ballooning import Sample
 from harness.plugin.cells import Cell
-from harness.plugin.fixtures import NewGuest
+from harness.plugin.fixtures import Booted
 
 
 def at_rest(guest: Guest) -> dict[str, int]:
@@ -20,7 +20,7 @@ def at_rest(guest: Guest) -> dict[str, int]:
 
 
 @pytest.fixture
-def guest(booted: NewGuest, cell: Cell) -> Guest:
+def guest(booted: Booted, cell: Cell) -> Guest:
     return booted(at_rest, memory=cell.guest_os.balloon_limits.memory)
 
 

@@ -12,7 +12,7 @@ from harness.guests.guest import Guest
 from harness.guests.link import Link
 from harness.oracles.finding import finding
 from harness.plugin.case_context import CaseContext
-from harness.plugin.fixtures import NewGuest
+from harness.plugin.fixtures import Booted
 
 STILL = 10.0
 # Both clocks are read in whole seconds, over a console.
@@ -46,7 +46,7 @@ def test_time_goes_on_while_paused(guest: Guest, case: CaseContext) -> None:
 
 
 @pytest.mark.parametrize("vcpus", [1, 2])
-def test_saved_and_restored(booted: NewGuest, vcpus: int, case: CaseContext) -> None:
+def test_saved_and_restored(booted: Booted, vcpus: int, case: CaseContext) -> None:
     """G2 G3 G4 G5: xl save and xl restore: processes, clock, disk and network go on."""
     guest = booted(vcpus=vcpus)
     guest.sh("echo before > /tmp/before; sleep 3000 > /dev/null 2>&1 & echo $! > /tmp/process")

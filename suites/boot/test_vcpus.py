@@ -9,7 +9,7 @@ import pytest
 
 from harness.oracles.finding import finding
 from harness.plugin.case_context import CaseContext
-from harness.plugin.fixtures import NewGuest
+from harness.plugin.fixtures import Booted
 
 # MiB that a kernel with its ramdisk may take.
 OWN = 56
@@ -18,7 +18,7 @@ MEMORY = {1: 0, 2: 301, 4: 1001}
 
 
 @pytest.mark.parametrize("vcpus", MEMORY)
-def test_vcpus(booted: NewGuest, vcpus: int, case: CaseContext) -> None:
+def test_vcpus(booted: Booted, vcpus: int, case: CaseContext) -> None:
     """G13: with 1, 2 and 4 vCPUs the guest boots, runs on each of them, and on all at once."""
     guest = booted(vcpus=vcpus, memory=MEMORY[vcpus])
     ask = guest.profile
@@ -40,7 +40,7 @@ def test_vcpus(booted: NewGuest, vcpus: int, case: CaseContext) -> None:
 
 
 @pytest.mark.parametrize("vcpus", [n for n, memory in MEMORY.items() if memory], ids=lambda vcpus: str(MEMORY[vcpus]))
-def test_all_memory(booted: NewGuest, vcpus: int, case: CaseContext) -> None:
+def test_all_memory(booted: Booted, vcpus: int, case: CaseContext) -> None:
     """G22: of the memory that the configuration gives the kernel manages all but what it takes for itself."""
     given = MEMORY[vcpus]
     guest = booted(vcpus=vcpus, memory=given)

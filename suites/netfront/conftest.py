@@ -14,7 +14,7 @@ from harness.guests.guest import Guest
 from harness.guests.link import IPV4, IPV6, Family, Link
 from harness.oracles.finding import finding
 from harness.plugin.case_context import CaseContext
-from harness.plugin.fixtures import NewGuest
+from harness.plugin.fixtures import Booted
 
 # The network namespace of dom0 behind a guest in the middle.
 FAR = "fxhfar"
@@ -52,7 +52,7 @@ def on_top(link: Link, case: CaseContext, family: Family) -> Link:
 
 
 @pytest.fixture
-def link(booted: NewGuest, case: CaseContext, request: pytest.FixtureRequest) -> Link:
+def link(booted: Booted, case: CaseContext, request: pytest.FixtureRequest) -> Link:
     guest = booted(linked)
     return on_top(Link(guest, interface=guest.prepared["interface"]), case, family_of(request))
 
@@ -72,7 +72,7 @@ def forwards(near: Link, far: Link) -> None:
 
 
 @pytest.fixture
-def sides(booted: NewGuest, case: CaseContext, request: pytest.FixtureRequest) -> tuple[Link, Link]:
+def sides(booted: Booted, case: CaseContext, request: pytest.FixtureRequest) -> tuple[Link, Link]:
     """The near and the far side of a guest in the middle. The far side has no way back yet."""
     guest, family = booted(in_the_middle, vifs=2), family_of(request)
     near = on_top(Link(guest, interface=guest.prepared["near"]), case, family)

@@ -13,7 +13,7 @@ from harness.oracles import frames
 from harness.oracles.finding import finding
 from harness.plugin.case_context import CaseContext
 from harness.plugin.cells import Cell
-from harness.plugin.fixtures import NewGuest
+from harness.plugin.fixtures import Booted
 
 from .conftest import again, replug
 from .test_offloads import SIZE
@@ -82,7 +82,7 @@ def streams(link: Link, count: int, size: int) -> list[str]:
 
 
 @pytest.mark.parametrize("vcpus", [1, 4])
-def test_queues(booted: NewGuest, vcpus: int, cell: Cell, case: CaseContext) -> None:
+def test_queues(booted: Booted, vcpus: int, cell: Cell, case: CaseContext) -> None:
     """D13: with 1, 2, 4 and 8 queues offered the guest connects as many as it can use, and streams at once all arrive."""
     guest = booted(vcpus=vcpus, variables=VARIABLES[vcpus])
     before = guest.host.transport.run(["cat", _QUEUES], check=False)

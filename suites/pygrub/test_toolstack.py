@@ -7,11 +7,12 @@ import pytest
 
 from harness.errors import GuestDied
 from harness.guests.guest import Guest
+from harness.guests.shape import ShapeArgs
 from harness.hosts.host import XenHost
 from harness.oracles.finding import finding
 from harness.plugin.case_context import CaseContext
 from harness.plugin.cells import Cell
-from harness.plugin.fixtures import NewGuest, NewScratch
+from harness.plugin.fixtures import Booted, NewGuest, NewScratch
 from harness.xen import pygrub
 from harness.xen.config import Disk
 
@@ -20,10 +21,10 @@ from .watch import watch
 # An HVM guest has its own loader read its disk.
 pytestmark = pytest.mark.needs(capability=("pygrub",), types=("pvh", "pv"))
 
-BOOTED = {"bootloader": "pygrub", "on_reboot": "restart", "on_crash": "restart"}
+BOOTED: ShapeArgs = {"bootloader": "pygrub", "on_reboot": "restart", "on_crash": "restart"}
 
 
-def test_arguments_arrive(booted: NewGuest, cell: Cell) -> None:
+def test_arguments_arrive(booted: Booted, cell: Cell) -> None:
     """C8: what menu.lst and ``extra`` say is in the kernel's arguments; each variable on its own."""
     guest: Guest = booted(**BOOTED)
     separator = guest.profile.separator

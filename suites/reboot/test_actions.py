@@ -10,7 +10,7 @@ import pytest
 
 from harness.deadline import ConditionNotMet
 from harness.oracles.finding import finding
-from harness.plugin.fixtures import NewGuest
+from harness.plugin.fixtures import Booted, NewGuest
 from harness.xen.xenstore import DOMAINS
 
 SOURCE = "xen tools/xl/xl_vmcontrol.c, handle_domain_death()"
@@ -22,7 +22,7 @@ ACTIONS = ("destroy", "restart", "preserve", "rename-restart", "coredump-destroy
 @pytest.mark.needs(os="linux", types=("pv",))
 @pytest.mark.parametrize("action", ACTIONS)
 @pytest.mark.parametrize("reason", REASONS)
-def test_action(booted: NewGuest, reason: str, action: str) -> None:
+def test_action(booted: Booted, reason: str, action: str) -> None:
     """F14: on_poweroff, on_reboot and on_crash do what xl.cfg(5) says, and xl's log says so."""
     # A core is written page by page, under emulation 4000 of them a second.
     guest = booted(on_poweroff=action, on_reboot=action, on_crash=action, vifs=0, memory=64)
@@ -100,7 +100,7 @@ def test_restart_loop_is_caught(new_guest: NewGuest) -> None:
 
 
 @pytest.mark.needs(os="linux")
-def test_edited_configuration(booted: NewGuest) -> None:
+def test_edited_configuration(booted: Booted) -> None:
     """F12: an edited .cfg file is not seen by a reboot; xl config-update makes it seen."""
     guest = booted(on_reboot="restart")
     path = f"{guest.host.directory}/edited.cfg"

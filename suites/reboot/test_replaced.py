@@ -19,7 +19,7 @@ from harness.oracles.finding import finding
 from harness.oracles.mechanism import NEW, OLD, OTHER, RebootEvidence, mechanism
 from harness.plugin.case_context import CaseContext
 from harness.plugin.cells import Cell
-from harness.plugin.fixtures import NewGuest
+from harness.plugin.fixtures import Booted
 from harness.plugin.worker_env import WorkerEnvironment
 
 # An HVM guest has its own loader read its disk.
@@ -30,7 +30,7 @@ Kind = Callable[[str], str]
 
 
 @pytest.fixture
-def pair(booted: NewGuest, rig: WorkerEnvironment, cell: Cell, case: CaseContext) -> tuple[Guest, BootVolume, Kind]:
+def pair(booted: Booted, rig: WorkerEnvironment, cell: Cell, case: CaseContext) -> tuple[Guest, BootVolume, Kind]:
     """A guest that pygrub booted, with a spare kernel beside the first one, and what sorts digests into old and new."""
 
     def with_a_spare(guest: Guest) -> dict[str, str]:
@@ -76,7 +76,7 @@ def look(guest: Guest, volume: BootVolume, kind: Kind, first: int, old: str, die
     )
 
 
-def test_plain_reboot(booted: NewGuest) -> None:
+def test_plain_reboot(booted: Booted) -> None:
     """F1: a reboot with nothing replaced: the same kernel, a new domid, the bootloader run again."""
     guest = booted(bootloader="pygrub", on_reboot="restart", on_crash="restart")
     first, before = guest.domid, replace_kernel.identity(guest)
@@ -191,7 +191,7 @@ def settle(guest: Guest, first: int, seconds: float) -> str:
     return "gone" if row is None else f"there as domid {row.domid} ({row.state})"
 
 
-def test_replaced_menu(booted: NewGuest) -> None:
+def test_replaced_menu(booted: Booted) -> None:
     """F7: an argument changed in menu.lst is there after the next reboot: the bootloader reads its file anew."""
     guest = booted(bootloader="pygrub", on_reboot="restart", on_crash="restart")
     volume = replace_kernel.volume(guest)

@@ -8,11 +8,11 @@ import pytest
 from harness.guests import replace_kernel, suspend
 from harness.oracles.finding import finding
 from harness.plugin.case_context import CaseContext
-from harness.plugin.fixtures import NewGuest
+from harness.plugin.fixtures import Booted
 
 
 @pytest.mark.needs(capability=("pygrub",), types=("pvh", "pv"))
-def test_restored_guest_keeps_its_kernel(booted: NewGuest, case: CaseContext) -> None:
+def test_restored_guest_keeps_its_kernel(booted: Booted, case: CaseContext) -> None:
     """F11: the kernel on the disk is overwritten, the guest is saved and restored: its old kernel and processes go on."""
     guest = booted(bootloader="pygrub", on_reboot="restart", on_crash="restart")
     volume = replace_kernel.volume(guest)

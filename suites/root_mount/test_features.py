@@ -10,7 +10,7 @@ from harness.guests.guest import Guest
 from harness.hosts import scratch as scratches
 from harness.oracles.finding import finding
 from harness.plugin.case_context import CaseContext
-from harness.plugin.fixtures import NewGuest, NewScratch
+from harness.plugin.fixtures import Booted, NewGuest, NewScratch
 from harness.xen import pygrub
 from harness.xen.config import Disk
 
@@ -24,7 +24,7 @@ MENU = "default=0\\ntimeout=0\\ntitle x\\nroot (hd0)\\nkernel /boot/kernel/kerne
 @pytest.mark.needs(os="freebsd", capability=("pygrub",))
 @pytest.mark.parametrize("indirect", [True, False], ids=["indirect", "direct"])
 def test_synced_data_survives_a_power_cut(
-    new_guest: NewGuest, booted: NewGuest, scratch: NewScratch, indirect: bool, case: CaseContext
+    new_guest: NewGuest, booted: Booted, scratch: NewScratch, indirect: bool, case: CaseContext
 ) -> None:
     """G12: whatever the backend offers, what was synced is on the disk after a power cut (xl destroy), and features are told."""
     guest = booted() if indirect else new_guest(variables=(("hw.xbd.xbd_enable_indirect", "0"),)).boot()

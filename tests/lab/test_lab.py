@@ -294,7 +294,7 @@ def test_a_silent_dom0_is_found_soon(lab: Lab) -> None:
 def test_no_memory_left_for_a_guest(host: LabHost) -> None:
     host.prepare()
     kernel = host.files(factory.control(LabSpec()) / "vmlinuz")[0]
-    with pytest.raises(InfrastructureError, match="has not 9000 MiB left"):
+    with pytest.raises(InfrastructureError, match="has no 9000 MiB left"):
         host.toolstack.create(DomainConfig("fxh-big", "pv", 9000, kernel=kernel))
     assert host.toolstack.find("fxh-big") is None
 

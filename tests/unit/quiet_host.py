@@ -18,10 +18,16 @@ class Host:
     own_ovmf: Path | None = None
     bridge: str = "xenbr0"
     capabilities: frozenset[str] = frozenset({"pv", "pvh", "hvm"})
+    states: None = None
+    lease: None = None
+    failure: str = ""
 
     @property
     def facts(self) -> Any:
         return SimpleNamespace(emulated=self.emulated, name="h", xen="4.20")
+
+    def evidence_files(self) -> dict[str, Path]:
+        return {}
 
     def files(self, *local: Path) -> tuple[str, ...]:
         return tuple(f"/there/{path.name}" for path in local)

@@ -38,7 +38,7 @@ def play(tmp_path: Path, data: bytes, **options: object) -> ConsoleReader:
     return reader
 
 
-def test_boot_login_and_glued_panic(tmp_path: Path) -> None:
+def test_boot_login_and_panic_within_a_line(tmp_path: Path) -> None:
     reader = play(tmp_path, PVH)
     assert [stage.name for stage in reader.stages] == ["kernel", "xen", "xenbus", "disk", "mountroot", "rc", "login"]
     assert reader.death is not None
@@ -223,7 +223,7 @@ def test_an_i386_backtrace_has_arguments() -> None:
     )
 
 
-def test_wrong_root_asks_for_the_true_disk(tmp_path: Path) -> None:
+def test_wrong_root_lists_the_disks(tmp_path: Path) -> None:
     before, prompt, after = WRONG_ROOT.partition(b"mountroot> ")
     answer = after[: after.index(b"mountroot> ") + len(b"mountroot> ")]
     stream = ReplayStream(before + prompt, end="silence", answers={b"?": answer})
@@ -246,7 +246,7 @@ def test_hvm_prompt(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("seed", range(12))
-def test_cuts_do_not_matter(tmp_path: Path, seed: int) -> None:
+def test_chunk_sizes_do_not_matter(tmp_path: Path, seed: int) -> None:
     """The verdict does not depend on the sizes of the chunks."""
     rng = random.Random(seed)
     data = rng.choice([PVH, TRAP])
@@ -399,7 +399,7 @@ def test_a_death_ends_every_wait(tmp_path: Path) -> None:
     for thread in threads:
         thread.join(10)
     assert len(caught) == 4
-    assert time.monotonic() - begun < 1.0
+    assert time.monotonic() - begun < 8, "well before the deadline of 20 s"
     reader.stop()
 
 
@@ -463,7 +463,7 @@ class Busy(ReplayStream):
             super().close()
 
 
-def test_a_console_is_left_when_xenconsole_has_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_leave_waits_for_the_end_of_xenconsole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(xenconsole, "_ESCAPE_SECONDS", 0.2)
     busy = Busy()
     client = ConsoleStream(busy)
@@ -480,12 +480,12 @@ def test_identity_has_no_numbers() -> None:
     assert one.identity == two.identity
 
 
-def test_plain_strips_what_a_terminal_would_obey() -> None:
+def test_plain_strips_escape_sequences() -> None:
     assert plain("a\x1b[31mred\x1b]0;t\x07 \x07\x1b7\u202e") == "ared <0x07><0x202e>"
     assert decode(b"a\r\r\nb") == "a\nb"
 
 
-def test_an_excerpt_has_nothing_of_our_session() -> None:
+def test_an_excerpt_omits_the_session() -> None:
     """The excerpt has the output of the guest and of its commands, without prompts and markers of the session."""
     console = (
         "fxh# fxh# fxh-begin-8bfd30dd 0 4dd8a42dc5e3f4f354d79c2014935b5a\r\n77811\r\n\r\nfxh-end-8bfd30dd\r\n"

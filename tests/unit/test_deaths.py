@@ -756,7 +756,7 @@ KEPT = {
 
 
 @pytest.mark.parametrize("message", KEPT)
-def test_identities_that_the_history_has(message: str) -> None:
+def test_identities_in_the_history(message: str) -> None:
     assert normalise(message) == KEPT[message]
 
 
@@ -819,7 +819,7 @@ def outcome(tmp_path: Path, data: bytes, sizes: tuple[int, ...]) -> tuple[object
 
 
 @pytest.mark.parametrize("seed", range(50))
-def test_no_cut_changes_a_verdict(tmp_path: Path, seed: int) -> None:
+def test_chunk_sizes_do_not_change_a_verdict(tmp_path: Path, seed: int) -> None:
     """Each of 50 seeds cuts the recorded and synthetic consoles in ten ways."""
     assert len(REPLAYS) >= 40
     rng = random.Random(seed)

@@ -161,7 +161,7 @@ def test_packed_disks(disk: Path, packed: str) -> None:
 def test_the_kernel_that_the_loader_would_start(tree: Path, tmp_path: Path) -> None:
     (tree / "boot/kernel.old").mkdir()
     old = elf(tmp_path / "old", text=b"FreeBSD 13.5-RELEASE OLD\0").read_bytes()
-    (tree / "boot/kernel.old/kernel.gz").write_bytes(gzip.compress(old))
+    (tree / "boot/kernel.old/kernel.gz").write_bytes(gzip.compress(old, mtime=0))
     (tree / "boot/loader.conf.d").mkdir()
     (tree / "boot/loader.conf.d/which.conf").write_text('kernel="kernel.old"\n')
     image = diskread.take(disk_of(tmp_path / "d", ufs_of(tree)))
@@ -458,7 +458,7 @@ def test_a_root_without_a_kernel(tree: Path, tmp_path: Path, own_store: Path) ->
 def test_a_packed_kernel_without_end(tree: Path, tmp_path: Path, own_store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("harness.images.rootfs.LARGEST_KERNEL", 4 << 20)
     (tree / "boot/kernel/kernel").unlink()
-    packed = gzip.compress(bytes(64 << 20))
+    packed = gzip.compress(bytes(64 << 20), mtime=0)
     (tree / "boot/kernel/kernel.gz").write_bytes(packed)
     assert "larger than 4 MiB" in refused(disk_of(tmp_path / "d", ufs_of(tree)), own_store)
     (tree / "boot/kernel/kernel.gz").write_bytes(packed[:-20])
@@ -549,7 +549,7 @@ DESCRIPTOR = b'# Disk DescriptorFile\nversion=1\nCID=1\ncreateType="monolithicFl
 @pytest.mark.parametrize(
     ("data", "why"),
     [
-        (gzip.compress(b"x" * 99), "a gzip file"), (b"BZh91AY", "a bzip2 file"), (b"\x28\xb5\x2f\xfd", "a zstd file"), (b"PK\x03\x04", "a zip file"),
+        (gzip.compress(b"x" * 99, mtime=0), "a gzip file"), (b"BZh91AY", "a bzip2 file"), (b"\x28\xb5\x2f\xfd", "a zstd file"), (b"PK\x03\x04", "a zip file"),
         (SKIPPABLE, "a zstd or lz4 file"), (b"\x04\x22\x4d\x18\x64", "an lz4 file"), (lzma.compress(b"x", format=lzma.FORMAT_ALONE), "an lzma file"),
         (bytes(257) + b"ustar", "a tar file"), (b"hello", "5 bytes are no disk image"), (bytes((1 << 20) + 100), "1048676 bytes are no disk image"),
         (b"\x7fELF" + bytes(2 << 20), "an ELF file, no disk image"),
@@ -686,8 +686,8 @@ def test_files_against_the_guests_hashes() -> None:
         return f"{'a' * 64} /etc/fstab\r\n{'0' * 64} /bin/sh\r\nsha256: oops\n"
 
     assert filehash.differing(run, wanted) == [
-        f"/bin/sh: sha256 {'0' * 64} in the guest, {'b' * 64} as read from the disk",
-        f"/boot/it's.conf: sha256 of no such file in the guest, {'c' * 64} as read from the disk",
+        f"/bin/sh: sha256 {'0' * 64} in the guest, sha256 {'b' * 64} on the disk image",
+        f"/boot/it's.conf: no such file in the guest, sha256 {'c' * 64} on the disk image",
     ]
     assert asked == ["""sha256 -r /etc/fstab /bin/sh '/boot/it'"'"'s.conf' 2>/dev/null; true"""]
     assert filehash.differing(run, {"/etc/fstab": "a" * 64}) == []

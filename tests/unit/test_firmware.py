@@ -62,7 +62,7 @@ def test_a_control_guest_has_no_firmware() -> None:
     ]
 
 
-def test_the_book_of_all_cells_has_uefi() -> None:
+def test_all_cells_include_uefi() -> None:
     assert "freebsd-hvm-uefi-xen-4.17" in map(str, cells.everywhere(("4.17", "4.20")))
 
 
@@ -118,7 +118,7 @@ def test_only_hvm_has_a_firmware() -> None:
         configure(Host(), source("uefi"), Shape("pvh", firmware="uefi"), "x")  # type: ignore[arg-type]
 
 
-def test_what_stands_against_uefi_is_said_before_anything_boots() -> None:
+def test_obstacles_to_uefi_are_reported_before_a_boot() -> None:
     shape = Shape("hvm", firmware="uefi")
     with pytest.raises(UsageError, match="no EFI system partition"):
         configure(Host(), source("bios"), shape, "x")  # type: ignore[arg-type]
@@ -212,14 +212,14 @@ def test_the_shell_prompt_alone_is_enough() -> None:
     assert death.kind == "firmware"
 
 
-def test_words_that_only_look_like_the_shell(tmp_path: Path) -> None:
+def test_texts_that_resemble_the_shell(tmp_path: Path) -> None:
     assert classify(b"echo 'Shell> ' > x\r\nroot Shell> \r\n") is None
 
 
 # -- the lab's firmware -----------------------------------------------------------------------------------------------
 
 
-def test_the_key_knows_all_that_the_firmware_is_made_of() -> None:
+def test_the_key_covers_all_inputs_of_the_firmware() -> None:
     own = recipe.firmware()
     assert own.platform == "OvmfPkg/OvmfXen.dsc"
     others = [

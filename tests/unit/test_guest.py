@@ -63,7 +63,7 @@ class Host:
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(guests, "_LOOKS", 0.01)
+    monkeypatch.setattr(guests, "_POLL_SHUTDOWN", 0.01)
 
 
 def row(domid: int, state: str) -> DomainState:
@@ -126,11 +126,11 @@ def test_a_new_domain_that_runs_is_taken(tmp_path: Path, monkeypatch: pytest.Mon
     assert made.follow_reboot(60) == 4
     assert replaced == [("the new console", False)]
     assert host.watched == [("g",)], "xenstored tells of a new domain, not that it runs"
-    assert host.pauses == 3 * [guests._UNTOLD]
+    assert host.pauses == 3 * [guests._POLL_NEW]
 
 
 def test_a_domain_that_is_being_built_is_not_destroyed_yet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(guests, "_BETWEEN_LIVES", 1)
+    monkeypatch.setattr(guests, "_ABSENT_POLLS", 1)
     host = Host([row(4, "--p---"), row(4, "--p---"), row(4, "r-----"), None])
     seen: list[int] = []
     host.toolstack.destroy = lambda domid: seen.append(len(host.rows))
@@ -141,7 +141,7 @@ def test_a_domain_that_is_being_built_is_not_destroyed_yet(tmp_path: Path, monke
 @pytest.mark.parametrize("state", ["--p---", "--psc-"])
 def test_what_nobody_builds_is_destroyed_at_once(state: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The domain that we created ourselves and did not start; the next one, shut down."""
-    monkeypatch.setattr(guests, "_BETWEEN_LIVES", 1)
+    monkeypatch.setattr(guests, "_ABSENT_POLLS", 1)
     host = Host([row(4 if "s" in state else 3, state), None])
     seen: list[int] = []
     host.toolstack.destroy = seen.append
@@ -150,7 +150,7 @@ def test_what_nobody_builds_is_destroyed_at_once(state: str, tmp_path: Path, mon
 
 
 def test_a_domain_whose_building_hangs_is_destroyed_all_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(guests, "_BETWEEN_LIVES", 1)
+    monkeypatch.setattr(guests, "_ABSENT_POLLS", 1)
     monkeypatch.setattr(guests, "_BUILDING", 0.2)
     host = Host([row(4, "--p---")])
     host.toolstack.destroy = lambda domid: setattr(host, "rows", [None])

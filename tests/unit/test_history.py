@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""The history: whole or not at all, many at once, killed, full, damaged, older, newer."""
+"""The history: atomic writes, concurrent writers, killed writers, full disks, damaged files, other schemas."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_empty(history: History) -> None:
     assert history.number("x") == 1
 
 
-def test_what_is_recorded_is_read(history: History) -> None:
+def test_recorded_results_are_read(history: History) -> None:
     first = run(1, case("P", metrics={"flood bytes": 10.0}), case("F", "test_dies"), branch="main", options={"kernel": "/k"})
     history.record(first)
     history.record(run(2, case("P", kernel="B")))
@@ -74,14 +74,14 @@ def test_what_is_recorded_is_read(history: History) -> None:
     assert len(history.results(case="boot/test_boot::test_boots")) == 2
 
 
-def test_order_is_that_of_recording_whatever_the_clock_says(history: History) -> None:
+def test_runs_are_ordered_by_recording_not_by_clock(history: History) -> None:
     history.record(run(20, case(), started="2030-01-01T00:00:00Z"))
     history.record(run(3, case(), started="1970-01-01T00:00:00Z"))
     assert [found.run for found in history.runs()] == ["run-020", "run-003"]
     assert [row.seen.run for row in history.results()] == ["run-020", "run-003"]
 
 
-def test_recording_again_replaces_and_keeps_the_place(history: History) -> None:
+def test_recording_a_run_again_replaces_it_in_place(history: History) -> None:
     history.record(run(1, case("F")))
     history.record(run(2, case("P")))
     history.record(run(1, case("P"), case("P", "test_more")))
@@ -89,21 +89,21 @@ def test_recording_again_replaces_and_keeps_the_place(history: History) -> None:
     assert [found.run for found in history.runs()] == ["run-001", "run-002"]
 
 
-def test_renamed_case_keeps_its_past(history: History) -> None:
+def test_renamed_case_keeps_its_results(history: History) -> None:
     history.record(run(1, case("P", "test_old"), case("P", "test_old", cell="other")))
     history.record(run(2, case("F", "test_new", formerly=("boot/test_boot::test_old",))))
     assert [row.seen.run for row in history.results(case="boot/test_boot::test_new")] == ["run-001", "run-002"]
     assert [row.seen.cell for row in history.results(case="boot/test_boot::test_old")] == ["other"]
 
 
-def test_two_at_once(tmp_path: Path) -> None:
+def test_concurrent_writers(tmp_path: Path) -> None:
     processes = [writer(tmp_path / FILE, n * 100, n * 100 + 15) for n in range(3)]
     assert [process.wait(120) for process in processes] == [0, 0, 0]
     assert len(History(tmp_path / FILE).runs()) == 45
     assert len(History(tmp_path / FILE).results()) == 45 * 20
 
 
-def test_killed_in_the_middle_loses_nothing_that_was_said_to_be_done(tmp_path: Path) -> None:
+def test_a_killed_writer_loses_no_finished_run(tmp_path: Path) -> None:
     process = writer(tmp_path / FILE, 0, 10_000)
     assert process.stdout is not None
     said = [process.stdout.readline() for _ in range(5)]
@@ -116,7 +116,7 @@ def test_killed_in_the_middle_loses_nothing_that_was_said_to_be_done(tmp_path: P
     assert {len(history.results(run=found.run)) for found in history.runs()} == {20}
 
 
-def test_full_disk_is_said_and_what_was_there_stays(history: History) -> None:
+def test_full_disk_is_reported_and_earlier_runs_stay(history: History) -> None:
     history.record(run(1, case()))
     with history._engine.connect() as connection:
         pages = connection.execute(text("PRAGMA page_count")).scalar_one()
@@ -136,7 +136,7 @@ def test_full_disk_is_said_and_what_was_there_stays(history: History) -> None:
     assert len(history.runs()) == 2
 
 
-def test_newer_schema_is_refused_and_left_alone(history: History) -> None:
+def test_newer_schema_is_refused_and_unchanged(history: History) -> None:
     history.record(run(1, case()))
     with sqlite3.connect(history.path) as connection:
         connection.execute(f"PRAGMA user_version = {schema.VERSION + 1}")
@@ -146,7 +146,7 @@ def test_newer_schema_is_refused_and_left_alone(history: History) -> None:
     assert history.path.read_bytes() == before
 
 
-def test_older_schema_is_brought_up_to_date(history: History) -> None:
+def test_older_schema_is_migrated(history: History) -> None:
     history.record(run(1, case()))
 
     def step(connection: object) -> None:
@@ -158,7 +158,7 @@ def test_older_schema_is_brought_up_to_date(history: History) -> None:
         assert connection.execute(text("PRAGMA user_version")).scalar_one() == schema.VERSION + 1
 
 
-def test_a_step_that_fails_leaves_the_older_schema(history: History) -> None:
+def test_a_failed_migration_keeps_the_older_schema(history: History) -> None:
     history.record(run(1, case()))
 
     def broken(connection: object) -> None:
@@ -170,7 +170,7 @@ def test_a_step_that_fails_leaves_the_older_schema(history: History) -> None:
     assert len(History(history.path).results()) == 1
 
 
-def test_no_database_at_all_is_set_aside_with_its_bytes(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_file_that_is_not_a_database_is_set_aside_unchanged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / FILE).write_bytes(b"this is no database, " * 500)
     history = History(tmp_path / FILE)
     assert history.runs() == ()
@@ -180,7 +180,7 @@ def test_no_database_at_all_is_set_aside_with_its_bytes(tmp_path: Path, caplog: 
     assert len(history.runs()) == 1
 
 
-def test_damaged_pages_are_found_and_the_rest_is_rescued(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_readable_runs_of_a_damaged_file_are_copied(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     history = History(tmp_path / FILE)
     for n in range(60):
         history.record(run(n, *[case("P", f"test_{m}") for m in range(30)]))
@@ -205,7 +205,7 @@ def test_empty_file_is_a_new_history(tmp_path: Path) -> None:
     assert History(tmp_path / FILE).runs() == ()
 
 
-def test_no_permission_is_said(tmp_path: Path) -> None:
+def test_an_unreadable_file_is_reported(tmp_path: Path) -> None:
     (tmp_path / FILE).mkdir()
     with pytest.raises(InfrastructureError, match="unable to open"):
         History(tmp_path / FILE)
@@ -236,7 +236,7 @@ def test_known_issues_are_fields_and_the_reason_is_free_text(history: History) -
 
 
 def test_known_issues_of_an_older_harness_are_read_from_the_reason(history: History) -> None:
-    """It had no table of them, and used the file of a newer harness."""
+    """It has no table of known issues, but can use the file of a newer harness."""
     history.record(run(1, case("K", reason=f"known issue, {ISSUE}\npanic: x")))
     history.record(run(2, case("F", reason=f"this passes, and is listed as a known issue, {ISSUE}\nRemove its entry.")))
     with sqlite3.connect(history.path) as connection:

@@ -104,10 +104,15 @@ def old(disk: DiskImage, tmp_path: Path) -> GuestSource:
 @pytest.mark.parametrize(
     ("able", "shape", "refused", "hint"),
     [
-        ("pv pvh", Shape("pv"), r"h's Xen 4\.20 runs none: its xen_caps lacks xen-3\.0-x86_32p", "^a Xen built with CONFIG_PV32=y"),
+        (
+            "pv pvh",
+            Shape("pv"),
+            r"Xen 4\.20 of h runs none: its xen_caps lacks xen-3\.0-x86_32p",
+            "^use a Xen built with CONFIG_PV32=y",
+        ),
         ("pv pvh pvshim", Shape("pv"), "xen_caps lacks", r"xen\.gz; or --pvshim, under which FreeBSD 10\.4 panics"),
-        ("pv pv32", Shape("pv", vcpus=2), "as 32-bit PV with 2 vCPUs", "one: with more it hangs"),
-        ("pvh pvshim", Shape("pvshim", vcpus=2), "as 32-bit PV with 2 vCPUs", "one: with more it hangs"),
+        ("pv pv32", Shape("pv", vcpus=2), "as 32-bit PV with 2 vCPUs", "choose one vCPU: with more it hangs"),
+        ("pvh pvshim", Shape("pvshim", vcpus=2), "as 32-bit PV with 2 vCPUs", "choose one vCPU: with more it hangs"),
         ("pv pvh", Shape("pvshim"), "h, Xen 4.20: no xen-shim", "Debian: xen-utils"),
         ("pv", Shape("pvshim"), "h, Xen 4.20: no PVH guests, and the PV shim is one", "VT-x or SVM"),
     ],
@@ -120,7 +125,7 @@ def test_what_a_host_cannot_run(old: GuestSource, able: str, shape: Shape, refus
 
 def test_an_hvm_guest_has_no_bootloader_in_dom0(disk: DiskImage) -> None:
     able = GuestSource("freebsd-13.2", FreeBSD(version="13.2", types=("pvh", "hvm")), None, disks=(disk,), root="xbd0p2")
-    with pytest.raises(CannotRun, match=r"freebsd-13\.2 as HVM by pygrub: its own loader reads its disk"):
+    with pytest.raises(CannotRun, match=r"freebsd-13\.2 as HVM by pygrub: an HVM guest's own loader reads its disk"):
         configure(Host(capabilities=frozenset({"hvm"})), able, Shape("hvm", bootloader="pygrub"), "x")  # type: ignore[arg-type]
 
 
@@ -157,6 +162,6 @@ def test_cells_of_a_pv_kernel(kind: str) -> None:
 
 def test_pygrub_is_skipped_where_it_cannot_read_the_disk(disk: DiskImage) -> None:
     """libxl aborts when its bootloader hands over no kernel: that is no failure of the guest's."""
-    with pytest.raises(CannotRun, match="its tools read UFS1 and ext2 only"):
+    with pytest.raises(CannotRun, match="it reads UFS1 and ext2 only"):
         configure(Host(), freebsd(disk, pygrub=False), Shape("pvh", bootloader="pygrub"), "x")  # type: ignore[arg-type]
     configure(Host(), freebsd(disk, pygrub=False), Shape("pvh"), "x")  # type: ignore[arg-type]

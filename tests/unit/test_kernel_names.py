@@ -44,7 +44,7 @@ def file(text: str) -> bytes:
 
 
 @pytest.mark.parametrize(("text", "banner"), FORMS)
-def test_a_kernel_is_named_by_what_it_says_of_itself(text: str, banner: str) -> None:
+def test_the_version_names_a_kernel(text: str, banner: str) -> None:
     data = file(text)
     release, _, branch = banner.split()[0].partition("-")
     assert kernelfile.banner(data) == f"FreeBSD {banner}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -69,13 +70,13 @@ def test_a_run_becomes_records() -> None:
         ("freebsd-pvshim-xen-4.20", Place("15.1", "pvshim", "4.20")),
     ],
 )
-def test_cells_by_their_names(name: str, expected: Place) -> None:
+def test_place_of_a_cell(name: str, expected: Place) -> None:
     (found,) = matrix.records(run(case("P", "test_boots", name, xen="")), {})
     assert found.place == expected
 
 
 @pytest.mark.parametrize("host", ["pv-lab", "freebsd-pvh-x", "control-hvm-uefi-x"])
-def test_the_name_of_a_host_is_no_part_of_the_cell(host: str) -> None:
+def test_a_host_name_is_not_taken_for_another_part_of_the_cell(host: str) -> None:
     done = run(case("P", "test_boots", f"freebsd-hvm-{host}"), case("P", "test_boots", f"control-pv-{host}"))
     (found,) = matrix.records(done, {})
     assert found.place == Place("15.1", "hvm", "4.20")
@@ -84,8 +85,8 @@ def test_the_name_of_a_host_is_no_part_of_the_cell(host: str) -> None:
         matrix.records(bare, {})
 
 
-def test_what_is_tested_is_told_by_the_inputs() -> None:
-    """A real host's cell names no Xen; a kernel alone on an older world is a row of its own."""
+def test_release_and_xen_come_from_the_inputs() -> None:
+    """The cell of a real host has no Xen version. A kernel on an older world has a separate row."""
     (found,) = matrix.records(run(case("P", "test_boots", "freebsd-pvh-rack7", xen="4.17.5", world="FreeBSD 13.2")), {})
     assert found.place == Place("15.1 on world 13.2", "pvh", "4.17")
     skipped = run(case("S", "test_boots", "freebsd-hvm-xen-4.20"), case("P", "test_boots", "freebsd-pvh-xen-4.20"))
@@ -97,7 +98,7 @@ def test_what_is_tested_is_told_by_the_inputs() -> None:
     assert given.freebsd == "14.2"
 
 
-def test_runs_that_are_none() -> None:
+def test_unsuitable_runs_are_refused() -> None:
     good = run(case("P", "test_boots", "freebsd-pvh-xen-4.20"))
     with pytest.raises(UsageError, match="is not finished"):
         matrix.records(replace(good, ended=""), {})
@@ -123,7 +124,7 @@ def test_runs_that_are_none() -> None:
         ("", "unknown"),
     ],
 )
-def test_a_commit_in_short(harness: str, expected: str) -> None:
+def test_short_commit(harness: str, expected: str) -> None:
     assert revision.short(harness) == expected
 
 
@@ -142,7 +143,7 @@ def test_a_later_run_replaces_an_earlier_one() -> None:
     assert matrix.merge([later], [RECORD]) == (later,)
 
 
-def test_records_survive_the_file() -> None:
+def test_records_are_read_as_they_were_written() -> None:
     data = matrix.merge([], [RECORD, replace(RECORD, freebsd="9.3", known={"boot/a[b]": "bug"}, failed=("boot/c",), absent=2)])
     assert [record.freebsd for record in data] == ["9.3", "15.1"]
     assert matrix.parse(matrix.dump(data)) == data
@@ -179,7 +180,7 @@ def test_the_table() -> None:
     ]  # fmt: skip
 
 
-def test_the_table_goes_between_its_markers() -> None:
+def test_the_table_is_inserted_between_its_markers() -> None:
     document = f"before\n{matrix.BEGIN}\nold\n{matrix.END}\nafter\n"
     made = matrix.insert(document, "new\n")
     assert made == f"before\n{matrix.BEGIN}\n\nnew\n\n{matrix.END}\nafter\n"
@@ -194,7 +195,7 @@ def test_the_table_goes_between_its_markers() -> None:
 
 @pytest.fixture
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A project with two suites and a document; what would be collected is :data:`EXPECTED`."""
+    """A project with two suites and a document. The collected cases are :data:`EXPECTED`."""
     for suite in SUITES:
         (tmp_path / "suites" / suite).mkdir(parents=True)
         (tmp_path / "suites" / suite / "__init__.py").touch()
@@ -203,7 +204,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "docs/suites.md").write_text(f"# Suites\n{matrix.BEGIN}\n{matrix.END}\n")
     monkeypatch.setenv("FXH_PROJECT", str(tmp_path))
 
-    def collect(options: list[str]) -> tuple[list[collecting.Entry], tuple[()]]:
+    def collect(given: dict[str, Any], *, every_cell: bool) -> tuple[list[collecting.Entry], tuple[()]]:
         from harness.plugin.cells import Cell
 
         return [
@@ -217,7 +218,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_record_and_check(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert tested.stale() == ("docs/suites.md: its matrix is not what docs/matrix.json gives; run `fxh matrix write`",)
+    assert tested.stale() == ("docs/suites.md: its matrix differs from docs/matrix.json; run `fxh matrix write`",)
     tested.write()
     assert tested.stale() == ()
     pvh = "freebsd-pvh-xen-4.20"
@@ -240,7 +241,7 @@ def test_record_and_check(project: Path, capsys: pytest.CaptureFixture[str]) -> 
 
 def test_a_part_of_a_run_is_refused(project: Path) -> None:
     written.save(project / "reports", run(case("P", "test_boots", "freebsd-pvh-xen-4.20")))
-    with pytest.raises(UsageError, match=r"has not 1 cases of boot in 15\.1 PVH 4\.20") as caught:
+    with pytest.raises(UsageError, match=r"lacks 1 cases of boot in 15\.1 PVH 4\.20") as caught:
         tested.record(["run-001"], "", False, project / "reports")
     assert "fxh merge" in caught.value.hint
     assert not (project / "docs/matrix.json").exists()
@@ -256,5 +257,5 @@ def test_an_older_run_changes_nothing(project: Path, capsys: pytest.CaptureFixtu
         written.save(project / "reports", run(*cases, number=number))
     tested.record(["run-002"], "", False, project / "reports")
     tested.record(["run-001"], "", False, project / "reports")
-    assert capsys.readouterr().out.splitlines()[-1] == "15.1 PVH 4.20 boot: run-001 is older than what is recorded"
+    assert capsys.readouterr().out.splitlines()[-1] == "15.1 PVH 4.20 boot: run-001 is older than the recorded run"
     assert "**" not in (project / "docs/suites.md").read_text()

@@ -22,7 +22,7 @@ class Looks(Memory):
         current = next(self._looks) * MIB
         return Sample(current, current, current, 0, current, current)
 
-    def _stands_at(self) -> int:
+    def _current(self) -> int:
         return self.sample().current
 
 

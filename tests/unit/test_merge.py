@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""Shards joined into one run."""
+"""Shards that are merged into one run."""
 
 from __future__ import annotations
 
@@ -41,15 +41,15 @@ def test_shards_become_one(tmp_path: Path) -> None:
     assert (found.missing, found.differing, found.run.exit_code) == (("2/3",), ("kernel",), 1)
     assert found.run.inputs["kernel"] == "k1 | k2"
     assert model.read_run(tmp_path / "new") == found.run
-    assert (tmp_path / "new/cases/b/x.console.log").read_text() == "2", "with the files of the one that counts"
+    assert (tmp_path / "new/cases/b/x.console.log").read_text() == "2", "files of the result that counts"
 
 
-def test_a_case_judged_once_is_not_undone_by_a_host_lost_later(tmp_path: Path) -> None:
+def test_a_judged_result_outweighs_a_later_lost_host(tmp_path: Path) -> None:
     one, two = run(tmp_path / "1", {"a": "passed"}), run(tmp_path / "2", {"a": "infrastructure"}, 4)
     assert merge.merge([one, two], tmp_path / "new", exit_code).run.cases[0].outcome == "passed"
 
 
-def test_a_shard_that_was_killed_is_not_all_well(tmp_path: Path) -> None:
+def test_a_killed_shard_is_an_infrastructure_failure(tmp_path: Path) -> None:
     one, two = run(tmp_path / "1", {"a": "passed"}), run(tmp_path / "2", {"b": "passed"}, None)
     found = merge.merge([one, two], tmp_path / "new", exit_code)
     assert (found.run.exit_code, found.run.ended) == (4, "")
@@ -63,7 +63,7 @@ def shard(path: Path, name: str, options: dict[str, str], **more: object) -> Pat
     return path
 
 
-def test_branch_and_options_stay(tmp_path: Path) -> None:
+def test_branch_and_options_are_kept(tmp_path: Path) -> None:
     options = {"guest": "freebsd", "image": "f142", "xen": "4.20"}
     both = [shard(tmp_path / name, name, options, branch="stable/14") for name in "ab"]
     found = merge.merge(both, tmp_path / "new", exit_code)
@@ -72,7 +72,7 @@ def test_branch_and_options_stay(tmp_path: Path) -> None:
     assert rerun_command(found.run, found.run.cases[0]) == "fxh run s -k 'a[c]' --guest freebsd --image f142 --xen 4.20"
 
 
-def test_a_case_is_run_again_with_the_options_of_its_own_run(tmp_path: Path) -> None:
+def test_a_case_is_rerun_with_the_options_of_its_own_run(tmp_path: Path) -> None:
     one = shard(tmp_path / "1", "a", {"guest": "control", "xen": "4.17", "disk": "/one/disk.img", "scale": "2"})
     two = shard(tmp_path / "2", "b", {"guest": "control,freebsd", "xen": "4.20", "disk": "/two/disk.img", "root": "xbd0p2"})
     found = merge.merge([one, two], tmp_path / "new", exit_code)
@@ -88,14 +88,14 @@ def test_a_case_is_run_again_with_the_options_of_its_own_run(tmp_path: Path) -> 
     assert [twice.options_of(case) for case in twice.cases] == [found.run.options_of(case) for case in found.run.cases]
 
 
-def test_runs_of_two_branches_are_not_one(tmp_path: Path) -> None:
+def test_runs_of_two_branches_are_refused(tmp_path: Path) -> None:
     one, two = (shard(tmp_path / name, "a", {}, branch=name) for name in ("main", "stable-14"))
     with pytest.raises(UsageError, match="the runs differ in their branch: 'main' in main, 'stable-14' in stable-14"):
         merge.merge([one, two], tmp_path / "new", exit_code)
     assert not (tmp_path / "new").exists()
 
 
-def test_what_was_set_up_stays(tmp_path: Path) -> None:
+def test_setup_steps_are_kept(tmp_path: Path) -> None:
     steps = [SetupStep(f"kernel {name}", 3.0, "2026", "t.py::a") for name in "ab"]
     paths = [shard(tmp_path / name, name, {}) for name in "ab"]
     for path, step in zip(paths, steps, strict=True):
@@ -106,8 +106,8 @@ def test_what_was_set_up_stays(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("item", fields(RunResult), ids=lambda item: item.name)
-def test_no_field_is_forgotten(tmp_path: Path, item: Field[object]) -> None:
-    """A run that is joined with nothing keeps all but its name and its command; a field that is new tomorrow, too."""
+def test_every_field_is_merged(tmp_path: Path, item: Field[object]) -> None:
+    """A single run keeps all fields but name, command and exit code. This also covers fields that are added later."""
     values: dict[str, object] = {
         "str": f"some {item.name}", "int | None": 1, "dict[str, str]": {"guest": "control"}, "bool": True, "float": 2.0,
         "tuple[SetupStep, ...]": (SetupStep("k", 1.0),), "tuple[CaseResult, ...]": (),
@@ -133,7 +133,7 @@ def test_every_outcome_is_counted(tmp_path: Path) -> None:
     assert "known" in model.OUTCOMES
 
 
-def test_every_outcome_has_its_letter() -> None:
+def test_every_outcome_has_a_letter() -> None:
     for table in (html.SQUARES, cli_report._LETTERS, WORST_FIRST, COUNTED):
         assert set(table) == set(model.OUTCOMES)
 
@@ -148,8 +148,8 @@ def test_missing_shards() -> None:
     assert merge.missing_shards(["1/2", "2/2"]) == ()
 
 
-def test_a_case_that_names_another_directory_stays_in_its_own(tmp_path: Path) -> None:
-    """A run may come from elsewhere: its files are not to be believed where they say what to copy."""
+def test_a_case_cannot_name_another_directory(tmp_path: Path) -> None:
+    """A run may come from another machine, so its files must not choose the directories to copy."""
     one, two = shard(tmp_path / "1", "a", {"image": "x"}), shard(tmp_path / "2", "b", {"image": "y"})
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()

@@ -38,7 +38,7 @@ from tests.unit.kernels import DYNSYM, NOBITS, kernel
         ("14.2-BETA1", ("14.2", "BETA1")), ("", ("", "")), ("unknown", ("", "")), ("6.12.118+deb13-amd64", ("", "")),
     ],
 )  # fmt: skip
-def test_a_name_is_taken_apart(name: str, expected: tuple[str, str]) -> None:
+def test_parse(name: str, expected: tuple[str, str]) -> None:
     found = parse(name)
     assert (found.release, found.branch, found.osreldate) == (*expected, 0)
 
@@ -77,7 +77,7 @@ def test_spans(version: OSVersion, span: str, inside: bool) -> None:
 
 
 @pytest.mark.parametrize("span", ["12+", "", ">=14.0,", "=14.0", "<14.1.2", ">=14000", "<14005070", ">14.1", "14.1"])
-def test_a_span_that_is_none(span: str) -> None:
+def test_invalid_spans(span: str) -> None:
     with pytest.raises(UsageError, match="is not a bound"):
         UNKNOWN.within(span)
 
@@ -98,7 +98,7 @@ def test_order_is_by_number() -> None:
     assert parse("14.0-STABLE", 1400507) < parse("14.1")
 
 
-def test_words() -> None:
+def test_text() -> None:
     assert str(parse("15.1-RELEASE-p1", 1501000)) == "15.1-RELEASE-p1 (1501000)"
     assert (str(parse("13.2")), str(UNKNOWN), str(OSVersion(osreldate=1402501))) == (
         "13.2", "of unknown version", "of unknown version (1402501)",
@@ -239,7 +239,7 @@ def test_the_files_of_a_guest_are_read_once_in_a_run(tmp_path: Path, monkeypatch
     shapes = [guest, replace(guest, bootloader="pygrub"), replace(guest, kernel=None)]
     before = [(shape.key, inputs.of(shape)["xvda"]) for _ in range(3) for shape in shapes]
     there = DirectHost(Silent(), run_id="abc")  # type: ignore[arg-type]
-    monkeypatch.setattr(there, "_hold", lambda: None)
+    monkeypatch.setattr(there, "_ensure_lease", lambda: None)
     assert len(there.files(tmp_path / "kernel", tmp_path / "disk", tmp_path / "more")) == 3
     assert sorted(read) == ["disk", "kernel", "more"]
     (tmp_path / "disk").write_bytes(b"else" * (1 << 18))
@@ -353,7 +353,7 @@ def test_every_version_and_type_has_an_ending() -> None:
             assert FreeBSD.of(version, (kind,)).fate("reboot", kind).why == rows[0].source
 
 
-def test_what_separates_variables() -> None:
+def test_separators_of_variables() -> None:
     """Commas separate variables; since 14 blanks do so, too (sys/x86/xen/pv.c)."""
     both = {"fxh.a": "1", "fxh.b": "/a/b:c=d"}
     for version in (parse("13.2", 1302001), parse("15.1", 1501000), UNKNOWN):

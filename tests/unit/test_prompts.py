@@ -220,7 +220,7 @@ STUCK = {
 
 
 @pytest.mark.parametrize("row", STUCK)
-def test_a_prompt_that_nobody_answers(tmp_path: Path, row: str) -> None:
+def test_a_prompt_ends_the_boot(tmp_path: Path, row: str) -> None:
     text, kind, message = STUCK[row]
     death = dies(tmp_path, text)
     assert death.kind == kind
@@ -264,14 +264,14 @@ def test_a_prompt_of_linux(tmp_path: Path, row: str) -> None:
     "row",
     ["loader-no-kernel", "boot2", "loader-efi", "geli-kernel", "installer", "insecure", "seabios", "uefi-none", "single-user-12"],
 )
-def test_it_ends_the_boot_at_once(tmp_path: Path, row: str) -> None:
+def test_a_prompt_ends_the_boot_at_once(tmp_path: Path, row: str) -> None:
     """A wait raises GuestDied without waiting for the budget of the stage."""
     text, kind, _ = STUCK[row]
     begun = time.monotonic()
     reader = ConsoleReader(ReplayStream(crlf(text), end="silence"), tmp_path / "c.log", tables=FREEBSD).start()
     with pytest.raises(GuestDied) as caught:
         reader.wait_stage("login", Deadline(20))
-    assert time.monotonic() - begun < 2.0
+    assert time.monotonic() - begun < 10, "well before the deadline of 20 s"
     assert caught.value.death.kind == kind
     reader.close()
 
@@ -296,7 +296,7 @@ def test_it_ends_the_boot_at_once(tmp_path: Path, row: str) -> None:
         f"{LOGIN}root\nroot@box:~ # fsck_ffs /dev/xbd1\nCONTINUE? [yn] ",
     ],
 )
-def test_a_boot_that_goes_on_is_not_stuck(tmp_path: Path, text: str) -> None:
+def test_a_boot_that_continues_is_not_stuck(tmp_path: Path, text: str) -> None:
     data = crlf(text)
     for chunks in ([data], [data[:-1], data[-1:]], [data[n : n + 7] for n in range(0, len(data), 7)]):
         reader = fed(tmp_path, chunks, requested=True)
@@ -408,7 +408,7 @@ def test_a_slow_console_brings_a_report_line_by_line(tmp_path: Path) -> None:
     assert [question for question, _ in death.answers] == QUESTIONS
 
 
-def test_a_page_of_an_answer_is_turned_however_it_is_cut(tmp_path: Path) -> None:
+def test_the_pager_continues(tmp_path: Path) -> None:
     answers = {**ANSWERS, b" ": crlf("        \r    2     0\ndb> ")}
     stream = Paged(crlf(f"{REPORT}{STOPPED}db> "), answers)
     reader = ConsoleReader(stream, tmp_path / "c.log", tables=FREEBSD).start()
@@ -481,7 +481,7 @@ def test_a_debugger_that_goes_on_lets_the_report_end(tmp_path: Path) -> None:
     death = live(tmp_path, [crlf(text)]).death
     assert death is not None
     assert (death.kind, death.faulting_function) == ("panic", "xyz_drain")
-    assert time.monotonic() - begun < 2.0
+    assert time.monotonic() - begun < 10
 
 
 # -- a second boot ----------------------------------------------------------------------------------------------------
@@ -506,7 +506,7 @@ AGAIN = {
 
 
 @pytest.mark.parametrize("row", AGAIN)
-def test_a_second_boot_that_nobody_requested(tmp_path: Path, row: str) -> None:
+def test_a_second_boot(tmp_path: Path, row: str) -> None:
     text, stage, message = AGAIN[row]
     death = dies(tmp_path, text)
     assert (death.kind, death.stage, death.message) == (SECOND_BOOT, stage, message)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""Reports, from runs that are written down: what guests say is hostile, logs are long, files are missing."""
+"""Reports of given runs: hostile guest output, long logs, missing files."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ SCHEMA = Path(__file__).parents[2] / "docs" / "report.schema.json"
 
 
 def reported(reports: Path, *runs: RunResult, **consoles: bytes) -> tuple[Path, Report]:
-    """The report of the last of ``runs``, the others being its history."""
+    """The report of the last of ``runs``; the others are its history."""
     for done in runs:
         path = save(reports, done, consoles)
         made = reporting.publish(path, done)
@@ -40,7 +40,7 @@ def reported(reports: Path, *runs: RunResult, **consoles: bytes) -> tuple[Path, 
 
 
 class Strict(HTMLParser):
-    """Fails on tags that are not closed in order, and keeps what a page would run or fetch."""
+    """Fails on tags that are not closed in order. Collects tags and attributes that could run or fetch something."""
 
     VOID = frozenset({"meta", "br", "img", "line", "polyline", "circle", "link", "input"})
 
@@ -66,7 +66,7 @@ class Strict(HTMLParser):
 # -- the page ---------------------------------------------------------------------------------------------------------
 
 
-def test_a_suite_s_counts_leave_nothing_out(tmp_path: Path) -> None:
+def test_a_suite_counts_every_outcome(tmp_path: Path) -> None:
     words = "PPKFIHS"
     path, made = reported(tmp_path, run(0, case()), run(1, *(case(word, f"test_{n}") for n, word in enumerate(words))))
     (row,) = made.matrix
@@ -77,7 +77,7 @@ def test_a_suite_s_counts_leave_nothing_out(tmp_path: Path) -> None:
     assert "run-001: 2 passed, 1 known, 1 failed, 1 infrastructure, 1 harness, 1 skipped" in page
 
 
-def test_page_of_a_regression_says_it_first(tmp_path: Path) -> None:
+def test_page_shows_a_regression_first(tmp_path: Path) -> None:
     past = [run(n, case(), case("P", "test_more")) for n in range(3)]
     path, made = reported(tmp_path, *past, run(3, case("F", kernel="B"), case("P", "test_more", kernel="B")))
     page = (path / "index.html").read_text()
@@ -95,7 +95,7 @@ def test_page_of_a_regression_says_it_first(tmp_path: Path) -> None:
     assert "last run that passed (run-002)" in page
 
 
-def test_page_survives_what_guests_say(tmp_path: Path) -> None:
+def test_page_escapes_guest_output(tmp_path: Path) -> None:
     died = Boot("g", (Stamp("kernel", 1.0),), 2.0, 100.0, "g.console.log", 0, "</pre>")
     done = case("F", reason=HOSTILE, identity=HOSTILE, excerpt=HOSTILE, title=HOSTILE, files=("g.console.log",), boots=(died,), inputs={"kernel": HOSTILE}, metrics={HOSTILE: 1.0}, directory="one")  # fmt: skip
     path, _ = reported(tmp_path, run(1, done, command=HOSTILE, branch=HOSTILE), one=HOSTILE.encode() * 50 + b"\xff\xfe\xc0")
@@ -117,7 +117,7 @@ def test_first_run_ever_and_empty_runs(tmp_path: Path) -> None:
         Strict((tmp_path / name / "runs" / "run-001" / "index.html").read_text())
 
 
-def test_sentence_keeps_what_was_learned_apart(tmp_path: Path) -> None:
+def test_sentence_counts_unjudged_cases_separately(tmp_path: Path) -> None:
     past = run(1, *[case("P", f"test_{n}") for n in "abcd"])
     second = run(2, case("F", "test_a", kernel="B"), case("I", "test_b", kernel="B"), case("H", "test_c", kernel="B"), case("P", "test_d", kernel="B"))  # fmt: skip
     _, made = reported(tmp_path, past, second)
@@ -133,7 +133,7 @@ def test_sentence_keeps_what_was_learned_apart(tmp_path: Path) -> None:
     )
 
 
-def test_nothing_learned_is_not_green_and_says_why(tmp_path: Path) -> None:
+def test_an_unjudged_case_is_not_green_and_has_a_reason(tmp_path: Path) -> None:
     why = "vif7.0 is gone\nBcc: evil@example.org"
     path, made = reported(tmp_path, run(1, case(), case("I", "test_b", reason=why)))
     assert '<h1 class="lost">' in (path / "index.html").read_text()
@@ -142,7 +142,7 @@ def test_nothing_learned_is_not_green_and_says_why(tmp_path: Path) -> None:
     assert '<h1 class="good">' in (path / "index.html").read_text()
 
 
-def test_known_issues_of_the_run_are_failures_of_the_past(tmp_path: Path) -> None:
+def test_known_issues_count_as_failures_in_the_history(tmp_path: Path) -> None:
     known = case("K", kernel="B", issue="bug 1: it halts")
     passes = case("F", kernel="C", issue="bug 1: it halts")
     _, made = reported(tmp_path, run(1, case()), run(2, known))
@@ -161,7 +161,7 @@ def test_named_baseline(tmp_path: Path) -> None:
     assert reporting.build_report(path, run(3, case("F", kernel="C"))).cases[0].verdict.kind == "still failing"
 
 
-def test_a_history_that_cannot_be_read_costs_the_comparison_alone(tmp_path: Path) -> None:
+def test_without_a_history_only_the_comparison_is_missing(tmp_path: Path) -> None:
     (tmp_path / FILE).mkdir(parents=True)
     path, made = reported(tmp_path, run(1, case("F")))
     assert made.note.startswith("No comparison with earlier runs: ")
@@ -169,7 +169,7 @@ def test_a_history_that_cannot_be_read_costs_the_comparison_alone(tmp_path: Path
     assert [item.verdict.kind for item in made.cases] == ["never passed"]
 
 
-def test_a_report_that_cannot_be_written_costs_no_other(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_report_that_cannot_be_written_stops_no_other(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     done = run(1, case())
     path = save(tmp_path, done)
     (path / "mail.eml").mkdir()
@@ -179,13 +179,13 @@ def test_a_report_that_cannot_be_written_costs_no_other(tmp_path: Path, caplog: 
     assert (path / "report.json").is_file()
 
 
-def test_missing_artifacts_leave_a_page(tmp_path: Path) -> None:
+def test_page_without_the_files_of_a_case(tmp_path: Path) -> None:
     done = case("F", files=("g.console.log", "g.cfg", "xl-dmesg.log"), boots=(Boot("g", (), 1.0, 5.0, "g.console.log"),))
     path, _ = reported(tmp_path, run(1, done))
     assert "panic: at the disco" in (path / "index.html").read_text()
 
 
-def test_many_red_consoles_do_not_make_an_endless_page(tmp_path: Path) -> None:
+def test_many_consoles_do_not_exceed_the_page_limit(tmp_path: Path) -> None:
     noise = b"x" * 79 + b"\n"
     cases = [case("F", f"test_{n}", directory=f"d{n}", files=("g.console.log",)) for n in range(300)]
     done = run(1, *cases)
@@ -243,7 +243,7 @@ def test_hang_is_marked_at_the_last_line_before_it(tmp_path: Path) -> None:
     assert [line.kind for line in console.lines(log, boot)] == ["guest", "death"]
 
 
-def test_hypervisor_log_is_put_between(tmp_path: Path) -> None:
+def test_hypervisor_log_is_merged_by_time(tmp_path: Path) -> None:
     guest = [console.Line(1.0, "a"), console.Line(None, "b"), console.Line(3.0, "c")]
     text = "(XEN) old line\n(XEN) [   10.000000] early\n(XEN) [   52.000000] d1v0 bad\n(XEN) [   60.000000] 't' pressed"
     xen = console.xen_lines(text, clock=1010.0, unpaused=1000.0)
@@ -252,7 +252,7 @@ def test_hypervisor_log_is_put_between(tmp_path: Path) -> None:
     assert console.xen_lines(text, None, 1000.0) == []
 
 
-def test_a_huge_log_is_read_from_its_end_only(tmp_path: Path) -> None:
+def test_only_the_end_of_a_huge_log_is_read(tmp_path: Path) -> None:
     log = tmp_path / "g.console.log"
     with log.open("wb") as file:
         file.truncate(500_000_000)
@@ -266,7 +266,7 @@ def test_a_huge_log_is_read_from_its_end_only(tmp_path: Path) -> None:
 # -- mail -------------------------------------------------------------------------------------------------------------
 
 
-def test_mail_is_plain_narrow_and_says_the_verdict_first(tmp_path: Path) -> None:
+def test_mail_is_plain_text_of_72_columns_with_the_verdict_first(tmp_path: Path) -> None:
     trace = (
         "panic: page fault\n" + "vm_fault_trap() at vm_fault_trap+0x151/frame 0xfffffe0045071d60\n" * 3 + "y" * 200 + "\n\ttab é"
     )
@@ -290,8 +290,8 @@ def test_mail_is_plain_narrow_and_says_the_verdict_first(tmp_path: Path) -> None
     assert b"Content-Transfer-Encoding: 8bit" in raw
 
 
-def test_mail_has_what_a_bug_report_needs(tmp_path: Path) -> None:
-    """The death in the middle of a long excerpt, and the domain's configuration."""
+def test_mail_has_the_facts_of_a_bug_report(tmp_path: Path) -> None:
+    """The lines around a death in a long excerpt, and the domain's configuration."""
     excerpt = "\n".join([*(f"before {n}" for n in range(30)), "panic: no init", *(f"frame{n}()" for n in range(30))])
     boot = Boot("g", (Stamp("kernel", 1.0),), 2.0, 100.0, "g.console.log", 0, "no init")
     done = run(1, case("F", excerpt=excerpt, boots=(boot,), files=("a.cfg", "g.cfg")))
@@ -313,7 +313,7 @@ def test_mail_has_what_a_bug_report_needs(tmp_path: Path) -> None:
         (Where("freebsd", "pvshim", "my-uefi-box"), "guest type  PV shim"),
     ],
 )
-def test_the_name_of_a_host_is_no_guest_type(tmp_path: Path, where: Where, shown: str) -> None:
+def test_a_host_name_is_not_taken_for_a_guest_type(tmp_path: Path, where: Where, shown: str) -> None:
     _, made = reported(
         tmp_path, run(1, case("F", cell=str(where), where=where, nodeid=f"suites/boot/test_boot.py::test_boots[{where}]"))
     )
@@ -334,7 +334,7 @@ def test_the_name_of_a_host_is_no_guest_type(tmp_path: Path, where: Where, shown
         (Where("freebsd", "pvh", "xen-4.17", "4.17"), "--guest freebsd --type pvh --xen 4.17"),
     ],
 )
-def test_the_name_of_a_host_is_no_option(where: Where, command: str) -> None:
+def test_a_host_name_is_not_taken_for_an_option(where: Where, command: str) -> None:
     options = {"guest": "control,freebsd", "type": "pv,pvh", "xen": "4.17,4.20"}
     done = run(1, case(cell=str(where), where=where), options=options)
     assert rerun_command(done, done.cases[0]).endswith(command)
@@ -363,7 +363,7 @@ def test_a_finding_is_shown_by_its_parts(tmp_path: Path) -> None:
 
 
 def test_actions_and_backtrace_are_in_mail_and_page(tmp_path: Path) -> None:
-    """They lie between the lines of the console by their time."""
+    """The actions are sorted into the console by time."""
     boot = Boot("g", (Stamp("kernel", 1.0),), 2.0, 100.0, "g.console.log", 0, "at the disco")
     done = run(1, case("F", directory="one", boots=(boot,), files=("g.console.log", "trace.jsonl")))
     path = save(tmp_path, done, {"one": b"before\nafter\n"})
@@ -382,7 +382,7 @@ def test_actions_and_backtrace_are_in_mail_and_page(tmp_path: Path) -> None:
     assert "\x1b" not in page
 
 
-def test_a_different_failure_is_said_in_a_sentence(tmp_path: Path) -> None:
+def test_a_different_failure_has_a_plain_sentence(tmp_path: Path) -> None:
     other = "0badc0de panic: page fault @ xbd_resume"
     _, made = reported(tmp_path, run(1, case()), run(2, case("F", kernel="B")), run(3, case("F", kernel="B", identity=other)))
     assert made.cases[0].verdict.reason.endswith(f"; different failure than before: {other} (was {IDENTITY})")
@@ -397,7 +397,7 @@ def test_an_excerpt_names_its_source(tmp_path: Path, kind: str, title: str) -> N
     assert f"\n{title}\n| panic: at the disco" in mail.body(made)
 
 
-def test_guests_write_no_headers_and_no_lines_of_mail(tmp_path: Path) -> None:
+def test_guest_output_adds_no_header_and_no_line_to_the_mail(tmp_path: Path) -> None:
     done = case("F", cell="x\r\nBcc: evil@example.org", reason=HOSTILE, identity=HOSTILE, excerpt=HOSTILE, title=HOSTILE)
     _, made = reported(tmp_path, run(1, done, command=HOSTILE, run="run-001", branch=HOSTILE))
     raw = mail.compose(made, to="a@example.org").as_bytes()
@@ -419,10 +419,10 @@ def test_wrong_addresses_are_refused(tmp_path: Path, address: str) -> None:
         mail.compose(made, to=address)
 
 
-# -- machines' forms --------------------------------------------------------------------------------------------------
+# -- JSON, JUnit, allure ----------------------------------------------------------------------------------------------
 
 
-def test_json_is_what_its_schema_says(tmp_path: Path) -> None:
+def test_json_conforms_to_its_schema(tmp_path: Path) -> None:
     schema = json.loads(SCHEMA.read_text())
     jsonschema.Draft202012Validator.check_schema(schema)
     validator = jsonschema.Draft202012Validator(schema)
@@ -458,7 +458,7 @@ def test_junit_gets_inputs_and_verdicts_once(tmp_path: Path) -> None:
     assert root.find("testsuite/testcase[2]/properties") is None
 
 
-def test_broken_junit_is_left_alone(tmp_path: Path) -> None:
+def test_broken_junit_file_is_unchanged(tmp_path: Path) -> None:
     done = run(1, case())
     path = save(tmp_path, done)
     (path / "junit.xml").write_text("<testsuites>")
@@ -510,7 +510,7 @@ KNOWN_ISSUE = "known issue: bug 1: it is so"
         ("", case("F", issue="bug 1: it is so"), "passed", "", "Known issue gone: remove its entry"),
     ],
 )
-def test_allure_sorts_each_result_where_it_belongs(
+def test_allure_puts_each_result_into_its_category(
     before: str, now: CaseResult, status: str, message: str, category: str, tmp_path: Path
 ) -> None:
     if before:
@@ -529,11 +529,11 @@ def test_allure_sorts_each_result_where_it_belongs(
     categories = json.loads((path / "allure" / "categories.json").read_text())
     hits = [c["name"] for c in categories if judged["status"] in c["matchedStatuses"] and re.fullmatch(c["messageRegex"], said)]
     assert hits == ([category] if category else []), said
-    assert plain(message) in said, "what pytest said stays"
-    assert said.count("\n[") == message.startswith("["), "one verdict, also when it is done again"
+    assert plain(message) in said, "pytest's message stays"
+    assert said.count("\n[") == message.startswith("["), "a second call adds no second verdict"
 
 
-def test_again_names_the_case_its_cell_and_its_inputs() -> None:
+def test_rerun_command_names_case_cell_and_inputs() -> None:
     options = {"guest": "control,freebsd", "type": "pv,pvh", "xen": "4.17,4.20", "kernel": "/a b/kernel"}
     done = run(1, case(), options=options)
     assert (
@@ -543,7 +543,7 @@ def test_again_names_the_case_its_cell_and_its_inputs() -> None:
 
 
 def test_history_number_of_a_run_in_the_past(tmp_path: Path) -> None:
-    """An old run is judged by what was before it, not by what came after."""
+    """An old run is judged by earlier runs only."""
     path, _ = reported(tmp_path, run(1, case()), run(2, case("F", kernel="B")))
     reported(tmp_path, run(3, case("F", kernel="B")))
     made = reporting.build_report(path, run(2, case("F", kernel="B")))

@@ -15,7 +15,7 @@ import written
 from harness.console.deaths import Death
 from harness.errors import CommandFailed, DeadlineExpired, GuestCommandFailed, GuestDied, HarnessError, LabDead, UsageError
 from harness.plugin.cells import Cell, elsewhere, unmet
-from harness.plugin.outcome import exit_code, judge
+from harness.plugin.outcome import classify, exit_code
 from harness.plugin.selection import title
 from harness.results import model, run_dir, schema1
 from harness.results.model import Boot, CaseResult, Outcome, RunResult, Stamp
@@ -44,7 +44,7 @@ def case(outcome: str = "passed", **more: object) -> CaseResult:
     ],
 )
 def test_who_is_to_blame(error: BaseException, outcome: str) -> None:
-    assert judge(error).outcome == outcome
+    assert classify(error).outcome == outcome
 
 
 @pytest.mark.parametrize(
@@ -63,7 +63,7 @@ def test_exit_codes(outcomes: list[str], code: int) -> None:
     assert exit_code(tuple(case(outcome) for outcome in outcomes)) == code
 
 
-def test_results_survive_the_way_to_disk(tmp_path: Path) -> None:
+def test_results_are_read_as_they_were_written(tmp_path: Path) -> None:
     done = case(
         "failed",
         reason=HOSTILE,
@@ -169,7 +169,7 @@ def test_needs() -> None:
     assert elsewhere(marks, "suites/boot/test_x.py::test_y[a-b]") == "fxh run boot -k test_y --disk IMAGE --type pvh"
 
 
-def test_latest_points_to_the_last_of_runs_that_begin_at_once(tmp_path: Path) -> None:
+def test_latest_points_to_one_of_several_runs_started_at_once(tmp_path: Path) -> None:
     runs = [tmp_path / "runs" / f"r{n}" for n in range(20)]
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(run_dir.latest, runs))

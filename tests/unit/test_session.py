@@ -62,7 +62,7 @@ def test_output_and_status_are_exact(session: Session) -> None:
     assert session.run("printf 'one\\r\\ntwo'").text == "one\r\ntwo"
 
 
-def test_a_failing_command_says_what_and_why(session: Session) -> None:
+def test_a_failing_command_raises_its_status_and_output(session: Session) -> None:
     with pytest.raises(GuestCommandFailed, match=r"'false; ls /none' failed with exit status [12]"):
         session.run("false; ls /none")
 
@@ -76,7 +76,7 @@ def test_a_kernel_message_in_the_middle_is_noticed(session: Session) -> None:
     assert text == "\n".join(map(str, range(1, 30001)))
 
 
-def test_a_short_output_is_whole_among_kernel_messages(session: Session) -> None:
+def test_a_short_output_among_kernel_messages(session: Session) -> None:
     session.run("tty=$(tty); (for i in $(seq 60); do sleep 0.01; echo xn0: up > $tty; done) >/dev/null 2>&1 & true")
     wanted = "\n".join(map(str, range(1, 101)))
     assert [session.run("seq 1 100").text for _ in range(30)] == [wanted] * 30
@@ -88,7 +88,7 @@ def test_earlier_input_is_no_part_of_a_command(session: Session) -> None:
     assert session.run("echo alive").text == "alive"
 
 
-def test_words_of_a_death_in_a_command_s_output_are_no_death(session: Session) -> None:
+def test_a_quoted_panic_in_output_is_no_death(session: Session) -> None:
     """The output of dmesg may contain the panic of the previous boot."""
     text = "panic: at the disco\ncpuid = 0\nUptime: 1s\nRebooting..."
     assert session.run(f"printf '{text}\\n'").text == text.replace("\\n", "\n")
@@ -101,7 +101,7 @@ def test_a_death_during_a_command_ends_it(session: Session) -> None:
     begun = time.monotonic()
     with pytest.raises(GuestDied, match="real"):
         session.run("sleep 60", Deadline(30))
-    assert time.monotonic() - begun < 3
+    assert time.monotonic() - begun < 15, "well before the deadline of 30 s"
 
 
 def test_a_shell_that_was_killed_is_no_hang(session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -146,7 +146,7 @@ class Small:
 
 
 @pytest.mark.parametrize("buffer_size", [SERIAL_PORT, TTY])
-def test_a_long_command_arrives_whole_where_the_console_takes_little(tmp_path: Path, buffer_size: int) -> None:
+def test_a_long_command_on_a_console_with_a_small_buffer(tmp_path: Path, buffer_size: int) -> None:
     small = Small(LocalTransport().open(["bash", "-c", LOGIN % "sh"], pty=True))
     reader = ConsoleReader(small, tmp_path / "c.log", tables=LINUX).start()
     try:
@@ -228,7 +228,7 @@ def test_wrong_password(tmp_path: Path) -> None:
     reader.close()
 
 
-def test_no_answer_says_what_was_awaited(tmp_path: Path) -> None:
+def test_an_expired_deadline_names_the_condition(tmp_path: Path) -> None:
     reader = ConsoleReader(ReplayStream(b"login: ", end="silence"), tmp_path / "c", tables=LINUX).start()
     with pytest.raises(InfrastructureError, match="a login on the console"):
         Session(reader).login("root", deadline=Deadline(1))
@@ -236,7 +236,7 @@ def test_no_answer_says_what_was_awaited(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("at", range(1, 12))
-def test_a_question_for_the_cursor_is_answered_once_however_it_is_cut(tmp_path: Path, at: int) -> None:
+def test_a_cursor_query_is_answered_once(tmp_path: Path, at: int) -> None:
     """It also finds a prompt after escape sequences."""
     data = b"\x1b[999;999H\x1b[6n\x1b[1mbox login: \x1b[0m"
     for chunks in ([data[: at + 8], data[at + 8 :]], [data[n : n + 1] for n in range(len(data))]):

@@ -31,7 +31,7 @@ def test_xl_save_is_ended_and_no_other(tmp_path: Path, has_pkill: bool) -> None:
     )
     try:
         pattern = f"{tmp_path}/[x]l save 2 /var/lib/x.save"
-        subprocess.run(["sh", "-c", suspend._END, "sh", pattern], env={"PATH": str(tools)}, check=False)
+        subprocess.run(["sh", "-c", suspend._END_XL, "sh", pattern], env={"PATH": str(tools)}, check=False)
         assert saving.wait(10) == -signal.SIGTERM
         assert other.poll() is None
     finally:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""Verdicts from written histories, and the invariants that hold for any history."""
+"""Verdicts for given histories, and invariants for any history."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ KERNELS = {letter: Inputs({"kernel": f"kernel.{letter} sha256:{letter * 64}", "x
 
 
 def see(word: str, number: int, **more: object) -> Observation:
-    """``"FB"`` is a failure with kernel B; ``"FBx"`` one that died of x."""
+    """``"FB"`` is a failure with kernel B; ``"FBx"`` a failure with the death x."""
     seen = Observation(f"run-{number:03}", CASE, CELL, OUTCOMES[word[0]], word[2:], KERNELS[word[1]])
     return replace(seen, **more)  # type: ignore[arg-type]
 
@@ -40,13 +40,13 @@ TABLE = [
     ("IA SA HA", "PA", "new", "first result"),
     ("PA PA PA", "PA", "passed", "as in the 3 runs before"),
     ("PA PA PA", "PB", "passed", "as in the 3 runs"),
-    ("PA PA PA", "FB", "regression", "passed in the last 3 runs, up to run-002; failed in the first run with these inputs; changed now: kernel kernel.A (AAAAAAAA) -> kernel.B (BBBBBBBB)"),
+    ("PA PA PA", "FB", "regression", "passed in the last 3 runs, up to run-002; failed in the first run with these inputs; changed inputs: kernel kernel.A (AAAAAAAA) -> kernel.B (BBBBBBBB)"),
     ("PA PA IB SB", "FB", "regression", "passed in the last 2 runs, up to run-001"),
-    ("PA FB", "FB", "still failing", "failing since run-001 (2 runs), last passed in run-000; changed then: kernel"),
+    ("PA FB", "FB", "still failing", "failing since run-001 (2 runs), last passed in run-000; inputs changed between these runs: kernel"),
     ("PA FB FC", "FD", "still failing", "failing since run-001 (3 runs)"),
     ("PA FB IB", "FC", "still failing", "since run-001 (2 runs)"),
     ("PA FBx", "FBy", "still failing", "different failure than before: y (was x)"),
-    ("PA FB", "PC", "fixed", "failed in run-001; passes now; changed now: kernel"),
+    ("PA FB", "PC", "fixed", "failed in run-001; passes now; changed inputs: kernel"),
     ("PA FB FB FB", "PA", "fixed", "failed in the last 3 runs"),
     ("PA", "FA", "flaky", "failed 1 of 2 times with the same inputs, last passed in run-000"),
     ("PA FA PA", "FA", "flaky", "failed 2 of 4 times"),
@@ -70,7 +70,7 @@ def test_table(past: str, now: str, kind: str, words: str) -> None:
     assert (verdict.kind, words in verdict.reason) == (kind, True), verdict
 
 
-def test_death_of_another_kind_is_news() -> None:
+def test_a_different_death_is_news() -> None:
     assert judge(see("FBy", 9), history("PA FBx FBx")).is_news
     assert not judge(see("FBx", 9), history("PA FBx FBx")).is_news
     assert judge(see("FBx", 9), history("PA FBx FBx")).since == "run-001"
@@ -85,7 +85,7 @@ def test_hidden_failure_still_stands() -> None:
 
 def test_failed_build_is_no_result() -> None:
     """A build that fails within a case is infrastructure; so it is never flaky, and makes no pass before it so."""
-    assert outcome.judge(BuildError("make ended with 2")).outcome == INFRASTRUCTURE
+    assert outcome.classify(BuildError("make ended with 2")).outcome == INFRASTRUCTURE
     assert judge(see("IA", 9), history("PA PA")).kind == values.INFRASTRUCTURE
     assert judge(see("PA", 9), history("PA IA")).kind == values.PASS
 
@@ -106,7 +106,7 @@ def test_baselines(past: str, baseline: NamedRun | Branch, kind: str, words: str
     assert (verdict.kind, words in verdict.reason) == (kind, True), verdict
 
 
-def test_branches_have_lines_of_their_own() -> None:
+def test_branches_are_judged_separately() -> None:
     past = [replace(seen, branch="main") for seen in history("PA PB")]
     now = see("FC", 9, branch="stable/14")
     assert judge(now, past).kind == values.BASELINE_UNTESTED
@@ -128,7 +128,7 @@ def test_known_issues() -> None:
     assert judge(see("FB", 9), past).kind == values.STILL_FAILING
 
 
-def test_incidental_inputs_and_names_of_files_make_no_version() -> None:
+def test_incidental_inputs_and_file_names_do_not_change_the_version() -> None:
     one = Inputs({"kernel": "a sha256:1", "machine": "Linux 6.1", "lab": "x"})
     two = Inputs({"kernel": "b sha256:1", "machine": "Linux 6.2", "lab": "y"})
     assert one.version == two.version
@@ -136,7 +136,7 @@ def test_incidental_inputs_and_names_of_files_make_no_version() -> None:
     assert one.changes(Inputs({"kernel": "a sha256:2"})) == ("kernel",)
 
 
-def test_blocked_by_what_died_before() -> None:
+def test_cases_blocked_by_an_earlier_death() -> None:
     def died(case: str, phase: str, identity: str = "x", cell: str = "c") -> Observation:
         return Observation("r", case, cell, FAILED, identity, phase=phase)
 
@@ -150,7 +150,7 @@ def test_blocked_by_what_died_before() -> None:
     assert verdicts[("first", "d")].kind == values.NEVER_PASSED
 
 
-def test_what_is_no_longer_run_is_named() -> None:
+def test_cases_that_no_longer_run_are_named() -> None:
     past = history("PA PA")
     assert gone([], {(CASE, CELL): past}, "run-001") == ((CASE, CELL),)
     assert gone([], {(CASE, CELL): past}, "run-002") == ()
@@ -158,7 +158,7 @@ def test_what_is_no_longer_run_is_named() -> None:
 
 
 @pytest.mark.parametrize("host", ["pv-lab", "freebsd-pvh-x"])
-def test_the_name_of_a_host_is_no_other_cell(host: str) -> None:
+def test_a_host_name_is_not_taken_for_another_cell(host: str) -> None:
     past = [replace(seen, cell=f"freebsd-hvm-{host}") for seen in history("PA PA")]
     assert judge(see("FB", 9, cell=f"freebsd-hvm-{host}"), past).kind == values.REGRESSION
     assert judge(see("FB", 9, cell="freebsd-pvh-x"), past).kind == values.NEVER_PASSED
@@ -190,7 +190,7 @@ ALLOWED = {
 
 
 @given(NOW, PAST, BASELINES)
-def test_every_result_has_a_verdict_that_fits_with_a_reason(now: Observation, past: list[Observation], baseline: object) -> None:
+def test_every_result_has_a_fitting_verdict_and_a_reason(now: Observation, past: list[Observation], baseline: object) -> None:
     verdict = judge(now, past, baseline=baseline)  # type: ignore[arg-type]
     assert verdict.kind in KINDS
     assert verdict.kind in ALLOWED[now.outcome]
@@ -209,13 +209,13 @@ def test_other_cells_and_cases_never_matter(now: Observation, past: list[Observa
 
 
 @given(NOW, PAST, st.integers(0, 12), st.sampled_from("SIH"))
-def test_what_taught_nothing_changes_no_verdict(now: Observation, past: list[Observation], where: int, word: str) -> None:
+def test_unjudged_results_change_no_verdict(now: Observation, past: list[Observation], where: int, word: str) -> None:
     more = [*past[:where], see(word + "A", 50), *past[where:]]
     assert judge(now, more) == judge(now, past)
 
 
 @given(NOW, PAST)
-def test_a_failure_is_excused_by_the_same_version_alone(now: Observation, past: list[Observation]) -> None:
+def test_only_the_same_version_excuses_a_failure(now: Observation, past: list[Observation]) -> None:
     same = {seen.outcome for seen in past if seen.inputs.version == now.inputs.version and seen.judged}
     verdict = judge(now, past)
     if now.outcome == FAILED:
@@ -241,7 +241,7 @@ def test_a_regression_has_a_pass_before_it_and_names_both_runs(now: Observation,
 
 
 @given(NOW, PAST)
-def test_a_known_issue_hides_nothing_but_itself(now: Observation, past: list[Observation]) -> None:
+def test_a_known_issue_excuses_only_its_own_case(now: Observation, past: list[Observation]) -> None:
     verdict = judge(replace(now, known="bug 1"), past)
     if now.outcome == FAILED:
         assert verdict.kind == values.KNOWN

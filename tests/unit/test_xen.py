@@ -60,7 +60,7 @@ def test_list() -> None:
     assert (zombie.name, zombie.paused, zombie.dying, zombie.reason) == ("(null)", True, True, "poweroff")
 
 
-def test_list_refuses_what_it_does_not_know() -> None:
+def test_list_refuses_unknown_output() -> None:
     with pytest.raises(ValueError, match=r"has no table|cannot parse"):
         listing.parse_list("libxl: error: something")
 
@@ -76,7 +76,7 @@ def test_a_list_with_complaints() -> None:
 
 
 @pytest.mark.parametrize("name", ["a: b", "Name", "error: x", "(null)", "x 1 2"])
-def test_a_domain_of_an_odd_name_is_a_row(name: str) -> None:
+def test_a_domain_with_an_odd_name(name: str) -> None:
     line = f"{name:<40} {7:>5} {512:>5} {1:>5}     -b----  {1.5:>8}\n"
     assert listing.parse_list(LIST + line)[-1].name == name
     assert listing.complaints(LIST + line) == ""
@@ -116,7 +116,7 @@ def test_the_informative_line(said: str) -> None:
     assert listing.informative(said.replace("*", "")) == wanted
 
 
-def test_info_beside_a_complaint() -> None:
+def test_info_with_a_complaint() -> None:
     info = listing.parse_info(f"xencall: error: old\ntotal memory: unknown\n{INFO}libxl: warning: x: y: z\n")
     assert (info.number, info.total_memory, info.x86) == ((4, 20), 2559, True)
     assert dict(info.values)["xen_commandline"] == "placeholder console=com1"
@@ -170,7 +170,7 @@ def test_config() -> None:
         DomainConfig("x", "pv", 1, vifs=(Vif("b", "nonsense"),)),
     ],
 )
-def test_config_refuses_what_xl_would_misread(config: DomainConfig) -> None:
+def test_config_refuses_values_that_xl_misreads(config: DomainConfig) -> None:
     with pytest.raises(UsageError):
         config.render()
 
@@ -237,7 +237,7 @@ vif6.0
 """
 
 
-def test_leaks_are_what_belongs_to_no_living_domain() -> None:
+def test_leaks_belong_to_no_domain() -> None:
     leaks = inventory.parse(AFTER).leaks_since(inventory.parse(BEFORE))
     assert sorted(map(str, leaks)) == [
         "loop loop0 /var/lib/x.img",
@@ -272,7 +272,7 @@ def test_notes_in_segment_or_section(tmp_path: Path, bits: str, alloc: bool) -> 
     assert found.guest_types == ("pvh",)
 
 
-def test_entry_is_pv_unless_it_wants_physmap(tmp_path: Path) -> None:
+def test_entry_is_pv_unless_it_requires_physmap(tmp_path: Path) -> None:
     assert elfnotes.read(build(tmp_path, "-m64", ENTRY, alloc=True)).guest_types == ("pv",)
     assert elfnotes.read(build(tmp_path, "-m64", f"{ENTRY}\n{PVHV1}\n{PHYS32}", alloc=True)).guest_types == ("pvh",)
     assert elfnotes.read(build(tmp_path, "-m64", "", alloc=True)).guest_types == ()
@@ -323,7 +323,7 @@ def test_event_channels() -> None:
 @pytest.mark.parametrize(
     ("second", "ports"), [(EVENTS, [32]), (EVENTS.replace("[1/1/", "[0/0/"), [])], ids=["stays", "was-handled"]
 )
-def test_deaf_is_what_stays(second: str, ports: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_deaf_channels_stay_masked(second: str, ports: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
     """A channel that is pending and masked once may still be handled. One that is so in both dumps will not be."""
     said = [EVENTS, second]
 
@@ -341,7 +341,7 @@ def follow_xl_log(log: Path) -> AbstractContextManager[event_wait.Pause]:
     return event_wait.wait_on_output(LocalTransport(), ["sh", "-c", xl._FOLLOW, "sh", str(log)], seconds=30, own=1, news=xl._NEWS)
 
 
-def test_a_pause_ends_at_what_is_news_alone(tmp_path: Path) -> None:
+def test_a_pause_ends_only_at_news(tmp_path: Path) -> None:
     """Of xl's log of a reboot, only the line that tells that the domain runs ends the pause."""
     log = tmp_path / "xl-g.log"
     log.write_text("Waiting for domain g (domid 2) to die [pid 271]\n")
@@ -356,7 +356,7 @@ def test_a_pause_ends_at_what_is_news_alone(tmp_path: Path) -> None:
         assert time.monotonic() - begun < 15
 
 
-def test_a_log_that_is_not_there_yet_is_followed(tmp_path: Path) -> None:
+def test_a_missing_log_is_followed(tmp_path: Path) -> None:
     log = tmp_path / "xl-g.log"
     with follow_xl_log(log) as pause:
         begun = time.monotonic()
@@ -366,7 +366,7 @@ def test_a_log_that_is_not_there_yet_is_followed(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("then", ["echo @releaseDomain; exec sleep 60", "true"], ids=["tells", "ends"])
-def test_a_watch_ends_a_pause_when_xenstored_tells(then: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_watch_ends_a_pause(then: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     program = tmp_path / "xenstore-watch"
     program.write_text(f'#!/bin/sh\nfor path; do echo "$path"; sleep 0.1; done; sleep 0.3; {then}\n')
     program.chmod(0o755)

@@ -24,7 +24,7 @@ def domain(**more: object) -> DomainConfig:
 @example("a='x y' b=\"z\"", "\\")
 @example("\\'\"", "'\\\"")
 @example("\x1b[0m\x7f\x01", "\x85\u2028")
-def test_every_string_is_read_as_it_was(extra: str, item: str) -> None:
+def test_every_string_survives(extra: str, item: str) -> None:
     text = domain(extra=extra, bootloader_args=(item, extra), more=(("spice_x.y", item),)).render()
     found = xl_reader.config(text)
     assert found.get("extra", b"") == extra.encode()
@@ -67,7 +67,7 @@ def test_how_other_values_are_written(value: object, written: str) -> None:
         (DomainConfig("x\ny", "pv", 1), "the domain name contains a control character"),
     ],
 )
-def test_what_xl_cannot_hold_is_named(config: DomainConfig, named: str) -> None:
+def test_config_refuses_values_that_xl_cannot_express(config: DomainConfig, named: str) -> None:
     with pytest.raises(UsageError) as caught:
         config.render()
     assert caught.value.message.startswith(named)
@@ -79,7 +79,7 @@ def test_what_xl_cannot_hold_is_named(config: DomainConfig, named: str) -> None:
 @example("/a,,,format=qcow2,", False)
 @example(",", False)
 @example(" x= ", True)
-def test_every_target_is_read_as_it_was(target: str, cdrom: bool) -> None:
+def test_every_target_survives(target: str, cdrom: bool) -> None:
     disk = Disk(target, "xvdb", backend="qdisk", cdrom=cdrom)
     alone = xl_reader.disk(disk.render())
     assert alone["target"] == target.encode()
@@ -104,14 +104,14 @@ def test_a_comma_in_a_target() -> None:
         (Disk("/a", "xvda0"), "invalid vdev 'xvda0'"),
     ],
 )
-def test_a_disk_that_xl_cannot_hold_is_named(disk: Disk, named: str) -> None:
+def test_disk_refuses_values_that_xl_cannot_express(disk: Disk, named: str) -> None:
     with pytest.raises(UsageError) as caught:
         disk.render()
     assert caught.value.message.startswith(named)
 
 
 @pytest.mark.parametrize("vif", [Vif("a,b"), Vif("b", script="/x,y"), Vif("b", model="e1000,mac=1")])
-def test_a_vif_that_xl_cannot_hold_is_named(vif: Vif) -> None:
+def test_vif_refuses_values_that_xl_cannot_express(vif: Vif) -> None:
     with pytest.raises(UsageError, match="cannot express a comma"):
         vif.render()
 
@@ -121,7 +121,7 @@ def test_a_vif_that_xl_cannot_hold_is_named(vif: Vif) -> None:
 @example("hda0")
 @example("d0")
 @example("08")
-def test_a_vdev_is_what_libxl_makes_of_it(name: str) -> None:
+def test_vdev_agrees_with_libxl(name: str) -> None:
     """number() refuses a vdev if libxl refuses it or accepts it by mistake, and no other."""
     said = xl_reader.vdev(name)
     try:
@@ -139,7 +139,7 @@ def test_a_vdev_is_what_libxl_makes_of_it(name: str) -> None:
         ("2147483647", 2147483647),
     ],
 )  # fmt: skip
-def test_corners_that_xl_takes(name: str, number: int) -> None:
+def test_unusual_vdevs_that_xl_accepts(name: str, number: int) -> None:
     assert vdev.number(name) == number == xl_reader.vdev(name)
 
 
@@ -153,6 +153,6 @@ def test_corners_that_xl_takes(name: str, number: int) -> None:
         "9" * 5000, "xvda" + "9" * 5000, f"d{'9' * 5000}p0", "0" * 5000 + "8", "xvd" + "z" * 5000,
     ],
 )  # fmt: skip
-def test_corners_that_are_refused(name: str) -> None:
+def test_unusual_vdevs_that_are_refused(name: str) -> None:
     with pytest.raises(UsageError):
         vdev.number(name)

@@ -1,0 +1,88 @@
+# SPDX-License-Identifier: BSD-2-Clause
+"""New complaints: from the console of a case into the history, the mail, the page and the JSON."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import jsonschema
+from written import CELL, case, run
+
+from harness.history.store import History
+from harness.plugin import diagnosis
+from harness.report import html, machine, mail
+from harness.report.gather import gather
+from harness.report.model import Report
+from harness.results import model
+from harness.results.model import ComplaintRecord, RunResult
+
+REVERSAL = ComplaintRecord(
+    "lock order reversal",
+    "guest",
+    "lock order reversal:",
+    "lock order reversal: xbd / xn",
+    (" 1st 0x1 xbd (xbd, sleep mutex) @ a.c:1",),
+)
+WARNING = ComplaintRecord("kernel warning", "guest", "WARNING: <script>", "kernel warning: WARNING: <script>")
+ROOT = Path(__file__).parents[2]
+
+
+def judged(tmp_path: Path, *runs: RunResult) -> Report:
+    history = History(tmp_path / "h.sqlite")
+    for one in runs:
+        history.record(one)
+    return gather(tmp_path, runs[-1], history)
+
+
+def test_only_a_complaint_that_the_cell_never_had_is_new(tmp_path: Path) -> None:
+    found = judged(
+        tmp_path,
+        run(1, case(complaints=(WARNING,)), case(name="test_b")),
+        run(2, case(complaints=(WARNING, REVERSAL)), case(name="test_b", complaints=(REVERSAL,))),
+    )
+    (new,) = found.complaints
+    assert new.complaint == REVERSAL
+    assert new.cell == CELL
+    assert {one.case for one in new.cases} == {"test_boots", "test_b"}
+
+
+def test_the_first_run_of_a_cell_has_no_baseline(tmp_path: Path) -> None:
+    other = "freebsd-hvm-xen-4.20"
+    found = judged(tmp_path, run(1, case()), run(2, case(cell=other, complaints=(REVERSAL,))))
+    assert found.complaints == ()
+
+
+def test_a_complaint_that_went_away_and_came_back_is_not_new(tmp_path: Path) -> None:
+    found = judged(tmp_path, run(1, case(complaints=(REVERSAL,))), run(2, case()), run(3, case(complaints=(REVERSAL,))))
+    assert found.complaints == ()
+
+
+def test_mail_page_and_json_show_it_escaped(tmp_path: Path) -> None:
+    found = judged(tmp_path, run(1, case()), run(2, case(complaints=(REVERSAL, WARNING))))
+    text = mail.compose(found).get_content()
+    assert "new complaints" in text
+    assert "| lock order reversal:" in text
+    assert "|  1st 0x1 xbd (xbd, sleep mutex) @ a.c:1" in text
+    page = html.render(tmp_path, found)
+    assert "New complaints" in page
+    assert "<script>" not in page
+    data = json.loads(machine.render(found))
+    jsonschema.validate(data, json.loads((ROOT / "docs/report.schema.json").read_text()))
+    assert {item["identity"] for item in data["complaints"]} == {REVERSAL.identity, WARNING.identity}
+
+
+def test_a_result_keeps_its_complaints_on_disk(tmp_path: Path) -> None:
+    written = run(1, case(complaints=(REVERSAL,)))
+    (tmp_path / "cases/a").mkdir(parents=True)
+    model.write_run(tmp_path, written)
+    model.write_case(tmp_path / "cases/a", written.cases[0])
+    (again,) = model.read_run(tmp_path).cases
+    assert again.complaints == (REVERSAL,)
+
+
+def test_consoles_of_a_case_are_searched(tmp_path: Path) -> None:
+    (tmp_path / "one.console.log").write_bytes(b"xbd0: \x1b[1mError 5\r\nlogin: ")
+    (tmp_path / "two.console.log").write_bytes(b"xbd1: Error 6\r\nxbd2: Error 7\r\n")
+    (found,) = diagnosis.complaints(tmp_path)
+    assert (found.kind, found.count) == ("device error", 3)
