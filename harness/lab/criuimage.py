@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""CRIU's images of a lab's QEMU, changed in one thing: the machine's memory, and what QEMU has translated, are a file that is mapped.
+"""Edit CRIU's images of a lab's QEMU: move the machine's memory and the translated code into a file that is mapped.
 
-CRIU reads every page that a process has written to: of a lab some hundred MiB of memory, and as much translated code, in each case
-that begins with a restored lab. As a file, mapped copy-on-write, they cost nothing but what is used of them.
+At each restore, CRIU reads every page that the process had written to: some hundred MiB of memory, and as much translated code. A
+file that is mapped copy-on-write costs only the pages that are used.
 
-The format: criu.org/Images and images/*.proto of CRIU's source. An image is 8 bytes of magic, then entries, each its size in 4
-bytes and a protobuf message. What is not ours to know is kept as it is.
+The format is described in criu.org/Images and images/*.proto of CRIU's source. An image has 8 bytes of magic, then entries: 4 bytes
+of size and a protobuf message. Unknown fields stay unchanged.
 """
 
 from __future__ import annotations
@@ -22,17 +22,16 @@ from harness.lab.sparse import copy_sparse
 _PAGE = 4096
 _MAGIC = 8
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
-# mm.proto and vma.proto: where it begins and ends, its place in its file, that by number, how it may be used, how it is mapped,
-# what CRIU calls it, what the kernel was advised.
-_VMAS, _START, _END, _OFFSET, _FILE, _USE, _FLAGS, _STATUS, _ADVICE = 14, 1, 2, 3, 4, 5, 6, 7, 9
+# mm.proto and vma.proto: start, end, offset in the file, number of the file, protection, flags, CRIU's status, madvise.
+_VMAS, _START, _END, _OFFSET, _FILE, _PROTECTION, _FLAGS, _STATUS, _ADVICE = 14, 1, 2, 3, 4, 5, 6, 7, 9
 _PRIVATE, _ANONYMOUS = 0x02, 0x20
 _READ_WRITE_EXECUTE = 7
 # criu/include/image.h: VMA_AREA_REGULAR, with VMA_ANON_PRIVATE or VMA_FILE_PRIVATE.
 _ANONYMOUS_AREA, _FILE_AREA = 0x201, 0x41
-# pagemap.proto: the first page's address, the number of pages (of old and now), what is known of them: all are there.
+# pagemap.proto: address of the first page, number of pages (field of old and of new versions), flags.
 _ADDRESS, _OLD_COUNT, _COUNT, _STATE = 1, 2, 5, 4
 _PRESENT = 4
-# fdinfo.proto and regfile.proto: a file's number, what there is of a regular one, its name and size.
+# fdinfo.proto and regfile.proto: number of a file, the message of a regular file, its name and size.
 _NUMBER, _REGULAR, _NAME, _SIZE = 2, 3, 6, 8
 
 Field = tuple[int, int, int | bytes]
@@ -40,12 +39,12 @@ Field = tuple[int, int, int | bytes]
 
 
 class Unknown(ValueError):
-    """The images are not as they are known here."""
+    """The images have a format that is not known here."""
 
 
 @dataclass(frozen=True)
 class _Region:
-    """What lies from ``begin`` up to ``end`` in the process is at ``offset`` of the file."""
+    """The process's memory from ``begin`` to ``end`` is at ``offset`` of the file."""
 
     begin: int
     end: int
@@ -53,20 +52,20 @@ class _Region:
 
 
 def take_memory_out(images: Path, base: Path, size: int, memory: Path, place: Path) -> None:
-    """Move the pages of the private mappings of ``base``, and of executable memory that is of no file, into ``memory``, a new file.
+    """Move pages of CRIU's ``images`` into ``memory``, a new file: private mappings of ``base``, and anonymous executable memory.
 
-    That is a copy of ``base``, of which the first ``size`` bytes are the machine's memory, and has the executable memory at its end.
-    The images say then that ``place`` is mapped: it has to be brought there before they are restored. Raises Unknown, and leaves
-    them as they are, where something is not understood; OSError.
+    The new file is a copy of ``base``, whose first ``size`` bytes are the machine's memory, with the executable memory at its end.
+    The images then map ``place``: the caller has to move the file there before a restore. Raises OSError, and Unknown if the format
+    is not known; then the images are unchanged.
     """
     files = images / "files.img"
     numbers = _numbers(files, str(base))
     spaces = _one(images, "mm-*.img")
-    # Code in a file is not run from a file system that is mounted noexec.
-    able = not os.statvfs(images).f_flag & os.ST_NOEXEC
-    space, regions = _mapped(spaces, numbers, base.stat().st_size, code=able)
+    # Code in a file cannot run from a file system that is mounted noexec.
+    executable = not os.statvfs(images).f_flag & os.ST_NOEXEC
+    space, regions = _mapped(spaces, numbers, base.stat().st_size, code=executable)
     if [(region.offset, region.end - region.begin) for region in regions if region.offset < size] != [(0, size)]:
-        raise Unknown(f"mappings of the memory: {regions}, one of {size} bytes was due")
+        raise Unknown(f"mappings of the memory: {regions}, expected one of {size} bytes")
     whole = max(region.offset + region.end - region.begin for region in regions)
     renamed = list(_renamed(files, str(base), str(place), whole))
     pagemap = _one(images, "pagemap-*.img")
@@ -96,39 +95,39 @@ def take_memory_out(images: Path, base: Path, size: int, memory: Path, place: Pa
 
 
 def _parts(address: int, count: int, regions: list[_Region]) -> Iterator[tuple[int, int, _Region | None]]:
-    """A run of pages, cut where a region begins or ends, each with the region that it is in."""
+    """Split a run of pages where a region begins or ends. Yields address, number of pages and region of each part."""
     end = address + count * _PAGE
     cuts = sorted({address, end} | {cut for r in regions for cut in (r.begin, r.end) if address < cut < end})
-    for here, there in itertools.pairwise(cuts):
-        yield here, (there - here) // _PAGE, next((r for r in regions if r.begin <= here < r.end), None)
+    for begin, stop in itertools.pairwise(cuts):
+        yield begin, (stop - begin) // _PAGE, next((r for r in regions if r.begin <= begin < r.end), None)
 
 
 def _regular(entry: bytes) -> tuple[list[Field], list[Field]]:
-    """An entry of files.img, and what it says of a regular file; nothing where it is none."""
+    """The fields of an entry of files.img, and those of its regular file (empty for another kind of file)."""
     fields = list(_fields(entry))
     inner = next((value for number, _, value in fields if number == _REGULAR and isinstance(value, bytes)), b"")
     return fields, list(_fields(inner))
 
 
 def _numbers(path: Path, name: str) -> set[int]:
-    """Of the files of that name."""
+    """The numbers of the files with that name."""
     return {_number(fields, _NUMBER) for fields, inner in map(_regular, _entries(path)) if (_NAME, _BYTES, name.encode()) in inner}
 
 
 def _renamed(path: Path, old: str, new: str, size: int) -> Iterator[bytes]:
-    """All entries; where one is of the file ``old`` it is of ``new``, which is ``size`` bytes long."""
+    """All entries, with the file ``new`` of ``size`` bytes in place of ``old``."""
     for entry in _entries(path):
         fields, inner = _regular(entry)
         if (_NAME, _BYTES, old.encode()) in inner:
-            said = _message(_set(inner, {_NAME: new.encode(), _SIZE: size}))
-            entry = _message(_set(fields, {_REGULAR: said}))
+            message = _message(_set(inner, {_NAME: new.encode(), _SIZE: size}))
+            entry = _message(_set(fields, {_REGULAR: message}))
         yield entry
 
 
 def _mapped(path: Path, files: set[int], end: int, *, code: bool) -> tuple[bytes, list[_Region]]:
-    """The process's memory as it shall be, and all of it that lies in one of these files then; ``end`` is where they end now.
+    """The new message of the process's memory, and the regions of it that are in ``files``, which are ``end`` bytes long now.
 
-    Executable memory that is of no file comes into them where ``code`` says so.
+    With ``code``, anonymous executable memory is appended to them.
     """
     fields, regions = list(_fields(next(_entries(path)))), []
     for at, (number, wire, value) in enumerate(fields):
@@ -138,7 +137,7 @@ def _mapped(path: Path, files: set[int], end: int, *, code: bool) -> tuple[bytes
         begin, size = _number(vma, _START), _number(vma, _END) - _number(vma, _START)
         if _number(vma, _FILE) in files and _number(vma, _FLAGS) & _PRIVATE:
             regions.append(_Region(begin, begin + size, _number(vma, _OFFSET)))
-        elif code and files and (_number(vma, _USE), _number(vma, _STATUS)) == (_READ_WRITE_EXECUTE, _ANONYMOUS_AREA):
+        elif code and files and (_number(vma, _PROTECTION), _number(vma, _STATUS)) == (_READ_WRITE_EXECUTE, _ANONYMOUS_AREA):
             regions.append(_Region(begin, begin + size, end))
             flags = _number(vma, _FLAGS) & ~_ANONYMOUS
             vma = _set(vma, {_OFFSET: end, _FILE: min(files), _FLAGS: flags, _STATUS: _FILE_AREA})
@@ -148,37 +147,37 @@ def _mapped(path: Path, files: set[int], end: int, *, code: bool) -> tuple[bytes
 
 
 def _run(entry: bytes) -> tuple[int, int]:
-    """Address and number of pages."""
+    """Address and number of pages of an entry. Raises Unknown for pages that are not in the pages file."""
     fields = list(_fields(entry))
     known = {number for number, _, _ in fields}
     if not known <= {_ADDRESS, _OLD_COUNT, _COUNT, _STATE} or (_STATE in known and not _number(fields, _STATE) & _PRESENT):
-        raise Unknown(f"pages that lie elsewhere: {fields}")
+        raise Unknown(f"pages that are not in the pages file: {fields}")
     return _number(fields, _ADDRESS), _number(fields, _COUNT if _COUNT in known else _OLD_COUNT)
 
 
 def _moved(entry: bytes, address: int, count: int) -> bytes:
-    """The entry for these pages instead."""
+    """A copy of the entry for other pages."""
     fields = list(_fields(entry))
     counted = _COUNT if any(number == _COUNT for number, _, _ in fields) else _OLD_COUNT
     return _message(_set(fields, {_ADDRESS: address, counted: count}))
 
 
 def _set(fields: list[Field], values: dict[int, int | bytes]) -> list[Field]:
-    """With these values. Raises Unknown for a field that is not there."""
+    """A copy with other values. Raises Unknown for a missing field."""
     if missing := values.keys() - {number for number, _, _ in fields}:
         raise Unknown(f"no fields {missing} in {fields}")
     return [(number, wire, values.get(number, value)) for number, wire, value in fields]
 
 
 def _first(pagemap: Path) -> int:
-    """The number of the file of its pages."""
+    """The number of the file with the pages of ``pagemap``."""
     return _number(list(_fields(next(_entries(pagemap)))), 1)
 
 
 def _one(images: Path, pattern: str) -> Path:
     found = list(images.glob(pattern))
     if len(found) != 1:
-        raise Unknown(f"{pattern}: {[path.name for path in found]}, one was due")
+        raise Unknown(f"{pattern}: {[path.name for path in found]}, expected one file")
     return found[0]
 
 

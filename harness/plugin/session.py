@@ -19,9 +19,9 @@ from harness.errors import ExitCode, HarnessError, UsageError
 from harness.lab import recipe
 from harness.plugin import cells, options
 from harness.plugin.phases import result_files
-from harness.plugin.rig import Rig
 from harness.plugin.setuplog import SetupLog
 from harness.plugin.state import OPTIONS, RIG, RUN, SETUP, case_directory
+from harness.plugin.worker_env import WorkerEnvironment
 from harness.results import model, revision, run_dir
 from harness.results.model import HARNESS, INFRASTRUCTURE, CaseResult, RunResult
 from harness.results.where import own_parameters
@@ -35,7 +35,7 @@ def check_options(config: pytest.Config) -> None:
     config.add_cleanup(preparing.listen(config.stash[SETUP]))
     try:
         config.stash[OPTIONS] = options.read(config)
-        config.stash[RIG] = Rig(config.stash[OPTIONS])
+        config.stash[RIG] = WorkerEnvironment(config.stash[OPTIONS])
         source = config.stash[RIG].tested
         if source is not None:
             options.check_firmwares(config.stash[OPTIONS], source)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""The memory's pages go into a file, all else stays; what is not as it is known is left alone."""
+"""The memory's pages move into a file, and the rest stays. Images of an unknown format stay unchanged."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def vma(start: int, size: int, file: int, flags: int, *, use: int = 3) -> bytes:
 def write(
     directory: Path, base: Path, *, size: int = SIZE, runs: tuple[tuple[int, int], ...] = ((HEAP, 1), (MEMORY + PAGE, 2))
 ) -> None:
-    """A process with a heap, code of two pages and a private mapping of ``base``; page n of its images is full of the number n."""
+    """A process with a heap, code of two pages and a private mapping of ``base``. Each byte of page n of its images is n."""
     other = message((1, 4), (2, 4), (3, message((1, 4), (6, b"/lib/libc.so"), (8, 99))))
     ram = message((1, 1), (2, 7), (3, message((1, 7), (2, 0), (6, str(base).encode()), (8, SIZE))))
     image(directory / "files.img", other, ram)
@@ -77,7 +77,7 @@ def test_memory_and_code_become_a_file(images: Path, base: Path, tmp_path: Path)
 
     memory = (tmp_path / "ram").read_bytes()
     assert memory == b"\xbb" * PAGE + b"\x03" * PAGE + b"\x04" * PAGE + b"\xbb" * (5 * PAGE) + bytes(PAGE) + b"\x02" * PAGE
-    assert (tmp_path / "ram").stat().st_mode & 0o777 == 0o640, "CRIU looks whether a file is as it was"
+    assert (tmp_path / "ram").stat().st_mode & 0o777 == 0o640, "CRIU checks that a mapped file has not changed"
     assert (images / "pages-3.img").read_bytes() == b"\x01" * PAGE
     assert len(list(criuimage._entries(images / "pagemap-1000.img"))) == 2
     code = message((1, CODE), (2, CODE + 2 * PAGE), (3, SIZE), (4, 7), (5, 7), (6, 2), (7, 0x41))
@@ -89,8 +89,8 @@ def test_memory_and_code_become_a_file(images: Path, base: Path, tmp_path: Path)
     assert files[1] == message((1, 1), (2, 7), (3, message((1, 7), (2, 0), (6, str(place).encode()), (8, len(memory)))))
 
 
-def test_what_was_a_file_before_becomes_another(images: Path, base: Path, tmp_path: Path) -> None:
-    """A lab that was restored is kept again: pages that were written to since then are in CRIU's images, the others in its file."""
+def test_a_restored_process_is_saved_again(images: Path, base: Path, tmp_path: Path) -> None:
+    """Pages that were written to since the restore are in CRIU's images, the others in the old file."""
     write(images, base, runs=((CODE, 2),))
     take_memory_out(images, base, SIZE, tmp_path / "one", tmp_path / "one")
     (images / "pages-3.img").write_bytes(b"\x05" * PAGE + b"\x06" * PAGE)
@@ -101,7 +101,7 @@ def test_what_was_a_file_before_becomes_another(images: Path, base: Path, tmp_pa
     assert (tmp_path / "two").read_bytes() == b"\x06" * PAGE + b"\xbb" * (7 * PAGE) + b"\x01" * PAGE + b"\x05" * PAGE
 
 
-def test_code_stays_where_a_file_of_it_could_not_be_run(
+def test_code_stays_in_the_images_on_a_noexec_file_system(
     images: Path, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write(images, base, runs=((CODE, 1), (MEMORY, 1)))
@@ -116,7 +116,7 @@ def test_code_stays_where_a_file_of_it_could_not_be_run(
 
 
 @pytest.mark.parametrize("edge", [MEMORY, MEMORY + SIZE])
-def test_pages_of_memory_and_of_something_else_in_one_run(images: Path, base: Path, tmp_path: Path, edge: int) -> None:
+def test_pages_of_memory_and_other_pages_in_one_run(images: Path, base: Path, tmp_path: Path, edge: int) -> None:
     write(images, base, runs=((edge - PAGE, 2),))
 
     take_memory_out(images, base, SIZE, tmp_path / "ram", tmp_path / "place")
@@ -128,7 +128,7 @@ def test_pages_of_memory_and_of_something_else_in_one_run(images: Path, base: Pa
     assert criuimage._run(left) == (edge if edge != MEMORY else edge - PAGE, 1)
 
 
-def test_what_is_not_as_it_is_known_is_left(images: Path, base: Path, tmp_path: Path) -> None:
+def test_images_of_an_unknown_format_stay_unchanged(images: Path, base: Path, tmp_path: Path) -> None:
     write(images, base, size=SIZE // 2)
     before = {path.name: path.read_bytes() for path in images.iterdir()}
     with pytest.raises(Unknown, match="mappings of the memory"):
@@ -136,7 +136,7 @@ def test_what_is_not_as_it_is_known_is_left(images: Path, base: Path, tmp_path: 
     assert {path.name: path.read_bytes() for path in images.iterdir() if path.suffix == ".img"} == before
 
 
-def test_a_file_whose_size_is_not_said(images: Path, base: Path, tmp_path: Path) -> None:
+def test_a_file_without_a_size(images: Path, base: Path, tmp_path: Path) -> None:
     write(images, base)
     image(images / "files.img", message((1, 1), (2, 7), (3, message((1, 7), (6, str(base).encode())))))
     before = {path.name: path.read_bytes() for path in images.iterdir()}
@@ -154,5 +154,5 @@ def test_damaged_images(images: Path, base: Path, tmp_path: Path) -> None:
             take_memory_out(images, base, SIZE, tmp_path / "ram", tmp_path / "place")
     write(images, base)
     (images / "pagemap-7.img").write_bytes((images / "pagemap-1000.img").read_bytes())
-    with pytest.raises(Unknown, match="one was due"):
+    with pytest.raises(Unknown, match="expected one"):
         take_memory_out(images, base, SIZE, tmp_path / "ram", tmp_path / "place")
