@@ -35,7 +35,7 @@ _PRIVATE, _ANONYMOUS = 0x02, 0x20
 _READ_WRITE_EXECUTE = 7
 # criu/include/image.h: VMA_AREA_REGULAR, with VMA_ANON_PRIVATE or VMA_FILE_PRIVATE.
 _ANONYMOUS_AREA, _FILE_AREA = 0x201, 0x41
-# criu/include/pagemap.h: PE_PRESENT.
+# PE_PRESENT, a flag of pagemap_entry.
 _PRESENT = 4
 
 _Field = FieldDescriptorProto
