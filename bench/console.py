@@ -22,7 +22,7 @@ from pexpect.spawnbase import SpawnBase
 
 from harness.console import deaths
 from harness.console.reader import ConsoleReader
-from harness.console.stages import FREEBSD
+from harness.guests.os.freebsd_console import CONSOLE
 from harness.transport.replay import ReplayStream
 
 SIZE = 100 << 20
@@ -56,7 +56,7 @@ class Fed(SpawnBase):
 
 def ours(data: bytes, directory: Path) -> float:
     path = directory / f"c{time.monotonic_ns()}.log"
-    reader = ConsoleReader(ReplayStream(data, sizes=(CHUNK,)), path, stages=FREEBSD)
+    reader = ConsoleReader(ReplayStream(data, sizes=(CHUNK,)), path, tables=CONSOLE)
     begun = time.monotonic()
     reader.start()
     reader.join(600)
@@ -89,7 +89,7 @@ def classified() -> dict[str, float]:
         runs = []
         for _ in range(7):
             begun = time.process_time()
-            assert deaths.classify(data) is not None
+            assert deaths.classify(data, CONSOLE) is not None
             runs.append(time.process_time() - begun)
         best[name] = min(runs)
     return best

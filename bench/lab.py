@@ -18,9 +18,10 @@ import time
 from pathlib import Path
 
 from harness import paths
-from harness.guests import source
 from harness.guests.configure import configure
 from harness.guests.guest import Guest
+from harness.guests.os.freebsd_source import from_image
+from harness.guests.os.linux import from_directory
 from harness.guests.shape import Shape
 from harness.guests.source import GuestSource
 from harness.images import image as images
@@ -141,9 +142,9 @@ def main() -> None:
     cold()
     size()
     if chosen.guest:
-        guest(source.control(factory.control(LabSpec())), ("pv", "pvh"))
+        guest(from_directory(factory.control(LabSpec())), ("pv", "pvh"))
     if chosen.image:
-        guest(source.from_image(images.find(chosen.image)), ("pvh",))
+        guest(from_image(images.find(chosen.image)), ("pvh",))
     if chosen.build:
         build()
 

@@ -69,8 +69,8 @@ def main() -> int:
         path = save(reports, done, {item.directory: CONSOLE for item in done.cases if item.files})
         history.record(done)
         well = [_verdicts(history, done)]
-        well.append(timed("all reports", REPORT, lambda: reporting.write(path, reporting.make(path, done))))
-        page = html.render(path, reporting.make(path, done))
+        well.append(timed("all reports", REPORT, lambda: reporting.write_reports(path, reporting.build_report(path, done))))
+        page = html.render(path, reporting.build_report(path, done))
         print(
             f"page: {len(page) / 1e6:.1f} MB (bound {PAGE / 1e6:.0f} MB), {sum(bool(item.files) for item in done.cases)} red cases"
         )

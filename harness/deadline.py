@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""Deadlines, not timeouts: one is made at the top and passed down."""
+"""Deadlines instead of timeouts: a caller creates one and passes it down."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ T = TypeVar("T")
 
 
 class ConditionNotMet(Exception):
-    """Raised by a probe: its text is the reason why the thing awaited is not there yet."""
+    """A probe raises this with the reason why the awaited condition is not met yet."""
 
 
 class Deadline:
-    """A moment on the monotonic clock, ``seconds`` from now."""
+    """A point in time, ``seconds`` from now on the monotonic clock."""
 
     def __init__(self, seconds: float) -> None:
         self.seconds = seconds
@@ -35,7 +35,7 @@ class Deadline:
         return time.monotonic() >= self._end
 
     def capped(self, seconds: float) -> Deadline:
-        """A deadline ``seconds`` from now, or this one's end where that is earlier."""
+        """A deadline ``seconds`` from now, but not later than this one."""
         return Deadline(min(seconds, self.remaining))
 
     def expire(self, what: str, reason: str = "") -> HarnessError:
@@ -43,15 +43,15 @@ class Deadline:
         return DeadlineExpired(self.describe(what, reason))
 
     def describe(self, what: str, reason: str = "") -> str:
-        """How long was waited, for what, and why not for less."""
+        """The duration of the wait so far, the awaited ``what``, and the last ``reason`` why it was not met."""
         because = f"; last reason: {reason}" if reason else ""
         return f"waited {time.monotonic() - self.started:.1f} s for {what}{because}"
 
     def wait(self, what: str, probe: Callable[[], T], interval: float = 0.1, pause: Callable[[float], object] = time.sleep) -> T:
-        """Call ``probe`` until it returns; it raises :class:`ConditionNotMet` with the reason why not yet.
+        """Call ``probe`` until it returns instead of raising :class:`ConditionNotMet`. Returns its value.
 
-        ``pause`` is given the seconds to wait before the next call, ``interval`` or what is left, and may return sooner.
-        Raises what :meth:`expire` makes of ``what`` and the last reason.
+        Between calls, ``pause`` waits for at most the given seconds: ``interval``, or the remaining time if that is less.
+        Raises the error of :meth:`expire` for ``what`` with the last reason.
         """
         try:
             return probe()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""The one way in which the content of a file gets its name."""
+"""Hashes of file contents. Every module that names or compares contents uses these."""
 
 from __future__ import annotations
 
@@ -14,30 +14,30 @@ from pathlib import Path
 from harness import paths, preparing
 from harness.errors import UsageError
 
-# A file changed less than this many seconds ago can change again without another time of change (git's "racy" files).
+# Seconds. A file that changed this recently can change again without a new time stamp (git calls such files "racy").
 _SETTLED = 2.0
-# Hashes of files of at least this size are kept for other processes; the newest this many.
+# Keep the hashes of files of at least this many bytes for other processes, and at most this many of them.
 _WORTH_KEEPING, _KEPT = 16 << 20, 500
 
 
 def file_sha256(path: Path) -> str:
-    """sha256 of a file, in hex. Raises UsageError when it cannot be read."""
+    """The sha256 of a file in hex. Raises UsageError if it cannot be read."""
     try:
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as exc:
-        raise UsageError(f"{path}: {exc.strerror}", hint="give the path of a file that can be read") from exc
+        raise UsageError(f"{path}: {exc.strerror}", hint="give the path of a readable file") from exc
 
 
 def known_sha256(path: Path) -> str:
-    """As :func:`file_sha256`, from memory where the file has not changed (see :func:`known`)."""
+    """:func:`file_sha256` with the cache of :func:`known`."""
     return known(path, file_sha256)
 
 
 def known(path: Path, take: Callable[[Path], str]) -> str:
-    """A hash of a file (64 hex digits), taken once only as long as the file's size, inode and times stay what they are.
+    """The hash ``take(path)`` of a file (64 hex digits), cached until the file's size, inode or times change.
 
-    The hashes of large files are kept in the store: a disk image of gigabytes takes seconds to read. Raises UsageError when the
+    The store keeps the hashes of large files, because a disk image of gigabytes takes seconds to read. Raises UsageError if the
     file cannot be read.
     """
     try:
@@ -47,7 +47,7 @@ def known(path: Path, take: Callable[[Path], str]) -> str:
         state = f"{path.resolve()} {stat.st_dev} {stat.st_ino} {stat.st_size} {stat.st_mtime_ns} {stat.st_ctime_ns}"
         return _known(path, state, take)
     except OSError as exc:
-        raise UsageError(f"{path}: {exc.strerror}", hint="give the path of a file that can be read") from exc
+        raise UsageError(f"{path}: {exc.strerror}", hint="give the path of a readable file") from exc
 
 
 @lru_cache(maxsize=256)
@@ -62,7 +62,7 @@ def _known(path: Path, state: str, take: Callable[[Path], str]) -> str:
             return text
     with preparing.step(f"the hash of {path.name}"):
         found = take(path)
-    with contextlib.suppress(OSError):  # a store that is full or read only costs time, not correctness
+    with contextlib.suppress(OSError):  # the cache is optional: the store may be full or read-only
         kept.parent.mkdir(exist_ok=True)
         part = kept.with_name(f".{kept.name}.{os.getpid()}")
         part.write_text(found)

@@ -1,20 +1,21 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""The one error tree. Each branch says who has to act, and with which exit code a run ends.
+"""The error tree. The branch of an error decides the exit code of a run, and with it who has to act.
 
-Only :class:`GuestDied` (and a failed assertion of a case) is a failure of the product under test; all
-else means that nothing was learned about it.
+A failed assertion of a case, and the errors of the guest below, are failures of the product under test. Any other error means
+that the run learned nothing about the product.
 """
 
 from __future__ import annotations
 
+from enum import IntEnum
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from harness.console.deaths import Death
 
 
-class ExitCode:
-    """How ``fxh`` ends (0 is success)."""
+class ExitCode(IntEnum):
+    """Exit codes of ``fxh``."""
 
     OK = 0
     PRODUCT = 1
@@ -26,12 +27,11 @@ class ExitCode:
 
 
 class HarnessError(Exception):
-    """Root of the tree; raised as such it is a bug of the harness.
+    """Root of the tree. An error of this class itself is a bug of the harness.
 
-    ``hint`` says what to do about it, as an imperative sentence, where we know.
+    ``hint`` is the fix as an imperative phrase, or "".
     """
 
-    who = "the harness's authors"
     exit_code = ExitCode.HARNESS
 
     def __init__(self, message: str, *, hint: str = "") -> None:
@@ -44,72 +44,65 @@ class HarnessError(Exception):
 
 
 class UsageError(HarnessError):
-    """The user asked for something that cannot be: an option, a file, a configuration."""
+    """An invalid option, file or configuration."""
 
-    who = "whoever typed the command"
     exit_code = ExitCode.USAGE
 
 
 class CannotRun(UsageError):
-    """This guest cannot run in this shape on this host: a case is skipped for it."""
+    """This host cannot run this guest in this shape. A case is skipped."""
 
 
 class InfrastructureError(HarnessError):
-    """Host, network, disk or toolchain failed: nothing was learned about the guest."""
+    """The host, network, disk or toolchain failed."""
 
-    who = "whoever keeps the host"
     exit_code = ExitCode.INFRASTRUCTURE
 
 
 class BuildError(InfrastructureError):
     """A lab or an image could not be built."""
 
-    who = "whoever keeps the build machine"
-
 
 class TransportError(InfrastructureError):
-    """The way to a host broke (ssh dropped, process gone)."""
+    """The connection to a host broke: ssh dropped, or a process is gone."""
 
 
 class CommandFailed(InfrastructureError):
-    """A command on a host ended with a status that was not asked for."""
+    """A command on a host failed. The message ends with the last 2000 characters of its output."""
 
     def __init__(self, argv: str, status: int, stdout: str, stderr: str) -> None:
         tail = (stderr.strip() or stdout.strip())[-2000:]
-        super().__init__(f"command ended with {status}: {argv}" + (f"\n{tail}" if tail else ""))
+        super().__init__(f"command failed with exit status {status}: {argv}" + (f"\n{tail}" if tail else ""))
         self.argv, self.status, self.stdout, self.stderr = argv, status, stdout, stderr
 
 
 class GuestCommandFailed(HarnessError):
-    """A command in the guest that had to succeed did not: the guest's own fault."""
+    """A command in the guest failed. That is the guest's fault."""
 
-    who = "the guest's developers"
     exit_code = ExitCode.PRODUCT
 
     def __init__(self, guest: str, command: str, status: int, output: str) -> None:
-        super().__init__(f"in {guest}: {command!r} ended with {status}" + (f"\n{output}" if output else ""))
+        super().__init__(f"{guest}: {command!r} failed with exit status {status}" + (f"\n{output}" if output else ""))
         self.command, self.status, self.output = command, status, output
 
 
 class LoggedOut(HarnessError):
-    """Our shell at the guest's console ended by itself: the guest lives, and asks for a login."""
+    """The shell on the guest's console exited: the guest is alive and shows a login prompt."""
 
-    who = "the guest's developers"
     exit_code = ExitCode.PRODUCT
 
 
 class DeadlineExpired(InfrastructureError):
-    """Time ran out; the message says what was awaited and why it was not satisfied last."""
+    """A deadline passed. The message names the awaited condition and the last reason why it was not met."""
 
 
 class LabDead(InfrastructureError):
-    """The lab's machine is gone: QEMU ended, dom0 fell silent, or the hypervisor hung."""
+    """The lab is gone: QEMU exited, dom0 stopped responding, or Xen hung."""
 
 
 class GuestDied(HarnessError):
-    """The guest under test died; :attr:`death` says how."""
+    """The guest under test died of :attr:`death`."""
 
-    who = "the guest's developers"
     exit_code = ExitCode.PRODUCT
 
     def __init__(self, death: Death) -> None:

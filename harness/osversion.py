@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""Which FreeBSD a kernel is: its release name, and ``__FreeBSD_version``, which tells apart kernels that share a name.
+"""FreeBSD versions: the release name, and ``__FreeBSD_version``, which distinguishes kernels of the same name.
 
-14.0-RELEASE (1400097) and 14.0-STABLE of January 2024 (1400507) both call themselves 14.0, but they differ in what they tell Xen.
+14.0-RELEASE (1400097) and 14.0-STABLE of January 2024 (1400507) are both named 14.0, but they behave differently towards Xen.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from functools import lru_cache
 
 from harness.errors import UsageError
 
-# The X.0 releases whose number is known (sys/sys/param.h of releng/14.0 and of 15.0-RELEASE). X.0-CURRENT counts up from X00000
-# until the release branch is created, so an X.0 release is far from X00000.
+# Known numbers of X.0 releases (sys/sys/param.h of releng/14.0 and of 15.0-RELEASE). X.0-CURRENT counts up from X00000 until
+# the release branch is created, so an X.0 release is far from X00000.
 _X0_RELEASES = {(14, 0): 1400097, (15, 0): 1500068}
 
 # 14.0    14.0-STABLE    15.1-RELEASE-p1
@@ -35,7 +35,7 @@ class OSVersion:
     def number(self) -> tuple[int, int] | None:
         """(major, minor), or None if unknown.
 
-        A derived system may have a REVISION of its own (``0.1``). If the name's major differs from osreldate's, osreldate wins.
+        A derived system may have its own REVISION (``0.1``). If its major differs from that of osreldate, osreldate counts.
         """
         named = re.match(r"(\d+)\.(\d+)", self.release)
         by_name = (int(named[1]), int(named[2])) if named else None
@@ -46,12 +46,12 @@ class OSVersion:
 
     @property
     def lowest(self) -> int:
-        """``osreldate``, or if it is unknown, the lowest number that a kernel of this name has; 0 if the name is unknown, too.
+        """``osreldate``, or else the lowest number of a kernel of this name; 0 if both are unknown.
 
         A number is ``<major><two digits of minor>Rxx``; R is 0 to 4 on a release branch and 5 to 9 on a stable branch
-        (comment at ``__FreeBSD_version`` in sys/sys/param.h). So 13.2 is taken for 1302000, 14.0 and 14.0-RELEASE for
-        1400097, 14.0-STABLE for 1400500, 14.2-PRERELEASE (a stable branch before its next release) for 1401500, and
-        15.0-CURRENT for 1500000.
+        (comment at ``__FreeBSD_version`` in sys/sys/param.h). So 13.2 counts as 1302000, 14.0 and 14.0-RELEASE as 1400097,
+        14.0-STABLE as 1400500, 14.2-PRERELEASE (a stable branch before its next release) as 1401500, and 15.0-CURRENT as
+        1500000.
         """
         if self.osreldate or self.number is None:
             return self.osreldate
@@ -67,10 +67,10 @@ class OSVersion:
         return _X0_RELEASES.get(self.number, base)
 
     def within(self, span: str) -> bool:
-        """Whether this version lies in ``span``: all of its bounds hold, as in ``>=12.0,<14.1`` or ``<1400507``.
+        """Whether all bounds of ``span`` hold, for example ``>=12.0,<14.1`` or ``<1400507``.
 
-        A bound with a release compares release names; a bound with a number compares ``lowest``. A version of which nothing
-        is known lies in every span. Raises UsageError for a malformed span.
+        A bound with a release compares release names; a bound with a number compares ``lowest``. An unknown version lies in
+        every span. Raises UsageError for a malformed span.
         """
         number = self.number
         for at_least, bound in _bounds(span):
@@ -82,7 +82,7 @@ class OSVersion:
         return True
 
     def __lt__(self, other: OSVersion) -> bool:
-        """Older first. A version of which nothing is known is older than any other."""
+        """Older first. An unknown version is older than any other."""
         return self._order < other._order
 
     @property
@@ -98,7 +98,7 @@ UNKNOWN = OSVersion()
 
 
 def parse(name: str, osreldate: int = 0) -> OSVersion:
-    """The version named ``14.0``, ``14.0-STABLE`` or ``15.1-RELEASE-p1``; any other name, such as ``unknown``, counts as none."""
+    """The version named ``14.0``, ``14.0-STABLE`` or ``15.1-RELEASE-p1``. Any other name, such as ``unknown``, is ignored."""
     match = _NAME.fullmatch(name.strip())
     return OSVersion(match[1], match[2] or "", osreldate) if match else OSVersion(osreldate=osreldate)
 
@@ -109,14 +109,14 @@ _BOUND = re.compile(r"(>=|<)(?:(\d{6,7})|(\d{1,2})(?:\.(\d{1,2}))?)")
 
 @lru_cache(maxsize=256)
 def _bounds(span: str) -> tuple[tuple[bool, int | tuple[int, int]], ...]:
-    """(whether it is a lower bound, the osreldate or the release as (major, minor)) for each bound."""
+    """For each bound: whether it is a lower bound, and the osreldate or (major, minor)."""
     found: list[tuple[bool, int | tuple[int, int]]] = []
     for word in span.split(","):
         bound = _BOUND.fullmatch(word.strip())
         if bound is None:
             raise UsageError(
                 f"FreeBSD {span!r}: {word.strip()!r} is not a bound",
-                hint="give bounds by commas, each a release or a __FreeBSD_version: >=12.0,<14.1 or >=1402000,<1500000",
+                hint="separate bounds by commas; each is a release or a __FreeBSD_version: >=12.0,<14.1 or >=1402000,<1500000",
             )
         found.append((bound[1] == ">=", int(bound[2]) if bound[2] else (int(bound[3]), int(bound[4] or 0))))
     return tuple(found)

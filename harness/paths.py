@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""Where things lie on the user's machine; one environment variable moves each."""
+"""Directories on the user's machine. An environment variable overrides each of them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import platformdirs
 from harness.errors import UsageError
 
 PACKAGE = Path(__file__).resolve().parent
-"""The directory of this package's own code."""
+"""The directory of the package's code."""
 
 
 def store() -> Path:
@@ -24,7 +24,10 @@ def store() -> Path:
 
 
 def runtime() -> Path:
-    """Where running labs keep their sockets; short, because a Unix socket's path ends at about 100 bytes."""
+    """The directory for sockets of running labs: ``FXH_RUNTIME``, else one below the temporary directory.
+
+    Its path is short, because the path of a Unix socket is limited to about 100 bytes.
+    """
     given = os.environ.get("FXH_RUNTIME")
     path = Path(given) if given else Path(tempfile.gettempdir()) / f"fxh-{os.getuid()}"
     path.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -34,20 +37,22 @@ def runtime() -> Path:
 def project() -> Path:
     """The directory with ``docs/``, ``images/`` and ``suites/``.
 
-    ``FXH_PROJECT``, else the checkout that holds this package, else the copy in the installed package.
+    It is ``FXH_PROJECT``, else the checkout that contains this package, else the copy in the installed package.
     Raises UsageError if that directory has no ``images/``.
     """
     given = os.environ.get("FXH_PROJECT")
     found = Path(given) if given else checkout() or PACKAGE / "_data"
     if not (found / "images").is_dir():
         if given:
-            raise UsageError(f"FXH_PROJECT={given}: no images/ in it", hint="set it to a checkout of the harness, or unset it")
-        raise UsageError(f"{found}: no images/ in it", hint="install the harness again")
+            raise UsageError(
+                f"FXH_PROJECT={given}: this directory has no images/", hint="set it to a checkout of the harness, or unset it"
+            )
+        raise UsageError(f"{found}: this directory has no images/", hint="reinstall the harness")
     return found
 
 
 def checkout() -> Path | None:
-    """The source tree that this package runs from; None for an installed copy."""
+    """The source tree that contains this package; None for an installed copy."""
     return PACKAGE.parent if (PACKAGE.parent / "images").is_dir() else None
 
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""Time that goes into what the harness builds, downloads or waits for while cases run: it is the run's setup, no case's own.
+"""Measures the time in which the harness builds, downloads or waits. It counts as setup of the run, not of a case.
 
-Whoever does such work wraps it in :func:`step`. A run listens by :func:`listen`; without a listener a step costs nothing.
+Code that does such work wraps it in :func:`step`. A run registers with :func:`listen`; without it a step costs nothing.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from dataclasses import dataclass
 from harness import stamp
 from harness.errors import InfrastructureError
 
-# Seconds. A shorter step did nothing but find what it looked for.
+# Seconds. A shorter step only found that nothing had to be done.
 _LEAST = 0.1
 
 
 @dataclass(frozen=True)
 class Step:
-    """``seconds`` are its own, without those of steps within it; ``started`` is UTC."""
+    """``seconds`` excludes the steps inside this one. ``started`` is in UTC."""
 
     what: str
     seconds: float
@@ -29,19 +29,19 @@ class Step:
 
 
 class _Listener:
-    def __init__(self, tell: Callable[[Step], None]) -> None:
-        self.tell = tell
-        self.told = [0.0]
-        """Seconds of the steps told within each step that is open; the first is the run itself."""
+    def __init__(self, report: Callable[[Step], None]) -> None:
+        self.report = report
+        self.reported = [0.0]
+        """Seconds already reported inside each open step. The first entry is the run itself."""
 
 
 _listener: ContextVar[_Listener | None] = ContextVar("fxh.preparing", default=None)
 
 
-def listen(tell: Callable[[Step], None]) -> Callable[[], None]:
-    """Have ``tell`` called as each step of this thread ends, until what this returns is called."""
+def listen(report: Callable[[Step], None]) -> Callable[[], None]:
+    """Call ``report`` at the end of each step of this thread. Returns a function that stops this."""
     before = _listener.get()
-    _listener.set(_Listener(tell))
+    _listener.set(_Listener(report))
 
     def stop() -> None:
         _listener.set(before)
@@ -51,16 +51,17 @@ def listen(tell: Callable[[Step], None]) -> Callable[[], None]:
 
 @contextmanager
 def step(what: str) -> Iterator[None]:
-    """The work within is setup. ``what`` says the same of the same work in every run: by it runs are compared.
+    """Count the time inside as setup. ``what`` must be equal for equal work in every run, because runs are compared by it.
 
-    Work that ends in an error which is not the infrastructure's (a guest that dies while a checkpoint of it is made) is the case's.
+    If it raises an error other than InfrastructureError, for example because a guest died while its checkpoint was created, the
+    time counts as the case's.
     """
     listener = _listener.get()
     if listener is None:
         yield
         return
     started, begun = stamp.now(), time.monotonic()
-    listener.told.append(0.0)
+    listener.reported.append(0.0)
     setup = False
     try:
         yield
@@ -69,10 +70,10 @@ def step(what: str) -> Iterator[None]:
         setup = True
         raise
     finally:
-        within = listener.told.pop()
+        within = listener.reported.pop()
         own = time.monotonic() - begun - within
         if not setup or own < _LEAST:
             own = 0.0
-        listener.told[-1] += within + own
+        listener.reported[-1] += within + own
         if own:
-            listener.tell(Step(what, own, started))
+            listener.report(Step(what, own, started))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""How a moment is written: UTC, to the second."""
+"""The formats of a point in time: UTC, to the second."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ ISO = "%Y-%m-%dT%H:%M:%SZ"
 
 
 def now() -> str:
-    """For people and files: ``2026-11-25T03:13:47Z``."""
+    """The current time for users and files: ``2026-11-25T03:13:47Z``."""
     return time.strftime(ISO, time.gmtime())
 
 
 def compact() -> str:
-    """For names, which sort by it: ``20261125T031347Z``."""
+    """The current time for names that sort by time: ``20261125T031347Z``."""
     return time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())

@@ -1,20 +1,20 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""Versions compared as numbers: 9.9 is older than 10.0, and 4.9 older than 4.17."""
+"""Compares versions as numbers: 9.9 is older than 10.0, and 4.9 is older than 4.17."""
 
 from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
 
-# In the order in which they appear: main, then releng, then the stable branch that goes on (sys/conf/newvers.sh, BRANCH).
+# In the order of their time: first main, then releng, then the stable branch (sys/conf/newvers.sh, BRANCH).
 _STAGES = ("CURRENT", "ALPHA", "PRERELEASE", "BETA", "RC", "RELEASE", "STABLE")
 
 
 @dataclass(frozen=True, order=True)
 class Release:
-    """A FreeBSD release name such as ``15.1-RELEASE-p1``; comparison is by age, not by spelling.
+    """A FreeBSD release name such as ``15.1-RELEASE-p1``. Comparison is by age, not by spelling.
 
-    ``stage`` is an index of :data:`_STAGES`, ``number`` that of ``RC2``, ``patch`` that of ``-p1``; 0 where there is none.
+    ``stage`` is an index of :data:`_STAGES`, ``number`` is 2 for ``RC2``, ``patch`` is 1 for ``-p1``; 0 if absent.
     """
 
     major: int
@@ -39,7 +39,7 @@ _NAME = re.compile(rf"(\d{{1,4}})\.(\d{{1,4}})(?:-({'|'.join(_STAGES)})(\d{{1,4}
 
 
 def release(name: str) -> Release | None:
-    """The release that ``name`` is the name of, or None. A bare ``9.9`` counts as a release."""
+    """The release with this name; None for an invalid name. A bare ``9.9`` counts as ``9.9-RELEASE``."""
     match = _NAME.fullmatch(name)
     if match is None:
         return None
@@ -48,5 +48,5 @@ def release(name: str) -> Release | None:
 
 
 def numbers(text: str) -> tuple[int, ...]:
-    """The numbers in ``text``, to sort by: ``4.17`` is (4, 17)."""
+    """The numbers in ``text``, as a sort key: (4, 17) for ``4.17``."""
     return tuple(map(int, re.findall(r"\d+", text)))

@@ -92,9 +92,10 @@ def boot(
 
     Without a terminal it ends at the login prompt, or with exit code 1 when the guest dies.
     """
-    from harness.guests import source
     from harness.guests.configure import configure
     from harness.guests.guest import Guest
+    from harness.guests.os.freebsd_source import from_files, from_image
+    from harness.guests.os.linux import from_directory
     from harness.guests.shape import Shape
     from harness.lab import factory, recipe
     from harness.xen import firmware as firmwares
@@ -116,20 +117,20 @@ def boot(
             raise UsageError(
                 "--image brings its kernel and disks", hint="swap its kernel: fxh image build --kernel KERNEL --base IMAGE"
             )
-        what = source.from_image(images.find(image), bootloader=bootloader, root=root)
+        what = from_image(images.find(image), bootloader=bootloader, root=root)
     elif bootloader:
         raise UsageError("--bootloader goes with --image")
     elif kernel is not None and disk is not None:
-        what = source.freebsd(kernel, disk, root=root)
+        what = from_files(kernel, disk, root=root)
     elif disk is not None:
         from harness.images import diskread
 
         read = diskread.take(disk, root)
         diskread.tell(read)
         diskread.check_types(read, [guest_type] if guest_type else [])
-        what = source.from_image(read)
+        what = from_image(read)
     else:
-        what = source.control(factory.control(factory.LabSpec(xen or recipe.DEFAULT_XEN)))
+        what = from_directory(factory.control(factory.LabSpec(xen or recipe.DEFAULT_XEN)))
     shape = Shape(
         "pvshim" if pvshim else guest_type or ("hvm" if firmware else what.profile.types[0]), guest_memory, vcpus=vcpus, variables=tuple(variables), on_poweroff="destroy",
         on_reboot="restart", firmware=firmware,

@@ -36,7 +36,7 @@ def _chosen(words: str) -> tuple[HostConfig, ...]:
     from harness.hosts import pool
 
     known = load().config.hosts
-    found = pool.members(words, known) if words else tuple(known.values())
+    found = pool.select_hosts(words, known) if words else tuple(known.values())
     if any(host.address == pool.LAB for host in found):
         raise UsageError("labs have no leases: each worker has its own", hint="fxh lab list shows them")
     if not found:
@@ -51,7 +51,7 @@ def _survey(config: HostConfig, clean: bool = False) -> dict[str, Any]:
     try:
         transport = connect.transport(config)
         try:
-            return lease.survey(transport, clean=clean, capacity_memory=config.memory, capacity_vcpus=config.vcpus)
+            return lease.survey(transport, clean=clean, memory_limit=config.memory, vcpus_limit=config.vcpus)
         finally:
             transport.close()
     except HarnessError as exc:

@@ -15,6 +15,7 @@ from harness.results.model import FAILED, KNOWN, PASSED, CaseResult, RunResult
 if TYPE_CHECKING:
     from harness.investigate.bisection import State
     from harness.investigate.blame import Side, Trial
+    from harness.results.where import Where
 
 # Options of ``fxh run`` that choose what is tested: by a path, and by a name.
 _FILES, _NAMES = ("kernel", "disk", "control", "hypervisor", "dom0-kernel"), ("image", "xen")
@@ -52,7 +53,7 @@ def blame(
 
     home = reports(where)
     failed_run, failed = _failed(home, run, case, cell)
-    bad_side = _side(failed_run, failed.cell, failed.inputs)
+    bad_side = _side(failed_run, failed.where, failed.inputs)
     good_side = _good_side(home, failed_run, failed, good, swap or [], bad_side)
     xens = [word for word in other_xen.split(",") if word]
     plan = blaming.plan(bad_side, good_side, other_xens=xens)
@@ -99,7 +100,7 @@ def bisect(
 ) -> None:
     """Which build brought the failure in? Each answer is kept: the same command goes on where it was stopped."""
     from harness.investigate import bisect_state, bisection
-    from harness.investigate.builds import Builds, Commits, Files, Names
+    from harness.investigate.builds import Builds, CommitBuilds, FileBuilds, NamedBuilds
     from harness.investigate.rerun import rerun
 
     if not 1 <= need <= of or confirm < 1:
@@ -112,13 +113,13 @@ def bisect(
     if source is not None:
         if not (good and bad and build):
             raise UsageError("--source needs --good, --bad and --build")
-        chosen = Commits(source.absolute(), good, bad, build, home / "bisect" / "builds")
+        chosen = CommitBuilds(source.absolute(), good, bad, build, home / "bisect" / "builds")
     elif option in _NAMES:
-        chosen = Names(builds or [])
+        chosen = NamedBuilds(builds or [])
     else:
-        chosen = Files([Path(name) for name in builds or []])
+        chosen = FileBuilds([Path(name) for name in builds or []])
     rule = bisection.Rule(need, of, confirm)
-    book = bisect_state.open_(home / "bisect", failed.key, failed.cell, option, chosen.names, restart=restart)
+    book = bisect_state.load(home / "bisect", failed.key, failed.cell, option, chosen.names, restart=restart)
     try:
         while isinstance(step := bisection.next_step(book.state, rule), bisection.Try):
             typer.echo(f"{chosen.names[step.which]}: {step.why} ...", err=True)
@@ -131,7 +132,7 @@ def bisect(
             book.answered(step.which, outcome)
             typer.echo(f"{chosen.names[step.which]}: {outcome}" + (f"  {reason}" if reason else ""))
     finally:
-        if isinstance(chosen, Commits):
+        if isinstance(chosen, CommitBuilds):
             chosen.close()
     typer.echo(step.sentence)
     _summary(book.state)
@@ -195,7 +196,7 @@ def run_bundle(
 def _failed(home: Path, run: str, case: str, cell: str) -> tuple[RunResult, CaseResult]:
     from dataclasses import replace
 
-    from harness.report.gather import narrowed
+    from harness.report.command import options_for_cell
     from harness.results.model import read_run
 
     found = read_run(run_directory(home, run))
@@ -204,10 +205,10 @@ def _failed(home: Path, run: str, case: str, cell: str) -> tuple[RunResult, Case
         raise UsageError(
             f"{picked.key} in {picked.cell} {picked.outcome} in run {found.run}", hint="say the --run in which it failed"
         )
-    return replace(found, options=narrowed(found.options_of(picked), picked)), picked
+    return replace(found, options=options_for_cell(found.options_of(picked), picked.where)), picked
 
 
-def _side(run: RunResult, cell: str, inputs: dict[str, str]) -> Side:
+def _side(run: RunResult, cell: Where, inputs: dict[str, str]) -> Side:
     from harness.investigate.blame import Side
     from harness.results.revision import commit_of
 
@@ -220,7 +221,7 @@ def _good_side(home: Path, run: RunResult, case: CaseResult, good: str, swaps: l
 
     from harness.history.store import FILE, History
     from harness.investigate.blame import Side
-    from harness.report.gather import narrowed
+    from harness.report.command import options_for_cell
 
     store = History(home / FILE)
     rows = [row for row in store.results(case=case.key) if row.seen.cell == case.cell and row.seen.outcome == PASSED]
@@ -230,14 +231,14 @@ def _good_side(home: Path, run: RunResult, case: CaseResult, good: str, swaps: l
         past = store.run(rows[-1].seen.run)
         if past is not None:
             inputs = dict(rows[-1].seen.inputs.values)
-            options = narrowed(past.options, case)
+            options = options_for_cell(past.options, case.where)
             old = RunResult(past.run, past.started, inputs=past.inputs, options=options)
             gone = _gone(options, inputs)
             # An image's name stays when it is built anew.
             image = inputs.get("image", "")
             if image != case.inputs.get("image", "") and options.get("image", "") == bad.options.get("image"):
                 gone["image"] = f"{image} was built anew since"
-            side = replace(_side(old, case.cell, inputs), gone=gone)
+            side = replace(_side(old, case.where, inputs), gone=gone)
             typer.echo(f"it passed last in {past.run}", err=True)
     elif good:
         raise UsageError(f"{case.key} did not pass in {case.cell} in a run {good!r}")
@@ -245,7 +246,7 @@ def _good_side(home: Path, run: RunResult, case: CaseResult, good: str, swaps: l
         name, mark, value = word.partition("=")
         if not mark or name not in (*_FILES, *_NAMES, "root"):
             raise UsageError(f"--swap {word}", hint="kernel=FILE, disk=FILE, control=DIRECTORY, hypervisor=FILE, dom0-kernel=FILE")
-        base = side or Side(bad.options, bad.cell, bad.harness)
+        base = side or Side(bad.options, bad.where, bad.harness)
         gone = {key: why for key, why in base.gone.items() if key != name}
         side = replace(base, options=dict(base.options) | {name: value}, gone=gone)
     return side

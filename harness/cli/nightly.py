@@ -37,7 +37,7 @@ def nightly(
         for step in steps:
             print(f"{step.name:<8} {shlex.join(step.argv)}")
         return
-    done = night.go(steps, where, config.nightly.step_hours, lambda line: print(line, flush=True))
+    done = night.run_steps(steps, where, config.nightly.step_hours, lambda line: print(line, flush=True))
     if done.failed:
         path = done.directory / "infrastructure.eml"
         message = mail.compose(done, config.mail, platform.node() or "localhost")

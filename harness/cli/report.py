@@ -58,9 +58,9 @@ def report(
     _remember_all(path.parent)
     # One that was killed did not record itself: what it learned counts as soon as somebody looks at it.
     if not result.ended and result.cases:
-        reporting.remember(path, result)
-    made = reporting.make(path, result, baseline=_baseline(against))
-    reporting.write(path, made)
+        reporting.record(path, result)
+    made = reporting.build_report(path, result, baseline=_baseline(against))
+    reporting.write_reports(path, made)
     if mail or send:
         message = mailing.compose(made, to=to, sender=config.sender)
         (path / "mail.eml").write_bytes(message.as_bytes())
@@ -183,7 +183,7 @@ def _remember_all(runs: Path) -> None:
             continue
         # One that has not ended may be going on at this moment; it records itself.
         if result.ended:
-            reporting.remember(path, result)
+            reporting.record(path, result)
 
 
 def _name(store: History, where: Path, name: str) -> str:

@@ -37,7 +37,7 @@ def record(
     entries, _ = collecting.collect(["--fxh-everywhere"])
     expected: dict[tuple[str, str], set[str]] = {}
     for entry in entries:
-        if entry.cell.guest == "freebsd":
+        if entry.cell.under_test:
             expected.setdefault((entry.suite, entry.cell.type), set()).add(entry.case)
     new: list[matrix.Record] = []
     for name in runs:
@@ -111,4 +111,4 @@ def _read() -> tuple[matrix.Record, ...]:
 
 def _current(data: tuple[matrix.Record, ...]) -> str:
     """docs/suites.md with the table of ``data``."""
-    return matrix.put(_document().read_text(), matrix.render(data, _suites()))
+    return matrix.insert(_document().read_text(), matrix.render(data, _suites()))

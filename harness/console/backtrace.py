@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""Backtraces as FreeBSD and Linux print them, and the function in them to look at."""
+"""Parses backtraces of FreeBSD and Linux, and finds the faulting function in them."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ import re
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from harness.console.machinery import base, is_machinery
+from harness.console.machinery import Machinery, base
 
-# A trace is looked for in so many characters of a report.
+# Characters of a report to search for a trace.
 _SPAN = 1 << 16
 
 
@@ -17,9 +17,9 @@ _SPAN = 1 << 16
 class Frame:
     """One line of a backtrace. ``function`` and ``offset`` (for example ``0x2b``) are as printed.
 
-    A nameless frame has an ``address`` only. ``before``: the return address is the first byte of ``function``, so the caller is
-    the function that ends there: a call of ``panic()`` was its last instruction. ``exact``: the address is the instruction
-    itself (the frame of a trap), not where a call returns to.
+    A frame without a name has only an ``address``. ``before``: the return address is the first byte of ``function``, so the
+    caller is the function that ends there; its last instruction was a call such as ``panic()``. ``exact``: the address is that
+    of the faulting instruction (the frame of a trap) rather than a return address.
     """
 
     function: str
@@ -37,13 +37,14 @@ class Symbols(Protocol):
     """The functions of a kernel file."""
 
     def at(self, address: int) -> tuple[str, int] | None:
-        """The function that ``address`` is in, and where it begins."""
+        """The function that contains ``address``, and its start; None if there is none."""
 
     def address(self, name: str) -> int | None:
-        """Where the function ``name`` begins."""
+        """The start of the function ``name``; None if there is none."""
 
 
-# [   12.3] [T7] [   12.3][  T123] <4>[   12.3]      or nothing; a collector's own stamp may be before it
+# Each optional, maybe after the stamp of a collector:
+# [   12.3] [T7] [   12.3][  T123] <4>[   12.3]
 _STAMP = r"(?:<\d{1,2}>)?(?:\[ *\d+\.\d+\][ \t]?){0,2}(?:\[ *[A-Z]?\d+(?:@\w+)?\][ \t]?)?"
 _ITEM = re.compile(
     "|".join(
@@ -62,14 +63,14 @@ _ITEM = re.compile(
             rf"^{_STAMP}[ \t]*(?P<rip>(?:RIP|EIP|IP|pc|PC)[ \t]*(?:(?::|is at)[ \t]*)?(?:(?:0010|e030|0060|e019|0061):[ \t]*)?(?:\[<[0-9a-f]+>\][ \t]*)*"
             r"(?:(?P<rip_at>[A-Za-z_.$][\w.$]*)\+(?P<rip_off>0x[0-9a-f]+)|(?P<rip_raw>0x[0-9a-f]{8,16})\b))",
             # [   12.3]  xyz_poll+0x1a/0x90 [xyz]      4.10 and older: [   12.3]  [<ffffffff81aabbcc>] xyz_poll+0x1a/0x90
-            # With the module's build ID, and how sure the unwinder of arm64 is: xyz_poll+0x1a/0x90 [xyz 0123abcd] (P)
-            # Up to 4.8 the stack's name is on the line of its first frame:  <IRQ>  [<ffffffff81aabbcc>] xyz_poll+0x1a/0x90
+            # With the module's build ID, and arm64's reliability mark: xyz_poll+0x1a/0x90 [xyz 0123abcd] (P)
+            # Up to 4.8 the first frame of a stack has the stack's name:  <IRQ>  [<ffffffff81aabbcc>] xyz_poll+0x1a/0x90
             rf"^{_STAMP}[ \t]*(?:<+/?[A-Z#][\w#]*>+[ \t]*)*(?P<linux>(?:\[<[0-9a-f]+>\] )?(?P<linux_at>[A-Za-z_.$][\w.$]*)\+(?P<linux_off>0x[0-9a-f]+)/0x[0-9a-f]+"
             r"(?: \[[\w-]+(?: [0-9a-f]+)?\])?(?: \([A-Z]+\))?)[ \t]*$",
             # [   12.3]  0xffffffffc0311111
             rf"^{_STAMP}[ \t]+(?P<bare>(?:\[<[0-9a-f]+>\] )?(?P<bare_raw>0x[0-9a-f]{{8,16}}))[ \t]*$",
             rf"^{_STAMP}[ \t]*(?P<call>Call [Tt]race:)",
-            # What ends a trace: the next one, the debugger, and what a kernel prints when it has told all.
+            # The end of a trace: the next trace, the debugger, or the lines after a report.
             rf"^{_STAMP}[ \t]*(?P<end>KDB: (?:stack backtrace|enter)|Tracing (?:pid|command)|Stopped at|Uptime: |Dumping \d|db> |---\[ end )",
         )
     ),
@@ -83,48 +84,48 @@ _STOPPED = re.compile(
 _POINTER = re.compile(r"^[ \t]*(?:instruction pointer[ \t]*= 0x[0-9a-f]+:|[re]ip[ \t]*=?[ \t]*)(0x[0-9a-f]+)", re.MULTILINE)
 
 
-def frames(text: str) -> tuple[Frame, ...]:
-    """The first backtrace in ``text`` that leads to a guilty function, else the first, innermost frame first.
+def frames(text: str, machinery: Machinery) -> tuple[Frame, ...]:
+    """The first backtrace in ``text`` that has a faulting function, else the first one. The innermost frame comes first.
 
-    Without any, the place at which the debugger or the trap says that the kernel stopped.
+    If there is no backtrace, one frame with the address at which the debugger or the trap stopped the kernel, if known.
     """
-    found = _traces(text[:_SPAN])
-    named = next((trace for trace in found if guilty(trace)), found[0] if found else ())
-    return named or _stopped(text[:_SPAN])
+    found = _traces(text[:_SPAN], machinery)
+    with_function = next((trace for trace in found if faulting_function(trace, machinery)), found[0] if found else ())
+    return with_function or _stopped(text[:_SPAN])
 
 
-def guilty(trace: tuple[Frame, ...]) -> str:
-    """The function to look at: the first frame that is not machinery, or ``""``.
+def faulting_function(trace: tuple[Frame, ...], machinery: Machinery) -> str:
+    """The innermost frame that is not machinery, or ``""``.
 
-    A frame whose function is not known counts (``before xyz_next``, an address) rather than its caller. Nameless frames do not
-    where nothing has a name, or where the machinery follows them: those are the machinery.
+    A frame with an unknown function counts (``before xyz_next``, an address); its caller must not be blamed instead. A frame
+    without a name does not count if no frame has a name, or if machinery follows: then it is machinery, too.
     """
     for number, frame in enumerate(trace):
         if frame.before:
             return frame.name
         if frame.function:
-            if not is_machinery(frame.function):
+            if frame.function not in machinery:
                 return frame.name
-        elif _stands_alone(trace, number):
+        elif _calls_machinery(trace, number, machinery):
             return frame.address
     return ""
 
 
-def _stands_alone(trace: tuple[Frame, ...], number: int) -> bool:
-    """Whether a nameless frame is the machinery's caller."""
+def _calls_machinery(trace: tuple[Frame, ...], number: int, machinery: Machinery) -> bool:
+    """Whether a frame without a name is the caller of the machinery rather than a part of it."""
     later = [frame.function for frame in trace[number + 1 :] if frame.function]
     if any(frame.function for frame in trace[:number]):
         return True
-    return bool(later) and not any(map(is_machinery, later))
+    return bool(later) and not any(function in machinery for function in later)
 
 
 def named(trace: tuple[Frame, ...], symbols: Symbols) -> tuple[Frame, ...]:
-    """``trace`` with names for its nameless frames, and the true caller where a return address begins the next function."""
+    """``trace`` with names for frames that lack one, and the real caller if a return address is the start of a function."""
     return tuple(_named(frame, symbols) for frame in trace)
 
 
 def unnamed(trace: tuple[Frame, ...]) -> bool:
-    """Whether :func:`named` has anything to do."""
+    """Whether :func:`named` may change ``trace``."""
     return any(frame.before or not frame.function for frame in trace)
 
 
@@ -138,7 +139,7 @@ def _named(frame: Frame, symbols: Symbols) -> Frame:
     return Frame(hit[0], hex(place - hit[1]))
 
 
-def _traces(text: str) -> list[tuple[Frame, ...]]:
+def _traces(text: str, machinery: Machinery) -> list[tuple[Frame, ...]]:
     traces: list[tuple[Frame, ...]] = []
     trace: list[Frame] = []
     exact = called = False
@@ -155,20 +156,20 @@ def _traces(text: str) -> list[tuple[Frame, ...]]:
         kind = item.lastgroup or ""
         if kind == "trap":
             exact = True
-        elif kind == "end" or (kind == "call" and called) or (kind == "rip" and guilty(tuple(trace))):
+        elif kind == "end" or (kind == "call" and called) or (kind == "rip" and faulting_function(tuple(trace), machinery)):
             ended()
             called = kind == "call"
         elif kind == "call":
             called = True
         if kind not in _FORMS:
             continue
-        # A console on two devices shows each line twice. A function that calls itself has other frames.
+        # A console on two devices shows each line twice. The frames of a recursion have different addresses.
         if item[0] == last and kind in ("ddb", "kdb"):
             continue
         last = item[0]
         frame = _frame(item, kind, exact)
-        # The innermost frame of arm64 is the function that prints the trace, and no return address: db_trace_self() at db_trace_self
-        if frame.before and not trace and is_machinery(frame.function):
+        # On arm64 the innermost frame has no return address but the start of its function: db_trace_self() at db_trace_self
+        if frame.before and not trace and frame.function in machinery:
             frame = Frame(frame.function, "0x0")
         trace.append(frame)
         exact = False
@@ -187,7 +188,7 @@ def _frame(item: re.Match[str], kind: str, exact: bool) -> Frame:
     if kind == "rip":
         return Frame(function, offset, raw, exact=bool(raw))
     if kind == "ddb" and not function and not raw:
-        # DDB prints no offset where it is 0 (sys/ddb/db_sym.c, db_printsym()).
+        # DDB prints no offset if it is 0 (sys/ddb/db_sym.c, db_printsym()).
         function = item["called"]
     if kind in ("ddb", "kdb"):
         if not function or function.startswith("?"):

@@ -1,29 +1,30 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""What two deaths by one fault have in common, in different runs and in kernels that were built in different places."""
+"""Normalises messages, so that the same fault gives the same text in every run and in kernels of every build directory."""
 
 from __future__ import annotations
 
 import re
 
-# The directories of FreeBSD's sys/ and of Linux's root that have source files.
+# The directories with source files in FreeBSD's sys/ and in Linux's root.
 _FREEBSD = (
     "amd64 arm arm64 bsm cam cddl compat conf contrib crypto ddb dev fs gdb geom gnu i386 i4b isa isofs kern kgssapi libkern mips modules "
     "net net80211 netatalk netgraph netinet netinet6 netipsec netipx netlink netncp netnatm netpfil netpatm netsmb nfs nfsclient nfsserver "
     "nlm ofed opencrypto pc98 pci powerpc riscv rpc security sparc64 sys teken tests tools ufs vm x86 xdr xen"
 )
 _LINUX = "arch block certs crypto drivers fs include init io_uring ipc kernel lib mm net rust samples security sound usr virt"
-# /usr/src/sys/dev/xyz/xyz.c     /jobs/881/freebsd-src/sys/dev/xyz/xyz.c     the last sys/ that a directory of the kernel follows
+# The part before the last sys/ that is followed by a directory of the kernel:
+# /usr/src/sys/dev/xyz/xyz.c     /jobs/881/freebsd-src/sys/dev/xyz/xyz.c
 _FREEBSD_PATH = re.compile(rf"(?:[\w.+@~-]*/)+(?=sys/(?:{'|'.join(_FREEBSD.split())})/[\w./+-]+)")
-# /build/xyz/sys/GENERIC/vnode_if.c (made by the build)
+# A generated file: /build/xyz/sys/GENERIC/vnode_if.c
 _OTHER_PATH = re.compile(r"(?<![\w.+@~-])/(?:[\w.+@~-]+/)*?(?=sys/[\w./+-]+\.[chSsm]\b)")
-# ../../../kern/xyz.c, as kernels were built by config(8) in sys/<machine>/compile
-# @/dev/xyz/xyz.c, as modules were built up to 13: @ is a link to sys in their object directory
+# ../../../kern/xyz.c, in kernels that config(8) builds in sys/<machine>/compile
+# @/dev/xyz/xyz.c, in modules up to 13: @ is a link to sys in their object directory
 _RELATIVE = re.compile(rf"(?:(?:[\w.+@~-]*/)*(?:\.\./)+|(?<![\w./-])@/)(?=(?:{'|'.join(_FREEBSD.split())})/[\w./+-]+\.[chSsm]\b)")
-# ../mm/xyz.c: a kernel that was built in a directory within its sources
+# ../mm/xyz.c, in a kernel that was built in a subdirectory of its sources
 _LINUX_RELATIVE = re.compile(rf"(?<![\w.+@~/-])\.\./(?=(?:{'|'.join(_LINUX.split())})/[\w./+-]+\.(?:c|h|S|rs)\b)")
 _LINUX_PATH = re.compile(rf"(?<![\w.+@~:-])/(?:[\w.+@~:-]+/)*?(?=(?:{'|'.join(_LINUX.split())})/[\w./+-]+\.(?:c|h|S|rs)\b)")
 
-# A guest's output is hostile: a message has so many characters at most.
+# A guest's output is hostile, so limit the characters of a message.
 _LONGEST = 1024
 _NUMBERS = (
     # 6ba7b810-9dad-11d1-80b4-00c04fd430c8
@@ -41,13 +42,13 @@ _NUMBERS = (
     # 1a000     7F: begins with a digit
     r"\b\d+[a-f][0-9a-f]*\b",
     r"\b\d+[A-F][0-9A-F]*\b",
-    # c000     ff00     a1b2: begins with a letter, and is no device's name and unit (da0, ada10)
+    # c000     ff00     a1b2: begins with a letter, and is no name and unit of a device (da0, ada10)
     r"\b(?![a-z]{2,}(?:0|[1-9]\d?)\b)(?=[a-f]+\d)[0-9a-f]{4,}\b",
     r"\b(?![A-Z]{2,}(?:0|[1-9]\d?)\b)(?=[A-F]+\d)[0-9A-F]{4,}\b",
     r"\d+",
 )
 _NUMBER = re.compile("|".join(_NUMBERS))
-# After these words, and "=" or ":" or nothing, comes a number, whatever it looks like.
+# A hexadecimal number follows these words, with or without "=" or ":".
 _ANNOUNCED = re.compile(
     r"(?i)\b((?:addr(?:ess)?|[vp]a|[pv]addr|ptr|pointer|pc|[rei]?ip|[re]?sp|[re]?bp|lr|elr|esr|far|base|offset|mask|flags?|cookie|handle|pte|pde"
     r"|pindex|[gmp]?fn|[gmp]fn|cr[0-4]|val(?:ue)?|code|size|len(?:gth)?|blkno|block|inode|ino|lba)(?: ?[:=] ?|(?= \w*\d) ))[0-9a-fA-F]{2,16}\b(?![./])"
@@ -55,10 +56,7 @@ _ANNOUNCED = re.compile(
 
 
 def normalise(message: str) -> str:
-    """``message`` without what differs from run to run and from build to build: numbers in any base, and where sources were.
-
-    Names keep their letters: xbd0 becomes xbdN.
-    """
+    """``message`` with N for every number, and without the build directory of source paths. xbd0 becomes xbdN."""
     message = message[:_LONGEST]
     for path, start in ((_FREEBSD_PATH, ""), (_LINUX_RELATIVE, ""), (_RELATIVE, "sys/"), (_OTHER_PATH, ""), (_LINUX_PATH, "")):
         message = path.sub(start, message)

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""Prompts that nobody will answer and last words of a firmware: which end a boot, and what was printed as their reason.
+"""Prompts and firmware messages that end a boot, and the reasons that were printed before them.
 
-Text in, value out: a console's last bytes, cleaned (:mod:`harness.console.clean`), and what they mean.
+Pure functions of a console's last bytes, which must be clean (:mod:`harness.console.clean`).
 """
 
 from __future__ import annotations
@@ -10,20 +10,21 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from harness.console.kinds import DeathKind
 from harness.console.text import decode, plain
 
-# Seconds of silence after which a prompt waits for an answer, and after which nothing more will follow by itself.
+# Seconds of silence after which a prompt counts; the second number is for a prompt that may time out.
 AT_ONCE, PATIENT = 0.2, 5.0
 
 
 @dataclass(frozen=True)
 class Stuck:
-    """A boot that has ended. ``at`` is where that is printed, in bytes; it is sure after ``patience`` seconds of silence.
+    """A boot that ended. ``at`` is the offset of the prompt or message, which counts after ``patience`` seconds of silence.
 
-    ``waits``: at a prompt that ends the output.
+    ``waits``: it is a prompt at the end of the output.
     """
 
-    kind: str
+    kind: DeathKind
     message: str
     at: int
     patience: float
@@ -32,7 +33,7 @@ class Stuck:
 
 # -- reasons ----------------------------------------------------------------------------------------------------------
 
-# conserver's own lines
+# Lines of conserver: [-- MARK -- Sat Feb  3 04:00:00 2024]     [-- console up -- ...]
 _MARK = r"^\[-- .* --\]$"
 # Type '?' for a list of commands, 'help' for more detailed help.     Hit [Enter] to boot immediately, or any other key for ...
 # Booting [/boot/kernel/kernel]...     /boot/kernel/kernel text=0x18e2c8     BIOS drive C: is disk0     Loading /boot/loader.conf
@@ -49,7 +50,7 @@ _LINUX_HELP = re.compile(
     r"|Generating|or \"|after logging in|See |Welcome to emergency)"
 )
 _ONLY_MARKS = re.compile(_MARK)
-# A reason is sought in so many lines above.
+# Search this many lines above a prompt for a reason, and cut the reason at this many characters.
 _NEAR, _REASON = 4, 200
 _COMPLAINT = re.compile(
     r"(?i)error|fail|can(?:'|no)t|unable|not found|\bno\b|unknown|invalid|missing|don't know|panic|abort|refus|denied|corrupt|\bbad\b"
@@ -58,7 +59,7 @@ _COMPLAINT = re.compile(
 
 
 def above(before: str, skip: re.Pattern[str] = _ONLY_MARKS) -> str:
-    """The line above a prompt: the last complaint among the nearest lines, else the last line; help and blank lines left out."""
+    """The last complaint among the nearest lines above a prompt, or else the last line. Skips help and blank lines."""
     lines = [line.strip() for line in plain(before).splitlines()]
     near = [line for line in lines if line and not skip.search(line)][-_NEAR:]
     return (_complaint(near) or "".join(near[-1:]))[:_REASON]
@@ -68,7 +69,7 @@ def _complaint(lines: list[str]) -> str:
     return next((line for line in reversed(lines) if _COMPLAINT.search(line)), "")
 
 
-# Each takes what was printed before a prompt and the prompt's own line, and returns the reason, or "".
+# Takes the text before a prompt and the line of the prompt. Returns the reason, or "".
 Reason = Callable[[str, str], str]
 
 
@@ -118,19 +119,19 @@ _BIOS_SAID = re.compile(
 
 
 def _firmware(before: str, own: str) -> str:
-    """What became of the disks that were tried last."""
+    """The results for the disks that the firmware tried last."""
     text = plain(before)
     return "; ".join(line.strip() for line in (_UEFI_SAID.findall(text) or _BIOS_SAID.findall(text))[-4:])
 
 
 # Mounting from ufs:/dev/xbd7 failed with error 19.        (9 and later)
 _MOUNT_FAILED = re.compile(r"Mounting from (\S+) failed with error (\d+)")
-# Trying to mount root from ufs:/dev/ad4s1a []...          (up to 8 nothing else names the device)
+# Trying to mount root from ufs:/dev/ad4s1a []...          (up to 8 only this line names the device)
 _MOUNT_TRIED = re.compile(r"Trying to mount root from ([^\s\[]\S*)|^[ \t]*vfs\.root\.mountfrom=(\S+)", re.MULTILINE)
 
 
 def mountroot(text: str) -> str:
-    """Which root file system a kernel that asks at ``mountroot>`` could not mount."""
+    """The message for a ``mountroot>`` prompt: the root file system that the kernel could not mount."""
     head, text = "no root file system", plain(text)
     if failed := _MOUNT_FAILED.findall(text):
         return f"{head}: {failed[-1][0]} failed with error {failed[-1][1]}"
@@ -144,23 +145,23 @@ _INIT_SAID = re.compile(
     r"\binit(?:(?:\[\d+\])?:| (?:\d+|-) \S+ (?:-|\[[^\]\n]*\])) (.{0,200}?(?:going to|entering) single[- ]user(?: mode)?)"
 )
 # 2024-02-03T04:05:06.070809+00:00 - init 1 - - can't exec /bin/sh for /etc/rc: No such file or directory
-_INIT_COULD_NOT = re.compile(
+_INIT_CANNOT_EXEC = re.compile(
     r"\binit(?:(?:\[\d+\])?:| (?:\d+|-) \S+ (?:-|\[[^\]\n]*\])) (can't exec .{1,200}? for /etc/rc: .{1,80})$", re.MULTILINE
 )
-# ERROR: ABORTING BOOT (sending SIGTERM to parent)!        (libexec/rc/rc.subr, stop_boot(); the reason is above it)
+# ERROR: ABORTING BOOT (sending SIGTERM to parent)!        (libexec/rc/rc.subr, stop_boot(); the reason is in the lines before)
 _ABORTED = re.compile(r"^ERROR: ABORTING BOOT", re.MULTILINE)
 # /dev/xbd0: UNEXPECTED INCONSISTENCY; RUN fsck MANUALLY.  (sbin/fsck_ffs)
 _INCONSISTENT = re.compile(r"^(\S+: UNEXPECTED [A-Z ]*INCONSISTENCY; RUN fsck.*?)\.?$", re.MULTILINE | re.IGNORECASE)
 
 
 def single_user(text: str) -> str:
-    """Why init asks for a shell: its own words, then what ended rc, if that was printed."""
+    """The message for init's shell prompt: init's message, then the reason why rc ended, if it was printed."""
     return _init_said(plain(text)) or "came up in single user mode"
 
 
 def _init_said(text: str) -> str:
     said = [words.strip() for words in _INIT_SAID.findall(text)[-1:]]
-    said += [words.strip() for words in _INIT_COULD_NOT.findall(text)[-1:]]
+    said += [words.strip() for words in _INIT_CANNOT_EXEC.findall(text)[-1:]]
     if aborted := [match.start() for match in _ABORTED.finditer(text)]:
         said.append(above(text[: aborted[-1]]).removesuffix("; help!"))
         said += _INCONSISTENT.findall(text)[-1:]
@@ -174,7 +175,7 @@ def _insecure(before: str, own: str) -> str:
 # (XEN) d2v0 Unhandled: vec 14, #PF[0000]     (XEN) d3v0 Triple fault - invoking HVM shutdown action 1
 # (XEN) [2024-02-03 04:05:06] domain_crash called from svm.c:2717
 _XEN_LINE = re.compile(r"^\(XEN\) (?:\[[^\]\n]*\] ?)?(\S.*?):?$", re.MULTILINE)
-# What says nothing about the cause: tables, registers, Xen's start, and the words for the crash itself.
+# Lines that do not tell the cause: tables, registers, Xen's start, and the message of the crash itself.
 _XEN_NOISE = re.compile(
     r"^(?:Pagetable walk|L\d\[|domain_crash|\*|Freed |Domain \d+ \(vcpu#|\S+: +[0-9a-f]{4,}|----\[|CPU:|RIP:|Guest stack|Xen call trace)"
 )
@@ -185,25 +186,25 @@ _XEN_CALLER = re.compile(r"^domain_crash\w* called from .+")
 
 
 def crash(text: str) -> str:
-    """What Xen printed before it crashed a domain; ``text`` ends before the line that says so."""
+    """The reason that Xen printed before it crashed a domain. ``text`` ends before the message of the crash."""
     lines = [line.strip() for line in _XEN_LINE.findall(plain(text))]
-    telling = [line for line in lines if not _XEN_NOISE.search(line)]
-    complaints = [line for line in telling if _XEN_COMPLAINT.search(line)]
+    relevant = [line for line in lines if not _XEN_NOISE.search(line)]
+    complaints = [line for line in relevant if _XEN_COMPLAINT.search(line)]
     callers = [line for line in lines if _XEN_CALLER.search(line)]
-    return next(iter((complaints or telling or callers)[-1:]), "")[:_REASON]
+    return next(iter((complaints or relevant or callers)[-1:]), "")[:_REASON]
 
 
 def xen_panic(after: str) -> str:
-    """Why Xen itself died, from what follows its line "Panic on CPU 0:"."""
+    """The reason of Xen's own panic, from the text after its line "Panic on CPU 0:"."""
     return next((line for line in _XEN_LINE.findall(plain(after)) if line.strip("*")), "")[:_REASON]
 
 
-# Rebooting...     Uptime: 46s     Restarting system     (a kernel that goes down in good order, or after a panic)
+# Rebooting...     Uptime: 46s     Restarting system     (at a regular shutdown, or after a panic)
 _WENT_DOWN = re.compile(r"^(?:\[[ \d.]+\] )?(?:Rebooting\.\.\.|Uptime: \d|reboot: |All buffers synced|cpu_reset)", re.MULTILINE)
 
 
 def second_boot(before: str) -> str:
-    """The verdict on a boot that nobody requested, from what was printed ``before`` it."""
+    """The message for a boot that no case requested, from the text ``before`` it."""
     how = "the guest rebooted by itself" if _WENT_DOWN.search(plain(before)[-1000:]) else "it was reset without a word"
     return f"a second boot that nobody requested: {how}"
 
@@ -213,13 +214,13 @@ def second_boot(before: str) -> str:
 
 @dataclass(frozen=True)
 class Prompt:
-    """A prompt, or a last line, that ends a boot which has not reached the stage ``until``.
+    """A prompt or message that ends a boot, unless the boot has reached the stage ``until``.
 
-    ``pattern`` finds it in cleaned text; ``waits``: only at the end of all output. The message is ``says`` and the reason that
-    ``why`` finds. With a reason the boot has ended at once, without one after ``patience`` seconds of silence.
+    ``pattern`` finds it in clean text; with ``waits``, only at the end of the output. The death's message is ``says`` with the
+    reason that ``why`` returns. It counts after ``patience`` seconds of silence, or after :data:`AT_ONCE` if there is a reason.
     """
 
-    kind: str
+    kind: DeathKind
     pattern: re.Pattern[bytes]
     says: str
     why: Reason
@@ -228,11 +229,11 @@ class Prompt:
     patience: float
 
 
-def _prompt(kind: str, pattern: bytes, says: str, why: Reason, until: str, patience: float = AT_ONCE) -> Prompt:
+def _prompt(kind: DeathKind, pattern: bytes, says: str, why: Reason, until: str, patience: float = AT_ONCE) -> Prompt:
     return Prompt(kind, re.compile(rb"(?:%s)[ \t]*\Z" % pattern), says, why, until, True, patience)
 
 
-def _line(kind: str, pattern: bytes, says: str, why: Reason, until: str, patience: float = AT_ONCE) -> Prompt:
+def _line(kind: DeathKind, pattern: bytes, says: str, why: Reason, until: str, patience: float = AT_ONCE) -> Prompt:
     return Prompt(kind, re.compile(rb"^\r*[ \t]*(?:%s)" % pattern, re.MULTILINE), says, why, until, False, patience)
 
 
@@ -240,13 +241,13 @@ _NO_DISK = "the UEFI firmware found no bootable disk"
 _NO_BIOS_DISK = "the BIOS found no bootable disk"
 _NETWORK = "the firmware found no bootable disk and tries the network"
 _MEDIA = "this is installation media"
-# The first that fits counts. A sample above each. Prompts that a dying kernel shows are in deaths.MARKERS.
+# The first match counts. Each has a sample. markers.MARKERS has the prompts of a dying kernel.
 PROMPTS = (
     # OK                                              (FreeBSD's loader, stand/common/interp.c)
     _prompt("loader", rb"OK ", "loader stopped", _loader, "kernel"),
-    # boot:                                           (stand/i386/boot2: at first it goes on by itself after 3 s)
+    # boot:                                           (stand/i386/boot2; the first prompt continues after 3 s)
     _prompt("loader", rb"boot:", "boot2 stopped", _loader, "kernel", PATIENT),
-    # gptzfsboot: No ZFS pools located, can't boot    (stand/i386/zfsboot, gptboot, gptzfsboot: they stop there)
+    # gptzfsboot: No ZFS pools located, can't boot    (stand/i386/zfsboot, gptboot, gptzfsboot; they stop after this)
     _line(
         "loader",
         rb"\w{1,12}boot: (?:No ZFS pools located, can't boot|no UFS partition was found|unable to load GPT)",
@@ -254,7 +255,7 @@ PROMPTS = (
         _own,
         "loader",
     ),
-    # --> Press a key on the console to reboot <--    (the loader's own panic(), stand/libsa/panic.c)
+    # --> Press a key on the console to reboot <--    (panic() of the loader, stand/libsa/panic.c)
     _line("loader", rb"--> Press a key on the console to reboot <--", "loader stopped", _loader, "kernel"),
     # grub>     grub rescue>
     _prompt("loader", rb"grub(?: rescue)?>", "GRUB stopped", _grub, "kernel"),
@@ -313,12 +314,12 @@ PROMPTS = (
     ),
     # Bootlock password:     Password:                (stand/lua/password.lua)
     _prompt("loader", rb"(?:Bootlock |Boot |Loader )?[Pp]assword:", "the loader asks for a password", _nothing, "kernel"),
-    # (initramfs)     dracut:/#                       (Linux without its root)
+    # (initramfs)     dracut:/#                       (Linux without a root file system)
     _prompt("mountroot", rb"\(initramfs\)|dracut:/#", "no root file system", _linux, "login"),
     # CONTINUE? [yn]     reply? [yn]                  (sbin/fsck_ffs)
     _prompt("fsck", rb"[\w ]{1,60}\? \[yn\]", "fsck asks a question", _fsck, "login"),
     # BdsDxe: No bootable option or device was found. (edk2 MdeModulePkg/Universal/BdsDxe/BdsEntry.c)
-    # BdsDxe: starting Boot0003 "EFI Internal Shell" from Fv(...)        (OVMF's last option; it waits for somebody to type)
+    # BdsDxe: starting Boot0003 "EFI Internal Shell" from Fv(...)        (OVMF's last option, which waits for input)
     # BdsDxe: Press any key to enter the Boot Manager Menu.
     # UEFI Interactive Shell v2.2     EFI Shell version 2.31     Shell>  (edk2 ShellPkg)
     _line(
@@ -371,13 +372,16 @@ PROMPTS = (
     _prompt("firmware", rb"[gi]PXE>", _NETWORK, _firmware, "kernel"),
 )
 KINDS = frozenset(row.kind for row in PROMPTS)
-# A prompt, with the line above that belongs to it, is no longer than this.
+# The longest prompt with its line above, in bytes.
 _LAST = 320
 _LINE = re.compile(rb"[\r\n]+|\A")
 
 
 def stuck(text: bytes, counts: Callable[[str], bool] = lambda until: True) -> Stuck | None:
-    """How a boot ended by ``text``, a console's last bytes (cleaned), or None. ``counts`` says of a row's ``until`` if it does."""
+    """How a boot ended, from ``text``, a console's last bytes (clean); None if it continues.
+
+    ``counts`` returns whether a prompt with this stage ``until`` may still end the boot.
+    """
     begin = max(0, len(text) - _LAST)
     starts = [match.end() for match in _LINE.finditer(text, begin)]
     for row in PROMPTS:
@@ -396,5 +400,5 @@ def stuck(text: bytes, counts: Callable[[str], bool] = lambda until: True) -> St
 
 
 def _line_at(text: bytes, at: int) -> bytes:
-    """The line that begins at ``at``, or behind the line end there."""
+    """The line at ``at``, or the next one if there is a line end."""
     return text[at:].lstrip(b"\r\n").split(b"\n", 1)[0]

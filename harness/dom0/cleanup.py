@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""Runs in dom0, as part of the keeper: what there is of a run on this host, and its removal."""
+"""Part of the lease agent: list and remove the resources of a run on this host."""
 
 from __future__ import annotations
 
@@ -11,11 +11,16 @@ import shutil
 import signal
 import subprocess
 
+# fxh-1a2b3c-1-control
 NAME = re.compile(r"fxh-([a-z0-9]{1,16})-\d+-")
+# Domain-0                                     0   768     2     r-----      20.6
+_DOMAIN = re.compile(r"(\S*)\s+(\d+)\s+(\d+)\s+(\d+)\s+[-rbpscdwS?]{6}\s")
+# Waiting for domain fxh-1a2b3c-1-control (domid 12) to die [pid 345]
+_DOMID = re.compile(rb"^Waiting for domain .* \(domid (\d+)\)", re.MULTILINE)
 
 
 def output(*argv: str) -> str:
-    """What a tool prints, or "" where it fails or is not there."""
+    """The standard output of a tool, or "" if the tool is missing or takes more than 120 s."""
     try:
         return subprocess.run(
             argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, timeout=120, check=False
@@ -26,16 +31,12 @@ def output(*argv: str) -> str:
 
 def domains() -> list[tuple[str, int, int, int]]:
     """(name, domid, MiB, vCPUs) of all domains."""
-    found = []
-    for line in output("xl", "list").splitlines():
-        match = re.match(r"(\S*)\s+(\d+)\s+(\d+)\s+(\d+)\s+[-rbpscdwS?]{6}\s", line)
-        if match:
-            found.append((match.group(1), int(match.group(2)), int(match.group(3)), int(match.group(4))))
-    return found
+    matches = [_DOMAIN.match(line) for line in output("xl", "list").splitlines()]
+    return [(match.group(1), int(match.group(2)), int(match.group(3)), int(match.group(4))) for match in matches if match]
 
 
 def loops(directory: str) -> list[str]:
-    """Loop devices whose file lies in ``directory``."""
+    """Loop devices whose file is in ``directory``."""
     found = []
     for path in glob.glob("/sys/block/loop*/loop/backing_file"):
         try:
@@ -48,9 +49,10 @@ def loops(directory: str) -> list[str]:
 
 
 def watchers(directory: str, kept: tuple[str, ...]) -> list[int]:
-    """xl's processes that wait for the end of domains configured in ``directory``, but for those called ``kept``.
+    """The pids of the xl processes that wait for the end of a domain with a configuration in ``directory``, except ``kept``.
 
-    They build a domain anew where its on_* says so, two seconds after its end: until then none is listed (xl_vmcontrol.c).
+    Such a process rebuilds its domain two seconds after the end if on_reboot or on_crash says so (xl_vmcontrol.c). In these two
+    seconds, xl lists no domain.
     """
     found = []
     for path in glob.glob("/proc/[0-9]*/cmdline"):
@@ -59,14 +61,14 @@ def watchers(directory: str, kept: tuple[str, ...]) -> list[int]:
                 words = file.read().decode("utf-8", "replace").split("\0")
         except OSError:
             continue
-        theirs = {os.path.basename(word)[: -len(".cfg")] for word in words if word.startswith(directory + "/")}
-        if os.path.basename(words[0]) == "xl" and theirs - set(kept):
+        names = {os.path.basename(word)[: -len(".cfg")] for word in words if word.startswith(directory + "/")}
+        if os.path.basename(words[0]) == "xl" and names - set(kept):
             found.append(int(path.split("/")[2]))
     return found
 
 
-def volumes(run: str) -> list[tuple[str, ...]]:
-    """Commands that remove the run's logical volumes and zvols."""
+def remove_volume_commands(run: str) -> list[tuple[str, ...]]:
+    """Commands that remove the run's logical volumes and zvols. The last word of each is the volume."""
     found: list[tuple[str, ...]] = []
     for line in output("lvs", "--noheadings", "-o", "vg_name,lv_name").splitlines():
         words = line.split()
@@ -78,24 +80,26 @@ def volumes(run: str) -> list[tuple[str, ...]]:
     return found
 
 
-def belongings(base: str, run: str) -> list[str]:
-    """What there is of a run, in words: what :func:`remove` would remove."""
+def resources(base: str, run: str) -> list[str]:
+    """Describe what :func:`remove` would remove, for example ``domain fxh-1a2b3c-1-control``. Log files are not listed."""
     directory = "%s/run-%s" % (base, run)
     found = ["domain %s" % row[0] for row in domains() if row[0].startswith("fxh-%s-" % run)]
     found += ["loop %s" % device for device in loops(directory)]
-    found += ["volume %s" % argv[-1] for argv in volumes(run)]
+    found += ["volume %s" % argv[-1] for argv in remove_volume_commands(run)]
     found += ["directory %s" % directory] if os.path.isdir(directory) else []
     return found
 
 
 def logs(name: str) -> list[str]:
-    """What Xen's tools wrote of the domains called ``name`` (a glob). The bootloader's log is named after the domid alone."""
+    """The log files of Xen's tools for the domains called ``name`` (a glob).
+
+    The name of the bootloader's log contains only a domid. The log of xl says which domids a domain had.
+    """
     found = []
     for path in glob.glob("/var/log/xen/xl-%s.log*" % name):
         found.append(path)
-        # Waiting for domain fxh-1a2b3c-1-control (domid 12) to die [pid 345]
         with open(path, "rb") as file:
-            for domid in re.findall(rb"^Waiting for domain .* \(domid (\d+)\)", file.read(), re.MULTILINE):
+            for domid in _DOMID.findall(file.read()):
                 found += glob.glob("/var/log/xen/bootloader.%d.log*" % int(domid))
     for pattern in ("console/guest-%s.log*", "qemu-dm-%s.log*"):
         found += glob.glob("/var/log/xen/" + pattern % name)
@@ -103,13 +107,16 @@ def logs(name: str) -> list[str]:
 
 
 def remove(base: str, run: str, kept: tuple[str, ...] = ()) -> list[str]:
-    """Remove all of a run's but the domains ``kept``; returns what could not be removed."""
+    """Remove the resources of a run. Returns those that could not be removed.
+
+    If ``kept`` names domains, only the other domains are removed, and everything that ``kept`` may need stays.
+    """
     directory = "%s/run-%s" % (base, run)
     for _ in range(3):
-        # First: a domain that is destroyed while its watcher builds it leaves what the watcher writes to xenstore afterwards.
-        for number in watchers(directory, kept):
+        # Kill xl before its domain: if a domain is destroyed while xl builds it, xl goes on and leaks entries in xenstore.
+        for pid in watchers(directory, kept):
             with contextlib.suppress(OSError):
-                os.kill(number, signal.SIGKILL)
+                os.kill(pid, signal.SIGKILL)
         left = [row for row in domains() if row[0].startswith("fxh-%s-" % run) and row[0] not in kept]
         for row in left:
             output("xl", "destroy", str(row[1]))
@@ -119,9 +126,9 @@ def remove(base: str, run: str, kept: tuple[str, ...] = ()) -> list[str]:
         return []
     for device in loops(directory):
         output("losetup", "-d", device)
-    for argv in volumes(run):
+    for argv in remove_volume_commands(run):
         output(*argv)
     shutil.rmtree(directory, ignore_errors=True)
     for path in logs("fxh-%s-*" % run):
         os.unlink(path)
-    return belongings(base, run)
+    return resources(base, run)

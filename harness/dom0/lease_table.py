@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""Runs in dom0, as part of the keeper: the book of leases.
+"""Part of the lease agent: the leases of this host.
 
-A lease is a file in ``<base>/leases`` that its keeper has locked (flock): the kernel gives the lock back when the process
-dies, however it dies, and no number is taken for a living process that is not. The numbers in front are tickets: who came
-first is served first.
+A lease is a file in ``<base>/leases``. Its agent holds a lock on it (flock). The kernel releases the lock when the process ends for
+any reason, so a reused pid cannot keep a dead lease alive. File names begin with a ticket number, the order of arrival.
 """
 
 from __future__ import annotations
@@ -15,12 +14,12 @@ import os
 import time
 from typing import Any
 
-# For so long an image put here for several runs is kept after its last use.
+# Images in <base>/files are shared by runs. They are removed when no run has used them for this long.
 FILES_DAYS = 14
 
 
 class LeaseTable:
-    """The leases of this host. Use it within ``with``: that takes the lock of all."""
+    """The leases of this host. Use it within ``with``, which locks the whole table."""
 
     def __init__(self, base: str) -> None:
         self.base, self.directory = base, base + "/leases"
@@ -37,8 +36,8 @@ class LeaseTable:
     def paths(self) -> list[str]:
         return sorted(glob.glob(self.directory + "/[0-9]*.json"))
 
-    def make(self, entry: dict[str, Any]) -> tuple[str, int]:
-        """A new entry at the end of the queue; returns its path and the descriptor that holds it."""
+    def add(self, entry: dict[str, Any]) -> tuple[str, int]:
+        """Append an entry to the queue. Returns its path and the file descriptor that holds its lock."""
         counter = self.base + "/ticket"
         try:
             with open(counter) as file:
@@ -56,13 +55,16 @@ class LeaseTable:
 
     @staticmethod
     def write(descriptor: int, entry: dict[str, Any]) -> None:
-        """In place: another file of that name would not be the one that is locked."""
+        """Overwrite an entry in place: a new file under the same name would not have the lock."""
         data = json.dumps(entry).encode()
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, data, 0)
 
-    def entries(self, mine: str = "") -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-        """The living, in the order of their tickets, and the dead. Each has its ``path``."""
+    def entries(self, own: str = "") -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+        """The entries with a living agent, in the order of their tickets, and those without. Each has its ``path``.
+
+        ``own`` is the path of the caller's entry, which counts as living.
+        """
         living, dead = [], []
         for path in self.paths():
             try:
@@ -76,7 +78,7 @@ class LeaseTable:
                     entry = {}
                 entry["path"] = path
                 entry.setdefault("run", os.path.basename(path)[9:-5])
-                if path == mine:
+                if path == own:
                     living.append(entry)
                     continue
                 try:
@@ -88,7 +90,7 @@ class LeaseTable:
                 os.close(descriptor)
         return living, dead
 
-    def files(self) -> list[str]:
-        """Images that no run has used for long."""
-        old = time.time() - FILES_DAYS * 86400
-        return [path for path in glob.glob(self.base + "/files/*") if os.stat(path).st_mtime < old]
+    def unused_files(self) -> list[str]:
+        """Images that no run has used for FILES_DAYS."""
+        limit = time.time() - FILES_DAYS * 86400
+        return [path for path in glob.glob(self.base + "/files/*") if os.stat(path).st_mtime < limit]

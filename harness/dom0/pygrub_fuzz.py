@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""Runs in dom0, with its Python and nothing but its standard library: pygrub against mutated images, one process each.
+"""Program for dom0: run pygrub on mutated disk images, one process per image.
 
-pygrub and what it imports are loaded once and each run is a fork, so that a run costs its own work alone. Prints a line of
-JSON for each run that did not end by itself with status 0 or 1, and one at the end with the counts.
+    pygrub_fuzz IMAGE menu|image FIRST COUNT DIRECTORY MENU-OFFSET MENU-LENGTH PYGRUB
 
-    python3 pygrub_fuzz.py PYGRUB IMAGE menu|image FIRST COUNT DIRECTORY MENU-OFFSET MENU-LENGTH
+The seeds of the COUNT mutations start at FIRST. pygrub and its imports are loaded once, and each run is a fork: this is faster than
+a new interpreter for each run. The program prints one line of JSON for each run that did not exit with status 0 or 1, and a last
+line with the counts.
 """
 
 from __future__ import annotations
@@ -17,12 +18,14 @@ import os
 import random
 import resource
 import signal
+import site
 import sys
 import time
 from types import CodeType
 
-# A run that uses up the first is taken for one without end, whatever else the machine does; the second is for one that sleeps.
-PROCESSOR_SECONDS = 2
+# A run that uses this much CPU time counts as endless, however busy the machine is.
+CPU_SECONDS = 2
+# A run that takes this long counts as endless, even if it sleeps.
 SECONDS = 20
 WORDS = [
     b"title", b"kernel", b"initrd", b"root", b"default", b"timeout", b"password", b"(hd0,0)", b"(hd0,0,a)", b"(hd99999999999)",
@@ -31,63 +34,45 @@ WORDS = [
 ]  # fmt: skip
 
 
-def mutate_menu(chance: random.Random, text: bytes) -> bytes:
-    """Words in and out, lines doubled; the length stays, for the file's place on the disk is fixed."""
+def mutate_menu(rng: random.Random, text: bytes) -> bytes:
+    """Insert words, remove bytes and change bytes. The length stays the same, because the disk image stores the file in place."""
     size = len(text)
-    for _ in range(chance.randrange(1, 8)):
-        at = chance.randrange(len(text) or 1)
-        kind = chance.randrange(3)
+    for _ in range(rng.randrange(1, 8)):
+        at = rng.randrange(len(text) or 1)
+        kind = rng.randrange(3)
         if kind == 0:
-            text = text[:at] + chance.choice(WORDS) + text[at:]
+            text = text[:at] + rng.choice(WORDS) + text[at:]
         elif kind == 1:
-            text = text[:at] + text[at + chance.randrange(1, 20) :]
+            text = text[:at] + text[at + rng.randrange(1, 20) :]
         else:
-            text = text[:at] + bytes([chance.randrange(256)]) + text[at + 1 :]
+            text = text[:at] + bytes([rng.randrange(256)]) + text[at + 1 :]
     return text[:size].ljust(size, b"\n")
 
 
-def mutate_image(chance: random.Random, image: bytearray) -> bytearray:
-    """Bits of metadata flipped, words of it blown up, or the image cut short."""
-    kind = chance.randrange(10)
+def mutate_image(rng: random.Random, image: bytearray) -> bytearray:
+    """Truncate the image, flip bits of its metadata, or overwrite 32-bit words of it with extreme values."""
+    kind = rng.randrange(10)
     if kind == 0:
-        del image[chance.randrange(len(image)) :]
+        del image[rng.randrange(len(image)) :]
         return image
-    for _ in range(chance.randrange(1, 24)):
-        # The super block at 8 KiB, cylinder groups and inodes after it; the rest is mostly file data.
-        at = 8192 + chance.randrange(1400) if chance.random() < 0.5 else chance.randrange(min(len(image), 1 << 18))
+    for _ in range(rng.randrange(1, 24)):
+        # The superblock is at 8 KiB, followed by cylinder groups and inodes. The rest is mostly file data.
+        at = 8192 + rng.randrange(1400) if rng.random() < 0.5 else rng.randrange(min(len(image), 1 << 18))
         if kind < 6:
-            image[at] ^= 1 << chance.randrange(8)
+            image[at] ^= 1 << rng.randrange(8)
         else:
-            image[at : at + 4] = chance.choice([b"\xff\xff\xff\xff", b"\0\0\0\0", b"\xff\xff\xff\x7f", b"\0\0\0\x80"])
+            image[at : at + 4] = rng.choice([b"\xff\xff\xff\xff", b"\0\0\0\0", b"\xff\xff\xff\x7f", b"\0\0\0\x80"])
     return image
 
 
-def once(code: CodeType, pygrub: str, path: str, directory: str) -> tuple[str, float]:
-    """One run in a child; how it ended (``0``, ``1``, ``signal 11``, ``hang``) and after how many seconds."""
+def run_once(code: CodeType, pygrub: str, image: str, directory: str) -> tuple[str, float]:
+    """Run pygrub on ``image`` in a child. Returns its end (``0``, ``1``, ``signal 11``, ``hang``) and its duration in seconds."""
     begun = time.monotonic()
     child = os.fork()
     if child == 0:
-        ended = 99
-        try:
-            os.chdir(directory)
-            null = os.open(os.devnull, os.O_RDWR)
-            for fd in (0, 1):
-                os.dup2(null, fd)
-            os.dup2(os.open(directory + "/error", os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 2)
-            sys.argv = [pygrub, "-q", "--output-format=simple0", "--output-directory=" + directory + "/out", path]
-            signal.signal(signal.SIGALRM, signal.SIG_DFL)
-            signal.alarm(SECONDS + 10)
-            resource.setrlimit(resource.RLIMIT_CPU, (PROCESSOR_SECONDS, PROCESSOR_SECONDS + 5))
-            exec(code, {"__name__": "__main__", "__file__": pygrub})
-            ended = 0
-        except SystemExit as exc:
-            ended = exc.code if isinstance(exc.code, int) else (1 if exc.code else 0)
-        except BaseException as exc:
-            os.write(2, f"{type(exc).__name__}: {exc}".encode()[:2000])
-            ended = 1
-        os._exit(ended)
-    # Not polled: on an emulated CPU looking costs as much as the run itself.
-    signal.signal(signal.SIGALRM, _late)
+        _run_in_child(code, pygrub, image, directory)
+    # SIGALRM instead of polling: on an emulated CPU, polling costs as much as the run itself.
+    signal.signal(signal.SIGALRM, _timed_out)
     signal.alarm(SECONDS)
     try:
         _, status = os.waitpid(child, 0)
@@ -97,22 +82,45 @@ def once(code: CodeType, pygrub: str, path: str, directory: str) -> tuple[str, f
         return "hang", time.monotonic() - begun
     finally:
         signal.alarm(0)
-    how = f"signal {os.WTERMSIG(status)}" if os.WIFSIGNALED(status) else str(os.WEXITSTATUS(status))
-    return "hang" if how == f"signal {signal.SIGXCPU}" else how, time.monotonic() - begun
+    end = "signal %d" % os.WTERMSIG(status) if os.WIFSIGNALED(status) else str(os.WEXITSTATUS(status))
+    return "hang" if end == "signal %d" % signal.SIGXCPU else end, time.monotonic() - begun
 
 
-def _late(number: int, frame: object) -> None:
+def _run_in_child(code: CodeType, pygrub: str, image: str, directory: str) -> None:
+    status = 99
+    try:
+        os.chdir(directory)
+        null = os.open(os.devnull, os.O_RDWR)
+        for fd in (0, 1):
+            os.dup2(null, fd)
+        os.dup2(os.open(directory + "/error", os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 2)
+        sys.argv = [pygrub, "-q", "--output-format=simple0", "--output-directory=" + directory + "/out", image]
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        signal.alarm(SECONDS + 10)
+        resource.setrlimit(resource.RLIMIT_CPU, (CPU_SECONDS, CPU_SECONDS + 5))
+        exec(code, {"__name__": "__main__", "__file__": pygrub})
+        status = 0
+    except SystemExit as exc:
+        status = exc.code if isinstance(exc.code, int) else (1 if exc.code else 0)
+    except BaseException as exc:
+        os.write(2, ("%s: %s" % (type(exc).__name__, exc)).encode()[:2000])
+        status = 1
+    os._exit(status)
+
+
+def _timed_out(number: int, frame: object) -> None:
     raise TimeoutError
 
 
 def preload(pygrub: str, image: str) -> CodeType:
-    """pygrub's code. What it imports is imported here, so that no child has to: that was half of a run's time.
+    """Compile pygrub, and import the modules that it imports: importing them in each child took half of a run's time.
 
-    And libfsimage has its file systems loaded, which it does when it is asked for the first volume.
+    This also opens ``image``, because libfsimage loads its file systems when it opens the first volume.
     """
-    # pygrub's own sys.path, and what it adds to it.
-    sys.path[:1] = [os.path.dirname(pygrub), os.path.dirname(pygrub) + "/../lib/python"]  # noqa: PTH120
-    with open(pygrub, "rb") as file:  # noqa: PTH123
+    # pygrub starts with the site packages (this program may run with -S), its own directory and one that it adds itself.
+    site.main()
+    sys.path[:1] = [os.path.dirname(pygrub), os.path.dirname(pygrub) + "/../lib/python"]
+    with open(pygrub, "rb") as file:
         text = file.read()
     for node in ast.parse(text).body:
         for name in node.names if isinstance(node, ast.Import) else ():
@@ -120,36 +128,37 @@ def preload(pygrub: str, image: str) -> CodeType:
                 __import__(name.name)
     with contextlib.suppress(KeyError, AttributeError, OSError):
         sys.modules["xenfsimage"].open(image, 0).close()
-    # A child's garbage collection would otherwise copy every page of these.
+    # Otherwise the garbage collector of each child would copy every page of these objects.
     gc.freeze()
     return compile(text, pygrub, "exec")
 
 
 def main() -> None:
-    pygrub, source, kind, first, count, directory, offset, length = sys.argv[1:]
-    base = open(source, "rb").read()  # noqa: SIM115, PTH123
-    os.makedirs(directory + "/out", exist_ok=True)  # noqa: PTH103
+    source, kind, first, count, directory, offset, length, pygrub = sys.argv[1:]
+    with open(source, "rb") as file:
+        base = file.read()
+    os.makedirs(directory + "/out", exist_ok=True)
     code = preload(pygrub, source)
     counts: dict[str, int] = {}
     slowest = 0.0
     path = directory + "/image"
     for seed in range(int(first), int(first) + int(count)):
-        chance = random.Random(seed)
+        rng = random.Random(seed)
         if kind == "menu":
             at, size = int(offset), int(length)
             image = bytearray(base)
-            image[at : at + size] = mutate_menu(chance, base[at : at + size])
+            image[at : at + size] = mutate_menu(rng, base[at : at + size])
         else:
-            image = mutate_image(chance, bytearray(base))
-        with open(path, "wb") as file:  # noqa: PTH123
+            image = mutate_image(rng, bytearray(base))
+        with open(path, "wb") as file:
             file.write(image)
-        how, seconds = once(code, pygrub, path, directory)
-        counts[how] = counts.get(how, 0) + 1
+        end, seconds = run_once(code, pygrub, path, directory)
+        counts[end] = counts.get(end, 0) + 1
         slowest = max(slowest, seconds)
-        if how not in ("0", "1"):
-            print(json.dumps({"seed": seed, "how": how, "seconds": round(seconds, 2)}), flush=True)
-        for name in os.listdir(directory + "/out"):  # noqa: PTH208
-            os.unlink(directory + "/out/" + name)  # noqa: PTH108
+        if end not in ("0", "1"):
+            print(json.dumps({"seed": seed, "how": end, "seconds": round(seconds, 2)}), flush=True)
+        for name in os.listdir(directory + "/out"):
+            os.unlink(directory + "/out/" + name)
     print(json.dumps({"counts": counts, "slowest": round(slowest, 2)}), flush=True)
 
 

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""Runs in dom0, with its Python and Xen's libxenforeignmemory: reads virtual memory of an x86-64 PVH or HVM domain.
+"""Program for dom0: read virtual memory of an x86-64 PVH or HVM domain, through Xen's libxenforeignmemory.
 
-    python3 read_memory.py DOMID CR3 ADDRESS:SIZE ...
+    read_memory DOMID CR3 ADDRESS:SIZE.. [la57]
 
-CR3 and the addresses are hexadecimal, sizes are decimal bytes. It walks the page tables that CR3 names (Intel SDM, volume 3, 4-level
-and 5-level paging; LA57 is given by bit 12 of CR4 as a last argument `la57`) and prints a JSON list: for each range its bytes in
+CR3 and the addresses are hexadecimal, the sizes decimal numbers of bytes. The program walks the page tables of CR3 (Intel SDM, volume 3,
+4-level paging, or 5-level paging with ``la57``, which bit 12 of CR4 means). It prints a JSON list: the bytes of each range in
 hexadecimal, cut at the first page that is not mapped. It never writes to the domain.
 """
 

@@ -1,10 +1,13 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""Runs in dom0, with its Python and Xen's libxenforeignmemory: looks into the pages of a PVH or HVM domain.
+"""Program for dom0: search the pages of a PVH or HVM domain for a word, through Xen's libxenforeignmemory.
 
-    python3 peek.py DOMID FIRST END FILE WORD
+    scan_pages DOMID FIRST END FILE WORD
 
-Of the pages from FIRST up to END, or of those that FILE lists where it is there, prints in JSON how many there are (``pages``) and
-in how many of them WORD is (``found``). Where there is no FILE yet it becomes the list of the pages that the domain does not have.
+If FILE does not exist, the program scans the pages from FIRST up to, but not including, END, and writes the numbers of those that
+the domain does not have to FILE. If FILE exists, it scans the pages that FILE lists.
+
+It prints in JSON how many of these pages the domain has (``pages``), how many of those contain WORD (``found``), and how many the
+domain does not have (``holes``).
 """
 
 from __future__ import annotations
@@ -20,29 +23,29 @@ PROT_READ = 1
 
 def main() -> None:
     domain, first, end, file, word = int(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), Path(sys.argv[4]), sys.argv[5].encode()
-    lib = ctypes.CDLL("libxenforeignmemory.so.1")
-    lib.xenforeignmemory_open.restype = lib.xenforeignmemory_map.restype = ctypes.c_void_p
-    handle = ctypes.c_void_p(lib.xenforeignmemory_open(None, 0))
-    wanted = json.loads(file.read_text()) if file.exists() else list(range(first, end))
-    there, found, holes = 0, 0, []
-    for begin in range(0, len(wanted), BATCH):
-        batch = wanted[begin : begin + BATCH]
-        numbers = (ctypes.c_ulong * len(batch))(*batch)
+    library = ctypes.CDLL("libxenforeignmemory.so.1")
+    library.xenforeignmemory_open.restype = library.xenforeignmemory_map.restype = ctypes.c_void_p
+    handle = ctypes.c_void_p(library.xenforeignmemory_open(None, 0))
+    numbers = json.loads(file.read_text()) if file.exists() else list(range(first, end))
+    pages, found, holes = 0, 0, []
+    for begin in range(0, len(numbers), BATCH):
+        batch = numbers[begin : begin + BATCH]
+        frames = (ctypes.c_ulong * len(batch))(*batch)
         errors = (ctypes.c_int * len(batch))()
         count = ctypes.c_size_t(len(batch))
-        at = lib.xenforeignmemory_map(handle, domain, PROT_READ, count, numbers, errors)
-        for n, number in enumerate(batch):
-            # What is not mapped must not be touched.
-            if not at or errors[n]:
+        address = library.xenforeignmemory_map(handle, domain, PROT_READ, count, frames, errors)
+        for index, number in enumerate(batch):
+            # Reading a page that is not mapped would kill this process.
+            if not address or errors[index]:
                 holes.append(number)
             else:
-                there += 1
-                found += word in ctypes.string_at(at + n * PAGE, PAGE)
-        if at:
-            lib.xenforeignmemory_unmap(handle, ctypes.c_void_p(at), count)
+                pages += 1
+                found += word in ctypes.string_at(address + index * PAGE, PAGE)
+        if address:
+            library.xenforeignmemory_unmap(handle, ctypes.c_void_p(address), count)
     if not file.exists():
         file.write_text(json.dumps(holes))
-    print(json.dumps({"pages": there, "found": found, "holes": len(holes)}))
+    print(json.dumps({"pages": pages, "found": found, "holes": len(holes)}))
 
 
 if __name__ == "__main__":

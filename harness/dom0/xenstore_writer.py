@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""Runs in dom0, with its Python and nothing but its standard library: writes to a path of xenstore again and again, by one connection.
+"""Program for dom0: write to a path of xenstore repeatedly, over one connection.
 
-    python3 storm.py PATH ROUNDS VALUE..
+    xenstore_writer PATH ROUNDS VALUE..
 
-In each of ROUNDS rounds each VALUE is written. A tool for each write would leave the guest a rest between any two.
+Each of ROUNDS rounds writes every VALUE. One connection serves all writes: starting a tool for each write would give the guest a
+pause between two writes.
 """
 
 from __future__ import annotations
@@ -11,26 +12,26 @@ from __future__ import annotations
 import os
 import sys
 
-# xen/include/public/io/xs_wire.h: XS_WRITE, XS_ERROR, and a header of four 32-bit numbers: type, request, transaction, length.
+# xen/include/public/io/xs_wire.h: XS_WRITE and XS_ERROR. A header has four 32-bit numbers: type, request, transaction, length.
 WRITE, ERROR = 11, 16
 
 
-def write(wire: int, path: str, value: str) -> None:
-    """Raises OSError for what xenstored refuses."""
+def write(connection: int, path: str, value: str) -> None:
+    """Write one value over the file descriptor ``connection``. Raises OSError if xenstored refuses it."""
     body = path.encode() + b"\0" + value.encode()
-    os.write(wire, b"".join(number.to_bytes(4, "little") for number in (WRITE, 0, 0, len(body))) + body)
-    head = os.read(wire, 16)
-    said = os.read(wire, int.from_bytes(head[12:16], "little"))
-    if int.from_bytes(head[:4], "little") == ERROR:
-        raise OSError(f"{path}: xenstored says {said.decode(errors='replace')!r}")
+    os.write(connection, b"".join(number.to_bytes(4, "little") for number in (WRITE, 0, 0, len(body))) + body)
+    header = os.read(connection, 16)
+    reply = os.read(connection, int.from_bytes(header[12:16], "little"))
+    if int.from_bytes(header[:4], "little") == ERROR:
+        raise OSError("%s: xenstored replied %r" % (path, reply.decode(errors="replace")))
 
 
 def main() -> None:
     path, rounds, *values = sys.argv[1:]
-    wire = os.open("/dev/xen/xenbus", os.O_RDWR)
+    connection = os.open("/dev/xen/xenbus", os.O_RDWR)
     for _ in range(int(rounds)):
         for value in values:
-            write(wire, path, value)
+            write(connection, path, value)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import os
-import re
 import tempfile
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +15,6 @@ from harness.digest import known_sha256
 from harness.errors import UsageError
 from harness.guests.source import DiskImage, GuestSource
 from harness.images import holes, makefs, ufs, window
-from harness.images.kernelfile import banner
 from harness.images.ufs import BadFileSystem, Ufs
 
 MENU = """\
@@ -35,7 +33,7 @@ def source(plain: GuestSource) -> GuestSource:
 
     The control guest's disk is made here (ext2, which it can write to itself); any other guest brings its own.
     """
-    if plain.profile.os != "linux":
+    if plain.disks:
         return replace(plain, kernel=None, ramdisk=None)
     if plain.kernel is None or plain.ramdisk is None:
         raise UsageError(f"{plain.label} has no kernel to put on a disk")
@@ -83,26 +81,3 @@ def holes_in(volume: Path, path: str) -> int:
             return Ufs(whole, fs).holes(path) if fs else 0
         except BadFileSystem as exc:
             raise UsageError(f"{volume}: {exc}") from exc
-
-
-def ident(kernel: bytes) -> str:
-    """The ident in a FreeBSD kernel's version line. Raises UsageError when it has none."""
-    named = banner(kernel)
-    if not named:
-        raise UsageError("no FreeBSD kernel: it names neither a release nor an ident", hint="give .../boot/kernel/kernel")
-    return named.rpartition(" ")[2]
-
-
-def twin(kernel: bytes) -> tuple[bytes, str]:
-    """The same FreeBSD kernel under another ident, and that ident: only its name tells the two apart.
-
-    ``version[]`` and ``kern_ident[]`` are made by sys/conf/newvers.sh. Raises UsageError when they are not found.
-    """
-    own = ident(kernel).encode()
-    other = own[:-1] + (b"A" if own.endswith(b"B") else b"B")
-    changed = kernel.replace(b"\0" + own + b"\0", b"\0" + other + b"\0")
-    if changed == kernel:
-        raise UsageError(f"the kernel's ident {own.decode()} is not found apart from its version")
-    # The ident ends the version, or the directory of the build that the version ends with.
-    named = rb"(FreeBSD \d+\.\d+-[^\0]{1,400}?[ /])" + re.escape(own) + rb"(?=\n?\0)"
-    return re.sub(named, rb"\g<1>" + other, changed), other.decode()

@@ -82,11 +82,11 @@ def _way_in(host: XenHost, source: GuestSource, shape: Shape, variables: dict[st
     if bootloader := shape.bootloader or source.bootloader:
         own = dict(source.own_variables)
         words = source.profile.command_line({key: value for key, value in variables.items() if own.get(key) != value})
-        # The bootloader puts a blank between its own words and these, and FreeBSD up to 13 knows no separator but the comma.
-        more = source.profile.os == "freebsd" and (own or shape.bootloader)
+        # The bootloader puts a blank between its own words and these.
+        extra = source.profile.appended(words) if own or shape.bootloader else words
         # It reads a disk that a guest wrote: not as root where the host can help it.
         restrict = (("bootloader_restrict", 1),) if "pygrub-restrict" in host.capabilities else ()
-        return restrict, {"bootloader": bootloader, "extra": f",{words}" if more and words else words}
+        return restrict, {"bootloader": bootloader, "extra": extra}
     loaded = zip(("kernel", "ramdisk"), source.loaded(host.facts.emulated), strict=True)
     given = {what: path for what, path in loaded if path is not None}
     # A 32-bit PV FreeBSD reads MSRs that Xen else answers with a fault.

@@ -18,10 +18,10 @@ _LEAST_BLOCK = 64
 
 def up(link: Link, sizes: Sequence[int], seconds: float = 60) -> Transfer:
     """From the guest to dom0, a datagram (or block) of each of ``sizes``."""
-    if link.guest.profile.os != "freebsd":
+    if link.guest.profile.udp_by_tftp:
         return _tftp(link, "-p", sizes, seconds)
     port = link.next_port()
-    peer = Peer(link.host, ["hear", link.here, str(port), str(sum(sizes))], link.namespace)
+    peer = Peer(link.host, ["recv_datagrams", link.here, str(port), str(sum(sizes))], link.namespace)
     each = "; ".join(f"dd if=/dev/urandom bs={size} count=1 2>/dev/null | tee -a /tmp/fxh-all; sleep 0.2" for size in sizes)
     nc = f"timeout {int(seconds)} nc -u -w 1 {link.here} {port} > /dev/null"
     sent = link.guest.sh(f"rm -f /tmp/fxh-all; ( {each} ) | {nc}; fxh_digest < /tmp/fxh-all", seconds + 30).split()[0]
@@ -31,13 +31,13 @@ def up(link: Link, sizes: Sequence[int], seconds: float = 60) -> Transfer:
 
 def down(link: Link, sizes: Sequence[int], seconds: float = 60) -> Transfer:
     """From dom0 to the guest, a datagram (or block) of each of ``sizes``."""
-    if link.guest.profile.os != "freebsd":
+    if link.guest.profile.udp_by_tftp:
         return _tftp(link, "-g", sizes, seconds)
     port, size = link.next_port(), sum(sizes)
     ready = f"netstat -an -p udp | grep -q '[.]{port} ' && break; sleep 0.1"
     takes = f"timeout {int(seconds)} nc -u -l {link.there} {port} < /dev/null > /tmp/fxh-all"
     link.guest.sh(f"( {takes} ) > /dev/null 2>&1 & for i in $(seq 100); do {ready}; done")
-    words = ["tell", link.there, str(port), str(size), str(SEED), ",".join(map(str, sizes))]
+    words = ["send_datagrams", link.there, str(port), str(size), str(SEED), ",".join(map(str, sizes))]
     done = Peer(link.host, words, link.namespace).result(seconds + 40)
     look = f"[ $(stat -f %z /tmp/fxh-all) -ge {size} ] && break; sleep 0.2"
     arrived = link.guest.sh(f"for i in $(seq 25); do {look}; done; fxh_digest < /tmp/fxh-all").split()[0]

@@ -19,7 +19,7 @@ from harness.console.stages import FIRST_LINE, StageReached
 from harness.console.text import excerpt
 from harness.deadline import ConditionNotMet, Deadline
 from harness.errors import CommandFailed, DeadlineExpired, GuestDied, InfrastructureError
-from harness.guests.profile import GuestProfile
+from harness.guests.os.base import GuestOS
 from harness.hosts.host import XenHost
 from harness.xen import elfsymbols
 from harness.xen.config import DomainConfig
@@ -72,7 +72,7 @@ class Guest:
     def __init__(
         self,
         host: XenHost,
-        profile: GuestProfile,
+        profile: GuestOS,
         config: DomainConfig,
         directory: Path,
         *,
@@ -348,7 +348,7 @@ class Guest:
         self._console = ConsoleReader(
             self._stream(new=new),
             self.directory / f"{self.name}.console.log",
-            stages=self.profile.stages,
+            tables=self.profile.console,
             name=self.name,
             scale=self.scale,
             first_line=_FIRMWARE if self.config.type == "hvm" else FIRST_LINE,

@@ -4,11 +4,12 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping, Set
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 
 from harness.deadline import ConditionNotMet, Deadline
 from harness.errors import CommandFailed, DeadlineExpired, GuestCommandFailed
 from harness.guests.guest import Guest
+from harness.guests.os.base import Run
 from harness.xen.config import Disk
 
 
@@ -48,6 +49,14 @@ def wait_disks(guest: Guest, wanted: Set[str], gone: Set[str] = frozenset(), sec
     with contextlib.suppress(DeadlineExpired):
         Deadline(seconds * guest.scale).wait("disks to come and go", look, 0.5)
     return set(found)
+
+
+def digests(run: Run, names: Sequence[str]) -> dict[str, str]:
+    """md5 of the first MiB of each disk of the guest (``fxh_digest`` is defined in every session, harness/console/session.py)."""
+    lines = run(
+        f"for d in {' '.join(names)}; do echo $d $(dd if=/dev/$d bs=64k count=16 2>/dev/null | fxh_digest); done"
+    ).splitlines()
+    return {words[0]: words[1] for words in map(str.split, lines) if len(words) > 1}
 
 
 def let_go(guest: Guest, vdev_name: str) -> None:

@@ -16,8 +16,8 @@ from pathlib import Path
 from harness.deadline import ConditionNotMet, Deadline
 from harness.dom0 import netpeer
 from harness.errors import InfrastructureError
-from harness.guests import admin
 from harness.guests.guest import Guest
+from harness.guests.os.linux import snmp_counter
 from harness.guests.peer import Listener, Peer, inside
 from harness.oracles import frames
 from harness.oracles.frames import Frame
@@ -90,7 +90,6 @@ class Link:
         self.vif = f"vif{guest.domid}.{index}"
         net = index + 77
         self.here, self.there = (family.address.format(net=net, station=number) for number in (1, station))
-        self._admin = admin.of(guest.profile)
         self._port = 5001
         mac = guest.config.vifs[index].mac
         self.interface = interface or next(i.name for i in guest.profile.interfaces(guest.sh) if i.mac == mac)
@@ -105,7 +104,7 @@ class Link:
             self.host.transport.run(["sh", "-c", _INSIDE, "sh", self.namespace, self.vif])
         # It may be there from an earlier guest on the same bridge.
         self.dom0("ip", "addr", "replace", self._cidr(self.here), "dev", device, *(["nodad"] if self.family is IPV6 else []))
-        self._admin.address(self.guest.sh, self.interface, self._cidr(self.there))
+        self.guest.profile.address(self.guest.sh, self.interface, self._cidr(self.there))
         return self
 
     def down(self) -> None:
@@ -133,7 +132,7 @@ class Link:
             if "up" in self.guest.run(script, seconds + 30, check=False).text:
                 return True
             if not (unheard := events.deaf(self.host.transport, self.guest.domid)):
-                look = f"{{ {self._echo()}; {self._admin.network(self.interface)}; }} 2>&1"
+                look = f"{{ {self._echo()}; {self.guest.profile.network(self.interface)}; }} 2>&1"
                 kept = self.guest.directory / f"{self.guest.name}.{self.interface}.txt"
                 kept.write_text(self.guest.run(look, 60, check=False).text)
                 return False
@@ -144,7 +143,7 @@ class Link:
         raise InfrastructureError(said, hint="a defect of dom0's kernel (harness/xen/events.py), not of the guest: run it again")
 
     def _echo(self) -> str:
-        return f"ping -c 1 {self._patience(1)} {self.here}"
+        return self.guest.profile.ping_command(self.here, 1)
 
     def wait_busy(self, size: int) -> bool:
         """Whether ``size`` more bytes go to the guest within half a minute."""
@@ -182,8 +181,7 @@ class Link:
         """``size`` bytes from this guest to the other link's, over the bridge: nothing in dom0 looks at what is in them."""
         port, data = self.next_port(), self._data(size)
         # One that listens ends with its peer, or when its own input does: it gets none, and no end of it.
-        door = f"{other.there} {port}" if other.guest.profile.os == "freebsd" else f"-p {port}"
-        listen = f"timeout {int(seconds)} nc -l {door}"
+        listen = f"timeout {int(seconds)} nc -l {other.guest.profile.listen_words(other.there, port)}"
         takes = f"sleep {int(seconds)} | {listen} | head -c {size} | fxh_digest > /tmp/fxh-came"
         ready = f"netstat -an | grep LISTEN | grep -q '[.:]{port} ' && break; sleep 0.1"
         other.guest.sh(f"rm -f /tmp/fxh-came; ( {takes} ) > /dev/null 2>&1 & for i in $(seq 100); do {ready}; done")
@@ -206,26 +204,19 @@ class Link:
         """
         port = self.next_port()
         peer = Peer(self.host, ["recv", far.here, str(port), str(size)], far.namespace)
-        source = Peer(self.host, ["push", to or far.here, str(port), str(size), str(SEED), "65536"], self.namespace)
+        source = Peer(self.host, ["connect", to or far.here, str(port), str(size), str(SEED), "65536"], self.namespace)
         done, sent = peer.result(60), source.result(60)
         error = done.error or ("" if done.bytes == size else f"the stream ended early ({sent.error})")
         return Transfer(done.bytes, digest_of(size), done.md5, done.seconds, error)
 
     def ping(self, size: int) -> bool:
         """An echo of ``size`` bytes of data, in fragments where it must be; the content is compared by ping."""
-        # FreeBSD's has a small buffer by IPv6, and says that it needs -b for more.
-        buffer = "-b 140000" if self.family is IPV6 and self.guest.profile.os == "freebsd" else ""
-        done = self.guest.run(f"ping -c 1 {self._patience(5)} {buffer} -s {size} {self.here}", check=False)
+        done = self.guest.run(self.guest.profile.ping_command(self.here, 5, size), check=False)
         return done.status == 0 and "wrong data" not in done.text
-
-    def _patience(self, seconds: int) -> str:
-        # FreeBSD's -W counts milliseconds; its -t is an alarm that can end the shell, too.
-        return f"-W {seconds * 1000}" if self.guest.profile.os == "freebsd" else f"-W {seconds}"
 
     def nc(self, seconds: float) -> str:
         """The guest's command for one connection, up to an address and a port; it ends with its input, or after ``seconds``."""
-        # busybox's has no half-close; the peer knows how many bytes there are, and closes.
-        return f"timeout {int(seconds)} nc" + (" -N" if self.guest.profile.os == "freebsd" else "")
+        return self.guest.profile.nc_command(seconds)
 
     def _data(self, size: int) -> str:
         """A file in the guest with so many bytes at random; made once."""
@@ -287,7 +278,7 @@ class Link:
 
     def checksum_errors(self) -> int:
         """TCP segments that dom0 threw away for their checksum, since it booted (InCsumErrors in /proc/net/snmp)."""
-        return admin.linux_checksum_errors(self.dom0("cat", "/proc/net/snmp"))
+        return snmp_counter(self.dom0("cat", "/proc/net/snmp"), "Tcp:", "InCsumErrors")
 
 
 def digest_of(size: int, rounds: int = 1) -> str:

@@ -6,7 +6,6 @@ from __future__ import annotations
 import time
 
 from harness.deadline import Deadline
-from harness.guests import admin
 from harness.guests.guest import Guest
 from harness.oracles.ballooning import MIB, SLACK, Sample
 
@@ -19,11 +18,10 @@ class Memory:
 
     def __init__(self, guest: Guest) -> None:
         self.guest = guest
-        self._admin = admin.of(guest.profile)
         self._path = f"/local/domain/{guest.domid}/memory/target"
 
     def sample(self) -> Sample:
-        own = self._admin.balloon(self.guest.sh)
+        own = self.guest.profile.balloon(self.guest.sh)
         row = self.guest.state()
         asked = self.guest.host.xenstore.read(self._path)
         return Sample(
@@ -64,4 +62,4 @@ class Memory:
         return self.sample(), taken
 
     def _stands_at(self) -> int:
-        return self._admin.balloon(self.guest.sh).current
+        return self.guest.profile.balloon(self.guest.sh).current

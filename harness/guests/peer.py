@@ -8,10 +8,11 @@ import re
 from dataclasses import dataclass
 
 from harness.deadline import Deadline
-from harness.dom0 import netpeer, program
+from harness.dom0 import netpeer
 from harness.errors import InfrastructureError
 from harness.hosts.host import XenHost
 from harness.transport import Stream
+from harness.xen import dom0_program
 
 
 def inside(namespace: str) -> list[str]:
@@ -61,8 +62,8 @@ class Peer:
     """A program at work in dom0 (or in a network namespace of it)."""
 
     def __init__(self, host: XenHost, words: list[str], namespace: str = "") -> None:
-        self._said = Listener(host.transport.open([*inside(namespace), *program.command(netpeer, *words)]), "the network peer")
-        if words[0] not in ("push", "tell"):
+        self._said = Listener(dom0_program.start(host.transport, netpeer, *words, wrapper=inside(namespace)), "the network peer")
+        if words[0] not in ("connect", "send_datagrams"):
             self._said.until(b"listening")
 
     def result(self, seconds: float) -> Moved:

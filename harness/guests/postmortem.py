@@ -18,11 +18,11 @@ from pathlib import Path
 from harness.console.backtrace import Frame
 from harness.console.text import plain
 from harness.deadline import Deadline
-from harness.dom0 import program, read_memory
+from harness.dom0 import read_memory
 from harness.errors import HarnessError
 from harness.guests import sourcelines
 from harness.transport import Transport
-from harness.xen import elfsymbols
+from harness.xen import dom0_program, elfsymbols
 
 SECONDS = 10.0
 """Limit of one inspection."""
@@ -125,7 +125,7 @@ def inspect(transport: Transport, domid: int, vcpus: int, kernel: Path | None, s
                 f"{address:x}:{size}",
                 *(["la57"] if registers.get("cr4", 0) & 1 << 12 else []),
             ]
-            out = transport.run(program.command(read_memory, *words), deadline)
+            out = dom0_program.run(transport, read_memory, *words, deadline=deadline)
             return bytes.fromhex(json.loads(out.text)[0])
 
         messages = message_buffer(read, lambda name: elfsymbols.address_of(data, name))

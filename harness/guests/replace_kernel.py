@@ -3,67 +3,36 @@
 
 from __future__ import annotations
 
-import gzip
 import hashlib
-from dataclasses import dataclass
 from pathlib import Path
 
 from harness.errors import GuestCommandFailed, UsageError
-from harness.guests import bootable, hotplug
+from harness.guests import hotplug
 from harness.guests.guest import Guest
+from harness.guests.os.base import BootVolume
 from harness.guests.source import GuestSource
-from harness.lab import cpio
 from harness.xen import pygrub
 from harness.xen.config import Disk
 
 _CARRIER = "xvdh"
 
 
-@dataclass(frozen=True)
-class Volume:
-    """A guest's boot volume as the guest sees it: ``file`` is what gets replaced, ``what`` pygrub's word for it.
-
-    FreeBSD replaces its kernel. The control guest replaces its ramdisk, since its kernel is compressed.
-    """
-
-    menu: str
-    file: str
-    what: str
-
-    def beside(self, name: str) -> str:
-        """A path on the same file system, out of the bootloader's sight."""
-        return f"{self.file}.{name}"
-
-
-def volume(guest: Guest) -> Volume:
-    """Where it is; the control guest mounts it first."""
-    if guest.profile.os == "freebsd":
-        return Volume("/boot/grub/menu.lst", "/boot/kernel/kernel", "kernel")
-    disk = guest.profile.disk_name(guest.config.disks[0].vdev)
-    guest.sh(f"mount | grep -q ' /mnt ' || mount -t ext2 /dev/{disk} /mnt")
-    return Volume("/mnt/boot/grub/menu.lst", "/mnt/boot/initrd", "ramdisk")
+def volume(guest: Guest) -> BootVolume:
+    """The guest's boot volume; the control guest mounts it."""
+    return guest.profile.boot_volume(guest.sh, guest.profile.disk_name(guest.config.disks[0].vdev))
 
 
 def identity(guest: Guest) -> str:
-    """What tells the kernel that runs from its twin: FreeBSD's ident; a file of the control guest's ramdisk."""
-    if guest.profile.os == "freebsd":
-        return guest.sh("uname -i")
-    return guest.sh("cat /etc/fxh-twin 2>/dev/null || echo A")
+    """The mark of the kernel that runs: FreeBSD's ident; a file of the control guest's ramdisk."""
+    return guest.profile.build_mark(guest.sh)
 
 
 def spare(source: GuestSource, running: str) -> tuple[bytes, str]:
-    """Another good kernel (or ramdisk) than that with the identity ``running``, and its identity."""
+    """Another good kernel (or ramdisk) than the one with the mark ``running``, and its mark. Raises UsageError."""
     if source.kernel is None:
         raise UsageError(f"{source.label} has no kernel of its own")
-    if source.profile.os != "freebsd":
-        if source.ramdisk is None:
-            raise UsageError(f"{source.label} has no ramdisk")
-        # The kernel unpacks one archive after the other (Documentation/driver-api/early-userspace/buffer-format.rst).
-        mark = cpio.archive({"etc/fxh-twin": (0o644, b"B\n")})
-        return source.ramdisk.read_bytes() + gzip.compress(mark, mtime=0), "B"
-    kernel = source.kernel.read_bytes()
-    own = bootable.ident(kernel)
-    return (kernel, own) if own != running else bootable.twin(kernel)
+    ramdisk = source.ramdisk.read_bytes() if source.ramdisk else None
+    return source.profile.alternate(source.kernel.read_bytes(), ramdisk, running)
 
 
 def sha256(data: bytes) -> str:
@@ -72,8 +41,7 @@ def sha256(data: bytes) -> str:
 
 def digest(guest: Guest, path: str) -> str:
     """sha256 of a file as the guest reads it."""
-    tool = "sha256 -q" if guest.profile.os == "freebsd" else "sha256sum"
-    return guest.sh(f"{tool} {path}").split()[0]
+    return guest.sh(guest.profile.sha256_command(path)).split()[0]
 
 
 def bring(guest: Guest, data: bytes, path: str, directory: Path) -> None:

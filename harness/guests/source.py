@@ -10,14 +10,8 @@ from functools import cached_property
 from pathlib import Path
 
 from harness.digest import known_sha256
-from harness.errors import UsageError
-from harness.guests.freebsd import FreeBSD
-from harness.guests.linux import Linux
-from harness.guests.profile import GuestProfile
-from harness.images import diskformat, diskread, kernelfile
+from harness.guests.os.base import GuestOS
 from harness.images import loader_conf_slot as slots
-from harness.images.image import Image
-from harness.xen import elfnotes
 from harness.xen.firmware import BIOS, UEFI
 
 NO_ESP_MEND = "take an image whose layout has an EFI system partition (`fxh image layouts`), or --firmware bios"
@@ -43,7 +37,7 @@ class GuestSource:
     """
 
     label: str
-    profile: GuestProfile
+    profile: GuestOS
     kernel: Path | None = None
     ramdisk: Path | None = None
     unpacked: tuple[Path, Path] | None = None
@@ -87,8 +81,8 @@ class GuestSource:
 
     @cached_property
     def bits(self) -> int:
-        """Of a FreeBSD's kernel: 32 or 64; 0 where none is known."""
-        return elfnotes.read(self.kernel).bits if self.kernel and self.profile.os == "freebsd" else 0
+        """Of the kernel: 32 or 64; 0 if unknown."""
+        return self.profile.kernel_bits(self.kernel) if self.kernel else 0
 
     def loaded(self, emulated: bool) -> tuple[Path | None, Path | None]:
         """The kernel and ramdisk that Xen's toolstack is given. A real dom0 unpacks sooner than it gets five times as much."""
@@ -97,7 +91,7 @@ class GuestSource:
     @property
     def key(self) -> str:
         """Identity by content: hashes of the files, each taken again only when the file has changed."""
-        digest = hashlib.sha256(f"{self.label} {self.profile.os} {self.root} {self.bootloader}\n".encode())
+        digest = hashlib.sha256(f"{self.label} {self.profile.name} {self.root} {self.bootloader}\n".encode())
         for path in (self.kernel, self.ramdisk, *(disk.path for disk in self.disks)):
             if path is not None:
                 digest.update(known_sha256(path).encode())
@@ -110,70 +104,9 @@ class GuestSource:
         """What reports say this is made of: file names with their sha256."""
         found = {"image": self.image} if self.image else {}
         if self.world:
-            found["world"] = f"FreeBSD {self.world}"
+            found["world"] = f"{self.profile.title} {self.world}"
         files = (("kernel", self.kernel), ("ramdisk", self.ramdisk), ("disk", self.given))
         for what, path in (*files, *((d.vdev, d.path) for d in self.disks)):
             if path is not None:
                 found[what] = f"{path.name} sha256:{known_sha256(path)}"
         return found
-
-
-def freebsd(kernel: Path, disk: Path, *, root: str = "") -> GuestSource:
-    """A FreeBSD that somebody has: a kernel and a disk with its root file system (raw or qcow2, perhaps in xz).
-
-    Without ``root`` the disk says what its root is. Raises UsageError for a disk that cannot be read, and for a kernel that no Xen
-    can start, saying which guest types it could serve.
-    """
-    looked = kernelfile.look(kernel)
-    version = looked.os_version
-    if not looked.types:
-        raise UsageError(
-            f"{kernel}: FreeBSD {version.release}, but without Xen's ELF notes: neither PVH nor PV can start it",
-            hint="build it with `options XENHVM` and do not strip its sections; HVM boots it through the loader",
-        )
-    with diskformat.opened(disk) as raw:
-        device = diskread.root_device(raw, root)
-    if device.startswith("zfs:") and not looked.zfs:
-        raise UsageError(
-            f"{kernel}: FreeBSD {version.release} without ZFS, and the root is {device}: the module is loaded by a loader only",
-            hint="build it with `options ZFS`",
-        )
-    profile = FreeBSD.of(version, looked.types)
-    return GuestSource(f"freebsd-{version.release}", profile, kernel, disks=(DiskImage(raw.path),), root=device, given=raw.given)
-
-
-def from_image(image: Image, *, bootloader: str = "", root: str = "") -> GuestSource:
-    """An image of the store, or a disk that was imported there. Raises UsageError for a bootloader that cannot read it."""
-    if bootloader and not image.pygrub:
-        raise UsageError(
-            f"{image.name}: pygrub cannot read its first disk (layout {image.data['layout']})",
-            hint="take a layout such as ufs1 or ext2boot",
-        )
-    world = image.world_version if image.world_version != image.version else ""
-    return GuestSource(
-        f"freebsd-{image.version}{f'-on-{world}' if world else ''}",
-        FreeBSD.of(image.os_version, image.types),
-        image.kernel,
-        disks=tuple(DiskImage(d.file, d.vdev, d.format, slot=d.slot) for d in image.disks),
-        root=root or (image.root if image.mountfrom == f"ufs:/dev/{image.root}" else image.mountfrom),
-        bootloader=bootloader,
-        pygrub=image.pygrub,
-        own_variables=tuple(image.menu_variables.items()),
-        image=f"{image.name} {image.entry.key}" if image.disk is None else "",
-        given=image.given,
-        world=world,
-        firmwares=image.firmwares,
-    )
-
-
-def control(directory: Path) -> GuestSource:
-    """The control guest: ``directory`` holds its vmlinuz and initrd; what is built with a lab has both unpacked, too."""
-    unpacked = directory / "vmlinux", directory / "initrd.cpio"
-    return GuestSource(
-        "control",
-        Linux(),
-        directory / "vmlinuz",
-        directory / "initrd",
-        memory=96,
-        unpacked=unpacked if all(path.exists() for path in unpacked) else None,
-    )

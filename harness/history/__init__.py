@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""The memory of runs: one SQLite file beside them, written at the end of each, read for verdicts and reports."""
+"""The history of runs: one SQLite file beside the run directories. Each run adds itself at its end; verdicts and reports read it."""
 
 from harness.history.rows import Row, Run
 from harness.history.store import FILE, History

@@ -1,29 +1,30 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""A history file that is damaged is set aside, never emptied: and what can be read of it is read."""
+"""A damaged history file: rename it, and read the rows that are still readable."""
 
 from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import closing, suppress
+from dataclasses import replace
 from pathlib import Path
 
 from filelock import FileLock
 
-from harness.results.model import CaseResult, RunResult, SetupStep
+from harness.results.model import CaseResult, KnownIssueMatch, Outcome, RunResult, SetupStep, with_schema1_fields
 
 # sqlite3.DatabaseError: database disk image is malformed / file is not a database / malformed database schema
 _SIGNS = ("malformed", "not a database", "corrupt")
 
 
-def is_damage(said: str) -> bool:
-    """Whether the file itself is broken, rather than locked, full or out of reach."""
-    return any(sign in said for sign in _SIGNS)
+def is_damage(message: str) -> bool:
+    """Whether SQLite's message reports a broken file, rather than one that is locked, on a full disk or out of reach."""
+    return any(sign in message for sign in _SIGNS)
 
 
 def set_aside(path: Path) -> Path:
-    """Give the file (with its log) another name beside it; returns that. Two processes may find the damage at once."""
+    """Rename the file and its log; return the new path. Two processes may find the damage at the same time."""
     with FileLock(path.with_name(f"{path.name}.lock")):
         number = 1
         while path.with_name(f"{path.name}.broken-{number}").exists():
@@ -38,7 +39,7 @@ def set_aside(path: Path) -> Path:
 
 
 def salvage(path: Path) -> Iterator[RunResult]:
-    """The runs that can still be read out of a damaged file, oldest first. Never raises."""
+    """The readable runs of a damaged file, oldest first. Never raises."""
     try:
         with closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as connection:
             connection.row_factory = sqlite3.Row
@@ -51,7 +52,9 @@ def salvage(path: Path) -> Iterator[RunResult]:
 
 def _run(connection: sqlite3.Connection, run: sqlite3.Row) -> RunResult:
     query = "SELECT * FROM results JOIN inputs ON inputs.id = inputs_id WHERE run_id = ?"
-    cases = tuple(_case(row) for row in _readable(connection, query, run["id"]))
+    rows = _readable(connection, "SELECT * FROM known_issues WHERE run_id = ?", run["id"])
+    issues = {(row["case"], row["cell"]): KnownIssueMatch(row["bug"], row["why"], bool(row["gone"])) for row in rows}
+    cases = tuple(_case(row, issues) for row in _readable(connection, query, run["id"]))
     inputs, options = json.loads(run["inputs"]), json.loads(run["options"])
     rows = _readable(connection, "SELECT what, seconds FROM setup WHERE run_id = ? ORDER BY rowid", run["id"])
     setup = tuple(SetupStep(row["what"], row["seconds"]) for row in rows)
@@ -60,18 +63,21 @@ def _run(connection: sqlite3.Connection, run: sqlite3.Row) -> RunResult:
     )
 
 
-def _case(row: sqlite3.Row) -> CaseResult:
+def _case(row: sqlite3.Row, issues: Mapping[tuple[str, str], KnownIssueMatch]) -> CaseResult:
+    """The case of a row. The history has no node id, so this builds one; cell and death come from their texts."""
     suite_file, _, name = row["case"].partition("::")
-    case, _, rest = name.removesuffix("]").partition("[")
-    parameters = "-".join(filter(None, (row["cell"], rest)))
+    case, _, own = name.removesuffix("]").partition("[")
+    parameters = "-".join(filter(None, (row["cell"], own)))
     nodeid = f"suites/{row['suite']}/{suite_file.rpartition('/')[2]}.py::{case}" + (f"[{parameters}]" if parameters else "")
-    return CaseResult(
-        nodeid, row["suite"], case, row["cell"], row["outcome"], row["seconds"], row["reason"], row["identity"],
+    found = with_schema1_fields(CaseResult(
+        nodeid, row["suite"], case, row["cell"], Outcome(row["outcome"]), row["seconds"], row["reason"], row["identity"],
         inputs=json.loads(row["data"]), directory=row["directory"], metrics=json.loads(row["metrics"]), phase=row["phase"],
-    )  # fmt: skip
+    ))  # fmt: skip
+    issue = issues.get((row["case"], row["cell"]))
+    return replace(found, parameters=own, known_issue=issue or found.known_issue)
 
 
 def _readable(connection: sqlite3.Connection, query: str, *arguments: object) -> Iterator[sqlite3.Row]:
-    """Rows up to the first that cannot be read."""
+    """Rows up to the first unreadable one."""
     with suppress(sqlite3.Error):
         yield from connection.execute(query, arguments)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""Rows of the history as values, and results as rows."""
+"""Conversion between rows of the history and values."""
 
 from __future__ import annotations
 
@@ -9,16 +9,20 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-from harness.results.model import FAILED, GONE_WORDS, KNOWN, KNOWN_WORDS, PASSED, CaseResult, RunResult, SetupStep
+from harness.results import schema1
+from harness.results.model import FAILED, HARNESS, KNOWN, PASSED, CaseResult, KnownIssueMatch, Outcome, RunResult, SetupStep
 from harness.verdicts.values import Inputs, Observation
 
-# Characters of a reason that are kept.
+# Length to which a reason is cut, in characters.
 _REASON = 600
+_OUTCOMES = {str(outcome): outcome for outcome in Outcome}
+RowKey = tuple[int, str, str]
+"""Number of the run, case and cell."""
 
 
 @dataclass(frozen=True)
 class Run:
-    """A recorded run. ``number`` orders runs by when they were recorded."""
+    """A recorded run. ``number`` gives the order in which runs were recorded."""
 
     number: int
     run: str
@@ -33,7 +37,7 @@ class Run:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A recorded result: what a verdict needs, and what reports show beside it."""
+    """A recorded result: the observation for a verdict, and further values for reports."""
 
     seen: Observation
     number: int
@@ -45,18 +49,19 @@ class Row:
 
     @property
     def metrics(self) -> dict[str, float]:
-        """Stages of the first boot as ``stage NAME``, and the case's own."""
+        """The case's metrics, and the stages of its first boot as ``stage NAME`` (s)."""
         found: dict[str, float] = json.loads(self.raw_metrics)
         return found
 
 
-def values_of(number: int, case: CaseResult, inputs: int) -> dict[str, Any]:
+def result_values(number: int, case: CaseResult, inputs: int) -> dict[str, Any]:
+    """The row of the table ``results`` for a case of run ``number``."""
     return {
         "run_id": number,
         "suite": case.suite,
         "case": case.key,
         "cell": case.cell,
-        "outcome": case.outcome,
+        "outcome": case.outcome.value,
         "identity": case.identity,
         "phase": case.phase,
         "reason": case.reason[:_REASON],
@@ -67,6 +72,14 @@ def values_of(number: int, case: CaseResult, inputs: int) -> dict[str, Any]:
     }
 
 
+def known_issue_values(number: int, case: CaseResult) -> dict[str, Any] | None:
+    """The row of the table ``known_issues`` for a case of run ``number``, or None."""
+    issue = case.known_issue
+    if issue is None:
+        return None
+    return {"run_id": number, "case": case.key, "cell": case.cell, "bug": issue.bug, "why": issue.why, "gone": issue.gone}
+
+
 def metrics_of(case: CaseResult) -> dict[str, float]:
     """A case's metrics, and the stages of its first boot as ``stage NAME`` (s)."""
     stages = {f"stage {stamp.name}": stamp.at for boot in case.boots[:1] for stamp in boot.stages}
@@ -74,7 +87,7 @@ def metrics_of(case: CaseResult) -> dict[str, float]:
 
 
 def setup_of(steps: Iterable[SetupStep]) -> dict[str, float]:
-    """Seconds by what was set up; of a step for which several workers waited the longest wait."""
+    """Seconds of each setup step. If several workers waited for the same step, the longest wait counts."""
     found: dict[str, float] = {}
     for step in steps:
         found[step.what] = max(step.seconds, found.get(step.what, 0.0))
@@ -82,23 +95,17 @@ def setup_of(steps: Iterable[SetupStep]) -> dict[str, float]:
 
 
 def observation(run: RunResult, case: CaseResult) -> Observation:
-    """A result as verdicts see it."""
-    inputs = parsed(dump(run.inputs | case.inputs))
-    return _observation(run.run, case.key, case.cell, case.outcome, case.identity, inputs, case.phase, run.branch, case.reason)
+    """A result as an observation for verdicts."""
+    inputs = parse_inputs(dump(run.inputs | case.inputs))
+    outcome, known = _without_known_issue(case.outcome, case.known_issue)
+    return Observation(run.run, case.key, case.cell, outcome, case.identity, inputs, case.phase, run.branch, known)
 
 
-def _observation(
-    run: str, case: str, cell: str, outcome: str, identity: str, inputs: Inputs, phase: str, branch: str, reason: str
-) -> Observation:
-    """What the run said of known issues, put as what happened: the case failed and is excused, or it passed."""
-    known, first = "", ""
-    if outcome in (KNOWN, FAILED):
-        first = reason.partition("\n")[0]
-    if outcome == KNOWN:
-        outcome, known = FAILED, first.removeprefix(KNOWN_WORDS)
-    elif outcome == FAILED and first.startswith(GONE_WORDS):
-        outcome, known = PASSED, first.removeprefix(GONE_WORDS)
-    return Observation(run, case, cell, outcome, identity, inputs, phase, branch, known)
+def _without_known_issue(outcome: Outcome, issue: KnownIssueMatch | None) -> tuple[Outcome, str]:
+    """The outcome as if known_issues.toml had no entry, and the entry's line or ""."""
+    if issue is None:
+        return (FAILED if outcome == KNOWN else outcome), ""
+    return (PASSED if issue.gone else FAILED), issue.line
 
 
 def run_of(row: Any) -> Run:
@@ -107,10 +114,21 @@ def run_of(row: Any) -> Run:
     )  # fmt: skip
 
 
-def row_of(row: Any, inputs: Mapping[int, Inputs]) -> Row:
-    number, run, branch, suite, case, cell, outcome, identity, phase, seconds, inputs_id, metrics, reason, directory = row
-    seen = _observation(run, case, cell, outcome, identity, inputs[inputs_id], phase, branch, reason)
+def row_of(row: Any, inputs: Mapping[int, Inputs], issues: Mapping[RowKey, KnownIssueMatch]) -> Row:
+    """A result from the columns that :meth:`History.results` selects."""
+    number, run, branch, suite, case, cell, name, identity, phase, seconds, inputs_id, metrics, reason, directory = row
+    recorded = _OUTCOMES.get(name, HARNESS)
+    outcome, known = recorded, ""
+    if recorded in (KNOWN, FAILED):
+        outcome, known = _without_known_issue(recorded, issues.get((number, case, cell)) or issue_of_reason(recorded, reason))
+    seen = Observation(run, case, cell, outcome, identity, inputs[inputs_id], phase, branch, known)
     return Row(seen, number, suite, seconds, metrics, reason, directory)
+
+
+def issue_of_reason(outcome: str, reason: str) -> KnownIssueMatch | None:
+    """The known issue of a row that an older harness recorded."""
+    found = schema1.known_issue(outcome, reason)
+    return KnownIssueMatch(*found) if found else None
 
 
 def dump(values: Mapping[str, str]) -> str:
@@ -118,5 +136,5 @@ def dump(values: Mapping[str, str]) -> str:
 
 
 @lru_cache(maxsize=4096)
-def parsed(data: str) -> Inputs:
+def parse_inputs(data: str) -> Inputs:
     return Inputs(json.loads(data))

@@ -1,15 +1,15 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""The tables of the history and the steps from each older form to the present one."""
+"""The tables of the history, and the migrations from older schemas."""
 
 from __future__ import annotations
 
-from sqlalchemy import Column, Connection, Float, ForeignKey, Index, Integer, MetaData, Table, Text, UniqueConstraint, text
+from sqlalchemy import Boolean, Column, Connection, Float, ForeignKey, Index, Integer, MetaData, Table, Text, UniqueConstraint, text
 
 from harness.errors import UsageError
 
 METADATA = MetaData()
 
-# A row's id is the order in which runs were recorded: clocks jump, this does not.
+# The id gives the order in which runs were recorded. Clocks may jump, so ``started`` does not.
 RUNS = Table(
     "runs",
     METADATA,
@@ -25,7 +25,7 @@ RUNS = Table(
     sqlite_autoincrement=True,
 )
 
-# What was tested together is the same for most cases of most runs: kept once.
+# Most cases of most runs have equal inputs, so each set is stored once.
 INPUTS = Table(
     "inputs",
     METADATA,
@@ -53,8 +53,9 @@ RESULTS = Table(
 )
 
 
-# How long the run's setup took, by what was set up. A table beside the others, made when first written to: a harness that does not
-# know it reads and writes the file as before, so the version stays.
+# The next two tables are created at the first write. An older harness ignores them and can use the file, so VERSION stays 1.
+
+# Seconds of each setup step of a run.
 SETUP = Table(
     "setup",
     MetaData(),
@@ -64,27 +65,40 @@ SETUP = Table(
     UniqueConstraint("run_id", "what"),
 )
 
+# The known issue of a result. Results of an older harness have no row here; their reason says it (harness.results.schema1).
+KNOWN_ISSUES = Table(
+    "known_issues",
+    MetaData(),
+    Column("run_id", Integer, nullable=False),
+    Column("case", Text, nullable=False),
+    Column("cell", Text, nullable=False),
+    Column("bug", Text, nullable=False),
+    Column("why", Text, nullable=False),
+    Column("gone", Boolean, nullable=False),
+    UniqueConstraint("run_id", "case", "cell"),
+)
+
 
 def _create(connection: Connection) -> None:
     METADATA.create_all(connection)
 
 
-# MIGRATIONS[n] takes a file from version n to n + 1. Never edit one that was released: add another.
+# MIGRATIONS[n] takes a file from version n to n + 1. Never edit a released migration; add another.
 MIGRATIONS = (_create,)
 VERSION = len(MIGRATIONS)
 
 
 def migrate(connection: Connection, migrations: tuple[object, ...] = MIGRATIONS) -> None:
-    """Bring the file up to date, in one transaction. Raises UsageError for one that a newer harness wrote."""
+    """Migrate the file to the latest version, in one transaction. Raises UsageError for a file of a newer harness."""
     found = int(connection.execute(text("PRAGMA user_version")).scalar_one())
     if found > len(migrations):
         raise UsageError(
-            f"the history has schema {found}, this harness knows up to {len(migrations)}",
-            hint="use the newer harness that wrote it, or another directory (--reports)",
+            f"the history has schema {found}; this harness reads up to {len(migrations)}",
+            hint="use the newer harness that wrote it, or choose another directory with --reports",
         )
     if found == len(migrations):
         return
-    # Another process may be migrating: take the write lock, then look again.
+    # Another process may have migrated the file meanwhile, so check again under the write lock.
     connection.execute(text("BEGIN IMMEDIATE"))
     found = int(connection.execute(text("PRAGMA user_version")).scalar_one())
     for step in migrations[found:]:

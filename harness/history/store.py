@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""One SQLite file of all runs. Many may write at once; a run is in it whole or not at all."""
+"""The history file: all runs in one SQLite file. Several processes may write at once; each run is added atomically."""
 
 from __future__ import annotations
 
 import logging
 import sqlite3
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -20,25 +20,26 @@ from sqlalchemy.schema import CreateTable
 from harness.deadline import Deadline
 from harness.errors import InfrastructureError
 from harness.history import damage, schema
-from harness.history.rows import Row, Run, dump, parsed, row_of, run_of, setup_of, values_of
-from harness.history.schema import INPUTS, RESULTS, RUNS, SETUP
-from harness.results.model import CaseResult, RunResult
+from harness.history.rows import Row, RowKey, Run, dump, known_issue_values, parse_inputs, result_values, row_of, run_of, setup_of
+from harness.history.schema import INPUTS, KNOWN_ISSUES, RESULTS, RUNS, SETUP
+from harness.results.model import CaseResult, KnownIssueMatch, RunResult
 
 log = logging.getLogger("fxh.history")
 
 FILE = "history.sqlite"
-# Another writer holds the lock for milliseconds; this long (s) only when the disk is in trouble.
-_PATIENCE = 30
+# How long to wait for the lock (s). A writer holds it for milliseconds, unless its disk is in trouble.
+_LOCK_TIMEOUT = 30
 
 
 class HistoryDamaged(InfrastructureError):
-    """The file was damaged and is set aside; there is a new one, with what could be read."""
+    """The file was damaged and renamed. A new file has the rows that were readable."""
 
 
 class History:
-    """Raises UsageError for a file of a newer schema, InfrastructureError when the disk will not have it.
+    """The history in file ``path``, which is created if it is missing.
 
-    A file that is damaged is set aside with a warning, and what can still be read of it is taken over.
+    Raises UsageError for a file of a newer schema, InfrastructureError if the file cannot be read or written. Renames a damaged
+    file with a warning, and copies its readable rows into a new one.
     """
 
     def __init__(self, path: Path) -> None:
@@ -48,12 +49,12 @@ class History:
         try:
             self._prepare()
         except DatabaseError as exc:
-            if not damage.is_damage(_said(exc)):
-                raise self._trouble(_said(exc)) from exc
-            self._set_aside(_said(exc))
+            if not damage.is_damage(_message(exc)):
+                raise self._error(_message(exc)) from exc
+            self._set_aside(_message(exc))
 
     def _open(self) -> Engine:
-        engine = create_engine(f"sqlite:///{self.path}", connect_args={"timeout": _PATIENCE}, poolclass=NullPool)
+        engine = create_engine(f"sqlite:///{self.path}", connect_args={"timeout": _LOCK_TIMEOUT}, poolclass=NullPool)
         event.listen(engine, "connect", _configure)
         return engine
 
@@ -64,7 +65,7 @@ class History:
     # -- writing ------------------------------------------------------------------------------------------------------
 
     def record(self, run: RunResult) -> None:
-        """Take a run in, whole or not at all; one that is there already is replaced and keeps its place."""
+        """Add a run atomically. A run of the same name is replaced and keeps its number."""
         with self._guarded() as connection:
             connection.exec_driver_sql("BEGIN IMMEDIATE")
             row: dict[str, Any] = {
@@ -86,24 +87,17 @@ class History:
             for case in run.cases:
                 for old in case.formerly:
                     self._rename(connection, old, case)
-            # A case that ran twice in a run counts once, as it ended last.
+            # Of a case that ran twice in a run, the last result counts.
             rows = {(case.key, case.cell): case for case in run.cases}
             if rows:
                 ids = self._inputs(connection, {dump(run.inputs | case.inputs) for case in rows.values()})
-                values = [values_of(number, case, ids[dump(run.inputs | case.inputs)]) for case in rows.values()]
+                values = [result_values(number, case, ids[dump(run.inputs | case.inputs)]) for case in rows.values()]
                 connection.execute(insert(RESULTS), values)
-            self._record_setup(connection, number, run)
+            issues = [known_issue_values(number, case) for case in rows.values()]
+            _replace(connection, KNOWN_ISSUES, number, [values for values in issues if values])
+            steps = setup_of(run.setup).items()
+            _replace(connection, SETUP, number, [{"run_id": number, "what": what, "seconds": seconds} for what, seconds in steps])
             connection.commit()
-
-    def _record_setup(self, connection: Connection, number: int, run: RunResult) -> None:
-        found = setup_of(run.setup)
-        if found or _has(connection, SETUP):
-            connection.execute(CreateTable(SETUP, if_not_exists=True))
-            connection.execute(delete(SETUP).where(SETUP.c.run_id == number))
-        if found:
-            connection.execute(
-                insert(SETUP), [{"run_id": number, "what": what, "seconds": seconds} for what, seconds in found.items()]
-            )
 
     def _inputs(self, connection: Connection, wanted: set[str]) -> dict[str, int]:
         ids: dict[str, int] = {}
@@ -114,8 +108,13 @@ class History:
 
     def _rename(self, connection: Connection, old: str, case: CaseResult) -> None:
         taken = select(RESULTS.c.run_id).where(RESULTS.c.case == case.key, RESULTS.c.cell == case.cell)
-        wanted = (RESULTS.c.case == old) & (RESULTS.c.cell == case.cell) & RESULTS.c.run_id.not_in(taken)
-        connection.execute(update(RESULTS).where(wanted).values(case=case.key, suite=case.suite))
+        renamed = (RESULTS.c.case == old) & (RESULTS.c.cell == case.cell) & RESULTS.c.run_id.not_in(taken)
+        if _has(connection, KNOWN_ISSUES):
+            issues = KNOWN_ISSUES.c
+            runs = select(RESULTS.c.run_id).where(renamed)
+            of_renamed = (issues.case == old) & (issues.cell == case.cell) & issues.run_id.in_(runs)
+            connection.execute(update(KNOWN_ISSUES).where(of_renamed).values(case=case.key))
+        connection.execute(update(RESULTS).where(renamed).values(case=case.key, suite=case.suite))
 
     # -- reading ------------------------------------------------------------------------------------------------------
 
@@ -133,7 +132,7 @@ class History:
             return run_of(row) if row else None
 
     def number(self, name: str) -> int:
-        """The number of a run, or one more than there are for a run that is not recorded."""
+        """The number of a run. For a run that is not recorded: the number that it would get."""
         found = self.run(name)
         if found:
             return found.number
@@ -143,9 +142,10 @@ class History:
     def results(
         self, *, before: int | None = None, last: int = 0, run: str = "", case: str = "", measured: int = 0
     ) -> tuple[Row, ...]:
-        """Results, oldest run first: of the ``last`` runs recorded before ``before``, of one ``run``, of one ``case``.
+        """Results, oldest run first.
 
-        ``measured``: metrics of the last so many of these runs only, since a long history's weigh more than all the rest.
+        ``before``: only runs with a lower number. ``last``: only so many of the latest runs. ``run``, ``case``: only these.
+        ``measured``: metrics of only so many of the latest runs; in a long history they are most of the data. 0 means all.
         """
         r = RESULTS.c
         recent = _latest(measured, before).scalar_subquery()
@@ -164,15 +164,22 @@ class History:
         if case:
             query = query.where(r.case == case)
         with self._guarded() as connection:
-            inputs = {row.id: parsed(row.data) for row in connection.execute(select(INPUTS))}
-            # A hundred thousand rows: the driver's own tuples cost half of SQLAlchemy's.
+            inputs = {row.id: parse_inputs(row.data) for row in connection.execute(select(INPUTS))}
+            issues = self._known_issues(connection)
+            # For 100 000 rows the driver's tuples take half the time of SQLAlchemy's rows.
             sql = str(query.compile(self._engine, compile_kwargs={"literal_binds": True}))
             found = connection.connection.cursor()
             found.execute(sql)
-            return tuple(row_of(row, inputs) for row in found.fetchall())
+            return tuple(row_of(row, inputs, issues) for row in found.fetchall())
+
+    def _known_issues(self, connection: Connection) -> dict[RowKey, KnownIssueMatch]:
+        if not _has(connection, KNOWN_ISSUES):
+            return {}
+        rows = connection.execute(select(KNOWN_ISSUES))
+        return {(row.run_id, row.case, row.cell): KnownIssueMatch(row.bug, row.why, row.gone) for row in rows}
 
     def setups(self, before: int, last: int) -> tuple[dict[str, float], ...]:
-        """How long the setup took (s, by what was set up) of the ``last`` runs recorded before ``before``; oldest first."""
+        """Seconds of each setup step of the ``last`` runs before number ``before``, oldest run first."""
         found: dict[int, dict[str, float]] = {}
         with self._guarded() as connection:
             if not _has(connection, SETUP):
@@ -183,11 +190,11 @@ class History:
         return tuple(found.values())
 
     def cases(self) -> tuple[str, ...]:
-        """The keys of all cases that were ever seen."""
+        """The keys of all recorded cases."""
         with self._guarded() as connection:
             return tuple(connection.execute(select(RESULTS.c.case).distinct().order_by(RESULTS.c.case)).scalars())
 
-    # -- when something is wrong --------------------------------------------------------------------------------------
+    # -- errors -------------------------------------------------------------------------------------------------------
 
     @contextmanager
     def _guarded(self) -> Iterator[Connection]:
@@ -195,16 +202,16 @@ class History:
             with self._engine.connect() as connection:
                 yield connection
         except (DatabaseError, sqlite3.DatabaseError) as exc:
-            said = _said(exc)
-            if not damage.is_damage(said):
-                raise self._trouble(said) from exc
-            aside = self._set_aside(said)
+            message = _message(exc)
+            if not damage.is_damage(message):
+                raise self._error(message) from exc
+            aside = self._set_aside(message)
             raise HistoryDamaged(
-                f"{self.path} was damaged ({said}); it is set aside as {aside.name}, and what could be read is kept",
+                f"{self.path} was damaged ({message}); it is set aside as {aside.name}, and its readable runs are kept",
                 hint="run the command again",
             ) from exc
 
-    def _set_aside(self, said: str) -> Path:
+    def _set_aside(self, message: str) -> Path:
         self._engine.dispose()
         aside = damage.set_aside(self.path)
         self._engine = self._open()
@@ -213,12 +220,25 @@ class History:
         for run in damage.salvage(aside):
             self.record(run)
             rescued += 1
-        log.warning("%s is damaged (%s): set aside as %s; %d runs were read out of it", self.path, said, aside.name, rescued)
+        log.warning("%s is damaged (%s): set aside as %s; %d runs were copied from it", self.path, message, aside.name, rescued)
         return aside
 
-    def _trouble(self, said: str) -> InfrastructureError:
-        hint = "make room on that disk" if "full" in said else "see that the file and its directory can be written"
-        return InfrastructureError(f"{self.path}: {said}", hint="another process holds it; try again" if "locked" in said else hint)
+    def _error(self, message: str) -> InfrastructureError:
+        hint = "check that the file and its directory are writable"
+        if "full" in message:
+            hint = "free space on that disk"
+        elif "locked" in message:
+            hint = "another process holds the lock; run the command again"
+        return InfrastructureError(f"{self.path}: {message}", hint=hint)
+
+
+def _replace(connection: Connection, table: Table, number: int, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Replace the rows of run ``number`` in a table that is created at the first write."""
+    if rows or _has(connection, table):
+        connection.execute(CreateTable(table, if_not_exists=True))
+        connection.execute(delete(table).where(table.c.run_id == number))
+    if rows:
+        connection.execute(insert(table), rows)
 
 
 def _has(connection: Connection, table: Table) -> bool:
@@ -227,27 +247,27 @@ def _has(connection: Connection, table: Table) -> bool:
 
 
 def _latest(count: int, before: int | None) -> Select[tuple[int]]:
-    """The numbers of the latest ``count`` runs, of those recorded before number ``before``."""
+    """The numbers of the latest ``count`` runs before number ``before``."""
     numbers = select(RUNS.c.id).order_by(RUNS.c.id.desc()).limit(count)
     return numbers if before is None else numbers.where(RUNS.c.id < before)
 
 
-def _said(exc: DatabaseError | sqlite3.DatabaseError) -> str:
-    """The database's own words, whether SQLAlchemy passed them on or the driver."""
+def _message(exc: DatabaseError | sqlite3.DatabaseError) -> str:
+    """SQLite's message, from an exception of SQLAlchemy or of the driver."""
     return str(exc.orig if isinstance(exc, DatabaseError) else exc)
 
 
 def _configure(connection: sqlite3.Connection, _record: object) -> None:
-    # Transactions are ours: sqlite3's own would begin them too late for "BEGIN IMMEDIATE".
+    # No implicit transactions of the sqlite3 module: it would begin them too late for "BEGIN IMMEDIATE".
     connection.isolation_level = None
-    _write_ahead(connection)
+    _enable_wal(connection)
     for pragma in ("synchronous = FULL", "foreign_keys = ON"):
         connection.execute(f"PRAGMA {pragma}")
 
 
-def _write_ahead(connection: sqlite3.Connection) -> None:
-    """Of several that find a new file at once SQLite lets one make it a WAL, and does not let the others wait: it is busy."""
-    deadline = Deadline(_PATIENCE)
+def _enable_wal(connection: sqlite3.Connection) -> None:
+    """Switch to WAL mode. If several processes open a new file at once, SQLite fails with "locked" without waiting, so retry."""
+    deadline = Deadline(_LOCK_TIMEOUT)
     while True:
         try:
             connection.execute("PRAGMA journal_mode = WAL")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""From what a user calls a host to a connection to it."""
+"""Connect to a host by a name of ``fxh.toml`` or by its address."""
 
 from __future__ import annotations
 
@@ -16,11 +16,12 @@ if TYPE_CHECKING:
     from harness.hosts.sshconfig import Route
     from harness.transport.ssh import SshTransport
 
+# Seconds for one connection. Each jump host has as long.
 _CONNECT = 20.0
 
 
 def named(where: str) -> HostConfig:
-    """The host of ``fxh.toml`` that is called so, else ``where`` itself as an address. Raises UsageError."""
+    """The host of that name in ``fxh.toml``, or ``where`` as an address. Raises UsageError if ``fxh.toml`` is invalid."""
     from harness.config import load
 
     known = load().config.hosts.get(where)
@@ -28,7 +29,7 @@ def named(where: str) -> HostConfig:
 
 
 def transport(config: HostConfig, deadline: Deadline | None = None) -> Transport:
-    """The way to a host: over its jump hosts, host keys verified. Raises UsageError, TransportError."""
+    """Connect to a host, over its jump hosts if it has any. Host keys are verified. Raises UsageError, TransportError."""
     if config.address == "local":
         return LocalTransport()
     from harness.hosts import sshconfig
@@ -56,9 +57,9 @@ def _connect(route: Route, over: SshTransport | None, deadline: Deadline | None,
 
 
 def direct(where: str, run_id: str = "", what: str = "") -> DirectHost:
-    """A real host: a name of ``fxh.toml``, ``local`` for this machine, else ``[user@]host[:port]``.
+    """Connect to a real host: a name of ``fxh.toml``, ``local`` for this machine, or ``[user@]host[:port]``.
 
-    Raises UsageError, TransportError.
+    ``what`` is the purpose, which ``fxh hosts`` shows. Raises UsageError, TransportError.
     """
     config = named(where)
     return DirectHost(transport(config), run_id=run_id, config=config, what=what)

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""Is a host fit to serve? One round trip gathers, pure functions judge, and whatever is not well has its hint."""
+"""Check whether a host can run guests: one script collects the facts in dom0, pure functions turn them into checks."""
 
 from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 from harness.config.schema import HostConfig
@@ -23,11 +23,11 @@ _NUMBER = re.compile(r"[0-9]{1,15}")
 # /dev/vda         2000000 500000 1500000      25% /
 _DF = re.compile(r"^.*\s[0-9]+\s+[0-9]+\s+(?P<free>[0-9]{1,15})\s+[0-9-]+%?\s+(?P<mount>/\S*)", re.MULTILINE)
 
-# What a tool says on standard error has a section of its own: it is no part of a table or a value.
+# Collected in one round trip. The standard error of a tool goes to a separate section, so that it cannot spoil a table or a value.
 SCRIPT = r"""
 PATH=$PATH:/usr/local/sbin:/usr/sbin:/sbin
 exec 3>&1
-ask() { name=$1; shift; echo "%$name"; said=$("$@" 2>&1 >&3 3>&-); echo; echo "%$name said"; printf '%s\n' "$said"; }
+ask() { name=$1; shift; echo "%$name"; errors=$("$@" 2>&1 >&3 3>&-); echo; echo "%$name stderr"; printf '%s\n' "$errors"; }
 echo '%user'; id -u
 echo '%uname'; uname -sr
 echo '%clock'; date +%s
@@ -60,7 +60,7 @@ SCRIPT += firmware.PROBE
 
 @dataclass(frozen=True)
 class Check:
-    """One link of the chain. ``status`` is ok, warn or fail; ``hint`` says what to do where it is not ok."""
+    """One prerequisite. ``status`` is ok, warn or fail; ``hint`` says how to fix it if it is not ok."""
 
     name: str
     status: str
@@ -68,36 +68,45 @@ class Check:
     hint: str = ""
 
 
+@dataclass(frozen=True)
+class Facts:
+    """The collected facts: sections of the output, paths of tools, the host's configuration, and the controller's clock (s)."""
+
+    sections: Mapping[str, str]
+    tools: Mapping[str, str]
+    config: HostConfig
+    now: float
+
+
 def examine(config: HostConfig, connect: Callable[[], Transport]) -> tuple[Check, ...]:
-    """All checks of a host. Never raises what a sick host may cause: it is among the checks."""
+    """Run all checks of a host. A failure to reach it becomes a failed check, not an exception."""
     begun = time.monotonic()
     try:
         transport = connect()
     except HarnessError as exc:
-        return (Check("ssh", FAIL, exc.message, exc.hint or "ssh there by hand with -v"),)
+        return (Check("ssh", FAIL, exc.message, exc.hint or "try ssh -v to the host"),)
     try:
         seconds = time.monotonic() - begun
         sent = time.time()
         done = transport.run(["sh", "-c", SCRIPT], Deadline(60), check=False)
-        return (Check("ssh", OK, f"{transport.name}, {seconds:.2f} s"), *judge(done.text, config, (sent + time.time()) / 2))
+        return (Check("ssh", OK, f"{transport.name}, {seconds:.2f} s"), *evaluate(done.text, config, (sent + time.time()) / 2))
     except HarnessError as exc:
         return (Check("ssh", FAIL, exc.message, exc.hint),)
     finally:
         transport.close()
 
 
-def judge(text: str, config: HostConfig, now: float) -> tuple[Check, ...]:
-    """What :data:`SCRIPT` printed. ``now`` is our own clock, in seconds since the epoch."""
+def evaluate(text: str, config: HostConfig, now: float) -> tuple[Check, ...]:
+    """The checks from the output of :data:`SCRIPT`. ``now`` is the controller's clock, in seconds since the epoch."""
     parts = sections(text)
     tools = dict(line.split(" ", 1) for line in reversed(parts.get("tools", "").splitlines()) if " " in line)
-    found: list[Check] = []
-    for judged in (_user, _tools, _xen, _daemons, _bridge, _disk, _clock, _leftovers):
-        found += judged(parts, tools, config, now)
-    return tuple(found)
+    facts = Facts(parts, tools, config, now)
+    checks = (_user, _tools, _xen, _daemons, _bridge, _disk, _clock, _leftovers)
+    return tuple(found for check in checks for found in check(facts))
 
 
 def sections(text: str) -> dict[str, str]:
-    """``%name`` lines begin a section."""
+    """Split the output of :data:`SCRIPT` at its ``%name`` lines."""
     found: dict[str, str] = {}
     for part in re.split(r"^%", text, flags=re.MULTILINE)[1:]:
         name, _, body = part.partition("\n")
@@ -105,100 +114,105 @@ def sections(text: str) -> dict[str, str]:
     return found
 
 
-Parts = dict[str, str]
-
-
-def _user(parts: Parts, tools: Parts, config: HostConfig, now: float) -> Iterator[Check]:
-    if parts.get("user") == "0":
-        yield Check("root", OK, parts.get("uname", ""))
+def _user(facts: Facts) -> Iterator[Check]:
+    if facts.sections.get("user") == "0":
+        yield Check("root", OK, facts.sections.get("uname", ""))
     else:
         yield Check(
-            "root", FAIL, f"we are user {parts.get('user', '?')} there", "xl needs root: root@HOST, or User root in ~/.ssh/config"
+            "root",
+            FAIL,
+            f"the login is user {facts.sections.get('user', '?')}",
+            "xl needs root: use root@HOST, or User root in ~/.ssh/config",
         )
 
 
-def _tools(parts: Parts, tools: Parts, config: HostConfig, now: float) -> Iterator[Check]:
-    linux = not parts.get("uname", "").startswith("FreeBSD")
+def _tools(facts: Facts) -> Iterator[Check]:
+    linux = not facts.sections.get("uname", "").startswith("FreeBSD")
     packages = {
         "xl": "install Xen's tools (Debian: xen-utils; FreeBSD: pkg install xen-tools)",
         "xenstore-read": "install Xen's tools (Debian: xenstore-utils)",
-        "python3": "install Python 3: leases and pygrub need it",
+        "python3": "install Python 3.7 or later: leases and pygrub need it",
     }
-    if linux and config.storage == "file":
+    if linux and facts.config.storage == "file":
         packages["losetup"] = "install util-linux"
-    if config.storage.startswith("lvm:"):
-        packages["lvs"] = "install lvm2, or choose another storage in fxh.toml"
-    if config.storage.startswith("zvol:"):
-        packages["zfs"] = "install ZFS, or choose another storage in fxh.toml"
+    if facts.config.storage.startswith("lvm:"):
+        packages["lvs"] = "install lvm2, or set another storage in fxh.toml"
+    if facts.config.storage.startswith("zvol:"):
+        packages["zfs"] = "install ZFS, or set another storage in fxh.toml"
     for tool, hint in packages.items():
-        yield Check(tool, OK, tools[tool]) if tool in tools else Check(tool, FAIL, "not there", hint)
-    version = parts.get("python", "")
+        yield Check(tool, OK, facts.tools[tool]) if tool in facts.tools else Check(tool, FAIL, "missing", hint)
+    version = facts.sections.get("python", "")
     match = re.search(r"^3\.(\d{1,3})\.", version, re.MULTILINE)
-    if "python3" in tools and not (match and int(match[1]) >= 7):
-        said = (version or _said(parts, "python") or "?").splitlines()[-1][:100]
-        yield Check("python3 version", FAIL, said, "leases need Python 3.7 or later there")
-    yield from _pygrub(dict(line.split(" ", 1) for line in parts.get("pygrub", "").splitlines() if " " in line))
-    aids = [f"{tool} {tools[tool]}" for tool in ("xenctx", "gdbsx") if tool in tools]
+    if "python3" in facts.tools and not (match and int(match[1]) >= 7):
+        detail = (version or _error_line(facts.sections, "python") or "?").splitlines()[-1][:100]
+        yield Check("python3 version", FAIL, detail, "install Python 3.7 or later: leases need it")
+    yield from _pygrub(dict(line.split(" ", 1) for line in facts.sections.get("pygrub", "").splitlines() if " " in line))
+    aids = [f"{tool} {facts.tools[tool]}" for tool in ("xenctx", "gdbsx") if tool in facts.tools]
     detail = ", ".join(aids) or "neither xenctx nor gdbsx"
-    if "gdbsx-off" in tools:
-        detail += f"; this Xen does not answer {tools['gdbsx-off']}"
-    yield Check("debug aids", OK if aids else WARN, detail, "" if aids else "for --keep failed alone")
+    if "gdbsx-off" in facts.tools:
+        detail += f"; this Xen does not answer {facts.tools['gdbsx-off']}"
+    hint = "install xenctx or gdbsx to debug guests that --keep failed keeps; nothing else needs them"
+    yield Check("debug aids", OK if aids else WARN, detail, "" if aids else hint)
 
 
 def _pygrub(found: dict[str, str]) -> Iterator[Check]:
     if "pygrub" not in found:
         yield Check(
-            "pygrub", WARN, "not there: cases of PV guests that boot from their disk are skipped", "install xen-utils with pygrub"
+            "pygrub", WARN, "missing: cases of PV guests that boot from their disk are skipped", "install xen-utils with pygrub"
         )
         return
     yield Check("pygrub", OK, found["pygrub"])
-    danger = "pygrub reads what guests wrote as root:"
+    danger = "pygrub parses the disks of guests as root:"
     if "runas" not in found:
-        yield Check("pygrub as", WARN, f"{danger} this one has no restricted mode", "update Xen: XSA-443 brought it, as does 4.18")
+        yield Check(
+            "pygrub user", WARN, f"{danger} it has no restricted mode", "update Xen to 4.18 or later, or apply the fix of XSA-443"
+        )
     elif "user" not in found:
-        hint = f"useradd --system --no-create-home --uid 131072 {pygrub.USERS[0]} (a domain's is that uid and its domid)"
-        yield Check("pygrub as", WARN, f"{danger} there is neither {' nor '.join(pygrub.USERS)}", hint)
+        hint = f"useradd --system --no-create-home --uid 131072 {pygrub.USERS[0]} (pygrub runs with this uid plus the domid)"
+        yield Check("pygrub user", WARN, f"{danger} user {' or '.join(pygrub.USERS)} is missing", hint)
     else:
-        yield Check("pygrub as", OK, f"restricted, as {found['user']}")
+        yield Check("pygrub user", OK, f"restricted, as {found['user']}")
 
 
-def _said(parts: Parts, name: str) -> str:
-    """The line that explains most of what the tool of a section said on standard error, or in the section where it has no other."""
-    return listing.informative(parts.get(f"{name} said", "") or parts.get(name, ""))[:120]
+def _error_line(parts: Mapping[str, str], name: str) -> str:
+    """The most informative line of a tool's standard error, or of its section if standard error is empty."""
+    return listing.informative(parts.get(f"{name} stderr", "") or parts.get(name, ""))[:120]
 
 
-def _complains(name: str, said: str) -> Check:
-    """xl answered, and said this on standard error."""
-    hint = "it answered all the same; look into dmesg and /var/log/xen there"
-    return Check(name, WARN, f"xl complains: {listing.informative(said)[:120]}", hint)
+def _complaint(name: str, errors: str) -> Check:
+    """The check for an xl that answered, but printed ``errors`` to standard error."""
+    hint = "xl answered in spite of it; read dmesg and /var/log/xen on the host"
+    return Check(name, WARN, f"xl complains: {listing.informative(errors)[:120]}", hint)
 
 
-def _xen(parts: Parts, tools: Parts, config: HostConfig, now: float) -> Iterator[Check]:
+def _xen(facts: Facts) -> Iterator[Check]:
     try:
-        info = listing.parse_info(parts.get("info", ""))
+        info = listing.parse_info(facts.sections.get("info", ""))
     except ValueError:
-        said = _said(parts, "info") or "nothing"
-        yield Check("xl info", FAIL, said, "is this machine booted under Xen, and does xenstored run?")
+        detail = _error_line(facts.sections, "info") or "no output"
+        yield Check("xl info", FAIL, detail, "check that the host is booted under Xen and that xenstored runs")
         return
-    if said := parts.get("info said", ""):
-        yield _complains("xl info", said)
+    if errors := facts.sections.get("info stderr", ""):
+        yield _complaint("xl info", errors)
     if OLDEST <= info.number <= NEWEST:
         yield Check("Xen", OK, info.xen_version)
     else:
-        yield Check("Xen", WARN, info.xen_version, "tried are 4.14 to 4.22: report what does not work")
+        yield Check("Xen", WARN, info.xen_version, "Xen 4.14 to 4.22 are tested; report problems with this version")
     types = info.guest_types
     if not info.x86:
         kind = (
-            "an ARM host" if re.match("aarch64|arm", info.machine or "".join(info.caps).partition("xen-3.0-")[2]) else "no x86 host"
+            "an ARM host"
+            if re.match("aarch64|arm", info.machine or "".join(info.caps).partition("xen-3.0-")[2])
+            else "not an x86 host"
         )
         what = ", ".join(filter(None, (info.machine, *info.caps)))
-        yield Check("architecture", FAIL, f"{kind} ({what}): guests here are amd64 and i386", "choose a host with an x86-64 CPU")
+        yield Check("architecture", FAIL, f"{kind} ({what}): the guests are amd64 and i386", "use a host with an x86-64 CPU")
     elif "pvh" in types:
         yield Check("guest types", OK, ", ".join(types))
     else:
-        yield Check("guest types", WARN, f"{', '.join(types)}: no PVH, no HVM", "switch on VT-x or SVM in the firmware")
+        yield Check("guest types", WARN, f"{', '.join(types)}: no PVH, no HVM", "enable VT-x or SVM in the firmware")
     if "hvm" in types:
-        words = {word: rest for word, _, rest in (line.partition(" ") for line in parts.get("firmware", "").splitlines())}
+        words = {word: rest for word, _, rest in (line.partition(" ") for line in facts.sections.get("firmware", "").splitlines())}
         if why := firmware.missing(words):
             yield Check("UEFI", WARN, f"{why}: cases of UEFI guests are skipped", firmware.HINT)
         elif "ovmf" in words and "ovmf-xen" not in words:
@@ -207,107 +221,105 @@ def _xen(parts: Parts, tools: Parts, config: HostConfig, now: float) -> Iterator
             yield Check("UEFI", OK, words["ovmf"])
     rows = {}
     try:
-        rows = {row.name: row for row in listing.parse_list(parts.get("list", ""))}
-        if said := parts.get("list said", "") or listing.complaints(parts.get("list", "")):
-            yield _complains("xl list", said)
+        rows = {row.name: row for row in listing.parse_list(facts.sections.get("list", ""))}
+        if errors := facts.sections.get("list stderr", "") or listing.complaints(facts.sections.get("list", "")):
+            yield _complaint("xl list", errors)
     except ValueError as exc:
-        yield Check("xl list", FAIL, _said(parts, "list") or str(exc), "report this: the listing of this xl is not understood")
-    ours = sum(row.memory for name, row in rows.items() if name.startswith("fxh-"))
-    room = config.memory or info.free_memory + ours
+        yield Check(
+            "xl list", FAIL, _error_line(facts.sections, "list") or str(exc), "report this: fxh cannot parse the output of this xl"
+        )
+    leased = sum(row.memory for name, row in rows.items() if name.startswith("fxh-"))
+    room = facts.config.memory or info.free_memory + leased
     dom0 = rows["Domain-0"].memory if "Domain-0" in rows else 0
     if room >= 576:
         yield Check("memory", OK, f"{room} MiB for guests, dom0 has {dom0}")
     else:
-        hint = (
-            "boot Xen with dom0_mem=2048M,max:2048M"
-            if dom0 > info.total_memory / 2
-            else "destroy domains that nobody needs (xl list)"
-        )
-        yield Check("memory", FAIL, f"{room} MiB for guests of {info.total_memory}, dom0 has {dom0}; a guest takes 512", hint)
+        hint = "boot Xen with dom0_mem=2048M,max:2048M" if dom0 > info.total_memory / 2 else "destroy unused domains (xl list)"
+        yield Check("memory", FAIL, f"{room} of {info.total_memory} MiB for guests, dom0 has {dom0}; a guest needs 512", hint)
 
 
-def _daemons(parts: Parts, tools: Parts, config: HostConfig, now: float) -> Iterator[Check]:
-    if "Domain-0" in parts.get("store", "").splitlines():
-        yield Check("xenstore", OK, "it answers")
+def _daemons(facts: Facts) -> Iterator[Check]:
+    if "Domain-0" in facts.sections.get("store", "").splitlines():
+        yield Check("xenstore", OK, "answers")
     else:
         yield Check(
             "xenstore",
             FAIL,
-            _said(parts, "store") or "no answer",
-            "start xencommons; xenstored cannot be restarted: if it died, reboot the host",
+            _error_line(facts.sections, "store") or "no answer",
+            "start xencommons; if xenstored died, reboot the host, because it cannot be restarted",
         )
-    lines = parts.get("console", "").splitlines()
+    lines = facts.sections.get("console", "").splitlines()
     if any(line[:1].isdigit() for line in lines):
-        yield Check("xenconsoled", OK, "it runs")
+        yield Check("xenconsoled", OK, "runs")
     else:
-        yield Check(
-            "xenconsoled", FAIL, "it does not run: no console can be read", "start it: xenconsoled --log=all, or restart xencommons"
-        )
-    if "xenconsole" in tools and "pts" in lines:
-        yield Check("console", OK, tools["xenconsole"])
+        yield Check("xenconsoled", FAIL, "does not run: no console can be read", "run xenconsoled --log=all, or restart xencommons")
+    if "xenconsole" in facts.tools and "pts" in lines:
+        yield Check("console", OK, facts.tools["xenconsole"])
     else:
-        what = "no xenconsole" if "xenconsole" not in tools else "no /dev/pts"
-        yield Check("console", FAIL, f"{what}: xl console cannot work", "install xen-utils; mount -t devpts devpts /dev/pts")
+        what = "no xenconsole" if "xenconsole" not in facts.tools else "no /dev/pts"
+        yield Check("console", FAIL, f"{what}: xl console cannot work", "install xen-utils, and mount -t devpts devpts /dev/pts")
 
 
-def _bridge(parts: Parts, tools: Parts, config: HostConfig, now: float) -> Iterator[Check]:
+def _bridge(facts: Facts) -> Iterator[Check]:
     # xenbr0 up
-    rows = [line.split() for line in parts.get("links", "").splitlines()]
+    rows = [line.split() for line in facts.sections.get("links", "").splitlines()]
     bridges = {row[0]: row[1] if len(row) > 1 else "" for row in rows if row and row[0] != "*"}
-    if config.bridge not in bridges:
+    if facts.config.bridge not in bridges:
         have = ", ".join(bridges) or "none"
         yield Check(
             "bridge",
             FAIL,
-            f"no {config.bridge}; there are: {have}",
-            f"make it (see docs/hosts.md), or name another: hosts.{config.name or 'NAME'}.bridge",
+            f"no {facts.config.bridge}; bridges of the host: {have}",
+            f"create it (docs/hosts.md), or set hosts.{facts.config.name or 'NAME'}.bridge in fxh.toml",
         )
-    elif bridges[config.bridge] == "down":
-        yield Check("bridge", WARN, f"{config.bridge} is down", f"ip link set {config.bridge} up")
+    elif bridges[facts.config.bridge] == "down":
+        yield Check("bridge", WARN, f"{facts.config.bridge} is down", f"ip link set {facts.config.bridge} up")
     else:
-        yield Check("bridge", OK, config.bridge)
+        yield Check("bridge", OK, facts.config.bridge)
 
 
-def _disk(parts: Parts, tools: Parts, config: HostConfig, now: float) -> Iterator[Check]:
-    text = parts.get("disk", "")
+def _disk(facts: Facts) -> Iterator[Check]:
+    text = facts.sections.get("disk", "")
     found = _DF.search(text)
     if "writable" not in text.split():
-        yield Check("disk", FAIL, "/var/lib is not writable there", "remount it, or look into dmesg for disk errors")
+        yield Check("disk", FAIL, "/var/lib is not writable", "remount it, or look for disk errors in dmesg")
     elif found is None:
-        yield Check("disk", WARN, f"df says {text.strip()[:100]!r}: its free space is unknown", "run df -Pk /var/lib there")
+        yield Check("disk", WARN, f"df prints {text.strip()[:100]!r}: free space is unknown", "run df -Pk /var/lib on the host")
     else:
         free = int(found["free"]) >> 10
         detail = f"{free} MiB free at {found['mount']}"
         if free >= _SPACE:
             yield Check("disk", OK, detail)
         else:
-            yield Check("disk", FAIL if free < 64 else WARN, detail, "fxh clean HOST, or free some by hand")
+            yield Check("disk", FAIL if free < 64 else WARN, detail, "run fxh clean HOST --yes, or remove files")
 
 
-def _clock(parts: Parts, tools: Parts, config: HostConfig, now: float) -> Iterator[Check]:
-    clock = parts.get("clock", "")
-    skew = int(clock) - now if _NUMBER.fullmatch(clock) else float("inf")
+def _clock(facts: Facts) -> Iterator[Check]:
+    clock = facts.sections.get("clock", "")
+    skew = int(clock) - facts.now if _NUMBER.fullmatch(clock) else float("inf")
     # date prints whole seconds.
     if abs(skew + 0.5) <= _SKEW + 0.5:
-        yield Check("clock", OK, f"within {_SKEW:.0f} s of ours")
+        yield Check("clock", OK, f"within {_SKEW:.0f} s of this machine's")
     else:
-        yield Check("clock", WARN, f"{skew:+.0f} s from ours: its logs cannot be laid beside ours", "run an NTP client there")
+        yield Check(
+            "clock", WARN, f"{skew:+.0f} s from this machine's: times in its logs do not match", "run an NTP client on the host"
+        )
 
 
-def _leftovers(parts: Parts, tools: Parts, config: HostConfig, now: float) -> Iterator[Check]:
-    # 00000012-1a2b3c.json is the lease of run 1a2b3c, and fxh-1a2b3c-1-control a domain of it: it is locked while it has an owner.
-    owned = tuple(f"fxh-{run}-" for run in parts.get("leases", "").split())
-    names = re.findall(r"^(fxh-\S+)", parts.get("list", ""), re.MULTILINE)
+def _leftovers(facts: Facts) -> Iterator[Check]:
+    # 00000012-1a2b3c.json is the lease of run 1a2b3c, and fxh-1a2b3c-1-control a domain of it. Its agent keeps the file locked.
+    owned = tuple(f"fxh-{run}-" for run in facts.sections.get("leases", "").split())
+    names = re.findall(r"^(fxh-\S+)", facts.sections.get("list", ""), re.MULTILINE)
     orphans = [name for name in names if not name.startswith(owned)]
-    zombies = re.findall(r"^\(null\)\s+(\d+)", parts.get("list", ""), re.MULTILINE)
+    zombies = re.findall(r"^\(null\)\s+(\d+)", facts.sections.get("list", ""), re.MULTILINE)
     if zombies:
         yield Check(
             "zombies",
             WARN,
-            f"{len(zombies)} domains are dying and do not end: {', '.join(zombies)}",
-            "a backend holds their memory: reboot the host when it suits",
+            f"{len(zombies)} domains are stuck in dying state: {', '.join(zombies)}",
+            "a backend still holds their memory: reboot the host at a convenient time",
         )
     if orphans:
-        yield Check("domains of ours", WARN, f"nobody owns {', '.join(orphans)}", "fxh clean HOST --yes")
+        yield Check("fxh domains", WARN, f"no living run owns {', '.join(orphans)}", "run fxh clean HOST --yes")
     else:
-        yield Check("domains of ours", OK, f"{', '.join(names)}: fxh hosts shows whose" if names else "none")
+        yield Check("fxh domains", OK, f"{', '.join(names)}: see fxh hosts" if names else "none")

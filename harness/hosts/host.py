@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""A Xen host: a dom0 reached over a transport, its toolstack, and the things a guest needs put there."""
+"""A Xen host: a dom0 reached over a transport, its toolstack, and the files and disks that guests need there."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ from harness.xen.xl import Xl
 log = logging.getLogger("fxh.hosts")
 
 PREFIX = "fxh"
-# MiB leased by who did not say how much.
-_UNASKED = 1024
-# One round trip, since each costs a fifth of a second under emulation. What is not used for long is removed by a keeper.
+# MiB of a lease if the caller asked for none.
+_DEFAULT_MEMORY = 1024
+# One round trip, because each takes 0.2 s under emulation. touch marks a file as used: lease agents remove unused ones.
 _SIZES = """
 mkdir -p -m 700 "$1" "$2" || exit; shift 2
 for f; do { touch -c "$f" && wc -c < "$f"; } 2>/dev/null || echo -1; done
 """
-# As the keeper does it at the end for all domains of a run. Xl's log has the domids that the domain had.
+# The lease agent does the same for all domains of a run. xl's log contains the domids that the domain had.
 _FORGET = r"""
 cd /var/log/xen && for d in $(sed -n 's/^Waiting for domain .* (domid \([0-9]*\)).*/\1/p' "xl-$2.log"* 2>/dev/null); do rm -f "bootloader.$d.log"*; done
 rm -f "xl-$2.log"* "console/guest-$2.log"* "qemu-dm-$2.log"*; rm -f "$1/$2.cfg" "$1/$2.disk"
@@ -48,27 +48,27 @@ _PROBE = "grep -qaE 'log=(all|guest)' /proc/$(pidof xenconsoled)/cmdline 2>/dev/
 
 @dataclass(frozen=True)
 class HostFacts:
-    """What a report says of the host. ``backend`` is ``qemu`` (the lab) or ``xl`` (a real host)."""
+    """The host as reports describe it. ``backend`` is ``qemu`` for a lab or ``xl`` for a real host."""
 
     backend: str
     name: str
     xen: str
     dom0: str
     note: str = ""
-    """How the lab is run, in one line."""
+    """How the lab runs, in one line."""
     quirks: tuple[str, ...] = ()
-    """What the host does that a plain one does not."""
+    """Work-arounds that are active on this host."""
     emulated: bool = False
-    """Its CPUs are software."""
+    """Its CPUs are emulated in software."""
 
     @property
     def label(self) -> str:
-        """Short, for a cell: ``xen-4.20.5``."""
+        """The part of a cell that names the host: ``xen-4.20.5``."""
         return f"xen-{self.xen.partition('-')[0]}"
 
 
 class XenHost(Protocol):
-    """What the harness needs of a host. The lab and every real host look alike from here."""
+    """The interface of a host. A lab and a real host implement it."""
 
     run_id: str
     bridge: str
@@ -78,7 +78,7 @@ class XenHost(Protocol):
 
     @property
     def directory(self) -> str:
-        """Ours in dom0, for this run: it goes with the run, and nobody else's run is in it."""
+        """The run's own directory in dom0. It is removed with the lease."""
         ...
 
     @property
@@ -92,53 +92,56 @@ class XenHost(Protocol):
 
     @property
     def capabilities(self) -> frozenset[str]:
-        """Of: pv, pv32, pvh, hvm, pvshim (a PV shim is installed), pygrub, pygrub-restrict, console-log (xenconsoled keeps
-        every guest's), checkpoint, emulated (a lab without KVM).
+        """Any of pv, pv32, pvh, hvm, pvshim (a PV shim is installed), pygrub, pygrub-restrict, console-log (xenconsoled logs the
+        console of every guest), checkpoint, emulated (a lab without KVM).
         """
         ...
 
     @property
     def no_uefi(self) -> str:
-        """Why its dom0 cannot start UEFI guests (no OVMF file there), or ""."""
+        """The reason why dom0 cannot start UEFI guests, for example a missing OVMF file; "" if it can."""
         ...
 
     @property
     def own_ovmf(self) -> Path | None:
-        """The OVMF file on this machine that UEFI guests there shall start from; None for the one that its libxl knows."""
+        """An OVMF file on this machine to upload for UEFI guests. None: use the one that libxl finds in dom0."""
         ...
 
     def domain_name(self, label: str) -> str:
-        """A name for a new domain, which marks it as ours: ``fxh-<run>-<n>-<label>``."""
+        """A name for a new domain: ``fxh-<run>-<n>-<label>``. Cleanup recognises domains of the run by it."""
         ...
 
     def mac(self, domain: str, index: int) -> str:
-        """A MAC for the domain's vif number ``index``, of Xen's own range, used by nobody else."""
+        """A MAC address for vif ``index`` of the domain, in Xen's range and unique on the network."""
         ...
 
     def prepare(self) -> None:
-        """Make our directory there, and see to it that all of it goes when we are gone."""
+        """Create the run's directory in dom0, and acquire a lease if there is none, so that a killed run is cleaned up."""
         ...
 
     def files(self, *local: Path) -> tuple[str, ...]:
-        """Put files (kernel, ramdisk) there, once for each content; returns their paths in dom0."""
+        """Upload files (kernel, ramdisk) unless dom0 has their content. Returns their paths in dom0."""
         ...
 
     def disk(self, local: Path, fmt: str = "raw") -> str:
-        """Make an image usable as a guest's disk, without changing it; returns the disk target in dom0."""
+        """Create a guest's disk from a copy of an image. Returns the disk target in dom0.
+
+        Raises UsageError for a missing image or another format than raw, InfrastructureError if dom0 has no space.
+        """
         ...
 
     def drop_disk(self, target: str) -> None:
-        """Give back what :meth:`disk` returned; other targets are left alone."""
+        """Remove a disk that :meth:`disk` returned. Other targets are left alone."""
         ...
 
     def forget(self, domain: str) -> None:
-        """Remove the logs and the configuration of a domain that is gone."""
+        """Remove the logs and the configuration of a domain that no longer exists."""
         ...
 
     def inventory(self) -> inventory.Inventory: ...
 
     def check(self) -> None:
-        """Whether the host itself is well. Raises InfrastructureError with what is not."""
+        """Check the daemons and the disk space of dom0. Raises InfrastructureError if something is wrong."""
         ...
 
     @property
@@ -148,38 +151,38 @@ class XenHost(Protocol):
 
     @property
     def failure(self) -> str:
-        """Why this host will never answer again, or ""."""
+        """The reason why this host will never answer again, or ""."""
         ...
 
     def describe_access(self) -> Access: ...
 
     def keep_for(self, domains: Sequence[str], seconds: float) -> tuple[str, ...]:
-        """Let ``domains`` outlive this process for ``seconds``. Returns the names of those that will.
+        """Let ``domains`` outlive this process by ``seconds``. Returns the names of those that will.
 
-        The host is no longer ours afterwards.
+        The run must not use the host afterwards.
         """
         ...
 
     def evidence_files(self) -> dict[str, Path]:
-        """Files on this machine that belong to the evidence of a failed case, each with the name that it gets there."""
+        """Files on this machine that belong to the evidence of a failed case, by the name that each gets there."""
         ...
 
     def cleanup(self) -> None:
-        """Remove all that this run made there."""
+        """End the lease, which removes the resources of the run. Raises InfrastructureError if some remain."""
         ...
 
     def close(self) -> None: ...
 
 
 class DirectHost:
-    """A host as it is: over ssh, or this machine itself. The lab builds on this."""
+    """A host that is reached over ssh, or this machine. A lab extends it."""
 
     bridge = "xenbr0"
 
     def __init__(
         self, transport: Transport, *, run_id: str = "", bridge: str = "", config: HostConfig | None = None, what: str = ""
     ) -> None:
-        """``what`` tells others who look at the host's leases what this is for."""
+        """``what`` is the purpose of the lease, which ``fxh hosts`` shows. Raises UsageError for an invalid ``run_id``."""
         self._transport = transport
         self.run_id = run_id or secrets.token_hex(3)
         if not re.fullmatch(r"[a-z0-9]{1,16}", self.run_id):
@@ -197,7 +200,6 @@ class DirectHost:
 
     @property
     def directory(self) -> str:
-        """Ours in dom0, for this run."""
         return f"{BASE}/run-{self.run_id}"
 
     @cached_property
@@ -210,21 +212,23 @@ class DirectHost:
 
     @cached_property
     def info(self) -> HostInfo:
-        """``xl info`` at first use. Raises InfrastructureError when xl does not answer there."""
+        """The output of ``xl info``, requested once. Raises InfrastructureError if it cannot be parsed."""
         try:
             return self.toolstack.info()
         except ValueError as exc:
-            raise InfrastructureError(f"{self.transport.name}: {exc}", hint="is this a Xen dom0, and are we root there?") from exc
+            raise InfrastructureError(
+                f"{self.transport.name}: {exc}", hint="check that the host is a Xen dom0 and that the login is root"
+            ) from exc
 
     @property
     def facts(self) -> HostFacts:
         info = self.info
-        os = "FreeBSD" if self.dom0 == "freebsd" else "Linux"
-        return HostFacts("xl", self.config.name or self.transport.name, info.xen_version, f"{os} {info.kernel}")
+        system = "FreeBSD" if self.dom0 == "freebsd" else "Linux"
+        return HostFacts("xl", self.config.name or self.transport.name, info.xen_version, f"{system} {info.kernel}")
 
     @property
     def dom0(self) -> str:
-        """``linux`` or ``freebsd``, as ``xl info`` has it of uname."""
+        """``linux`` or ``freebsd``, from the uname data of ``xl info``."""
         return "freebsd" if dict(self.info.values).get("version", "").startswith("FreeBSD") else "linux"
 
     @cached_property
@@ -241,35 +245,34 @@ class DirectHost:
         return frozenset(found)
 
     @cached_property
-    def _words(self) -> dict[str, str]:
-        """What the probes printed in dom0: the first word of each line with the rest of it."""
+    def _probe(self) -> dict[str, str]:
+        """The output of the probes in dom0: the rest of each line by its first word."""
         script = _PROBE + pygrub.PROBE + firmware.PROBE + "true"
         text = self.transport.run(["sh", "-c", script, "sh", self._series]).text
         return {word: rest for word, _, rest in (line.partition(" ") for line in text.splitlines()) if word}
 
     @property
     def _series(self) -> str:
-        """The host's Xen without its third number: ``4.20``."""
+        """Major and minor version of Xen: ``4.20``."""
         return ".".join(self.facts.xen.split(".")[:2])
 
     @property
     def _probed(self) -> frozenset[str]:
-        found = self._words.keys() & {"console-log", "pygrub"}
-        return frozenset(found | {"pygrub-restrict"} if {"runas", "user"} <= self._words.keys() else found)
+        found = self._probe.keys() & {"console-log", "pygrub"}
+        return frozenset(found | {"pygrub-restrict"} if {"runas", "user"} <= self._probe.keys() else found)
 
     @property
     def no_uefi(self) -> str:
-        """Why its dom0 cannot start UEFI guests, or ""."""
-        return firmware.missing(self._words)
+        return firmware.missing(self._probe)
 
     @property
     def own_ovmf(self) -> Path | None:
-        """A real host brings its own firmware."""
+        """None: a real host has its own firmware."""
         return None
 
     @cached_property
     def _shim(self) -> bool:
-        """Whether libxl finds a PV shim there (LIBEXEC_LIB/boot of Xen's build, versioned by Debian)."""
+        """Whether libxl finds a PV shim in LIBEXEC_LIB/boot of Xen's build. Debian adds the version to this path."""
         places = [f"{lib}/boot/xen-shim" for lib in (f"/usr/lib/xen-{self._series}", "/usr/lib/xen", "/usr/libexec/xen")]
         places += [f"/usr/local{place.removeprefix('/usr')}" for place in places[1:]]
         return self.transport.run(["ls", *places], check=False).stdout != b""
@@ -279,7 +282,7 @@ class DirectHost:
         return f"{PREFIX}-{self.run_id}-{self._count}-{re.sub(r'[^A-Za-z0-9.]+', '-', label)[:30].strip('-')}"
 
     def mac(self, domain: str, index: int) -> str:
-        """From the lease's slot, which no other lease on this host has; without a lease from the domain's name."""
+        """Built from the lease's slot, which is unique on this host; without a lease from the domain's name."""
         if self.lease is None:
             low = sum(byte * 131**n for n, byte in enumerate(domain.encode())) + index
             return f"00:16:3e:{low >> 16 & 0x7F:02x}:{low >> 8 & 0xFF:02x}:{low & 0xFF:02x}"
@@ -287,59 +290,59 @@ class DirectHost:
         host = self.config.mac_prefix or f"{zlib.crc32(self.facts.name.encode()) & 0xFF:02x}"
         return f"00:16:3e:{host}:{self.lease.slot:02x}:{self._macs & 0xFF:02x}"
 
-    # -- putting things there -----------------------------------------------------------------------------------------
+    # -- lease, files and disks ---------------------------------------------------------------------------------------
 
-    def acquire(self, wish: LeaseRequest, deadline: Deadline) -> None:
-        """Take a share of the host; all that we make there goes when the share does. Raises as :meth:`Lease.acquire`."""
-        wish = replace(
-            wish, run=self.run_id, what=wish.what or self.what, capacity_memory=self.config.memory, capacity_vcpus=self.config.vcpus
+    def acquire(self, request: LeaseRequest, deadline: Deadline) -> None:
+        """Lease a share of the host. The end of the lease removes the resources of the run. Raises as :meth:`Lease.acquire`."""
+        request = replace(
+            request, run=self.run_id, what=request.what or self.what, memory_limit=self.config.memory, vcpus_limit=self.config.vcpus
         )
-        self.lease = Lease(self.transport, wish).acquire(deadline)
+        self.lease = Lease(self.transport, request).acquire(deadline)
 
     def prepare(self) -> None:
         if not self._prepared:
-            self._sizes()
+            self._remote_sizes()
 
-    def _hold(self) -> None:
+    def _ensure_lease(self) -> None:
         if self.lease is None:
-            self.acquire(LeaseRequest(self.run_id, memory=_UNASKED), Deadline(600))
+            self.acquire(LeaseRequest(self.run_id, memory=_DEFAULT_MEMORY), Deadline(600))
 
-    def _sizes(self, *remote: str) -> tuple[int, ...]:
-        """How large each file is there, -1 without it; our directory is made in the same round trip where it is not yet."""
-        self._hold()
+    def _remote_sizes(self, *remote: str) -> tuple[int, ...]:
+        """The size of each file in dom0 in bytes, or -1 if it is missing. Also creates the run's directory, in the same round trip."""
+        self._ensure_lease()
         done = self.transport.run(["sh", "-c", _SIZES, "sh", self.directory, f"{BASE}/files", *remote])
         self._prepared = True
         return tuple(map(int, done.text.split()))
 
     def files(self, *local: Path) -> tuple[str, ...]:
         remote = tuple(f"{BASE}/files/{known_sha256(path)[:16]}-{re.sub(r'[^A-Za-z0-9._-]', '_', path.name)}" for path in local)
-        for path, target, size in zip(local, remote, self._sizes(*remote), strict=True):
+        for path, target, size in zip(local, remote, self._remote_sizes(*remote), strict=True):
             if size != path.stat().st_size:
                 with preparing.step(f"upload of {path.name}"):
                     self._upload(path, target)
         return remote
 
     def _upload(self, local: Path, remote: str) -> None:
-        # Another controller may be bringing the same file: each under a name of its own, the last wins.
+        # Another controller may upload the same file: use a unique name and rename it. The last one wins.
         part = f"{self.directory}/{secrets.token_hex(3)}.part"
         self.transport.put(local, part)
         self.transport.run(["mv", part, remote])
 
     def disk(self, local: Path, fmt: str = "raw") -> str:
         if fmt != "raw":
-            raise UsageError(f"{local}: a {fmt} image on a real host", hint="convert it: qemu-img convert -O raw")
+            raise UsageError(f"{local}: a real host needs a raw image, not {fmt}", hint="convert it: qemu-img convert -O raw")
         if not local.is_file():
             raise UsageError(f"{local}: no such disk image", hint="give the path of an image file")
-        return self._storage.make(self.transport, self.files(local)[0], f"{PREFIX}-{self.run_id}-{secrets.token_hex(3)}")
+        return self._storage.create(self.transport, self.files(local)[0], f"{PREFIX}-{self.run_id}-{secrets.token_hex(3)}")
 
     def drop_disk(self, target: str) -> None:
-        self._storage.drop(self.transport, target)
+        self._storage.remove(self.transport, target)
 
     def forget(self, domain: str) -> None:
-        """Remove what is in dom0 of a domain of ours that is gone: a long run makes thousands."""
+        """Remove the logs and the configuration of a domain: a long run creates thousands of domains."""
         self.transport.run(["sh", "-c", _FORGET, "sh", self.directory, domain], check=False)
 
-    # -- looking after ------------------------------------------------------------------------------------------------
+    # -- health and cleanup -------------------------------------------------------------------------------------------
 
     def inventory(self) -> inventory.Inventory:
         return inventory.parse(
@@ -362,11 +365,11 @@ class DirectHost:
         if done.status:
             raise InfrastructureError(
                 f"{self.transport.name}: xenstored or xenconsoled does not answer: {done.stderr.decode(errors='replace').strip()}",
-                hint="restart Xen's daemons there, or the host",
+                hint="restart Xen's daemons or the host",
             )
         used = done.text.split()[4].rstrip("%")
         if used.isdigit() and int(used) >= 99:
-            raise InfrastructureError(f"{self.transport.name}: /var is full", hint="free some space there")
+            raise InfrastructureError(f"{self.transport.name}: /var is full", hint="free some space on the host")
 
     @property
     def states(self) -> SavedStates | None:
@@ -381,20 +384,21 @@ class DirectHost:
         return Access(dom0, f"--xen-host {self.config.name or self.config.address}", self.directory)
 
     def keep_for(self, domains: Sequence[str], seconds: float) -> tuple[str, ...]:
-        return tuple(domain for domain in domains if self.lease is None or self.lease.keep(domain, seconds))
+        return tuple(domain for domain in domains if self.lease is None or self.lease.keep_domain(domain, seconds))
 
     def evidence_files(self) -> dict[str, Path]:
         return {}
 
     def cleanup(self) -> None:
-        """Let the keeper do its work now; it is the same that is done when we are killed."""
+        """End the lease. The lease agent removes the same resources if this process is killed."""
         if self.lease is None:
             return
         lease, self.lease, self._prepared = self.lease, None, False
         left = lease.end()
         if left:
             raise InfrastructureError(
-                f"{self.transport.name}: could not be removed there: {', '.join(left)}", hint="fxh clean HOST --yes, or look there"
+                f"{self.transport.name}: could not be removed: {', '.join(left)}",
+                hint="run fxh clean HOST --yes, or remove them by hand",
             )
 
     def close(self) -> None:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""What there is in a dom0, before and after: whatever a case left behind is found and named.
+"""Find leaks of a case: list domains, xenstore, vifs, loop devices and processes of dom0 before and after, and compare.
 
-The idea is osstest's ts-leak-check: domains, xenstore, vifs, loop devices and processes are listed and compared.
+The idea is osstest's ts-leak-check.
 """
 
 from __future__ import annotations
@@ -10,10 +10,10 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-# Few processes, since each costs tens of milliseconds under emulation. grep prints "<file>:<content>", and ends with 2 for a
-# process that is gone meanwhile.
-# Of xenstore as little as there is to see: each node is two questions, and a guest has a hundred. Where no domain ever was, one
-# of these is not there.
+# Each process costs tens of milliseconds under emulation, so the script starts few. grep prints "<file>:<content>", and exits with 2
+# if a process has ended meanwhile.
+# xenstore-ls needs two requests for each node, and a guest has a hundred nodes: list only the paths that show a leak. If no domain
+# ever existed, one of them is missing, and the script lists everything.
 SCRIPT = """
 echo '%domains'; xl list
 echo '%xenstore'; xenstore-list -p /local/domain /libxl && xenstore-ls -f /local/domain/0/backend || xenstore-ls -f /
@@ -22,21 +22,21 @@ echo '%files'; if [ -f /proc/1/cmdline ]; then grep -aH . /sys/block/loop*/loop/
 else ps -axww -o pid=,command= | sed 's/^ *\\([0-9]*\\) /\\1:/'; fi
 """
 
-# What is listed belongs to a domain where its name says so:
-# (FreeBSD's netback calls a vif xnb7.0)
+# The domid in a name says which domain an item belongs to (FreeBSD's netback calls a vif xnb7.0):
 #   /local/domain/7/...  /local/domain/0/backend/vbd/7/51712  /libxl/7/...  /vm/<uuid>  vif7.0
 _OWNER = re.compile(
     r"^/local/domain/0/backend/\w+/(\d+)|^/local/domain/([1-9]\d*)|^/libxl/(\d+)|^(?:vif|xnb)(\d+)\.\d+|^tap(\d+)\."
 )
 # /dev/loop0 /var/lib/fxh/run-1a2b3c/root.img   xl create -p /var/lib/fxh/run-1a2b3c/fxh-1a2b3c-1-control.cfg
 _RUN = re.compile(r"/run-([a-z0-9]{1,16})/|\bfxh-([a-z0-9]{1,16})-\d")
-# Processes that serve domains; the rest of a dom0's comes and goes.
+# Processes that serve domains. Other processes of dom0 may start and end at any time.
+# xl create -p /root/f.cfg   /usr/bin/python3 /usr/lib/xen-4.17/bin/pygrub --runas=131079 ...
 _PROCESS = re.compile(r"(?:^|/)(?:xl|qemu-system-\S+|qemu-dm|xenconsole|pygrub|python3? .*pygrub|libxl-save-helper)(?: |$)")
 
 
 @dataclass(frozen=True)
 class Item:
-    """One thing in dom0. ``owner`` is the domid it belongs to, or None."""
+    """One item in dom0. ``owner`` is the domid that it belongs to, or None."""
 
     kind: str
     name: str
@@ -48,13 +48,13 @@ class Item:
 
 @dataclass(frozen=True)
 class Inventory:
-    """All items, and the living domains as (domid, name)."""
+    """All items, and the domains as (domid, name)."""
 
     items: frozenset[Item]
     domains: tuple[tuple[int, str], ...]
 
     def leaks_since(self, before: Inventory) -> tuple[Item, ...]:
-        """What is new and belongs to no domain that lives."""
+        """Items that are new and belong to no existing domain."""
         living = {domid for domid, _ in self.domains}
         names = [name for domid, name in self.domains if domid]
         found = []
@@ -68,9 +68,9 @@ class Inventory:
 
 
 def parse(text: str, run: str = "") -> Inventory:
-    """The output of :data:`SCRIPT`. With ``run``, what is named as another run's is left out: the host may be shared.
+    """Parse the output of :data:`SCRIPT`. With ``run``, leave out items of other runs, because the host may be shared.
 
-    A domain that comes or goes meanwhile can look like a leak: whoever finds one looks again.
+    A domain that starts or ends while the script runs can look like a leak. A caller that finds one has to repeat the listing.
     """
     section = ""
     items: list[Item] = []
@@ -99,11 +99,11 @@ def parse(text: str, run: str = "") -> Inventory:
 
 
 def _runs(name: str) -> list[str]:
-    return [one or other for one, other in _RUN.findall(name)]
+    return [directory or domain for directory, domain in _RUN.findall(name)]
 
 
 def _xenstore(path: str) -> Iterable[Item]:
-    """Only the roots of what belongs to a domain: a path each would be thousands."""
+    """The item of a path that is the root of a domain's data. The paths below it would be thousands of items."""
     match = re.match(r"/local/domain/0/backend/\w+/\d+(?:/\d+)?$|/local/domain/[1-9]\d*$|/libxl/\d+$", path)
     if match:
         yield Item("xenstore", path, _owner(path))

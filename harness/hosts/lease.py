@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""A share of a host, leased on the host itself: the controller's half. The other is :mod:`harness.dom0.lease_agent`."""
+"""Lease a share of a host: the controller's half. :mod:`harness.dom0.lease_agent` is the other."""
 
 from __future__ import annotations
 
@@ -12,92 +12,65 @@ import platform
 import threading
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from importlib import resources
 from typing import Any
 
 from harness.deadline import Deadline
+from harness.dom0 import lease_agent
 from harness.errors import DeadlineExpired, InfrastructureError, TransportError
 from harness.transport import Stream, Transport
+from harness.xen import dom0_program
 
 log = logging.getLogger("fxh.hosts")
 
 BASE = "/var/lib/fxh"
-BEAT = 10.0
+"""The directory in dom0 for leases, shared images and the files of runs."""
+HEARTBEAT = 10.0
+"""Seconds between two signs of life of a holder."""
 SILENCE = 60.0
-
-# What runs there, each before the one that imports it.
-_MODULES = ("cleanup", "lease_table", "lease_agent")
-# Some sshds take a command line of 9000 bytes at most (dropbear), so the modules go in by stdin.
-_BOOT = """
-import json, os, sys, types
-n, d = int(sys.argv[1]), b""
-while len(d) < n:
-    c = os.read(0, n - len(d))
-    if not c:
-        sys.exit(1)
-    d += c
-for name, text in json.loads(d.decode()):
-    m = sys.modules[name] = types.ModuleType(name)
-    exec(compile(text, name, "exec"), m.__dict__)
-m.main(json.loads(sys.argv[2]))
-"""
 
 
 @dataclass(frozen=True)
 class LeaseRequest:
-    """What is to be leased: MiB of memory, vCPUs, MiB of disk. ``what`` is for people: who sees the lease reads it."""
+    """The share of a host that a run asks for. Memory and disk are in MiB."""
 
     run: str
     memory: int = 512
     vcpus: int = 1
     disk: int = 64
     what: str = ""
-    capacity_memory: int = 0
-    """What all leases may take, where the host shall not decide; MiB."""
-    capacity_vcpus: int = 0
+    """The purpose, which ``fxh hosts`` shows."""
+    memory_limit: int = 0
+    """MiB that all leases together may use. 0: the free memory of the host."""
+    vcpus_limit: int = 0
+    """vCPUs that all leases together may use. 0: four for each CPU of the host."""
     silence: float = SILENCE
+    """Seconds without a heartbeat after which the agent ends the lease."""
     nowait: bool = False
+    """Do not queue: raise HostBusy if the host has no room."""
     supersede: str = ""
-    """An earlier lease of ours whose connection broke: it ends before this begins."""
+    """The run of an earlier lease whose connection broke. It is ended first."""
     base: str = BASE
     poll: float = 0.5
-    """Seconds between two looks at the queue by who waits in it; who holds looks ten times less often."""
+    """Seconds between two checks of the queue while waiting. A holder checks ten times less often."""
 
 
 class HostBusy(InfrastructureError):
-    """A host has no room at the moment."""
+    """The host has no room at the moment."""
 
 
 class HostTooSmall(InfrastructureError):
-    """A host would have no room if it were empty."""
+    """The host would have no room even without other leases."""
 
 
-def program() -> bytes:
-    """The keeper's modules, as names and texts."""
-    package = "harness.dom0"
-    files = resources.files(package)
-    return json.dumps([(f"{package}.{name}", (files / f"{name}.py").read_text()) for name in _MODULES]).encode()
-
-
-def start(transport: Transport, wish: dict[str, Any]) -> Stream:
-    """The keeper at work there."""
-    text = program()
-    stream = transport.open(["python3", "-S", "-E", "-c", _BOOT, str(len(text)), json.dumps(wish)])
-    # Where no Python takes it in, what sh says instead is read from the stream.
-    with contextlib.suppress(TransportError):
-        stream.write(text)
-    return stream
-
-
-class Lines:
-    """JSON lines from a stream; what is none is kept as ``noise``: an error message of sh or Python."""
+class JsonLines:
+    """JSON objects from a stream, one a line. Other lines are kept in ``other``: error messages of a shell or of Python."""
 
     def __init__(self, stream: Stream) -> None:
         self._stream, self._rest = stream, b""
-        self.noise = ""
+        self.other = ""
 
     def next(self, timeout: float) -> dict[str, Any] | None:
-        """The next message, or None at the end. Raises TimeoutError."""
+        """The next message, or None at the end of the stream. ``timeout`` is in seconds. Raises TimeoutError."""
         deadline = Deadline(timeout)
         while True:
             line, newline, rest = self._rest.partition(b"\n")
@@ -109,22 +82,33 @@ class Lines:
                         return found
                 except ValueError:
                     pass
-                self.noise = (self.noise + line.decode("utf-8", "replace") + "\n")[-2000:]
+                self.other = (self.other + line.decode("utf-8", "replace") + "\n")[-2000:]
                 continue
             data = self._stream.read(1 << 16, max(0.01, deadline.remaining))
             if not data:
-                self.noise += self._rest.decode("utf-8", "replace")
+                self.other += self._rest.decode("utf-8", "replace")
                 return None
             self._rest += data
 
 
 def survey(
-    transport: Transport, *, clean: bool = False, deadline: Deadline | None = None, base: str = BASE, **capacity: int
+    transport: Transport,
+    *,
+    clean: bool = False,
+    deadline: Deadline | None = None,
+    base: str = BASE,
+    memory_limit: int = 0,
+    vcpus_limit: int = 0,
 ) -> dict[str, Any]:
-    """Leases, capacity and orphans of a host; with ``clean`` the orphans are removed. Raises InfrastructureError."""
+    """The leases, the capacity and the orphans of a host: see lease_agent.survey(). With ``clean`` the orphans are removed.
+
+    Raises InfrastructureError, TransportError, DeadlineExpired.
+    """
     deadline = deadline or Deadline(120)
-    stream = start(transport, {"mode": "clean" if clean else "survey", "base": base, **capacity})
-    lines = Lines(stream)
+    mode = "clean" if clean else "survey"
+    request = {"mode": mode, "base": base, "memory_limit": memory_limit, "vcpus_limit": vcpus_limit}
+    stream = dom0_program.start(transport, lease_agent, json.dumps(request))
+    lines = JsonLines(stream)
     try:
         found = lines.next(deadline.remaining)
     except TimeoutError:
@@ -132,28 +116,29 @@ def survey(
     finally:
         stream.close()
     if found is None or "leases" not in found:
-        raise _broken(transport, lines.noise)
+        raise _agent_failed(transport, lines.other)
     return found
 
 
-def _broken(transport: Transport, noise: str) -> InfrastructureError:
-    last = noise.strip().splitlines()[-1:] or ["it ended without a word"]
+def _agent_failed(transport: Transport, output: str) -> InfrastructureError:
+    last = output.strip().splitlines()[-1:] or ["it ended without a message"]
     return InfrastructureError(
-        f"{transport.name}: the keeper of leases does not run there: {last[0]}",
-        hint="it needs python3 (as pygrub does) and a writable /var/lib/fxh: see fxh doctor",
+        f"{transport.name}: the lease agent does not run: {last[0]}",
+        hint="it needs python3 and a writable /var/lib/fxh in dom0; run fxh doctor HOST",
     )
 
 
 class Lease:
-    """A lease that is held. It ends with :meth:`end`, with this process, and with its connection."""
+    """A lease on a host. It ends with :meth:`end`, with this process, and with its connection."""
 
-    def __init__(self, transport: Transport, wish: LeaseRequest) -> None:
-        self._transport, self.wish = transport, wish
+    def __init__(self, transport: Transport, request: LeaseRequest) -> None:
+        self._transport, self.request = transport, request
         self.slot = -1
-        self.wanted = False
-        """Somebody waits for room on this host."""
+        """The number of this lease on the host, from 0 to 255; -1 before it is held."""
+        self.contended = False
+        """Another run waits for room on this host."""
         self.lost = ""
-        """Why the lease is gone, once it is."""
+        """The reason why the lease was lost, or ""."""
         self._stream: Stream | None = None
         self._ended = threading.Event()
         self._left: list[str] = []
@@ -161,75 +146,81 @@ class Lease:
         self._answered = threading.Event()
 
     def acquire(self, deadline: Deadline, waiting: Callable[[str], None] | None = None) -> Lease:
-        """Raises HostBusy (with ``nowait``), HostTooSmall, InfrastructureError, TransportError, DeadlineExpired."""
+        """Wait for the lease. ``waiting`` is called with the reason whenever the place in the queue changes.
+
+        Raises HostBusy (with ``nowait``), HostTooSmall, InfrastructureError, TransportError, DeadlineExpired.
+        """
         who = f"{getpass.getuser()}@{platform.node()} pid {os.getpid()}"
-        stream = start(self._transport, {"mode": "hold", "who": who, **asdict(self.wish)})
-        lines = Lines(stream)
+        request = {"mode": "hold", "who": who, **asdict(self.request)}
+        stream = dom0_program.start(self._transport, lease_agent, json.dumps(request))
+        lines = JsonLines(stream)
         try:
-            self._granted(lines, stream, deadline, waiting)
+            self._wait_until_held(lines, stream, deadline, waiting)
         except BaseException:
             stream.close()
             raise
         self._stream = stream
-        threading.Thread(target=self._hear, args=(lines,), daemon=True, name="lease-hear").start()
-        threading.Thread(target=self._beat, daemon=True, name="lease-beat").start()
+        threading.Thread(target=self._receive, args=(lines,), daemon=True, name="lease-receive").start()
+        threading.Thread(target=self._send_heartbeats, daemon=True, name="lease-heartbeat").start()
         return self
 
-    def _granted(self, lines: Lines, stream: Stream, deadline: Deadline, waiting: Callable[[str], None] | None) -> None:
+    def _wait_until_held(self, lines: JsonLines, stream: Stream, deadline: Deadline, waiting: Callable[[str], None] | None) -> None:
         name = self._transport.name
         why = "no answer"
         while True:
             try:
-                message = lines.next(min(BEAT, max(0.1, deadline.remaining)))
+                message = lines.next(min(HEARTBEAT, max(0.1, deadline.remaining)))
             except TimeoutError:
                 if deadline.expired:
                     raise deadline.expire(f"room on {name}", why) from None
                 stream.write(b".\n")
                 continue
             if message is None:
-                raise _broken(self._transport, lines.noise)
-            short = " and ".join(message.get("short", ())) or "its turn"
+                raise _agent_failed(self._transport, lines.other)
+            short = " and ".join(message.get("short", ()))
             match message.get("state"):
                 case "held":
                     self.slot = int(message["slot"])
                     return
                 case "waiting":
-                    why = f"{message['ahead']} before us in the queue, short of {short}"
+                    why = f"{message['ahead']} ahead in the queue" + (f", short of {short}" if short else "")
                     log.info("%s: waiting for room: %s", name, why)
                     if waiting is not None:
                         waiting(why)
                 case "ending":
-                    why = "our earlier lease there is being ended"
+                    why = "the earlier lease of this worker is ending"
                 case "busy":
-                    raise HostBusy(f"{name} has no room at the moment: short of {short}")
+                    reason = f"short of {short}" if short else f"{message['ahead']} ahead in the queue"
+                    raise HostBusy(f"{name} has no room at the moment: {reason}")
                 case "refused":
-                    limit = message["capacity"]
-                    raise HostTooSmall(
-                        f"{name} is too small: {self.wish.memory} MiB, {self.wish.vcpus} vCPUs and {self.wish.disk} MiB of disk are "
-                        f"wanted, it has {limit['memory']}, {limit['vcpus']} and {limit['disk']} for us",
-                        hint="free some there, or lease less (run.lease_memory in fxh.toml)",
-                    )
+                    raise self._too_small(message["capacity"])
                 case _:
-                    raise InfrastructureError(f"{name}: the keeper of leases says {message}")
+                    raise InfrastructureError(f"{name}: unexpected message of the lease agent: {message}")
 
-    def _hear(self, lines: Lines) -> None:
+    def _too_small(self, capacity: dict[str, int]) -> HostTooSmall:
+        return HostTooSmall(
+            f"{self._transport.name} is too small: the lease needs {self.request.memory} MiB, {self.request.vcpus} vCPUs and "
+            f"{self.request.disk} MiB of disk; the host has {capacity['memory']}, {capacity['vcpus']} and {capacity['disk']}",
+            hint="free some on the host, or set a smaller run.lease_memory in fxh.toml",
+        )
+
+    def _receive(self, lines: JsonLines) -> None:
         while True:
             try:
                 message = lines.next(3600)
             except TimeoutError:
                 continue
-            except Exception as exc:  # whatever a transport raises in its last moment
-                message, lines.noise = None, str(exc)
+            except Exception as exc:  # a transport that breaks may raise anything
+                message, lines.other = None, str(exc)
             if message is None:
                 if not self._ended.is_set():
-                    self.lost = (
-                        f"the lease on {self._transport.name} is gone: {lines.noise.strip()[-200:] or 'its connection ended'}"
-                    )
+                    reason = lines.other.strip()[-200:] or "its connection ended"
+                    self.lost = f"the lease on {self._transport.name} is lost: {reason}"
                 self._ended.set()
                 self._answered.set()
                 return
-            if message.get("state") == "wanted":
-                self.wanted = True
+            if message.get("state") == "contended":
+                self.contended = True
             elif message.get("state") == "kept":
                 self._kept.add(str(message["domain"]))
                 self._answered.set()
@@ -237,14 +228,14 @@ class Lease:
                 self._left = [str(item) for item in message.get("left", ())]
                 self._answered.set()
 
-    def _beat(self) -> None:
-        while not self._ended.wait(BEAT):
+    def _send_heartbeats(self) -> None:
+        while not self._ended.wait(HEARTBEAT):
             with contextlib.suppress(TransportError):
                 if self._stream is not None:
                     self._stream.write(b".\n")
 
-    def keep(self, domain: str, seconds: float) -> bool:
-        """Let ``domain`` outlive this lease for ``seconds``. Returns whether the host has heard it."""
+    def keep_domain(self, domain: str, seconds: float) -> bool:
+        """Let ``domain`` outlive this lease by ``seconds``. Returns whether the agent confirmed it within 10 s."""
         if self._stream is None or self.lost:
             return False
         self._answered.clear()
@@ -254,7 +245,10 @@ class Lease:
         return domain in self._kept
 
     def end(self, deadline: Deadline | None = None) -> list[str]:
-        """Give it back; the keeper removes all of the run's. Returns what it could not remove. Raises DeadlineExpired."""
+        """End the lease: the agent removes the resources of the run. Returns those that it could not remove.
+
+        Raises DeadlineExpired.
+        """
         deadline = deadline or Deadline(120)
         if self._stream is None:
             return []
@@ -262,12 +256,12 @@ class Lease:
             self._answered.clear()
             with contextlib.suppress(TransportError):
                 self._stream.write(b"end\n")
-            # Where something is kept the keeper stays, and answers when that goes.
-            heard = True if self._kept else self._answered.wait(deadline.remaining)
+            # An agent that keeps domains answers only after their time has passed.
+            answered = True if self._kept else self._answered.wait(deadline.remaining)
             self._ended.set()
-            if not heard:
+            if not answered:
                 self._stream.close()
-                raise DeadlineExpired(f"{self._transport.name}: the keeper did not end within {deadline.seconds:.0f} s")
+                raise DeadlineExpired(f"{self._transport.name}: the lease agent did not end within {deadline.seconds:.0f} s")
         self._ended.set()
         self._stream.close()
         self._stream = None

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""Many hosts as one: each worker takes a share of whichever has room, and a host that is lost is left alone for a while."""
+"""Several hosts used as one: each worker leases a share of any host with room. A lost host is avoided for a while."""
 
 from __future__ import annotations
 
@@ -20,21 +20,28 @@ from harness.hosts.lease import HostBusy, HostTooSmall, LeaseRequest
 log = logging.getLogger("fxh.hosts")
 
 LAB = "lab"
+# Seconds for which a lost host is tried last.
 _AVOID = 120.0
+# Seconds between two attempts while all hosts are lost.
 _PAUSE = 3.0
-# So long may a host that was ours take to come back: a reboot, a switch that is restarted.
+# Seconds that a lost host gets to come back: a reboot, or the restart of a switch.
 _COME_BACK = 300.0
+# Seconds to get a lease, or the answer that the host is busy.
+_ANSWER = 60.0
 
 
-def members(words: str, hosts: Mapping[str, HostConfig]) -> tuple[HostConfig, ...]:
-    """The hosts meant by ``words``, by commas: names, ``tag:TAG``, addresses, ``local``, ``lab``. Raises UsageError."""
+def select_hosts(words: str, hosts: Mapping[str, HostConfig]) -> tuple[HostConfig, ...]:
+    """The hosts that ``words`` selects, separated by commas: names, ``tag:TAG``, addresses, ``local``, ``lab``.
+
+    Raises UsageError for an unknown tag or an invalid address.
+    """
     found: dict[str, HostConfig] = {}
     for word in filter(None, (part.strip() for part in words.split(","))):
         if word.startswith("tag:"):
             tagged = [host for host in hosts.values() if word[4:] in host.tags]
             if not tagged:
                 tags = sorted({tag for host in hosts.values() for tag in host.tags})
-                raise UsageError(f"no host with {word}", hint=f"tags in fxh.toml: {', '.join(tags) or 'none'}")
+                raise UsageError(f"no host has {word}", hint=f"tags in fxh.toml: {', '.join(tags) or 'none'}")
             found |= {host.name: host for host in tagged}
         elif word in hosts:
             found[word] = hosts[word]
@@ -50,72 +57,76 @@ def members(words: str, hosts: Mapping[str, HostConfig]) -> tuple[HostConfig, ..
 
 
 def label(words: str) -> str:
-    """A pool's name in cells: it stays the same, whichever host serves a case."""
+    """The name of a pool in cells. It is the same for every host that serves a case."""
     return re.sub(r"[^A-Za-z0-9.]+", "-", words.replace("tag:", "")).strip("-")
 
 
 @dataclass
-class Pool:
-    """One worker's view of it. ``first`` is where it begins to look, so that workers begin at different hosts."""
+class HostPool:
+    """One worker's view of the hosts. ``first`` is the index of the host that it tries first; it differs between workers."""
 
     hosts: Sequence[HostConfig]
     first: int = 0
     what: str = ""
+    """The purpose of the leases, which ``fxh hosts`` shows."""
     connect: Callable[[HostConfig, str], DirectHost] = field(
         default=lambda config, what: DirectHost(connect.transport(config), config=config, what=what)
     )
     _lost: dict[str, tuple[float, str]] = field(default_factory=dict)
-    """Hosts to be left alone: since when, and why."""
-    _before: dict[str, str] = field(default_factory=dict)
-    """The last lease on each host that was lost: the next one there ends it."""
+    """Lost hosts by name: the time (monotonic, s) and the reason."""
+    _lost_leases: dict[str, str] = field(default_factory=dict)
+    """By host, the run whose lease was lost with it. The next lease there supersedes it."""
     _given_up: bool = False
-    """Nobody came back in time once: from then on it is looked for, and not waited for."""
+    """No lost host came back in time. Later calls try each host once, without waiting."""
 
-    def acquire(self, wish: LeaseRequest, deadline: Deadline) -> DirectHost:
-        """A host with a lease on it, prepared. Raises InfrastructureError when none has room in time, or none is left."""
+    def acquire(self, request: LeaseRequest, deadline: Deadline) -> DirectHost:
+        """Lease a share of a host and check the host.
+
+        Raises InfrastructureError if no host works, DeadlineExpired if all are full until the deadline.
+        """
         order = [self.hosts[(self.first + n) % len(self.hosts)] for n in range(len(self.hosts))]
-        alone = len(order) == 1
+        single = len(order) == 1
         patience = Deadline(min(_COME_BACK, deadline.remaining))
         while True:
-            why: dict[str, str] = {}
+            failures: dict[str, str] = {}
             busy: list[HostConfig] = []
-            # Whoever was lost lately is asked last.
+            # Hosts that were lost recently come last.
             for config in sorted(order, key=self._avoided):
                 if self._avoided(config) and busy:
                     continue
                 try:
-                    return self._take(config, wish, deadline if alone else Deadline(60), nowait=not alone)
+                    return self._take(config, request, deadline if single else Deadline(_ANSWER), nowait=not single)
                 except HostBusy as exc:
                     busy.append(config)
-                    why[_name(config)] = exc.message
+                    failures[_name(config)] = exc.message
                 except HostTooSmall as exc:
-                    why[_name(config)] = exc.message
+                    failures[_name(config)] = exc.message
                 except InfrastructureError as exc:
-                    if alone and isinstance(exc, DeadlineExpired):
-                        before = self._lost.get(_name(config), (0.0, ""))[1]
-                        raise DeadlineExpired(f"{exc.message}; it was lost before: {before}" if before else exc.message) from exc
-                    why[_name(config)] = exc.message
-                    self.lost(_name(config), exc.message)
+                    if single and isinstance(exc, DeadlineExpired):
+                        earlier = self._lost.get(_name(config), (0.0, ""))[1]
+                        raise DeadlineExpired(f"{exc.message}; it was lost earlier: {earlier}" if earlier else exc.message) from exc
+                    failures[_name(config)] = exc.message
+                    self.mark_lost(_name(config), exc.message)
             if busy:
-                # All are full: queue at one; which one differs between workers.
+                # Queue on one host; workers queue on different ones.
                 config = busy[self.first % len(busy)]
-                log.info("no host of %d has room: waiting at %s", len(self.hosts), _name(config))
-                return self._take(config, wish, deadline, nowait=False)
-            if patience.expired or self._given_up or not any(name in self._before for name in why):
+                log.info("none of %d hosts has room: waiting for %s", len(self.hosts), _name(config))
+                return self._take(config, request, deadline, nowait=False)
+            if patience.expired or self._given_up or not any(name in self._lost_leases for name in failures):
                 self._given_up = True
-                reasons = "\n".join(f"  {name}: {reason}" for name, reason in why.items())
-                raise InfrastructureError(f"none of the hosts serves:\n{reasons}", hint="fxh doctor HOST says more")
+                reasons = "\n".join(f"  {name}: {reason}" for name, reason in failures.items())
+                raise InfrastructureError(f"no host works:\n{reasons}", hint="run fxh doctor HOST")
             time.sleep(_PAUSE)
 
-    def _take(self, config: HostConfig, wish: LeaseRequest, deadline: Deadline, *, nowait: bool) -> DirectHost:
+    def _take(self, config: HostConfig, request: LeaseRequest, deadline: Deadline, *, nowait: bool) -> DirectHost:
         name = _name(config)
         host = self.connect(config, self.what)
         try:
             if config.address != LAB:
                 host.acquire(
                     LeaseRequest(
-                        secrets.token_hex(3), wish.memory, wish.vcpus, wish.disk, nowait=nowait, silence=wish.silence,
-                        supersede=self._before.get(name, ""),
+                        secrets.token_hex(3), request.memory, request.vcpus, request.disk, nowait=nowait, silence=request.silence,
+                        supersede=self._lost_leases.get(name, ""),
                     ),
                     deadline,
                 )  # fmt: skip
@@ -124,16 +135,16 @@ class Pool:
             host.close()
             raise
         self._lost.pop(name, None)
-        self._before.pop(name, None)
+        self._lost_leases.pop(name, None)
         self._given_up = False
         return host
 
-    def lost(self, name: str, why: str, run: str = "") -> None:
-        """Leave a host alone for a while. ``run`` is the lease that was lost with it."""
+    def mark_lost(self, name: str, why: str, run: str = "") -> None:
+        """Avoid a host for 120 s. ``run`` is the run whose lease was lost with it."""
         log.warning("host %s is lost: %s", name, why.splitlines()[0] if why else "")
         self._lost[name] = (time.monotonic(), why)
         if run:
-            self._before[name] = run
+            self._lost_leases[name] = run
 
     def _avoided(self, config: HostConfig) -> bool:
         since, _ = self._lost.get(_name(config), (-_AVOID, ""))

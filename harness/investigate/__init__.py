@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""After the verdict: whose fault is it, since which change, and can somebody else see it? Each by running the case again."""
+"""Investigate a failure by running its case again: attribute it to an input, bisect builds, export and reproduce it elsewhere."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""The answers of a bisection on disk, so that it can be stopped and taken up again."""
+"""Save the answers of a bisection, so that it can be interrupted and resumed."""
 
 from __future__ import annotations
 
@@ -15,13 +15,14 @@ from harness.investigate.bisection import State
 
 
 @dataclass
-class Notebook:
-    """``state`` is what is known; each answer is on disk before the next question is asked."""
+class SavedBisection:
+    """A bisection whose answers are written to ``path`` as they arrive."""
 
     path: Path
     state: State
 
     def answered(self, which: int, outcome: str) -> None:
+        """Add and save an answer. Arguments as for State.answered()."""
         self.state = self.state.answered(which, outcome)
         descriptor, partial = tempfile.mkstemp(dir=self.path.parent, prefix=".bisect.")
         with os.fdopen(descriptor, "w") as file:
@@ -29,8 +30,11 @@ class Notebook:
         Path(partial).replace(self.path)
 
 
-def open_(where: Path, case: str, cell: str, option: str, names: tuple[str, ...], *, restart: bool = False) -> Notebook:
-    """The notebook of this very question, with what was answered before. Raises UsageError for one that is damaged."""
+def load(where: Path, case: str, cell: str, option: str, names: tuple[str, ...], *, restart: bool = False) -> SavedBisection:
+    """The saved bisection of this case, cell, option and list of builds. ``restart`` discards earlier answers.
+
+    Raises UsageError if the file is damaged.
+    """
     where.mkdir(parents=True, exist_ok=True)
     key = hashlib.sha256("\0".join((case, cell, option, *names)).encode()).hexdigest()[:12]
     path = where / f"bisect-{key}.json"
@@ -40,9 +44,9 @@ def open_(where: Path, case: str, cell: str, option: str, names: tuple[str, ...]
         data = json.loads(path.read_text())
         answers = tuple((int(which), str(outcome)) for which, outcome in data["answers"])
         if any(not 0 <= which < len(names) for which, _ in answers):
-            raise ValueError("an answer about no build")
+            raise ValueError("it has an answer for an unknown build")
     except FileNotFoundError:
-        return Notebook(path, State(names))
+        return SavedBisection(path, State(names))
     except (ValueError, KeyError, TypeError) as exc:
-        raise UsageError(f"{path}: {exc}", hint="--restart forgets it") from exc
-    return Notebook(path, State(names, answers))
+        raise UsageError(f"{path}: {exc}", hint="discard it with --restart") from exc
+    return SavedBisection(path, State(names, answers))

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""Which of a list of builds brought the failure in: a state machine without a machine, so that it can be tested and resumed.
+"""Find the build that introduced a failure. Pure functions choose the next step from the answers so far.
 
-A build is judged by N of M tries; a broken one is passed over; a culprit is named only after it failed and the one before it
-passed a number of times (KernelCI's 3 + 3).
+A build is good or bad by N of M tries. Broken builds are skipped. A culprit is named only after it has failed, and the good build
+before it has passed, a number of times (KernelCI uses 3 + 3).
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from harness.results.model import FAILED, PASSED
 from harness.verdicts.values import SKIP
 
 GOOD, BAD = "good", "bad"
-# Tries of one build that taught nothing (infrastructure) before it is passed over.
-_LOST = 3
+# A build is skipped after this many tries without a result (infrastructure).
+_INCONCLUSIVE = 3
 
 
 @dataclass(frozen=True)
 class Rule:
-    """A build is bad when it failed ``need`` of at most ``of`` tries; ``confirm`` failures and passes name a culprit."""
+    """A build is bad if it fails ``need`` of at most ``of`` tries. A culprit needs ``confirm`` failures and as many passes before it."""
 
     need: int = 2
     of: int = 3
@@ -29,13 +29,13 @@ class Rule:
 
 @dataclass(frozen=True)
 class State:
-    """``names`` are the builds, oldest first: the first is known good, the last known bad. ``answers``: (which, outcome)."""
+    """``names`` are the builds, oldest first: the first should be good, the last bad. ``answers`` are (build number, outcome)."""
 
     names: tuple[str, ...]
     answers: tuple[tuple[int, str], ...] = ()
 
     def answered(self, which: int, outcome: str) -> State:
-        """``outcome`` is passed, failed, skipped (the build is broken), or anything else for a try that taught nothing."""
+        """Add an answer. ``outcome`` is passed, failed or skipped (a broken build); anything else is a try without a result."""
         return replace(self, answers=(*self.answers, (which, outcome)))
 
     def count(self, which: int, outcome: str) -> int:
@@ -52,7 +52,7 @@ class Try:
 
 @dataclass(frozen=True)
 class Culprit:
-    """The first bad build and the last good one before it; ``between`` are broken builds that may be it as well."""
+    """The first bad build ``which`` and the last good one ``before`` it. The broken builds ``between`` them may also be the culprit."""
 
     which: int
     before: int
@@ -62,13 +62,13 @@ class Culprit:
 
 @dataclass(frozen=True)
 class Stuck:
-    """No culprit can be named."""
+    """The bisection ends without a culprit."""
 
     sentence: str
 
 
-def judgement(state: State, which: int, rule: Rule) -> str:
-    """good, bad, skipped, or "" when more tries are needed."""
+def classify(state: State, which: int, rule: Rule) -> str:
+    """``good``, ``bad``, ``skipped``, or "" if the build needs more tries."""
     if state.count(which, SKIP):
         return SKIP
     passes, failures = state.count(which, PASSED), state.count(which, FAILED)
@@ -76,27 +76,26 @@ def judgement(state: State, which: int, rule: Rule) -> str:
         return BAD
     if passes > rule.of - rule.need:
         return GOOD
-    lost = sum(answer[0] == which and answer[1] not in (PASSED, FAILED) for answer in state.answers)
-    return SKIP if lost >= _LOST else ""
+    return SKIP if _inconclusive(state, which) >= _INCONCLUSIVE else ""
 
 
 def next_step(state: State, rule: Rule = Rule()) -> Try | Culprit | Stuck:
-    """What to do now, from all answers so far."""
+    """The next try, or the result."""
     last = len(state.names) - 1
     if last < 1:
-        return Stuck("There is nothing between fewer than two builds.")
+        return Stuck("A bisection needs at least two builds.")
     for which, wanted in ((last, BAD), (0, GOOD)):
-        found = judgement(state, which, rule)
+        found = classify(state, which, rule)
         if found == "":
-            return Try(which, f"is the {'last' if which else 'first'} one {wanted}?")
+            return Try(which, f"checking that the {'last' if which else 'first'} build is {wanted}")
         if found != wanted:
-            how = {SKIP: "cannot be judged", GOOD: "passes", BAD: "fails"}[found]
-            return Stuck(f"The {'last' if which else 'first'} build, {state.names[which]}, {how}: there is nothing to bisect.")
-    judged = [judgement(state, which, rule) for which in range(last + 1)]
-    # The latest good one before the earliest bad one; a good one after that would be a second change.
-    bad = judged.index(BAD)
-    good = max(which for which in range(bad) if judged[which] == GOOD)
-    untried = [which for which in range(good + 1, bad) if judged[which] == ""]
+            result = {SKIP: "gives no result", GOOD: "passes", BAD: "fails"}[found]
+            return Stuck(f"The {'last' if which else 'first'} build, {state.names[which]}, {result}: there is nothing to bisect.")
+    classes = [classify(state, which, rule) for which in range(last + 1)]
+    # Search between the earliest bad build and the latest good one before it. A good build after a bad one is a second change.
+    bad = classes.index(BAD)
+    good = max(which for which in range(bad) if classes[which] == GOOD)
+    untried = [which for which in range(good + 1, bad) if classes[which] == ""]
     if untried:
         middle = (good + bad) / 2
         which = min(untried, key=lambda candidate: (abs(candidate - middle), candidate))
@@ -110,9 +109,9 @@ def _confirm(state: State, rule: Rule, good: int, bad: int) -> Try | Culprit | S
         tries = state.count(which, PASSED) + state.count(which, FAILED)
         if hits >= rule.confirm:
             continue
-        if tries >= 2 * rule.confirm or _lost(state, which) >= 2 * _LOST:
-            return Stuck(f"{state.names[which]} {wanted} only {hits} of {tries} times: too flaky to name a culprit.")
-        return Try(which, f"confirming {state.names[which]}: {wanted} {hits} of the {rule.confirm} times that are needed")
+        if tries >= 2 * rule.confirm or _inconclusive(state, which) >= 2 * _INCONCLUSIVE:
+            return Stuck(f"{state.names[which]} {wanted} only {hits} of {tries} times: the case is too flaky to name a culprit.")
+        return Try(which, f"confirming {state.names[which]}: {wanted} {hits} of {rule.confirm} required times")
     between = tuple(range(good + 1, bad))
     fails = f"failed {state.count(bad, FAILED)} of {_tries(state, bad)}"
     passes = f"passed {state.count(good, PASSED)} of {_tries(state, good)}"
@@ -120,7 +119,8 @@ def _confirm(state: State, rule: Rule, good: int, bad: int) -> Try | Culprit | S
     if between:
         names = ", ".join(state.names[which] for which in between)
         sentence = (
-            f"The change came in between {state.names[good]} ({passes}) and {state.names[bad]} ({fails}): {names} cannot be judged."
+            f"The culprit is between {state.names[good]} ({passes}) and {state.names[bad]} ({fails}), "
+            f"including the latter: {names} gave no result."
         )
     return Culprit(bad, good, between, sentence)
 
@@ -129,10 +129,10 @@ def _tries(state: State, which: int) -> int:
     return state.count(which, PASSED) + state.count(which, FAILED)
 
 
-def _lost(state: State, which: int) -> int:
+def _inconclusive(state: State, which: int) -> int:
     return sum(answer[0] == which and answer[1] not in (PASSED, FAILED, SKIP) for answer in state.answers)
 
 
 def tried(state: State) -> Sequence[int]:
-    """The builds that were tried, in the order in which they first were."""
+    """The builds that were tried, in the order of their first try."""
     return list(dict.fromkeys(which for which, _ in state.answers))

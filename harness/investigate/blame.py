@@ -1,24 +1,25 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""Attribution by substitution: what to run with one input swapped, and what the answers mean. Pure."""
+"""Attribute a failure to an input: plan runs with one input swapped at a time, and draw a conclusion from their outcomes."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from harness.results.model import FAILED, PASSED
+from harness.results.where import Where
 
-# Trials that are not swaps of one input.
+# Names of the trials that do not swap a single input.
 AS_IT_FAILED, ALL_GOOD, CONTROL, OTHER_XEN = "as it failed", "all as it passed", "control guest", "another Xen"
 HARNESS = "harness"
-_WORDS = {"disk": "disk (the world)", "control": "control guest that was given"}
+_WORDS = {"disk": "disk (the world)", "control": "given control guest"}
 
 
 @dataclass(frozen=True)
 class Trial:
-    """One way to run the case again. ``options`` are those of ``fxh run``; ``cell`` the cell it then runs in.
+    """One way to run the case again, in ``cell`` and with ``options`` of ``fxh run``.
 
-    ``harness`` is the commit of the harness to run it with, or "" for this one.
+    ``harness`` is the commit of the harness to use, or "" for the current one.
     """
 
     name: str
@@ -29,15 +30,15 @@ class Trial:
 
 @dataclass(frozen=True)
 class Plan:
-    """``unswappable``: what differs, too, but cannot be swapped, with the reason."""
+    """``unswappable`` are inputs that differ but cannot be swapped, with the reason."""
 
     trials: tuple[Trial, ...]
     unswappable: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True)
-class Finding:
-    """``follows`` are the inputs with which the failure goes; ``sentence`` says it, ``sure`` whether every answer agrees."""
+class Attribution:
+    """``follows`` are the inputs that the failure depends on, and ``sentence`` says so. ``sure``: no outcome contradicts it."""
 
     follows: tuple[str, ...]
     sentence: str
@@ -46,24 +47,24 @@ class Finding:
 
 @dataclass(frozen=True)
 class Side:
-    """A run of the case: how it was called, and with which harness (a commit, or "" when there is none to go back to)."""
+    """A run of the case. ``harness`` is the commit of its harness, or "" if that is unknown."""
 
     options: Mapping[str, str]
-    cell: str
+    where: Where
     harness: str = ""
     gone: Mapping[str, str] = field(default_factory=dict)
-    """Options whose file is no longer what it was then, with the reason."""
+    """Options whose file has changed since that run, with the reason."""
 
 
 def plan(bad: Side, good: Side | None, *, other_xens: Sequence[str] = ()) -> Plan:
-    """What to run. ``good`` is the last run in which it passed, if there was one."""
-    trials = [Trial(AS_IT_FAILED, bad.options, bad.cell)]
+    """The trials to run. ``good`` is the last run in which the case passed, or None."""
+    trials = [Trial(AS_IT_FAILED, bad.options, str(bad.where))]
     unswappable = []
     if good is not None:
         differ = sorted(
             name for name in bad.options.keys() | good.options.keys() if bad.options.get(name) != good.options.get(name)
         )
-        # The same path with another content: what was there is lost.
+        # The path is the same, but the file has another content: the old file is lost.
         differ += sorted(name for name in good.gone if name not in differ)
         swappable = [name for name in differ if name not in good.gone]
         unswappable = [(name, good.gone[name]) for name in differ if name in good.gone]
@@ -72,62 +73,65 @@ def plan(bad: Side, good: Side | None, *, other_xens: Sequence[str] = ()) -> Pla
             all_good = _with(all_good, name, good.options.get(name))
         old = good.harness if good.harness != bad.harness else ""
         if swappable or old:
-            trials.append(Trial(ALL_GOOD, all_good, bad.cell, old))
-        trials += [Trial(name, _with(bad.options, name, good.options.get(name)), bad.cell) for name in swappable]
+            trials.append(Trial(ALL_GOOD, all_good, str(bad.where), old))
+        trials += [Trial(name, _with(bad.options, name, good.options.get(name)), str(bad.where)) for name in swappable]
         if old:
-            trials.append(Trial(HARNESS, bad.options, bad.cell, old))
+            trials.append(Trial(HARNESS, bad.options, str(bad.where), old))
     trials += [Trial(f"{OTHER_XEN} ({xen})", *_other_xen(bad, xen)) for xen in other_xens]
-    if bad.cell.startswith("freebsd"):
+    if bad.where.guest == "freebsd":
         options = {
             name: value
             for name, value in bad.options.items()
             if name not in ("kernel", "disk", "image", "bootloader", "root", "guest", "firmware")
         }
-        _, _, rest = bad.cell.partition("-")
         guest_type = options.get("type", "pvh") if options.get("type") != "hvm" else "pvh"
-        cell = f"control-{rest}".replace("-hvm-uefi-", "-pvh-").replace("-hvm-", "-pvh-")
-        trials.append(Trial(CONTROL, options | {"guest": "control", "type": guest_type}, cell))
+        control = replace(bad.where, guest="control", type="pvh" if bad.where.type == "hvm" else bad.where.type, firmware="")
+        trials.append(Trial(CONTROL, options | {"guest": "control", "type": guest_type}, str(control)))
     return Plan(tuple(trials), tuple(unswappable))
 
 
 def conclude(
     trials: Sequence[Trial], outcomes: Mapping[str, Sequence[str]], unswappable: Sequence[tuple[str, str]] = ()
-) -> Finding:
-    """What the answers say. ``outcomes``: the outcomes of each trial, by its name; one that is missing was not run."""
+) -> Attribution:
+    """Draw the conclusion. ``outcomes`` has the outcomes of each trial by its name; a missing trial was not run."""
     decided = {name: _decided(answers) for name, answers in outcomes.items()}
-    again = decided.get(AS_IT_FAILED, "")
-    if again == PASSED:
-        return Finding((), "The failure did not come again with the same inputs: it is sporadic.")
-    if again == "mixed":
+    repeated = decided.get(AS_IT_FAILED, "")
+    if repeated == PASSED:
+        return Attribution((), "The failure did not recur with the same inputs: it is sporadic.")
+    if repeated == "mixed":
         answers = outcomes[AS_IT_FAILED]
-        words = f"it failed {sum(a == FAILED for a in answers)} of {len(answers)} times with the same inputs"
-        return Finding((), f"The failure is flaky: {words}, so that no single answer says whose it is.", sure=False)
-    if again != FAILED:
-        return Finding((), "Nothing was learned: the case could not be run again (infrastructure).", sure=False)
+        count = f"the case failed {sum(a == FAILED for a in answers)} of {len(answers)} times with the same inputs"
+        return Attribution((), f"The failure is flaky: {count}, so single runs cannot attribute it.", sure=False)
+    if repeated != FAILED:
+        return Attribution((), "No result: the case could not be run again (infrastructure).", sure=False)
     swaps = [
         trial.name
         for trial in trials
         if trial.name not in (AS_IT_FAILED, ALL_GOOD, CONTROL) and not trial.name.startswith(OTHER_XEN)
     ]
-    cured = tuple(name for name in swaps if decided.get(name) == PASSED)
-    unsure = [name for name in swaps if decided.get(name) not in (PASSED, FAILED)]
+    sufficient = tuple(name for name in swaps if decided.get(name) == PASSED)
+    undecided = [name for name in swaps if decided.get(name) not in (PASSED, FAILED)]
     notes = _notes(trials, decided, unswappable)
-    if len(cured) == 1:
-        sentence = f"The failure follows the {_WORDS.get(cured[0], cured[0])}: with the one that it passed with, and all else as it failed, it passes."
-        return Finding(cured, sentence + notes, sure=not unsure)
-    if cured:
-        return Finding(
-            cured, f"Swapping any of {', '.join(cured)} cures it: the failure needs all of them together.{notes}", not unsure
+    if len(sufficient) == 1:
+        sentence = f"The failure follows the {_WORDS.get(sufficient[0], sufficient[0])}: with only that input taken from the passing run, the case passes."
+        return Attribution(sufficient, sentence + notes, sure=not undecided)
+    if sufficient:
+        return Attribution(
+            sufficient,
+            f"Swapping any of {', '.join(sufficient)} makes the case pass: the failure needs all of them together.{notes}",
+            not undecided,
         )
     if decided.get(ALL_GOOD) == PASSED:
-        names = ", ".join(swaps) or "nothing that was swapped alone"
-        return Finding(
-            tuple(swaps), f"It passes with all inputs as they were, but no single one of {names} cures it.{notes}", False
+        names = ", ".join(swaps) or "the swapped inputs"
+        return Attribution(
+            tuple(swaps),
+            f"The case passes with all inputs of the passing run, but swapping any single one of {names} is not enough.{notes}",
+            False,
         )
     if decided.get(ALL_GOOD) == FAILED:
-        text = "It fails even with every recorded input as it was when it passed: what changed is not recorded (the machine, the host)."
-        return Finding((), text + notes, sure=not unsure)
-    return Finding((), f"There is nothing that it passed with to swap in.{notes}", sure=False)
+        text = "The case fails even with all recorded inputs of the passing run: the cause is not recorded (machine or host)."
+        return Attribution((), text + notes, sure=not undecided)
+    return Attribution((), f"No input of a passing run is available to swap in.{notes}", sure=False)
 
 
 def _notes(trials: Sequence[Trial], decided: Mapping[str, str], unswappable: Sequence[tuple[str, str]]) -> str:
@@ -135,22 +139,22 @@ def _notes(trials: Sequence[Trial], decided: Mapping[str, str], unswappable: Seq
     for trial in trials:
         answer = decided.get(trial.name, "")
         if trial.name == CONTROL and answer == PASSED:
-            notes += " The control guest passes, so Xen, dom0 and the harness do their part."
+            notes += " The control guest passes, so Xen, dom0 and the harness work."
         elif trial.name == CONTROL and answer == FAILED:
-            notes += " The control guest fails, too: look at Xen, dom0 or the case before the guest."
+            notes += " The control guest also fails: suspect Xen, dom0 or the case before the guest."
         elif trial.name.startswith(OTHER_XEN) and answer in (PASSED, FAILED):
-            notes += f" On {trial.name.removeprefix('another ')} it {answer}."
+            notes += f" On {trial.name.removeprefix('another ')} the case {answer}."
     for name, why in unswappable:
         notes += f" Not swapped: {name} ({why})."
     return notes
 
 
 def _decided(answers: Sequence[str]) -> str:
-    """passed, failed, mixed, or "" when nothing was learned."""
-    judged = {answer for answer in answers if answer in (PASSED, FAILED)}
-    if len(judged) == 2:
+    """``passed``, ``failed``, ``mixed``, or "" without a result."""
+    results = {answer for answer in answers if answer in (PASSED, FAILED)}
+    if len(results) == 2:
         return "mixed"
-    return judged.pop() if judged else ""
+    return results.pop() if results else ""
 
 
 def _with(options: Mapping[str, str], name: str, value: str | None) -> dict[str, str]:
@@ -163,5 +167,4 @@ def _with(options: Mapping[str, str], name: str, value: str | None) -> dict[str,
 
 def _other_xen(bad: Side, xen: str) -> tuple[dict[str, str], str]:
     options = {name: value for name, value in bad.options.items() if name not in ("hypervisor", "dom0-kernel")}
-    head, _, _ = bad.cell.rpartition("-xen-")
-    return options | {"xen": xen}, f"{head}-xen-{xen}"
+    return options | {"xen": xen}, str(replace(bad.where, host=f"xen-{xen}", xen=xen))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""The builds that a bisection chooses from: files that are there, or commits that a command builds."""
+"""The builds of a bisection: existing files, images of the store, or commits that a command builds."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ log = logging.getLogger("fxh.bisect")
 
 
 class Builds(Protocol):
-    """Candidates by name, oldest first, and how to get one."""
+    """The candidates, oldest first."""
 
     @property
     def names(self) -> tuple[str, ...]: ...
 
     def option(self, which: int) -> str | None:
-        """The value for the option of ``fxh run``; None for a build that is broken."""
+        """The value for the option of ``fxh run`` that selects this build, or None if the build is broken."""
         ...
 
 
-class Files:
-    """Kernels or images that are there already, named with their content: a file that is replaced is another build."""
+class FileBuilds:
+    """Existing kernels or images. Their names contain a hash of the content, so a replaced file is a different build."""
 
     def __init__(self, paths: list[Path]) -> None:
         self._paths = [path.absolute() for path in paths]
@@ -39,14 +39,14 @@ class Files:
 
 
 def _content(path: Path) -> str:
-    """Of a file, or of all files of a directory; "" where there is none."""
+    """The SHA-256 of a file, or a hash of all files of a directory; "" if ``path`` has none."""
     files = sorted(item for item in path.iterdir() if item.is_file()) if path.is_dir() else [path] if path.is_file() else []
     digests = [file_sha256(file) for file in files]
     return digests[0] if len(digests) == 1 else hashlib.sha256(" ".join(digests).encode()).hexdigest() if digests else ""
 
 
-class Names:
-    """What the option takes by name: images of the store."""
+class NamedBuilds:
+    """Builds that the option takes by name, for example images of the store."""
 
     def __init__(self, names: list[str]) -> None:
         self.names = tuple(names)
@@ -55,10 +55,11 @@ class Names:
         return self.names[which]
 
 
-class Commits:
-    """Commits of a source tree from ``good`` to ``bad``, along first parents; ``command`` builds the one that is checked out.
+class CommitBuilds:
+    """Commits of the git checkout ``source`` from ``good`` to ``bad``, along first parents. The shell command ``command`` builds one.
 
-    It runs in a work tree of its own, with FXH_COMMIT, and leaves what the option wants at FXH_OUT.
+    It runs in a separate work tree below ``work``, at the commit $FXH_COMMIT. It must leave the value of the option at $FXH_OUT.
+    Raises UsageError if ``good`` is not an ancestor of ``bad``.
     """
 
     def __init__(self, source: Path, good: str, bad: str, command: str, work: Path) -> None:
@@ -66,9 +67,7 @@ class Commits:
         first = self._git("rev-parse", "--verify", f"{good}^{{commit}}")
         rest = self._git("rev-list", "--first-parent", "--reverse", f"{good}..{bad}").split()
         if not rest:
-            raise UsageError(
-                f"nothing lies between {good} and {bad}", hint="give the good commit first, an ancestor of the bad one"
-            )
+            raise UsageError(f"no commits between {good} and {bad}", hint="--good must be an ancestor of --bad")
         self._commits = (first, *rest)
 
     @property
@@ -97,13 +96,13 @@ class Commits:
                 stdin=subprocess.DEVNULL,
             )
         if done.returncode or not partial.exists():
-            log.warning("%s does not build (%d): %s", commit[:12], done.returncode, out.parent / "build.log")
+            log.warning("the build of %s failed with status %d: see %s", commit[:12], done.returncode, out.parent / "build.log")
             return None
         partial.rename(out)
         return str(out)
 
     def close(self) -> None:
-        """Remove the work tree; what was built stays for the next time."""
+        """Remove the work tree. Finished builds stay for the next bisection."""
         if (self._work / "tree").exists():
             self._git("worktree", "remove", "--force", str(self._work / "tree"))
 
@@ -111,6 +110,6 @@ class Commits:
         done = subprocess.run(["git", "-C", str(self._source), *words], capture_output=True, text=True)
         if done.returncode:
             raise (UsageError if words[0].startswith("rev") else InfrastructureError)(
-                f"git {words[0]} in {self._source}: {done.stderr.strip()}", hint="give a git checkout and commits that it has"
+                f"git {words[0]} in {self._source}: {done.stderr.strip()}", hint="give a git checkout and commits in it"
             )
         return done.stdout.strip()

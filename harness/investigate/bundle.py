@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""A failure as one archive: what it was, its logs, how to get each input, and the small ones themselves.
+"""Export a failure as one archive: its description, its logs, its small inputs, and how to obtain the large ones.
 
-It holds no code that would be run: the case is run by the reader's own harness, which has it under the same name.
+An archive contains no code to run: the recipient's own harness runs its case of the same name.
 """
 
 from __future__ import annotations
@@ -19,21 +19,22 @@ from typing import Any
 from harness.digest import file_sha256
 from harness.errors import UsageError
 from harness.investigate.scrub import Scrubber
-from harness.results.model import CaseResult, RunResult
+from harness.results.model import CaseResult, Outcome, RunResult
 
 SCHEMA = 1
 MANIFEST = "bundle.json"
-# A kernel is small, a disk is not. Logs are cut to their end.
+# Bytes: an input up to _SMALL is included (a kernel is, a disk usually is not), the last _LOG of each log are, and an archive that
+# unpacks to more than _WHOLE is refused.
 _SMALL, _LOG, _WHOLE = 64 << 20, 4 << 20, 512 << 20
-# Options whose value is a file; those of a bundle that may be handed to ``fxh run``.
+# Options whose value is a file, and all options of a bundle that are passed to ``fxh run``.
 FILES = ("kernel", "disk", "hypervisor", "dom0-kernel")
 OPTIONS = (*FILES, "control", "guest", "type", "firmware", "xen", "root", "scale", "image", "bootloader")
 _CONTROL = ("vmlinuz", "initrd")
 
 
 @dataclass(frozen=True)
-class Input:
-    """A file that the case needs. ``member`` is where it is in the archive, or "" when it is not; ``obtain`` says how to get it."""
+class BundleInput:
+    """A file that the case needs. ``member`` is its name in the archive, or "" if it is not included; ``obtain`` says how to get it."""
 
     option: str
     name: str
@@ -45,7 +46,7 @@ class Input:
 
 @dataclass(frozen=True)
 class Bundle:
-    """What ``bundle.json`` says."""
+    """The content of ``bundle.json``."""
 
     case: str
     nodeid: str
@@ -60,14 +61,14 @@ class Bundle:
     harness: str
     options: dict[str, str] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
-    inputs: tuple[Input, ...] = ()
+    inputs: tuple[BundleInput, ...] = ()
 
     def result(self) -> CaseResult:
-        return CaseResult(self.nodeid, self.suite, self.name, self.cell, self.outcome, 0.0, self.reason, self.identity)
+        return CaseResult(self.nodeid, self.suite, self.name, self.cell, Outcome(self.outcome), 0.0, self.reason, self.identity)
 
 
 def export(target: Path, directory: Path, run: RunResult, case: CaseResult, scrub: Scrubber) -> Bundle:
-    """Write the archive. ``directory`` is the case's own; inputs that are no longer there, or no longer the same, are only named."""
+    """Write the archive. ``directory`` has the case's logs. Inputs that are missing or have changed since the run are only named."""
     found, members = _inputs(run.options, case)
     options = {name: value for name, value in run.options.items() if name in OPTIONS and name not in (*FILES, "control")}
     bundle = Bundle(
@@ -90,16 +91,16 @@ def export(target: Path, directory: Path, run: RunResult, case: CaseResult, scru
 
 
 def read(path: Path, into: Path) -> Bundle:
-    """Unpack an archive into ``into``. Raises UsageError for what is none, was tampered with, or would escape from there."""
+    """Unpack an archive into ``into``. Raises UsageError if it is invalid, was modified, or has members outside of ``into``."""
     try:
         with tarfile.open(path, "r:*") as archive:
             members = archive.getmembers()
             if sum(member.size for member in members) > _WHOLE or len(members) > 1000:
-                raise UsageError(f"{path}: too large for a bundle")
-            # extractall() has its filters from Python 3.11.4 on; Debian 12 has 3.11.2. All that is in a bundle are files.
+                raise UsageError(f"{path}: too large for a bundle", hint=f"a bundle has at most {_WHOLE >> 20} MiB and 1000 files")
+            # extractall() has filters only from Python 3.11.4 on, and Debian 12 has 3.11.2. A bundle contains regular files only.
             for member in members:
                 if not member.isfile() or Path(member.name).is_absolute() or ".." in Path(member.name).parts:
-                    raise UsageError(f"{path}: no bundle ({member.name!r} is no file within it)")
+                    raise UsageError(f"{path}: not a bundle ({member.name!r} is not a regular file inside it)")
                 target = into / member.name
                 target.parent.mkdir(parents=True, exist_ok=True)
                 stream = archive.extractfile(member)
@@ -108,18 +109,21 @@ def read(path: Path, into: Path) -> Bundle:
                     shutil.copyfileobj(stream, file)
         data = json.loads((into / MANIFEST).read_text("utf-8"))
         if data.get("schema") != SCHEMA:
-            raise UsageError(f"{path}: a bundle of schema {data.get('schema')}", hint="use the harness that made it")
+            raise UsageError(f"{path}: schema {data.get('schema')} is unknown", hint="use the version of the harness that wrote it")
         bundle = _bundle(data)
     except (OSError, tarfile.TarError, EOFError, ValueError, KeyError, TypeError, AttributeError) as exc:
-        raise UsageError(f"{path}: no bundle ({exc})", hint="give a file that `fxh repro export` wrote") from exc
+        raise UsageError(f"{path}: not a bundle ({exc})", hint="give a file that `fxh repro export` wrote") from exc
     for item in bundle.inputs:
         if item.member and file_sha256(_inside(into, item.member)) != item.sha256:
-            raise UsageError(f"{path}: {item.member} is not what it says it is (sha256)", hint="get the bundle again")
+            raise UsageError(f"{path}: {item.member} does not match its sha256", hint="get the bundle again")
     return bundle
 
 
 def options_for(bundle: Bundle, into: Path, given: Mapping[str, Path], *, anyway: bool = False) -> dict[str, str]:
-    """The options of ``fxh run``: inputs from the bundle, or those ``given``. Raises UsageError for one that is missing or other."""
+    """The options of ``fxh run``. The files in ``given`` replace inputs of the bundle.
+
+    Raises UsageError if an input is missing or, unless ``anyway``, has another content than the bundle's.
+    """
     found = {name: value for name, value in bundle.options.items() if name in OPTIONS and name not in (*FILES, "control")}
     for item in bundle.inputs:
         if item.option == "control":
@@ -128,43 +132,45 @@ def options_for(bundle: Bundle, into: Path, given: Mapping[str, Path], *, anyway
         path = given.get(item.option) or (_inside(into, item.member) if item.member else None)
         if path is None:
             raise UsageError(
-                f"the bundle needs {item.name} (sha256 {item.sha256})", hint=f"{item.obtain} Then: --{item.option} FILE"
+                f"the bundle needs {item.name} (sha256 {item.sha256})", hint=f"{item.obtain} Then add --{item.option} FILE"
             )
         if item.option in given and file_sha256(path) != item.sha256 and not anyway:
-            raise UsageError(f"{path} is not the {item.option} of the bundle (sha256 {item.sha256})", hint="or say --anyway")
+            raise UsageError(f"{path} is not the {item.option} of the bundle (sha256 {item.sha256})", hint="use it with --anyway")
         found[item.option] = str(path.absolute())
     return found
 
 
-def _inputs(options: Mapping[str, str], case: CaseResult) -> tuple[list[Input], dict[str, Path]]:
+def _inputs(options: Mapping[str, str], case: CaseResult) -> tuple[list[BundleInput], dict[str, Path]]:
     found, members = [], {}
     wanted = [(name, Path(options[name])) for name in FILES if name in options]
-    if "control" in options and case.cell.startswith("control"):
+    if "control" in options and case.where.guest == "control":
         wanted += [("control", Path(options["control"]) / name) for name in _CONTROL]
-    if case.cell.startswith("control"):
+    if case.where.guest == "control":
         wanted = [(name, path) for name, path in wanted if name not in ("kernel", "disk")]
     for option, path in wanted:
         recorded = _recorded(option, path, case)
         if not path.is_file() or (recorded and file_sha256(path) != recorded):
             found.append(
-                Input(option, path.name, recorded, 0, "", "It was no longer there when this was exported: ask whoever did.")
+                BundleInput(option, path.name, recorded, 0, "", "It was missing or changed at the export: ask the exporter.")
             )
             continue
         member = f"inputs/{'control/' if option == 'control' else ''}{path.name}" if path.stat().st_size <= _SMALL else ""
         if member:
             members[member] = path
-        found.append(Input(option, path.name, recorded or file_sha256(path), path.stat().st_size, member, _OBTAIN.get(option, "")))
+        found.append(
+            BundleInput(option, path.name, recorded or file_sha256(path), path.stat().st_size, member, _OBTAIN.get(option, ""))
+        )
     return found, members
 
 
 _OBTAIN = {
-    "kernel": "Build it from the sources that its version names, or ask whoever exported this.",
-    "disk": "Make it as the notes of the run say (`fxh image show` where it was made by that), or ask whoever exported this.",
+    "kernel": "Build it from the sources of its version, or ask the exporter.",
+    "disk": "Build the image again (`fxh image show` describes an image of the store), or ask the exporter.",
 }
 
 
 def _recorded(option: str, path: Path, case: CaseResult) -> str:
-    """The hash that the run took of a file."""
+    """The SHA-256 that the run recorded for a file, or ""."""
     names = {"kernel": ("kernel",), "disk": ("disk", "xvda"), "control": ("kernel",) if path.name == "vmlinuz" else ("ramdisk",)}
     for name in names.get(option, ()):
         _, mark, value = case.inputs.get(name, "").partition("sha256:")
@@ -176,18 +182,18 @@ def _recorded(option: str, path: Path, case: CaseResult) -> str:
 def _readme(bundle: Bundle) -> str:
     versions = "\n".join(f"  {name}: {value}" for name, value in sorted(bundle.versions.items()))
     missing = [item for item in bundle.inputs if not item.member]
-    needs = "".join(f"\nNot in here: {item.name}, {item.size} bytes, sha256 {item.sha256}. {item.obtain}" for item in missing)
+    needs = "".join(f"\nNot included: {item.name}, {item.size} bytes, sha256 {item.sha256}. {item.obtain}" for item in missing)
     more = "".join(f" --{item.option} FILE" for item in missing)
     head = textwrap.fill(f"{bundle.title or bundle.case}, in {bundle.cell}: {bundle.reason}", 72)
     return (
-        f"{head}\n\nRun it (freebsd-xen-harness, {bundle.harness}):\n  fxh repro run THIS-FILE{more}\n{needs}\n\nWhat was tested:\n{versions}\n\n"
-        "logs/ holds the console, the hypervisor's log, the toolstack's and the domain's configuration. Paths, names and what\n"
-        "looked like a secret were taken out of texts; kernels are as they were built.\n"
+        f"{head}\n\nRun it (freebsd-xen-harness, {bundle.harness}):\n  fxh repro run THIS-FILE{more}\n{needs}\n\nVersions:\n{versions}\n\n"
+        "logs/ contains the console, the logs of Xen and xl, and the domain's configuration. Paths, names and probable\n"
+        "secrets were removed from texts. Kernels are unchanged.\n"
     )
 
 
 def _scrubbed(value: Any, scrub: Scrubber) -> Any:
-    """Every text within ``value``, one by one: JSON's own escapes would hide what is to be found."""
+    """``value`` with each text in it scrubbed before JSON encoding, whose escapes would hide secrets."""
     if isinstance(value, dict):
         return {key: _scrubbed(item, scrub) for key, item in value.items()}
     if isinstance(value, list | tuple):
@@ -197,13 +203,13 @@ def _scrubbed(value: Any, scrub: Scrubber) -> Any:
 
 def _bundle(data: dict[str, Any]) -> Bundle:
     data = {name: value for name, value in data.items() if name != "schema"}
-    return Bundle(**data | {"inputs": tuple(Input(**item) for item in data["inputs"])})
+    return Bundle(**data | {"inputs": tuple(BundleInput(**item) for item in data["inputs"])})
 
 
 def _inside(into: Path, member: str) -> Path:
     path = (into / member).resolve()
     if not path.is_relative_to(into.resolve()):
-        raise UsageError(f"the bundle names a file outside of it: {member}")
+        raise UsageError(f"the bundle refers to a file outside of it: {member}", hint="do not trust this bundle")
     return path
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""One case again, in a process of its own, with inputs of our choice."""
+"""Run one case again with other inputs, in a new process of ``fxh run``."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _MAIN = "from harness.cli.main import main; main()"
 
 @dataclass(frozen=True)
 class Answer:
-    """How the case ended; ``refused`` says that the inputs themselves were turned down (a kernel that is none)."""
+    """The result. ``refused``: ``fxh run`` rejected the inputs, for example a file that is not a kernel."""
 
     outcome: str
     identity: str = ""
@@ -31,9 +31,9 @@ class Answer:
 
 
 def rerun(case: CaseResult, options: Mapping[str, str], *, cell: str, reports: Path, tree: Path | None = None) -> Answer:
-    """Run ``case`` in ``cell`` with ``options`` of ``fxh run``. ``tree`` is another checkout of the harness to run it with.
+    """Run ``case`` in ``cell`` with ``options`` of ``fxh run``. ``tree`` is another checkout of the harness to use.
 
-    Raises UsageError when the case's file is not there.
+    Raises UsageError if the harness does not have the case's file.
     """
     project = tree or paths.project()
     argv = [sys.executable, "-c", _MAIN, "run", _target(case, project), "-k", selector(case, cell)]
@@ -52,23 +52,23 @@ def rerun(case: CaseResult, options: Mapping[str, str], *, cell: str, reports: P
         for seen in read_run(path).cases:
             if seen.key == case.key and seen.cell == cell:
                 return Answer(FAILED if seen.outcome == KNOWN else seen.outcome, seen.identity, seen.reason, run=path)
-    return Answer(INFRASTRUCTURE, reason=f"fxh run ended with {done.returncode}: {' / '.join(tail)}")
+    return Answer(INFRASTRUCTURE, reason=f"fxh run exited with {done.returncode}: {' / '.join(tail)}")
 
 
 def selector(case: CaseResult, cell: str) -> str:
-    """For pytest's ``-k``: this case, in ``cell`` rather than in its own."""
+    """The argument of pytest's ``-k`` for this case in ``cell``."""
     name = case.nodeid.rpartition("::")[2]
     return name.replace(case.cell, cell, 1) if case.cell else name
 
 
 def _target(case: CaseResult, project: Path) -> str:
-    """The suite by name where the project has the case's file, else that file."""
+    """The name of the suite if the project has it, else the path of the case's file."""
     relative = Path(case.nodeid.partition("::")[0])
     if relative.parts[:1] == ("suites",) and (project / relative).is_file():
         return case.suite
     file = (project / relative).resolve()
     if not file.is_file():
-        raise UsageError(f"{case.key}: {relative} is not in this harness", hint="use the harness that has this case")
+        raise UsageError(f"{case.key}: {relative} is not in this harness", hint="use a version of the harness that has this case")
     return str(file)
 
 
@@ -78,10 +78,10 @@ def _runs(reports: Path) -> list[Path]:
 
 @contextmanager
 def checkout(project: Path, commit: str) -> Iterator[Path]:
-    """The harness as it was at ``commit``, for as long as the block lasts. Raises InfrastructureError."""
-    # git would look for a repository in all directories above, and could take one that has nothing to do with the harness.
+    """A temporary checkout of the harness at ``commit``. Raises InfrastructureError if git cannot create it."""
+    # git would also search the parent directories, and might find an unrelated repository.
     if not (project / ".git").exists():
-        raise InfrastructureError(f"no harness at {commit}: {project} is no git checkout", hint="run it in a checkout")
+        raise InfrastructureError(f"no harness at {commit}: {project} is not a git checkout", hint="run fxh from a git checkout")
     with tempfile.TemporaryDirectory(prefix="fxh-harness-") as directory:
         tree = Path(directory) / "tree"
         done = subprocess.run(

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""Text that leaves this machine: without its paths, its names and anybody's secrets. Text in, text out."""
+"""Remove local paths, names and secrets from text that leaves this machine."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from harness import paths
 
 REMOVED = "(removed)"
 
-# Repetitions are bounded: a guest's console may be millions of characters that almost match.
+# Repetitions are bounded, because a guest's console may have millions of characters that almost match.
 # -----BEGIN OPENSSH PRIVATE KEY----- ... -----END OPENSSH PRIVATE KEY-----
 _KEY = re.compile(r"-----BEGIN [A-Z0-9 ]*PRIVATE KEY-----.*?(?:-----END [A-Z0-9 ]*PRIVATE KEY-----|\Z)", re.DOTALL)
 # password=x   "api_key": "x"   AUTH_TOKEN: x   vncpasswd = 'x'
@@ -28,13 +28,13 @@ _AUTHORIZATION = re.compile(r"(?i)\b((?:proxy-)?authorization\s*:\s*)[^\r\n]+")
 _IN_URL = re.compile(r"(\b[a-z][a-z0-9+.-]{0,20}://)[^/\s@]{1,200}@")
 # AKIA0123456789ABCDEF   ghp_...   xoxb-...
 _KNOWN = re.compile(r"\b(?:AKIA[0-9A-Z]{16}|gh[pousr]_[A-Za-z0-9]{20,}|xox[abprs]-[A-Za-z0-9-]{10,})\b")
-# /home/somebody/x   /root/x   /Users/somebody/x   /tmp/x: whoever's they are
+# /home/somebody/x   /root/x   /Users/somebody/x   /tmp/x
 _HOME = re.compile(r"(?<![\w.])/(?:home/[^/\s:'\"]+|Users/[^/\s:'\"]+|root|(?:var/)?tmp/[^/\s:'\"]+)(?=/|\b)")
 
 
 @dataclass(frozen=True)
 class Scrubber:
-    """``places`` maps directories of this machine to what stands for them; ``names`` are words that identify it."""
+    """``places`` maps directories of this machine to their replacements. ``names`` are words that identify the machine or its user."""
 
     places: Mapping[str, str] = field(default_factory=dict)
     names: tuple[str, ...] = ()
@@ -54,7 +54,7 @@ class Scrubber:
 
 
 def of_this_machine(extra: Mapping[str, str]) -> Scrubber:
-    """Knows the harness's own directories, the user's, and what the machine and the user are called."""
+    """A scrubber for the harness's directories, the home directory, the host name and the user name; ``extra`` adds directories."""
     places = {
         str(paths.project()): "(harness)",
         str(paths.PACKAGE): "(harness)/harness",
@@ -65,7 +65,7 @@ def of_this_machine(extra: Mapping[str, str]) -> Scrubber:
     names = [socket.gethostname()]
     with suppress(OSError, KeyError):
         names.append(getpass.getuser())
-    # "root" and "localhost" are everybody's, and logs are full of them.
+    # "root" and "localhost" identify nobody, and logs contain them often.
     return Scrubber(
         {place: word for place, word in places.items() if len(place) > 1},
         tuple(n for n in names if n not in ("root", "localhost", "")),

@@ -87,7 +87,7 @@ class LabHost(DirectHost):
         """The firmware from the store, built at first use. Raises BuildError."""
         return ovmf.obtain(recipe.firmware())
 
-    def _hold(self) -> None:
+    def _ensure_lease(self) -> None:
         """A lab needs no lease: it ends with its owner."""
 
     def _upload(self, local: Path, remote: str) -> None:

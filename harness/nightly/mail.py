@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""The mail about a night that failed itself: to whoever keeps the hosts, never to the product's developers."""
+"""Mail about a failed nightly job. It goes to the operators of the hosts, never to the developers of the product."""
 
 from __future__ import annotations
 
@@ -14,27 +14,29 @@ from harness.nightly.night import Night, tail
 
 
 def compose(night: Night, config: MailConfig, machine: str) -> EmailMessage:
-    """What failed, with the end of its log; the subject says that it is no verdict."""
+    """A mail with the failed steps and the end of their logs. Its subject tells it from a verdict. Raises UsageError."""
     failed = night.failed
     message = EmailMessage()
-    message["Subject"] = f"[fxh infrastructure] night {night.name}: {', '.join(line.step for line in failed)} failed on {machine}"
+    message["Subject"] = (
+        f"[fxh infrastructure] nightly job {night.name}: {', '.join(result.step for result in failed)} failed on {machine}"
+    )
     message["From"] = mailer.addresses([config.sender or f"fxh@{machine}"], "mail.sender", local=True)
     message["To"] = mailer.addresses(config.infrastructure_to or config.to or ("root",), "mail.infrastructure_to", local=True)
     message["Date"], message["Message-ID"] = formatdate(), make_msgid(domain=machine)
     message["Auto-Submitted"] = "auto-generated"
-    text = ["The night itself failed; this says nothing about FreeBSD.", ""]
-    for line in night.lines:
-        text.append(f"  {line.step:<8} {line.status:<8} {line.seconds:>8.1f} s  {line.why}")
-    for line in failed:
-        text += ["", f"--- the end of {line.log}", plain(tail(Path(line.log)))]
-    # Lines of a mail end at 998 bytes; 8bit keeps a log readable in the file, too.
+    text = ["The nightly job itself failed. This says nothing about FreeBSD.", ""]
+    for result in night.results:
+        text.append(f"  {result.step:<8} {result.status:<8} {result.seconds:>8.1f} s  {result.why}")
+    for result in failed:
+        text += ["", f"--- the end of {result.log}", plain(tail(Path(result.log)))]
+    # A line of a mail has at most 998 bytes. With 8bit, the log is also readable in the mail's file.
     lines = [line[at : at + 240] for part in text for line in part.splitlines() or [""] for at in range(0, len(line) or 1, 240)]
     message.set_content("\n".join(lines) + "\n", cte="8bit")
     return message
 
 
 def deliver(message: EmailMessage, config: MailConfig, path: Path) -> None:
-    """Write it to ``path``; send it where the configuration says so. Raises InfrastructureError, UsageError."""
+    """Write the mail to ``path``, and send it if ``mail.send`` is true. Raises InfrastructureError, UsageError."""
     path.write_bytes(bytes(message))
     if config.send:
         mailer.send(message, config, path)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""A night from start to end: its steps one after the other, a JSON line for each, and a mail when the night itself failed."""
+"""Run the steps of a nightly job one after the other, and write a JSON line for each."""
 
 from __future__ import annotations
 
@@ -17,15 +17,20 @@ from filelock import FileLock, Timeout
 
 from harness import stamp
 from harness.errors import ExitCode, InfrastructureError
-from harness.nightly.plan import Step
+from harness.nightly.plan import NightlyStep
 
 OK, VERDICT, FAILED, SKIPPED = "ok", "product", "failed", "skipped"
+# Bytes.
 _TAIL = 4000
 
 
 @dataclass(frozen=True)
-class Line:
-    """What monitors read of a step. ``status`` is ok, product (a verdict, not a failure of the night), failed or skipped."""
+class StepResult:
+    """The result of a step; a line of nightly.jsonl, which monitoring reads.
+
+    ``status`` is ok, product (a verdict against the product, not a failure of the job), failed or skipped. ``exit_code`` is None for
+    a step that did not start or was killed.
+    """
 
     night: str
     step: str
@@ -39,28 +44,28 @@ class Line:
 
 @dataclass(frozen=True)
 class Night:
-    """A night that is over."""
+    """A nightly job that has ended."""
 
     name: str
     directory: Path
-    lines: tuple[Line, ...]
+    results: tuple[StepResult, ...]
 
     @property
-    def failed(self) -> tuple[Line, ...]:
-        return tuple(line for line in self.lines if line.status == FAILED)
+    def failed(self) -> tuple[StepResult, ...]:
+        return tuple(result for result in self.results if result.status == FAILED)
 
     @property
     def exit_code(self) -> int:
-        """A verdict on the product outweighs what went wrong besides it, as in a run."""
-        if any(line.status == VERDICT for line in self.lines):
+        """A verdict against the product takes precedence over failed steps, as in a run."""
+        if any(result.status == VERDICT for result in self.results):
             return ExitCode.PRODUCT
         return ExitCode.INFRASTRUCTURE if self.failed else ExitCode.OK
 
 
-def go(steps: Sequence[Step], reports: Path, hours: float, tell: Callable[[str], None]) -> Night:
-    """Do the steps. Each may take ``hours``; ``tell`` gets its JSON line, which is kept in nightly.jsonl, too.
+def run_steps(steps: Sequence[NightlyStep], reports: Path, hours: float, emit: Callable[[str], None]) -> Night:
+    """Run the steps. Each may take ``hours``. Its JSON line goes to ``emit`` and to nightly.jsonl.
 
-    Raises InfrastructureError while another night is at work.
+    Raises InfrastructureError if another nightly job is running.
     """
     root = reports / "nightly"
     root.mkdir(parents=True, exist_ok=True)
@@ -69,32 +74,32 @@ def go(steps: Sequence[Step], reports: Path, hours: float, tell: Callable[[str],
         lock.acquire(timeout=0)
     except Timeout:
         raise InfrastructureError(
-            f"another night is at work ({root / 'lock'} is locked)",
-            hint="start nights further apart, or make them shorter: more hosts, --shard",
+            f"another nightly job is running ({root / 'lock'} is locked)",
+            hint="start the jobs further apart, or shorten them with more hosts or --shard",
         ) from None
     with lock:
         name = stamp.compact()
         directory = root / name
         directory.mkdir(exist_ok=True)
-        lines: list[Line] = []
+        results: list[StepResult] = []
         broken = ""
         for step in steps:
             if broken and not step.always:
-                line = Line(name, step.name, SKIPPED, None, 0.0, stamp.now(), f"{broken} failed before it")
+                result = StepResult(name, step.name, SKIPPED, None, 0.0, stamp.now(), f"skipped because {broken} failed")
             else:
-                echo = next((line.exit_code for line in lines if line.step == step.echoes), None)
-                line = _do(name, step, directory, hours, echo)
-            if line.status == FAILED and step.needed:
+                accepted = next((result.exit_code for result in results if result.step == step.repeats), None)
+                result = _run_step(name, step, directory, hours, accepted)
+            if result.status == FAILED and step.needed:
                 broken = step.name
-            lines.append(line)
-            text = json.dumps(asdict(line))
+            results.append(result)
+            text = json.dumps(asdict(result))
             with (root / "nightly.jsonl").open("a") as file:
                 file.write(text + "\n")
-            tell(text)
-        return Night(name, directory, tuple(lines))
+            emit(text)
+        return Night(name, directory, tuple(results))
 
 
-def _do(night: str, step: Step, directory: Path, hours: float, echo: int | None) -> Line:
+def _run_step(night: str, step: NightlyStep, directory: Path, hours: float, accepted: int | None) -> StepResult:
     begun, started = time.monotonic(), stamp.now()
     log = directory / f"{step.name}.log"
     why, code = "", None
@@ -109,7 +114,7 @@ def _do(night: str, step: Step, directory: Path, hours: float, echo: int | None)
             try:
                 code = process.wait(hours * 3600)
             except subprocess.TimeoutExpired:
-                why = f"no end within {hours:g} hours"
+                why = f"did not end within {hours:g} hours"
                 os.killpg(process.pid, signal.SIGTERM)
                 try:
                     process.wait(60)
@@ -118,31 +123,32 @@ def _do(night: str, step: Step, directory: Path, hours: float, echo: int | None)
                     process.wait()
     if why:
         status = FAILED
-    elif code == 0 or (code is not None and code == echo):
+    elif code == 0 or (code is not None and code == accepted):
         status = OK
     elif code in step.verdicts:
         status = VERDICT
     else:
         status = FAILED
-        why = reason(tail(log), code)
-    return Line(night, step.name, status, code, round(time.monotonic() - begun, 1), started, why, str(log))
+        why = failure_reason(tail(log), code)
+    return StepResult(night, step.name, status, code, round(time.monotonic() - begun, 1), started, why, str(log))
 
 
-def reason(text: str, code: int | None) -> str:
-    """Why a step failed, in a line: what its exit code means, and the last line of its log that says something."""
-    means = {
+def failure_reason(text: str, code: int | None) -> str:
+    """One line: the meaning of the exit code, and the last informative line of the log ``text``."""
+    meanings: dict[int, str] = {
         ExitCode.USAGE: "usage",
-        ExitCode.HARNESS: "a bug of the harness",
+        ExitCode.HARNESS: "a bug in the harness",
         ExitCode.INFRASTRUCTURE: "infrastructure",
         ExitCode.NOTHING_SELECTED: "nothing selected",
         ExitCode.INTERRUPTED: "interrupted",
-    }.get(code if code is not None else 0, f"exit code {code}")
-    said = [line.strip() for line in text.splitlines() if re.search(r"\w", line) and not line.startswith("report: ")]
-    return f"{means}: {said[-1][:300]}" if said else means
+    }
+    meaning = meanings.get(code if code is not None else 0, f"exit code {code}")
+    lines = [line.strip() for line in text.splitlines() if re.search(r"\w", line) and not line.startswith("report: ")]
+    return f"{meaning}: {lines[-1][:300]}" if lines else meaning
 
 
 def tail(path: Path, size: int = _TAIL) -> str:
-    """The end of a step's log."""
+    """The last ``size`` bytes of a step's log, or "" if it cannot be read."""
     try:
         return path.read_bytes()[-size:].decode("utf-8", "replace")
     except OSError:
@@ -150,7 +156,7 @@ def tail(path: Path, size: int = _TAIL) -> str:
 
 
 def prune(reports: Path, keep: int) -> None:
-    """Remove the logs of all nights but the last ``keep``."""
+    """Remove the logs of all nightly jobs except the last ``keep``."""
     import shutil
 
     nights = sorted(path for path in (reports / "nightly").iterdir() if path.is_dir())

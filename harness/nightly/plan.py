@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""A night as a list of steps: commands, and what the exit code of each means for the night."""
+"""The steps of a nightly job: commands, and the meaning of their exit codes."""
 
 from __future__ import annotations
 
@@ -15,45 +15,45 @@ FXH = (str(_SCRIPT),) if _SCRIPT.is_file() else (sys.executable, "-m", "harness.
 
 
 @dataclass(frozen=True)
-class Step:
-    """``verdicts`` are exit codes by which the step says something about the product; any other but 0 is its own failure.
-
-    ``needed``: when it fails the rest of the night makes no sense. ``always``: it is done even then.
-    """
+class NightlyStep:
+    """A command of a nightly job. An exit code that is neither 0, nor in ``verdicts``, nor repeated, is a failure of the step."""
 
     name: str
     argv: tuple[str, ...]
     verdicts: tuple[int, ...] = ()
+    """Exit codes that mean a verdict against the product."""
     needed: bool = False
-    echoes: str = ""
-    """A step before, whose exit code this one ends with when it did its own work."""
+    """If this step fails, skip the steps after it."""
+    repeats: str = ""
+    """An earlier step. This step exits with the same code if it succeeds."""
     always: bool = False
+    """Run this step even if a needed step failed."""
 
 
-def plan(config: NightlyConfig, mail: MailConfig, reports: Path) -> tuple[Step, ...]:
-    """The steps that are configured, in their order. Raises UsageError."""
+def plan(config: NightlyConfig, mail: MailConfig, reports: Path) -> tuple[NightlyStep, ...]:
+    """The configured steps, in their order. Raises UsageError if ``nightly.source`` does not exist."""
     if config.source and not Path(config.source).is_dir():
-        raise UsageError(f"nightly.source {config.source}: no such directory", hint="check the tree out there first")
+        raise UsageError(f"nightly.source {config.source}: no such directory", hint="check out the source tree there")
 
-    def words(given: tuple[str, ...]) -> tuple[str, ...]:
-        return tuple(word.replace("{source}", config.source) for word in given)
+    def expand(words: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(word.replace("{source}", config.source) for word in words)
 
     steps = []
     update = config.update or (("git", "-C", "{source}", "pull", "--ff-only", "--quiet") if config.source else ())
     if update:
-        steps.append(Step("update", words(update), needed=True))
+        steps.append(NightlyStep("update", expand(update), needed=True))
     if config.build:
-        steps.append(Step("build", (*FXH, "image", "build", *words(config.build)), needed=True))
-    run = (*FXH, "run", *words(config.run), "--reports", str(reports))
-    steps.append(Step("run", run, verdicts=(ExitCode.PRODUCT,)))
-    report = (*FXH, "report", *words(config.report), *_post(mail), "--reports", str(reports))
-    steps.append(Step("report", report, echoes="run"))
-    steps.append(Step("prune", (*FXH, "clean", "--yes"), always=True))
+        steps.append(NightlyStep("build", (*FXH, "image", "build", *expand(config.build)), needed=True))
+    run = (*FXH, "run", *expand(config.run), "--reports", str(reports))
+    steps.append(NightlyStep("run", run, verdicts=(ExitCode.PRODUCT,)))
+    report = (*FXH, "report", *expand(config.report), *_mail_options(mail), "--reports", str(reports))
+    steps.append(NightlyStep("report", report, repeats="run"))
+    steps.append(NightlyStep("prune", (*FXH, "clean", "--yes"), always=True))
     return tuple(steps)
 
 
-def _post(mail: MailConfig) -> tuple[str, ...]:
-    """Who gets the verdict, as options of `fxh report`, which takes server and login from the same configuration."""
+def _mail_options(mail: MailConfig) -> tuple[str, ...]:
+    """The recipients as options of ``fxh report``, which reads the server and the login from the same configuration."""
     if not mail.to:
         return ()
     return ("--to", ", ".join(mail.to), *(("--send",) if mail.send else ()))

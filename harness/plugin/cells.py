@@ -8,53 +8,71 @@ from dataclasses import dataclass
 
 import pytest
 
+from harness.guests import registry
+from harness.guests.os.base import GuestOS
 from harness.hosts.pool import label
 from harness.osversion import UNKNOWN, OSVersion
 from harness.plugin.options import Options
+from harness.results.where import Where
 from harness.xen.config import entry
 from harness.xen.firmware import BIOS, UEFI
 
 
 @dataclass(frozen=True, repr=False)
 class Cell:
-    """``guest`` is control or freebsd; ``host`` is ``xen-4.20`` for a lab, or the name of a real host or a pool of them."""
+    """``guest`` is one of :data:`harness.guests.registry.GUESTS`; ``host`` is ``xen-4.20`` for a lab, or the name of a real host or a pool of them."""
 
     guest: str
     type: str
     host: str
     xen: str = ""
     version: OSVersion = UNKNOWN
-    """The version of the FreeBSD kernel; UNKNOWN for the control guest, and if nobody knows."""
+    """The version of the kernel under test; UNKNOWN for the control guest, and if nobody knows."""
     firmware: str = ""
     """``uefi``, or empty for every cell that had a name before there was a choice: the history goes by names."""
 
     def __str__(self) -> str:
-        return "-".join(filter(None, (self.guest, self.type, self.firmware, self.host)))
+        return str(self.where)
 
     __repr__ = __str__
 
     @property
+    def where(self) -> Where:
+        """The cell as results record it."""
+        return Where(self.guest, self.type, self.host, self.xen, self.firmware)
+
+    @property
     def os(self) -> str:
-        return "linux" if self.guest == "control" else "freebsd"
+        return self.guest_os.name
+
+    @property
+    def guest_os(self) -> GuestOS:
+        """The OS of its guest, of unknown version."""
+        return registry.definition(self.guest).os()
+
+    @property
+    def under_test(self) -> bool:
+        """Whether its guest is what the run tests, not the control guest."""
+        return registry.definition(self.guest).under_test
 
 
-# What the guests can be, before any file was looked at; the kernel's own notes may allow less.
-_TYPES = {"control": ("pv", "pvh"), "freebsd": ("pvh", "hvm", "pv")}
 # Capabilities that no real host has.
 _LAB_ONLY = {"checkpoint", "emulated"}
 
 
-def cells(options: Options, freebsd_types: tuple[str, ...], version: OSVersion = UNKNOWN) -> tuple[Cell, ...]:
-    """All cells that were asked for. ``freebsd_types`` are those that the given kernel, of ``version``, can be."""
+def cells(options: Options, tested: GuestOS | None) -> tuple[Cell, ...]:
+    """All cells that were asked for. ``tested`` is the OS of the kernel under test, if there is one."""
     hosts = [(f"xen-{xen}", xen) for xen in options.xens]
     if options.host:
         hosts = [(label(options.host), "")]
     found = []
     for guest in options.guests:
-        able = freebsd_types if guest == "freebsd" else _TYPES[guest]
+        definition = registry.definition(guest)
+        profile = tested if definition.under_test else None
+        able = definition.types if profile is None else profile.types
         for guest_type in options.types or able:
             if entry(guest_type) in able:
-                own = version if guest == "freebsd" else UNKNOWN
+                own = UNKNOWN if profile is None else profile.os_version
                 kinds = _firmwares(options, guest_type)
                 found += [Cell(guest, guest_type, host, xen, own, firmware) for firmware in kinds for host, xen in hosts]
     return tuple(found)
@@ -68,7 +86,9 @@ def _firmwares(options: Options, guest_type: str) -> tuple[str, ...]:
 
 def everywhere(xens: tuple[str, ...]) -> tuple[Cell, ...]:
     """All cells that there could be, of a FreeBSD whose release nobody knows: for looking at the suites, not for running."""
-    ways = [(guest, kind, "") for guest, kinds in _TYPES.items() for kind in kinds] + [("freebsd", "hvm", UEFI)]
+    guests = registry.GUESTS.values()
+    ways = [(guest.name, kind, "") for guest in guests for kind in guest.types]
+    ways += [(guest.name, "hvm", UEFI) for guest in guests if guest.uefi]
     return tuple(Cell(guest, kind, f"xen-{xen}", xen, firmware=firmware) for guest, kind, firmware in ways for xen in xens)
 
 
@@ -77,11 +97,10 @@ def unmet(marks: list[pytest.Mark], cell: Cell) -> str:
     for mark in marks:
         os = mark.kwargs.get("os")
         if os and os != cell.os:
-            who = {"freebsd": "a FreeBSD guest", "linux": "the control guest"}[os]
-            return f"needs {who}"
-        span = mark.kwargs.get("freebsd")
-        if span and cell.os == "freebsd" and not cell.version.within(span):
-            return f"needs FreeBSD {span}, this is {cell.version}"
+            return f"needs {registry.of_os(os).title}"
+        span = mark.kwargs.get(cell.os)
+        if span and not cell.version.within(span):
+            return f"needs {cell.guest_os.title} {span}, this is {cell.version}"
         types = mark.kwargs.get("types")
         if types and entry(cell.type) not in types:
             return f"needs guest type {' or '.join(types)}"
@@ -94,12 +113,12 @@ def elsewhere(marks: list[pytest.Mark], nodeid: str) -> str:
     case = re.sub(r"\[.*", "", nodeid.rpartition("::")[2])
     suite = nodeid.split("/")[1] if "/" in nodeid else ""
     words = ["fxh run", suite, "-k", case]
-    if kwargs.get("os") == "freebsd":
-        words += ["--disk IMAGE"]
-    elif kwargs.get("os") == "linux":
-        words += ["--guest control"]
-    elif kwargs.get("freebsd"):
-        words += [f"--disk IMAGE (FreeBSD {kwargs['freebsd']})"]
+    spans = [name for name in registry.os_names() if kwargs.get(name)]
+    if os := kwargs.get("os"):
+        words += [registry.of_os(os).option]
+    elif spans:
+        guest = registry.of_os(spans[0])
+        words += [f"{guest.option} ({guest.os.title} {kwargs[spans[0]]})"]
     if kwargs.get("types"):
         words += ["--type", ",".join(kwargs["types"])]
     wanted = set(kwargs.get("capability", ()))

@@ -118,9 +118,9 @@ def scratch(rig: WorkerEnvironment, cell: Cell, case: CaseContext) -> NewScratch
             raise InfrastructureError("this case has no host yet", hint="ask for the fixture guest or host before scratch disks")
         host, tag = case.host, secrets.token_hex(3)
         rig.used(cell)
-        made = disks.make(host, [f"{label}.{tag}" for label in labels], size=size, sector=sector)
+        made = disks.create(host, [f"{label}.{tag}" for label in labels], size=size, sector=sector)
         case.given.append(f"{host.directory}/scratch")
-        case.undo.append(lambda: disks.drop(host, made))
+        case.undo.append(lambda: disks.remove(host, made))
         return made
 
     return make
@@ -129,7 +129,7 @@ def scratch(rig: WorkerEnvironment, cell: Cell, case: CaseContext) -> NewScratch
 @pytest.fixture
 def image(rig: WorkerEnvironment, cell: Cell) -> Image:
     """The image under test, with its manifest; a case that asks for it is skipped where there is none."""
-    if cell.guest != "freebsd" or rig.image is None:
+    if not cell.under_test or rig.image is None:
         pytest.skip("needs an image with a manifest; elsewhere: fxh run --image IMAGE")
     return rig.image
 

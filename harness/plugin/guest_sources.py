@@ -5,8 +5,9 @@ from __future__ import annotations
 
 from functools import cached_property
 
-from harness.guests import bootable
-from harness.guests import source as sources
+from harness.guests import bootable, registry
+from harness.guests.os.base import SourceRequest
+from harness.guests.os.linux import from_directory
 from harness.guests.shape import Shape
 from harness.guests.source import GuestSource
 from harness.images import diskread
@@ -28,38 +29,36 @@ class GuestSources:
     def image(self) -> Image | None:
         """The image of --image, or one made from --disk without --kernel.
 
-        Raises UsageError if there is no such image, or if the disk holds no FreeBSD.
+        Raises UsageError if there is no such image, or if the disk holds no known system.
         """
         options = self._options
         if options.image:
             return images.find(options.image)
         if options.disk is not None and options.kernel is None:
             found = diskread.take(options.disk, options.root)
-            if options.guests == ("freebsd",):
+            if registry.under_test(options.guests) == options.guests:
                 diskread.check_types(found, options.types)
             return found
         return None
 
     @cached_property
-    def freebsd(self) -> GuestSource | None:
-        """The FreeBSD of --image, of --disk, or of --kernel with --disk. Raises UsageError if Xen cannot start it."""
+    def tested(self) -> GuestSource | None:
+        """The guest of --image, of --disk, or of --kernel with --disk. Raises UsageError if Xen cannot start it."""
         options = self._options
-        if self.image is not None:
-            root = options.root if options.image else ""
-            return sources.from_image(self.image, bootloader=options.bootloader, root=root)
-        if options.kernel is None or options.disk is None:
-            return None
-        return sources.freebsd(options.kernel, options.disk, root=options.root)
+        root = options.root if options.image or self.image is None else ""
+        request = SourceRequest(self.image, options.kernel, options.disk, root, options.bootloader)
+        guests = registry.under_test(options.guests) or registry.default(files_given=True)
+        return registry.definition(guests[0]).find(request)
 
     def source(self, cell: Cell) -> GuestSource:
         """The source of the cell's guest."""
-        if cell.guest == "freebsd" and self.freebsd is not None:
-            return self.freebsd
+        if cell.under_test and self.tested is not None:
+            return self.tested
         xen = cell.xen or self._options.xens[0]
         if xen not in self._controls:
             # Do this once in a run: an edit of the recipe during a run must affect only the next run.
             directory = self._options.control or factory.control(self._options.wish(xen))
-            self._controls[xen] = sources.control(directory)
+            self._controls[xen] = from_directory(directory)
         return self._controls[xen]
 
     def source_for(self, cell: Cell, shape: Shape) -> GuestSource:

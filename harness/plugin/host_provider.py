@@ -15,7 +15,7 @@ from harness.guests.source import GuestSource
 from harness.hosts import connect
 from harness.hosts.host import DirectHost
 from harness.hosts.lease import LeaseRequest
-from harness.hosts.pool import LAB, Pool, members
+from harness.hosts.pool import LAB, HostPool, select_hosts
 from harness.plugin.options import Options
 
 log = logging.getLogger("fxh.worker")
@@ -28,14 +28,14 @@ class HostProvider:
         self._options, self._start_lab = options, start_lab
 
     @cached_property
-    def _pool(self) -> Pool:
+    def _pool(self) -> HostPool:
         def connected(config: HostConfig, what: str) -> DirectHost:
             if config.address == LAB:
                 return self._start_lab()
             return DirectHost(connect.transport(config), config=config, what=what)
 
-        hosts = members(self._options.host, load().config.hosts)
-        return Pool(hosts, self._options.worker, shlex.join(sys.argv[1:])[:80], connected)
+        hosts = select_hosts(self._options.host, load().config.hosts)
+        return HostPool(hosts, self._options.worker, shlex.join(sys.argv[1:])[:80], connected)
 
     def acquire(self, source: GuestSource) -> DirectHost:
         """A share of a host, large enough for two guests of ``source`` and Xen's overhead (32 MiB each)."""
@@ -46,7 +46,7 @@ class HostProvider:
     @staticmethod
     def wanted(host: DirectHost | None) -> bool:
         """Whether another process waits for the host. The caller then gives its share back after the present case."""
-        if host is None or host.lease is None or not host.lease.wanted:
+        if host is None or host.lease is None or not host.lease.contended:
             return False
         log.info("%s is wanted by another process: giving our share back", host.facts.name)
         return True
@@ -54,6 +54,6 @@ class HostProvider:
     def lost(self, host: DirectHost, why: str) -> None:
         """Tell the pool that the host is lost, so that it is not used for a while."""
         if self._options.host:
-            self._pool.lost(host.config.name or host.config.address, why, host.run_id)
+            self._pool.mark_lost(host.config.name or host.config.address, why, host.run_id)
         if host.lease is not None:  # do not wait for the host when the lease ends
             host.lease.lost = host.lease.lost or why

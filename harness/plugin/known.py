@@ -11,12 +11,13 @@ import datetime
 import fnmatch
 import re
 import tomllib
-from collections.abc import Iterable
-from dataclasses import dataclass, fields
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from harness.errors import UsageError
+from harness.guests import registry
 from harness.osversion import UNKNOWN
 from harness.plugin.cells import Cell
 
@@ -27,8 +28,9 @@ FILE = "known_issues.toml"
 class KnownIssue:
     """One entry. ``case`` (``suite/function`` or ``suite/function[parameters]``) and ``cells`` are globs.
 
-    ``says`` is a regex for the failure's reason or the death's identity. ``freebsd`` is a span as in ``needs``, of releases or
-    of ``__FreeBSD_version``: ``>=10.0,<14.1``, ``<1400507`` (harness.osversion says how a kernel of unknown number is judged).
+    ``says`` is a regex for the failure's reason or the death's identity. ``spans`` are versions by the
+    name of their OS, in the file a key each, as in ``needs``: ``freebsd = ">=10.0,<14.1"``, or ``"<1400507"`` for
+    ``__FreeBSD_version`` (harness.osversion says how a kernel of unknown number is judged).
     """
 
     case: str
@@ -38,7 +40,7 @@ class KnownIssue:
     why: str
     since: datetime.date
     review: datetime.date
-    freebsd: str = ""
+    spans: Mapping[str, str] = field(default_factory=dict)
     sometimes: bool = False
     """The failure depends on a race or on inputs that each run draws, so the case may also pass.
 
@@ -52,7 +54,7 @@ class KnownIssue:
         named = fnmatch.fnmatchcase(case, glob) or fnmatch.fnmatchcase(case.partition("[")[0], glob)
         if not named or not fnmatch.fnmatchcase(str(cell), self.cells):
             return False
-        return not self.freebsd or (cell.os == "freebsd" and cell.version.within(self.freebsd))
+        return not self.spans or (cell.os in self.spans and cell.version.within(self.spans[cell.os]))
 
     def excuses(self, *texts: str) -> bool:
         """Whether a failure that says this is the known one."""
@@ -74,8 +76,9 @@ def parse(text: str) -> tuple[KnownIssue, ...]:
 
 def _entry(number: int, entry: dict[str, Any]) -> KnownIssue:
     where = f"{FILE}, entry {number} ({entry.get('case', 'no case')})"
-    names = {field.name for field in fields(KnownIssue)}
-    missing, unknown = names - {"freebsd", "sometimes"} - entry.keys(), entry.keys() - names
+    names = {each.name for each in fields(KnownIssue)} - {"spans"}
+    os_names = set(registry.os_names())
+    missing, unknown = names - {"sometimes"} - entry.keys(), entry.keys() - names - os_names
     if missing or unknown:
         raise UsageError(
             f"{where}: "
@@ -89,12 +92,13 @@ def _entry(number: int, entry: dict[str, Any]) -> KnownIssue:
         re.compile(entry["says"])
     except re.error as exc:
         raise UsageError(f"{where}: says: {exc}") from exc
-    if entry.get("freebsd"):
+    spans = {name: entry.pop(name) for name in os_names & entry.keys()}
+    for span in spans.values():
         try:
-            UNKNOWN.within(entry["freebsd"])
+            UNKNOWN.within(span)
         except UsageError as exc:
             raise UsageError(f"{where}: {exc.message}", hint=exc.hint) from None
-    return KnownIssue(**entry)
+    return KnownIssue(**entry, spans=spans)
 
 
 def load(suites: Path) -> tuple[KnownIssue, ...]:

@@ -12,6 +12,7 @@ import pytest
 from harness import paths
 from harness.config import load
 from harness.errors import UsageError
+from harness.guests import registry
 from harness.guests.source import NO_ESP_MEND, GuestSource
 from harness.hosts import pool
 from harness.lab import recipe
@@ -36,7 +37,7 @@ class Options:
     bootloader: str
     root: str
     host: str
-    """Real hosts by commas (see harness.hosts.pool.members); empty for a lab."""
+    """Real hosts by commas (see harness.hosts.pool.select_hosts); empty for a lab."""
     scale: float
     hypervisor: Path | None
     dom0_kernel: Path | None
@@ -169,12 +170,12 @@ def read(config: pytest.Config) -> Options:
     bootloader = str(config.getoption("bootloader"))
     if bootloader not in ("", "pygrub") or (bootloader and not image):
         raise UsageError(f"--bootloader {bootloader}", hint="--image IMAGE --bootloader pygrub")
-    guests = words("guest") or (("freebsd",) if disk or image else ("control",))
-    for guest in guests:
-        if guest not in ("control", "freebsd"):
-            raise UsageError(f"--guest {guest}", hint="control or freebsd")
-    if "freebsd" in guests and disk is None and not image:
-        raise UsageError("--guest freebsd needs a FreeBSD", hint="add --image IMAGE, or --disk DISK")
+    guests = words("guest") or registry.default(bool(disk or image))
+    for guest in registry.under_test(guests):
+        if disk is None and not image:
+            raise UsageError(
+                f"--guest {guest} needs a {registry.definition(guest).os.title}", hint="add --image IMAGE, or --disk DISK"
+            )
     types = words("guest_type")
     for guest_type in types:
         if guest_type not in (*TYPES, "pvshim"):
@@ -185,7 +186,7 @@ def read(config: pytest.Config) -> Options:
     if UEFI in firmwares and types and "hvm" not in types:
         raise UsageError(f"--firmware uefi with --type {','.join(types)}", hint="only HVM guests start from a firmware: --type hvm")
     xens = words("xen") or (recipe.DEFAULT_XEN,)
-    pool.members(run.xen_host, loaded.config.hosts)
+    pool.select_hosts(run.xen_host, loaded.config.hosts)
     shard.parse(str(config.getoption("shard")))
     if run.keep not in ("never", "failed"):
         raise UsageError(f"run.keep {run.keep!r}", hint="never or failed")
@@ -236,7 +237,7 @@ def check_firmwares(options: Options, source: GuestSource) -> None:
     Where other types are asked for, too, a disk for UEFI alone runs as these: its HVM cells for BIOS are skipped.
     """
     types = options.types or source.profile.types
-    if "freebsd" not in options.guests or "hvm" not in types or "hvm" not in source.profile.types:
+    if not registry.under_test(options.guests) or "hvm" not in types or "hvm" not in source.profile.types:
         return
     if UEFI in options.firmwares and (why := source.why_no_uefi):
         raise UsageError(why, hint=NO_ESP_MEND)

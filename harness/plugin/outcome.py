@@ -9,16 +9,17 @@ import pytest
 
 from harness.console.deaths import Death
 from harness.errors import ExitCode, GuestDied, HarnessError
-from harness.results.model import FAILED, HARNESS, INFRASTRUCTURE, KNOWN, PASSED, SKIPPED, CaseResult
+from harness.results.model import FAILED, HARNESS, INFRASTRUCTURE, KNOWN, PASSED, SKIPPED, CaseResult, KnownIssueMatch, Outcome
 
 
 @dataclass(frozen=True)
 class Finding:
     """``outcome`` as in the results; ``reason`` for people; ``death`` where a guest died of it."""
 
-    outcome: str
+    outcome: Outcome
     reason: str
     death: Death | None = None
+    known_issue: KnownIssueMatch | None = None
 
 
 def judge(error: BaseException) -> Finding:

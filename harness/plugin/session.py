@@ -33,18 +33,19 @@ from harness.plugin.worker_env import WorkerEnvironment
 from harness.results import model, revision, run_dir
 from harness.results.model import (
     FAILED,
-    GONE_WORDS,
     HARNESS,
     INFRASTRUCTURE,
     KNOWN,
-    KNOWN_WORDS,
     PASSED,
     SKIPPED,
     Boot,
     CaseResult,
+    DeathRecord,
+    KnownIssueMatch,
     RunResult,
     Stamp,
 )  # fmt: skip
+from harness.results.where import NOWHERE, own_parameters
 
 log = logging.getLogger("fxh.run")
 
@@ -56,7 +57,7 @@ def check_options(config: pytest.Config) -> None:
     try:
         config.stash[OPTIONS] = options_.read(config)
         config.stash[RIG] = WorkerEnvironment(config.stash[OPTIONS])
-        source = config.stash[RIG].freebsd
+        source = config.stash[RIG].tested
         if source is not None:
             options_.check_firmwares(config.stash[OPTIONS], source)
     except UsageError as exc:
@@ -69,10 +70,8 @@ def cells_of(config: pytest.Config) -> tuple[cells.Cell, ...]:
         _open(config)
     if config.getoption("fxh_everywhere"):
         return cells.everywhere(recipe.available())
-    source = config.stash[RIG].freebsd
-    if source is None:
-        return cells.cells(config.stash[OPTIONS], ())
-    return cells.cells(config.stash[OPTIONS], source.profile.types, source.profile.os_version)
+    source = config.stash[RIG].tested
+    return cells.cells(config.stash[OPTIONS], source.profile if source is not None else None)
 
 
 def _open(config: pytest.Config) -> None:
@@ -193,18 +192,20 @@ def phase(item: pytest.Item, call: pytest.CallInfo[None], report: pytest.TestRep
                 item.config.stash[RIG].keep(context.cell, context)
         _tell(report, call, finding)
         if issue := _excused(item, finding):
-            finding = Finding(KNOWN, f"{KNOWN_WORDS}{issue.line}\n{finding.reason}", finding.death)
+            match = KnownIssueMatch(issue.bug, issue.why)
+            finding = Finding(KNOWN, f"known issue: {issue.line}\n{finding.reason}", finding.death, match)
             # As pytest has it: a failure that was expected.
-            report.outcome, report.wasxfail = "skipped", f"{KNOWN_WORDS}{issue.line}"
+            report.outcome, report.wasxfail = "skipped", f"known issue: {issue.line}"
         progress.findings.append((call.when, finding))
-        report.user_properties.append(("outcome", finding.outcome))
+        report.user_properties.append(("outcome", finding.outcome.value))
         if context is not None and context.kept:
             (context.directory / "kept.txt").write_text(context.kept + "\n")
             report.longrepr = f"{report.longrepr}\n--- kept ---\n{context.kept}"
     elif call.when == "call" and (issue := _known(item)) is not None and not issue.sometimes:
-        text = f"{GONE_WORDS}{issue.line}\nRemove its entry from suites/{known.FILE}."
-        progress.findings.append((call.when, Finding(FAILED, text)))
-        report.user_properties.append(("outcome", FAILED))
+        text = f"the case passes, but is listed as a known issue: {issue.line}\nRemove its entry from suites/{known.FILE}."
+        match = KnownIssueMatch(issue.bug, issue.why, gone=True)
+        progress.findings.append((call.when, Finding(FAILED, text, known_issue=match)))
+        report.user_properties.append(("outcome", FAILED.value))
         report.outcome, report.longrepr = "failed", text
     if call.when == "teardown":
         _finish(item, progress, context)
@@ -255,7 +256,7 @@ def _tell(report: pytest.TestReport, call: pytest.CallInfo[None], finding: Findi
     where = f"{frames[-1].path}:{frames[-1].lineno + 1}: " if frames else ""
     text = f"{where}[{finding.outcome}] {finding.reason}"
     if finding.death is not None and finding.death.excerpt:
-        text += f"\n--- {speaker(finding.death.identity)} ---\n{plain(finding.death.excerpt)}"
+        text += f"\n--- {speaker(finding.death.kind)} ---\n{plain(finding.death.excerpt)}"
     report.longrepr = text
 
 
@@ -265,6 +266,7 @@ def _finish(item: pytest.Item, progress: Progress, context: CaseContext | None) 
     finding = _worst(progress)
     death = finding.death
     callspec = getattr(item, "callspec", None)
+    cell = callspec.params.get("cell") if callspec is not None else None
     boots: tuple[Boot, ...] = ()
     metrics: dict[str, float] = {}
     inputs: dict[str, str] = {}
@@ -280,7 +282,7 @@ def _finish(item: pytest.Item, progress: Progress, context: CaseContext | None) 
         nodeid=item.nodeid,
         suite=item.path.parent.name,
         case=item.name.partition("[")[0],
-        cell=str(callspec.params.get("cell", "")) if callspec is not None else "",
+        cell=str(cell or ""),
         outcome=finding.outcome,
         seconds=round(progress.seconds, 3),
         reason=finding.reason,
@@ -296,6 +298,10 @@ def _finish(item: pytest.Item, progress: Progress, context: CaseContext | None) 
         phase=progress.findings[0][0] if progress.findings else "",
         formerly=formerly,
         setup=round(progress.setup, 3),
+        where=cell.where if isinstance(cell, cells.Cell) else NOWHERE,
+        known_issue=finding.known_issue,
+        death=DeathRecord(death.kind, death.identity, death.message) if death else None,
+        parameters=own_parameters(item.nodeid, str(cell or "")),
     )
     model.write_case(directory, result)
     _attach(config, directory, result)
@@ -352,18 +358,19 @@ def crashed(config: pytest.Config, nodeid: str, why: str) -> str:
     """
     path, _, name = nodeid.rpartition("::")
     parameters = name.partition("[")[2].removesuffix("]")
-    named = [str(cell) for cell in cells_of(config) if f"-{cell}-" in f"-{parameters}-"]
+    named = [cell for cell in cells_of(config) if f"-{cell}-" in f"-{parameters}-"]
     if not named:
         return ""
     reason = f"{why}: killed, or out of memory?"
     if nodeid not in finished(config):
         directory = case_directory(config, nodeid)
         case = name.partition("[")[0]
+        cell = max(named, key=lambda cell: len(str(cell)))
         result = CaseResult(
             nodeid=nodeid,
             suite=Path(path).parent.name,
             case=case,
-            cell=max(named, key=len),
+            cell=str(cell),
             outcome=INFRASTRUCTURE,
             seconds=0.0,
             reason=reason,
@@ -371,6 +378,8 @@ def crashed(config: pytest.Config, nodeid: str, why: str) -> str:
             started=stamp.now(),
             directory=directory.name,
             title=case,
+            where=cell.where,
+            parameters=own_parameters(nodeid, str(cell)),
         )
         model.write_case(directory, result)
     return reason

@@ -44,9 +44,9 @@ class WorkerEnvironment:
         return self._sources.image
 
     @property
-    def freebsd(self) -> GuestSource | None:
-        """See :attr:`GuestSources.freebsd`."""
-        return self._sources.freebsd
+    def tested(self) -> GuestSource | None:
+        """See :attr:`GuestSources.tested`."""
+        return self._sources.tested
 
     def source(self, cell: Cell) -> GuestSource:
         """The source of the cell's guest."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""What a run becomes: recorded in the history, judged beside it, and written as things that people and machines read."""
+"""Record a run in the history, compare it with earlier runs, and write its reports."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from pathlib import Path
 from harness.errors import HarnessError
 from harness.history.store import FILE, History, HistoryDamaged
 from harness.report import allure_files, html, junit, machine, mail
-from harness.report.gather import Report, gather
+from harness.report.gather import gather
+from harness.report.model import Report
 from harness.results.model import RunResult
 from harness.verdicts.values import Baseline, LastGreen
 
@@ -18,45 +19,48 @@ log = logging.getLogger("fxh.report")
 
 
 def publish(path: Path, run: RunResult) -> Report:
-    """At the end of a run: remember it and write its reports. A history that fails costs the comparison, never the run."""
-    remember(path, run)
-    report = make(path, run)
-    write(path, report)
+    """Record a finished run and write its reports. ``path`` is its directory.
+
+    If the history cannot be used, the reports lack only the comparison.
+    """
+    record(path, run)
+    report = build_report(path, run)
+    write_reports(path, report)
     return report
 
 
-def remember(path: Path, run: RunResult) -> None:
-    """Record a run in the history beside its directory; says so when that cannot be."""
+def record(path: Path, run: RunResult) -> None:
+    """Record a run in the history beside its directory. Logs a warning if that fails."""
     for _ in range(2):
         try:
             History(history_file(path)).record(run)
         except HistoryDamaged:
             continue
         except HarnessError as exc:
-            log.warning("the run is not in the history: %s (`fxh report` tries again)", exc.message)
+            log.warning("the run is not recorded in the history: %s (`fxh report` tries again)", exc.message)
         return
 
 
-def make(
+def build_report(
     path: Path,
     run: RunResult,
     *,
     baseline: Baseline = LastGreen(),  # noqa: B008 - a frozen value
 ) -> Report:
-    """The run in directory ``path`` as a report; without comparison, and saying so, when there is no history to be had."""
+    """The report of the run in directory ``path``. If the history cannot be used, it has a note instead of a comparison."""
     for _ in range(2):
         try:
             return gather(path, run, History(history_file(path)), baseline=baseline)
         except HistoryDamaged:
             continue
         except HarnessError as exc:
-            return replace(gather(path, run, None), note=f"Compared with nothing: {exc.message}")
+            return replace(gather(path, run, None), note=f"No comparison with earlier runs: {exc.message}")
     return gather(path, run, None)
 
 
-def write(path: Path, report: Report) -> None:
-    """Write all reports of a run into its directory. One that the disk will not take costs none of the others."""
-    for name, act in (
+def write_reports(path: Path, report: Report) -> None:
+    """Write all reports of a run into its directory. If one cannot be written, logs a warning and writes the others."""
+    for name, write in (
         ("report.json", lambda file: file.write_text(machine.render(report), encoding="utf-8")),
         ("mail.eml", lambda file: file.write_bytes(mail.compose(report).as_bytes())),
         ("index.html", lambda file: file.write_text(html.render(path, report), encoding="utf-8")),
@@ -64,11 +68,11 @@ def write(path: Path, report: Report) -> None:
         ("allure", lambda file: allure_files.write(file, report) if file.is_dir() else None),
     ):
         try:
-            act(path / name)
+            write(path / name)
         except OSError as exc:
             log.warning("%s: %s", path / name, exc.strerror)
 
 
 def history_file(path: Path) -> Path:
-    """The history that the run directory ``path`` belongs to: ``reports/history.sqlite`` for ``reports/runs/NAME``."""
+    """The history of the run directory ``path``: ``reports/history.sqlite`` for ``reports/runs/NAME``."""
     return path.parent.parent / FILE

@@ -12,7 +12,7 @@ from harness.report.console import Line
 LAST = 10
 """Actions that the mail shows."""
 
-# Evidence is gathered after the failure: it shows nothing of what led to it.
+# Evidence is gathered after the failure, so it does not explain the failure.
 _AFTERWARDS = "evidence"
 
 
@@ -41,7 +41,7 @@ def last(events: tuple[trace.Event, ...], count: int = LAST) -> list[str]:
 
 
 def describe(event: trace.Event) -> str:
-    """One line: what was done where, how long it took, how it ended, and the line of the case that asked for it."""
+    """One line: the action, its place, duration and status, and the calling line of the case."""
     text = f"{event.what}  [{event.where}]" if event.where else event.what
     if event.kind in ("guest", "wait"):
         text = f"{event.kind}: {text}"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""What allure's results lack: the environment, categories by verdict, and the history that allure draws trends from."""
+"""Additions to allure's results: the environment, categories by verdict, and the history for allure's trends."""
 
 from __future__ import annotations
 
@@ -9,29 +9,30 @@ from pathlib import Path
 from typing import Any
 
 from harness.console.text import plain
-from harness.report.gather import CaseReport, Report, address, address_of
-from harness.results.model import FAILED, KNOWN, PASSED, SKIPPED
+from harness.report.address import address, address_of
+from harness.report.model import CaseReport, Report
+from harness.results.model import FAILED, KNOWN, PASSED, SKIPPED, Outcome
 from harness.verdicts import values
 
-# allure sorts a result into each category that lists its status and whose regex matches its message, which begins with
-# "[verdict]" for that. A known issue is skipped to pytest and allure; a case that is flaky can have passed this time.
+# allure puts a result into each category that lists its status and whose regex matches its message, so messages begin with
+# "[verdict]". For pytest and allure a known issue is skipped. A flaky case may have passed this time.
 _BAD = ("failed", "broken")
 _CATEGORIES = {
     values.REGRESSION: ("Regression: it passed before", _BAD),
-    values.BASELINE_UNTESTED: ("Failed, and the baseline does not know it", _BAD),
+    values.BASELINE_UNTESTED: ("Failed, without a result in the baseline", _BAD),
     values.NEVER_PASSED: ("Never passed", _BAD),
-    values.KNOWN_GONE: ("Known issue gone: its entry is to be removed", (*_BAD, "passed")),
+    values.KNOWN_GONE: ("Known issue gone: remove its entry", (*_BAD, "passed")),
     values.STILL_FAILING: ("Still failing", _BAD),
     values.FLAKY: ("Flaky: the same inputs pass and fail", (*_BAD, "passed")),
     values.KNOWN: ("Known issue", (*_BAD, "skipped")),
     values.BLOCKED: ("Blocked by an earlier failure", _BAD),
-    values.INFRASTRUCTURE: ("Infrastructure: nothing was learned", _BAD),
+    values.INFRASTRUCTURE: ("Infrastructure: no result for the product", _BAD),
 }
-_STATUS = {KNOWN: "skipped", PASSED: "passed", FAILED: "failed", SKIPPED: "skipped"}
+_ALLURE_STATUS = {KNOWN: "skipped", PASSED: "passed", FAILED: "failed", SKIPPED: "skipped"}
 
 
 def write(directory: Path, report: Report) -> None:
-    """Write ``environment.properties``, ``categories.json``, ``executor.json`` and ``history/``; verdicts into the results."""
+    """Write ``environment.properties``, ``categories.json``, ``executor.json`` and ``history/``; add verdicts to the results."""
     lines = [f"{name.replace(' ', '_')}={_line(value)}" for name, value in sorted(report.inputs)]
     (directory / "environment.properties").write_text("\n".join([*lines, f"verdict={_line(report.sentence)}"]) + "\n", "utf-8")
     categories = [
@@ -51,23 +52,23 @@ def write(directory: Path, report: Report) -> None:
         except (OSError, ValueError, KeyError):
             continue
         if item is not None:
-            _dump(file, _judged(result, item))
+            _dump(file, _with_verdict(result, item))
             ids[str(result.get("historyId", ""))] = item
     _history(directory / "history", report, ids)
 
 
-def _judged(result: dict[str, Any], item: CaseReport) -> dict[str, Any]:
-    """allure's own result with our verdict in its message and labels; the same when it is done again."""
+def _with_verdict(result: dict[str, Any], item: CaseReport) -> dict[str, Any]:
+    """allure's result with the verdict in its message and labels. A second call replaces the verdict of the first."""
     kind = item.verdict.kind
     labels = [label for label in result.get("labels", []) if label.get("name") != "verdict"]
-    again = len(labels) < len(result.get("labels", []))
+    has_verdict = len(labels) < len(result.get("labels", []))
     result["labels"] = [*labels, {"name": "verdict", "value": kind}]
     if kind in _CATEGORIES and result.get("status") in _CATEGORIES[kind][1]:
         details = result.get("statusDetails") or {}
-        said = details.get("message") or ""
-        if again and any(said.startswith(f"[{other}] ") for other in values.KINDS):
-            said = said.partition("\n")[2]
-        details["message"] = f"[{kind}] {item.verdict.reason}\n{plain(said)}"
+        message = details.get("message") or ""
+        if has_verdict and any(message.startswith(f"[{other}] ") for other in values.KINDS):
+            message = message.partition("\n")[2]
+        details["message"] = f"[{kind}] {item.verdict.reason}\n{plain(message)}"
         details["flaky"] = kind == values.FLAKY
         details["known"] = kind == values.KNOWN
         result["statusDetails"] = details
@@ -78,12 +79,14 @@ def _judged(result: dict[str, Any], item: CaseReport) -> dict[str, Any]:
 
 
 def _history(directory: Path, report: Report, ids: dict[str, CaseReport]) -> None:
-    """The runs before, in the form that ``allure generate`` leaves for the next report."""
+    """Write the earlier runs in the format that ``allure generate`` leaves for the next report."""
     directory.mkdir(exist_ok=True)
     cases = {}
     for identity, item in ids.items():
         before = item.strip[:-1]
-        items = [{"uid": f"{run}", "status": _STATUS.get(outcome, "broken"), "time": {}} for run, outcome in reversed(before)]
+        items = [
+            {"uid": f"{run}", "status": _ALLURE_STATUS.get(outcome, "broken"), "time": {}} for run, outcome in reversed(before)
+        ]
         cases[identity] = {"statistic": _statistic([outcome for _, outcome in before]), "items": items[:20]}
     _dump(directory / "history.json", cases)
     trend = []
@@ -93,8 +96,8 @@ def _history(directory: Path, report: Report, ids: dict[str, CaseReport]) -> Non
     _dump(directory / "history-trend.json", trend[::-1][:20])
 
 
-def _statistic(outcomes: list[str]) -> dict[str, int]:
-    tally = Counter(_STATUS.get(outcome, "broken") for outcome in outcomes)
+def _statistic(outcomes: list[Outcome]) -> dict[str, int]:
+    tally = Counter(_ALLURE_STATUS.get(outcome, "broken") for outcome in outcomes)
     return {name: tally[name] for name in ("failed", "broken", "skipped", "passed")} | {"unknown": 0, "total": len(outcomes)}
 
 

@@ -1,8 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""A console log as lines with times: each line's seconds since the domain was unpaused, the death marked, Xen's lines between.
-
-Only the end of a log is read, however long it is.
-"""
+"""The end of a console log as lines with times, the death marked, and the hypervisor's lines in between."""
 
 from __future__ import annotations
 
@@ -14,23 +11,25 @@ from pathlib import Path
 from harness.console.text import decode, plain
 from harness.results.model import Boot
 
-# Bytes of a log that a page shows, and of its index that are read for them.
+# How much of a log's end the page shows, and how much of its index is read for that (bytes).
 TAIL, _INDEX_TAIL = 24_000, 512_000
-# (XEN) [   12.345678] d1v0 Triple fault      (XEN) [00000012deadbeef] with console_timestamps=raw is not read.
+# (XEN) [   12.345678] d1v0 Triple fault      Not matched: (XEN) [00000012deadbeef], of console_timestamps=raw
 _XEN_LINE = re.compile(r"^\(XEN\) \[ *(\d+\.\d+)\] (.*)$")
 
 
 @dataclass(frozen=True)
 class Line:
-    """``at`` in seconds since the domain was unpaused, or None; ``kind`` is guest, xen or death."""
+    """A line of the guest's console, of the hypervisor's log, or an action of the case."""
 
     at: float | None
+    """Seconds since the domain was unpaused, if known."""
     text: str
     kind: str = "guest"
+    """``guest``, ``xen``, ``action`` or ``death``."""
 
 
 def lines(log: Path, boot: Boot | None, *, tail: int = TAIL) -> list[Line]:
-    """The end of ``log``. Raises OSError when it is not there."""
+    """The last ``tail`` bytes of ``log``, as lines. Raises OSError if the file cannot be read."""
     size = log.stat().st_size
     start = max(0, size - tail)
     with log.open("rb") as stream:
@@ -50,21 +49,21 @@ def lines(log: Path, boot: Boot | None, *, tail: int = TAIL) -> list[Line]:
     return _mark_death(found, boot)
 
 
-def merge(guest: list[Line], xen: list[Line]) -> list[Line]:
-    """Both on one time line. A guest's line without a time stays after the line before it."""
+def merge(guest: list[Line], others: list[Line]) -> list[Line]:
+    """All lines by time. A guest's line without a time stays after its predecessor. Drops other lines before the guest's first."""
     keyed, last = [], float("-inf")
     for n, line in enumerate(guest):
         last = line.at if line.at is not None else last
         keyed.append((last, 0, n, line))
     first = next((at for at, *_ in keyed if at > float("-inf")), float("inf"))
-    keyed += [(line.at, 1, n, line) for n, line in enumerate(xen) if line.at is not None and line.at >= first]
+    keyed += [(line.at, 1, n, line) for n, line in enumerate(others) if line.at is not None and line.at >= first]
     return [line for *_, line in sorted(keyed, key=lambda item: item[:3])]
 
 
 def xen_lines(text: str, clock: float | None, unpaused: float | None) -> list[Line]:
-    """The hypervisor's log on the guest's time line.
+    """The hypervisor's log with times since the domain was unpaused.
 
-    ``clock`` is the time (monotonic s) at which the log's last stamped line was printed; without it nothing is known of when.
+    ``clock`` is the time (monotonic s) of the log's last line with a time stamp. The result is empty without it.
     """
     stamped = [match for match in map(_XEN_LINE.match, text.splitlines()) if match]
     if clock is None or unpaused is None or not stamped:
@@ -74,7 +73,7 @@ def xen_lines(text: str, clock: float | None, unpaused: float | None) -> list[Li
 
 
 def _index(path: Path) -> tuple[list[int], list[float]]:
-    """Offsets and times of chunks, from the end of the index; empty when there is none."""
+    """Offsets (bytes) and times (monotonic s) from the end of the index; empty if there is no index."""
     try:
         with path.open("rb") as stream:
             stream.seek(max(0, path.stat().st_size - _INDEX_TAIL))
@@ -99,8 +98,8 @@ def _time(position: int, offsets: list[int], times: list[float], zero: float | N
 def _mark_death(found: list[Line], boot: Boot | None) -> list[Line]:
     if boot is None or boot.died is None:
         return found
-    words = boot.death.split(" / ")[0]
-    hits = [n for n, line in enumerate(found) if words and words in line.text]
+    message = boot.death.split(" / ")[0]
+    hits = [n for n, line in enumerate(found) if message and message in line.text]
     if hits:
         where = hits[0]
     else:

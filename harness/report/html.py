@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""The page of a run: one file, nothing from the network, no script, all that guests said escaped."""
+"""The HTML page of a run: one file without scripts and network access. Guest output is escaped."""
 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,37 +13,45 @@ import jinja2
 from markupsafe import Markup
 
 from harness.console.text import plain
-from harness.report import console, plot
+from harness.report import actions, console, plot
 from harness.report.console import Line
-from harness.report.gather import CaseReport, Report, around_death
-from harness.results.model import PASSED, SKIPPED, Boot, Stamp
+from harness.report.evidence import around_death, finding_rows
+from harness.report.model import CaseReport, Report
+from harness.results.model import PASSED, SKIPPED, Boot, Outcome, Stamp
 from harness.verdicts import values
 
-# What consoles and captures may take of a page: beyond it the files beside it are linked, and not shown.
+# Size of all consoles and captures on the page (characters). Beyond it the page only links the files.
 _BUDGET = 5_000_000
 _CAPTURE = 6_000
-# Lines of a death on the first screen, and how many new failures are there with them.
+# Files of a case that the page shows.
+_CAPTURED = re.compile(r".*\.cfg|.*xl-dmesg\.log|.*xl-list\.txt|xl-.*\.log|(?:vcpus|messages)-.*\.txt", re.DOTALL)
+# Console lines around a death on the first screen, and the number of new failures that have them.
 _EXCERPT, _IN_FULL = 12, 3
-# A class for each verdict: its colour and its letter.
+# Length of a failure's reason on the first screen, in characters.
+_SHORT = 1500
+# The CSS class of each verdict.
 TONES = {
     values.REGRESSION: "bad", values.BASELINE_UNTESTED: "bad", values.NEVER_PASSED: "bad", values.KNOWN_GONE: "odd",
     values.STILL_FAILING: "old", values.FLAKY: "odd", values.BLOCKED: "lost", values.INFRASTRUCTURE: "lost", values.KNOWN: "old",
     values.FIXED: "good", values.NEW: "good", values.PASS: "good", values.SKIP: "none",
 }  # fmt: skip
-# Outcomes in strips and matrices: class and letter, so that colour is not all there is.
+# The CSS class of each outcome in strips and matrices, and a letter for readers who do not see the colours.
 SQUARES = {
-    "passed": ("p", "·"),
-    "failed": ("f", "F"),
-    "harness": ("h", "H"),
-    "infrastructure": ("i", "I"),
-    "known": ("k", "k"),
-    "skipped": ("s", " "),
+    Outcome.PASSED: ("p", "·"),
+    Outcome.FAILED: ("f", "F"),
+    Outcome.HARNESS: ("h", "H"),
+    Outcome.INFRASTRUCTURE: ("i", "I"),
+    Outcome.KNOWN: ("k", "k"),
+    Outcome.SKIPPED: ("s", " "),
 }
+
+USUAL = "last run that passed"
+"""Label of the timeline for comparison."""
 
 
 @dataclass(frozen=True)
 class Bar:
-    """One stage of a timeline, in percent of the longest boot on the page."""
+    """A stage of a timeline. ``at`` is in seconds, ``left`` and ``width`` in percent of the longest boot on the page."""
 
     name: str
     at: float
@@ -52,7 +61,7 @@ class Bar:
 
 @dataclass(frozen=True)
 class Timeline:
-    """Stages as bars, and where the boot died (s, and percent)."""
+    """The stages of a boot, and its death in seconds and in percent."""
 
     label: str
     bars: tuple[Bar, ...]
@@ -62,7 +71,7 @@ class Timeline:
 
 @dataclass(frozen=True)
 class Panel:
-    """A console with its times; ``merged`` with the hypervisor's log; ``left_out`` when the page has no room for it."""
+    """A console with the case's actions. ``merged``: also with the hypervisor's log. ``left_out``: not shown, because the page is too long."""
 
     name: str
     lines: tuple[Line, ...]
@@ -71,21 +80,21 @@ class Panel:
 
 
 def render(path: Path, report: Report) -> str:
-    """The page as text. ``path`` is the run's directory, where consoles are looked up."""
+    """The page as HTML text. ``path`` is the run's directory, which has the consoles."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("harness.report"),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
-        # Whatever a guest said, wherever it went: no control characters reach the page.
+        # Guest output may be anywhere, so remove control characters from every text.
         finalize=lambda value: plain(value) if type(value) is str else value,
     )
     stamps = [stamp.at for item in report.cases for boot in item.result.boots for stamp in boot.stages]
     longest = max([*stamps, *(stamp.at for item in report.cases for stamp in item.usual)], default=1.0)
-    room = _Room(_BUDGET)
-    items = [_item(path, item, number, longest, room) for number, item in enumerate(report.cases)]
-    _choose(report.news, items)
+    budget = _Budget(_BUDGET)
+    items = [_item(path, item, number, longest, budget) for number, item in enumerate(report.cases)]
+    _choose_full(report.news, items)
     return environment.get_template("run.html.j2").render(
         report=report,
         run=report.run,
@@ -94,6 +103,7 @@ def render(path: Path, report: Report) -> str:
         worse=[(item, drift) for item, case in zip(items, report.cases, strict=True) for drift in case.drifts if drift.worse],
         tones=TONES,
         squares=SQUARES,
+        usual=USUAL,
         plots=[(trend, Markup(plot.svg(trend))) for trend in report.trends],
         tone=_tone(report),
         files=[name for name in ("report.json", "mail.eml", "junit.xml") if (path / name).exists() or name != "junit.xml"],
@@ -101,7 +111,7 @@ def render(path: Path, report: Report) -> str:
 
 
 def _tone(report: Report) -> str:
-    """Of the sentence: green where all was learned, and nothing of it is bad."""
+    """The CSS class of the sentence: ``good`` only if all cases were judged and none is news."""
     if any(item.verdict.is_bad for item in report.cases):
         return "bad"
     if report.news:
@@ -109,17 +119,19 @@ def _tone(report: Report) -> str:
     return "lost" if any(item.verdict.kind == values.INFRASTRUCTURE for item in report.cases) else "good"
 
 
-def _choose(news: Sequence[CaseReport], items: list[dict[str, object]]) -> None:
-    """Which new failures the first screen tells in full: the first of each death, and not too many."""
-    told: set[str] = set()
+def _choose_full(news: Sequence[CaseReport], items: list[dict[str, object]]) -> None:
+    """Choose the failures that the first screen shows in full: the first of each death, up to the limit."""
+    shown: set[str] = set()
     by_case = {id(item["case"]): item for item in items}
     for case in (item.result for item in news):
-        same = bool(case.identity) and case.identity in told
-        by_case[id(case)] |= {"same_death": same, "in_full": not same and len(told) < _IN_FULL}
-        told.add(case.identity or case.nodeid)
+        same = bool(case.identity) and case.identity in shown
+        by_case[id(case)] |= {"same_death": same, "in_full": not same and len(shown) < _IN_FULL}
+        shown.add(case.identity or case.nodeid)
 
 
-class _Room:
+class _Budget:
+    """The characters that are left for consoles and captures."""
+
     def __init__(self, size: int) -> None:
         self.left = size
 
@@ -130,31 +142,35 @@ class _Room:
         return True
 
 
-def _item(path: Path, item: CaseReport, number: int, longest: float, room: _Room) -> dict[str, object]:
+def _item(path: Path, item: CaseReport, number: int, longest: float, budget: _Budget) -> dict[str, object]:
     case = item.result
     red = case.outcome not in (PASSED, SKIPPED)
     directory = path / "cases" / case.directory
     timelines = [timeline(boot.domain, boot.stages, boot.died, longest) for boot in case.boots]
     if item.usual and (red or item.drifts):
-        timelines.append(timeline(f"as it was in {item.usual_run}", item.usual, None, longest))
+        timelines.append(timeline(f"{USUAL} ({item.usual_run})", item.usual, None, longest))
     return {
         "case": case,
         "verdict": item.verdict,
         "drifts": item.drifts,
         "strip": item.strip,
-        "again": item.again,
+        "rerun": item.rerun,
+        "finding": finding_rows(case.reason),
+        "short_finding": finding_rows(case.reason[:_SHORT]),
         "anchor": f"case-{number}",
         "open": item.verdict.is_news,
         "excerpt": around_death(case, _EXCERPT),
         "timelines": timelines,
-        "panels": list(_panels(directory, case.boots, case.files, room)) if red else [],
-        "captures": list(_captures(directory, case.files, room)) if red else [],
+        "panels": list(_panels(directory, case.boots, case.files, budget)) if red else [],
+        "actions": item.actions,
+        "backtrace": item.backtrace,
+        "captures": list(_captures(directory, case.files, budget)) if red else [],
         "files": [name for name in case.files if not name.endswith((".idx", ".clock"))],
     }
 
 
 def timeline(label: str, stages: tuple[Stamp, ...], died: float | None, longest: float) -> Timeline:
-    """Each stage lasts until the next is reached; a boot that died ends there."""
+    """A stage lasts until the next one is reached, the last one until the death. ``died`` and ``longest`` are in seconds."""
     scale = 100 / max(longest, died or 0, 0.001)
     if not stages:
         return Timeline(label, (), died, min(99.6, (died or 0) * scale))
@@ -166,17 +182,20 @@ def timeline(label: str, stages: tuple[Stamp, ...], died: float | None, longest:
     return Timeline(label, bars, died, min(99.6, (died or 0) * scale))
 
 
-def _panels(directory: Path, boots: tuple[Boot, ...], files: tuple[str, ...], room: _Room) -> list[Panel]:
+def _panels(directory: Path, boots: tuple[Boot, ...], files: tuple[str, ...], budget: _Budget) -> list[Panel]:
+    """The consoles of a case, each with the hypervisor's log and the case's actions in between."""
     found = []
+    events = actions.load(directory)
     for name in (name for name in files if name.endswith(".console.log")):
         boot = next((boot for boot in reversed(boots) if boot.console == name), None)
         try:
             guest = console.lines(directory / name, boot)
         except OSError:
             continue
-        xen = console.xen_lines(*_hypervisor(directory), boot.unpaused if boot else None)
-        shown = console.merge(guest, xen) if xen else guest
-        if room.take(sum(len(line.text) + 40 for line in shown)):
+        unpaused = boot.unpaused if boot else None
+        xen = console.xen_lines(*_hypervisor(directory), unpaused)
+        shown = console.merge(guest, [*xen, *actions.lines(events, unpaused)])
+        if budget.take(sum(len(line.text) + 40 for line in shown)):
             found.append(Panel(name, tuple(shown), bool(xen)))
         else:
             found.append(Panel(name, (), left_out=True))
@@ -184,7 +203,7 @@ def _panels(directory: Path, boots: tuple[Boot, ...], files: tuple[str, ...], ro
 
 
 def _hypervisor(directory: Path) -> tuple[str, float | None]:
-    """Xen's log, and when its last stamped line was printed (monotonic s)."""
+    """The hypervisor's log, and the time of its last line with a time stamp (monotonic s)."""
     try:
         text = (directory / "xl-dmesg.log").read_text("utf-8", "replace")
         return text, float(json.loads((directory / "xl-dmesg.clock").read_text())["monotonic"])
@@ -192,17 +211,17 @@ def _hypervisor(directory: Path) -> tuple[str, float | None]:
         return "", None
 
 
-def _captures(directory: Path, files: tuple[str, ...], room: _Room) -> list[tuple[str, str]]:
-    """The domain's configuration whole, of the hypervisor's log and the toolstack's the end."""
+def _captures(directory: Path, files: tuple[str, ...], budget: _Budget) -> list[tuple[str, str]]:
+    """(name, end of the text) of configuration, vCPU stacks, kernel messages, and logs of hypervisor and toolstack."""
     found = []
     for name in sorted(files, key=lambda name: (not name.endswith(".cfg"), name)):
-        if name.endswith((".cfg", "xl-dmesg.log", "xl-list.txt")) or (name.startswith("xl-") and name.endswith(".log")):
+        if _CAPTURED.fullmatch(name):
             try:
                 with (directory / name).open("rb") as stream:
                     stream.seek(max(0, (directory / name).stat().st_size - _CAPTURE))
                     text = stream.read().decode("utf-8", "replace")
             except OSError:
                 continue
-            if text.strip() and room.take(len(text)):
+            if text.strip() and budget.take(len(text)):
                 found.append((name, text))
     return found

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""What pytest's JUnit file lacks: every input as a property of the suite, verdict and cell as properties of each case."""
+"""Additions to pytest's JUnit file: inputs as properties of the suite, verdict and cell as properties of each case."""
 
 from __future__ import annotations
 
@@ -8,13 +8,14 @@ import xml.etree.ElementTree as ET
 from pathlib import Path
 
 from harness.console.text import plain
-from harness.report.gather import CaseReport, Report, address, address_of
+from harness.report.address import address, address_of
+from harness.report.model import CaseReport, Report
 
-_OURS = "fxh."
+_PREFIX = "fxh."
 
 
 def enrich(path: Path, report: Report) -> None:
-    """Rewrite ``path``, pytest's own ``junit.xml``; what an earlier call put in is replaced. A broken file is left alone."""
+    """Rewrite ``path``, pytest's ``junit.xml``. Replaces the properties of an earlier call. Leaves a broken file unchanged."""
     try:
         tree = ET.parse(path)
     except (ET.ParseError, OSError):
@@ -33,7 +34,7 @@ def enrich(path: Path, report: Report) -> None:
 
 
 def _setup(report: Report) -> dict[str, str]:
-    """What the run set up, in seconds; the times of the cases are without it."""
+    """Seconds of each setup step. The times of the cases do not include them."""
     return {f"setup.{item.what}": f"{item.seconds:.3f}" for item in report.setup}
 
 
@@ -56,12 +57,12 @@ def _set(element: ET.Element, values: dict[str, str]) -> None:
     if properties is None:
         properties = ET.Element("properties")
         element.insert(0, properties)
-    for old in [p for p in properties if p.get("name", "").startswith(_OURS)]:
+    for old in [p for p in properties if p.get("name", "").startswith(_PREFIX)]:
         properties.remove(old)
     for name, value in values.items():
-        ET.SubElement(properties, "property", name=_xml(_OURS + name), value=_xml(value))
+        ET.SubElement(properties, "property", name=_xml(_PREFIX + name), value=_xml(value))
 
 
 def _xml(text: str) -> str:
-    """Without what XML 1.0 cannot hold."""
+    """``text`` with a question mark for each character that XML 1.0 does not allow."""
     return re.sub("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]", "?", plain(text))

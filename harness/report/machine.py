@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""A report as JSON; its form is published as docs/report.schema.json."""
+"""The report as JSON (docs/report.schema.json)."""
 
 from __future__ import annotations
 
@@ -7,12 +7,14 @@ import json
 from dataclasses import asdict
 from typing import Any
 
-from harness.report.gather import CaseReport, Report, SetupReport
+from harness.report.model import CaseReport, Report, SetupReport
+from harness.verdicts.values import Verdict
 
 SCHEMA = 1
 
 
 def render(report: Report) -> str:
+    """The content of ``report.json``."""
     run = report.run
     data: dict[str, Any] = {
         "schema": SCHEMA,
@@ -52,10 +54,13 @@ def _case(item: CaseReport) -> dict[str, Any]:
         "title": case.title,
         "suite": case.suite,
         "cell": case.cell,
+        "where": asdict(case.where),
         "outcome": case.outcome,
-        "verdict": asdict(item.verdict),
+        "verdict": _verdict(item.verdict),
         "reason": case.reason,
         "identity": case.identity,
+        "death": asdict(case.death) if case.death else None,
+        "known_issue": asdict(case.known_issue) if case.known_issue else None,
         "excerpt": case.excerpt,
         "seconds": case.seconds,
         "setup": case.setup,
@@ -65,5 +70,10 @@ def _case(item: CaseReport) -> dict[str, Any]:
         "boots": [asdict(boot) for boot in case.boots],
         "drifts": [asdict(drift) | {"worse": drift.worse} for drift in item.drifts],
         "files": [f"cases/{case.directory}/{name}" for name in case.files],
-        "again": item.again,
+        "again": item.rerun,
     }
+
+
+def _verdict(verdict: Verdict) -> dict[str, Any]:
+    data = asdict(verdict)
+    return data | {"otherwise": data.pop("different_failure")}

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""A run as a mail: text/plain, 72 columns, verdict first; as it stands it can go to a list or into a bug report."""
+"""The report of a run as a plain-text mail of 72 columns, for a mailing list or a bug report."""
 
 from __future__ import annotations
 
@@ -15,22 +15,28 @@ from itertools import groupby
 from harness import mailer
 from harness.console.deaths import speaker
 from harness.console.text import plain
-from harness.report.gather import CaseReport, Report, around_death
+from harness.report.evidence import around_death, finding_rows
+from harness.report.model import CaseReport, Report
+from harness.results.where import Where
 from harness.stamp import ISO
 from harness.verdicts import values
 
 COLUMNS = 72
-# Lines of console for a new failure, and how many failures are told in full.
-_CONSOLE, _IN_FULL = 24, 6
+# Lines of the console and of the backtrace, lines of the reason for a new failure, and the number of failures in full.
+_CONSOLE, _REASON, _IN_FULL = 24, 12, 6
+# Length to which the subject is cut, in characters.
 _SUBJECT = 120
-# Seconds from which a step of the setup is worth a line.
+# Setup steps from this many seconds on are listed.
 _LONG = 10.0
-# Characters of why nothing was learned of a case.
+# Length to which the reason of a case without a judgement is cut, in characters.
 _WHY = 300
+_GUEST_TYPES = {"pv": "PV", "pvh": "PVH", "hvm": "HVM", "pvshim": "PV shim"}
+# Inputs of the test machine, which do not matter for a bug report.
+_UNIMPORTANT = ("python", "machine", "backend", "lab")
 
 
 def compose(report: Report, *, to: str = "", sender: str = "") -> EmailMessage:
-    """The mail. ``to`` is one address or several, by commas. Raises UsageError for an address that is none."""
+    """The mail. ``to`` may be several addresses, separated by commas. Raises UsageError for an invalid address."""
     message = EmailMessage(policy=SMTP.clone(max_line_length=78))
     message["Subject"] = _one_line(f"[fxh] {_cells(report)}: {report.sentence}")[:_SUBJECT]
     message["From"] = mailer.addresses([sender or "fxh@localhost"], "--from")
@@ -41,27 +47,26 @@ def compose(report: Report, *, to: str = "", sender: str = "") -> EmailMessage:
     message["Auto-Submitted"] = "auto-generated"
     message["X-Fxh-Run"] = _one_line(report.run.run)
     text = body(report)
-    # As it stands rather than quoted-printable: a backtrace is read, and cut out, as it is.
+    # No quoted-printable: readers of the raw mail can copy a backtrace.
     message.set_content(text, subtype="plain", charset="utf-8", cte="7bit" if text.isascii() else "8bit")
     return message
 
 
 def body(report: Report) -> str:
-    """The text, no line of our own longer than 72 columns."""
+    """The text. Only a long word, such as a path, exceeds 72 columns."""
     run = report.run
     parts = [_wrap(report.sentence)]
     if report.note:
         parts.append(_wrap(report.note))
     if report.changed:
-        parts.append(
-            _wrap("Changed since the results compared with:") + "\n" + _table([(n, f"{b} -> {a}") for n, b, a in report.changed])
-        )
+        changes = [(name, f"{before} -> {now}") for name, before, now in report.changed]
+        parts.append("Inputs that changed since the previous results:\n" + _table(changes))
     news = report.news
     for number, item in enumerate(news[:_IN_FULL], 1):
         parts.append(_failure(item, number, len(news)))
     if len(news) > _IN_FULL:
         rest = "\n".join(_listed(item) for item in news[_IN_FULL:])
-        parts.append(_head(f"{len(news) - _IN_FULL} more, in short") + rest)
+        parts.append(_head(f"{len(news) - _IN_FULL} more") + rest)
     quiet = [
         item
         for item in report.cases
@@ -76,30 +81,28 @@ def body(report: Report) -> str:
     if setup:
         usual = {item.what: f", usually {item.drift.usual:.0f} s" for item in setup if item.drift}
         rows = [(f"{item.seconds:.0f} s", item.what + usual.get(item.what, "")) for item in setup]
-        parts.append(_head("setup, not part of any case's time") + _table(rows))
-    rows = [(name, _short(value)) for name, value in report.inputs if name not in ("python", "machine", "backend", "lab")]
+        parts.append(_head("setup (not part of any case's time)") + _table(rows))
+    rows = [(name, _short(value)) for name, value in report.inputs if name not in _UNIMPORTANT]
     parts.append(_head("what was tested") + _table(rows))
-    parts.append(_head("how to run all of it again") + _command(run.command or "fxh run"))
-    parts.append(
-        _wrap(f"Run {run.run}, {run.started} to {run.ended or '(it did not end by itself)'}, compared with {report.baseline}.")
-    )
+    parts.append(_head("run all of it again") + _command(run.command or "fxh run"))
+    ended = f"to {run.ended}" if run.ended else "(did not finish)"
+    parts.append(_wrap(f"Run {run.run}, {run.started} {ended}. Baseline: {report.baseline}."))
     return "\n\n".join(parts) + "\n"
 
 
 def _failure(item: CaseReport, number: int, total: int) -> str:
     case = item.result
     lines = [_head(f"{number} of {total}: {item.verdict.kind}").rstrip("\n"), _wrap(case.title), ""]
-    guest_type = next((word for word in case.cell.split("-") if word in ("pv", "pvh", "hvm", "pvshim")), "")
     facts = [
         ("case", case.key),
         ("cell", case.cell),
-        ("guest type", guest_type.upper() + (" (UEFI)" if "-uefi-" in case.cell else "")),
+        ("guest type", _guest_type(case.where)),
         ("verdict", item.verdict.reason),
         ("death", case.identity),
     ]
     lines.append(_table([(name, value) for name, value in facts if value]))
     if case.reason:
-        lines += ["", _quote(case.reason.splitlines()[:12])]
+        lines += ["", _reason(case.reason)]
     config = [(name, _short(case.inputs[name])) for name in ("kernel", "xen", "dom0") if name in case.inputs]
     if config:
         lines += ["", _table(config)]
@@ -108,18 +111,38 @@ def _failure(item: CaseReport, number: int, total: int) -> str:
         died = f"; died after {boot.died:.1f} s" if boot.died is not None else ""
         lines += ["", _wrap(f"Stages reached: {reached or 'none'}{died}.")]
     if case.excerpt:
-        lines += ["", f"{speaker(case.identity).capitalize()}:", _quote(around_death(case, _CONSOLE).splitlines())]
+        source = speaker(case.death.kind if case.death else "")
+        lines += ["", f"{source.capitalize()}:", _quote(around_death(case, _CONSOLE).splitlines())]
+    if item.backtrace:
+        lines += ["", "Backtrace:", _quote(item.backtrace.splitlines()[:_CONSOLE])]
+    if item.actions:
+        lines += ["", "Last actions before the failure:", _quote(list(item.actions))]
     if item.config:
         lines += ["", "Domain configuration:", _quote(item.config.splitlines())]
-    lines += ["", "Again:", _command(item.again)]
+    lines += ["", "Run it again:", _command(item.rerun)]
     return "\n".join(lines)
 
 
+def _guest_type(where: Where) -> str:
+    name = _GUEST_TYPES.get(where.type, where.type)
+    return f"{name} ({where.firmware.upper()})" if where.firmware else name
+
+
+def _reason(text: str) -> str:
+    """A finding as a table of test, observed, expected and reference; other lines quoted."""
+    rows = finding_rows(text)[:_REASON]
+    return "\n".join(
+        _table(list(part)) if labelled else _quote([line for _, line in part])
+        for labelled, part in groupby(rows, key=lambda row: bool(row[0]))
+    )
+
+
 def _listed(item: CaseReport) -> str:
+    """A case in one paragraph."""
     case = item.result
     since = f", since {item.verdict.since}" if item.verdict.since and item.verdict.kind != values.FIXED else ""
     reference = f", {item.verdict.reference}" if item.verdict.reference else ""
-    # Nobody is shown more of it: it is no news of the product.
+    # The mail has no other place for this reason.
     why = f": {case.reason[:_WHY]}" if item.verdict.kind == values.INFRASTRUCTURE and case.reason else ""
     return _wrap(f"{case.key} in {case.cell}{since}{reference}{why}", "  ")
 
@@ -151,17 +174,17 @@ def _table(rows: Sequence[tuple[str, str]]) -> str:
 
 
 def _quote(lines: list[str]) -> str:
-    """Console lines behind a margin; one that is too long goes on after a backslash, as in a shell."""
-    room, found = COLUMNS - 3, []
+    """Console lines behind a margin. A backslash marks a line that continues on the next one, as in a shell."""
+    width, found = COLUMNS - 3, []
     for line in lines:
         text = plain(line).expandtabs(8)
-        pieces = [text[at : at + room] for at in range(0, len(text), room)] or [""]
+        pieces = [text[at : at + width] for at in range(0, len(text), width)] or [""]
         found += [f"| {piece}\\" for piece in pieces[:-1]] + [f"| {pieces[-1]}".rstrip()]
     return "\n".join(found)
 
 
 def _command(text: str) -> str:
-    """A command that can be pasted, cut between words."""
+    """A command, broken between words, that can be pasted into a shell."""
     lines = textwrap.wrap(
         _one_line(text),
         COLUMNS - 2,
@@ -174,12 +197,12 @@ def _command(text: str) -> str:
 
 
 def _short(value: str) -> str:
-    """Half of a hash is enough to tell files apart, and leaves lines that can be read."""
+    """The first 16 digits of a hash identify a file, and keep the line readable."""
     return re.sub(r"(sha256:[0-9a-f]{16})[0-9a-f]+", r"\1", value)
 
 
 def _one_line(text: str) -> str:
-    """What guests say never makes a line, a header or an escape sequence of its own."""
+    """Guest text without line breaks and control characters, so that it cannot add a line, a header or an escape sequence."""
     return " ".join(plain(text).split())
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""A trend as an SVG drawing: a line of values, the usual one, and the last marked."""
+"""A trend as an SVG drawing: a line of values, the usual value, and a mark at the last one."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ _WIDTH, _HEIGHT, _EDGE = 300, 90, 8
 
 
 def svg(trend: Trend) -> str:
-    """The drawing as text; its colours are the page's. Values are told in words, too, for those who do not see it."""
+    """The drawing as SVG text. The page has its colours. A label gives the values to screen readers."""
     values = [value for _, value in trend.points]
     low, high = min(values), max(values)
-    # From zero, so that noise looks like noise.
+    # Start the axis at zero, so that noise does not look like a trend.
     floor = min(0.0, low)
     span = (high - floor) or 1.0
     step = (_WIDTH - 2 * _EDGE) / max(1, len(values) - 1)

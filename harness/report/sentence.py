@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""A run in one sentence: what is new comes first, then what is known, then what was not learned."""
+"""A run in one sentence: new results first, then known ones, then cases without a judgement."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ _WORDS = (
 
 
 def sentence(run: RunResult, judged: Sequence[tuple[CaseResult, Verdict]], worse: int = 0) -> str:
-    """``1 regression, 2 still failing; 14 of 17 judged cases passed; nothing was learned from 1 case (infrastructure).``
+    """``1 regression, 2 still failing; 14 of 17 judged cases passed; 1 case could not be judged (infrastructure).``
 
-    ``worse`` is how many metrics drifted for the worse.
+    ``worse`` is the number of metrics that drifted for the worse.
     """
     kinds = Counter(verdict.kind for _, verdict in judged)
     tally = [f"{kinds[kind]} {one if kinds[kind] == 1 else many}" for kind, one, many in _WORDS if kinds[kind]]
-    other = sum(verdict.otherwise for _, verdict in judged)
+    other = sum(verdict.different_failure for _, verdict in judged)
     if other:
-        tally.append(f"{other} dying otherwise than before")
+        tally.append(f"{other} with a different failure than before")
     passed = run.count(PASSED)
     total = passed + run.count(FAILED) + run.count(KNOWN)
     if not total:
@@ -46,16 +46,16 @@ def sentence(run: RunResult, judged: Sequence[tuple[CaseResult, Verdict]], worse
     lost = sum(verdict.kind == values.INFRASTRUCTURE for _, verdict in judged)
     ours = run.count(HARNESS)
     if lost:
-        bugs = f", {ours} of them by a bug of the harness" if ours else ""
-        parts.append(f"nothing was learned from {lost} case{'s' * (lost != 1)} (infrastructure{bugs})")
+        bugs = f", {ours} of them because of a bug of the harness" if ours else ""
+        parts.append(f"{lost} case{'s' * (lost != 1)} could not be judged (infrastructure{bugs})")
     standing = sum(bool(verdict.standing) for _, verdict in judged)
     if standing:
-        parts.append(f"{standing} earlier failure{'s' * (standing != 1)} of the same inputs still stand{'s' * (standing == 1)}")
+        parts.append(f"{standing} earlier failure{'s' * (standing != 1)} with the same inputs still stand{'s' * (standing == 1)}")
     if worse:
         parts.append(f"{worse} metric{'s' * (worse != 1)} drifted for the worse")
     if run.exit_code == ExitCode.INTERRUPTED:
         parts.append("the run was interrupted")
     if not run.ended:
-        parts.append("the run did not end by itself")
+        parts.append("the run did not finish")
     text = "; ".join(parts)
     return text[0].upper() + text[1:] + "."

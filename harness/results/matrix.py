@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""The matrix of docs/suites.md: which suites ran on which FreeBSD, guest type and Xen, and what came out.
+"""The matrix of docs/suites.md: the results of the suites by FreeBSD release, guest type and Xen version.
 
-``docs/matrix.json`` keeps one record for each suite of a cell. Reports are not committed; the records are.
+``docs/matrix.json`` has one record for each suite of a cell. These records are committed; reports are not.
 """
 
 from __future__ import annotations
@@ -16,21 +16,23 @@ from harness import versions
 from harness.errors import UsageError
 from harness.results import revision
 from harness.results.merge import missing_shards
-from harness.results.model import FAILED, KNOWN, KNOWN_WORDS, PASSED, SKIPPED, CaseResult, RunResult
+from harness.results.model import FAILED, KNOWN, PASSED, SKIPPED, CaseResult, Outcome, RunResult
+from harness.results.where import Where
 
 SCHEMA = 1
 BEGIN, END = "<!-- matrix: written by `fxh matrix`, do not edit -->", "<!-- end of the matrix -->"
 NOT_RUN = "not run"
-# What shall be tested; whatever else was recorded gets rows and columns of its own.
+# The combinations to test. Others that were recorded get additional rows and columns.
 FREEBSD, TYPES, XEN = ("13.2", "14.2", "15.1"), ("pvh", "hvm", "hvm-uefi"), ("4.17", "4.20")
 _TITLES = {"pvh": "PVH", "hvm": "HVM BIOS", "hvm-uefi": "HVM UEFI", "pv": "PV", "pvshim": "PV shim"}
 
 
 @dataclass(frozen=True)
 class Place:
-    """``freebsd`` is a release (``15.1``), or two (``15.1 on world 13.2``); ``type`` as in :data:`TYPES`; ``xen`` is ``4.20``."""
+    """A cell of the matrix. ``type`` is as in :data:`TYPES`; ``xen`` is, for example, ``4.20``."""
 
     freebsd: str
+    """A release (``15.1``), or the kernel's and the world's (``15.1 on world 13.2``)."""
     type: str
     xen: str
 
@@ -45,10 +47,10 @@ class Place:
 
 @dataclass(frozen=True)
 class Record:
-    """One suite in one cell. ``started`` is UTC; ``known`` maps cases to the known issue that they showed.
+    """The results of one suite in one cell. ``started`` is UTC; ``known`` maps cases to their known issue.
 
-    ``unjudged`` are cases of which nothing was learned (infrastructure, a bug of the harness); ``absent`` counts cases that the
-    suite has and the run had not.
+    ``unjudged`` are cases without a judgement (infrastructure, or a bug of the harness). ``absent`` counts cases of the suite
+    that the run did not have.
     """
 
     freebsd: str
@@ -72,32 +74,31 @@ class Record:
 
 # -- from a run -------------------------------------------------------------------------------------------------------
 
-# freebsd-pvh-xen-4.20      freebsd-hvm-uefi-xen-4.20      freebsd-15.1-hvm-bios-xen-4.17      freebsd-pvh-myhost
-_CELL = re.compile(
-    r"freebsd(?:-(?P<release>\d+\.\d+))?-(?P<type>pvh|hvm|pvshim|pv)(?:-(?P<firmware>uefi|ovmf|bios|seabios))?-(?P<host>.+)"
-)
 # kernel (FreeBSD 15.1-RELEASE-p1 XENA) sha256:0123
 _KERNEL = re.compile(r"\(FreeBSD (\d+\.\d+)-")
-# 4.20.1-pre     xen-4.20
-_XEN = re.compile(r"(?:xen-)?(\d+\.\d+)(?:\D|$)")
+# 4.20.1-pre
+_XEN = re.compile(r"(\d+\.\d+)(?:\D|$)")
 
 
 def records(run: RunResult, expected: Mapping[tuple[str, str], Collection[str]], *, freebsd: str = "") -> tuple[Record, ...]:
-    """The run's suites in FreeBSD's cells. ``expected`` are the cases (``suite/case[parameters]``) by suite and type (pvh, hvm).
+    """The records of a run's suites, for cells with a FreeBSD guest.
 
-    ``freebsd`` is the release where the run does not tell it. Raises UsageError for a run that is not over or has no such cell.
+    ``expected`` are the cases (``suite/case[parameters]``) by suite and type (pvh, hvm). ``freebsd`` is the release, for a run
+    without this information. Raises UsageError for an unfinished run, and for a run without a FreeBSD guest.
     """
     if not run.ended:
-        raise UsageError(f"run {run.run} did not come to its end", hint=f"fxh run --resume {run.run}")
+        raise UsageError(f"run {run.run} is not finished", hint=f"finish it with `fxh run --resume {run.run}`")
     missing = missing_shards(run.inputs.get("shard", "").split(" | "))
     if missing:
-        raise UsageError(f"run {run.run} lacks shards {', '.join(missing)}", hint="join all of them by fxh merge, record that run")
-    cells = sorted({case.cell for case in run.cases if _CELL.fullmatch(case.cell)})
+        hint = "join all shards with `fxh merge`, then record the merged run"
+        raise UsageError(f"run {run.run} lacks shards {', '.join(missing)}", hint=hint)
+    cells = sorted({case.where for case in run.cases if _is_freebsd(case)})
     if not cells:
-        raise UsageError(f"run {run.run} has no FreeBSD guest", hint="the matrix is about FreeBSD: fxh run --image IMAGE")
+        hint = "the matrix lists FreeBSD guests only; run `fxh run --image IMAGE`"
+        raise UsageError(f"run {run.run} has no FreeBSD guest", hint=hint)
     found = []
     for cell in cells:
-        here = [case for case in run.cases if case.cell == cell]
+        here = [case for case in run.cases if case.where == cell]
         place = _place(run, cell, here, freebsd)
         for suite in sorted({case.suite for case in here}):
             cases = [case for case in here if case.suite == suite]
@@ -108,63 +109,61 @@ def records(run: RunResult, expected: Mapping[tuple[str, str], Collection[str]],
 
 
 def case_name(case: CaseResult) -> str:
-    """What known_issues.toml calls a case: ``boot/test_control_shutdown[halt]``."""
+    """The case's name in known_issues.toml: ``boot/test_control_shutdown[halt]``."""
     return f"{case.suite}/{case.key.rpartition('::')[2]}"
 
 
+def _is_freebsd(case: CaseResult) -> bool:
+    return case.where.guest == "freebsd"
+
+
 def _record(run: RunResult, place: Place, suite: str, cases: list[CaseResult], absent: int) -> Record:
-    def named(*outcomes: str) -> tuple[str, ...]:
+    def named(*outcomes: Outcome) -> tuple[str, ...]:
         return tuple(sorted(case_name(case) for case in cases if case.outcome in outcomes))
 
     rest = {case.outcome for case in cases} - {PASSED, FAILED, SKIPPED, KNOWN}
     return Record(
         **asdict(place), suite=suite, run=run.run, started=run.started, commit=_commit(run.inputs.get("harness", "")),
         passed=len(named(PASSED)), skipped=len(named(SKIPPED)), failed=named(FAILED), unjudged=named(*rest),
-        known={case_name(case): _issue(case.reason) for case in cases if case.outcome == KNOWN}, absent=absent,
+        known={case_name(case): case.known_issue.bug for case in cases if case.outcome == KNOWN and case.known_issue},
+        absent=absent,
     )  # fmt: skip
 
 
-def _place(run: RunResult, cell: str, cases: list[CaseResult], freebsd: str) -> Place:
-    match = _CELL.fullmatch(cell)
-    assert match is not None
-    # A cell whose cases were all skipped names no kernel; it was that of the run's other cells.
+def _place(run: RunResult, cell: Where, cases: list[CaseResult], freebsd: str) -> Place:
+    # If all cases of a cell were skipped, they have no kernel among their inputs. Other cells of the run had the same one.
     kernels = _kernels(cases) or _kernels(run.cases)
     worlds = {case.inputs["world"].removeprefix("FreeBSD ") for case in run.cases if "world" in case.inputs}
     xens = {found[1] for case in cases if (found := _XEN.match(case.inputs.get("xen", "")))}
-    kernels = {freebsd} if freebsd else kernels or {match["release"] or ""} - {""}
-    xens = xens or {found[1] for found in [_XEN.match(match["host"])] if found}
-    for what, values, option in (("FreeBSD release", kernels, "--freebsd RELEASE"), ("Xen version", xens, "a run on one Xen")):
+    kernels = {freebsd} if freebsd else kernels
+    xens = xens or {cell.xen} - {""}
+    for what, values, hint in (
+        ("FreeBSD release", kernels, "name the release with --freebsd RELEASE"),
+        ("Xen version", xens, "record a run with a single Xen version"),
+    ):
         if len(values) != 1:
-            raise UsageError(
-                f"run {run.run}, cell {cell}: {len(values)} of a {what}: {', '.join(sorted(values)) or 'none'}", hint=option
-            )
+            seen = f"{', '.join(sorted(values))}" if values else "none"
+            raise UsageError(f"run {run.run}, cell {cell}: needs exactly one {what}, has {seen}", hint=hint)
     world = f" on world {'/'.join(sorted(worlds))}" if worlds - kernels else ""
-    uefi = match["firmware"] in ("uefi", "ovmf")
-    return Place(kernels.pop() + world, match["type"] + ("-uefi" if uefi else ""), xens.pop())
+    return Place(kernels.pop() + world, "-".join(filter(None, (cell.type, cell.firmware))), xens.pop())
 
 
 def _kernels(cases: Iterable[CaseResult]) -> set[str]:
-    """The releases of the kernels that the cases ran."""
-    named = (_KERNEL.search(case.inputs.get("kernel", "")) for case in cases if _CELL.fullmatch(case.cell))
+    """The releases of the FreeBSD kernels that the cases ran."""
+    named = (_KERNEL.search(case.inputs.get("kernel", "")) for case in cases if _is_freebsd(case))
     return {found[1] for found in named if found}
 
 
 def _commit(harness: str) -> str:
-    """Of the run's input ``harness``; of a merged run that of each part."""
+    """The short commit in the run's input ``harness``. A merged run has one for each part."""
     return " ".join(dict.fromkeys(revision.short(part) for part in harness.split(" | ")))
-
-
-# known issue, FreeBSD bug 197344: netfront ignores csum_blank
-def _issue(reason: str) -> str:
-    """The bug of the known issue with which a case's reason begins."""
-    return reason.partition("\n")[0].removeprefix(KNOWN_WORDS).partition(": ")[0]
 
 
 # -- the data file ----------------------------------------------------------------------------------------------------
 
 
 def merge(old: Iterable[Record], new: Iterable[Record]) -> tuple[Record, ...]:
-    """Of several records of a suite in a cell the one whose run started last, in a fixed order."""
+    """The records in a fixed order. If a suite has several in a cell, the one whose run started last counts."""
     best: dict[tuple[Place, str], Record] = {}
     for record in (*old, *new):
         key = (record.place, record.suite)
@@ -174,23 +173,23 @@ def merge(old: Iterable[Record], new: Iterable[Record]) -> tuple[Record, ...]:
 
 
 def dump(data: Iterable[Record]) -> str:
-    """JSON with a line for each record, so that a diff shows which ones a run changed."""
+    """JSON with one line for each record, so that a diff shows the changed records."""
     lines = ",\n".join(json.dumps(asdict(record), sort_keys=True) for record in data)
     return f'{{"schema": {SCHEMA}, "records": [\n{lines}\n]}}\n'
 
 
 def parse(text: str) -> tuple[Record, ...]:
-    """Raises UsageError for what :func:`dump` did not write."""
+    """The records of a file that :func:`dump` wrote. Raises UsageError for other content."""
     try:
         data = json.loads(text)
         if data["schema"] != SCHEMA:
             raise UsageError(
-                f"docs/matrix.json has schema {data['schema']}, this is {SCHEMA}", hint="take the harness that wrote it"
+                f"docs/matrix.json has schema {data['schema']}; this harness reads {SCHEMA}", hint="use the harness that wrote it"
             )
         return merge((), map(_parsed, data["records"]))
     except (ValueError, KeyError, TypeError) as exc:
         raise UsageError(
-            f"docs/matrix.json: {exc}", hint="restore it (git checkout docs/matrix.json), then record the runs again"
+            f"docs/matrix.json: {exc}", hint="restore it with `git checkout docs/matrix.json`, then record the runs again"
         ) from exc
 
 
@@ -206,7 +205,10 @@ def _parsed(data: dict[str, Any]) -> Record:
 
 
 def render(data: Iterable[Record], suites: Collection[str]) -> str:
-    """The table in Markdown, and the cases that did not pass by name. ``suites`` are all there are: a cell names what it lacks."""
+    """The table in Markdown, followed by the names of cases that did not pass.
+
+    ``suites`` are the names of all suites. A cell without records of all of them lists the suites that it has.
+    """
     cells: dict[Place, list[Record]] = {}
     for record in data:
         cells.setdefault(record.place, []).append(record)
@@ -214,8 +216,8 @@ def render(data: Iterable[Record], suites: Collection[str]) -> str:
     xens = sorted({*XEN, *(place.xen for place in cells)}, key=versions.numbers)
     lines = ["| FreeBSD | guest type | " + " | ".join(f"Xen {xen}" for xen in xens) + " |", "|---" * (2 + len(xens)) + "|"]
     for freebsd, kind in sorted(rows, key=lambda row: Place(row[0], row[1], "").order):
-        told = [_cell(cells.get(Place(freebsd, kind, xen), []), suites) for xen in xens]
-        lines.append(f"| {freebsd} | {_TITLES.get(kind, kind)} | {' | '.join(told)} |")
+        columns = [_cell(cells.get(Place(freebsd, kind, xen), []), suites) for xen in xens]
+        lines.append(f"| {freebsd} | {_TITLES.get(kind, kind)} | {' | '.join(columns)} |")
     for title, rows_of in (("Failed", _failed), ("Not judged", _unjudged), ("Known issues", _known)):
         lines += _named(title, rows_of, cells)
     return "\n".join(lines) + "\n"
@@ -254,7 +256,7 @@ def _known(record: Record) -> Mapping[str, str]:
 
 
 def _named(title: str, rows_of: Callable[[Record], Mapping[str, str]], cells: Mapping[Place, list[Record]]) -> list[str]:
-    """A line for each case: its bug, and the cells in which it was seen."""
+    """A line for each case, with its bug and the cells in which it occurred."""
     places: dict[tuple[str, str], list[Place]] = {}
     ran: dict[str, set[Place]] = {}
     for place, here in sorted(cells.items(), key=lambda item: item[0].order):
@@ -272,8 +274,9 @@ def _named(title: str, rows_of: Callable[[Record], Mapping[str, str]], cells: Ma
     return lines
 
 
-def put(document: str, table: str) -> str:
-    """``document`` with ``table`` between its markers. Raises UsageError where it has not both, once each."""
+def insert(document: str, table: str) -> str:
+    """``document`` with ``table`` between the markers. Raises UsageError unless it has each marker exactly once, in order."""
     if document.count(BEGIN) != 1 or document.count(END) != 1 or document.index(BEGIN) > document.index(END):
-        raise UsageError("docs/suites.md has no place for the matrix", hint=f"put these lines where it shall be:\n{BEGIN}\n{END}")
+        hint = f"add these lines where the matrix belongs:\n{BEGIN}\n{END}"
+        raise UsageError("docs/suites.md has no place for the matrix", hint=hint)
     return f"{document.partition(BEGIN)[0]}{BEGIN}\n\n{table}\n{END}{document.partition(END)[2]}"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""Runs of several machines as one: the shards of a night."""
+"""Merge the shards of a run, which ran on several machines, into one run."""
 
 from __future__ import annotations
 
@@ -14,47 +14,47 @@ from harness.errors import ExitCode, UsageError
 from harness.results import model
 from harness.results.model import HARNESS, INFRASTRUCTURE, CaseResult, RunResult
 
-# Options that are lists of what is tested: the joined run tested all of it.
+# Options whose value is a list of things to test. The merged run tested all of them.
 _LISTS = ("guest", "type", "firmware", "xen")
-# Options that name something on a machine; whether it is the same, the inputs say.
+# Options that name a file or host of one machine. The inputs tell whether their content is the same.
 _PLACES = ("kernel", "disk", "image", "control", "hypervisor", "dom0-kernel", "xen-host")
 
 
 @dataclass(frozen=True)
 class Merged:
-    """``missing`` shards were not among the runs; ``differing`` inputs and options had more than one value."""
+    """The merged run and its directory."""
 
     path: Path
     run: RunResult
     missing: tuple[str, ...]
+    """Shards that were not among the runs."""
     differing: tuple[str, ...]
+    """Inputs and options with more than one value."""
 
 
 def merge(paths: Sequence[Path], target: Path, exit_code: Callable[[tuple[CaseResult, ...]], int]) -> Merged:
-    """Join run directories into the new directory ``target``: the cases' own directories are copied.
+    """Merge run directories into the new directory ``target``, and copy the cases' directories.
 
-    ``exit_code`` says how a run of such cases ends.
-
-    A case that is in several counts where it was judged, else where it ran last. Raises UsageError for a directory that is no run, and
-    for runs that cannot be one: of different branches, for example.
+    If several runs have a case, a result with a judgement counts, then the latest one. ``exit_code`` gives the exit code for a
+    run's cases. Raises UsageError for a directory without a run, and for runs that do not fit together, such as different branches.
     """
     runs = []
     for path in paths:
         try:
             runs.append((path, model.read_run(path)))
         except (OSError, ValueError) as exc:
-            raise UsageError(f"{path} is no run: {exc}", hint="give directories with a run.json") from exc
+            raise UsageError(f"{path} is not a run: {exc}", hint="name directories with a run.json") from exc
     best: dict[str, tuple[Path, RunResult, CaseResult]] = {}
     for path, run in runs:
         for case in run.cases:
             other = best.get(case.nodeid)
             if other is None or _rank(case) > _rank(other[2]):
                 best[case.nodeid] = (path, run, case)
-    alone = [run for _, run in runs]
-    joined = _joined(alone, target.name)
+    parts = [run for _, run in runs]
+    joined = _joined(parts, target.name)
     cases = sorted(((run, case) for _, run, case in best.values()), key=lambda pair: (pair[1].suite, pair[1].case, pair[1].cell))
     joined = replace(joined, cases=tuple(_with_own_options(joined, run, case) for run, case in cases))
-    joined = replace(joined, exit_code=_whole(exit_code(joined.cases), alone, exit_code))
+    joined = replace(joined, exit_code=_exit_code(exit_code(joined.cases), parts, exit_code))
     (target / "cases").mkdir(parents=True)
     for path, _, case in best.values():
         shutil.copytree(path / "cases" / case.directory, target / "cases" / case.directory, dirs_exist_ok=True)
@@ -66,11 +66,11 @@ def merge(paths: Sequence[Path], target: Path, exit_code: Callable[[tuple[CaseRe
             model.write_case(target / "cases" / case.directory, case)
     model.write_run(target, joined)
     model.add_setup(target, *joined.setup)
-    return Merged(target, joined, missing_shards([run.inputs.get("shard", "") for run in alone]), _differing(alone))
+    return Merged(target, joined, missing_shards([run.inputs.get("shard", "") for run in parts]), _differing(parts))
 
 
 def missing_shards(shards: Sequence[str]) -> tuple[str, ...]:
-    """Of ``1/3``, ``3/3``: ``2/3``."""
+    """The shards that are not in the list: ``2/3`` for ``1/3`` and ``3/3``."""
     given = {(int(match[1]), int(match[2])) for match in (re.fullmatch(r"(\d+)/(\d+)", text) for text in shards) if match}
     counts = {count for _, count in given}
     return tuple(f"{n}/{count}" for count in sorted(counts) for n in range(1, count + 1) if (n, count) not in given)
@@ -81,10 +81,7 @@ def _rank(case: CaseResult) -> tuple[bool, str]:
 
 
 def _joined(runs: Sequence[RunResult], name: str) -> RunResult:
-    """The runs as one, without cases and exit code. A field without a rule of its own has to be alike in all of them.
-
-    Raises UsageError for one that is not.
-    """
+    """The merged run, without cases and exit code. Raises UsageError if a field without a rule differs between the runs."""
     rules: Mapping[str, Callable[[list[Any]], Any]] = {
         "run": lambda _: name,
         "started": min,
@@ -102,7 +99,7 @@ def _joined(runs: Sequence[RunResult], name: str) -> RunResult:
         rule = rules.get(item.name)
         if rule is None and any(value != values[0] for value in values):
             said = ", ".join(f"{value!r} in {run.run}" for run, value in zip(runs, values, strict=True))
-            raise UsageError(f"the runs differ in their {item.name}: {said}", hint="join the runs of each by themselves")
+            raise UsageError(f"the runs differ in their {item.name}: {said}", hint=f"merge the runs of each {item.name} separately")
         joined[item.name] = rule(values) if rule else values[0]
     return RunResult(**joined)
 
@@ -112,7 +109,10 @@ def _inputs(given: list[dict[str, str]]) -> dict[str, str]:
 
 
 def _options(given: list[dict[str, str]]) -> dict[str, str]:
-    """Those of all runs. Of lists all words, unless a run was left to its default; of any other the first run's word."""
+    """The options of the merged run.
+
+    A list option has the words of all runs; it is dropped if a run used the default. Any other option has its first value.
+    """
     found = {name: values[0] for name, values in _values(given).items()}
     for name in _LISTS:
         if name in found:
@@ -122,14 +122,14 @@ def _options(given: list[dict[str, str]]) -> dict[str, str]:
 
 
 def _with_own_options(joined: RunResult, run: RunResult, case: CaseResult) -> CaseResult:
-    """The case, which can be run again as its own run ran it."""
+    """The case with the options of its own run, so that it can be rerun with them."""
     own, shared = run.options_of(case), joined.options
     names = sorted(name for name in own.keys() | shared.keys() if own.get(name, "") != shared.get(name, ""))
     return replace(case, options={name: own.get(name, "") for name in names})
 
 
 def _differing(runs: Sequence[RunResult]) -> tuple[str, ...]:
-    """The inputs and options that speak against the runs being parts of one."""
+    """Inputs and options that differ, although the runs are parts of one run."""
     inputs = _values([run.inputs for run in runs])
     found = [name for name, values in inputs.items() if len(values) > 1 and name not in ("shard", "machine")]
     names = dict.fromkeys(name for run in runs for name in run.options if name not in (*_LISTS, *_PLACES))
@@ -137,13 +137,16 @@ def _differing(runs: Sequence[RunResult]) -> tuple[str, ...]:
 
 
 def _values(given: Sequence[Mapping[str, str]]) -> dict[str, list[str]]:
-    """The values that each name has, in the order of the runs."""
+    """The distinct values of each name, in the order of the runs."""
     names = dict.fromkeys(name for values in given for name in values)
     return {name: list(dict.fromkeys(values[name] for values in given if name in values)) for name in names}
 
 
-def _whole(code: int, runs: Sequence[RunResult], exit_code: Callable[[tuple[CaseResult, ...]], int]) -> int:
-    """The cases decide; but where a part never came to its end, or ended worse than its cases say, that nothing failed says too little."""
+def _exit_code(code: int, runs: Sequence[RunResult], exit_code: Callable[[tuple[CaseResult, ...]], int]) -> int:
+    """The exit code of the merged run: ``code``, which its cases give.
+
+    If that is a success, but a part did not finish or ended worse than its cases, the result is ExitCode.INFRASTRUCTURE.
+    """
     good = (ExitCode.OK, ExitCode.NOTHING_SELECTED)
     unfinished = any(
         run.exit_code in (None, ExitCode.INTERRUPTED) or (run.exit_code not in good and exit_code(run.cases) in good)

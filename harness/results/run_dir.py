@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""Where a run's results lie: ``runs/NAME`` below the reports, and ``latest``, which points to one."""
+"""The directories of runs: ``runs/NAME`` in the reports directory, and the link ``latest``."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from harness import stamp
 
 
 def new(reports: Path) -> Path:
-    """A directory for a run, not made yet; by its name runs sort by when they began."""
+    """A path for the directory of a new run. It does not exist yet. The names sort by start time."""
     return reports / "runs" / f"{stamp.compact()}-{secrets.token_hex(2)}"
 
 
 def latest(run: Path) -> None:
-    """Let ``latest`` point to this run; of two that begin at once, to either."""
+    """Set the link ``latest`` to this run. If two runs start at the same time, either may win."""
     link = run.parent.parent / "latest"
     made = link.with_name(f".latest-{run.name}")
     made.symlink_to(Path("runs") / run.name)

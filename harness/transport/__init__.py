@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""How to reach a machine: run a command there, move files, hold a byte stream open."""
+"""Transports run commands on a machine, copy files, and keep byte streams open."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ __all__ = ["Completed", "RunsCommands", "Stream", "Transport"]
 DEFAULT_SECONDS = 120.0
 """Deadline of a command that has none."""
 
-# Commands that are a kind of event of their own.
+# Commands that have their own kind of event in the action trace.
 _TRACED = ("xl", "xenstore-read", "xenstore-write", "xenstore-rm", "xenstore-ls")
 
 
 @dataclass(frozen=True)
 class Completed:
-    """A command that ended. ``stdout`` and ``stderr`` are bytes as they came."""
+    """The result of a command. ``stdout`` and ``stderr`` are unmodified bytes."""
 
     argv: tuple[str, ...]
     status: int
@@ -33,7 +33,7 @@ class Completed:
 
     @property
     def text(self) -> str:
-        """``stdout`` as text; bytes that are not UTF-8 are replaced."""
+        """``stdout`` as text, with invalid UTF-8 replaced."""
         return self.stdout.decode("utf-8", "replace")
 
 
@@ -58,41 +58,44 @@ class RunsCommands:
 
 
 class Stream(Protocol):
-    """A two-way byte stream: a console, a pty, a recording."""
+    """A bidirectional byte stream: a console, a pty, a recording."""
 
     def read(self, size: int, timeout: float | None = None) -> bytes:
         """Up to ``size`` bytes as soon as there are any; ``b""`` is the end of the stream.
 
-        Raises ``TimeoutError`` when nothing came within ``timeout`` seconds, TransportError where it is no way to what it names.
+        Raises TimeoutError if nothing came within ``timeout`` seconds, and TransportError if the stream has no peer.
         """
         ...
 
     def write(self, data: bytes) -> None: ...
 
     def close(self) -> None:
-        """End the stream (and what stands behind it). May be called twice, from any thread; a blocked read ends."""
+        """Close the stream and end its command. A blocked read returns. Any thread may call this, also twice."""
         ...
 
 
 class Transport(Protocol):
-    """A way to one machine. Arguments are passed as a vector: no shell sees them unless it is named."""
+    """A connection to one machine. Arguments are a vector; a shell reads them only if the vector names one."""
 
     name: str
 
     def run(self, argv: Sequence[str], deadline: Deadline | None = None, *, stdin: bytes = b"", check: bool = True) -> Completed:
-        """Run to the end. Raises CommandFailed (with ``check``), TransportError, DeadlineExpired."""
+        """Run ``argv`` to its end, by default within :data:`DEFAULT_SECONDS`.
+
+        Raises CommandFailed for an exit status other than 0 (if ``check``), TransportError, DeadlineExpired.
+        """
         ...
 
     def open(self, argv: Sequence[str], *, pty: bool = False) -> Stream:
-        """Start a command and hold its standard streams; closing the stream ends the command."""
+        """Start a command and return its standard streams. Closing the stream ends the command."""
         ...
 
     def put(self, local: Path, remote: str, deadline: Deadline | None = None) -> None:
-        """Copy a file there; holes stay holes, and size is checked afterwards."""
+        """Copy a file to the machine. Holes stay holes. Raises InfrastructureError if the copy has another size."""
         ...
 
     def get(self, remote: str, local: Path, deadline: Deadline | None = None) -> None:
-        """Copy a file from there, atomically."""
+        """Copy a file from the machine. ``local`` appears complete or not at all."""
         ...
 
     def close(self) -> None: ...

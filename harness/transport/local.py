@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""We are dom0 ourselves: commands are subprocesses."""
+"""A transport to this machine: it is dom0, and commands are subprocesses."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from harness.transport.files import FileCopies
 
 
 class LocalTransport(FileCopies):
-    """Runs on this machine; each command is a process group of its own, ended as a whole."""
+    """Runs commands on this machine, each in its own process group. A command that must end is killed with its group."""
 
     name = "localhost"
 
@@ -38,7 +38,7 @@ class LocalTransport(FileCopies):
         except subprocess.TimeoutExpired:
             _kill(process)
             process.communicate()
-            raise DeadlineExpired(f"no end within {deadline.seconds:.0f} s of: {line}") from None
+            raise DeadlineExpired(f"the command did not end within {deadline.seconds:.0f} s: {line}") from None
         return Completed(tuple(argv), process.returncode, out, err)
 
     def open(self, argv: Sequence[str], *, pty: bool = False) -> Stream:
@@ -63,7 +63,7 @@ class LocalTransport(FileCopies):
         return DescriptorStream(connection.detach())
 
     def close(self) -> None:
-        """Nothing is held open."""
+        """Do nothing: there is no connection."""
 
 
 class DescriptorStream:
@@ -71,7 +71,7 @@ class DescriptorStream:
 
     def __init__(self, descriptor: int) -> None:
         self._descriptor = descriptor
-        # A pipe to wake a blocked read when another thread closes.
+        # Another thread that closes the stream wakes a blocked read through this pipe.
         self._woken, self._wake = os.pipe()
         self._closed = False
         self._lock = threading.Lock()
@@ -110,7 +110,10 @@ class DescriptorStream:
 
     @contextlib.contextmanager
     def _in_use(self) -> Iterator[bool]:
-        """The last one out closes the descriptors: closed under a reader, their numbers would be another file's."""
+        """Yields whether the stream is closed. The last user closes the descriptors.
+
+        If they were closed during a read, another file could get their numbers.
+        """
         with self._lock:
             closed = self._closed
             self._users += 1
@@ -126,7 +129,7 @@ class DescriptorStream:
 
 
 class ProcessStream(DescriptorStream):
-    """A process behind a pty or a socket pair."""
+    """The standard streams of a process, through a pty or a socket pair."""
 
     def __init__(self, process: subprocess.Popen[bytes], descriptor: int) -> None:
         super().__init__(descriptor)

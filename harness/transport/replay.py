@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""Plays a recorded console, with the faults that real ones have, so that every detector is tested without a machine."""
+"""Replays a recorded console with the faults of real ones, so that tests of the detectors need no machine."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from collections.abc import Sequence
 
 
 class ReplayStream:
-    """``data`` in chunks of ``sizes`` bytes (in turn, round and round), ``pace`` seconds apart.
+    """Replays ``data`` in chunks of ``sizes`` bytes (used cyclically), ``pace`` seconds apart.
 
-    ``end`` says what follows: ``"eof"``, or ``"silence"`` until it is closed. What is written is kept in ``written``;
-    ``answers`` maps a written line to bytes played next.
+    After ``data``, the stream ends if ``end`` is ``"eof"``; if it is ``"silence"``, it stays open until it is closed.
+    ``written`` collects the bytes written to it. ``answers`` maps a written line to the bytes to replay next.
     """
 
     def __init__(

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""ssh to a host, by paramiko; host keys are checked, and unknown ones refused unless told otherwise."""
+"""A transport over ssh (paramiko). It refuses a host whose key is unknown or has changed."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ from harness.transport import DEFAULT_SECONDS, Completed, Stream
 from harness.transport.files import FileCopies
 
 log = logging.getLogger("fxh.transport")
-# Our errors say what went wrong; paramiko's thread would print a traceback beside each.
+# Otherwise paramiko's thread logs a traceback in addition to each of our errors.
 logging.getLogger("paramiko").setLevel(logging.CRITICAL)
 
-# Quick under emulation, where the far end computes without hardware help.
+# Preferred key exchanges: they are fast on an emulated host.
 _KEX = ("curve25519-sha256@libssh.org", "curve25519-sha256")
 
 
 class SshTransport(FileCopies):
-    """One connection to ``host``, used by all; every command has a channel of its own.
+    """One connection to ``host``. Each command uses its own channel.
 
-    ``known_host_key`` is the line ``ssh-ed25519 AAAA...`` the host must show; without it ``known_hosts`` (default
-    ``~/.ssh/known_hosts``) are asked. ``over`` is a jump host: it makes the connection, and is closed with this one.
-    Raises TransportError when the host cannot be reached, or shows another key.
+    The host must have the key ``known_host_key`` (a line ``ssh-ed25519 AAAA...``), or else one in the files ``known_hosts``
+    (default ``~/.ssh/known_hosts``). The connection goes through the jump host ``over``, which is closed with it.
+    Raises TransportError if the host is unreachable, has another key, or refuses the login.
     """
 
     def __init__(
@@ -74,7 +74,7 @@ class SshTransport(FileCopies):
         except InfrastructureError:
             transport.close()
             raise
-        # Not used for liveness (the lab has a pulse of its own), but it keeps middle boxes from forgetting us.
+        # This keeps the connection in the tables of firewalls. It does not show whether the host is alive.
         transport.set_keepalive(30)
         self._transport = transport
 
@@ -87,11 +87,11 @@ class SshTransport(FileCopies):
             return socket.create_connection((host, port), timeout=max(0.1, deadline.remaining))
         except (OSError, paramiko.SSHException, EOFError) as exc:
             way = f" over {self._over.name}" if self._over is not None else ""
-            raise TransportError(f"{self._where}{way}: {exc}", hint="is the host up and its sshd listening?") from exc
+            raise TransportError(f"{self._where}{way}: {exc}", hint="check that the host is up and its sshd is running") from exc
 
     @staticmethod
     def _known(host: str, port: int, paths: Sequence[Path]) -> Mapping[str, paramiko.PKey]:
-        """The host's keys by type, as the known_hosts files have them."""
+        """The keys of the host in the known_hosts files, by type."""
         hosts = paramiko.HostKeys()
         for path in paths or (Path("~/.ssh/known_hosts").expanduser(),):
             if path.exists():
@@ -103,19 +103,19 @@ class SshTransport(FileCopies):
         if pinned:
             if shown != pinned:
                 raise TransportError(
-                    f"{self._where} shows another host key ({fingerprint(key)}) than the one pinned",
-                    hint="if the host was reinstalled, remove the old key; else somebody is in between",
+                    f"{self._where}: its host key {fingerprint(key)} differs from the configured one",
+                    hint="if the host was reinstalled, replace the old key; otherwise the connection may be intercepted",
                 )
             return
         if not known or key.get_name() not in known:
             raise TransportError(
-                f"{self._where} shows a host key that is not known: {key.get_name()} {fingerprint(key)}",
-                hint=f"compare it with the host's, then ssh-keyscan -p {port} {host} >> ~/.ssh/known_hosts",
+                f"{self._where}: its host key is unknown: {key.get_name()} {fingerprint(key)}",
+                hint=f"verify it on the host, then run: ssh-keyscan -p {port} {host} >> ~/.ssh/known_hosts",
             )
         if known[key.get_name()] != key:
             raise TransportError(
-                f"{self._where} shows another host key ({fingerprint(key)}) than known_hosts has",
-                hint="if the host was reinstalled, remove the old key; else somebody is in between",
+                f"{self._where}: its host key {fingerprint(key)} differs from that in known_hosts",
+                hint="if the host was reinstalled, replace the old key; otherwise the connection may be intercepted",
             )
 
     @staticmethod
@@ -137,8 +137,8 @@ class SshTransport(FileCopies):
                 return
             except paramiko.AuthenticationException:
                 continue
-        why = f" ({', '.join(locked)} has a passphrase: load it into an agent)" if locked else ""
-        raise paramiko.AuthenticationException(f"no key of the agent or of ~/.ssh was accepted for {user}{why}")
+        why = f" ({', '.join(locked)} has a passphrase: run ssh-add)" if locked else ""
+        raise paramiko.AuthenticationException(f"the host accepts no key of the agent or of ~/.ssh for {user}{why}")
 
     def _run(self, argv: Sequence[str], deadline: Deadline, stdin: bytes) -> Completed:
         line = shlex.join(argv)
@@ -158,7 +158,7 @@ class SshTransport(FileCopies):
                 if not self._transport.is_active():
                     raise TransportError(f"ssh to {self.name} dropped during: {line}")
                 if deadline.expired:
-                    raise DeadlineExpired(f"{self.name}: no end within {deadline.seconds:.0f} s of: {line}")
+                    raise DeadlineExpired(f"{self.name}: the command did not end within {deadline.seconds:.0f} s: {line}")
                 moved = False
                 if channel.recv_ready():
                     out += channel.recv(1 << 16)
@@ -176,7 +176,7 @@ class SshTransport(FileCopies):
                     break
                 if not moved:
                     select.select([channel], [], [], min(0.02 if unsent else 0.1, deadline.remaining))
-            # A host that dies closes the channel without a status.
+            # A dying host closes the channel without a status.
             status = channel.exit_status if channel.exit_status_ready() else -1
         except (OSError, paramiko.SSHException, EOFError) as exc:
             raise TransportError(f"ssh to {self.name} dropped during: {line} ({exc})") from exc
@@ -193,11 +193,11 @@ class SshTransport(FileCopies):
         return ChannelStream(channel)
 
     def forward(self, host: str, port: int) -> Stream:
-        """A TCP connection made from the far side."""
+        """A TCP connection from the remote host to ``host``. Raises TransportError."""
         try:
             return ChannelStream(self._transport.open_channel("direct-tcpip", (host, port), ("127.0.0.1", 0), timeout=10))
         except (paramiko.SSHException, OSError, EOFError) as exc:
-            raise TransportError(f"{self.name} could not connect to {host} port {port}: {exc}") from exc
+            raise TransportError(f"{self.name} cannot connect to {host} port {port}: {exc}") from exc
 
     @property
     def alive(self) -> bool:
@@ -216,19 +216,19 @@ class SshTransport(FileCopies):
                 channel = self._transport.open_session(timeout=max(0.1, deadline.remaining))
                 if pty:
                     channel.get_pty("vt100", 200, 50)
-                # Whatever the user's shell is, it makes room for the command: it need not wait for it as a process more.
+                # With exec, the login shell does not stay as another process.
                 channel.exec_command(f"exec {line}")
                 return channel
             except (paramiko.SSHException, OSError, EOFError) as exc:
-                # A channel that the server closes before it has said whether it takes the command (RFC 4254 6.5) has begun none.
-                # Seen with dropbear 2022.83 where a command had just ended.
+                # If the server closes the channel before it accepts the command (RFC 4254, section 6.5), the command has not
+                # started. dropbear 2022.83 does so shortly after another command has ended.
                 if tries and self._transport.is_active() and not deadline.expired:
                     continue
                 raise TransportError(f"ssh to {self.name} dropped before: {line} ({exc or type(exc).__name__})") from exc
 
 
 class ChannelStream:
-    """A channel as a Stream."""
+    """An ssh channel as a Stream."""
 
     def __init__(self, channel: paramiko.Channel) -> None:
         self._channel = channel
@@ -256,10 +256,10 @@ class ChannelStream:
 
 
 def _bare(kind: str) -> str:
-    """known_hosts names RSA keys by their type, the negotiation by the hash of the signature."""
+    """The type of key for a signature algorithm, as known_hosts names it."""
     return "ssh-rsa" if kind.startswith("rsa-sha2") else kind
 
 
 def fingerprint(key: paramiko.PKey) -> str:
-    """As ``ssh-keygen -l`` prints it: ``SHA256:...``."""
+    """The fingerprint that ``ssh-keygen -l`` prints: ``SHA256:...``."""
     return "SHA256:" + base64.b64encode(hashlib.sha256(key.asbytes()).digest()).decode().rstrip("=")

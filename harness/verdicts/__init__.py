@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""What a result means beside those before it: pure functions from observations to verdicts, each with its reason in words."""
+"""Verdicts: pure functions that judge a result by earlier ones, and give the reason as text."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""Two runs side by side, whatever was between them."""
+"""The comparison of two runs."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from harness.verdicts.values import KINDS, NamedRun, Observation, Verdict
 
 @dataclass(frozen=True)
 class Change:
-    """One case in one cell, in the later run as judged by the earlier. ``metrics``: (name, before, now) that differ."""
+    """A case in a cell, with its verdict against the earlier run. ``metrics``: (name, before, now) that differ."""
 
     case: str
     cell: str
@@ -27,7 +27,7 @@ class Change:
 
 @dataclass(frozen=True)
 class Comparison:
-    """``inputs``: (name, before, now) that differ; ``only_before`` is what the later run does not have."""
+    """``inputs``: (name, before, now) that differ. ``only_before``: cases that only the earlier run has."""
 
     before: str
     now: str
@@ -43,7 +43,7 @@ class Comparison:
 def compare(
     before: Sequence[tuple[Observation, Mapping[str, float]]], now: Sequence[tuple[Observation, Mapping[str, float]]]
 ) -> Comparison:
-    """Each side is one run's observations, with their metrics."""
+    """Compare two runs. Each is given as its observations and their metrics."""
     earlier = {(seen.case, seen.cell): (seen, metrics) for seen, metrics in before}
     later = {(seen.case, seen.cell): (seen, metrics) for seen, metrics in now}
     name = before[0][0].run if before else ""
@@ -52,7 +52,7 @@ def compare(
     for key, (seen, metrics) in later.items():
         old = earlier.get(key)
         verdict = judge(seen, [old[0]] if old else [], baseline=NamedRun(name))
-        moved = _moved(old[1], metrics) if old and old[0].outcome == seen.outcome == PASSED else ()
+        moved = _changed_metrics(old[1], metrics) if old and old[0].outcome == seen.outcome == PASSED else ()
         changes.append(Change(*key, old[0].outcome if old else "", seen.outcome, verdict, moved))
         for what in old[0].inputs.changes(seen.inputs) if old else ():
             inputs[(what, old[0].inputs.words(what), seen.inputs.words(what))] = None  # type: ignore[index]
@@ -61,8 +61,8 @@ def compare(
     return Comparison(name, now[0][0].run if now else "", tuple(inputs), tuple(changes), only)
 
 
-def _moved(before: Mapping[str, float], now: Mapping[str, float]) -> tuple[tuple[str, float, float], ...]:
-    """One value against one: what moved by more than a drift would have to."""
+def _changed_metrics(before: Mapping[str, float], now: Mapping[str, float]) -> tuple[tuple[str, float, float], ...]:
+    """Metrics that differ by more than twice the limits of a drift, since there is only one earlier value."""
     return tuple(
         (name, before[name], value)
         for name, value in sorted(now.items())

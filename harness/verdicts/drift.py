@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""Metrics with tolerance: a boot that takes twice as long is a finding, not an invisible pass."""
+"""Drifts: metrics that left their usual range, although the case passed."""
 
 from __future__ import annotations
 
@@ -7,21 +7,20 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
 
-# Fewer earlier values than this are no baseline.
+# A baseline needs at least ENOUGH earlier values, and uses at most the last WINDOW ones.
 ENOUGH = 5
-# How many of the latest are one.
 WINDOW = 20
-# A value drifts when it leaves the median by more than all of these: a share of it, a multiple of its usual scatter (median
-# absolute deviation, scaled to a standard deviation), and an absolute amount below which nobody cares.
+# A value drifts if it differs from the median by more than all of these: a share of the median, a multiple of the scatter (median
+# absolute deviation, scaled to a standard deviation), and an absolute amount in the metric's unit.
 SHARE, SCATTER, LEAST = 0.25, 4.0, 0.25
 _SIGMA = 1.4826
-# Names that say that more is better; of times less is.
+# Words in the names of metrics for which higher values are better.
 _MORE_IS_BETTER = ("throughput", "per second", "/s", "rate")
 
 
 @dataclass(frozen=True)
 class Drift:
-    """``metric`` left what is usual. ``usual`` and ``now`` in the metric's own unit, ``runs`` is how many ``usual`` is from."""
+    """A metric outside its usual range. ``usual`` is the median of ``runs`` earlier runs, in the metric's unit, as is ``now``."""
 
     case: str
     cell: str
@@ -41,12 +40,12 @@ class Drift:
 
     @property
     def words(self) -> str:
-        how = f"{self.factor:.1f} times" if self.usual else "from nothing to"
-        return f"{self.metric}: {self.now:.2f}, usually {self.usual:.2f} (median of {self.runs} runs): {how} as much"
+        factor = f", factor {self.factor:.1f}" if self.usual else ""
+        return f"{self.metric}: {self.now:.2f}, usually {self.usual:.2f} (median of {self.runs} runs){factor}"
 
 
 def drifts(case: str, cell: str, now: Mapping[str, float], past: Sequence[Mapping[str, float]]) -> tuple[Drift, ...]:
-    """The metrics of ``now`` that left what they were in ``past`` (oldest first, passed runs only)."""
+    """The metrics of ``now`` that drifted from ``past``, the metrics of passed runs, oldest first."""
     found = []
     for metric, value in sorted(now.items()):
         values = [seen[metric] for seen in past if metric in seen][-WINDOW:]

@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""The verdict on one result, from the results before it: a pure function.
+"""The verdict on one result, from the results before it. A pure function.
 
-In the spirit of osstest's sg-report-flight: a failure is excused only by the same version passing elsewhere, and what an earlier
-failure hides is not forgotten. A build is no case: one that fails within a case counts as infrastructure (harness.errors.BuildError),
-of which nothing is judged.
+The rules follow osstest's sg-report-flight. Only a pass of the same version excuses a failure. A result without a judgement does
+not clear an earlier failure. A failed build counts as infrastructure (harness.errors.BuildError), so it is not judged.
 """
 
 from __future__ import annotations
@@ -15,10 +14,10 @@ from harness.results.model import FAILED, HARNESS, PASSED, SKIPPED
 from harness.verdicts import values
 from harness.verdicts.values import Baseline, Branch, LastGreen, NamedRun, Observation, Verdict
 
-# How far back the same version's results are looked at: a year-old hiccup on inputs that never change excuses nothing.
+# Number of earlier results that are searched for the same version. An older failure with inputs that never change excuses nothing.
 WINDOW = 50
-# Failures in a row, after passes with the very same inputs, from which on chance is a poor explanation.
-_TOO_MANY = 3
+# After so many failures in a row, following passes with the same inputs, an unrecorded change is likely.
+_MANY_FAILURES = 3
 
 
 def judge(
@@ -28,15 +27,16 @@ def judge(
     baseline: Baseline = LastGreen(),  # noqa: B008 - a frozen value
     blocked_by: str = "",
 ) -> Verdict:
-    """The verdict on ``now``. ``past`` is oldest first; what is of another case or cell in it does not count.
+    """The verdict on ``now``.
 
-    ``blocked_by`` names the earlier failure of the same run that kept this case from acting, or is empty.
+    ``past`` is oldest first; observations of other cases and cells are ignored. ``blocked_by`` is the case of the same run whose
+    failure prevented this one, or empty.
     """
     mine = [seen for seen in past if seen.case == now.case and seen.cell == now.cell]
     if now.outcome == SKIPPED:
-        return Verdict(values.SKIP, "not run here")
+        return Verdict(values.SKIP, "not run in this cell")
     if blocked_by or not now.judged:
-        return _nothing_learned(now, mine, baseline, blocked_by)
+        return _not_judged(now, mine, baseline, blocked_by)
     if now.outcome == PASSED:
         return _passed(now, mine)
     if now.known:
@@ -44,30 +44,30 @@ def judge(
     return _failed(now, mine, baseline)
 
 
-def _nothing_learned(now: Observation, mine: list[Observation], baseline: Baseline, blocked_by: str) -> Verdict:
+def _not_judged(now: Observation, mine: list[Observation], baseline: Baseline, blocked_by: str) -> Verdict:
     if blocked_by:
-        kind, reason = values.BLOCKED, f"it could not act: {blocked_by} failed before it"
+        kind, reason = values.BLOCKED, f"the guest died during setup, as in {blocked_by}, which has the failure"
     elif now.outcome == HARNESS:
-        kind, reason = values.INFRASTRUCTURE, "nothing was learned: a bug of the harness"
+        kind, reason = values.INFRASTRUCTURE, "not judged: a bug of the harness"
     else:
-        kind, reason = values.INFRASTRUCTURE, "nothing was learned: infrastructure"
+        kind, reason = values.INFRASTRUCTURE, "not judged: infrastructure failed"
     same = [n for n, seen in enumerate(mine) if seen.judged and seen.inputs.version == now.inputs.version]
     standing = ""
     if same and mine[same[-1]].outcome == FAILED:
         before = judge(mine[same[-1]], mine[: same[-1]], baseline=baseline)
         if before.is_bad:
             standing = before.kind
-            reason += f"; with the same inputs it failed in {mine[same[-1]].run} ({before.kind}), which still stands"
+            reason += f"; the failure with the same inputs in {mine[same[-1]].run} ({before.kind}) still stands"
     return Verdict(kind, reason, standing=standing)
 
 
 def _passed(now: Observation, mine: list[Observation]) -> Verdict:
     if now.known:
-        reason = f"it passes: take its entry out of the known issues, which says: {now.known}"
+        reason = f"passed, although a known issue expects a failure ({now.known}); remove its entry"
         return Verdict(values.KNOWN_GONE, reason, reference=now.known)
     judged = [seen for seen in mine if seen.judged]
     if not judged:
-        return Verdict(values.NEW, "first result of this case here")
+        return Verdict(values.NEW, "first result of this case in this cell")
     same = _same_version(now, judged)
     failures = [seen for seen in same if seen.outcome == FAILED]
     if failures:
@@ -77,11 +77,14 @@ def _passed(now: Observation, mine: list[Observation]) -> Verdict:
     if own and own[-1].outcome == FAILED:
         streak = _streak(own)
         words = _changed(own[-1], now)
-        reason = f"failed in the last {_runs(len(streak))} (since {streak[-1].run}), passes now{words}"
+        before = f"the last {len(streak)} runs, since {streak[-1].run}" if len(streak) > 1 else streak[-1].run
+        reason = f"failed in {before}; passes now{words}"
         return Verdict(values.FIXED, reason, since=now.run, baseline=own[-1].run)
     if not own:
-        return Verdict(values.NEW, f"first result on this branch; known from {judged[-1].branch or 'another branch'}")
-    return Verdict(values.PASS, f"passed, as in the {_runs(len(_streak(own)))} before", baseline=own[-1].run)
+        return Verdict(values.NEW, f"first result on this branch; {judged[-1].branch or 'another branch'} has earlier ones")
+    count = len(_streak(own))
+    before = f"{count} runs" if count > 1 else "run"
+    return Verdict(values.PASS, f"passed, as in the {before} before", baseline=own[-1].run)
 
 
 def _failed(now: Observation, mine: list[Observation], baseline: Baseline) -> Verdict:
@@ -93,52 +96,53 @@ def _failed(now: Observation, mine: list[Observation], baseline: Baseline) -> Ve
     against = _baseline_line(now, judged, baseline)
     if not against:
         return _without_baseline(now, judged, baseline)
-    tally = f"failed {len(same) + 1} of {len(same) + 1} with these inputs"
+    tally = f"failed in all {len(same) + 1} runs with these inputs" if same else "failed in the first run with these inputs"
     if against[-1].outcome == PASSED:
         streak = _streak(against)
-        reason = f"passed in the last {_runs(len(streak))} of {baseline}, up to {streak[0].run}"
-        if isinstance(baseline, LastGreen):
-            reason = f"passed in the last {_runs(len(streak))}, up to {streak[0].run}"
-        elif isinstance(baseline, NamedRun):
-            reason = f"passed in {baseline}"
+        of_branch = f" of {baseline}" if isinstance(baseline, Branch) else ""
+        reason = f"passed in the last {len(streak)} runs{of_branch}, up to {streak[0].run}"
+        if len(streak) == 1:
+            reason = f"passed in run {streak[0].run}{of_branch}"
         reason += f"; {tally}{_changed(against[-1], now)}{_used_to_flake(against[-1], judged)}"
         return Verdict(values.REGRESSION, reason, since=_since(now, mine), baseline=against[-1].run)
     streak = _streak(against)
     first, last = streak[-1], streak[0]
     other = bool(now.identity) and bool(last.identity) and all(seen.identity != now.identity for seen in streak)
-    note = f"; it dies otherwise than before: {now.identity}, was {last.identity}" if other else ""
+    note = f"; different failure than before: {now.identity} (was {last.identity})" if other else ""
     green = next((seen for seen in reversed(against) if seen.outcome == PASSED), None)
     if green is None and not any(seen.outcome == PASSED for seen in judged):
-        reason = f"failed in all of {_runs(len(streak) + 1)} since {first.run}"
-        return Verdict(values.NEVER_PASSED, reason + note, since=first.run, otherwise=other)
+        reason = f"failed in all {len(streak) + 1} runs since {first.run}"
+        return Verdict(values.NEVER_PASSED, reason + note, since=first.run, different_failure=other)
     reason = f"failing since {first.run} ({_runs(len(streak) + 1)})"
     reason += f", last passed in {green.run}{_changed(green, first, 'then')}" if green else ""
-    return Verdict(values.STILL_FAILING, reason + note, since=first.run, baseline=last.run, otherwise=other)
+    return Verdict(values.STILL_FAILING, reason + note, since=first.run, baseline=last.run, different_failure=other)
 
 
 def _flaky(now: Observation, judged: list[Observation], same: list[Observation], passes: list[Observation]) -> Verdict:
     total = len(same) + 1
-    reason = f"failed {total - len(passes)} of {total} times with the same inputs, passed last in {passes[-1].run}"
+    reason = f"failed {total - len(passes)} of {total} times with the same inputs, last passed in {passes[-1].run}"
     streak = _streak([*_own_line(now, judged), now])
-    if len(streak) >= _TOO_MANY:
-        reason += f"; {len(streak)} times in a row now, so something that is not recorded may have changed"
+    if len(streak) >= _MANY_FAILURES:
+        reason += f"; {len(streak)} times in a row now, so an unrecorded input may have changed"
     return Verdict(values.FLAKY, reason, since=streak[-1].run)
 
 
 def _without_baseline(now: Observation, judged: list[Observation], baseline: Baseline) -> Verdict:
-    """There is nothing to compare with."""
+    """The verdict on a failure if the baseline has no judged result."""
     passes = [seen for seen in judged if seen.outcome == PASSED]
     if not judged:
         if isinstance(baseline, LastGreen):
-            return Verdict(values.NEVER_PASSED, "failed at its first run ever; there is nothing to compare with", since=now.run)
-        return Verdict(values.BASELINE_UNTESTED, f"{baseline} has no judged result of it, and no other run", since=now.run)
-    elsewhere = f"it passed last in {passes[-1].run}" if passes else f"no run of {len(judged)} ever passed it"
+            return Verdict(values.NEVER_PASSED, "failed in its first run; there is no earlier result", since=now.run)
+        return Verdict(
+            values.BASELINE_UNTESTED, f"neither {baseline} nor another run has a judged result of this case", since=now.run
+        )
+    elsewhere = f"the case last passed in {passes[-1].run}" if passes else f"the case failed in all {len(judged)} other runs"
     against = f"branch {now.branch or 'of this run'}" if isinstance(baseline, LastGreen) else str(baseline)
-    return Verdict(values.BASELINE_UNTESTED, f"{against} has no judged result of it to compare with; {elsewhere}", since=now.run)
+    return Verdict(values.BASELINE_UNTESTED, f"{against} has no judged result of this case; {elsewhere}", since=now.run)
 
 
 def _baseline_line(now: Observation, judged: list[Observation], baseline: Baseline) -> list[Observation]:
-    """The results that ``baseline`` means, oldest first."""
+    """The results of ``baseline``, oldest first."""
     match baseline:
         case NamedRun(run):
             return [seen for seen in judged if seen.run == run]
@@ -157,7 +161,7 @@ def _same_version(now: Observation, judged: list[Observation]) -> list[Observati
 
 
 def _streak(line: list[Observation]) -> list[Observation]:
-    """The last results that are alike, newest first."""
+    """The last results with the same outcome, newest first."""
     return list(takewhile(lambda seen: seen.outcome == line[-1].outcome, reversed(line)))
 
 
@@ -176,10 +180,10 @@ def _changed(then: Observation, now: Observation, word: str = "now") -> str:
 
 
 def _used_to_flake(green: Observation, judged: list[Observation]) -> str:
-    """A case that was flaky with the baseline's inputs may be so still: say it, but excuse nothing."""
+    """A note if the case was flaky with the baseline's inputs. That does not excuse the failure."""
     same = [seen for seen in judged[-WINDOW:] if seen.inputs.version == green.inputs.version]
     failures = sum(seen.outcome == FAILED for seen in same)
-    return f"; note that it failed {failures} of {len(same)} with the inputs it passed with, so run it again" if failures else ""
+    return f"; it also failed {failures} of {len(same)} times with the baseline's inputs, so run it again" if failures else ""
 
 
 def _runs(count: int) -> str:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""The verdicts of a whole run: each case by its own history, and what an earlier failure of the run kept from acting."""
+"""The verdicts of a run: each case by its own history, and the cases that a failure of the same run blocked."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from harness.verdicts.values import Baseline, LastGreen, Observation, Verdict
 Key = tuple[str, str]
 """Case and cell."""
 History = Mapping[Key, Sequence[Observation]]
-"""Oldest first, without the run that is judged."""
+"""Earlier observations of each case and cell, oldest first."""
 
 
 def judge_run(
@@ -21,7 +21,7 @@ def judge_run(
     *,
     baseline: Baseline = LastGreen(),  # noqa: B008 - a frozen value
 ) -> dict[Key, Verdict]:
-    """A verdict for each of ``results``, which are one run's, in the order in which they ran."""
+    """A verdict for each of ``results``, which are those of one run in the order in which they ran."""
     blockers = find_blockers(results)
     return {
         (now.case, now.cell): judge(
@@ -35,10 +35,10 @@ def judge_run(
 
 
 def find_blockers(results: Iterable[Observation]) -> dict[Key, str]:
-    """Which case could not act because of which other's failure.
+    """The blocked cases, each with the case that has the failure.
 
-    A guest that dies before a case has begun to act (in its set-up) does so for every case of its cell. The failure belongs
-    to one: to a case that died of the same in its own acting, else to the first.
+    If a guest dies during the setup of a case, it does so for every case of its cell. The failure then counts for one of them:
+    for the case that died of it in its own steps, or for the first one.
     """
     culprits: dict[tuple[str, str], str] = {}
     early: dict[tuple[str, str], list[Observation]] = {}
@@ -60,6 +60,6 @@ def find_blockers(results: Iterable[Observation]) -> dict[Key, str]:
 
 
 def gone(results: Iterable[Observation], history: History, last_run: str) -> tuple[Key, ...]:
-    """What the run before had and this one has not: taken out, renamed, or not selected."""
+    """Cases of the run before that this run does not have: removed, renamed or not selected."""
     now = {(seen.case, seen.cell) for seen in results}
     return tuple(sorted(key for key, seen in history.items() if key not in now and seen and seen[-1].run == last_run))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""What verdicts are made from, and what they are."""
+"""Observations, baselines and verdicts."""
 
 from __future__ import annotations
 
@@ -8,10 +8,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 
-from harness.results.model import FAILED, PASSED, SKIPPED
-from harness.results.model import KNOWN as KNOWN_OUTCOME
+from harness.results.model import FAILED, PASSED, SKIPPED, Outcome
 
-# Kinds of verdicts. These four are of a case that failed without an excuse.
+# The kinds of verdicts. The first four are failures without an excuse.
 REGRESSION, STILL_FAILING, NEVER_PASSED, BASELINE_UNTESTED = "regression", "still failing", "never passed", "baseline untested"
 FLAKY, KNOWN, KNOWN_GONE = "flaky", "known issue", "known issue gone"
 BLOCKED, INFRASTRUCTURE, SKIP = "blocked", "infrastructure", "skipped"
@@ -20,43 +19,43 @@ KINDS = (
     REGRESSION, BASELINE_UNTESTED, NEVER_PASSED, KNOWN_GONE, STILL_FAILING, FLAKY, BLOCKED, INFRASTRUCTURE, KNOWN, FIXED, NEW,
     PASS, SKIP,
 )  # fmt: skip
-"""All of them, in the order in which a reader wants to see them."""
+"""In the order of reports."""
 BAD = frozenset({REGRESSION, STILL_FAILING, NEVER_PASSED, BASELINE_UNTESTED})
 
-# These differ between runs without making what was tested another version.
+# Inputs that may differ between runs of the same version.
 INCIDENTAL = frozenset({"python", "machine", "host", "backend", "lab", "shard", "run again because"})
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """Everything that was tested together, by name: kernel, ramdisk, disks, xen, dom0, qemu, harness, quirks."""
+    """The inputs of a result, by name: kernel, ramdisk, disks, xen, dom0, qemu, harness, quirks."""
 
     values: Mapping[str, str] = field(default_factory=dict)
 
     @cached_property
     def revisions(self) -> dict[str, str]:
-        """Without what is incidental, and files by their content rather than their names."""
+        """The inputs without incidental ones. A file counts by its content, not by its name."""
         return {name: revision(value) for name, value in sorted(self.values.items()) if name not in INCIDENTAL}
 
     @cached_property
     def version(self) -> str:
-        """The same for two runs exactly when the same was tested."""
+        """A hash that is equal for equal inputs."""
         return hashlib.sha256(repr(list(self.revisions.items())).encode()).hexdigest()[:16]
 
     def changes(self, later: Inputs) -> tuple[str, ...]:
-        """The names of the inputs in which ``later`` differs."""
+        """The names of the inputs that differ in ``later``."""
         mine, theirs = self.revisions, later.revisions
         return tuple(name for name in sorted(mine.keys() | theirs.keys()) if mine.get(name) != theirs.get(name))
 
     def words(self, name: str) -> str:
-        """An input as people say it: ``kernel.XENA (26f2e57c)``."""
+        """An input for a text: ``kernel.XENA (26f2e57c)``."""
         value = self.values.get(name, "none")
         head, mark, digest = value.partition(" sha256:")
         return f"{head} ({digest[:8]})" if mark else value
 
 
 def revision(value: str) -> str:
-    """``kernel.XENA sha256:26f2...`` is its hash; what has none is itself."""
+    """The hash of ``kernel.XENA sha256:26f2...``; a value without a hash is its own revision."""
     _, mark, digest = value.rpartition("sha256:")
     return digest if mark else value
 
@@ -66,28 +65,30 @@ NO_INPUTS = Inputs()
 
 @dataclass(frozen=True, slots=True)
 class Observation:
-    """How one case ended in one cell of one run. ``run`` is the run's name; order is the order of a sequence, never a clock."""
+    """The result of a case in a cell of a run. The order of observations is that of their sequence; clocks may jump."""
 
     run: str
     case: str
     cell: str
-    outcome: str
+    outcome: Outcome
+    """As if there were no known issues: passed or failed instead of known."""
     identity: str = ""
+    """Of the death, or empty."""
     inputs: Inputs = NO_INPUTS
     phase: str = ""
     branch: str = ""
     known: str = ""
-    """The known issue (suites/known_issues.toml) that a failure showed, or that a pass should have shown."""
+    """The known issue that covers the case, in one line, or empty."""
 
     @property
     def judged(self) -> bool:
-        """Whether anything was learned about the product."""
+        """Whether the result says something about the product."""
         return self.outcome in (PASSED, FAILED)
 
     @property
-    def shown(self) -> str:
-        """The outcome as results have it."""
-        return KNOWN_OUTCOME if self.known and self.outcome == FAILED else self.outcome
+    def shown(self) -> Outcome:
+        """The outcome as in the run's results."""
+        return Outcome.KNOWN if self.known and self.outcome == FAILED else self.outcome
 
 
 @dataclass(frozen=True)
@@ -123,24 +124,25 @@ Baseline = LastGreen | NamedRun | Branch
 
 @dataclass(frozen=True)
 class Verdict:
-    """``kind`` and why. ``since`` is the run in which the present state began; ``baseline`` the run it is compared with.
-
-    ``standing``: nothing was learned this time, but the last word on these very inputs is that verdict. ``otherwise``: it
-    failed before, too, but dies of something else now, which is news.
-    """
+    """The judgement of an observation."""
 
     kind: str
     reason: str
     since: str = ""
+    """The run in which the present state began."""
     baseline: str = ""
+    """The run that the result is compared with."""
     reference: str = ""
+    """The known issue, in one line."""
     standing: str = ""
-    otherwise: bool = False
+    """For a result without a judgement: the verdict of the last failure with the same inputs."""
+    different_failure: bool = False
+    """The case failed before, but with another death."""
 
     @property
     def is_news(self) -> bool:
-        """Whether a report shows it first."""
-        return self.kind in (REGRESSION, NEVER_PASSED, BASELINE_UNTESTED, KNOWN_GONE) or self.otherwise
+        """Whether a report shows the case first."""
+        return self.kind in (REGRESSION, NEVER_PASSED, BASELINE_UNTESTED, KNOWN_GONE) or self.different_failure
 
     @property
     def is_bad(self) -> bool:

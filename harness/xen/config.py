@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""Domain configuration: values in, an xl.cfg(5) text out."""
+"""Renders domain configurations as xl.cfg(5) text."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ ACTIONS = (
 
 
 def entry(guest_type: str) -> str:
-    """As what a kernel is entered: ``pvshim`` is a PV guest on a Xen of its own, the PV shim, in a PVH domain."""
+    """The mode in which the guest's kernel starts. ``pvshim`` is a PV guest: its domain is PVH, but runs the PV shim's Xen."""
     return "pv" if guest_type == "pvshim" else guest_type
 
 
 @dataclass(frozen=True)
 class Disk:
-    """``target`` is a path in dom0 (block device or file), ``vdev`` as in xl-disk-configuration(5): xvda, hda, 51712.
+    """A disk. ``target`` is a path in dom0 (block device or file), ``vdev`` as in xl-disk-configuration(5): xvda, hda, 51712.
 
     A drive without a medium has no target, and the format ``empty``.
     """
@@ -36,13 +36,13 @@ class Disk:
     readonly: bool = False
     cdrom: bool = False
     backend: str = ""
-    """``phy``, ``qdisk`` or empty for libxl's choice."""
+    """``phy`` or ``qdisk``; if empty, libxl chooses."""
 
     def render(self) -> str:
-        """As ``xl block-attach`` and the ``disk`` list take it (xen tools/libs/util/libxlu_disk_l.l).
+        """The argument of ``xl block-attach``, or an item of the ``disk`` list (xen tools/libs/util/libxlu_disk_l.l).
 
-        Raises UsageError for what this syntax cannot hold. A comma in the path of an HVM guest's emulated disk can be written, but
-        QEMU misreads it: libxl passes the path to ``-drive`` as it is.
+        Raises UsageError for values that this syntax cannot express. It can express a comma in the path of an emulated disk, but
+        QEMU misreads it, because libxl passes the path to ``-drive`` unescaped.
         """
         vdev.number(self.vdev)
         for name, value, known in (("format", self.format, FORMATS), ("backend", self.backend, BACKENDS)):
@@ -58,36 +58,36 @@ class Disk:
         if self.backend:
             words.append(f"backendtype={self.backend}")
         if self.target:
-            # target= takes the rest of the text, less one comma at its end.
+            # target= takes the rest of the text without a comma at its end.
             words.append(f"target={self.target}" + ("," if self.target.endswith(",") else ""))
         return ",".join(words)
 
 
 @dataclass(frozen=True)
 class Vif:
-    """A network interface on the bridge ``bridge``; ``mac`` empty for libxl's choice; ``model`` empty for PV alone."""
+    """A network interface on ``bridge``. If ``mac`` is empty, libxl chooses it. If ``model`` is empty, the interface is PV only."""
 
     bridge: str
     mac: str = ""
     model: str = ""
     script: str = ""
     type: str = ""
-    """HVM: ``vif`` for the PV interface alone; libxl's choice is an emulated one beside it."""
+    """HVM: ``vif`` for the PV interface only. By default libxl adds an emulated one."""
 
     def render(self) -> str:
-        """As ``xl network-attach`` and the ``vif`` list take it."""
+        """The arguments of ``xl network-attach``, or an item of the ``vif`` list. Raises UsageError."""
         if self.mac and not re.fullmatch(r"(?:[0-9a-f]{2}:){5}[0-9a-f]{2}", self.mac):
             raise UsageError(f"vif mac {self.mac!r}", hint="six pairs of lower-case hex digits, for example 00:16:3e:01:02:03")
         words = {"bridge": self.bridge, "mac": self.mac, "model": self.model, "script": self.script, "type": self.type}
         for key, value in words.items():
             if "," in value:
-                raise UsageError(f"vif {key} {value!r}: xl ends it at the comma", hint="choose a name without a comma")
+                raise UsageError(f"vif {key} {value!r}: xl's syntax cannot express a comma", hint="choose a name without a comma")
         return ",".join(f"{key}={value}" for key, value in words.items() if value)
 
 
 @dataclass(frozen=True)
 class DomainConfig:
-    """One guest domain. Memory in MiB. ``more`` holds further xl.cfg keys with str, int, bool or list-of-str values."""
+    """One guest domain. Memory is in MiB. ``more`` has further xl.cfg keys with str, int, bool or list-of-str values."""
 
     name: str
     type: str
@@ -102,10 +102,10 @@ class DomainConfig:
     disks: tuple[Disk, ...] = ()
     vifs: tuple[Vif, ...] = ()
     serial: bool = False
-    """HVM: a serial port that ``xl console -t serial`` shows."""
+    """HVM: add a serial port, which ``xl console -t serial`` shows."""
     boot: str = ""
     firmware: str = ""
-    """HVM: ``ovmf`` for UEFI; empty for libxl's choice, SeaBIOS (xl.cfg(5))."""
+    """HVM: ``ovmf`` for UEFI. If empty, libxl uses SeaBIOS (xl.cfg(5))."""
     pvshim: bool = False
     on_poweroff: str = "destroy"
     on_reboot: str = "restart"
@@ -114,20 +114,22 @@ class DomainConfig:
 
     @property
     def guest_type(self) -> str:
-        """What the guest takes itself for: pv within the PV shim, whose domain is a PVH one."""
+        """The guest type that the guest detects. In the PV shim it detects pv, although its domain is PVH."""
         return "pv" if self.pvshim else self.type
 
     def render(self) -> str:
-        """The xl.cfg text. Raises UsageError for what xl would refuse or misread."""
+        """The xl.cfg text. Raises UsageError for values that xl refuses or misreads."""
         if self.type not in TYPES:
             raise UsageError(f"guest type {self.type!r}", hint=f"one of {', '.join(TYPES)}")
         for key, action in (("on_poweroff", self.on_poweroff), ("on_reboot", self.on_reboot), ("on_crash", self.on_crash)):
             if action not in ACTIONS:
                 raise UsageError(f"{key} {action!r}", hint=f"one of {', '.join(ACTIONS)}")
         if self.pvshim and self.type != "pvh":
-            raise UsageError(f"pvshim with type {self.type!r}", hint="the shim turns a PVH domain into a PV one: type pvh")
+            raise UsageError(f"pvshim with type {self.type!r}", hint="the PV shim needs a PVH domain: use type pvh")
         if self.firmware and self.type != "hvm":
-            raise UsageError(f"firmware {self.firmware!r} with type {self.type!r}", hint="only HVM guests start from a firmware")
+            raise UsageError(
+                f"firmware {self.firmware!r} with type {self.type!r}", hint="use type hvm; only HVM guests have a firmware"
+            )
         lines: list[tuple[str, str | int | Sequence[str]]] = [
             ("name", self.name),
             ("type", self.type),
@@ -155,34 +157,35 @@ class DomainConfig:
 
 def _value(key: str, value: str | int | Sequence[str]) -> str:
     if not re.fullmatch(r"[a-z][._0-9a-z]*", key):
-        raise UsageError(f"xl.cfg key {key!r}", hint="lower-case letters, digits, dots and underscores, a letter first")
+        raise UsageError(
+            f"invalid xl.cfg key {key!r}", hint="use a lower-case letter, then lower-case letters, digits, dots and underscores"
+        )
     if isinstance(value, int):
         if not -(1 << 63) <= value < 1 << 63:
             raise UsageError(f"{key} {value}: xl's numbers have 64 bits")
-        # xl's syntax has no sign: it reads a negative number from a string.
+        # xl's syntax has no sign, but xl reads a negative number from a string.
         return str(int(value)) if value >= 0 else f'"{value}"'
     if isinstance(value, str):
         return _string(key, value)
     return "[" + ", ".join(_string(key, item) for item in value) + "]"
 
 
-# A string ends at its quote or at a line end. xl's other escapes, by a character's number, yield nothing: xlu__cfgl_dequote()
-# reads the number and forgets it.
+# A string ends at its quote or at a line end. Numeric escapes do not work: xlu__cfgl_dequote() reads the number and drops it.
 _ESCAPES = {"\\": r"\\", "\n": r"\n", "\r": r"\r", "\t": r"\t", "\v": r"\v", "\f": r"\f", "\a": r"\a", "\b": r"\b"}
 
 
 def _string(key: str, text: str) -> str:
-    """``text`` as xl reads it back (xen tools/libs/util/libxlu_cfg_l.l and libxlu_cfg.c).
+    """``text`` quoted for xl.cfg (xen tools/libs/util/libxlu_cfg_l.l and libxlu_cfg.c).
 
-    All characters that have no escape stand for themselves, control characters too. Raises UsageError for a NUL, where xl's
-    strings end, and for what is not UTF-8, which libxl cannot read back from its own record of the domain.
+    Characters without an escape are written literally, including control characters. Raises UsageError for a NUL, which ends
+    xl's strings, and for text that is not UTF-8, which libxl cannot read back from its own record of the domain.
     """
     if "\0" in text:
-        raise UsageError(f"{key} has a NUL, where xl's strings end: {text!r}")
+        raise UsageError(f"{key} contains a NUL, which ends xl's strings: {text!r}")
     if re.search("[\ud800-\udfff]", text):
         raise UsageError(f"{key} is not UTF-8: {text!r}")
     if key == "name" and any(ord(character) < 32 or ord(character) == 127 for character in text):
-        raise UsageError(f"name has a control character, which breaks the rows of `xl list`: {text!r}")
+        raise UsageError(f"the domain name contains a control character, which breaks the rows of `xl list`: {text!r}")
     quote = "'" if '"' in text and "'" not in text else '"'
     written = "".join(_ESCAPES.get(character, character) for character in text)
     return quote + written.replace(quote, "\\" + quote) + quote

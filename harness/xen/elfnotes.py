@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""Whether a file is a kernel that Xen can start, and as what: its ELF notes say so (xen/include/public/elfnote.h)."""
+"""Reads the ELF notes of a kernel, which tell the guest types that it supports (xen/include/public/elfnote.h)."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ _LARGEST = 512 << 20
 
 @dataclass(frozen=True)
 class Notes:
-    """``bits`` is 32 or 64; ``notes`` maps note types to their raw content."""
+    """The Xen notes of a kernel: pairs of type and raw content. ``bits`` is 32 or 64."""
 
     bits: int
     notes: tuple[tuple[int, bytes], ...]
 
     @property
     def guest_types(self) -> tuple[str, ...]:
-        """pvh by PHYS32_ENTRY, pv by ENTRY; none for a kernel without Xen's notes.
+        """The guest types: pvh if there is a PHYS32_ENTRY, pv if there is an ENTRY.
 
-        FreeBSD 12 and later has an ENTRY, too, but asks for auto_translated_physmap: that was PVH's first version, not PV.
+        FreeBSD 12 and later has an ENTRY but requires auto_translated_physmap: that is the first version of PVH, not PV.
         """
         found = dict(self.notes)
         required = found.get(_FEATURES, b"").rstrip(b"\0").split(b"|")
@@ -34,13 +34,15 @@ class Notes:
 
 
 def read(path: Path) -> Notes:
-    """The Xen notes of an ELF file. Raises UsageError when the file is none, or cut short."""
+    """The Xen notes of an ELF file. Raises UsageError if it is unreadable, truncated or no ELF file."""
     try:
         if path.stat().st_size > _LARGEST:
-            raise UsageError(f"{path}: {path.stat().st_size >> 20} MiB is no kernel", hint="give the kernel, not a disk image")
+            raise UsageError(
+                f"{path}: {path.stat().st_size >> 20} MiB is too large for a kernel", hint="give the kernel, not a disk image"
+            )
         data = path.read_bytes()
     except OSError as exc:
-        raise UsageError(f"{path}: {exc.strerror}", hint="give the path of a kernel that can be read") from exc
+        raise UsageError(f"{path}: {exc.strerror}", hint="give the path of a readable kernel") from exc
     try:
         return parse(data)
     except ValueError as exc:
@@ -48,14 +50,14 @@ def read(path: Path) -> Notes:
 
 
 def parse(data: bytes) -> Notes:
-    """The notes in an ELF image, from PT_NOTE segments and note sections alike: FreeBSD's sit in a section only.
+    """The notes in an ELF image, from PT_NOTE segments and from note sections. FreeBSD's are only in a section.
 
-    Raises ValueError for what is no ELF file.
+    Raises ValueError for a truncated file or no ELF file.
     """
     if data[:4] != b"\x7fELF":
         raise ValueError("not an ELF file" + (" (gzip: unpack it first)" if data[:2] == b"\x1f\x8b" else ""))
     if len(data) < 64 or data[4] not in (1, 2) or data[5] != 1:
-        raise ValueError("an ELF file that is cut short or not little-endian")
+        raise ValueError("a truncated or big-endian ELF file")
     bits = 64 if data[4] == 2 else 32
     try:
         if bits == 64:
@@ -72,7 +74,7 @@ def parse(data: bytes) -> Notes:
             areas = [(s[1], s[4]) for s in segments if s[0] == _PT_NOTE] + [(s[4], s[5]) for s in sections if s[1] == _SHT_NOTE]
         found = [note for offset, size in areas for note in _area(data[offset : offset + size])]
     except (struct.error, OverflowError):
-        raise ValueError("an ELF file that is cut short: its headers point past its end") from None
+        raise ValueError("a truncated ELF file: its headers point past its end") from None
     return Notes(bits, tuple(dict.fromkeys(found)))
 
 

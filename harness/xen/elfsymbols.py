@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""What a kernel file's symbols say: a variable's initial value, and the functions by name and address."""
+"""Reads a kernel's symbols: initial values of variables, and functions by name and address."""
 
 from __future__ import annotations
 
@@ -9,18 +9,21 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 _SHT_SYMTAB, _SHT_DYNSYM, _SHT_NOBITS = 2, 11, 8
-# A FreeBSD kernel has 60,000 symbols of 24 bytes. A table above this many bytes is not a kernel's and is not read.
+# A FreeBSD kernel has 60,000 symbols of 24 bytes. Do not read a table of more than this many bytes.
 _LARGEST_TABLE = 64 << 20
 
 
-# Symbol types (ELF, st_info): of a function, and of a label in assembly, which may have none.
+# Symbol types (ELF, st_info). Labels in assembly may have no type.
 _STT_NOTYPE, _STT_FUNC = 0, 2
 _SHF_EXECINSTR = 4
 
 
 @dataclass(frozen=True)
 class Functions:
-    """The functions of a kernel: ``starts`` are their addresses in order, ``names`` theirs. Aliases are in ``places`` only."""
+    """The functions of a kernel: ``names`` in the order of their addresses ``starts``. ``end`` is the end of the code.
+
+    ``places`` maps every unique name to its address, including aliases, which ``names`` lacks.
+    """
 
     starts: tuple[int, ...]
     names: tuple[str, ...]
@@ -28,20 +31,20 @@ class Functions:
     end: int
 
     def at(self, address: int) -> tuple[str, int] | None:
-        """The function that ``address`` is in, and where it begins; None outside the kernel's code."""
+        """The function that contains ``address``, and its start; None outside the kernel's code."""
         number = bisect.bisect_right(self.starts, address) - 1
         if number < 0 or address >= self.end:
             return None
         return self.names[number], self.starts[number]
 
     def address(self, name: str) -> int | None:
-        """Where the function ``name`` begins; None where there is none, or more than one."""
+        """The start of the function ``name``; None if there is none, or more than one."""
         return self.places.get(name)
 
 
 @dataclass(frozen=True)
 class _Section:
-    """``offset`` and ``size`` in bytes within the file; ``link`` is the index of a symbol table's strings."""
+    """An ELF section. ``offset`` and ``size`` are in bytes of the file. ``link`` is the index of a symbol table's strings."""
 
     kind: int
     flags: int
@@ -58,13 +61,13 @@ def read_int(data: bytes, name: str) -> int | None:
 
 
 def read_text(data: bytes, name: str) -> str:
-    """The text of the C variable ``char name[]`` in an ELF image, up to 512 bytes; "" as for None of :func:`read_int`."""
+    """The text of the C variable ``char name[]`` in an ELF image, up to 512 bytes; "" if there is none or the image is damaged."""
     text, end, _ = _content_of(data, name, 512).partition(b"\0")
     return text.decode("ascii", "replace") if end else ""
 
 
 def _content_of(data: bytes, name: str, size: int) -> bytes:
-    """Up to ``size`` bytes of a variable; b"" where there is no such symbol.
+    """Up to ``size`` bytes of a variable; b"" if there is no such symbol.
 
     Reads .symtab, else .dynsym: a FreeBSD kernel has both (sys/conf/kern.pre.mk links it with --export-dynamic).
     """
@@ -115,7 +118,7 @@ def _functions(data: bytes) -> Functions | None:
             if places.setdefault(word, address) != address:
                 twice.add(word)
             end = max(end, sections[index].address + sections[index].size)
-            # A function is named rather than a label, and a global name rather than a local one.
+            # Prefer a function's name to a label's, and a global name to a local one.
             rank = 2 * (kind & 15 == _STT_FUNC) + bool(kind >> 4)
             if address not in found or rank > found[address][0]:
                 found[address] = (rank, word)
@@ -129,7 +132,7 @@ def _functions(data: bytes) -> Functions | None:
 
 
 def _elf(data: bytes) -> tuple[list[_Section], bool]:
-    """The sections of a little-endian ELF image, and whether it has 64 bits; none for any other file."""
+    """The sections of a little-endian ELF image, and whether it is a 64-bit image; no sections for any other file."""
     if data[:4] != b"\x7fELF" or data[4] not in (1, 2) or data[5] != 1:
         return [], False
     wide = data[4] == 2
@@ -137,7 +140,7 @@ def _elf(data: bytes) -> tuple[list[_Section], bool]:
 
 
 def _tables(sections: list[_Section]) -> Iterator[tuple[_Section, _Section]]:
-    """The symbol tables, .symtab first, each with its strings."""
+    """The symbol tables, .symtab first, each with its string section."""
     for kind in (_SHT_SYMTAB, _SHT_DYNSYM):
         for table in sections:
             if table.kind == kind and table.size <= _LARGEST_TABLE:
@@ -181,7 +184,7 @@ def _content(data: bytes, section: _Section) -> bytes:
 
 
 def _symbol(table: bytes, strings: bytes, name: bytes, wide: bool) -> tuple[int, int] | None:
-    """(section index, address) of a defined symbol. Linkers share tails of strings, so a name may be the end of another."""
+    """(section index, address) of a defined symbol. Linkers share string tails, so ``name`` may be the end of another name."""
     places, at = set(), strings.find(name)
     while at >= 0:
         places.add(at)

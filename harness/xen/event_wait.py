@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""Waiting for a program in dom0 to tell something, instead of asking again and again: that costs dom0 nothing."""
+"""Waits for output of a program in dom0 instead of polling, so that the wait costs dom0 no CPU time."""
 
 from __future__ import annotations
 
@@ -13,24 +13,25 @@ from harness.deadline import Deadline
 from harness.transport import Transport
 
 Pause = Callable[[float], None]
-# Seconds for a process to start in a dom0 that is busy, under emulation.
-_BEGINS = 60.0
+# Seconds for a process to start in a busy dom0 under emulation.
+_START = 60.0
 
 
 @contextlib.contextmanager
 def wait_on_output(transport: Transport, argv: list[str], *, seconds: float, own: int, news: bytes = b"\n") -> Iterator[Pause]:
-    """For at most ``seconds``: a pause, given its longest in seconds, that ends when the program tells what matches ``news``.
+    """Run ``argv`` for at most ``seconds``. Yields a pause, which ends early when the output matches ``news``.
 
-    Its first ``own`` lines say that it has begun, and are no news: what it tells after them, also between two pauses, ends the
-    next one. One that has ended tells nothing. Raises TransportError, and DeadlineExpired when it does not begin.
+    The argument of a pause is its longest duration in seconds. The first ``own`` lines are start-up output and are discarded.
+    Later output ends the current pause, or the next one. After the program exits, pauses last their full duration.
+    Raises TransportError, and DeadlineExpired if the program prints no start-up output within 60 s.
     """
     stream = transport.open(["timeout", str(max(1, math.ceil(seconds))), *argv])
-    wanted, said = re.compile(news), b""
+    wanted, output = re.compile(news), b""
 
     def pause(longest: float) -> None:
-        nonlocal said
+        nonlocal output
         deadline = Deadline(longest)
-        while not wanted.search(said):
+        while not wanted.search(output):
             try:
                 data = stream.read(4096, deadline.remaining)
             except TimeoutError:
@@ -38,20 +39,20 @@ def wait_on_output(transport: Transport, argv: list[str], *, seconds: float, own
             if not data:
                 time.sleep(deadline.remaining)
                 return
-            said += data
-        said = b""
+            output += data
+        output = b""
 
     try:
-        beginning = Deadline(_BEGINS)
-        while said.count(b"\n") < own:
+        start = Deadline(_START)
+        while output.count(b"\n") < own:
             with contextlib.suppress(TimeoutError):
-                data = stream.read(4096, beginning.remaining)
+                data = stream.read(4096, start.remaining)
                 if not data:
                     break
-                said += data
-            if beginning.expired:
-                raise beginning.expire(f"{' '.join(argv)} to begin")
-        said = b"".join(said.splitlines(keepends=True)[own:])
+                output += data
+            if start.expired:
+                raise start.expire(f"{' '.join(argv)} to start")
+        output = b"".join(output.splitlines(keepends=True)[own:])
         yield pause
     finally:
         stream.close()

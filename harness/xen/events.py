@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""Event channels as the hypervisor shows them (``xl debug-keys e``): which of dom0's backends do not hear a guest any more."""
+"""Reads Xen's dump of event channels (``xl debug-keys e``) to find backends in dom0 that no longer react to a guest."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from dataclasses import dataclass
 
 from harness.transport import Transport
 
-# For a shell in dom0: the files of Linux's netback are there.
+# Shell: make the debug files of Linux's netback available.
 NETBACK = "[ -d /sys/kernel/debug/xen-netback ] || mount -t debugfs none /sys/kernel/debug"
-# How far it is with each of its rings (drivers/net/xen-netback/xenbus.c, xenvif_read_io_ring()).
+# Shell: print the indices of netback's rings (drivers/net/xen-netback/xenbus.c, xenvif_read_io_ring()).
 RINGS = f"""
 {NETBACK}
 grep -H . /sys/kernel/debug/xen-netback/*/io_ring_q*
@@ -26,7 +26,7 @@ _PORT = re.compile(r" (\d+) \[([01])/([01])/[^]]*\]: s=3 .* d=(\d+) p=(\d+)")
 
 @dataclass(frozen=True)
 class Channel:
-    """One end of an interdomain channel: ``domain``'s ``port``, and whose port is at the other end."""
+    """One end of an interdomain channel: ``port`` of ``domain``, connected to ``remote_port`` of the domain ``remote``."""
 
     domain: int
     port: int
@@ -37,7 +37,7 @@ class Channel:
 
 
 def parse(text: str) -> tuple[Channel, ...]:
-    """Of Xen's messages the last dump of event channels; () where there is none."""
+    """The last dump of event channels in Xen's log; () if there is none."""
     domain, found = -1, []
     for line in text.rpartition(_DUMP)[2].splitlines() if _DUMP in text else ():
         if match := _DOMAIN.search(line):
@@ -49,11 +49,11 @@ def parse(text: str) -> tuple[Channel, ...]:
 
 
 def deaf(transport: Transport, domid: int) -> tuple[Channel, ...]:
-    """dom0's channels from ``domid`` that are pending and masked, and still so a second later: nobody is going to handle them.
+    """dom0's channels to ``domid`` that are pending and masked, and still are a second later: dom0 will never handle them.
 
-    Seen with Linux 6.12: xen-netback's first event comes while it binds the channel, its thread gives the late EOI for the
-    interrupt 0 (``rx_irq`` is not set yet), and the channel stays masked (drivers/net/xen-netback/interface.c,
-    xenvif_connect_data(); drivers/xen/events/events_base.c, xen_irq_lateeoi()). That cause is read from the source, not proved.
+    Linux 6.12 has such channels. The probable cause, from its source: xen-netback's first event arrives while it binds the
+    channel. Its thread gives the late EOI for the interrupt 0, because ``rx_irq`` is not set yet, and the channel stays masked
+    (drivers/net/xen-netback/interface.c, xenvif_connect_data(); drivers/xen/events/events_base.c, xen_irq_lateeoi()).
     """
 
     def stuck() -> set[Channel]:

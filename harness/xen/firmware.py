@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""Firmwares of HVM guests: xl.cfg's names for them, and the file that libxl loads for UEFI.
+"""Firmware of HVM guests: its names in xl.cfg, and the file that libxl loads for UEFI.
 
 Sources: xen docs/man/xl.cfg.5.pod.in (``firmware``), tools/libs/light/libxl_dom.c (libxl__domain_firmware()) and
 libxl_paths.c (libxl__ovmf_path()).
@@ -16,14 +16,15 @@ FIRMWARES = (BIOS, UEFI)
 
 
 def check(name: str) -> None:
-    """Raises UsageError for a ``--firmware`` that is none of FIRMWARES."""
+    """Raise UsageError for an unknown value of ``--firmware``."""
     if name not in FIRMWARES:
         raise UsageError(f"--firmware {name}", hint=" or ".join(FIRMWARES))
 
 
-# A build of Xen compiles the path in (configure --with-system-ovmf); the library holds it as a plain string. Debian installs a
-# library for each Xen version and names the version in the file name, so $1 picks the one that belongs to the running Xen.
-#   /usr/share/ovmf/OVMF.fd
+# The path is compiled into libxl as a plain string (configure --with-system-ovmf). Debian installs a library for each Xen version,
+# with the version in its name, so $1 selects the library of the running Xen. Prints lines such as:
+#   libxl /usr/lib/x86_64-linux-gnu/libxenlight.so.4.20.0
+#   ovmf /usr/share/ovmf/OVMF.fd
 PROBE = r"""
 for lib in /usr/lib/*/libxenlight.so."$1".* /usr/lib/libxenlight.so."$1".* /usr/lib64/libxenlight.so."$1".* \
     /usr/local/lib/libxenlight.so."$1".* /usr/local/lib64/libxenlight.so."$1".*; do
@@ -38,22 +39,22 @@ done
 """
 
 
-# edk2's platform OvmfXen begins with an ELF header, for PVH (OvmfPkg/XenElfHeader.fdf.inc). Its platform OvmfPkgX64 has none, and
-# does not start under Xen since 2021; Debian 12 and 13 ship that one.
-NO_OVMF_XEN = "is not edk2's OvmfXen: if it is of 2021 or later, as in Debian 12 and 13, it does not start under Xen"
+# edk2's platform OvmfXen begins with an ELF header, for PVH (OvmfPkg/XenElfHeader.fdf.inc). The platform OvmfPkgX64 has none, and
+# since 2021 it does not start under Xen. Debian 12 and 13 install OvmfPkgX64.
+NO_OVMF_XEN = "is not edk2's OvmfXen; a build of OvmfPkgX64 since 2021, as in Debian 12 and 13, does not start under Xen"
 HINT = (
-    "put edk2's OvmfXen there: build -p OvmfPkg/OvmfXen.dsc (Debian's package ovmf has the file, but since Debian 12 not for Xen); "
+    "install edk2's OvmfXen there: build -p OvmfPkg/OvmfXen.dsc (Debian's package ovmf has the file, but since Debian 12 not for Xen); "
     "or build Xen with configure --with-system-ovmf=FILE"
 )
 
 
 def missing(words: Mapping[str, str]) -> str:
-    """Return why a host cannot start UEFI guests, or "" where it can, or where no libxl was found to ask.
+    """Why a host cannot start UEFI guests; "" if it can, or if :data:`PROBE` found no libxl.
 
-    ``words`` are the lines that :data:`PROBE` printed, split into their first word and the rest.
+    ``words`` maps the first word of each line that :data:`PROBE` printed to the rest of the line.
     """
     if "ovmf" in words or "libxl" not in words:
         return ""
     if path := words.get("ovmf-missing"):
         return f"no firmware file {path}, which {words['libxl']} loads for UEFI guests"
-    return f"{words['libxl']} names no OVMF file: this Xen was built without it"
+    return f"{words['libxl']} contains no path of OVMF: this Xen was built without OVMF"

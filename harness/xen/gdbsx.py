@@ -1,17 +1,16 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""Whether Xen answers its debugger stub, gdbsx. Only a Xen built with CONFIG_GDBSX does, which needs DEBUG or EXPERT.
+"""Detects whether Xen supports its debugger stub, gdbsx: it must be built with CONFIG_GDBSX, which needs DEBUG or EXPERT.
 
-Debian's Xen has neither, but its package has the tool, which then says "Hyp is NOT enabled for gdbsx"
-(xen tools/debugger/gdbsx/xg/xg_main.c, _check_hyp()). The tool stops the domain that it is asked about. So a short Python program
-in dom0 asks for the debugger's state of dom0 instead, by XEN_DOMCTL_gdbsx_domstatus, which only reads where the
-domain runs (xen/arch/x86/gdbsx.c). Xen refuses a domctl of another interface version with EACCES before it looks at it, so the
-program tries one version after the other.
+Debian's Xen has neither. Its package has the tool gdbsx, which then prints "Hyp is NOT enabled for gdbsx"
+(xen tools/debugger/gdbsx/xg/xg_main.c, _check_hyp()). The tool stops the domain that it queries, so it is no probe. Instead a short
+Python program in dom0 queries the debugger state of dom0 with XEN_DOMCTL_gdbsx_domstatus, which only reads the state of the
+domain (xen/arch/x86/gdbsx.c). Xen refuses a domctl of another interface version with EACCES, so the program tries every version.
 """
 
 from __future__ import annotations
 
-# The numbers are of xen/include/public: 1003 is XEN_DOMCTL_gdbsx_domstatus (domctl.h, whose struct xen_domctl begins with the
-# command, the interface version and the domain), 36 is __HYPERVISOR_domctl (xen.h). Version 18 is that of Xen 4.14.
+# From xen/include/public: 1003 is XEN_DOMCTL_gdbsx_domstatus (domctl.h; its struct xen_domctl begins with the command, the interface
+# version and the domain), 36 is __HYPERVISOR_domctl (xen.h). Xen 4.14 has version 18.
 _ASK = """
 import ctypes, errno, struct
 lib = ctypes.CDLL("libxencall.so.1", use_errno=True)
@@ -27,7 +26,7 @@ for version in range(18, 64) if at else ():
         break
     ctypes.set_errno(0)
 """
-# A line: ``gdbsx PATH`` where the tool is there and Xen answers it, ``gdbsx-off PATH`` where Xen does not.
+# Prints ``gdbsx PATH`` if the tool exists and Xen supports it, ``gdbsx-off PATH`` if Xen does not.
 PROBE = f"""
 if g=$(command -v gdbsx); then
   if [ "$(timeout 10 python3 -S -E -c '{_ASK}' 2>/dev/null)" = answers ]; then echo "gdbsx $g"; else echo "gdbsx-off $g"; fi

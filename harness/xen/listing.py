@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""What xl prints, as values: text in, frozen dataclasses out."""
+"""Parses the output of xl: text in, frozen dataclasses out."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ import re
 from dataclasses import dataclass
 
 REASONS = {"-": "poweroff", "r": "reboot", "s": "suspend", "c": "crash", "w": "watchdog", "S": "soft-reset"}
-# Reason codes as in the log of xl and in xen/include/public/sched.h.
+# The codes in xl's log, in order (xen/include/public/sched.h).
 REASON_CODES = ("poweroff", "reboot", "suspend", "crash", "watchdog", "soft-reset")
 
 
 @dataclass(frozen=True)
 class DomainState:
-    """One row of ``xl list``: memory in MiB, ``time`` in seconds of virtual CPU time; ``state`` the six letters."""
+    """One row of ``xl list``. Memory is in MiB, ``time`` is virtual CPU time in seconds, ``state`` has six letters."""
 
     name: str
     domid: int
@@ -44,7 +44,7 @@ class DomainState:
 
     @property
     def reason(self) -> str:
-        """Why it is shut down (xen tools/xl/xl_info.c:469): poweroff, reboot, ... or "" while it is not."""
+        """The reason of its shutdown (xen tools/xl/xl_info.c:469): poweroff, reboot, ...; "" if it is not shut down."""
         return REASONS.get(self.state[4], "unknown") if self.shutdown else ""
 
 
@@ -54,15 +54,15 @@ _ROW = re.compile(r"^(\S.*?|)\s+(\d+)\s+(\d+)\s+(\d+)\s+([r-][b-][p-][s-][-rscwS
 
 # Name                                        ID   Mem VCPUs	State	Time(s)
 _HEADER = re.compile(r"Name\s+ID\s+Mem\s.*")
-# Five columns behind a name, the last of which is a number: a row of whatever form, and no sentence.
+# Five columns after a name, and the last is a number: a row of an unknown format rather than a message.
 _LIKE_A_ROW = re.compile(r"\s\d+\s+\d+\s+\d+\s+\S+\s+[\d.]+\s*$")
 
 
 def parse_list(text: str) -> tuple[DomainState, ...]:
-    """The rows of ``xl list``; a domain on its way out has the name ``(null)``.
+    """The rows of ``xl list``. A domain that is being destroyed has the name ``(null)``.
 
-    Complaints of the tool before, between and after the rows are left out; :func:`complaints` returns them. Raises ValueError for
-    a text without a table, and for a row of an unknown form.
+    Messages before, between and after the rows are skipped; :func:`complaints` returns them. Raises ValueError for a text without
+    a table, and for a row of an unknown format.
     """
     rows = []
     for line in text.splitlines():
@@ -70,23 +70,23 @@ def parse_list(text: str) -> tuple[DomainState, ...]:
             name, domid, memory, vcpus, state, seconds = match.groups()
             rows.append(DomainState(name, int(domid), int(memory), int(vcpus), state, float(seconds)))
         elif _LIKE_A_ROW.search(line):
-            raise ValueError(f"a row of `xl list` that is not understood: {line!r}")
+            raise ValueError(f"cannot parse a row of `xl list`: {line!r}")
     if not rows and text.strip() and not _HEADER.search(text):
-        raise ValueError(f"no table of `xl list`, not understood: {informative(text)!r}")
+        raise ValueError(f"the output of `xl list` has no table: {informative(text)!r}")
     return tuple(rows)
 
 
 def complaints(text: str) -> str:
-    """What is no part of the table in the output of ``xl list``, where standard error came with it."""
+    """The lines outside the table, in output of ``xl list`` that includes standard error."""
     lines = [line for line in _HEADER.sub("", text).splitlines() if line.strip()]
     return "\n".join(line for line in lines if not _ROW.match(line) and not _LIKE_A_ROW.search(line))
 
 
-# Most specific first: the first line of the first of these groups is the one to show.
+# The level of a message of libxl:
 #   libxl: error: libxl_device.c:1258:device_hotplug_child_death_cb: Domain 3:script: losetup: /x.img: cannot open
 #   libxl: warning: libxl_create.c:89: Domain 3:defaulting to ...
 _LEVEL = re.compile(r"^\S+: (error|warning|info|notice|progress|verbose|detail|debug): ")
-# These follow from an error that is told before them, or for them.
+# Errors that are consequences of another error, which is printed before them or instead of them.
 #   libxl: error: libxl_exec.c:117:libxl_report_child_exitstatus: /etc/xen/scripts/block add [811] exited with error status 1
 #   xc: error: panic: xg_dom_core.c:689: xc_dom_find_loader: no loader found: Invalid kernel
 #   Failed to parse config: Invalid argument
@@ -97,15 +97,15 @@ _CONSEQUENCE = re.compile(
     r"|cannot init xl context|bad (?:bootloader|dm) |[Cc]ould not (?:create|destroy|clean up|unwind)|is an invalid domain identifier"
     r"|: (?:failed|error)\s*$"
 )
-# What precedes every error:  Parsing config from /x.cfg      WARNING: ignoring device_model directive.
+# Usual output before an error:  Parsing config from /x.cfg      WARNING: ignoring device_model directive.
 _USUAL = re.compile(r"(Parsing config (?:from|file) |Waiting for domain |Loading new save file )|(?i:warning: )")
 _ORDER = {"error": 0, "": 0, "consequence": 1, "warning": 2}
 
 
 def informative(text: str) -> str:
-    """The line that explains the others, of what xl, libxl and libxc print when something fails; "" for none.
+    """The most informative line of the messages of xl, libxl and libxc after a failure; "" if there is none.
 
-    An error comes before what follows from it, this before a warning, and a warning before all else; the first of its kind counts.
+    The order is: errors, their consequences, warnings, other lines. Of equal lines the first counts.
     """
     lines = [line.strip() for line in text.splitlines() if line.strip(" \t:")]
 
@@ -120,7 +120,7 @@ def informative(text: str) -> str:
 
 @dataclass(frozen=True)
 class HostInfo:
-    """``xl info``: memory in MiB. ``caps`` are Xen's (``xen-3.0-x86_64``, ``hvm-3.0-x86_64``, ...)."""
+    """The output of ``xl info``, with memory in MiB. ``caps`` are ``xen-3.0-x86_64``, ``hvm-3.0-x86_64``, ..."""
 
     xen_version: str
     caps: tuple[str, ...]
@@ -134,13 +134,13 @@ class HostInfo:
 
     @property
     def number(self) -> tuple[int, int]:
-        """Major and minor: (4, 22) of 4.22-unstable and of 4.22.1-pre."""
+        """Major and minor version: (4, 22) for 4.22-unstable and for 4.22.1-pre."""
         values = dict(self.values)
         return int(values["xen_major"]), int(values["xen_minor"])
 
     @property
     def machine(self) -> str:
-        """The architecture of dom0's kernel, as uname has it: ``x86_64``, ``amd64``, ``aarch64``."""
+        """The architecture of dom0's kernel, as printed by uname: ``x86_64``, ``amd64``, ``aarch64``."""
         return dict(self.values).get("machine", "")
 
     @property
@@ -151,7 +151,7 @@ class HostInfo:
 
     @property
     def guest_types(self) -> tuple[str, ...]:
-        """Of pv, pv32, pvh and hvm those that this Xen can run; each from its capability strings."""
+        """Those of pv, pv32, pvh and hvm that this Xen supports, by its capability strings."""
         types = []
         if "xen-3.0-x86_64" in self.caps:
             types.append("pv")
@@ -163,11 +163,11 @@ class HostInfo:
 
 
 def parse_info(text: str) -> HostInfo:
-    """``xl info``; of a complaint among the rows nothing is taken. Raises ValueError when it lacks what every Xen prints."""
+    """Parse ``xl info``. Messages among the rows are skipped. Raises ValueError if a required row is missing or malformed."""
     # free_memory            : 1762
     values = dict(re.findall(r"^([a-z]\w*) *: ?(.*?)\s*$", text, re.MULTILINE))
     try:
-        # 4.20.5-pre (Debian), 4.22-unstable and 4.22-rc1 (development): what follows the minor number has no form of its own.
+        # 4.20.5-pre (Debian), 4.22-unstable and 4.22-rc1 (development): the part after the minor number has no fixed format.
         version = f"{int(values['xen_major'])}.{int(values['xen_minor'])}{values.get('xen_extra', '')}"
         return HostInfo(
             xen_version=version,
@@ -181,12 +181,12 @@ def parse_info(text: str) -> HostInfo:
             values=tuple(values.items()),
         )
     except (KeyError, ValueError) as exc:
-        raise ValueError(f"`xl info` lacks or garbles {exc}: {text[:200]!r}") from None
+        raise ValueError(f"`xl info`: missing or malformed {exc}: {text[:200]!r}") from None
 
 
 @dataclass(frozen=True)
 class ShutdownEvent:
-    """What xl's log says of a domain that went down (xen tools/xl/xl_vmcontrol.c:1079)."""
+    """A shutdown of a domain in xl's log (xen tools/xl/xl_vmcontrol.c:1079)."""
 
     domid: int
     reason: str
@@ -221,29 +221,29 @@ _REFUSED = re.compile(
     r"|^xl: (\S+:\d+: .* Assertion .* failed)",
     re.MULTILINE,
 )
-# xc_dom_find_loader() says it after each loader has said what was wrong.
+# xc_dom_find_loader() prints this after each loader has printed its reason.
 _NO_LOADER = "no loader found"
-# A log goes on where the toolstack builds the domain anew.
+# The log continues after these lines when the toolstack builds the domain again.
 #   Domain 2 has shut down, reason code 1 0x1
-_ANEW = re.compile(r"^(?:Domain \d+ has shut down|Waiting for domain|Parsing config from)\b", re.MULTILINE)
+_NEXT_BUILD = re.compile(r"^(?:Domain \d+ has shut down|Waiting for domain|Parsing config from)\b", re.MULTILINE)
 
 
 @dataclass(frozen=True)
 class Refusal:
-    """Why the toolstack built no domain: for what the guest is, not for what the host lacks. ``log`` is its bootloader's."""
+    """Why the toolstack refused to build the domain, if the guest is the cause. ``log`` is the path of its bootloader's log."""
 
     why: str
     log: str = ""
 
 
 def parse_refusal(text: str) -> Refusal | None:
-    """From what xl says, or its log: why it built none at the last time; of several reasons the first, which explains the others.
+    """The refusal of the last build in xl's output or log; None if there is none. Of several reasons the first counts.
 
-    Xen's sources are tools/libs/guest/xg_dom_*.c and libxl_bootloader.c.
+    Sources: xen tools/libs/guest/xg_dom_*.c and libxl_bootloader.c.
     """
-    # Some of libxc's messages have a line end before their last word.
+    # Some messages of libxc contain a line end.
     whole = text.replace("\n: ", ": ")
-    tries = [list(_REFUSED.finditer(part)) for part in _ANEW.split(whole)]
+    tries = [list(_REFUSED.finditer(part)) for part in _NEXT_BUILD.split(whole)]
     found = next((matches for matches in reversed(tries) if matches), None)
     if found is None:
         return None

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""pygrub by hand in dom0, as libxl calls it (xen tools/libs/light/libxl_bootloader.c), and what it says."""
+"""Runs pygrub in dom0 as libxl does (xen tools/libs/light/libxl_bootloader.c), and parses its output."""
 
 from __future__ import annotations
 
@@ -16,31 +16,32 @@ from harness.deadline import Deadline
 from harness.dom0 import pygrub_fuzz
 from harness.errors import InfrastructureError
 from harness.transport import Transport
+from harness.xen import dom0_program
 
-# libxl's own names of the users that a restricted pygrub may run as: the first gives each domain a uid of its own, that
-# user's plus the domid (xen tools/libs/light/libxl_bootloader.c, bootloader_uid()).
+# The users that libxl tries for a restricted pygrub. With the first, each domain has its own uid: that of the user plus the domid
+# (xen tools/libs/light/libxl_bootloader.c, bootloader_uid()).
 USERS = ("xen-qemuuser-range-base", "xen-qemuuser-shared")
-# Where distributions and Xen's own build put it; libxl looks in its libexec directory, not in PATH.
+# The directories of distributions and of Xen's own build. libxl searches its libexec directory, not PATH.
 _FIND = """
 for p in /usr/lib/xen-[0-9]*/bin/pygrub /usr/libexec/xen/bin/pygrub /usr/lib/xen/bin/pygrub /usr/local/lib/xen/bin/pygrub \
     /usr/local/libexec/xen/bin/pygrub; do [ -x "$p" ] && break; done
 """
-# A line each: pygrub and where it is; whether it and libxl know the restricted mode (they came together, with XSA-443); as whom.
-# libxl takes a user that xl's environment names before its own.
+# Prints a line each: pygrub's path; whether it supports the restricted mode, which pygrub and libxl got together with XSA-443; and
+# its user. A user in xl's environment has priority over those of libxl.
 _USER = f"""
 for u in $LIBXL_BOOTLOADER_USER {" ".join(USERS)}; do n=$(id -u "$u" 2>/dev/null) && [ "$n" != 0 ] && break; n=; done
 """
 PROBE = f"""{_FIND}{_USER}
 if [ -x "$p" ]; then
   echo "pygrub $p"
-  # Elsewhere its depriv() finds no mount --bind.
+  # On other systems depriv() of pygrub finds no mount --bind.
   if [ "$(uname)" = Linux ] && grep -q runas= "$p"; then echo "runas $p"; fi
   if [ -n "$n" ]; then echo "user $u"; fi
 fi
 """
-# `readable DISK NODE`: a name for a disk that any user may read who gets at it. A restricted pygrub opens the disk as a user
-# of its own (xl.cfg(5)); the node in /dev is root's, and udev sees to it that it stays so. NODE is in a directory of root's:
-# nobody gets at it to whom pygrub, still root, does not show it.
+# `readable DISK NODE`: create a NODE for the disk that every user may read. A restricted pygrub opens the disk as an unprivileged
+# user (xl.cfg(5)), but only root may read the node in /dev, and udev keeps that mode. NODE is in a directory of root, so other
+# users cannot reach it.
 READABLE = """
 readable() {
   d=$(readlink -f "$1"); rm -f "$2"
@@ -48,7 +49,7 @@ readable() {
   head -c 1 "$2" > /dev/null
 }
 """
-# One round trip: an image may come in on stdin; what pygrub said goes out, with the digests of what it extracted.
+# One round trip: reads an image from stdin if there is one, prints pygrub's output and the digests of the extracted files.
 _RUN = """
 rm -rf "$1"; mkdir -p "$1/out"; cd "$1"; shift
 [ "$1" = - ] || gzip -dc > volume; shift
@@ -62,11 +63,14 @@ for f in out/*; do [ -f "$f" ] && sha256sum "$f"; done; true
 
 @dataclass(frozen=True)
 class Extract:
-    """One run. ``kernel`` and ``ramdisk`` are paths in dom0, ``args`` None where none were said; ``digests`` sha256 by path."""
+    """The result of one run. ``kernel`` and ``ramdisk`` are paths in dom0; ``args`` is None if pygrub printed none.
+
+    ``digests`` has pairs of path and sha256. ``seconds`` includes the copy of the image.
+    """
 
     status: int
     seconds: float
-    said: bytes
+    stdout: bytes
     error: str
     kernel: str = ""
     ramdisk: str = ""
@@ -74,12 +78,12 @@ class Extract:
     digests: tuple[tuple[str, str], ...] = ()
 
     def digest(self, what: str) -> str:
-        """Of ``kernel`` or ``ramdisk``; "" when it was not extracted."""
+        """The sha256 of ``kernel`` or ``ramdisk``; "" if it was not extracted."""
         return dict(self.digests).get(getattr(self, what), "")
 
     @property
     def complaint(self) -> str:
-        """The last line that it said on stderr, for example ``RuntimeError: Unable to find partition containing kernel``."""
+        """The last line on stderr, for example ``RuntimeError: Unable to find partition containing kernel``."""
         lines = [line for line in self.error.splitlines() if line.strip()]
         return lines[-1] if lines else ""
 
@@ -93,11 +97,11 @@ def run(
     quiet: bool = True,
     restrict: bool = False,
 ) -> Extract:
-    """Extract from ``disk``: a device or file in dom0, or an image's bytes, which are put there first.
+    """Extract from ``disk``: a device or file in dom0, or the bytes of an image, which are copied to dom0 first.
 
-    ``directory`` in dom0 is ours alone; it is made anew, and holds what came out until it is removed.
-    With ``restrict`` it runs as the user that libxl would take, where there is one; then a failure's status is 0, too, since
-    pygrub gives its parent's (os.waitpid) to sys.exit().
+    ``directory`` in dom0 must belong to the caller: it is recreated and holds the extracted files. With ``restrict``, pygrub runs
+    as the user that libxl would use, if there is one. Then the status is 0 even for a failure, because pygrub passes its
+    parent's status (os.waitpid) to sys.exit().
     """
     target = disk if isinstance(disk, str) else f"{directory}/volume"
     argv = [*(["-q"] if quiet else []), f"--output-format={style}", f"--output-directory={directory}/out", *options]
@@ -107,20 +111,21 @@ def run(
     begun = time.monotonic()
     text = transport.run(script, Deadline(170), stdin=stdin).text
     seconds = time.monotonic() - begun
-    told = dict(line[1:].split(" ", 1) for line in text.splitlines() if line.startswith("%"))
-    status, said = int(told["status"]), base64.b64decode(told["said"])
-    kernel, ramdisk, args = PARSERS[style](said) if status == 0 else ("", "", None)
+    fields = dict(line[1:].split(" ", 1) for line in text.splitlines() if line.startswith("%"))
+    status, stdout = int(fields["status"]), base64.b64decode(fields["said"])
+    kernel, ramdisk, args = PARSERS[style](stdout) if status == 0 else ("", "", None)
     sums = (line.split(maxsplit=1) for line in text.splitlines() if re.match(r"[0-9a-f]{64} ", line))
     digests = tuple((f"{directory}/{name}", digest) for digest, name in sums)
-    error = base64.b64decode(told["error"]).decode("utf-8", "replace")
-    return Extract(status, seconds, said, error, kernel, ramdisk, args, digests)
+    error = base64.b64decode(fields["error"]).decode("utf-8", "replace")
+    return Extract(status, seconds, stdout, error, kernel, ramdisk, args, digests)
 
 
 @dataclass(frozen=True)
 class FuzzReport:
-    """``odd`` has a line of words for each run that hung, was killed by a signal, or ended with a status of its own.
+    """``odd`` describes each run that hung, was killed by a signal, or had an unexpected exit status.
 
-    ``seeds`` are theirs, in the same order. They belong into the run's evidence alone: each makes outside software fail.
+    ``seeds`` are the seeds of those runs in the same order. Store them in the run's evidence only: each makes pygrub fail.
+    ``slowest`` is in seconds.
     """
 
     runs: int
@@ -129,12 +134,12 @@ class FuzzReport:
     odd: tuple[str, ...]
     seeds: tuple[int, ...]
     strays: tuple[str, ...]
-    """Files that appeared outside the directory that pygrub was given."""
+    """Files that appeared outside pygrub's directory."""
 
 
 _FUZZ = """
 d=$1; mkdir -p "$d"; touch "$d/stamp"; sleep 1
-shift; python3 "$d/fuzz.py" "$p" "$@"
+shift; "$@" "$p"
 { find / -xdev -type f -newer "$d/stamp" ! -path "$d/*" ! -path '/proc/*' ! -path '/var/log/*' \
     ! -path '/var/lib/xenstored/*' ! -path '/run/*' ! -path '/var/lib/fxh/*' ! -name '*.pyc'
 find "$d" -type f -newer "$d/stamp" ! -path "$d/scratch/*"; } | sed 's/^/stray /'
@@ -144,20 +149,21 @@ find "$d" -type f -newer "$d/stamp" ! -path "$d/scratch/*"; } | sed 's/^/stray /
 def fuzz(
     transport: Transport, directory: str, image: Path, kind: str, first: int, count: int, menu: tuple[int, int] = (0, 0)
 ) -> FuzzReport:
-    """Real pygrub against ``count`` mutations of ``image``, by seeds from ``first`` on.
+    """Run pygrub on ``count`` mutations of ``image``, with the seeds from ``first`` on.
 
-    ``directory`` in dom0 is ours alone, and removed afterwards. ``kind`` is ``menu`` (the text at offset and length ``menu``) or ``image`` (the file system's metadata).
+    ``directory`` in dom0 must belong to the caller; it is removed afterwards. ``kind`` is ``menu`` (mutate the text at the offset
+    and length ``menu``) or ``image`` (mutate the metadata of the file system). Raises InfrastructureError if the fuzzer fails.
     """
     transport.run(["mkdir", "-p", directory])
-    transport.put(Path(pygrub_fuzz.__file__), f"{directory}/fuzz.py")
     transport.put(image, f"{directory}/base")
-    words = [directory, f"{directory}/base", kind, str(first), str(count), f"{directory}/scratch", str(menu[0]), str(menu[1])]
-    done = transport.run(["sh", "-c", _FIND + _FUZZ, "sh", *words], Deadline(600))
+    words = [f"{directory}/base", kind, str(first), str(count), f"{directory}/scratch", str(menu[0]), str(menu[1])]
+    wrapper = ["sh", "-c", _FIND + _FUZZ, "sh", directory]
+    done = dom0_program.run(transport, pygrub_fuzz, *words, deadline=Deadline(600), wrapper=wrapper)
     transport.run(["rm", "-rf", directory])
     lines = done.text.splitlines()
     reports = [json.loads(line) for line in lines if line.startswith("{")]
     if not reports or "counts" not in reports[-1]:
-        raise InfrastructureError(f"the fuzzer in dom0 ended early: {done.stderr.decode(errors='replace')[-600:]}")
+        raise InfrastructureError(f"the fuzzer in dom0 failed: {done.stderr.decode(errors='replace')[-600:]}")
     last = reports.pop()
     odd = tuple(f"a mutated {kind}: {one['how']} after {one['seconds']} s" for one in reports)
     seeds = tuple(int(one["seed"]) for one in reports)
@@ -168,31 +174,31 @@ def fuzz(
 Parsed = tuple[str, str, str | None]
 
 
-def _simple(said: bytes, end: bytes) -> Parsed:
+def _simple(stdout: bytes, end: bytes) -> Parsed:
     # kernel /var/.../boot_kernel.x1\0ramdisk /var/...\0args a=b\0\0
     found = {}
-    for word in said.split(end):
+    for word in stdout.split(end):
         key, blank, value = word.decode("utf-8", "replace").partition(" ")
         if blank:
             found[key] = value
     return found.get("kernel", ""), found.get("ramdisk", ""), found.get("args")
 
 
-def parse_simple0(said: bytes) -> Parsed:
-    return _simple(said, b"\0")
+def parse_simple0(stdout: bytes) -> Parsed:
+    return _simple(stdout, b"\0")
 
 
-def parse_simple(said: bytes) -> Parsed:
-    return _simple(said, b"\n")
+def parse_simple(stdout: bytes) -> Parsed:
+    return _simple(stdout, b"\n")
 
 
 # linux (kernel '/path')(ramdisk '/path')(args 'a=b')        quotes are Python's repr since XSA-198
 _SXP = re.compile(r"\((kernel|ramdisk|args) ('(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\"|[^)]*)\)")
 
 
-def parse_sxp(said: bytes) -> Parsed:
+def parse_sxp(stdout: bytes) -> Parsed:
     found = {}
-    for key, value in _SXP.findall(said.decode("utf-8", "replace")):
+    for key, value in _SXP.findall(stdout.decode("utf-8", "replace")):
         found[key] = str(ast.literal_eval(value)) if value[:1] in "'\"" else value
     return found.get("kernel", ""), found.get("ramdisk", ""), found.get("args")
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""The verbs of a toolstack: what the harness asks of a host's dom0."""
+"""The interface of a toolstack: the operations that the harness uses in dom0."""
 
 from __future__ import annotations
 
@@ -14,21 +14,24 @@ from harness.xen.listing import DomainState, HostInfo
 
 
 class Console(Stream, Protocol):
-    """A domain's console, held by a client in dom0: two cannot have it."""
+    """A domain's console, through a client in dom0. Only one client can be connected."""
 
     def leave(self) -> None:
-        """Have the client go, and wait until whoever reads has seen its end; the next one can have the console then.
+        """Make the client exit, and wait until the reader has seen its end. Then another client can connect.
 
-        One that is left holds the console's lock: in a checkpoint, for ever. Gives up after some seconds.
+        A client that stays keeps the lock of the console; in a checkpoint it does so for ever. Gives up after 5 seconds.
         """
         ...
 
 
 class Toolstack(Protocol):
-    """One implementation today: xl. Domains are named by name or domid. Raises CommandFailed with the tool's words."""
+    """Operations on domains, which are identified by name or domid. Each raises CommandFailed with the tool's message.
+
+    The only implementation is :class:`harness.xen.xl.Xl`.
+    """
 
     def create(self, config: DomainConfig, deadline: Deadline | None = None, *, paused: bool = True) -> int:
-        """Build the domain, paused: its console can be attached before the first byte. Returns the domid."""
+        """Build the domain and return its domid. It starts paused, so the console can be attached before the first output."""
         ...
 
     def unpause(self, domain: str | int) -> None: ...
@@ -38,13 +41,13 @@ class Toolstack(Protocol):
     def destroy(self, domain: str | int) -> None: ...
 
     def reboot(self, domain: str | int, *, force: bool = False) -> None:
-        """Ask the guest to reboot (``control/shutdown``); ``force`` sends the ACPI button where it has no PV driver."""
+        """Request a reboot from the guest (``control/shutdown``). ``force``: send an ACPI event if it has no PV driver."""
         ...
 
     def shutdown(self, domain: str | int, *, force: bool = False) -> None: ...
 
     def domains(self) -> tuple[DomainState, ...]:
-        """All domains, dom0 among them."""
+        """All domains, including dom0."""
         ...
 
     def find(self, domain: str | int) -> DomainState | None: ...
@@ -60,7 +63,7 @@ class Toolstack(Protocol):
         ...
 
     def console(self, domain: str | int, *, serial: bool = False, new: bool = True) -> Console:
-        """The domain's PV console, or the serial port of an HVM domain; of a ``new`` one it may not be there yet."""
+        """The domain's PV console, or the serial port of an HVM domain. ``new``: wait for the console of a new domain."""
         ...
 
     def dump_core(self, domain: str | int, path: str) -> None:
@@ -68,11 +71,11 @@ class Toolstack(Protocol):
         ...
 
     def save(self, domain: str | int, path: str) -> None:
-        """Suspend the guest and write it to ``path`` in dom0; its domain goes."""
+        """Suspend the guest and write it to ``path`` in dom0. This destroys its domain."""
         ...
 
     def restore(self, path: str, name: str) -> int:
-        """Make the domain ``name`` from what :meth:`save` wrote, running. Returns the new domid."""
+        """Restore the domain ``name`` from the file of :meth:`save`. It runs. Returns the new domid."""
         ...
 
     def block_attach(self, domain: str | int, disk: Disk) -> None: ...
@@ -84,9 +87,9 @@ class Toolstack(Protocol):
     def network_detach(self, domain: str | int, devid: int) -> None: ...
 
     def log(self, name: str) -> str:
-        """What the toolstack wrote of the domain ``name`` (shutdown reasons, actions)."""
+        """The toolstack's log of the domain ``name`` (shutdown reasons, actions)."""
         ...
 
     def watch(self, name: str, *, seconds: float) -> AbstractContextManager[Pause]:
-        """For at most ``seconds``: pauses that end when a domain ``name`` was made anew and runs, or could not be made."""
+        """Pauses that end when a domain ``name`` was rebuilt and runs, or could not be rebuilt. For at most ``seconds``."""
         ...

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""A domain's console, as xenconsole gives it."""
+"""Connects to a domain's console with xenconsole."""
 
 from __future__ import annotations
 
@@ -10,16 +10,17 @@ import threading
 from harness.errors import TransportError
 from harness.transport import Stream, Transport
 
-# xenconsole gives up when xenconsoled has not told the console's tty within five seconds (tools/console/client/main.c),
-# and a busy host takes longer to re-create a domain.
+# xenconsole exits if xenconsoled has not written the console's tty to xenstore within five seconds
+# (tools/console/client/main.c). A busy host takes longer to recreate a domain.
 _CONSOLE_SCRIPT = """
 n=0
 until xenstore-exists "$1" || [ $n -ge 300 ]; do n=$((n + 1)); sleep 0.2; done
 exec xl console -t "$2" "$3"
 """
-# Who leaves a console asks its xenconsole to go so often, and gives it so long each time.
-_GOODBYES, _GOODBYE = 5, 1.0
-# All that is read from a xenconsole that another one keeps from the console (tools/console/client/main.c, console_lock()).
+# Send the escape character at most this often, and wait this many seconds for xenconsole to exit each time.
+_ESCAPES, _ESCAPE_SECONDS = 5, 1.0
+# xenconsole's only output if another one has the console (tools/console/client/main.c, console_lock()).
+# xenconsole: Could not lock /var/run/xen/console.lock...
 _REFUSED = re.compile(rb"\s*(xenconsole: Could not (?:open|lock) [^\r\n]*)\s*")
 _REFUSAL = 300
 
@@ -30,12 +31,12 @@ def attach(transport: Transport, domain: str | int, *, serial: bool = False, new
     argv = ["xl", "console", "-t", kind, str(domain)]
     if new and isinstance(domain, int):
         argv = ["sh", "-c", _CONSOLE_SCRIPT, "sh", f"/local/domain/{domain}/{node}", kind, str(domain)]
-    # Without a terminal xenconsole takes no input.
+    # xenconsole reads input from a terminal only.
     return ConsoleStream(transport.open(argv, pty=True))
 
 
 class ConsoleStream:
-    """A stream from xenconsole. Closing it says goodbye first (Ctrl-]): a hangup alone leaves some versions behind."""
+    """A stream from xenconsole. Closing it sends Ctrl-] first, because some versions survive a hangup."""
 
     def __init__(self, stream: Stream) -> None:
         self._stream = stream
@@ -43,7 +44,7 @@ class ConsoleStream:
         self._ended = threading.Event()
 
     def read(self, size: int, timeout: float | None = None) -> bytes:
-        """See :class:`Stream`. Raises TransportError where xenconsole did not get the console: that is not the guest's end."""
+        """See :class:`Stream`. Raises TransportError if xenconsole did not get the console, because the guest has not ended then."""
         chunk = self._stream.read(size, timeout)
         if len(self._first) <= _REFUSAL:
             self._first += chunk
@@ -51,7 +52,7 @@ class ConsoleStream:
             self._ended.set()
             if refused := _REFUSED.fullmatch(self._first):
                 raise TransportError(
-                    refused[1].decode("ascii", "replace"), hint="somebody else is at this console: end his `xl console` (Ctrl-])"
+                    refused[1].decode("ascii", "replace"), hint="another `xl console` has this console: end it with Ctrl-]"
                 )
         return chunk
 
@@ -61,12 +62,12 @@ class ConsoleStream:
     def leave(self) -> None:
         """See :meth:`harness.xen.toolstack.Console.leave`."""
         with contextlib.suppress(TransportError):
-            for _ in range(_GOODBYES):
+            for _ in range(_ESCAPES):
                 if self._ended.is_set():
                     break
-                # Heeded only where it is all that xenconsole reads at once (tools/console/client/main.c): so, again.
+                # Repeat this: xenconsole ignores it if one read returns other input, too (tools/console/client/main.c).
                 self._stream.write(b"\x1d")
-                self._ended.wait(_GOODBYE)
+                self._ended.wait(_ESCAPE_SECONDS)
 
     def close(self) -> None:
         with contextlib.suppress(TransportError):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""xl over a transport."""
+"""Runs xl over a transport."""
 
 from __future__ import annotations
 
@@ -16,31 +16,31 @@ from harness.xen.event_wait import Pause, wait_on_output
 from harness.xen.listing import DomainState, HostInfo
 from harness.xen.toolstack import Console
 
-# Building a domain runs hotplug scripts, which under emulation take seconds each.
+# Seconds. Building a domain runs hotplug scripts, each of which takes seconds under emulation.
 _CREATE = 120.0
 _VERB = 60.0
-# Reading or writing all of a guest's memory.
+# Seconds to read or write a guest's whole memory.
 _WHOLE = 300.0
 
-# xl reads a configuration from a regular file only; one round trip writes it and creates. In a lab that was put back to another
-# run's checkpoint there is no directory of this run yet.
+# xl reads a configuration from a regular file only. One round trip writes it and creates the domain. A lab that was restored from
+# the checkpoint of another run does not have this run's directory yet.
 _DIRECTORY = 'mkdir -p -m 700 "${1%/*}" && '
 _CREATE_SCRIPT = 'umask 077 && cat > "$1" && xl create $2 "$1" && xl domid "$3"'
-# Where XSA-443 was mended in a release that was out (4.15 to 4.17) xl knows no bootloader_restrict; libxl's environment says it.
+# In the old releases that got the fix for XSA-443 (4.15 to 4.17), xl has no bootloader_restrict, but libxl reads its environment.
 _RESTRICTED = 'readable "$4" "$5" && export LIBXL_BOOTLOADER_RESTRICT=1 && '
 
 
-# The last line that is there is shown first, or an empty one.
+# Prints the last line of the file, or an empty line, then new lines.
 _FOLLOW = '[ -s "$1" ] || echo; exec tail -n 1 -F "$1"'
-# tools/xl/xl_vmcontrol.c, create_domain(): it says so once it has unpaused the domain.
+# xl prints the first of these after it has unpaused the domain (tools/xl/xl_vmcontrol.c, create_domain()).
 _NEWS = rb"Waiting for domain|error"
 
 
 class Xl:
-    """The toolstack of every Xen host since 4.1. See :class:`harness.xen.toolstack.Toolstack` for the verbs."""
+    """The toolstack of every Xen host since 4.1. See :class:`harness.xen.toolstack.Toolstack` for the operations."""
 
     def __init__(self, transport: Transport, directory: str) -> None:
-        """``directory`` in dom0 keeps the configurations of our domains."""
+        """``directory`` in dom0 is for the configurations of the domains."""
         self._transport, self._directory = transport, directory
 
     def create(self, config: DomainConfig, deadline: Deadline | None = None, *, paused: bool = True) -> int:
@@ -58,7 +58,7 @@ class Xl:
             words = exc.stderr.strip()
             if "out of memory" in words or "failed to free memory" in words or "xc_dom_boot_mem_init" in words:
                 raise InfrastructureError(
-                    f"{self._transport.name} has not {config.memory} MiB left for {config.name}: {listing.informative(words)}",
+                    f"{self._transport.name} has no {config.memory} MiB left for {config.name}: {listing.informative(words)}",
                     hint="destroy other domains (`xl list`), or give the host or the lab more memory",
                 ) from exc
             raise CommandFailed(f"xl create {path}: {listing.informative(words)}", exc.status, exc.stdout, exc.stderr) from exc
@@ -140,7 +140,7 @@ def _log(name: str) -> str:
 def _argv(verb: str, words: Sequence[str | int]) -> list[str]:
     argv = ["xl", verb, *map(str, words)]
     for word in argv[2:]:
-        # A name that begins with a dash would be taken for an option.
+        # xl reads a name that begins with a dash as an option.
         if word.startswith("-") and word not in ("-F", "-c"):
             raise UsageError(f"xl {verb}: {word!r} looks like an option")
     return argv

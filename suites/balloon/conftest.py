@@ -19,13 +19,9 @@ def at_rest(guest: Guest) -> dict[str, int]:
     return asdict(Memory(guest).settle()[0])
 
 
-# MiB, 0 for the source's own: the control guest has its files in the memory that it is asked for.
-MEMORY = {"freebsd": 0, "linux": 160}
-
-
 @pytest.fixture
 def guest(booted: NewGuest, cell: Cell) -> Guest:
-    return booted(at_rest, memory=MEMORY[cell.os])
+    return booted(at_rest, memory=cell.guest_os.balloon_limits.memory)
 
 
 @pytest.fixture
@@ -36,7 +32,5 @@ def first(guest: Guest) -> Sample:
 
 @pytest.fixture
 def low(guest: Guest) -> int:
-    """MiB to which it can come down and work on: half of its memory. The control guest has 160, its files in it, and its kernel
-    (6.1 more than 6.12) takes a third: five eighths."""
-    whole = guest.config.memory
-    return whole // 2 if guest.profile.os == "freebsd" else whole * 5 // 8
+    """MiB to which it can come down and work on."""
+    return int(guest.config.memory * guest.profile.balloon_limits.low)

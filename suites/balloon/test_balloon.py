@@ -10,9 +10,8 @@ import pytest
 
 from harness.console.text import plain
 from harness.deadline import ConditionNotMet
-from harness.dom0 import program, xenstore_writer
+from harness.dom0 import xenstore_writer
 from harness.errors import CommandFailed, GuestDied, HarnessError, LoggedOut
-from harness.guests import admin
 from harness.guests.guest import Guest
 from harness.guests.memory import Memory
 from harness.oracles.ballooning import MIB, Sample, freebsd_floor, imbalance, missed
@@ -20,11 +19,7 @@ from harness.oracles.finding import finding
 from harness.plugin.case_context import CaseContext
 from harness.plugin.cells import Cell
 from harness.plugin.fixtures import NewGuest
-
-SOURCE = {
-    "freebsd": "sys/dev/xen/balloon/balloon.c, balloon_process() and set_new_target()",
-    "linux": "drivers/xen/balloon.c, balloon_process()",
-}
+from harness.xen import dom0_program
 
 
 def judge(guest: Guest, asked: str, before: Sample, after: Sample, wanted: int) -> None:
@@ -34,7 +29,7 @@ def judge(guest: Guest, asked: str, before: Sample, after: Sample, wanted: int) 
         test=asked,
         observed=wrong,
         expected=f"comes to {wanted / MIB:.0f} MiB, and Xen's count moves with its own",
-        reference=SOURCE[guest.profile.os],
+        reference=guest.profile.source("balloon"),
     )
 
 
@@ -44,7 +39,7 @@ def test_at_rest_after_boot(guest: Guest, first: Sample) -> None:
         test=f"a boot with {guest.config.memory} MiB",
         observed=f"the balloon stands at {first.current / MIB:.1f} MiB, its target is {first.target / MIB:.1f} MiB",
         expected="stands at its target",
-        reference=SOURCE[guest.profile.os],
+        reference=guest.profile.source("balloon"),
     )
 
 
@@ -65,7 +60,7 @@ def test_shrinks_and_grows_back(guest: Guest, first: Sample, low: int, case: Cas
         test=f"xl mem-set {whole * 3 // 4}, {low}, {whole}",
         observed=f"its kernel manages {(last.managed - first.managed) >> 10:+} KiB",
         expected="has as many pages as before",
-        reference=SOURCE[guest.profile.os],
+        reference=guest.profile.source("balloon"),
     )
 
 
@@ -102,7 +97,8 @@ def test_above_maxmem_is_refused(guest: Guest, first: Sample) -> None:
 
 def test_starts_below_its_maximum(new_guest: NewGuest, cell: Cell, case: CaseContext) -> None:
     """E5 E11: a boot with memory below maxmem (populate on demand): it comes down to its memory, then up to maxmem."""
-    small, large = (256, 384) if cell.os == "freebsd" else (160, 224)
+    limits = cell.guest_os.balloon_limits
+    small, large = limits.small, limits.large
     guest = new_guest(memory=small, maxmem=large)
 
     guest.boot()
@@ -115,7 +111,7 @@ def test_starts_below_its_maximum(new_guest: NewGuest, cell: Cell, case: CaseCon
         test=f"a boot with memory={small} maxmem={large}",
         observed=wrong,
         expected=f"balloons down to {small} MiB before it runs out of populated memory",
-        reference=SOURCE[guest.profile.os],
+        reference=guest.profile.source("balloon"),
     )
     memory.ask(large)
     high, _ = memory.settle(low.current + (large - small) * MIB)
@@ -164,7 +160,7 @@ def test_content_survives(guest: Guest, first: Sample) -> None:
         test="shrinking by a third while files are written",
         observed=f"the files' digests changed from {written.split()} to {read.split()}",
         expected="gives pages back that nobody uses",
-        reference=SOURCE[guest.profile.os],
+        reference=guest.profile.source("balloon"),
     )
 
 
@@ -181,7 +177,7 @@ def test_memory_hog(guest: Guest, first: Sample, case: CaseContext) -> None:
 
 def hogged(guest: Guest, memory: Memory, first: Sample, case: CaseContext) -> None:
     whole = guest.config.memory
-    guest.sh(f"({admin.of(guest.profile).hog(whole * 6 // 10)}) > /tmp/hog.out 2>&1 &")
+    guest.sh(f"({guest.profile.hog(whole * 6 // 10)}) > /tmp/hog.out 2>&1 &")
 
     def held() -> float:
         # Nearly all: with less, how it ends depends on whether the process or the balloon is the faster.
@@ -205,7 +201,7 @@ def hogged(guest: Guest, memory: Memory, first: Sample, case: CaseContext) -> No
             test=asked,
             observed=[exc.message, *killed, *has, *([again(guest)] if isinstance(exc, LoggedOut) else [])],
             expected="kills the process at most, and goes on",
-            reference=f"{SOURCE[guest.profile.os]}: decrease_reservation() takes pages below v_free_min; sys/vm/vm_page.c, vm_wait_doms()",
+            reference=f"{guest.profile.source('balloon')}: decrease_reservation() takes pages below v_free_min; sys/vm/vm_page.c, vm_wait_doms()",
         )
         pytest.fail(said, pytrace=False)
     judge(guest, asked, first, after, wanted)
@@ -230,7 +226,7 @@ def test_storm_of_targets(guest: Guest, first: Sample) -> None:
     low, high = (whole * 3 // 4) << 10, (whole * 9 // 10) << 10
     rounds = 100 if guest.host.facts.emulated else 500
 
-    guest.host.transport.run(program.command(xenstore_writer, path, str(rounds), str(low), str(high)))
+    dom0_program.run(guest.host.transport, xenstore_writer, path, str(rounds), str(low), str(high))
     memory.ask(whole)
 
     after, _ = memory.settle(first.current)
@@ -239,14 +235,10 @@ def test_storm_of_targets(guest: Guest, first: Sample) -> None:
     assert last.managed == first.managed, f"after the storm it manages {last.managed} bytes, {first.managed} before it"
 
 
-# Linux obeys a target of 0 and looks for memory to a target of 2^63: it has no floor, and its toolstack never writes that.
-GARBAGE = {"freebsd": ("", "abc", "-1", "9223372036854775808", "99999999999999999999999", "0"), "linux": ("", "abc")}
-
-
 def test_garbage_target(guest: Guest, first: Sample) -> None:
     """E12: what is no target in memory/target is survived, and the next good one is obeyed."""
     memory = Memory(guest)
-    for value in GARBAGE[guest.profile.os]:
+    for value in guest.profile.balloon_limits.garbage:
         memory.write(value)
         assert guest.sh("echo alive") == "alive", f"memory/target {value!r}"
         settled, _ = memory.settle(seconds=90)

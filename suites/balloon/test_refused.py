@@ -9,7 +9,7 @@ from harness.oracles.ballooning import MIB, Sample, missed
 from harness.oracles.finding import finding
 from harness.plugin.case_context import CaseContext
 
-from .test_balloon import SOURCE, judge
+from .test_balloon import judge
 
 
 def test_grows_when_pages_come(guest: Guest, first: Sample, low: int, case: CaseContext) -> None:
@@ -39,5 +39,5 @@ def test_grows_when_pages_come(guest: Guest, first: Sample, low: int, case: Case
         test=f"xl mem-set {low}, then {whole} MiB in memory/target, which Xen refuses; {seconds:.0f} s ago it came to have the pages",
         observed=[*stayed, "a new write of the same target brought it there"],
         expected="asks again from time to time, as Linux does (drivers/xen/balloon.c, update_schedule())",
-        reference=f"{SOURCE[guest.profile.os]}: increase_reservation() sets hard_limit, and nothing but a new target lifts it",
+        reference=f"{guest.profile.source('balloon')}: increase_reservation() sets hard_limit, and nothing but a new target lifts it",
     )

@@ -10,7 +10,7 @@ from harness.oracles.ballooning import MIB, Sample, imbalance, missed
 from harness.oracles.finding import finding
 from harness.plugin.case_context import CaseContext
 
-from .test_balloon import SOURCE, judge
+from .test_balloon import judge
 
 
 def test_saved_while_ballooned(guest: Guest, first: Sample, low: int, case: CaseContext) -> None:
@@ -37,7 +37,7 @@ def test_saved_while_ballooned(guest: Guest, first: Sample, low: int, case: Case
         test=f"xl mem-set {low} (of {whole} MiB), xl save, xl restore",
         observed=wrong,
         expected="stands where it stood before it was saved",
-        reference=SOURCE[guest.profile.os],
+        reference=guest.profile.source("balloon"),
     )
     memory.ask(whole)
     back, _ = memory.settle(first.current)

@@ -9,24 +9,23 @@ import secrets
 import pytest
 
 from harness.deadline import Deadline
-from harness.dom0 import program, scan_pages
+from harness.dom0 import scan_pages
 from harness.guests.guest import Guest
 from harness.guests.memory import Memory
 from harness.oracles.ballooning import MIB, Sample
 from harness.oracles.finding import finding
 from harness.plugin.case_context import CaseContext
+from harness.xen import dom0_program
 
-from .test_balloon import SOURCE
-
-# How much of its memory the guest fills with the secret (the control guest has no more room), and gives back.
-DIRTY, GIVEN = {"freebsd": 0.6, "linux": 0.4}, 0.3
+# How much of its memory the guest gives back.
+GIVEN = 0.3
 _HOLES = "/run/fxh-holes.json"
 
 
 def look(guest: Guest, secret: str) -> dict[str, int]:
     """At all of the guest's pages the first time, and at those that it did not have then the second time."""
     words = [str(guest.domid), "0", str(guest.config.memory * MIB // scan_pages.PAGE), _HOLES, secret]
-    found: dict[str, int] = json.loads(guest.host.transport.run(program.command(scan_pages, *words), Deadline(120)).text)
+    found: dict[str, int] = json.loads(dom0_program.run(guest.host.transport, scan_pages, *words, deadline=Deadline(120)).text)
     return found
 
 
@@ -36,8 +35,8 @@ def test_pages_are_given_back_empty(guest: Guest, first: Sample, case: CaseConte
     """E14: what a process left in memory is not in the pages that the guest gives back: dom0 sees them when it takes them again."""
     memory = Memory(guest)
     secret, whole = f"fxh-{secrets.token_hex(8)}", guest.config.memory
-    dirty, given = int(whole * DIRTY[guest.profile.os]), int(whole * GIVEN)
-    guest.sh("mount -t tmpfs tmpfs /mnt" if guest.profile.os == "freebsd" else "mount -t tmpfs -o size=90% tmpfs /mnt")
+    dirty, given = int(whole * guest.profile.balloon_limits.dirty), int(whole * GIVEN)
+    guest.sh(guest.profile.tmpfs_command)
     fill = f"i=0; while [ $i -lt {dirty * 4} ]; do cat /tmp/secret; i=$((i+1)); done > /mnt/secret"
     guest.sh(f"yes {secret} | head -c 262144 > /tmp/secret; {fill}; rm /mnt/secret; umount /mnt", 180)
     case.undo.append(lambda: guest.host.transport.run(["rm", "-f", _HOLES]))
@@ -56,5 +55,5 @@ def test_pages_are_given_back_empty(guest: Guest, first: Sample, case: CaseConte
         test=f"xl mem-set {whole - given} after a process wrote a secret into {dirty} MiB, then xl mem-set {whole}",
         observed=f"the secret is in {again['found']} of the {again['pages']} pages that went to Xen and came back",
         expected="gives no page back before it has zeroed it: Xen does not",
-        reference=SOURCE[guest.profile.os].replace("balloon_process() and set_new_target()", "decrease_reservation()"),
+        reference=guest.profile.source("balloon pages"),
     )

@@ -39,11 +39,7 @@ def flood(guest: Guest, lines: int) -> bytes:
 
 def test_flood_loses_nothing(guest: Guest, case: CaseContext) -> None:
     """B5: 10 MB at full speed: every line arrives, in order, and the guest lives on."""
-    # Under emulation FreeBSD's xc0, which hands over a byte at a time, makes 10 kB/s (3 on a slow machine), an HVM guest's serial
-    # port, where each byte goes through QEMU in dom0, less, and a PVH Linux, for which each event leaves its container, 80: less
-    # must do there. A PV Linux makes 400, and 3 MB are fifteen hundred rings full.
-    slow = {("freebsd", "hvm"): 10, ("freebsd", "pvh"): 40, ("freebsd", "pv"): 40, ("linux", "pvh"): 200, ("linux", "pv"): 300}
-    lines = slow.get((guest.profile.os, guest.config.type), 1000) if guest.host.facts.emulated else 1000
+    lines = guest.profile.flood_lines(guest.config.type) if guest.host.facts.emulated else 1000
     data = flood(guest, lines)
 
     # What the kernel itself says meanwhile cuts a line in two: "[   55.1] clocksource: timekeeping watchdog on CPU0 ...".

@@ -12,15 +12,8 @@ from harness.plugin.fixtures import NewGuest, NewScratch
 from harness.xen import vdev
 from harness.xen.config import Disk
 
-SOURCE = {
-    "freebsd": "sys/xen/xenbus/xenbusb.c, xenbusb_release_confighook(); sys/dev/xen/blkfront/blkfront.c, xbd_backend_changed()",
-    "linux": "drivers/xen/xenbus/xenbus_probe_frontend.c, wait_for_devices()",
-}
 # run_interrupt_driven_hooks: still waiting after 60 seconds for xenbusb_nop_confighook_cb
 WAITING = rb"run_interrupt_driven_hooks: still waiting after \d+ seconds for[^\r\n]*"
-# Disks, and the states of their backends (public/io/xenbus.h): 6, closed; 1, begun and never got further. At the latter Linux
-# looks for five minutes (wait_for_devices()) before it goes on: too long for every run.
-DEAD = {"freebsd": {"xvdk": "6", "xvdl": "1"}, "linux": {"xvdk": "6"}}
 
 
 def test_boots_with_dead_backends(new_guest: NewGuest, scratch: NewScratch) -> None:
@@ -28,7 +21,7 @@ def test_boots_with_dead_backends(new_guest: NewGuest, scratch: NewScratch) -> N
     guest = new_guest()
     # FreeBSD says after 60 s what it waits for; as long without progress is a hang to the console's reader.
     guest.scale *= 2
-    dead = DEAD[guest.profile.os]
+    dead = guest.profile.dead_backends
     disks = tuple(Disk(disk.target, name) for disk, name in zip(scratch(*dead), dead, strict=True))
     guest.reconfigure(disks=(*guest.config.disks, *disks)).create()
     for name, state in dead.items():
@@ -42,7 +35,7 @@ def test_boots_with_dead_backends(new_guest: NewGuest, scratch: NewScratch) -> N
         test=f"a boot with further disks whose backends are in state {', '.join(dead.values())} (6 closed, 1 initialising)",
         observed=[told, *(f"{path} = {value}" for path, value in states.items() if path.endswith("/state"))],
         expected="boots without the disks that it cannot have",
-        reference=SOURCE[guest.profile.os],
+        reference=guest.profile.source("xenbus"),
     )
     guest.login()
     shown = {guest.profile.disk_name(name) for name in dead} & set(guest.profile.disks(guest.sh))

@@ -11,7 +11,6 @@ from harness.guests.guest import Guest
 from harness.plugin.case_context import CaseContext
 from harness.plugin.fixtures import NewGuest
 
-KINDS = {"freebsd": "panic", "linux": "linux-panic"}
 # From a panic's last byte on the console to the verdict.
 PROMPT = 1.0
 
@@ -20,7 +19,7 @@ def test_panic_is_seen_and_classified(guest: Guest, case: CaseContext) -> None:
     """B3: a panic is recognised within a second of its last line, with its backtrace, and Xen is told what is documented."""
     death = guest.panic(60)
 
-    assert death.kind == KINDS[guest.profile.os], f"a panic on purpose was taken for {death.kind}: {death.message}"
+    assert death.kind == guest.profile.panic_kind, f"a panic on purpose was taken for {death.kind}: {death.message}"
     assert death.frames, f"no backtrace was read from:\n{death.excerpt}"
     assert death.at is not None
     assert death.seen is not None

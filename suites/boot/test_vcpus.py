@@ -7,19 +7,10 @@ import time
 
 import pytest
 
-from harness.guests import admin
 from harness.oracles.finding import finding
 from harness.plugin.case_context import CaseContext
 from harness.plugin.fixtures import NewGuest
 
-SOURCE = {
-    "freebsd": "sys/x86/xen/pv.c, xen_pvh_start_all_aps(); sys/x86/x86/mp_x86.c",
-    "linux": "arch/x86/xen/smp.c",
-}
-MAP = {
-    "freebsd": "sys/x86/xen/pv.c, xen_pvh_parse_memmap() (FreeBSD 023a025b5c reads it from start_info)",
-    "linux": "arch/x86/xen/setup.c, xen_memory_setup(); arch/x86/platform/pvh/enlighten.c",
-}
 # MiB that a kernel with its ramdisk may take.
 OWN = 56
 # MiB by vCPUs, 0 for the source's own: a boot serves both cases. Odd ones: no whole number of superpages.
@@ -30,7 +21,7 @@ MEMORY = {1: 0, 2: 301, 4: 1001}
 def test_vcpus(booted: NewGuest, vcpus: int, case: CaseContext) -> None:
     """G13: with 1, 2 and 4 vCPUs the guest boots, runs on each of them, and on all at once."""
     guest = booted(vcpus=vcpus, memory=MEMORY[vcpus])
-    ask = admin.of(guest.profile)
+    ask = guest.profile
 
     running = ask.cpus(guest.sh)
     begun = time.monotonic()
@@ -44,7 +35,7 @@ def test_vcpus(booted: NewGuest, vcpus: int, case: CaseContext) -> None:
         test=f"a boot with vcpus={vcpus}, then a process bound to each, one after the other and all at once",
         observed=f"{running} CPUs run; nothing ran on {alone or 'none'}; {done} processes of {vcpus} ended",
         expected="runs on all",
-        reference=SOURCE[guest.profile.os],
+        reference=guest.profile.source("vcpus"),
     )
 
 
@@ -63,5 +54,5 @@ def test_all_memory(booted: NewGuest, vcpus: int, case: CaseContext) -> None:
         test=f"a boot with memory={given}",
         observed=f"the kernel manages {managed} MiB",
         expected=f"manages {least} MiB at least: all but itself and its tables of pages",
-        reference=MAP[guest.profile.os],
+        reference=guest.profile.source("memory map"),
     )

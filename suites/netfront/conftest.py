@@ -9,7 +9,7 @@ import pytest
 
 from harness.deadline import ConditionNotMet, Deadline
 from harness.errors import DeadlineExpired
-from harness.guests import admin, hotplug
+from harness.guests import hotplug
 from harness.guests.guest import Guest
 from harness.guests.link import IPV4, IPV6, Family, Link
 from harness.oracles.finding import finding
@@ -18,13 +18,6 @@ from harness.plugin.fixtures import NewGuest
 
 # The network namespace of dom0 behind a guest in the middle.
 FAR = "fxhfar"
-# What makes a guest a router.
-FORWARDING = {
-    ("freebsd", IPV4): "sysctl net.inet.ip.forwarding=1",
-    ("freebsd", IPV6): "sysctl net.inet6.ip6.forwarding=1",
-    ("linux", IPV4): "echo 1 > /proc/sys/net/ipv4/ip_forward",
-    ("linux", IPV6): "echo 1 > /proc/sys/net/ipv6/conf/all/forwarding",
-}
 
 
 def families(fixture: str, was: str) -> pytest.MarkDecorator:
@@ -50,7 +43,7 @@ def on_top(link: Link, case: CaseContext, family: Family) -> Link:
     if link.family is family:
         return link
     guest = link.guest
-    if not (admin.of(guest.profile).has_ipv6(guest.sh) and link.dom0("ls", "/proc/sys/net/ipv6", check=False)):
+    if not (guest.profile.has_ipv6(guest.sh) and link.dom0("ls", "/proc/sys/net/ipv6", check=False)):
         pytest.skip("needs IPv6 in the guest's kernel and in dom0's; elsewhere: fxh run netfront -k ipv6 --image IMAGE")
     other = Link(guest, link.index, link.namespace, link.interface, family=family)
     case.undo.append(other.down)
@@ -74,7 +67,7 @@ def in_the_middle(guest: Guest) -> dict[str, str]:
 
 
 def forwards(near: Link, far: Link) -> None:
-    near.guest.sh(FORWARDING[near.guest.profile.os, near.family])
+    near.guest.sh(near.guest.profile.forwarding_command(ipv6=near.family is IPV6))
     near.dom0("ip", "route", "add", far.here, "via", near.there)
 
 

@@ -7,16 +7,16 @@ import time
 
 import pytest
 
-from harness.guests import admin
 from harness.guests.link import Link
 from harness.guests.peer import Peer
 from harness.oracles import frames
 from harness.oracles.finding import finding
 from harness.plugin.case_context import CaseContext
+from harness.plugin.cells import Cell
 from harness.plugin.fixtures import NewGuest
 
 from .conftest import again, replug
-from .test_offloads import SIZE, SOURCE
+from .test_offloads import SIZE
 
 _NO_GSO = {"feature-gso-tcpv4": "0", "feature-gso-tcpv6": "0"}
 # What a backend can do without, and which of the guest's offloads have to go with it.
@@ -25,23 +25,19 @@ LESS = {
     "no-sg-no-gso": (_NO_GSO | {"feature-sg": "0"}, ("sg", "tso", "lro")),
     "no-csum": ({"feature-no-csum-offload": "1"}, ("tx", "rx")),
 }
-# Linux's netfront does not look at a backend's feature-no-csum-offload.
-KNOWS = {"freebsd": tuple(LESS), "linux": ("no-gso", "no-sg-no-gso")}
 OFFERED, STREAMS = (1, 2, 4, 8), 3
-# The most that FreeBSD connects, whatever its CPUs: hw.xn.num_queues, 4 if nobody says. Linux connects no more than it has CPUs.
-FREEBSD_MOST = {1: 4, 4: 8}
 VARIABLES = {1: (), 4: (("hw.xn.num_queues", "8"),)}
 _QUEUES = "/sys/module/xen_netback/parameters/max_queues"
 
 
 def test_backend_offers_less(link: Link, case: CaseContext) -> None:
     """D15: at a backend without GSO, scatter-gather or checksums the offloads go, no frame is too large, and data moves."""
-    guest, ask = link.guest, admin.of(link.guest.profile)
+    guest, ask = link.guest, link.guest.profile
+    offers = {name: row for name, row in LESS.items() if ask.obeys_no_csum or "feature-no-csum-offload" not in row[0]}
     wrong = []
-    for name in KNOWS[guest.profile.os]:
-        keys, gone = LESS[name]
-        replug(guest, keys, SOURCE[guest.profile.os])
-        link = again(guest, SOURCE[guest.profile.os])
+    for name, (keys, gone) in offers.items():
+        replug(guest, keys, guest.profile.source("netfront"))
+        link = again(guest, guest.profile.source("netfront"))
         shown = ask.offloads(guest.sh, link.interface)
         wrong += [f"{name}: {flag} is still on" for flag in gone if shown.get(flag)]
         with link.capture(case.directory / f"{name}.pcap", whole=True) as seen:
@@ -56,10 +52,10 @@ def test_backend_offers_less(link: Link, case: CaseContext) -> None:
         if "tx" in gone and (bad := frames.bad_checksums(sent)):
             wrong.append(f"{name}: {bad} of {len(sent)} frames from the guest have no whole checksum")
     assert not wrong, finding(
-        test=f"the interface attached again to backends that offer less: {', '.join(KNOWS[guest.profile.os])}",
+        test=f"the interface attached again to backends that offer less: {', '.join(offers)}",
         observed=wrong,
         expected="switches off what the backend does not offer, and does without",
-        reference=f"{SOURCE[guest.profile.os]} (xn_query_features)",
+        reference=f"{guest.profile.source('netfront')} (xn_query_features)",
     )
 
 
@@ -86,25 +82,25 @@ def streams(link: Link, count: int, size: int) -> list[str]:
 
 
 @pytest.mark.parametrize("vcpus", [1, 4])
-def test_queues(booted: NewGuest, vcpus: int, case: CaseContext) -> None:
+def test_queues(booted: NewGuest, vcpus: int, cell: Cell, case: CaseContext) -> None:
     """D13: with 1, 2, 4 and 8 queues offered the guest connects as many as it can use, and streams at once all arrive."""
     guest = booted(vcpus=vcpus, variables=VARIABLES[vcpus])
     before = guest.host.transport.run(["cat", _QUEUES], check=False)
     if before.status:
         pytest.skip("needs Linux's netback, whose number of queues can be set; elsewhere: fxh run netfront -k test_queues")
     case.undo.append(lambda: guest.host.transport.run(["sh", "-c", f"echo {before.text.strip()} > {_QUEUES}"]))
-    most = FREEBSD_MOST[vcpus] if guest.profile.os == "freebsd" else vcpus
+    most = guest.profile.netfront_queues(vcpus, dict(VARIABLES[vcpus]))
     # Each is a detach and an attach, slow under emulation: of the control guest there the least and the most have to do.
-    offers = OFFERED if guest.profile.os == "freebsd" or not guest.host.facts.emulated else (OFFERED[0], OFFERED[-1])
+    offers = OFFERED if cell.under_test or not guest.host.facts.emulated else (OFFERED[0], OFFERED[-1])
     wrong = []
     for offered in offers:
         guest.host.transport.run(["sh", "-c", f"echo {offered} > {_QUEUES}"])
-        replug(guest, {}, SOURCE[guest.profile.os])
+        replug(guest, {}, guest.profile.source("netfront"))
         front = guest.host.xenstore.children(f"/local/domain/{guest.domid}/device/vif/0")
         queues = max(1, sum(name.startswith("queue-") for name in front))
         if queues != min(offered, most):
             wrong.append(f"{offered} queues offered: it connected {queues}, {min(offered, most)} were due")
-    link = again(guest, SOURCE[guest.profile.os])
+    link = again(guest, guest.profile.source("netfront"))
     begun = time.monotonic()
     wrong += [f"{OFFERED[-1]} queues offered: {line}" for line in streams(link, STREAMS, SIZE // 4)]
     case.metrics["streams"] = round(time.monotonic() - begun, 2)
@@ -112,5 +108,5 @@ def test_queues(booted: NewGuest, vcpus: int, case: CaseContext) -> None:
         test=f"{', '.join(map(str, offers))} queues for an interface of a guest with {vcpus} vCPUs, {STREAMS} TCP streams at once each way over the last",
         observed=wrong,
         expected="connects the queues that it can use and keeps each stream in order",
-        reference=f"{SOURCE[guest.profile.os]} (multi-queue-num-queues)",
+        reference=f"{guest.profile.source('netfront')} (multi-queue-num-queues)",
     )

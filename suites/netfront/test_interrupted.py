@@ -5,14 +5,14 @@ from __future__ import annotations
 
 import pytest
 
-from harness.guests import admin, suspend
+from harness.guests import suspend
 from harness.guests.link import BUSY, Link
 from harness.guests.peer import Listener
 from harness.oracles.finding import finding
 from harness.plugin.case_context import CaseContext
 
 from .conftest import again, replug
-from .test_offloads import SIZE, SOURCE, arrived, switch
+from .test_offloads import SIZE, arrived, switch
 
 # Once dom0 has sent so many bytes over the vif. Within dom0: a transfer does not wait for a command that comes over ssh.
 INTERRUPTION = BUSY + 'ip link set "$1" down; sleep 3; ip link set "$1" up; echo "up again"'
@@ -43,7 +43,7 @@ def test_vif_down_and_up(link: Link, case: CaseContext) -> None:
 )
 def test_detach_and_attach(link: Link, busy: bool, case: CaseContext) -> None:
     """D14: the interface is taken away, at rest or in the middle of a transfer, and given again: it comes back and works."""
-    source = SOURCE[link.guest.profile.os]
+    source = link.guest.profile.source("netfront")
     if busy:
         peer = link.source(6001, SIZE, lasting=60)
         case.undo.append(peer.stop)
@@ -59,7 +59,7 @@ def test_detach_and_attach(link: Link, busy: bool, case: CaseContext) -> None:
 
 def test_saved_in_the_middle(link: Link, case: CaseContext) -> None:
     """D14: saved and restored in the middle of a transfer: the connection goes on, and the interface is set as it was."""
-    guest, ask = link.guest, admin.of(link.guest.profile)
+    guest, ask = link.guest, link.guest.profile
     switch(link, tso=False)
     before = ask.offloads(guest.sh, link.interface)
     # TCP tries again after as long as the silence lasted: twice the time of the journey, and a slow machine's at that.
@@ -91,5 +91,5 @@ def test_saved_in_the_middle(link: Link, case: CaseContext) -> None:
         test="xl save and xl restore in the middle of a transfer to the guest, TSO switched off before",
         observed=wrong,
         expected="goes on with the connection, and leaves the interface as it was set",
-        reference=f"{SOURCE[guest.profile.os]}, netfront_resume()",
+        reference=f"{guest.profile.source('netfront')}, netfront_resume()",
     )

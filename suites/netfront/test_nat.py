@@ -10,7 +10,7 @@ from harness.oracles import frames
 from harness.oracles.finding import finding
 from harness.plugin.case_context import CaseContext
 
-from .test_offloads import SIZE, SOURCE
+from .test_offloads import SIZE
 
 RULES = (
     "nat on {far.interface} inet from {near.here} to any -> {far.there}",
@@ -54,5 +54,5 @@ def test_pf(sides: tuple[Link, Link], case: CaseContext, backend_tx: str) -> Non
         test=f"pf with nat, rdr and modulate state, dom0's vifs with tx {backend_tx}",
         observed=wrong,
         expected="translates, and sends every packet with a whole checksum",
-        reference=f"{SOURCE['freebsd']}; sys/netpfil/pf/pf.c; FreeBSD bugs 154428, 193579, 198868 (r289316), 197344",
+        reference=f"{guest.profile.source('netfront')}; sys/netpfil/pf/pf.c; FreeBSD bugs 154428, 193579, 198868 (r289316), 197344",
     )

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import pytest
 
-from harness.guests import admin
 from harness.guests.link import IPV4, Link, Transfer
 from harness.oracles import frames
 from harness.oracles.finding import finding
@@ -14,10 +13,6 @@ from harness.plugin.case_context import CaseContext
 from .conftest import families
 
 SIZE = 1 << 20
-SOURCE = {
-    "freebsd": "sys/dev/xen/netfront/netfront.c, create_netdev() and xn_configure_features(); sys/netinet/tcp_subr.c",
-    "linux": "drivers/net/xen-netfront.c",
-}
 
 
 def arrived(transfer: Transfer, asked: str, link: Link) -> None:
@@ -26,14 +21,14 @@ def arrived(transfer: Transfer, asked: str, link: Link) -> None:
         test=asked,
         observed=transfer.complaint,
         expected="moves every byte, in seconds",
-        reference=SOURCE[link.guest.profile.os],
+        reference=link.guest.profile.source("netfront"),
     )
 
 
 def switch(link: Link, **flags: bool) -> None:
-    ask = admin.of(link.guest.profile)
-    # Linux refuses TSO while scatter-gather is off; FreeBSD takes every flag by itself.
-    strict = link.guest.profile.os == "freebsd"
+    ask = link.guest.profile
+    # Linux refuses TSO while scatter-gather is off.
+    strict = ask.independent_offloads
     for name, on in flags.items():
         link.guest.run(ask.offload_command(link.interface, name, on), 90, check=strict)
 
@@ -55,7 +50,7 @@ def test_content_both_ways(link: Link, case: CaseContext) -> None:
 
 def test_segmentation_is_used(link: Link, case: CaseContext) -> None:
     """D1: a guest that says TSO is on sends segments larger than the MSS to a backend that takes them."""
-    ask = admin.of(link.guest.profile)
+    ask = link.guest.profile
     shown = ask.offloads(link.guest.sh, link.interface).get("tso", False)
     backend = link.host.xenstore.tree(f"/local/domain/0/backend/vif/{link.guest.domid}/0")
     offered = any(path.endswith("/feature-gso-tcpv4") and value == "1" for path, value in backend.items())
@@ -73,7 +68,7 @@ def test_segmentation_is_used(link: Link, case: CaseContext) -> None:
         test="1 MiB over TCP to dom0, TSO shown as on, feature-gso-tcpv4 offered by the backend",
         observed=f"the largest of {len(sent)} frames carries {size} bytes: every segment was cut in the guest",
         expected=f"hands over segments of many times {link.family.mss} bytes",
-        reference=f"{SOURCE[link.guest.profile.os]} (both IFCAP_TSO4 and CSUM_TSO in if_hwassist are needed)",
+        reference=f"{link.guest.profile.source('netfront')} (both IFCAP_TSO4 and CSUM_TSO in if_hwassist are needed)",
     )
 
 
@@ -85,14 +80,14 @@ def test_segmentation_can_be_switched_off(link: Link, case: CaseContext) -> None
         done = link.upload(SIZE // 4)
 
     arrived(done, "data with TSO off", link)
-    assert not admin.of(link.guest.profile).offloads(link.guest.sh, link.interface).get("tso", False), "TSO reads back as on"
+    assert not link.guest.profile.offloads(link.guest.sh, link.interface).get("tso", False), "TSO reads back as on"
     size = frames.largest(frames.sent_by(seen, link.there))
     assert 0 < size <= link.family.mss, f"TSO is off, and a frame carries {size} bytes"
 
 
 def test_segments_are_joined(link: Link, case: CaseContext) -> None:
     """D5: a guest that says LRO is on gives its IP fewer packets than it got frames, where dom0 sends single segments."""
-    ask = admin.of(link.guest.profile)
+    ask = link.guest.profile
     # Linux calls it GRO, and does it for every driver of this kind.
     shown = ask.offloads(link.guest.sh, link.interface).get("lro", True)
     link.dom0("ethtool", "-K", link.vif, "tso", "off", "gso", "off")
@@ -110,7 +105,7 @@ def test_segments_are_joined(link: Link, case: CaseContext) -> None:
         test="1 MiB over TCP from dom0 in single segments, LRO shown as on",
         observed=f"IP got {given} packets of {taken} frames: segments are not joined",
         expected="joins what follows each other in one interrupt",
-        reference=f"{SOURCE[link.guest.profile.os]} (tcp_lro_init() is called there alone, and xn_rxeof() goes by lro_cnt)",
+        reference=f"{link.guest.profile.source('netfront')} (tcp_lro_init() is called there alone, and xn_rxeof() goes by lro_cnt)",
     )
 
 
@@ -139,7 +134,7 @@ def test_checksums_by_the_guest(link: Link, case: CaseContext) -> None:
         test=f"data to dom0 over {asked}",
         observed=f"{bad} of {len(sent)} frames have a wrong TCP checksum on the vif",
         expected="computes the checksum itself",
-        reference=SOURCE[link.guest.profile.os],
+        reference=link.guest.profile.source("netfront"),
     )
 
 
@@ -164,7 +159,7 @@ def test_backend_is_told(link: Link, flag: str, key: str, value: str, case: Case
 
 def test_every_combination(link: Link, case: CaseContext) -> None:
     """D6: all combinations of the offloads, twice: none hangs, none loses data, and each reads back as it was set."""
-    ask = admin.of(link.guest.profile)
+    ask = link.guest.profile
     told = dict(ask.offloads(link.guest.sh, link.interface))
     names, wrong = sorted(told), []
     combinations = 2 ** len(names)
@@ -185,7 +180,7 @@ def test_every_combination(link: Link, case: CaseContext) -> None:
         for name, on in wanted.items():
             if shown.get(name) and not on:
                 wrong.append(f"{said}: {name} reads back as on")
-            if link.guest.profile.os == "freebsd" and on and not shown.get(name):
+            if ask.independent_offloads and on and not shown.get(name):
                 wrong.append(f"{said}: {name} reads back as off")
         for word, done in (("up", link.upload(64 << 10)), ("down", link.download(64 << 10))):
             if done.complaint:
@@ -195,7 +190,7 @@ def test_every_combination(link: Link, case: CaseContext) -> None:
         test=f"each of {combinations} combinations of {', '.join(names)}, 64 KiB each way",
         observed=wrong,
         expected="moves the data and shows the flags as set",
-        reference=SOURCE[link.guest.profile.os],
+        reference=link.guest.profile.source("netfront"),
     )
 
 

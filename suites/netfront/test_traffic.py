@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import pytest
 
-from harness.guests import admin, datagrams
+from harness.guests import datagrams
 from harness.guests.link import IPV4, IPV6, Link
 from harness.oracles import frames
 from harness.oracles.finding import finding
@@ -13,7 +13,7 @@ from harness.plugin.case_context import CaseContext
 from harness.plugin.fixtures import NewGuest
 
 from .conftest import families
-from .test_offloads import SIZE, SOURCE, arrived
+from .test_offloads import SIZE, arrived
 
 # Of an echo and of UDP: what is before the data of one that fits in a frame, less than before a segment's.
 SHORTER = 12
@@ -22,9 +22,7 @@ SHORTER = 12
 @families("link", "netfront/test_traffic::test_echo_sizes")
 def test_echo_sizes(link: Link) -> None:
     """D10: echoes of all sizes come back whole, those in many fragments, too."""
-    if link.guest.profile.os == "freebsd":
-        # Of more than 16 fragments FreeBSD makes no packet by itself (sys/netinet/ip_reass.c, V_maxfragsperpacket).
-        link.guest.sh("sysctl net.inet.ip.maxfragsperpacket=64")
+    link.guest.sh(link.guest.profile.large_packets_command)
     fits = link.family.mss + SHORTER
     # FreeBSD's ping sends no empty one by IPv6, busybox's no larger one.
     least = 0 if link.family is IPV4 else 1
@@ -34,16 +32,14 @@ def test_echo_sizes(link: Link) -> None:
         test=f"echo requests of up to 65507 bytes by {link.family.name}",
         observed=f"no good answer for {lost}",
         expected="sends and takes fragments of all sizes",
-        reference=SOURCE[link.guest.profile.os],
+        reference=link.guest.profile.source("netfront"),
     )
 
 
 @families("link", "netfront/test_traffic::test_datagrams")
 def test_datagrams(link: Link) -> None:
     """D10: UDP of sizes around one fragment, and of many, arrives both ways as it was sent."""
-    if link.guest.profile.os == "freebsd":
-        # It sends no larger ones by itself (sys/netinet/udp_usrreq.c, udp_dgram).
-        link.guest.sh("sysctl net.inet.udp.maxdgram=65535 net.inet.ip.maxfragsperpacket=64")
+    link.guest.sh(link.guest.profile.large_packets_command)
     fits = link.family.mss + SHORTER
     sizes = (1, 2, 3, 11, 64, fits - 1, fits, fits + 1, 2952, 4096, 4097, 8192, 9216, 16384)
     wrong = [
@@ -55,7 +51,7 @@ def test_datagrams(link: Link) -> None:
         test=f"datagrams of {', '.join(map(str, sizes))} bytes each way by {link.family.name}",
         observed=wrong,
         expected="sends and takes each",
-        reference=SOURCE[link.guest.profile.os],
+        reference=link.guest.profile.source("netfront"),
     )
 
 
@@ -69,7 +65,7 @@ def test_large_mtu(link: Link, there: int, here: int, case: CaseContext) -> None
     """D8: jumbo frames on both ends, or on the guest's alone: nothing hangs."""
     for device in (link.vif, link.host.bridge):
         link.dom0("ip", "link", "set", device, "mtu", str(here), check=False)
-    admin.of(link.guest.profile).set_mtu(link.guest.sh, link.interface, there)
+    link.guest.profile.set_mtu(link.guest.sh, link.interface, there)
     assert link.wait_up(), f"no link with MTU {there}/{here}"
 
     with link.capture(case.directory / "both.pcap") as seen:
@@ -92,7 +88,7 @@ def test_between_guests(new_guest: NewGuest, link: Link, case: CaseContext) -> N
     sides = (link, other)
 
     def thrown_away() -> list[int]:
-        return [admin.of(side.guest.profile).checksum_errors(side.guest.sh) for side in sides]
+        return [side.guest.profile.checksum_errors(side.guest.sh) for side in sides]
 
     before = thrown_away()
 
@@ -108,7 +104,7 @@ def test_between_guests(new_guest: NewGuest, link: Link, case: CaseContext) -> N
         test=f"{SIZE >> 12} KiB of TCP each way by {link.family.name} between two guests on one bridge",
         observed=wrong,
         expected="takes what another guest sent, whole, also where its checksum is not filled in",
-        reference=SOURCE[link.guest.profile.os],
+        reference=link.guest.profile.source("netfront"),
     )
     assert min(largest) > 0, "the capture on the second guest's vif holds no data"
 
@@ -147,5 +143,5 @@ def test_forwarding(sides: tuple[Link, Link], case: CaseContext, backend_tx: str
         test=f"64 KiB of TCP by {near.family.name} from one network to another through the guest, dom0's vif with tx {backend_tx}",
         observed=wrong,
         expected="forwards every packet with a whole checksum",
-        reference=f"{SOURCE[near.guest.profile.os]}: FreeBSD bug 197344 (csum_blank is ignored), bug 273046 (LRO while forwarding)",
+        reference=f"{near.guest.profile.source('netfront')}: FreeBSD bug 197344 (csum_blank is ignored), bug 273046 (LRO while forwarding)",
     )

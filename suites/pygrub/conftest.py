@@ -64,7 +64,7 @@ def run(host: XenHost, case: CaseContext) -> Run:
         directory = f"{host.directory}/pygrub"
         case.undo.append(lambda: host.transport.run(["rm", "-rf", directory]))
         done = pygrub.run(host.transport, directory, image, *options, style=style)
-        (case.directory / "pygrub.txt").write_text(f"status {done.status}\n{done.said!r}\n{done.error}")
+        (case.directory / "pygrub.txt").write_text(f"status {done.status}\n{done.stdout!r}\n{done.error}")
         case.metrics["pygrub"] = round(done.seconds, 3)
         return done
 

@@ -10,6 +10,7 @@ from harness.guests.guest import Guest
 from harness.hosts.host import XenHost
 from harness.oracles.finding import finding
 from harness.plugin.case_context import CaseContext
+from harness.plugin.cells import Cell
 from harness.plugin.fixtures import NewGuest, NewScratch
 from harness.xen import pygrub
 from harness.xen.config import Disk
@@ -22,11 +23,10 @@ pytestmark = pytest.mark.needs(capability=("pygrub",), types=("pvh", "pv"))
 BOOTED = {"bootloader": "pygrub", "on_reboot": "restart", "on_crash": "restart"}
 
 
-def test_arguments_arrive(booted: NewGuest) -> None:
+def test_arguments_arrive(booted: NewGuest, cell: Cell) -> None:
     """C8: what menu.lst and ``extra`` say is in the kernel's arguments; each variable on its own."""
     guest: Guest = booted(**BOOTED)
-    freebsd = guest.profile.os == "freebsd"
-    separator = "," if freebsd else " "
+    separator = guest.profile.separator
 
     variables = guest.profile.variables(guest.sh)
 
@@ -39,7 +39,7 @@ def test_arguments_arrive(booted: NewGuest) -> None:
         expected="has each variable as given",
         reference="xen tools/pygrub/src/pygrub:805; FreeBSD sys/x86/xen/pv.c, xen_pvh_parse_preload_data()",
     )
-    if not freebsd:
+    if not cell.under_test:
         assert variables.get("fxh.menu") == "one", "menu.lst's own argument is missing"
 
 

@@ -8,26 +8,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from harness.deadline import Deadline
+from harness.dom0 import pygrub_watch
 from harness.hosts.host import XenHost
-
-# Until its stdin ends: each (uid, root directory) with which a pygrub was seen, once. One process, since each other would
-# cost more time under emulation than there is between two looks; and only at processes that began since.
-_WATCH = """
-import os, select
-seen, old = set(), set(os.listdir("/proc"))
-os.write(1, b"watching\\n")
-while not select.select([0], [], [], 0.02)[0]:
-    for pid in set(filter(str.isdigit, os.listdir("/proc"))) - old:
-        try:
-            words = open("/proc/%s/cmdline" % pid, "rb").read().split(b"\\0")
-            if any(word.endswith(b"/pygrub") for word in words[:3]):
-                uid = next(line for line in open("/proc/%s/status" % pid) if line.startswith("Uid:")).split()[2]
-                seen.add((uid, os.readlink("/proc/%s/root" % pid)))
-        except (OSError, StopIteration):
-            continue
-for uid, root in sorted(seen):
-    print(uid, root)
-"""
+from harness.xen import dom0_program
 
 
 @dataclass(frozen=True)
@@ -42,7 +25,7 @@ class Process:
 def watch(host: XenHost) -> Iterator[list[Process]]:
     """What was seen is in the list once the context has ended."""
     seen: list[Process] = []
-    stream = host.transport.open(["python3", "-S", "-E", "-c", _WATCH])
+    stream = dom0_program.start(host.transport, pygrub_watch)
     try:
         heard = stream.read(100, 60)
         assert heard == b"watching\n", heard

@@ -16,13 +16,6 @@ from harness.plugin.fixtures import NewScratch
 from harness.xen import pygrub
 from harness.xen.config import Disk
 
-# The last byte of the direct blocks, and the last of the single indirect one: UFS1 with blocks of 4 KiB has 12 direct ones and
-# 1024 addresses in an indirect one (sys/ufs/ffs/fs.h, UFS_NDADDR); ext2 with blocks of 1 KiB has 12 and 256.
-DIRECT = {"freebsd": 12 << 12, "linux": 12 << 10}
-SINGLE = {"freebsd": (12 + 1024) << 12, "linux": (12 + 256) << 10}
-# -r: a block of space at the end, without which pygrub may not find a directory (bootable.make_ufs).
-MAKE = {"freebsd": "newfs -O 1 -b 4096 -f 512 -r 8 /dev/{0} >/dev/null && mount /dev/{0} /mnt",
-        "linux": "mke2fs -b 1024 /dev/{0} >/dev/null && mount -t ext2 /dev/{0} /mnt"}  # fmt: skip
 # The kernel's own blocks are all different; what is before it makes those of each size differ from each other.
 WRITE = "(echo {size}; cat /tmp/seed /tmp/seed /tmp/seed /tmp/seed) | head -c {size} > /mnt/boot/{name}"
 
@@ -30,13 +23,13 @@ WRITE = "(echo {size}; cat /tmp/seed /tmp/seed /tmp/seed /tmp/seed) | head -c {s
 @pytest.mark.needs(capability=("pygrub",))
 def test_kernel_changes_size(guest: Guest, scratch: NewScratch, case: CaseContext) -> None:
     """F8: a kernel's file grows and shrinks across the borders of its indirect blocks; pygrub extracts what the guest wrote."""
-    os = guest.profile.os
-    direct, single = DIRECT[os], SINGLE[os]
+    blocks = guest.profile.small_blocks
+    direct, single = blocks.direct, blocks.single
     # From a size to another, in place.
     steps = {"shrunk": (single + 1, direct), "grown": (direct, direct + 1), "grown-twice": (direct + 1, single + 1)}
     (disk,) = scratch("xvdc", size=24 * scratches.MIB)
     name = hotplug.disk(guest, Disk(disk.target, "xvdc"))
-    guest.sh(f"{MAKE[os].format(name)}; mkdir -p /mnt/boot/grub")
+    guest.sh(f"{blocks.make.format(name)}; mkdir -p /mnt/boot/grub")
     guest.sh(f"dd if=/dev/urandom of=/tmp/seed bs=64k count={-(-(single + 1) // (4 << 16))} 2>/dev/null")
     menu = "".join(f"title {what}\\nroot (hd0)\\nkernel /boot/{what}\\n" for what in steps)
     guest.sh(f"printf 'default=0\\ntimeout=0\\n{menu}' > /mnt/boot/grub/menu.lst")

@@ -14,7 +14,7 @@ from harness.deadline import Deadline
 from harness.errors import DeadlineExpired, GuestDied
 from harness.guests import replace_kernel
 from harness.guests.guest import Guest
-from harness.guests.replace_kernel import Volume
+from harness.guests.os.base import BootVolume
 from harness.oracles.finding import finding
 from harness.oracles.mechanism import NEW, OLD, OTHER, RebootEvidence, mechanism
 from harness.plugin.case_context import CaseContext
@@ -30,7 +30,7 @@ Kind = Callable[[str], str]
 
 
 @pytest.fixture
-def pair(booted: NewGuest, rig: WorkerEnvironment, cell: Cell, case: CaseContext) -> tuple[Guest, Volume, Kind]:
+def pair(booted: NewGuest, rig: WorkerEnvironment, cell: Cell, case: CaseContext) -> tuple[Guest, BootVolume, Kind]:
     """A guest that pygrub booted, with a spare kernel beside the first one, and what sorts digests into old and new."""
 
     def with_a_spare(guest: Guest) -> dict[str, str]:
@@ -60,7 +60,7 @@ def come_back(guest: Guest, go: Callable[[], None], seconds: float = 200) -> str
     return ""
 
 
-def look(guest: Guest, volume: Volume, kind: Kind, first: int, old: str, died: str) -> RebootEvidence:
+def look(guest: Guest, volume: BootVolume, kind: Kind, first: int, old: str, died: str) -> RebootEvidence:
     """All that tells the mechanisms apart, after the reboot."""
     back = not died
     running = ""
@@ -99,14 +99,13 @@ WAYS = {
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_replaced_kernel_runs(pair: tuple[Guest, Volume, Kind], way: str, case: CaseContext) -> None:
+def test_replaced_kernel_runs(pair: tuple[Guest, BootVolume, Kind], way: str, case: CaseContext) -> None:
     """F2 F3: the kernel is replaced, the guest reboots in good order, and the new kernel runs."""
     guest, volume, kind = pair
     first, old = guest.domid, replace_kernel.identity(guest)
     guest.sh(WAYS[way].format(new=volume.beside("new"), file=volume.file))
 
-    orderly = "shutdown -r now" if guest.profile.os == "freebsd" else "umount /mnt; reboot"
-    died = come_back(guest, lambda: guest.session.start(orderly))
+    died = come_back(guest, lambda: guest.session.start(guest.profile.reboot_command))
 
     seen = look(guest, volume, kind, first, old, died)
     said = mechanism(seen)
@@ -120,7 +119,7 @@ def test_replaced_kernel_runs(pair: tuple[Guest, Volume, Kind], way: str, case: 
 
 
 @pytest.mark.parametrize("synced", [True, False], ids=["synced", "unsynced"])
-def test_replaced_then_panic(pair: tuple[Guest, Volume, Kind], synced: bool, case: CaseContext) -> None:
+def test_replaced_then_panic(pair: tuple[Guest, BootVolume, Kind], synced: bool, case: CaseContext) -> None:
     """F4: the kernel is replaced, then the guest panics: what was synced runs; of what was not, the mechanism is told.
 
     UFS writes names at once and data later: then there can be a name of a kernel that is not whole, and the domain is gone.
@@ -145,11 +144,11 @@ def test_replaced_then_panic(pair: tuple[Guest, Volume, Kind], synced: bool, cas
 
 
 @pytest.mark.parametrize("broken", ["truncated", "garbage", "empty"])
-def test_broken_kernel_is_refused(pair: tuple[Guest, Volume, Kind], broken: str) -> None:
+def test_broken_kernel_is_refused(pair: tuple[Guest, BootVolume, Kind], broken: str) -> None:
     """F5: a kernel that is none: the toolstack says so and stops; no loop, no half-made domain, and it can be mended."""
     guest, volume, _ = pair
     first = guest.domid
-    kernel = volume.file if guest.profile.os == "freebsd" else volume.file.replace("initrd", "vmlinuz")
+    kernel = volume.kernel
     make = {
         "truncated": f"head -c 40000 {kernel} > {kernel}.cut; mv {kernel}.cut {kernel}",
         "garbage": f"dd if=/dev/urandom of={kernel} bs=64k count=20 2>/dev/null",
@@ -196,12 +195,7 @@ def test_replaced_menu(booted: NewGuest) -> None:
     """F7: an argument changed in menu.lst is there after the next reboot: the bootloader reads its file anew."""
     guest = booted(bootloader="pygrub", on_reboot="restart", on_crash="restart")
     volume = replace_kernel.volume(guest)
-    # In front of the other arguments: FreeBSD up to 13 takes the blank after the last one as part of its value.
-    if guest.profile.os == "freebsd":
-        change = "s|^\\(kernel [^ ]*\\) |\\1 fxh.menu=two,|"
-    else:
-        change = "s|fxh.menu=one|fxh.menu=two|"
-    guest.sh(f"sed '{change}' {volume.menu} > {volume.menu}.next && mv {volume.menu}.next {volume.menu}; sync")
+    guest.sh(f"sed '{volume.menu_change}' {volume.menu} > {volume.menu}.next && mv {volume.menu}.next {volume.menu}; sync")
 
     died = come_back(guest, lambda: guest.session.start("reboot"))
 
@@ -214,7 +208,7 @@ def test_replaced_menu(booted: NewGuest) -> None:
     )
 
 
-def test_alternation(pair: tuple[Guest, Volume, Kind], case: CaseContext) -> None:
+def test_alternation(pair: tuple[Guest, BootVolume, Kind], case: CaseContext) -> None:
     """F9: old and new kernel in turn, each reboot brings up the one that was put in place last."""
     guest, volume, _ = pair
     rounds = 2 if guest.host.facts.emulated else 10
@@ -242,7 +236,7 @@ def test_alternation(pair: tuple[Guest, Volume, Kind], case: CaseContext) -> Non
     )
 
 
-def test_cold_start_is_as_warm(pair: tuple[Guest, Volume, Kind]) -> None:
+def test_cold_start_is_as_warm(pair: tuple[Guest, BootVolume, Kind]) -> None:
     """F10: after a replaced kernel, xl destroy and xl create bring up the new kernel as a reboot does."""
     guest, volume, _ = pair
     old = replace_kernel.identity(guest)

@@ -7,7 +7,7 @@ import pytest
 
 from harness.deadline import ConditionNotMet, Deadline
 from harness.errors import GuestCommandFailed
-from harness.guests import admin, hotplug
+from harness.guests import hotplug
 from harness.guests.guest import Guest
 from harness.hosts import scratch as scratches
 from harness.oracles.finding import finding
@@ -16,11 +16,6 @@ from harness.plugin.case_context import CaseContext
 from harness.plugin.fixtures import NewScratch
 from harness.xen import vdev
 from harness.xen.config import Disk
-
-BLKFRONT = {
-    "freebsd": "sys/dev/xen/blkfront/blkfront.c",
-    "linux": "drivers/block/xen-blkfront.c",
-}
 
 
 def frontend_state(guest: Guest, name: str) -> str:
@@ -36,13 +31,13 @@ def test_hot_plug(guest: Guest, scratch: NewScratch) -> None:
         guest.host.toolstack.block_attach(guest.domid, Disk(disk.target, "xvdc"))
 
         there = hotplug.wait_disks(guest, {name})
-        seen = admin.digests(guest.sh, sorted(there))
+        seen = hotplug.digests(guest.sh, sorted(there))
         wrong = misnamed((Given("xvdc", disk.digest),), seen, guest.profile.disk_name)
         assert not wrong, finding(
             test="xl block-attach of vdev xvdc to a running guest",
             observed=wrong,
             expected=f"shows it as {name} within seconds",
-            reference=BLKFRONT[guest.profile.os],
+            reference=guest.profile.source("blkfront"),
         )
 
         stays: list[str] = []
@@ -56,7 +51,7 @@ def test_hot_plug(guest: Guest, scratch: NewScratch) -> None:
             test="xl block-detach of a disk that nobody uses",
             observed=stays,
             expected="closes its frontend within ten seconds and removes the disk",
-            reference=BLKFRONT[guest.profile.os],
+            reference=guest.profile.source("blkfront"),
         )
         state = frontend_state(guest, "xvdc")
         assert state in ("", "6"), f"the disk is gone, and its frontend is in state {state}: 6 (closed) or none is due"
@@ -77,9 +72,9 @@ def test_detach_in_use(guest: Guest, scratch: NewScratch) -> None:
     assert name not in left, finding(
         test="xl block-detach while a process has the disk open, then the process ends",
         observed=[f"{name} is still there; its frontend's state was {during!r} and is {frontend_state(guest, 'xvdc')!r}",
-             *admin.of(guest.profile).attach_log(guest.sh).splitlines()[-5:]],
+             *guest.profile.attach_log(guest.sh).splitlines()[-5:]],
         expected="says `detaching with pending users` and closes its frontend (state 6) when the last user is gone",
-        reference=f"{BLKFRONT[guest.profile.os]}, xbd_closing() / blkfront_closing()",
+        reference=f"{guest.profile.source('blkfront')}, xbd_closing() / blkfront_closing()",
     )  # fmt: skip
 
 
@@ -95,9 +90,9 @@ def test_collision_is_survived(guest: Guest, scratch: NewScratch, first: str, se
     guest.host.toolstack.block_attach(guest.domid, Disk(two.target, second))
 
     guest.deadline(20).wait("the second frontend to settle", lambda: _settled(guest, second), 0.5)
-    log = admin.of(guest.profile).attach_log(guest.sh)
+    log = guest.profile.attach_log(guest.sh)
     (case.directory / "attach.txt").write_text(log)
-    digest = admin.digests(guest.sh, [name]).get(name)
+    digest = hotplug.digests(guest.sh, [name]).get(name)
     assert digest == one.digest, finding(
         test=f"a disk {first}, then a disk {second}: both are {name} by the table",
         observed=[f"/dev/{name} holds {'the second disk' if digest == two.digest else 'neither'}", *log.splitlines()[-6:]],
@@ -120,13 +115,13 @@ def test_read_only(guest: Guest, scratch: NewScratch) -> None:
     write = guest.run(f"dd if=/dev/zero of=/dev/{name} bs=512 count=1 && sync", check=False)
 
     behind = guest.host.transport.run(["md5sum", disk.file]).text.split()[0]
-    digest = admin.digests(guest.sh, [name]).get(name)
+    digest = hotplug.digests(guest.sh, [name]).get(name)
     assert (write.status != 0, digest, behind) == (True, disk.digest, disk.digest), finding(
         test=f"a write to {name}, which the toolstack gave read-only",
         observed=f"dd ended with {write.status} ({write.text.splitlines()[-1:]}), content in the guest "
         f"{'as before' if digest == disk.digest else 'changed'}, in dom0 {'as before' if behind == disk.digest else 'changed'}",
         expected="refuses the write and can read the disk",
-        reference=f"{BLKFRONT[guest.profile.os]} (VDISK_READONLY in the backend's `info`)",
+        reference=f"{guest.profile.source('blkfront')} (VDISK_READONLY in the backend's `info`)",
     )
 
 
@@ -134,7 +129,7 @@ def test_read_only(guest: Guest, scratch: NewScratch) -> None:
 def test_resize(guest: Guest, scratch: NewScratch, sector: int, case: CaseContext) -> None:
     """A10: a disk has the size of its backend, in 512 and 4096 byte sectors, and follows when the backend grows."""
     (disk,) = scratch("xvdc", size=4 * scratches.MIB, sector=sector)
-    ask = admin.of(guest.profile)
+    ask = guest.profile
     name = hotplug.disk(guest, Disk(disk.target, "xvdc"))
     before = ask.disk_bytes(guest.sh, name)
     assert before == disk.size, finding(
@@ -156,5 +151,5 @@ def test_resize(guest: Guest, scratch: NewScratch, sector: int, case: CaseContex
         test=f"the backend of {name} ({sector} byte sectors) grew from {disk.size} to {wanted} bytes",
         observed=f"{name} has {seen} bytes",
         expected=f"takes the new size: {wanted}",
-        reference=f"{BLKFRONT[guest.profile.os]} (xbd_connect, BLKIF_STATE_CONNECTED), FreeBSD main still multiplies by the sector size",
+        reference=f"{guest.profile.source('blkfront')} (xbd_connect, BLKIF_STATE_CONNECTED), FreeBSD main still multiplies by the sector size",
     )

@@ -14,8 +14,6 @@ from harness.plugin.fixtures import NewGuest, NewScratch
 from harness.xen import pygrub
 from harness.xen.config import Disk
 
-from .test_change import BLKFRONT
-
 # A request of 11 segments is all that there is without indirect ones (public/io/blkif.h, BLKIF_MAX_SEGMENTS_PER_REQUEST).
 DIRECT = 11
 # What blkback offers for a disk with a write cache and for one without (drivers/block/xen-blkback/xenbus.c, connect()).
@@ -49,7 +47,7 @@ def test_synced_data_survives_a_power_cut(
         "then xl destroy",
         observed=wrong,
         expected="uses what each backend offers, says so, and has all that was synced on its disk",
-        reference=f"{BLKFRONT['freebsd']}, xbd_connect() and xbd_instance_create()",
+        reference=f"{guest.profile.source('blkfront')}, xbd_connect() and xbd_instance_create()",
     )
 
 

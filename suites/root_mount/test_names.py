@@ -11,7 +11,7 @@ import pytest
 
 from harness.deadline import Deadline
 from harness.errors import DeadlineExpired
-from harness.guests import admin, rootfs
+from harness.guests import hotplug, rootfs
 from harness.guests.guest import Guest
 from harness.oracles.finding import finding
 from harness.oracles.naming import Given, collisions, misnamed
@@ -20,34 +20,21 @@ from harness.plugin.fixtures import NewGuest, NewScratch
 from harness.xen import vdev
 from harness.xen.config import Disk
 
-# Judged in one boot, beside the root on xvda. Linux calls hda, sda and xvda the same, and refuses majors that it does not
-# know; FreeBSD gives all of them a name, by unknown ones even an xbd's.
-NAMES = {
-    "freebsd": (
-        "hda", "hdb", "hdc", "hdd", "sda", "sdb", "sdp", "xvdb", "xvdp", "xvdq", "xvdz", "xvdaa", "d1000p0",
-        "51776", "0xCA50", "d6p0", "0x4100", "0x2100", "0x5B40", "0x87F0", "0xCBE0",
-    ),
-    "linux": ("xvdb", "hdc", "hdd", "sde", "51792", "0xCA60", "d7p0", "xvdp", "xvdq", "xvdz", "xvdaa", "d1000p0"),
-}  # fmt: skip
 NOT_HVM = pytest.mark.needs(types=("pvh", "pv"))
-SOURCE = {
-    "freebsd": "sys/dev/xen/blkfront/blkfront.c, xbd_vdevice_to_unit(); xen tools/libs/light/libxl_device.c",
-    "linux": "drivers/block/xen-blkfront.c, xlvbd_alloc_gendisk(); xen tools/libs/light/libxl_device.c",
-}
 
 
 def judge(guest: Guest, given: tuple[Given, ...], how: str) -> None:
     """Every disk of ``given`` is where the table says, by its content."""
-    seen = admin.digests(guest.sh, sorted(set(guest.profile.disks(guest.sh))))
+    seen = hotplug.digests(guest.sh, sorted(set(guest.profile.disks(guest.sh))))
     wrong = misnamed(given, seen, guest.profile.disk_name)
     if wrong:
-        log = admin.of(guest.profile).attach_log(guest.sh)
+        log = guest.profile.attach_log(guest.sh)
         pytest.fail(
             finding(
                 test=how,
                 observed=[*wrong, f"its disks: {' '.join(sorted(seen))}", *log.splitlines()],
                 expected="names each disk after its vdev number alone, whatever the order, and reads through it what was put there",
-                reference=SOURCE[guest.profile.os],
+                reference=guest.profile.source("disk names"),
             ),
             pytrace=False,
         )
@@ -58,7 +45,7 @@ def judge(guest: Guest, given: tuple[Given, ...], how: str) -> None:
 def test_every_vdev_in_one_boot(new_guest: NewGuest, scratch: NewScratch, case: CaseContext) -> None:
     """A1 A2 A4 A5 A7: twenty disks by all kinds of vdev, in no order, root in their middle: each has its name and content."""
     guest = new_guest()
-    names = NAMES[guest.profile.os]
+    names = guest.profile.vdev_names
     made = scratch(*names)
     disks = [Disk(disk.target, name) for disk, name in zip(made, names, strict=True)]
     # The order in the configuration must not matter: the same shuffle in every run.
@@ -71,7 +58,7 @@ def test_every_vdev_in_one_boot(new_guest: NewGuest, scratch: NewScratch, case: 
 
     given = tuple(Given(name, disk.digest) for disk, name in zip(made, names, strict=True))
     case.metrics["disks"] = float(len(given))
-    (case.directory / "attach.txt").write_text(admin.of(guest.profile).attach_log(guest.sh))
+    (case.directory / "attach.txt").write_text(guest.profile.attach_log(guest.sh))
     judge(guest, given, f"vdevs {' '.join(disk.vdev for disk in disks)}, in this order, in one boot")
 
 

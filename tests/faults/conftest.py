@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""One lab for all faults, put back before each."""
+"""One lab for all tests, which is restored before each."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from remote_host import Remote
 from tests.conftest import planted_suite
 
 CASES = '''
-"""Planted: ordinary cases, and one in whose middle something happens to the host."""
+"""Cases for the fault tests. The test injects its fault while a case runs."""
 import os, time
 from pathlib import Path
 
@@ -25,7 +25,7 @@ def test_a_first(guest):
     assert guest.sh("echo 1") == "1"
 
 def test_b_fault(guest):
-    """Says where it is, and goes on for a while."""
+    """Report that it runs, and continue for a while."""
     (MARKS / "running").touch()
     for n in range(12):
         assert guest.sh(f"sleep 1; echo {n}") == str(n)
@@ -59,7 +59,7 @@ def test_i_neighbour(guest):
     assert guest.sh("echo 1") == "1"
 
 def test_k_bootloader(booted):
-    """So many begin together as FXH_TEST_TOGETHER says."""
+    """Wait until FXH_TEST_TOGETHER workers have reached this point."""
     (MARKS / f"grub-{os.getpid()}").touch()
     end = time.monotonic() + 120
     while len(list(MARKS.glob("grub-*"))) < int(os.environ.get("FXH_TEST_TOGETHER", "1")) and time.monotonic() < end:
@@ -68,14 +68,14 @@ def test_k_bootloader(booted):
     assert "fxh.menu=one" in guest.sh("cat /proc/cmdline")
 
 def test_l_loops(new_guest):
-    """Its toolstack restarts it for ever."""
+    """xl restarts this guest for ever."""
     guest = new_guest(on_crash="restart", memory=96, vifs=0, variables=(("fxh.panic", "init"),)).create()
     guest.console_will_end()
     with guest.console.expecting_death():
         guest.start()
         while len(guest.shutdowns()) < 1:
             time.sleep(1)
-        # Between two lives, or in the middle of a building.
+        # Between two domains, or while xl builds one.
         time.sleep(float(os.environ.get("FXH_TEST_LATER", "0")))
         (MARKS / "running").touch()
         time.sleep(120)
@@ -97,7 +97,7 @@ def _remote() -> Iterator[Remote]:
 
 @pytest.fixture
 def remote(_remote: Remote) -> Remote:
-    """A host at rest, reached over links."""
+    """An idle host, reached over links."""
     _remote.reset()
     return _remote
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""A real jump host: an OpenSSH server of our own on a loopback port, with keys and configuration of its own."""
+"""A jump host: an OpenSSH server on a loopback port, with its own keys and configuration."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from harness.deadline import ConditionNotMet, Deadline
 
 
 class Gate:
-    """Adds the host ``far`` to the home of ``remote``: its dom0, by ProxyJump through an sshd that runs until :meth:`close`.
+    """An sshd that runs until :meth:`close`. It adds the host ``far`` to the ssh configuration of ``remote``: dom0 by ProxyJump.
 
-    Skips the test where there is no sshd.
+    Skips the test if there is no sshd.
     """
 
     def __init__(self, remote: Remote, directory: Path) -> None:
         sshd = shutil.which("sshd", path="/usr/sbin:/usr/local/sbin:/usr/bin")
         if sshd is None:
-            pytest.skip("needs an OpenSSH server; elsewhere: apt-get install openssh-server")
-        # Run as root it wants a directory to shut itself in.
+            pytest.skip("needs an OpenSSH server: apt-get install openssh-server")
+        # As root, sshd needs this directory for privilege separation.
         if getpass.getuser() == "root":
             Path("/run/sshd").mkdir(mode=0o755, exist_ok=True)
         self._sshd, self._remote, self._directory = sshd, remote, directory
@@ -34,7 +34,7 @@ class Gate:
             self.port: int = free.getsockname()[1]
         for name in ("host", "user"):
             self._keygen(name)
-        # The names of the configuration are sshd_config(5)'s. StrictModes would look at the directories above ours, too.
+        # Keywords of sshd_config(5). StrictModes would also check the parent directories.
         (directory / "sshd_config").write_text(
             f"Port {self.port}\nListenAddress 127.0.0.1\nHostKey {directory}/host\nAuthorizedKeysFile {directory}/user.pub\n"
             "StrictModes no\nUsePAM no\nPasswordAuthentication no\nKbdInteractiveAuthentication no\nPermitRootLogin prohibit-password\n"
@@ -62,31 +62,31 @@ class Gate:
         argv = [self._sshd, "-D", "-f", str(self._directory / "sshd_config"), "-E", str(self._directory / "log")]
         self._process = subprocess.Popen(argv, stdin=subprocess.DEVNULL)
 
-        def look() -> None:
+        def reachable() -> None:
             try:
                 socket.create_connection(("127.0.0.1", self.port), timeout=1).close()
             except OSError as exc:
                 raise ConditionNotMet(f"{exc}; {self.log()[-300:]}") from exc
 
-        Deadline(20).wait("the sshd of the jump host", look, 0.1)
+        Deadline(20).wait("the sshd of the jump host", reachable, 0.1)
 
     def _sessions(self) -> list[int]:
-        """The processes that serve somebody who has logged in: the children of the one that listens."""
+        """The processes of logged-in users: the children of the listening process."""
         pid = self._process.pid
         children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
         return [int(child) for child in children]
 
     def connections(self) -> int:
-        """How many are logged in at this moment."""
+        """The current number of logged-in users."""
         return len(self._sessions())
 
     def drop(self) -> None:
-        """End all connections; new ones are served."""
+        """End all connections. New ones are accepted."""
         for child in self._sessions():
             subprocess.run(["kill", "-9", str(child)], check=False)
 
     def new_key(self) -> None:
-        """From here on it shows another key than the one that is known."""
+        """Restart the server with a host key that differs from the known one."""
         self.close()
         self._keygen("host")
         self._start()

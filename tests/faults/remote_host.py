@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""A lab as a plain remote host: reached by ssh with an ordinary configuration, over links that can be cut."""
+"""A lab as a plain remote host: reached by ssh with an ordinary configuration, over links that the test can cut."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from harness.lab import registry
 
 FXH = [sys.executable, "-m", "harness.cli"]
 
-# All below /var/lib/fxh but the books of leases and the images that are kept for the next run.
+# Everything below /var/lib/fxh except the lease table and the images that are kept for the next run.
 _LEFT = """
 xl list; ls -d /var/lib/fxh/* | grep -vxE '/var/lib/fxh/(files|leases|lock|ticket)'; ls -d /var/lib/fxh/leases/*
 ls -d /tmp/fxh* /run/fxh-* /var/log/xen/*fxh-* /var/log/xen/console/*fxh-* /dev/mapper/*fxh-* 2>/dev/null
@@ -35,7 +35,7 @@ for p in xenstored xenconsoled; do
     echo $p $(awk '/^VmRSS/{print $2}' /proc/$(pidof $p)/status)
     for d in /proc/$(pidof $p)/fd/*; do echo "- $p-fds $(readlink $d)"; done
 done
-# Those of the kernel have no command line, and come and go. No pipe: its second end is there, or not yet, when they are listed.
+# Kernel threads have no command line; leave them out, because they come and go. Do not use a pipe: its processes might be listed.
 all=$(grep -lsa . /proc/[0-9]*/cmdline); for c in $all; do echo "- processes $(tr '\\0' ' ' 2>/dev/null <$c)"; done
 echo loops $(ls -d /sys/block/loop*/loop 2>/dev/null | wc -l)
 echo domains $(xl list | wc -l)
@@ -48,14 +48,14 @@ echo xen-used $(xl info | awk '/^total_memory/{t=$3} /^free_memory/{f=$3} END{pr
 
 @dataclass(frozen=True)
 class Holds:
-    """What there is in dom0 at one moment: KiB of memory in use (without its caches) and by daemons, counts of the rest."""
+    """The resources in use in dom0: KiB of memory in total (without caches) and of daemons, and counts of other things."""
 
     counts: dict[str, float]
-    # What was counted, by name, for what has names.
+    # For counted things that have names: how many of each name.
     named: dict[str, Counter[str]]
 
     def more_than(self, before: Holds, names: Sequence[str]) -> str:
-        """In words what of ``names`` there is more of than before, or ""."""
+        """A description of those ``names`` whose count is higher than before, or ""."""
         complaints = []
         for name in names:
             if self.counts[name] > before.counts[name]:
@@ -65,13 +65,13 @@ class Holds:
 
 
 def read_holds(listing: str) -> Holds:
-    """The answer of the command that lists them: ``NAME COUNT``, or ``- NAME ONE OF THEM``."""
+    """Parse the output of ``_HOLDS``: lines ``NAME COUNT``, or ``- NAME ITEM`` for each counted item."""
     counts: dict[str, float] = {}
     named: dict[str, Counter[str]] = {}
     for line in listing.splitlines():
         words = line.split(maxsplit=2)
         if len(words) == 3 and words[0] == "-":
-            # Sockets and pipes have numbers of their own.
+            # socket:[12] and pipe:[34] have unique numbers; remove them.
             named.setdefault(words[1], Counter())[re.sub(r"\[\d+\]", "", words[2]).strip()] += 1
         elif len(words) == 2 and words[1].isdigit():
             counts[words[0]] = float(words[1])
@@ -79,7 +79,7 @@ def read_holds(listing: str) -> Holds:
 
 
 class Link:
-    """A TCP proxy on loopback. While it is cut there is nobody at its port."""
+    """A TCP proxy on loopback. While it is cut, it closes every connection."""
 
     def __init__(self, port: int = 0) -> None:
         self.target = port
@@ -120,7 +120,7 @@ class Link:
                 end.shutdown(socket.SHUT_RDWR)
 
     def stall(self) -> None:
-        """From here on nothing goes through, and nobody is told: connections stay, new ones are taken and get no answer."""
+        """Stop all data without closing anything: connections stay open, and new ones are accepted but get no answer."""
         self._flows.clear()
 
     def cut(self) -> None:
@@ -141,7 +141,7 @@ class Link:
 
 
 class Run:
-    """An fxh run under way."""
+    """A running fxh run."""
 
     def __init__(self, process: subprocess.Popen[str], reports: Path) -> None:
         self.process, self.reports = process, reports
@@ -165,17 +165,17 @@ class Run:
         return {name: case["outcome"] for name, case in self.cases.items()}
 
     def wait_for(self, path: Path, seconds: float = 300) -> None:
-        def look() -> None:
+        def check() -> None:
             if self.process.poll() is not None:
                 raise AssertionError(f"the run ended early:\n{self.process.communicate()[0]}")
             if not path.exists():
                 raise ConditionNotMet(f"no {path.name} yet")
 
-        Deadline(seconds).wait(path.name, look, 0.2)
+        Deadline(seconds).wait(path.name, check, 0.2)
 
 
 class Remote:
-    """A kept lab, and a home directory from which it is the hosts ``one`` and ``two``."""
+    """A kept lab, and a home directory whose ssh configuration knows it as the hosts ``one`` and ``two``."""
 
     def __init__(self, directory: Path, name: str) -> None:
         self.name, self.directory = name, directory
@@ -183,7 +183,7 @@ class Remote:
         self.environment = {
             **os.environ,
             "HOME": str(directory),
-            # Another home, but the same labs.
+            # The home directory differs, but the labs are the same.
             "FXH_STORE": str(paths.store()),
             "FXH_RUNTIME": str(paths.runtime()),
             "FXH_CONFIG": str(directory / "fxh.toml"),
@@ -192,12 +192,12 @@ class Remote:
         }
         try:
             self.fxh("lab", "up", name, "--keep")
-            self._configure()
+            self.configure()
         except BaseException:
-            self.remove()  # nobody else would: it is kept
+            self.remove()  # a kept lab is not removed with its owner
             raise
 
-    def _configure(self) -> None:
+    def configure(self) -> None:
         record, where = registry.read(self.name), registry.directory(self.name)
         assert record is not None
         self.one.target = self.two.target = record.ssh_port
@@ -214,7 +214,7 @@ class Remote:
         (self.directory / "fxh.toml").write_text('[hosts.one]\ntags = ["all"]\n[hosts.two]\ntags = ["all"]\n')
 
     def reset(self) -> None:
-        """A dom0 as it was at its start."""
+        """Restore dom0 to its initial state."""
         for mark in (self.directory / "marks").glob("*"):
             mark.unlink()
         (self.directory / "marks").mkdir(exist_ok=True)
@@ -224,12 +224,12 @@ class Remote:
             self.fxh("lab", "restore", self.name)
         else:
             self.fxh("lab", "up", self.name, "--keep")
-        self._configure()
+        self.configure()
         self.one.restore()
         self.two.restore()
 
     def kill(self) -> None:
-        """Pull the plug."""
+        """Cut the power: kill QEMU."""
         record = registry.read(self.name)
         assert record is not None
         os.kill(record.qemu_pid, 9)
@@ -242,11 +242,11 @@ class Remote:
     def fxh(self, *words: str, check: bool = True) -> str:
         done = subprocess.run([*FXH, *words], env=self.environment, capture_output=True, text=True, timeout=400)
         if check and done.returncode:
-            raise AssertionError(f"fxh {' '.join(words)} ended with {done.returncode}:\n{done.stdout}{done.stderr}")
+            raise AssertionError(f"fxh {' '.join(words)} exited with {done.returncode}:\n{done.stdout}{done.stderr}")
         return done.stdout
 
     def dom0(self, *argv: str) -> str:
-        """A command in dom0, past the links."""
+        """Run a command in dom0, not over the links."""
         return self.fxh("lab", "ssh", self.name, *argv)
 
     def start(self, suite: Path, *words: str, name: str = "reports", **environment: str) -> Run:
@@ -262,7 +262,7 @@ class Remote:
         return self.directory / "marks" / name
 
     def leftovers(self) -> list[str]:
-        """What of ours is in dom0 beside what is kept for later runs: empty when all was cleaned up."""
+        """Resources of runs in dom0, except those that are kept for later runs. Empty after a complete cleanup."""
         listing = self.dom0(_LEFT)
         return [line for line in listing.splitlines() if "fxh" in line]
 
@@ -270,22 +270,23 @@ class Remote:
         return read_holds(self.dom0(_HOLDS))
 
     def wait_for_no_more(self, before: Holds, names: Sequence[str], seconds: float = 30) -> Holds:
-        """What there is once there is no more of ``names`` than before: what only takes its leave is no leak, and a leak stays.
+        """Wait until no count of ``names`` is higher than before, and return the counts. Processes that are about to end are no leak.
 
-        Raises DeadlineExpired naming what there is more of."""
+        Raises DeadlineExpired with the counts that are still higher.
+        """
 
-        def look() -> Holds:
+        def check() -> Holds:
             after = self.holds()
             if more := after.more_than(before, names):
                 raise ConditionNotMet(more)
             return after
 
-        return Deadline(seconds).wait("dom0 to hold no more than before", look, 1.0)
+        return Deadline(seconds).wait("dom0 to hold no more than before", check, 1.0)
 
     def wait_clean(self, seconds: float = 90) -> None:
-        def look() -> None:
+        def check() -> None:
             left = self.leftovers()
             if left:
                 raise ConditionNotMet("; ".join(left))
 
-        Deadline(seconds).wait("dom0 to be as before", look, 1.0)
+        Deadline(seconds).wait("dom0 to be as before", check, 1.0)

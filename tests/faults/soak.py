@@ -1,13 +1,15 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""The suites' cases over and over on one host, by one controller: nothing may grow. By hand: python tests/faults/soak.py
+"""Repeat the suites' cases on one host with one controller, and check that no resource grows. Run by hand.
 
-The host is a lab, reached like any real one. About once a minute, between two cases, a line says what controller, host and QEMU
-hold; at the end the floor of each (its least value over a stretch of the run) is compared between the second and the last
-quarter. Exit code 1 when one has grown, 4 when the run itself failed.
+    python tests/faults/soak.py
 
---minutes N   how long (60)
---keyword K   which cases, as pytest's -k
---suites S    whose, by commas
+The host is a lab that is reached like a real host. About once a minute, between two cases, a line shows the resources of controller,
+host and QEMU. At the end, the floor of each (its minimum over a quarter of the run) in the last quarter is compared with that in the
+second. The exit code is 1 if one has grown, 4 if the run itself failed.
+
+--minutes N   duration (60)
+--keyword K   selects cases, as pytest's -k
+--suites S    suites, separated by commas
 """
 
 from __future__ import annotations
@@ -33,7 +35,7 @@ from harness.lab import registry
 
 @dataclass(frozen=True)
 class Measure:
-    """One thing that is held. It may grow by ``share`` of itself and by ``slack`` (in ``unit``) without being called a leak."""
+    """A resource. It may grow by the fraction ``share`` plus ``slack`` (in ``unit``) without counting as a leak."""
 
     name: str
     unit: str
@@ -63,7 +65,7 @@ MEASURES = (
 
 
 def grown(measure: Measure, values: Sequence[float]) -> str:
-    """In words how the floor of ``values`` (equal times apart) has grown from its second quarter to its last, or ""."""
+    """How much the floor of ``values`` (at equal intervals) has grown from the second quarter to the last, or ""."""
     quarter = len(values) // 4
     if quarter < 1:
         return ""
@@ -80,8 +82,10 @@ def _kib(pid: int) -> int:
 
 
 def qemu(smaps: str) -> dict[str, float]:
-    """Resident KiB of a QEMU, from its /proc/PID/smaps: the machine's memory and the code translated for it, which both grow as far
-    as their given sizes and no further, and all the rest, where a leak would be."""
+    """Resident KiB of a QEMU, from its /proc/PID/smaps: guest memory, translated code, and the rest.
+
+    The first two grow up to their configured sizes. A leak would be in the rest.
+    """
     found = {"qemu-ram": 0.0, "qemu-code": 0.0, "qemu-own": 0.0}
     kind = ""
     for line in smaps.splitlines():
@@ -99,7 +103,7 @@ def _count(path: str) -> int:
 
 
 def sample(remote: Remote, controller: int, temporary: Path) -> Holds:
-    """What is held at this moment. Raises OSError when the controller or QEMU is gone."""
+    """The resources at this moment. Raises OSError if the controller or QEMU has ended."""
     record = registry.read(remote.name)
     assert record is not None
     found = {
@@ -120,35 +124,35 @@ def _line(minute: float, found: dict[str, float], rounds: str) -> str:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=60)
-    parser.add_argument("--every", type=float, default=60, help="at least so many seconds between two samples")
+    parser.add_argument("--every", type=float, default=60, help="minimum seconds between two samples")
     parser.add_argument("--keyword", default="not survives")
     parser.add_argument("--suites", default="boot,root_mount,pygrub,balloon,reboot")
     parser.add_argument("--scale", default="4")
-    given = parser.parse_args()
-    # Whoever ends it by kill leaves no lab behind either.
+    arguments = parser.parse_args()
+    # Also remove the lab after a kill.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(4))
     with tempfile.TemporaryDirectory(prefix="fxh-soak-") as directory:
         remote = Remote(Path(directory), f"soak-{os.getpid()}")
         try:
             remote.reset()
-            return _soak(given, remote, Path(directory))
+            return _soak(arguments, remote, Path(directory))
         finally:
             remote.remove()
 
 
-def _soak(given: argparse.Namespace, remote: Remote, directory: Path) -> int:
+def _soak(arguments: argparse.Namespace, remote: Remote, directory: Path) -> int:
     temporary = directory / "tmp"
     temporary.mkdir()
     tally, rest = directory / "rounds.json", directory / "at-rest"
     argv = [
         sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", soak_rounds.__name__,
-        *(f"suites/{suite}" for suite in given.suites.split(",")),
-        "-k", given.keyword, "--type", "pv", "--xen-host", "one", "--scale", given.scale, "--reports", str(directory / "reports"),
+        *(f"suites/{suite}" for suite in arguments.suites.split(",")),
+        "-k", arguments.keyword, "--type", "pv", "--xen-host", "one", "--scale", arguments.scale, "--reports", str(directory / "reports"),
     ]  # fmt: skip
     environment = remote.environment | {
         "PYTHONPATH": os.pathsep.join(filter(None, [str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])),
         "TMPDIR": str(temporary),
-        soak_rounds.UNTIL: str(time.time() + given.minutes * 60),
+        soak_rounds.UNTIL: str(time.time() + arguments.minutes * 60),
         soak_rounds.TALLY: str(tally),
         soak_rounds.REST: str(rest),
     }
@@ -163,15 +167,17 @@ def _soak(given: argparse.Namespace, remote: Remote, directory: Path) -> int:
                 time.sleep(0.1)
                 continue
             if time.monotonic() >= due:
-                with contextlib.suppress(OSError):  # it has just ended
+                with contextlib.suppress(OSError):  # the controller has just ended
                     samples.append(sample(remote, process.pid, temporary))
                     print(_line((time.monotonic() - begun) / 60, samples[-1].counts, _tally(tally)), flush=True)
-                due = time.monotonic() + given.every
+                due = time.monotonic() + arguments.every
             rest.unlink(missing_ok=True)
     finally:
         process.terminate()
         process.wait()
-    print(f"after {(time.monotonic() - begun) / 60:.1f} min: {_tally(tally)}, pytest's status {process.returncode}, see soak.log")
+    print(
+        f"after {(time.monotonic() - begun) / 60:.1f} min: {_tally(tally)}, pytest exited with {process.returncode}, see soak.log"
+    )
     left = remote.leftovers()
     complaints = [grown(measure, [s.counts[measure.name] for s in samples if measure.name in s.counts]) for measure in MEASURES]
     complaints += [f"left in dom0: {line}" for line in left]
@@ -179,9 +185,9 @@ def _soak(given: argparse.Namespace, remote: Remote, directory: Path) -> int:
         print(complaint)
     if any(complaints):
         if samples:
-            print("named, in the first sample and in the last:", samples[0].named, samples[-1].named, sep="\n")
+            print("items by name, in the first and in the last sample:", samples[0].named, samples[-1].named, sep="\n")
         return 1
-    print(f"nothing grew over {len(samples)} samples, nothing was left")
+    print(f"nothing grew over {len(samples)} samples, nothing remained")
     return 0 if samples and tally.exists() else 4
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""A plugin of pytest: the collected cases round and round in one process until a given time. Loaded by soak.py."""
+"""A pytest plugin: repeat the collected cases in one process until a given time. soak.py loads it."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ import pytest
 
 UNTIL, TALLY, REST = "FXH_SOAK_UNTIL", "FXH_SOAK_TALLY", "FXH_SOAK_REST"
 
-# Who measures has ended when he has not done so in this many seconds.
+# If soak.py does not measure within this many seconds, it has ended.
 _MEASURED = 60
 
 
 class Rounds:
-    """Counts what came of the cases, and forgets the reports: pytest itself would keep each for its summary."""
+    """Counts the outcomes and discards the reports, which pytest would keep for its summary."""
 
     def __init__(self, config: pytest.Config) -> None:
         self._config, self._tally = config, Path(os.environ[TALLY])
@@ -49,22 +49,22 @@ class Rounds:
             self.round += 1
             for n, item in enumerate(items):
                 last = time.time() >= until
-                # pytest takes an item once, and its fixtures with it: each round asks for them anew.
+                # pytest runs an item once. Reset its fixture requests for the next round.
                 item._initrequest()  # type: ignore[attr-defined]
                 nextitem = None if last else items[(n + 1) % len(items)]
                 item.config.hook.pytest_runtest_protocol(item=item, nextitem=nextitem)
-                # What pytest gathers for an item's only run.
+                # pytest collects these for a single run.
                 item._report_sections.clear()
                 item.user_properties.clear()
-                self._be_measured()
+                self._wait_for_measurement()
                 if last or session.shouldstop:
                     return True
         return True
 
-    def _be_measured(self) -> None:
-        """Between two cases nothing goes on. While the file is there, soak.py measures; it takes it away.
+    def _wait_for_measurement(self) -> None:
+        """Wait between two cases until soak.py has measured and removed the file.
 
-        What is free but still malloc's is no leak: it goes back before (glibc's malloc_trim(3)).
+        Free memory that malloc holds is not a leak, so return it to the kernel first (malloc_trim(3) of glibc).
         """
         gc.collect()
         self._libc.malloc_trim(0)

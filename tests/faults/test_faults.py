@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""What happens to a run when something happens to its host. In each: no wrong verdict, nothing left behind, the run ends."""
+"""Faults of a host during a run. After each fault there is no wrong verdict, nothing remains, and the run ends."""
 
 from __future__ import annotations
 
@@ -27,15 +27,15 @@ def test_ssh_cut_and_restored_in_the_middle_of_a_case(remote: Remote, suite: Pat
     remote.wait_clean()
 
 
-def test_a_host_that_is_lost_leaves_its_cases_to_another(remote: Remote, suite: Path) -> None:
+def test_another_host_takes_the_cases_of_a_lost_one(remote: Remote, suite: Path) -> None:
     run = remote.start(suite, "-k", "fault", "--xen-host", "one,two")
     run.wait_for(remote.mark("running"))
     remote.one.cut()
     assert run.end() == 0
     assert {case["inputs"]["host"] for case in run.cases.values()} == {"two"}
-    # The cell is the pool's: a night's cells are the same, whichever host served.
+    # The cell names the pool, so it does not depend on the host that served the case.
     assert {case["cell"] for case in run.cases.values()} == {"control-pv-one-two"}
-    # The lost one's share goes by itself after its silence.
+    # The lease on the lost host ends after 60 s of silence.
     remote.wait_clean(120)
 
 
@@ -45,7 +45,7 @@ def test_power_cut_and_the_host_comes_back(remote: Remote, suite: Path) -> None:
     remote.kill()
     time.sleep(5)
     remote.fxh("lab", "up", remote.name, "--keep")
-    remote._configure()
+    remote.configure()
     assert run.end() == 0
     assert run.outcomes == {"test_b_fault": "passed"}
     remote.wait_clean()
@@ -67,7 +67,7 @@ def test_controller_killed_and_resumed(remote: Remote, suite: Path) -> None:
     run.process.send_signal(signal.SIGKILL)
     run.process.communicate()
     assert run.outcomes == {"test_a_first": "passed"}
-    # The run ends with its controller: not after a silence.
+    # The lease ends with its controller, not after 60 s of silence.
     remote.wait_clean(30)
     first = run.cases["test_a_first"]["started"]
     name = run.latest.resolve().name
@@ -82,7 +82,7 @@ def test_controller_killed_and_resumed(remote: Remote, suite: Path) -> None:
 
 @pytest.mark.parametrize("later", [0, 2, 4])
 def test_controller_killed_in_a_restart_loop(remote: Remote, suite: Path, later: int) -> None:
-    """The toolstack's process would go on with the loop, and build a domain at any moment."""
+    """Without the cleanup, xl would continue the loop and could build a domain at any moment."""
     entries = "xenstore-list /local/domain; xenstore-list /libxl"
     before = remote.dom0(entries)
     run = remote.start(suite, "-k", "loops", "--xen-host", "one", FXH_TEST_LATER=str(later))
@@ -90,10 +90,10 @@ def test_controller_killed_in_a_restart_loop(remote: Remote, suite: Path, later:
     run.process.send_signal(signal.SIGKILL)
     run.process.communicate()
     remote.wait_clean(30)
-    # xl sleeps two seconds before it builds a domain anew.
+    # xl sleeps for two seconds before it rebuilds a domain.
     time.sleep(8)
     remote.wait_clean()
-    assert remote.dom0(entries) == before, "whoever was building a domain wrote to xenstore after its end"
+    assert remote.dom0(entries) == before, "an xl that was building a domain wrote to xenstore after the end of the domain"
 
 
 def test_xenconsoled_killed(remote: Remote, suite: Path) -> None:
@@ -136,7 +136,7 @@ def test_two_controllers_on_one_host(remote: Remote, suite: Path) -> None:
 
 
 def test_two_controllers_run_pygrub_at_once(remote: Remote, suite: Path) -> None:
-    """Each has a bootloader at work in dom0 on a disk of its own, and none sees the other's."""
+    """Two bootloaders run in dom0 at the same time, each on its own disk."""
     runs = [
         remote.start(suite, "-k", "bootloader", "--xen-host", host, name=f"grub-{host}", FXH_RUN_SCALE="3", FXH_TEST_TOGETHER="2")
         for host in ("one", "two")
@@ -148,11 +148,11 @@ def test_two_controllers_run_pygrub_at_once(remote: Remote, suite: Path) -> None
         together = max(together, set(re.findall(r"/run-(\w+)/", at_work)), key=len)
     assert [run.end() for run in runs] == [0, 0]
     assert [run.outcomes["test_k_bootloader"] for run in runs] == ["passed", "passed"]
-    assert len(together) == 2, f"never two at work at the same time: {together}"
+    assert len(together) == 2, f"they never ran at the same time: {together}"
     remote.wait_clean()
 
 
-# A volume group on a loop device, all of whose extents hold something. No udev in this dom0.
+# A volume group on a loop device. No extent is empty. This dom0 has no udev.
 _GROUP = r"""
 set -e
 modprobe dm-mod; mkdir -p /etc/lvm
@@ -176,7 +176,7 @@ def test_guests_on_logical_volumes(remote: Remote, suite: Path) -> None:
 
 
 def test_a_host_with_room_for_one_is_shared_in_turns(remote: Remote, suite: Path) -> None:
-    """Each takes a case, hears that the other waits, and queues behind him: nobody waits for a whole run."""
+    """Each run gives the host back after a case if the other waits, so that neither waits for a whole run."""
     runs = [
         remote.start(suite, "-k", "first or last", "--xen-host", host, name=f"turn-{host}", FXH_RUN_LEASE_MEMORY="1500")
         for host in ("one", "two")
@@ -203,7 +203,7 @@ def test_a_flood_on_the_console(remote: Remote, suite: Path) -> None:
 
 
 def test_fifty_guests_leave_nothing(remote: Remote, suite: Path) -> None:
-    # What the first run on a host leaves for the next ones (images, books) is there before.
+    # The first run on a host creates images and the lease table, which stay for later runs.
     assert remote.start(suite, "-k", "first", "--xen-host", "one", name="before").end() == 0
     remote.wait_clean()
     before = remote.holds()
@@ -217,7 +217,7 @@ def test_fifty_guests_leave_nothing(remote: Remote, suite: Path) -> None:
     assert after.counts["disk"] - before.counts["disk"] < 2048, "dom0 lost disk"
 
 
-def test_a_guest_that_never_came_up_and_a_leak_blame_nobody_else(remote: Remote, suite: Path) -> None:
+def test_a_failed_boot_and_a_leak_do_not_affect_other_cases(remote: Remote, suite: Path) -> None:
     run = remote.start(suite, "-k", "dies or leaks or neighbour", "--xen-host", "one")
     assert run.end() == 1
     assert run.outcomes == {"test_g_dies_at_boot": "failed", "test_h_leaks": "failed", "test_i_neighbour": "passed"}
@@ -226,7 +226,7 @@ def test_a_guest_that_never_came_up_and_a_leak_blame_nobody_else(remote: Remote,
     remote.wait_clean()
 
 
-# Four parts stopped, one part going.
+# Stopped for four fifths of the time.
 _SLOW = """
 setsid sh -c 'echo $$ > /run/slow.pid; x=$(pidof xenstored); while :; do kill -STOP $x; sleep 1.2; kill -CONT $x; sleep 0.3; done' \
     </dev/null >/dev/null 2>&1 &
@@ -246,7 +246,7 @@ def test_xenstored_slow(remote: Remote, suite: Path) -> None:
 
 
 def test_link_stalls_and_heals(remote: Remote, suite: Path) -> None:
-    """Nothing goes through for longer than the case takes, and then all of it: TCP loses nothing, so the case goes on."""
+    """The stall is longer than the case would take. TCP loses no data, so the case then continues."""
     run = remote.start(suite, "-k", "fault", "--xen-host", "one")
     run.wait_for(remote.mark("running"))
     time.sleep(2)
@@ -267,14 +267,14 @@ def test_link_stalls_for_good(remote: Remote, suite: Path) -> None:
     assert run.outcomes == {"test_b_fault": "passed"}
     assert run.cases["test_b_fault"]["inputs"]["host"] == "two"
     assert run.cases["test_b_fault"]["inputs"]["run again because"]
-    # Its keeper has heard nothing either, and gives the share back while the link is still dead.
+    # The lease agent gets no heartbeat and ends the lease while the link is still stalled.
     remote.wait_clean(120)
 
 
-_KEEPER = r"""p=$(sed 's/.*"pid": \([0-9]*\).*/\1/' /var/lib/fxh/leases/*.json)"""
-# The keeper is in the lease, and of the processes above it the server of its session is the first that is called so.
+_AGENT = r"""p=$(sed 's/.*"pid": \([0-9]*\).*/\1/' /var/lib/fxh/leases/*.json)"""
+# The lease contains the pid of its agent. The first ancestor called dropbear is the server of its session.
 _STOP_SESSION = (
-    f"{_KEEPER}\n"
+    f"{_AGENT}\n"
     r"""
 until [ "$(cat /proc/$p/comm)" = dropbear ]; do p=$(awk '/^PPid/{print $2}' /proc/$p/status); done
 echo $p > /run/stopped; kill -STOP $p
@@ -283,7 +283,7 @@ echo $p > /run/stopped; kill -STOP $p
 
 
 def test_sshd_of_the_host_stopped(remote: Remote, suite: Path) -> None:
-    """The session's own server process is stopped for good: connected, acknowledged by the kernel, and silent."""
+    """The server process of the session is stopped for good: the kernel acknowledges data, but nobody answers."""
     run = remote.start(suite, "-k", "fault", "--xen-host", "one", FXH_RUN_LEASE_WAIT="60")
     run.wait_for(remote.mark("running"))
     remote.dom0(_STOP_SESSION)
@@ -296,7 +296,7 @@ def test_sshd_of_the_host_stopped(remote: Remote, suite: Path) -> None:
 def test_over_a_jump_host(remote: Remote, suite: Path, gate: Gate) -> None:
     run = remote.start(suite, "-k", "first or fault", "--xen-host", "far")
     run.wait_for(remote.mark("running"))
-    # Both links of the chain are real: the run's session goes through the gate.
+    # The session of the run goes through the jump host.
     assert gate.connections() == 1
     gate.drop()
     assert run.end() == 0
@@ -306,7 +306,7 @@ def test_over_a_jump_host(remote: Remote, suite: Path, gate: Gate) -> None:
     remote.wait_clean()
 
 
-def test_a_jump_host_that_is_another(remote: Remote, suite: Path, gate: Gate) -> None:
+def test_a_jump_host_with_another_key(remote: Remote, suite: Path, gate: Gate) -> None:
     gate.new_key()
     run = remote.start(suite, "-k", "first", "--xen-host", "far", FXH_RUN_LEASE_WAIT="5")
     assert run.end() == 4
@@ -316,49 +316,49 @@ def test_a_jump_host_that_is_another(remote: Remote, suite: Path, gate: Gate) ->
 
 
 def _orphan(remote: Remote, suite: Path) -> None:
-    """Keeper and controller are killed at the same time: nobody is left to clean up."""
+    """Kill the lease agent and the controller, so that no process cleans up."""
     run = remote.start(suite, "-k", "fault", "--xen-host", "one")
     run.wait_for(remote.mark("running"))
-    remote.dom0(f"{_KEEPER}; kill -9 $p")
+    remote.dom0(f"{_AGENT}; kill -9 $p")
     run.process.kill()
     run.process.communicate()
 
 
 BREAKAGES = {
     "pygrub removed": ("rm /usr/lib/xen-*/bin/pygrub", "warn  pygrub", "install xen-utils"),
-    "no user for pygrub": ("sed -i /xen-qemuuser/d /etc/passwd", "warn  pygrub as", "useradd"),
-    # Its own bridge cannot go down in a dom0 that is reached over it; another name is as good to a guest.
+    "no user for pygrub": ("sed -i /xen-qemuuser/d /etc/passwd", "warn  pygrub user", "useradd"),
+    # The bridge carries the connection to dom0, so it cannot go down. Renaming it has the same effect for guests.
     "no bridge": ("ip link set xenbr0 name other0", "fail  bridge", "hosts.one.bridge"),
     "disk full": ("dd if=/dev/zero of=/var/lib/filler bs=1M 2>/dev/null; sync", "fail  disk", "fxh clean HOST"),
     "xenconsoled killed": ("kill -9 $(pidof xenconsoled)", "fail  xenconsoled", "xenconsoled --log=all"),
     "clock off": ("date -s @$(($(date +%s) - 3600))", "warn  clock", "NTP"),
-    "a domain left over": (_orphan, "warn  domains of ours", "fxh clean HOST --yes"),
+    "a domain left over": (_orphan, "warn  fxh domains", "fxh clean HOST --yes"),
 }
 
 
 def test_doctor(remote: Remote, suite: Path) -> None:
-    """A healthy host, and the same with one thing broken at a time: each is named, with its hint, and nothing else."""
-    told = {}
+    """The doctor reports nothing for a healthy host, and for each defect only that defect, with its hint."""
+    output = {}
     for name, (breakage, line, hint) in {"healthy": (None, "", ""), **BREAKAGES}.items():
         remote.reset()
-        # A lab's clock is that of its checkpoint.
+        # The clock of a restored lab is that of its checkpoint.
         remote.dom0(f"date -s @{time.time():.0f}")
         if callable(breakage):
             breakage(remote, suite)
         elif breakage:
             remote.dom0(breakage)
-        told[name] = remote.fxh("doctor", "one", check=False)
-        print(f"--- {name}\n{told[name]}")
-        wrong = [row for row in told[name].splitlines() if row.strip().startswith(("warn ", "fail "))]
+        output[name] = remote.fxh("doctor", "one", check=False)
+        print(f"--- {name}\n{output[name]}")
+        wrong = [row for row in output[name].splitlines() if row.strip().startswith(("warn ", "fail "))]
         assert len(wrong) == (1 if breakage else 0), wrong
-        assert line in told[name]
-        assert hint in told[name]
-    # The last hint, done.
+        assert line in output[name]
+        assert hint in output[name]
+    # Follow the last hint.
     remote.fxh("clean", "one", "--yes")
     remote.wait_clean()
 
 
-def test_a_failed_guest_is_kept_and_goes_by_itself(remote: Remote, suite: Path) -> None:
+def test_a_failed_guest_is_kept_and_then_removed(remote: Remote, suite: Path) -> None:
     run = remote.start(suite, "-k", "panics", "--xen-host", "one", "--keep", "failed", FXH_RUN_KEEP_MINUTES="1")
     assert run.end() == 1
     assert run.outcomes == {"test_f_panics": "failed"}
@@ -366,5 +366,5 @@ def test_a_failed_guest_is_kept_and_goes_by_itself(remote: Remote, suite: Path) 
     assert "xl dump-core" in run.out
     assert "keeps fxh-" in remote.fxh("hosts", "one")
     assert any("fxh-" in line for line in remote.dom0("xl list").splitlines())
-    assert "nothing was left behind" in remote.fxh("clean", "one"), "it has an owner"
+    assert "nothing was left behind" in remote.fxh("clean", "one"), "a lease owns it"
     remote.wait_clean(120)

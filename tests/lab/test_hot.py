@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 
 from harness.deadline import ConditionNotMet, Deadline
-from harness.guests import source
 from harness.guests.configure import configure
 from harness.guests.guest import Guest
+from harness.guests.os.linux import from_directory
 from harness.guests.shape import Shape
 from harness.lab import checkpoint, criu_probe, factory, registry
 from harness.lab.checkpoint import Checkpoint, CheckpointKind
@@ -89,7 +89,7 @@ def test_processes_side_by_side_from_one_image(own: Lab, tmp_path: Path) -> None
 
 
 def test_a_guest_continues_with_its_console_disk_and_network(own: Lab, tmp_path: Path) -> None:
-    what = source.control(factory.control(LabSpec()))
+    what = from_directory(factory.control(LabSpec()))
     host = LabHost(own)
     image = tmp_path / "disk.img"
     data = os.urandom(1 << 20)

@@ -63,7 +63,7 @@ def test_from_a_failed_run_to_its_cause_and_to_another_machine(guests: list[Path
 
     code, out = fxh("blame", "boots_to_login", *reports)
     assert code == 0, out
-    assert "The failure follows the control guest that was given:" in out
+    assert "The failure follows the given control guest:" in out
 
     code, out = fxh("bisect", "boots_to_login", *map(str, guests), "--input", "control", "--confirm", "1", *reports)
     assert code == 0, out

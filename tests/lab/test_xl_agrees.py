@@ -175,7 +175,7 @@ def test_gdbsx_is_offered_where_the_tool_works(domain: tuple[int, DomainConfig],
 
 
 def test_the_doctor_finds_a_lab_well(host: LabHost) -> None:
-    checks = {check.name: check for check in doctor.judge(host.transport.run(["sh", "-c", doctor.SCRIPT]).text, HostConfig("lab"), time.time())}  # fmt: skip
+    checks = {check.name: check for check in doctor.evaluate(host.transport.run(["sh", "-c", doctor.SCRIPT]).text, HostConfig("lab"), time.time())}  # fmt: skip
     assert {name for name, check in checks.items() if check.status != doctor.OK} <= {"UEFI", "clock", "memory"}
     assert checks["Xen"].detail == host.info.xen_version
 

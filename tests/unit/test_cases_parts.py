@@ -112,12 +112,12 @@ def test_a_peer_sends_as_long_as_it_is_told(lasting: float) -> None:
     assert lasting <= done.seconds < 10
 
 
-@pytest.mark.parametrize(("out", "way_in"), [("push", "recv"), ("tell", "hear")])
+@pytest.mark.parametrize(("out", "way_in"), [("connect", "recv"), ("send_datagrams", "recv_datagrams")])
 def test_two_peers_agree(out: str, way_in: str) -> None:
-    port = a_port(socket.SOCK_DGRAM if out == "tell" else socket.SOCK_STREAM)
+    port = a_port(socket.SOCK_DGRAM if out == "send_datagrams" else socket.SOCK_STREAM)
     hears = peer(way_in, port, "1500")
     hears.until(b"listening")
-    says = peer(out, port, "1500", "7", "1000,499,1" if out == "tell" else "300")
+    says = peer(out, port, "1500", "7", "1000,499,1" if out == "send_datagrams" else "300")
     # One that takes a connection closes when it has all: the other waits for that.
     came, went = end(hears), end(says)
     assert (came.bytes, came.md5, came.error) == (went.bytes, went.md5, went.error)
@@ -173,7 +173,7 @@ def test_a_write_to_xenstore_over_its_own_wire(kind: int, said: bytes) -> None:
     with here, there:
         there.sendall(struct.pack("<4I", kind, 0, 0, len(said)) + said)
         if kind == xenstore_writer.ERROR:
-            with pytest.raises(OSError, match="/a/target: xenstored says 'EACCES"):
+            with pytest.raises(OSError, match="/a/target: xenstored replied 'EACCES"):
                 xenstore_writer.write(here.fileno(), "/a/target", "12")
         else:
             xenstore_writer.write(here.fileno(), "/a/target", "12")

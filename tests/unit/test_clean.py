@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""Prefixes of collectors, escapes and erased characters: every rule about lines applies behind them."""
+"""Prefixes of log collectors, escape sequences and erased characters: the rules about lines apply to the text without them."""
 
 from __future__ import annotations
 
@@ -10,12 +10,10 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from played import fed
+from played import FREEBSD, classify, fed
 
-from harness.console import deaths
 from harness.console.clean import LINES, SAMPLE, Cleaner, cleaned, prefix
 from harness.console.reader import ConsoleReader
-from harness.console.stages import FREEBSD
 from harness.transport.replay import ReplayStream
 
 CONSOLES = Path(__file__).parent.parent / "consoles"
@@ -40,7 +38,7 @@ BOOTED = (
     b"Copyright (c) 1992-2021 The FreeBSD Project.\r\nTrying to mount root from ufs:/dev/xbd0 []...\r\nSetting hostuuid: 1-2.\r\n"
 )
 
-# A collector's prefix, or what makes that of line n.
+# The prefix of each collector for a line at 04:05:06.
 PREFIXES = {
     "osstest": "Feb  3 04:05:06.100001 ",
     "syslog": "<14>Feb  3 04:05:06 box xl[123]: ",
@@ -81,7 +79,7 @@ PREFIXES = {
 
 
 def behind(stamp: str, data: bytes) -> bytes:
-    """``data`` as a collector keeps it, whose time goes on. An end of nothing stays one."""
+    """``data`` as a collector stores it: each line gets the prefix, with a time that advances. An empty last line gets none."""
     lines = data.split(b"\n")
     out = []
     for n, line in enumerate(lines):
@@ -93,7 +91,7 @@ def behind(stamp: str, data: bytes) -> bytes:
 def verdict(reader: ConsoleReader) -> tuple[object, ...]:
     assert reader.death is not None
     death = reader.death
-    return death.kind, death.message, death.guilty, death.frames, death.stage, [stage.name for stage in reader.stages]
+    return death.kind, death.message, death.faulting_function, death.frames, death.stage, [stage.name for stage in reader.stages]
 
 
 @pytest.mark.parametrize("form", PREFIXES)
@@ -113,7 +111,7 @@ def test_a_whole_boot_behind_a_prefix(tmp_path: Path, form: str) -> None:
     assert verdict(fed(tmp_path, [data[n : n + 61] for n in range(0, len(data), 61)])) == plain
 
 
-# What needs no word to be learned is found within two lines.
+# Prefixes without a host or console name are recognised within two lines.
 @pytest.mark.parametrize(
     "form", [form for form in PREFIXES if form not in ("console-name", "compose", "stamp-and-name", "stamp-and-host")]
 )
@@ -125,9 +123,9 @@ def test_a_trap_behind_a_prefix(tmp_path: Path, form: str, text: bytes) -> None:
     for at in range(1, len(data), 17):
         assert verdict(fed(tmp_path, [data[:at], data[at:]])) == plain, at
     assert verdict(fed(tmp_path, [data[n : n + 1] for n in range(len(data))])) == plain
-    alone = deaths.classify(behind(PREFIXES[form], TRAP))
+    alone = classify(behind(PREFIXES[form], TRAP))
     assert alone is not None
-    assert (alone.kind, alone.message, alone.guilty) == plain[:3]
+    assert (alone.kind, alone.message, alone.faulting_function) == plain[:3]
 
 
 PROMPTED = {
@@ -150,7 +148,7 @@ def test_a_prompt_behind_a_prefix(tmp_path: Path, form: str, kind: str) -> None:
 
 @pytest.mark.parametrize("name", RECORDED)
 def test_recorded_consoles_have_no_prefix(name: str) -> None:
-    """Not at their beginning, and not from any line on: Linux and FreeBSD stamp some of their own lines."""
+    """Neither at their beginning nor from any line on, although Linux and FreeBSD put time stamps on some lines."""
     data = RECORDED[name]
     assert prefix(data[:SAMPLE]) is None
     starts = [0, *(match.end() for match in re.finditer(rb"\n", data))]
@@ -169,7 +167,7 @@ def test_recorded_consoles_have_no_prefix(name: str) -> None:
         b"Feb  3 04:05:06 once\nCopyright\nCPU: x\nreal memory\n",
     ],
 )
-def test_lines_that_only_look_stamped(text: bytes) -> None:
+def test_lines_that_only_look_prefixed(text: bytes) -> None:
     assert prefix(text) is None
 
 
@@ -188,10 +186,10 @@ def test_xens_own_lines_stay_between_those_of_a_domain(tmp_path: Path) -> None:
     assert [stage.name for stage in fed(tmp_path, [data]).stages] == ["kernel", "mountroot", "rc"]
 
 
-def test_a_prefix_that_comes_late_changes_nothing(tmp_path: Path) -> None:
-    """It is sought in the stream's first lines only: what a guest prints later has its own stamps."""
+def test_a_late_prefix_is_ignored(tmp_path: Path) -> None:
+    """Only the first lines of a stream are searched for a prefix. A guest may print time stamps later."""
     data = BOOTED * 8 + b"".join(b"Feb  3 04:05:%02d box kernel: panic: xyz\n" % n for n in range(20))
-    reader = ConsoleReader(ReplayStream(b""), tmp_path / "c.log", stages=FREEBSD)
+    reader = ConsoleReader(ReplayStream(b""), tmp_path / "c.log", tables=FREEBSD)
     reader._take(data)
     assert reader._watcher._cleaner.prefix is None
     reader.close()
@@ -214,8 +212,8 @@ ESCAPES = (
 
 @pytest.mark.parametrize("escape", ESCAPES)
 @pytest.mark.parametrize("kind", PROMPTED)
-def test_escapes_are_no_part_of_a_line(tmp_path: Path, escape: bytes, kind: str) -> None:
-    """Before and behind a prompt, at the beginning of each line, and in two chunks."""
+def test_escape_sequences_are_removed_from_lines(tmp_path: Path, escape: bytes, kind: str) -> None:
+    """Before and after a prompt, at the beginning of each line, and split into two chunks."""
     text = PROMPTED[kind]
     plain = verdict(fed(tmp_path, [text]))
     head, newline, prompt = text.rpartition(b"\n")
@@ -245,7 +243,7 @@ def test_a_login_prompt_in_colour(tmp_path: Path) -> None:
         (b"a\x1b]0;ti", b"a"), (b"a\x1b]no end\nb", b"ano end\nb"), (b"a\x1b]P00ff00ffb", b"afb"), (b"a\x1b[99999999999999;1Hb", b"ab"),
     ],
 )  # fmt: skip
-def test_what_a_terminal_obeys(data: bytes, text: bytes) -> None:
+def test_control_characters_and_escape_sequences(data: bytes, text: bytes) -> None:
     assert Cleaner().text(data) == text
 
 
@@ -256,7 +254,7 @@ def test_what_a_terminal_obeys(data: bytes, text: bytes) -> None:
         )
     )
 )
-def test_places_lead_back_to_the_log(pieces: list[bytes]) -> None:
+def test_places_map_back_to_the_log(pieces: list[bytes]) -> None:
     data = b"".join(pieces)
     for cleaner in (Cleaner(), Cleaner(re.compile(rb"\(d3\) "))):
         seen = cleaner.clean(data)
@@ -268,17 +266,17 @@ def test_places_lead_back_to_the_log(pieces: list[bytes]) -> None:
 
 
 @given(st.binary(max_size=400), st.integers(1, 40))
-def test_any_bytes_are_taken(data: bytes, size: int) -> None:
+def test_any_bytes_are_accepted(data: bytes, size: int) -> None:
     noise = data.replace(b"q", b"\x1b[").replace(b"w", b"panic: ").replace(b"e", b"\n").replace(b"r", b"(d1) ")
     from harness.console.watcher import Watcher
 
     watcher = Watcher(FREEBSD, first_line=1.0, scale=1.0)
     for n in range(0, len(noise), size):
         watcher.feed(noise[n : n + size], float(n))
-        watcher.deadline(float(n))
-    watcher.deadline(1e9, ended=True)
+        watcher.check(float(n))
+    watcher.check(1e9, ended=True)
     assert watcher.offset == len(noise)
-    deaths.classify(noise)
+    classify(noise)
 
 
 @pytest.mark.parametrize("name", RECORDED)
@@ -295,7 +293,7 @@ def test_random_cuts_change_no_verdict(tmp_path: Path, name: str) -> None:
 
 
 def test_the_sample_is_bounded(tmp_path: Path) -> None:
-    reader = ConsoleReader(ReplayStream(b""), tmp_path / "c.log", stages=FREEBSD)
+    reader = ConsoleReader(ReplayStream(b""), tmp_path / "c.log", tables=FREEBSD)
     for _ in range(100):
         reader._take(b"x" * 1000)
     assert len(reader._watcher._sample) <= SAMPLE + 1000

@@ -16,8 +16,9 @@ import pytest
 
 from harness.digest import file_sha256, known_sha256
 from harness.errors import HarnessError, InfrastructureError, UsageError
-from harness.guests import filehash, source
+from harness.guests import filehash
 from harness.guests.bootable import make_ufs
+from harness.guests.os import freebsd_source
 from harness.images import diskformat, diskimport, diskread, makefs, parttable, recipe, recipes, store, tables
 from harness.images.tables import SECTOR, Part
 from tests.unit.test_disk_files import FREEBSD, label, labelled, needs_freebsd, needs_grub, needs_makefs, patched
@@ -121,7 +122,7 @@ def test_all_that_a_run_needs_is_read_from_the_disk(disk: Path, tree: Path) -> N
         for name in ("boot/loader.conf", "etc/fstab", "boot/kernel/kernel", "bin/sh", "sbin/init")
     }
     assert file_sha256(disk) == before
-    given = source.from_image(image)
+    given = freebsd_source.from_image(image)
     assert (given.root, given.label, given.kernel) == ("gpt/rootfs", "freebsd-14.2", image.kernel)
     assert given.profile.default_variables(given.root, False)["vfs.root.mountfrom"] == "ufs:/dev/gpt/rootfs"
     assert given.inputs["disk"] == f"FreeBSD.raw sha256:{before}"
@@ -153,7 +154,7 @@ def test_packed_disks(disk: Path, packed: str) -> None:
     assert (image.version, image.root, image.name) == ("14.2", "gpt/rootfs", path.name)
     assert image.disks[0].file.read_bytes() == disk.read_bytes()
     assert image.disks[0].file.stat().st_blocks * 512 < disk.stat().st_size / 2, "holes stay holes"
-    assert source.from_image(image).inputs["disk"] == f"{path.name} sha256:{file_sha256(path)}"
+    assert freebsd_source.from_image(image).inputs["disk"] == f"{path.name} sha256:{file_sha256(path)}"
 
 
 @needs_makefs
@@ -209,14 +210,17 @@ def test_which_of_two_roots(tree: Path, tmp_path: Path) -> None:
 @needs_makefs
 def test_a_kernel_from_elsewhere_with_the_disks_root(disk: Path, tmp_path: Path) -> None:
     kernel = elf(tmp_path / "kernel", text=b"FreeBSD 15.1-RELEASE MINE\0")
-    given = source.freebsd(kernel, disk)
+    given = freebsd_source.from_files(kernel, disk)
     assert (given.label, given.root, given.disks[0].path, given.kernel) == ("freebsd-15.1", "gpt/rootfs", disk, kernel)
-    assert source.freebsd(kernel, disk, root="xbd0p7").root == "xbd0p7", "as it was asked for"
+    assert freebsd_source.from_files(kernel, disk, root="xbd0p7").root == "xbd0p7", "as it was asked for"
     (tmp_path / "blank").write_bytes(bytes(2 << 20))
-    assert source.freebsd(kernel, tmp_path / "blank").root == "xbd0"
+    assert freebsd_source.from_files(kernel, tmp_path / "blank").root == "xbd0"
     with pytest.raises(UsageError, match=r"FreeBSD 15\.1 without ZFS, and the root is zfs:zroot/ROOT/default"):
-        source.freebsd(kernel, disk, root="zfs:zroot/ROOT/default")
-    assert source.freebsd(elf(tmp_path / "z", text=ZFS), disk, root="zfs:zroot/ROOT/default").root == "zfs:zroot/ROOT/default"
+        freebsd_source.from_files(kernel, disk, root="zfs:zroot/ROOT/default")
+    assert (
+        freebsd_source.from_files(elf(tmp_path / "z", text=ZFS), disk, root="zfs:zroot/ROOT/default").root
+        == "zfs:zroot/ROOT/default"
+    )
 
 
 @needs_makefs
@@ -259,7 +263,7 @@ def test_a_pool_as_official_images_have_it(pool: Callable[..., Path]) -> None:
     image = diskread.take(pool(ZFS))
     assert (image.root, image.mountfrom, image.root_device) == ("zroot/ROOT/default", "zfs:zroot/ROOT/default", "xbd0p4")
     assert (image.types, image.zfs) == (("pvh",), True)
-    assert source.from_image(image).root == "zfs:zroot/ROOT/default"
+    assert freebsd_source.from_image(image).root == "zfs:zroot/ROOT/default"
 
 
 @needs_freebsd
@@ -305,7 +309,7 @@ def test_a_pool_that_nobody_can_read(tmp_path: Path, own_store: Path, kernel: by
     with pytest.raises(UsageError, match=why):
         recipes.make(recipe.make("z", {"disk": str(path), "kernel": str(given)}, {}))
     with pytest.raises(UsageError, match=why):
-        source.freebsd(given, path)
+        freebsd_source.from_files(given, path)
     made = recipes.make(recipe.make("z", {"disk": str(path), "kernel": str(given), "root": "zfs:tank/ROOT/box"}, {}))
     # A module is loaded by the loader alone, so without ZFS in the kernel there is no PVH.
     assert (made.mountfrom, made.types) == ("zfs:tank/ROOT/box", ("pvh", "hvm") if kernel == ZFS else ("hvm",))
@@ -340,7 +344,7 @@ def test_a_disk_for_uefi_alone_with_a_kernel_from_elsewhere(tmp_path: Path) -> N
     plain = elf(tmp_path / "plain", notes=False, text=NEW)
     made = recipes.make(recipe.make("u", {"disk": str(path), "kernel": str(plain)}, {}))
     assert (made.types, made.firmwares) == (("hvm",), ("uefi",))
-    assert source.from_image(made).why_no_bios.endswith("only UEFI can start it: its disk has no boot code for a BIOS")
+    assert freebsd_source.from_image(made).why_no_bios.endswith("only UEFI can start it: its disk has no boot code for a BIOS")
     neither = uefi_disk(tmp_path / "e", root_tree(tmp_path / "s"), fat=b"")
     with pytest.raises(UsageError, match="or a disk with boot code or an EFI system partition"):
         recipes.make(recipe.make("n", {"disk": str(neither), "kernel": str(plain)}, {}))
@@ -364,8 +368,8 @@ def test_a_table_that_no_guest_would_find(tree: Path, tmp_path: Path, own_store:
     assert (image.root, image.version) == ("xbd0p1", "14.2")
     kernel = elf(tmp_path / "kernel", text=NEW)
     with pytest.raises(UsageError, match="sectors of 4096 bytes"):
-        source.freebsd(kernel, path)
-    assert source.freebsd(kernel, path, root="xbd0p1").root == "xbd0p1"
+        freebsd_source.from_files(kernel, path)
+    assert freebsd_source.from_files(kernel, path, root="xbd0p1").root == "xbd0p1"
 
 
 # -- disks that cannot be run -----------------------------------------------------------------------------------------

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""Copies there and back, holes kept; the log of commands."""
+"""Tests copies in both directions, with holes, and the log of commands."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def test_there_and_back(tmp_path: Path, data: bytes) -> None:
 
 def test_no_space(tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(b"x" * 100_000)
-    with pytest.raises(InfrastructureError, match="is there space on the host"):
+    with pytest.raises(InfrastructureError, match="free disk space on the host"):
         LocalTransport().put(tmp_path / "a", "/dev/full/no")
 
 

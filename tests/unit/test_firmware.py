@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""UEFI guests: cells and their names, the domain configuration, what a host must have, what a firmware says on its console."""
+"""Tests UEFI guests: cells and their names, the domain configuration, the requirements of a host, the firmware's console."""
 
 from __future__ import annotations
 
@@ -10,21 +10,23 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from played import FREEBSD, classify
 from quiet_host import Host
 
 from harness.console import deaths
 from harness.console.reader import ConsoleReader
-from harness.console.stages import FREEBSD
 from harness.errors import BuildError, CannotRun, UsageError
 from harness.guests.configure import configure
-from harness.guests.freebsd import FreeBSD
+from harness.guests.os.freebsd import FreeBSD
 from harness.guests.shape import Shape
 from harness.guests.source import DiskImage, GuestSource
 from harness.images.image import Image
 from harness.investigate import blame
 from harness.lab import ovmf, recipe, tools
 from harness.plugin import cells, known, options
-from harness.report.gather import narrowed
+from harness.report.command import options_for_cell
+from harness.results import schema1
+from harness.results.where import Where
 from harness.transport.replay import ReplayStream
 from harness.xen import firmware
 from harness.xen.config import DomainConfig
@@ -45,16 +47,16 @@ def asked(firmwares: str = "bios", types: str = "", guests: str = "freebsd") -> 
 
 
 def test_uefi_is_a_cell_of_its_own_and_bios_keeps_its_name() -> None:
-    names = [str(cell) for cell in cells.cells(asked("bios uefi"), ("pvh", "hvm"), "15.1")]
+    names = [str(cell) for cell in cells.cells(asked("bios uefi"), source().profile)]
     assert names == ["freebsd-pvh-xen-4.20", "freebsd-hvm-xen-4.20", "freebsd-hvm-uefi-xen-4.20"]
-    (cell,) = cells.cells(asked("uefi", "hvm"), ("pvh", "hvm"), "15.1")
-    assert (cell.type, cell.firmware, cell.version) == ("hvm", "uefi", "15.1")
+    (cell,) = cells.cells(asked("uefi", "hvm"), source().profile)
+    assert (cell.type, cell.firmware, cell.version.release) == ("hvm", "uefi", "15.1")
     assert known.case_id("boot", "test_x", f"{cell}-2", cell) == "boot/test_x[2]"
     assert cells.unmet([pytest.mark.needs(types=("hvm",)).mark], cell) == ""
 
 
 def test_a_control_guest_has_no_firmware() -> None:
-    assert [str(cell) for cell in cells.cells(asked("uefi", guests="control"), ())] == [
+    assert [str(cell) for cell in cells.cells(asked("uefi", guests="control"), None)] == [
         "control-pv-xen-4.20",
         "control-pvh-xen-4.20",
     ]
@@ -86,7 +88,7 @@ def test_an_image_says_which_firmwares_start_it() -> None:
         return Image("i", SimpleNamespace(manifest=data))  # type: ignore[arg-type]
 
     assert image(types=["pvh", "hvm"], firmwares=["bios", "uefi"]).firmwares == ("bios", "uefi")
-    assert image(types=["pvh", "hvm"]).firmwares == ("bios",), "built before images said so"
+    assert image(types=["pvh", "hvm"]).firmwares == ("bios",), "an image without the entry is from an older version"
     assert image(types=["pvh"]).firmwares == ()
 
 
@@ -134,7 +136,7 @@ def test_what_stands_against_uefi_is_said_before_anything_boots() -> None:
 
 
 def probe(tmp_path: Path, library: str, version: str = "4.20") -> dict[str, str]:
-    """What the probe prints where dom0's /usr is below ``tmp_path``, and libxl holds the string ``library``."""
+    """The output of the probe if dom0's /usr is below ``tmp_path`` and libxl contains the string ``library``."""
     directory = tmp_path / "usr/lib/x86_64-linux-gnu"
     directory.mkdir(parents=True, exist_ok=True)
     (directory / f"libxenlight.so.{version}.0").write_bytes(b"\x7fELF\0seabios\0ovmf\0" + library.encode() + b"\0qemu\0")
@@ -158,8 +160,8 @@ def test_the_probe_asks_libxl_for_its_firmware(tmp_path: Path) -> None:
 
 
 def test_a_libxl_without_ovmf_and_a_host_without_a_library(tmp_path: Path) -> None:
-    assert firmware.missing(probe(tmp_path, "/usr/share/seabios/bios.bin")).endswith("this Xen was built without it")
-    assert firmware.missing({}) == "", "where nobody can be asked, xl decides"
+    assert firmware.missing(probe(tmp_path, "/usr/share/seabios/bios.bin")).endswith("this Xen was built without OVMF")
+    assert firmware.missing({}) == "", "without a library xl decides"
 
 
 # -- the console ------------------------------------------------------------------------------------------------------
@@ -172,7 +174,7 @@ NO_DISK = (Path(__file__).parent.parent / "consoles" / "ovmf-no-disk-shell.log")
 
 
 def play(tmp_path: Path, data: bytes) -> ConsoleReader:
-    reader = ConsoleReader(ReplayStream(data, end="silence"), tmp_path / "console.log", stages=FREEBSD).start()
+    reader = ConsoleReader(ReplayStream(data, end="silence"), tmp_path / "console.log", tables=FREEBSD).start()
     reader._thread.join(2)
     reader.close()
     return reader
@@ -184,16 +186,16 @@ def test_stages_of_a_uefi_boot(tmp_path: Path) -> None:
 
 
 def test_a_firmware_that_finds_nothing_to_boot_ends_the_boot(tmp_path: Path) -> None:
-    """Without its shell it says so; no stage follows."""
+    """A firmware without a shell prints a message, and no stage follows."""
     death = play(tmp_path, LOADING + b"BdsDxe: No bootable option or device was found.\r\n").death
     assert death is not None
     assert (death.kind, death.message, death.stage) == ("firmware", "the UEFI firmware found no bootable disk", "firmware")
-    assert deaths.speaker(death.identity) == "console"
+    assert deaths.speaker(death.kind) == "console"
 
 
 @pytest.mark.parametrize("cut", [b"\x1b[2J\x1b[01;01H\x1b[01;01HUEFI Interactive", b""])
 def test_a_firmware_that_starts_its_shell_found_nothing_to_boot(tmp_path: Path, cut: bytes) -> None:
-    """Recorded from an empty disk: seen when the shell is started, and at its prompt."""
+    """Recorded with an empty disk. The start of the shell counts, and so does its prompt."""
     death = play(tmp_path, NO_DISK[: NO_DISK.index(cut)] if cut else NO_DISK).death
     assert death is not None
     assert (death.kind, death.stage) == ("firmware", "firmware")
@@ -205,13 +207,13 @@ def test_a_firmware_that_starts_its_shell_found_nothing_to_boot(tmp_path: Path, 
 
 
 def test_the_shell_prompt_alone_is_enough() -> None:
-    death = deaths.classify(NO_DISK[NO_DISK.index(b"UEFI Interactive") :])
+    death = classify(NO_DISK[NO_DISK.index(b"UEFI Interactive") :])
     assert death is not None
     assert death.kind == "firmware"
 
 
 def test_words_that_only_look_like_the_shell(tmp_path: Path) -> None:
-    assert deaths.classify(b"echo 'Shell> ' > x\r\nroot Shell> \r\n") is None
+    assert classify(b"echo 'Shell> ' > x\r\nroot Shell> \r\n") is None
 
 
 # -- the lab's firmware -----------------------------------------------------------------------------------------------
@@ -249,11 +251,11 @@ def test_a_build_that_makes_no_firmware_leaves_nothing(tmp_path: Path, monkeypat
 
 @pytest.mark.parametrize(("where", "wanted"), [("freebsd-hvm-uefi-xen-4.20", "uefi"), ("freebsd-hvm-xen-4.20", "")])
 def test_the_command_for_one_case_asks_for_its_firmware(where: str, wanted: str) -> None:
-    case: Any = SimpleNamespace(cell=where)
-    assert narrowed({"firmware": "bios,uefi", "type": "pvh,hvm"}, case).get("firmware", "") == wanted
+    found = options_for_cell({"firmware": "bios,uefi", "type": "pvh,hvm"}, schema1.where(where))
+    assert found.get("firmware", "") == wanted
 
 
 def test_the_control_guest_takes_no_firmware_to_a_trial() -> None:
-    bad = blame.Side({"image": "i", "type": "hvm", "firmware": "uefi"}, "freebsd-hvm-uefi-xen-4.20")
+    bad = blame.Side({"image": "i", "type": "hvm", "firmware": "uefi"}, Where("freebsd", "hvm", "xen-4.20", "4.20", "uefi"))
     trial = blame.plan(bad, None).trials[-1]
     assert (trial.cell, trial.options) == ("control-pvh-xen-4.20", {"guest": "control", "type": "pvh"})

@@ -14,10 +14,10 @@ import pytest
 
 from harness.deadline import Deadline
 from harness.errors import CommandFailed, DeadlineExpired, GuestDied
-from harness.guests import admin
 from harness.guests import guest as guests
 from harness.guests.guest import Guest
-from harness.guests.linux import Linux
+from harness.guests.os.freebsd import FreeBSD
+from harness.guests.os.linux import Linux
 from harness.transport import Completed
 from harness.xen.config import DomainConfig
 from harness.xen.listing import DomainState
@@ -215,5 +215,5 @@ def test_counters_of_a_kernel_that_is_not_the_worlds(versions: str, asked: str) 
             else "           07  00  00  00  00  00  00  00\n"
         )
 
-    assert admin.FreeBSDAdmin().checksum_errors(run) == 7
+    assert FreeBSD().checksum_errors(run) == 7
     assert commands[1:] == [asked]

@@ -17,8 +17,9 @@ from sqlalchemy import text
 from written import case, run
 
 from harness.errors import InfrastructureError, UsageError
-from harness.history import FILE, History, schema
+from harness.history import FILE, History, damage, schema
 from harness.history.store import HistoryDamaged
+from harness.results.model import KnownIssueMatch
 
 ROOT = Path(__file__).parents[2]
 WRITER = """
@@ -128,7 +129,7 @@ def test_full_disk_is_said_and_what_was_there_stays(history: History) -> None:
     event.listen(history._engine, "connect", no_room)
     with pytest.raises(InfrastructureError, match="full") as caught:
         history.record(run(2, *[case("F", f"test_{n}", reason="x" * 500) for n in range(200)]))
-    assert caught.value.hint == "make room on that disk"
+    assert caught.value.hint == "free space on that disk"
     event.remove(history._engine, "connect", no_room)
     assert [found.run for found in history.runs()] == ["run-001"]
     history.record(run(2, case()))
@@ -140,7 +141,7 @@ def test_newer_schema_is_refused_and_left_alone(history: History) -> None:
     with sqlite3.connect(history.path) as connection:
         connection.execute(f"PRAGMA user_version = {schema.VERSION + 1}")
     before = history.path.read_bytes()
-    with pytest.raises(UsageError, match=f"schema {schema.VERSION + 1}, this harness knows up to {schema.VERSION}"):
+    with pytest.raises(UsageError, match=f"schema {schema.VERSION + 1}; this harness reads up to {schema.VERSION}"):
         History(history.path)
     assert history.path.read_bytes() == before
 
@@ -213,3 +214,49 @@ def test_no_permission_is_said(tmp_path: Path) -> None:
 def test_case_that_ran_twice_counts_once(history: History) -> None:
     history.record(run(1, case("F"), replace(case("P"), directory="again")))
     assert len(history.results()) == 1
+
+
+# -- known issues -----------------------------------------------------------------------------------------------------
+
+ISSUE = "bug 1: it halts"
+
+
+def known(history: History) -> list[tuple[str, str, str]]:
+    return [(row.seen.run, row.seen.outcome.value, row.seen.known) for row in history.results()]
+
+
+def test_known_issues_are_fields_and_the_reason_is_free_text(history: History) -> None:
+    history.record(run(1, case("K", issue=ISSUE, reason="any text")))
+    history.record(run(2, case("F", issue=ISSUE, reason="any other text")))
+    history.record(run(3, case("F", reason="a failure")))
+    assert known(history) == [("run-001", "failed", ISSUE), ("run-002", "passed", ISSUE), ("run-003", "failed", "")]
+    # A run that is recorded again without the known issue has none.
+    history.record(run(1, case("F", reason="any text")))
+    assert known(history)[0] == ("run-001", "failed", "")
+
+
+def test_known_issues_of_an_older_harness_are_read_from_the_reason(history: History) -> None:
+    """It had no table of them, and used the file of a newer harness."""
+    history.record(run(1, case("K", reason=f"known issue, {ISSUE}\npanic: x")))
+    history.record(run(2, case("F", reason=f"this passes, and is listed as a known issue, {ISSUE}\nRemove its entry.")))
+    with sqlite3.connect(history.path) as connection:
+        assert connection.execute("SELECT name FROM sqlite_master WHERE name = 'known_issues'").fetchall() == []
+    assert known(history) == [("run-001", "failed", ISSUE), ("run-002", "passed", ISSUE)]
+    assert schema.VERSION == 1
+
+
+def test_a_renamed_case_keeps_its_known_issue(history: History) -> None:
+    history.record(run(1, case("K", "test_old", issue=ISSUE, reason="x")))
+    history.record(run(2, case("P", "test_new", formerly=("boot/test_boot::test_old",))))
+    assert [row.seen.known for row in history.results(case="boot/test_boot::test_new")] == [ISSUE, ""]
+
+
+def test_known_issues_are_read_from_a_damaged_file(history: History) -> None:
+    history.record(run(1, case("K", issue=ISSUE, reason="x"), case("F", "test_dies")))
+    (found,) = damage.salvage(history.path)
+    assert {item.case: item.known_issue for item in found.cases} == {
+        "test_boots": KnownIssueMatch("bug 1", "it halts"), "test_dies": None,
+    }  # fmt: skip
+    assert {item.case: item.death and item.death.kind for item in found.cases} == {"test_boots": None, "test_dies": "panic"}
+    assert {item.key for item in found.cases} == {"boot/test_boot::test_boots", "boot/test_boot::test_dies"}
+    assert all(item.where == case().where for item in found.cases)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""How hosts are named, reached, chosen and looked after, as far as that needs none."""
+"""Hosts: ssh configuration, pools, shards, storage, capabilities and leaks. No real host is needed."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from harness.errors import InfrastructureError, TransportError, UsageError
 from harness.hosts import inventory, pool, sshconfig, storage
 from harness.hosts.host import DirectHost
 from harness.hosts.lease import HostBusy, LeaseRequest
-from harness.hosts.pool import Pool
+from harness.hosts.pool import HostPool
 from harness.plugin import shard
 from harness.transport import Completed
 from harness.transport.ssh import SshTransport
@@ -62,12 +62,12 @@ def test_ssh_config_is_honoured(config: paramiko.SSHConfig, tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("address", ["", "@h", "h:x", "-oProxyCommand=x", "a b", "u@"])
-def test_addresses_that_are_none(address: str) -> None:
+def test_invalid_addresses(address: str) -> None:
     with pytest.raises(UsageError):
         sshconfig.parse(address)
 
 
-def test_ways_that_cannot_be(config: paramiko.SSHConfig) -> None:
+def test_unusable_ssh_configurations(config: paramiko.SSHConfig) -> None:
     with pytest.raises(UsageError, match="circle"):
         sshconfig.resolve("circle", config=config)
     with pytest.raises(UsageError, match="ProxyJump"):
@@ -76,16 +76,16 @@ def test_ways_that_cannot_be(config: paramiko.SSHConfig) -> None:
         sshconfig.resolve("xen1", key="/none", config=config)
 
 
-def test_nobody_listens() -> None:
+def test_nothing_listens_on_the_port() -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
-    with pytest.raises(TransportError, match="is the host up"):
+    with pytest.raises(TransportError, match="check that the host is up"):
         SshTransport("127.0.0.1", port, deadline=Deadline(5))
 
 
 @pytest.mark.parametrize(("closed", "alive", "works"), [(1, True, True), (2, True, True), (3, True, False), (1, False, False)])
-def test_a_channel_that_is_closed_before_its_command_began(closed: int, alive: bool, works: bool) -> None:
-    """It is opened again while the connection lives, and not for ever."""
+def test_a_channel_that_closes_before_its_command_started(closed: int, alive: bool, works: bool) -> None:
+    """It is opened again while the connection is alive, at most three times."""
     transport, opened = mock.Mock(), mock.Mock()
     transport.is_active.return_value = alive
     transport.open_session.return_value = opened
@@ -103,23 +103,25 @@ def test_a_channel_that_is_closed_before_its_command_began(closed: int, alive: b
 HOSTS = {name: HostConfig(name, name=name, tags=tags) for name, tags in (("a", ("x",)), ("b", ("x", "y")), ("c", ()))}
 
 
-def test_words_for_hosts() -> None:
-    assert [host.name for host in pool.members("tag:x", HOSTS)] == ["a", "b"]
-    assert [host.name for host in pool.members("c, tag:y,c", HOSTS)] == ["c", "b"]
-    assert pool.members("root@else:22", HOSTS)[0].address == "root@else:22"
+def test_selection_of_hosts() -> None:
+    assert [host.name for host in pool.select_hosts("tag:x", HOSTS)] == ["a", "b"]
+    assert [host.name for host in pool.select_hosts("c, tag:y,c", HOSTS)] == ["c", "b"]
+    assert pool.select_hosts("root@else:22", HOSTS)[0].address == "root@else:22"
     assert pool.label("tag:nightly") == "nightly"
-    with pytest.raises(UsageError, match=r"no host with tag:z\n  hint: tags in fxh\.toml: x, y"):
-        pool.members("tag:z", HOSTS)
+    with pytest.raises(UsageError, match=r"no host has tag:z\n  hint: tags in fxh\.toml: x, y"):
+        pool.select_hosts("tag:z", HOSTS)
 
 
 class Scripted(DirectHost):
-    """A host that says what it is told to when somebody wants a share."""
+    """A host that answers requests for a lease from a list."""
 
     def __init__(self, config: HostConfig, answers: list[Exception | None], log: list[str]) -> None:
         self.config, self.answers, self.log = config, answers, log
 
-    def acquire(self, wish: LeaseRequest, deadline: Deadline) -> None:
-        self.log.append(f"{self.config.name}{' now' if wish.nowait else ''}{f' after {wish.supersede}' if wish.supersede else ''}")
+    def acquire(self, request: LeaseRequest, deadline: Deadline) -> None:
+        self.log.append(
+            f"{self.config.name}{' now' if request.nowait else ''}{f' after {request.supersede}' if request.supersede else ''}"
+        )
         answer = self.answers.pop(0) if self.answers else None
         if answer is not None:
             raise answer
@@ -131,55 +133,55 @@ class Scripted(DirectHost):
         pass
 
 
-def scripted(first: int = 0, **answers: list[Exception | None]) -> tuple[Pool, list[str]]:
+def scripted(first: int = 0, **answers: list[Exception | None]) -> tuple[HostPool, list[str]]:
     log: list[str] = []
     configs = [HOSTS[name] for name in answers]
-    return Pool(configs, first, connect=lambda config, what: Scripted(config, answers[config.name], log)), log
+    return HostPool(configs, first, connect=lambda config, what: Scripted(config, answers[config.name], log)), log
 
 
-WISH = LeaseRequest("", 1)
+REQUEST = LeaseRequest("", 1)
 
 
-def test_workers_begin_at_different_hosts_and_go_where_there_is_room() -> None:
-    made, log = scripted(first=1, a=[], b=[HostBusy("full")], c=[HostBusy("full")])
-    assert made.acquire(WISH, Deadline(5)).config.name == "a"
+def test_workers_start_with_different_hosts_and_take_one_with_room() -> None:
+    hosts, log = scripted(first=1, a=[], b=[HostBusy("full")], c=[HostBusy("full")])
+    assert hosts.acquire(REQUEST, Deadline(5)).config.name == "a"
     assert log == ["b now", "c now", "a now"]
-    made, log = scripted(first=1, a=[HostBusy("full")], b=[HostBusy("full"), None])
-    assert made.acquire(WISH, Deadline(5)).config.name == "a"
-    assert log == ["b now", "a now", "a"], "where all are full it queues, each worker elsewhere"
+    hosts, log = scripted(first=1, a=[HostBusy("full")], b=[HostBusy("full"), None])
+    assert hosts.acquire(REQUEST, Deadline(5)).config.name == "a"
+    assert log == ["b now", "a now", "a"], "if all are full, each worker queues on another host"
 
 
-def test_a_lost_host_is_asked_last_and_its_lease_is_ended() -> None:
-    made, log = scripted(a=[], b=[])
-    made.lost("a", "gone", "abc123")
-    assert made.acquire(WISH, Deadline(5)).config.name == "b"
-    made.lost("b", "gone", "def456")
-    made.acquire(WISH, Deadline(5))
+def test_a_lost_host_comes_last_and_its_lease_is_superseded() -> None:
+    hosts, log = scripted(a=[], b=[])
+    hosts.mark_lost("a", "gone", "abc123")
+    assert hosts.acquire(REQUEST, Deadline(5)).config.name == "b"
+    hosts.mark_lost("b", "gone", "def456")
+    hosts.acquire(REQUEST, Deadline(5))
     assert log == ["b now", "a now after abc123"]
 
 
-def test_a_host_that_never_was_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    made, log = scripted(a=[TransportError("no route")])
-    with pytest.raises(InfrastructureError, match="none of the hosts serves:\n  a: no route"):
-        made.acquire(WISH, Deadline(5))
+def test_only_a_host_that_was_held_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    hosts, log = scripted(a=[TransportError("no route")])
+    with pytest.raises(InfrastructureError, match="no host works:\n  a: no route"):
+        hosts.acquire(REQUEST, Deadline(5))
     assert log == ["a"]
     monkeypatch.setattr(pool, "_PAUSE", 0.01)
-    made, log = scripted(a=[TransportError("rebooting"), TransportError("rebooting"), None])
-    made.lost("a", "gone", "abc123")
-    assert made.acquire(WISH, Deadline(5)).config.name == "a"
+    hosts, log = scripted(a=[TransportError("rebooting"), TransportError("rebooting"), None])
+    hosts.mark_lost("a", "gone", "abc123")
+    assert hosts.acquire(REQUEST, Deadline(5)).config.name == "a"
     assert len(log) == 3
-    made, log = scripted(a=[TransportError("dead")] * 100)
-    made.lost("a", "gone", "abc123")
+    hosts, log = scripted(a=[TransportError("dead")] * 100)
+    hosts.mark_lost("a", "gone", "abc123")
     for _ in range(2):
         with pytest.raises(InfrastructureError):
-            made.acquire(WISH, Deadline(0.05))
+            hosts.acquire(REQUEST, Deadline(0.05))
     count = len(log)
     with pytest.raises(InfrastructureError):
-        made.acquire(WISH, Deadline(60))
-    assert len(log) == count + 1, "it was waited for once"
+        hosts.acquire(REQUEST, Deadline(60))
+    assert len(log) == count + 1, "only the first call waits"
 
 
-def test_shards_are_a_partition_the_same_everywhere() -> None:
+def test_shards_are_a_partition_and_do_not_depend_on_order() -> None:
     ids = [f"suites/boot/test_x.py::test_{n}" for n in range(17)]
     parts = [shard.part(ids[::-1] if n == 2 else ids, (n, 3)) for n in (1, 2, 3)]
     assert sorted(name for part in parts for name in part) == sorted(ids)
@@ -190,7 +192,7 @@ def test_shards_are_a_partition_the_same_everywhere() -> None:
 
 
 class Recorder:
-    """A transport that writes down what it is to run."""
+    """A transport that records the commands."""
 
     name = "there"
 
@@ -204,21 +206,21 @@ class Recorder:
 
 
 @pytest.mark.parametrize(
-    ("kind", "dom0", "target", "words"),
+    ("kind", "dom0", "target", "words", "last"),
     [
-        ("file", "linux", "/dev/loop3", "losetup --show -f /d/n"),
-        ("file", "freebsd", "/d/n", "cp"),
-        ("lvm:vg0", "linux", "/dev/vg0/n", "lvcreate -y -W n -L 1000b -n n vg0"),
-        ("zvol:tank/vm", "freebsd", "/dev/zvol/tank/vm/n", "zfs create -s -V 131072 tank/vm/n"),
+        ("file", "linux", "/dev/loop3", "losetup --show -f /d/n", " sh /dev/loop3 /d"),
+        ("file", "freebsd", "/d/n", "cp", "rm -f /d/n"),
+        ("lvm:vg0", "linux", "/dev/vg0/n", "lvcreate -y -W n -L 1000b -n n vg0", "lvremove -f vg0/n"),
+        ("zvol:tank/vm", "freebsd", "/dev/zvol/tank/vm/n", "zfs create -s -V 131072 tank/vm/n", "zfs destroy tank/vm/n"),
     ],
 )
-def test_disks_by_kind_of_storage(kind: str, dom0: str, target: str, words: str) -> None:
+def test_disks_by_kind_of_storage(kind: str, dom0: str, target: str, words: str, last: str) -> None:
     there = Recorder(losetup="/dev/loop3\n", sh="1000\n")
     chosen = storage.choose(kind, "/d", dom0)
-    assert chosen.make(there, "/files/base", "n") == target  # type: ignore[arg-type]
+    assert chosen.create(there, "/files/base", "n") == target  # type: ignore[arg-type]
     assert words in "\n".join(there.lines)
-    chosen.drop(there, target)  # type: ignore[arg-type]
-    assert target in there.lines[-1] or target.split("/", 2)[2].removeprefix("zvol/") in there.lines[-1]
+    chosen.remove(there, target)  # type: ignore[arg-type]
+    assert there.lines[-1].endswith(last)
 
 
 @pytest.mark.parametrize(
@@ -237,7 +239,7 @@ def test_guest_types_of_a_host(caps: str, found: str, expected: set[str]) -> Non
     assert ("/usr/lib/xen-4.17/boot/xen-shim" in "\n".join(there.lines)) == ("pvh" in expected)
 
 
-def test_whether_a_host_has_a_uefi_firmware_is_asked_once_for_its_own_xen() -> None:
+def test_the_uefi_firmware_is_probed_once_for_the_host_s_xen() -> None:
     info = (
         "xen_major : 4\nxen_minor : 17\nxen_extra : .7\nxen_caps : hvm-3.0-x86_64\ntotal_memory : 1\nfree_memory : 1\nnr_cpus : 1\n"
     )
@@ -251,12 +253,12 @@ def test_whether_a_host_has_a_uefi_firmware_is_asked_once_for_its_own_xen() -> N
 
 
 @pytest.mark.parametrize("kind", ["nfs", "lvm:", "lvm:-x", "zvol:a b", "lvm:a;b"])
-def test_storage_that_is_none(kind: str) -> None:
+def test_invalid_storage(kind: str) -> None:
     with pytest.raises(UsageError):
         storage.choose(kind, "/d", "linux")
 
 
-def test_a_shared_host_shows_only_our_own_leaks() -> None:
+def test_leaks_of_other_runs_are_left_out() -> None:
     text = (
         "%domains\nDomain-0 0 768 1 r----- 1.0\n%vifs\nvif7.0\nxnb8.0\n"
         "%files\n/sys/block/loop0/loop/backing_file:/var/lib/fxh/run-ours/a\n/sys/block/loop1/loop/backing_file:/var/lib/fxh/run-other/a\n"

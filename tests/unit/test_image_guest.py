@@ -13,13 +13,12 @@ import pytest
 from quiet_host import Host
 
 from harness.errors import CannotRun, UsageError
-from harness.guests import source
 from harness.guests.configure import configure
-from harness.guests.freebsd import FreeBSD
+from harness.guests.os import freebsd_source
+from harness.guests.os.freebsd import FreeBSD
 from harness.guests.shape import Shape
 from harness.guests.source import DiskImage, GuestSource
 from harness.images import loader_conf_slot
-from harness.osversion import OSVersion
 from harness.plugin import cells
 
 
@@ -88,7 +87,7 @@ def test_hvm_of_a_disk_without_a_place_takes_no_variables(disk: DiskImage) -> No
 def test_pygrub_is_refused_for_a_disk_it_cannot_read() -> None:
     image: Any = SimpleNamespace(name="i", pygrub=False, data={"layout": "ufs2"})
     with pytest.raises(UsageError, match=r"i: pygrub cannot read its first disk \(layout ufs2\)"):
-        source.from_image(image, bootloader="pygrub")
+        freebsd_source.from_image(image, bootloader="pygrub")
 
 
 # -- 32-bit PV: FreeBSD 8 to 10 ---------------------------------------------------------------------------------------
@@ -149,11 +148,11 @@ def test_the_shim_is_for_kernels_with_a_pv_entry(disk: DiskImage) -> None:
 @pytest.mark.parametrize("kind", ["pv", "pvshim"])
 def test_cells_of_a_pv_kernel(kind: str) -> None:
     options: Any = SimpleNamespace(xens=("4.17",), host="", guests=("freebsd",), types=(kind,))
-    (cell,) = cells.cells(options, ("pv",), OSVersion("10.4"))
+    (cell,) = cells.cells(options, FreeBSD("10.4", ("pv",)))
     assert str(cell) == f"freebsd-{kind}-xen-4.17"
     assert cells.unmet([pytest.mark.needs(types=("pvh", "pv")).mark], cell) == ""
     assert cells.unmet([pytest.mark.needs(types=("pvh",)).mark], cell) == "needs guest type pvh"
-    assert cells.cells(options, ("pvh", "hvm"), OSVersion("13.2")) == ()
+    assert cells.cells(options, FreeBSD("13.2", ("pvh", "hvm"))) == ()
 
 
 def test_pygrub_is_skipped_where_it_cannot_read_the_disk(disk: DiskImage) -> None:

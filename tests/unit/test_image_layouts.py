@@ -14,8 +14,9 @@ import pytest
 
 from harness.digest import file_sha256
 from harness.errors import BuildError, UsageError
-from harness.guests import rootfs, source
-from harness.guests.freebsd import FreeBSD
+from harness.guests import rootfs
+from harness.guests.os import freebsd_source
+from harness.guests.os.freebsd import FreeBSD
 from harness.images import (
     bootenv,
     destdir,
@@ -511,7 +512,7 @@ def test_a_pool_grows_with_the_world() -> None:
     ("name", "mountfrom"), [("uefi", "ufs:/dev/xbd0p3"), ("vmimage", "ufs:/dev/gpt/rootfs"), ("zfs", "zfs:zroot/ROOT/default")]
 )
 def test_the_guests_root(top: Path, tmp_path: Path, fake: Path, name: str, mountfrom: str) -> None:
-    given = source.from_image(put_together(top, elf(tmp_path / "kernel", text=ZFS_KERNEL), name))
+    given = freebsd_source.from_image(put_together(top, elf(tmp_path / "kernel", text=ZFS_KERNEL), name))
     assert given.profile.default_variables(given.root, False)["vfs.root.mountfrom"] == mountfrom
     assert rootfs.spec(given.root) == mountfrom
 

@@ -25,7 +25,7 @@ from filelock import FileLock
 from harness.cli import image as cli
 from harness.digest import file_sha256
 from harness.errors import BuildError, InfrastructureError, UsageError
-from harness.guests import source
+from harness.guests.os import freebsd_source
 from harness.images import (
     build_log,
     buildworld,
@@ -329,7 +329,7 @@ def test_a_swapped_kernel_is_another_image_of_the_same_world(world: Path, tmp_pa
     assert made.kernel is not None
     assert made.kernel.read_bytes() == other.read_bytes()
     assert made.data["world"] == image.find("test-ufs1").data["world"]
-    assert (made.release, source.from_image(made).label) == ("13.2", "freebsd-13.2")
+    assert (made.release, freebsd_source.from_image(made).label) == ("13.2", "freebsd-13.2")
 
 
 @needs_makefs
@@ -349,7 +349,7 @@ def test_a_newer_kernel_on_an_older_world_says_both(world: Path, tmp_path: Path,
     names = [item.what for item in made.inputs]
     assert "world's source/sys" in names
     assert not [name for name in names if name.startswith(("source", "kernel configuration"))], "those are not this kernel's"
-    guest = source.from_image(made)
+    guest = freebsd_source.from_image(made)
     assert (guest.label, guest.profile.version, guest.inputs["world"]) == ("freebsd-15.1-on-13.2", "15.1", "FreeBSD 13.2")
     cli.show("mixed")
     assert "FreeBSD 15.1 on world 13.2 amd64" in capsys.readouterr().out

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""Blame, bisection and bundles, without a lab: the logic on written answers, the archives on hostile ones."""
+"""Blame, bisection, scrubbing and bundles, without a lab. Hostile archives are refused."""
 
 from __future__ import annotations
 
@@ -23,14 +23,15 @@ from harness.errors import InfrastructureError, UsageError
 from harness.investigate import bisect_state, bundle
 from harness.investigate.bisection import Culprit, Rule, State, Stuck, Try, next_step, tried
 from harness.investigate.blame import ALL_GOOD, AS_IT_FAILED, CONTROL, Side, conclude, plan
-from harness.investigate.builds import Commits, Files
+from harness.investigate.builds import CommitBuilds, FileBuilds
 from harness.investigate.rerun import checkout, selector
 from harness.investigate.scrub import Scrubber
+from harness.results.where import Where
 
 P, F, LOST, S = "passed", "failed", "infrastructure", "skipped"
-CELL = "freebsd-pvh-xen-4.20"
-BAD = Side({"kernel": "/k/B", "disk": "/d", "type": "pvh", "xen": "4.20"}, CELL, "bbb")
-GOOD = Side({"kernel": "/k/A", "disk": "/d0", "type": "pvh", "xen": "4.20"}, CELL, "aaa")
+CELL, WHERE = "freebsd-pvh-xen-4.20", Where("freebsd", "pvh", "xen-4.20", "4.20")
+BAD = Side({"kernel": "/k/B", "disk": "/d", "type": "pvh", "xen": "4.20"}, WHERE, "bbb")
+GOOD = Side({"kernel": "/k/A", "disk": "/d0", "type": "pvh", "xen": "4.20"}, WHERE, "aaa")
 
 
 # -- blame ------------------------------------------------------------------------------------------------------------
@@ -49,17 +50,17 @@ def test_plan_swaps_one_input_at_a_time() -> None:
     ]
 
 
-def test_plan_says_what_it_cannot_swap() -> None:
-    good = Side(GOOD.options, CELL, "bbb", {"kernel": "/k/A is gone"})
+def test_plan_lists_inputs_that_cannot_be_swapped() -> None:
+    good = Side(GOOD.options, WHERE, "bbb", {"kernel": "/k/A is gone"})
     made = plan(BAD, good)
     assert [trial.name for trial in made.trials] == [AS_IT_FAILED, ALL_GOOD, "disk", CONTROL]
     assert made.trials[1].options["kernel"] == "/k/B"
     assert made.unswappable == (("kernel", "/k/A is gone"),)
-    # The same path, another content.
-    assert plan(GOOD, Side(GOOD.options, CELL, "aaa", {"kernel": "replaced"})).unswappable == (("kernel", "replaced"),)
+    # The same path with another content.
+    assert plan(GOOD, Side(GOOD.options, WHERE, "aaa", {"kernel": "replaced"})).unswappable == (("kernel", "replaced"),)
     assert [trial.name for trial in plan(BAD, None).trials] == [AS_IT_FAILED, CONTROL]
-    # An option that was not given then is left out again.
-    assert "root" not in plan(Side(GOOD.options | {"root": "x"}, CELL), GOOD).trials[2].options
+    # An option that the passing run did not have is left out.
+    assert "root" not in plan(Side(GOOD.options | {"root": "x"}, WHERE), GOOD).trials[2].options
 
 
 TRIALS = plan(BAD, GOOD).trials
@@ -68,14 +69,14 @@ TRIALS = plan(BAD, GOOD).trials
 @pytest.mark.parametrize(
     ("outcomes", "follows", "words", "sure"),
     [
-        ({AS_IT_FAILED: [F], ALL_GOOD: [P], "kernel": [P], "disk": [F], "harness": [F], CONTROL: [P]}, ("kernel",), "follows the kernel: with the one that it passed with, and all else as it failed, it passes. The control guest passes", True),
-        ({AS_IT_FAILED: [F], ALL_GOOD: [P], "kernel": [F], "disk": [F], "harness": [P], CONTROL: [F]}, ("harness",), "The control guest fails, too", True),
+        ({AS_IT_FAILED: [F], ALL_GOOD: [P], "kernel": [P], "disk": [F], "harness": [F], CONTROL: [P]}, ("kernel",), "follows the kernel: with only that input taken from the passing run, the case passes. The control guest passes", True),
+        ({AS_IT_FAILED: [F], ALL_GOOD: [P], "kernel": [F], "disk": [F], "harness": [P], CONTROL: [F]}, ("harness",), "The control guest also fails", True),
         ({AS_IT_FAILED: [P]}, (), "sporadic", True),
         ({AS_IT_FAILED: [F, P, F]}, (), "failed 2 of 3 times", False),
-        ({AS_IT_FAILED: [LOST]}, (), "Nothing was learned", False),
-        ({}, (), "Nothing was learned", False),
-        ({AS_IT_FAILED: [F], ALL_GOOD: [F], "kernel": [F], "disk": [F], "harness": [F]}, (), "what changed is not recorded", True),
-        ({AS_IT_FAILED: [F], ALL_GOOD: [P], "kernel": [F], "disk": [F], "harness": [F]}, ("disk", "kernel", "harness"), "no single one of disk, kernel, harness", False),
+        ({AS_IT_FAILED: [LOST]}, (), "No result", False),
+        ({}, (), "No result", False),
+        ({AS_IT_FAILED: [F], ALL_GOOD: [F], "kernel": [F], "disk": [F], "harness": [F]}, (), "the cause is not recorded", True),
+        ({AS_IT_FAILED: [F], ALL_GOOD: [P], "kernel": [F], "disk": [F], "harness": [F]}, ("disk", "kernel", "harness"), "any single one of disk, kernel, harness is not enough", False),
         ({AS_IT_FAILED: [F], ALL_GOOD: [P], "kernel": [P], "disk": [P], "harness": [F]}, ("disk", "kernel"), "needs all of them together", True),
         ({AS_IT_FAILED: [F], ALL_GOOD: [P], "kernel": [P], "disk": [LOST], "harness": [F]}, ("kernel",), "follows the kernel", False),
     ],
@@ -86,12 +87,12 @@ def test_conclusions(outcomes: dict[str, list[str]], follows: tuple[str, ...], w
 
 
 def test_nothing_to_swap() -> None:
-    assert "nothing that it passed with" in conclude(plan(BAD, None).trials, {AS_IT_FAILED: [F], CONTROL: [P]}).sentence
+    assert "No input of a passing run" in conclude(plan(BAD, None).trials, {AS_IT_FAILED: [F], CONTROL: [P]}).sentence
     assert "Not swapped: disk (gone)." in conclude(TRIALS, {AS_IT_FAILED: [F], "kernel": [P]}, [("disk", "gone")]).sentence
 
 
 @given(st.dictionaries(st.sampled_from([trial.name for trial in TRIALS]), st.lists(st.sampled_from([P, F, LOST]), max_size=3)))
-def test_blame_follows_only_what_cured(outcomes: dict[str, list[str]]) -> None:
+def test_blame_follows_only_inputs_that_made_the_case_pass(outcomes: dict[str, list[str]]) -> None:
     found = conclude(TRIALS, outcomes)
     assert found.sentence
     if found.sure and found.follows:
@@ -107,7 +108,7 @@ def test_other_cell_is_selected_by_its_name() -> None:
 
 
 def play(count: int, truth: dict[int, object], rule: Rule, random: Random | None = None) -> tuple[State, Culprit | Stuck]:
-    """Answer every question by ``truth``: an outcome, or the chance of a failure."""
+    """Answer every try by ``truth``: an outcome, or the probability of a failure."""
     state = State(tuple(f"b{n}" for n in range(count)))
     for _ in range(500):
         step = next_step(state, rule)
@@ -118,7 +119,7 @@ def play(count: int, truth: dict[int, object], rule: Rule, random: Random | None
             assert random is not None
             answer = F if random.random() < answer else P
         state = state.answered(step.which, str(answer))
-    raise AssertionError("it does not end")
+    raise AssertionError("the bisection does not end")
 
 
 RULES = st.builds(Rule, st.just(1), st.integers(1, 3), st.integers(1, 3))
@@ -136,7 +137,7 @@ def test_finds_the_culprit_in_few_builds(count: int, data: st.DataObject, rule: 
 
 
 @given(st.integers(3, 60), st.data())
-def test_broken_builds_are_passed_over(count: int, data: st.DataObject) -> None:
+def test_broken_builds_are_skipped(count: int, data: st.DataObject) -> None:
     culprit = data.draw(st.integers(1, count - 1))
     broken = data.draw(st.sets(st.integers(1, count - 2)))
     _, found = play(count, {n: S if n in broken else F if n >= culprit else P for n in range(count)}, Rule())
@@ -159,52 +160,52 @@ def test_no_culprit_without_its_failures_and_passes(count: int, seed: int, low: 
 def test_ends_are_checked_first() -> None:
     assert "first build, b0, fails" in play(4, dict.fromkeys(range(4), F), Rule())[1].sentence
     assert "last build, b3, passes" in play(4, dict.fromkeys(range(4), P), Rule())[1].sentence
-    assert "cannot be judged" in play(4, dict.fromkeys(range(4), LOST), Rule())[1].sentence
-    assert "fewer than two" in play(1, {0: P}, Rule())[1].sentence
+    assert "gives no result" in play(4, dict.fromkeys(range(4), LOST), Rule())[1].sentence
+    assert "at least two" in play(1, {0: P}, Rule())[1].sentence
 
 
-def test_infrastructure_is_tried_again_then_passed_over() -> None:
+def test_infrastructure_is_tried_again_then_skipped() -> None:
     state, found = play(5, {0: P, 1: P, 2: LOST, 3: F, 4: F}, Rule(1, 1, 1))
     assert sum(which == 2 for which, _ in state.answers) == 3
     assert isinstance(found, Culprit)
     assert (found.before, found.between, found.which) == (1, (2,), 3)
-    assert "b2 cannot be judged" in found.sentence
+    assert "b2 gave no result" in found.sentence
 
 
 def test_n_of_m() -> None:
     state = State(("a", "b")).answered(1, F).answered(1, P)
-    assert next_step(state, Rule(2, 3)) == Try(1, "is the last one bad?")
-    assert next_step(state.answered(1, F), Rule(2, 3)) == Try(0, "is the first one good?")
+    assert next_step(state, Rule(2, 3)) == Try(1, "checking that the last build is bad")
+    assert next_step(state.answered(1, F), Rule(2, 3)) == Try(0, "checking that the first build is good")
     assert isinstance(next_step(state.answered(1, P), Rule(2, 3)), Stuck)
 
 
-def test_notebook_goes_on_and_refuses_what_is_damaged(tmp_path: Path) -> None:
-    book = bisect_state.open_(tmp_path, "c", "x", "kernel", ("a", "b"))
-    book.answered(1, F)
-    book.answered(0, P)
-    assert bisect_state.open_(tmp_path, "c", "x", "kernel", ("a", "b")).state.answers == ((1, F), (0, P))
-    assert bisect_state.open_(tmp_path, "c", "x", "kernel", ("a", "c")).state.answers == ()
-    book.path.write_text('{"answers": [[7, "passed"]]}')
-    with pytest.raises(UsageError, match="no build"):
-        bisect_state.open_(tmp_path, "c", "x", "kernel", ("a", "b"))
-    assert bisect_state.open_(tmp_path, "c", "x", "kernel", ("a", "b"), restart=True).state.answers == ()
+def test_a_bisection_resumes_and_a_damaged_file_is_refused(tmp_path: Path) -> None:
+    saved = bisect_state.load(tmp_path, "c", "x", "kernel", ("a", "b"))
+    saved.answered(1, F)
+    saved.answered(0, P)
+    assert bisect_state.load(tmp_path, "c", "x", "kernel", ("a", "b")).state.answers == ((1, F), (0, P))
+    assert bisect_state.load(tmp_path, "c", "x", "kernel", ("a", "c")).state.answers == ()
+    saved.path.write_text('{"answers": [[7, "passed"]]}')
+    with pytest.raises(UsageError, match="unknown build"):
+        bisect_state.load(tmp_path, "c", "x", "kernel", ("a", "b"))
+    assert bisect_state.load(tmp_path, "c", "x", "kernel", ("a", "b"), restart=True).state.answers == ()
 
 
-def test_files_are_builds_by_their_content(tmp_path: Path) -> None:
+def test_the_name_of_a_file_build_has_its_content(tmp_path: Path) -> None:
     (tmp_path / "guest").mkdir()
     for name in ("k", "guest/vmlinuz", "guest/initrd"):
         (tmp_path / name).write_text(name)
     paths = [tmp_path / name for name in ("k", "guest", "none")]
-    first = Files(paths)
+    first = FileBuilds(paths)
     assert [name.partition(" ")[0] for name in first.names] == ["k", "guest", "none"]
     assert (first.names[2], first.option(2)) == ("none (missing)", None)
     assert first.option(0) == str(tmp_path / "k")
     (tmp_path / "guest" / "initrd").write_text("another")
-    second = Files(paths)
+    second = FileBuilds(paths)
     assert [a == b for a, b in zip(first.names, second.names, strict=True)] == [True, False, True]
 
 
-def test_commits_are_built_once_and_broken_ones_said(tmp_path: Path) -> None:
+def test_commits_are_built_once_and_broken_ones_are_reported(tmp_path: Path) -> None:
     source = tmp_path / "src"
 
     def git(*words: str) -> str:
@@ -220,7 +221,7 @@ def test_commits_are_built_once_and_broken_ones_said(tmp_path: Path) -> None:
         git("commit", "-qm", str(n))
         commits.append(git("rev-parse", "HEAD"))
     command = 'echo built >> "$FXH_OUT.log"; grep -q 2 file && exit 1; cp file "$FXH_OUT"'
-    builds = Commits(source, commits[0], commits[4], command, tmp_path / "work")
+    builds = CommitBuilds(source, commits[0], commits[4], command, tmp_path / "work")
     assert builds.names == tuple(commit[:12] for commit in commits)
     assert builds.option(2) is None
     out = builds.option(3)
@@ -231,10 +232,10 @@ def test_commits_are_built_once_and_broken_ones_said(tmp_path: Path) -> None:
     builds.close()
     assert git("status", "--porcelain") == ""
     assert len(git("worktree", "list").splitlines()) == 1
-    with pytest.raises(UsageError, match="nothing lies between"):
-        Commits(source, commits[4], commits[0], command, tmp_path / "work")
+    with pytest.raises(UsageError, match="no commits between"):
+        CommitBuilds(source, commits[4], commits[0], command, tmp_path / "work")
     with pytest.raises(UsageError, match="rev-parse"):
-        Commits(source, "nosuch", commits[0], command, tmp_path / "work")
+        CommitBuilds(source, "nosuch", commits[0], command, tmp_path / "work")
 
 
 # -- bundles ----------------------------------------------------------------------------------------------------------
@@ -262,7 +263,7 @@ def test_scrubbing() -> None:
     assert CLEAN(
         'panic: at the disco\nMounting from ufs:/dev/xbd0 failed with error 19.\n(XEN) d1v0\nkernel = "/var/lib/fxh/kernel"'
     ) == ('panic: at the disco\nMounting from ufs:/dev/xbd0 failed with error 19.\n(XEN) d1v0\nkernel = "/var/lib/fxh/kernel"')
-    assert CLEAN(text) == text, "clean text stays as it is"
+    assert CLEAN(text) == text, "clean text does not change"
 
 
 @pytest.mark.parametrize("piece", ["a.", "x", "password", "https://a", "-----BEGIN PRIVATE KEY-----", "token = ", "/home/", "a:"])
@@ -320,7 +321,7 @@ def test_bundle_comes_back_as_options(tmp_path: Path) -> None:
     assert options == {"type": "pvh", "kernel": str(tmp_path / "out/inputs/kernel"), "disk": str(tmp_path / "out/inputs/disk.img")}
 
 
-def test_large_inputs_are_named_and_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_large_inputs_are_only_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bundle, "_SMALL", 200)
     target, made = exported(tmp_path)
     assert [(item.option, bool(item.member)) for item in made.inputs] == [("kernel", True), ("disk", False)]
@@ -336,7 +337,7 @@ def test_large_inputs_are_named_and_asked_for(tmp_path: Path, monkeypatch: pytes
     assert bundle.options_for(read, tmp_path / "out", {"disk": tmp_path / "private/disk.img"})
 
 
-def test_inputs_that_changed_since_are_not_passed_off_as_the_run_s(tmp_path: Path) -> None:
+def test_inputs_that_changed_since_the_run_are_not_included(tmp_path: Path) -> None:
     exported(tmp_path)
     (tmp_path / "private" / "kernel").write_bytes(b"another")
     done = run(1, case("F", inputs={"kernel": f"kernel sha256:{'0' * 64}"}), options={"kernel": str(tmp_path / "private/kernel")})
@@ -384,7 +385,7 @@ def test_hostile_archives_are_refused(tmp_path: Path) -> None:
     assert made.options == {"type": "pvh"}
 
 
-def test_a_bundle_cannot_hand_over_other_options(tmp_path: Path) -> None:
+def test_a_bundle_cannot_pass_other_options(tmp_path: Path) -> None:
     exported(tmp_path)
     evil = bundle.Bundle(
         "c", "n", "s", "x", "c", F, "", "", "", "r", "h", {"reports": "/etc", "xen-host": "root@elsewhere", "type": "pvh"}
@@ -393,10 +394,10 @@ def test_a_bundle_cannot_hand_over_other_options(tmp_path: Path) -> None:
 
 
 def test_another_checkout_of_the_harness_is_the_one_that_runs() -> None:
-    """What `rerun` relies on to swap the harness: the path it sets wins over an installed copy."""
+    """`rerun` relies on this: PYTHONPATH takes precedence over an installed copy of the harness."""
     project = Path(__file__).parents[2]
     if not (project / ".git").exists():
-        pytest.skip("the harness is no git checkout here")
+        pytest.skip("the harness is not in a git checkout")
     with checkout(project, "HEAD") as tree:
         code = "import harness, harness.paths; print(harness.__file__); print(harness.paths.project())"
         environment = os.environ | {"PYTHONPATH": str(tree), "FXH_PROJECT": str(tree)}

@@ -15,7 +15,8 @@ import pytest
 
 from harness.dom0 import pygrub_fuzz
 from harness.errors import UsageError
-from harness.guests import bootable, partitions
+from harness.guests import partitions
+from harness.guests.os import freebsd_kernel
 from harness.guests.partitions import Slice
 from harness.oracles import ballooning
 from harness.oracles.ballooning import MIB, Sample, freebsd_floor, imbalance, missed
@@ -133,14 +134,14 @@ def test_twin_differs_in_its_ident_alone() -> None:
         + b"\0XENA\0"
         + b"ident\tXENA\n"
     )
-    twin, ident = bootable.twin(kernel)
-    assert (ident, bootable.ident(twin)) == ("XENB", "XENB")
+    twin, ident = freebsd_kernel.renamed(kernel)
+    assert (ident, freebsd_kernel.ident(twin)) == ("XENB", "XENB")
     assert len(twin) == len(kernel)
     assert sum(a != b for a, b in zip(kernel, twin, strict=True)) == 3
-    again, back = bootable.twin(twin)
+    again, back = freebsd_kernel.renamed(twin)
     assert (back, again) == ("XENA", kernel)
     with pytest.raises(UsageError):
-        bootable.twin(b"\x7fELF no kernel")
+        freebsd_kernel.renamed(b"\x7fELF no kernel")
 
 
 STAND_IN = """
@@ -162,8 +163,10 @@ def test_the_fuzzer_tells_a_crash_from_an_error(tmp_path: Path) -> None:
 
     (tmp_path / "pygrub").write_text(STAND_IN)
     (tmp_path / "image").write_bytes(bytes(range(256)) * 1200)
-    argv = [sys.executable, str(Path(pygrub_fuzz.__file__)), str(tmp_path / "pygrub"), str(tmp_path / "image"), "image", "0", "80"]
-    done = subprocess.run([*argv, str(tmp_path / "scratch"), "0", "0"], capture_output=True, text=True, check=True)
+    argv = [sys.executable, str(Path(pygrub_fuzz.__file__)), str(tmp_path / "image"), "image", "0", "80"]
+    done = subprocess.run(
+        [*argv, str(tmp_path / "scratch"), "0", "0", str(tmp_path / "pygrub")], capture_output=True, text=True, check=True
+    )
     lines = [json.loads(line) for line in done.stdout.splitlines()]
     counts = lines.pop()["counts"]
     assert set(counts) == {"0", "1", "signal 11", "77"}
@@ -177,7 +180,7 @@ def test_seeds_are_in_no_words(tmp_path: Path) -> None:
     class Dom0:
         put = staticmethod(lambda *_: None)
 
-        def run(self, argv: list[str], *_: object) -> Any:
+        def run(self, argv: list[str], *_: object, **__: object) -> Any:
             lines = [
                 '{"seed": 4711, "how": "hang", "seconds": 2.0}',
                 '{"counts": {"0": 1, "hang": 1}, "slowest": 2.0}',

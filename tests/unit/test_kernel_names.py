@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""What a kernel file names itself by: version[] and kern_ident[] in all forms of sys/conf/newvers.sh, 8 to 15."""
+"""Tests the name of a kernel file: version[] and kern_ident[] in all formats of sys/conf/newvers.sh, 8 to 15."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ import pytest
 from kernels import kernel
 
 from harness.errors import UsageError
-from harness.guests import bootable
+from harness.guests.os import freebsd_kernel
 from harness.images import kernelfile
 from harness.osversion import OSVersion
 
 DATE = "Tue Jun 16 08:00:00 UTC 2020"
 
-# version[] without its "FreeBSD ", and the banner without it.
+# version[] and the expected banner, both without "FreeBSD ".
 FORMS = [
     ("13.2-RELEASE XENA\n", "13.2-RELEASE XENA"),
     ("14.1-STABLE stable/14-n269000-0123456789ab GENERIC\n", "14.1-STABLE stable/14-n269000-0123456789ab GENERIC"),
@@ -37,7 +37,7 @@ FORMS = [
 
 
 def file(text: str) -> bytes:
-    """A kernel without symbols; sccs[] has the first line alone."""
+    """A kernel without symbols. sccs[] contains only the first line."""
     ident = text.rstrip("\n").rpartition("/")[2].rpartition(" ")[2]
     first = text.partition("\n")[0]
     return b"\x7fELF\0@(#)FreeBSD %s\0\0FreeBSD %s\0\0%s\0" % (first.encode(), text.encode(), ident.encode())
@@ -49,17 +49,17 @@ def test_a_kernel_is_named_by_what_it_says_of_itself(text: str, banner: str) -> 
     release, _, branch = banner.split()[0].partition("-")
     assert kernelfile.banner(data) == f"FreeBSD {banner}"
     assert kernelfile.os_version(data) == OSVersion(release, branch)
-    assert bootable.ident(data) == banner.split()[-1]
-    twin, ident = bootable.twin(data)
-    assert (bootable.ident(twin), len(twin)) == (ident, len(data))
+    assert freebsd_kernel.ident(data) == banner.split()[-1]
+    twin, ident = freebsd_kernel.renamed(data)
+    assert (freebsd_kernel.ident(twin), len(twin)) == (ident, len(data))
     assert ident != banner.split()[-1]
-    # kern_ident[] and version[]; sccs[] has the ident only where version[] has one line.
+    # kern_ident[] and version[]. sccs[] contains the ident only if version[] has one line.
     assert sum(a != b for a, b in zip(data, twin, strict=True)) == (2 if "#" in text else 3)
 
 
 @pytest.mark.parametrize(("text", "banner"), FORMS)
 def test_the_ident_of_the_symbols_counts(text: str, banner: str) -> None:
-    """KERNCONF=XENA with `ident MINE`: the directory is XENA, and uname -i says MINE."""
+    """KERNCONF=XENA with `ident MINE`: the directory is XENA, and uname -i prints MINE."""
     found = kernelfile.banner(kernel(text, ident="MINE"))
     assert found == f"FreeBSD {banner.rpartition(' ')[0]} MINE"
 
@@ -78,7 +78,7 @@ def test_the_ident_of_the_symbols_counts(text: str, banner: str) -> None:
 def test_files_without_a_name(data: bytes) -> None:
     assert kernelfile.banner(data) == ""
     with pytest.raises(UsageError, match="neither a release nor an ident"):
-        bootable.ident(data)
+        freebsd_kernel.ident(data)
 
 
 @pytest.mark.parametrize(

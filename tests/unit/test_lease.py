@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""Leases, with the keeper that hosts run, on this machine: a directory of its own, no Xen."""
+"""Leases with the real lease agent, on this machine and in a temporary directory. Xen is not needed."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from harness.errors import DeadlineExpired
 from harness.hosts.lease import HostBusy, HostTooSmall, Lease, LeaseRequest, survey
 from harness.transport.local import LocalTransport
 
-HERE = LocalTransport()
+LOCAL = LocalTransport()
 
 
 class Host:
@@ -31,18 +31,16 @@ class Host:
         self.base = base
         self.leases: list[Lease] = []
 
-    def wish(self, run: str, memory: int, **more: Any) -> LeaseRequest:
-        return LeaseRequest(
-            run, memory, 1, 1, "a test", capacity_memory=1000, capacity_vcpus=16, base=str(self.base), poll=0.1, **more
-        )
+    def request(self, run: str, memory: int, **more: Any) -> LeaseRequest:
+        return LeaseRequest(run, memory, 1, 1, "a test", memory_limit=1000, vcpus_limit=16, base=str(self.base), poll=0.1, **more)
 
     def lease(self, run: str, memory: int, seconds: float = 20, **more: Any) -> Lease:
-        lease = Lease(HERE, self.wish(run, memory, **more)).acquire(Deadline(seconds))
+        lease = Lease(LOCAL, self.request(run, memory, **more)).acquire(Deadline(seconds))
         self.leases.append(lease)
         return lease
 
-    def look(self) -> dict[str, Any]:
-        return survey(HERE, base=str(self.base), capacity_memory=1000)
+    def survey(self) -> dict[str, Any]:
+        return survey(LOCAL, base=str(self.base), memory_limit=1000)
 
 
 @pytest.fixture
@@ -53,7 +51,7 @@ def host(tmp_path: Path) -> Iterator[Host]:
         lease.end()
 
 
-def test_shares_until_it_is_full(host: Host) -> None:
+def test_leases_share_a_host_until_it_is_full(host: Host) -> None:
     one, two = host.lease("aa", 400), host.lease("bb", 400)
     assert (one.slot, two.slot) == (0, 1)
     with pytest.raises(HostBusy, match="short of memory"):
@@ -64,20 +62,20 @@ def test_shares_until_it_is_full(host: Host) -> None:
         host.lease("cc", 400, seconds=1.5)
     one.end()
     assert host.lease("cc", 400).slot == 0
-    rows = {row["run"]: row for row in host.look()["leases"]}
+    rows = {row["run"]: row for row in host.survey()["leases"]}
     assert set(rows) == {"bb", "cc"}
     assert rows["bb"]["what"] == "a test"
     assert f"pid {os.getpid()}" in rows["bb"]["who"]
 
 
-def test_first_come_first_served_and_the_holder_hears_that_others_wait(host: Host) -> None:
+def test_leases_are_granted_in_order_and_a_holder_learns_that_others_wait(host: Host) -> None:
     one = host.lease("aa", 900)
-    # When each came to hold, by the host's book: two may do so at once, and then our threads come in any order.
+    # When each lease was granted, by the lease table: two may be granted at once, and then the threads run in any order.
     held: dict[str, float] = {}
 
     def take(run: str, memory: int) -> None:
         lease = host.lease(run, memory, seconds=60)
-        held[run] = next(row["since"] for row in host.look()["leases"] if row["run"] == run)
+        held[run] = next(row["since"] for row in host.survey()["leases"] if row["run"] == run)
         time.sleep(0.2)
         lease.end()
 
@@ -88,20 +86,20 @@ def test_first_come_first_served_and_the_holder_hears_that_others_wait(host: Hos
         threads.append(thread)
 
         def queued(run: str = run) -> None:
-            if run not in [row["run"] for row in host.look()["leases"]]:
+            if run not in [row["run"] for row in host.survey()["leases"]]:
                 raise ConditionNotMet("not in the queue")
 
         Deadline(20).wait(run, queued)
-    # There is room for the small one, but the big one was first.
-    with pytest.raises(HostBusy, match="its turn"):
+    # There is room for the small request, but the big one came first.
+    with pytest.raises(HostBusy, match="3 ahead in the queue"):
         host.lease("now", 10, nowait=True)
     assert not held
 
-    def heard() -> None:
-        if not one.wanted:
-            raise ConditionNotMet("the keeper said nothing")
+    def contended() -> None:
+        if not one.contended:
+            raise ConditionNotMet("the agent has not reported it")
 
-    Deadline(30).wait("the holder to hear of it", heard)
+    Deadline(30).wait("the holder to learn that others wait", contended)
     one.end()
     for thread in threads:
         thread.join(60)
@@ -112,7 +110,7 @@ def test_a_killed_controller_leaves_nothing(host: Host) -> None:
     code = (
         "import sys,time;from pathlib import Path\n"
         "from harness.hosts.lease import *;from harness.transport.local import LocalTransport;from harness.deadline import Deadline\n"
-        "w=LeaseRequest('dead',900,1,1,'x',capacity_memory=1000,capacity_vcpus=16,base=sys.argv[1])\n"
+        "w=LeaseRequest('dead',900,1,1,'x',memory_limit=1000,vcpus_limit=16,base=sys.argv[1])\n"
         "l=Lease(LocalTransport(),w).acquire(Deadline(20));Path(sys.argv[1]+'/run-dead').mkdir();print('held',flush=True);time.sleep(60)"
     )
     process = subprocess.Popen([sys.executable, "-c", code, str(host.base)], stdout=subprocess.PIPE)
@@ -126,31 +124,31 @@ def test_a_killed_controller_leaves_nothing(host: Host) -> None:
     assert not (host.base / "run-dead").exists()
 
 
-def test_a_keeper_that_is_killed_is_noticed_by_both_sides(host: Host) -> None:
+def test_a_killed_agent_is_noticed_by_controller_and_host(host: Host) -> None:
     lease = host.lease("aa", 900)
     (host.base / "run-aa").mkdir()
-    row = host.look()["leases"][0]
+    row = host.survey()["leases"][0]
     os.kill(row["pid"], signal.SIGKILL)
 
     Deadline(10).wait("the controller to notice", lambda: _lost(lease), 0.05)
-    assert host.look()["orphans"] == {"aa": [f"directory {host.base}/run-aa"]}
+    assert host.survey()["orphans"] == {"aa": [f"directory {host.base}/run-aa"]}
     assert host.lease("bb", 900).slot == 0
     assert not (host.base / "run-aa").exists()
 
 
-def test_silence_ends_a_lease_and_a_new_connection_ends_it_at_once(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_silence_ends_a_lease_and_a_superseding_request_ends_it_at_once(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
     from harness.hosts import lease as module
 
-    monkeypatch.setattr(module, "BEAT", 1000.0)
+    monkeypatch.setattr(module, "HEARTBEAT", 1000.0)
     silent = host.lease("aa", 900, silence=1.0)
-    Deadline(20).wait("the silent one to go", lambda: _none_left(host))
+    Deadline(20).wait("the silent lease to end", lambda: _no_lease(host))
     Deadline(10).wait("the controller to notice", lambda: _lost(silent), 0.05)
     host.lease("bb", 900)
     begun = time.monotonic()
-    again = host.lease("cc", 900, supersede="bb")
+    new = host.lease("cc", 900, supersede="bb")
     assert time.monotonic() - begun < 5
-    assert again.slot == 0
-    assert [row["run"] for row in host.look()["leases"]] == ["cc"]
+    assert new.slot == 0
+    assert [row["run"] for row in host.survey()["leases"]] == ["cc"]
 
 
 def _lost(lease: Lease) -> None:
@@ -158,25 +156,25 @@ def _lost(lease: Lease) -> None:
         raise ConditionNotMet("not lost yet")
 
 
-def _none_left(host: Host) -> None:
-    if host.look()["leases"]:
-        raise ConditionNotMet("it is there still")
+def _no_lease(host: Host) -> None:
+    if host.survey()["leases"]:
+        raise ConditionNotMet("a lease still exists")
 
 
-def test_clean_says_what_there_is_and_removes_it_only_when_nobody_lives(host: Host) -> None:
+def test_survey_lists_orphans_and_clean_removes_them(host: Host) -> None:
     host.lease("aa", 100)
     for run in ("aa", "gone"):
         (host.base / f"run-{run}").mkdir()
         (host.base / f"run-{run}" / "disk").write_bytes(b"x")
-    assert host.look()["orphans"] == {"gone": [f"directory {host.base}/run-gone"]}
-    assert (host.base / "run-gone").exists(), "to look is not to remove"
-    assert survey(HERE, clean=True, base=str(host.base))["left"] == {}
+    assert host.survey()["orphans"] == {"gone": [f"directory {host.base}/run-gone"]}
+    assert (host.base / "run-gone").exists(), "a survey removes nothing"
+    assert survey(LOCAL, clean=True, base=str(host.base))["left"] == {}
     assert not (host.base / "run-gone").exists()
     assert (host.base / "run-aa" / "disk").exists()
 
 
-def test_what_would_build_a_domain_anew_is_ended_first(host: Host, tmp_path: Path) -> None:
-    """xl sleeps between two lives of a domain: none is listed, and then there is one again."""
+def test_xl_processes_that_would_rebuild_a_domain_are_killed(host: Host, tmp_path: Path) -> None:
+    """xl sleeps before it rebuilds a domain. Meanwhile it lists none."""
     shutil.copy("/bin/sh", tmp_path / "xl")
 
     def xl(run: str) -> subprocess.Popen[bytes]:
@@ -187,25 +185,25 @@ def test_what_would_build_a_domain_anew_is_ended_first(host: Host, tmp_path: Pat
     host.lease("aa", 100)
     others, orphan = xl("aa"), xl("gone")
     try:
-        assert survey(HERE, clean=True, base=str(host.base))["left"] == {}
+        assert survey(LOCAL, clean=True, base=str(host.base))["left"] == {}
         assert orphan.wait(10) == -signal.SIGKILL
-        assert others.poll() is None, "of a run that lives"
+        assert others.poll() is None, "its run has a lease"
     finally:
         for process in (others, orphan):
             process.kill()
             process.wait()
 
 
-def test_what_is_kept_goes_by_itself(host: Host) -> None:
+def test_a_lease_with_a_kept_domain_ends_by_itself(host: Host) -> None:
     lease = host.lease("aa", 900)
-    assert not lease.keep("fxh-bb-1-x", 60), "of another run"
-    assert lease.keep("fxh-aa-1-x", 60)
-    # There is no such domain here, so nothing is waited for.
+    assert not lease.keep_domain("fxh-bb-1-x", 60), "a domain of another run"
+    assert lease.keep_domain("fxh-aa-1-x", 60)
+    # The domain does not exist here, so the agent does not wait.
     lease.end()
-    Deadline(20).wait("the lease to end", lambda: _none_left(host))
+    Deadline(20).wait("the lease to end", lambda: _no_lease(host))
 
 
-def test_python_missing_there_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_python_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from harness.errors import InfrastructureError
 
     fake = tmp_path / "python3"
@@ -213,13 +211,13 @@ def test_python_missing_there_is_said(tmp_path: Path, monkeypatch: pytest.Monkey
     fake.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
     with pytest.raises(InfrastructureError, match="no python here"):
-        survey(HERE, base=str(tmp_path))
+        survey(LOCAL, base=str(tmp_path))
 
 
-def test_a_local_stream_gives_its_descriptors_back_even_from_under_a_reader() -> None:
+def test_a_local_stream_closes_its_descriptors_even_while_it_is_read() -> None:
     before = len(os.listdir("/proc/self/fd"))  # noqa: PTH208
     for _ in range(5):
-        stream = HERE.open(["cat"])
+        stream = LOCAL.open(["cat"])
         reader = threading.Thread(target=lambda stream=stream: stream.read(10, 30))
         reader.start()
         time.sleep(0.05)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""The mailer beside a real SMTP server on this machine, with a CA of the test's own."""
+"""The mailer with a real SMTP server on this machine, and a CA that the test creates."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ USER, PASSWORD = "fxh", "correct horse"
 
 
 class Authority:
-    """A CA that lives for a test."""
+    """A CA for one test."""
 
     def __init__(self, directory: Path, name: str) -> None:
         self.key, self.name, self.directory = ec.generate_private_key(ec.SECP256R1()), _name(name), directory
@@ -43,7 +43,7 @@ class Authority:
         self.file.write_bytes(self.certificate.public_bytes(serialization.Encoding.PEM))
 
     def server(self, name: str, *, expired: bool = False) -> ssl.SSLContext:
-        """A server's side of TLS with a certificate for ``name``, a host or an address."""
+        """The TLS context of a server with a certificate for ``name``, a host or an address."""
         key = ec.generate_private_key(ec.SECP256R1())
         certificate = self._sign(_name(name), key, host=name, expired=expired)
         file = self.directory / f"server-{name}.pem"
@@ -75,7 +75,7 @@ def _name(text: str) -> x509.Name:
 
 
 class Inbox:
-    """What a server took. ``refuses`` are recipients that it will not have."""
+    """The mails and logins that a server got. It refuses the recipients in ``refuses``."""
 
     def __init__(self) -> None:
         self.mails: list[Envelope] = []
@@ -90,13 +90,13 @@ class Inbox:
 
     async def handle_DATA(self, server: Any, session: Any, envelope: Envelope) -> str:
         self.mails.append(envelope)
-        return "250 taken"
+        return "250 accepted"
 
     def authenticate(self, server: Any, session: Any, envelope: Envelope, mechanism: str, data: Any) -> AuthResult:
         assert isinstance(data, LoginPassword)
         self.logins.append((data.login, data.password))
         right = (data.login, data.password) == (USER.encode(), PASSWORD.encode())
-        return AuthResult(success=right, handled=False)  # it answers 535 by itself
+        return AuthResult(success=right, handled=False)  # then aiosmtpd answers 535
 
 
 Serve = Callable[..., MailConfig]
@@ -115,7 +115,7 @@ def authority(tmp_path: Path) -> Authority:
 
 @pytest.fixture
 def serve(tmp_path: Path, inbox: Inbox, authority: Authority, monkeypatch: pytest.MonkeyPatch) -> Iterator[Serve]:
-    """``serve(**settings)`` starts a server that wants a login over TLS, and returns the configuration that fits it."""
+    """``serve(**settings)`` starts a server, by default with login and TLS, and returns a matching configuration."""
     monkeypatch.delenv("FXH_MAIL_PASSWORD", raising=False)
     controllers: list[Controller] = []
     (tmp_path / "secret").write_text(f"{PASSWORD}\n")
@@ -123,7 +123,7 @@ def serve(tmp_path: Path, inbox: Inbox, authority: Authority, monkeypatch: pytes
     def start(*, tls: ssl.SSLContext | None = None, implicit: bool = False, login: bool = True, **settings: Any) -> MailConfig:
         words: dict[str, Any] = {"ssl_context": tls} if implicit else {"tls_context": tls}
         if login:
-            # aiosmtpd does not see that TLS began before SMTP did.
+            # aiosmtpd does not notice TLS that started before SMTP.
             words |= {"authenticator": inbox.authenticate, "auth_required": True, "auth_require_tls": not implicit}
         with socket.create_server((HOST, 0)) as free:
             port = free.getsockname()[1]
@@ -146,10 +146,10 @@ def serve(tmp_path: Path, inbox: Inbox, authority: Authority, monkeypatch: pytes
 
 
 def message(to: str = "a@example.org") -> EmailMessage:
-    made = EmailMessage()
-    made["From"], made["To"], made["Subject"] = "fxh@example.org", to, "hello"
-    made.set_content("Grüße\n", cte="8bit")
-    return made
+    mail = EmailMessage()
+    mail["From"], mail["To"], mail["Subject"] = "fxh@example.org", to, "hello"
+    mail.set_content("Grüße\n", cte="8bit")
+    return mail
 
 
 KEPT = Path("a.eml")
@@ -175,27 +175,27 @@ def test_a_wrong_certificate_is_refused(
     tls = signer.server("127.0.0.2" if fault == "other host" else HOST, expired=fault == "expired")
     settings = {"ca_file": ""} if fault == "the system's CAs" else {}
     config = serve(tls=tls, implicit=implicit, security="tls" if implicit else "starttls", **settings)
-    with pytest.raises(InfrastructureError, match="certificate is refused") as caught:
+    with pytest.raises(InfrastructureError, match="invalid certificate") as caught:
         mailer.send(message(), config, KEPT)
     assert "mail.ca_file" in caught.value.hint
     assert "a.eml" in caught.value.hint
     assert (inbox.mails, inbox.logins) == ([], [])
 
 
-def test_no_password_goes_out_in_the_clear(serve: Serve, inbox: Inbox) -> None:
-    """A server that offers no STARTTLS, or somebody between who takes the offer away, gets none."""
+def test_no_password_is_sent_unencrypted(serve: Serve, inbox: Inbox) -> None:
+    """The password stays here if the server offers no STARTTLS, or if an attacker removes the offer."""
     config = serve(tls=None)
     with pytest.raises(InfrastructureError, match="offers no STARTTLS"):
         mailer.send(message(), config, KEPT)
     assert inbox.logins == []
-    with pytest.raises(UsageError, match="in the clear"):
+    with pytest.raises(UsageError, match="unencrypted"):
         mailer.server(MailConfig(smtp="mail.example.org", user=USER, security="none"))
 
 
-def test_a_refused_login_is_said(serve: Serve, inbox: Inbox, authority: Authority, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_refused_login_is_reported(serve: Serve, inbox: Inbox, authority: Authority, monkeypatch: pytest.MonkeyPatch) -> None:
     config = serve(tls=authority.server(HOST))
     monkeypatch.setenv("FXH_MAIL_PASSWORD", "wrong")
-    with pytest.raises(InfrastructureError, match="login of 'fxh' is refused: 535"):
+    with pytest.raises(InfrastructureError, match="login of 'fxh' refused: 535"):
         mailer.send(message(), config, KEPT)
     assert inbox.mails == []
     monkeypatch.setenv("FXH_MAIL_PASSWORD", "wörld")
@@ -206,7 +206,7 @@ def test_a_refused_login_is_said(serve: Serve, inbox: Inbox, authority: Authorit
 def test_refused_recipients_are_named(serve: Serve, inbox: Inbox) -> None:
     config = serve(login=False)
     inbox.refuses = {"b@example.org"}
-    with pytest.raises(InfrastructureError, match=r"refused for b@example\.org \(550 5.1.1 no such user\); the others got it"):
+    with pytest.raises(InfrastructureError, match=r"refused for b@example\.org \(550 5.1.1 no such user\); sent to the others"):
         mailer.send(message("a@example.org, b@example.org"), config, KEPT)
     assert len(inbox.mails) == 1
     with pytest.raises(InfrastructureError, match=r"refused for b@example\.org"):
@@ -214,32 +214,32 @@ def test_refused_recipients_are_named(serve: Serve, inbox: Inbox) -> None:
 
 
 def test_a_server_on_this_machine_needs_no_tls(serve: Serve, inbox: Inbox, tmp_path: Path) -> None:
-    """Debian's offers STARTTLS with a certificate that nobody signed; what is sent there passes no network."""
+    """Debian's server offers STARTTLS with a self-signed certificate; the mail crosses no network."""
     config = serve(tls=Authority(tmp_path, "nobody").server("snakeoil"), login=False, ca_file="")
     mailer.send(message(), config, KEPT)
     assert len(inbox.mails) == 1
 
 
-def test_an_offer_of_tls_is_taken_and_verified(
+def test_starttls_is_used_if_offered_and_verified(
     serve: Serve, inbox: Inbox, authority: Authority, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of a server elsewhere that wants no login."""
-    monkeypatch.setattr(mailer, "_here", lambda _: False)
+    """For a remote server without a login."""
+    monkeypatch.setattr(mailer, "_is_local", lambda _: False)
     mailer.send(message(), serve(login=False), KEPT)
     mailer.send(message(), serve(login=False, tls=authority.server(HOST)), KEPT)
     assert len(inbox.mails) == 2
-    with pytest.raises(InfrastructureError, match="certificate is refused"):
+    with pytest.raises(InfrastructureError, match="invalid certificate"):
         mailer.send(message(), serve(login=False, tls=authority.server(HOST), ca_file=""), KEPT)
     assert len(inbox.mails) == 2
 
 
-def test_tls_on_a_port_without_is_said(serve: Serve) -> None:
-    with pytest.raises(InfrastructureError, match="no TLS"):
+def test_tls_on_a_plain_port_is_reported(serve: Serve) -> None:
+    with pytest.raises(InfrastructureError, match="TLS failed"):
         mailer.send(message(), serve(login=False, security="tls"), KEPT)
 
 
 @pytest.mark.parametrize(
-    ("settings", "wanted"),
+    ("settings", "expected"),
     [
         ({}, "localhost:25 none"),
         ({"smtp": "mail.example.org"}, "mail.example.org:25 offered"),
@@ -251,20 +251,20 @@ def test_tls_on_a_port_without_is_said(serve: Serve) -> None:
         ({"smtp": "127.0.0.1:25", "security": "starttls"}, "127.0.0.1:25 starttls"),
     ],
 )
-def test_how_a_server_is_spoken_to(settings: dict[str, Any], wanted: str) -> None:
+def test_port_and_security_of_a_server(settings: dict[str, Any], expected: str) -> None:
     found = mailer.server(MailConfig(**settings))
-    assert f"{found} {found.security}" == wanted
+    assert f"{found} {found.security}" == expected
 
 
 @pytest.mark.parametrize(
     "smtp", ["", ":25", "host:", "host:port", "host:0", "host:99999", "smtp://host", "u@host", "::1", "host/x", "a b"]
 )
-def test_a_wrong_server_is_refused(smtp: str) -> None:
+def test_an_invalid_server_is_refused(smtp: str) -> None:
     with pytest.raises(UsageError, match=r"mail\.smtp"):
         mailer.server(MailConfig(smtp=smtp))
 
 
-def test_a_wrong_configuration_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_invalid_configuration_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("FXH_MAIL_PASSWORD", raising=False)
     (tmp_path / "empty").touch()
     for words, settings in (
@@ -281,7 +281,7 @@ def test_a_wrong_configuration_is_refused(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 @pytest.mark.parametrize(
-    ("text", "wanted"),
+    ("text", "expected"),
     [
         ("a@b, c@d", "a@b, c@d"),
         ('"Doe, J" <j@x.org>', '"Doe, J" <j@x.org>'),
@@ -292,20 +292,20 @@ def test_a_wrong_configuration_is_refused(tmp_path: Path, monkeypatch: pytest.Mo
         ("", None),
     ],
 )
-def test_addresses(text: str, wanted: str | None) -> None:
-    if wanted is None:
-        with pytest.raises(UsageError, match=r"mail\.to .* is no mail address"):
+def test_addresses(text: str, expected: str | None) -> None:
+    if expected is None:
+        with pytest.raises(UsageError, match=r"mail\.to .* is not a mail address"):
             mailer.addresses([text], "mail.to", local=True)
         return
-    assert ", ".join(map(str, mailer.addresses([text], "mail.to", local=True))) == wanted
+    assert ", ".join(map(str, mailer.addresses([text], "mail.to", local=True))) == expected
 
 
-# -- both mails, as commands ------------------------------------------------------------------------------------------
+# -- both mails, through the commands ------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
 def configured(serve: Serve, authority: Authority, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> MailConfig:
-    """An fxh.toml with a server that wants a login."""
+    """An fxh.toml for a server with a login."""
     config = serve(tls=authority.server(HOST))
     settings = {
         "send": True, "sender": "fxh@example.org", "to": ["devs@example.org", "list@example.org"],
@@ -313,7 +313,7 @@ def configured(serve: Serve, authority: Authority, tmp_path: Path, monkeypatch: 
         "password_file": config.password_file,
     }  # fmt: skip
     file = tmp_path / "fxh.toml"
-    # JSON's words, numbers and lists are TOML's, too.
+    # These JSON values are also valid TOML.
     file.write_text("[mail]\n" + "".join(f"{name} = {json.dumps(value)}\n" for name, value in settings.items()))
     monkeypatch.setenv("FXH_CONFIG", str(file))
     return config
@@ -334,13 +334,15 @@ def test_the_verdict_arrives(configured: MailConfig, inbox: Inbox, tmp_path: Pat
     (mail,) = inbox.mails
     assert (mail.mail_from, mail.rcpt_tos) == ("fxh@example.org", ["devs@example.org", "list@example.org"])
     assert inbox.logins == [(USER.encode(), PASSWORD.encode())]
-    # Without --send nothing leaves, whatever mail.send says: that is the night's.
+    # Without --send, fxh report sends nothing: mail.send applies to nightly jobs only.
     assert fxh("report", done.run, "--mail", "--reports", str(tmp_path / "reports")) == 1
     assert len(inbox.mails) == 1
 
 
-def test_a_night_sends_both_mails(configured: MailConfig, inbox: Inbox, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The report step is the night's own command, in a process of its own; the update that fails is the infrastructure mail."""
+def test_a_nightly_job_sends_both_mails(
+    configured: MailConfig, inbox: Inbox, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The report step sends the verdict in its own process. The run step fails, so the job sends the infrastructure mail."""
     done = run(1, case("F"), exit_code=1)
     path = save(tmp_path / "reports", done)
     reporting.publish(path, done)

@@ -13,7 +13,7 @@ from harness.cli import tested
 from harness.errors import UsageError
 from harness.results import matrix, revision
 from harness.results.matrix import Place, Record
-from harness.results.model import KNOWN_WORDS, CaseResult, RunResult
+from harness.results.model import CaseResult, KnownIssueMatch, RunResult
 from tests.unit import written
 
 HARNESS = "0.1.0 commit 0123456789ab"
@@ -33,7 +33,7 @@ def case(word: str, name: str, cell: str, *, suite: str = "boot", bug: str = "",
         nodeid=f"suites/{suite}/test_it.py::{function}[{words}]",
         suite=suite,
         inputs={} if word == "S" else given,
-        reason=f"{KNOWN_WORDS}{bug}: it is so: really\nand more" if bug else "",
+        known_issue=KnownIssueMatch(bug, "it is so: really") if bug else None,
         directory=f"{suite}-{name}-{cell}",
     )
 
@@ -74,6 +74,16 @@ def test_cells_by_their_names(name: str, expected: Place) -> None:
     assert found.place == expected
 
 
+@pytest.mark.parametrize("host", ["pv-lab", "freebsd-pvh-x", "control-hvm-uefi-x"])
+def test_the_name_of_a_host_is_no_part_of_the_cell(host: str) -> None:
+    done = run(case("P", "test_boots", f"freebsd-hvm-{host}"), case("P", "test_boots", f"control-pv-{host}"))
+    (found,) = matrix.records(done, {})
+    assert found.place == Place("15.1", "hvm", "4.20")
+    bare = run(case("P", "test_boots", f"freebsd-hvm-{host}", xen=""))
+    with pytest.raises(UsageError, match="needs exactly one Xen version, has none"):
+        matrix.records(bare, {})
+
+
 def test_what_is_tested_is_told_by_the_inputs() -> None:
     """A real host's cell names no Xen; a kernel alone on an older world is a row of its own."""
     (found,) = matrix.records(run(case("P", "test_boots", "freebsd-pvh-rack7", xen="4.17.5", world="FreeBSD 13.2")), {})
@@ -81,7 +91,7 @@ def test_what_is_tested_is_told_by_the_inputs() -> None:
     skipped = run(case("S", "test_boots", "freebsd-hvm-xen-4.20"), case("P", "test_boots", "freebsd-pvh-xen-4.20"))
     assert {record.freebsd for record in matrix.records(skipped, {})} == {"15.1"}
     unnamed = run(case("P", "test_boots", "freebsd-hvm-xen-4.20", kernel=""))
-    with pytest.raises(UsageError, match="0 of a FreeBSD release: none"):
+    with pytest.raises(UsageError, match="needs exactly one FreeBSD release, has none"):
         matrix.records(unnamed, {})
     (given,) = matrix.records(unnamed, {}, freebsd="14.2")
     assert given.freebsd == "14.2"
@@ -89,7 +99,7 @@ def test_what_is_tested_is_told_by_the_inputs() -> None:
 
 def test_runs_that_are_none() -> None:
     good = run(case("P", "test_boots", "freebsd-pvh-xen-4.20"))
-    with pytest.raises(UsageError, match="did not come to its end"):
+    with pytest.raises(UsageError, match="is not finished"):
         matrix.records(replace(good, ended=""), {})
     with pytest.raises(UsageError, match="lacks shards 2/2"):
         matrix.records(replace(good, inputs={**good.inputs, "shard": "1/2"}), {})
@@ -100,7 +110,7 @@ def test_runs_that_are_none() -> None:
         case("P", "test_boots", "freebsd-pvh-xen-4.20"),
         case("P", "test_more", "freebsd-pvh-xen-4.20", kernel="k (FreeBSD 14.2-STABLE XENA) sha256:1"),
     )
-    with pytest.raises(UsageError, match=r"2 of a FreeBSD release: 14\.2, 15\.1"):
+    with pytest.raises(UsageError, match=r"needs exactly one FreeBSD release, has 14\.2, 15\.1"):
         matrix.records(two, {})
 
 
@@ -171,12 +181,12 @@ def test_the_table() -> None:
 
 def test_the_table_goes_between_its_markers() -> None:
     document = f"before\n{matrix.BEGIN}\nold\n{matrix.END}\nafter\n"
-    made = matrix.put(document, "new\n")
+    made = matrix.insert(document, "new\n")
     assert made == f"before\n{matrix.BEGIN}\n\nnew\n\n{matrix.END}\nafter\n"
-    assert matrix.put(made, "new\n") == made
+    assert matrix.insert(made, "new\n") == made
     for wrong in ("", f"{matrix.END}{matrix.BEGIN}", document * 2):
         with pytest.raises(UsageError, match="no place for the matrix"):
-            matrix.put(wrong, "")
+            matrix.insert(wrong, "")
 
 
 # -- the command ------------------------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ from dataclasses import Field, fields, replace
 from pathlib import Path
 
 import pytest
+import written
 from typer.testing import CliRunner
 
 from harness.cli import report as cli_report
@@ -14,9 +15,10 @@ from harness.cli.main import app
 from harness.errors import UsageError
 from harness.plugin.outcome import exit_code
 from harness.report import html
-from harness.report.gather import _TOLD, _WORST, again
+from harness.report.command import rerun_command
+from harness.report.outcomes import COUNTED, WORST_FIRST
 from harness.results import merge, model
-from harness.results.model import CaseResult, RunResult, SetupStep
+from harness.results.model import CaseResult, KnownIssueMatch, Outcome, RunResult, SetupStep
 
 
 def run(path: Path, cases: dict[str, str], code: int | None = 0, **inputs: str) -> Path:
@@ -24,7 +26,7 @@ def run(path: Path, cases: dict[str, str], code: int | None = 0, **inputs: str) 
         directory = path / "cases" / name
         directory.mkdir(parents=True)
         (directory / "x.console.log").write_text(path.name)
-        case = CaseResult(f"t.py::{name}[c]", "s", name, "c", outcome, 1.0, started=f"2026 {path.name}", directory=name)
+        case = CaseResult(f"t.py::{name}[c]", "s", name, "c", Outcome(outcome), 1.0, started=f"2026 {path.name}", directory=name)
         model.write_case(directory, case)
     path.mkdir(exist_ok=True)
     model.write_run(path, RunResult(path.name, f"2026 {path.name}", "2026 z" if code is not None else "", "fxh run", inputs, code))
@@ -67,7 +69,7 @@ def test_branch_and_options_stay(tmp_path: Path) -> None:
     found = merge.merge(both, tmp_path / "new", exit_code)
     assert (found.run.branch, found.run.options, found.differing) == ("stable/14", options, ())
     assert [case.options for case in found.run.cases] == [{}, {}]
-    assert again(found.run, found.run.cases[0]) == "fxh run s -k 'a[c]' --guest freebsd --image f142 --xen 4.20"
+    assert rerun_command(found.run, found.run.cases[0]) == "fxh run s -k 'a[c]' --guest freebsd --image f142 --xen 4.20"
 
 
 def test_a_case_is_run_again_with_the_options_of_its_own_run(tmp_path: Path) -> None:
@@ -132,12 +134,12 @@ def test_every_outcome_is_counted(tmp_path: Path) -> None:
 
 
 def test_every_outcome_has_its_letter() -> None:
-    for table in (html.SQUARES, cli_report._LETTERS, _WORST, dict.fromkeys(_TOLD)):
+    for table in (html.SQUARES, cli_report._LETTERS, WORST_FIRST, COUNTED):
         assert set(table) == set(model.OUTCOMES)
 
 
 def test_no_run(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="is no run"):
+    with pytest.raises(UsageError, match="is not a run"):
         merge.merge([tmp_path], tmp_path / "new", exit_code)
 
 
@@ -157,3 +159,19 @@ def test_a_case_that_names_another_directory_stays_in_its_own(tmp_path: Path) ->
     merge.merge([one, two], tmp_path / "new", exit_code)
     assert list(elsewhere.iterdir()) == []
     assert (tmp_path / "new/cases/a/case.json").exists()
+
+
+def test_a_shard_of_schema_1_is_merged_with_one_of_schema_2(tmp_path: Path) -> None:
+    issue = "bug 1: it halts"
+    one = written.save_schema1(tmp_path, written.run(1, written.case("K", "test_a", issue=issue), written.case("F", "test_b")))
+    two = written.save(tmp_path, written.run(2, written.case("K", "test_c", issue=issue, cell="control-pv-pv-lab")))
+    joined = merge.merge([one, two], tmp_path / "new", exit_code).run
+    assert {case.case: (case.where.host, case.known_issue, case.death and case.death.kind) for case in joined.cases} == {
+        "test_a": ("xen-4.20", KnownIssueMatch("bug 1", "it halts"), None),
+        "test_b": ("xen-4.20", None, "panic"),
+        "test_c": ("pv-lab", KnownIssueMatch("bug 1", "it halts"), None),
+    }
+    again = merge.merge([tmp_path / "new"], tmp_path / "twice", exit_code).run
+    assert [(case.key, case.where, case.known_issue) for case in again.cases] == [
+        (case.key, case.where, case.known_issue) for case in joined.cases
+    ]

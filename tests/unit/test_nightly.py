@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""A night: what it does, what monitors read, whom it tells; and the examples in docs/nightly."""
+"""Nightly jobs: steps, JSON lines and mails; and the examples in docs/nightly."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ import yaml
 from harness.config.schema import MailConfig, NightlyConfig
 from harness.errors import InfrastructureError, UsageError
 from harness.nightly import mail, night
-from harness.nightly.plan import Step, plan
+from harness.nightly.plan import NightlyStep, plan
 
 DOCS = Path(__file__).parent.parent.parent / "docs" / "nightly"
 
 
-def sh(name: str, script: str, **more: Any) -> Step:
-    return Step(name, ("sh", "-c", script), **more)
+def sh(name: str, script: str, **more: Any) -> NightlyStep:
+    return NightlyStep(name, ("sh", "-c", script), **more)
 
 
-def go(tmp_path: Path, *steps: Step, hours: float = 1.0) -> tuple[night.Night, list[dict[str, Any]]]:
-    told: list[str] = []
-    return night.go(steps, tmp_path, hours, told.append), [json.loads(line) for line in told]
+def run(tmp_path: Path, *steps: NightlyStep, hours: float = 1.0) -> tuple[night.Night, list[dict[str, Any]]]:
+    lines: list[str] = []
+    return night.run_steps(steps, tmp_path, hours, lines.append), [json.loads(line) for line in lines]
 
 
 def test_the_plan_follows_the_configuration(tmp_path: Path) -> None:
@@ -47,69 +47,69 @@ def test_the_plan_follows_the_configuration(tmp_path: Path) -> None:
         plan(NightlyConfig(source="/none"), MailConfig(), tmp_path)
 
 
-def test_a_verdict_is_no_failure_of_the_night(tmp_path: Path) -> None:
-    done, told = go(tmp_path, sh("run", "exit 1", verdicts=(1,)), sh("report", "exit 1", echoes="run"))
-    assert [line["status"] for line in told] == ["product", "ok"]
+def test_a_verdict_is_not_a_failure_of_the_job(tmp_path: Path) -> None:
+    done, results = run(tmp_path, sh("run", "exit 1", verdicts=(1,)), sh("report", "exit 1", repeats="run"))
+    assert [line["status"] for line in results] == ["product", "ok"]
     assert (done.exit_code, done.failed) == (1, ())
     kept = [json.loads(line) for line in (tmp_path / "nightly/nightly.jsonl").read_text().splitlines()]
-    assert kept == told
-    assert set(told[0]) == {"night", "step", "status", "exit_code", "seconds", "started", "why", "log"}
+    assert kept == results
+    assert set(results[0]) == {"night", "step", "status", "exit_code", "seconds", "started", "why", "log"}
 
 
-def test_a_needed_step_that_fails_ends_the_night_but_not_its_cleaning(tmp_path: Path) -> None:
-    done, told = go(
+def test_a_failed_needed_step_skips_the_rest_but_not_the_cleanup(tmp_path: Path) -> None:
+    done, results = run(
         tmp_path, sh("build", "echo no space left; exit 7", needed=True), sh("run", "touch ran"), sh("prune", "true", always=True)
     )
-    assert [line["status"] for line in told] == ["failed", "skipped", "ok"]
-    assert told[0]["why"] == "exit code 7: no space left"
-    assert told[1]["why"] == "build failed before it"
+    assert [line["status"] for line in results] == ["failed", "skipped", "ok"]
+    assert results[0]["why"] == "exit code 7: no space left"
+    assert results[1]["why"] == "skipped because build failed"
     assert done.exit_code == 4
     message = mail.compose(done, MailConfig(to=("devs@x",), infrastructure_to=("ops@x",)), "m")
     assert message["To"] == "ops@x"
-    assert message["Subject"].startswith("[fxh infrastructure] night ")
+    assert message["Subject"].startswith("[fxh infrastructure] nightly job ")
     assert "no space left" in message.get_content()
     assert "says nothing about FreeBSD" in message.get_content()
 
 
-def test_a_step_has_a_limit_and_a_missing_command_is_said(tmp_path: Path) -> None:
+def test_a_step_has_a_time_limit_and_a_missing_command_is_reported(tmp_path: Path) -> None:
     begun = time.monotonic()
-    _, told = go(tmp_path, sh("run", "sleep 60"), Step("report", ("/no/such/thing",)), hours=0.3 / 3600)
+    _, results = run(tmp_path, sh("run", "sleep 60"), NightlyStep("report", ("/no/such/thing",)), hours=0.3 / 3600)
     assert time.monotonic() - begun < 10
-    assert "no end within" in told[0]["why"]
-    assert told[1]["why"] == "cannot start /no/such/thing: No such file or directory"
+    assert "did not end within" in results[0]["why"]
+    assert results[1]["why"] == "cannot start /no/such/thing: No such file or directory"
 
 
-def test_nights_do_not_overlap(tmp_path: Path) -> None:
+def test_jobs_do_not_overlap(tmp_path: Path) -> None:
     code = (
-        "import sys,pathlib;from harness.nightly import night;from harness.nightly.plan import Step\n"
-        "night.go([Step('run',('sh','-c','echo;sleep 3'))],pathlib.Path(sys.argv[1]),1,print)"
+        "import sys,pathlib;from harness.nightly import night;from harness.nightly.plan import NightlyStep\n"
+        "night.run_steps([NightlyStep('run',('sh','-c','echo;sleep 3'))],pathlib.Path(sys.argv[1]),1,print)"
     )
     other = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)])
     while not list((tmp_path / "nightly").glob("*/run.log")):
         time.sleep(0.05)
-    with pytest.raises(InfrastructureError, match="another night is at work"):
-        go(tmp_path, sh("run", "true"))
+    with pytest.raises(InfrastructureError, match="another nightly job is running"):
+        run(tmp_path, sh("run", "true"))
     assert other.wait(20) == 0
 
 
-def test_mail_is_written_and_sent_only_when_told(tmp_path: Path) -> None:
-    done, _ = go(tmp_path, sh("run", "exit 3"))
+def test_mail_is_always_written_and_sent_only_if_configured(tmp_path: Path) -> None:
+    done, _ = run(tmp_path, sh("run", "exit 3"))
     config = MailConfig(send=False, smtp="127.0.0.1:1")
     message = mail.compose(done, config, "m")
     mail.deliver(message, config, tmp_path / "a.eml")
-    assert b"a bug of the harness" in (tmp_path / "a.eml").read_bytes()
+    assert b"a bug in the harness" in (tmp_path / "a.eml").read_bytes()
     with pytest.raises(InfrastructureError, match="Connection refused") as caught:
         mail.deliver(message, MailConfig(send=True, smtp="127.0.0.1:1"), tmp_path / "b.eml")
     assert f"the mail is kept in {tmp_path / 'b.eml'}" in caught.value.hint
     assert (tmp_path / "b.eml").exists()
 
 
-def test_the_reason_is_a_line_that_says_something() -> None:
-    assert night.reason("a\nnone serves\n=====\nreport: /x\n\n", 4) == "infrastructure: none serves"
-    assert night.reason("", 9) == "exit code 9"
+def test_the_reason_has_the_last_informative_line() -> None:
+    assert night.failure_reason("a\nno host works\n=====\nreport: /x\n\n", 4) == "infrastructure: no host works"
+    assert night.failure_reason("", 9) == "exit code 9"
 
 
-def test_old_nights_go(tmp_path: Path) -> None:
+def test_old_logs_are_removed(tmp_path: Path) -> None:
     for n in range(5):
         (tmp_path / "nightly" / f"2026010{n}").mkdir(parents=True)
     night.prune(tmp_path, 2)
@@ -161,7 +161,7 @@ def test_systemd_units() -> None:
     done = subprocess.run(["systemd-analyze", "verify", *units], capture_output=True, text=True)
     ours = [line for line in done.stderr.splitlines() if "fxh-nightly" in line]
     assert not ours, ours
-    # make ends with 2 whatever fxh ended with, and 1 is no failed unit.
+    # make exits with 2 for every failure of fxh. Exit code 1 is not a failure of the unit.
     unit = Path(units[0]).read_text()
     assert re.search(r"^SuccessExitStatus=1$", unit, re.MULTILINE)
     assert re.search(r"^ExecStart=/bin/sh -c 'exec .venv/bin/fxh nightly'$", unit, re.MULTILINE)
@@ -169,7 +169,7 @@ def test_systemd_units() -> None:
     subprocess.run(["systemd-analyze", "calendar", calendar], check=True, capture_output=True)
 
 
-def test_every_command_in_the_examples_is_there() -> None:
+def test_every_command_in_the_examples_exists() -> None:
     from typer.main import get_command
 
     from harness.cli.main import app

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""Which FreeBSD a kernel is, from its name and its number, and what depends on it."""
+"""Tests FreeBSD versions, their detection, and the code that depends on them."""
 
 from __future__ import annotations
 
@@ -14,10 +14,11 @@ from typing import Any
 import pytest
 
 from harness.errors import UsageError
-from harness.guests import source
-from harness.guests.freebsd import ENDINGS, FreeBSD
-from harness.guests.linux import Linux
-from harness.guests.profile import KernelIdentity
+from harness.guests.os import freebsd_source
+from harness.guests.os.base import KernelIdentity
+from harness.guests.os.freebsd import ENDINGS, FreeBSD
+from harness.guests.os.linux import Linux
+from harness.guests.source import DiskImage
 from harness.hosts.host import DirectHost
 from harness.images import kernelfile, srctree
 from harness.images.image import Image
@@ -60,10 +61,10 @@ def test_an_unknown_number_is_the_lowest_of_that_name(version: OSVersion, lowest
     [
         (parse("13.2"), ">=12.0", True), (parse("13.2"), ">=14", False), (parse("14.0"), "<14.1", True), (parse("14.1"), "<14.1", False),
         (parse("13.2"), ">=12.0,<13.0", False), (UNKNOWN, ">=12.0", True), (UNKNOWN, "<1400507", True),
-        # Both are 14.0: only the number tells them apart.
+        # Both are 14.0 and differ in the number only.
         (parse("14.0-RELEASE", 1400097), "<1400507", True), (parse("14.0-STABLE", 1400507), "<1400507", False),
         (parse("14.0-STABLE", 1400507), "<14.1", True),
-        # The number is not known: the name decides, by the lowest number it stands for.
+        # The number is unknown, so the lowest number of the name counts.
         (parse("14.0"), "<1400507", True), (parse("14.1"), "<1400507", False), (parse("13.2"), "<1400507", True),
         (parse("14.2-STABLE", 1402501), ">=1402000,<1500000", True), (parse("15.1", 1501000), ">=1402000,<1500000", False),
         (parse("14.2"), ">=14.2,<1500000", True), (parse("15.0"), ">=1500068", True), (parse("15.0-CURRENT"), ">=1500068", False),
@@ -82,7 +83,7 @@ def test_a_span_that_is_none(span: str) -> None:
 
 
 def test_the_number_wins_over_a_name_of_another_major() -> None:
-    """A derived system may have a REVISION of its own."""
+    """A derived system may have its own REVISION."""
     assert OSVersion("0.1", "RELEASE", 1501502).number == (15, 1)
     assert OSVersion("14.2", "PRERELEASE", 1401501).number == (14, 2)
     assert OSVersion("", "", 0).number is None
@@ -139,7 +140,7 @@ def test_a_kernel_whose_number_is_unknown(data: bytes) -> None:
 
 @pytest.mark.parametrize("bits", [32, 64])
 def test_a_damaged_kernel_is_survived(bits: int) -> None:
-    """Cut anywhere, or with any byte of its headers changed, it gives a number or none, but no exception."""
+    """A kernel that is truncated, or has a modified byte in its headers, gives a number or none, but no exception."""
     whole = kernel(bits=bits)
     for end in range(0, len(whole), 7):
         elfsymbols.read_int(whole[:end], "osreldate")
@@ -198,35 +199,39 @@ def made(directory: Path, manifest: dict[str, object], *, with_kernel: bool = Tr
 
 def test_an_image_knows_its_version(tmp_path: Path) -> None:
     new = made(tmp_path / "new", {"version": "14.0", "branch": "STABLE", "osreldate": 1400503})
-    assert new.os_version == OSVersion("14.0", "STABLE", 1400503), "the manifest's"
+    assert new.os_version == OSVersion("14.0", "STABLE", 1400503), "the number in the manifest counts"
     old = made(tmp_path / "old", {"version": "14.0"})
-    assert old.os_version == OSVersion("14.0", "STABLE", 1400507), "an older manifest has no number: the kernel file has"
+    assert old.os_version == OSVersion("14.0", "STABLE", 1400507), (
+        "if an older manifest has no number, that of the kernel file counts"
+    )
     bare = made(tmp_path / "bare", {"version": "14.0"}, with_kernel=False)
     assert bare.os_version == OSVersion("14.0")
     disk = made(tmp_path / "disk", {"version": "unknown", "branch": "", "osreldate": 0}, with_kernel=False)
     assert disk.os_version == UNKNOWN
-    assert source.from_image(old).profile.os_version == OSVersion("14.0", "STABLE", 1400507)
-    assert (source.from_image(disk).label, source.from_image(disk).profile.version) == ("freebsd-unknown", "")
+    assert freebsd_source.from_image(old).profile.os_version == OSVersion("14.0", "STABLE", 1400507)
+    assert (freebsd_source.from_image(disk).label, freebsd_source.from_image(disk).profile.version) == ("freebsd-unknown", "")
 
 
 def test_a_kernel_and_a_disk_know_their_version(tmp_path: Path) -> None:
     (tmp_path / "kernel").write_bytes(kernel("14.2-STABLE XENA", 1402501))
     (tmp_path / "disk").write_bytes(bytes(1 << 20))
-    guest = source.freebsd(tmp_path / "kernel", tmp_path / "disk")
+    guest = freebsd_source.from_files(tmp_path / "kernel", tmp_path / "disk")
     assert (guest.label, guest.profile.os_version) == ("freebsd-14.2", OSVersion("14.2", "STABLE", 1402501))
     words = inputs.of(guest)["kernel"]
     assert words.startswith("kernel (FreeBSD 14.2-STABLE XENA, 1402501) sha256:")
     (tmp_path / "kernel").write_bytes(kernel("14.2-STABLE XENB", 1402501))
-    assert inputs.of(guest)["kernel"].startswith("kernel (FreeBSD 14.2-STABLE XENB, 1402501) sha256:"), "another file in its place"
+    assert inputs.of(guest)["kernel"].startswith("kernel (FreeBSD 14.2-STABLE XENB, 1402501) sha256:"), (
+        "the inputs must describe the new file"
+    )
 
 
 def test_the_files_of_a_guest_are_read_once_in_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whoever asks for their hashes, however often; and a file that was changed meanwhile is noticed by all of them."""
+    """Repeated requests for hashes read a file once, unless it has changed."""
     (tmp_path / "kernel").write_bytes(kernel("14.2-STABLE XENA", 1402501))
     for name in ("disk", "more"):
         (tmp_path / name).write_bytes(name.encode() * (1 << 18))
-    guest = source.freebsd(tmp_path / "kernel", tmp_path / "disk")
-    guest = replace(guest, disks=(*guest.disks, source.DiskImage(tmp_path / "more", "xvdb")))
+    guest = freebsd_source.from_files(tmp_path / "kernel", tmp_path / "disk")
+    guest = replace(guest, disks=(*guest.disks, DiskImage(tmp_path / "more", "xvdb")))
     monkeypatch.setattr("harness.digest._SETTLED", -1.0)
     read = []
     digest = hashlib.file_digest
@@ -244,7 +249,7 @@ def test_the_files_of_a_guest_are_read_once_in_a_run(tmp_path: Path, monkeypatch
 
 
 class Silent:
-    """A dom0 that has every file, as large as it is here."""
+    """A dom0 that has every file in the same size."""
 
     name = "silent"
 
@@ -271,14 +276,14 @@ def test_the_running_kernel_tells_its_number() -> None:
 
 
 def bzimage(text: bytes) -> bytes:
-    """The real-mode part of a Linux kernel file that names itself so."""
+    """The real-mode part of a Linux kernel file with this version text."""
     data = bytearray(0x400)
     data[0x202:0x206], data[0x20E:0x210] = b"HdrS", (0x180).to_bytes(2, "little")
     data[0x380 : 0x380 + len(text)] = text
     return bytes(data)
 
 
-# The release and the version that both kinds of a kernel file name.
+# The release and the version in both kinds of kernel file.
 LINUX = ("6.1.158-fxh", "#1 SMP PREEMPT Debian 6.1.158-1 (2025-11-09)")
 
 
@@ -315,23 +320,23 @@ def test_a_file_without_a_version_is_refused(data: bytes) -> None:
 
 
 @pytest.mark.parametrize(
-    ("version", "told"),
+    ("version", "reports_crash"),
     [
         (parse("13.2", 1302001), False), (parse("14.0-RELEASE", 1400097), False), (parse("14.0-STABLE", 1400507), True),
         (parse("14.2-STABLE", 1402501), True), (parse("15.1-RELEASE-p1", 1501000), True), (parse("10.4"), False),
-        # By name alone.
+        # Only the name is known.
         (parse("14.0"), False), (parse("14.1"), True), (parse("15.0"), True), (UNKNOWN, True),
         # main before 9e0b0f5de67f.
         (parse("15.0-CURRENT", 1500003), False), (parse("15.0-CURRENT", 1500005), True),
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("kind", ["pvh", "hvm", "pv"])
-def test_how_a_kernel_ends(version: OSVersion, told: bool, kind: str) -> None:
+def test_how_a_kernel_ends(version: OSVersion, reports_crash: bool, kind: str) -> None:
     profile = FreeBSD.of(version, (kind,))
-    assert profile.fate_of_panic(kind).reason == ("crash" if told else "reboot")
+    assert profile.fate_of_panic(kind).reason == ("crash" if reports_crash else "reboot")
     assert profile.fate("crash", kind) == profile.fate_of_panic(kind)
     halt = profile.fate("halt", kind)
-    stays = kind == "pvh" and not told
+    stays = kind == "pvh" and not reports_crash
     assert (halt.reason, halt.halts) == (("", True) if stays else ("poweroff", False))
     assert (profile.fate("poweroff", kind).reason, profile.fate("reboot", kind).reason) == ("poweroff", "reboot")
     assert profile.fate("nonsense", kind).reason == ""
@@ -349,7 +354,7 @@ def test_every_version_and_type_has_an_ending() -> None:
 
 
 def test_what_separates_variables() -> None:
-    """Blanks separate since 14 (sys/x86/xen/pv.c), commas always."""
+    """Commas separate variables; since 14 blanks do so, too (sys/x86/xen/pv.c)."""
     both = {"fxh.a": "1", "fxh.b": "/a/b:c=d"}
     for version in (parse("13.2", 1302001), parse("15.1", 1501000), UNKNOWN):
         assert FreeBSD.of(version, ()).command_line(both) == "fxh.a=1,fxh.b=/a/b:c=d"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""Boots that end at a prompt, debuggers, and second boots: each row whole, cut at each place, and byte by byte."""
+"""Tests boots that end at a prompt, debuggers, and second boots. Each row runs in one chunk, cut everywhere, and by bytes."""
 
 from __future__ import annotations
 
@@ -8,13 +8,14 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
-from played import fed
+from played import FREEBSD, LINUX, fed
 
 from harness.console import prompts
 from harness.console.deaths import Death
+from harness.console.debugger import script_answers
+from harness.console.kinds import SECOND_BOOT
 from harness.console.reader import ConsoleReader
-from harness.console.stages import FREEBSD, LINUX, Stage
-from harness.console.watcher import SECOND_BOOT, script_answers
+from harness.console.tables import ConsoleTables
 from harness.deadline import Deadline
 from harness.errors import GuestDied
 from harness.transport.replay import ReplayStream
@@ -36,7 +37,7 @@ def crlf(text: str) -> bytes:
 
 
 def cuts(data: bytes) -> Iterator[list[bytes]]:
-    """``data`` in two pieces, cut at each place of its last lines and at every fifth before; and byte by byte."""
+    """``data`` in two chunks, cut at each byte of its last lines and at every fifth byte before; then in single bytes."""
     near = max(1, len(data) - 300)
     yield from ([data[:at], data[at:]] for at in (*range(1, near, 5), *range(near, len(data))))
     yield [data[at : at + 1] for at in range(len(data))]
@@ -45,21 +46,21 @@ def cuts(data: bytes) -> Iterator[list[bytes]]:
 def verdict(reader: ConsoleReader) -> tuple[str, str, str, tuple[str, ...]]:
     death = reader.death
     assert death is not None
-    return death.kind, death.message, death.guilty, tuple(stage.name for stage in reader.stages)
+    return death.kind, death.message, death.faulting_function, tuple(stage.name for stage in reader.stages)
 
 
-def dies(tmp_path: Path, text: str, stages: Sequence[Stage] = FREEBSD) -> Death:
-    """How ``text`` ends, however it is cut."""
+def dies(tmp_path: Path, text: str, tables: ConsoleTables = FREEBSD) -> Death:
+    """The death of a guest that prints ``text``. Fails if it depends on the chunks."""
     data = crlf(text)
-    whole = fed(tmp_path, [data], stages)
+    whole = fed(tmp_path, [data], tables)
     for chunks in cuts(data):
-        assert verdict(fed(tmp_path, chunks, stages)) == verdict(whole), f"another verdict when cut at {len(chunks[0])}"
+        assert verdict(fed(tmp_path, chunks, tables)) == verdict(whole), f"another verdict if cut at byte {len(chunks[0])}"
     assert whole.death is not None
     return whole.death
 
 
 class Guest(ReplayStream):
-    """Prints slowly until it is asked."""
+    """A console that replays slowly until the first command."""
 
     def write(self, data: bytes) -> None:
         self._pace = 0.0
@@ -67,10 +68,10 @@ class Guest(ReplayStream):
 
 
 def live(tmp_path: Path, chunks: Sequence[bytes], pace: float = 0.0, *, answers: dict[bytes, bytes] | None = None) -> ConsoleReader:
-    """A reader of a guest that is silent after ``chunks``, once it has found a death."""
+    """A reader that has found the death of a guest which is silent after ``chunks``."""
     stream = Guest(b"", end="silence", pace=pace, answers=answers)
     stream._chunks.extend(chunks)
-    reader = ConsoleReader(stream, tmp_path / "console.log", stages=FREEBSD).start()
+    reader = ConsoleReader(stream, tmp_path / "console.log", tables=FREEBSD).start()
     with reader.expecting_death() as death:
         death(Deadline(20))
     reader.close()
@@ -264,10 +265,10 @@ def test_a_prompt_of_linux(tmp_path: Path, row: str) -> None:
     ["loader-no-kernel", "boot2", "loader-efi", "geli-kernel", "installer", "insecure", "seabios", "uefi-none", "single-user-12"],
 )
 def test_it_ends_the_boot_at_once(tmp_path: Path, row: str) -> None:
-    """Not after a stage's budget, and for a wait as for any death."""
+    """A wait raises GuestDied without waiting for the budget of the stage."""
     text, kind, _ = STUCK[row]
     begun = time.monotonic()
-    reader = ConsoleReader(ReplayStream(crlf(text), end="silence"), tmp_path / "c.log", stages=FREEBSD).start()
+    reader = ConsoleReader(ReplayStream(crlf(text), end="silence"), tmp_path / "c.log", tables=FREEBSD).start()
     with pytest.raises(GuestDied) as caught:
         reader.wait_stage("login", Deadline(20))
     assert time.monotonic() - begun < 2.0
@@ -278,17 +279,17 @@ def test_it_ends_the_boot_at_once(tmp_path: Path, row: str) -> None:
 @pytest.mark.parametrize(
     "text",
     [
-        # Words of these prompts in a boot that goes on.
+        # Texts of these prompts in a boot that continues.
         f"{LOADER}OK boot\n{LOGIN}",
         f"{LOADER}OK \n{LOGIN}",
         f"FreeBSD/x86 boot\nDefault: 0:ad(0,a)/boot/loader\nboot: \n{LOADER}{LOGIN}",
         f"{RC}Enter passphrase for xbd0p3: \n{LOGIN}",
         f"{RC}Console type [vt100]: xterm\n{LOGIN}",
         f"{LOADER}{BANNER}CPU: all\nOK \n{LOGIN}",
-        # A firmware that finds a disk after all.
+        # A firmware that finds a disk later.
         f"{SEABIOS}No bootable device.  Retrying in 60 seconds.\nBooting from Hard Disk...\n{LOADER}{LOGIN}",
         f"iPXE initialising devices...ok\n{LOADER}{LOGIN}",
-        # At a shell.
+        # In a shell.
         f"{LOGIN}root\nPassword:",
         f"{LOGIN}root\nroot@box:~ # geli attach xbd1\nEnter passphrase: ",
         f"{LOGIN}root\nroot@box:~ # echo OK; cat\nOK ",
@@ -306,7 +307,7 @@ def test_a_boot_that_goes_on_is_not_stuck(tmp_path: Path, text: str) -> None:
 
 
 def test_a_prompt_in_the_middle_is_waited_for(tmp_path: Path) -> None:
-    """A line of a slow console that begins like a prompt: the rest of it comes within the time that a prompt needs."""
+    """A slow console prints a line that begins like a prompt. The rest arrives before the prompt would count."""
     chunks = [
         crlf(LOADER),
         b"OK ",
@@ -334,14 +335,14 @@ def test_a_prompt_in_the_middle_is_waited_for(tmp_path: Path) -> None:
         ("hello\n", ""),
     ],
 )  # fmt: skip
-def test_what_xen_said_before_it_crashed_a_domain(tmp_path: Path, before: str, reason: str) -> None:
+def test_xen_s_reason_for_a_crash(tmp_path: Path, before: str, reason: str) -> None:
     death = dies(tmp_path, f"{before}(XEN) Domain 3 (vcpu#0) crashed on cpu#1:\n(XEN) RIP:    e019:[<00000000c00ed899>]\n")
     assert death.kind == "crash"
     assert death.message == ": ".join(filter(None, ("(XEN) Domain 3 (vcpu#0) crashed on cpu#1", reason)))
 
 
-def test_every_prompt_row_is_tried(tmp_path: Path) -> None:
-    """A row of the table without a row here would be a promise that nobody keeps."""
+def test_every_prompt_has_a_sample(tmp_path: Path) -> None:
+    """Each row of the table needs a row here."""
     tried = {
         n
         for n, row in enumerate(prompts.PROMPTS)
@@ -386,10 +387,10 @@ def conversation(tmp_path: Path, chunks: Sequence[bytes], pace: float) -> Death:
 
 
 @pytest.mark.parametrize("gap", [0.02, 1.0, 3.0])
-def test_a_prompt_that_comes_later_is_asked(tmp_path: Path, gap: float) -> None:
+def test_a_later_prompt_is_queried(tmp_path: Path, gap: float) -> None:
     death = conversation(tmp_path, [crlf(REPORT), crlf(STOPPED + "db> ")], gap)
     assert [question for question, _ in death.answers] == QUESTIONS
-    assert (death.kind, death.message, death.guilty) == ("panic", "xyz", "xyz_drain")
+    assert (death.kind, death.message, death.faulting_function) == ("panic", "xyz", "xyz_drain")
 
 
 def test_the_conversation_does_not_depend_on_where_a_chunk_ends(tmp_path: Path) -> None:
@@ -398,7 +399,7 @@ def test_the_conversation_does_not_depend_on_where_a_chunk_ends(tmp_path: Path) 
         (tmp_path / str(at)).mkdir()
         death = conversation(tmp_path / str(at), [piece for piece in (whole[:at], whole[at:]) if piece], 0.0)
         assert [question for question, _ in death.answers] == QUESTIONS, at
-        assert death.guilty == "xyz_drain"
+        assert death.faulting_function == "xyz_drain"
 
 
 def test_a_slow_console_brings_a_report_line_by_line(tmp_path: Path) -> None:
@@ -410,7 +411,7 @@ def test_a_slow_console_brings_a_report_line_by_line(tmp_path: Path) -> None:
 def test_a_page_of_an_answer_is_turned_however_it_is_cut(tmp_path: Path) -> None:
     answers = {**ANSWERS, b" ": crlf("        \r    2     0\ndb> ")}
     stream = Paged(crlf(f"{REPORT}{STOPPED}db> "), answers)
-    reader = ConsoleReader(stream, tmp_path / "c.log", stages=FREEBSD).start()
+    reader = ConsoleReader(stream, tmp_path / "c.log", tables=FREEBSD).start()
     with reader.expecting_death() as died:
         death = died(Deadline(20))
     reader.close()
@@ -420,7 +421,7 @@ def test_a_page_of_an_answer_is_turned_however_it_is_cut(tmp_path: Path) -> None
 
 
 class Paged(ReplayStream):
-    """Plays each answer byte by byte, and goes on behind a page's end when a blank is typed."""
+    """Replays each answer byte by byte, and waits for a space at the end of a page."""
 
     def __init__(self, data: bytes, replies: dict[bytes, bytes]) -> None:
         super().__init__(data, end="silence")
@@ -442,28 +443,28 @@ SCRIPTED = (
 
 @pytest.mark.parametrize("pace", [0.0, 0.05, 0.3])
 def test_a_script_ends_by_itself(tmp_path: Path, pace: float) -> None:
-    """Its echo is no prompt: nothing is typed into it, and what it printed is read."""
+    """The echo of a script is no prompt: the harness types nothing and reads the script's output."""
     data = crlf(SCRIPTED)
     chunks = data.splitlines(keepends=True)
     if pace == 0.3:
-        # A command that takes its time is waited for.
+        # One command takes longer than the usual silence.
         chunks = [b"".join(chunks[:6]), b"".join(chunks[6:-1]), chunks[-1]]
         pace = 1.0
     reader = live(tmp_path, chunks, pace)
     death = reader.death
     assert death is not None
     assert reader._stream.written == b""  # type: ignore[attr-defined]
-    assert (death.kind, death.message, death.guilty) == ("panic", "xyz", "xyz_drain")
+    assert (death.kind, death.message, death.faulting_function) == ("panic", "xyz", "xyz_drain")
     assert [command for command, _ in death.answers] == ["capture on", "bt", "show registers", "reset"]
     assert "xyz_drain() at" in dict(death.answers)["bt"]
-    assert (tmp_path / "console.log").read_bytes() == data, "the report ends when the script does"
+    assert (tmp_path / "console.log").read_bytes() == data, "the report must end with the script"
 
 
 def test_a_script_whatever_the_cut(tmp_path: Path) -> None:
-    assert dies(tmp_path, SCRIPTED).guilty == "xyz_drain"
+    assert dies(tmp_path, SCRIPTED).faulting_function == "xyz_drain"
 
 
-def test_a_script_that_leaves_a_prompt_is_asked_the_rest(tmp_path: Path) -> None:
+def test_a_script_that_leaves_a_prompt_is_queried(tmp_path: Path) -> None:
     data = crlf(SCRIPTED.removesuffix(f"{SCRIPT}reset\n") + "db> ")
     death = conversation(tmp_path, data.splitlines(keepends=True), 0.02)
     assert [question for question, _ in death.answers] == ["capture on", "bt", "show registers", *QUESTIONS[1:]]
@@ -479,7 +480,7 @@ def test_a_debugger_that_goes_on_lets_the_report_end(tmp_path: Path) -> None:
     begun = time.monotonic()
     death = live(tmp_path, [crlf(text)]).death
     assert death is not None
-    assert (death.kind, death.guilty) == ("panic", "xyz_drain")
+    assert (death.kind, death.faulting_function) == ("panic", "xyz_drain")
     assert time.monotonic() - begun < 2.0
 
 
@@ -531,11 +532,11 @@ def test_a_reboot_that_was_requested_is_a_new_boot(tmp_path: Path, row: str) -> 
 @pytest.mark.parametrize(
     "text",
     [
-        # Loaders say who they are more than once, and one starts another.
+        # Loaders print their name more than once, and one starts another.
         f"{LOADER}{LOADER}{EFI}>> FreeBSD EFI boot block\n{EFI}{LOGIN}",
         # login(1) up to 9 prints the first lines of the banner.
         f"{LOGIN}root\nCopyright (c) 1992-2012 The FreeBSD Project.\nCopyright (c) 1979, 1980\n\tThe Regents\n\nFreeBSD 8.4 #0\n\nWelcome!\nbox# ",
-        # An earlier panic's and boot's words in a mail, a log or a name.
+        # Texts of an earlier panic or boot in a mail, a log or a name.
         f"{LOGIN}root\nroot@box:~ # grep BOOT x\nx:---<<BOOT>>---\nroot@box:~ # ",
     ],
 )
@@ -555,48 +556,48 @@ def test_a_linux_log_that_is_printed_once_more_is_no_second_boot(tmp_path: Path)
 
 
 def test_a_quoted_banner_is_no_second_boot(tmp_path: Path) -> None:
-    reader = ConsoleReader(ReplayStream(b""), tmp_path / "c.log", stages=FREEBSD)
+    reader = ConsoleReader(ReplayStream(b""), tmp_path / "c.log", tables=FREEBSD)
     reader._take(crlf(LOGIN))
     with reader.quoting(b"fxh-end-12345678"):
         for chunk in (crlf(BANNER), crlf("CPU: x\n"), b"fxh-end-12345678\r\nfxh# "):
             reader._take(chunk)
-            reader._judge()
-    reader._judge()
+            reader._check()
+    reader._check()
     assert reader.death is None
     with reader.quoting(b"fxh-end-87654321"):
         reader._take(crlf(BANNER))
-        reader._judge(ended=True)
+        reader._check(ended=True)
     assert reader.death is not None
     assert reader.death.kind == SECOND_BOOT
     reader.close()
 
 
 def test_a_quoted_log_may_be_followed_by_silence(tmp_path: Path) -> None:
-    """`dmesg; make`: the log has a boot's first words, and what comes next takes its time."""
-    reader = ConsoleReader(ReplayStream(b""), tmp_path / "c.log", stages=FREEBSD)
+    """`dmesg; make`: the log quotes the first lines of a boot, and the next output comes late."""
+    reader = ConsoleReader(ReplayStream(b""), tmp_path / "c.log", tables=FREEBSD)
     reader._take(crlf(LOGIN))
     with reader.quoting(b"fxh-end-12345678"):
         reader._take(crlf(f"---<<BOOT>>---\n{BANNER}"))
         for seconds in (1.5, 20.0):
             reader._watcher.last_byte = time.monotonic() - seconds
-            reader._judge()
+            reader._check()
             assert reader.death is None, seconds
         reader._watcher.last_byte = time.monotonic() - 60.0
-        reader._judge()
+        reader._check()
     assert reader.death is not None
     assert reader.death.kind == SECOND_BOOT
     reader.close()
 
 
 def test_a_login_s_password_is_not_the_loader_s(tmp_path: Path) -> None:
-    """Also where something quotes a panic, and the whole of the end is judged anew."""
+    """The same holds after a quoted panic, when the end of the output is assessed again."""
     text = f"{LOGIN}savecore[512]: reboot after panic: foo\nbox login: root\nPassword:"
     reader = fed(tmp_path, [crlf(text)])
     assert reader.death is None or reader.death.kind == "eof"
 
 
-def test_a_guest_that_was_restored_boots_not_at_all(tmp_path: Path) -> None:
-    reader = ConsoleReader(ReplayStream(crlf(f"fxh# \n{BANNER}")), tmp_path / "c.log", stages=FREEBSD, running=True).start()
+def test_a_restored_guest_must_not_boot(tmp_path: Path) -> None:
+    reader = ConsoleReader(ReplayStream(crlf(f"fxh# \n{BANNER}")), tmp_path / "c.log", tables=FREEBSD, running=True).start()
     reader.join(10)
     assert reader.death is not None
     assert reader.death.kind == SECOND_BOOT
@@ -604,11 +605,11 @@ def test_a_guest_that_was_restored_boots_not_at_all(tmp_path: Path) -> None:
 
 
 def test_a_new_boot_on_the_same_console_is_the_first_again(tmp_path: Path) -> None:
-    reader = ConsoleReader(ReplayStream(b""), tmp_path / "c.log", stages=FREEBSD)
+    reader = ConsoleReader(ReplayStream(b""), tmp_path / "c.log", tables=FREEBSD)
     for _ in range(3):
         reader.rearm()
         reader._take(crlf(LOGIN))
-        reader._judge()
+        reader._check()
     assert reader.death is None
     reader.close()
 
@@ -616,7 +617,7 @@ def test_a_new_boot_on_the_same_console_is_the_first_again(tmp_path: Path) -> No
 def test_a_death_is_not_mixed_with_the_boot_after_it(tmp_path: Path) -> None:
     second = f"{BANNER}panic: another\ncpuid = 1\nUptime: 1s\n"
     death = dies(tmp_path, f"{LOGIN}\npanic: xyz\ncpuid = 0\nKDB: stack backtrace:\n{BT}Uptime: 9s\n{second}")
-    assert (death.kind, death.message, death.guilty, death.stage) == ("panic", "xyz", "xyz_drain", "login")
+    assert (death.kind, death.message, death.faulting_function, death.stage) == ("panic", "xyz", "xyz_drain", "login")
     assert "another" not in death.excerpt
 
 

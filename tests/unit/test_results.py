@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""Outcomes, exit codes, results on disk, and the page: hostile content included."""
+"""Outcomes, exit codes, and results on disk in schema 1 and 2."""
 
 from __future__ import annotations
 
@@ -8,21 +8,24 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 
+import jsonschema
 import pytest
+import written
 
 from harness.console.deaths import Death
 from harness.errors import CommandFailed, DeadlineExpired, GuestCommandFailed, GuestDied, HarnessError, LabDead, UsageError
 from harness.plugin.cells import Cell, elsewhere, unmet
 from harness.plugin.outcome import exit_code, judge
 from harness.plugin.selection import title
-from harness.results import model, run_dir
-from harness.results.model import Boot, CaseResult, RunResult, Stamp
+from harness.results import model, run_dir, schema1
+from harness.results.model import Boot, CaseResult, Outcome, RunResult, Stamp
+from harness.results.where import Where, own_parameters
 
 HOSTILE = "</pre><script>alert(1)</script>\x1b[31m\x1b]0;title\x07\x00\u202e&amp;"
 
 
 def case(outcome: str = "passed", **more: object) -> CaseResult:
-    return CaseResult("suites/boot/t.py::test_a[x]", "boot", "test_a", "x", outcome, 1.0, **more)  # type: ignore[arg-type]
+    return CaseResult("suites/boot/t.py::test_a[x]", "boot", "test_a", "x", Outcome(outcome), 1.0, **more)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -78,6 +81,84 @@ def test_results_survive_the_way_to_disk(tmp_path: Path) -> None:
     data = json.loads((tmp_path / "run.json").read_text()) | {"of_a_newer_version": 1}
     (tmp_path / "run.json").write_text(json.dumps(data))
     assert model.read_run(tmp_path) == RunResult("r", "now", cases=(done,))
+
+
+def test_results_of_a_newer_schema_are_refused(tmp_path: Path) -> None:
+    model.write_run(tmp_path, RunResult("r", "now"))
+    (tmp_path / "run.json").write_text(json.dumps(json.loads((tmp_path / "run.json").read_text()) | {"schema": 3}))
+    with pytest.raises(ValueError, match=r"run\.json has schema 3; this harness reads up to 2"):
+        model.read_run(tmp_path)
+
+
+WRITTEN = [
+    written.case("P"), written.case("F"), written.case("K", issue="bug 1: it halts"), written.case("F", issue="bug 1: it halts"),
+    written.case("I"), written.case("S"), written.case("P", cell="control-pv-pv-lab"), written.case("P", cell=""),
+    written.case("F", nodeid=f"suites/boot/test_boot.py::test_boots[{written.CELL}-halt]"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("done", WRITTEN, ids=range(len(WRITTEN)))
+def test_case_json_fits_its_schema_and_keeps_the_keys_of_schema_1(done: CaseResult, tmp_path: Path) -> None:
+    schema = json.loads((Path(__file__).parents[2] / "docs/schema/case-2.json").read_text())
+    jsonschema.Draft202012Validator.check_schema(schema)
+    model.write_case(tmp_path, done)
+    data = json.loads((tmp_path / "case.json").read_text())
+    jsonschema.validate(data, schema)
+    assert model.case_from_json(data) == done
+    assert set(data) >= {
+        "nodeid", "suite", "case", "cell", "outcome", "seconds", "reason", "identity", "excerpt", "boots", "inputs", "files",
+        "started", "directory", "title", "metrics", "phase", "formerly", "setup", "options",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("done", WRITTEN, ids=range(len(WRITTEN)))
+def test_case_json_of_schema_1_is_read(done: CaseResult, tmp_path: Path) -> None:
+    path = written.save_schema1(tmp_path, written.run(1, done))
+    assert json.loads((path / "run.json").read_text())["schema"] == 1
+    (read,) = model.read_run(path).cases
+    assert (read.where, read.known_issue, read.death, read.key) == (done.where, done.known_issue, done.death, done.key)
+    assert str(read.where) == read.cell
+    assert isinstance(read.outcome, Outcome)
+
+
+@pytest.mark.parametrize(
+    ("name", "parts"),
+    [
+        ("freebsd-pvh-xen-4.20", Where("freebsd", "pvh", "xen-4.20", "4.20")),
+        ("freebsd-hvm-uefi-xen-4.17", Where("freebsd", "hvm", "xen-4.17", "4.17", "uefi")),
+        ("control-pv-pv-lab", Where("control", "pv", "pv-lab")),
+        ("freebsd-pvh-freebsd-pvh-x", Where("freebsd", "pvh", "freebsd-pvh-x")),
+        ("freebsd-pvshim-my-xen-4.20", Where("freebsd", "pvshim", "my-xen-4.20")),
+        ("x", Where(host="x")),
+        ("", Where()),
+    ],
+)
+def test_a_cell_of_schema_1_has_its_parts(name: str, parts: Where) -> None:
+    assert schema1.where(name) == parts
+    assert str(parts) == name
+
+
+@pytest.mark.parametrize(
+    "one",
+    [Cell("freebsd", "hvm", "xen-4.20", "4.20", firmware="uefi"), Cell("control", "pv", "pv-lab"), Cell("freebsd", "pvh", "freebsd-pvh-x")],
+)  # fmt: skip
+def test_a_cell_is_recorded_by_its_parts(one: Cell) -> None:
+    assert one.where == Where(one.guest, one.type, one.host, one.xen, one.firmware)
+    assert str(one.where) == str(one)
+
+
+@pytest.mark.parametrize(
+    ("nodeid", "name", "own"),
+    [
+        ("t.py::test_a[freebsd-pvh-pv-lab-halt]", "freebsd-pvh-pv-lab", "halt"),
+        ("t.py::test_a[4096-freebsd-pvh-pv-lab]", "freebsd-pvh-pv-lab", "4096"),
+        ("t.py::test_a[freebsd-pvh-freebsd-pvh-x]", "freebsd-pvh-freebsd-pvh-x", ""),
+        ("t.py::test_a[halt]", "", "halt"),
+        ("t.py::test_a", "", ""),
+    ],
+)
+def test_parameters_are_without_the_cell(nodeid: str, name: str, own: str) -> None:
+    assert own_parameters(nodeid, name) == own
 
 
 def test_needs() -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""What a resumed run repeats, and what a kept guest is shown with."""
+"""The command line of a resumed run, and the commands printed for a kept guest."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from harness.results.model import RunResult
         (["--type=pv"], False),
     ],
 )
-def test_a_command_line_that_says_only_which_run(words: list[str], bare: bool) -> None:
+def test_whether_a_command_line_only_names_the_run(words: list[str], bare: bool) -> None:
     assert verb._bare(words) is bare
 
 
@@ -45,13 +45,13 @@ def test_the_run_s_own_command_line_is_repeated(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(sys, "argv", ["fxh", "run", "--resume", "r1"])
     assert verb._again(path) == ["run", "boot", "-k", "a or b", "--type", "pv", "--resume", str(path)]
     monkeypatch.setattr(sys, "argv", ["fxh", "run", "boot", "--resume", "r1"])
-    assert verb._again(path) is None, "it says itself what to run"
+    assert verb._again(path) is None, "the command line selects cases itself"
     monkeypatch.setattr(sys, "argv", ["fxh", "run", "--resume", "r1"])
     model.write_run(path, RunResult("r1", "2026", command="fxh run --reports /x"))
     assert verb._again(path) is None, "there is nothing to add"
 
 
-def test_how_to_attach() -> None:
+def test_the_commands_to_attach() -> None:
     place = Access("ssh xen1", "--xen-host xen1", "/var/lib/fxh/run-ab")
     text = hold_guest.commands(place, "fxh-ab-1-x", 7, {"xenctx": "/usr/lib/xen-4.20/bin/xenctx"}, "12:00 UTC")
     assert text.splitlines() == [
@@ -66,7 +66,7 @@ def test_how_to_attach() -> None:
 
 
 @pytest.mark.parametrize(("aid", "offered"), [("gdbsx", True), ("gdbsx-off", False)])
-def test_a_debugger_is_offered_where_xen_answers_it(aid: str, offered: bool) -> None:
+def test_gdbsx_is_offered_only_if_xen_answers_it(aid: str, offered: bool) -> None:
     text = hold_guest.commands(Access("", "", "/d"), "n", 7, {aid: "/usr/sbin/gdbsx"}, "x")
     assert ("  debugger   /usr/sbin/gdbsx -a 7 64 9999" in text) == offered
     assert ("gdbsx" in text) == offered

@@ -19,7 +19,7 @@ from harness.deadline import ConditionNotMet, Deadline
 from harness.errors import ExitCode
 from harness.plugin.ending import Ending
 from harness.plugin.outcome import exit_code
-from harness.results.merge import _whole
+from harness.results.merge import _exit_code
 from harness.results.model import RunResult
 from tests.conftest import planted_suite
 
@@ -162,7 +162,7 @@ def test_a_killed_worker_is_no_pass(keyword: str, words: tuple[str, ...], code: 
     )  # fmt: skip
     assert "crashed while running" in killed["reason"]
     assert "INFRASTRUCTURE" in out
-    assert "nothing was learned from 1 case" in out
+    assert "1 case could not be judged" in out
 
 
 def test_all_workers_killed_is_no_empty_run(suite: Path, tmp_path: Path) -> None:
@@ -176,7 +176,7 @@ def test_all_workers_killed_is_no_empty_run(suite: Path, tmp_path: Path) -> None
     assert run.process.returncode == 4, out
     assert [case["outcome"] for case in run.cases.values()] == ["infrastructure"] * 2
     assert run.report()["exit_code"] == 4
-    assert "nothing was learned from 2 cases" in out
+    assert "2 cases could not be judged" in out
 
 
 class Controller:
@@ -243,12 +243,12 @@ def test_what_fails_at_the_end_costs_no_result(
 
 def test_a_part_that_was_interrupted_leaves_a_merged_run_unfinished() -> None:
     runs = [RunResult("a", "", exit_code=0), RunResult("b", "", exit_code=130)]
-    assert _whole(0, runs, exit_code) == ExitCode.INFRASTRUCTURE
-    assert _whole(0, runs[:1], exit_code) == 0
-    assert _whole(1, runs, exit_code) == 1
+    assert _exit_code(0, runs, exit_code) == ExitCode.INFRASTRUCTURE
+    assert _exit_code(0, runs[:1], exit_code) == 0
+    assert _exit_code(1, runs, exit_code) == 1
 
 
 def test_a_part_that_ended_worse_than_its_cases_leaves_a_merged_run_unfinished() -> None:
     """A suite that could not be collected has no case."""
     broken = RunResult("b", "", exit_code=ExitCode.HARNESS)
-    assert _whole(0, [RunResult("a", "", exit_code=0), broken], exit_code) == ExitCode.INFRASTRUCTURE
+    assert _exit_code(0, [RunResult("a", "", exit_code=0), broken], exit_code) == ExitCode.INFRASTRUCTURE

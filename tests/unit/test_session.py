@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""The session, against real shells on a real pty: sh as the guest's shell, csh as its login shell where there is one."""
+"""Tests the session with real shells on a real pty: sh, and csh as the login shell if it is installed."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from played import LINUX
 
 from harness.console import session as sessions
 from harness.console.reader import ConsoleReader
 from harness.console.session import SERIAL_PORT, TTY, ReaderSpawn, Session
-from harness.console.stages import LINUX
 from harness.deadline import Deadline
 from harness.errors import DeadlineExpired, ExitCode, GuestCommandFailed, GuestDied, InfrastructureError, LoggedOut, UsageError
 from harness.transport import Stream
 from harness.transport.local import LocalTransport
 from harness.transport.replay import ReplayStream
 
-# What getty and login do: ask, refuse whom they do not know, and start a shell with a coloured prompt.
+# Like getty and login: prompt for a user, refuse an unknown one, and start a shell with a coloured prompt.
 LOGIN = """
 while :; do printf 'control login: '; read -r who; [ "$who" = root ] && break; echo 'Login incorrect'; done
 printf '\\0337\\033[r\\033[999;999H\\033[6n'; IFS= read -r -d R answer 2>/dev/null || read -r answer
@@ -30,7 +30,7 @@ PS1='\\033[31mroot@here\\033[0m:~ # ' exec %s -i
 
 
 class Returns:
-    """A console that puts a CR behind each LF, as that of an i386 PV FreeBSD does."""
+    """A console that adds a CR after each LF, like that of an i386 PV FreeBSD."""
 
     def __init__(self, stream: Stream) -> None:
         self._stream = stream
@@ -47,7 +47,7 @@ def session(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Session]
         pytest.skip(f"no {shell} on this machine; apt-get install {shell}")
     stream = LocalTransport().open(["bash", "-c", LOGIN % shell], pty=True)
     stream = Returns(stream) if old else stream
-    reader = ConsoleReader(stream, tmp_path / "c.log", stages=LINUX).start()
+    reader = ConsoleReader(stream, tmp_path / "c.log", tables=LINUX).start()
     yield Session(reader).login("root", deadline=Deadline(20))
     reader.close()
 
@@ -63,12 +63,12 @@ def test_output_and_status_are_exact(session: Session) -> None:
 
 
 def test_a_failing_command_says_what_and_why(session: Session) -> None:
-    with pytest.raises(GuestCommandFailed, match=r"'false; ls /none' ended with [12]"):
+    with pytest.raises(GuestCommandFailed, match=r"'false; ls /none' failed with exit status [12]"):
         session.run("false; ls /none")
 
 
 def test_a_kernel_message_in_the_middle_is_noticed(session: Session) -> None:
-    """Somebody else writes to the same terminal while the output is on its way: it is printed again, until it is whole."""
+    """Another process writes to the terminal during the output. The session reads the output again until it is intact."""
     session.run(
         "tty=$(tty); (for i in 1 2 3 4 5; do sleep 0.02; echo 'xn0: link state changed' > $tty; done) >/dev/null 2>&1 & true"
     )
@@ -82,14 +82,14 @@ def test_a_short_output_is_whole_among_kernel_messages(session: Session) -> None
     assert [session.run("seq 1 100").text for _ in range(30)] == [wanted] * 30
 
 
-def test_what_was_typed_before_us_is_no_part_of_a_command(session: Session) -> None:
-    """The late answer to a question of the login shell's, for example."""
+def test_earlier_input_is_no_part_of_a_command(session: Session) -> None:
+    """For example a late answer to a query of the login shell."""
     session.reader.write(b"\x1b[50;200R")
     assert session.run("echo alive").text == "alive"
 
 
 def test_words_of_a_death_in_a_command_s_output_are_no_death(session: Session) -> None:
-    """dmesg may hold the panic of the boot before."""
+    """The output of dmesg may contain the panic of the previous boot."""
     text = "panic: at the disco\ncpuid = 0\nUptime: 1s\nRebooting..."
     assert session.run(f"printf '{text}\\n'").text == text.replace("\\n", "\n")
     assert session.run("echo alive").text == "alive"
@@ -105,14 +105,14 @@ def test_a_death_during_a_command_ends_it(session: Session) -> None:
 
 
 def test_a_shell_that_was_killed_is_no_hang(session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A kernel short of memory kills login, too, and getty asks anew: said at once, and whoever logs in again is answered."""
-    monkeypatch.setattr(sessions, "_ASK_SHELL", 0.5)
+    """A kernel without memory also kills login. The session reports it at once, and a new login works."""
+    monkeypatch.setattr(sessions, "_RETRY_SHELL", 0.5)
     session.start(f"exec bash -c {shlex.quote(LOGIN % 'sh')}")
     begun = time.monotonic()
-    with pytest.raises(LoggedOut, match="asks for a login instead of an answer to 'echo alive'") as told:
+    with pytest.raises(LoggedOut, match="asks for a login instead of an answer to 'echo alive'") as caught:
         session.run("echo alive", Deadline(30))
     assert time.monotonic() - begun < 10
-    assert told.value.exit_code == ExitCode.PRODUCT
+    assert caught.value.exit_code == ExitCode.PRODUCT
     assert session.login("root", deadline=Deadline(20)).run("echo alive").text == "alive"
 
 
@@ -122,7 +122,7 @@ def test_control_characters_are_refused(session: Session) -> None:
 
 
 class Small:
-    """A console that keeps 384 bytes for a guest that does not read yet, as an emulated serial port, and forgets the rest."""
+    """A console that buffers 384 bytes until the guest reads them and drops the rest, like an emulated serial port."""
 
     KEEPS = 384
 
@@ -140,19 +140,19 @@ class Small:
 
     def read(self, size: int, timeout: float | None = None) -> bytes:
         data = self._stream.read(size, timeout)
-        # It has answered: it has read what was written before.
+        # The guest has answered, so it has read the earlier input.
         self._written = 0 if data else self._written
         return data
 
 
-@pytest.mark.parametrize("at_once", [SERIAL_PORT, TTY])
-def test_a_long_command_arrives_whole_where_the_console_takes_little(tmp_path: Path, at_once: int) -> None:
+@pytest.mark.parametrize("buffer_size", [SERIAL_PORT, TTY])
+def test_a_long_command_arrives_whole_where_the_console_takes_little(tmp_path: Path, buffer_size: int) -> None:
     small = Small(LocalTransport().open(["bash", "-c", LOGIN % "sh"], pty=True))
-    reader = ConsoleReader(small, tmp_path / "c.log", stages=LINUX).start()
+    reader = ConsoleReader(small, tmp_path / "c.log", tables=LINUX).start()
     try:
-        session = Session(reader, at_once).login("root", deadline=Deadline(20))
+        session = Session(reader, buffer_size).login("root", deadline=Deadline(20))
         long = 'for i in 1 2; do echo "it\'s $i"; done\n' * 18
-        if at_once == SERIAL_PORT:
+        if buffer_size == SERIAL_PORT:
             assert session.run(long).text == "\n".join(["it's 1", "it's 2"] * 18)
             quotes = "'\"" * 300
             assert session.run(f"cat <<'END'\n{quotes}\nEND").text == quotes
@@ -165,7 +165,7 @@ def test_a_long_command_arrives_whole_where_the_console_takes_little(tmp_path: P
         reader.close()
 
 
-def test_a_long_command_that_is_not_waited_for_is_typed_whole(session: Session, tmp_path: Path) -> None:
+def test_start_types_a_long_command_completely(session: Session, tmp_path: Path) -> None:
     session.start(f"echo {'x' * 2000} >{tmp_path}/said")
     assert session.run(f"cat {tmp_path}/said").text == "x" * 2000
 
@@ -177,9 +177,9 @@ def test_a_command_of_any_length_is_typed(session: Session) -> None:
     assert (out.status, out.text) == (5, "")
 
 
-def test_a_shell_that_answers_late_is_asked_again_and_then_in_step(session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Seen at a restored guest on a slow machine: the prompt of a second question came into the next command's output."""
-    monkeypatch.setattr(sessions, "_ASK_RESUMED", 0.1)
+def test_a_late_answer_is_no_part_of_the_next_output(session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a slow machine, the prompt after a repeated query to a restored guest appeared in the next command's output."""
+    monkeypatch.setattr(sessions, "_RETRY_RESUMED", 0.1)
     session.start("sleep 1")
     session.resume(Deadline(20))
     said = session.reader.offset
@@ -188,7 +188,7 @@ def test_a_shell_that_answers_late_is_asked_again_and_then_in_step(session: Sess
 
 
 class Slow:
-    """A console that writes a byte at a time, 40 a second, as the emulated serial port of a busy guest does."""
+    """A console that writes 40 single bytes a second, like the emulated serial port of a busy guest."""
 
     def __init__(self, stream: Stream) -> None:
         self._stream = stream
@@ -208,11 +208,11 @@ class Slow:
         return self._stream.read(1, timeout)
 
 
-def test_a_console_that_still_echoes_what_was_typed_is_not_typed_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its echo takes longer than we wait for an answer: each line more would make it later."""
-    monkeypatch.setattr(sessions, "_ASK_SHELL", 0.5)
+def test_no_input_while_the_console_still_echoes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The echo takes longer than the wait for an answer, and each further line would delay it more."""
+    monkeypatch.setattr(sessions, "_RETRY_SHELL", 0.5)
     slow = Slow(LocalTransport().open(["bash", "-c", LOGIN % "sh"], pty=True))
-    reader = ConsoleReader(slow, tmp_path / "c.log", stages=LINUX).start()
+    reader = ConsoleReader(slow, tmp_path / "c.log", tables=LINUX).start()
     try:
         Session(reader).login("root", deadline=Deadline(60))
         assert [line[:8] for line in slow.typed if line.startswith((b"exec", b"set +o"))] == [b"exec env", b"set +o e"]
@@ -222,14 +222,14 @@ def test_a_console_that_still_echoes_what_was_typed_is_not_typed_at(tmp_path: Pa
 
 def test_wrong_password(tmp_path: Path) -> None:
     script = "printf 'x login: '; read -r a; printf 'Password:'; read -r b; echo; echo 'Login incorrect'; sleep 5"
-    reader = ConsoleReader(LocalTransport().open(["bash", "-c", script], pty=True), tmp_path / "c", stages=LINUX).start()
+    reader = ConsoleReader(LocalTransport().open(["bash", "-c", script], pty=True), tmp_path / "c", tables=LINUX).start()
     with pytest.raises(InfrastructureError, match="refused"):
         Session(reader).login("root", "secret", Deadline(10))
     reader.close()
 
 
 def test_no_answer_says_what_was_awaited(tmp_path: Path) -> None:
-    reader = ConsoleReader(ReplayStream(b"login: ", end="silence"), tmp_path / "c", stages=LINUX).start()
+    reader = ConsoleReader(ReplayStream(b"login: ", end="silence"), tmp_path / "c", tables=LINUX).start()
     with pytest.raises(InfrastructureError, match="a login on the console"):
         Session(reader).login("root", deadline=Deadline(1))
     reader.close()
@@ -237,13 +237,13 @@ def test_no_answer_says_what_was_awaited(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("at", range(1, 12))
 def test_a_question_for_the_cursor_is_answered_once_however_it_is_cut(tmp_path: Path, at: int) -> None:
-    """And a prompt is seen behind escapes."""
+    """It also finds a prompt after escape sequences."""
     data = b"\x1b[999;999H\x1b[6n\x1b[1mbox login: \x1b[0m"
     for chunks in ([data[: at + 8], data[at + 8 :]], [data[n : n + 1] for n in range(len(data))]):
         stream = ReplayStream(b"", end="silence")
-        reader = ConsoleReader(stream, tmp_path / "console.log", stages=LINUX)
+        reader = ConsoleReader(stream, tmp_path / "console.log", tables=LINUX)
         spawn = ReaderSpawn(reader)
-        spawn.obeys = True
+        spawn.strips_escapes = True
         seen = b""
         for chunk in chunks:
             reader._take(chunk)

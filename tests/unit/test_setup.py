@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""Setup has a place and a time of its own: a case is not charged for what the harness builds or downloads while it waits."""
+"""Tests setup steps: their time must not count as a case's time, and every report shows it."""
 
 from __future__ import annotations
 
@@ -35,26 +35,26 @@ KERNEL = "the control guest's kernel"
 
 
 @pytest.fixture
-def told() -> Iterator[list[Step]]:
+def steps() -> Iterator[list[Step]]:
     found: list[Step] = []
     stop = preparing.listen(found.append)
     yield found
     stop()
 
 
-def test_a_step_within_a_step_counts_once(told: list[Step]) -> None:
+def test_a_step_within_a_step_counts_once(steps: list[Step]) -> None:
     with preparing.step("lab"):
         time.sleep(0.2)
         with preparing.step("kernel"):
             time.sleep(0.4)
         with preparing.step("nothing to do"):
             pass
-    assert [step.what for step in told] == ["kernel", "lab"]
-    assert [round(step.seconds, 1) for step in told] == [0.4, 0.2]
+    assert [step.what for step in steps] == ["kernel", "lab"]
+    assert [round(step.seconds, 1) for step in steps] == [0.4, 0.2]
 
 
-def test_who_a_failure_belongs_to(told: list[Step]) -> None:
-    """A build that fails is setup; a guest that dies while a checkpoint of it is made is the case's, the build before it is not."""
+def test_failed_steps(steps: list[Step]) -> None:
+    """A failed build counts as setup. The time of a guest that dies during its checkpoint counts as the case's."""
 
     def build() -> None:
         with preparing.step("kernel"):
@@ -72,16 +72,16 @@ def test_who_a_failure_belongs_to(told: list[Step]) -> None:
         build()
     with pytest.raises(GuestDied):
         boot()
-    assert [step.what for step in told] == ["kernel", "firmware"]
+    assert [step.what for step in steps] == ["kernel", "firmware"]
 
 
-def test_nobody_listens() -> None:
+def test_without_a_listener() -> None:
     with preparing.step("kernel"):
         time.sleep(0.15)
 
 
-def test_what_is_built_says_so(told: list[Step], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The control guest's kernel, the firmware and the image store's entries, each when it is made and not when it is found."""
+def test_builds_are_reported(steps: list[Step], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The control guest's kernel, the firmware and entries of the image store: a step when built, none when found."""
     monkeypatch.setenv("FXH_STORE", str(tmp_path))
     monkeypatch.setattr("harness.lab.tools.require", lambda: None)
 
@@ -101,7 +101,7 @@ def test_what_is_built_says_so(told: list[Step], tmp_path: Path, monkeypatch: py
         kernel.obtain(recipe.load("4.20").control_kernel)
         ovmf.obtain(recipe.firmware())
         store.obtain("raws", "0123", entry)
-    assert [step.what for step in told] == [KERNEL, "UEFI firmware", "a disk image, unpacked"]
+    assert [step.what for step in steps] == [KERNEL, "UEFI firmware", "a disk image, unpacked"]
 
 
 # -- a run ------------------------------------------------------------------------------------------------------------
@@ -176,7 +176,7 @@ def test_setup_has_its_place_in_every_report(tmp_path: Path) -> None:
     )
     report = reporting.publish(path, done)
     assert "  786 s  the control guest's kernel\n" in mail.body(report)
-    assert "firmware" not in mail.body(report), "not worth a line"
+    assert "firmware" not in mail.body(report), "the mail must omit short steps"
     page = (path / "index.html").read_text()
     assert f'<td class="in">{KERNEL.replace(chr(39), "&#39;")}</td><td>786.0</td>' in page
     assert "2.0 s, setup 786.0 s" in page
@@ -189,12 +189,12 @@ def test_setup_has_its_place_in_every_report(tmp_path: Path) -> None:
     assert (data["cases"][0]["seconds"], data["cases"][0]["setup"]) == (2.0, 786.0)
     properties = {item.get("name"): item.get("value") for item in ET.parse(path / "junit.xml").getroot().iter("property")}
     assert (properties[f"fxh.setup.{KERNEL}"], properties["fxh.setup.seconds"]) == ("786.000", "786.000")
-    junit.enrich(path / "junit.xml", reporting.make(path, replace(done, setup=())))
+    junit.enrich(path / "junit.xml", reporting.build_report(path, replace(done, setup=())))
     assert KERNEL not in (path / "junit.xml").read_text()
 
 
 def test_setup_drifts_by_itself(tmp_path: Path) -> None:
-    """Beside five runs that took 300 s, 786 is a drift of the setup: it is told, and no case has it."""
+    """After five runs with 300 s, 786 s is a drift. The report shows it for the setup, and not for a case."""
     for number in range(1, 6):
         path, done = written(tmp_path, number)
         report = reporting.publish(path, done)
@@ -208,12 +208,12 @@ def test_setup_drifts_by_itself(tmp_path: Path) -> None:
     assert "drift" not in report.sentence
     assert f"  786 s  {KERNEL}, usually 300 s\n" in mail.body(report)
     assert json.loads(machine.render(report))["setup"][0]["usual"] == 300.0
-    # The same run again: it is not its own past.
+    # A run must not be compared with itself.
     assert reporting.publish(path, done).setup[0].drift == drift
 
 
 def test_a_run_of_an_older_harness_is_read(tmp_path: Path) -> None:
-    """case.json, run.json and the history of 0.1.0 know nothing of setup; nor does 0.1.0 stumble over ours."""
+    """The case.json, run.json and history of 0.1.0 have no setup, and 0.1.0 can read the current files."""
     old = save(tmp_path, run(1, case()))
     data = json.loads((old / "cases" / case().directory / "case.json").read_text())
     for name in ("setup", "options"):
@@ -222,7 +222,7 @@ def test_a_run_of_an_older_harness_is_read(tmp_path: Path) -> None:
     reporting.publish(old, model.read_run(old))
     history = History(tmp_path / FILE)
     assert history.setups(99, 99) == ()
-    assert VERSION == 1, "a harness that does not know the table still opens the file"
+    assert VERSION == 1, "an older harness must still open the file"
     path, done = written(tmp_path, 2)
     assert reporting.publish(path, done).cases[0].verdict.kind == "passed"
     assert history.setups(99, 99) == ({KERNEL: 300.0, "firmware": 3.0},)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""fxh in a terminal: completion in real shells, and the manual page in real viewers."""
+"""Tests completion in real shells, and the manual page in real viewers."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ import pytest
 from tests.conftest import Installed
 
 PROMPT = "fxh-test> "
-# By shell: how it starts without the user's own files, and what it has to read.
+# For each shell: the command that starts it without the user's files, and the commands that load the completion.
 START = {
     "bash": (["--norc", "--noprofile"], "PS1='{prompt}'; source {script}"),
     "zsh": (["-f"], "PS1='{prompt}'; fpath=({directory} $fpath); autoload -Uz compinit; compinit -u -d {directory}/dump"),
     "fish": (["--no-config"], "function fish_prompt; echo -n '{prompt}'; end; source {script}"),
 }
-# What is typed before TAB, and what the shell then shows.
+# The input before TAB, and the completions that the shell must show.
 CASES = {
     "fxh r": ("run", "report", "repro"),
     "fxh lab checkp": ("fxh lab checkpoint",),
@@ -65,7 +65,7 @@ def shell(request: pytest.FixtureRequest, installed: Installed, tmp_path: Path) 
 
 
 def completed(shell: pexpect.spawn, typed: str, *expected: str) -> None:
-    """Type, press TAB, and wait until the shell shows all that is expected."""
+    """Type, press TAB, and wait until the shell shows all expected words."""
     shell.send(f"{typed}\t")
     if shell.command.endswith("bash"):
         shell.send("\t")  # the second lists what the first cannot decide

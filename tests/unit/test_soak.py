@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""What the soak calls growth: the floor of a measure over a quarter of the run, whatever goes on above it."""
+"""The soak's definition of growth: the minimum of a measure over a quarter of the run has increased."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ RSS = Measure("rss", "KiB", 0.03, 100)
 
 
 @pytest.mark.parametrize(
-    ("measure", "values", "said"),
+    ("measure", "values", "expected"),
     [
-        # Warm-up is the first quarter's own affair.
+        # The first quarter is a warm-up.
         (LOOPS, [0, 1, 2, 2, 3, 2, 4, 2], ""),
-        # Busy moments are no leak as long as it comes down again.
+        # A peak is not a leak if the value falls again.
         (LOOPS, [0, 0, 1, 0, 0, 1, 9, 0], ""),
         (LOOPS, [0, 0, 1, 1, 1, 1, 2, 3], "loops grew from 1 to 2, 0 more are allowed"),
         (RSS, [1000, 1000, 2000, 2100, 2200, 2200, 2159, 2300], ""),
         (RSS, [1000, 1000, 2000, 2100, 2200, 2200, 2161, 2300], "rss grew from 2000 to 2161 KiB, 160 more are allowed"),
-        # Too short to say anything.
+        # Too few values.
         (LOOPS, [0, 1, 2], ""),
     ],
 )
-def test_growth(measure: Measure, values: list[float], said: str) -> None:
-    assert grown(measure, values) == said
+def test_growth(measure: Measure, values: list[float], expected: str) -> None:
+    assert grown(measure, values) == expected
 
 
 SMAPS = """\
@@ -45,17 +45,17 @@ Rss:                5000 kB
 """
 
 
-def test_what_of_a_qemu_may_fill_up_is_told_from_what_may_not() -> None:
+def test_bounded_memory_of_qemu_is_separate_from_the_rest() -> None:
     assert qemu(SMAPS) == {"qemu-ram": 200000, "qemu-code": 100000, "qemu-own": 5070}
 
 
-def test_what_there_is_more_of_has_a_name() -> None:
+def test_growth_names_the_new_items() -> None:
     before = read_holds("loops 0\n- processes /sbin/init\n- processes sleep 1\n- xenstored-fds socket:[12]\n")
     assert before.counts == {"loops": 0, "processes": 2, "xenstored-fds": 1}
-    # One that was gone before its name was read is none.
+    # An item that ended before its name was read does not count.
     after = read_holds("loops 0\n- processes \n- processes sleep 1\n- processes xl create\n- xenstored-fds socket:[99]\n")
     assert after.more_than(before, ("loops", "processes", "xenstored-fds")) == ""
     after = read_holds("loops 0\n- processes sleep 1\n- processes xl create\n- processes /sbin/init\n- xenstored-fds socket:[9]\n")
-    said = after.more_than(before, ("loops", "processes", "xenstored-fds"))
-    assert said == "processes: 2 before, 3 after {'xl create': 1}"
+    growth = after.more_than(before, ("loops", "processes", "xenstored-fds"))
+    assert growth == "processes: 2 before, 3 after {'xl create': 1}"
     assert after.named["processes"] == Counter(["sleep 1", "xl create", "/sbin/init"])

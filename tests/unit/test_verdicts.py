@@ -36,30 +36,30 @@ def history(words: str) -> list[Observation]:
 TABLE = [
     # history, now, verdict, words of the reason
     ("", "PA", "new", "first result"),
-    ("", "FA", "never passed", "first run ever"),
+    ("", "FA", "never passed", "failed in its first run"),
     ("IA SA HA", "PA", "new", "first result"),
     ("PA PA PA", "PA", "passed", "as in the 3 runs before"),
     ("PA PA PA", "PB", "passed", "as in the 3 runs"),
-    ("PA PA PA", "FB", "regression", "passed in the last 3 runs, up to run-002; failed 1 of 1 with these inputs; changed now: kernel kernel.A (AAAAAAAA) -> kernel.B (BBBBBBBB)"),
+    ("PA PA PA", "FB", "regression", "passed in the last 3 runs, up to run-002; failed in the first run with these inputs; changed now: kernel kernel.A (AAAAAAAA) -> kernel.B (BBBBBBBB)"),
     ("PA PA IB SB", "FB", "regression", "passed in the last 2 runs, up to run-001"),
     ("PA FB", "FB", "still failing", "failing since run-001 (2 runs), last passed in run-000; changed then: kernel"),
     ("PA FB FC", "FD", "still failing", "failing since run-001 (3 runs)"),
     ("PA FB IB", "FC", "still failing", "since run-001 (2 runs)"),
-    ("PA FBx", "FBy", "still failing", "dies otherwise than before: y, was x"),
-    ("PA FB", "PC", "fixed", "failed in the last 1 run (since run-001), passes now; changed now: kernel"),
+    ("PA FBx", "FBy", "still failing", "different failure than before: y (was x)"),
+    ("PA FB", "PC", "fixed", "failed in run-001; passes now; changed now: kernel"),
     ("PA FB FB FB", "PA", "fixed", "failed in the last 3 runs"),
-    ("PA", "FA", "flaky", "failed 1 of 2 times with the same inputs, passed last in run-000"),
+    ("PA", "FA", "flaky", "failed 1 of 2 times with the same inputs, last passed in run-000"),
     ("PA FA PA", "FA", "flaky", "failed 2 of 4 times"),
-    ("PA FA FA", "FA", "flaky", "3 times in a row now, so something that is not recorded may have changed"),
+    ("PA FA FA", "FA", "flaky", "3 times in a row now, so an unrecorded input may have changed"),
     ("FA", "PA", "flaky", "passed now, but failed 1 of 2 times with the same inputs, last in run-000"),
-    ("PA FA PA FA PA", "FB", "regression", "note that it failed 2 of 5 with the inputs it passed with"),
-    ("FA", "FA", "never passed", "failed in all of 2 runs"),
-    ("FA FB", "FC", "never passed", "failed in all of 3 runs since run-000"),
+    ("PA FA PA FA PA", "FB", "regression", "it also failed 2 of 5 times with the baseline's inputs, so run it again"),
+    ("FA", "FA", "never passed", "failed in all 2 runs since run-000"),
+    ("FA FB", "FC", "never passed", "failed in all 3 runs since run-000"),
     ("FA FB", "PC", "fixed", "failed in the last 2 runs"),
-    ("PA PA", "IB", "infrastructure", "nothing was learned: infrastructure"),
+    ("PA PA", "IB", "infrastructure", "not judged: infrastructure failed"),
     ("PA PA", "HB", "infrastructure", "a bug of the harness"),
-    ("PA FB", "IB", "infrastructure", "with the same inputs it failed in run-001 (regression), which still stands"),
-    ("PA FB IB", "IB", "infrastructure", "which still stands"),
+    ("PA FB", "IB", "infrastructure", "the failure with the same inputs in run-001 (regression) still stands"),
+    ("PA FB IB", "IB", "infrastructure", "still stands"),
     ("PA FB", "SB", "skipped", "not run"),
 ]  # fmt: skip
 
@@ -95,9 +95,9 @@ def test_failed_build_is_no_result() -> None:
     [
         ("PA FB", NamedRun("run-000"), "regression", "passed in run run-000"),
         ("PA FB", NamedRun("run-001"), "still failing", "failing since run-001"),
-        ("PA IB", NamedRun("run-001"), "baseline untested", "run run-001 has no judged result of it to compare with; it passed last in run-000"),
-        ("FA", NamedRun("run-007"), "baseline untested", "no run of 1 ever passed it"),
-        ("", NamedRun("run-007"), "baseline untested", "no other run"),
+        ("PA IB", NamedRun("run-001"), "baseline untested", "run run-001 has no judged result of this case; the case last passed in run-000"),
+        ("FA", NamedRun("run-007"), "baseline untested", "the case failed in all 1 other runs"),
+        ("", NamedRun("run-007"), "baseline untested", "neither run run-007 nor another run has a judged result of this case"),
         ("PA PA", Branch("stable/14"), "baseline untested", "branch stable/14 has no judged result"),
     ],
 )  # fmt: skip
@@ -145,7 +145,7 @@ def test_blocked_by_what_died_before() -> None:
     verdicts = judge_run(run, {})
     assert verdicts[("boots", "c")].kind == values.NEVER_PASSED
     assert verdicts[("second", "c")].kind == values.BLOCKED
-    assert "boots failed before it" in verdicts[("second", "c")].reason
+    assert "the guest died during setup, as in boots" in verdicts[("second", "c")].reason
     assert verdicts[("other", "c")].kind == values.NEVER_PASSED
     assert verdicts[("first", "d")].kind == values.NEVER_PASSED
 
@@ -157,11 +157,18 @@ def test_what_is_no_longer_run_is_named() -> None:
     assert gone([see("PA", 2)], {(CASE, CELL): past}, "run-001") == ()
 
 
+@pytest.mark.parametrize("host", ["pv-lab", "freebsd-pvh-x"])
+def test_the_name_of_a_host_is_no_other_cell(host: str) -> None:
+    past = [replace(seen, cell=f"freebsd-hvm-{host}") for seen in history("PA PA")]
+    assert judge(see("FB", 9, cell=f"freebsd-hvm-{host}"), past).kind == values.REGRESSION
+    assert judge(see("FB", 9, cell="freebsd-pvh-x"), past).kind == values.NEVER_PASSED
+
+
 def test_drift() -> None:
     past = [{"stage login": 10 + n % 3 * 0.5, "net throughput": 100.0} for n in range(8)]
     found = drifts("c", "x", {"stage login": 20.0, "net throughput": 50.0}, past)
     assert {(d.metric, d.worse) for d in found} == {("stage login", True), ("net throughput", True)}
-    assert "20.00, usually 10.50 (median of 8 runs): 1.9 times as much" in found[1].words
+    assert "20.00, usually 10.50 (median of 8 runs), factor 1.9" in found[1].words
     assert drifts("c", "x", {"stage login": 11.5}, past) == ()
     assert [d.worse for d in drifts("c", "x", {"stage login": 2.0}, past)] == [False]
     assert drifts("c", "x", {"stage login": 20.0}, past[:4]) == ()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""What we write for xl, read as xl's own lexers read it (xl_reader.py); tests/lab/test_xl_agrees.py asks xl itself."""
+"""Tests rendered configurations with xl_reader.py, which parses like xl. tests/lab/test_xl_agrees.py runs xl itself."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from harness.errors import UsageError
 from harness.xen import vdev
 from harness.xen.config import Disk, DomainConfig, Vif
 
-# What a string of C can hold, as UTF-8, with what xl's syntax knows much more often.
+# UTF-8 text without NUL, in which characters with a meaning in xl's syntax are frequent.
 TEXT = st.text(st.one_of(st.sampled_from("'\"\\,=\n\r\t\a\b\f\v[]#; x0n\x01\x7fé"), st.characters(exclude_categories=["Cs"], exclude_characters="\0")))  # fmt: skip
 
 
@@ -30,7 +30,7 @@ def test_every_string_is_read_as_it_was(extra: str, item: str) -> None:
     assert found.get("extra", b"") == extra.encode()
     assert found["bootloader_args"] == [item.encode(), extra.encode()]
     assert found["spice_x.y"] == item.encode()
-    assert text.count("\n") == len(found), "a setting a line"
+    assert text.count("\n") == len(found), "each line must have one setting"
 
 
 @pytest.mark.parametrize(
@@ -57,14 +57,14 @@ def test_how_other_values_are_written(value: object, written: str) -> None:
 @pytest.mark.parametrize(
     ("config", "named"),
     [
-        (domain(extra="a\0b"), "extra has a NUL"),
+        (domain(extra="a\0b"), "extra contains a NUL"),
         (domain(kernel="/boot/\udce9"), "kernel is not UTF-8"),
-        (domain(more=(("a-b", 1),)), "xl.cfg key 'a-b'"),
-        (domain(more=(("Key", 1),)), "xl.cfg key 'Key'"),
-        (domain(more=(("a\nb", 1),)), "xl.cfg key 'a"),
+        (domain(more=(("a-b", 1),)), "invalid xl.cfg key 'a-b'"),
+        (domain(more=(("Key", 1),)), "invalid xl.cfg key 'Key'"),
+        (domain(more=(("a\nb", 1),)), "invalid xl.cfg key 'a"),
         (domain(more=(("key", 1 << 63),)), "key 9223372036854775808"),
-        (domain(more=(("key", ("a", "\0")),)), "key has a NUL"),
-        (DomainConfig("x\ny", "pv", 1), "name has a control character"),
+        (domain(more=(("key", ("a", "\0")),)), "key contains a NUL"),
+        (DomainConfig("x\ny", "pv", 1), "the domain name contains a control character"),
     ],
 )
 def test_what_xl_cannot_hold_is_named(config: DomainConfig, named: str) -> None:
@@ -100,8 +100,8 @@ def test_a_comma_in_a_target() -> None:
         (Disk(""), "disk xvda has no target"),
         (Disk("/a", format="raw,vdev=xvdb"), "disk format"),
         (Disk("/a", backend="phy,x"), "disk backend"),
-        (Disk("/a", "xvda,access=ro"), "vdev 'xvda,access=ro'"),
-        (Disk("/a", "xvda0"), "vdev 'xvda0'"),
+        (Disk("/a", "xvda,access=ro"), "invalid vdev 'xvda,access=ro'"),
+        (Disk("/a", "xvda0"), "invalid vdev 'xvda0'"),
     ],
 )
 def test_a_disk_that_xl_cannot_hold_is_named(disk: Disk, named: str) -> None:
@@ -112,7 +112,7 @@ def test_a_disk_that_xl_cannot_hold_is_named(disk: Disk, named: str) -> None:
 
 @pytest.mark.parametrize("vif", [Vif("a,b"), Vif("b", script="/x,y"), Vif("b", model="e1000,mac=1")])
 def test_a_vif_that_xl_cannot_hold_is_named(vif: Vif) -> None:
-    with pytest.raises(UsageError, match="ends it at the comma"):
+    with pytest.raises(UsageError, match="cannot express a comma"):
         vif.render()
 
 
@@ -122,13 +122,13 @@ def test_a_vif_that_xl_cannot_hold_is_named(vif: Vif) -> None:
 @example("d0")
 @example("08")
 def test_a_vdev_is_what_libxl_makes_of_it(name: str) -> None:
-    """Refused is what libxl refuses, and beside it only what it takes by mistake."""
+    """number() refuses a vdev if libxl refuses it or accepts it by mistake, and no other."""
     said = xl_reader.vdev(name)
     try:
         assert vdev.number(name) == said
     except UsageError:
         mistaken = name in ("", "hd") or any(mark in name for mark in "+- ") or (name[:2] == "hd" and name[2:].isdigit())
-        assert said < 0 or mistaken, f"libxl takes {name!r} for {said}"
+        assert said < 0 or mistaken, f"libxl reads {name!r} as {said}"
 
 
 @pytest.mark.parametrize(

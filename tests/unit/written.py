@@ -1,25 +1,33 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""Histories written down: runs made of words, for tests and for the bench."""
+"""Factories of results: cases from letters, runs from cases, and run directories of schema 1 and 2."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
-from harness.results import model
-from harness.results.model import Boot, CaseResult, RunResult, Stamp
+from harness.results import model, schema1
+from harness.results.model import Boot, CaseResult, DeathRecord, KnownIssueMatch, Outcome, RunResult, Stamp
 
 WORDS = {"P": "passed", "F": "failed", "S": "skipped", "I": "infrastructure", "H": "harness", "K": "known"}
 CELL = "freebsd-pvh-xen-4.20"
+IDENTITY = "0badcafe panic: at the disco @ vm_fault"
 
 
-def case(word: str = "P", name: str = "test_boots", *, cell: str = CELL, kernel: str = "A", **more: object) -> CaseResult:
-    """A result; a failed one died of a panic."""
+def case(
+    word: str = "P", name: str = "test_boots", *, cell: str = CELL, kernel: str = "A", issue: str = "", **more: object
+) -> CaseResult:
+    """A result with the outcome of a letter. A failed case has a panic. ``more`` are fields of the result.
+
+    ``issue="bug 1: why"`` is a known issue: an expected failure for K, and an unexpected pass for F.
+    """
     fields: dict[str, object] = {
         "nodeid": f"suites/boot/test_boot.py::{name}[{cell}]",
         "suite": "boot",
         "case": name,
         "cell": cell,
-        "outcome": WORDS[word],
+        "outcome": Outcome(WORDS[word]),
+        "where": schema1.where(cell),
         "seconds": 2.0,
         "title": f"B1: {name.removeprefix('test_').replace('_', ' ')}",
         "inputs": {"kernel": f"kernel.{kernel} sha256:{kernel * 64}", "xen": "4.20.1"},
@@ -28,7 +36,13 @@ def case(word: str = "P", name: str = "test_boots", *, cell: str = CELL, kernel:
         "started": "2026-11-25T01:00:00Z",
     }
     if word == "F":
-        fields |= {"reason": "panic: at the disco in vm_fault()", "identity": "0badcafe panic: at the disco @ vm_fault", "excerpt": "panic: at the disco\ncpuid = 0\n"}  # fmt: skip
+        fields |= {"reason": "panic: at the disco in vm_fault()", "identity": IDENTITY, "death": DeathRecord("panic", IDENTITY, "at the disco"), "excerpt": "panic: at the disco\ncpuid = 0\n"}  # fmt: skip
+    if issue:
+        bug, _, why = issue.partition(": ")
+        gone = word == "F"
+        text = "the case passes, but is listed as a known issue" if gone else "known issue"
+        fields |= {"known_issue": KnownIssueMatch(bug, why, gone), "reason": f"{text}: {issue}\nmore"}
+        fields |= {"identity": "", "death": None, "excerpt": ""}
     return CaseResult(**fields | more)  # type: ignore[arg-type]
 
 
@@ -46,7 +60,7 @@ def run(number: int, *cases: CaseResult, **more: object) -> RunResult:
 
 
 def save(reports: Path, done: RunResult, consoles: dict[str, bytes] | None = None) -> Path:
-    """A run's directory as the plugin leaves it; ``consoles`` maps a case's directory to its console."""
+    """Write a run's directory as the plugin does. ``consoles`` maps a case's directory to its console."""
     path = reports / "runs" / done.run
     (path / "cases").mkdir(parents=True, exist_ok=True)
     for item in done.cases:
@@ -57,4 +71,20 @@ def save(reports: Path, done: RunResult, consoles: dict[str, bytes] | None = Non
                 (directory / "g.console.log").write_bytes(data)
         model.write_case(directory, item)
     model.write_run(path, done)
+    return path
+
+
+def save_schema1(reports: Path, done: RunResult) -> Path:
+    """Write a run's directory as the harness did before schema 2: known issue and death are only in the texts."""
+    path = save(reports, done)
+    for item in done.cases:
+        file = path / "cases" / item.directory / "case.json"
+        data = json.loads(file.read_text()) | {"schema": 1}
+        for name in ("where", "known_issue", "death", "parameters"):
+            del data[name]
+        if item.known_issue:
+            start = "this passes, and is listed as a known issue, " if item.known_issue.gone else "known issue, "
+            data["reason"] = f"{start}{item.known_issue.line}\nmore"
+        file.write_text(json.dumps(data))
+    (path / "run.json").write_text(json.dumps(json.loads((path / "run.json").read_text()) | {"schema": 1}))
     return path

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""xl's syntax, read as xl reads it: written after Xen's lexers, with nothing of the code that writes it.
+"""Parses xl's syntax like xl. It follows Xen's lexers and shares no code with the renderer.
 
 Sources: xen tools/libs/util/libxlu_cfg_l.l, libxlu_cfg_y.y, xlu__cfgl_dequote() in libxlu_cfg.c, libxlu_disk_l.l, and
 libxl__device_disk_dev_number() in tools/libs/light/libxl_device.c.
@@ -21,7 +21,7 @@ Value = bytes | list[bytes]
 
 
 def config(text: str) -> dict[str, Value]:
-    """The settings of a configuration file; a list holds strings. Raises ValueError where xl reports an error."""
+    """The settings of a configuration file; lists contain strings. Raises ValueError if xl reports an error."""
     tokens, at, data = [], 0, text.encode()
     while at < len(data):
         match = _TOKEN.match(data, at)
@@ -58,12 +58,12 @@ def config(text: str) -> dict[str, Value]:
 
 
 def _unquote(written: bytes) -> bytes:
-    assert b"\0" not in written, "xl ends in an assertion"
+    assert b"\0" not in written, "xl aborts with an assertion"
     inner, out, at = written[1:-1], b"", 0
     while at < len(inner):
         if inner[at] == b"\\"[0]:
             at += 1
-            # Digits and x are taken, but yield nothing: nobody wants them.
+            # xl drops a numeric escape. A KeyError here means that we wrote one.
             out += _ESCAPES[inner[at]]
         else:
             out += inner[at : at + 1]
@@ -85,7 +85,7 @@ _DISK_RULES = (
 
 
 def disk(text: str) -> dict[str, bytes]:
-    """The parameters of a disk specification: of the rules that match, the longest match counts, then the first rule."""
+    """The parameters of a disk specification. The rule with the longest match counts, and of equal ones the first."""
     data, found = text.encode(), {}
     while data:
         name, size = max(((name, len(m[0])) for name, rule in _DISK_RULES if (m := re.match(rule, data))), key=lambda one: one[1])
@@ -99,7 +99,7 @@ def disk(text: str) -> dict[str, bytes]:
 
 
 def vdev(text: str) -> int:
-    """The number of a vdev; less than 0 where libxl refuses it or makes nonsense of it."""
+    """The number of a vdev; negative if libxl refuses it or computes a negative number."""
     integer = r"\s*[+-]?(?:0[xX][0-9a-fA-F]+|0[0-7]*|[1-9][0-9]*)"
     pair = re.fullmatch(rf"d({integer})p({integer})", text, re.ASCII)
     disk = part = 0

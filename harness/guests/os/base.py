@@ -1,0 +1,384 @@
+# SPDX-License-Identifier: BSD-2-Clause
+"""What a guest operating system supplies: the rest of the harness and all suites are the same for each."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
+
+from harness.console.stages import Stage
+from harness.console.tables import ConsoleTables
+from harness.osversion import UNKNOWN, OSVersion
+
+if TYPE_CHECKING:
+    from harness.guests.source import GuestSource
+    from harness.images.image import Image
+
+Run = Callable[[str], str]
+"""Runs a shell command line in the guest and returns its output. Raises CommandFailed, GuestDied."""
+
+
+@dataclass(frozen=True)
+class KernelIdentity:
+    """``release`` as ``uname -r`` prints it, ``ident`` the name of its configuration, ``version`` in full.
+
+    ``osreldate`` is FreeBSD's ``kern.osreldate`` (``uname -K``), 0 for another OS.
+    """
+
+    release: str
+    ident: str
+    version: str
+    osreldate: int = 0
+
+    def differences(self, given: KernelIdentity) -> list[str]:
+        """How this running kernel differs from ``given``, its file. An empty field of ``given`` is not compared."""
+        pairs = [(name, getattr(self, name), wanted) for name, wanted in asdict(given).items() if wanted]
+        return [f"its {name} is {seen!r}, the file has {wanted!r}" for name, seen, wanted in pairs if seen != wanted]
+
+
+@dataclass(frozen=True)
+class Interface:
+    """A network interface. ``offloads`` are those that are on, by the OS's own names (TSO4, tx-checksumming)."""
+
+    name: str
+    mac: str
+    mtu: int
+    offloads: frozenset[str]
+
+
+@dataclass(frozen=True)
+class ShutdownExpectation:
+    """How a guest should end: ``reason`` as ``xl list`` shows it, or "" if Xen learns of no shutdown.
+
+    In the latter case the guest goes on, or its kernel ``halts`` and its domain stays.
+    """
+
+    reason: str
+    halts: bool = False
+    why: str = field(default="", kw_only=True)
+    """The source that says so."""
+
+
+@dataclass(frozen=True)
+class Balloon:
+    """The balloon driver's numbers in bytes: ``managed`` is the memory that the kernel manages, ``free`` the unused part of it."""
+
+    current: int
+    target: int
+    managed: int
+    free: int
+
+
+@dataclass(frozen=True)
+class BalloonLimits:
+    """The sizes for the cases of the balloon suite, in MiB or as a part of the guest's memory."""
+
+    memory: int = 0
+    """MiB of the guest; 0: those of its source."""
+    low: float = 0.5
+    """The part of its memory with which the guest still works."""
+    small: int = 256
+    large: int = 384
+    """MiB of ``memory`` and ``maxmem`` for a boot below its maximum."""
+    dirty: float = 0.6
+    """The part of its memory that a process can fill."""
+    garbage: tuple[str, ...] = ("", "abc")
+    """Values of memory/target that the driver must ignore."""
+
+
+@dataclass(frozen=True)
+class BootVolume:
+    """A guest's boot volume as the guest sees it: ``file`` is the file that a case replaces, ``what`` pygrub's word for it."""
+
+    menu: str
+    file: str
+    what: str
+    kernel: str
+    """The kernel's file, which may be another than ``file``."""
+    menu_change: str
+    """A sed command that sets the kernel argument ``fxh.menu=two`` in ``menu``."""
+
+    def beside(self, name: str) -> str:
+        """A path on the same file system that the bootloader does not look at."""
+        return f"{self.file}.{name}"
+
+
+@dataclass(frozen=True)
+class SmallBlocks:
+    """A file system that pygrub reads, with small blocks, so that a kernel's file needs indirect ones.
+
+    ``make`` is a command that makes it on the disk ``{0}`` and mounts it at /mnt. ``direct`` and ``single`` are the largest sizes
+    of a file in bytes without and with a single indirect block.
+    """
+
+    make: str
+    direct: int
+    single: int
+
+
+@dataclass(frozen=True)
+class GuestOS(ABC):
+    """One guest operating system. ``run`` is :meth:`harness.guests.guest.Guest.sh`.
+
+    ``version`` is "" if unknown. ``types`` are the guest types that the kernel can run as.
+    """
+
+    version: str = ""
+    types: tuple[str, ...] = ()
+
+    name: ClassVar[str]
+    """As in ``needs(os=...)``."""
+    title: ClassVar[str]
+    console: ClassVar[ConsoleTables]
+    """Boot stages, prompts and crash machinery."""
+    panic_kind: ClassVar[str]
+    """The kind of the death that :meth:`panic_command` causes."""
+    halted: ClassVar[bytes]
+    """A regex for the line that the kernel prints when it has halted."""
+    user: ClassVar[str] = "root"
+    password: ClassVar[str] = ""
+    sources: ClassVar[Mapping[str, str]] = {}
+    """Files of the OS's source by subject: see :meth:`source`."""
+    balloon_limits: ClassVar[BalloonLimits] = BalloonLimits()
+    reboot_command: ClassVar[str] = "reboot"
+    """Reboots in good order: file systems are unmounted before."""
+    tmpfs_command: ClassVar[str]
+    """Mounts a tmpfs for most of the memory at /mnt."""
+    large_packets_command: ClassVar[str] = ":"
+    """Lifts the limits on datagrams and on fragments of a packet."""
+    udp_by_tftp: ClassVar[bool] = False
+    """Whether only a TFTP client can send datagrams of chosen sizes (:mod:`harness.guests.datagrams`); else ``nc -u`` does."""
+    independent_offloads: ClassVar[bool] = True
+    """Whether each offload can be switched on without the others."""
+    obeys_no_csum: ClassVar[bool] = True
+    """Whether netfront obeys a backend's feature-no-csum-offload."""
+    dead_backends: ClassVar[Mapping[str, str]] = {"xvdk": "6"}
+    """Disks for a boot with dead backends: the backend's state (public/io/xenbus.h) by vdev."""
+    vdev_names: ClassVar[tuple[str, ...]] = ("xvdb", "xvdp", "xvdq", "xvdaa")
+    """Vdevs of all kinds that the OS names differently, for one boot."""
+
+    @property
+    def os_version(self) -> OSVersion:
+        """The version as ``needs(<name>=...)`` and known issues compare it; UNKNOWN for an OS whose versions nobody compares."""
+        return UNKNOWN
+
+    @property
+    def stages(self) -> Sequence[Stage]:
+        return self.console.stages
+
+    def source(self, subject: str) -> str:
+        """The reference to the OS's source for a finding: ``balloon``, ``blkfront``, ``netfront``, ``timer`` and so on."""
+        return self.sources.get(subject, f"{self.title}'s source for {subject}")
+
+    # -- boot ---------------------------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def command_line(self, variables: Mapping[str, str]) -> str:
+        """The ``extra`` that gives the kernel these variables."""
+
+    def appended(self, words: str) -> str:
+        """``words`` of :meth:`command_line` as they follow the bootloader's own words and a blank."""
+        return words
+
+    @property
+    def separator(self) -> str:
+        """The character between two variables on the command line."""
+        return " "
+
+    @abstractmethod
+    def default_variables(self, root: str, emulated: bool) -> Mapping[str, str]:
+        """The kernel variables of a test boot: root device, early panic handling and, on an ``emulated`` CPU, less work."""
+
+    def kernel_bits(self, kernel: Path) -> int:
+        """32 or 64 for the kernel file; 0 if that does not matter."""
+        return 0
+
+    @abstractmethod
+    def alternate(self, kernel: bytes, ramdisk: bytes | None, running: str) -> tuple[bytes, str]:
+        """Another good file in place of :attr:`BootVolume.file`, and the :meth:`build_mark` that it has.
+
+        ``running`` is the mark of the kernel that runs. Raises UsageError if there is none.
+        """
+
+    @abstractmethod
+    def build_mark(self, run: Run) -> str:
+        """What distinguishes the running kernel from its :meth:`alternate`."""
+
+    @abstractmethod
+    def boot_volume(self, run: Run, disk: str) -> BootVolume:
+        """The boot volume on ``disk``; it is mounted if it is not yet."""
+
+    # -- what runs ----------------------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def identity(self, run: Run) -> KernelIdentity: ...
+
+    @abstractmethod
+    def identity_of(self, kernel: bytes) -> KernelIdentity:
+        """The identity that a kernel file states; a field is empty if the file does not state it.
+
+        Raises UsageError if it is no kernel of this OS.
+        """
+
+    @abstractmethod
+    def variables(self, run: Run) -> Mapping[str, str]:
+        """The kernel's environment (kenv), or its command line by variables."""
+
+    # -- disks --------------------------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def disk_name(self, vdev: str) -> str:
+        """The guest's name of the disk ``vdev``."""
+
+    @abstractmethod
+    def root_device(self, run: Run) -> str: ...
+
+    @abstractmethod
+    def disks(self, run: Run) -> tuple[str, ...]: ...
+
+    @abstractmethod
+    def disk_bytes(self, run: Run, name: str) -> int: ...
+
+    @abstractmethod
+    def attach_log(self, run: Run) -> str:
+        """The kernel's messages about its disks since it booted."""
+
+    @abstractmethod
+    def sha256_command(self, path: str) -> str:
+        """Prints the sha256 of a file as its first word."""
+
+    @property
+    @abstractmethod
+    def small_blocks(self) -> SmallBlocks: ...
+
+    # -- memory and CPUs ----------------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def memory_mib(self, run: Run) -> int:
+        """MiB that the kernel manages, free or not."""
+
+    @abstractmethod
+    def balloon(self, run: Run) -> Balloon: ...
+
+    @abstractmethod
+    def hog(self, mib: int) -> str:
+        """A command that takes ``mib`` MiB of memory, prints ``hog-ready`` when it has them, and holds them."""
+
+    @abstractmethod
+    def cpus(self, run: Run) -> int:
+        """How many CPUs run."""
+
+    @abstractmethod
+    def on_cpu(self, number: int, command: str) -> str:
+        """The shell command that runs ``command`` on that CPU alone."""
+
+    # -- network ------------------------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def interfaces(self, run: Run) -> tuple[Interface, ...]: ...
+
+    @abstractmethod
+    def address(self, run: Run, interface: str, cidr: str) -> None:
+        """Give the interface this address, of IPv4 or IPv6, and bring it up, without duplicate address detection."""
+
+    @abstractmethod
+    def network(self, interface: str) -> str:
+        """The command that shows the network's state: addresses, counters, routes, neighbours."""
+
+    @abstractmethod
+    def has_ipv6(self, run: Run) -> bool:
+        """Whether the kernel has IPv6."""
+
+    @abstractmethod
+    def set_mtu(self, run: Run, interface: str, mtu: int) -> None: ...
+
+    @abstractmethod
+    def forwarding_command(self, ipv6: bool) -> str:
+        """Makes the guest a router."""
+
+    @abstractmethod
+    def offloads(self, run: Run, interface: str) -> Mapping[str, bool]:
+        """The offloads among ``tx``, ``rx``, ``tso``, ``lro`` and ``sg`` that the OS can switch, and whether each is on."""
+
+    @abstractmethod
+    def offload_command(self, interface: str, name: str, on: bool) -> str: ...
+
+    @abstractmethod
+    def checksum_errors(self, run: Run) -> int:
+        """TCP segments that the kernel discarded for a bad checksum since it booted."""
+
+    @abstractmethod
+    def received(self, run: Run, interface: str) -> tuple[int, int]:
+        """Frames that the interface received, and packets that IP got from all interfaces: fewer where segments were joined."""
+
+    @abstractmethod
+    def ping_command(self, address: str, seconds: int, size: int | None = None) -> str:
+        """One echo to ``address`` with ``size`` bytes of data, which waits ``seconds`` for its answer."""
+
+    @abstractmethod
+    def nc_command(self, seconds: float) -> str:
+        """One TCP connection to an address and a port, which follow; it ends with its input, or after ``seconds``."""
+
+    @abstractmethod
+    def listen_words(self, address: str, port: int) -> str:
+        """What follows ``nc -l``."""
+
+    @abstractmethod
+    def netfront_queues(self, vcpus: int, variables: Mapping[str, str]) -> int:
+        """The most queues that netfront connects."""
+
+    # -- end ----------------------------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def panic_command(self) -> str:
+        """Typed in the guest, causes a panic."""
+
+    @abstractmethod
+    def flood_command(self, lines: int, width: int) -> str:
+        """Prints ``lines`` numbered lines of ``width`` characters on the console."""
+
+    def flood_lines(self, guest_type: str) -> int:
+        """How many lines of 10 kB the guest prints on an emulated machine in reasonable time."""
+        return 1000
+
+    @abstractmethod
+    def fate(self, control: str, guest_type: str) -> ShutdownExpectation:
+        """How the guest ends after dom0 writes ``control`` to control/shutdown."""
+
+    @abstractmethod
+    def fate_of_panic(self, guest_type: str) -> ShutdownExpectation: ...
+
+
+@dataclass(frozen=True)
+class SourceRequest:
+    """The files that were given for a run; a function in place of those that are built when they are needed."""
+
+    image: Image | None = None
+    kernel: Path | None = None
+    disk: Path | None = None
+    root: str = ""
+    bootloader: str = ""
+    control: Callable[[], Path] | None = None
+    """The directory of the control guest's files."""
+
+
+@dataclass(frozen=True)
+class GuestDefinition:
+    """A guest that can be tested: ``name`` is the value of ``--guest``, ``title`` names it in a sentence."""
+
+    name: str
+    os: type[GuestOS]
+    title: str
+    types: tuple[str, ...]
+    """The guest types of its cells, as long as no kernel file tells which it can run as."""
+    find: Callable[[SourceRequest], GuestSource | None]
+    """Its source; None if the files that it needs were not given."""
+    option: str
+    """The option of ``fxh run`` with which a run has this guest."""
+    under_test: bool = False
+    """Whether its files have to be given: ``--image``, ``--disk``, ``--kernel``."""
+    uefi: bool = False
+    """Whether an HVM guest may start from UEFI."""

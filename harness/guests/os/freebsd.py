@@ -1,0 +1,384 @@
+# SPDX-License-Identifier: BSD-2-Clause
+"""FreeBSD, 8 to 15."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from harness.errors import InfrastructureError, UsageError
+from harness.guests.os import freebsd_console, freebsd_kernel
+from harness.guests.os.base import (
+    Balloon,
+    BalloonLimits,
+    BootVolume,
+    GuestOS,
+    Interface,
+    KernelIdentity,
+    Run,
+    ShutdownExpectation,
+    SmallBlocks,
+)
+from harness.images import kernelfile
+from harness.osversion import OSVersion
+from harness.xen import elfnotes
+from harness.xen import vdev as vdevs
+
+# Armed from the kernel environment, since rc comes too late for a boot test (CTLFLAG_RWTUN, sys/kern/subr_kdb.c):
+# a panic prints its backtrace and does not wait long for somebody to look.
+_ARMED = {"debug.trace_on_panic": "1", "kern.panic_reboot_wait_time": "3"}
+
+# Software emulation translates code anew for each address it runs at (QEMU 7.2 keys translated blocks by virtual address),
+# and address space randomisation gives each process its own: a boot made a million blocks instead of 180 000, and clearing
+# the guest's memory after its end took the whole machine for ten seconds. sys/kern/imgact_elf.c, CTLFLAG_RWTUN.
+# And under Xen FreeBSD does not use the x2APIC, but times 100,000 reads of the local APIC's memory at each boot (sys/x86/x86/
+# local_apic.c, native_lapic_init()): each leaves the guest for Xen, and all of them took 13 of a boot's 38 s.
+_EMULATED = {"kern.elf64.aslr.enable": "0", "kern.elf64.aslr.pie_enable": "0", "hw.x2apic_enable": "1"}
+
+# The characters that end a variable on the kernel's command line: sys/x86/xen/pv.c, xen_pvh_parse_preload_data(), read in 13.2,
+# 14.2 and 15.1; sys/i386/xen/xen_machdep.c of 10 for PV. 14.0-CURRENT changed at an unknown number, and takes the longer list here.
+_SEPARATORS = (("<14.0", ","), (">=14.0", ", \t\n"))
+
+
+# How many counters of 64 bits precede tcps_rcvbadsum in struct tcpstat of FreeBSD 13 and of 14 and 15.
+_RCVBADSUM_13, _RCVBADSUM_14 = 30, 31
+_OFFLOADS = {"TXCSUM": "tx", "RXCSUM": "rx", "TSO4": "tso", "LRO": "lro"}
+_SOURCES = {
+    "balloon": "sys/dev/xen/balloon/balloon.c, balloon_process() and set_new_target()",
+    "balloon pages": "sys/dev/xen/balloon/balloon.c, decrease_reservation()",
+    "blkfront": "sys/dev/xen/blkfront/blkfront.c",
+    "disk names": "sys/dev/xen/blkfront/blkfront.c, xbd_vdevice_to_unit(); xen tools/libs/light/libxl_device.c",
+    "netfront": "sys/dev/xen/netfront/netfront.c, create_netdev() and xn_configure_features(); sys/netinet/tcp_subr.c",
+    "xenbus": "sys/xen/xenbus/xenbusb.c, xenbusb_release_confighook(); sys/dev/xen/blkfront/blkfront.c, xbd_backend_changed()",
+    "clock": "sys/dev/xen/timer/timer.c, xentimer_get_timecount() (32 bits of nanoseconds: they wrap every 4.3 s); "
+    "sys/dev/xen/control/control.c",
+    "vcpus": "sys/x86/xen/pv.c, xen_pvh_start_all_aps(); sys/x86/x86/mp_x86.c",
+    "memory map": "sys/x86/xen/pv.c, xen_pvh_parse_memmap() (FreeBSD 023a025b5c reads it from start_info)",
+}
+# 6: the backend is closed; 1: it began and never got further.
+_DEAD_BACKENDS = {"xvdk": "6", "xvdl": "1"}
+# FreeBSD gives each of them a name; a disk with an unknown major is an xbd, too.
+_VDEVS = (
+    "hda", "hdb", "hdc", "hdd", "sda", "sdb", "sdp", "xvdb", "xvdp", "xvdq", "xvdz", "xvdaa", "d1000p0",
+    "51776", "0xCA50", "d6p0", "0x4100", "0x2100", "0x5B40", "0x87F0", "0xCBE0",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Ending:
+    """How kernels within one of ``spans`` end as a guest of one of ``types``.
+
+    ``poweroff``, ``reboot`` and ``halt`` are values of control/shutdown. Each field holds the reason that Xen is told, or
+    ``HALTS`` if the kernel stops and its domain stays. ``source`` says where that is written.
+    """
+
+    spans: tuple[str, ...]
+    types: tuple[str, ...]
+    poweroff: str
+    reboot: str
+    halt: str
+    panic: str
+    source: str
+
+
+HALTS = ""
+_CONTROL = "sys/dev/xen/control/control.c"
+# The first row that fits counts; a kernel of unknown version gets the first. "halt" calls the same handler as "poweroff"
+# (xctrl_shutdown_reasons), with RB_POWEROFF.
+ENDINGS = (
+    # 9e0b0f5de67f went to main on 2023-11-23, when main counted 1500003 or 1500004 (Porter's Handbook), and to stable/14 with
+    # c13f564f9176. 14.0-RELEASE (1400097) was branched before it; 1400507, 1402000, 1402501, 1500068 and 1501000 have it. Where
+    # stable/14 got it between 1400097 and 1400507 is not known: such a kernel is taken for an old one.
+    Ending(
+        (">=1400507,<1500000", ">=1500005"), ("pvh", "hvm", "pv"),
+        poweroff="poweroff", reboot="reboot", halt="poweroff", panic="crash",
+        source=f"{_CONTROL}, xctrl_shutdown_final() for every domain type, before shutdown_halt() and shutdown_panic() "
+        "(FreeBSD 9e0b0f5de67f; 14.0-STABLE 1400507 and later)",
+    ),
+    # Nothing tells Xen of a poweroff, and there is no ACPI to ask: 13.2 halts at each of the two. Halting is what "halt" asks for;
+    # at "poweroff" it is a defect (known_issues.toml), so the row says what is right.
+    Ending(
+        ("<1500005",), ("pvh",), poweroff="poweroff", reboot="reboot", halt=HALTS, panic="reboot",
+        source=f"{_CONTROL}, xen_pv_shutdown_final() for PV domains only; a panic ends in cpu_reset() (read in 1302001)",
+    ),
+    Ending(
+        ("<1500005",), ("hvm",), poweroff="poweroff", reboot="reboot", halt="poweroff", panic="reboot",
+        source=f"{_CONTROL}, xen_pv_shutdown_final() for PV domains only; ACPI powers off, a panic ends in cpu_reset()",
+    ),
+    Ending(
+        ("<1500005",), ("pv",), poweroff="poweroff", reboot="reboot", halt="poweroff", panic="reboot",
+        source=f"{_CONTROL} of 8 to 10, xen_pv_shutdown_final(): a panic is a reboot to it",
+    ),
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class FreeBSD(GuestOS):
+    """``version`` is a release such as ``13.2``, "" if unknown.
+
+    ``branch`` and ``osreldate`` as in :class:`harness.osversion.OSVersion`.
+    """
+
+    types: tuple[str, ...] = ("pvh", "hvm")
+    branch: str = ""
+    osreldate: int = 0
+
+    name = "freebsd"
+    title = "FreeBSD"
+    console = freebsd_console.CONSOLE
+    panic_kind = "panic"
+    # The operating system has halted.     (sys/kern/kern_shutdown.c, shutdown_halt)
+    halted = rb"^\r*The operating system has halted\."
+    sources = _SOURCES
+    balloon_limits = BalloonLimits(garbage=("", "abc", "-1", "9223372036854775808", "99999999999999999999999", "0"))
+    reboot_command = "shutdown -r now"
+    tmpfs_command = "mount -t tmpfs tmpfs /mnt"
+    # FreeBSD reassembles no packet of more than 16 fragments (sys/netinet/ip_reass.c, V_maxfragsperpacket) and sends no datagram of
+    # more than 9216 bytes (sys/netinet/udp_usrreq.c, udp_dgram) unless these say so.
+    large_packets_command = "sysctl net.inet.udp.maxdgram=65535 net.inet.ip.maxfragsperpacket=64"
+    dead_backends = _DEAD_BACKENDS
+    vdev_names = _VDEVS
+
+    @classmethod
+    def of(cls, version: OSVersion, types: tuple[str, ...]) -> FreeBSD:
+        """The profile of a kernel of ``version`` that can run as ``types``."""
+        return cls(version=version.release, branch=version.branch, osreldate=version.osreldate, types=types)
+
+    @property
+    def os_version(self) -> OSVersion:
+        return OSVersion(self.version, self.branch, self.osreldate)
+
+    def command_line(self, variables: Mapping[str, str]) -> str:
+        """Commas between variables, which separate in every version. Raises UsageError for what a command line cannot hold."""
+        for name, value in variables.items():
+            separators = {char for span, chars in _SEPARATORS if self.os_version.within(span) for char in chars}
+            wrong = sorted(char for char in set(value) if char in separators or char == '"' or not char.isprintable())
+            if wrong:
+                raise UsageError(
+                    f"kernel variable {name}={value!r}: FreeBSD {self.os_version} ends a variable at "
+                    f"{' and '.join(map(repr, wrong))} on its command line, or cannot take it",
+                    hint="choose another value, or HVM from an image of `fxh image build`, whose loader takes it",
+                )
+        return ",".join(f"{name}={value}" for name, value in variables.items())
+
+    def appended(self, words: str) -> str:
+        # FreeBSD up to 13 knows no separator but the comma.
+        return f",{words}" if words else words
+
+    @property
+    def separator(self) -> str:
+        return ","
+
+    def default_variables(self, root: str, emulated: bool) -> Mapping[str, str]:
+        mountfrom = root if root.startswith(("ufs:", "zfs:")) else f"ufs:/dev/{root}"
+        return {"vfs.root.mountfrom": mountfrom, **_ARMED, **(_EMULATED if emulated else {})}
+
+    def kernel_bits(self, kernel: Path) -> int:
+        return elfnotes.read(kernel).bits
+
+    def alternate(self, kernel: bytes, ramdisk: bytes | None, running: str) -> tuple[bytes, str]:
+        own = freebsd_kernel.ident(kernel)
+        return (kernel, own) if own != running else freebsd_kernel.renamed(kernel)
+
+    def build_mark(self, run: Run) -> str:
+        return run("uname -i")
+
+    def boot_volume(self, run: Run, disk: str) -> BootVolume:
+        # In front of the other arguments: FreeBSD up to 13 takes the blank after the last one as part of its value.
+        change = "s|^\\(kernel [^ ]*\\) |\\1 fxh.menu=two,|"
+        return BootVolume("/boot/grub/menu.lst", "/boot/kernel/kernel", "kernel", "/boot/kernel/kernel", change)
+
+    def disk_name(self, vdev: str) -> str:
+        return vdevs.freebsd_disk(vdevs.number(vdev))
+
+    def identity(self, run: Run) -> KernelIdentity:
+        release, ident, osreldate, version = run("uname -r; uname -i; sysctl -n kern.osreldate kern.version").split("\n", 3)
+        return KernelIdentity(release, ident, version.strip(), int(osreldate))
+
+    def identity_of(self, kernel: bytes) -> KernelIdentity:
+        version = kernelfile.os_version(kernel)
+        if not version.release:
+            raise UsageError("no FreeBSD kernel: it does not name a version", hint="give .../boot/kernel/kernel")
+        ident = kernelfile.banner(kernel).rpartition(" ")[2]
+        return KernelIdentity(f"{version.release}-{version.branch}", ident, "", version.osreldate)
+
+    def variables(self, run: Run) -> Mapping[str, str]:
+        return parse_assignments(run("kenv"))
+
+    def root_device(self, run: Run) -> str:
+        # /dev/xbd0		/			ufs	rw		1 1
+        for line in run("mount -p").splitlines():
+            words = line.split()
+            if len(words) > 2 and words[1] == "/":
+                return words[0]
+        return ""
+
+    def disks(self, run: Run) -> tuple[str, ...]:
+        return tuple(sorted(run("sysctl -n kern.disks").split()))
+
+    def interfaces(self, run: Run) -> tuple[Interface, ...]:
+        return parse_ifconfig(run("ifconfig -a"))
+
+    def memory_mib(self, run: Run) -> int:
+        pages, size = run("sysctl -n vm.stats.vm.v_page_count hw.pagesize").split()
+        return int(pages) * int(size) >> 20
+
+    def panic_command(self) -> str:
+        return "sysctl debug.kdb.panic=1"
+
+    def flood_command(self, lines: int, width: int) -> str:
+        return f"jot -w '%0{width}d' {lines} 1"
+
+    def disk_bytes(self, run: Run, name: str) -> int:
+        # xbd1	512	1048576	2048	0	0
+        return int(run(f"diskinfo {name}").split()[2])
+
+    def attach_log(self, run: Run) -> str:
+        return run("dmesg | grep -E '^(xbd|ada|da)[0-9]+: |g_dev_taste|vbd'; true")
+
+    def balloon(self, run: Run) -> Balloon:
+        # sys/dev/xen/balloon/balloon.c: pages of 4 KiB
+        names = "dev.xen.balloon.current dev.xen.balloon.target vm.stats.vm.v_page_count vm.stats.vm.v_free_count"
+        current, target, managed, free = (int(word) * 4096 for word in run(f"sysctl -n {names}").split())
+        return Balloon(current, target, managed, free)
+
+    def cpus(self, run: Run) -> int:
+        return int(run("sysctl -n kern.smp.cpus"))
+
+    def on_cpu(self, number: int, command: str) -> str:
+        return f"cpuset -l {number} {command}"
+
+    def hog(self, mib: int) -> str:
+        # tail keeps what has no line end in memory.
+        return f"( dd if=/dev/zero bs=1m count={mib} 2>/dev/null; echo; echo hog-ready; sleep 30 ) | tail -n 1"
+
+    def address(self, run: Run, interface: str, cidr: str) -> None:
+        run(f"ifconfig {interface} {'inet6 no_dad' if ':' in cidr else 'inet'} {cidr} up")
+
+    def network(self, interface: str) -> str:
+        return f"ifconfig -m {interface}; netstat -n -I {interface} -d; netstat -rn; arp -an; ndp -an"
+
+    def has_ipv6(self, run: Run) -> bool:
+        return run("sysctl -n kern.features.inet6 2>/dev/null || true").strip() == "1"
+
+    def set_mtu(self, run: Run, interface: str, mtu: int) -> None:
+        run(f"ifconfig {interface} mtu {mtu}")
+
+    def offloads(self, run: Run, interface: str) -> Mapping[str, bool]:
+        text = run(f"ifconfig -m {interface}")
+        # options=503<RXCSUM,TXCSUM,TSO4,LRO>        capabilities=503<RXCSUM,TXCSUM,TSO4,LRO>
+        able = re.search(r"capabilities=[0-9a-f]+<([^>]*)>", text)
+        on = re.search(r"options=[0-9a-f]+<([^>]*)>", text)
+        words = set(on[1].split(",")) if on else set()
+        return {_OFFLOADS[word]: word in words for word in (able[1].split(",") if able else ()) if word in _OFFLOADS}
+
+    def offload_command(self, interface: str, name: str, on: bool) -> str:
+        word = {"tx": "txcsum", "rx": "rxcsum", "tso": "tso", "lro": "lro"}[name]
+        return f"ifconfig {interface} {'' if on else '-'}{word}"
+
+    def checksum_errors(self, run: Run) -> int:
+        """Segments that TCP threw away for their checksum.
+
+        A netstat of another major release than the kernel's reads struct tcpstat at the wrong places: 14.0 put tcps_progdrops before
+        tcps_rcvbadsum (sys/netinet/tcp_var.h). Then the number is taken from the kernel's own struct.
+        """
+        kernel, _, world = run("sysctl -n kern.osreldate; uname -U 2>/dev/null || true").partition("\n")
+        if world.strip().isdigit() and int(world) // 100_000 != int(kernel) // 100_000:
+            at = 8 * (_RCVBADSUM_13 if int(kernel) < 1_400_000 else _RCVBADSUM_14)
+            # od of 13 fails on numbers of eight bytes (`od: u: bad byte count`; usr.bin/hexdump/parse.c), so read single bytes.
+            counter = run(f"sysctl -b net.inet.tcp.stats | od -A n -t x1 -j {at} -N 8")
+            return int.from_bytes(bytes.fromhex(counter), "little")
+        # 		0 discarded for bad checksums
+        match = re.search(r"(\d+) discarded for bad checksum", run("netstat -s -p tcp"))
+        if match is None:
+            raise InfrastructureError("the guest's netstat -s -p tcp has no line `discarded for bad checksums`")
+        return int(match[1])
+
+    def received(self, run: Run, interface: str) -> tuple[int, int]:
+        # xn0    1500 <Link#2>      00:16:3e:48:e5:d8     1234     0     0     1234     0     0
+        # 	1300 total packets received
+        text = run(f"netstat -n -I {interface} | grep Link; netstat -s -p ip")
+        frames, packets = re.search(r"<Link#\d+>\s+\S+\s+(\d+)", text), re.search(r"(\d+) total packets? received", text)
+        if frames is None or packets is None:
+            raise InfrastructureError("the guest's netstat has no line <Link#..>, or none `total packets received`")
+        return int(frames[1]), int(packets[1])
+
+    def forwarding_command(self, ipv6: bool) -> str:
+        return f"sysctl net.{'inet6.ip6' if ipv6 else 'inet.ip'}.forwarding=1"
+
+    def ping_command(self, address: str, seconds: int, size: int | None = None) -> str:
+        # Its -W counts milliseconds; its -t is an alarm that can end the shell, too. Its buffer for IPv6 is small without -b.
+        data = "" if size is None else f"{'-b 140000 ' if ':' in address else ''}-s {size} "
+        return f"ping -c 1 -W {seconds * 1000} {data}{address}"
+
+    def nc_command(self, seconds: float) -> str:
+        return f"timeout {int(seconds)} nc -N"
+
+    def listen_words(self, address: str, port: int) -> str:
+        return f"{address} {port}"
+
+    def netfront_queues(self, vcpus: int, variables: Mapping[str, str]) -> int:
+        # Whatever its CPUs (sys/dev/xen/netfront/netfront.c, xn_num_queues).
+        return int(variables.get("hw.xn.num_queues", "4"))
+
+    def sha256_command(self, path: str) -> str:
+        return f"sha256 -q {path}"
+
+    @property
+    def small_blocks(self) -> SmallBlocks:
+        # UFS1 with blocks of 4 KiB has 12 direct ones and 1024 addresses in an indirect one (sys/ufs/ffs/fs.h, UFS_NDADDR).
+        # -r: a block of space at the end, without which pygrub may not find a directory (bootable.make_ufs).
+        make = "newfs -O 1 -b 4096 -f 512 -r 8 /dev/{0} >/dev/null && mount /dev/{0} /mnt"
+        return SmallBlocks(make, 12 << 12, (12 + 1024) << 12)
+
+    def flood_lines(self, guest_type: str) -> int:
+        # xc0 hands over a byte at a time, and makes 10 kB/s (3 on a slow machine); each byte of an HVM guest's serial port goes through
+        # QEMU in dom0.
+        return 10 if guest_type == "hvm" else 40
+
+    def fate(self, control: str, guest_type: str) -> ShutdownExpectation:
+        row = self._ending(guest_type)
+        match control:
+            case "poweroff" | "reboot" | "halt":
+                reason = str(getattr(row, control))
+                return ShutdownExpectation(reason, halts=reason == HALTS, why=row.source)
+            case "crash":
+                return self.fate_of_panic(guest_type)
+        return ShutdownExpectation("", why=f"{_CONTROL}: not among xctrl_shutdown_reasons")
+
+    def fate_of_panic(self, guest_type: str) -> ShutdownExpectation:
+        row = self._ending(guest_type)
+        return ShutdownExpectation(row.panic, why=row.source)
+
+    def _ending(self, guest_type: str) -> Ending:
+        return next(row for row in ENDINGS if guest_type in row.types and any(self.os_version.within(span) for span in row.spans))
+
+
+# xn0: flags=8843<UP,BROADCAST,RUNNING,SIMPLEX,MULTICAST> metric 0 mtu 1500
+_HEAD = re.compile(r"^(\w+): flags=\S+.* mtu (\d+)", re.MULTILINE)
+
+
+def parse_ifconfig(text: str) -> tuple[Interface, ...]:
+    """The interfaces of ``ifconfig -a``."""
+    heads = list(_HEAD.finditer(text))
+    found = []
+    for n, head in enumerate(heads):
+        body = text[head.end() : heads[n + 1].start() if n + 1 < len(heads) else len(text)]
+        # options=503<RXCSUM,TXCSUM,TSO4,LRO>        ether 00:16:3e:48:e5:d8
+        options = re.search(r"^\s+options=[0-9a-f]+<([^>]*)>", body, re.MULTILINE)
+        ether = re.search(r"^\s+ether (\S+)", body, re.MULTILINE)
+        offloads = frozenset(options[1].split(",")) if options else frozenset()
+        found.append(Interface(head[1], ether[1] if ether else "", int(head[2]), offloads))
+    return tuple(found)
+
+
+def parse_assignments(text: str) -> dict[str, str]:
+    """Lines ``name="value"`` (kenv) as a dict."""
+    found = {}
+    for line in text.splitlines():
+        name, equals, value = line.partition("=")
+        if equals:
+            found[name.strip()] = value.strip().removeprefix('"').removesuffix('"')
+    return found
