@@ -84,7 +84,7 @@ class _Region:
 def take_memory_out(images: Path, base: Path, size: int, memory: Path, place: Path) -> None:
     """Move pages from CRIU's ``images`` to ``memory``, a new file: private mappings of ``base``, and anonymous executable memory.
 
-    The new file is a copy of ``base``, followed by the executable memory. The first ``size`` bytes of ``base`` are the machine's memory.
+    The new file is a copy of ``base``, followed by the executable memory. ``base`` begins with ``size`` bytes of machine memory.
     The changed images map the file ``place``. The caller must move ``memory`` there before a restore.
 
     Raises OSError. Raises Unknown for an unsupported format; then the images are unchanged.

@@ -36,7 +36,7 @@ def message(*fields: tuple[int, int | bytes]) -> bytes:
 
 
 def fields(data: bytes, *messages: int) -> list[tuple[int, object]]:
-    """Number and value of each field of a message, sorted by number. ``messages`` are the numbers of the fields that are messages."""
+    """Number and value of each field of a message, sorted by number. ``messages`` are the numbers of nested messages."""
     found = [(field.field_number, field.data) for field in UnknownFieldSet(Empty.FromString(data))]
     return sorted(((n, fields(v) if n in messages else v) for n, v in found), key=lambda field: field[0])
 
