@@ -24,7 +24,6 @@ from typing import TYPE_CHECKING
 from harness import paths
 from harness.deadline import ConditionNotMet, Deadline
 from harness.errors import InfrastructureError
-from harness.lab import criuimage
 from harness.lab.qemu import Drive
 
 if TYPE_CHECKING:
@@ -79,6 +78,8 @@ class CriuSnapshotter:
 
         If CRIU fails, the machine is stopped but complete: :class:`harness.lab.snapshot.MigrationSnapshotter` can save it.
         """
+        from harness.lab import criuimage  # imports protobuf, which only this method needs
+
         if machine.criu is None or machine.shares_ram:
             raise InfrastructureError("this QEMU cannot be saved as a process")
         process = machine.running()
