@@ -28,6 +28,7 @@ lint: $(VENV)/dev
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
 	$(BIN)/codespell
+	$(BIN)/python tests/style.py
 	$(BIN)/fxh check
 
 # Without a lab: minutes.

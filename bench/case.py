@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""What a case costs before it does anything: put back to a booted guest, a shell, the look for leaks, the result.
+"""The cost of a case that does nothing: restore a booted guest, get a shell, check for leaks, write the result.
 
     python bench/case.py [--type pv]
 
-At most 0.5 s of a case shall be the harness's own, not spent waiting for the guest or its host.
+The harness itself may take 0.5 s of a case. Time that it waits for the guest or its host does not count.
 """
 
 from __future__ import annotations

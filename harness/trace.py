@@ -180,7 +180,7 @@ def caller() -> str:
 
 
 def command(argv: Sequence[str]) -> str:
-    """A command line for people: a long argument is replaced by its size."""
+    """A readable command line: a long argument is replaced by its size."""
     return shlex.join(word if len(word) <= _ARGUMENT else f"<{len(word)} characters>" for word in argv)
 
 

@@ -2,7 +2,7 @@
 """Complaints: messages of a kernel, the hypervisor or dom0 that report a problem without ending the guest.
 
 A complaint has an identity that is the same in every run: its kind, and the message without numbers and addresses. A run compares the
-identities with those of its baseline, so a message that every boot prints is no news.
+identities with those of its baseline, so a message that every boot prints is not reported.
 
 To add a kind, add a row with a sample to :data:`KINDS`; a test feeds each sample to :func:`complaints`.
 Sources: FreeBSD sys/kern/subr_witness.c, kern_intr.c, kern_tc.c, sys/dev/xen, sys/xen/xenbus/xenbus.c; Linux kernel/panic.c,

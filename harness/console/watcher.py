@@ -207,7 +207,7 @@ class Watcher:
         return Overrun(self.stage or "start", budget) if now - self.progress > budget else None
 
     def retract(self) -> None:
-        """Drop the pending death: it was none. Complete lines up to here are not searched for a death again."""
+        """Drop the pending death, which was a false alarm. Complete lines up to here are not searched for a death again."""
         if self.pending is not None and self.pending.end is not None:
             self.pending = PendingDeath(self.pending.at, self.pending.end, reported=True, kind=SECOND_BOOT)
             return

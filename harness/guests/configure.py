@@ -72,7 +72,7 @@ def _kernel_fields(host: XenHost, source: GuestSource, shape: Shape, variables: 
     Returns further xl.cfg keys, and fields of :class:`DomainConfig`.
     """
     if shape.type == "hvm":
-        # The kernel's variables are in its loader's configuration. Nobody needs a VNC server. Under emulation an access to an I/O
+        # The kernel's variables are in its loader's configuration. A VNC server is useless here. Under emulation an access to an I/O
         # port takes milliseconds, so let the BIOS read disks by DMA, and leave the screen out.
         quick = (("hdtype", "ahci"), ("vga", "none")) if host.facts.emulated else ()
         uefi = shape.firmware == UEFI

@@ -41,7 +41,7 @@ _DESTROY = 120.0
 # the next domain (tools/xl/xl_vmcontrol.c), and `xl list` shows none meanwhile.
 _ABSENT_POLLS = 7
 # Seconds for xl to build the next domain. A domain must not be destroyed meanwhile: xl goes on to write its memory and CPUs to
-# xenstore, and nobody removes them (measured: /libxl/N and /local/domain/N stay).
+# xenstore, and these entries stay (measured: /libxl/N and /local/domain/N).
 _BUILDING = 30.0
 # Seconds without a domain of the guest's name until xl has given up: it sleeps two, and the next domain exists before its
 # bootloader runs.

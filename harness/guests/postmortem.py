@@ -96,7 +96,7 @@ def message_buffer(read: Callable[[int, int], bytes], symbol: Callable[[str], in
 
 
 def inspect(transport: Transport, domid: int, vcpus: int, kernel: Path | None, symbols: Sequence[Path] = ()) -> dict[str, str]:
-    """What a domain is doing, as texts: ``vcpus`` and ``messages``; a text says why if its part failed. Takes 10 s at most.
+    """Describe a domain in two texts, ``vcpus`` and ``messages``. A text says why if its part failed. Takes 10 s at most.
 
     ``kernel`` is the guest's kernel file, ``symbols`` see :func:`harness.images.debugfile.find`. The domain is paused by xenctx
     for some milliseconds and otherwise left alone. Never raises.

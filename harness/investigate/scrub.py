@@ -65,7 +65,7 @@ def of_this_machine(extra: Mapping[str, str]) -> Scrubber:
     names = [socket.gethostname()]
     with suppress(OSError, KeyError):
         names.append(getpass.getuser())
-    # "root" and "localhost" identify nobody, and logs contain them often.
+    # "root" and "localhost" identify no person, and logs contain them often.
     return Scrubber(
         {place: word for place, word in places.items() if len(place) > 1},
         tuple(n for n in names if n not in ("root", "localhost", "")),

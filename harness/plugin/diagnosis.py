@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""What a failed case shows of its guests: the backtrace with source lines, and what a silent guest was doing."""
+"""Diagnose the guests of a failed case: the backtrace with source lines, the state of a silent guest, and complaints."""
 
 from __future__ import annotations
 

@@ -283,7 +283,7 @@ echo $p > /run/stopped; kill -STOP $p
 
 
 def test_sshd_of_the_host_stopped(remote: Remote, suite: Path) -> None:
-    """The server process of the session is stopped for good: the kernel acknowledges data, but nobody answers."""
+    """The server process of the session is stopped for good: the kernel acknowledges data, but no process answers."""
     run = remote.start(suite, "-k", "fault", "--xen-host", "one", FXH_RUN_LEASE_WAIT="60")
     run.wait_for(remote.mark("running"))
     remote.dom0(_STOP_SESSION)

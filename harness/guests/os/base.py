@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""What a guest operating system supplies: the rest of the harness and all suites are the same for each."""
+"""The interface of a guest operating system. The rest of the harness and the suites are the same for every OS."""
 
 from __future__ import annotations
 
@@ -162,7 +162,7 @@ class GuestOS(ABC):
 
     @property
     def os_version(self) -> OSVersion:
-        """The version as ``needs(<name>=...)`` and known issues compare it; UNKNOWN for an OS whose versions nobody compares."""
+        """The version as ``needs(<name>=...)`` and known issues compare it; UNKNOWN for an OS whose versions are not compared."""
         return UNKNOWN
 
     @property

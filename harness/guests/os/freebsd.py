@@ -30,7 +30,7 @@ from harness.xen import vdev as vdevs
 # a panic prints its backtrace and does not wait long for somebody to look.
 _ARMED = {"debug.trace_on_panic": "1", "kern.panic_reboot_wait_time": "3"}
 
-# Software emulation translates code anew for each address it runs at (QEMU 7.2 keys translated blocks by virtual address),
+# Software emulation translates code again for each address at which it runs (QEMU 7.2 keys translated blocks by virtual address),
 # and address space randomisation gives each process its own: a boot made a million blocks instead of 180 000, and clearing
 # the guest's memory after its end took the whole machine for ten seconds. sys/kern/imgact_elf.c, CTLFLAG_RWTUN.
 # And under Xen FreeBSD does not use the x2APIC, but times 100,000 reads of the local APIC's memory at each boot (sys/x86/x86/
