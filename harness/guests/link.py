@@ -290,7 +290,6 @@ class Link:
 
 def digest_of(size: int, rounds: int = 1) -> str:
     """md5 of the ``size`` bytes that a peer in dom0 sends ``rounds`` times."""
-
     payload, digest = random.Random(SEED).randbytes(size), hashlib.md5(usedforsecurity=False)
     for _ in range(max(1, rounds)):
         digest.update(payload)
