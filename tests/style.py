@@ -23,7 +23,7 @@ LONGEST_IN_CODE = 40
 
 PHRASES = {
     r"\banew\b": "again",
-    r"\b(?:is|are|was|were) none\b": "say what is missing",
+    r"(?<!there )\b(?:is|are|was|were) none\b": "say what it is not",
     r"\bwhoever\b": "name who",
     r"\bmends?\b": "hint, fix",
     r"\bshall\b": "must, or the present tense",
@@ -34,7 +34,7 @@ PHRASES = {
     r"\bis no news\b": "is expected",
     r"\bfor people\b": "for the reader",
 }
-_PHRASES = {re.compile(pattern, re.IGNORECASE if pattern[0] == "\\" else 0): advice for pattern, advice in PHRASES.items()}
+_PHRASES = {re.compile(pattern, re.IGNORECASE if pattern.startswith(r"\b") else 0): advice for pattern, advice in PHRASES.items()}
 
 # Files that quote what others wrote, or list the phrases.
 _LEFT_OUT = ("docs/style.md", "tests/style.py", "CHANGELOG.md")

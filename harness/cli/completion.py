@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""fxh completion: TAB in bash, zsh and fish, by typer's own scripts, and the values that options can have."""
+"""fxh completion: typer's completion scripts for bash, zsh and fish, and the completions of option values."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ def register(app: typer.Typer) -> None:
     app.command()(completion)
 
 
-def completion(shell: Annotated[Shell, typer.Argument(help="The shell that will read the script.")]) -> None:
-    """Print the script that completes fxh's commands, options and values.
+def completion(shell: Annotated[Shell, typer.Argument(help="The shell that reads the script.")]) -> None:
+    """Print the shell script that completes commands, options and values of fxh.
 
     bash: fxh completion bash > ~/.local/share/bash-completion/completions/fxh
 
@@ -35,19 +35,19 @@ def completion(shell: Annotated[Shell, typer.Argument(help="The shell that will 
 
     fish: fxh completion fish > ~/.config/fish/completions/fxh.fish
 
-    The script calls fxh, which has to be in PATH.
+    The script calls fxh, which must be in PATH.
     """
     from typer.completion import get_completion_script  # type: ignore[attr-defined]
 
     script = get_completion_script(prog_name=PROGRAM, complete_var=VARIABLE, shell=shell.value)
     if shell is Shell.ZSH:
-        # An autoloaded file runs at the first TAB, and compdef in it takes effect at the second only.
+        # zsh runs an autoloaded file at the first TAB, and its compdef takes effect only at the second.
         script += f'\n[ "$funcstack[1]" != "_{PROGRAM}" ] || _{PROGRAM}_completion "$@"'
     print(script)
 
 
 def prepare() -> None:
-    """Let typer answer a shell that asks for completions."""
+    """Enable typer's completion if a completion script called fxh."""
     if VARIABLE in os.environ:
         from typer.completion import completion_init  # type: ignore[attr-defined]
 
@@ -55,7 +55,7 @@ def prepare() -> None:
 
 
 def listed(values: Callable[[], Iterable[str]]) -> Callable[[str], list[str]]:
-    """Completes the last word of a list that is separated by commas. A list that cannot be read has no values."""
+    """A completion of the last word of a list with commas. If ``values`` raises an error, there are no completions."""
 
     def complete(incomplete: str) -> list[str]:
         before, comma, last = incomplete.rpartition(",")
@@ -67,7 +67,7 @@ def listed(values: Callable[[], Iterable[str]]) -> Callable[[str], list[str]]:
 
 
 def one_of(*values: str) -> Callable[[str], list[str]]:
-    """As :func:`listed`, for values that are always the same."""
+    """As :func:`listed`, for constant values."""
     return listed(lambda: values)
 
 
@@ -75,6 +75,12 @@ def _suites() -> list[str]:
     from harness import paths
 
     return sorted(path.parent.name for path in (paths.project() / "suites").glob("*/__init__.py"))
+
+
+def _guests() -> list[str]:
+    from harness.guests import registry
+
+    return list(registry.GUESTS)
 
 
 def _xens() -> tuple[str, ...]:
@@ -102,4 +108,4 @@ def _hosts() -> list[str]:
     return ["lab", "local", *hosts, *sorted({f"tag:{tag}" for host in hosts.values() for tag in host.tags})]
 
 
-suites, xens, images, layouts, hosts = (listed(values) for values in (_suites, _xens, _images, _layouts, _hosts))
+suites, guests, xens, images, layouts, hosts = map(listed, (_suites, _guests, _xens, _images, _layouts, _hosts))

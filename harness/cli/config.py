@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""fxh config: what is configured, and where each value comes from."""
+"""fxh config: show the configuration and the source of each value."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from typing import Annotated
 
 import typer
 
-app = typer.Typer(no_args_is_help=True, help="What is configured.")
+app = typer.Typer(no_args_is_help=True, help="Show the configuration.")
 
 
 @app.command()
 def show(
-    prefix: Annotated[str, typer.Argument(help="Only keys that begin so (run, hosts.NAME).")] = "",
-    as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
+    prefix: Annotated[str, typer.Argument(help="Show only keys with this prefix (run, hosts.NAME).")] = "",
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Every value with its source: default, a file, the environment."""
+    """Show every value with its source: the default, a file, or the environment."""
     from harness.config import load
 
     loaded = load()
@@ -27,4 +27,4 @@ def show(
     for row in rows:
         value = list(row.value) if isinstance(row.value, tuple) else row.value
         print(f"{row.key:<28} = {json.dumps(value):<28} # {row.source}")
-    print("# looked at: " + ", ".join(f"{path}{'' if path.exists() else ' (not there)'}" for path in loaded.files))
+    print("# files: " + ", ".join(f"{path}{'' if path.exists() else ' (does not exist)'}" for path in loaded.files))

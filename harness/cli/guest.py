@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""fxh boot and fxh console: a guest by hand."""
+"""fxh boot and fxh console: boot a guest by hand, and attach to a console."""
 
 from __future__ import annotations
 
@@ -11,12 +11,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from harness.cli import completion
+from harness.cli.run_options import option
 from harness.errors import GuestDied, UsageError
 
 if TYPE_CHECKING:
     from harness.console.reader import ConsoleReader
     from harness.hosts.host import DirectHost
+
+
+_ONE_HOST = "Use this Xen host instead of a lab: a name of fxh.toml, user@host, local."
 
 
 def register(app: typer.Typer) -> None:
@@ -45,52 +48,29 @@ def _host(
 
 
 def boot(
-    kernel: Annotated[Path | None, typer.Option("--kernel", help="A FreeBSD kernel, instead of the disk's own.")] = None,
-    disk: Annotated[
-        Path | None, typer.Option("--disk", help="A FreeBSD disk image: raw or qcow2, perhaps in .xz; it is only read.")
-    ] = None,
-    image: Annotated[
-        str,
-        typer.Option("--image", help="An image of the store, or an exported one's directory.", autocompletion=completion.images),
-    ] = "",
-    bootloader: Annotated[
-        str,
-        typer.Option(
-            "--bootloader", help="pygrub: dom0 reads the kernel from the image's disk.", autocompletion=completion.one_of("pygrub")
-        ),
-    ] = "",
-    root: Annotated[
-        str, typer.Option("--root", help="The root device: xbd0p2, gpt/rootfs, zfs:POOL/DATASET (default: what the disk says).")
-    ] = "",
-    guest_type: Annotated[
-        str,
-        typer.Option(
-            "--type",
-            help="pv, pvh or hvm; pvshim: pv in the PV shim.",
-            autocompletion=completion.one_of("pv", "pvh", "hvm", "pvshim"),
-        ),
-    ] = "",
-    pvshim: Annotated[bool, typer.Option("--pvshim", help="The same as --type pvshim.")] = False,
-    firmware: Annotated[
-        str, typer.Option("--firmware", help="Of an HVM guest: bios or uefi.", autocompletion=completion.one_of("bios", "uefi"))
-    ] = "",
-    guest_memory: Annotated[int, typer.Option("--memory", help="MiB of the guest.")] = 0,
-    vcpus: Annotated[int, typer.Option("--vcpus", help="The guest's virtual CPUs.")] = 1,
-    var: Annotated[list[str] | None, typer.Option("--var", help="A kernel variable, NAME=VALUE; may be repeated.")] = None,
-    xen: Annotated[str, typer.Option("--xen", help="Xen version of the lab.", autocompletion=completion.xens)] = "",
-    xen_host: Annotated[
-        str, typer.Option("--xen-host", help="A real host instead: user@host, or local.", autocompletion=completion.hosts)
-    ] = "",
-    hypervisor: Annotated[Path | None, typer.Option("--hypervisor", help="The lab's hypervisor, of your own.")] = None,
-    lab: Annotated[str, typer.Option("--lab", help="A lab that is up already.")] = "",
-    lab_memory: Annotated[int, typer.Option("--lab-memory", help="MiB of the lab.")] = 0,
-    accel: Annotated[
-        str, typer.Option("--accel", help="auto, tcg or kvm.", autocompletion=completion.one_of("auto", "tcg", "kvm"))
-    ] = "auto",
+    kernel: Annotated[Path | None, option("kernel")] = None,
+    disk: Annotated[Path | None, option("disk")] = None,
+    image: Annotated[str, option("image")] = "",
+    bootloader: Annotated[str, option("bootloader")] = "",
+    root: Annotated[str, option("root")] = "",
+    guest_type: Annotated[str, option("type", "Boot this guest type: pv, pvh, hvm, pvshim (PV in the PV shim).")] = "",
+    pvshim: Annotated[bool, option("pvshim", "Boot PV in the PV shim; the same as --type pvshim.")] = False,
+    firmware: Annotated[str, option("firmware", "Start an HVM guest with this firmware: bios, uefi (default: bios).")] = "",
+    guest_memory: Annotated[
+        int, typer.Option("--memory", help="Give the guest this many MiB of memory (0: the default of its OS).")
+    ] = 0,
+    vcpus: Annotated[int, typer.Option("--vcpus", help="Give the guest this many virtual CPUs.")] = 1,
+    var: Annotated[list[str] | None, typer.Option("--var", help="Set a kernel variable, NAME=VALUE; may be repeated.")] = None,
+    xen: Annotated[str, option("xen", "Use a lab with this Xen version.")] = "",
+    xen_host: Annotated[str, option("xen_host", _ONE_HOST)] = "",
+    hypervisor: Annotated[Path | None, option("hypervisor")] = None,
+    lab: Annotated[str, typer.Option("--lab", help="Use this running lab.")] = "",
+    lab_memory: Annotated[int, option("lab_memory", "Give the lab this many MiB of memory (0: its default).")] = 0,
+    accel: Annotated[str, option("accel")] = "auto",
 ) -> None:
-    """Boot a guest and hand over its console: the control guest, or a FreeBSD by --image or --disk.
+    """Boot a guest and attach to its console: the control guest, or FreeBSD from --image or --disk.
 
-    Without a terminal it ends at the login prompt, or with exit code 1 when the guest dies.
+    Without a terminal the command ends at the login prompt, or with exit code 1 if the guest dies.
     """
     from harness.guests.configure import configure
     from harness.guests.guest import Guest
@@ -101,38 +81,39 @@ def boot(
     from harness.xen import firmware as firmwares
 
     if kernel is not None and disk is None and not image:
-        raise UsageError("--kernel without a disk", hint="add --disk FILE, the image with the root file system")
+        raise UsageError("--kernel without --disk", hint="add --disk FILE, the image with the root file system")
     if firmware:
         firmwares.check(firmware)
     variables = []
     for word in var or []:
         name, equals, value = word.partition("=")
         if not equals:
-            raise UsageError(f"--var {word!r}", hint="NAME=VALUE")
+            raise UsageError(f"--var {word}: no value", hint="use --var NAME=VALUE")
         variables.append((name, value))
     if image:
         from harness.images import image as images
 
         if kernel is not None or disk is not None:
             raise UsageError(
-                "--image brings its kernel and disks", hint="swap its kernel: fxh image build --kernel KERNEL --base IMAGE"
+                "--image with --kernel or --disk: an image has its own kernel and disks",
+                hint="replace the image's kernel: fxh image build --kernel KERNEL --base IMAGE",
             )
-        what = from_image(images.find(image), bootloader=bootloader, root=root)
+        guest_source = from_image(images.find(image), bootloader=bootloader, root=root)
     elif bootloader:
-        raise UsageError("--bootloader goes with --image")
+        raise UsageError(f"--bootloader {bootloader} without --image", hint="add --image IMAGE")
     elif kernel is not None and disk is not None:
-        what = from_files(kernel, disk, root=root)
+        guest_source = from_files(kernel, disk, root=root)
     elif disk is not None:
         from harness.images import diskread
 
         read = diskread.take(disk, root)
         diskread.tell(read)
         diskread.check_types(read, [guest_type] if guest_type else [])
-        what = from_image(read)
+        guest_source = from_image(read)
     else:
-        what = from_directory(factory.control(factory.LabSpec(xen or recipe.DEFAULT_XEN)))
+        guest_source = from_directory(factory.control(factory.LabSpec(xen or recipe.DEFAULT_XEN)))
     shape = Shape(
-        "pvshim" if pvshim else guest_type or ("hvm" if firmware else what.profile.types[0]), guest_memory, vcpus=vcpus, variables=tuple(variables), on_poweroff="destroy",
+        "pvshim" if pvshim else guest_type or ("hvm" if firmware else guest_source.profile.types[0]), guest_memory, vcpus=vcpus, variables=tuple(variables), on_poweroff="destroy",
         on_reboot="restart", firmware=firmware,
     )  # fmt: skip
     host = _host(xen, xen_host, lab, lab_memory, accel, hypervisor)
@@ -141,7 +122,11 @@ def boot(
             facts = host.facts
             print(f"host: Xen {facts.xen}, {facts.dom0}{', ' if facts.note else ''}{facts.note}", file=sys.stderr)
             guest = Guest(
-                host, what.profile, configure(host, what, shape, host.domain_name(what.label)), Path(scratch), kernel=what.kernel
+                host,
+                guest_source.profile,
+                configure(host, guest_source, shape, host.domain_name(guest_source.label)),
+                Path(scratch),
+                kernel=guest_source.kernel,
             )
             try:
                 guest.create()
@@ -156,7 +141,7 @@ def boot(
 
 
 def _hand_over(reader: ConsoleReader, unpaused: float) -> None:
-    """Show the console: to a person until Ctrl-], else until login or death."""
+    """Attach the terminal until Ctrl-]; without a terminal print the console until login or death."""
     from harness.cli.terminal import attach
     from harness.console.text import decode, plain
 
@@ -182,7 +167,7 @@ def _hand_over(reader: ConsoleReader, unpaused: float) -> None:
 
 
 class ReaderStream:
-    """A console's log as a stream for the terminal: the reader goes on reading, logging and watching."""
+    """The console log of a reader as a stream. The reader itself continues to read, log and watch."""
 
     def __init__(self, reader: ConsoleReader) -> None:
         self._reader, self._position = reader, 0
@@ -204,25 +189,23 @@ class ReaderStream:
         self._reader.write(data)
 
     def close(self) -> None:
-        """The reader goes on."""
+        """Do nothing: the reader belongs to the guest."""
 
 
 def console(
-    domain: Annotated[str, typer.Argument(help="Name or domid.")],
-    lab: Annotated[str, typer.Option("--lab", help="The lab it runs in.")] = "default",
-    xen_host: Annotated[
-        str, typer.Option("--xen-host", help="A real host instead: user@host, or local.", autocompletion=completion.hosts)
-    ] = "",
-    serial: Annotated[bool, typer.Option("--serial", help="The serial port of an HVM guest.")] = False,
+    domain: Annotated[str, typer.Argument(help="Domain name or domid.")],
+    lab: Annotated[str, typer.Option("--lab", help="Use a domain of this lab.")] = "default",
+    xen_host: Annotated[str, option("xen_host", _ONE_HOST)] = "",
+    serial: Annotated[bool, typer.Option("--serial", help="Attach to the serial port of an HVM guest.")] = False,
 ) -> None:
-    """Attach to the console of a domain. Ctrl-] ends it; the domain lives on."""
+    """Attach to the console of a domain. Ctrl-] detaches; the domain continues to run."""
     from harness.cli.terminal import attach
 
     host = _host("", xen_host, "" if xen_host else lab)
     try:
         if host.toolstack.find(int(domain) if domain.isdigit() else domain) is None:
             names = ", ".join(row.name for row in host.toolstack.domains())
-            raise UsageError(f"no domain {domain} on {host.facts.name}", hint=f"there are: {names}")
+            raise UsageError(f"no domain {domain} on {host.facts.name}", hint=f"running domains: {names}")
         attach(host.toolstack.console(domain, serial=serial))
     finally:
         host.close()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""fxh hosts, fxh doctor, fxh clean: the hosts that there are, whether they are well, and what was left on them."""
+"""fxh hosts, fxh doctor and fxh clean: show, check and clean up the Xen hosts."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ if TYPE_CHECKING:
     from harness.config import HostConfig
     from harness.hosts.doctor import Check
 
-Json = Annotated[bool, typer.Option("--json", help="As JSON.")]
-# Hosts asked at the same time.
-_AT_ONCE = 16
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+# Number of hosts that are queried in parallel.
+_PARALLEL = 16
 
 
 def register(app: typer.Typer) -> None:
@@ -30,22 +30,22 @@ def register(app: typer.Typer) -> None:
     app.command()(clean)
 
 
-def _chosen(words: str) -> tuple[HostConfig, ...]:
-    """Raises UsageError for hosts that are not known, and where none is configured."""
+def _selected(words: str) -> tuple[HostConfig, ...]:
+    """The hosts ``words``, or all of fxh.toml. Raises UsageError for an unknown host, a lab, and if there is no host."""
     from harness.config import load
     from harness.hosts import pool
 
     known = load().config.hosts
     found = pool.select_hosts(words, known) if words else tuple(known.values())
     if any(host.address == pool.LAB for host in found):
-        raise UsageError("labs have no leases: each worker has its own", hint="fxh lab list shows them")
+        raise UsageError("a lab has no leases, because each worker has its own", hint="`fxh lab list` shows the labs")
     if not found:
-        raise UsageError("no hosts are configured", hint="name one, or write [hosts.NAME] into fxh.toml (docs/hosts.md)")
+        raise UsageError("no hosts are configured", hint="name a host, or add [hosts.NAME] to fxh.toml (see docs/hosts.md)")
     return found
 
 
 def _survey(config: HostConfig, clean: bool = False) -> dict[str, Any]:
-    """One host's answer, or ``error``."""
+    """The survey of one host (see harness.hosts.lease.survey), or its ``error`` and ``hint``."""
     from harness.hosts import connect, lease
 
     try:
@@ -58,17 +58,17 @@ def _survey(config: HostConfig, clean: bool = False) -> dict[str, Any]:
         return {"error": exc.message, "hint": exc.hint}
 
 
-def _all(configs: tuple[HostConfig, ...], ask: Callable[[HostConfig], Any]) -> list[tuple[HostConfig, Any]]:
-    with ThreadPoolExecutor(_AT_ONCE) as executor:
+def _query(configs: tuple[HostConfig, ...], ask: Callable[[HostConfig], Any]) -> list[tuple[HostConfig, Any]]:
+    with ThreadPoolExecutor(_PARALLEL) as executor:
         return list(zip(configs, executor.map(ask, configs), strict=True))
 
 
 def hosts(
-    names: Annotated[str, typer.Argument(help="Hosts by commas: names, tag:TAG, addresses (default: all of fxh.toml).")] = "",
+    names: Annotated[str, typer.Argument(help="Hosts, by commas: names, tag:TAG, addresses (default: all of fxh.toml).")] = "",
     as_json: Json = False,
 ) -> None:
-    """The hosts: what they have to give, who has leased how much since when, and who waits. Exit code 4 when one does not answer."""
-    found = _all(_chosen(names), _survey)
+    """Show the capacity, leases and waiting runs of each host. Exit code 4 if a host does not answer."""
+    found = _query(_selected(names), _survey)
     if as_json:
         print(json.dumps({config.name or config.address: answer for config, answer in found}, indent=1))
     else:
@@ -83,7 +83,7 @@ def _lines(config: HostConfig, answer: dict[str, Any]) -> list[str]:
     name = config.name or config.address
     tags = f"  [{' '.join(config.tags)}]" if config.tags else ""
     if "error" in answer:
-        return [f"{name:<16} does not serve: {answer['error']}{tags}"]
+        return [f"{name:<16} no answer: {answer['error']}{tags}"]
     limit, held = answer["capacity"], [row for row in answer["leases"] if row.get("state") == "held"]
     used = {what: sum(row[what] for row in held) for what in ("memory", "vcpus", "disk")}
     lines = [
@@ -98,7 +98,7 @@ def _lines(config: HostConfig, answer: dict[str, Any]) -> list[str]:
             f"run {row['run']}  {row.get('what', '')}".rstrip()
         )
     for run, things in answer["orphans"].items():
-        lines.append(f"  nobody owns run {run}: {', '.join(things) or 'its lease'}; fxh clean {name}")
+        lines.append(f"  run {run} has no owner: {', '.join(things) or 'its lease'}; fxh clean {name}")
     return lines
 
 
@@ -108,21 +108,21 @@ def _age(seconds: float) -> str:
 
 
 def doctor(
-    host: Annotated[str, typer.Argument(help="Hosts by commas, or lab (default: lab, and all hosts of fxh.toml).")] = "",
+    host: Annotated[str, typer.Argument(help="Hosts, by commas, or lab (default: lab and all hosts of fxh.toml).")] = "",
     as_json: Json = False,
-    start: Annotated[bool, typer.Option("--start/--no-start", help="Start the lab and look into its dom0, too.")] = True,
+    start: Annotated[bool, typer.Option("--start/--no-start", help="Start a lab and check its dom0 too.")] = True,
 ) -> None:
-    """Check every link of the chain, each with its hint. Exit code 4 when one is broken, 0 for warnings alone."""
+    """Check that hosts and labs can run suites, with a hint for each problem. Exit code 4 for an error, 0 for warnings."""
     from harness.config import load
 
     known = load().config.hosts
     words = [word.strip() for word in (host or ",".join(["lab", *known])).split(",")]
     found: dict[str, list[Check]] = {}
     if "lab" in words:
-        found["lab"] = _lab(start)
+        found["lab"] = _check_lab(start)
         words = [word for word in words if word != "lab"]
     if words:
-        for config, checks in _all(_chosen(",".join(words)), _examine):
+        for config, checks in _query(_selected(",".join(words)), _examine):
             found[config.name or config.address] = list(checks)
     if as_json:
         print(json.dumps({name: [asdict(check) for check in checks] for name, checks in found.items()}, indent=1))
@@ -140,16 +140,16 @@ def _examine(config: HostConfig) -> tuple[Check, ...]:
     return host_doctor.examine(config, lambda: connect.transport(config))
 
 
-def _lab(start: bool) -> list[Check]:
-    """This machine as a lab's; where all is ready, a lab is started and its dom0 looked at like any host's."""
+def _check_lab(start: bool) -> list[Check]:
+    """Check this machine; if it is ready and ``start`` is set, start a lab and check its dom0 like any host."""
     from harness.config import HostConfig
     from harness.hosts import doctor as host_doctor
     from harness.hosts.doctor import FAIL, OK, Check
     from harness.lab import doctor as lab_doctor
     from harness.lab import factory
 
-    wish = factory.LabSpec()
-    checks = list(lab_doctor.examine(wish))
+    spec = factory.LabSpec()
+    checks = list(lab_doctor.examine(spec))
     ready = any(check.name == "checkpoint" and check.status == OK for check in checks)
     if not start or not ready or any(check.status == FAIL for check in checks):
         return checks
@@ -157,11 +157,11 @@ def _lab(start: bool) -> list[Check]:
 
     begun = time.monotonic()
     try:
-        with factory.make(wish) as lab:
+        with factory.make(spec) as lab:
             lab.up()
             checks.append(Check("lab start", OK, f"dom0 answered after {time.monotonic() - begun:.2f} s"))
             inside = host_doctor.examine(HostConfig("lab"), lambda: LabTransport(lab))
-            # Its clock is that of the moment when the checkpoint was made.
+            # The clock still has the time of the checkpoint.
             return checks + [check for check in inside if check.name != "clock"]
     except HarnessError as exc:
         return [*checks, Check("lab start", FAIL, exc.message, exc.hint)]
@@ -176,10 +176,12 @@ def _table(name: str, checks: list[Check]) -> None:
 
 
 def clean(
-    host: Annotated[str, typer.Argument(help="Hosts by commas (default: this machine's labs, and all hosts of fxh.toml).")] = "",
-    yes: Annotated[bool, typer.Option("--yes", help="Remove it; without, it is only listed.")] = False,
+    host: Annotated[
+        str, typer.Argument(help="Hosts, by commas (default: the labs of this machine and all hosts of fxh.toml).")
+    ] = "",
+    yes: Annotated[bool, typer.Option("--yes", help="Remove the leftovers instead of listing them.")] = False,
 ) -> None:
-    """Find what killed runs left behind: ours by name and run, with no living owner. Removes it with --yes."""
+    """List the domains, files and leases of killed runs; with --yes remove them."""
     from harness.config import load
     from harness.lab import registry
 
@@ -187,12 +189,12 @@ def clean(
     if not host:
         stale = [name for name in registry.names() if registry.state(name) == "stale"]
         for name in stale:
-            print(f"this machine: lab {name}, its owner is dead")
+            print(f"this machine: lab {name} has no owner")
         something = bool(stale)
         if yes:
             registry.sweep()
     if host or load().config.hosts:
-        for config, answer in _all(_chosen(host), lambda config: _survey(config, clean=yes)):
+        for config, answer in _query(_selected(host), lambda config: _survey(config, clean=yes)):
             name = config.name or config.address
             if "error" in answer:
                 print(f"{name}: {answer['error']}", file=sys.stderr)
@@ -203,15 +205,15 @@ def clean(
                     print(f"{name}: run {run}: {thing}")
                     something = True
             for path in answer["files"]:
-                print(f"{name}: file not used for long: {path}")
+                print(f"{name}: unused file: {path}")
                 something = True
             for run, things in answer.get("left", {}).items():
-                print(f"{name}: run {run}: could not be removed: {', '.join(things)}", file=sys.stderr)
+                print(f"{name}: run {run}: cannot be removed: {', '.join(things)}", file=sys.stderr)
                 failed = True
     if not something:
         print("nothing was left behind")
     elif not yes:
-        print("nothing was removed: --yes does it")
+        print("nothing was removed: add --yes")
     else:
         print("removed")
     if failed:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""fxh image: FreeBSD images, from what people have, in the layouts that the suites need."""
+"""fxh image: build FreeBSD images from sources, sets or disks, in the layouts that the suites need, and manage them."""
 
 from __future__ import annotations
 
@@ -16,34 +16,43 @@ import typer
 from harness.cli import completion
 from harness.errors import InfrastructureError, UsageError
 
-app = typer.Typer(no_args_is_help=True, help="FreeBSD images: build, list, show, verify, export, sets, rm, gc.")
+app = typer.Typer(no_args_is_help=True, help="Build and manage FreeBSD images.")
 
 
 @app.command()
 def build(
-    name: Annotated[str, typer.Argument(help="A recipe, or the name of the image to be.")] = "",
-    src: Annotated[str, typer.Option("--src", help="A FreeBSD source tree, such as /usr/src.")] = "",
-    dist: Annotated[str, typer.Option("--dist", help="Release sets: URL or directory with MANIFEST, base.txz, kernel.txz.")] = "",
-    destdir: Annotated[str, typer.Option("--destdir", help="A world installed with -DNO_ROOT (its METALOG in it).")] = "",
-    disk: Annotated[str, typer.Option("--disk", help="A disk image: raw, qcow2, or one of them in .xz.")] = "",
-    kernel: Annotated[str, typer.Option("--kernel", help="A kernel file.")] = "",
-    base: Annotated[str, typer.Option("--base", help="An image whose kernel is swapped.", autocompletion=completion.images)] = "",
-    kernconf: Annotated[str, typer.Option("--kernconf", help="XENA, XENB, XENREL, one of the tree's, or a file.")] = "",
+    name: Annotated[str, typer.Argument(help="A recipe, or the name of the new image.")] = "",
+    src: Annotated[str, typer.Option("--src", help="Build from this FreeBSD source tree, such as /usr/src.")] = "",
+    dist: Annotated[
+        str, typer.Option("--dist", help="Install release sets from this URL or directory with MANIFEST, base.txz, kernel.txz.")
+    ] = "",
+    destdir: Annotated[str, typer.Option("--destdir", help="Copy this world, installed with -DNO_ROOT (it has a METALOG).")] = "",
+    disk: Annotated[str, typer.Option("--disk", help="Import this disk image: raw or qcow2, also in .xz.")] = "",
+    kernel: Annotated[str, typer.Option("--kernel", help="Use this kernel file.")] = "",
+    base: Annotated[str, typer.Option("--base", help="Replace the kernel of this image.", autocompletion=completion.images)] = "",
+    kernconf: Annotated[
+        str, typer.Option("--kernconf", help="Build this kernel configuration: XENA, XENB, XENREL, one of the tree, or a file.")
+    ] = "",
     world: Annotated[
         str,
         typer.Option(
             "--world",
-            help="small (what the suites need), zfs (small with ZFS) or full.",
+            help="Install this world: small (as the suites need), zfs (small with ZFS), full.",
             autocompletion=completion.one_of("small", "zfs", "full"),
         ),
     ] = "",
-    layout: Annotated[str, typer.Option("--layout", help="See `fxh image layouts`.", autocompletion=completion.layouts)] = "",
-    size: Annotated[int, typer.Option("--size", help="MiB of the root file system.")] = 0,
-    bsize: Annotated[int, typer.Option("--bsize", help="Bytes of a UFS block: 8192 to 65536.")] = 0,
-    root: Annotated[str, typer.Option("--root", help="With --disk: the root device, such as xbd0p3.")] = "",
-    jobs: Annotated[int, typer.Option("-j", "--jobs", help="Compilers side by side (default: all CPUs).")] = 0,
+    layout: Annotated[
+        str,
+        typer.Option(
+            "--layout", help="Arrange the disk in this layout (see `fxh image layouts`).", autocompletion=completion.layouts
+        ),
+    ] = "",
+    size: Annotated[int, typer.Option("--size", help="Make the root file system this many MiB large.")] = 0,
+    bsize: Annotated[int, typer.Option("--bsize", help="Use UFS blocks of this many bytes: 8192 to 65536.")] = 0,
+    root: Annotated[str, typer.Option("--root", help="Use this root device of --disk, such as xbd0p3.")] = "",
+    jobs: Annotated[int, typer.Option("-j", "--jobs", help="Run this many compilers in parallel (default: one per CPU).")] = 0,
 ) -> None:
-    """Build an image, or take it from the store when nothing has changed."""
+    """Build an image, unless the store has it with the same inputs."""
     from harness.images import diskread, recipe, recipes
 
     options = {
@@ -61,7 +70,7 @@ def build(
 
 @app.command()
 def layouts() -> None:
-    """The layouts an image can have."""
+    """List the layouts of images."""
     from harness.images import layout
 
     for name, about in layout.available().items():
@@ -69,8 +78,8 @@ def layouts() -> None:
 
 
 @app.command("list")
-def list_(as_json: Annotated[bool, typer.Option("--json", help="For scripts.")] = False) -> None:
-    """The images in the store, and what else takes room there."""
+def list_(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
+    """List the images and the other entries of the store."""
     from harness.images import image, store
 
     known: dict[str, list[str]] = {}
@@ -94,7 +103,7 @@ def list_(as_json: Annotated[bool, typer.Option("--json", help="For scripts.")] 
 
 @app.command()
 def show(name: Annotated[str, typer.Argument(help="Name or key.")]) -> None:
-    """One image: its disks, and every input with its hash and where it came from."""
+    """Show an image: its disks, and each input with its hash and origin."""
     from harness.images import image
 
     found = image.find(name)
@@ -117,9 +126,9 @@ def show(name: Annotated[str, typer.Argument(help="Name or key.")]) -> None:
 
 @app.command()
 def verify(
-    names: Annotated[list[str] | None, typer.Argument(help="Images (default: all, and all else in the store).")] = None,
+    names: Annotated[list[str] | None, typer.Argument(help="Images (default: all entries of the store).")] = None,
 ) -> None:
-    """Read everything and compare it with what was made."""
+    """Compare the files of the store with their recorded hashes."""
     from harness.images import image, store
 
     chosen = [("images", image.find(name).entry) for name in names] if names else store.entries()
@@ -129,20 +138,20 @@ def verify(
         print(f"{kind} {entry.key}: {'damaged: ' + ', '.join(damaged[:5]) if damaged else 'good'}")
         bad += bool(damaged)
     if bad:
-        raise InfrastructureError(f"{bad} damaged in the store", hint="build again: what is damaged is made anew")
+        raise InfrastructureError(f"{bad} damaged entries in the store", hint="build them again: fxh image build")
 
 
 @app.command()
 def export(
     name: Annotated[str, typer.Argument(help="Name or key.")],
-    directory: Annotated[Path, typer.Argument(help="Where disks, kernel and manifest go.")],
+    directory: Annotated[Path, typer.Argument(help="Write disks, kernel and manifest into this directory.")],
 ) -> None:
-    """Copy an image's files, holes kept: for xl or QEMU by hand, or as `--image DIRECTORY` on another machine."""
+    """Export the files of an image, for xl or QEMU, or for `--image DIRECTORY` on another machine."""
     from harness.images import image, loader_conf_slot
 
     found = image.find(name)
     if directory.exists() and any(directory.iterdir()):
-        raise UsageError(f"{directory} is not empty", hint="give a new directory")
+        raise UsageError(f"{directory} is not empty", hint="use a new directory")
     directory.mkdir(parents=True, exist_ok=True)
     for path in sorted(p for p in found.entry.directory.iterdir() if p.is_file() and p.name != ".used"):
         if path.suffix == ".img":
@@ -157,11 +166,11 @@ def export(
 
 @app.command()
 def sets(
-    name: Annotated[str, typer.Argument(help="Name or key of an image that was built.")],
-    directory: Annotated[Path, typer.Argument(help="The mirror's top: the sets go to releases/<machine>/<release> below it.")],
-    release: Annotated[str, typer.Option("--as", help="The release's name (default: the kernel's, such as 15.1-RELEASE).")] = "",
+    name: Annotated[str, typer.Argument(help="Name or key of an image built from sources or sets.")],
+    directory: Annotated[Path, typer.Argument(help="Write into this mirror, below releases/<machine>/<release>.")],
+    release: Annotated[str, typer.Option("--as", help="Name the release so (default: as the kernel, such as 15.1-RELEASE).")] = "",
 ) -> None:
-    """Write an image's world and kernel as release sets: MANIFEST, base.txz, kernel.txz, in a mirror's layout."""
+    """Write the world and kernel of an image as release sets into a mirror: MANIFEST, base.txz, kernel.txz."""
     from harness.images import image
     from harness.images import sets as writing
 
@@ -174,7 +183,7 @@ def sets(
 
 @app.command()
 def rm(names: Annotated[list[str], typer.Argument(help="Names or keys.")]) -> None:
-    """Remove images. What they were made from stays until `gc`."""
+    """Remove images. Their inputs stay until `gc`."""
     from harness.images import image, store
 
     known = image.names()
@@ -193,9 +202,9 @@ def rm(names: Annotated[list[str], typer.Argument(help="Names or keys.")]) -> No
 
 @app.command()
 def gc(
-    size: Annotated[int, typer.Option("--size", help="MiB that may stay.")] = 0,
-    age: Annotated[float, typer.Option("--age", help="Days without use after which something goes.")] = 0,
-    dry: Annotated[bool, typer.Option("--dry-run", help="Only say what would go.")] = False,
+    size: Annotated[int, typer.Option("--size", help="Keep at most this many MiB.")] = 0,
+    age: Annotated[float, typer.Option("--age", help="Remove entries that were not used for this many days.")] = 0,
+    dry: Annotated[bool, typer.Option("--dry-run", help="Print the entries and remove nothing.")] = False,
 ) -> None:
     """Remove what was not used for long, or the longest unused until the rest is small enough."""
     from harness.images import store

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""fxh blame, bisect, repro: a failure run again, elsewhere or with something swapped."""
+"""fxh blame, bisect and repro: rerun a failure with other inputs, or on another machine."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ import typer
 
 from harness.cli.run_lookup import Reports, pick_case, reports, run_directory
 from harness.errors import ExitCode, UsageError
-from harness.results.model import FAILED, KNOWN, PASSED, CaseResult, RunResult
 
 if TYPE_CHECKING:
     from harness.investigate.bisection import State
     from harness.investigate.blame import Side, Trial
+    from harness.results.model import CaseResult, RunResult
     from harness.results.where import Where
 
-# Options of ``fxh run`` that choose what is tested: by a path, and by a name.
+# Options of `fxh run` that choose an input by path, and by name.
 _FILES, _NAMES = ("kernel", "disk", "control", "hypervisor", "dom0-kernel"), ("image", "xen")
 
-repro = typer.Typer(no_args_is_help=True, help="A failure as one archive, and such an archive run.")
+repro = typer.Typer(no_args_is_help=True, help="Export a failure as an archive, and rerun such an archive.")
 
-Case = Annotated[str, typer.Argument(help="A case, or a part of its name.")]
-CellOption = Annotated[str, typer.Option("--cell", help="The cell, or a part of it.")]
-RunOption = Annotated[str, typer.Option("--run", help="The run in which it failed.")]
+Case = Annotated[str, typer.Argument(help="The name of a case, or a part of it.")]
+CellOption = Annotated[str, typer.Option("--cell", help="The name of the cell, or a part of it.")]
+RunOption = Annotated[str, typer.Option("--run", help="The run with the failure.")]
 
 
 def register(app: typer.Typer) -> None:
@@ -37,19 +37,24 @@ def blame(
     case: Case,
     cell: CellOption = "",
     run: RunOption = "latest",
-    good: Annotated[str, typer.Option("--good", help="The run it passed in (default: the last one).")] = "",
-    swap: Annotated[list[str] | None, typer.Option("--swap", help="NAME=VALUE: take this option as the good one.")] = None,
-    other_xen: Annotated[str, typer.Option("--other-xen", help="Try these Xens, too (by commas).")] = "",
-    tries: Annotated[int, typer.Option("--tries", help="How often each is run.")] = 1,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be run.")] = False,
+    good: Annotated[
+        str, typer.Option("--good", help="Compare with this run, in which the case passed (default: the last one).")
+    ] = "",
+    swap: Annotated[
+        list[str] | None, typer.Option("--swap", help="Swap this option for the given value, NAME=VALUE; may be repeated.")
+    ] = None,
+    other_xen: Annotated[str, typer.Option("--other-xen", help="Also try these Xen versions, by commas.")] = "",
+    tries: Annotated[int, typer.Option("--tries", help="Run each trial this many times.")] = 1,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the trials and run nothing.")] = False,
     where: Reports = None,
 ) -> None:
-    """Whose fault is it? Run the failed case again with one input swapped at a time for the one it passed with."""
+    """Find the input that causes a failure: rerun the case with one input at a time swapped for its last good value."""
     from contextlib import ExitStack
 
     from harness import paths
     from harness.investigate import blame as blaming
     from harness.investigate.rerun import checkout, rerun
+    from harness.results.model import PASSED
 
     home = reports(where)
     failed_run, failed = _failed(home, run, case, cell)
@@ -81,38 +86,45 @@ def blame(
 def bisect(
     case: Case,
     builds: Annotated[
-        list[str] | None, typer.Argument(help="Kernels or images, oldest first: the first good, the last bad.")
+        list[str] | None,
+        typer.Argument(help="Kernels or images, oldest first; the case passes with the first and fails with the last."),
     ] = None,
     option: Annotated[
-        str, typer.Option("--input", help="The option of fxh run that takes a build: kernel, disk, image, control.")
+        str, typer.Option("--input", help="Pass the builds to this option of fxh run: kernel, disk, image, control.")
     ] = "kernel",
-    source: Annotated[Path | None, typer.Option("--source", help="Or: a git checkout, with --good, --bad and --build.")] = None,
-    good: Annotated[str, typer.Option("--good", help="A commit in which it passed.")] = "",
-    bad: Annotated[str, typer.Option("--bad", help="A commit in which it fails.")] = "",
-    build: Annotated[str, typer.Option("--build", help="Builds the checked-out commit and leaves it at $FXH_OUT.")] = "",
-    need: Annotated[int, typer.Option("--need", help="So many failures make a build bad ...")] = 1,
-    of: Annotated[int, typer.Option("--of", help="... of at most so many tries.")] = 1,
-    confirm: Annotated[int, typer.Option("--confirm", help="Failures, and passes before, that name a culprit.")] = 3,
-    restart: Annotated[bool, typer.Option("--restart", help="Forget what was tried before.")] = False,
+    source: Annotated[
+        Path | None, typer.Option("--source", help="Bisect this git checkout instead, with --good, --bad and --build.")
+    ] = None,
+    good: Annotated[str, typer.Option("--good", help="A commit with which the case passes.")] = "",
+    bad: Annotated[str, typer.Option("--bad", help="A commit with which the case fails.")] = "",
+    build: Annotated[
+        str, typer.Option("--build", help="Build the checked-out commit with this command, which writes $FXH_OUT.")
+    ] = "",
+    need: Annotated[int, typer.Option("--need", help="Call a build bad after this many failures ...")] = 1,
+    of: Annotated[int, typer.Option("--of", help="... in at most this many tries.")] = 1,
+    confirm: Annotated[
+        int, typer.Option("--confirm", help="Require this many failures of the culprit and passes of the build before it.")
+    ] = 3,
+    restart: Annotated[bool, typer.Option("--restart", help="Discard earlier answers.")] = False,
     cell: CellOption = "",
     run: RunOption = "latest",
     where: Reports = None,
 ) -> None:
-    """Which build brought the failure in? Each answer is kept: the same command goes on where it was stopped."""
+    """Find the build that introduced a failure. Answers are saved: the same command continues an interrupted bisection."""
     from harness.investigate import bisect_state, bisection
     from harness.investigate.builds import Builds, CommitBuilds, FileBuilds, NamedBuilds
     from harness.investigate.rerun import rerun
 
     if not 1 <= need <= of or confirm < 1:
-        raise UsageError(f"--need {need} --of {of} --confirm {confirm}", hint="--need of 1 to --of, --confirm of 1 or more")
+        raise UsageError(f"--need {need} --of {of} --confirm {confirm}", hint="use 1 <= --need <= --of and --confirm >= 1")
     if option not in (*_FILES, *_NAMES):
-        raise UsageError(f"--input {option}", hint=f"one of {', '.join((*_FILES, *_NAMES))}")
+        raise UsageError(f"--input {option}: invalid value", hint=f"valid values: {', '.join((*_FILES, *_NAMES))}")
     home = reports(where)
     failed_run, failed = _failed(home, run, case, cell)
     chosen: Builds
     if source is not None:
         if not (good and bad and build):
-            raise UsageError("--source needs --good, --bad and --build")
+            raise UsageError("--source without --good, --bad or --build", hint="add --good COMMIT --bad COMMIT --build COMMAND")
         chosen = CommitBuilds(source.absolute(), good, bad, build, home / "bisect" / "builds")
     elif option in _NAMES:
         chosen = NamedBuilds(builds or [])
@@ -125,7 +137,7 @@ def bisect(
             typer.echo(f"{chosen.names[step.which]}: {step.why} ...", err=True)
             value = chosen.option(step.which)
             if value is None:
-                outcome, reason = "skipped", "the build is broken"
+                outcome, reason = "skipped", "the build failed"
             else:
                 answer = rerun(failed, failed_run.options | {option: value}, cell=failed.cell, reports=home / "bisect")
                 outcome, reason = ("skipped" if answer.refused else answer.outcome), _first(answer.reason)
@@ -144,10 +156,10 @@ def export(
     case: Case,
     cell: CellOption = "",
     run: RunOption = "latest",
-    out: Annotated[Path | None, typer.Option("-o", "--out", help="The archive (default: CASE.tar.gz here).")] = None,
+    out: Annotated[Path | None, typer.Option("-o", "--out", help="Write this archive (default: CASE.tar.gz).")] = None,
     where: Reports = None,
 ) -> None:
-    """Put a failure into one archive: what it was, logs, how to get each input, the kernel. Paths and secrets are taken out."""
+    """Export a failure as an archive: the case, its logs, its kernel, and where to get each input, without local paths and secrets."""
     from harness.investigate import bundle
     from harness.investigate.scrub import of_this_machine
 
@@ -163,17 +175,18 @@ def export(
 
 @repro.command("run")
 def run_bundle(
-    archive: Annotated[Path, typer.Argument(help="What `fxh repro export` wrote.")],
-    kernel: Annotated[Path | None, typer.Option("--kernel", help="The kernel, when it is not in the archive.")] = None,
-    disk: Annotated[Path | None, typer.Option("--disk", help="The disk image.")] = None,
-    anyway: Annotated[bool, typer.Option("--anyway", help="Take files that are not the bundle's.")] = False,
+    archive: Annotated[Path, typer.Argument(help="An archive written by `fxh repro export`.")],
+    kernel: Annotated[Path | None, typer.Option("--kernel", help="Use this kernel if the archive has none.")] = None,
+    disk: Annotated[Path | None, typer.Option("--disk", help="Use this disk image.")] = None,
+    anyway: Annotated[bool, typer.Option("--anyway", help="Accept files that differ from those of the archive.")] = False,
     where: Reports = None,
 ) -> None:
-    """Run a bundle's case here. Exit code: 1 it failed here, too, 0 it passed, 4 nothing was learned."""
+    """Run the case of an archive on this machine. Exit codes: 0 it passes, 1 it fails, 4 it has no verdict."""
     import tempfile
 
     from harness.investigate import bundle
     from harness.investigate.rerun import rerun
+    from harness.results.model import FAILED, PASSED
 
     given = {name: path for name, path in (("kernel", kernel), ("disk", disk)) if path is not None}
     with tempfile.TemporaryDirectory(prefix="fxh-repro-") as directory:
@@ -182,10 +195,10 @@ def run_bundle(
         typer.echo(f"{found.title or found.case}, in {found.cell}; there it {found.outcome}: {_first(found.reason)}", err=True)
         answer = rerun(found.result(), options, cell=found.cell, reports=reports(where) / "repro")
     if answer.outcome not in (PASSED, FAILED):
-        typer.echo(f"Nothing was learned: {_first(answer.reason)}")
+        typer.echo(f"No verdict: {_first(answer.reason)}")
         raise typer.Exit(ExitCode.INFRASTRUCTURE)
     if answer.outcome == PASSED:
-        typer.echo("Not reproduced: it passes here.")
+        typer.echo("Not reproduced: the case passes here.")
         raise typer.Exit(ExitCode.OK)
     same = answer.identity == found.identity
     how = f"the same way ({answer.identity or _first(answer.reason)})" if same else f"otherwise: {_first(answer.reason)}"
@@ -197,13 +210,13 @@ def _failed(home: Path, run: str, case: str, cell: str) -> tuple[RunResult, Case
     from dataclasses import replace
 
     from harness.report.command import options_for_cell
-    from harness.results.model import read_run
+    from harness.results.model import FAILED, KNOWN, read_run
 
     found = read_run(run_directory(home, run))
     picked = pick_case(found, case, cell)
     if picked.outcome not in (FAILED, KNOWN):
         raise UsageError(
-            f"{picked.key} in {picked.cell} {picked.outcome} in run {found.run}", hint="say the --run in which it failed"
+            f"{picked.key} in {picked.cell} {picked.outcome} in run {found.run}", hint="add --run RUN, a run in which it failed"
         )
     return replace(found, options=options_for_cell(found.options_of(picked), picked.where)), picked
 
@@ -216,12 +229,13 @@ def _side(run: RunResult, cell: Where, inputs: dict[str, str]) -> Side:
 
 
 def _good_side(home: Path, run: RunResult, case: CaseResult, good: str, swaps: list[str], bad: Side) -> Side | None:
-    """The last run in which the case passed (or the one named), as far as its files are still what they were."""
+    """The last run in which the case passed, or the run ``good``, with its changed files marked; None without such a run."""
     from dataclasses import replace
 
     from harness.history.store import FILE, History
     from harness.investigate.blame import Side
     from harness.report.command import options_for_cell
+    from harness.results.model import PASSED, RunResult
 
     store = History(home / FILE)
     rows = [row for row in store.results(case=case.key) if row.seen.cell == case.cell and row.seen.outcome == PASSED]
@@ -234,18 +248,21 @@ def _good_side(home: Path, run: RunResult, case: CaseResult, good: str, swaps: l
             options = options_for_cell(past.options, case.where)
             old = RunResult(past.run, past.started, inputs=past.inputs, options=options)
             gone = _gone(options, inputs)
-            # An image's name stays when it is built anew.
+            # A rebuilt image keeps its name.
             image = inputs.get("image", "")
             if image != case.inputs.get("image", "") and options.get("image", "") == bad.options.get("image"):
-                gone["image"] = f"{image} was built anew since"
+                gone["image"] = f"{image} has been rebuilt since"
             side = replace(_side(old, case.where, inputs), gone=gone)
-            typer.echo(f"it passed last in {past.run}", err=True)
+            typer.echo(f"last pass: run {past.run}", err=True)
     elif good:
-        raise UsageError(f"{case.key} did not pass in {case.cell} in a run {good!r}")
+        raise UsageError(f"{case.key} did not pass in {case.cell} in a run {good!r}", hint="`fxh history CASE` lists its runs")
     for word in swaps:
         name, mark, value = word.partition("=")
         if not mark or name not in (*_FILES, *_NAMES, "root"):
-            raise UsageError(f"--swap {word}", hint="kernel=FILE, disk=FILE, control=DIRECTORY, hypervisor=FILE, dom0-kernel=FILE")
+            raise UsageError(
+                f"--swap {word}: invalid value",
+                hint="use kernel=FILE, disk=FILE, control=DIRECTORY, hypervisor=FILE, dom0-kernel=FILE",
+            )
         base = side or Side(bad.options, bad.where, bad.harness)
         gone = {key: why for key, why in base.gone.items() if key != name}
         side = replace(base, options=dict(base.options) | {name: value}, gone=gone)
@@ -253,7 +270,7 @@ def _good_side(home: Path, run: RunResult, case: CaseResult, good: str, swaps: l
 
 
 def _gone(options: dict[str, str], inputs: dict[str, str]) -> dict[str, str]:
-    """Options whose file is not, or no longer, what it was in that run."""
+    """The file options whose file no longer exists or has changed since that run, with the reason."""
     from harness.digest import file_sha256
 
     found = {}
@@ -263,9 +280,9 @@ def _gone(options: dict[str, str], inputs: dict[str, str]) -> dict[str, str]:
             path = Path(options[name]) / below if below else Path(options[name])
             _, mark, wanted = inputs.get(key, "").partition("sha256:")
             if not path.is_file():
-                found[name] = f"{path} is gone"
+                found[name] = f"{path} no longer exists"
             elif mark and file_sha256(path) != wanted:
-                found[name] = f"{path} was replaced since"
+                found[name] = f"{path} has changed since"
     return found
 
 
@@ -279,10 +296,11 @@ def _changes(trial: Trial, bad: Side) -> str:
 
 def _summary(state: State) -> None:
     from harness.investigate.bisection import tried
+    from harness.results.model import FAILED, PASSED
 
     for which in sorted(tried(state)):
         tally = ", ".join(f"{state.count(which, word)} {word}" for word in (PASSED, FAILED, "skipped") if state.count(which, word))
-        typer.echo(f"  {state.names[which]}: {tally or 'nothing learned'}")
+        typer.echo(f"  {state.names[which]}: {tally or 'no verdict'}")
 
 
 def _first(text: str) -> str:

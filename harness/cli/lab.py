@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""fxh lab: a Xen host inside QEMU, by hand."""
+"""fxh lab: build, start and control labs, Xen hosts inside QEMU."""
 
 from __future__ import annotations
 
@@ -19,19 +19,24 @@ if TYPE_CHECKING:
     from harness.lab.factory import LabSpec
     from harness.lab.lab import Lab
 
-app = typer.Typer(no_args_is_help=True, help="A Xen host inside QEMU.")
+app = typer.Typer(no_args_is_help=True, help="Manage labs: Xen hosts inside QEMU.")
 
-Xen = Annotated[str, typer.Option("--xen", help="Xen version (a recipe of images/dom0).", autocompletion=completion.xens)]
-Hypervisor = Annotated[Path | None, typer.Option("--hypervisor", help="A hypervisor of your own (xen.gz or ELF).")]
-Dom0Kernel = Annotated[Path | None, typer.Option("--dom0-kernel", help="A dom0 kernel of your own (vmlinuz).")]
-Memory = Annotated[int, typer.Option("--memory", help="MiB of the whole machine; dom0 takes 768.")]
-Cpus = Annotated[int, typer.Option("--cpus", help="Virtual CPUs.")]
-Accel = Annotated[str, typer.Option("--accel", help="auto, tcg or kvm.", autocompletion=completion.one_of("auto", "tcg", "kvm"))]
-Binary = Annotated[str, typer.Option("--qemu", help="QEMU's binary.")]
-Name = Annotated[str, typer.Argument(help="The lab's name.")]
+Xen = Annotated[str, typer.Option("--xen", help="Use this Xen version (a recipe of images/dom0).", autocompletion=completion.xens)]
+Hypervisor = Annotated[Path | None, typer.Option("--hypervisor", help="Boot this hypervisor (xen.gz or ELF).")]
+Dom0Kernel = Annotated[Path | None, typer.Option("--dom0-kernel", help="Boot dom0 with this kernel (vmlinuz).")]
+Memory = Annotated[int, typer.Option("--memory", help="Give the lab this many MiB of memory, 768 of them for dom0.")]
+Cpus = Annotated[int, typer.Option("--cpus", help="Give the lab this many virtual CPUs.")]
+Accel = Annotated[
+    str,
+    typer.Option(
+        "--accel", help="Run QEMU with this accelerator: auto, tcg, kvm.", autocompletion=completion.one_of("auto", "tcg", "kvm")
+    ),
+]
+Binary = Annotated[str, typer.Option("--qemu", help="Run this QEMU binary.")]
+Name = Annotated[str, typer.Argument(help="The name of the lab.")]
 
 
-def _wish(
+def _lab_spec(
     xen: str, hypervisor: Path | None, dom0_kernel: Path | None, memory: int = 0, cpus: int = 1, accel: str = "auto",
     binary: str = "qemu-system-x86_64",
 ) -> LabSpec:  # fmt: skip
@@ -57,19 +62,19 @@ def _attach(name: str) -> Lab:
 
 @app.command()
 def build(xen: Xen = "", hypervisor: Hypervisor = None, dom0_kernel: Dom0Kernel = None) -> None:
-    """Build a lab's parts from Debian packages, or find them in the store."""
+    """Build a lab from Debian packages, unless the store has it."""
     from harness.lab import factory
 
     begun = time.monotonic()
-    image = factory.image(_wish(xen, hypervisor, dom0_kernel))
+    image = factory.image(_lab_spec(xen, hypervisor, dom0_kernel))
     print(f"{image.directory}: Xen {image.manifest['xen']}, {image.size >> 20} MiB, {time.monotonic() - begun:.1f} s")
 
 
 @app.command()
 def up(
-    name: Annotated[str, typer.Argument(help="A name for the lab.")] = "default",
+    name: Annotated[str, typer.Argument(help="The name of the lab.")] = "default",
     xen: Xen = "",
-    keep: Annotated[bool, typer.Option("--keep", help="Return at once; the lab runs on until `fxh lab down`.")] = False,
+    keep: Annotated[bool, typer.Option("--keep", help="Return when the lab is up; the lab runs until `fxh lab down`.")] = False,
     hypervisor: Hypervisor = None,
     dom0_kernel: Dom0Kernel = None,
     memory: Memory = 0,
@@ -77,11 +82,11 @@ def up(
     accel: Accel = "auto",
     binary: Binary = "qemu-system-x86_64",
 ) -> None:
-    """Start a lab: from its "ready" checkpoint, which the first start makes."""
+    """Start a lab from its checkpoint "ready". The first start creates this checkpoint."""
     from harness.lab import factory
 
     begun = time.monotonic()
-    lab = factory.make(_wish(xen, hypervisor, dom0_kernel, memory, cpus, accel, binary), name=name, keep=keep)
+    lab = factory.make(_lab_spec(xen, hypervisor, dom0_kernel, memory, cpus, accel, binary), name=name, keep=keep)
     with lab:
         lab.up()
         print(f"lab {lab.name} is up after {time.monotonic() - begun:.2f} s: ssh on 127.0.0.1 port {lab.machine.ssh_port}")
@@ -89,29 +94,29 @@ def up(
         if keep:
             print(f"  fxh lab ssh {lab.name}    fxh lab down {lab.name}")
             return
-        print("  it ends with this command (Ctrl-C); with --keep it would run on", flush=True)
+        print("  Ctrl-C stops it; with --keep it keeps running", flush=True)
         while not lab.dead:
             time.sleep(0.5)
-        lab.ssh  # noqa: B018 - raises, and says why
+        lab.ssh  # noqa: B018 - raises the reason of the death
 
 
 @app.command()
 def down(name: Name = "default") -> None:
-    """Stop a lab. Its logs stay; what dom0 wrote to its disk does not (make a checkpoint first)."""
+    """Stop a lab. Its logs stay; changes to dom0's disk are lost unless a checkpoint has them."""
     from harness.lab import control
 
     control.down(name)
 
 
 @app.command("list")
-def list_(as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False) -> None:
-    """All labs, and what killed ones left behind (which is removed)."""
+def list_(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
+    """List the labs and checkpoints, and remove labs whose owner was killed."""
     import json
 
     from harness.lab import control, registry
 
     for gone in registry.sweep():
-        print(f"removed {gone}: its owner is dead", file=sys.stderr)
+        print(f"removed {gone}: it has no owner", file=sys.stderr)
     rows = control.rows()
     if as_json:
         print(json.dumps([row.as_dict() for row in rows], indent=1))
@@ -119,21 +124,21 @@ def list_(as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = Fa
     for row in rows:
         print(row.line())
     if not rows:
-        print("no labs; `fxh lab up --keep` starts one")
+        print("no labs; start one with `fxh lab up --keep`")
     for line in control.checkpoints():
         print(line)
 
 
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
 def ssh(ctx: typer.Context, name: Name = "default") -> None:
-    """A shell in a lab's dom0, or a command there: fxh lab ssh NAME xl list."""
+    """Open a shell in dom0 of a lab, or run a command there: fxh lab ssh NAME xl list."""
     from harness.lab import registry
 
     record = registry.read(name)
     if record is None or registry.state(name) != "up":
-        raise UsageError(f"no lab {name} is up", hint="`fxh lab list` shows the labs")
+        raise UsageError(f"lab {name} is not up", hint="`fxh lab list` shows the labs")
     if not shutil.which("ssh"):
-        raise UsageError("there is no ssh on this machine", hint="install openssh-client")
+        raise UsageError("no program ssh on this machine", hint="install openssh-client")
     where = registry.directory(name)
     argv = ["ssh", "-i", str(where / "id_ed25519"), "-o", f"UserKnownHostsFile={where / 'known_hosts'}", "-o", "LogLevel=ERROR"]
     argv += ["-o", "IdentitiesOnly=yes", "-o", "StrictHostKeyChecking=yes", "-p", str(record.ssh_port), "root@127.0.0.1"]
@@ -143,18 +148,18 @@ def ssh(ctx: typer.Context, name: Name = "default") -> None:
 
 @app.command()
 def console(name: Name = "default") -> None:
-    """Xen's and dom0's own console (the machine's serial port). Ctrl-] ends it."""
+    """Attach to the console of Xen and dom0, the serial port of the machine. Ctrl-] detaches."""
     from harness.cli.terminal import attach_socket
     from harness.lab import registry
 
     if registry.state(name) != "up":
-        raise UsageError(f"no lab {name} is up", hint="`fxh lab list` shows the labs")
+        raise UsageError(f"lab {name} is not up", hint="`fxh lab list` shows the labs")
     attach_socket(registry.sockets(name) / "com1")
 
 
 @app.command()
 def logs(name: Name = "default") -> None:
-    """What Xen and dom0 printed on the lab's serial port, and QEMU on its stderr."""
+    """Print the logs of a lab: the serial port of Xen and dom0, and the messages of QEMU."""
     from harness.console.text import decode, plain
     from harness.lab import registry
 
@@ -176,7 +181,7 @@ def rm(name: Name = "default") -> None:
 
 
 @app.command()
-def prune(days: Annotated[float, typer.Option("--days", help="What was used since is kept.")] = 14) -> None:
+def prune(days: Annotated[float, typer.Option("--days", help="Remove what was not used for this many days.")] = 14) -> None:
     """Remove images and checkpoints from the store that no lab has used for long."""
     from harness.lab import prune as pruning
 
@@ -188,9 +193,10 @@ def prune(days: Annotated[float, typer.Option("--days", help="What was used sinc
 
 @app.command()
 def checkpoint(
-    name: Annotated[str, typer.Argument(help="The lab.")], checkpoint: Annotated[str, typer.Argument(help="A name for it.")]
+    name: Annotated[str, typer.Argument(help="The name of the lab.")],
+    checkpoint: Annotated[str, typer.Argument(help="The name of the new checkpoint.")],
 ) -> None:
-    """Keep the whole machine as it is now, guests and all, under a name; it runs on."""
+    """Save the state of a lab with all its guests as a checkpoint. The lab continues to run."""
     begun = time.monotonic()
     lab = _attach(name)
     made = lab.checkpoint(checkpoint, "made by hand")
@@ -200,41 +206,41 @@ def checkpoint(
 
 @app.command()
 def restore(
-    name: Annotated[str, typer.Argument(help="The lab.")],
-    checkpoint: Annotated[str, typer.Argument(help="What to go back to.")] = "ready",
+    name: Annotated[str, typer.Argument(help="The name of the lab.")],
+    checkpoint: Annotated[str, typer.Argument(help="The name of the checkpoint.")] = "ready",
 ) -> None:
-    """Put a lab back to a checkpoint."""
+    """Restore a lab from a checkpoint."""
     begun = time.monotonic()
     lab = _attach(name)
     made = lab.find(checkpoint)
     if made is None:
         raise UsageError(
-            f"no checkpoint {checkpoint!r} of this lab for {lab.qemu.label}", hint="`fxh lab list` shows which there are"
+            f"no checkpoint {checkpoint!r} of this lab for {lab.qemu.label}", hint="`fxh lab list` shows the checkpoints"
         )
     lab.restore(made)
     lab.release()
-    print(f"lab {name} is back at {made.directory.name}: {time.monotonic() - begun:.2f} s")
+    print(f"lab {name} is restored from {made.directory.name}: {time.monotonic() - begun:.2f} s")
 
 
 @app.command("export")
 def export(
-    file: Annotated[Path, typer.Argument(help="The archive to write.")],
+    file: Annotated[Path, typer.Argument(help="Write this archive.")],
     xen: Xen = "",
     hypervisor: Hypervisor = None,
     dom0_kernel: Dom0Kernel = None,
 ) -> None:
-    """Write a built lab to a file, for a machine that has QEMU but no Debian tools."""
+    """Export a lab as an archive, for a machine with QEMU but without Debian tools."""
     from harness.lab import archive, factory
 
-    wish = _wish(xen, hypervisor, dom0_kernel)
-    factory.control(wish)
-    size = archive.export(factory.image(wish), file)
+    spec = _lab_spec(xen, hypervisor, dom0_kernel)
+    factory.control(spec)
+    size = archive.export(factory.image(spec), file)
     print(f"{file}: {size >> 20} MiB; there: fxh lab import {file.name}")
 
 
 @app.command("import")
-def import_(file: Annotated[Path, typer.Argument(help="An archive made by fxh lab export.")]) -> None:
-    """Take a lab from a file into the store. Its checkpoint is made at its first start: it belongs to this QEMU."""
+def import_(file: Annotated[Path, typer.Argument(help="An archive written by `fxh lab export`.")]) -> None:
+    """Import a lab from an archive into the store. Its first start creates the checkpoint, because that depends on QEMU."""
     from harness.lab import archive
 
     image = archive.import_(file)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""The command ``fxh``. Each verb group has a file of its own; what is heavy is imported by the verb that needs it."""
+"""The command ``fxh``. Each group of commands has a module. Commands import heavy modules themselves, to keep --help fast."""
 
 from __future__ import annotations
 
@@ -36,9 +36,9 @@ from harness.errors import ExitCode, HarnessError
 app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
-    rich_markup_mode=None,  # Rich takes half of the time of `fxh --help`.
+    rich_markup_mode=None,  # Rich takes half of the run time of `fxh --help`.
     pretty_exceptions_enable=False,
-    help="Boot FreeBSD under Xen, read its console, say what regressed.",
+    help="Boot FreeBSD under Xen, read its console, and report regressions.",
 )
 app.add_typer(lab.app, name="lab")
 app.add_typer(image.app, name="image")
@@ -66,7 +66,9 @@ def _version(wanted: bool) -> None:
 @app.callback()
 def _options(
     verbose: Annotated[bool, typer.Option("-v", "--verbose", help="Log each command on a host, with its time.")] = False,
-    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True)] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
 ) -> None:
     logging.basicConfig(
         level=logging.DEBUG if verbose else logging.INFO, format="%(asctime)s %(name)s %(message)s", datefmt="%H:%M:%S"
@@ -76,7 +78,7 @@ def _options(
 
 
 def complain(error: HarnessError) -> int:
-    """Print an error as a person wants to read it; returns the exit code."""
+    """Print an error with its hint. Returns its exit code."""
     print(f"fxh: {error.message}", file=sys.stderr)
     if error.hint:
         print(f"     {error.hint}", file=sys.stderr)
@@ -85,16 +87,16 @@ def complain(error: HarnessError) -> int:
 
 @contextlib.contextmanager
 def _interruptible() -> Iterator[None]:
-    """End every command as Ctrl-C does on SIGTERM (a CI that gives up) and SIGHUP (a terminal that closes): once.
+    """Turn the first SIGTERM (from CI) or SIGHUP (from a closed terminal) into a KeyboardInterrupt.
 
-    Otherwise Python ends at once, and the guests, labs and compilers that the command started go on.
+    By default these signals end Python at once, and the guests, labs and compilers of the command continue to run.
     """
 
     def interrupt(number: int, frame: object) -> None:
         signal.signal(number, signal.SIG_DFL)
         raise KeyboardInterrupt
 
-    # A signal that is ignored stays ignored, as SIGHUP under nohup.
+    # An ignored signal stays ignored, such as SIGHUP under nohup.
     ours = [number for number in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(number) is signal.SIG_DFL]
     for number in ours:
         signal.signal(number, interrupt)
@@ -106,7 +108,7 @@ def _interruptible() -> Iterator[None]:
 
 
 def main() -> None:
-    """Entry point: every way out has an exit code that can be trusted (see harness.errors.ExitCode)."""
+    """Run fxh and exit with a code of harness.errors.ExitCode, also after an exception."""
     completion.prepare()
     try:
         with _interruptible():
@@ -119,12 +121,12 @@ def main() -> None:
     except typer.Exit as exc:
         code = exc.exit_code
     except Exception as exc:
-        if hasattr(exc, "format_message"):  # click's own: a wrong option or argument
+        if hasattr(exc, "format_message"):  # an error of click: an invalid option or argument
             print(f"fxh: {exc.format_message()}", file=sys.stderr)
             code = ExitCode.USAGE
         else:
             traceback.print_exc()
-            print("fxh: this is a bug of the harness; please report it with the lines above", file=sys.stderr)
+            print("fxh: this is a bug in the harness; please report it with the lines above", file=sys.stderr)
             code = ExitCode.HARNESS
     sys.stdout.flush()
     raise SystemExit(code if isinstance(code, int) else ExitCode.OK)

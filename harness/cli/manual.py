@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""fxh man: the manual page fxh(1), made from the commands themselves."""
+"""fxh man: the manual page fxh(1), generated from the commands."""
 
 from __future__ import annotations
 
@@ -18,39 +18,39 @@ from harness import __version__
 from harness.errors import ExitCode
 
 _EXIT = {
-    ExitCode.OK: "All judged cases passed, or the command did what it was asked for.",
-    ExitCode.PRODUCT: "The product failed: a case failed, or a guest died.",
-    ExitCode.USAGE: "Wrong usage: an option, a file, a configuration.",
-    ExitCode.HARNESS: "A bug of the harness.",
-    ExitCode.INFRASTRUCTURE: "Infrastructure failed: nothing was learned of some case.",
+    ExitCode.OK: "Success: all judged cases passed.",
+    ExitCode.PRODUCT: "Product failure: a case failed, or a guest died.",
+    ExitCode.USAGE: "Usage error: an invalid option, file or configuration.",
+    ExitCode.HARNESS: "Harness error: a bug in the harness.",
+    ExitCode.INFRASTRUCTURE: "Infrastructure failure: some cases have no verdict.",
     ExitCode.NOTHING_SELECTED: "No case was selected.",
     ExitCode.INTERRUPTED: "Interrupted.",
 }
 _ENVIRONMENT = {
     "FXH_STORE": "The directory of labs, images and checkpoints. Default: ~/.cache/freebsd-xen-harness.",
     "FXH_RUNTIME": "The directory of running labs' sockets. Its path must be short. Default: fxh-UID in the temporary directory.",
-    "FXH_CONFIG": "A configuration file to read instead of the ones below.",
-    "FXH_PROJECT": "A checkout whose suites and images are used. fxh.toml and reports/ are there, too.",
-    "FXH_SECTION_KEY": "A setting of the configuration file: FXH_RUN_WORKERS=2 is workers = 2 in [run].",
+    "FXH_CONFIG": "The configuration file, instead of those below.",
+    "FXH_PROJECT": "The checkout to use, with its suites, images, fxh.toml and reports/.",
+    "FXH_SECTION_KEY": "A setting of the configuration file: FXH_RUN_WORKERS=2 sets workers = 2 in [run].",
     "FXH_MAIL_PASSWORD": "The password for the mail server.",
     "FXH_MIRROR": "The mirror of release sets, in the directory layout of download.freebsd.org.",
-    "FXH_RELEASE": "The release sets that --with-release takes, by URL or directory.",
-    "FXH_MAKEFS": "The makefs for images whose world brings none.",
-    "FXH_FUZZ_SEED": "The seed of the pygrub fuzz, from a run's fuzz.json, to repeat it.",
+    "FXH_RELEASE": "The URL or directory of the release sets for --with-release.",
+    "FXH_MAKEFS": "The makefs program for images whose world has none.",
+    "FXH_FUZZ_SEED": "The seed of the pygrub fuzz test. Take it from fuzz.json of a run to repeat that run.",
 }
 _FILES = {
     "~/.config/freebsd-xen-harness/fxh.toml": "The user's configuration.",
     "fxh.toml": "The project's configuration: in the checkout, or in the current directory for an installed copy.",
-    "reports/": "Runs, and the history of all runs. In the same directory as fxh.toml; --reports names another.",
+    "reports/": "The runs and their history, in the directory of fxh.toml; --reports names another.",
     "docs/": "The documentation: in the checkout, or in harness/_data of the installed package.",
 }
 _EXAMPLES = {
     "fxh run boot": "Run the boot suite on the control guest in a lab.",
-    "fxh run boot --disk FreeBSD-14.2-RELEASE-amd64-ufs.raw.xz": "Run it on a FreeBSD disk image.",
+    "fxh run boot --disk FreeBSD-14.2-RELEASE-amd64-ufs.raw.xz": "Run the boot suite on a FreeBSD disk image.",
     "fxh image build mine --src /usr/src": "Build an image from a source tree.",
-    "fxh run --image mine --guest freebsd,control -n 2": "Run all suites on it and on the control guest, in two labs.",
-    "fxh report": "Show the verdict on the latest run, and where its page and its mail are.",
-    "fxh repro export CASE": "Put a failure into an archive for somebody else.",
+    "fxh run --image mine --guest freebsd,control -n 2": "Run all suites on this image and on the control guest, in two labs.",
+    "fxh report": "Show the verdict on the latest run and the path of its page.",
+    "fxh repro export CASE": "Export a failure as an archive.",
 }
 
 
@@ -73,7 +73,7 @@ def man(context: typer.Context) -> None:
 
 
 def page(root: Any, context: Any) -> str:
-    """The source of the page, in man(7). ``root`` is the command ``fxh``, ``context`` the class of its contexts."""
+    """The source of the page, in man(7) macros. ``root`` is the command ``fxh``, ``context`` the class of its contexts."""
     top = context(root, info_name="fxh")
     lines = [
         f'.TH FXH 1 "" "fxh {__version__}" "User Commands"',
@@ -103,7 +103,7 @@ def page(root: Any, context: Any) -> str:
 
 
 def _commands(group: Any, above: Any, context: Any) -> Iterator[str]:
-    """A section for each command, groups followed by their own commands."""
+    """A section for each command; the commands of a group follow it."""
     for name, command in group.commands.items():
         if command.hidden:
             continue
@@ -118,9 +118,9 @@ def _commands(group: Any, above: Any, context: Any) -> Iterator[str]:
 
 def _parameters(command: Any, here: Any) -> Iterator[str]:
     records = [parameter.get_help_record(here) for parameter in command.get_params(here)]
-    # --help of each command says no more than that of fxh.
+    # The page lists --help only once, for fxh.
     shown = [record for record in records if record and (record[0] != "--help" or here.parent is None)]
-    # suites... <list[str]>
+    # "suites... <list[str]>" becomes "suites..."
     yield from _tagged((re.sub(r"\s+(<list\[\w+\]>)?", " ", name).strip(), text) for name, text in shown)
 
 
@@ -138,7 +138,7 @@ def _paragraphs(text: str) -> Iterator[str]:
 
 
 def _text(text: str) -> str:
-    """``text`` so that roff prints it as it stands."""
+    """``text`` with escapes, so that roff prints it unchanged."""
     escaped = text.replace("\\", "\\e").replace("-", "\\-").replace('"', "\\(dq").replace("`", "\\(ga")
     escaped = "".join(char if char.isascii() else f"\\[u{ord(char):04X}]" for char in escaped)
     return f"\\&{escaped}" if escaped.startswith((".", "'")) else escaped

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""fxh list and fxh check: what would run where, and whether the suites' own bookkeeping is in order. Nothing is booted."""
+"""fxh list and fxh check: list the cases of the suites, and check their known issues. Both boot nothing."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from harness import paths
-from harness.cli import completion, run_lookup
+from harness.cli import completion, run_lookup, run_options
+from harness.cli.run_options import Given
 from harness.errors import ExitCode, HarnessError, UsageError
 
 if TYPE_CHECKING:
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Entry:
-    """One case in one cell. ``skip`` is why it would be skipped, ``issue`` the known issue it is expected to show."""
+    """One case in one cell. ``skip`` is the reason for a skip, ``issue`` the known issue that covers the case."""
 
     suite: str
     case: str
@@ -40,7 +41,7 @@ class Entry:
 
 @dataclass(eq=False)
 class Collector:
-    """A pytest plugin that keeps what was collected."""
+    """A pytest plugin that records the collected cases."""
 
     issues: tuple[known.KnownIssue, ...]
     entries: list[Entry] = field(default_factory=list)
@@ -67,32 +68,30 @@ class Collector:
             self.entries.append(Entry(suite, case, cell, title(item), skip, issue.line if issue else ""))
 
 
-def collect(options: list[str]) -> tuple[list[Entry], tuple[known.KnownIssue, ...]]:
-    """All cases of the suites in the cells that ``options`` ask for. Raises UsageError, HarnessError."""
+def collect(given: Given, *, every_cell: bool = False) -> tuple[list[Entry], tuple[known.KnownIssue, ...]]:
+    """All cases of the suites in the cells of the run options ``given``, or in all possible cells, and the known issues.
+
+    Raises UsageError for invalid options, HarnessError if a suite cannot be collected.
+    """
     import pytest
 
     from harness.plugin import known
+    from harness.plugin.options import Invocation
 
     suites = paths.project() / "suites"
     issues = known.load(suites)
     collector = Collector(issues)
     with tempfile.TemporaryDirectory() as scratch:
-        run = Path(scratch) / "runs" / "list"
-        argv = [
-            str(suites),
-            *run_lookup.pytest_root(paths.project(), paths.project()),
-            "--collect-only",
-            "-q",
-            "-p",
-            "no:cacheprovider",
-        ]
-        said = io.StringIO()
-        with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
-            status = pytest.main([*argv, "--reports", scratch, "--fxh-run", str(run), *options], plugins=[collector])
+        root = run_lookup.pytest_root(paths.project(), paths.project())
+        argv = [str(suites), *root, "--collect-only", "-q", "-p", "no:cacheprovider"]
+        invocation = Invocation(given | {"reports": scratch}, Path(scratch) / "runs" / "list", every_cell=every_cell)
+        output = io.StringIO()
+        with contextlib.redirect_stdout(output), contextlib.redirect_stderr(output):
+            status = pytest.main(argv, plugins=[collector, invocation])
     if status == pytest.ExitCode.USAGE_ERROR:
-        raise UsageError(said.getvalue().strip().removeprefix("ERROR: "))
+        raise UsageError(output.getvalue().strip().removeprefix("ERROR: "))
     if status == pytest.ExitCode.INTERNAL_ERROR:
-        raise HarnessError(f"pytest stopped while it collected the suites:\n{said.getvalue()[-2000:]}")
+        raise HarnessError(f"pytest failed while it collected the suites:\n{output.getvalue()[-2000:]}")
     if collector.errors:
         raise HarnessError("the suites cannot be collected:\n" + "\n".join(collector.errors))
     return collector.entries, issues
@@ -103,51 +102,21 @@ def register(app: typer.Typer) -> None:
     app.command()(check)
 
 
+@run_options.takes("guest", "type", "firmware", "xen", "kernel", "disk", "image", "root")
 def list_(
+    *,
     suites: Annotated[
-        list[str] | None, typer.Argument(help="Suites by name (default: all).", autocompletion=completion.suites)
+        list[str] | None, typer.Argument(help="Suites by name (default: all suites).", autocompletion=completion.suites)
     ] = None,
-    guest: Annotated[
-        str, typer.Option("--guest", help="control, freebsd (by commas).", autocompletion=completion.one_of("control", "freebsd"))
-    ] = "",
-    guest_type: Annotated[
-        str,
-        typer.Option("--type", help="pv, pvh, hvm (by commas).", autocompletion=completion.one_of("pv", "pvh", "hvm", "pvshim")),
-    ] = "",
-    firmware: Annotated[
-        str,
-        typer.Option(
-            "--firmware", help="Firmwares of HVM guests: bios, uefi (by commas).", autocompletion=completion.one_of("bios", "uefi")
-        ),
-    ] = "",
-    xen: Annotated[str, typer.Option("--xen", help="Xen versions of the lab (by commas).", autocompletion=completion.xens)] = "",
-    kernel: Annotated[Path | None, typer.Option("--kernel", help="A FreeBSD kernel, instead of the disk's own.")] = None,
-    disk: Annotated[
-        Path | None, typer.Option("--disk", help="A FreeBSD disk image: raw or qcow2, perhaps in .xz; it is only read.")
-    ] = None,
-    image: Annotated[
-        str,
-        typer.Option(
-            "--image", help="A FreeBSD image of the store, or an exported one's directory.", autocompletion=completion.images
-        ),
-    ] = "",
-    root: Annotated[str, typer.Option("--root", help="The root device, where a disk has more than one.")] = "",
-    everywhere: Annotated[bool, typer.Option("--all", help="All guests and types that there could be.")] = False,
-    cases: Annotated[bool, typer.Option("--cases", help="Each case with why it is skipped or known to fail.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
+    given: Given,
+    everywhere: Annotated[bool, typer.Option("--all", help="List all possible guests and guest types.")] = False,
+    cases: Annotated[bool, typer.Option("--cases", help="List each case, with the reason for a skip and its known issue.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """What would run: suites by cells, with what is skipped and why, and known issues. Boots nothing."""
-    if disk is not None and kernel is None and not image:
-        run_lookup.disk(disk, root)
-    options = ["--fxh-everywhere"] if everywhere else []
-    asked = {
-        "guest": guest, "type": guest_type, "firmware": firmware, "xen": xen, "kernel": kernel, "disk": disk, "image": image,
-        "root": root,
-    }  # fmt: skip
-    for name, value in asked.items():
-        if value:
-            options += [f"--{name}", str(value.absolute() if isinstance(value, Path) else value)]
-    found, _ = collect(options)
+    """List the cases by suite and cell, with skips and known issues; boot nothing."""
+    if "disk" in given and not given.keys() & {"kernel", "image"}:
+        run_lookup.disk(given["disk"], given.get("root", ""))
+    found, _ = collect(given, every_cell=everywhere)
     found = [entry for entry in found if not suites or entry.suite in suites]
     if not found:
         raise typer.Exit(ExitCode.NOTHING_SELECTED)
@@ -162,7 +131,7 @@ def list_(
 
 
 def table(entries: list[Entry], *, cases: bool = False) -> list[str]:
-    """A line for each suite and cell; below it, with ``cases``, each case."""
+    """One line per suite and cell, and below it one per case if ``cases``."""
     width = max(len(str(entry.cell)) for entry in entries)
     lines = []
     for suite, cell in sorted({(entry.suite, entry.cell) for entry in entries}, key=str):
@@ -179,12 +148,11 @@ def table(entries: list[Entry], *, cases: bool = False) -> list[str]:
 
 
 def check() -> None:
-    """The suites' bookkeeping: every known issue fits a case and is not past its date, and the matrix in docs/suites.md is that of
-    the recorded runs. Exit code 1 if not."""
+    """Check that each known issue fits a case and is not due for review, and that the matrix in docs/suites.md is up to date."""
     from harness.cli import tested
     from harness.plugin import known
 
-    entries, issues = collect(["--fxh-everywhere"])
+    entries, issues = collect({}, every_cell=True)
     stale = known.stale(issues, [(entry.case, entry.cell) for entry in entries], datetime.datetime.now(datetime.UTC).date())
     wrong = [*(f"{known.FILE}: {line}" for line in stale), *tested.stale()]
     for line in wrong:

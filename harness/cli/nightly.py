@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""fxh nightly: update, build, run, report, prune; unattended."""
+"""fxh nightly: update, build, run, report and prune, unattended."""
 
 from __future__ import annotations
 
@@ -16,12 +16,14 @@ def register(app: typer.Typer) -> None:
 
 
 def nightly(
-    reports: Annotated[Path | None, typer.Option("--reports", help="Where results go (default: reports/).")] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the steps' commands and do nothing.")] = False,
+    reports: Annotated[
+        Path | None, typer.Option("--reports", help="Write results into this directory (default: reports/).")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the commands of the steps and run nothing.")] = False,
 ) -> None:
-    """A night as fxh.toml says in its table nightly. A JSON line a step; what fails besides the product is mailed as infrastructure.
+    """Run the steps of [nightly] in fxh.toml, with one line of JSON per step. Failures other than the product's are mailed.
 
-    Exit code: 0 all well, 1 a verdict against the product, 4 the night itself failed, or another one is at work.
+    Exit codes: 0 success, 1 product failure, 4 a step failed or another night is running.
     """
     import shlex
 
@@ -41,7 +43,7 @@ def nightly(
     if done.failed:
         path = done.directory / "infrastructure.eml"
         message = mail.compose(done, config.mail, platform.node() or "localhost")
-        print(f"fxh: the night failed itself: {path}{' is sent' if config.mail.send else ''}", file=sys.stderr)
+        print(f"fxh: the night failed: {path}{' is sent' if config.mail.send else ''}", file=sys.stderr)
         mail.deliver(message, config.mail, path)
     night.prune(where, config.run.keep_runs)
     raise typer.Exit(done.exit_code)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""fxh report, compare, history: what runs found, beside those before."""
+"""fxh report, compare and history: report a run, compare two, and show the history of a case."""
 
 from __future__ import annotations
 
@@ -26,19 +26,23 @@ def register(app: typer.Typer) -> None:
 
 
 def report(
-    run: Annotated[str, typer.Argument(help="A run's name or the beginning of it, or latest.")] = "latest",
-    mail: Annotated[bool, typer.Option("--mail", help="Print the mail, and where its file is.")] = False,
+    run: Annotated[str, typer.Argument(help="A run: its name, a prefix of it, or latest.")] = "latest",
+    mail: Annotated[bool, typer.Option("--mail", help="Print the mail and the path of its file.")] = False,
     to: Annotated[str, typer.Option("--to", help="Address the mail to; several by commas (default: mail.to).")] = "",
     sender: Annotated[str, typer.Option("--from", help="Send the mail from this address (default: mail.sender).")] = "",
-    send: Annotated[bool, typer.Option("--send", help="Hand the mail to --smtp. Without this nothing is ever sent.")] = False,
+    send: Annotated[
+        bool, typer.Option("--send", help="Send the mail through --smtp. Without this option nothing is sent.")
+    ] = False,
     smtp: Annotated[
-        str, typer.Option("--smtp", help="HOST[:PORT] that takes mail (default: mail.smtp). Login and TLS: fxh.toml.")
+        str, typer.Option("--smtp", help="Send through this server, HOST[:PORT] (default: mail.smtp). fxh.toml sets login and TLS.")
     ] = "",
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON (docs/report.schema.json).")] = False,
-    against: Annotated[str, typer.Option("--baseline", help="A run to compare with, or branch:NAME (default: last results).")] = "",
+    against: Annotated[
+        str, typer.Option("--baseline", help="Compare with this run, or with branch:NAME (default: the last results).")
+    ] = "",
     where: Reports = None,
 ) -> None:
-    """Write a run's reports anew: page, mail, JSON, properties for JUnit and allure. Exit code: the run's own."""
+    """Rewrite the reports of a run: page, mail, JSON, properties for JUnit and allure. The exit code is that of the run."""
     from harness import mailer
     from harness import report as reporting
     from harness.config import MailConfig, load
@@ -54,9 +58,9 @@ def report(
     try:
         result = read_run(path)
     except (OSError, ValueError) as exc:
-        raise UsageError(f"{path}: {exc}", hint="this run left nothing that can be read") from exc
-    _remember_all(path.parent)
-    # One that was killed did not record itself: what it learned counts as soon as somebody looks at it.
+        raise UsageError(f"{path}: {exc}", hint="choose a run with a complete run.json") from exc
+    _record_all(path.parent)
+    # A killed run did not record itself. Its verdicts count from its first report on.
     if not result.ended and result.cases:
         reporting.record(path, result)
     made = reporting.build_report(path, result, baseline=_baseline(against))
@@ -86,14 +90,16 @@ def compare(
     now: Annotated[str, typer.Argument(help="The later run.")] = "latest",
     where: Reports = None,
 ) -> None:
-    """What changed from one run to another: inputs, cases, times. Exit code 1 when something is worse."""
+    """Compare two runs: inputs, cases and times. Exit code 1 if a case is worse."""
     from harness.verdicts import compare as comparing
 
     store = _history(reports(where))
-    sides = [[(row.seen, row.metrics) for row in store.results(run=_name(store, reports(where), name))] for name in (before, now)]
+    sides = [
+        [(row.seen, row.metrics) for row in store.results(run=_full_name(store, reports(where), name))] for name in (before, now)
+    ]
     for side, name in zip(sides, (before, now), strict=True):
         if not side:
-            raise UsageError(f"run {name} has no results to compare")
+            raise UsageError(f"run {name} has no results", hint="`fxh history` lists the runs with their results")
     found = comparing.compare(*sides)
     typer.echo(f"{found.before} -> {found.now}")
     for what, old, new in found.inputs:
@@ -113,12 +119,12 @@ def compare(
 
 
 def history(
-    case: Annotated[str, typer.Argument(help="A case, or a part of its name; without one, the runs are listed.")] = "",
-    cell: Annotated[str, typer.Option("--cell", help="Only cells that hold this.")] = "",
-    last: Annotated[int, typer.Option("--last", help="How many runs.")] = 30,
+    case: Annotated[str, typer.Argument(help="The name of a case, or a part of it (default: list the runs).")] = "",
+    cell: Annotated[str, typer.Option("--cell", help="Show only cells whose name contains this.")] = "",
+    last: Annotated[int, typer.Option("--last", help="Show this many runs.")] = 30,
     where: Reports = None,
 ) -> None:
-    """How a case went over the last runs, with what was changed where; or the runs themselves."""
+    """Show the outcomes of a case in the last runs, with changed inputs; without a case list the runs."""
     store = _history(reports(where))
     if not case:
         _list_runs(store, last)
@@ -130,11 +136,11 @@ def history(
                 lines.setdefault(row.seen.cell, []).append(row)
         for name, rows in lines.items():
             typer.echo(f"{key} in {name}:  {''.join(_LETTERS.get(row.seen.outcome, '?') for row in rows[-last:])}")
-            _tell(rows[-last:])
+            _print_changes(rows[-last:])
 
 
-def _tell(rows: list[Row]) -> None:
-    """A line for each run in which something differs from the one before."""
+def _print_changes(rows: list[Row]) -> None:
+    """Print one line for each run whose outcome or inputs differ from those of the run before."""
     before: Row | None = None
     for row in rows:
         same = before is not None and (before.seen.outcome, before.seen.identity) == (row.seen.outcome, row.seen.identity)
@@ -153,7 +159,7 @@ def _list_runs(store: History, last: int) -> None:
         tally[row.seen.outcome] = tally.get(row.seen.outcome, 0) + 1
     runs = store.runs()[-last:]
     if not runs:
-        typer.echo("no run is recorded yet: `fxh run` records each at its end", err=True)
+        typer.echo("no run is recorded: `fxh run` records each run at its end", err=True)
     for run in runs:
         words = ", ".join(f"{number} {outcome}" for outcome, number in sorted(counts.get(run.run, {}).items()))
         typer.echo("  ".join(filter(None, (run.run, run.branch, words or "no result", run.command)))[:200])
@@ -162,12 +168,12 @@ def _list_runs(store: History, last: int) -> None:
 def _history(where: Path) -> History:
     from harness.history.store import FILE, History
 
-    _remember_all(where / "runs")
+    _record_all(where / "runs")
     return History(where / FILE)
 
 
-def _remember_all(runs: Path) -> None:
-    """Take in runs whose record was lost (a full disk, a damaged history, a run that was killed), oldest first."""
+def _record_all(runs: Path) -> None:
+    """Record the runs that the history lacks (after a full disk, damage to the history, or a killed run), oldest first."""
     from harness.history.store import FILE, History
 
     recorded = {run.run for run in History(runs.parent / FILE).runs()}
@@ -181,13 +187,13 @@ def _remember_all(runs: Path) -> None:
             result = read_run(path)
         except (OSError, ValueError, TypeError):
             continue
-        # One that has not ended may be going on at this moment; it records itself.
+        # An unfinished run may still be running; it records itself.
         if result.ended:
             reporting.record(path, result)
 
 
-def _name(store: History, where: Path, name: str) -> str:
-    """A run's full name, from the history or the directories."""
+def _full_name(store: History, where: Path, name: str) -> str:
+    """The full name of a run, from the history or the run directories."""
     found = [run.run for run in store.runs() if run.run.startswith(name)]
     exact = [run for run in found if run == name]
     if len(exact or found) == 1:

@@ -1,28 +1,31 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""Where runs are, and which of them, of their cases and of their cells is meant; and which disk."""
+"""Find the run, case or disk that the arguments of a command name, and build pytest's arguments."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from harness.errors import UsageError
-from harness.results.model import FAILED, CaseResult, RunResult
 
-Reports = Annotated[Path | None, typer.Option("--reports", help="Where results are (default: reports/).")]
+if TYPE_CHECKING:
+    from harness.results.model import CaseResult, RunResult
+
+Reports = Annotated[Path | None, typer.Option("--reports", help="Use the results in this directory (default: reports/).")]
 
 
 def reports(given: Path | None) -> Path:
+    """The directory with the results of all runs."""
     from harness import paths
 
     return (given or paths.workspace() / "reports").absolute()
 
 
-# pyproject.toml has the same for plain pytest. The warning is about an installed copy: pytest wants to rewrite the assertions of
-# the whole distribution that a plugin comes from, and fxh itself has imported it already.
+# pyproject.toml has the same settings for plain pytest. The warning concerns an installed copy: pytest tries to rewrite the
+# assertions of the plugin's whole distribution, and fxh has already imported parts of it.
 _SETTINGS = (
     "-c", os.devnull, "-o", "xfail_strict=true", "--strict-markers", "--strict-config", "-ra",
     "-W", "ignore:Module already imported so cannot be rewritten:pytest.PytestAssertRewriteWarning",
@@ -30,24 +33,24 @@ _SETTINGS = (
 
 
 def pytest_root(project: Path, root: Path) -> list[str]:
-    """pytest's words for the directory that cases are named relative to.
+    """pytest's arguments for ``root``, the directory that node ids are relative to.
 
-    The suites of the project take no settings and no conftest.py from above it. pytest would look for these in all directories
-    above an installed copy, and find those of the user's own project.
+    They keep settings and conftest.py files above the project out. Otherwise pytest would search all directories above an
+    installed copy, and find those of the user's own project.
     """
     settings = [*_SETTINGS, "--confcutdir", str(root)] if root == project else []
     return [*settings, "--rootdir", str(root)]
 
 
 def disk(path: Path, root: str) -> None:
-    """Read a disk image before pytest starts, which then finds it known, and say what it is. Raises HarnessError."""
+    """Read a disk image, so that pytest finds it in the cache, and print a summary of it. Raises HarnessError."""
     from harness.images import diskread
 
     diskread.tell(diskread.take(path, root))
 
 
 def run_directory(where: Path, name: str) -> Path:
-    """A run by its name, the beginning of it, its directory, or ``latest``. Raises UsageError."""
+    """The directory of a run, given by that directory, its name, a prefix of its name, or ``latest``. Raises UsageError."""
     if "/" in name and (Path(name) / "run.json").is_file():
         return Path(name).resolve()
     if name == "latest":
@@ -57,7 +60,7 @@ def run_directory(where: Path, name: str) -> Path:
     if len(found) == 1:
         return found[0]
     if found:
-        raise UsageError(f"{name!r} may be any of {', '.join(path.name for path in found[:5])}", hint="say more of its name")
+        raise UsageError(f"run {name!r} is ambiguous: {', '.join(path.name for path in found[:5])}", hint="use a longer prefix")
     raise UsageError(f"no run {name!r} in {where}", hint="`fxh history` lists the runs")
 
 
@@ -68,23 +71,25 @@ def _literal(text: str) -> str:
 
 
 def pick_case(run: RunResult, wanted: str, cell: str = "") -> CaseResult:
-    """The one case of ``run`` that is meant; of several the one that failed. Raises UsageError."""
+    """The case of ``run`` whose key contains ``wanted``; of several the failed one. Raises UsageError if none or several match."""
+    from harness.results.model import FAILED
+
     found = [case for case in run.cases if wanted in case.key and cell in case.cell]
     exact = [case for case in found if wanted in (case.key, case.key.rpartition("::")[2], case.case)]
     failed = [case for case in exact or found if case.outcome == FAILED]
     choice = failed or exact or found
     if not choice:
-        raise UsageError(f"no case like {wanted!r} in run {run.run}", hint="`fxh history` lists cases")
+        raise UsageError(f"no case matches {wanted!r} in run {run.run}", hint="`fxh history` lists cases")
     if len(choice) > 1:
         names = "; ".join(f"{case.key} in {case.cell}" for case in choice[:6])
-        raise UsageError(f"{wanted!r} may be any of {names}", hint="say the whole case, and --cell")
+        raise UsageError(f"case {wanted!r} is ambiguous: {names}", hint="use the full name, and --cell CELL")
     return choice[0]
 
 
 def pick_key(keys: tuple[str, ...], wanted: str) -> tuple[str, ...]:
-    """The case keys that are meant: the one that is so called, else all that hold ``wanted``. Raises UsageError."""
+    """The keys with the name ``wanted``, else all that contain it. Raises UsageError for no match."""
     exact = tuple(key for key in keys if wanted in (key, key.rpartition("::")[2]))
     found = exact or tuple(key for key in keys if wanted in key)
     if not found:
-        raise UsageError(f"no case like {wanted!r} was ever recorded", hint="`fxh history` without a case lists the runs")
+        raise UsageError(f"no recorded case matches {wanted!r}", hint="`fxh history` without a case lists the runs")
     return found

@@ -29,8 +29,10 @@ def register(app: typer.Typer) -> None:
     app.command()(setup)
 
 
-def setup(tests: Annotated[bool, typer.Option("--tests", help="Also install what the harness's own tests use.")] = False) -> None:
-    """Install the packages that a lab needs and this machine lacks (Debian, Ubuntu)."""
+def setup(
+    tests: Annotated[bool, typer.Option("--tests", help="Also install the packages for the harness's own tests.")] = False,
+) -> None:
+    """Install the missing packages of a lab (Debian, Ubuntu)."""
     from harness.lab.tools import missing_packages
 
     missing = sorted({*missing_packages(), *debian.lacking({**RUNS, **(TESTS if tests else {})})})
@@ -41,12 +43,12 @@ def setup(tests: Annotated[bool, typer.Option("--tests", help="Also install what
     by_hand = f"sudo apt-get install --no-install-recommends {' '.join(missing)}"
     if not shutil.which("apt-get"):
         raise InfrastructureError(
-            f"this machine lacks {' '.join(missing)} (Debian's names), and has no apt-get",
-            hint="install them by your system's own means; or import a lab built elsewhere: fxh lab import",
+            f"this machine lacks {' '.join(missing)} (Debian packages) and apt-get",
+            hint="install them with your package manager, or import a lab that another machine built: fxh lab import",
         )
     if os.geteuid() != 0:
         if not shutil.which("sudo") or subprocess.run(["sudo", "-n", "true"], capture_output=True, check=False).returncode:
-            raise InfrastructureError(f"this machine lacks {' '.join(missing)}", hint=f"type: {by_hand}")
+            raise InfrastructureError(f"this machine lacks {' '.join(missing)}", hint=f"run: {by_hand}")
         command = ["sudo", "-n", *command]
     prefix = command[: command.index("apt-get")]
     print("installing", " ".join(missing), flush=True)
@@ -55,4 +57,4 @@ def setup(tests: Annotated[bool, typer.Option("--tests", help="Also install what
         done = subprocess.run(argv, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
         if done.returncode:
             sys.stderr.buffer.write(done.stdout[-4000:])
-            raise InfrastructureError(f"{' '.join(argv)} ended with {done.returncode}", hint=f"type: {by_hand}")
+            raise InfrastructureError(f"{' '.join(argv)} exited with {done.returncode}", hint=f"run: {by_hand}")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""The user's terminal joined to a byte stream; Ctrl-] ends it."""
+"""Attach the user's terminal to a byte stream; Ctrl-] detaches."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from harness.errors import InfrastructureError, TransportError
 from harness.transport import Stream
 from harness.transport.local import DescriptorStream
 
-_ESCAPE = b"\x1d"
+_ESCAPE = b"\x1d"  # Ctrl-]
 
 
 @contextmanager
 def raw_terminal() -> Iterator[bool]:
-    """The terminal without line editing, put back afterwards; yields whether there is one."""
+    """Put the terminal into raw mode and restore it afterwards. Yields whether stdin is a terminal."""
     if not sys.stdin.isatty():
         yield False
         return
@@ -38,22 +38,21 @@ def raw_terminal() -> Iterator[bool]:
 
 
 def attach(stream: Stream) -> None:
-    """Join stdin and stdout to ``stream`` until it ends or Ctrl-] is typed; it is closed then.
+    """Connect stdin and stdout to ``stream`` until it ends or the user types Ctrl-], and close it.
 
-    What is not typed by a person at a terminal is shown without control sequences. Raises TransportError where the stream is no
-    way to what it should show.
+    Without a terminal the output has no control sequences. Raises TransportError if reading the stream fails.
     """
     ended = threading.Event()
-    refused: list[TransportError] = []
+    errors: list[TransportError] = []
 
-    def show() -> None:
+    def copy_output() -> None:
         while not ended.is_set():
             try:
                 data = stream.read(1 << 16, 0.2)
             except TimeoutError:
                 continue
             except TransportError as exc:
-                refused.append(exc)
+                errors.append(exc)
                 data = b""
             if not data:
                 ended.set()
@@ -63,9 +62,9 @@ def attach(stream: Stream) -> None:
 
     with raw_terminal() as interactive:
         if interactive:
-            sys.stderr.write("attached; Ctrl-] ends\r\n")
-        shower = threading.Thread(target=show, daemon=True)
-        shower.start()
+            sys.stderr.write("attached; Ctrl-] detaches\r\n")
+        copier = threading.Thread(target=copy_output, daemon=True)
+        copier.start()
         try:
             while not ended.is_set():
                 ready, _, _ = select.select([sys.stdin], [], [], 0.2)
@@ -76,20 +75,20 @@ def attach(stream: Stream) -> None:
                     break
                 stream.write(typed)
             if not interactive:
-                ended.wait(2.0)  # what was asked for by a pipe gets its answer
+                ended.wait(2.0)  # stdin was a pipe that has ended: leave time for the answer
         finally:
             stream.close()
             ended.set()
-            shower.join(1.0)
-    if refused:
-        raise refused[0]
+            copier.join(1.0)
+    if errors:
+        raise errors[0]
 
 
 def attach_socket(path: Path) -> None:
-    """Join the terminal to a Unix socket. Raises InfrastructureError when nobody is there."""
+    """Attach the terminal to a Unix socket. Raises InfrastructureError if nothing listens there."""
     link = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         link.connect(str(path))
     except OSError as exc:
-        raise InfrastructureError(f"{path}: {exc.strerror}", hint="is the lab up? (`fxh lab list`)") from exc
+        raise InfrastructureError(f"{path}: {exc.strerror}", hint="check that the lab is up: fxh lab list") from exc
     attach(DescriptorStream(link.detach()))

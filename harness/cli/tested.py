@@ -4,92 +4,99 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from harness import paths
 from harness.cli import run_lookup
 from harness.errors import UsageError
-from harness.results import matrix
-from harness.results.model import read_run, write_text
 
-app = typer.Typer(no_args_is_help=True, help="The matrix of docs/suites.md: what was tested, on which FreeBSD, guest type and Xen.")
+if TYPE_CHECKING:
+    from harness.results.matrix import Record
+
+app = typer.Typer(
+    no_args_is_help=True, help="Maintain the matrix of docs/suites.md: tested FreeBSD releases, guest types and Xen versions."
+)
 
 
 @app.command()
 def record(
     runs: Annotated[
-        list[str], typer.Argument(help="Runs: names, directories, or latest. Join parts of one run by `fxh merge` first.")
+        list[str], typer.Argument(help="Runs: names, directories, or latest. First join the shards of a run: fxh merge.")
     ],
-    freebsd: Annotated[
-        str, typer.Option("--freebsd", help="The release, where a run does not tell it (a disk without a kernel).")
-    ] = "",
+    freebsd: Annotated[str, typer.Option("--freebsd", help="Record this FreeBSD release for runs that do not name theirs.")] = "",
     partial: Annotated[
-        bool, typer.Option("--partial", help="Take a run that lacks cases of its suites; the table says how many.")
+        bool, typer.Option("--partial", help="Accept a run without all cases of its suites; the table shows how many are missing.")
     ] = False,
     reports: run_lookup.Reports = None,
 ) -> None:
-    """Take runs into docs/matrix.json and write the table anew. A later run replaces an earlier one, suite by suite and cell by cell."""
+    """Record runs in docs/matrix.json and rewrite the table. A later run replaces an earlier one, by suite and cell."""
     from harness.cli import matrix as collecting
+    from harness.results import matrix
+    from harness.results.model import read_run, write_text
 
-    _to_change()
-    entries, _ = collecting.collect(["--fxh-everywhere"])
+    _require_checkout()
+    entries, _ = collecting.collect({}, every_cell=True)
     expected: dict[tuple[str, str], set[str]] = {}
     for entry in entries:
         if entry.cell.under_test:
             expected.setdefault((entry.suite, entry.cell.type), set()).add(entry.case)
-    new: list[matrix.Record] = []
+    new: list[Record] = []
     for name in runs:
         path = run_lookup.run_directory(run_lookup.reports(reports), name)
         try:
             run = read_run(path)
         except (OSError, ValueError) as exc:
-            raise UsageError(f"{path}: {exc}", hint="this run left nothing that can be read") from exc
+            raise UsageError(f"{path}: {exc}", hint="choose a run with a complete run.json") from exc
         new += matrix.records(run, expected, freebsd=freebsd)
     for item in new:
         if item.absent and not partial:
             raise UsageError(
-                f"run {item.run} has not {item.absent} cases of {item.suite} in {item.place}: it is a part of a run",
-                hint="run the rest and join both by `fxh merge`, or take it as it is: --partial",
+                f"run {item.run} lacks {item.absent} cases of {item.suite} in {item.place}",
+                hint="run the rest and join both with `fxh merge`, or add --partial",
             )
     data = matrix.merge(_read(), new)
     text = _current(data)
     write_text(_data(), matrix.dump(data))
     write_text(_document(), text)
     for item in new:
-        taken = "recorded" if item in data else f"{item.run} is older than what is recorded"
+        taken = "recorded" if item in data else f"{item.run} is older than the recorded run"
         typer.echo(f"{item.place} {item.suite}: {taken}")
 
 
 @app.command()
 def write() -> None:
-    """Write the table of docs/suites.md anew from docs/matrix.json."""
-    _to_change()
+    """Rewrite the table of docs/suites.md from docs/matrix.json."""
+    from harness.results.model import write_text
+
+    _require_checkout()
     write_text(_document(), _current(_read()))
 
 
 @app.command()
 def show() -> None:
     """Print the table."""
+    from harness.results import matrix
+
     typer.echo(matrix.render(_read(), _suites()), nl=False)
 
 
 def stale() -> tuple[str, ...]:
-    """What is wrong with the table: "" where it is what docs/matrix.json gives. For ``fxh check``."""
+    """The errors of the table for ``fxh check``; () if it agrees with docs/matrix.json."""
     try:
         same = _current(_read()) == _document().read_text()
     except UsageError as exc:
         return (exc.message,)
     except OSError as exc:
         return (f"docs/suites.md: {exc.strerror}",)
-    return () if same else ("docs/suites.md: its matrix is not what docs/matrix.json gives; run `fxh matrix write`",)
+    return () if same else ("docs/suites.md: its matrix differs from docs/matrix.json; run `fxh matrix write`",)
 
 
-def _to_change() -> None:
-    """Raises UsageError for an installed copy, whose files are not the user's to change."""
+def _require_checkout() -> None:
+    """Raises UsageError in an installed copy, which has no source tree to change."""
     if paths.project() == paths.PACKAGE / "_data":
-        raise UsageError("the matrix is a file of the source tree, and this is an installed copy", hint="run it in a checkout")
+        raise UsageError("an installed copy has no matrix to change", hint="run fxh from a git checkout")
 
 
 def _data() -> Path:
@@ -104,11 +111,15 @@ def _suites() -> tuple[str, ...]:
     return tuple(path.parent.name for path in sorted((paths.project() / "suites").glob("*/__init__.py")))
 
 
-def _read() -> tuple[matrix.Record, ...]:
+def _read() -> tuple[Record, ...]:
+    from harness.results import matrix
+
     path = _data()
     return matrix.parse(path.read_text()) if path.is_file() else ()
 
 
-def _current(data: tuple[matrix.Record, ...]) -> str:
+def _current(data: tuple[Record, ...]) -> str:
     """docs/suites.md with the table of ``data``."""
+    from harness.results import matrix
+
     return matrix.insert(_document().read_text(), matrix.render(data, _suites()))

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""Configuration: ``fxh.toml`` in layers, loaded once, with the source of every value kept."""
+"""Configuration: ``fxh.toml`` in layers, with the source of each value."""
 
 from harness.config.load import Loaded, load
-from harness.config.schema import Config, HostConfig, MailConfig, NightlyConfig, ReleaseConfig, RunConfig
+from harness.config.runoptions import RunOptions
+from harness.config.schema import Config, HostConfig, MailConfig, NightlyConfig, ReleaseConfig
 
-__all__ = ["Config", "HostConfig", "Loaded", "MailConfig", "NightlyConfig", "ReleaseConfig", "RunConfig", "load"]
+__all__ = ["Config", "HostConfig", "Loaded", "MailConfig", "NightlyConfig", "ReleaseConfig", "RunOptions", "load"]

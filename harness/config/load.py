@@ -1,12 +1,11 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""The layers of a configuration, one over the other: default, user, project, environment, command line."""
+"""The layers of the configuration. Each covers the ones before it: default, user, project, environment, command line."""
 
 from __future__ import annotations
 
-import difflib
+import functools
 import os
 import re
-import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
@@ -15,17 +14,19 @@ from typing import Any, get_type_hints
 import platformdirs
 
 from harness import paths
+from harness.config import runoptions
 from harness.config.schema import SECTIONS, Config, HostConfig
 from harness.errors import UsageError
 
 NAME = "fxh.toml"
-# A host's name goes into cells, file names and messages.
+COMMAND_LINE = "command line"
+# xen1, rack-7.example: cells, file names and messages contain it.
 _HOST = re.compile(r"[A-Za-z0-9][A-Za-z0-9.-]{0,40}")
 
 
 @dataclass(frozen=True)
 class Value:
-    """A setting and where it comes from: ``default``, a file, a variable of the environment, or ``command line``."""
+    """A setting and its source: ``default``, a file, ``environment VARIABLE`` or ``command line``."""
 
     key: str
     value: Any
@@ -39,7 +40,7 @@ class Loaded:
     config: Config
     values: tuple[Value, ...]
     files: tuple[Path, ...] = ()
-    """Those looked at, whether there or not."""
+    """The files of the layers; some may not exist."""
 
 
 @dataclass
@@ -57,7 +58,7 @@ class _Merged:
 
 
 def files() -> tuple[Path, ...]:
-    """Where configuration is looked for, the later over the earlier: ``FXH_CONFIG`` alone, else the user's and the project's."""
+    """The configuration files, the later over the earlier: only ``FXH_CONFIG`` if it is set, else the user's and the project's."""
     given = os.environ.get("FXH_CONFIG")
     if given:
         return (Path(given),)
@@ -65,71 +66,80 @@ def files() -> tuple[Path, ...]:
 
 
 def load(overrides: Mapping[str, Any] | None = None, environment: Mapping[str, str] | None = None) -> Loaded:
-    """Read all layers. ``overrides`` are the command line's, by dotted key; None and "" there mean not given.
+    """Read all layers.
 
-    Raises UsageError for a file that cannot be read, an unknown key (with what was probably meant) and a wrong type.
+    ``overrides`` come from the command line, by dotted key (``run.kernel``); None and "" mean not given. The section ``run`` takes
+    all options there, in the other layers only those that ``fxh.toml`` has.
+
+    Raises UsageError for an unreadable file, an unknown key (the hint suggests the closest one), a wrong type and an invalid value.
     """
-    looked = files()
+    import tomllib
+
+    found = files()
     layers = []
-    for path in looked:
+    for path in found:
         try:
             layers.append(_Layer(str(path), tomllib.loads(path.read_text())))
         except FileNotFoundError:
             if os.environ.get("FXH_CONFIG"):
-                raise UsageError(f"{path}: no such file", hint="FXH_CONFIG names it") from None
+                raise UsageError(f"{path}: no such file", hint="correct or unset FXH_CONFIG") from None
         except (OSError, ValueError) as exc:
             raise UsageError(f"{path}: {exc}", hint="see docs/hosts.md for an example") from exc
     merged = _Merged()
+    for option in runoptions.OPTIONS.values():
+        if option.toml:
+            merged.put(f"run.{option.key}", option.write(option.default), "default")
     for section, kind in SECTIONS.items():
-        for item in fields(kind):
+        for item in fields(kind) if section != "run" else ():
             merged.put(f"{section}.{item.name}", item.default, "default")
     for layer in layers:
-        _apply(merged, layer)
-    _environment(merged, os.environ if environment is None else environment)
+        _merge_file(merged, layer)
+    _merge_environment(merged, os.environ if environment is None else environment)
     for key, value in (overrides or {}).items():
         if value not in (None, ""):
             section, _, name = key.partition(".")
-            merged.put(key, _checked(SECTIONS[section], name, key, value, "command line"), "command line")
-    return Loaded(_build(merged), tuple(merged.values.values()), looked)
+            merged.put(key, _checked(SECTIONS[section], name, key, value, COMMAND_LINE), COMMAND_LINE)
+    return Loaded(_build(merged), tuple(merged.values.values()), found)
 
 
-def _apply(merged: _Merged, layer: _Layer) -> None:
+def _merge_file(merged: _Merged, layer: _Layer) -> None:
     for section, content in layer.data.items():
         if section == "hosts":
-            _table(content, "hosts", layer.source)
+            _require_table(content, "hosts", layer.source)
             for name, host in content.items():
-                _host(merged, name, host, layer.source)
+                _merge_host(merged, name, host, layer.source)
             continue
         if section not in SECTIONS:
             raise _unknown(f"[{section}]", section, [*SECTIONS, "hosts"], layer.source)
-        _table(content, section, layer.source)
+        _require_table(content, section, layer.source)
         for name, value in content.items():
             key = f"{section}.{name}"
             merged.put(key, _checked(SECTIONS[section], name, key, value, layer.source), layer.source)
 
 
-def _host(merged: _Merged, name: str, content: Any, source: str) -> None:
+def _merge_host(merged: _Merged, name: str, content: Any, source: str) -> None:
     if not _HOST.fullmatch(name):
-        raise UsageError(f"{source}: a host named {name!r}", hint="use letters, digits, '.' and '-', 41 at most")
-    _table(content, f"hosts.{name}", source)
+        raise UsageError(f"{source}: invalid host name {name!r}", hint="use at most 41 letters, digits, '.' and '-'")
+    _require_table(content, f"hosts.{name}", source)
     for key, value in content.items():
         if key == "name":
-            raise UsageError(f"{source}: hosts.{name}.name", hint="a host's name is that of its table")
+            raise UsageError(f"{source}: unknown key hosts.{name}.name", hint="delete the key: the table's name is the host's name")
         dotted = f"hosts.{name}.{key}"
         merged.put(dotted, _checked(HostConfig, key, dotted, value, source), source)
 
 
-def _environment(merged: _Merged, environment: Mapping[str, str]) -> None:
-    """``FXH_RUN_SCALE=2`` is ``run.scale``. Hosts are set in files alone."""
+def _merge_environment(merged: _Merged, environment: Mapping[str, str]) -> None:
+    """``FXH_RUN_SCALE=2`` sets ``run.scale``. Hosts have no variables."""
     for variable, text in sorted(environment.items()):
+        # FXH_RUN_LAB_MEMORY
         match = re.fullmatch(r"FXH_([A-Z]+)_([A-Z_]+)", variable)
         if not match or match[1].lower() not in SECTIONS:
             continue
         section, name = match[1].lower(), match[2].lower()
-        if (section, name) == ("mail", "password"):  # a secret: read by who sends, never shown
+        if (section, name) == ("mail", "password"):  # a secret: harness.mailer reads it, and no command prints it
             continue
         kind = SECTIONS[section]
-        wanted = get_type_hints(kind).get(name)
+        wanted = _types(kind).get(name)
         value: Any = text
         try:
             if wanted is bool:
@@ -139,37 +149,57 @@ def _environment(merged: _Merged, environment: Mapping[str, str]) -> None:
             elif wanted is not str and wanted is not None:
                 value = [word for word in text.split() if word]
         except (ValueError, KeyError):
-            raise UsageError(f"{variable}={text!r} is no {getattr(wanted, '__name__', wanted)}") from None
+            kind_name = getattr(wanted, "__name__", wanted)
+            raise UsageError(f"{variable}={text!r}: invalid value", hint=f"set a value of type {kind_name}") from None
         source = f"environment {variable}"
         merged.put(f"{section}.{name}", _checked(kind, name, f"{section}.{name}", value, source), source)
 
 
+@functools.cache
+def _types(kind: type) -> Mapping[str, Any]:
+    """The keys of a table of ``fxh.toml`` and their types."""
+    if kind is runoptions.RunOptions:
+        return {key: option.written for key, option in runoptions.OPTIONS.items() if option.toml}
+    return get_type_hints(kind)
+
+
 def _checked(kind: type, name: str, key: str, value: Any, source: str) -> Any:
-    hints = get_type_hints(kind)
-    if name not in hints:
-        raise _unknown(key, name, [item for item in hints if item != "name"], source)
-    wanted = hints[name]
+    if kind is runoptions.RunOptions and source == COMMAND_LINE:
+        return _checked_words(runoptions.OPTIONS[name], key, value, source)
+    types = _types(kind)
+    if name not in types:
+        raise _unknown(key, name, [item for item in types if item != "name"], source)
+    wanted = types[name]
     if wanted is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if wanted in (str, int, float, bool):
         if type(value) is not wanted:
-            raise UsageError(f"{source}: {key} = {value!r}", hint=f"it takes a value of type {wanted.__name__}")
-        return value
+            raise UsageError(f"{source}: {key} = {value!r}", hint=f"set a value of type {wanted.__name__}")
+        return _checked_words(runoptions.OPTIONS[name], key, value, source) if kind is runoptions.RunOptions else value
     if not isinstance(value, list | tuple) or not all(isinstance(word, str) for word in value):
-        raise UsageError(f"{source}: {key} = {value!r}", hint='it takes a list of words: ["one", "two"]')
+        raise UsageError(f"{source}: {key} = {value!r}", hint='set a list of strings: ["one", "two"]')
     return tuple(value)
 
 
-def _table(content: Any, name: str, source: str) -> None:
+def _checked_words(option: runoptions.RunOption, key: str, value: Any, source: str) -> Any:
+    if word := option.invalid(option.read(value)):
+        where = f"--{option.name} {word}" if source == COMMAND_LINE else f"{source}: {key} = {value!r}"
+        raise UsageError(f"{where}: invalid value", hint=f"valid values: {', '.join(option.values)}")
+    return value
+
+
+def _require_table(content: Any, name: str, source: str) -> None:
     if not isinstance(content, dict):
-        raise UsageError(f"{source}: {name} = {content!r}", hint=f"it is a table: [{name}]")
+        raise UsageError(f"{source}: {name} = {content!r}", hint=f"write it as a table: [{name}]")
 
 
 def _unknown(what: str, name: str, known: Iterable[str], source: str) -> UsageError:
+    import difflib
+
     known = list(known)
     close = difflib.get_close_matches(name, known, 1, 0.5)
-    hint = f"did you mean {close[0]!r}?" if close else f"there are: {', '.join(known)}"
-    return UsageError(f"{source}: {what} is not known", hint=hint)
+    hint = f"did you mean {close[0]!r}?" if close else f"valid names: {', '.join(known)}"
+    return UsageError(f"{source}: unknown {what}", hint=hint)
 
 
 def _build(merged: _Merged) -> Config:
@@ -182,18 +212,18 @@ def _build(merged: _Merged) -> Config:
             hosts.setdefault(name, {})[item] = value.value
         else:
             sections.setdefault(section, {})[rest] = value.value
-    made = {}
+    built = {}
     for name, content in hosts.items():
         if not content.get("address"):
             content["address"] = name
-        made[name] = HostConfig(name=name, **content)
-    _fill(merged, made)
-    built = {section: SECTIONS[section](**content) for section, content in sections.items()}
-    return Config(hosts=made, **built)
+        built[name] = HostConfig(name=name, **content)
+    _add_host_defaults(merged, built)
+    run = runoptions.of_words(sections.pop("run"))
+    return Config(run=run, hosts=built, **{section: SECTIONS[section](**content) for section, content in sections.items()})
 
 
-def _fill(merged: _Merged, hosts: Mapping[str, HostConfig]) -> None:
-    """The defaults of hosts that are there, so that they are shown, too."""
+def _add_host_defaults(merged: _Merged, hosts: Mapping[str, HostConfig]) -> None:
+    """Add the defaults of the configured hosts, so that `fxh config show` lists them."""
     for name, host in hosts.items():
         for item in fields(HostConfig):
             key = f"hosts.{name}.{item.name}"

@@ -1,60 +1,35 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""What can be configured: the fields of these dataclasses are the keys of ``fxh.toml``."""
+"""The tables of ``fxh.toml``: the fields of these dataclasses are their keys. Those of ``[run]`` are in harness.config.runoptions."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-
-@dataclass(frozen=True)
-class RunConfig:
-    """``[run]``: what `fxh run` does where its command line says nothing; lists are written as words with commas."""
-
-    guest: str = ""
-    type: str = ""
-    firmware: str = ""
-    """Of HVM guests: ``bios``, ``uefi``."""
-    xen: str = ""
-    xen_host: str = ""
-    """Hosts by name, ``tag:TAG``, address, or ``lab``."""
-    workers: int = 1
-    scale: float = 1.0
-    accel: str = "auto"
-    lab_memory: int = 0
-    """MiB of a lab; 0 for what a lab has by itself."""
-    lab_cpus: int = 1
-    keep: str = "never"
-    """``failed`` leaves a dead guest paused for somebody to look at."""
-    keep_minutes: int = 60
-    keep_runs: int = 30
-    lease_memory: int = 0
-    """MiB that a worker leases on a host; 0 for twice what one guest takes."""
-    lease_wait: int = 3600
-    """Seconds that a worker waits for a host with room."""
+from harness.config.runoptions import RunOptions
 
 
 @dataclass(frozen=True)
 class HostConfig:
-    """``[hosts.NAME]``: a real Xen host. Whatever is left empty comes from ``~/.ssh/config`` or from the host itself."""
+    """``[hosts.NAME]``: a real Xen host. Empty settings come from ``~/.ssh/config`` or from the host itself."""
 
     address: str
-    """``[user@]host[:port]``, an alias of ``~/.ssh/config``, or ``local`` for a dom0 that is this machine."""
+    """``[user@]host[:port]``, an alias of ``~/.ssh/config``, or ``local`` if this machine is the dom0."""
     name: str = ""
     key: str = ""
     """Path of a private key."""
     jump: str = ""
-    """``[user@]host[:port]`` or aliases, by commas: the way there."""
+    """The jump hosts, by commas: ``[user@]host[:port]`` or aliases."""
     known_hosts: str = ""
     bridge: str = "xenbr0"
     storage: str = "file"
     """``file``, ``lvm:VOLUME-GROUP`` or ``zvol:DATASET``."""
     memory: int = 0
-    """MiB that guests may take; 0 for all that the host has beside dom0 and foreign domains."""
+    """MiB that guests may use; 0 for all memory without that of dom0 and of other domains."""
     vcpus: int = 0
-    """vCPUs that guests may have; 0 for four to a CPU."""
+    """vCPUs that guests may use; 0 for four per CPU."""
     mac_prefix: str = ""
-    """Fourth byte of our MACs there, in hex; empty for one that follows from the host's name."""
+    """The fourth byte of the MAC addresses of our guests, in hex; empty for one derived from the name of the host."""
     tags: tuple[str, ...] = ()
 
 
@@ -63,26 +38,26 @@ MAIL_SECURITY = ("auto", "tls", "starttls", "none")
 
 @dataclass(frozen=True)
 class MailConfig:
-    """``[mail]``: who hears of a night. Nothing is sent unless ``send`` is true; mails are always written to files."""
+    """``[mail]``: the mails of a night. They are always written to files, and sent only if ``send`` is true."""
 
     send: bool = False
     sender: str = ""
     to: tuple[str, ...] = ()
     infrastructure_to: tuple[str, ...] = ()
-    """Who hears when the night itself failed; empty for ``to``."""
+    """The recipients if a step of the night failed; empty for ``to``."""
     smtp: str = "localhost:25"
-    """``HOST`` or ``HOST:PORT``; without a port 465 for ``security = "tls"``, else 25."""
+    """``HOST`` or ``HOST:PORT``; the default port is 465 for ``security = "tls"``, else 25."""
     security: str = "auto"
     """``tls`` (from the first byte on), ``starttls``, ``none``, or ``auto`` (see :func:`harness.mailer.server`)."""
     ca_file: str = ""
-    """CA certificates (PEM) that the server's certificate is checked with, instead of the system's."""
+    """A file of CA certificates (PEM) to verify the server with, instead of the system's."""
     user: str = ""
     password_file: str = ""
 
 
 @dataclass(frozen=True)
 class NightlyConfig:
-    """``[nightly]``: the arguments of each step's command; a step without any is left out."""
+    """``[nightly]``: the arguments of the command of each step. A step without arguments is omitted."""
 
     source: str = ""
     """The FreeBSD source tree; ``{source}`` in the lists below."""
@@ -99,7 +74,7 @@ class NightlyConfig:
 
 @dataclass(frozen=True)
 class ReleaseConfig:
-    """``[release]``: a published FreeBSD that serves as a baseline."""
+    """``[release]``: a FreeBSD release that serves as a baseline."""
 
     version: str = ""
     mirror: str = ""
@@ -107,9 +82,9 @@ class ReleaseConfig:
 
 @dataclass(frozen=True)
 class Config:
-    """All of it. Hosts by name."""
+    """All tables of ``fxh.toml``; the hosts by name."""
 
-    run: RunConfig = field(default_factory=RunConfig)
+    run: RunOptions = field(default_factory=RunOptions)
     hosts: Mapping[str, HostConfig] = field(default_factory=dict)
     mail: MailConfig = field(default_factory=MailConfig)
     nightly: NightlyConfig = field(default_factory=NightlyConfig)
@@ -117,7 +92,7 @@ class Config:
 
 
 SECTIONS: Mapping[str, type] = {
-    "run": RunConfig,
+    "run": RunOptions,
     "mail": MailConfig,
     "nightly": NightlyConfig,
     "release": ReleaseConfig,

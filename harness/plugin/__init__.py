@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""The pytest plugin: ``pytest suites/`` works as people expect, ``fxh run`` adds its exit codes and its page."""
+"""The pytest plugin. Plain ``pytest suites/`` works; ``fxh run`` adds exit codes and reports."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from harness.plugin import cells, options, selection
+from harness.plugin import options, selection
 
-# Everything heavy is imported when a case of ours is there: the plugin is loaded by every pytest around.
+# Every pytest in this environment loads this module, so hooks import the rest only if a case of ours needs it.
 pytest_plugins = ("harness.plugin.fixtures",)
 
 
@@ -18,24 +18,32 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     options.add(parser)
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_load_initial_conftests(
+    early_config: pytest.Config, parser: pytest.Parser, args: list[str]
+) -> Generator[None, object, object]:
+    result = yield
+    # Now the options of all plugins and conftest.py files are known.
+    options.accept_old_names(early_config, parser, args)
+    return result
+
+
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line(
         "markers",
-        "needs(os, types, capability, freebsd, once): what a case cannot do without: os 'freebsd' or 'linux', guest types, "
+        "needs(os, types, capability, freebsd, once): the requirements of a case: os 'freebsd' or 'linux', guest types, "
         "host capabilities (pygrub, pygrub-restrict, hvm, checkpoint, console-log, emulated), "
-        "FreeBSD versions ('>=12.0,<14.1', '>=1400507'; the control guest has none); once: the case is about the host alone, and "
-        "runs in one cell of each",
+        "FreeBSD versions ('>=12.0,<14.1', '>=1400507'; they do not apply to the control guest); once: the case tests the host "
+        "alone and runs in one cell per host",
     )
-    config.addinivalue_line(
-        "markers", "formerly(key, ...): keys (as `fxh history` shows them) that this case had before it was renamed"
-    )
+    config.addinivalue_line("markers", "formerly(key, ...): keys (see `fxh history`) of this case before it was renamed")
     if not config.getoption("help"):
-        from harness.plugin import build_progress, ending, pep657_workaround, session
+        from harness.plugin import ending, pep657_workaround, progress, session
 
         session.check_options(config)
         ending.install(config)
-        build_progress.install(config)
-        pep657_workaround.off()
+        progress.log_builds(config)
+        pep657_workaround.apply()
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -48,47 +56,13 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Skip, with the reason and the command that would run it, what cannot run in its cell.
+    from harness.plugin import session
+    from harness.plugin.state import OPTIONS
 
-    Left out are what a host needs no more than once, and other shards' cases.
-    """
-    _once(config, items)
-    finished: frozenset[str] = frozenset()
-    if config.getoption("resume"):
-        from harness.plugin import session
-
-        finished = session.finished(config)
-    selection.narrow(config, items, finished)
-    for item in items:
-        callspec = getattr(item, "callspec", None)
-        cell = callspec.params.get("cell") if callspec is not None else None
-        if isinstance(cell, cells.Cell):
-            marks = list(item.iter_markers("needs"))
-            why = cells.unmet(marks, cell)
-            if why:
-                reason = f"{why}; elsewhere: {cells.elsewhere(marks, item.nodeid)}"
-                item.add_marker(pytest.mark.skip(reason=reason))
-
-
-def _once(config: pytest.Config, items: list[pytest.Item]) -> None:
-    kept, dropped = [], []
-    seen: dict[tuple[str, str], str] = {}
-    for item in items:
-        callspec = getattr(item, "callspec", None)
-        cell = callspec.params.get("cell") if callspec is not None else None
-        once = any(mark.kwargs.get("once") for mark in item.iter_markers("needs"))
-        if isinstance(cell, cells.Cell) and once and seen.setdefault((_caseless(item), cell.host), str(cell)) != str(cell):
-            dropped.append(item)
-        else:
-            kept.append(item)
-    if dropped:
-        config.hook.pytest_deselected(items=dropped)
-        items[:] = kept
-
-
-def _caseless(item: pytest.Item) -> str:
-    """The case without the cell: its function."""
-    return item.nodeid.partition("[")[0]
+    asked = config.stash[OPTIONS]
+    selection.keep_once(config, items)
+    selection.narrow(config, items, asked.shard, session.finished(config) if asked.resume else frozenset())
+    selection.skip_unmet(items)
 
 
 def _ours(item: pytest.Item) -> bool:
@@ -97,12 +71,12 @@ def _ours(item: pytest.Item) -> bool:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> bool | None:
-    """As pytest's own, but a case whose host was lost under it is run once more, on another."""
+    """Run a case as pytest does, and repeat it on another host if its host is lost."""
     if not _ours(item):
         return None
-    from harness.plugin import session
+    from harness.plugin import phases
 
-    session.run(item, nextitem)
+    phases.run(item, nextitem)
     return True
 
 
@@ -112,16 +86,18 @@ def pytest_runtest_makereport(
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     report = yield
     if _ours(item):
-        from harness.plugin import session
+        from harness.plugin import phases
 
-        session.phase(item, call, report)
+        phases.end_phase(item, call, report)
     return report
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_configure_node(node: Any) -> None:
-    """xdist: all workers write into one run."""
+    """Give an xdist worker the options, the command line and the run directory of its controller."""
     from harness.plugin import session
+    from harness.plugin.state import OPTIONS
 
+    node.workerinput["fxh_options"] = options.for_worker(node.config.stash[OPTIONS])
     node.workerinput["fxh_run"] = str(session.run_path(node.config))
     node.workerinput["fxh_command"] = session.command()

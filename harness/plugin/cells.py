@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""Cells: every case runs once for each combination of guest, guest type and host that it can run in."""
+"""Cells: a case runs in each combination of guest, guest type, firmware and host that it supports."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ from harness.xen.firmware import BIOS, UEFI
 
 @dataclass(frozen=True, repr=False)
 class Cell:
-    """``guest`` is one of :data:`harness.guests.registry.GUESTS`; ``host`` is ``xen-4.20`` for a lab, or the name of a real host or a pool of them."""
+    """``guest`` is one of harness.guests.registry.GUESTS; ``host`` is ``xen-4.20`` for a lab, or the name of a real host or of a pool."""
 
     guest: str
     type: str
     host: str
     xen: str = ""
     version: OSVersion = UNKNOWN
-    """The version of the kernel under test; UNKNOWN for the control guest, and if nobody knows."""
+    """The version of the kernel under test; UNKNOWN for the control guest and for a kernel without a version."""
     firmware: str = ""
-    """``uefi``, or empty for every cell that had a name before there was a choice: the history goes by names."""
+    """``uefi``, or "" for BIOS and for types without a firmware. The history uses cell names, and old ones have no firmware."""
 
     def __str__(self) -> str:
         return str(self.where)
@@ -47,21 +47,28 @@ class Cell:
 
     @property
     def guest_os(self) -> GuestOS:
-        """The OS of its guest, of unknown version."""
+        """The OS of the guest, of unknown version."""
         return registry.definition(self.guest).os()
 
     @property
     def under_test(self) -> bool:
-        """Whether its guest is what the run tests, not the control guest."""
+        """Whether the run tests this guest, that is, it is not the control guest."""
         return registry.definition(self.guest).under_test
 
 
-# Capabilities that no real host has.
+def cell_of(item: pytest.Item) -> Cell | None:
+    """The cell of a collected case; None for a test that is not ours."""
+    callspec = getattr(item, "callspec", None)
+    cell = callspec.params.get("cell") if callspec is not None else None
+    return cell if isinstance(cell, Cell) else None
+
+
+# Capabilities of labs only.
 _LAB_ONLY = {"checkpoint", "emulated"}
 
 
 def cells(options: Options, tested: GuestOS | None) -> tuple[Cell, ...]:
-    """All cells that were asked for. ``tested`` is the OS of the kernel under test, if there is one."""
+    """The cells of a run. ``tested`` is the OS of the kernel under test, if there is one."""
     hosts = [(f"xen-{xen}", xen) for xen in options.xens]
     if options.host:
         hosts = [(label(options.host), "")]
@@ -79,21 +86,21 @@ def cells(options: Options, tested: GuestOS | None) -> tuple[Cell, ...]:
 
 
 def _firmwares(options: Options, guest_type: str) -> tuple[str, ...]:
-    """The cells' firmwares of a guest type: only HVM has a choice."""
-    asked = options.firmwares if guest_type == "hvm" else (BIOS,)
-    return tuple("" if firmware == BIOS else firmware for firmware in asked)
+    """The firmware parts of the cell names of a guest type; only HVM has a choice."""
+    names = options.firmwares if guest_type == "hvm" else (BIOS,)
+    return tuple("" if name == BIOS else name for name in names)
 
 
 def everywhere(xens: tuple[str, ...]) -> tuple[Cell, ...]:
     """All possible cells, with guests of unknown version: to list the suites, not to run them."""
     guests = registry.GUESTS.values()
-    ways = [(guest.name, kind, "") for guest in guests for kind in guest.types]
-    ways += [(guest.name, "hvm", UEFI) for guest in guests if guest.uefi]
-    return tuple(Cell(guest, kind, f"xen-{xen}", xen, firmware=firmware) for guest, kind, firmware in ways for xen in xens)
+    found = [(guest.name, kind, "") for guest in guests for kind in guest.types]
+    found += [(guest.name, "hvm", UEFI) for guest in guests if guest.uefi]
+    return tuple(Cell(guest, kind, f"xen-{xen}", xen, firmware=firmware) for guest, kind, firmware in found for xen in xens)
 
 
 def unmet(marks: list[pytest.Mark], cell: Cell) -> str:
-    """Why a case that declares ``needs`` cannot run in ``cell``, or ""."""
+    """Why ``cell`` does not meet the ``needs`` of a case, or ""."""
     for mark in marks:
         os = mark.kwargs.get("os")
         if os and os != cell.os:
@@ -108,7 +115,7 @@ def unmet(marks: list[pytest.Mark], cell: Cell) -> str:
 
 
 def elsewhere(marks: list[pytest.Mark], nodeid: str) -> str:
-    """The command that would run a skipped case where its needs are met."""
+    """A command that runs a skipped case in a cell that meets its needs."""
     kwargs = {key: value for mark in marks for key, value in mark.kwargs.items()}
     case = re.sub(r"\[.*", "", nodeid.rpartition("::")[2])
     suite = nodeid.split("/")[1] if "/" in nodeid else ""

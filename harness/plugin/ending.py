@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""How a run ends, whatever ends it: its last case, ``-x``, Ctrl-C, a worker that is killed, or an error in pytest."""
+"""The end of a run by any cause: its last case, ``-x``, Ctrl-C, a killed worker, or an error in pytest."""
 
 from __future__ import annotations
 
@@ -11,13 +11,14 @@ import pytest
 from harness.errors import ExitCode
 from harness.plugin import session
 from harness.plugin.outcome import exit_code
+from harness.plugin.state import OPTIONS
 from harness.results.model import INFRASTRUCTURE, CaseResult
 
 log = logging.getLogger("fxh.run")
 
 
 class Ending:
-    """A pytest plugin of one session, of the controller or of a worker."""
+    """A pytest plugin of one session, in the controller or in a worker."""
 
     def __init__(self, config: pytest.Config) -> None:
         self._config = config
@@ -28,22 +29,22 @@ class Ending:
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_sessionstart(self) -> None:
-        # A resumed run has the mark of its first part. Not where a worker is configured: xdist makes another one after a crash.
-        if not self._worker and self._config.getoption("fxh_run"):
+        # The first part of a resumed run may have left a stop mark. Workers keep it: xdist starts a new one after a crash.
+        if not self._worker and self._config.stash[OPTIONS].run_directory is not None:
             session.run_path(self._config)
             session.forget_stop(self._config)
 
     def pytest_keyboard_interrupt(self, excinfo: pytest.ExceptionInfo[BaseException]) -> None:
-        # Of KeyboardInterrupt are pytest's and xdist's ways to stop, too: at errors of collection, and at -x. A worker that was
-        # interrupted is told as such alone (xdist.dsession, worker_workerfinished()).
-        told = str(excinfo.value).endswith("received keyboard-interrupt")
-        self._interrupted = self._interrupted or type(excinfo.value) is KeyboardInterrupt or told
+        # pytest and xdist also stop by subclasses of KeyboardInterrupt: after collection errors and at -x. xdist reports an
+        # interrupted worker only by this message (xdist.dsession, worker_workerfinished()).
+        in_worker = str(excinfo.value).endswith("received keyboard-interrupt")
+        self._interrupted = self._interrupted or type(excinfo.value) is KeyboardInterrupt or in_worker
 
     def pytest_collectreport(self, report: pytest.CollectReport) -> None:
         self._broken = self._broken or report.failed
 
     def pytest_internalerror(self, excinfo: pytest.ExceptionInfo[BaseException]) -> None:
-        # Where several workers end at once, xdist gives the cases of one to the next, which is gone, too: "cannot send".
+        # If several workers end at once, xdist sends the cases of one to the next, which has ended too: OSError("cannot send").
         if isinstance(excinfo.value, OSError) and self._config.pluginmanager.hasplugin("dsession"):
             self._lost = True
         else:
@@ -56,10 +57,10 @@ class Ending:
         self._running.discard(nodeid)
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        """Have all workers stop after their case: xdist itself lets each run all that it was given."""
+        """Make all workers stop after their case at --maxfail: xdist alone lets each of them finish its queue."""
         self._failures += report.failed
-        most = self._config.getoption("maxfail")
-        if most and self._failures >= most and not self._worker and (mark := session.stop_mark(self._config)) is not None:
+        limit = self._config.getoption("maxfail")
+        if limit and self._failures >= limit and not self._worker and (mark := session.stop_mark(self._config)) is not None:
             mark.touch()
 
     @pytest.hookimpl(tryfirst=True)
@@ -67,12 +68,12 @@ class Ending:
         mark = session.stop_mark(self._config)
         if not self._worker or mark is None or not mark.exists():
             return None
-        item.session.shouldstop = "another worker has a failure"
+        item.session.shouldstop = "another worker reached --maxfail"
         return True
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_handlecrashitem(self, crashitem: str, report: pytest.TestReport) -> None:
-        """xdist: a worker ended in the middle of a case."""
+        """A worker ended during a case."""
         self._running.discard(crashitem)
         if reason := session.crashed(self._config, crashitem, str(report.longrepr)):
             report.user_properties.append(("outcome", INFRASTRUCTURE))
@@ -80,19 +81,19 @@ class Ending:
         else:
             self._broken = True
 
-    # Around all others: pytest's own files (JUnit's, allure's) are written when verdicts are put into them, and what fails in
-    # another plugin, as when xdist's workers are gone already, does not cost the run its result.
+    # The outermost wrapper: the files of JUnit and allure are written before verdicts are added to them, and the run keeps its
+    # result if another plugin fails here (as xdist does if its workers have ended already).
     @pytest.hookimpl(wrapper=True, tryfirst=True)
     def pytest_sessionfinish(self) -> Generator[None, None, None]:
         try:
             yield
         except (OSError, EOFError) as exc:
-            log.warning("pytest did not end well: %s: %s", type(exc).__name__, exc)
-            # Without workers it is a file that could not be written, such as junit.xml on a full disk.
+            log.warning("pytest failed at the end of the session: %s: %s", type(exc).__name__, exc)
+            # Without workers the cause is a file, such as junit.xml on a full disk.
             self._broken = self._broken or not self._config.pluginmanager.hasplugin("dsession")
         finally:
             for nodeid in sorted(self._running) if self._lost else ():
-                session.crashed(self._config, nodeid, "the workers ended, this one's among them")
+                session.crashed(self._config, nodeid, "all workers ended")
             session.end(self._config, self._code)
 
     def _code(self, cases: tuple[CaseResult, ...]) -> int:
@@ -105,5 +106,5 @@ class Ending:
 
 
 def install(config: pytest.Config) -> None:
-    """For this session."""
+    """Register :class:`Ending` for this session."""
     config.pluginmanager.register(Ending(config), "fxh-ending")

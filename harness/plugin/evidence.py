@@ -70,7 +70,16 @@ def _mark_time(host: XenHost, path: Path, deadline: Deadline) -> None:
         log.warning("no mark in the hypervisor's log: %s", exc.message)
         return
     if done.status == 0:
-        path.write_text(json.dumps({"monotonic": time.monotonic()}))
+        path.write_text(json.dumps({"monotonic": time.monotonic(), **_uptime(host, deadline)}))
+
+
+def _uptime(host: XenHost, deadline: Deadline) -> dict[str, float]:
+    """dom0's uptime in seconds, for the time stamps of its kernel's log."""
+    try:
+        words = host.transport.run(["cat", "/proc/uptime"], deadline.capped(5), check=False).text.split()
+        return {"uptime": float(words[0])}
+    except (HarnessError, ValueError, IndexError):
+        return {}
 
 
 def _copy(source: Path, target: Path) -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""The fixtures a case is written with."""
+"""The fixtures of the cases."""
 
 from __future__ import annotations
 
@@ -47,13 +47,13 @@ NewScratch = Callable[..., tuple[ScratchDisk, ...]]
 
 @pytest.fixture(scope="session")
 def rig(request: pytest.FixtureRequest) -> Rig:
-    """The worker's hosts and guests."""
+    """The hosts and guests of the worker."""
     return request.config.stash[RIG]
 
 
 @pytest.fixture
 def case(request: pytest.FixtureRequest, rig: Rig, cell: Cell) -> Iterator[CaseContext]:
-    """What this case does, for its result; afterwards dom0 has to be as before."""
+    """The context of the case, for its result. After the case, dom0 must be as before."""
     context = CaseContext(case_directory(request.config, request.node.nodeid), cell)
     request.node.stash[CASE] = context
     yield context
@@ -65,31 +65,31 @@ def case(request: pytest.FixtureRequest, rig: Rig, cell: Cell) -> Iterator[CaseC
         if leaks:
             evidence.gather(context)
             names = "\n  ".join(map(str, leaks))
-            pytest.fail(f"this case left things in dom0:\n  {names}", pytrace=False)
+            pytest.fail(f"the case left objects in dom0:\n  {names}", pytrace=False)
 
 
 @pytest.fixture
 def host(request: pytest.FixtureRequest, rig: Rig, cell: Cell, case: CaseContext) -> XenHost:
-    """The cell's Xen host, at rest."""
+    """The Xen host of the cell, with an idle dom0."""
     found = rig.host(cell)
     case.host = found
-    _capable(request, found, cell)
+    _require_capabilities(request, found, cell)
     case.inputs.update(_inputs(found))
     return found
 
 
 @pytest.fixture
 def toolstack(host: XenHost) -> Toolstack:
-    """xl on the cell's host."""
+    """xl on the host of the cell."""
     return host.toolstack
 
 
 @pytest.fixture
 def new_guest(rig: Rig, cell: Cell, host: XenHost, case: CaseContext) -> NewGuest:
-    """Makes guests of the cell that are not created yet; they are removed after the case."""
+    """Defines guests of the cell whose domains are not created yet. They are removed after the case."""
 
     def make(**shape: Unpack[ShapeArgs]) -> Guest:
-        with _skipping():
+        with _skip_if_cannot_run():
             guest = rig.new_guest(cell, host, case.directory, _shape(cell, shape))
         case.guests.append(guest)
         case.inputs.update(inputs.of(rig.source(cell)))
@@ -103,9 +103,9 @@ def booted(request: pytest.FixtureRequest, rig: Rig, cell: Cell, case: CaseConte
     """``booted(**shape)``: a guest with a shell, restored from a warm checkpoint of that shape on a lab, booted elsewhere."""
 
     def make(prepare: Prepare | None = None, /, **shape: Unpack[ShapeArgs]) -> Guest:
-        with _skipping():
+        with _skip_if_cannot_run():
             found = rig.booted_guest(cell, case, _shape(cell, shape), prepare)
-        _capable(request, found.host, cell)
+        _require_capabilities(request, found.host, cell)
         case.inputs.update(_inputs(found.host) | inputs.of(rig.source(cell)))
         return found
 
@@ -120,11 +120,11 @@ def guest(booted: Booted) -> Guest:
 
 @pytest.fixture
 def scratch(rig: Rig, cell: Cell, case: CaseContext) -> NewScratch:
-    """``scratch("one", "two", size=MIB)``: small disks in dom0 that hold their own labels; ask for a guest or host first."""
+    """``scratch("one", "two", size=MIB)``: small disks in dom0 that contain their labels. Request a guest or host first."""
 
     def make(*labels: str, size: int = disks.MIB, sector: int = 512) -> tuple[ScratchDisk, ...]:
         if case.host is None:
-            raise InfrastructureError("this case has no host yet", hint="ask for the fixture guest or host before scratch disks")
+            raise InfrastructureError("the case has no host yet", hint="request the fixture guest or host before scratch disks")
         host, tag = case.host, secrets.token_hex(3)
         rig.used(cell)
         made = disks.create(host, [f"{label}.{tag}" for label in labels], size=size, sector=sector)
@@ -137,7 +137,7 @@ def scratch(rig: Rig, cell: Cell, case: CaseContext) -> NewScratch:
 
 @pytest.fixture
 def image(rig: Rig, cell: Cell) -> Image:
-    """The image under test, with its manifest; a case that asks for it is skipped where there is none."""
+    """The image under test, with its manifest. Without one the case is skipped."""
     if not cell.under_test or rig.image is None:
         pytest.skip("needs an image with a manifest; elsewhere: fxh run --image IMAGE")
     return rig.image
@@ -145,16 +145,16 @@ def image(rig: Rig, cell: Cell) -> Image:
 
 @pytest.fixture
 def root_device(rig: Rig, cell: Cell) -> str:
-    """The cell's guest's root where nothing else is asked for: ``xbd0p2``, or as ``zfs:zroot/ROOT/default`` (GuestSource.root)."""
+    """The default root device of the cell's guest: ``xbd0p2``, or ``zfs:zroot/ROOT/default`` (GuestSource.root)."""
     return rig.source(cell).root
 
 
 @pytest.fixture
 def kernel_file(rig: Rig, cell: Cell) -> Path:
-    """The kernel file that the cell's guest is booted with, as it is on this machine."""
+    """The kernel file of the cell's guest on this machine. Without one the case is skipped."""
     kernel = rig.source(cell).kernel
     if kernel is None:
-        pytest.skip("needs a kernel as a file of its own; elsewhere: fxh run --image IMAGE")
+        pytest.skip("needs a kernel as a separate file; elsewhere: fxh run --image IMAGE")
     return kernel
 
 
@@ -175,16 +175,16 @@ def _inputs(host: XenHost) -> dict[str, str]:
 
 
 @contextmanager
-def _skipping() -> Iterator[None]:
-    """A guest that cannot run so on this host is no failure of anybody's."""
+def _skip_if_cannot_run() -> Iterator[None]:
+    """Skip the case if this host cannot run the guest in this shape."""
     try:
         yield
     except CannotRun as exc:
         pytest.skip(f"{exc.message}; elsewhere: {exc.hint}" if exc.hint else exc.message)
 
 
-def _capable(request: pytest.FixtureRequest, host: XenHost, cell: Cell) -> None:
-    """Skip what this host cannot do, with the reason and the command that would run it elsewhere."""
+def _require_capabilities(request: pytest.FixtureRequest, host: XenHost, cell: Cell) -> None:
+    """Skip the case if the host lacks a capability, with the reason and a command that runs it."""
     marks = list(request.node.iter_markers("needs"))
     wanted = {name for mark in marks for name in mark.kwargs.get("capability", ())} | {cell.type}
     missing = wanted - host.capabilities

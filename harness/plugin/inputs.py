@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""What a guest is made of, in words for reports: files with their hashes, and a FreeBSD kernel with the name it gives itself."""
+"""The inputs of a guest for reports: its files with their hashes, and the version of a FreeBSD kernel."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from harness.images.kernelfile import banner, osreldate_of
 
 
 def of(source: GuestSource) -> dict[str, str]:
-    """The source's inputs; a kernel's value also holds its ident and ``__FreeBSD_version``, if known.
+    """The inputs of ``source``. The value of a kernel also has its ident and ``__FreeBSD_version``, if known.
 
-    ``kernel.XENA (FreeBSD 13.2-RELEASE XENA, 1302001) sha256:...``. The words before the hash do not make another version
+    ``kernel.XENA (FreeBSD 13.2-RELEASE XENA, 1302001) sha256:...``. Only the hash identifies a version
     (harness.verdicts.values.revision), so older runs stay comparable.
     """
     found = dict(source.inputs)
@@ -27,7 +27,7 @@ def of(source: GuestSource) -> dict[str, str]:
 
 @lru_cache(maxsize=64)
 def _banner(kernel: Path, digest: str) -> str:
-    """``digest`` is the file's, so that another file in its place is read again."""
+    """``digest`` is the hash of the file: part of the cache key, so that a replaced file is read again."""
     data = kernel.read_bytes()
     name, number = banner(data), osreldate_of(data)
     return f"{name}, {number}" if name and number else name

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""Known issues (suites/known_issues.toml): failures that are understood, reported, and expected until somebody hints them.
+"""Known issues (suites/known_issues.toml): reported failures with a known cause, expected until they are fixed.
 
-Strict: a known issue that passes is a failure until its entry goes; an entry that fits no case, or is past its date, fails
-``fxh check``. An entry excuses a failure only when the failure says what the entry says.
+The check is strict: a covered case that passes fails until its entry is removed. An entry that fits no case, or is due for
+review, fails ``fxh check``. An entry excuses a failure only if the text of the failure matches.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ FILE = "known_issues.toml"
 class KnownIssue:
     """One entry. ``case`` (``suite/function`` or ``suite/function[parameters]``) and ``cells`` are globs.
 
-    ``says`` is a regex for the failure's reason or the death's identity. ``spans`` are versions by the
-    name of their OS, in the file a key each, as in ``needs``: ``freebsd = ">=10.0,<14.1"``, or ``"<1400507"`` for
-    ``__FreeBSD_version`` (harness.osversion says how a kernel of unknown number is judged).
+    ``says`` is a regex for the failure's reason or the death's identity. ``spans`` has the version spans by OS, each of
+    them a key in the file as in ``needs``: ``freebsd = ">=10.0,<14.1"``, or ``"<1400507"`` for ``__FreeBSD_version`` (see
+    harness.osversion for a kernel of unknown version).
     """
 
     case: str
@@ -42,14 +42,14 @@ class KnownIssue:
     review: datetime.date
     spans: Mapping[str, str] = field(default_factory=dict)
     sometimes: bool = False
-    """The failure depends on a race or on inputs that each run draws, so the case may also pass.
+    """The failure depends on a race or on random inputs, so the case may also pass.
 
-    An entry that always fails must not say this: nobody would notice the fix.
+    Set it only then: without it the fix of the bug makes the case fail, so that somebody removes the entry.
     """
 
     def covers(self, case: str, cell: Cell) -> bool:
         """Whether the case is expected to fail in that cell."""
-        # Brackets are pytest's here, not a class of characters.
+        # The brackets are those of pytest's node ids, not a character class.
         glob = self.case.replace("[", "[[]")
         named = fnmatch.fnmatchcase(case, glob) or fnmatch.fnmatchcase(case.partition("[")[0], glob)
         if not named or not fnmatch.fnmatchcase(str(cell), self.cells):
@@ -57,7 +57,7 @@ class KnownIssue:
         return not self.spans or (cell.os in self.spans and cell.version.within(self.spans[cell.os]))
 
     def excuses(self, *texts: str) -> bool:
-        """Whether a failure that says this is the known one."""
+        """Whether the texts of a failure match this issue."""
         return any(re.search(self.says, text) for text in texts)
 
     @property
@@ -66,7 +66,7 @@ class KnownIssue:
 
 
 def parse(text: str) -> tuple[KnownIssue, ...]:
-    """Raises UsageError naming the entry that is wrong."""
+    """The entries of the file. Raises UsageError that names an invalid entry."""
     try:
         entries = tomllib.loads(text).get("issue", [])
     except tomllib.TOMLDecodeError as exc:
@@ -87,7 +87,7 @@ def _entry(number: int, entry: dict[str, Any]) -> KnownIssue:
     for name, value in entry.items():
         wanted: type = datetime.date if name in ("since", "review") else bool if name == "sometimes" else str
         if not isinstance(value, wanted) or value == "":
-            raise UsageError(f"{where}: {name} = {value!r}", hint=f"a {wanted.__name__}, not empty")
+            raise UsageError(f"{where}: {name} = {value!r}", hint=f"set a non-empty value of type {wanted.__name__}")
     try:
         re.compile(entry["says"])
     except re.error as exc:
@@ -102,7 +102,7 @@ def _entry(number: int, entry: dict[str, Any]) -> KnownIssue:
 
 
 def load(suites: Path) -> tuple[KnownIssue, ...]:
-    """The entries beside the suites; none where there is no such file."""
+    """The entries of the suites' file, or () without such a file."""
     try:
         return parse((suites / FILE).read_text())
     except FileNotFoundError:
@@ -114,7 +114,7 @@ def find(issues: Iterable[KnownIssue], case: str, cell: Cell) -> KnownIssue | No
 
 
 def stale(issues: Iterable[KnownIssue], cases: Iterable[tuple[str, Cell]], today: datetime.date) -> tuple[str, ...]:
-    """What is wrong with the entries, given all cases in all cells that there could be."""
+    """The errors of the entries. ``cases`` are all cases in all possible cells."""
     known = list(cases)
     lines = []
     for issue in issues:
@@ -128,6 +128,6 @@ def stale(issues: Iterable[KnownIssue], cases: Iterable[tuple[str, Cell]], today
 
 
 def case_id(suite: str, function: str, callspec_id: str, cell: Cell) -> str:
-    """``suite/function`` or ``suite/function[parameters]``: without the cell."""
+    """``suite/function`` or ``suite/function[parameters]``, without the cell."""
     rest = callspec_id.replace(str(cell), "", 1).strip("-")
     return f"{suite}/{function}" + (f"[{rest}]" if rest else "")

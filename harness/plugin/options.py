@@ -1,16 +1,20 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""What a run was asked for: pytest's options as one value."""
+"""The options of a run, read and checked. harness.config.runoptions defines them; ``fxh`` passes their values as an Invocation."""
 
 from __future__ import annotations
 
 import argparse
-from dataclasses import dataclass
+import pickle
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from harness import paths
-from harness.config import load
+from harness.config import HostConfig, load
+from harness.config.runoptions import OPTIONS, RunOption, RunOptions
 from harness.errors import UsageError
 from harness.guests import registry
 from harness.guests.source import NO_ESP_HINT, GuestSource
@@ -18,223 +22,173 @@ from harness.hosts import pool
 from harness.lab import recipe
 from harness.lab.factory import MEMORY, LabSpec
 from harness.plugin import shard
-from harness.xen import firmware
-from harness.xen.config import TYPES
 from harness.xen.firmware import BIOS, UEFI
+
+_GROUP = "freebsd-xen"
+_PREFIX = "--fxh-"
 
 
 @dataclass(frozen=True)
-class Options:
-    """See the help texts in :func:`add`."""
+class Options(RunOptions):
+    """The checked options of a run, without gaps: guests, Xen versions and the memory of a lab are always set."""
 
-    guests: tuple[str, ...]
-    types: tuple[str, ...]
-    firmwares: tuple[str, ...]
-    xens: tuple[str, ...]
-    kernel: Path | None
-    disk: Path | None
-    image: str
-    bootloader: str
-    root: str
-    host: str
-    """Real hosts by commas (see harness.hosts.pool.select_hosts); empty for a lab."""
-    scale: float
-    hypervisor: Path | None
-    dom0_kernel: Path | None
-    lab_memory: int
-    lab_cpus: int
-    accel: str
-    control: Path | None = None
-    branch: str = ""
-    lease_memory: int = 0
-    lease_wait: int = 3600
-    keep: str = "never"
-    keep_minutes: int = 60
-    keep_runs: int = 30
     worker: int = 0
+    """The number of this xdist worker; 0 without xdist."""
+    run_directory: Path | None = None
+    """The directory for the results; None for a new one."""
+    every_cell: bool = False
+    """Collect the cases in all possible cells. For `fxh list --all`: no such case can run."""
 
     @property
     def chosen(self) -> dict[str, str]:
-        """What was said, as words for ``fxh run``: without what was left to its default."""
-        said: dict[str, object] = {
-            "guest": ",".join(self.guests),
-            "type": ",".join(self.types),
-            "firmware": ",".join(self.firmwares) if self.firmwares != (BIOS,) else "",
-            "xen": ",".join(self.xens),
-            "kernel": self.kernel,
-            "disk": self.disk,
-            "image": self.image,
-            "bootloader": self.bootloader,
-            "root": self.root,
-            "control": self.control,
-            "xen-host": self.host,
-            "hypervisor": self.hypervisor,
-            "dom0-kernel": self.dom0_kernel,
-            "scale": self.scale if self.scale != 1 else "",
-            "accel": self.accel if self.accel != "auto" else "",
-        }
-        return {name: str(value) for name, value in said.items() if value}
+        """The options of a re-run command, as ``fxh run`` has them, without those left to their defaults."""
+        values = {option.name: (option, getattr(self, option.attribute)) for option in OPTIONS.values() if option.rerun}
+        return {name: str(option.write(value)) for name, (option, value) in values.items() if value != option.default}
+
+    @property
+    def results(self) -> Path:
+        """The directory with the results of all runs, and with the page of the latest."""
+        return self.reports or paths.workspace() / "reports"
 
     def wish(self, xen: str) -> LabSpec:
+        """The lab with this Xen version."""
         return LabSpec(xen, self.hypervisor, self.dom0_kernel, memory=self.lab_memory, cpus=self.lab_cpus, accel=self.accel)
 
 
+@dataclass(frozen=True, eq=False)
+class Invocation:
+    """A pytest plugin with the options of an ``fxh`` command: pytest's command line does not hold them."""
+
+    given: Mapping[str, Any]
+    """The values of the command line, by key of harness.config.runoptions.OPTIONS."""
+    run_directory: Path | None
+    every_cell: bool = field(default=False, kw_only=True)
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_configure(self, config: pytest.Config) -> None:
+        config.stash[_INVOCATION] = self
+
+
+_INVOCATION = pytest.StashKey[Invocation]()
+
+
+# -- pytest's command line --------------------------------------------------------------------------------------------
+
+
 def add(parser: pytest.Parser) -> None:
-    """Declare the options; ``fxh run`` has the same."""
-    group = parser.getgroup("freebsd-xen", "FreeBSD under Xen (freebsd-xen-harness)")
-    group.addoption(
-        "--guest",
-        default="",
-        help="guests to test, by commas: control, freebsd (default: control, or freebsd with --disk or --image)",
-    )
-    group.addoption(
-        "--type",
-        dest="guest_type",
-        default="",
-        help="guest types, by commas: pv, pvh, hvm (default: all that guest and host can); pvshim: pv in the PV shim",
-    )
-    group.addoption(
-        "--firmware", default="", help="firmwares of HVM guests, by commas: bios, uefi (default: bios); each is a cell of its own"
-    )
-    group.addoption("--xen", default="", help=f"Xen versions of the lab, by commas: {', '.join(recipe.available_quietly())}")
-    group.addoption("--kernel", default="", help="a FreeBSD kernel to boot, instead of the disk's own")
-    group.addoption("--disk", default="", help="a FreeBSD disk image: raw or qcow2, perhaps in xz; it is not written to")
-    group.addoption(
-        "--image",
-        default="",
-        help="a FreeBSD image of the store (fxh image list) or an exported one's directory, instead of --disk",
-    )
-    group.addoption("--bootloader", default="", help="with --image: pygrub, so that dom0 reads the kernel from the disk")
-    group.addoption(
-        "--root", default="", help="the guest's root device: xbd0p2, gpt/rootfs, zfs:POOL/DATASET (default: what the disk says)"
-    )
-    group.addoption("--control", default="", help="a control guest of your own: a directory with its vmlinuz and initrd")
-    group.addoption("--branch", default="", help="the line of development that is tested, for verdicts (main, stable/14)")
-    group.addoption("--fxh-everywhere", action="store_true", help=argparse.SUPPRESS)
-    group.addoption(
-        "--xen-host",
-        default="",
-        help="real Xen hosts, by commas: names or tag:TAG of fxh.toml, user@host, local, lab (default: a lab)",
-    )
-    group.addoption("--scale", type=float, default=None, help="stretches every time budget of a guest")
-    group.addoption("--hypervisor", default="", help="the lab's hypervisor: a xen.gz of your own")
-    group.addoption("--dom0-kernel", default="", help="the lab's dom0 kernel: a vmlinuz of your own")
-    group.addoption("--lab-memory", type=int, default=None, help="MiB of a lab")
-    group.addoption("--lab-cpus", type=int, default=None, help="virtual CPUs of a lab")
-    group.addoption("--accel", default="", choices=("", "auto", "tcg", "kvm"), help="how QEMU runs a lab")
-    group.addoption(
-        "--keep", default="", choices=("", "never", "failed"), help="failed: leave a dead guest paused, to be looked at"
-    )
-    group.addoption("--shard", default="", help="i/n: the i-th of n parts of all cases, the same everywhere")
-    group.addoption("--resume", action="store_true", default=False, help=argparse.SUPPRESS)
-    group.addoption("--fxh-run", default="", help=argparse.SUPPRESS)
-    group.addoption(
-        "--reports", default="", help="where results go (default: reports/ of the checkout, else of the current directory)"
-    )
+    """Declare ``--fxh-guest`` and so on."""
+    group = parser.getgroup(_GROUP, "FreeBSD under Xen (freebsd-xen-harness)")
+    for option in _pytest_options():
+        group.addoption(_PREFIX + option.name, **_declaration(option), help=option.help.replace("%", "%%"))
+    group.addoption(f"{_PREFIX}run", default="", help=argparse.SUPPRESS)
+
+
+def accept_old_names(config: pytest.Config, parser: pytest.Parser, args: Sequence[str]) -> None:
+    """Accept the option names of ``args`` that lack the prefix ``--fxh-``, with a warning, unless another plugin has them.
+
+    Undeclared, they stay free for other plugins and conftest.py files. Raises pytest.UsageError if warnings are errors.
+    """
+    old = {f"--{option.name}": option for option in _pytest_options()}
+    _, unknown = parser.parse_known_and_unknown_args(args)
+    group = parser.getgroup(_GROUP)
+    for name in sorted({word.partition("=")[0] for word in unknown} & old.keys()):
+        group.addoption(name, **_declaration(old[name]), help=argparse.SUPPRESS)
+        warning = pytest.PytestDeprecationWarning(f"{name} is deprecated: use {_PREFIX}{old[name].name}")
+        try:
+            config.issue_config_time_warning(warning, stacklevel=2)
+        except pytest.PytestDeprecationWarning as exc:
+            raise pytest.UsageError(str(exc)) from None
+
+
+def _pytest_options() -> list[RunOption]:
+    return [option for option in OPTIONS.values() if option.flags and option.pytest]
+
+
+def _declaration(option: RunOption) -> dict[str, Any]:
+    return {"dest": f"fxh_{option.key}", "type": option.written, "default": None, "metavar": option.name.upper()}
+
+
+# -- the values -------------------------------------------------------------------------------------------------------
 
 
 def read(config: pytest.Config) -> Options:
-    """Raises UsageError for what cannot be. What the command line does not say comes from ``fxh.toml``."""
-    loaded = load(
-        {
-            f"run.{key}": config.getoption(option)
-            for key, option in (
-                ("guest", "guest"), ("type", "guest_type"), ("firmware", "firmware"), ("xen", "xen"), ("xen_host", "xen_host"), ("scale", "scale"),
-                ("accel", "accel"), ("lab_memory", "lab_memory"), ("lab_cpus", "lab_cpus"), ("keep", "keep"),
-            )
-        }
-    )  # fmt: skip
-    run = loaded.config.run
+    """The options of ``fxh`` or of pytest's command line, completed from ``fxh.toml``; in a worker those of its controller.
 
-    def words(name: str) -> tuple[str, ...]:
-        given = str(getattr(run, {"guest_type": "type"}.get(name, name)))
-        return tuple(filter(None, (word.strip() for word in given.split(","))))
+    Raises UsageError for an invalid value and for options that exclude each other.
+    """
+    worker = getattr(config, "workerinput", None)
+    if worker is not None:
+        options = pickle.loads(worker["fxh_options"])
+        assert isinstance(options, Options)
+        return replace(options, worker=_worker_number(str(worker["workerid"])))
+    invocation = config.stash.get(_INVOCATION, None) or _from_command_line(config)
+    given = invocation.given
+    loaded = load({f"run.{key}": value for key, value in given.items()}).config
+    options = Options(**vars(loaded.run), run_directory=invocation.run_directory, every_cell=invocation.every_cell)
+    return _checked(options, loaded.hosts)
 
-    def path(name: str) -> Path | None:
-        text = str(config.getoption(name))
-        if not text:
-            return None
-        found = Path(text).expanduser().absolute()
-        if not found.is_file():
-            raise UsageError(f"--{name.replace('_', '-')} {text}: no such file")
-        return found
 
-    kernel, disk = path("kernel"), path("disk")
-    if kernel is not None and disk is None:
-        raise UsageError("--kernel without a disk", hint="add --disk FILE, the image with the root file system")
-    image = str(config.getoption("image"))
-    if image and disk:
+def _from_command_line(config: pytest.Config) -> Invocation:
+    given = {option.key: config.getoption(f"fxh_{option.key}") for option in _pytest_options()}
+    path = str(config.getoption("fxh_run"))
+    return Invocation(given, Path(path) if path else None)
+
+
+def for_worker(options: Options) -> bytes:
+    """What :func:`read` takes in a worker."""
+    return pickle.dumps(options)
+
+
+def _worker_number(name: str) -> int:
+    """3 for xdist's ``gw3``."""
+    return int(name.removeprefix("gw")) if name.startswith("gw") else 0
+
+
+def _checked(options: Options, hosts: Mapping[str, HostConfig]) -> Options:
+    """``options`` with the defaults that depend on other options. Raises UsageError."""
+    _check_files(options)
+    if options.kernel is not None and options.disk is None:
+        raise UsageError("--kernel without --disk", hint="add --disk FILE, the image with the root file system")
+    if options.image and options.disk:
         raise UsageError(
-            "--image brings its kernel and disks", hint="leave --kernel and --disk out, or swap the kernel: fxh image build"
+            "--image with --disk: an image has its own kernel and disks",
+            hint="omit --disk and --kernel, or replace the image's kernel: fxh image build --base",
         )
-    bootloader = str(config.getoption("bootloader"))
-    if bootloader not in ("", "pygrub") or (bootloader and not image):
-        raise UsageError(f"--bootloader {bootloader}", hint="--image IMAGE --bootloader pygrub")
-    guests = words("guest") or registry.default(bool(disk or image))
+    if options.bootloader and not options.image:
+        raise UsageError(f"--bootloader {options.bootloader} without --image", hint="add --image IMAGE")
+    has_disk = bool(options.disk or options.image)
+    guests = options.guests or registry.default(has_disk)
     for guest in registry.under_test(guests):
-        if disk is None and not image:
-            raise UsageError(
-                f"--guest {guest} needs a {registry.definition(guest).os.title}", hint="add --image IMAGE, or --disk DISK"
-            )
-    types = words("guest_type")
-    for guest_type in types:
-        if guest_type not in (*TYPES, "pvshim"):
-            raise UsageError(f"--type {guest_type}", hint=f"{', '.join(TYPES)} or pvshim")
-    firmwares = tuple(dict.fromkeys(words("firmware"))) or (BIOS,)
-    for name in firmwares:
-        firmware.check(name)
-    if UEFI in firmwares and types and "hvm" not in types:
-        raise UsageError(f"--firmware uefi with --type {','.join(types)}", hint="only HVM guests start from a firmware: --type hvm")
-    xens = words("xen") or (recipe.DEFAULT_XEN,)
-    pool.select_hosts(run.xen_host, loaded.config.hosts)
-    shard.parse(str(config.getoption("shard")))
-    if run.keep not in ("never", "failed"):
-        raise UsageError(f"run.keep {run.keep!r}", hint="never or failed")
-    if run.accel not in ("auto", "tcg", "kvm"):
-        raise UsageError(f"run.accel {run.accel!r}", hint="auto, tcg or kvm")
-    if not run.xen_host:
-        for xen in xens:
-            if words("xen") and xen not in recipe.available():
-                raise UsageError(f"--xen {xen}: no lab recipe", hint=f"there are: {', '.join(recipe.available())}")
-    control = Path(str(config.getoption("control"))).absolute() if config.getoption("control") else None
-    for name in ("vmlinuz", "initrd") if control else ():
-        if control is not None and not (control / name).is_file():
-            raise UsageError(f"--control {control}: no {name} in it", hint="give a directory with vmlinuz and initrd")
-    scale = run.scale
-    if scale <= 0:
-        raise UsageError(f"--scale {scale}", hint="a number above 0")
-    return Options(
-        guests=guests,
-        types=types,
-        firmwares=firmwares,
-        xens=xens,
-        kernel=kernel,
-        disk=disk,
-        image=image,
-        bootloader=bootloader,
-        root=str(config.getoption("root")),
-        host=run.xen_host,
-        scale=scale,
-        hypervisor=path("hypervisor"),
-        dom0_kernel=path("dom0_kernel"),
-        control=control,
-        branch=str(config.getoption("branch")),
-        lab_memory=run.lab_memory or MEMORY,
-        lab_cpus=run.lab_cpus,
-        accel=run.accel,
-        lease_memory=run.lease_memory,
-        lease_wait=run.lease_wait,
-        keep=run.keep,
-        keep_minutes=run.keep_minutes,
-        keep_runs=run.keep_runs,
-        worker=_worker(config),
-    )
+        if not has_disk:
+            raise UsageError(f"--guest {guest} without its disk", hint="add --image IMAGE or --disk DISK")
+    if UEFI in options.firmwares and options.types and "hvm" not in options.types:
+        raise UsageError(
+            f"--firmware uefi with --type {','.join(options.types)}", hint="only HVM guests have a firmware: --type hvm"
+        )
+    pool.select_hosts(options.host, hosts)
+    shard.parse(options.shard)
+    for xen in options.xens if not options.host else ():
+        if xen not in recipe.available():
+            raise UsageError(f"--xen {xen}: no lab recipe", hint=f"valid versions: {', '.join(recipe.available())}")
+    if options.scale <= 0:
+        raise UsageError(f"--scale {options.scale}", hint="use a number above 0")
+    return replace(options, guests=guests, xens=options.xens or (recipe.DEFAULT_XEN,), lab_memory=options.lab_memory or MEMORY)
+
+
+def _check_files(options: Options) -> None:
+    for key in ("kernel", "disk", "hypervisor", "dom0_kernel"):
+        path = getattr(options, key)
+        if path is not None and not path.is_file():
+            raise UsageError(f"--{OPTIONS[key].name} {path}: no such file", hint="check the path")
+    for name in ("vmlinuz", "initrd") if options.control is not None else ():
+        if options.control is not None and not (options.control / name).is_file():
+            raise UsageError(f"--control {options.control}: no {name} in it", hint="use a directory with vmlinuz and initrd")
 
 
 def check_firmwares(options: Options, source: GuestSource) -> None:
-    """Raises UsageError where an HVM guest of ``source`` is asked for with a firmware that cannot start its disk.
+    """Raises UsageError if none of the requested HVM guests of ``source`` can start with a requested firmware.
 
-    Where other types are asked for, too, a disk for UEFI alone runs as these: its HVM cells for BIOS are skipped.
+    If other types are requested too, a UEFI-only disk runs as these types, and its BIOS cells are skipped.
     """
     types = options.types or source.profile.types
     if not registry.under_test(options.guests) or "hvm" not in types or "hvm" not in source.profile.types:
@@ -243,15 +197,3 @@ def check_firmwares(options: Options, source: GuestSource) -> None:
         raise UsageError(why, hint=NO_ESP_HINT)
     if BIOS in options.firmwares and set(types) == {"hvm"} and (why := source.why_no_bios):
         raise UsageError(why, hint="--firmware uefi, or another --type")
-
-
-def _worker(config: pytest.Config) -> int:
-    """The number of this xdist worker (``gw3``), 0 without xdist."""
-    name = str(getattr(config, "workerinput", {}).get("workerid", ""))
-    return int(name.removeprefix("gw")) if name.startswith("gw") else 0
-
-
-def reports(config: pytest.Config) -> Path:
-    """Where runs and the page of the latest are kept."""
-    given = str(config.getoption("reports"))
-    return Path(given).absolute() if given else paths.workspace() / "reports"

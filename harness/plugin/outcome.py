@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""What an exception in a case means, and for whom."""
+"""Classify the exception of a case, and derive the exit code of a run."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from harness.results.model import FAILED, HARNESS, INFRASTRUCTURE, KNOWN, PASSED
 
 @dataclass(frozen=True)
 class Finding:
-    """``outcome`` as in the results; ``reason`` for people; ``death`` where a guest died of it."""
+    """``outcome`` as in the results; ``reason`` for people; ``death`` if a guest died."""
 
     outcome: Outcome
     reason: str
@@ -22,8 +22,8 @@ class Finding:
     known_issue: KnownIssueMatch | None = None
 
 
-def judge(error: BaseException) -> Finding:
-    """An exception as a finding. Only a dead guest or a failed assertion is the product's."""
+def classify(error: BaseException) -> Finding:
+    """An exception as a finding. Only a dead guest and a failed assertion count as failures of the product."""
     if isinstance(error, pytest.skip.Exception):
         return Finding(SKIPPED, str(error.msg or error))
     if isinstance(error, GuestDied):
@@ -41,7 +41,7 @@ def judge(error: BaseException) -> Finding:
 
 
 def exit_code(cases: tuple[CaseResult, ...]) -> int:
-    """How a run ends: a product failure outweighs all else, then a bug of ours, then infrastructure."""
+    """The exit code of a run. A product failure outweighs a harness error, which outweighs an infrastructure failure."""
     outcomes = {case.outcome for case in cases}
     if FAILED in outcomes:
         return ExitCode.PRODUCT

@@ -1,15 +1,22 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""What a person sees while a run goes on: a line a case as it ends, and on a terminal what runs at the moment."""
+"""Show the progress of a run: one line per case when it ends, the running cases on a terminal, and long builds when they begin."""
 
 from __future__ import annotations
 
+import functools
+import logging
 import sys
 import threading
 import time
+from contextlib import nullcontext
 
 import pytest
 
 from harness.console.text import plain
+
+# The builds of a lab and of the control guest's kernel take minutes.
+_BUILD_LOGGERS = ("fxh.lab.build", "fxh.lab.kernel")
+_CLEAR_LINE = "\r\x1b[K"
 
 
 class Progress:
@@ -28,18 +35,18 @@ class Progress:
     def pytest_collection_finish(self, session: pytest.Session) -> None:
         self._total = len(session.items)
         if self._terminal:
-            threading.Thread(target=self._spin, daemon=True).start()
+            threading.Thread(target=self._show_running, daemon=True).start()
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_xdist_node_collection_finished(self, ids: list[str]) -> None:
         self._total = len(ids)
 
     def pytest_report_teststatus(self, report: pytest.TestReport) -> tuple[str, str, str] | None:
-        """No letters: we print a line of our own for each case."""
+        """Suppress pytest's letters: each case gets a line."""
         category: str = "error" if report.when != "call" and report.failed else report.outcome
         if report.passed and report.when != "call":
             category = ""
-        if report.skipped and hasattr(report, "wasxfail"):  # a known issue: pytest's summary has no reason for a skip in it
+        if report.skipped and hasattr(report, "wasxfail"):  # a known issue; as "skipped" pytest's summary would need a reason
             category = "xfailed"
         return category, "", category.upper()
 
@@ -57,7 +64,7 @@ class Progress:
             if name == "setup":
                 self._setups[report.nodeid] = str(text)
         self._outcomes[report.nodeid] = (word, seconds + report.duration, _first_line(report))
-        if report.when not in ("setup", "call", "teardown"):  # xdist's word for a worker that ended: nothing more comes of the case
+        if report.when not in ("setup", "call", "teardown"):  # xdist's report of a worker that ended, the last of its case
             self.pytest_runtest_logfinish(report.nodeid)
 
     def pytest_runtest_logfinish(self, nodeid: str) -> None:
@@ -77,14 +84,15 @@ class Progress:
 
     def _clear(self) -> None:
         if self._terminal:
-            sys.stdout.write("\r\x1b[K")
+            sys.stdout.write(_CLEAR_LINE)
 
-    def _spin(self) -> None:
+    def _show_running(self) -> None:
+        """Keep the last line of the terminal up to date, four times a second."""
         while not self._stop.wait(0.25):
             with self._lock:
                 now = time.monotonic()
                 running = [f"{nodeid.rpartition('::')[2]} {now - begun:.0f} s" for nodeid, begun in self._running.items()]
-                sys.stdout.write("\r\x1b[K" + "  |  ".join(running)[:110])
+                sys.stdout.write(_CLEAR_LINE + "  |  ".join(running)[:110])
                 sys.stdout.flush()
 
 
@@ -96,3 +104,26 @@ def _first_line(report: pytest.TestReport) -> str:
     lines = str(report.longrepr or "").strip().splitlines()
     wanted = next((line for line in lines if line.startswith("E ") or "] " in line), lines[0] if lines else "")
     return plain(wanted)[:200]
+
+
+class _BuildHandler(logging.Handler):
+    """Prints messages past pytest's capture, which would show them only after the case that waits for the build."""
+
+    def __init__(self, config: pytest.Config) -> None:
+        super().__init__(logging.INFO)
+        self._config = config
+
+    def emit(self, record: logging.LogRecord) -> None:
+        capture = self._config.pluginmanager.getplugin("capturemanager")
+        with capture.global_and_fixture_disabled() if capture else nullcontext():
+            # Overwrite the line of the running cases.
+            print((_CLEAR_LINE if sys.stderr.isatty() else "") + record.getMessage(), file=sys.stderr, flush=True)
+
+
+def log_builds(config: pytest.Config) -> None:
+    """Print the start of long builds in this process, controller or worker, until the session ends."""
+    handler = _BuildHandler(config)
+    for logger in map(logging.getLogger, _BUILD_LOGGERS):
+        logger.setLevel(logging.INFO)
+        logger.addHandler(handler)
+        config.add_cleanup(functools.partial(logger.removeHandler, handler))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""Which of the collected cases this invocation runs: its shard's, and what a resumed run has not finished."""
+"""Select the collected cases: once per host, this shard, the rest of a resumed run; and skip those that their cell cannot run."""
 
 from __future__ import annotations
 
@@ -7,34 +7,53 @@ from collections.abc import Callable
 
 import pytest
 
-from harness.plugin import shard
-from harness.plugin.cells import Cell
+from harness.plugin import cells, shard
+from harness.plugin.cells import cell_of
 
 
-def narrow(config: pytest.Config, items: list[pytest.Item], finished: frozenset[str]) -> None:
-    """Deselect, as ``-k`` does, what others run, and what is ``finished`` by a run that goes on."""
-    wanted = shard.parse(str(config.getoption("shard")))
+def keep_once(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Deselect the cases with ``needs(once=True)`` in all cells of a host but the first."""
+    first: dict[tuple[str, str], str] = {}
+
+    def wanted(item: pytest.Item) -> bool:
+        cell = cell_of(item)
+        if cell is None or not any(mark.kwargs.get("once") for mark in item.iter_markers("needs")):
+            return True
+        function = item.nodeid.partition("[")[0]
+        return first.setdefault((function, cell.host), str(cell)) == str(cell)
+
+    _keep(config, items, wanted)
+
+
+def narrow(config: pytest.Config, items: list[pytest.Item], shard_text: str, finished: frozenset[str]) -> None:
+    """Deselect the cases of other shards (``shard_text`` as in ``--shard``) and those of ``finished``, by node id."""
+    wanted = shard.parse(shard_text)
     if wanted is not None:
-        mine = shard.part([item.nodeid for item in items if _ours(item)], wanted)
+        mine = shard.part([item.nodeid for item in items if cell_of(item) is not None], wanted)
         _keep(config, items, lambda item: item.nodeid in mine)
     if finished:
         _keep(config, items, lambda item: item.nodeid not in finished)
 
 
 def _keep(config: pytest.Config, items: list[pytest.Item], wanted: Callable[[pytest.Item], bool]) -> None:
-    gone = [item for item in items if _ours(item) and not wanted(item)]
-    if gone:
-        config.hook.pytest_deselected(items=gone)
-        items[:] = [item for item in items if item not in set(gone)]
+    dropped = [item for item in items if cell_of(item) is not None and not wanted(item)]
+    if dropped:
+        config.hook.pytest_deselected(items=dropped)
+        items[:] = [item for item in items if item not in set(dropped)]
 
 
-def _ours(item: pytest.Item) -> bool:
-    callspec = getattr(item, "callspec", None)
-    return callspec is not None and isinstance(callspec.params.get("cell"), Cell)
+def skip_unmet(items: list[pytest.Item]) -> None:
+    """Mark the cases as skipped whose cell does not meet their ``needs``, with the reason and a command that runs them."""
+    for item in items:
+        cell = cell_of(item)
+        if cell is not None:
+            marks = list(item.iter_markers("needs"))
+            why = cells.unmet(marks, cell)
+            if why:
+                item.add_marker(pytest.mark.skip(reason=f"{why}; elsewhere: {cells.elsewhere(marks, item.nodeid)}"))
 
 
 def title(item: pytest.Item) -> str:
-    """What a case is about, in a line: the first of its docstring, as text, or its name."""
+    """The first line of the case's docstring without markup, else the name of its function."""
     lines = (getattr(getattr(item, "function", None), "__doc__", None) or "").strip().splitlines()
-    # On pages, in mails and at terminals nothing turns ``this`` into anything.
     return lines[0].replace("``", "") if lines else item.name.partition("[")[0]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""What the plugin keeps on pytest's own objects."""
+"""The plugin's state on pytest's Config and Item objects."""
 
 from __future__ import annotations
 
@@ -17,29 +17,35 @@ from harness.plugin.setuplog import SetupLog
 
 
 @dataclass
-class Progress:
-    """A case on its way through setup, call and teardown."""
+class CaseProgress:
+    """The state of a case between setup and teardown."""
 
     begun: float
+    """Monotonic seconds."""
     started: str
+    """UTC."""
     findings: list[tuple[str, Finding]] = field(default_factory=list)
+    """With the phase of each: setup, call or teardown."""
     seconds: float = 0.0
+    """The duration of its phases so far, without ``setup``."""
     setup: float = 0.0
-    """Seconds that went into the run's setup meanwhile; ``seconds`` is without them."""
+    """Seconds of the run's setup during these phases."""
     lost: str = ""
-    """Why the host was lost on which it ran first."""
+    """Why its first run lost the host, if this is the second run."""
 
 
+# On Config.
 OPTIONS = pytest.StashKey[Options]()
 RUN = pytest.StashKey[Path]()
 RIG = pytest.StashKey[Rig]()
 SETUP = pytest.StashKey[SetupLog]()
+# On Item.
 CASE = pytest.StashKey[CaseContext]()
-PROGRESS = pytest.StashKey[Progress]()
+PROGRESS = pytest.StashKey[CaseProgress]()
 
 
 def case_directory(config: pytest.Config, nodeid: str) -> Path:
-    """The case's own directory within the run, made when first asked for."""
+    """The directory of a case in the run directory, created on demand."""
     name = re.sub(r"[^A-Za-z0-9.]+", "-", nodeid.rpartition("/")[2]).strip("-")
     tail = hashlib.sha256(nodeid.encode()).hexdigest()[:6]
     path = config.stash[RUN] / "cases" / f"{name[:80]}-{tail}"

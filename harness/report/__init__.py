@@ -9,7 +9,7 @@ from pathlib import Path
 
 from harness.errors import HarnessError
 from harness.history.store import FILE, History, HistoryDamaged
-from harness.report import allure_files, html, junit, machine, mail
+from harness.report import allure_files, case_timeline, html, junit, machine, mail
 from harness.report.gather import gather
 from harness.report.model import Report
 from harness.results.model import RunResult
@@ -64,6 +64,7 @@ def write_reports(path: Path, report: Report) -> None:
         ("report.json", lambda file: file.write_text(machine.render(report), encoding="utf-8")),
         ("mail.eml", lambda file: file.write_bytes(mail.compose(report).as_bytes())),
         ("index.html", lambda file: file.write_text(html.render(path, report), encoding="utf-8")),
+        ("cases", lambda file: case_timeline.write(file.parent, report)),
         ("junit.xml", lambda file: junit.enrich(file, report) if file.is_file() else None),
         ("allure", lambda file: allure_files.write(file, report) if file.is_dir() else None),
     ):

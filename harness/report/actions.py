@@ -25,19 +25,31 @@ def load(directory: Path) -> tuple[trace.Event, ...]:
 
 
 def lines(events: tuple[trace.Event, ...], unpaused: float | None) -> list[Line]:
-    """Each event as a line of the guest's time line, at its begin. ``unpaused`` is a time of the monotonic clock (s)."""
+    """Each event as a line of the guest's time line, at its begin. ``unpaused`` is a time of the monotonic clock (s).
+
+    Of the evidence that is gathered after a failure, one line is left.
+    """
     if unpaused is None:
         return []
-    return [Line(event.clock - unpaused, describe(event), "action") for event in events]
+    inside = _inside_evidence(events)
+    return [Line(event.clock - unpaused, describe(event), "action") for event in events if event.number not in inside]
 
 
 def last(events: tuple[trace.Event, ...], count: int = LAST) -> list[str]:
     """The last ``count`` actions before the failure, with their time in seconds since the first event of the case."""
-    if not events:
-        return []
-    evidence = {event.number for event in events if event.kind == _AFTERWARDS}
-    before = [event for event in events if event.number not in evidence and event.parent not in evidence]
+    inside = _inside_evidence(events)
+    before = [event for event in events if event.kind != _AFTERWARDS and event.number not in inside]
     return [f"{event.at - events[0].at:9.2f} s  {describe(event)}" for event in before[-count:]]
+
+
+def _inside_evidence(events: tuple[trace.Event, ...]) -> set[int]:
+    """The numbers of the events within a step that gathers evidence."""
+    evidence = {event.number for event in events if event.kind == _AFTERWARDS}
+    inside: set[int] = set()
+    for event in events:  # a parent comes before its children
+        if event.parent in evidence or event.parent in inside:
+            inside.add(event.number)
+    return inside
 
 
 def describe(event: trace.Event) -> str:

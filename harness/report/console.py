@@ -15,6 +15,8 @@ from harness.results.model import Boot
 TAIL, _INDEX_TAIL = 24_000, 512_000
 # (XEN) [   12.345678] d1v0 Triple fault      Not matched: (XEN) [00000012deadbeef], of console_timestamps=raw
 _XEN_LINE = re.compile(r"^\(XEN\) \[ *(\d+\.\d+)\] (.*)$")
+# [   12.345678] vif vif-3-0 vif3.0: Guest Rx ready
+_DOM0_LINE = re.compile(r"^\[ *(\d+\.\d+)\] (.*)$")
 
 
 @dataclass(frozen=True)
@@ -25,7 +27,7 @@ class Line:
     """Seconds since the domain was unpaused, if known."""
     text: str
     kind: str = "guest"
-    """``guest``, ``xen``, ``action`` or ``death``."""
+    """``guest``, ``xen``, ``dom0``, ``action`` or ``death``."""
 
 
 def lines(log: Path, boot: Boot | None, *, tail: int = TAIL) -> list[Line]:
@@ -70,6 +72,18 @@ def xen_lines(text: str, clock: float | None, unpaused: float | None) -> list[Li
         return []
     shift = clock - float(stamped[-1][1]) - unpaused
     return [Line(float(match[1]) + shift, plain(match[2]), "xen") for match in stamped]
+
+
+def dom0_lines(text: str, clock: float | None, uptime: float | None, unpaused: float | None) -> list[Line]:
+    """dom0's kernel messages with times since the domain was unpaused.
+
+    ``clock`` (monotonic s) and ``uptime`` (s since dom0 booted) were read at the same time. The result is empty without them.
+    """
+    if clock is None or uptime is None or unpaused is None:
+        return []
+    shift = clock - uptime - unpaused
+    stamped = (match for match in map(_DOM0_LINE.match, text.splitlines()) if match)
+    return [Line(float(match[1]) + shift, plain(match[2]), "dom0") for match in stamped]
 
 
 def _index(path: Path) -> tuple[list[int], list[float]]:

@@ -67,5 +67,5 @@ def lines(data: bytes) -> dict[str, str]:
 
 
 def normalise(line: str) -> str:
-    """``line`` without what differs between two boots of one kernel."""
+    """``line`` without the parts that differ between two boots of one kernel."""
     return " ".join(_VARIABLE.sub("#", _STAMP.sub("", line.strip())).split())

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,7 +12,7 @@ import jinja2
 from markupsafe import Markup
 
 from harness.console.text import plain
-from harness.report import actions, console, plot
+from harness.report import actions, case_timeline, plot
 from harness.report.console import Line
 from harness.report.evidence import around_death, finding_rows
 from harness.report.model import CaseReport, Report
@@ -45,6 +44,9 @@ SQUARES = {
     Outcome.SKIPPED: ("s", " "),
 }
 
+KINDS_OF_LINES = ("guest", "xen", "dom0", "action")
+"""Sources of a time line that a reader can hide."""
+
 USUAL = "last run that passed"
 """Label of the timeline for comparison."""
 
@@ -71,11 +73,11 @@ class Timeline:
 
 @dataclass(frozen=True)
 class Panel:
-    """A console with the case's actions. ``merged``: also with the hypervisor's log. ``left_out``: not shown, because the page is too long."""
+    """The time line of a console. ``kinds`` are the sources it has. ``left_out``: not shown, because the page is too long."""
 
     name: str
     lines: tuple[Line, ...]
-    merged: bool = False
+    kinds: tuple[str, ...] = ()
     left_out: bool = False
 
 
@@ -104,6 +106,8 @@ def render(path: Path, report: Report) -> str:
         tones=TONES,
         squares=SQUARES,
         usual=USUAL,
+        marks=case_timeline.MARKS,
+        labels={"guest": "guest", "xen": "hypervisor", "dom0": "dom0's kernel", "action": "actions"},
         plots=[(trend, Markup(plot.svg(trend))) for trend in report.trends],
         tone=_tone(report),
         files=[name for name in ("report.json", "mail.eml", "junit.xml") if (path / name).exists() or name != "junit.xml"],
@@ -183,32 +187,21 @@ def timeline(label: str, stages: tuple[Stamp, ...], died: float | None, longest:
 
 
 def _panels(directory: Path, boots: tuple[Boot, ...], files: tuple[str, ...], budget: _Budget) -> list[Panel]:
-    """The consoles of a case, each with the hypervisor's log and the case's actions in between."""
+    """The time line of each console of a case."""
     found = []
     events = actions.load(directory)
-    for name in (name for name in files if name.endswith(".console.log")):
-        boot = next((boot for boot in reversed(boots) if boot.console == name), None)
+    for name in case_timeline.consoles(files):
         try:
-            guest = console.lines(directory / name, boot)
+            shown = case_timeline.build(directory, name, boots, events)
         except OSError:
             continue
-        unpaused = boot.unpaused if boot else None
-        xen = console.xen_lines(*_hypervisor(directory), unpaused)
-        shown = console.merge(guest, [*xen, *actions.lines(events, unpaused)])
         if budget.take(sum(len(line.text) + 40 for line in shown)):
-            found.append(Panel(name, tuple(shown), bool(xen)))
+            found.append(
+                Panel(name, tuple(shown), tuple(kind for kind in KINDS_OF_LINES if any(line.kind == kind for line in shown)))
+            )
         else:
             found.append(Panel(name, (), left_out=True))
     return found
-
-
-def _hypervisor(directory: Path) -> tuple[str, float | None]:
-    """The hypervisor's log, and the time of its last line with a time stamp (monotonic s)."""
-    try:
-        text = (directory / "xl-dmesg.log").read_text("utf-8", "replace")
-        return text, float(json.loads((directory / "xl-dmesg.clock").read_text())["monotonic"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return "", None
 
 
 def _captures(directory: Path, files: tuple[str, ...], budget: _Budget) -> list[tuple[str, str]]:

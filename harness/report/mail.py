@@ -87,7 +87,7 @@ def body(report: Report) -> str:
         rows = [(f"{item.seconds:.0f} s", item.what + usual.get(item.what, "")) for item in setup]
         parts.append(_head("setup (not part of any case's time)") + _table(rows))
     rows = [(name, _short(value)) for name, value in report.inputs if name not in _UNIMPORTANT]
-    parts.append(_head("what was tested") + _table(rows))
+    parts.append(_head("inputs") + _table(rows))
     parts.append(_head("run all of it again") + _command(run.command or "fxh run"))
     ended = f"to {run.ended}" if run.ended else "(did not finish)"
     parts.append(_wrap(f"Run {run.run}, {run.started} {ended}. Baseline: {report.baseline}."))

@@ -44,9 +44,9 @@ def sentence(run: RunResult, judged: Sequence[tuple[CaseResult, Verdict]], worse
         parts = [", ".join(tally)] if tally else []
         parts.append(f"{passed} of {total} judged cases passed")
     lost = sum(verdict.kind == values.INFRASTRUCTURE for _, verdict in judged)
-    ours = run.count(HARNESS)
+    harness_bugs = run.count(HARNESS)
     if lost:
-        bugs = f", {ours} of them because of a bug of the harness" if ours else ""
+        bugs = f", {harness_bugs} of them because of a bug of the harness" if harness_bugs else ""
         parts.append(f"{lost} case{'s' * (lost != 1)} could not be judged (infrastructure{bugs})")
     standing = sum(bool(verdict.standing) for _, verdict in judged)
     if standing:

@@ -98,13 +98,13 @@ def records(run: RunResult, expected: Mapping[tuple[str, str], Collection[str]],
         raise UsageError(f"run {run.run} has no FreeBSD guest", hint=hint)
     found = []
     for cell in cells:
-        here = [case for case in run.cases if case.where == cell]
-        place = _place(run, cell, here, freebsd)
-        for suite in sorted({case.suite for case in here}):
-            cases = [case for case in here if case.suite == suite]
+        in_cell = [case for case in run.cases if case.where == cell]
+        place = _place(run, cell, in_cell, freebsd)
+        for suite in sorted({case.suite for case in in_cell}):
+            cases = [case for case in in_cell if case.suite == suite]
             names = {case_name(case) for case in cases}
-            wanted = expected.get((suite, place.type.partition("-")[0]), ())
-            found.append(_record(run, place, suite, cases, len(set(wanted) - names)))
+            all_cases = expected.get((suite, cell.type), ())
+            found.append(_record(run, place, suite, cases, len(set(all_cases) - names)))
     return tuple(found)
 
 
@@ -223,23 +223,25 @@ def render(data: Iterable[Record], suites: Collection[str]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _cell(here: list[Record], suites: Collection[str]) -> str:
-    if not here:
+def _cell(recorded: list[Record], suites: Collection[str]) -> str:
+    if not recorded:
         return NOT_RUN
-    commits = dict.fromkeys(word for record in sorted(here, key=lambda record: record.started) for word in record.commit.split())
-    bad = sum(len(record.failed) for record in here)
+    commits = dict.fromkeys(
+        word for record in sorted(recorded, key=lambda record: record.started) for word in record.commit.split()
+    )
+    bad = sum(len(record.failed) for record in recorded)
     counts = [
         f"**{bad} failed**" if bad else "",
-        f"{sum(record.passed for record in here)} passed",
-        f"{sum(len(record.known) for record in here)} known",
-        f"{sum(record.skipped for record in here)} skipped",
+        f"{sum(record.passed for record in recorded)} passed",
+        f"{sum(len(record.known) for record in recorded)} known",
+        f"{sum(record.skipped for record in recorded)} skipped",
         *(f"{count} {words}" for count, words in (
-            (sum(len(record.unjudged) for record in here), "not judged"), (sum(record.absent for record in here), NOT_RUN),
+            (sum(len(record.unjudged) for record in recorded), "not judged"), (sum(record.absent for record in recorded), NOT_RUN),
         ) if count),
     ]  # fmt: skip
-    lacking = set(suites) - {record.suite for record in here}
-    only = f" ({', '.join(sorted(record.suite for record in here))} only)" if lacking else ""
-    head = f"{max(record.started for record in here)[:10]} {' '.join(f'`{commit}`' for commit in commits)}"
+    lacking = set(suites) - {record.suite for record in recorded}
+    only = f" ({', '.join(sorted(record.suite for record in recorded))} only)" if lacking else ""
+    head = f"{max(record.started for record in recorded)[:10]} {' '.join(f'`{commit}`' for commit in commits)}"
     return f"{head}: {', '.join(filter(None, counts))}{only}"
 
 
@@ -259,8 +261,8 @@ def _named(title: str, rows_of: Callable[[Record], Mapping[str, str]], cells: Ma
     """A line for each case, with its bug and the cells in which it occurred."""
     places: dict[tuple[str, str], list[Place]] = {}
     ran: dict[str, set[Place]] = {}
-    for place, here in sorted(cells.items(), key=lambda item: item[0].order):
-        for record in here:
+    for place, recorded in sorted(cells.items(), key=lambda item: item[0].order):
+        for record in recorded:
             ran.setdefault(record.suite, set()).add(place)
             for case, bug in rows_of(record).items():
                 places.setdefault((case, bug), []).append(place)

@@ -98,8 +98,10 @@ def _joined(runs: Sequence[RunResult], name: str) -> RunResult:
         values = [getattr(run, item.name) for run in runs]
         rule = rules.get(item.name)
         if rule is None and any(value != values[0] for value in values):
-            said = ", ".join(f"{value!r} in {run.run}" for run, value in zip(runs, values, strict=True))
-            raise UsageError(f"the runs differ in their {item.name}: {said}", hint=f"merge the runs of each {item.name} separately")
+            differing = ", ".join(f"{value!r} in {run.run}" for run, value in zip(runs, values, strict=True))
+            raise UsageError(
+                f"the runs differ in their {item.name}: {differing}", hint=f"merge the runs of each {item.name} separately"
+            )
         joined[item.name] = rule(values) if rule else values[0]
     return RunResult(**joined)
 

@@ -17,6 +17,6 @@ def new(reports: Path) -> Path:
 def latest(run: Path) -> None:
     """Set the link ``latest`` to this run. If two runs start at the same time, either may win."""
     link = run.parent.parent / "latest"
-    made = link.with_name(f".latest-{run.name}")
-    made.symlink_to(Path("runs") / run.name)
-    made.replace(link)
+    temporary = link.with_name(f".latest-{run.name}")
+    temporary.symlink_to(Path("runs") / run.name)
+    temporary.replace(link)

@@ -44,8 +44,8 @@ class Inputs:
 
     def changes(self, later: Inputs) -> tuple[str, ...]:
         """The names of the inputs that differ in ``later``."""
-        mine, theirs = self.revisions, later.revisions
-        return tuple(name for name in sorted(mine.keys() | theirs.keys()) if mine.get(name) != theirs.get(name))
+        before, now = self.revisions, later.revisions
+        return tuple(name for name in sorted(before.keys() | now.keys()) if before.get(name) != now.get(name))
 
     def words(self, name: str) -> str:
         """An input for a text: ``kernel.XENA (26f2e57c)``."""

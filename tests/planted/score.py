@@ -57,7 +57,7 @@ def run(cases: list[str], kind: str, plant: str = "", guest: list[str] | None = 
         path = Path(reports) / "runs" / "r"
         argv = [
             sys.executable, "-m", "pytest", "-p", "plants", *(["--plant", plant] if plant else []), "-q", "--no-header", "--tb=no",
-            "-p", "no:cacheprovider", "--rootdir", str(PROJECT), *(guest or ["--guest", "control"]), "--type", kind, "--reports", reports,
+            "-p", "no:cacheprovider", "--rootdir", str(PROJECT), *(guest or ["--fxh-guest", "control"]), "--fxh-type", kind, "--fxh-reports", reports,
             "--fxh-run", str(path), "-k", " or ".join(sorted({word.partition("[")[0] for word in words})), *sorted(set(ids)),
         ]  # fmt: skip
         environment = {**os.environ, "PYTHONPATH": f"{HERE}:{PROJECT}"}
@@ -109,7 +109,7 @@ def main() -> int:
     parser.add_argument("--image", default="", help="a FreeBSD image, for what is planted in FreeBSD")
     parser.add_argument("-n", type=int, default=1, help="labs side by side")
     options = parser.parse_args()
-    freebsd = ["--image", options.image, "--guest", "freebsd"] if options.image else []
+    freebsd = ["--fxh-image", options.image, "--fxh-guest", "freebsd"] if options.image else []
     if options.clean:
         return clean(options.clean, options.n)
     names = options.names or [name for name, plant in TABLE.items() if plant.guest == "control" or freebsd]

@@ -56,3 +56,13 @@ def test_a_case_without_a_trace_has_no_actions(tmp_path: Path) -> None:
     with trace.record(tmp_path / trace.FILE), trace.step("xl", "xl list"):
         pass
     assert [one.what for one in actions.load(tmp_path)] == ["xl list"]
+
+
+def test_the_time_line_has_one_line_of_the_evidence() -> None:
+    events = (
+        event(1, "xl list"),
+        event(2, "gather evidence", kind="evidence"),
+        Event(3, 2, 0.0, "command", "dmesg"),
+        Event(4, 3, 0.0, "xl", "xl info"),
+    )
+    assert [line.text.partition("  ")[0] for line in actions.lines(events, 0.0)] == ["xl list", "gather evidence"]

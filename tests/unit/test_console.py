@@ -399,7 +399,7 @@ def test_a_death_ends_every_wait(tmp_path: Path) -> None:
     for thread in threads:
         thread.join(10)
     assert len(caught) == 4
-    assert time.monotonic() - begun < 1.0
+    assert time.monotonic() - begun < 8, "well before the deadline of 20 s"
     reader.stop()
 
 

@@ -22,13 +22,13 @@ from tests.unit.test_sets import built
 
 
 def of_checkout(*words: str, store: Path) -> subprocess.CompletedProcess[str]:
-    """``fxh`` as the checkout runs it."""
+    """Run ``fxh`` from the checkout."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "FXH_STORE": str(store)}
     return subprocess.run([sys.executable, "-m", "harness.cli", *words], env=environment, capture_output=True, text=True, cwd=ROOT)
 
 
 def tracked(*top: str) -> dict[str, int]:
-    """The checkout's files below ``top`` with their permissions."""
+    """The files of the checkout below ``top`` with their permissions."""
     found = [path for name in top for path in (ROOT / name).rglob("*") if path.is_file() and "__pycache__" not in path.parts]
     return {str(path.relative_to(ROOT)): stat.S_IMODE(path.stat().st_mode) for path in found}
 
@@ -86,25 +86,25 @@ def test_the_settings_of_the_users_own_project_do_not_matter(installed: Installe
         (installed.directory / "conftest.py").unlink()
 
 
-def test_a_run_of_nothing_has_its_own_exit_code_and_no_warning(installed: Installed, tmp_path: Path) -> None:
+def test_a_run_without_cases_has_exit_code_5_and_no_warning(installed: Installed, tmp_path: Path) -> None:
     done = installed.run("fxh", "run", "boot", "-k", "no_such_case", cwd=tmp_path, FXH_STORE=str(tmp_path / "store"))
     assert done.returncode == 5, done.stdout + done.stderr
     assert "warning" not in (done.stdout + done.stderr).lower()
 
 
-def test_doctor_says_what_it_says_in_a_checkout(installed: Installed, tmp_path: Path) -> None:
+def test_doctor_is_the_same_as_in_a_checkout(installed: Installed, tmp_path: Path) -> None:
     said = installed.run("fxh", "doctor", FXH_STORE=str(tmp_path))
     expected = of_checkout("doctor", store=tmp_path)
     assert said.stdout.splitlines()[0]
 
     def comparable(text: str) -> list[str]:
-        """Without the free space, which changes meanwhile."""
+        """The lines without the free space, which changes between the runs."""
         return [line for line in text.splitlines() if "MiB free" not in line]
 
     assert (said.returncode, comparable(said.stdout)) == (expected.returncode, comparable(expected.stdout))
 
 
-def test_what_is_the_users_is_in_the_current_directory(installed: Installed, tmp_path: Path) -> None:
+def test_the_users_files_are_in_the_current_directory(installed: Installed, tmp_path: Path) -> None:
     (tmp_path / "fxh.toml").write_text("[run]\nworkers = 3\n")
     shown = installed.fxh("config", "show", cwd=tmp_path)
     (line,) = (line for line in shown.splitlines() if line.startswith("run.workers"))
@@ -150,13 +150,13 @@ def test_a_revision_changes_with_every_kind_of_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("words", [("matrix", "write"), ("matrix", "record", "latest")])
-def test_what_needs_a_checkout_says_so(installed: Installed, words: tuple[str, ...]) -> None:
+def test_commands_that_need_a_checkout(installed: Installed, words: tuple[str, ...]) -> None:
     done = installed.run("fxh", *words)
     assert done.returncode == 2
     assert "checkout" in done.stderr
 
 
-def test_a_wrong_project_is_named(installed: Installed, tmp_path: Path) -> None:
+def test_an_invalid_project_is_named(installed: Installed, tmp_path: Path) -> None:
     done = installed.run("fxh", "image", "layouts", FXH_PROJECT=str(tmp_path / "nowhere"))
     assert done.returncode == 2
     assert f"FXH_PROJECT={tmp_path / 'nowhere'}" in done.stderr
@@ -172,7 +172,7 @@ def test_the_installed_command_is_of_the_installed_copy(installed: Installed) ->
 
 
 def test_an_editable_installation_copies_nothing(tmp_path: Path) -> None:
-    """A copy of the data in site-packages would be found, and be older than the checkout."""
+    """A copy of the data in site-packages would hide that of the checkout."""
     code = f"import hatchling.build as build; print(build.build_editable({str(tmp_path)!r}))"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -203,7 +204,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "docs/suites.md").write_text(f"# Suites\n{matrix.BEGIN}\n{matrix.END}\n")
     monkeypatch.setenv("FXH_PROJECT", str(tmp_path))
 
-    def collect(options: list[str]) -> tuple[list[collecting.Entry], tuple[()]]:
+    def collect(given: dict[str, Any], *, every_cell: bool) -> tuple[list[collecting.Entry], tuple[()]]:
         from harness.plugin.cells import Cell
 
         return [
@@ -217,7 +218,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_record_and_check(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert tested.stale() == ("docs/suites.md: its matrix is not what docs/matrix.json gives; run `fxh matrix write`",)
+    assert tested.stale() == ("docs/suites.md: its matrix differs from docs/matrix.json; run `fxh matrix write`",)
     tested.write()
     assert tested.stale() == ()
     pvh = "freebsd-pvh-xen-4.20"
@@ -240,7 +241,7 @@ def test_record_and_check(project: Path, capsys: pytest.CaptureFixture[str]) -> 
 
 def test_a_part_of_a_run_is_refused(project: Path) -> None:
     written.save(project / "reports", run(case("P", "test_boots", "freebsd-pvh-xen-4.20")))
-    with pytest.raises(UsageError, match=r"has not 1 cases of boot in 15\.1 PVH 4\.20") as caught:
+    with pytest.raises(UsageError, match=r"lacks 1 cases of boot in 15\.1 PVH 4\.20") as caught:
         tested.record(["run-001"], "", False, project / "reports")
     assert "fxh merge" in caught.value.hint
     assert not (project / "docs/matrix.json").exists()
@@ -256,5 +257,5 @@ def test_an_older_run_changes_nothing(project: Path, capsys: pytest.CaptureFixtu
         written.save(project / "reports", run(*cases, number=number))
     tested.record(["run-002"], "", False, project / "reports")
     tested.record(["run-001"], "", False, project / "reports")
-    assert capsys.readouterr().out.splitlines()[-1] == "15.1 PVH 4.20 boot: run-001 is older than what is recorded"
+    assert capsys.readouterr().out.splitlines()[-1] == "15.1 PVH 4.20 boot: run-001 is older than the recorded run"
     assert "**" not in (project / "docs/suites.md").read_text()

@@ -239,7 +239,7 @@ def test_the_files_of_a_guest_are_read_once_in_a_run(tmp_path: Path, monkeypatch
     shapes = [guest, replace(guest, bootloader="pygrub"), replace(guest, kernel=None)]
     before = [(shape.key, inputs.of(shape)["xvda"]) for _ in range(3) for shape in shapes]
     there = DirectHost(Silent(), run_id="abc")  # type: ignore[arg-type]
-    monkeypatch.setattr(there, "_hold", lambda: None)
+    monkeypatch.setattr(there, "_ensure_lease", lambda: None)
     assert len(there.files(tmp_path / "kernel", tmp_path / "disk", tmp_path / "more")) == 3
     assert sorted(read) == ["disk", "kernel", "more"]
     (tmp_path / "disk").write_bytes(b"else" * (1 << 18))

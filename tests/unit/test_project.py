@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""What others need of the project: its license, its version, its dependencies, its CI."""
+"""The metadata of the project: license, version, dependencies, CI and links."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from harness.cli import run_lookup
 from tests.conftest import ROOT
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-# Used without an import: pytest loads them for `fxh run -n` and for --alluredir.
+# pytest loads these without an import of ours: for `fxh run -n` and for --alluredir.
 PLUGINS = {"pytest-xdist", "allure-pytest"}
 
 
 def canonical(name: str) -> str:
-    """As PEP 503 compares names of distributions."""
+    """The name of a distribution, normalized as in PEP 503."""
     return re.sub(r"[-_.]+", "-", name).lower()
 
 
 def imported(*top: str) -> set[str]:
-    """The packages that the sources below ``top`` import, by the first part of their names; ``qemu`` is a namespace."""
+    """The first part of each package name that the sources below ``top`` import; ``qemu`` is a namespace package."""
     found = set()
     for path in (file for name in top for file in (ROOT / name).rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text())):
@@ -58,7 +58,7 @@ def test_the_version_is_the_same_everywhere() -> None:
     assert released == sorted(released, key=lambda text: [int(part) for part in text.split(".")], reverse=True)
 
 
-def test_the_license_is_the_one_that_is_declared() -> None:
+def test_the_license_is_the_declared_one() -> None:
     text = (ROOT / "LICENSE").read_text()
     assert text.startswith("BSD 2-Clause License")
     assert "The freebsd-xen-harness authors" in text
@@ -98,18 +98,18 @@ def test_fxh_runs_the_suites_with_the_settings_of_plain_pytest(tmp_path: Path) -
 
 
 @pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md"])
-def test_links_to_files_lead_somewhere(name: str) -> None:
+def test_links_to_files_are_valid(name: str) -> None:
     links = re.findall(r"\]\((?!https?:|#)([^)#]+)", (ROOT / name).read_text())
     assert not [link for link in links if not Path(ROOT / link).exists()]
 
 
 @pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md"])
-def test_every_make_target_is_there(name: str) -> None:
+def test_every_make_target_exists(name: str) -> None:
     targets = {line.partition(":")[0] for line in (ROOT / "Makefile").read_text().splitlines() if re.match(r"[a-z]+:", line)}
     assert set(re.findall(r"(?:`|^    )make ([a-z]+)", (ROOT / name).read_text(), re.MULTILINE)) <= targets
 
 
-def test_no_two_test_files_have_one_name() -> None:
-    """Without packages pytest imports test files by their base name, and refuses the second of two."""
+def test_test_files_have_unique_names() -> None:
+    """Without packages, pytest imports test files by base name and rejects a duplicate."""
     names = [path.name for path in (ROOT / "tests").rglob("test_*.py")]
     assert sorted(name for name in set(names) if names.count(name) > 1) == []

@@ -271,7 +271,7 @@ def test_a_prompt_ends_the_boot_at_once(tmp_path: Path, row: str) -> None:
     reader = ConsoleReader(ReplayStream(crlf(text), end="silence"), tmp_path / "c.log", tables=FREEBSD).start()
     with pytest.raises(GuestDied) as caught:
         reader.wait_stage("login", Deadline(20))
-    assert time.monotonic() - begun < 2.0
+    assert time.monotonic() - begun < 10, "well before the deadline of 20 s"
     assert caught.value.death.kind == kind
     reader.close()
 
@@ -481,7 +481,7 @@ def test_a_debugger_that_goes_on_lets_the_report_end(tmp_path: Path) -> None:
     death = live(tmp_path, [crlf(text)]).death
     assert death is not None
     assert (death.kind, death.faulting_function) == ("panic", "xyz_drain")
-    assert time.monotonic() - begun < 2.0
+    assert time.monotonic() - begun < 10
 
 
 # -- a second boot ----------------------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ import written
 from harness.console.deaths import Death
 from harness.errors import CommandFailed, DeadlineExpired, GuestCommandFailed, GuestDied, HarnessError, LabDead, UsageError
 from harness.plugin.cells import Cell, elsewhere, unmet
-from harness.plugin.outcome import exit_code, judge
+from harness.plugin.outcome import classify, exit_code
 from harness.plugin.selection import title
 from harness.results import model, run_dir, schema1
 from harness.results.model import Boot, CaseResult, Outcome, RunResult, Stamp
@@ -43,8 +43,8 @@ def case(outcome: str = "passed", **more: object) -> CaseResult:
         (pytest.skip.Exception("x"), "skipped"),
     ],
 )
-def test_outcome_of_an_exception(error: BaseException, outcome: str) -> None:
-    assert judge(error).outcome == outcome
+def test_who_is_to_blame(error: BaseException, outcome: str) -> None:
+    assert classify(error).outcome == outcome
 
 
 @pytest.mark.parametrize(

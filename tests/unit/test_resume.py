@@ -28,7 +28,7 @@ from harness.results.model import RunResult
     ],
 )
 def test_whether_a_command_line_only_names_the_run(words: list[str], bare: bool) -> None:
-    assert verb._bare(words) is bare
+    assert verb._only_names_run(words) is bare
 
 
 def test_the_run_s_own_command_line_is_repeated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -42,12 +42,12 @@ def test_the_run_s_own_command_line_is_repeated(tmp_path: Path, monkeypatch: pyt
         run_lookup.run_directory(tmp_path, "r2")
 
     monkeypatch.setattr(sys, "argv", ["fxh", "run", "--resume", "r1"])
-    assert verb._again(path) == ["run", "boot", "-k", "a or b", "--type", "pv", "--resume", str(path)]
+    assert verb._resume_words(path) == ["run", "boot", "-k", "a or b", "--type", "pv", "--resume", str(path)]
     monkeypatch.setattr(sys, "argv", ["fxh", "run", "boot", "--resume", "r1"])
-    assert verb._again(path) is None, "the command line selects cases itself"
+    assert verb._resume_words(path) is None, "the command line selects cases itself"
     monkeypatch.setattr(sys, "argv", ["fxh", "run", "--resume", "r1"])
     model.write_run(path, RunResult("r1", "2026", command="fxh run --reports /x"))
-    assert verb._again(path) is None, "there is nothing to add"
+    assert verb._resume_words(path) is None, "there is nothing to add"
 
 
 def test_the_commands_to_attach() -> None:

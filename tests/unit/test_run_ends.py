@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""However a run ends, it has its exit code, its page, its mail and its verdict; the cases here need no host."""
+"""Every end of a run leaves an exit code, a page, a mail and a verdict. These cases need no host."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_fails(cell, case, n):
     time.sleep(1)
 
 def test_killed(cell, case):
-    (case.directory / "seen.log").write_text("this much was seen")
+    (case.directory / "seen.log").write_text("output before the kill")
     os.kill(os.getpid(), signal.SIGKILL)
 
 @pytest.mark.parametrize("n", range(2))
@@ -63,7 +63,7 @@ def suite() -> Iterator[Path]:
 
 
 class Run:
-    """``fxh run`` from outside."""
+    """A process of ``fxh run``."""
 
     def __init__(self, suite: Path, reports: Path, keyword: str, *words: str) -> None:
         self.suite, self.reports, self.latest = suite, reports, reports / "latest"
@@ -74,13 +74,13 @@ class Run:
         )  # fmt: skip
 
     def slow(self, count: int) -> None:
-        """Wait until so many cases sleep."""
+        """Wait until ``count`` cases sleep."""
 
-        def look() -> None:
+        def check() -> None:
             if len(list(self.suite.parent.glob("slow-*"))) < count:
                 raise ConditionNotMet("no case sleeps yet")
 
-        Deadline(60).wait("a slow case", look)
+        Deadline(60).wait("a slow case", check)
 
     def end(self) -> str:
         try:
@@ -100,7 +100,7 @@ class Run:
 
 
 def _usual_signals() -> None:
-    # Whoever starts pytest in the background has them ignored.
+    # A shell that starts pytest in the background makes it ignore these.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
@@ -108,7 +108,7 @@ def _usual_signals() -> None:
 
 def test_exitfirst_stops_all_workers(suite: Path, tmp_path: Path) -> None:
     run = Run(suite, tmp_path, "fails or slow", "-x", "-n", "2")
-    # The slow ones are the last: a worker that went on with all that it has would come to one.
+    # The slow cases are last: a worker that ran its whole queue would reach one.
     out = run.end()
     assert run.process.returncode == 1, out
     assert run.cases["test_fails[control-pv-xen-4.20-0]"]["outcome"] == "failed"
@@ -117,13 +117,13 @@ def test_exitfirst_stops_all_workers(suite: Path, tmp_path: Path) -> None:
     assert "report: " in out
 
 
-def test_a_resumed_run_goes_on_behind_exitfirst(suite: Path, tmp_path: Path) -> None:
+def test_a_resumed_run_continues_after_exitfirst(suite: Path, tmp_path: Path) -> None:
     first = Run(suite, tmp_path, "fails", "-x", "-n", "2")
     first.end()
-    again = Run(suite, tmp_path, "fails", "--resume", "latest", "-n", "2")
-    out = again.end()
-    assert again.process.returncode == 1, out
-    assert len(again.cases) == 4
+    resumed = Run(suite, tmp_path, "fails", "--resume", "latest", "-n", "2")
+    out = resumed.end()
+    assert resumed.process.returncode == 1, out
+    assert len(resumed.cases) == 4
 
 
 @pytest.mark.parametrize(
@@ -150,7 +150,9 @@ def test_interrupted(workers: tuple[str, ...], number: int, whole: bool, suite: 
     ("keyword", "words", "code"),
     [("killed or passes", (), 4), ("killed or fails", (), 1), ("killed", ("-x",), 4)],
 )
-def test_a_killed_worker_is_no_pass(keyword: str, words: tuple[str, ...], code: int, suite: Path, tmp_path: Path) -> None:
+def test_a_killed_worker_is_an_infrastructure_failure(
+    keyword: str, words: tuple[str, ...], code: int, suite: Path, tmp_path: Path
+) -> None:
     run = Run(suite, tmp_path, keyword, "-n", "2", *words)
     out = run.end()
     assert run.process.returncode == code, out
@@ -165,8 +167,8 @@ def test_a_killed_worker_is_no_pass(keyword: str, words: tuple[str, ...], code: 
     assert "1 case could not be judged" in out
 
 
-def test_all_workers_killed_is_no_empty_run(suite: Path, tmp_path: Path) -> None:
-    """Whether xdist replaces them or ends in an error: that is a matter of which message comes first."""
+def test_killed_workers_do_not_make_an_empty_run(suite: Path, tmp_path: Path) -> None:
+    """xdist replaces them or ends with an error, depending on the order of messages."""
     run = Run(suite, tmp_path, "slow", "-n", "2")
     run.slow(2)
     # Each worker is a child of the controller.
@@ -180,7 +182,7 @@ def test_all_workers_killed_is_no_empty_run(suite: Path, tmp_path: Path) -> None
 
 
 class Controller:
-    """What an ending asks of pytest's configuration."""
+    """The part of pytest's Config that Ending uses."""
 
     pluginmanager = SimpleNamespace(hasplugin=lambda name: name == "dsession")
 
@@ -210,14 +212,14 @@ def test_an_error_in_pytest_is_a_bug_or_a_lost_worker(error: Exception, code: in
 
 @pytest.mark.parametrize(("workers", "code"), [((), 3), (("-n", "2"), 130)], ids=["alone", "worker"])
 def test_a_case_that_ends_pytest(workers: tuple[str, ...], code: int, suite: Path, tmp_path: Path) -> None:
-    """Of a worker xdist tells no more than that it was interrupted."""
+    """xdist reports only that the worker was interrupted."""
     run = Run(suite, tmp_path, "exits", *workers)
     out = run.end()
     assert run.process.returncode == code, out
 
 
 @pytest.mark.parametrize("workers", [(), ("-n", "2")], ids=["alone", "workers"])
-def test_a_suite_that_cannot_be_read(workers: tuple[str, ...], suite: Path, tmp_path: Path) -> None:
+def test_a_suite_with_a_syntax_error(workers: tuple[str, ...], suite: Path, tmp_path: Path) -> None:
     suite.write_text("def test_x(:")
     run = Run(suite, tmp_path, "", *workers)
     out = run.end()
@@ -226,10 +228,10 @@ def test_a_suite_that_cannot_be_read(workers: tuple[str, ...], suite: Path, tmp_
 
 @pytest.mark.parametrize("error", [OSError("cannot send (already closed?)"), EOFError()])
 @pytest.mark.parametrize(("workers", "code"), [(True, ExitCode.NOTHING_SELECTED), (False, ExitCode.HARNESS)])
-def test_what_fails_at_the_end_costs_no_result(
+def test_an_error_at_the_end_does_not_lose_the_result(
     error: Exception, workers: bool, code: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """As where xdist's workers are gone before it says good-bye to them. Without workers a file could not be written."""
+    """xdist may fail to reach workers that have ended. Without workers the cause is a file that cannot be written."""
     ended: list[object] = []
     monkeypatch.setattr("harness.plugin.session.end", lambda config, code: ended.append(code(())))
     plugins = SimpleNamespace(hasplugin=lambda name: name == "dsession" and workers)
@@ -241,14 +243,14 @@ def test_what_fails_at_the_end_costs_no_result(
     assert ended == [code]
 
 
-def test_a_part_that_was_interrupted_leaves_a_merged_run_unfinished() -> None:
+def test_an_interrupted_part_leaves_a_merged_run_unfinished() -> None:
     runs = [RunResult("a", "", exit_code=0), RunResult("b", "", exit_code=130)]
     assert _exit_code(0, runs, exit_code) == ExitCode.INFRASTRUCTURE
     assert _exit_code(0, runs[:1], exit_code) == 0
     assert _exit_code(1, runs, exit_code) == 1
 
 
-def test_a_part_that_ended_worse_than_its_cases_leaves_a_merged_run_unfinished() -> None:
-    """A suite that could not be collected has no case."""
+def test_a_part_with_a_harness_error_leaves_a_merged_run_unfinished() -> None:
+    """A suite that fails to collect has no cases."""
     broken = RunResult("b", "", exit_code=ExitCode.HARNESS)
     assert _exit_code(0, [RunResult("a", "", exit_code=0), broken], exit_code) == ExitCode.INFRASTRUCTURE

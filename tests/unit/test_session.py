@@ -101,7 +101,7 @@ def test_a_death_during_a_command_ends_it(session: Session) -> None:
     begun = time.monotonic()
     with pytest.raises(GuestDied, match="real"):
         session.run("sleep 60", Deadline(30))
-    assert time.monotonic() - begun < 3
+    assert time.monotonic() - begun < 15, "well before the deadline of 30 s"
 
 
 def test_a_shell_that_was_killed_is_no_hang(session: Session, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -84,8 +84,8 @@ def test_hidden_failure_still_stands() -> None:
 
 
 def test_failed_build_is_no_result() -> None:
-    """A failed build within a case is infrastructure, so the case does not become flaky."""
-    assert outcome.judge(BuildError("make ended with 2")).outcome == INFRASTRUCTURE
+    """A build that fails within a case is infrastructure; so it is never flaky, and makes no pass before it so."""
+    assert outcome.classify(BuildError("make ended with 2")).outcome == INFRASTRUCTURE
     assert judge(see("IA", 9), history("PA PA")).kind == values.INFRASTRUCTURE
     assert judge(see("PA", 9), history("PA IA")).kind == values.PASS
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""What takes minutes is told at once, also from within a worker whose output is captured."""
+"""Long builds print a message at once, also in a worker whose output pytest captures."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ CASE = """
 import logging, sys
 
 def test_waits():
-    print("said by the case")
+    print("printed by the case")
     logging.getLogger("fxh.lab.kernel").info("building %s", "something")
-    logging.getLogger("fxh.lab").info("of no interest")
+    logging.getLogger("fxh.lab").info("another logger")
 """
 
 
 @pytest.mark.parametrize("workers", [[], ["-n", "1"]], ids=["alone", "worker"])
-def test_a_build_is_told_of(tmp_path: Path, workers: list[str]) -> None:
+def test_the_start_of_a_build_is_printed(tmp_path: Path, workers: list[str]) -> None:
     (tmp_path / "test_it.py").write_text(CASE)
     argv = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *workers, "test_it.py"]
     done = subprocess.run(argv, cwd=tmp_path, capture_output=True, text=True, env={**os.environ, "PYTEST_ADDOPTS": ""}, timeout=120)
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stderr.splitlines() == ["building something"]
     assert "1 passed" in done.stdout
-    assert "said by the case" not in done.stdout
+    assert "printed by the case" not in done.stdout

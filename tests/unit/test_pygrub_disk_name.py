@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""The name under which a restricted pygrub finds its disk, made by a real shell."""
+"""The name under which a restricted pygrub finds its disk, created by a real shell."""
 
 from __future__ import annotations
 
@@ -22,21 +22,21 @@ def test_a_file(tmp_path: Path) -> None:
     disk, node = tmp_path / "disk", tmp_path / "node"
     disk.write_bytes(b"x")
     disk.chmod(0o600)
-    # A guest's second life finds what its first one left.
+    # A restarted guest finds the link of its first boot.
     node.symlink_to("/nowhere")
     assert readable(disk, node).returncode == 0
     assert node.resolve() == disk
     assert disk.stat().st_mode & stat.S_IROTH
 
 
-def test_a_disk_that_is_not_there(tmp_path: Path) -> None:
+def test_a_missing_disk(tmp_path: Path) -> None:
     done = readable(tmp_path / "none", tmp_path / "node")
     assert done.returncode != 0
     assert "none" in done.stderr
 
 
 def test_a_block_device(tmp_path: Path) -> None:
-    """The node in /dev stays as it is; behind a link (a logical volume) is the device that counts."""
+    """The node in /dev does not change. A link (a logical volume) leads to the device."""
     found = next((path for path in Path("/dev").iterdir() if path.is_block_device()), None)
     if found is None or os.geteuid() != 0:
         pytest.skip("needs root and a block device; elsewhere: pytest tests/faults")

@@ -1,0 +1,261 @@
+# SPDX-License-Identifier: BSD-2-Clause
+"""The options of a run. Each is defined once, here: as a field of :class:`RunOptions`.
+
+From a field follow the option of ``fxh run``, the option of pytest, the key of ``[run]`` in ``fxh.toml`` with its environment
+variable, and the word in a re-run command. :data:`OPTIONS` lists all of this by key.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, get_origin, get_type_hints
+
+GUEST_TYPES = ("pv", "pvh", "hvm", "pvshim")
+FIRMWARES = ("bios", "uefi")
+
+
+@dataclass(frozen=True)
+class RunOption:
+    """How users write one field of :class:`RunOptions`."""
+
+    attribute: str
+    kind: type
+    """``str``, ``int``, ``float``, ``bool``, ``Path``, or ``tuple`` for words with commas between them."""
+    default: Any
+    flags: tuple[str, ...] = ()
+    """As ``fxh`` has them. Empty for a setting of ``fxh.toml`` alone."""
+    help: str = ""
+    values: tuple[str, ...] = ()
+    """The allowed words; empty if any will do."""
+    complete: str = ""
+    """The function of harness.cli.completion that knows the values, for values that are known at run time only."""
+    fxh: bool = True
+    """``fxh run`` has it."""
+    pytest: bool = True
+    """pytest has it, as ``--fxh-NAME``."""
+    toml: bool = False
+    """``[run]`` of ``fxh.toml`` and the environment (``FXH_RUN_KEY``) have it."""
+    rerun: bool = False
+    """A re-run command repeats it if it is not the default."""
+
+    @property
+    def name(self) -> str:
+        """``xen-host``: the long flag without its dashes."""
+        return self.flags[-1].removeprefix("--") if self.flags and self.flags[-1].startswith("--") else self.attribute
+
+    @property
+    def key(self) -> str:
+        """``xen_host``: in ``fxh.toml``, and in what the command line gives."""
+        return self.name.replace("-", "_")
+
+    @property
+    def written(self) -> type:
+        """The type of the value in ``fxh.toml``."""
+        return str if self.kind in (tuple, Path) else self.kind
+
+    def write(self, value: Any) -> Any:
+        """The value of the field as ``fxh.toml`` has it."""
+        if self.kind is tuple:
+            return ",".join(value)
+        return str(value or "") if self.kind is Path else value
+
+    def read(self, value: Any) -> Any:
+        """The value of the field, from a value of ``fxh.toml`` or of a command line."""
+        if self.kind is tuple:
+            return tuple(dict.fromkeys(word for word in map(str.strip, value.split(",")) if word)) or self.default
+        if self.kind is Path:
+            return Path(value).expanduser().absolute() if str(value) else None
+        return self.default if value == "" else value
+
+    def invalid(self, value: Any) -> str:
+        """The first word of ``value`` (see :meth:`read`) that is not one of ``values``, or ""."""
+        words = value if self.kind is tuple else (value,)
+        return next((str(word) for word in words if word not in self.values), "") if self.values and value else ""
+
+
+def option(*flags: str, help: str, **more: Any) -> Mapping[str, Any]:
+    """The metadata of a field that is an option; ``more`` as the fields of :class:`RunOption`."""
+    return {"flags": flags, "help": help, **more}
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """The options of a run, in the order of ``fxh run --help``. Those without flags are settings of ``fxh.toml`` alone."""
+
+    keyword: str = field(
+        default="", metadata=option("-k", help="Run only the cases that match this expression, as pytest's -k.", pytest=False)
+    )
+    workers: int = field(
+        default=1,
+        metadata=option(
+            "-n",
+            "--workers",
+            help="Run this many workers in parallel, each on its own lab or share of a host.",
+            pytest=False,
+            toml=True,
+        ),
+    )
+    guests: tuple[str, ...] = field(
+        default=(),
+        metadata=option(
+            "--guest", help="Test these guests, by commas, such as control,freebsd.", complete="guests", toml=True, rerun=True
+        ),
+    )
+    types: tuple[str, ...] = field(
+        default=(),
+        metadata=option(
+            "--type",
+            help="Test these guest types, by commas: pv, pvh, hvm, pvshim (PV in the PV shim).",
+            values=GUEST_TYPES,
+            toml=True,
+            rerun=True,
+        ),
+    )
+    pvshim: bool = field(
+        default=False, metadata=option("--pvshim", help="Test PV in the PV shim; the same as --type pvshim.", pytest=False)
+    )
+    firmwares: tuple[str, ...] = field(
+        default=("bios",),
+        metadata=option(
+            "--firmware",
+            help="Start HVM guests with these firmwares, by commas: bios, uefi (default: bios).",
+            values=FIRMWARES,
+            toml=True,
+            rerun=True,
+        ),
+    )
+    xens: tuple[str, ...] = field(
+        default=(),
+        metadata=option("--xen", help="Use labs with these Xen versions, by commas.", complete="xens", toml=True, rerun=True),
+    )
+    kernel: Path | None = field(
+        default=None, metadata=option("--kernel", help="Boot this FreeBSD kernel instead of the disk's own.", rerun=True)
+    )
+    disk: Path | None = field(
+        default=None,
+        metadata=option(
+            "--disk", help="Boot this FreeBSD disk image: raw or qcow2, also in .xz; nothing writes to it.", rerun=True
+        ),
+    )
+    image: str = field(
+        default="",
+        metadata=option(
+            "--image",
+            help="Boot this FreeBSD image: a name from `fxh image list`, or the directory of an exported image.",
+            complete="images",
+            rerun=True,
+        ),
+    )
+    bootloader: str = field(
+        default="",
+        metadata=option(
+            "--bootloader", help="Load the kernel of --image with this boot loader in dom0: pygrub.", values=("pygrub",), rerun=True
+        ),
+    )
+    root: str = field(
+        default="",
+        metadata=option(
+            "--root",
+            help="Mount this root device: xbd0p2, gpt/rootfs or zfs:POOL/DATASET (default: read from the disk).",
+            rerun=True,
+        ),
+    )
+    host: str = field(
+        default="",
+        metadata=option(
+            "--xen-host",
+            help="Use these Xen hosts, by commas: names or tag:TAG of fxh.toml, user@host, local, lab (default: lab).",
+            complete="hosts",
+            toml=True,
+            rerun=True,
+        ),
+    )
+    hypervisor: Path | None = field(
+        default=None, metadata=option("--hypervisor", help="Boot the lab with this hypervisor (xen.gz or ELF).", rerun=True)
+    )
+    dom0_kernel: Path | None = field(
+        default=None, metadata=option("--dom0-kernel", help="Boot the lab's dom0 with this kernel (vmlinuz).", rerun=True)
+    )
+    accel: str = field(
+        default="auto",
+        metadata=option(
+            "--accel",
+            help="Run the lab's QEMU with this accelerator: auto, tcg, kvm.",
+            values=("auto", "tcg", "kvm"),
+            toml=True,
+            rerun=True,
+        ),
+    )
+    scale: float = field(
+        default=1.0, metadata=option("--scale", help="Multiply every time limit of a guest by this number.", toml=True, rerun=True)
+    )
+    control: Path | None = field(
+        default=None,
+        metadata=option("--control", help="Boot the control guest from this directory with vmlinuz and initrd.", rerun=True),
+    )
+    branch: str = field(
+        default="", metadata=option("--branch", help="Judge the run against earlier runs of this branch: main, stable/14.")
+    )
+    with_release: bool = field(
+        default=False,
+        metadata=option(
+            "--with-release",
+            help="Test the current FreeBSD release and the control guest, if the release can be fetched.",
+            pytest=False,
+        ),
+    )
+    exitfirst: bool = field(default=False, metadata=option("-x", help="Stop at the first failure.", pytest=False))
+    keep: str = field(
+        default="never",
+        metadata=option(
+            "--keep",
+            help="Keep a dead guest paused for inspection, until its time is over: failed, never.",
+            values=("never", "failed"),
+            toml=True,
+        ),
+    )
+    shard: str = field(default="", metadata=option("--shard", help="Run part I of N equal parts: I/N."))
+    resume: str = field(
+        default="",
+        metadata=option(
+            "--resume", help="Complete an unfinished run (name, path or latest): run the cases without a verdict.", pytest=False
+        ),
+    )
+    reports: Path | None = field(
+        default=None, metadata=option("--reports", help="Write results into this directory (default: reports/).")
+    )
+    lab_memory: int = field(
+        default=0, metadata=option("--lab-memory", help="Give a lab this many MiB of memory.", fxh=False, toml=True)
+    )
+    """0 for the lab's own default."""
+    lab_cpus: int = field(default=1, metadata=option("--lab-cpus", help="Give a lab this many virtual CPUs.", fxh=False, toml=True))
+    keep_minutes: int = 60
+    """Minutes for which ``keep`` holds a guest."""
+    keep_runs: int = 30
+    """Number of run directories that stay in ``reports``."""
+    lease_memory: int = 0
+    """MiB that a worker leases on a host; 0 for twice the memory of one guest."""
+    lease_wait: int = 3600
+    """Seconds that a worker waits for a host with room."""
+
+
+def _read_table() -> Mapping[str, RunOption]:
+    hints = get_type_hints(RunOptions)
+    made = []
+    for item in fields(RunOptions):
+        hint = hints[item.name]
+        kind = get_origin(hint) or hint
+        kind = kind if isinstance(kind, type) and kind in (str, int, float, bool, tuple) else Path
+        made.append(RunOption(item.name, kind, item.default, **(item.metadata or {"toml": True})))
+    return {one.key: one for one in made}
+
+
+OPTIONS: Mapping[str, RunOption] = _read_table()
+"""By key, in the order of the fields."""
+
+
+def of_words(given: Mapping[str, Any]) -> RunOptions:
+    """The options from values by key, as ``fxh.toml`` or a command line has them; defaults for the rest."""
+    return RunOptions(**{OPTIONS[key].attribute: OPTIONS[key].read(value) for key, value in given.items()})

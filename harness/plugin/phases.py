@@ -1,0 +1,264 @@
+# SPDX-License-Identifier: BSD-2-Clause
+"""A case in pytest: run its phases, judge each of them when it ends, and write ``case.json`` after the last one."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import time
+from pathlib import Path
+
+import pytest
+from _pytest.runner import runtestprotocol
+
+from harness import stamp, trace
+from harness.console.deaths import speaker
+from harness.console.text import plain
+from harness.errors import HarnessError
+from harness.plugin import diagnosis, evidence, known
+from harness.plugin.cells import cell_of
+from harness.plugin.outcome import Finding, classify
+from harness.plugin.rig import CaseContext, stamps
+from harness.plugin.selection import title
+from harness.plugin.state import CASE, PROGRESS, RIG, SETUP, CaseProgress, case_directory
+from harness.results import model
+from harness.results.model import (
+    FAILED,
+    INFRASTRUCTURE,
+    KNOWN,
+    PASSED,
+    SKIPPED,
+    Boot,
+    CaseResult,
+    DeathRecord,
+    KnownIssueMatch,
+    Stamp,
+)  # fmt: skip
+from harness.results.where import NOWHERE, own_parameters
+
+log = logging.getLogger("fxh.run")
+
+
+def run(item: pytest.Item, nextitem: pytest.Item | None) -> None:
+    """Run a case, and repeat it once if its host was lost, because the lost run says nothing about the guest."""
+    item.ihook.pytest_runtest_logstart(nodeid=item.nodeid, location=item.location)
+    setup = item.config.stash[SETUP]
+    setup.case = item.nodeid
+    _reset(item)
+    reports = _traced(item, nextitem)
+    why = _host_lost(item)
+    if why:
+        log.warning("%s: lost its host and runs again: %s", item.nodeid, why)
+        _reset(item, why)
+        item._initrequest()  # type: ignore[attr-defined]
+        reports = _traced(item, nextitem)
+    setup.case = ""
+    for report in reports:
+        item.ihook.pytest_runtest_logreport(report=report)
+    item.ihook.pytest_runtest_logfinish(nodeid=item.nodeid, location=item.location)
+
+
+def _traced(item: pytest.Item, nextitem: pytest.Item | None) -> list[pytest.TestReport]:
+    """Run setup, call and teardown, and record their actions in the case's directory."""
+    directory = case_directory(item.config, item.nodeid)
+    directory.mkdir(parents=True, exist_ok=True)
+    with trace.record(directory / trace.FILE):
+        return runtestprotocol(item, nextitem=nextitem, log=False)
+
+
+def _reset(item: pytest.Item, lost: str = "") -> None:
+    item.config.stash[SETUP].take()
+    item.stash[PROGRESS] = CaseProgress(time.monotonic(), stamp.now(), lost=lost)
+    if CASE in item.stash:
+        del item.stash[CASE]
+
+
+def _host_lost(item: pytest.Item) -> str:
+    """Why the case lost its host, or ""."""
+    cell = cell_of(item)
+    if cell is None or not any(finding.outcome == INFRASTRUCTURE for _, finding in item.stash[PROGRESS].findings):
+        return ""
+    return item.config.stash[RIG].lost(cell)
+
+
+# -- a phase ----------------------------------------------------------------------------------------------------------
+
+
+def end_phase(item: pytest.Item, call: pytest.CallInfo[None], report: pytest.TestReport) -> None:
+    """Judge setup, call or teardown, which has just ended, and change pytest's report accordingly."""
+    progress = item.stash[PROGRESS]
+    context = item.stash.get(CASE, None)
+    _subtract_setup(item, progress, report)
+    if call.excinfo is not None:
+        _end_with_error(item, call.excinfo.value, call, report)
+    elif call.when == "call" and (issue := _known_issue(item)) is not None and not issue.sometimes:
+        _fail_fixed_issue(progress, issue, report)
+    if call.when == "teardown":
+        _write_result(item, progress, context)
+    # The steps of judging (checks of the host) belong to no phase.
+    item.config.stash[SETUP].take()
+
+
+def _subtract_setup(item: pytest.Item, progress: CaseProgress, report: pytest.TestReport) -> None:
+    """Take the run's setup out of the phase's duration, which JUnit's file and the line of the case also show."""
+    setup, steps = item.config.stash[SETUP].take()
+    if setup:
+        report.duration = max(0.0, report.duration - setup)
+        report.user_properties.append(("setup", f"{setup:.1f} s: {steps}"))
+    progress.seconds += report.duration
+    progress.setup += setup
+
+
+def _end_with_error(item: pytest.Item, error: BaseException, call: pytest.CallInfo[None], report: pytest.TestReport) -> None:
+    context = item.stash.get(CASE, None)
+    finding = classify(error)
+    if context is not None and finding.outcome not in (SKIPPED, PASSED):
+        finding = _check_host(item, context, finding)
+        evidence.gather(context)
+        if (
+            finding.outcome == FAILED
+            and context.cell is not None
+            and call.when != "teardown"
+            and _matching_issue(item, finding) is None
+        ):
+            item.config.stash[RIG].keep(context.cell, context)
+    if isinstance(error, HarnessError):
+        report.longrepr = _explanation(call, finding)
+    if issue := _matching_issue(item, finding):
+        match = KnownIssueMatch(issue.bug, issue.why)
+        finding = Finding(KNOWN, f"known issue: {issue.line}\n{finding.reason}", finding.death, match)
+        # pytest's form of an expected failure.
+        report.outcome, report.wasxfail = "skipped", f"known issue: {issue.line}"
+    _record(item.stash[PROGRESS], report, call.when, finding)
+    if context is not None and context.kept:
+        (context.directory / "kept.txt").write_text(context.kept + "\n")
+        report.longrepr = f"{report.longrepr}\n--- kept ---\n{context.kept}"
+
+
+def _check_host(item: pytest.Item, context: CaseContext, finding: Finding) -> Finding:
+    """An infrastructure finding instead of ``finding`` if the guest fell silent and its host is broken: the guest is not to blame."""
+    silent = finding.death is None or finding.death.kind in ("hang", "eof")
+    if context.cell is None or not silent:
+        return finding
+    error = item.config.stash[RIG].check(context.cell)
+    return Finding(INFRASTRUCTURE, f"{error.message}\n(first finding: {finding.reason})") if error else finding
+
+
+def _explanation(call: pytest.CallInfo[None], finding: Finding) -> str:
+    """The text for pytest's report of one of our errors, without a traceback through the harness."""
+    traceback = call.excinfo.traceback if call.excinfo is not None else ()
+    frames = [entry for entry in traceback if "/suites/" in str(entry.path) or "/tests/" in str(entry.path)]
+    where = f"{frames[-1].path}:{frames[-1].lineno + 1}: " if frames else ""
+    text = f"{where}[{finding.outcome}] {finding.reason}"
+    if finding.death is not None and finding.death.excerpt:
+        text += f"\n--- {speaker(finding.death.kind)} ---\n{plain(finding.death.excerpt)}"
+    return text
+
+
+def _record(progress: CaseProgress, report: pytest.TestReport, when: str, finding: Finding) -> None:
+    progress.findings.append((when, finding))
+    report.user_properties.append(("outcome", finding.outcome.value))
+
+
+# -- known issues -----------------------------------------------------------------------------------------------------
+
+
+def _fail_fixed_issue(progress: CaseProgress, issue: known.KnownIssue, report: pytest.TestReport) -> None:
+    text = f"the case passes, but is listed as a known issue: {issue.line}\nRemove its entry from suites/{known.FILE}."
+    _record(progress, report, "call", Finding(FAILED, text, known_issue=KnownIssueMatch(issue.bug, issue.why, gone=True)))
+    report.outcome, report.longrepr = "failed", text
+
+
+def _matching_issue(item: pytest.Item, finding: Finding) -> known.KnownIssue | None:
+    """The known issue that explains ``finding``."""
+    issue = _known_issue(item)
+    identity = finding.death.identity if finding.death else ""
+    matches = issue is not None and finding.outcome == FAILED and issue.excuses(finding.reason, identity)
+    return issue if matches else None
+
+
+def _known_issue(item: pytest.Item) -> known.KnownIssue | None:
+    """The known issue that covers the case in its cell."""
+    cell = cell_of(item)
+    if cell is None:
+        return None
+    case = known.case_id(item.path.parent.name, item.name.partition("[")[0], item.callspec.id, cell)  # type: ignore[attr-defined]
+    return known.find(_known_issues(item.path.parent.parent), case, cell)
+
+
+@functools.cache
+def _known_issues(suites: Path) -> tuple[known.KnownIssue, ...]:
+    return known.load(suites)
+
+
+# -- the result -------------------------------------------------------------------------------------------------------
+
+
+def _write_result(item: pytest.Item, progress: CaseProgress, context: CaseContext | None) -> None:
+    config = item.config
+    directory = context.directory if context is not None else case_directory(config, item.nodeid)
+    # Of several findings the first one counts: an error of teardown does not hide that of the call.
+    phase, finding = progress.findings[0] if progress.findings else ("", Finding(PASSED, ""))
+    death, cell = finding.death, cell_of(item)
+    inputs = dict(context.inputs) if context is not None else {}
+    if progress.lost:
+        inputs["run again because"] = progress.lost
+    if death is not None and context is not None:
+        diagnosis.backtrace(death, context.guests, directory)
+    result = CaseResult(
+        nodeid=item.nodeid,
+        suite=item.path.parent.name,
+        case=item.name.partition("[")[0],
+        cell=str(cell or ""),
+        outcome=finding.outcome,
+        seconds=round(progress.seconds, 3),
+        reason=finding.reason,
+        identity=death.identity if death else "",
+        excerpt=death.excerpt if death else "",
+        boots=_boots(context) if context is not None else (),
+        inputs=inputs,
+        files=result_files(directory),
+        started=progress.started,
+        directory=directory.name,
+        title=title(item),
+        metrics=context.metrics if context is not None else {},
+        phase=phase,
+        formerly=tuple(name for mark in item.iter_markers("formerly") for name in mark.args),
+        setup=round(progress.setup, 3),
+        where=cell.where if cell is not None else NOWHERE,
+        known_issue=finding.known_issue,
+        complaints=diagnosis.complaints(directory),
+        death=DeathRecord(death.kind, death.identity, death.message) if death else None,
+        parameters=own_parameters(item.nodeid, str(cell or "")),
+    )
+    model.write_case(directory, result)
+    _attach_to_allure(config, directory, result)
+
+
+def _attach_to_allure(config: pytest.Config, directory: Path, result: CaseResult) -> None:
+    """Attach the files of the case, if allure's results are written."""
+    if not config.getoption("allure_report_dir", default=None):
+        return
+    import allure
+
+    for name in result.files:
+        if not name.endswith(".idx"):
+            allure.attach.file(directory / name, name=name, attachment_type=allure.attachment_type.TEXT)  # type: ignore[no-untyped-call]
+
+
+def _boots(context: CaseContext) -> tuple[Boot, ...]:
+    found = [context.warm_boot] if context.warm_boot else []
+    for guest in context.guests:
+        if guest.unpaused:
+            death = guest.console.death
+            died = round(death.at - guest.unpaused, 3) if death is not None and death.at is not None else None
+            console = guest.console
+            reached = tuple(Stamp(*stamp) for stamp in stamps(guest))
+            message = death.message if death is not None else ""
+            found.append(Boot(guest.name, reached, died, guest.unpaused, console.log_path.name, console.boot_offset, message))
+    return tuple(found)
+
+
+def result_files(directory: Path) -> tuple[str, ...]:
+    """The names of the case's files that its result lists."""
+    return tuple(sorted(file.name for file in directory.iterdir() if file.name != "case.json"))
