@@ -74,7 +74,7 @@ class Transfer:
 
     @property
     def complaint(self) -> str:
-        """What went wrong, or ""."""
+        """The reason for which the transfer failed, or ""."""
         if self.error:
             return f"{self.error} after {self.bytes} bytes and {self.seconds:.1f} s"
         return "" if self.sent == self.arrived else f"{self.bytes} bytes arrived with digest {self.arrived}, {self.sent} were sent"

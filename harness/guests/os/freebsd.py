@@ -68,7 +68,7 @@ _VDEVS = (
 
 @dataclass(frozen=True)
 class Ending:
-    """How kernels within one of ``spans`` end as a guest of one of ``types``.
+    """The end of kernels within one of ``spans`` as a guest of one of ``types``.
 
     ``poweroff``, ``reboot`` and ``halt`` are values of control/shutdown. Each field holds the shutdown reason that Xen receives, or
     ``HALTS`` if the kernel stops and its domain stays. ``source`` is the source of these facts.
