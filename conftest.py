@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""Nothing here: the plugin (harness.plugin, by entry point) has all hooks and fixtures."""
+"""Empty: the pytest plugin harness.plugin, an entry point, supplies all hooks and fixtures."""

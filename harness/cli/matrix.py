@@ -147,14 +147,22 @@ def table(entries: list[Entry], *, cases: bool = False) -> list[str]:
     return lines
 
 
-def check() -> None:
-    """Check that each known issue fits a case and is not due for review, and that the matrix in docs/suites.md is up to date."""
-    from harness.cli import tested
+def check(
+    test_plan: Annotated[Path | None, typer.Option("--test-plan", help="Only write docs/test-plan.md to this file.")] = None,
+) -> None:
+    """Check that each known issue fits a case and is not due for review, and that the pages made from the suites are up to date.
+
+    The pages are the matrix in docs/suites.md, and docs/test-plan.md. Exit code 1 if a check fails.
+    """
+    from harness.cli import tested, testplan
     from harness.plugin import known
 
+    if test_plan is not None:
+        testplan.write(test_plan)
+        return
     entries, issues = collect({}, every_cell=True)
     stale = known.stale(issues, [(entry.case, entry.cell) for entry in entries], datetime.datetime.now(datetime.UTC).date())
-    wrong = [*(f"{known.FILE}: {line}" for line in stale), *tested.stale()]
+    wrong = [*(f"{known.FILE}: {line}" for line in stale), *tested.stale(), *testplan.stale()]
     for line in wrong:
         print(line)
     if wrong:

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""Judges: values in, complaints out. No judge talks to a host or a guest; each has unit tests of its own."""
+"""Oracles: pure functions that judge values which a case observed. They do not talk to a host or a guest."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""What a balloon driver should do with a target, and whether both sides of it agree. Everything in bytes."""
+"""Judges whether a balloon reached its target and whether the guest and Xen agree. All values are bytes."""
 
 from __future__ import annotations
 
@@ -12,18 +12,27 @@ SLACK = 3 * MIB
 
 @dataclass(frozen=True)
 class Sample:
-    """One look from both sides: the guest's own numbers, what Xen says the domain has, what xenstore asks for."""
+    """The memory of a guest at one time, as the guest and as Xen report it."""
 
     current: int
+    """The size that the balloon driver reports."""
     target: int
+    """The target that the balloon driver reports."""
     managed: int
+    """The memory that the guest's kernel manages."""
     free: int
+    """The free memory that the guest's kernel reports."""
     domain: int
+    """The memory that Xen counts for the domain."""
     asked: int
+    """The value of memory/target in xenstore."""
 
 
 def freebsd_floor(memory: int) -> int:
-    """Below this FreeBSD does not go, without a word (balloon.c, minimum_target()); ``memory`` is what it found at boot."""
+    """Return the size below which FreeBSD does not shrink, and prints no message.
+
+    ``memory`` is the size that the guest found at boot. Source: sys/dev/xen/balloon/balloon.c, minimum_target().
+    """
     for limit, base, shift in ((128, 8, 1), (512, 40, 2), (2048, 104, 3)):
         if memory < limit * MIB:
             return base * MIB + (memory >> shift)
@@ -31,19 +40,21 @@ def freebsd_floor(memory: int) -> int:
 
 
 def imbalance(before: Sample, after: Sample) -> tuple[str, ...]:
-    """What does not fit between two settled samples: the guest and Xen must have moved by the same amount."""
+    """Return a line if the guest's and Xen's counts changed by different amounts between two settled samples."""
     guest, domain = after.current - before.current, after.domain - before.domain
     lines = []
     if abs(guest - domain) > SLACK:
-        lines.append(f"the guest's count moved by {guest / MIB:+.1f} MiB, the domain's memory in Xen by {domain / MIB:+.1f} MiB")
+        lines.append(
+            f"the guest's count changed by {guest / MIB:+.1f} MiB, Xen's count of the domain's memory by {domain / MIB:+.1f} MiB"
+        )
     return tuple(lines)
 
 
 def missed(sample: Sample, wanted: int) -> tuple[str, ...]:
-    """Whether a settled guest is where it was asked to be."""
+    """Return a line if the balloon of a settled guest is not at ``wanted`` bytes."""
     if abs(sample.current - wanted) <= SLACK:
         return ()
     return (
-        f"the balloon stands at {sample.current / MIB:.1f} MiB, {wanted / MIB:.1f} MiB was due "
-        f"(its own target: {sample.target / MIB:.1f} MiB; xenstore asks for {sample.asked / MIB:.1f} MiB)",
+        f"the balloon is at {sample.current / MIB:.1f} MiB instead of {wanted / MIB:.1f} MiB "
+        f"(the driver's target is {sample.target / MIB:.1f} MiB, memory/target in xenstore is {sample.asked / MIB:.1f} MiB)",
     )

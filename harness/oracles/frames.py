@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: BSD-2-Clause
 """Reads the TCP and UDP packets of a capture, and counts the frames that it skips.
 
-The headers are read here with struct: dpkt raises on some malformed frames, and hides the length that a frame had on the wire.
-The tests build their frames with dpkt, so that a mistake in one of the two shows.
+The module reads headers with struct, because dpkt raises on some malformed frames and hides a frame's length on the wire. The tests
+build their frames with dpkt, so that a mistake in one of the two is found.
 Sources: draft-ietf-opsawg-pcap (the file), IEEE 802.1Q and 802.1ad, RFC 3032 (MPLS), RFC 791, RFC 8200, RFC 2675 (jumbograms),
 RFC 4302 (AH), RFC 6275 and RFC 8754 (addresses of the checksum), RFC 9293, RFC 768.
 """
@@ -19,30 +19,30 @@ from typing import BinaryIO
 
 _TCP, _UDP = 6, 17
 _IPV4, _IPV6 = 0x0800, 0x86DD
-# Smaller numbers in the same place are the length of an IEEE 802.3 frame.
+# A smaller number in this place is the length of an IEEE 802.3 frame.
 _ETHERTYPES = 0x600
 _VLAN = (0x8100, 0x88A8, 0x9100, 0x9200, 0x9300)
 _MPLS = (0x8847, 0x8848)
-# IPv6 extension headers: those of (length + 1) * 8 bytes, and those with another rule or none.
+# IPv6 extension headers: _LONG lists those of (length + 1) * 8 bytes.
 _HOP_BY_HOP, _ROUTING, _FRAGMENT, _ESP, _AH, _NO_NEXT, _OPTIONS = 0, 43, 44, 50, 51, 59, 60
 _LONG = (_HOP_BY_HOP, _ROUTING, _OPTIONS, 135, 139, 140)
 _JUMBO, _HOME_ADDRESS = 0xC2, 0xC9
 _SOURCE_ROUTES = (131, 137)
 
-# Link types (tcpdump.org/linktypes.html). Of the cooked ones: the offsets of the ethertype and of the network header.
+# Link types (tcpdump.org/linktypes.html). _COOKED gives the offsets of the ethertype and of the network header.
 _ETHERNET, _RAW, _LOOPBACK = 1, (12, 14, 101, 228, 229), (0, 108)
 _COOKED = {113: (14, 16), 276: (0, 20)}
 # AF_INET and AF_INET6 of FreeBSD, Linux, NetBSD and macOS, in either byte order.
 _FAMILIES = {2: _IPV4, 10: _IPV6, 24: _IPV6, 28: _IPV6, 30: _IPV6}
 
-# Magic: byte order, bytes of a record's header. The last two have nanoseconds, or more fields (Kuznetzov's libpcap).
+# Byte order and size of a record's header by magic. The second magic has nanoseconds, the third more fields (Kuznetzov's libpcap).
 _MAGICS = {
     magic.to_bytes(4, "big" if order == ">" else "little"): (order, size)
     for magic, size in ((0xA1B2C3D4, 16), (0xA1B23C4D, 16), (0xA1B2CD34, 24))
     for order in "<>"
 }
 _PCAPNG = b"\n\r\r\n"
-# A longer record is damage: Linux's BIG TCP passes frames of up to 512 KiB.
+# Bytes. A longer record is damage: Linux's BIG TCP passes frames of up to 512 KiB.
 _LARGEST = 16 << 20
 
 
@@ -50,8 +50,8 @@ _LARGEST = 16 << 20
 class Frame:
     """A TCP or UDP packet.
 
-    ``payload`` is in bytes, as the packet's own lengths give it. ``good`` tells whether the checksum is right; it is None where the
-    capture does not hold all bytes of the packet.
+    ``payload`` is in bytes, computed from the packet's length fields. ``good`` is whether the checksum is right, or None if the capture
+    lacks bytes of the packet.
     """
 
     source: str
@@ -64,7 +64,7 @@ class Frame:
 
 @dataclass(frozen=True)
 class Capture:
-    """The frames of a capture. ``skipped`` counts all other frames by reason; ``damage`` says why the file's end was not read."""
+    """The frames of a capture. ``skipped`` counts the other frames by reason. ``damage`` is why the end of the file was not read."""
 
     frames: tuple[Frame, ...] = ()
     skipped: dict[str, int] = field(default_factory=dict)
@@ -81,17 +81,17 @@ class Capture:
 
     @property
     def summary(self) -> str:
-        """One line: ``3 TCP or UDP packets; skipped: 2 of ethertype 0x0806, 1 fragment``."""
+        """The counts in one line: ``3 TCP or UDP packets; skipped: 2 of ethertype 0x0806, 1 fragment``."""
         skipped = ", ".join(f"{count} {reason}" for reason, count in sorted(self.skipped.items()))
         return f"{len(self.frames)} TCP or UDP packets; skipped: {skipped or 'none'}" + (f"; {self.damage}" if self.damage else "")
 
 
 class _Skipped(Exception):
-    """The frame is no TCP or UDP packet that can be judged; the text is the reason."""
+    """The frame is not a TCP or UDP packet that can be judged. The text is the reason."""
 
 
 def read(path: Path) -> Capture:
-    """The frames of a pcap file. A file that is damaged or was cut off is read up to there. Raises OSError alone."""
+    """Read the frames of a pcap file, up to the first damage. Raises only OSError."""
     found, skipped, damage = [], Counter[str](), ""
     with path.open("rb") as file:
         try:
@@ -107,14 +107,14 @@ def read(path: Path) -> Capture:
 
 
 def _records(file: BinaryIO) -> Iterator[tuple[int, bytes, int]]:
-    """(link type, captured bytes, length on the wire) of each record. Raises ValueError where the file is damaged."""
+    """Yield the link type, the captured bytes and the length on the wire of each record. Raises ValueError for a damaged file."""
     head = file.read(24)
     if head[:4] == _PCAPNG:
-        raise ValueError("a pcapng file, which is not read here: tcpdump -w writes pcap")
+        raise ValueError("a pcapng file, which is not supported; tcpdump -w writes pcap")
     if len(head) < 24 or head[:4] not in _MAGICS:
-        raise ValueError("no pcap file")
+        raise ValueError("not a pcap file")
     order, size = _MAGICS[head[:4]]
-    # The upper half of the field tells whether frames end with their check sequence.
+    # The upper half of the field is about the frame check sequence.
     kind = struct.unpack(f"{order}I", head[20:])[0] & 0xFFFF
     number = 0
     while head := file.read(size):
@@ -135,9 +135,9 @@ def _records(file: BinaryIO) -> Iterator[tuple[int, bytes, int]]:
 
 @dataclass(frozen=True)
 class _Packet:
-    """An IP packet within a frame. ``at`` is where its upper-layer header begins, ``end`` where it ends on the wire.
+    """An IP packet in a frame. ``at`` is the offset of its upper-layer header, ``end`` the offset of its end on the wire.
 
-    ``source`` and ``target`` are the header's addresses; ``ends`` are those that the checksum covers.
+    ``source`` and ``target`` are the addresses in the header. ``ends`` are the two addresses that the checksum covers.
     """
 
     protocol: int
@@ -147,12 +147,12 @@ class _Packet:
     target: bytes
     ends: bytes
     sized: bool
-    """Whether its length field gives a length: that of a large segment which the driver will cut may be 0."""
+    """Whether the length field is set. It can be 0 in a large segment that the driver has yet to cut."""
 
 
 @dataclass(frozen=True)
 class _Bytes:
-    """The captured ``data`` of a frame that had ``wire`` bytes. Reading beyond either raises _Skipped."""
+    """The captured ``data`` of a frame with ``wire`` bytes. A read beyond either raises _Skipped."""
 
     data: bytes
     wire: int
@@ -167,7 +167,7 @@ class _Bytes:
 
 
 def _frame(data: bytes, wire: int = 0, kind: int = _ETHERNET) -> Frame | str:
-    """The packet in the frame ``data`` of link type ``kind``, which had ``wire`` bytes; or why it is skipped."""
+    """Return the packet in the frame ``data`` of link type ``kind`` with ``wire`` bytes, or the reason to skip it."""
     try:
         return _packet(_Bytes(data, max(wire, len(data))), kind)
     except _Skipped as exc:
@@ -186,7 +186,7 @@ def _packet(raw: _Bytes, kind: int) -> Frame:
 
 
 def _network(raw: _Bytes, kind: int) -> tuple[int, int]:
-    """The ethertype of a frame's network header, and where that begins: behind VLAN tags and MPLS labels."""
+    """Return the ethertype and the offset of the network header, which follows VLAN tags and MPLS labels."""
     if kind == _ETHERNET:
         network, at = raw.number(12, 2), 14
     elif kind in _COOKED:
@@ -212,6 +212,7 @@ def _network(raw: _Bytes, kind: int) -> tuple[int, int]:
 
 
 def _by_version(raw: _Bytes, at: int) -> int:
+    """Return the ethertype for the IP version in the header at ``at``."""
     version = raw.number(at, 1) >> 4
     if version not in (4, 6):
         raise _Skipped("without a known network header")
@@ -226,17 +227,17 @@ def _ipv4(raw: _Bytes, at: int) -> _Packet:
     header = raw.take(at, size)
     if fragment & 0x3FFF:
         raise _Skipped("fragment")
-    # A large segment that the driver will cut can be longer than the field can say, and then has 0.
+    # The field is 0 if a large segment, which the driver has yet to cut, is too long for it.
     end = at + length if length else raw.wire
     source, target = header[12:16], header[16:20]
     upper = at + size
     while protocol == _AH:
         protocol, upper = raw.number(upper, 1), upper + (raw.number(upper + 1, 1) + 2) * 4
-    return _checked(_Packet(protocol, upper, end, source, target, source + _routed(header[20:], target), length > 0))
+    return _require_tcp_or_udp(_Packet(protocol, upper, end, source, target, source + _routed(header[20:], target), length > 0))
 
 
 def _routed(options: bytes, target: bytes) -> bytes:
-    """The final destination of an IPv4 packet: the last address of a source route that is not used up."""
+    """Return the final destination of an IPv4 packet: the last address of a source route that is not used up, or ``target``."""
     at = 0
     while at + 2 < len(options) and options[at]:
         size = 1 if options[at] == 1 else options[at + 1]
@@ -272,11 +273,11 @@ def _ipv6(raw: _Bytes, at: int) -> _Packet:
         if protocol == _OPTIONS and len(options.get(_HOME_ADDRESS, b"")) == 16:
             first = options[_HOME_ADDRESS]
         protocol, upper = following, upper + size
-    return _checked(_Packet(protocol, upper, end, source, target, first + last if last else b"", sized))
+    return _require_tcp_or_udp(_Packet(protocol, upper, end, source, target, first + last if last else b"", sized))
 
 
 def _options(data: bytes) -> dict[int, bytes]:
-    """The options of an IPv6 extension header."""
+    """Return the options of an IPv6 extension header by type."""
     found, at = {}, 0
     while at + 1 < len(data):
         if data[at]:
@@ -286,15 +287,16 @@ def _options(data: bytes) -> dict[int, bytes]:
 
 
 def _last_segment(content: bytes) -> bytes:
-    """The final destination by a routing header with segments left; b"" where it cannot be told."""
+    """Return the final destination in a routing header with segments left; b"" for an unknown type."""
     kind, addresses = content[2], content[8:]
     if kind == 0 and len(addresses) >= 16:
         return addresses[len(addresses) // 16 * 16 - 16 :][:16]
-    # Type 2 has one address; a segment routing header has the last segment first.
+    # Type 2 has one address. In a segment routing header the last segment comes first.
     return addresses[:16] if kind in (2, 4) and len(addresses) >= 16 else b""
 
 
-def _checked(packet: _Packet) -> _Packet:
+def _require_tcp_or_udp(packet: _Packet) -> _Packet:
+    """Return the packet. Raises _Skipped for another protocol."""
     if packet.protocol not in (_TCP, _UDP):
         names = {_ESP: "encrypted (ESP)", _NO_NEXT: "without an upper-layer header"}
         raise _Skipped(names.get(packet.protocol, f"of IP protocol {packet.protocol}"))
@@ -309,7 +311,7 @@ def _tcp(raw: _Bytes, packet: _Packet) -> Frame:
     if offset < 20 or packet.at + offset > packet.end:
         raise _Skipped("malformed")
     payload = packet.end - packet.at - offset
-    return _judged(raw, packet, packet.end, "tcp", payload, int.from_bytes(header[4:8], "big"))
+    return _with_checksum(raw, packet, packet.end, "tcp", payload, int.from_bytes(header[4:8], "big"))
 
 
 def _udp(raw: _Bytes, packet: _Packet) -> Frame:
@@ -320,10 +322,10 @@ def _udp(raw: _Bytes, packet: _Packet) -> Frame:
         length = packet.end - packet.at
     if length < 8 or packet.at + length > packet.end:
         raise _Skipped("malformed")
-    return _judged(raw, packet, packet.at + length, "udp", length - 8)
+    return _with_checksum(raw, packet, packet.at + length, "udp", length - 8)
 
 
-def _judged(raw: _Bytes, packet: _Packet, end: int, name: str, payload: int, sequence: int = 0) -> Frame:
+def _with_checksum(raw: _Bytes, packet: _Packet, end: int, name: str, payload: int, sequence: int = 0) -> Frame:
     good = None
     if packet.ends and end <= len(raw.data):
         half = len(packet.ends) // 2
@@ -337,12 +339,12 @@ def _text(address: bytes) -> str:
 
 
 def checksum_good(source: bytes, target: bytes, protocol: int, segment: bytes) -> bool:
-    """Whether the TCP or UDP checksum in ``segment`` is right; a UDP packet of IPv4 may have none."""
+    """Return whether the TCP or UDP checksum in ``segment`` is right. A UDP packet of IPv4 may have no checksum."""
     if protocol == _UDP and segment[6:8] == b"\0\0":
         return len(source) == 4
-    # RFC 9293, 3.1, and RFC 8200, 8.1: the fields have other sizes and places, and the same sum.
+    # The pseudo headers of RFC 9293, 3.1, and RFC 8200, 8.1 have fields of other sizes in other places, with the same sum.
     covered = source + target + bytes((0, protocol)) + len(segment).to_bytes(4, "big") + segment
-    # A ones' complement sum of 16-bit words is the remainder of the number that they form (RFC 1071, 2).
+    # A ones' complement sum of 16-bit words equals the number that they form, modulo 0xffff (RFC 1071, 2).
     return int.from_bytes(covered + bytes(len(covered) % 2), "big") % 0xFFFF == 0
 
 
@@ -350,24 +352,15 @@ def checksum_good(source: bytes, target: bytes, protocol: int, segment: bytes) -
 
 
 def sent_by(frames: Iterable[Frame], address: str) -> tuple[Frame, ...]:
-    """TCP frames from ``address`` that carry data."""
+    """Return the TCP frames from ``address`` that carry data."""
     return tuple(frame for frame in frames if frame.source == address and frame.protocol == "tcp" and frame.payload)
 
 
 def largest(frames: Iterable[Frame]) -> int:
+    """Return the largest payload in bytes; 0 without frames."""
     return max((frame.payload for frame in frames), default=0)
 
 
 def bad_checksums(frames: Iterable[Frame]) -> int:
+    """Return the number of frames with a wrong checksum."""
     return sum(frame.good is False for frame in frames)
-
-
-def repeated(frames: Iterable[Frame]) -> int:
-    """Frames whose first byte had been sent before."""
-    seen: set[tuple[str, str, int]] = set()
-    count = 0
-    for frame in frames:
-        key = (frame.source, frame.target, frame.sequence)
-        count += key in seen
-        seen.add(key)
-    return count

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""FreeBSD's kernel dump: the header in front of it, and the copy behind it, at the very end of the dump device.
+"""Judges a FreeBSD kernel dump by the header before it and the copy of the header after it, at the end of the dump device.
 
 Source: sys/sys/kerneldump.h (struct kerneldumpheader, version 4 since 12.0; all numbers are big-endian), sys/kern/kern_shutdown.c
-(dump_start() puts the dump at the end of the device, one block of header on each side).
+(dump_start() puts the dump at the end of the device, with a header block on each side).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _VERSION, _AMD64 = 4, 2
 
 @dataclass(frozen=True)
 class Header:
-    """``length`` and ``extent`` are bytes without the headers; ``block`` is the header's size on the device, in bytes."""
+    """The header of a dump. ``length`` and ``extent`` are bytes without the headers; ``block`` is the header's size in bytes."""
 
     magic: bytes
     architecture: str
@@ -38,7 +38,7 @@ class Header:
 def parse(data: bytes) -> Header:
     """Read a header of 512 bytes. Raises ValueError if there are fewer."""
     if len(data) < SIZE:
-        raise ValueError(f"a header of {len(data)} bytes; it takes {SIZE}")
+        raise ValueError(f"a header of {len(data)} bytes instead of {SIZE}")
     magic, arch, version, archversion, length, time, _, block, host, kernel, panic, compression, extent, _, _ = _FORM.unpack(
         data[:SIZE]
     )
@@ -51,24 +51,24 @@ def parse(data: bytes) -> Header:
     )  # fmt: skip
 
 
-def judge(head: bytes, tail: bytes, *, sector: int, size: int, panic: str, release: str) -> list[str]:
-    """What is wrong with a dump; an empty list if nothing is.
+def dump_errors(head: bytes, tail: bytes, *, sector: int, size: int, panic: str, release: str) -> list[str]:
+    """Return the errors of a dump as lines.
 
-    ``tail`` is the device's last block, ``head`` the block where the tail says that the dump begins (:func:`begin`). ``sector`` and
-    ``size`` are the device's, in bytes; ``panic`` is the message on the console, ``release`` the running kernel's.
+    ``tail`` is the device's last block, ``head`` the block at :func:`first_header_offset`. ``sector`` and ``size`` are those of the device, in
+    bytes. ``panic`` is the message on the console, ``release`` the release of the running kernel.
     """
     last = parse(tail)
     if last.magic != MAGIC:
-        return [f"the last block of the device begins with {last.magic[:20]!r}, not {MAGIC!r}: no dump is there"]
+        return [f"the last block of the device begins with {last.magic[:20]!r} instead of {MAGIC!r}: there is no dump"]
     wrong = []
     if not last.parity_holds:
-        wrong.append("the parity of the trailer does not hold")
+        wrong.append("the parity of the trailer is wrong")
     if (last.architecture, last.version, last.architecture_version) != ("amd64", _VERSION, _AMD64):
-        wrong.append(f"the trailer says {last.architecture}, version {last.version}.{last.architecture_version}")
+        wrong.append(f"the trailer names {last.architecture}, version {last.version}.{last.architecture_version}")
     if last.block != sector:
-        wrong.append(f"the header's block is {last.block} bytes, the device's sector {sector}")
+        wrong.append(f"the header's block has {last.block} bytes, the device's sector {sector}")
     if not 0 < last.length <= size - 2 * sector:
-        wrong.append(f"a dump of {last.length} bytes on a device of {size}")
+        wrong.append(f"the trailer gives a dump of {last.length} bytes on a device of {size} bytes")
     if last.panic != panic:
         wrong.append(f"the trailer's panic message is {last.panic!r}, the console's {panic!r}")
     if f"FreeBSD {release} " not in last.kernel + " ":
@@ -76,12 +76,12 @@ def judge(head: bytes, tail: bytes, *, sector: int, size: int, panic: str, relea
             f"the trailer's kernel is {last.kernel.splitlines()[0] if last.kernel else ''!r}, the running one is {release}"
         )
     if head[:SIZE] != tail[:SIZE]:
-        wrong.append("the header in front of the dump differs from the one behind it")
+        wrong.append("the header before the dump differs from the one after it")
     return wrong
 
 
-def begin(tail: bytes, *, sector: int, size: int) -> int:
-    """The offset in bytes at which the leading header lies, as the trailer says; -1 if it cannot be on the device."""
+def first_header_offset(tail: bytes, *, sector: int, size: int) -> int:
+    """Return the offset of the first header in bytes, computed from the trailer; -1 if it cannot be on the device."""
     last = parse(tail)
     place = size - 2 * sector - -(-last.extent // sector) * sector
     return place if last.magic == MAGIC and 0 <= place < size else -1

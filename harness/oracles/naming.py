@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""Which disk is which: what a guest's disks hold, against what the table of vdev numbers says they are called."""
+"""Judges the names of a guest's disks: compares the content of each disk with the name that its vdev number gives."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from harness.xen import vdev as vdevs
 
 @dataclass(frozen=True)
 class Given:
-    """A disk as it was given to the guest: its vdev in the configuration, and the digest of what it holds."""
+    """A disk that was given to the guest: its vdev in the configuration and the digest of its content."""
 
     vdev: str
     digest: str
 
 
 def misnamed(given: tuple[Given, ...], seen: Mapping[str, str], name_of: Callable[[str], str]) -> tuple[str, ...]:
-    """A line for each disk that is not where it should be.
+    """Return a line for each disk whose content is not under the expected name.
 
-    ``seen`` maps each disk of the guest to the digest of its content; ``name_of`` is the table: from a vdev to a name.
+    ``seen`` maps each disk name in the guest to the digest of its content. ``name_of`` maps a vdev to the expected name.
     """
     owner = {disk.digest: disk.vdev for disk in given}
     where = {owner[digest]: name for name, digest in seen.items() if digest in owner}
@@ -31,27 +31,27 @@ def misnamed(given: tuple[Given, ...], seen: Mapping[str, str], name_of: Callabl
         if seen.get(name) == disk.digest:
             continue
         number = vdevs.number(disk.vdev)
-        found = f"it is {where[disk.vdev]}" if disk.vdev in where else "its content is on no disk of the guest"
+        found = f"it is {where[disk.vdev]}" if disk.vdev in where else "no disk of the guest has its content"
         if name not in seen:
             found += f", and there is no {name}"
         elif seen[name] in owner:
             found += f", and {name} holds vdev {owner[seen[name]]}"
         else:
-            found += f", and {name} holds something else"
+            found += f", and {name} holds unknown data"
         lines.append(f"vdev {disk.vdev} (number {number}, {number:#x}) should be {name}: {found}")
     return tuple(lines)
 
 
 def collisions(given: tuple[str, ...], name_of: Callable[[str], str]) -> dict[str, tuple[str, ...]]:
-    """Names that more than one of the vdevs ``given`` maps to, with those vdevs."""
+    """Return the names that more than one of the vdevs ``given`` maps to, each with these vdevs."""
     names = Counter(map(name_of, given))
     return {name: tuple(v for v in given if name_of(v) == name) for name, count in names.items() if count > 1}
 
 
 def consumer_of(conftxt: str, provider: str) -> str:
-    """What the GEOM provider ``provider`` was made from, by ``kern.geom.conftxt``; "" where there is no such provider.
+    """Return the GEOM provider below ``provider`` in ``kern.geom.conftxt``; "" for a disk and for an unknown provider.
 
-    Its lines (sys/geom/geom_dump.c, g_conftxt_geom()) begin with the depth below the disk, the class and the provider's name.
+    Each line begins with the depth below the disk, the class and the provider's name (sys/geom/geom_dump.c, g_conftxt_geom()).
     """
     above: list[str] = []
     for line in conftxt.splitlines():

@@ -1,9 +1,7 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""A guest at rest: where all cases of this suite begin."""
+"""Fixtures: a guest whose balloon has settled, and its memory."""
 
 from __future__ import annotations
-
-from dataclasses import asdict
 
 import pytest
 
@@ -13,24 +11,28 @@ from harness.oracles.ballooning import Sample
 from harness.plugin.cells import Cell
 from harness.plugin.fixtures import Booted
 
-
-def at_rest(guest: Guest) -> dict[str, int]:
-    """A preparation: its balloon stands still; how it stands."""
-    return asdict(Memory(guest).settle()[0])
+from .support import settle_balloon
 
 
 @pytest.fixture
-def guest(booted: Booted, cell: Cell) -> Guest:
-    return booted(at_rest, memory=cell.guest_os.balloon_limits.memory)
+def settled_guest(booted: Booted, cell: Cell) -> Guest:
+    """A booted guest whose balloon does not move."""
+    return booted(settle_balloon, memory=cell.guest_os.balloon_limits.memory)
 
 
 @pytest.fixture
-def first(guest: Guest) -> Sample:
-    """How the guest stood when it was at rest."""
-    return Sample(**guest.prepared)
+def memory(settled_guest: Guest) -> Memory:
+    """The memory of the settled guest, as the guest and as Xen see it."""
+    return Memory(settled_guest)
 
 
 @pytest.fixture
-def low(guest: Guest) -> int:
-    """MiB to which it can come down and work on."""
-    return int(guest.config.memory * guest.profile.balloon_limits.low)
+def initial(settled_guest: Guest) -> Sample:
+    """The memory of the settled guest at the start of the case."""
+    return Sample(**settled_guest.prepared)
+
+
+@pytest.fixture
+def low(settled_guest: Guest) -> int:
+    """A target in MiB at which the guest still works."""
+    return int(settled_guest.config.memory * settled_guest.profile.balloon_limits.low)

@@ -1,43 +1,45 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""What becomes of a target when Xen has not the pages at once."""
+"""A guest whose target is higher than the memory that Xen has at the moment."""
 
 from __future__ import annotations
 
-from harness.guests.guest import Guest
 from harness.guests.memory import Memory
 from harness.oracles.ballooning import MIB, Sample, missed
 from harness.oracles.finding import finding
 from harness.plugin.rig import CaseContext
 
-from .test_balloon import judge
+from .support import assert_balloon_at
 
 
-def test_grows_when_pages_come(guest: Guest, first: Sample, low: int, case: CaseContext) -> None:
-    """E9: Xen refuses pages for a while, and has them later: the guest takes them without being asked again.
+def test_grows_when_pages_come(memory: Memory, initial: Sample, low: int, case: CaseContext) -> None:
+    """If Xen refuses pages and has them later, the guest takes them without a new target.
 
-    It refuses because of the domain's maximum, which ``xl mem-set`` lowered: to the guest that is a host without memory.
+    Xen refuses because ``xl mem-set`` lowered the domain's maximum. The guest cannot tell that from a host without free memory.
+
+    Source: sys/dev/xen/balloon/balloon.c, increase_reservation(); Linux drivers/xen/balloon.c, update_schedule()
+    Catches: a balloon driver that never asks again after a refusal (known issue: hard_limit)
     """
-    memory = Memory(guest)
+    guest = memory.guest
     whole = guest.config.memory
     memory.ask(low)
-    down, _ = memory.settle(first.current - (whole - low) * MIB)
+    down, _ = memory.settle(initial.current - (whole - low) * MIB)
 
-    # The target alone: the maximum stays where xl put it.
+    # Write the target alone: the maximum stays where xl put it.
     memory.write(str(whole << 10))
     refused, _ = memory.settle()
-    assert refused.current < down.current + 8 * MIB, "Xen refused nothing: this case asks nothing"
+    assert refused.current < down.current + 8 * MIB, "Xen refused no pages, so this case cannot judge what the guest does then"
     guest.host.toolstack.mem_max(guest.domid, whole)
-    there, seconds = memory.settle(first.current, 15)
+    there, seconds = memory.settle(initial.current, 15)
 
-    stayed = missed(there, first.current)
+    stayed = missed(there, initial.current)
     case.metrics["seconds to take them"] = round(seconds, 2)
-    # Whatever comes of that, a new write has to move it.
+    # In either case a new write has to move the balloon.
     memory.write(str(whole << 10))
-    back, _ = memory.settle(first.current)
-    judge(guest, f"memory/target written again, {whole} MiB, when Xen has the pages", down, back, first.current)
+    back, _ = memory.settle(initial.current)
+    assert_balloon_at(guest, f"{whole} MiB written to memory/target again, when Xen has the pages", down, back, initial.current)
     assert not stayed, finding(
-        test=f"xl mem-set {low}, then {whole} MiB in memory/target, which Xen refuses; {seconds:.0f} s ago it came to have the pages",
+        test=f"xl mem-set {low}, then {whole} MiB in memory/target, which Xen refuses; {seconds:.0f} s ago Xen got the pages",
         observed=[*stayed, "a new write of the same target brought it there"],
-        expected="asks again from time to time, as Linux does (drivers/xen/balloon.c, update_schedule())",
-        reference=f"{guest.profile.source('balloon')}: increase_reservation() sets hard_limit, and nothing but a new target lifts it",
+        expected="the guest asks again from time to time, as Linux does (drivers/xen/balloon.c, update_schedule())",
+        reference=f"{guest.profile.source('balloon')}: increase_reservation() sets hard_limit, and only a new target lifts it",
     )

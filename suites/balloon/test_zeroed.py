@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""What is in the pages that a guest gives back: Xen hands them on as they are, to another domain or to the guest itself."""
+"""Pages that a guest gives back must be zeroed, because Xen passes them on unchanged, to another domain or to the guest."""
 
 from __future__ import annotations
 
@@ -17,23 +17,32 @@ from harness.oracles.finding import finding
 from harness.plugin.rig import CaseContext
 from harness.xen import dom0_program
 
-# How much of its memory the guest gives back.
+# The share of its memory that the guest gives back.
 GIVEN = 0.3
 _HOLES = "/run/fxh-holes.json"
 
 
-def look(guest: Guest, secret: str) -> dict[str, int]:
-    """At all of the guest's pages the first time, and at those that it did not have then the second time."""
+def count_secret_pages(guest: Guest, secret: str) -> dict[str, int]:
+    """Scan the guest's pages from dom0 and count those that hold ``secret``.
+
+    The first call scans all pages and records the missing ones. The second call scans only the pages that were missing then.
+    """
     words = [str(guest.domid), "0", str(guest.config.memory * MIB // scan_pages.PAGE), _HOLES, secret]
     found: dict[str, int] = json.loads(dom0_program.run(guest.host.transport, scan_pages, *words, deadline=Deadline(120)).text)
     return found
 
 
-# The pages of a PV guest are not found by their numbers.
+# The scan addresses pages by number, and that does not find the pages of a PV guest.
 @pytest.mark.needs(types=("pvh", "hvm"))
-def test_pages_are_given_back_empty(guest: Guest, first: Sample, case: CaseContext) -> None:
-    """E14: what a process left in memory is not in the pages that the guest gives back: dom0 sees them when it takes them again."""
-    memory = Memory(guest)
+def test_pages_are_given_back_empty(memory: Memory, initial: Sample, case: CaseContext) -> None:
+    """Pages that the guest gives back do not contain data of its processes.
+
+    dom0 looks at the pages when the guest takes them again.
+
+    Source: sys/dev/xen/balloon/balloon.c, decrease_reservation()
+    Catches: pages that are not zeroed before they are given back (FreeBSD 9; planted)
+    """
+    guest = memory.guest
     secret, whole = f"fxh-{secrets.token_hex(8)}", guest.config.memory
     dirty, given = int(whole * guest.profile.balloon_limits.dirty), int(whole * GIVEN)
     guest.sh(guest.profile.tmpfs_command)
@@ -42,18 +51,20 @@ def test_pages_are_given_back_empty(guest: Guest, first: Sample, case: CaseConte
     case.undo.append(lambda: guest.host.transport.run(["rm", "-f", _HOLES]))
 
     memory.ask(whole - given)
-    memory.settle(first.current - given * MIB)
-    without = look(guest, secret)
+    memory.settle(initial.current - given * MIB)
+    kept = count_secret_pages(guest, secret)
     memory.ask(whole)
-    memory.settle(first.current)
-    again = look(guest, secret)
+    memory.settle(initial.current)
+    retaken = count_secret_pages(guest, secret)
 
-    case.metrics |= {"given back": float(without["holes"]), "taken again": float(again["pages"]), "kept": float(without["found"])}
-    assert without["found"], "the secret is nowhere in the guest's memory: this case sees nothing"
-    assert again["pages"] > given * MIB // scan_pages.PAGE * 0.9, f"of {given} MiB it took {again['pages']} pages again"
-    assert again["found"] == 0, finding(
+    case.metrics |= {"given back": float(kept["holes"]), "taken again": float(retaken["pages"]), "kept": float(kept["found"])}
+    assert kept["found"], "the secret is not in the guest's memory, so this case cannot judge"
+    assert retaken["pages"] > given * MIB // scan_pages.PAGE * 0.9, (
+        f"the guest gave {given} MiB back and took only {retaken['pages']} pages again, too few to judge"
+    )
+    assert retaken["found"] == 0, finding(
         test=f"xl mem-set {whole - given} after a process wrote a secret into {dirty} MiB, then xl mem-set {whole}",
-        observed=f"the secret is in {again['found']} of the {again['pages']} pages that went to Xen and came back",
-        expected="gives no page back before it has zeroed it: Xen does not",
+        observed=f"the secret is in {retaken['found']} of the {retaken['pages']} pages that went to Xen and came back",
+        expected="the guest zeroes each page before it gives it back, because Xen does not",
         reference=guest.profile.source("balloon pages"),
     )

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""Does it boot? Each guest type to its login prompt, stage by stage, and back after a reboot."""
+"""A guest boots to its login prompt, runs the given kernel and boots again after a reboot."""
 
 from __future__ import annotations
 
@@ -16,75 +16,99 @@ from harness.xen.elfnotes import read as read_notes
 
 
 def test_boots_to_login(new_guest: NewGuest) -> None:
-    """B1: every stage of a boot is reached, in order, and a login prompt at the end."""
+    """A boot reaches every stage in order and ends at a login prompt.
+
+    Catches: a boot that panics, hangs, finds no root or stays in single-user mode (planted)
+    """
     guest = new_guest().create().start()
 
     guest.wait_stage("login")
 
     reached = [stage.name for stage in guest.console.stages]
     expected = expected_stages([stage.name for stage in guest.profile.stages], reached, uefi=guest.config.firmware == "ovmf")
-    assert reached == expected, f"stages reached: {reached}; a good boot shows {expected}"
+    assert reached == expected, finding(
+        test="a boot to the login prompt",
+        observed=f"the console shows the stages {', '.join(reached)}",
+        expected=f"the console shows the stages {', '.join(expected)}, in this order",
+        reference="the messages of each stage: harness/console/stages.py",
+    )
 
 
 @pytest.mark.needs(capability=("emulated",))
 def test_boots_unspared(new_guest: NewGuest) -> None:
-    """B1: also with nothing changed for an emulated CPU: with FreeBSD's own choice of APIC mode, ASLR, and a TSC that Xen traps."""
+    """A guest boots without the settings that help an emulated CPU: own APIC mode, ASLR, trapped TSC."""
     guest = new_guest(spared=False).create().start()
 
     guest.wait_stage("login")
 
     guest.login()
-    assert guest.sh("echo alive") == "alive"
+    assert guest.sh("echo alive") == "alive", "the shell does not answer `echo alive` after the login"
 
 
 def test_runs_the_kernel_it_was_given(guest: Guest, kernel_file: Path) -> None:
-    """B1: the kernel that answers is the one that was handed to Xen: it says of itself what the file says."""
+    """The running kernel reports the version and ident of the kernel file that Xen was given.
+
+    Source: FreeBSD sys/conf/newvers.sh; Linux arch/x86/boot/version.c
+    """
     given = guest.profile.identity_of(kernel_file.read_bytes())
 
     running = guest.profile.identity(guest.sh)
 
     wrong = running.differences(given)
     assert not wrong, finding(
-        test=f"the kernel {kernel_file.name}",
+        test=f"a boot of the kernel file {kernel_file.name}",
         observed=wrong,
-        expected="says by uname and sysctl what its file names itself",
+        expected="uname and sysctl report the version of the kernel file",
         reference="FreeBSD sys/conf/newvers.sh; Linux arch/x86/boot/version.c",
     )
 
 
-def arrived(guest: Guest, asked: dict[str, str]) -> None:
-    """Each of these variables is in the guest's kernel environment, with its value."""
+def assert_in_kenv(guest: Guest, variables: dict[str, str]) -> None:
+    """Fail unless the guest's kernel environment has each of ``variables`` with its value."""
     kenv = guest.profile.variables(guest.sh)
     wrong = [
-        f"{name} is {kenv.get(name, 'not there')!r}, not {value!r}" for name, value in asked.items() if kenv.get(name) != value
+        f"{name} is {kenv[name]!r} instead of {value!r}" if name in kenv else f"{name} is missing"
+        for name, value in variables.items()
+        if kenv.get(name) != value
     ]
     assert not wrong, finding(
-        test=f"a kernel environment with {', '.join(asked)}",
+        test=f"a boot with the kernel variables {', '.join(variables)}",
         observed=wrong,
-        expected="has each variable in kenv, with its value",
+        expected="kenv shows each variable with its value",
         reference="sys/x86/xen/pv.c, xen_pvh_parse_preload_data(); loader.conf(5)",
     )
 
 
 @pytest.mark.needs(os="freebsd")
 def test_kernel_environment_arrives(new_guest: NewGuest) -> None:
-    """Every variable that was asked for is in kenv: by ``extra`` (sys/x86/xen/pv.c, xen_pvh_parse_preload_data) or a loader."""
-    asked = {"fxh.plain": "1", "fxh.path": "/a/b:c=d", "fxh.long": "x" * 100}
-    guest = new_guest(variables=tuple(asked.items())).boot()
+    """Every kernel variable of the configuration is in kenv, whether it came by `extra` or by a loader.
 
-    arrived(guest, asked)
+    Source: sys/x86/xen/pv.c, xen_pvh_parse_preload_data(); loader.conf(5)
+    Catches: a kernel variable that gets lost (planted)
+    """
+    variables = {"fxh.plain": "1", "fxh.path": "/a/b:c=d", "fxh.long": "x" * 100}
+    guest = new_guest(variables=tuple(variables.items())).boot()
+
+    assert_in_kenv(guest, variables)
 
 
 @pytest.mark.needs(os="freebsd", types=("pvh", "pv"))
 def test_extra_arrives_whole(guest: Guest) -> None:
-    """All that stands in ``extra`` is in kenv, each variable with its value."""
+    """Every variable of `extra` is in kenv with its value.
+
+    Source: sys/x86/xen/pv.c, xen_pvh_parse_preload_data()
+    """
     passed = dict(word.partition("=")[::2] for word in guest.config.extra.split(",") if word)
-    assert passed, "its configuration has no extra"
-    arrived(guest, passed)
+    assert passed, "the domain configuration has no `extra`, so this case has nothing to compare"
+    assert_in_kenv(guest, passed)
 
 
 def test_comes_back_after_a_reboot(new_guest: NewGuest) -> None:
-    """F1 in short: the guest reboots, the toolstack re-creates the domain, and it reaches its login prompt again."""
+    """After a reboot the toolstack creates a new domain, and the guest reaches its login prompt again.
+
+    Source: xen tools/xl/xl_vmcontrol.c, handle_domain_death()
+    Catches: a guest that ignores control/shutdown (planted)
+    """
     guest = new_guest(on_reboot="restart").boot()
     first = guest.domid
 
@@ -93,18 +117,23 @@ def test_comes_back_after_a_reboot(new_guest: NewGuest) -> None:
     guest.follow_reboot(120)
     guest.wait_stage("login")
 
-    assert guest.domid != first, f"it is still domain {first}"
     reasons = [event.reason for event in guest.shutdowns()]
-    assert reasons == ["reboot"], f"xl logged its shutdowns as {reasons}, one reboot was asked for"
+    recreated = guest.domid != first and reasons == ["reboot"]
+    assert recreated, finding(
+        test="`reboot` written to control/shutdown, with on_reboot=restart",
+        observed=f"domain {first} became domain {guest.domid}; xl logged the shutdown reasons {', '.join(reasons) or 'none'}",
+        expected="xl logs one shutdown with the reason reboot and creates a new domain",
+        reference="xen tools/xl/xl_vmcontrol.c, handle_domain_death()",
+    )
     guest.login()
-    assert guest.sh("echo alive") == "alive"
+    assert guest.sh("echo alive") == "alive", "the shell does not answer `echo alive` after the reboot"
 
 
 @pytest.mark.needs(os="freebsd")
 def test_wrong_root_names_the_true_disk(new_guest: NewGuest) -> None:
-    """A3: with a root device that is not there, FreeBSD waits, says error 19 (ENODEV) and asks at mountroot>.
+    """With a root device that does not exist, FreeBSD reports error 19 and the mountroot prompt lists the real disk.
 
-    The answer to ``?`` there names the disk that is (sys/kern/vfs_mountroot.c, parse_dir_ask).
+    Source: sys/kern/vfs_mountroot.c, parse_dir_ask()
     """
     guest = new_guest(variables=(("vfs.root.mountfrom", "ufs:/dev/xbd7"),)).create().start()
 
@@ -112,14 +141,29 @@ def test_wrong_root_names_the_true_disk(new_guest: NewGuest) -> None:
         guest.wait_stage("login")
 
     death = caught.value.death
-    assert (death.kind, death.message) == ("mountroot", "no root file system: ufs:/dev/xbd7 failed with error 19"), (
-        f"with vfs.root.mountfrom=ufs:/dev/xbd7 it ends in {death.kind}: {death.message}; a good one says error 19 and asks at mountroot>"
+    problem = ""
+    if (death.kind, death.message) != ("mountroot", "no root file system: ufs:/dev/xbd7 failed with error 19"):
+        problem = f"the boot ends with {death.kind}: {death.message}"
+    elif "xbd0" not in (listed := dict(death.answers)["?"]):
+        problem = f"`?` does not list xbd0: {listed}"
+    assert not problem, finding(
+        test="a boot with vfs.root.mountfrom=ufs:/dev/xbd7, which does not exist",
+        observed=problem,
+        expected="the mount fails with error 19 (ENODEV), and `?` at the mountroot> prompt lists xbd0",
+        reference="sys/kern/vfs_mountroot.c, parse_dir_ask()",
     )
-    assert "xbd0" in dict(death.answers)["?"], f"`?` does not list xbd0: {death.answers}"
 
 
 @pytest.mark.needs(os="freebsd", types=("pvh", "pv"))
 def test_kernel_has_xen_notes(new_guest: NewGuest, kernel_file: Path) -> None:
-    """The kernel says by its ELF notes that Xen can start it as what it was started (sys/amd64/amd64/xen-locore.S)."""
+    """The kernel file has the Xen ELF notes of the guest type that it is started as.
+
+    Source: sys/amd64/amd64/xen-locore.S
+    """
     started, able = new_guest().config.guest_type, read_notes(kernel_file).guest_types
-    assert started in able, f"by its notes the kernel can be started as {', '.join(able) or 'nothing'}; it was started as {started}"
+    assert started in able, finding(
+        test=f"the Xen ELF notes of {kernel_file.name}",
+        observed=f"the notes allow the guest types {', '.join(able) or 'none'}",
+        expected=f"the notes allow the guest type {started}",
+        reference="sys/amd64/amd64/xen-locore.S",
+    )

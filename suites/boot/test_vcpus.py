@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""Every vCPU that the configuration gives is there and works, and the memory that it gives is managed."""
+"""The guest uses every vCPU and manages all memory of its configuration."""
 
 from __future__ import annotations
 
@@ -12,47 +12,56 @@ from harness.plugin.fixtures import Booted
 from harness.plugin.rig import CaseContext
 
 # MiB that a kernel with its ramdisk may take.
-OWN = 56
-# MiB by vCPUs, 0 for the source's own: a boot serves both cases. Odd ones: no whole number of superpages.
+KERNEL_SIZE = 56
+# MiB by number of vCPUs; 0 is the default of the guest's source. Both cases share these boots. The sizes are odd, so that they are
+# no whole number of superpages.
 MEMORY = {1: 0, 2: 301, 4: 1001}
 
 
 @pytest.mark.parametrize("vcpus", MEMORY)
 def test_vcpus(booted: Booted, vcpus: int, case: CaseContext) -> None:
-    """G13: with 1, 2 and 4 vCPUs the guest boots, runs on each of them, and on all at once."""
+    """With 1, 2 and 4 vCPUs the guest runs a process on each vCPU alone and on all at once.
+
+    Source: sys/x86/xen/pv.c, xen_pvh_start_all_aps(); sys/x86/x86/mp_x86.c; Linux arch/x86/xen/smp.c
+    Catches: a panic of i386 PV 9.0 with SMP (FreeBSD r228746)
+    """
     guest = booted(vcpus=vcpus, memory=MEMORY[vcpus])
     ask = guest.profile
 
     running = ask.cpus(guest.sh)
     begun = time.monotonic()
-    alone = [n for n in range(vcpus) if guest.run(ask.on_cpu(n, "echo here"), 30, check=False).text != "here"]
+    idle = [n for n in range(vcpus) if guest.run(ask.on_cpu(n, "echo here"), 30, check=False).text != "here"]
     work = "i=0; while [ $i -lt 3000 ]; do i=$((i+1)); done; echo done"
     together = " ".join(ask.on_cpu(n, f"sh -c '{work}'") + " &" for n in range(vcpus))
     done = guest.sh(f"{together} wait", 120).split().count("done")
 
     case.metrics["work"] = round(time.monotonic() - begun, 2)
-    assert (running, alone, done) == (vcpus, [], vcpus), finding(
-        test=f"a boot with vcpus={vcpus}, then a process bound to each, one after the other and all at once",
-        observed=f"{running} CPUs run; nothing ran on {alone or 'none'}; {done} processes of {vcpus} ended",
-        expected="runs on all",
+    assert (running, idle, done) == (vcpus, [], vcpus), finding(
+        test=f"a boot with vcpus={vcpus}, then one process bound to each CPU: one at a time, then all at once",
+        observed=f"{running} CPUs run; CPUs that ran nothing: {idle or 'none'}; {done} of {vcpus} simultaneous processes ended",
+        expected=f"{vcpus} CPUs run, and every process ends",
         reference=guest.profile.source("vcpus"),
     )
 
 
 @pytest.mark.parametrize("vcpus", [n for n, memory in MEMORY.items() if memory], ids=lambda vcpus: str(MEMORY[vcpus]))
 def test_all_memory(booted: Booted, vcpus: int, case: CaseContext) -> None:
-    """G22: of the memory that the configuration gives the kernel manages all but what it takes for itself."""
+    """The kernel manages all memory of the configuration, except its own image and its bookkeeping of pages.
+
+    Source: sys/x86/xen/pv.c, xen_pvh_parse_memmap() (FreeBSD 023a025b5c); Linux arch/x86/xen/setup.c, xen_memory_setup()
+    Catches: memory that the kernel does not use (planted)
+    """
     given = MEMORY[vcpus]
     guest = booted(vcpus=vcpus, memory=given)
 
     managed = guest.profile.memory_mib(guest.sh)
 
     case.metrics |= {"managed": managed, "kept back": given - managed}
-    # The kernel and its ramdisk, and 16 bytes to 104 of bookkeeping for each page.
-    least = given - given // 20 - OWN
+    # The kernel and its ramdisk, and 16 to 104 bytes of bookkeeping for each page.
+    least = given - given // 20 - KERNEL_SIZE
     assert least <= managed <= given, finding(
         test=f"a boot with memory={given}",
         observed=f"the kernel manages {managed} MiB",
-        expected=f"manages {least} MiB at least: all but itself and its tables of pages",
+        expected=f"the kernel manages at least {least} MiB: all but its own image and its bookkeeping of pages",
         reference=guest.profile.source("memory map"),
     )

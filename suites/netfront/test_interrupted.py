@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""A transfer in whose middle something happens: the vif goes down, the interface goes, the guest is saved and restored."""
+"""An interruption during a transfer: the vif goes down, the interface is detached, or the guest is saved and restored."""
 
 from __future__ import annotations
 
@@ -11,27 +11,30 @@ from harness.guests.peer import Listener
 from harness.oracles.finding import finding
 from harness.plugin.rig import CaseContext
 
-from .conftest import again, replug
-from .test_offloads import SIZE, arrived, switch
+from .support import SIZE, assert_transferred, link_after_reattach, reattach_interface, set_offloads
 
-# Once dom0 has sent so many bytes over the vif. Within dom0: a transfer does not wait for a command that comes over ssh.
+# Runs in dom0 once dom0 has sent that many bytes over the vif, because a transfer does not wait for a command over ssh.
 INTERRUPTION = BUSY + 'ip link set "$1" down; sleep 3; ip link set "$1" up; echo "up again"'
+NO_DATA = "no data reaches the guest, so the case cannot interrupt a transfer"
 
 
 @pytest.mark.formerly("netfront/test_traffic::test_vif_down_and_up")
 def test_vif_down_and_up(link: Link, case: CaseContext) -> None:
-    """D14: dom0 takes the vif down for a moment in the middle of a transfer: the transfer goes on and ends."""
+    """A transfer continues and ends after dom0 took the vif down for 3 s.
+
+    Source: sys/dev/xen/netfront/netfront.c; Linux drivers/net/xen-netfront.c
+    """
     interruption = Listener(
         link.host.transport.open(["sh", "-c", INTERRUPTION, "sh", link.vif, str(SIZE // 16)]), "the interruption"
     )
     case.undo.append(interruption.stream.close)
 
-    # TCP tries again after as long as the silence lasted, so 12 seconds leave it half of them.
+    # TCP retransmits after a time as long as the silence, so 12 s of sending leave it half of them.
     done = link.download(SIZE, 150, lasting=12)
 
     case.metrics |= {"bytes": float(done.bytes), "seconds": done.seconds}
     interruption.until(rb"up again", 1)
-    arrived(done, f"{done.bytes} bytes while the vif goes down for 3 s", link)
+    assert_transferred(done, f"{done.bytes} bytes to the guest, with the vif down for 3 s meanwhile", link)
 
 
 @pytest.mark.parametrize(
@@ -42,54 +45,63 @@ def test_vif_down_and_up(link: Link, case: CaseContext) -> None:
     ],
 )
 def test_detach_and_attach(link: Link, busy: bool, case: CaseContext) -> None:
-    """D14: the interface is taken away, at rest or in the middle of a transfer, and given again: it comes back and works."""
+    """An interface that is detached, idle or during a transfer, and attached again comes back and works.
+
+    Source: sys/dev/xen/netfront/netfront.c; Linux drivers/net/xen-netfront.c
+    """
     source = link.guest.profile.source("netfront")
     if busy:
         peer = link.source(6001, SIZE, lasting=60)
         case.undo.append(peer.stop)
         link.guest.sh(f"( {link.nc(60)} {link.here} 6001 < /dev/null ) > /dev/null 2>&1 &")
-        assert link.wait_busy(SIZE // 4), "no data goes to the guest"
-    replug(link.guest, {}, source)
+        assert link.wait_busy(SIZE // 4), NO_DATA
+    reattach_interface(link.guest, {}, source)
     if busy:
         peer.stop()
 
-    back = again(link.guest, source)
-    arrived(back.upload(SIZE // 4), "data after the interface came back", back)
+    back = link_after_reattach(link.guest, source)
+    assert_transferred(back.upload(SIZE // 4), f"{SIZE // 4} bytes to dom0 over an interface that was attached again", back)
 
 
 def test_saved_in_the_middle(link: Link, case: CaseContext) -> None:
-    """D14: saved and restored in the middle of a transfer: the connection goes on, and the interface is set as it was."""
+    """If the guest is saved and restored during a transfer, the connection continues and the offloads keep their settings.
+
+    Source: sys/dev/xen/netfront/netfront.c, netfront_resume(); Linux drivers/net/xen-netfront.c
+    Catches: offloads that are switched on again on restore (planted); a write outside the event channel mask on resume
+        (FreeBSD 4ece79968e70, D43928)
+    """
     guest, ask = link.guest, link.guest.profile
-    switch(link, tso=False)
+    set_offloads(link, tso=False)
     before = ask.offloads(guest.sh, link.interface)
-    # TCP tries again after as long as the silence lasted: twice the time of the journey, and a slow machine's at that.
+    # Seconds. TCP retransmits after a time as long as the silence: twice the time of save and restore, on a slow machine.
     patience = 120
     peer = link.source(6001, SIZE, lasting=20, patience=3 * patience)
     case.undo.append(peer.stop)
     guest.sh(f"( {link.nc(4 * patience)} {link.here} 6001 < /dev/null | fxh_digest > /tmp/fxh-came ) > /dev/null 2>&1 &")
-    assert link.wait_busy(SIZE // 4), "no data goes to the guest"
+    assert link.wait_busy(SIZE // 4), NO_DATA
 
     suspend.through_a_file(guest)
 
-    came, stood = link.came(patience), ""
+    came, stalled = link.came(patience), ""
     if not came:
-        # Where it is dom0 that does not hear it, that is mended by this; its vif has another name since it was restored.
+        # Traffic from dom0 helps if dom0 does not hear the guest. The vif has another name since the restore.
         up = Link(guest, interface=link.interface).wait_up()
-        stood = f"; {patience} s after it was restored nothing moved, an echo of dom0 {'came' if up else 'did not come'} then"
+        stalled = f"; nothing moved for {patience} s after the restore, then an echo request was {'' if up else 'not '}answered"
         came = link.came(patience)
     sent = peer.result(60)
     after = ask.offloads(guest.sh, link.interface)
-    case.metrics |= {"bytes": float(sent.bytes), "seconds": sent.seconds, "stood still": float(bool(stood))}
+    case.metrics |= {"bytes": float(sent.bytes), "seconds": sent.seconds, "stood still": float(bool(stalled))}
     wrong = []
     if sent.error or came != sent.md5:
         wrong.append(
-            f"of {sent.bytes} bytes ({sent.error or 'all sent'}) arrived what has digest {came!r}, {sent.md5} is right{stood}"
+            f"dom0 sent {sent.bytes} bytes ({sent.error or 'all'}) with digest {sent.md5}; "
+            f"the guest received data with digest {came!r}{stalled}"
         )
     if after != before:
-        wrong.append(f"its offloads are {dict(after)}, they were {dict(before)}")
+        wrong.append(f"the offloads changed from {dict(before)} to {dict(after)}")
     assert not wrong, finding(
-        test="xl save and xl restore in the middle of a transfer to the guest, TSO switched off before",
+        test="xl save and xl restore during a transfer to the guest, with TSO switched off before",
         observed=wrong,
-        expected="goes on with the connection, and leaves the interface as it was set",
+        expected="the connection continues and the interface keeps its settings",
         reference=f"{guest.profile.source('netfront')}, netfront_resume()",
     )

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""Address translation in the guest: pf's nat and rdr, and pf over its own traffic."""
+"""Address translation by pf in the guest: nat, rdr, and pf on the guest's own traffic."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from harness.oracles import frames
 from harness.oracles.finding import finding
 from harness.plugin.rig import CaseContext
 
-from .test_offloads import SIZE
+from .support import SIZE
 
 RULES = (
     "nat on {far.interface} inet from {near.here} to any -> {far.there}",
@@ -22,9 +22,12 @@ RULES = (
 @pytest.mark.needs(os="freebsd")
 @pytest.mark.parametrize("backend_tx", ["off", "on"])
 def test_pf(sides: tuple[Link, Link], case: CaseContext, backend_tx: str) -> None:
-    """D16: through nat, through rdr, and from the guest itself with state modulated, all arrives, with whole checksums.
+    """Data through pf's nat and rdr, and the guest's own data, arrives complete and with full checksums.
 
-    With ``tx on`` dom0 hands the guest packets whose checksum is not filled in yet, as in D11: a transfer that breaks takes long.
+    With ``tx on`` dom0 gives the guest packets without a full checksum, as in test_forwarding, and a broken transfer takes long.
+
+    Source: sys/dev/xen/netfront/netfront.c; sys/netpfil/pf/pf.c
+    Catches: bad checksums after pf (FreeBSD bugs 154428, 193579, 198868, fixed by r289316); csum_blank ignored (bug 197344)
     """
     near, far = sides
     guest = near.guest
@@ -44,15 +47,15 @@ def test_pf(sides: tuple[Link, Link], case: CaseContext, backend_tx: str) -> Non
             done["to the guest"] = near.download(SIZE // 4)
 
     bad = near.checksum_errors() + far.checksum_errors() - errors
-    case.metrics |= {"bad checksums": float(bad), **{what: transfer.seconds for what, transfer in done.items()}}
-    wrong = [f"{what}: {transfer.complaint}" for what, transfer in done.items() if transfer.complaint]
+    case.metrics |= {"bad checksums": float(bad), **{way: transfer.seconds for way, transfer in done.items()}}
+    wrong = [f"{way}: {transfer.complaint}" for way, transfer in done.items() if transfer.complaint]
     if bad:
         wrong.append(f"the two ends threw {bad} segments away for their checksums")
     if frames.sent_by(seen, near.here):
-        wrong.append(f"frames from {near.here} came out: they were not translated")
+        wrong.append(f"frames with the source {near.here} left the guest without translation")
     assert not wrong, finding(
-        test=f"pf with nat, rdr and modulate state, dom0's vifs with tx {backend_tx}",
+        test=f"pf with nat, rdr and modulate state; tx is {backend_tx} on dom0's vifs",
         observed=wrong,
-        expected="translates, and sends every packet with a whole checksum",
+        expected="pf translates every packet, and every packet leaves with a full checksum",
         reference=f"{guest.profile.source('netfront')}; sys/netpfil/pf/pf.c; FreeBSD bugs 154428, 193579, 198868 (r289316), 197344",
     )

@@ -1,55 +1,48 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""Segmentation and checksums: frame sizes prove TSO, the peer proves checksums, digests prove content."""
+"""Segmentation and checksums. Frame sizes prove TSO, the peer proves checksums, digests prove content."""
 
 from __future__ import annotations
 
 import pytest
 
-from harness.guests.link import IPV4, Link, Transfer
+from harness.guests.link import IPV4, Link
 from harness.oracles import frames
 from harness.oracles.finding import finding
 from harness.plugin.rig import CaseContext
 
-from .conftest import families
-
-SIZE = 1 << 20
+from .support import SIZE, assert_transferred, ipv4_and_ipv6, set_offloads
 
 
-def arrived(transfer: Transfer, asked: str, link: Link) -> None:
-    """All of it, as it was sent."""
-    assert not transfer.complaint, finding(
-        test=asked,
-        observed=transfer.complaint,
-        expected="moves every byte, in seconds",
-        reference=link.guest.profile.source("netfront"),
-    )
-
-
-def switch(link: Link, **flags: bool) -> None:
-    ask = link.guest.profile
-    # Linux refuses TSO while scatter-gather is off.
-    strict = ask.independent_offloads
-    for name, on in flags.items():
-        link.guest.run(ask.offload_command(link.interface, name, on), 90, check=strict)
-
-
-@families("link", "netfront/test_offloads::test_content_both_ways")
+@ipv4_and_ipv6("link", "netfront/test_offloads::test_content_both_ways")
 def test_content_both_ways(link: Link, case: CaseContext) -> None:
-    """D1: a megabyte each way arrives as it was sent, and dom0 threw nothing away for its checksum."""
+    """1 MiB in each direction arrives as it was sent, and dom0 drops no segment for its checksum.
+
+    Source: sys/dev/xen/netfront/netfront.c; Linux drivers/net/xen-netfront.c
+    Catches: corrupted packets (planted)
+    """
     errors = link.checksum_errors()
 
     up = link.upload(SIZE)
     down = link.download(SIZE)
 
     case.metrics |= {"up": up.seconds, "down": down.seconds}
-    arrived(up, f"{SIZE} bytes over TCP, {link.family.name}, from the guest to dom0", link)
-    arrived(down, f"{SIZE} bytes over TCP, {link.family.name}, from dom0 to the guest", link)
+    assert_transferred(up, f"{SIZE} bytes over TCP, {link.family.name}, from the guest to dom0", link)
+    assert_transferred(down, f"{SIZE} bytes over TCP, {link.family.name}, from dom0 to the guest", link)
     bad = link.checksum_errors() - errors
-    assert bad == 0, f"dom0 threw {bad} segments away for their checksums"
+    assert bad == 0, finding(
+        test=f"{SIZE} bytes over TCP, {link.family.name}, in each direction",
+        observed=f"dom0 threw {bad} segments away for their checksums",
+        expected="every segment has a good checksum, or one that the backend completes",
+        reference=link.guest.profile.source("netfront"),
+    )
 
 
 def test_segmentation_is_used(link: Link, case: CaseContext) -> None:
-    """D1: a guest that says TSO is on sends segments larger than the MSS to a backend that takes them."""
+    """A guest that shows TSO as on sends segments larger than the MSS to a backend that accepts them.
+
+    Source: sys/dev/xen/netfront/netfront.c, create_netdev() and xn_configure_features(); sys/netinet/tcp_subr.c
+    Catches: TSO that is shown as on and never used, FreeBSD 12.0 and later (known issue)
+    """
     ask = link.guest.profile
     shown = ask.offloads(link.guest.sh, link.interface).get("tso", False)
     backend = link.host.xenstore.tree(f"/local/domain/0/backend/vif/{link.guest.domid}/0")
@@ -58,37 +51,59 @@ def test_segmentation_is_used(link: Link, case: CaseContext) -> None:
     with link.capture(case.directory / "upload.pcap") as seen:
         done = link.upload(SIZE)
 
-    arrived(done, "a megabyte from the guest", link)
+    assert_transferred(done, f"{SIZE} bytes from the guest", link)
     sent = frames.sent_by(seen, link.there)
     size = frames.largest(sent)
     case.metrics |= {"frames": float(len(sent)), "largest payload": float(size)}
-    assert shown, "the guest does not say that TSO is on"
-    assert offered, "the backend offers no feature-gso-tcpv4"
+    assert shown, finding(
+        test="the offloads of the guest's interface after the boot",
+        observed="the guest shows TSO as off",
+        expected="TSO is on",
+        reference=link.guest.profile.source("netfront"),
+    )
+    assert offered, "the backend offers no feature-gso-tcpv4, so this case cannot judge the guest's TSO"
     assert size > link.family.mss, finding(
         test="1 MiB over TCP to dom0, TSO shown as on, feature-gso-tcpv4 offered by the backend",
         observed=f"the largest of {len(sent)} frames carries {size} bytes: every segment was cut in the guest",
-        expected=f"hands over segments of many times {link.family.mss} bytes",
+        expected=f"the guest hands over segments of many times {link.family.mss} bytes",
         reference=f"{link.guest.profile.source('netfront')} (both IFCAP_TSO4 and CSUM_TSO in if_hwassist are needed)",
     )
 
 
 def test_segmentation_can_be_switched_off(link: Link, case: CaseContext) -> None:
-    """D2: with -tso no frame is larger than the MSS."""
-    switch(link, tso=False)
+    """With TSO switched off no frame from the guest is larger than the MSS.
+
+    Source: sys/dev/xen/netfront/netfront.c, xn_configure_features(); sys/netinet/tcp_subr.c
+    """
+    set_offloads(link, tso=False)
 
     with link.capture(case.directory / "upload.pcap") as seen:
         done = link.upload(SIZE // 4)
 
-    arrived(done, "data with TSO off", link)
-    assert not link.guest.profile.offloads(link.guest.sh, link.interface).get("tso", False), "TSO reads back as on"
+    assert_transferred(done, f"{SIZE // 4} bytes from the guest with TSO off", link)
     size = frames.largest(frames.sent_by(seen, link.there))
-    assert 0 < size <= link.family.mss, f"TSO is off, and a frame carries {size} bytes"
+    assert size, "the capture holds no data from the guest, so this case cannot judge"
+    wrong = []
+    if link.guest.profile.offloads(link.guest.sh, link.interface).get("tso", False):
+        wrong.append("the guest shows TSO as on again")
+    if size > link.family.mss:
+        wrong.append(f"a frame carries {size} bytes")
+    assert not wrong, finding(
+        test=f"TSO switched off, then {SIZE // 4} bytes over TCP to dom0",
+        observed=wrong,
+        expected=f"TSO stays off, and no frame carries more than the MSS of {link.family.mss} bytes",
+        reference=link.guest.profile.source("netfront"),
+    )
 
 
 def test_segments_are_joined(link: Link, case: CaseContext) -> None:
-    """D5: a guest that says LRO is on gives its IP fewer packets than it got frames, where dom0 sends single segments."""
+    """A guest that shows LRO as on joins single segments from dom0 into fewer packets before IP gets them.
+
+    Source: sys/dev/xen/netfront/netfront.c, xn_configure_features() and xn_rxeof()
+    Catches: LRO that is shown as on while tcp_lro_init() is never called, FreeBSD 12.0 and later (known issue)
+    """
     ask = link.guest.profile
-    # Linux calls it GRO, and does it for every driver of this kind.
+    # Linux calls it GRO and does it for every driver of this kind.
     shown = ask.offloads(link.guest.sh, link.interface).get("lro", True)
     link.dom0("ethtool", "-K", link.vif, "tso", "off", "gso", "off")
     before = ask.received(link.guest.sh, link.interface)
@@ -96,44 +111,54 @@ def test_segments_are_joined(link: Link, case: CaseContext) -> None:
     done = link.download(SIZE)
 
     taken, given = (after - first for first, after in zip(before, ask.received(link.guest.sh, link.interface), strict=True))
-    arrived(done, "a megabyte from dom0, in segments of the MSS", link)
+    assert_transferred(done, f"{SIZE} bytes from dom0, in segments of the MSS", link)
     case.metrics |= {"frames": float(taken), "packets": float(given)}
-    assert shown, "the guest does not say that LRO is on"
-    assert taken >= SIZE // link.family.mss, f"a megabyte came in {taken} frames: dom0 does not send single segments"
-    # A frame or two are ARP's.
+    assert shown, finding(
+        test="the offloads of the guest's interface after the boot",
+        observed="the guest shows LRO as off",
+        expected="LRO is on",
+        reference=link.guest.profile.source("netfront"),
+    )
+    assert taken >= SIZE // link.family.mss, (
+        f"1 MiB came in {taken} frames: dom0 sends no single segments, so the case cannot judge"
+    )
+    # One or two frames are ARP.
     assert given < taken - taken // 10, finding(
         test="1 MiB over TCP from dom0 in single segments, LRO shown as on",
         observed=f"IP got {given} packets of {taken} frames: segments are not joined",
-        expected="joins what follows each other in one interrupt",
-        reference=f"{link.guest.profile.source('netfront')} (tcp_lro_init() is called there alone, and xn_rxeof() goes by lro_cnt)",
+        expected="the guest joins the segments of one interrupt",
+        reference=f"{link.guest.profile.source('netfront')} (only xn_configure_features() calls tcp_lro_init(); xn_rxeof() depends on lro_cnt)",
     )
 
 
 # Linux's netfront cannot switch this off.
 @pytest.mark.needs(os="freebsd")
-@families("link", "netfront/test_offloads::test_checksums_by_the_guest")
+@ipv4_and_ipv6("link", "netfront/test_offloads::test_checksums_by_the_guest")
 def test_checksums_by_the_guest(link: Link, case: CaseContext) -> None:
-    """D3: with -txcsum the guest fills checksums in itself: every frame on the vif has a good one.
+    """With TXCSUM off, and always by IPv6, every frame on the vif has a full checksum from the guest.
 
-    By IPv6 it has to do so as it is: netfront offers to leave out those of IPv4 alone (create_netdev(), XN_CSUM_FEATURES).
+    netfront offers checksum offload for IPv4 alone (create_netdev(), XN_CSUM_FEATURES), so IPv6 needs no setting.
+
+    Source: sys/dev/xen/netfront/netfront.c, create_netdev()
+    Catches: -txcsum without effect (planted)
     """
-    asked = "IPv6, of which netfront leaves nothing to its backend"
+    test = "IPv6, for which netfront offers no checksum offload"
     if link.family is IPV4:
-        asked = "IPv4, TXCSUM off"
-        switch(link, tx=False)
+        test = "IPv4, TXCSUM off"
+        set_offloads(link, tx=False)
 
     with link.capture(case.directory / "upload.pcap", whole=True) as seen:
         done = link.upload(SIZE // 4)
 
-    arrived(done, f"data over {asked}", link)
+    assert_transferred(done, f"{SIZE // 4} bytes to dom0 over {test}", link)
     sent = frames.sent_by(seen, link.there)
     bad = frames.bad_checksums(sent)
     case.metrics |= {"frames": float(len(sent)), "bad": float(bad)}
-    assert sent, "no frame was captured"
+    assert sent, "the capture holds no data from the guest, so this case cannot judge"
     assert bad == 0, finding(
-        test=f"data to dom0 over {asked}",
+        test=f"{SIZE // 4} bytes to dom0 over {test}",
         observed=f"{bad} of {len(sent)} frames have a wrong TCP checksum on the vif",
-        expected="computes the checksum itself",
+        expected="the guest computes each checksum itself",
         reference=link.guest.profile.source("netfront"),
     )
 
@@ -141,63 +166,87 @@ def test_checksums_by_the_guest(link: Link, case: CaseContext) -> None:
 @pytest.mark.needs(os="freebsd")
 @pytest.mark.parametrize(("flag", "key", "value"), [("rx", "feature-no-csum-offload", "1"), ("lro", "feature-gso-tcpv4", "0")])
 def test_backend_is_told(link: Link, flag: str, key: str, value: str, case: CaseContext) -> None:
-    """D4 D5: -rxcsum and -lro reset the interface and tell the backend; the link is back within 30 s."""
+    """Switching RXCSUM or LRO off resets the interface and tells the backend, and the link is back within 30 s.
+
+    Source: sys/dev/xen/netfront/netfront.c
+    """
     path = f"/local/domain/{link.guest.domid}/device/vif/0/{key}"
 
-    switch(link, **{flag: False})
+    set_offloads(link, **{flag: False})
 
-    assert link.wait_up(30), f"the link is not back 30 s after -{flag}"
-    told = link.host.xenstore.read(path)
-    assert (told or "0") == value, f"{key} is {told!r}, -{flag} has to make it {value}"
+    up = link.wait_up(30)
+    written = link.host.xenstore.read(path)
+    wrong = []
+    if not up:
+        wrong.append("the guest does not answer within 30 s")
+    if (written or "0") != value:
+        wrong.append(f"{key} in the frontend's directory is {written!r}")
+    assert not wrong, finding(
+        test=f"{flag} switched off on the guest's interface",
+        observed=wrong,
+        expected=f"the frontend writes {key} = {value}, and the link is back within 30 s",
+        reference=link.guest.profile.source("netfront"),
+    )
     with link.capture(case.directory / "download.pcap") as seen:
         done = link.download(SIZE // 4)
-    arrived(done, f"data with -{flag}", link)
+    assert_transferred(done, f"{SIZE // 4} bytes to the guest with {flag} off", link)
     if flag == "lro":
         size = frames.largest(frames.sent_by(seen, link.here))
-        assert size <= link.family.mss, f"LRO is off, and dom0 sends frames of {size} bytes"
+        assert size <= link.family.mss, finding(
+            test=f"{SIZE // 4} bytes to the guest with LRO off",
+            observed=f"dom0 sends frames that carry up to {size} bytes",
+            expected=f"dom0 sends at most the MSS of {link.family.mss} bytes, because {key} is 0",
+            reference=link.guest.profile.source("netfront"),
+        )
 
 
 def test_every_combination(link: Link, case: CaseContext) -> None:
-    """D6: all combinations of the offloads, twice: none hangs, none loses data, and each reads back as it was set."""
+    """With every combination of the offloads data arrives in both directions, and each flag reads back as set.
+
+    Source: sys/dev/xen/netfront/netfront.c, create_netdev() and xn_configure_features(); Linux drivers/net/xen-netfront.c
+    """
     ask = link.guest.profile
-    told = dict(ask.offloads(link.guest.sh, link.interface))
-    names, wrong = sorted(told), []
+    requested = dict(ask.offloads(link.guest.sh, link.interface))
+    names, wrong = sorted(requested), []
     combinations = 2 ** len(names)
-    # Under emulation once: it is long as it is.
+    # Twice, but once under emulation, which is slow.
     passes = 1 if link.host.facts.emulated else 2
     for n in [*range(combinations)] * passes:
         # Gray code: one flag changes from one combination to the next.
         wanted = {name: bool((n ^ n >> 1) >> bit & 1) for bit, name in enumerate(names)}
-        said = " ".join(f"{'' if on else '-'}{name}" for name, on in wanted.items())
-        # What was asked for last, not what is shown: Linux keeps the wish for what it cannot do now.
-        switch(link, **{name: on for name, on in wanted.items() if told[name] != on})
-        told = wanted
+        flags = " ".join(f"{'' if on else '-'}{name}" for name, on in wanted.items())
+        # Compare with the last request, not with the flags that are shown: Linux remembers a request that it cannot obey now.
+        set_offloads(link, **{name: on for name, on in wanted.items() if requested[name] != on})
+        requested = wanted
         if not link.wait_up(30):
-            wrong.append(f"{said}: the link does not come back within 30 s")
+            wrong.append(f"{flags}: the link does not come back within 30 s")
             continue
         shown = ask.offloads(link.guest.sh, link.interface)
-        # Linux takes TSO back where scatter-gather or checksums are off (netdev_fix_features).
+        # Linux switches TSO off while scatter-gather or checksums are off (netdev_fix_features()).
         for name, on in wanted.items():
             if shown.get(name) and not on:
-                wrong.append(f"{said}: {name} reads back as on")
+                wrong.append(f"{flags}: {name} reads back as on")
             if ask.independent_offloads and on and not shown.get(name):
-                wrong.append(f"{said}: {name} reads back as off")
-        for word, done in (("up", link.upload(64 << 10)), ("down", link.download(64 << 10))):
+                wrong.append(f"{flags}: {name} reads back as off")
+        for way, done in (("to dom0", link.upload(64 << 10)), ("from dom0", link.download(64 << 10))):
             if done.complaint:
-                wrong.append(f"{said}: {word}: {done.complaint}")
+                wrong.append(f"{flags}: {way}: {done.complaint}")
     case.metrics["combinations"] = float(combinations)
     assert not wrong, finding(
-        test=f"each of {combinations} combinations of {', '.join(names)}, 64 KiB each way",
+        test=f"each of {combinations} combinations of {', '.join(names)}, with 64 KiB in each direction",
         observed=wrong,
-        expected="moves the data and shows the flags as set",
+        expected="the data arrives, and the interface shows the flags as set",
         reference=link.guest.profile.source("netfront"),
     )
 
 
 @pytest.mark.parametrize("feature", ["tx", "sg", "gso", "tso"])
 def test_backend_without(link: Link, feature: str) -> None:
-    """D7: dom0 switches an offload of the vif off under a running guest: data still moves both ways."""
+    """If dom0 switches an offload of the vif off under a running guest, data still arrives in both directions.
+
+    Source: sys/dev/xen/netfront/netfront.c; Linux drivers/net/xen-netfront.c
+    """
     link.dom0("ethtool", "-K", link.vif, feature, "off")
 
-    arrived(link.upload(SIZE // 4), f"data to dom0, vif {feature} off", link)
-    arrived(link.download(SIZE // 4), f"data from dom0, vif {feature} off", link)
+    assert_transferred(link.upload(SIZE // 4), f"{SIZE // 4} bytes to dom0, {feature} off on the vif", link)
+    assert_transferred(link.download(SIZE // 4), f"{SIZE // 4} bytes from dom0, {feature} off on the vif", link)

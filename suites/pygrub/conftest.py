@@ -1,12 +1,8 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""Volumes for pygrub: built here, run against the real pygrub in dom0."""
+"""Fixtures: a UFS that is built here, and the real pygrub in dom0."""
 
 from __future__ import annotations
 
-import hashlib
-import random
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -17,29 +13,12 @@ from harness.plugin.rig import CaseContext
 from harness.xen import pygrub
 from harness.xen.pygrub import Extract
 
-MENU = "default=0\ntimeout=0\ntitle FreeBSD\nroot (hd0)\nkernel /boot/kernel/kernel vfs.root.mountfrom=ufs:/dev/xbd0\n"
-
-Run = Callable[..., Extract]
-
-
-@dataclass(frozen=True)
-class Kernel:
-    """What stands for a kernel: pygrub copies it and does not look at it."""
-
-    data: bytes
-
-    @property
-    def digest(self) -> str:
-        return hashlib.sha256(self.data).hexdigest()
-
-
-def kernel(size: int, seed: int = 1) -> Kernel:
-    return Kernel(random.Random(seed).randbytes(size))
+from .support import MakeUfs, RunPygrub
 
 
 @pytest.fixture
-def ufs(tmp_path: Path) -> Callable[..., bytes]:
-    """``ufs(files, version=1, bsize=8192)``: a UFS with those files, as bytes; blocks of zeros are holes."""
+def make_ufs(tmp_path: Path) -> MakeUfs:
+    """``make_ufs(files, version=1, bsize=8192)`` returns a UFS with these files as bytes. Blocks of zeros become holes."""
 
     def make(files: dict[str, bytes], *, version: int = 1, bsize: int = 8192, links: dict[str, str] | None = None) -> bytes:
         tree, image = tmp_path / "tree", tmp_path / "fs.img"
@@ -57,10 +36,10 @@ def ufs(tmp_path: Path) -> Callable[..., bytes]:
 
 
 @pytest.fixture
-def run(host: XenHost, case: CaseContext) -> Run:
-    """``run(image, *options)``: real pygrub by hand in dom0 on an image; what it said is kept with the case."""
+def run_pygrub(host: XenHost, case: CaseContext) -> RunPygrub:
+    """``run_pygrub(image, *options)`` runs the real pygrub in dom0 on an image and keeps its output with the case."""
 
-    def go(image: bytes, *options: str, style: str = "simple0") -> Extract:
+    def run(image: bytes, *options: str, style: str = "simple0") -> Extract:
         directory = f"{host.directory}/pygrub"
         case.undo.append(lambda: host.transport.run(["rm", "-rf", directory]))
         done = pygrub.run(host.transport, directory, image, *options, style=style)
@@ -68,4 +47,4 @@ def run(host: XenHost, case: CaseContext) -> Run:
         case.metrics["pygrub"] = round(done.seconds, 3)
         return done
 
-    return go
+    return run

@@ -1,12 +1,11 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""pygrub reads what a guest wrote. Whatever that is, it ends soon, is not killed by a signal, and writes nowhere else."""
+"""pygrub on data that a guest may have written: it ends soon, no signal kills it, and it writes only its own files."""
 
 from __future__ import annotations
 
 import json
 import os
 import secrets
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -16,46 +15,50 @@ from harness.oracles.finding import finding
 from harness.plugin.rig import CaseContext
 from harness.xen import pygrub
 
-from .conftest import MENU, kernel
+from .support import KERNEL, MENU, MakeUfs, make_kernel
 
 pytestmark = pytest.mark.needs(capability=("pygrub",), once=True)
 
 EVIDENCE = "fuzz.json"
-# A seed of a run's evidence: the case repeats that run.
-REPEAT = "FXH_FUZZ_SEED"
+# The environment variable with the first seed of an earlier run's evidence: the case repeats that run.
+SEED_VARIABLE = "FXH_FUZZ_SEED"
 
 
 @pytest.mark.parametrize(("kind", "count"), [("menu", 100), ("image", 200)])
-def test_survives(host: XenHost, ufs: Callable[..., bytes], tmp_path: Path, case: CaseContext, kind: str, count: int) -> None:
-    """Fuzzed menu.lst; truncated and bit-flipped UFS. Each run draws its seeds; they are in its evidence, fuzz.json, and nowhere else."""
+def test_survives(host: XenHost, make_ufs: MakeUfs, tmp_path: Path, case: CaseContext, kind: str, count: int) -> None:
+    """pygrub survives fuzzed menu.lst files, and UFS images that are truncated or have flipped bits.
+
+    Each run draws new seeds and keeps them only in its evidence, fuzz.json.
+
+    Source: xen tools/pygrub/src/pygrub; tools/libfsimage
+    Catches: a hang or SIGFPE on a damaged UFS (known issue); bugs like XSA-443
+    """
     menu = MENU.encode().ljust(400, b"\n")
-    data = ufs({"boot/kernel/kernel": kernel(120_000).data, "boot/grub/menu.lst": menu})
+    data = make_ufs({KERNEL: make_kernel(120_000).data, "boot/grub/menu.lst": menu})
     image = tmp_path / "base.img"
     image.write_bytes(data[: 1 << 20])
     place = data.find(menu)
-    assert 0 < place < 1 << 20
+    assert 0 < place < 1 << 20, f"menu.lst is at byte {place}, outside of the first MiB that the fuzzer mutates"
 
-    # In memory: the image is written anew for each run, and so is what pygrub takes from it.
+    # In memory, because each run writes the image and its output again.
     directory = f"/run/{Path(host.directory).name}-fuzz"
-    first = int(os.environ.get(REPEAT) or secrets.randbits(32))
+    first = int(os.environ.get(SEED_VARIABLE) or secrets.randbits(32))
     evidence = {"kind": kind, "first": first, "count": count}
-    note(case, evidence)
+    write_evidence(case, evidence)
     report = pygrub.fuzz(host.transport, directory, image, kind, first, count, (place, len(menu)))
-    note(
-        case,
-        evidence | {"slowest": report.slowest, "status": report.counts, "odd": dict(zip(report.seeds, report.odd, strict=True))},
-    )
+    odd = dict(zip(report.seeds, report.odd, strict=True))
+    write_evidence(case, evidence | {"slowest": report.slowest, "status": report.counts, "odd": odd})
 
-    assert report.runs == count, f"pygrub ran {report.runs} times, {count} volumes were made"
-    wrong = [*report.odd, *(f"it wrote {path}" for path in report.strays)]
+    assert report.runs == count, f"the fuzzer ran pygrub {report.runs} times instead of {count} times"
+    wrong = [*report.odd, *(f"pygrub wrote {path}" for path in report.strays)]
     assert not wrong, finding(
         test=f"pygrub on {count} volumes with a mutated {kind} (the seeds are in {EVIDENCE} of this run)",
         observed=wrong[:12],
-        expected="ends with status 0 or 1 within seconds and leaves files in its output directory alone",
-        reference="xen tools/pygrub/src/pygrub, tools/libfsimage (XSA-443 is what a slip here costs)",
+        expected="pygrub ends with status 0 or 1 within seconds and writes only to its output directory",
+        reference="xen tools/pygrub/src/pygrub, tools/libfsimage (XSA-443 shows the cost of a bug here)",
     )
 
 
-def note(case: CaseContext, evidence: dict[str, object]) -> None:
-    """Before pygrub runs, too: a run that is killed keeps its seeds."""
+def write_evidence(case: CaseContext, evidence: dict[str, object]) -> None:
+    """Write the seeds and results. The first call comes before pygrub runs, so that a run that is killed keeps its seeds."""
     (case.directory / EVIDENCE).write_text(json.dumps(evidence, indent=1) + "\n")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""As whom pygrub runs in dom0, seen from dom0 while it runs."""
+"""Records with which uid and root directory pygrub runs in dom0."""
 
 from __future__ import annotations
 
@@ -9,26 +9,28 @@ from dataclasses import dataclass
 
 from harness.deadline import Deadline
 from harness.dom0 import pygrub_watch
+from harness.errors import InfrastructureError
 from harness.hosts.host import XenHost
 from harness.xen import dom0_program
 
 
 @dataclass(frozen=True)
 class Process:
-    """A pygrub: its effective uid, and the directory that it takes for /."""
+    """A pygrub process: its effective uid and its root directory."""
 
     uid: int
     root: str
 
 
 @contextmanager
-def watch(host: XenHost) -> Iterator[list[Process]]:
-    """What was seen is in the list once the context has ended."""
+def watch_pygrub(host: XenHost) -> Iterator[list[Process]]:
+    """Record the pygrub processes that start in the context; the list is filled when the context ends."""
     seen: list[Process] = []
     stream = dom0_program.start(host.transport, pygrub_watch)
     try:
-        heard = stream.read(100, 60)
-        assert heard == b"watching\n", heard
+        greeting = stream.read(100, 60)
+        if greeting != b"watching\n":
+            raise InfrastructureError(f"the program in dom0 that watches pygrub did not start: it printed {greeting!r}")
         yield seen
         stream.write(b".")
         text, deadline = b"", Deadline(60)

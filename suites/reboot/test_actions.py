@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""What the toolstack does when a guest ends: each action, for each reason; and that no loop goes on unseen."""
+"""The toolstack's actions when a guest ends: each action for each reason, restart loops, and edited configurations."""
 
 from __future__ import annotations
 
@@ -16,15 +16,26 @@ from harness.xen.xenstore import DOMAINS
 SOURCE = "xen tools/xl/xl_vmcontrol.c, handle_domain_death()"
 REASONS = ("poweroff", "reboot", "crash")
 ACTIONS = ("destroy", "restart", "preserve", "rename-restart", "coredump-destroy")
+# The domains that each action leaves: the old or a new one, renamed, and down.
+LEFT = {
+    "destroy": [],
+    "coredump-destroy": [],
+    "preserve": ["old down"],
+    "restart": ["new"],
+    "rename-restart": ["new", "old renamed down"],
+}
 
 
-# The action is the toolstack's doing alone: the control guest runs the whole table.
+# The actions depend only on the toolstack, so only the control guest runs the table.
 @pytest.mark.needs(os="linux", types=("pv",))
 @pytest.mark.parametrize("action", ACTIONS)
 @pytest.mark.parametrize("reason", REASONS)
 def test_action(booted: Booted, reason: str, action: str) -> None:
-    """F14: on_poweroff, on_reboot and on_crash do what xl.cfg(5) says, and xl's log says so."""
-    # A core is written page by page, under emulation 4000 of them a second.
+    """on_poweroff, on_reboot and on_crash do what xl.cfg(5) documents, and xl logs reason and action.
+
+    Source: xen tools/xl/xl_vmcontrol.c, handle_domain_death(); xl.cfg(5)
+    """
+    # A core dump is written page by page, under emulation 4000 pages a second.
     guest = booted(on_poweroff=action, on_reboot=action, on_crash=action, vifs=0, memory=64)
     first = guest.domid
     guest.console_will_end()
@@ -36,42 +47,45 @@ def test_action(booted: Booted, reason: str, action: str) -> None:
 
         def settled() -> str:
             rows = [row for row in guest.host.toolstack.domains() if row.name.startswith(guest.name)]
-            what = sorted(
+            domains = sorted(
                 ("old" if row.domid == first else "new") + (" renamed" if row.name != guest.name else "") + (" down" if row.shutdown else "")
                 for row in rows
             )  # fmt: skip
-            if what != EXPECTED[action] or not guest.shutdowns():
-                raise ConditionNotMet(
-                    f"its domains are: {', '.join(what) or 'none'}; xl's log ends {guest.host.toolstack.log(guest.name)[-200:]!r}"
-                )
+            if domains != LEFT[action] or not guest.shutdowns():
+                log = guest.host.toolstack.log(guest.name)[-200:]
+                raise ConditionNotMet(f"the domains are: {', '.join(domains) or 'none'}; xl's log ends with {log!r}")
             return ""
 
         deadline = guest.deadline(90)
         with guest.host.xenstore.watch(*DOMAINS, seconds=deadline.remaining) as pause:
-            deadline.wait(f"the domains that on_{reason}={action} leaves: {EXPECTED[action] or 'none'}", settled, 2.0, pause)
+            deadline.wait(f"the domains that on_{reason}={action} leaves: {', '.join(LEFT[action]) or 'none'}", settled, 2.0, pause)
     logged = [(event.reason, event.action) for event in guest.shutdowns()]
-    assert logged == [(reason, action)], f"xl logged {logged}, {reason} and {action} were due"
     core = guest.host.transport.run(["sh", "-c", f"cd /var/lib/xen/dump && ls *{guest.name}* 2>/dev/null; rm -f *{guest.name}*"])
-    assert bool(core.text) == action.startswith("coredump"), f"on_{reason}={action} left these cores: {core.text.split()}"
+    wrong = []
+    if logged != [(reason, action)]:
+        wrong.append(f"xl logged {', '.join(map(str, logged)) or 'no shutdown'}")
+    if bool(core.text) != action.startswith("coredump"):
+        wrong.append(f"/var/lib/xen/dump has these cores: {' '.join(core.text.split()) or 'none'}")
+    assert not wrong, finding(
+        test=f"the end of a guest by {reason}, with on_{reason}={action}",
+        observed=wrong,
+        expected=f"xl logs the reason {reason} and the action {action}, "
+        f"and writes {'a core' if action.startswith('coredump') else 'no core'}",
+        reference=f"{SOURCE}; xl.cfg(5)",
+    )
     for row in guest.host.toolstack.domains():
         if row.name.startswith(f"{guest.name}-"):
             guest.host.toolstack.destroy(row.domid)
 
 
-EXPECTED = {
-    "destroy": [],
-    "coredump-destroy": [],
-    "preserve": ["old down"],
-    "restart": ["new"],
-    "rename-restart": ["new", "old renamed down"],
-}
-
-
 @pytest.mark.needs(os="linux", types=("pv",))
 def test_restart_loop_is_caught(new_guest: NewGuest) -> None:
-    """F13 F14: a guest that dies at boot is restarted for ever by the toolstack; it is seen, and a destroy ends it for good.
+    """A guest that panics at each boot is restarted again and again until `xl destroy`, which leaves no domain.
 
-    xl has no least time between restarts, as xend had.
+    xl has no minimum time between restarts, as xend had.
+
+    Source: xen tools/xl/xl_vmcontrol.c, handle_domain_death()
+    Catches: a nameless domain that remains after a destroy during a restart (freebsd-xen 2022-June 000113)
     """
     guest = new_guest(on_crash="restart", vifs=0, variables=(("fxh.panic", "init"),)).create()
     guest.console_will_end()
@@ -81,27 +95,32 @@ def test_restart_loop_is_caught(new_guest: NewGuest) -> None:
         def looping() -> int:
             rounds = len(guest.shutdowns())
             if rounds < 3:
-                raise ConditionNotMet(f"{rounds} rounds so far")
+                raise ConditionNotMet(f"xl logged {rounds} restarts")
             return rounds
 
-        guest.deadline(180).wait("three rounds of the loop", looping, 2.0)
+        guest.deadline(180).wait("three restarts", looping, 2.0)
         guest.destroy()
-    # xl sleeps two seconds before it builds the domain anew.
+    # xl sleeps 2 s before it creates the domain again.
     time.sleep(4)
     left = [row for row in guest.host.toolstack.domains() if row.domid]
-    assert not left, finding(
-        test="xl destroy of a domain that its toolstack restarts again and again",
-        observed=f"there are domains: {left}",
-        expected="leaves no domain, not even a nameless one on its way out",
+    reasons = {event.reason for event in guest.shutdowns()}
+    wrong = [f"xl list shows domain {row.domid} ({row.name or 'no name'}, {row.state})" for row in left]
+    if reasons != {"crash"}:
+        wrong.append(f"xl logged the shutdown reasons {', '.join(sorted(reasons)) or 'none'}")
+    assert not wrong, finding(
+        test="xl destroy of a domain that panics at each boot and that its toolstack restarts",
+        observed=wrong,
+        expected="xl logs a crash for each restart, and no domain is left, also none without a name",
         reference=f"{SOURCE}; freebsd-xen 2022-June 000113",
     )
-    reasons = {event.reason for event in guest.shutdowns()}
-    assert reasons == {"crash"}, f"xl logged as reasons {reasons}, each round was a crash"
 
 
 @pytest.mark.needs(os="linux")
 def test_edited_configuration(booted: Booted) -> None:
-    """F12: an edited .cfg file is not seen by a reboot; xl config-update makes it seen."""
+    """A reboot ignores an edited .cfg file; after `xl config-update` it uses the new configuration.
+
+    Source: xen tools/xl/xl_vmcontrol.c, reload_domain_config()
+    """
     guest = booted(on_reboot="restart")
     path = f"{guest.host.directory}/edited.cfg"
     edited = replace(guest.config, extra=f"{guest.config.extra} fxh.edited=1")
@@ -120,8 +139,9 @@ def test_edited_configuration(booted: Booted) -> None:
         guest.login()
         seen.append("fxh.edited" in guest.profile.variables(guest.sh))
     assert seen == [False, True], finding(
-        test="an edited .cfg and a reboot; then xl config-update and a reboot",
-        observed=f"the change was {'seen' if seen[0] else 'not seen'} at first, {'seen' if seen[1] else 'not seen'} then",
-        expected="uses the configuration that xl keeps, until config-update gives it another",
+        test="an edited .cfg file and a reboot; then xl config-update and a reboot",
+        observed=f"the new argument {'arrived' if seen[0] else 'did not arrive'} after the first reboot, "
+        f"{'arrived' if seen[1] else 'did not arrive'} after the second",
+        expected="xl uses the configuration that it keeps until config-update replaces it",
         reference="xen tools/xl/xl_vmcontrol.c, reload_domain_config()",
     )

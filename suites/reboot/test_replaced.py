@@ -1,94 +1,70 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""Does a guest come back with the kernel that is on its disk, and if not, which mechanism kept it from that?
+"""After a reboot the guest runs the kernel that is on its disk; otherwise the case names the mechanism that prevented it.
 
 The control guest replaces its ramdisk where FreeBSD replaces its kernel.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import pytest
 
-from harness.deadline import Deadline
-from harness.errors import DeadlineExpired, GuestDied
 from harness.guests import replace_kernel
 from harness.guests.guest import Guest
-from harness.guests.os.base import BootVolume
 from harness.oracles.finding import finding
-from harness.oracles.mechanism import NEW, OLD, OTHER, RebootEvidence, mechanism
+from harness.oracles.mechanism import NEW, OLD
 from harness.plugin.cells import Cell
 from harness.plugin.fixtures import Booted
 from harness.plugin.rig import CaseContext, Rig
 
-# An HVM guest has its own loader read its disk.
-pytestmark = pytest.mark.needs(capability=("pygrub",), types=("pvh", "pv"))
+from .support import PYGRUB_RESTART, SOURCE, TwoKernels, reboot_and_log_in, wait_until_gone, without_number
 
-SOURCE = "xen tools/xl/xl_vmcontrol.c (restart), tools/libs/light/libxl_bootloader.c (run at each creation)"
-Kind = Callable[[str], str]
+# The loader of an HVM guest reads the disk itself.
+pytestmark = pytest.mark.needs(capability=("pygrub",), types=("pvh", "pv"))
 
 
 @pytest.fixture
-def pair(booted: Booted, rig: Rig, cell: Cell, case: CaseContext) -> tuple[Guest, BootVolume, Kind]:
-    """A guest that pygrub booted, with a spare kernel beside the first one, and what sorts digests into old and new."""
+def two_kernels(booted: Booted, rig: Rig, cell: Cell, case: CaseContext) -> TwoKernels:
+    """A guest that pygrub booted, with a second kernel on its boot volume beside the first one."""
 
-    def with_a_spare(guest: Guest) -> dict[str, str]:
+    def with_second_kernel(guest: Guest) -> dict[str, str]:
         volume = replace_kernel.volume(guest)
         data, _ = replace_kernel.spare(rig.source(cell), replace_kernel.identity(guest))
         replace_kernel.bring(guest, data, volume.beside("new"), case.directory)
         guest.sh(f"cp {volume.file} {volume.beside('old')}; sync")
         return {replace_kernel.digest(guest, volume.beside("old")): OLD, replace_kernel.sha256(data): NEW, "": ""}
 
-    guest = booted(with_a_spare, bootloader="pygrub", on_reboot="restart", on_crash="restart")
-    kinds = guest.prepared
-    return guest, replace_kernel.volume(guest), lambda digest: kinds.get(digest, OTHER)
-
-
-def come_back(guest: Guest, go: Callable[[], None], seconds: float = 200) -> str:
-    """Reboot by ``go`` and wait for the login prompt of the next domain; returns how it failed, or ""."""
-    guest.console_will_end()
-    go()
-    try:
-        guest.follow_reboot(seconds)
-        guest.wait_stage("login")
-        guest.login()
-    except DeadlineExpired as exc:
-        return exc.message
-    except GuestDied as exc:
-        return exc.death.summary
-    return ""
-
-
-def look(guest: Guest, volume: BootVolume, kind: Kind, first: int, old: str, died: str) -> RebootEvidence:
-    """All that tells the mechanisms apart, after the reboot."""
-    back = not died
-    running = ""
-    if back:
-        running = OLD if replace_kernel.identity(guest) == old else NEW
-    return RebootEvidence(
-        came_back=back,
-        bootloader_ran=replace_kernel.bootloader_ran(guest, first),
-        running=running,
-        in_guest=kind(replace_kernel.digest(guest, replace_kernel.volume(guest).file)) if back else "",
-        extracted=kind(replace_kernel.extracted(guest, volume.what)) if running != NEW else "",
-        died=died,
-    )
+    guest = booted(with_second_kernel, **PYGRUB_RESTART)
+    return TwoKernels(guest, guest.prepared)
 
 
 def test_plain_reboot(booted: Booted) -> None:
-    """F1: a reboot with nothing replaced: the same kernel, a new domid, the bootloader run again."""
-    guest = booted(bootloader="pygrub", on_reboot="restart", on_crash="restart")
+    """After a reboot without changes the same kernel runs in a new domain, and the bootloader ran again.
+
+    Source: xen tools/xl/xl_vmcontrol.c (restart); tools/libs/light/libxl_bootloader.c (run at each creation)
+    Catches: a domain that the toolstack does not restart (planted)
+    """
+    guest = booted(**PYGRUB_RESTART)
     first, before = guest.domid, replace_kernel.identity(guest)
 
-    died = come_back(guest, lambda: guest.session.start("reboot"))
+    died = reboot_and_log_in(guest, lambda: guest.session.start("reboot"))
 
-    assert not died, f"it did not come back: {died}"
-    assert guest.domid != first, f"it is still domain {first}"
-    after = replace_kernel.identity(guest)
-    assert after == before, f"nothing was replaced, and {after} runs after the reboot, {before} before it"
-    assert replace_kernel.bootloader_ran(guest, first), f"no bootloader log for domain {guest.domid}"
-    logged = [(event.reason, event.action) for event in guest.shutdowns()]
-    assert logged == [("reboot", "restart")], f"xl logged {logged}, one reboot was asked for"
+    wrong = [f"the guest did not come back: {died}"] if died else []
+    if not died:
+        if guest.domid == first:
+            wrong.append(f"the guest still runs in domain {first}")
+        if (after := replace_kernel.identity(guest)) != before:
+            wrong.append(f"{after} runs after the reboot, {before} ran before it")
+        if not replace_kernel.bootloader_ran(guest, first):
+            wrong.append(f"there is no bootloader log for domain {guest.domid}")
+        logged = [(event.reason, event.action) for event in guest.shutdowns()]
+        if logged != [("reboot", "restart")]:
+            wrong.append(f"xl logged {logged or 'no shutdown'}")
+    assert not wrong, finding(
+        test="a reboot through pygrub without changes",
+        observed=wrong,
+        expected="xl logs one reboot and restart, and the same kernel runs in a new domain after the bootloader ran again",
+        reference=SOURCE,
+    )
 
 
 WAYS = {
@@ -98,146 +74,152 @@ WAYS = {
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_replaced_kernel_runs(pair: tuple[Guest, BootVolume, Kind], way: str, case: CaseContext) -> None:
-    """F2 F3: the kernel is replaced, the guest reboots in good order, and the new kernel runs."""
-    guest, volume, kind = pair
+def test_replaced_kernel_runs(two_kernels: TwoKernels, way: str, case: CaseContext) -> None:
+    """After the kernel file was replaced and the guest rebooted in good order, the new kernel runs.
+
+    Source: xen tools/xl/xl_vmcontrol.c (restart); tools/libs/light/libxl_bootloader.c (run at each creation)
+    Catches: stale blocks of dom0's page cache, a truncated kernel, a kernel that was not replaced (planted)
+    """
+    guest, volume = two_kernels.guest, two_kernels.volume
     first, old = guest.domid, replace_kernel.identity(guest)
     guest.sh(WAYS[way].format(new=volume.beside("new"), file=volume.file))
 
-    died = come_back(guest, lambda: guest.session.start(guest.profile.reboot_command))
+    died = reboot_and_log_in(guest, lambda: guest.session.start(guest.profile.reboot_command))
 
-    seen = look(guest, volume, kind, first, old, died)
-    said = mechanism(seen)
-    (case.directory / "mechanism.txt").write_text(f"{said}\n{seen}\n")
-    assert said.startswith("ok"), finding(
+    verdict = two_kernels.judge_reboot(case, first, old, died)
+    assert verdict.startswith("ok"), finding(
         test=f"a new kernel put in place ({way}), then an orderly reboot through pygrub",
-        observed=said,
-        expected="comes back with the new kernel",
+        observed=without_number(verdict),
+        expected="the guest comes back with the new kernel",
         reference=SOURCE,
     )
 
 
 @pytest.mark.parametrize("synced", [True, False], ids=["synced", "unsynced"])
-def test_replaced_then_panic(pair: tuple[Guest, BootVolume, Kind], synced: bool, case: CaseContext) -> None:
-    """F4: the kernel is replaced, then the guest panics: what was synced runs; of what was not, the mechanism is told.
+def test_replaced_then_panic(two_kernels: TwoKernels, synced: bool, case: CaseContext) -> None:
+    """After the kernel was replaced and the guest panicked, the new kernel runs if it was synced.
 
-    UFS writes names at once and data later: then there can be a name of a kernel that is not whole, and the domain is gone.
+    UFS writes names at once and data later. Without a sync the name of an incomplete kernel is possible, and no domain comes back.
+
+    Source: xen tools/xl/xl_vmcontrol.c (restart); tools/libs/light/libxl_bootloader.c (run at each creation)
     """
-    guest, volume, kind = pair
+    guest, volume = two_kernels.guest, two_kernels.volume
     first, old = guest.domid, replace_kernel.identity(guest)
     guest.sh(WAYS["rename"].format(new=volume.beside("new"), file=volume.file) + ("; sync" if synced else ""))
 
     with guest.console.expecting_death():
-        died = come_back(guest, lambda: guest.session.start(guest.profile.panic_command()))
+        died = reboot_and_log_in(guest, lambda: guest.session.start(guest.profile.panic_command()))
 
-    seen = look(guest, volume, kind, first, old, died)
-    said = mechanism(seen)
-    (case.directory / "mechanism.txt").write_text(f"{said}\n{seen}\n")
+    verdict = two_kernels.judge_reboot(case, first, old, died)
     allowed = ("ok",) if synced else ("ok", "3: the guest had not flushed")
-    assert said.startswith(allowed), finding(
-        test=f"a new kernel put in place by rename, {'synced, ' if synced else 'not synced, '}then a panic",
-        observed=said,
-        expected="comes back with the new kernel" + ("" if synced else ", or with what had been written by then"),
+    assert verdict.startswith(allowed), finding(
+        test=f"a new kernel put in place by rename, {'synced' if synced else 'not synced'}, then a panic",
+        observed=without_number(verdict),
+        expected="the guest comes back with the new kernel" + ("" if synced else ", unless the disk has no complete new kernel"),
         reference=SOURCE,
     )
 
 
 @pytest.mark.parametrize("broken", ["truncated", "garbage", "empty"])
-def test_broken_kernel_is_refused(pair: tuple[Guest, BootVolume, Kind], broken: str) -> None:
-    """F5: a kernel that is none: the toolstack says so and stops; no loop, no half-made domain, and it can be mended."""
-    guest, volume, _ = pair
+def test_broken_kernel_is_refused(two_kernels: TwoKernels, broken: str) -> None:
+    """With an invalid kernel file the toolstack logs an error and gives up after one attempt, without a domain.
+
+    Source: xen tools/xl/xl_vmcontrol.c (restart); tools/libs/light/libxl_bootloader.c (run at each creation)
+    """
+    guest, volume = two_kernels.guest, two_kernels.volume
     first = guest.domid
     kernel = volume.kernel
-    make = {
+    damage = {
         "truncated": f"head -c 40000 {kernel} > {kernel}.cut; mv {kernel}.cut {kernel}",
         "garbage": f"dd if=/dev/urandom of={kernel} bs=64k count=20 2>/dev/null",
         "empty": f": > {kernel}",
     }[broken]
-    guest.sh(f"cp {kernel} {kernel}.good; {make}; sync")
+    guest.sh(f"cp {kernel} {kernel}.good; {damage}; sync")
 
     guest.console_will_end()
     guest.session.start("reboot")
-    outcome = settle(guest, first, 90)
+    outcome = wait_until_gone(guest, first, 90)
 
-    log = guest.host.toolstack.log(guest.name)
-    assert outcome == "gone", finding(
-        test=f"a reboot through pygrub with a {broken} kernel on the disk",
-        observed=[f"the domain is {outcome}", *log.splitlines()[-6:]],
-        expected="the toolstack logs an error and gives up, leaving no domain behind",
+    log, restarts = guest.host.toolstack.log(guest.name), len(guest.shutdowns())
+    wrong = []
+    if outcome != "gone":
+        wrong.append(f"the domain is {outcome}")
+    if "rror" not in log and "failed" not in log:
+        wrong.append("xl's log has no error")
+    if restarts != 1:
+        wrong.append(f"xl logged {restarts} shutdowns")
+    assert not wrong, finding(
+        test=f"a reboot through pygrub with a kernel file that is {broken}",
+        observed=[*wrong, *(f"xl's log: {line}" for line in log.splitlines()[-6:])],
+        expected="the toolstack logs an error, gives up after one shutdown, and leaves no domain behind",
         reference=SOURCE,
     )
-    assert "rror" in log or "failed" in log, f"xl's log has no error:\n{log[-800:]}"
-    assert len(guest.shutdowns()) == 1, "it was restarted more than once"
-
-
-def settle(guest: Guest, first: int, seconds: float) -> str:
-    """What has become of the domain: ``gone``, or a description. Waits for a state that lasts."""
-    deadline = Deadline(seconds * guest.scale)
-    gone_since: Deadline | None = None
-    with guest.host.toolstack.watch(guest.name, seconds=deadline.remaining) as pause:
-        while not deadline.expired:
-            pause(3.0)
-            row = guest.state()
-            if row is None:
-                gone_since = gone_since or Deadline(6)
-                if gone_since.expired:
-                    return "gone"
-            else:
-                gone_since = None
-                if row.domid != first and len(guest.shutdowns()) > 2:
-                    return f"restarted again and again (domid {row.domid})"
-    row = guest.state()
-    return "gone" if row is None else f"there as domid {row.domid} ({row.state})"
 
 
 def test_replaced_menu(booted: Booted) -> None:
-    """F7: an argument changed in menu.lst is there after the next reboot: the bootloader reads its file anew."""
-    guest = booted(bootloader="pygrub", on_reboot="restart", on_crash="restart")
+    """An argument that was changed in menu.lst arrives after the next reboot.
+
+    Source: xen tools/libs/light/libxl_bootloader.c (run at each creation)
+    Catches: a menu.lst that was not changed (planted)
+    """
+    guest = booted(**PYGRUB_RESTART)
     volume = replace_kernel.volume(guest)
     guest.sh(f"sed '{volume.menu_change}' {volume.menu} > {volume.menu}.next && mv {volume.menu}.next {volume.menu}; sync")
 
-    died = come_back(guest, lambda: guest.session.start("reboot"))
+    died = reboot_and_log_in(guest, lambda: guest.session.start("reboot"))
 
-    assert not died, f"it did not come back: {died}"
-    assert guest.profile.variables(guest.sh).get("fxh.menu") == "two", finding(
-        test="another argument in menu.lst, then a reboot",
-        observed=f"the kernel's arguments: {dict(guest.profile.variables(guest.sh))}",
-        expected="shows the new argument",
+    observed = f"the guest did not come back: {died}" if died else ""
+    if not died and (variables := dict(guest.profile.variables(guest.sh))).get("fxh.menu") != "two":
+        observed = f"the kernel's arguments: {variables}"
+    assert not observed, finding(
+        test="fxh.menu=two written into menu.lst, then a reboot",
+        observed=observed,
+        expected="the guest comes back, and its kernel has the argument fxh.menu=two",
         reference=SOURCE,
     )
 
 
-def test_alternation(pair: tuple[Guest, BootVolume, Kind], case: CaseContext) -> None:
-    """F9: old and new kernel in turn, each reboot brings up the one that was put in place last."""
-    guest, volume, _ = pair
+def test_alternation(two_kernels: TwoKernels, case: CaseContext) -> None:
+    """With two kernels put in place in turn, each reboot runs the kernel that was put in place last.
+
+    Source: xen tools/xl/xl_vmcontrol.c (restart); tools/libs/light/libxl_bootloader.c (run at each creation)
+    """
+    guest, volume = two_kernels.guest, two_kernels.volume
     rounds = 2 if guest.host.facts.emulated else 10
+    test = f"{rounds} reboots, with two kernels put in place in turn"
+    expected = "each reboot runs the kernel that was put in place last"
     names = {OLD: replace_kernel.identity(guest)}
-    story = []
+    history = []
     for turn in range(rounds):
         wanted = NEW if turn % 2 == 0 else OLD
         volume = replace_kernel.volume(guest)
         guest.sh(f"cp {volume.beside(wanted)} {volume.file}; sync")
-        died = come_back(guest, lambda: guest.session.start("reboot"))
-        assert not died, f"turn {turn + 1}, {wanted} kernel in place: {died}"
+        died = reboot_and_log_in(guest, lambda: guest.session.start("reboot"))
+        assert not died, finding(
+            test=test,
+            observed=f"reboot {turn + 1}, {wanted} kernel in place: {died}",
+            expected=expected,
+            reference=SOURCE,
+        )
         names.setdefault(wanted, replace_kernel.identity(guest))
-        story.append((wanted, replace_kernel.identity(guest)))
+        history.append((wanted, replace_kernel.identity(guest)))
     case.metrics["reboots"] = float(rounds)
     wrong = [
-        f"turn {n + 1}: {names[wanted]} was in place, {ran} runs" for n, (wanted, ran) in enumerate(story) if ran != names[wanted]
+        f"reboot {n + 1}: {names[wanted]} was in place, {ran} runs"
+        for n, (wanted, ran) in enumerate(history)
+        if ran != names[wanted]
     ]
     if names[OLD] == names[NEW]:
-        wrong.append(f"always {names[OLD]}")
-    assert not wrong, finding(
-        test=f"{rounds} reboots, with two kernels put in place in turn",
-        observed=wrong,
-        expected="runs each time what was put in place last",
-        reference=SOURCE,
-    )
+        wrong.append(f"every reboot ran {names[OLD]}")
+    assert not wrong, finding(test=test, observed=wrong, expected=expected, reference=SOURCE)
 
 
-def test_cold_start_is_as_warm(pair: tuple[Guest, BootVolume, Kind]) -> None:
-    """F10: after a replaced kernel, xl destroy and xl create bring up the new kernel as a reboot does."""
-    guest, volume, _ = pair
+def test_cold_start_is_as_warm(two_kernels: TwoKernels) -> None:
+    """After the kernel was replaced, `xl destroy` and `xl create` run the new kernel, as a reboot does.
+
+    Source: xen tools/libs/light/libxl_bootloader.c (run at each creation)
+    """
+    guest, volume = two_kernels.guest, two_kernels.volume
     old = replace_kernel.identity(guest)
     guest.sh(WAYS["in-place"].format(new=volume.beside("new"), file=volume.file) + "; sync")
 
@@ -247,6 +229,6 @@ def test_cold_start_is_as_warm(pair: tuple[Guest, BootVolume, Kind]) -> None:
     assert replace_kernel.identity(guest) != old, finding(
         test="a new kernel put in place and synced, then xl destroy and xl create",
         observed=f"{old} runs again",
-        expected="runs the new kernel",
+        expected="the new kernel runs",
         reference=SOURCE,
     )

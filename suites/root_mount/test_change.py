@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""Disks that come, go and change while the guest runs."""
+"""Disks that are attached, detached or resized while the guest runs."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from harness.oracles.finding import finding
 from harness.oracles.naming import Given, misnamed
 from harness.plugin.fixtures import NewScratch
 from harness.plugin.rig import CaseContext
-from harness.xen import vdev
 from harness.xen.config import Disk
 
-
-def frontend_state(guest: Guest, name: str) -> str:
-    """The state of the frontend of vdev ``name`` in xenstore (4 connected, 6 closed), or "" when it is gone."""
-    return guest.host.xenstore.read(f"/local/domain/{guest.domid}/device/vbd/{vdev.number(name)}/state") or ""
+from .support import frontend_state
 
 
 def test_hot_plug(guest: Guest, scratch: NewScratch) -> None:
-    """A11: a disk attached to the running guest has its name and content; detached, it is gone, and can come again."""
+    """A disk attached to a running guest has the right name and content; it can be detached and attached again.
+
+    Source: sys/dev/xen/blkfront/blkfront.c; Linux drivers/block/xen-blkfront.c
+    Catches: a guest that ignores a detach request (planted)
+    """
     (disk,) = scratch("xvdc")
     name = guest.profile.disk_name("xvdc")
     for _ in range(2):
@@ -36,7 +36,7 @@ def test_hot_plug(guest: Guest, scratch: NewScratch) -> None:
         assert not wrong, finding(
             test="xl block-attach of vdev xvdc to a running guest",
             observed=wrong,
-            expected=f"shows it as {name} within seconds",
+            expected=f"the guest shows the disk as {name} within seconds",
             reference=guest.profile.source("blkfront"),
         )
 
@@ -46,26 +46,29 @@ def test_hot_plug(guest: Guest, scratch: NewScratch) -> None:
         except GuestCommandFailed as exc:
             stays = exc.output.splitlines()
         if name in (left := hotplug.wait_disks(guest, set(), {name})):
-            stays.append(f"{name} is still among its disks: {' '.join(sorted(left))}")
+            stays.append(f"{name} is still among the guest's disks: {' '.join(sorted(left))}")
+        elif (state := frontend_state(guest, "xvdc")) not in ("", "6"):
+            stays.append(f"the disk is gone, but its frontend is in state {state}")
         assert not stays, finding(
-            test="xl block-detach of a disk that nobody uses",
+            test="xl block-detach of a disk that is not in use",
             observed=stays,
-            expected="closes its frontend within ten seconds and removes the disk",
+            expected="the guest closes the frontend (state 6, or no node) within ten seconds and removes the disk",
             reference=guest.profile.source("blkfront"),
         )
-        state = frontend_state(guest, "xvdc")
-        assert state in ("", "6"), f"the disk is gone, and its frontend is in state {state}: 6 (closed) or none is due"
 
 
 def test_detach_in_use(guest: Guest, scratch: NewScratch) -> None:
-    """A11: a disk that is open is not torn away: the guest says so or waits, and lets go when it is closed."""
+    """A disk that is open stays until it is closed, and the guest releases it then.
+
+    Source: sys/dev/xen/blkfront/blkfront.c, xbd_closing(); Linux drivers/block/xen-blkfront.c, blkfront_closing()
+    """
     (disk,) = scratch("xvdc", size=4 * scratches.MIB)
     name = hotplug.disk(guest, Disk(disk.target, "xvdc"))
     guest.sh(f"sleep 300 < /dev/{name} >/dev/null 2>&1 & echo $! > /tmp/user")
 
     guest.host.transport.run(["timeout", "30", "xl", "block-detach", str(guest.domid), "xvdc"], Deadline(60), check=False)
 
-    assert guest.sh("echo alive") == "alive"
+    assert guest.sh("echo alive") == "alive", "the shell does not answer `echo alive` after xl block-detach of an open disk"
     during = frontend_state(guest, "xvdc")
     guest.sh("kill $(cat /tmp/user)")
     left = hotplug.wait_disks(guest, set(), {name})
@@ -73,7 +76,7 @@ def test_detach_in_use(guest: Guest, scratch: NewScratch) -> None:
         test="xl block-detach while a process has the disk open, then the process ends",
         observed=[f"{name} is still there; its frontend's state was {during!r} and is {frontend_state(guest, 'xvdc')!r}",
              *guest.profile.attach_log(guest.sh).splitlines()[-5:]],
-        expected="says `detaching with pending users` and closes its frontend (state 6) when the last user is gone",
+        expected="the guest prints `detaching with pending users` and closes the frontend (state 6) after the last user",
         reference=f"{guest.profile.source('blkfront')}, xbd_closing() / blkfront_closing()",
     )  # fmt: skip
 
@@ -81,34 +84,42 @@ def test_detach_in_use(guest: Guest, scratch: NewScratch) -> None:
 @pytest.mark.parametrize(("first", "second"), [("xvdb1", "xvdb2"), ("hdc1", "hdc2"), ("xvdd", "0xCB30")])
 @pytest.mark.needs(os="freebsd")
 def test_collision_is_survived(guest: Guest, scratch: NewScratch, first: str, second: str, case: CaseContext) -> None:
-    """A6: two vdevs that FreeBSD gives one name: it lives on, and the first disk keeps its name and its content."""
+    """If two vdevs map to one disk name, the guest keeps running, and the first disk keeps its name and content.
+
+    Source: sys/dev/xen/blkfront/blkfront.c, xbd_vdevice_to_unit(); sys/geom/geom_dev.c, g_dev_taste()
+    """
     name = guest.profile.disk_name(first)
-    assert name == guest.profile.disk_name(second)
+    assert name == guest.profile.disk_name(second), f"{first} and {second} map to different names, so this case cannot judge"
     one, two = scratch(first, second)
     hotplug.disk(guest, Disk(one.target, first))
 
     guest.host.toolstack.block_attach(guest.domid, Disk(two.target, second))
 
-    guest.deadline(20).wait("the second frontend to settle", lambda: _settled(guest, second), 0.5)
+    guest.deadline(20).wait("the second frontend to settle", lambda: _require_settled(guest, second), 0.5)
     log = guest.profile.attach_log(guest.sh)
     (case.directory / "attach.txt").write_text(log)
     digest = hotplug.digests(guest.sh, [name]).get(name)
     assert digest == one.digest, finding(
-        test=f"a disk {first}, then a disk {second}: both are {name} by the table",
+        test=f"a disk {first}, then a disk {second}; the table maps both to {name}",
         observed=[f"/dev/{name} holds {'the second disk' if digest == two.digest else 'neither'}", *log.splitlines()[-6:]],
-        expected="keeps the first disk under its name, and says that the second has none",
+        expected="the first disk keeps its name, and the guest reports that the second has none",
         reference="sys/dev/xen/blkfront/blkfront.c, xbd_vdevice_to_unit(); sys/geom/geom_dev.c, g_dev_taste()",
     )
 
 
-def _settled(guest: Guest, name: str) -> None:
+def _require_settled(guest: Guest, name: str) -> None:
+    """Raise ConditionNotMet unless the frontend of vdev ``name`` is connected (4), closing (5) or closed (6)."""
     state = frontend_state(guest, name)
     if state not in ("4", "5", "6"):
-        raise ConditionNotMet(f"state {state!r}")
+        raise ConditionNotMet(f"the frontend is in state {state!r}")
 
 
 def test_read_only(guest: Guest, scratch: NewScratch) -> None:
-    """A10: a read-only disk can be read, a write to it fails in the guest, and its content stays."""
+    """A read-only disk can be read, a write to it fails in the guest, and its content stays.
+
+    Source: sys/dev/xen/blkfront/blkfront.c (VDISK_READONLY); Linux drivers/block/xen-blkfront.c
+    Catches: a write that goes through to a read-only disk (planted)
+    """
     (disk,) = scratch("xvdc")
     name = hotplug.disk(guest, Disk(disk.target, "xvdc", readonly=True))
 
@@ -117,17 +128,22 @@ def test_read_only(guest: Guest, scratch: NewScratch) -> None:
     behind = guest.host.transport.run(["md5sum", disk.file]).text.split()[0]
     digest = hotplug.digests(guest.sh, [name]).get(name)
     assert (write.status != 0, digest, behind) == (True, disk.digest, disk.digest), finding(
-        test=f"a write to {name}, which the toolstack gave read-only",
-        observed=f"dd ended with {write.status} ({write.text.splitlines()[-1:]}), content in the guest "
-        f"{'as before' if digest == disk.digest else 'changed'}, in dom0 {'as before' if behind == disk.digest else 'changed'}",
-        expected="refuses the write and can read the disk",
+        test=f"a write to {name}, which the toolstack attached read-only",
+        observed=f"dd ended with status {write.status} ({' '.join(write.text.splitlines()[-1:])}); the content is "
+        f"{'unchanged' if digest == disk.digest else 'changed'} in the guest and "
+        f"{'unchanged' if behind == disk.digest else 'changed'} in dom0",
+        expected="the guest refuses the write and can still read the disk",
         reference=f"{guest.profile.source('blkfront')} (VDISK_READONLY in the backend's `info`)",
     )
 
 
 @pytest.mark.parametrize("sector", [512, 4096])
 def test_resize(guest: Guest, scratch: NewScratch, sector: int, case: CaseContext) -> None:
-    """A10: a disk has the size of its backend, in 512 and 4096 byte sectors, and follows when the backend grows."""
+    """With sectors of 512 and 4096 bytes a disk has the size of its backend, and grows with it.
+
+    Source: xen 221f2748e8 (public/io/blkif.h); sys/dev/xen/blkfront/blkfront.c, xbd_connect()
+    Catches: `sectors` counted in units of the backend's sector size (FreeBSD bug 280884)
+    """
     (disk,) = scratch("xvdc", size=4 * scratches.MIB, sector=sector)
     ask = guest.profile
     name = hotplug.disk(guest, Disk(disk.target, "xvdc"))
@@ -135,12 +151,12 @@ def test_resize(guest: Guest, scratch: NewScratch, sector: int, case: CaseContex
     assert before == disk.size, finding(
         test=f"a disk of {disk.size} bytes with sectors of {sector} bytes",
         observed=f"{name} has {before} bytes ({before / disk.size:g} times as many)",
-        expected=f"shows {disk.size} bytes: `sectors` in xenstore counts 512 bytes whatever the sector size",
+        expected=f"{name} has {disk.size} bytes: `sectors` in xenstore counts units of 512 bytes, whatever the sector size",
         reference="xen 221f2748e8 (public/io/blkif.h); FreeBSD bug 280884",
     )
 
     scratches.resize(guest.host, disk, 8 * scratches.MIB)
-    # Linux's blkback looks at its device's size when a request comes (drivers/block/xen-blkback/blkback.c, vbd_resize).
+    # Linux's blkback checks the size of its device when a request arrives (drivers/block/xen-blkback/blkback.c, vbd_resize()).
     wanted, seen = 8 * scratches.MIB, before
     for block in range(20):
         guest.sh(f"dd if=/dev/{name} of=/dev/null bs=4096 count=1 skip={500 + block} 2>/dev/null; true")
@@ -150,6 +166,6 @@ def test_resize(guest: Guest, scratch: NewScratch, sector: int, case: CaseContex
     assert seen == wanted, finding(
         test=f"the backend of {name} ({sector} byte sectors) grew from {disk.size} to {wanted} bytes",
         observed=f"{name} has {seen} bytes",
-        expected=f"takes the new size: {wanted}",
-        reference=f"{guest.profile.source('blkfront')} (xbd_connect, BLKIF_STATE_CONNECTED), FreeBSD main still multiplies by the sector size",
+        expected=f"{name} has the new size, {wanted} bytes",
+        reference=f"{guest.profile.source('blkfront')} (xbd_connect, BLKIF_STATE_CONNECTED); FreeBSD main still multiplies by the sector size",
     )

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""Disks whose backend offers more or less: indirect segments, flush and barrier."""
+"""Disks whose backend offers more or fewer features: indirect segments, flush and barrier."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from harness.plugin.rig import CaseContext
 from harness.xen import pygrub
 from harness.xen.config import Disk
 
-# A request of 11 segments is all that there is without indirect ones (public/io/blkif.h, BLKIF_MAX_SEGMENTS_PER_REQUEST).
+# Segments of a request without indirect segments (public/io/blkif.h, BLKIF_MAX_SEGMENTS_PER_REQUEST).
 DIRECT = 11
-# What blkback offers for a disk with a write cache and for one without (drivers/block/xen-blkback/xenbus.c, connect()).
+# The features that blkback offers for a disk with and without a write cache (drivers/block/xen-blkback/xenbus.c, connect()).
 CACHES = {"xvdc": ("write back", {"flush", "write_barrier"}), "xvdd": ("write through", set())}
 MENU = "default=0\\ntimeout=0\\ntitle x\\nroot (hd0)\\nkernel /boot/kernel/kernel\\n"
 
@@ -26,49 +26,52 @@ MENU = "default=0\\ntimeout=0\\ntitle x\\nroot (hd0)\\nkernel /boot/kernel/kerne
 def test_synced_data_survives_a_power_cut(
     new_guest: NewGuest, booted: Booted, scratch: NewScratch, indirect: bool, case: CaseContext
 ) -> None:
-    """G12: whatever the backend offers, what was synced is on the disk after a power cut (xl destroy), and features are told."""
+    """Synced data is on the disk after a power cut (`xl destroy`), and the guest reports the backend's features.
+
+    Source: sys/dev/xen/blkfront/blkfront.c, xbd_connect() and xbd_instance_create()
+    """
     guest = booted() if indirect else new_guest(variables=(("hw.xbd.xbd_enable_indirect", "0"),)).boot()
     made = scratch(*CACHES, size=24 * scratches.MIB)
     wrong, written = [], {}
     for disk, (name, (cache, features)) in zip(made, CACHES.items(), strict=True):
         guest.host.transport.run(["sh", "-c", f"echo {cache} > /sys/block/{disk.target.removeprefix('/dev/')}/queue/write_cache"])
-        called = hotplug.disk(guest, Disk(disk.target, name))
-        wrong += told(guest, called, features, indirect)
-        written[name] = fill(guest, called)
+        frontend = hotplug.disk(guest, Disk(disk.target, name))
+        wrong += feature_problems(guest, frontend, features, indirect)
+        written[name] = write_synced_kernel(guest, frontend)
 
     guest.destroy()
 
     for disk, name in zip(made, CACHES, strict=True):
         done = pygrub.run(guest.host.transport, f"{guest.host.directory}/pygrub", disk.target)
         if done.digest("kernel") != written[name]:
-            wrong.append(f"{name} ({CACHES[name][0]}): what was synced is not there: {done.complaint or 'other bytes'}")
+            wrong.append(f"{name} ({CACHES[name][0]}): the synced data is lost: {done.complaint or 'the disk has other bytes'}")
     assert not wrong, finding(
         test=f"files of 6 MiB written and synced on a disk with a write cache and one without, hw.xbd.xbd_enable_indirect={indirect:d}, "
         "then xl destroy",
         observed=wrong,
-        expected="uses what each backend offers, says so, and has all that was synced on its disk",
+        expected="the guest uses and reports the features of each backend, and the disks have all synced data",
         reference=f"{guest.profile.source('blkfront')}, xbd_connect() and xbd_instance_create()",
     )
 
 
-def told(guest: Guest, name: str, features: set[str], indirect: bool) -> list[str]:
-    """What is wrong with what it says of the disk."""
+def feature_problems(guest: Guest, name: str, features: set[str], indirect: bool) -> list[str]:
+    """Compare the sysctls of disk ``name`` with the backend's ``features`` and with ``indirect``; return what differs."""
     node = f"dev.xbd.{name.removeprefix('xbd')}"
     segments, *shown = guest.sh(f"sysctl -n {node}.max_request_segments {node}.features").split("\n")
     words = {word.strip() for word in " ".join(shown).split(",")} - {""}
     wrong = []
     if words != features:
         wrong.append(
-            f"{name}: features {', '.join(sorted(words)) or 'none'}; its backend offers {', '.join(sorted(features)) or 'none'}"
+            f"{name} shows the features {', '.join(sorted(words)) or 'none'}; its backend offers {', '.join(sorted(features)) or 'none'}"
         )
     if (int(segments) > DIRECT) != indirect:
-        wrong.append(f"{name}: requests of up to {segments} segments")
+        wrong.append(f"{name} uses requests of up to {segments} segments, with indirect segments {'on' if indirect else 'off'}")
     return wrong
 
 
-def fill(guest: Guest, name: str) -> str:
-    """A file system with a synced file that pygrub takes for a kernel; the sha256 of what is in it."""
-    # -r: a block of space at the end, without which pygrub may not find a directory (bootable.make_ufs).
+def write_synced_kernel(guest: Guest, name: str) -> str:
+    """Make a file system on disk ``name`` with a synced file that pygrub takes for a kernel; return its sha256."""
+    # -r: a reserved block at the end; without it pygrub may not find a directory (bootable.make_ufs).
     guest.sh(
         f"newfs -O 1 -b 32768 -f 4096 -r 64 /dev/{name} >/dev/null && mount /dev/{name} /mnt && mkdir -p /mnt/boot/grub /mnt/boot/kernel"
     )

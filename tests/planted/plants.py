@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""Regressions planted on purpose: a pytest plugin (``-p plants --plant NAME``) that makes one thing go wrong underneath.
+"""Planted regressions: a pytest plugin (``-p plants --plant NAME``) that makes one thing below the suites go wrong.
 
-Each changes what the suites run on (a domain configuration, dom0's state, an image, what the guest is told), never a suite.
-``TABLE`` says which cases have to turn red, and with which words; ``python tests/planted/score.py`` runs them all.
+A plant changes a domain configuration, dom0, an image or a command in the guest, and never a suite. ``TABLE`` lists the plants, each
+with the case that must fail and the words of its failure. ``python tests/planted/score.py`` runs them all.
 """
 
 from __future__ import annotations
@@ -28,9 +28,10 @@ from harness.xen.xl import Xl
 
 @dataclass(frozen=True)
 class Plant:
-    """``case`` is ``suite/function``; ``words`` a regex for the failure's text; ``type`` the guest type to run it as.
+    """A planted regression.
 
-    Where ``fatal``, no guest comes up at all, and every suite is red.
+    ``case`` (``suite/function``) must fail with a text that matches the regex ``words``. ``make`` plants the regression. ``type`` and
+    ``guest`` are the guest type and the guest of the run. With a ``fatal`` plant no guest boots, and every suite fails.
     """
 
     case: str
@@ -56,7 +57,7 @@ def wrap(owner: Any, name: str, around: Callable[..., Any]) -> None:
 
 
 def configured(change: Callable[[DomainConfig], DomainConfig]) -> Callable[[], None]:
-    """Every domain is created with another configuration than the case asked for."""
+    """Change the configuration of every domain before it is created."""
 
     def make() -> None:
         wrap(Xl, "create", lambda original, self, config, *rest, **more: original(self, change(config), *rest, **more))
@@ -64,14 +65,14 @@ def configured(change: Callable[[DomainConfig], DomainConfig]) -> Callable[[], N
     return make
 
 
-def told(**variables: str) -> Callable[[], None]:
-    """Every guest is told something more."""
+def extra_arguments(**variables: str) -> Callable[[], None]:
+    """Append arguments to every guest's command line."""
     words = " ".join(f"{name}={value}" for name, value in variables.items())
     return configured(lambda config: replace(config, extra=f"{config.extra} {words}"))
 
 
 def variables(**changes: str) -> Callable[[], None]:
-    """FreeBSD's kernel environment is another than the case asked for; names with a dot are written with two underscores."""
+    """Set variables of FreeBSD's kernel environment. Two underscores stand for a dot in a name."""
 
     def change(config: DomainConfig) -> DomainConfig:
         found = dict(word.partition("=")[::2] for word in config.extra.split(","))
@@ -82,7 +83,7 @@ def variables(**changes: str) -> Callable[[], None]:
 
 
 def without(name: str) -> Callable[[DomainConfig], DomainConfig]:
-    """A kernel variable does not arrive."""
+    """Remove a kernel variable."""
     return lambda config: replace(config, extra=",".join(w for w in config.extra.split(",") if not w.startswith(f"{name}=")))
 
 
@@ -116,7 +117,7 @@ def corrupted_disk() -> None:
 
 
 def changed_image(change: Callable[[bytes], bytes]) -> Callable[[], None]:
-    """Every image is changed before pygrub sees it."""
+    """Change every image before pygrub reads it."""
 
     def make() -> None:
         def around(original: Any, transport: Any, directory: str, disk: str | bytes, *rest: Any, **more: Any) -> Any:
@@ -131,8 +132,8 @@ def patched(offset: int, data: bytes) -> Callable[[bytes], bytes]:
     return lambda image: image[:offset] + data + image[offset + len(data) :]
 
 
-def typed(pattern: str, instead: str) -> Callable[[], None]:
-    """A command in the guest that matches is another one (``\\g<0>`` for itself); ``sh`` goes through ``run``, too."""
+def replaced_command(pattern: str, instead: str) -> Callable[[], None]:
+    """Replace each command in the guest that matches (``\\g<0>`` is the command itself). ``Guest.sh`` calls ``Guest.run``."""
 
     def make() -> None:
         wrap(
@@ -145,7 +146,7 @@ def typed(pattern: str, instead: str) -> Callable[[], None]:
 
 
 def stale_kernel() -> None:
-    """A process in dom0 holds the boot disk open, and its page cache with it: the guest's writes go past that."""
+    """Let a process in dom0 hold the boot disk open, and so its page cache, which the guest's writes bypass."""
 
     def around(original: Any, guest: Guest) -> Any:
         script = 'exec 9< "$1"; cat <&9 > /dev/null; sleep 900 > /dev/null 2>&1 < /dev/null &'
@@ -156,7 +157,7 @@ def stale_kernel() -> None:
 
 
 def vif_command(*argv: str) -> Callable[[], None]:
-    """A command in dom0 on the vif once it is up."""
+    """Run a command in dom0 after the link is up. ``VIF`` stands for the vif."""
 
     def make() -> None:
         def around(original: Any, self: Link, *rest: Any) -> Any:
@@ -170,7 +171,7 @@ def vif_command(*argv: str) -> Callable[[], None]:
 
 
 def corrupted_frames(share: str) -> Callable[[], None]:
-    """Of what dom0 sends over the vif so much has a wrong bit."""
+    """Flip a bit in this share of the frames that dom0 sends over the vif."""
     return vif_command("tc", "qdisc", "replace", "dev", "VIF", "root", "netem", "corrupt", share)
 
 
@@ -182,7 +183,7 @@ def mem_set(change: Callable[[int], int]) -> Callable[[], None]:
 
 
 def forgotten_offloads() -> None:
-    """An interface that is switched on again when its guest is restored."""
+    """Switch TSO on again when a guest is restored."""
 
     def around(original: Any, guest: Guest) -> Any:
         journey = original(guest)
@@ -201,7 +202,7 @@ def writable() -> None:
 
 
 def swallowed_bytes() -> None:
-    """Every hundredth block of a console is lost."""
+    """Lose 40 bytes of every tenth console block of more than 2000 bytes."""
     from harness.console.reader import ConsoleReader
 
     counter = itertools.count(1)
@@ -223,7 +224,7 @@ def swallowed_end() -> None:
 
 
 def deaf_to_detach() -> None:
-    """A guest takes no notice of its toolstack's wish to have a disk back."""
+    """Keep a guest from reacting to xl block-detach."""
 
     def around(original: Any, self: Xl, domain: str | int, vdev: str, **more: Any) -> None:
         self.pause(domain)
@@ -236,7 +237,7 @@ def deaf_to_detach() -> None:
 
 
 def deaf_to_control() -> None:
-    """A guest takes no notice of control/shutdown."""
+    """Keep a guest from reacting to control/shutdown."""
     from harness.guests.guest import Guest
 
     wrap(Guest, "control", lambda original, self, value: None)
@@ -250,55 +251,55 @@ NAMES = "root_mount/test_every_vdev_in_one_boot"
 TABLE = {
     "wrong-vdev": Plant(NAMES, "vdev xvdb .* should be xvdb: it is xvdj", configured(renamed_disk)),
     "swapped-disks": Plant(NAMES, "should be xvdp: it is xvdq, and xvdp holds vdev xvdq", configured(swapped_disks)),
-    "missing-disk": Plant(NAMES, "should be xvdz: its content is on no disk", configured(missing_disk)),
-    "corrupted-disk": Plant(NAMES, "should be xvdb: its content is on no disk .* xvdb holds something else", corrupted_disk),
-    "write-through": Plant("root_mount/test_read_only", "a write to xvdc", writable),
+    "missing-disk": Plant(NAMES, "should be xvdz: no disk of the guest has its content", configured(missing_disk)),
+    "corrupted-disk": Plant(NAMES, "should be xvdb: no disk of the guest has its content, and xvdb holds unknown data", corrupted_disk),
+    "write-through": Plant("root_mount/test_read_only", "a write to xvdc, which the toolstack attached read-only", writable),
     "corrupted-menu": Plant("pygrub/test_follows_block_trees", "observed: .*(status 1|Error|Unable)", changed_image(lambda image: image.replace(b"kernel /boot/kernel/kernel", b"kernel /boot/kernel/kernwl"))),
     "ufs-block-size": Plant("pygrub/test_sparse_kernel", "Unable to find partition", changed_image(patched(8192 + 48, b"\0\0\x10\0"))),
     "ufs-magic": Plant("pygrub/test_sparse_kernel", "Unable to find partition", changed_image(patched(8192 + 1372, b"\x19\x01\x54\x19"))),
     "kernel-truncated": Plant(
-        "reboot/test_replaced_kernel_runs[rename]", "3: .* neither kernel is whole|4: ",
-        typed(r"(cp \S+initrd\.new \S+) &&", r"\g<1> && F=/mnt/boot/initrd.next; head -c 900000 $F > $F.x; mv $F.x $F;"),
+        "reboot/test_replaced_kernel_runs[rename]", "has neither kernel complete|does not boot",
+        replaced_command(r"(cp \S+initrd\.new \S+) &&", r"\g<1> && F=/mnt/boot/initrd.next; head -c 900000 $F > $F.x; mv $F.x $F;"),
     ),
-    "stale-kernel": Plant("reboot/test_replaced_kernel_runs[in-place]", "2: the bootloader read stale blocks", stale_kernel),
-    "old-kernel": Plant("reboot/test_replaced_kernel_runs[in-place]", "the old kernel", typed(r"cp \S+initrd\.new \S+$", "true")),
+    "stale-kernel": Plant("reboot/test_replaced_kernel_runs[in-place]", "the bootloader read stale blocks", stale_kernel),
+    "old-kernel": Plant("reboot/test_replaced_kernel_runs[in-place]", "the old kernel", replaced_command(r"cp \S+initrd\.new \S+$", "true")),
     "no-restart": Plant("reboot/test_plain_reboot", "did not come back", configured(lambda c: replace(c, on_reboot="destroy", on_crash="destroy"))),
     "corrupted-packets": Plant(
         "netfront/test_content_both_ways", "after \\d+ bytes|does not reach|were sent",
         corrupted_frames("100%"),
     ),
     "corrupted-datagrams": Plant(
-        # By IPv6 the link may not come up at all with it.
+        # IPv4 only, because with IPv6 the link may not come up at all.
         "netfront/test_datagrams[ipv4]", "after \\d+ bytes",
         corrupted_frames("100%"),
     ),
-    "segmentation-off": Plant("netfront/test_segmentation_is_used", "TSO is on", typed(r"^ip -4 addr flush.*", r"\g<0>; ethtool -K eth0 tso off")),
-    "joining-off": Plant("netfront/test_segments_are_joined", "segments are not joined", typed(r"^ip -4 addr flush.*", r"\g<0>; ethtool -K eth0 gro off")),
-    "no-network": Plant("netfront/test_echo_sizes", "does not reach dom0", typed(r"ip link set eth0 up", "ip link set eth0 down")),
-    "no-ipv6": Plant("netfront/test_datagrams[ipv6]", "does not reach dom0 over \\S+ by ipv6", typed(r"0 > \S+accept_dad", "1 > /proc/sys/net/ipv6/conf/eth0/disable_ipv6")),
+    "segmentation-off": Plant("netfront/test_segmentation_is_used", "the guest shows TSO as off", replaced_command(r"^ip -4 addr flush.*", r"\g<0>; ethtool -K eth0 tso off")),
+    "joining-off": Plant("netfront/test_segments_are_joined", "segments are not joined", replaced_command(r"^ip -4 addr flush.*", r"\g<0>; ethtool -K eth0 gro off")),
+    "no-network": Plant("netfront/test_echo_sizes", "does not reach dom0", replaced_command(r"ip link set eth0 up", "ip link set eth0 down")),
+    "no-ipv6": Plant("netfront/test_datagrams[ipv6]", "does not reach dom0 over \\S+ by ipv6", replaced_command(r"0 > \S+accept_dad", "1 > /proc/sys/net/ipv6/conf/eth0/disable_ipv6")),
     "corrupting-bridge": Plant(
         "netfront/test_between_guests", "threw \\d+ segments away|did not get|were sent|does not reach",
         corrupted_frames("5%"),
     ),
-    "offloads-forgotten": Plant("netfront/test_saved_in_the_middle", "its offloads are .*'tso': True.* they were", forgotten_offloads),
-    "target-ignored": Plant("balloon/test_shrinks_and_grows_back", "the balloon stands at .* was due", ignored_target),
-    "target-overshot": Plant("balloon/test_shrinks_and_grows_back", "the balloon stands at .* was due", mem_set(lambda mib: mib - 16)),
+    "offloads-forgotten": Plant("netfront/test_saved_in_the_middle", "the offloads changed from .*'tso': False.* to .*'tso': True", forgotten_offloads),
+    "target-ignored": Plant("balloon/test_shrinks_and_grows_back", "the balloon is at .* MiB instead of", ignored_target),
+    "target-overshot": Plant("balloon/test_shrinks_and_grows_back", "the balloon is at .* MiB instead of", mem_set(lambda mib: mib - 16)),
     "pages-not-zeroed": Plant(
         "balloon/test_pages_are_given_back_empty", "the secret is in \\d+ of the",
-        told(init_on_alloc="0", xen_scrub_pages="0"), "pvh",
+        extra_arguments(init_on_alloc="0", xen_scrub_pages="0"), "pvh",
     ),
-    "memory-lost": Plant("boot/test_all_memory[301]", "the kernel manages \\d+ MiB", told(mem="200M")),
-    "panic-in-init": Plant("boot/test_boots_to_login", "linux-panic", told(**{"fxh.panic": "init"}), fatal=True),
-    "hang-in-init": Plant("boot/test_boots_to_login", "hang: no progress after stage init", told(**{"fxh.hang": "init"}), fatal=True),
-    "panic-at-login": Plant("boot/test_boots_to_login", "linux-panic", told(**{"fxh.panic": "login"}), fatal=True),
+    "memory-lost": Plant("boot/test_all_memory[301]", "the kernel manages \\d+ MiB", extra_arguments(mem="200M")),
+    "panic-in-init": Plant("boot/test_boots_to_login", "linux-panic", extra_arguments(**{"fxh.panic": "init"}), fatal=True),
+    "hang-in-init": Plant("boot/test_boots_to_login", "hang: no progress after stage init", extra_arguments(**{"fxh.hang": "init"}), fatal=True),
+    "panic-at-login": Plant("boot/test_boots_to_login", "linux-panic", extra_arguments(**{"fxh.panic": "login"}), fatal=True),
     "no-kernel": Plant(
         "boot/test_boots_to_login", "refused: .*Invalid kernel", configured(lambda c: replace(c, kernel="/bin/sh", ramdisk="")), fatal=True
     ),
-    "silent-console": Plant("boot/test_boots_to_login", "hang: ", told(rdinit="/bin/cat"), fatal=True),
+    "silent-console": Plant("boot/test_boots_to_login", "hang: ", extra_arguments(rdinit="/bin/cat"), fatal=True),
     "console-loses-bytes": Plant("boot/test_flood_loses_nothing", "lines of \\d+ are missing", swallowed_bytes),
     "deaf-to-detach": Plant("root_mount/test_hot_plug", "Unable to remove vbd", deaf_to_detach),
     "deaf-to-control": Plant("boot/test_comes_back_after_a_reboot", "hang: .* domain \\d+ is still there", deaf_to_control),
-    "console-loses-its-end": Plant("boot/test_flood_loses_nothing", "behind them did not", swallowed_end),
+    "console-loses-its-end": Plant("boot/test_flood_loses_nothing", "the end mark .* did not arrive", swallowed_end),
     "freebsd-wrong-root": freebsd(
         "boot/test_boots_to_login", "mountroot: no root file system: ufs:/dev/xbd9 failed with error 19",
         variables(vfs__root__mountfrom="ufs:/dev/xbd9"), fatal=True,
@@ -312,34 +313,34 @@ TABLE = {
     "freebsd-little-memory": freebsd(
         "boot/test_boots_to_login", "panic|hang|trap|eof", variables(hw__physmem="20M"), fatal=True
     ),
-    "freebsd-muted": freebsd("boot/test_boots_to_login", "stages reached: .*a good boot shows", variables(boot_mute="1"), fatal=True),
+    "freebsd-muted": freebsd("boot/test_boots_to_login", "the console shows the stages .*expected:  the console shows the stages", variables(boot_mute="1"), fatal=True),
     "freebsd-lost-variable": freebsd("boot/test_kernel_environment_arrives", "fxh.plain", configured(without("fxh.plain"))),
     "freebsd-stays-in-debugger": freebsd(
-        "boot/test_panic_is_seen_and_classified", "Xen was told|to be shut down", variables(debug__debugger_on_panic="1"),
+        "boot/test_panic_is_seen_and_classified", "Xen got the shutdown reason|to be shut down", variables(debug__debugger_on_panic="1"),
     ),
     "freebsd-swapped-disks": freebsd(NAMES, "should be xbd15: it is xbd16", configured(swapped_disks)),
     "freebsd-checksums-left": freebsd(
-        "netfront/test_checksums_by_the_guest", "have a wrong TCP checksum", typed(r"^ifconfig \S+ -txcsum.*", "true"),
+        "netfront/test_checksums_by_the_guest", "have a wrong TCP checksum", replaced_command(r"^ifconfig \S+ -txcsum.*", "true"),
     ),
     "freebsd-short-datagrams": freebsd(
-        "netfront/test_datagrams", "to dom0: .* after \\d+ bytes", typed("udp.maxdgram=65535", "udp.maxdgram=4000"),
+        "netfront/test_datagrams", "to dom0: .* after \\d+ bytes", replaced_command("udp.maxdgram=65535", "udp.maxdgram=4000"),
     ),
     "freebsd-old-kernel": freebsd(
-        "reboot/test_replaced_kernel_runs[in-place]", "the old kernel", typed(r"cp \S+kernel\.new \S+$", "true"),
+        "reboot/test_replaced_kernel_runs[in-place]", "the old kernel", replaced_command(r"cp \S+kernel\.new \S+$", "true"),
     ),
-    "freebsd-old-menu": freebsd("reboot/test_replaced_menu", "the kernel's arguments", typed(r"^sed .*menu\.lst.*", "true")),
+    "freebsd-old-menu": freebsd("reboot/test_replaced_menu", "the kernel's arguments", replaced_command(r"^sed .*menu\.lst.*", "true")),
 }  # fmt: skip
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--plant", default="", choices=["", *TABLE], help="a regression to plant")
+    parser.addoption("--plant", default="", choices=["", *TABLE], help="plant this regression")
 
 
 def pytest_configure(config: pytest.Config) -> None:
     name = config.getoption("plant")
     if name:
         TABLE[name].make()
-        # What it was planted in is never taken for a good guest's warm checkpoint, nor the other way round.
+        # Keep the warm checkpoints of planted runs apart from those of clean runs.
         rig._written = functools.partial(_with, rig._written, name)
 
 

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""make planted: each planted regression through the real suites; the score says which were caught, and with what words.
+"""make planted: run each planted regression through the real suites and print which ones were caught.
 
-A regression counts as caught when its case is red (failed, not infrastructure) with the right words, and a case of each other
-suite is not: unless no guest comes up with it. ``--clean N`` runs all those cases N times with nothing planted.
+A regression counts as caught if its case fails with the right words and a case of each other suite passes. If no guest boots with
+it, the other suites are not run. ``--clean N`` runs the cases N times without a plant.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ Result = TypeVar("Result")
 _running: set[subprocess.Popen[bytes]] = set()
 
 
-def side_by_side(work: Callable[[Thing], Result], things: Iterable[Thing], labs: int) -> Iterator[Result]:
-    """What ``work`` says of each thing, in their order. Ended by a signal or an error, it leaves no pytest running."""
+def map_in_parallel(work: Callable[[Thing], Result], things: Iterable[Thing], labs: int) -> Iterator[Result]:
+    """Yield the result of ``work`` for each thing, in order. A signal or an error ends the running pytest processes."""
 
     def ended(number: int, _frame: object) -> None:
         raise SystemExit(128 + number)
@@ -50,7 +50,7 @@ def side_by_side(work: Callable[[Thing], Result], things: Iterable[Thing], labs:
 
 
 def run(cases: list[str], kind: str, plant: str = "", guest: list[str] | None = None) -> dict[str, dict[str, str]]:
-    """Results by ``suite/function[parameters]``; ``guest`` as options of pytest."""
+    """Run cases and return outcome and reason by ``suite/function[parameters]``. ``guest`` are options of pytest."""
     ids = [f"suites/{case.partition('/')[0]}" for case in cases]
     words = [case.partition("/")[2] for case in cases]
     with tempfile.TemporaryDirectory() as reports:
@@ -76,8 +76,8 @@ def run(cases: list[str], kind: str, plant: str = "", guest: list[str] | None = 
         return found
 
 
-# One quick case of each suite: a plant that turns its own suite red must leave the others green.
-BESIDE = {
+# One quick case of each suite, which must pass while a plant makes another suite fail.
+OTHERS = {
     "boot": "boot/test_runs_the_kernel_it_was_given",
     "root_mount": "root_mount/test_hot_plug",
     "pygrub": "pygrub/test_sparse_kernel",
@@ -87,11 +87,11 @@ BESIDE = {
 }
 
 
-def judge(name: str, freebsd: list[str]) -> tuple[bool, str]:
-    """Run one plant: whether its case is red with the right words and the other suites are not, and that in a line."""
+def run_plant(name: str, freebsd: list[str]) -> tuple[bool, str]:
+    """Run one plant; return whether it was caught and no other suite failed, and a line that says so."""
     plant = TABLE[name]
     begun = time.monotonic()
-    others = [] if plant.fatal else [case for suite, case in BESIDE.items() if suite != plant.suite]
+    others = [] if plant.fatal else [case for suite, case in OTHERS.items() if suite != plant.suite]
     found = run([plant.case, *others], plant.type, name, freebsd if plant.guest == "freebsd" else None)
     got = found.get(plant.case, {"outcome": "not run", "reason": ""})
     good = got["outcome"] == "failed" and re.search(plant.words, got["reason"], re.DOTALL) is not None
@@ -105,18 +105,18 @@ def judge(name: str, freebsd: list[str]) -> tuple[bool, str]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("names", nargs="*", help=f"of: {', '.join(TABLE)} (default: all)")
-    parser.add_argument("--clean", type=int, default=0, help="instead: this many runs with nothing planted")
-    parser.add_argument("--image", default="", help="a FreeBSD image, for what is planted in FreeBSD")
-    parser.add_argument("-n", type=int, default=1, help="labs side by side")
+    parser.add_argument("--clean", type=int, default=0, help="run the cases this many times without a plant instead")
+    parser.add_argument("--image", default="", help="a FreeBSD image, for the plants in FreeBSD")
+    parser.add_argument("-n", type=int, default=1, help="number of labs to use at the same time")
     options = parser.parse_args()
     freebsd = ["--fxh-image", options.image, "--fxh-guest", "freebsd"] if options.image else []
     if options.clean:
         return clean(options.clean, options.n)
     names = options.names or [name for name, plant in TABLE.items() if plant.guest == "control" or freebsd]
     if len(names) < len(TABLE) and not options.names:
-        print(f"without --image: {len(TABLE) - len(names)} in FreeBSD are left out")
+        print(f"{len(TABLE) - len(names)} plants in FreeBSD need --image and are not run")
     caught = 0
-    for good, line in side_by_side(lambda name: judge(name, freebsd), names, options.n):
+    for good, line in map_in_parallel(lambda name: run_plant(name, freebsd), names, options.n):
         caught += good
         print(line, flush=True)
     print(f"{caught} of {len(names)} planted regressions caught")
@@ -124,17 +124,17 @@ def main() -> int:
 
 
 def clean(times: int, labs: int) -> int:
-    """Nothing planted: nothing may be red."""
+    """Run the cases of all plants ``times`` times without a plant, and print each failure as a false alarm."""
     cases = [plant.case for plant in TABLE.values() if plant.guest == "control"]
     alarms = 0
-    for turn, found in enumerate(side_by_side(lambda turn: run(cases, "pv"), range(times), labs), 1):
+    for turn, found in enumerate(map_in_parallel(lambda turn: run(cases, "pv"), range(times), labs), 1):
         found = {**{case: {"outcome": "not run", "reason": ""} for case in cases}, **found}
         red = {name: got for name, got in found.items() if got["outcome"] not in ("passed", "skipped")}
         alarms += len(red)
-        print(f"turn {turn}: {len(found)} results, {len(red)} red", flush=True)
+        print(f"turn {turn}: {len(found)} results, {len(red)} failures", flush=True)
         for name, got in red.items():
             print(f"       {name}: {got['outcome']}: {got['reason'][:200]}", flush=True)
-    print(f"{alarms} false alarms in {times} runs with nothing planted")
+    print(f"{alarms} false alarms in {times} runs without a plant")
     return 1 if alarms else 0
 
 

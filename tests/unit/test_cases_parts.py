@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""What the suites' later cases are made of: GEOM's text, drives without a medium, a small module, divided disks, a network peer."""
+"""Parts that cases use: GEOM's text, drives without a medium, a small kernel module, partitioned disks, a network peer."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from harness.errors import InfrastructureError, UsageError
 from harness.guests.link import COUNTS
 from harness.guests.peer import Listener, Moved, moved
 from harness.images import kmodule
-from harness.images.disks import BootCode, divide
+from harness.images.disks import BootCode, write_disk
 from harness.images.layout import FileSystem, Vdev
 from harness.oracles.naming import consumer_of
 from harness.transport.local import LocalTransport
@@ -44,7 +44,7 @@ CONFTXT = """\
     ("provider", "below"),
     [("xbd1s1a", "xbd1s1"), ("xbd1s1b", "xbd1s1"), ("xbd1s1", "xbd1"), ("xbd1", ""), ("ufs/FBROOT", "xbd2p2"), ("ada0", "")],
 )
-def test_what_a_provider_was_made_from(provider: str, below: str) -> None:
+def test_the_provider_below_a_geom_provider(provider: str, below: str) -> None:
     assert consumer_of(CONFTXT, provider) == below
 
 
@@ -55,28 +55,28 @@ def test_a_drive_without_a_medium() -> None:
         Disk("", "hdd", format="empty").render()
 
 
-def test_module_is_an_object_that_depends_on_a_kernel() -> None:
+def test_a_module_is_an_object_file_that_depends_on_the_kernel() -> None:
     data = kmodule.module(1200000, 1299999)
     kind, machine = struct.unpack_from("<HH", data, 16)
     rows, size, count = struct.unpack_from("<Q", data, 40)[0], *struct.unpack_from("<HH", data, 58)
     assert (kind, machine, size, count) == (1, 62, 64, 8)
     assert rows + size * count == len(data)
-    # The section .data: a name, then the least version, the preferred one and the highest.
+    # The section .data: a name, then the lowest, the preferred and the highest version.
     at = struct.unpack_from("<Q", data, rows + size + 24)[0]
     assert data[at : at + 7] == b"kernel\0"
     assert struct.unpack_from("<iii", data, at + 8) == (1200000, 1200000, 1299999)
 
 
 @pytest.mark.parametrize(("table", "place", "start"), [("mbr", 0, 63 << 9), ("gpt", 1, 2 << 20)])
-def test_a_file_system_behind_a_table(tmp_path: Path, table: str, place: int, start: int) -> None:
+def test_a_file_system_after_a_partition_table(tmp_path: Path, table: str, place: int, start: int) -> None:
     root = tmp_path / "root"
     root.write_bytes(b"root" * 1024 + bytes((2 << 20) - 4096))
     swap, fs = FileSystem("none", "swap", 1), FileSystem("/", "ufs1", 2)
     disk = replace(Vdev("xvdb", (), table), fs=(swap, fs) if place else (fs, swap))
-    divide(disk, [None, root] if place else [root, None], BootCode(tmp_path), "seed", tmp_path / "disk")
+    write_disk(disk, [None, root] if place else [root, None], BootCode(tmp_path), "seed", tmp_path / "disk")
     data = (tmp_path / "disk").read_bytes()
     assert data[510:512] == b"\x55\xaa"
-    # UFS leaves its first 8 KiB free: the label of an MBR slice lies there.
+    # UFS does not use its first 8 KiB, which hold the label of an MBR slice.
     assert data[start + 1024 : start + 4096] == root.read_bytes()[1024:4096]
 
 
@@ -97,7 +97,7 @@ def end(said: Listener) -> Moved:
 
 
 @pytest.mark.parametrize("lasting", [0, 0.3])
-def test_a_peer_sends_as_long_as_it_is_told(lasting: float) -> None:
+def test_a_peer_sends_for_the_given_time(lasting: float) -> None:
     port = a_port(socket.SOCK_STREAM)
     said = peer("send", port, "1000", "7", "300", str(lasting))
     said.until(b"listening")
@@ -118,7 +118,7 @@ def test_two_peers_agree(out: str, way_in: str) -> None:
     hears = peer(way_in, port, "1500")
     hears.until(b"listening")
     says = peer(out, port, "1500", "7", "1000,499,1" if out == "send_datagrams" else "300")
-    # One that takes a connection closes when it has all: the other waits for that.
+    # The receiver closes the connection when it has all bytes, and the sender waits for that.
     came, went = end(hears), end(says)
     assert (came.bytes, came.md5, came.error) == (went.bytes, went.md5, went.error)
     assert came.bytes == 1500
@@ -126,7 +126,7 @@ def test_two_peers_agree(out: str, way_in: str) -> None:
 
 @pytest.mark.skipif(not shutil.which("busybox"), reason="needs busybox's TFTP client (apt: busybox-static)")
 def test_a_tftp_client_and_a_peer_agree(tmp_path: Path) -> None:
-    """The control guest's client: a file that is one block, one of several, one of less, and that both ways."""
+    """The control guest's client sends and receives files of one block, of several blocks, and of less than a block."""
     port, sizes = a_port(socket.SOCK_DGRAM), {1468: 1468, 3000: 512, 5: 64}
     said = peer("tftp", port, str(2 * sum(sizes)), "7")
     said.until(b"listening")
@@ -135,7 +135,7 @@ def test_a_tftp_client_and_a_peer_agree(tmp_path: Path) -> None:
         for way in ("-g", "-p"):
             argv = ["busybox", "tftp", way, "-b", str(block), "-l", f"{size}", "-r", f"{size}", "127.0.0.1", port]
             subprocess.run(argv, cwd=tmp_path, check=True, timeout=20, capture_output=True)
-        # Each file is sent back as it came.
+        # The client sends each file back unchanged.
         got += 2 * (tmp_path / str(size)).read_bytes()
     done = end(said)
     assert (done.bytes, done.error) == (2 * sum(sizes), "")
@@ -144,7 +144,7 @@ def test_a_tftp_client_and_a_peer_agree(tmp_path: Path) -> None:
 
 
 def test_counts_of_a_capture_are_read() -> None:
-    """As tcpdump 4.99 printed them."""
+    """The text is from tcpdump 4.99."""
     said = Listener(
         LocalTransport().open(
             [
@@ -159,16 +159,16 @@ def test_counts_of_a_capture_are_read() -> None:
     assert [said.until(COUNTS).groups() for _ in range(2)] == [(b"0", b"1", b"0"), (b"198", b"199", b"2")]
 
 
-def test_what_is_not_said_is_named() -> None:
+def test_a_missing_line_of_a_program_is_an_error() -> None:
     said = Listener(LocalTransport().open(["sh", "-c", "echo one; echo two; exit 3"]), "a program")
     assert said.until(b"o..")[0] == b"one"
     assert said.until(b"t..")[0] == b"two"
-    with pytest.raises(InfrastructureError, match="a program in dom0 does not say 'three'"):
+    with pytest.raises(InfrastructureError, match="a program in dom0 did not print 'three'"):
         said.until(b"three")
 
 
 @pytest.mark.parametrize(("kind", "said"), [(11, b"OK\0"), (xenstore_writer.ERROR, b"EACCES\0")])
-def test_a_write_to_xenstore_over_its_own_wire(kind: int, said: bytes) -> None:
+def test_a_write_to_xenstore_by_its_wire_protocol(kind: int, said: bytes) -> None:
     here, there = socket.socketpair()
     with here, there:
         there.sendall(struct.pack("<4I", kind, 0, 0, len(said)) + said)

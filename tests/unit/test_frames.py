@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""Frames of captures. dpkt builds them here, and harness/oracles/frames.py reads them with code of its own."""
+"""Frames of captures: the tests build them with dpkt, and harness/oracles/frames.py reads them without it."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ VLAN, QINQ, MPLS = 0x8100, 0x88A8, 0x8847
 
 
 def summed(upper: dpkt.Packet, protocol: int, source: bytes, target: bytes) -> bytes:
-    """A TCP or UDP header with its data and the right checksum."""
+    """Return a TCP or UDP header with its data and the right checksum."""
     upper.sum = 0
     data = bytes(upper)
     upper.sum = dpkt.in_cksum(source + target + struct.pack(">II", len(data), protocol) + data) or 0xFFFF
@@ -54,7 +54,7 @@ def ip4(upper: bytes, protocol: int = TCP, length: int = -1, mf: int = 0, offset
 
 
 def ip6(upper: bytes, protocol: int = TCP, chain: tuple[tuple[int, dpkt.Packet], ...] = (), length: int = -1) -> bytes:
-    """``chain``: extension headers with their own numbers; the ``nxt`` of each is set here."""
+    """Return an IPv6 packet. ``chain`` lists extension headers with their numbers; the function sets the ``nxt`` of each."""
     numbers = [number for number, _ in chain] + [protocol]
     for header, following in zip((header for _, header in chain), numbers[1:], strict=True):
         header.nxt = following
@@ -64,7 +64,7 @@ def ip6(upper: bytes, protocol: int = TCP, chain: tuple[tuple[int, dpkt.Packet],
 
 
 def ether(packet: bytes, tags: tuple[int, ...] = (), labels: int = 0) -> bytes:
-    """An Ethernet frame with VLAN ``tags`` (ethertypes, from the outside in) and that many MPLS ``labels``."""
+    """Return an Ethernet frame with VLAN ``tags`` (ethertypes, the outer one first) and that many MPLS ``labels``."""
     network = MPLS if labels else 0x86DD if packet[0] >> 4 == 6 else 0x0800
     kinds = [*tags, network]
     stack = b"".join(VLANtag8021Q(id=5, type=kind).pack_hdr() for kind in kinds[1:])
@@ -86,7 +86,7 @@ def read(data: bytes, directory: Path) -> Capture:
 
 
 def one(data: bytes, directory: Path, **how: int) -> Frame | str:
-    """The only frame of a capture, or why it was skipped."""
+    """Return the only frame of a capture, or the reason why it was skipped."""
     found = read(pcap(data, **how), directory)
     assert len(found) + sum(found.skipped.values()) == 1, found
     assert not found.damage
@@ -103,7 +103,7 @@ def test_frames(tmp_path: Path) -> None:
     sent = frames.sent_by(found, THERE)
     assert (len(found), len(sent), frames.largest(sent), found[3].source) == (5, 4, 9000, HERE)
     assert [frame.good for frame in sent] == [True, True, True, False]
-    assert (frames.bad_checksums(sent), frames.repeated(sent)) == (1, 1)
+    assert frames.bad_checksums(sent) == 1
     assert found.summary == "5 TCP or UDP packets; skipped: 1 of ethertype 0x0806"
 
 
@@ -111,7 +111,7 @@ def test_frames(tmp_path: Path) -> None:
 
 
 def extension(number: int, size: int) -> tuple[int, dpkt.Packet]:
-    """An extension header of ``size`` units of eight bytes; of a fragment header the only size is one."""
+    """Return an extension header of ``size`` units of eight bytes; a fragment header always has one."""
     rest = bytes((1, 4, 0, 0, 0, 0)) + bytes((1, 6, 0, 0, 0, 0, 0, 0)) * (size - 1)
     match number:
         case 44:
@@ -145,7 +145,7 @@ def test_every_frame_is_read_as_it_was_built(
     frame = bytearray(ether(packet, tuple(tags), labels))
     begin = len(frame) - len(upper)
     if spoiled:
-        # A bit of the source port.
+        # Flip a bit of the source port.
         frame[begin + bit // 8] ^= 1 << bit % 8
     # A short frame is padded, and a capture can hold less than the frame.
     whole = bytes(frame) + b"\xee" * padding
@@ -188,7 +188,7 @@ def test_files_of_noise(tmp_path_factory: pytest.TempPathFactory, data: bytes, l
         read(file, tmp_path_factory.getbasetemp())
 
 
-# -- cases with a rule of their own -----------------------------------------------------------------------------------
+# -- special rules -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -320,8 +320,8 @@ def test_a_packet_longer_than_its_frame(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("data", "count", "damage"),
     [
-        (b"", 0, "no pcap file"),
-        (b"\n\r\r\n" + bytes(24), 0, "a pcapng file, which is not read here: tcpdump -w writes pcap"),
+        (b"", 0, "not a pcap file"),
+        (b"\n\r\r\n" + bytes(24), 0, "a pcapng file, which is not supported; tcpdump -w writes pcap"),
         (pcap(ether(ip4(tcp(b"")))) + bytes(5), 1, "the file ends within the header of record 2"),
         (pcap(ether(ip4(tcp(b"")))) + struct.pack("<4I", 0, 0, 100, 100), 1, "the file ends within record 2"),
         (pcap(ether(ip4(tcp(b"")))) + struct.pack("<4I", 0, 0, 1 << 30, 1 << 30), 1, "record 2 claims 1073741824 bytes"),

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""More judges and what feeds them: balloons, mechanisms, frames, pygrub's output, volumes and twins."""
+"""Oracles and their inputs: balloons, mechanisms of a reboot, output of pygrub and of its fuzzer, volumes, a kernel with another ident."""
 
 from __future__ import annotations
 
@@ -41,20 +41,20 @@ def sample(current: int, domain: int) -> Sample:
     return Sample(current * MIB, current * MIB, current * MIB, 10 * MIB, domain * MIB, current * MIB)
 
 
-def test_both_sides_must_move_alike() -> None:
+def test_the_counts_of_guest_and_xen_must_change_equally() -> None:
     assert imbalance(sample(512, 513), sample(300, 301)) == ()
     assert imbalance(sample(512, 513), sample(300, 303)) == ()
     (line,) = imbalance(sample(512, 513), sample(300, 513))
-    assert line == "the guest's count moved by -212.0 MiB, the domain's memory in Xen by +0.0 MiB"
+    assert line == "the guest's count changed by -212.0 MiB, Xen's count of the domain's memory by +0.0 MiB"
 
 
 def test_a_target_is_reached_or_missed() -> None:
     assert missed(sample(300, 301), 300 * MIB + ballooning.SLACK) == ()
     (line,) = missed(sample(512, 513), 300 * MIB)
-    assert "stands at 512.0 MiB, 300.0 MiB was due" in line
+    assert "is at 512.0 MiB instead of 300.0 MiB" in line
 
 
-# -- which mechanism --------------------------------------------------------------------------------------------------
+# -- mechanisms of a reboot --------------------------------------------------------------------------------------------------
 
 GOOD = RebootEvidence(came_back=True, bootloader_ran=True, running=NEW, in_guest=NEW)
 
@@ -69,8 +69,11 @@ GOOD = RebootEvidence(came_back=True, bootloader_ran=True, running=NEW, in_guest
         ({"running": OLD, "extracted": OLD}, "2: the bootloader read stale blocks of dom0's page cache: the old"),
         ({"running": OLD, "extracted": OTHER}, "2: the bootloader read stale blocks of dom0's page cache: a mix"),
         ({"running": OLD, "extracted": NEW}, "2: the bootloader read stale blocks of dom0's page cache at the reboot"),
-        ({"running": OLD, "extracted": OLD, "in_guest": OLD}, "3: the guest had not flushed: the old kernel"),
-        ({"came_back": False, "running": "", "in_guest": "", "extracted": OTHER}, "3: the guest had not flushed: neither"),
+        ({"running": OLD, "extracted": OLD, "in_guest": OLD}, "3: the guest had not flushed its writes: the disk has the old"),
+        (
+            {"came_back": False, "running": "", "in_guest": "", "extracted": OTHER},
+            "3: the guest had not flushed its writes: the disk has neither",
+        ),
         ({"came_back": False, "running": "", "in_guest": "", "extracted": NEW, "died": "panic: x"}, "4: .*: panic: x"),
         ({"came_back": False, "running": "", "in_guest": "", "extracted": NEW, "cold": NEW}, "5: the toolstack"),
         ({"running": OLD, "in_guest": "", "extracted": ""}, "unexplained"),
@@ -93,7 +96,7 @@ def test_pygrub_formats() -> None:
     assert pygrub.parse_simple0(b"") == ("", "", None)
 
 
-def test_mutations_repeat_and_keep_the_menu_in_its_place() -> None:
+def test_a_seed_repeats_its_mutation_and_a_menu_keeps_its_length() -> None:
     menu = b"title x\nkernel /boot/kernel/kernel\n" * 4
     one, two = (pygrub_fuzz.mutate_menu(random.Random(7), menu) for _ in range(2))
     assert one == two != menu
@@ -108,7 +111,7 @@ def test_mutations_repeat_and_keep_the_menu_in_its_place() -> None:
 # -- volumes ----------------------------------------------------------------------------------------------------------
 
 
-def test_mbr_and_gpt_place_their_parts() -> None:
+def test_mbr_and_gpt_contain_their_partitions() -> None:
     disk = partitions.mbr([Slice(0xA5, b"one" * 1000), Slice(0x83, b"two", active=True)])
     assert disk[510:512] == b"\x55\xaa"
     flags, kinds, starts = zip(
@@ -124,7 +127,7 @@ def test_mbr_and_gpt_place_their_parts() -> None:
     assert (disk[first * 512 :][:4], disk[second * 512 :][:4]) == (b"boot", b"root")
 
 
-def test_twin_differs_in_its_ident_alone() -> None:
+def test_the_second_kernel_differs_only_in_its_ident() -> None:
     kernel = (
         b"\x7fELF"
         + bytes(64)
@@ -157,7 +160,7 @@ os._exit(77)
 """
 
 
-def test_the_fuzzer_tells_a_crash_from_an_error(tmp_path: Path) -> None:
+def test_the_fuzzer_distinguishes_a_crash_from_an_error(tmp_path: Path) -> None:
     import subprocess
     import sys
 
@@ -174,8 +177,8 @@ def test_the_fuzzer_tells_a_crash_from_an_error(tmp_path: Path) -> None:
     assert len(lines) == counts["signal 11"] + counts["77"]
 
 
-def test_seeds_are_in_no_words(tmp_path: Path) -> None:
-    """Reports and the history get how often it failed; what makes it fail is for the run's evidence alone."""
+def test_seeds_are_not_in_the_texts_of_a_report(tmp_path: Path) -> None:
+    """Reports and the history contain the number of failures. Only the run's evidence contains the seeds."""
 
     class Dom0:
         put = staticmethod(lambda *_: None)
@@ -192,13 +195,13 @@ def test_seeds_are_in_no_words(tmp_path: Path) -> None:
     assert (report.odd, report.seeds, report.strays) == (("a mutated image: hang after 2.0 s",), (4711,), ("/tmp/x",))
 
 
-def test_each_run_draws_its_seeds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv(test_untrusted.REPEAT, raising=False)
+def test_each_run_draws_new_seeds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(test_untrusted.SEED_VARIABLE, raising=False)
     drawn = []
 
     def fuzz(_t: object, _d: str, _i: Path, kind: str, first: int, count: int, _m: object) -> FuzzReport:
         assert json.loads((tmp_path / "fuzz.json").read_text()) == {"kind": kind, "first": first, "count": count}, (
-            "known before it runs"
+            "the evidence must have the seeds before pygrub runs"
         )
         drawn.append(first)
         return FuzzReport(count, 2.0, {"0": count - 1, "hang": 1}, ("a mutated image: hang after 2.0 s",), (first + 1,), ())
@@ -211,7 +214,7 @@ def test_each_run_draws_its_seeds(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         case = CaseContext(tmp_path)
         with pytest.raises(AssertionError, match="hang after") as failed:
             test_untrusted.test_survives(host, lambda _: bytes(100) + menu, tmp_path, case, "image", 200)  # type: ignore[arg-type, return-value]
-        assert case.metrics == {}, "they differ from run to run"
+        assert case.metrics == {}, "metrics must not contain values that each run draws"
         evidence = json.loads((tmp_path / "fuzz.json").read_text())
         assert evidence["odd"] == {str(drawn[-1] + 1): "a mutated image: hang after 2.0 s"}
         return str(failed.value)
@@ -219,6 +222,6 @@ def test_each_run_draws_its_seeds(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     said = go() + go()
     assert drawn[0] != drawn[1]
     assert not any(str(seed) in said for seed in (*drawn, *(seed + 1 for seed in drawn)))
-    monkeypatch.setenv(test_untrusted.REPEAT, "12")
+    monkeypatch.setenv(test_untrusted.SEED_VARIABLE, "12")
     go()
     assert drawn[2] == 12

@@ -7,7 +7,7 @@ import struct
 
 import pytest
 
-from harness.oracles.kerneldump import MAGIC, SIZE, begin, judge, parse
+from harness.oracles.kerneldump import MAGIC, SIZE, dump_errors, first_header_offset, parse
 
 SECTOR, DEVICE, LENGTH = 512, 100 << 20, 60 << 20
 
@@ -30,19 +30,19 @@ def header(**changes: object) -> bytes:
 
 
 def judged(head: bytes, tail: bytes, *, sector: int = SECTOR) -> list[str]:
-    return judge(head, tail, sector=sector, size=DEVICE, panic="kdb_sysctl_panic", release="15.1-RELEASE-p1")
+    return dump_errors(head, tail, sector=sector, size=DEVICE, panic="kdb_sysctl_panic", release="15.1-RELEASE-p1")
 
 
 def test_a_sound_dump_has_no_complaint() -> None:
     assert len(header()) == SIZE
     assert judged(header(), header()) == []
-    assert begin(header(), sector=SECTOR, size=DEVICE) == DEVICE - LENGTH - 2 * SECTOR
+    assert first_header_offset(header(), sector=SECTOR, size=DEVICE) == DEVICE - LENGTH - 2 * SECTOR
 
 
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"magic": b"Cleared Kernel Dump"}, "no dump is there"),
+        ({"magic": b"Cleared Kernel Dump"}, "there is no dump"),
         ({"arch": b"i386"}, "i386"),
         ({"version": 3}, "version 3"),
         ({"block": 4096}, "the device's sector 512"),
@@ -68,12 +68,12 @@ def test_the_two_headers_must_agree() -> None:
 
 
 def test_a_dump_that_begins_before_the_device_has_no_place() -> None:
-    assert begin(header(extent=DEVICE), sector=SECTOR, size=DEVICE) == -1
-    assert begin(bytes(SIZE), sector=SECTOR, size=DEVICE) == -1
+    assert first_header_offset(header(extent=DEVICE), sector=SECTOR, size=DEVICE) == -1
+    assert first_header_offset(bytes(SIZE), sector=SECTOR, size=DEVICE) == -1
 
 
 def test_an_extent_that_fills_no_sector_is_rounded_up() -> None:
-    assert begin(header(extent=5000), sector=4096, size=DEVICE) == DEVICE - 2 * 4096 - 8192
+    assert first_header_offset(header(extent=5000), sector=4096, size=DEVICE) == DEVICE - 2 * 4096 - 8192
 
 
 def test_a_short_block_is_an_error() -> None:

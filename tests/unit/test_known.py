@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""Known issues: read, matched, strict."""
+"""Known issues: syntax of entries, matching of cases and failures, and the entries of suites/known_issues.toml."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_an_entry_without_parameters_covers_all_of_them() -> None:
     assert issue.covers("boot/test_control_shutdown", OLD)
 
 
-def test_an_issue_always_fails_unless_it_says_that_it_is_a_race() -> None:
+def test_only_an_issue_with_sometimes_may_pass() -> None:
     (always,), (race,) = known.parse(TEXT), known.parse(f"{TEXT}sometimes = true\n")
     assert (always.sometimes, race.sometimes) == (False, True)
     with pytest.raises(UsageError, match="sometimes = 'yes'"):
@@ -77,7 +77,7 @@ def test_excuses_only_what_it_says() -> None:
         ("[[issue]]", "[[issue", "known_issues.toml"),
     ],
 )
-def test_what_is_wrong_is_named(old: str, new: str, words: str) -> None:
+def test_an_invalid_entry_is_an_error(old: str, new: str, words: str) -> None:
     with pytest.raises(UsageError) as caught:
         known.parse(TEXT.replace(old, new))
     assert words in str(caught.value)
@@ -105,7 +105,7 @@ def test_case_id_leaves_the_cell_out(callspec: str, case: str) -> None:
     assert known.case_id("s", "test_a", callspec, OLD) == case
 
 
-def test_matrix_says_what_runs_what_is_skipped_and_what_is_known() -> None:
+def test_list_shows_cases_skips_and_known_issues() -> None:
     entries = [
         matrix.Entry("boot", "boot/test_a", OLD, "A title."),
         matrix.Entry("boot", "boot/test_b[x]", OLD, "B", issue="bug 1: why"),
@@ -121,7 +121,7 @@ def test_matrix_says_what_runs_what_is_skipped_and_what_is_known() -> None:
     assert "elsewhere: fxh run boot -k test_c" in full
 
 
-def test_a_known_issue_is_no_skip_to_pytest() -> None:
+def test_a_known_issue_does_not_count_as_a_skip() -> None:
     report = pytest.TestReport("x", ("x", 1, "x"), {}, "skipped", None, "call")
     assert Progress().pytest_report_teststatus(report) == ("skipped", "", "SKIPPED")
     report.wasxfail = "known issue, bug 1"  # type: ignore[attr-defined]
@@ -162,14 +162,16 @@ STABLE_14_2, RELEASE_15_1 = ("14.2-STABLE", 1402501), ("15.1-RELEASE-p1", 150100
         ("balloon/test_saved_while_ballooned", "hvm", [STABLE_14_0, STABLE_14_2], [("13.2", 1302001), RELEASE_15_1]),
     ],
 )  # fmt: skip
-def test_where_an_issue_is_known(case: str, kind: str, known_in: list[tuple[str, int]], fixed_in: list[tuple[str, int]]) -> None:
+def test_an_issue_covers_its_types_and_versions(
+    case: str, kind: str, known_in: list[tuple[str, int]], fixed_in: list[tuple[str, int]]
+) -> None:
     issues = known.load(paths.project() / "suites")
     assert all(known.find(issues, case, cell_of(*version, kind)) for version in known_in)
     assert not any(known.find(issues, case, cell_of(*version, kind)) for version in fixed_in)
 
 
 def test_a_restored_14_has_one_issue_for_each_way_it_dies() -> None:
-    """Two CPUs die when they are suspended, which comes before what one CPU dies of."""
+    """With two CPUs the guest dies on suspend, with one CPU on resume."""
     issues = known.load(paths.project() / "suites")
     found = [known.find(issues, f"boot/test_saved_and_restored[{cpus}]", cell_of(*STABLE_14_2)) for cpus in (1, 2)]
     assert [issue and issue.bug.split()[1] for issue in found] == ["4ece79968e70", "e7e2431586a4"]
@@ -178,8 +180,8 @@ def test_a_restored_14_has_one_issue_for_each_way_it_dies() -> None:
     assert not found[0].excuses("trap: Fatal trap 12: page fault while in kernel mode in xbd_resume()")
 
 
-def test_a_resized_4k_disk_is_known_by_its_half() -> None:
-    """Up to 14.1 a disk of 4096 byte sectors is attached too large; from 14.2 on it is too large after a resize."""
+def test_a_4k_disk_has_one_issue_for_attach_and_one_for_resize() -> None:
+    """Up to 14.1 a disk with 4096-byte sectors is too large when attached. From 14.2 on it is too large after a resize."""
     issues = known.load(paths.project() / "suites")
     attach = finding(test="a disk of 4194304 bytes with sectors of 4096 bytes", observed="xbd2 has 33554432 bytes (8 times as many)", expected="", reference="")  # fmt: skip
     resize = finding(test="the backend of xbd2 (4096 byte sectors) grew from 4194304 to 8388608 bytes", observed="xbd2 has 67108864 bytes", expected="", reference="")  # fmt: skip
@@ -219,7 +221,7 @@ HOG = "test:      xl mem-set 204\nobserved:  {}\nobserved:  pid 812 ({}), jid 0,
         ),
     ],
 )
-def test_a_hog_and_whom_it_takes_along(version: tuple[str, int], kind: str, says: str, killed: str, excused: bool) -> None:
+def test_the_issues_of_a_memory_hog(version: tuple[str, int], kind: str, says: str, killed: str, excused: bool) -> None:
     issue = known.find(known.load(paths.project() / "suites"), "balloon/test_memory_hog", cell_of(*version, kind))
     assert issue is not None
     assert issue.excuses(HOG.format(says, killed)) is excused

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""The judges of the suites: values in, complaints out. Table rows are those of FreeBSD's and libxl's sources."""
+"""Oracles of disk names and the message of a failed case. The rows of the tables come from the sources of FreeBSD and libxl."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from harness.xen import vdev
 OLD, NEW = (8, 0), (13, 2)
 
 
-def test_the_missing_return_was_mended_after_9_0() -> None:
+def test_extended_vdev_numbers_are_right_since_9_1() -> None:
     xvdq = vdev.number("xvdq")
     assert [vdev.freebsd_disk(xvdq, version) for version in ((8, 4), (9, 0), (9, 1), (9, 3))] == ["xbd0", "xbd0", "xbd16", "xbd16"]
     assert vdev.freebsd_disk(vdev.number("hda"), (9, 0)) == "ada0"
@@ -39,7 +39,7 @@ def name_of(name: str) -> str:
     return vdev.freebsd_disk(vdev.number(name), NEW)
 
 
-def test_naming_judge() -> None:
+def test_misnamed_disks_are_reported() -> None:
     given = (Given("xvdb", "b"), Given("hda", "h"), Given("xvdq", "q"))
     assert misnamed(given, {"xbd0": "root", "xbd1": "b", "ada0": "h", "xbd16": "q"}, name_of) == ()
 
@@ -48,13 +48,13 @@ def test_naming_judge() -> None:
         "vdev xvdb (number 51728, 0xca10) should be xbd1: it is ada0, and xbd1 holds vdev hda",
         "vdev hda (number 768, 0x300) should be ada0: it is xbd1, and ada0 holds vdev xvdb",
     )
-    # The bug of 8.0: an extended number becomes xbd0.
+    # The bug of FreeBSD 8.0: an extended number becomes xbd0.
     (renamed,) = misnamed(given, {"xbd1": "b", "ada0": "h", "xbd0": "q"}, name_of)
     assert renamed.endswith("should be xbd16: it is xbd0, and there is no xbd16")
     (missing,) = misnamed(given, {"xbd1": "b", "ada0": "h"}, name_of)
-    assert "its content is on no disk of the guest, and there is no xbd16" in missing
+    assert "no disk of the guest has its content, and there is no xbd16" in missing
     (corrupt,) = misnamed(given, {"xbd1": "b", "ada0": "h", "xbd16": "x"}, name_of)
-    assert corrupt.endswith("its content is on no disk of the guest, and xbd16 holds something else")
+    assert corrupt.endswith("no disk of the guest has its content, and xbd16 holds unknown data")
 
 
 def test_collisions() -> None:
@@ -65,6 +65,6 @@ def test_collisions() -> None:
     assert collisions(("xvda", "hda", "sda"), name_of) == {}
 
 
-def test_finding_has_all_that_a_mail_needs() -> None:
+def test_finding_has_four_parts() -> None:
     text = finding(test="A", observed=["B", "C"], expected="D", reference="E")
     assert text.splitlines() == ["test:      A", "observed:  B", "observed:  C", "expected:  D", "reference: E"]

@@ -43,7 +43,7 @@ def case(outcome: str = "passed", **more: object) -> CaseResult:
         (pytest.skip.Exception("x"), "skipped"),
     ],
 )
-def test_who_is_to_blame(error: BaseException, outcome: str) -> None:
+def test_outcome_of_an_exception(error: BaseException, outcome: str) -> None:
     assert classify(error).outcome == outcome
 
 
@@ -180,7 +180,7 @@ def test_latest_points_to_one_of_several_runs_started_at_once(tmp_path: Path) ->
 
 @pytest.mark.parametrize(
     ("doc", "expected"),
-    [("B2: letters in ``xl list``.\n\nMore.", "B2: letters in xl list."), ("", "test_x"), (None, "test_x")],
+    [("Letters in ``xl list``.\n\nMore.", "Letters in xl list."), ("", "test_x"), (None, "test_x")],
 )
 def test_a_title_is_text(doc: str | None, expected: str) -> None:
     item = SimpleNamespace(name="test_x[control-pv]", function=SimpleNamespace(__doc__=doc))

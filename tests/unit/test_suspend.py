@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""The end of an `xl save` whose guest died, with a real shell: on a host with pkill, and on one whose busybox has none."""
+"""The command that ends `xl save` after its guest died, in a real shell, on hosts with and without pkill."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from harness.guests import suspend
 
 
 @pytest.mark.parametrize("has_pkill", [True, False])
-def test_xl_save_is_ended_and_no_other(tmp_path: Path, has_pkill: bool) -> None:
+def test_only_the_xl_save_of_the_guest_is_ended(tmp_path: Path, has_pkill: bool) -> None:
     tools = tmp_path / "bin"
     tools.mkdir()
     for name in ("sh", "pidof", "tr", "grep", *(["pkill"] if has_pkill else [])):
@@ -24,7 +24,7 @@ def test_xl_save_is_ended_and_no_other(tmp_path: Path, has_pkill: bool) -> None:
         (tools / name).symlink_to(found)
     xl = tmp_path / "xl"
     shutil.copy(Path("/bin/sh").resolve(), xl)
-    # A shell under xl's name, with xl's words behind its own: it reads, and ends when it is told to.
+    # A shell with the name and the arguments of xl, which waits for a line or a signal.
     saving, other = (
         subprocess.Popen([xl, "-c", "read -r line", f"{tmp_path}/xl save {domid} /var/lib/x.save"], stdin=subprocess.PIPE)
         for domid in (2, 3)

@@ -29,7 +29,7 @@ def case(
         "outcome": Outcome(WORDS[word]),
         "where": schema1.where(cell),
         "seconds": 2.0,
-        "title": f"B1: {name.removeprefix('test_').replace('_', ' ')}",
+        "title": f"{name.removeprefix('test_').replace('_', ' ')}",
         "inputs": {"kernel": f"kernel.{kernel} sha256:{kernel * 64}", "xen": "4.20.1"},
         "boots": (Boot("d", (Stamp("kernel", 1.0), Stamp("login", 4.0))),),
         "directory": f"{name}-{cell}",

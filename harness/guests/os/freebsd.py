@@ -51,6 +51,7 @@ _SOURCES = {
     "blkfront": "sys/dev/xen/blkfront/blkfront.c",
     "disk names": "sys/dev/xen/blkfront/blkfront.c, xbd_vdevice_to_unit(); xen tools/libs/light/libxl_device.c",
     "netfront": "sys/dev/xen/netfront/netfront.c, create_netdev() and xn_configure_features(); sys/netinet/tcp_subr.c",
+    "console": "sys/dev/xen/console/xen_console.c (console.c up to FreeBSD 10)",
     "xenbus": "sys/xen/xenbus/xenbusb.c, xenbusb_release_confighook(); sys/dev/xen/blkfront/blkfront.c, xbd_backend_changed()",
     "clock": "sys/dev/xen/timer/timer.c, xentimer_get_timecount() (32 bits of nanoseconds: they wrap every 4.3 s); "
     "sys/dev/xen/control/control.c",

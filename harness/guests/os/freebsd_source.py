@@ -19,7 +19,7 @@ def from_files(kernel: Path, disk: Path, *, root: str = "") -> GuestSource:
     Without ``root`` the root is read from the disk. Raises UsageError for an unreadable disk, for a kernel that Xen cannot start, and
     for a root that the kernel cannot mount.
     """
-    looked = kernelfile.look(kernel)
+    looked = kernelfile.read(kernel)
     version = looked.os_version
     if not looked.types:
         raise UsageError(

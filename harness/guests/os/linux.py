@@ -116,6 +116,7 @@ _SOURCES = {
     "blkfront": "drivers/block/xen-blkfront.c",
     "disk names": "drivers/block/xen-blkfront.c, xlvbd_alloc_gendisk(); xen tools/libs/light/libxl_device.c",
     "netfront": "drivers/net/xen-netfront.c",
+    "console": "drivers/tty/hvc/hvc_xen.c",
     "xenbus": "drivers/xen/xenbus/xenbus_probe_frontend.c, wait_for_devices()",
     "clock": "arch/x86/xen/time.c",
     "vcpus": "arch/x86/xen/smp.c",
