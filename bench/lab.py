@@ -25,7 +25,8 @@ from harness.guests.os.linux import from_directory
 from harness.guests.shape import Shape
 from harness.guests.source import GuestSource
 from harness.images import image as images
-from harness.lab import checkpoint, factory, hot
+from harness.lab import checkpoint, criu_probe, factory
+from harness.lab.checkpoint import CheckpointKind
 from harness.lab.factory import LabSpec
 from harness.lab.host import LabHost
 
@@ -57,8 +58,8 @@ def first_commands() -> None:
     """What dom0 does first in a lab that was put back: from a hot checkpoint, and beside it from an ordinary one."""
     for wish, what in (("", "hot"), ("off", "ordinary")):
         os.environ["FXH_CRIU"] = wish
-        hot.find.cache_clear()
-        kept, why = hot.find()
+        criu_probe.find.cache_clear()
+        kept, why = criu_probe.find()
         if not wish and kept is None:
             print(f"no hot checkpoints here: {why}")
             continue
@@ -67,13 +68,13 @@ def first_commands() -> None:
             for command in (["xl", "list"], ["python3", "-c", "pass"]):
                 runs = []
                 for _ in range(7):
-                    lab.rest()
+                    lab.checkpoints.reset()
                     begun = time.monotonic()
                     lab.ssh.run(command)
                     runs.append(time.monotonic() - begun)
                 line(f"{what}: the first `{' '.join(command)}` of a lab put back", runs, "-")
     del os.environ["FXH_CRIU"]
-    hot.find.cache_clear()
+    criu_probe.find.cache_clear()
 
 
 def cold() -> None:
@@ -89,7 +90,7 @@ def cold() -> None:
 def size() -> None:
     image = factory.image(LabSpec())
     lab = factory.make(LabSpec())
-    ready = lab.find(checkpoint.READY)
+    ready = lab.checkpoints.find(CheckpointKind.READY)
     total = image.size + sum(p.stat().st_blocks * 512 for p in (image.directory / "control").iterdir())
     print(
         f"a stopped lab: image {total >> 20} MiB + ready checkpoint {ready.size >> 20 if ready else 0} MiB   bound 400 MB, image 250 MB"
@@ -108,11 +109,11 @@ def guest(what: GuestSource, kinds: tuple[str, ...]) -> None:
             first.sh("echo 1")
             fresh = time.monotonic() - begun
             first.detach()
-            made = host.restore_or_create(f"bench-{kind}", lambda: "")
+            made = host.get_or_create(CheckpointKind.USER, f"bench-{kind}", lambda: "")
             runs = []
             for _ in range(7):
                 begun = time.monotonic()
-                lab.restore(made)
+                lab.checkpoints.restore(made)
                 again = Guest(host, what.profile, first.config, Path(scratch)).adopt(first.domid)
                 again.sh("echo 1")
                 runs.append(time.monotonic() - begun)
@@ -120,7 +121,7 @@ def guest(what: GuestSource, kinds: tuple[str, ...]) -> None:
             line(f"restore with a booted {what.label} {kind} to its answer", runs, "2 s")
             print(f"    a fresh boot of it took {fresh:.1f} s: {fresh / statistics.median(runs):.1f} times as long")
             checkpoint.remove(made.directory)
-            host.rest()
+            host.restore_idle()
 
 
 def build() -> None:

@@ -64,7 +64,9 @@ def _query(configs: tuple[HostConfig, ...], ask: Callable[[HostConfig], Any]) ->
 
 
 def hosts(
-    names: Annotated[str, typer.Argument(help="Hosts, by commas: names, tag:TAG, addresses (default: all of fxh.toml).")] = "",
+    names: Annotated[
+        str, typer.Argument(help="Hosts (comma-separated): names, tag:TAG, addresses (default: all of fxh.toml).")
+    ] = "",
     as_json: Json = False,
 ) -> None:
     """Show the capacity, leases and waiting runs of each host. Exit code 4 if a host does not answer."""
@@ -108,7 +110,7 @@ def _age(seconds: float) -> str:
 
 
 def doctor(
-    host: Annotated[str, typer.Argument(help="Hosts, by commas, or lab (default: lab and all hosts of fxh.toml).")] = "",
+    host: Annotated[str, typer.Argument(help="Hosts (comma-separated), or lab (default: lab and all hosts of fxh.toml).")] = "",
     as_json: Json = False,
     start: Annotated[bool, typer.Option("--start/--no-start", help="Start a lab and check its dom0 too.")] = True,
 ) -> None:
@@ -177,7 +179,7 @@ def _table(name: str, checks: list[Check]) -> None:
 
 def clean(
     host: Annotated[
-        str, typer.Argument(help="Hosts, by commas (default: the labs of this machine and all hosts of fxh.toml).")
+        str, typer.Argument(help="Hosts, comma-separated (default: the labs of this machine and all hosts of fxh.toml).")
     ] = "",
     yes: Annotated[bool, typer.Option("--yes", help="Remove the leftovers instead of listing them.")] = False,
 ) -> None:

@@ -43,7 +43,7 @@ def blame(
     swap: Annotated[
         list[str] | None, typer.Option("--swap", help="Swap this option for the given value, NAME=VALUE; may be repeated.")
     ] = None,
-    other_xen: Annotated[str, typer.Option("--other-xen", help="Also try these Xen versions, by commas.")] = "",
+    other_xen: Annotated[str, typer.Option("--other-xen", help="Also try these Xen versions (comma-separated).")] = "",
     tries: Annotated[int, typer.Option("--tries", help="Run each trial this many times.")] = 1,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the trials and run nothing.")] = False,
     where: Reports = None,

@@ -199,7 +199,7 @@ def checkpoint(
     """Save the state of a lab with all its guests as a checkpoint. The lab continues to run."""
     begun = time.monotonic()
     lab = _attach(name)
-    made = lab.checkpoint(checkpoint, "made by hand")
+    made = lab.checkpoints.save_as(checkpoint, "made by hand")
     lab.release()
     print(f"{made.directory.name}: {made.size >> 20} MiB, {time.monotonic() - begun:.1f} s")
 
@@ -212,12 +212,12 @@ def restore(
     """Restore a lab from a checkpoint."""
     begun = time.monotonic()
     lab = _attach(name)
-    made = lab.find(checkpoint)
+    made = lab.checkpoints.find_named(checkpoint)
     if made is None:
         raise UsageError(
             f"no checkpoint {checkpoint!r} of this lab for {lab.qemu.label}", hint="`fxh lab list` shows the checkpoints"
         )
-    lab.restore(made)
+    lab.checkpoints.restore(made)
     lab.release()
     print(f"lab {name} is restored from {made.directory.name}: {time.monotonic() - begun:.2f} s")
 

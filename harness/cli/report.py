@@ -29,7 +29,7 @@ def register(app: typer.Typer) -> None:
 def report(
     run: Annotated[str, typer.Argument(help="A run: its name, a prefix of it, or latest.")] = "latest",
     mail: Annotated[bool, typer.Option("--mail", help="Print the mail and the path of its file.")] = False,
-    to: Annotated[str, typer.Option("--to", help="Address the mail to; several by commas (default: mail.to).")] = "",
+    to: Annotated[str, typer.Option("--to", help="Address the mail to; several are separated by commas (default: mail.to).")] = "",
     sender: Annotated[str, typer.Option("--from", help="Send the mail from this address (default: mail.sender).")] = "",
     send: Annotated[
         bool, typer.Option("--send", help="Send the mail through --smtp. Without this option nothing is sent.")

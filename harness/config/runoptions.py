@@ -100,14 +100,18 @@ class RunOptions:
     guests: tuple[str, ...] = field(
         default=(),
         metadata=option(
-            "--guest", help="Test these guests, by commas, such as control,freebsd.", complete="guests", toml=True, rerun=True
+            "--guest",
+            help="Test these guests (comma-separated), such as control,freebsd.",
+            complete="guests",
+            toml=True,
+            rerun=True,
         ),
     )
     types: tuple[str, ...] = field(
         default=(),
         metadata=option(
             "--type",
-            help="Test these guest types, by commas: pv, pvh, hvm, pvshim (PV in the PV shim).",
+            help="Test these guest types (comma-separated): pv, pvh, hvm, pvshim (PV in the PV shim).",
             values=GUEST_TYPES,
             toml=True,
             rerun=True,
@@ -120,7 +124,7 @@ class RunOptions:
         default=("bios",),
         metadata=option(
             "--firmware",
-            help="Start HVM guests with these firmwares, by commas: bios, uefi (default: bios).",
+            help="Start HVM guests with these firmwares (comma-separated): bios, uefi (default: bios).",
             values=FIRMWARES,
             toml=True,
             rerun=True,
@@ -128,7 +132,9 @@ class RunOptions:
     )
     xens: tuple[str, ...] = field(
         default=(),
-        metadata=option("--xen", help="Use labs with these Xen versions, by commas.", complete="xens", toml=True, rerun=True),
+        metadata=option(
+            "--xen", help="Use labs with these Xen versions (comma-separated).", complete="xens", toml=True, rerun=True
+        ),
     )
     kernel: Path | None = field(
         default=None, metadata=option("--kernel", help="Boot this FreeBSD kernel instead of the disk's own.", rerun=True)
@@ -166,7 +172,7 @@ class RunOptions:
         default="",
         metadata=option(
             "--xen-host",
-            help="Use these Xen hosts, by commas: names or tag:TAG of fxh.toml, user@host, local, lab (default: lab).",
+            help="Use these Xen hosts (comma-separated): names or tag:TAG of fxh.toml, user@host, local, lab (default: lab).",
             complete="hosts",
             toml=True,
             rerun=True,
@@ -213,6 +219,15 @@ class RunOptions:
             "--keep",
             help="Keep a dead guest paused for inspection, until its time is over: failed, never.",
             values=("never", "failed"),
+            toml=True,
+        ),
+    )
+    fail_on: tuple[str, ...] = field(
+        default=(),
+        metadata=option(
+            "--fail-on",
+            help="Fail also on these (comma-separated): complaint, for a complaint that no earlier run had in its cell.",
+            values=("complaint",),
             toml=True,
         ),
     )

@@ -42,9 +42,9 @@ class SavedStates(Protocol):
         ...
 
     def warm(self, key: str, build: Callable[[], str], what: str = "") -> SavedState:
-        """Restore the state with booted guests that ``key`` names. If there is none, build and save it first.
+        """Restore the state with booted guests that ``key`` names. If it does not exist, build and save it first.
 
-        ``build`` brings the host into the state and returns the note. ``what`` describes the state for people.
+        ``build`` brings the host into the state and returns the note. ``what`` describes the state for the reader of a log.
         """
         ...
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from harness.results.model import FAILED, PASSED
-from harness.results.where import Where
+from harness.results.where import CONTROL_GUEST, Where
 
 # Names of the trials that do not swap a single input.
 AS_IT_FAILED, ALL_GOOD, CONTROL, OTHER_XEN = "as it failed", "all as it passed", "control guest", "another Xen"
@@ -78,15 +78,15 @@ def plan(bad: Side, good: Side | None, *, other_xens: Sequence[str] = ()) -> Pla
         if old:
             trials.append(Trial(HARNESS, bad.options, str(bad.where), old))
     trials += [Trial(f"{OTHER_XEN} ({xen})", *_other_xen(bad, xen)) for xen in other_xens]
-    if bad.where.guest != "control":
+    if bad.where.guest != CONTROL_GUEST:
         options = {
             name: value
             for name, value in bad.options.items()
             if name not in ("kernel", "disk", "image", "bootloader", "root", "guest", "firmware")
         }
         guest_type = options.get("type", "pvh") if options.get("type") != "hvm" else "pvh"
-        control = replace(bad.where, guest="control", type="pvh" if bad.where.type == "hvm" else bad.where.type, firmware="")
-        trials.append(Trial(CONTROL, options | {"guest": "control", "type": guest_type}, str(control)))
+        control = replace(bad.where, guest=CONTROL_GUEST, type="pvh" if bad.where.type == "hvm" else bad.where.type, firmware="")
+        trials.append(Trial(CONTROL, options | {"guest": CONTROL_GUEST, "type": guest_type}, str(control)))
     return Plan(tuple(trials), tuple(unswappable))
 
 

@@ -20,6 +20,7 @@ from harness.digest import file_sha256
 from harness.errors import UsageError
 from harness.investigate.scrub import Scrubber
 from harness.results.model import CaseResult, Outcome, RunResult
+from harness.results.where import CONTROL_GUEST
 
 SCHEMA = 1
 MANIFEST = "bundle.json"
@@ -143,9 +144,9 @@ def options_for(bundle: Bundle, into: Path, given: Mapping[str, Path], *, anyway
 def _inputs(options: Mapping[str, str], case: CaseResult) -> tuple[list[BundleInput], dict[str, Path]]:
     found, members = [], {}
     wanted = [(name, Path(options[name])) for name in FILES if name in options]
-    if "control" in options and case.where.guest == "control":
+    if "control" in options and case.where.guest == CONTROL_GUEST:
         wanted += [("control", Path(options["control"]) / name) for name in _CONTROL]
-    if case.where.guest == "control":
+    if case.where.guest == CONTROL_GUEST:
         wanted = [(name, path) for name, path in wanted if name not in ("kernel", "disk")]
     for option, path in wanted:
         recorded = _recorded(option, path, case)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""A built lab as one file: made on Debian, run wherever QEMU runs."""
+"""Export a built lab as one file, for a machine that has QEMU but not the build tools, and import it there."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ FILES = (
 
 
 def export(image: LabImage, file: Path) -> int:
-    """Write ``image`` without its checkpoints; returns the archive's size in bytes. Raises InfrastructureError."""
+    """Write ``image`` without its checkpoints. Returns the archive's size in bytes. Raises InfrastructureError."""
     sums = {name: file_sha256(image.directory / name) for name in FILES}
     part = file.with_name(file.name + ".part")
     try:
@@ -43,12 +43,12 @@ def export(image: LabImage, file: Path) -> int:
         part.replace(file)
     except OSError as exc:
         part.unlink(missing_ok=True)
-        raise InfrastructureError(f"cannot write {file}: {exc.strerror}", hint="is there space?") from exc
+        raise InfrastructureError(f"cannot write {file}: {exc.strerror}", hint="check the free space there") from exc
     return file.stat().st_size
 
 
 def import_(file: Path) -> LabImage:
-    """Check an archive and take it into the store. Raises UsageError for one that is damaged or none of ours."""
+    """Check an archive and add it to the store. Raises UsageError if it is damaged or not a lab archive."""
     labs = store.directory("labs")
     with store.lock(labs / "import"):
         return _import(file, Path(tempfile.mkdtemp(prefix=".making-import.", dir=labs)))
@@ -60,7 +60,7 @@ def _import(file: Path, work: Path) -> LabImage:
         (work / "control").mkdir()
         with tarfile.open(file) as tar:
             for name in (_SUMS, *FILES):
-                # Only the files we know, whatever else the archive holds and wherever it wants to put it.
+                # Extract only known names, so that an archive cannot write to any other path.
                 source = tar.extractfile(f"fxh-lab/{name}")
                 if source is None:
                     raise KeyError(name)
@@ -69,10 +69,10 @@ def _import(file: Path, work: Path) -> LabImage:
         listing = json.loads((work / _SUMS).read_text())
         for name in FILES:
             if file_sha256(work / name) != listing["files"][name]:
-                raise UsageError(f"{file}: {name} in it is damaged", hint="export the lab again")
+                raise UsageError(f"{file}: its member {name} is damaged", hint="export the lab again")
         key = str(listing["key"])
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9.-]{0,80}", key):
-            raise UsageError(f"{file}: a lab with the name {key!r}")
+            raise UsageError(f"{file}: invalid lab name {key!r}")
         (work / _SUMS).unlink()
 
         def damage(directory: Path) -> str:
@@ -80,7 +80,7 @@ def _import(file: Path, work: Path) -> LabImage:
 
         return LabImage(store.get_or_create("labs", key, lambda _: work, step="a lab from an archive", damage=damage))
     except (tarfile.TarError, KeyError, ValueError, EOFError) as exc:
-        raise UsageError(f"{file}: no lab archive, or a damaged one ({exc})", hint="make it by: fxh lab export FILE") from exc
+        raise UsageError(f"{file}: no lab archive, or a damaged one ({exc})", hint="create it with: fxh lab export FILE") from exc
     except OSError as exc:
         raise InfrastructureError(f"cannot import {file}: {exc.strerror or exc}") from exc
     finally:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""Builds a lab's parts from Debian packages: root disk, hypervisor, dom0 kernel, initrds.
+"""Build a lab's parts from Debian packages: root disk, hypervisor, dom0 kernel, initrds.
 
-The only room of the lab that needs Linux (mmdebstrap, e2fsprogs, a C compiler). No root: mmdebstrap does its work in
-a user namespace, and everything that needs ownership happens in its hooks, as the namespace's root.
+Only this module and the builds of kernel and firmware need Linux (mmdebstrap, e2fsprogs, a C compiler). They do not need root:
+mmdebstrap works in a user namespace, and its hooks run as the namespace's root.
 """
 
 from __future__ import annotations
@@ -25,24 +25,24 @@ from harness.lab.store import LabImage
 log = logging.getLogger("fxh.lab.build")
 
 _ROOT_MIB = 640
-# What has to be free for a build, which takes about half of it.
+# Free space for a build, which takes about half of it.
 _ROOM_MIB = 2048
-# Room in dom0 for uploads, dumps and logs; holes cost nothing.
+# The size of dom0's disk, with space for uploads, dumps and logs. Holes take no space.
 _GROWN_MIB = 6144
 
-# Files of images/dom0 that the hook moves to their places in the root.
+# Files of images/dom0 that the hook moves into the root.
 _INTO_ROOT = ("init", "xl", "vif", "block")
 
 
 def build(recipe: Recipe, *, force: bool = False) -> LabImage:
-    """The lab for ``recipe``, from the store or built now (one builder at a time; the others wait and find it there).
+    """The lab for ``recipe``, from the store or built now. One process builds, others wait for its result.
 
-    Raises BuildError with the failing tool's last lines; a half build never stays in the store.
+    Raises BuildError with the last lines of the failing tool. A failed build leaves nothing in the store.
     """
 
     def create(work: Path) -> Path:
         tools.require()
-        _make(recipe, work)
+        _build(recipe, work)
         return work
 
     step = f"lab with Xen {recipe.xen}"
@@ -59,7 +59,7 @@ def _damage(directory: Path) -> str:
     return LabImage(directory).damage()
 
 
-def _make(recipe: Recipe, work: Path) -> None:
+def _build(recipe: Recipe, work: Path) -> None:
     started = time.monotonic()
     files = dict(recipe.files)
     parts = work / "parts"
@@ -77,7 +77,7 @@ def _make(recipe: Recipe, work: Path) -> None:
         "SIZE": str(_ROOT_MIB),
     }
     setup = "\n".join(f"{name}={shlex.quote(value)}" for name, value in env.items())
-    log.info("making dom0's root from Debian %s", recipe.suite)
+    log.info("building dom0's root from Debian %s", recipe.suite)
     tools.run(
         [
             "mmdebstrap", "--mode=auto", "--format=null", "--variant=essential", "--architectures=amd64",
@@ -124,7 +124,7 @@ def _make(recipe: Recipe, work: Path) -> None:
 
 
 def _initrd(out: Path, own: Mapping[str, cpio.File]) -> bytes:
-    """With busybox and ``own`` files."""
+    """An initrd with busybox and the files ``own``."""
     mountpoints = {f"{name}/.keep": (0o644, b"") for name in ("mnt", "proc", "root", "sys", "tmp")}
     return cpio.archive({"bin/busybox": (0o755, (out / "busybox").read_bytes()), **own, **mountpoints})
 
@@ -137,12 +137,12 @@ def _modules(out: Path) -> dict[str, cpio.File]:
 
 
 def _programs(root: Path) -> dict[str, cpio.File]:
-    """What shrink.sh laid out below ``root`` for the control guest."""
+    """The programs that shrink.sh copied below ``root`` for the control guest."""
     return {str(path.relative_to(root)): (0o755, path.read_bytes()) for path in sorted(root.rglob("*")) if path.is_file()}
 
 
 def _hypervisor(source: Path, target: Path) -> None:
-    """QEMU's multiboot loader wants the plain ELF file; Debian and Xen's own build install it gzipped."""
+    """Copy the hypervisor uncompressed: QEMU's multiboot loader needs ELF, but Debian and Xen's build install a gzip file."""
     data = source.read_bytes()
     if data[:2] == b"\x1f\x8b":
         data = gzip.decompress(data)

@@ -1,21 +1,23 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""Whole-machine checkpoints: memory, devices and disks as they were, shared by all labs restored from them.
+"""Checkpoints in the store: the saved memory, devices and disks of a whole machine, shared by all labs restored from them.
 
-``ram`` is the machine's memory as a sparse file. A restored lab maps it copy-on-write, so restoring reads next to nothing
-and many labs share one copy. ``state`` is QEMU's migration stream of the devices alone (capability x-ignore-shared).
-A checkpoint belongs to one QEMU version, one machine and one lab image; another finds none of its own and makes it anew.
+``ram`` is the machine's memory as a sparse file. A restored lab maps it copy-on-write, so a restore reads little and many labs
+share one copy. ``state`` is QEMU's migration stream of the devices (:mod:`harness.lab.snapshot`). A checkpoint belongs to one
+QEMU version, one machine and one lab image; others do not find it.
 
-A hot one is the QEMU process itself (:mod:`harness.lab.hot`), as CRIU's images, its ``ram``, and its disks.
+A hot checkpoint is the QEMU process (:mod:`harness.lab.criu`): CRIU's images, ``ram`` and the disks.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import shutil
 import tempfile
 from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
+from enum import Enum
 from pathlib import Path
 
 from filelock import FileLock
@@ -27,16 +29,50 @@ from harness.lab.qemu import MachineSpec, Qemu, command
 from harness.lab.sparse import copy_sparse
 from harness.lab.store import LabImage, on_disk, used
 
-READY = "ready"
-# READY once more, with what every case uses translated.
-READY_HOT = "ready-hot"
-# What suites make begins with one of these.
-REST = "rest-"
-WARM = "warm-"
+
+class CheckpointKind(Enum):
+    """The purpose of a checkpoint. The value is its name in the store, or the prefix before its key."""
+
+    READY = "ready"
+    """The idle dom0 after its boot; always cold."""
+    READY_HOT = "ready-hot"
+    """READY after a run of the programs that every case uses; hot only. All other hot checkpoints are derived from it."""
+    REST = "rest-"
+    """The idle dom0 with the kernel and ramdisk of a guest."""
+    WARM = "warm-"
+    """A booted guest."""
+    USER = ""
+    """Made by `fxh lab checkpoint`; always cold, because it has to outlive a change of kernel or processor."""
+
+    def name_of(self, key: str = "") -> str:
+        """The name in the store. READY and READY_HOT have no key."""
+        return f"{self.value}{key}"
+
+    @classmethod
+    def of(cls, name: str) -> CheckpointKind:
+        """The kind of a checkpoint, by its name or its directory's name in the store."""
+        name = name.partition("@")[0]
+        for kind in (cls.READY, cls.READY_HOT):
+            if name == kind.value:
+                return kind
+        for kind in (cls.REST, cls.WARM):
+            if name.startswith(kind.value):
+                return kind
+        return cls.USER
+
+    @property
+    def may_be_hot(self) -> bool:
+        """Whether it is created again when it cannot be used, and so may depend on the kernel and the processor."""
+        return self in (CheckpointKind.READY_HOT, CheckpointKind.REST, CheckpointKind.WARM)
+
+    @property
+    def of_suites(self) -> bool:
+        """Whether suites made it, and create it again when they need it."""
+        return self in (CheckpointKind.REST, CheckpointKind.WARM)
 
 
 class CheckpointBroken(LabDead):
-    """QEMU could not load a checkpoint; it has been removed, to be made anew."""
+    """QEMU could not load a checkpoint, or another process replaced it. It can be created again."""
 
 
 _FORMAT = 1
@@ -46,8 +82,8 @@ _FORMAT = 1
 class Checkpoint:
     """``directory`` holds ``ram``, ``state``, ``root.qcow2``, a qcow2 for each drive, and ``meta.json``.
 
-    A ``hot`` one has CRIU's images instead of the state, and its disks under the names that QEMU has opened.
-    ``parent`` is the ordinary one that it stands on.
+    A ``hot`` one has CRIU's images instead of ``state``, and its disks have the names that QEMU has opened. ``parent`` is the
+    directory name of the cold one that it depends on.
     """
 
     directory: Path
@@ -70,7 +106,7 @@ class Checkpoint:
 
     @property
     def memory(self) -> Path:
-        """The file that a QEMU restored from it has mapped: a hot one's may be that of what it stands on."""
+        """The file that a QEMU restored from it maps. A hot checkpoint may use its parent's."""
         return self.ram if self.ram.exists() else self.directory.parent / self.parent / "ram"
 
     def disk(self, node: str) -> Path:
@@ -80,52 +116,57 @@ class Checkpoint:
         """Whether the directory still holds this checkpoint: another process may replace it while we read its files."""
         return _identity(self.directory / "meta.json") == self.identity
 
+    def remove(self) -> None:
+        """See :func:`remove`."""
+        remove(self.directory)
+
     @property
     def size(self) -> int:
         """Bytes on disk."""
         return on_disk(self.directory.iterdir())
 
 
-def fingerprint(spec: MachineSpec, qemu: Qemu, hot: str = "") -> str:
-    """What must agree for a checkpoint to be usable, as a short hash: QEMU's version and its whole command line.
+def fingerprint(spec: MachineSpec, qemu: Qemu, snapshot_key: str = "") -> str:
+    """A short hash of all that must agree for a checkpoint to be usable.
 
-    And for a hot one the key of what keeps it, ``hot``.
+    It covers QEMU's version, its whole command line, and the snapshotter's key.
     """
     here = Path("x")
     plain = Qemu("qemu", qemu.version)
     argv = command(
         plain, spec, run=here, directory=here, ssh_port=0, ram=here, share_ram=False, xen=here, vmlinuz=here, initrd=here
     )
-    return hashlib.sha256(json.dumps([_FORMAT, qemu.version, argv, *([hot] if hot else [])]).encode()).hexdigest()[:10]
+    parts = [_FORMAT, qemu.version, argv, *([snapshot_key] if snapshot_key else [])]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:10]
 
 
-def path(image: LabImage, name: str, spec: MachineSpec, qemu: Qemu, hot: str = "") -> Path:
-    """Where a checkpoint of that name is or would be. Raises UsageError for a name that is none."""
+def path(image: LabImage, name: str, spec: MachineSpec, qemu: Qemu, snapshot_key: str = "") -> Path:
+    """The directory of the checkpoint ``name``, whether it exists or not. Raises UsageError for an invalid name."""
     if not name or not name.replace("-", "").replace("_", "").replace(".", "").isalnum() or name.startswith("."):
         raise UsageError(f"checkpoint name {name!r}", hint="use letters, digits, '-', '_' and '.'")
-    return image.directory / "checkpoints" / f"{name}@{fingerprint(spec, qemu, hot)}"
+    return image.directory / "checkpoints" / f"{name}@{fingerprint(spec, qemu, snapshot_key)}"
 
 
-def lock(image: LabImage, name: str, spec: MachineSpec, qemu: Qemu, hot: str = "") -> FileLock:
-    """Held by whoever makes a checkpoint, so that others wait for it instead of making it, too."""
-    target = path(image, name, spec, qemu, hot)
+def lock(image: LabImage, name: str, spec: MachineSpec, qemu: Qemu, snapshot_key: str = "") -> FileLock:
+    """The lock of the process that creates a checkpoint. Other processes wait for it instead of creating the same one."""
+    target = path(image, name, spec, qemu, snapshot_key)
     target.parent.mkdir(parents=True, exist_ok=True)
     return FileLock(target.with_name(f".{target.name}.lock"))
 
 
-def find(image: LabImage, name: str, spec: MachineSpec, qemu: Qemu, hot: str = "") -> Checkpoint | None:
-    """The checkpoint, or None when this QEMU and machine have none of that name (or a damaged one)."""
-    found = read(path(image, name, spec, qemu, hot))
+def find(image: LabImage, name: str, spec: MachineSpec, qemu: Qemu, snapshot_key: str = "") -> Checkpoint | None:
+    """The checkpoint ``name`` for this QEMU and machine, marked as used now. None if it is missing or damaged."""
+    found = read(path(image, name, spec, qemu, snapshot_key))
     try:
         if found is not None:
             used(found.directory)
-    except FileNotFoundError:  # another has removed it since
+    except FileNotFoundError:  # another process has removed it
         return None
     return found
 
 
 def read(directory: Path) -> Checkpoint | None:
-    """The checkpoint in ``directory``, or None where there is none, files of it are missing or cut, or what it stands on is new."""
+    """The checkpoint in ``directory``, or None if it is missing or damaged, or if its parent has been replaced."""
     try:
         identity = _identity(directory / "meta.json")
         meta = json.loads((directory / "meta.json").read_text())
@@ -133,30 +174,30 @@ def read(directory: Path) -> Checkpoint | None:
             return None
         if meta["base"] != _identity(directory.parent / meta["parent"] / "root.qcow2"):
             return None
-        made = meta["spec"] | {"drives": tuple(meta["spec"]["drives"])}
+        spec = meta["spec"] | {"drives": tuple(meta["spec"]["drives"])}
         name = directory.name.rpartition("@")[0]
         hot = meta.get("hot", False)
-        return Checkpoint(directory, name, MachineSpec(**made), Keys(**meta["keys"]), meta["parent"], meta["note"], hot, identity)
+        return Checkpoint(directory, name, MachineSpec(**spec), Keys(**meta["keys"]), meta["parent"], meta["note"], hot, identity)
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
 
 def listing(image: LabImage) -> list[Path]:
-    """Directories of all checkpoints of an image, for whatever QEMU, the longest unused first."""
+    """Directories of all checkpoints of an image, for all QEMU versions, the least recently used first."""
     directory = image.directory / "checkpoints"
     found = []
-    for there in directory.iterdir() if directory.is_dir() else ():
-        with suppress(FileNotFoundError):  # others remove, too
-            if (there / "meta.json").is_file():
-                found.append((there.stat().st_mtime, there))
-    return [there for _, there in sorted(found)]
+    for entry in directory.iterdir() if directory.is_dir() else ():
+        with suppress(FileNotFoundError):  # another process may remove it
+            if (entry / "meta.json").is_file():
+                found.append((entry.stat().st_mtime, entry))
+    return [entry for _, entry in sorted(found)]
 
 
-def save(image: LabImage, checkpoint: Checkpoint, files: dict[str, Path], qemu: Qemu, *, anew: bool = True) -> Checkpoint:
-    """Move ``files`` (as :class:`Checkpoint` has them) in, atomically; an older checkpoint of the name goes.
+def save(image: LabImage, checkpoint: Checkpoint, files: dict[str, Path], qemu: Qemu, *, replace: bool = True) -> Checkpoint:
+    """Move ``files`` (see :class:`Checkpoint`) to ``checkpoint.directory`` atomically.
 
-    Or, without ``anew``, stays, and is returned: somebody was quicker, and others may be loading it.
-    ``checkpoint.directory`` is where it shall be. Raises InfrastructureError when the disk is full.
+    With ``replace``, an older checkpoint there is removed. Otherwise it stays and is returned: another process was faster, and
+    a third one may be loading it. Raises InfrastructureError if the disk is full.
     """
     target = checkpoint.directory
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -165,62 +206,52 @@ def save(image: LabImage, checkpoint: Checkpoint, files: dict[str, Path], qemu: 
         for name, source in files.items():
             if name == "ram":
                 copy_sparse(source, work / name)
-                shutil.copymode(source, work / name)  # CRIU looks whether a file is as it was
+                shutil.copymode(source, work / name)  # CRIU checks that a mapped file has not changed
             else:
                 shutil.move(source, work / name)
                 (work / name).chmod(0o400)
         meta = {
             "spec": asdict(checkpoint.spec), "keys": asdict(checkpoint.keys), "parent": checkpoint.parent,
-            "base": _identity(target.parent / checkpoint.parent / "root.qcow2"), "note": checkpoint.note, "hot": checkpoint.hot, "qemu": qemu.label,
-            "sizes": {name: (work / name).stat().st_size for name in files},
+            "base": _identity(target.parent / checkpoint.parent / "root.qcow2"), "note": checkpoint.note, "hot": checkpoint.hot,
+            "qemu": qemu.label, "sizes": {name: (work / name).stat().st_size for name in files},
         }  # fmt: skip
         (work / "meta.json").write_text(json.dumps(meta, indent=1))
         (work / "meta.json").chmod(0o600)
         with FileLock(target.parent / ".saving.lock"):
-            there = None if anew else read(target)
-            if there is not None:
+            existing = None if replace else read(target)
+            if existing is not None:
                 shutil.rmtree(work)
-                return there
+                return existing
             if target.exists():
                 remove(target)
             work.rename(target)
     except OSError as exc:
         shutil.rmtree(work, ignore_errors=True)
         raise InfrastructureError(
-            f"the checkpoint {checkpoint.name} could not be kept at {target.parent}: {exc.strerror}",
+            f"cannot save the checkpoint {checkpoint.name} at {target.parent}: {exc.strerror}",
             hint="free some space there",
         ) from exc
-    return replace(checkpoint, identity=_identity(target / "meta.json"))
+    return dataclasses.replace(checkpoint, identity=_identity(target / "meta.json"))
 
 
 def _identity(file: Path) -> str:
-    """Tell a file from one that replaces it under the same name; "" where there is none.
+    """Tell a file from one that replaces it under the same name; "" if it is missing.
 
     The inode number alone is not enough: a file system gives the number of a removed file to the next one.
     """
     try:
-        there = file.stat()
+        status = file.stat()
     except OSError:
         return ""
-    return f"{there.st_ino}-{there.st_mtime_ns}"
-
-
-def is_disposable(name: str) -> bool:
-    """Whether a checkpoint is made anew when it cannot be used: one that a user made has to outlive a change of kernel."""
-    return name.startswith((REST, WARM, READY_HOT))
-
-
-def of_suites(directory: Path) -> bool:
-    """Whether suites made it, and make it anew when they need it."""
-    return directory.name.startswith((REST, WARM))
+    return f"{status.st_ino}-{status.st_mtime_ns}"
 
 
 def parents(image: LabImage) -> set[Path]:
-    """Those on whose disks others stand."""
-    made = (read(path) for path in listing(image))
-    return {one.directory.with_name(one.parent) for one in made if one is not None and one.parent}
+    """Directories of the checkpoints that others depend on."""
+    found = (read(path) for path in listing(image))
+    return {one.directory.with_name(one.parent) for one in found if one is not None and one.parent}
 
 
 def remove(directory: Path) -> None:
-    """Take it out of sight at once, then delete it. Labs that run from it keep the open files."""
+    """Hide a checkpoint at once, then delete it. Labs that run from it keep its files open."""
     store.remove(directory)

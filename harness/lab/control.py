@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""Labs seen from outside: what ``fxh lab list``, ``down`` and ``rm`` need, without being their owner."""
+"""List, stop and remove labs of other processes, for ``fxh lab list``, ``down`` and ``rm``."""
 
 from __future__ import annotations
 
@@ -15,13 +15,14 @@ from pathlib import Path
 from harness import paths
 from harness.errors import InfrastructureError, UsageError
 from harness.lab import checkpoint, registry
+from harness.lab.checkpoint import CheckpointKind
 from harness.lab.process import listening
 from harness.lab.store import LabImage, on_disk
 
 
 @dataclass(frozen=True)
 class Row:
-    """One lab. ``disk`` in bytes, without the image and the checkpoints it shares."""
+    """One lab. ``disk`` is in bytes, without the image and the checkpoints that it shares with other labs."""
 
     name: str
     state: str
@@ -52,7 +53,7 @@ def rows() -> tuple[Row, ...]:
         if record is None:
             continue
         state = "dead" if (registry.directory(name) / "dead").exists() else registry.state(name)
-        quirk = "CR4.PAE set first (QEMU's defect, docs/lab.md)" if record.spec.pae_first else "none"
+        quirk = "CR4.PAE set first (QEMU defect, docs/lab.md)" if record.spec.pae_first else "none"
         try:
             xen = str(LabImage(record.image_path).manifest["xen"])
         except (OSError, ValueError, KeyError):
@@ -68,7 +69,7 @@ def rows() -> tuple[Row, ...]:
 
 
 def checkpoints() -> list[str]:
-    """A line for each built lab and QEMU: its checkpoints by name, the number of those that suites made, what they take."""
+    """A line for each built lab and QEMU version: its named checkpoints, the number of the suites' ones, and the disk space."""
     lines = []
     labs = paths.store() / "labs"
     for directory in sorted(labs.iterdir()) if labs.is_dir() else ():
@@ -77,7 +78,7 @@ def checkpoints() -> list[str]:
         for path in checkpoint.listing(image):
             by_qemu.setdefault(json.loads((path / "meta.json").read_text())["qemu"], []).append(path)
         for qemu, made in by_qemu.items():
-            own = sorted(path.name.partition("@")[0] for path in made if not checkpoint.of_suites(path))
+            own = sorted(path.name.partition("@")[0] for path in made if not CheckpointKind.of(path.name).of_suites)
             suites = len(made) - len(own)
             size = on_disk(file for path in made for file in path.iterdir()) >> 20
             what = ", ".join([*own, *([f"{suites} of suites"] if suites else [])])
@@ -86,7 +87,7 @@ def checkpoints() -> list[str]:
 
 
 def down(name: str) -> None:
-    """Stop a lab, whoever owns it. Raises UsageError when there is none."""
+    """Stop a lab of any process. Raises UsageError if there is no such lab."""
     state = registry.state(name)
     record = registry.read(name)
     if not state or record is None:
@@ -98,7 +99,7 @@ def down(name: str) -> None:
         end = time.monotonic() + 5
         while listening(sockets / "qmp"):
             if time.monotonic() > end:
-                raise InfrastructureError(f"QEMU of lab {name} (pid {record.qemu_pid}) does not end")
+                raise InfrastructureError(f"QEMU of lab {name} (pid {record.qemu_pid}) did not end within 5 s")
             time.sleep(0.01)
     for disk in (*registry.directory(name).glob("*.qcow2"), *registry.directory(name).glob("ram")):
         disk.unlink(missing_ok=True)
@@ -107,7 +108,7 @@ def down(name: str) -> None:
 
 
 def remove(name: str) -> None:
-    """Stop a lab and remove its files. Raises UsageError when there is none."""
+    """Stop a lab and remove its files. Raises UsageError if there is no such lab."""
     if not registry.directory(name).is_dir():
         raise UsageError(f"no lab {name}", hint="`fxh lab list` shows the labs")
     if registry.read(name) is not None:

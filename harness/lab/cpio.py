@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""An initramfs as bytes: the "newc" cpio archive of Linux's Documentation/driver-api/early-userspace/buffer-format.rst."""
+"""Write an initramfs: the "newc" cpio format of Linux's Documentation/driver-api/early-userspace/buffer-format.rst."""
 
 from __future__ import annotations
 
@@ -23,11 +23,10 @@ def _pad(data: bytes) -> bytes:
 
 
 def archive(files: Mapping[str, File]) -> bytes:
-    """``files`` maps a path without a leading slash to what is there; its directories are made.
+    """The archive of ``files``, which maps paths without a leading slash to files. Directories are added.
 
-    With :data:`LINK` for its bits the content is where a symbolic link leads.
-
-    ``/dev/console`` and ``/dev/null`` are always there, since the kernel opens the first before init runs.
+    A file with the mode :data:`LINK` is a symbolic link, and its content is the target. ``/dev/console`` and ``/dev/null`` are
+    always added: the kernel opens the first one before init runs.
     """
     out = [
         _entry(1, "dev", stat.S_IFDIR | 0o755, b""),

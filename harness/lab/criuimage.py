@@ -1,51 +1,80 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""CRIU's images of a lab's QEMU, changed in one thing: the machine's memory, and what QEMU has translated, are a file that is mapped.
+"""Edit CRIU's images of a lab's QEMU: move the machine's memory and translated code from the images to a mapped file.
 
-CRIU reads every page that a process has written to: of a lab some hundred MiB of memory, and as much translated code, in each case
-that begins with a restored lab. As a file, mapped copy-on-write, they cost nothing but what is used of them.
+CRIU's restore reads each page that the process had written: some hundred MiB of machine memory, and as much translated code. A
+file that is mapped copy-on-write costs only the pages in use.
 
-The format: criu.org/Images and images/*.proto of CRIU's source. An image is 8 bytes of magic, then entries, each its size in 4
-bytes and a protobuf message. What is not ours to know is kept as it is.
+Sources of the format: criu.org/Images, and images/*.proto in CRIU's sources. An image has 8 bytes of magic, then entries. An entry
+has 4 bytes of size and a protobuf message.
+
+The import of protobuf takes time, so import this module only to save a hot checkpoint.
 """
 
 from __future__ import annotations
 
 import itertools
 import os
-import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+from google.protobuf.descriptor_pb2 import DescriptorProto, FieldDescriptorProto, FileDescriptorProto
+from google.protobuf.descriptor_pool import DescriptorPool
+from google.protobuf.message import DecodeError
+from google.protobuf.message_factory import GetMessageClass
+from google.protobuf.unknown_fields import UnknownFieldSet
 
 from harness.lab.sparse import copy_sparse
 
 _PAGE = 4096
 _MAGIC = 8
-_VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
-# mm.proto and vma.proto: where it begins and ends, its place in its file, that by number, how it may be used, how it is mapped,
-# what CRIU calls it, what the kernel was advised.
-_VMAS, _START, _END, _OFFSET, _FILE, _USE, _FLAGS, _STATUS, _ADVICE = 14, 1, 2, 3, 4, 5, 6, 7, 9
+_SIZE = 4
+# Linux's mmap(2): MAP_PRIVATE, MAP_ANONYMOUS, and PROT_READ, PROT_WRITE and PROT_EXEC together.
 _PRIVATE, _ANONYMOUS = 0x02, 0x20
 _READ_WRITE_EXECUTE = 7
 # criu/include/image.h: VMA_AREA_REGULAR, with VMA_ANON_PRIVATE or VMA_FILE_PRIVATE.
 _ANONYMOUS_AREA, _FILE_AREA = 0x201, 0x41
-# pagemap.proto: the first page's address, the number of pages (of old and now), what is known of them: all are there.
-_ADDRESS, _OLD_COUNT, _COUNT, _STATE = 1, 2, 5, 4
+# PE_PRESENT, a flag of pagemap_entry.
 _PRESENT = 4
-# fdinfo.proto and regfile.proto: a file's number, what there is of a regular one, its name and size.
-_NUMBER, _REGULAR, _NAME, _SIZE = 2, 3, 6, 8
 
-Field = tuple[int, int, int | bytes]
-"""Number, wire type, value."""
+_Field = FieldDescriptorProto
+_REQUIRED, _OPTIONAL, _REPEATED = _Field.LABEL_REQUIRED, _Field.LABEL_OPTIONAL, _Field.LABEL_REPEATED
+
+
+def _integers(label: FieldDescriptorProto.Label.ValueType = _REQUIRED, **numbers: int) -> list[FieldDescriptorProto]:
+    """Fields with these numbers. CRIU declares some as uint32, which has the same encoding as uint64."""
+    return [_Field(name=name, number=number, label=label, type=_Field.TYPE_UINT64) for name, number in numbers.items()]
+
+
+# Only the fields in use. protobuf keeps all others unchanged and writes them after these. A path need not be UTF-8. ``shmid`` is
+# the id of a mapped file. Old versions of CRIU have the number of pages in ``compat_nr_pages`` only.
+_MESSAGES = {
+    "file_entry": [*_integers(id=2), _Field(name="reg", number=3, label=_OPTIONAL, type_name="reg_file_entry")],
+    "reg_file_entry": [_Field(name="name", number=6, label=_REQUIRED, type=_Field.TYPE_BYTES), *_integers(_OPTIONAL, size=8)],
+    "mm_entry": [_Field(name="vmas", number=14, label=_REPEATED, type_name="vma_entry")],
+    "vma_entry": [*_integers(start=1, end=2, pgoff=3, shmid=4, prot=5, flags=6, status=7), *_integers(_OPTIONAL, madv=9)],
+    "pagemap_head": _integers(pages_id=1),
+    "pagemap_entry": [*_integers(vaddr=1), *_integers(_OPTIONAL, compat_nr_pages=2, flags=4, nr_pages=5)],
+}
+_FILE = FileDescriptorProto(
+    name="criu.proto",
+    syntax="proto2",
+    message_type=[DescriptorProto(name=name, field=fields) for name, fields in _MESSAGES.items()],
+)
+# Not the default pool: other modules may define messages with these names there.
+_POOL = DescriptorPool()
+_POOL.AddSerializedFile(_FILE.SerializeToString())
+_CLASSES: dict[str, Any] = {name: GetMessageClass(_POOL.FindMessageTypeByName(name)) for name in _MESSAGES}
 
 
 class Unknown(ValueError):
-    """The images are not as they are known here."""
+    """The images have an unsupported format."""
 
 
 @dataclass(frozen=True)
 class _Region:
-    """What lies from ``begin`` up to ``end`` in the process is at ``offset`` of the file."""
+    """The addresses from ``begin`` to ``end``, whose content is at ``offset`` of the file."""
 
     begin: int
     end: int
@@ -53,209 +82,147 @@ class _Region:
 
 
 def take_memory_out(images: Path, base: Path, size: int, memory: Path, place: Path) -> None:
-    """Move the pages of the private mappings of ``base``, and of executable memory that is of no file, into ``memory``, a new file.
+    """Move pages from CRIU's ``images`` to ``memory``, a new file: private mappings of ``base``, and anonymous executable memory.
 
-    That is a copy of ``base``, of which the first ``size`` bytes are the machine's memory, and has the executable memory at its end.
-    The images say then that ``place`` is mapped: it has to be brought there before they are restored. Raises Unknown, and leaves
-    them as they are, where something is not understood; OSError.
+    The new file is a copy of ``base``, followed by the executable memory. ``base`` begins with ``size`` bytes of machine memory.
+    The changed images map the file ``place``. The caller must move ``memory`` there before a restore.
+
+    Raises OSError. Raises Unknown for an unsupported format; then the images are unchanged.
     """
     files = images / "files.img"
-    numbers = _numbers(files, str(base))
-    spaces = _one(images, "mm-*.img")
-    # Code in a file is not run from a file system that is mounted noexec.
-    able = not os.statvfs(images).f_flag & os.ST_NOEXEC
-    space, regions = _mapped(spaces, numbers, base.stat().st_size, code=able)
+    ids = _file_ids(files, base)
+    spaces = _single(images, "mm-*.img")
+    # mmap(2) refuses executable mappings of a file system that is mounted noexec.
+    executable = not os.statvfs(images).f_flag & os.ST_NOEXEC
+    space, regions = _map_regions(spaces, ids, base.stat().st_size, code=executable)
     if [(region.offset, region.end - region.begin) for region in regions if region.offset < size] != [(0, size)]:
-        raise Unknown(f"mappings of the memory: {regions}, one of {size} bytes was due")
-    whole = max(region.offset + region.end - region.begin for region in regions)
-    renamed = list(_renamed(files, str(base), str(place), whole))
-    pagemap = _one(images, "pagemap-*.img")
-    pages = images / f"pages-{_first(pagemap)}.img"
-    kept, left = [], pages.with_suffix(".new")
+        raise Unknown(f"mappings of the memory: {regions}, expected one of {size} bytes")
+    total = max(region.offset + region.end - region.begin for region in regions)
+    renamed = list(_rename_file(files, base, place, total))
+    pagemap = _single(images, "pagemap-*.img")
+    head, *runs = _entries(pagemap) or [b""]
+    pages = images / f"pages-{_parse('pagemap_head', head).pages_id}.img"
+    kept, remaining = [head], pages.with_suffix(".new")
     copy_sparse(base, memory)
     memory.chmod(base.stat().st_mode & 0o7777)
-    with pages.open("rb", buffering=0) as source, left.open("wb") as rest, memory.open("r+b", buffering=0) as target:
-        target.truncate(whole)
-        for number, entry in enumerate(_entries(pagemap)):
-            if number == 0:
-                kept.append(entry)
-                continue
-            for address, count, region in _parts(*_run(entry), regions):
+    with pages.open("rb", buffering=0) as source, remaining.open("wb") as rest, memory.open("r+b", buffering=0) as target:
+        target.truncate(total)
+        for run in runs:
+            for address, count, region in _split_run(*_page_run(run), regions):
                 data = source.read(count * _PAGE)
                 if len(data) != count * _PAGE:
-                    raise Unknown(f"{pages.name} ends early")
+                    raise Unknown(f"{pages.name} is truncated")
                 if region:
                     os.pwrite(target.fileno(), data, region.offset + address - region.begin)
                 else:
-                    kept.append(_moved(entry, address, count))
+                    kept.append(_with_page_run(run, address, count))
                     rest.write(data)
-    left.replace(pages)
+    remaining.replace(pages)
     _write(pagemap, kept)
     _write(spaces, [space])
     _write(files, renamed)
 
 
-def _parts(address: int, count: int, regions: list[_Region]) -> Iterator[tuple[int, int, _Region | None]]:
-    """A run of pages, cut where a region begins or ends, each with the region that it is in."""
+def _split_run(address: int, count: int, regions: list[_Region]) -> Iterator[tuple[int, int, _Region | None]]:
+    """Split a run of pages at the limits of regions. Yields address, number of pages and region of each part."""
     end = address + count * _PAGE
     cuts = sorted({address, end} | {cut for r in regions for cut in (r.begin, r.end) if address < cut < end})
-    for here, there in itertools.pairwise(cuts):
-        yield here, (there - here) // _PAGE, next((r for r in regions if r.begin <= here < r.end), None)
+    for begin, stop in itertools.pairwise(cuts):
+        yield begin, (stop - begin) // _PAGE, next((r for r in regions if r.begin <= begin < r.end), None)
 
 
-def _regular(entry: bytes) -> tuple[list[Field], list[Field]]:
-    """An entry of files.img, and what it says of a regular file; nothing where it is none."""
-    fields = list(_fields(entry))
-    inner = next((value for number, _, value in fields if number == _REGULAR and isinstance(value, bytes)), b"")
-    return fields, list(_fields(inner))
+def _file_ids(path: Path, name: Path) -> set[int]:
+    """The ids of the regular files with that name. CRIU has one per open file description."""
+    files = [_parse("file_entry", entry) for entry in _entries(path)]
+    return {file.id for file in files if file.reg.name == os.fsencode(name)}
 
 
-def _numbers(path: Path, name: str) -> set[int]:
-    """Of the files of that name."""
-    return {_number(fields, _NUMBER) for fields, inner in map(_regular, _entries(path)) if (_NAME, _BYTES, name.encode()) in inner}
-
-
-def _renamed(path: Path, old: str, new: str, size: int) -> Iterator[bytes]:
-    """All entries; where one is of the file ``old`` it is of ``new``, which is ``size`` bytes long."""
+def _rename_file(path: Path, old: Path, new: Path, size: int) -> Iterator[bytes]:
+    """All entries, with the file ``new`` of ``size`` bytes in place of ``old``."""
     for entry in _entries(path):
-        fields, inner = _regular(entry)
-        if (_NAME, _BYTES, old.encode()) in inner:
-            said = _message(_set(inner, {_NAME: new.encode(), _SIZE: size}))
-            entry = _message(_set(fields, {_REGULAR: said}))
+        file = _parse("file_entry", entry)
+        if file.reg.name == os.fsencode(old):
+            if not file.reg.HasField("size"):
+                raise Unknown(f"{path.name} has no size of {old}")
+            file.reg.name, file.reg.size = os.fsencode(new), size
+            entry = file.SerializeToString()
         yield entry
 
 
-def _mapped(path: Path, files: set[int], end: int, *, code: bool) -> tuple[bytes, list[_Region]]:
-    """The process's memory as it shall be, and all of it that lies in one of these files then; ``end`` is where they end now.
+def _map_regions(path: Path, ids: set[int], end: int, *, code: bool) -> tuple[bytes, list[_Region]]:
+    """The new entry of the process's memory, and its regions in the files ``ids``. ``end`` is the size of that file in bytes.
 
-    Executable memory that is of no file comes into them where ``code`` says so.
+    With ``code``, the new entry maps anonymous executable memory to the file from ``end`` on.
     """
-    fields, regions = list(_fields(next(_entries(path)))), []
-    for at, (number, wire, value) in enumerate(fields):
-        if number != _VMAS or not isinstance(value, bytes):
-            continue
-        vma = list(_fields(value))
-        begin, size = _number(vma, _START), _number(vma, _END) - _number(vma, _START)
-        if _number(vma, _FILE) in files and _number(vma, _FLAGS) & _PRIVATE:
-            regions.append(_Region(begin, begin + size, _number(vma, _OFFSET)))
-        elif code and files and (_number(vma, _USE), _number(vma, _STATUS)) == (_READ_WRITE_EXECUTE, _ANONYMOUS_AREA):
-            regions.append(_Region(begin, begin + size, end))
-            flags = _number(vma, _FLAGS) & ~_ANONYMOUS
-            vma = _set(vma, {_OFFSET: end, _FILE: min(files), _FLAGS: flags, _STATUS: _FILE_AREA})
-            fields[at] = (number, wire, _message([field for field in vma if field[0] != _ADVICE]))
+    entry = next(iter(_entries(path)), b"")
+    space, regions = _parse("mm_entry", entry), []
+    changed = False
+    for vma in space.vmas:
+        size = vma.end - vma.start
+        if vma.shmid in ids and vma.flags & _PRIVATE:
+            regions.append(_Region(vma.start, vma.end, vma.pgoff))
+        elif code and ids and (vma.prot, vma.status) == (_READ_WRITE_EXECUTE, _ANONYMOUS_AREA):
+            regions.append(_Region(vma.start, vma.end, end))
+            vma.pgoff, vma.shmid, vma.flags, vma.status = end, min(ids), vma.flags & ~_ANONYMOUS, _FILE_AREA
+            vma.ClearField("madv")
             end += size
-    return _message(fields), regions
+            changed = True
+    return space.SerializeToString() if changed else entry, regions
 
 
-def _run(entry: bytes) -> tuple[int, int]:
-    """Address and number of pages."""
-    fields = list(_fields(entry))
-    known = {number for number, _, _ in fields}
-    if not known <= {_ADDRESS, _OLD_COUNT, _COUNT, _STATE} or (_STATE in known and not _number(fields, _STATE) & _PRESENT):
-        raise Unknown(f"pages that lie elsewhere: {fields}")
-    return _number(fields, _ADDRESS), _number(fields, _COUNT if _COUNT in known else _OLD_COUNT)
+def _page_run(entry: bytes) -> tuple[int, int]:
+    """Address and number of pages of an entry. Raises Unknown for pages that are not in the pages file."""
+    run = _parse("pagemap_entry", entry)
+    count = _count_field(run)
+    if len(UnknownFieldSet(run)) or (run.HasField("flags") and not run.flags & _PRESENT) or not run.HasField(count):
+        raise Unknown(f"pages that are not in the pages file: {entry.hex()}")
+    return run.vaddr, getattr(run, count)
 
 
-def _moved(entry: bytes, address: int, count: int) -> bytes:
-    """The entry for these pages instead."""
-    fields = list(_fields(entry))
-    counted = _COUNT if any(number == _COUNT for number, _, _ in fields) else _OLD_COUNT
-    return _message(_set(fields, {_ADDRESS: address, counted: count}))
+def _with_page_run(entry: bytes, address: int, count: int) -> bytes:
+    """A copy of the entry for other pages."""
+    run = _parse("pagemap_entry", entry)
+    run.vaddr = address
+    setattr(run, _count_field(run), count)
+    data: bytes = run.SerializeToString()
+    return data
 
 
-def _set(fields: list[Field], values: dict[int, int | bytes]) -> list[Field]:
-    """With these values. Raises Unknown for a field that is not there."""
-    if missing := values.keys() - {number for number, _, _ in fields}:
-        raise Unknown(f"no fields {missing} in {fields}")
-    return [(number, wire, values.get(number, value)) for number, wire, value in fields]
+def _count_field(run: Any) -> str:
+    return "nr_pages" if run.HasField("nr_pages") else "compat_nr_pages"
 
 
-def _first(pagemap: Path) -> int:
-    """The number of the file of its pages."""
-    return _number(list(_fields(next(_entries(pagemap)))), 1)
+def _parse(name: str, data: bytes) -> Any:
+    """The message ``name``. Raises Unknown if it is damaged or lacks a required field."""
+    message = _CLASSES[name]()
+    try:
+        message.ParseFromString(data)
+    except DecodeError as exc:
+        raise Unknown(f"damaged {name}: {exc}") from exc
+    if missing := message.FindInitializationErrors():
+        raise Unknown(f"{name} without {', '.join(missing)}")
+    return message
 
 
-def _one(images: Path, pattern: str) -> Path:
+def _single(images: Path, pattern: str) -> Path:
     found = list(images.glob(pattern))
     if len(found) != 1:
-        raise Unknown(f"{pattern}: {[path.name for path in found]}, one was due")
+        raise Unknown(f"{pattern}: {[path.name for path in found]}, expected one file")
     return found[0]
 
 
-def _entries(path: Path) -> Iterator[bytes]:
+def _entries(path: Path) -> list[bytes]:
     data = path.read_bytes()
-    at = _MAGIC
+    entries, at = [], _MAGIC
     while at < len(data):
-        (size,) = struct.unpack_from("<I", data, at)
-        at += 4
-        if at + size > len(data):
-            raise Unknown(f"{path.name} ends early")
-        yield data[at : at + size]
-        at += size
+        begin = at + _SIZE
+        at = begin + int.from_bytes(data[at:begin], "little")
+        if at > len(data):
+            raise Unknown(f"{path.name} is truncated")
+        entries.append(data[begin:at])
+    return entries
 
 
 def _write(path: Path, entries: list[bytes]) -> None:
     magic = path.read_bytes()[:_MAGIC]
-    path.write_bytes(magic + b"".join(struct.pack("<I", len(entry)) + entry for entry in entries))
-
-
-def _number(fields: list[Field], number: int) -> int:
-    for found, _, value in fields:
-        if found == number and isinstance(value, int):
-            return value
-    raise Unknown(f"no field {number} in {fields}")
-
-
-def _fields(message: bytes) -> Iterator[Field]:
-    at = 0
-    try:
-        while at < len(message):
-            key, at = _varint(message, at)
-            number, wire = key >> 3, key & 7
-            if wire == _VARINT:
-                value, at = _varint(message, at)
-                yield number, wire, value
-                continue
-            if wire == _BYTES:
-                size, at = _varint(message, at)
-            elif wire in (_FIXED64, _FIXED32):
-                size = 8 if wire == _FIXED64 else 4
-            else:
-                raise Unknown(f"wire type {wire}")
-            if at + size > len(message):
-                raise Unknown("a message ends early")
-            yield number, wire, message[at : at + size]
-            at += size
-    except IndexError:
-        raise Unknown("a message ends early") from None
-
-
-def _message(fields: list[Field]) -> bytes:
-    out = bytearray()
-    for number, wire, value in fields:
-        out += _as_varint(number << 3 | wire)
-        if isinstance(value, int):
-            out += _as_varint(value)
-        else:
-            out += (_as_varint(len(value)) if wire == _BYTES else b"") + value
-    return bytes(out)
-
-
-def _varint(data: bytes, at: int) -> tuple[int, int]:
-    value = shift = 0
-    while True:
-        byte = data[at]
-        at += 1
-        value |= (byte & 0x7F) << shift
-        shift += 7
-        if byte < 0x80:
-            return value, at
-
-
-def _as_varint(value: int) -> bytes:
-    out = bytearray()
-    while value >= 0x80:
-        out.append(value & 0x7F | 0x80)
-        value >>= 7
-    out.append(value)
-    return bytes(out)
+    path.write_bytes(magic + b"".join(len(entry).to_bytes(_SIZE, "little") + entry for entry in entries))

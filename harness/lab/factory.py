@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""From what the user asked for to a lab that can be started."""
+"""Make a lab from the user's options."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from harness.errors import UsageError
-from harness.lab import accel, build, hot, kernel, qemu, recipe
+from harness.lab import accel, build, criu_probe, kernel, qemu, recipe
 from harness.lab.lab import Lab
 from harness.lab.qemu import MachineSpec, Qemu
 from harness.lab.store import LabImage
 
-# MiB of a whole lab: dom0 takes 768, the rest is for guests. Memory that nobody touches costs nothing.
+# MiB of a whole lab: 768 for dom0, the rest for guests. Untouched memory takes no memory of this machine.
 MEMORY = 3072
 
 
 @dataclass(frozen=True)
 class LabSpec:
-    """What a lab shall be. ``memory`` in MiB; ``accel`` is auto, tcg or kvm; ``binary`` QEMU's name or path."""
+    """The options of a lab. ``memory`` is in MiB; ``accel`` is auto, tcg or kvm; ``binary`` is QEMU's name or path."""
 
     xen: str = recipe.DEFAULT_XEN
     hypervisor: Path | None = None
@@ -29,39 +29,39 @@ class LabSpec:
     binary: str = "qemu-system-x86_64"
 
 
-def find_qemu(wish: LabSpec) -> Qemu:
-    return qemu.find(wish.binary)
+def find_qemu(options: LabSpec) -> Qemu:
+    return qemu.find(options.binary)
 
 
-def image(wish: LabSpec) -> LabImage:
-    """The built image for ``wish``, from the store or built now. Raises BuildError, UsageError."""
-    return build.build(recipe.load(wish.xen, wish.hypervisor, wish.dom0_kernel))
+def image(options: LabSpec) -> LabImage:
+    """The lab's image, from the store or built now. Raises BuildError, UsageError."""
+    return build.build(recipe.load(options.xen, options.hypervisor, options.dom0_kernel))
 
 
-def control(wish: LabSpec) -> Path:
-    """The directory with the control guest of ``wish``'s labs. Its kernel is built now where the store has none.
+def control(options: LabSpec) -> Path:
+    """The directory with the lab's control guest. Raises BuildError, UsageError.
 
-    Who tests nothing but FreeBSD never waits for it. Raises BuildError, UsageError.
+    Its kernel is built here, at first use, so that a run of FreeBSD guests alone does not wait for it.
     """
-    wanted = recipe.load(wish.xen, wish.hypervisor, wish.dom0_kernel)
-    directory = build.build(wanted).directory / "control"
-    kernel.lay(wanted.control_kernel, directory)
+    found = recipe.load(options.xen, options.hypervisor, options.dom0_kernel)
+    directory = build.build(found).directory / "control"
+    kernel.install(found.control_kernel, directory)
     return directory
 
 
-def machine(wish: LabSpec, chosen: accel.Accel) -> MachineSpec:
-    """What QEMU shall make. The defect that "PAE first" goes round is TCG's: under KVM the remedy is off."""
-    return MachineSpec(wish.memory, wish.cpus, chosen.name, chosen.cpu, pae_first=chosen.name == "tcg")
+def machine(options: LabSpec, chosen: accel.Accel) -> MachineSpec:
+    """The machine for QEMU. "PAE first" works around a defect of TCG, so it is off under KVM (docs/lab.md)."""
+    return MachineSpec(options.memory, options.cpus, chosen.name, chosen.cpu, pae_first=chosen.name == "tcg")
 
 
-def make(wish: LabSpec, *, name: str = "", keep: bool = False) -> Lab:
-    """A lab for ``wish``, not up yet."""
-    if wish.memory < 1280:
-        raise UsageError(f"a lab of {wish.memory} MiB", hint="give it 1280 at least: dom0 takes 768")
-    if not 1 <= wish.cpus <= 16:
-        raise UsageError(f"a lab of {wish.cpus} CPUs", hint="1 to 16")
-    found = find_qemu(wish)
-    chosen = accel.choose(found, wish.accel)
-    spec = machine(wish, chosen)
-    # KVM's state is the kernel's: no process holds it. And where nothing is translated, nothing is gained.
-    return Lab(image(wish), found, chosen, spec, name=name, keep=keep, hot=hot.find()[0] if spec.emulated else None)
+def make(options: LabSpec, *, name: str = "", keep: bool = False) -> Lab:
+    """A lab that is not up yet. Raises UsageError, BuildError, InfrastructureError."""
+    if options.memory < 1280:
+        raise UsageError(f"a lab of {options.memory} MiB", hint="use at least 1280: dom0 takes 768")
+    if not 1 <= options.cpus <= 16:
+        raise UsageError(f"a lab of {options.cpus} CPUs", hint="use 1 to 16")
+    found = find_qemu(options)
+    chosen = accel.choose(found, options.accel)
+    spec = machine(options, chosen)
+    # Under KVM, CRIU cannot save the machine: its state is in the kernel. Nor is there translated code to save.
+    return Lab(image(options), found, chosen, spec, name=name, keep=keep, criu=criu_probe.find()[0] if spec.emulated else None)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""Listens to dom0's sign of life, a byte a second on the machine's second serial port."""
+"""Watch dom0's heartbeat: one byte per second on the machine's second serial port."""
 
 from __future__ import annotations
 
@@ -10,46 +10,46 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-# A hung hypervisor has to be found within 10 s, and dom0 under emulation can be two seconds late with a beat.
+# Seconds. A hung hypervisor must be found within 10 s, and a beat can be two seconds late under emulation.
 SILENCE = 8.0
 
 
 class Pulse:
-    """Calls ``silent(seconds)``, from its own thread, when no beat came for ``silence`` seconds since the start.
+    """Calls ``on_silence(seconds)`` from its own thread when no beat has come for ``silence`` seconds.
 
-    It answers whether the machine may yet come back: then it is asked again while the silence lasts.
+    While ``on_silence`` returns True (the machine may recover), it is called again until a beat comes.
     """
 
-    def __init__(self, path: Path, silent: Callable[[float], bool], silence: float = SILENCE) -> None:
-        self._path, self._silent, self._silence = path, silent, silence
+    def __init__(self, path: Path, on_silence: Callable[[float], bool], silence: float = SILENCE) -> None:
+        self._path, self._on_silence, self._silence = path, on_silence, silence
         self._stop = threading.Event()
-        self._link = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self.last = time.monotonic()
         self._thread = threading.Thread(target=self._listen, name="lab-pulse", daemon=True)
 
     def start(self) -> None:
-        """Listen; dom0 is known to be up."""
+        """Start to listen. The silence is counted from here."""
         self.last = time.monotonic()
         self._thread.start()
 
     def stop(self) -> None:
-        """Listen no more; returns at once."""
+        """Stop listening."""
         self._stop.set()
         with contextlib.suppress(OSError):
-            self._link.shutdown(socket.SHUT_RDWR)
+            self._socket.shutdown(socket.SHUT_RDWR)
         if self._thread is not threading.current_thread() and self._thread.is_alive():
             self._thread.join(5)
 
     def _listen(self) -> None:
-        with self._link as link:
-            link.settimeout(0.25)
+        with self._socket as connection:
+            connection.settimeout(0.25)
             connected = False
             while not self._stop.is_set():
                 try:
                     if not connected:
-                        link.connect(str(self._path))
+                        connection.connect(str(self._path))
                         connected = True
-                    if not link.recv(4096):
+                    if not connection.recv(4096):
                         self._report()
                         return
                     self.last = time.monotonic()
@@ -64,4 +64,4 @@ class Pulse:
                     return
 
     def _report(self) -> bool:
-        return not self._stop.is_set() and self._silent(time.monotonic() - self.last)
+        return not self._stop.is_set() and self._on_silence(time.monotonic() - self.last)

@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""The lab as a Xen host: over ssh like any other, but images are plugged in, and the whole of it can be put back."""
+"""A lab as a host, so that a suite does not notice the difference from a real one."""
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -11,15 +10,18 @@ from pathlib import Path
 from harness.deadline import Deadline
 from harness.errors import InfrastructureError, UsageError
 from harness.hosts.host import DirectHost, HostFacts
+from harness.hosts.saved_state import Access
 from harness.lab import ovmf, recipe
-from harness.lab.checkpoint import Checkpoint
+from harness.lab.checkpoint import Checkpoint, CheckpointKind
 from harness.lab.lab import Lab
 from harness.lab.qemu import Drive
+from harness.lab.states import LabStates
 from harness.transport import Completed, Stream
 
-# Over ssh a byte costs more than through a virtual disk from here on.
+# From this size in bytes on, a virtual disk brings a file into dom0 faster than ssh.
 _WORTH_PLUGGING = 1 << 20
-_PLUGGED = """
+# $1: the serial of a plugged disk. Prints the disk's path in dom0.
+_FIND_DISK = """
 while :; do
   for d in /sys/block/sd*; do
     if [ -f "$d/device/vpd_pg80" ] && [ "$(tr -cd 'a-z0-9' < "$d/device/vpd_pg80")" = "$1" ]; then echo "/dev/${d##*/}"; exit; fi
@@ -30,7 +32,7 @@ done
 
 
 class LabTransport:
-    """The way to a lab's dom0, whichever machine the lab runs in at the moment."""
+    """The connection to a lab's dom0. It stays valid when the lab is restored in another machine."""
 
     def __init__(self, lab: Lab) -> None:
         self._lab = lab
@@ -52,15 +54,16 @@ class LabTransport:
         self._lab.ssh.get(remote, local, deadline)
 
     def close(self) -> None:
-        """The lab keeps its connection."""
+        """Does nothing: the lab closes its own connection."""
 
 
 class LabHost(DirectHost):
-    """A lab that is up. Closing it ends the lab unless it is kept."""
+    """A running lab. Closing it ends the lab unless it is kept."""
 
     def __init__(self, lab: Lab, *, run_id: str = "") -> None:
         super().__init__(LabTransport(lab), run_id=run_id)
         self.lab = lab
+        self._states = LabStates(self)
         self._plugged: dict[str, Drive] = {}
 
     @property
@@ -76,16 +79,16 @@ class LabHost(DirectHost):
 
     @property
     def no_uefi(self) -> str:
-        """A lab always has a firmware: its own."""
+        """A lab always has the harness's own firmware."""
         return ""
 
     @cached_property
     def own_ovmf(self) -> Path:
-        """Built now where the store has none. Raises BuildError."""
+        """The firmware from the store, built at first use. Raises BuildError."""
         return ovmf.obtain(recipe.firmware())
 
     def _ensure_lease(self) -> None:
-        """Nothing of a lab outlives its owner as it is."""
+        """A lab needs no lease: it ends with its owner."""
 
     def _upload(self, local: Path, remote: str) -> None:
         size = local.stat().st_size
@@ -105,13 +108,13 @@ class LabHost(DirectHost):
         self.prepare()
         drive = self.lab.machine.plug(local, fmt)
         self.lab.record()
-        device = self.transport.run(["sh", "-c", _PLUGGED, "sh", drive.serial], Deadline(20)).text.strip()
+        device = self.transport.run(["sh", "-c", _FIND_DISK, "sh", drive.serial], Deadline(20)).text.strip()
         self._plugged[device] = drive
         return device
 
     def drop_disk(self, target: str) -> None:
         drive = self._plugged.pop(target, None)
-        if drive is None:  # plugged in before a checkpoint was made
+        if drive is None:  # it was plugged before the checkpoint was saved
             serial = self.transport.run(["sh", "-c", "tr -cd a-z0-9 < /sys/block/$1/device/vpd_pg80", "sh", Path(target).name]).text
             drive = next(d for d in self.lab.machine.drives if d.serial == serial)
         self.transport.run(["sh", "-c", 'blockdev --flushbufs "$1" 2>/dev/null; true', "sh", target])
@@ -120,22 +123,51 @@ class LabHost(DirectHost):
 
     # -- checkpoints --------------------------------------------------------------------------------------------------
 
-    def restore_or_create(
-        self, name: str, make: Callable[[], str], *, alone: bool = True, private_memory: bool = False, what: str = ""
+    def get_or_create(
+        self,
+        kind: CheckpointKind,
+        key: str,
+        build: Callable[[], str],
+        *,
+        exclusive: bool = True,
+        private_memory: bool = False,
+        what: str = "",
     ) -> Checkpoint:
-        """As :meth:`Lab.restore_or_create`; disks plugged in when the checkpoint was made are plugged in again."""
-        made = self.lab.restore_or_create(name, make, alone=alone, private_memory=private_memory, what=what)
-        self._forget()
-        return made
+        """As :meth:`harness.lab.checkpoints.LabCheckpoints.get_or_create`. Disks are plugged as they were at the save."""
+        saved = self.lab.checkpoints.get_or_create(kind, key, build, exclusive=exclusive, private_memory=private_memory, what=what)
+        self._forget_dom0()
+        return saved
 
-    def rest(self, *, private_memory: bool = False) -> None:
-        """Put the lab into the state "dom0 ready"."""
-        self.lab.rest(private_memory=private_memory)
-        self._forget()
+    def restore_idle(self, *, private_memory: bool = False) -> None:
+        """Restore the idle dom0 in any case; :meth:`LabStates.reset` does it only if something changed."""
+        self.lab.checkpoints.reset(private_memory=private_memory)
+        self._forget_dom0()
 
-    def _forget(self) -> None:
+    def _forget_dom0(self) -> None:
         self._prepared = False
         self._plugged = {}
+
+    @property
+    def states(self) -> LabStates:
+        return self._states
+
+    # -- state and end ------------------------------------------------------------------------------------------------
+
+    @property
+    def failure(self) -> str:
+        return f"lab {self.lab.name}: {self.lab.dead}" if self.lab.dead else ""
+
+    def describe_access(self) -> Access:
+        name = self.lab.name
+        return Access(f"fxh lab ssh {name}", f"--lab {name}", "/root", f"fxh lab rm {name}")
+
+    def keep_for(self, domains: Sequence[str], seconds: float) -> tuple[str, ...]:
+        if domains:
+            self.lab.keep_for(seconds)
+        return tuple(domains)
+
+    def evidence_files(self) -> dict[str, Path]:
+        return {"lab-serial.log": self.lab.directory / "xen.log"}
 
     def check(self) -> None:
         if self.lab.dead:
@@ -143,15 +175,10 @@ class LabHost(DirectHost):
         super().check()
 
     def cleanup(self) -> None:
-        """A lab is thrown away or put back as a whole."""
+        """Does nothing: a lab is restored or removed as a whole."""
 
     def close(self) -> None:
         if self.lab.keep:
             self.lab.release()
         else:
             self.lab.remove()
-
-
-def key_of(*parts: str) -> str:
-    """A short name for a checkpoint that depends on all of ``parts``."""
-    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:12]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""The keys of a lab: made when its "ready" checkpoint is made, never part of a build or an export."""
+"""The ssh keys of a lab. They are made with its ready checkpoint and are never part of a build or an export."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Keys:
 
 
 def make() -> tuple[Keys, bytes]:
-    """New keys, and an initramfs archive that lays dom0's half of them out below ``/keys``."""
+    """New keys, and an initramfs archive with dom0's files of them below ``/keys``."""
     client, host = Ed25519PrivateKey.generate(), Ed25519PrivateKey.generate()
     private = client.private_bytes(
         serialization.Encoding.PEM, serialization.PrivateFormat.OpenSSH, serialization.NoEncryption()
@@ -50,6 +50,6 @@ def _public_line(key: Ed25519PrivateKey) -> str:
 
 
 def _dropbear(key: Ed25519PrivateKey) -> bytes:
-    """Dropbear's own key file: the key's kind, then seed and public key as one string (its ed25519.c)."""
+    """Dropbear's key file: the key's kind, then seed and public key as one string (dropbear's ed25519.c)."""
     seed = key.private_bytes(serialization.Encoding.Raw, serialization.PrivateFormat.Raw, serialization.NoEncryption())
     return _string(_KIND) + _string(seed + _raw_public(key))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""QEMU's monitor (QMP), made synchronous: one command at a time, each with a time limit."""
+"""A synchronous client of QEMU's monitor (QMP): one command at a time, each with a time limit."""
 
 from __future__ import annotations
 
@@ -17,38 +17,38 @@ from harness.errors import LabDead
 
 T = TypeVar("T")
 
-# A command that QEMU has not answered by then will not be answered: none of ours computes for long.
+# Seconds. No command of ours takes long, so a later answer will not come.
 _ANSWER = 20.0
 
-# A QEMU that ends on purpose ends its monitor first: that is no news.
+# When QEMU ends as intended, its monitor closes first. Do not log that.
 logging.getLogger("qemu.qmp.protocol").setLevel(logging.CRITICAL)
 
 
 class QemuRefused(LabDead):
-    """QEMU answered a command with an error; the machine may well live on."""
+    """QEMU answered a command with an error. The machine may continue to run."""
 
 
 class Monitor:
     """A connection to the QMP socket at ``path``. QEMU serves one client at a time.
 
-    Raises LabDead when nobody answers there within ``patience`` seconds.
+    Raises LabDead if QEMU does not answer within ``timeout`` seconds.
     """
 
-    def __init__(self, path: Path, patience: float = 2.0) -> None:
+    def __init__(self, path: Path, timeout: float = 2.0) -> None:
         self._lock = threading.Lock()
         self._loop = asyncio.new_event_loop()
         self._client = QMPClient(path.name)
         try:
-            self._run(self._client.connect(str(path)), patience)
+            self._run(self._client.connect(str(path)), timeout)
         except (TimeoutError, QMPError, OSError) as exc:
             self.close()
             raise LabDead(
                 f"QEMU's monitor at {path} does not answer: {exc or type(exc).__name__}",
-                hint="its owner may hold it (QEMU serves one at a time); `fxh lab list` tells who",
+                hint="its owner may use it, and QEMU serves one client at a time; `fxh lab list` shows the owner",
             ) from exc
 
     def command(self, name: str, **arguments: Any) -> Any:
-        """Run a QMP command. Raises QemuRefused with QEMU's words, LabDead when it does not answer."""
+        """Run a QMP command. Raises QemuRefused with QEMU's message, LabDead if it does not answer."""
         try:
             with self._lock:
                 return self._run(self._client.execute(name, arguments), _ANSWER)
@@ -58,7 +58,7 @@ class Monitor:
             raise LabDead(f"QEMU did not answer {name}: {exc or type(exc).__name__}") from exc
 
     def close(self) -> None:
-        """Let go of the monitor; may be called twice."""
+        """Close the connection. A second call does nothing."""
         with self._lock:
             if self._loop.is_closed():
                 return

@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""The lab's UEFI firmware for HVM guests: OVMF for Xen, built from Debian's source of edk2, once for all labs of a store.
+"""Build the lab's UEFI firmware for HVM guests: OVMF for Xen, from Debian's edk2 source, once for all labs of a store.
 
-Debian's package ``ovmf`` is of no use here: since 2022 it holds the platform OvmfPkgX64, which no longer starts under Xen
-(edk2 moved that support to the platform OvmfXen, which Debian does not build). See docs/lab.md for the QEMU defect that the
-build also avoids.
+Debian's package ``ovmf`` does not help: since 2022 it holds the platform OvmfPkgX64, which no longer starts under Xen. edk2 moved
+that support to the platform OvmfXen, which Debian does not build. The build also avoids a QEMU defect (docs/lab.md).
 """
 
 from __future__ import annotations
@@ -27,14 +26,14 @@ _SMALLEST = 1 << 20
 
 
 def obtain(recipe: FirmwareRecipe) -> Path:
-    """The firmware file of ``recipe`` in the store; one process builds it there, others wait and find it.
+    """The firmware file of ``recipe`` in the store, built at first use. One process builds, others wait for its result.
 
-    Raises BuildError with the failing tool's last lines, or naming the Debian packages that this machine lacks.
+    Raises BuildError with the last lines of the failing tool, or with the Debian packages that this machine lacks.
     """
 
     def create(work: Path) -> Path:
         tools.require()
-        _make(recipe, work)
+        _build(recipe, work)
         return work / "fxh-out"
 
     def damage(directory: Path) -> str:
@@ -44,11 +43,11 @@ def obtain(recipe: FirmwareRecipe) -> Path:
     return store.get_or_create("firmware", recipe.key, create, step=step, damage=damage, free_mib=_ROOM_MIB) / FILE
 
 
-def _make(recipe: FirmwareRecipe, work: Path) -> None:
+def _build(recipe: FirmwareRecipe, work: Path) -> None:
     log.info("building OVMF for Xen from Debian's source of %s: once, some five minutes of two CPUs", recipe.package)
     env = {"PACKAGE": recipe.package, "PLATFORM": recipe.platform, "DEFINES": " ".join(recipe.defines)}
     setup = "\n".join(f"export {name}={shlex.quote(value)}" for name, value in env.items())
-    # The build runs in a root of its own: with the compilers of that Debian, and nothing to install on this machine.
+    # Build in a separate root: it has that Debian's compilers, and nothing is installed on this machine.
     tools.run(
         [
             "mmdebstrap", "--mode=auto", "--format=null", "--variant=apt", "--architectures=amd64",
@@ -61,11 +60,11 @@ def _make(recipe: FirmwareRecipe, work: Path) -> None:
         ],
         work,
     )  # fmt: skip
-    whole = work / "fxh-out"
-    made = whole / FILE
-    size = made.stat().st_size if made.is_file() else 0
+    output = work / "fxh-out"
+    built = output / FILE
+    size = built.stat().st_size if built.is_file() else 0
     if size < _SMALLEST or size % (64 << 10):
         kept = work.parent / "last-failed-build.log"
         (work / "build.log").rename(kept)
-        raise BuildError(f"the build of {recipe.platform} made a firmware of {size} bytes", hint=f"the whole log is {kept}")
-    (work / "build.log").rename(whole / "build.log")
+        raise BuildError(f"the build of {recipe.platform} produced a firmware of {size} bytes", hint=f"the whole log is {kept}")
+    (work / "build.log").rename(output / "build.log")

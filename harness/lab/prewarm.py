@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""What dom0 does once before it is kept as a checkpoint: the labs restored from it have it in memory, and hot ones translated."""
+"""Run common programs in dom0 once before it is saved, so that restored labs have their files in memory (and code translated)."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from harness.deadline import Deadline
 from harness.hosts import inventory
 from harness.transport import Transport
 
-# Boot's leftovers in dom0's page cache go out of the state that every later lab starts from, and what every case needs comes in:
-# it is not read and unpacked from the disk again. A domain is built and ended, pygrub finds its kernel on a disk, leaks are looked
-# for: what each does a second time is quick. Nothing but the number of the next domain tells that it was.
+# Drop the files of the boot from dom0's page cache, and load those that every case needs, so that no case reads and unpacks them
+# from the disk. Build and end a domain, let pygrub find a kernel on a disk, and take the inventory: each is fast the second time.
+# The only trace that remains is the number of the next domain. $1: the script of the inventory.
 _SCRIPT = """
 sync; echo 3 > /proc/sys/vm/drop_caches
 xl list; xl info; xl domid none; xl console none; sh -c 'echo | grep x | tr a b'; stat /; df -P /
@@ -34,5 +34,5 @@ cd /; rm -rf /tmp/rehearsal /var/log/xen/*warm* /var/log/xen/console/*warm*; tru
 
 
 def run(dom0: Transport) -> None:
-    """Raises what the connection does; what fails there does not matter."""
+    """Run the script in dom0. Raises as the connection does; a failure of the script has no effect."""
     dom0.run(["sh", "-c", _SCRIPT, "sh", inventory.SCRIPT], Deadline(120), check=False)

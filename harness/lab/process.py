@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""A QEMU process that cannot outlive whoever started it."""
+"""A QEMU process that cannot outlive the process that started it."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from harness.deadline import Deadline
 from harness.errors import LabDead
 from harness.lab.monitor import Monitor, QemuRefused
 
-# sh starts QEMU; a second sh reads from a pipe whose other end only the owner holds. When the owner dies, by kill -9 too,
-# the read ends and QEMU is killed; when QEMU ends, the first sh ends the second and itself. POSIX sh alone does it.
-_KEEPER = (
+# A shell starts QEMU, and a second shell reads from a pipe whose other end only the owner holds. When the owner ends, even by
+# kill -9, the read ends and the second shell kills QEMU. When QEMU ends, the first shell ends the second and itself.
+_BOUND_TO_OWNER = (
     'exec 3<&0; "$@" </dev/null >&2 3<&- & q=$!; echo $q; exec >&2; '
     "{ read -r x; kill -9 $q; } <&3 & k=$!; wait $q; s=$?; kill $k 2>/dev/null; exit $s"
 )
-# With --keep there is no owner to follow.
+# With --keep, QEMU outlives its owner.
 _DETACHED = '"$@" </dev/null >&2 & echo $!; exec >&2; wait $!'
 
 
 class Process:
-    """A running QEMU; ``pid`` is its own, ``run`` the directory of its sockets, ``log`` what it says on stderr."""
+    """A running QEMU with its ``pid``, the directory ``run`` of its sockets, and the ``log`` of its stderr."""
 
     def __init__(self, run: Path, log: Path, pid: int, popen: subprocess.Popen[bytes] | None = None) -> None:
         self.run, self.log, self.pid, self._popen = run, log, pid, popen
@@ -36,13 +36,13 @@ class Process:
 
     @classmethod
     def start(cls, argv: Sequence[str], run: Path, log: Path, *, keep: bool = False) -> Process:
-        """Start QEMU, to end with this process unless ``keep``."""
-        with log.open("wb") as words:
+        """Start QEMU. Unless ``keep`` is set, it ends with this process."""
+        with log.open("wb") as errors:
             popen = subprocess.Popen(
-                ["/bin/sh", "-c", _DETACHED if keep else _KEEPER, "fxh-lab-keeper", *argv],
+                ["/bin/sh", "-c", _DETACHED if keep else _BOUND_TO_OWNER, "fxh-lab-owner", *argv],
                 stdin=subprocess.DEVNULL if keep else subprocess.PIPE,
                 stdout=subprocess.PIPE,
-                stderr=words,
+                stderr=errors,
                 start_new_session=True,
             )
         stdout = cast("IO[bytes]", popen.stdout)
@@ -50,7 +50,7 @@ class Process:
             return cls(run, log, int(stdout.readline() or 0), popen)
 
     def connect(self, deadline: Deadline) -> None:
-        """Wait for the monitor. Raises LabDead with QEMU's own words when it ended instead."""
+        """Wait for the monitor. Raises LabDead with QEMU's messages if QEMU ended instead, DeadlineExpired."""
         while True:
             if (self.run / "qmp").exists():
                 with suppress(LabDead):
@@ -68,13 +68,13 @@ class Process:
         return listening(self.run / "qmp")
 
     def last_words(self) -> str:
-        """What QEMU said on stderr, without what it says at every start."""
+        """The end of QEMU's stderr, without the usual warnings."""
         lines = self.log.read_text(errors="replace").splitlines() if self.log.exists() else []
-        # Each start under TCG warns of the CPU features it has not got: we asked for that.
+        # Under TCG, each start warns of CPU features that TCG lacks. That is expected.
         return "\n".join(line for line in lines if "TCG doesn't support" not in line)[-1500:]
 
     def command(self, name: str, **arguments: Any) -> Any:
-        """One QMP command. Raises LabDead when QEMU is gone, QemuRefused with its words when it refuses."""
+        """Run a QMP command. Raises LabDead if QEMU has ended, QemuRefused with QEMU's message."""
         if self._monitor is None:
             self._monitor = Monitor(self.run / "qmp")
         try:
@@ -86,13 +86,13 @@ class Process:
             raise (exc if self.alive() else LabDead(f"QEMU ended: {self.last_words() or 'killed'}")) from exc
 
     def release(self) -> None:
-        """Let go of the monitor of a machine that goes on without us."""
+        """Close the monitor's connection; QEMU continues."""
         if self._monitor is not None:
             self._monitor.close()
             self._monitor = None
 
     def hand_over(self, argv: Sequence[str]) -> None:
-        """Let the new process ``argv`` own QEMU in our place: QEMU ends with it."""
+        """Start the process ``argv`` as the new owner: QEMU ends with it."""
         pipe = self._popen.stdin if self._popen is not None else None
         if pipe is None:
             return
@@ -103,10 +103,10 @@ class Process:
         pipe.close()
 
     def stop(self) -> None:
-        """End QEMU; safe to call twice and on a dead one."""
+        """End QEMU. Safe to call twice, and after QEMU has ended."""
         with suppress(ProcessLookupError):
             if self.pid and self.alive():
-                # Nothing in a lab's overlay is worth an orderly end: it is thrown away or was saved before.
+                # No orderly end is needed: a lab's overlays are deleted, or were saved before.
                 os.kill(self.pid, signal.SIGKILL)
         self.release()
         if self._popen is None:
@@ -122,12 +122,12 @@ class Process:
 
 
 def listening(path: Path) -> bool:
-    """Whether somebody serves the Unix socket at ``path``: a dead QEMU leaves the file but refuses the connection."""
+    """Whether a process serves the Unix socket at ``path``. A QEMU that ended leaves the file, but connecting to it fails."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
         probe.settimeout(1.0)
         try:
             probe.connect(str(path))
-        except BlockingIOError:  # its queue is full: somebody is there
+        except BlockingIOError:  # the queue of a living process is full
             return True
         except OSError:
             return False

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""Takes out of the store what no lab has used for long, of checkpoints also what is too much, and leavings of the killed."""
+"""Remove unused labs and checkpoints from the store, checkpoints beyond a limit, and leftovers of killed processes."""
 
 from __future__ import annotations
 
@@ -10,12 +10,13 @@ from pathlib import Path
 
 from harness import store
 from harness.lab import checkpoint, registry
+from harness.lab.checkpoint import CheckpointKind
 from harness.lab.store import LabImage
 from harness.store import Item
 
 _DAY = 86400.0
-# The control guest's matrix makes 28, a FreeBSD's 8, of 200 to 450 MiB each. One that is not kept costs a boot in the next run:
-# when there is room for fewer than a run makes, the next run finds none at all, for it asks for the longest unused one first.
+# Bytes. The control guest's matrix creates 28 checkpoints, a FreeBSD's 8, of 200 to 450 MiB each. A missing one costs a boot in the
+# next run. If the limit is below the size of one run's, the next run finds none at all: it needs the least recently used one first.
 _MOST = 24 << 30
 KINDS = ("labs", "checkpoints", "control", "firmware")
 
@@ -47,7 +48,8 @@ def _item(path: Path) -> Item:
 def _recreatable(path: Path) -> bool:
     """Whether a lab or the suites create the checkpoint again when they need it. A user's own is not."""
     name = path.name.rpartition("@")[0]
-    return name == checkpoint.READY or checkpoint.is_disposable(name)
+    kind = CheckpointKind.of(name)
+    return kind is CheckpointKind.READY or kind.may_be_hot
 
 
 def sweep() -> list[Item]:
@@ -69,10 +71,10 @@ def prune(days: float) -> tuple[Item, ...]:
 def bound(most: int = _MOST) -> tuple[Item, ...]:
     """Remove the longest unused checkpoints that suites made, of whatever lab, until they take ``most`` bytes.
 
-    And no more than half of what the disk would have without them. They are made anew when they are needed.
+    They also must not take more than half of the disk's free space without them. Suites create them again when needed.
     """
     images = [LabImage(path) for path in store.entries("labs")]
-    made = {path for image in images for path in checkpoint.listing(image) if checkpoint.of_suites(path)}
+    made = {path for image in images for path in checkpoint.listing(image) if CheckpointKind.of(path.name).of_suites}
     parents = {path for image in images for path in checkpoint.parents(image)}
     found = {path: _item(path) for path in made}
     taken = sum(item.size for item in found.values())

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""QEMU as found on this machine, and the command line of a lab's machine."""
+"""Find QEMU on this machine, and write the command line of a lab's machine."""
 
 from __future__ import annotations
 
@@ -14,10 +14,13 @@ from harness.errors import InfrastructureError
 
 OLDEST = (7, 2)
 
-# Each absence has a reason, measured under QEMU 7.2, 10.0 and 11.1:
-# smap, smep: the PV dom0 dies at once (create_bounce_frame); rdtscp: TCG has no next-RIP saving, Xen cannot emulate it;
-# monitor: Xen's idle loop takes a #GP in mwait; cx16: QEMU 7.2 leaves rubbish in the flags (docs/lab.md), and kernels use it all
-# the time; xsave and AVX: FreeBSD dies in fpurestore_xrstor. A family below 0x10 (model "max") kills the PV shim in init_amd.
+# Reasons for the missing features, measured under QEMU 7.2, 10.0 and 11.1:
+# smap, smep: the PV dom0 dies at once (create_bounce_frame).
+# rdtscp: TCG does not save the next RIP, so Xen cannot emulate it.
+# monitor: Xen's idle loop gets a #GP in mwait.
+# cx16: QEMU 7.2 leaves wrong flags (docs/lab.md), and kernels use it often.
+# xsave and AVX: FreeBSD dies in fpurestore_xrstor.
+# A family below 0x10 (model "max") kills the PV shim in init_amd.
 TCG_CPU = "EPYC,-smap,-smep,-rdtscp,-monitor,-cx16,-xsave,-avx,-avx2,-f16c,-fma"
 
 
@@ -34,7 +37,7 @@ class Qemu:
 
 
 def parse_version(text: str) -> tuple[int, ...]:
-    """The version in ``qemu-system-x86_64 --version``. Raises ValueError when there is none."""
+    """The version in ``qemu-system-x86_64 --version``. Raises ValueError if there is no version."""
     # QEMU emulator version 7.2.22 (Debian 1:7.2+dfsg-7+deb12u18+b3)
     match = re.search(r"version (\d+)\.(\d+)\.(\d+)", text)
     if not match:
@@ -43,7 +46,7 @@ def parse_version(text: str) -> tuple[int, ...]:
 
 
 def find(binary: str = "qemu-system-x86_64") -> Qemu:
-    """Raises InfrastructureError when QEMU is not there or too old."""
+    """Find QEMU and qemu-img. Raises InfrastructureError if one is missing or QEMU is too old."""
     path = shutil.which(binary)
     if path is None or shutil.which("qemu-img") is None:
         raise InfrastructureError(
@@ -64,9 +67,9 @@ def find(binary: str = "qemu-system-x86_64") -> Qemu:
 
 @dataclass(frozen=True)
 class Drive:
-    """A guest image given to dom0 as the SCSI disk with the serial number ``fxh<number>`` (dom0 finds it by that).
+    """A guest image as a SCSI disk of dom0, which finds the disk by its serial number ``fxh<number>``.
 
-    ``file`` is its overlay's name in the lab's directory.
+    ``file`` is the name of its overlay in the lab's directory.
     """
 
     number: int
@@ -78,7 +81,7 @@ class Drive:
 
     @property
     def device(self) -> dict[str, object]:
-        """QEMU's device: the SCSI id is fixed, so that a checkpoint finds its disks where they were."""
+        """QEMU's device. The SCSI id is fixed, so that a checkpoint finds its disks at the same place."""
         return {
             "driver": "scsi-hd", "bus": "scsi.0", "drive": self.serial, "serial": self.serial, "id": f"dev-{self.serial}",
             "scsi-id": self.number,
@@ -87,7 +90,7 @@ class Drive:
 
 @dataclass(frozen=True)
 class MachineSpec:
-    """All that makes two machines alike: a checkpoint of one is good for the other when these are equal."""
+    """The properties of a machine. A checkpoint of one machine fits another if they are equal."""
 
     memory: int
     """MiB of the whole machine."""
@@ -97,11 +100,11 @@ class MachineSpec:
     dom0_memory: int = 768
     pae_first: bool = True
     drives: tuple[int, ...] = ()
-    """Numbers of the SCSI disks plugged in."""
+    """Numbers of the plugged SCSI disks."""
 
     @property
     def emulated(self) -> bool:
-        """No processor of this machine runs the lab's code: QEMU translates it."""
+        """Whether QEMU translates the lab's code, instead of a processor of this machine running it."""
         return self.accel == "tcg"
 
     def xen_arguments(self) -> str:
@@ -114,8 +117,8 @@ class MachineSpec:
 
     def linux_arguments(self) -> str:
         arguments = f"console=hvc0 quiet fxh.pae_first={int(self.pae_first)}"
-        # QEMU keys translated code by its virtual address, too: a program that is elsewhere each time it is started is translated
-        # anew each time. And an emulator does not speculate: Xen and dom0 need no detours against it.
+        # QEMU looks translated code up by its virtual address, among others. With address space randomisation, it would translate
+        # a program again at each start. And an emulator does not speculate, so mitigations only cost time.
         return arguments + (" norandmaps mitigations=off" if self.emulated else "")
 
 
@@ -134,9 +137,9 @@ def command(
     initrd: Path,
     incoming: bool = False,
 ) -> list[str]:
-    """The command line. ``run`` is the directory of sockets, ``directory`` that of the log and of the lab's overlays.
+    """The command line. ``run`` is the directory of the sockets, ``directory`` that of the log and the overlays.
 
-    ``ram`` backs the machine's memory: written to with ``share_ram``, else mapped copy-on-write.
+    ``ram`` is the file of the machine's memory: with ``share_ram`` it is written to, otherwise it is mapped copy-on-write.
     """
     argv = [
         qemu.binary, "-name", "fxh-lab", "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
@@ -152,7 +155,7 @@ def command(
         "-blockdev", f"driver=qcow2,node-name=root,discard=unmap,file.driver=file,file.filename={_comma(directory / 'root.qcow2')}",
         "-device", "virtio-blk-pci,drive=root",
         "-device", "virtio-scsi-pci,id=scsi",
-        # restrict: what a guest sends never leaves this machine, and does not reach it but through the forwarded port.
+        # restrict: a guest reaches neither this machine nor a network beyond it; only the forwarded port is open.
         "-netdev", f"user,id=net,restrict=on,hostfwd=tcp:127.0.0.1:{ssh_port}-:22",
         "-device", "virtio-net-pci,netdev=net,romfile=", "-device", "virtio-rng-pci",
     ]  # fmt: skip
@@ -172,7 +175,7 @@ def _comma(path: Path | str) -> str:
 
 
 def _plain(path: Path) -> str:
-    """A multiboot module list is split at blanks and commas, without a way to quote them in every QEMU version."""
+    """QEMU splits a multiboot module list at blanks and commas, and not every version has a way to quote them."""
     if " " in str(path) or "," in str(path):
         raise InfrastructureError(
             f"QEMU cannot load {path}: a blank or a comma in the path", hint="point FXH_STORE at a directory without them"

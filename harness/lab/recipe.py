@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""What a lab is made from: a recipe of ``images/dom0`` and, where given, a user's own hypervisor and dom0 kernel."""
+"""The parts of a lab: a recipe of ``images/dom0`` and, optionally, the user's hypervisor and dom0 kernel."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from harness.digest import file_sha256
 from harness.errors import UsageError
 
 DEFAULT_XEN = "4.20"
-# Raise when a builder makes something else from the same recipe.
+# Increment when a builder's output for the same recipe changes.
 _BUILDER, _KERNEL_BUILDER, _FIRMWARE_BUILDER = 6, 1, 1
 
 
 @dataclass(frozen=True)
 class KernelRecipe:
-    """``package`` of Debian ``suite`` holds /usr/src/<package>.tar.xz; ``config`` are the lines that shall hold in .config."""
+    """``package`` of Debian ``suite`` holds /usr/src/<package>.tar.xz; ``config`` has the lines that .config must contain."""
 
     suite: str
     package: str
@@ -27,7 +27,7 @@ class KernelRecipe:
 
     @property
     def key(self) -> str:
-        """Names its build in the store."""
+        """The name of its build in the store."""
         digest = hashlib.sha256(f"builder {_KERNEL_BUILDER}\n{self.suite}\n{self.package}\n".encode() + self.config)
         return f"{self.package}-{digest.hexdigest()[:12]}"
 
@@ -48,7 +48,7 @@ class FirmwareRecipe:
 
     @property
     def key(self) -> str:
-        """Names its build in the store."""
+        """The name of its build in the store."""
         digest = hashlib.sha256(f"builder {_FIRMWARE_BUILDER}\n{self.suite}\n{self.package}\n{self.platform}\n".encode())
         for part in (*self.defines, "|", *self.tools):
             digest.update(part.encode() + b"\n")
@@ -58,7 +58,7 @@ class FirmwareRecipe:
 
 @dataclass(frozen=True)
 class Recipe:
-    """One kind of lab. ``key`` names its build in the store: the hash of all that goes into it."""
+    """One kind of lab. ``key`` is the name of its build in the store: a hash of all its inputs."""
 
     xen: str
     suite: str
@@ -74,7 +74,7 @@ class Recipe:
 
     @property
     def base_key(self) -> str:
-        """Identity of the root image, whatever hypervisor and kernel are put before it."""
+        """The identity of the root image, independent of the user's hypervisor and kernel."""
         digest = hashlib.sha256(f"builder {_BUILDER}\n".encode())
         for part in (self.suite, *self.packages, "|", *self.modules, "|", *self.initrd_modules, "|"):
             digest.update(part.encode() + b"\n")
@@ -91,12 +91,12 @@ class Recipe:
 
 
 def available() -> tuple[str, ...]:
-    """The Xen versions there are recipes for, oldest first."""
+    """The Xen versions that have a recipe, oldest first."""
     return tuple(sorted((path.stem for path in _directory().glob("[0-9]*.toml")), key=versions.numbers))
 
 
 def available_quietly() -> tuple[str, ...]:
-    """As :func:`available`; none if FXH_PROJECT is wrong. For help texts."""
+    """As :func:`available`, but empty if FXH_PROJECT is wrong. For help texts."""
     try:
         return available()
     except UsageError:
@@ -110,7 +110,7 @@ def load(xen: str = DEFAULT_XEN, hypervisor: Path | None = None, dom0_kernel: Pa
         raise UsageError(f"no lab recipe for Xen {xen!r}", hint=f"choose one of {', '.join(available())}")
     for what, path in (("hypervisor", hypervisor), ("dom0 kernel", dom0_kernel)):
         if path and not path.is_file():
-            raise UsageError(f"{what} {path}: no such file", hint="give the path of the file you built")
+            raise UsageError(f"{what} {path}: no such file", hint="check the path")
     own = tomllib.loads((directory / f"{xen}.toml").read_text())
     common = tomllib.loads((directory / "common.toml").read_text())
     config = directory.parent / "control" / "kernel.config"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""What others may know of a lab: a record in its directory, and the files that a killed one left."""
+"""Records of labs, by which other processes find them, and the removal of leftovers of killed processes."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from harness.lab.qemu import Drive, MachineSpec
 
 @dataclass(frozen=True)
 class LabRecord:
-    """``image`` is the directory of the lab's image; ``checkpoint`` what it was restored from."""
+    """``image`` is the directory of the lab's image; ``checkpoint`` is the checkpoint that its disks depend on."""
 
     name: str
     image: str
@@ -34,15 +34,15 @@ class LabRecord:
     spec: MachineSpec
     drives: tuple[Drive, ...] = ()
     stopped: bool = False
-    chamber: bool = False
-    """Its QEMU runs in one (:mod:`harness.lab.hot`)."""
+    in_namespace: bool = False
+    """Whether its QEMU runs in its own namespaces (:mod:`harness.lab.criu`). The file calls this ``chamber``."""
 
     @property
     def image_path(self) -> Path:
         return Path(self.image)
 
     def key(self) -> str:
-        """The private key for root at the lab's dom0."""
+        """The private ssh key for root in the lab's dom0."""
         return (directory(self.name) / "id_ed25519").read_text()
 
 
@@ -61,32 +61,39 @@ def names() -> list[str]:
 
 
 def read(name: str) -> LabRecord | None:
-    """The record of a lab, or None where there is none that can be read."""
+    """The record of a lab, or None if it is missing or unreadable."""
     try:
         data = json.loads((directory(name) / "lab.json").read_text())
         data["spec"] = MachineSpec(**(data["spec"] | {"drives": tuple(data["spec"]["drives"])}))
         data["drives"] = tuple(Drive(**drive) for drive in data["drives"])
+        data["in_namespace"] = data.pop("chamber", False)
         return LabRecord(**data)
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
 
 def write(record: LabRecord, private_key: str) -> None:
-    """With the record, what an ssh of anybody's needs: the key, and the host key pinned."""
-    where = directory(record.name)
-    key = where / "id_ed25519"
+    """Write the record and the files for an ssh client: the private key and the pinned host key."""
+    lab = directory(record.name)
+    key = lab / "id_ed25519"
     if not key.exists() or key.read_text() != private_key:
         key.unlink(missing_ok=True)
         key.touch(mode=0o600)
         key.write_text(private_key)
-    (where / "known_hosts").write_text(f"[127.0.0.1]:{record.ssh_port} {record.host_key}\n")
-    _replace(where / "lab.json", json.dumps(asdict(record), indent=1))
+    (lab / "known_hosts").write_text(f"[127.0.0.1]:{record.ssh_port} {record.host_key}\n")
+    _write(record)
 
 
 def stopped(name: str) -> None:
     record = read(name)
     if record is not None:
-        _replace(directory(name) / "lab.json", json.dumps(asdict(replace(record, stopped=True)), indent=1))
+        _write(replace(record, stopped=True))
+
+
+def _write(record: LabRecord) -> None:
+    data = asdict(record)
+    data["chamber"] = data.pop("in_namespace")
+    _replace(directory(record.name) / "lab.json", json.dumps(data, indent=1))
 
 
 def mark_dead(name: str, why: str) -> None:
@@ -101,19 +108,19 @@ def _replace(path: Path, text: str) -> None:
 
 
 def state(name: str) -> str:
-    """``up``, ``stopped``, ``stale`` (its owner or its QEMU was killed), or ``""`` for no such lab."""
+    """``up``, ``stopped``, ``stale`` (its owner or its QEMU was killed), or ``""`` if there is no such lab."""
     if not directory(name).is_dir():
         return ""
     if listening(sockets(name) / "qmp"):
         return "up"
     record = read(name)
     if record is not None and not record.stopped and _alive(record.owner_pid):
-        return "up"  # between two machines: it is being restored
+        return "up"  # it is being restored: one QEMU has ended, and the next one starts
     return "stopped" if record is not None and (record.stopped or record.kept) else "stale"
 
 
 def sweep() -> list[str]:
-    """Remove what killed processes left: labs that nobody owns any more and half-made builds. Says what it removed."""
+    """Remove leftovers of killed processes: labs without an owner, unfinished builds and checkpoints. Returns their names."""
     gone = []
     for name in names():
         if state(name) == "stale":
@@ -122,11 +129,11 @@ def sweep() -> list[str]:
             gone.append(f"lab {name}")
     labs = paths.store() / "labs"
     if labs.is_dir():
-        gone += [f"half-made build {work.name}" for work, _ in store.sweep("labs")]
+        gone += [f"unfinished build {work.name}" for work, _ in store.sweep("labs")]
         for half in labs.glob("*/checkpoints/.*@*"):
             if half.is_dir() and half.stat().st_mtime < time.time() - 3600:
                 shutil.rmtree(half, ignore_errors=True)
-                gone.append(f"half-made checkpoint {half.name}")
+                gone.append(f"unfinished checkpoint {half.name}")
         for half in labs.glob("*/checkpoints/.gone-*"):
             shutil.rmtree(half, ignore_errors=True)
     return gone

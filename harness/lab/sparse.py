@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""Files with holes: a guest's free memory costs no disk."""
+"""Copy a file as a sparse file, so that free memory in a checkpoint takes no disk space."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _BLOCK = 1 << 20
 
 
 def copy_sparse(source: Path, target: Path) -> None:
-    """Copy without pages of zeros."""
+    """Copy ``source`` to ``target`` with holes instead of pages of zeros. Raises OSError."""
     zeros = bytes(_PAGE)
     size = source.stat().st_size
     with source.open("rb", buffering=0) as src, target.open("wb", buffering=0) as dst:
@@ -22,7 +22,7 @@ def copy_sparse(source: Path, target: Path) -> None:
             try:
                 at = os.lseek(src.fileno(), at, os.SEEK_DATA)
             except OSError as exc:
-                if exc.errno == errno.ENXIO:  # nothing but a hole from here on
+                if exc.errno == errno.ENXIO:  # only a hole follows
                     break
                 raise
             end = os.lseek(src.fileno(), at, os.SEEK_HOLE)
@@ -32,7 +32,7 @@ def copy_sparse(source: Path, target: Path) -> None:
                     at += len(block)
                     continue
                 first = 0
-                # Runs of pages that hold something, written as one.
+                # Write each run of pages that are not zero at once.
                 for page in range(0, len(block) + _PAGE, _PAGE):
                     if page >= len(block) or block[page : page + _PAGE] == zeros:
                         if page > first:

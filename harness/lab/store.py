@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""A built lab in the store: files that are never written to again."""
+"""A built lab in the store. Its files never change."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class LabImage:
         return data
 
     def damage(self) -> str:
-        """What is wrong with its files, "" when nothing is: a disk that was full, somebody who tidied up."""
+        """The first missing or truncated file, or "". Causes are a full disk, or a user who deleted files."""
         try:
             sizes = self.manifest["sizes"]
         except (OSError, ValueError, KeyError, TypeError) as exc:
@@ -47,9 +47,9 @@ class LabImage:
 
 
 def on_disk(files: Iterable[Path]) -> int:
-    """Bytes that these files take, as far as they are there: others remove, too. Directories count nothing."""
+    """Bytes on disk of these files. Directories and files that another process has removed do not count."""
     size = 0
-    with suppress(FileNotFoundError):  # their directory
+    with suppress(FileNotFoundError):  # the directory that ``files`` iterates over
         for file in files:
             with suppress(FileNotFoundError):
                 size += file.stat().st_blocks * 512 if file.is_file() else 0
@@ -57,5 +57,5 @@ def on_disk(files: Iterable[Path]) -> int:
 
 
 def used(directory: Path) -> None:
-    """Note that an image or a checkpoint is used now: what is not used for long is pruned."""
+    """Record that an image or a checkpoint is used now, for :mod:`harness.lab.prune`."""
     os.utime(directory)

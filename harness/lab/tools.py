@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""What building a lab's parts needs of this machine: programs, headers, room; and how a program is run for it."""
+"""The prerequisites of a lab build on this machine (programs, headers, disk space), and how a build runs a program."""
 
 from __future__ import annotations
 
@@ -11,24 +11,24 @@ from pathlib import Path
 from harness import debian
 from harness.errors import BuildError
 
-# Debian packages that bring the tools; a name differs from its package now and then.
+# Program to Debian package, and header to Debian package.
 TOOLS = {
     "mmdebstrap": "mmdebstrap", "mke2fs": "e2fsprogs", "resize2fs": "e2fsprogs", "qemu-img": "qemu-utils", "cc": "gcc",
     "xz": "xz-utils", "make": "make", "flex": "flex", "bison": "bison", "bc": "bc", "perl": "perl-base",
 }  # fmt: skip
 HEADERS = {"gelf.h": "libelf-dev", "stdlib.h": "libc6-dev"}
 
-# What a make around us, or a user who builds kernels, has set for makes and compilers of their own.
-_NOT_OURS = ("MAKE", "MFLAGS", "GNUMAKE", "KBUILD", "KCONFIG", "ARCH", "CROSS_COMPILE", "LLVM", "LOCALVERSION", "CFLAGS")
+# Prefixes of environment variables that a surrounding make, or a user who builds kernels, may have set. A build must not see them.
+_FOREIGN = ("MAKE", "MFLAGS", "GNUMAKE", "KBUILD", "KCONFIG", "ARCH", "CROSS_COMPILE", "LLVM", "LOCALVERSION", "CFLAGS")
 
 
 def missing_packages() -> list[str]:
-    """Debian packages that bring what a build needs and this machine lacks."""
+    """The Debian packages that a build needs and this machine lacks."""
     return sorted(debian.lacking(TOOLS, HEADERS))
 
 
 def require() -> None:
-    """Raises BuildError that names every package this machine lacks."""
+    """Raises BuildError with all packages that this machine lacks."""
     missing = missing_packages()
     if missing:
         raise BuildError(
@@ -38,8 +38,8 @@ def require() -> None:
 
 
 def run(argv: Sequence[str], work: Path, *, cwd: Path | None = None, env: Mapping[str, str] | None = None) -> None:
-    """Run to the end, with what it says in ``work``/build.log. Raises BuildError with its last lines."""
-    own = {name: value for name, value in os.environ.items() if not name.startswith(_NOT_OURS)}
+    """Run a program with its output in ``work``/build.log. Raises BuildError with the last lines."""
+    own = {name: value for name, value in os.environ.items() if not name.startswith(_FOREIGN)}
     own["PATH"] = debian.path()
     with (work / "build.log").open("ab") as file:
         file.write(f"$ {argv[0]} ...\n".encode())

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""What is gathered from a host and its guests when a case ends badly."""
+"""Gather evidence from a host and its guests after a failure."""
 
 from __future__ import annotations
 
@@ -13,18 +13,20 @@ from harness import trace
 from harness.deadline import Deadline
 from harness.errors import HarnessError
 from harness.hosts.host import XenHost
-from harness.lab.host import LabHost
 from harness.plugin import diagnosis
-from harness.plugin.rig import CaseContext
+from harness.plugin.case_context import CaseContext
 from harness.xen.events import RINGS
 
 log = logging.getLogger("fxh.evidence")
 
+# Seconds for all of it.
 _LIMIT = 20.0
+# Bytes that are copied from the end of a file.
+_TAIL = 4 << 20
 
 
 def gather(context: CaseContext) -> None:
-    """Leave files in the case's directory: what Xen, dom0, the toolstack and the guests say. Never raises."""
+    """Write the messages of Xen, dom0, the toolstack and the guests to the case's directory. Does not raise HarnessError."""
     with trace.step("evidence", "gather evidence"):
         _gather(context)
 
@@ -55,19 +57,19 @@ def _gather(context: CaseContext) -> None:
         if done.stdout:
             (context.directory / name).write_bytes(done.stdout)
     diagnosis.inspect(context.guests, context.directory)
-    if isinstance(host, LabHost):
-        _copy(host.lab.directory / "xen.log", context.directory / "lab-serial.log")
+    for name, source in host.evidence_files().items():
+        _copy_tail(source, context.directory / name)
 
 
 def _mark_time(host: XenHost, path: Path, deadline: Deadline) -> None:
-    """Have the hypervisor print a stamped line now (debug key t, its clocks) and note our own time of that.
+    """Let the hypervisor print a line with its time now (debug key t: its clocks), and write this machine's time to ``path``.
 
-    By it the lines of its log (console_timestamps=boot) can be put on the guest console's time line.
+    So the lines of its log (console_timestamps=boot) can be placed on the time line of the guest's console.
     """
     try:
         done = host.transport.run(["xl", "debug-keys", "t"], deadline.capped(5), check=False)
     except HarnessError as exc:
-        log.warning("no mark in the hypervisor's log: %s", exc.message)
+        log.warning("no time mark in the hypervisor's log: %s", exc.message)
         return
     if done.status == 0:
         path.write_text(json.dumps({"monotonic": time.monotonic(), **_uptime(host, deadline)}))
@@ -82,6 +84,6 @@ def _uptime(host: XenHost, deadline: Deadline) -> dict[str, float]:
         return {}
 
 
-def _copy(source: Path, target: Path) -> None:
+def _copy_tail(source: Path, target: Path) -> None:
     with contextlib.suppress(OSError):
-        target.write_bytes(source.read_bytes()[-(4 << 20) :])
+        target.write_bytes(source.read_bytes()[-_TAIL:])

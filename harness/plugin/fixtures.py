@@ -20,9 +20,11 @@ from harness.hosts.host import XenHost
 from harness.hosts.scratch import ScratchDisk
 from harness.images.image import Image
 from harness.plugin import cells, evidence, inputs
+from harness.plugin.case_context import CaseContext
 from harness.plugin.cells import Cell
-from harness.plugin.rig import CaseContext, Prepare, Rig
+from harness.plugin.guest_factory import Prepare
 from harness.plugin.state import CASE, RIG, case_directory
+from harness.plugin.worker_env import WorkerEnvironment
 from harness.xen.toolstack import Toolstack
 
 
@@ -46,20 +48,20 @@ NewScratch = Callable[..., tuple[ScratchDisk, ...]]
 
 
 @pytest.fixture(scope="session")
-def rig(request: pytest.FixtureRequest) -> Rig:
+def rig(request: pytest.FixtureRequest) -> WorkerEnvironment:
     """The hosts and guests of the worker."""
     return request.config.stash[RIG]
 
 
 @pytest.fixture
-def case(request: pytest.FixtureRequest, rig: Rig, cell: Cell) -> Iterator[CaseContext]:
+def case(request: pytest.FixtureRequest, rig: WorkerEnvironment, cell: Cell) -> Iterator[CaseContext]:
     """The context of the case, for its result. After the case, dom0 must be as before."""
     context = CaseContext(case_directory(request.config, request.node.nodeid), cell)
     request.node.stash[CASE] = context
     yield context
     if context.kept:
         return
-    rig.clean(context.guests, context.undo)
+    rig.clean(context)
     if context.host is not None:
         leaks = rig.leaks(cell, context.given)
         if leaks:
@@ -69,7 +71,7 @@ def case(request: pytest.FixtureRequest, rig: Rig, cell: Cell) -> Iterator[CaseC
 
 
 @pytest.fixture
-def host(request: pytest.FixtureRequest, rig: Rig, cell: Cell, case: CaseContext) -> XenHost:
+def host(request: pytest.FixtureRequest, rig: WorkerEnvironment, cell: Cell, case: CaseContext) -> XenHost:
     """The Xen host of the cell, with an idle dom0."""
     found = rig.host(cell)
     case.host = found
@@ -85,7 +87,7 @@ def toolstack(host: XenHost) -> Toolstack:
 
 
 @pytest.fixture
-def new_guest(rig: Rig, cell: Cell, host: XenHost, case: CaseContext) -> NewGuest:
+def new_guest(rig: WorkerEnvironment, cell: Cell, host: XenHost, case: CaseContext) -> NewGuest:
     """Defines guests of the cell whose domains are not created yet. They are removed after the case."""
 
     def make(**shape: Unpack[ShapeArgs]) -> Guest:
@@ -99,7 +101,7 @@ def new_guest(rig: Rig, cell: Cell, host: XenHost, case: CaseContext) -> NewGues
 
 
 @pytest.fixture
-def booted(request: pytest.FixtureRequest, rig: Rig, cell: Cell, case: CaseContext) -> Booted:
+def booted(request: pytest.FixtureRequest, rig: WorkerEnvironment, cell: Cell, case: CaseContext) -> Booted:
     """``booted(**shape)``: a guest with a shell, from a warm checkpoint of this shape in a lab, else from a boot."""
 
     def make(prepare: Prepare | None = None, /, **shape: Unpack[ShapeArgs]) -> Guest:
@@ -119,7 +121,7 @@ def guest(booted: Booted) -> Guest:
 
 
 @pytest.fixture
-def scratch(rig: Rig, cell: Cell, case: CaseContext) -> NewScratch:
+def scratch(rig: WorkerEnvironment, cell: Cell, case: CaseContext) -> NewScratch:
     """``scratch("one", "two", size=MIB)``: small disks in dom0 that contain their labels. Request a guest or host first."""
 
     def make(*labels: str, size: int = disks.MIB, sector: int = 512) -> tuple[ScratchDisk, ...]:
@@ -136,7 +138,7 @@ def scratch(rig: Rig, cell: Cell, case: CaseContext) -> NewScratch:
 
 
 @pytest.fixture
-def image(rig: Rig, cell: Cell) -> Image:
+def image(rig: WorkerEnvironment, cell: Cell) -> Image:
     """The image under test, with its manifest. Without one the case is skipped."""
     if not cell.under_test or rig.image is None:
         pytest.skip("needs an image with a manifest; elsewhere: fxh run --image IMAGE")
@@ -144,13 +146,13 @@ def image(rig: Rig, cell: Cell) -> Image:
 
 
 @pytest.fixture
-def root_device(rig: Rig, cell: Cell) -> str:
+def root_device(rig: WorkerEnvironment, cell: Cell) -> str:
     """The default root device of the cell's guest: ``xbd0p2``, or ``zfs:zroot/ROOT/default`` (GuestSource.root)."""
     return rig.source(cell).root
 
 
 @pytest.fixture
-def kernel_file(rig: Rig, cell: Cell) -> Path:
+def kernel_file(rig: WorkerEnvironment, cell: Cell) -> Path:
     """The kernel file of the cell's guest on this machine. Without one the case is skipped."""
     kernel = rig.source(cell).kernel
     if kernel is None:

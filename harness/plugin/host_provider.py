@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""From where a worker has its real hosts: the pool that ``--xen-host`` names, a share of a host at a time."""
+"""Gives a worker its hosts from the pool that ``--xen-host`` names, one share of a host at a time."""
 
 from __future__ import annotations
 
@@ -18,42 +18,42 @@ from harness.hosts.lease import LeaseRequest
 from harness.hosts.pool import LAB, HostPool, select_hosts
 from harness.plugin.options import Options
 
-log = logging.getLogger("fxh.rig")
+log = logging.getLogger("fxh.worker")
 
 
 class HostProvider:
-    """``lab`` makes a lab, for a pool that has labs among its hosts."""
+    """The pool of one run. ``start_lab`` starts a lab, for a pool that contains labs."""
 
-    def __init__(self, options: Options, lab: Callable[[], DirectHost]) -> None:
-        self._options, self._lab = options, lab
+    def __init__(self, options: Options, start_lab: Callable[[], DirectHost]) -> None:
+        self._options, self._start_lab = options, start_lab
 
     @cached_property
     def _pool(self) -> HostPool:
         def connected(config: HostConfig, what: str) -> DirectHost:
             if config.address == LAB:
-                return self._lab()
+                return self._start_lab()
             return DirectHost(connect.transport(config), config=config, what=what)
 
         hosts = select_hosts(self._options.host, load().config.hosts)
         return HostPool(hosts, self._options.worker, shlex.join(sys.argv[1:])[:80], connected)
 
     def acquire(self, source: GuestSource) -> DirectHost:
-        """A share of a host: enough for two guests of ``source``, with what Xen takes beside their memory."""
+        """A share of a host, large enough for two guests of ``source`` and Xen's overhead (32 MiB each)."""
         disk = 64 + sum(image.path.stat().st_size * 3 for image in source.disks) // (1 << 20)
-        wish = LeaseRequest("", self._options.lease_memory or 2 * (source.memory + 32), 2, disk)
-        return self._pool.acquire(wish, Deadline(self._options.lease_wait))
+        request = LeaseRequest("", self._options.lease_memory or 2 * (source.memory + 32), 2, disk)
+        return self._pool.acquire(request, Deadline(self._options.lease_wait))
 
     @staticmethod
     def wanted(host: DirectHost | None) -> bool:
-        """Whether somebody else waits for it: then it is his turn after the case that is at work."""
+        """Whether another process waits for the host. The caller then gives its share back after the present case."""
         if host is None or host.lease is None or not host.lease.contended:
             return False
-        log.info("%s is wanted by somebody else: giving our share back", host.facts.name)
+        log.info("%s is wanted by another process: giving our share back", host.facts.name)
         return True
 
     def lost(self, host: DirectHost, why: str) -> None:
-        """Leave it alone for a while."""
+        """Tell the pool that the host is lost, so that it is not used for a while."""
         if self._options.host:
             self._pool.mark_lost(host.config.name or host.config.address, why, host.run_id)
-        if host.lease is not None:  # nobody there to say goodbye to, or not in time
+        if host.lease is not None:  # do not wait for the host when the lease ends
             host.lease.lost = host.lease.lost or why

@@ -16,9 +16,9 @@ from harness.console.deaths import speaker
 from harness.console.text import plain
 from harness.errors import HarnessError
 from harness.plugin import diagnosis, evidence, known
+from harness.plugin.case_context import CaseContext, stage_times
 from harness.plugin.cells import cell_of
 from harness.plugin.outcome import Finding, classify
-from harness.plugin.rig import CaseContext, stamps
 from harness.plugin.selection import title
 from harness.plugin.state import CASE, PROGRESS, RIG, SETUP, CaseProgress, case_directory
 from harness.results import model
@@ -253,7 +253,7 @@ def _boots(context: CaseContext) -> tuple[Boot, ...]:
             death = guest.console.death
             died = round(death.at - guest.unpaused, 3) if death is not None and death.at is not None else None
             console = guest.console
-            reached = tuple(Stamp(*stamp) for stamp in stamps(guest))
+            reached = tuple(Stamp(*stamp) for stamp in stage_times(guest))
             message = death.message if death is not None else ""
             found.append(Boot(guest.name, reached, died, guest.unpaused, console.log_path.name, console.boot_offset, message))
     return tuple(found)

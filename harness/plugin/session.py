@@ -15,13 +15,13 @@ from pathlib import Path
 import pytest
 
 from harness import paths, preparing, stamp
-from harness.errors import HarnessError, UsageError
+from harness.errors import ExitCode, HarnessError, UsageError
 from harness.lab import recipe
 from harness.plugin import cells, options
 from harness.plugin.phases import result_files
-from harness.plugin.rig import Rig
 from harness.plugin.setuplog import SetupLog
 from harness.plugin.state import OPTIONS, RIG, RUN, SETUP, case_directory
+from harness.plugin.worker_env import WorkerEnvironment
 from harness.results import model, revision, run_dir
 from harness.results.model import HARNESS, INFRASTRUCTURE, CaseResult, RunResult
 from harness.results.where import own_parameters
@@ -35,7 +35,7 @@ def check_options(config: pytest.Config) -> None:
     config.add_cleanup(preparing.listen(config.stash[SETUP]))
     try:
         config.stash[OPTIONS] = options.read(config)
-        config.stash[RIG] = Rig(config.stash[OPTIONS])
+        config.stash[RIG] = WorkerEnvironment(config.stash[OPTIONS])
         source = config.stash[RIG].tested
         if source is not None:
             options.check_firmwares(config.stash[OPTIONS], source)
@@ -168,13 +168,18 @@ def end(config: pytest.Config, code: Callable[[tuple[CaseResult, ...]], int]) ->
         path = config.stash.get(RUN, None)
         if not hasattr(config, "workerinput") and path is not None and (path / "run.json").exists():
             forget_stop(config)
-            _publish(path, code)
+            _publish(path, code, config.stash[OPTIONS].fail_on)
 
 
-def _publish(path: Path, code: Callable[[tuple[CaseResult, ...]], int]) -> None:
-    from harness.report import publish
+def _publish(path: Path, code: Callable[[tuple[CaseResult, ...]], int], fail_on: tuple[str, ...]) -> None:
+    from harness.report import publish, record
 
     run = model.read_run(path)
     run = replace(run, ended=stamp.now(), exit_code=code(run.cases))
     model.write_run(path, run)
-    publish(path, run)
+    report = publish(path, run)
+    if "complaint" in fail_on and report.complaints and run.exit_code == ExitCode.OK:
+        log.error("%d new complaints, and the run has --fail-on complaint", len(report.complaints))
+        run = replace(run, exit_code=int(ExitCode.PRODUCT))
+        model.write_run(path, run)
+        record(path, run)

@@ -10,10 +10,11 @@ from pathlib import Path
 
 import pytest
 
+from harness.plugin.case_context import CaseContext
 from harness.plugin.options import Options
 from harness.plugin.outcome import Finding
-from harness.plugin.rig import CaseContext, Rig
 from harness.plugin.setuplog import SetupLog
+from harness.plugin.worker_env import WorkerEnvironment
 
 
 @dataclass
@@ -37,7 +38,7 @@ class CaseProgress:
 # On Config.
 OPTIONS = pytest.StashKey[Options]()
 RUN = pytest.StashKey[Path]()
-RIG = pytest.StashKey[Rig]()
+RIG = pytest.StashKey[WorkerEnvironment]()
 SETUP = pytest.StashKey[SetupLog]()
 # On Item.
 CASE = pytest.StashKey[CaseContext]()

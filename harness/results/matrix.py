@@ -17,13 +17,13 @@ from harness.errors import UsageError
 from harness.results import revision
 from harness.results.merge import missing_shards
 from harness.results.model import FAILED, KNOWN, PASSED, SKIPPED, CaseResult, Outcome, RunResult
-from harness.results.where import Where
+from harness.results.where import FREEBSD, Where
 
 SCHEMA = 1
 BEGIN, END = "<!-- matrix: written by `fxh matrix`, do not edit -->", "<!-- end of the matrix -->"
 NOT_RUN = "not run"
 # The combinations to test. Others that were recorded get additional rows and columns.
-FREEBSD, TYPES, XEN = ("13.2", "14.2", "15.1"), ("pvh", "hvm", "hvm-uefi"), ("4.17", "4.20")
+RELEASES, TYPES, XEN = ("13.2", "14.2", "15.1"), ("pvh", "hvm", "hvm-uefi"), ("4.17", "4.20")
 _TITLES = {"pvh": "PVH", "hvm": "HVM BIOS", "hvm-uefi": "HVM UEFI", "pv": "PV", "pvshim": "PV shim"}
 
 
@@ -114,7 +114,7 @@ def case_name(case: CaseResult) -> str:
 
 
 def _is_freebsd(case: CaseResult) -> bool:
-    return case.where.guest == "freebsd"
+    return case.where.guest == FREEBSD
 
 
 def _record(run: RunResult, place: Place, suite: str, cases: list[CaseResult], absent: int) -> Record:
@@ -212,7 +212,7 @@ def render(data: Iterable[Record], suites: Collection[str]) -> str:
     cells: dict[Place, list[Record]] = {}
     for record in data:
         cells.setdefault(record.place, []).append(record)
-    rows = {(freebsd, kind) for freebsd in FREEBSD for kind in TYPES} | {(place.freebsd, place.type) for place in cells}
+    rows = {(freebsd, kind) for freebsd in RELEASES for kind in TYPES} | {(place.freebsd, place.type) for place in cells}
     xens = sorted({*XEN, *(place.xen for place in cells)}, key=versions.numbers)
     lines = ["| FreeBSD | guest type | " + " | ".join(f"Xen {xen}" for xen in xens) + " |", "|---" * (2 + len(xens)) + "|"]
     for freebsd, kind in sorted(rows, key=lambda row: Place(row[0], row[1], "").order):

@@ -6,6 +6,11 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
+CONTROL_GUEST = "control"
+"""The guest that is known to be good."""
+FREEBSD = "freebsd"
+"""The guest that docs/matrix.json is about."""
+
 
 @dataclass(frozen=True, order=True)
 class Where:
@@ -15,7 +20,7 @@ class Where:
     """
 
     guest: str = ""
-    """``control``, or the name of a guest OS, such as ``freebsd``."""
+    """the control guest, or the name of a guest OS, such as ``freebsd``."""
     type: str = ""
     """``pv``, ``pvh``, ``hvm`` or ``pvshim``."""
     host: str = ""

@@ -16,9 +16,9 @@ from harness.guests.guest import Guest
 from harness.guests.memory import Memory
 from harness.oracles.ballooning import MIB, Sample, freebsd_floor, missed
 from harness.oracles.finding import finding
+from harness.plugin.case_context import CaseContext
 from harness.plugin.cells import Cell
 from harness.plugin.fixtures import NewGuest
-from harness.plugin.rig import CaseContext
 from harness.xen import dom0_program
 
 from .support import assert_balloon_at, assert_no_page_lost

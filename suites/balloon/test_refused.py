@@ -6,7 +6,7 @@ from __future__ import annotations
 from harness.guests.memory import Memory
 from harness.oracles.ballooning import MIB, Sample, missed
 from harness.oracles.finding import finding
-from harness.plugin.rig import CaseContext
+from harness.plugin.case_context import CaseContext
 
 from .support import assert_balloon_at
 

@@ -7,7 +7,7 @@ from harness.guests import suspend
 from harness.guests.memory import Memory
 from harness.oracles.ballooning import MIB, Sample, imbalance, missed
 from harness.oracles.finding import finding
-from harness.plugin.rig import CaseContext
+from harness.plugin.case_context import CaseContext
 
 from .support import assert_balloon_at, assert_no_page_lost
 

@@ -14,7 +14,7 @@ from harness.guests.guest import Guest
 from harness.guests.memory import Memory
 from harness.oracles.ballooning import MIB, Sample
 from harness.oracles.finding import finding
-from harness.plugin.rig import CaseContext
+from harness.plugin.case_context import CaseContext
 from harness.xen import dom0_program
 
 # The share of its memory that the guest gives back.

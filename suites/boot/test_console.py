@@ -10,8 +10,8 @@ import pytest
 from harness.deadline import ConditionNotMet, Deadline
 from harness.guests.guest import Guest
 from harness.oracles.finding import finding
+from harness.plugin.case_context import CaseContext
 from harness.plugin.fixtures import NewGuest
-from harness.plugin.rig import CaseContext
 
 # Bytes of a line; 100 lines make about 1 MB. The lines are long because a guest notifies Xen once for each line.
 WIDTH = 9_999

@@ -9,8 +9,8 @@ from harness.deadline import Deadline
 from harness.errors import GuestDied
 from harness.guests.guest import Guest
 from harness.oracles.finding import finding
+from harness.plugin.case_context import CaseContext
 from harness.plugin.fixtures import NewGuest
-from harness.plugin.rig import CaseContext
 
 # Seconds from the last byte of a panic on the console to the verdict.
 VERDICT_LIMIT = 1.0

@@ -15,8 +15,8 @@ from harness.hosts.host import XenHost
 from harness.hosts.scratch import ScratchDisk
 from harness.oracles import kerneldump
 from harness.oracles.finding import finding
+from harness.plugin.case_context import CaseContext
 from harness.plugin.fixtures import NewScratch
-from harness.plugin.rig import CaseContext
 from harness.xen.config import Disk
 
 # A minidump of a guest with 512 MiB takes up to 120 MiB.

@@ -11,8 +11,8 @@ from harness.guests import hotplug, suspend
 from harness.guests.guest import Guest
 from harness.guests.link import Link
 from harness.oracles.finding import finding
+from harness.plugin.case_context import CaseContext
 from harness.plugin.fixtures import Booted
-from harness.plugin.rig import CaseContext
 
 # Seconds that the guest stays paused.
 PAUSE = 10.0

@@ -8,8 +8,8 @@ import time
 import pytest
 
 from harness.oracles.finding import finding
+from harness.plugin.case_context import CaseContext
 from harness.plugin.fixtures import Booted
-from harness.plugin.rig import CaseContext
 
 # MiB that a kernel with its ramdisk may take.
 KERNEL_SIZE = 56

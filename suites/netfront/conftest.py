@@ -6,8 +6,8 @@ from __future__ import annotations
 import pytest
 
 from harness.guests.link import IPV4, Link
+from harness.plugin.case_context import CaseContext
 from harness.plugin.fixtures import Booted
-from harness.plugin.rig import CaseContext
 
 from .support import FAR, enable_forwarding, family_of, in_family, link_up, routed_between
 

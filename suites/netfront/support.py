@@ -13,7 +13,7 @@ from harness.guests import hotplug
 from harness.guests.guest import Guest
 from harness.guests.link import IPV4, IPV6, Family, Link, Transfer
 from harness.oracles.finding import finding
-from harness.plugin.rig import CaseContext
+from harness.plugin.case_context import CaseContext
 
 # Bytes of a usual transfer.
 SIZE = 1 << 20

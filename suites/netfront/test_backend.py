@@ -11,9 +11,9 @@ from harness.guests.link import Link
 from harness.guests.peer import Peer
 from harness.oracles import frames
 from harness.oracles.finding import finding
+from harness.plugin.case_context import CaseContext
 from harness.plugin.cells import Cell
 from harness.plugin.fixtures import Booted
-from harness.plugin.rig import CaseContext
 
 from .support import SIZE, link_after_reattach, reattach_interface
 

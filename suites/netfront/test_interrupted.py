@@ -9,7 +9,7 @@ from harness.guests import suspend
 from harness.guests.link import BUSY, Link
 from harness.guests.peer import Listener
 from harness.oracles.finding import finding
-from harness.plugin.rig import CaseContext
+from harness.plugin.case_context import CaseContext
 
 from .support import SIZE, assert_transferred, link_after_reattach, reattach_interface, set_offloads
 

@@ -8,7 +8,7 @@ import pytest
 from harness.guests.link import IPV4, Link
 from harness.oracles import frames
 from harness.oracles.finding import finding
-from harness.plugin.rig import CaseContext
+from harness.plugin.case_context import CaseContext
 
 from .support import SIZE, assert_transferred, ipv4_and_ipv6, set_offloads
 

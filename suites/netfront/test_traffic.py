@@ -9,8 +9,8 @@ from harness.guests import datagrams
 from harness.guests.link import IPV4, IPV6, Link
 from harness.oracles import frames
 from harness.oracles.finding import finding
+from harness.plugin.case_context import CaseContext
 from harness.plugin.fixtures import NewGuest
-from harness.plugin.rig import CaseContext
 
 from .support import SIZE, assert_transferred, ipv4_and_ipv6, require_link
 

@@ -9,7 +9,7 @@ import pytest
 
 from harness.guests import bootable
 from harness.hosts.host import XenHost
-from harness.plugin.rig import CaseContext
+from harness.plugin.case_context import CaseContext
 from harness.xen import pygrub
 from harness.xen.pygrub import Extract
 

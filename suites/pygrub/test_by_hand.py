@@ -11,7 +11,7 @@ from harness.errors import HarnessError
 from harness.guests import bootable, partitions
 from harness.guests.partitions import Slice
 from harness.oracles.finding import finding
-from harness.plugin.rig import CaseContext
+from harness.plugin.case_context import CaseContext
 
 from .support import KERNEL, MENU, Kernel, MakeUfs, RunPygrub, assert_extracted, boot_files, make_kernel
 

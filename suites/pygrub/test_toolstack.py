@@ -10,9 +10,9 @@ from harness.guests.guest import Guest
 from harness.guests.shape import ShapeArgs
 from harness.hosts.host import XenHost
 from harness.oracles.finding import finding
+from harness.plugin.case_context import CaseContext
 from harness.plugin.cells import Cell
 from harness.plugin.fixtures import Booted, NewGuest, NewScratch
-from harness.plugin.rig import CaseContext
 from harness.xen import pygrub
 from harness.xen.config import Disk
 

@@ -12,7 +12,7 @@ import pytest
 
 from harness.hosts.host import XenHost
 from harness.oracles.finding import finding
-from harness.plugin.rig import CaseContext
+from harness.plugin.case_context import CaseContext
 from harness.xen import pygrub
 
 from .support import KERNEL, MENU, MakeUfs, make_kernel

@@ -12,7 +12,7 @@ from harness.guests.guest import Guest
 from harness.guests.os.base import BootVolume
 from harness.guests.shape import ShapeArgs
 from harness.oracles.mechanism import NEW, OLD, OTHER, RebootEvidence, mechanism
-from harness.plugin.rig import CaseContext
+from harness.plugin.case_context import CaseContext
 
 PYGRUB_RESTART: ShapeArgs = {"bootloader": "pygrub", "on_reboot": "restart", "on_crash": "restart"}
 SOURCE = "xen tools/xl/xl_vmcontrol.c (restart), tools/libs/light/libxl_bootloader.c (run at each creation)"

@@ -12,9 +12,10 @@ from harness.guests import replace_kernel
 from harness.guests.guest import Guest
 from harness.oracles.finding import finding
 from harness.oracles.mechanism import NEW, OLD
+from harness.plugin.case_context import CaseContext
 from harness.plugin.cells import Cell
 from harness.plugin.fixtures import Booted
-from harness.plugin.rig import CaseContext, Rig
+from harness.plugin.worker_env import WorkerEnvironment
 
 from .support import PYGRUB_RESTART, SOURCE, TwoKernels, reboot_and_log_in, wait_until_gone, without_number
 
@@ -23,7 +24,7 @@ pytestmark = pytest.mark.needs(capability=("pygrub",), types=("pvh", "pv"))
 
 
 @pytest.fixture
-def two_kernels(booted: Booted, rig: Rig, cell: Cell, case: CaseContext) -> TwoKernels:
+def two_kernels(booted: Booted, rig: WorkerEnvironment, cell: Cell, case: CaseContext) -> TwoKernels:
     """A guest that pygrub booted, with a second kernel on its boot volume beside the first one."""
 
     def with_second_kernel(guest: Guest) -> dict[str, str]:

@@ -7,8 +7,8 @@ import pytest
 
 from harness.guests import replace_kernel, suspend
 from harness.oracles.finding import finding
+from harness.plugin.case_context import CaseContext
 from harness.plugin.fixtures import Booted
-from harness.plugin.rig import CaseContext
 
 from .support import PYGRUB_RESTART
 

@@ -12,8 +12,8 @@ from harness.guests.guest import Guest
 from harness.hosts import scratch as scratches
 from harness.oracles.finding import finding
 from harness.oracles.naming import Given, misnamed
+from harness.plugin.case_context import CaseContext
 from harness.plugin.fixtures import NewScratch
-from harness.plugin.rig import CaseContext
 from harness.xen.config import Disk
 
 from .support import frontend_state

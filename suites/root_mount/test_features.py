@@ -9,8 +9,8 @@ from harness.guests import hotplug, replace_kernel
 from harness.guests.guest import Guest
 from harness.hosts import scratch as scratches
 from harness.oracles.finding import finding
+from harness.plugin.case_context import CaseContext
 from harness.plugin.fixtures import Booted, NewGuest, NewScratch
-from harness.plugin.rig import CaseContext
 from harness.xen import pygrub
 from harness.xen.config import Disk
 

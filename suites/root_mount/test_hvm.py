@@ -11,8 +11,8 @@ from harness.hosts import scratch as scratches
 from harness.images.image import Image
 from harness.oracles.finding import finding
 from harness.oracles.naming import consumer_of
+from harness.plugin.case_context import CaseContext
 from harness.plugin.fixtures import NewGuest, NewScratch
-from harness.plugin.rig import CaseContext
 from harness.xen.config import Disk
 
 # Bytes of the medium in the CD drive.

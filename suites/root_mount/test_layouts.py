@@ -16,7 +16,7 @@ from harness.images.image import Image
 from harness.images.layout import FileSystem, Vdev
 from harness.oracles.finding import finding
 from harness.oracles.naming import consumer_of
-from harness.plugin.rig import CaseContext
+from harness.plugin.case_context import CaseContext
 from harness.xen.config import Disk
 
 _MIB = 1 << 20

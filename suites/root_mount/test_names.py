@@ -15,8 +15,8 @@ from harness.guests import hotplug, rootfs
 from harness.guests.guest import Guest
 from harness.oracles.finding import finding
 from harness.oracles.naming import Given, collisions, misnamed
+from harness.plugin.case_context import CaseContext
 from harness.plugin.fixtures import NewGuest, NewScratch
-from harness.plugin.rig import CaseContext
 from harness.xen import vdev
 from harness.xen.config import Disk
 

@@ -9,7 +9,7 @@ from harness.guests import rootfs
 from harness.guests.guest import Guest
 from harness.images.image import Image
 from harness.oracles.finding import finding
-from harness.plugin.rig import CaseContext
+from harness.plugin.case_context import CaseContext
 
 
 @pytest.mark.needs(os="freebsd", freebsd=">=14.0")

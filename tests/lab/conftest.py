@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""A real lab for each worker, put back before every test."""
+"""A real lab for each worker, reset before every test."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from harness.lab.lab import Lab
 
 HERE = Path(__file__).parent
 
-# Whoever starts pytest in the background of a shell, or by nohup, has them ignored, and what a test starts would inherit that.
+# A shell starts a background job with SIGINT ignored, and nohup with SIGHUP ignored. Processes of a test would inherit that.
 for ignored, usual in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
     if signal.getsignal(ignored) is signal.SIG_IGN:
         signal.signal(ignored, usual)
@@ -33,9 +33,9 @@ def _lab() -> Iterator[list[Lab]]:
 
 @pytest.fixture
 def lab(_lab: list[Lab]) -> Lab:
-    """A lab at rest."""
+    """A lab with an idle dom0."""
     if _lab and not _lab[0].dead:
-        _lab[0].rest()
+        _lab[0].checkpoints.reset()
         return _lab[0]
     for dead in _lab:
         dead.remove()
@@ -51,7 +51,7 @@ def host(lab: Lab) -> LabHost:
 
 @pytest.fixture
 def assemble(tmp_path: Path) -> Callable[[str], Path]:
-    """Makes a 32-bit PVH kernel of an assembler file beside this one."""
+    """Make a 32-bit PVH kernel from an assembler file of this directory."""
 
     def make(name: str) -> Path:
         kernel = tmp_path / name

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""pygrub's fuzz sees what it is there for."""
+"""pygrub's fuzz finds files that pygrub writes outside its directory."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 from harness.lab.host import LabHost
 from harness.xen import pygrub
 
-# Each run of pygrub writes beside the directory that it is in.
+# Makes each run of pygrub write next to its directory.
 _STRAYING = 'sed -i \'/^import os/a open("../stray", "w").close()\' /usr/lib/xen-*/bin/pygrub'
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""A real lab: up, restored, frozen, killed; and what is left behind (nothing)."""
+"""A real lab: started, restored, saved and killed, without leftovers."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from harness.guests.guest import Guest
 from harness.guests.os.linux import from_directory
 from harness.guests.shape import Shape
 from harness.lab import archive, checkpoint, factory, registry
-from harness.lab.checkpoint import CheckpointBroken
+from harness.lab.checkpoint import CheckpointBroken, CheckpointKind
 from harness.lab.factory import LabSpec
 from harness.lab.host import LabHost
 from harness.lab.lab import Lab
@@ -45,7 +45,7 @@ def gone(pid: int) -> None:
         os.kill(pid, 0)
     except ProcessLookupError:
         return
-    # A zombie of the test's own is as good as gone.
+    # A zombie child of the test counts as ended.
     if Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z":
         return
     raise ConditionNotMet(f"process {pid} lives")
@@ -61,11 +61,11 @@ def test_dom0_is_a_real_xen_host(host: LabHost) -> None:
     assert host.transport.run(["sh", "-c", "ls /usr/bin/qemu-system-i386 /usr/libexec/xen-qemu-system-i386 2>/dev/null; true"]).text
 
 
-def test_what_was_done_is_undone_by_restore(lab: Lab) -> None:
+def test_a_restore_undoes_changes(lab: Lab) -> None:
     lab.ssh.run(["sh", "-c", "echo x > /root/mark; sync"])
-    made = lab.find(checkpoint.READY)
+    made = lab.checkpoints.find(CheckpointKind.READY)
     assert made is not None
-    lab.restore(made)
+    lab.checkpoints.restore(made)
     assert lab.ssh.run(["ls", "/root/mark"], check=False).status != 0
 
 
@@ -77,15 +77,15 @@ set -- $(cut -d' ' -f14,15 /proc/1/stat); sleep 2; set -- $1 $2 $(cut -d' ' -f14
 """
 
 
-def test_dom0s_init_reaps_orphans_and_rests(lab: Lab) -> None:
-    """It takes no time for itself, and no process of its own is left behind (once it was one for each orphan or so)."""
+def test_dom0s_init_reaps_orphans_and_sleeps(lab: Lab) -> None:
+    """It takes no CPU time when idle, and leaves no process behind. (It once left about one for each orphan.)"""
     sleeps, zombies, ticks = map(int, lab.ssh.run(["sh", "-c", _AT_REST]).text.split())
     assert (sleeps, zombies) == (1, 0)
     assert ticks < 100, f"process 1 took {ticks} of 200 ticks"
 
 
-def test_flags_are_right_behind_cmpxchg16b_or_there_is_none(lab: Lab, tmp_path: Path) -> None:
-    """With rubbish in them a kernel dies once in a long while (QEMU 7.2)."""
+def test_flags_are_right_after_cmpxchg16b_or_the_cpu_lacks_it(lab: Lab, tmp_path: Path) -> None:
+    """With wrong flags a kernel crashes rarely (QEMU 7.2)."""
     program = tmp_path / "flags"
     subprocess.run(["cc", "-nostdlib", "-static", "-o", str(program), str(HERE / "flags.S")], check=True)
     lab.ssh.put(program, "/root/flags")
@@ -94,17 +94,17 @@ def test_flags_are_right_behind_cmpxchg16b_or_there_is_none(lab: Lab, tmp_path: 
 
 
 def test_checkpoint_with_a_running_guest(host: LabHost, tmp_path: Path) -> None:
-    """Everything is alive again after a restore: hypervisor, dom0, guest, its console and its network."""
+    """After a restore everything works: hypervisor, dom0, guest, its console and its network."""
     what = from_directory(factory.control(LabSpec()))
     guest = Guest(host, what.profile, configure(host, what, Shape("pv"), "fxh-kept"), tmp_path).boot()
     guest.sh("echo kept > /tmp/mark; ip addr add 10.0.2.77/24 dev eth0")
     guest.detach()
-    made = host.restore_or_create("test-guest", lambda: "")
+    made = host.get_or_create(CheckpointKind.USER, "test-guest", lambda: "")
     try:
         for _ in range(2):
-            host.restore_or_create("test-guest", lambda: pytest.fail("it is there"))
+            host.get_or_create(CheckpointKind.USER, "test-guest", lambda: pytest.fail("it is there"))
             left = host.transport.run(["busybox", "pidof", "xenconsole"], check=False).text
-            assert not left, "frozen with its client, nobody else could have the console"
+            assert not left, "if the console's client were saved, no other could attach"
             again = Guest(host, what.profile, guest.config, tmp_path).adopt(guest.domid)
             assert again.sh("cat /tmp/mark") == "kept"
             ping = host.transport.run(["sh", "-c", "busybox ping -c 1 -W 5 10.0.2.77"], check=False)
@@ -114,49 +114,54 @@ def test_checkpoint_with_a_running_guest(host: LabHost, tmp_path: Path) -> None:
         checkpoint.remove(made.directory)
 
 
-def test_a_damaged_checkpoint_is_made_anew(lab: Lab) -> None:
-    made = lab.checkpoint("damaged", "")
+def test_a_damaged_checkpoint_is_removed(lab: Lab) -> None:
+    made = lab.checkpoints.save_as("damaged")
     data = made.state.read_bytes()
     made.state.chmod(0o600)
     made.state.write_bytes(data[: len(data) // 2])
     with pytest.raises(CheckpointBroken, match="could not be loaded"):
-        lab.restore(made)
-    assert lab.find("damaged") is None
-    lab.rest()
+        lab.checkpoints.restore(made)
+    assert lab.checkpoints.find_named("damaged") is None
+    lab.checkpoints.reset()
     assert lab.ssh.run(["true"]).status == 0
 
 
-def test_a_checkpoint_that_is_made_is_setup_and_one_that_is_found_is_not(lab: Lab) -> None:
+def test_only_the_creation_of_a_checkpoint_counts_as_setup(lab: Lab) -> None:
     told: list[Step] = []
+
+    def idle() -> str:
+        lab.checkpoints.reset(private_memory=True)
+        return ""
+
     stop = preparing.listen(told.append)
     try:
         for _ in range(2):
-            lab.restore_or_create("told", lambda: lab.rest(private_memory=True) or "", what="dom0")
+            lab.checkpoints.get_or_create(CheckpointKind.USER, "told", idle, what="dom0")
     finally:
         stop()
-        if (left := lab.find("told")) is not None:
+        if (left := lab.checkpoints.find_named("told")) is not None:
             checkpoint.remove(left.directory)
     assert [step.what for step in told] == ["checkpoint told (dom0)"]
 
 
-def test_a_damaged_checkpoint_is_made_anew_by_who_wants_it(lab: Lab) -> None:
+def test_get_or_create_replaces_a_damaged_checkpoint(lab: Lab) -> None:
     made = []
 
     def make() -> str:
-        lab.rest(private_memory=True)
+        lab.checkpoints.reset(private_memory=True)
         lab.ssh.run(["sh", "-c", "echo x > /root/mark"])
         made.append(1)
         return "noted"
 
     try:
-        first = lab.restore_or_create("wanted", make)
+        first = lab.checkpoints.get_or_create(CheckpointKind.USER, "wanted", make)
         first.state.chmod(0o600)
         first.state.write_bytes(first.state.read_bytes()[:1000])
-        again = lab.restore_or_create("wanted", make)
+        again = lab.checkpoints.get_or_create(CheckpointKind.USER, "wanted", make)
         assert (len(made), again.note) == (2, "noted")
         assert lab.ssh.run(["cat", "/root/mark"]).text.strip() == "x"
     finally:
-        if (left := lab.find("wanted")) is not None:
+        if (left := lab.checkpoints.find_named("wanted")) is not None:
             checkpoint.remove(left.directory)
 
 
@@ -184,7 +189,7 @@ def test_two_labs_side_by_side_share_their_memory_file(lab: Lab) -> None:
         lab.ssh.run(["hostname", "one"])
         other.ssh.run(["hostname", "two"])
         assert lab.ssh.run(["hostname"]).text == "one\n"
-        assert (other.directory / "ram").exists() is False, "memory is the checkpoint's, mapped copy-on-write"
+        assert (other.directory / "ram").exists() is False, "its memory is the checkpoint's file, mapped copy-on-write"
         with pytest.raises(TransportError, match="differs from the configured one"):
             ssh_with_wrong_key(lab)
         names = {row["name"] for row in json.loads(fxh("lab", "list", "--json").stdout)}
@@ -249,7 +254,7 @@ def test_a_kept_lab_by_command_line(lab: Lab, tmp_path: Path) -> None:
     assert registry.state(name) == ""
 
 
-def test_a_killed_lab_ends_what_waits_on_it(lab: Lab) -> None:
+def test_a_killed_lab_ends_all_waits_on_it(lab: Lab) -> None:
     assert lab.machine.process is not None
     os.kill(lab.machine.process.pid, signal.SIGKILL)
     begun = time.monotonic()
@@ -268,12 +273,12 @@ def _dead(lab: Lab) -> None:
         raise ConditionNotMet("it is not")
 
 
-# The process of dom0's init that gives its sign of life.
+# Stops the process of dom0's init that sends the heartbeat.
 _SILENCE = 'for p in /proc/[0-9]*; do [ "$(readlink $p/fd/1)" = /dev/ttyS1 ] && kill -STOP "${p#/proc/}" && echo silent; done; true'
 
 
 def test_a_silent_dom0_is_found_soon(lab: Lab) -> None:
-    """Within 10 s, with what its CPUs do, and what waits on it ends at once. So a hung hypervisor is found, too."""
+    """Within 10 s, with the state of its CPUs, and all waits on it end at once. A hung hypervisor looks the same."""
     assert lab.ssh.run(["sh", "-c", _SILENCE]).text == "silent\n"
     begun = time.monotonic()
 
@@ -294,7 +299,7 @@ def test_no_memory_left_for_a_guest(host: LabHost) -> None:
     assert host.toolstack.find("fxh-big") is None
 
 
-def test_a_kernel_that_is_none(host: LabHost, tmp_path: Path) -> None:
+def test_a_file_that_is_no_kernel(host: LabHost, tmp_path: Path) -> None:
     host.prepare()
     (tmp_path / "kernel").write_bytes(b"\x7fELF" + os.urandom(4096))
     with pytest.raises(HarnessError, match="xl create"):
@@ -303,14 +308,14 @@ def test_a_kernel_that_is_none(host: LabHost, tmp_path: Path) -> None:
 
 
 def test_export_and_import_make_a_lab_elsewhere(lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The archive is all that another machine needs: its own checkpoint is made at the first start."""
+    """Another machine needs only the archive, and creates its checkpoint at the first start."""
     archive.export(lab.image, tmp_path / "lab.tar")
     monkeypatch.setenv("FXH_STORE", str(tmp_path / "store"))
     taken = archive.import_(tmp_path / "lab.tar")
     with Lab(taken, lab.qemu, lab.accel, lab.spec, name="imported") as other:
         other.up()
         assert other.ssh.run(["xl", "list"]).status == 0
-    assert checkpoint.find(taken, checkpoint.READY, lab.spec, lab.qemu) is not None
+    assert checkpoint.find(taken, CheckpointKind.READY.name_of(), lab.spec, lab.qemu) is not None
 
 
 def test_nothing_is_left_in_the_runtime_directory(lab: Lab) -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""Nothing outside `lab build` may assume Linux: what a lab's start opens and executes is what FreeBSD has, too."""
+"""Only `lab build` may assume Linux: a lab's start opens and executes only files that FreeBSD also has."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ sys.addaudithook(hook)
 from harness.cli.main import main
 main()
 """
-# sh runs the keeper (POSIX sh) and QEMU's own "exec:cat"; the rest is QEMU.
+# sh runs the shells that own QEMU (POSIX sh) and QEMU's "exec:cat"; the rest is QEMU.
 PROGRAMS = {"/bin/sh", "qemu-img", "qemu-system-x86_64"}
 DEVICES = {"/dev/null", "/dev/urandom", "/dev/kvm"}
 
@@ -31,7 +31,7 @@ DEVICES = {"/dev/null", "/dev/urandom", "/dev/kvm"}
 def test_starting_a_lab_needs_no_linux(lab: Lab) -> None:
     name = f"portable-{os.getpid()}"
     seen = ""
-    # Hot checkpoints are Linux's own: elsewhere there are none.
+    # Only Linux has hot checkpoints.
     without = os.environ | {"FXH_CRIU": "off"}
     for words in (["up", name, "--keep"], ["checkpoint", name, "portable"], ["restore", name], ["list"], ["rm", name]):
         argv = [sys.executable, "-c", WATCH, "lab", *words]

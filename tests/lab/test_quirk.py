@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""The lab's guard against QEMU's defect (docs/lab.md): how a new domain's CPU starts, with it and without it."""
+"""The guard against a QEMU defect (docs/lab.md): the state in which a new domain's CPU starts, with it and without it."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ STARTS = 3
 
 
 def starts(host: LabHost, kernel: Path) -> list[str]:
-    """How CR4.PAE is at the first starts of a guest that says so and reboots; the toolstack re-creates its domain each time."""
+    """CR4.PAE at the first starts of a guest that prints it and reboots. The toolstack re-creates its domain each time."""
     host.prepare()
     config = DomainConfig("start", "pvh", 32, kernel=host.files(kernel)[0], on_reboot="restart")
 
-    def said() -> list[str]:
+    def printed() -> list[str]:
         found = [line.rpartition(" is ")[2] for line in host.toolstack.dmesg().splitlines() if "fxh: CR4.PAE is " in line]
         if len(found) < STARTS:
             raise ConditionNotMet(f"it started {len(found)} times")
         return found
 
     host.toolstack.unpause(host.toolstack.create(config))
-    return Deadline(60).wait(f"{STARTS} starts of the guest", said)
+    return Deadline(60).wait(f"{STARTS} starts of the guest", printed)
 
 
 def test_a_guest_starts_with_pae_also_after_a_reboot(host: LabHost, assemble: Assemble) -> None:
@@ -36,11 +36,11 @@ def test_a_guest_starts_with_pae_also_after_a_reboot(host: LabHost, assemble: As
 
 
 def test_without_the_guard_a_guest_starts_without_pae(host: LabHost, assemble: Assemble) -> None:
-    """So the guard is what sets it; Xen starts a PVH guest with CR4 = 0 (xen/include/public/arch-x86/hvm/start_info.h).
+    """So only the guard sets it: Xen starts a PVH guest with CR4 = 0 (xen/include/public/arch-x86/hvm/start_info.h).
 
-    The guest is harmless without the guard, too: it changes no control register.
+    This guest is safe without the guard, because it changes no control register.
     """
-    host.transport.run(["rm", "-f", "/run/fxh/preload"])  # as images/dom0/init does where no guard is wanted
+    host.transport.run(["rm", "-f", "/run/fxh/preload"])  # as images/dom0/init does without the guard
     assert set(starts(host, assemble("cr4"))) == {"clear"}
 
 

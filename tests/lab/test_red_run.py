@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""A regression in the control guest, from the red run to the culprit: verdict, blame, bisection, and a bundle run elsewhere."""
+"""A regression in the control guest, from the failed run to its cause: verdict, blame, bisection, and a bundle run elsewhere."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def fxh(*words: str, cwd: Path | None = None) -> tuple[int, str]:
 
 @pytest.fixture(scope="module")
 def guests(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """Three control guests, oldest first; from the second on init panics before it shows its login."""
+    """Three control guests, oldest first. In the second and third, init panics before the login."""
     built = factory.control(LabSpec())
     init = (paths.project() / "images" / "control" / "init").read_text()
     made = []
@@ -44,7 +44,7 @@ def guests(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     return made
 
 
-def test_from_a_red_run_to_the_culprit_and_to_somebody_else(guests: list[Path], tmp_path: Path) -> None:
+def test_from_a_failed_run_to_its_cause_and_to_another_machine(guests: list[Path], tmp_path: Path) -> None:
     reports = ["--reports", str(tmp_path / "reports")]
     run = ["run", "boot", "-k", CASE, "--type", "pv", *reports]
 
@@ -71,7 +71,7 @@ def test_from_a_red_run_to_the_culprit_and_to_somebody_else(guests: list[Path], 
     assert re.search(culprit, out, re.MULTILINE), out
     again = fxh("bisect", "boots_to_login", *map(str, guests), "--input", "control", "--confirm", "1", *reports)
     assert again[0] == 0
-    assert "..." not in again[1], "every answer was kept: nothing is run again"
+    assert "..." not in again[1], "every answer was saved, so nothing runs again"
 
     bundle = tmp_path / "bundle.tar.gz"
     code, out = fxh("repro", "export", "boots_to_login", "-o", str(bundle), *reports)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""A lab as a plain remote host: what is known and removed there without booting a guest. More: tests/faults."""
+"""A lab as a remote host: leases, cleanup and doctor, without booting a guest. See also tests/faults."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ host = connect.direct("one", "alive", "a test")
 host.acquire(LeaseRequest("", 300), Deadline(60))
 host.prepare()
 print("held", flush=True)
-sys.stdin.read()  # as long as the test lives
+sys.stdin.read()  # until the test ends
 """
 
 PLANT = """
@@ -47,14 +47,14 @@ def _remote() -> Iterator[Remote]:
 
 @pytest.fixture
 def remote(_remote: Remote) -> Remote:
-    """A host at rest."""
+    """A host with an idle dom0."""
     _remote.reset()
     return _remote
 
 
-def test_leases_are_seen_and_only_what_nobody_owns_is_removed(remote: Remote, assemble: Callable[[str], Path]) -> None:
+def test_leases_are_listed_and_only_resources_without_an_owner_are_removed(remote: Remote, assemble: Callable[[str], Path]) -> None:
     checks = {c["name"]: c["status"] for c in json.loads(remote.fxh("doctor", "one", "--json"))["one"] if c["name"] != "clock"}
-    # The dom0 of a lab has no UEFI firmware: the harness sends its own to a guest that wants one.
+    # The dom0 of a lab has no UEFI firmware: the harness sends its own to a guest that needs one.
     assert {name: status for name, status in checks.items() if status != "ok"} == {"UEFI": "warn"}
     holder = subprocess.Popen(
         [sys.executable, "-c", HOLDER], env=remote.environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
@@ -83,7 +83,7 @@ def test_leases_are_seen_and_only_what_nobody_owns_is_removed(remote: Remote, as
     assert "not-ours" in remote.dom0("xl list")
 
 
-def test_what_the_doctor_says_of_a_sick_host(remote: Remote) -> None:
+def test_the_doctor_reports_defects_of_a_host(remote: Remote) -> None:
     remote.dom0("kill $(pidof xenconsoled)")
     (remote.directory / "fxh.toml").write_text('[hosts.one]\nbridge = "xenbr7"\n')
     checks = {c["name"]: c["status"] for c in json.loads(remote.fxh("doctor", "one", "--json", check=False))["one"]}

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""fxh run from outside: what a user or a CI sees, exit codes first."""
+"""fxh run as a user or a CI sees it: exit codes, results and reports."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.conftest import planted_suite
 
 FXH = [sys.executable, "-c", "from harness.cli.main import main; main()"]
 
-# Cases that end in each way that a case can end.
+# One case for each way in which a case can end.
 CASES = '''
 """Planted."""
 import os, signal, time
@@ -120,7 +120,7 @@ def test_all_outcomes(suite: Path, tmp_path: Path) -> None:
     assert any(name.endswith(".console.log") for name in cases["test_dies"]["files"])
     assert cases["test_passes"]["boots"][0]["stages"][-1]["name"] == "login"
     assert cases["test_passes"]["inputs"]["quirks"].startswith("CR4.PAE")
-    # Each case has its line while the run goes on, with the outcome in our words.
+    # Each case prints a line with its outcome during the run.
     assert "HARNESS" in out
     assert "INFRASTRUCTURE" in out
     assert any("failed" in line for line in out.splitlines()[-4:])
@@ -130,7 +130,7 @@ def test_all_outcomes(suite: Path, tmp_path: Path) -> None:
     assert "2 of 7 judged cases passed" in page
     assert "Kernel panic" in page
     junit = ET.parse(latest / "junit.xml").getroot()[0]
-    # pytest writes a case twice that fails in its call and in its teardown.
+    # pytest writes a case twice if it fails in its call and in its teardown.
     verdicts = {
         case.get("name"): p.get("value")
         for case in junit.iter("testcase")
@@ -197,7 +197,7 @@ def test_killed_in_the_middle_leaves_nothing(suite: Path, tmp_path: Path, how: i
     if how == signal.SIGINT:
         assert process.returncode == 130
         assert (latest / "index.html").is_file()
-    # What was learned is kept; what was left is found and removed.
+    # Finished results are kept. Leftovers are found and removed.
     assert [json.loads(p.read_text())["outcome"] for p in latest.glob("cases/*/case.json")][:1] == ["passed"]
     subprocess.run([*FXH, "lab", "list"], check=True, capture_output=True)
     assert not [name for name in labs if registry.directory(name).exists() or registry.sockets(name).exists()]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""The wheel in an empty directory, with a lab: what a user of an installed copy does first."""
+"""The installed wheel in an empty directory, with a lab: the first steps of a user."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from harness.results.model import read_run
 from tests.conftest import Installed
 
 
-def test_a_lab_starts_stops_and_goes(installed: Installed) -> None:
+def test_a_lab_starts_stops_and_is_removed(installed: Installed) -> None:
     name = f"installed-{installed.directory.parent.name}"[-40:]
     try:
         said = installed.fxh("lab", "up", name, "--keep")
@@ -29,7 +29,7 @@ def test_a_case_passes_and_its_report_is_in_the_current_directory(installed: Ins
     latest = installed.directory / "reports/latest"
     (case,) = read_run(latest.resolve()).cases
     assert case.outcome == "passed"
-    # As in a checkout, so that the history of both is one.
+    # The same as in a checkout, so that both share one history.
     assert case.nodeid.startswith("suites/boot/test_boot.py::test_boots_to_login[control-pvh-")
     assert (latest / "index.html").is_file()
     assert "passed" in installed.fxh("report")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""What we write for xl, asked of xl itself: hundreds of configurations in one command, and vdevs one after the other."""
+"""Compare our syntax for xl with xl: hundreds of configurations in one command, and vdevs one by one."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ sys.path.append(str(Path(__file__).parents[1] / "unit"))
 import xl_reader
 
 SEED, COUNT = 28, 300
-# What the syntaxes know, escapes, and characters of one to four bytes.
+# Special characters of the syntaxes, escapes, and characters of one to four bytes.
 KNOWN = "'\"\\,=[]#;:|+ \t\r\v\f\a\b\x01\x1b\x7f\x85\xa0é\u2028\u20ac\U0001f600axn0"
 CORNERS = ["a='x y' b=\"z\"", "'", '"', "\\", "\\\\'", "\\n", "\\x41", "\\101", "a,b", ",", ",,", "a,", " a ", "=", "target=x", "#", "format=qcow2,vdev=hdb", "phy:/a"]  # fmt: skip
 
 
 def generated() -> list[DomainConfig]:
-    """Configurations whose strings hold anything that xl can take; the first hold one corner each."""
+    """Configurations with arbitrary strings that xl accepts. Each of the first ones has one corner case."""
     chance = random.Random(SEED)
 
     def text(least: int = 0, *, line: bool = True) -> str:
@@ -61,8 +61,8 @@ echo "%$f"; xl create -n "$f" 2>&1; echo "%$?"; done
 """
 
 
-def asked(host: LabHost, texts: dict[str, bytes]) -> dict[str, tuple[int, str]]:
-    """The status and the words of ``xl create -n`` on each configuration, in one command."""
+def parsed_by_xl(host: LabHost, texts: dict[str, bytes]) -> dict[str, tuple[int, str]]:
+    """The status and the output of ``xl create -n`` for each configuration, from one command."""
     packed = io.BytesIO()
     with tarfile.open(fileobj=packed, mode="w") as archive:
         for name, data in texts.items():
@@ -89,7 +89,7 @@ def taken(said: str) -> Any:
 
 def test_every_configuration_comes_back(host: LabHost) -> None:
     configs = generated()
-    answers = asked(host, {config.name: config.render().encode() for config in configs})
+    answers = parsed_by_xl(host, {config.name: config.render().encode() for config in configs})
     for config in configs:
         status, said = answers[config.name]
         assert status == 0, f"{config.render()}\n{said}"
@@ -115,24 +115,24 @@ def test_every_configuration_comes_back(host: LabHost) -> None:
 
 @pytest.mark.parametrize("name", ["key", "sign", "nul", "both"])
 def test_what_we_refuse_xl_refuses_or_misreads(name: str, host: LabHost) -> None:
-    """So that nothing is refused that xl could have taken."""
+    """We refuse only configurations that xl does not read correctly."""
     text = {
         "key": b"a-b = 1\n",
         "sign": b"rtc_timeoffset = -5\n",
         "nul": b'extra = "a\0b"\n',
         "both": b"extra = 'a\"b'c'\n",
     }[name]
-    status, said = asked(host, {"one": b'name = "g"\ntype = "pvh"\nmemory = 64\n' + text})["one"]
+    status, said = parsed_by_xl(host, {"one": b'name = "g"\ntype = "pvh"\nmemory = 64\n' + text})["one"]
     assert status != 0, said
 
 
 def test_a_target_ends_at_a_line_end(host: LabHost) -> None:
     text = 'name = "g"\ntype = "pvh"\nmemory = 64\ndisk = ["vdev=xvda,target=/a\\nb"]\n'
-    status, said = asked(host, {"one": text.encode()})["one"]
+    status, said = parsed_by_xl(host, {"one": text.encode()})["one"]
     assert status != 0 or taken(said)["disks"][0]["pdev_path"] != "/a\nb", said
 
 
-# -- a domain that is there ------------------------------------------------------------------------------------------------
+# -- an existing domain ----------------------------------------------------------------------------------------------------
 
 EXTRA = "console=hvc0 a='x y' b=\"z\" c=\\ d=\t\x1bé"
 
@@ -144,7 +144,7 @@ mkdir -p '/root/a, b' && cd '/root/a, b' && for f in one,two.img three, "'\\"=.i
 
 @pytest.fixture
 def domain(host: LabHost) -> tuple[int, DomainConfig]:
-    """A domain that is paused before its first instruction, with its number, and whose disks have commas in their paths."""
+    """A domain that is paused before its first instruction, with its number. Its disks have commas in their paths."""
     shim = host.transport.run(["sh", "-c", _READY]).text.split()[0]
     paths = {"xvdga": "one,two.img", "xvdgb": "three,", "xvdgc": "'\"=.img"}
     disks = tuple(Disk(f"/root/a, b/{path}", name) for name, path in paths.items())
@@ -167,7 +167,7 @@ def test_a_real_domain_has_what_was_written(domain: tuple[int, DomainConfig], ho
 
 
 def test_gdbsx_is_offered_where_the_tool_works(domain: tuple[int, DomainConfig], host: LabHost) -> None:
-    """Our question to Xen has the answer that the tool itself has for a domain."""
+    """Our probe of Xen agrees with the tool."""
     probed = host.transport.run(["sh", "-c", gdbsx.PROBE]).text.split()
     tool = host.transport.run(["timeout", "20", "gdbsx", "-c", str(domain[0]), "64", "0"], check=False)
     refused = b"NOT enabled for gdbsx" in tool.stderr + tool.stdout
@@ -188,7 +188,7 @@ REFUSED = (
     "xvda0", "hda0", "sda0", "xvda01", "hda01", "sda01", "d0", "d0p", "d0p08", "d08p0", "d0p256", "d1048576p0", "dp0", "08", "09", "018", "0x", "0xg",
     "1a", "hde", "hda64", "sdq", "sda16", "xvda256", "xvdbgqcw", "xvdA", "XVDA", "vda", "nvme0", "2147483648", "0x80000000", "4294967296", "-1",
 )  # fmt: skip
-# What libxl takes for a number by mistake; we refuse it.
+# libxl reads these as numbers by mistake. We refuse them.
 MISTAKEN = ("hd", "hd2", "+5", " 6", "xvdb+3", "xvdb 4", "xvd", "xvd1", "xvdb-3")
 _ATTACH = """
 truncate -s 1M /root/vdev.img; b=$(losetup -f --show -r /root/vdev.img); d=$1; shift
@@ -198,7 +198,7 @@ new=; for n in $(xenstore-list /local/domain/$d/device/vbd); do echo "$before" |
 
 
 def test_vdevs_are_what_xl_makes_of_them(domain: tuple[int, DomainConfig], host: LabHost) -> None:
-    """``xl block-attach`` to a paused domain: the number that it gives the device, or that it refuses."""
+    """``xl block-attach`` to a paused domain: the number of the new device, or a refusal."""
     names = (*TAKEN, *REFUSED, *MISTAKEN)
     argv = ["sh", "-c", _ATTACH, "sh", str(domain[0]), *names]
     rows = [line.split("|") for line in host.transport.run(argv, Deadline(900)).text.splitlines()]
@@ -217,7 +217,7 @@ xl create -p u.cfg >/dev/null 2>&1; echo "create $?"; xl list -l u
 
 
 def test_libxl_does_not_read_back_what_is_not_utf8(host: LabHost) -> None:
-    """Why we refuse it: xl takes it, and cannot tell the domain's configuration any more."""
+    """The reason why we refuse it: xl accepts it, and then cannot print the domain's configuration."""
     done = host.transport.run(["sh", "-c", _NOT_UTF8], Deadline(300))
     assert done.text.startswith("create 0\n"), done
     assert b"invalid bytes in UTF8 string" in done.stderr

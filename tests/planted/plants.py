@@ -20,7 +20,7 @@ from harness.deadline import Deadline
 from harness.guests import replace_kernel, suspend
 from harness.guests.guest import Guest
 from harness.guests.link import Link
-from harness.plugin import rig
+from harness.plugin import guest_factory
 from harness.xen import pygrub
 from harness.xen.config import DomainConfig
 from harness.xen.xl import Xl
@@ -341,7 +341,7 @@ def pytest_configure(config: pytest.Config) -> None:
     if name:
         TABLE[name].make()
         # Keep the warm checkpoints of planted runs apart from those of clean runs.
-        rig._written = functools.partial(_with, rig._written, name)
+        guest_factory._code_digest = functools.partial(_with, guest_factory._code_digest, name)
 
 
 def _with(original: Callable[[Any], str], name: str, prepare: Any) -> str:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""A host that is asked for facts and paths alone: enough to make a domain's configuration."""
+"""A fake host with facts and paths only: enough to write a domain's configuration."""
 
 from __future__ import annotations
 
@@ -11,17 +11,23 @@ from typing import Any
 
 @dataclass
 class Host:
-    """Takes files and remembers nothing."""
+    """Accepts files and stores nothing."""
 
     emulated: bool = True
     no_uefi: str = ""
     own_ovmf: Path | None = None
     bridge: str = "xenbr0"
     capabilities: frozenset[str] = frozenset({"pv", "pvh", "hvm"})
+    states: None = None
+    lease: None = None
+    failure: str = ""
 
     @property
     def facts(self) -> Any:
         return SimpleNamespace(emulated=self.emulated, name="h", xen="4.20")
+
+    def evidence_files(self) -> dict[str, Path]:
+        return {}
 
     def files(self, *local: Path) -> tuple[str, ...]:
         return tuple(f"/there/{path.name}" for path in local)

@@ -241,7 +241,7 @@ def test_a_build_that_makes_no_firmware_leaves_nothing(tmp_path: Path, monkeypat
     (bin_ / "mmdebstrap").write_text(f"#!/bin/sh\n{script}\n")
     (bin_ / "mmdebstrap").chmod(0o755)
     monkeypatch.setenv("PATH", f"{bin_}:/usr/bin:/bin")
-    with pytest.raises(BuildError, match="made a firmware of 2 bytes"):
+    with pytest.raises(BuildError, match="produced a firmware of 2 bytes"):
         ovmf.obtain(recipe.firmware())
     assert not [path for path in (tmp_path / "store/firmware").iterdir() if path.is_dir()]
 

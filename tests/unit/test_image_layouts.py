@@ -561,7 +561,7 @@ def test_zpool_status() -> None:
     found = rootfs.parse_status(STATUS)
     assert (found.name, found.state, found.errors) == ("zroot", "ONLINE", "No known data errors")
     assert found.members == (rootfs.Member("gpt/rootfs", "ONLINE", (0, 0, 2)),)
-    with pytest.raises(Exception, match="no `zpool status`"):
+    with pytest.raises(Exception, match="not the output of `zpool status`"):
         rootfs.parse_status("cannot open 'zroot': no such pool\n")
 
 

@@ -21,7 +21,7 @@ from harness.guests.partitions import Slice
 from harness.oracles import ballooning
 from harness.oracles.ballooning import MIB, Sample, freebsd_floor, imbalance, missed
 from harness.oracles.mechanism import NEW, OLD, OTHER, RebootEvidence, mechanism
-from harness.plugin.rig import CaseContext
+from harness.plugin.case_context import CaseContext
 from harness.xen import pygrub
 from harness.xen.pygrub import FuzzReport
 from suites.pygrub import test_untrusted

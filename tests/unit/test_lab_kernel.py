@@ -44,11 +44,11 @@ def tool(directory: Path, name: str, script: str) -> None:
         ("CONFIG_A=y\nCONFIG_B=8\nCONFIG_C=y\n", ["# CONFIG_C is not set"]),
     ],
 )
-def test_an_option_that_is_not_granted_is_named(granted: str, lacking: list[str]) -> None:
+def test_a_missing_option_is_named(granted: str, lacking: list[str]) -> None:
     assert refused(ASKED, granted) == lacking
 
 
-def test_the_key_knows_all_that_it_is_made_of() -> None:
+def test_the_key_depends_on_every_input() -> None:
     others = replace(RECIPE, suite="sid"), replace(RECIPE, package="linux-source-6.1"), replace(RECIPE, config=b"CONFIG_A=y\n")
     assert len({made.key for made in (RECIPE, *others)}) == 4
 
@@ -58,13 +58,13 @@ def test_each_lab_has_the_same_kernel() -> None:
 
 
 def test_a_source_without_an_option_and_a_build_that_fails(store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    # Stand-ins for the tools: what is tested is what becomes of their words.
+    # Fake tools: this tests how their messages are reported.
     bin_ = tmp_path / "bin"
     tool(bin_, "mmdebstrap", 'for a; do case "$a" in --extract-hook=*) set -- $a; : > "$3";; esac; done')
     tool(bin_, "tar", "exit 0")
     tool(bin_, "make", 'case "$*" in *allnoconfig) echo CONFIG_B=8 > .config;; esac')
     monkeypatch.setenv("PATH", f"{bin_}{os.pathsep}{os.environ['PATH']}")
-    with pytest.raises(BuildError, match="does not grant CONFIG_A=y") as caught:
+    with pytest.raises(BuildError, match="does not accept CONFIG_A=y") as caught:
         kernel.obtain(RECIPE)
     assert "kernel.config" in caught.value.hint
     tool(bin_, "make", 'env | sort; case "$*" in *allnoconfig) cp "$KCONFIG_ALLCONFIG" .config;; *) echo no rule; exit 2;; esac')
@@ -87,22 +87,22 @@ def test_full_disk(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert not [p for p in (store / "control").iterdir() if p.is_dir()]
 
 
-def test_what_is_in_the_store_needs_no_tool(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_kernel_in_the_store_needs_no_tool(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made, lab = store / "control" / RECIPE.key, store / "lab"
     for directory in (made, lab):
         directory.mkdir(parents=True)
     for name in kernel.FILES:
         (made / name).write_text(name)
     monkeypatch.setattr(tools, "missing_packages", lambda: ["everything"])
-    kernel.lay(RECIPE, lab)
+    kernel.install(RECIPE, lab)
     assert [(lab / name).read_text() for name in kernel.FILES] == list(kernel.FILES)
     assert sorted(path.name for path in lab.iterdir()) == sorted(kernel.FILES)
     shutil.rmtree(made)
-    kernel.lay(RECIPE, lab)
+    kernel.install(RECIPE, lab)
 
 
 def test_a_lab_from_elsewhere_has_its_kernel(store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kernel, "obtain", lambda recipe: pytest.fail("it is built anew"))
+    monkeypatch.setattr(kernel, "obtain", lambda recipe: pytest.fail("it is built again"))
     for name in kernel.FILES:
         (tmp_path / name).touch()
-    kernel.lay(RECIPE, tmp_path)
+    kernel.install(RECIPE, tmp_path)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""Parts of the lab that need no machine: recipes, checkpoints' files, archives, records."""
+"""Parts of the lab that need no running machine: recipes, checkpoints' files, archives, records."""
 
 from __future__ import annotations
 
@@ -15,12 +15,13 @@ from pathlib import Path
 import pytest
 
 from harness.errors import HarnessError, InfrastructureError, LabDead, UsageError
-from harness.lab import archive, checkpoint, control, cpio, hot, keys, prune, qemu, recipe, registry
-from harness.lab.checkpoint import Checkpoint
-from harness.lab.machine import cpu_state, in_guest_mode, overlay
+from harness.lab import archive, checkpoint, control, cpio, criu, criu_probe, keys, prune, qemu, recipe, registry
+from harness.lab.checkpoint import Checkpoint, CheckpointKind
+from harness.lab.machine import overlay
 from harness.lab.monitor import Monitor
 from harness.lab.process import Process, listening
 from harness.lab.qemu import MachineSpec, Qemu
+from harness.lab.registers import cpu_state, in_guest_mode
 from harness.lab.sparse import copy_sparse
 from harness.lab.store import LabImage
 
@@ -100,13 +101,13 @@ def test_checkpoint_is_found_by_the_same_machine_only(store: Path, tmp_path: Pat
     assert checkpoint.find(lab, "mine", replace(SPEC, pae_first=False), QEMU) is None
     assert checkpoint.find(lab, "mine", SPEC, Qemu("q", (10, 0, 2))) is None
     os.truncate(found.state, 1)
-    assert checkpoint.find(lab, "mine", SPEC, QEMU) is None, "a damaged checkpoint is none"
+    assert checkpoint.find(lab, "mine", SPEC, QEMU) is None, "a damaged checkpoint is not found"
     with pytest.raises(UsageError):
         checkpoint.path(lab, "../x", SPEC, QEMU)
 
 
-def test_a_hot_checkpoint_is_found_where_the_same_keeps_it(store: Path, tmp_path: Path) -> None:
-    """And beside the ordinary one of that name, which all others find."""
+def test_a_hot_checkpoint_is_found_with_the_same_snapshotter_only(store: Path, tmp_path: Path) -> None:
+    """A cold one of the same name exists next to it, and all others find that one."""
     lab = image(store)
     made, _ = keys.make()
     for key, name in (("", "root.qcow2"), ("a kernel", "core-1000.img")):
@@ -120,18 +121,34 @@ def test_a_hot_checkpoint_is_found_where_the_same_keeps_it(store: Path, tmp_path
 
     found = checkpoint.find(lab, "warm-x", SPEC, QEMU, "a kernel")
     assert found is not None
-    assert (found.hot, found.disk("fxh1").name) == (True, "fxh1-0a1b2c.qcow2"), "under the name that QEMU has opened"
+    assert (found.hot, found.disk("fxh1").name) == (True, "fxh1-0a1b2c.qcow2"), "the name that QEMU has opened"
     ordinary = checkpoint.find(lab, "warm-x", SPEC, QEMU)
     assert ordinary is not None
     assert (ordinary.hot, ordinary.disk("fxh1").name) == (False, "fxh1.qcow2")
     assert checkpoint.find(lab, "warm-x", SPEC, QEMU, "another kernel") is None
-    assert [checkpoint.is_disposable(name) for name in ("warm-x", "rest-x", "ready-hot", "ready", "mine")] == [True] * 3 + [
-        False
-    ] * 2
 
 
-def test_one_whose_base_was_made_anew_is_none(store: Path, tmp_path: Path) -> None:
-    """Its disks and its memory go on where the old base ended."""
+@pytest.mark.parametrize(
+    ("name", "kind", "hot", "of_suites"),
+    [
+        ("ready", CheckpointKind.READY, False, False),
+        ("ready-hot", CheckpointKind.READY_HOT, True, False),
+        ("rest-x", CheckpointKind.REST, True, True),
+        ("warm-x", CheckpointKind.WARM, True, True),
+        ("warm-x@0123456789", CheckpointKind.WARM, True, True),
+        ("mine", CheckpointKind.USER, False, False),
+        ("ready-mine", CheckpointKind.USER, False, False),
+    ],
+)
+def test_kinds_by_the_names_in_the_store(name: str, kind: CheckpointKind, hot: bool, of_suites: bool) -> None:
+    found = CheckpointKind.of(name)
+    assert (found, found.may_be_hot, found.of_suites) == (kind, hot, of_suites)
+    bare = name.partition("@")[0]
+    assert kind.name_of(bare.removeprefix(kind.value)) == bare
+
+
+def test_a_checkpoint_whose_parent_was_replaced_is_not_found(store: Path, tmp_path: Path) -> None:
+    """Its disks and its memory depend on the old parent."""
     lab = image(store)
     made, _ = keys.make()
 
@@ -149,16 +166,16 @@ def test_one_whose_base_was_made_anew_is_none(store: Path, tmp_path: Path) -> No
     assert checkpoint.find(lab, "warm-x", SPEC, QEMU) is None
 
 
-def test_two_make_the_same_one(store: Path, tmp_path: Path) -> None:
-    """The first stays, for others may be loading it file by file; where it shall be another, who loads it is told."""
+def test_two_processes_create_the_same_checkpoint(store: Path, tmp_path: Path) -> None:
+    """The first one stays, because others may be loading it. If it is replaced, a process that loads it notices."""
     lab = image(store)
     made, _ = keys.make()
     target = checkpoint.path(lab, "warm-x", SPEC, QEMU)
 
-    def save(note: str, anew: bool) -> Checkpoint:
+    def save(note: str, replace_: bool) -> Checkpoint:
         (tmp_path / "root.qcow2").write_bytes(note.encode())
         mine = Checkpoint(target, "warm-x", SPEC, made, "", note)
-        return checkpoint.save(lab, mine, {"root.qcow2": tmp_path / "root.qcow2"}, QEMU, anew=anew)
+        return checkpoint.save(lab, mine, {"root.qcow2": tmp_path / "root.qcow2"}, QEMU, replace=replace_)
 
     first, second = save("one", False), save("two", False)
     assert (second.note, (target / "root.qcow2").read_text()) == ("one", "one")
@@ -173,26 +190,26 @@ def test_two_make_the_same_one(store: Path, tmp_path: Path) -> None:
 
 def test_criu_is_found_once_and_may_be_switched_off(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FXH_CRIU", "off")
-    hot.find.cache_clear()
-    assert hot.find() == (None, "off, as asked (FXH_CRIU)")
+    criu_probe.find.cache_clear()
+    assert criu_probe.find() == (None, "switched off by FXH_CRIU=off")
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
     monkeypatch.setenv("FXH_CRIU", "/none/criu")
-    hot.find.cache_clear()
-    assert hot.find() == (None, "CRIU needs root")
+    criu_probe.find.cache_clear()
+    assert criu_probe.find() == (None, "CRIU needs root")
     monkeypatch.setattr(os, "geteuid", lambda: 0)
-    hot.find.cache_clear()
-    found, why = hot.find()
+    criu_probe.find.cache_clear()
+    found, why = criu_probe.find()
     assert found is None
     assert "/none/criu" in why
     known = json.loads((store / "criu.json").read_text())
     (store / "criu.json").write_text(json.dumps(known | {"criu": ["/bin/sh", "x"], "label": "CRIU 9", "why": "as noted"}))
-    hot.find.cache_clear()
-    assert hot.find() == (hot.Hot(("/bin/sh", "x"), "CRIU 9"), "as noted"), "not tried a second time"
-    hot.find.cache_clear()
+    criu_probe.find.cache_clear()
+    assert criu_probe.find() == (criu.CriuSnapshotter(("/bin/sh", "x"), "CRIU 9"), "as noted"), "it is not tried again"
+    criu_probe.find.cache_clear()
 
 
-def test_a_process_without_a_chamber_is_its_own() -> None:
-    assert hot.resident(os.getpid()) == os.getpid()
+def test_a_process_without_a_namespace_is_found_as_itself() -> None:
+    assert criu.pid_in_namespace(os.getpid()) == os.getpid()
 
 
 def test_archive_round_trip_and_damage(store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -217,7 +234,7 @@ def test_archive_round_trip_and_damage(store: Path, tmp_path: Path, monkeypatch:
     assert not list((tmp_path / "other" / "labs").glob("*making*"))
 
 
-def test_archive_takes_no_path_of_its_own_choice(store: Path, tmp_path: Path) -> None:
+def test_an_archive_cannot_choose_a_path(store: Path, tmp_path: Path) -> None:
     file = tmp_path / "evil.tar"
     with tarfile.open(file, "w") as tar:
         info = tarfile.TarInfo("fxh-lab/../../evil")
@@ -256,7 +273,7 @@ def test_old_and_missing_qemu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         qemu.find("qemu-none")
 
 
-def test_qemu_that_ends_at_once_says_why(tmp_path: Path) -> None:
+def test_the_error_of_a_qemu_that_ends_at_once(tmp_path: Path) -> None:
     from harness.deadline import Deadline
 
     process = Process.start(["sh", "-c", "echo no such machine >&2; exit 1"], tmp_path, tmp_path / "log")
@@ -265,7 +282,7 @@ def test_qemu_that_ends_at_once_says_why(tmp_path: Path) -> None:
     process.stop()
 
 
-def test_nobody_at_the_monitor(tmp_path: Path) -> None:
+def test_no_qemu_at_the_monitor(tmp_path: Path) -> None:
     assert not listening(tmp_path / "qmp")
     with pytest.raises(LabDead):
         Monitor(tmp_path / "qmp")
@@ -273,7 +290,7 @@ def test_nobody_at_the_monitor(tmp_path: Path) -> None:
 
 def test_overlay_of_something_else(tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(b"not a qcow2")
-    with pytest.raises(InfrastructureError, match="is it a disk image of format qcow2"):
+    with pytest.raises(InfrastructureError, match="that it is a disk image of format qcow2"):
         overlay(tmp_path / "a", tmp_path / "b", "qcow2")
 
 
@@ -312,6 +329,7 @@ def test_stale_labs_are_swept(store: Path, tmp_path: Path) -> None:
     record = registry.LabRecord("gone", "/x", "QEMU 7", 999999, 999999, False, 1, "tcg", "", "", "", "ssh-ed25519 A", SPEC)
     registry.write(record, "key")
     assert registry.read("gone") == record
+    assert json.loads((directory / "lab.json").read_text())["chamber"] is False, "the field's name for other versions"
     assert registry.state("gone") == "stale"
     assert registry.sweep() == ["lab gone"]
     assert registry.state("gone") == ""
@@ -321,7 +339,7 @@ def test_stale_labs_are_swept(store: Path, tmp_path: Path) -> None:
     assert registry.sweep() == []
 
 
-def test_prune_takes_what_is_unused_and_leaves_the_rest(store: Path) -> None:
+def test_prune_removes_only_unused_files(store: Path) -> None:
     labs = store / "labs"
     long_ago = time.time() - 20 * 86400
     for name in ("xen-old", "xen-new", "xen-half.making-x"):
@@ -348,7 +366,7 @@ def test_prune_takes_what_is_unused_and_leaves_the_rest(store: Path) -> None:
     assert prune.prune(14) == ()
 
 
-def test_checkpoints_of_suites_take_so_much_and_no_more(store: Path) -> None:
+def test_checkpoints_of_suites_have_a_size_limit(store: Path) -> None:
     def make(image: str, name: str, age: int, parent: str = "") -> None:
         path = store / "labs" / image / "checkpoints" / name
         path.mkdir(parents=True)
@@ -366,7 +384,7 @@ def test_checkpoints_of_suites_take_so_much_and_no_more(store: Path) -> None:
     make("xen-new", "warm-b@1", 70, parent="rest-a@1")
     make("xen-new", "warm-c@1", 60)
 
-    # Not the lab's own, however old, and not what another stands on.
+    # Never the lab's ready checkpoint, and no parent of another checkpoint.
     assert [gone.path.name for gone in prune.bound(3 << 20)] == ["warm-a@1", "warm-b@1"]
     assert [gone.path.name for gone in prune.bound(3 << 20)] == []
     assert [gone.path.name for gone in prune.bound(0)] == ["rest-a@1", "warm-c@1"]

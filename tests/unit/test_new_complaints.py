@@ -7,10 +7,11 @@ import json
 from pathlib import Path
 
 import jsonschema
+import pytest
 from written import CELL, case, run
 
 from harness.history.store import History
-from harness.plugin import diagnosis
+from harness.plugin import diagnosis, session
 from harness.report import html, machine, mail
 from harness.report.gather import gather
 from harness.report.model import Report
@@ -86,3 +87,17 @@ def test_consoles_of_a_case_are_searched(tmp_path: Path) -> None:
     (tmp_path / "two.console.log").write_bytes(b"xbd1: Error 6\r\nxbd2: Error 7\r\n")
     (found,) = diagnosis.complaints(tmp_path)
     assert (found.kind, found.count) == ("device error", 3)
+
+
+@pytest.mark.parametrize(("fail_on", "code"), [((), 0), (("complaint",), 1)])
+def test_a_new_complaint_fails_the_run_on_request(tmp_path: Path, fail_on: tuple[str, ...], code: int) -> None:
+    runs = tmp_path / "runs"
+    for number, found in ((1, ()), (2, (REVERSAL,))):
+        written = run(number, case(complaints=found))
+        path = runs / written.run
+        (path / "cases/a").mkdir(parents=True)
+        model.write_run(path, written)
+        model.write_case(path / "cases/a", written.cases[0])
+        session._publish(path, lambda cases: 0, fail_on)
+    assert [model.read_run(runs / name).exit_code for name in ("run-001", "run-002")] == [0, code]
+    assert [row.exit_code for row in History(tmp_path / "history.sqlite").runs()] == [0, code]

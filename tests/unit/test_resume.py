@@ -11,6 +11,7 @@ import pytest
 from harness.cli import run as verb
 from harness.cli import run_lookup
 from harness.errors import UsageError
+from harness.hosts.saved_state import Access
 from harness.plugin import hold_guest
 from harness.results import model
 from harness.results.model import RunResult
@@ -51,21 +52,21 @@ def test_the_run_s_own_command_line_is_repeated(tmp_path: Path, monkeypatch: pyt
 
 
 def test_the_commands_to_attach() -> None:
-    place = hold_guest.Place("ssh xen1", "--xen-host xen1", "/var/lib/fxh/run-ab")
+    place = Access("ssh xen1", "--xen-host xen1", "/var/lib/fxh/run-ab")
     text = hold_guest.commands(place, "fxh-ab-1-x", 7, {"xenctx": "/usr/lib/xen-4.20/bin/xenctx"}, "12:00 UTC")
     assert text.splitlines() == [
         "fxh-ab-1-x (domain 7) is kept, paused, until 12:00 UTC:",
-        "  its console    fxh console fxh-ab-1-x --xen-host xen1",
-        "  its vCPUs      ssh xen1 /usr/lib/xen-4.20/bin/xenctx -a 7",
-        "  let it run on  ssh xen1 xl unpause 7",
-        "  a core         ssh xen1 xl dump-core 7 /var/lib/fxh/run-ab/fxh-ab-1-x.core",
+        "  console    fxh console fxh-ab-1-x --xen-host xen1",
+        "  vCPUs      ssh xen1 /usr/lib/xen-4.20/bin/xenctx -a 7",
+        "  continue   ssh xen1 xl unpause 7",
+        "  core dump  ssh xen1 xl dump-core 7 /var/lib/fxh/run-ab/fxh-ab-1-x.core",
     ]
-    here = hold_guest.commands(hold_guest.Place("", "--xen-host local", "/d"), "n", 7, {}, "x")
-    assert "  let it run on  xl unpause 7" in here
+    here = hold_guest.commands(Access("", "--xen-host local", "/d"), "n", 7, {}, "x")
+    assert "  continue   xl unpause 7" in here
 
 
 @pytest.mark.parametrize(("aid", "offered"), [("gdbsx", True), ("gdbsx-off", False)])
 def test_gdbsx_is_offered_only_if_xen_answers_it(aid: str, offered: bool) -> None:
-    text = hold_guest.commands(hold_guest.Place("", "", "/d"), "n", 7, {aid: "/usr/sbin/gdbsx"}, "x")
-    assert ("  a debugger     /usr/sbin/gdbsx -a 7 64 9999" in text) == offered
+    text = hold_guest.commands(Access("", "", "/d"), "n", 7, {aid: "/usr/sbin/gdbsx"}, "x")
+    assert ("  debugger   /usr/sbin/gdbsx -a 7 64 9999" in text) == offered
     assert ("gdbsx" in text) == offered

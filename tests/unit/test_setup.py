@@ -95,8 +95,8 @@ def test_builds_are_reported(steps: list[Step], tmp_path: Path, monkeypatch: pyt
         time.sleep(0.15)
         return {}
 
-    monkeypatch.setattr(kernel, "_make", made)
-    monkeypatch.setattr(ovmf, "_make", made)
+    monkeypatch.setattr(kernel, "_build", made)
+    monkeypatch.setattr(ovmf, "_build", made)
     for _ in range(2):
         kernel.obtain(recipe.load("4.20").control_kernel)
         ovmf.obtain(recipe.firmware())

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""Every command ends as by Ctrl-C when it is told to end, and takes what it started with it."""
+"""On a signal, every command ends as by Ctrl-C and ends the processes that it started."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 
 from harness.errors import ExitCode
 
-# A verb that builds: a compiler in a session of its own, as harness.images.buildworld starts make.
+# A command that builds: the compiler has its own session, like make in harness.images.buildworld.
 VERB = """
 import subprocess, sys
 from harness.cli import main
@@ -34,7 +34,7 @@ main.main()
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
-def test_a_command_that_is_told_to_end_leaves_nothing_running(number: signal.Signals) -> None:
+def test_a_command_that_gets_a_signal_leaves_no_process(number: signal.Signals) -> None:
     argv = [sys.executable, "-c", f"import signal; signal.signal({number.value}, signal.SIG_DFL)\n{VERB}"]
     if number == signal.SIGINT:
         argv[-1] = f"import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n{VERB}"

@@ -32,8 +32,9 @@ from harness.guests.os.base import (
     SourceRequest,
 )
 from harness.guests.source import GuestSource
+from harness.hosts.inventory import Inventory
 from harness.osversion import OSVersion
-from harness.plugin.rig import Rig
+from harness.plugin.worker_hosts import WorkerHosts
 from harness.transport import Completed
 from harness.transport.replay import ReplayStream
 
@@ -251,6 +252,11 @@ class ToyHost(quiet_host.Host):
 
     def check(self) -> None: ...
 
+    def inventory(self) -> Inventory:
+        return Inventory(frozenset(), ())
+
+    def close(self) -> None: ...
+
 
 def _find(request: SourceRequest) -> GuestSource:
     kernel = Path(tempfile.gettempdir()) / "fxh-toy-kernel"
@@ -264,4 +270,4 @@ registry.GUESTS["toy"] = GuestDefinition("toy", ToyOS, "a toy guest", types=("pv
 
 def pytest_configure() -> None:
     host = ToyHost()
-    Rig.host = lambda self, cell: host  # type: ignore[assignment,method-assign,return-value]
+    WorkerHosts._acquire = lambda self, cell: host  # type: ignore[assignment,method-assign,return-value]

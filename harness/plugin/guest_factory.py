@@ -1,0 +1,142 @@
+# SPDX-License-Identifier: BSD-2-Clause
+"""Makes guests for cases: new ones, and booted ones from warm checkpoints."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import inspect
+import json
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from harness.errors import TransportError
+from harness.guests.configure import configure
+from harness.guests.guest import Guest
+from harness.guests.shape import Shape
+from harness.hosts.host import XenHost
+from harness.hosts.saved_state import SavedStates
+from harness.lab.states import key_of
+from harness.plugin.case_context import CaseContext, stage_times
+from harness.plugin.cells import Cell
+from harness.plugin.guest_sources import GuestSources
+from harness.plugin.options import Options
+from harness.plugin.worker_hosts import HeldHost, WorkerHosts
+from harness.results.model import Boot, Stamp
+from harness.xen.config import Disk, DomainConfig, Vif
+
+log = logging.getLogger("fxh.worker")
+
+Prepare = Callable[[Guest], Any]
+"""Brings a booted guest to the state in which several cases start. The result goes through JSON to ``guest.prepared``."""
+
+
+class GuestFactory:
+    """Makes the guests of one worker."""
+
+    def __init__(self, options: Options, sources: GuestSources, hosts: WorkerHosts) -> None:
+        self._scale, self._sources, self._hosts = options.scale, sources, hosts
+
+    def new(self, cell: Cell, host: XenHost, directory: Path, shape: Shape) -> Guest:
+        """A guest of which no domain exists yet. The host counts as used from here on."""
+        self._hosts.mark_used(cell)
+        source = self._sources.source_for(cell, shape)
+        config = configure(host, source, shape, host.domain_name(source.label))
+        return Guest(host, source.profile, config, directory, scale=self._scale, kernel=source.kernel)
+
+    def booted(self, cell: Cell, context: CaseContext, shape: Shape, prepare: Prepare | None = None) -> Guest:
+        """A guest with a shell, prepared by ``prepare``.
+
+        On a host that can be restored it comes from a warm checkpoint, created at first use. Elsewhere it is booted. The
+        context gets the guest before its boot, so a guest that does not come up is removed after the case like any other.
+        """
+        held = self._hosts.in_any_state(cell)
+        if held.host.states is not None:
+            guest, context.warm_boot = self._warm(cell, held, held.host.states, context.directory, shape, prepare)
+            context.host = held.host
+            context.guests.append(guest)
+            return guest
+        context.host = self._hosts.idle(cell)
+        guest = self.new(cell, context.host, context.directory, shape)
+        context.guests.append(guest)
+        guest.boot()
+        if prepare is not None:
+            guest.prepared = prepare(guest)
+        return guest
+
+    def _warm(
+        self, cell: Cell, held: HeldHost, states: SavedStates, directory: Path, shape: Shape, prepare: Prepare | None
+    ) -> tuple[Guest, Boot]:
+        key = key_of(self._sources.source_for(cell, shape).key, repr(shape), _code_digest(prepare))
+        saved = states.warm(
+            key,
+            lambda: self._boot_to_save(cell, held, states, f"fxh-warm-{key}", directory, shape, prepare),
+            f"{self._sources.source(cell).label} {shape.type}",
+        )
+        data = json.loads(saved.note)
+        config = _config(data["config"])
+        source = self._sources.source(cell)
+        guest = Guest(held.host, source.profile, config, directory, scale=self._scale, kernel=source.kernel)
+        guest.prepared = data["prepared"]
+        try:
+            guest.adopt(int(data["domid"]))
+        except TransportError:  # the console cannot be attached, and would not be in any later case
+            saved.remove()
+            raise
+        return guest, Boot(config.name, tuple(Stamp(*stamp) for stamp in data["stages"]))
+
+    def _boot_to_save(
+        self,
+        cell: Cell,
+        held: HeldHost,
+        states: SavedStates,
+        name: str,
+        directory: Path,
+        shape: Shape,
+        prepare: Prepare | None,
+    ) -> str:
+        """Boot the guest of a new warm checkpoint. Returns the checkpoint's note."""
+        self._hosts.reset(cell, held, private_memory=True)
+        host = held.host
+        source = self._sources.source_for(cell, shape)
+        config = configure(host, source, shape, name)
+        guest = Guest(host, source.profile, config, directory, scale=self._scale, kernel=source.kernel)
+        begun = time.monotonic()
+        try:
+            guest.boot()
+            prepared = prepare(guest) if prepare is not None else None
+        finally:
+            guest.detach()
+        log.info("%s booted in %.0f s for a warm checkpoint", source.label, time.monotonic() - begun)
+        if states.keeps_translations:
+            # Do once what each case does at its begin and end, so that the checkpoint has the translated code.
+            Guest(host, source.profile, config, directory, scale=self._scale).adopt(guest.domid).detach()
+            host.inventory()
+        return json.dumps({"config": asdict(config), "domid": guest.domid, "stages": stage_times(guest), "prepared": prepared})
+
+
+def _code_digest(prepare: Prepare | None) -> str:
+    """A hash of the code that makes a warm guest: a checkpoint made by other code is not used."""
+    digest = hashlib.sha256(_guest_code())
+    if prepare is not None:
+        digest.update(f"{prepare.__module__}.{prepare.__qualname__}\n".encode())
+        digest.update(Path(inspect.getfile(prepare)).read_bytes())
+    return digest.hexdigest()
+
+
+@functools.cache
+def _guest_code() -> bytes:
+    package = Path(__file__).parent.parent
+    return b"".join(path.read_bytes() for name in ("console", "guests", "xen") for path in sorted((package / name).rglob("*.py")))
+
+
+def _config(data: dict[str, Any]) -> DomainConfig:
+    """The configuration from its JSON object."""
+    disks = tuple(Disk(**disk) for disk in data.pop("disks"))
+    vifs = tuple(Vif(**vif) for vif in data.pop("vifs"))
+    more = tuple((key, tuple(value) if isinstance(value, list) else value) for key, value in data.pop("more"))
+    return DomainConfig(disks=disks, vifs=vifs, more=more, bootloader_args=tuple(data.pop("bootloader_args")), **data)

@@ -1,0 +1,75 @@
+# SPDX-License-Identifier: BSD-2-Clause
+"""The guests under test: sources from the run's options, and the control guest."""
+
+from __future__ import annotations
+
+from functools import cached_property
+
+from harness.errors import UsageError
+from harness.guests import bootable, registry
+from harness.guests.os.base import SourceRequest
+from harness.guests.shape import Shape
+from harness.guests.source import GuestSource
+from harness.images import diskread
+from harness.images import image as images
+from harness.images.image import Image
+from harness.lab import factory
+from harness.plugin.cells import Cell
+from harness.plugin.options import Options
+
+
+class GuestSources:
+    """The sources of one run. Each is loaded at its first use and stays the same for the run."""
+
+    def __init__(self, options: Options) -> None:
+        self._options = options
+        self._sources: dict[tuple[str, str], GuestSource] = {}
+        """By guest and Xen version. The version is "" for a guest under test."""
+
+    @cached_property
+    def image(self) -> Image | None:
+        """The image of --image, or one made from --disk without --kernel.
+
+        Raises UsageError if there is no such image, or if the disk holds no known system.
+        """
+        options = self._options
+        if options.image:
+            return images.find(options.image)
+        if options.disk is not None and options.kernel is None:
+            found = diskread.read_image(options.disk, options.root)
+            if registry.under_test(options.guests) == options.guests:
+                diskread.check_types(found, options.types)
+            return found
+        return None
+
+    @cached_property
+    def tested(self) -> GuestSource | None:
+        """The guest of --image, of --disk, or of --kernel with --disk. Raises UsageError if Xen cannot start it."""
+        names = registry.under_test(self._options.guests) or registry.default(files_given=True)
+        return self._find_tested(names[0])
+
+    def source(self, cell: Cell) -> GuestSource:
+        """The source of the cell's guest. Raises UsageError if the options do not give its files."""
+        xen = "" if cell.under_test else cell.xen or self._options.xens[0]
+        if (cell.guest, xen) not in self._sources:
+            # Do this once in a run: an edit of the control guest's recipe during a run must affect only the next run.
+            found = self._find_tested(cell.guest) if cell.under_test else self._find_control(cell.guest, xen)
+            if found is None:
+                raise UsageError(f"--guest {cell.guest}: no files were given", hint=registry.definition(cell.guest).option)
+            self._sources[cell.guest, xen] = found
+        return self._sources[cell.guest, xen]
+
+    def source_for(self, cell: Cell, shape: Shape) -> GuestSource:
+        """The source in this shape: for a bootloader, the kernel is on a disk."""
+        source = self.source(cell)
+        return bootable.source(source) if shape.bootloader else source
+
+    def _find_tested(self, guest: str) -> GuestSource | None:
+        options = self._options
+        root = options.root if options.image or self.image is None else ""
+        request = SourceRequest(self.image, options.kernel, options.disk, root, options.bootloader)
+        return registry.definition(guest).find(request)
+
+    def _find_control(self, guest: str, xen: str) -> GuestSource | None:
+        request = SourceRequest(control=lambda: self._options.control or factory.control(self._options.wish(xen)))
+        return registry.definition(guest).find(request)

@@ -1,0 +1,124 @@
+# SPDX-License-Identifier: BSD-2-Clause
+"""Everything that one worker works with: guest sources, hosts, and guests."""
+
+from __future__ import annotations
+
+import logging
+import secrets
+from collections.abc import Sequence
+from pathlib import Path
+
+from harness.errors import HarnessError, InfrastructureError
+from harness.guests.guest import Guest
+from harness.guests.shape import Shape
+from harness.guests.source import GuestSource
+from harness.hosts.host import DirectHost, XenHost
+from harness.hosts.inventory import Item
+from harness.images.image import Image
+from harness.plugin import hold_guest, leak_guard
+from harness.plugin.case_context import CaseContext
+from harness.plugin.cells import Cell
+from harness.plugin.guest_factory import GuestFactory, Prepare
+from harness.plugin.guest_sources import GuestSources
+from harness.plugin.options import Options
+from harness.plugin.worker_hosts import WorkerHosts
+
+log = logging.getLogger("fxh.worker")
+
+
+class WorkerEnvironment:
+    """The fixture ``rig``. It belongs to one worker and lives as long as the run."""
+
+    def __init__(self, options: Options) -> None:
+        self._options = options
+        self._sources = GuestSources(options)
+        self._hosts = WorkerHosts(options, self._sources, secrets.token_hex(3))
+        self._guests = GuestFactory(options, self._sources, self._hosts)
+        self._kept = 0
+
+    # -- guests under test --------------------------------------------------------------------------------------------
+
+    @property
+    def image(self) -> Image | None:
+        """See :attr:`GuestSources.image`."""
+        return self._sources.image
+
+    @property
+    def tested(self) -> GuestSource | None:
+        """See :attr:`GuestSources.tested`."""
+        return self._sources.tested
+
+    def source(self, cell: Cell) -> GuestSource:
+        """The source of the cell's guest."""
+        return self._sources.source(cell)
+
+    # -- for a case ---------------------------------------------------------------------------------------------------
+
+    def host(self, cell: Cell) -> DirectHost:
+        """The cell's host with an idle dom0."""
+        return self._hosts.idle(cell)
+
+    def used(self, cell: Cell) -> None:
+        """Say that a case creates a guest or a disk on the cell's host."""
+        self._hosts.mark_used(cell)
+
+    def new_guest(self, cell: Cell, host: XenHost, directory: Path, shape: Shape) -> Guest:
+        """See :meth:`GuestFactory.new`."""
+        return self._guests.new(cell, host, directory, shape)
+
+    def booted_guest(self, cell: Cell, context: CaseContext, shape: Shape, prepare: Prepare | None = None) -> Guest:
+        """See :meth:`GuestFactory.booted`."""
+        return self._guests.booted(cell, context, shape, prepare)
+
+    # -- after a case -------------------------------------------------------------------------------------------------
+
+    def keep(self, cell: Cell, context: CaseContext) -> None:
+        """With ``--keep failed``, leave the guests of a failed case for a person. The next case gets another share or lab."""
+        held = self._hosts.held(cell)
+        if self._options.keep != "failed" or held is None or not context.guests or context.kept:
+            return
+        if self._kept >= hold_guest.MOST:
+            log.warning("this worker keeps %d guests already and keeps no more", self._kept)
+            return
+        context.kept = hold_guest.keep(held.host, context.guests, self._options.keep_minutes)
+        if context.kept:
+            self._kept += 1
+            self._hosts.drop(cell.host)
+
+    def clean(self, context: CaseContext) -> None:
+        """Remove a case's guests, then undo its other steps. A host that can be restored is reset before the next case."""
+        for guest in context.guests:
+            if guest.host.states is not None:
+                guest.abandon()
+                continue
+            try:
+                guest.destroy()
+            except InfrastructureError as exc:
+                log.error("could not remove %s: %s", guest.name, exc)
+            for disk in guest.disks:
+                guest.host.drop_disk(disk.target)
+            guest.host.forget(guest.name)
+        if context.host is not None and context.host.states is not None:
+            return
+        for step in reversed(context.undo):
+            try:
+                step()
+            except InfrastructureError as exc:
+                log.error("a cleanup step failed: %s", exc)
+
+    def leaks(self, cell: Cell, given: Sequence[str] = ()) -> tuple[Item, ...]:
+        """See :func:`harness.plugin.leak_guard.leaks`."""
+        held = self._hosts.held(cell)
+        return leak_guard.leaks(held, given) if held is not None else ()
+
+    def check(self, cell: Cell) -> HarnessError | None:
+        """Why the cell's host does not work, or None."""
+        return self._hosts.check(cell)
+
+    def lost(self, cell: Cell) -> str:
+        """Why the cell's host is lost, or "". A lost host is dropped, and the next case gets another."""
+        return self._hosts.drop_if_lost(cell)
+
+    def close(self) -> None:
+        """Give all hosts back."""
+        self._hosts.close()

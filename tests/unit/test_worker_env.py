@@ -1,0 +1,220 @@
+# SPDX-License-Identifier: BSD-2-Clause
+"""A worker's hosts between cases. The host is a fake; the states of a lab are real."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from harness.errors import InfrastructureError, TransportError
+from harness.guests.guest import Guest
+from harness.guests.shape import Shape
+from harness.hosts.inventory import Inventory, Item
+from harness.lab import states
+from harness.lab.checkpoint import CheckpointKind
+from harness.lab.states import LabStates
+from harness.plugin import hold_guest, leak_guard
+from harness.plugin.case_context import CaseContext
+from harness.plugin.cells import Cell
+from harness.plugin.worker_env import WorkerEnvironment
+from harness.plugin.worker_hosts import HeldHost
+from harness.xen.config import DomainConfig
+
+CELL = Cell("control", "pv", "xen-4.20", "4.20")
+
+
+class FakeLab:
+    """Remembers which checkpoints exist, and to which the lab was restored."""
+
+    def __init__(self, place: Path) -> None:
+        self.place = place
+        self.built: dict[str, str] = {}
+        self.restored: list[str] = []
+        self.lab = SimpleNamespace(checkpoints=SimpleNamespace(hot=False))
+        self.lease = None
+        self.failure = ""
+        self.closed = False
+        self.facts = SimpleNamespace(emulated=True)
+        self.directory = "/ours"
+        self.transport = SimpleNamespace(run=lambda argv: None)
+        self.states: LabStates | None = LabStates(self)  # type: ignore[arg-type]
+
+    def get_or_create(
+        self,
+        kind: CheckpointKind,
+        key: str,
+        build: Callable[[], str],
+        *,
+        exclusive: bool = True,
+        private_memory: bool = False,
+        what: str = "",
+    ) -> Any:
+        name = kind.name_of(key)
+        if name not in self.built:
+            self.built[name] = build()
+        self.restored.append(name)
+        directory = self.place / name
+        directory.mkdir(exist_ok=True)
+        return SimpleNamespace(note=self.built[name], directory=directory, remove=directory.rmdir)
+
+    def restore_idle(self, *, private_memory: bool = False) -> None:
+        self.restored.append("ready")
+
+    def files(self, *local: Path) -> None: ...
+
+    def inventory(self) -> Inventory:
+        return Inventory(frozenset(), ())
+
+    def close(self) -> None:
+        self.closed = True
+
+
+@pytest.fixture
+def lab(tmp_path: Path) -> FakeLab:
+    return FakeLab(tmp_path)
+
+
+@pytest.fixture
+def rig(lab: FakeLab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> WorkerEnvironment:
+    for name in ("vmlinuz", "initrd"):
+        (tmp_path / name).write_text(name)
+    monkeypatch.setattr(states.prune, "bound", lambda: ())
+    made = WorkerEnvironment(SimpleNamespace(host="", xens=("4.20",), control=tmp_path, scale=1.0))  # type: ignore[arg-type]
+    monkeypatch.setattr(made._hosts, "_start_lab", lambda xen: lab)
+    return made
+
+
+def test_a_lab_is_reset_only_after_use(rig: WorkerEnvironment, lab: FakeLab) -> None:
+    rig.host(CELL)
+    (rest,) = lab.built
+    assert rest.startswith("rest-")
+    assert lab.restored[-1] == rest
+    before = len(lab.restored)
+    rig.host(CELL)
+    assert len(lab.restored) == before, "it was not used"
+    rig.used(CELL)
+    rig.host(CELL)
+    assert lab.restored[before:] == [rest]
+
+
+def test_a_lab_is_reset_after_a_warm_guest_was_built_in_it(rig: WorkerEnvironment, lab: FakeLab) -> None:
+    """The build of a warm checkpoint starts from the idle dom0; afterwards, the guest runs."""
+    rig.host(CELL)
+    (rest,) = lab.built
+    assert lab.states is not None
+
+    def build() -> str:
+        rig._hosts.reset(CELL, rig._hosts._usable(CELL), private_memory=True)
+        return ""
+
+    lab.restored.clear()
+    lab.states.warm("1", build)
+    rig.host(CELL)
+    assert lab.restored == [rest, "warm-1", rest]
+
+
+def test_a_lost_host_is_replaced(rig: WorkerEnvironment, lab: FakeLab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rig.host(CELL)
+    lab.failure = "dom0 gave no sign of life"
+    other = FakeLab(tmp_path)
+    monkeypatch.setattr(rig._hosts, "_start_lab", lambda xen: other)
+    assert rig.host(CELL) is other
+    assert lab.closed
+
+
+def test_a_warm_checkpoint_without_a_console_is_removed(
+    rig: WorkerEnvironment, lab: FakeLab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    note = json.dumps({"config": asdict(DomainConfig("g", "pv", 160)), "domid": 2, "stages": [], "prepared": None})
+    monkeypatch.setattr(rig._guests, "_boot_to_save", lambda *args: note)
+
+    def locked(guest: Guest, domid: int) -> Guest:
+        raise TransportError("Could not lock /var/lock/xenconsole.2")
+
+    monkeypatch.setattr(Guest, "adopt", locked)
+    with pytest.raises(TransportError):
+        rig.booted_guest(CELL, CaseContext(tmp_path), Shape("pv"))
+    (warm,) = (name for name in lab.built if name.startswith("warm-"))
+    assert not (tmp_path / warm).exists()
+
+
+def test_a_host_that_does_not_answer_is_asked_once(rig: WorkerEnvironment, lab: FakeLab) -> None:
+    """Otherwise each request after a failed case would wait for its full time-out. A lab ends its waits itself."""
+    asked = []
+
+    def check() -> None:
+        asked.append(1)
+        raise TransportError("no answer")
+
+    lab.check = check  # type: ignore[attr-defined]
+    lab.transport.close = lambda: None
+    rig.host(CELL)
+    assert str(rig.check(CELL)) == str(rig.check(CELL)) == "no answer"
+    assert len(asked) == 2
+    lab.states = None
+    assert str(rig.check(CELL)) == str(rig.check(CELL)) == "no answer"
+    assert len(asked) == 3
+
+
+@pytest.mark.parametrize("restorable", [True, False])
+def test_a_leak_is_reported_once_and_given_resources_are_none_on_a_lab(
+    lab: FakeLab, restorable: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(leak_guard, "_PAUSES", (0.0,))
+    if not restorable:
+        lab.states = None
+    held = HeldHost(lab, Inventory(frozenset(), ()))  # type: ignore[arg-type]
+    left = frozenset({Item("directory", "/ours/scratch"), Item("loop", "/dev/loop0")})
+    lab.inventory = lambda: Inventory(left, ())  # type: ignore[method-assign]
+    given = ["/ours/scratch"]
+    first = {item.name for item in leak_guard.leaks(held, given)}
+    assert first == {"/dev/loop0"} | (set() if restorable else {"/ours/scratch"})
+    again = {item.name for item in leak_guard.leaks(held, given)}
+    assert again == ({"/dev/loop0"} if restorable else set())
+
+
+def test_undo_steps_run_where_nothing_is_restored(rig: WorkerEnvironment, lab: FakeLab, tmp_path: Path) -> None:
+    done: list[int] = []
+
+    def fails() -> None:
+        raise InfrastructureError("no")
+
+    context = CaseContext(tmp_path, host=lab, undo=[lambda: done.append(1), fails, lambda: done.append(2)])  # type: ignore[arg-type]
+    rig.clean(context)
+    assert done == []
+    lab.states = None
+    rig.clean(context)
+    assert done == [2, 1]
+
+
+def test_only_guests_that_the_host_keeps_are_announced() -> None:
+    from harness.hosts.saved_state import Access
+
+    paused: list[int] = []
+
+    class Host:
+        transport = SimpleNamespace(run=lambda argv, deadline: SimpleNamespace(text=""))
+        toolstack = SimpleNamespace(pause=paused.append)
+
+        def describe_access(self) -> Access:
+            return Access("fxh lab ssh l", "--lab l", "/root", "fxh lab rm l")
+
+        def keep_for(self, domains: list[str], seconds: float) -> tuple[str, ...]:
+            assert (domains, seconds) == (["one", "two"], 300.0)
+            return ("two",)
+
+    def guest(name: str, row: Any) -> Any:
+        return SimpleNamespace(name=name, state=lambda: row, detach=lambda: None)
+
+    running, crashed = (SimpleNamespace(domid=n, paused=False, shutdown=n == 7) for n in (5, 7))
+    text = hold_guest.keep(Host(), [guest("one", running), guest("two", crashed), guest("gone", None)], 5)  # type: ignore[arg-type]
+    assert paused == [5]
+    assert text.startswith("two (domain 7) is kept, paused, until ")
+    assert text.endswith("  remove it  fxh lab rm l")
+    assert "one" not in text
