@@ -75,7 +75,6 @@ def make_ufs(tree: Path, target: Path, *, version: int = 1, bsize: int = 8192, s
 
 def holes_in(volume: Path, path: str) -> int:
     """How many blocks of the file ``path`` of a raw UFS are holes. Raises UsageError if there is no such file."""
-
     with window.opened(volume) as whole:
         fs = ufs.superblock(whole)
         try:

@@ -88,7 +88,7 @@ def _kernel_fields(host: XenHost, source: GuestSource, shape: Shape, variables: 
         restrict = (("bootloader_restrict", 1),) if "pygrub-restrict" in host.capabilities else ()
         return restrict, {"bootloader": bootloader, "extra": extra}
     loaded = zip(("kernel", "ramdisk"), source.loaded(host.facts.emulated), strict=True)
-    given = {what: path for what, path in loaded if path is not None}
+    given = {name: path for name, path in loaded if path is not None}
     # A 32-bit PV FreeBSD reads MSRs to which Xen would otherwise answer with a fault.
 
     relaxed = (("msr_relaxed", 1),) if shape.type == "pv" and source.bits == 32 else ()

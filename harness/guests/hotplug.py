@@ -72,7 +72,6 @@ def let_go(guest: Guest, vdev_name: str) -> None:
 
 def disk(guest: Guest, given: Disk) -> str:
     """Attach a disk and return its name in the guest. Raises GuestCommandFailed if it does not appear within 30 s."""
-
     name = guest.profile.disk_name(given.vdev)
     guest.host.toolstack.block_attach(guest.domid, given)
     if name not in (seen := wait_disks(guest, {name})):

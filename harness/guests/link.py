@@ -74,7 +74,7 @@ class Transfer:
 
     @property
     def complaint(self) -> str:
-        """What went wrong, or ""."""
+        """The reason for which the transfer failed, or ""."""
         if self.error:
             return f"{self.error} after {self.bytes} bytes and {self.seconds:.1f} s"
         return "" if self.sent == self.arrived else f"{self.bytes} bytes arrived with digest {self.arrived}, {self.sent} were sent"
@@ -290,7 +290,6 @@ class Link:
 
 def digest_of(size: int, rounds: int = 1) -> str:
     """md5 of the ``size`` bytes that a peer in dom0 sends ``rounds`` times."""
-
     payload, digest = random.Random(SEED).randbytes(size), hashlib.md5(usedforsecurity=False)
     for _ in range(max(1, rounds)):
         digest.update(payload)

@@ -31,7 +31,7 @@ def identity(guest: Guest) -> str:
 def spare(source: GuestSource, running: str) -> tuple[bytes, str]:
     """Another good kernel (or ramdisk) than the one with the mark ``running``, and its mark. Raises UsageError."""
     if source.kernel is None:
-        raise UsageError(f"{source.label} has no kernel of its own")
+        raise UsageError(f"{source.label} has no kernel file")
     ramdisk = source.ramdisk.read_bytes() if source.ramdisk else None
     return source.profile.alternate(source.kernel.read_bytes(), ramdisk, running)
 

@@ -78,7 +78,6 @@ def device(run: Run, mounted: str) -> str:
 
 def provider(run: Run, name: str) -> str:
     """The partition behind a GEOM label (``gpt/rootfs``, ``ufs/FBROOT``); any other name unchanged."""
-
     name = name.removeprefix("/dev/")
     if "/" not in name:
         return name

@@ -30,7 +30,7 @@ class ShapeArgs(TypedDict, total=False):
 
 @dataclass(frozen=True)
 class Shape:
-    """How a source is run. ``type`` is pv, pvh, hvm or pvshim; ``memory`` and ``maxmem`` are in MiB, 0 for the source's own."""
+    """The shape in which a source runs. ``type`` is pv, pvh, hvm or pvshim; ``memory`` and ``maxmem`` are in MiB, 0 for the source's own."""
 
     type: str
     memory: int = 0

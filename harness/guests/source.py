@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""The files that a guest boots from, kernel, ramdisk and disks, with the profile of its OS."""
+"""The source of a guest: a kernel, a ramdisk, disks, and the profile of its OS."""
 
 from __future__ import annotations
 

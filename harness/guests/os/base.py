@@ -51,7 +51,7 @@ class Interface:
 
 @dataclass(frozen=True)
 class ShutdownExpectation:
-    """How a guest should end: ``reason`` as ``xl list`` shows it, or "" if Xen learns of no shutdown.
+    """The expected end of a guest: ``reason`` as ``xl list`` shows it, or "" if Xen learns of no shutdown.
 
     In the latter case the guest goes on, or its kernel ``halts`` and its domain stays.
     """
@@ -91,7 +91,7 @@ class BalloonLimits:
 
 @dataclass(frozen=True)
 class BootVolume:
-    """A guest's boot volume as the guest sees it: ``file`` is the file that a case replaces, ``what`` pygrub's word for it."""
+    """A guest's boot volume as the guest sees it: ``file`` is the file that a case replaces, ``what`` its name in pygrub."""
 
     menu: str
     file: str
@@ -205,13 +205,13 @@ class GuestOS(ABC):
 
     @abstractmethod
     def build_mark(self, run: Run) -> str:
-        """What distinguishes the running kernel from its :meth:`alternate`."""
+        """The mark by which the running kernel differs from its :meth:`alternate`."""
 
     @abstractmethod
     def boot_volume(self, run: Run, disk: str) -> BootVolume:
         """The boot volume on ``disk``; it is mounted if it is not yet."""
 
-    # -- what runs ----------------------------------------------------------------------------------------------------
+    # -- kernel ---------------------------------------------------------------------------------------------------------
 
     @abstractmethod
     def identity(self, run: Run) -> KernelIdentity: ...
@@ -324,7 +324,7 @@ class GuestOS(ABC):
 
     @abstractmethod
     def listen_words(self, address: str, port: int) -> str:
-        """What follows ``nc -l``."""
+        """The words after ``nc -l``."""
 
     @abstractmethod
     def netfront_queues(self, vcpus: int, variables: Mapping[str, str]) -> int:

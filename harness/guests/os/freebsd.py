@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""FreeBSD, 8 to 15."""
+"""FreeBSD, 8 to 15. Its console is in freebsd_console, its sources are in freebsd_source."""
 
 from __future__ import annotations
 
@@ -26,19 +26,19 @@ from harness.osversion import OSVersion
 from harness.xen import elfnotes
 from harness.xen import vdev as vdevs
 
-# Armed from the kernel environment, since rc comes too late for a boot test (CTLFLAG_RWTUN, sys/kern/subr_kdb.c):
-# a panic prints its backtrace and does not wait long for somebody to look.
-_ARMED = {"debug.trace_on_panic": "1", "kern.panic_reboot_wait_time": "3"}
+# A panic prints its backtrace and reboots after 3 s. Set in the kernel environment (CTLFLAG_RWTUN, sys/kern/subr_kdb.c), since rc runs
+# too late for a boot test.
+_PANIC = {"debug.trace_on_panic": "1", "kern.panic_reboot_wait_time": "3"}
 
-# Software emulation translates code again for each address at which it runs (QEMU 7.2 keys translated blocks by virtual address),
-# and address space randomisation gives each process its own: a boot made a million blocks instead of 180 000, and clearing
-# the guest's memory after its end took the whole machine for ten seconds. sys/kern/imgact_elf.c, CTLFLAG_RWTUN.
-# And under Xen FreeBSD does not use the x2APIC, but times 100,000 reads of the local APIC's memory at each boot (sys/x86/x86/
-# local_apic.c, native_lapic_init()): each leaves the guest for Xen, and all of them took 13 of a boot's 38 s.
+# QEMU 7.2 keys translated blocks by virtual address, and address space randomisation gives each process other addresses: a boot
+# made a million blocks instead of 180 000, and freeing the guest's memory at its end took the whole machine ten seconds
+# (sys/kern/imgact_elf.c, CTLFLAG_RWTUN). Without the x2APIC, which it does not use under Xen by itself, FreeBSD times 100,000 reads of
+# the local APIC's memory at each boot (sys/x86/x86/local_apic.c, native_lapic_init()): each exits to Xen, and all of them took 13 of
+# a boot's 38 s.
 _EMULATED = {"kern.elf64.aslr.enable": "0", "kern.elf64.aslr.pie_enable": "0", "hw.x2apic_enable": "1"}
 
 # The characters that end a variable on the kernel's command line: sys/x86/xen/pv.c, xen_pvh_parse_preload_data(), read in 13.2,
-# 14.2 and 15.1; sys/i386/xen/xen_machdep.c of 10 for PV. 14.0-CURRENT changed at an unknown number, and takes the longer list here.
+# 14.2 and 15.1; sys/i386/xen/xen_machdep.c of 10 for PV. 14.0-CURRENT changed at an unknown number; here it has the longer list.
 _SEPARATORS = (("<14.0", ","), (">=14.0", ", \t\n"))
 
 
@@ -69,10 +69,10 @@ _VDEVS = (
 
 @dataclass(frozen=True)
 class Ending:
-    """How kernels within one of ``spans`` end as a guest of one of ``types``.
+    """The end of kernels within one of ``spans`` as a guest of one of ``types``.
 
-    ``poweroff``, ``reboot`` and ``halt`` are values of control/shutdown. Each field holds the reason that Xen is told, or
-    ``HALTS`` if the kernel stops and its domain stays. ``source`` says where that is written.
+    ``poweroff``, ``reboot`` and ``halt`` are values of control/shutdown. Each field holds the shutdown reason that Xen receives, or
+    ``HALTS`` if the kernel stops and its domain stays. ``source`` is the source of these facts.
     """
 
     spans: tuple[str, ...]
@@ -86,20 +86,20 @@ class Ending:
 
 HALTS = ""
 _CONTROL = "sys/dev/xen/control/control.c"
-# The first row that fits counts; a kernel of unknown version gets the first. "halt" calls the same handler as "poweroff"
+# The first row that fits counts; a kernel of unknown version fits the first. "halt" calls the same handler as "poweroff"
 # (xctrl_shutdown_reasons), with RB_POWEROFF.
 ENDINGS = (
     # 9e0b0f5de67f went to main on 2023-11-23, when main counted 1500003 or 1500004 (Porter's Handbook), and to stable/14 with
-    # c13f564f9176. 14.0-RELEASE (1400097) was branched before it; 1400507, 1402000, 1402501, 1500068 and 1501000 have it. Where
-    # stable/14 got it between 1400097 and 1400507 is not known: such a kernel is taken for an old one.
+    # c13f564f9176. 14.0-RELEASE (1400097) was branched before it; 1400507, 1402000, 1402501, 1500068 and 1501000 have it. Its number
+    # in stable/14 is between 1400097 and 1400507 and not known: a kernel in between counts as an old one.
     Ending(
         (">=1400507,<1500000", ">=1500005"), ("pvh", "hvm", "pv"),
         poweroff="poweroff", reboot="reboot", halt="poweroff", panic="crash",
         source=f"{_CONTROL}, xctrl_shutdown_final() for every domain type, before shutdown_halt() and shutdown_panic() "
         "(FreeBSD 9e0b0f5de67f; 14.0-STABLE 1400507 and later)",
     ),
-    # Nothing tells Xen of a poweroff, and there is no ACPI to ask: 13.2 halts at each of the two. Halting is what "halt" asks for;
-    # at "poweroff" it is a defect (known_issues.toml), so the row says what is right.
+    # Without ACPI nothing notifies Xen of a poweroff, so 13.2 halts after "poweroff" and after "halt". After "halt" that is right; after
+    # "poweroff" it is a defect (known_issues.toml), so the row has the right reason.
     Ending(
         ("<1500005",), ("pvh",), poweroff="poweroff", reboot="reboot", halt=HALTS, panic="reboot",
         source=f"{_CONTROL}, xen_pv_shutdown_final() for PV domains only; a panic ends in cpu_reset() (read in 1302001)",
@@ -136,8 +136,8 @@ class FreeBSD(GuestOS):
     balloon_limits = BalloonLimits(garbage=("", "abc", "-1", "9223372036854775808", "99999999999999999999999", "0"))
     reboot_command = "shutdown -r now"
     tmpfs_command = "mount -t tmpfs tmpfs /mnt"
-    # FreeBSD reassembles no packet of more than 16 fragments (sys/netinet/ip_reass.c, V_maxfragsperpacket) and sends no datagram of
-    # more than 9216 bytes (sys/netinet/udp_usrreq.c, udp_dgram) unless these say so.
+    # By default FreeBSD reassembles no packet of more than 16 fragments (sys/netinet/ip_reass.c, V_maxfragsperpacket) and sends no
+    # datagram of more than 9216 bytes (sys/netinet/udp_usrreq.c, udp_dgram).
     large_packets_command = "sysctl net.inet.udp.maxdgram=65535 net.inet.ip.maxfragsperpacket=64"
     dead_backends = _DEAD_BACKENDS
     vdev_names = _VDEVS
@@ -152,20 +152,20 @@ class FreeBSD(GuestOS):
         return OSVersion(self.version, self.branch, self.osreldate)
 
     def command_line(self, variables: Mapping[str, str]) -> str:
-        """Commas between variables, which separate in every version. Raises UsageError for what a command line cannot hold."""
+        """The variables separated by commas, as every version reads them. Raises UsageError for a value that would be cut."""
         for name, value in variables.items():
             separators = {char for span, chars in _SEPARATORS if self.os_version.within(span) for char in chars}
             wrong = sorted(char for char in set(value) if char in separators or char == '"' or not char.isprintable())
             if wrong:
                 raise UsageError(
                     f"kernel variable {name}={value!r}: FreeBSD {self.os_version} ends a variable at "
-                    f"{' and '.join(map(repr, wrong))} on its command line, or cannot take it",
-                    hint="choose another value, or HVM from an image of `fxh image build`, whose loader takes it",
+                    f"{' and '.join(map(repr, wrong))} on its command line, or rejects it",
+                    hint="choose another value, or HVM from an image of `fxh image build`, whose loader accepts it",
                 )
         return ",".join(f"{name}={value}" for name, value in variables.items())
 
     def appended(self, words: str) -> str:
-        # FreeBSD up to 13 knows no separator but the comma.
+        # The comma is the only separator up to 13.
         return f",{words}" if words else words
 
     @property
@@ -174,7 +174,7 @@ class FreeBSD(GuestOS):
 
     def default_variables(self, root: str, emulated: bool) -> Mapping[str, str]:
         mountfrom = root if root.startswith(("ufs:", "zfs:")) else f"ufs:/dev/{root}"
-        return {"vfs.root.mountfrom": mountfrom, **_ARMED, **(_EMULATED if emulated else {})}
+        return {"vfs.root.mountfrom": mountfrom, **_PANIC, **(_EMULATED if emulated else {})}
 
     def kernel_bits(self, kernel: Path) -> int:
         return elfnotes.read(kernel).bits
@@ -187,7 +187,7 @@ class FreeBSD(GuestOS):
         return run("uname -i")
 
     def boot_volume(self, run: Run, disk: str) -> BootVolume:
-        # In front of the other arguments: FreeBSD up to 13 takes the blank after the last one as part of its value.
+        # In front of the other arguments: up to 13 the blank after the last one becomes part of its value.
         change = "s|^\\(kernel [^ ]*\\) |\\1 fxh.menu=two,|"
         return BootVolume("/boot/grub/menu.lst", "/boot/kernel/kernel", "kernel", "/boot/kernel/kernel", change)
 
@@ -201,7 +201,7 @@ class FreeBSD(GuestOS):
     def identity_of(self, kernel: bytes) -> KernelIdentity:
         version = kernelfile.os_version(kernel)
         if not version.release:
-            raise UsageError("no FreeBSD kernel: it does not name a version", hint="give .../boot/kernel/kernel")
+            raise UsageError("not a FreeBSD kernel: it does not name a version", hint="give .../boot/kernel/kernel")
         ident = kernelfile.banner(kernel).rpartition(" ")[2]
         return KernelIdentity(f"{version.release}-{version.branch}", ident, "", version.osreldate)
 
@@ -252,7 +252,7 @@ class FreeBSD(GuestOS):
         return f"cpuset -l {number} {command}"
 
     def hog(self, mib: int) -> str:
-        # tail keeps what has no line end in memory.
+        # tail keeps a line without an end in memory.
         return f"( dd if=/dev/zero bs=1m count={mib} 2>/dev/null; echo; echo hog-ready; sleep 30 ) | tail -n 1"
 
     def address(self, run: Run, interface: str, cidr: str) -> None:
@@ -280,10 +280,10 @@ class FreeBSD(GuestOS):
         return f"ifconfig {interface} {'' if on else '-'}{word}"
 
     def checksum_errors(self, run: Run) -> int:
-        """Segments that TCP threw away for their checksum.
+        """See the base class.
 
-        A netstat of another major release than the kernel's reads struct tcpstat at the wrong places: 14.0 put tcps_progdrops before
-        tcps_rcvbadsum (sys/netinet/tcp_var.h). Then the number is taken from the kernel's own struct.
+        A netstat of another major release than the kernel's reads struct tcpstat at wrong offsets: 14.0 put tcps_progdrops before
+        tcps_rcvbadsum (sys/netinet/tcp_var.h). In that case the number is read from the kernel's struct.
         """
         kernel, _, world = run("sysctl -n kern.osreldate; uname -U 2>/dev/null || true").partition("\n")
         if world.strip().isdigit() and int(world) // 100_000 != int(kernel) // 100_000:
@@ -303,14 +303,14 @@ class FreeBSD(GuestOS):
         text = run(f"netstat -n -I {interface} | grep Link; netstat -s -p ip")
         frames, packets = re.search(r"<Link#\d+>\s+\S+\s+(\d+)", text), re.search(r"(\d+) total packets? received", text)
         if frames is None or packets is None:
-            raise InfrastructureError("the guest's netstat has no line <Link#..>, or none `total packets received`")
+            raise InfrastructureError("the guest's netstat has no line <Link#..> or no line `total packets received`")
         return int(frames[1]), int(packets[1])
 
     def forwarding_command(self, ipv6: bool) -> str:
         return f"sysctl net.{'inet6.ip6' if ipv6 else 'inet.ip'}.forwarding=1"
 
     def ping_command(self, address: str, seconds: int, size: int | None = None) -> str:
-        # Its -W counts milliseconds; its -t is an alarm that can end the shell, too. Its buffer for IPv6 is small without -b.
+        # -W counts milliseconds; -t sets an alarm that can also end the shell. Without -b the buffer for IPv6 is too small.
         data = "" if size is None else f"{'-b 140000 ' if ':' in address else ''}-s {size} "
         return f"ping -c 1 -W {seconds * 1000} {data}{address}"
 
@@ -321,7 +321,7 @@ class FreeBSD(GuestOS):
         return f"{address} {port}"
 
     def netfront_queues(self, vcpus: int, variables: Mapping[str, str]) -> int:
-        # Whatever its CPUs (sys/dev/xen/netfront/netfront.c, xn_num_queues).
+        # Independent of its CPUs (sys/dev/xen/netfront/netfront.c, xn_num_queues).
         return int(variables.get("hw.xn.num_queues", "4"))
 
     def sha256_command(self, path: str) -> str:
@@ -330,13 +330,13 @@ class FreeBSD(GuestOS):
     @property
     def small_blocks(self) -> SmallBlocks:
         # UFS1 with blocks of 4 KiB has 12 direct ones and 1024 addresses in an indirect one (sys/ufs/ffs/fs.h, UFS_NDADDR).
-        # -r: a block of space at the end, without which pygrub may not find a directory (bootable.make_ufs).
+        # -r: a block of space at the end, without which pygrub may miss a directory (bootable.make_ufs).
         make = "newfs -O 1 -b 4096 -f 512 -r 8 /dev/{0} >/dev/null && mount /dev/{0} /mnt"
         return SmallBlocks(make, 12 << 12, (12 + 1024) << 12)
 
     def flood_lines(self, guest_type: str) -> int:
-        # xc0 hands over a byte at a time, and makes 10 kB/s (3 on a slow machine); each byte of an HVM guest's serial port goes through
-        # QEMU in dom0.
+        # xc0 passes single bytes, at 10 kB/s (3 on a slow machine); each byte of an HVM guest's serial port goes through QEMU in dom0.
+
         return 10 if guest_type == "hvm" else 40
 
     def fate(self, control: str, guest_type: str) -> ShutdownExpectation:

@@ -10,19 +10,19 @@ from harness.console.stages import stage
 from harness.console.tables import Banner, ConsoleTables, Question
 
 _KERNEL = b"The FreeBSD Project"
-# A line of an i386 PV kernel begins with a CR: its console driver puts one behind each LF (sys/dev/xen/console/console.c of 10).
-# FreeBSD 8 to 15. The sources print these lines alike in 13.2, 14.2 and 15.1: sys/kern/init_main.c, vfs_mountroot.c,
-# sys/dev/xen, sys/x86/xen, libexec/rc/rc.d, and for the loaders stand/common/newvers.sh and load_elf.c.
+# FreeBSD 8 to 15. These lines are the same in 13.2, 14.2 and 15.1: sys/kern/init_main.c, vfs_mountroot.c, sys/dev/xen, sys/x86/xen,
+# libexec/rc/rc.d, and for the loaders stand/common/newvers.sh and load_elf.c. A line of an i386 PV kernel begins with a CR: its
+# console driver prints one after each LF (sys/dev/xen/console/console.c of 10).
 _STAGES = (
     # BdsDxe: starting Boot0001 "UEFI QEMU HARDDISK QM00001 " from PciRoot(0x0)/Pci(0x4,0x0)/Sata(0x0,0xFFFF,0x0)
     # HVM with UEFI (edk2 MdeModulePkg/Universal/BdsDxe); a BIOS prints on the screen only.
     stage("firmware", b"BdsDxe: ", rb"BdsDxe: (?:loading|starting) Boot[0-9A-Fa-f]{4} ", 300),
-    # Only if a loader talks on the same console (HVM):
+    # Only if the loader prints on the same console (HVM):
     # BTX loader 1.00  BTX version is 1.02     CD Loader 1.20     PXE Loader 1.00      (BIOS, first)
     # FreeBSD/x86 bootstrap loader, Revision 1.1     FreeBSD/x86 ZFS enabled bootstrap loader, Revision 1.1     (BIOS)
     # >> FreeBSD EFI boot block                                 (boot1.efi, up to 12)
     # FreeBSD/amd64 EFI loader, Revision 3.0                    (UEFI)
-    # /boot/kernel/kernel text=0xa8080 ...                      (spelled ELF sizes: load_elf.c)
+    # /boot/kernel/kernel text=0xa8080 ...                      (ELF sizes: load_elf.c)
     stage(
         "loader",
         b"o",
@@ -56,7 +56,7 @@ _STAGES = (
     stage("login", b"login: ", rb"^\r*(?:\S+ )?login: ", 0),
 )
 
-# The first words of a boot, wherever its console begins.
+# The first line of a boot: the loader's, or the firmware's.
 _BOOTS = (
     # ---<<BOOT>>---
     stage("boot", b"---<<BOOT>>---", rb"^\r*---<<BOOT>>---", 0),
@@ -65,7 +65,7 @@ _BOOTS = (
     # BdsDxe: loading Boot0001 "UEFI QEMU HARDDISK QM00001 " from PciRoot(0x0)
     stage("boot", b"BdsDxe: loading Boot", rb"^\r*BdsDxe: loading Boot[0-9A-Fa-f]{4} ", 0),
 )
-# login(1) of FreeBSD up to 9 prints the first line of the banner at a login, but not the lines behind it.
+# login(1) of FreeBSD up to 9 prints the first line of the banner at a login, but not the following lines.
 # Copyright (c) 1992-2021 The FreeBSD Project.
 # Copyright (c) 1979, 1980, 1983, 1986, 1988, 1989, 1991, 1992, 1993, 1994
 #         The Regents of the University of California. All rights reserved.
@@ -73,7 +73,7 @@ _BOOTS = (
 _BANNER = Banner(
     stage("boot", _KERNEL, rb"^\r*Copyright \(c\) 1992-\d{4} The FreeBSD Project", 0),
     re.compile(rb"^\r*FreeBSD is a registered trademark of The FreeBSD Foundation", re.MULTILINE),
-    # It is cut off there, or the kernel went no further.
+    # The output ends within the banner: it was cut off, or the kernel stopped there.
     re.compile(rb"(?:[ \t\r]*(?:(?:Copyright|The Regents|FreeBSD )[^\n]*)?(?:\n|\Z))*"),
 )
 _QUESTIONS = {
@@ -82,8 +82,8 @@ _QUESTIONS = {
 }
 
 _MACHINERY = (
-    # kdb_sysctl_panic() is what `sysctl debug.kdb.panic=1` calls: that panic is its fault, and no row names it.
-    # X_db_symbol_values stands for db_trace_self_wrapper in a kernel that knows its global symbols alone.
+    # No row has kdb_sysctl_panic(), which `sysctl debug.kdb.panic=1` calls: it is the faulting function of that panic.
+    # A kernel with global symbols only prints X_db_symbol_values in place of db_trace_self_wrapper.
     Row("debugger", r"db_(?:trace_\w+|fetch_ksymtab|command(?:_loop)?|trap|stack_trace|script_\w+)|X_db_symbol_values",
         "db_trace_self_wrapper db_trace_self db_trace_thread db_fetch_ksymtab db_command_loop db_trap X_db_symbol_values"),
     Row("debugger's entries", r"kdb_(?:backtrace(?:_thread)?|enter|trap|reenter\w*|break\w*|alt_break\w*|cpu_trap)|gdb_trap|stack_save\w*",
@@ -103,7 +103,7 @@ _MACHINERY = (
         r"|LoadInvalidValue|InvalidBuiltin|FunctionTypeMismatch|NonnullArg|PointerOverflow|AlignmentAssumption\w*|CFIBadType)|Report|isAlreadyReported",
         "HandleOverflow HandleOutOfBounds HandleTypeMismatch HandleShiftOutOfBounds Report isAlreadyReported"),
     Row("checks of the compiler", r"__stack_chk_fail(?:_local)?|__\w+_chk|__chk_fail", "__stack_chk_fail __memcpy_chk __strcpy_chk"),
-    # Every kind: a lock's own function, its slow path, its assertion, and the callbacks of its class.
+    # Of every kind of lock: its functions, their slow paths, its assertions, and the callbacks of its class.
     Row("mutexes", r"_{0,2}(?:mtx|thread_lock)_?\w*|mtx_\w+|_thread_lock|thread_lock_\w+",
         "__mtx_assert __mtx_lock_flags __mtx_lock_sleep __mtx_unlock_flags _mtx_lock_spin_cookie __mtx_lock_spin_flags mtx_destroy "
         "_mtx_destroy _mtx_trylock_flags_ mtx_spin_wait_unlocked _mtx_lock_indefinite_check _thread_lock thread_lock_flags_"),
@@ -130,7 +130,8 @@ _MACHINERY = (
     Row("traps of arm64 and riscv", r"(?:do|handle)_el\d\w*_\w+|data_abort|align_abort|(?:cpu_)?exception_handler\w*|do_trap_\w+|print_registers"
         r"|print_gp_register|unhandled_exception|page_fault_handler",
         "do_el1h_sync handle_el1h_sync data_abort align_abort cpu_exception_handler_supervisor do_trap_supervisor print_registers"),
-    # A fault in a page that nothing may fault on is declared here, for whatever touched the page.
+    # These declare a fault on a page that must not fault; their callers touched the page.
+
     Row("page faults", r"vm_fault(?:_(?:trap|hold|lookup|fault|quick_hold_pages|nofault))?", "vm_fault vm_fault_trap vm_fault_lookup"),
     Row("allocator's checks", r"m?trash_(?:ctor|dtor|init|fini)|uma_dbg_\w+|uma_z\w+|item_(?:ctor|dtor)|cache_(?:alloc|free)(?:_retry)?"
         r"|zone_(?:alloc_item|free_item|import|release|alloc_bucket|free_bucket)\w*|(?:slab|keg)_\w+|bucket_(?:alloc|free|drain)\w*|free(?:_dbg|_domain)?|zfree|malloc(?:_\w+)?|realloc(?:f)?|contig(?:malloc|free)|memguard_\w+|redzone_\w+"

@@ -14,10 +14,10 @@ from harness.images.image import Image
 
 
 def from_files(kernel: Path, disk: Path, *, root: str = "") -> GuestSource:
-    """A FreeBSD that somebody has: a kernel and a disk with its root file system (raw or qcow2, perhaps in xz).
+    """The source of a kernel file and a disk with its root file system (raw or qcow2, or either in xz).
 
-    Without ``root`` the disk says what its root is. Raises UsageError for a disk that cannot be read, and for a kernel that no Xen
-    can start, saying which guest types it could serve.
+    Without ``root`` the root is read from the disk. Raises UsageError for an unreadable disk, for a kernel that Xen cannot start, and
+    for a root that the kernel cannot mount.
     """
     looked = kernelfile.read(kernel)
     version = looked.os_version
@@ -30,7 +30,7 @@ def from_files(kernel: Path, disk: Path, *, root: str = "") -> GuestSource:
         device = diskread.root_device(raw, root)
     if device.startswith("zfs:") and not looked.zfs:
         raise UsageError(
-            f"{kernel}: FreeBSD {version.release} without ZFS, and the root is {device}: the module is loaded by a loader only",
+            f"{kernel}: FreeBSD {version.release} without ZFS, and the root is {device}: only a loader can load the module",
             hint="build it with `options ZFS`",
         )
     profile = FreeBSD.of(version, looked.types)
@@ -38,11 +38,11 @@ def from_files(kernel: Path, disk: Path, *, root: str = "") -> GuestSource:
 
 
 def from_image(image: Image, *, bootloader: str = "", root: str = "") -> GuestSource:
-    """An image of the store, or a disk that was imported there. Raises UsageError for a bootloader that cannot read it."""
+    """The source of an image of the store, or of an imported disk. Raises UsageError if the bootloader cannot read it."""
     if bootloader and not image.pygrub:
         raise UsageError(
             f"{image.name}: pygrub cannot read its first disk (layout {image.data['layout']})",
-            hint="take a layout such as ufs1 or ext2boot",
+            hint="choose a layout such as ufs1 or ext2boot",
         )
     world = image.world_version if image.world_version != image.version else ""
     return GuestSource(

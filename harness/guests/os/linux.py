@@ -43,15 +43,19 @@ _STAGES = (
     stage("login", b"login: ", rb"^(?:\S+ )?login: ", 0),
 )
 
-# The first words of a boot, wherever its console begins.
+# The first line of a boot.
 _BOOTS = (
     # [    0.000000] Linux version 6.12.118 ...
     stage("boot", b"] Linux version ", rb"^\r*\[ *0\.0+\](?:\[ *[TC]\d+\])? Linux version \d", 0),
 )
-# The kernel prints its log once more when a console takes over from an early one.
+# The kernel prints its log again when a console takes over from an early one.
 # [    0.301234] printk: console [hvc0] enabled
 _REPLAYED = re.compile(rb"console \[\w+\] enabled")
 _MACHINERY = (
+    # vpanic() since 6.17.
+    Row("panic", r"v?panic(?:_on_\w+)?", "panic vpanic"),
+    Row("compiler's checks", r"__stack_chk_fail(?:_local)?|__\w+_chk|_*(?:asan|msan|tsan|csan|ubsan|sanitizer|sancov)_\w+|ubsan_epilogue",
+        "__stack_chk_fail __memcpy_chk __ubsan_handle_shift_out_of_bounds ubsan_epilogue __asan_load8_noabort __tsan_read4"),
     Row("reports", r"dump_(?:stack|backtrace)\w*|show_(?:stack|regs|trace)\w*|_{0,2}die\w*|die(?:_\w+)?|oops_\w+|_{0,2}warn\w*|warn_slowpath\w*"
         r"|_{0,2}report_bug|(?:handle|fixup|is_valid)_bug\w*|bust_spinlocks|_{0,2}crash_kexec|nmi_panic|xen_panic_\w+|panic_on_\w+|add_taint|sched_show_task"
         r"|make_task_dead|(?:rewind_stack_)?do_exit|do_group_exit|kgdb_\w+",
@@ -123,17 +127,17 @@ _SOURCES = {
     "memory map": "arch/x86/xen/setup.c, xen_memory_setup(); arch/x86/platform/pvh/enlighten.c",
 }
 
-# What spares an emulated CPU, beside what its kernel has not got (docs/lab.md, What a boot under emulation is made of): no pages
-# made read-only after boot and all of them looked at for it; no lock prefix taken out for a single CPU, which changes the address
-# space twice for each of thousands; and no TSC (CPUID bit 4) as far as the kernel knows. It would measure that by a PIT that
-# these guests have not got: 100,000 reads of a port, each of which traps. Time comes from Xen. Without a TSC it has to be told
-# how long a busy loop is (about, per 4 ms); it has no tick yet to measure that by either.
+# Leave out work that is slow on an emulated CPU (docs/lab.md, What a boot under emulation is made of).
+# norandmaps: as in freebsd.py. rodata=off: do not visit all pages after boot to make some read-only. noreplace-smp: do not remove
+# lock prefixes for a single CPU, which changes the address space twice for each of thousands. clearcpuid=4: no TSC (CPUID bit 4),
+# which the kernel would calibrate by a PIT that these guests lack: 100,000 reads of a port, each of which traps; time comes from
+# Xen. lpj: the length of a busy loop (roughly, per 4 ms), since without a TSC and a tick the kernel cannot measure it.
 _QUICK = {"norandmaps": "", "rodata": "off", "noreplace-smp": "", "clearcpuid": "4", "lpj": "4000000"}
 
 
 @dataclass(frozen=True)
 class Linux(GuestOS):
-    """Its root is its initramfs."""
+    """A Linux of 5 to 6 with busybox. Its root is its initramfs."""
 
     types: tuple[str, ...] = ("pv", "pvh")
 
@@ -144,8 +148,8 @@ class Linux(GuestOS):
     # [   12.3] reboot: System halted
     halted = rb"reboot: System halted"
     sources = _SOURCES
-    # The control guest has its files in its memory, and its kernel (6.1 more than 6.12) takes a third of 160 MiB. It obeys a target
-    # of 0 and looks for memory to a target of 2^63: it has no floor, and its toolstack never writes that.
+    # The control guest has its files in its memory, and its kernel (6.1 more than 6.12) takes a third of 160 MiB. Targets of 0 and of
+    # 2^63 are left out of the garbage: Linux has no floor and obeys them, and no toolstack writes them.
     balloon_limits = BalloonLimits(memory=160, low=0.625, small=160, large=224, dirty=0.4)
     reboot_command = "umount /mnt; reboot"
     tmpfs_command = "mount -t tmpfs -o size=90% tmpfs /mnt"
@@ -163,10 +167,10 @@ class Linux(GuestOS):
         return " ".join(f"{name}={value}" if value else name for name, value in variables.items())
 
     def default_variables(self, root: str, emulated: bool) -> Mapping[str, str]:
-        # panic=-1 would reboot at once; 0 leaves it to Xen's panic notifier, which reports a crash. norandmaps: as in freebsd.py.
-        # slub_max_order: from 6.3 on a packet's first bytes may lie across two pages (net/core/skbuff.c, skb_small_head_cache), and
-        # xen-netfront silently drops such a packet at a backend without feature-sg (xennet_start_xmit()), now and then all of a
-        # connection's: seen here once in some ten detach/attach, tx_dropped counts them. In slabs of one page nothing does.
+        # panic=-1 would reboot at once; with 0 Xen's panic notifier reports a crash. slub_max_order: since 6.3 the first bytes of a
+        # packet may cross a page border (net/core/skbuff.c, skb_small_head_cache), and at a backend without feature-sg xen-netfront
+        # silently drops such packets (xennet_start_xmit()), sometimes all of a connection: seen once in some ten detach/attach cycles,
+        # counted by tx_dropped. In slabs of one page no packet crosses a border.
         return {"console": "hvc0", "panic": "0", "slub_max_order": "0", **(_QUICK if emulated else {})}
 
     def disk_name(self, vdev: str) -> str:
@@ -192,7 +196,7 @@ class Linux(GuestOS):
 
     def interfaces(self, run: Run) -> tuple[Interface, ...]:
         found = []
-        # One that goes while it is looked at is not there.
+        # Skip an interface that disappears meanwhile.
         each = 'a=$(cat $i/address 2>/dev/null) && m=$(cat $i/mtu 2>/dev/null) && echo "${i##*/} $a $m"'
         for line in run(f"for i in /sys/class/net/*; do {each}; done; true").splitlines():
             name, mac, mtu = line.split()
@@ -273,7 +277,7 @@ class Linux(GuestOS):
         return f"ping -c 1 -W {seconds} {'' if size is None else f'-s {size} '}{address}"
 
     def nc_command(self, seconds: float) -> str:
-        # busybox's has no half-close; the peer knows how many bytes there are, and closes.
+        # busybox's nc has no half-close; the peer knows the number of bytes, and closes.
         return f"timeout {int(seconds)} nc"
 
     def listen_words(self, address: str, port: int) -> str:
@@ -292,8 +296,8 @@ class Linux(GuestOS):
 
     def alternate(self, kernel: bytes, ramdisk: bytes | None, running: str) -> tuple[bytes, str]:
         if ramdisk is None:
-            raise UsageError("the control guest has no ramdisk", hint="give a directory with vmlinuz and initrd: --control")
-        # The kernel unpacks one archive after the other (Documentation/driver-api/early-userspace/buffer-format.rst).
+            raise UsageError("the control guest has no ramdisk", hint="give a directory with vmlinuz and initrd: --control DIR")
+        # The kernel unpacks concatenated archives in turn (Documentation/driver-api/early-userspace/buffer-format.rst).
         mark = cpio.archive({"etc/fxh-twin": (0o644, b"B\n")})
         return ramdisk + gzip.compress(mark, mtime=0), "B"
 
@@ -307,7 +311,7 @@ class Linux(GuestOS):
         return BootVolume("/mnt/boot/grub/menu.lst", "/mnt/boot/initrd", "ramdisk", "/mnt/boot/vmlinuz", change)
 
     def flood_lines(self, guest_type: str) -> int:
-        # Each event of a PVH guest leaves its container: 80 kB/s. A PV guest makes 400, and 3 MB are fifteen hundred rings full.
+        # Each event of a PVH guest exits to Xen: 80 kB/s. A PV guest prints 400 kB/s; 3 MB fill the console ring fifteen hundred times.
         return {"pvh": 200, "pv": 300}.get(guest_type, 1000)
 
     def fate(self, control: str, guest_type: str) -> ShutdownExpectation:
@@ -317,7 +321,7 @@ class Linux(GuestOS):
                 return ShutdownExpectation("poweroff", why=source)
             case "reboot":
                 return ShutdownExpectation("reboot", why=source)
-        return ShutdownExpectation("", why=f"{source}: {control!r} is not among them")
+        return ShutdownExpectation("", why=f"{source}: they do not contain {control!r}")
 
     def fate_of_panic(self, guest_type: str) -> ShutdownExpectation:
         return ShutdownExpectation("crash", why="Linux arch/x86/xen/enlighten.c, xen_panic_event")
@@ -330,7 +334,7 @@ def snmp_counter(text: str, protocol: str, name: str) -> int:
 
 
 def from_directory(directory: Path) -> GuestSource:
-    """The control guest: ``directory`` holds its vmlinuz and initrd; what is built with a lab has both unpacked, too."""
+    """The control guest of a ``directory`` with vmlinuz and initrd; one that was built for a lab also has both unpacked."""
     unpacked = directory / "vmlinux", directory / "initrd.cpio"
     return GuestSource(
         "control",
