@@ -106,8 +106,8 @@ def boot(
     elif disk is not None:
         from harness.images import diskread
 
-        read = diskread.take(disk, root)
-        diskread.tell(read)
+        read = diskread.read_image(disk, root)
+        diskread.print_summary(read)
         diskread.check_types(read, [guest_type] if guest_type else [])
         guest_source = from_image(read)
     else:

@@ -60,11 +60,11 @@ def build(
         "world": world, "layout": layout, "size": size, "bsize": bsize, "root": root, "jobs": jobs,
     }  # fmt: skip
     begun = time.monotonic()
-    made = recipes.make(recipe.make(name or "freebsd", options, recipe.available()))
+    made = recipes.build(recipe.resolve(name or "freebsd", options, recipe.available()))
     root = made.mountfrom if made.mountfrom.startswith("zfs:") else made.root
     print(f"{made.name} {made.entry.key}: FreeBSD {made.release}, {made.data['layout']}, {'/'.join(made.types)}, root {root}")
     if made.firmwares == ("uefi",):
-        print(f"     {diskread.UEFI_ALONE}", file=sys.stderr)
+        print(f"     {diskread.UEFI_ONLY}", file=sys.stderr)
     print(f"     {time.monotonic() - begun:.1f} s; boot it: fxh boot --image {made.name}", file=sys.stderr)
 
 
@@ -79,18 +79,17 @@ def layouts() -> None:
 
 @app.command("list")
 def list_(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
-    """List the images and the other entries of the store."""
-    from harness.images import image, store
+    """List the images and their inputs in the store."""
+    from harness.images import entries, image
 
     known: dict[str, list[str]] = {}
     for name, key in image.names().items():
         known.setdefault(key, []).append(name)
     rows: list[dict[str, Any]] = []
-    for kind, entry in store.entries():
+    for kind, entry in entries.listing():
         data = entry.manifest
-        what = str(data.get("what", f"FreeBSD {image.release_of(data)}, {data.get('layout')}, {'/'.join(data.get('types', []))}"))
         rows.append({
-            "kind": kind, "key": entry.key, "names": known.get(entry.key, []), "what": what, "bytes": entry.size,
+            "kind": kind, "key": entry.key, "names": known.get(entry.key, []), "what": image.about(data), "bytes": entry.size,
             "used": time.strftime("%Y-%m-%d %H:%M", time.localtime(entry.used)),
         })  # fmt: skip
     if as_json:
@@ -129,9 +128,9 @@ def verify(
     names: Annotated[list[str] | None, typer.Argument(help="Images (default: all entries of the store).")] = None,
 ) -> None:
     """Compare the files of the store with their recorded hashes."""
-    from harness.images import image, store
+    from harness.images import entries, image
 
-    chosen = [("images", image.find(name).entry) for name in names] if names else store.entries()
+    chosen = [("images", image.find(name).entry) for name in names] if names else entries.listing()
     bad = 0
     for kind, entry in chosen:
         damaged = entry.damage(thorough=True)
@@ -157,7 +156,7 @@ def export(
         if path.suffix == ".img":
             with (directory / path.name).open("wb") as out:
                 out.truncate(path.stat().st_size)
-                loader_conf_slot.paste(path, out.fileno(), 0)
+                loader_conf_slot.copy_data(path, out.fileno(), 0)
         else:
             shutil.copyfile(path, directory / path.name)
         shutil.copystat(path, directory / path.name)
@@ -184,17 +183,18 @@ def sets(
 @app.command()
 def rm(names: Annotated[list[str], typer.Argument(help="Names or keys.")]) -> None:
     """Remove images. Their inputs stay until `gc`."""
-    from harness.images import image, store
+    from harness import store
+    from harness.images import entries, image
 
     known = image.names()
     for name in names:
         try:
             entry = image.find(name).entry
         except UsageError:
-            entry = store.Entry(store.directory("images") / known.get(name, name))
+            entry = entries.StoreEntry(store.directory("images") / known.get(name, name))
             if not entry.directory.is_dir():
                 raise
-        store.remove(entry)
+        store.remove(entry.directory)
         for other, key in known.items():
             if key == entry.key:
                 (store.directory("names") / other).unlink(missing_ok=True)
@@ -206,12 +206,8 @@ def gc(
     age: Annotated[float, typer.Option("--age", help="Remove entries that were not used for this many days.")] = 0,
     dry: Annotated[bool, typer.Option("--dry-run", help="Print the entries and remove nothing.")] = False,
 ) -> None:
-    """Remove what was not used for long, or the longest unused until the rest is small enough."""
-    from harness.images import store
+    """Run `fxh store gc` for images and their inputs."""
+    from harness.cli import store
+    from harness.images import entries
 
-    if not size and not age:
-        raise UsageError("gc without a measure", hint="--size MIB, --age DAYS, or both")
-    doomed = store.collect(keep_bytes=size << 20 if size else None, max_age=age * 86400 if age else None, dry=dry)
-    for item in doomed:
-        print(f"{item.kind} {item.entry.key}: {item.size >> 20} MiB, {item.why}")
-    print(f"{sum(item.size for item in doomed) >> 20} MiB {'would be freed' if dry else 'freed'}")
+    store.gc(size, age, [*entries.KINDS, *entries.CACHES], dry)

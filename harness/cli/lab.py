@@ -182,7 +182,7 @@ def rm(name: Name = "default") -> None:
 
 @app.command()
 def prune(days: Annotated[float, typer.Option("--days", help="Remove what was not used for this many days.")] = 14) -> None:
-    """Remove images and checkpoints from the store that no lab has used for long."""
+    """Remove labs, checkpoints, control guest kernels and firmware that were not used for --days."""
     from harness.lab import prune as pruning
 
     removed = pruning.prune(days)

@@ -29,9 +29,11 @@ from harness.cli import (
     report,
     run,
     setup,
+    store,
     tested,
 )
 from harness.errors import ExitCode, HarnessError
+from harness.trace import OUTPUT
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -42,6 +44,7 @@ app = typer.Typer(
 )
 app.add_typer(lab.app, name="lab")
 app.add_typer(image.app, name="image")
+app.add_typer(store.app, name="store")
 app.add_typer(config.app, name="config")
 app.add_typer(tested.app, name="matrix")
 run.register(app)
@@ -65,7 +68,9 @@ def _version(wanted: bool) -> None:
 
 @app.callback()
 def _options(
-    verbose: Annotated[bool, typer.Option("-v", "--verbose", help="Log each command on a host, with its time.")] = False,
+    verbose: Annotated[
+        int, typer.Option("-v", "--verbose", count=True, help="Log each action on a host or guest; twice: with its output.")
+    ] = 0,
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
     ] = False,
@@ -73,6 +78,8 @@ def _options(
     logging.basicConfig(
         level=logging.DEBUG if verbose else logging.INFO, format="%(asctime)s %(name)s %(message)s", datefmt="%H:%M:%S"
     )
+    if verbose > 1:
+        logging.getLogger("fxh.trace").setLevel(OUTPUT)
     for noisy in ("asyncio", "filelock", "paramiko"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
 

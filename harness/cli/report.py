@@ -14,6 +14,7 @@ from harness.errors import ExitCode, UsageError
 if TYPE_CHECKING:
     from harness.history.rows import Row
     from harness.history.store import History
+    from harness.report.boot_consoles import ConsoleChange
     from harness.verdicts.values import Baseline
 
 _LETTERS = {"passed": "·", "failed": "F", "skipped": "-", "infrastructure": "I", "harness": "H", "known": "k"}
@@ -88,6 +89,7 @@ def report(
 def compare(
     before: Annotated[str, typer.Argument(help="The earlier run.")],
     now: Annotated[str, typer.Argument(help="The later run.")] = "latest",
+    consoles: Annotated[bool, typer.Option("--console", help="Also compare the boot consoles of each cell.")] = False,
     where: Reports = None,
 ) -> None:
     """Compare two runs: inputs, cases and times. Exit code 1 if a case is worse."""
@@ -112,10 +114,31 @@ def compare(
             typer.echo(f"{change.verdict.kind}: {change.case} in {change.cell}: {change.before or 'not run'} -> {change.now}")
         for metric, was, value in change.metrics:
             typer.echo(f"  {change.case} in {change.cell}: {metric} {was:.2f} -> {value:.2f}")
+    for boot in _console_changes(reports(where), found.before, found.now) if consoles else ():
+        typer.echo(f"boot console of {boot.cell}:")
+        for mark, lines in (("+", boot.difference.appeared), ("-", boot.difference.disappeared)):
+            for line in lines:
+                typer.echo(f"  {mark} {line}")
     for case, cell in found.only_before:
         typer.echo(f"no longer run: {case} in {cell}")
     typer.echo(f"{same} of {len(found.changes)} cases as before")
     raise typer.Exit(ExitCode.PRODUCT if found.worse else ExitCode.OK)
+
+
+def _console_changes(where: Path, before: str, now: str) -> tuple[ConsoleChange, ...]:
+    """The cells whose boot consoles differ between two runs, given by their full names."""
+    from harness.report import boot_consoles
+    from harness.results import model
+
+    old, new = (
+        {case.cell: case for case in model.read_run(where / "runs" / name).cases if case.key == boot_consoles.BOOTS}
+        for name in (before, now)
+    )
+    return boot_consoles.changes(
+        (cell, before, where / "runs" / before / "cases" / old[cell].directory, where / "runs" / now / "cases" / case.directory)
+        for cell, case in new.items()
+        if cell in old
+    )
 
 
 def history(

@@ -46,7 +46,7 @@ def disk(path: Path, root: str) -> None:
     """Read a disk image, so that pytest finds it in the cache, and print a summary of it. Raises HarnessError."""
     from harness.images import diskread
 
-    diskread.tell(diskread.take(path, root))
+    diskread.print_summary(diskread.read_image(path, root))
 
 
 def run_directory(where: Path, name: str) -> Path:

@@ -4,18 +4,17 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from dataclasses import replace
 from pathlib import Path
 
-from filelock import FileLock
-
-from harness import paths, preparing
+from harness import store
 from harness.digest import known_sha256
 from harness.errors import UsageError
 from harness.guests.source import DiskImage, GuestSource
 from harness.images import holes, makefs, ufs, window
 from harness.images.ufs import BadFileSystem, Ufs
+
+KINDS = ("volumes",)
 
 MENU = """\
 default=0
@@ -40,15 +39,13 @@ def source(plain: GuestSource) -> GuestSource:
         raise UsageError(f"{plain.label} has no disk, and no kernel and ramdisk to put on one")
     files = {"boot/vmlinuz": plain.kernel.read_bytes(), "boot/initrd": plain.ramdisk.read_bytes()}
     name = f"control-{known_sha256(plain.kernel)[:8]}-{known_sha256(plain.ramdisk)[:8]}-ext2-4k.img"
-    path = paths.store() / "volumes" / name
-    path.parent.mkdir(exist_ok=True)
-    with preparing.step("the control guest's boot volume"), FileLock(path.with_suffix(".lock")):
-        if not path.exists():
-            with tempfile.TemporaryDirectory(dir=path.parent) as scratch:
-                tree = Path(scratch) / "tree"
-                write_tree(tree, {**files, "boot/grub/menu.lst": MENU.encode()})
-                make_ext2(tree, Path(scratch) / name, _MIB, bsize=4096)
-                (Path(scratch) / name).rename(path)
+
+    def create(work: Path) -> Path:
+        write_tree(work / "tree", {**files, "boot/grub/menu.lst": MENU.encode()})
+        make_ext2(work / "tree", work / name, _MIB, bsize=4096)
+        return work / name
+
+    path = store.get_or_create("volumes", name, create, step="the control guest's boot volume")
     return replace(plain, kernel=None, ramdisk=None, disks=(DiskImage(path),))
 
 
@@ -72,7 +69,7 @@ def make_ufs(tree: Path, target: Path, *, version: int = 1, bsize: int = 8192, s
     """
     options = f"version={version},bsize={bsize},fsize={bsize // 8},optimization=space"
     makefs.run(["makefs", "-t", "ffs", "-B", "le", "-s", size, "-o", options, str(target), str(tree)])
-    holes.dig(target)
+    holes.punch(target)
     os.truncate(target, target.stat().st_size + bsize)
 
 

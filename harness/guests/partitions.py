@@ -29,7 +29,7 @@ def mbr(slices: Sequence[Slice]) -> bytes:
     rows, body, at = [], b"", _ALIGN
     for part in slices:
         data = _padded(part.data)
-        rows.append(tables.Slice(part.kind, at, len(data) // SECTOR, part.active))
+        rows.append(tables.MbrSlice(part.kind, at, len(data) // SECTOR, part.active))
         body += data
         at += len(data) // SECTOR
     return tables.boot_record(rows).ljust(_ALIGN * SECTOR, b"\0") + body

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""The boot environment of a ZFS pool: loader variables that lie beside the pool's data.
+"""The boot environment of a ZFS pool: loader variables outside the pool's data.
 
-Each label of a vdev holds a block of 8 KiB with an nvlist. The loader sets every string of its ``freebsd:nvstore`` as a variable,
-booted by a BIOS or by UEFI (zfs_attach_nvstore() in stand/libsa/zfs/zfs.c), and passes its variables to the kernel. The block has
-a checksum of its own, so it can be replaced without a change to the pool, whose other blocks all have checksums in their parents.
+Each label of a vdev has a block of 8 KiB with an nvlist. The loader, under BIOS and UEFI, sets every string of its
+``freebsd:nvstore`` as a variable (zfs_attach_nvstore() in stand/libsa/zfs/zfs.c) and passes its variables to the kernel. The block
+contains its own checksum, so it can be replaced without a change to the pool, whose other checksums are in parent blocks.
 
 Sources: sys/contrib/openzfs/include/sys/vdev_impl.h (vdev_boot_envblock_t), zfs_bootenv.h and zio_checksum.h (zio_eck_t);
 module/nvpair/nvpair.c for an nvlist in XDR.
@@ -18,7 +18,7 @@ from collections.abc import Mapping
 from harness.errors import UsageError
 
 OFFSET = 8192
-"""Where the block of the first label lies in a vdev. It is the one that the loader reads."""
+"""The offset (bytes) in a vdev of the first label's block, which is the one that the loader reads."""
 SIZE = 8192
 
 _VB_NVLIST = 1
@@ -31,12 +31,12 @@ _ROOM = SIZE - 8 - _TRAILER.size
 # sys/nvpair.h: data types and the flag of a list whose names are unique.
 _UINT64, _STRING, _NVLIST = 8, 9, 19
 _UNIQUE_NAME = 1
-# Sizes in memory that a pair in XDR tells beside its own: sizeof(nvpair_t) and sizeof(nvlist_t).
+# Sizes in memory, which a pair in XDR contains in addition to its own: sizeof(nvpair_t) and sizeof(nvlist_t).
 _PAIR, _LIST = 16, 24
 
 
 def block(variables: Mapping[str, str]) -> bytes:
-    """The block of the first label with ``variables`` in it. Raises UsageError when they do not fit.
+    """The block of the first label with ``variables``. Raises UsageError if they do not fit.
 
     >>> len(block({"kern.hz": "100"}))
     8192
@@ -46,7 +46,7 @@ def block(variables: Mapping[str, str]) -> bytes:
         _pair("version", _UINT64, struct.pack(">Q", _VB_NVLIST), 8),
         _pair(_STORE, _NVLIST, _list(names), _LIST),
     ]
-    # The header says: encoded in XDR (1), by a little-endian machine (1).
+    # The header: XDR encoding (1), written by a little-endian machine (1).
     data = b"\1\1\0\0" + _list(pairs)
     if len(data) > _ROOM:
         raise UsageError(f"kernel variables of {len(data)} bytes", hint=f"the boot environment of a ZFS pool holds {_ROOM}")
@@ -54,13 +54,13 @@ def block(variables: Mapping[str, str]) -> bytes:
 
 
 def seal(content: bytes) -> bytes:
-    """``content`` (SIZE - 40 bytes) with its checksum: a SHA-256 over the block with the block's offset in the checksum's place."""
+    """``content`` (SIZE - 40 bytes) with its checksum: a SHA-256 of the block with its offset in place of the checksum."""
     digest = hashlib.sha256(content + _TRAILER.pack(_MAGIC, OFFSET, 0, 0, 0)).digest()
     return content + _TRAILER.pack(_MAGIC, *struct.unpack(">4Q", digest))
 
 
 def is_block(data: bytes) -> bool:
-    """Whether ``data`` begins with the block of a first label whose checksum is right."""
+    """Whether ``data`` begins with the block of a first label and a valid checksum."""
     return len(data) >= SIZE and data[:SIZE] == seal(data[: SIZE - _TRAILER.size])
 
 

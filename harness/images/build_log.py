@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""Why a FreeBSD build failed: the lines of its log that say so. Its last lines hardly ever do."""
+"""Finds in the log of a FreeBSD build the lines that explain its failure. These are hardly ever the last lines."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import re
 
 # *** [subr_log.o] Error code 1                           (code 6: "stopped because another failed")
 _STOPPED = re.compile(r"^\*\*\* \[([^\]]+)\] Error code (\d+)")
-# /usr/src/sys/kern/subr_log.c:81:2: error: use of undeclared identifier 'x'      (fatal error:, too)
+# /usr/src/sys/kern/subr_log.c:81:2: error: use of undeclared identifier 'x'      (also fatal error:)
 _COMPILER = re.compile(r"^\S+?:\d+:(?:\d+:)? (?:fatal )?error: ")
 # ld: error: undefined symbol: foo                        ld.lld: error: ...
 # error: invalid value 'c++23' in '-std=c++23'            (clang about its own arguments)
@@ -28,9 +28,9 @@ _LINES_BEFORE = 3
 
 
 def causes(log: str, limit: int = 12) -> list[str]:
-    """The lines of a build's log that tell its failure, the first cause first; [] when none is known.
+    """The lines of a log that explain the failure, the first cause first; [] if no line has a known form.
 
-    With -j the output of other jobs comes in between, so a compiler's error is looked for by its form.
+    With -j the output of other jobs comes in between, so a compiler's error is found by its form, not by its position.
     """
     lines = log.splitlines()
     for at, line in enumerate(lines):
@@ -38,10 +38,10 @@ def causes(log: str, limit: int = 12) -> list[str]:
             return _clip([line], limit)
         stopped = _STOPPED.match(line)
         if stopped and stopped[2] != "6":
-            told = [number for number in range(at) if _COMPILER.match(lines[number]) or _LINKER.match(lines[number])]
-            if told:
-                # With the source line and the caret that follow.
-                excerpt = [text for number in told[-_LINES_BEFORE:] for text in lines[number : number + 3] if text != line]
+            errors = [number for number in range(at) if _COMPILER.match(lines[number]) or _LINKER.match(lines[number])]
+            if errors:
+                # Include the source line and the caret.
+                excerpt = [text for number in errors[-_LINES_BEFORE:] for text in lines[number : number + 3] if text != line]
                 return _clip([*dict.fromkeys(excerpt), line], limit)
             before = [text for text in lines[max(0, at - _LINES_BEFORE) : at] if text.strip()]
             return _clip([*before, line], limit)

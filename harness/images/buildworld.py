@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""Builds FreeBSD from a source tree, by FreeBSD's own means: make on FreeBSD, tools/build/make.py elsewhere.
+"""Builds FreeBSD from a source tree: with make on FreeBSD, with its tools/build/make.py on other systems.
 
-Objects live in the store by source path, options and compiler, so that a second build does only what changed. The source
-is only read, but for bmake's own tests, which write beside themselves when it is bootstrapped.
+The store keeps objects by source path, options and compiler, so a second build compiles only changes. The build does not write
+into the tree, except that bmake's tests leave files next to themselves when bmake is bootstrapped.
 """
 
 from __future__ import annotations
@@ -22,10 +22,9 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from filelock import FileLock
-
+from harness import store
 from harness.errors import BuildError
-from harness.images import build_log, conffiles, kernconf, linkhint, preflight, src_conf, store, treescan
+from harness.images import build_log, conffiles, kernconf, linkhint, preflight, src_conf, treescan
 from harness.images.hosttools import Compiler
 from harness.images.inputs import combine
 from harness.images.kernconf import KernConf
@@ -36,11 +35,11 @@ from harness.images.treescan import Scan
 log = logging.getLogger("fxh.images.build")
 
 ARCH = "amd64"
-# Raise when the same source and options come out as something else.
+# Raise when the same source and options give another result.
 RECIPE = 1
-# Tests of bmake that fail under dash, or where SIGINT is ignored (under nohup or in the background of a script).
+# Tests of bmake that fail under dash, or if SIGINT is ignored (under nohup or in the background of a script).
 _BROKEN_TESTS = "cmd-interrupt deptgt-interrupt opt-debug-x-trace"
-# Objects of a kernel and a small world take 400 MB, of a full world several GB.
+# Bytes. Objects of a kernel and a small world take 400 MB, of a full world several GB.
 _NEEDED = {"small": 2 << 30, "zfs": 4 << 30, "full": 12 << 30}
 
 # sys/conf/files    sys/amd64/conf/GENERIC
@@ -52,8 +51,8 @@ _MAKEOPTION = re.compile(r"^\s*(?:no)?makeoptions?\s.*", re.MULTILINE)
 
 
 @dataclass(frozen=True)
-class Workshop:
-    """Where one source tree is built with one set of options."""
+class BuildDirectory:
+    """The object directory of one source tree with one set of options."""
 
     tree: SourceTree
     compiler: Compiler
@@ -61,7 +60,7 @@ class Workshop:
     preset: str
     jobs: int
     scanned: Scan
-    """The tree as it was when the build began."""
+    """The tree at the start of the build."""
 
     @property
     def key(self) -> str:
@@ -73,54 +72,54 @@ class Workshop:
 
     @property
     def objects(self) -> Path:
-        """Where make puts this tree's: the prefix, the absolute path of the source, the machine."""
+        """make's object directory of this tree: the prefix, the absolute path of the source, the machine."""
         return self.directory / "obj" / str(self.tree.path).lstrip("/") / f"{ARCH}.{ARCH}"
 
     @contextmanager
-    def open(self) -> Iterator[Workshop]:
-        """Have it to oneself: two builds in one object directory spoil each other."""
+    def open(self) -> Iterator[BuildDirectory]:
+        """Lock the object directory: two builds at once would corrupt it. Raises BuildError if the store's disk is too full."""
         free = shutil.disk_usage(store.directory("objects")).free
         if free < _NEEDED[self.preset]:
             raise BuildError(
                 f"{free >> 20} MiB free in the store, building the {self.preset} world takes {_NEEDED[self.preset] >> 20}",
-                hint="free some space (`fxh image gc`), or point FXH_STORE at a larger disk",
+                hint="free some space (`fxh store gc`), or point FXH_STORE at a larger disk",
             )
-        with FileLock(self.directory.with_name(f".{self.key}.lock")):
+        with store.lock(self.directory):
             (self.directory / "obj").mkdir(parents=True, exist_ok=True)
             (self.directory / "log").mkdir(exist_ok=True)
             (self.directory / "src.conf").write_text(self.src_conf)
-            (self.directory / ".used").touch()
+            store.mark_used(self.directory)
             end_leftovers(str(self.directory / "obj"))
-            self._forget_older()
-            begun = time.time()
-            self._times.write_text(f"{begun} {math.inf}")
+            self._drop_backdated()
+            started = time.time()
+            self._times.write_text(f"{started} {math.inf}")
             try:
                 yield self
             finally:
-                self._times.write_text(f"{begun} {time.time()}")
+                self._times.write_text(f"{started} {time.time()}")
 
     @property
     def _times(self) -> Path:
-        """When it was opened last, and when closed: inf while it is open, and for one that was killed."""
+        """The file with the times of the last opening and closing; the latter is inf while it is open or was killed."""
         return self.directory / "times"
 
-    def _forget_older(self) -> None:
-        """Drop all objects when make would not see that a source has changed since they were made."""
+    def _drop_backdated(self) -> None:
+        """Drop all objects if a source has changed since their build without make noticing it."""
         if not self._times.exists():
             return
-        begun, ended = map(float, self._times.read_text().split())
-        if name := treescan.restore_or_create(self.scanned, begun, ended):
-            log.warning("%s was put back with an older time, which make does not see: everything is built anew", name)
+        started, ended = map(float, self._times.read_text().split())
+        if name := treescan.backdated(self.scanned, started, ended):
+            log.warning("%s was restored with an older time, which make does not notice: building everything again", name)
             (self.directory / "toolchain.done").unlink(missing_ok=True)
             shutil.rmtree(self.directory / "obj")
             (self.directory / "obj").mkdir()
 
-    # -- what is built ------------------------------------------------------------------------------------------------
+    # -- targets ------------------------------------------------------------------------------------------------------
 
     def preflight(self, rest: str) -> None:
-        """Check that the tree has every source of the world; again only when ``rest``, the hash of all but sys/, has changed.
+        """Check that the tree has every source of the world. Does nothing while ``rest``, the hash of all but sys/, is unchanged.
 
-        Raises BuildError that names what is missing.
+        Raises BuildError that names the missing sources.
         """
         done = self.directory / "preflight.done"
         if done.is_file() and done.read_text() == rest:
@@ -129,7 +128,7 @@ class Workshop:
         done.write_text(rest)
 
     def toolchain(self, rest: str) -> None:
-        """Build the tools of the build; again only when ``rest``, the hash of all but sys/, has changed."""
+        """Build the tools of the build. Does nothing while ``rest``, the hash of all but sys/, is unchanged."""
         done = self.directory / "toolchain.done"
         if done.is_file() and done.read_text() == rest:
             return
@@ -138,7 +137,7 @@ class Workshop:
         done.write_text(rest)
 
     def kernel(self, conf: KernConf) -> Path:
-        """Build one kernel; returns the file, without debugging information. The toolchain has to be there."""
+        """Build one kernel; returns the file, without debugging information. Requires the toolchain."""
         words = [f"KERNCONF={conf.name}"]
         if conf.files:
             directory = self.directory / "conf" / conf.hash[:16]
@@ -147,11 +146,11 @@ class Workshop:
                 if not (directory / name).is_file() or (directory / name).read_text() != text:
                     (directory / name).write_text(text)
             words.append(f"KERNCONFDIR={directory}")
-        # Paths in assertions and debugging information would make the kernel's bytes depend on where the source lies.
+        # Without this, assertions and debugging information contain paths, so the kernel's bytes depend on the source's location.
         words.append(f"CONF_CFLAGS=-ffile-prefix-map={self.tree.path}=/usr/src -ffile-prefix-map={self.objects}=/usr/obj")
         flags, used = combine([_makeoptions(conf), words[-1]]), self.objects / "sys" / f".{conf.name}.flags"
         if not used.is_file() or used.read_text() != flags:
-            # make compares times, not flags: objects that were compiled with others would stay.
+            # make compares times, not flags, so it would keep objects that were compiled with other flags.
             shutil.rmtree(self.objects / "sys" / conf.name, ignore_errors=True)
             (self.objects / "sys" / f".{conf.name}.configured").unlink(missing_ok=True)
         self._seed(conf, flags)
@@ -159,34 +158,36 @@ class Workshop:
         used.write_text(flags)
         configured, state = self.objects / "sys" / f".{conf.name}.configured", self._configuration(conf)
         if configured.is_file() and configured.read_text() == state:
-            # config(8) would write the same again (Makefile.inc1, KERNFAST).
+            # config(8) would generate the same files (Makefile.inc1, KERNFAST).
             words.append("-DKERNFAST")
         configured.unlink(missing_ok=True)
         try:
             self.make(f"kernel-{conf.name}", "buildkernel", *words)
         except BuildError as exc:
-            told = self._why_unlinked(conf)
-            if not told:
+            reasons = self._missing_options(conf)
+            if not reasons:
                 raise
-            raise BuildError(f"{exc.message}\n  " + "\n  ".join(told), hint=f"keep those; {exc.hint}") from exc
+            raise BuildError(f"{exc.message}\n  " + "\n  ".join(reasons), hint=f"keep those; {exc.hint}") from exc
         kernel = self.objects / "sys" / conf.name / "kernel"
         if not kernel.is_file():
-            raise BuildError(f"the build of {conf.name} succeeded but there is no {kernel}", hint="is it a kernel configuration?")
+            raise BuildError(
+                f"the build of {conf.name} succeeded but there is no {kernel}", hint="check that it is a kernel configuration"
+            )
         configured.write_text(state)
         return kernel
 
     def _configuration(self, conf: KernConf) -> str:
-        """Everything that config(8) reads, as a hash: ``conf``, and the records of the tree's sys/conf and sys/*/conf."""
+        """A hash of all that config(8) reads: ``conf``, and the records of the tree's sys/conf and sys/*/conf."""
         read = [record for record in self.scanned.records if _CONFIGURES.match(record)]
         return combine([conf.hash, hashlib.sha256(b"".join(sorted(read))).hexdigest()])
 
     def _seed(self, conf: KernConf, flags: str) -> None:
-        """Give a configuration without objects those of a sibling, so that make compiles only what differs.
+        """Copy the objects of another configuration to one without objects, so that make compiles only the differences.
 
-        make compares times: an object is made anew when a header of options that it includes has changed, and config(8)
-        leaves an unchanged header alone (usr.sbin/config/main.c, moveifchanged). Options that change the compiler's flags
-        instead (sys/conf/kern.pre.mk: sanitizers, COVERAGE, GCOV) are in none of our own configurations, so only
-        configurations that include XENCOMMON share objects, and only with the same ``flags``.
+        make compares times: it compiles an object again when an option header that it includes has changed, and config(8) does not
+        touch an unchanged header (usr.sbin/config/main.c, moveifchanged). Options that change compiler flags instead
+        (sys/conf/kern.pre.mk: sanitizers, COVERAGE, GCOV) are in none of our configurations, so only configurations that include
+        XENCOMMON share objects, and only with the same ``flags``.
         """
         target = self.objects / "sys" / conf.name
         if target.exists() or "XENCOMMON" not in dict(conf.files):
@@ -205,27 +206,27 @@ class Workshop:
         scratch.rename(target)
         log.info("kernel-%s: starts from the objects of %s", conf.name, nearest.name)
 
-    def _why_unlinked(self, conf: KernConf) -> list[str]:
+    def _missing_options(self, conf: KernConf) -> list[str]:
         """The devices and options whose absence broke the last link of ``conf``."""
         log = (self.directory / "log" / f"kernel-{conf.name}.log").read_text(errors="replace")
         return linkhint.explain(log, self.tree, conffiles.names(self.tree, conf.name, dict(conf.files)))
 
     def world(self, destination: Path) -> None:
-        """Build the world and install it, without root, into the empty directory ``destination`` with its METALOG."""
+        """Build the world and install it without root into the empty directory ``destination``, with a METALOG."""
         self.make("world", "buildworld")
         for target in ("installworld", "distribution"):
             self.make(target, target, f"DESTDIR={destination}", "-DNO_ROOT", "-DDB_FROM_SRC", jobs=1)
 
     @property
     def makefs(self) -> Path:
-        """The tree's own makefs, built for this host."""
+        """The tree's makefs, built for this host."""
         legacy = self.objects / "tmp/legacy/usr/sbin/makefs"
         return legacy if legacy.exists() else self.objects / "tmp/usr/sbin/makefs"
 
-    # -- how ----------------------------------------------------------------------------------------------------------
+    # -- make ---------------------------------------------------------------------------------------------------------
 
     def make(self, what: str, target: str, *words: str, jobs: int = 0) -> None:
-        """Run one target (several at once would run side by side). Raises BuildError with the lines that tell why."""
+        """Run one target (make would run several at the same time). Raises BuildError with the lines of the log that say why."""
         path = self.directory / "log" / f"{what}.log"
         progress = Progress(what)
         argv = [*self._tool(), f"-j{jobs or self.jobs}", target, *words]
@@ -233,13 +234,13 @@ class Workshop:
             file.write(f"# {' '.join(argv)}\n")
             process = subprocess.Popen(
                 argv, cwd=self.tree.path, env=self._environment(), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT, text=True, errors="replace", start_new_session=True, preexec_fn=_plain,
+                stderr=subprocess.STDOUT, text=True, errors="replace", start_new_session=True, preexec_fn=_set_up_child,
             )  # fmt: skip
             try:
                 for line in process.stdout or ():
                     file.write(line)
                     progress.line(line)
-                    progress.tell()
+                    progress.report()
                 status = process.wait()
             finally:
                 if process.poll() is None:
@@ -250,8 +251,8 @@ class Workshop:
                 progress.end()
         if status:
             text = path.read_text(errors="replace")
-            told = build_log.causes(text) or text.splitlines()[-10:]
-            raise BuildError(f"{what} failed:\n  " + "\n  ".join(told), hint=f"the whole log is {path}")
+            reasons = build_log.causes(text) or text.splitlines()[-10:]
+            raise BuildError(f"{what} failed:\n  " + "\n  ".join(reasons), hint=f"the whole log is {path}")
 
     def _tool(self) -> list[str]:
         common = [
@@ -275,17 +276,17 @@ class Workshop:
         return {**kept, "LC_ALL": "C", "MAKEOBJDIRPREFIX": prefix, "BROKEN_TESTS": _BROKEN_TESTS, "PYTHONDONTWRITEBYTECODE": "1"}
 
 
-def _plain() -> None:
-    """In the child: a build is nobody's hurry, and bmake's tests want the interrupt signal as it comes."""
+def _set_up_child() -> None:
+    """In the child process: lower the priority, and reset SIGINT, which bmake's tests need."""
     os.nice(10)
-    # A session of its own is a scheduling group of its own where autogroups are on (sched(7)): nice counts only within it.
+    # With autogroups, nice counts only within a session (sched(7)), so the session's group needs a lower priority.
     with suppress(OSError):
         Path("/proc/self/autogroup").write_text("10")
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def end_session(leader: int) -> None:
-    """Kill all of a session: bmake gives each of its jobs a process group of its own, and those outlive a killed group."""
+    """Kill all processes of a session: bmake gives each job its own process group, which survives the kill of another group."""
     end = time.monotonic() + 10
     while time.monotonic() < end:
         left = [pid for pid, session in _sessions() if session == leader and pid != os.getpid()]
@@ -312,9 +313,9 @@ def _sessions() -> list[tuple[int, int]]:
 
 
 def end_leftovers(prefix: str) -> None:
-    """Kill what an earlier build in this object directory left behind when its harness was killed.
+    """Kill the processes of an earlier build in this object directory whose harness was killed.
 
-    make's own process still has our variable, its jobs may not: so all of its session goes.
+    make's own process has our variable in its environment, but its jobs may not, so kill its whole session.
     """
     mark = f"MAKEOBJDIRPREFIX={prefix}".encode()
     marked = set()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""config(8)'s lists of kernel sources: which files a kernel configuration compiles, and what each optional file needs.
+"""Reads config(8)'s lists of kernel sources: the files that a configuration compiles, and the options of each optional file.
 
 Sources: config(5), usr.sbin/config/mkmakefile.c (read_file), sys/conf/files, sys/conf/files.amd64, sys/conf/files.x86.
 """
@@ -15,7 +15,7 @@ from harness.images.srctree import SourceTree
 LISTS = ("sys/conf/files", "sys/conf/files.x86", "sys/conf/files.amd64")
 
 # dev/xen/timer/xen_timer.c	optional xenhvm xentimer
-# "compile-with" and its like take one quoted argument, which may hold any of these words.
+# "compile-with" and similar words take one quoted argument, which may contain any of these words.
 _WORD = re.compile(r'"[^"]*"|\||!?[^\s|"]+')
 _WITH_ARGUMENT = ("compile-with", "dependency", "clean", "warning", "obj-prefix")
 _FLAGS = ("no-obj", "no-implicit-rule", "before-depend", "no-ctfconvert", "no-depend", "nowerror", "local", "profiling-routine")
@@ -23,10 +23,10 @@ _FLAGS = ("no-obj", "no-implicit-rule", "before-depend", "no-ctfconvert", "no-de
 
 @dataclass(frozen=True)
 class KernelSource:
-    """One line of a list. ``path`` is relative to sys/; the file is compiled when one of ``alternatives`` holds.
+    """One line of a list. ``path`` is relative to sys/; the file is compiled if one of ``alternatives`` holds.
 
     An alternative is a tuple of lower-case device and option names; ``!name`` must be absent. ``()`` is a standard file.
-    ``generated`` marks a file that the build makes itself, from ``dependencies`` (paths relative to sys/).
+    ``generated``: the build generates the file from ``dependencies`` (paths relative to sys/).
     """
 
     path: str
@@ -42,13 +42,13 @@ class KernelSource:
         )
 
     def lacking(self, names: frozenset[str]) -> tuple[str, ...]:
-        """The names that the nearest alternative lacks; () where the file is selected or only excluded by a ``!name``."""
+        """The names that the nearest alternative lacks; () if the file is selected, or only a ``!name`` excludes it."""
         gaps = [tuple(word for word in words if not word.startswith("!") and word not in names) for words in self.alternatives]
         return min(gaps, key=len, default=())
 
 
 def parse(text: str) -> tuple[KernelSource, ...]:
-    """The sources of one list, in its order."""
+    """The sources of one list, in order."""
     found = []
     for line in text.replace("\\\n", " ").splitlines():
         words = _WORD.findall(line.partition("#")[0])
@@ -84,7 +84,7 @@ def sources(tree: SourceTree) -> tuple[KernelSource, ...]:
     return tuple(source for name in LISTS for source in parse(tree.read(name)))
 
 
-# device		ahci		# AHCI-compatible SATA controllers       nodevice and nodevices, too
+# device		ahci		# AHCI-compatible SATA controllers       also nodevice and nodevices
 # options 	SCSI_DELAY=5000		# Delay (in ms) before probing SCSI
 # makeoptions and cpu lines select no file.
 _LINE = re.compile(r'^(nodevices?|devices?|nooptions?|options?|include)\s+"?([^\s#"]+)', re.MULTILINE)
@@ -93,8 +93,8 @@ _LINE = re.compile(r'^(nodevices?|devices?|nooptions?|options?|include)\s+"?([^\
 def names(tree: SourceTree, name: str, ours: dict[str, str]) -> frozenset[str]:
     """The lower-case device and option names of the configuration ``name``, with its includes.
 
-    ``ours`` holds the files of the build's own configuration directory by name. Other includes come from the tree:
-    relative to sys/amd64/conf, or from sys/conf (usr.sbin/config/lang.l, include()).
+    ``ours`` has the files of the build's configuration directory by name. Other includes come from the tree: relative to
+    sys/amd64/conf, or from sys/conf (usr.sbin/config/lang.l, include()).
     """
     found: set[str] = set()
     _collect(tree, f"include {name}", ours, found, 0)

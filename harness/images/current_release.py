@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""The FreeBSD that ``make run`` boots beside the control guest: the newest release of a mirror, fetched once."""
+"""The FreeBSD that ``make run`` boots in addition to the control guest: the newest release of a mirror, fetched once."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from harness.images import fetch, image, recipe, recipes
 from harness.images.image import Image
 
 NAME = "release"
-# Seconds to wait for the mirror before the run goes on without it.
+# Seconds to wait for the mirror; after that the run goes on without it.
 _PATIENCE = 5.0
-_ALONE = "only the control guest runs; bring your own by --image, or set FXH_RELEASE"
+_CONTROL_ONLY = "only the control guest runs; give an image with --image, or set FXH_RELEASE"
 _NAME_ONE = "name one in images/freebsd/release.toml, or set FXH_RELEASE"
 
 
 def mirror() -> str:
-    """The directory of the release's sets, a URL or a local directory.
+    """The location of the release's sets, a URL or a local directory.
 
-    ``FXH_RELEASE`` names it. Otherwise it is the release of images/freebsd/release.toml in ``FXH_MIRROR``, or in that file's mirror.
+    It is ``FXH_RELEASE`` if set, else the release of images/freebsd/release.toml in ``FXH_MIRROR`` or in that file's mirror.
     Raises InfrastructureError or UsageError if the newest release is wanted and the mirror lists none.
     """
     given = os.environ.get("FXH_RELEASE")
@@ -35,10 +35,10 @@ def mirror() -> str:
         return given
     data = tomllib.loads((paths.project() / "images/freebsd/release.toml").read_text())
     where = (os.environ.get("FXH_MIRROR") or str(data["mirror"])).rstrip("/")
-    return f"{where}/{data['release'] if data['release'] != 'newest' else newest(_listed(where), where)}"
+    return f"{where}/{data['release'] if data['release'] != 'newest' else newest(_list(where), where)}"
 
 
-def _listed(where: str) -> tuple[str, ...]:
+def _list(where: str) -> tuple[str, ...]:
     """The names of the directory ``where``."""
     if fetch.is_url(where):
         return children(*fetch.page(where, patience=_PATIENCE))
@@ -62,18 +62,18 @@ class _Links(HTMLParser):
 
 
 def children(listing: str, url: str) -> tuple[str, ...]:
-    """The entries of the directory ``url``, from the page that its server (Apache, nginx, http.server) shows.
+    """The entries of the directory ``url``, from the page of its server (Apache, nginx, http.server).
 
-    Links to the directory itself, above it, below its entries or elsewhere are left out; query strings are ignored. A link may
-    name another host than ``url``, as behind a proxy: only its path counts.
+    Ignores query strings, and links to the directory itself, above it, below its entries or elsewhere. Compares only the path of a
+    link, because a proxy may show another host name than ``url``.
     """
     links = _Links()
     links.feed(listing)
-    top = _clean(url)
+    top = _url_path(url)
     found: dict[str, None] = {}
     for target in links.found:
         try:
-            parent, name = posixpath.split(_clean(urljoin(url, target)))
+            parent, name = posixpath.split(_url_path(urljoin(url, target)))
         except ValueError:  # for example http://[
             continue
         if name and parent == top:
@@ -81,13 +81,13 @@ def children(listing: str, url: str) -> tuple[str, ...]:
     return tuple(found)
 
 
-def _clean(url: str) -> str:
-    """The path of a URL, without a slash at its end."""
+def _url_path(url: str) -> str:
+    """The path of a URL, without a trailing slash."""
     return "/" + posixpath.normpath(unquote(urlsplit(url).path) or "/").strip("/")
 
 
 def newest(names: Iterable[str], where: str = "the mirror") -> str:
-    """The newest release of ``names``, such as ``14.3-RELEASE``. Raises UsageError if there is none, naming the candidates."""
+    """The newest release of ``names``, such as ``14.3-RELEASE``. Raises UsageError that names the release candidates if none."""
     known = sorted(filter(None, map(versions.release, names)))
     released = [item for item in known if item.released and "-" in item.name]
     if released:
@@ -101,13 +101,13 @@ def newest(names: Iterable[str], where: str = "the mirror") -> str:
 def release() -> tuple[Image | None, str]:
     """The image of the newest release, or None and the reason in one line.
 
-    Without a network, an image of an earlier run is taken. Raises what a failed build raises.
+    Without a network, it is the image of an earlier run. Raises the errors of a failed build.
     """
     try:
         where = mirror()
     except (InfrastructureError, UsageError) as exc:
-        made = _kept()
-        return (made, "") if made else (None, f"no FreeBSD release ({exc.message}): {_ALONE}")
+        stored = _stored()
+        return (stored, "") if stored else (None, f"no FreeBSD release ({exc.message}): {_CONTROL_ONLY}")
     name = f"{NAME}-{where.rstrip('/').rpartition('/')[2]}"
     found = _find(name)
     if found is not None and _is_from(found, where):
@@ -115,12 +115,12 @@ def release() -> tuple[Image | None, str]:
     if fetch.is_url(where):
         why = fetch.reachable(where)
         if why:
-            return (found, "") if found else (None, f"no FreeBSD sets from {where} ({why}): {_ALONE}")
-    return recipes.make(recipe.make(name, {"dist": where}, {})), ""
+            return (found, "") if found else (None, f"no FreeBSD sets from {where} ({why}): {_CONTROL_ONLY}")
+    return recipes.build(recipe.resolve(name, {"dist": where}, {})), ""
 
 
 def by_age(names: Iterable[str]) -> list[str]:
-    """Names of images such as ``release-9.9``, oldest release first; those without a version come before all."""
+    """Names of images such as ``release-9.9``, the oldest release first; names without a version precede all others."""
 
     def age(name: str) -> tuple[Any, ...]:
         known = versions.release(name.removeprefix(f"{NAME}-"))
@@ -129,8 +129,8 @@ def by_age(names: Iterable[str]) -> list[str]:
     return sorted(names, key=age)
 
 
-def _kept() -> Image | None:
-    """The newest release in the store whose image is sound."""
+def _stored() -> Image | None:
+    """The newest release with an undamaged image in the store."""
     found = map(_find, reversed(by_age(name for name in image.names() if name.startswith(f"{NAME}-"))))
     return next(filter(None, found), None)
 
@@ -138,10 +138,10 @@ def _kept() -> Image | None:
 def _find(name: str) -> Image | None:
     try:
         return image.find(name) if name in image.names() else None
-    except HarnessError:  # damaged, or removed by gc
+    except HarnessError:  # damaged, or evicted
         return None
 
 
 def _is_from(found: Image, where: str) -> bool:
-    """Whether the image was made from the sets at ``where``: two mirrors may give the same name to different sets."""
+    """Whether the image was built from the sets at ``where``: two mirrors may use the same name for different sets."""
     return any(item.what == "set base" and item.origin.startswith(f"{where} (") for item in found.inputs)

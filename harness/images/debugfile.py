@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: BSD-2-Clause
 """Finds the debugging information of a kernel: the file with the same build-id.
 
-The builder keeps ``kernel.debug`` beside each kernel in the store. A user can name other files or directories, for example an unpacked
+The store has ``kernel.debug`` next to each kernel that it built. A user can name other files or directories, for example an unpacked
 kernel-dbg.txz of a release.
 """
 
@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from harness.errors import UsageError
-from harness.images import store
+from harness.images import entries
 from harness.images.kernelfile import build_id
 
 NAME = "kernel.debug"
@@ -22,15 +22,15 @@ _INSTALLED = Path("usr/lib/debug/boot/kernel") / NAME
 
 
 def find(kernel: Path, given: Sequence[Path] = ()) -> Path | None:
-    """The debugging information of ``kernel``, or None. ``given`` are files or directories that a user named.
+    """The debugging information of ``kernel``, or None. ``given`` are the user's files or directories.
 
-    Raises UsageError if a given file belongs to another build, or does not exist.
+    Raises UsageError if one of them belongs to another build or does not exist.
     """
     wanted = build_id(kernel)
     for path in given:
         if path.is_file() and build_id(path) != wanted:
             raise UsageError(
-                f"{path}: build-id {build_id(path) or 'none'}, but {kernel} has {wanted or 'none'}: the symbols are of another build",
+                f"{path}: build-id {build_id(path) or 'none'}, but {kernel} has {wanted or 'none'}: it belongs to another build",
                 hint="give the kernel.debug of the same build",
             )
         if not path.exists():
@@ -43,7 +43,7 @@ def find(kernel: Path, given: Sequence[Path] = ()) -> Path | None:
 
 
 def compress(debug: Path, target: Path, bindir: Path | None) -> None:
-    """Copy ``debug`` to ``target`` with compressed sections, if ``bindir`` has an objcopy that can do so. Raises OSError."""
+    """Copy ``debug`` to ``target`` with compressed sections, if ``bindir`` has a suitable objcopy. Raises OSError."""
     objcopy = (bindir or Path("/usr/local/llvm/bin")) / "llvm-objcopy"
     if objcopy.exists():
         argv = [str(objcopy), "--compress-debug-sections=zlib", str(debug), str(target)]
@@ -56,5 +56,5 @@ def _candidates(kernel: Path, given: Sequence[Path]) -> Iterator[Path]:
     for path in given:
         yield from (path, path / NAME, path / _INSTALLED)
     yield kernel.with_name(NAME)
-    for _, entry in store.entries("kernels"):
+    for _, entry in entries.listing("kernels"):
         yield entry.directory / NAME

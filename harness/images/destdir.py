@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""A world that somebody has installed with -DNO_ROOT: a DESTDIR with its METALOG."""
+"""Reads a world that a user has installed with -DNO_ROOT: a DESTDIR with its METALOG."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from typing import Any
 
 from harness.digest import file_sha256
 from harness.errors import UsageError
-from harness.images import metalog, store
+from harness.images import entries, metalog
+from harness.images.entries import StoreEntry
 from harness.images.inputs import Input, combine, key_of
-from harness.images.store import Entry
 
-# Below these nothing is needed in a guest, whatever was installed.
+# A guest needs nothing below these directories.
 LEAVE_OUT = ("usr/lib/debug", "usr/tests", "usr/include", "boot/dtb", "boot/uboot")
 
 
-def world(path: Path) -> Entry:
-    """A copy of the DESTDIR in the store, by content. Raises UsageError for a directory without METALOG."""
+def world(path: Path) -> StoreEntry:
+    """A copy of the DESTDIR in the store, keyed by content. Raises UsageError for a directory without METALOG."""
     path = path.expanduser().absolute()
     if not (path / "METALOG").is_file():
         raise UsageError(
@@ -32,12 +32,13 @@ def world(path: Path) -> Entry:
     gone = [name for name, file in files.items() if not file.is_file()]
     if gone:
         raise UsageError(
-            f"{path}: METALOG names {gone[0]}, which is not there", hint="wipe it and install again: METALOG is appended to"
+            f"{path}: METALOG names {gone[0]}, which is missing",
+            hint="empty the directory and install again: installs append to METALOG",
         )
     content = combine([(name, file_sha256(file)) for name, file in sorted(files.items())])
     inputs = [Input("world", combine([content, metalog.render(tree)]), str(path))]
 
-    def make(work: Path) -> dict[str, Any]:
+    def fill(work: Path) -> dict[str, Any]:
         for name, file in files.items():
             target = work / "tree" / metalog.unvis(name)
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -48,7 +49,7 @@ def world(path: Path) -> Entry:
             "inputs": [vars(item) for item in inputs],
         }  # fmt: skip
 
-    return store.obtain("worlds", key_of(*inputs), make)
+    return entries.get_or_create("worlds", key_of(*inputs), fill)
 
 
 # USERLAND_VERSION="13.2-RELEASE"        (bin/freebsd-version)
@@ -56,7 +57,7 @@ _USERLAND = re.compile(r'^USERLAND_VERSION="?(\d+\.\d+)', re.MULTILINE)
 
 
 def version_of(top: Path) -> str:
-    """The release of an installed world, "" where it does not say."""
+    """The release of an installed world, "" if unknown."""
     path = top / "bin/freebsd-version"
     match = _USERLAND.search(path.read_text(errors="replace")) if path.is_file() else None
     return match[1] if match else ""

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""Disk image files in whatever format: which one it is, and its content as a raw file. The given file is only read.
+"""Identifies the format of a disk image file and gives its content as a raw file. Only reads the given file.
 
-A format is told by its first bytes. A qcow2 with a backing file is refused: an image from somewhere else could name any file of this
-machine. Formats other than raw, qcow2 and xz are named and refused, since nothing here could tell a file that was cut off.
+The first bytes identify a format. A qcow2 with a backing file is refused, because an image from elsewhere could name any file of this
+machine. Formats other than raw, qcow2 and xz are refused, because a truncated file would go unnoticed.
 Sources: magics of other formats in QEMU's block/; the xz file format 1.2.
 """
 
@@ -21,19 +21,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from harness import store
 from harness.digest import known, known_sha256
 from harness.errors import InfrastructureError, UsageError
-from harness.images import qcow2, store
+from harness.images import entries, qcow2
 from harness.images.inputs import content_hash
 
 _SMALLEST = 1 << 20
-# Bytes that the store's disk keeps free; the size a disk may have; the memory xz may take; seconds for a conversion.
+# The free space that the store's disk keeps, the largest disk, the memory for xz (bytes); the time for a conversion (s).
 _RESERVE, _LARGEST, _XZ_MEMORY, _PATIENCE = 256 << 20, 16 << 40, 1 << 30, 1800
 _BLOCK = 1 << 20
-# Raise when the same file would come out as another raw one.
+# Raise when the same file gives another raw disk.
 _READER = 1
 
-# Formats by (offset, magic); the word is qemu-img's where it has one.
+# Formats by (offset, magic), with qemu-img's name if it has one.
 _MAGICS = (
     (0, b"\xfd7zXZ\0", "xz"), (0, b"QFI\xfb", "qcow2"), (0, b"conectix", "vpc"), (0, b"vhdxfile", "vhdx"),
     (64, b"\x7f\x10\xda\xbe", "vdi"), (0, b"KDMV", "vmdk"), (0, b"COWD", "vmdk"), (0, b"\xbe\xba\xfe\xca\0\0\0\0", "vmdk"),
@@ -46,9 +47,9 @@ _PACKED = (
     (0, b"\x5d\0\0\0\4\xff", "lzma", "unlzma"), (0, b"PK\x03\x04", "zip", "unzip"), (0, b"7z\xbc\xaf\x27\x1c", "7z", "7z x"),
     (257, b"ustar", "tar", "tar xf (release sets: fxh image build --dist; an OVA has a VMDK in it)"),
 )  # fmt: skip
-# zstd's and lz4's frames that hold no data, which pzstd writes first: 0x184D2A50 to 0x184D2A5F.
+# Frames without data of zstd and lz4, which pzstd writes first: 0x184D2A50 to 0x184D2A5F.
 _SKIPPABLE = re.compile(rb"[\x50-\x5f]\x2a\x4d\x18", re.DOTALL)
-# The text that names the files of a VMDK; blank lines and other comments can precede its settings (QEMU's block/vmdk.c).
+# The descriptor of a VMDK; blank lines and other comments can precede its settings (QEMU's block/vmdk.c).
 _DESCRIPTOR = re.compile(rb"(?:[ \t]*(?:#[^\n]*|\r?)\n)*[ \t]*(?:# *disk *descriptor *file|version *= *\d)", re.IGNORECASE)
 _NAMES = {
     "vpc": "VHD",
@@ -64,7 +65,7 @@ _NAMES = {
 
 @dataclass(frozen=True)
 class RawDisk:
-    """``path`` is the raw content: the ``given`` file itself, or a file of the store, which may be ``fresh``: unpacked just now."""
+    """``path`` is the raw content: the ``given`` file itself, or a file of the store. ``fresh``: this process unpacked it."""
 
     given: Path
     path: Path
@@ -72,19 +73,19 @@ class RawDisk:
 
     @property
     def key(self) -> str:
-        """A hash of the given file's content. The first asking reads all of it, but for the holes of a raw one."""
+        """A hash of the given file's content. The first use reads all of it, except the holes of a raw file."""
         return known(self.given, content_hash) if self.path == self.given else known_sha256(self.given)
 
     def drop(self) -> None:
-        """Remove what was unpacked just now, for a disk that nobody will use."""
+        """Remove the file from the store if this process unpacked it and nothing uses it."""
         if self.fresh and self.path.exists():
-            store.remove(store.Entry(self.path.parent))
+            store.remove(self.path.parent)
 
 
 def identify(path: Path) -> str:
-    """``raw``, ``xz``, or qemu-img's word for the format of an image file.
+    """The format of an image file: ``raw``, ``xz``, or qemu-img's name.
 
-    Raises UsageError for a file that holds no disk, or whose format has to be changed first: the message says how.
+    Raises UsageError for a file that is not a disk image, or has a format to convert first; the hint gives the command.
     """
     try:
         with path.open("rb") as file:
@@ -97,11 +98,11 @@ def identify(path: Path) -> str:
     if not packed and _SKIPPABLE.match(head):
         packed = [("zstd or lz4", "unzstd, or unlz4,")]
     for name, tool in packed:
-        # lz, lzma, lzop are spelled when they are read aloud.
+        # lz, lzma and lzop are spelled out when read aloud.
         article = "an" if name.startswith("lz") else "a"
         raise UsageError(f"{path}: {article} {name} file, no disk image", hint=f"unpack it first: {tool} {path.name}")
     if head[:4] == b"\x7fELF":
-        raise UsageError(f"{path}: an ELF file, no disk image", hint="is it a kernel? then --kernel FILE, with --disk DISK")
+        raise UsageError(f"{path}: an ELF file, no disk image", hint="for a kernel: --kernel FILE, with --disk DISK")
     found = next((name for at, magic, name in _MAGICS if head[at : at + len(magic)] == magic), "")
     if not found and _DESCRIPTOR.match(head):
         found = "vmdk"
@@ -109,49 +110,49 @@ def identify(path: Path) -> str:
         found = _by_tail(tail)
     if found in _NAMES:
         raise UsageError(
-            f"{path}: a {_NAMES[found]} file, and only raw and qcow2 disks are read",
-            hint=f"qemu-img convert -f {found} -O qcow2 {path.name} disk.qcow2; FreeBSD publishes each image as raw and qcow2, too",
+            f"{path}: a {_NAMES[found]} file, and only raw and qcow2 disks are supported",
+            hint=f"qemu-img convert -f {found} -O qcow2 {path.name} disk.qcow2; FreeBSD publishes each image also as raw and qcow2",
         )
     if found == "raw" and (size < _SMALLEST or size % 512):
         raise UsageError(
             f"{path}: {size} bytes are no disk image",
-            hint="give a raw or qcow2 image, or one in .xz; is the file whole?",
+            hint="give a raw or qcow2 image, or one in .xz; check that the file is complete",
         )
     return found
 
 
 def _by_tail(tail: bytes) -> str:
-    """The format of a file that is told by its last 512 bytes."""
-    # A VHD of fixed size is the raw disk with a sector behind it; that of Virtual PC 2004 and older has 511 bytes.
+    """The format of a file, from its last 512 bytes."""
+    # A fixed-size VHD is the raw disk followed by one sector; with Virtual PC 2004 and older, by 511 bytes.
     if b"conectix" in (tail[:8], tail[1:9]):
         return "vpc"
     return "dmg" if tail[:4] == b"koly" else "raw"
 
 
 def raw(path: Path) -> RawDisk:
-    """The disk in the file ``path`` as a raw file. What is not raw is unpacked once, into the store.
+    """The disk in the file ``path`` as a raw file. Another format is unpacked once, into the store.
 
-    Raises UsageError for a file that is no whole disk image, InfrastructureError when the store has no room for it.
+    Raises UsageError for an incomplete or unsupported file, InfrastructureError when the store's disk is full.
     """
     path = path.expanduser().absolute()
     kind = identify(path)
     if kind == "raw":
         return RawDisk(path, path)
 
-    def make(work: Path) -> dict[str, Any]:
-        begun = time.monotonic()
+    def fill(work: Path) -> dict[str, Any]:
+        started = time.monotonic()
         _unpack(path, path, kind, work, work / "disk.raw")
-        return {"what": f"the disk in {path.name}", "seconds": round(time.monotonic() - begun, 2)}
+        return {"what": f"the disk in {path.name}", "seconds": round(time.monotonic() - started, 2)}
 
     key = f"{known_sha256(path)[:16]}-{_READER}"
-    fresh = store.find("raws", key) is None
-    entry = store.obtain("raws", key, make)
+    fresh = entries.find("raws", key) is None
+    entry = entries.get_or_create("raws", key, fill)
     return RawDisk(path, entry.directory / "disk.raw", fresh)
 
 
 @contextlib.contextmanager
 def opened(path: Path) -> Iterator[RawDisk]:
-    """As :func:`raw`; when the user of the disk raises, what was unpacked for it is removed."""
+    """As :func:`raw`; if the body raises, remove what was unpacked."""
     disk = raw(path)
     try:
         yield disk
@@ -202,7 +203,7 @@ def _xz(given: Path, source: Path, target: Path) -> None:
 
 def _streams(given: Path, packed: BinaryIO) -> Iterator[bytes]:
     """The content of all xz streams of a file, in blocks."""
-    damaged = UsageError(f"{given}: the xz file ends too early", hint="it was cut off: fetch it again")
+    damaged = UsageError(f"{given}: the xz file ends too early", hint="it is truncated: fetch it again")
     data = packed.read(_BLOCK)
     while data:
         stream = lzma.LZMADecompressor(lzma.FORMAT_XZ, memlimit=_XZ_MEMORY)
@@ -216,7 +217,7 @@ def _streams(given: Path, packed: BinaryIO) -> Iterator[bytes]:
             data = packed.read(_BLOCK) if stream.needs_input and not stream.eof else b""
             if not data and stream.needs_input and not stream.eof:
                 raise damaged
-        # Between streams there can be zeros, in fours.
+        # Padding between streams: zeros, a multiple of four.
         data = stream.unused_data or packed.read(_BLOCK)
         while data and not data.strip(b"\0"):
             data = packed.read(_BLOCK)
@@ -227,21 +228,22 @@ def _streams(given: Path, packed: BinaryIO) -> Iterator[bytes]:
 
 
 def _convert(given: Path, source: Path, target: Path) -> None:
-    """Write the disk of a qcow2 file to ``target``; ended when it takes more room than there is."""
+    """Write the disk of a qcow2 file to ``target``. Stops when the output needs more than the free space."""
     room = _room(target)
-    status, said = _qemu_img(given, ["convert", "-f", "qcow2", "-O", "raw", str(source), str(target)], target, room)
+    status, output = _qemu_img(given, ["convert", "-f", "qcow2", "-O", "raw", str(source), str(target)], target, room)
     if status:
         if _room(target) <= 0:
             raise _too_large(given, target, room)
         raise UsageError(
-            f"{given}: {said.strip()[-400:].replace(str(source), str(given))}", hint="is the file whole? fetch it again"
+            f"{given}: {output.strip()[-400:].replace(str(source), str(given))}",
+            hint="check that the file is complete, or fetch it again",
         )
     if target.stat().st_size < _SMALLEST:
         raise UsageError(f"{given}: a disk of {target.stat().st_size} bytes", hint="give an image with a FreeBSD on it")
 
 
 def _qemu_img(given: Path, words: list[str], target: Path, room: int) -> tuple[int, str]:
-    """The exit status of qemu-img and what it said first. Raises InfrastructureError when ``target`` outgrows ``room`` bytes."""
+    """The exit status of qemu-img and the start of its stderr. Raises InfrastructureError when ``target`` outgrows ``room`` bytes."""
     with tempfile.TemporaryFile() as log:
         try:
             process = subprocess.Popen(["qemu-img", *words], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=log)
@@ -253,9 +255,7 @@ def _qemu_img(given: Path, words: list[str], target: Path, room: int) -> tuple[i
                 if target.exists() and target.stat().st_blocks * 512 > room:
                     raise _too_large(given, target, room)
                 if time.monotonic() > end:
-                    raise InfrastructureError(
-                        f"{given}: qemu-img {words[0]} has not ended in {_PATIENCE} s", hint="look at it by hand"
-                    )
+                    raise InfrastructureError(f"{given}: qemu-img {words[0]} has not ended in {_PATIENCE} s", hint="run it by hand")
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     process.wait(0.05)
         finally:
@@ -271,6 +271,6 @@ def _room(where: Path) -> int:
 
 def _too_large(given: Path, where: Path, room: int) -> InfrastructureError:
     return InfrastructureError(
-        f"{given}: unpacked it needs more than the {max(room, 0) >> 20} MiB that may be used at {where.parent.parent}",
-        hint="free some space (`fxh image gc`), or point FXH_STORE at a larger disk",
+        f"{given}: unpacked it needs more than the {max(room, 0) >> 20} MiB that are free at {where.parent.parent}",
+        hint="free some space (`fxh store gc`), or point FXH_STORE at a larger disk",
     )

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""A disk image that somebody has, copied into the store as raw. Its content stays as it is."""
+"""Copies a user's disk image into the store as a raw disk with unchanged content."""
 
 from __future__ import annotations
 
@@ -10,52 +10,52 @@ from typing import Any
 
 from harness import stamp
 from harness.errors import UsageError
-from harness.images import diskformat, diskread, image, kernelfile, loader_conf_slot, parttable, store, volume, window
+from harness.images import diskformat, diskread, entries, image, kernelfile, loader_conf_slot, parttable, volume, window
 from harness.images.diskformat import RawDisk
 from harness.images.image import Image
 from harness.images.inputs import Input, key_of
-from harness.images.recipe import Recipe
+from harness.images.recipe import ImageRecipe
 
 _DISK = {"file": "xvda.img", "vdev": "xvda", "format": "raw", "slot": -1}
-# Raise when the same disk is imported as another image.
+# Raise when the same disk gives another image.
 _IMPORTER = 3
 
 
-def take(recipe: Recipe) -> Image:
-    """The disk of ``recipe`` as an image: with the kernel of ``recipe``, else with the disk's own.
+def import_disk(recipe: ImageRecipe) -> Image:
+    """The disk of ``recipe`` as an image, with the kernel of ``recipe`` or else the disk's own.
 
-    Raises UsageError for a file that is no disk image, or a disk that cannot be booted.
+    Raises UsageError for a file that is not a disk image, or a disk that cannot boot.
     """
     if recipe.size or recipe.bsize or dict(recipe.origins).get("layout") not in (None, "default"):
-        raise UsageError("--layout, --size and --bsize are for images that are built; a disk has its own")
+        raise UsageError("--layout, --size and --bsize are for images that are built; a disk has its own", hint="omit them")
     with diskformat.opened(Path(recipe.disk)) as disk:
-        made = _take(recipe, disk)
-    disk.drop()  # it was copied
+        made = _import(recipe, disk)
+    disk.drop()  # the image has a copy
     return made
 
 
-def _take(recipe: Recipe, disk: RawDisk) -> Image:
+def _import(recipe: ImageRecipe, disk: RawDisk) -> Image:
     inputs = [Input("disk", disk.key, str(disk.given)), Input("importer", str(_IMPORTER), "harness/images/diskimport.py")]
-    kernel = kernelfile.look(Path(recipe.kernel).expanduser().absolute()) if recipe.kernel else None
+    kernel = kernelfile.read(Path(recipe.kernel).expanduser().absolute()) if recipe.kernel else None
     if kernel:
         inputs.append(Input("kernel", kernel.sha256, str(kernel.path)))
     if recipe.root:
         inputs.append(Input("root", recipe.root, "--root"))
 
-    def own(work: Path) -> dict[str, Any]:
-        begun = time.monotonic()
-        with diskread.found(disk, recipe.root) as at:
+    def with_own_kernel(work: Path) -> dict[str, Any]:
+        started = time.monotonic()
+        with diskread.open_root(disk, recipe.root) as at:
             found = diskread.kernel_of(disk, at, work / "kernel")
             types, why = diskread.types_of(disk, at, found)
             made = diskread.manifest(disk, at, found, types, why, 0)
         _copy(disk.path, work / "xvda.img")
-        rows = {"inputs": [vars(item) for item in inputs], "seconds": round(time.monotonic() - begun, 2)}
+        rows = {"inputs": [vars(item) for item in inputs], "seconds": round(time.monotonic() - started, 2)}
         return made | {"layout": "imported", "disks": [_DISK]} | rows
 
-    def make(work: Path) -> dict[str, Any]:
+    def fill(work: Path) -> dict[str, Any]:
         if kernel is None:
-            return own(work)
-        begun = time.monotonic()
+            return with_own_kernel(work)
+        started = time.monotonic()
         root = diskread.root_device(disk, recipe.root)
         firmwares = diskread.firmwares(disk)
         types = [*kernel.types, *(["hvm"] if firmwares else [])]
@@ -64,9 +64,9 @@ def _take(recipe: Recipe, disk: RawDisk) -> Image:
         if not types:
             raise UsageError(
                 kernelfile.why_not(kernel, False)
-                or f"{kernel.path}: FreeBSD {kernel.version} without ZFS, and the root of {disk.given.name} is {root}: without the loader "
-                "nobody loads the module, and the disk has neither boot code nor an EFI system partition",
-                hint="a kernel with `options XENHVM` (and ZFS for a root on it), or a disk with boot code or an EFI system partition",
+                or f"{kernel.path}: FreeBSD {kernel.version} without ZFS, and the root of {disk.given.name} is {root}: only a loader can "
+                "load the module, and the disk has neither boot code nor an EFI system partition",
+                hint="use a kernel with `options XENHVM` (and ZFS for a root on it), or a disk with boot code or an EFI system partition",
             )
         _copy(disk.path, work / "xvda.img")
         shutil.copyfile(kernel.path, work / "kernel")
@@ -74,35 +74,30 @@ def _take(recipe: Recipe, disk: RawDisk) -> Image:
             "version": kernel.version, "branch": kernel.branch, "osreldate": kernel.osreldate, "machine": kernel.machine, "layout": "imported", "about": f"the disk {disk.given.name}",
             **diskread.root_of(root), "types": types, "firmwares": list(firmwares), "pygrub": False, "kernel": {"sha256": kernel.sha256, "path": ""}, "world": "",
             "disks": [_DISK], "inputs": [vars(item) for item in inputs], "built": stamp.now(),
-            "seconds": round(time.monotonic() - begun, 2),
+            "seconds": round(time.monotonic() - started, 2),
         }  # fmt: skip
 
-    entry = store.obtain("images", key_of(*inputs), make)
+    entry = entries.get_or_create("images", key_of(*inputs), fill)
     image.tag(recipe.name, entry)
     return Image(recipe.name, entry)
-
-
-def _raw(path: Path, target: Path) -> None:
-    """A sparse raw copy of a raw, qcow2 or xz file. Raises UsageError for any other."""
-    _copy(diskformat.raw(path).path, target)
 
 
 def _copy(source: Path, target: Path) -> None:
     with target.open("wb") as out:
         out.truncate(source.stat().st_size)
-        loader_conf_slot.paste(source, out.fileno(), 0)
+        loader_conf_slot.copy_data(source, out.fileno(), 0)
 
 
-def look(disk: Path) -> tuple[str, bool]:
-    """By the tables alone: the root device of a raw disk that is xvda, and whether a BIOS finds boot code on it.
+def guess_root(disk: Path) -> tuple[str, bool]:
+    """The root device of a raw disk as xvda, and whether it has boot code for a BIOS, from its tables only.
 
-    The device is "" where the disk has no UFS, and no partition for one. No file of it is read: diskread does that.
+    The device is "" if the disk has no UFS and no partition for one. Reads no files; diskread does that.
     """
     with window.opened(disk) as whole:
-        volumes = [volume.look(whole, part) for part in parttable.partitions(whole, diskread.DISK)]
+        volumes = [volume.inspect(whole, part) for part in parttable.partitions(whole, diskread.DISK)]
         boots = parttable.boot_code(whole)
     names = [item.part.name for item in volumes if item.fs is not None]
     names += [item.part.name for item in volumes if item.part.type == "freebsd-ufs"]
-    # A slice whose label lies where nobody looks, or is still to be written.
+    # A slice whose label was not found, or is still to be written.
     names += [f"{item.part.name}a" for item in volumes if item.part.type == "freebsd"]
     return (names[0] if names else ""), boots

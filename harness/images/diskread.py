@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""Everything that a run needs of a FreeBSD disk image alone: its root device, its kernel, its version. The image is only read.
+"""Reads root device, kernel and version from a FreeBSD disk image. Opens the image for reading only.
 
-    RawDisk (diskformat) -> partitions (parttable) -> volumes (volume, ufs, zfslabel, zfsfiles) -> root (rootfs) -> Found
+    RawDisk (diskformat) -> partitions (parttable) -> volumes (volume, ufs, zfslabel, zfsfiles) -> root (rootfs) -> FoundRoot
 
-Nothing is booted before all of it is known; every message names the image, the partition, and what to do.
+All errors come before a guest boots. Each names the image, the partition and the fix.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Any
 
 from harness import stamp
 from harness.errors import UsageError
-from harness.images import diskformat, kernelfile, parttable, rootfs, store, volume, window, zfsfiles
+from harness.images import diskformat, entries, kernelfile, parttable, rootfs, volume, window, zfsfiles
 from harness.images.diskformat import RawDisk
 from harness.images.image import Image
 from harness.images.inputs import Input, key_of
@@ -31,23 +31,23 @@ from harness.images.volume import Files, Volume
 from harness.images.window import Window
 
 DISK = "xbd0"
-"""What FreeBSD calls the disk under Xen, as xvda."""
-UEFI_ALONE = "HVM by UEFI alone (--firmware uefi): the disk has no boot code for a BIOS"
-"""What to say of a disk whose only firmware is UEFI."""
-# Raise when the same disk is read as something else.
+"""FreeBSD's name of the disk xvda under Xen."""
+UEFI_ONLY = "HVM by UEFI only (--firmware uefi): the disk has no boot code for a BIOS"
+"""The note on a disk that only UEFI can start."""
+# Raise when the same disk gives another manifest.
 _READER = 1
-# Files that are hashed beside those that were read: with them a suite proves that the reader reads what the guest reads.
-_WITNESSES = ("/bin/sh", "/sbin/init", "/lib/libc.so.7", "/libexec/ld-elf.so.1", "/boot/loader", "/etc/rc", "/etc/ttys")
-_WITNESS_SIZE = 64 << 20
+# Files that are hashed in addition to those that were read: a suite compares them with the hashes that the guest computes.
+_EXTRA_FILES = ("/bin/sh", "/sbin/init", "/lib/libc.so.7", "/libexec/ld-elf.so.1", "/boot/loader", "/etc/rc", "/etc/ttys")
+_EXTRA_SIZE = 64 << 20
 
 
 class NoFreeBSD(UsageError):
-    """No file system of the disk is a system's root."""
+    """No file system of the disk is a root."""
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A file system that a system can have as its root. ``dataset`` is the ZFS dataset's whole name, "" for a UFS."""
+    """A file system that can be a root. ``dataset`` is the full name of a ZFS dataset, "" for a UFS."""
 
     volume: Volume
     files: Files
@@ -55,7 +55,7 @@ class Candidate:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """What --root may call it."""
+        """The values of --root that select it."""
         return (f"zfs:{self.dataset}",) if self.dataset else self.volume.names
 
     @property
@@ -64,10 +64,10 @@ class Candidate:
 
 
 @dataclass(frozen=True)
-class Found:
-    """The one root of a disk. ``root`` is what ``vfs.root.mountfrom`` names: ``xbd0p4``, ``gpt/rootfs``, ``zfs:zroot/ROOT/default``.
+class FoundRoot:
+    """The root of a disk. ``root`` is the name for ``vfs.root.mountfrom``: ``xbd0p4``, ``gpt/rootfs``, ``zfs:zroot/ROOT/default``.
 
-    ``firmwares``: those of ``bios`` and ``uefi`` that find something to start on the disk.
+    ``firmwares`` is a subset of ``("bios", "uefi")``: the firmwares that can start the disk.
     """
 
     candidate: Candidate
@@ -77,23 +77,23 @@ class Found:
 
 
 @contextmanager
-def found(disk: RawDisk, root: str = "") -> Iterator[Found]:
-    """The root of ``disk`` while it is open; ``root`` chooses one of several. Raises UsageError (see the module)."""
+def open_root(disk: RawDisk, root: str = "") -> Iterator[FoundRoot]:
+    """Yield the root of ``disk``, open for reading; ``root`` selects one of several. Raises UsageError if none can be read."""
     with ExitStack() as stack:
         whole = stack.enter_context(window.opened(disk.path))
         volumes = _volumes(disk, whole)
         candidates = _roots(disk, volumes, stack)
         chosen = _choose(disk, candidates, volumes, root)
-        _sound(disk, chosen)
+        _check_clean(disk, chosen)
         if not root:
-            _sectors(disk, chosen.volume)
+            _check_sectors(disk, chosen.volume)
         system = rootfs.read(chosen.files)
         device = _device(disk, chosen, system, root)
-        yield Found(chosen, system, device, _firmwares(whole, volumes))
+        yield FoundRoot(chosen, system, device, _firmwares(whole, volumes))
 
 
 def firmwares(disk: RawDisk) -> tuple[str, ...]:
-    """Those of ``bios`` and ``uefi`` that find something to start on ``disk``. Raises UsageError for a table that cannot be read."""
+    """The firmwares of ``("bios", "uefi")`` that can start ``disk``. Raises UsageError for an unreadable partition table."""
     with window.opened(disk.path) as whole:
         return _firmwares(whole, _volumes(disk, whole))
 
@@ -108,11 +108,11 @@ def _volumes(disk: RawDisk, whole: Window) -> list[Volume]:
         parts = parttable.partitions(whole, DISK)
     except UsageError as exc:
         raise UsageError(f"{disk.given}: {exc.message}", hint=exc.hint) from None
-    return [volume.look(whole, part) for part in parts]
+    return [volume.inspect(whole, part) for part in parts]
 
 
 def _roots(disk: RawDisk, volumes: list[Volume], stack: ExitStack) -> list[Candidate]:
-    """All file systems of the disk that a system can have as its root."""
+    """All file systems of the disk that can be a root."""
     candidates: list[Candidate] = []
     for item in volumes:
         if item.fs is not None:
@@ -130,7 +130,7 @@ def _roots(disk: RawDisk, volumes: list[Volume], stack: ExitStack) -> list[Candi
 
 
 def _datasets(top: zfsfiles.ZfsFiles) -> Iterator[zfsfiles.ZfsFiles]:
-    """The datasets that can be a root: the pool's own, and boot environments (bectl(8): those below ROOT)."""
+    """The datasets that can be a root: the top one of the pool, and boot environments (those below ROOT; bectl(8))."""
     yield top
     if "ROOT" in top.datasets():
         parent = zfsfiles.ZfsFiles(top.image, top.device, "ROOT")
@@ -144,12 +144,12 @@ def _choose(disk: RawDisk, candidates: list[Candidate], volumes: list[Volume], r
         chosen = [item for item in candidates if wanted in item.names]
         if len(chosen) == 1:
             return chosen[0]
-        there = ", ".join(name for item in candidates for name in item.names) or "none"
+        names = ", ".join(name for item in candidates for name in item.names) or "none"
         raise UsageError(
-            f"{disk.given}: --root {root} is none of the FreeBSD roots on it ({there})",
-            hint="name one of these; with --kernel FILE any --root is taken as it is",
+            f"{disk.given}: --root {root} is not a FreeBSD root of this disk ({names})",
+            hint="name one of these; with --kernel FILE the harness does not check --root",
         )
-    # A pool whose bootfs nobody can read here: the loader's configuration can say which boot environment is meant.
+    # The bootfs property of a pool cannot be read here. The loader's configuration can name the boot environment.
     if len(candidates) > 1:
         named = {rootfs.read(item.files).loader.get("vfs.root.mountfrom", "") for item in candidates if item.dataset}
         chosen = [item for item in candidates if item.dataset and item.names[0] in named]
@@ -157,69 +157,70 @@ def _choose(disk: RawDisk, candidates: list[Candidate], volumes: list[Volume], r
             return chosen[0]
         raise UsageError(
             f"{disk.given}: two or more roots: {', '.join(item.described for item in candidates)}",
-            hint=f"say which: --root {candidates[0].names[0]}",
+            hint=f"select one: --root {candidates[0].names[0]}",
         )
     if not candidates:
-        raise _nothing(disk, volumes)
+        raise _no_root_error(disk, volumes)
     return candidates[0]
 
 
-def _nothing(disk: RawDisk, volumes: list[Volume]) -> UsageError:
-    """Why a disk has no root that can be read."""
+def _no_root_error(disk: RawDisk, volumes: list[Volume]) -> UsageError:
+    """The reason why no root of the disk can be read."""
     for item in volumes:
         pool = item.pool
         if pool is not None and pool.state != "exported":
             return UsageError(
                 f"{disk.given}: the ZFS pool {pool.name} on {item.part.name} was not cleanly exported (it is {pool.state})",
                 hint=f"export it: zpool import -N {pool.name} && zpool export {pool.name}, on a system that has the disk; or boot it "
-                f"as it is: --kernel FILE --root zfs:{pool.name}/ROOT/default",
+                f"unread: --kernel FILE --root zfs:{pool.name}/ROOT/default",
             )
         if pool is not None and not pool.alone:
             return UsageError(
                 f"{disk.given}: the ZFS pool {pool.name} on {item.part.name} needs more disks ({pool.layout}, {pool.vdevs} vdevs)",
-                hint="a pool of one disk can be read; make an image of one",
+                hint="use an image of a pool with one disk",
             )
     unread = [item.part.name for item in volumes if item.part.type == "freebsd-zfs" and item.pool is None and item.kind != "geli"]
     if unread:
         return UsageError(
-            f"{disk.given}: its root is in a ZFS pool on {', '.join(unread)}, and no label of a pool can be read there",
-            hint="is the image whole? Otherwise name root and kernel, unread: --kernel FILE --root zfs:POOL/ROOT/default",
+            f"{disk.given}: its root is in a ZFS pool on {', '.join(unread)}, which has no readable label",
+            hint="check that the image is complete; or boot it unread: --kernel FILE --root zfs:POOL/ROOT/default",
         )
     encrypted = [item.part.name for item in volumes if item.kind in ("geli", "LUKS (encrypted)")]
     if encrypted:
         return UsageError(
             f"{disk.given}: {', '.join(encrypted)} is encrypted (GELI), and no other root is on the disk",
-            hint="give an image whose root is not encrypted; a GELI root can be neither read here nor unlocked in a run",
+            hint="use an image whose root is not encrypted: the harness can neither read nor unlock GELI",
         )
     return NoFreeBSD(
         f"{disk.given}: no FreeBSD on it; it has {', '.join(item.described for item in volumes[:12])}",
-        hint="give an image with a FreeBSD root on UFS or ZFS (an installer's CD has none); or --kernel FILE --root DEVICE, unread",
+        hint="use an image with a FreeBSD root on UFS or ZFS (an installer's CD has none); or boot it unread: --kernel FILE --root DEVICE",
     )
 
 
-def _sound(disk: RawDisk, chosen: Candidate) -> None:
+def _check_clean(disk: RawDisk, chosen: Candidate) -> None:
+    """Raise UsageError for a UFS that was not unmounted, or whose journal was not replayed."""
     fs, name = chosen.volume.fs, chosen.volume.part.name
     if fs is not None and fs.pending:
         raise UsageError(
-            f"{disk.given}: the UFS on {name} is not as it should be: {fs.pending}",
-            hint=f"shut its system down cleanly before the image is taken, or run fsck_ffs -y on {name}; --kernel FILE --root {name} boots "
-            "it as it is",
+            f"{disk.given}: the UFS on {name} is not clean: {fs.pending}",
+            hint=f"shut its system down cleanly before you take the image, or run fsck_ffs -y on {name}; or boot it unread: "
+            f"--kernel FILE --root {name}",
         )
 
 
-def _sectors(disk: RawDisk, item: Volume) -> None:
-    """Refuse a table that the guest would not find: Linux's and QEMU's backends give a disk that is a file sectors of 512 bytes."""
+def _check_sectors(disk: RawDisk, item: Volume) -> None:
+    """Raise UsageError for sectors other than 512 bytes: the backends of Linux and QEMU give a file-backed disk those."""
     part = item.part
     if part.sector != SECTOR:
         raise UsageError(
-            f"{disk.given}: its table counts in sectors of {part.sector} bytes, and Xen gives a guest's disk that is a file sectors of "
-            f"{SECTOR}: the guest would not find {item.described}",
-            hint=f"copy the partitions to a disk with sectors of {SECTOR} bytes; where the hosts' storage has such sectors: --root {part.name}",
+            f"{disk.given}: its table is for sectors of {part.sector} bytes, and a file-backed disk has sectors of {SECTOR} in a Xen guest: "
+            f"the guest would not find {item.described}",
+            hint=f"copy the partitions to a disk with sectors of {SECTOR} bytes; if the hosts' storage has sectors of {part.sector}: --root {part.name}",
         )
 
 
 def _device(disk: RawDisk, chosen: Candidate, system: Root, root: str) -> str:
-    """What the kernel is told to mount: what fstab names, since `mount -uw /` of rc(8) insists on that (sbin/mount/mount.c)."""
+    """The name of the root for the kernel: that of fstab, because `mount -uw /` in rc(8) requires it (sbin/mount/mount.c)."""
     if chosen.dataset:
         return f"zfs:{chosen.dataset}"
     own = chosen.volume.names
@@ -231,25 +232,25 @@ def _device(disk: RawDisk, chosen: Candidate, system: Root, root: str) -> str:
         return system.fstab
     raise UsageError(
         f"{disk.given}: its /etc/fstab has / on /dev/{system.fstab}, which a Xen guest does not have: there it is {', '.join(own)}",
-        hint=f"name it by a label in the image's fstab (/dev/{own[-1]}); --root {own[0]} boots it all the same, up to single-user mode",
+        hint=f"use a label in the image's fstab (/dev/{own[-1]}); --root {own[0]} boots it up to single-user mode",
     )
 
 
 def root_of(device: str) -> dict[str, str]:
-    """The root as a manifest has it: ``root`` is a device or a dataset, ``mountfrom`` the value of vfs.root.mountfrom."""
+    """The root in a manifest: ``root`` is a device or dataset, ``mountfrom`` the value of vfs.root.mountfrom."""
     return {"root": device.removeprefix("zfs:"), "mountfrom": device if device.startswith("zfs:") else f"ufs:/dev/{device}"}
 
 
 def root_device(disk: RawDisk, root: str = "") -> str:
-    """The root device of a disk that is booted with a kernel from elsewhere: ``root`` where it is given, and nothing is read then.
+    """The root device of a disk that boots with another kernel. Returns ``root`` unread if it is given.
 
-    A disk without a system's root may have one that only this kernel knows: then its first UFS is taken, else the whole disk.
-    Raises UsageError as :func:`found` does for all else.
+    A disk without a root may have one that only this kernel knows: then its first UFS, else the whole disk.
+    Raises UsageError as :func:`open_root` does in all other cases.
     """
     if root:
         return root.removeprefix("ufs:").removeprefix("/dev/")
     try:
-        with found(disk) as at:
+        with open_root(disk) as at:
             return at.root
     except NoFreeBSD:
         with window.opened(disk.path) as whole:
@@ -257,39 +258,39 @@ def root_device(disk: RawDisk, root: str = "") -> str:
         chosen = next((item for item in volumes if item.fs is not None), None)
         if chosen is None:
             return DISK
-        _sectors(disk, chosen)
+        _check_sectors(disk, chosen)
         return chosen.part.name
 
 
 # -- as an image ------------------------------------------------------------------------------------------------------
 
 
-def kernel_of(disk: RawDisk, at: Found, target: Path) -> KernelFile:
-    """Write the kernel of a root to ``target`` and look at it. Raises UsageError for none, or one that is no FreeBSD's."""
+def kernel_of(disk: RawDisk, at: FoundRoot, target: Path) -> KernelFile:
+    """Write the kernel of a root to ``target`` and read it. Raises UsageError if it is missing or not FreeBSD's."""
     name = at.candidate.described
     path = at.system.kernel
     if not path:
         raise UsageError(
             f"{disk.given}: the root {name} has no kernel at {rootfs.kernels(at.system.loader)[0]}",
-            hint="give one: --kernel FILE",
+            hint="add --kernel FILE",
         )
     try:
         rootfs.extract(at.candidate.files, path, target)
     except BadFileSystem as exc:
-        raise UsageError(f"{disk.given}: {path} of {name} cannot be read: {exc}", hint="give the kernel: --kernel FILE") from None
+        raise UsageError(f"{disk.given}: {path} of {name} cannot be read: {exc}", hint="add --kernel FILE") from None
     try:
-        return kernelfile.look(target)
+        return kernelfile.read(target)
     except UsageError as exc:
         raise UsageError(f"{disk.given}: {exc.message.replace(str(target), path)}", hint=exc.hint) from None
 
 
-def types_of(disk: RawDisk, at: Found, kernel: KernelFile) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """The guest types that a disk can run as with its own kernel, and in words why not as others. Raises UsageError for none."""
+def types_of(disk: RawDisk, at: FoundRoot, kernel: KernelFile) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The guest types that the disk's own kernel supports, and the reasons against the others. Raises UsageError for none."""
     direct, why = list(kernel.types), []
     if not direct:
         why.append(f"no PVH: FreeBSD {kernel.version}'s kernel {at.system.kernel} has no Xen ELF notes (options XENHVM)")
     elif at.candidate.dataset and not kernel.zfs:
-        why.append("no PVH: the root is on ZFS, the kernel has it as a module only, and without the loader nobody loads that")
+        why.append("no PVH: the root is on ZFS, and the kernel has ZFS as a module only, which needs the loader")
         direct = []
     hvm = bool(at.firmwares) and at.system.serial
     if not at.firmwares:
@@ -305,31 +306,31 @@ def types_of(disk: RawDisk, at: Found, kernel: KernelFile) -> tuple[tuple[str, .
     return types, tuple(why)
 
 
-def take(path: Path, root: str = "") -> Image:
-    """The disk image ``path`` as an image to run: read now, or known from before by its content. The file stays where it is.
+def read_image(path: Path, root: str = "") -> Image:
+    """The disk image ``path`` as an image to run: read now, or found in the store by its content. The file is not copied.
 
-    Raises UsageError for a disk that cannot be run, InfrastructureError when the store has no room.
+    Raises UsageError for a disk that cannot run, InfrastructureError when the store's disk is full.
     """
     with diskformat.opened(path) as disk:
 
-        def make(work: Path) -> dict[str, Any]:
-            begun = time.monotonic()
-            with found(disk, root) as at:
+        def fill(work: Path) -> dict[str, Any]:
+            started = time.monotonic()
+            with open_root(disk, root) as at:
                 kernel = kernel_of(disk, at, work / "kernel")
                 types, why = types_of(disk, at, kernel)
-                return manifest(disk, at, kernel, types, why, time.monotonic() - begun)
+                return manifest(disk, at, kernel, types, why, time.monotonic() - started)
 
         inputs = [Input("disk", disk.key, ""), Input("root", root, ""), Input("reader", str(_READER), "")]
-        entry = store.obtain("disks", key_of(*inputs), make)
+        entry = entries.get_or_create("disks", key_of(*inputs), fill)
         return Image(disk.given.name, entry, disk.path, disk.given)
 
 
 def manifest(
-    disk: RawDisk, at: Found, kernel: KernelFile, types: tuple[str, ...], why: tuple[str, ...], seconds: float
+    disk: RawDisk, at: FoundRoot, kernel: KernelFile, types: tuple[str, ...], why: tuple[str, ...], seconds: float
 ) -> dict[str, Any]:
-    """The manifest of an image that is a disk with its own kernel (``kernel.path`` tells that)."""
+    """The manifest of an image that is a disk with its own kernel."""
     where = at.candidate.described
-    # The kernel's hash is of what is started: no file of the guest has it where the kernel is packed.
+    # The hash is of the kernel that starts. If the disk has it compressed, no file of the guest has this hash.
     own = "" if at.system.kernel.endswith(".gz") else at.system.kernel
     return {
         "what": f"FreeBSD {kernel.version} of {disk.given.name}", "version": kernel.version, "branch": kernel.branch,
@@ -338,20 +339,20 @@ def manifest(
         **root_of(at.root), "root_device": at.candidate.volume.part.name,
         "root_label": at.candidate.volume.fs.label if at.candidate.volume.fs else "", "firmwares": list(at.firmwares) if "hvm" in types else [],
         "why_not": list(why), "modules": list(at.system.modules), "pygrub": False, "kernel": {"sha256": kernel.sha256, "path": own}, "world": "",
-        "files": files(at, kernel), "disks": [{"file": "", "vdev": "xvda", "format": "raw", "slot": -1}],
+        "files": file_hashes(at, kernel), "disks": [{"file": "", "vdev": "xvda", "format": "raw", "slot": -1}],
         "inputs": [vars(Input("disk", disk.key, str(disk.given)))], "built": stamp.now(), "seconds": round(seconds, 2),
     }  # fmt: skip
 
 
-def files(at: Found, kernel: KernelFile) -> dict[str, str]:
-    """sha256 of the files that were read, and of some more, by their paths: the guest has to find the same."""
+def file_hashes(at: FoundRoot, kernel: KernelFile) -> dict[str, str]:
+    """sha256 by path of the files that were read, and of some others: the running guest must compute the same."""
     hashes = {path: hashlib.sha256(text).hexdigest() for path, text in at.system.texts.items()}
     if not at.system.kernel.endswith(".gz"):
         hashes[at.system.kernel] = kernel.sha256
-    for path in _WITNESSES:
+    for path in _EXTRA_FILES:
         digest = hashlib.sha256()
         try:
-            for block in at.candidate.files.blocks(path, _WITNESS_SIZE):
+            for block in at.candidate.files.blocks(path, _EXTRA_SIZE):
                 digest.update(block)
         except BadFileSystem:
             continue
@@ -360,7 +361,7 @@ def files(at: Found, kernel: KernelFile) -> dict[str, str]:
 
 
 def check_types(image: Image, wanted: Sequence[str]) -> None:
-    """Raises UsageError when a disk that was read can run as none of the ``wanted`` guest types (none: as all it can)."""
+    """Raise UsageError if a disk cannot run as any of the ``wanted`` guest types (empty: all types are fine)."""
     why = image.data.get("why_not")
     if why and wanted and not any(word in image.types for word in wanted):
         raise UsageError(
@@ -369,8 +370,8 @@ def check_types(image: Image, wanted: Sequence[str]) -> None:
         )
 
 
-def tell(image: Image) -> None:
-    """Say on standard error what was found on a disk."""
+def print_summary(image: Image) -> None:
+    """Print the result of reading a disk on standard error."""
     data = image.data
     on_zfs = " (ZFS)" if str(data["mountfrom"]).startswith("zfs:") else ""
     print(
@@ -378,7 +379,7 @@ def tell(image: Image) -> None:
         file=sys.stderr,
     )
     if data["firmwares"] == ["uefi"]:
-        print(f"     {UEFI_ALONE}", file=sys.stderr)
+        print(f"     {UEFI_ONLY}", file=sys.stderr)
     if data["modules"] and "pvh" in data["types"]:
         print(f"     as PVH without the modules of its loader.conf: {', '.join(data['modules'])}", file=sys.stderr)
     for line in data["why_not"]:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""Puts file systems together to disks: raw, or behind a partition table, with boot code where a firmware needs it."""
+"""Builds disks from file systems: raw, or with a partition table and boot code."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from harness.images.metalog import Tree
 from harness.images.tables import SECTOR, Part
 
 _MIB = (1 << 20) // SECTOR
-# A slice begins behind the first track, as fdisk and gpart have always done it.
+# A slice begins after the first track, as with fdisk and gpart.
 _SLICE_START = 63
 # gpart's first sector for a freebsd-boot that is aligned to 4 KiB.
 _BOOT_START = 40
 _LABEL_AT = SECTOR
-# pmbr reads all of a freebsd-boot through the BIOS, and no more than this (stand/i386/pmbr/pmbr.S).
+# pmbr reads all of a freebsd-boot through the BIOS, at most this many bytes (stand/i386/pmbr/pmbr.S).
 _BOOT_LIMIT = 545 << 10
 _GPT_KINDS = {"swap": "freebsd-swap", "ext2": "linux-data", "boot": "freebsd-boot", "efi": "efi", "zfs": "freebsd-zfs"}
-# How to get a world with it. WITHOUT_EFI leaves out loader.efi, and the small world is WITHOUT_LOADER_ZFS (share/mk/src.opts.mk).
+# How to build a world with the file. WITHOUT_EFI drops loader.efi; the small world is WITHOUT_LOADER_ZFS (share/mk/src.opts.mk).
 _WORLDS = {"loader.efi": "build the world WITH_EFI", "gptzfsboot": "build it with --world zfs (WITH_LOADER_ZFS)"}
 
 
@@ -35,23 +35,23 @@ class BootCode:
     directory: Path
 
     def path(self, name: str) -> Path:
-        """Raises BuildError when the world lacks it."""
+        """The path of a boot file. Raises BuildError if the world lacks it."""
         path = self.directory / name
         if not path.is_file():
             way = "UEFI" if name == "loader.efi" else "HVM"
             raise BuildError(
                 f"this world has no /boot/{name}: {way} cannot boot it",
-                hint=f"{_WORLDS.get(name, 'build the world WITH_BOOT')}, or take a layout without",
+                hint=f"{_WORLDS.get(name, 'build the world WITH_BOOT')}, or use a layout without",
             )
         return path
 
     def read(self, name: str) -> bytes:
-        """Raises BuildError when the world lacks it."""
+        """The content of a boot file. Raises BuildError if the world lacks it."""
         return self.path(name).read_bytes()
 
 
 def check(layout: Layout, boot: BootCode) -> None:
-    """Raises BuildError when the world lacks boot code that ``layout`` needs."""
+    """Raise BuildError if the world lacks boot code that ``layout`` needs."""
     for disk, _, fs in layout.parts:
         if fs.type == "efi":
             boot.path("loader.efi")
@@ -70,7 +70,7 @@ def write(
     directory: Path,
     variables: Mapping[str, str],
 ) -> None:
-    """Make all disks of ``layout`` from ``tree`` in ``directory``, without root. Raises UsageError, BuildError.
+    """Write all disks of ``layout`` with the files of ``tree`` to ``directory``. Raises UsageError, BuildError.
 
     ``variables`` are kernel variables for the boot environment of a ZFS pool.
     """
@@ -85,7 +85,7 @@ def write(
         for disk in layout.vdevs:
             files: list[Path | None] = []
             for number, fs in enumerate(disk.fs):
-                # A disk without a table is its file system.
+                # A disk without a table consists of its file system.
                 path = directory / disk.file if disk.table == "none" else Path(scratch) / f"{disk.name}-{number}"
                 own = f"{seed} {disk.name} {number}"
                 if fs.type == "boot":
@@ -99,16 +99,16 @@ def write(
                     files.append(_file_system(fs, metalog.subtree(tree, fs.mount, mounts), tool, etc, path, own, label))
                 if fs.type == "zfs":
                     loader_conf_slot.fill_pool(path, variables)
-            divide(disk, files, boot, f"{seed} {disk.name}", directory / disk.file)
+            write_disk(disk, files, boot, f"{seed} {disk.name}", directory / disk.file)
 
 
 def _gptboot(disk: Vdev) -> str:
-    """The boot code for the file system that the disk's loader is on."""
+    """The name of the boot code for the file system that holds the disk's loader."""
     return "gptzfsboot" if any(fs.type == "zfs" for fs in disk.fs) else "gptboot"
 
 
-def divide(disk: Vdev, files: list[Path | None], boot: BootCode, seed: str, target: Path) -> None:
-    """Put the file systems ``files`` (None for room alone) behind the partition table of ``disk``, if it has one."""
+def write_disk(disk: Vdev, files: list[Path | None], boot: BootCode, seed: str, target: Path) -> None:
+    """Write the partition table of ``disk``, if it has one, and the file systems ``files`` (None: empty space)."""
     if disk.table == "mbr":
         _mbr(disk, files, boot, target)
     elif disk.table == "gpt":
@@ -116,7 +116,7 @@ def divide(disk: Vdev, files: list[Path | None], boot: BootCode, seed: str, targ
 
 
 def _file_system(fs: FileSystem, tree: Tree, tool: Makefs | None, etc: Path, path: Path, seed: str, label: str) -> Path | None:
-    """Make one file system; a swap partition is nothing but room."""
+    """Write one file system; None for swap, which is empty space."""
     if fs.type == "swap":
         with path.open("wb") as file:
             file.truncate(fs.bytes)
@@ -142,8 +142,8 @@ def _mbr(disk: Vdev, files: list[Path | None], boot: BootCode, target: Path) -> 
         begin = _SLICE_START * SECTOR
         for part, file in zip(parts, files, strict=True):
             if file is not None:
-                loader_conf_slot.paste(file, out.fileno(), begin + part.start * SECTOR)
-        # Boot code and label lie in the 8 KiB that a UFS leaves free at its beginning (or before partition a).
+                loader_conf_slot.copy_data(file, out.fileno(), begin + part.start * SECTOR)
+        # Boot code and label use the 8 KiB that a UFS leaves free at its beginning (or before partition a).
         if disk.boot:
             out.seek(begin)
             out.write(boot.read("boot")[: 16 * SECTOR])
@@ -156,7 +156,7 @@ def _mbr(disk: Vdev, files: list[Path | None], boot: BootCode, target: Path) -> 
 def place(disk: Vdev, sizes: list[int]) -> tuple[list[Part], int]:
     """The partitions of a GPT disk whose file systems have ``sizes`` in sectors, and the disk's size in sectors.
 
-    mkimg(1) places partitions without a gap, from the first usable sector on (``packed``). bsdinstall aligns them.
+    mkimg(1) places partitions without gaps from the first usable sector (``packed``); bsdinstall aligns them.
     """
     parts: list[Part] = []
     at = tables.GPT_FIRST if disk.packed else _BOOT_START if disk.fs[0].type == "boot" else _MIB
@@ -174,7 +174,7 @@ def _gpt(disk: Vdev, files: list[Path | None], boot: BootCode, seed: str, target
         length = file.stat().st_size if fs.type == "boot" and file is not None else fs.bytes
         if fs.type == "boot" and length > _BOOT_LIMIT:
             raise BuildError(
-                f"/boot/{_gptboot(disk)} has {length} bytes, and pmbr reads {_BOOT_LIMIT}", hint="take a layout without"
+                f"/boot/{_gptboot(disk)} has {length} bytes, and pmbr reads {_BOOT_LIMIT}", hint="use a layout without freebsd-boot"
             )
         sizes.append(-(-length // SECTOR))
     parts, sectors = place(disk, sizes)
@@ -183,7 +183,7 @@ def _gpt(disk: Vdev, files: list[Path | None], boot: BootCode, seed: str, target
         out.truncate(sectors * SECTOR)
         for part, file in zip(parts, files, strict=True):
             if file is not None:
-                loader_conf_slot.paste(file, out.fileno(), part.start * SECTOR)
+                loader_conf_slot.copy_data(file, out.fileno(), part.start * SECTOR)
         out.seek(0)
         out.write(first)
         out.seek(sectors * SECTOR - len(last))
@@ -191,7 +191,7 @@ def _gpt(disk: Vdev, files: list[Path | None], boot: BootCode, seed: str, target
 
 
 def slot_of(layout: Layout, disk: Vdev, image: Path) -> int:
-    """The offset of the slot in the disk file ``image``, -1 where ``disk`` has none. Raises BuildError when it is not there once."""
+    """The offset of the slot in the disk file ``image``; -1 if ``disk`` has none. Raises BuildError if the slot is not there once."""
     if not layout.firmwares or not any(fs.mount == "/" for fs in disk.fs):
         return -1
     if not layout.zfs:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""Release sets: base.txz and kernel.txz as MANIFEST names them, unpacked without root. harness/images/sets.py writes them."""
+"""Reads release sets: base.txz and kernel.txz of a MANIFEST, unpacked without root. harness/images/sets.py writes them."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ from typing import Any
 
 from harness import paths
 from harness.errors import BuildError, UsageError
-from harness.images import destdir, fetch, kernelfile, store
+from harness.images import destdir, entries, fetch, kernelfile
+from harness.images.entries import StoreEntry
 from harness.images.inputs import Input, combine, key_of
-from harness.images.store import Entry
 
 log = logging.getLogger("fxh.images")
 
 _SETS = ("base", "kernel")
-# A program of each set, whose ELF header tells the set's machine.
+# A program of each set: its ELF header gives the set's machine.
 _PROOF = {"base": "sbin/init", "kernel": "boot/kernel/kernel"}
-# Raise when the same sets are unpacked to something else.
+# Raise when the same sets give another world.
 _UNPACKER = 1
 
 
 @dataclass(frozen=True)
-class Set:
-    """A line of MANIFEST: ``name`` as in ``base``, ``file`` as in ``base.txz``."""
+class ReleaseSet:
+    """A line of MANIFEST: ``name`` is ``base``, ``file`` is ``base.txz``."""
 
     name: str
     file: str
@@ -41,8 +41,8 @@ class Set:
 
 
 # base.txz	<sha256>	28236	base	"Base system (MANDATORY)"	on
-def parse_manifest(text: str) -> dict[str, Set]:
-    """The sets by name. Raises BuildError for a line that is none."""
+def parse_manifest(text: str) -> dict[str, ReleaseSet]:
+    """The sets by name. Raises BuildError for an invalid line."""
     found = {}
     for number, line in enumerate(text.splitlines(), 1):
         if not line.strip():
@@ -51,14 +51,14 @@ def parse_manifest(text: str) -> dict[str, Set]:
         if len(words) < 4 or not re.fullmatch(r"[0-9a-f]{64}", words[1]) or "/" in words[0]:
             raise BuildError(f"MANIFEST, line {number}: {line[:80]!r} names no set", hint="give the directory of a FreeBSD release")
         about = words[4].strip('"') if len(words) > 4 else ""
-        found[words[3]] = Set(words[3], words[0], words[1], about)
+        found[words[3]] = ReleaseSet(words[3], words[0], words[1], about)
     return found
 
 
-def world(where: str) -> tuple[Entry, Path, tuple[Input, ...]]:
-    """World (kernel and modules among it) of the sets at ``where``, a URL or a directory; the kernel's path; the inputs.
+def world(where: str) -> tuple[StoreEntry, Path, tuple[Input, ...]]:
+    """The world of the sets at ``where``, a URL or a directory; its kernel's path; the inputs. The kernel and modules are in the world.
 
-    Raises UsageError if a set is missing, or is for a machine that Xen's guests here are not: then nothing stays in the store.
+    Raises UsageError if a set is missing or for another machine than amd64 or i386; then nothing stays in the store.
     """
     sets = parse_manifest(fetch.text(where, "MANIFEST"))
     missing = [name for name in _SETS if name not in sets]
@@ -71,9 +71,9 @@ def world(where: str) -> tuple[Entry, Path, tuple[Input, ...]]:
         Input("unpacker", str(_UNPACKER), "harness/images/dist.py"),
     )
 
-    def make(work: Path) -> dict[str, Any]:
+    def fill(work: Path) -> dict[str, Any]:
         lines = {".": ". type=dir uid=0 gid=0 mode=0755"}
-        # The kernel comes first: it is a tenth of the base, and says whether the rest is worth fetching.
+        # The kernel first: it has a tenth of the size of base and shows whether the machine is right.
         for name in reversed(_SETS):
             archive = fetch.checked(where, sets[name].file, sets[name].sha256)
             unpack(archive, work / "tree", lines, patterns)
@@ -86,12 +86,12 @@ def world(where: str) -> tuple[Entry, Path, tuple[Input, ...]]:
             "inputs": [vars(item) for item in inputs],
         }  # fmt: skip
 
-    entry = store.obtain("worlds", key_of(*inputs), make)
+    entry = entries.get_or_create("worlds", key_of(*inputs), fill)
     return entry, entry.directory / "tree/boot/kernel/kernel", inputs
 
 
 def _check_machine(program: Path, archive: Path, what: str) -> None:
-    """Raise UsageError if ``program`` is for another machine; its ``archive`` is of no use then, and goes."""
+    """Raise UsageError and delete ``archive`` if ``program`` is for another machine than amd64 or i386."""
     if not program.is_file():
         return
     with program.open("rb") as file:
@@ -111,9 +111,9 @@ def left_out(path: str, patterns: tuple[str, ...]) -> bool:
 
 
 def unpack(archive: Path, top: Path, lines: dict[str, str], patterns: tuple[str, ...]) -> None:
-    """Put the files of a set below ``top`` and their owners, modes and links into ``lines`` (METALOG, by path).
+    """Put the files of a set below ``top``, and their owners, modes and links into ``lines`` (METALOG, by path).
 
-    Only plain files are made: no link of an archive can lead out of ``top``. Raises BuildError for a damaged archive.
+    Creates only regular files, so no link of an archive leads out of ``top``. Raises BuildError for a damaged archive.
     """
     log.info("unpacking %s", archive.name)
     top.mkdir(exist_ok=True)
@@ -122,7 +122,7 @@ def unpack(archive: Path, top: Path, lines: dict[str, str], patterns: tuple[str,
             for member in tar:
                 path = os.path.normpath(member.name.lstrip("/"))
                 if path.startswith("..") or "\n" in path:
-                    raise BuildError(f"{archive.name} wants to write to {member.name!r}", hint="that is no FreeBSD set")
+                    raise BuildError(f"{archive.name} wants to write to {member.name!r}", hint="give a FreeBSD set")
                 if not left_out(path, patterns):
                     line = _member(tar, member, path, top, lines)
                     if line:
@@ -132,7 +132,7 @@ def unpack(archive: Path, top: Path, lines: dict[str, str], patterns: tuple[str,
     except (tarfile.TarError, lzma.LZMAError, EOFError) as exc:
         raise BuildError(f"{archive.name} cannot be unpacked: {exc}", hint="fetch it again") from exc
     except (FileExistsError, NotADirectoryError, IsADirectoryError) as exc:
-        raise BuildError(f"{archive.name}: a file and a directory of one name: {exc}", hint="that is no FreeBSD set") from exc
+        raise BuildError(f"{archive.name}: a file and a directory of one name: {exc}", hint="give a FreeBSD set") from exc
 
 
 def _member(tar: tarfile.TarFile, member: tarfile.TarInfo, path: str, top: Path, lines: dict[str, str]) -> str:
@@ -148,7 +148,7 @@ def _member(tar: tarfile.TarFile, member: tarfile.TarInfo, path: str, top: Path,
     if member.islnk():
         target = os.path.normpath(member.linkname.lstrip("/"))
         if target not in lines or not (top / target).is_file():
-            return ""  # its file was left out
+            return ""  # its file is excluded
         where.unlink(missing_ok=True)
         os.link(top / target, where)
         return f"{name} {lines[target].partition(' ')[2]}"
@@ -162,7 +162,7 @@ def _member(tar: tarfile.TarFile, member: tarfile.TarInfo, path: str, top: Path,
 
 
 def _vis(path: str) -> str:
-    """As mtree(5) writes a name: blanks and the like by their octal number."""
+    """A name in mtree(5)'s encoding: blanks and special characters as octal numbers."""
     return "".join(
         f"\\{byte:03o}" if byte <= 32 or byte in b"\\#=*?" or byte > 126 else chr(byte)
         for byte in path.encode(errors="surrogateescape")

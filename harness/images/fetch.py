@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""Files from a mirror or a directory: fetched once, resumed where a fetch broke off, and checked against their sha256."""
+"""Gets files from a mirror or a directory: once, resumed after an interruption, and checked by their sha256."""
 
 from __future__ import annotations
 
@@ -11,18 +11,16 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
-from filelock import FileLock
-
+from harness import store
 from harness.digest import file_sha256
 from harness.errors import BuildError, InfrastructureError, UsageError
-from harness.images import store
 
 log = logging.getLogger("fxh.images.fetch")
 
 _SILENCE = 30.0
 _ATTEMPTS = 4
 _BLOCK = 1 << 18
-# A listing or a MANIFEST has some kilobytes; a server that sends more without end is none of ours.
+# A listing or a MANIFEST has some kilobytes. The limit protects from a server that sends without end.
 _SMALL = 4 << 20
 
 
@@ -31,9 +29,9 @@ def is_url(where: str) -> bool:
 
 
 def text(where: str, name: str, patience: float = _SILENCE) -> str:
-    """A small file of a mirror or a directory, at most 4 MiB; bytes that are no UTF-8 are replaced.
+    """A small file of a mirror or a directory, at most 4 MiB; replaces bytes that are not UTF-8.
 
-    Raises UsageError when it is not there, InfrastructureError without network.
+    Raises UsageError if it is missing, InfrastructureError without network.
     """
     if not is_url(where):
         path = Path(where).expanduser() / name
@@ -46,19 +44,19 @@ def text(where: str, name: str, patience: float = _SILENCE) -> str:
 
 
 def page(where: str, name: str = "", patience: float = _SILENCE) -> tuple[str, str]:
-    """A small file of a mirror as :func:`text` reads it, and the URL that it came from after redirects."""
+    """A small file of a mirror as :func:`text` reads it, and its URL after redirects."""
     url = f"{where.rstrip('/')}/{name}"
     try:
         with urllib.request.urlopen(url, timeout=patience) as answer:
             return answer.read(_SMALL).decode(errors="replace"), str(answer.geturl())
     except urllib.error.HTTPError as exc:
-        raise UsageError(f"{url}: {exc.code} {exc.reason}", hint="give the directory of a release that holds MANIFEST") from exc
-    except (OSError, http.client.HTTPException, ValueError) as exc:  # ValueError: a redirect to what is no URL
-        raise InfrastructureError(f"{url}: {exc}", hint="is the network there? --dist takes a local directory, too") from exc
+        raise UsageError(f"{url}: {exc.code} {exc.reason}", hint="give the directory of a release that has a MANIFEST") from exc
+    except (OSError, http.client.HTTPException, ValueError) as exc:  # ValueError: a redirect to an invalid URL
+        raise InfrastructureError(f"{url}: {exc}", hint="check the network; --dist also takes a local directory") from exc
 
 
 def reachable(where: str, seconds: float = 5.0) -> str:
-    """Why MANIFEST cannot be read there within ``seconds``, or "" when it can."""
+    """The reason why MANIFEST cannot be read within ``seconds``, or ""."""
     try:
         with urllib.request.urlopen(f"{where.rstrip('/')}/MANIFEST", timeout=seconds):
             return ""
@@ -67,18 +65,15 @@ def reachable(where: str, seconds: float = 5.0) -> str:
 
 
 def checked(where: str, name: str, sha256: str) -> Path:
-    """The file ``name`` with that hash, kept in the store's ``downloads``; only what is missing of it is fetched.
+    """The file ``name`` with that hash from the store's ``downloads``; fetches its missing part.
 
-    Raises BuildError for other content than promised, InfrastructureError when the mirror breaks off again and again.
+    Raises BuildError for other content, InfrastructureError if the mirror fails several times.
     """
-    target = store.directory("downloads") / f"{sha256[:16]}-{name}"
-    with FileLock(target.with_name(f".{target.name}.lock")):
-        if target.is_file():
-            if file_sha256(target) == sha256:
-                return target
-            log.warning("%s is damaged: it is fetched again", target)
-            target.unlink()
-        part = target.with_name(f".{target.name}.part")
+    key = f"{sha256[:16]}-{name}"
+
+    def create(work: Path) -> Path:
+        # Outside the work directory: the next attempt resumes it.
+        part = work.with_name(f".{key}.part")
         if is_url(where):
             _fetch(f"{where.rstrip('/')}/{name}", part)
         else:
@@ -91,34 +86,38 @@ def checked(where: str, name: str, sha256: str) -> Path:
             size = part.stat().st_size
             part.unlink()
             raise BuildError(
-                f"{name} of {where} is not what its MANIFEST promises (sha256 {got[:16]}..., promised {sha256[:16]}..., {size} bytes)",
-                hint="truncated or tampered with: try again, or another mirror",
+                f"{name} of {where} differs from its MANIFEST (sha256 {got[:16]}..., expected {sha256[:16]}..., {size} bytes)",
+                hint="the file is truncated or modified: try again, or use another mirror",
             )
-        part.rename(target)
-    return target
+        return part
+
+    def damage(file: Path) -> str:
+        return "" if file_sha256(file) == sha256 else "wrong sha256"
+
+    return store.get_or_create("downloads", key, create, step=f"fetching {name}", damage=damage)
 
 
 def _fetch(url: str, part: Path) -> None:
     for attempt in range(1, _ATTEMPTS + 1):
         try:
-            _rest(url, part)
+            _fetch_missing(url, part)
             return
         except urllib.error.HTTPError as exc:
-            if exc.code == 416:  # nothing is missing; the hash will tell
+            if exc.code == 416:  # the file is complete; the caller checks its hash
                 return
-            raise InfrastructureError(f"{url}: {exc.code} {exc.reason}", hint="is it the right mirror?") from exc
+            raise InfrastructureError(f"{url}: {exc.code} {exc.reason}", hint="check the URL of the mirror") from exc
         except (OSError, http.client.HTTPException) as exc:
             have = part.stat().st_size if part.exists() else 0
             if attempt == _ATTEMPTS:
                 raise InfrastructureError(
-                    f"{url}: {exc} (after {have >> 20} MiB)", hint="run again: it goes on from there"
+                    f"{url}: {exc} (after {have >> 20} MiB)", hint="run the command again: it resumes the fetch"
                 ) from exc
-            log.info("%s broke off after %d MiB (%s): going on", url, have >> 20, exc)
+            log.info("%s: interrupted after %d MiB (%s); resuming", url, have >> 20, exc)
             time.sleep(attempt)
 
 
-def _rest(url: str, part: Path) -> None:
-    """Fetch what ``part`` lacks; a server that knows no ranges sends all again."""
+def _fetch_missing(url: str, part: Path) -> None:
+    """Append the missing bytes to ``part``; a server without ranges sends all again."""
     have = part.stat().st_size if part.exists() else 0
     request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})
     with urllib.request.urlopen(request, timeout=_SILENCE) as answer:
@@ -126,11 +125,11 @@ def _rest(url: str, part: Path) -> None:
         length = answer.headers.get("Content-Length")
         expected = int(length) + (0 if whole else have) if length else None
         with part.open("wb" if whole else "ab") as file:
-            told = time.monotonic()
+            logged = time.monotonic()
             while block := answer.read(_BLOCK):
                 file.write(block)
-                if time.monotonic() - told > 10:
-                    told = time.monotonic()
+                if time.monotonic() - logged > 10:
+                    logged = time.monotonic()
                     log.info("%s: %d of %s MiB", url, file.tell() >> 20, "?" if expected is None else expected >> 20)
     if expected is not None and part.stat().st_size < expected:
         raise http.client.IncompleteRead(b"", expected - part.stat().st_size)

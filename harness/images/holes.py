@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""Makes holes in the files of a UFS, as ``cp --sparse=always`` does; makefs writes every block.
+"""Makes holes in the files of a UFS, as ``cp --sparse=always`` does, because makefs writes every block.
 
 Sources: sys/ufs/ufs/dinode.h (block numbers of an inode; 0 is a hole), sys/ufs/ffs/fs.h.
 """
@@ -15,40 +15,40 @@ from harness.images import ufs, window
 from harness.images.ufs import Superblock
 
 _DIRECT, _LEVELS = 12, 3
-# What fills the blocks that are not used any more: a reader that follows an old or a wrong number does not read zeros.
+# Fills blocks that become unused, so that a reader that follows an old or wrong number does not read zeros.
 _NOISE = bytes(range(1, 256))
-# The boot area, which a reader gets that takes the number 0 for a block.
+# The boot area, which a reader gets if it takes the number 0 for a block.
 _BOOT_AREA = 8192
 
 
-def dig(volume: Path) -> int:
-    """Replace the blocks of regular files that hold zeros alone by holes; their number. The last block of a file stays.
+def punch(volume: Path) -> int:
+    """Replace the blocks of regular files that are all zeros by holes; returns their number. Keeps the last block of a file.
 
-    The blocks stay marked as used, which readers do not look at and fsck puts right. Where there are holes, they and the boot area
-    are filled with other bytes than zero.
+    The blocks stay marked as used, which readers ignore and fsck repairs. The freed blocks and the boot area get bytes other than
+    zero.
     """
     with window.opened(volume) as whole:
         fs = ufs.superblock(whole)
     if fs is None:
         return 0
     with volume.open("r+b") as file:
-        digger = _Digger(file.fileno(), fs)
+        puncher = _Puncher(file.fileno(), fs)
         size = 128 * fs.version
         for begin in fs.tables:
             table = os.pread(file.fileno(), fs.ipg * size, begin)
             for at in range(0, len(table), size):
                 if stat.S_ISREG(int.from_bytes(table[at : at + 2], "little")):
-                    digger.file(begin + at, table[at : at + size])
-        if digger.count and not any(os.pread(file.fileno(), _BOOT_AREA, 0)):
+                    puncher.file(begin + at, table[at : at + size])
+        if puncher.count and not any(os.pread(file.fileno(), _BOOT_AREA, 0)):
             os.pwrite(file.fileno(), _noise(_BOOT_AREA), 0)
-    return digger.count
+    return puncher.count
 
 
 def _noise(size: int) -> bytes:
     return (_NOISE * (size // len(_NOISE) + 1))[:size]
 
 
-class _Digger:
+class _Puncher:
     """``count`` is the number of blocks that became holes, without indirect ones."""
 
     def __init__(self, descriptor: int, fs: Superblock) -> None:
@@ -57,22 +57,22 @@ class _Digger:
         self._freed = 0
 
     def file(self, at: int, inode: bytes) -> None:
-        """Dig in the file whose ``inode`` lies at the byte ``at`` of the volume."""
+        """Punch holes into the file whose ``inode`` is at the byte ``at`` of the volume."""
         size_at, blocks, numbers = (8, (104, "<I"), 40) if self.fs.version == 1 else (16, (24, "<Q"), 112)
         size = int.from_bytes(inode[size_at : size_at + 8], "little")
         last, self._freed = max(0, -(-size // self.fs.bsize) - 1), 0
         first, each = 0, self.fs.bsize // self._word.size
         for slot in range(_DIRECT + _LEVELS):
             level = max(0, slot - _DIRECT + 1)
-            self._hollow(at + numbers + slot * self._word.size, level, first, last)
+            self._punch(at + numbers + slot * self._word.size, level, first, last)
             first += each**level
         if self._freed:
             place, form = blocks
             (held,) = struct.unpack_from(form, inode, place)
             os.pwrite(self.descriptor, struct.pack(form, held - self._freed * (self.fs.bsize // 512)), at + place)
 
-    def _hollow(self, slot: int, level: int, first: int, last: int) -> bool:
-        """Whether the number at the byte ``slot`` is that of a hole now; ``first`` is the first block of the file below it."""
+    def _punch(self, slot: int, level: int, first: int, last: int) -> bool:
+        """Whether the block number at the byte ``slot`` is a hole now; ``first`` is the first block of the file below it."""
         (fragment,) = self._word.unpack(os.pread(self.descriptor, self._word.size, slot))
         if not fragment:
             return True
@@ -81,7 +81,7 @@ class _Digger:
         at, each = fragment * self.fs.fsize, self.fs.bsize // self._word.size
         if level:
             span = each ** (level - 1)
-            below = [self._hollow(at + n * self._word.size, level - 1, first + n * span, last) for n in range(each)]
+            below = [self._punch(at + n * self._word.size, level - 1, first + n * span, last) for n in range(each)]
             if not all(below):
                 return False
         elif any(os.pread(self.descriptor, self.fs.bsize, at)):

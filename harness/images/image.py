@@ -1,19 +1,19 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""A finished image: disks, kernel, and what was put into them."""
+"""A finished image: disks, kernel, inputs; and the names (tags) of images."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from harness import osversion
+from harness import osversion, store
 from harness.errors import UsageError
-from harness.images import kernelfile, store
+from harness.images import entries, kernelfile
+from harness.images.entries import StoreEntry
 from harness.images.inputs import Input
-from harness.images.store import Entry
 from harness.osversion import OSVersion
 
 _KIND = "images"
@@ -21,7 +21,7 @@ _KIND = "images"
 
 @dataclass(frozen=True)
 class ImageDisk:
-    """``slot`` is the byte offset of the place for an HVM guest's kernel variables, -1 where there is none."""
+    """``slot`` is the offset (bytes) of the place for an HVM guest's kernel variables, -1 if there is no such place."""
 
     file: Path
     vdev: str
@@ -31,11 +31,11 @@ class ImageDisk:
 
 @dataclass(frozen=True)
 class Image:
-    """``name`` is how it was asked for. ``disk`` is the file of its one disk where that is not in the entry, ``given`` the one
-    that somebody gave for it."""
+    """``name`` is the name or key in the request. ``disk`` is the file of its only disk if that is not in the entry, ``given`` the
+    file that the user gave for it."""
 
     name: str
-    entry: Entry
+    entry: StoreEntry
     disk: Path | None = None
     given: Path | None = None
 
@@ -45,12 +45,12 @@ class Image:
 
     @property
     def version(self) -> str:
-        """The kernel's release, for example ``15.1``; ``unknown`` for a disk that came without a kernel."""
+        """The kernel's release, for example ``15.1``; ``unknown`` for a disk without a kernel."""
         return str(self.data["version"])
 
     @cached_property
     def os_version(self) -> OSVersion:
-        """The kernel's version. A manifest written before November 2026 lacks branch and osreldate: the kernel file has them."""
+        """The kernel's version. Manifests from before November 2026 lack branch and osreldate, so those come from the kernel file."""
         if "osreldate" in self.data or self.kernel is None:
             name = "-".join(filter(None, (self.version, str(self.data.get("branch", "")))))
             return osversion.parse(name, int(self.data.get("osreldate", 0)))
@@ -58,7 +58,7 @@ class Image:
 
     @property
     def world_version(self) -> str:
-        """The release of the programs on its disks; the kernel's where nobody noted another."""
+        """The release of the world; the kernel's if the manifest has no other."""
         return str(self.data.get("world_version") or self.version)
 
     @property
@@ -68,7 +68,7 @@ class Image:
 
     @property
     def kernel(self) -> Path | None:
-        """The kernel as a file of its own, the same that is in the image; None for a disk that came without one."""
+        """The kernel of the image as a separate file; None for a disk without a kernel."""
         path = self.entry.directory / "kernel"
         return path if path.is_file() else None
 
@@ -84,22 +84,22 @@ class Image:
 
     @property
     def mountfrom(self) -> str:
-        """The value of vfs.root.mountfrom, as in ``ufs:/dev/xbd0p2`` or ``zfs:zroot/ROOT/default``."""
+        """The value of vfs.root.mountfrom: ``ufs:/dev/xbd0p2`` or ``zfs:zroot/ROOT/default``."""
         return str(self.data.get("mountfrom") or f"ufs:/dev/{self.root}")
 
     @property
     def zfs(self) -> bool:
-        """Whether its root is a ZFS dataset."""
+        """Whether the root is a ZFS dataset."""
         return self.mountfrom.startswith("zfs:")
 
     @property
     def firmwares(self) -> tuple[str, ...]:
-        """The firmwares that can start it as an HVM guest, of ``bios`` and ``uefi``."""
+        """The firmwares that can start it as an HVM guest: a subset of ``("bios", "uefi")``."""
         return tuple(self.data.get("firmwares", ["bios"] if "hvm" in self.types else []))
 
     @property
     def types(self) -> tuple[str, ...]:
-        """The guest types it can run as."""
+        """The guest types that it supports."""
         return tuple(self.data["types"])
 
     @property
@@ -122,8 +122,31 @@ class Image:
         return tuple(Input(**item) for item in self.data["inputs"])
 
 
+def about(manifest: Mapping[str, Any]) -> str:
+    """One line that describes an entry of the store: its source, or the release, layout and types of an image."""
+    made = f"FreeBSD {release_of(manifest)}, {manifest.get('layout')}, {'/'.join(manifest.get('types', []))}"
+    return str(manifest.get("what", made))
+
+
+def items() -> list[store.Item]:
+    """All items that garbage collection may remove: images, their parts, and caches."""
+    found = store.items(*entries.KINDS, *entries.CACHES)
+    known: dict[str, list[str]] = {}
+    for name, key in names().items():
+        known.setdefault(key, []).append(name)
+    return [replace(item, about=_about(item, known.get(item.path.name, []))) for item in found]
+
+
+def _about(item: store.Item, tags: list[str]) -> str:
+    try:
+        text = about(StoreEntry(item.path).manifest)
+    except (OSError, ValueError):
+        return ""
+    return f"{','.join(tags)}: {text}" if tags and item.kind == _KIND else text
+
+
 def release_of(manifest: Mapping[str, Any]) -> str:
-    """What an image's manifest says of its FreeBSD: ``15.1``, or ``15.1 on world 13.2`` for a kernel that was swapped in alone."""
+    """The FreeBSD release of an image: ``15.1``, or ``15.1 on world 13.2`` for another kernel on a world."""
     kernel, world = str(manifest.get("version")), str(manifest.get("world_version") or "")
     return f"{kernel} on world {world}" if world and world != kernel else kernel
 
@@ -131,8 +154,8 @@ def release_of(manifest: Mapping[str, Any]) -> str:
 # -- names ------------------------------------------------------------------------------------------------------------
 
 
-def tag(name: str, entry: Entry) -> None:
-    """Let ``name`` mean this image from now on."""
+def tag(name: str, entry: StoreEntry) -> None:
+    """Give the image the name ``name``; an older image of that name loses it."""
     directory = store.directory("names")
     part = directory / f".{name}.part"
     part.write_text(entry.key)
@@ -140,36 +163,36 @@ def tag(name: str, entry: Entry) -> None:
 
 
 def names() -> dict[str, str]:
-    """Names with the keys of their images."""
+    """The names, each with the key of its image."""
     return {p.name: p.read_text().strip() for p in sorted(store.directory("names").iterdir()) if not p.name.startswith(".")}
 
 
 def find(wanted: str) -> Image:
-    """The image of that name, or whose key begins so, or in that directory (an exported one; its path has a slash).
+    """The image with this name, this beginning of a key, or in this directory (exported; the path has a slash).
 
-    Raises UsageError when there is none, or a damaged one.
+    Raises UsageError if it is missing or damaged.
     """
     if "/" in wanted:
         directory = Path(wanted).resolve()
         if not directory.is_dir():
-            raise UsageError(f"image {wanted}: no directory of that name", hint="give one that `fxh image export` has made")
-        return _sound(Image(directory.name, store.Entry(directory)), "export it again")
+            raise UsageError(f"image {wanted}: no directory of that name", hint="give a directory written by `fxh image export`")
+        return _checked(Image(directory.name, entries.StoreEntry(directory)), "export it again")
     known = names()
-    keys = {entry.key for _, entry in store.entries(_KIND)}
+    keys = {entry.key for _, entry in entries.listing(_KIND)}
     matching = [known[wanted]] if wanted in known else sorted(key for key in keys if len(wanted) >= 4 and key.startswith(wanted))
     if len(matching) > 1:
-        raise UsageError(f"{wanted!r} is the beginning of {len(matching)} images' keys", hint="give more of it")
+        raise UsageError(f"{wanted!r} is the beginning of {len(matching)} images' keys", hint="give more characters of the key")
     if not matching or matching[0] not in keys:
-        there = ", ".join(name for name, key in known.items() if key in keys) or "none yet"
-        raise UsageError(f"no image {wanted!r}", hint=f"there are: {there}; `fxh image build` makes one")
-    entry = store.Entry(store.directory(_KIND) / matching[0])
-    return _sound(Image(wanted, entry), "build it again: the same command makes it anew")
+        existing = ", ".join(name for name, key in known.items() if key in keys) or "none yet"
+        raise UsageError(f"no image {wanted!r}", hint=f"there are: {existing}; `fxh image build` makes one")
+    entry = entries.StoreEntry(store.directory(_KIND) / matching[0])
+    return _checked(Image(wanted, entry), "build it again with the same command")
 
 
-def _sound(found: Image, hint: str) -> Image:
-    """``found``, if its files are as they were made."""
+def _checked(found: Image, hint: str) -> Image:
+    """Return ``found`` and mark it used. Raises UsageError if its files are damaged."""
     damaged = found.entry.damage()
     if damaged:
-        raise UsageError(f"image {found.name}: {', '.join(damaged)} is damaged or not there", hint=hint)
-    found.entry.touch()
+        raise UsageError(f"image {found.name}: {', '.join(damaged)} is damaged or missing", hint=hint)
+    found.entry.mark_used()
     return found

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""What an image is made from: every input with its hash and where its value came from."""
+"""The inputs of an image, each with its hash and its origin, and the keys that follow from them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _BLOCK = 1 << 16
 
 @dataclass(frozen=True)
 class Input:
-    """``hash`` stands for the content (sha256, or the value itself where it is short); ``origin`` says who gave it."""
+    """``hash`` identifies the content (sha256, or a short value itself); ``origin`` is a file, option or URL."""
 
     what: str
     hash: str
@@ -23,7 +23,7 @@ class Input:
 
 
 def content_hash(path: Path) -> str:
-    """As sure as a sha256, but without reading a disk image's holes: over its size and what in it is not zero.
+    """A sha256 of a file's size and of its blocks that are not zero, so it does not read the holes of a disk image.
 
     Raises OSError.
     """
@@ -41,12 +41,12 @@ def content_hash(path: Path) -> str:
 
 
 def extents(descriptor: int) -> list[tuple[int, int]]:
-    """Where a sparse file has data, as (begin, end)."""
+    """The parts of a sparse file that have data, as (begin, end) in bytes."""
     found, at, size = [], 0, os.fstat(descriptor).st_size
     while at < size:
         try:
             begin = os.lseek(descriptor, at, os.SEEK_DATA)
-        except OSError:  # nothing but a hole from here on
+        except OSError:  # only a hole follows
             break
         at = os.lseek(descriptor, begin, os.SEEK_HOLE)
         found.append((begin, at))
@@ -58,7 +58,7 @@ def text_hash(text: str) -> str:
 
 
 def key_of(*inputs: Input) -> str:
-    """A key that depends on every input's name and hash, and not on where they came from."""
+    """A key that depends on name and hash of every input, but not on their origins or order."""
     return combine({item.what: item.hash for item in inputs})
 
 

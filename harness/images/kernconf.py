@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""Kernel configurations: our own, trimmed to what the tree's GENERIC has, and the tree's."""
+"""Kernel configurations: ours, reduced by the tree's GENERIC (TRIM), and those of the tree or the user."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _INCLUDE = re.compile(r'^include\s+"?([\w.-]+)"?', re.MULTILINE)
 
 @dataclass(frozen=True)
 class KernConf:
-    """A configuration: ``files`` are put into a directory of their own (KERNCONFDIR); none for one of the tree's."""
+    """A configuration. ``files`` go into its own directory (KERNCONFDIR); empty for a configuration of the tree."""
 
     name: str
     files: tuple[tuple[str, str], ...]
@@ -37,7 +37,7 @@ class KernConf:
 def trim(generic: str, drop_devices: frozenset[str], drop_options: frozenset[str], add: tuple[str, ...]) -> str:
     """Return the lines that reduce a GENERIC: ``nodevice`` and ``nooptions`` for each listed name, then ``add``.
 
-    A name that this GENERIC lacks gets no line, so the file shows exactly what was dropped. config(8) would ignore such a
+    A name that this GENERIC lacks gets no line, so the file shows exactly which names were dropped. config(8) would ignore such a
     line (usr.sbin/config/config.y, rmdev_schedule).
     """
     lines = [f"nodevice\t{name}" for name in dict.fromkeys(_DEVICE.findall(generic)) if name in drop_devices]
@@ -46,7 +46,7 @@ def trim(generic: str, drop_devices: frozenset[str], drop_options: frozenset[str
 
 
 def load(tree: SourceTree, wanted: str) -> KernConf:
-    """The configuration ``wanted``: one of ours, a file of the user's, or one of the tree's. Raises UsageError."""
+    """The configuration ``wanted``: one of ours, a file of the user, or one of the tree. Raises UsageError."""
     ours = shipped()
     if wanted in ours:
         return KernConf(wanted, _with_includes(tree, ours, wanted), f"images/kernels/{wanted}")
@@ -64,12 +64,12 @@ def load(tree: SourceTree, wanted: str) -> KernConf:
 
 
 def shipped() -> dict[str, Path]:
-    """Our own configurations by name."""
+    """Our configurations by name."""
     return {path.name: path for path in sorted((paths.project() / "images/kernels").iterdir()) if path.is_file()}
 
 
 def _with_includes(tree: SourceTree, known: dict[str, Path], name: str) -> tuple[tuple[str, str], ...]:
-    """The file and what it includes, as far as it is ours."""
+    """The file and its includes, without those of the tree."""
     found, todo = {}, [name]
     while todo:
         current = todo.pop()

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""A kernel module as small as can be: it says which kernels it was built for, and holds nothing else.
+"""A minimal kernel module: it only says for which kernels it was built.
 
-An amd64 module is a relocatable object (sys/kern/link_elf_obj.c); what it needs is in the linker set ``set_modmetadata_set``
+An amd64 module is a relocatable object (sys/kern/link_elf_obj.c); its dependencies are in the linker set ``set_modmetadata_set``
 (sys/sys/module.h: struct mod_metadata, struct mod_depend).
 """
 
@@ -13,14 +13,14 @@ _SECTIONS = ("", ".data", ".rela.data", "set_modmetadata_set", ".relaset_modmeta
 _PROGBITS, _SYMTAB, _STRTAB, _RELA = 1, 2, 3, 4
 _WRITE_ALLOC = 3
 _HEADER, _ROW = 64, 64
-# Where in .data: the name of what it depends on, the versions, the metadata.
+# Offsets in .data: the name of the dependency, the versions, the metadata.
 _NAME, _DEPEND, _META = 0, 8, 24
 
 
 def module(lowest: int, highest: int) -> bytes:
-    """A module that depends on a kernel of ``__FreeBSD_version`` from ``lowest`` to ``highest``."""
+    """A module that depends on a kernel with ``__FreeBSD_version`` from ``lowest`` to ``highest``."""
     data = b"kernel\0\0" + struct.pack("<iii4x", lowest, lowest, highest)
-    data += struct.pack("<iiQQ", 1, 1, 0, 0)  # MDTV_GENERIC, MDT_DEPEND, and the two that are relocated
+    data += struct.pack("<iiQQ", 1, 1, 0, 0)  # MDTV_GENERIC, MDT_DEPEND, and the two relocated pointers
     names = b"\0".join(name.encode() for name in _SECTIONS) + b"\0"
     bodies = [
         b"",
@@ -57,5 +57,5 @@ def module(lowest: int, highest: int) -> bytes:
 
 
 def _relocation(at: int, place: int) -> bytes:
-    """R_X86_64_64: the address of ``place`` in .data goes to ``at``."""
+    """R_X86_64_64: write the address of ``place`` in .data to ``at``."""
     return struct.pack("<QQq", at, 1 << 32 | 1, place)

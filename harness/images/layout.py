@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""Layouts: which disks an image has, how they are divided, and what each part is for."""
+"""Layouts: the disks of an image, their partitions, and the use of each."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _LABELS = {"efi": "efiesp", "boot": "bootfs", "swap": "swapfs", "ext2": "bootext
 
 @dataclass(frozen=True)
 class FileSystem:
-    """A file system, or a partition that has another use.
+    """A file system, or a partition with another use.
 
     ``mount`` is where the guest mounts it (``none`` for ``swap`` and ``boot``), ``bsize`` the block size of a UFS in bytes.
     """
@@ -33,7 +33,7 @@ class FileSystem:
     type: str
     """ufs1, ufs2, ext2, zfs, efi (a FAT with loader.efi), boot (freebsd-boot: gptboot or gptzfsboot), or swap."""
     size: int = _ROOT_MIB
-    """MiB; 0 for ``boot``, which is as large as its code."""
+    """MiB; 0 for ``boot``, whose size is that of its code."""
     bsize: int = 32768
     softupdates: bool = False
     pool: str = ""
@@ -41,7 +41,7 @@ class FileSystem:
     bootfs: str = ""
     """zfs: the dataset that is the root, without the name of the pool."""
     datasets: tuple[str, ...] = ()
-    """zfs: ``DATASET[;PROPERTY=VALUE]...`` without the name of the pool, as ``makefs -t zfs -o fs=`` takes them."""
+    """zfs: ``DATASET[;PROPERTY=VALUE]...`` without the name of the pool, as for ``makefs -t zfs -o fs=``."""
 
     @property
     def bytes(self) -> int:
@@ -66,17 +66,17 @@ class Vdev:
     label_offset: int = 0
     """mbr: the sector of the slice at which partition ``a`` begins: 0 or 16."""
     packed: bool = False
-    """gpt: partitions follow each other without a gap, as mkimg(1) places them; otherwise they start at whole MiB."""
+    """gpt: partitions follow each other without a gap, as with mkimg(1); otherwise they start at whole MiB."""
     labels: bool = False
     """gpt: fstab and the root's name use /dev/gpt/LABEL."""
 
     @property
     def file(self) -> str:
-        """Its file within an image."""
+        """Its file name in an image."""
         return f"{self.name}.img"
 
     def device(self, number: int) -> str:
-        """What FreeBSD calls the file system ``number`` of this disk, without /dev/."""
+        """FreeBSD's name of the file system ``number`` of this disk, without /dev/."""
         disk = vdev.freebsd_disk(vdev.number(self.name))
         match self.table:
             case "mbr":
@@ -86,10 +86,10 @@ class Vdev:
         return disk
 
     def node(self, number: int) -> str:
-        """The path below /dev/ by which the guest's fstab names the file system ``number``.
+        """The path below /dev/ of the file system ``number`` in the guest's fstab.
 
-        An ESP always goes by its label: an HVM guest without PV disks calls the disk ada0, and a file system of fstab that is
-        missing stops its boot.
+        An ESP always has its label there: the disk is ada0 in an HVM guest without PV disks, and a missing file system of fstab
+        stops the boot.
         """
         fs = self.fs[number]
         return f"gpt/{fs.label}" if self.labels or fs.type == "efi" else self.device(number)
@@ -102,7 +102,7 @@ class Vdev:
 
 @dataclass(frozen=True)
 class Layout:
-    """``name`` of images/freebsd/layouts.toml, perhaps with other sizes."""
+    """A layout of images/freebsd/layouts.toml, possibly with other sizes."""
 
     name: str
     about: str
@@ -165,11 +165,11 @@ class Layout:
     @property
     def firmwares(self) -> tuple[str, ...]:
         """The firmwares that can start it as an HVM guest: a subset of ``("bios", "uefi")``."""
-        return tuple(name for name, there in (("bios", self.firmware), ("uefi", self.uefi)) if there)
+        return tuple(name for name, able in (("bios", self.firmware), ("uefi", self.uefi)) if able)
 
     @property
     def pygrub(self) -> bool:
-        """Whether pygrub can read /boot of the first disk: ext2 or UFS1, and in a slice only at its first sector."""
+        """Whether pygrub can read /boot of the first disk: ext2 or UFS1, in a slice only at its first sector."""
         first = self.vdevs[0]
         return first.fs[0].type in ("ufs1", "ext2") and first.label_offset == 0
 
@@ -179,18 +179,18 @@ class Layout:
 
 
 def available() -> dict[str, str]:
-    """Names of the layouts, and what each is."""
+    """The layouts by name, each with its description."""
     return {name: data["about"] for name, data in _data().items()}
 
 
 def on_zfs(name: str) -> bool:
-    """Whether the layout ``name`` has its root on ZFS; False for a name that is none."""
+    """Whether the layout ``name`` has its root on ZFS; False for an unknown name."""
     data = _data()
     return name in data and parse(name, data[name]).zfs
 
 
 def load(name: str, *, size: int = 0, bsize: int = 0) -> Layout:
-    """The layout ``name``, with the root of ``size`` MiB and UFS blocks of ``bsize`` bytes where given. Raises UsageError."""
+    """The layout ``name``; ``size`` (MiB) changes the root, ``bsize`` (bytes) the blocks of each UFS. Raises UsageError."""
     data = _data()
     if name not in data:
         raise UsageError(f"no layout {name!r}", hint=f"there are: {', '.join(data)}")
@@ -198,7 +198,7 @@ def load(name: str, *, size: int = 0, bsize: int = 0) -> Layout:
     if bsize and bsize not in BLOCK_SIZES:
         raise UsageError(f"UFS blocks of {bsize} bytes", hint=f"one of {', '.join(map(str, BLOCK_SIZES))}")
     if size and not 32 <= size <= 1 << 20:
-        raise UsageError(f"a root file system of {size} MiB", hint="32 at least")
+        raise UsageError(f"a root file system of {size} MiB", hint="give 32 or more")
 
     def change(fs: FileSystem) -> FileSystem:
         fs = replace(fs, size=size) if size and fs.mount == "/" else fs
@@ -208,7 +208,7 @@ def load(name: str, *, size: int = 0, bsize: int = 0) -> Layout:
 
 
 def parse(name: str, data: dict[str, Any]) -> Layout:
-    """Raises UsageError for a layout that cannot be."""
+    """The layout ``name`` from its table. Raises UsageError for an invalid one."""
     try:
         vdevs = tuple(Vdev(**{**disk, "fs": tuple(map(_file_system, disk["fs"]))}) for disk in data["vdevs"])
         layout = Layout(name, data["about"], vdevs)
@@ -216,18 +216,18 @@ def parse(name: str, data: dict[str, Any]) -> Layout:
         raise UsageError(f"layout {name}: {exc}", hint="see images/freebsd/layouts.toml for the keys") from exc
     mounts = [fs.mount for _, _, fs in layout.parts if fs.mount != "none"]
     if mounts.count("/") != 1 or len(set(mounts)) != len(mounts):
-        raise UsageError(f"layout {name} mounts {', '.join(mounts) or 'nothing'}", hint="give one / and every other once")
+        raise UsageError(f"layout {name} mounts {', '.join(mounts) or 'nothing'}", hint="mount / and each other mount point once")
     if len({disk.name for disk in vdevs}) != len(vdevs):
         raise UsageError(f"layout {name} has a vdev twice")
     for disk in vdevs:
         if disk.table not in ("none", "mbr", "gpt") or disk.label_offset not in (0, 16):
             raise UsageError(f"layout {name}: table {disk.table!r}, label_offset {disk.label_offset}", hint="none, mbr, gpt; 0, 16")
         if disk.table == "none" and (len(disk.fs) != 1 or disk.boot):
-            raise UsageError(f"layout {name}: {disk.name} has no table, so one file system and no boot code")
+            raise UsageError(f"layout {name}: {disk.name} has no table, so it takes one file system and no boot code")
         if disk.boot and disk.table == "gpt":
-            raise UsageError(f"layout {name}: {disk.name} has a GPT, which boots by a partition", hint='give fs of type "boot"')
+            raise UsageError(f"layout {name}: {disk.name} has a GPT, which boots from a partition", hint='add an fs of type "boot"')
         if (disk.packed or disk.labels) and disk.table != "gpt":
-            raise UsageError(f"layout {name}: {disk.name} has no GPT, and only that is packed or has labels")
+            raise UsageError(f"layout {name}: {disk.name} has no GPT: packed and labels need one")
         for fs in disk.fs:
             _check(name, disk, fs)
     return layout
@@ -239,13 +239,13 @@ def _file_system(data: dict[str, Any]) -> FileSystem:
 
 
 def _check(name: str, disk: Vdev, fs: FileSystem) -> None:
-    """Raises UsageError for a file system that cannot be on ``disk``."""
+    """Raise UsageError for a file system that ``disk`` cannot have."""
     if fs.type not in _TYPES:
         raise UsageError(f"layout {name}: file system type {fs.type!r}", hint=f"one of {', '.join(_TYPES)}")
     if fs.type in _GPT_ONLY and disk.table != "gpt":
         raise UsageError(f"layout {name}: {fs.type} on {disk.name}, which has no GPT", hint='table = "gpt"')
     if fs.type == "zfs" and not (fs.mount == "/" and fs.pool and fs.bootfs):
-        raise UsageError(f"layout {name}: a ZFS on {fs.mount}", hint="it is mounted at / and needs pool and bootfs")
+        raise UsageError(f"layout {name}: a ZFS on {fs.mount}", hint="mount it at / and give pool and bootfs")
 
 
 def _data() -> dict[str, dict[str, Any]]:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""Explains a kernel that does not link: which device or option of the configuration brings each undefined symbol."""
+"""Explains a kernel that does not link: the device or option that defines each undefined symbol."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from harness.images.srctree import SourceTree
 
 # ld: error: undefined symbol: xen_clock_init        ld.lld: error: undefined symbol: _libmd_SHA512_Init
 _UNDEFINED = re.compile(r"ld(?:\.lld)?: error: undefined symbol: (\w+)$", re.MULTILINE)
-# sys/crypto/sha2/sha512.h and its like rename their functions for the linker only.
+# sys/crypto/sha2/sha512.h and similar headers rename their functions for the linker only.
 _RENAMED = re.compile(r"^_libmd_")
 _SHOWN = 12
 
 
 def undefined(log: str) -> tuple[str, ...]:
-    """The symbols that the linker did not find, in the order of the log, each once."""
+    """The symbols that the linker did not find, each once, in the order of the log."""
     return tuple(dict.fromkeys(_UNDEFINED.findall(log)))
 
 
 def explain(log: str, tree: SourceTree, names: frozenset[str]) -> list[str]:
-    """One line for each undefined symbol of ``log`` whose source the configuration leaves out; [] without such a symbol.
+    """One line for each undefined symbol of ``log`` whose source is not in the configuration; [] without such a symbol.
 
     ``names`` are the lower-case devices and options of the configuration (:func:`conffiles.names`).
     """
@@ -36,13 +36,13 @@ def explain(log: str, tree: SourceTree, names: frozenset[str]) -> list[str]:
     for symbol in symbols[:_SHOWN]:
         source = _defining(symbol, left_out, tree.path / "sys")
         if source is not None:
-            wanted = " and ".join(_kept(name, tree) for name in source.lacking(names))
+            wanted = " and ".join(_config_line(name, tree) for name in source.lacking(names))
             found.append(f"{symbol} is defined in sys/{source.path}: keep {wanted or 'that file'}")
     return found
 
 
 def _defining(symbol: str, sources: Sequence[KernelSource], sys: Path) -> KernelSource | None:
-    """The source that defines the function or variable ``symbol``: its name begins a line (style(9)), or a table of definitions."""
+    """The source that defines ``symbol``: the name begins a line (style(9)), or is in a line that begins with its type."""
     bare = _RENAMED.sub("", symbol)
     wanted = re.compile(rf"^(?:[A-Za-z_][\w \t*]*[ \t*])?{re.escape(bare)}\s*(?:\(|=|\[|;)", re.MULTILINE)
     for source in sources:
@@ -60,8 +60,8 @@ def _declares(line: str) -> bool:
     return line.lstrip().startswith(("extern", "return", "goto", "else", "case"))
 
 
-def _kept(name: str, tree: SourceTree) -> str:
-    """``name`` as a line of a configuration file: sys/conf/options* lists every option, so any other name is a device."""
+def _config_line(name: str, tree: SourceTree) -> str:
+    """The line of a configuration file for ``name``: sys/conf/options* lists every option, so any other name is a device."""
     known = tree.read("sys/conf/options") + tree.read("sys/conf/options.amd64") + tree.read("sys/conf/options.x86")
     option = re.search(rf"^({re.escape(name)})\s", known, re.MULTILINE | re.IGNORECASE)
     return f"`options {option[1]}`" if option else f"`device {name}`"

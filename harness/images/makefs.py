@@ -19,21 +19,21 @@ from harness.images import metalog, settle
 from harness.images.layout import FileSystem
 from harness.images.metalog import Tree
 
-# One moment for all files, so that the same inputs give the same image.
+# One time for all files, so that the same inputs give the same image.
 _EPOCH = "1700000000"
 _FREE_INODES = 20000
 _INODES_PER_MIB = 40
-# What makes a FAT where there is no FreeBSD makefs.
+# These tools write a FAT if there is no FreeBSD makefs.
 _FAT_TOOLS = {"mkfs.fat", "mmd", "mcopy"}
-# makefs rounds a file up to a power of two, beyond 128 KiB to blocks of that size, and gives it indirect blocks of the same size
-# (usr.sbin/makefs/zfs.c, dnode_cursor_init()). ZFS needs 4 KiB for a directory, and keeps at most 128 MiB free for itself (spa_slop_shift
-# and spa_min_slop in sys/contrib/openzfs/module/zfs/spa_misc.c).
+# makefs rounds a file up to a power of two, above 128 KiB to blocks of that size, with indirect blocks of the same size
+# (usr.sbin/makefs/zfs.c, dnode_cursor_init()). ZFS needs 4 KiB for a directory and reserves at most 128 MiB (spa_slop_shift and
+# spa_min_slop in sys/contrib/openzfs/module/zfs/spa_misc.c).
 _ZFS_SECTOR, _ZFS_BLOCK, _ZFS_RESERVED = 4096, 128 << 10, 128 << 20
 
 
 @dataclass(frozen=True)
 class Makefs:
-    """A makefs. FreeBSD's takes a manifest and makes UFS1, UFS2, FAT and (14.0 and later) ZFS. NetBSD's, Debian's package, makes UFS1."""
+    """A makefs. FreeBSD's takes a manifest and writes UFS1, UFS2, FAT and (14.0 and later) ZFS; NetBSD's (Debian) writes UFS1."""
 
     path: Path
     freebsd: bool
@@ -45,17 +45,17 @@ class Makefs:
 
     @property
     def zfs(self) -> bool:
-        """Whether it makes ZFS: it then knows an option ``poolname`` (usr.sbin/makefs/zfs.c, zfs_prep_opts())."""
+        """Whether it writes ZFS: it then has the option ``poolname`` (usr.sbin/makefs/zfs.c, zfs_prep_opts())."""
         return self.freebsd and b"poolname" in self.path.read_bytes()
 
     @property
     def poolguid(self) -> bool:
-        """Whether it takes the GUID of a pool."""
+        """Whether it has an option for the GUID of a pool (15.1)."""
         return self.zfs and b"poolguid" in self.path.read_bytes()
 
 
 def find(built: Path | None) -> Makefs | None:
-    """The makefs to use: ``built`` with the world, the one in ``FXH_MAKEFS``, FreeBSD's own, or Debian's package."""
+    """The makefs to use, in this order: ``FXH_MAKEFS``, ``built`` with the world, the system's (FreeBSD's, or Debian's package)."""
     given = os.environ.get("FXH_MAKEFS")
     if given:
         return Makefs(Path(given), True, "FXH_MAKEFS")
@@ -68,20 +68,20 @@ def find(built: Path | None) -> Makefs | None:
 
 
 def check(makefs: Makefs | None, fs: FileSystem) -> None:
-    """Raises BuildError when ``fs`` cannot be made by this makefs."""
+    """Raise BuildError if this makefs cannot write ``fs``."""
     if fs.type == "ext2" and shutil.which("mke2fs", path=_path()) is None:
         raise BuildError("an ext2 file system needs mke2fs", hint="apt-get install e2fsprogs")
     if fs.type == "zfs" and (makefs is None or not makefs.zfs):
         raise BuildError(
-            f"a ZFS needs FreeBSD's makefs of 14.0 or later, and {_called(makefs)}",
-            hint="take a layout with UFS, or a world built from the sources of 14.0 or later, or name a makefs in FXH_MAKEFS",
+            f"a ZFS needs FreeBSD's makefs of 14.0 or later, and {_origin(makefs)}",
+            hint="use a layout with UFS, or a world built from the sources of 14.0 or later, or name a makefs in FXH_MAKEFS",
         )
     if fs.type == "efi" and (makefs is None or not makefs.freebsd):
         lacking = _FAT_TOOLS - {name for name in _FAT_TOOLS if shutil.which(name, path=_path())}
         if lacking:
             raise BuildError(
                 f"an EFI system partition needs FreeBSD's makefs or {' and '.join(sorted(lacking))}",
-                hint="apt-get install dosfstools mtools, or build a world from --src (it brings its makefs)",
+                hint="apt-get install dosfstools mtools, or build a world from --src (it contains makefs)",
             )
     if fs.type not in ("ufs1", "ufs2"):
         return
@@ -90,16 +90,16 @@ def check(makefs: Makefs | None, fs: FileSystem) -> None:
     if fs.type == "ufs2" and not makefs.freebsd:
         raise BuildError(
             f"UFS2 needs FreeBSD's makefs: that of {makefs.origin} is NetBSD's, and FreeBSD refuses its UFS2 (fs_sblockloc)",
-            hint="take a layout with UFS1, or a world built from --src (it brings its makefs), or name one in FXH_MAKEFS",
+            hint="use a layout with UFS1, or a world built from --src (it contains makefs), or name one in FXH_MAKEFS",
         )
 
 
 def ufs(makefs: Makefs, fs: FileSystem, tree: Tree, etc: Path, target: Path, label: str, seed: str = "") -> None:
-    """Write ``tree`` as a UFS to ``target``. ``etc`` has the guest's master.passwd and group: names become numbers by them.
+    """Write ``tree`` as a UFS to ``target``. makefs maps owners to numbers by master.passwd and group in ``etc``.
 
-    Its ufsid follows from ``seed``, mount point and label. Its last block stays free: libfsimage, and so pygrub, reads a directory in
-    whole blocks, and finds none whose block ends behind the volume. Raises UsageError when it does not fit, BuildError with the
-    tool's words.
+    The ufsid follows from ``seed``, mount point and label. The last block stays free: libfsimage (pygrub) reads a directory in
+    whole blocks and does not find one whose block ends behind the volume. Raises UsageError when the tree does not fit,
+    BuildError with the tool's output.
     """
     check(makefs, fs)
     needed = metalog.size(tree)
@@ -123,21 +123,41 @@ def ufs(makefs: Makefs, fs: FileSystem, tree: Tree, etc: Path, target: Path, lab
         manifest = Path(scratch) / "manifest"
         if makefs.freebsd:
             manifest.write_text(metalog.render(tree, target.parent))
-            argv = [*_steady(), str(makefs.path), "-Z", *common, "-o", f"{options},label={label}", str(target), str(manifest)]
+            argv = [
+                *_fixed_addresses(),
+                str(makefs.path),
+                "-Z",
+                *common,
+                "-o",
+                f"{options},label={label}",
+                str(target),
+                str(manifest),
+            ]
         else:
             manifest.write_text(metalog.render(tree))
             _stage(tree, Path(scratch) / "tree")
-            argv = [*_steady(), str(makefs.path), *common, "-F", str(manifest), "-x", "-o", options, str(target), f"{scratch}/tree"]
+            argv = [
+                *_fixed_addresses(),
+                str(makefs.path),
+                *common,
+                "-F",
+                str(manifest),
+                "-x",
+                "-o",
+                options,
+                str(target),
+                f"{scratch}/tree",
+            ]
         run(argv, where=target.parent)
         settle.ufs_volume(target, settle.identity(f"{seed} {fs.mount} {label}"), int(_EPOCH))
         os.truncate(target, fs.bytes)
         if not makefs.freebsd and shutil.which("fallocate"):
-            # NetBSD's writes every block: the holes are dug afterwards.
+            # NetBSD's makefs writes every block, also those of zeros.
             run(["fallocate", "--dig-holes", str(target)])
 
 
 def zfs_bytes(tree: Tree) -> int:
-    """What the files and directories of ``tree`` take in a pool that makefs makes, in bytes."""
+    """Bytes that the files and directories of ``tree`` take in a pool written by makefs."""
     total = 0
     for node in tree.values():
         size = node.contents.stat().st_size if node.contents is not None else 0
@@ -151,7 +171,7 @@ def zfs_bytes(tree: Tree) -> int:
 
 
 def mountpoints(datasets: Iterable[str]) -> tuple[str, ...]:
-    """Where the datasets that have a mount point are mounted: by their property, or below their parent.
+    """The mount points of the datasets that have one: from their property, or below that of their parent.
 
     >>> mountpoints(["ROOT;mountpoint=none", "var;mountpoint=/var;canmount=off", "var/log;setuid=off"])
     ('/var', '/var/log')
@@ -169,13 +189,13 @@ def mountpoints(datasets: Iterable[str]) -> tuple[str, ...]:
 def zfs(makefs: Makefs, fs: FileSystem, tree: Tree, etc: Path, target: Path, seed: str) -> None:
     """Write ``tree`` as a pool with the datasets of ``fs`` to ``target``.
 
-    The GUID of the pool follows from ``seed`` where this makefs takes one (15.1). All pools of an older one (14.2) have the same.
-    Raises UsageError when it does not fit, BuildError with the tool's words.
+    The GUID of the pool follows from ``seed`` if this makefs has an option for it (15.1); all pools of 14.2's have the same.
+    Raises UsageError when the tree does not fit, BuildError with the tool's output.
     """
     check(makefs, fs)
     tree = dict(tree)
     for mountpoint in mountpoints(fs.datasets):
-        # makefs makes a mount point that is missing, but not the directories above it.
+        # makefs creates a missing mount point, but not the directories above it.
         metalog.add_directory(tree, f".{mountpoint.rpartition('/')[0]}" if mountpoint.count("/") > 1 else ".")
     needed = zfs_bytes(tree) + _ZFS_RESERVED
     if needed > fs.bytes:
@@ -195,8 +215,8 @@ def zfs(makefs: Makefs, fs: FileSystem, tree: Tree, etc: Path, target: Path, see
 def fat(makefs: Makefs | None, fs: FileSystem, files: Mapping[str, Path], target: Path, seed: str) -> None:
     """Write ``files``, by path (``EFI/BOOT/BOOTX64.EFI``), as a FAT32 to ``target``.
 
-    tools/boot/install-boot.sh makes the ESP of the official images in this way: FAT32, clusters of one sector, label EFISYS.
-    Raises BuildError with the tool's words, also when they do not fit.
+    As tools/boot/install-boot.sh does for the official images: FAT32, clusters of one sector, label EFISYS.
+    Raises BuildError with the tool's output, also when the files do not fit.
     """
     check(makefs, fs)
     serial = uuid.uuid5(uuid.NAMESPACE_OID, seed).int >> 96
@@ -210,48 +230,48 @@ def fat(makefs: Makefs | None, fs: FileSystem, files: Mapping[str, Path], target
             os.utime(path, (int(_EPOCH), int(_EPOCH)))
         if makefs is not None and makefs.freebsd:
             options = f"fat_type=32,sectors_per_cluster=1,volume_label=EFISYS,volume_id={serial}"
-            # -T must precede -o: msdos_parse_opts() takes the time over when it reads an option (usr.sbin/makefs/msdos.c).
+            # -T must precede -o: msdos_parse_opts() copies the time when it reads an option (usr.sbin/makefs/msdos.c).
             run([str(makefs.path), "-t", "msdos", "-T", _EPOCH, "-s", str(fs.bytes), "-o", options, str(target), str(top)])
             return
         with target.open("wb") as file:
             file.truncate(fs.bytes)
         run(["mkfs.fat", "--invariant", "-F", "32", "-s", "1", "-n", "EFISYS", "-i", f"{serial:08x}", str(target)])
-        steady = {"SOURCE_DATE_EPOCH": _EPOCH, "MTOOLSRC": "/dev/null", "TZ": "UTC"}
+        fixed = {"SOURCE_DATE_EPOCH": _EPOCH, "MTOOLSRC": "/dev/null", "TZ": "UTC"}
         for path in paths:
             name = f"::/{path.relative_to(top)}"
             argv = ["mmd", "-i", str(target), name] if path.is_dir() else ["mcopy", "-m", "-i", str(target), str(path), name]
-            run(argv, steady)
+            run(argv, fixed)
 
 
-def _called(makefs: Makefs | None) -> str:
+def _origin(makefs: Makefs | None) -> str:
     if makefs is None:
-        return "there is none"
+        return "this machine has none"
     return f"{makefs.origin} is " + ("of an older FreeBSD" if makefs.freebsd else "NetBSD's")
 
 
 def _path() -> str:
-    """Where tools are looked for: Debian keeps some of them where users do not look."""
+    """The search path for tools: Debian has some of them in /sbin and /usr/sbin."""
     return f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"
 
 
 def _common(etc: Path, size: int) -> list[str]:
-    """The options that UFS and ZFS share: the guest's user names, one time for all files, the size in bytes."""
+    """The options that UFS and ZFS share: the guest's user names, the time of all files, the size in bytes."""
     return ["-N", str(etc), "-T", _EPOCH, "-s", str(size)]
 
 
-def _steady() -> list[str]:
-    """makefs leaves addresses of its own in the superblock: without address randomisation they are the same each time."""
+def _fixed_addresses() -> list[str]:
+    """The command that turns off address randomisation: makefs writes some of its own addresses into the superblock."""
     return ["setarch", "-R"] if sys.platform.startswith("linux") else []
 
 
 def _stage(tree: Tree, top: Path) -> None:
-    """The tree as links to its files: NetBSD's makefs takes a directory."""
+    """Link the files of ``tree`` into a directory, which NetBSD's makefs and mke2fs take."""
     top.mkdir()
     for path in sorted(tree, key=lambda p: p.split("/")):
         node, where = tree[path], top / metalog.unvis(path)
         if node.type == "dir":
             where.mkdir(exist_ok=True)
-            where.chmod(0o755)  # whatever the umask is
+            where.chmod(0o755)  # independent of the umask
         elif node.type == "link":
             where.symlink_to(metalog.unvis(node.attributes["link"]))
         elif node.contents is not None:
@@ -262,7 +282,7 @@ def _stage(tree: Tree, top: Path) -> None:
 
 
 def ext2(fs: FileSystem, tree: Tree, target: Path, seed: str) -> None:
-    """Write ``tree`` as an ext2 to ``target``: for pygrub, which knows it; FreeBSD only mounts it when asked."""
+    """Write ``tree`` as an ext2 for pygrub to ``target``. FreeBSD does not mount it at boot (noauto)."""
     check(None, fs)
     with tempfile.TemporaryDirectory(prefix=".mke2fs-", dir=target.parent) as scratch:
         _stage(tree, Path(scratch) / "tree")
@@ -276,7 +296,7 @@ def ext2(fs: FileSystem, tree: Tree, target: Path, seed: str) -> None:
 
 
 def run(argv: list[str], extra: dict[str, str] | None = None, where: Path | None = None) -> None:
-    """Run a tool that makes file systems. Raises BuildError with its words."""
+    """Run a tool that writes file systems. Raises BuildError with its output."""
     environment = {**os.environ, **(extra or {}), "LC_ALL": "C", "PATH": _path()}
     try:
         done = subprocess.run(

@@ -17,7 +17,7 @@ _TYPES = ("dir", "file", "link", "char", "block", "fifo", "socket")
 
 @dataclass(frozen=True)
 class Node:
-    """A path of the guest. ``attributes`` as mtree(5) words; ``contents`` is a file's data on this machine."""
+    """A path of the guest. ``attributes`` are keywords of mtree(5); ``contents`` is the file on this machine with its data."""
 
     path: str
     attributes: Mapping[str, str]
@@ -34,9 +34,9 @@ Tree = dict[str, Node]
 
 # ./bin/cat type=file uname=root gname=wheel mode=0555 size=14136 sha256=...
 def parse(text: str, top: Path) -> Tree:
-    """The nodes of a METALOG whose files lie below ``top``; of several lines for a path the last counts.
+    """The nodes of a METALOG whose files are below ``top``; the last of several lines for a path counts.
 
-    Sizes go: METALOG has that of master.passwd wrong, and makefs looks itself. Raises BuildError for a damaged one.
+    Drops sizes: METALOG has a wrong one for master.passwd, and makefs reads the files. Raises BuildError for a damaged METALOG.
     """
     tree: Tree = {}
     for number, line in enumerate(text.splitlines(), 1):
@@ -52,7 +52,7 @@ def parse(text: str, top: Path) -> Tree:
 
 
 def unvis(path: str) -> str:
-    """A path as the file system has it: mtree writes blanks and the like as ``\\040``."""
+    """The path in the file system: mtree(5) encodes blanks and special characters as ``\\040``."""
     if "\\" not in path:
         return path
     out, at = bytearray(), 0
@@ -67,7 +67,7 @@ def unvis(path: str) -> str:
 
 
 def add_file(tree: Tree, path: str, contents: Path, mode: str = "") -> None:
-    """Put a file at ``path`` (``./etc/fstab``), with the directories above it; one that is there keeps its owner and mode."""
+    """Put a file at ``path`` (``./etc/fstab``), with the directories above it; an existing file keeps its owner and mode."""
     add_directory(tree, str(PurePosixPath(path).parent))
     path = _dotted(path)
     old = tree.get(path)
@@ -87,13 +87,13 @@ def _dotted(path: str) -> str:
 
 
 def without(tree: Tree, prefixes: tuple[str, ...]) -> Tree:
-    """The tree without what lies below ``prefixes`` (``usr/tests``)."""
+    """The tree without the paths below ``prefixes`` (``usr/tests``)."""
     doomed = tuple(f"./{prefix}" for prefix in prefixes)
     return {path: node for path, node in tree.items() if path not in doomed and not path.startswith(tuple(f"{d}/" for d in doomed))}
 
 
 def subtree(tree: Tree, mount: str, others: tuple[str, ...]) -> Tree:
-    """What belongs on the file system mounted at ``mount``, its paths from there; mount points of ``others`` stay as directories."""
+    """The nodes of the file system mounted at ``mount``, relative to it; the mount points ``others`` stay as directories."""
     found: Tree = {}
     top = "." if mount == "/" else f".{mount}"
     below = tuple(f".{other}" for other in others if other != mount and (mount == "/" or other.startswith(f"{mount}/")))
@@ -109,7 +109,7 @@ def subtree(tree: Tree, mount: str, others: tuple[str, ...]) -> Tree:
 
 
 def size(tree: Tree) -> int:
-    """Bytes of all files' contents, a hard link counted once."""
+    """Bytes of all files; a hard link counts once."""
     seen, total = set(), 0
     for node in tree.values():
         if node.contents is not None:
@@ -121,9 +121,9 @@ def size(tree: Tree) -> int:
 
 
 def render(tree: Tree, base: Path | None = None) -> str:
-    """An mtree specification, sorted; with ``base``, which file each is made from, as a path from there.
+    """An mtree specification, sorted; with ``base`` it has the file of each node, as a path from there.
 
-    makefs takes ``contents`` as it stands: it knows no way to write a blank there (usr.sbin/makefs/mtree.c).
+    makefs does not decode ``contents``, so that cannot contain a blank (usr.sbin/makefs/mtree.c).
     """
     lines = ["#mtree 2.0"]
     for path in sorted(tree, key=lambda p: p.split("/")):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""The files that the builder puts into a world: fstab, rc.conf, the loader's and pygrub's configuration, gettys."""
+"""The files that the builder writes into a world: fstab, rc.conf, configuration of loader and pygrub, gettys."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from harness.images.inputs import combine
 from harness.images.layout import Layout
 from harness.images.metalog import Tree
 
-# In ttys(5): name, getty, type, status.
+# ttys(5): name, getty, type, status.
 _GETTY = '{name}\t"/usr/libexec/getty {kind}"\tvt100\ton\tsecure\n'
 
 
 @dataclass(frozen=True)
-class Edits:
-    """Files by path (``./etc/fstab``) with their content."""
+class OverlayFiles:
+    """Files by path (``./etc/fstab``), with their content."""
 
     files: tuple[tuple[str, bytes], ...]
 
@@ -28,15 +28,15 @@ class Edits:
         return combine([(path, data.hex()) for path, data in self.files])
 
     def apply(self, tree: Tree, scratch: Path) -> None:
-        """Put the files into ``tree``; ``scratch`` holds them until the file systems are made."""
+        """Put the files into ``tree``. ``scratch`` must exist until the file systems are written."""
         for number, (path, data) in enumerate(self.files):
             where = scratch / str(number)
             where.write_bytes(data)
             metalog.add_file(tree, path, where)
 
 
-def make(layout: Layout, ttys: str, zfs_load: bool = False) -> Edits:
-    """What an image of ``layout`` needs. ``ttys`` is the world's own; ``zfs_load``: the loader must load zfs.ko."""
+def for_layout(layout: Layout, ttys: str, zfs_load: bool = False) -> OverlayFiles:
+    """The files for an image of ``layout``. ``ttys`` is the world's ttys(5); ``zfs_load``: the loader must load zfs.ko."""
     data = paths.project() / "images/freebsd"
     files = {
         "./etc/fstab": fstab(layout).encode(),
@@ -50,31 +50,31 @@ def make(layout: Layout, ttys: str, zfs_load: bool = False) -> Edits:
         files["./etc/ttys"] = changed.encode()
     if layout.firmwares and not layout.zfs:
         files[loader_conf_slot.PATH] = loader_conf_slot.text({})
-    return Edits(tuple(sorted(files.items())))
+    return OverlayFiles(tuple(sorted(files.items())))
 
 
 def loader_conf(text: str, layout: Layout, zfs_load: bool) -> str:
-    """/boot/loader.conf: ``text``, as ``layout`` needs it.
+    """/boot/loader.conf: ``text``, adapted to ``layout``.
 
-    On ZFS the kernel variables are not in it, but in the pool's boot environment (harness.images.bootenv): loader.conf is read
-    later and would override what a run writes there.
+    With ZFS the kernel variables are in the pool's boot environment instead (harness.images.bootenv): the loader reads loader.conf
+    later, so it would override the variables of a run.
     """
     if not layout.zfs:
         return text
     kept = [line for line in text.splitlines() if not line.startswith(loader_conf_slot.KERNEL_PREFIXES)]
-    # As release/tools/vmimage.subr does: a pool's vdev shall not go by its disk's serial number.
+    # As in release/tools/vmimage.subr: the vdev of a pool must not have the name of its disk's serial number.
     return "\n".join([*kept, 'kern.geom.label.disk_ident.enable="0"', *(['zfs_load="YES"'] if zfs_load else [])]) + "\n"
 
 
 def kernel_variables(text: str) -> dict[str, str]:
-    """The kernel variables of a loader.conf, without the loader's own."""
+    """The kernel variables of a loader.conf, without variables of the loader."""
     # kern.panic_reboot_wait_time="3"
     found = re.findall(r'^([\w.]+)="([^"]*)"$', text, re.MULTILINE)
     return {name: value for name, value in found if name.startswith(loader_conf_slot.KERNEL_PREFIXES)}
 
 
 def fstab(layout: Layout) -> str:
-    """/etc/fstab for ``layout``. ZFS mounts its datasets by itself."""
+    """/etc/fstab for ``layout``, without ZFS datasets, which mount themselves."""
     lines = ["# Device\tMountpoint\tFStype\tOptions\tDump\tPass#"]
     for disk, number, fs in layout.parts:
         device = f"/dev/{disk.node(number)}"
@@ -83,7 +83,7 @@ def fstab(layout: Layout) -> str:
         if fs.type == "swap":
             lines.append(f"{device}\tnone\tswap\tsw\t0\t0")
         elif fs.type == "ext2":
-            # Its driver is a module that a small kernel lacks, and only pygrub needs to read it.
+            # Only pygrub reads it. A small kernel lacks the ext2 module.
             lines.append(f"{device}\t{fs.mount}\text2fs\tro,noauto\t0\t0")
         elif fs.type == "efi":
             lines.append(f"{device}\t{fs.mount}\tmsdosfs\trw\t2\t2")
@@ -93,12 +93,12 @@ def fstab(layout: Layout) -> str:
 
 
 def menu_variables(layout: Layout) -> dict[str, str]:
-    """The kernel variables that menu.lst itself gives."""
+    """The kernel variables in menu.lst."""
     return {"vfs.root.mountfrom": layout.mountfrom}
 
 
 def menu_lst(layout: Layout) -> str:
-    """For pygrub: the kernel by its path on the first disk's file system, and the root device."""
+    """menu.lst for pygrub: the kernel's path on the first disk's file system, and the root device."""
     directory = "/boot/kernel" if layout.vdevs[0].fs[0].mount == "/" else "/kernel"
     words = ",".join(f"{name}={value}" for name, value in menu_variables(layout).items())
     return f"default=0\ntimeout=0\ntitle FreeBSD\nroot (hd0)\nkernel {directory}/kernel {words}\n"
@@ -106,7 +106,7 @@ def menu_lst(layout: Layout) -> str:
 
 # xc0	"/usr/libexec/getty Pc"	xterm	onifconsole	secure
 def with_getty(ttys: str, name: str, kind: str) -> str:
-    """ttys with a login on ``name``: worlds before 13 have no line for xc0, and old ones have ttyu0 off."""
+    """ttys(5) with a login on ``name``: worlds before 13 have no line for xc0, and old ones have ttyu0 off."""
     line = re.compile(rf"^{name}[ \t].*$", re.MULTILINE)
     match = line.search(ttys)
     if match is None:

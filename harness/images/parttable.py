@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""Reads partition tables as FreeBSD does: which partitions a disk has, and what FreeBSD calls them.
+"""Reads partition tables as FreeBSD does: the partitions of a disk, with their FreeBSD names.
 
 Source: sys/geom/part/g_part_gpt.c, g_part_mbr.c and g_part_bsd.c (15.1), their probe and read functions.
 """
@@ -23,7 +23,7 @@ _MOST_ENTRIES, _LARGEST_ENTRY = 4096, 1024
 # g_part_bsd.c: gps_minent and gps_maxent. The raw partition c covers the whole provider.
 _LABEL_PARTS, _RAW_PART = (8, 20), 2
 _PROTECTIVE = 0xEE
-# Sectors of 4096 bytes: a table for such a disk begins at another byte, and counts in other units.
+# On a disk with sectors of 4096 bytes the table is at another offset and counts in other units.
 _SECTORS = (SECTOR, 4096)
 _TYPES = {uuid.UUID(value).bytes_le: name for name, value in tables.GPT_TYPES.items()}
 _MBR_TYPES = {tables.FREEBSD_SLICE: "freebsd", 0xEF: "efi", 0x83: "linux-data"}
@@ -33,10 +33,10 @@ _LABEL_TYPES = {1: "freebsd-swap", 7: "freebsd-ufs", 27: "freebsd-zfs"}
 
 @dataclass(frozen=True)
 class Partition:
-    """``name`` as FreeBSD has it below /dev: ``xbd0`` (a disk without a table), ``xbd0p2``, ``xbd0s1``, ``xbd0s1a``, ``xbd0a``.
+    """``name`` is FreeBSD's below /dev: ``xbd0`` (a disk without a table), ``xbd0p2``, ``xbd0s1``, ``xbd0s1a``, ``xbd0a``.
 
-    ``start`` and ``size`` are in bytes from the start of the disk. ``type`` is gpart's word for it, or the table's own value.
-    ``label`` is the GPT's, so that FreeBSD also has it as ``gpt/LABEL``.
+    ``start`` and ``size`` are in bytes from the start of the disk. ``type`` is gpart's name for it, or the table's value.
+    ``label`` is the GPT's; FreeBSD also has the partition as ``gpt/LABEL``.
     """
 
     name: str
@@ -45,16 +45,16 @@ class Partition:
     size: int
     label: str = ""
     primary: bool = True
-    """False where the GPT's first copy is damaged, and the second was read."""
+    """False if the GPT's first copy is damaged and the second was read."""
     sector: int = SECTOR
-    """Bytes of the sectors that its table counts in. FreeBSD finds a table only on a disk that has sectors of this size."""
+    """Bytes per sector of its table. FreeBSD finds the table only on a disk with sectors of this size."""
 
 
 def partitions(disk: Window, name: str = "xbd0") -> tuple[Partition, ...]:
-    """The partitions of ``disk`` in the order of their tables, nested ones included; the disk itself when it has no table.
+    """The partitions of ``disk`` in the order of their tables, including nested ones; the disk itself if it has no table.
 
     Of partitions that begin at the same byte (a slice, and the partition ``a`` of its label) only the innermost is listed.
-    Raises UsageError for a GPT of which no copy can be read.
+    Raises UsageError for a GPT without a readable copy.
     """
     found = _within(disk, name)
     if not found:
@@ -71,7 +71,7 @@ def _within(disk: Window, name: str) -> list[Partition]:
     slices = _slices(sector)
     protective = sector[510:512] == b"\x55\xaa" and any(sector[446 + n * 16 + 4 : 446 + n * 16 + 5] == b"\xee" for n in range(4))
     unit = next((unit for unit in _SECTORS if _has_gpt(disk, unit)), 0)
-    # FreeBSD prefers a GPT with its protective MBR, and a disklabel, to an MBR; and an MBR to a GPT without the protective one.
+    # FreeBSD prefers a GPT with protective MBR, and a disklabel, to an MBR; and an MBR to a GPT without protective MBR.
     if protective and unit:
         return _gpt(disk, name, unit)
     for size in _SECTORS:
@@ -94,7 +94,7 @@ def _clipped(
 
 
 def _nested_label(disk: Window, part: Partition) -> list[Partition]:
-    """The partitions of a disklabel within ``part``."""
+    """The partitions of a disklabel inside ``part``."""
     found = _label(disk.part(part.start, part.size), part.name, part.sector)
     return [replace(inner, start=inner.start + part.start) for inner in found]
 
@@ -127,9 +127,10 @@ def boot_code(disk: Window) -> bool:
 
 
 def _label(provider: Window, name: str, unit: int) -> list[Partition]:
-    """The partitions of a disklabel in the second sector of ``provider``; their offsets count from where the raw partition begins.
+    """The partitions of a disklabel in the second sector of ``provider``.
 
-    FreeBSD's own labels are relative (c begins at 0); older ones in a slice are absolute (c begins where the slice does).
+    Offsets count from the start of the raw partition c. FreeBSD's labels are relative (c begins at 0); older ones in a slice are
+    absolute (c begins at the start of the slice).
     """
     sector = provider.read(unit, SECTOR)
     if not _LABEL_PARTS[0] <= int.from_bytes(sector[138:140], "little") <= _LABEL_PARTS[1]:
@@ -177,11 +178,13 @@ def _gpt(disk: Window, name: str, unit: int) -> list[Partition]:
             part = _clipped(f"{name}p{number}", kind, entry.first, entry.last - entry.first + 1, disk, label, primary, unit)
             found += [part, *_nested_label(disk, part)]
         return found
-    raise UsageError(f"no copy of the disk's GPT is good ({'; '.join(wrong)})", hint="is the image whole? fetch or copy it again")
+    raise UsageError(
+        f"no copy of the disk's GPT is good ({'; '.join(wrong)})", hint="check that the image is complete; fetch or copy it again"
+    )
 
 
 def _gpt_entries(disk: Window, at: int, last: int, unit: int) -> list[Any]:
-    """The entries of the copy whose header is in sector ``at``. Raises ValueError with what FreeBSD would not accept of it."""
+    """The entries of the copy whose header is in sector ``at``. Raises ValueError with the reason why FreeBSD would reject it."""
     sector = disk.read(at * unit, unit)
     if sector[:8] != b"EFI PART":
         raise ValueError("no header")

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""Finds the sources that a build needs and a tree lacks, before anything is compiled.
+"""Finds missing sources of a build before anything is compiled.
 
-Public trees often come by an upload that lost dot files, large files or files that a .gitignore names. The build then fails
-after minutes, one file at a time. Two questions find such files in seconds:
+A public tree is often an upload without dot files, large files or files that a .gitignore names. Its build fails after minutes, one
+file at a time. Two checks find such files in seconds:
 
 * The kernel: config(8)'s lists name every source of a configuration (:mod:`harness.images.conffiles`).
-* The world: a dry run of make (``make -n -k``) over every directory that buildworld visits. make itself says what it
-  cannot make, and its commands name the remaining sources.
+* The world: a dry run of make (``make -n -k``) in every directory that buildworld visits. make names the files that it cannot make;
+  its commands name the other sources.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from harness.images.kernconf import KernConf
 from harness.images.srctree import SourceTree
 
 _DRY_RUN_SECONDS = 900.0
-# Files that the build reads outside make's dependencies: the file, and the file of the tree that reads it.
+# Files that the build reads without a dependency in make: the file, and the file of the tree that reads it.
 _READ_BY_NAME = ((".clean_build_epoch", "tools/build/depend-cleanup.sh"), ("COPYRIGHT", "etc/Makefile"))
 _SHOWN = 40
 
@@ -41,7 +41,7 @@ _SOURCE = re.compile(r"\.(c|cc|cpp|cxx|s|S|y|l|asm|m|awk|sh|lua|conf|src|in|py|m
 
 
 def check_kernel(tree: SourceTree, conf: KernConf) -> None:
-    """Raises BuildError that names every source of the kernel ``conf`` that ``tree`` lacks."""
+    """Raise BuildError that names every missing source of the kernel ``conf``."""
     names = conffiles.names(tree, conf.name, dict(conf.files))
     needed = {
         path
@@ -49,11 +49,11 @@ def check_kernel(tree: SourceTree, conf: KernConf) -> None:
         if source.selected(names)
         for path in (source.dependencies if source.generated else (source.path,))
     }
-    _complain(tree, f"kernel {conf.name}", sorted(f"sys/{path}" for path in needed if not (tree.path / "sys" / path).exists()))
+    _raise_missing(tree, f"kernel {conf.name}", sorted(f"sys/{path}" for path in needed if not (tree.path / "sys" / path).exists()))
 
 
 def check_world(tree: SourceTree, compiler: Compiler, src_conf: Path) -> None:
-    """Raises BuildError that names every source that the world of ``src_conf`` needs and ``tree`` lacks.
+    """Raise BuildError that names every missing source of the world of ``src_conf``.
 
     Takes about 20 s of one CPU. Needs bmake (on FreeBSD: make).
     """
@@ -65,15 +65,14 @@ def check_world(tree: SourceTree, compiler: Compiler, src_conf: Path) -> None:
                 continue
             output = _make(tree, compiler, src_conf, scratch, tree.path / top, "-n", "-k", "all")
             missing |= absent(output, tree.path, top)
-    _complain(tree, "world", sorted(missing))
+    _raise_missing(tree, "world", sorted(missing))
 
 
 def absent(output: str, tree: Path, top: str) -> set[str]:
-    """The sources that a dry run in the directory ``top`` of ``tree`` needs and does not find.
+    """The missing sources of a dry run in the directory ``top`` of ``tree``.
 
-    A path is relative to ``tree``; ``sqlite3.c, for lib/libsqlite3`` is a source of that directory's Makefile.
-
-    A library, an object or a header that an earlier stage of the build makes is no source.
+    A path is relative to ``tree``; ``sqlite3.c, for lib/libsqlite3`` is a source of that directory's Makefile. Libraries, objects and
+    headers from an earlier stage of the build do not count.
     """
     found, here = set(), top
     for line in output.splitlines():
@@ -82,19 +81,19 @@ def absent(output: str, tree: Path, top: str) -> set[str]:
         elif match := _UNKNOWN.match(line):
             name = match[1]
             if not name.startswith("/") and _SOURCE.search(name):
-                # make searches .PATH, so the directory is where the file is wanted, not where it belongs.
+                # make searches .PATH, so this is the directory that needs the file, not the one that should contain it.
                 found.add(f"{name}, for {here}")
         elif (match := _NO_DIRECTORY.search(line)) and match[1].startswith(f"{tree}/") and not Path(match[1]).is_dir():
             found.add(os.path.relpath(match[1], tree))
-        for path in _named(line, str(tree)):
-            # make looks for a file of the directory itself; a command may also name what it will write there.
+        for path in _files_in_command(line, str(tree)):
+            # make has looked for a file of the directory itself; a command may also name its own output there.
             if os.path.dirname(path) != here and _SOURCE.search(path) and not os.path.lexists(f"{tree}/{path}"):  # noqa: PTH120
                 found.add(path)
     return found
 
 
-def _named(line: str, tree: str) -> Iterable[str]:
-    """The files below ``tree`` that a command names, relative to it."""
+def _files_in_command(line: str, tree: str) -> Iterable[str]:
+    """The files below ``tree`` in a command, relative to ``tree``."""
     if tree not in line:
         return
     for word in line.split():
@@ -104,7 +103,7 @@ def _named(line: str, tree: str) -> Iterable[str]:
 
 
 def _subdirs(tree: SourceTree, compiler: Compiler, src_conf: Path, scratch: str) -> list[str]:
-    """The top directories that buildworld visits (SUBDIR of Makefile.inc1). Raises BuildError when make cannot say."""
+    """The top directories that buildworld visits (SUBDIR of Makefile.inc1). Raises BuildError if make fails."""
     output = _make(tree, compiler, src_conf, scratch, tree.path, "-f", "Makefile.inc1", "-V", "SUBDIR")
     words = output.splitlines()[-1].split() if output.strip() else []
     if not words or any(not re.fullmatch(r"[\w./-]+", word) for word in words):
@@ -113,7 +112,7 @@ def _subdirs(tree: SourceTree, compiler: Compiler, src_conf: Path, scratch: str)
 
 
 def _make(tree: SourceTree, compiler: Compiler, src_conf: Path, scratch: str, where: Path, *words: str) -> str:
-    """The output of one make in ``where``. The variables spare it from asking a compiler and a linker that do not exist yet."""
+    """The output of one make in ``where``. With these variables it does not run a compiler or linker, which do not exist yet."""
     command = "make" if sys.platform.startswith("freebsd") else shutil.which("bmake") or "bmake"
     version = str((compiler.major or hosttools.OLDEST) * 10000)
     given = [
@@ -131,17 +130,18 @@ def _make(tree: SourceTree, compiler: Compiler, src_conf: Path, scratch: str, wh
         )  # fmt: skip
     except subprocess.TimeoutExpired as exc:
         raise BuildError(
-            f"{where}: a dry run of make takes more than {_DRY_RUN_SECONDS:.0f} s", hint="is the disk healthy?"
+            f"{where}: a dry run of make takes more than {_DRY_RUN_SECONDS:.0f} s",
+            hint="check the disk and the load of this machine",
         ) from exc
     return done.stdout
 
 
-def _complain(tree: SourceTree, what: str, missing: list[str]) -> None:
+def _raise_missing(tree: SourceTree, what: str, missing: list[str]) -> None:
     if not missing:
         return
     shown = "".join(f"\n  {name}" for name in missing[:_SHOWN])
     rest = f"\n  and {len(missing) - _SHOWN} more" if len(missing) > _SHOWN else ""
     raise BuildError(
         f"{tree.path}: the {what} needs {len(missing)} source(s) that this tree lacks:{shown}{rest}",
-        hint="take a complete tree (an upload or a .gitignore may have lost them; in a git checkout: git checkout -- .), or add the files",
+        hint="get a complete tree (an upload or a .gitignore may have lost them; in a git checkout: git checkout -- .), or add the files",
     )

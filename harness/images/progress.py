@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""How far a FreeBSD build is: its output, line by line, as one short text."""
+"""The progress of a FreeBSD build, from its output, as one short text."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ _EVERY = 30.0
 
 
 class Progress:
-    """Feed it lines; it says ``world: lib/libc (all), 212 directories, 341 s``."""
+    """Takes lines of output; its text is ``world: lib/libc (all), 212 directories, 341 s``."""
 
     def __init__(self, what: str) -> None:
         self.what, self.stage, self.target = what, "", ""
         self.directories = self.objects = 0
-        self._begun = self._told = time.monotonic()
+        self._started = self._reported = time.monotonic()
 
     def line(self, text: str) -> None:
         if match := _STAGE.match(text):
@@ -43,20 +43,20 @@ class Progress:
         words = [word for word in (self.stage, self.target) if word]
         if self.objects:
             words.append(f"{self.objects} objects")
-        return f"{self.what}: {', '.join(words) or 'starting'}, {time.monotonic() - self._begun:.0f} s"
+        return f"{self.what}: {', '.join(words) or 'starting'}, {time.monotonic() - self._started:.0f} s"
 
-    def tell(self) -> None:
-        """On a terminal as a line that is written over, elsewhere a line of the log every half minute."""
+    def report(self) -> None:
+        """Print the text: on a terminal in place, elsewhere to the log every half minute."""
         now = time.monotonic()
         if sys.stderr.isatty():
-            if now - self._told > 0.2:
-                self._told = now
+            if now - self._reported > 0.2:
+                self._reported = now
                 print(f"\r\x1b[K{str(self)[:110]}", end="", file=sys.stderr, flush=True)
-        elif now - self._told > _EVERY:
-            self._told = now
+        elif now - self._reported > _EVERY:
+            self._reported = now
             log.info("%s", self)
 
     def end(self) -> None:
         if sys.stderr.isatty():
             print("\r\x1b[K", end="", file=sys.stderr, flush=True)
-        log.info("%s: %.0f s", self.what, time.monotonic() - self._begun)
+        log.info("%s: %.0f s", self.what, time.monotonic() - self._started)

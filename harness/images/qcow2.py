@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""Looks at a qcow2 file before a program opens it: that it names no other file, and that none of it is missing.
+"""Checks a qcow2 file before a program opens it: it must name no other file and be complete.
 
-QEMU opens whatever file an image names as its backing file, and reads zeros where a file was cut off.
+QEMU opens any file that an image names as its backing file, and reads zeros after the end of a truncated file.
 Source: QEMU docs/interop/qcow2.txt.
 """
 
@@ -25,15 +25,15 @@ _HEADER = Struct(
 _FEATURES_AT = 72
 _DIRTY_CORRUPT, _DATA_FILE, _EXTENDED = 0x3, 0x4, 0x10
 _OFFSET, _COMPRESSED = 0x00FFFFFFFFFFFE00, 1 << 62
-# QEMU's block/qcow2.h, QCOW_MAX_L1_SIZE; seconds for looking at all tables.
+# QEMU's block/qcow2.h, QCOW_MAX_L1_SIZE; the limit for reading all tables, in seconds.
 _LARGEST_L1, _PATIENCE = 32 << 20, 300
-_CUT = "it was cut off: fetch or copy it again"
+_CUT = "it is truncated: fetch or copy it again"
 
 
 def check(given: Path, source: Path, largest: int) -> None:
-    """Raises UsageError for a qcow2 file ``source`` that nothing should be read from; messages name the ``given`` file.
+    """Raise UsageError for a qcow2 file ``source`` that must not be read; messages name the ``given`` file.
 
-    That is one that needs another file, is encrypted, was cut off, or holds a disk of more than ``largest`` bytes.
+    Reasons: it needs another file, is encrypted or truncated, or holds a disk of more than ``largest`` bytes.
     """
     with source.open("rb") as file:
         length = file.seek(0, 2)
@@ -50,29 +50,29 @@ def check(given: Path, source: Path, largest: int) -> None:
             file.seek(min(head.backing, length))
             name = file.read(min(head.backing_size, 1023)).decode("utf-8", "replace")
             raise UsageError(
-                f"{given}: it holds only what differs from its backing file {name!r}",
-                hint="make one file of both: qemu-img convert -O qcow2",
+                f"{given}: it holds only the differences from its backing file {name!r}",
+                hint="combine both in one file: qemu-img convert -O qcow2",
             )
         if features & _DATA_FILE:
-            raise UsageError(f"{given}: its data lies in another file", hint="make one file of both: qemu-img convert -O qcow2")
+            raise UsageError(f"{given}: its data is in another file", hint="combine both in one file: qemu-img convert -O qcow2")
         if head.encryption:
             raise UsageError(f"{given}: an encrypted qcow2 file", hint="decrypt it: qemu-img convert with its secret")
         if features & _DIRTY_CORRUPT:
             raise UsageError(
-                f"{given}: marked as dirty or corrupt: its machine did not end, or still runs",
+                f"{given}: marked as dirty or corrupt: its machine did not stop cleanly, or still runs",
                 hint="shut the machine down, then qemu-img check -r all",
             )
         if head.size > largest:
             raise UsageError(f"{given}: a disk of {head.size >> 40} TiB", hint=f"{largest >> 40} TiB at most")
         if head.l1_size * 8 > _LARGEST_L1:
-            raise UsageError(f"{given}: a qcow2 file with {head.l1_size} tables", hint="is it one? fetch or copy it again")
+            raise UsageError(f"{given}: a qcow2 file with {head.l1_size} tables", hint="check the file, or fetch it again")
         missing = _missing(given, file, length, head.l1_table, head.l1_size, head.cluster_bits, bool(features & _EXTENDED))
         if missing:
             raise UsageError(f"{given}: the file ends at byte {length}, before its {missing}", hint=_CUT)
 
 
 def _missing(given: Path, file: BinaryIO, length: int, table: int, entries: int, bits: int, extended: bool) -> str:
-    """What of a qcow2 file lies behind its end, in words; "" for a whole one."""
+    """The first part of a qcow2 file that is behind its end, in words; "" for a complete file."""
     if table + entries * 8 > length:
         return "table of tables"
     cluster, end = 1 << bits, time.monotonic() + _PATIENCE
@@ -81,7 +81,7 @@ def _missing(given: Path, file: BinaryIO, length: int, table: int, entries: int,
             return f"table at byte {first}"
         if time.monotonic() > end:
             raise UsageError(
-                f"{given}: its tables were not read in {_PATIENCE} s", hint="make them fewer: qemu-img convert -O qcow2"
+                f"{given}: its tables were not read in {_PATIENCE} s", hint="rewrite it with fewer: qemu-img convert -O qcow2"
             )
         for entry in set(_words(file, first, cluster // 8)[:: 2 if extended else 1]):
             if entry & _COMPRESSED:
@@ -92,7 +92,7 @@ def _missing(given: Path, file: BinaryIO, length: int, table: int, entries: int,
                     return f"packed cluster at byte {at}"
                 continue
             at = entry & _OFFSET
-            # The last cluster of a file need not be written to its end; but then it ends with a sector.
+            # The last cluster of a file may be incomplete, but not its last sector.
             if at and (at >= length or (at + cluster > length and length % 512)):
                 return f"cluster at byte {at}"
     return ""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""What shall be built: a recipe of images/freebsd/recipes, the options of a command, or both; each value with its origin."""
+"""Resolves a recipe: a file of images/freebsd/recipes, the options of a command, or both; each value with its origin."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from harness import paths
 from harness.errors import UsageError
 from harness.images import layout
 
-# A root on ZFS needs both: nothing loads a module for a PVH guest, and the world's zpool(8) belongs to ZFS.
+# A root on ZFS needs both: nothing loads a module for a PVH guest, and zpool(8) is in the zfs world.
 ZFS_KERNCONF, ZFS_WORLD = "XENZFS", "zfs"
 _DEFAULTS: dict[str, Any] = {"kernconf": "XENA", "world": "small", "layout": "ufs1"}
 
 
 @dataclass(frozen=True)
-class Recipe:
-    """``size`` of the root in MiB and ``bsize`` in bytes, 0 for the layout's own. Of the sources one is given."""
+class ImageRecipe:
+    """``size`` of the root in MiB and ``bsize`` in bytes, 0 for the layout's default. Exactly one source is set."""
 
     name: str
     src: str = ""
@@ -37,16 +37,11 @@ class Recipe:
     jobs: int = 0
     root: str = ""
     origins: tuple[tuple[str, str], ...] = ()
-    """Where each value came from."""
-
-    @property
-    def source(self) -> str:
-        """``src``, ``dist``, ``destdir``, ``disk`` or ``base``."""
-        return next((name for name in ("src", "dist", "destdir", "disk", "base") if getattr(self, name)), "")
+    """The origin of each value."""
 
 
 def available(directory: Path | None = None) -> dict[str, dict[str, Any]]:
-    """The recipes by name. Raises UsageError when two files give the same name."""
+    """The recipes by name. Raises UsageError if two files have the same name."""
     found: dict[str, dict[str, Any]] = {}
     where: dict[str, Path] = {}
     for path in sorted((directory or paths.project() / "images/freebsd/recipes").glob("*.toml")):
@@ -61,11 +56,11 @@ def available(directory: Path | None = None) -> dict[str, dict[str, Any]]:
     return found
 
 
-def make(name: str, options: Mapping[str, Any], recipes: Mapping[str, Mapping[str, Any]]) -> Recipe:
-    """The recipe ``name`` (or one of options alone), changed by ``options``. Raises UsageError for what does not go together."""
+def resolve(name: str, options: Mapping[str, Any], recipes: Mapping[str, Mapping[str, Any]]) -> ImageRecipe:
+    """The recipe ``name`` (or only ``options``), changed by ``options``. Raises UsageError for incompatible values."""
     values: dict[str, Any] = {}
     origins: dict[str, str] = {}
-    known = {field.name for field in fields(Recipe)} - {"name", "origins"}
+    known = {field.name for field in fields(ImageRecipe)} - {"name", "origins"}
     layers = (("default", _DEFAULTS), (f"recipe {name}", recipes.get(name, {})), ("command line", options))
     for origin, layer in layers:
         for key, value in layer.items():
@@ -79,12 +74,12 @@ def make(name: str, options: Mapping[str, Any], recipes: Mapping[str, Mapping[st
         for key, value in (("kernconf", ZFS_KERNCONF), ("world", ZFS_WORLD)):
             if origins.get(key) == "default":
                 values[key], origins[key] = value, f"layout {values['layout']}"
-    recipe = Recipe(name=name, origins=tuple(sorted(origins.items())), **values)
+    recipe = ImageRecipe(name=name, origins=tuple(sorted(origins.items())), **values)
     _check(recipe)
     return recipe
 
 
-def _check(recipe: Recipe) -> None:
+def _check(recipe: ImageRecipe) -> None:
     given = [f"--{name}" for name in ("src", "dist", "destdir", "disk", "base") if getattr(recipe, name)]
     if not given:
         raise UsageError(

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""What FreeBSD's root file system says of itself: its kernel, its loader's configuration, where fstab has the root.
+"""Reads the configuration of a FreeBSD root file system: kernel, loader variables, root device of fstab.
 
 Sources: loader.conf(5) and stand/defaults/loader.conf (which files, in which order), boot.config(5), fstab(5).
 """
@@ -22,10 +22,10 @@ _MOST_FILES = 64
 
 @dataclass(frozen=True)
 class Root:
-    """``kernel`` is the path of the kernel that the loader would start, "" where none is. ``loader`` are the loader's variables.
+    """``kernel`` is the path of the kernel that the loader would start, "" if it is missing. ``loader`` has the loader's variables.
 
-    ``fstab`` is the device that /etc/fstab has for ``/``, without ``/dev/``; "" where it has none. ``texts`` are the files that were
-    read, by path.
+    ``fstab`` is the device of ``/`` in /etc/fstab without ``/dev/``, "" if it is missing. ``texts`` has the files that were read,
+    by path.
     """
 
     kernel: str
@@ -37,9 +37,9 @@ class Root:
     @property
     def serial(self) -> bool:
         """Whether the loader and the kernel of an HVM guest use the serial port (loader.conf(5), boot.config(5))."""
-        said = self.loader
-        yes = any(said.get(name, "").lower() in ("yes", "1", "on") for name in ("boot_serial", "boot_multicons"))
-        return yes or "comconsole" in said.get("console", "") or bool(re.search(r"-\w*[hDP]", self.flags))
+        loader = self.loader
+        yes = any(loader.get(name, "").lower() in ("yes", "1", "on") for name in ("boot_serial", "boot_multicons"))
+        return yes or "comconsole" in loader.get("console", "") or bool(re.search(r"-\w*[hDP]", self.flags))
 
     @property
     def modules(self) -> tuple[str, ...]:
@@ -54,12 +54,12 @@ class Root:
 
 
 def is_root(files: Files) -> bool:
-    """Whether these are the files of a system's root: the kernel starts /sbin/init."""
+    """Whether these files are a root: the kernel starts /sbin/init."""
     return files.exists("/sbin/init") and files.exists("/etc")
 
 
 def read(files: Files) -> Root:
-    """Read the configuration of a root file system. What is not there, or damaged, counts as empty."""
+    """Read the configuration of a root file system. Missing and damaged files count as empty."""
     texts: dict[str, bytes] = {}
 
     def text(path: str) -> str:
@@ -95,12 +95,12 @@ _ASSIGNMENT = re.compile(r'^[ \t]*([A-Za-z0-9_.]+)[ \t]*=[ \t]*(?:"([^"\n]*)"|([
 
 
 def variables(text: str) -> dict[str, str]:
-    """The assignments of a loader.conf(5), the last of each name."""
+    """The assignments of a loader.conf(5); the last one of each name."""
     return {match[1]: match[2] if match[2] is not None else match[3] for match in _ASSIGNMENT.finditer(text)}
 
 
 def kernels(loader: Mapping[str, str]) -> tuple[str, ...]:
-    """Where the loader looks for the kernel: ``kernel`` is a directory of /boot, or a path; ``bootfile`` a file in it."""
+    """The paths where the loader looks for the kernel: ``kernel`` is a directory of /boot or a path, ``bootfile`` a file in it."""
     directory, file = loader.get("kernel") or "kernel", (loader.get("bootfile") or "kernel").partition(";")[0].partition(",")[0]
     top = directory if directory.startswith("/") else f"/boot/{directory}"
     found = [f"{top}/{file}", f"{top}/{file}.gz"]
@@ -109,7 +109,7 @@ def kernels(loader: Mapping[str, str]) -> tuple[str, ...]:
 
 # /dev/gpt/rootfs   /       ufs   rw,noatime      1       1
 def fstab_root(text: str) -> str:
-    """The device that an fstab(5) has for ``/``, without ``/dev/``; "" where it has none."""
+    """The device of ``/`` in an fstab(5), without ``/dev/``; "" if it is missing."""
     for line in text.splitlines():
         words = line.split()
         if len(words) >= 3 and not words[0].startswith("#") and words[1] == "/":
@@ -118,9 +118,9 @@ def fstab_root(text: str) -> str:
 
 
 def extract(files: Files, path: str, target: Path) -> None:
-    """Write the kernel at ``path`` to ``target``, unpacked where it is packed by gzip.
+    """Write the kernel at ``path`` to ``target``, decompressed if it is in gzip.
 
-    Raises BadFileSystem when it cannot be read, or has more than 256 MiB.
+    Raises BadFileSystem if it cannot be read or is larger than 256 MiB.
     """
     blocks: Iterable[bytes] = files.blocks(path, LARGEST_KERNEL)
     written = 0

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""Release sets from an image of the store: base.txz, kernel.txz and MANIFEST, as release/Makefile of FreeBSD names them."""
+"""Writes release sets from an image of the store: base.txz, kernel.txz and MANIFEST, named as by FreeBSD's release/Makefile."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ from pathlib import Path
 from harness import versions
 from harness.digest import file_sha256
 from harness.errors import BuildError, UsageError
-from harness.images import assemble, kernelfile, metalog, store
+from harness.images import assemble, entries, kernelfile, metalog
 from harness.images.image import Image
 from harness.images.metalog import Node, Tree
 
 log = logging.getLogger("fxh.images")
 
-# 1980-01-01: the same for every file, so that equal worlds give equal sets. GNU tar calls 1970 implausible.
+# 1980-01-01 for every file, so that equal worlds give equal sets. GNU tar reports 1970 as implausible.
 _TIME = 315532800
 _KERNEL = "./boot/kernel"
-# What a set holds, and whether the installer takes it unless told otherwise (release/scripts/make-manifest.sh).
+# The description of each set; the installer selects both by default (release/scripts/make-manifest.sh).
 _ABOUT = {"base": "Base system (MANDATORY)", "kernel": "Kernel (MANDATORY)"}
 
 
 @dataclass(frozen=True)
-class Made:
-    """A set that was written: ``members`` is what MANIFEST calls the number of files; directories and links count, too."""
+class SetFile:
+    """A written set. ``members`` is MANIFEST's number of files, which counts directories and links, too."""
 
     file: Path
     members: int
@@ -40,7 +40,7 @@ class Made:
 
 @dataclass(frozen=True)
 class Owners:
-    """The world's own users and groups, number by name."""
+    """The users and groups of a world, numbers by name."""
 
     users: Mapping[str, int]
     groups: Mapping[str, int]
@@ -49,14 +49,14 @@ class Owners:
 def write(image: Image, directory: Path, name: str = "") -> Path:
     """Write the sets of ``image`` to ``directory``/releases/<machine>/<name>, the mirror's layout; returns that directory.
 
-    ``name`` defaults to the kernel's release without its patch level, as the mirror has it (15.1-RELEASE). The same image gives
-    the same bytes. Raises UsageError for an image that has no world of its own, BuildError if a tool is missing or fails.
+    ``name`` defaults to the kernel's release without its patch level, as on the mirror (15.1-RELEASE). The same image gives
+    the same bytes. Raises UsageError for an image without a world, BuildError if a tool is missing or fails.
     """
-    world = store.find("worlds", str(image.data.get("world", "")) or "none")
+    world = entries.find("worlds", str(image.data.get("world", "")) or "none")
     if world is None or image.kernel is None:
         raise UsageError(
             f"{image.name}: no world in the store that sets can be made from",
-            hint="build an image by --src, --dist or --destdir; one that was imported by --disk has none",
+            hint="build an image with --src, --dist or --destdir; an image from --disk has no world",
         )
     versions_ = {image.version, str(world.manifest.get("version", "")) or image.version}
     if len(versions_) > 1:
@@ -69,8 +69,8 @@ def write(image: Image, directory: Path, name: str = "") -> Path:
         raise UsageError(f"--as {name}: no release's name", hint="for example --as 15.1-RELEASE")
     target = directory / "releases" / str(image.data["machine"]) / name
     if target.exists():
-        raise UsageError(f"{target} is there already", hint="remove it, or give another directory")
-    world.touch()
+        raise UsageError(f"{target} already exists", hint="remove it, or give another directory")
+    world.mark_used()
     target.parent.mkdir(parents=True, exist_ok=True)
     work = Path(tempfile.mkdtemp(prefix=f".{name}.", dir=target.parent))
     try:
@@ -86,12 +86,12 @@ def write(image: Image, directory: Path, name: str = "") -> Path:
 
 
 def release_of(kernel: Path) -> str:
-    """The mirror's name for the release of a kernel file: ``FreeBSD 15.1-RELEASE-p1 XENA`` is of 15.1-RELEASE."""
+    """The mirror's name for the release of a kernel file: 15.1-RELEASE for ``FreeBSD 15.1-RELEASE-p1 XENA``."""
     words = kernelfile.banner(kernel.read_bytes()).split()
     return re.sub(r"-p\d+$", "", words[1]) if len(words) > 1 else ""
 
 
-def manifest(sets: tuple[Made, ...]) -> str:
+def manifest(sets: tuple[SetFile, ...]) -> str:
     """MANIFEST: tab-separated file, sha256, number of members, set, description, on or off."""
     rows = []
     for made in sets:
@@ -100,23 +100,23 @@ def manifest(sets: tuple[Made, ...]) -> str:
     return "".join("\t".join(row) + "\n" for row in rows)
 
 
-def _sets(tree: Tree, kernel: Path, who: Owners, work: Path) -> tuple[Made, ...]:
+def _sets(tree: Tree, kernel: Path, owners_of_world: Owners, work: Path) -> tuple[SetFile, ...]:
     base = {path: node for path, node in tree.items() if not path.startswith(f"{_KERNEL}/")}
     rest = {path: node for path, node in tree.items() if path.startswith(f"{_KERNEL}/") or path in (".", "./boot", _KERNEL)}
     metalog.add_file(rest, f"{_KERNEL}/kernel", kernel, "0555")
-    return tuple(archive(nodes, who, work / f"{name}.txz") for name, nodes in (("base", base), ("kernel", rest)))
+    return tuple(archive(nodes, owners_of_world, work / f"{name}.txz") for name, nodes in (("base", base), ("kernel", rest)))
 
 
-def archive(tree: Tree, who: Owners, target: Path) -> Made:
+def archive(tree: Tree, owners_of_world: Owners, target: Path) -> SetFile:
     """Write the nodes of ``tree`` to a .tar.xz in a fixed order. Raises BuildError for a node that a set cannot hold."""
     log.info("writing %s", target.name)
     xz = shutil.which("xz")
     if xz is None:
         raise BuildError("xz is missing", hint="apt-get install xz-utils")
-    # Two threads or more: with one, xz may write a single block, and the bytes would depend on the machine's CPUs.
+    # At least two threads: with one, xz may write a single block, and the bytes would depend on the number of CPUs.
     threads = max(2, os.cpu_count() or 1)
     first: dict[tuple[int, int], str] = {}
-    best = _best(tree)
+    best = _best_names(tree)
     members = 0
     with target.open("wb") as out:
         packer = subprocess.Popen([xz, "-1", f"-T{threads}", "--no-adjust", "-c"], stdin=subprocess.PIPE, stdout=out)
@@ -124,9 +124,9 @@ def archive(tree: Tree, who: Owners, target: Path) -> Made:
         try:
             with packer.stdin, tarfile.open(fileobj=packer.stdin, mode="w|", format=tarfile.PAX_FORMAT) as tar:
                 for path in sorted(tree, key=lambda path: path.split("/")):
-                    _add(tar, tree[path], who, first, best)
+                    _add(tar, tree[path], owners_of_world, first, best)
                     members += 1
-        except BrokenPipeError:  # its exit code says why
+        except BrokenPipeError:  # the exit code of xz gives the reason
             pass
         except BaseException:
             packer.kill()
@@ -135,13 +135,17 @@ def archive(tree: Tree, who: Owners, target: Path) -> Made:
             status = packer.wait()
     if status:
         raise BuildError(f"xz failed with exit code {status} while it wrote {target}", hint="is the disk full?")
-    return Made(target, members)
+    return SetFile(target, members)
 
 
 def _add(
-    tar: tarfile.TarFile, node: Node, who: Owners, first: dict[tuple[int, int], str], best: Mapping[tuple[int, int], Node]
+    tar: tarfile.TarFile,
+    node: Node,
+    owners_of_world: Owners,
+    first: dict[tuple[int, int], str],
+    best: Mapping[tuple[int, int], Node],
 ) -> None:
-    # Members are called as in official sets: ./, ./bin/, ./bin/cat. tarfile adds a directory's last slash.
+    # Members have the names of official sets: ./, ./bin/, ./bin/cat. tarfile adds a directory's last slash.
     info = tarfile.TarInfo(metalog.unvis(node.path))
     info.mtime = _TIME
     if node.contents is None:
@@ -152,48 +156,48 @@ def _add(
             )
         info.type = kinds[node.type]
         info.linkname = metalog.unvis(node.attributes.get("link", ""))
-        _own(info, node, who)
+        _set_owner(info, node, owners_of_world)
         tar.addfile(info)
         return
     try:
         with node.contents.open("rb") as file:
-            there = os.fstat(file.fileno())
-            inode = (there.st_dev, there.st_ino)
-            _own(info, best.get(inode, node), who)
+            file_stat = os.fstat(file.fileno())
+            inode = (file_stat.st_dev, file_stat.st_ino)
+            _set_owner(info, best.get(inode, node), owners_of_world)
             if inode in first:
                 info.type, info.linkname = tarfile.LNKTYPE, first[inode]
                 tar.addfile(info)
                 return
             first[inode] = info.name
-            info.size = there.st_size
+            info.size = file_stat.st_size
             tar.addfile(info, file)
     except FileNotFoundError as exc:
-        raise BuildError(f"METALOG names {node.path}, which the world has not", hint="build the world again") from exc
+        raise BuildError(f"METALOG names {node.path}, which the world does not contain", hint="build the world again") from exc
 
 
-def _best(tree: Tree) -> dict[tuple[int, int], Node]:
-    """Of the names of a file with several, the one whose METALOG line has most attributes.
+def _best_names(tree: Tree) -> dict[tuple[int, int], Node]:
+    """For each file with several names, the node whose METALOG line has most attributes.
 
-    install(1) logs a further hard link without owner and with the mode cut to 0777 (usr.bin/xinstall/xinstall.c, makelink()).
+    install(1) logs a further hard link without owner, and with the mode masked by 0777 (usr.bin/xinstall/xinstall.c, makelink()).
     """
     found: dict[tuple[int, int], Node] = {}
     for node in tree.values():
         if node.contents is None or not node.contents.is_file():
             continue
-        there = node.contents.stat()
-        if there.st_nlink > 1:
-            known = found.setdefault((there.st_dev, there.st_ino), node)
+        file_stat = node.contents.stat()
+        if file_stat.st_nlink > 1:
+            known = found.setdefault((file_stat.st_dev, file_stat.st_ino), node)
             if len(node.attributes) > len(known.attributes):
-                found[there.st_dev, there.st_ino] = node
+                found[file_stat.st_dev, file_stat.st_ino] = node
     return found
 
 
-def _own(info: tarfile.TarInfo, node: Node, who: Owners) -> None:
-    """Owner, group and mode. A set has numbers and names; METALOG has one of the two, and root where it has none."""
+def _set_owner(info: tarfile.TarInfo, node: Node, owners_of_world: Owners) -> None:
+    """Set owner, group and mode. A set has numbers and names; METALOG has one of the two, or neither for root."""
     words = node.attributes
     info.mode = int(words.get("mode", "0755" if node.type != "file" else "0644"), 8)
-    info.uid, info.uname = _number(words, "uid", "uname", who.users, node)
-    info.gid, info.gname = _number(words, "gid", "gname", who.groups, node)
+    info.uid, info.uname = _number(words, "uid", "uname", owners_of_world.users, node)
+    info.gid, info.gname = _number(words, "gid", "gname", owners_of_world.groups, node)
 
 
 def _number(words: Mapping[str, str], number: str, name: str, table: Mapping[str, int], node: Node) -> tuple[int, str]:
@@ -203,7 +207,7 @@ def _number(words: Mapping[str, str], number: str, name: str, table: Mapping[str
     if name not in words:
         return 0, next((text for text, value in table.items() if value == 0), "")
     if words[name] not in table:
-        raise BuildError(f"METALOG: {node.path} belongs to {words[name]!r}, whom etc/master.passwd and etc/group do not name")
+        raise BuildError(f"METALOG: {node.path} belongs to {words[name]!r}, which is not in etc/master.passwd or etc/group")
     return table[words[name]], words[name]
 
 
@@ -213,7 +217,7 @@ _OWNER = re.compile(r"^([^:#\n]+):[^:\n]*:(\d+):", re.MULTILINE)
 
 
 def owners(top: Path) -> Owners:
-    """Users and groups of the world below ``top``. root and wheel are known even where it has no such files."""
+    """Users and groups of the world below ``top``; at least root and wheel."""
 
     def read(name: str, default: str) -> dict[str, int]:
         path = top / name

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""Worlds and kernels in the store, from a source tree."""
+"""Gets worlds and kernels of a source tree from the store, or builds them."""
 
 from __future__ import annotations
 
@@ -7,24 +7,27 @@ import os
 import shutil
 from pathlib import Path
 
+from harness import store
 from harness.digest import file_sha256
-from harness.images import debugfile, hosttools, kernconf, preflight, src_conf, srctree, store, treescan
-from harness.images.buildworld import RECIPE, Workshop
+from harness.images import debugfile, entries, hosttools, kernconf, preflight, src_conf, srctree, treescan
+from harness.images.buildworld import RECIPE, BuildDirectory
+from harness.images.entries import StoreEntry
 from harness.images.inputs import Input, combine, key_of, text_hash
 from harness.images.kernelfile import build_id
-from harness.images.store import Entry
 
 
 class FromSource:
-    """What one source tree gives. Looking at it reads the tree's state; nothing is built before it is asked for."""
+    """One source tree with one world preset. The constructor reads the tree's state; only the methods build."""
 
     def __init__(self, src: Path, preset: str, jobs: int = 0) -> None:
-        """Raises UsageError for what is no tree, BuildError for a machine that cannot build one."""
+        """Raises UsageError if ``src`` is not a tree, BuildError if this machine cannot build it."""
         self.tree = srctree.find(src)
         self.preset = src_conf.preset(self.tree, preset)
         self.compiler = hosttools.compiler(self.tree.major, self.tree.llvm)
         scanned = treescan.scan(self.tree.path)
-        self.workshop = Workshop(self.tree, self.compiler, self.preset.src_conf, preset, jobs or os.cpu_count() or 1, scanned)
+        self.build_directory = BuildDirectory(
+            self.tree, self.compiler, self.preset.src_conf, preset, jobs or os.cpu_count() or 1, scanned
+        )
         self.state = treescan.identity(scanned, store.directory("objects") / f"index-{combine(str(self.tree.path))}")
 
     def _common(self) -> list[Input]:
@@ -38,29 +41,29 @@ class FromSource:
         ]
 
     def preflight(self, kernel: str, world: bool) -> None:
-        """Check that the tree has every source of the kernel configuration ``kernel`` and, where asked, of the world.
+        """Check that the tree has every source of the kernel configuration ``kernel``, and with ``world`` of the world.
 
-        What is in the store already is not checked. Raises BuildError that names all missing sources.
+        Skips parts that the store has. Raises BuildError that names all missing sources.
         """
-        if store.find("kernels", key_of(*self.kernel_inputs(kernel))) is None:
+        if entries.find("kernels", key_of(*self.kernel_inputs(kernel))) is None:
             preflight.check_kernel(self.tree, kernconf.load(self.tree, kernel))
-        if world and store.find("worlds", key_of(*self.world_inputs())) is None:
+        if world and entries.find("worlds", key_of(*self.world_inputs())) is None:
             hosttools.check_world(self.compiler, self.tree.version, self.tree.llvm)
-            with self.workshop.open() as shop:
-                shop.preflight(self.state["rest"])
+            with self.build_directory.open() as build:
+                build.preflight(self.state["rest"])
 
     def kernel_inputs(self, name: str) -> list[Input]:
         conf = kernconf.load(self.tree, name)
         return [*self._common(), Input(f"kernel configuration {name}", conf.hash, conf.origin)]
 
-    def kernel(self, name: str) -> Entry:
+    def kernel(self, name: str) -> StoreEntry:
         """The kernel of configuration ``name`` as ``kernels/<key>/kernel``."""
         inputs = self.kernel_inputs(name)
 
-        def make(work: Path) -> dict[str, object]:
-            with self.workshop.open() as shop:
-                shop.toolchain(self.state["rest"])
-                built = shop.kernel(kernconf.load(self.tree, name))
+        def fill(work: Path) -> dict[str, object]:
+            with self.build_directory.open() as build:
+                build.toolchain(self.state["rest"])
+                built = build.kernel(kernconf.load(self.tree, name))
                 shutil.copyfile(built, work / "kernel")
                 debug = built.with_name(debugfile.NAME)
                 if debug.is_file():  # a configuration of the user's may have no DEBUG
@@ -71,21 +74,21 @@ class FromSource:
                 "inputs": [vars(item) for item in inputs],
             }  # fmt: skip
 
-        return store.obtain("kernels", key_of(*inputs), make)
+        return entries.get_or_create("kernels", key_of(*inputs), fill)
 
     def world_inputs(self) -> list[Input]:
         return self._common()
 
-    def world(self) -> Entry:
+    def world(self) -> StoreEntry:
         """The world as ``worlds/<key>/tree`` with its ``METALOG``, and the makefs that was built with it."""
         inputs = self.world_inputs()
 
-        def make(work: Path) -> dict[str, object]:
+        def fill(work: Path) -> dict[str, object]:
             (work / "tree").mkdir()
-            with self.workshop.open() as shop:
-                shop.toolchain(self.state["rest"])
-                shop.world(work / "tree")
-                shutil.copyfile(shop.makefs, work / "makefs")
+            with self.build_directory.open() as build:
+                build.toolchain(self.state["rest"])
+                build.world(work / "tree")
+                shutil.copyfile(build.makefs, work / "makefs")
                 (work / "makefs").chmod(0o755)
             (work / "tree/METALOG").rename(work / "METALOG")
             return {
@@ -94,4 +97,4 @@ class FromSource:
                 "leave_out": list(self.preset.leave_out), "inputs": [vars(item) for item in inputs],
             }  # fmt: skip
 
-        return store.obtain("worlds", key_of(*inputs), make)
+        return entries.get_or_create("worlds", key_of(*inputs), fill)

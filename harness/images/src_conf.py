@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""The worlds: which options of a source tree each turns off."""
+"""World presets: the options of a source tree that each turns off."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _DEFAULT_YES = re.compile(r"^__DEFAULT_YES_OPTIONS\s*\+?=((?:.*\\\n)*.*)$", re.M
 
 @dataclass(frozen=True)
 class WorldPreset:
-    """``src_conf`` is the text of SRCCONF; below the paths of ``leave_out`` nothing goes into an image."""
+    """``src_conf`` is the text of SRCCONF. Paths below ``leave_out`` do not go into an image."""
 
     name: str
     src_conf: str
@@ -26,7 +26,7 @@ class WorldPreset:
 
 
 def default_yes(text: str) -> tuple[str, ...]:
-    """The options that a file of share/mk turns on by default, without those whose names are computed."""
+    """The options that a file of share/mk turns on by default, without computed names."""
     names = [word for block in _DEFAULT_YES.findall(text) for word in block.replace("\\", " ").split()]
     return tuple(dict.fromkeys(name for name in names if re.fullmatch(r"[A-Z0-9_]+", name)))
 
@@ -37,7 +37,7 @@ def small(options: tuple[str, ...], drop: frozenset[str]) -> str:
 
 
 def makefs_knob(tree: SourceTree) -> str:
-    """Return the SRCCONF line that builds makefs among the bootstrap tools; "" where the tree has no such option.
+    """Return the SRCCONF line that builds makefs among the bootstrap tools; "" if the tree has no such option.
 
     The option came with 14.0. Since 15.0 makefs links libsbuf, and only this option builds libsbuf first (Makefile.inc1).
     """
@@ -50,9 +50,9 @@ def makes_zfs(tree: SourceTree) -> bool:
 
 
 def preset(tree: SourceTree, name: str) -> WorldPreset:
-    """The world ``name``, one of PRESETS. Raises UsageError for another name, and for ZFS where makefs cannot write it."""
+    """The preset ``name``. Raises UsageError for an unknown name, and for ZFS if the tree's makefs cannot write it."""
     if name not in PRESETS:
-        raise UsageError(f"world {name!r}", hint=f"give one of {', '.join(PRESETS)}; for a kernel alone: --src TREE --base IMAGE")
+        raise UsageError(f"world {name!r}", hint=f"give one of {', '.join(PRESETS)}; for only a kernel: --src TREE --base IMAGE")
     if name == "zfs" and not makes_zfs(tree):
         raise UsageError(
             f"{tree.path}: the makefs of FreeBSD {tree.version} cannot write ZFS",
@@ -60,7 +60,7 @@ def preset(tree: SourceTree, name: str) -> WorldPreset:
         )
     data = tomllib.loads((paths.project() / "images/freebsd/small.toml").read_text())
     leave_out = tuple(data["leave_out"])
-    # A compiler other than the tree's own prints warnings that the tree does not expect.
+    # A compiler other than the tree's prints warnings that the tree does not expect.
     common = makefs_knob(tree) + "WITHOUT_WERROR=yes\n"
     if name == "full":
         return WorldPreset(name, common, leave_out[:2])

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""A FreeBSD source tree and the version it names."""
+"""A FreeBSD source tree and its version."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from harness.errors import UsageError
 
 log = logging.getLogger("fxh.images.build")
 
-# tools/build/make.py, which builds on other systems than FreeBSD, came with 13.0.
+# tools/build/make.py, which builds on systems other than FreeBSD, came with 13.0.
 _OLDEST = 13
-# The latest major release that this harness has built.
+# The latest major release that this harness was tested with.
 _NEWEST = 15
 
 
 @dataclass(frozen=True)
 class SourceTree:
-    """``path`` is absolute; ``version`` as in ``13.2``, ``branch`` as in ``RELEASE`` or ``STABLE``.
+    """``path`` is absolute; ``version`` is like ``13.2``, ``branch`` like ``RELEASE`` or ``STABLE``.
 
     ``osreldate`` is ``__FreeBSD_version`` of sys/sys/param.h, 0 if the tree does not define it.
     """
@@ -37,18 +37,18 @@ class SourceTree:
 
     @property
     def llvm(self) -> int:
-        """The major version of the LLVM in the tree, which is also that of its libc++; 0 if the tree does not say."""
+        """The major version of the LLVM (and libc++) in the tree; 0 if unknown."""
         match = _CLANG_MAJOR.search(self.read("lib/clang/include/clang/Basic/Version.inc"))
         return int(match[1]) if match else 0
 
     def read(self, name: str) -> str:
-        """A file's text; "" where the tree has none of that name."""
+        """The text of a file; "" if it is missing."""
         path = self.path / name
         return path.read_text(errors="replace") if path.is_file() else ""
 
 
 def find(path: Path) -> SourceTree:
-    """The tree at ``path``. Raises UsageError for what is none, and for one that cannot be built here."""
+    """The tree at ``path``. Raises UsageError if it is not a FreeBSD tree or cannot be built on this machine."""
     path = path.expanduser().absolute()
     missing = [name for name in ("Makefile.inc1", "sys/conf/newvers.sh", "sys/amd64/conf/GENERIC") if not (path / name).is_file()]
     if missing:
@@ -63,10 +63,12 @@ def find(path: Path) -> SourceTree:
     if not os.uname().sysname == "FreeBSD" and (tree.major < _OLDEST or not (path / "tools/build/make.py").is_file()):
         raise UsageError(
             f"{path}: FreeBSD {version} cannot be built on {os.uname().sysname} (it has no tools/build/make.py; {_OLDEST} and later have)",
-            hint="build it on FreeBSD, or take release sets: --dist",
+            hint="build it on FreeBSD, or use release sets: --dist",
         )
     if tree.major > _NEWEST:
-        log.warning("%s: FreeBSD %s is newer than every release this harness has built (up to %d)", path, version, _NEWEST)
+        log.warning(
+            "%s: FreeBSD %s is newer than every release that this harness was tested with (up to %d)", path, version, _NEWEST
+        )
     return tree
 
 
@@ -77,7 +79,7 @@ _BRANCH = re.compile(r'^BRANCH="?(?:\$\{BRANCH_OVERRIDE:-)?([A-Za-z0-9.-]+)\}?"?
 
 
 def parse_version(newvers: str) -> tuple[str, str]:
-    """REVISION and BRANCH of sys/conf/newvers.sh; "" for what it does not say."""
+    """REVISION and BRANCH of sys/conf/newvers.sh; "" for a missing one."""
     revision, branch = _REVISION.search(newvers), _BRANCH.search(newvers)
     return (revision[1] if revision else "", branch[1] if branch else "")
 
@@ -90,6 +92,6 @@ _OSRELDATE = re.compile(r"^#[ \t]*define[ \t]+__FreeBSD_version[ \t]+(\d{6,7})\b
 
 
 def parse_osreldate(param_h: str) -> int:
-    """``__FreeBSD_version`` as sys/sys/param.h defines it; 0 if it does not."""
+    """``__FreeBSD_version`` of sys/sys/param.h; 0 if it is missing."""
     match = _OSRELDATE.search(param_h)
     return int(match[1]) if match else 0

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""Partition tables: MBR, BSD disklabel, GPT, declared with construct. This module writes them; parttable.py reads them.
+"""Writes partition tables: MBR, BSD disklabel, GPT, declared with construct. parttable.py reads them.
 
 Sources: sys/sys/disk/mbr.h, sys/sys/disklabel.h and sys/disk/bsd.h, the UEFI specification 2.10, chapter 5.
 """
@@ -19,9 +19,9 @@ FREEBSD_SLICE = 0xA5
 _GPT_ENTRIES, _GPT_ENTRY_SIZE = 128, 128
 _GPT_SECTORS = _GPT_ENTRIES * _GPT_ENTRY_SIZE // SECTOR
 GPT_FIRST = 2 + _GPT_SECTORS
-"""The first sector behind a GPT's first copy."""
+"""The first sector after a GPT's first copy."""
 GPT_TAIL = 1 + _GPT_SECTORS
-"""Sectors of its second copy, at the disk's end."""
+"""Sectors of its second copy, at the end of the disk."""
 
 GPT_TYPES = {
     "freebsd-boot": "83bd6b9d-7f41-11dc-be0b-001560b84f0f",
@@ -84,8 +84,8 @@ class Part:
 
 
 @dataclass(frozen=True)
-class Slice:
-    """A slice of an MBR: type byte, ``start`` and ``size`` in sectors, whether it is the active one."""
+class MbrSlice:
+    """A slice of an MBR: type byte, ``start`` and ``size`` in sectors, whether it is active."""
 
     kind: int
     start: int
@@ -94,11 +94,11 @@ class Slice:
 
 
 def mbr(start: int, size: int, *, code: bytes = b"", kind: int = FREEBSD_SLICE) -> bytes:
-    """A master boot record with one slice. ``code`` is boot code such as /boot/mbr; the slice is active if there is some."""
-    return boot_record([Slice(kind, start, size, bool(code))], code)
+    """A master boot record with one slice, which is active if there is boot code (``code``), such as /boot/mbr."""
+    return boot_record([MbrSlice(kind, start, size, bool(code))], code)
 
 
-def boot_record(slices: Sequence[Slice], code: bytes = b"") -> bytes:
+def boot_record(slices: Sequence[MbrSlice], code: bytes = b"") -> bytes:
     """A master boot record with up to four slices."""
     rows = [{
         "flag": 0x80 if part.active else 0, "first_chs": _chs(part.start), "type": part.kind,
@@ -109,9 +109,9 @@ def boot_record(slices: Sequence[Slice], code: bytes = b"") -> bytes:
 
 
 def disklabel(size: int, parts: list[Part]) -> bytes:
-    """A BSD disklabel for a slice of ``size`` sectors; a, b, d, ... are ``parts``, with ``start`` within the slice; c is all of it.
+    """A BSD disklabel for the second sector of a slice of ``size`` sectors.
 
-    It goes into the slice's second sector.
+    ``parts`` are the partitions a, b, d, ... with ``start`` relative to the slice; c covers the slice.
     """
     rows = [{"size": 0, "offset": 0, "fsize": 0, "fstype": _FS["unused"], "frag": 0, "cpg": 0} for _ in range(8)]
     rows[2]["size"] = size
@@ -133,9 +133,9 @@ def disklabel(size: int, parts: list[Part]) -> bytes:
 
 
 def gpt(sectors: int, parts: list[Part], *, seed: str, code: bytes = b"") -> tuple[bytes, bytes]:
-    """The two copies of a GPT for a disk of ``sectors``: what lies at its start (with the protective MBR) and at its end.
+    """The two copies of a GPT for a disk of ``sectors``: for its start (with the protective MBR) and for its end.
 
-    GUIDs follow from ``seed``, so that the same disk is made twice alike.
+    GUIDs follow from ``seed``, so the same inputs give the same disk.
     """
     entries = b"".join(
         GPT_ENTRY.build({
@@ -156,16 +156,16 @@ def gpt(sectors: int, parts: list[Part], *, seed: str, code: bytes = b"") -> tup
 
     protective = mbr(1, sectors - 1, code=code, kind=0xEE)
     if code:
-        # Firmware wants an active slice nowhere, and some refuse an active protective one.
+        # No firmware needs an active protective slice, and some refuse one.
         protective = protective[:446] + b"\0" + protective[447:]
     first = protective + header(1, sectors - 1, 2) + entries
     return first, entries + header(sectors - 1, 1, sectors - 1 - _GPT_SECTORS)
 
 
 def gpt_start(head: bytes, kind: str) -> int:
-    """The first sector of the first partition of type ``kind`` (a key of GPT_TYPES), -1 where there is none.
+    """The first sector of the first partition of type ``kind`` (a key of GPT_TYPES), -1 if it is missing.
 
-    ``head`` is the beginning of the disk, as far as the first usable sector.
+    ``head`` is the disk up to the first usable sector.
     """
     wanted = uuid.UUID(GPT_TYPES[kind]).bytes_le
     for at in range(2 * SECTOR, min(len(head), GPT_FIRST * SECTOR) - _GPT_ENTRY_SIZE + 1, _GPT_ENTRY_SIZE):
@@ -180,7 +180,7 @@ def _guid(seed: str, what: str) -> bytes:
 
 
 def _chs(sector: int) -> bytes:
-    """Cylinder, head, sector for 255 heads and 63 sectors; the largest where it does not fit."""
+    """Cylinder, head, sector for 255 heads and 63 sectors; the largest address for a larger sector."""
     cylinder, rest = divmod(sector, 255 * 63)
     head, sect = divmod(rest, 63)
     if cylinder > 1023:

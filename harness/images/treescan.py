@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""Scans a source tree fast: every file with its size, times and inode, so that an unchanged file is not read again.
+"""Scans a source tree fast: size, times and inode of every file, so that unchanged files are not read again.
 
 A FreeBSD tree has a hundred thousand files. GNU find lists them three times as fast as os.walk with a stat for each.
 """
@@ -20,16 +20,16 @@ from harness.digest import file_sha256
 
 _PRUNED = (".git", ".svn", "__pycache__")
 _BMAKE_TESTS = b"contrib/bmake/unit-tests/"
-# Ends a record. No name holds a slash at its beginning, and no link target in a FreeBSD tree is this.
+# The end of a record. No name begins with a slash, and no link target in a FreeBSD tree is this.
 _END = b"//\0"
 PARTS = ("sys", "rest")
 
 
 @dataclass(frozen=True)
 class Scan:
-    """One listing of a tree. ``raw`` is the listing itself: an equal one means that nothing in the tree has changed.
+    """One listing of a tree. ``raw`` is the listing: if it is equal, nothing in the tree has changed.
 
-    A hundred thousand objects would take a second to make, so the records stay bytes until one of them matters.
+    Creating a hundred thousand objects would take a second, so the records stay bytes until they are needed.
     """
 
     top: Path
@@ -37,7 +37,7 @@ class Scan:
 
     @cached_property
     def records(self) -> list[bytes]:
-        """One record for each file and link: name, size, mtime, ctime, inode, mode, link target, each ended by a NUL."""
+        """One record for each file and link: name, size, mtime, ctime, inode, mode, link target, each followed by a NUL."""
         return self.raw.split(_END)[:-1]
 
 
@@ -68,23 +68,23 @@ def scan(top: Path) -> Scan:
 
 
 def identity(scanned: Scan, index: Path) -> dict[str, str]:
-    """sha256 of the tree's content by part: ``sys`` and ``rest``. Names, content, link targets and execute bits count.
+    """sha256 of the tree's content for each part, ``sys`` and ``rest``: names, content, link targets and execute bits.
 
-    The directory ``index`` is this function's own. It keeps the last listing, and the lines that were hashed: a file
-    whose record is the same is not read again, as in git's index.
+    Only this function writes to the directory ``index``. It keeps the last listing and the hashed lines there, and does not read a
+    file with an unchanged record again, as git's index.
     """
     before = _read(index / "listing")
     lines = {part: _read(index / part) for part in PARTS}
     if before == scanned.raw and all(lines.values()):
         return _hashes(lines)
-    old = set(before.split(_END)[:-1]) if _sound(index, lines) else set()
+    old = set(before.split(_END)[:-1]) if _is_consistent(index, lines) else set()
     fresh = {_name(record): record for record in scanned.records if record not in old}
     gone = {_name(record) for record in old.difference(scanned.records)}
     if old and gone == fresh.keys():
-        # The usual case, an edit: exchange a few lines.
+        # The usual case, an edit: replace a few lines.
         for name, record in fresh.items():
             part = _part(name)
-            lines[part] = _exchanged(lines[part], name, _line(record, scanned.top)) if _counts(name) else lines[part]
+            lines[part] = _replace_line(lines[part], name, _line(record, scanned.top)) if _is_source(name) else lines[part]
     else:
         known = (
             {line.partition(b"\0")[0]: line for text in lines.values() for line in text.splitlines(keepends=True)} if old else {}
@@ -92,13 +92,13 @@ def identity(scanned: Scan, index: Path) -> dict[str, str]:
         made = {
             name: known[name] if name in known and name not in fresh else _line(record, scanned.top)
             for record in scanned.records
-            if _counts(name := _name(record))
+            if _is_source(name := _name(record))
         }
         order = sorted(made, key=_walk_order)
         lines = {part: b"".join(made[name] for name in order if _part(name) == part) for part in PARTS}
     index.mkdir(parents=True, exist_ok=True)
     found = _hashes(lines)
-    # The listing comes last: without it, the lines count for nothing.
+    # Write the listing last: without it the lines are ignored.
     for file, data in (*lines.items(), ("identity", json.dumps(found).encode()), ("listing", scanned.raw)):
         unfinished = index / f".{file}.{os.getpid()}"
         unfinished.write_bytes(data)
@@ -110,8 +110,8 @@ def _hashes(lines: dict[str, bytes]) -> dict[str, str]:
     return {part: hashlib.sha256(text).hexdigest() for part, text in lines.items()}
 
 
-def _sound(index: Path, lines: dict[str, bytes]) -> bool:
-    """Whether the lines are those that the last identity was computed from."""
+def _is_consistent(index: Path, lines: dict[str, bytes]) -> bool:
+    """Whether the last identity was computed from these lines."""
     try:
         return bool(json.loads(_read(index / "identity") or b"{}") == _hashes(lines))
     except ValueError:
@@ -119,12 +119,12 @@ def _sound(index: Path, lines: dict[str, bytes]) -> bool:
 
 
 def _line(record: bytes, top: Path) -> bytes:
-    there = parse(record)
-    content = f"-> {there.link}" if there.link else file_sha256(top / there.name)
-    return _name(record) + b"\0" + (b"x" if there.executable else b"-") + os.fsencode(content) + b"\n"
+    file = parse(record)
+    content = f"-> {file.link}" if file.link else file_sha256(top / file.name)
+    return _name(record) + b"\0" + (b"x" if file.executable else b"-") + os.fsencode(content) + b"\n"
 
 
-def _exchanged(text: bytes, name: bytes, line: bytes) -> bytes:
+def _replace_line(text: bytes, name: bytes, line: bytes) -> bytes:
     """``text`` with the line of ``name`` replaced."""
     begin = 0 if text.startswith(name + b"\0") else text.index(b"\n" + name + b"\0") + 1
     return text[:begin] + line + text[text.index(b"\n", begin) + 1 :]
@@ -145,23 +145,23 @@ def _read(path: Path) -> bytes:
         return b""
 
 
-def restore_or_create(scanned: Scan, since: float, until: float) -> str:
-    """A file that came after ``since`` with a time of change before ``until`` (seconds since 1970); "" where there is none.
+def backdated(scanned: Scan, since: float, until: float) -> str:
+    """A file that appeared after ``since`` with a modification time before ``until`` (seconds since 1970); "" if it is missing.
 
-    make compares times of change alone. It does not compile a file that ``cp -p``, ``rsync -a`` or an archive put back with
-    an old time, when the object was made between the two.
+    make compares modification times only. If ``cp -p``, ``rsync -a`` or an archive restored a file with an old time, make does not
+    compile it when the object was built between the two times.
     """
     for record in scanned.records:
-        there = record.split(b"\0", 4)
-        changed, touched = float(there[2]), float(there[3])
-        # An edited file has the same time as both. (A file system may keep one of them to the second.)
-        if touched > since and changed < min(until, touched - 2) and _counts(there[0]):
-            return os.fsdecode(there[0])
+        fields = record.split(b"\0", 4)
+        changed, touched = float(fields[2]), float(fields[3])
+        # An edit sets both times to the same value, but a file system may store one of them in seconds.
+        if touched > since and changed < min(until, touched - 2) and _is_source(fields[0]):
+            return os.fsdecode(fields[0])
     return ""
 
 
-def _counts(name: bytes) -> bool:
-    """False for what bmake's own tests write beside themselves when bmake is bootstrapped."""
+def _is_source(name: bytes) -> bool:
+    """False for the files that bmake's own tests write into the tree when bmake is bootstrapped."""
     return not name.startswith(_BMAKE_TESTS) or b"/" in name[len(_BMAKE_TESTS) :] or name.endswith((b".mk", b".exp"))
 
 
@@ -179,8 +179,8 @@ def _walked(top: str) -> Iterator[bytes]:
         names[:] = [name for name in names if name not in links]
         for name in sorted([*files, *links]):
             path = f"{directory}/{name}"
-            there = os.lstat(path)
+            info = os.lstat(path)
             link = os.readlink(path) if os.path.islink(path) else ""  # noqa: PTH114, PTH115
-            times = [f"{ns // 10**9}.{ns % 10**9:09}" for ns in (there.st_mtime_ns, there.st_ctime_ns)]
-            words = [path[len(top) :].lstrip("/"), there.st_size, *times, there.st_ino, f"{there.st_mode & 0o7777:o}", link]
+            times = [f"{ns // 10**9}.{ns % 10**9:09}" for ns in (info.st_mtime_ns, info.st_ctime_ns)]
+            words = [path[len(top) :].lstrip("/"), info.st_size, *times, info.st_ino, f"{info.st_mode & 0o7777:o}", link]
             yield b"".join(os.fsencode(str(word)) + b"\0" for word in words) + _END

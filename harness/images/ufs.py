@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""Reads files from a UFS1 or UFS2 without mounting it. Nothing in the image is trusted: every count and length has a bound.
+"""Reads files from a UFS1 or UFS2 without mounting it. The image is not trusted: every count and length has a bound.
 
-Sources: sys/ufs/ffs/fs.h (superblock, cylinder groups), sys/ufs/ffs/ffs_subr.c (where FreeBSD looks for a superblock, and what it
-refuses), sys/ufs/ufs/dinode.h and dir.h (inodes and directories).
+Sources: sys/ufs/ffs/fs.h (superblock, cylinder groups), sys/ufs/ffs/ffs_subr.c (the locations of a superblock, and its
+checks), sys/ufs/ufs/dinode.h and dir.h (inodes and directories).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _PLACES = (65536, 8192, 0, 262144)
 _SBLOCK = 8192
 _ROOT_INODE = 2
 _DIRECT, _INDIRECT = 12, 3
-# A path's symbolic links (MAXSYMLINKS, sys/sys/param.h), and the bytes of a directory that are read.
+# The symbolic links of a path (MAXSYMLINKS, sys/sys/param.h), and the bytes of a directory.
 _LINKS, _DIRECTORY = 32, 4 << 20
 
 UNCLEAN, SOFTDEP, NEEDS_FSCK, SUJ, GJOURNAL, _FLAGS_UPDATED = 0x1, 0x2, 0x4, 0x8, 0x40, 0x80
@@ -42,14 +42,14 @@ _INODE = {
 
 
 class BadFileSystem(Exception):
-    """The file system contradicts itself, or has no such file; the text says where."""
+    """The file system is inconsistent, or has no such file; the text says where."""
 
 
 @dataclass(frozen=True)
 class Superblock:
     """``version`` is 1 or 2, ``label`` the name below /dev/ufs, ``flags`` as in fs.h; sizes in bytes, ``fpg`` in fragments.
 
-    ``place`` is the byte of the volume at which it lies.
+    ``place`` is the superblock's offset in the volume, in bytes.
     """
 
     version: int
@@ -69,17 +69,17 @@ class Superblock:
     place: int
 
     def group(self, number: int) -> int:
-        """The first fragment of a cylinder group's own data: copies of the superblock and the inodes lie behind it."""
+        """The first fragment of a cylinder group's own data; copies of the superblock and the inodes follow it."""
         return self.fpg * number + (self.cgoffset * (number & ~self.cgmask) if self.version == 1 else 0)
 
     @property
     def tables(self) -> Iterator[int]:
-        """Where the ``ipg`` inodes of each cylinder group begin, in bytes."""
+        """The offsets of the ``ipg`` inodes of each cylinder group, in bytes."""
         return ((self.group(number) + self.iblkno) * self.fsize for number in range(self.ncg))
 
     @property
     def pending(self) -> str:
-        """Why the file system is not as its files should be, in words; "" for one that was unmounted."""
+        """The reason why files may be inconsistent; "" for a file system that was unmounted."""
         if self.clean and not self.flags & (UNCLEAN | NEEDS_FSCK):
             return ""
         if self.flags & NEEDS_FSCK:
@@ -92,7 +92,7 @@ class Superblock:
 
 
 def superblock(volume: Window) -> Superblock | None:
-    """The superblock that FreeBSD would take; None where there is none, or none that it accepts."""
+    """The superblock that FreeBSD would use; None if it accepts no superblock."""
     for place in _PLACES:
         data = volume.read(place, _SBLOCK)
         if len(data) < 1376:
@@ -102,7 +102,7 @@ def superblock(volume: Window) -> Superblock | None:
             continue
         if raw.magic == _UFS1 and place == 65536 and raw.bsize == 65536:
             continue  # the first backup of a UFS1 with blocks of that size
-        # NetBSD's makefs writes another place into its UFS2: FreeBSD refuses that.
+        # NetBSD's makefs writes another location into a UFS2, which FreeBSD refuses.
         if raw.magic == _UFS2 and raw.sblockloc != 65536:
             continue
         version = 1 if raw.magic == _UFS1 else 2
@@ -137,25 +137,25 @@ class Ufs:
     fs: Superblock
 
     def read(self, path: str, largest: int) -> bytes:
-        """The file's whole content. Raises BadFileSystem when it is not there, no regular file, or larger than ``largest`` bytes."""
+        """The content of a file. Raises BadFileSystem if it is missing, not regular, or larger than ``largest`` bytes."""
         return b"".join(self.blocks(path, largest))
 
     def blocks(self, path: str, largest: int) -> Iterator[bytes]:
-        """The file's content in pieces of a block. Raises as :meth:`read`."""
+        """The content of a file in blocks. Raises BadFileSystem as :meth:`read` does."""
         node = self._find(path)
         if not stat.S_ISREG(node.mode):
-            raise BadFileSystem(f"{path} is no regular file")
+            raise BadFileSystem(f"{path} is not a regular file")
         if node.size > largest:
-            raise BadFileSystem(f"{path} has {node.size} bytes; at most {largest} are read")
+            raise BadFileSystem(f"{path} has {node.size} bytes; the limit is {largest}")
         yield from self._content(node)
 
     def holes(self, path: str) -> int:
-        """How many blocks of a file are holes, by its block numbers. Raises BadFileSystem when it is not there."""
+        """The number of blocks of a file that are holes. Raises BadFileSystem if it is missing."""
         node = self._find(path)
         return sum(not fragment for fragment in self._fragments(node, -(-node.size // self.fs.bsize)))
 
     def names(self, path: str) -> tuple[str, ...]:
-        """What is in a directory, sorted, without ``.`` and ``..``. Raises BadFileSystem when it is none."""
+        """The sorted names in a directory, without ``.`` and ``..``. Raises BadFileSystem if it is not a directory."""
         return tuple(sorted(set(self._entries(self._find(path), path)) - {".", ".."}))
 
     def exists(self, path: str) -> bool:
@@ -192,7 +192,7 @@ class Ufs:
         return trail[-1][1]
 
     def _target(self, node: _Node) -> str:
-        # A short one lies in the inode itself, where others have their block numbers.
+        # The inode itself holds a short target, in place of the block numbers.
         if node.size < self.fs.maxsymlinklen and node.size <= len(node.blocks):
             return node.blocks[: node.size].decode("utf-8", "replace")
         if node.size > 1024:
@@ -201,7 +201,7 @@ class Ufs:
 
     def _entries(self, node: _Node, path: str) -> dict[str, int]:
         if not stat.S_ISDIR(node.mode):
-            raise BadFileSystem(f"{path} is no directory")
+            raise BadFileSystem(f"{path} is not a directory")
         if node.size > _DIRECTORY:
             raise BadFileSystem(f"{path}: a directory of {node.size} bytes")
         found, data, at = {}, b"".join(self._content(node)), 0
@@ -224,7 +224,7 @@ class Ufs:
         at = (fs.group(group) + fs.iblkno) * fs.fsize + block * fs.bsize + place * size
         data = self.volume.read(at, size)
         if len(data) < size:
-            raise BadFileSystem(f"inode {number} lies behind the end of the image")
+            raise BadFileSystem(f"inode {number} is behind the end of the image")
         raw = _INODE[fs.version].parse(data)
         return _Node(raw.mode, raw.size, raw.blocks)
 
@@ -234,12 +234,12 @@ class Ufs:
             size = min(left, self.fs.bsize)
             data = self.volume.read(fragment * self.fs.fsize, size) if fragment else bytes(size)
             if len(data) < size:
-                raise BadFileSystem("a file's block lies behind the end of the image")
+                raise BadFileSystem("a file's block is behind the end of the image")
             yield data
             left -= size
 
     def _fragments(self, node: _Node, count: int) -> Iterator[int]:
-        """Where the ``count`` blocks of a file begin, as fragment numbers; 0 is a hole."""
+        """The first fragment of each of the ``count`` blocks of a file; 0 is a hole."""
         numbers = struct.unpack("<15i" if self.fs.version == 1 else "<15q", node.blocks)
         given = 0
         for direct in numbers[:_DIRECT]:
@@ -263,7 +263,7 @@ class Ufs:
         if fragment:
             data = self.volume.read(fragment * self.fs.fsize, self.fs.bsize)
             if len(data) < self.fs.bsize:
-                raise BadFileSystem("an indirect block lies behind the end of the image")
+                raise BadFileSystem("an indirect block is behind the end of the image")
             numbers = struct.unpack(f"<{each}{'i' if word == 4 else 'q'}", data)
         for number in numbers:
             if count <= 0:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""What a partition holds: a file system, a part of a ZFS pool, encrypted data, or something that is no FreeBSD's root."""
+"""Identifies the content of a partition: a file system, a vdev of a ZFS pool, encrypted data, or another format."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from harness.images.ufs import Superblock
 from harness.images.window import Window
 from harness.images.zfslabel import Pool
 
-# sys/geom/eli/g_eli.h: the metadata lies in the provider's last sector.
+# sys/geom/eli/g_eli.h: the metadata is in the provider's last sector.
 _GELI = b"GEOM::ELI"
-# Formats by (offset, magic): names for messages alone.
+# Formats by (offset, magic), which are only named in messages.
 _OTHERS = (
     (1080, b"\x53\xef", "ext2/3/4"), (0, b"XFSB", "XFS"), (65600, b"_BHRfS_M", "Btrfs"), (0, b"LUKS\xba\xbe", "LUKS (encrypted)"),
     (536, b"LVM2 001", "LVM"), (3, b"NTFS    ", "NTFS"), (32769, b"CD001", "ISO 9660"), (54, b"FAT", "FAT"), (82, b"FAT32", "FAT"),
@@ -47,20 +47,20 @@ class Volume:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """What FreeBSD calls it below /dev: by its partition, its GPT label, its UFS label."""
+        """Its names below /dev in FreeBSD: of the partition, the GPT label, the UFS label."""
         labels = [f"gpt/{self.part.label}"] if self.part.label else []
         labels += [f"ufs/{self.fs.label}"] if self.fs and self.fs.label else []
         return (self.part.name, *labels)
 
     @property
     def described(self) -> str:
-        """In a few words for messages: ``xbd0p4 (freebsd-ufs, ufs2)``."""
+        """A short description for messages: ``xbd0p4 (freebsd-ufs, ufs2)``."""
         words = [word for word in (self.part.type, self.kind) if word]
         return f"{self.part.name} ({', '.join(words) or 'nothing known'})"
 
 
-def look(disk: Window, part: Partition) -> Volume:
-    """What the partition ``part`` of ``disk`` holds. Reads a few KiB."""
+def inspect(disk: Window, part: Partition) -> Volume:
+    """Identify the content of the partition ``part`` of ``disk``. Reads a few KiB."""
     window = disk.part(part.start, part.size)
     fs = ufs.superblock(window)
     if fs is not None:

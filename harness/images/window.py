@@ -14,14 +14,14 @@ from harness.errors import UsageError
 
 @dataclass(frozen=True)
 class Window:
-    """``size`` bytes of the open file ``descriptor``, from the byte ``start`` on."""
+    """``size`` bytes of the open file ``descriptor``, starting at the byte ``start``."""
 
     descriptor: int
     start: int
     size: int
 
     def read(self, at: int, size: int) -> bytes:
-        """Up to ``size`` bytes from ``at``, as in a file: short or empty where the window or the image ends."""
+        """Up to ``size`` bytes at the offset ``at``: fewer or none at the end of the window or of the image."""
         if at < 0 or at >= self.size or size <= 0:
             return b""
         size, found = min(size, self.size - at), b""
@@ -33,14 +33,14 @@ class Window:
         return found
 
     def part(self, start: int, size: int) -> Window:
-        """The part of this window that begins at ``start``; it is cut where the window ends."""
+        """The part of this window that begins at ``start``, shortened to the end of the window."""
         start = min(max(start, 0), self.size)
         return Window(self.descriptor, self.start + start, max(0, min(size, self.size - start)))
 
 
 @contextmanager
 def opened(path: Path) -> Iterator[Window]:
-    """All of the file ``path``, opened for reading only. Raises UsageError when it cannot be opened."""
+    """Open the file ``path`` for reading only and yield all of it. Raises UsageError if it cannot be opened."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError as exc:

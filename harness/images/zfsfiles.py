@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""Reads files from a ZFS pool with GRUB's grub-fstest, a program that reads file systems without mounting them.
+"""Reads files from a ZFS pool with GRUB's grub-fstest, which needs no mount.
 
-It opens partitions of a GPT by itself; of other tables it lists partitions that it cannot open (2.06), so these are copied out.
+grub-fstest opens partitions of a GPT. Of other tables it lists partitions that it cannot open (2.06), so those are copied out.
 """
 
 from __future__ import annotations
@@ -27,35 +27,35 @@ from harness.images.ufs import BadFileSystem
 from harness.images.window import Window
 
 _PROGRAM = "grub-fstest"
-# Seconds for one file; bytes of memory, and of a listing.
+# Limits: seconds for one file; bytes of memory, and of a listing.
 _PATIENCE, _MEMORY, _LISTING = 120, 4 << 30, 1 << 20
 _BLOCK = 1 << 20
-# What a name may be made of that is asked for again: no blank ends it early, no `@` and `/` changes its meaning.
+# Names that can be passed back to grub-fstest: without blanks, which end a name, and without `@` and `/`.
 _NAME = re.compile(r"[A-Za-z0-9_.:-]{1,255}")
 
 
 @dataclass(frozen=True)
 class ZfsFiles:
-    """The files of one dataset. ``device`` is GRUB's name for the vdev within ``image``, ``dataset`` its name below the pool."""
+    """The files of one dataset. ``device`` is GRUB's name for the vdev in ``image``, ``dataset`` its name below the pool."""
 
     image: Path
     device: str
     dataset: str = ""
 
     def read(self, path: str, largest: int) -> bytes:
-        """The file's whole content. Raises BadFileSystem when it is not there, or larger than ``largest`` bytes."""
+        """The content of a file. Raises BadFileSystem if it is missing or larger than ``largest`` bytes."""
         return b"".join(self.blocks(path, largest))
 
     def blocks(self, path: str, largest: int) -> Iterator[bytes]:
-        """The file's content in pieces. Raises as :meth:`read`."""
+        """The content of a file in pieces. Raises BadFileSystem as :meth:`read` does."""
         yield from _run(["cat", self._at(path)], self.image, largest)
 
     def names(self, path: str) -> tuple[str, ...]:
-        """What is in a directory, sorted; names with unusual characters are left out. Raises BadFileSystem when it is none."""
+        """The sorted names in a directory, except those with unusual characters. Raises BadFileSystem if it is not a directory."""
         return _listed(b"".join(_run(["ls", self._at(path.rstrip("/") + "/")], self.image, _LISTING)))
 
     def exists(self, path: str) -> bool:
-        """Whether there is a file or directory of that name."""
+        """Whether there is a file or directory at ``path``."""
         parent, _, name = path.rstrip("/").rpartition("/")
         try:
             return name in self.names(parent or "/")
@@ -63,7 +63,7 @@ class ZfsFiles:
             return False
 
     def datasets(self) -> tuple[str, ...]:
-        """Names of the datasets below this one, without those further below. Raises BadFileSystem."""
+        """Names of the datasets directly below this one. Raises BadFileSystem."""
         at = f"({self.device})/{self.dataset}".rstrip("/") + "/"
         return _listed(b"".join(_run(["ls", at], self.image, _LISTING)))
 
@@ -73,9 +73,9 @@ class ZfsFiles:
 
 @contextmanager
 def opened(disk: Path, volume: Window, part: Partition, whole: bool) -> Iterator[ZfsFiles]:
-    """The pool's root dataset on the partition ``part`` of ``disk`` (``whole``: the disk has no table).
+    """Yield the top dataset of the pool on the partition ``part`` of ``disk`` (``whole``: the disk has no table).
 
-    Raises UsageError when grub-fstest is not there, or cannot read the pool.
+    Raises UsageError if grub-fstest is missing or cannot read the pool.
     """
     if not shutil.which(_PROGRAM, path=debian.path()):
         raise UsageError(
@@ -89,7 +89,7 @@ def opened(disk: Path, volume: Window, part: Partition, whole: bool) -> Iterator
         try:
             found.datasets()
         except BadFileSystem as exc:
-            raise UsageError(f"{disk}: GRUB cannot read the ZFS pool on {part.name}: {exc}", hint=_MEND) from None
+            raise UsageError(f"{disk}: GRUB cannot read the ZFS pool on {part.name}: {exc}", hint=_HINT) from None
         yield found
         return
     with tempfile.TemporaryDirectory(prefix="fxh-vdev-", dir=paths.store()) as scratch:
@@ -99,22 +99,24 @@ def opened(disk: Path, volume: Window, part: Partition, whole: bool) -> Iterator
         try:
             found.datasets()
         except BadFileSystem as exc:
-            raise UsageError(f"{disk}: GRUB cannot read the ZFS pool on {part.name}: {exc}", hint=_MEND) from None
+            raise UsageError(f"{disk}: GRUB cannot read the ZFS pool on {part.name}: {exc}", hint=_HINT) from None
         yield found
 
 
-_MEND = "give the kernel and the root dataset: --kernel FILE --root zfs:POOL/DATASET"
+_HINT = "give the kernel and the root dataset: --kernel FILE --root zfs:POOL/DATASET"
 
 
 def _copy(disk: Path, volume: Window, target: Path) -> None:
-    """A sparse copy of ``volume``."""
+    """Write a sparse copy of ``volume`` to ``target``."""
     with target.open("wb") as out:
         out.truncate(volume.size)
         at = 0
         while block := volume.read(at, _BLOCK):
             if block.count(0) != len(block):
                 if shutil.disk_usage(target.parent).free < 256 << 20:
-                    raise InfrastructureError(f"{disk}: no room in the store for a copy of its ZFS partition", hint="fxh image gc")
+                    raise InfrastructureError(
+                        f"{disk}: no space in the store for a copy of its ZFS partition", hint="run `fxh store gc`"
+                    )
                 out.seek(at)
                 out.write(block)
             at += len(block)
@@ -127,7 +129,7 @@ def _listed(text: bytes) -> tuple[str, ...]:
 
 
 def _run(words: list[str], image: Path, largest: int) -> Iterator[bytes]:
-    """What grub-fstest writes for a command. Raises BadFileSystem with its complaint, or for more than ``largest`` bytes."""
+    """The output of a grub-fstest command. Raises BadFileSystem with its error, or for more than ``largest`` bytes."""
     with tempfile.TemporaryFile() as said:
         process = subprocess.Popen(
             [_PROGRAM, str(image), *words], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=said,
@@ -156,4 +158,4 @@ def _run(words: list[str], image: Path, largest: int) -> Iterator[bytes]:
             said.seek(0)
             # grub-fstest: error: cannot open `/none': file `/none' not found.
             text = said.read(2000).decode(errors="replace").strip().rpartition("error: ")[2]
-            raise BadFileSystem(text or f"{_PROGRAM} {words[0]} ended with {status} (it has {_PATIENCE} s)")
+            raise BadFileSystem(text or f"{_PROGRAM} {words[0]} ended with {status} (limit {_PATIENCE} s)")

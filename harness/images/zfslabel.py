@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""Reads the label of a ZFS vdev: which pool it belongs to, and whether that was exported.
+"""Reads the label of a ZFS vdev: its pool, and whether the pool was exported.
 
 Sources: sys/contrib/openzfs/include/sys/vdev_impl.h (vdev_label_t: four labels of 256 KiB, the nvlist 16 KiB into each),
 sys/cddl/boot/zfs/zfsimpl.h (nvlists in XDR), sys/contrib/openzfs/include/sys/fs/zfs.h (pool_state_t). A pool that FreeBSD's makefs
@@ -24,8 +24,8 @@ _CHILDREN = 256
 
 @dataclass(frozen=True)
 class Pool:
-    """``state`` is active (in use, or not exported when its system went down), exported, destroyed, ...; ``layout`` is the type of
-    the vdev that this disk is part of: ``disk`` where it is the whole vdev. ``vdevs`` counts the pool's top-level vdevs."""
+    """``state`` is active (in use, or not exported when its system stopped), exported, destroyed, ...; ``layout`` is the type of
+    this disk's top-level vdev: ``disk`` if the vdev consists of this disk. ``vdevs`` counts the pool's top-level vdevs."""
 
     name: str
     state: str
@@ -34,12 +34,12 @@ class Pool:
 
     @property
     def alone(self) -> bool:
-        """Whether this disk holds all of the pool."""
+        """Whether the pool is on this disk only."""
         return self.layout in ("disk", "file") and self.vdevs == 1
 
 
 def read(volume: Window) -> Pool | None:
-    """The pool that a vdev belongs to, by its newest label; None where there is no label."""
+    """The pool of a vdev, from its newest label; None without a label."""
     end = volume.size // _LABEL * _LABEL
     best: tuple[int, dict[str, Any]] | None = None
     for at in (0, _LABEL, end - 2 * _LABEL, end - _LABEL):
@@ -61,7 +61,7 @@ def read(volume: Window) -> Pool | None:
 
 
 def parse(data: bytes) -> dict[str, Any]:
-    """A packed nvlist in XDR: its numbers, texts and nvlists by name; other types are left out. Raises ValueError."""
+    """A packed nvlist in XDR: its numbers, texts and nvlists by name, without other types. Raises ValueError."""
     if len(data) < 12 or data[0] != _XDR:
         raise ValueError("no nvlist in XDR")
     try:
@@ -71,7 +71,7 @@ def parse(data: bytes) -> dict[str, Any]:
 
 
 def _pairs(data: bytes, at: int, end: int, depth: int) -> tuple[dict[str, Any], int]:
-    """The pairs of the nvlist at ``at``, and where it ends. It stays before ``end``: so none is read twice at one depth."""
+    """The pairs of the nvlist at ``at``, and its end, which is before ``end``: so none is read twice at one depth."""
     if depth > _DEPTH:
         raise ValueError(f"nvlists within each other, {depth} deep")
     found: dict[str, Any] = {}

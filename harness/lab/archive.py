@@ -10,9 +10,7 @@ import tarfile
 import tempfile
 from pathlib import Path
 
-from filelock import FileLock
-
-from harness import paths
+from harness import store
 from harness.digest import file_sha256
 from harness.errors import InfrastructureError, UsageError
 from harness.lab.store import LabImage
@@ -51,9 +49,12 @@ def export(image: LabImage, file: Path) -> int:
 
 def import_(file: Path) -> LabImage:
     """Check an archive and take it into the store. Raises UsageError for one that is damaged or none of ours."""
-    labs = paths.store() / "labs"
-    labs.mkdir(parents=True, exist_ok=True)
-    work = Path(tempfile.mkdtemp(prefix="import.making-", dir=labs))
+    labs = store.directory("labs")
+    with store.lock(labs / "import"):
+        return _import(file, Path(tempfile.mkdtemp(prefix=".making-import.", dir=labs)))
+
+
+def _import(file: Path, work: Path) -> LabImage:
     work.chmod(0o755)
     try:
         (work / "control").mkdir()
@@ -73,12 +74,11 @@ def import_(file: Path) -> LabImage:
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9.-]{0,80}", key):
             raise UsageError(f"{file}: a lab with the name {key!r}")
         (work / _SUMS).unlink()
-        target_directory = labs / key
-        with FileLock(f"{target_directory}.lock"):
-            if not (target_directory / "manifest.json").is_file():
-                shutil.rmtree(target_directory, ignore_errors=True)
-                work.rename(target_directory)
-        return LabImage(target_directory)
+
+        def damage(directory: Path) -> str:
+            return "" if (directory / "manifest.json").is_file() else "no manifest.json"
+
+        return LabImage(store.get_or_create("labs", key, lambda _: work, step="a lab from an archive", damage=damage))
     except (tarfile.TarError, KeyError, ValueError, EOFError) as exc:
         raise UsageError(f"{file}: no lab archive, or a damaged one ({exc})", hint="make it by: fxh lab export FILE") from exc
     except OSError as exc:

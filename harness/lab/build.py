@@ -16,13 +16,11 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
-from filelock import FileLock
-
-from harness import paths, preparing, stamp
+from harness import stamp, store
 from harness.errors import UsageError
 from harness.lab import cpio, tools
 from harness.lab.recipe import Recipe
-from harness.lab.store import LabImage, used
+from harness.lab.store import LabImage
 
 log = logging.getLogger("fxh.lab.build")
 
@@ -41,37 +39,24 @@ def build(recipe: Recipe, *, force: bool = False) -> LabImage:
 
     Raises BuildError with the failing tool's last lines; a half build never stays in the store.
     """
-    target = paths.store() / "labs" / recipe.key
-    if not force and _whole(target):
-        used(target)
-        return LabImage(target)
-    tools.require()
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with preparing.step(f"lab with Xen {recipe.xen}"), FileLock(f"{target}.lock"):
-        if not force and _whole(target):
-            return LabImage(target)
-        if target.exists():
-            shutil.rmtree(target)
-        with tools.scratch(target, _ROOM_MIB) as work:
-            _make(recipe, work)
-            work.rename(target)
-    return LabImage(target)
+
+    def create(work: Path) -> Path:
+        tools.require()
+        _make(recipe, work)
+        return work
+
+    step = f"lab with Xen {recipe.xen}"
+    return LabImage(store.get_or_create("labs", recipe.key, create, step=step, damage=_damage, free_mib=_ROOM_MIB, force=force))
 
 
 def find(recipe: Recipe) -> LabImage | None:
     """The image of ``recipe`` where the store has it, whole."""
-    target = paths.store() / "labs" / recipe.key
-    return LabImage(target) if _whole(target) else None
+    target = store.directory("labs") / recipe.key
+    return LabImage(target) if store.usable(target, _damage) else None
 
 
-def _whole(target: Path) -> bool:
-    """Whether the store has it undamaged; damage is told, and mended by building anew."""
-    if not target.exists():
-        return False
-    damage = LabImage(target).damage()
-    if damage:
-        log.warning("lab image %s is damaged (%s) and is built anew", target.name, damage)
-    return not damage
+def _damage(directory: Path) -> str:
+    return LabImage(directory).damage()
 
 
 def _make(recipe: Recipe, work: Path) -> None:

@@ -20,6 +20,7 @@ from pathlib import Path
 
 from filelock import FileLock
 
+from harness import store
 from harness.errors import InfrastructureError, LabDead, UsageError
 from harness.lab.keys import Keys
 from harness.lab.qemu import MachineSpec, Qemu, command
@@ -222,7 +223,4 @@ def parents(image: LabImage) -> set[Path]:
 
 def remove(directory: Path) -> None:
     """Take it out of sight at once, then delete it. Labs that run from it keep the open files."""
-    doomed = Path(tempfile.mkdtemp(prefix=".gone-", dir=directory.parent)) / directory.name
-    with suppress(FileNotFoundError):  # somebody else was quicker
-        directory.rename(doomed)
-    shutil.rmtree(doomed.parent, ignore_errors=True)
+    store.remove(directory)

@@ -28,7 +28,7 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from harness import debian, paths, preparing
+from harness import debian, paths, preparing, store
 from harness.deadline import ConditionNotMet, Deadline
 from harness.errors import BuildError, InfrastructureError
 from harness.lab import tools
@@ -204,20 +204,20 @@ def _version(criu: Sequence[str]) -> str:
 
 def _from_debian() -> tuple[str, ...]:
     """CRIU out of a newer Debian than this machine may be, with that one's C library, in the store. Raises BuildError."""
-    target = paths.store() / "criu" / f"{_PACKAGE}-{_SUITE}"
-    if not target.is_dir():
-        with tools.scratch(target, 100) as work:
-            root = work / "root"
-            tools.run(
-                [
-                    "mmdebstrap", "--mode=auto", "--variant=extract", "--architectures=amd64", f"--include={_PACKAGE}", _SUITE,
-                    str(root),
-                ],
-                work,
-            )  # fmt: skip
-            root.chmod(0o755)
-            root.rename(target)
-    usr = target / "usr"
+
+    def create(work: Path) -> Path:
+        root = work / "root"
+        tools.run(
+            [
+                "mmdebstrap", "--mode=auto", "--variant=extract", "--architectures=amd64", f"--include={_PACKAGE}", _SUITE,
+                str(root),
+            ],
+            work,
+        )  # fmt: skip
+        root.chmod(0o755)
+        return root
+
+    usr = store.get_or_create("criu", f"{_PACKAGE}-{_SUITE}", create, step="CRIU", free_mib=100) / "usr"
     loader, libraries = usr / "lib64/ld-linux-x86-64.so.2", usr / "lib/x86_64-linux-gnu"
     return (str(loader), "--library-path", str(libraries), str(usr / "sbin/criu"))
 

@@ -14,13 +14,10 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from filelock import FileLock
-
-from harness import paths, preparing
+from harness import store
 from harness.errors import BuildError
 from harness.lab import tools
 from harness.lab.recipe import KernelRecipe
-from harness.lab.store import used
 
 log = logging.getLogger("fxh.lab.kernel")
 
@@ -49,16 +46,13 @@ def obtain(recipe: KernelRecipe) -> Path:
 
     Raises BuildError with the failing tool's last lines, or naming the options that the source did not grant.
     """
-    target = paths.store() / "control" / recipe.key
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with preparing.step("the control guest's kernel"), FileLock(f"{target}.lock"):
-        if not target.is_dir():
-            tools.require()
-            with tools.scratch(target, _ROOM_MIB) as work:
-                _make(recipe, work)
-                (work / "whole").rename(target)
-    used(target)
-    return target
+
+    def create(work: Path) -> Path:
+        tools.require()
+        _make(recipe, work)
+        return work / "whole"
+
+    return store.get_or_create("control", recipe.key, create, step="the control guest's kernel", free_mib=_ROOM_MIB)
 
 
 def _make(recipe: KernelRecipe, work: Path) -> None:

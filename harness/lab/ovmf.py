@@ -12,13 +12,10 @@ import logging
 import shlex
 from pathlib import Path
 
-from filelock import FileLock
-
-from harness import paths, preparing
+from harness import store
 from harness.errors import BuildError
 from harness.lab import tools
 from harness.lab.recipe import FirmwareRecipe
-from harness.lab.store import used
 
 log = logging.getLogger("fxh.lab.ovmf")
 
@@ -34,16 +31,17 @@ def obtain(recipe: FirmwareRecipe) -> Path:
 
     Raises BuildError with the failing tool's last lines, or naming the Debian packages that this machine lacks.
     """
-    target = paths.store() / "firmware" / recipe.key
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with preparing.step("UEFI firmware"), FileLock(f"{target}.lock"):
-        if not (target / FILE).is_file():
-            tools.require()
-            with tools.scratch(target, _ROOM_MIB) as work:
-                _make(recipe, work)
-                (work / "fxh-out").rename(target)
-    used(target)
-    return target / FILE
+
+    def create(work: Path) -> Path:
+        tools.require()
+        _make(recipe, work)
+        return work / "fxh-out"
+
+    def damage(directory: Path) -> str:
+        return "" if (directory / FILE).is_file() else f"no {FILE}"
+
+    step = "UEFI firmware"
+    return store.get_or_create("firmware", recipe.key, create, step=step, damage=damage, free_mib=_ROOM_MIB) / FILE
 
 
 def _make(recipe: FirmwareRecipe, work: Path) -> None:

@@ -5,91 +5,78 @@ from __future__ import annotations
 
 import shutil
 import time
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 
-from harness import paths
+from harness import store
 from harness.lab import checkpoint, registry
-from harness.lab.store import LabImage, on_disk
+from harness.lab.store import LabImage
+from harness.store import Item
 
 _DAY = 86400.0
 # The control guest's matrix makes 28, a FreeBSD's 8, of 200 to 450 MiB each. One that is not kept costs a boot in the next run:
 # when there is room for fewer than a run makes, the next run finds none at all, for it asks for the longest unused one first.
 _MOST = 24 << 30
+KINDS = ("labs", "checkpoints", "control", "firmware")
 
 
-@dataclass(frozen=True)
-class Removed:
-    """``size`` in bytes on disk."""
+def items() -> list[Item]:
+    """All that garbage collection may remove: labs and checkpoints that no running lab uses, control guest kernels, firmware.
 
-    path: Path
-    size: int
-
-
-def prune(days: float) -> tuple[Removed, ...]:
-    """Remove what was last used more than ``days`` ago and no running lab stands on."""
-    before = time.time() - days * _DAY
-    removed = []
-    # Kernels of the control guest and firmwares are to this labs without checkpoints.
-    for directory in (*_directories("control"), *_directories("firmware"), *_directories("labs")):
-        if ".making-" in directory.name:
-            if _age(directory) < time.time() - _DAY:
-                removed.append(_remove(directory))
-            continue
-        busy = {
-            record.checkpoint for name in registry.names() if (record := registry.read(name)) and record.image_path == directory
-        }
-        if not busy and _age(directory) < before:
-            removed.append(_remove(directory))
-            directory.with_name(f"{directory.name}.lock").unlink(missing_ok=True)
-            continue
+    A lab comes after its checkpoints; its size is without theirs.
+    """
+    found = store.items("control", "firmware")
+    records = [record for name in registry.names() if (record := registry.read(name))]
+    for directory in store.entries("labs"):
+        busy = {record.checkpoint for record in records if record.image_path == directory}
         image = LabImage(directory)
-        below = checkpoint.parents(image)
-        for path in checkpoint.listing(image):
-            if path.name not in busy and _age(path) < before and path not in below:
-                size = on_disk(path.rglob("*"))
-                checkpoint.remove(path)
-                removed.append(Removed(path, size))
-        removed += [_remove(p) for p in (directory / "checkpoints").glob(".*") if p.is_dir() and _age(p) < time.time() - _DAY]
-    return tuple(removed)
+        parents = checkpoint.parents(image)
+        made = [_item(path) for path in checkpoint.listing(image) if path.name not in busy and path not in parents]
+        found += made
+        if not busy:
+            size = store.size(directory) - sum(item.size for item in made)
+            used = max(store.last_used(path) for path in (directory, *checkpoint.listing(image)))
+            found.append(Item("labs", directory, size, used, "", all(map(_recreatable, checkpoint.listing(image)))))
+    return found
 
 
-def bound(most: int = _MOST) -> tuple[Removed, ...]:
+def _item(path: Path) -> Item:
+    return Item("checkpoints", path, store.size(path), store.last_used(path), f"of {path.parent.parent.name}", _recreatable(path))
+
+
+def _recreatable(path: Path) -> bool:
+    """Whether a lab or the suites create the checkpoint again when they need it. A user's own is not."""
+    name = path.name.rpartition("@")[0]
+    return name == checkpoint.READY or checkpoint.is_disposable(name)
+
+
+def sweep() -> list[Item]:
+    """Remove the work directories that killed processes left."""
+    removed = [Item(kind, path, size, 0) for kind in ("control", "firmware", "labs") for path, size in store.sweep(kind)]
+    for directory in store.entries("labs"):
+        for path in (directory / "checkpoints").glob(".*"):
+            if path.is_dir() and store.last_used(path) < time.time() - _DAY:
+                removed.append(replace(_item(path), used=0))
+                store.delete_tree(path)
+    return removed
+
+
+def prune(days: float) -> tuple[Item, ...]:
+    """Remove what was last used more than ``days`` ago and no running lab uses, and what killed processes left."""
+    return (*sweep(), *(eviction.item for eviction in store.evict(items(), max_age=days * _DAY)))
+
+
+def bound(most: int = _MOST) -> tuple[Item, ...]:
     """Remove the longest unused checkpoints that suites made, of whatever lab, until they take ``most`` bytes.
 
     And no more than half of what the disk would have without them. They are made anew when they are needed.
     """
-    labs = paths.store() / "labs"
-    images = [LabImage(path) for path in labs.iterdir() if path.is_dir()]
+    images = [LabImage(path) for path in store.entries("labs")]
     made = {path for image in images for path in checkpoint.listing(image) if checkpoint.of_suites(path)}
-    below = {path for image in images for path in checkpoint.parents(image)}
-    sizes = {path: on_disk(path.rglob("*")) for path in made}
-    taken = sum(sizes.values())
-    most = min(most, (taken + shutil.disk_usage(labs).free) // 2)
-    removed = []
-    for path in sorted(made - below, key=_age):
-        if taken <= most:
-            break
-        checkpoint.remove(path)
-        removed.append(Removed(path, sizes[path]))
-        taken -= sizes[path]
-    return tuple(removed)
-
-
-def _directories(place: str) -> list[Path]:
-    top = paths.store() / place
-    return sorted(path for path in top.iterdir() if path.is_dir()) if top.is_dir() else []
-
-
-def _age(path: Path) -> float:
-    """When it was used last; 0 for what is gone meanwhile."""
-    try:
-        return path.stat().st_mtime
-    except FileNotFoundError:
-        return 0.0
-
-
-def _remove(path: Path) -> Removed:
-    size = on_disk(path.rglob("*"))
-    shutil.rmtree(path, ignore_errors=True)
-    return Removed(path, size)
+    parents = {path for image in images for path in checkpoint.parents(image)}
+    found = {path: _item(path) for path in made}
+    taken = sum(item.size for item in found.values())
+    most = min(most, (taken + shutil.disk_usage(store.directory("labs")).free) // 2)
+    parents_size = sum(item.size for path, item in found.items() if path in parents)
+    removable = [item for path, item in found.items() if path not in parents]
+    return tuple(eviction.item for eviction in store.evict(removable, keep_bytes=max(0, most - parents_size)))

@@ -10,9 +10,7 @@ import time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from filelock import FileLock, Timeout
-
-from harness import paths
+from harness import paths, store
 from harness.lab.process import listening
 from harness.lab.qemu import Drive, MachineSpec
 
@@ -124,13 +122,7 @@ def sweep() -> list[str]:
             gone.append(f"lab {name}")
     labs = paths.store() / "labs"
     if labs.is_dir():
-        for work in labs.glob("*.making-*"):
-            try:
-                with FileLock(labs / f"{work.name.partition('.making-')[0]}.lock", timeout=0):
-                    shutil.rmtree(work, ignore_errors=True)
-                    gone.append(f"half-made build {work.name}")
-            except Timeout:
-                pass
+        gone += [f"half-made build {work.name}" for work, _ in store.sweep("labs")]
         for half in labs.glob("*/checkpoints/.*@*"):
             if half.is_dir() and half.stat().st_mtime < time.time() - 3600:
                 shutil.rmtree(half, ignore_errors=True)

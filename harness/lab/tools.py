@@ -4,11 +4,8 @@
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
-import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from harness import debian
@@ -38,27 +35,6 @@ def require() -> None:
             f"a lab build needs Debian packages this machine lacks: {' '.join(missing)}",
             hint=f"apt-get install --no-install-recommends {' '.join(missing)}",
         )
-
-
-@contextmanager
-def scratch(target: Path, room: int) -> Iterator[Path]:
-    """A directory beside ``target`` to build it in: rename it there when it is whole, what is left goes.
-
-    Raises BuildError where there are fewer than ``room`` MiB.
-    """
-    target.parent.mkdir(parents=True, exist_ok=True)
-    free = shutil.disk_usage(target.parent).free >> 20
-    if free < room:
-        raise BuildError(
-            f"{free} MiB free at {target.parent}, building {target.name} needs {room}",
-            hint="free some space, or point FXH_STORE at a larger disk",
-        )
-    work = Path(tempfile.mkdtemp(prefix=f"{target.name}.making-", dir=target.parent))
-    work.chmod(0o755)
-    try:
-        yield work
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
 
 
 def run(argv: Sequence[str], work: Path, *, cwd: Path | None = None, env: Mapping[str, str] | None = None) -> None:

@@ -76,12 +76,12 @@ def cells(options: Options, tested: GuestOS | None) -> tuple[Cell, ...]:
     for guest in options.guests:
         definition = registry.definition(guest)
         given = tested if definition.under_test else None
-        able = given.types if given is not None else definition.types
+        supported = given.types if given is not None else definition.types
         version = (given or definition.os()).os_version
-        for guest_type in options.types or able:
-            if entry(guest_type) in able:
-                kinds = _firmwares(options, guest_type)
-                found += [Cell(guest, guest_type, host, xen, version, firmware) for firmware in kinds for host, xen in hosts]
+        for guest_type in options.types or supported:
+            if entry(guest_type) in supported:
+                firmwares = _firmwares(options, guest_type)
+                found += [Cell(guest, guest_type, host, xen, version, firmware) for firmware in firmwares for host, xen in hosts]
     return tuple(found)
 
 

@@ -35,8 +35,8 @@ class NewGuest(Protocol):
 class Booted(Protocol):
     """``booted(**shape)``: as :class:`NewGuest`, with a shell.
 
-    ``prepare`` is a function of the booted guest that brings it to where several cases begin (addresses, files); its result is
-    ``guest.prepared``. On a lab it runs once, and its guest is kept as a checkpoint.
+    ``prepare`` is a function that prepares the booted guest (addresses, files) for several cases; its result is
+    ``guest.prepared``. A lab prepares once and keeps the guest in a checkpoint.
     """
 
     def __call__(self, prepare: Prepare | None = None, /, **shape: Unpack[ShapeArgs]) -> Guest: ...
@@ -100,7 +100,7 @@ def new_guest(rig: Rig, cell: Cell, host: XenHost, case: CaseContext) -> NewGues
 
 @pytest.fixture
 def booted(request: pytest.FixtureRequest, rig: Rig, cell: Cell, case: CaseContext) -> Booted:
-    """``booted(**shape)``: a guest with a shell, restored from a warm checkpoint of that shape on a lab, booted elsewhere."""
+    """``booted(**shape)``: a guest with a shell, from a warm checkpoint of this shape in a lab, else from a boot."""
 
     def make(prepare: Prepare | None = None, /, **shape: Unpack[ShapeArgs]) -> Guest:
         with _skip_if_cannot_run():
@@ -114,7 +114,7 @@ def booted(request: pytest.FixtureRequest, rig: Rig, cell: Cell, case: CaseConte
 
 @pytest.fixture
 def guest(booted: Booted) -> Guest:
-    """A booted guest with a shell and nothing special."""
+    """A booted guest with a shell, in the default shape."""
     return booted()
 
 
@@ -159,7 +159,7 @@ def kernel_file(rig: Rig, cell: Cell) -> Path:
 
 
 def _shape(cell: Cell, shape: ShapeArgs) -> Shape:
-    """The shape that a case asks for, of the cell's guest type and firmware."""
+    """The requested shape, by default with the guest type and firmware of the cell."""
     return replace(Shape(cell.type, firmware=cell.firmware), **shape)
 
 

@@ -40,7 +40,7 @@ class Options(RunOptions):
     """Collect the cases in all possible cells. For `fxh list --all`: no such case can run."""
 
     @property
-    def chosen(self) -> dict[str, str]:
+    def rerun_options(self) -> dict[str, str]:
         """The options of a re-run command, as ``fxh run`` has them, without those left to their defaults."""
         values = {option.name: (option, getattr(self, option.attribute)) for option in OPTIONS.values() if option.rerun}
         return {name: str(option.write(value)) for name, (option, value) in values.items() if value != option.default}

@@ -14,7 +14,7 @@ from harness.results.model import FAILED, HARNESS, INFRASTRUCTURE, KNOWN, PASSED
 
 @dataclass(frozen=True)
 class Finding:
-    """``outcome`` as in the results; ``reason`` for people; ``death`` if a guest died."""
+    """``outcome`` as in the results; ``reason`` for the reader; ``death`` if a guest died."""
 
     outcome: Outcome
     reason: str

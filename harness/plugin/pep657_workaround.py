@@ -3,7 +3,7 @@
 
 To place the markers, the traceback module parses the source line into a syntax tree, and pytest parses source to show a failure.
 Before Python 3.11.8 and 3.12.2, two threads that do this at the same time fail with SystemError (cpython gh-106905). When a lab
-dies, paramiko and qemu.qmp format tracebacks in threads, for a log that nobody reads, while pytest shows the failure of the case.
+dies, paramiko and qemu.qmp format tracebacks in threads, for a log without readers, while pytest shows the failure of the case.
 This ended the whole run.
 """
 

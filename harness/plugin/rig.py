@@ -95,7 +95,7 @@ class Rig:
         if self.options.image:
             return images.find(self.options.image)
         if self.options.disk is not None and self.options.kernel is None:
-            found = diskread.take(self.options.disk, self.options.root)
+            found = diskread.read_image(self.options.disk, self.options.root)
             if registry.under_test(self.options.guests) == self.options.guests:
                 diskread.check_types(found, self.options.types)
             return found

@@ -64,7 +64,7 @@ def _open(config: pytest.Config) -> None:
         return
     asked = config.stash[OPTIONS]
     inputs = _inputs() | ({"shard": asked.shard} if asked.shard else {})
-    run = RunResult(path.name, stamp.now(), "", _command(config), inputs, options=asked.chosen, branch=asked.branch)
+    run = RunResult(path.name, stamp.now(), "", _command(config), inputs, options=asked.rerun_options, branch=asked.branch)
     model.write_run(path, run)
     run_dir.latest(path)
     old = sorted(p for p in path.parent.iterdir() if p.is_dir())
@@ -97,7 +97,7 @@ def _inputs() -> dict[str, str]:
 
 
 def finished(config: pytest.Config) -> frozenset[str]:
-    """The node ids of the cases that this run directory has a verdict for. Infrastructure and harness errors are none."""
+    """The node ids of the cases with a verdict in this run directory, that is, without an infrastructure or harness error."""
     try:
         cases = model.read_run(run_path(config)).cases
     except (OSError, ValueError):

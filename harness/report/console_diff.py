@@ -46,12 +46,20 @@ class Difference:
         return bool(self.appeared or self.disappeared)
 
 
+LONGEST = 1 << 20
+"""Bytes of a console that are compared. A boot prints some 10 kB."""
+
+
 def compare(before: bytes, now: bytes) -> Difference:
-    """Compare two consoles up to their first login prompt. An end that only one of them reached is ignored in the other."""
+    """Compare two consoles up to their first login prompt.
+
+    If only one of them reached the prompt, the lines that the other did not get to are left out.
+    """
     old, new = lines(before), lines(now)
-    return Difference(
-        tuple(text for key, text in new.items() if key not in old), tuple(text for key, text in old.items() if key not in new)
-    )
+    ended = [bool(_LOGIN.search(decode(data))) for data in (before, now)]
+    appeared = tuple(text for key, text in new.items() if key not in old)
+    disappeared = tuple(text for key, text in old.items() if key not in new)
+    return Difference(() if ended == [False, True] else appeared, () if ended == [True, False] else disappeared)
 
 
 def lines(data: bytes) -> dict[str, str]:

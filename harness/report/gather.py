@@ -3,12 +3,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from harness.history.rows import Row, metrics_of, observation
 from harness.history.store import History
-from harness.report import actions, tested
+from harness.report import actions, boot_consoles, tested
 from harness.report.command import rerun_command
 from harness.report.complaints import new_complaints
 from harness.report.evidence import backtrace, domain_config
@@ -45,6 +45,7 @@ def gather(
     verdicts = judge_run(now, seen, baseline=baseline)
     shown = (*list(dict.fromkeys(row.seen.run for row in rows))[-(SHOWN - 1) :], run.run)
     cases = [_case(path, run, case, verdicts[key], past.get(key, []), shown) for key, case in results.items()]
+    red = any(case.outcome == FAILED for case in run.cases)
     cases.sort(key=lambda item: (KINDS.index(item.verdict.kind), item.result.suite, item.result.key, item.result.cell))
     worse = sum(drift.worse for item in cases for drift in item.drifts)
     return Report(
@@ -60,7 +61,20 @@ def gather(
         changed=tested.changes(now, seen),
         setup=setup_steps(run, history.setups(number, MEASURED) if history else ()),
         complaints=new_complaints(run, history.complaints(number, REACH) if history else {}),
+        console_changes=boot_consoles.changes(_boots(path, results, past)) if red else (),
     )
+
+
+def _boots(path: Path, results: Mapping[Key, CaseResult], past: Mapping[Key, Sequence[Row]]) -> list[tuple[str, str, Path, Path]]:
+    """The directories of the boot of each cell, in its last run that passed and in this run."""
+    found = []
+    for (key, cell), case in results.items():
+        passed = [row for row in past.get((key, cell), ()) if row.seen.outcome == PASSED]
+        if key == boot_consoles.BOOTS and passed:
+            before = passed[-1]
+            earlier = path.parent / before.seen.run / "cases" / before.directory
+            found.append((cell, before.seen.run, earlier, path / "cases" / case.directory))
+    return found
 
 
 def _rows(history: History, baseline: Baseline, number: int) -> tuple[Row, ...]:

@@ -15,6 +15,7 @@ from itertools import groupby
 from harness import mailer
 from harness.console.deaths import speaker
 from harness.console.text import plain
+from harness.report.boot_consoles import ConsoleChange
 from harness.report.evidence import around_death, finding_rows
 from harness.report.model import CaseReport, NewComplaint, Report
 from harness.results.where import Where
@@ -32,6 +33,8 @@ _LONG = 10.0
 _WHY = 300
 # New complaints that a mail shows.
 _COMPLAINTS = 10
+# Cells whose console changes a mail shows, and lines of each kind.
+_CELLS, _LINES = 3, 12
 _GUEST_TYPES = {"pv": "PV", "pvh": "PVH", "hvm": "HVM", "pvshim": "PV shim"}
 # Inputs of the test machine, which do not matter for a bug report.
 _UNIMPORTANT = ("python", "machine", "backend", "lab")
@@ -78,6 +81,8 @@ def body(report: Report) -> str:
         parts.append(_head(kind) + "\n".join(_listed(item) for item in items))
     if report.complaints:
         parts.append(_head("new complaints") + "\n".join(_complaint(item) for item in report.complaints[:_COMPLAINTS]))
+    for change in report.console_changes[:_CELLS]:
+        parts.append(_head(f"new console lines, {change.cell}") + _console_change(change))
     worse = [drift for item in report.cases for drift in item.drifts]
     if worse:
         parts.append(_head("drift") + "\n".join(_wrap(f"{d.case} in {d.cell}: {d.words}", "  ") for d in worse[:20]))
@@ -146,6 +151,15 @@ def _complaint(item: NewComplaint) -> str:
     cases = f"{len(item.cases)} cases" if len(item.cases) > 1 else item.cases[0].key
     head = _wrap(f"{item.complaint.kind} in {cases}, {item.cell} ({item.complaint.source}):", "  ")
     return "\n".join([head, _quote([item.complaint.message, *item.complaint.detail])])
+
+
+def _console_change(change: ConsoleChange) -> str:
+    """Lines of the boot, with + if they are new since the run ``change.before`` and - if they are gone."""
+    difference = change.difference
+    rows = [*(f"+ {line}" for line in difference.appeared[:_LINES]), *(f"- {line}" for line in difference.disappeared[:_LINES])]
+    left = len(difference.appeared) + len(difference.disappeared) - len(rows)
+    more = f"\n  and {left} more; fxh compare --console {change.before}" if left else ""
+    return _wrap(f"Compared with run {change.before}:") + "\n" + _quote(rows) + more
 
 
 def _listed(item: CaseReport) -> str:

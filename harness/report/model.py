@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from harness.report.boot_consoles import ConsoleChange
 from harness.report.trends import Trend
 from harness.results.model import CaseResult, ComplaintRecord, Outcome, RunResult, Stamp
 from harness.verdicts.drift import Drift
@@ -100,6 +101,8 @@ class Report:
     setup: tuple[SetupReport, ...] = ()
     """By start time."""
     complaints: tuple[NewComplaint, ...] = ()
+    console_changes: tuple[ConsoleChange, ...] = ()
+    """Filled in only if a case failed."""
 
     @property
     def news(self) -> tuple[CaseReport, ...]:

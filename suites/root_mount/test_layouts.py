@@ -11,7 +11,7 @@ import pytest
 from harness.deadline import Deadline
 from harness.guests import hotplug
 from harness.guests.guest import Guest
-from harness.images.disks import BootCode, divide
+from harness.images.disks import BootCode, write_disk
 from harness.images.image import Image
 from harness.images.layout import FileSystem, Vdev
 from harness.oracles.finding import finding
@@ -42,7 +42,7 @@ def make_divided_disk(table: str, root: Path, directory: Path) -> tuple[Path, st
     swap, fs = FileSystem("none", "swap", 1), FileSystem("/", "ufs1", -(-root.stat().st_size // _MIB))
     disk = replace(disk, fs=(swap, fs) if place else (fs, swap))
     target = directory / f"{table}.img"
-    divide(disk, [None, root] if place else [root, None], BootCode(directory), f"{table} of a case", target)
+    write_disk(disk, [None, root] if place else [root, None], BootCode(directory), f"{table} of a case", target)
     return target, disk.device(place)
 
 

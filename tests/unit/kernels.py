@@ -20,7 +20,7 @@ def kernel(
 ) -> bytes:
     """An ELF image. ``names`` is the string table; ``table`` the section type of its symbols, 0 for none.
 
-    ``osreldate`` shares the tail of another name, as linkers write it. PHYS32_ENTRY is Xen's note for PVH. ``ident`` is kern_ident.
+    ``osreldate`` is the tail of another name, as linkers write it. PHYS32_ENTRY is Xen's note for PVH. ``ident`` is kern_ident.
     """
     wide = bits == 64
     header_size, section_size = (64, 64) if wide else (52, 40)
@@ -32,7 +32,7 @@ def kernel(
     def symbol(at: int, index: int, value: int) -> bytes:
         return struct.pack("<IBBHQQ", at, 17, 0, index, value, 4) if wide else struct.pack("<IIIBBH", at, value, 4, 17, 0, index)
 
-    # A null symbol, an undefined one of the same name, one in another section (the reader must not take these), then ours.
+    # A null symbol, an undefined one of the same name and one in another section, which the reader must skip; then the right ones.
     at = names.find(b"osreldate\0")
     rows = [(0, 0, 0), (at, 0, 0), (max(names.find(b"version\0"), 0), 1, address), (at, 1, address + 4)]
     rows += [(names.find(b"kern_ident\0"), 1, address + 17 + len(name))] if ident else []

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""Records a tree's GENERIC for test_source_build.py: names of devices and options, and which of them Xen's guest code needs.
+"""Records a tree's GENERIC for test_source_build.py: the names of devices and options, and those that Xen's guest code needs.
 
     python tests/unit/record_generic.py /usr/src OBJECTS > tests/unit/data/generic-15.1.json
 
-OBJECTS is the object directory of a linked kernel of that tree (``.../sys/XENA``). A name is needed when a source of the
-subsystem, or a source that defines a symbol which such a source uses, is compiled for that name alone.
+OBJECTS is the object directory of a linked kernel of that tree (``.../sys/XENA``). A name is needed if only that name compiles a
+source of the subsystem, or a source that defines a symbol which the subsystem uses.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def record(tree: srctree.SourceTree, objects: Path) -> dict[str, object]:
 
 
 def only_alternative(source: KernelSource, names: frozenset[str]) -> set[str]:
-    """The names without which ``source`` would not be compiled; none when two alternatives select it."""
+    """The names that ``source`` needs to be compiled; empty if two alternatives select it."""
     holding = [words for words in source.alternatives if KernelSource(source.path, (words,)).selected(names)]
     return {word for word in holding[0] if not word.startswith("!")} if len(holding) == 1 else set()
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""What a build of the lab says when it cannot be done, and that nothing stays behind."""
+"""Errors of a lab's build: their messages, and that they leave no files."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ from harness.errors import InfrastructureError, UsageError
 from harness.guests.link import COUNTS
 from harness.guests.peer import Listener, Moved, moved
 from harness.images import kmodule
-from harness.images.disks import BootCode, divide
+from harness.images.disks import BootCode, write_disk
 from harness.images.layout import FileSystem, Vdev
 from harness.oracles.naming import consumer_of
 from harness.transport.local import LocalTransport
@@ -73,7 +73,7 @@ def test_a_file_system_after_a_partition_table(tmp_path: Path, table: str, place
     root.write_bytes(b"root" * 1024 + bytes((2 << 20) - 4096))
     swap, fs = FileSystem("none", "swap", 1), FileSystem("/", "ufs1", 2)
     disk = replace(Vdev("xvdb", (), table), fs=(swap, fs) if place else (fs, swap))
-    divide(disk, [None, root] if place else [root, None], BootCode(tmp_path), "seed", tmp_path / "disk")
+    write_disk(disk, [None, root] if place else [root, None], BootCode(tmp_path), "seed", tmp_path / "disk")
     data = (tmp_path / "disk").read_bytes()
     assert data[510:512] == b"\x55\xaa"
     # UFS does not use its first 8 KiB, which hold the label of an MBR slice.

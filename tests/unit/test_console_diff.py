@@ -22,6 +22,12 @@ def test_a_new_line_and_a_lost_line_are_named() -> None:
     assert (found.appeared, found.disappeared) == (("WARNING: xbd0: slow",), ("Copyright",))
 
 
+def test_a_boot_that_died_lacks_no_later_lines() -> None:
+    found = compare(BOOT, b"Copyright\r\npanic: at the disco\r\n")
+    assert (found.appeared, found.disappeared) == (("panic: at the disco",), ())
+    assert compare(b"Copyright\r\npanic: at the disco\r\n", BOOT).appeared == ()
+
+
 def test_the_order_of_lines_does_not_count() -> None:
     assert not compare(b"one a\ntwo b\nlogin: ", b"two b\none a\nlogin: ")
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""Files are read from UFS and ZFS without mounting them, as they are there; damaged and hostile file systems end in words."""
+"""Reading files from UFS and ZFS without mounting; damaged and hostile file systems give an error."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from harness.images.window import Window
 
 needs_makefs = pytest.mark.skipif(makefs.find(None) is None, reason="needs makefs (Debian: makefs)")
 needs_grub = pytest.mark.skipif(not shutil.which("grub-fstest"), reason="needs grub-fstest (Debian: grub-common)")
-# FreeBSD's makefs alone makes UFS2 and ZFS: one of a built world will do.
+# Only FreeBSD's makefs writes UFS2 and ZFS, such as the one of a built world.
 FREEBSD = os.environ.get("FXH_MAKEFS", "")
 needs_freebsd = pytest.mark.skipif(not FREEBSD, reason="needs FreeBSD's makefs: FXH_MAKEFS=.../makefs")
 
@@ -29,7 +29,7 @@ BIG = bytes(range(256)) * (6 << 12)
 
 @pytest.fixture
 def tree(tmp_path: Path) -> Path:
-    """Files of all sizes, links short and long, relative and absolute, and one that leads in a circle."""
+    """Files of all sizes; short, long, relative and absolute links; and a circular link."""
     top = tmp_path / "tree"
     for name in ("boot/kernel", "etc", "sbin", "usr/a-directory-with-a-long-name-for-a-long-link-to-it/below"):
         (top / name).mkdir(parents=True)
@@ -99,8 +99,8 @@ def test_every_file_of_a_ufs(tree: Path, kind: str, bsize: int) -> None:
 @pytest.mark.parametrize(
     ("path", "why"),
     [
-        ("/none", "/none: there is no 'none'"), ("/etc", "/etc is no regular file"), ("/etc/fstab/x", "fstab is no directory"),
-        ("/circle", "more than 32 symbolic links"), ("/boot/kernel/kernel", "has 6291456 bytes; at most 1000 are read"),
+        ("/none", "/none: there is no 'none'"), ("/etc", "/etc is not a regular file"), ("/etc/fstab/x", "fstab is not a directory"),
+        ("/circle", "more than 32 symbolic links"), ("/boot/kernel/kernel", "has 6291456 bytes; the limit is 1000"),
     ],
 )  # fmt: skip
 def test_files_that_are_not_read(tree: Path, path: str, why: str) -> None:
@@ -114,7 +114,7 @@ def test_files_that_are_not_read(tree: Path, path: str, why: str) -> None:
 @needs_grub
 @needs_makefs
 def test_grub_reads_the_same(tree: Path) -> None:
-    """Two readers, written by different people, of one file system."""
+    """Compare with an independent reader."""
     path = made("ufs1", 8192, tree)
     with window.opened(path) as whole:
         fs = ufs.superblock(whole)
@@ -128,7 +128,7 @@ def test_grub_reads_the_same(tree: Path) -> None:
 def test_a_hole_in_a_file_is_zeros(tree: Path) -> None:
     path = made("ufs1", 8192, tree)
     data = bytearray(path.read_bytes())
-    # The first direct block of the kernel's inode, the one file of that size.
+    # The first direct block in the kernel's inode, found by the size of the file.
     at = data.find(struct.pack("<Q", len(BIG))) + 32
     data[at : at + 4] = bytes(4)
     path.write_bytes(data)
@@ -157,7 +157,7 @@ def patched(path: Path, *pieces: tuple[int, bytes]) -> Path:
         (1, 0x04, "it is marked as needing a full fsck"), (1, 0x01, "it was not unmounted, so it needs fsck"),
     ],
 )  # fmt: skip
-def test_what_a_superblock_says_of_the_last_unmount(tree: Path, clean: int, flags: int, words: str) -> None:
+def test_state_of_the_last_unmount(tree: Path, clean: int, flags: int, words: str) -> None:
     import re
 
     path = patched(
@@ -178,8 +178,8 @@ def test_superblocks_that_freebsd_refuses(tree: Path, tmp_path: Path) -> None:
 
 
 @needs_makefs
-def test_a_ufs_of_noise_ends_in_words(tree: Path) -> None:
-    """Behind a sound superblock everything is noise, many times over: only BadFileSystem comes out."""
+def test_a_ufs_of_noise_gives_an_error(tree: Path) -> None:
+    """Random data after a valid superblock, many times: the only error is BadFileSystem."""
     import random
 
     path = made("ufs1", 8192, tree)
@@ -227,7 +227,7 @@ def nvlist(values: dict[str, Any], header: bool = True) -> bytes:
 
 
 def labelled(path: Path, *labels: tuple[int, dict[str, Any]], size: int = 64 << 20) -> Path:
-    """A vdev with labels by their number."""
+    """A vdev with the given labels, by number."""
     path.write_bytes(b"")
     os.truncate(path, size)
     places = (0, 256 << 10, size - (512 << 10), size - (256 << 10))
@@ -265,13 +265,13 @@ def test_the_newest_label_counts(tmp_path: Path) -> None:
         (label(vdev="raidz", children=[{"type": "disk"}, {"type": "disk"}]), False),
     ],
 )  # fmt: skip
-def test_whether_a_disk_is_all_of_its_pool(tmp_path: Path, data: dict[str, Any], alone: bool) -> None:
+def test_pool_on_one_disk(tmp_path: Path, data: dict[str, Any], alone: bool) -> None:
     found = pool(labelled(tmp_path / "a", (0, data)))
     assert found is not None
     assert found.alone is alone
 
 
-def test_hostile_nvlists_end_in_words() -> None:
+def test_hostile_nvlists_give_an_error() -> None:
     good = nvlist(label())
     deep: dict[str, Any] = {}
     for _ in range(20):
@@ -287,7 +287,7 @@ def test_hostile_nvlists_end_in_words() -> None:
     ):
         with pytest.raises(ValueError, match=r"nvlist|pair|text"):
             zfslabel.parse(data)
-    # A list that claims to hold itself costs no more than its bytes.
+    # A list that claims to contain itself costs no more than its bytes.
     pair = struct.pack(">II", 1 << 20, 0) + struct.pack(">I", 1) + b"a\0\0\0" + struct.pack(">II", 19, 1)
     with pytest.raises(ValueError, match="pair"):
         zfslabel.parse(b"\x01\x01\0\0" + bytes(8) + pair * 5000)
@@ -297,7 +297,7 @@ def test_hostile_nvlists_end_in_words() -> None:
 
 
 def program(directory: Path, monkeypatch: pytest.MonkeyPatch, body: str) -> None:
-    """A grub-fstest that does as a test wants it."""
+    """Install a grub-fstest with the given shell script."""
     directory.mkdir(exist_ok=True)
     path = directory / "grub-fstest"
     path.write_text(f"#!/bin/sh\n{body}\n")
@@ -305,7 +305,7 @@ def program(directory: Path, monkeypatch: pytest.MonkeyPatch, body: str) -> None
     monkeypatch.setenv("PATH", f"{directory}:{os.environ['PATH']}")
 
 
-def test_grubs_words_become_values(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_output_of_grub_fstest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     program(tmp_path / "bin", monkeypatch, 'case $2 in ls) echo "@/ ROOT/ home/ a;b/ $3";; cat) printf "%s" "$3";; esac')
     files = zfsfiles.ZfsFiles(tmp_path / "disk", "loop0,gpt4", "ROOT/default")
     assert files.names("/") == ("ROOT", "home")
@@ -355,7 +355,7 @@ def test_files_of_a_pool_that_freebsds_makefs_made(tree: Path) -> None:
         files = zfsfiles.ZfsFiles(top.image, top.device, "ROOT/default")
         for name in ("boot/kernel/kernel", "etc/fstab", "etc/short", "sys/kernel/kernel"):
             assert files.read(f"/{name}", 64 << 20) == (tree / name).read_bytes()
-    # Where GRUB cannot open the partition, it is copied, and the copy goes again.
+    # If GRUB cannot open the partition, it is copied, and the copy removed.
     with window.opened(path) as whole, zfsfiles.opened(path, whole, Partition("xbd0s1a", "", 0, whole.size), False) as top:
         assert top.image != path
         assert zfsfiles.ZfsFiles(top.image, top.device, "ROOT/default").read("/etc/fstab", 100) == (tree / "etc/fstab").read_bytes()
@@ -372,13 +372,13 @@ def test_files_of_a_pool_that_freebsds_makefs_made(tree: Path) -> None:
         ([((1 << 20) - 512, b"GEOM::ELI\0")], "geli"), ([(0, b"LUKS\xba\xbe")], "LUKS (encrypted)"),
     ],
 )  # fmt: skip
-def test_what_else_a_partition_can_hold(tmp_path: Path, pieces: list[tuple[int, bytes]], kind: str) -> None:
+def test_other_contents_of_a_partition(tmp_path: Path, pieces: list[tuple[int, bytes]], kind: str) -> None:
     (tmp_path / "v").write_bytes(bytes(1 << 20))
     with window.opened(patched(tmp_path / "v", *pieces)) as whole:
-        assert volume.look(whole, Partition("xbd0", "", 0, whole.size)).kind == kind
+        assert volume.inspect(whole, Partition("xbd0", "", 0, whole.size)).kind == kind
 
 
-# -- what a root says of itself ---------------------------------------------------------------------------------------
+# -- the configuration of a root --------------------------------------------------------------------------------------
 
 
 def test_loader_conf() -> None:
@@ -416,5 +416,5 @@ def test_whether_the_serial_port_is_used(loader: dict[str, str], flags: str, ser
     assert rootfs.Root("", loader, flags, "", {}).serial is serial
 
 
-def test_a_window_is_what_its_file_system_sees(tmp_path: Path) -> None:
+def test_a_file_system_sees_only_its_window(tmp_path: Path) -> None:
     assert Window(-1, 10, 20).part(5, 100) == Window(-1, 15, 15)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""A disk image alone: its format, its root, its kernel, what it can run as; and in words why one cannot be run."""
+"""Reading a disk image: its format, root, kernel and guest types; or the reason why it cannot run."""
 
 from __future__ import annotations
 
@@ -14,12 +14,13 @@ from pathlib import Path
 
 import pytest
 
+from harness import paths
 from harness.digest import file_sha256, known_sha256
 from harness.errors import HarnessError, InfrastructureError, UsageError
 from harness.guests import filehash
 from harness.guests.bootable import make_ufs
 from harness.guests.os import freebsd_source
-from harness.images import diskformat, diskimport, diskread, makefs, parttable, recipe, recipes, store, tables
+from harness.images import diskformat, diskimport, diskread, makefs, parttable, recipe, recipes, tables
 from harness.images.tables import SECTOR, Part
 from tests.unit.test_disk_files import FREEBSD, label, labelled, needs_freebsd, needs_grub, needs_makefs, patched
 from tests.unit.test_disk_tables import gpt
@@ -38,7 +39,7 @@ def own_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def root_tree(top: Path, *, kernel: bytes | None = None, fstab: str = FSTAB, loader: str = 'boot_multicons="YES"\n') -> Path:
-    """A root with a kernel that Xen can start as PVH, unless ``kernel`` is another."""
+    """A root with ``kernel``, by default one with Xen's note for PVH."""
     for name in ("boot/kernel", "etc", "sbin", "bin"):
         (top / name).mkdir(parents=True)
     (top / "sbin/init").write_bytes(b"init")
@@ -53,7 +54,7 @@ def root_tree(top: Path, *, kernel: bytes | None = None, fstab: str = FSTAB, loa
 
 
 def disk_of(path: Path, *file_systems: Path, kind: str = "freebsd-ufs", code: bytes = b"\xeb\xfe") -> Path:
-    """A GPT disk as the official images have it: ESP, boot code, swap, and then ``file_systems``, rootfs being the first."""
+    """A GPT disk as the official images: ESP, boot code, swap, then ``file_systems``, of which the first is rootfs."""
     parts = [
         Part("efi", 40, 1000, "efiboot0"),
         Part("freebsd-boot", 1040, 200, "bootfs"),
@@ -91,12 +92,12 @@ def tree(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def disk(tree: Path, tmp_path: Path) -> Path:
-    """A disk with FreeBSD on it."""
+    """A disk with a FreeBSD root."""
     return disk_of(tmp_path / "FreeBSD.raw", ufs_of(tree))
 
 
 def left(own_store: Path) -> list[str]:
-    """What is in the store beside locks."""
+    """The files in the store, without locks."""
     return sorted(str(p.relative_to(own_store)) for p in own_store.rglob("*") if p.is_file() and not p.name.endswith(".lock"))
 
 
@@ -104,9 +105,9 @@ def left(own_store: Path) -> list[str]:
 
 
 @needs_makefs
-def test_all_that_a_run_needs_is_read_from_the_disk(disk: Path, tree: Path) -> None:
+def test_a_run_needs_only_the_disk(disk: Path, tree: Path) -> None:
     before = file_sha256(disk)
-    image = diskread.take(disk)
+    image = diskread.read_image(disk)
     assert (image.version, image.types, image.root, image.mountfrom) == (
         "14.2",
         ("pvh", "hvm"),
@@ -131,12 +132,12 @@ def test_all_that_a_run_needs_is_read_from_the_disk(disk: Path, tree: Path) -> N
 @needs_makefs
 def test_the_second_time_nothing_is_read(disk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     os.utime(disk, (1, 1))
-    first = diskread.take(disk)
+    first = diskread.read_image(disk)
     monkeypatch.setattr(parttable, "partitions", lambda *_: pytest.fail("the disk is read again"))
-    assert diskread.take(disk).entry == first.entry
+    assert diskread.read_image(disk).entry == first.entry
     copy = disk.with_name("copy.raw")
     shutil.copyfile(disk, copy)
-    again = diskread.take(copy)
+    again = diskread.read_image(copy)
     assert (again.entry, again.disks[0].file) == (first.entry, copy), "known by its content, wherever it lies"
 
 
@@ -150,7 +151,7 @@ def test_packed_disks(disk: Path, packed: str) -> None:
         inner = disk.with_name("inner.qcow2")
         subprocess.run(["qemu-img", "convert", "-f", "raw", "-O", "qcow2", str(disk), str(inner)], check=True)
     path.write_bytes(lzma.compress(inner.read_bytes(), preset=0) if packed.endswith("xz") else inner.read_bytes())
-    image = diskread.take(path)
+    image = diskread.read_image(path)
     assert (image.version, image.root, image.name) == ("14.2", "gpt/rootfs", path.name)
     assert image.disks[0].file.read_bytes() == disk.read_bytes()
     assert image.disks[0].file.stat().st_blocks * 512 < disk.stat().st_size / 2, "holes stay holes"
@@ -164,7 +165,7 @@ def test_the_kernel_that_the_loader_would_start(tree: Path, tmp_path: Path) -> N
     (tree / "boot/kernel.old/kernel.gz").write_bytes(gzip.compress(old, mtime=0))
     (tree / "boot/loader.conf.d").mkdir()
     (tree / "boot/loader.conf.d/which.conf").write_text('kernel="kernel.old"\n')
-    image = diskread.take(disk_of(tmp_path / "d", ufs_of(tree)))
+    image = diskread.read_image(disk_of(tmp_path / "d", ufs_of(tree)))
     assert (image.version, image.data["kernel"]["path"]) == ("13.5", "")
     assert image.kernel is not None
     assert image.kernel.read_bytes() == old
@@ -175,14 +176,14 @@ def test_the_kernel_that_the_loader_would_start(tree: Path, tmp_path: Path) -> N
     ("fstab", "root"), [("", "xbd0p4"), ("/dev/xbd0p4 / ufs rw 1 1\n", "xbd0p4"), ("/dev/ufsid/5f00 / ufs rw 1 1\n", "ufsid/5f00")]
 )
 def test_the_root_as_fstab_names_it(tmp_path: Path, fstab: str, root: str) -> None:
-    assert diskread.take(disk_of(tmp_path / "d", ufs_of(root_tree(tmp_path / "t", fstab=fstab)))).root == root
+    assert diskread.read_image(disk_of(tmp_path / "d", ufs_of(root_tree(tmp_path / "t", fstab=fstab)))).root == root
 
 
 @needs_makefs
 def test_tables_other_than_gpt(tree: Path, tmp_path: Path) -> None:
     (tree / "etc/fstab").unlink()
     fs = ufs_of(tree)
-    assert diskread.take(fs).root == "xbd0"
+    assert diskread.read_image(fs).root == "xbd0"
     sectors = fs.stat().st_size // SECTOR
     path = tmp_path / "mbr"
     path.write_bytes(
@@ -190,7 +191,7 @@ def test_tables_other_than_gpt(tree: Path, tmp_path: Path) -> None:
         + tables.disklabel(sectors + 16, [Part("freebsd-ufs", 16, sectors)]).ljust(15 * SECTOR, b"\0")
         + fs.read_bytes()
     )
-    assert (diskread.take(path).root, diskread.take(path).types) == ("xbd0s1a", ("pvh", "hvm"))
+    assert (diskread.read_image(path).root, diskread.read_image(path).types) == ("xbd0s1a", ("pvh", "hvm"))
 
 
 @needs_makefs
@@ -198,17 +199,17 @@ def test_which_of_two_roots(tree: Path, tmp_path: Path) -> None:
     fs = ufs_of(tree)
     path = disk_of(tmp_path / "d", fs, fs)
     with pytest.raises(UsageError, match=r"two or more roots: xbd0p4 \(freebsd-ufs, ufs1\), xbd0p5 .*\n.*--root xbd0p4"):
-        diskread.take(path)
+        diskread.read_image(path)
     for wanted in ("xbd0p5", "/dev/gpt/root1", "ufs:/dev/xbd0p5"):
-        assert diskread.take(path, wanted).root_device == "xbd0p5"
+        assert diskread.read_image(path, wanted).root_device == "xbd0p5"
     with pytest.raises(
-        UsageError, match=r"--root xbd0p1 is none of the FreeBSD roots on it \(xbd0p4, gpt/rootfs, xbd0p5, gpt/root1\)"
+        UsageError, match=r"--root xbd0p1 is not a FreeBSD root of this disk \(xbd0p4, gpt/rootfs, xbd0p5, gpt/root1\)"
     ):
-        diskread.take(path, "xbd0p1")
+        diskread.read_image(path, "xbd0p1")
 
 
 @needs_makefs
-def test_a_kernel_from_elsewhere_with_the_disks_root(disk: Path, tmp_path: Path) -> None:
+def test_another_kernel_with_the_disks_root(disk: Path, tmp_path: Path) -> None:
     kernel = elf(tmp_path / "kernel", text=b"FreeBSD 15.1-RELEASE MINE\0")
     given = freebsd_source.from_files(kernel, disk)
     assert (given.label, given.root, given.disks[0].path, given.kernel) == ("freebsd-15.1", "gpt/rootfs", disk, kernel)
@@ -225,7 +226,7 @@ def test_a_kernel_from_elsewhere_with_the_disks_root(disk: Path, tmp_path: Path)
 
 @needs_makefs
 def test_an_imported_disk_brings_its_kernel(disk: Path, tree: Path) -> None:
-    made = recipes.make(recipe.make("mine", {"disk": str(disk)}, {}))
+    made = recipes.build(recipe.resolve("mine", {"disk": str(disk)}, {}))
     assert (made.version, made.types, made.root) == ("14.2", ("pvh", "hvm"), "gpt/rootfs")
     assert made.disks[0].file.read_bytes() == disk.read_bytes()
     assert made.kernel is not None
@@ -237,7 +238,7 @@ def test_an_imported_disk_brings_its_kernel(disk: Path, tree: Path) -> None:
 
 @pytest.fixture
 def pool(tmp_path: Path) -> Callable[..., Path]:
-    """Makes disks with a pool as release/tools/vmimage.subr has it, by the text of their kernel and their boot environments."""
+    """Creates disks with a pool as in release/tools/vmimage.subr, from the kernel's text and the names of boot environments."""
 
     def make_pool(text: bytes, *names: str, loader: str = 'zfs_load="YES"\n', code: bytes = b"\xeb\xfe") -> Path:
         top = root_tree(tmp_path / "z", kernel=elf(tmp_path / "zk", text=text).read_bytes(), fstab="", loader=loader)
@@ -260,7 +261,7 @@ def pool(tmp_path: Path) -> Callable[..., Path]:
 @needs_freebsd
 @needs_grub
 def test_a_pool_as_official_images_have_it(pool: Callable[..., Path]) -> None:
-    image = diskread.take(pool(ZFS))
+    image = diskread.read_image(pool(ZFS))
     assert (image.root, image.mountfrom, image.root_device) == ("zroot/ROOT/default", "zfs:zroot/ROOT/default", "xbd0p4")
     assert (image.types, image.zfs) == (("pvh",), True)
     assert freebsd_source.from_image(image).root == "zfs:zroot/ROOT/default"
@@ -269,7 +270,7 @@ def test_a_pool_as_official_images_have_it(pool: Callable[..., Path]) -> None:
 @needs_freebsd
 @needs_grub
 def test_zfs_as_a_module_needs_the_loader(pool: Callable[..., Path]) -> None:
-    serial = diskread.take(pool(NEW, loader='zfs_load="YES"\nconsole="comconsole"\n'))
+    serial = diskread.read_image(pool(NEW, loader='zfs_load="YES"\nconsole="comconsole"\n'))
     assert serial.types == ("hvm",)
     with pytest.raises(UsageError, match="cannot run as pvh: no PVH: the root is on ZFS, the kernel has it as a module only"):
         diskread.check_types(serial, ("pvh",))
@@ -279,7 +280,7 @@ def test_zfs_as_a_module_needs_the_loader(pool: Callable[..., Path]) -> None:
 @needs_grub
 def test_zfs_as_a_module_without_a_console(pool: Callable[..., Path]) -> None:
     with pytest.raises(UsageError, match=r"nothing can start it here: no PVH: .*; no HVM: .*\n.*a kernel with XENHVM and ZFS"):
-        diskread.take(pool(NEW))
+        diskread.read_image(pool(NEW))
 
 
 @pytest.mark.parametrize(
@@ -293,25 +294,25 @@ def test_zfs_as_a_module_without_a_console(pool: Callable[..., Path]) -> None:
 def test_pools_that_are_not_read(tmp_path: Path, own_store: Path, data: dict[str, object], why: str) -> None:
     path = disk_of(tmp_path / "d", labelled(tmp_path / "v", (0, data), size=2 << 20), kind="freebsd-zfs")
     with pytest.raises(UsageError, match=why):
-        diskread.take(path)
+        diskread.read_image(path)
     assert not [name for name in left(own_store) if not name.startswith("hashes/")]
 
 
 @pytest.mark.parametrize("kernel", [ZFS, NEW])
-def test_a_pool_that_nobody_can_read(tmp_path: Path, own_store: Path, kernel: bytes) -> None:
-    """The partitions of the official ZFS images without a label: no kernel from elsewhere is started with another root."""
+def test_an_unreadable_pool(tmp_path: Path, own_store: Path, kernel: bytes) -> None:
+    """The partitions of the official ZFS images without a label: the kernel of --kernel does not start with a guessed root."""
     (tmp_path / "v").write_bytes(bytes(2 << 20))
     path = disk_of(tmp_path / "d", tmp_path / "v", kind="freebsd-zfs")
     given = elf(tmp_path / "kernel", text=kernel)
-    why = r"its root is in a ZFS pool on xbd0p4, and no label of a pool can be read there\n.*--kernel FILE --root zfs:POOL/ROOT/default"
+    why = r"its root is in a ZFS pool on xbd0p4, which has no readable label\n.*--kernel FILE --root zfs:POOL/ROOT/default"
     with pytest.raises(UsageError, match=why):
-        diskread.take(path)
+        diskread.read_image(path)
     with pytest.raises(UsageError, match=why):
-        recipes.make(recipe.make("z", {"disk": str(path), "kernel": str(given)}, {}))
+        recipes.build(recipe.resolve("z", {"disk": str(path), "kernel": str(given)}, {}))
     with pytest.raises(UsageError, match=why):
         freebsd_source.from_files(given, path)
-    made = recipes.make(recipe.make("z", {"disk": str(path), "kernel": str(given), "root": "zfs:tank/ROOT/box"}, {}))
-    # A module is loaded by the loader alone, so without ZFS in the kernel there is no PVH.
+    made = recipes.build(recipe.resolve("z", {"disk": str(path), "kernel": str(given), "root": "zfs:tank/ROOT/box"}, {}))
+    # Only the loader loads a module, so there is no PVH without ZFS in the kernel.
     assert (made.mountfrom, made.types) == ("zfs:tank/ROOT/box", ("pvh", "hvm") if kernel == ZFS else ("hvm",))
 
 
@@ -324,30 +325,30 @@ def uefi_disk(path: Path, tree: Path, code: bytes = b"", fat: bytes = b"FAT32   
 
 
 @needs_makefs
-def test_a_disk_for_uefi_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_disk_for_uefi_only(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     tree = root_tree(
         tmp_path / "t", kernel=elf(tmp_path / "k", notes=False, text=NEW).read_bytes(), loader='console="comconsole"\n'
     )
-    image = diskread.take(uefi_disk(tmp_path / "d", tree))
+    image = diskread.read_image(uefi_disk(tmp_path / "d", tree))
     assert (image.types, image.firmwares) == (("hvm",), ("uefi",))
-    diskread.tell(image)
-    assert "HVM by UEFI alone (--firmware uefi): the disk has no boot code for a BIOS" in capsys.readouterr().err
-    both = diskread.take(uefi_disk(tmp_path / "e", tree, code=b"\xeb\xfe"))
+    diskread.print_summary(image)
+    assert "HVM by UEFI only (--firmware uefi): the disk has no boot code for a BIOS" in capsys.readouterr().err
+    both = diskread.read_image(uefi_disk(tmp_path / "e", tree, code=b"\xeb\xfe"))
     assert both.firmwares == ("bios", "uefi")
-    diskread.tell(both)
+    diskread.print_summary(both)
     assert "UEFI alone" not in capsys.readouterr().err
 
 
 @needs_makefs
-def test_a_disk_for_uefi_alone_with_a_kernel_from_elsewhere(tmp_path: Path) -> None:
+def test_a_disk_for_uefi_only_with_another_kernel(tmp_path: Path) -> None:
     path = uefi_disk(tmp_path / "d", root_tree(tmp_path / "t"))
     plain = elf(tmp_path / "plain", notes=False, text=NEW)
-    made = recipes.make(recipe.make("u", {"disk": str(path), "kernel": str(plain)}, {}))
+    made = recipes.build(recipe.resolve("u", {"disk": str(path), "kernel": str(plain)}, {}))
     assert (made.types, made.firmwares) == (("hvm",), ("uefi",))
     assert freebsd_source.from_image(made).why_no_bios.endswith("only UEFI can start it: its disk has no boot code for a BIOS")
     neither = uefi_disk(tmp_path / "e", root_tree(tmp_path / "s"), fat=b"")
     with pytest.raises(UsageError, match="or a disk with boot code or an EFI system partition"):
-        recipes.make(recipe.make("n", {"disk": str(neither), "kernel": str(plain)}, {}))
+        recipes.build(recipe.resolve("n", {"disk": str(neither), "kernel": str(plain)}, {}))
 
 
 # -- sectors ----------------------------------------------------------------------------------------------------------
@@ -359,12 +360,12 @@ def test_a_table_that_no_guest_would_find(tree: Path, tmp_path: Path, own_store:
     path = gpt(tmp_path / "d", unit=4096)
     patched(path, (4096 * SECTOR, fs[: 8192 * SECTOR]))
     os.truncate(tmp_path / "tree.ufs", 8192 * SECTOR)
-    assert diskimport.look(path) == ("xbd0p1", False)
+    assert diskimport.guess_root(path) == ("xbd0p1", False)
     said = refused(path, own_store)
-    assert "its table counts in sectors of 4096 bytes, and Xen gives a guest's disk that is a file sectors of 512" in said
+    assert "its table is for sectors of 4096 bytes, and a file-backed disk has sectors of 512" in said
     assert "the guest would not find xbd0p1 (freebsd-ufs, ufs1)" in said
-    assert "where the hosts' storage has such sectors: --root xbd0p1" in said
-    image = diskread.take(path, "xbd0p1")
+    assert "if the hosts' storage has sectors of 4096: --root xbd0p1" in said
+    image = diskread.read_image(path, "xbd0p1")
     assert (image.root, image.version) == ("xbd0p1", "14.2")
     kernel = elf(tmp_path / "kernel", text=NEW)
     with pytest.raises(UsageError, match="sectors of 4096 bytes"):
@@ -376,9 +377,9 @@ def test_a_table_that_no_guest_would_find(tree: Path, tmp_path: Path, own_store:
 
 
 def refused(path: Path, own_store: Path, root: str = "") -> str:
-    """What is said of a disk; nothing of it may be left in the store."""
+    """The error for a disk. Checks that nothing of it stays in the store."""
     with pytest.raises(UsageError) as caught:
-        diskread.take(path, root)
+        diskread.read_image(path, root)
     assert not [name for name in left(own_store) if not name.startswith("hashes/")]
     assert str(path) in caught.value.message, "the message names the file"
     assert caught.value.hint, "and what to do"
@@ -405,8 +406,8 @@ def test_a_journal_that_was_not_replayed(disk: Path, own_store: Path) -> None:
     at = 4096 * SECTOR + 8192
     patched(disk, (at + 209, b"\0"), (at + 211, b"\x80"), (at + 1312, b"\x0a\0\0\0"))
     said = refused(disk, own_store)
-    assert "the UFS on xbd0p4 is not as it should be: it was not unmounted, and its soft updates journal was not replayed" in said
-    assert "--kernel FILE --root xbd0p4 boots it as it is" in said
+    assert "the UFS on xbd0p4 is not clean: it was not unmounted, and its soft updates journal was not replayed" in said
+    assert "or boot it unread: --kernel FILE --root xbd0p4" in said
 
 
 @needs_makefs
@@ -418,15 +419,13 @@ def test_a_journal_that_was_not_replayed(disk: Path, own_store: Path) -> None:
         ("", b"\xeb\xfe", (), "no HVM: its loader does not use the serial port"),
     ],
 )  # fmt: skip
-def test_a_kernel_that_is_no_pvh_kernel(
-    tmp_path: Path, own_store: Path, loader: str, code: bytes, types: tuple[str, ...], why: str
-) -> None:
+def test_a_kernel_without_pvh(tmp_path: Path, own_store: Path, loader: str, code: bytes, types: tuple[str, ...], why: str) -> None:
     kernel = elf(tmp_path / "k", notes=False, text=b"FreeBSD 11.4-RELEASE GENERIC\0").read_bytes()
     path = disk_of(tmp_path / "d", ufs_of(root_tree(tmp_path / "t", kernel=kernel, loader=loader)), code=code)
     if not types:
         assert why in refused(path, own_store)
         return
-    image = diskread.take(path)
+    image = diskread.read_image(path)
     assert image.types == types
     with pytest.raises(UsageError) as caught:
         diskread.check_types(image, ("pvh", "pv"))
@@ -442,7 +441,7 @@ def test_a_kernel_that_is_no_pvh_kernel(
         (elf, "/boot/kernel/kernel: a kernel for arm64; Xen's guests here are amd64 and i386"),
     ],
 )
-def test_what_lies_where_the_kernel_should(tmp_path: Path, own_store: Path, kernel: object, why: str) -> None:
+def test_files_that_are_not_a_kernel(tmp_path: Path, own_store: Path, kernel: object, why: str) -> None:
     data = kernel if isinstance(kernel, bytes) else elf(tmp_path / "arm", machine=183).read_bytes()
     assert why in refused(disk_of(tmp_path / "d", ufs_of(root_tree(tmp_path / "t", kernel=data))), own_store)
 
@@ -471,10 +470,10 @@ def test_a_root_by_a_name_that_no_xen_guest_has(tmp_path: Path, own_store: Path)
     path = disk_of(tmp_path / "d", ufs_of(root_tree(tmp_path / "t", fstab="/dev/vtbd0p4 / ufs rw 1 1\n")))
     said = refused(path, own_store)
     assert "has / on /dev/vtbd0p4, which a Xen guest does not have: there it is xbd0p4, gpt/rootfs" in said
-    assert diskread.take(path, "xbd0p4").root == "xbd0p4"
+    assert diskread.read_image(path, "xbd0p4").root == "xbd0p4"
 
 
-def test_a_table_that_was_cut_off(tmp_path: Path, own_store: Path) -> None:
+def test_a_truncated_table(tmp_path: Path, own_store: Path) -> None:
     path = disk_of(tmp_path / "d", labelled(tmp_path / "v", size=4 << 20))
     os.truncate(path, 3 << 20)
     assert "no copy of the disk's GPT is good" in refused(path, own_store)
@@ -496,16 +495,16 @@ REAL = [
 @needs_qemu_img
 @pytest.mark.parametrize(("fmt", "options", "name"), REAL)
 def test_formats_of_others_are_named_and_then_read(disk: Path, own_store: Path, fmt: str, options: str, name: str) -> None:
-    """The command that the message names makes a file that is read as the disk was."""
+    """The command in the hint writes a file that is read like the disk."""
     words = ["-o", options] if options else []
     path = disk.with_name("disk")
     subprocess.run(["qemu-img", "convert", "-f", "raw", "-O", fmt, *words, str(disk), str(path)], check=True)
     said = refused(path, own_store)
-    assert f"a {name} file, and only raw and qcow2 disks are read" in said
+    assert f"a {name} file, and only raw and qcow2 disks are supported" in said
     command = said.partition("hint: ")[2].partition(";")[0].split()
     assert command == ["qemu-img", "convert", "-f", fmt, "-O", "qcow2", "disk", "disk.qcow2"]
     subprocess.run(command, cwd=disk.parent, check=True)
-    there, here = (diskread.take(item) for item in (disk.with_name("disk.qcow2"), disk))
+    there, here = (diskread.read_image(item) for item in (disk.with_name("disk.qcow2"), disk))
     assert (there.root, there.types, there.data["files"]) == (here.root, here.types, here.data["files"])
 
 
@@ -515,7 +514,7 @@ PACKERS = [("gzip", "gunzip", ".gz"), ("zstd", "unzstd", ".zst"), ("bzip2", "bun
 @needs_makefs
 @pytest.mark.parametrize(("packer", "unpacker", "ending"), PACKERS)
 def test_packed_files_are_named_and_then_read(disk: Path, own_store: Path, packer: str, unpacker: str, ending: str) -> None:
-    """The format is told by the content: no name ends as its tool has it."""
+    """The content determines the format: the file names have unusual endings."""
     if not shutil.which(packer):
         pytest.skip(f"needs {packer}")
     path = disk.with_name("disk.img")
@@ -527,7 +526,7 @@ def test_packed_files_are_named_and_then_read(disk: Path, own_store: Path, packe
     path.rename(f"{path}{ending}")
     with path.open("wb") as out:
         subprocess.run([*unpacker.split(), "-c", f"{path}{ending}"], stdout=out, check=True)
-    assert diskread.take(path).root == diskread.take(disk).root
+    assert diskread.read_image(path).root == diskread.read_image(disk).root
 
 
 @needs_makefs
@@ -539,7 +538,7 @@ def test_kinds_of_qcow2(disk: Path, options: str, packed: bool) -> None:
     words = ["-c"] if packed else []
     subprocess.run(["qemu-img", "convert", *words, "-f", "raw", "-O", "qcow2", "-o", options, str(disk), str(path)], check=True)
     assert diskformat.identify(path) == "qcow2"
-    assert diskread.take(path).data["files"] == diskread.take(disk).data["files"]
+    assert diskread.read_image(path).data["files"] == diskread.read_image(disk).data["files"]
 
 
 SKIPPABLE = b"\x53\x2a\x4d\x18\4\0\0\0size\x28\xb5\x2f\xfd"
@@ -575,19 +574,19 @@ def test_qcow2_files_that_name_others(tmp_path: Path, own_store: Path) -> None:
     made = tmp_path / "over.qcow2"
     subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", "-F", "raw", "-b", str(tmp_path / "secret"), str(made)], check=True)
     said = refused(made, own_store)
-    assert f"it holds only what differs from its backing file '{tmp_path / 'secret'}'" in said
+    assert f"it holds only the differences from its backing file '{tmp_path / 'secret'}'" in said
     (tmp_path / "over.qcow2.xz").write_bytes(lzma.compress(made.read_bytes()))
     assert "its backing file" in refused(tmp_path / "over.qcow2.xz", own_store)
     outside = tmp_path / "outside.qcow2"
     options = f"data_file={tmp_path / 'data'},data_file_raw=on"
     subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", "-o", options, str(outside), "4M"], check=True)
-    assert "its data lies in another file" in refused(outside, own_store)
+    assert "its data is in another file" in refused(outside, own_store)
 
 
 @needs_qemu_img
 @needs_makefs
 @pytest.mark.parametrize("compressed", [False, True])
-def test_files_that_were_cut_off(disk: Path, own_store: Path, compressed: bool) -> None:
+def test_truncated_files(disk: Path, own_store: Path, compressed: bool) -> None:
     made = disk.with_name("d.qcow2")
     subprocess.run(
         ["qemu-img", "convert", *(["-c"] if compressed else []), "-f", "raw", "-O", "qcow2", str(disk), str(made)], check=True
@@ -595,7 +594,7 @@ def test_files_that_were_cut_off(disk: Path, own_store: Path, compressed: bool) 
     whole = made.read_bytes()
     for size in (len(whole) // 2, len(whole) - (128 << 10), 40):
         made.write_bytes(whole[:size])
-        assert "cut off" in refused(made, own_store), size
+        assert "truncated" in refused(made, own_store), size
     packed = lzma.compress(os.urandom(2 << 20), preset=0)
     for size in (len(packed) - 10, len(packed) // 2, 20):
         disk.with_name("d.xz").write_bytes(packed[:size])
@@ -606,18 +605,18 @@ def test_files_that_were_cut_off(disk: Path, own_store: Path, compressed: bool) 
     assert "a damaged xz file" in refused(disk.with_name("d.xz"), own_store)
 
 
-def test_a_bomb_ends_where_the_room_does(tmp_path: Path, own_store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_xz_bomb_stops_at_the_free_space(tmp_path: Path, own_store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(diskformat, "_room", lambda where: 8 << 20)
     bomb = tmp_path / "bomb.xz"
     bomb.write_bytes(lzma.compress(b"x" * (64 << 20), preset=0))
     with pytest.raises(InfrastructureError, match=r"bomb\.xz: unpacked it needs more than the 8 MiB"):
-        diskread.take(bomb)
+        diskread.read_image(bomb)
     assert not [name for name in left(own_store) if not name.startswith("hashes/")]
-    # Zeros take no room, but there has to be an end of them, too.
+    # Zeros take no space on disk, but their number has a limit, too.
     bomb.write_bytes(lzma.compress(bytes(64 << 20), preset=0))
     monkeypatch.setattr(diskformat, "_LARGEST", 32 << 20)
     with pytest.raises(HarnessError, match="unpacked it needs more than"):
-        diskread.take(bomb)
+        diskread.read_image(bomb)
 
 
 @needs_qemu_img
@@ -628,12 +627,12 @@ def test_a_qcow2_bomb(tmp_path: Path, own_store: Path, monkeypatch: pytest.Monke
     assert bomb.stat().st_size < 4 << 20
     monkeypatch.setattr(diskformat, "_room", lambda where: 8 << 20)
     with pytest.raises(InfrastructureError, match=r"bomb\.qcow2: unpacked it needs more than the 8 MiB"):
-        diskread.take(bomb)
+        diskread.read_image(bomb)
     assert not [name for name in left(own_store) if not name.startswith("hashes/")]
 
 
 def test_xz_files_of_many_streams(tmp_path: Path) -> None:
-    """As pixz and `cat a.xz b.xz` make them, with padding between."""
+    """As written by pixz and `cat a.xz b.xz`, with padding between."""
     one, two = os.urandom(1 << 20), bytes(3 << 20) + os.urandom(1 << 20)
     (tmp_path / "d.xz").write_bytes(lzma.compress(one) + bytes(8) + lzma.compress(two) + bytes(4))
     assert diskformat.raw(tmp_path / "d.xz").path.read_bytes() == one + two
@@ -651,14 +650,14 @@ def test_a_hash_is_taken_again_when_the_file_changes(tmp_path: Path, monkeypatch
     other = known_sha256(path)
     monkeypatch.setattr("hashlib.file_digest", lambda *_: pytest.fail("read again"))
     assert known_sha256(path) == other != kept
-    assert len(list((store.paths.store() / "hashes").iterdir())) == 2
+    assert len(list((paths.store() / "hashes").iterdir())) == 2
 
 
 # -- at the command line ----------------------------------------------------------------------------------------------
 
 
 @needs_makefs
-def test_list_takes_a_disk_alone(disk: Path, tmp_path: Path) -> None:
+def test_list_takes_a_disk(disk: Path, tmp_path: Path) -> None:
     fxh = [sys.executable, "-m", "harness.cli"]
     done = subprocess.run([*fxh, "list", "boot", "--disk", str(disk)], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
@@ -670,7 +669,7 @@ def test_list_takes_a_disk_alone(disk: Path, tmp_path: Path) -> None:
         done = subprocess.run([*fxh, *words, "--disk", str(tmp_path / "blank")], capture_output=True, text=True, check=False)
         assert (done.returncode, done.stdout) == (2, ""), words
         assert done.stderr.startswith(
-            f"fxh: {tmp_path / 'blank'}: no FreeBSD on it; it has xbd0 (nothing known)\n     give an image"
+            f"fxh: {tmp_path / 'blank'}: no FreeBSD on it; it has xbd0 (nothing known)\n     use an image"
         ), words
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""Partition tables are read as FreeBSD reads them: sound ones, moved and damaged ones, and one within another."""
+"""Reading partition tables as FreeBSD does: valid, moved, damaged and nested ones."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ import pytest
 from harness.errors import UsageError
 from harness.images import parttable, tables, window
 from harness.images.parttable import Partition
-from harness.images.tables import SECTOR, Part, Slice
+from harness.images.tables import SECTOR, MbrSlice, Part
 
 SECTORS = 24 << 11
 PARTS = [Part("freebsd-boot", 40, 200, "bootfs"), Part("freebsd-ufs", 4096, 8192, "rootfs")]
 
 
 def disk(path: Path, *pieces: tuple[int, bytes], sectors: int = SECTORS) -> Path:
-    """A disk with bytes at sectors."""
+    """A disk with the given bytes at the given sectors."""
     with path.open("wb") as file:
         file.truncate(sectors * SECTOR)
         for at, data in pieces:
@@ -44,7 +44,7 @@ def gpt(
 ) -> Path:
     """A disk whose GPT has ``count`` entries of ``size`` bytes in sector ``at``; number ``used`` is a freebsd-ufs.
 
-    Its sectors have ``unit`` bytes; the disk's size in bytes stays.
+    The GPT counts in sectors of ``unit`` bytes; the size of the disk in bytes does not change.
     """
     sectors, per = SECTORS * SECTOR // unit, unit // SECTOR
     entry = struct.pack(
@@ -78,7 +78,7 @@ def uuid_of(kind: str) -> bytes:
 # -- GPT --------------------------------------------------------------------------------------------------------------
 
 
-def test_what_the_builder_writes_is_read_again(tmp_path: Path) -> None:
+def test_tables_of_the_builder_are_read_back(tmp_path: Path) -> None:
     first, last = tables.gpt(SECTORS, PARTS, seed="x", code=b"\xeb\xfe")
     path = disk(tmp_path / "d", (0, first), (SECTORS - tables.GPT_TAIL, last))
     assert read(path) == (
@@ -105,7 +105,7 @@ def test_what_the_builder_writes_is_read_again(tmp_path: Path) -> None:
         ({"unit": 4096, "at": 3000, "count": 300, "used": 300, "size": 1024}, "xbd0p300"),
     ],
 )
-def test_gpt_entries_wherever_and_however_large(tmp_path: Path, layout: dict[str, int], name: str) -> None:
+def test_gpt_entries_of_any_place_and_size(tmp_path: Path, layout: dict[str, int], name: str) -> None:
     (part,) = read(gpt(tmp_path / "d", **layout))  # type: ignore[arg-type]
     assert (part.name, part.start, part.size, part.label) == (name, 4096 * SECTOR, 8192 * SECTOR, "rootfs")
     assert (part.primary, part.sector) == (True, layout.get("unit", SECTOR))
@@ -158,7 +158,7 @@ def test_no_good_copy_of_a_gpt(tmp_path: Path) -> None:
         read(path)
 
 
-def test_a_disk_that_was_cut_off(tmp_path: Path) -> None:
+def test_a_truncated_disk(tmp_path: Path) -> None:
     path = gpt(tmp_path / "d")
     with path.open("r+b") as file:
         file.truncate((SECTORS - 4000) * SECTOR)
@@ -169,7 +169,7 @@ def test_a_disk_that_was_cut_off(tmp_path: Path) -> None:
 def test_a_hybrid_mbr_does_not_hide_the_gpt(tmp_path: Path) -> None:
     path = gpt(tmp_path / "d")
     with path.open("r+b") as file:
-        file.write(tables.boot_record([Slice(0xEE, 1, 4095), Slice(0xA5, 4096, 8192, True)]))
+        file.write(tables.boot_record([MbrSlice(0xEE, 1, 4095), MbrSlice(0xA5, 4096, 8192, True)]))
     assert names(path) == ["xbd0p1"]
 
 
@@ -200,7 +200,7 @@ def test_gpt_of_absurd_sizes(tmp_path: Path, count: int) -> None:
 
 
 def labelled(parts: list[Part], size: int, base: int = 0) -> bytes:
-    """A disklabel; with ``base`` all offsets are absolute, as old ones have them in a slice that begins there."""
+    """A disklabel; with ``base`` all offsets are absolute, as in old labels of a slice that begins there."""
     data = bytearray(tables.disklabel(size, parts))
     for number in range(8):
         at = 148 + number * 16
@@ -227,8 +227,8 @@ def test_a_partition_that_begins_where_its_slice_does(tmp_path: Path) -> None:
 def test_a_label_on_the_whole_disk(tmp_path: Path) -> None:
     label = tables.disklabel(16384, [Part("freebsd-ufs", 16, 16368)])
     assert names(disk(tmp_path / "d", (1, label))) == ["xbd0a"]
-    # boot1 ends with a table of its own, whose fourth slice is the whole disk.
-    dedicated = tables.boot_record([Slice(0, 0, 0)] * 3 + [Slice(0xA5, 0, 50000, True)])
+    # boot1 ends with a partition table whose fourth slice is the whole disk.
+    dedicated = tables.boot_record([MbrSlice(0, 0, 0)] * 3 + [MbrSlice(0xA5, 0, 50000, True)])
     assert names(disk(tmp_path / "e", (0, dedicated), (1, label))) == ["xbd0a"]
 
 
@@ -236,7 +236,7 @@ def test_a_label_within_a_gpt_partition_and_in_another_slice(tmp_path: Path) -> 
     label = tables.disklabel(8192, [Part("freebsd-ufs", 16, 8000)])
     first, last = tables.gpt(SECTORS, [Part("freebsd", 4096, 8192)], seed="x")
     assert names(disk(tmp_path / "g", (0, first), (4097, label), (SECTORS - tables.GPT_TAIL, last))) == ["xbd0p1", "xbd0p1a"]
-    record = tables.boot_record([Slice(0x0C, 63, 1000), Slice(0, 0, 0), Slice(0xA5, 2048, 8192)])
+    record = tables.boot_record([MbrSlice(0x0C, 63, 1000), MbrSlice(0, 0, 0), MbrSlice(0xA5, 2048, 8192)])
     assert names(disk(tmp_path / "m", (0, record), (2049, label))) == ["xbd0s1", "xbd0s3", "xbd0s3a"]
 
 
@@ -251,7 +251,7 @@ def test_labels_that_freebsd_refuses(tmp_path: Path) -> None:
 
 def test_disks_without_a_table(tmp_path: Path) -> None:
     fat = bytearray(512)
-    fat[446] = 0x41  # code where a table would have a flag
+    fat[446] = 0x41  # code at the place of a table's flag
     fat[510:] = b"\x55\xaa"
     for number, data in enumerate((b"", bytes(fat), bytes(510) + b"\x55\xaa")):
         assert read(disk(tmp_path / str(number), (0, data))) == (Partition("xbd0", "", 0, SECTORS * SECTOR),)
@@ -264,7 +264,7 @@ def opened(data: bytes, path: Path) -> Iterator[window.Window]:
         yield whole
 
 
-def test_a_window_ends_where_it_ends(tmp_path: Path) -> None:
+def test_a_window_has_a_limit(tmp_path: Path) -> None:
     with opened(bytes(range(100)), tmp_path / "w") as whole:
         part = whole.part(90, 50)
         assert (part.size, part.read(5, 100), part.read(10, 1), part.read(-1, 4)) == (10, bytes(range(95, 100)), b"", b"")

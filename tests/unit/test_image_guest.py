@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""From an image to a domain's configuration: directly, by pygrub, through a firmware."""
+"""The domain configuration of an image's guest: booted directly, by pygrub, by a firmware."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_pvh_gets_kernel_and_variables_directly(disk: DiskImage) -> None:
     assert "vfs.root.mountfrom=ufs:/dev/xbd0p2" in made.extra
 
 
-def test_an_emulated_cpu_is_spared_unless_the_case_says_no(disk: DiskImage) -> None:
+def test_tcg_workarounds_apply_unless_the_case_turns_them_off(disk: DiskImage) -> None:
     def told(host: Host, shape: Shape) -> tuple[bool, bool]:
         text = configure(host, freebsd(disk), shape, "x").render()  # type: ignore[arg-type]
         return 'tsc_mode = "native"' in text, "hw.x2apic_enable=1" in text
@@ -54,7 +54,7 @@ def test_an_emulated_cpu_is_spared_unless_the_case_says_no(disk: DiskImage) -> N
     assert told(Host(emulated=False), Shape("pvh")) == (False, False)
 
 
-def test_pygrub_gets_only_what_menu_lst_has_not_said(disk: DiskImage) -> None:
+def test_pygrub_gets_only_variables_that_menu_lst_lacks(disk: DiskImage) -> None:
     given = freebsd(disk, bootloader="pygrub", own_variables=(("vfs.root.mountfrom", "ufs:/dev/xbd0p2"),))
     made = configure(Host(), given, Shape("pvh"), "x")  # type: ignore[arg-type]
     assert (made.kernel, made.bootloader) == ("", "pygrub")
@@ -62,7 +62,7 @@ def test_pygrub_gets_only_what_menu_lst_has_not_said(disk: DiskImage) -> None:
     assert "mountfrom" not in made.extra
 
 
-def test_hvm_gets_its_variables_by_its_loader(disk: DiskImage) -> None:
+def test_hvm_gets_variables_through_its_loader(disk: DiskImage) -> None:
     before = disk.path.read_bytes()
     made = configure(Host(), freebsd(disk), Shape("hvm", variables=(("fxh.x", "1"),)), "x")  # type: ignore[arg-type]
     assert (made.kernel, made.extra, made.serial, made.boot) == ("", "", True, "c")
@@ -77,7 +77,7 @@ def test_hvm_gets_its_variables_by_its_loader(disk: DiskImage) -> None:
     assert "type=vif" not in plain.render()
 
 
-def test_hvm_of_a_disk_without_a_place_takes_no_variables(disk: DiskImage) -> None:
+def test_hvm_of_a_disk_without_a_slot_takes_no_variables(disk: DiskImage) -> None:
     given = freebsd(DiskImage(disk.path))
     assert configure(Host(), given, Shape("hvm"), "x").disks[0].target == str(disk.path)  # type: ignore[arg-type]
     with pytest.raises(UsageError, match=r"takes its kernel variables from its own loader\.conf"):
@@ -95,7 +95,7 @@ def test_pygrub_is_refused_for_a_disk_it_cannot_read() -> None:
 
 @pytest.fixture
 def old(disk: DiskImage, tmp_path: Path) -> GuestSource:
-    """A 32-bit kernel, of which nothing but that is looked at."""
+    """A source with a 32-bit kernel; the configuration reads no other property of it."""
     kernel = tmp_path / "kernel"
     kernel.write_bytes(b"\x7fELF\x01\x01\x01" + bytes(57))
     return GuestSource("freebsd-10.4", FreeBSD(version="10.4", types=("pv",)), kernel, disks=(disk,), root="xbd0")
@@ -117,7 +117,7 @@ def old(disk: DiskImage, tmp_path: Path) -> GuestSource:
         ("pv", Shape("pvshim"), "h, Xen 4.20: no PVH guests, and the PV shim is one", "VT-x or SVM"),
     ],
 )
-def test_what_a_host_cannot_run(old: GuestSource, able: str, shape: Shape, refused: str, hint: str) -> None:
+def test_refused_guest_types(old: GuestSource, able: str, shape: Shape, refused: str, hint: str) -> None:
     with pytest.raises(CannotRun, match=refused) as caught:
         configure(Host(capabilities=frozenset(able.split())), old, shape, "x")  # type: ignore[arg-type]
     assert re.search(hint, caught.value.hint)
@@ -161,7 +161,7 @@ def test_cells_of_a_pv_kernel(kind: str) -> None:
 
 
 def test_pygrub_is_skipped_where_it_cannot_read_the_disk(disk: DiskImage) -> None:
-    """libxl aborts when its bootloader hands over no kernel: that is no failure of the guest's."""
+    """libxl aborts if its bootloader returns no kernel; that is not a failure of the guest."""
     with pytest.raises(CannotRun, match="it reads UFS1 and ext2 only"):
         configure(Host(), freebsd(disk, pygrub=False), Shape("pvh", bootloader="pygrub"), "x")  # type: ignore[arg-type]
     configure(Host(), freebsd(disk, pygrub=False), Shape("pvh"), "x")  # type: ignore[arg-type]

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from harness import store
 from harness.digest import file_sha256
 from harness.errors import BuildError, UsageError
 from harness.guests import rootfs
@@ -21,6 +22,7 @@ from harness.images import (
     bootenv,
     destdir,
     disks,
+    entries,
     image,
     kernelfile,
     layout,
@@ -29,7 +31,6 @@ from harness.images import (
     metalog,
     overlay_files,
     recipe,
-    store,
     tables,
 )
 from harness.images.assemble import Parts, assemble, fit
@@ -41,7 +42,7 @@ from tests.unit.test_image_parts import elf
 from tests.unit.test_image_store import world  # noqa: F401
 
 ZFS_KERNEL = b"FreeBSD 15.1-RELEASE XENZFS\0ZFS storage pool version: features support (\0"
-# A FreeBSD makefs, as a build of a world leaves it; taken from the environment before the tests have their own.
+# A FreeBSD makefs from the build of a world; read from the environment before the tests set their own.
 FREEBSD_MAKEFS = os.environ.get("FXH_MAKEFS", "")
 needs_freebsd_makefs = pytest.mark.skipif(not FREEBSD_MAKEFS, reason="FXH_MAKEFS names no makefs of FreeBSD's")
 needs_fat_tools = pytest.mark.skipif(
@@ -49,7 +50,7 @@ needs_fat_tools = pytest.mark.skipif(
     reason="needs dosfstools and mtools",
 )
 
-# Does of makefs what the builder depends on: an image of the size that -s gives, and a superblock. It knows `poolname`, so it counts as one with ZFS.
+# Does what the builder needs of makefs: an image of the size of -s, and a superblock. It contains `poolname`, so it counts as one with ZFS.
 FAKE = """#!/usr/bin/env python3
 # poolname
 import sys
@@ -81,7 +82,7 @@ def fresh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def fake(fresh: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A makefs that keeps its command lines in the file that is returned."""
+    """A makefs that writes its command lines to the returned file."""
     log, path = fresh / "makefs.log", fresh / "makefs"
     path.write_text(FAKE.replace("LOG", repr(str(log))))
     path.chmod(0o755)
@@ -102,10 +103,10 @@ def top(world: Path) -> Path:  # noqa: F811
 
 
 def put_together(top: Path, kernel: Path, name: str, size: int = 0) -> image.Image:
-    return assemble(Parts(destdir.world(top), kernelfile.look(kernel), layout.load(name, size=size), ()), f"test-{name}")
+    return assemble(Parts(destdir.world(top), kernelfile.read(kernel), layout.load(name, size=size), ()), f"test-{name}")
 
 
-# -- what a layout says -----------------------------------------------------------------------------------------------
+# -- properties of a layout -------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -136,7 +137,7 @@ def test_fstab_of_the_official_images() -> None:
         "/boot/efi",
         "none",
     ]
-    # An ESP goes by its label even where nothing else does: without PV disks its device has another name.
+    # An ESP has its label even if no other file system has: without PV disks its device has another name.
     assert overlay_files.fstab(layout.load("uefi")).splitlines()[1:] == [
         "/dev/gpt/efiesp\t/boot/efi\tmsdosfs\trw\t2\t2",
         "/dev/xbd0p3\t/\tufs\trw\t1\t1",
@@ -167,7 +168,7 @@ def test_a_zfs_layout_has_its_kernel_variables_in_the_pool() -> None:
 
 
 def test_zfs_is_enabled_only_where_it_is_used() -> None:
-    files = {name: dict(overlay_files.make(layout.load(name), "").files) for name in ("zfs", "uefi")}
+    files = {name: dict(overlay_files.for_layout(layout.load(name), "").files) for name in ("zfs", "uefi")}
     assert b'zfs_enable="YES"\n' in files["zfs"]["./etc/rc.conf"]
     assert b"zfs_enable" not in files["uefi"]["./etc/rc.conf"]
     assert loader_conf_slot.PATH in files["uefi"]
@@ -175,10 +176,10 @@ def test_zfs_is_enabled_only_where_it_is_used() -> None:
 
 
 def test_a_zfs_layout_wants_a_kernel_with_zfs() -> None:
-    assert recipe.make("x", {"src": "/usr/src", "layout": "zfs"}, {}).kernconf == "XENZFS"
-    assert dict(recipe.make("x", {"src": "/usr/src", "layout": "vmimage-zfs"}, {}).origins)["kernconf"] == "layout vmimage-zfs"
-    assert recipe.make("x", {"src": "/usr/src", "layout": "zfs", "kernconf": "MINE"}, {}).kernconf == "MINE"
-    assert recipe.make("x", {"src": "/usr/src", "layout": "vmimage"}, {}).kernconf == "XENA"
+    assert recipe.resolve("x", {"src": "/usr/src", "layout": "zfs"}, {}).kernconf == "XENZFS"
+    assert dict(recipe.resolve("x", {"src": "/usr/src", "layout": "vmimage-zfs"}, {}).origins)["kernconf"] == "layout vmimage-zfs"
+    assert recipe.resolve("x", {"src": "/usr/src", "layout": "zfs", "kernconf": "MINE"}, {}).kernconf == "MINE"
+    assert recipe.resolve("x", {"src": "/usr/src", "layout": "vmimage"}, {}).kernconf == "XENA"
 
 
 # -- partitions -------------------------------------------------------------------------------------------------------
@@ -219,14 +220,14 @@ def test_boot_code_larger_than_pmbr_reads(tmp_path: Path) -> None:
         (tmp_path / name).write_bytes(b"\xeb\xfe" * 300_000)
     disk = Vdev("xvda", (FileSystem("none", "boot", 0), FileSystem("none", "swap", 1)), "gpt")
     with pytest.raises(BuildError, match="gptboot has 600000 bytes"):
-        disks.divide(disk, [tmp_path / "gptboot", None], BootCode(tmp_path), "x", tmp_path / "disk")
+        disks.write_disk(disk, [tmp_path / "gptboot", None], BootCode(tmp_path), "x", tmp_path / "disk")
 
 
 # -- the boot environment ---------------------------------------------------------------------------------------------
 
 
 def nvlist(data: bytes) -> dict[str, object]:
-    """An nvlist in XDR, read by the rules of nvpair(9): version, flags, pairs until one of size 0."""
+    """Decode an nvlist in XDR by the rules of nvpair(9): version, flags, pairs until one of size 0."""
     assert struct.unpack_from(">II", data) == (0, 1)
     found: dict[str, object] = {}
     at = 8
@@ -259,13 +260,13 @@ def test_boot_environment() -> None:
 
 
 def test_boot_environment_as_the_loader_encodes_it() -> None:
-    """What stand/libsa/zfs/nvlist.c (15.1) makes of the same variable, and its size of each pair in memory."""
+    """The encoding of stand/libsa/zfs/nvlist.c (15.1) for the same variable, and the size of each pair in memory."""
     block = bootenv.block({"kern.hz": "100"})
-    store = (
+    nvstore = (
         "00000024 00000020 00000007 6b65726e2e687a00 00000009 00000001 00000003 31303000"
         "00000000 00000000"
     )  # fmt: skip
-    assert bytes.fromhex(store.replace(" ", "")) in block
+    assert bytes.fromhex(nvstore.replace(" ", "")) in block
     assert bytes.fromhex("00000024000000200000000776657273696f6e0000000008000000010000000000000001") in block
 
 
@@ -279,19 +280,19 @@ def test_boot_environment_has_a_checksum() -> None:
     assert bootenv.seal(bytes(bootenv.SIZE - 40))[-40:] == empty
 
 
-def test_boot_environment_has_an_end() -> None:
+def test_boot_environment_has_a_limit() -> None:
     with pytest.raises(UsageError, match="boot environment of a ZFS pool holds 8144"):
         bootenv.block({"a": "x" * 8144})
 
 
-def test_a_slot_is_told_by_what_lies_there(tmp_path: Path) -> None:
+def test_the_content_identifies_the_kind_of_slot(tmp_path: Path) -> None:
     disk = tmp_path / "disk"
     disk.write_bytes(bytes(4096) + bootenv.block({}) + loader_conf_slot.text({}) + bytes(8192))
     assert loader_conf_slot.content(disk, 4096, {"a": "1"}) == bootenv.block({"a": "1"})
     assert loader_conf_slot.content(disk, 4096 + bootenv.SIZE, {"a": "1"}) == loader_conf_slot.text({"a": "1"})
     with pytest.raises(BuildError, match="no place for kernel variables at byte 0"):
         loader_conf_slot.content(disk, 0, {"a": "1"})
-    copy = loader_conf_slot.filled(disk, 4096, {"a": "1"}, tmp_path / "copy")
+    copy = loader_conf_slot.write_copy(disk, 4096, {"a": "1"}, tmp_path / "copy")
     assert copy.read_bytes()[4096:][: bootenv.SIZE] == bootenv.block({"a": "1"})
 
 
@@ -362,7 +363,7 @@ def test_esp_without_a_tool_names_the_packages(monkeypatch: pytest.MonkeyPatch) 
 @pytest.mark.parametrize(
     ("tool", "words"),
     [
-        (None, "there is none"),
+        (None, "this machine has none"),
         (("freebsd", b"-t ffs"), "of an older FreeBSD"),
         (("netbsd", b"poolname"), "NetBSD's"),
     ],
@@ -406,7 +407,7 @@ def test_a_pool_by_freebsds_makefs(top: Path, tmp_path: Path, monkeypatch: pytes
     if shutil.which("grub-fstest"):
         argv = ["grub-fstest", str(file), "cat", "(loop0,gpt4)/ROOT/default@/boot/kernel/kernel"]
         assert subprocess.run(argv, capture_output=True, check=True).stdout == kernel.read_bytes()
-    store.remove(made.entry)
+    store.remove(made.entry.directory)
     assert content_hash(put_together(top, kernel, "vmimage-zfs").disks[0].file) == digest
 
 
@@ -440,7 +441,7 @@ def test_an_image_of_each_layout(top: Path, tmp_path: Path, fake: Path, name: st
     with disk.file.open("rb") as file:
         file.seek(tables.gpt_start(head, "freebsd-boot") * 512)
         assert file.read(1000) == (top / "boot" / code).read_bytes()[:1000]
-    changed = loader_conf_slot.filled(disk.file, disk.slot, {"kern.hz": "100"}, tmp_path / "changed")
+    changed = loader_conf_slot.write_copy(disk.file, disk.slot, {"kern.hz": "100"}, tmp_path / "changed")
     with changed.open("rb") as file:
         file.seek(disk.slot)
         assert b"kern.hz" in file.read(bootenv.SIZE)
@@ -474,7 +475,7 @@ def test_a_small_world_has_no_boot_code_for_zfs(top: Path, tmp_path: Path, fake:
 
 
 def test_a_zfs_layout_refuses_a_kernel_without_zfs(top: Path, tmp_path: Path, fake: Path) -> None:
-    with pytest.raises(UsageError, match=r"a kernel without ZFS, and a world without zfs\.ko") as caught:
+    with pytest.raises(UsageError, match=r"neither the kernel nor the world has ZFS") as caught:
         put_together(top, elf(tmp_path / "kernel"), "zfs")
     assert "--kernconf XENZFS" in caught.value.hint
     assert not fake.exists()
@@ -501,11 +502,11 @@ def test_a_pool_grows_with_the_world() -> None:
             file.truncate(1 << 30)
         return {"leave_out": []}
 
-    grown = fit(layout.load("zfs"), store.obtain("worlds", "large", make))
+    grown = fit(layout.load("zfs"), entries.get_or_create("worlds", "large", make))
     assert {fs.type: fs.size for _, _, fs in grown.parts} == {"efi": 33, "boot": 0, "zfs": 2048, "swap": 64}
 
 
-# -- what a guest is told ---------------------------------------------------------------------------------------------
+# -- configuration of a guest -----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

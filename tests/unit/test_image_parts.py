@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""Images, the pure parts: texts in, values out."""
+"""The pure functions of images: texts in, values out."""
 
 from __future__ import annotations
 
@@ -71,19 +71,19 @@ def test_a_tree_too_old_for_this_system(tmp_path: Path) -> None:
         srctree.find(make_tree(tmp_path, revision='REVISION="9.3"\n', make_py=False))
 
 
-def test_what_make_does_not_see_is_built_anew(
+def test_a_restored_old_source_forces_a_full_build(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A source that was put back with its old time (cp -p): its object is younger, and of another text."""
+    """A source that was restored with its old time (cp -p): its object is younger and has another content."""
     monkeypatch.setenv("FXH_STORE", str(tmp_path / "store"))
     tree = srctree.find(make_tree(tmp_path / "src"))
     monkeypatch.setitem(buildworld._NEEDED, "small", 0)
 
     def built() -> bool:
-        shop = buildworld.Workshop(tree, hosttools.Compiler(None, "clang 14"), "", "small", 1, treescan.scan(tree.path))
-        with shop.open():
-            found = (shop.directory / "obj/kernel.o").exists()
-            (shop.directory / "obj/kernel.o").touch()
+        build = buildworld.BuildDirectory(tree, hosttools.Compiler(None, "clang 14"), "", "small", 1, treescan.scan(tree.path))
+        with build.open():
+            found = (build.directory / "obj/kernel.o").exists()
+            (build.directory / "obj/kernel.o").touch()
         return found
 
     source = tmp_path / "src/sys/amd64/conf/GENERIC"
@@ -92,11 +92,11 @@ def test_what_make_does_not_see_is_built_anew(
     assert built(), "an edited source is make's own matter"
     os.utime(source, (1, 1))
     assert not built()
-    assert "sys/amd64/conf/GENERIC was put back with an older time" in caplog.text
+    assert "sys/amd64/conf/GENERIC was restored with an older time" in caplog.text
     assert built()
 
 
-def test_identity_tells_kernel_from_the_rest_and_ignores_times(tmp_path: Path) -> None:
+def test_identity_separates_sys_from_the_rest_and_ignores_times(tmp_path: Path) -> None:
     tree = srctree.find(make_tree(tmp_path / "src"))
     index = tmp_path / "index"
 
@@ -202,7 +202,7 @@ bmake[1]: stopped in /usr/src
 """
 
 
-def test_a_failed_compile_is_told_by_its_compiler() -> None:
+def test_the_cause_of_a_failed_compile_is_the_compilers_error() -> None:
     assert build_log.causes(COMPILE) == [
         "/usr/src/sys/kern/subr_log.c:81:2: error: use of undeclared identifier 'nosuch'",
         "        nosuch = 1;",
@@ -260,7 +260,7 @@ METALOG = """#mtree 2.0
 """
 
 
-def test_metalog_the_last_line_counts_and_sizes_go() -> None:
+def test_metalog_the_last_line_counts_and_sizes_are_dropped() -> None:
     tree = metalog.parse(METALOG, Path("/d"))
     assert dict(tree["./etc/master.passwd"].attributes) == {"type": "file", "uname": "root", "gname": "wheel", "mode": "0600"}
     assert tree["./bin/a\\040b"].contents == Path("/d/bin/a b")
@@ -335,15 +335,15 @@ def test_layout_sizes() -> None:
         ([{"name": "xvda", "fs": [{"mount": "/usr", "type": "ufs1"}]}], "mounts /usr"),
         ([{"name": "xvda", "fs": [{"mount": "/", "type": "btrfs"}]}], "file system type 'btrfs'"),
         ([{"name": "xvda", "fs": [{"mount": "/", "type": "zfs"}]}], "zfs on xvda, which has no GPT"),
-        ([{"name": "xvda", "table": "gpt", "fs": [{"mount": "/", "type": "zfs", "pool": "p"}]}], "needs pool and bootfs"),
-        ([{"name": "xvda", "table": "gpt", "boot": True, "fs": [{"mount": "/", "type": "ufs1"}]}], "boots by a partition"),
+        ([{"name": "xvda", "table": "gpt", "fs": [{"mount": "/", "type": "zfs", "pool": "p"}]}], "give pool and bootfs"),
+        ([{"name": "xvda", "table": "gpt", "boot": True, "fs": [{"mount": "/", "type": "ufs1"}]}], "boots from a partition"),
         ([{"name": "xvda", "labels": True, "fs": [{"mount": "/", "type": "ufs1"}]}], "has no GPT"),
         ([{"name": "xvda", "fs": [{"mount": "/", "type": "ufs1"}, {"mount": "/usr", "type": "ufs1"}]}], "has no table"),
         ([{"name": "xvda", "table": "apm", "fs": [{"mount": "/", "type": "ufs1"}]}], "table 'apm'"),
         ([{"fs": [{"mount": "/", "type": "ufs1"}]}], "name"),
     ],
 )
-def test_layouts_that_cannot_be(vdevs: list[dict[str, object]], words: str) -> None:
+def test_invalid_layouts(vdevs: list[dict[str, object]], words: str) -> None:
     with pytest.raises(UsageError, match=words):
         layout.parse("x", {"about": "", "vdevs": vdevs})
 
@@ -372,7 +372,7 @@ def test_slot_keeps_its_size() -> None:
     assert len(text) == len(loader_conf_slot.text({})) == loader_conf_slot.SIZE
     assert b'\nvfs.root.mountfrom="ufs:/dev/xbd0"\n#' in text
     assert max(map(len, text.split(b"\n"))) < 80
-    with pytest.raises(UsageError, match="no way to write a quote"):
+    with pytest.raises(UsageError, match="cannot express a quote"):
         loader_conf_slot.text({"a": '"'})
     with pytest.raises(UsageError, match="has room for 4096"):
         loader_conf_slot.text({"a": "x" * 5000})
@@ -387,7 +387,7 @@ def test_slot_is_found_and_filled(tmp_path: Path) -> None:
     at = loader_conf_slot.locate(image)
     assert at == (1 << 20) + 12288
 
-    copy = loader_conf_slot.filled(image, at, {"kern.hz": "100"}, tmp_path / "copy")
+    copy = loader_conf_slot.write_copy(image, at, {"kern.hz": "100"}, tmp_path / "copy")
 
     assert copy.read_bytes()[at:].startswith(loader_conf_slot.text({"kern.hz": "100"}))
     assert copy.stat().st_size == image.stat().st_size
@@ -401,7 +401,7 @@ def test_slot_is_found_and_filled(tmp_path: Path) -> None:
 
 
 def elf(path: Path, *, machine: int = 62, notes: bool = True, text: bytes = b"FreeBSD 13.2-RELEASE XENA\0") -> Path:
-    """A small ELF file with a section of Xen's notes (PHYS32_ENTRY)."""
+    """A small ELF file with a section for Xen's note PHYS32_ENTRY."""
     note = struct.pack("<III", 4, 4, 18) + b"Xen\0" + struct.pack("<I", 0x1000)
     at = 64 + len(text)
     sections = at + len(note)
@@ -413,26 +413,26 @@ def elf(path: Path, *, machine: int = 62, notes: bool = True, text: bytes = b"Fr
     return path
 
 
-def test_look_at_a_kernel(tmp_path: Path) -> None:
-    found = kernelfile.look(elf(tmp_path / "kernel"))
+def test_read_a_kernel(tmp_path: Path) -> None:
+    found = kernelfile.read(elf(tmp_path / "kernel"))
     assert (found.version, found.machine, found.types) == ("13.2", "amd64", ("pvh",))
 
 
 def test_a_kernel_of_another_machine(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="a kernel for arm64"):
-        kernelfile.look(elf(tmp_path / "kernel", machine=183))
+        kernelfile.read(elf(tmp_path / "kernel", machine=183))
 
 
 def test_no_kernel_at_all(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="no FreeBSD kernel"):
-        kernelfile.look(elf(tmp_path / "kernel", text=b"Linux version 6.1"))
+    with pytest.raises(UsageError, match="not a FreeBSD kernel"):
+        kernelfile.read(elf(tmp_path / "kernel", text=b"Linux version 6.1"))
     (tmp_path / "text").write_text("hello")
     with pytest.raises(UsageError, match="not an ELF file"):
-        kernelfile.look(tmp_path / "text")
+        kernelfile.read(tmp_path / "text")
 
 
-def test_a_stripped_kernel_says_what_it_can_serve(tmp_path: Path) -> None:
-    kernel = kernelfile.look(elf(tmp_path / "kernel", notes=False))
+def test_a_stripped_kernel_names_its_guest_types(tmp_path: Path) -> None:
+    kernel = kernelfile.read(elf(tmp_path / "kernel", notes=False))
     assert kernel.types == ()
     why = kernelfile.why_not(kernel, False)
     assert "section headers are stripped" in why
@@ -448,8 +448,8 @@ def test_a_kernel_without_xen_notes() -> None:
 
 
 def test_each_value_of_a_recipe_has_its_origin() -> None:
-    made = recipe.make("mine", {"src": "/usr/src", "layout": "gpt", "size": 0}, {"mine": {"about": "x", "kernconf": "XENB"}})
-    assert (made.kernconf, made.layout, made.world, made.source) == ("XENB", "gpt", "small", "src")
+    made = recipe.resolve("mine", {"src": "/usr/src", "layout": "gpt", "size": 0}, {"mine": {"about": "x", "kernconf": "XENB"}})
+    assert (made.kernconf, made.layout, made.world, made.src) == ("XENB", "gpt", "small", "/usr/src")
     assert dict(made.origins) == {"src": "--src", "layout": "--layout", "kernconf": "recipe mine", "world": "default"}
 
 
@@ -462,14 +462,14 @@ def test_each_value_of_a_recipe_has_its_origin() -> None:
         ({"destdir": "a"}, "--destdir needs a kernel"),
     ],
 )
-def test_recipes_that_cannot_be(options: dict[str, str], words: str) -> None:
+def test_invalid_recipes(options: dict[str, str], words: str) -> None:
     with pytest.raises(UsageError, match=words):
-        recipe.make("x", options, {})
+        recipe.resolve("x", options, {})
 
 
 def test_a_recipe_with_an_unknown_key() -> None:
     with pytest.raises(UsageError, match="recipe x: unknown key 'kernel_conf'"):
-        recipe.make("x", {"src": "a"}, {"x": {"kernel_conf": "XENA"}})
+        recipe.resolve("x", {"src": "a"}, {"x": {"kernel_conf": "XENA"}})
 
 
 def test_two_recipes_with_one_name(tmp_path: Path) -> None:
@@ -481,7 +481,7 @@ def test_two_recipes_with_one_name(tmp_path: Path) -> None:
 
 def test_the_recipes_we_ship() -> None:
     for name in recipe.available():
-        made = recipe.make(name, {"src": "/usr/src"}, recipe.available())
+        made = recipe.resolve(name, {"src": "/usr/src"}, recipe.available())
         layout.load(made.layout, size=made.size, bsize=made.bsize)
     assert (paths.project() / "images/freebsd/release.toml").is_file()
 
@@ -491,14 +491,14 @@ def test_the_recipes_we_ship() -> None:
 
 def test_manifest() -> None:
     text = f'base.txz\t{"a" * 64}\t28236\tbase\t"Base system (MANDATORY)"\ton\n'
-    assert dist.parse_manifest(text)["base"] == dist.Set("base", "base.txz", "a" * 64, "Base system (MANDATORY)")
+    assert dist.parse_manifest(text)["base"] == dist.ReleaseSet("base", "base.txz", "a" * 64, "Base system (MANDATORY)")
     with pytest.raises(BuildError, match="MANIFEST, line 1"):
         dist.parse_manifest("<html>")
     with pytest.raises(BuildError, match="names no set"):
         dist.parse_manifest(text.replace("base.txz", "../base.txz"))
 
 
-def test_what_is_left_out_of_sets() -> None:
+def test_excluded_paths_of_sets() -> None:
     patterns = ("usr/tests", "usr/lib/*.a", "usr/bin/clang*")
     assert [p for p in ("usr/tests/a/b", "usr/testsuite", "usr/lib/libc.a", "usr/bin/clang-cpp") if dist.left_out(p, patterns)] == [
         "usr/tests/a/b",

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""Images made, kept, found again and thrown away; fetches that break."""
+"""Images: created, stored, found, damaged, removed; interrupted fetches; failed builds."""
 
 from __future__ import annotations
 
@@ -17,11 +17,14 @@ import tarfile
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from filelock import FileLock
 
+from harness import store
 from harness.cli import image as cli
 from harness.digest import file_sha256
 from harness.errors import BuildError, InfrastructureError, UsageError
@@ -32,6 +35,7 @@ from harness.images import (
     destdir,
     diskimport,
     dist,
+    entries,
     fetch,
     image,
     kernelfile,
@@ -39,11 +43,10 @@ from harness.images import (
     makefs,
     recipe,
     recipes,
-    store,
     treescan,
 )
 from harness.images.assemble import Parts, assemble
-from harness.images.buildworld import Workshop
+from harness.images.buildworld import BuildDirectory
 from harness.images.hosttools import Compiler
 from harness.images.inputs import Input, content_hash
 from harness.images.srctree import SourceTree
@@ -63,39 +66,39 @@ def fresh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 # -- the store --------------------------------------------------------------------------------------------------------
 
 
-def maker(calls: list[str], text: str = "x"):  # type: ignore[no-untyped-def]
-    def make_it(work: Path) -> dict[str, object]:
+def filler(calls: list[str], text: str = "x"):  # type: ignore[no-untyped-def]
+    def fill(work: Path) -> dict[str, object]:
         calls.append(text)
         (work / "below").mkdir()
         (work / "below/file").write_text(text)
         return {"version": "13.2"}
 
-    return make_it
+    return fill
 
 
-def test_what_is_there_is_not_made_again() -> None:
+def test_an_existing_entry_is_not_created_again() -> None:
     calls: list[str] = []
-    first = store.obtain("worlds", "k", maker(calls))
-    second = store.obtain("worlds", "k", maker(calls))
+    first = entries.get_or_create("worlds", "k", filler(calls))
+    second = entries.get_or_create("worlds", "k", filler(calls))
     assert (first, calls) == (second, ["x"])
-    store.obtain("worlds", "other", maker(calls, "y"))
+    entries.get_or_create("worlds", "other", filler(calls, "y"))
     assert calls == ["x", "y"]
 
 
-def test_a_corrupted_file_is_found_and_made_again() -> None:
+def test_a_corrupted_file_is_detected_and_the_entry_created_again() -> None:
     calls: list[str] = []
-    entry = store.obtain("worlds", "k", maker(calls))
+    entry = entries.get_or_create("worlds", "k", filler(calls))
     file = entry.directory / "below/file"
     file.chmod(0o644)
     file.write_text("z")
     assert entry.damage() == ["below/file"]
-    assert store.find("worlds", "k") is None
-    assert (store.obtain("worlds", "k", maker(calls)).directory / "below/file").read_text() == "x"
+    assert entries.find("worlds", "k") is None
+    assert (entries.get_or_create("worlds", "k", filler(calls)).directory / "below/file").read_text() == "x"
     assert calls == ["x", "x"]
 
 
 def test_a_flipped_byte_with_the_old_time_is_found_by_verify() -> None:
-    entry = store.obtain("worlds", "k", maker([]))
+    entry = entries.get_or_create("worlds", "k", filler([]))
     file = entry.directory / "below/file"
     stat = file.stat()
     file.chmod(0o644)
@@ -105,20 +108,20 @@ def test_a_flipped_byte_with_the_old_time_is_found_by_verify() -> None:
     assert entry.damage(thorough=True) == ["below/file"]
 
 
-def test_a_manifest_that_is_none_is_damage() -> None:
-    entry = store.obtain("worlds", "k", maker([]))
+def test_an_unreadable_manifest_is_damage() -> None:
+    entry = entries.get_or_create("worlds", "k", filler([]))
     (entry.directory / "manifest.json").chmod(0o644)
     (entry.directory / "manifest.json").write_text("{")
     assert entry.damage() == ["manifest.json"]
 
 
 def test_a_touched_file_is_not_damaged() -> None:
-    entry = store.obtain("worlds", "k", maker([]))
+    entry = entries.get_or_create("worlds", "k", filler([]))
     os.utime(entry.directory / "below/file", (1, 1))
     assert entry.damage() == []
 
 
-def test_content_is_what_counts_and_not_the_holes(tmp_path: Path) -> None:
+def test_content_hash_depends_on_content_not_on_holes(tmp_path: Path) -> None:
     sparse, full = tmp_path / "sparse", tmp_path / "full"
     data = bytes(300_000) + b"x" + bytes(99_999)
     full.write_bytes(data)
@@ -135,20 +138,20 @@ def test_content_is_what_counts_and_not_the_holes(tmp_path: Path) -> None:
     assert content_hash(full) != content_hash(sparse)
 
 
-def test_a_failed_making_leaves_nothing(fresh: Path) -> None:
+def test_a_failed_creation_leaves_nothing(fresh: Path) -> None:
     def fail(work: Path) -> dict[str, object]:
         (work / "half").write_text("x")
         raise BuildError("no")
 
     with pytest.raises(BuildError):
-        store.obtain("worlds", "k", fail)
+        entries.get_or_create("worlds", "k", fail)
     assert [p.name for p in (fresh / "worlds").iterdir() if not p.name.endswith(".lock")] == []
 
 
-def test_a_killed_making_leaves_no_entry_and_the_next_cleans_up(fresh: Path) -> None:
+def test_a_killed_creation_leaves_no_entry_and_the_next_cleans_up(fresh: Path) -> None:
     script = (
-        "import sys, time\nfrom harness.images import store\n"
-        "def make(work):\n (work / 'half').write_text('x'); print('at it', flush=True); time.sleep(60)\nstore.obtain('worlds', 'k', make)\n"
+        "import sys, time\nfrom harness.images import entries\n"
+        "def make(work):\n (work / 'half').write_text('x'); print('at it', flush=True); time.sleep(60)\nentries.get_or_create('worlds', 'k', make)\n"
     )
     child = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, env={**os.environ, "FXH_STORE": str(fresh)})
     assert child.stdout is not None
@@ -159,20 +162,20 @@ def test_a_killed_making_leaves_no_entry_and_the_next_cleans_up(fresh: Path) -> 
     assert list((fresh / "worlds").glob(".making-k.*"))
 
     calls: list[str] = []
-    store.obtain("worlds", "k", maker(calls))
+    entries.get_or_create("worlds", "k", filler(calls))
 
     assert calls == ["x"]
     assert list((fresh / "worlds").glob(".making-*")) == []
 
 
-def test_one_makes_and_the_others_wait(fresh: Path) -> None:
+def test_one_creates_and_the_others_wait(fresh: Path) -> None:
     calls: list[str] = []
 
     def slow(work: Path) -> dict[str, object]:
         time.sleep(0.3)
-        return dict(maker(calls)(work))
+        return dict(filler(calls)(work))
 
-    threads = [threading.Thread(target=store.obtain, args=("worlds", "k", slow)) for _ in range(4)]
+    threads = [threading.Thread(target=entries.get_or_create, args=("worlds", "k", slow)) for _ in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -180,23 +183,29 @@ def test_one_makes_and_the_others_wait(fresh: Path) -> None:
     assert calls == ["x"]
 
 
-def test_gc_goes_by_age_and_size() -> None:
-    entries = [store.Entry(Path(f"/{name}")) for name in "abc"]
-    rows = [("images", entry, 100, float(used)) for entry, used in zip(entries, (10, 20, 30), strict=True)]
-    by_age = store.select_evictions(rows, keep_bytes=None, max_age=15, now=31)
-    assert [item.entry.key for item in by_age] == ["a"]
-    by_size = store.select_evictions(rows, keep_bytes=150, max_age=None, now=31)
-    assert [item.entry.key for item in by_size] == ["a", "b"]
-    assert store.select_evictions(rows, keep_bytes=300, max_age=100, now=31) == []
+def test_gc_selects_by_age_and_size() -> None:
+    items = [store.Item("images", Path(f"/{name}"), 100, float(used)) for name, used in zip("abc", (10, 20, 30), strict=True)]
+
+    def selected(**limits: float | int | None) -> list[str]:
+        given: dict[str, Any] = {"keep_bytes": None, "max_age": None, **limits}
+        return [eviction.item.path.name for eviction in store.select_evictions(items, now=31, **given)]
+
+    assert selected(max_age=15) == ["a"]
+    assert selected(keep_bytes=150) == ["a", "b"]
+    assert selected(keep_bytes=300, max_age=100) == []
+    items[0] = replace(items[0], recreatable=False)
+    assert selected(keep_bytes=150) == ["b", "c"], "a user's own work does not make room"
+    assert selected(max_age=15) == ["a"]
 
 
 def test_gc_removes() -> None:
-    entry = store.obtain("worlds", "k", maker([]))
+    entry = entries.get_or_create("worlds", "k", filler([]))
     os.utime(entry.directory / ".used", (1, 1))
-    assert [item.entry for item in store.collect(max_age=86400, dry=True)] == [entry]
-    assert store.find("worlds", "k") == entry
-    store.collect(max_age=86400)
-    assert store.find("worlds", "k") is None
+    evicted = store.evict(image.items(), max_age=86400, dry_run=True)
+    assert [eviction.item.path for eviction in evicted] == [entry.directory]
+    assert entries.find("worlds", "k") == entry
+    store.evict(image.items(), max_age=86400)
+    assert entries.find("worlds", "k") is None
 
 
 def test_gc_takes_objects_and_downloads_but_no_build_under_way(fresh: Path) -> None:
@@ -208,8 +217,8 @@ def test_gc_takes_objects_and_downloads_but_no_build_under_way(fresh: Path) -> N
     (fresh / "downloads/base.txz").write_text("x")
     os.utime(fresh / "downloads/base.txz", (1, 1))
     with FileLock(fresh / "objects/.busy.lock"):
-        gone = store.collect(max_age=60)
-    assert sorted(item.entry.key for item in gone) == ["base.txz", "idle"]
+        gone = store.evict(image.items(), max_age=60)
+    assert sorted(eviction.item.path.name for eviction in gone) == ["base.txz", "idle"]
     assert (fresh / "objects/busy").is_dir()
     assert not (fresh / "objects/idle").exists()
 
@@ -231,7 +240,7 @@ FILES = {
 
 @pytest.fixture
 def world(tmp_path: Path) -> Path:
-    """A DESTDIR such as installworld makes, with nothing in it."""
+    """A minimal DESTDIR as installworld writes it."""
     top, lines, seen = tmp_path / "dest", ["#mtree 2.0", ". type=dir uname=root gname=wheel mode=0755"], set()
     for name, data in FILES.items():
         (top / name).parent.mkdir(parents=True, exist_ok=True)
@@ -246,7 +255,7 @@ def world(tmp_path: Path) -> Path:
 
 
 def put_together(world: Path, kernel: Path, name: str, **options: int) -> image.Image:
-    return assemble(Parts(destdir.world(world), kernelfile.look(kernel), layout.load(name, size=32, **options), ()), f"test-{name}")
+    return assemble(Parts(destdir.world(world), kernelfile.read(kernel), layout.load(name, size=32, **options), ()), f"test-{name}")
 
 
 @needs_makefs
@@ -256,7 +265,7 @@ def test_an_image_of_each_layout(world: Path, tmp_path: Path, name: str) -> None
 
     assert [d.file.name for d in made.disks] == [f"{disk.name}.img" for disk in layout.load(name).vdevs]
     root = made.disks[0]
-    assert diskimport.look(root.file)[0] == made.root
+    assert diskimport.guess_root(root.file)[0] == made.root
     assert image.find(f"test-{name}").entry == made.entry
     assert made.types == (("pvh", "hvm") if name.startswith("mbr") else ("pvh",))
     if root.slot >= 0:
@@ -286,12 +295,12 @@ def test_the_same_image_twice_byte_for_byte(world: Path, tmp_path: Path) -> None
     kernel = elf(tmp_path / "kernel")
     first = put_together(world, kernel, "mbr")
     sums = [file_sha256(d.file) for d in first.disks]
-    store.remove(first.entry)
+    store.remove(first.entry.directory)
     assert [file_sha256(d.file) for d in put_together(world, kernel, "mbr").disks] == sums
 
 
 @needs_makefs
-def test_a_damaged_image_is_named_and_made_anew(world: Path, tmp_path: Path) -> None:
+def test_a_damaged_image_is_named_and_built_again(world: Path, tmp_path: Path) -> None:
     kernel = elf(tmp_path / "kernel")
     made = put_together(world, kernel, "ufs1")
     disk = made.disks[0].file
@@ -304,10 +313,10 @@ def test_a_damaged_image_is_named_and_made_anew(world: Path, tmp_path: Path) -> 
 
 
 @needs_makefs
-def test_an_exported_image_is_one_by_its_path(world: Path, tmp_path: Path) -> None:
+def test_an_exported_image_is_found_by_its_path(world: Path, tmp_path: Path) -> None:
     made = put_together(world, elf(tmp_path / "kernel"), "ufs1")
     cli.export("test-ufs1", tmp_path / "elsewhere")
-    store.remove(made.entry)
+    store.remove(made.entry.directory)
 
     found = image.find(f"{tmp_path}/elsewhere")
 
@@ -325,7 +334,7 @@ def test_an_exported_image_is_one_by_its_path(world: Path, tmp_path: Path) -> No
 def test_a_swapped_kernel_is_another_image_of_the_same_world(world: Path, tmp_path: Path) -> None:
     put_together(world, elf(tmp_path / "kernel"), "ufs1")
     other = elf(tmp_path / "other", text=b"FreeBSD 13.2-RELEASE XENB\0")
-    made = recipes.make(recipe.make("swapped", {"kernel": str(other), "base": "test-ufs1", "size": 32}, {}))
+    made = recipes.build(recipe.resolve("swapped", {"kernel": str(other), "base": "test-ufs1", "size": 32}, {}))
     assert made.kernel is not None
     assert made.kernel.read_bytes() == other.read_bytes()
     assert made.data["world"] == image.find("test-ufs1").data["world"]
@@ -335,14 +344,14 @@ def test_a_swapped_kernel_is_another_image_of_the_same_world(world: Path, tmp_pa
 @needs_makefs
 def test_a_newer_kernel_on_an_older_world_says_both(world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     base = Parts(
-        destdir.world(world), kernelfile.look(elf(tmp_path / "kernel")), layout.load("ufs1", size=32),
+        destdir.world(world), kernelfile.read(elf(tmp_path / "kernel")), layout.load("ufs1", size=32),
         (Input("source/sys", "1" * 64, "/trees/13.2"), Input("kernel configuration XENA", "2" * 64, "images/kernels")),
     )  # fmt: skip
     assemble(base, "old")
     newer = elf(tmp_path / "newer", text=b"FreeBSD 15.1-RELEASE-p1 XENA\0")
 
-    made = recipes.make(recipe.make("mixed", {"kernel": str(newer), "base": "old", "size": 32}, {}))
-    again = recipes.make(recipe.make("again", {"kernel": str(newer), "base": "mixed", "size": 32}, {}))
+    made = recipes.build(recipe.resolve("mixed", {"kernel": str(newer), "base": "old", "size": 32}, {}))
+    again = recipes.build(recipe.resolve("again", {"kernel": str(newer), "base": "mixed", "size": 32}, {}))
 
     assert (made.version, made.world_version, made.release) == ("15.1", "13.2", "15.1 on world 13.2")
     assert again.entry == made.entry
@@ -390,11 +399,11 @@ def test_a_directory_that_is_no_destdir(tmp_path: Path, world: Path) -> None:
     with pytest.raises(UsageError, match="has no METALOG"):
         destdir.world(tmp_path)
     (world / "etc/group").unlink()
-    with pytest.raises(UsageError, match="which is not there"):
+    with pytest.raises(UsageError, match="which is missing"):
         destdir.world(world)
 
 
-def test_an_image_that_is_not_there() -> None:
+def test_a_missing_image() -> None:
     with pytest.raises(UsageError, match="no image 'nosuch'"):
         image.find("nosuch")
 
@@ -414,7 +423,7 @@ def test_an_image_keeps_its_kernels_number(world: Path, tmp_path: Path, capsys: 
 def test_a_disk_keeps_its_kernels_number(tmp_path: Path) -> None:
     (tmp_path / "kernel").write_bytes(fake_kernel("15.1-RELEASE-p1 XENA", 1501000))
     (tmp_path / "disk").write_bytes(bytes(2 << 20))
-    made = recipes.make(recipe.make("mine", {"disk": str(tmp_path / "disk"), "kernel": str(tmp_path / "kernel")}, {}))
+    made = recipes.build(recipe.resolve("mine", {"disk": str(tmp_path / "disk"), "kernel": str(tmp_path / "kernel")}, {}))
     assert [made.data[name] for name in ("version", "branch", "osreldate")] == ["15.1", "RELEASE-p1", 1501000]
 
 
@@ -423,7 +432,7 @@ def test_a_disk_in_xz_with_its_kernel(tmp_path: Path) -> None:
     raw[8192 + 1372 : 8192 + 1376] = b"\x54\x19\x01\x00"
     (tmp_path / "disk.raw.xz").write_bytes(lzma.compress(bytes(raw)))
     options = {"disk": str(tmp_path / "disk.raw.xz"), "kernel": str(elf(tmp_path / "kernel"))}
-    made = recipes.make(recipe.make("mine", options, {}))
+    made = recipes.build(recipe.resolve("mine", options, {}))
     assert (made.root, made.types, made.disks[0].file.read_bytes()) == ("xbd0", ("pvh",), bytes(raw))
     assert (tmp_path / "disk.raw.xz").read_bytes() == lzma.compress(bytes(raw))
 
@@ -439,14 +448,14 @@ def test_an_i386_pv_kernel_with_its_disk(tmp_path: Path) -> None:
     )  # fmt: skip
     section = struct.pack("<10I", 0, 7, 0, 0, 52 + len(text), len(note), 0, 0, 4, 0)
     (tmp_path / "kernel").write_bytes(header + text + note + section)
-    made = recipes.make(recipe.make("old", {"disk": str(tmp_path / "disk"), "kernel": str(tmp_path / "kernel")}, {}))
+    made = recipes.build(recipe.resolve("old", {"disk": str(tmp_path / "disk"), "kernel": str(tmp_path / "kernel")}, {}))
     assert (made.version, made.data["machine"], made.types, made.root) == ("10.4", "i386", ("pv",), "xbd0")
 
 
-def test_disks_that_cannot_be(tmp_path: Path) -> None:
+def test_invalid_disks(tmp_path: Path) -> None:
     def take(data: bytes) -> None:
         (tmp_path / "disk").write_bytes(data)
-        recipes.make(recipe.make("mine", {"disk": str(tmp_path / "disk")}, {}))
+        recipes.build(recipe.resolve("mine", {"disk": str(tmp_path / "disk")}, {}))
 
     with pytest.raises(UsageError, match="are no disk image"):
         take(b"hello")
@@ -460,7 +469,7 @@ def test_disks_that_cannot_be(tmp_path: Path) -> None:
 
 
 class Mirror:
-    """Serves files; ``cut`` breaks each answer off after that many bytes; notes what it was asked for."""
+    """Serves files and records the requests. ``cut``: end each answer after that many bytes."""
 
     def __init__(self) -> None:
         self.files: dict[str, bytes] = {}
@@ -528,10 +537,10 @@ def mirror(tmp_path: Path) -> Iterator[Mirror]:
 @needs_makefs
 def test_sets_become_an_image_and_are_fetched_once(mirror: Mirror) -> None:
     options = {"dist": mirror.url, "size": 32}
-    made = recipes.make(recipe.make("release", options, {}))
+    made = recipes.build(recipe.resolve("release", options, {}))
     assert (made.version, made.types) == ("13.2", ("pvh",))
     mirror.requests.clear()
-    assert recipes.make(recipe.make("release", options, {})).entry == made.entry
+    assert recipes.build(recipe.resolve("release", options, {})).entry == made.entry
     assert mirror.requests == [("/MANIFEST", "")]
 
 
@@ -546,7 +555,7 @@ def test_unpacked_sets_keep_modes_and_links(mirror: Mirror) -> None:
     assert {item.what for item in inputs} >= {"set base", "set kernel"}
 
 
-def test_a_fetch_that_breaks_off_goes_on(mirror: Mirror, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupted_fetch_is_resumed(mirror: Mirror, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(time, "sleep", lambda seconds: None)
     size = len(mirror.files["base.txz"])
     mirror.cut = size // 3 + 1
@@ -555,7 +564,7 @@ def test_a_fetch_that_breaks_off_goes_on(mirror: Mirror, monkeypatch: pytest.Mon
     assert [wanted for _, wanted in mirror.requests] == ["", f"bytes={mirror.cut}-", f"bytes={2 * mirror.cut}-"]
 
 
-def test_a_mirror_that_always_breaks_off(mirror: Mirror, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_mirror_that_always_interrupts(mirror: Mirror, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(time, "sleep", lambda seconds: None)
     mirror.cut = 100
     with pytest.raises(InfrastructureError, match=r"base\.txz"):
@@ -564,14 +573,14 @@ def test_a_mirror_that_always_breaks_off(mirror: Mirror, monkeypatch: pytest.Mon
 
 def test_a_tampered_set(mirror: Mirror) -> None:
     mirror.files["base.txz"] = mirror.files["base.txz"][:-1] + b"!"
-    with pytest.raises(BuildError, match=r"base\.txz of http://.* is not what its MANIFEST promises"):
+    with pytest.raises(BuildError, match=r"base\.txz of http://.* differs from its MANIFEST"):
         dist.world(mirror.url)
 
 
 def test_a_truncated_set_in_a_directory(mirror: Mirror, tmp_path: Path) -> None:
     for name, data in mirror.files.items():
         (tmp_path / name).write_bytes(data if name != "kernel.txz" else data[:100])
-    with pytest.raises(BuildError, match=r"kernel\.txz of .* is not what its MANIFEST promises .* 100 bytes"):
+    with pytest.raises(BuildError, match=r"kernel\.txz of .* differs from its MANIFEST .* 100 bytes"):
         dist.world(str(tmp_path))
 
 
@@ -587,7 +596,7 @@ def test_a_set_that_is_missing(mirror: Mirror) -> None:
         dist.world(mirror.url)
 
 
-def test_an_archive_that_wants_out(tmp_path: Path) -> None:
+def test_an_archive_that_writes_outside(tmp_path: Path) -> None:
     with tarfile.open(tmp_path / "base.txz", "w:xz") as tar:
         tar.addfile(tarfile.TarInfo("../../evil"), io.BytesIO())
     with pytest.raises(BuildError, match=r"wants to write to '\.\./\.\./evil'"):
@@ -598,15 +607,15 @@ def test_no_network() -> None:
     assert fetch.reachable("http://127.0.0.1:9", 1) != ""
     with pytest.raises(InfrastructureError) as caught:
         fetch.text("http://127.0.0.1:9", "MANIFEST")
-    assert "is the network there" in caught.value.hint
+    assert "check the network" in caught.value.hint
 
 
 # -- builds that fail or are killed -----------------------------------------------------------------------------------
 
 
 @pytest.fixture
-def workshop(tmp_path: Path) -> Workshop:
-    """A tree whose recipes.py is a script of ours: prints, starts jobs in groups of their own as bmake does, and fails."""
+def build_directory(tmp_path: Path) -> BuildDirectory:
+    """A tree whose tools/build/make.py is our script: it prints, starts jobs in process groups as bmake does, and fails."""
     script = tmp_path / "src/tools/build/make.py"
     script.parent.mkdir(parents=True)
     script.write_text(
@@ -618,63 +627,63 @@ def workshop(tmp_path: Path) -> Workshop:
         "print('MAKEFLAGS' in os.environ, os.environ['MAKEOBJDIRPREFIX'], sys.stdin.read() == '')\n"
     )
     tree = SourceTree(tmp_path / "src", "13.2", "RELEASE")
-    return Workshop(tree, Compiler(Path("/usr/bin"), "clang 14"), "", "small", 1, treescan.scan(tree.path))
+    return BuildDirectory(tree, Compiler(Path("/usr/bin"), "clang 14"), "", "small", 1, treescan.scan(tree.path))
 
 
-def test_a_failed_build_is_told_by_its_cause(workshop: Workshop) -> None:
-    with workshop.open(), pytest.raises(BuildError, match=r"world failed:\n  /s/a.c:1:2: error: bad") as caught:
-        workshop.make("world", "fails")
+def test_a_failed_build_names_its_cause(build_directory: BuildDirectory) -> None:
+    with build_directory.open(), pytest.raises(BuildError, match=r"world failed:\n  /s/a.c:1:2: error: bad") as caught:
+        build_directory.make("world", "fails")
     log = Path(caught.value.hint.removeprefix("the whole log is "))
     assert build_log.causes(log.read_text())[0] == "/s/a.c:1:2: error: bad"
 
 
-def test_a_build_has_no_terminal_and_no_flags_of_ours(workshop: Workshop, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_build_has_no_terminal_and_no_flags_of_ours(build_directory: BuildDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MAKEFLAGS", "-k")
-    with workshop.open():
-        workshop.make("world", "works")
-    assert f"False {workshop.directory}/obj True" in (workshop.directory / "log/world.log").read_text()
+    with build_directory.open():
+        build_directory.make("world", "works")
+    assert f"False {build_directory.directory}/obj True" in (build_directory.directory / "log/world.log").read_text()
 
 
-def test_an_interrupted_build_leaves_no_process(workshop: Workshop, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupted_build_leaves_no_process(build_directory: BuildDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
     class Interrupted(buildworld.Progress):
         def line(self, text: str) -> None:
             if text.startswith("running"):
                 raise KeyboardInterrupt
 
     monkeypatch.setattr(buildworld, "Progress", Interrupted)
-    with workshop.open(), pytest.raises(KeyboardInterrupt):
-        workshop.make("world", "hangs")
-    assert running(workshop) == []
+    with build_directory.open(), pytest.raises(KeyboardInterrupt):
+        build_directory.make("world", "hangs")
+    assert running(build_directory) == []
 
 
-def test_what_a_killed_build_left_is_ended_by_the_next(workshop: Workshop) -> None:
-    """A make in a session of its own, with a job that has a process group of its own and no variable of ours."""
+def test_the_next_build_ends_processes_of_a_killed_one(build_directory: BuildDirectory) -> None:
+    """A make in its own session, with a job in another process group and without our variable."""
     job_of_make = "import subprocess, time; print(subprocess.Popen(['sleep', '300'], process_group=0, env={}).pid, flush=True); "
     orphan = subprocess.Popen(
         [sys.executable, "-c", f"{job_of_make} time.sleep(300)"], start_new_session=True, stdout=subprocess.PIPE,
-        env={"MAKEOBJDIRPREFIX": str(workshop.directory / "obj"), "PATH": os.environ["PATH"]},
+        env={"MAKEOBJDIRPREFIX": str(build_directory.directory / "obj"), "PATH": os.environ["PATH"]},
     )  # fmt: skip
     assert orphan.stdout is not None
     with orphan.stdout:
         job = int(orphan.stdout.readline())
-    # The killed make is still our child, so it stays as a zombie until somebody waits for it.
+    # The killed make is our child, so it stays as a zombie until it is waited for.
     waiter = threading.Thread(target=orphan.wait)
     waiter.start()
-    with workshop.open():
+    with build_directory.open():
         waiter.join(5)
         assert orphan.returncode == -signal.SIGKILL
         state = Path(f"/proc/{job}/stat")
         assert not state.exists() or state.read_text().rpartition(")")[2].split()[0] == "Z"
 
 
-def test_a_build_that_does_not_fit(workshop: Workshop, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_build_that_does_not_fit(build_directory: BuildDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10, 9, 1 << 20))  # type: ignore[attr-defined]
-    with pytest.raises(BuildError, match="1 MiB free in the store"), workshop.open():
+    with pytest.raises(BuildError, match="1 MiB free in the store"), build_directory.open():
         pass
 
 
-def running(workshop: Workshop) -> list[str]:
-    mark = f"MAKEOBJDIRPREFIX={workshop.directory}/obj".encode()
+def running(build_directory: BuildDirectory) -> list[str]:
+    mark = f"MAKEOBJDIRPREFIX={build_directory.directory}/obj".encode()
     found = []
     for path in Path("/proc").glob("[0-9]*/environ"):
         try:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""Partition tables, read back by tools that are not ours."""
+"""Partition tables, read back by independent tools."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def test_sfdisk_reads_the_gpt(tmp_path: Path) -> None:
 
 @sfdisk
 def test_sfdisk_sees_a_damaged_gpt(tmp_path: Path) -> None:
-    """The check above can fail: one byte of the table changed, and sfdisk says so."""
+    """Prove that the check above can fail: sfdisk reports one changed byte."""
     first, last = tables.gpt(20480, [Part("freebsd-ufs", 4096, 8192)], seed="x")
     broken = bytearray(first)
     broken[1024 + 40] ^= 1
@@ -97,9 +97,9 @@ def test_the_same_gpt_twice() -> None:
     assert tables.gpt(20480, parts, seed="x") != tables.gpt(20480, parts, seed="y")
 
 
-def test_a_disk_tells_its_root_by_its_tables_alone(tmp_path: Path) -> None:
+def test_the_root_of_a_disk_from_its_tables_only(tmp_path: Path) -> None:
     first, last = tables.gpt(20480, [Part("freebsd-swap", 40, 8), Part("freebsd-ufs", 4096, 8192)], seed="x", code=b"\xeb\xfe")
     gpt = write(tmp_path / "gpt", 20480, (0, first), (20480 - tables.GPT_TAIL, last))
     mbr = write(tmp_path / "mbr", 20480, (0, tables.mbr(63, 20000)))
     blank = write(tmp_path / "blank", 20480)
-    assert [diskimport.look(p) for p in (gpt, mbr, blank)] == [("xbd0p2", True), ("xbd0s1a", False), ("", False)]
+    assert [diskimport.guess_root(p) for p in (gpt, mbr, blank)] == [("xbd0p2", True), ("xbd0s1a", False), ("", False)]

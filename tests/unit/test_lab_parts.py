@@ -332,6 +332,7 @@ def test_prune_takes_what_is_unused_and_leaves_the_rest(store: Path) -> None:
     for kernel in ("linux-old", "linux-new", "linux-half.making-x"):
         (store / "control" / kernel).mkdir(parents=True)
     for old in (
+        "xen-old/checkpoints/warm-a@1",
         "xen-old",
         "xen-half.making-x",
         "xen-new/checkpoints/warm-a@1",

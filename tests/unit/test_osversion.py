@@ -21,8 +21,8 @@ from harness.guests.os.linux import Linux
 from harness.guests.source import DiskImage
 from harness.hosts.host import DirectHost
 from harness.images import kernelfile, srctree
+from harness.images.entries import StoreEntry
 from harness.images.image import Image
-from harness.images.store import Entry
 from harness.osversion import UNKNOWN, OSVersion, parse
 from harness.plugin import inputs
 from harness.xen import elfsymbols
@@ -151,7 +151,7 @@ def test_a_damaged_kernel_is_survived(bits: int) -> None:
 
 def test_a_kernel_file_is_looked_at(tmp_path: Path) -> None:
     (tmp_path / "kernel").write_bytes(kernel("15.1-RELEASE-p1 XENA", 1501000))
-    found = kernelfile.look(tmp_path / "kernel")
+    found = kernelfile.read(tmp_path / "kernel")
     assert (found.version, found.branch, found.osreldate) == ("15.1", "RELEASE-p1", 1501000)
 
 
@@ -194,7 +194,7 @@ def made(directory: Path, manifest: dict[str, object], *, with_kernel: bool = Tr
         (directory / "kernel").write_bytes(kernel())
     whole = {"types": ["pvh"], "root": "xbd0", "pygrub": False, "layout": "ufs1", "disks": [], **manifest}
     (directory / "manifest.json").write_text(json.dumps(whole))
-    return Image("mine", Entry(directory))
+    return Image("mine", StoreEntry(directory))
 
 
 def test_an_image_knows_its_version(tmp_path: Path) -> None:

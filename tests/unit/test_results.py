@@ -43,7 +43,7 @@ def case(outcome: str = "passed", **more: object) -> CaseResult:
         (pytest.skip.Exception("x"), "skipped"),
     ],
 )
-def test_who_is_to_blame(error: BaseException, outcome: str) -> None:
+def test_outcome_of_an_exception(error: BaseException, outcome: str) -> None:
     assert classify(error).outcome == outcome
 
 

@@ -83,9 +83,9 @@ def test_a_rerun_repeats_what_is_not_the_default() -> None:
     options = Options(
         guests=("freebsd",), types=("pv", "hvm"), xens=("4.20",), disk=Path("/d"), scale=2.0, branch="main", keep="failed"
     )
-    assert options.chosen == {"guest": "freebsd", "type": "pv,hvm", "xen": "4.20", "disk": "/d", "scale": "2.0"}
+    assert options.rerun_options == {"guest": "freebsd", "type": "pv,hvm", "xen": "4.20", "disk": "/d", "scale": "2.0"}
     words = {option.key: option for option in OPTIONS.values()}
-    given = {name.replace("-", "_"): text for name, text in options.chosen.items()}
+    given = {name.replace("-", "_"): text for name, text in options.rerun_options.items()}
     assert {key: words[key].read(text) for key, text in given.items() if key != "scale"} == {
         "guest": ("freebsd",), "type": ("pv", "hvm"), "xen": ("4.20",), "disk": Path("/d"),
     }  # fmt: skip

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""Release sets: written from an image, read again, served as a mirror serves them; which release is the newest."""
+"""Release sets: written from an image, read back, served like a mirror; and the choice of the newest release."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from typing import Any
 
 import pytest
 
-from harness import versions
+from harness import store, versions
 from harness.cli import image as cli
 from harness.errors import BuildError, UsageError
-from harness.images import current_release, dist, image, metalog, sets, store
+from harness.images import current_release, dist, entries, image, metalog, sets
 from harness.images.image import Image
 from harness.images.metalog import Tree
 from harness.lab import recipe as labs
@@ -54,7 +54,7 @@ def fresh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def built(version: str = "15.1", *, branch: str = "RELEASE", machine: int = 62, world: str = "", name: str = "own") -> Image:
-    """An image as the builder keeps it, of a world of some files. ``machine`` is the number in the kernel's ELF header."""
+    """An image in the store with a world of a few files. ``machine`` is the number in the kernel's ELF header."""
     world = world or version
 
     def make_world(work: Path) -> dict[str, Any]:
@@ -71,19 +71,19 @@ def built(version: str = "15.1", *, branch: str = "RELEASE", machine: int = 62, 
         return {"what": "a world", "version": world, "leave_out": [], "inputs": []}
 
     key = hashlib.sha256(f"{version} {branch} {world}".encode()).hexdigest()[:16]
-    entry = store.obtain("worlds", key, make_world)
+    entry = entries.get_or_create("worlds", key, make_world)
 
     def make_image(work: Path) -> dict[str, Any]:
         elf(work / "kernel", machine=machine, text=f"FreeBSD {version}-{branch} XENA\0".encode())
         return {"version": version, "world_version": world, "machine": "amd64", "world": entry.key, "inputs": [], "disks": []}
 
-    made = store.obtain("images", f"{key[:12]}{machine:04}", make_image)
+    made = entries.get_or_create("images", f"{key[:12]}{machine:04}", make_image)
     image.tag(name, made)
     return image.find(name)
 
 
 def numbered(tree: Tree) -> dict[str, tuple[str, ...]]:
-    """What of a METALOG counts: type, owner and group as numbers, mode, target."""
+    """The relevant parts of a METALOG: type, owner and group as numbers, mode, target."""
     numbers = {"root": "0", "wheel": "0", "games": "7"}
     groups = {**numbers, "games": "13"}
     found = {}
@@ -107,7 +107,7 @@ def test_sets_unpack_to_the_metalog_that_they_were_written_from(tmp_path: Path) 
     was = metalog.parse(METALOG, tmp_path)
     now = metalog.parse((entry.directory / "METALOG").read_text(), entry.directory / "tree")
     expected = numbered(was) | {"./boot/kernel/kernel": ("file", "0", "0", "0555", "")}
-    # A further hard link has the owner and the mode of its file, whatever install(1) wrote.
+    # A further hard link has the owner and mode of its file, not those that install(1) logged.
     expected["./usr/bin/chfn"] = expected["./usr/bin/chpass"]
     assert numbered(now) == expected
     top = entry.directory / "tree"
@@ -149,7 +149,7 @@ def test_the_same_image_gives_the_same_bytes(tmp_path: Path) -> None:
         assert (first / name).read_bytes() == (second / name).read_bytes()
 
 
-def test_a_patch_level_is_no_release_of_its_own_and_a_name_can_be_given(tmp_path: Path) -> None:
+def test_the_release_name_omits_the_patch_level_and_can_be_given(tmp_path: Path) -> None:
     made = built(branch="RELEASE-p1")
     assert sets.write(made, tmp_path).name == "15.1-RELEASE"
     assert sets.write(made, tmp_path, "15.2-RELEASE").name == "15.2-RELEASE"
@@ -158,14 +158,14 @@ def test_a_patch_level_is_no_release_of_its_own_and_a_name_can_be_given(tmp_path
             sets.write(made, tmp_path, wrong)
 
 
-def test_what_is_no_source_of_sets(tmp_path: Path) -> None:
+def test_images_without_sets(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"its kernel and its world are of 13\.2 and 15\.1"):
         sets.write(built("15.1", world="13.2"), tmp_path)
     made = built()
     sets.write(made, tmp_path)
-    with pytest.raises(UsageError, match="is there already"):
+    with pytest.raises(UsageError, match="already exists"):
         sets.write(made, tmp_path)
-    store.remove(store.Entry(store.directory("worlds") / str(made.data["world"])))
+    store.remove(store.directory("worlds") / str(made.data["world"]))
     with pytest.raises(UsageError, match="no world in the store"):
         sets.write(made, tmp_path / "other")
     assert not (tmp_path / "other").exists()
@@ -174,7 +174,7 @@ def test_what_is_no_source_of_sets(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("line", "says"),
     [
-        ("./bin/gone type=file uname=root gname=wheel mode=0555", "names ./bin/gone, which the world has not"),
+        ("./bin/gone type=file uname=root gname=wheel mode=0555", "names ./bin/gone, which the world does not contain"),
         ("./dev type=fifo uname=root gname=wheel mode=0600", "./dev is a fifo"),
         ("./bin type=dir uname=nobody gname=wheel mode=0755", "./bin belongs to 'nobody'"),
     ],
@@ -300,7 +300,7 @@ def served(tmp_path: Path) -> Iterator[str]:
 
 
 def as_image(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a set is made to is kept without writing a file system: that needs makefs, and has its own tests."""
+    """Replace the build of an image, which needs makefs, by one that keeps only the kernel."""
 
     def make(wanted: Any) -> Image:
         world, kernel, inputs = dist.world(wanted.dist)
@@ -309,11 +309,11 @@ def as_image(monkeypatch: pytest.MonkeyPatch) -> None:
             (work / "kernel").write_bytes(kernel.read_bytes())
             return {"version": world.manifest["version"], "inputs": [vars(item) for item in inputs]}
 
-        entry = store.obtain("images", world.key, fill)
+        entry = entries.get_or_create("images", world.key, fill)
         image.tag(wanted.name, entry)
         return Image(wanted.name, entry)
 
-    monkeypatch.setattr(current_release.recipes, "make", make)
+    monkeypatch.setattr(current_release.recipes, "build", make)
 
 
 @pytest.mark.parametrize("top", ["releases", "moved"])
@@ -350,7 +350,7 @@ def test_without_a_mirror_the_newest_sound_image_is_taken(monkeypatch: pytest.Mo
     assert current_release.release()[0] is None
     for version in ("9.9", "10.0", "15.1"):
         built(version, name=f"release-{version}-RELEASE")
-    store.remove(image.find("release-15.1-RELEASE").entry)
+    store.remove(image.find("release-15.1-RELEASE").entry.directory)
 
     found, why = current_release.release()
 
@@ -373,7 +373,7 @@ def test_another_mirror_with_the_same_name_is_not_taken_for_the_first(
 ) -> None:
     as_image(monkeypatch)
     sets.write(built(), tmp_path / "site")
-    built(name="release-15.1-RELEASE")  # from elsewhere: none of its inputs is a set
+    built(name="release-15.1-RELEASE")  # none of its inputs is a set
     monkeypatch.setenv("FXH_MIRROR", f"{served}/releases/amd64")
     found, _ = current_release.release()
     assert found is not None
@@ -404,7 +404,7 @@ def test_a_base_of_another_architecture(tmp_path: Path, fresh: Path) -> None:
     }
     where = sets.write(built(), tmp_path)
     base = sets.archive(tree, sets.owners(tmp_path), where / "base.txz")
-    (where / "MANIFEST").write_text(sets.manifest((base, sets.Made(where / "kernel.txz", 5))))
+    (where / "MANIFEST").write_text(sets.manifest((base, sets.SetFile(where / "kernel.txz", 5))))
     with pytest.raises(UsageError, match=r"base\.txz of .* is for arm64"):
         dist.world(str(where))
     assert not [path for path in (fresh / "worlds").iterdir() if path.name.startswith(".making")]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""Images that come out the same twice, file systems with an identity of their own, and files with holes."""
+"""Reproducible images, IDs of file systems, and files with holes."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from harness.images.layout import FileSystem
 from harness.images.makefs import Makefs
 from harness.images.ufs import Ufs
 
-# FreeBSD's makefs, which alone makes UFS2 and ZFS; NetBSD's is Debian's package.
+# FreeBSD's makefs, which UFS2 and ZFS need; Debian's package is NetBSD's.
 FREEBSD = os.environ.get("FXH_MAKEFS", "")
 NETBSD = shutil.which("makefs", path=f"{os.environ['PATH']}:/usr/sbin")
 needs_netbsd = pytest.mark.skipif(not NETBSD, reason="needs makefs")
@@ -92,7 +92,7 @@ def layouts() -> list[object]:
 
 @pytest.mark.parametrize("name", layouts())
 def test_the_same_inputs_make_the_same_disks(name: str, world: Path, tmp_path: Path) -> None:
-    """Whenever it is built, by whomever, and whatever times the world's files have."""
+    """Independent of the time, the user and the times of the world's files."""
     planned = layout.load(name)
     small = replace(planned, vdevs=tuple(
         replace(disk, fs=tuple(replace(fs, size=min(fs.size, 256 if fs.type == "zfs" else 64)) for fs in disk.fs)) for disk in planned.vdevs
@@ -116,8 +116,8 @@ def test_the_same_inputs_make_the_same_disks(name: str, world: Path, tmp_path: P
 
 
 @needs_netbsd
-def test_each_file_system_has_an_identity_of_its_own(world: Path, tmp_path: Path) -> None:
-    """And its superblock's copies have the same one: fsck takes them where the first is damaged."""
+def test_each_file_system_has_another_id(world: Path, tmp_path: Path) -> None:
+    """The superblock's copies have the same ID: fsck uses them if the first is damaged."""
     found = set()
     for seed in ("one image", "another"):
         target = tmp_path / seed
@@ -138,7 +138,7 @@ def test_each_file_system_has_an_identity_of_its_own(world: Path, tmp_path: Path
 @pytest.mark.parametrize("name", MAKERS)
 @pytest.mark.parametrize("bsize", layout.BLOCK_SIZES)
 def test_a_block_of_space_behind_each_ufs(name: str, bsize: int, world: Path, tmp_path: Path) -> None:
-    """libfsimage reads whole blocks of a directory, also where that has a fragment alone, the last of the volume."""
+    """libfsimage reads whole blocks of a directory, even if it consists of one fragment, the last of the volume."""
     fs = FileSystem("/", "ufs1", 40, bsize)
     makefs.ufs(maker(name), fs, tree(world), world / "etc", tmp_path / "a.img", "FBROOT", "seed")
     assert (tmp_path / "a.img").stat().st_size == fs.bytes
@@ -160,7 +160,7 @@ def test_a_volume_for_pygrub_has_the_space_too(bsize: int, tmp_path: Path) -> No
 
 
 @needs_mke2fs
-def test_ext2_is_root_s_and_sound(world: Path, tmp_path: Path) -> None:
+def test_ext2_belongs_to_root_and_passes_fsck(world: Path, tmp_path: Path) -> None:
     for path in (world, *world.rglob("*")):
         os.chown(path, 1234, 4321) if os.geteuid() == 0 else None
     makefs.ext2(FileSystem("/boot", "ext2", 32), tree(world), tmp_path / "a.img", "seed")
@@ -174,9 +174,9 @@ def test_ext2_is_root_s_and_sound(world: Path, tmp_path: Path) -> None:
 
 def test_a_volume_that_is_no_ufs(tmp_path: Path) -> None:
     (tmp_path / "none").write_bytes(bytes(1 << 20))
-    with pytest.raises(BuildError, match="no UFS"):
+    with pytest.raises(BuildError, match="not a UFS"):
         settle.ufs_volume(tmp_path / "none", 1, 1)
-    assert holes.dig(tmp_path / "none") == 0
+    assert holes.punch(tmp_path / "none") == 0
 
 
 # -- holes ------------------------------------------------------------------------------------------------------------
@@ -194,7 +194,7 @@ SPARSE = {
 
 
 def expected(data: bytes, bsize: int) -> int:
-    """Blocks of zeros but for the last one."""
+    """The number of blocks of zeros, without the last one."""
     blocks = [data[at : at + bsize] for at in range(0, len(data), bsize)]
     return sum(not any(block) for block in blocks[:-1])
 
@@ -216,8 +216,8 @@ def test_blocks_of_zeros_are_holes(bsize: int, tmp_path: Path) -> None:
 
 
 @needs_netbsd
-def test_who_takes_a_hole_for_a_block_does_not_read_zeros(tmp_path: Path) -> None:
-    """So the case fails where holes are not known: block 0 and the blocks that became free hold something else."""
+def test_a_reader_without_holes_does_not_read_zeros(tmp_path: Path) -> None:
+    """A reader without holes fails the case: block 0 and the freed blocks have other bytes."""
     bootable.write_tree(tmp_path / "tree", {"boot/kernel/kernel": SPARSE["of the case"]})
     bootable.make_ufs(tmp_path / "tree", tmp_path / "a.img", size="5m")
     assert bootable.holes_in(tmp_path / "a.img", "boot/kernel/kernel") == 109
@@ -235,6 +235,6 @@ def test_holes_in_ufs2(tmp_path: Path) -> None:
     bootable.write_tree(tmp_path / "tree", {"kernel": SPARSE["double"]})
     options = "version=2,bsize=4096,fsize=512"
     makefs.run([FREEBSD, "-t", "ffs", "-B", "little", "-s", "20m", "-o", options, str(tmp_path / "a.img"), str(tmp_path / "tree")])
-    assert holes.dig(tmp_path / "a.img") == bootable.holes_in(tmp_path / "a.img", "kernel") == expected(SPARSE["double"], 4096)
+    assert holes.punch(tmp_path / "a.img") == bootable.holes_in(tmp_path / "a.img", "kernel") == expected(SPARSE["double"], 4096)
     with window.opened(tmp_path / "a.img") as whole:
         assert Ufs(whole, superblock(tmp_path / "a.img")).read("kernel", 1 << 30) == SPARSE["double"]

@@ -23,7 +23,7 @@ from harness.console.deaths import Death
 from harness.errors import BuildError, GuestDied
 from harness.history import FILE, History, damage
 from harness.history.schema import VERSION
-from harness.images import store
+from harness.images import entries
 from harness.lab import kernel, ovmf, recipe
 from harness.preparing import Step
 from harness.report import junit, machine, mail
@@ -100,7 +100,7 @@ def test_builds_are_reported(steps: list[Step], tmp_path: Path, monkeypatch: pyt
     for _ in range(2):
         kernel.obtain(recipe.load("4.20").control_kernel)
         ovmf.obtain(recipe.firmware())
-        store.obtain("raws", "0123", entry)
+        entries.get_or_create("raws", "0123", entry)
     assert [step.what for step in steps] == [KERNEL, "UEFI firmware", "a disk image, unpacked"]
 
 

@@ -20,7 +20,7 @@ RELEASES = sorted(path.stem.removeprefix("generic-") for path in DATA.glob("gene
 
 
 def tree_with(top: Path, files: dict[str, str]) -> srctree.SourceTree:
-    """A source tree of FreeBSD 15.1 that holds ``files`` beside what makes it a tree."""
+    """A source tree of FreeBSD 15.1 with ``files`` and the files that identify a tree."""
     base = {
         "Makefile.inc1": "", "tools/build/make.py": "", "sys/conf/newvers.sh": 'REVISION="15.1"\nBRANCH="RELEASE"\n',
         "sys/amd64/conf/GENERIC": "device xenpci\n",
@@ -50,11 +50,11 @@ def test_trimming_drops_nothing_that_a_xen_guest_needs(release: str, tmp_path: P
     kept = conffiles.names(tree, "XENA", dict(configuration.files))
     assert {name for names in recorded["needs"].values() for name in names} - kept == set()
     assert {"xenhvm", "xenpci"} <= set(recorded["needs"]["xen"])
-    # The trimmed kernel is worth its list: it drops more than half of the devices.
+    # The list is effective: it drops more than half of the devices.
     assert len(kept & {name.lower() for name in recorded["devices"]}) < len(recorded["devices"]) / 2
 
 
-def test_trimming_keeps_what_it_does_not_know(tmp_path: Path) -> None:
+def test_trimming_keeps_unknown_names(tmp_path: Path) -> None:
     tree = tree_with(tmp_path, {"sys/amd64/conf/GENERIC": "device\tmpr\ndevice\txenfuture\noptions\tNFSD\noptions\tFUTURE\n"})
     names = conffiles.names(tree, "XENREL", dict(kernconf.load(tree, "XENREL").files))
     assert {"xenfuture", "future"} <= names
@@ -77,14 +77,14 @@ OPTS = "__DEFAULT_YES_OPTIONS = \\\n    ACCT \\\n    FUTURE \\\n    NETLINK \\\n
 
 
 @pytest.mark.parametrize(("preset", "off"), [("small", ["ACCT", "ZFS"]), ("zfs", ["ACCT"]), ("full", [])])
-def test_a_world_keeps_what_it_does_not_know(preset: str, off: list[str], tmp_path: Path) -> None:
+def test_a_world_keeps_unknown_options(preset: str, off: list[str], tmp_path: Path) -> None:
     tree = tree_with(tmp_path, {"share/mk/src.opts.mk": OPTS, "usr.sbin/makefs/zfs.c": "int zfs;\n"})
     text = src_conf.preset(tree, preset).src_conf
     assert text.splitlines() == ["WITHOUT_WERROR=yes", *(f"WITHOUT_{name}=yes" for name in off)]
 
 
 @pytest.mark.parametrize(("preset", "words"), [("tiny", "world 'tiny'"), ("zfs", "makefs of FreeBSD 15.1 cannot write ZFS")])
-def test_a_world_that_cannot_be(preset: str, words: str, tmp_path: Path) -> None:
+def test_invalid_worlds(preset: str, words: str, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=words):
         src_conf.preset(tree_with(tmp_path, {}), preset)
 
@@ -173,7 +173,7 @@ def test_missing_sources_in_a_dry_run(tmp_path: Path) -> None:
 
 
 def test_files_that_no_makefile_depends_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An upload often loses dot files: the build of 15 stops without .clean_build_epoch after minutes."""
+    """Uploads often lose dot files: the build of 15 fails without .clean_build_epoch after minutes."""
     files = {"tools/build/depend-cleanup.sh": "extract_epoch $SRCTOP/.clean_build_epoch\n", "etc/Makefile": "FREEBSD=COPYRIGHT\n"}
     monkeypatch.setattr(preflight, "_subdirs", lambda *_: ["bin"])
     monkeypatch.setattr(preflight, "_make", lambda *_: "")
@@ -242,7 +242,7 @@ def test_the_llvm_of_a_tree(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("installed", "words"), [(13, "clang 13 cannot build FreeBSD 15: it takes 14 to 21"), (22, "clang 22 cannot")]
+    ("installed", "words"), [(13, "clang 13 cannot build FreeBSD 15: it needs 14 to 21"), (22, "clang 22 cannot")]
 )
 def test_a_compiler_that_does_not_fit_the_tree(installed: int, words: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hosttools.sys, "platform", "linux")
@@ -261,7 +261,7 @@ def test_version_of_a_compiler() -> None:
 def test_a_tree_newer_than_every_known_one(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     tree_with(tmp_path, {"sys/conf/newvers.sh": 'REVISION="17.0"\nBRANCH="CURRENT"\n'})
     assert [record.message for record in caplog.records] == [
-        f"{tmp_path}: FreeBSD 17.0 is newer than every release this harness has built (up to 15)"
+        f"{tmp_path}: FreeBSD 17.0 is newer than every release that this harness was tested with (up to 15)"
     ]
 
 
@@ -287,7 +287,7 @@ def test_identity_is_of_content_modes_and_links_alone(tmp_path: Path) -> None:
     top = tree_with(tmp_path / "src", {"bin/a.c": "x"}).path
 
     def identity() -> dict[str, str]:
-        """As the index has it, which has to be what a first look gives."""
+        """The identity from the index, after a comparison with one from an empty index."""
         found = treescan.identity(treescan.scan(top), index)
         shutil.rmtree(tmp_path / "new", ignore_errors=True)
         assert found == treescan.identity(treescan.scan(top), tmp_path / "new")
@@ -321,7 +321,7 @@ def test_identity_is_of_content_modes_and_links_alone(tmp_path: Path) -> None:
 def test_a_build_gives_way_to_other_sessions() -> None:
     argv = ["cat", "/proc/self/autogroup"]
     said = subprocess.run(
-        argv, capture_output=True, text=True, check=True, start_new_session=True, preexec_fn=buildworld._plain
+        argv, capture_output=True, text=True, check=True, start_new_session=True, preexec_fn=buildworld._set_up_child
     ).stdout
     # /autogroup-97 nice 10
     assert said.split()[1:] == ["nice", "10"]

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from harness.errors import InfrastructureError, UsageError
-from harness.images import debugfile, store
+from harness.images import debugfile, entries
 from harness.xen import symbolizer
 from harness.xen.symbolizer import Line, lookup, parse
 
@@ -111,7 +111,7 @@ def test_the_file_with_the_same_build_id_is_found(program: Path, empty_store: Pa
         shutil.copyfile(program, work / debugfile.NAME)
         return {}
 
-    entry = store.obtain("kernels", "0123456789abcdef", make)
+    entry = entries.get_or_create("kernels", "0123456789abcdef", make)
     assert debugfile.find(stripped) == entry.directory / debugfile.NAME
     assert debugfile.find(stripped, [program]) == program
     assert debugfile.find(program.with_name("other")) is None, "the store has another build"

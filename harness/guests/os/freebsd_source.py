@@ -19,7 +19,7 @@ def from_files(kernel: Path, disk: Path, *, root: str = "") -> GuestSource:
     Without ``root`` the disk says what its root is. Raises UsageError for a disk that cannot be read, and for a kernel that no Xen
     can start, saying which guest types it could serve.
     """
-    looked = kernelfile.look(kernel)
+    looked = kernelfile.read(kernel)
     version = looked.os_version
     if not looked.types:
         raise UsageError(

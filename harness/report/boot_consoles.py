@@ -1,0 +1,42 @@
+# SPDX-License-Identifier: BSD-2-Clause
+"""Lines that the boot of a cell prints in one run and not in another."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from harness.report import console_diff
+from harness.report.console_diff import Difference
+
+BOOTS = "boot/test_boot::test_boots_to_login"
+"""The case whose console is compared: it boots from the first line, in the default shape."""
+
+
+@dataclass(frozen=True)
+class ConsoleChange:
+    """The difference between the boot consoles of a cell in two runs. ``before`` is the name of the earlier run."""
+
+    cell: str
+    before: str
+    difference: Difference
+
+
+def changes(pairs: Iterable[tuple[str, str, Path, Path]]) -> tuple[ConsoleChange, ...]:
+    """The cells whose consoles differ. Each pair is (cell, name of the earlier run, its case directory, the later one's)."""
+    found = []
+    for cell, name, before, now in pairs:
+        old, new = _console(before), _console(now)
+        if old and new and (difference := console_diff.compare(old, new)):
+            found.append(ConsoleChange(cell, name, difference))
+    return tuple(found)
+
+
+def _console(directory: Path) -> bytes:
+    """The case's first console log, by name; empty if there is none."""
+    logs = sorted(directory.glob("*.console.log"))
+    try:
+        return logs[0].read_bytes()[: console_diff.LONGEST] if logs else b""
+    except OSError:
+        return b""
