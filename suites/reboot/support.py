@@ -19,7 +19,7 @@ SOURCE = "xen tools/xl/xl_vmcontrol.c (restart), tools/libs/light/libxl_bootload
 
 
 class TwoKernels:
-    """A guest that pygrub booted, with a second kernel on its boot volume beside the first one."""
+    """A guest that pygrub booted, with a second kernel on its boot volume next to the first one."""
 
     def __init__(self, guest: Guest, kinds: dict[str, str]) -> None:
         """``kinds`` maps the digest of a kernel file to ``new`` or ``old``."""

@@ -25,7 +25,7 @@ pytestmark = pytest.mark.needs(capability=("pygrub",), types=("pvh", "pv"))
 
 @pytest.fixture
 def two_kernels(booted: Booted, rig: WorkerEnvironment, cell: Cell, case: CaseContext) -> TwoKernels:
-    """A guest that pygrub booted, with a second kernel on its boot volume beside the first one."""
+    """A guest that pygrub booted, with a second kernel on its boot volume next to the first one."""
 
     def with_second_kernel(guest: Guest) -> dict[str, str]:
         volume = replace_kernel.volume(guest)
