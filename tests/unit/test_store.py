@@ -17,7 +17,6 @@ from harness.cli import image as image_cli
 from harness.cli import store as cli
 from harness.errors import BuildError, InfrastructureError, UsageError
 from harness.images import entries
-from harness.lab.checkpoint import READY
 
 
 @pytest.fixture(autouse=True)
@@ -153,8 +152,8 @@ def _lab(fresh: Path, name: str, *checkpoints: str) -> Path:
 
 
 def test_list_and_gc_know_every_kind(fresh: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    _lab(fresh, "xen-4.20-x", f"{READY}@1", "mine@1", "warm-a@1")
-    _lab(fresh, "xen-4.17-y", f"{READY}@1")
+    _lab(fresh, "xen-4.20-x", "ready@1", "mine@1", "warm-a@1")
+    _lab(fresh, "xen-4.17-y", "ready@1")
     get("control.img")
     entries.get_or_create("worlds", "w", lambda work: {"what": "small world of /usr/src"})
     (fresh / "control/linux-1").mkdir(parents=True)
@@ -183,7 +182,7 @@ def test_list_and_gc_know_every_kind(fresh: Path, capsys: pytest.CaptureFixture[
 
 
 def test_image_gc_is_store_gc_for_images(fresh: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    lab = _lab(fresh, "xen-4.20-x", f"{READY}@1")
+    lab = _lab(fresh, "xen-4.20-x", "ready@1")
     world = entries.get_or_create("worlds", "w", lambda work: {})
     os.utime(world.directory / ".used", (1, 1))
     image_cli.gc(age=1)
