@@ -37,6 +37,8 @@ log = logging.getLogger("fxh.images.build")
 ARCH = "amd64"
 # Raise when the same source and options give another result.
 RECIPE = 1
+# The same for kernels alone. 2: paths in debugging information are replaced, and kernel.debug is kept.
+KERNEL_RECIPE = 2
 # Tests of bmake that fail under dash, or if SIGINT is ignored (under nohup or in the background of a script).
 _BROKEN_TESTS = "cmd-interrupt deptgt-interrupt opt-debug-x-trace"
 # Bytes. Objects of a kernel and a small world take 400 MB, of a full world several GB.

@@ -10,7 +10,7 @@ from pathlib import Path
 from harness import store
 from harness.digest import file_sha256
 from harness.images import debugfile, entries, hosttools, kernconf, preflight, src_conf, srctree, treescan
-from harness.images.buildworld import RECIPE, BuildDirectory
+from harness.images.buildworld import KERNEL_RECIPE, RECIPE, BuildDirectory
 from harness.images.entries import StoreEntry
 from harness.images.inputs import Input, combine, key_of, text_hash
 from harness.images.kernelfile import build_id
@@ -54,7 +54,11 @@ class FromSource:
 
     def kernel_inputs(self, name: str) -> list[Input]:
         conf = kernconf.load(self.tree, name)
-        return [*self._common(), Input(f"kernel configuration {name}", conf.hash, conf.origin)]
+        return [
+            *self._common(),
+            Input("kernel builder", str(KERNEL_RECIPE), "harness/images/buildworld.py"),
+            Input(f"kernel configuration {name}", conf.hash, conf.origin),
+        ]
 
     def kernel(self, name: str) -> StoreEntry:
         """The kernel of configuration ``name`` as ``kernels/<key>/kernel``."""

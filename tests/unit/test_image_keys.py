@@ -59,7 +59,10 @@ _NAME = re.compile(r'\bInput\(f?"([^"]+)"')
     ("module", "names"),
     [
         (assemble, ["world", "kernel", "layout", "edits", "makefs", "image builder"]),
-        (sources, ["source/sys", "source/rest", "src.conf", "compiler", "builder", "kernel configuration {name}"]),
+        (
+            sources,
+            ["source/sys", "source/rest", "src.conf", "compiler", "builder", "kernel builder", "kernel configuration {name}"],
+        ),
         (dist, ["set {name}", "left out", "unpacker"]),
         (destdir, ["world"]),
         (diskimport, ["disk", "importer", "kernel", "root"]),
