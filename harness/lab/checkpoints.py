@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from harness import preparing
+from harness import preparing, trace
 from harness.deadline import Deadline
 from harness.errors import DeadlineExpired, InfrastructureError, LabDead, TransportError
 from harness.lab import checkpoint, prewarm, registry
@@ -131,7 +131,10 @@ class LabCheckpoints:
 
         ``private_memory`` makes a save that follows faster. Raises CheckpointBroken if QEMU cannot load the checkpoint.
         """
-        deadline = deadline or Deadline(_RESTORE)
+        with trace.step("restore", f"restore the checkpoint {saved.name}", self._lab.name):
+            self._restore(saved, deadline or Deadline(_RESTORE), private_memory)
+
+    def _restore(self, saved: Checkpoint, deadline: Deadline, private_memory: bool) -> None:
         snapshotter = self._machine.criu if saved.hot else self._migration
         if snapshotter is None:
             raise LabDead(f"lab {self._lab.name} runs without CRIU and cannot load the hot checkpoint {saved.name}")
