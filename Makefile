@@ -3,7 +3,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-# Labs side by side; each takes one CPU.
+# Labs that run at the same time; each takes one CPU.
 WORKERS ?= $(shell nproc 2>/dev/null || sysctl -n hw.ncpu)
 SELFTEST = $(BIN)/pytest tests -q -n $(WORKERS) --dist worksteal
 
@@ -12,13 +12,13 @@ SELFTEST = $(BIN)/pytest tests -q -n $(WORKERS) --dist worksteal
 run: setup
 	$(BIN)/fxh run --with-release -n $(WORKERS)
 
-# The suites and the harness judge each other: a guest known to be good has to be judged good, in every case. Both run to the
-# end, whatever the first says; the last line is pytest's own summary.
+# The control guest must pass every case. Both parts run to the end, whatever the result of the first; the last line is pytest's
+# summary.
 test: lint setup-tests
-	@said=0; $(BIN)/fxh run -n $(WORKERS) || said=$$?; \
-	$(SELFTEST) && exit $$said
+	@status=0; $(BIN)/fxh run -n $(WORKERS) || status=$$?; \
+	$(SELFTEST) && exit $$status
 
-# Half of it: without the suites.
+# The tests without the suites.
 selftest: lint setup-tests
 	$(SELFTEST)
 
@@ -52,11 +52,11 @@ bench: setup
 	$(BIN)/python bench/case.py
 	$(BIN)/python bench/throughput.py
 
-# Regressions planted on purpose, each through the real suites: all have to be caught.
+# Plant regressions and run the real suites: each must be found.
 planted: setup
 	$(BIN)/python tests/planted/score.py -n $(WORKERS)
 
-# The latest run's page, mail and JSON, written anew; says the verdict and where they are.
+# Rewrite the page, mail and JSON of the latest run; print the verdict and their paths.
 report: $(VENV)/installed
 	$(BIN)/fxh report || test $$? -eq 1
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""The action trace: every command, xl verb, wait and restore of a case, with its times, status and caller.
+"""The action trace: every command, xl command, wait and restore of a case, with its times, status and caller.
 
 Code that acts on a host or a guest wraps the action in :func:`step`. :func:`record` starts a file for a case; without one a step is
 only logged. Each event takes two lines in the file, at its begin and at its end, each written at once: a killed harness loses nothing,

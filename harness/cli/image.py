@@ -31,7 +31,10 @@ def build(
     kernel: Annotated[str, typer.Option("--kernel", help="Use this kernel file.")] = "",
     base: Annotated[str, typer.Option("--base", help="Replace the kernel of this image.", autocompletion=completion.images)] = "",
     kernconf: Annotated[
-        str, typer.Option("--kernconf", help="Build this kernel configuration: XENA, XENB, XENREL, one of the tree, or a file.")
+        str,
+        typer.Option(
+            "--kernconf", help="Build this kernel configuration: XENA, XENB, XENREL, XENDEBUG, XENZFS, one of the tree, or a file."
+        ),
     ] = "",
     world: Annotated[
         str,

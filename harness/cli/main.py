@@ -69,7 +69,10 @@ def _version(wanted: bool) -> None:
 @app.callback()
 def _options(
     verbose: Annotated[
-        int, typer.Option("-v", "--verbose", count=True, help="Log each action on a host or guest; twice: with its output.")
+        int,
+        typer.Option(
+            "-v", "--verbose", count=True, show_default=False, help="Log each action on a host or guest; twice: with its output."
+        ),
     ] = 0,
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
@@ -88,7 +91,7 @@ def complain(error: HarnessError) -> int:
     """Print an error with its hint. Returns its exit code."""
     print(f"fxh: {error.message}", file=sys.stderr)
     if error.hint:
-        print(f"     {error.hint}", file=sys.stderr)
+        print(f"     hint: {error.hint}", file=sys.stderr)
     return error.exit_code
 
 

@@ -23,7 +23,7 @@ def nightly(
 ) -> None:
     """Run the steps of [nightly] in fxh.toml, with one line of JSON per step. Failures other than the product's are mailed.
 
-    Exit codes: 0 success, 1 product failure, 4 a step failed or another night is running.
+    Exit codes: 0 success, 1 product failure, 4 a step failed or another nightly job is running.
     """
     import shlex
 
@@ -43,7 +43,7 @@ def nightly(
     if done.failed:
         path = done.directory / "infrastructure.eml"
         message = mail.compose(done, config.mail, platform.node() or "localhost")
-        print(f"fxh: the night failed: {path}{' is sent' if config.mail.send else ''}", file=sys.stderr)
+        print(f"fxh: the nightly job failed: {path}{' is sent' if config.mail.send else ''}", file=sys.stderr)
         mail.deliver(message, config.mail, path)
     night.prune(where, config.run.keep_runs)
     raise typer.Exit(done.exit_code)

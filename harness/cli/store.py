@@ -17,9 +17,9 @@ if TYPE_CHECKING:
 app = typer.Typer(no_args_is_help=True, help="Built and downloaded files: list, gc.")
 
 Kinds = Annotated[list[str] | None, typer.Option("--kind", help="Only this kind, such as labs or images; repeat for more.")]
-Size = Annotated[int, typer.Option("--size", help="MiB to keep.")]
-Age = Annotated[float, typer.Option("--age", help="Remove entries that were not used for this many days.")]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Only print the entries to remove.")]
+Size = Annotated[int, typer.Option("--size", help="Keep at most this many MiB.", show_default=False)]
+Age = Annotated[float, typer.Option("--age", help="Remove entries that were not used for this many days.", show_default=False)]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the entries and remove nothing.")]
 
 
 def _items(kinds: list[str] | None) -> list[Item]:
@@ -39,7 +39,7 @@ def _items(kinds: list[str] | None) -> list[Item]:
 
 
 @app.command("list")
-def list_(kind: Kinds = None, as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False) -> None:
+def list_(kind: Kinds = None, as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
     """List all entries of the store, the longest unused first."""
     found = _items(kind)
     if as_json:

@@ -3,6 +3,6 @@
 
 from harness.config.load import Loaded, load
 from harness.config.runoptions import RunOptions
-from harness.config.schema import Config, HostConfig, MailConfig, NightlyConfig, ReleaseConfig
+from harness.config.schema import Config, HostConfig, MailConfig, NightlyConfig
 
-__all__ = ["Config", "HostConfig", "Loaded", "MailConfig", "NightlyConfig", "ReleaseConfig", "RunOptions", "load"]
+__all__ = ["Config", "HostConfig", "Loaded", "MailConfig", "NightlyConfig", "RunOptions", "load"]

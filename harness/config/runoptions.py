@@ -226,7 +226,7 @@ class RunOptions:
         default=(),
         metadata=option(
             "--fail-on",
-            help="Fail also on these (comma-separated): complaint, for a complaint that no earlier run had in its cell.",
+            help="Also fail on these (comma-separated): complaint, for a complaint that no earlier run had in its cell.",
             values=("complaint",),
             toml=True,
         ),

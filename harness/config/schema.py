@@ -38,13 +38,13 @@ MAIL_SECURITY = ("auto", "tls", "starttls", "none")
 
 @dataclass(frozen=True)
 class MailConfig:
-    """``[mail]``: the mails of a night. They are always written to files, and sent only if ``send`` is true."""
+    """``[mail]``: the mails of a nightly job. They are always written to files, and sent only if ``send`` is true."""
 
     send: bool = False
     sender: str = ""
     to: tuple[str, ...] = ()
     infrastructure_to: tuple[str, ...] = ()
-    """The recipients if a step of the night failed; empty for ``to``."""
+    """The recipients if a step of the nightly job failed; empty for ``to``."""
     smtp: str = "localhost:25"
     """``HOST`` or ``HOST:PORT``; the default port is 465 for ``security = "tls"``, else 25."""
     security: str = "auto"
@@ -73,14 +73,6 @@ class NightlyConfig:
 
 
 @dataclass(frozen=True)
-class ReleaseConfig:
-    """``[release]``: a FreeBSD release that serves as a baseline."""
-
-    version: str = ""
-    mirror: str = ""
-
-
-@dataclass(frozen=True)
 class Config:
     """All tables of ``fxh.toml``; the hosts by name."""
 
@@ -88,12 +80,10 @@ class Config:
     hosts: Mapping[str, HostConfig] = field(default_factory=dict)
     mail: MailConfig = field(default_factory=MailConfig)
     nightly: NightlyConfig = field(default_factory=NightlyConfig)
-    release: ReleaseConfig = field(default_factory=ReleaseConfig)
 
 
 SECTIONS: Mapping[str, type] = {
     "run": RunOptions,
     "mail": MailConfig,
     "nightly": NightlyConfig,
-    "release": ReleaseConfig,
 }

@@ -113,7 +113,7 @@ def remove(base: str, run: str, kept: tuple[str, ...] = ()) -> list[str]:
     """
     directory = "%s/run-%s" % (base, run)
     for _ in range(3):
-        # Kill xl before its domain: if a domain is destroyed while xl builds it, xl goes on and leaks entries in xenstore.
+        # Kill xl before its domain: if a domain is destroyed while xl builds it, xl continues and leaves entries in xenstore.
         for pid in watchers(directory, kept):
             with contextlib.suppress(OSError):
                 os.kill(pid, signal.SIGKILL)

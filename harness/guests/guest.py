@@ -40,7 +40,7 @@ _DESTROY = 120.0
 # A domain that xl restarts is gone if it is missing in so many polls, half a second apart: xl sleeps two seconds before it builds
 # the next domain (tools/xl/xl_vmcontrol.c), and `xl list` shows none meanwhile.
 _ABSENT_POLLS = 7
-# Seconds for xl to build the next domain. A domain must not be destroyed meanwhile: xl goes on to write its memory and CPUs to
+# Seconds for xl to build the next domain. A domain must not be destroyed meanwhile: xl continues to write its memory and CPUs to
 # xenstore, and these entries stay (measured: /libxl/N and /local/domain/N).
 _BUILDING = 30.0
 # Seconds without a domain of the guest's name until xl has given up: it sleeps two, and the next domain exists before its
@@ -299,7 +299,7 @@ class Guest:
             return death(self.deadline(seconds))
 
     def console_will_end(self) -> None:
-        """Expect the end of the console: the domain goes down on purpose."""
+        """Expect the end of the console: the case ends the domain on purpose."""
         if self._console is not None:
             self._console.expect_end()
 

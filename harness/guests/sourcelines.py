@@ -40,7 +40,7 @@ def backtrace(frames: Sequence[Frame], kernel: Path, given: Sequence[Path] = ())
 
 
 def _address(frame: Frame, symbols: elfsymbols.Functions | None) -> int | None:
-    """The address of the instruction that a frame stands at: a return address names the one after its call."""
+    """The address of the instruction of a frame: a return address names the one after its call."""
     if frame.function and symbols is not None and not frame.before:
         start = symbols.address(frame.function)
         if start is not None:

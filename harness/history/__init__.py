@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""The history of runs: one SQLite file beside the run directories. Each run adds itself at its end; verdicts and reports read it."""
+"""The history of runs: one SQLite file next to the run directories. Each run adds itself at its end; verdicts and reports read it."""
 
 from harness.history.rows import Row, Run
 from harness.history.store import FILE, History

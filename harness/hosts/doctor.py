@@ -197,7 +197,7 @@ def _xen(facts: Facts) -> Iterator[Check]:
     if OLDEST <= info.number <= NEWEST:
         yield Check("Xen", OK, info.xen_version)
     else:
-        yield Check("Xen", WARN, info.xen_version, "Xen 4.14 to 4.22 are tested; report problems with this version")
+        yield Check("Xen", WARN, info.xen_version, "Xen 4.14 to 4.22 are supported; report problems with this version")
     types = info.guest_types
     if not info.x86:
         kind = (

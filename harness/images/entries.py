@@ -17,7 +17,7 @@ from typing import Any
 from harness import store
 from harness.images.inputs import content_hash
 
-KINDS = ("images", "worlds", "kernels", "sets", "disks", "raws")
+KINDS = ("images", "worlds", "kernels", "disks", "raws")
 # Caches: object directories of source builds, fetched files, and copies of images with kernel variables.
 CACHES = ("objects", "downloads", "variants")
 _MANIFEST, _SUMS = "manifest.json", "sums.json"

@@ -69,7 +69,7 @@ def prune(days: float) -> tuple[Item, ...]:
 
 
 def bound(most: int = _MOST) -> tuple[Item, ...]:
-    """Remove the longest unused checkpoints that suites made, of whatever lab, until they take ``most`` bytes.
+    """Remove the longest unused checkpoints that suites made, in all labs, until they take ``most`` bytes.
 
     They also must not take more than half of the disk's free space without them. Suites create them again when needed.
     """

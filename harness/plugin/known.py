@@ -44,7 +44,7 @@ class KnownIssue:
     sometimes: bool = False
     """The failure depends on a race or on random inputs, so the case may also pass.
 
-    Set it only then: without it the fix of the bug makes the case fail, so that somebody removes the entry.
+    Set it only then: without it the fix of the bug makes the case fail, so that the entry gets removed.
     """
 
     def covers(self, case: str, cell: Cell) -> bool:

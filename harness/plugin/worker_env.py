@@ -73,7 +73,7 @@ class WorkerEnvironment:
     # -- after a case -------------------------------------------------------------------------------------------------
 
     def keep(self, cell: Cell, context: CaseContext) -> None:
-        """With ``--keep failed``, leave the guests of a failed case for a person. The next case gets another share or lab."""
+        """With ``--keep failed``, leave the guests of a failed case for inspection. The next case gets another share or lab."""
         held = self._hosts.held(cell)
         if self._options.keep != "failed" or held is None or not context.guests or context.kept:
             return

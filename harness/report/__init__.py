@@ -30,7 +30,7 @@ def publish(path: Path, run: RunResult) -> Report:
 
 
 def record(path: Path, run: RunResult) -> None:
-    """Record a run in the history beside its directory. Logs a warning if that fails."""
+    """Record a run in the history next to its directory. Logs a warning if that fails."""
     for _ in range(2):
         try:
             History(history_file(path)).record(run)

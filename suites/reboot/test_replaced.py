@@ -76,7 +76,7 @@ WAYS = {
 
 @pytest.mark.parametrize("way", WAYS)
 def test_replaced_kernel_runs(two_kernels: TwoKernels, way: str, case: CaseContext) -> None:
-    """After the kernel file was replaced and the guest rebooted in good order, the new kernel runs.
+    """After the kernel file was replaced and the guest rebooted cleanly, the new kernel runs.
 
     Source: xen tools/xl/xl_vmcontrol.c (restart); tools/libs/light/libxl_bootloader.c (run at each creation)
     Catches: stale blocks of dom0's page cache, a truncated kernel, a kernel that was not replaced (planted)

@@ -20,7 +20,7 @@ from harness.plugin.case_context import CaseContext
 from harness.xen.config import Disk
 
 _MIB = 1 << 20
-# Disks besides the root on xvda, by partition table: the disk, the index of the root copy in it, and the GEOM providers below the
+# Disks in addition to the root on xvda, by partition table: the disk, the index of the root copy in it, and the GEOM providers below the
 # root copy, which is xbd1s1a and xbd2p2.
 TABLES = {
     "mbr": (Vdev("xvdb", (), "mbr"), 0, ("xbd1s1", "xbd1")),

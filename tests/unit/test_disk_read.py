@@ -669,7 +669,7 @@ def test_list_takes_a_disk(disk: Path, tmp_path: Path) -> None:
         done = subprocess.run([*fxh, *words, "--disk", str(tmp_path / "blank")], capture_output=True, text=True, check=False)
         assert (done.returncode, done.stdout) == (2, ""), words
         assert done.stderr.startswith(
-            f"fxh: {tmp_path / 'blank'}: no FreeBSD on it; it has xbd0 (nothing known)\n     use an image"
+            f"fxh: {tmp_path / 'blank'}: no FreeBSD on it; it has xbd0 (nothing known)\n     hint: use an image"
         ), words
 
 

@@ -35,14 +35,14 @@ def run(tmp_path: Path, *steps: NightlyStep, hours: float = 1.0) -> tuple[night.
 def test_the_plan_follows_the_configuration(tmp_path: Path) -> None:
     assert [step.name for step in plan(NightlyConfig(), MailConfig(), tmp_path)] == ["run", "report", "prune"]
     full = plan(
-        NightlyConfig(source=str(tmp_path), build=("--source", "{source}"), run=("boot", "-n", "2")),
+        NightlyConfig(source=str(tmp_path), build=("--src", "{source}"), run=("boot", "-n", "2")),
         MailConfig(to=("a@x", "b@x")),
         tmp_path,
     )
     assert [step.name for step in full] == ["update", "build", "run", "report", "prune"]
     assert full[0].argv == ("git", "-C", str(tmp_path), "pull", "--ff-only", "--quiet")
     assert full[3].argv[-6:] == ("report", "--mail", "--to", "a@x, b@x", "--reports", str(tmp_path))
-    assert full[1].argv[-4:] == ("image", "build", "--source", str(tmp_path))
+    assert full[1].argv[-4:] == ("image", "build", "--src", str(tmp_path))
     with pytest.raises(UsageError, match="no such directory"):
         plan(NightlyConfig(source="/none"), MailConfig(), tmp_path)
 

@@ -53,7 +53,7 @@ class Interface:
 class ShutdownExpectation:
     """The expected end of a guest: ``reason`` as ``xl list`` shows it, or "" if Xen learns of no shutdown.
 
-    In the latter case the guest goes on, or its kernel ``halts`` and its domain stays.
+    In the latter case the guest continues, or its kernel ``halts`` and its domain stays.
     """
 
     reason: str
