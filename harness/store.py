@@ -112,10 +112,6 @@ def get_or_create(
 
 
 def _create(entry: Path, create: Callable[[Path], Path], damage: Callable[[Path], str], free_mib: int) -> None:
-    if entry.exists():
-        if reason := damage(entry):
-            log.warning("%s is damaged (%s); creating it again", entry, reason)
-        remove(entry)
     # This process holds the lock, so these belong to a killed process.
     for leftover in entry.parent.glob(f"{_MAKING}{entry.name}.*"):
         delete_tree(leftover)
@@ -125,6 +121,10 @@ def _create(entry: Path, create: Callable[[Path], Path], damage: Callable[[Path]
             f"{free} MiB free at {entry.parent}, building {entry.name} needs {free_mib}",
             hint="free some space (`fxh store gc`), or point FXH_STORE at a larger disk",
         )
+    if entry.exists():
+        if reason := damage(entry):
+            log.warning("%s is damaged (%s); creating it again", entry, reason)
+        remove(entry)
     work = Path(tempfile.mkdtemp(prefix=f"{_MAKING}{entry.name}.", dir=entry.parent))
     work.chmod(0o755)
     try:

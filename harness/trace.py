@@ -92,11 +92,19 @@ class _Recorder:
     count: int = 0
     open: list[int] = field(default_factory=lambda: [0])
     descriptor: int = -1
+    failed: bool = False
 
     def write(self, value: dict[str, object]) -> None:
-        if self.descriptor < 0:  # a case that is skipped leaves no file
-            self.descriptor = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
-        os.write(self.descriptor, json.dumps(value, separators=(",", ":")).encode() + b"\n")
+        """Append a line. If that fails, the action goes on and later events are lost: a full disk must not prevent `xl destroy`."""
+        if self.failed:
+            return
+        try:
+            if self.descriptor < 0:  # a case that is skipped leaves no file
+                self.descriptor = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
+            os.write(self.descriptor, json.dumps(value, separators=(",", ":")).encode() + b"\n")
+        except OSError as exc:
+            self.failed = True
+            log.warning("%s: %s; no further events are recorded", self.path, exc.strerror)
 
 
 _recorder: ContextVar[_Recorder | None] = ContextVar("fxh.trace", default=None)
@@ -104,9 +112,9 @@ _recorder: ContextVar[_Recorder | None] = ContextVar("fxh.trace", default=None)
 
 @contextmanager
 def record(path: Path) -> Iterator[None]:
-    """Append the events of this thread to ``path`` until the block ends. A step raises OSError if the file cannot be written."""
+    """Append the events of this thread to ``path`` until the block ends. If the file cannot be written, only a warning is logged."""
     # A case that runs again appends: its numbers go on after those in the file.
-    before = max((event.number for event in read(path)), default=0) if path.exists() else 0
+    before = max((event.number for event in read(path)), default=0) if path.is_file() else 0
     recorder = _Recorder(path, before)
     token = _recorder.set(recorder)
     try:

@@ -38,6 +38,17 @@ def _items(kinds: list[str] | None) -> list[Item]:
     return sorted((item for item in found if not kinds or item.kind in kinds), key=lambda item: item.used)
 
 
+def _sweep() -> list[Item]:
+    """Remove the work directories that killed processes left, of every kind."""
+    from harness import store
+    from harness.guests import bootable
+    from harness.images import entries
+    from harness.lab import prune
+
+    kinds = (*entries.KINDS, *entries.CACHES, *bootable.KINDS, "criu")
+    return [*prune.sweep(), *(store.Item(kind, path, size, 0) for kind in kinds for path, size in store.sweep(kind))]
+
+
 @app.command("list")
 def list_(kind: Kinds = None, as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
     """List all entries of the store, the longest unused first."""
@@ -65,11 +76,10 @@ def gc(size: Size = 0, age: Age = 0, kind: Kinds = None, dry_run: DryRun = False
     Files of running labs stay. Checkpoints that a user made are removed by age only.
     """
     from harness import store
-    from harness.lab import prune
 
     if not size and not age:
         raise UsageError("gc needs a limit", hint="give --size MIB, --age DAYS, or both")
-    left = [] if kind or dry_run else prune.sweep()
+    left = [] if kind or dry_run else _sweep()
     for item in left:
         print(f"{item.kind} {item.path.name}: {item.size >> 20} MiB, left by a killed process")
     evicted = store.evict(

@@ -21,7 +21,7 @@ from harness.deadline import Deadline
 from harness.dom0 import read_memory
 from harness.errors import HarnessError
 from harness.guests import sourcelines
-from harness.transport import Transport
+from harness.transport import Completed, Transport
 from harness.xen import dom0_program, elfsymbols
 
 SECONDS = 10.0
@@ -107,8 +107,8 @@ def inspect(transport: Transport, domid: int, vcpus: int, kernel: Path | None, s
     except HarnessError as exc:
         return {"vcpus": f"{NOT_READ}{exc.message}\n"}
     cpus = parse(done.text)
-    if not cpus:
-        return {"vcpus": f"{NOT_READ}{plain(done.stderr.decode('utf-8', 'replace')).strip() or 'xenctx printed nothing'}\n"}
+    if not any(cpu.registers for cpu in cpus):
+        return {"vcpus": f"{NOT_READ}{_last_line(done) or 'xenctx printed nothing'}\n"}
     found = {"vcpus": "".join(_described(cpu, kernel, symbols) for cpu in cpus)}
     if kernel is None or "cr3" not in cpus[0].registers:
         return found
@@ -134,6 +134,12 @@ def inspect(transport: Transport, domid: int, vcpus: int, kernel: Path | None, s
     if messages:
         found["messages"] = plain(messages)
     return found
+
+
+def _last_line(done: Completed) -> str:
+    """The last line that dom0 printed: the error of xenctx, or of the shell."""
+    lines = plain((done.stdout + done.stderr).decode("utf-8", "replace")).strip().splitlines()
+    return lines[-1] if lines else ""
 
 
 def _described(cpu: VCPU, kernel: Path | None, symbols: Sequence[Path]) -> str:

@@ -112,6 +112,7 @@ def read(path: Path, into: Path) -> Bundle:
         if data.get("schema") != SCHEMA:
             raise UsageError(f"{path}: schema {data.get('schema')} is unknown", hint="use the version of the harness that wrote it")
         bundle = _bundle(data)
+        Outcome(bundle.outcome)  # raises ValueError for an unknown word
     except (OSError, tarfile.TarError, EOFError, ValueError, KeyError, TypeError, AttributeError) as exc:
         raise UsageError(f"{path}: not a bundle ({exc})", hint="give a file that `fxh repro export` wrote") from exc
     for item in bundle.inputs:

@@ -15,6 +15,8 @@ from harness.digest import file_sha256
 from harness.errors import InfrastructureError, UsageError
 from harness.lab.store import LabImage
 
+IMPORTED = ".imported"
+"""Marks a lab that this machine did not build, and perhaps cannot build."""
 _SUMS = "SHA256SUMS.json"
 FILES = (
     "manifest.json",
@@ -74,6 +76,7 @@ def _import(file: Path, work: Path) -> LabImage:
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9.-]{0,80}", key):
             raise UsageError(f"{file}: invalid lab name {key!r}")
         (work / _SUMS).unlink()
+        (work / IMPORTED).touch()
 
         def damage(directory: Path) -> str:
             return "" if (directory / "manifest.json").is_file() else "no manifest.json"

@@ -40,8 +40,10 @@ def build(recipe: Recipe, *, force: bool = False) -> LabImage:
     Raises BuildError with the last lines of the failing tool. A failed build leaves nothing in the store.
     """
 
+    if force or find(recipe) is None:
+        tools.require()  # before the store removes a damaged lab with its checkpoints
+
     def create(work: Path) -> Path:
-        tools.require()
         _build(recipe, work)
         return work
 

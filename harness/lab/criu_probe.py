@@ -21,7 +21,7 @@ from filelock import FileLock
 
 from harness import debian, paths, preparing, store
 from harness.deadline import ConditionNotMet, Deadline
-from harness.errors import BuildError, InfrastructureError
+from harness.errors import InfrastructureError
 from harness.lab import tools
 from harness.lab.criu import CriuSnapshotter, pid_in_namespace
 
@@ -90,7 +90,7 @@ def _search(setting: str) -> ProbeResult:
         return ProbeResult((), "", f"{setting}: {why}")
     try:
         criu = _from_debian()
-    except (BuildError, OSError) as exc:
+    except (InfrastructureError, OSError) as exc:
         return ProbeResult((), "", f"{why}; Debian's CRIU is not available: {str(exc).splitlines()[0]}")
     problem = _try(criu)
     label = _version(criu)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from harness import store
 from harness.lab import checkpoint, registry
+from harness.lab.archive import IMPORTED
 from harness.lab.checkpoint import CheckpointKind
 from harness.lab.store import LabImage
 from harness.store import Item
@@ -37,7 +38,8 @@ def items() -> list[Item]:
         if not busy:
             size = store.size(directory) - sum(item.size for item in made)
             used = max(store.last_used(path) for path in (directory, *checkpoint.listing(image)))
-            found.append(Item("labs", directory, size, used, "", all(map(_recreatable, checkpoint.listing(image)))))
+            recreatable = not (directory / IMPORTED).exists() and all(map(_recreatable, checkpoint.listing(image)))
+            found.append(Item("labs", directory, size, used, "", recreatable))
     return found
 
 

@@ -55,6 +55,7 @@ class LabStates:
 
     def warm(self, key: str, build: Callable[[], str], what: str = "") -> Checkpoint:
         def build_and_prune() -> str:
+            self.mark_used()  # an earlier attempt used the idle state
             note = build()
             prune.bound()
             return note

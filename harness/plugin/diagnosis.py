@@ -55,7 +55,7 @@ def complaints(directory: Path) -> tuple[ComplaintRecord, ...]:
 def inspect(guests: Sequence[Guest], directory: Path) -> None:
     """Leave each living guest's stacks and kernel messages in ``directory``, as ``vcpus-NAME.txt`` and ``messages-NAME.txt``."""
     for guest in guests:
-        if not guest.domid:
+        if guest.domid < 0:  # not created
             continue
         found = postmortem.inspect(guest.host.transport, guest.domid, guest.config.vcpus, guest.kernel)
         for name, text in found.items():

@@ -56,7 +56,8 @@ def _gather(context: CaseContext) -> None:
             break
         if done.stdout:
             (context.directory / name).write_bytes(done.stdout)
-    diagnosis.inspect(context.guests, context.directory)
+    else:  # the host answers
+        diagnosis.inspect(context.guests, context.directory)
     for name, source in host.evidence_files().items():
         _copy_tail(source, context.directory / name)
 

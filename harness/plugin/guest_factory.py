@@ -131,7 +131,9 @@ def _code_digest(prepare: Prepare | None) -> str:
 @functools.cache
 def _guest_code() -> bytes:
     package = Path(__file__).parent.parent
-    return b"".join(path.read_bytes() for name in ("console", "guests", "xen") for path in sorted((package / name).rglob("*.py")))
+    return b"".join(
+        path.read_bytes() for name in ("console", "dom0", "guests", "xen") for path in sorted((package / name).rglob("*.py"))
+    )
 
 
 def _config(data: dict[str, Any]) -> DomainConfig:

@@ -372,6 +372,7 @@ def test_hostile_archives_are_refused(tmp_path: Path) -> None:
         "link": pack(tmp_path / "4.tgz", {"bundle.json": json.dumps(data).encode()}, "/etc/passwd"),
         "newer": pack(tmp_path / "5.tgz", {"bundle.json": json.dumps(data | {"schema": 99}).encode()}),
         "tampered": pack(tmp_path / "6.tgz", {"bundle.json": json.dumps(data).encode(), "inputs/kernel": b"evil"}),
+        "outcome": pack(tmp_path / "8.tgz", {"bundle.json": json.dumps(data | {"outcome": "odd"}).encode()}),
         "more": pack(tmp_path / "7.tgz", {"bundle.json": json.dumps(data | {"command": "rm"}).encode()}),
     }
     for name, path in hostile.items():

@@ -14,6 +14,7 @@ import pytest
 from harness.errors import DeadlineExpired
 from harness.guests import postmortem
 from harness.guests.postmortem import inspect, message_buffer, parse
+from harness.plugin import diagnosis
 from harness.transport import Completed
 
 # xenctx -a of Xen 4.20 on a FreeBSD 15.1 PVH guest in our lab, shortened.
@@ -129,6 +130,16 @@ def test_stacks_have_names_where_the_kernel_is_known(tmp_path: Path, monkeypatch
     found = inspect(Dom0(done(XENCTX), done("[]")), 3, 2, tmp_path / "kernel")  # type: ignore[arg-type]
     assert "#0  cpu_idle_hlt+0x10\n\n" in found["vcpus"], "neither a pointer to a function nor data is a call"
     assert "messages" not in found
+
+
+def test_an_error_of_xenctx_is_no_stack() -> None:
+    text = "vcpu 0\nxenctx: error: xc_vcpu_getcontext: No such process\n"
+    assert inspect(Dom0(done(text)), 3, 1, None) == {"vcpus": "not read: xenctx: error: xc_vcpu_getcontext: No such process\n"}  # type: ignore[arg-type]
+
+
+def test_a_guest_that_was_not_created_is_left_out(tmp_path: Path) -> None:
+    diagnosis.inspect([SimpleNamespace(domid=-1)], tmp_path)  # type: ignore[list-item]
+    assert not list(tmp_path.iterdir())
 
 
 def test_hostile_memory_is_escaped() -> None:

@@ -82,6 +82,13 @@ def test_a_creation_needs_space(fresh: Path) -> None:
     assert visible(fresh / "volumes") == []
 
 
+def test_an_entry_stays_if_there_is_no_space_for_another(fresh: Path) -> None:
+    path = get("a.img")
+    with pytest.raises(BuildError, match="MiB free at"):
+        get("a.img", free_mib=1 << 40, force=True)
+    assert path.exists()
+
+
 def test_a_full_disk_is_infrastructure_and_another_error_is_not(fresh: Path) -> None:
     def fail(work: Path) -> Path:
         raise OSError(number, os.strerror(number))

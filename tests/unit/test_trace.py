@@ -85,6 +85,15 @@ def test_secrets_are_blanked_out(tmp_path: Path, text: str) -> None:
     assert "***" in (tmp_path / "t").read_text()
 
 
+def test_a_full_disk_loses_events_but_no_action(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "t").symlink_to("/dev/full")
+    with trace.record(tmp_path / "t"):
+        assert LocalTransport().run(["echo", "done"]).text == "done\n"
+        with pytest.raises(CommandFailed):
+            LocalTransport().run(["false"])
+    assert caplog.text.count("no further events") == 1
+
+
 def test_a_program_that_travels_as_an_argument_is_shortened(tmp_path: Path) -> None:
     with trace.record(tmp_path / "t"):
         LocalTransport().run(["true", "x" * 5000])

@@ -119,6 +119,29 @@ def test_a_lab_is_reset_after_a_warm_guest_was_built_in_it(rig: WorkerEnvironmen
     assert lab.restored == [rest, "warm-1", rest]
 
 
+def test_a_warm_guest_that_is_built_again_starts_from_an_idle_dom0(rig: WorkerEnvironment, lab: FakeLab) -> None:
+    """The first save of a hot checkpoint may be unusable; then the build runs a second time."""
+    rig.host(CELL)
+    (rest,) = lab.built
+    assert lab.states is not None
+
+    def build() -> str:
+        rig._hosts.reset(CELL, rig._hosts._usable(CELL), private_memory=True)
+        return ""
+
+    def twice(kind: CheckpointKind, key: str, build: Callable[[], str], **_: object) -> Any:
+        if kind is not CheckpointKind.WARM:
+            return once(kind, key, build)
+        build()
+        return once(kind, key, build)
+
+    once = lab.get_or_create
+    lab.get_or_create = twice  # type: ignore[method-assign]
+    lab.restored.clear()
+    lab.states.warm("1", build)
+    assert lab.restored == [rest, rest, "warm-1"]
+
+
 def test_a_lost_host_is_replaced(rig: WorkerEnvironment, lab: FakeLab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rig.host(CELL)
     lab.failure = "dom0 gave no sign of life"
