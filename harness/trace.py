@@ -28,8 +28,8 @@ FILE = "trace.jsonl"
 OUTPUT = 5
 """Log level of the output of commands (``fxh -vv``), below DEBUG."""
 
-# Characters. Programs for dom0 travel as arguments; a longer argument is replaced by its size.
-_ARGUMENT, _WHAT, _LAST = 160, 400, 400
+# Characters. Scripts for dom0 travel as arguments; a longer argument is cut.
+_ARGUMENT, _BEGIN, _WHAT, _LAST = 160, 60, 400, 400
 # Bytes of an output that `-vv` shows.
 _SHOWN = 2000
 
@@ -188,8 +188,8 @@ def caller() -> str:
 
 
 def command(argv: Sequence[str]) -> str:
-    """A readable command line: a long argument is replaced by its size."""
-    return shlex.join(word if len(word) <= _ARGUMENT else f"<{len(word)} characters>" for word in argv)
+    """A readable command line: of a long argument, such as a script, only the beginning of its first line."""
+    return shlex.join(word if len(word) <= _ARGUMENT else f"{(word.strip().splitlines() or [''])[0][:_BEGIN]}..." for word in argv)
 
 
 def redact(text: str) -> str:
