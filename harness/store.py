@@ -34,6 +34,8 @@ _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EACCES
 # Until November 2026, work directories of labs and kernels were named <key>.making-*.
 _MAKING, _GONE = ".making-", ".gone-"
 _DAY = 86400.0
+# Seconds. A younger ``.gone-`` directory may belong to a process that is about to use it.
+_HOUR = 3600.0
 
 
 def directory(kind: str) -> Path:
@@ -68,10 +70,12 @@ def _stamp(entry: Path) -> Path:
 
 def size(path: Path) -> int:
     """Bytes on disk of a file, or of a directory with all below it. Another process may remove files meanwhile."""
+    # os.walk skips a directory that disappears; Path.rglob raises an error.
+    below = [Path(base) / name for base, directories, files in os.walk(path) for name in (*directories, *files)]
     total = 0
-    for below in (path, *path.rglob("*")):
-        with contextlib.suppress(FileNotFoundError):
-            total += below.lstat().st_blocks * 512
+    for place in (path, *below):
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            total += place.lstat().st_blocks * 512
     return total
 
 
@@ -143,12 +147,16 @@ def _create(entry: Path, create: Callable[[Path], Path], damage: Callable[[Path]
 
 def remove(entry: Path) -> None:
     """Rename ``entry`` out of the way, then delete it: no process finds it half deleted. Open files stay usable."""
-    doomed = Path(tempfile.mkdtemp(prefix=_GONE, dir=entry.parent)) / entry.name
     stamp = _stamp(entry)
-    with contextlib.suppress(FileNotFoundError):  # another process was quicker
-        entry.rename(doomed)
-        stamp.unlink(missing_ok=True)
-    delete_tree(doomed.parent)
+    while entry.exists() or entry.is_symlink():
+        doomed = Path(tempfile.mkdtemp(prefix=_GONE, dir=entry.parent)) / entry.name
+        try:
+            entry.rename(doomed)
+            stamp.unlink(missing_ok=True)
+        except FileNotFoundError:  # another process was quicker, or swept the new directory
+            pass
+        finally:
+            delete_tree(doomed.parent)
 
 
 def delete_tree(path: Path) -> None:
@@ -171,7 +179,7 @@ def sweep(kind: str) -> list[tuple[Path, int]]:
                 if idle:
                     removed.append((path, size(path)))
                     delete_tree(path)
-        elif path.name.startswith(_GONE):
+        elif path.name.startswith(_GONE) and last_used(path) < time.time() - _HOUR:
             delete_tree(path)
     return removed
 

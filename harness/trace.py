@@ -25,6 +25,8 @@ from types import FrameType
 log = logging.getLogger("fxh.trace")
 
 FILE = "trace.jsonl"
+CASE, EVIDENCE = "case", "evidence"
+"""Kinds of events: one attempt to run a case, and what is looked at after a failure."""
 OUTPUT = 5
 """Log level of the output of commands (``fxh -vv``), below DEBUG."""
 
@@ -32,9 +34,25 @@ OUTPUT = 5
 _ARGUMENT, _BEGIN, _WHAT, _LAST = 160, 60, 400, 400
 # Bytes of an output that `-vv` shows.
 _SHOWN = 2000
+# Numbers from here on are no times and sizes (NaN and infinity compare as such, too).
+_LARGEST = 1e15
 
-# password=secret    --token secret    PGPASSWORD=secret
-_SECRET = re.compile(r"(?i)([\w-]*(?:password|passwd|passphrase|secret|token)[\w-]*[= ])(?:'[^']*'|\S+)")
+# password=secret    --token secret    PGPASSWORD='my secret'    password: secret    {"password": "secret"}    Authorization: Bearer x
+# https://user:secret@host
+_SECRETS = (
+    re.compile(
+        r"(?i)((?<!\w)[\w-]{0,40}?(?:password|passwd|passphrase|secret|token)[\w-]{0,40}[\"']?(?:\s?[:=]\s?|\s))"
+        r"(?:\"[^\"\n]{0,400}\"?|'[^'\n]{0,400}'?|[^\s\"',;}]{1,400})"
+    ),
+    re.compile(r"(?i)(\bauthorization[\"']?\s?[:=]\s?[\"']?(?:\w{1,20} )?)[^\s\"']{1,400}"),
+    re.compile(r"(\b[a-z][a-z0-9+.-]{1,20}://[^\s:/@]{0,100}:)[^\s@/]{1,200}(?=@)"),
+)
+# --smtp-password secret    --token=secret
+_SECRET_OPTION = re.compile(
+    r"(?is)(?P<name>-{1,2}[\w-]{0,40}(?:password|passwd|passphrase|secret|token)[\w-]{0,40})(?:=(?P<value>.*))?\Z"
+)
+# Escape sequences and other control characters must not reach a terminal.
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
 @dataclass
@@ -92,19 +110,33 @@ class _Recorder:
     count: int = 0
     open: list[int] = field(default_factory=lambda: [0])
     descriptor: int = -1
-    failed: bool = False
+    closed: bool = False
 
     def write(self, value: dict[str, object]) -> None:
         """Append a line. If that fails, the action goes on and later events are lost: a full disk must not prevent `xl destroy`."""
-        if self.failed:
+        if self.closed:
             return
         try:
             if self.descriptor < 0:  # a case that is skipped leaves no file
-                self.descriptor = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
+                self.descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
+                self._end_line()
             os.write(self.descriptor, json.dumps(value, separators=(",", ":")).encode() + b"\n")
         except OSError as exc:
-            self.failed = True
+            self.closed = True
             log.warning("%s: %s; no further events are recorded", self.path, exc.strerror)
+
+    def _end_line(self) -> None:
+        """A killed harness may have left half a line."""
+        size = os.fstat(self.descriptor).st_size
+        if size and os.pread(self.descriptor, 1, size - 1) != b"\n":
+            os.write(self.descriptor, b"\n")
+
+    def close(self) -> None:
+        """A step that is still open, in a suspended generator, writes nothing after this."""
+        self.closed = True
+        if self.descriptor >= 0:
+            os.close(self.descriptor)
+            self.descriptor = -1
 
 
 _recorder: ContextVar[_Recorder | None] = ContextVar("fxh.trace", default=None)
@@ -121,8 +153,7 @@ def record(path: Path) -> Iterator[None]:
         yield
     finally:
         _recorder.reset(token)
-        if recorder.descriptor >= 0:
-            os.close(recorder.descriptor)
+        recorder.close()
 
 
 @contextmanager
@@ -136,7 +167,7 @@ def step(kind: str, what: str | Sequence[str], where: str = "") -> Iterator[Step
     if recorder is None and not verbose:
         yield taken
         return
-    text = redact(what if isinstance(what, str) else command(what))[:_WHAT]
+    text = redact(what[: 4 * _WHAT])[:_WHAT] if isinstance(what, str) else command(what)[:_WHAT]
     number, begun = 0, time.monotonic()
     if recorder is not None:
         recorder.count += 1
@@ -156,23 +187,23 @@ def step(kind: str, what: str | Sequence[str], where: str = "") -> Iterator[Step
     try:
         yield taken
     except BaseException as exc:
-        taken.status = taken.status or f"{type(exc).__name__}: {(str(exc).splitlines() or [''])[0]}"[:_LAST]
+        taken.status = taken.status or f"{type(exc).__name__}: {(str(exc)[:_LAST].splitlines() or [''])[0]}"
         raise
     finally:
         seconds = time.monotonic() - begun
+        status, last = redact(taken.status[:_LAST]), redact(taken.last[:_LAST])
         if recorder is not None:
             recorder.open.remove(number)
             end: dict[str, object] = {"event": number, "seconds": round(seconds, 4)}
-            end |= {"status": redact(taken.status)} if taken.status else {}
+            end |= {"status": status} if status else {}
             end |= {"bytes": taken.size} if taken.size else {}
-            end |= {"last": redact(taken.last)[:_LAST]} if taken.last else {}
+            end |= {"last": last} if last else {}
             recorder.write(end)
         if verbose:
-            log.debug(
-                "%s %s: %.2f s %s%s", where, text, seconds, taken.status or "ok", f"; last: {taken.last}" if taken.last else ""
-            )
+            shown = f"{where} {text}: {seconds:.2f} s {status or 'ok'}{f'; last: {last}' if last else ''}"
+            log.debug("%s", _printable(shown))
             if taken.output and log.isEnabledFor(OUTPUT):
-                log.log(OUTPUT, "%s", redact(taken.output[-_SHOWN:].decode("utf-8", "replace")))
+                log.log(OUTPUT, "%s", _printable(redact(taken.output[-_SHOWN:].decode("utf-8", "replace"))))
 
 
 def caller() -> str:
@@ -188,24 +219,41 @@ def caller() -> str:
 
 
 def command(argv: Sequence[str]) -> str:
-    """A readable command line: of a long argument, such as a script, only the beginning of its first line."""
-    return shlex.join(word if len(word) <= _ARGUMENT else f"{(word.strip().splitlines() or [''])[0][:_BEGIN]}..." for word in argv)
+    """A readable command line without secrets. Of a long argument, such as a script, only the beginning of its first line is left."""
+    words = [redact(word) if len(word) <= _ARGUMENT else f"{redact(_beginning(word))}..." for word in argv]
+    for number, word in enumerate(argv):
+        if option := _SECRET_OPTION.match(word):
+            if option["value"] is not None:
+                words[number] = f"{option['name']}=***"
+            elif number + 1 < len(words):
+                words[number + 1] = "***"
+    return shlex.join(words)
+
+
+def _beginning(text: str) -> str:
+    return (text[: 4 * _BEGIN].strip().splitlines() or [""])[0][:_BEGIN]
 
 
 def redact(text: str) -> str:
-    """Blank out the values of passwords and tokens."""
-    return _SECRET.sub(r"\1***", text) if "=" in text or " " in text else text
+    """Blank out the values of passwords and tokens. The time is linear in the length of ``text``."""
+    for pattern in _SECRETS:
+        text = pattern.sub(r"\1***", text)
+    return text
+
+
+def _printable(text: str) -> str:
+    return _CONTROL.sub(lambda match: f"<0x{ord(match[0]):02x}>", text)
 
 
 def read(path: Path) -> tuple[Event, ...]:
-    """The events of a file in order of their begin. A line that a killed harness cut short is skipped. Raises OSError."""
+    """The events of a file in order of their begin. Invalid lines are skipped, such as one that was cut short. Raises OSError."""
     begun: dict[int, dict[str, object]] = {}
     ends: dict[int, dict[str, object]] = {}
     for line in path.read_bytes().splitlines():
         try:
             value = json.loads(line)
             number = int(value["event"])
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
             continue
         (begun if "kind" in value else ends)[number] = value
     return tuple(_event(begun[number], ends.get(number, {})) for number in sorted(begun))
@@ -214,19 +262,22 @@ def read(path: Path) -> tuple[Event, ...]:
 def _event(begin: dict[str, object], end: dict[str, object]) -> Event:
     def number(values: dict[str, object], key: str, default: float) -> float:
         value = values.get(key, default)
-        return float(value) if isinstance(value, int | float) else default
+        return float(value) if isinstance(value, int | float) and abs(value) < _LARGEST else default
+
+    def words(values: dict[str, object], key: str) -> str:
+        return str(values.get(key, "")).encode("utf-8", "replace").decode()
 
     return Event(
         number=int(number(begin, "event", 0)),
         parent=int(number(begin, "in", 0)),
         at=number(begin, "at", 0.0),
-        kind=str(begin["kind"]),
-        what=str(begin.get("what", "")),
-        where=str(begin.get("where", "")),
-        caller=str(begin.get("caller", "")),
+        kind=words(begin, "kind"),
+        what=words(begin, "what"),
+        where=words(begin, "where"),
+        caller=words(begin, "caller"),
         clock=number(begin, "clock", 0.0),
         seconds=number(end, "seconds", -1.0),
-        status=str(end.get("status", "")),
+        status=words(end, "status"),
         size=int(number(end, "bytes", 0)),
-        last=str(end.get("last", "")),
+        last=words(end, "last"),
     )

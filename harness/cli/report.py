@@ -130,10 +130,16 @@ def _console_changes(where: Path, before: str, now: str) -> tuple[ConsoleChange,
     from harness.report import boot_consoles
     from harness.results import model
 
-    old, new = (
-        {case.cell: case for case in model.read_run(where / "runs" / name).cases if case.key == boot_consoles.BOOTS}
-        for name in (before, now)
-    )
+    try:
+        old, new = (
+            {case.cell: case for case in model.read_run(where / "runs" / name).cases if case.key == boot_consoles.BOOTS}
+            for name in (before, now)
+        )
+    except (OSError, ValueError) as exc:
+        raise UsageError(
+            f"no consoles to compare: {exc}",
+            hint="compare without --console; run.keep_runs of fxh.toml sets how many runs keep their files",
+        ) from exc
     return boot_consoles.changes(
         (cell, before, where / "runs" / before / "cases" / old[cell].directory, where / "runs" / now / "cases" / case.directory)
         for cell, case in new.items()

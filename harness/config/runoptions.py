@@ -228,6 +228,7 @@ class RunOptions:
             "--fail-on",
             help="Also fail on these (comma-separated): complaint, for a complaint that no earlier run had in its cell.",
             values=("complaint",),
+            pytest=False,
             toml=True,
         ),
     )

@@ -11,7 +11,9 @@ kernel/hung_task.c, kernel/rcu/tree_stall.h, drivers/net/xen-netback, drivers/bl
 
 from __future__ import annotations
 
+import itertools
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from harness.console.text import plain
@@ -46,7 +48,7 @@ class Complaint:
     """How often this identity occurred in the text."""
 
 
-_LOCK = r"\s*1st \S+ (?P<first>[^(\n]*?) \([^\n]*\n\s*2nd \S+ (?P<second>[^(\n]*?) \("
+_LOCK = r"[ \t]{0,8}1st \S+ (?P<first>[^(\n]*?) \([^\n]*\n[ \t]{0,8}2nd \S+ (?P<second>[^(\n]*?) \("
 _FRONTEND = r"(?:xn|xbd|xenbusb_front|xenbusb_back|xctrl|xenballoon|gntdev|evtchn|granttable|xenstore|xenpv)\d+"
 
 KINDS = (
@@ -121,8 +123,10 @@ _HINT = re.compile(
 )
 #  1st 0x..    #0 0xffffffff805638a1 at witness_checkorder+0xbe1     lock order devd -> umareclaim attempted at:     <TASK>
 _BELONGS = re.compile(r"\s*(?:1st |2nd |#\d+ |\[?<|\? |lock order \S+ ->|Call Trace|exclusive |shared )")
-# Characters that are searched at once.
-_PIECE = 400
+# Characters that are searched at once, and such pieces at each end of a line.
+_PIECE, _ENDS = 400, 5
+# Identities of one text. A guest that writes more is hostile.
+_MOST = 200
 # 0xffffffff80e7ca58   deadbeefdeadbeef   12
 _VARIABLE = re.compile(r"0x[0-9a-fA-F]+|\b[0-9a-f]{8,16}\b|\d+")
 # Lines of witness's backtrace and of Linux's warning that belong to a complaint.
@@ -138,7 +142,7 @@ def complaints(text: str, source: str = GUEST) -> tuple[Complaint, ...]:
         if not _HINT.search(line):
             continue
         # A message may be glued to other output, and a guest may write megabytes without a newline.
-        for begin in range(0, len(line), _PIECE):
+        for begin in _pieces(len(line)):
             piece = "\n".join([line[begin : begin + _PIECE], *(follower[:_PIECE] for follower in lines[number + 1 : number + 4])])
             hit = _match(piece, source)
             if hit is None:
@@ -149,9 +153,19 @@ def complaints(text: str, source: str = GUEST) -> tuple[Complaint, ...]:
                 found[identity] = replace(found[identity], count=found[identity].count + 1)
                 continue
             message = plain(piece.split("\n", 1)[0][match.start() :].strip())
-            followers = (plain(follower) for follower in lines[number + 1 : number + 1 + _DETAIL] if _BELONGS.match(follower))
+            if len(found) >= _MOST:
+                return tuple(found.values())
+            followers = (
+                plain(follower[:_PIECE]) for follower in lines[number + 1 : number + 1 + _DETAIL] if _BELONGS.match(follower)
+            )
             found[identity] = Complaint(kind.name, source, message, identity, number + 1, tuple(followers))
     return tuple(found.values())
+
+
+def _pieces(length: int) -> Iterator[int]:
+    """Where the searched parts of a line begin: of a very long line only its ends, where a message may be glued to it."""
+    places = range(0, length, _PIECE)
+    return iter(places) if len(places) <= 2 * _ENDS else itertools.chain(places[:_ENDS], places[-_ENDS:])
 
 
 def _match(piece: str, source: str) -> tuple[Kind, re.Match[str]] | None:

@@ -109,11 +109,10 @@ def inspect(transport: Transport, domid: int, vcpus: int, kernel: Path | None, s
     cpus = parse(done.text)
     if not any(cpu.registers for cpu in cpus):
         return {"vcpus": f"{NOT_READ}{_last_line(done) or 'xenctx printed nothing'}\n"}
-    found = {"vcpus": "".join(_described(cpu, kernel, symbols) for cpu in cpus)}
-    if kernel is None or "cr3" not in cpus[0].registers:
-        return found
+    found: dict[str, str] = {}
+    data = b""
     try:
-        data = kernel.read_bytes()
+        data = kernel.read_bytes() if kernel is not None else b""
         registers = cpus[0].registers
 
         def read(address: int, size: int) -> bytes:
@@ -128,11 +127,13 @@ def inspect(transport: Transport, domid: int, vcpus: int, kernel: Path | None, s
             out = dom0_program.run(transport, read_memory, *words, deadline=deadline)
             return bytes.fromhex(json.loads(out.text)[0])
 
-        messages = message_buffer(read, lambda name: elfsymbols.address_of(data, name))
-    except (HarnessError, OSError, ValueError, IndexError) as exc:
+        messages = message_buffer(read, lambda name: elfsymbols.address_of(data, name)) if data and "cr3" in registers else ""
+    except (HarnessError, OSError, ValueError, IndexError, TypeError) as exc:
         messages = f"{NOT_READ}{exc}\n"
     if messages:
         found["messages"] = plain(messages)
+    functions = elfsymbols.functions(data) if data else None
+    found["vcpus"] = "".join(_described(cpu, functions, kernel if data else None, symbols, deadline) for cpu in cpus)
     return found
 
 
@@ -142,22 +143,22 @@ def _last_line(done: Completed) -> str:
     return lines[-1] if lines else ""
 
 
-def _described(cpu: VCPU, kernel: Path | None, symbols: Sequence[Path]) -> str:
-    """The stack with names and source lines, then xenctx's own text."""
-    lines: list[str] = []
-    try:
-        functions = elfsymbols.functions(kernel.read_bytes()) if kernel is not None else None
-        # xenctx prints every word of the stack that looks like code: a function's address is a pointer, no return address.
-        calls = [
-            address for number, address in enumerate(cpu.calls)
-            if number == 0 or functions is None or ((hit := functions.at(address)) and hit[1] != address)
-        ]  # fmt: skip
-        frames = [Frame("", address=hex(address), exact=number == 0) for number, address in enumerate(calls)]
-        lines = _named(frames, functions)
-        if kernel is not None:
-            lines = sourcelines.backtrace(frames, kernel, symbols) or lines
-    except (HarnessError, OSError) as exc:
-        lines = [f"no source lines: {exc}", *lines]
+def _described(
+    cpu: VCPU, functions: elfsymbols.Functions | None, kernel: Path | None, symbols: Sequence[Path], deadline: Deadline
+) -> str:
+    """The stack with names, and with source lines if there is time left, then xenctx's own text."""
+    # xenctx prints every word of the stack that looks like code: a function's address is a pointer, no return address.
+    calls = [
+        address for number, address in enumerate(cpu.calls)
+        if number == 0 or functions is None or ((hit := functions.at(address)) and hit[1] != address)
+    ]  # fmt: skip
+    frames = [Frame("", address=hex(address), exact=number == 0) for number, address in enumerate(calls)]
+    lines = _named(frames, functions)
+    if kernel is not None and not deadline.expired:
+        try:
+            lines = sourcelines.backtrace(frames, kernel, symbols, seconds=deadline.remaining) or lines
+        except (HarnessError, OSError) as exc:
+            lines = [f"no source lines: {exc}", *lines]
     return "\n".join([f"vcpu {cpu.number}", *lines, "", plain(cpu.text), "", ""])
 
 

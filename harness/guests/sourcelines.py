@@ -12,7 +12,7 @@ from harness.images import debugfile
 from harness.xen import elfsymbols, symbolizer
 
 
-def backtrace(frames: Sequence[Frame], kernel: Path, given: Sequence[Path] = ()) -> list[str]:
+def backtrace(frames: Sequence[Frame], kernel: Path, given: Sequence[Path] = (), *, seconds: float = 60.0) -> list[str]:
     """Lines of text: each frame with its function, file and line, and the callers that the compiler inlined.
 
     ``given`` are files or directories with debugging information, see :func:`harness.images.debugfile.find`. The list is empty
@@ -25,7 +25,7 @@ def backtrace(frames: Sequence[Frame], kernel: Path, given: Sequence[Path] = ())
     symbols = elfsymbols.functions(kernel.read_bytes())
     addresses = [_address(frame, symbols) for frame in frames]
     known = [address for address in addresses if address is not None]
-    places = iter(symbolizer.lookup(debug, known))
+    places = iter(symbolizer.lookup(debug, known, seconds))
     lines = []
     for number, (frame, address) in enumerate(zip(frames, addresses, strict=True)):
         found = next(places) if address is not None else ()

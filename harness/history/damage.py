@@ -12,7 +12,7 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from harness.results.model import CaseResult, KnownIssueMatch, Outcome, RunResult, SetupStep, with_schema1_fields
+from harness.results.model import CaseResult, ComplaintRecord, KnownIssueMatch, Outcome, RunResult, SetupStep, with_schema1_fields
 
 # sqlite3.DatabaseError: database disk image is malformed / file is not a database / malformed database schema
 _SIGNS = ("malformed", "not a database", "corrupt")
@@ -54,7 +54,14 @@ def _run(connection: sqlite3.Connection, run: sqlite3.Row) -> RunResult:
     query = "SELECT * FROM results JOIN inputs ON inputs.id = inputs_id WHERE run_id = ?"
     rows = _readable(connection, "SELECT * FROM known_issues WHERE run_id = ?", run["id"])
     issues = {(row["case"], row["cell"]): KnownIssueMatch(row["bug"], row["why"], bool(row["gone"])) for row in rows}
-    cases = tuple(_case(row, issues) for row in _readable(connection, query, run["id"]))
+    seen: dict[str, list[ComplaintRecord]] = {}
+    for row in _readable(connection, "SELECT cell, identity FROM complaints WHERE run_id = ?", run["id"]):
+        seen.setdefault(row["cell"], []).extend([ComplaintRecord("", "", "", row["identity"])] if row["identity"] else [])
+    cases = tuple(
+        # The history has complaints of cells, so the first case of a cell gets them.
+        replace(case, complaints=tuple(seen.pop(case.cell))) if case.cell in seen else case
+        for case in (_case(row, issues) for row in _readable(connection, query, run["id"]))
+    )
     inputs, options = json.loads(run["inputs"]), json.loads(run["options"])
     rows = _readable(connection, "SELECT what, seconds FROM setup WHERE run_id = ? ORDER BY rowid", run["id"])
     setup = tuple(SetupStep(row["what"], row["seconds"]) for row in rows)

@@ -95,8 +95,9 @@ class History:
                 connection.execute(insert(RESULTS), values)
             issues = [known_issue_values(number, case) for case in rows.values()]
             _replace(connection, KNOWN_ISSUES, number, [values for values in issues if values])
+            searched = [case for case in run.cases if case.complaints is not None]
             seen = {
-                (case.cell, identity) for case in run.cases for identity in ("", *(found.identity for found in case.complaints))
+                (case.cell, identity) for case in searched for identity in ("", *(one.identity for one in case.complaints or ()))
             }
             complaints = [{"run_id": number, "cell": cell, "identity": identity} for cell, identity in sorted(seen)]
             _replace(connection, COMPLAINTS, number, complaints)

@@ -7,6 +7,7 @@ kernel-dbg.txz of a release.
 
 from __future__ import annotations
 
+import functools
 import shutil
 import subprocess
 from collections.abc import Iterator, Sequence
@@ -39,7 +40,18 @@ def find(kernel: Path, given: Sequence[Path] = ()) -> Path | None:
             )
     if not wanted:
         return None
-    return next((path for path in _candidates(kernel, given) if path.is_file() and build_id(path) == wanted), None)
+    return next((path for path in _candidates(kernel, given) if path.is_file() and _id(path) == wanted), None)
+
+
+def _id(path: Path) -> str:
+    there = path.stat()
+    return _cached_id(path, there.st_mtime_ns, there.st_size)
+
+
+@functools.lru_cache(maxsize=256)
+def _cached_id(path: Path, changed: int, size: int) -> str:
+    """The build-id of a file in this state. A file has megabytes, and each vCPU of a guest asks."""
+    return build_id(path)
 
 
 def compress(debug: Path, target: Path, bindir: Path | None) -> None:

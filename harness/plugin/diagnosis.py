@@ -20,7 +20,7 @@ log = logging.getLogger("fxh.evidence")
 
 BACKTRACE = "backtrace.txt"
 # Bytes of a console that are searched for complaints.
-_SEARCHED = 4 << 20
+_SEARCHED = 1 << 20
 
 
 def backtrace(death: Death, guests: Sequence[Guest], directory: Path) -> tuple[str, ...]:
@@ -38,8 +38,11 @@ def backtrace(death: Death, guests: Sequence[Guest], directory: Path) -> tuple[s
     return tuple(lines)
 
 
-def complaints(directory: Path) -> tuple[ComplaintRecord, ...]:
-    """The complaints on the consoles of a case, one per identity; only the end of a long console is searched."""
+def complaints(directory: Path) -> tuple[ComplaintRecord, ...] | None:
+    """The complaints on the consoles of a case, one per identity. None if it has no console.
+
+    Only the end of a long console is searched.
+    """
     found: dict[str, ComplaintRecord] = {}
     for path in sorted(directory.glob("*.console.log")):
         with path.open("rb") as file:
@@ -49,7 +52,7 @@ def complaints(directory: Path) -> tuple[ComplaintRecord, ...]:
             before = found.get(one.identity)
             count = one.count + (before.count if before else 0)
             found[one.identity] = ComplaintRecord(one.kind, one.source, one.message, one.identity, one.detail, count)
-    return tuple(found.values())
+    return tuple(found.values()) if any(directory.glob("*.console.log")) else None
 
 
 def inspect(guests: Sequence[Guest], directory: Path) -> None:

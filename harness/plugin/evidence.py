@@ -27,7 +27,7 @@ _TAIL = 4 << 20
 
 def gather(context: CaseContext) -> None:
     """Write the messages of Xen, dom0, the toolstack and the guests to the case's directory. Does not raise HarnessError."""
-    with trace.step("evidence", "gather evidence"):
+    with trace.step(trace.EVIDENCE, "gather evidence"):
         _gather(context)
 
 

@@ -62,7 +62,7 @@ def _traced(item: pytest.Item, nextitem: pytest.Item | None) -> list[pytest.Test
     """Run setup, call and teardown, and record their actions in the case's directory."""
     directory = case_directory(item.config, item.nodeid)
     directory.mkdir(parents=True, exist_ok=True)
-    with trace.record(directory / trace.FILE):
+    with trace.record(directory / trace.FILE), trace.step(trace.CASE, item.nodeid):
         return runtestprotocol(item, nextitem=nextitem, log=False)
 
 
@@ -113,7 +113,8 @@ def _end_with_error(item: pytest.Item, error: BaseException, call: pytest.CallIn
     context = item.stash.get(CASE, None)
     finding = classify(error)
     if context is not None and finding.outcome not in (SKIPPED, PASSED):
-        finding = _check_host(item, context, finding)
+        with trace.step(trace.EVIDENCE, "check the host"):
+            finding = _check_host(item, context, finding)
         evidence.gather(context)
         if (
             finding.outcome == FAILED
@@ -227,7 +228,7 @@ def _write_result(item: pytest.Item, progress: CaseProgress, context: CaseContex
         setup=round(progress.setup, 3),
         where=cell.where if cell is not None else NOWHERE,
         known_issue=finding.known_issue,
-        complaints=diagnosis.complaints(directory),
+        complaints=diagnosis.complaints(directory) if finding.outcome not in (SKIPPED, INFRASTRUCTURE) else None,
         death=DeathRecord(death.kind, death.identity, death.message) if death else None,
         parameters=own_parameters(item.nodeid, str(cell or "")),
     )

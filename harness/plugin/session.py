@@ -172,14 +172,17 @@ def end(config: pytest.Config, code: Callable[[tuple[CaseResult, ...]], int]) ->
 
 
 def _publish(path: Path, code: Callable[[tuple[CaseResult, ...]], int], fail_on: tuple[str, ...]) -> None:
-    from harness.report import publish, record
+    from harness.report import build_report, record, write_reports
 
     run = model.read_run(path)
     run = replace(run, ended=stamp.now(), exit_code=code(run.cases))
-    model.write_run(path, run)
-    report = publish(path, run)
+    record(path, run)
+    report = build_report(path, run)
     if "complaint" in fail_on and report.complaints and run.exit_code == ExitCode.OK:
-        log.error("%d new complaints, and the run has --fail-on complaint", len(report.complaints))
         run = replace(run, exit_code=int(ExitCode.PRODUCT))
-        model.write_run(path, run)
         record(path, run)
+        count = len(report.complaints)
+        text = f"{report.sentence} The run fails: {count} new {'complaint' if count == 1 else 'complaints'} (--fail-on)."
+        report = replace(report, run=run, sentence=text)
+    model.write_run(path, run)
+    write_reports(path, report)

@@ -70,8 +70,8 @@ def write_reports(path: Path, report: Report) -> None:
     ):
         try:
             write(path / name)
-        except OSError as exc:
-            log.warning("%s: %s", path / name, exc.strerror)
+        except (OSError, ValueError) as exc:
+            log.warning("%s: %s", path / name, exc.strerror if isinstance(exc, OSError) else exc)
 
 
 def history_file(path: Path) -> Path:

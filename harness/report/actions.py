@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from harness import trace
@@ -12,8 +13,8 @@ from harness.report.console import Line
 LAST = 10
 """Actions that the mail shows."""
 
-# Evidence is gathered after the failure, so it does not explain the failure.
-_AFTERWARDS = "evidence"
+# Actions that a time line shows: the last ones.
+_TIMELINE = 500
 
 
 def load(directory: Path) -> tuple[trace.Event, ...]:
@@ -32,19 +33,25 @@ def lines(events: tuple[trace.Event, ...], unpaused: float | None) -> list[Line]
     if unpaused is None:
         return []
     inside = _inside_evidence(events)
-    return [Line(event.clock - unpaused, describe(event), "action") for event in events if event.number not in inside]
+    shown = [event for event in events if event.number not in inside and event.kind != trace.CASE]
+    return [Line(event.clock - unpaused, describe(event), "action") for event in shown[-_TIMELINE:]]
 
 
 def last(events: tuple[trace.Event, ...], count: int = LAST) -> list[str]:
-    """The last ``count`` actions before the failure, with their time in seconds since the first event of the case."""
-    inside = _inside_evidence(events)
-    before = [event for event in events if event.kind != _AFTERWARDS and event.number not in inside]
-    return [f"{event.at - events[0].at:9.2f} s  {describe(event)}" for event in before[-count:]]
+    """The last ``count`` actions before the failure, with their time in seconds since the case began.
+
+    Only the last attempt counts: a case runs again if its host was lost.
+    """
+    begins = [number for number, event in enumerate(events) if event.kind == trace.CASE]
+    attempt = events[begins[-1] :] if begins else events
+    failed = next((number for number, event in enumerate(attempt) if event.kind == trace.EVIDENCE), len(attempt))
+    before = [event for event in attempt[:failed] if event.kind != trace.CASE]
+    return [f"{event.at - attempt[0].at:9.2f} s  {describe(event)}" for event in before[-count:]]
 
 
 def _inside_evidence(events: tuple[trace.Event, ...]) -> set[int]:
     """The numbers of the events within a step that gathers evidence."""
-    evidence = {event.number for event in events if event.kind == _AFTERWARDS}
+    evidence = {event.number for event in events if event.kind == trace.EVIDENCE}
     inside: set[int] = set()
     for event in events:  # a parent comes before its children
         if event.parent in evidence or event.parent in inside:
@@ -61,4 +68,4 @@ def describe(event: trace.Event) -> str:
     text += f"  {event.status}" if event.status else ""
     text += f"  last seen: {event.last}" if event.last and event.status else ""
     text += f"  ({event.caller})" if event.caller else ""
-    return plain(" ".join(text.split("\n")))
+    return plain(" ".join(re.split(r"[\r\n]+", text)))

@@ -37,6 +37,7 @@ def _console(directory: Path) -> bytes:
     """The case's first console log, by name; empty if there is none."""
     logs = sorted(directory.glob("*.console.log"))
     try:
-        return logs[0].read_bytes()[: console_diff.LONGEST] if logs else b""
-    except OSError:
+        with logs[0].open("rb") as file:
+            return file.read(console_diff.LONGEST)
+    except (OSError, IndexError):
         return b""

@@ -157,8 +157,8 @@ class CaseResult:
     known_issue: KnownIssueMatch | None = None
     """Set for the outcome ``known``, and for a case that failed because it passed in spite of a known issue."""
     death: DeathRecord | None = None
-    complaints: tuple[ComplaintRecord, ...] = ()
-    """One per identity."""
+    complaints: tuple[ComplaintRecord, ...] | None = None
+    """One per identity. None: no console was searched."""
     parameters: str | None = None
     """Parameters of the case without its cell (``halt``). None: the node id has them (schema 1)."""
 
@@ -247,10 +247,10 @@ def case_from_json(data: dict[str, Any]) -> CaseResult:
     )
     for name in ("files", "formerly"):
         found[name] = tuple(data.get(name, ()))
-    found["complaints"] = tuple(
-        ComplaintRecord(**_fields_of(ComplaintRecord, item) | {"detail": tuple(item.get("detail", ()))})
-        for item in data.get("complaints", ())
-    )
+    if (complaints := data.get("complaints")) is not None:
+        found["complaints"] = tuple(
+            ComplaintRecord(**_fields_of(ComplaintRecord, item) | {"detail": tuple(item.get("detail", ()))}) for item in complaints
+        )
     if data.get("schema", 1) == 1:
         return with_schema1_fields(CaseResult(**found))
     issue, death = data["known_issue"], data["death"]

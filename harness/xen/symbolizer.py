@@ -13,7 +13,6 @@ from pathlib import Path
 
 from harness.errors import InfrastructureError
 
-_SECONDS = 60
 # llvm-symbolizer prints JSON since LLVM 13.
 _OLDEST = 13
 # llvm-symbolizer-19     /usr/lib/llvm-19/bin/llvm-symbolizer
@@ -47,7 +46,7 @@ def program() -> str:
     return plain
 
 
-def lookup(debug: Path, addresses: Sequence[int]) -> tuple[tuple[Line, ...], ...]:
+def lookup(debug: Path, addresses: Sequence[int], seconds: float = 60.0) -> tuple[tuple[Line, ...], ...]:
     """The source lines of each address, innermost inlined function first; an empty tuple where nothing is known.
 
     ``debug`` is an ELF file with DWARF, for example FreeBSD's kernel.debug. The addresses are those of instructions: subtract 1
@@ -58,7 +57,7 @@ def lookup(debug: Path, addresses: Sequence[int]) -> tuple[tuple[Line, ...], ...
     argv = [program(), f"--obj={debug}", "--output-style=JSON", "--inlines", "--demangle"]
     try:
         done = subprocess.run(
-            argv, input="\n".join(map(hex, addresses)) + "\n", capture_output=True, text=True, errors="replace", timeout=_SECONDS, check=False
+            argv, input="\n".join(map(hex, addresses)) + "\n", capture_output=True, text=True, errors="replace", timeout=seconds, check=False
         )  # fmt: skip
     except (OSError, subprocess.TimeoutExpired) as exc:
         raise InfrastructureError(f"{argv[0]} {debug}: {exc}", hint="run it by hand; try another version of LLVM") from exc

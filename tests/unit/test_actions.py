@@ -39,6 +39,15 @@ def test_the_mail_shows_what_led_to_the_failure() -> None:
     assert not any("dmesg" in line for line in shown)
 
 
+def test_the_mail_shows_nothing_after_the_failure_and_the_last_attempt_only() -> None:
+    events = (
+        event(1, "t", kind="case"), event(2, "xl create"), event(3, "gather evidence", kind="evidence"), event(4, "xl destroy"),
+        event(5, "t", kind="case"), event(6, "xl list"), event(7, "check the host", kind="evidence"), Event(8, 7, 0.0, "xl", "xl info"),
+        event(9, "gather evidence", kind="evidence"), event(10, "xl destroy"),
+    )  # fmt: skip
+    assert [line.split("  ")[-2].strip() for line in actions.last(events)] == ["xl list"]
+
+
 def test_an_action_that_never_ended_says_so() -> None:
     assert actions.describe(Event(1, 0, 0.0, "wait", "stage login", "guest", last="kernel", status="GuestDied: panic")) == (
         "wait: stage login  [guest]  not done  GuestDied: panic  last seen: kernel"

@@ -10,6 +10,7 @@ import jsonschema
 import pytest
 from written import CELL, case, run
 
+from harness.history.damage import salvage
 from harness.history.store import History
 from harness.plugin import diagnosis, session
 from harness.report import html, machine, mail
@@ -54,13 +55,27 @@ def test_the_first_run_of_a_cell_has_no_baseline(tmp_path: Path) -> None:
     assert found.complaints == ()
 
 
+def test_a_run_that_searched_no_console_is_no_baseline(tmp_path: Path) -> None:
+    """A skipped case, one without a verdict, or a run of an older harness."""
+    assert judged(tmp_path, run(1, case("S")), run(2, case(complaints=(REVERSAL,)))).complaints == ()
+
+
+def test_a_damaged_history_keeps_the_baseline(tmp_path: Path) -> None:
+    history = History(tmp_path / "h.sqlite")
+    history.record(run(1, case(complaints=(REVERSAL,)), case(name="test_b", complaints=())))
+    found = {
+        case.cell: case.complaints for one in salvage(tmp_path / "h.sqlite") for case in one.cases if case.complaints is not None
+    }
+    assert [one.identity for one in found[CELL] or ()] == [REVERSAL.identity]
+
+
 def test_a_complaint_that_went_away_and_came_back_is_not_new(tmp_path: Path) -> None:
     found = judged(tmp_path, run(1, case(complaints=(REVERSAL,))), run(2, case()), run(3, case(complaints=(REVERSAL,))))
     assert found.complaints == ()
 
 
 def test_mail_page_and_json_show_it_escaped(tmp_path: Path) -> None:
-    found = judged(tmp_path, run(1, case()), run(2, case(complaints=(REVERSAL, WARNING))))
+    found = judged(tmp_path, run(1, case(complaints=())), run(2, case(complaints=(REVERSAL, WARNING))))
     text = mail.compose(found).get_content()
     assert "new complaints" in text
     assert "| lock order reversal:" in text
@@ -82,10 +97,18 @@ def test_a_result_keeps_its_complaints_on_disk(tmp_path: Path) -> None:
     assert again.complaints == (REVERSAL,)
 
 
+def test_a_hostile_console_makes_no_large_result(tmp_path: Path) -> None:
+    (tmp_path / "one.console.log").write_bytes(b"WARNING: x\n" * 11 + b"#1 " + b"\x01" * 131072 + b"\n")
+    (tmp_path / "two.console.log").write_bytes(b"".join(b"xbd0: Error %s\n" % (b"x" * n) for n in range(1, 999)))
+    found = diagnosis.complaints(tmp_path) or ()
+    assert len(found) <= 201
+    assert sum(len(line) for one in found for line in (one.message, *one.detail)) < 200_000
+
+
 def test_consoles_of_a_case_are_searched(tmp_path: Path) -> None:
     (tmp_path / "one.console.log").write_bytes(b"xbd0: \x1b[1mError 5\r\nlogin: ")
     (tmp_path / "two.console.log").write_bytes(b"xbd1: Error 6\r\nxbd2: Error 7\r\n")
-    (found,) = diagnosis.complaints(tmp_path)
+    (found,) = diagnosis.complaints(tmp_path) or ()
     assert (found.kind, found.count) == ("device error", 3)
 
 
@@ -93,11 +116,14 @@ def test_consoles_of_a_case_are_searched(tmp_path: Path) -> None:
 def test_a_new_complaint_fails_the_run_on_request(tmp_path: Path, fail_on: tuple[str, ...], code: int) -> None:
     runs = tmp_path / "runs"
     for number, found in ((1, ()), (2, (REVERSAL,))):
-        written = run(number, case(complaints=found))
+        written = run(number, case(complaints=found))  # type: ignore[arg-type]
         path = runs / written.run
         (path / "cases/a").mkdir(parents=True)
         model.write_run(path, written)
         model.write_case(path / "cases/a", written.cases[0])
         session._publish(path, lambda cases: 0, fail_on)
     assert [model.read_run(runs / name).exit_code for name in ("run-001", "run-002")] == [0, code]
+    report = json.loads((runs / "run-002/report.json").read_text())
+    assert report["exit_code"] == code
+    assert ("The run fails: 1 new complaint (--fail-on)." in report["sentence"]) == bool(code)
     assert [row.exit_code for row in History(tmp_path / "history.sqlite").runs()] == [0, code]

@@ -128,12 +128,13 @@ def test_the_latest_are_kept(fresh: Path) -> None:
 
 def test_sweep_spares_what_another_process_creates(fresh: Path) -> None:
     labs = store.directory("labs")
-    for name in (".making-xen-4.20-a.abc", ".making-busy.abc", "xen-old.making-x", ".gone-x"):
+    for name in (".making-xen-4.20-a.abc", ".making-busy.abc", "xen-old.making-x", ".gone-x", ".gone-now"):
         (labs / name).mkdir()
+    os.utime(labs / ".gone-x", (1, 1))
     with store.lock(labs / "busy"):
         removed = store.sweep("labs")
     assert sorted(path.name for path, _ in removed) == [".making-xen-4.20-a.abc", "xen-old.making-x"]
-    assert [path.name for path in labs.iterdir() if path.is_dir()] == [".making-busy.abc"]
+    assert sorted(path.name for path in labs.iterdir() if path.is_dir()) == [".gone-now", ".making-busy.abc"]
 
 
 def test_eviction_spares_what_another_process_uses_under_its_lock(fresh: Path) -> None:

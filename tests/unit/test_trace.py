@@ -75,7 +75,8 @@ def test_the_caller_is_the_line_of_the_case(tmp_path: Path) -> None:
     "text",
     [
         "mount -o password=hunter2 x", "PGPASSWORD=hunter2 psql", "login --token hunter2", "x --smtp-password 'hunter2 hunter2'",
-        "secret=hunter2",
+        "secret=hunter2", "password: hunter2", '{"password": "hunter2"}', "Authorization: Bearer hunter2", "https://user:hunter2@host/x",
+        'password="my hunter2"', "PASSWORD='a hunter2' psql",
     ],
 )  # fmt: skip
 def test_secrets_are_blanked_out(tmp_path: Path, text: str) -> None:
@@ -92,6 +93,45 @@ def test_a_full_disk_loses_events_but_no_action(tmp_path: Path, caplog: pytest.L
         with pytest.raises(CommandFailed):
             LocalTransport().run(["false"])
     assert caplog.text.count("no further events") == 1
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ("x", "--password=my hunter2 word"),
+        ("x", "--token", "hunter2"),
+        ("sh", "-c", "PASSWORD='a hunter2' foo"),
+        ("curl", "-H", "Authorization: Basic hunter2"),
+    ],
+)
+def test_secrets_in_arguments_are_blanked_out(argv: tuple[str, ...]) -> None:
+    assert "hunter2" not in trace.command(argv)
+    assert "***" in trace.command(argv)
+
+
+def test_a_secret_of_the_log_is_blanked_out_and_its_escapes_are_shown(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(trace.OUTPUT, "fxh.trace"), trace.step("guest", "x") as step:
+        step.status, step.last, step.output = "token=hunter2", "password=hunter2", b"\x1b]0;title\x07 token=hunter2"
+    assert "hunter2" not in caplog.text
+    assert "\x1b" not in "".join(record.getMessage() for record in caplog.records)
+    assert "<0x1b>" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "line",
+    ['{"event":1e999,"kind":"x"}', '{"event":1,"kind":"x","in":NaN,"at":1e999}', '{"event":1,"kind":"\\ud800"}', "[" * 100_000],
+)
+def test_no_line_breaks_the_reader(tmp_path: Path, line: str) -> None:
+    (tmp_path / "t").write_text(line + "\n")
+    for event in trace.read(tmp_path / "t"):
+        event.line(0.0).encode()
+
+
+def test_an_event_after_half_a_line_is_read(tmp_path: Path) -> None:
+    (tmp_path / "t").write_text('{"event":1,"in":0,"at":1,"ki')
+    with trace.record(tmp_path / "t"), trace.step("xl", "xl list"):
+        pass
+    assert [event.what for event in trace.read(tmp_path / "t")] == ["xl list"]
 
 
 def test_a_program_that_travels_as_an_argument_is_shortened(tmp_path: Path) -> None:
