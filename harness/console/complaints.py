@@ -61,7 +61,7 @@ KINDS = (
     Kind(
         "lock held while sleeping", (GUEST,),
         'uma_zalloc_debug: zone "malloc-16" with the following non-sleepable locks held:\nexclusive sleep mutex xn (xn, sleep mutex) r = 0',
-        r"(?P<what>[^\n]*?) with the following (?:non-sleepable |exclusive )?locks held:(?:\n[^\n]* (?:mutex|lock|rm|sx|rw) (?P<lock>\S+) \()?",
+        r"^(?P<what>[^\n]*?) with the following (?:non-sleepable |exclusive )?locks held:(?:\n[^\n]* (?:mutex|lock|rm|sx|rw) (?P<lock>\S+) \()?",
     ),
     Kind(
         "duplicate lock", (GUEST,), 'acquiring duplicate lock of same type: "xbd"', r'acquiring duplicate lock of same type: "(?P<lock>[^"\n]*)"'
