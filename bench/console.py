@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""The console reader on a 100 MB log, beside pexpect's own expect on the same log. Run by hand: python bench/console.py
+"""The console reader on a 100 MB log, compared with pexpect's own expect on the same log. Run by hand: python bench/console.py
 
 `python bench/console.py --beside TREE` compares this tree's reader and its verdict on a 1 MB tail with those of another checkout.
 """

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: BSD-2-Clause
 """Finds the debugging information of a kernel: the file with the same build-id.
 
-The store has ``kernel.debug`` next to each kernel that it built. A user can name other files or directories, for example an unpacked
+The store has ``kernel.debug`` next to each kernel that it built. A caller can name other files or directories, for example an unpacked
 kernel-dbg.txz of a release.
 """
 
