@@ -111,19 +111,34 @@ class _Recorder:
     open: list[int] = field(default_factory=lambda: [0])
     descriptor: int = -1
     closed: bool = False
+    pending: dict[str, object] | None = None
+    """The begin of a case that has no event yet: one that is skipped leaves no file."""
 
     def write(self, value: dict[str, object]) -> None:
         """Append a line. If that fails, the action goes on and later events are lost: a full disk must not prevent `xl destroy`."""
         if self.closed:
             return
         try:
-            if self.descriptor < 0:  # a case that is skipped leaves no file
+            if self.descriptor < 0:
                 self.descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
                 self._end_line()
             os.write(self.descriptor, json.dumps(value, separators=(",", ":")).encode() + b"\n")
         except OSError as exc:
             self.closed = True
             log.warning("%s: %s; no further events are recorded", self.path, exc.strerror)
+
+    def begin(self, value: dict[str, object]) -> None:
+        if value["kind"] == CASE:
+            self.pending = value
+            return
+        if self.pending is not None:
+            self.write(self.pending)
+            self.pending = None
+        self.write(value)
+
+    def end(self, value: dict[str, object]) -> None:
+        if self.pending is None or self.pending["event"] != value["event"]:
+            self.write(value)
 
     def _end_line(self) -> None:
         """A killed harness may have left half a line."""
@@ -182,7 +197,7 @@ def step(kind: str, what: str | Sequence[str], where: str = "") -> Iterator[Step
         }
         begin |= {"where": where} if where else {}
         begin |= {"caller": found} if (found := caller()) else {}
-        recorder.write(begin)
+        recorder.begin(begin)
         recorder.open.append(number)
     try:
         yield taken
@@ -198,7 +213,7 @@ def step(kind: str, what: str | Sequence[str], where: str = "") -> Iterator[Step
             end |= {"status": status} if status else {}
             end |= {"bytes": taken.size} if taken.size else {}
             end |= {"last": last} if last else {}
-            recorder.write(end)
+            recorder.end(end)
         if verbose:
             shown = f"{where} {text}: {seconds:.2f} s {status or 'ok'}{f'; last: {last}' if last else ''}"
             log.debug("%s", _printable(shown))

@@ -141,6 +141,17 @@ def test_a_program_that_travels_as_an_argument_is_shortened(tmp_path: Path) -> N
     assert event.what == f"true {'x' * 60}..."
 
 
+def test_a_case_without_an_action_leaves_no_file(tmp_path: Path) -> None:
+    with trace.record(tmp_path / "t"):
+        with trace.step(trace.CASE, "skipped"):
+            pass
+        assert not (tmp_path / "t").exists()
+        with trace.step(trace.CASE, "ran"), trace.step("xl", "xl list"):
+            pass
+    ran, listed = trace.read(tmp_path / "t")
+    assert (ran.what, ran.ended, listed.parent) == ("ran", True, ran.number)
+
+
 def test_a_case_that_runs_again_appends(tmp_path: Path) -> None:
     for word in ("first", "second"):
         with trace.record(tmp_path / "t"), trace.step("command", word):
