@@ -93,16 +93,6 @@ class Event:
     def ended(self) -> bool:
         return self.seconds >= 0
 
-    def line(self, begin: float) -> str:
-        """One line of text; ``begin`` is the zero of its clock, in seconds since the epoch."""
-        took = f"{self.seconds:8.2f} s" if self.ended else "  not done"
-        parts = [f"{self.at - begin:9.2f}", took, f"{self.kind:8}", self.what]
-        parts += [f"[{self.where}]"] if self.where else []
-        parts += [f"-> {self.status}"] if self.status else []
-        parts += [f"(last: {self.last})"] if self.last else []
-        parts += [f"<- {self.caller}"] if self.caller else []
-        return " ".join(parts)
-
 
 @dataclass
 class _Recorder:

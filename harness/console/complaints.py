@@ -182,8 +182,3 @@ def _identity(kind: Kind, match: re.Match[str]) -> str:
     named = [value for value in match.groupdict().values() if value]
     words = " / ".join(named) if named else match[0].split("\n", 1)[0]
     return f"{kind.name}: {' '.join(_VARIABLE.sub('#', plain(words)).split())}"[:_IDENTITY]
-
-
-def news(now: tuple[Complaint, ...], baseline: frozenset[str]) -> tuple[Complaint, ...]:
-    """The complaints whose identity the baseline does not have."""
-    return tuple(complaint for complaint in now if complaint.identity not in baseline)

@@ -43,8 +43,9 @@ def complaints(directory: Path) -> tuple[ComplaintRecord, ...] | None:
 
     Only the end of a long console is searched.
     """
+    logs = sorted(directory.glob("*.console.log"))
     found: dict[str, ComplaintRecord] = {}
-    for path in sorted(directory.glob("*.console.log")):
+    for path in logs:
         with path.open("rb") as file:
             file.seek(max(0, path.stat().st_size - _SEARCHED))
             text = decode(Cleaner().text(file.read()))
@@ -52,7 +53,7 @@ def complaints(directory: Path) -> tuple[ComplaintRecord, ...] | None:
             before = found.get(one.identity)
             count = one.count + (before.count if before else 0)
             found[one.identity] = ComplaintRecord(one.kind, one.source, one.message, one.identity, one.detail, count)
-    return tuple(found.values()) if any(directory.glob("*.console.log")) else None
+    return tuple(found.values()) if logs else None
 
 
 def inspect(guests: Sequence[Guest], directory: Path) -> None:

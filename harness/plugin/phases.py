@@ -61,7 +61,6 @@ def run(item: pytest.Item, nextitem: pytest.Item | None) -> None:
 def _traced(item: pytest.Item, nextitem: pytest.Item | None) -> list[pytest.TestReport]:
     """Run setup, call and teardown, and record their actions in the case's directory."""
     directory = case_directory(item.config, item.nodeid)
-    directory.mkdir(parents=True, exist_ok=True)
     with trace.record(directory / trace.FILE), trace.step(trace.CASE, item.nodeid):
         return runtestprotocol(item, nextitem=nextitem, log=False)
 

@@ -57,11 +57,10 @@ def write(path: Path, report: Report) -> None:
         directory = path / "cases" / case.directory
         if case.outcome in (PASSED, SKIPPED) or not directory.is_dir():
             continue
-        events = actions.load(directory)
         parts = []
         for name in consoles(case.files):
             try:
-                parts.append(f"== {name}\n{text(build(directory, name, case.boots, events))}")
+                parts.append(f"== {name}\n{text(build(directory, name, case.boots, item.events))}")
             except OSError:
                 continue
         if parts:

@@ -101,7 +101,7 @@ def _case(path: Path, run: RunResult, case: CaseResult, verdict: Verdict, past: 
         rerun=rerun_command(run, case),
         config=domain_config(directory, case) if case.outcome == FAILED else "",
         backtrace=backtrace(directory) if red else "",
-        actions=tuple(actions.last(actions.load(directory))) if red else (),
+        events=actions.load(directory) if red else (),
     )
 
 

@@ -16,7 +16,7 @@ from harness.report import actions, case_timeline, plot
 from harness.report.console import Line
 from harness.report.evidence import around_death, finding_rows
 from harness.report.model import CaseReport, Report
-from harness.results.model import PASSED, SKIPPED, Boot, Outcome, Stamp
+from harness.results.model import PASSED, SKIPPED, Outcome, Stamp
 from harness.verdicts import values
 
 # Size of all consoles and captures on the page (characters). Beyond it the page only links the files.
@@ -165,8 +165,8 @@ def _item(path: Path, item: CaseReport, number: int, longest: float, budget: _Bu
         "open": item.verdict.is_news,
         "excerpt": around_death(case, _EXCERPT),
         "timelines": timelines,
-        "panels": list(_panels(directory, case.boots, case.files, budget)) if red else [],
-        "actions": item.actions,
+        "panels": _panels(directory, item, budget) if red else [],
+        "actions": actions.last(item.events),
         "backtrace": item.backtrace,
         "captures": list(_captures(directory, case.files, budget)) if red else [],
         "files": [name for name in case.files if not name.endswith((".idx", ".clock"))],
@@ -186,13 +186,12 @@ def timeline(label: str, stages: tuple[Stamp, ...], died: float | None, longest:
     return Timeline(label, bars, died, min(99.6, (died or 0) * scale))
 
 
-def _panels(directory: Path, boots: tuple[Boot, ...], files: tuple[str, ...], budget: _Budget) -> list[Panel]:
+def _panels(directory: Path, item: CaseReport, budget: _Budget) -> list[Panel]:
     """The time line of each console of a case."""
     found = []
-    events = actions.load(directory)
-    for name in case_timeline.consoles(files):
+    for name in case_timeline.consoles(item.result.files):
         try:
-            shown = case_timeline.build(directory, name, boots, events)
+            shown = case_timeline.build(directory, name, item.result.boots, item.events)
         except OSError:
             continue
         if budget.take(sum(len(line.text) + 40 for line in shown)):

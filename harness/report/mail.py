@@ -15,6 +15,7 @@ from itertools import groupby
 from harness import mailer
 from harness.console.deaths import speaker
 from harness.console.text import plain
+from harness.report import actions
 from harness.report.boot_consoles import ConsoleChange
 from harness.report.evidence import around_death, finding_rows
 from harness.report.model import CaseReport, NewComplaint, Report
@@ -124,8 +125,8 @@ def _failure(item: CaseReport, number: int, total: int) -> str:
         lines += ["", f"{source.capitalize()}:", _quote(around_death(case, _CONSOLE).splitlines())]
     if item.backtrace:
         lines += ["", "Backtrace:", _quote(item.backtrace.splitlines()[:_CONSOLE])]
-    if item.actions:
-        lines += ["", "Last actions before the failure:", _quote(list(item.actions))]
+    if done := actions.last(item.events):
+        lines += ["", "Last actions before the failure:", _quote(done)]
     if item.config:
         lines += ["", "Domain configuration:", _quote(item.config.splitlines())]
     lines += ["", "Run it again:", _command(item.rerun)]

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from harness.report.boot_consoles import ConsoleChange
 from harness.report.trends import Trend
 from harness.results.model import CaseResult, ComplaintRecord, Outcome, RunResult, Stamp
+from harness.trace import Event
 from harness.verdicts.drift import Drift
 from harness.verdicts.run_verdicts import Key
 from harness.verdicts.values import Verdict
@@ -31,8 +32,8 @@ class CaseReport:
     """The domain's configuration, for a failed case."""
     backtrace: str = ""
     """The death's backtrace with source files and lines, for a failed case."""
-    actions: tuple[str, ...] = ()
-    """The last actions before the failure, one line each."""
+    events: tuple[Event, ...] = ()
+    """The action trace of a failed case."""
 
 
 @dataclass(frozen=True)

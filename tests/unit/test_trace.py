@@ -16,6 +16,7 @@ import pytest
 from harness import trace
 from harness.deadline import ConditionNotMet, Deadline
 from harness.errors import CommandFailed, DeadlineExpired
+from harness.report.actions import describe
 from harness.transport.local import LocalTransport
 
 
@@ -124,7 +125,7 @@ def test_a_secret_of_the_log_is_blanked_out_and_its_escapes_are_shown(caplog: py
 def test_no_line_breaks_the_reader(tmp_path: Path, line: str) -> None:
     (tmp_path / "t").write_text(line + "\n")
     for event in trace.read(tmp_path / "t"):
-        event.line(0.0).encode()
+        describe(event).encode()
 
 
 def test_an_event_after_half_a_line_is_read(tmp_path: Path) -> None:
@@ -174,7 +175,7 @@ def test_a_killed_harness_loses_nothing(tmp_path: Path) -> None:
     done, interrupted = trace.read(tmp_path / "t")
     assert done.ended
     assert not interrupted.ended
-    assert "not done" in interrupted.line(done.at)
+    assert "not done" in describe(interrupted)
 
 
 @pytest.mark.parametrize("size", range(1, 60, 7))
