@@ -16,7 +16,7 @@ from harness.errors import GuestDied, UsageError
 
 if TYPE_CHECKING:
     from harness.console.reader import ConsoleReader
-    from harness.hosts.host import DirectHost
+    from harness.hosts.direct import DirectHost
 
 
 _ONE_HOST = "Use this Xen host: a name of fxh.toml, user@host, local (default: a lab)."
