@@ -7,10 +7,13 @@ from dataclasses import dataclass
 
 from harness import store
 
+XEN_SYMBOLS = "xen-syms"
+"""The symbols of Debian's hypervisor; with lines if Debian keeps them (4.20, not 4.17)."""
+
 
 @dataclass(frozen=True)
 class LabImage(store.Entry):
-    """``directory`` holds root.qcow2, xen, vmlinuz, initrd, control/, manifest.json and its checkpoints."""
+    """``directory`` holds root.qcow2, xen, xen-syms, vmlinuz, initrd, control/, manifest.json and its checkpoints."""
 
     def damage(self) -> str:
         """The first missing or truncated file, or "". Causes are a full disk, or a user who deleted files."""
