@@ -64,7 +64,7 @@ def report(
     # A killed run did not record itself. Its verdicts count from its first report on.
     if not result.ended and result.cases:
         reporting.record(path, result)
-    made = reporting.build_report(path, result, baseline=_baseline(against))
+    made = reporting.build_report(path, result, baseline=_baseline(against, reports(where)))
     reporting.write_reports(path, made)
     if mail or send:
         message = mailing.compose(made, to=to, sender=config.sender)
@@ -230,10 +230,11 @@ def _full_name(store: History, where: Path, name: str) -> str:
     return run_directory(where, name).name
 
 
-def _baseline(text: str) -> Baseline:
+def _baseline(text: str, where: Path) -> Baseline:
+    """Raises UsageError for a run that neither the history nor a directory has."""
     from harness.verdicts.values import Branch, LastGreen, NamedRun
 
     if not text:
         return LastGreen()
     head, mark, branch = text.partition("branch:")
-    return Branch(branch) if mark and not head else NamedRun(text)
+    return Branch(branch) if mark and not head else NamedRun(_full_name(_history(where), where, text))

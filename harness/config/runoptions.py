@@ -14,6 +14,7 @@ from typing import Any, get_origin, get_type_hints
 
 GUEST_TYPES = ("pv", "pvh", "hvm", "pvshim")
 FIRMWARES = ("bios", "uefi")
+ACCELERATORS = ("auto", "tcg", "kvm")
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,8 @@ class RunOption:
     help: str = ""
     values: tuple[str, ...] = ()
     """The allowed words; empty if any will do."""
+    least: float | None = None
+    """The smallest allowed number."""
     complete: str = ""
     """The function of harness.cli.completion that knows the values, for values that are known at run time only."""
     fxh: bool = True
@@ -92,6 +95,7 @@ class RunOptions:
         metadata=option(
             "-n",
             "--workers",
+            least=1,
             help="Run this many workers in parallel, each on its own lab or share of a host (default: 1).",
             pytest=False,
             toml=True,
@@ -202,7 +206,7 @@ class RunOptions:
         metadata=option(
             "--accel",
             help="Run the lab's QEMU with this accelerator: kvm, tcg, auto for kvm where it works (default: auto).",
-            values=("auto", "tcg", "kvm"),
+            values=ACCELERATORS,
             toml=True,
             rerun=True,
         ),
@@ -269,11 +273,12 @@ class RunOptions:
     )
     """0 for the lab's own default."""
     lab_cpus: int = field(
-        default=1, metadata=option("--lab-cpus", help="Give a lab this many virtual CPUs (default: 1).", fxh=False, toml=True)
+        default=1,
+        metadata=option("--lab-cpus", help="Give a lab this many virtual CPUs (default: 1).", least=1, fxh=False, toml=True),
     )
     keep_minutes: int = 60
     """Minutes for which ``keep`` holds a guest."""
-    keep_runs: int = 30
+    keep_runs: int = field(default=30, metadata={"least": 1, "toml": True})
     """Number of run directories that stay in ``reports``."""
     lease_memory: int = 0
     """MiB that a worker leases on a host; 0 for twice the memory of one guest."""

@@ -93,6 +93,8 @@ def export(target: Path, directory: Path, run: RunResult, case: CaseResult, scru
 
 def read(path: Path, into: Path) -> Bundle:
     """Unpack an archive into ``into``. Raises UsageError if it is invalid, was modified, or has members outside of ``into``."""
+    if not path.is_file():
+        raise UsageError(f"{path}: no such file", hint="give a file that `fxh repro export` wrote")
     try:
         with tarfile.open(path, "r:*") as archive:
             members = archive.getmembers()

@@ -139,7 +139,7 @@ def test_every_outcome_has_a_letter() -> None:
 
 
 def test_no_run(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="is not a run"):
+    with pytest.raises(UsageError, match=r"run\.json: No such file"):
         merge.merge([tmp_path], tmp_path / "new", exit_code)
 
 

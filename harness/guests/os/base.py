@@ -79,7 +79,7 @@ class BalloonLimits:
     memory: int = 0
     """MiB of the guest; 0: those of its source."""
     low: float = 0.5
-    """The part of its memory with which the guest still works."""
+    """The smallest part of its memory with which the guest works."""
     small: int = 256
     large: int = 384
     """MiB of ``memory`` and ``maxmem`` for a boot below its maximum."""
@@ -97,7 +97,7 @@ class BootVolume:
     file: str
     what: str
     kernel: str
-    """The kernel's file, which may be another than ``file``."""
+    """The kernel's file. It may differ from ``file``."""
     menu_change: str
     """A sed command that sets the kernel argument ``fxh.menu=two`` in ``menu``."""
 
@@ -144,11 +144,11 @@ class GuestOS(ABC):
     """Files of the OS's source by subject: see :meth:`source`."""
     balloon_limits: ClassVar[BalloonLimits] = BalloonLimits()
     reboot_command: ClassVar[str] = "reboot"
-    """Reboots in good order: file systems are unmounted before."""
+    """A command that unmounts the file systems and reboots."""
     tmpfs_command: ClassVar[str]
-    """Mounts a tmpfs for most of the memory at /mnt."""
+    """A command that mounts a tmpfs for most of the memory at /mnt."""
     large_packets_command: ClassVar[str] = ":"
-    """Lifts the limits on datagrams and on fragments of a packet."""
+    """A command that removes the limits on datagrams and on fragments of a packet."""
     udp_by_tftp: ClassVar[bool] = False
     """Whether only a TFTP client can send datagrams of chosen sizes (:mod:`harness.guests.datagrams`); else ``nc -u`` does."""
     independent_offloads: ClassVar[bool] = True
@@ -248,7 +248,7 @@ class GuestOS(ABC):
 
     @abstractmethod
     def sha256_command(self, path: str) -> str:
-        """Prints the sha256 of a file as its first word."""
+        """A command that prints the sha256 of a file as its first word."""
 
     @property
     @abstractmethod
@@ -269,7 +269,7 @@ class GuestOS(ABC):
 
     @abstractmethod
     def cpus(self, run: Run) -> int:
-        """How many CPUs run."""
+        """The number of running CPUs."""
 
     @abstractmethod
     def on_cpu(self, number: int, command: str) -> str:
@@ -297,7 +297,7 @@ class GuestOS(ABC):
 
     @abstractmethod
     def forwarding_command(self, ipv6: bool) -> str:
-        """Makes the guest a router."""
+        """A command that makes the guest a router."""
 
     @abstractmethod
     def offloads(self, run: Run, interface: str) -> Mapping[str, bool]:
@@ -334,11 +334,11 @@ class GuestOS(ABC):
 
     @abstractmethod
     def panic_command(self) -> str:
-        """Typed in the guest, causes a panic."""
+        """A command that causes a panic."""
 
     @abstractmethod
     def flood_command(self, lines: int, width: int) -> str:
-        """Prints ``lines`` numbered lines of ``width`` characters on the console."""
+        """A command that prints ``lines`` numbered lines of ``width`` characters on the console."""
 
     def flood_lines(self, guest_type: str) -> int:
         """How many lines of 10 kB the guest prints on an emulated machine in reasonable time."""
