@@ -4,39 +4,47 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 from harness.console.backtrace import Frame
 from harness.console.text import plain
-from harness.images import debugfile
+from harness.images.debugfile import KernelSymbols
 from harness.xen import elfsymbols, symbolizer
 
 
-def backtrace(frames: Sequence[Frame], kernel: Path, given: Sequence[Path] = (), *, seconds: float = 60.0) -> list[str]:
+def backtrace(frames: Sequence[Frame], symbols: KernelSymbols, *, seconds: float = 60.0) -> list[str]:
     """Lines of text: each frame with its function, file and line, and the callers that the compiler inlined.
 
-    ``given`` are files or directories with debugging information, see :func:`harness.images.debugfile.find`. The list is empty
-    if there are no frames or no debugging information. Raises UsageError for symbols of another build, InfrastructureError if
-    llvm-symbolizer is missing.
+    The list is empty if there are no frames or no debugging information. Raises InfrastructureError if LLVM's tools are missing,
+    OSError for an unreadable kernel.
     """
-    debug = debugfile.find(kernel, given) if frames else None
+    return backtraces([frames], symbols, seconds=seconds)[0]
+
+
+def backtraces(traces: Sequence[Sequence[Frame]], symbols: KernelSymbols, *, seconds: float = 60.0) -> list[list[str]]:
+    """As :func:`backtrace` for several traces, with one call of LLVM's tools."""
+    debug = symbols.debug if any(traces) else None
     if debug is None:
-        return []
-    symbols = elfsymbols.functions(kernel.read_bytes())
-    addresses = [_address(frame, symbols) for frame in frames]
-    known = [address for address in addresses if address is not None]
+        return [[] for _ in traces]
+    functions = symbols.functions
+    addresses = [[_address(frame, functions) for frame in frames] for frames in traces]
+    known = [address for trace in addresses for address in trace if address is not None]
     places = iter(symbolizer.lookup(debug, known, seconds))
-    lines = []
-    for number, (frame, address) in enumerate(zip(frames, addresses, strict=True)):
-        found = next(places) if address is not None else ()
-        name = frame.name + (f"+{frame.offset}" if frame.function and frame.offset else "")
-        if not found:
-            lines.append(plain(f"#{number:<2} {name}"))
-            continue
-        *inlined, outer = found
-        lines += [plain(f"#{number:<2} {one}  [inlined]") for one in inlined]
-        lines.append(plain(f"#{number:<2} {outer}" if outer.file else f"#{number:<2} {name}"))
-    return lines
+    return [
+        [line for number, (frame, address) in enumerate(zip(frames, trace, strict=True))
+         for line in _lines(number, frame, next(places) if address is not None else ())]
+        for frames, trace in zip(traces, addresses, strict=True)
+    ]  # fmt: skip
+
+
+def _lines(number: int, frame: Frame, found: symbolizer.Lines) -> list[str]:
+    name = frame.name + (f"+{frame.offset}" if frame.function and frame.offset else "")
+    if not found:
+        return [plain(f"#{number:<2} {name}")]
+    *inlined, outer = found
+    return [
+        *(plain(f"#{number:<2} {one}  [inlined]") for one in inlined),
+        plain(f"#{number:<2} {outer}" if outer.file or not frame.function else f"#{number:<2} {name}"),
+    ]
 
 
 def _address(frame: Frame, symbols: elfsymbols.Functions | None) -> int | None:

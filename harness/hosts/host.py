@@ -60,6 +60,8 @@ class HostFacts:
     """Work-arounds that are active on this host."""
     emulated: bool = False
     """Its CPUs are emulated in software."""
+    build_id: str = ""
+    """The hypervisor's, in hex; "" if unknown."""
 
     @property
     def label(self) -> str:
@@ -163,6 +165,11 @@ class XenHost(Protocol):
         """
         ...
 
+    @property
+    def symbol_files(self) -> tuple[Path, ...]:
+        """Files on this machine that may have the symbols of the hypervisor."""
+        ...
+
     def evidence_files(self) -> dict[str, Path]:
         """Files on this machine that belong to the evidence of a failed case, by the name that each gets there."""
         ...
@@ -224,7 +231,8 @@ class DirectHost:
     def facts(self) -> HostFacts:
         info = self.info
         system = "FreeBSD" if self.dom0 == "freebsd" else "Linux"
-        return HostFacts("xl", self.config.name or self.transport.name, info.xen_version, f"{system} {info.kernel}")
+        name = self.config.name or self.transport.name
+        return HostFacts("xl", name, info.xen_version, f"{system} {info.kernel}", build_id=info.build_id)
 
     @property
     def dom0(self) -> str:
@@ -385,6 +393,10 @@ class DirectHost:
 
     def keep_for(self, domains: Sequence[str], seconds: float) -> tuple[str, ...]:
         return tuple(domain for domain in domains if self.lease is None or self.lease.keep_domain(domain, seconds))
+
+    @property
+    def symbol_files(self) -> tuple[Path, ...]:
+        return ()
 
     def evidence_files(self) -> dict[str, Path]:
         return {}

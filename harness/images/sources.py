@@ -13,7 +13,7 @@ from harness.images import debugfile, entries, hosttools, kernconf, preflight, s
 from harness.images.buildworld import KERNEL_RECIPE, RECIPE, BuildDirectory
 from harness.images.entries import StoreEntry
 from harness.images.inputs import Input, combine, key_of, text_hash
-from harness.images.kernelfile import build_id
+from harness.xen.elfnotes import build_id
 
 
 class FromSource:

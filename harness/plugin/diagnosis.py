@@ -25,11 +25,11 @@ _SEARCHED = 1 << 20
 
 def backtrace(death: Death, guests: Sequence[Guest], directory: Path) -> tuple[str, ...]:
     """Write the death's backtrace with files and lines to ``directory`` and return it; empty without debugging information."""
-    kernel = next((guest.kernel for guest in reversed(guests) if guest.kernel is not None), None)
-    if kernel is None or not death.frames:
+    symbols = next((guest.symbols for guest in reversed(guests) if guest.symbols is not None), None)
+    if symbols is None or not death.frames:
         return ()
     try:
-        lines = sourcelines.backtrace(death.frames, kernel)
+        lines = sourcelines.backtrace(death.frames, symbols)
         if lines:
             (directory / BACKTRACE).write_text("\n".join(lines) + "\n")
     except (HarnessError, OSError) as exc:
@@ -61,7 +61,7 @@ def inspect(guests: Sequence[Guest], directory: Path) -> None:
     for guest in guests:
         if guest.domid < 0:  # not created
             continue
-        found = postmortem.inspect(guest.host.transport, guest.domid, guest.config.vcpus, guest.kernel)
+        found = postmortem.inspect(guest.host.transport, guest.domid, guest.config.vcpus, guest.symbols)
         for name, text in found.items():
             if text.startswith(postmortem.NOT_READ):
                 log.warning("%s of %s %s", name, guest.name, text.strip())

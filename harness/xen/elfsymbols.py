@@ -44,8 +44,12 @@ class Functions:
 
 @dataclass(frozen=True)
 class _Section:
-    """An ELF section. ``offset`` and ``size`` are in bytes of the file. ``link`` is the index of a symbol table's strings."""
+    """An ELF section. ``offset`` and ``size`` are in bytes of the file. ``link`` is the index of a symbol table's strings.
 
+    ``name`` is an offset into the section with the names of sections.
+    """
+
+    name: int
     kind: int
     flags: int
     address: int
@@ -87,6 +91,16 @@ def address_of(data: bytes, name: str) -> int | None:
     except (struct.error, IndexError, OverflowError):
         pass
     return None
+
+
+def has_section(data: bytes, name: str) -> bool:
+    """Whether an ELF image has a section ``name`` with content; False if it is damaged."""
+    try:
+        sections, wide = _elf(data)
+        strings = _content(data, sections[struct.unpack_from("<H", data, 62 if wide else 50)[0]])
+        return any(_text(strings, section.name) == name and section.kind != _SHT_NOBITS and section.size for section in sections)
+    except (struct.error, IndexError, OverflowError):
+        return False
 
 
 def functions(data: bytes) -> Functions | None:
@@ -176,7 +190,11 @@ def _sections(data: bytes, wide: bool) -> list[_Section]:
         start, (size, count) = struct.unpack_from("<I", data, 32)[0], struct.unpack_from("<2H", data, 46)
         form = "<7I"
     rows = (struct.unpack_from(form, data, start + number * size) for number in range(count if start else 0))
-    return [_Section(kind, flags, address, offset, length, link) for _, kind, flags, address, offset, length, link in rows]
+    return [_Section(*row) for row in rows]
+
+
+def _text(strings: bytes, at: int) -> str:
+    return strings[at : strings.find(b"\0", at)].decode("ascii", "replace")
 
 
 def _content(data: bytes, section: _Section) -> bytes:
