@@ -20,20 +20,21 @@ _SHF_EXECINSTR = 4
 
 @dataclass(frozen=True)
 class Functions:
-    """The functions of a kernel: ``names`` in the order of their addresses ``starts``. ``end`` is the end of the code.
+    """The functions of a kernel: ``names`` in the order of their addresses ``starts``.
 
+    ``code`` has the start and end of each section with code; Linux has data in between.
     ``places`` maps every unique name to its address, including aliases, which ``names`` lacks.
     """
 
     starts: tuple[int, ...]
     names: tuple[str, ...]
     places: dict[str, int]
-    end: int
+    code: tuple[tuple[int, int], ...]
 
     def at(self, address: int) -> tuple[str, int] | None:
         """The function that contains ``address``, and its start; None outside the kernel's code."""
         number = bisect.bisect_right(self.starts, address) - 1
-        if number < 0 or address >= self.end:
+        if number < 0 or not any(start <= address < end for start, end in self.code):
             return None
         return self.names[number], self.starts[number]
 
@@ -115,8 +116,8 @@ def _functions(data: bytes) -> Functions | None:
     found: dict[int, tuple[int, str]] = {}
     places: dict[str, int] = {}
     twice: set[str] = set()
-    end = 0
     sections, wide = _elf(data)
+    code = tuple((one.address, one.address + one.size) for one in sections if one.flags & _SHF_EXECINSTR)
     for table, strings in _tables(sections):
         names = _content(data, strings)
         for name, kind, index, address in _rows(_content(data, table), wide):
@@ -131,7 +132,6 @@ def _functions(data: bytes) -> Functions | None:
                 continue
             if places.setdefault(word, address) != address:
                 twice.add(word)
-            end = max(end, sections[index].address + sections[index].size)
             # Prefer a function's name to a label's, and a global name to a local one.
             rank = 2 * (kind & 15 == _STT_FUNC) + bool(kind >> 4)
             if address not in found or rank > found[address][0]:
@@ -142,7 +142,7 @@ def _functions(data: bytes) -> Functions | None:
         return None
     starts = tuple(sorted(found))
     unique = {name: address for name, address in places.items() if name not in twice}
-    return Functions(starts, tuple(found[start][1] for start in starts), unique, end)
+    return Functions(starts, tuple(found[start][1] for start in starts), unique, code)
 
 
 def _elf(data: bytes) -> tuple[list[_Section], bool]:

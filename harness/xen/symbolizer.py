@@ -8,11 +8,13 @@ it once, into an index that answers in milliseconds (LLVM's GSYM format). The in
 from __future__ import annotations
 
 import json
+import posixpath
 import re
 import shutil
 import subprocess
 import tempfile
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import astuple, dataclass
 from pathlib import Path
 
@@ -31,8 +33,8 @@ _MOST_INDEXES = 32
 _INDEX, _ANSWERS = "lines.gsym", "answers.json"
 # Answers of llvm-symbolizer that are kept with an index. A kernel has 2000 lines of assembly code.
 _MOST_ANSWERS = 4096
-# /usr/src/sys/dev/xen/blkfront/blkfront.c     ./machine/cpufunc.h     ././include/linux/kernel.h
-_PREFIX = re.compile(r"^(?:/usr/src/|(?:\./)+)")
+# Where FreeBSD's releases and the builder have the source. The control guest's kernel has relative names.
+_SOURCE = "/usr/src/"
 # 0xffffffff80414f3c: xenbus_get_node + 20 @ /usr/src/sys/xen/xenbus/xenbusvar.h:93 [inlined]
 #                     xbd_attach + 156 @ /usr/src/sys/dev/xen/blkfront/blkfront.c:1510
 # 0xffffffff80804e53: rsb_flush + 19          0x0000000000001234: error: address 0x1234 is not in GSYM
@@ -87,10 +89,11 @@ def lookup(debug: Path, addresses: Sequence[int], seconds: float = 60.0) -> tupl
     unknown = [number for number, lines in enumerate(found) if not any(line.file for line in lines)]
     answers = _read_answers(index)
     if asked := [addresses[number] for number in unknown if addresses[number] not in answers]:
-        answers |= dict(zip(asked, _symbolized(debug, asked, deadline), strict=True))
-        _write_answers(index, answers)
+        with suppress(InfrastructureError, OSError):  # the index has the other lines
+            answers |= dict(zip(asked, _symbolized(debug, asked, deadline), strict=True))
+            _write_answers(index, answers)
     for number in unknown:
-        found[number] = answers[addresses[number]] or found[number]
+        found[number] = answers.get(addresses[number], ()) or found[number]
     return tuple(found)
 
 
@@ -136,7 +139,7 @@ def parse_gsym(text: str, count: int) -> tuple[Lines, ...]:
         if match["address"]:
             found.append(())
         if match["name"] and found:
-            found[-1] += (Line(match["name"], _PREFIX.sub("", match["file"] or ""), int(match["line"] or 0)),)
+            found[-1] += (Line(match["name"], _relative(match["file"] or ""), int(match["line"] or 0)),)
     return _exactly(found, count)
 
 
@@ -185,10 +188,15 @@ def parse(text: str, count: int) -> tuple[Lines, ...]:
 def _line(symbol: dict[str, object]) -> Line:
     number = symbol.get("Line", 0)
     file = str(symbol.get("FileName") or "")
-    return Line(str(symbol.get("FunctionName") or ""), _PREFIX.sub("", file), number if isinstance(number, int) else 0)
+    return Line(str(symbol.get("FunctionName") or ""), _relative(file), number if isinstance(number, int) else 0)
 
 
 # -- both -------------------------------------------------------------------------------------------------------------
+
+
+def _relative(file: str) -> str:
+    """The name in the source tree: ``././include/linux/kernel.h`` and ``/usr/src/include/linux/kernel.h`` are one file."""
+    return posixpath.normpath(file).removeprefix(_SOURCE) if file else ""
 
 
 def _exactly(found: list[Lines], count: int) -> tuple[Lines, ...]:

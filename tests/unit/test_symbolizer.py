@@ -118,7 +118,7 @@ GSYM = """\
 def test_each_paragraph_of_the_index_is_an_address() -> None:
     found = parse_gsym(GSYM, 5)
     assert [str(line) for line in found[0]] == [
-        "BUS_READ_IVAR (/usr/obj/usr/src/amd64.amd64/sys/XENA/./bus_if.h:110)", "xenbus_get_node (sys/xen/xenbus/xenbusvar.h:93)",
+        "BUS_READ_IVAR (/usr/obj/usr/src/amd64.amd64/sys/XENA/bus_if.h:110)", "xenbus_get_node (sys/xen/xenbus/xenbusvar.h:93)",
         "xbd_attach (sys/dev/xen/blkfront/blkfront.c:1510)",
     ]  # fmt: skip
     assert found[1:] == ((), (Line("rsb_flush", "", 0),), (Line("vpanic", "sys/kern/kern_shutdown.c", 892),), ())
