@@ -36,7 +36,7 @@ def _gather(context: CaseContext) -> None:
     if host is None:
         return
     sources = {
-        "xl-dmesg.log": ["xl", "dmesg"],
+        diagnosis.XEN_LOG: ["xl", "dmesg"],
         "xl-list.txt": ["xl", "list", "-v"],
         "xenstore.txt": ["xenstore-ls", "-f"],
         "dom0-dmesg.log": ["dmesg"],
@@ -60,6 +60,7 @@ def _gather(context: CaseContext) -> None:
         diagnosis.inspect(context.guests, context.directory)
     for name, source in host.evidence_files().items():
         _copy_tail(source, context.directory / name)
+    diagnosis.hypervisor(context)
 
 
 def _mark_time(host: XenHost, path: Path, deadline: Deadline) -> None:
