@@ -36,15 +36,21 @@ def backtraces(traces: Sequence[Sequence[Frame]], symbols: KernelSymbols, *, sec
     ]  # fmt: skip
 
 
+def names(frames: Sequence[Frame]) -> list[str]:
+    """Lines of text: each frame with the name and offset that it was printed with, or its address."""
+    return [_name(number, frame) for number, frame in enumerate(frames)]
+
+
+def _name(number: int, frame: Frame) -> str:
+    return plain(f"#{number:<2} {frame.name}" + (f"+{frame.offset}" if frame.function and frame.offset else ""))
+
+
 def _lines(number: int, frame: Frame, found: symbolizer.Lines) -> list[str]:
-    name = frame.name + (f"+{frame.offset}" if frame.function and frame.offset else "")
     if not found:
-        return [plain(f"#{number:<2} {name}")]
+        return [_name(number, frame)]
     *inlined, outer = found
-    return [
-        *(plain(f"#{number:<2} {one}  [inlined]") for one in inlined),
-        plain(f"#{number:<2} {outer}" if outer.file or not frame.function else f"#{number:<2} {name}"),
-    ]
+    last = plain(f"#{number:<2} {outer}") if outer.file or not frame.function else _name(number, frame)
+    return [*(plain(f"#{number:<2} {one}  [inlined]") for one in inlined), last]
 
 
 def _address(frame: Frame, symbols: elfsymbols.Functions | None) -> int | None:

@@ -24,7 +24,7 @@ log = logging.getLogger("fxh.evidence")
 
 BACKTRACE = "backtrace.txt"
 XEN_BACKTRACE = "xen-backtrace.txt"
-XEN_LOG, SERIAL_LOG = "xl-dmesg.log", "lab-serial.log"
+XEN_LOG, CPUS_LOG, SERIAL_LOG = "xl-dmesg.log", "xen-cpus.log", "lab-serial.log"
 # Bytes of a console that are searched for complaints, and of Xen's logs for call traces.
 _SEARCHED = 1 << 20
 
@@ -49,12 +49,12 @@ def hypervisor(context: CaseContext) -> None:
 
     The serial console of a lab has the logs of earlier cases, too. So it counts only for a panic, after which dom0 gives no log.
     """
-    log_, serial = context.directory / XEN_LOG, context.directory / SERIAL_LOG
-    found = xentrace.traces(_text(log_)) or tuple(trace for trace in xentrace.traces(_text(serial)) if trace.panic)
+    found = [trace for name in (XEN_LOG, CPUS_LOG) for trace in xentrace.traces(_text(context.directory / name))]
+    found = found or [trace for trace in xentrace.traces(_text(context.directory / SERIAL_LOG)) if trace.panic]
     if not found or context.host is None:
         return
     symbols = KernelSymbols(files=(*context.symbols, *context.host.symbol_files), known=_running(context.host))
-    stacks, why = [[frame.name for frame in trace.frames] for trace in found], ""
+    stacks, why = [sourcelines.names(trace.frames) for trace in found], ""
     try:
         debug = symbols.debug
         if debug is None:
