@@ -3,12 +3,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from harness.console.backtrace import Frame
 from harness.console.text import plain
 from harness.images.debugfile import KernelSymbols
-from harness.xen import elfsymbols, symbolizer
+from harness.xen import symbolizer
 
 
 def backtrace(frames: Sequence[Frame], symbols: KernelSymbols, *, seconds: float = 60.0) -> list[str]:
@@ -25,8 +25,8 @@ def backtraces(traces: Sequence[Sequence[Frame]], symbols: KernelSymbols, *, sec
     debug = symbols.debug if any(traces) else None
     if debug is None:
         return [[] for _ in traces]
-    functions = symbols.functions
-    addresses = [[_address(frame, functions) for frame in frames] for frames in traces]
+    starts = symbols.addresses({frame.function for frames in traces for frame in frames if frame.function and not frame.before})
+    addresses = [[_address(frame, starts) for frame in frames] for frames in traces]
     known = [address for trace in addresses for address in trace if address is not None]
     places = iter(symbolizer.lookup(debug, known, seconds))
     return [
@@ -53,12 +53,10 @@ def _lines(number: int, frame: Frame, found: symbolizer.Lines) -> list[str]:
     return [*(plain(f"#{number:<2} {one}  [inlined]") for one in inlined), last]
 
 
-def _address(frame: Frame, symbols: elfsymbols.Functions | None) -> int | None:
+def _address(frame: Frame, starts: Mapping[str, int]) -> int | None:
     """The address of the instruction of a frame: a return address names the one after its call."""
-    if frame.function and symbols is not None and not frame.before:
-        start = symbols.address(frame.function)
-        if start is not None:
-            # Offset 0 is an entry point: the frame of a trap at a function's first instruction.
-            offset = int(frame.offset or "0", 16)
-            return start + offset - (1 if offset and not frame.exact else 0)
+    if not frame.before and frame.function in starts:
+        # Offset 0 is an entry point: the frame of a trap at a function's first instruction.
+        offset = int(frame.offset or "0", 16)
+        return starts[frame.function] + offset - (1 if offset and not frame.exact else 0)
     return int(frame.address, 16) - (not frame.exact) if frame.address else None

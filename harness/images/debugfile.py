@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import shutil
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -63,13 +63,23 @@ class KernelSymbols:
             own = _once(_functions, debug)
         return own
 
+    def addresses(self, names: Iterable[str]) -> dict[str, int]:
+        """The address of each function that exists once. Raises OSError."""
+        wanted = list(names)
+        files = [*([self.kernel] if self.kernel is not None else []), *([debug] if (debug := self.debug) is not None else [])]
+        return (
+            next((found for file in files if (found := elfsymbols.addresses_of(elfsymbols.mapped(file), wanted))), {})
+            if wanted
+            else {}
+        )
+
     def address_of(self, variable: str) -> int | None:
         """The address of a variable; None if the kernel does not have it. Raises OSError."""
         found = None
         if self.kernel is not None:
-            found = elfsymbols.address_of(self.kernel.read_bytes(), variable)
+            found = elfsymbols.address_of(elfsymbols.mapped(self.kernel), variable)
         if found is None and (debug := self.debug) is not None:
-            found = elfsymbols.address_of(debug.read_bytes(), variable)
+            found = elfsymbols.address_of(elfsymbols.mapped(debug), variable)
         return found
 
     def _candidates(self) -> Iterator[Path]:
@@ -101,7 +111,7 @@ def chosen(path: Path) -> tuple[Path, str]:
             raise UsageError(
                 f"{file}: it has no build-id, so nothing says which kernel it belongs to", hint="link the kernel with --build-id"
             )
-        data = file.read_bytes()
+        data = elfsymbols.mapped(file)
     except OSError as exc:
         raise UsageError(f"{file}: {exc.strerror}", hint="check its permissions") from exc
     kind = next((kind for symbol, kind in _KINDS.items() if elfsymbols.address_of(data, symbol) is not None), "")
@@ -118,11 +128,11 @@ def has_lines(path: Path) -> bool:
 
 
 def _functions(path: Path) -> elfsymbols.Functions | None:
-    return elfsymbols.functions(path.read_bytes())
+    return elfsymbols.functions(elfsymbols.mapped(path))
 
 
 def _has_lines(path: Path) -> bool:
-    return elfsymbols.has_section(path.read_bytes(), ".debug_line")
+    return elfsymbols.has_section(elfsymbols.mapped(path), ".debug_line")
 
 
 def _once(read: Callable[[Path], T], path: Path) -> T:

@@ -97,6 +97,12 @@ def lookup(debug: Path, addresses: Sequence[int], seconds: float = 60.0) -> tupl
     return tuple(found)
 
 
+def prepare(debug: Path) -> None:
+    """Make the index of ``debug`` now, so that the first backtrace does not wait for it. Does nothing if it cannot be made."""
+    with suppress(HarnessError, OSError):
+        _index(debug, Deadline(60))
+
+
 # -- the index --------------------------------------------------------------------------------------------------------
 
 

@@ -102,7 +102,7 @@ def test_without_symbols_the_names_of_xen_and_the_reason_remain(context: CaseCon
 def test_with_symbols_each_frame_has_its_line(context: CaseContext, monkeypatch: pytest.MonkeyPatch) -> None:
     (context.directory / diagnosis.SERIAL_LOG).write_text(PANIC)
     monkeypatch.setattr(diagnosis.KernelSymbols, "debug", Path("xen-syms"))
-    monkeypatch.setattr(diagnosis.KernelSymbols, "functions", None)
+    monkeypatch.setattr(diagnosis.KernelSymbols, "addresses", lambda self, names: {})
     monkeypatch.setattr(diagnosis, "has_lines", lambda path: True)
     asked: list[int] = []
 
