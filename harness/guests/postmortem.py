@@ -26,6 +26,8 @@ from harness.xen import dom0_program, elfsymbols
 
 SECONDS = 10.0
 """Limit of one inspection."""
+# Of these, the part for source lines, so that a slow dom0 does not take all of it.
+_LINES = 3.0
 
 NOT_READ = "not read: "
 """Begins a text that says why its part failed."""
@@ -109,7 +111,7 @@ def inspect(transport: Transport, domid: int, vcpus: int, symbols: KernelSymbols
     ``symbols`` are those of the guest's kernel. The domain is paused by xenctx for some milliseconds and otherwise left alone.
     Never raises.
     """
-    deadline = Deadline(SECONDS)
+    whole, deadline = Deadline(SECONDS), Deadline(SECONDS - _LINES)
     try:
         done = transport.run(["sh", "-c", _XENCTX, "sh", str(domid), str(vcpus)], deadline, check=False)
     except HarnessError as exc:
@@ -132,7 +134,7 @@ def inspect(transport: Transport, domid: int, vcpus: int, symbols: KernelSymbols
         messages = f"{NOT_READ}{exc}\n"
     if messages:
         found["messages"] = plain(messages)
-    found["vcpus"] = _described(cpus, symbols, deadline)
+    found["vcpus"] = _described(cpus, symbols, whole)
     return found
 
 
