@@ -130,7 +130,7 @@ def boot(
                 guest_source.profile,
                 configure(host, guest_source, shape, host.domain_name(guest_source.label)),
                 Path(scratch),
-                kernel=guest_source.kernel,
+                symbols=guest_source.kernel_symbols,
             )
             try:
                 guest.create()

@@ -23,8 +23,10 @@ class RunOption:
 
     attribute: str
     kind: type
-    """``str``, ``int``, ``float``, ``bool``, ``Path``, or ``tuple`` for words with commas between them."""
+    """``str``, ``int``, ``float``, ``bool``, ``Path``, or ``tuple`` for words or paths with commas between them."""
     default: Any
+    paths: bool = False
+    """The parts of a ``tuple`` are paths."""
     flags: tuple[str, ...] = ()
     """As ``fxh`` has them. Empty for a setting of ``fxh.toml`` alone."""
     help: str = ""
@@ -61,21 +63,26 @@ class RunOption:
     def write(self, value: Any) -> Any:
         """The value of the field as ``fxh.toml`` has it."""
         if self.kind is tuple:
-            return ",".join(value)
+            return ",".join(map(str, value))
         return str(value or "") if self.kind is Path else value
 
     def read(self, value: Any) -> Any:
         """The value of the field, from a value of ``fxh.toml`` or of a command line."""
         if self.kind is tuple:
-            return tuple(dict.fromkeys(word for word in map(str.strip, value.split(",")) if word)) or self.default
+            words = dict.fromkeys(word for word in map(str.strip, value.split(",")) if word)
+            return tuple(map(_absolute, words) if self.paths else words) or self.default
         if self.kind is Path:
-            return Path(value).expanduser().absolute() if str(value) else None
+            return _absolute(value) if str(value) else None
         return self.default if value == "" else value
 
     def invalid(self, value: Any) -> str:
         """The first word of ``value`` (see :meth:`read`) that is not one of ``values``, or ""."""
         words = value if self.kind is tuple else (value,)
         return next((str(word) for word in words if word not in self.values), "") if self.values and value else ""
+
+
+def _absolute(value: str | Path) -> Path:
+    return Path(value).expanduser().absolute()
 
 
 def option(*flags: str, help: str, **more: Any) -> Mapping[str, Any]:
@@ -221,6 +228,14 @@ class RunOptions:
             "--control",
             help="Boot the control guest from this directory with vmlinuz and initrd (default: the lab's own).",
             rerun=True,
+        ),
+    )
+    symbols: tuple[Path, ...] = field(
+        default=(),
+        metadata=option(
+            "--symbols",
+            help="Read source lines from these files (comma-separated): kernel.debug, vmlinux, xen-syms, or an unpacked kernel-dbg.txz.",
+            paths=True,
         ),
     )
     branch: str = field(

@@ -29,6 +29,8 @@ class HostFacts:
     """Work-arounds that are active on this host."""
     emulated: bool = False
     """Its CPUs are emulated in software."""
+    build_id: str = ""
+    """The hypervisor's, in hex; "" if unknown."""
 
     @property
     def label(self) -> str:
@@ -130,6 +132,11 @@ class XenHost(Protocol):
 
         The run must not use the host afterwards.
         """
+        ...
+
+    @property
+    def symbol_files(self) -> tuple[Path, ...]:
+        """Files on this machine that may have the symbols of the hypervisor."""
         ...
 
     def evidence_files(self) -> dict[str, Path]:

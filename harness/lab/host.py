@@ -17,6 +17,7 @@ from harness.lab.checkpoint import Checkpoint, CheckpointKind
 from harness.lab.lab import Lab
 from harness.lab.qemu import Drive
 from harness.lab.states import LabStates
+from harness.lab.store import XEN_SYMBOLS
 from harness.transport import Completed, Stream
 
 # From this size in bytes on, a virtual disk brings a file into dom0 faster than ssh.
@@ -72,7 +73,8 @@ class LabHost(DirectHost):
         info, lab = self.info, self.lab
         quirks = ("CR4.PAE is set on a new domain's vCPU 0 (QEMU defect, see docs/lab.md)",) if lab.spec.pae_first else ()
         note = f"{lab.qemu.label}, {lab.accel.why}"
-        return HostFacts("qemu", "lab", info.xen_version, f"Linux {info.kernel}", note, quirks, lab.spec.emulated)
+        dom0 = f"Linux {info.kernel}"
+        return HostFacts("qemu", "lab", info.xen_version, dom0, note, quirks, lab.spec.emulated, info.build_id)
 
     @property
     def capabilities(self) -> frozenset[str]:
@@ -166,6 +168,10 @@ class LabHost(DirectHost):
         if domains:
             self.lab.keep_for(seconds)
         return tuple(domains)
+
+    @property
+    def symbol_files(self) -> tuple[Path, ...]:
+        return (self.lab.image.directory / XEN_SYMBOLS,)
 
     def evidence_files(self) -> dict[str, Path]:
         return {"lab-serial.log": self.lab.directory / "xen.log"}

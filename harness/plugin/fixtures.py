@@ -56,7 +56,7 @@ def rig(request: pytest.FixtureRequest) -> WorkerEnvironment:
 @pytest.fixture
 def case(request: pytest.FixtureRequest, rig: WorkerEnvironment, cell: Cell) -> Iterator[CaseContext]:
     """The context of the case, for its result. After the case, dom0 must be as before."""
-    context = CaseContext(case_directory(request.config, request.node.nodeid), cell)
+    context = CaseContext(case_directory(request.config, request.node.nodeid), cell, symbols=rig.symbols)
     request.node.stash[CASE] = context
     yield context
     if context.kept:

@@ -38,6 +38,9 @@ from harness.results.where import NOWHERE, own_parameters
 
 log = logging.getLogger("fxh.run")
 
+# Kinds of death of a guest that says nothing about it.
+_SILENT = ("hang", "eof")
+
 
 def run(item: pytest.Item, nextitem: pytest.Item | None) -> None:
     """Run a case, and repeat it once if its host was lost, because the lost run says nothing about the guest."""
@@ -114,7 +117,7 @@ def _end_with_error(item: pytest.Item, error: BaseException, call: pytest.CallIn
     if context is not None and finding.outcome not in (SKIPPED, PASSED):
         with trace.step(trace.EVIDENCE, "check the host"):
             finding = _check_host(item, context, finding)
-        evidence.gather(context)
+        evidence.gather(context, silent=finding.death is not None and finding.death.kind in _SILENT)
         if (
             finding.outcome == FAILED
             and context.cell is not None
@@ -137,7 +140,7 @@ def _end_with_error(item: pytest.Item, error: BaseException, call: pytest.CallIn
 
 def _check_host(item: pytest.Item, context: CaseContext, finding: Finding) -> Finding:
     """An infrastructure finding instead of ``finding`` if the guest fell silent and its host is broken: the guest is not to blame."""
-    silent = finding.death is None or finding.death.kind in ("hang", "eof")
+    silent = finding.death is None or finding.death.kind in _SILENT
     if context.cell is None or not silent:
         return finding
     error = item.config.stash[RIG].check(context.cell)

@@ -16,7 +16,7 @@ from harness.hosts.direct import DirectHost
 from harness.hosts.host import XenHost
 from harness.hosts.inventory import Item
 from harness.images.image import Image
-from harness.plugin import hold_guest, leak_guard
+from harness.plugin import hold_guest, leak_guard, symbol_files
 from harness.plugin.case_context import CaseContext
 from harness.plugin.cells import Cell
 from harness.plugin.guest_factory import GuestFactory, Prepare
@@ -52,6 +52,15 @@ class WorkerEnvironment:
     def source(self, cell: Cell) -> GuestSource:
         """The source of the cell's guest."""
         return self._sources.source(cell)
+
+    def check_symbols(self) -> None:
+        """See :func:`harness.plugin.symbol_files.check`."""
+        symbol_files.check(self._options, self._sources)
+
+    @property
+    def symbols(self) -> tuple[Path, ...]:
+        """The user's files with debugging information."""
+        return self._options.symbols
 
     # -- for a case ---------------------------------------------------------------------------------------------------
 

@@ -46,6 +46,7 @@ _SEPARATORS = (("<14.0", ","), (">=14.0", ", \t\n"))
 _RCVBADSUM_13, _RCVBADSUM_14 = 30, 31
 _OFFLOADS = {"TXCSUM": "tx", "RXCSUM": "rx", "TSO4": "tso", "LRO": "lro"}
 _SOURCES = {
+    "names in a backtrace": "sys/x86/xen/pv.c, xen_pvh_parse_symtab(); xen tools/libs/guest/xg_dom_elfloader.c",
     "balloon": "sys/dev/xen/balloon/balloon.c, balloon_process() and set_new_target()",
     "balloon pages": "sys/dev/xen/balloon/balloon.c, decrease_reservation()",
     "blkfront": "sys/dev/xen/blkfront/blkfront.c",

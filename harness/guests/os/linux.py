@@ -115,6 +115,7 @@ _OFFLOADS = {
 
 _DEAD_BACKENDS = {"xvdk": "6"}
 _SOURCES = {
+    "names in a backtrace": "kernel/kallsyms.c",
     "balloon": "drivers/xen/balloon.c, balloon_process()",
     "balloon pages": "drivers/xen/balloon.c, decrease_reservation()",
     "blkfront": "drivers/block/xen-blkfront.c",
