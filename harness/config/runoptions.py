@@ -14,6 +14,8 @@ from typing import Any, get_origin, get_type_hints
 
 GUEST_TYPES = ("pv", "pvh", "hvm", "pvshim")
 FIRMWARES = ("bios", "uefi")
+PAUSES = ("before-call", "on-failure")
+"""Where ``pause`` stops a case."""
 
 
 @dataclass(frozen=True)
@@ -220,6 +222,15 @@ class RunOptions:
             help="Keep a dead guest paused for inspection, until its time is over: failed, never.",
             values=("never", "failed"),
             toml=True,
+        ),
+    )
+    pause: str = field(
+        default="",
+        metadata=option(
+            "--pause",
+            help="Stop at this case and hand over its console, a dom0 shell and a debugger: CASE, CASE:before-call, CASE:on-failure.",
+            complete="pauses",
+            pytest=False,
         ),
     )
     fail_on: tuple[str, ...] = field(

@@ -3,11 +3,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import re
 import secrets
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -19,6 +21,7 @@ from harness.deadline import Deadline
 from harness.digest import known_sha256
 from harness.errors import InfrastructureError, TransportError, UsageError
 from harness.hosts import inventory, storage
+from harness.hosts.debugger import Debugger, gdbsx_stub
 from harness.hosts.lease import BASE, Lease, LeaseRequest
 from harness.hosts.saved_state import Access, SavedStates
 from harness.transport import Transport
@@ -161,6 +164,10 @@ class XenHost(Protocol):
 
         The run must not use the host afterwards.
         """
+        ...
+
+    def debugger(self, domain: int) -> AbstractContextManager[Debugger | None]:
+        """Open a debugger stub for ``domain``, until the block ends; None if the host has no stub."""
         ...
 
     def evidence_files(self) -> dict[str, Path]:
@@ -385,6 +392,10 @@ class DirectHost:
 
     def keep_for(self, domains: Sequence[str], seconds: float) -> tuple[str, ...]:
         return tuple(domain for domain in domains if self.lease is None or self.lease.keep_domain(domain, seconds))
+
+    @contextlib.contextmanager
+    def debugger(self, domain: int) -> Iterator[Debugger | None]:
+        yield gdbsx_stub(self.transport, domain, self.config.address)
 
     def evidence_files(self) -> dict[str, Path]:
         return {}

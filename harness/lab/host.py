@@ -3,12 +3,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 
 from harness.deadline import Deadline
 from harness.errors import InfrastructureError, UsageError
+from harness.hosts.debugger import Debugger
 from harness.hosts.host import DirectHost, HostFacts
 from harness.hosts.saved_state import Access
 from harness.lab import ovmf, recipe
@@ -20,6 +22,7 @@ from harness.transport import Completed, Stream
 
 # From this size in bytes on, a virtual disk brings a file into dom0 faster than ssh.
 _WORTH_PLUGGING = 1 << 20
+_COVERS = "QEMU's stub: the hypervisor, dom0 and the guests, one thread for each physical CPU; gdb stops the whole lab"
 # $1: the serial of a plugged disk. Prints the disk's path in dom0.
 _FIND_DISK = """
 while :; do
@@ -165,6 +168,11 @@ class LabHost(DirectHost):
         if domains:
             self.lab.keep_for(seconds)
         return tuple(domains)
+
+    @contextlib.contextmanager
+    def debugger(self, domain: int) -> Iterator[Debugger | None]:
+        with self.lab.debugging() as stub:
+            yield Debugger(_COVERS, str(stub.path), attached=stub.attached)
 
     def evidence_files(self) -> dict[str, Path]:
         return {"lab-serial.log": self.lab.directory / "xen.log"}
