@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""The debugger stub of a host: where gdb connects, and what it debugs there."""
+"""The debugger stubs of a host: where gdb connects, and what they debug there."""
 
 from __future__ import annotations
 
@@ -19,6 +19,8 @@ _PORT = 9999
 class Debugger:
     """A stub that is open, or that the command ``start`` opens."""
 
+    name: str
+    """One word that tells the stubs of a host apart."""
     covers: str
     """What it debugs and what it stops, as a sentence without its period."""
     target: str
@@ -37,11 +39,12 @@ class Debugger:
         return shlex.join(self.command(symbols))
 
 
-def gdbsx_stub(transport: Transport, domain: int, address: str) -> Debugger | None:
-    """gdbsx in dom0 for ``domain``, if this Xen supports it. ``address`` is dom0 for ssh, or ``local``. Raises as Transport.run()."""
+def gdbsx_stub(transport: Transport, domain: int, address: str) -> tuple[Debugger, ...]:
+    """gdbsx in dom0 for ``domain``; empty if this Xen does not support it. ``address`` is dom0 for ssh, or ``local``. Raises as Transport.run()."""
     word, _, tool = transport.run(["sh", "-c", gdbsx.PROBE + "true"], Deadline(20)).text.strip().partition(" ")
     if word != "gdbsx":
-        return None
+        return ()
     command = f"{tool} -a {domain} 64 {_PORT}"
     start = command if address == "local" else f"ssh -L {_PORT}:localhost:{_PORT} {address} {command}"
-    return Debugger(f"gdbsx: domain {domain}, one thread for each vCPU; gdb stops this domain alone", f"localhost:{_PORT}", start)
+    covers = f"domain {domain}, one thread for each vCPU, with breakpoints; gdb stops this domain alone"
+    return (Debugger("gdbsx", covers, f"localhost:{_PORT}", start),)

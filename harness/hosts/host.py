@@ -15,12 +15,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Protocol
 
-from harness import preparing
+from harness import paths, preparing
 from harness.config.schema import HostConfig
 from harness.deadline import Deadline
 from harness.digest import known_sha256
 from harness.errors import InfrastructureError, TransportError, UsageError
-from harness.hosts import inventory, storage
+from harness.hosts import guest_stub, inventory, storage
 from harness.hosts.debugger import Debugger, gdbsx_stub
 from harness.hosts.lease import BASE, Lease, LeaseRequest
 from harness.hosts.saved_state import Access, SavedStates
@@ -166,8 +166,8 @@ class XenHost(Protocol):
         """
         ...
 
-    def debugger(self, domain: int) -> AbstractContextManager[Debugger | None]:
-        """Open a debugger stub for ``domain``, until the block ends; None if the host has no stub."""
+    def debuggers(self, domain: int) -> AbstractContextManager[tuple[Debugger, ...]]:
+        """Open the debugger stubs for ``domain``, until the block ends. Logs a warning for each that cannot be opened."""
         ...
 
     def evidence_files(self) -> dict[str, Path]:
@@ -394,8 +394,16 @@ class DirectHost:
         return tuple(domain for domain in domains if self.lease is None or self.lease.keep_domain(domain, seconds))
 
     @contextlib.contextmanager
-    def debugger(self, domain: int) -> Iterator[Debugger | None]:
-        yield gdbsx_stub(self.transport, domain, self.config.address)
+    def debuggers(self, domain: int) -> Iterator[tuple[Debugger, ...]]:
+        with contextlib.ExitStack() as stack:
+            found: tuple[Debugger, ...] = ()
+            try:
+                path = paths.runtime() / f"gdb-{self.run_id}-{domain}"
+                found += (stack.enter_context(guest_stub.serve(self.transport, domain, path)),)
+                found += gdbsx_stub(self.transport, domain, self.config.address)
+            except InfrastructureError as exc:
+                log.warning("%s", exc.message)
+            yield found
 
     def evidence_files(self) -> dict[str, Path]:
         return {}

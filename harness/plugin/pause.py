@@ -50,7 +50,9 @@ def mark(items: list[pytest.Item], wanted: str) -> None:
     if not found:
         functions = {name: own[0] for own in names.values() for name in own}
         near = dict.fromkeys(functions[name] for name in difflib.get_close_matches(case, functions, 6, 0.5))
-        hint = f"the nearest are {', '.join([*near][:3])}" if near else "`fxh list --cases` shows the cases; check -k and the suites"
+        hint = (
+            f"the nearest are {', '.join([*near][:3])}" if near else "`fxh list --cases` shows the cases; check -k and the suites"
+        )
         raise pytest.UsageError(f"--pause {case}: no selected case has this name\n  hint: {hint}")
     for item in found:
         item.stash[PAUSE] = place

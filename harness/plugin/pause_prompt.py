@@ -39,20 +39,15 @@ def serve(where: str, context: CaseContext | None) -> None:
     with ExitStack() as stack:
         for guest in guests:
             stack.enter_context(guest.console.unwatched())
-        debugger, problem = None, "no host"
-        if host is not None:
-            try:
-                debugger = stack.enter_context(host.debugger(guests[-1].domid if guests else 0))
-                problem = "neither this Xen nor its dom0 has a debugger stub"
-            except HarnessError as exc:
-                problem = exc.message
-        _Prompt(where, guests, host, debugger, problem).serve()
+        debuggers: tuple[Debugger, ...] = ()
+        if host is not None and guests:
+            debuggers = stack.enter_context(host.debuggers(guests[-1].domid))
+        _Prompt(where, guests, host, debuggers).serve()
 
 
 class _Prompt:
-    def __init__(self, where: str, guests: list[Guest], host: XenHost | None, debugger: Debugger | None, problem: str) -> None:
-        self._where, self._guests, self._host = where, guests, host
-        self._debugger, self._problem = debugger, problem
+    def __init__(self, where: str, guests: list[Guest], host: XenHost | None, debuggers: tuple[Debugger, ...]) -> None:
+        self._where, self._guests, self._host, self._debuggers = where, guests, host, debuggers
         self._symbols = _symbols(guests[-1]) if guests else None
 
     def serve(self) -> None:
@@ -95,16 +90,19 @@ class _Prompt:
         return "\n".join([f"--- paused {self._where}", *shown, note])
 
     def _debugger_lines(self) -> list[str]:
-        if self._debugger is None:
-            return [f"none: {self._problem}"]
-        start = [f"first, in another terminal: {self._debugger.start}"] if self._debugger.start else []
-        symbols = [] if self._symbols else ["no symbols: the guest's kernel has no debugging information on this machine"]
-        return [self._debugger.covers, *start, f"here, or in another terminal: {self._debugger.line(self._symbols)}", *symbols]
+        lines = []
+        for one in self._debuggers:
+            lines.append(f"gdb {one.name}: {one.covers}")
+            lines += [f"  first, in another terminal: {one.start}"] if one.start else []
+            lines.append(f"  or: {one.line(self._symbols)}")
+        if lines and self._symbols is None:
+            lines.append("no symbols: this machine has no debugging information of the guest's kernel")
+        return lines or ["there is no domain to debug" if not self._guests else "no stub could be opened"]
 
     def _may_continue(self) -> bool:
         """Whether no debugger is attached, which would stop the case."""
         with suppress(HarnessError):
-            if self._debugger is not None and self._debugger.attached():
+            if any(one.attached() for one in self._debuggers):
                 print("a debugger is still attached: detach it, then type Ctrl-D again")
                 return False
         return True
@@ -115,7 +113,7 @@ class _Prompt:
         elif command == "dom0":
             self._dom0()
         elif command == "gdb":
-            self._gdb()
+            self._gdb(words)
         elif command == "help":
             print(self.banner())
         else:
@@ -153,14 +151,16 @@ class _Prompt:
         attach(TypedStream(self._host.transport.open(argv, pty=True), _recorder("dom0")))
         print("\nleft dom0", flush=True)
 
-    def _gdb(self) -> None:
-        if self._debugger is None:
-            print(f"no debugger: {self._problem}")
+    def _gdb(self, words: tuple[str, ...]) -> None:
+        """``gdb [NAME]``: gdb on a stub, by default the first one."""
+        found = [one for one in self._debuggers if not words or one.name == words[0]]
+        if not found:
+            print(f"no stub {plain(words[0])}" if words else "there is no stub")
         elif shutil.which("gdb") is None:
             print("no gdb on this machine: apt-get install gdb")
         else:
-            with trace.step(trace.TYPED, self._debugger.command(self._symbols)):
-                _run_in_terminal(self._debugger.command(self._symbols))
+            with trace.step(trace.TYPED, found[0].command(self._symbols)):
+                _run_in_terminal(found[0].command(self._symbols))
 
 
 def _describe(guest: Guest) -> str:

@@ -50,7 +50,6 @@ from harness import trace
 from harness.console.reader import ConsoleReader
 from harness.console.session import Session
 from harness.deadline import Deadline
-from harness.errors import InfrastructureError
 from harness.hosts.debugger import Debugger
 from harness.plugin import pause_prompt
 from harness.plugin.case_context import CaseContext
@@ -68,11 +67,10 @@ def attached():
     return (place / "attached").exists()
 @contextlib.contextmanager
 def stub(domain):
-    if (place / "refused").exists():
-        raise InfrastructureError("QEMU refused", hint="none")
-    yield Debugger(f"a stub for domain {domain}", "/run/gdb", attached=attached)
+    one = Debugger("guest", f"a stub for domain {domain}", "/run/gdb", attached=attached)
+    yield () if (place / "refused").exists() else (one, Debugger("lab", "the lab", "/run/lab"))
 host = SimpleNamespace(
-    transport=LocalTransport(), facts=SimpleNamespace(name="here"), debugger=stub, describe_access=lambda: SimpleNamespace(dom0="ssh x"))
+    transport=LocalTransport(), facts=SimpleNamespace(name="here"), debuggers=stub, describe_access=lambda: SimpleNamespace(dom0="ssh x"))
 guests = [
     SimpleNamespace(name="gone", domid=1, console=gone, kernel=None, lent=contextlib.nullcontext),
     SimpleNamespace(name="alive", domid=2, console=alive, kernel=None, lent=session.lent),
@@ -117,7 +115,8 @@ def test_console_and_dom0_are_handed_over_and_given_back(terminal: Callable[...,
     prompt.expect_exact("console 2: alive (domain 2) runs")
     prompt.expect_exact("in another terminal: ssh x")
     prompt.expect_exact("a stub for domain 2")
-    prompt.expect_exact("gdb -q -ex 'target remote /run/gdb'")
+    prompt.expect_exact("or: gdb -q -ex 'target remote /run/gdb'")
+    prompt.expect_exact("or: gdb -q -ex 'target remote /run/lab'")
     prompt.expect("pause> ")
     prompt.sendline("console")
     prompt.expect_exact("fxh# ")
@@ -184,9 +183,10 @@ def test_the_case_does_not_go_on_while_gdb_is_attached(terminal: Callable[..., A
 def test_without_a_stub_the_prompt_says_why(terminal: Callable[..., Any], tmp_path: Path) -> None:
     (tmp_path / "refused").touch()
     prompt = terminal("-c", SERVE, str(tmp_path))
-    prompt.expect_exact("none: QEMU refused")
+    prompt.expect_exact("no stub could be opened")
     for words, answer in (
-        ("gdb", "no debugger: QEMU refused"),
+        ("gdb", "there is no stub"),
+        ("gdb lab", "no stub lab"),
         ("console 7", "no console 7"),
         ("x", "unknown command x"),
         ("'", "closing"),
@@ -304,16 +304,14 @@ class Dom0:
 
 
 def test_gdbsx_is_offered_if_xen_answers_it() -> None:
-    assert debugger.gdbsx_stub(Dom0(b"gdbsx-off /usr/sbin/gdbsx\n"), 3, "root@xen1") is None  # type: ignore[arg-type]
-    assert debugger.gdbsx_stub(Dom0(b""), 3, "root@xen1") is None  # type: ignore[arg-type]
-    stub = debugger.gdbsx_stub(Dom0(b"gdbsx /usr/sbin/gdbsx\n"), 3, "root@xen1")  # type: ignore[arg-type]
-    assert stub is not None
+    assert debugger.gdbsx_stub(Dom0(b"gdbsx-off /usr/sbin/gdbsx\n"), 3, "root@xen1") == ()  # type: ignore[arg-type]
+    assert debugger.gdbsx_stub(Dom0(b""), 3, "root@xen1") == ()  # type: ignore[arg-type]
+    (stub,) = debugger.gdbsx_stub(Dom0(b"gdbsx /usr/sbin/gdbsx\n"), 3, "root@xen1")  # type: ignore[arg-type]
     assert stub.start == "ssh -L 9999:localhost:9999 root@xen1 /usr/sbin/gdbsx -a 3 64 9999"
     assert stub.line(Path("/k/kernel.debug")) == "gdb -q /k/kernel.debug -ex 'target remote localhost:9999'"
-    local = debugger.gdbsx_stub(Dom0(b"gdbsx /usr/sbin/gdbsx\n"), 3, "local")  # type: ignore[arg-type]
-    assert local is not None
+    (local,) = debugger.gdbsx_stub(Dom0(b"gdbsx /usr/sbin/gdbsx\n"), 3, "local")  # type: ignore[arg-type]
     assert local.start == "/usr/sbin/gdbsx -a 3 64 9999"
 
 
 def test_a_command_without_symbols_names_no_file() -> None:
-    assert Debugger("", "/run/gdb").command(None) == ("gdb", "-q", "-ex", "target remote /run/gdb")
+    assert Debugger("lab", "", "/run/gdb").command(None) == ("gdb", "-q", "-ex", "target remote /run/gdb")
