@@ -71,7 +71,7 @@ class _Prompt:
                 print(plain(f"{exc.message}\n  hint: {exc.hint}" if exc.hint else exc.message))
 
     def banner(self) -> str:
-        """What is open, and how to reach it."""
+        """The things that are open, and how to reach them."""
         rows = [("console", plain(f"console {number}: {_describe(guest)}")) for number, guest in enumerate(self._guests, 1)]
         if not rows:
             rows = [("console", "the case has not created a guest yet")]
