@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: BSD-2-Clause
 """The console reader on a 100 MB log, compared with pexpect's own expect on the same log. Run by hand: python bench/console.py
 
-`python bench/console.py --beside TREE` compares this tree's reader and its verdict on a 1 MB tail with those of another checkout.
+`python bench/console.py --other TREE` compares this tree's reader and its verdict on a 1 MB tail with those of another checkout.
 """
 
 from __future__ import annotations
@@ -107,7 +107,7 @@ def figures() -> dict[str, float]:
     return {"reader": len(data) / 1e6 / min(runs), **classified()}
 
 
-def beside(tree: Path) -> None:
+def compare(tree: Path) -> None:
     """Both trees in turn, three times; printed is the median of each figure."""
     here = Path(__file__).resolve().parent.parent
     told: dict[Path, list[dict[str, float]]] = {here: [], tree.resolve(): []}
@@ -132,14 +132,14 @@ def beside(tree: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--beside", type=Path, metavar="TREE", help="another checkout, to compare with")
-    parser.add_argument("--figures", action="store_true", help="print this tree's figures for --beside")
+    parser.add_argument("--other", type=Path, metavar="TREE", help="another checkout, to compare with")
+    parser.add_argument("--figures", action="store_true", help="print this tree's figures for --other")
     args = parser.parse_args()
     if args.figures:
         print(json.dumps(figures()))
         return
-    if args.beside:
-        beside(args.beside)
+    if args.other:
+        compare(args.other)
         return
     data = log()
     megabytes = len(data) / 1e6

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""How fast a lab is: whole processes, medians, beside the bounds that were promised. Run by hand: python bench/lab.py
+"""Measures a lab: the median time of whole processes, with its range and the bound it must meet. Run it by hand: python bench/lab.py
 
---build   also build a lab from scratch (in a store of its own; a minute or two)
---guest   also the restore of a checkpoint with a booted guest: the control guest
---image NAME   the same with a FreeBSD of the store (fxh image list)
+--build   also build a lab from scratch, in a separate store (minutes)
+--guest   also restore a checkpoint with the booted control guest
+--image NAME   also restore a checkpoint with a booted FreeBSD image of the store (fxh image list)
 """
 
 from __future__ import annotations
@@ -51,12 +51,12 @@ def up(times: int) -> None:
     for _ in range(times):
         runs.append(timed([*FXH, "lab", "up", "bench", "--keep"]))
         timed([*FXH, "lab", "rm", "bench"])
-    line("fxh lab up: start, restore, working ssh (whole process)", runs[1:], "1.0 s")
+    line("fxh lab up, until ssh works (whole process)", runs[1:], "1.0 s")
 
 
 def first_commands() -> None:
-    """What dom0 does first in a lab that was put back: from a hot checkpoint, and beside it from an ordinary one."""
-    for wish, what in (("", "hot"), ("off", "ordinary")):
+    """The first command in dom0 after a restore, from a hot and from a cold checkpoint."""
+    for wish, what in (("", "hot"), ("off", "cold")):
         os.environ["FXH_CRIU"] = wish
         criu_probe.find.cache_clear()
         kept, why = criu_probe.find()
@@ -72,7 +72,7 @@ def first_commands() -> None:
                     begun = time.monotonic()
                     lab.ssh.run(command)
                     runs.append(time.monotonic() - begun)
-                line(f"{what}: the first `{' '.join(command)}` of a lab put back", runs, "-")
+                line(f"first `{' '.join(command)}` after a restore, {what} checkpoint", runs, "-")
     del os.environ["FXH_CRIU"]
     criu_probe.find.cache_clear()
 
@@ -84,21 +84,21 @@ def cold() -> None:
             begun = time.monotonic()
             lab.boot()
             runs.append(time.monotonic() - begun)
-    line("cold start to ssh", runs, "20 s")
+    line("boot of a lab, until ssh works", runs, "20 s")
 
 
 def size() -> None:
     image = factory.image(LabSpec())
     lab = factory.make(LabSpec())
     ready = lab.checkpoints.find(CheckpointKind.READY)
-    total = image.size + sum(p.stat().st_blocks * 512 for p in (image.directory / "control").iterdir())
+    used = image.size + (ready.size if ready else 0)
     print(
-        f"a stopped lab: image {total >> 20} MiB + ready checkpoint {ready.size >> 20 if ready else 0} MiB   bound 400 MB, image 250 MB"
+        f"disk use of a stopped lab: image {image.size >> 20} MiB (bound 250 MB), with checkpoint {used >> 20} MiB (bound 400 MB)"
     )
 
 
 def guest(what: GuestSource, kinds: tuple[str, ...]) -> None:
-    """A restored guest answers a shell command; beside it, in the same run, a fresh boot of the same guest."""
+    """The first shell command of a restored guest, compared with a fresh boot of the same guest."""
     with tempfile.TemporaryDirectory() as scratch, factory.make(LabSpec()) as lab:
         lab.up()
         host = LabHost(lab)
@@ -118,16 +118,16 @@ def guest(what: GuestSource, kinds: tuple[str, ...]) -> None:
                 again.sh("echo 1")
                 runs.append(time.monotonic() - begun)
                 again.detach()
-            line(f"restore with a booted {what.label} {kind} to its answer", runs, "2 s")
-            print(f"    a fresh boot of it took {fresh:.1f} s: {fresh / statistics.median(runs):.1f} times as long")
+            line(f"restore with a booted {what.label} {kind}, until it answers", runs, "2 s")
+            print(f"    a fresh boot takes {fresh:.1f} s: {fresh / statistics.median(runs):.1f} times as long")
             checkpoint.remove(made.directory)
             host.restore_idle()
 
 
 def build() -> None:
     with tempfile.TemporaryDirectory(dir=paths.store()) as store:
-        line("fxh lab build, from nothing", [timed([*FXH, "lab", "build"], FXH_STORE=store)], "180 s")
-        line("fxh lab build, cached (whole process)", [timed([*FXH, "lab", "build"], FXH_STORE=store) for _ in range(5)], "0 s")
+        line("fxh lab build, empty store", [timed([*FXH, "lab", "build"], FXH_STORE=store)], "180 s")
+        line("fxh lab build, unchanged (whole process)", [timed([*FXH, "lab", "build"], FXH_STORE=store) for _ in range(5)], "0 s")
 
 
 def main() -> None:

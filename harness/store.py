@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import json
 import logging
 import os
 import shutil
@@ -21,6 +22,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock, Timeout
 
@@ -29,6 +31,8 @@ from harness.errors import BuildError, InfrastructureError
 
 log = logging.getLogger("fxh.store")
 
+MANIFEST = "manifest.json"
+
 # Errors of the store's disk, not of the program that writes to it.
 _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EACCES)
 # Until November 2026, work directories of labs and kernels were named <key>.making-*.
@@ -36,6 +40,23 @@ _MAKING, _GONE = ".making-", ".gone-"
 _DAY = 86400.0
 # Seconds. A younger ``.gone-`` directory may belong to a process that is about to use it.
 _HOUR = 3600.0
+
+
+@dataclass(frozen=True)
+class Entry:
+    """An entry that is a directory and describes itself in ``manifest.json``."""
+
+    directory: Path
+
+    @property
+    def key(self) -> str:
+        return self.directory.name
+
+    @property
+    def manifest(self) -> dict[str, Any]:
+        """Raises OSError or ValueError if it is missing or damaged."""
+        data: dict[str, Any] = json.loads((self.directory / MANIFEST).read_text())
+        return data
 
 
 def directory(kind: str) -> Path:
@@ -51,9 +72,10 @@ def lock(entry: Path, timeout: float = -1) -> FileLock:
 
 
 def mark_used(entry: Path) -> None:
-    """Record that ``entry`` is used now. Does nothing on a read-only medium."""
+    """Record that ``entry`` is used now. Does nothing on a read-only medium, or if another process has removed the entry."""
     with contextlib.suppress(OSError):
-        _stamp(entry).touch()
+        if entry.exists():
+            _stamp(entry).touch()
 
 
 def last_used(entry: Path) -> float:

@@ -105,7 +105,7 @@ class _Recorder:
     """The begin of a case that has no event yet: one that is skipped leaves no file."""
 
     def write(self, value: dict[str, object]) -> None:
-        """Append a line. If that fails, the action goes on and later events are lost: a full disk must not prevent `xl destroy`."""
+        """Append a line. If that fails, the action continues and later events are lost: a full disk must not prevent `xl destroy`."""
         if self.closed:
             return
         try:
@@ -150,7 +150,7 @@ _recorder: ContextVar[_Recorder | None] = ContextVar("fxh.trace", default=None)
 @contextmanager
 def record(path: Path) -> Iterator[None]:
     """Append the events of this thread to ``path`` until the block ends. If the file cannot be written, only a warning is logged."""
-    # A case that runs again appends: its numbers go on after those in the file.
+    # A case that runs again appends: its numbers continue after those in the file.
     before = max((event.number for event in read(path)), default=0) if path.is_file() else 0
     recorder = _Recorder(path, before)
     token = _recorder.set(recorder)

@@ -16,10 +16,11 @@ from harness.errors import GuestDied, UsageError
 
 if TYPE_CHECKING:
     from harness.console.reader import ConsoleReader
-    from harness.hosts.host import DirectHost
+    from harness.hosts.direct import DirectHost
 
 
-_ONE_HOST = "Use this Xen host instead of a lab: a name of fxh.toml, user@host, local."
+_ONE_HOST = "Use this Xen host: a name of fxh.toml, user@host, local (default: a lab)."
+_ONE_TYPE = "Boot this guest type: pv, pvh, hvm, pvshim for PV in the PV shim (default: the first that the guest supports)."
 
 
 def register(app: typer.Typer) -> None:
@@ -53,19 +54,19 @@ def boot(
     image: Annotated[str, option("image")] = "",
     bootloader: Annotated[str, option("bootloader")] = "",
     root: Annotated[str, option("root")] = "",
-    guest_type: Annotated[str, option("type", "Boot this guest type: pv, pvh, hvm, pvshim (PV in the PV shim).")] = "",
+    guest_type: Annotated[str, option("type", _ONE_TYPE)] = "",
     pvshim: Annotated[bool, option("pvshim", "Boot PV in the PV shim; the same as --type pvshim.")] = False,
     firmware: Annotated[str, option("firmware", "Start an HVM guest with this firmware: bios, uefi (default: bios).")] = "",
     guest_memory: Annotated[
-        int, typer.Option("--memory", help="Give the guest this many MiB of memory (0: the default of its OS).")
+        int, typer.Option("--memory", help="Give the guest this many MiB of memory (default: 512).", show_default=False)
     ] = 0,
     vcpus: Annotated[int, typer.Option("--vcpus", help="Give the guest this many virtual CPUs.")] = 1,
     var: Annotated[list[str] | None, typer.Option("--var", help="Set a kernel variable, NAME=VALUE; may be repeated.")] = None,
-    xen: Annotated[str, option("xen", "Use a lab with this Xen version.")] = "",
+    xen: Annotated[str, option("xen", "Use a lab with this Xen version (default: 4.20).")] = "",
     xen_host: Annotated[str, option("xen_host", _ONE_HOST)] = "",
     hypervisor: Annotated[Path | None, option("hypervisor")] = None,
-    lab: Annotated[str, typer.Option("--lab", help="Use this running lab.")] = "",
-    lab_memory: Annotated[int, option("lab_memory", "Give the lab this many MiB of memory (0: its default).")] = 0,
+    lab: Annotated[str, typer.Option("--lab", help="Use this running lab (default: start one).")] = "",
+    lab_memory: Annotated[int, option("lab_memory")] = 0,
     accel: Annotated[str, option("accel")] = "auto",
 ) -> None:
     """Boot a guest and attach to its console: the control guest, or FreeBSD from --image or --disk.

@@ -13,7 +13,7 @@ from typing import Annotated, Any
 
 import typer
 
-from harness.cli import completion
+from harness.cli import completion, store
 from harness.errors import InfrastructureError, UsageError
 
 app = typer.Typer(no_args_is_help=True, help="Build and manage FreeBSD images.")
@@ -21,39 +21,56 @@ app = typer.Typer(no_args_is_help=True, help="Build and manage FreeBSD images.")
 
 @app.command()
 def build(
-    name: Annotated[str, typer.Argument(help="A recipe, or the name of the new image.")] = "",
+    name: Annotated[str, typer.Argument(help="A recipe, or the name of the new image (default: freebsd).")] = "",
     src: Annotated[str, typer.Option("--src", help="Build from this FreeBSD source tree, such as /usr/src.")] = "",
     dist: Annotated[
         str, typer.Option("--dist", help="Install release sets from this URL or directory with MANIFEST, base.txz, kernel.txz.")
     ] = "",
     destdir: Annotated[str, typer.Option("--destdir", help="Copy this world, installed with -DNO_ROOT (it has a METALOG).")] = "",
     disk: Annotated[str, typer.Option("--disk", help="Import this disk image: raw or qcow2, also in .xz.")] = "",
-    kernel: Annotated[str, typer.Option("--kernel", help="Use this kernel file.")] = "",
+    kernel: Annotated[str, typer.Option("--kernel", help="Use this kernel file (default: the kernel of the source).")] = "",
     base: Annotated[str, typer.Option("--base", help="Replace the kernel of this image.", autocompletion=completion.images)] = "",
     kernconf: Annotated[
         str,
         typer.Option(
-            "--kernconf", help="Build this kernel configuration: XENA, XENB, XENREL, XENDEBUG, XENZFS, one of the tree, or a file."
+            "--kernconf",
+            help="Build this kernel configuration: XENA, XENB, XENREL, XENDEBUG, XENZFS, one of the tree, or a file "
+            "(default: XENA; XENZFS for a ZFS layout).",
         ),
     ] = "",
     world: Annotated[
         str,
         typer.Option(
             "--world",
-            help="Install this world: small (as the suites need), zfs (small with ZFS), full.",
+            help="Install this world: small (as the suites need), zfs (small with ZFS), full (default: small; zfs for a ZFS layout).",
             autocompletion=completion.one_of("small", "zfs", "full"),
         ),
     ] = "",
     layout: Annotated[
         str,
         typer.Option(
-            "--layout", help="Arrange the disk in this layout (see `fxh image layouts`).", autocompletion=completion.layouts
+            "--layout",
+            help="Arrange the disk in this layout of `fxh image layouts` (default: ufs1).",
+            autocompletion=completion.layouts,
         ),
     ] = "",
-    size: Annotated[int, typer.Option("--size", help="Make the root file system this many MiB large.")] = 0,
-    bsize: Annotated[int, typer.Option("--bsize", help="Use UFS blocks of this many bytes: 8192 to 65536.")] = 0,
-    root: Annotated[str, typer.Option("--root", help="Use this root device of --disk, such as xbd0p3.")] = "",
-    jobs: Annotated[int, typer.Option("-j", "--jobs", help="Run this many compilers in parallel (default: one per CPU).")] = 0,
+    size: Annotated[
+        int,
+        typer.Option(
+            "--size", help="Make the root file system this many MiB large (default: 512; 1024 for ZFS).", show_default=False
+        ),
+    ] = 0,
+    bsize: Annotated[
+        int,
+        typer.Option("--bsize", help="Use UFS blocks of this many bytes: 8192 to 65536 (default: 32768).", show_default=False),
+    ] = 0,
+    root: Annotated[
+        str, typer.Option("--root", help="Use this root device of --disk, such as xbd0p3 (default: read from the disk).")
+    ] = "",
+    jobs: Annotated[
+        int,
+        typer.Option("-j", "--jobs", help="Run this many compilers in parallel (default: one per CPU).", show_default=False),
+    ] = 0,
 ) -> None:
     """Build an image, unless the store has it with the same inputs."""
     from harness.images import diskread, recipe, recipes
@@ -185,8 +202,8 @@ def sets(
 
 @app.command()
 def rm(names: Annotated[list[str], typer.Argument(help="Names or keys.")]) -> None:
-    """Remove images. Their inputs stay until `gc`."""
-    from harness import store
+    """Remove images. Their inputs stay until `fxh image gc`."""
+    from harness import store as files
     from harness.images import entries, image
 
     known = image.names()
@@ -194,23 +211,22 @@ def rm(names: Annotated[list[str], typer.Argument(help="Names or keys.")]) -> No
         try:
             entry = image.find(name).entry
         except UsageError:
-            entry = entries.StoreEntry(store.directory("images") / known.get(name, name))
+            entry = entries.StoreEntry(files.directory("images") / known.get(name, name))
             if not entry.directory.is_dir():
                 raise
-        store.remove(entry.directory)
+        files.remove(entry.directory)
         for other, key in known.items():
             if key == entry.key:
-                (store.directory("names") / other).unlink(missing_ok=True)
+                (files.directory("names") / other).unlink(missing_ok=True)
 
 
 @app.command()
 def gc(
-    size: Annotated[int, typer.Option("--size", help="Keep at most this many MiB.")] = 0,
-    age: Annotated[float, typer.Option("--age", help="Remove entries that were not used for this many days.")] = 0,
-    dry: Annotated[bool, typer.Option("--dry-run", help="Print the entries and remove nothing.")] = False,
+    size: store.Size = 0,
+    age: store.Age = 0,
+    dry_run: store.DryRun = False,
 ) -> None:
     """Run `fxh store gc` for images and their inputs."""
-    from harness.cli import store
     from harness.images import entries
 
-    store.gc(size, age, [*entries.KINDS, *entries.CACHES], dry)
+    store.gc(size, age, [*entries.KINDS, *entries.CACHES], dry_run)

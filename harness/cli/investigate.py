@@ -100,8 +100,8 @@ def bisect(
     build: Annotated[
         str, typer.Option("--build", help="Build the checked-out commit with this command, which writes $FXH_OUT.")
     ] = "",
-    need: Annotated[int, typer.Option("--need", help="Call a build bad after this many failures ...")] = 1,
-    of: Annotated[int, typer.Option("--of", help="... in at most this many tries.")] = 1,
+    need: Annotated[int, typer.Option("--need", help="Call a build bad after this many failures in --of tries.")] = 1,
+    of: Annotated[int, typer.Option("--of", help="Try each build at most this many times.")] = 1,
     confirm: Annotated[
         int, typer.Option("--confirm", help="Require this many failures of the culprit and passes of the build before it.")
     ] = 3,

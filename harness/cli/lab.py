@@ -21,15 +21,25 @@ if TYPE_CHECKING:
 
 app = typer.Typer(no_args_is_help=True, help="Manage labs: Xen hosts inside QEMU.")
 
-Xen = Annotated[str, typer.Option("--xen", help="Use this Xen version (a recipe of images/dom0).", autocompletion=completion.xens)]
-Hypervisor = Annotated[Path | None, typer.Option("--hypervisor", help="Boot this hypervisor (xen.gz or ELF).")]
-Dom0Kernel = Annotated[Path | None, typer.Option("--dom0-kernel", help="Boot dom0 with this kernel (vmlinuz).")]
-Memory = Annotated[int, typer.Option("--memory", help="Give the lab this many MiB of memory, 768 of them for dom0.")]
+Xen = Annotated[
+    str,
+    typer.Option("--xen", help="Use this Xen version, a recipe of images/dom0 (default: 4.20).", autocompletion=completion.xens),
+]
+Hypervisor = Annotated[Path | None, typer.Option("--hypervisor", help="Boot this hypervisor, xen.gz or ELF (default: Debian's).")]
+Dom0Kernel = Annotated[Path | None, typer.Option("--dom0-kernel", help="Boot dom0 with this kernel, vmlinuz (default: Debian's).")]
+Memory = Annotated[
+    int,
+    typer.Option(
+        "--memory", help="Give the lab this many MiB of memory, 768 of them for dom0 (default: 3072).", show_default=False
+    ),
+]
 Cpus = Annotated[int, typer.Option("--cpus", help="Give the lab this many virtual CPUs.")]
 Accel = Annotated[
     str,
     typer.Option(
-        "--accel", help="Run QEMU with this accelerator: auto, tcg, kvm.", autocompletion=completion.one_of("auto", "tcg", "kvm")
+        "--accel",
+        help="Run QEMU with this accelerator: kvm, tcg, auto for kvm where it works.",
+        autocompletion=completion.one_of("auto", "tcg", "kvm"),
     ),
 ]
 Binary = Annotated[str, typer.Option("--qemu", help="Run this QEMU binary.")]
@@ -74,7 +84,9 @@ def build(xen: Xen = "", hypervisor: Hypervisor = None, dom0_kernel: Dom0Kernel 
 def up(
     name: Annotated[str, typer.Argument(help="The name of the lab.")] = "default",
     xen: Xen = "",
-    keep: Annotated[bool, typer.Option("--keep", help="Return when the lab is up; the lab runs until `fxh lab down`.")] = False,
+    keep: Annotated[
+        bool, typer.Option("--keep", help="Return when the lab is up; `fxh lab down` stops it (default: run until Ctrl-C).")
+    ] = False,
     hypervisor: Hypervisor = None,
     dom0_kernel: Dom0Kernel = None,
     memory: Memory = 0,
@@ -181,8 +193,10 @@ def rm(name: Name = "default") -> None:
 
 
 @app.command()
-def prune(days: Annotated[float, typer.Option("--days", help="Remove what was not used for this many days.")] = 14) -> None:
-    """Remove labs, checkpoints, control guest kernels and firmware that were not used for --days."""
+def prune(
+    days: Annotated[float, typer.Option("--days", help="Remove entries that were not used for this many days.")] = 14,
+) -> None:
+    """Remove labs, checkpoints, kernels of the control guest and firmware that were not used for --days days."""
     from harness.lab import prune as pruning
 
     removed = pruning.prune(days)

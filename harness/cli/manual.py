@@ -36,6 +36,9 @@ _ENVIRONMENT = {
     "FXH_MIRROR": "The mirror of release sets, in the directory layout of download.freebsd.org.",
     "FXH_RELEASE": "The URL or directory of the release sets for --with-release.",
     "FXH_MAKEFS": "The makefs program for images whose world has none.",
+    "FXH_CRIU": "The criu program for hot checkpoints, or off for none. Default: the system's, else Debian's package.",
+    "FXH_COMMIT": "Set by `fxh bisect` for the command of --build: the commit to build.",
+    "FXH_OUT": "Set by `fxh bisect` for the command of --build: the path to write the build to.",
     "FXH_FUZZ_SEED": "The seed of the pygrub fuzz test. Take it from fuzz.json of a run to repeat that run.",
 }
 _FILES = {

@@ -149,8 +149,8 @@ def _console_changes(where: Path, before: str, now: str) -> tuple[ConsoleChange,
 
 def history(
     case: Annotated[str, typer.Argument(help="The name of a case, or a part of it (default: list the runs).")] = "",
-    cell: Annotated[str, typer.Option("--cell", help="Show only cells whose name contains this.")] = "",
-    last: Annotated[int, typer.Option("--last", help="Show this many runs.")] = 30,
+    cell: Annotated[str, typer.Option("--cell", help="Show only cells whose name contains this (default: all cells).")] = "",
+    last: Annotated[int, typer.Option("--last", help="Show the last runs, this many.")] = 30,
     where: Reports = None,
 ) -> None:
     """Show the outcomes of a case in the last runs, with changed inputs; without a case list the runs."""

@@ -24,7 +24,8 @@ def option(key: str, help: str = "") -> Any:
     complete = getattr(completion, defined.complete) if defined.complete else None
     if defined.values:
         complete = completion.one_of(*defined.values)
-    return typer.Option(*defined.flags, help=help or defined.help, autocompletion=complete)
+    help = help or defined.help
+    return typer.Option(*defined.flags, help=help, show_default="default:" not in help, autocompletion=complete)
 
 
 def takes(*keys: str) -> Callable[[Callable[..., None]], Callable[..., None]]:

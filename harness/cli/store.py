@@ -16,10 +16,15 @@ if TYPE_CHECKING:
 
 app = typer.Typer(no_args_is_help=True, help="Built and downloaded files: list, gc.")
 
-Kinds = Annotated[list[str] | None, typer.Option("--kind", help="Only this kind, such as labs or images; repeat for more.")]
-Size = Annotated[int, typer.Option("--size", min=0, help="Keep at most this many MiB.", show_default=False)]
+Kinds = Annotated[
+    list[str] | None, typer.Option("--kind", help="Only this kind, such as labs or images; may be repeated (default: all kinds).")
+]
+Size = Annotated[int, typer.Option("--size", min=0, help="Keep at most this many MiB (default: no limit).", show_default=False)]
 Age = Annotated[
-    float, typer.Option("--age", min=0, help="Remove entries that were not used for this many days.", show_default=False)
+    float,
+    typer.Option(
+        "--age", min=0, help="Remove entries that were not used for this many days (default: no limit).", show_default=False
+    ),
 ]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the entries and remove nothing.")]
 

@@ -94,7 +94,7 @@ class RunOptions:
         metadata=option(
             "-n",
             "--workers",
-            help="Run this many workers in parallel, each on its own lab or share of a host.",
+            help="Run this many workers in parallel, each on its own lab or share of a host (default: 1).",
             pytest=False,
             toml=True,
         ),
@@ -103,7 +103,7 @@ class RunOptions:
         default=(),
         metadata=option(
             "--guest",
-            help="Test these guests (comma-separated), such as control,freebsd.",
+            help="Test these guests (comma-separated), such as control,freebsd (default: freebsd with --image or --disk, else control).",
             complete="guests",
             toml=True,
             rerun=True,
@@ -113,7 +113,7 @@ class RunOptions:
         default=(),
         metadata=option(
             "--type",
-            help="Test these guest types (comma-separated): pv, pvh, hvm, pvshim (PV in the PV shim).",
+            help="Test these guest types (comma-separated): pv, pvh, hvm, pvshim for PV in the PV shim (default: all that the guest supports).",
             values=GUEST_TYPES,
             toml=True,
             rerun=True,
@@ -135,11 +135,15 @@ class RunOptions:
     xens: tuple[str, ...] = field(
         default=(),
         metadata=option(
-            "--xen", help="Use labs with these Xen versions (comma-separated).", complete="xens", toml=True, rerun=True
+            "--xen",
+            help="Use labs with these Xen versions (comma-separated; default: 4.20).",
+            complete="xens",
+            toml=True,
+            rerun=True,
         ),
     )
     kernel: Path | None = field(
-        default=None, metadata=option("--kernel", help="Boot this FreeBSD kernel instead of the disk's own.", rerun=True)
+        default=None, metadata=option("--kernel", help="Boot this FreeBSD kernel (default: the kernel on the disk).", rerun=True)
     )
     disk: Path | None = field(
         default=None,
@@ -159,7 +163,10 @@ class RunOptions:
     bootloader: str = field(
         default="",
         metadata=option(
-            "--bootloader", help="Load the kernel of --image with this boot loader in dom0: pygrub.", values=("pygrub",), rerun=True
+            "--bootloader",
+            help="Load the kernel of --image with this boot loader in dom0: pygrub (default: xl loads the kernel file).",
+            values=("pygrub",),
+            rerun=True,
         ),
     )
     root: str = field(
@@ -181,30 +188,45 @@ class RunOptions:
         ),
     )
     hypervisor: Path | None = field(
-        default=None, metadata=option("--hypervisor", help="Boot the lab with this hypervisor (xen.gz or ELF).", rerun=True)
+        default=None,
+        metadata=option(
+            "--hypervisor", help="Boot the lab with this hypervisor, xen.gz or ELF (default: the lab's own).", rerun=True
+        ),
     )
     dom0_kernel: Path | None = field(
-        default=None, metadata=option("--dom0-kernel", help="Boot the lab's dom0 with this kernel (vmlinuz).", rerun=True)
+        default=None,
+        metadata=option(
+            "--dom0-kernel", help="Boot the lab's dom0 with this kernel, vmlinuz (default: the lab's own).", rerun=True
+        ),
     )
     accel: str = field(
         default="auto",
         metadata=option(
             "--accel",
-            help="Run the lab's QEMU with this accelerator: auto, tcg, kvm.",
+            help="Run the lab's QEMU with this accelerator: kvm, tcg, auto for kvm where it works (default: auto).",
             values=("auto", "tcg", "kvm"),
             toml=True,
             rerun=True,
         ),
     )
     scale: float = field(
-        default=1.0, metadata=option("--scale", help="Multiply every time limit of a guest by this number.", toml=True, rerun=True)
+        default=1.0,
+        metadata=option("--scale", help="Multiply every time limit of a guest by this number (default: 1).", toml=True, rerun=True),
     )
     control: Path | None = field(
         default=None,
-        metadata=option("--control", help="Boot the control guest from this directory with vmlinuz and initrd.", rerun=True),
+        metadata=option(
+            "--control",
+            help="Boot the control guest from this directory with vmlinuz and initrd (default: the lab's own).",
+            rerun=True,
+        ),
     )
     branch: str = field(
-        default="", metadata=option("--branch", help="Judge the run against earlier runs of this branch: main, stable/14.")
+        default="",
+        metadata=option(
+            "--branch",
+            help="Judge the run against earlier runs of this branch, such as stable/14 (default: runs without a branch).",
+        ),
     )
     with_release: bool = field(
         default=False,
@@ -219,7 +241,7 @@ class RunOptions:
         default="never",
         metadata=option(
             "--keep",
-            help="Keep a dead guest paused for inspection, until its time is over: failed, never.",
+            help="Keep a dead guest paused for run.keep_minutes, to inspect it: failed, never (default: never).",
             values=("never", "failed"),
             toml=True,
         ),
@@ -243,7 +265,7 @@ class RunOptions:
             toml=True,
         ),
     )
-    shard: str = field(default="", metadata=option("--shard", help="Run part I of N equal parts: I/N."))
+    shard: str = field(default="", metadata=option("--shard", help="Run part I of N equal parts, as I/N (default: all cases)."))
     resume: str = field(
         default="",
         metadata=option(
@@ -254,10 +276,12 @@ class RunOptions:
         default=None, metadata=option("--reports", help="Write results into this directory (default: reports/).")
     )
     lab_memory: int = field(
-        default=0, metadata=option("--lab-memory", help="Give a lab this many MiB of memory.", fxh=False, toml=True)
+        default=0, metadata=option("--lab-memory", help="Give a lab this many MiB of memory (default: 3072).", fxh=False, toml=True)
     )
     """0 for the lab's own default."""
-    lab_cpus: int = field(default=1, metadata=option("--lab-cpus", help="Give a lab this many virtual CPUs.", fxh=False, toml=True))
+    lab_cpus: int = field(
+        default=1, metadata=option("--lab-cpus", help="Give a lab this many virtual CPUs (default: 1).", fxh=False, toml=True)
+    )
     keep_minutes: int = 60
     """Minutes for which ``keep`` holds a guest."""
     keep_runs: int = 30

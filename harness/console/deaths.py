@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
-from harness.console import prompts
+from harness.console import prompts, reasons
 from harness.console.backtrace import Frame, Symbols, faulting_function, frames, named, unnamed
 from harness.console.clean import cleaned
 from harness.console.evidence import LOOK, Evidence, assess, assess_linux, guest_continues, last_login
@@ -161,9 +161,9 @@ def classify(
     kind = next(marker.kind for marker in tables.all_markers if marker.kind in found)
     message = found[kind][0]
     if kind == "mountroot":
-        message = prompts.mountroot(text)
+        message = reasons.mountroot(text)
     elif kind == "single-user":
-        message = prompts.single_user(text)
+        message = reasons.single_user(text)
     elif kind == "ddb":
         message = "stopped in the kernel debugger"
     trace = frames(decode(data[:prompt_at]), tables.machinery) if kind == "ddb" else ()
@@ -282,9 +282,9 @@ def _build(data: bytes, hits: list[_Hit], stage: str, tables: ConsoleTables) -> 
             later.remove(second.text)
     elif kind == "crash":
         if "Panic on CPU" in message:
-            reason = prompts.xen_panic(decode(data[cause.end : cause.end + LOOK]))
+            reason = reasons.xen_panic(decode(data[cause.end : cause.end + LOOK]))
         else:
-            reason = prompts.crash(decode(data[: cause.line]))
+            reason = reasons.crash(decode(data[: cause.line]))
         message = ": ".join(filter(None, (message, reason)))
     report = data[cause.line : end]
     trace = frames(decode(report[begin - cause.line : 1 << 17]), tables.machinery)

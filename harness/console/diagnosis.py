@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 
-from harness.console import deaths, prompts
+from harness.console import deaths, prompts, reasons
 from harness.console.backtrace import Symbols
 from harness.console.deaths import Death
 from harness.console.debugger import Console, Debugger, script_answers
@@ -87,7 +87,7 @@ class Diagnosis:
         """The death that ``data`` reports; its marker is at ``cut``."""
         clean, stage = self._watcher.clean, self._watcher.stage_at(pending.offset)
         if pending.kind == SECOND_BOOT:
-            return Death(SECOND_BOOT, prompts.second_boot(decode(clean(data[:cut]))), stage, begin=cut)
+            return Death(SECOND_BOOT, reasons.second_boot(decode(clean(data[:cut]))), stage, begin=cut)
         if prompts.KINDS & {pending.kind, pending.prompt} and (stuck := self._watcher.stuck(clean(data))):
             return Death(stuck.kind, stuck.message, stage, begin=cut)
         line = data.rfind(b"\n", 0, cut) + 1

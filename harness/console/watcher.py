@@ -287,7 +287,7 @@ class Watcher:
                 floor = n
                 self.stages += (StageReached(self._names[n], now, offset),)
                 self.progress = now
-                # The boot went on, so the message of the firmware was not its last.
+                # The boot continued, so the message of the firmware was not its last.
                 if self.pending is not None and self.pending.kind in prompts.KINDS and self.stage != "firmware":
                     self.pending = None
 

@@ -129,7 +129,7 @@ class Link:
         """Whether the guest reaches dom0 within ``seconds``.
 
         If it does not because dom0's backend misses the guest's events, the backend is kicked and the guest gets the same time once
-        more. Raises InfrastructureError if the backend misses them again. Otherwise the guest's network state is kept beside the
+        more. Raises InfrastructureError if the backend misses them again. Otherwise the guest's network state is kept with the
         console log.
         """
         attempt = f"{self._echo()} >/dev/null 2>&1 && echo up && break; [ $(date +%s) -ge $end ] && break"

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from harness.config.schema import HostConfig
 from harness.deadline import Deadline
 from harness.errors import InfrastructureError
-from harness.hosts.host import DirectHost
+from harness.hosts.direct import DirectHost
 from harness.transport import Transport
 from harness.transport.local import LocalTransport
 

@@ -14,7 +14,7 @@ from harness.config.schema import HostConfig
 from harness.deadline import Deadline
 from harness.errors import DeadlineExpired, InfrastructureError, UsageError
 from harness.hosts import connect
-from harness.hosts.host import DirectHost
+from harness.hosts.direct import DirectHost
 from harness.hosts.lease import HostBusy, HostTooSmall, LeaseRequest
 
 log = logging.getLogger("fxh.hosts")

@@ -40,9 +40,7 @@ class LoopFiles:
     directory: str
 
     def create(self, transport: Transport, base: str, name: str) -> str:
-        path = f"{self.directory}/{name}"
-        _run(transport, ["sh", "-c", _CP, "sh", base, path], path)
-        return transport.run(["losetup", "--show", "-f", path]).text.strip()
+        return transport.run(["losetup", "--show", "-f", _copy(transport, base, f"{self.directory}/{name}")]).text.strip()
 
     def remove(self, transport: Transport, target: str) -> None:
         # Ask the kernel for the file: the harness may have been restarted since it created the device.
@@ -57,9 +55,7 @@ class PlainFiles:
     directory: str
 
     def create(self, transport: Transport, base: str, name: str) -> str:
-        path = f"{self.directory}/{name}"
-        _run(transport, ["sh", "-c", _CP, "sh", base, path], path)
-        return path
+        return _copy(transport, base, f"{self.directory}/{name}")
 
     def remove(self, transport: Transport, target: str) -> None:
         transport.run(["rm", "-f", target])
@@ -72,7 +68,7 @@ class Lvm:
     group: str
 
     def create(self, transport: Transport, base: str, name: str) -> str:
-        size = int(transport.run(["sh", "-c", 'wc -c < "$1"', "sh", base]).text)
+        size = _size(transport, base)
         volume = f"{self.group}/{name}"
         # lvcreate rounds the size up to whole extents.
         _run(transport, ["lvcreate", "-y", "-W", "n", "-L", f"{max(1, size)}b", "-n", name, self.group], volume)
@@ -91,7 +87,7 @@ class Zvol:
     dataset: str
 
     def create(self, transport: Transport, base: str, name: str) -> str:
-        size = int(transport.run(["sh", "-c", 'wc -c < "$1"', "sh", base]).text)
+        size = _size(transport, base)
         volume = f"{self.dataset}/{name}"
         # The size of a zvol must be a multiple of its block size; 128 KiB is a multiple of all common ones.
         _run(transport, ["zfs", "create", "-s", "-V", str(-(-size // 131072) * 131072), volume], volume)
@@ -111,6 +107,17 @@ def choose(kind: str, directory: str, dom0: str) -> Storage:
     if kind != "file":
         raise UsageError(f"invalid storage {kind!r}", hint="use file, lvm:VOLUME-GROUP or zvol:DATASET")
     return PlainFiles(directory) if dom0 == "freebsd" else LoopFiles(directory)
+
+
+def _copy(transport: Transport, base: str, path: str) -> str:
+    """Copy a file within dom0. Returns ``path``."""
+    _run(transport, ["sh", "-c", _CP, "sh", base, path], path)
+    return path
+
+
+def _size(transport: Transport, path: str) -> int:
+    """The size of a file in dom0, in bytes."""
+    return int(transport.run(["sh", "-c", 'wc -c < "$1"', "sh", path]).text)
 
 
 def _run(transport: Transport, argv: list[str], what: str) -> None:

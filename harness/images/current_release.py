@@ -18,7 +18,7 @@ from harness.images import fetch, image, recipe, recipes
 from harness.images.image import Image
 
 NAME = "release"
-# Seconds to wait for the mirror; after that the run goes on without it.
+# Seconds to wait for the mirror; after that the run continues without it.
 _PATIENCE = 5.0
 _CONTROL_ONLY = "only the control guest runs; give an image with --image, or set FXH_RELEASE"
 _NAME_ONE = "name one in images/freebsd/release.toml, or set FXH_RELEASE"

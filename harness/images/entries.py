@@ -20,25 +20,14 @@ from harness.images.inputs import content_hash
 KINDS = ("images", "worlds", "kernels", "disks", "raws")
 # Caches: object directories of source builds, fetched files, and copies of images with kernel variables.
 CACHES = ("objects", "downloads", "variants")
-_MANIFEST, _SUMS = "manifest.json", "sums.json"
+_SUMS = "sums.json"
 # The names of these steps in a run's setup times.
 _STEPS = {"raws": "a disk image, unpacked", "disks": "a disk image, read"}
 
 
 @dataclass(frozen=True)
-class StoreEntry:
+class StoreEntry(store.Entry):
     """A complete entry."""
-
-    directory: Path
-
-    @property
-    def key(self) -> str:
-        return self.directory.name
-
-    @property
-    def manifest(self) -> dict[str, Any]:
-        data: dict[str, Any] = json.loads((self.directory / _MANIFEST).read_text())
-        return data
 
     @property
     def size(self) -> int:
@@ -60,7 +49,7 @@ class StoreEntry:
         try:
             _ = self.manifest
         except (OSError, ValueError):
-            found.append(_MANIFEST)
+            found.append(store.MANIFEST)
         for name, (size, changed, digest) in sums.items():
             try:
                 file = (self.directory / name).stat()
@@ -112,10 +101,12 @@ def _seal(work: Path, manifest: dict[str, Any]) -> None:
             file = path.stat()
             sums[path.relative_to(work).as_posix()] = (file.st_size, file.st_mtime_ns, content_hash(path))
     (work / _SUMS).write_text(json.dumps(sums))
-    (work / _MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
+    (work / store.MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
 
 
 def listing(*kinds: str) -> list[tuple[str, StoreEntry]]:
     """All finished entries as (kind, entry), the longest unused first."""
-    found = [(kind, StoreEntry(path)) for kind in kinds or KINDS for path in store.entries(kind) if (path / _MANIFEST).is_file()]
+    found = [
+        (kind, StoreEntry(path)) for kind in kinds or KINDS for path in store.entries(kind) if (path / store.MANIFEST).is_file()
+    ]
     return sorted(found, key=lambda pair: pair[1].used)

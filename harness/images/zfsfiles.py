@@ -85,22 +85,21 @@ def opened(disk: Path, volume: Window, part: Partition, whole: bool) -> Iterator
     # xbd0p4
     number = re.fullmatch(r"xbd0p(\d+)", part.name)
     if whole or (number and part.primary):
-        found = ZfsFiles(disk, "loop0" if whole or not number else f"loop0,gpt{number[1]}")
-        try:
-            found.datasets()
-        except BadFileSystem as exc:
-            raise UsageError(f"{disk}: GRUB cannot read the ZFS pool on {part.name}: {exc}", hint=_HINT) from None
-        yield found
+        yield _readable(ZfsFiles(disk, "loop0" if whole or not number else f"loop0,gpt{number[1]}"), disk, part)
         return
     with tempfile.TemporaryDirectory(prefix="fxh-vdev-", dir=paths.store()) as scratch:
         copy = Path(scratch) / "vdev"
         _copy(disk, volume, copy)
-        found = ZfsFiles(copy, "loop0")
-        try:
-            found.datasets()
-        except BadFileSystem as exc:
-            raise UsageError(f"{disk}: GRUB cannot read the ZFS pool on {part.name}: {exc}", hint=_HINT) from None
-        yield found
+        yield _readable(ZfsFiles(copy, "loop0"), disk, part)
+
+
+def _readable(found: ZfsFiles, disk: Path, part: Partition) -> ZfsFiles:
+    """``found``, if GRUB can read its datasets. Raises UsageError."""
+    try:
+        found.datasets()
+    except BadFileSystem as exc:
+        raise UsageError(f"{disk}: GRUB cannot read the ZFS pool on {part.name}: {exc}", hint=_HINT) from None
+    return found
 
 
 _HINT = "give the kernel and the root dataset: --kernel FILE --root zfs:POOL/DATASET"

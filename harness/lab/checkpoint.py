@@ -15,7 +15,6 @@ import hashlib
 import json
 import shutil
 import tempfile
-from contextlib import suppress
 from dataclasses import asdict, dataclass
 from enum import Enum
 from pathlib import Path
@@ -27,7 +26,7 @@ from harness.errors import InfrastructureError, LabDead, UsageError
 from harness.lab.keys import Keys
 from harness.lab.qemu import MachineSpec, Qemu, command
 from harness.lab.sparse import copy_sparse
-from harness.lab.store import LabImage, on_disk, used
+from harness.lab.store import LabImage
 
 
 class CheckpointKind(Enum):
@@ -123,7 +122,7 @@ class Checkpoint:
     @property
     def size(self) -> int:
         """Bytes on disk."""
-        return on_disk(self.directory.iterdir())
+        return store.size(self.directory)
 
 
 def fingerprint(spec: MachineSpec, qemu: Qemu, snapshot_key: str = "") -> str:
@@ -157,12 +156,10 @@ def lock(image: LabImage, name: str, spec: MachineSpec, qemu: Qemu, snapshot_key
 def find(image: LabImage, name: str, spec: MachineSpec, qemu: Qemu, snapshot_key: str = "") -> Checkpoint | None:
     """The checkpoint ``name`` for this QEMU and machine, marked as used now. None if it is missing or damaged."""
     found = read(path(image, name, spec, qemu, snapshot_key))
-    try:
-        if found is not None:
-            used(found.directory)
-    except FileNotFoundError:  # another process has removed it
+    if found is None:
         return None
-    return found
+    store.mark_used(found.directory)
+    return found if found.is_there() else None  # another process may have removed it
 
 
 def read(directory: Path) -> Checkpoint | None:
@@ -185,12 +182,8 @@ def read(directory: Path) -> Checkpoint | None:
 def listing(image: LabImage) -> list[Path]:
     """Directories of all checkpoints of an image, for all QEMU versions, the least recently used first."""
     directory = image.directory / "checkpoints"
-    found = []
-    for entry in directory.iterdir() if directory.is_dir() else ():
-        with suppress(FileNotFoundError):  # another process may remove it
-            if (entry / "meta.json").is_file():
-                found.append((entry.stat().st_mtime, entry))
-    return [entry for _, entry in sorted(found)]
+    found = [entry for entry in directory.iterdir() if (entry / "meta.json").is_file()] if directory.is_dir() else []
+    return sorted(found, key=store.last_used)
 
 
 def save(image: LabImage, checkpoint: Checkpoint, files: dict[str, Path], qemu: Qemu, *, replace: bool = True) -> Checkpoint:

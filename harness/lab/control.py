@@ -12,12 +12,12 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from harness import paths
+from harness import paths, store
 from harness.errors import InfrastructureError, UsageError
 from harness.lab import checkpoint, registry
 from harness.lab.checkpoint import CheckpointKind
 from harness.lab.process import listening
-from harness.lab.store import LabImage, on_disk
+from harness.lab.store import LabImage
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ def rows() -> tuple[Row, ...]:
             xen = str(LabImage(record.image_path).manifest["xen"])
         except (OSError, ValueError, KeyError):
             xen = "?"
-        disk = on_disk(registry.directory(name).iterdir())
+        disk = store.size(registry.directory(name))
         found.append(
             Row(
                 name, state, xen, record.qemu_pid, 0 if record.kept else record.owner_pid, record.ssh_port, record.accel, quirk,
@@ -80,7 +80,7 @@ def checkpoints() -> list[str]:
         for qemu, made in by_qemu.items():
             own = sorted(path.name.partition("@")[0] for path in made if not CheckpointKind.of(path.name).of_suites)
             suites = len(made) - len(own)
-            size = on_disk(file for path in made for file in path.iterdir()) >> 20
+            size = sum(map(store.size, made)) >> 20
             what = ", ".join([*own, *([f"{suites} of suites"] if suites else [])])
             lines.append(f"checkpoints of {image.key}: {what}; {size} MiB, {qemu}")
     return lines

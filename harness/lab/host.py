@@ -12,7 +12,8 @@ from pathlib import Path
 from harness.deadline import Deadline
 from harness.errors import InfrastructureError, UsageError
 from harness.hosts.debugger import Debugger
-from harness.hosts.host import DirectHost, HostFacts
+from harness.hosts.direct import DirectHost
+from harness.hosts.host import HostFacts
 from harness.hosts.saved_state import Access
 from harness.lab import ovmf, recipe
 from harness.lab.checkpoint import Checkpoint, CheckpointKind

@@ -9,7 +9,7 @@ import time
 from harness.deadline import Deadline
 from harness.errors import HarnessError
 from harness.guests.guest import Guest
-from harness.hosts.host import DirectHost
+from harness.hosts.direct import DirectHost
 from harness.hosts.saved_state import Access
 from harness.xen import gdbsx
 

@@ -13,7 +13,7 @@ from harness.config import HostConfig, load
 from harness.deadline import Deadline
 from harness.guests.source import GuestSource
 from harness.hosts import connect
-from harness.hosts.host import DirectHost
+from harness.hosts.direct import DirectHost
 from harness.hosts.lease import LeaseRequest
 from harness.hosts.pool import LAB, HostPool, select_hosts
 from harness.plugin.options import Options

@@ -12,7 +12,8 @@ from harness.errors import HarnessError, InfrastructureError
 from harness.guests.guest import Guest
 from harness.guests.shape import Shape
 from harness.guests.source import GuestSource
-from harness.hosts.host import DirectHost, XenHost
+from harness.hosts.direct import DirectHost
+from harness.hosts.host import XenHost
 from harness.hosts.inventory import Item
 from harness.images.image import Image
 from harness.plugin import hold_guest, leak_guard

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from harness import preparing
 from harness.errors import DeadlineExpired, HarnessError, InfrastructureError, TransportError
-from harness.hosts.host import DirectHost
+from harness.hosts.direct import DirectHost
 from harness.hosts.inventory import Inventory
 from harness.lab import factory
 from harness.lab.host import LabHost

@@ -276,7 +276,7 @@ def test_garbage_target(memory: Memory, initial: Sample) -> None:
         )
     whole = guest.config.memory
 
-    # Past xl, which refuses to go on from a target that is not a number (libxl_mem.c, libxl_set_memory_target()).
+    # Bypass xl, which refuses to continue from a target that is not a number (libxl_mem.c, libxl_set_memory_target()).
     memory.write(str(whole * 3 // 4 * 1024))
 
     wanted = initial.current - (whole - whole * 3 // 4) * MIB

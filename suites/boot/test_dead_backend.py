@@ -61,7 +61,7 @@ def disconnect_backend(guest: Guest, name: str, state: str) -> None:
 def boot_problem(guest: Guest) -> str:
     """Return "" at the login prompt, or the message about the device that the boot waits for, or the guest's death.
 
-    Raises ConditionNotMet while the boot goes on.
+    Raises ConditionNotMet while the boot continues.
     """
     if any(stage.name == "login" for stage in guest.console.stages):
         return ""

@@ -96,7 +96,7 @@ def test_no_kernel_is_an_error_restricted(host: XenHost, scratch: NewScratch, ca
     assert not done.kernel, f"pygrub extracted {done.kernel} from a disk without a kernel"
     assert done.status != 0, finding(
         test="a restricted pygrub on a disk without a kernel",
-        observed=f"pygrub ends with status 0, so libxl goes on without a kernel; its message: {done.complaint or 'none'}",
+        observed=f"pygrub ends with status 0, so libxl continues without a kernel; its message: {done.complaint or 'none'}",
         expected="pygrub ends with a status other than 0",
         reference="xen tools/pygrub/src/pygrub, depriv(): sys.exit(rc) with a wait status, of which 256 is 0",
     )

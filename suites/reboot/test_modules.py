@@ -46,6 +46,6 @@ def test_modules_of_another_kernel(guest: Guest) -> None:
     assert not wrong, finding(
         test=f"kldload and rc.d/kld of a module for {release - 100_000} on a kernel of {release}, and kldload of one for {release}",
         observed=wrong,
-        expected="the kernel prints `depends on kernel - not available or version mismatch`, refuses the module, and goes on",
+        expected="the kernel prints `depends on kernel - not available or version mismatch`, refuses the module, and continues",
         reference="sys/kern/kern_linker.c, linker_load_dependencies()",
     )

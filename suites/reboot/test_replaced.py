@@ -30,9 +30,9 @@ def two_kernels(booted: Booted, rig: WorkerEnvironment, cell: Cell, case: CaseCo
     def with_second_kernel(guest: Guest) -> dict[str, str]:
         volume = replace_kernel.volume(guest)
         data, _ = replace_kernel.spare(rig.source(cell), replace_kernel.identity(guest))
-        replace_kernel.bring(guest, data, volume.beside("new"), case.directory)
-        guest.sh(f"cp {volume.file} {volume.beside('old')}; sync")
-        return {replace_kernel.digest(guest, volume.beside("old")): OLD, replace_kernel.sha256(data): NEW, "": ""}
+        replace_kernel.bring(guest, data, volume.sibling("new"), case.directory)
+        guest.sh(f"cp {volume.file} {volume.sibling('old')}; sync")
+        return {replace_kernel.digest(guest, volume.sibling("old")): OLD, replace_kernel.sha256(data): NEW, "": ""}
 
     guest = booted(with_second_kernel, **PYGRUB_RESTART)
     return TwoKernels(guest, guest.prepared)
@@ -83,7 +83,7 @@ def test_replaced_kernel_runs(two_kernels: TwoKernels, way: str, case: CaseConte
     """
     guest, volume = two_kernels.guest, two_kernels.volume
     first, old = guest.domid, replace_kernel.identity(guest)
-    guest.sh(WAYS[way].format(new=volume.beside("new"), file=volume.file))
+    guest.sh(WAYS[way].format(new=volume.sibling("new"), file=volume.file))
 
     died = reboot_and_log_in(guest, lambda: guest.session.start(guest.profile.reboot_command))
 
@@ -106,7 +106,7 @@ def test_replaced_then_panic(two_kernels: TwoKernels, synced: bool, case: CaseCo
     """
     guest, volume = two_kernels.guest, two_kernels.volume
     first, old = guest.domid, replace_kernel.identity(guest)
-    guest.sh(WAYS["rename"].format(new=volume.beside("new"), file=volume.file) + ("; sync" if synced else ""))
+    guest.sh(WAYS["rename"].format(new=volume.sibling("new"), file=volume.file) + ("; sync" if synced else ""))
 
     with guest.console.expecting_death():
         died = reboot_and_log_in(guest, lambda: guest.session.start(guest.profile.panic_command()))
@@ -194,7 +194,7 @@ def test_alternation(two_kernels: TwoKernels, case: CaseContext) -> None:
     for turn in range(rounds):
         wanted = NEW if turn % 2 == 0 else OLD
         volume = replace_kernel.volume(guest)
-        guest.sh(f"cp {volume.beside(wanted)} {volume.file}; sync")
+        guest.sh(f"cp {volume.sibling(wanted)} {volume.file}; sync")
         died = reboot_and_log_in(guest, lambda: guest.session.start("reboot"))
         assert not died, finding(
             test=test,
@@ -222,7 +222,7 @@ def test_cold_start_is_as_warm(two_kernels: TwoKernels) -> None:
     """
     guest, volume = two_kernels.guest, two_kernels.volume
     old = replace_kernel.identity(guest)
-    guest.sh(WAYS["in-place"].format(new=volume.beside("new"), file=volume.file) + "; sync")
+    guest.sh(WAYS["in-place"].format(new=volume.sibling("new"), file=volume.file) + "; sync")
 
     guest.destroy()
     guest.boot()

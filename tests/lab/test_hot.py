@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from harness import store
 from harness.deadline import ConditionNotMet, Deadline
 from harness.guests.configure import configure
 from harness.guests.guest import Guest
@@ -124,7 +125,7 @@ def test_a_broken_hot_checkpoint_becomes_a_cold_one(own: Lab) -> None:
 @pytest.mark.parametrize("before", ["find", "restore"])
 def test_a_checkpoint_that_is_removed_meanwhile_is_created_again(own: Lab, monkeypatch: pytest.MonkeyPatch, before: str) -> None:
     first = marked(own)
-    owner, name = (checkpoint, "used") if before == "find" else (CriuSnapshotter, "restore")
+    owner, name = (store, "mark_used") if before == "find" else (CriuSnapshotter, "restore")
     original = getattr(owner, name)
 
     def too_late(*arguments: object, **named: object) -> None:

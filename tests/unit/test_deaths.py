@@ -98,7 +98,7 @@ OTHERS = {
     "a typed command": "root@box:~ # echo panic: xyz\npanic: xyz\nroot@box:~ # ",
     "a trace of sh": "+ logger -t drill panic: xyz\n",
     "a source line": "drill/start.c:41: panic: is not called here\n",
-    "a script, and rc goes on": "panic: no configuration found\nStarting cron.\nStarting sshd.\n",
+    "a script, and rc continues": "panic: no configuration found\nStarting cron.\nStarting sshd.\n",
     "nothing but rc's next words": "panic: no configuration found\n",
     "a sysctl": "debug.kdb.panic: 0\nkern.panic_reboot_wait_time: 15\n",
     "another word": "mypanic: no\nno-panic: yes\nmachdep.panic: off\n",
@@ -131,7 +131,7 @@ def test_quotes_of_programs_are_no_death(others: dict[str, list[ConsoleReader]],
         assert [stage.name for stage in reader.stages] == ["rc", "login"]
 
 
-NAMED = [name for name in OTHERS if name not in ("a script, and rc goes on", "nothing but rc's next words")]
+NAMED = [name for name in OTHERS if name not in ("a script, and rc continues", "nothing but rc's next words")]
 
 
 @pytest.mark.parametrize("name", NAMED)
@@ -141,7 +141,7 @@ def test_quotes_with_a_program_s_name_are_no_death_in_silence(tmp_path: Path, na
 
 
 def test_a_real_panic_after_a_quoted_one(tmp_path: Path) -> None:
-    for quote in ("A1", "A3", "A5", "a script, and rc goes on"):
+    for quote in ("A1", "A3", "A5", "a script, and rc continues"):
         text = BOOT + OTHERS[quote] + "panic: xyz: queue 8 is gone\n" + KERNEL + BT + f("xyz_drain") + "Uptime: 9s\n"
         assert verdict(text) == ("panic", "xyz: queue 8 is gone", "xyz_drain")
         death = play(tmp_path, console(text), end="silence").death if quote == "A1" else play(tmp_path, console(text)).death

@@ -221,7 +221,7 @@ def test_a_label_in_a_slice_with_relative_and_absolute_offsets(tmp_path: Path, b
 
 def test_a_partition_that_begins_where_its_slice_does(tmp_path: Path) -> None:
     path = disk(tmp_path / "d", (0, tables.mbr(63, 20000)), (64, tables.disklabel(20000, [Part("freebsd-ufs", 0, 20000)])))
-    assert names(path) == ["xbd0s1a"], "and not its slice beside it: they are one file system"
+    assert names(path) == ["xbd0s1a"], "and not also its slice: they are one file system"
 
 
 def test_a_label_on_the_whole_disk(tmp_path: Path) -> None:

@@ -34,7 +34,7 @@ libxl: error: libxl_exec.c:117:libxl_report_child_exitstatus: bootloader [397] e
 
 
 class Host:
-    """``rows`` is what `xl list` says of the guest, one after the other; the last goes on."""
+    """``rows`` is what `xl list` says of the guest, one after the other; the last one repeats."""
 
     def __init__(self, rows: list[DomainState | None]) -> None:
         self.rows = rows

@@ -14,7 +14,7 @@ from harness.config.schema import HostConfig
 from harness.deadline import Deadline
 from harness.errors import InfrastructureError, TransportError, UsageError
 from harness.hosts import inventory, pool, sshconfig, storage
-from harness.hosts.host import DirectHost
+from harness.hosts.direct import DirectHost
 from harness.hosts.lease import HostBusy, LeaseRequest
 from harness.hosts.pool import HostPool
 from harness.plugin import shard

@@ -19,7 +19,7 @@ from harness.guests.os.base import KernelIdentity
 from harness.guests.os.freebsd import ENDINGS, FreeBSD
 from harness.guests.os.linux import Linux
 from harness.guests.source import DiskImage
-from harness.hosts.host import DirectHost
+from harness.hosts.direct import DirectHost
 from harness.images import kernelfile, srctree
 from harness.images.entries import StoreEntry
 from harness.images.image import Image

@@ -89,6 +89,18 @@ def test_the_page_on_architecture_shows_the_layers_that_are_checked() -> None:
     assert layers["exhaustive"]
 
 
+def test_the_page_on_architecture_names_what_exists() -> None:
+    text = (ROOT / "docs/architecture.md").read_text()
+    packages = {path.name for path in (ROOT / "harness").iterdir() if (path / "__init__.py").is_file()}
+    table = set(re.findall(r"`(\w+)`", "".join(line.partition(" | ")[0] for line in text.splitlines() if line.startswith("| `"))))
+    assert packages <= table
+    # `console.reader`, `hosts/pool` and `tests/unit/toy_os.py` in the text, plugin/worker_env in the diagram of the data
+    words = [*re.findall(r"`([\w./]+)`", text), *re.findall(r"\w+/\w+", text.split("```")[3])]
+    for word in {word for word in words if re.search(r"\w[./]", word)} - {"case.json", "base.py"}:
+        path = word if re.search(r"\.(py|toml)$", word) else word.replace(".", "/")
+        assert any((top / name).exists() for top in (ROOT, ROOT / "harness") for name in (path, f"{path}.py")), word
+
+
 def test_fxh_runs_the_suites_with_the_settings_of_plain_pytest(tmp_path: Path) -> None:
     settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["pytest"]["ini_options"]
     words = run_lookup.pytest_root(tmp_path, tmp_path)

@@ -101,7 +101,7 @@ class BootVolume:
     menu_change: str
     """A sed command that sets the kernel argument ``fxh.menu=two`` in ``menu``."""
 
-    def beside(self, name: str) -> str:
+    def sibling(self, name: str) -> str:
         """A path on the same file system that the bootloader does not look at."""
         return f"{self.file}.{name}"
 

@@ -158,7 +158,7 @@ class Linux(GuestOS):
     # TSO needs scatter-gather and checksums (netdev_fix_features).
     independent_offloads = False
     obeys_no_csum = False
-    # At a backend in state 1 it waits five minutes (wait_for_devices()) before it goes on: too long for every run.
+    # At a backend in state 1 it waits five minutes (wait_for_devices()) before it continues: too long for every run.
     dead_backends = _DEAD_BACKENDS
     # hda, sda and xvda have the same name, and a disk with an unknown major is refused.
     vdev_names = ("xvdb", "hdc", "hdd", "sde", "51792", "0xCA60", "d7p0", "xvdp", "xvdq", "xvdz", "xvdaa", "d1000p0")
