@@ -13,6 +13,8 @@ from harness.transport import Transport
 from harness.xen import gdbsx
 
 _PORT = 9999
+# Debian's gdb does not know the ABI of FreeBSD's programs, and takes a FreeBSD kernel for a 32-bit one. A kernel needs no ABI.
+_ABI = "set osabi none"
 
 
 @dataclass(frozen=True)
@@ -32,7 +34,7 @@ class Debugger:
 
     def command(self, symbols: Path | None) -> tuple[str, ...]:
         """The command line that starts gdb on the stub. ``symbols`` is an ELF file with the symbols of the guest's kernel."""
-        return ("gdb", "-q", *([str(symbols)] if symbols else []), "-ex", f"target remote {self.target}")
+        return ("gdb", "-q", "-iex", _ABI, *([str(symbols)] if symbols else []), "-ex", f"target remote {self.target}")
 
     def line(self, symbols: Path | None) -> str:
         """:meth:`command` as a line for a shell."""

@@ -115,8 +115,8 @@ def test_console_and_dom0_are_handed_over_and_given_back(terminal: Callable[...,
     prompt.expect_exact("console 2: alive (domain 2) runs")
     prompt.expect_exact("in another terminal: ssh x")
     prompt.expect_exact("a stub for domain 2")
-    prompt.expect_exact("or: gdb -q -ex 'target remote /run/gdb'")
-    prompt.expect_exact("or: gdb -q -ex 'target remote /run/lab'")
+    prompt.expect_exact("or: gdb -q -iex 'set osabi none' -ex 'target remote /run/gdb'")
+    prompt.expect_exact("or: gdb -q -iex 'set osabi none' -ex 'target remote /run/lab'")
     prompt.expect("pause> ")
     prompt.sendline("console")
     prompt.expect_exact("fxh# ")
@@ -168,7 +168,7 @@ def test_the_case_does_not_go_on_while_gdb_is_attached(terminal: Callable[..., A
     prompt = terminal("-c", SERVE, str(tmp_path))
     prompt.expect("pause> ")
     prompt.sendline("gdb")
-    prompt.expect_exact("gdb -q -ex target remote /run/gdb")
+    prompt.expect_exact("gdb -q -iex set osabi none -ex target remote /run/gdb")
     prompt.send("\x03")
     prompt.expect_exact("interrupted")
     prompt.expect("pause> ")
@@ -308,10 +308,10 @@ def test_gdbsx_is_offered_if_xen_answers_it() -> None:
     assert debugger.gdbsx_stub(Dom0(b""), 3, "root@xen1") == ()  # type: ignore[arg-type]
     (stub,) = debugger.gdbsx_stub(Dom0(b"gdbsx /usr/sbin/gdbsx\n"), 3, "root@xen1")  # type: ignore[arg-type]
     assert stub.start == "ssh -L 9999:localhost:9999 root@xen1 /usr/sbin/gdbsx -a 3 64 9999"
-    assert stub.line(Path("/k/kernel.debug")) == "gdb -q /k/kernel.debug -ex 'target remote localhost:9999'"
+    assert stub.line(Path("/k/kernel.debug")) == "gdb -q -iex 'set osabi none' /k/kernel.debug -ex 'target remote localhost:9999'"
     (local,) = debugger.gdbsx_stub(Dom0(b"gdbsx /usr/sbin/gdbsx\n"), 3, "local")  # type: ignore[arg-type]
     assert local.start == "/usr/sbin/gdbsx -a 3 64 9999"
 
 
 def test_a_command_without_symbols_names_no_file() -> None:
-    assert Debugger("lab", "", "/run/gdb").command(None) == ("gdb", "-q", "-ex", "target remote /run/gdb")
+    assert Debugger("lab", "", "/run/gdb").command(None) == ("gdb", "-q", "-iex", "set osabi none", "-ex", "target remote /run/gdb")
