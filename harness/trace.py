@@ -25,8 +25,8 @@ from types import FrameType
 log = logging.getLogger("fxh.trace")
 
 FILE = "trace.jsonl"
-CASE, EVIDENCE = "case", "evidence"
-"""Kinds of events: one attempt to run a case, and what is looked at after a failure."""
+CASE, EVIDENCE, PAUSE, TYPED = "case", "evidence", "pause", "typed"
+"""Kinds of events: one attempt to run a case, what is looked at after a failure, a pause for a person, and a line that was typed."""
 OUTPUT = 5
 """Log level of the output of commands (``fxh -vv``), below DEBUG."""
 

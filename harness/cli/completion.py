@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from enum import StrEnum
@@ -13,6 +14,8 @@ import typer
 
 from harness.errors import HarnessError
 
+# def test_boots_to_login(new_guest: NewGuest) -> None:
+_CASE = re.compile(r"^def (test_\w+)\(", re.MULTILINE)
 PROGRAM, VARIABLE = "fxh", "_FXH_COMPLETE"
 
 
@@ -106,6 +109,21 @@ def _hosts() -> list[str]:
 
     hosts = load().config.hosts
     return ["lab", "local", *hosts, *sorted({f"tag:{tag}" for host in hosts.values() for tag in host.tags})]
+
+
+def pauses(incomplete: str) -> list[str]:
+    """The cases of the project's suites; after a colon the places at which they stop."""
+    from harness import paths
+    from harness.config.runoptions import PAUSES
+
+    name, colon, place = incomplete.rpartition(":")
+    if colon:
+        return [f"{name}:{one}" for one in PAUSES if one.startswith(place)]
+    found: set[str] = set()
+    for path in (paths.project() / "suites").glob("*/test_*.py"):
+        with suppress(OSError, ValueError):
+            found |= set(_CASE.findall(path.read_text()))
+    return sorted(case for case in found if case.startswith(incomplete))
 
 
 suites, guests, xens, images, layouts, hosts = map(listed, (_suites, _guests, _xens, _images, _layouts, _hosts))

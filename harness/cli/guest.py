@@ -146,7 +146,7 @@ def boot(
 
 def _hand_over(reader: ConsoleReader, unpaused: float) -> None:
     """Attach the terminal until Ctrl-]; without a terminal print the console until login or death."""
-    from harness.cli.terminal import attach
+    from harness.console.terminal import ReaderStream, attach
     from harness.console.text import decode, plain
 
     if sys.stdin.isatty() and sys.stdout.isatty():
@@ -170,32 +170,6 @@ def _hand_over(reader: ConsoleReader, unpaused: float) -> None:
         print(f"  {reached.name:<10} {reached.at - unpaused:6.1f} s", file=sys.stderr)
 
 
-class ReaderStream:
-    """The console log of a reader as a stream. The reader itself continues to read, log and watch."""
-
-    def __init__(self, reader: ConsoleReader) -> None:
-        self._reader, self._position = reader, 0
-
-    def read(self, size: int, timeout: float | None = None) -> bytes:
-        end = time.monotonic() + (timeout or 0)
-        while True:
-            data = self._reader.since(self._position, size)
-            if data:
-                self._position += len(data)
-                return data
-            if self._reader.closed:
-                return b""
-            if time.monotonic() >= end:
-                raise TimeoutError
-            time.sleep(0.01)
-
-    def write(self, data: bytes) -> None:
-        self._reader.write(data)
-
-    def close(self) -> None:
-        """Do nothing: the reader belongs to the guest."""
-
-
 def console(
     domain: Annotated[str, typer.Argument(help="Domain name or domid.")],
     lab: Annotated[str, typer.Option("--lab", help="Use a domain of this lab.")] = "default",
@@ -203,7 +177,7 @@ def console(
     serial: Annotated[bool, typer.Option("--serial", help="Attach to the serial port of an HVM guest.")] = False,
 ) -> None:
     """Attach to the console of a domain. Ctrl-] detaches; the domain continues to run."""
-    from harness.cli.terminal import attach
+    from harness.console.terminal import attach
 
     host = _host("", xen_host, "" if xen_host else lab)
     try:

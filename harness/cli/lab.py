@@ -162,7 +162,7 @@ def ssh(ctx: typer.Context, name: Name = "default") -> None:
 @app.command()
 def console(name: Name = "default") -> None:
     """Attach to the console of Xen and dom0, the serial port of the machine. Ctrl-] detaches."""
-    from harness.cli.terminal import attach_socket
+    from harness.console.terminal import attach_socket
     from harness.lab import registry
 
     if registry.state(name) != "up":

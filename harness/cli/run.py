@@ -45,6 +45,10 @@ def run(
     if given.get("with_release") and not given.keys() & {"guest", "image", "disk"}:
         _add_release(given)
     options = load({f"run.{key}": value for key, value in given.items()}).config.run
+    if options.pause:
+        from harness.plugin import pause
+
+        pause.check(options)
     if options.disk is not None and options.kernel is None and not options.image:
         run_lookup.disk(options.disk, options.root)
     project = paths.project()

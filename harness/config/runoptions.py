@@ -15,6 +15,8 @@ from typing import Any, get_origin, get_type_hints
 GUEST_TYPES = ("pv", "pvh", "hvm", "pvshim")
 FIRMWARES = ("bios", "uefi")
 ACCELERATORS = ("auto", "tcg", "kvm")
+PAUSES = ("before-call", "on-failure")
+"""Where ``pause`` stops a case."""
 
 
 @dataclass(frozen=True)
@@ -261,6 +263,15 @@ class RunOptions:
             help="Keep a dead guest paused for run.keep_minutes, to inspect it: failed, never (default: never).",
             values=("never", "failed"),
             toml=True,
+        ),
+    )
+    pause: str = field(
+        default="",
+        metadata=option(
+            "--pause",
+            help="Stop at this case and hand over its console, a dom0 shell and a debugger: CASE, CASE:before-call, CASE:on-failure.",
+            complete="pauses",
+            pytest=False,
         ),
     )
     fail_on: tuple[str, ...] = field(

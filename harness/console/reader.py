@@ -268,6 +268,16 @@ class ConsoleReader:
             self._watcher.progress = time.monotonic()
             self._watcher.watching = on
 
+    @contextlib.contextmanager
+    def unwatched(self) -> Iterator[None]:
+        """Inside, the time budgets of the stages do not run: a person has the console. They start again afterwards."""
+        watching = self._watcher.watching
+        self.watch(False)
+        try:
+            yield
+        finally:
+            self.watch(watching)
+
     # -- the thread ---------------------------------------------------------------------------------------------------
 
     def _read(self) -> None:

@@ -3,10 +3,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import re
 import secrets
 import shlex
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,6 +34,7 @@ _AROUND = 100
 # Deadlines in seconds.
 _LOGIN = 60.0
 _COMMAND = 60.0
+_LENT = 20.0
 # Functions of the session's shell. ``fxh_digest`` prints the digest of its input with md5 of FreeBSD or md5sum of busybox.
 # ``fxh_emit NONCE LONG`` prints the status s and the output o of a command: twice, or once with its digest if it has LONG characters
 # or more. The digest needs processes, which in an emulated guest cost more than most commands. The quotes split the markers, so
@@ -285,6 +288,16 @@ class Session:
         """Type a command without waiting for it, because it may kill the guest."""
         spawn = ReaderSpawn(self.reader)
         self._type(spawn, self._in_pieces(spawn, command, Deadline(10)))
+
+    @contextlib.contextmanager
+    def lent(self, seconds: float = _LENT) -> Iterator[None]:
+        """Lend the shell to a person: inside, it echoes what is typed. The person has to leave it at its prompt.
+
+        Raises GuestDied, LoggedOut, and DeadlineExpired if the shell does not answer within ``seconds``, before or afterwards.
+        """
+        self._synchronise(ReaderSpawn(self.reader), "the shell's prompt", Deadline(seconds), line="stty echo")
+        yield
+        self._synchronise(ReaderSpawn(self.reader), "the shell's prompt", Deadline(seconds), line=f"{_KILL_LINE}stty -echo")
 
     def _in_pieces(self, spawn: ReaderSpawn, command: str, deadline: Deadline) -> str:
         """The text to type for ``command``. A long command is first typed in pieces into a variable of the shell.

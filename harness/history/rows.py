@@ -98,7 +98,7 @@ def observation(run: RunResult, case: CaseResult) -> Observation:
     """A result as an observation for verdicts."""
     inputs = parse_inputs(dump(run.inputs | case.inputs))
     outcome, known = _without_known_issue(case.outcome, case.known_issue)
-    return Observation(run.run, case.key, case.cell, outcome, case.identity, inputs, case.phase, run.branch, known)
+    return Observation(run.run, case.key, case.cell, outcome, case.identity, inputs, case.phase, run.branch, known, case.paused)
 
 
 def _without_known_issue(outcome: Outcome, issue: KnownIssueMatch | None) -> tuple[Outcome, str]:

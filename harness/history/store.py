@@ -8,6 +8,7 @@ import sqlite3
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +66,8 @@ class History:
     # -- writing ------------------------------------------------------------------------------------------------------
 
     def record(self, run: RunResult) -> None:
-        """Add a run atomically. A run of the same name is replaced and keeps its number."""
+        """Add a run atomically. A run of the same name is replaced and keeps its number. Cases that were paused are left out."""
+        run = replace(run, cases=tuple(case for case in run.cases if not case.paused))
         with self._guarded() as connection:
             connection.exec_driver_sql("BEGIN IMMEDIATE")
             row: dict[str, Any] = {

@@ -3,21 +3,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import re
 import secrets
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 
-from harness import preparing
+from harness import paths, preparing
 from harness.config.schema import HostConfig
 from harness.deadline import Deadline
 from harness.digest import known_sha256
 from harness.errors import InfrastructureError, TransportError, UsageError
-from harness.hosts import inventory, storage
+from harness.hosts import guest_stub, inventory, storage
+from harness.hosts.debugger import Debugger, gdbsx_stub
 from harness.hosts.host import HostFacts
 from harness.hosts.lease import BASE, Lease, LeaseRequest
 from harness.hosts.saved_state import Access, SavedStates
@@ -262,6 +264,18 @@ class DirectHost:
     @property
     def symbol_files(self) -> tuple[Path, ...]:
         return ()
+
+    @contextlib.contextmanager
+    def debuggers(self, domain: int) -> Iterator[tuple[Debugger, ...]]:
+        with contextlib.ExitStack() as stack:
+            found: tuple[Debugger, ...] = ()
+            try:
+                path = paths.runtime() / f"gdb-{self.run_id}-{domain}"
+                found += (stack.enter_context(guest_stub.serve(self.transport, domain, path)),)
+                found += gdbsx_stub(self.transport, domain, self.config.address)
+            except InfrastructureError as exc:
+                log.warning("%s", exc.message)
+            yield found
 
     def evidence_files(self) -> dict[str, Path]:
         return {}

@@ -4,11 +4,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 from harness.hosts import inventory
+from harness.hosts.debugger import Debugger
 from harness.hosts.saved_state import Access, SavedStates
 from harness.transport import Transport
 from harness.xen.toolstack import Toolstack
@@ -137,6 +139,10 @@ class XenHost(Protocol):
     @property
     def symbol_files(self) -> tuple[Path, ...]:
         """Files on this machine that may have the symbols of the hypervisor."""
+        ...
+
+    def debuggers(self, domain: int) -> AbstractContextManager[tuple[Debugger, ...]]:
+        """Open the debugger stubs for ``domain``, until the block ends. Logs a warning for each that cannot be opened."""
         ...
 
     def evidence_files(self) -> dict[str, Path]:

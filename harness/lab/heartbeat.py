@@ -23,6 +23,8 @@ class Pulse:
     def __init__(self, path: Path, on_silence: Callable[[float], bool], silence: float = SILENCE) -> None:
         self._path, self._on_silence, self._silence = path, on_silence, silence
         self._stop = threading.Event()
+        self.held = False
+        """Whether silence is expected, because a debugger may stop the machine."""
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self.last = time.monotonic()
         self._thread = threading.Thread(target=self._listen, name="lab-pulse", daemon=True)
@@ -60,6 +62,8 @@ class Pulse:
                         self._report()
                         return
                     self._stop.wait(0.05)
+                if self.held:
+                    self.last = time.monotonic()
                 if time.monotonic() - self.last > self._silence and not self._report():
                     return
 

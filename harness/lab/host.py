@@ -3,12 +3,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import contextlib
+import logging
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 
 from harness.deadline import Deadline
 from harness.errors import InfrastructureError, UsageError
+from harness.hosts.debugger import Debugger
 from harness.hosts.direct import DirectHost
 from harness.hosts.host import HostFacts
 from harness.hosts.saved_state import Access
@@ -20,8 +23,15 @@ from harness.lab.states import LabStates
 from harness.lab.store import XEN_SYMBOLS
 from harness.transport import Completed, Stream
 
+log = logging.getLogger("fxh.lab")
+
 # From this size in bytes on, a virtual disk brings a file into dom0 faster than ssh.
 _WORTH_PLUGGING = 1 << 20
+# QEMU walks page tables without the nested ones (target/i386/helper.c, x86_cpu_get_phys_page_attrs_debug()).
+_COVERS = (
+    "QEMU's CPUs, whatever runs on them: Xen, dom0 or a guest; breakpoints and steps; not the memory of PVH and HVM guests; "
+    "gdb stops the whole lab"
+)
 # $1: the serial of a plugged disk. Prints the disk's path in dom0.
 _FIND_DISK = """
 while :; do
@@ -172,6 +182,18 @@ class LabHost(DirectHost):
     @property
     def symbol_files(self) -> tuple[Path, ...]:
         return (self.lab.image.directory / XEN_SYMBOLS,)
+
+    @contextlib.contextmanager
+    def debuggers(self, domain: int) -> Iterator[tuple[Debugger, ...]]:
+        """As for any host, and QEMU's own stub."""
+        with contextlib.ExitStack() as stack:
+            found = stack.enter_context(super().debuggers(domain))
+            try:
+                stub = stack.enter_context(self.lab.debugging())
+                found += (Debugger("lab", _COVERS, str(stub.path), attached=stub.attached),)
+            except InfrastructureError as exc:
+                log.warning("%s", exc.message)
+            yield found
 
     def evidence_files(self) -> dict[str, Path]:
         return {"lab-serial.log": self.lab.directory / "xen.log"}

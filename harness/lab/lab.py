@@ -3,12 +3,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import re
 import secrets
 import shutil
 import sys
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from harness import stamp
@@ -20,6 +22,7 @@ from harness.lab import criu_probe, keys, registry
 from harness.lab.accel import Accel
 from harness.lab.checkpoints import LabCheckpoints
 from harness.lab.criu import CriuSnapshotter
+from harness.lab.gdbstub import GdbStub
 from harness.lab.heartbeat import SILENCE, Pulse
 from harness.lab.keys import Keys
 from harness.lab.machine import Machine
@@ -241,6 +244,23 @@ class Lab:
             return decode((self.directory / "xen.log").read_bytes()[-_TAIL:])
         except OSError:
             return ""
+
+    @contextlib.contextmanager
+    def debugging(self) -> Iterator[GdbStub]:
+        """Open QEMU's gdb stub. Inside, a machine that a debugger has stopped does not count as dead. Raises LabDead."""
+        stub = GdbStub(self.machine)
+        stub.open()
+        if self._pulse is not None:
+            self._pulse.held = True
+        try:
+            yield stub
+        finally:
+            try:
+                if not self.dead:
+                    stub.close()
+            finally:
+                if self._pulse is not None:
+                    self._pulse.held = False
 
     def _on_silence(self, seconds: float) -> bool:
         """Handle ``seconds`` without a heartbeat: log the state of the CPUs and end the machine, so that every wait on it ends.

@@ -50,6 +50,11 @@ class Machine:
         """Whether the memory's contents are in that file; otherwise it is mapped copy-on-write."""
         self._lock = threading.RLock()
 
+    @property
+    def seen_sockets(self) -> Path:
+        """The directory ``sockets`` by the path that QEMU sees, which may run in its own namespaces."""
+        return self._view.sockets
+
     # -- starting -----------------------------------------------------------------------------------------------------
 
     def boot(self, initrd: Path, deadline: Deadline) -> None:

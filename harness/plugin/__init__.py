@@ -63,6 +63,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     selection.keep_once(config, items)
     selection.narrow(config, items, asked.shard, session.finished(config) if asked.resume else frozenset())
     selection.skip_unmet(items)
+    if asked.pause:
+        from harness.plugin import pause
+
+        pause.mark(items, asked.pause)
 
 
 def _ours(item: pytest.Item) -> bool:
@@ -78,6 +82,16 @@ def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> 
 
     phases.run(item, nextitem)
     return True
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_call(item: pytest.Item) -> Generator[None, None, None]:
+    """Pause before pytest's wrappers: they begin to capture the output."""
+    if _ours(item):
+        from harness.plugin import pause
+
+        pause.before_call(item)
+    yield
 
 
 @pytest.hookimpl(wrapper=True)

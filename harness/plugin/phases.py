@@ -15,7 +15,7 @@ from harness import stamp, trace
 from harness.console.deaths import speaker
 from harness.console.text import plain
 from harness.errors import HarnessError
-from harness.plugin import diagnosis, evidence, known
+from harness.plugin import diagnosis, evidence, known, pause
 from harness.plugin.case_context import CaseContext, stage_times
 from harness.plugin.cells import cell_of
 from harness.plugin.outcome import Finding, classify
@@ -102,8 +102,9 @@ def end_phase(item: pytest.Item, call: pytest.CallInfo[None], report: pytest.Tes
 
 
 def _subtract_setup(item: pytest.Item, progress: CaseProgress, report: pytest.TestReport) -> None:
-    """Take the run's setup out of the phase's duration, which JUnit's file and the line of the case also show."""
+    """Take the run's setup, and a pause, out of the phase's duration, which JUnit's file and the line of the case also show."""
     setup, steps = item.config.stash[SETUP].take()
+    report.duration, progress.pause = max(0.0, report.duration - progress.pause), 0.0
     if setup:
         report.duration = max(0.0, report.duration - setup)
         report.user_properties.append(("setup", f"{setup:.1f} s: {steps}"))
@@ -118,6 +119,7 @@ def _end_with_error(item: pytest.Item, error: BaseException, call: pytest.CallIn
         with trace.step(trace.EVIDENCE, "check the host"):
             finding = _check_host(item, context, finding)
         evidence.gather(context, silent=finding.death is not None and finding.death.kind in _SILENT)
+        pause.on_failure(item, finding.reason)
         if (
             finding.outcome == FAILED
             and context.cell is not None
@@ -233,6 +235,7 @@ def _write_result(item: pytest.Item, progress: CaseProgress, context: CaseContex
         complaints=diagnosis.complaints(directory) if finding.outcome not in (SKIPPED, INFRASTRUCTURE) else None,
         death=DeathRecord(death.kind, death.identity, death.message) if death else None,
         parameters=own_parameters(item.nodeid, str(cell or "")),
+        paused=progress.paused,
     )
     model.write_case(directory, result)
     _attach_to_allure(config, directory, result)

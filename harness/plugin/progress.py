@@ -17,6 +17,8 @@ from harness.console.text import plain
 # The builds of a lab and of the control guest's kernel take minutes.
 _BUILD_LOGGERS = ("fxh.lab.build", "fxh.lab.kernel")
 _CLEAR_LINE = "\r\x1b[K"
+TERMINAL = threading.Lock()
+"""Held by the thread that writes to the terminal."""
 
 
 class Progress:
@@ -27,7 +29,6 @@ class Progress:
         self._running: dict[str, float] = {}
         self._done = 0
         self._total = 0
-        self._lock = threading.Lock()
         self._outcomes: dict[str, tuple[str, float, str]] = {}
         self._setups: dict[str, str] = {}
         self._stop = threading.Event()
@@ -51,7 +52,7 @@ class Progress:
         return category, "", category.upper()
 
     def pytest_runtest_logstart(self, nodeid: str) -> None:
-        with self._lock:
+        with TERMINAL:
             self._running[nodeid] = time.monotonic()
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
@@ -70,7 +71,7 @@ class Progress:
     def pytest_runtest_logfinish(self, nodeid: str) -> None:
         word, seconds, why = self._outcomes.pop(nodeid, ("?", 0.0, ""))
         setup = self._setups.pop(nodeid, "")
-        with self._lock:
+        with TERMINAL:
             self._running.pop(nodeid, None)
             self._done += 1
             self._clear()
@@ -89,7 +90,7 @@ class Progress:
     def _show_running(self) -> None:
         """Keep the last line of the terminal up to date, four times a second."""
         while not self._stop.wait(0.25):
-            with self._lock:
+            with TERMINAL:
                 now = time.monotonic()
                 running = [f"{nodeid.rpartition('::')[2]} {now - begun:.0f} s" for nodeid, begun in self._running.items()]
                 sys.stdout.write(_CLEAR_LINE + "  |  ".join(running)[:110])

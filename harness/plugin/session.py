@@ -103,7 +103,7 @@ def finished(config: pytest.Config) -> frozenset[str]:
         cases = model.read_run(run_path(config)).cases
     except (OSError, ValueError):
         return frozenset()
-    return frozenset(case.nodeid for case in cases if case.outcome not in (INFRASTRUCTURE, HARNESS))
+    return frozenset(case.nodeid for case in cases if case.outcome not in (INFRASTRUCTURE, HARNESS) and not case.paused)
 
 
 # -- a worker that ends -----------------------------------------------------------------------------------------------

@@ -31,6 +31,10 @@ class CaseProgress:
     """The duration of its phases so far, without ``setup``."""
     setup: float = 0.0
     """Seconds of the run's setup during these phases."""
+    paused: str = ""
+    """Where the case was paused for a person: before-call, on-failure, or empty."""
+    pause: float = 0.0
+    """Seconds of a pause within the present phase."""
     lost: str = ""
     """Why its first run lost the host, if this is the second run."""
 
@@ -43,6 +47,8 @@ SETUP = pytest.StashKey[SetupLog]()
 # On Item.
 CASE = pytest.StashKey[CaseContext]()
 PROGRESS = pytest.StashKey[CaseProgress]()
+PAUSE = pytest.StashKey[str]()
+"""Where ``--pause`` stops the case."""
 
 
 def case_directory(config: pytest.Config, nodeid: str) -> Path:

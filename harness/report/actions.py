@@ -62,7 +62,7 @@ def _inside_evidence(events: tuple[trace.Event, ...]) -> set[int]:
 def describe(event: trace.Event) -> str:
     """One line: the action, its place, duration and status, and the calling line of the case."""
     text = f"{event.what}  [{event.where}]" if event.where else event.what
-    if event.kind in ("guest", "wait"):
+    if event.kind in ("guest", "wait", trace.PAUSE, trace.TYPED):
         text = f"{event.kind}: {text}"
     text += f"  {event.seconds:.2f} s" if event.ended else "  not done"
     text += f"  {event.status}" if event.status else ""

@@ -26,6 +26,7 @@ _CATEGORIES = {
     values.FLAKY: ("Flaky: the same inputs pass and fail", (*_BAD, "passed")),
     values.KNOWN: ("Known issue", (*_BAD, "skipped")),
     values.BLOCKED: ("Blocked by an earlier failure", _BAD),
+    values.PAUSED: ("Paused: a person had the case", (*_BAD, "passed")),
     values.INFRASTRUCTURE: ("Infrastructure: no result for the product", _BAD),
 }
 _ALLURE_STATUS = {KNOWN: "skipped", PASSED: "passed", FAILED: "failed", SKIPPED: "skipped"}

@@ -32,7 +32,7 @@ _SHORT = 1500
 TONES = {
     values.REGRESSION: "bad", values.BASELINE_UNTESTED: "bad", values.NEVER_PASSED: "bad", values.KNOWN_GONE: "odd",
     values.STILL_FAILING: "old", values.FLAKY: "odd", values.BLOCKED: "lost", values.INFRASTRUCTURE: "lost", values.KNOWN: "old",
-    values.FIXED: "good", values.NEW: "good", values.PASS: "good", values.SKIP: "none",
+    values.FIXED: "good", values.NEW: "good", values.PASS: "good", values.SKIP: "none", values.PAUSED: "lost",
 }  # fmt: skip
 # The CSS class of each outcome in strips and matrices, and a letter for readers who do not see the colours.
 SQUARES = {
@@ -120,7 +120,7 @@ def _tone(report: Report) -> str:
         return "bad"
     if report.news:
         return "odd"
-    return "lost" if any(item.verdict.kind == values.INFRASTRUCTURE for item in report.cases) else "good"
+    return "lost" if any(item.verdict.kind in (values.INFRASTRUCTURE, values.PAUSED) for item in report.cases) else "good"
 
 
 def _choose_full(news: Sequence[CaseReport], items: list[dict[str, object]]) -> None:

@@ -34,8 +34,9 @@ def sentence(run: RunResult, judged: Sequence[tuple[CaseResult, Verdict]], worse
     other = sum(verdict.different_failure for _, verdict in judged)
     if other:
         tally.append(f"{other} with a different failure than before")
-    passed = run.count(PASSED)
-    total = passed + run.count(FAILED) + run.count(KNOWN)
+    outcomes = Counter(case.outcome for case, verdict in judged if verdict.kind != values.PAUSED)
+    passed = outcomes[PASSED]
+    total = passed + outcomes[FAILED] + outcomes[KNOWN]
     if not total:
         parts = ["No case was judged", *tally]
     elif passed == total:
@@ -48,6 +49,8 @@ def sentence(run: RunResult, judged: Sequence[tuple[CaseResult, Verdict]], worse
     if lost:
         bugs = f", {harness_bugs} of them because of a bug of the harness" if harness_bugs else ""
         parts.append(f"{lost} case{'s' * (lost != 1)} could not be judged (infrastructure{bugs})")
+    if paused := kinds[values.PAUSED]:
+        parts.append(f"{paused} case{'s' * (paused != 1)} had a pause for a person and {'are' if paused != 1 else 'is'} not judged")
     standing = sum(bool(verdict.standing) for _, verdict in judged)
     if standing:
         parts.append(f"{standing} earlier failure{'s' * (standing != 1)} with the same inputs still stand{'s' * (standing == 1)}")

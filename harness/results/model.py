@@ -162,6 +162,9 @@ class CaseResult:
     parameters: str | None = None
     """Parameters of the case without its cell (``halt``). None: the node id has them (schema 1)."""
 
+    paused: str = ""
+    """Where a person had the case (``fxh run --pause``): before-call or on-failure. Such a result is not judged."""
+
     @property
     def key(self) -> str:
         """The case's name in all runs and cells: ``boot/test_death::test_control_shutdown[halt]``."""

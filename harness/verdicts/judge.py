@@ -35,6 +35,8 @@ def judge(
     earlier = [seen for seen in past if seen.case == now.case and seen.cell == now.cell]
     if now.outcome == SKIPPED:
         return Verdict(values.SKIP, "not run in this cell")
+    if now.paused:
+        return Verdict(values.PAUSED, f"not judged: a person had the case ({now.paused})")
     if blocked_by or not now.judged:
         return _not_judged(now, earlier, baseline, blocked_by)
     if now.outcome == PASSED:

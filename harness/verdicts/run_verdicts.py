@@ -43,7 +43,7 @@ def find_blockers(results: Iterable[Observation]) -> dict[Key, str]:
     culprits: dict[tuple[str, str], str] = {}
     early: dict[tuple[str, str], list[Observation]] = {}
     for seen in results:
-        if seen.outcome != FAILED or not seen.identity:
+        if seen.outcome != FAILED or not seen.judged or not seen.identity:
             continue
         death = (seen.cell, seen.identity)
         if seen.phase == "setup":

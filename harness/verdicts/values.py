@@ -13,10 +13,10 @@ from harness.results.model import FAILED, PASSED, SKIPPED, Outcome
 # The kinds of verdicts. The first four are failures without an excuse.
 REGRESSION, STILL_FAILING, NEVER_PASSED, BASELINE_UNTESTED = "regression", "still failing", "never passed", "baseline untested"
 FLAKY, KNOWN, KNOWN_GONE = "flaky", "known issue", "known issue gone"
-BLOCKED, INFRASTRUCTURE, SKIP = "blocked", "infrastructure", "skipped"
+BLOCKED, INFRASTRUCTURE, PAUSED, SKIP = "blocked", "infrastructure", "paused", "skipped"
 FIXED, NEW, PASS = "fixed", "new", "passed"
 KINDS = (
-    REGRESSION, BASELINE_UNTESTED, NEVER_PASSED, KNOWN_GONE, STILL_FAILING, FLAKY, BLOCKED, INFRASTRUCTURE, KNOWN, FIXED, NEW,
+    REGRESSION, BASELINE_UNTESTED, NEVER_PASSED, KNOWN_GONE, STILL_FAILING, FLAKY, BLOCKED, INFRASTRUCTURE, PAUSED, KNOWN, FIXED, NEW,
     PASS, SKIP,
 )  # fmt: skip
 """In the order of reports."""
@@ -79,11 +79,13 @@ class Observation:
     branch: str = ""
     known: str = ""
     """The known issue that covers the case, in one line, or empty."""
+    paused: str = ""
+    """Where a person had the case, or empty."""
 
     @property
     def judged(self) -> bool:
         """Whether the result says something about the product."""
-        return self.outcome in (PASSED, FAILED)
+        return self.outcome in (PASSED, FAILED) and not self.paused
 
     @property
     def shown(self) -> Outcome:
@@ -165,6 +167,7 @@ __all__ = [
     "NO_INPUTS",
     "PASS",
     "PASSED",
+    "PAUSED",
     "REGRESSION",
     "SKIP",
     "SKIPPED",

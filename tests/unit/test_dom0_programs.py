@@ -19,6 +19,7 @@ import pytest
 from harness.deadline import Deadline
 from harness.dom0 import (
     cleanup,
+    gdb_stub,
     lease_agent,
     lease_table,
     netpeer,
@@ -34,7 +35,7 @@ from harness.xen import dom0_program
 
 DOM0 = Path(netpeer.__file__).parent
 MODULES = sorted(DOM0.glob("*.py"))
-PROGRAMS = (lease_agent, netpeer, pygrub_fuzz, pygrub_watch, read_memory, scan_pages, xenstore_writer)
+PROGRAMS = (gdb_stub, lease_agent, netpeer, pygrub_fuzz, pygrub_watch, read_memory, scan_pages, xenstore_writer)
 # dropbear 2022.83 rejects longer command lines.
 COMMAND_LINE = 9000
 

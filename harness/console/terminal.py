@@ -4,22 +4,31 @@
 from __future__ import annotations
 
 import os
+import re
 import select
 import socket
 import sys
 import termios
 import threading
+import time
 import tty
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from harness.console.reader import ConsoleReader
 from harness.console.text import decode, plain
 from harness.errors import InfrastructureError, TransportError
 from harness.transport import Stream
 from harness.transport.local import DescriptorStream
 
 _ESCAPE = b"\x1d"  # Ctrl-]
+# Keys that edit a line: end it, delete a character, delete the line or drop it.
+_ENTER, _ERASE, _DROP = b"\r\n", b"\x7f\x08", b"\x15\x03"
+# Password:     root@host's password:     Enter passphrase for key '/root/.ssh/id':
+_SECRET_QUESTION = re.compile(rb"pass(?:word|phrase)[^\r\n]{0,200}:\s*\Z", re.IGNORECASE)
+# Bytes of the output that may contain a question, and of a typed line that is reported.
+_QUESTION, _LINE = 256, 4096
 
 
 @contextmanager
@@ -92,3 +101,72 @@ def attach_socket(path: Path) -> None:
     except OSError as exc:
         raise InfrastructureError(f"{path}: {exc.strerror}", hint="check that the lab is up: fxh lab list") from exc
     attach(DescriptorStream(link.detach()))
+
+
+class ReaderStream:
+    """The console log of a reader as a stream, from the offset ``position`` on. The reader itself continues to read, log and watch."""
+
+    def __init__(self, reader: ConsoleReader, position: int = 0) -> None:
+        self._reader, self._position = reader, position
+
+    def read(self, size: int, timeout: float | None = None) -> bytes:
+        end = time.monotonic() + (timeout or 0)
+        while True:
+            data = self._reader.since(self._position, size)
+            if data:
+                self._position += len(data)
+                return data
+            if self._reader.closed:
+                return b""
+            if time.monotonic() >= end:
+                raise TimeoutError
+            time.sleep(0.01)
+
+    def write(self, data: bytes) -> None:
+        self._reader.write(data)
+
+    def close(self) -> None:
+        """Do nothing: the reader belongs to the guest."""
+
+
+class TypedStream:
+    """Passes ``stream`` on, and calls ``report`` with each line that is typed into it.
+
+    The answer to a question for a password is reported as ``***``. Editing keys are applied as a terminal does; other control
+    characters stay in the line.
+    """
+
+    def __init__(self, stream: Stream, report: Callable[[str], None]) -> None:
+        self._stream, self._report = stream, report
+        self._line = bytearray()
+        self._shown = b""
+        self._secret = False
+
+    def read(self, size: int, timeout: float | None = None) -> bytes:
+        data = self._stream.read(size, timeout)
+        self._shown = (self._shown + data)[-_QUESTION:]
+        return data
+
+    def write(self, data: bytes) -> None:
+        for key in data:
+            if not self._line:
+                self._secret = _SECRET_QUESTION.search(self._shown) is not None
+            if key in _ENTER:
+                self._end_line()
+            elif key in _ERASE:
+                del self._line[-1:]
+            elif key in _DROP:
+                self._line.clear()
+            else:
+                self._line.append(key)
+        self._stream.write(data)
+
+    def close(self) -> None:
+        """Report an unfinished line, and close the stream."""
+        if self._line:
+            self._end_line()
+        self._stream.close()
+
+    def _end_line(self) -> None:
+        self._report("***" if self._secret else decode(bytes(self._line[:_LINE])))
+        self._line.clear()

@@ -1,0 +1,52 @@
+# SPDX-License-Identifier: BSD-2-Clause
+"""The debugger stubs of a host: where gdb connects, and what they debug there."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from harness.deadline import Deadline
+from harness.transport import Transport
+from harness.xen import gdbsx
+
+_PORT = 9999
+# Debian's gdb does not know the ABI of FreeBSD's programs, and takes a FreeBSD kernel for a 32-bit one. A kernel needs no ABI.
+_ABI = "set osabi none"
+
+
+@dataclass(frozen=True)
+class Debugger:
+    """A stub that is open, or that the command ``start`` opens."""
+
+    name: str
+    """One word that tells the stubs of a host apart."""
+    covers: str
+    """What it debugs and what it stops, as a sentence without its period."""
+    target: str
+    """The argument of gdb's ``target remote``: a Unix socket or ``HOST:PORT``."""
+    start: str = ""
+    """The command that starts the stub, to run in another terminal first; empty if it runs already."""
+    attached: Callable[[], bool] = lambda: False
+    """Whether a debugger is connected."""
+
+    def command(self, symbols: Path | None) -> tuple[str, ...]:
+        """The command line that starts gdb on the stub. ``symbols`` is an ELF file with the symbols of the guest's kernel."""
+        return ("gdb", "-q", "-iex", _ABI, *([str(symbols)] if symbols else []), "-ex", f"target remote {self.target}")
+
+    def line(self, symbols: Path | None) -> str:
+        """:meth:`command` as a line for a shell."""
+        return shlex.join(self.command(symbols))
+
+
+def gdbsx_stub(transport: Transport, domain: int, address: str) -> tuple[Debugger, ...]:
+    """gdbsx in dom0 for ``domain``; empty if this Xen does not support it. ``address`` is dom0 for ssh, or ``local``. Raises as Transport.run()."""
+    word, _, tool = transport.run(["sh", "-c", gdbsx.PROBE + "true"], Deadline(20)).text.strip().partition(" ")
+    if word != "gdbsx":
+        return ()
+    command = f"{tool} -a {domain} 64 {_PORT}"
+    start = command if address == "local" else f"ssh -L {_PORT}:localhost:{_PORT} {address} {command}"
+    covers = f"domain {domain}, one thread for each vCPU, with breakpoints; gdb stops this domain alone"
+    return (Debugger("gdbsx", covers, f"localhost:{_PORT}", start),)

@@ -1,0 +1,135 @@
+# SPDX-License-Identifier: BSD-2-Clause
+"""A gdb stub for one domain, at a Unix socket on this machine. The program :mod:`harness.dom0.gdb_stub` in dom0 answers."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+from harness.console.text import plain
+from harness.deadline import Deadline
+from harness.dom0 import gdb_stub
+from harness.errors import InfrastructureError, TransportError
+from harness.hosts.debugger import Debugger
+from harness.transport import Stream, Transport
+from harness.xen import dom0_program
+
+_COVERS = "domain {}: registers of its vCPUs, and memory; no breakpoints, no steps; gdb stops this domain alone"
+# gdb's packet "detach": a gdb that was killed has not sent it.
+_DETACH = b"$D#44"
+# Seconds between two looks at the end; for the start of the program; for the answer to "detach".
+_POLL, _START, _ANSWER = 0.2, 30.0, 2.0
+
+
+@contextlib.contextmanager
+def serve(transport: Transport, domain: int, path: Path) -> Iterator[Debugger]:
+    """Open the stub for ``domain`` at the socket ``path``, until the block ends. Then the domain runs, and the socket is gone.
+
+    Raises InfrastructureError if the socket cannot be made, and as Transport.open().
+    """
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as server:
+        try:
+            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            path.unlink(missing_ok=True)
+            server.bind(str(path))
+            server.listen(1)
+        except OSError as exc:
+            raise InfrastructureError(f"{path}: {exc.strerror or exc}", hint="set FXH_RUNTIME to a short, writable path") from exc
+        stream = dom0_program.start(transport, gdb_stub, str(domain))
+        _wait_until_ready(stream, transport.name)
+        bridge = _Bridge(server, stream)
+        try:
+            yield Debugger("guest", _COVERS.format(domain), str(path), attached=bridge.attached)
+        finally:
+            bridge.end()
+            path.unlink(missing_ok=True)
+
+
+def _wait_until_ready(stream: Stream, host: str) -> None:
+    """Wait for the program's first line. Raises InfrastructureError with its message if it ends instead."""
+    said, deadline = b"", Deadline(_START)
+    while gdb_stub.READY not in said:
+        try:
+            data = stream.read(4096, _POLL)
+        except TimeoutError:
+            if not deadline.expired:
+                continue
+            data = b""
+        said += data
+        if not data:
+            stream.close()
+            last = plain(said.decode("utf-8", "replace")).strip().splitlines()[-1:] or [f"no answer within {_START:.0f} s"]
+            raise InfrastructureError(
+                f"{host}: the gdb stub does not start: {last[0]}", hint="it needs python3 and libxenctrl in dom0"
+            )
+
+
+class _Bridge:
+    """Connects one client after the other with ``stream``."""
+
+    def __init__(self, server: socket.socket, stream: Stream) -> None:
+        self._server, self._stream = server, stream
+        self._client: socket.socket | None = None
+        self._stop = threading.Event()
+        self._drained = threading.Event()
+        """Set when an answer came for a client that has gone. The next client must not get it."""
+        self._threads = [threading.Thread(target=work, daemon=True, name="gdb-stub") for work in (self._accept, self._answer)]
+        for thread in self._threads:
+            thread.start()
+
+    def attached(self) -> bool:
+        return self._client is not None
+
+    def end(self) -> None:
+        self._stop.set()
+        self._stream.close()
+        for thread in self._threads:
+            thread.join(5)
+
+    def _accept(self) -> None:
+        self._server.settimeout(_POLL)
+        while not self._stop.is_set():
+            with contextlib.suppress(TimeoutError, OSError, TransportError):
+                client, _ = self._server.accept()
+                with client:
+                    self._client = client
+                    try:
+                        self._copy(client)
+                    finally:
+                        self._client = None
+                        self._drained.clear()
+                        self._stream.write(_DETACH)
+                        self._drained.wait(_ANSWER)
+
+    def _copy(self, client: socket.socket) -> None:
+        """Pass the client's bytes on until it closes the connection."""
+        client.settimeout(_POLL)
+        while not self._stop.is_set():
+            try:
+                data = client.recv(4096)
+            except TimeoutError:
+                continue
+            if not data:
+                return
+            self._stream.write(data)
+
+    def _answer(self) -> None:
+        """Pass the answers on to the client, if there is one."""
+        while not self._stop.is_set():
+            try:
+                data = self._stream.read(4096, _POLL)
+            except TimeoutError:
+                continue
+            except TransportError:
+                data = b""
+            if not data:
+                self._stop.set()
+                return
+            if (client := self._client) is not None:
+                with contextlib.suppress(OSError):
+                    client.sendall(data)
+            else:
+                self._drained.set()
