@@ -41,12 +41,17 @@ def report(
     against: Annotated[
         str, typer.Option("--baseline", help="Compare with this run, or with branch:NAME (default: the last results).")
     ] = "",
+    kcidb: Annotated[
+        Path | None, typer.Option("--kcidb", help="Also write the run as KCIDB data into this file. It is never sent.")
+    ] = None,
+    origin: Annotated[str, typer.Option("--origin", help="The name of your CI system in the KCIDB data: a-z, 0-9 and _.")] = "",
     where: Reports = None,
 ) -> None:
-    """Rewrite the reports of a run: page, mail, JSON, properties for JUnit and allure. The exit code is that of the run."""
+    """Rewrite the reports of a run: page, mail, JSON, results for JUnit and allure. The exit code is that of the run."""
     from harness import mailer
     from harness import report as reporting
     from harness.config import MailConfig, load
+    from harness.report import kcidb as kcidb_data
     from harness.report import machine
     from harness.report import mail as mailing
     from harness.results.model import FAILED, KNOWN, PASSED, read_run
@@ -55,6 +60,10 @@ def report(
     to = to or ", ".join(config.to)
     if send and not to:
         raise UsageError("--send without --to", hint="add --to ADDRESS, or set mail.to in fxh.toml")
+    if origin and not kcidb:
+        raise UsageError("--origin without --kcidb", hint="add --kcidb FILE")
+    if kcidb:
+        kcidb_data.check_origin(origin)
     path = run_directory(reports(where), run)
     try:
         result = read_run(path)
@@ -66,6 +75,9 @@ def report(
         reporting.record(path, result)
     made = reporting.build_report(path, result, baseline=_baseline(against))
     reporting.write_reports(path, made)
+    if kcidb:
+        _write(kcidb, kcidb_data.render(made, origin))
+        typer.echo(f"KCIDB data: {kcidb}", err=True)
     if mail or send:
         message = mailing.compose(made, to=to, sender=config.sender)
         (path / "mail.eml").write_bytes(message.as_bytes())
@@ -84,6 +96,16 @@ def report(
             typer.echo(f"  {item.verdict.kind}: {item.result.key} in {item.result.cell}: {item.verdict.reason}")
         typer.echo(f"report: {path / 'index.html'}", err=True)
     raise typer.Exit(ExitCode.OK if result.exit_code is None else result.exit_code)
+
+
+def _write(file: Path, text: str) -> None:
+    """Write ``file`` atomically. Raises UsageError if that fails."""
+    from harness.results import model
+
+    try:
+        model.write_text(file, text)
+    except OSError as exc:
+        raise UsageError(f"{file}: {exc.strerror}", hint="choose a file in an existing directory that you can write") from exc
 
 
 def compare(
