@@ -45,9 +45,18 @@ def report(
         Path | None, typer.Option("--kcidb", help="Also write the run as KCIDB data into this file. It is never sent.")
     ] = None,
     origin: Annotated[str, typer.Option("--origin", help="The name of your CI system in the KCIDB data: a-z, 0-9 and _.")] = "",
+    site: Annotated[
+        Path | None,
+        typer.Option("--site", help="Only write static pages of all recorded runs into this directory, or update them."),
+    ] = None,
     where: Reports = None,
 ) -> None:
     """Rewrite the reports of a run: page, mail, JSON, results for JUnit and allure. The exit code is that of the run."""
+    if site:
+        if (run, mail, send, as_json, against, kcidb) != ("latest", False, False, False, "", None):
+            raise UsageError("--site writes the pages of all runs", hint="write the report of one run with a second command")
+        _build_site(reports(where), site)
+        return
     from harness import mailer
     from harness import report as reporting
     from harness.config import MailConfig, load
@@ -96,6 +105,15 @@ def report(
             typer.echo(f"  {item.verdict.kind}: {item.result.key} in {item.result.cell}: {item.verdict.reason}")
         typer.echo(f"report: {path / 'index.html'}", err=True)
     raise typer.Exit(ExitCode.OK if result.exit_code is None else result.exit_code)
+
+
+def _build_site(where: Path, directory: Path) -> None:
+    from harness.report.site import build
+
+    _record_all(where / "runs")
+    built = build(where, directory)
+    typer.echo(f"{built.pages} pages, {len(built.written)} files written")
+    typer.echo(f"site: {built.index}", err=True)
 
 
 def _write(file: Path, text: str) -> None:

@@ -7,7 +7,7 @@ import logging
 import sqlite3
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -183,6 +183,15 @@ class History:
             return {}
         rows = connection.execute(select(KNOWN_ISSUES))
         return {(row.run_id, row.case, row.cell): KnownIssueMatch(row.bug, row.why, row.gone) for row in rows}
+
+    def reading(self) -> AbstractContextManager[Connection]:
+        """A connection for queries. Errors of the database become those of this class."""
+        return self._guarded()
+
+    def known_issues(self) -> dict[RowKey, KnownIssueMatch]:
+        """The known issues of all results that have one."""
+        with self._guarded() as connection:
+            return self._known_issues(connection)
 
     def setups(self, before: int, last: int) -> tuple[dict[str, float], ...]:
         """Seconds of each setup step of the ``last`` runs before number ``before``, oldest run first."""

@@ -81,9 +81,9 @@ class Panel:
     left_out: bool = False
 
 
-def render(path: Path, report: Report) -> str:
-    """The page as HTML text. ``path`` is the run's directory, which has the consoles."""
-    environment = jinja2.Environment(
+def environment() -> jinja2.Environment:
+    """jinja2 for our templates. It escapes every value."""
+    return jinja2.Environment(
         loader=jinja2.PackageLoader("harness.report"),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
@@ -92,25 +92,33 @@ def render(path: Path, report: Report) -> str:
         # Guest output may be anywhere, so remove control characters from every text.
         finalize=lambda value: plain(value) if type(value) is str else value,
     )
+
+
+def render(path: Path, report: Report) -> str:
+    """The page as HTML text. ``path`` is the run's directory, which has the consoles."""
     stamps = [stamp.at for item in report.cases for boot in item.result.boots for stamp in boot.stages]
     longest = max([*stamps, *(stamp.at for item in report.cases for stamp in item.usual)], default=1.0)
     budget = _Budget(_BUDGET)
     items = [_item(path, item, number, longest, budget) for number, item in enumerate(report.cases)]
     _choose_full(report.news, items)
-    return environment.get_template("run.html.j2").render(
-        report=report,
-        run=report.run,
-        items=items,
-        anchors={item.result.nodeid: entry["anchor"] for item, entry in zip(report.cases, items, strict=True)},
-        worse=[(item, drift) for item, case in zip(items, report.cases, strict=True) for drift in case.drifts if drift.worse],
-        tones=TONES,
-        squares=SQUARES,
-        usual=USUAL,
-        marks=case_timeline.MARKS,
-        labels={"guest": "guest", "xen": "hypervisor", "dom0": "dom0's kernel", "action": "actions"},
-        plots=[(trend, Markup(plot.svg(trend))) for trend in report.trends],
-        tone=_tone(report),
-        files=[name for name in ("report.json", "mail.eml", "junit.xml") if (path / name).exists() or name != "junit.xml"],
+    return (
+        environment()
+        .get_template("run.html.j2")
+        .render(
+            report=report,
+            run=report.run,
+            items=items,
+            anchors={item.result.nodeid: entry["anchor"] for item, entry in zip(report.cases, items, strict=True)},
+            worse=[(item, drift) for item, case in zip(items, report.cases, strict=True) for drift in case.drifts if drift.worse],
+            tones=TONES,
+            squares=SQUARES,
+            usual=USUAL,
+            marks=case_timeline.MARKS,
+            labels={"guest": "guest", "xen": "hypervisor", "dom0": "dom0's kernel", "action": "actions"},
+            plots=[(trend, Markup(plot.svg(trend))) for trend in report.trends],
+            tone=_tone(report),
+            files=[name for name in ("report.json", "mail.eml", "junit.xml") if (path / name).exists() or name != "junit.xml"],
+        )
     )
 
 
