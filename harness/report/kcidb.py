@@ -76,7 +76,7 @@ def render(report: Report, origin: str) -> str:
 
 
 def _build_inputs(report: Report, case: CaseResult) -> dict[str, str]:
-    """What was tested: kernel, image and disks of the case."""
+    """The tested kernel, image and disks of the case."""
     return {name: value for name, value in (report.run.inputs | case.inputs).items() if name not in _ENVIRONMENT}
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""What the site shows: a summary of each run, and over all runs the known issues and the faults of hosts."""
+"""The data of the site: a summary of each run, and over all runs the known issues and the faults of hosts."""
 
 from __future__ import annotations
 
