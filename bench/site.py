@@ -3,8 +3,8 @@
 
     python bench/site.py [--nights 300] [--cases 100] [--keep DIR]
 
-CPU time counts, because the clock also shows what else runs on the machine. Both are of the function that the command calls, and of
-the whole command, which adds about half a second for Python and its imports.
+CPU time counts, because the clock also shows what else runs on the machine. The bounds are for the work. The command as a whole is
+printed, too: it adds the start of Python and the imports of typer, SQLAlchemy and jinja2, about 0.6 s, to either run.
 """
 
 from __future__ import annotations
@@ -124,9 +124,8 @@ def main() -> int:
         second_command = timed(command(reports, reports / "site2"))
         size = sum(file.stat().st_size for file in (reports / "site").rglob("*"))
     print(f"{written[0].pages} pages, {len(written[0].written)} files written, {size / 1e6:.1f} MB (bound {BYTES / 1e6:.0f} MB)")
-    print(
-        f"first {first:.2f} s (bound {SECONDS:.0f} s); second {second / first:.3f} of the first (bound {SHARE}); commands {second_command / first_command:.3f}"
-    )
+    print(f"first {first:.2f} s (bound {SECONDS:.0f} s); second {second / first:.3f} of the first (bound {SHARE})")
+    print(f"the command: {first_command:.2f} s (bound {SECONDS:.0f} s); second {second_command / first_command:.3f} of the first")
     return 0 if first <= SECONDS and first_command <= SECONDS and second <= SHARE * first and size <= BYTES else 1
 
 

@@ -168,12 +168,12 @@ def compare(
 def _console_changes(where: Path, before: str, now: str) -> tuple[ConsoleChange, ...]:
     """The cells whose boot consoles differ between two runs, given by their full names."""
     from harness.report import boot_consoles
+    from harness.report.trends import BOOTS
     from harness.results import model
 
     try:
         old, new = (
-            {case.cell: case for case in model.read_run(where / "runs" / name).cases if case.key == boot_consoles.BOOTS}
-            for name in (before, now)
+            {case.cell: case for case in model.read_run(where / "runs" / name).cases if case.key == BOOTS} for name in (before, now)
         )
     except (OSError, ValueError) as exc:
         raise UsageError(

@@ -8,15 +8,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import jinja2
 from markupsafe import Markup
 
-from harness.console.text import plain
 from harness.report import actions, case_timeline, plot
 from harness.report.console import Line
 from harness.report.evidence import around_death, finding_rows
 from harness.report.model import CaseReport, Report
-from harness.results.model import PASSED, SKIPPED, Outcome, Stamp
+from harness.report.templating import SQUARES, environment
+from harness.results.model import PASSED, SKIPPED, Stamp
 from harness.verdicts import values
 
 # Size of all consoles and captures on the page (characters). Beyond it the page only links the files.
@@ -34,16 +33,6 @@ TONES = {
     values.STILL_FAILING: "old", values.FLAKY: "odd", values.BLOCKED: "lost", values.INFRASTRUCTURE: "lost", values.KNOWN: "old",
     values.FIXED: "good", values.NEW: "good", values.PASS: "good", values.SKIP: "none",
 }  # fmt: skip
-# The CSS class of each outcome in strips and matrices, and a letter for readers who do not see the colours.
-SQUARES = {
-    Outcome.PASSED: ("p", "·"),
-    Outcome.FAILED: ("f", "F"),
-    Outcome.HARNESS: ("h", "H"),
-    Outcome.INFRASTRUCTURE: ("i", "I"),
-    Outcome.KNOWN: ("k", "k"),
-    Outcome.SKIPPED: ("s", " "),
-}
-
 KINDS_OF_LINES = ("guest", "xen", "dom0", "action")
 """Sources of a time line that a reader can hide."""
 
@@ -79,19 +68,6 @@ class Panel:
     lines: tuple[Line, ...]
     kinds: tuple[str, ...] = ()
     left_out: bool = False
-
-
-def environment() -> jinja2.Environment:
-    """jinja2 for our templates. It escapes every value."""
-    return jinja2.Environment(
-        loader=jinja2.PackageLoader("harness.report"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        # Guest output may be anywhere, so remove control characters from every text.
-        finalize=lambda value: plain(value) if type(value) is str else value,
-    )
 
 
 def render(path: Path, report: Report) -> str:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from html import escape
 
 from harness.console.text import plain
@@ -26,13 +27,14 @@ def svg(trend: Trend) -> str:
     def place(n: int, value: float) -> tuple[float, float]:
         return round(_EDGE + n * step, 1), round(_HEIGHT - _EDGE - (value - floor) / span * (_HEIGHT - 2 * _EDGE), 1)
 
-    path = " ".join(f"{x},{y}" for x, y in (place(n, value) for n, value in enumerate(values)))
-    x, y = place(len(values) - 1, values[-1])
+    places = [place(n, value) for n, value in enumerate(values)]
+    path = " ".join(f"{x},{y}" for x, y in places)
+    x, y = places[-1]
     _, usual = place(0, trend.usual)
     label = f"{trend.metric} over {len(values)} runs: lowest {low:.2f}, highest {high:.2f}, last {values[-1]:.2f}"
     dots = "".join(
-        f'<circle cx="{place(n, value)[0]}" cy="{place(n, value)[1]}" r="3" class="hit"><title>{_text(run)}: {value:.2f}</title></circle>'
-        for n, (run, value) in enumerate(trend.points)
+        f'<circle cx="{at}" cy="{height}" r="3" class="hit"><title>{_text(run)}: {value:.2f}</title></circle>'
+        for (at, height), (run, value) in zip(places, trend.points, strict=True)
     )
     return (
         f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{_text(label)}">'
@@ -64,5 +66,6 @@ def lines(series: Mapping[str, Sequence[float | None]], label: str) -> str:
     return f'<svg viewBox="0 0 {_WIDTH} {_TALL}" role="img" aria-label="{_text(label)}">{"".join(drawn)}</svg>'
 
 
+@lru_cache(maxsize=4096)
 def _text(text: str) -> str:
     return escape(plain(text), quote=True)

@@ -13,25 +13,25 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from functools import cached_property, partial
+from functools import cached_property, lru_cache, partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 import filelock
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from harness import paths
 from harness.console.text import plain
 from harness.errors import InfrastructureError
 from harness.history import nights
 from harness.history.store import FILE, History
-from harness.report import html, plot, site_data
-from harness.report.outcomes import WORST_FIRST
+from harness.report import plot, site_data
 from harness.report.site_data import Bad, Summary
 from harness.report.site_files import STATE, SiteFiles
+from harness.report.templating import SQUARES, environment
 from harness.report.trends import Trend
-from harness.results.model import FAILED, HARNESS, INFRASTRUCTURE, KNOWN, PASSED, Outcome
+from harness.results.model import FAILED, HARNESS, INFRASTRUCTURE, KNOWN, PASSED, WORST_FIRST, Outcome
 from harness.verdicts.drift import MORE_IS_BETTER
 
 # Runs that have a page; that plots show; that the first page lists; nights of its matrix.
@@ -110,7 +110,7 @@ class _Builder:
         """Read the runs whose digest is not that of the last time, and take the others from the state."""
         history = History(self.reports / FILE)
         recorded = history.runs()[-RUNS:]
-        prints = nights.fingerprints(history)
+        prints = nights.fingerprints(history, [run.number for run in recorded])
         measured = {run.number for run in recorded[-PLOTTED:]}
         fresh = []
         for run in recorded:
@@ -144,15 +144,15 @@ class _Builder:
 
     @cached_property
     def _cells(self) -> list[str]:
-        return sorted({cell for run in self.runs for cell in run.counts})
+        return sorted({cell for run in self.runs for cell in run.cells})
 
     # -- pages ----------------------------------------------------------------------------------------------------------
 
     @cached_property
     def _templates(self) -> Any:
-        environment = html.environment()
-        environment.globals |= {"file": _file, "square": _square, "words": _words, "tone": _tone}
-        return environment
+        made = environment()
+        made.globals |= {"file": _file, "words": _words, "tone": _tone, "named": site_data.named}
+        return made
 
     def _page(self, name: str, source: str, render: Callable[[], str]) -> None:
         """Write a page, unless it was made from the same ``source`` and is intact. "" means: render it in any case."""
@@ -173,11 +173,11 @@ class _Builder:
         )  # fmt: skip
 
     def _month(self, month: str, runs: Sequence[Summary]) -> str:
-        cells = sorted({cell for run in runs for cell in run.counts})
+        cells = sorted({cell for run in runs for cell in run.cells})
         return self._render("site_month.html.j2", month=month, cells=cells, rows=_rows(runs, "../"), top="../")
 
     def _cell(self, cell: str) -> str:
-        runs = [run for run in self.runs if cell in run.counts][-PLOTTED:]
+        runs = [run for run in self.runs if cell in run.cells][-PLOTTED:]
         stages = {
             name.removeprefix("stage "): [run.metrics.get(cell, {}).get(name) for run in runs]
             for name in dict.fromkeys(name for run in runs for name in run.metrics.get(cell, {}) if name.startswith("stage "))
@@ -185,7 +185,7 @@ class _Builder:
         suites = sorted({suite for run in runs for suite in run.counts[cell]})
         return self._render(
             "site_cell.html.j2", cell=cell, runs=runs, top="../", suites=suites,
-            strips={suite: Markup("").join(_square(run, "../", cell, suite) for run in runs) for suite in suites},
+            strips={suite: Markup("".join([_square(run, "../", cell, suite) for run in runs])) for suite in suites},
             stages=Markup(plot.lines(stages, f"stages of the boot over {len(runs)} runs, in seconds")) if stages else "",
             plots=[(trend, Markup(plot.svg(trend))) for trend in _trends(cell, runs)],
             issues=[issue for issue in self._issues if cell in issue.cells],
@@ -203,7 +203,7 @@ class _Builder:
         return self._render(
             "site_index.html.j2",
             latest=_latest(self.runs),
-            cells=sorted({cell for run in shown for cell in run.counts}),
+            cells=sorted({cell for run in shown for cell in run.cells}),
             all_cells=self._cells,
             rows=_rows(shown, ""),
             nights=len(days),
@@ -232,19 +232,29 @@ def _rows(runs: Iterable[Summary], top: str) -> list[tuple[str, str, dict[str, M
     found: dict[tuple[str, str], dict[str, Markup]] = {}
     for run in runs:
         squares = found.setdefault((run.night, run.branch), {})
-        for cell in run.counts:
-            squares[cell] = squares.get(cell, Markup("")) + _square(run, top, cell)
+        for cell in run.cells:
+            squares[cell] = Markup(squares.get(cell, "") + _square(run, top, cell))
     ordered = sorted(found.items(), key=lambda item: item[0][1])
     return [(*key, squares) for key, squares in sorted(ordered, key=lambda item: item[0][0], reverse=True)]
 
 
-def _square(run: Summary, top: str, cell: str, suite: str = "") -> Markup:
-    """The worst outcome of a cell in a run, as a square that links to the run's page."""
-    outcomes = run.outcomes(cell, suite)
-    kind, letter = html.SQUARES[min(outcomes, key=WORST_FIRST.index)] if outcomes else ("", "")
-    return Markup('<a class="sq {}" href="{}runs/{}" title="{}">{}</a>').format(
-        kind, top, _file(run.run), plain(f"{run.run}: {_words(outcomes)}"), letter
-    )
+def _square(run: Summary, top: str, cell: str, suite: str = "") -> str:
+    """The worst outcome of a cell in a run, as a square (HTML) that links to the run's page."""
+    kind, letter, words = _look(tuple(run.total(cell, suite)))
+    return f'<a class="sq {kind}" href="{top}runs/{_file(run.run)}" title="{_escaped(run.run)}: {words}">{letter}</a>'
+
+
+@lru_cache(maxsize=4096)
+def _look(counts: tuple[int, ...]) -> tuple[str, str, str]:
+    """CSS class, letter and title of a square. Most squares are equal."""
+    found = site_data.named(counts)
+    kind, letter = SQUARES[next(each for each in WORST_FIRST if each in found)] if found else ("", "")
+    return kind, letter, _words(found)
+
+
+@lru_cache(maxsize=4096)
+def _escaped(text: str) -> str:
+    return escape(plain(text))
 
 
 def _words(outcomes: Mapping[Outcome, int]) -> str:
@@ -290,6 +300,7 @@ def _seconds(started: str, ended: str) -> float:
         return 0.0
 
 
+@lru_cache(maxsize=4096)
 def _file(name: str) -> str:
     """The file name of the page of a run or cell. A name with other characters gets a digest, so that names stay different."""
     short = re.sub(r"[^A-Za-z0-9._-]", "_", name).lstrip(".")[:100]

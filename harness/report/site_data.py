@@ -7,15 +7,16 @@ import json
 import tomllib
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from datetime import date
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from harness.history import nights
 from harness.history.rows import Run
 from harness.history.store import History
-from harness.report.boot_consoles import BOOTS
+from harness.report.trends import BOOTS
 from harness.results.model import HARNESS, INFRASTRUCTURE, OUTCOMES, PASSED, SKIPPED, Outcome
 
 _NOTHING = [0] * len(OUTCOMES)
@@ -32,8 +33,9 @@ class Summary:
     started: str
     ended: str = ""
     branch: str = ""
-    counts: dict[str, dict[str, list[int]]] = field(default_factory=dict)
-    """Results by cell and suite, in the order of OUTCOMES."""
+    cells: list[str] = field(default_factory=list)
+    packed: str = "{}"
+    """``counts`` as JSON. Most runs are too old for any page that changes, so most are never parsed."""
     metrics: dict[str, dict[str, float]] = field(default_factory=dict)
     """By cell: the stages of the boot to login as ``stage NAME`` (s), other metrics as ``CASE: NAME``."""
     known: list[list[Any]] = field(default_factory=list)
@@ -43,21 +45,36 @@ class Summary:
     faults: list[list[str]] = field(default_factory=list)
     """[host, cell, case, text]"""
 
+    @cached_property
+    def counts(self) -> dict[str, dict[str, list[int]]]:
+        """Results by cell and suite, in the order of OUTCOMES."""
+        found: dict[str, dict[str, list[int]]] = json.loads(self.packed)
+        return found
+
     @property
     def night(self) -> str:
         """The day on which it started, UTC: ``2026-11-25``."""
         return self.started[:10]
 
-    def outcomes(self, cell: str = "", suite: str = "") -> dict[Outcome, int]:
-        """The number of results of each outcome, of all cells and suites or of one."""
-        found = _NOTHING
-        for suites in [self.counts.get(cell, {})] if cell else self.counts.values():
-            for counts in [suites.get(suite, _NOTHING)] if suite else suites.values():
-                found = [before + more for before, more in zip(found, counts, strict=True)]
-        return {outcome: count for outcome, count in zip(OUTCOMES, found, strict=True) if count}
+    def outcomes(self) -> dict[Outcome, int]:
+        """The number of results of each outcome."""
+        return named([sum(column) for column in zip(*(self.total(cell) for cell in self.cells), strict=True)])
+
+    def total(self, cell: str, suite: str = "") -> list[int]:
+        """The results in a cell, of all suites or of one, in the order of OUTCOMES."""
+        suites = self.counts.get(cell, {})
+        if suite:
+            return suites.get(suite, _NOTHING)
+        return [sum(column) for column in zip(*suites.values(), strict=True)] or _NOTHING
 
     def dump(self) -> dict[str, Any]:
-        return asdict(self)
+        """As JSON values; shares the parts."""
+        return {name: value for name, value in vars(self).items() if name != "counts"}
+
+
+def named(counts: Iterable[int]) -> dict[Outcome, int]:
+    """Counts in the order of OUTCOMES, by outcome and without zeros."""
+    return {outcome: count for outcome, count in zip(OUTCOMES, counts, strict=False) if count}
 
 
 @dataclass(frozen=True)
@@ -90,9 +107,13 @@ def summarise(history: History, runs: Collection[Run], measured: Collection[int]
                 faults.append(brief)
         elif brief.metrics:
             _measure(found[number][0], cell, case, brief.metrics)
+    tables: dict[int, dict[str, dict[str, list[int]]]] = {number: {} for number in found}
     for (number, cell, suite, outcome), count in counts.items():
-        suites = found[number][0].counts.setdefault(cell, {})
+        suites = tables[number].setdefault(cell, {})
         suites.setdefault(suite, [0] * len(OUTCOMES))[_PLACES[outcome]] = count
+    for number, (summary, _) in found.items():
+        summary.cells = sorted(tables[number])
+        summary.packed = json.dumps(tables[number], sort_keys=True, separators=(",", ":"))
     _add_hosts(found, used, faults, nights.hosts(history, found.keys()))
     for summary, bad in found.values():
         # The database has no order.
@@ -154,6 +175,14 @@ class Issue:
     cases: set[str] = field(default_factory=set)
     cells: set[str] = field(default_factory=set)
 
+    @cached_property
+    def some_cases(self) -> str:
+        return _some(self.cases, 4)
+
+    @cached_property
+    def some_cells(self) -> str:
+        return _some(self.cells, 6)
+
     @property
     def days(self) -> int:
         """The age in days, from the first observation to the last."""
@@ -161,6 +190,12 @@ class Issue:
             return (date.fromisoformat(self.last.night) - date.fromisoformat(self.since)).days
         except ValueError:
             return 0
+
+
+def _some(names: Collection[str], count: int) -> str:
+    """The first names; "and 3 more" for the others."""
+    more = f" and {len(names) - count} more" if len(names) > count else ""
+    return ", ".join(sorted(names)[:count]) + more
 
 
 def issues(runs: Iterable[Summary], since: Mapping[tuple[str, str], str]) -> list[Issue]:
