@@ -28,7 +28,7 @@ def measure(guest: Guest) -> float:
 def test_every_timer_keeps_time(guest: Guest, case: CaseContext) -> None:
     """With each timer and each clock that the kernel offers, also periodic, a sleep takes its time and the clock stays right.
 
-    Kind of bug: a device that nobody uses by default, and that is wrong: its interrupts get lost, or its rate is another.
+    Kind of bug: a device that is not the default, and that is wrong: its interrupts get lost, or its rate is another.
 
     Source: sys/kern/kern_clocksource.c (kern.eventtimer), sys/kern/kern_tc.c (kern.timecounter); Linux kernel/time/clocksource.c
     Catches: periodic interrupts of the emulated RTC that got lost, so that FreeBSD's clock was slow (xen c2f79c4648, f6b533308c)

@@ -275,8 +275,11 @@ class FreeBSD(GuestOS):
             [name for name, quality in re.findall(r"(\S+)\((-?\d+)\)", line) if int(quality) >= 0]
             for line in run("sysctl -n kern.eventtimer.choice kern.timecounter.choice").splitlines()
         )
-        found = {f"the event timer {name}": f"sysctl kern.eventtimer.timer={name}" for name in timers}
-        found |= {f"the event timer {name}, periodic": f"{command} kern.eventtimer.periodic=1" for name, command in found.items()}
+        found = {
+            f"the event timer {name}{', periodic' if periodic else ''}": f"sysctl kern.eventtimer.timer={name} kern.eventtimer.periodic={periodic}"
+            for periodic in (0, 1)
+            for name in timers
+        }
         return found | {f"the timecounter {name}": f"sysctl kern.timecounter.hardware={name}" for name in clocks}
 
     def hog(self, mib: int) -> str:
