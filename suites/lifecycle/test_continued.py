@@ -21,7 +21,7 @@ SIZE = 1 << 20
 # Seconds. Both clocks are read in whole seconds over a console.
 SLACK = 3.0
 # Seconds that a connection may stand still, and that dom0 sends data.
-PATIENCE, LASTING = 120, 15
+PATIENCE, LASTING = 120, 8
 ROUNDS = 2
 
 

@@ -95,7 +95,7 @@ def settle(devices: Devices, wanted: tuple[tuple[str, ...], Mapping[str, str]]) 
 
 def assert_weathers(guest: Guest, case: CaseContext, verb: str, name: str, words: list[str], options: str = "") -> None:
     """Fail unless the guest has the same devices and holds no more for them after many rounds than after one."""
-    rounds = 10 if guest.host.facts.emulated else 200
+    rounds = 6 if guest.host.facts.emulated else 200
     devices = Devices(guest)
     wanted = (devices.names(), nodes(guest))
     # The first round allocates what stays: caches, modules, names.
