@@ -31,7 +31,7 @@ def test_every_timer_keeps_time(guest: Guest, case: CaseContext) -> None:
     Kind of bug: a device that is not the default, and that is wrong: its interrupts get lost, or its rate is another.
 
     Source: sys/kern/kern_clocksource.c (kern.eventtimer), sys/kern/kern_tc.c (kern.timecounter); Linux kernel/time/clocksource.c
-    Catches: periodic interrupts of the emulated RTC that got lost, so that FreeBSD's clock was slow (xen c2f79c4648, f6b533308c)
+    Catches: periodic interrupts of the emulated RTC that did not arrive, so that FreeBSD's clock was slow (xen c2f79c4648, f6b533308c)
     """
     share = EMULATED_SHARE if guest.host.facts.emulated else SHARE
     first, wrong = clock_offset(guest), []
