@@ -56,6 +56,7 @@ def configure(host: XenHost, source: GuestSource, shape: Shape, name: str) -> Do
         memory=shape.memory or max(source.memory, _SHIM if shape.type == "pvshim" else 0),
         maxmem=shape.maxmem,
         vcpus=shape.vcpus,
+        maxvcpus=shape.maxvcpus,
         **kernel,
         more=(*more, *tsc),
         disks=(*(Disk(host.disk(d.path, d.format), d.vdev, readonly=d.readonly) for d in disks), *shape.disks),

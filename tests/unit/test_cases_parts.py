@@ -17,7 +17,7 @@ import pytest
 
 from harness.dom0 import netpeer, xenstore_writer
 from harness.errors import InfrastructureError, UsageError
-from harness.guests.link import COUNTS
+from harness.guests.capture import COUNTS
 from harness.guests.peer import Listener, Moved, moved
 from harness.images import kmodule
 from harness.images.disks import BootCode, write_disk

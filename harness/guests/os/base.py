@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from harness.console.stages import Stage
 from harness.console.tables import ConsoleTables
+from harness.errors import CannotRun
 from harness.osversion import UNKNOWN, OSVersion
 
 if TYPE_CHECKING:
@@ -64,12 +65,16 @@ class ShutdownExpectation:
 
 @dataclass(frozen=True)
 class Balloon:
-    """The balloon driver's numbers in bytes: ``managed`` is the memory that the kernel manages, ``free`` the unused part of it."""
+    """The balloon driver's numbers in bytes: ``managed`` is the memory that the kernel manages, ``free`` the unused part of it.
+
+    ``unexplained`` is the part of ``managed`` that is neither free, nor in a use that the kernel counts, nor given to Xen.
+    """
 
     current: int
     target: int
     managed: int
     free: int
+    unexplained: int
 
 
 @dataclass(frozen=True)
@@ -275,6 +280,14 @@ class GuestOS(ABC):
     def on_cpu(self, number: int, command: str) -> str:
         """The shell command that runs ``command`` on that CPU alone."""
 
+    @abstractmethod
+    def holdings(self, run: Run) -> Mapping[str, int]:
+        """How much the kernel holds for its paravirtual devices, by name: devices, interrupts, allocations."""
+
+    @abstractmethod
+    def clock_commands(self, run: Run) -> Mapping[str, str]:
+        """The commands that select each usable clock and each timer that wakes processes, by a name for reports."""
+
     # -- network ------------------------------------------------------------------------------------------------------
 
     @abstractmethod
@@ -285,12 +298,20 @@ class GuestOS(ABC):
         """Give the interface this address, of IPv4 or IPv6, and bring it up, without duplicate address detection."""
 
     @abstractmethod
+    def add_address(self, run: Run, interface: str, cidr: str) -> None:
+        """Give an interface that is up a further address of IPv4 or IPv6, without duplicate address detection."""
+
+    @abstractmethod
     def network(self, interface: str) -> str:
         """The command that shows the network's state: addresses, counters, routes, neighbours."""
 
     @abstractmethod
     def has_ipv6(self, run: Run) -> bool:
         """Whether the kernel has IPv6."""
+
+    def vlan_command(self, interface: str, tag: int) -> str:
+        """Creates the interface ``vlan<tag>`` for the frames of ``interface`` with this tag. Raises CannotRun without VLANs."""
+        raise CannotRun(f"needs VLANs in the kernel of {self.title}", hint="fxh run netfront -k vlan --image IMAGE")
 
     @abstractmethod
     def set_mtu(self, run: Run, interface: str, mtu: int) -> None: ...
@@ -315,8 +336,11 @@ class GuestOS(ABC):
         """Frames that the interface received, and packets that IP got from all interfaces: fewer where segments were joined."""
 
     @abstractmethod
-    def ping_command(self, address: str, seconds: int, size: int | None = None) -> str:
-        """One echo to ``address`` with ``size`` bytes of data, which waits ``seconds`` for its answer."""
+    def ping_command(self, address: str, seconds: int, size: int | None = None, *, whole: bool = False) -> str:
+        """One echo to ``address`` with ``size`` bytes of data, which waits ``seconds`` for its answer.
+
+        With ``whole`` no host may fragment it (DF). Raises CannotRun if the OS's ping cannot do that.
+        """
 
     @abstractmethod
     def nc_command(self, seconds: float) -> str:
