@@ -217,8 +217,9 @@ class RunOptions:
         default="never",
         metadata=option(
             "--keep",
-            help="Keep a dead guest paused for inspection, until its time is over: failed, never.",
-            values=("never", "failed"),
+            help="failed: keep a dead guest paused for inspection, until its time is over. dump: keep the kernel dump of a "
+            "FreeBSD guest that panics in a failed case, up to 128 MiB (default: never).",
+            values=("never", "failed", "dump"),
             toml=True,
         ),
     )

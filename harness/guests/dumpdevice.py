@@ -19,6 +19,8 @@ while [ $# -gt 0 ]; do
   shift 2
 done | md5sum
 """
+# Arguments: the disk, the first byte and the size.
+_PACKED = 'dd if="$1" iflag=direct,skip_bytes,count_bytes bs=1M skip="$2" count="$3" status=none | gzip -1c'
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,12 @@ class DumpDevice:
         """The md5 of the dump that ``tail`` ends, taken in dom0."""
         place = kerneldump.first_header_offset(tail, sector=self.sector, size=self.size)
         return digest(self.transport, self.target, (self.start + place + self.sector, kerneldump.parse(tail).length))
+
+    def packed_dump(self, tail: bytes, seconds: float) -> bytes:
+        """The dump that ``tail`` ends, compressed by gzip. Raises CommandFailed, and DeadlineExpired after ``seconds``."""
+        place = kerneldump.first_header_offset(tail, sector=self.sector, size=self.size)
+        words = [str(self.start + place + self.sector), str(kerneldump.parse(tail).length)]
+        return self.transport.run(["sh", "-c", _PACKED, "sh", self.target, *words], Deadline(seconds)).stdout
 
     def digest_of_rest(self, disk_size: int) -> str:
         """The md5 of the disk's bytes before and behind the device. ``disk_size`` is the size of the whole disk."""

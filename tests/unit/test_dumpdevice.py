@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 
-
 from harness.guests.dumpdevice import DumpDevice, digest
 from harness.oracles import kerneldump
 from harness.transport.local import LocalTransport
