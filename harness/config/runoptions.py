@@ -218,7 +218,7 @@ class RunOptions:
         metadata=option(
             "--keep",
             help="failed: keep a dead guest paused for inspection, until its time is over. dump: keep the kernel dump of a "
-            "FreeBSD guest that panics in a failed case, up to 128 MiB (default: never).",
+            "FreeBSD guest that panics in a failed case, up to 256 MiB (default: never).",
             values=("never", "failed", "dump"),
             toml=True,
         ),

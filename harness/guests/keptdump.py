@@ -26,12 +26,12 @@ from harness.results.model import DUMP_SUFFIX
 log = logging.getLogger("fxh.evidence")
 
 MIB = 1 << 20
-LIMIT = 128
+LIMIT = 256
 """MiB of the dump device, and thus of the largest dump."""
 VDEV = "xvdo"
 
 # Seconds until a kernel that has printed its backtrace begins to dump, and until it ends; for one block, and for a dump to arrive.
-_BEGIN, _END, _COPY = 15.0, 120.0, 180.0
+_BEGIN, _END, _COPY = 15.0, 180.0, 240.0
 _PANICS = ("panic", "double-panic", "trap")
 # Bytes of the console in which the messages about a dump are searched.
 _TAIL = 1 << 17
