@@ -260,8 +260,9 @@ class RunOptions:
         default="never",
         metadata=option(
             "--keep",
-            help="Keep a dead guest paused for run.keep_minutes, to inspect it: failed, never (default: never).",
-            values=("never", "failed"),
+            help="failed: keep a dead guest paused for run.keep_minutes, to inspect it. dump: keep the kernel dump of a FreeBSD guest "
+            "that panics in a failed case, up to 256 MiB (default: never).",
+            values=("never", "failed", "dump"),
             toml=True,
         ),
     )

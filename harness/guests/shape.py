@@ -53,5 +53,7 @@ class Shape:
     """``pygrub`` takes the kernel from the first disk; the source has to be a bootable one."""
     firmware: str = ""
     """HVM: ``uefi`` starts from OVMF; empty or ``bios`` from SeaBIOS."""
+    dump_device: bool = False
+    """With a further disk for a kernel dump (:mod:`harness.guests.keptdump`), where that is possible."""
     spared: bool = True
     """On an emulated CPU: leave out work that is slow there (the profile's variables for it, a TSC that Xen traps)."""

@@ -248,7 +248,7 @@ def _attach_to_allure(config: pytest.Config, directory: Path, result: CaseResult
     import allure
 
     for name in result.files:
-        if not name.endswith(".idx"):
+        if not name.endswith((".idx", model.DUMP_SUFFIX)):
             allure.attach.file(directory / name, name=name, attachment_type=allure.attachment_type.TEXT)  # type: ignore[no-untyped-call]
 
 

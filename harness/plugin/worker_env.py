@@ -8,7 +8,9 @@ import secrets
 from collections.abc import Sequence
 from pathlib import Path
 
+from harness import trace
 from harness.errors import HarnessError, InfrastructureError
+from harness.guests import keptdump
 from harness.guests.guest import Guest
 from harness.guests.shape import Shape
 from harness.guests.source import GuestSource
@@ -82,8 +84,20 @@ class WorkerEnvironment:
 
     # -- after a case -------------------------------------------------------------------------------------------------
 
+    @property
+    def keeps_dumps(self) -> bool:
+        """``--keep dump``."""
+        return self._options.keep == "dump"
+
     def keep(self, cell: Cell, context: CaseContext) -> None:
-        """With ``--keep failed``, leave the guests of a failed case for inspection. The next case gets another share or lab."""
+        """With ``--keep failed``, leave the guests of a failed case for inspection. The next case gets another share or lab.
+
+        With ``--keep dump``, leave the dumps of those that panicked in the case's directory.
+        """
+        if self.keeps_dumps:
+            with trace.step(trace.EVIDENCE, "keep kernel dumps"):
+                for guest in context.guests:
+                    keptdump.save(guest, context.directory)
         held = self._hosts.held(cell)
         if self._options.keep != "failed" or held is None or not context.guests or context.kept:
             return

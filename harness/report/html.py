@@ -22,7 +22,7 @@ from harness.verdicts import values
 _BUDGET = 5_000_000
 _CAPTURE = 6_000
 # Files of a case that the page shows.
-_CAPTURED = re.compile(r".*\.cfg|.*xl-dmesg\.log|.*xl-list\.txt|xl-.*\.log|(?:vcpus|messages)-.*\.txt", re.DOTALL)
+_CAPTURED = re.compile(r".*\.cfg|.*xl-dmesg\.log|.*xl-list\.txt|xl-.*\.log|(?:vcpus|messages|dump)-.*\.txt", re.DOTALL)
 # Console lines around a death on the first screen, and the number of new failures that have them.
 _EXCERPT, _IN_FULL = 12, 3
 # Length of a failure's reason on the first screen, in characters.
@@ -188,7 +188,7 @@ def _panels(directory: Path, item: CaseReport, budget: _Budget) -> list[Panel]:
 
 
 def _captures(directory: Path, files: tuple[str, ...], budget: _Budget) -> list[tuple[str, str]]:
-    """(name, end of the text) of configuration, vCPU stacks, kernel messages, and logs of hypervisor and toolstack."""
+    """(name, end of the text) of configuration, vCPU stacks, kernel messages, headers of dumps, and logs of hypervisor and toolstack."""
     found = []
     for name in sorted(files, key=lambda name: (not name.endswith(".cfg"), name)):
         if _CAPTURED.fullmatch(name):

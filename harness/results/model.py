@@ -22,6 +22,8 @@ from harness.results.where import NOWHERE, Where, own_parameters
 SCHEMA = 2
 """Of the files that this harness writes. It also reads schema 1 (harness.results.schema1)."""
 _SETUP = "setup.jsonl"
+DUMP_SUFFIX = ".vmcore.gz"
+"""Ends the name of a kernel dump, which is no text."""
 
 
 class Outcome(StrEnum):

@@ -279,6 +279,19 @@ def deaf_to_control() -> None:
     wrap(Guest, "control", lambda original, self, value: None)
 
 
+def before_panic(command: str) -> Callable[[], None]:
+    """Run a command in the guest before it panics on purpose."""
+
+    def make() -> None:
+        def around(original: Any, self: Guest, seconds: float) -> Any:
+            self.sh(command)
+            return original(self, seconds)
+
+        wrap(Guest, "panic", around)
+
+    return make
+
+
 def freebsd(case: str, words: str, make: Callable[[], None], *, fatal: bool = False) -> Plant:
     return Plant(case, words, make, "pvh", "freebsd", fatal)
 
@@ -370,6 +383,23 @@ TABLE = {
     ),
     "freebsd-old-kernel": freebsd(
         "reboot/test_replaced_kernel_runs[in-place]", "the old kernel", replaced_command(r"cp \S+kernel\.new \S+$", "true"),
+    ),
+    "freebsd-unasked-panic": freebsd(
+        "boot/test_kernel_in_the_guest_is_the_manifests", "panic: kdb_sysctl_panic",
+        replaced_command(r"^sha256 -q .*", "sysctl debug.kdb.panic=1"),
+    ),
+    "freebsd-no-dump": freebsd("boot/test_dump_reaches_the_disk[512]", "there is no dump", replaced_command(r"^dumpon .*", "true")),
+    "freebsd-dump-on-two-disks": freebsd(
+        "boot/test_dump_reaches_the_disk[512]", "the content of the other disk changed",
+        before_panic("dd if=/dev/random of=/dev/xbd3 bs=512 count=1 seek=100 2>/dev/null"),
+    ),
+    "freebsd-dump-leaves-its-partition": freebsd(
+        "boot/test_dump_to_a_partition", "the disk changed outside of xbd2p2",
+        before_panic("dd if=/dev/random of=/dev/xbd2p1 bs=512 count=1 seek=9 2>/dev/null"),
+    ),
+    "freebsd-savecore-keeps-the-header": freebsd(
+        "boot/test_savecore_saves_the_dump[512]", "the trailer after savecore begins with .*FreeBSD",
+        replaced_command(r"savecore /mnt", "savecore -k /mnt"),
     ),
     "freebsd-old-menu": freebsd("reboot/test_replaced_menu", "the kernel's arguments", replaced_command(r"^sed .*menu\.lst.*", "true")),
 }  # fmt: skip

@@ -241,6 +241,10 @@ class GuestOS(ABC):
     @abstractmethod
     def root_device(self, run: Run) -> str: ...
 
+    def dump_variables(self, disk: str) -> Mapping[str, str]:
+        """The kernel variables that make ``disk`` the dump device; none if the OS writes no dumps."""
+        return {}
+
     @abstractmethod
     def disks(self, run: Run) -> tuple[str, ...]: ...
 

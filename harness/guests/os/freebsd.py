@@ -220,6 +220,10 @@ class FreeBSD(GuestOS):
                 return words[0]
         return ""
 
+    def dump_variables(self, disk: str) -> Mapping[str, str]:
+        # sys/geom/geom_dev.c, init_dumpdev(): the kernel itself uses the disk as soon as it exists.
+        return {"dumpdev": disk}
+
     def disks(self, run: Run) -> tuple[str, ...]:
         return tuple(sorted(run("sysctl -n kern.disks").split()))
 
