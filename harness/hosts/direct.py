@@ -261,15 +261,16 @@ class DirectHost:
         return tuple(domain for domain in domains if self.lease is None or self.lease.keep_domain(domain, seconds))
 
     @contextlib.contextmanager
-    def debuggers(self, domain: int) -> Iterator[tuple[Debugger, ...]]:
+    def debuggers(self, domain: int | None) -> Iterator[tuple[Debugger, ...]]:
         with contextlib.ExitStack() as stack:
             found: tuple[Debugger, ...] = ()
-            try:
-                path = paths.runtime() / f"gdb-{self.run_id}-{domain}"
-                found += (stack.enter_context(guest_stub.serve(self.transport, domain, path)),)
-                found += gdbsx_stub(self.transport, domain, self.config.address)
-            except InfrastructureError as exc:
-                log.warning("%s", exc.message)
+            if domain is not None:
+                try:
+                    path = paths.runtime() / f"gdb-{self.run_id}-{domain}"
+                    found += (stack.enter_context(guest_stub.serve(self.transport, domain, path)),)
+                    found += gdbsx_stub(self.transport, domain, self.config.address)
+                except InfrastructureError as exc:
+                    log.warning("%s", exc.message)
             yield found
 
     def evidence_files(self) -> dict[str, Path]:

@@ -178,7 +178,7 @@ class LabHost(DirectHost):
         return tuple(domains)
 
     @contextlib.contextmanager
-    def debuggers(self, domain: int) -> Iterator[tuple[Debugger, ...]]:
+    def debuggers(self, domain: int | None) -> Iterator[tuple[Debugger, ...]]:
         """As for any host, and QEMU's own stub."""
         with contextlib.ExitStack() as stack:
             found = stack.enter_context(super().debuggers(domain))
