@@ -260,14 +260,18 @@ class DirectHost:
     def keep_for(self, domains: Sequence[str], seconds: float) -> tuple[str, ...]:
         return tuple(domain for domain in domains if self.lease is None or self.lease.keep_domain(domain, seconds))
 
+    def _stub_socket(self, domain: int) -> Path:
+        """The socket of the gdb stub for a domain."""
+        guest_stub.sweep(paths.runtime())
+        return paths.runtime() / f"{guest_stub.PREFIX}{self.run_id}-{domain}"
+
     @contextlib.contextmanager
     def debuggers(self, domain: int | None) -> Iterator[tuple[Debugger, ...]]:
         with contextlib.ExitStack() as stack:
             found: tuple[Debugger, ...] = ()
             if domain is not None:
                 try:
-                    path = paths.runtime() / f"gdb-{self.run_id}-{domain}"
-                    found += (stack.enter_context(guest_stub.serve(self.transport, domain, path)),)
+                    found += (stack.enter_context(guest_stub.serve(self.transport, domain, self._stub_socket(domain))),)
                     found += gdbsx_stub(self.transport, domain, self.config.address)
                 except InfrastructureError as exc:
                     log.warning("%s", exc.message)

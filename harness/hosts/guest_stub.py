@@ -17,6 +17,8 @@ from harness.hosts.debugger import Debugger
 from harness.transport import Stream, Transport
 from harness.xen import dom0_program
 
+PREFIX = "gdb-"
+"""Of the names of sockets that :func:`sweep` removes."""
 _COVERS = "domain {}: registers of its vCPUs, and memory; no breakpoints, no steps; gdb stops this domain alone"
 # gdb's packet "detach": a gdb that was killed has not sent it.
 _DETACH = b"$D#44"
@@ -46,6 +48,17 @@ def serve(transport: Transport, domain: int, path: Path) -> Iterator[Debugger]:
         finally:
             bridge.end()
             path.unlink(missing_ok=True)
+
+
+def sweep(directory: Path) -> None:
+    """Remove the sockets of killed processes: no one answers there."""
+    for path in directory.glob(f"{PREFIX}*"):
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe, contextlib.suppress(OSError):
+            probe.settimeout(1.0)
+            try:
+                probe.connect(str(path))
+            except ConnectionRefusedError:
+                path.unlink(missing_ok=True)
 
 
 def _wait_until_ready(stream: Stream, host: str) -> None:

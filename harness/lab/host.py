@@ -177,6 +177,10 @@ class LabHost(DirectHost):
             self.lab.keep_for(seconds)
         return tuple(domains)
 
+    def _stub_socket(self, domain: int) -> Path:
+        """In the lab's own directory, so that it goes with the lab."""
+        return self.lab.sockets / f"guest-{domain}"
+
     @contextlib.contextmanager
     def debuggers(self, domain: int | None) -> Iterator[tuple[Debugger, ...]]:
         """As for any host, and QEMU's own stub."""
