@@ -265,16 +265,21 @@ class DirectHost:
     def symbol_files(self) -> tuple[Path, ...]:
         return ()
 
+    def _stub_socket(self, domain: int) -> Path:
+        """The socket of the gdb stub for a domain."""
+        guest_stub.sweep(paths.runtime())
+        return paths.runtime() / f"{guest_stub.PREFIX}{self.run_id}-{domain}"
+
     @contextlib.contextmanager
-    def debuggers(self, domain: int) -> Iterator[tuple[Debugger, ...]]:
+    def debuggers(self, domain: int | None) -> Iterator[tuple[Debugger, ...]]:
         with contextlib.ExitStack() as stack:
             found: tuple[Debugger, ...] = ()
-            try:
-                path = paths.runtime() / f"gdb-{self.run_id}-{domain}"
-                found += (stack.enter_context(guest_stub.serve(self.transport, domain, path)),)
-                found += gdbsx_stub(self.transport, domain, self.config.address)
-            except InfrastructureError as exc:
-                log.warning("%s", exc.message)
+            if domain is not None:
+                try:
+                    found += (stack.enter_context(guest_stub.serve(self.transport, domain, self._stub_socket(domain))),)
+                    found += gdbsx_stub(self.transport, domain, self.config.address)
+                except InfrastructureError as exc:
+                    log.warning("%s", exc.message)
             yield found
 
     def evidence_files(self) -> dict[str, Path]:

@@ -17,6 +17,8 @@ from harness.hosts.debugger import Debugger
 from harness.transport import Stream, Transport
 from harness.xen import dom0_program
 
+PREFIX = "gdb-"
+"""Of the names of sockets that :func:`sweep` removes."""
 _COVERS = "domain {}: registers of its vCPUs, and memory; no breakpoints, no steps; gdb stops this domain alone"
 # gdb's packet "detach": a gdb that was killed has not sent it.
 _DETACH = b"$D#44"
@@ -30,22 +32,33 @@ def serve(transport: Transport, domain: int, path: Path) -> Iterator[Debugger]:
 
     Raises InfrastructureError if the socket cannot be made, and as Transport.open().
     """
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as server:
+    with contextlib.ExitStack() as stack:
+        server = stack.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM))
         try:
             path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             path.unlink(missing_ok=True)
             server.bind(str(path))
+            stack.callback(path.unlink, missing_ok=True)
             server.listen(1)
         except OSError as exc:
             raise InfrastructureError(f"{path}: {exc.strerror or exc}", hint="set FXH_RUNTIME to a short, writable path") from exc
         stream = dom0_program.start(transport, gdb_stub, str(domain))
+        stack.callback(stream.close)
         _wait_until_ready(stream, transport.name)
         bridge = _Bridge(server, stream)
-        try:
-            yield Debugger("guest", _COVERS.format(domain), str(path), attached=bridge.attached)
-        finally:
-            bridge.end()
-            path.unlink(missing_ok=True)
+        stack.callback(bridge.end)
+        yield Debugger("guest", _COVERS.format(domain), str(path), attached=bridge.attached)
+
+
+def sweep(directory: Path) -> None:
+    """Remove the sockets of killed processes: no one answers there."""
+    for path in directory.glob(f"{PREFIX}*"):
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe, contextlib.suppress(OSError):
+            probe.settimeout(1.0)
+            try:
+                probe.connect(str(path))
+            except ConnectionRefusedError:
+                path.unlink(missing_ok=True)
 
 
 def _wait_until_ready(stream: Stream, host: str) -> None:
@@ -60,7 +73,6 @@ def _wait_until_ready(stream: Stream, host: str) -> None:
             data = b""
         said += data
         if not data:
-            stream.close()
             last = plain(said.decode("utf-8", "replace")).strip().splitlines()[-1:] or [f"no answer within {_START:.0f} s"]
             raise InfrastructureError(
                 f"{host}: the gdb stub does not start: {last[0]}", hint="it needs python3 and libxenctrl in dom0"

@@ -141,8 +141,11 @@ class XenHost(Protocol):
         """Files on this machine that may have the symbols of the hypervisor."""
         ...
 
-    def debuggers(self, domain: int) -> AbstractContextManager[tuple[Debugger, ...]]:
-        """Open the debugger stubs for ``domain``, until the block ends. Logs a warning for each that cannot be opened."""
+    def debuggers(self, domain: int | None) -> AbstractContextManager[tuple[Debugger, ...]]:
+        """Open the debugger stubs for ``domain``, if there is one, and for the host itself, until the block ends.
+
+        Logs a warning for each that cannot be opened.
+        """
         ...
 
     def evidence_files(self) -> dict[str, Path]:

@@ -183,8 +183,12 @@ class LabHost(DirectHost):
     def symbol_files(self) -> tuple[Path, ...]:
         return (self.lab.image.directory / XEN_SYMBOLS,)
 
+    def _stub_socket(self, domain: int) -> Path:
+        """In the lab's own directory, so that it goes with the lab."""
+        return self.lab.sockets / f"guest-{domain}"
+
     @contextlib.contextmanager
-    def debuggers(self, domain: int) -> Iterator[tuple[Debugger, ...]]:
+    def debuggers(self, domain: int | None) -> Iterator[tuple[Debugger, ...]]:
         """As for any host, and QEMU's own stub."""
         with contextlib.ExitStack() as stack:
             found = stack.enter_context(super().debuggers(domain))

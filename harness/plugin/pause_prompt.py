@@ -39,8 +39,8 @@ def serve(where: str, context: CaseContext | None) -> None:
         for guest in guests:
             stack.enter_context(guest.console.unwatched())
         debuggers: tuple[Debugger, ...] = ()
-        if host is not None and guests:
-            debuggers = stack.enter_context(host.debuggers(guests[-1].domid))
+        if host is not None:
+            debuggers = stack.enter_context(host.debuggers(guests[-1].domid if guests else None))
         _Prompt(where, guests, host, debuggers).serve()
 
 
@@ -94,9 +94,9 @@ class _Prompt:
             lines.append(f"gdb {one.name}: {one.covers}")
             lines += [f"  first, in another terminal: {one.start}"] if one.start else []
             lines.append(f"  or: {one.line(self._symbols)}")
-        if lines and self._symbols is None:
+        if lines and self._guests and self._symbols is None:
             lines.append("no symbols: this machine has no debugging information of the guest's kernel")
-        return lines or ["there is no domain to debug" if not self._guests else "no stub could be opened"]
+        return lines or ["no stub could be opened" if self._guests else "there is nothing to debug yet"]
 
     def _may_continue(self) -> bool:
         """Whether no debugger is attached, which would stop the case."""

@@ -168,6 +168,16 @@ def test_a_gdb_that_is_killed_leaves_a_running_domain(served: tuple[guest_stub.D
     assert domain.done[:2] == ["pause", "unpause"]
 
 
+def test_sockets_of_killed_processes_are_removed(tmp_path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as dead, socket.socket(socket.AF_UNIX) as alive:
+        dead.bind(str(tmp_path / "gdb-1-5"))
+        alive.bind(str(tmp_path / "gdb-2-5"))
+        alive.listen(1)
+        dead.close()
+        guest_stub.sweep(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["gdb-2-5"]
+
+
 def test_a_dom0_without_libxenctrl_is_named(tmp_path: Path) -> None:
     with (
         pytest.raises(InfrastructureError, match=r"localhost: the gdb stub does not start: .*libxen"),

@@ -180,6 +180,15 @@ def test_the_case_does_not_go_on_while_gdb_is_attached(terminal: Callable[..., A
     prompt.expect_exact("the case goes on: 42")
 
 
+def test_a_case_without_a_guest_has_the_stub_of_its_host(terminal: Callable[..., Any], tmp_path: Path) -> None:
+    prompt = terminal("-c", SERVE.replace("guests=guests", "guests=[]"), str(tmp_path))
+    prompt.expect_exact("the case has not created a guest yet")
+    prompt.expect_exact("gdb guest: a stub for domain None")
+    prompt.expect("pause> ")
+    prompt.sendline("console")
+    prompt.expect_exact("the case has 0 guests")
+
+
 def test_without_a_stub_the_prompt_says_why(terminal: Callable[..., Any], tmp_path: Path) -> None:
     (tmp_path / "refused").touch()
     prompt = terminal("-c", SERVE, str(tmp_path))
