@@ -10,8 +10,11 @@ from pathlib import Path
 
 import pytest
 
+from harness.console.backtrace import Frame, frames
+from harness.console.machinery import Machinery
 from harness.deadline import Deadline
 from harness.errors import InfrastructureError, UsageError
+from harness.guests import sourcelines
 from harness.images import debugfile, entries
 from harness.images.debugfile import KernelSymbols
 from harness.xen import elfnotes, symbolizer
@@ -166,7 +169,7 @@ def test_a_file_that_changed_gets_another_index(program: Path, empty_store: Path
     packed = empty_store.parent / "packed"
     for number in range(2):
         extra = empty_store.parent / "extra"
-        extra.write_bytes(bytes(number + 1))
+        extra.write_bytes(bytes(1 + 1000 * number))
         subprocess.run(["objcopy", f"--add-section=.more={extra}", program, packed], check=True)
         lookup(packed, [place(program, "outer")])
     assert len(list((empty_store / "symbols").glob("[0-9a-f]*"))) == 2
@@ -192,6 +195,48 @@ def test_llvm_without_its_indexer_gives_the_same_lines(program: Path, empty_stor
 
     monkeypatch.setattr(symbolizer, "program", without)
     assert lookup(program, [place(program, "outer")]) == expected
+
+
+# -- frames -----------------------------------------------------------------------------------------------------------
+
+# Linux: RIP is the instruction that faulted, the others are return addresses.
+OOPS = """\
+RIP: 0010:outer+0x4/0x20
+Call Trace:
+ <TASK>
+ main+0x9/0x20
+ unknown_function+0x1/0x20
+ </TASK>
+"""
+
+
+@needs_tools
+def test_frames_of_linux_have_the_line_of_the_fault_and_of_each_call(program: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+    monkeypatch.setattr(symbolizer, "lookup", lambda debug, addresses, seconds: asked.extend(addresses) or [()] * len(addresses))
+    found = frames(OOPS, Machinery())
+    assert sourcelines.backtrace(found, KernelSymbols(program)) == [
+        "#0  outer+0x4", "#1  main+0x9", "#2  unknown_function+0x1",
+    ]  # fmt: skip
+    assert asked == [place(program, "outer") + 4, place(program, "main") + 8], "an unknown function has no address"
+
+
+@needs_tools
+def test_traces_of_several_cpus_take_one_lookup(program: Path) -> None:
+    exact = Frame("", address=hex(place(program, "outer")), exact=True)
+    one, none, two = sourcelines.backtraces([[exact], [], [exact, Frame("main", "0x1", exact=True)]], KernelSymbols(program))
+    assert none == []
+    assert two[: len(one)] == one
+    assert re.fullmatch(r"#1  main \(.*source\.c:11\)", two[-1])
+
+
+@needs_tools
+def test_data_between_the_code_has_no_function(program: Path) -> None:
+    known = KernelSymbols(program).functions
+    assert known is not None
+    assert known.at(place(program, "outer")) == ("outer", place(program, "outer"))
+    assert known.at(place(program, "sink")) is None
+    assert KernelSymbols(program).addresses(["outer", "sink", "none"]) == {"outer": place(program, "outer")}
 
 
 # -- which file belongs to a kernel -----------------------------------------------------------------------------------

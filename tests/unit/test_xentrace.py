@@ -16,8 +16,9 @@ from harness.plugin import diagnosis
 from harness.plugin.case_context import CaseContext
 from harness.xen.symbolizer import Line
 
-PANIC = (Path(__file__).parent / "data/xen-4.20-panic.log").read_text()
-# Debug key d: its form is that of Xen's keyhandler.c, its frames are those of the recorded panic.
+DATA = Path(__file__).parent / "data"
+PANIC = (DATA / "xen-4.20-panic.log").read_text()
+# Debug key d in the forms of Xen's keyhandler.c and traps.c.
 DUMP = """\
 (XEN) 'd' pressed -> dumping registers
 (XEN)
@@ -60,6 +61,27 @@ def test_debug_key_d() -> None:
     assert [(frame.function, frame.address) for frame in trace.frames] == [
         ("acpi_idle_do_entry", "0xffff82d040327d11"), ("acpi_processor_idle", "0xffff82d0403282e0"), ("", "0x000000000005f5b2"),
     ]  # fmt: skip
+
+
+def test_recorded_states_of_an_idle_cpu() -> None:
+    """Debug key d on the serial console of an idle lab, with the characters that its emulated port repeated."""
+    (trace,) = traces((DATA / "xen-4.20-debug-key-d.log").read_text())
+    assert (trace.title, trace.panic) == ("CPU 0: its state, by debug key d", False)
+    functions = [
+        "ns16550_poll",
+        "execute_timer",
+        "timer_softirq_action",
+        "__do_softirq",
+        "idle_loop",
+        "idle_loop",
+        "context_switch",
+    ]
+    assert [frame.function for frame in trace.frames] == functions
+
+
+def test_a_frame_with_a_bad_character_is_left_out() -> None:
+    (trace,) = traces(DUMP.replace("ffff82d0403282e0", "ffff82d04032882e0"))
+    assert [frame.address for frame in trace.frames] == ["0xffff82d040327d11", "0x000000000005f5b2"]
 
 
 @pytest.mark.parametrize("stamp", ["", "[2026-12-01 05:00:00] ", "[2026-12-01 05:00:00.123] ", "[   54.859377] "])
