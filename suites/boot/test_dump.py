@@ -23,6 +23,9 @@ from harness.xen.config import Disk
 
 # A minidump of a guest with 512 MiB takes up to 120 MiB.
 SIZE = 192 * scratches.MIB
+# The least swap that the dump of a guest of the default size fits into.
+FITS = 144 * scratches.MIB
+ELSEWHERE = "elsewhere: fxh image build --layout gpt, then fxh run boot --image IMAGE"
 SOURCE = "sys/dev/xen/blkfront/blkfront.c, xbd_dump(); sys/kern/kern_shutdown.c, dump_start(); sys/sys/kerneldump.h"
 # Three partitions. The second, xbdNp2, is the dump device.
 DIVIDE = """
@@ -129,54 +132,48 @@ def savecore_errors(guest: Guest, device: DumpDevice, name: str, target: str) ->
 
 
 @pytest.mark.needs(os="freebsd")
-def test_dump_to_a_partition(guest: Guest, scratch: NewScratch, case: CaseContext) -> None:
-    """A dump to a freebsd-swap partition stays within it: the partition table and both neighbours keep their content.
+def test_dump_to_a_swap_partition(guest: Guest, scratch: NewScratch, case: CaseContext) -> None:
+    """With dumpdev="AUTO", rc dumps to the swap partition of fstab; the partition table and both neighbours keep their content.
 
-    Source: sys/geom/part/g_part.c, g_part_start(); sys/dev/xen/blkfront/blkfront.c, xbd_dump()
+    Source: libexec/rc/rc.d/dumpon; sys/geom/part/g_part.c, g_part_start(); sys/dev/xen/blkfront/blkfront.c, xbd_dump()
     """
     (disk,) = scratch("xvdc", size=SIZE + 8 * scratches.MIB)
     name = hotplug.disk(guest, Disk(disk.target, "xvdc"))
+    swap = f"{name}p2"
     guest.sh(DIVIDE.format(disk=name, mib=SIZE // scratches.MIB))
+    guest.sh(f"swapon /dev/{swap}; sed -i '' '/swap/d' /etc/fstab; echo '/dev/{swap} none swap sw 0 0' >> /etc/fstab")
 
-    wrong = panic_into(guest, f"{name}p2", name, disk.target, disk.size, f"dumpon /dev/{name}p2", case)
+    wrong = panic_into_swap(guest, swap, disk.target, disk.size, case)
 
     assert not wrong, finding(
-        test=f"dumpon /dev/{name}p2, a freebsd-swap partition, then a panic",
+        test=f"dumpdev=AUTO with the swap partition {swap}, then a panic",
         observed=wrong,
         expected="the dump is at the end of the partition, and the rest of the disk does not change",
-        reference=SOURCE,
+        reference=f"libexec/rc/rc.d/dumpon; {SOURCE}",
     )
 
 
 @pytest.mark.needs(os="freebsd")
-def test_dump_to_the_swap_of_fstab(booted: Booted, image: Image, case: CaseContext) -> None:
-    """With dumpdev="AUTO", rc makes the swap partition of fstab the dump device, and a panic changes nothing else on the root's disk.
+def test_dump_to_the_swap_of_the_image(guest: Guest, image: Image, case: CaseContext) -> None:
+    """With dumpdev="AUTO", a panic writes its dump to the image's own swap, and nothing else on the root's disk changes.
 
-    The root is mounted read-only first, so that the guest itself changes nothing. The guest has 256 MiB: a dump of 512 does not fit.
+    The root is mounted read-only first, so that the guest itself changes nothing.
 
     Source: libexec/rc/rc.d/dumpon; sys/dev/xen/blkfront/blkfront.c, xbd_dump()
     """
     if image.zfs:
-        pytest.skip("needs a root on UFS: ZFS writes to its pool by itself; elsewhere: fxh image build --layout gpt")
-    guest = booted(memory=256)
+        pytest.skip(f"needs a root on UFS: ZFS writes to its pool by itself; {ELSEWHERE}")
     swap = guest.sh("awk '!/^#/ && $3 == \"swap\" { print $1; exit }' /etc/fstab").strip().removeprefix("/dev/")
-    if not swap:
-        pytest.skip("needs an image with a swap partition; elsewhere: fxh image build --layout gpt, fxh run boot --image IMAGE")
     partition = rootfs.provider(guest.sh, swap)
+    place = extent_of(guest.sh("sysctl -n kern.geom.conftxt"), partition)
+    if place is None or place[1] < FITS:
+        pytest.skip(f"needs an image with a swap partition of {FITS // scratches.MIB} MiB; {ELSEWHERE}")
     name = re.sub(r"p\d+$", "", partition)
-    if name != guest.profile.disk_name(guest.disks[0].vdev) or name == partition:
-        pytest.skip(f"needs its swap in a GPT on the root's disk, it is {partition}; elsewhere: fxh image build --layout gpt")
-    target, disk_size = guest.disks[0].target, guest.profile.disk_bytes(guest.sh, name)
-    guest.sh("mkdir -p /etc/rc.conf.d && echo 'dumpdev=AUTO' > /etc/rc.conf.d/dumpon && /etc/rc.d/dumpon start", 120)
-    chosen = guest.sh("readlink /dev/dumpdev").strip()
-    assert chosen == f"/dev/{swap}", finding(
-        test="/etc/rc.d/dumpon start, with dumpdev=AUTO",
-        observed=f"/dev/dumpdev is {chosen}",
-        expected=f"rc chooses the swap of fstab, /dev/{swap}",
-        reference="libexec/rc/rc.d/dumpon",
-    )
+    if name != guest.profile.disk_name(guest.disks[0].vdev):
+        pytest.skip(f"needs its swap on the root's disk, it is {partition}; {ELSEWHERE}")
+    guest.sh("sync; mount -fur /")
 
-    wrong = panic_into(guest, partition, name, target, disk_size, "sync; mount -fur /", case)
+    wrong = panic_into_swap(guest, swap, guest.disks[0].target, guest.profile.disk_bytes(guest.sh, name), case)
 
     assert not wrong, finding(
         test=f"dumpdev=AUTO with the swap {partition} on the root's disk, then a panic",
@@ -186,17 +183,21 @@ def test_dump_to_the_swap_of_fstab(booted: Booted, image: Image, case: CaseConte
     )
 
 
-def panic_into(guest: Guest, partition: str, disk: str, target: str, disk_size: int, command: str, case: CaseContext) -> list[str]:
-    """Run ``command``, panic, and return the errors of the dump in ``partition`` of ``disk``, and changes outside of it, as lines.
+def panic_into_swap(guest: Guest, swap: str, target: str, disk_size: int, case: CaseContext) -> list[str]:
+    """Let rc choose the dump device, panic, and return the errors of the dump in ``swap`` and changes outside of it, as lines.
 
-    ``target`` is the disk in dom0, ``disk_size`` its size in bytes.
+    ``swap`` is the partition's name in fstab without /dev/, ``target`` its disk in dom0, ``disk_size`` the size of that in bytes.
     """
+    partition = rootfs.provider(guest.sh, swap)
     place = extent_of(guest.sh("sysctl -n kern.geom.conftxt"), partition)
     if place is None:
-        return [f"kern.geom.conftxt has no partition {partition} of {disk}"]
+        return [f"kern.geom.conftxt has no partition {partition}"]
+    # rc.conf.d may be on a root that is read-only by now.
+    guest.sh("mount -t tmpfs tmpfs /etc/rc.conf.d && echo dumpdev=AUTO > /etc/rc.conf.d/dumpon && /etc/rc.d/dumpon start", 120)
+    if (chosen := guest.sh("readlink /dev/dumpdev").strip()) != f"/dev/{swap}":
+        return [f"/etc/rc.d/dumpon with dumpdev=AUTO made {chosen!r} the dump device instead of /dev/{swap}"]
     device = DumpDevice(guest.host.transport, target, place[1], start=place[0])
     release = guest.sh("uname -r")
-    guest.sh(command)
     before = device.digest_of_rest(disk_size)
 
     death = guest.panic(60)

@@ -393,8 +393,8 @@ TABLE = {
         "boot/test_dump_reaches_the_disk[512]", "the content of the other disk changed",
         before_panic("dd if=/dev/random of=/dev/xbd3 bs=512 count=1 seek=100 2>/dev/null"),
     ),
-    "freebsd-dump-leaves-its-partition": freebsd(
-        "boot/test_dump_to_a_partition", "the disk changed outside of xbd2p2",
+    "freebsd-dump-outside-its-swap": freebsd(
+        "boot/test_dump_to_a_swap_partition", "the disk changed outside of xbd2p2",
         before_panic("dd if=/dev/random of=/dev/xbd2p1 bs=512 count=1 seek=9 2>/dev/null"),
     ),
     "freebsd-savecore-keeps-the-header": freebsd(
