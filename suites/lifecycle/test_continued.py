@@ -35,7 +35,7 @@ def assert_continues(guest: Guest, suspended: Callable[[Guest], object], test: s
     case.undo.append(peer.stop)
     guest.sh(f"( {link.nc(4 * PATIENCE)} {link.here} 6001 < /dev/null | fxh_digest > /tmp/fxh-came ) > /dev/null 2>&1 &")
     guest.sh("dd if=/dev/urandom of=/tmp/fxh-data bs=64k count=32 2>/dev/null; fxh_digest < /tmp/fxh-data > /tmp/fxh-sum")
-    copy = "while [ ! -e /tmp/fxh-stop ]; do cp /tmp/fxh-data /tmp/fxh-copy; sync; done; echo > /tmp/fxh-stopped"
+    copy = "while [ ! -e /tmp/fxh-stop ]; do cp /tmp/fxh-data /tmp/fxh-copy; sync; sleep 1; done; echo > /tmp/fxh-stopped"
     guest.sh(f"( {copy} ) > /dev/null 2>&1 &")
     assert link.wait_busy(SIZE // 4), "no data reaches the guest, so the case cannot interrupt a transfer"
 
