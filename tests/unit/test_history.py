@@ -17,7 +17,7 @@ from sqlalchemy import text
 from written import case, run
 
 from harness.errors import InfrastructureError, UsageError
-from harness.history import FILE, History, damage, schema
+from harness.history import FILE, History, damage, nights, schema
 from harness.history.store import HistoryDamaged
 from harness.results.model import KnownIssueMatch
 
@@ -72,6 +72,20 @@ def test_recorded_results_are_read(history: History) -> None:
     assert len(history.results(before=2)) == 2
     assert len(history.results(run="run-001")) == 2
     assert len(history.results(case="boot/test_boot::test_boots")) == 2
+
+
+def test_a_digest_follows_the_results_of_a_run(history: History) -> None:
+    for number in (1, 2):
+        history.record(run(number, case(), case("P", "test_old")))
+    first = history.digests()
+    history.record(run(1, case("F"), case("P", "test_old")))
+    second = history.digests()
+    assert (second[1] != first[1], second[2] == first[2]) == (True, True)
+    history.record(run(1, case(), case("P", "test_old")))
+    assert history.digests() == first
+    history.record(run(3, case("P", "test_new", formerly=("boot/test_boot::test_old",))))
+    assert history.digests().keys() == {3}, "a renamed case changes older runs"
+    assert nights.fingerprints(history, [1, 2, 3]).keys() == {1, 2, 3}
 
 
 def test_runs_are_ordered_by_recording_not_by_clock(history: History) -> None:

@@ -100,7 +100,10 @@ def test_site_shows_plots_of_stages_and_throughput(reports: Path) -> None:
 def test_site_shows_ages_of_known_issues_and_faults_of_hosts(reports: Path) -> None:
     site.build(reports, reports / "site")
     index = pages(reports / "site")["index.html"]
-    assert re.search(r"FreeBSD bug 1</b><br>it is so</td><td class=\"n\">32 days</td><td class=\"d\">2026-09-01", index)
+    assert re.search(
+        r"FreeBSD bug 1</b><br>it is so<br><span class=\"meta\">[^<]*</span></td><td class=\"n\">32 days</td><td class=\"d\">2026-09-01",
+        index,
+    )
     hosts = re.findall(
         r"<tr><td>(host-\S+)</td><td class=\"n\">(\d+)</td><td class=\"n\">(\d+)</td><td class=\"n[^>]*>(\d+)</td>", index
     )
