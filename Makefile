@@ -50,6 +50,7 @@ bench: setup
 	$(BIN)/python bench/console.py
 	$(BIN)/python bench/report.py
 	$(BIN)/python bench/case.py
+	$(BIN)/python bench/symbols.py
 	$(BIN)/python bench/throughput.py
 
 # Plant regressions and run the real suites: each must be found.

@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""Finds the Debian packages of missing programs and C headers."""
+"""Finds the Debian packages of missing programs and C headers, and the versions of LLVM on this machine."""
 
 from __future__ import annotations
 
 import os
+import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 READERS = {"qemu-img": "qemu-utils", "grub-fstest": "grub-common"}
@@ -25,3 +26,17 @@ def lacking(programs: Mapping[str, str], headers: Mapping[str, str] = _NONE) -> 
     missing = [package for program, package in programs.items() if not shutil.which(program, path=path())]
     missing += [package for header, package in headers.items() if not any((d / header).is_file() for d in includes)]
     return list(dict.fromkeys(missing))
+
+
+# /usr/lib/llvm-19     FreeBSD's packages: /usr/local/llvm19
+_LLVM = re.compile(r"llvm-?(\d+)")
+
+
+def llvms(*programs: str, roots: Sequence[Path] = (Path("/usr/lib"), Path("/usr/local"))) -> dict[int, Path]:
+    """The directories with all ``programs`` of LLVM, by its major version. Debian's package has no such programs on PATH."""
+    found: dict[int, Path] = {}
+    for directory in (path for root in roots for path in sorted(root.glob("llvm*"))):
+        match = _LLVM.fullmatch(directory.name)
+        if match and all((directory / "bin" / name).exists() for name in programs):
+            found.setdefault(int(match[1]), directory / "bin")
+    return found

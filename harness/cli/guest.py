@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from harness.cli.run_options import option
+from harness.config.runoptions import OPTIONS
 from harness.errors import GuestDied, UsageError
 
 if TYPE_CHECKING:
@@ -85,6 +86,8 @@ def boot(
         raise UsageError("--kernel without --disk", hint="add --disk FILE, the image with the root file system")
     if firmware:
         firmwares.check(firmware)
+    if OPTIONS["type"].invalid(guest_type):
+        raise UsageError(f"--type {guest_type}: invalid value", hint=f"valid values: {', '.join(OPTIONS['type'].values)}")
     variables = []
     for word in var or []:
         name, equals, value = word.partition("=")
@@ -127,7 +130,7 @@ def boot(
                 guest_source.profile,
                 configure(host, guest_source, shape, host.domain_name(guest_source.label)),
                 Path(scratch),
-                kernel=guest_source.kernel,
+                symbols=guest_source.kernel_symbols,
             )
             try:
                 guest.create()

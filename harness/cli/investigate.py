@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from harness.cli.run_lookup import Reports, pick_case, reports, run_directory
+from harness.cli.run_lookup import Reports, new_reports, pick_case, reports, run_directory
 from harness.errors import ExitCode, UsageError
 
 if TYPE_CHECKING:
@@ -193,7 +193,7 @@ def run_bundle(
         found = bundle.read(archive, Path(directory))
         options = bundle.options_for(found, Path(directory), given, anyway=anyway)
         typer.echo(f"{found.title or found.case}, in {found.cell}; there it {found.outcome}: {_first(found.reason)}", err=True)
-        answer = rerun(found.result(), options, cell=found.cell, reports=reports(where) / "repro")
+        answer = rerun(found.result(), options, cell=found.cell, reports=new_reports(where) / "repro")
     if answer.outcome not in (PASSED, FAILED):
         typer.echo(f"No verdict: {_first(answer.reason)}")
         raise typer.Exit(ExitCode.INFRASTRUCTURE)

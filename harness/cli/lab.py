@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from harness.cli import completion
+from harness.config.runoptions import ACCELERATORS
 from harness.errors import UsageError
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ Accel = Annotated[
     typer.Option(
         "--accel",
         help="Run QEMU with this accelerator: kvm, tcg, auto for kvm where it works.",
-        autocompletion=completion.one_of("auto", "tcg", "kvm"),
+        autocompletion=completion.one_of(*ACCELERATORS),
     ),
 ]
 Binary = Annotated[str, typer.Option("--qemu", help="Run this QEMU binary.")]

@@ -30,7 +30,7 @@ def merge(
     from harness.results.merge import merge as join
     from harness.results.model import OUTCOMES
 
-    results = run_lookup.reports(reports)
+    results = run_lookup.new_reports(reports)
     target = run_dir.new(results)
     found = join(runs, target, exit_code)
     publish(found.path, found.run)

@@ -41,12 +41,26 @@ def report(
     against: Annotated[
         str, typer.Option("--baseline", help="Compare with this run, or with branch:NAME (default: the last results).")
     ] = "",
+    kcidb: Annotated[
+        Path | None, typer.Option("--kcidb", help="Also write the run as KCIDB data into this file. It is never sent.")
+    ] = None,
+    origin: Annotated[str, typer.Option("--origin", help="The name of your CI system in the KCIDB data: a-z, 0-9 and _.")] = "",
+    site: Annotated[
+        Path | None,
+        typer.Option("--site", help="Only write static pages of all recorded runs into this directory, or update them."),
+    ] = None,
     where: Reports = None,
 ) -> None:
-    """Rewrite the reports of a run: page, mail, JSON, properties for JUnit and allure. The exit code is that of the run."""
+    """Rewrite the reports of a run: page, mail, JSON, results for JUnit and allure. The exit code is that of the run."""
+    if site:
+        if (run, mail, send, as_json, against, kcidb) != ("latest", False, False, False, "", None):
+            raise UsageError("--site writes the pages of all runs", hint="write the report of one run with a second command")
+        _build_site(reports(where), site)
+        return
     from harness import mailer
     from harness import report as reporting
     from harness.config import MailConfig, load
+    from harness.report import kcidb as kcidb_data
     from harness.report import machine
     from harness.report import mail as mailing
     from harness.results.model import FAILED, KNOWN, PASSED, read_run
@@ -55,6 +69,10 @@ def report(
     to = to or ", ".join(config.to)
     if send and not to:
         raise UsageError("--send without --to", hint="add --to ADDRESS, or set mail.to in fxh.toml")
+    if origin and not kcidb:
+        raise UsageError("--origin without --kcidb", hint="add --kcidb FILE")
+    if kcidb:
+        kcidb_data.check_origin(origin)
     path = run_directory(reports(where), run)
     try:
         result = read_run(path)
@@ -64,8 +82,11 @@ def report(
     # A killed run did not record itself. Its verdicts count from its first report on.
     if not result.ended and result.cases:
         reporting.record(path, result)
-    made = reporting.build_report(path, result, baseline=_baseline(against))
+    made = reporting.build_report(path, result, baseline=_baseline(against, reports(where)))
     reporting.write_reports(path, made)
+    if kcidb:
+        _write(kcidb, kcidb_data.render(made, origin))
+        typer.echo(f"KCIDB data: {kcidb}", err=True)
     if mail or send:
         message = mailing.compose(made, to=to, sender=config.sender)
         (path / "mail.eml").write_bytes(message.as_bytes())
@@ -84,6 +105,25 @@ def report(
             typer.echo(f"  {item.verdict.kind}: {item.result.key} in {item.result.cell}: {item.verdict.reason}")
         typer.echo(f"report: {path / 'index.html'}", err=True)
     raise typer.Exit(ExitCode.OK if result.exit_code is None else result.exit_code)
+
+
+def _build_site(where: Path, directory: Path) -> None:
+    from harness.report.site import build
+
+    _record_all(where / "runs")
+    built = build(where, directory)
+    typer.echo(f"{built.pages} pages, {len(built.written)} files written")
+    typer.echo(f"site: {built.index}", err=True)
+
+
+def _write(file: Path, text: str) -> None:
+    """Write ``file`` atomically. Raises UsageError if that fails."""
+    from harness.results import model
+
+    try:
+        model.write_text(file, text)
+    except OSError as exc:
+        raise UsageError(f"{file}: {exc.strerror}", hint="choose a file in an existing directory that you can write") from exc
 
 
 def compare(
@@ -128,12 +168,12 @@ def compare(
 def _console_changes(where: Path, before: str, now: str) -> tuple[ConsoleChange, ...]:
     """The cells whose boot consoles differ between two runs, given by their full names."""
     from harness.report import boot_consoles
+    from harness.report.trends import BOOTS
     from harness.results import model
 
     try:
         old, new = (
-            {case.cell: case for case in model.read_run(where / "runs" / name).cases if case.key == boot_consoles.BOOTS}
-            for name in (before, now)
+            {case.cell: case for case in model.read_run(where / "runs" / name).cases if case.key == BOOTS} for name in (before, now)
         )
     except (OSError, ValueError) as exc:
         raise UsageError(
@@ -230,10 +270,11 @@ def _full_name(store: History, where: Path, name: str) -> str:
     return run_directory(where, name).name
 
 
-def _baseline(text: str) -> Baseline:
+def _baseline(text: str, where: Path) -> Baseline:
+    """Raises UsageError for a run that neither the history nor a directory has."""
     from harness.verdicts.values import Branch, LastGreen, NamedRun
 
     if not text:
         return LastGreen()
     head, mark, branch = text.partition("branch:")
-    return Branch(branch) if mark and not head else NamedRun(text)
+    return Branch(branch) if mark and not head else NamedRun(_full_name(_history(where), where, text))

@@ -53,7 +53,7 @@ def run(
         run_lookup.disk(options.disk, options.root)
     project = paths.project()
     targets = _targets(project, suites or [])
-    results = run_lookup.reports(options.reports)
+    results = run_lookup.new_reports(options.reports)
     if options.resume:
         directory = run_lookup.run_directory(results, options.resume)
         words = _resume_words(directory)
@@ -137,13 +137,15 @@ def _resume_words(directory: Path) -> list[str] | None:
     return [*words[1:], "--resume", str(directory)]
 
 
-def _print_summary(directory: Path) -> None:
+def _print_summary(directory: Path, status: int) -> None:
     try:
         sentence = json.loads((directory / "report.json").read_text())["sentence"]
     except (OSError, ValueError, KeyError):
         sentence = "no report was written"
     sys.stdout.flush()  # keeps pytest's output before this line if both go into one file
     print(f"{sentence}\nreport: {directory / 'index.html'}", file=sys.stderr)
+    if status == ExitCode.NOTHING_SELECTED:
+        print("hint: `fxh list --cases` lists the cases, and why each is skipped", file=sys.stderr)
 
 
 def _exit_code(status: int, directory: Path) -> int:
@@ -156,7 +158,7 @@ def _exit_code(status: int, directory: Path) -> int:
         code = read_run(directory).exit_code
     except (OSError, ValueError):
         return {2: ExitCode.HARNESS, 5: ExitCode.NOTHING_SELECTED}.get(status, ExitCode.HARNESS)
-    _print_summary(directory)
+    _print_summary(directory, status)
     # 2 and 3: pytest was interrupted or failed internally, perhaps in code outside of the cases.
     if code is None or (status in (2, 3) and code in (ExitCode.OK, ExitCode.NOTHING_SELECTED)):
         return ExitCode.HARNESS

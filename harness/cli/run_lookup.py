@@ -18,10 +18,22 @@ Reports = Annotated[Path | None, typer.Option("--reports", help="Use the results
 
 
 def reports(given: Path | None) -> Path:
-    """The directory with the results of all runs."""
+    """The directory with the results of all runs. Raises UsageError if ``given`` does not exist."""
     from harness import paths
 
+    if given is not None and not given.is_dir():
+        raise UsageError(f"--reports {given}: no such directory", hint="give the directory that `fxh run --reports` used")
     return (given or paths.workspace() / "reports").absolute()
+
+
+def new_reports(given: Path | None) -> Path:
+    """The directory for the results of all runs, which this function creates. Raises UsageError if it cannot."""
+    if given is not None:
+        try:
+            given.mkdir(parents=True, exist_ok=True)
+        except OSError as exc:
+            raise UsageError(f"--reports {given}: {exc.strerror}", hint="give a directory that you can write to") from exc
+    return reports(given)
 
 
 # pyproject.toml has the same settings for plain pytest. The warning concerns an installed copy: pytest tries to rewrite the

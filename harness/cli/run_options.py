@@ -43,7 +43,10 @@ def takes(*keys: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
         @functools.wraps(command)
         def wrapper(**values: Any) -> None:
             given = {one.key: values.pop(one.key) for one in options}
-            command(given={key: value for key, value in given.items() if value not in (None, "", False)}, **values)
+            command(
+                given={key: value for key, value in given.items() if value is not None and value is not False and value != ""},
+                **values,
+            )
 
         # typer reads both.
         wrapper.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]

@@ -35,13 +35,14 @@ def _items(kinds: list[str] | None) -> list[Item]:
     from harness.guests import bootable
     from harness.images import entries, image
     from harness.lab import prune
+    from harness.xen import symbolizer
 
     image_kinds = (*entries.KINDS, *entries.CACHES)
-    known = (*prune.KINDS, *image_kinds, *bootable.KINDS)
+    known = (*prune.KINDS, *image_kinds, *bootable.KINDS, symbolizer.KIND)
     for kind in kinds or ():
         if kind not in known:
             raise UsageError(f"unknown kind {kind!r}", hint=f"one of {', '.join(known)}")
-    found = [*prune.items(), *image.items(), *store.items(*bootable.KINDS)]
+    found = [*prune.items(), *image.items(), *store.items(*bootable.KINDS, symbolizer.KIND)]
     return sorted((item for item in found if not kinds or item.kind in kinds), key=lambda item: item.used)
 
 
@@ -51,8 +52,9 @@ def _sweep() -> list[Item]:
     from harness.guests import bootable
     from harness.images import entries
     from harness.lab import prune
+    from harness.xen import symbolizer
 
-    kinds = (*entries.KINDS, *entries.CACHES, *bootable.KINDS, "criu")
+    kinds = (*entries.KINDS, *entries.CACHES, *bootable.KINDS, symbolizer.KIND, "criu")
     return [*prune.sweep(), *(store.Item(kind, path, size, 0) for kind in kinds for path, size in store.sweep(kind))]
 
 

@@ -20,6 +20,12 @@ from harness.errors import UsageError
 
 NAME = "fxh.toml"
 COMMAND_LINE = "command line"
+_HINTS = {
+    str: 'set a string, such as "one" or "one,two"',
+    int: "set a whole number",
+    float: "set a number",
+    bool: "set true or false",
+}
 # xen1, rack-7.example: cells, file names and messages contain it.
 _HOST = re.compile(r"[A-Za-z0-9][A-Za-z0-9.-]{0,40}")
 
@@ -83,8 +89,14 @@ def load(overrides: Mapping[str, Any] | None = None, environment: Mapping[str, s
         except FileNotFoundError:
             if os.environ.get("FXH_CONFIG"):
                 raise UsageError(f"{path}: no such file", hint="correct or unset FXH_CONFIG") from None
-        except (OSError, ValueError) as exc:
+        except UnicodeDecodeError as exc:
+            raise UsageError(
+                f"{path}: not a text file in UTF-8 (byte {exc.start})", hint="see docs/hosts.md for an example"
+            ) from exc
+        except tomllib.TOMLDecodeError as exc:
             raise UsageError(f"{path}: {exc}", hint="see docs/hosts.md for an example") from exc
+        except OSError as exc:
+            raise UsageError(f"{path}: {exc.strerror}", hint="make it a file that you can read") from exc
     merged = _Merged()
     for option in runoptions.OPTIONS.values():
         if option.toml:
@@ -149,8 +161,8 @@ def _merge_environment(merged: _Merged, environment: Mapping[str, str]) -> None:
             elif wanted is not str and wanted is not None:
                 value = [word for word in text.split() if word]
         except (ValueError, KeyError):
-            kind_name = getattr(wanted, "__name__", wanted)
-            raise UsageError(f"{variable}={text!r}: invalid value", hint=f"set a value of type {kind_name}") from None
+            hint = next(hint for known, hint in _HINTS.items() if known is wanted)
+            raise UsageError(f"{variable}={text!r}: invalid value", hint=hint) from None
         source = f"environment {variable}"
         merged.put(f"{section}.{name}", _checked(kind, name, f"{section}.{name}", value, source), source)
 
@@ -174,17 +186,20 @@ def _checked(kind: type, name: str, key: str, value: Any, source: str) -> Any:
         return float(value)
     if wanted in (str, int, float, bool):
         if type(value) is not wanted:
-            raise UsageError(f"{source}: {key} = {value!r}", hint=f"set a value of type {wanted.__name__}")
+            raise UsageError(f"{source}: {key} = {value!r}: wrong type", hint=_HINTS[wanted])
         return _checked_words(runoptions.OPTIONS[name], key, value, source) if kind is runoptions.RunOptions else value
     if not isinstance(value, list | tuple) or not all(isinstance(word, str) for word in value):
-        raise UsageError(f"{source}: {key} = {value!r}", hint='set a list of strings: ["one", "two"]')
+        raise UsageError(f"{source}: {key} = {value!r}: wrong type", hint='set a list of strings: ["one", "two"]')
     return tuple(value)
 
 
 def _checked_words(option: runoptions.RunOption, key: str, value: Any, source: str) -> Any:
-    if word := option.invalid(option.read(value)):
-        where = f"--{option.name} {word}" if source == COMMAND_LINE else f"{source}: {key} = {value!r}"
+    word = option.invalid(option.read(value))
+    where = f"--{option.name} {word or value}" if source == COMMAND_LINE else f"{source}: {key} = {value!r}"
+    if word:
         raise UsageError(f"{where}: invalid value", hint=f"valid values: {', '.join(option.values)}")
+    if option.least is not None and value < option.least:
+        raise UsageError(f"{where}: too small", hint=f"use {option.least:g} or more")
     return value
 
 

@@ -14,6 +14,7 @@ from typing import Any, get_origin, get_type_hints
 
 GUEST_TYPES = ("pv", "pvh", "hvm", "pvshim")
 FIRMWARES = ("bios", "uefi")
+ACCELERATORS = ("auto", "tcg", "kvm")
 PAUSES = ("before-call", "on-failure")
 """Where ``pause`` stops a case."""
 
@@ -24,13 +25,17 @@ class RunOption:
 
     attribute: str
     kind: type
-    """``str``, ``int``, ``float``, ``bool``, ``Path``, or ``tuple`` for words with commas between them."""
+    """``str``, ``int``, ``float``, ``bool``, ``Path``, or ``tuple`` for words or paths with commas between them."""
     default: Any
+    paths: bool = False
+    """The parts of a ``tuple`` are paths."""
     flags: tuple[str, ...] = ()
     """As ``fxh`` has them. Empty for a setting of ``fxh.toml`` alone."""
     help: str = ""
     values: tuple[str, ...] = ()
     """The allowed words; empty if any will do."""
+    least: float | None = None
+    """The smallest allowed number."""
     complete: str = ""
     """The function of harness.cli.completion that knows the values, for values that are known at run time only."""
     fxh: bool = True
@@ -60,21 +65,26 @@ class RunOption:
     def write(self, value: Any) -> Any:
         """The value of the field as ``fxh.toml`` has it."""
         if self.kind is tuple:
-            return ",".join(value)
+            return ",".join(map(str, value))
         return str(value or "") if self.kind is Path else value
 
     def read(self, value: Any) -> Any:
         """The value of the field, from a value of ``fxh.toml`` or of a command line."""
         if self.kind is tuple:
-            return tuple(dict.fromkeys(word for word in map(str.strip, value.split(",")) if word)) or self.default
+            words = dict.fromkeys(word for word in map(str.strip, value.split(",")) if word)
+            return tuple(map(_absolute, words) if self.paths else words) or self.default
         if self.kind is Path:
-            return Path(value).expanduser().absolute() if str(value) else None
+            return _absolute(value) if str(value) else None
         return self.default if value == "" else value
 
     def invalid(self, value: Any) -> str:
         """The first word of ``value`` (see :meth:`read`) that is not one of ``values``, or ""."""
         words = value if self.kind is tuple else (value,)
         return next((str(word) for word in words if word not in self.values), "") if self.values and value else ""
+
+
+def _absolute(value: str | Path) -> Path:
+    return Path(value).expanduser().absolute()
 
 
 def option(*flags: str, help: str, **more: Any) -> Mapping[str, Any]:
@@ -94,6 +104,7 @@ class RunOptions:
         metadata=option(
             "-n",
             "--workers",
+            least=1,
             help="Run this many workers in parallel, each on its own lab or share of a host (default: 1).",
             pytest=False,
             toml=True,
@@ -204,7 +215,7 @@ class RunOptions:
         metadata=option(
             "--accel",
             help="Run the lab's QEMU with this accelerator: kvm, tcg, auto for kvm where it works (default: auto).",
-            values=("auto", "tcg", "kvm"),
+            values=ACCELERATORS,
             toml=True,
             rerun=True,
         ),
@@ -219,6 +230,14 @@ class RunOptions:
             "--control",
             help="Boot the control guest from this directory with vmlinuz and initrd (default: the lab's own).",
             rerun=True,
+        ),
+    )
+    symbols: tuple[Path, ...] = field(
+        default=(),
+        metadata=option(
+            "--symbols",
+            help="Read source lines from these files (comma-separated): kernel.debug, vmlinux, xen-syms, or an unpacked kernel-dbg.txz.",
+            paths=True,
         ),
     )
     branch: str = field(
@@ -241,8 +260,9 @@ class RunOptions:
         default="never",
         metadata=option(
             "--keep",
-            help="Keep a dead guest paused for run.keep_minutes, to inspect it: failed, never (default: never).",
-            values=("never", "failed"),
+            help="failed: keep a dead guest paused for run.keep_minutes, to inspect it. dump: keep the kernel dump of a FreeBSD guest "
+            "that panics in a failed case, up to 256 MiB (default: never).",
+            values=("never", "failed", "dump"),
             toml=True,
         ),
     )
@@ -280,11 +300,12 @@ class RunOptions:
     )
     """0 for the lab's own default."""
     lab_cpus: int = field(
-        default=1, metadata=option("--lab-cpus", help="Give a lab this many virtual CPUs (default: 1).", fxh=False, toml=True)
+        default=1,
+        metadata=option("--lab-cpus", help="Give a lab this many virtual CPUs (default: 1).", least=1, fxh=False, toml=True),
     )
     keep_minutes: int = 60
     """Minutes for which ``keep`` holds a guest."""
-    keep_runs: int = 30
+    keep_runs: int = field(default=30, metadata={"least": 1, "toml": True})
     """Number of run directories that stay in ``reports``."""
     lease_memory: int = 0
     """MiB that a worker leases on a host; 0 for twice the memory of one guest."""

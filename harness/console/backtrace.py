@@ -186,7 +186,7 @@ def _frame(item: re.Match[str], kind: str, exact: bool) -> Frame:
     function, offset = item[f"{kind}_at"] or "", item[f"{kind}_off"] or ""
     raw = "" if kind == "linux" else item[f"{kind}_raw"] or ""
     if kind == "rip":
-        return Frame(function, offset, raw, exact=bool(raw))
+        return Frame(function, offset, raw, exact=True)
     if kind == "ddb" and not function and not raw:
         # DDB prints no offset if it is 0 (sys/ddb/db_sym.c, db_printsym()).
         function = item["called"]

@@ -102,6 +102,11 @@ KINDS = (
         "Linux RCU stall", (GUEST, DOM0), "rcu: INFO: rcu_sched self-detected stall on CPU", r"rcu: INFO: \w+ (?:self-)?detected (?:expedited )?stall"
     ),
     Kind("Linux lockdep", (GUEST, DOM0), "WARNING: possible circular locking dependency detected", r"WARNING: possible (?:circular|recursive|irq)[^\n]*"),
+    # Xen's loader passes the symbols of a kernel without boot loader (libelf; FreeBSD sys/x86/xen/pv.c, xen_pvh_parse_symtab()).
+    Kind(
+        "backtrace without names", (GUEST,), "KDB: stack backtrace:\n#0 0xffffffff804a4861 at ??+0\n#1 0xffffffff804a4321 at ??+0",
+        r"(?P<what>KDB: stack backtrace):(?:\n(?:#\d+ 0x[0-9a-f]+ at \?\?|\?\?\(\) at (?:0x[0-9a-f]+|\?\?))[^\n]*){2}",
+    ),
     Kind("blkfront", (GUEST,), "blkfront: xvda: write: op failed", r"blkfront: [^\n]*(?:fail|error|Bad|bad)[^\n]*"),
     Kind("netfront", (GUEST,), "net eth0: rx->offset: 0, size: -1", r"net eth\d+: (?:rx->offset|Invalid|Bad|Missing|Need more|bad)[^\n]*"),
     Kind(
@@ -119,7 +124,7 @@ KINDS = (
 _PATTERNS = {kind.name: re.compile(kind.pattern, re.MULTILINE) for kind in KINDS}
 # Every pattern has one of these words; most lines have none.
 _HINT = re.compile(
-    r"lock|M_WAITOK|storm|calcru|imecounter|xn|xbd|xen|WARN|BUG|INFO|net eth|grant|gntt|v(?:if|bd) v|d\d+|time|[Ff]ail|[Ee]rror|Bad"
+    r"lock|M_WAITOK|KDB: s|storm|calcru|imecounter|xn|xbd|xen|WARN|BUG|INFO|net eth|grant|gntt|v(?:if|bd) v|d\d+|time|[Ff]ail|[Ee]rror|Bad"
 )
 #  1st 0x..    #0 0xffffffff805638a1 at witness_checkorder+0xbe1     lock order devd -> umareclaim attempted at:     <TASK>
 _BELONGS = re.compile(r"\s*(?:1st |2nd |#\d+ |\[?<|\? |lock order \S+ ->|Call Trace|exclusive |shared )")

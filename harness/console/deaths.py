@@ -37,6 +37,8 @@ class Death:
     """Monotonic time (s) of the report's last byte."""
     answers: tuple[tuple[str, str], ...] = field(default=())
     """The output of the dead guest's debugger: (command, output)."""
+    nameless: int = field(default=0, compare=False)
+    """Number of ``frames`` that the kernel printed without a name."""
     later: tuple[str, ...] = ()
     """Further deaths that the kernel reported after this one; this one is or hides their cause."""
     begin: int = field(default=0, compare=False)
@@ -325,6 +327,7 @@ def with_backtrace(death: Death, output: str, tables: ConsoleTables) -> Death:
 
 def with_names(death: Death, symbols: Symbols | None, tables: ConsoleTables) -> Death:
     """``death`` with the names from its kernel file, for frames without a name and for calls at the end of a function."""
+    death = replace(death, nameless=sum(not frame.function for frame in death.frames))
     if symbols is None:
         return death
     trace = named(death.frames, symbols)

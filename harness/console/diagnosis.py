@@ -66,8 +66,8 @@ class Diagnosis:
         if self._debugger is not None:
             answers += self._debugger.query(pending.prompt, {command for command, _ in answers})
         death = deaths.with_backtrace(death, dict(answers).get("bt", ""), self._tables)
-        if self._symbols is not None and deaths.lacks_names(death):
-            death = deaths.with_names(death, self._symbols(), self._tables)
+        if deaths.lacks_names(death):
+            death = deaths.with_names(death, self._symbols() if self._symbols is not None else None, self._tables)
         before = _LINES_BEFORE_PROMPT if death.kind == pending.prompt or pending.kind else _LINES_BEFORE
         text = report_excerpt(decode(data[:cut]), decode(data[cut:]), before)
         return replace(death, excerpt=text, answers=answers)

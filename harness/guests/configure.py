@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from harness.errors import UsageError
-from harness.guests import preflight
+from harness.guests import keptdump, preflight
 from harness.guests.shape import Shape
 from harness.guests.source import GuestSource
 from harness.hosts.host import XenHost
@@ -27,6 +27,8 @@ def configure(host: XenHost, source: GuestSource, shape: Shape, name: str) -> Do
     Raises UsageError if no host can run it, CannotRun if this host cannot.
     """
     preflight.check(host, source, shape)
+    if shape.dump_device:
+        source, shape = keptdump.equip(source, shape)
     root = source.root
     if shape.root_vdev and source.disks:
         called, first = source.profile.disk_name, source.disks[0]
@@ -56,6 +58,7 @@ def configure(host: XenHost, source: GuestSource, shape: Shape, name: str) -> Do
         memory=shape.memory or max(source.memory, _SHIM if shape.type == "pvshim" else 0),
         maxmem=shape.maxmem,
         vcpus=shape.vcpus,
+        maxvcpus=shape.maxvcpus,
         **kernel,
         more=(*more, *tsc),
         disks=(*(Disk(host.disk(d.path, d.format), d.vdev, readonly=d.readonly) for d in disks), *shape.disks),

@@ -21,6 +21,7 @@ from harness.deadline import ConditionNotMet, Deadline
 from harness.errors import CommandFailed, DeadlineExpired, GuestDied, InfrastructureError
 from harness.guests.os.base import GuestOS
 from harness.hosts.host import XenHost
+from harness.images.debugfile import KernelSymbols
 from harness.xen import elfsymbols
 from harness.xen.config import Disk, DomainConfig, Vif
 from harness.xen.listing import DomainState, ShutdownEvent, parse_log, parse_refusal
@@ -96,16 +97,16 @@ class Guest:
         directory: Path,
         *,
         scale: float = 1.0,
-        kernel: Path | None = None,
+        symbols: KernelSymbols | None = None,
     ) -> None:
         """``directory`` keeps the console log and the configuration; ``scale`` multiplies all times of the guest.
 
-        ``kernel`` is the kernel's file on this machine: it gives names to the frames of a backtrace that lack them.
+        ``symbols`` are those of its kernel: they give names and lines to the frames of a backtrace.
         """
         self.host, self.profile, self.config = host, profile, config
         self.disks = config.disks
         """The disks of its first configuration: the host gets them back, even after :meth:`reconfigure`."""
-        self.directory, self.scale, self.kernel = directory, scale, kernel
+        self.directory, self.scale, self.symbols = directory, scale, symbols
         self.name = config.name
         self.domid = -1
         self._console: ConsoleReader | None = None
@@ -375,14 +376,13 @@ class Guest:
             name=self.name,
             scale=self.scale,
             first_line=_FIRMWARE if self.config.type == "hvm" else FIRST_LINE,
-            symbols=self._symbols,
+            symbols=self._functions,
             running=not new,
         ).start()
 
-    def _symbols(self) -> elfsymbols.Functions | None:
+    def _functions(self) -> elfsymbols.Functions | None:
         try:
-            return elfsymbols.functions(self.kernel.read_bytes()) if self.kernel is not None else None
+            return self.symbols.functions if self.symbols is not None else None
         except OSError as exc:
             log.warning("%s: cannot read the kernel file for the names in a backtrace: %s", self.name, exc)
-
             return None

@@ -7,18 +7,18 @@ import contextlib
 import hashlib
 import logging
 import random
-import secrets
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from harness.deadline import ConditionNotMet, Deadline
+from harness.deadline import Deadline
 from harness.dom0 import netpeer
 from harness.errors import InfrastructureError
+from harness.guests import capture
 from harness.guests.guest import Guest
 from harness.guests.os.linux import snmp_counter
-from harness.guests.peer import Listener, Peer, inside
+from harness.guests.peer import Peer, inside
 from harness.oracles import frames
 from harness.oracles.frames import Frame
 from harness.xen import events
@@ -41,8 +41,6 @@ sent() { cat /sys/class/net/"$1"/statistics/tx_bytes; }
 first=$(sent "$1")
 for i in $(seq 300); do [ $(($(sent "$1") - first)) -ge "$2" ] && break; sleep 0.1; done
 """
-# 12 packets captured, 14 packets received by filter, 0 packets dropped by kernel     (tcpdump on SIGUSR1; "1 packet" for one)
-COUNTS = rb"(\d+) packets? captured, (\d+) packets? received by filter, (\d+) packets? dropped by kernel"
 log = logging.getLogger("fxh.guests")
 
 
@@ -94,6 +92,10 @@ class Link:
         self.vif = f"vif{guest.domid}.{index}"
         net = index + 77
         self.here, self.there = (family.address.format(net=net, station=number) for number in (1, station))
+        self.device = self.vif if namespace else guest.host.bridge
+        """The interface of dom0's end, which has the address :attr:`here`."""
+        self.expression = f"net {family.range}"
+        """Matches the link's frames (pcap-filter(7))."""
         self._port = 5001
         mac = guest.config.vifs[index].mac
         self.interface = interface or next(i.name for i in guest.profile.interfaces(guest.sh) if i.mac == mac)
@@ -102,12 +104,10 @@ class Link:
 
     def up(self) -> Link:
         """Set the addresses of both ends. :meth:`down` removes dom0's."""
-        device = self.host.bridge
         if self.namespace:
-            device = self.vif
             self.host.transport.run(["sh", "-c", _INSIDE, "sh", self.namespace, self.vif])
         # `replace`: the address may be left from an earlier guest on the same bridge.
-        self.dom0("ip", "addr", "replace", self._cidr(self.here), "dev", device, *(["nodad"] if self.family is IPV6 else []))
+        self.dom0("ip", "addr", "replace", self._cidr(self.here), "dev", self.device, *(["nodad"] if self.family is IPV6 else []))
         self.guest.profile.address(self.guest.sh, self.interface, self._cidr(self.there))
         return self
 
@@ -116,7 +116,7 @@ class Link:
         if self.namespace:
             self.host.transport.run(["ip", "netns", "del", self.namespace], check=False)
         else:
-            self.dom0("ip", "addr", "del", self._cidr(self.here), "dev", self.host.bridge, check=False)
+            self.dom0("ip", "addr", "del", self._cidr(self.here), "dev", self.device, check=False)
 
     def _cidr(self, address: str) -> str:
         return f"{address}/{self.family.prefix}"
@@ -244,42 +244,16 @@ class Link:
         Checksums need ``whole`` frames; sizes need headers only. The log has the count of skipped frames with the reasons. Raises
         InfrastructureError if frames are missing from the capture.
         """
-        remote = f"/run/fxh-{secrets.token_hex(4)}.pcap"
-        # Without --immediate-mode a tcpdump that is stopped never reads the frames of the last second. In that mode each frame takes
-        # the ring space of the longest, so the ring has to be larger than the default of 2 MiB.
-        ring = ["--immediate-mode", "-B", "32768", "-s", "65549" if whole else "96"]
-        words = ["tcpdump", "-i", self.vif, "-U", "-Z", "root", *ring, "-w", remote, "net", self.family.range]
-        stream = self.host.transport.open(["sh", "-c", 'echo $$; exec "$@"', "sh", *inside(self.namespace), *words])
-        output = Listener(stream, "tcpdump")
-        pid = output.until(rb"(\d+)\n.*listening on")[1].decode()
-
-        def unwritten() -> int:
-            """How many frames the kernel has counted and tcpdump has not written."""
-            self.host.transport.run(["kill", "-USR1", pid])
-            captured, received, dropped = (int(count) for count in output.until(COUNTS).groups())
-            if dropped:
-                raise InfrastructureError(f"dom0's kernel dropped {dropped} of {received} frames before tcpdump read them")
-            return received - captured
-
-        def all_written() -> None:
-            if (left := unwritten()) > before:
-                raise ConditionNotMet(f"tcpdump has {left - before} frames to write")
-
         found: list[Frame] = []
+        taken = frames.Capture()
         try:
-            # The kernel counts frames from before its filter was in place, which are never written.
-            before = unwritten()
-            yield found
-            Deadline(30).wait("tcpdump to write all frames", all_written)
+            with capture.to_file(self.host, self.vif, target, self.expression, namespace=self.namespace, whole=whole):
+                yield found
         finally:
-            script = 'kill -INT "$1"; while [ -d "/proc/$1" ]; do sleep 0.05; done'
-            self.host.transport.run(["sh", "-c", script, "sh", pid], Deadline(30))
-            self.host.transport.get(remote, target)
-            self.host.transport.run(["rm", "-f", remote])
-            stream.close()
-            taken = frames.read(target)
-            log.info("%s: %s", target.name, taken.summary)
-            found += taken
+            if target.exists():
+                taken = frames.read(target)
+                log.info("%s: %s", target.name, taken.summary)
+                found += taken
         if taken.damage:
             raise InfrastructureError(f"{target.name}: {taken.damage}", hint="is dom0's /run full?")
 

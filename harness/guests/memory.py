@@ -26,7 +26,7 @@ class Memory:
         row = self.guest.state()
         asked = self.guest.host.xenstore.read(self._path)
         return Sample(
-            own.current, own.target, own.managed, own.free,
+            own.current, own.target, own.managed, own.free, own.unexplained,
             domain=row.memory * MIB if row else 0,
             asked=int(asked) << 10 if asked and asked.isdigit() else 0,
         )  # fmt: skip

@@ -13,7 +13,6 @@ import re
 import struct
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from harness.console.backtrace import Frame
 from harness.console.text import plain
@@ -21,11 +20,14 @@ from harness.deadline import Deadline
 from harness.dom0 import read_memory
 from harness.errors import HarnessError
 from harness.guests import sourcelines
+from harness.images.debugfile import KernelSymbols
 from harness.transport import Completed, Transport
 from harness.xen import dom0_program, elfsymbols
 
 SECONDS = 10.0
 """Limit of one inspection."""
+# Of these, the part for source lines, so that a slow dom0 does not take all of it.
+_LINES = 3.0
 
 NOT_READ = "not read: "
 """Begins a text that says why its part failed."""
@@ -72,36 +74,44 @@ def parse(text: str) -> tuple[VCPU, ...]:
     return tuple(found)
 
 
-def message_buffer(read: Callable[[int, int], bytes], symbol: Callable[[str], int | None]) -> str:
+Read = Callable[[Sequence[tuple[int, int]]], Sequence[bytes]]
+"""Reads ranges of the guest's memory, each a virtual address and a number of bytes; less where memory is not mapped."""
+
+
+def message_buffer(read: Read, symbol: Callable[[str], int | None]) -> str:
     """The kernel's messages, oldest first, and ``panic: ...`` at the end if the kernel has panicked; "" if they cannot be found.
 
-    ``read`` returns up to so many bytes at a virtual address, ``symbol`` the address of a variable.
+    ``symbol`` returns the address of a variable. ``read`` is called three times at most.
     """
-
-    def pointer(name: str) -> int:
-        place = symbol(name)
-        return int.from_bytes(read(place, 8), "little") if place is not None else 0
-
+    places = [symbol(name) or 0 for name in ("msgbufp", "panicstr")]
+    buffer, panicstr = (int.from_bytes(word, "little") for word in _read(read, [(place, 8) for place in places]))
+    header, message = _read(read, [(buffer, _MSGBUF.size), (panicstr, _PANICSTR)])
     text = ""
-    header = read(pointer("msgbufp"), _MSGBUF.size)
     if len(header) == _MSGBUF.size:
         start, magic, size, written, _ = _MSGBUF.unpack(header)
         if magic == _MAGIC and 0 < size <= _LARGEST_MSGBUF:
-            data = read(start, size)
+            (data,) = _read(read, [(start, size)])
             turn = written % size
             ring = data[turn:] + data[:turn] if len(data) == size else data
             text = _PRIORITY.sub("", ring.replace(b"\0", b"").decode("utf-8", "replace"))
-    panic = read(pointer("panicstr"), _PANICSTR).partition(b"\0")[0].decode("utf-8", "replace")
+    panic = message.partition(b"\0")[0].decode("utf-8", "replace")
     return text + (f"\npanic: {panic}\n" if panic else "")
 
 
-def inspect(transport: Transport, domid: int, vcpus: int, kernel: Path | None, symbols: Sequence[Path] = ()) -> dict[str, str]:
+def _read(read: Read, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
+    """``read``, but without the ranges of null pointers, which have no bytes."""
+    known = [(address, size) for address, size in ranges if address]
+    found = dict(zip(known, read(known) if known else (), strict=True))
+    return [found.get(one, b"") for one in ranges]
+
+
+def inspect(transport: Transport, domid: int, vcpus: int, symbols: KernelSymbols | None) -> dict[str, str]:
     """Describe a domain in two texts, ``vcpus`` and ``messages``. A text says why if its part failed. Takes 10 s at most.
 
-    ``kernel`` is the guest's kernel file, ``symbols`` see :func:`harness.images.debugfile.find`. The domain is paused by xenctx
-    for some milliseconds and otherwise left alone. Never raises.
+    ``symbols`` are those of the guest's kernel. The domain is paused by xenctx for some milliseconds and otherwise left alone.
+    Never raises.
     """
-    deadline = Deadline(SECONDS)
+    whole, deadline = Deadline(SECONDS), Deadline(SECONDS - _LINES)
     try:
         done = transport.run(["sh", "-c", _XENCTX, "sh", str(domid), str(vcpus)], deadline, check=False)
     except HarnessError as exc:
@@ -110,30 +120,21 @@ def inspect(transport: Transport, domid: int, vcpus: int, kernel: Path | None, s
     if not any(cpu.registers for cpu in cpus):
         return {"vcpus": f"{NOT_READ}{_last_line(done) or 'xenctx printed nothing'}\n"}
     found: dict[str, str] = {}
-    data = b""
+    registers = cpus[0].registers
+
+    def read(ranges: Sequence[tuple[int, int]]) -> list[bytes]:
+        words = [str(domid), f"{registers['cr3']:x}", *(f"{address:x}:{size}" for address, size in ranges)]
+        words += ["la57"] if registers.get("cr4", 0) & 1 << 12 else []
+        out = dom0_program.run(transport, read_memory, *words, deadline=deadline)
+        return [bytes.fromhex(one) for one in json.loads(out.text)]
+
     try:
-        data = kernel.read_bytes() if kernel is not None else b""
-        registers = cpus[0].registers
-
-        def read(address: int, size: int) -> bytes:
-            if not address:
-                return b""
-            words = [
-                str(domid),
-                f"{registers['cr3']:x}",
-                f"{address:x}:{size}",
-                *(["la57"] if registers.get("cr4", 0) & 1 << 12 else []),
-            ]
-            out = dom0_program.run(transport, read_memory, *words, deadline=deadline)
-            return bytes.fromhex(json.loads(out.text)[0])
-
-        messages = message_buffer(read, lambda name: elfsymbols.address_of(data, name)) if data and "cr3" in registers else ""
-    except (HarnessError, OSError, ValueError, IndexError, TypeError) as exc:
+        messages = message_buffer(read, symbols.address_of) if symbols is not None and "cr3" in registers else ""
+    except (HarnessError, OSError, ValueError, TypeError) as exc:
         messages = f"{NOT_READ}{exc}\n"
     if messages:
         found["messages"] = plain(messages)
-    functions = elfsymbols.functions(data) if data else None
-    found["vcpus"] = "".join(_described(cpu, functions, kernel if data else None, symbols, deadline) for cpu in cpus)
+    found["vcpus"] = _described(cpus, symbols, whole)
     return found
 
 
@@ -143,23 +144,32 @@ def _last_line(done: Completed) -> str:
     return lines[-1] if lines else ""
 
 
-def _described(
-    cpu: VCPU, functions: elfsymbols.Functions | None, kernel: Path | None, symbols: Sequence[Path], deadline: Deadline
-) -> str:
-    """The stack with names, and with source lines if there is time left, then xenctx's own text."""
+def _described(cpus: Sequence[VCPU], symbols: KernelSymbols | None, deadline: Deadline) -> str:
+    """For each vCPU its stack with names, and with source lines if there is time left, then xenctx's own text."""
+    try:
+        functions = symbols.functions if symbols is not None else None
+    except OSError:
+        functions = None
+    traces = [_frames(cpu, functions) for cpu in cpus]
+    stacks, why = [_named(frames, functions) for frames in traces], ""
+    if symbols is not None and not deadline.expired:
+        try:
+            lines = sourcelines.backtraces(traces, symbols, seconds=deadline.remaining)
+            stacks = [found or named for found, named in zip(lines, stacks, strict=True)]
+        except (HarnessError, OSError) as exc:
+            why = f"no source lines: {exc}\n\n"
+    return why + "".join(
+        "\n".join([f"vcpu {cpu.number}", *stack, "", plain(cpu.text), "", ""]) for cpu, stack in zip(cpus, stacks, strict=True)
+    )
+
+
+def _frames(cpu: VCPU, functions: elfsymbols.Functions | None) -> list[Frame]:
     # xenctx prints every word of the stack that looks like code: a function's address is a pointer, no return address.
     calls = [
         address for number, address in enumerate(cpu.calls)
         if number == 0 or functions is None or ((hit := functions.at(address)) and hit[1] != address)
     ]  # fmt: skip
-    frames = [Frame("", address=hex(address), exact=number == 0) for number, address in enumerate(calls)]
-    lines = _named(frames, functions)
-    if kernel is not None and not deadline.expired:
-        try:
-            lines = sourcelines.backtrace(frames, kernel, symbols, seconds=deadline.remaining) or lines
-        except (HarnessError, OSError) as exc:
-            lines = [f"no source lines: {exc}", *lines]
-    return "\n".join([f"vcpu {cpu.number}", *lines, "", plain(cpu.text), "", ""])
+    return [Frame("", address=hex(address), exact=number == 0) for number, address in enumerate(calls)]
 
 
 def _named(frames: Sequence[Frame], functions: elfsymbols.Functions | None) -> list[str]:

@@ -18,7 +18,7 @@ def definition(name: str) -> GuestDefinition:
     try:
         return GUESTS[name]
     except KeyError:
-        raise UsageError(f"--guest {name}", hint=" or ".join(GUESTS)) from None
+        raise UsageError(f"--guest {name}: no such guest", hint=f"valid names: {', '.join(GUESTS)}") from None
 
 
 def default(files_given: bool) -> tuple[str, ...]:

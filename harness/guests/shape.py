@@ -16,6 +16,7 @@ class ShapeArgs(TypedDict, total=False):
     memory: int
     maxmem: int
     vcpus: int
+    maxvcpus: int
     variables: tuple[tuple[str, str | None], ...]
     on_poweroff: str
     on_reboot: str
@@ -36,6 +37,8 @@ class Shape:
     memory: int = 0
     maxmem: int = 0
     vcpus: int = 1
+    maxvcpus: int = 0
+    """The vCPUs that the domain can get later; 0: as many as ``vcpus``."""
     variables: tuple[tuple[str, str | None], ...] = ()
     """Kernel variables in addition to the profile's default ones; None removes a default one."""
     on_poweroff: str = "preserve"
@@ -50,5 +53,7 @@ class Shape:
     """``pygrub`` takes the kernel from the first disk; the source has to be a bootable one."""
     firmware: str = ""
     """HVM: ``uefi`` starts from OVMF; empty or ``bios`` from SeaBIOS."""
+    dump_device: bool = False
+    """With a further disk for a kernel dump (:mod:`harness.guests.keptdump`), where that is possible."""
     spared: bool = True
     """On an emulated CPU: leave out work that is slow there (the profile's variables for it, a TSC that Xen traps)."""

@@ -12,6 +12,7 @@ from pathlib import Path
 from harness.digest import known_sha256
 from harness.guests.os.base import GuestOS
 from harness.images import loader_conf_slot as slots
+from harness.images.debugfile import KernelSymbols
 from harness.xen.firmware import BIOS, UEFI
 
 NO_ESP_HINT = "choose an image whose layout has an EFI system partition (`fxh image layouts`), or --firmware bios"
@@ -58,6 +59,8 @@ class GuestSource:
     """Firmwares that can start the first disk as HVM: ``bios``, ``uefi`` (its partition table has an EFI system partition)."""
     given: Path | None = None
     """The file given for the first disk: raw, qcow2, or either in xz."""
+    symbols: tuple[Path, ...] = ()
+    """Files with debugging information that the user gave."""
     world: str = ""
     """The release of the userland if it is not the kernel's, for example ``13.2`` under a kernel 15.1."""
 
@@ -83,6 +86,12 @@ class GuestSource:
     def bits(self) -> int:
         """Of the kernel: 32 or 64; 0 if unknown."""
         return self.profile.kernel_bits(self.kernel) if self.kernel else 0
+
+    @property
+    def kernel_symbols(self) -> KernelSymbols | None:
+        """The symbols of its kernel, which are those of the ELF file in a compressed one; None if no kernel file is known."""
+        kernel = self.unpacked[0] if self.unpacked else self.kernel
+        return KernelSymbols(kernel, self.symbols) if kernel is not None else None
 
     def loaded(self, emulated: bool) -> tuple[Path | None, Path | None]:
         """Kernel and ramdisk for Xen's toolstack. A real dom0 unpacks them faster than it receives five times as many bytes."""

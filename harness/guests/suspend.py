@@ -8,13 +8,15 @@ import time
 from dataclasses import dataclass
 
 from harness.deadline import Deadline
-from harness.errors import CommandFailed, DeadlineExpired, GuestDied, HarnessError
+from harness.errors import CommandFailed, DeadlineExpired, GuestDied, HarnessError, InfrastructureError
 from harness.guests.guest import Guest
 
 # Seconds from the start of the restored domain to an answer of its shell.
 _RESUMED = 60.0
 # Seconds from the end of xl to the end of its helper.
 _HELPER_ENDS = 15.0
+# Bytes of a file for :func:`failed`: more than xl writes before it suspends the guest, less than the smallest guest.
+_TOO_LITTLE = 4 << 20
 # Ends the xl whose command line matches "$1". busybox may lack pkill (Debian 12's does), which shows in its status only. The brackets
 # in the pattern keep pkill from matching its own shell.
 _END_XL = 'pkill -f "$1" || for p in $(pidof xl); do tr "\\0" " " < "/proc/$p/cmdline" | grep -q "$1" && kill "$p"; done'
@@ -53,15 +55,51 @@ def through_a_file(guest: Guest) -> SaveRestoreTimes:
     return SaveRestoreTimes(saved - begun, restored - saved, (first, guest.domid))
 
 
-def _save(guest: Guest, path: str) -> None:
-    """Run ``xl save``. Raises GuestDied as soon as the guest dies, not only when xl gives up after a minute."""
-    failed: list[HarnessError] = []
+def continued(guest: Guest) -> float:
+    """Run ``xl save -c``: the guest is suspended, written to a file and continues in its domain. Returns the seconds.
+
+    Raises GuestDied if the guest does not suspend. The caller has to find out whether it answers.
+    """
+    path = f"{guest.host.directory}/{guest.name}.save"
+    guest.host.prepare()
+    begun = time.monotonic()
+    try:
+        _save(guest, path, stay=True)
+    finally:
+        guest.host.transport.run(["rm", "-f", path])
+    return time.monotonic() - begun
+
+
+def failed(guest: Guest) -> str:
+    """Run ``xl save`` into a file that cannot grow enough: the toolstack continues the suspended guest. Returns xl's messages.
+
+    Raises GuestDied if the guest does not suspend. The caller has to find out whether it answers.
+    """
+    path = f"{guest.host.directory}/{guest.name}.save"
+    guest.host.prepare()
+    try:
+        _save(guest, path, limit=_TOO_LITTLE)
+    except CommandFailed as exc:
+        if "resuming domain" not in exc.stderr or "acknowledge" in exc.stderr:
+            raise guest.hang(f"xl save: {exc.stderr.strip() or exc.message}") from exc
+        return exc.stderr
+    finally:
+        guest.host.transport.run(["rm", "-f", path])
+    raise InfrastructureError(f"xl save wrote {guest.name} to a file of at most {_TOO_LITTLE} bytes")
+
+
+def _save(guest: Guest, path: str, *, stay: bool = False, limit: int = 0) -> None:
+    """Run ``xl save``. Raises GuestDied as soon as the guest dies, not only when xl gives up after a minute.
+
+    Raises CommandFailed if xl fails with a ``limit`` of the file; without one such a failure is a hang.
+    """
+    errors: list[HarnessError] = []
 
     def save() -> None:
         try:
-            guest.host.toolstack.save(guest.domid, path)
+            guest.host.toolstack.save(guest.domid, path, stay=stay, limit=limit)
         except HarnessError as exc:
-            failed.append(exc)
+            errors.append(exc)
 
     work = threading.Thread(target=save, name=f"save-{guest.name}", daemon=True)
     work.start()
@@ -69,13 +107,13 @@ def _save(guest: Guest, path: str) -> None:
         work.join(0.2)
         if guest.console.death is not None:
             # The helper ends after xl.
-            command = ["sh", "-c", _END_XL, "sh", f"[x]l save {guest.domid} {path}"]
+            command = ["sh", "-c", _END_XL, "sh", f"[x]l save {'-c ' if stay else ''}{guest.domid} {path}"]
             guest.host.transport.run(command, check=False)
             work.join(_HELPER_ENDS)
 
             raise GuestDied(guest.console.death)
-    match failed:
-        case [CommandFailed() as exc]:
+    match errors:
+        case [CommandFailed() as exc] if not limit:
             raise guest.hang(f"xl save: {exc.stderr.strip() or exc.message}")
         case [exc]:
             raise exc

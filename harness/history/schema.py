@@ -53,7 +53,7 @@ RESULTS = Table(
 )
 
 
-# The next three tables are created at the first write. An older harness ignores them and can use the file, so VERSION stays 1.
+# The next tables are created at the first write. An older harness ignores them and can use the file, so VERSION stays 1.
 
 # Seconds of each setup step of a run.
 SETUP = Table(
@@ -86,6 +86,15 @@ COMPLAINTS = Table(
     Column("cell", Text, nullable=False),
     Column("identity", Text, nullable=False),
     UniqueConstraint("run_id", "cell", "identity"),
+)
+
+
+# A digest of each run's results, so that a reader of many runs sees which ones changed.
+DIGESTS = Table(
+    "digests",
+    MetaData(),
+    Column("run_id", Integer, nullable=False, unique=True),
+    Column("digest", Text, nullable=False),
 )
 
 

@@ -3,11 +3,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import sqlite3
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from harness.deadline import Deadline
 from harness.errors import InfrastructureError
 from harness.history import damage, schema
 from harness.history.rows import Row, RowKey, Run, dump, known_issue_values, parse_inputs, result_values, row_of, run_of, setup_of
-from harness.history.schema import COMPLAINTS, INPUTS, KNOWN_ISSUES, RESULTS, RUNS, SETUP
+from harness.history.schema import COMPLAINTS, DIGESTS, INPUTS, KNOWN_ISSUES, RESULTS, RUNS, SETUP
 from harness.results.model import CaseResult, KnownIssueMatch, RunResult
 
 log = logging.getLogger("fxh.history")
@@ -103,6 +104,8 @@ class History:
             }
             complaints = [{"run_id": number, "cell": cell, "identity": identity} for cell, identity in sorted(seen)]
             _replace(connection, COMPLAINTS, number, complaints)
+            digest = hashlib.sha256(repr([row, sorted(map(repr, rows.values()))]).encode("utf-8", "surrogatepass")).hexdigest()
+            _replace(connection, DIGESTS, number, [{"run_id": number, "digest": digest}])
             steps = setup_of(run.setup).items()
             _replace(connection, SETUP, number, [{"run_id": number, "what": what, "seconds": seconds} for what, seconds in steps])
             connection.commit()
@@ -117,9 +120,11 @@ class History:
     def _rename(self, connection: Connection, old: str, case: CaseResult) -> None:
         taken = select(RESULTS.c.run_id).where(RESULTS.c.case == case.key, RESULTS.c.cell == case.cell)
         renamed = (RESULTS.c.case == old) & (RESULTS.c.cell == case.cell) & RESULTS.c.run_id.not_in(taken)
+        runs = select(RESULTS.c.run_id).where(renamed)
+        if _has(connection, DIGESTS):
+            connection.execute(delete(DIGESTS).where(DIGESTS.c.run_id.in_(runs)))
         if _has(connection, KNOWN_ISSUES):
             issues = KNOWN_ISSUES.c
-            runs = select(RESULTS.c.run_id).where(renamed)
             of_renamed = (issues.case == old) & (issues.cell == case.cell) & issues.run_id.in_(runs)
             connection.execute(update(KNOWN_ISSUES).where(of_renamed).values(case=case.key))
         connection.execute(update(RESULTS).where(renamed).values(case=case.key, suite=case.suite))
@@ -185,6 +190,22 @@ class History:
             return {}
         rows = connection.execute(select(KNOWN_ISSUES))
         return {(row.run_id, row.case, row.cell): KnownIssueMatch(row.bug, row.why, row.gone) for row in rows}
+
+    def reading(self) -> AbstractContextManager[Connection]:
+        """A connection for queries. Errors of the database become those of this class."""
+        return self._guarded()
+
+    def digests(self) -> dict[int, str]:
+        """The digests of the results by run. A run of an older harness, or with a case that was renamed, has none."""
+        with self._guarded() as connection:
+            if not _has(connection, DIGESTS):
+                return {}
+            return {row.run_id: row.digest for row in connection.execute(select(DIGESTS))}
+
+    def known_issues(self) -> dict[RowKey, KnownIssueMatch]:
+        """The known issues of all results that have one."""
+        with self._guarded() as connection:
+            return self._known_issues(connection)
 
     def setups(self, before: int, last: int) -> tuple[dict[str, float], ...]:
         """Seconds of each setup step of the ``last`` runs before number ``before``, oldest run first."""

@@ -98,7 +98,8 @@ class DirectHost:
     def facts(self) -> HostFacts:
         info = self.info
         system = "FreeBSD" if self.dom0 == "freebsd" else "Linux"
-        return HostFacts("xl", self.config.name or self.transport.name, info.xen_version, f"{system} {info.kernel}")
+        name = self.config.name or self.transport.name
+        return HostFacts("xl", name, info.xen_version, f"{system} {info.kernel}", build_id=info.build_id)
 
     @property
     def dom0(self) -> str:
@@ -259,6 +260,10 @@ class DirectHost:
 
     def keep_for(self, domains: Sequence[str], seconds: float) -> tuple[str, ...]:
         return tuple(domain for domain in domains if self.lease is None or self.lease.keep_domain(domain, seconds))
+
+    @property
+    def symbol_files(self) -> tuple[Path, ...]:
+        return ()
 
     def _stub_socket(self, domain: int) -> Path:
         """The socket of the gdb stub for a domain."""

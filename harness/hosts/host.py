@@ -31,6 +31,8 @@ class HostFacts:
     """Work-arounds that are active on this host."""
     emulated: bool = False
     """Its CPUs are emulated in software."""
+    build_id: str = ""
+    """The hypervisor's, in hex; "" if unknown."""
 
     @property
     def label(self) -> str:
@@ -132,6 +134,11 @@ class XenHost(Protocol):
 
         The run must not use the host afterwards.
         """
+        ...
+
+    @property
+    def symbol_files(self) -> tuple[Path, ...]:
+        """Files on this machine that may have the symbols of the hypervisor."""
         ...
 
     def debuggers(self, domain: int | None) -> AbstractContextManager[tuple[Debugger, ...]]:

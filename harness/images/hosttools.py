@@ -62,16 +62,6 @@ def choose(have: dict[int, Path], major: int, llvm: int = 0) -> int:
     return min((number for number in good if number >= own_llvm(major, llvm)), default=max(good, default=0))
 
 
-def llvms(root: Path = Path("/usr/lib")) -> dict[int, Path]:
-    """The complete LLVMs in Debian's directories, by major version."""
-    found = {}
-    for directory in root.glob("llvm-*"):
-        match = re.fullmatch(r"llvm-(\d+)", directory.name)
-        if match and all((directory / "bin" / name).exists() for name in ("clang", "clang++", "clang-cpp", "ld.lld")):
-            found[int(match[1])] = directory / "bin"
-    return found
-
-
 def compiler(major: int, llvm: int = 0) -> Compiler:
     """The compiler for FreeBSD ``major`` whose tree contains LLVM ``llvm``.
 
@@ -80,7 +70,7 @@ def compiler(major: int, llvm: int = 0) -> Compiler:
     if sys.platform.startswith("freebsd"):
         return Compiler(None, _version("cc"))
     missing = debian.lacking(_COMMANDS, _HEADERS)
-    have = llvms()
+    have = debian.llvms("clang", "clang++", "clang-cpp", "ld.lld")
     chosen = choose(have, major, llvm)
     if not chosen:
         missing += _packages(own_llvm(major, llvm))

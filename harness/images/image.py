@@ -183,8 +183,9 @@ def find(wanted: str) -> Image:
     if len(matching) > 1:
         raise UsageError(f"{wanted!r} is the beginning of {len(matching)} images' keys", hint="give more characters of the key")
     if not matching or matching[0] not in keys:
-        existing = ", ".join(name for name, key in known.items() if key in keys) or "none yet"
-        raise UsageError(f"no image {wanted!r}", hint=f"there are: {existing}; `fxh image build` makes one")
+        existing = ", ".join(name for name, key in known.items() if key in keys)
+        hint = f"use one of {existing}, or build one: fxh image build" if existing else "build one: fxh image build"
+        raise UsageError(f"no image {wanted!r}", hint=hint)
     entry = entries.StoreEntry(store.directory(_KIND) / matching[0])
     return _checked(Image(wanted, entry), "build it again with the same command")
 

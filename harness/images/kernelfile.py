@@ -6,7 +6,6 @@ from __future__ import annotations
 import hashlib
 import itertools
 import re
-import struct
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -148,11 +147,3 @@ def why_not(kernel: KernelFile, layout_boots: bool) -> str:
     reason = "its section headers are stripped, and FreeBSD's Xen notes sit in a section" if stripped else "it has no Xen ELF notes"
     rest = "HVM can boot it with the loader" if layout_boots else "HVM could boot it, from a layout with a loader (gpt, mbr)"
     return f"{kernel.path}: FreeBSD {kernel.version}, but {reason}: neither PVH nor PV can start it; {rest}"
-
-
-def build_id(path: Path) -> str:
-    """The GNU build-id of a kernel file in hex, as ``sysctl kern.build_id`` prints it; "" if it has none."""
-    data = path.read_bytes()
-    # A note: namesz 4, descsz 20, type 3 (NT_GNU_BUILD_ID), "GNU\0".
-    match = re.search(re.escape(struct.pack("<III", 4, 20, 3) + b"GNU\0") + rb"(.{20})", data, re.DOTALL)
-    return match[1].hex() if match else ""

@@ -193,7 +193,7 @@ def load(name: str, *, size: int = 0, bsize: int = 0) -> Layout:
     """The layout ``name``; ``size`` (MiB) changes the root, ``bsize`` (bytes) the blocks of each UFS. Raises UsageError."""
     data = _data()
     if name not in data:
-        raise UsageError(f"no layout {name!r}", hint=f"there are: {', '.join(data)}")
+        raise UsageError(f"no layout {name!r}", hint=f"valid names: {', '.join(data)}")
     layout = parse(name, data[name])
     if bsize and bsize not in BLOCK_SIZES:
         raise UsageError(f"UFS blocks of {bsize} bytes", hint=f"one of {', '.join(map(str, BLOCK_SIZES))}")

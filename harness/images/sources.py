@@ -13,7 +13,8 @@ from harness.images import debugfile, entries, hosttools, kernconf, preflight, s
 from harness.images.buildworld import KERNEL_RECIPE, RECIPE, BuildDirectory
 from harness.images.entries import StoreEntry
 from harness.images.inputs import Input, combine, key_of, text_hash
-from harness.images.kernelfile import build_id
+from harness.xen import symbolizer
+from harness.xen.elfnotes import build_id
 
 
 class FromSource:
@@ -78,7 +79,10 @@ class FromSource:
                 "inputs": [vars(item) for item in inputs],
             }  # fmt: skip
 
-        return entries.get_or_create("kernels", key_of(*inputs), fill)
+        entry = entries.get_or_create("kernels", key_of(*inputs), fill)
+        if (entry.directory / debugfile.NAME).is_file():
+            symbolizer.prepare(entry.directory / debugfile.NAME)
+        return entry
 
     def world_inputs(self) -> list[Input]:
         return self._common()

@@ -52,7 +52,9 @@ def find(path: Path) -> SourceTree:
     path = path.expanduser().absolute()
     missing = [name for name in ("Makefile.inc1", "sys/conf/newvers.sh", "sys/amd64/conf/GENERIC") if not (path / name).is_file()]
     if missing:
-        raise UsageError(f"{path} is no FreeBSD source tree: it has no {missing[0]}", hint="give the top of one, as /usr/src")
+        raise UsageError(
+            f"{path} is not a FreeBSD source tree: it has no {missing[0]}", hint="give the top of one, such as /usr/src"
+        )
     version, branch = parse_version((path / "sys/conf/newvers.sh").read_text(errors="replace"))
     if not version:
         raise UsageError(

@@ -19,7 +19,7 @@ from typing import Any
 from harness.digest import file_sha256
 from harness.errors import UsageError
 from harness.investigate.scrub import Scrubber
-from harness.results.model import CaseResult, Outcome, RunResult
+from harness.results.model import DUMP_SUFFIX, CaseResult, Outcome, RunResult
 from harness.results.where import CONTROL_GUEST
 
 SCHEMA = 1
@@ -82,7 +82,7 @@ def export(target: Path, directory: Path, run: RunResult, case: CaseResult, scru
         _add(archive, MANIFEST, json.dumps(manifest, indent=1).encode())
         _add(archive, "README.txt", scrub(_readme(clean)).encode())
         for name in case.files:
-            if not name.endswith(".idx") and (directory / name).is_file():
+            if not name.endswith((".idx", DUMP_SUFFIX)) and (directory / name).is_file():
                 with (directory / name).open("rb") as stream:
                     stream.seek(max(0, (directory / name).stat().st_size - _LOG))
                     _add(archive, f"logs/{name}", scrub(stream.read().decode("utf-8", "replace")).encode())
@@ -93,6 +93,8 @@ def export(target: Path, directory: Path, run: RunResult, case: CaseResult, scru
 
 def read(path: Path, into: Path) -> Bundle:
     """Unpack an archive into ``into``. Raises UsageError if it is invalid, was modified, or has members outside of ``into``."""
+    if not path.is_file():
+        raise UsageError(f"{path}: no such file", hint="give a file that `fxh repro export` wrote")
     try:
         with tarfile.open(path, "r:*") as archive:
             members = archive.getmembers()

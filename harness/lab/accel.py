@@ -15,6 +15,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from harness import paths, preparing
+from harness.config.runoptions import ACCELERATORS
+from harness.errors import UsageError
 from harness.lab.qemu import TCG_CPU, Qemu
 
 # A boot sector: mov al,'K'; out 0xe9,al; out 0xf4,al; cli; hlt. The letter on QEMU's debug console proves that guest
@@ -37,7 +39,9 @@ class Accel:
 
 
 def choose(qemu: Qemu, setting: str = "auto") -> Accel:
-    """``setting`` is auto, kvm or tcg."""
+    """``setting`` is auto, kvm or tcg. Raises UsageError for another word."""
+    if setting not in ACCELERATORS:
+        raise UsageError(f"--accel {setting}: invalid value", hint=f"valid values: {', '.join(ACCELERATORS)}")
     if setting == "tcg":
         return Accel("tcg", "software emulation, as requested")
     if setting == "kvm":

@@ -88,6 +88,7 @@ def _import(file: Path, work: Path) -> LabImage:
     except (tarfile.TarError, KeyError, ValueError, EOFError) as exc:
         raise UsageError(f"{file}: no lab archive, or a damaged one ({exc})", hint="create it with: fxh lab export FILE") from exc
     except OSError as exc:
-        raise InfrastructureError(f"cannot import {file}: {exc.strerror or exc}") from exc
+        hint = "give an archive that `fxh lab export` wrote; free some space at FXH_STORE"
+        raise InfrastructureError(f"cannot import {file}: {exc.strerror or exc}", hint=hint) from exc
     finally:
         shutil.rmtree(work, ignore_errors=True)

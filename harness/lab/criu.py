@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import os
 import platform
 import shutil
 import subprocess
@@ -123,6 +124,7 @@ class CriuSnapshotter:
         (machine.directory / "xen.log").touch()
         machine.ram, machine.shares_ram = saved.memory, False
         machine.start(self.restore_command(saved.directory, machine.directory, machine.sockets), deadline)
+        _take_our_priority(machine.running().pid)
         machine.forward_ssh()
         machine.running().command("cont")
 
@@ -160,6 +162,12 @@ class CriuSnapshotter:
         mounts = [str(directory), str(view.directory), str(sockets), str(view.sockets)]
         unshare = ["unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc"]
         return [*unshare, "/bin/sh", "-c", _ENTER, "fxh-lab-namespace", *mounts, str(last_pid), *argv]
+
+
+def _take_our_priority(pid: int) -> None:
+    """Give every thread of a process our nice value: CRIU restores that of the run which made the checkpoint."""
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        os.setpriority(os.PRIO_PROCESS, int(task.name), os.getpriority(os.PRIO_PROCESS, 0))
 
 
 def pid_in_namespace(pid: int) -> int:

@@ -20,6 +20,7 @@ from harness.lab.checkpoint import Checkpoint, CheckpointKind
 from harness.lab.lab import Lab
 from harness.lab.qemu import Drive
 from harness.lab.states import LabStates
+from harness.lab.store import XEN_SYMBOLS
 from harness.transport import Completed, Stream
 
 log = logging.getLogger("fxh.lab")
@@ -82,7 +83,8 @@ class LabHost(DirectHost):
         info, lab = self.info, self.lab
         quirks = ("CR4.PAE is set on a new domain's vCPU 0 (QEMU defect, see docs/lab.md)",) if lab.spec.pae_first else ()
         note = f"{lab.qemu.label}, {lab.accel.why}"
-        return HostFacts("qemu", "lab", info.xen_version, f"Linux {info.kernel}", note, quirks, lab.spec.emulated)
+        dom0 = f"Linux {info.kernel}"
+        return HostFacts("qemu", "lab", info.xen_version, dom0, note, quirks, lab.spec.emulated, info.build_id)
 
     @property
     def capabilities(self) -> frozenset[str]:
@@ -177,6 +179,14 @@ class LabHost(DirectHost):
             self.lab.keep_for(seconds)
         return tuple(domains)
 
+    @property
+    def symbol_files(self) -> tuple[Path, ...]:
+        return (self.lab.image.directory / XEN_SYMBOLS,)
+
+    def _xen_symbols(self) -> tuple[Path, ...]:
+        """The symbols of the lab's hypervisor, unless the user has given another hypervisor."""
+        return tuple(path for path in self.symbol_files if path.is_file())
+
     def _stub_socket(self, domain: int) -> Path:
         """In the lab's own directory, so that it goes with the lab."""
         return self.lab.sockets / f"guest-{domain}"
@@ -188,7 +198,7 @@ class LabHost(DirectHost):
             found = stack.enter_context(super().debuggers(domain))
             try:
                 stub = stack.enter_context(self.lab.debugging())
-                found += (Debugger("lab", _COVERS, str(stub.path), attached=stub.attached),)
+                found += (Debugger("lab", _COVERS, str(stub.path), attached=stub.attached, more=self._xen_symbols()),)
             except InfrastructureError as exc:
                 log.warning("%s", exc.message)
             yield found

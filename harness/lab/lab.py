@@ -14,6 +14,8 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from harness import stamp
+from harness.console import xentrace
+from harness.console.text import decode
 from harness.deadline import ConditionNotMet, Deadline
 from harness.errors import InfrastructureError, LabDead, TransportError, UsageError
 from harness.lab import criu_probe, keys, registry
@@ -37,6 +39,8 @@ log = logging.getLogger("fxh.lab")
 _COLD_BOOT = 180.0
 # The longest time that a machine may compute without letting dom0 run.
 _BUSY = 60.0
+# Bytes of Xen's serial console that are searched for its panic, whose report has 7000.
+_TAIL = 1 << 14
 
 _EXPIRE = """
 import contextlib, sys, time
@@ -234,6 +238,13 @@ class Lab:
             self._transport.close()
             self._transport = None
 
+    def _serial_tail(self) -> str:
+        """The end of Xen's serial console."""
+        try:
+            return decode((self.directory / "xen.log").read_bytes()[-_TAIL:])
+        except OSError:
+            return ""
+
     @contextlib.contextmanager
     def debugging(self) -> Iterator[GdbStub]:
         """Open QEMU's gdb stub. Inside, a machine that a debugger has stopped does not count as dead. Raises LabDead."""
@@ -272,6 +283,8 @@ class Lab:
             reason += f"; QEMU's monitor does not answer either ({exc.message})"
         if not process.alive():
             reason = f"QEMU ended: {process.last_words() or 'killed'}"
+        elif panic := xentrace.panic(self._serial_tail()):
+            reason = f"Xen panicked: {panic}; {reason}"
         self.dead = reason
         log.error("lab %s: %s", self.name, reason)
         registry.mark_dead(self.name, reason)

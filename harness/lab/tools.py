@@ -11,6 +11,7 @@ from pathlib import Path
 
 from harness import debian
 from harness.errors import BuildError
+from harness.xen import symbolizer
 
 # Program to Debian package, and header to Debian package.
 TOOLS = {
@@ -67,5 +68,9 @@ def extract(package: str, suite: str, path: str, target: Path, work: Path) -> No
 
 
 def keep_debug(source: Path, target: Path, work: Path) -> None:
-    """Write the symbols and the debugging information of the ELF file ``source``, compressed, to ``target``. Raises as :func:`run`."""
+    """Write the symbols and the debugging information of the ELF file ``source``, compressed, to ``target``, and make its index.
+
+    Raises as :func:`run`.
+    """
     run(["objcopy", "--only-keep-debug", "--compress-debug-sections=zlib", str(source), str(target)], work)
+    symbolizer.prepare(target)

@@ -22,6 +22,8 @@ class Sample:
     """The memory that the guest's kernel manages."""
     free: int
     """The free memory that the guest's kernel reports."""
+    unexplained: int
+    """The memory that is neither free, nor in a use that the kernel counts, nor given to Xen."""
     domain: int
     """The memory that Xen counts for the domain."""
     asked: int

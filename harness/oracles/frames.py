@@ -95,7 +95,7 @@ def read(path: Path) -> Capture:
     found, skipped, damage = [], Counter[str](), ""
     with path.open("rb") as file:
         try:
-            for kind, data, wire in _records(file):
+            for kind, data, wire in records(file):
                 frame = _frame(data, wire, kind)
                 if isinstance(frame, Frame):
                     found.append(frame)
@@ -106,7 +106,7 @@ def read(path: Path) -> Capture:
     return Capture(tuple(found), dict(skipped), damage)
 
 
-def _records(file: BinaryIO) -> Iterator[tuple[int, bytes, int]]:
+def records(file: BinaryIO) -> Iterator[tuple[int, bytes, int]]:
     """Yield the link type, the captured bytes and the length on the wire of each record. Raises ValueError for a damaged file."""
     head = file.read(24)
     if head[:4] == _PCAPNG:

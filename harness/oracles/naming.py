@@ -64,3 +64,17 @@ def consumer_of(conftxt: str, provider: str) -> str:
             return above[-1] if above else ""
         above.append(words[2])
     return ""
+
+
+def extent_of(conftxt: str, partition: str) -> tuple[int, int] | None:
+    """Return the first byte of a partition of a disk and its size in bytes, by ``kern.geom.conftxt``.
+
+    None for an unknown partition and for one within another, whose offset counts from there.
+    Source: sys/geom/part/g_part.c, g_part_dumpconf()
+    """
+    for line in conftxt.splitlines():
+        # 1 PART xbd0p3 67108864 512 i 3 o 1073774592 ty freebsd-swap xs GPT xt 516e7cb5-6ecf-11d6-8ff8-00022d09712b
+        words = line.split()
+        if words[:3] == ["1", "PART", partition] and words[7:8] == ["o"]:
+            return int(words[8]), int(words[3])
+    return None

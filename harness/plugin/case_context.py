@@ -30,6 +30,8 @@ class CaseContext:
     """Cleanup steps for a host that cannot be restored as a whole. They run after the guests' removal, the last one first."""
     given: list[str] = field(default_factory=list)
     """Parts of the names of resources in dom0 that the harness made for the case. On a restorable host they are no leaks."""
+    symbols: tuple[Path, ...] = ()
+    """Files with debugging information that the user gave."""
     kept: str = ""
     """How to attach to the case's guests, if they are kept."""
 

@@ -7,35 +7,82 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
+from harness.console import xentrace
 from harness.console.clean import Cleaner
 from harness.console.complaints import complaints as find_complaints
 from harness.console.deaths import Death
-from harness.console.text import decode
+from harness.console.text import decode, plain
 from harness.errors import HarnessError
 from harness.guests import postmortem, sourcelines
 from harness.guests.guest import Guest
+from harness.hosts.host import XenHost
+from harness.images.debugfile import KernelSymbols, has_lines
+from harness.plugin.case_context import CaseContext
 from harness.results.model import ComplaintRecord
 
 log = logging.getLogger("fxh.evidence")
 
 BACKTRACE = "backtrace.txt"
-# Bytes of a console that are searched for complaints.
+XEN_BACKTRACE = "xen-backtrace.txt"
+XEN_LOG, CPUS_LOG, SERIAL_LOG = "xl-dmesg.log", "xen-cpus.log", "lab-serial.log"
+# Bytes of a console that are searched for complaints, and of Xen's logs for call traces.
 _SEARCHED = 1 << 20
 
 
 def backtrace(death: Death, guests: Sequence[Guest], directory: Path) -> tuple[str, ...]:
     """Write the death's backtrace with files and lines to ``directory`` and return it; empty without debugging information."""
-    kernel = next((guest.kernel for guest in reversed(guests) if guest.kernel is not None), None)
-    if kernel is None or not death.frames:
+    symbols = next((guest.symbols for guest in reversed(guests) if guest.symbols is not None), None)
+    if symbols is None or not death.frames:
         return ()
     try:
-        lines = sourcelines.backtrace(death.frames, kernel)
+        lines = sourcelines.backtrace(death.frames, symbols)
         if lines:
             (directory / BACKTRACE).write_text("\n".join(lines) + "\n")
     except (HarnessError, OSError) as exc:
         log.warning("no source lines: %s", exc)
         return ()
     return tuple(lines)
+
+
+def hypervisor(context: CaseContext) -> None:
+    """Write the call traces of Xen in the gathered logs, with files and lines, to :data:`XEN_BACKTRACE`.
+
+    The serial console of a lab has the logs of earlier cases, too. So it counts only for a panic, after which dom0 gives no log.
+    """
+    found = [trace for name in (XEN_LOG, CPUS_LOG) for trace in xentrace.traces(_text(context.directory / name))]
+    found = found or [trace for trace in xentrace.traces(_text(context.directory / SERIAL_LOG)) if trace.panic]
+    if not found or context.host is None:
+        return
+    symbols = KernelSymbols(files=(*context.symbols, *context.host.symbol_files), known=_running(context.host))
+    stacks, why = [sourcelines.names(trace.frames) for trace in found], ""
+    try:
+        debug = symbols.debug
+        if debug is None:
+            why = f"no source lines: no symbols of this Xen (build-id {symbols.identity or 'unknown'}): give its xen-syms to --symbols"
+        elif not has_lines(debug):
+            why = f"no source lines: {debug} has no line tables"
+        stacks = [
+            lines or names for lines, names in zip(sourcelines.backtraces([t.frames for t in found], symbols), stacks, strict=True)
+        ]
+    except (HarnessError, OSError) as exc:
+        why = f"no source lines: {exc}"
+    rows = [row for trace, stack in zip(found, stacks, strict=True) for row in (plain(trace.title), *stack, "")]
+    (context.directory / XEN_BACKTRACE).write_text("\n".join([*([plain(why), ""] if why else []), *rows]))
+
+
+def _running(host: XenHost) -> str:
+    """The build-id of the host's Xen. It is unknown if Xen died before anything asked."""
+    try:
+        return host.facts.build_id
+    except HarnessError:
+        return ""
+
+
+def _text(path: Path) -> str:
+    try:
+        return decode(path.read_bytes()[-_SEARCHED:])
+    except OSError:
+        return ""
 
 
 def complaints(directory: Path) -> tuple[ComplaintRecord, ...] | None:
@@ -61,7 +108,7 @@ def inspect(guests: Sequence[Guest], directory: Path) -> None:
     for guest in guests:
         if guest.domid < 0:  # not created
             continue
-        found = postmortem.inspect(guest.host.transport, guest.domid, guest.config.vcpus, guest.kernel)
+        found = postmortem.inspect(guest.host.transport, guest.domid, guest.config.vcpus, guest.symbols)
         for name, text in found.items():
             if text.startswith(postmortem.NOT_READ):
                 log.warning("%s of %s %s", name, guest.name, text.strip())

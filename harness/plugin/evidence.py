@@ -25,18 +25,21 @@ _LIMIT = 20.0
 _TAIL = 4 << 20
 
 
-def gather(context: CaseContext) -> None:
-    """Write the messages of Xen, dom0, the toolstack and the guests to the case's directory. Does not raise HarnessError."""
+def gather(context: CaseContext, *, silent: bool = False) -> None:
+    """Write the messages of Xen, dom0, the toolstack and the guests to the case's directory. Does not raise HarnessError.
+
+    ``silent``: a guest hangs or ended without a word, so Xen also dumps the state of the CPUs.
+    """
     with trace.step(trace.EVIDENCE, "gather evidence"):
-        _gather(context)
+        _gather(context, silent)
 
 
-def _gather(context: CaseContext) -> None:
+def _gather(context: CaseContext, silent: bool) -> None:
     host = context.host
     if host is None:
         return
     sources = {
-        "xl-dmesg.log": ["xl", "dmesg"],
+        diagnosis.XEN_LOG: ["xl", "dmesg"],
         "xl-list.txt": ["xl", "list", "-v"],
         "xenstore.txt": ["xenstore-ls", "-f"],
         "dom0-dmesg.log": ["dmesg"],
@@ -58,8 +61,11 @@ def _gather(context: CaseContext) -> None:
             (context.directory / name).write_bytes(done.stdout)
     else:  # the host answers
         diagnosis.inspect(context.guests, context.directory)
+        if silent:
+            _dump_cpus(host, context.directory / diagnosis.CPUS_LOG, deadline)
     for name, source in host.evidence_files().items():
         _copy_tail(source, context.directory / name)
+    diagnosis.hypervisor(context)
 
 
 def _mark_time(host: XenHost, path: Path, deadline: Deadline) -> None:
@@ -74,6 +80,21 @@ def _mark_time(host: XenHost, path: Path, deadline: Deadline) -> None:
         return
     if done.status == 0:
         path.write_text(json.dumps({"monotonic": time.monotonic(), **_uptime(host, deadline)}))
+
+
+def _dump_cpus(host: XenHost, path: Path, deadline: Deadline) -> None:
+    """Let the hypervisor dump the state of each CPU (debug key d), with a call trace where it runs Xen.
+
+    Do this last: a small log would lose its other messages.
+    """
+    try:
+        done = host.transport.run(["sh", "-c", "xl debug-keys d && sleep 0.3 && xl dmesg"], deadline.capped(5), check=False)
+    except HarnessError as exc:
+        log.warning("no state of the CPUs: %s", exc.message)
+        return
+    before, pressed, after = done.stdout.rpartition(b"'d' pressed")
+    if pressed:
+        path.write_bytes(before[before.rfind(b"\n") + 1 :] + pressed + after)
 
 
 def _uptime(host: XenHost, deadline: Deadline) -> dict[str, float]:

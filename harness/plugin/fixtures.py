@@ -13,6 +13,7 @@ from typing import Protocol, Unpack
 import pytest
 
 from harness.errors import CannotRun, InfrastructureError
+from harness.guests import keptdump
 from harness.guests.guest import Guest
 from harness.guests.shape import Shape, ShapeArgs
 from harness.hosts import scratch as disks
@@ -56,7 +57,7 @@ def rig(request: pytest.FixtureRequest) -> WorkerEnvironment:
 @pytest.fixture
 def case(request: pytest.FixtureRequest, rig: WorkerEnvironment, cell: Cell) -> Iterator[CaseContext]:
     """The context of the case, for its result. After the case, dom0 must be as before."""
-    context = CaseContext(case_directory(request.config, request.node.nodeid), cell)
+    context = CaseContext(case_directory(request.config, request.node.nodeid), cell, symbols=rig.symbols)
     request.node.stash[CASE] = context
     yield context
     if context.kept:
@@ -87,14 +88,14 @@ def toolstack(host: XenHost) -> Toolstack:
 
 
 @pytest.fixture
-def new_guest(rig: WorkerEnvironment, cell: Cell, host: XenHost, case: CaseContext) -> NewGuest:
+def new_guest(request: pytest.FixtureRequest, rig: WorkerEnvironment, cell: Cell, host: XenHost, case: CaseContext) -> NewGuest:
     """Defines guests of the cell whose domains are not created yet. They are removed after the case."""
 
     def make(**shape: Unpack[ShapeArgs]) -> Guest:
         with _skip_if_cannot_run():
-            guest = rig.new_guest(cell, host, case.directory, _shape(cell, shape))
+            guest = rig.new_guest(cell, host, case.directory, _shape(request, rig, cell, shape))
         case.guests.append(guest)
-        case.inputs.update(inputs.of(rig.source(cell)))
+        case.inputs.update(inputs.of(rig.source(cell)) | _dump_device(guest))
         return guest
 
     return make
@@ -106,9 +107,9 @@ def booted(request: pytest.FixtureRequest, rig: WorkerEnvironment, cell: Cell, c
 
     def make(prepare: Prepare | None = None, /, **shape: Unpack[ShapeArgs]) -> Guest:
         with _skip_if_cannot_run():
-            found = rig.booted_guest(cell, case, _shape(cell, shape), prepare)
+            found = rig.booted_guest(cell, case, _shape(request, rig, cell, shape), prepare)
         _require_capabilities(request, found.host, cell)
-        case.inputs.update(_inputs(found.host) | inputs.of(rig.source(cell)))
+        case.inputs.update(_inputs(found.host) | inputs.of(rig.source(cell)) | _dump_device(found))
         return found
 
     return make
@@ -160,9 +161,13 @@ def kernel_file(rig: WorkerEnvironment, cell: Cell) -> Path:
     return kernel
 
 
-def _shape(cell: Cell, shape: ShapeArgs) -> Shape:
-    """The requested shape, by default with the guest type and firmware of the cell."""
-    return replace(Shape(cell.type, firmware=cell.firmware), **shape)
+def _shape(request: pytest.FixtureRequest, rig: WorkerEnvironment, cell: Cell, shape: ShapeArgs) -> Shape:
+    """The requested shape, by default with the guest type and firmware of the cell.
+
+    A case with disks of its own (the fixture ``scratch``) may count disks, so its guest gets no dump device.
+    """
+    dump_device = rig.keeps_dumps and "scratch" not in request.fixturenames
+    return replace(Shape(cell.type, firmware=cell.firmware, dump_device=dump_device), **shape)
 
 
 def _inputs(host: XenHost) -> dict[str, str]:
@@ -174,6 +179,10 @@ def _inputs(host: XenHost) -> dict[str, str]:
     if facts.quirks:
         found["quirks"] = "; ".join(facts.quirks)
     return found
+
+
+def _dump_device(guest: Guest) -> dict[str, str]:
+    return {"dump device": keptdump.VDEV} if keptdump.target(guest) else {}
 
 
 @contextmanager

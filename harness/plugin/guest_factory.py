@@ -46,7 +46,12 @@ class GuestFactory:
         self._hosts.mark_used(cell)
         source = self._sources.source_for(cell, shape)
         config = configure(host, source, shape, host.domain_name(source.label))
-        return Guest(host, source.profile, config, directory, scale=self._scale, kernel=source.kernel)
+        return self._guest(cell, host, config, directory)
+
+    def _guest(self, cell: Cell, host: XenHost, config: DomainConfig, directory: Path) -> Guest:
+        # A shape with a bootloader has its kernel on a disk. The plain source still has the file.
+        source = self._sources.source(cell)
+        return Guest(host, source.profile, config, directory, scale=self._scale, symbols=source.kernel_symbols)
 
     def booted(self, cell: Cell, context: CaseContext, shape: Shape, prepare: Prepare | None = None) -> Guest:
         """A guest with a shell, prepared by ``prepare``.
@@ -79,8 +84,7 @@ class GuestFactory:
         )
         data = json.loads(saved.note)
         config = _config(data["config"])
-        source = self._sources.source(cell)
-        guest = Guest(held.host, source.profile, config, directory, scale=self._scale, kernel=source.kernel)
+        guest = self._guest(cell, held.host, config, directory)
         guest.prepared = data["prepared"]
         try:
             guest.adopt(int(data["domid"]))
@@ -104,7 +108,7 @@ class GuestFactory:
         host = held.host
         source = self._sources.source_for(cell, shape)
         config = configure(host, source, shape, name)
-        guest = Guest(host, source.profile, config, directory, scale=self._scale, kernel=source.kernel)
+        guest = self._guest(cell, host, config, directory)
         begun = time.monotonic()
         try:
             guest.boot()

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import replace
 from functools import cached_property
 
 from harness.errors import UsageError
@@ -56,8 +58,19 @@ class GuestSources:
             found = self._find_tested(cell.guest) if cell.under_test else self._find_control(cell.guest, xen)
             if found is None:
                 raise UsageError(f"--guest {cell.guest}: no files were given", hint=registry.definition(cell.guest).option)
-            self._sources[cell.guest, xen] = found
+            self._sources[cell.guest, xen] = replace(found, symbols=self._options.symbols)
         return self._sources[cell.guest, xen]
+
+    def of_system(self, title: str) -> Iterator[GuestSource]:
+        """The sources of the run's guests whose OS is ``title``: FreeBSD, Linux. Raises UsageError."""
+        for guest in self._options.guests:
+            definition = registry.definition(guest)
+            if definition.os.title != title:
+                continue
+            if registry.under_test((guest,)):
+                yield from filter(None, [self._find_tested(guest)])
+            else:
+                yield from filter(None, [self._find_control(guest, xen) for xen in self._options.xens])
 
     def source_for(self, cell: Cell, shape: Shape) -> GuestSource:
         """The source in this shape: for a bootloader, the kernel is on a disk."""

@@ -22,6 +22,7 @@ from harness.osversion import UNKNOWN
 from harness.plugin.cells import Cell
 
 FILE = "known_issues.toml"
+_HINTS = {str: "set a text in quotes", bool: "set true or false", datetime.date: "set a date without quotes, such as 2027-01-31"}
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,7 @@ def parse(text: str) -> tuple[KnownIssue, ...]:
     try:
         entries = tomllib.loads(text).get("issue", [])
     except tomllib.TOMLDecodeError as exc:
-        raise UsageError(f"{FILE}: {exc}") from exc
+        raise UsageError(f"{FILE}: {exc}", hint="write a date as 2027-01-31, and a text in quotes") from exc
     return tuple(_entry(n, entry) for n, entry in enumerate(entries, 1))
 
 
@@ -87,7 +88,7 @@ def _entry(number: int, entry: dict[str, Any]) -> KnownIssue:
     for name, value in entry.items():
         wanted: type = datetime.date if name in ("since", "review") else bool if name == "sometimes" else str
         if not isinstance(value, wanted) or value == "":
-            raise UsageError(f"{where}: {name} = {value!r}", hint=f"set a non-empty value of type {wanted.__name__}")
+            raise UsageError(f"{where}: {name} = {value!r}", hint=_HINTS[wanted])
     try:
         re.compile(entry["says"])
     except re.error as exc:

@@ -19,6 +19,7 @@ from harness.errors import UsageError
 from harness.guests import registry
 from harness.guests.source import NO_ESP_HINT, GuestSource
 from harness.hosts import pool
+from harness.images import debugfile
 from harness.lab import recipe
 from harness.lab.factory import MEMORY, LabSpec
 from harness.plugin import shard
@@ -172,7 +173,9 @@ def _checked(options: Options, hosts: Mapping[str, HostConfig]) -> Options:
             raise UsageError(f"--xen {xen}: no lab recipe", hint=f"valid versions: {', '.join(recipe.available())}")
     if options.scale <= 0:
         raise UsageError(f"--scale {options.scale}", hint="use a number above 0")
-    return replace(options, guests=guests, xens=options.xens or (recipe.DEFAULT_XEN,), lab_memory=options.lab_memory or MEMORY)
+    symbols = tuple(debugfile.chosen(path)[0] for path in options.symbols)
+    xens = options.xens or (recipe.DEFAULT_XEN,)
+    return replace(options, guests=guests, xens=xens, lab_memory=options.lab_memory or MEMORY, symbols=symbols)
 
 
 def _check_files(options: Options) -> None:

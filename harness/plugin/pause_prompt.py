@@ -20,7 +20,6 @@ from harness.errors import HarnessError
 from harness.guests.guest import Guest
 from harness.hosts.debugger import Debugger
 from harness.hosts.host import XenHost
-from harness.images import debugfile
 from harness.plugin.case_context import CaseContext
 
 _PROMPT = "pause> "
@@ -177,10 +176,10 @@ def _describe(guest: Guest) -> str:
 
 def _symbols(guest: Guest) -> Path | None:
     """A file with the symbols of the guest's kernel, or None."""
-    if guest.kernel is None:
+    if guest.symbols is None:
         return None
     try:
-        return debugfile.find(guest.kernel)
+        return guest.symbols.debug
     except (HarnessError, OSError):
         return None
 

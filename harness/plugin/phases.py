@@ -38,6 +38,9 @@ from harness.results.where import NOWHERE, own_parameters
 
 log = logging.getLogger("fxh.run")
 
+# Kinds of death of a guest that says nothing about it.
+_SILENT = ("hang", "eof")
+
 
 def run(item: pytest.Item, nextitem: pytest.Item | None) -> None:
     """Run a case, and repeat it once if its host was lost, because the lost run says nothing about the guest."""
@@ -115,7 +118,7 @@ def _end_with_error(item: pytest.Item, error: BaseException, call: pytest.CallIn
     if context is not None and finding.outcome not in (SKIPPED, PASSED):
         with trace.step(trace.EVIDENCE, "check the host"):
             finding = _check_host(item, context, finding)
-        evidence.gather(context)
+        evidence.gather(context, silent=finding.death is not None and finding.death.kind in _SILENT)
         pause.on_failure(item, finding.reason)
         if (
             finding.outcome == FAILED
@@ -139,7 +142,7 @@ def _end_with_error(item: pytest.Item, error: BaseException, call: pytest.CallIn
 
 def _check_host(item: pytest.Item, context: CaseContext, finding: Finding) -> Finding:
     """An infrastructure finding instead of ``finding`` if the guest fell silent and its host is broken: the guest is not to blame."""
-    silent = finding.death is None or finding.death.kind in ("hang", "eof")
+    silent = finding.death is None or finding.death.kind in _SILENT
     if context.cell is None or not silent:
         return finding
     error = item.config.stash[RIG].check(context.cell)
@@ -245,7 +248,7 @@ def _attach_to_allure(config: pytest.Config, directory: Path, result: CaseResult
     import allure
 
     for name in result.files:
-        if not name.endswith(".idx"):
+        if not name.endswith((".idx", model.DUMP_SUFFIX)):
             allure.attach.file(directory / name, name=name, attachment_type=allure.attachment_type.TEXT)  # type: ignore[no-untyped-call]
 
 

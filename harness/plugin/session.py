@@ -39,6 +39,7 @@ def check_options(config: pytest.Config) -> None:
         source = config.stash[RIG].tested
         if source is not None:
             options.check_firmwares(config.stash[OPTIONS], source)
+        config.stash[RIG].check_symbols()
     except UsageError as exc:
         raise pytest.UsageError(str(exc)) from exc
 

@@ -8,7 +8,9 @@ import secrets
 from collections.abc import Sequence
 from pathlib import Path
 
+from harness import trace
 from harness.errors import HarnessError, InfrastructureError
+from harness.guests import keptdump
 from harness.guests.guest import Guest
 from harness.guests.shape import Shape
 from harness.guests.source import GuestSource
@@ -16,7 +18,7 @@ from harness.hosts.direct import DirectHost
 from harness.hosts.host import XenHost
 from harness.hosts.inventory import Item
 from harness.images.image import Image
-from harness.plugin import hold_guest, leak_guard
+from harness.plugin import hold_guest, leak_guard, symbol_files
 from harness.plugin.case_context import CaseContext
 from harness.plugin.cells import Cell
 from harness.plugin.guest_factory import GuestFactory, Prepare
@@ -53,6 +55,15 @@ class WorkerEnvironment:
         """The source of the cell's guest."""
         return self._sources.source(cell)
 
+    def check_symbols(self) -> None:
+        """See :func:`harness.plugin.symbol_files.check`."""
+        symbol_files.check(self._options, self._sources)
+
+    @property
+    def symbols(self) -> tuple[Path, ...]:
+        """The user's files with debugging information."""
+        return self._options.symbols
+
     # -- for a case ---------------------------------------------------------------------------------------------------
 
     def host(self, cell: Cell) -> DirectHost:
@@ -73,8 +84,20 @@ class WorkerEnvironment:
 
     # -- after a case -------------------------------------------------------------------------------------------------
 
+    @property
+    def keeps_dumps(self) -> bool:
+        """``--keep dump``."""
+        return self._options.keep == "dump"
+
     def keep(self, cell: Cell, context: CaseContext) -> None:
-        """With ``--keep failed``, leave the guests of a failed case for inspection. The next case gets another share or lab."""
+        """With ``--keep failed``, leave the guests of a failed case for inspection. The next case gets another share or lab.
+
+        With ``--keep dump``, leave the dumps of those that panicked in the case's directory.
+        """
+        if self.keeps_dumps:
+            with trace.step(trace.EVIDENCE, "keep kernel dumps"):
+                for guest in context.guests:
+                    keptdump.save(guest, context.directory)
         held = self._hosts.held(cell)
         if self._options.keep != "failed" or held is None or not context.guests or context.kept:
             return

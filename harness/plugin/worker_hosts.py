@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from harness import preparing
-from harness.errors import DeadlineExpired, HarnessError, InfrastructureError, TransportError
+from harness.errors import DeadlineExpired, HarnessError, InfrastructureError, TransportError, UsageError
 from harness.hosts.direct import DirectHost
 from harness.hosts.inventory import Inventory
 from harness.lab import factory
 from harness.lab.host import LabHost
+from harness.plugin import symbol_files
 from harness.plugin.cells import Cell
 from harness.plugin.guest_sources import GuestSources
 from harness.plugin.host_provider import HostProvider
@@ -121,7 +122,13 @@ class WorkerHosts:
         if not self._options.host:
             return self._start_lab(cell.xen)
         with preparing.step(f"a share of {cell.host}"):
-            return self._provider.acquire(self._sources.source(cell))
+            host = self._provider.acquire(self._sources.source(cell))
+        try:
+            symbol_files.check_host(self._options, host)
+        except UsageError:
+            host.close()
+            raise
+        return host
 
     def _start_lab(self, xen: str) -> LabHost:
         lab = factory.make(self._options.wish(xen))

@@ -6,14 +6,16 @@ from __future__ import annotations
 import logging
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from harness.errors import HarnessError
 from harness.history.store import FILE, History, HistoryDamaged
-from harness.report import allure_files, case_timeline, html, junit, machine, mail
-from harness.report.gather import gather
-from harness.report.model import Report
 from harness.results.model import RunResult
 from harness.verdicts.values import Baseline, LastGreen
+
+# The modules of the reports take half a second to import. `fxh report --site` uses few of them.
+if TYPE_CHECKING:
+    from harness.report.model import Report
 
 log = logging.getLogger("fxh.report")
 
@@ -48,6 +50,8 @@ def build_report(
     baseline: Baseline = LastGreen(),  # noqa: B008 - a frozen value
 ) -> Report:
     """The report of the run in directory ``path``. If the history cannot be used, it has a note instead of a comparison."""
+    from harness.report.gather import gather
+
     for _ in range(2):
         try:
             return gather(path, run, History(history_file(path)), baseline=baseline)
@@ -60,6 +64,8 @@ def build_report(
 
 def write_reports(path: Path, report: Report) -> None:
     """Write all reports of a run into its directory. If one cannot be written, logs a warning and writes the others."""
+    from harness.report import allure_files, case_timeline, html, junit, machine, mail
+
     for name, write in (
         ("report.json", lambda file: file.write_text(machine.render(report), encoding="utf-8")),
         ("mail.eml", lambda file: file.write_bytes(mail.compose(report).as_bytes())),

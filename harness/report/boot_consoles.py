@@ -10,9 +10,6 @@ from pathlib import Path
 from harness.report import console_diff
 from harness.report.console_diff import Difference
 
-BOOTS = "boot/test_boot::test_boots_to_login"
-"""The case whose console is compared: it boots from the first line, in the default shape."""
-
 
 @dataclass(frozen=True)
 class ConsoleChange:

@@ -39,8 +39,12 @@ def domain_config(directory: Path, case: CaseResult) -> str:
 
 
 def backtrace(directory: Path) -> str:
-    """The backtrace with source files and lines (harness.plugin.diagnosis), or "". ``directory`` is the case's own."""
-    return _text(directory / "backtrace.txt")
+    """The backtraces of the guest and of Xen with source files and lines (harness.plugin.diagnosis), or "".
+
+    ``directory`` is the case's own.
+    """
+    guest, xen = _text(directory / "backtrace.txt"), _text(directory / "xen-backtrace.txt")
+    return "\n".join(filter(None, (guest, f"Xen:\n{xen}" if xen else "")))
 
 
 def _text(path: Path) -> str:

@@ -16,7 +16,7 @@ from harness.report.model import CaseReport, Report
 from harness.report.outcomes import matrix, strip
 from harness.report.sentence import sentence
 from harness.report.setup_steps import setup_steps
-from harness.report.trends import trends
+from harness.report.trends import BOOTS, trends
 from harness.results.model import FAILED, PASSED, SKIPPED, CaseResult, RunResult, Stamp
 from harness.verdicts.drift import WINDOW, drifts
 from harness.verdicts.run_verdicts import Key, gone, judge_run
@@ -70,7 +70,7 @@ def _boots(path: Path, results: Mapping[Key, CaseResult], past: Mapping[Key, Seq
     found = []
     for (key, cell), case in results.items():
         passed = [row for row in past.get((key, cell), ()) if row.seen.outcome == PASSED]
-        if key == boot_consoles.BOOTS and passed:
+        if key == BOOTS and passed:
             before = passed[-1]
             earlier = path.parent / before.seen.run / "cases" / before.directory
             found.append((cell, before.seen.run, earlier, path / "cases" / case.directory))

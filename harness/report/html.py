@@ -8,22 +8,21 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import jinja2
 from markupsafe import Markup
 
-from harness.console.text import plain
 from harness.report import actions, case_timeline, plot
 from harness.report.console import Line
 from harness.report.evidence import around_death, finding_rows
 from harness.report.model import CaseReport, Report
-from harness.results.model import PASSED, SKIPPED, Outcome, Stamp
+from harness.report.templating import SQUARES, environment
+from harness.results.model import PASSED, SKIPPED, Stamp
 from harness.verdicts import values
 
 # Size of all consoles and captures on the page (characters). Beyond it the page only links the files.
 _BUDGET = 5_000_000
 _CAPTURE = 6_000
 # Files of a case that the page shows.
-_CAPTURED = re.compile(r".*\.cfg|.*xl-dmesg\.log|.*xl-list\.txt|xl-.*\.log|(?:vcpus|messages)-.*\.txt", re.DOTALL)
+_CAPTURED = re.compile(r".*\.cfg|.*xl-dmesg\.log|.*xl-list\.txt|xl-.*\.log|(?:vcpus|messages|dump)-.*\.txt", re.DOTALL)
 # Console lines around a death on the first screen, and the number of new failures that have them.
 _EXCERPT, _IN_FULL = 12, 3
 # Length of a failure's reason on the first screen, in characters.
@@ -34,16 +33,6 @@ TONES = {
     values.STILL_FAILING: "old", values.FLAKY: "odd", values.BLOCKED: "lost", values.INFRASTRUCTURE: "lost", values.KNOWN: "old",
     values.FIXED: "good", values.NEW: "good", values.PASS: "good", values.SKIP: "none", values.PAUSED: "lost",
 }  # fmt: skip
-# The CSS class of each outcome in strips and matrices, and a letter for readers who do not see the colours.
-SQUARES = {
-    Outcome.PASSED: ("p", "·"),
-    Outcome.FAILED: ("f", "F"),
-    Outcome.HARNESS: ("h", "H"),
-    Outcome.INFRASTRUCTURE: ("i", "I"),
-    Outcome.KNOWN: ("k", "k"),
-    Outcome.SKIPPED: ("s", " "),
-}
-
 KINDS_OF_LINES = ("guest", "xen", "dom0", "action")
 """Sources of a time line that a reader can hide."""
 
@@ -83,34 +72,29 @@ class Panel:
 
 def render(path: Path, report: Report) -> str:
     """The page as HTML text. ``path`` is the run's directory, which has the consoles."""
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("harness.report"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        # Guest output may be anywhere, so remove control characters from every text.
-        finalize=lambda value: plain(value) if type(value) is str else value,
-    )
     stamps = [stamp.at for item in report.cases for boot in item.result.boots for stamp in boot.stages]
     longest = max([*stamps, *(stamp.at for item in report.cases for stamp in item.usual)], default=1.0)
     budget = _Budget(_BUDGET)
     items = [_item(path, item, number, longest, budget) for number, item in enumerate(report.cases)]
     _choose_full(report.news, items)
-    return environment.get_template("run.html.j2").render(
-        report=report,
-        run=report.run,
-        items=items,
-        anchors={item.result.nodeid: entry["anchor"] for item, entry in zip(report.cases, items, strict=True)},
-        worse=[(item, drift) for item, case in zip(items, report.cases, strict=True) for drift in case.drifts if drift.worse],
-        tones=TONES,
-        squares=SQUARES,
-        usual=USUAL,
-        marks=case_timeline.MARKS,
-        labels={"guest": "guest", "xen": "hypervisor", "dom0": "dom0's kernel", "action": "actions"},
-        plots=[(trend, Markup(plot.svg(trend))) for trend in report.trends],
-        tone=_tone(report),
-        files=[name for name in ("report.json", "mail.eml", "junit.xml") if (path / name).exists() or name != "junit.xml"],
+    return (
+        environment()
+        .get_template("run.html.j2")
+        .render(
+            report=report,
+            run=report.run,
+            items=items,
+            anchors={item.result.nodeid: entry["anchor"] for item, entry in zip(report.cases, items, strict=True)},
+            worse=[(item, drift) for item, case in zip(items, report.cases, strict=True) for drift in case.drifts if drift.worse],
+            tones=TONES,
+            squares=SQUARES,
+            usual=USUAL,
+            marks=case_timeline.MARKS,
+            labels={"guest": "guest", "xen": "hypervisor", "dom0": "dom0's kernel", "action": "actions"},
+            plots=[(trend, Markup(plot.svg(trend))) for trend in report.trends],
+            tone=_tone(report),
+            files=[name for name in ("report.json", "mail.eml", "junit.xml") if (path / name).exists() or name != "junit.xml"],
+        )
     )
 
 
@@ -204,7 +188,7 @@ def _panels(directory: Path, item: CaseReport, budget: _Budget) -> list[Panel]:
 
 
 def _captures(directory: Path, files: tuple[str, ...], budget: _Budget) -> list[tuple[str, str]]:
-    """(name, end of the text) of configuration, vCPU stacks, kernel messages, and logs of hypervisor and toolstack."""
+    """(name, end of the text) of configuration, vCPU stacks, kernel messages, headers of dumps, and logs of hypervisor and toolstack."""
     found = []
     for name in sorted(files, key=lambda name: (not name.endswith(".cfg"), name)):
         if _CAPTURED.fullmatch(name):

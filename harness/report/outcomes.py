@@ -7,11 +7,21 @@ from collections.abc import Iterable, Sequence
 
 from harness.history.rows import Row
 from harness.report.model import MatrixRow, SuiteRun
-from harness.results.model import FAILED, HARNESS, INFRASTRUCTURE, KNOWN, PASSED, SKIPPED, CaseResult, Outcome, RunResult
+from harness.results.model import (
+    FAILED,
+    HARNESS,
+    INFRASTRUCTURE,
+    KNOWN,
+    PASSED,
+    SKIPPED,
+    WORST_FIRST,
+    CaseResult,
+    Outcome,
+    RunResult,
+)  # fmt: skip
 
-# The order in which a report counts outcomes, and their order from the worst to the best.
+# The order in which a report counts outcomes.
 COUNTED = (PASSED, KNOWN, FAILED, INFRASTRUCTURE, HARNESS, SKIPPED)
-WORST_FIRST = (FAILED, HARNESS, INFRASTRUCTURE, KNOWN, PASSED, SKIPPED)
 
 
 def strip(run: RunResult, case: CaseResult, past: Iterable[Row], shown: Sequence[str]) -> tuple[tuple[str, Outcome], ...]:

@@ -15,6 +15,8 @@ from harness.verdicts.drift import Drift
 _PLOTS, _POINTS, _ENOUGH = 24, 60, 3
 # A boot has many stages. Plot only its end, unless another stage drifts.
 _ALWAYS = ("stage login",)
+BOOTS = "boot/test_boot::test_boots_to_login"
+"""The case that boots from the first line, in the default shape. Its console and its stages are compared."""
 
 
 @dataclass(frozen=True)

@@ -43,7 +43,8 @@ def merge(paths: Sequence[Path], target: Path, exit_code: Callable[[tuple[CaseRe
         try:
             runs.append((path, model.read_run(path)))
         except (OSError, ValueError) as exc:
-            raise UsageError(f"{path} is not a run: {exc}", hint="name directories with a run.json") from exc
+            reason = exc.strerror if isinstance(exc, OSError) else exc
+            raise UsageError(f"{path / 'run.json'}: {reason}", hint="give the directories of runs: reports/runs/NAME") from exc
     best: dict[str, tuple[Path, RunResult, CaseResult]] = {}
     for path, run in runs:
         for case in run.cases:

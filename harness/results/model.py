@@ -22,6 +22,8 @@ from harness.results.where import NOWHERE, Where, own_parameters
 SCHEMA = 2
 """Of the files that this harness writes. It also reads schema 1 (harness.results.schema1)."""
 _SETUP = "setup.jsonl"
+DUMP_SUFFIX = ".vmcore.gz"
+"""Ends the name of a kernel dump, which is no text."""
 
 
 class Outcome(StrEnum):
@@ -40,6 +42,7 @@ class Outcome(StrEnum):
 PASSED, FAILED, KNOWN, SKIPPED = Outcome.PASSED, Outcome.FAILED, Outcome.KNOWN, Outcome.SKIPPED
 INFRASTRUCTURE, HARNESS = Outcome.INFRASTRUCTURE, Outcome.HARNESS
 OUTCOMES = tuple(Outcome)
+WORST_FIRST = (FAILED, HARNESS, INFRASTRUCTURE, KNOWN, PASSED, SKIPPED)
 
 
 @dataclass(frozen=True)

@@ -85,6 +85,9 @@ class SshTransport(FileCopies):
                     "direct-tcpip", (host, port), ("127.0.0.1", 0), timeout=max(0.1, deadline.remaining)
                 )
             return socket.create_connection((host, port), timeout=max(0.1, deadline.remaining))
+        except socket.gaierror as exc:
+            hint = f"correct the name, or add [hosts.{host}] with its address to fxh.toml"
+            raise TransportError(f"{host}: {exc.strerror}", hint=hint) from exc
         except (OSError, paramiko.SSHException, EOFError) as exc:
             way = f" over {self._over.name}" if self._over is not None else ""
             raise TransportError(f"{self._where}{way}: {exc}", hint="check that the host is up and its sshd is running") from exc

@@ -15,7 +15,7 @@ WINDOW = 20
 SHARE, SCATTER, LEAST = 0.25, 4.0, 0.25
 _SIGMA = 1.4826
 # Words in the names of metrics for which higher values are better.
-_MORE_IS_BETTER = ("throughput", "per second", "/s", "rate")
+MORE_IS_BETTER = ("throughput", "per second", "/s", "rate")
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Drift:
 
     @property
     def worse(self) -> bool:
-        more = any(word in self.metric for word in _MORE_IS_BETTER)
+        more = any(word in self.metric for word in MORE_IS_BETTER)
         return (self.now < self.usual) == more
 
     @property

@@ -99,6 +99,7 @@ class DomainConfig:
     bootloader_args: tuple[str, ...] = ()
     maxmem: int = 0
     vcpus: int = 1
+    maxvcpus: int = 0
     disks: tuple[Disk, ...] = ()
     vifs: tuple[Vif, ...] = ()
     serial: bool = False
@@ -137,6 +138,7 @@ class DomainConfig:
         ]
         optional: list[tuple[str, str | int | Sequence[str]]] = [
             ("maxmem", self.maxmem),
+            ("maxvcpus", self.maxvcpus),
             ("kernel", self.kernel),
             ("ramdisk", self.ramdisk),
             ("extra", self.extra),

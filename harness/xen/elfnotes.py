@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""Reads the ELF notes of a kernel, which tell the guest types that it supports (xen/include/public/elfnote.h)."""
+"""Reads the ELF notes of a kernel: the guest types that it supports (xen/include/public/elfnote.h), and its build-id."""
 
 from __future__ import annotations
 
+import mmap
 import struct
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 from harness.errors import UsageError
 
 _ENTRY, _FEATURES, _PHYS32_ENTRY = 1, 10, 18
+_GNU_BUILD_ID = 3
 _SHT_NOTE, _PT_NOTE = 7, 4
 _LARGEST = 512 << 20
 
@@ -50,41 +52,58 @@ def read(path: Path) -> Notes:
 
 
 def parse(data: bytes) -> Notes:
-    """The notes in an ELF image, from PT_NOTE segments and from note sections. FreeBSD's are only in a section.
+    """The Xen notes in an ELF image, from note sections and PT_NOTE segments. FreeBSD's are only in a section.
 
     Raises ValueError for a truncated file or no ELF file.
     """
+    found = ((kind, content) for owner, kind, content in _notes(data) if owner == b"Xen\0")
+    return Notes(64 if data[4] == 2 else 32, tuple(dict.fromkeys(found)))
+
+
+def build_id(path: Path) -> str:
+    """The GNU build-id of an ELF file in hex, as ``sysctl kern.build_id`` and ``xl info`` print it; "" if it has none.
+
+    A kernel may contain other ELF images with build-ids (Linux's vDSO), so only its own notes count. Raises OSError.
+    """
+    with path.open("rb") as file:
+        try:
+            # A file with debugging information has 100 MB: read only its headers and notes.
+            with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+                notes = _notes(data)
+        except ValueError:  # empty, truncated or no ELF file
+            return ""
+    return next((content.hex() for owner, kind, content in notes if (owner, kind) == (b"GNU\0", _GNU_BUILD_ID)), "")
+
+
+def _notes(data: bytes | mmap.mmap) -> list[tuple[bytes, int, bytes]]:
+    """(owner, type, content) of each note, those of sections first: a file without code has wrong offsets in its segments."""
     if data[:4] != b"\x7fELF":
         raise ValueError("not an ELF file" + (" (gzip: unpack it first)" if data[:2] == b"\x1f\x8b" else ""))
     if len(data) < 64 or data[4] not in (1, 2) or data[5] != 1:
         raise ValueError("a truncated or big-endian ELF file")
-    bits = 64 if data[4] == 2 else 32
     try:
-        if bits == 64:
+        if data[4] == 2:
             phoff, shoff = struct.unpack_from("<QQ", data, 32)
             phentsize, phnum, shentsize, shnum = struct.unpack_from("<4H", data, 54)
             segments = [struct.unpack_from("<II6Q", data, phoff + n * phentsize) for n in range(phnum)]
             sections = [struct.unpack_from("<II4Q", data, shoff + n * shentsize) for n in range(shnum if shoff else 0)]
-            areas = [(s[2], s[5]) for s in segments if s[0] == _PT_NOTE] + [(s[4], s[5]) for s in sections if s[1] == _SHT_NOTE]
+            areas = [(s[4], s[5]) for s in sections if s[1] == _SHT_NOTE] + [(s[2], s[5]) for s in segments if s[0] == _PT_NOTE]
         else:
             phoff, shoff = struct.unpack_from("<II", data, 28)
             phentsize, phnum, shentsize, shnum = struct.unpack_from("<4H", data, 42)
             segments = [struct.unpack_from("<8I", data, phoff + n * phentsize) for n in range(phnum)]
             sections = [struct.unpack_from("<6I", data, shoff + n * shentsize) for n in range(shnum if shoff else 0)]
-            areas = [(s[1], s[4]) for s in segments if s[0] == _PT_NOTE] + [(s[4], s[5]) for s in sections if s[1] == _SHT_NOTE]
-        found = [note for offset, size in areas for note in _area(data[offset : offset + size])]
+            areas = [(s[4], s[5]) for s in sections if s[1] == _SHT_NOTE] + [(s[1], s[4]) for s in segments if s[0] == _PT_NOTE]
+        return [note for offset, size in areas for note in _area(data[offset : offset + size])]
     except (struct.error, OverflowError):
         raise ValueError("a truncated ELF file: its headers point past its end") from None
-    return Notes(bits, tuple(dict.fromkeys(found)))
 
 
-def _area(data: bytes) -> list[tuple[int, bytes]]:
+def _area(data: bytes) -> list[tuple[bytes, int, bytes]]:
     found, at = [], 0
     while at + 12 <= len(data):
         namesz, descsz, kind = struct.unpack_from("<III", data, at)
-        name = data[at + 12 : at + 12 + namesz]
         start = at + 12 + (namesz + 3 & ~3)
-        if name == b"Xen\0":
-            found.append((kind, data[start : start + descsz]))
+        found.append((data[at + 12 : at + 12 + namesz], kind, data[start : start + descsz]))
         at = start + (descsz + 3 & ~3)
     return found

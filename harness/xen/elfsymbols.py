@@ -4,9 +4,14 @@
 from __future__ import annotations
 
 import bisect
+import mmap
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
+
+Data = bytes | mmap.mmap
+"""An ELF image: the content of a file, or a mapped file."""
 
 _SHT_SYMTAB, _SHT_DYNSYM, _SHT_NOBITS = 2, 11, 8
 # A FreeBSD kernel has 60,000 symbols of 24 bytes. Do not read a table of more than this many bytes.
@@ -20,20 +25,21 @@ _SHF_EXECINSTR = 4
 
 @dataclass(frozen=True)
 class Functions:
-    """The functions of a kernel: ``names`` in the order of their addresses ``starts``. ``end`` is the end of the code.
+    """The functions of a kernel: ``names`` in the order of their addresses ``starts``.
 
+    ``code`` has the start and end of each section with code; Linux has data in between.
     ``places`` maps every unique name to its address, including aliases, which ``names`` lacks.
     """
 
     starts: tuple[int, ...]
     names: tuple[str, ...]
     places: dict[str, int]
-    end: int
+    code: tuple[tuple[int, int], ...]
 
     def at(self, address: int) -> tuple[str, int] | None:
         """The function that contains ``address``, and its start; None outside the kernel's code."""
         number = bisect.bisect_right(self.starts, address) - 1
-        if number < 0 or address >= self.end:
+        if number < 0 or not any(start <= address < end for start, end in self.code):
             return None
         return self.names[number], self.starts[number]
 
@@ -44,14 +50,27 @@ class Functions:
 
 @dataclass(frozen=True)
 class _Section:
-    """An ELF section. ``offset`` and ``size`` are in bytes of the file. ``link`` is the index of a symbol table's strings."""
+    """An ELF section. ``offset`` and ``size`` are in bytes of the file. ``link`` is the index of a symbol table's strings.
 
+    ``name`` is an offset into the section with the names of sections.
+    """
+
+    name: int
     kind: int
     flags: int
     address: int
     offset: int
     size: int
     link: int
+
+
+def mapped(path: Path) -> Data:
+    """The content of a file, mapped: of 100 MB with debugging information, only symbols are read. Raises OSError."""
+    with path.open("rb") as file:
+        try:
+            return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        except ValueError:  # an empty file
+            return b""
 
 
 def read_int(data: bytes, name: str) -> int | None:
@@ -66,7 +85,7 @@ def read_text(data: bytes, name: str) -> str:
     return text.decode("ascii", "replace") if end else ""
 
 
-def _content_of(data: bytes, name: str, size: int) -> bytes:
+def _content_of(data: Data, name: str, size: int) -> bytes:
     """Up to ``size`` bytes of a variable; b"" if there is no such symbol.
 
     Reads .symtab, else .dynsym: a FreeBSD kernel has both (sys/conf/kern.pre.mk links it with --export-dynamic).
@@ -77,7 +96,7 @@ def _content_of(data: bytes, name: str, size: int) -> bytes:
         return b""
 
 
-def address_of(data: bytes, name: str) -> int | None:
+def address_of(data: Data, name: str) -> int | None:
     """The address of the symbol ``name`` in an ELF image; None if it has none or is damaged."""
     try:
         for table, strings in _tables(_elf(data)[0]):
@@ -89,7 +108,53 @@ def address_of(data: bytes, name: str) -> int | None:
     return None
 
 
-def functions(data: bytes) -> Functions | None:
+def addresses_of(data: Data, names: Iterable[str]) -> dict[str, int]:
+    """The address of each function of ``names`` that exists once; nothing for a damaged image.
+
+    Takes a tenth of the time of :func:`functions`, which reads every name.
+    """
+    try:
+        sections, wide = _elf(data)
+        for table, strings in _tables(sections):
+            if found := _addresses(_content(data, table), _content(data, strings), set(names), sections, wide):
+                return found
+    except (struct.error, IndexError, OverflowError):
+        pass
+    return {}
+
+
+def _addresses(table: bytes, strings: bytes, names: set[str], sections: list[_Section], wide: bool) -> dict[str, int]:
+    # Linkers share string tails, so a name may be in several places, one of them at the end of another name.
+    places: dict[int, str] = {}
+    for name in names:
+        word = name.encode() + b"\0"
+        at = strings.find(word)
+        while at >= 0:
+            places[at] = name
+            at = strings.find(word, at + 1)
+    found: dict[str, set[int]] = {}
+    for at, kind, index, address in _rows(table, wide):
+        if at in places and _is_code(kind, index, sections):
+            found.setdefault(places[at], set()).add(address)
+    return {name: addresses.pop() for name, addresses in found.items() if len(addresses) == 1}
+
+
+def _is_code(kind: int, index: int, sections: list[_Section]) -> bool:
+    """Whether a symbol is a function, or a label in assembly code."""
+    return kind & 15 in (_STT_NOTYPE, _STT_FUNC) and 0 < index < len(sections) and bool(sections[index].flags & _SHF_EXECINSTR)
+
+
+def has_section(data: Data, name: str) -> bool:
+    """Whether an ELF image has a section ``name`` with content; False if it is damaged."""
+    try:
+        sections, wide = _elf(data)
+        strings = _content(data, sections[struct.unpack_from("<H", data, 62 if wide else 50)[0]])
+        return any(_text(strings, section.name) == name and section.kind != _SHT_NOBITS and section.size for section in sections)
+    except (struct.error, IndexError, OverflowError):
+        return False
+
+
+def functions(data: Data) -> Functions | None:
     """The functions of an ELF image; None if it has no symbols or is damaged. Reads .symtab, else .dynsym."""
     try:
         return _functions(data)
@@ -97,27 +162,22 @@ def functions(data: bytes) -> Functions | None:
         return None
 
 
-def _functions(data: bytes) -> Functions | None:
+def _functions(data: Data) -> Functions | None:
     found: dict[int, tuple[int, str]] = {}
     places: dict[str, int] = {}
     twice: set[str] = set()
-    end = 0
     sections, wide = _elf(data)
+    code = tuple((one.address, one.address + one.size) for one in sections if one.flags & _SHF_EXECINSTR)
     for table, strings in _tables(sections):
         names = _content(data, strings)
         for name, kind, index, address in _rows(_content(data, table), wide):
-            if (
-                kind & 15 not in (_STT_NOTYPE, _STT_FUNC)
-                or not 0 < index < len(sections)
-                or not sections[index].flags & _SHF_EXECINSTR
-            ):
+            if not _is_code(kind, index, sections):
                 continue
             word = names[name : names.index(b"\0", name)].decode("ascii", "replace")
             if not word or word[0] in "$.":
                 continue
             if places.setdefault(word, address) != address:
                 twice.add(word)
-            end = max(end, sections[index].address + sections[index].size)
             # Prefer a function's name to a label's, and a global name to a local one.
             rank = 2 * (kind & 15 == _STT_FUNC) + bool(kind >> 4)
             if address not in found or rank > found[address][0]:
@@ -128,10 +188,10 @@ def _functions(data: bytes) -> Functions | None:
         return None
     starts = tuple(sorted(found))
     unique = {name: address for name, address in places.items() if name not in twice}
-    return Functions(starts, tuple(found[start][1] for start in starts), unique, end)
+    return Functions(starts, tuple(found[start][1] for start in starts), unique, code)
 
 
-def _elf(data: bytes) -> tuple[list[_Section], bool]:
+def _elf(data: Data) -> tuple[list[_Section], bool]:
     """The sections of a little-endian ELF image, and whether it is a 64-bit image; no sections for any other file."""
     if data[:4] != b"\x7fELF" or data[4] not in (1, 2) or data[5] != 1:
         return [], False
@@ -154,7 +214,7 @@ def _rows(table: bytes, wide: bool) -> Iterator[tuple[int, int, int, int]]:
         yield (row[0], row[1], row[3], row[4]) if wide else (row[0], row[3], row[5], row[1])
 
 
-def _found(data: bytes, name: bytes, size: int) -> bytes:
+def _found(data: Data, name: bytes, size: int) -> bytes:
     sections, wide = _elf(data)
     for table, strings in _tables(sections):
         found = _symbol(_content(data, table), _content(data, strings), name, wide)
@@ -168,7 +228,7 @@ def _found(data: bytes, name: bytes, size: int) -> bytes:
     return b""
 
 
-def _sections(data: bytes, wide: bool) -> list[_Section]:
+def _sections(data: Data, wide: bool) -> list[_Section]:
     if wide:
         start, (size, count) = struct.unpack_from("<Q", data, 40)[0], struct.unpack_from("<2H", data, 58)
         form = "<II4QI"  # sh_name, sh_type, sh_flags, sh_addr, sh_offset, sh_size, sh_link
@@ -176,10 +236,14 @@ def _sections(data: bytes, wide: bool) -> list[_Section]:
         start, (size, count) = struct.unpack_from("<I", data, 32)[0], struct.unpack_from("<2H", data, 46)
         form = "<7I"
     rows = (struct.unpack_from(form, data, start + number * size) for number in range(count if start else 0))
-    return [_Section(kind, flags, address, offset, length, link) for _, kind, flags, address, offset, length, link in rows]
+    return [_Section(*row) for row in rows]
 
 
-def _content(data: bytes, section: _Section) -> bytes:
+def _text(strings: bytes, at: int) -> str:
+    return strings[at : strings.find(b"\0", at)].decode("ascii", "replace")
+
+
+def _content(data: Data, section: _Section) -> bytes:
     return b"" if section.kind == _SHT_NOBITS else data[section.offset : section.offset + section.size]
 
 

@@ -48,6 +48,11 @@ def parse(text: str) -> tuple[Channel, ...]:
     return tuple(found)
 
 
+def dump(transport: Transport) -> tuple[Channel, ...]:
+    """All interdomain channels, from a new dump."""
+    return parse(transport.run(["sh", "-c", _SCRIPT]).text)
+
+
 def deaf(transport: Transport, domid: int) -> tuple[Channel, ...]:
     """dom0's channels to ``domid`` that are pending and masked, and still are a second later: dom0 will never handle them.
 
@@ -57,8 +62,7 @@ def deaf(transport: Transport, domid: int) -> tuple[Channel, ...]:
     """
 
     def stuck() -> set[Channel]:
-        ours = parse(transport.run(["sh", "-c", _SCRIPT]).text)
-        return {c for c in ours if c.domain == 0 and c.remote == domid and c.pending and c.masked}
+        return {c for c in dump(transport) if c.domain == 0 and c.remote == domid and c.pending and c.masked}
 
     first = stuck()
     if not first:

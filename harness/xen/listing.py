@@ -144,6 +144,12 @@ class HostInfo:
         return dict(self.values).get("machine", "")
 
     @property
+    def build_id(self) -> str:
+        """The GNU build-id of the hypervisor in hex; "" if it has none, or before Xen 4.7."""
+        found = dict(self.values).get("build_id", "")
+        return found if re.fullmatch(r"[0-9a-f]+", found) else ""
+
+    @property
     def x86(self) -> bool:
         """Whether Xen runs x86 guests; an ARM host has ``xen-3.0-aarch64`` among its capabilities."""
         known = " ".join(self.caps) or self.machine

@@ -1,24 +1,46 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""Source lines of addresses in a kernel, by means of llvm-symbolizer."""
+"""Source lines of addresses in a kernel, by means of LLVM's tools.
+
+llvm-symbolizer reads the DWARF of each compile unit that it meets, which takes seconds for a large kernel. llvm-gsymutil converts all of
+it once, into an index that answers in milliseconds (LLVM's GSYM format). The index lacks assembly code: llvm-symbolizer is asked for that.
+"""
 
 from __future__ import annotations
 
 import json
+import posixpath
 import re
 import shutil
 import subprocess
+import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import astuple, dataclass
 from pathlib import Path
 
-from harness.errors import InfrastructureError
+from harness import debian, store
+from harness.deadline import Deadline
+from harness.errors import HarnessError, InfrastructureError
+from harness.xen.elfnotes import build_id
 
-# llvm-symbolizer prints JSON since LLVM 13.
+KIND = "symbols"
+"""The store's kind of index. A name is a build-id with the size of its file."""
+
+# llvm-symbolizer prints JSON since LLVM 13, and llvm-gsymutil reads addresses from stdin.
 _OLDEST = 13
-# llvm-symbolizer-19     /usr/lib/llvm-19/bin/llvm-symbolizer
-_NUMBER = re.compile(r"-(\d+)(?:/|$)")
-# /usr/src/sys/dev/xen/blkfront/blkfront.c     ./machine/cpufunc.h
-_PREFIX = re.compile(r"^(?:/usr/src/|\./)")
+# An index has a tenth of its kernel's debugging information: 4 MiB for FreeBSD's.
+_MOST_INDEXES = 32
+_INDEX, _ANSWERS = "lines.gsym", "answers.json"
+# Answers of llvm-symbolizer that are kept with an index. A kernel has 2000 lines of assembly code.
+_MOST_ANSWERS = 4096
+# Where FreeBSD's releases and the builder have the source. The control guest's kernel has relative names.
+_SOURCE = "/usr/src/"
+# 0xffffffff80414f3c: xenbus_get_node + 20 @ /usr/src/sys/xen/xenbus/xenbusvar.h:93 [inlined]
+#                     xbd_attach + 156 @ /usr/src/sys/dev/xen/blkfront/blkfront.c:1510
+# 0xffffffff80804e53: rsb_flush + 19          0x0000000000001234: error: address 0x1234 is not in GSYM
+_GSYM = re.compile(
+    r"(?:0x(?P<address>[0-9a-f]+):)? +(?:error: .*|(?P<name>\S.*?)(?: \+ \d+)?(?: @ (?P<file>.*):(?P<line>\d+))?(?: \[inlined\])?)"
+)
 
 
 @dataclass(frozen=True)
@@ -34,43 +56,131 @@ class Line:
         return f"{self.function} ({place})" if place else self.function
 
 
-def program() -> str:
-    """The newest llvm-symbolizer on this machine. Raises InfrastructureError if there is none."""
-    found = [*Path("/usr/lib").glob("llvm-*/bin/llvm-symbolizer"), *Path("/usr/local").glob("llvm*/bin/llvm-symbolizer")]
-    numbered = sorted(((int(match[1]), str(path)) for path in found if (match := _NUMBER.search(str(path.parent)))), reverse=True)
-    if numbered and numbered[0][0] >= _OLDEST:
-        return numbered[0][1]
-    plain = shutil.which("llvm-symbolizer")
+Lines = tuple[Line, ...]
+
+
+def program(name: str = "llvm-symbolizer") -> str:
+    """The newest LLVM program ``name`` on this machine. Raises InfrastructureError if there is none."""
+    have = debian.llvms(name)
+    if have and max(have) >= _OLDEST:
+        return str(have[max(have)] / name)
+    plain = shutil.which(name)
     if plain is None:
-        raise InfrastructureError("llvm-symbolizer is not installed: frames have no source lines", hint="apt-get install llvm")
+        raise InfrastructureError(f"{name} is not installed: frames have no source lines", hint="apt-get install llvm")
     return plain
 
 
-def lookup(debug: Path, addresses: Sequence[int], seconds: float = 60.0) -> tuple[tuple[Line, ...], ...]:
+def lookup(debug: Path, addresses: Sequence[int], seconds: float = 60.0) -> tuple[Lines, ...]:
     """The source lines of each address, innermost inlined function first; an empty tuple where nothing is known.
 
     ``debug`` is an ELF file with DWARF, for example FreeBSD's kernel.debug. The addresses are those of instructions: subtract 1
-    from a return address. Raises InfrastructureError if llvm-symbolizer is missing or fails.
+    from a return address. The first use of a file makes its index. Raises InfrastructureError if LLVM's tools are missing or fail.
     """
     if not addresses:
         return ()
-    argv = [program(), f"--obj={debug}", "--output-style=JSON", "--inlines", "--demangle"]
+    deadline = Deadline(seconds)
     try:
-        done = subprocess.run(
-            argv, input="\n".join(map(hex, addresses)) + "\n", capture_output=True, text=True, errors="replace", timeout=seconds, check=False
-        )  # fmt: skip
-    except (OSError, subprocess.TimeoutExpired) as exc:
-        raise InfrastructureError(f"{argv[0]} {debug}: {exc}", hint="run it by hand; try another version of LLVM") from exc
+        index = _index(debug, deadline)
+    except HarnessError:  # LLVM without llvm-gsymutil, or a full disk
+        index = None
+    if index is None:
+        return _symbolized(debug, addresses, deadline)
+    found = list(_indexed(index, addresses, deadline))
+    unknown = [number for number, lines in enumerate(found) if not any(line.file for line in lines)]
+    answers = _read_answers(index)
+    if asked := [addresses[number] for number in unknown if addresses[number] not in answers]:
+        with suppress(InfrastructureError, OSError):  # the index has the other lines
+            answers |= dict(zip(asked, _symbolized(debug, asked, deadline), strict=True))
+            _write_answers(index, answers)
+    for number in unknown:
+        found[number] = answers.get(addresses[number], ()) or found[number]
+    return tuple(found)
+
+
+def prepare(debug: Path) -> None:
+    """Make the index of ``debug`` now, so that the first backtrace does not wait for it. Does nothing if it cannot be made."""
+    with suppress(HarnessError, OSError):
+        _index(debug, Deadline(60))
+
+
+# -- the index --------------------------------------------------------------------------------------------------------
+
+
+def _index(debug: Path, deadline: Deadline) -> Path | None:
+    """The directory of the file's index in the store, made at first use; None for a file without a build-id."""
+    identity = build_id(debug)
+    if not identity:
+        return None
+    gsymutil = program("llvm-gsymutil")
+
+    def create(work: Path) -> Path:
+        _run([gsymutil, f"--convert={debug}", f"--out-file={work / _INDEX}"], debug, deadline)
+        return work
+
+    def damage(entry: Path) -> str:
+        return "" if (entry / _INDEX).is_file() else f"no {_INDEX}"
+
+    key = f"{identity}-{debug.stat().st_size}"
+    known = (store.directory(KIND) / key).exists()
+    entry = store.get_or_create(KIND, key, create, step="index of source lines", damage=damage)
+    if not known:
+        store.keep_latest(KIND, _MOST_INDEXES)
+    return entry
+
+
+def _indexed(index: Path, addresses: Sequence[int], deadline: Deadline) -> tuple[Lines, ...]:
+    # A line of its input is an address and a file; the name of the store's directory may contain blanks.
+    asked = "".join(f"{address:#x} {_INDEX}\n" for address in addresses)
+    done = _run([program("llvm-gsymutil"), "--addresses-from-stdin"], index / _INDEX, deadline, asked, cwd=index)
+    return parse_gsym(done.stdout, len(addresses))
+
+
+def parse_gsym(text: str, count: int) -> tuple[Lines, ...]:
+    """What llvm-gsymutil printed for ``count`` addresses: a paragraph for each, with the innermost function first."""
+    found: list[Lines] = []
+    for row in text.splitlines():
+        match = _GSYM.fullmatch(row)
+        if match is None:
+            continue
+        if match["address"]:
+            found.append(())
+        if match["name"] and found:
+            found[-1] += (Line(match["name"], _relative(match["file"] or ""), int(match["line"] or 0)),)
+    return _exactly(found, count)
+
+
+def _read_answers(index: Path) -> dict[int, Lines]:
+    try:
+        data = json.loads((index / _ANSWERS).read_text())
+        return {int(address): tuple(Line(*line) for line in lines) for address, lines in data.items()}
+    except (OSError, ValueError, TypeError, AttributeError):
+        return {}
+
+
+def _write_answers(index: Path, answers: dict[int, Lines]) -> None:
+    """Keep the newest answers. Of two processes that write at once, the later one wins."""
+    kept = dict(list(answers.items())[-_MOST_ANSWERS:])
+    with tempfile.TemporaryDirectory(dir=index) as scratch:
+        part = Path(scratch) / _ANSWERS
+        part.write_text(json.dumps({str(address): [astuple(line) for line in lines] for address, lines in kept.items()}))
+        part.replace(index / _ANSWERS)
+
+
+# -- llvm-symbolizer --------------------------------------------------------------------------------------------------
+
+
+def _symbolized(debug: Path, addresses: Sequence[int], deadline: Deadline) -> tuple[Lines, ...]:
+    argv = [program(), f"--obj={debug}", "--output-style=JSON", "--inlines", "--demangle"]
+    done = _run(argv, debug, deadline, "\n".join(map(hex, addresses)) + "\n", check=False)
     found = parse(done.stdout, len(addresses))
     if done.returncode and not any(found):
-        said = (done.stderr.strip().splitlines() or [f"exit {done.returncode}"])[-1]
-        raise InfrastructureError(f"{argv[0]} {debug}: {said}", hint="is it an ELF file with debugging information?")
+        raise _failed(argv, debug, done)
     return found
 
 
-def parse(text: str, count: int) -> tuple[tuple[Line, ...], ...]:
+def parse(text: str, count: int) -> tuple[Lines, ...]:
     """What llvm-symbolizer printed for ``count`` addresses: one JSON object per line."""
-    found: list[tuple[Line, ...]] = []
+    found: list[Lines] = []
     for line in text.splitlines():
         try:
             symbols = json.loads(line).get("Symbol", [])
@@ -78,11 +188,41 @@ def parse(text: str, count: int) -> tuple[tuple[Line, ...], ...]:
         except (ValueError, AttributeError, TypeError):
             lines = ()
         found.append(tuple(one for one in lines if one.function))
-    found = found[:count]
-    return tuple(found + [()] * (count - len(found)))
+    return _exactly(found, count)
 
 
 def _line(symbol: dict[str, object]) -> Line:
     number = symbol.get("Line", 0)
     file = str(symbol.get("FileName") or "")
-    return Line(str(symbol.get("FunctionName") or ""), _PREFIX.sub("", file), number if isinstance(number, int) else 0)
+    return Line(str(symbol.get("FunctionName") or ""), _relative(file), number if isinstance(number, int) else 0)
+
+
+# -- both -------------------------------------------------------------------------------------------------------------
+
+
+def _relative(file: str) -> str:
+    """The name in the source tree: ``././include/linux/kernel.h`` and ``/usr/src/include/linux/kernel.h`` are one file."""
+    return posixpath.normpath(file).removeprefix(_SOURCE) if file else ""
+
+
+def _exactly(found: list[Lines], count: int) -> tuple[Lines, ...]:
+    return tuple(found[:count] + [()] * (count - len(found)))
+
+
+def _run(
+    argv: Sequence[str], file: Path, deadline: Deadline, text: str = "", *, cwd: Path | None = None, check: bool = True
+) -> subprocess.CompletedProcess[str]:
+    try:
+        done = subprocess.run(
+            argv, input=text, capture_output=True, text=True, errors="replace", timeout=deadline.remaining, check=False, cwd=cwd
+        )  # fmt: skip
+    except (OSError, subprocess.TimeoutExpired) as exc:
+        raise InfrastructureError(f"{argv[0]} {file}: {exc}", hint="run it by hand; try another version of LLVM") from exc
+    if check and done.returncode:
+        raise _failed(argv, file, done)
+    return done
+
+
+def _failed(argv: Sequence[str], file: Path, done: subprocess.CompletedProcess[str]) -> InfrastructureError:
+    said = (done.stderr.strip().splitlines() or [f"exit {done.returncode}"])[-1]
+    return InfrastructureError(f"{argv[0]} {file}: {said}", hint="is it an ELF file with debugging information?")

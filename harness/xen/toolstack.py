@@ -56,6 +56,10 @@ class Toolstack(Protocol):
 
     def mem_max(self, domain: str | int, mib: int) -> None: ...
 
+    def vcpu_set(self, domain: str | int, count: int) -> None:
+        """Request that the guest uses ``count`` vCPUs, even if the host has fewer CPUs."""
+        ...
+
     def info(self) -> HostInfo: ...
 
     def dmesg(self, *, clear: bool = False) -> str:
@@ -70,8 +74,11 @@ class Toolstack(Protocol):
         """Write the domain's memory to ``path`` in dom0."""
         ...
 
-    def save(self, domain: str | int, path: str) -> None:
-        """Suspend the guest and write it to ``path`` in dom0. This destroys its domain."""
+    def save(self, domain: str | int, path: str, *, stay: bool = False, limit: int = 0) -> None:
+        """Suspend the guest and write it to ``path`` in dom0. This destroys its domain, or continues it with ``stay``.
+
+        With ``limit`` the file can have at most so many bytes. A larger save fails, and the toolstack continues the guest.
+        """
         ...
 
     def restore(self, path: str, name: str) -> int:

@@ -29,6 +29,8 @@ _CREATE_SCRIPT = 'umask 077 && cat > "$1" && xl create $2 "$1" && xl domid "$3"'
 # In the old releases that got the fix for XSA-443 (4.15 to 4.17), xl has no bootloader_restrict, but libxl reads its environment.
 _RESTRICTED = 'readable "$4" "$5" && export LIBXL_BOOTLOADER_RESTRICT=1 && '
 
+# The limit of a file's size is in units of 512 bytes. A write beyond it fails with EFBIG, because the signal is ignored.
+_LIMITED = 'trap "" XFSZ; ulimit -f "$1"; shift; exec "$@"'
 
 # Prints the last line of the file, or an empty line, then new lines.
 _FOLLOW = '[ -s "$1" ] || echo; exec tail -n 1 -F "$1"'
@@ -91,6 +93,9 @@ class Xl:
     def mem_max(self, domain: str | int, mib: int) -> None:
         self._xl("mem-max", domain, f"{mib}m")
 
+    def vcpu_set(self, domain: str | int, count: int) -> None:
+        self._xl("vcpu-set", "--ignore-host", domain, count)
+
     def info(self) -> HostInfo:
         return listing.parse_info(self._xl("info").text)
 
@@ -103,8 +108,10 @@ class Xl:
     def dump_core(self, domain: str | int, path: str) -> None:
         self._xl("dump-core", domain, path, seconds=_WHOLE)
 
-    def save(self, domain: str | int, path: str) -> None:
-        self._xl("save", domain, path, seconds=_WHOLE)
+    def save(self, domain: str | int, path: str, *, stay: bool = False, limit: int = 0) -> None:
+        argv = _argv("save", [*(["-c"] if stay else []), domain, path])
+        limited = ["sh", "-c", _LIMITED, "sh", str(-(-limit // 512))] if limit else []
+        self._transport.run([*limited, *argv], Deadline(_WHOLE))
 
     def restore(self, path: str, name: str) -> int:
         self._xl("restore", path, seconds=_WHOLE)
@@ -141,6 +148,6 @@ def _argv(verb: str, words: Sequence[str | int]) -> list[str]:
     argv = ["xl", verb, *map(str, words)]
     for word in argv[2:]:
         # xl reads a name that begins with a dash as an option.
-        if word.startswith("-") and word not in ("-F", "-c"):
+        if word.startswith("-") and word not in ("-F", "-c", "--ignore-host"):
             raise UsageError(f"xl {verb}: {word!r} looks like an option")
     return argv

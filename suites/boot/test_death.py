@@ -43,6 +43,23 @@ def test_panic_is_seen_and_classified(guest: Guest, case: CaseContext) -> None:
     )
 
 
+def test_panic_names_its_functions(guest: Guest) -> None:
+    """The backtrace of a panic has the names of the kernel's functions, also if Xen's own loader started the kernel.
+
+    Source: sys/x86/xen/pv.c, xen_pvh_parse_symtab(); xen tools/libs/guest/xg_dom_elfloader.c; Linux kernel/kallsyms.c
+    Catches: a kernel without the symbols that Xen's loader gives it (xen 06ee606aaf, dec25a2cd1)
+    """
+    death = guest.panic(60)
+
+    assert death.frames, f"no backtrace was found in the console output:\n{death.excerpt}"
+    assert 2 * death.nameless < len(death.frames), finding(
+        test="a panic",
+        observed=f"{death.nameless} of the {len(death.frames)} frames in the kernel's backtrace have an address instead of a name",
+        expected="the kernel names its functions",
+        reference=guest.profile.source("names in a backtrace"),
+    )
+
+
 @pytest.mark.parametrize("control", ["poweroff", "reboot", "halt", "crash"])
 def test_control_shutdown(guest: Guest, control: str) -> None:
     """Each value of control/shutdown ends the guest with the documented reason and state letters in `xl list`.

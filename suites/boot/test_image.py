@@ -10,8 +10,8 @@ import pytest
 from harness.guests import filehash, rootfs
 from harness.guests.guest import Guest
 from harness.images.image import Image
-from harness.images.kernelfile import build_id
 from harness.oracles.finding import finding
+from harness.xen.elfnotes import build_id
 
 
 @pytest.mark.needs(os="freebsd", freebsd=">=13.0")

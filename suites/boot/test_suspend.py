@@ -8,6 +8,7 @@ import time
 import pytest
 
 from harness.guests import hotplug, suspend
+from harness.guests.clock import clock_offset
 from harness.guests.guest import Guest
 from harness.guests.link import Link
 from harness.oracles.finding import finding
@@ -18,14 +19,6 @@ from harness.plugin.fixtures import Booted
 PAUSE = 10.0
 # Seconds. Both clocks are read in whole seconds over a console.
 SLACK = 3.0
-
-
-def clock_offset(guest: Guest) -> float:
-    """The guest's clock minus dom0's, in seconds."""
-    read = ["date", "+%s"]
-    before = int(guest.host.transport.run(read).text)
-    there = int(guest.sh("date +%s"))
-    return there - (before + int(guest.host.transport.run(read).text)) / 2
 
 
 def test_time_goes_on_while_paused(guest: Guest, case: CaseContext) -> None:

@@ -63,6 +63,18 @@ def test_the_idle_lab_is_hot(own: Lab) -> None:
     assert "vif" not in left, "the domain of the prewarm left nothing"
 
 
+def test_a_restored_lab_has_our_nice_value(own: Lab) -> None:
+    ours = os.getpriority(os.PRIO_PROCESS, 0)
+    lower = min(19, ours + 3)
+    os.setpriority(os.PRIO_PROCESS, 0, lower)
+    try:
+        own.checkpoints.reset()
+    finally:
+        os.setpriority(os.PRIO_PROCESS, 0, ours)
+    tasks = Path(f"/proc/{own.machine.running().pid}/task").iterdir()
+    assert {os.getpriority(os.PRIO_PROCESS, int(task.name)) for task in tasks} == {lower}
+
+
 def test_processes_side_by_side_from_one_image(own: Lab, tmp_path: Path) -> None:
     """Both have the same pid and paths inside, but their memory, disks, sockets and ports are separate."""
     image = tmp_path / "disk.img"

@@ -7,6 +7,7 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -15,19 +16,24 @@ from pathlib import Path
 import pytest
 
 from harness import paths, preparing
+from harness.console import xentrace
 from harness.deadline import ConditionNotMet, Deadline
 from harness.errors import HarnessError, InfrastructureError, LabDead, TransportError, UsageError
+from harness.guests import sourcelines
 from harness.guests.configure import configure
 from harness.guests.guest import Guest
 from harness.guests.os.linux import from_directory
 from harness.guests.shape import Shape
+from harness.images.debugfile import KernelSymbols
 from harness.lab import archive, checkpoint, factory, registry
 from harness.lab.checkpoint import CheckpointBroken, CheckpointKind
 from harness.lab.factory import LabSpec
 from harness.lab.host import LabHost
 from harness.lab.lab import Lab
 from harness.lab.process import listening
+from harness.lab.store import XEN_SYMBOLS
 from harness.preparing import Step
+from harness.xen import elfsymbols
 from harness.xen.config import DomainConfig
 
 HERE = Path(__file__).parent
@@ -289,6 +295,55 @@ def test_a_silent_dom0_is_found_soon(lab: Lab) -> None:
     assert re.search(r"no sign of life for \d+ s; CPU 0 at [0-9a-f]{16} \(", lab.dead), lab.dead
     with pytest.raises(LabDead):
         lab.ssh.run(["true"])
+
+
+def test_a_panic_of_xen_is_named(lab: Lab) -> None:
+    """The reason of death is Xen's own, and its call trace gets source lines. An invalid instruction in a debug key's handler panics."""
+    symbols = lab.image.directory / XEN_SYMBOLS
+    functions = elfsymbols.functions(elfsymbols.mapped(symbols))
+    assert functions is not None
+    with Gdb(lab) as gdb:
+        assert gdb.ask(f"M{functions.address('dump_runq'):x},2:0f0b") == b"OK"
+
+    with pytest.raises(HarnessError):
+        lab.ssh.run(["xl", "debug-keys", "r"], Deadline(60))
+
+    assert lab.dead.startswith("Xen panicked: FATAL TRAP: vector = 6 (invalid opcode) in dump_runq(); dom0 gave no sign of life"), (
+        lab.dead
+    )
+    (trace,) = xentrace.traces((lab.directory / "xen.log").read_text(errors="replace"))
+    lines = sourcelines.backtrace(trace.frames, KernelSymbols(lab.image.directory / "xen", (symbols,)))
+    assert re.fullmatch(r"#0  dump_runq \(xen/common/sched/cpupool\.c:\d+\)", lines[0]), lines
+    assert re.fullmatch(r"#1  handle_keypress \(xen/common/keyhandler\.c:\d+\)", lines[1]), lines
+
+
+class Gdb:
+    """QEMU's gdb stub (the remote serial protocol of GDB). The machine stands still while it is connected."""
+
+    def __init__(self, lab: Lab) -> None:
+        assert lab.machine.process is not None
+        path = lab.sockets / "gdb"
+        lab.machine.process.command("human-monitor-command", **{"command-line": f"gdbserver unix:{path},server=on,wait=off"})
+        self.socket = socket.socket(socket.AF_UNIX)
+        self.socket.settimeout(20)
+        self.socket.connect(str(path))
+
+    def __enter__(self) -> Gdb:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.ask("D")
+        self.socket.close()
+
+    def ask(self, text: str) -> bytes:
+        self.socket.sendall(f"${text}#{sum(text.encode()) & 255:02x}".encode())
+        data, answers = b"", []
+        while not answers:
+            data += self.socket.recv(4096)
+            # The stub also reports that the machine has stopped: $T02thread:01;#04
+            answers = [packet for packet in re.findall(rb"\$([^#]*)#..", data) if not packet.startswith(b"T")]
+        self.socket.sendall(b"+")
+        return bytes(answers[0])
 
 
 def test_no_memory_left_for_a_guest(host: LabHost) -> None:

@@ -20,6 +20,7 @@ from harness.deadline import Deadline
 from harness.guests import replace_kernel, suspend
 from harness.guests.guest import Guest
 from harness.guests.link import Link
+from harness.guests.memory import Memory
 from harness.plugin import guest_factory
 from harness.xen import pygrub
 from harness.xen.config import DomainConfig
@@ -236,11 +237,59 @@ def deaf_to_detach() -> None:
     wrap(Xl, "block_detach", around)
 
 
+def unstated_feature() -> None:
+    """Remove what a guest stated at its boot."""
+
+    def around(original: Any, self: Guest, *rest: Any) -> Any:
+        session = original(self, *rest)
+        self.host.xenstore.write(f"/local/domain/{self.domid}/control/feature-suspend", "")
+        return session
+
+    wrap(Guest, "login", around)
+
+
+def changed_on_resume() -> None:
+    """Switch TSO off whenever a guest continues in its domain."""
+
+    def around(original: Any, guest: Guest) -> Any:
+        seconds = original(guest)
+        guest.sh("ethtool -K eth0 tso off")
+        return seconds
+
+    wrap(suspend, "continued", around)
+
+
+def lost_pages() -> None:
+    """Let the guest keep 64 pages each time it grows: four pipes with 64 KiB, which no counter of /proc/meminfo has."""
+    targets = [0]
+
+    def around(original: Any, self: Memory, value: str) -> None:
+        original(self, value)
+        if int(value) > targets[-1]:
+            self.guest.sh("for i in 1 2 3 4; do ( dd if=/dev/zero bs=64k count=1 | sleep 900 ) > /dev/null 2>&1 & done")
+        targets.append(int(value))
+
+    wrap(Memory, "write", around)
+
+
 def deaf_to_control() -> None:
     """Keep a guest from reacting to control/shutdown."""
     from harness.guests.guest import Guest
 
     wrap(Guest, "control", lambda original, self, value: None)
+
+
+def before_panic(command: str) -> Callable[[], None]:
+    """Run a command in the guest before it panics on purpose."""
+
+    def make() -> None:
+        def around(original: Any, self: Guest, seconds: float) -> Any:
+            self.sh(command)
+            return original(self, seconds)
+
+        wrap(Guest, "panic", around)
+
+    return make
 
 
 def freebsd(case: str, words: str, make: Callable[[], None], *, fatal: bool = False) -> Plant:
@@ -284,6 +333,13 @@ TABLE = {
     "offloads-forgotten": Plant("netfront/test_saved_in_the_middle", "the offloads changed from .*'tso': False.* to .*'tso': True", forgotten_offloads),
     "target-ignored": Plant("balloon/test_shrinks_and_grows_back", "the balloon is at .* MiB instead of", ignored_target),
     "target-overshot": Plant("balloon/test_shrinks_and_grows_back", "the balloon is at .* MiB instead of", mem_set(lambda mib: mib - 16)),
+    "balloon-loses-pages": Plant("balloon/test_keeps_no_page_that_it_gets", "are neither free, nor in a use that the kernel counts", lost_pages),
+    "feature-not-stated": Plant("lifecycle/test_capabilities_after_boot", "control/(feature-suspend) is", unstated_feature),
+    "setting-lost-on-resume": Plant("lifecycle/test_checkpointed[1]", "the offloads changed from .*'tso': True.* to .*'tso': False", changed_on_resume),
+    "vcpu-missing": Plant("lifecycle/test_vcpus_come_and_go", "after the boot the guest has 1 CPUs", extra_arguments(maxcpus="1")),
+    "address-not-announced": Plant("netfront/test_saved_guest_announces_itself", "no announcement of 2001:\\S+ by", replaced_command(r"^ip addr add (2001:\S+:4)/64", r"true")),
+    "slow-timer": Plant("boot/test_every_timer_keeps_time", "`sleep 3` takes", replaced_command(r"^sleep 3$", "sleep 6")),
+    "misplaced-block": Plant("root_mount/test_blocks_are_where_they_belong[512]", "block 8 holds", replaced_command(r"seek=8 ", "seek=9 ")),
     "pages-not-zeroed": Plant(
         "balloon/test_pages_are_given_back_empty", "the secret is in \\d+ of the",
         extra_arguments(init_on_alloc="0", xen_scrub_pages="0"), "pvh",
@@ -327,6 +383,23 @@ TABLE = {
     ),
     "freebsd-old-kernel": freebsd(
         "reboot/test_replaced_kernel_runs[in-place]", "the old kernel", replaced_command(r"cp \S+kernel\.new \S+$", "true"),
+    ),
+    "freebsd-unasked-panic": freebsd(
+        "boot/test_kernel_in_the_guest_is_the_manifests", "panic: kdb_sysctl_panic",
+        replaced_command(r"^sha256 -q .*", "sysctl debug.kdb.panic=1"),
+    ),
+    "freebsd-no-dump": freebsd("boot/test_dump_reaches_the_disk[512]", "there is no dump", replaced_command(r"^dumpon .*", "true")),
+    "freebsd-dump-on-two-disks": freebsd(
+        "boot/test_dump_reaches_the_disk[512]", "the content of the other disk changed",
+        before_panic("dd if=/dev/random of=/dev/xbd3 bs=512 count=1 seek=100 2>/dev/null"),
+    ),
+    "freebsd-dump-leaves-its-partition": freebsd(
+        "boot/test_dump_to_a_partition", "the disk changed outside of xbd2p2",
+        before_panic("dd if=/dev/random of=/dev/xbd2p1 bs=512 count=1 seek=9 2>/dev/null"),
+    ),
+    "freebsd-savecore-keeps-the-header": freebsd(
+        "boot/test_savecore_saves_the_dump[512]", "the trailer after savecore begins with .*FreeBSD",
+        replaced_command(r"savecore /mnt", "savecore -k /mnt"),
     ),
     "freebsd-old-menu": freebsd("reboot/test_replaced_menu", "the kernel's arguments", replaced_command(r"^sed .*menu\.lst.*", "true")),
 }  # fmt: skip

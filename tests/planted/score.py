@@ -84,6 +84,7 @@ OTHERS = {
     "netfront": "netfront/test_small_writes",
     "balloon": "balloon/test_above_maxmem_is_refused",
     "reboot": "reboot/test_plain_reboot",
+    "lifecycle": "lifecycle/test_capabilities_after_boot",
 }
 
 

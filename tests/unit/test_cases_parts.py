@@ -17,12 +17,12 @@ import pytest
 
 from harness.dom0 import netpeer, xenstore_writer
 from harness.errors import InfrastructureError, UsageError
-from harness.guests.link import COUNTS
+from harness.guests.capture import COUNTS
 from harness.guests.peer import Listener, Moved, moved
 from harness.images import kmodule
 from harness.images.disks import BootCode, write_disk
 from harness.images.layout import FileSystem, Vdev
-from harness.oracles.naming import consumer_of
+from harness.oracles.naming import consumer_of, extent_of
 from harness.transport.local import LocalTransport
 from harness.xen.config import Disk
 
@@ -46,6 +46,21 @@ CONFTXT = """\
 )
 def test_the_provider_below_a_geom_provider(provider: str, below: str) -> None:
     assert consumer_of(CONFTXT, provider) == below
+
+
+@pytest.mark.parametrize(
+    ("partition", "place"),
+    [
+        ("xbd2p2", (2097152, 536870912)),
+        ("xbd1s1", (32256, 537919488)),
+        ("xbd1s1b", None),  # its offset counts from the slice
+        ("xbd2", None),
+        ("ufs/FBROOT", None),
+        ("xbd9p1", None),
+    ],
+)
+def test_the_place_of_a_partition_on_its_disk(partition: str, place: tuple[int, int] | None) -> None:
+    assert extent_of(CONFTXT, partition) == place
 
 
 def test_a_drive_without_a_medium() -> None:

@@ -48,8 +48,9 @@ def test_each_layer_covers_the_one_below(tmp_path: Path, monkeypatch: pytest.Mon
         ("[run]\nscael = 2", "unknown run.scael\n  hint: did you mean 'scale'?"),
         ("[rnu]\nscale = 2", r"unknown \[rnu\]\n  hint: did you mean 'run'?"),
         ('[hosts.a]\nadress = "x"', "unknown hosts.a.adress\n  hint: did you mean 'address'?"),  # codespell:ignore adress
-        ('[run]\nscale = "2"', "run.scale = '2'\n  hint: set a value of type float"),
+        ('[run]\nscale = "2"', "run.scale = '2': wrong type\n  hint: set a number"),
         ("[run]\nworkers = true", "run.workers = True"),
+        ("[run]\nworkers = 0", "run.workers = 0: too small\n  hint: use 1 or more"),
         ('[hosts.a]\ntags = "x"', "set a list of strings"),
         ("hosts = 1", "write it as a table"),
         ("run = 1", "write it as a table"),
@@ -60,6 +61,15 @@ def test_each_layer_covers_the_one_below(tmp_path: Path, monkeypatch: pytest.Mon
 def test_mistakes_have_a_hint(toml: Path, text: str, words: str) -> None:
     toml.write_text(text)
     with pytest.raises(UsageError, match=words):
+        load()
+
+
+def test_an_unreadable_file(toml: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    toml.write_bytes(b"\xff\xfe")
+    with pytest.raises(UsageError, match=r"not a text file in UTF-8 \(byte 0\)\n  hint: "):
+        load()
+    monkeypatch.setenv("FXH_CONFIG", str(toml.parent))
+    with pytest.raises(UsageError, match=r": Is a directory\n  hint: make it a file"):
         load()
 
 

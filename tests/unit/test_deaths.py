@@ -507,6 +507,7 @@ def test_a_kernel_file_names_frames(tmp_path: Path) -> None:
         assert reader.death is not None
         assert (reader.death.faulting_function, asked) == (wanted, [1])
         assert not any(frame.before or not frame.function for frame in reader.death.frames)
+        assert reader.death.nameless == (2 if NAMELESS in trace else 0), "the kernel itself printed these without a name"
 
 
 def test_a_damaged_kernel_file_names_nothing() -> None:

@@ -57,7 +57,7 @@ def make_tree(top: Path, *, revision: str = 'REVISION="13.2"\nBRANCH="RELEASE"\n
 
 
 def test_not_a_source_tree(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"is no FreeBSD source tree: it has no Makefile\.inc1"):
+    with pytest.raises(UsageError, match=r"is not a FreeBSD source tree: it has no Makefile\.inc1"):
         srctree.find(tmp_path)
 
 

@@ -337,6 +337,17 @@ def test_large_inputs_are_only_named(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert bundle.options_for(read, tmp_path / "out", {"disk": tmp_path / "private/disk.img"})
 
 
+def test_a_kernel_dump_stays_out_of_a_bundle(tmp_path: Path) -> None:
+    failed = case("F", files=("dump-g.txt", "g.vmcore.gz"))
+    directory = tmp_path / "case"
+    directory.mkdir()
+    for name in failed.files:
+        (directory / name).write_text("memory of the guest")
+    bundle.export(tmp_path / "d.tar.gz", directory, run(1, failed), failed, CLEAN)
+    with tarfile.open(tmp_path / "d.tar.gz") as archive:
+        assert [name for name in archive.getnames() if name.startswith("logs/")] == ["logs/dump-g.txt"]
+
+
 def test_inputs_that_changed_since_the_run_are_not_included(tmp_path: Path) -> None:
     exported(tmp_path)
     (tmp_path / "private" / "kernel").write_bytes(b"another")

@@ -38,7 +38,7 @@ def test_freebsd_floor(memory: int, floor: float) -> None:
 
 
 def sample(current: int, domain: int) -> Sample:
-    return Sample(current * MIB, current * MIB, current * MIB, 10 * MIB, domain * MIB, current * MIB)
+    return Sample(current * MIB, current * MIB, current * MIB, 10 * MIB, 0, domain * MIB, current * MIB)
 
 
 def test_the_counts_of_guest_and_xen_must_change_equally() -> None:

@@ -20,7 +20,7 @@ class SampledMemory(Memory):
 
     def sample(self) -> Sample:
         current = next(self._sizes) * MIB
-        return Sample(current, current, current, 0, current, current)
+        return Sample(current, current, current, 0, 0, current, current)
 
     def _current(self) -> int:
         return self.sample().current

@@ -17,6 +17,8 @@ import yaml
 
 from harness.config.schema import MailConfig, NightlyConfig
 from harness.errors import InfrastructureError, UsageError
+from harness.images import entries
+from harness.lab import prune
 from harness.nightly import mail, night
 from harness.nightly.plan import NightlyStep, plan
 
@@ -137,6 +139,13 @@ def test_github_example() -> None:
         assert job["runs-on"]
         assert all(("run" in step) != ("uses" in step) for step in job["steps"])
     assert flow["jobs"]["merge"]["needs"] in flow["jobs"]
+
+
+def test_ci_caches_what_takes_minutes_to_build() -> None:
+    known = {*prune.KINDS, *entries.KINDS, *entries.CACHES, "names"}
+    for file in (DOCS / "gitlab-ci.yml", DOCS / "github-actions.yml", DOCS.parent.parent / ".github/workflows/ci.yml"):
+        cached = set(re.findall(r"^ *(?:- )?\.store/(\w+)$", file.read_text(), re.MULTILINE))
+        assert {"labs", "control"} <= cached <= known, file
 
 
 def test_cron_example() -> None:

@@ -13,6 +13,7 @@ import pytest
 from written import case, run, save
 
 from harness import report as reporting
+from harness.report import site
 from harness.results.model import Boot, Stamp
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -55,6 +56,16 @@ def test_guest_output_is_not_run(page: Path, tmp_path: Path) -> None:
     assert dom.count("<meta") == 3, "a guest's meta element is in the page"
     assert "Inputs</h2>" in dom, "the page is cut off"
     assert 'class="death"' in dom
+
+
+def test_guest_output_is_not_run_on_the_site(page: Path, tmp_path: Path) -> None:
+    site.build(tmp_path / "reports", tmp_path / "site")
+    for name in ("index.html", "runs/run-004.html"):
+        dom = browse(tmp_path / "site" / name, tmp_path, "--dump-dom")
+        assert "<title>FreeBSD under Xen: " in dom
+        assert not re.search(r"<(script|img|style>body|iframe|a href=\"javascript)", dom)
+        assert dom.count("<meta") == 3, "a guest's meta element is in the page"
+        assert dom.rstrip().endswith("</html>"), "the page is cut off"
 
 
 @pytest.mark.parametrize("size", [(1200, 900), (400, 800)])

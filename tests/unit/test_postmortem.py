@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,6 +14,8 @@ import pytest
 from harness.errors import DeadlineExpired
 from harness.guests import postmortem
 from harness.guests.postmortem import inspect, message_buffer, parse
+from harness.images import debugfile
+from harness.images.debugfile import KernelSymbols
 from harness.plugin import diagnosis
 from harness.transport import Completed
 
@@ -53,44 +55,60 @@ def test_registers_and_calls_of_each_vcpu() -> None:
     assert (second.number, second.calls) == (1, ())
 
 
-def memory(
-    ring: bytes, written: int, *, magic: int = 0x063062, panic: bytes = b""
-) -> tuple[Callable[[int, int], bytes], dict[str, int]]:
-    """A kernel's memory with msgbufp at 0x100 and panicstr at 0x200, and the addresses of both."""
-    content = {
-        0x100: (0x1000).to_bytes(8, "little"),
-        0x200: (0x5000 if panic else 0).to_bytes(8, "little"),
-        0x1000: struct.pack("<QIIII", 0x2000, magic, len(ring), written, 0),
-        0x2000: ring,
-        0x5000: panic + b"\0" + b"z" * 300,
-    }
-    return lambda address, size: content.get(address, b"")[:size], {"msgbufp": 0x100, "panicstr": 0x200}
+PLACES = {"msgbufp": 0x100, "panicstr": 0x200}
+
+
+class Memory:
+    """A kernel's memory with msgbufp at 0x100 and panicstr at 0x200; counts how often it is read."""
+
+    def __init__(self, ring: bytes, written: int, *, magic: int = 0x063062, panic: bytes = b"") -> None:
+        self.content = {
+            0x100: (0x1000).to_bytes(8, "little"),
+            0x200: (0x5000 if panic else 0).to_bytes(8, "little"),
+            0x1000: struct.pack("<QIIII", 0x2000, magic, len(ring), written, 0),
+            0x2000: ring,
+            0x5000: panic + b"\0" + b"z" * 300,
+        }
+        self.calls = 0
+
+    def __call__(self, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
+        self.calls += 1
+        assert all(address for address, _ in ranges), "nothing is at a null pointer"
+        return [self.content.get(address, b"")[:size] for address, size in ranges]
+
+    def messages(self) -> str:
+        return message_buffer(self, PLACES.get)
 
 
 def test_messages_come_in_the_order_they_were_written() -> None:
-    read, places = memory(b"second\n<6>first\n\0", 7 + 17)
-    assert message_buffer(read, places.get) == "first\nsecond\n"
+    memory = Memory(b"second\n<6>first\n\0", 7 + 17)
+    assert memory.messages() == "first\nsecond\n"
+    assert memory.calls == 3
 
 
 def test_a_buffer_that_has_not_turned_has_zeros_only_after_its_text() -> None:
-    read, places = memory(b"---<<BOOT>>---\n<118>rc\n" + bytes(40), 23)
-    assert message_buffer(read, places.get) == "---<<BOOT>>---\nrc\n"
+    assert Memory(b"---<<BOOT>>---\n<118>rc\n" + bytes(40), 23).messages() == "---<<BOOT>>---\nrc\n"
 
 
 def test_the_panic_message_is_at_the_end() -> None:
-    read, places = memory(b"booting\n" + bytes(8), 8, panic=b"page fault")
-    assert message_buffer(read, places.get) == "booting\n\npanic: page fault\n"
+    memory = Memory(b"booting\n" + bytes(8), 8, panic=b"page fault")
+    assert memory.messages() == "booting\n\npanic: page fault\n"
+    assert memory.calls == 3
 
 
 @pytest.mark.parametrize("magic", [0, 0x063061])
 def test_memory_without_the_magic_number_is_no_buffer(magic: int) -> None:
-    read, places = memory(b"noise", 5, magic=magic)
-    assert message_buffer(read, places.get) == ""
+    assert Memory(b"noise", 5, magic=magic).messages() == ""
 
 
 def test_a_kernel_without_symbols_has_no_messages() -> None:
-    read, _ = memory(b"x", 1)
-    assert message_buffer(read, lambda name: None) == ""
+    memory = Memory(b"x", 1)
+    assert message_buffer(memory, lambda name: None) == ""
+    assert memory.calls == 0
+
+
+def test_memory_that_is_not_mapped_has_no_messages() -> None:
+    assert message_buffer(lambda ranges: [b""] * len(ranges), PLACES.get) == ""
 
 
 class Dom0:
@@ -125,9 +143,10 @@ def test_what_cannot_be_read_says_why(answers: tuple[Completed | Exception, ...]
 def test_stacks_have_names_where_the_kernel_is_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     known = {0xFFFFFFFF807C95F2: ("cpu_idle_hlt", 0xFFFFFFFF807C95E2), 0xFFFFFFFF807C86DD: ("cpu_idle", 0xFFFFFFFF807C86DD)}
     names = SimpleNamespace(at=known.get)
-    monkeypatch.setattr(postmortem.elfsymbols, "functions", lambda data: names)
+    monkeypatch.setenv("FXH_STORE", str(tmp_path / "store"))
+    monkeypatch.setattr(debugfile.elfsymbols, "functions", lambda data: names)
     (tmp_path / "kernel").write_bytes(b"none")
-    found = inspect(Dom0(done(XENCTX), done("[]")), 3, 2, tmp_path / "kernel")  # type: ignore[arg-type]
+    found = inspect(Dom0(done(XENCTX), done("[]")), 3, 2, KernelSymbols(tmp_path / "kernel"))  # type: ignore[arg-type]
     assert "#0  cpu_idle_hlt+0x10\n\n" in found["vcpus"], "neither a pointer to a function nor data is a call"
     assert "messages" not in found
 
@@ -143,7 +162,6 @@ def test_a_guest_that_was_not_created_is_left_out(tmp_path: Path) -> None:
 
 
 def test_hostile_memory_is_escaped() -> None:
-    read, places = memory(b"\x1b]0;title\x07\x1b[2J<script>\n", 24)
-    found = postmortem.plain(message_buffer(read, places.get))
+    found = postmortem.plain(Memory(b"\x1b]0;title\x07\x1b[2J<script>\n", 24).messages())
     assert "\x1b" not in found
     assert "\x07" not in found

@@ -486,7 +486,7 @@ def test_allure_gets_categories_environment_and_history(tmp_path: Path) -> None:
     assert hits == ["Still failing"]
     assert "kernel=kernel.B sha256" in (allure / "environment.properties").read_text()
     history = json.loads((allure / "history" / "history.json").read_text())
-    assert [item["status"] for item in history["h1"]["items"]] == ["failed", "passed"]
+    assert [item["status"] for item in history[judged["historyId"]]["items"]] == ["failed", "passed"]
     trend = json.loads((allure / "history" / "history-trend.json").read_text())
     assert [(point["reportName"], point["data"]["failed"]) for point in trend] == [("run-002", 1), ("run-001", 0)]
 

@@ -70,6 +70,19 @@ def test_report_as_json_and_against_a_named_run(reports: Path) -> None:
     assert "branch stable/14 has no judged result" in fxh(reports, "report", "--baseline", "branch:stable/14")[1]
 
 
+def test_kcidb_data_needs_an_origin_and_a_directory(reports: Path, tmp_path: Path) -> None:
+    file = tmp_path / "run.kcidb.json"
+    code, out = fxh(reports, "report", "--kcidb", str(file), "--origin", "fxh_example")
+    assert code == 1
+    assert out.startswith("1 regression;")
+    assert {test["origin"] for test in json.loads(file.read_text())["tests"]} == {"fxh_example"}
+    for words in (["--kcidb", str(file)], ["--kcidb", str(file), "--origin", "Not-Valid"], ["--origin", "fxh_example"]):
+        with pytest.raises(UsageError):
+            fxh(reports, "report", *words)
+    with pytest.raises(UsageError, match="No such file or directory"):
+        fxh(reports, "report", "--kcidb", str(tmp_path / "nosuch" / "file"), "--origin", "fxh_example")
+
+
 @pytest.mark.parametrize("words", [["run-0"], ["nosuch"], ["../../etc"], ["*"]])
 def test_invalid_run_names(reports: Path, words: list[str]) -> None:
     with pytest.raises(UsageError):

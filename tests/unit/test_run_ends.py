@@ -52,7 +52,7 @@ def test_slow(cell, case, n):
 def test_exits(cell, case):
     pytest.exit("enough")
 '''
-FILES = {"index.html", "junit.xml", "mail.eml", "report.json", "run.json", "setup.jsonl"}
+FILES = {"allurerc.json", "index.html", "junit.xml", "mail.eml", "report.json", "run.json", "setup.jsonl"}
 FXH = [sys.executable, "-c", "import sys; sys.argv[0] = 'fxh'; from harness.cli.main import main; main()"]
 
 

@@ -247,7 +247,7 @@ def test_the_llvm_of_a_tree(tmp_path: Path) -> None:
 def test_a_compiler_that_does_not_fit_the_tree(installed: int, words: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hosttools.sys, "platform", "linux")
     monkeypatch.setattr(hosttools.debian, "lacking", lambda *_: [])
-    monkeypatch.setattr(hosttools, "llvms", lambda: {installed: Path("/llvm")})
+    monkeypatch.setattr(hosttools.debian, "llvms", lambda *_: {installed: Path("/llvm")})
     with pytest.raises(BuildError, match=words) as caught:
         hosttools.compiler(15)
     assert "clang-19 lld-19" in caught.value.hint

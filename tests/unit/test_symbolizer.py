@@ -10,10 +10,12 @@ from pathlib import Path
 
 import pytest
 
+from harness.deadline import Deadline
 from harness.errors import InfrastructureError, UsageError
 from harness.images import debugfile, entries
-from harness.xen import symbolizer
-from harness.xen.symbolizer import Line, lookup, parse
+from harness.images.debugfile import KernelSymbols
+from harness.xen import elfnotes, symbolizer
+from harness.xen.symbolizer import Line, lookup, parse, parse_gsym
 
 # The lines are counted below: keep the text as it is.
 SOURCE = """\
@@ -34,6 +36,12 @@ needs_tools = pytest.mark.skipif(
     not (shutil.which("cc") and shutil.which("nm") and [*Path("/usr/lib").glob("llvm-*/bin/llvm-symbolizer")]),
     reason="needs cc, nm and llvm-symbolizer (Debian: gcc binutils llvm)",
 )
+
+
+@pytest.fixture(autouse=True)
+def empty_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("FXH_STORE", str(tmp_path / "store"))
+    return tmp_path / "store"
 
 
 @pytest.fixture(scope="module")
@@ -92,45 +100,163 @@ def test_a_path_is_relative_to_the_source_tree() -> None:
     assert str(parse(text, 1)[0][0]) == "xbd_free (sys/dev/xen/blkfront/blkfront.c:451)"
 
 
-# -- which file belongs to a kernel -----------------------------------------------------------------------------------
+# llvm-gsymutil 19 on FreeBSD 15.1's kernel.debug.
+GSYM = """\
+0xffffffff80414f3c: BUS_READ_IVAR + 1 @ /usr/obj/usr/src/amd64.amd64/sys/XENA/./bus_if.h:110 [inlined]
+                    xenbus_get_node + 20 @ /usr/src/sys/xen/xenbus/xenbusvar.h:93 [inlined]
+                    xbd_attach + 156 @ /usr/src/sys/dev/xen/blkfront/blkfront.c:1510
+
+0x0000000000001234: error: address 0x1234 is not in GSYM
+
+0xffffffff80804e53: rsb_flush + 19
+
+0xffffffff804eefd0: vpanic @ /usr/src/sys/kern/kern_shutdown.c:892
+
+"""
 
 
-@pytest.fixture
-def empty_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("FXH_STORE", str(tmp_path / "store"))
-    return tmp_path / "store"
+def test_each_paragraph_of_the_index_is_an_address() -> None:
+    found = parse_gsym(GSYM, 5)
+    assert [str(line) for line in found[0]] == [
+        "BUS_READ_IVAR (/usr/obj/usr/src/amd64.amd64/sys/XENA/bus_if.h:110)", "xenbus_get_node (sys/xen/xenbus/xenbusvar.h:93)",
+        "xbd_attach (sys/dev/xen/blkfront/blkfront.c:1510)",
+    ]  # fmt: skip
+    assert found[1:] == ((), (Line("rsb_flush", "", 0),), (Line("vpanic", "sys/kern/kern_shutdown.c", 892),), ())
+
+
+@pytest.mark.parametrize("text", ["", "\n\n", "0xzz: f\n", "  f @ a:1\n", "Killed\n"])
+def test_unexpected_output_of_the_index_is_an_unknown_place(text: str) -> None:
+    assert parse_gsym(text, 2) == ((), ())
 
 
 @needs_tools
-def test_the_file_with_the_same_build_id_is_found(program: Path, empty_store: Path, tmp_path: Path) -> None:
+def test_the_index_answers_as_llvm_symbolizer_does(program: Path, empty_store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    addresses = range(place(program, "outer"), place(program, "outer") + 6)
+    own = symbolizer._symbolized(program, addresses, Deadline(60))
+    assert lookup(program, addresses) == own
+    (index,) = (empty_store / "symbols").glob("[0-9a-f]*")
+    monkeypatch.setattr(symbolizer, "_symbolized", lambda *_: pytest.fail("the index has all lines"))
+    before = (index / "lines.gsym").stat().st_mtime_ns
+    assert lookup(program, addresses) == own
+    assert (index / "lines.gsym").stat().st_mtime_ns == before, "it was made once"
+
+
+@needs_tools
+def test_assembly_code_is_asked_for_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "start.S").write_text(".text\n.globl main\n.type main, @function\nmain:\n  nop\n  ret\n.size main, . - main\n")
+    subprocess.run(["cc", "-g", "-Wl,--build-id=sha1", "-o", "program", "start.S"], cwd=tmp_path, check=True)
+    file, address = tmp_path / "program", place(tmp_path / "program", "main")
+    found = lookup(file, [address])
+    assert [(line.function, Path(line.file).name, line.line) for line in found[0]] == [("main", "start.S", 5)]
+    monkeypatch.setattr(symbolizer, "_symbolized", lambda *_: pytest.fail("the answer is kept"))
+    assert lookup(file, [address]) == found
+
+
+@needs_tools
+def test_damaged_answers_are_asked_for_again(program: Path, empty_store: Path) -> None:
+    outside = lookup(program, [0x10])
+    (kept,) = (empty_store / "symbols").glob("*/answers.json")
+    for text in ("", "[]", '{"x": 1}', '{"16": [["f"]]}', '{"16": 3}'):
+        kept.write_text(text)
+        assert lookup(program, [0x10]) == outside
+
+
+@needs_tools
+def test_a_file_that_changed_gets_another_index(program: Path, empty_store: Path) -> None:
+    packed = empty_store.parent / "packed"
+    for number in range(2):
+        extra = empty_store.parent / "extra"
+        extra.write_bytes(bytes(number + 1))
+        subprocess.run(["objcopy", f"--add-section=.more={extra}", program, packed], check=True)
+        lookup(packed, [place(program, "outer")])
+    assert len(list((empty_store / "symbols").glob("[0-9a-f]*"))) == 2
+
+
+@needs_tools
+def test_few_indexes_are_kept(program: Path, empty_store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(symbolizer, "_MOST_INDEXES", 1)
+    for name in ("program", "other"):
+        lookup(program.with_name(name), [place(program.with_name(name), "outer")])
+    (index,) = (empty_store / "symbols").glob("[0-9a-f]*")
+    assert index.name.startswith(elfnotes.build_id(program.with_name("other")))
+
+
+@needs_tools
+def test_llvm_without_its_indexer_gives_the_same_lines(program: Path, empty_store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected, own = lookup(program, [place(program, "outer")]), symbolizer.program
+
+    def without(name: str = "llvm-symbolizer") -> str:
+        if name != "llvm-symbolizer":
+            raise InfrastructureError(f"{name} is not installed")
+        return own(name)
+
+    monkeypatch.setattr(symbolizer, "program", without)
+    assert lookup(program, [place(program, "outer")]) == expected
+
+
+# -- which file belongs to a kernel -----------------------------------------------------------------------------------
+
+
+@needs_tools
+def test_the_file_with_the_same_build_id_is_found(program: Path, tmp_path: Path) -> None:
     stripped = tmp_path / "kernel"
-    subprocess.run(["objcopy", "--strip-debug", program, stripped], check=True)
-    assert debugfile.find(stripped) is None
+    subprocess.run(["objcopy", "--strip-all", program, stripped], check=True)
+    assert KernelSymbols(stripped).debug is None
+    assert KernelSymbols(stripped).functions is None
 
     def make(work: Path) -> dict[str, str]:
         shutil.copyfile(program, work / debugfile.NAME)
         return {}
 
     entry = entries.get_or_create("kernels", "0123456789abcdef", make)
-    assert debugfile.find(stripped) == entry.directory / debugfile.NAME
-    assert debugfile.find(stripped, [program]) == program
-    assert debugfile.find(program.with_name("other")) is None, "the store has another build"
+    assert KernelSymbols(stripped).debug == entry.directory / debugfile.NAME
+    assert KernelSymbols(stripped).functions is not None, "the names of a stripped kernel are in the other file"
+    assert KernelSymbols(stripped, (program,)).debug == program
+    assert KernelSymbols(known=elfnotes.build_id(program), files=(program,)).debug == program
+    assert KernelSymbols(program.with_name("other"), (program,)).debug == program.with_name("other"), (
+        "a kernel with lines of its own"
+    )
 
 
 @needs_tools
-def test_symbols_of_another_build_are_refused(program: Path, empty_store: Path) -> None:
-    with pytest.raises(UsageError, match="another build"):
-        debugfile.find(program, [program.with_name("other")])
-    with pytest.raises(UsageError, match="no such file"):
-        debugfile.find(program, [program.with_name("missing")])
+def test_a_note_of_another_image_in_the_kernel_does_not_count(program: Path, tmp_path: Path) -> None:
+    # Linux contains its vDSO, which has a build-id, in front of its own notes.
+    inner, outer = elfnotes.build_id(program.with_name("other")), elfnotes.build_id(program)
+    packed = tmp_path / "packed"
+    update = [f"--add-section=.image={program.with_name('other')}", str(program), str(packed)]
+    subprocess.run(["objcopy", *update], check=True)
+    assert bytes.fromhex(inner) in packed.read_bytes()
+    assert elfnotes.build_id(packed) == outer
+
+
+def test_a_file_without_notes_has_no_build_id(tmp_path: Path) -> None:
+    for number, data in enumerate((b"", b"\x7fELF", b"text" * 100, b"\x7fELF\2\1" + b"\xff" * 100)):
+        (tmp_path / str(number)).write_bytes(data)
+        assert elfnotes.build_id(tmp_path / str(number)) == ""
 
 
 @needs_tools
-def test_an_unpacked_set_of_a_release_is_searched(program: Path, empty_store: Path, tmp_path: Path) -> None:
+def test_symbols_that_cannot_be_used_are_refused(program: Path, tmp_path: Path) -> None:
+    plain, stripped, anonymous = tmp_path / "text", tmp_path / "stripped", tmp_path / "anonymous"
+    plain.write_text("no ELF file")
+    subprocess.run(["objcopy", "--strip-all", program, stripped], check=True)
+    subprocess.run(["objcopy", "--remove-section=.note.gnu.build-id", program, anonymous], check=True)
+    for path, words in (
+        (tmp_path / "missing", "no such file"), (tmp_path, "no kernel.debug"), (plain, "not an ELF file"), (stripped, "it is stripped"),
+        (anonymous, "no build-id"), (program, "neither a FreeBSD kernel nor Linux nor Xen"),
+    ):  # fmt: skip
+        with pytest.raises(UsageError, match=words):
+            debugfile.chosen(path)
+
+
+@needs_tools
+@pytest.mark.parametrize(("symbol", "kind"), [("osreldate", "FreeBSD"), ("start_kernel", "Linux"), ("__start_xen", "Xen")])
+def test_the_kind_of_symbols_is_read_from_them(symbol: str, kind: str, tmp_path: Path) -> None:
+    (tmp_path / "kernel.c").write_text(f"int {symbol} = 1;\nint main(void) {{ return 0; }}\n")
     place = tmp_path / "dbg/usr/lib/debug/boot/kernel/kernel.debug"
     place.parent.mkdir(parents=True)
-    shutil.copyfile(program, place)
-    assert debugfile.find(program, [tmp_path / "dbg"]) == place
+    subprocess.run(["cc", "-g", "-Wl,--build-id=sha1", "-o", place, "kernel.c"], cwd=tmp_path, check=True)
+    assert debugfile.chosen(place) == debugfile.chosen(tmp_path / "dbg") == (place, kind)
 
 
 @needs_tools

@@ -123,7 +123,13 @@ class ToyOS(GuestOS):
         return 64
 
     def balloon(self, run: Run) -> Balloon:
-        return Balloon(0, 0, 0, 0)
+        return Balloon(0, 0, 0, 0, 0)
+
+    def holdings(self, run: Run) -> Mapping[str, int]:
+        return {}
+
+    def clock_commands(self, run: Run) -> Mapping[str, str]:
+        return {}
 
     def hog(self, mib: int) -> str:
         return f"hog {mib}"
@@ -138,6 +144,8 @@ class ToyOS(GuestOS):
         return ()
 
     def address(self, run: Run, interface: str, cidr: str) -> None: ...
+
+    def add_address(self, run: Run, interface: str, cidr: str) -> None: ...
 
     def network(self, interface: str) -> str:
         return "network"
@@ -162,7 +170,7 @@ class ToyOS(GuestOS):
     def received(self, run: Run, interface: str) -> tuple[int, int]:
         return 0, 0
 
-    def ping_command(self, address: str, seconds: int, size: int | None = None) -> str:
+    def ping_command(self, address: str, seconds: int, size: int | None = None, *, whole: bool = False) -> str:
         return f"ping {address}"
 
     def nc_command(self, seconds: float) -> str:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from harness.console.stages import Stage
 from harness.console.tables import ConsoleTables
+from harness.errors import CannotRun
 from harness.osversion import UNKNOWN, OSVersion
 
 if TYPE_CHECKING:
@@ -64,12 +65,16 @@ class ShutdownExpectation:
 
 @dataclass(frozen=True)
 class Balloon:
-    """The balloon driver's numbers in bytes: ``managed`` is the memory that the kernel manages, ``free`` the unused part of it."""
+    """The balloon driver's numbers in bytes: ``managed`` is the memory that the kernel manages, ``free`` the unused part of it.
+
+    ``unexplained`` is the part of ``managed`` that is neither free, nor in a use that the kernel counts, nor given to Xen.
+    """
 
     current: int
     target: int
     managed: int
     free: int
+    unexplained: int
 
 
 @dataclass(frozen=True)
@@ -79,7 +84,7 @@ class BalloonLimits:
     memory: int = 0
     """MiB of the guest; 0: those of its source."""
     low: float = 0.5
-    """The part of its memory with which the guest still works."""
+    """The smallest part of its memory with which the guest works."""
     small: int = 256
     large: int = 384
     """MiB of ``memory`` and ``maxmem`` for a boot below its maximum."""
@@ -97,7 +102,7 @@ class BootVolume:
     file: str
     what: str
     kernel: str
-    """The kernel's file, which may be another than ``file``."""
+    """The kernel's file. It may differ from ``file``."""
     menu_change: str
     """A sed command that sets the kernel argument ``fxh.menu=two`` in ``menu``."""
 
@@ -144,11 +149,11 @@ class GuestOS(ABC):
     """Files of the OS's source by subject: see :meth:`source`."""
     balloon_limits: ClassVar[BalloonLimits] = BalloonLimits()
     reboot_command: ClassVar[str] = "reboot"
-    """Reboots in good order: file systems are unmounted before."""
+    """A command that unmounts the file systems and reboots."""
     tmpfs_command: ClassVar[str]
-    """Mounts a tmpfs for most of the memory at /mnt."""
+    """A command that mounts a tmpfs for most of the memory at /mnt."""
     large_packets_command: ClassVar[str] = ":"
-    """Lifts the limits on datagrams and on fragments of a packet."""
+    """A command that removes the limits on datagrams and on fragments of a packet."""
     udp_by_tftp: ClassVar[bool] = False
     """Whether only a TFTP client can send datagrams of chosen sizes (:mod:`harness.guests.datagrams`); else ``nc -u`` does."""
     independent_offloads: ClassVar[bool] = True
@@ -236,6 +241,10 @@ class GuestOS(ABC):
     @abstractmethod
     def root_device(self, run: Run) -> str: ...
 
+    def dump_variables(self, disk: str) -> Mapping[str, str]:
+        """The kernel variables that make ``disk`` the dump device; none if the OS writes no dumps."""
+        return {}
+
     @abstractmethod
     def disks(self, run: Run) -> tuple[str, ...]: ...
 
@@ -248,7 +257,7 @@ class GuestOS(ABC):
 
     @abstractmethod
     def sha256_command(self, path: str) -> str:
-        """Prints the sha256 of a file as its first word."""
+        """A command that prints the sha256 of a file as its first word."""
 
     @property
     @abstractmethod
@@ -269,11 +278,19 @@ class GuestOS(ABC):
 
     @abstractmethod
     def cpus(self, run: Run) -> int:
-        """How many CPUs run."""
+        """The number of running CPUs."""
 
     @abstractmethod
     def on_cpu(self, number: int, command: str) -> str:
         """The shell command that runs ``command`` on that CPU alone."""
+
+    @abstractmethod
+    def holdings(self, run: Run) -> Mapping[str, int]:
+        """How much the kernel holds for its paravirtual devices, by name: devices, interrupts, allocations."""
+
+    @abstractmethod
+    def clock_commands(self, run: Run) -> Mapping[str, str]:
+        """The commands that select each usable clock and each timer that wakes processes, by a name for reports."""
 
     # -- network ------------------------------------------------------------------------------------------------------
 
@@ -285,6 +302,10 @@ class GuestOS(ABC):
         """Give the interface this address, of IPv4 or IPv6, and bring it up, without duplicate address detection."""
 
     @abstractmethod
+    def add_address(self, run: Run, interface: str, cidr: str) -> None:
+        """Give an interface that is up a further address of IPv4 or IPv6, without duplicate address detection."""
+
+    @abstractmethod
     def network(self, interface: str) -> str:
         """The command that shows the network's state: addresses, counters, routes, neighbours."""
 
@@ -292,12 +313,16 @@ class GuestOS(ABC):
     def has_ipv6(self, run: Run) -> bool:
         """Whether the kernel has IPv6."""
 
+    def vlan_command(self, interface: str, tag: int) -> str:
+        """Creates the interface ``vlan<tag>`` for the frames of ``interface`` with this tag. Raises CannotRun without VLANs."""
+        raise CannotRun(f"needs VLANs in the kernel of {self.title}", hint="fxh run netfront -k vlan --image IMAGE")
+
     @abstractmethod
     def set_mtu(self, run: Run, interface: str, mtu: int) -> None: ...
 
     @abstractmethod
     def forwarding_command(self, ipv6: bool) -> str:
-        """Makes the guest a router."""
+        """A command that makes the guest a router."""
 
     @abstractmethod
     def offloads(self, run: Run, interface: str) -> Mapping[str, bool]:
@@ -315,8 +340,11 @@ class GuestOS(ABC):
         """Frames that the interface received, and packets that IP got from all interfaces: fewer where segments were joined."""
 
     @abstractmethod
-    def ping_command(self, address: str, seconds: int, size: int | None = None) -> str:
-        """One echo to ``address`` with ``size`` bytes of data, which waits ``seconds`` for its answer."""
+    def ping_command(self, address: str, seconds: int, size: int | None = None, *, whole: bool = False) -> str:
+        """One echo to ``address`` with ``size`` bytes of data, which waits ``seconds`` for its answer.
+
+        With ``whole`` no host may fragment it (DF). Raises CannotRun if the OS's ping cannot do that.
+        """
 
     @abstractmethod
     def nc_command(self, seconds: float) -> str:
@@ -334,11 +362,11 @@ class GuestOS(ABC):
 
     @abstractmethod
     def panic_command(self) -> str:
-        """Typed in the guest, causes a panic."""
+        """A command that causes a panic."""
 
     @abstractmethod
     def flood_command(self, lines: int, width: int) -> str:
-        """Prints ``lines`` numbered lines of ``width`` characters on the console."""
+        """A command that prints ``lines`` numbered lines of ``width`` characters on the console."""
 
     def flood_lines(self, guest_type: str) -> int:
         """How many lines of 10 kB the guest prints on an emulated machine in reasonable time."""

@@ -44,8 +44,11 @@ _SEPARATORS = (("<14.0", ","), (">=14.0", ", \t\n"))
 
 # How many counters of 64 bits precede tcps_rcvbadsum in struct tcpstat of FreeBSD 13 and of 14 and 15.
 _RCVBADSUM_13, _RCVBADSUM_14 = 30, 31
+# Types of malloc(9) of the Xen drivers (MALLOC_DEFINE in sys/xen, sys/dev/xen and sys/x86/xen).
+_MALLOC = ("xenbus", "xenstore", "xbd", "xen_intr")
 _OFFLOADS = {"TXCSUM": "tx", "RXCSUM": "rx", "TSO4": "tso", "LRO": "lro"}
 _SOURCES = {
+    "names in a backtrace": "sys/x86/xen/pv.c, xen_pvh_parse_symtab(); xen tools/libs/guest/xg_dom_elfloader.c",
     "balloon": "sys/dev/xen/balloon/balloon.c, balloon_process() and set_new_target()",
     "balloon pages": "sys/dev/xen/balloon/balloon.c, decrease_reservation()",
     "blkfront": "sys/dev/xen/blkfront/blkfront.c",
@@ -55,6 +58,7 @@ _SOURCES = {
     "xenbus": "sys/xen/xenbus/xenbusb.c, xenbusb_release_confighook(); sys/dev/xen/blkfront/blkfront.c, xbd_backend_changed()",
     "clock": "sys/dev/xen/timer/timer.c, xentimer_get_timecount() (32 bits of nanoseconds: they wrap every 4.3 s); "
     "sys/dev/xen/control/control.c",
+    "suspend": "sys/dev/xen/control/control.c, xctrl_suspend(); sys/xen/xenbus/xenbusb.c, xenbusb_resume()",
     "vcpus": "sys/x86/xen/pv.c, xen_pvh_start_all_aps(); sys/x86/x86/mp_x86.c",
     "memory map": "sys/x86/xen/pv.c, xen_pvh_parse_memmap() (FreeBSD 023a025b5c reads it from start_info)",
 }
@@ -216,6 +220,10 @@ class FreeBSD(GuestOS):
                 return words[0]
         return ""
 
+    def dump_variables(self, disk: str) -> Mapping[str, str]:
+        # sys/geom/geom_dev.c, init_dumpdev(): the kernel itself uses the disk as soon as it exists.
+        return {"dumpdev": disk}
+
     def disks(self, run: Run) -> tuple[str, ...]:
         return tuple(sorted(run("sysctl -n kern.disks").split()))
 
@@ -241,15 +249,43 @@ class FreeBSD(GuestOS):
 
     def balloon(self, run: Run) -> Balloon:
         # sys/dev/xen/balloon/balloon.c: pages of 4 KiB
-        names = "dev.xen.balloon.current dev.xen.balloon.target vm.stats.vm.v_page_count vm.stats.vm.v_free_count"
-        current, target, managed, free = (int(word) * 4096 for word in run(f"sysctl -n {names}").split())
-        return Balloon(current, target, managed, free)
+        names = " ".join([
+            "dev.xen.balloon.current dev.xen.balloon.target dev.xen.balloon.low_mem vm.stats.vm.v_page_count vm.stats.vm.v_free_count",
+            *(f"vm.stats.vm.v_{use}_count" for use in ("active", "inactive", "laundry", "wire")),
+        ])  # fmt: skip
+        # A page of the balloon is allocated, but in no queue and not wired (decrease_reservation(), vm_page_alloc_noobj()).
+        current, target, given, managed, free, *used = (int(word) * 4096 for word in run(f"sysctl -n {names}").split())
+        return Balloon(current, target, managed, free, managed - free - given - sum(used))
 
     def cpus(self, run: Run) -> int:
         return int(run("sysctl -n kern.smp.cpus"))
 
     def on_cpu(self, number: int, command: str) -> str:
         return f"cpuset -l {number} {command}"
+
+    def holdings(self, run: Run) -> Mapping[str, int]:
+        #        Type   InUse   MemUse Requests   Size(s)
+        #      xenbus      23     2 KB       40   16,64,128
+        text = run(f"vmstat -m | grep -E '^ *({'|'.join(_MALLOC)}) '; echo; vmstat -ia | grep -c xen; ls /dev | grep -c '^xbd'")
+        kept, counts = text.split("\n\n")
+        rows = (line.split() for line in kept.splitlines())
+        return {f"allocations of {row[0]}": int(row[1]) for row in rows} | dict(
+            zip(("interrupts", "disk devices"), map(int, counts.split()), strict=True)
+        )
+
+    def clock_commands(self, run: Run) -> Mapping[str, str]:
+        # XENTIMER(950) LAPIC(600)        TSC(-100) XENTIMER(950) dummy(-1000000)
+        # A clock of negative quality is not for general use (sys/kern/kern_tc.c, tc_init()).
+        timers, clocks = (
+            [name for name, quality in re.findall(r"(\S+)\((-?\d+)\)", line) if int(quality) >= 0]
+            for line in run("sysctl -n kern.eventtimer.choice kern.timecounter.choice").splitlines()
+        )
+        found = {
+            f"the event timer {name}{', periodic' if periodic else ''}": f"sysctl kern.eventtimer.timer={name} kern.eventtimer.periodic={periodic}"
+            for periodic in (0, 1)
+            for name in timers
+        }
+        return found | {f"the timecounter {name}": f"sysctl kern.timecounter.hardware={name}" for name in clocks}
 
     def hog(self, mib: int) -> str:
         # tail keeps a line without an end in memory.
@@ -258,11 +294,17 @@ class FreeBSD(GuestOS):
     def address(self, run: Run, interface: str, cidr: str) -> None:
         run(f"ifconfig {interface} {'inet6 no_dad' if ':' in cidr else 'inet'} {cidr} up")
 
+    def add_address(self, run: Run, interface: str, cidr: str) -> None:
+        run(f"ifconfig {interface} {'inet6 no_dad' if ':' in cidr else 'inet'} {cidr} alias")
+
     def network(self, interface: str) -> str:
         return f"ifconfig -m {interface}; netstat -n -I {interface} -d; netstat -rn; arp -an; ndp -an"
 
     def has_ipv6(self, run: Run) -> bool:
         return run("sysctl -n kern.features.inet6 2>/dev/null || true").strip() == "1"
+
+    def vlan_command(self, interface: str, tag: int) -> str:
+        return f"ifconfig vlan{tag} create vlan {tag} vlandev {interface}"
 
     def set_mtu(self, run: Run, interface: str, mtu: int) -> None:
         run(f"ifconfig {interface} mtu {mtu}")
@@ -309,10 +351,10 @@ class FreeBSD(GuestOS):
     def forwarding_command(self, ipv6: bool) -> str:
         return f"sysctl net.{'inet6.ip6' if ipv6 else 'inet.ip'}.forwarding=1"
 
-    def ping_command(self, address: str, seconds: int, size: int | None = None) -> str:
+    def ping_command(self, address: str, seconds: int, size: int | None = None, *, whole: bool = False) -> str:
         # -W counts milliseconds; -t sets an alarm that can also end the shell. Without -b the buffer for IPv6 is too small.
         data = "" if size is None else f"{'-b 140000 ' if ':' in address else ''}-s {size} "
-        return f"ping -c 1 -W {seconds * 1000} {data}{address}"
+        return f"ping -c 1 -W {seconds * 1000} {'-D ' if whole else ''}{data}{address}"
 
     def nc_command(self, seconds: float) -> str:
         return f"timeout {int(seconds)} nc -N"

@@ -12,7 +12,7 @@ from pathlib import Path
 from harness.console.machinery import Machinery, Row
 from harness.console.stages import stage
 from harness.console.tables import ConsoleTables
-from harness.errors import UsageError
+from harness.errors import CannotRun, UsageError
 from harness.guests.os.base import (
     Balloon,
     BalloonLimits,
@@ -115,6 +115,7 @@ _OFFLOADS = {
 
 _DEAD_BACKENDS = {"xvdk": "6"}
 _SOURCES = {
+    "names in a backtrace": "kernel/kallsyms.c",
     "balloon": "drivers/xen/balloon.c, balloon_process()",
     "balloon pages": "drivers/xen/balloon.c, decrease_reservation()",
     "blkfront": "drivers/block/xen-blkfront.c",
@@ -123,6 +124,7 @@ _SOURCES = {
     "console": "drivers/tty/hvc/hvc_xen.c",
     "xenbus": "drivers/xen/xenbus/xenbus_probe_frontend.c, wait_for_devices()",
     "clock": "arch/x86/xen/time.c",
+    "suspend": "drivers/xen/manage.c, do_suspend()",
     "vcpus": "arch/x86/xen/smp.c",
     "memory map": "arch/x86/xen/setup.c, xen_memory_setup(); arch/x86/platform/pvh/enlighten.c",
 }
@@ -222,15 +224,26 @@ class Linux(GuestOS):
 
     def balloon(self, run: Run) -> Balloon:
         where = "/sys/devices/system/xen_memory/xen_memory0"
-        text = run(f"cat {where}/info/current_kb {where}/target_kb; grep -E 'MemTotal|MemFree' /proc/meminfo")
-        current, target, managed, free = (int(number) << 10 for number in re.findall(r"\b\d+\b", text))
-        return Balloon(current, target, managed, free)
+        uses = "Buffers|Cached|AnonPages|Slab|KernelStack|PageTables|Percpu"
+        text = run(f"cat {where}/info/current_kb {where}/target_kb; grep -E '^(MemTotal|MemFree|{uses}):' /proc/meminfo")
+        # Pages of the balloon are not in MemTotal (drivers/xen/balloon.c, adjust_managed_page_count()).
+        current, target, managed, free, *used = (int(number) << 10 for number in re.findall(r"\b\d+\b", text))
+        return Balloon(current, target, managed, free, managed - free - sum(used))
 
     def cpus(self, run: Run) -> int:
         return int(run("grep -c ^processor /proc/cpuinfo"))
 
     def on_cpu(self, number: int, command: str) -> str:
         return f"taskset {1 << number:x} {command}"
+
+    def holdings(self, run: Run) -> Mapping[str, int]:
+        devices, interrupts = run("ls /sys/bus/xen/devices | wc -l; grep -c xen /proc/interrupts").split()
+        return {"devices": int(devices), "interrupts": int(interrupts)}
+
+    def clock_commands(self, run: Run) -> Mapping[str, str]:
+        where = "/sys/devices/system/clocksource/clocksource0"
+        names = run(f"cat {where}/available_clocksource").split()
+        return {f"the clocksource {name}": f"echo {name} > {where}/current_clocksource" for name in names}
 
     def hog(self, mib: int) -> str:
         return f"( mkdir -p /hog; mount -t tmpfs -o size=100% hog /hog; dd if=/dev/zero of=/hog/f bs=1M count={mib} 2>/dev/null; echo hog-ready )"
@@ -241,6 +254,9 @@ class Linux(GuestOS):
             version = 6
             run(f"echo 0 > /proc/sys/net/ipv6/conf/{interface}/accept_dad")
         run(f"ip -{version} addr flush dev {interface}; ip addr add {cidr} dev {interface}; ip link set {interface} up")
+
+    def add_address(self, run: Run, interface: str, cidr: str) -> None:
+        run(f"ip addr add {cidr} dev {interface}")
 
     def network(self, interface: str) -> str:
         return f"ip addr show dev {interface}; grep -H . /sys/class/net/{interface}/statistics/*; ip route; ip -6 route; ip neigh"
@@ -273,7 +289,9 @@ class Linux(GuestOS):
     def forwarding_command(self, ipv6: bool) -> str:
         return f"echo 1 > /proc/sys/net/{'ipv6/conf/all/forwarding' if ipv6 else 'ipv4/ip_forward'}"
 
-    def ping_command(self, address: str, seconds: int, size: int | None = None) -> str:
+    def ping_command(self, address: str, seconds: int, size: int | None = None, *, whole: bool = False) -> str:
+        if whole:
+            raise CannotRun("needs a ping that sets DF; busybox's does not", hint="fxh run netfront --image IMAGE")
         return f"ping -c 1 -W {seconds} {'' if size is None else f'-s {size} '}{address}"
 
     def nc_command(self, seconds: float) -> str:

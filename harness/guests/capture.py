@@ -1,0 +1,59 @@
+# SPDX-License-Identifier: BSD-2-Clause
+"""Captures of frames in dom0, by tcpdump."""
+
+from __future__ import annotations
+
+import contextlib
+import secrets
+from collections.abc import Iterator
+from pathlib import Path
+
+from harness.deadline import ConditionNotMet, Deadline
+from harness.errors import InfrastructureError
+from harness.guests.peer import Listener, inside
+from harness.hosts.host import XenHost
+
+# 12 packets captured, 14 packets received by filter, 0 packets dropped by kernel     (tcpdump on SIGUSR1; "1 packet" for one)
+COUNTS = rb"(\d+) packets? captured, (\d+) packets? received by filter, (\d+) packets? dropped by kernel"
+
+
+@contextlib.contextmanager
+def to_file(
+    host: XenHost, device: str, target: Path, expression: str, *, namespace: str = "", whole: bool = False
+) -> Iterator[None]:
+    """Capture the frames on dom0's interface ``device`` that match the pcap-filter(7) ``expression`` in the file ``target``.
+
+    Without ``whole`` the file has the first 96 bytes of each frame. Raises InfrastructureError if frames are missing.
+    """
+    remote = f"/run/fxh-{secrets.token_hex(4)}.pcap"
+    # Without --immediate-mode a tcpdump that is stopped never reads the frames of the last second. In that mode each frame takes
+    # the ring space of the longest, so the ring has to be larger than the default of 2 MiB.
+    ring = ["--immediate-mode", "-B", "32768", "-s", "65549" if whole else "96"]
+    words = ["tcpdump", "-i", device, "-U", "-Z", "root", *ring, "-w", remote, *expression.split()]
+    stream = host.transport.open(["sh", "-c", 'echo $$; exec "$@"', "sh", *inside(namespace), *words])
+    output = Listener(stream, "tcpdump")
+    pid = output.until(rb"(\d+)\n.*listening on")[1].decode()
+
+    def unwritten() -> int:
+        """How many frames the kernel has counted and tcpdump has not written."""
+        host.transport.run(["kill", "-USR1", pid])
+        captured, received, dropped = (int(count) for count in output.until(COUNTS).groups())
+        if dropped:
+            raise InfrastructureError(f"dom0's kernel dropped {dropped} of {received} frames before tcpdump read them")
+        return received - captured
+
+    def all_written() -> None:
+        if (left := unwritten()) > before:
+            raise ConditionNotMet(f"tcpdump has {left - before} frames to write")
+
+    try:
+        # The kernel counts frames from before its filter was in place, which are never written.
+        before = unwritten()
+        yield
+        Deadline(30).wait("tcpdump to write all frames", all_written)
+    finally:
+        script = 'kill -INT "$1"; while [ -d "/proc/$1" ]; do sleep 0.05; done'
+        host.transport.run(["sh", "-c", script, "sh", pid], Deadline(30))
+        host.transport.get(remote, target)
+        host.transport.run(["rm", "-f", remote])
+        stream.close()

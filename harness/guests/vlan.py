@@ -1,0 +1,40 @@
+# SPDX-License-Identifier: BSD-2-Clause
+"""A link over a VLAN on a guest's interface."""
+
+from __future__ import annotations
+
+from harness.errors import CannotRun, CommandFailed
+from harness.guests.link import IPV4, Family, Link
+
+
+class VlanLink(Link):
+    """A link whose frames have the tag ``tag``. dom0's end is a VLAN interface on the bridge, the guest's end one on its interface."""
+
+    def __init__(self, over: Link, tag: int, family: Family = IPV4) -> None:
+        """``over`` is the link without a tag, whose guest has no VLAN with this tag yet."""
+        super().__init__(over.guest, over.index, interface=f"vlan{tag}", family=family)
+        self.parent, self.tag = over.interface, tag
+        self.device = f"fxhvlan{tag}"
+        self.expression = f"vlan {tag} and {self.expression}"
+        self.here, self.there = (family.address.format(net=over.index + 77 + tag, station=number) for number in (1, 2))
+
+    def up(self) -> VlanLink:
+        """Create both interfaces and set their addresses. Raises CannotRun if dom0's kernel has no VLANs."""
+        guest = self.guest
+        if self.interface not in {interface.name for interface in guest.profile.interfaces(guest.sh)}:
+            guest.sh(guest.profile.vlan_command(self.parent, self.tag))
+        try:
+            self.dom0("ip", "link", "add", "link", self.host.bridge, "name", self.device, "type", "vlan", "id", str(self.tag))
+        except CommandFailed as exc:
+            # RTNETLINK answers: File exists      Error: Unknown device type.
+            if "File exists" not in exc.stderr:
+                raise CannotRun(
+                    f"dom0 cannot create a VLAN on {self.host.bridge}: {exc.stderr.strip()}", hint="load the module 8021q in dom0"
+                ) from exc
+        self.dom0("ip", "link", "set", self.device, "up")
+        super().up()
+        return self
+
+    def down(self) -> None:
+        """Remove dom0's interface."""
+        self.dom0("ip", "link", "del", self.device, check=False)

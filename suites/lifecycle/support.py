@@ -1,0 +1,43 @@
+# SPDX-License-Identifier: BSD-2-Clause
+"""Helpers that the lifecycle cases share."""
+
+from __future__ import annotations
+
+import time
+
+from harness.guests.guest import Guest
+from harness.guests.link import Link
+from harness.oracles.finding import finding
+
+
+def connected(guest: Guest) -> dict[str, str]:
+    """Preparation of a guest: give it an address and wait until dom0 and the guest reach each other."""
+    link = Link(guest).up()
+    assert link.wait_up(), finding(
+        test="an address for the guest's interface",
+        observed=f"{guest.name} does not reach dom0 over {link.vif}",
+        expected="dom0 and the guest reach each other",
+        reference=guest.profile.source("netfront"),
+    )
+    return {"interface": link.interface}
+
+
+class InBackground:
+    """Runs commands in the background of the guest's shell, because a command that never ends would block the shell."""
+
+    def __init__(self, guest: Guest, seconds: float) -> None:
+        """Each command may take ``seconds`` on a machine of full speed."""
+        self.guest, self.seconds = guest, seconds
+        self._number = 0
+
+    def __call__(self, command: str) -> str:
+        """The output of ``command``. Raises TimeoutError if it does not end in time, in the manner of :meth:`Guest.sh`."""
+        self._number += 1
+        out = f"/tmp/fxh-out-{self._number}"
+        self.guest.sh(f"( ( {command} ) > {out} 2>&1; echo > {out}.end ) > /dev/null 2>&1 &")
+        end = time.monotonic() + self.seconds * self.guest.scale
+        while "yes" not in self.guest.run(f"[ -e {out}.end ] && echo yes", check=False).text:
+            if time.monotonic() > end:
+                raise TimeoutError(f"`{command}` does not end within {self.seconds:.0f} s")
+            time.sleep(0.3)
+        return self.guest.sh(f"cat {out}; rm -f {out} {out}.end")

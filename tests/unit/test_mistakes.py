@@ -1,0 +1,65 @@
+# SPDX-License-Identifier: BSD-2-Clause
+"""Common mistakes on the command line: each error names the value and the fix, and nothing is created or started."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import typer.main
+
+from harness.cli.main import app
+from harness.errors import TransportError, UsageError
+from harness.hosts.connect import direct
+from harness.lab.factory import LabSpec, make
+
+COMMAND = typer.main.get_command(app)
+
+
+@pytest.mark.parametrize(
+    ("words", "message", "hint"),
+    [
+        ("run nosuch", "no suite 'nosuch'", "valid names: "),
+        ("run boot --type pvx", "--type pvx: invalid value", "valid values: pv, "),
+        ("run boot -n 0", "--workers 0: too small", "use 1 or more"),
+        ("run boot --reports {file}/x", "--reports {file}/x: Not a directory", "that you can write to"),
+        ("run --resume nosuch", "no run 'nosuch'", "`fxh history`"),
+        ("boot --type foo", "--type foo: invalid value", "valid values: pv, "),
+        ("history --reports {empty}/none", "--reports {empty}/none: no such directory", "`fxh run --reports`"),
+        ("report --reports {empty}", "no run 'latest' in {empty}", "`fxh history`"),
+        ("compare 2020 2021 --reports {empty}", "no run '2020'", "`fxh history`"),
+        ("blame x --reports {empty}", "no run 'latest'", "`fxh history`"),
+        ("merge {empty}", "{empty}/run.json: No such file", "reports/runs/NAME"),
+        ("repro run {empty}/none", "{empty}/none: no such file", "`fxh repro export`"),
+        ("image show nosuch", "no image 'nosuch'", "fxh image build"),
+        ("image build --src /usr --layout nosuch", "no layout 'nosuch'", "valid names: ufs1, "),
+        ("image build --src {empty}", "{empty} is not a FreeBSD source tree", "/usr/src"),
+        ("store gc", "gc needs a limit", "--size MIB"),
+        ("lab down nosuch", "no lab nosuch", "`fxh lab list`"),
+    ],
+)
+def test_the_error_names_value_and_fix(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: str, message: str, hint: str
+) -> None:
+    empty, file = tmp_path / "empty", tmp_path / "file"
+    empty.mkdir()
+    file.write_text("")
+    monkeypatch.setenv("FXH_STORE", str(tmp_path / "store"))
+    monkeypatch.setenv("FXH_CONFIG", str(file))
+    argv = words.format(empty=empty, file=file).split()
+    monkeypatch.setattr("sys.argv", ["fxh", *argv])
+    with pytest.raises(UsageError) as caught:
+        COMMAND.main(argv, standalone_mode=False)
+    assert message.format(empty=empty, file=file) in caught.value.message
+    assert hint in caught.value.hint
+    assert not (empty / "none").exists()
+
+
+def test_an_unknown_accelerator() -> None:
+    with pytest.raises(UsageError, match=r"--accel foo: invalid value\n  hint: valid values: auto, tcg, kvm"):
+        make(LabSpec(accel="foo"))
+
+
+def test_an_unknown_host_has_the_hint_to_configure_it() -> None:
+    with pytest.raises(TransportError, match=r"nosuch\.invalid: .*\n  hint: correct the name, or add \[hosts\.nosuch\.invalid\]"):
+        direct("root@nosuch.invalid")
