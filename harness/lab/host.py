@@ -15,6 +15,7 @@ from harness.hosts.debugger import Debugger
 from harness.hosts.direct import DirectHost
 from harness.hosts.host import HostFacts
 from harness.hosts.saved_state import Access
+from harness.images.debugfile import KernelSymbols
 from harness.lab import ovmf, recipe
 from harness.lab.checkpoint import Checkpoint, CheckpointKind
 from harness.lab.lab import Lab
@@ -184,8 +185,12 @@ class LabHost(DirectHost):
         return (self.lab.image.directory / XEN_SYMBOLS,)
 
     def _xen_symbols(self) -> tuple[Path, ...]:
-        """The symbols of the lab's hypervisor, unless the user has given another hypervisor."""
-        return tuple(path for path in self.symbol_files if path.is_file())
+        """The file with the symbols of the running hypervisor, if it is on this machine."""
+        try:
+            found = KernelSymbols(files=self.symbol_files, known=self.facts.build_id).debug
+        except (InfrastructureError, OSError):  # dom0 does not answer
+            found = None
+        return (found,) if found is not None else ()
 
     def _stub_socket(self, domain: int) -> Path:
         """In the lab's own directory, so that it goes with the lab."""
