@@ -29,12 +29,18 @@ class Debugger:
     """The argument of gdb's ``target remote``: a Unix socket or ``HOST:PORT``."""
     start: str = ""
     """The command that starts the stub, to run in another terminal first; empty if it runs already."""
+    more: tuple[Path, ...] = ()
+    """Files with further symbols, such as those of the hypervisor."""
     attached: Callable[[], bool] = lambda: False
     """Whether a debugger is connected."""
 
     def command(self, symbols: Path | None) -> tuple[str, ...]:
         """The command line that starts gdb on the stub. ``symbols`` is an ELF file with the symbols of the guest's kernel."""
-        return ("gdb", "-q", "-iex", _ABI, *([str(symbols)] if symbols else []), "-ex", f"target remote {self.target}")
+        argv = ["gdb", "-q", "-iex", _ABI, *([str(symbols)] if symbols else [])]
+        if self.more:  # without questions
+            commands = ["set confirm off", *(f"add-symbol-file {path}" for path in self.more), "set confirm on"]
+            argv += [word for command in commands for word in ("-ex", command)]
+        return (*argv, "-ex", f"target remote {self.target}")
 
     def line(self, symbols: Path | None) -> str:
         """:meth:`command` as a line for a shell."""

@@ -15,6 +15,7 @@ from harness.hosts.debugger import Debugger
 from harness.hosts.direct import DirectHost
 from harness.hosts.host import HostFacts
 from harness.hosts.saved_state import Access
+from harness.images.debugfile import KernelSymbols
 from harness.lab import ovmf, recipe
 from harness.lab.checkpoint import Checkpoint, CheckpointKind
 from harness.lab.lab import Lab
@@ -183,6 +184,14 @@ class LabHost(DirectHost):
     def symbol_files(self) -> tuple[Path, ...]:
         return (self.lab.image.directory / XEN_SYMBOLS,)
 
+    def _xen_symbols(self) -> tuple[Path, ...]:
+        """The file with the symbols of the running hypervisor, if it is on this machine."""
+        try:
+            found = KernelSymbols(files=self.symbol_files, known=self.facts.build_id).debug
+        except (InfrastructureError, OSError):  # dom0 does not answer
+            found = None
+        return (found,) if found is not None else ()
+
     def _stub_socket(self, domain: int) -> Path:
         """In the lab's own directory, so that it goes with the lab."""
         return self.lab.sockets / f"guest-{domain}"
@@ -194,7 +203,7 @@ class LabHost(DirectHost):
             found = stack.enter_context(super().debuggers(domain))
             try:
                 stub = stack.enter_context(self.lab.debugging())
-                found += (Debugger("lab", _COVERS, str(stub.path), attached=stub.attached),)
+                found += (Debugger("lab", _COVERS, str(stub.path), attached=stub.attached, more=self._xen_symbols()),)
             except InfrastructureError as exc:
                 log.warning("%s", exc.message)
             yield found

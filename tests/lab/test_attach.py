@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import shutil
 import socket
 import sys
@@ -49,7 +50,7 @@ def terminal() -> Iterator[Callable[..., Any]]:
     def start(program: str, *words: str) -> Any:
         # pexpect's own size would break the lines of the banner.
         child = pexpect.spawn(
-            program, list(words), timeout=60, encoding="utf-8", dimensions=(40, 250), env={**os.environ, "PYTEST_ADDOPTS": "", "TERM": "dumb"}
+            program, list(words), timeout=120, encoding="utf-8", dimensions=(40, 250), env={**os.environ, "PYTEST_ADDOPTS": "", "TERM": "dumb"}
         )  # fmt: skip
         child.logfile_read = sys.stdout  # pytest shows it after a failure
         spawned.append(child)
@@ -89,8 +90,8 @@ def test_console_dom0_and_both_stubs(kind: str, terminal: Callable[..., Any], tm
         "--pause", "runs_the_kernel_it_was_given",
     )  # fmt: skip
     run.expect(r"--- paused before the call of suites/boot/test_boot.py::test_runs_the_kernel_it_was_given", timeout=900)
-    run.expect(r"or: gdb -q .*-ex 'target remote (\S+/lab-\w+/gdb)'")
-    stub = run.match[1]
+    run.expect(r"or: (gdb -q .*-ex 'target remote (\S+/lab-\w+/gdb)')")
+    command, stub = shlex.split(run.match[1]), run.match[2]
     run.expect_exact(PAUSE)
 
     run.sendline("console")
@@ -121,10 +122,11 @@ def test_console_dom0_and_both_stubs(kind: str, terminal: Callable[..., Any], tm
     run.expect_exact(PAUSE)
 
     # QEMU's stub stops in the guest at a breakpoint: there, where it sleeps. Its console wakes it.
-    gdb = terminal("gdb", "-q", "-nx", "-ex", f"target remote {stub}")
+    gdb = terminal(*command)
     gdb.expect_exact(GDB)
     ask(gdb, "set confirm off")
     assert "= 0xffff82d0" in ask(gdb, "p/x $rip") or kind == "pvh", "an idle CPU is in Xen"
+    assert " in section .text" in ask(gdb, "info symbol idle_loop"), "the hypervisor has its symbols"
     ask(gdb, f"hbreak *{rip[1]}")
     gdb.sendline("continue")
     gdb.expect_exact("Continuing")
