@@ -167,7 +167,9 @@ class LinkWatch:
         vif = self._link.present_vif
         try:
             # Not in the link's network namespace: it has a sysfs without debugfs.
-            text = self._link.host.transport.run(["sh", "-c", _RINGS, "sh", vif], deadline.capped(_DOM0), check=False).text
+            # At least a second, because the second reading is the last step.
+            limit = Deadline(max(1.0, min(_DOM0, deadline.remaining)))
+            text = self._link.host.transport.run(["sh", "-c", _RINGS, "sh", vif], limit, check=False).text
         except HarnessError as exc:
             text = f"not read: {exc.message}"
         report.append(f"== netback {vif}\n{text}")
