@@ -9,9 +9,12 @@
     recv_datagrams ADDRESS PORT BYTES           receive datagrams until BYTES have arrived
     send_datagrams ADDRESS PORT BYTES SEED SIZE,SIZE..
                                                 send one datagram of each size, BYTES in all
+    both ADDRESS PORT BYTES SEED CHUNK PATIENCE
+                                                accept a connection at PORT and read BYTES, and one at PORT + 1 and write BYTES
     tftp ADDRESS PORT BYTES SEED                serve and accept files until BYTES have been transferred
 
-A verb that waits for the guest prints ``listening``. Every verb ends with a Python literal: bytes, md5, seconds, error.
+A verb that waits for the guest prints the counters of dom0's kernel and ``listening``. Every verb ends with a Python literal: bytes,
+md5, seconds, error.
 
 The program runs once per transfer, and under emulation its imports take most of the time: json, hashlib (it loads OpenSSL), random
 and socket (with its enumerations) need 0.75 s. The C modules below them need a tenth of that.
@@ -21,6 +24,7 @@ from __future__ import annotations
 
 import _random
 import _socket
+import posix
 import sys
 import time
 
@@ -29,6 +33,8 @@ try:
 except ImportError:  # a Python that was built without its own digests
     from hashlib import md5
 
+COUNTERS = ("/proc/net/snmp", "/proc/net/netstat", "/proc/net/dev")
+"""Counters of Linux since its boot. After a failure the difference shows what happened (harness.guests.link_watch)."""
 PATIENCE = 25.0
 """Seconds that one socket operation may take."""
 
@@ -60,25 +66,49 @@ def payload(seed: str, count: int) -> bytes:
     return _random.Random(int(seed)).getrandbits(8 * count).to_bytes(count, "little")
 
 
-def accept(where: tuple[str, int]) -> _socket.socket:
-    listener = new_socket(where)
-    listener.setsockopt(_socket.SOL_SOCKET, _socket.SO_REUSEADDR, 1)
-    listener.bind(where)
-    listener.listen(1)
-    listener.settimeout(PATIENCE)
+def listening() -> None:
+    """Print the counters, then that the guest may connect."""
+    for name in COUNTERS:
+        try:
+            with open(name) as file:
+                print(file.read(), end="")
+        except OSError:  # dom0 is no Linux
+            pass
     print("listening", flush=True)
-    return _socket.socket(fileno=listener._accept()[0])  # type: ignore[attr-defined]
+
+
+def listener(where: tuple[str, int]) -> _socket.socket:
+    found = new_socket(where)
+    found.setsockopt(_socket.SOL_SOCKET, _socket.SO_REUSEADDR, 1)
+    found.bind(where)
+    found.listen(1)
+    found.settimeout(PATIENCE)
+    return found
+
+
+def accepted(where: _socket.socket) -> _socket.socket:
+    return _socket.socket(fileno=where._accept()[0])  # type: ignore[attr-defined]
+
+
+def accept(where: tuple[str, int]) -> _socket.socket:
+    found = listener(where)
+    listening()
+    return accepted(found)
 
 
 def bind_datagrams(tally: Tally, where: tuple[str, int]) -> _socket.socket:
     found = tally.begin(new_socket(where, _socket.SOCK_DGRAM))
     found.bind(where)
-    print("listening", flush=True)
+    listening()
     return found
 
 
 def recv(tally: Tally, where: tuple[str, int], count: int) -> None:
-    connection = tally.begin(accept(where))
+    read(tally, accept(where), count)
+
+
+def read(tally: Tally, connection: _socket.socket, count: int, patience: float = PATIENCE) -> None:
+    tally.begin(connection, patience)
     while tally.bytes < count:
         data = connection.recv(1 << 16)
         if not data:
@@ -102,6 +132,20 @@ def write(
 
 def send(tally: Tally, where: tuple[str, int], count: int, *words: str) -> None:
     write(tally, accept(where), count, *words)
+
+
+def both(tally: Tally, where: tuple[str, int], count: int, seed: str, chunk: str, patience: str) -> None:
+    """A child process writes. The result is that of reading."""
+    first, second = listener(where), listener((where[0], where[1] + 1))
+    for one in (first, second):
+        one.settimeout(float(patience))
+    listening()
+    if not posix.fork():
+        try:
+            write(tally, accepted(second), count, seed, chunk, "0", patience)
+        finally:
+            posix._exit(0)
+    read(tally, accepted(first), count, float(patience))
 
 
 def connect(tally: Tally, where: tuple[str, int], count: int, *words: str) -> None:
@@ -183,7 +227,7 @@ def receive_file(transfer: TftpTransfer, tally: Tally, size: int, agreed: bytes)
 
 READ, WRITE = b"\0\1", b"\0\2"
 DATA, ACK, OPTIONS = 3, 4, 6
-VERBS = {verb.__name__: verb for verb in (recv, send, connect, recv_datagrams, send_datagrams, tftp)}
+VERBS = {verb.__name__: verb for verb in (recv, send, both, connect, recv_datagrams, send_datagrams, tftp)}
 
 
 def main() -> None:

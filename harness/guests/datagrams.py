@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from harness.guests.link import SEED, Link, Transfer, digest_of
-from harness.guests.peer import Peer
 
 # The client's own request has to fit into a block (busybox, networking/tftp.c). A smaller datagram is the short last block of a file.
 _LEAST_BLOCK = 64
@@ -21,12 +20,12 @@ def up(link: Link, sizes: Sequence[int], seconds: float = 60) -> Transfer:
     if link.guest.profile.udp_by_tftp:
         return _tftp(link, "-p", sizes, seconds)
     port = link.next_port()
-    peer = Peer(link.host, ["recv_datagrams", link.here, str(port), str(sum(sizes))], link.namespace)
+    peer = link.peer("recv_datagrams", port, sum(sizes))
     each = "; ".join(f"dd if=/dev/urandom bs={size} count=1 2>/dev/null | tee -a /tmp/fxh-all; sleep 0.2" for size in sizes)
     nc = f"timeout {int(seconds)} nc -u -w 1 {link.here} {port} > /dev/null"
     sent = link.guest.sh(f"rm -f /tmp/fxh-all; ( {each} ) | {nc}; fxh_digest < /tmp/fxh-all", seconds + 30).split()[0]
     done = peer.result(seconds + 40)
-    return Transfer(done.bytes, sent, done.md5, done.seconds, done.error)
+    return link.watched(Transfer(done.bytes, sent, done.md5, done.seconds, done.error))
 
 
 def down(link: Link, sizes: Sequence[int], seconds: float = 60) -> Transfer:
@@ -37,17 +36,17 @@ def down(link: Link, sizes: Sequence[int], seconds: float = 60) -> Transfer:
     ready = f"netstat -an -p udp | grep -q '[.]{port} ' && break; sleep 0.1"
     receive = f"timeout {int(seconds)} nc -u -l {link.there} {port} < /dev/null > /tmp/fxh-all"
     link.guest.sh(f"( {receive} ) > /dev/null 2>&1 & for i in $(seq 100); do {ready}; done")
-    words = ["send_datagrams", link.there, str(port), str(size), str(SEED), ",".join(map(str, sizes))]
-    done = Peer(link.host, words, link.namespace).result(seconds + 40)
+    peer = link.peer("send_datagrams", port, size, SEED, ",".join(map(str, sizes)), address=link.there)
+    done = peer.result(seconds + 40)
     poll = f"[ $(stat -f %z /tmp/fxh-all) -ge {size} ] && break; sleep 0.2"
     arrived = link.guest.sh(f"for i in $(seq 25); do {poll}; done; fxh_digest < /tmp/fxh-all").split()[0]
-    return Transfer(done.bytes, digest_of(size), arrived, done.seconds, done.error)
+    return link.watched(Transfer(done.bytes, digest_of(size), arrived, done.seconds, done.error))
 
 
 def _tftp(link: Link, direction: str, sizes: Sequence[int], seconds: float) -> Transfer:
     """Transfer a file of each of ``sizes`` in one block. ``direction`` is the client's option: -p to dom0, -g from dom0."""
     port, size, steps = link.next_port(), sum(sizes), []
-    peer = Peer(link.host, ["tftp", link.here, str(port), str(size), str(SEED)], link.namespace)
+    peer = link.peer("tftp", port, size, SEED)
     for one in sizes:
         if direction == "-p":
             steps.append(f"dd if=/dev/urandom of=/tmp/fxh-one bs={one} count=1 2>/dev/null")
@@ -59,4 +58,4 @@ def _tftp(link: Link, direction: str, sizes: Sequence[int], seconds: float) -> T
     done = peer.result(seconds + 40)
     sent, arrived = (in_guest, done.md5) if direction == "-p" else (done.md5, in_guest)
 
-    return Transfer(done.bytes, sent, arrived, done.seconds, done.error)
+    return link.watched(Transfer(done.bytes, sent, arrived, done.seconds, done.error))

@@ -19,6 +19,7 @@ from harness.console.stages import FIRST_LINE, StageReached
 from harness.console.text import excerpt
 from harness.deadline import ConditionNotMet, Deadline
 from harness.errors import CommandFailed, DeadlineExpired, GuestDied, InfrastructureError
+from harness.guests.explained import Watch
 from harness.guests.os.base import GuestOS
 from harness.hosts.host import XenHost
 from harness.images.debugfile import KernelSymbols
@@ -115,6 +116,8 @@ class Guest:
         self.created = self.unpaused = 0.0
         self.prepared: Any = None
         """The result of the preparation (``booted(prepare=...)``)."""
+        self.watches: list[Watch] = []
+        """They explain lost data after a failure."""
 
     # -- life ---------------------------------------------------------------------------------------------------------
 

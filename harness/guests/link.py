@@ -17,6 +17,7 @@ from harness.dom0 import netpeer
 from harness.errors import InfrastructureError
 from harness.guests import capture
 from harness.guests.guest import Guest
+from harness.guests.link_watch import SECONDS, LinkWatch
 from harness.guests.os.linux import snmp_counter
 from harness.guests.peer import Peer, inside
 from harness.oracles import frames
@@ -99,6 +100,10 @@ class Link:
         self._port = 5001
         mac = guest.config.vifs[index].mac
         self.interface = interface or next(i.name for i in guest.profile.interfaces(guest.sh) if i.mac == mac)
+        self._watch = LinkWatch(self)
+        guest.watches.append(self._watch)
+        if not interface:
+            self._watch.begin()
 
     # -- both ends ----------------------------------------------------------------------------------------------------
 
@@ -125,12 +130,17 @@ class Link:
         """Run a command in dom0, in this link's network namespace, and return its output."""
         return self.host.transport.run([*inside(self.namespace), *argv], check=check).text
 
+    @property
+    def present_vif(self) -> str:
+        """The vif of the guest's present domain: a restored guest has another one than :attr:`vif`."""
+        return f"vif{self.guest.domid}.{self.index}"
+
     def wait_up(self, seconds: float = 40) -> bool:
         """Whether the guest reaches dom0 within ``seconds``.
 
         If it does not because dom0's backend misses the guest's events, the backend is kicked and the guest gets the same time once
         more. Raises InfrastructureError if the backend misses them again. Otherwise the guest's network state is kept with the
-        console log.
+        console log, and the finding of the case gets the cause.
         """
         attempt = f"{self._echo()} >/dev/null 2>&1 && echo up && break; [ $(date +%s) -ge $end ] && break"
         script = f"end=$(($(date +%s) + {int(seconds)})); while :; do {attempt}; done"
@@ -141,6 +151,7 @@ class Link:
                 show = f"{{ {self._echo()}; {self.guest.profile.network(self.interface)}; }} 2>&1"
                 path = self.guest.directory / f"{self.guest.name}.{self.interface}.txt"
                 path.write_text(self.guest.run(show, 60, check=False).text)
+                self._explain()
                 return False
             ports = ", ".join(str(channel.port) for channel in pending)
             message = f"dom0 misses the events of {self.guest.name}: its event channel {ports} is pending and masked"
@@ -161,11 +172,11 @@ class Link:
     def upload(self, size: int, seconds: float = 60) -> Transfer:
         """Send ``size`` bytes from the guest to dom0."""
         port, data = self.next_port(), self._data(size)
-        peer = Peer(self.host, ["recv", self.here, str(port), str(size)], self.namespace)
+        peer = self.peer("recv", port, size)
         script = f"fxh_digest < {data}; {self.nc(seconds)} {self.here} {port} < {data} > /dev/null; true"
         sent = self.guest.sh(script, seconds + 30).split()[0]
         done = peer.result(seconds + 40)
-        return Transfer(done.bytes, sent, done.md5, done.seconds, done.error)
+        return self.watched(Transfer(done.bytes, sent, done.md5, done.seconds, done.error))
 
     def download(self, size: int, seconds: float = 60, *, chunk: int = 1 << 16, lasting: float = 0) -> Transfer:
         """Send ``size`` bytes from dom0 to the guest, in writes of ``chunk`` bytes with TCP_NODELAY.
@@ -176,12 +187,17 @@ class Link:
         peer = self.source(port, size, chunk=chunk, lasting=lasting)
         arrived = self.guest.sh(f"{self.nc(seconds)} {self.here} {port} < /dev/null | fxh_digest", seconds + 30).split()[0]
         done = peer.result(seconds + 40)
-        return Transfer(done.bytes, digest_of(size, done.bytes // size), arrived, done.seconds, done.error)
+        return self.watched(Transfer(done.bytes, digest_of(size, done.bytes // size), arrived, done.seconds, done.error))
 
     def source(self, port: int, size: int, *, chunk: int = 1 << 16, lasting: float = 0, patience: float = netpeer.PATIENCE) -> Peer:
         """Start dom0's end of a :meth:`download`: it listens at ``port``, and gives up when nothing moves for ``patience`` seconds."""
-        words = ["send", self.here, *map(str, (port, size, SEED, chunk, lasting, patience))]
-        return Peer(self.host, words, self.namespace)
+        return self.peer("send", port, size, SEED, chunk, lasting, patience)
+
+    def peer(self, verb: str, *words: object, address: str = "") -> Peer:
+        """Start dom0's end of a transfer with a verb of :mod:`harness.dom0.netpeer`, by default with this end's address."""
+        peer = Peer(self.host, [verb, address or self.here, *map(str, words)], self.namespace)
+        self._watch.took(peer.counted)
+        return peer
 
     def to(self, other: Link, size: int, seconds: float = 60) -> Transfer:
         """Send ``size`` bytes from this guest to the other link's guest, over the bridge."""
@@ -195,7 +211,7 @@ class Link:
         sent = self.guest.sh(f"fxh_digest < {data}; {self.nc(seconds)} {other.there} {port} < {data} > /dev/null 2>&1 &").split()[0]
         arrived = other.came(seconds)
         error = "" if arrived else f"{other.there} did not get {size} bytes from {self.there}"
-        return Transfer(size, sent, arrived, round(time.monotonic() - begun, 3), error)
+        return self.watched(Transfer(size, sent, arrived, round(time.monotonic() - begun, 3), error))
 
     def came(self, seconds: float) -> str:
         """The digest that a transfer in the background writes to /tmp/fxh-came at its end; "" if none does in ``seconds``."""
@@ -209,11 +225,11 @@ class Link:
         ``to`` is the destination address, if the guest redirects another address than that of the far end.
         """
         port = self.next_port()
-        peer = Peer(self.host, ["recv", far.here, str(port), str(size)], far.namespace)
-        source = Peer(self.host, ["connect", to or far.here, str(port), str(size), str(SEED), "65536"], self.namespace)
+        peer = far.peer("recv", port, size)
+        source = self.peer("connect", port, size, SEED, 65536, address=to or far.here)
         done, sent = peer.result(60), source.result(60)
         error = done.error or ("" if done.bytes == size else f"the stream ended early ({sent.error})")
-        return Transfer(done.bytes, digest_of(size), done.md5, done.seconds, error)
+        return self.watched(Transfer(done.bytes, digest_of(size), done.md5, done.seconds, error))
 
     def ping(self, size: int) -> bool:
         """Whether an echo of ``size`` bytes of data comes back; ping compares its content."""
@@ -229,6 +245,16 @@ class Link:
         path = f"/tmp/fxh-{size}"
         self.guest.sh(f"[ -f {path} ] || dd if=/dev/urandom of={path} bs=1024 count={size // 1024} 2>/dev/null", 120)
         return path
+
+    def watched(self, transfer: Transfer) -> Transfer:
+        """Return the transfer. After the first failed one, find out why at once, for the finding of the case."""
+        if transfer.complaint:
+            self._explain(transfer.complaint)
+        return transfer
+
+    def _explain(self, complaint: str = "") -> None:
+        if self._watch.explained is None:
+            self._watch.explain(Deadline(SECONDS), failed=True, complaint=complaint)
 
     def next_port(self) -> int:
         """A TCP or UDP port that this link has not used yet."""

@@ -43,6 +43,11 @@ class Listener:
         self._text = self._text[found.end() :]
         return found
 
+    def rest(self) -> bytes:
+        """The output that was read and not consumed."""
+        found, self._text = self._text, b""
+        return found
+
 
 @dataclass(frozen=True)
 class Moved:
@@ -62,10 +67,13 @@ def moved(last: bytes) -> Moved:
 class Peer:
     """A network peer (:mod:`harness.dom0.netpeer`) that runs in dom0, or in a network namespace of it."""
 
-    def __init__(self, host: XenHost, words: list[str], namespace: str = "") -> None:
+    def __init__(self, host: XenHost, words: list[str], namespace: str = "", *, ready: float = 30) -> None:
+        """``ready``: seconds until it listens."""
         self._output = Listener(dom0_program.start(host.transport, netpeer, *words, wrapper=inside(namespace)), "the network peer")
+        self.counted = ""
+        """dom0's counters before the transfer; "" if the peer does not wait for the guest."""
         if words[0] not in ("connect", "send_datagrams"):
-            self._output.until(b"listening")
+            self.counted = self._output.until(rb"(.*)listening", ready)[1].decode(errors="replace")
 
     def result(self, seconds: float) -> Moved:
         """Wait for the peer's end and return its result. Raises InfrastructureError if it prints none within ``seconds``."""

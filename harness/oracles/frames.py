@@ -51,7 +51,8 @@ class Frame:
     """A TCP or UDP packet.
 
     ``payload`` is in bytes, computed from the packet's length fields. ``good`` is whether the checksum is right, or None if the capture
-    lacks bytes of the packet.
+    lacks bytes of the packet. ``blank`` is whether a wrong checksum covers the pseudo header only: the sender left the rest to the
+    device, as every driver with checksum offload does.
     """
 
     source: str
@@ -60,6 +61,8 @@ class Frame:
     payload: int
     sequence: int = 0
     good: bool | None = None
+    blank: bool = field(default=False, compare=False)
+    ports: tuple[int, int] = field(default=(0, 0), compare=False)
 
 
 @dataclass(frozen=True)
@@ -326,12 +329,14 @@ def _udp(raw: _Bytes, packet: _Packet) -> Frame:
 
 
 def _with_checksum(raw: _Bytes, packet: _Packet, end: int, name: str, payload: int, sequence: int = 0) -> Frame:
-    good = None
+    good, blank = None, False
     if packet.ends and end <= len(raw.data):
         half = len(packet.ends) // 2
         segment = raw.data[packet.at : end]
         good = checksum_good(packet.ends[:half], packet.ends[half:], packet.protocol, segment)
-    return Frame(_text(packet.source), _text(packet.target), name, payload, sequence, good)
+        blank = not good and _covers_pseudo_header(packet.ends, packet.protocol, segment)
+    ports = (raw.number(packet.at, 2), raw.number(packet.at + 2, 2))
+    return Frame(_text(packet.source), _text(packet.target), name, payload, sequence, good, blank, ports)
 
 
 def _text(address: bytes) -> str:
@@ -346,6 +351,13 @@ def checksum_good(source: bytes, target: bytes, protocol: int, segment: bytes) -
     covered = source + target + bytes((0, protocol)) + len(segment).to_bytes(4, "big") + segment
     # A ones' complement sum of 16-bit words equals the number that they form, modulo 0xffff (RFC 1071, 2).
     return int.from_bytes(covered + bytes(len(covered) % 2), "big") % 0xFFFF == 0
+
+
+def _covers_pseudo_header(ends: bytes, protocol: int, segment: bytes) -> bool:
+    """Return whether the checksum field holds the sum of the pseudo header, which a device with checksum offload completes."""
+    at = 16 if protocol == _TCP else 6
+    pseudo = ends + bytes((0, protocol)) + len(segment).to_bytes(4, "big")
+    return int.from_bytes(segment[at : at + 2], "big") % 0xFFFF == int.from_bytes(pseudo, "big") % 0xFFFF
 
 
 # -- many frames ------------------------------------------------------------------------------------------------------

@@ -22,6 +22,8 @@ class CaseContext:
     cell: Cell | None = None
     host: XenHost | None = None
     guests: list[Guest] = field(default_factory=list)
+    prepared: list[Guest] = field(default_factory=list)
+    """Guests that were booted and prepared for a warm checkpoint. They are gone, but what their watches found is not."""
     warm_boot: Boot | None = None
     """The boot that the warm checkpoint of the case's guest was saved from."""
     inputs: dict[str, str] = field(default_factory=dict)

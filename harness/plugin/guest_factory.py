@@ -61,7 +61,7 @@ class GuestFactory:
         """
         held = self._hosts.in_any_state(cell)
         if held.host.states is not None:
-            guest, context.warm_boot = self._warm(cell, held, held.host.states, context.directory, shape, prepare)
+            guest, context.warm_boot = self._warm(cell, held, held.host.states, context, shape, prepare)
             context.host = held.host
             context.guests.append(guest)
             return guest
@@ -74,17 +74,17 @@ class GuestFactory:
         return guest
 
     def _warm(
-        self, cell: Cell, held: HeldHost, states: SavedStates, directory: Path, shape: Shape, prepare: Prepare | None
+        self, cell: Cell, held: HeldHost, states: SavedStates, context: CaseContext, shape: Shape, prepare: Prepare | None
     ) -> tuple[Guest, Boot]:
         key = key_of(self._sources.source_for(cell, shape).key, repr(shape), _code_digest(prepare))
         saved = states.warm(
             key,
-            lambda: self._boot_to_save(cell, held, states, f"fxh-warm-{key}", directory, shape, prepare),
+            lambda: self._boot_to_save(cell, held, states, f"fxh-warm-{key}", context, shape, prepare),
             f"{self._sources.source(cell).label} {shape.type}",
         )
         data = json.loads(saved.note)
         config = _config(data["config"])
-        guest = self._guest(cell, held.host, config, directory)
+        guest = self._guest(cell, held.host, config, context.directory)
         guest.prepared = data["prepared"]
         try:
             guest.adopt(int(data["domid"]))
@@ -99,7 +99,7 @@ class GuestFactory:
         held: HeldHost,
         states: SavedStates,
         name: str,
-        directory: Path,
+        context: CaseContext,
         shape: Shape,
         prepare: Prepare | None,
     ) -> str:
@@ -108,7 +108,8 @@ class GuestFactory:
         host = held.host
         source = self._sources.source_for(cell, shape)
         config = configure(host, source, shape, name)
-        guest = self._guest(cell, host, config, directory)
+        guest = self._guest(cell, host, config, context.directory)
+        context.prepared.append(guest)
         begun = time.monotonic()
         try:
             guest.boot()
@@ -118,7 +119,7 @@ class GuestFactory:
         log.info("%s booted in %.0f s for a warm checkpoint", source.label, time.monotonic() - begun)
         if states.keeps_translations:
             # Do once what each case does at its begin and end, so that the checkpoint has the translated code.
-            Guest(host, source.profile, config, directory, scale=self._scale).adopt(guest.domid).detach()
+            Guest(host, source.profile, config, context.directory, scale=self._scale).adopt(guest.domid).detach()
             host.inventory()
         return json.dumps({"config": asdict(config), "domid": guest.domid, "stages": stage_times(guest), "prepared": prepared})
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 import functools
 import logging
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ from harness import stamp, trace
 from harness.console.deaths import speaker
 from harness.console.text import plain
 from harness.errors import HarnessError
-from harness.plugin import diagnosis, evidence, known, pause
+from harness.plugin import diagnosis, evidence, known, lost_data, pause
 from harness.plugin.case_context import CaseContext, stage_times
 from harness.plugin.cells import cell_of
 from harness.plugin.outcome import Finding, classify
@@ -119,17 +120,17 @@ def _end_with_error(item: pytest.Item, error: BaseException, call: pytest.CallIn
         with trace.step(trace.EVIDENCE, "check the host"):
             finding = _check_host(item, context, finding)
         evidence.gather(context, silent=finding.death is not None and finding.death.kind in _SILENT)
+    issue = _matching_issue(item, finding)
+    new = context is not None and finding.outcome == FAILED and call.when != "teardown" and issue is None
+    if context is not None and new:
+        finding = _with_counters(item, context, finding, report)
+    if context is not None and finding.outcome not in (SKIPPED, PASSED):
         pause.on_failure(item, finding.reason)
-        if (
-            finding.outcome == FAILED
-            and context.cell is not None
-            and call.when != "teardown"
-            and _matching_issue(item, finding) is None
-        ):
-            item.config.stash[RIG].keep(context.cell, context)
+    if context is not None and new and context.cell is not None:
+        item.config.stash[RIG].keep(context.cell, context)
     if isinstance(error, HarnessError):
         report.longrepr = _explanation(call, finding)
-    if issue := _matching_issue(item, finding):
+    if issue is not None:
         match = KnownIssueMatch(issue.bug, issue.why)
         finding = Finding(KNOWN, f"known issue: {issue.line}\n{finding.reason}", finding.death, match)
         # pytest's form of an expected failure.
@@ -138,6 +139,17 @@ def _end_with_error(item: pytest.Item, error: BaseException, call: pytest.CallIn
     if context is not None and context.kept:
         (context.directory / "kept.txt").write_text(context.kept + "\n")
         report.longrepr = f"{report.longrepr}\n--- kept ---\n{context.kept}"
+
+
+def _with_counters(item: pytest.Item, context: CaseContext, finding: Finding, report: pytest.TestReport) -> Finding:
+    """The finding with the reason for which data did not arrive. pytest shows that in a section of its own."""
+    with trace.step(trace.EVIDENCE, "explain lost data"):
+        rows = lost_data.rows(context, finding.reason, item.stash[PROGRESS].begun)
+    if not rows:
+        return finding
+    text = "\n".join(rows)
+    report.sections.append(("cause", text))
+    return replace(finding, reason=f"{finding.reason}\n{text}")
 
 
 def _check_host(item: pytest.Item, context: CaseContext, finding: Finding) -> Finding:

@@ -10,15 +10,23 @@ from harness.results.model import CaseResult
 
 # Length to which a domain's configuration and a backtrace are cut, in characters.
 _LONGEST = 4000
-# Labels of harness.oracles.finding:
-# observed:  xbd2 has 33554432 bytes (8 times as many)
-_LABELLED = re.compile(r"(test|observed|expected|reference): +(.*)")
+# Labels of harness.oracles.finding, and of harness.guests.explained:
+# observed:  xbd2 has 33554432 bytes (8 times as many)     (pytest indents the lines of an assertion from the second on)
+_LABELLED = re.compile(r" {0,2}(test|observed|expected|reference|cause|counted|captured): +(.*)")
+# The first line that harness.plugin.lost_data appends to a finding.
+_CAUSE = "\ncause: "
 
 
 def finding_rows(reason: str) -> tuple[tuple[str, str], ...]:
-    """(label, text) of a reason's lines. Labels are test, observed, expected, reference, or empty for another line."""
+    """(label, text) of a reason's lines. Labels are those of a finding and of its cause, or empty for another line."""
     matches = ((line, _LABELLED.fullmatch(line)) for line in reason.splitlines())
     return tuple((match[1], match[2]) if match else ("", line) for line, match in matches)
+
+
+def without_cause(reason: str) -> tuple[str, str]:
+    """The finding, and the lines on its cause, which a report shows even if it cuts the finding."""
+    finding, mark, cause = reason.partition(_CAUSE)
+    return finding, f"{mark}{cause}".lstrip("\n")
 
 
 def around_death(case: CaseResult, count: int) -> str:

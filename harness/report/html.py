@@ -12,7 +12,7 @@ from markupsafe import Markup
 
 from harness.report import actions, case_timeline, plot
 from harness.report.console import Line
-from harness.report.evidence import around_death, finding_rows
+from harness.report.evidence import around_death, finding_rows, without_cause
 from harness.report.model import CaseReport, Report
 from harness.report.templating import SQUARES, environment
 from harness.results.model import PASSED, SKIPPED, Stamp
@@ -22,7 +22,9 @@ from harness.verdicts import values
 _BUDGET = 5_000_000
 _CAPTURE = 6_000
 # Files of a case that the page shows.
-_CAPTURED = re.compile(r".*\.cfg|.*xl-dmesg\.log|.*xl-list\.txt|xl-.*\.log|(?:vcpus|messages|dump)-.*\.txt", re.DOTALL)
+_CAPTURED = re.compile(
+    r".*\.cfg|.*xl-dmesg\.log|.*xl-list\.txt|xl-.*\.log|(?:vcpus|messages|dump|network|disks)-.*\.txt", re.DOTALL
+)
 # Console lines around a death on the first screen, and the number of new failures that have them.
 _EXCERPT, _IN_FULL = 12, 3
 # Length of a failure's reason on the first screen, in characters.
@@ -134,6 +136,7 @@ def _item(path: Path, item: CaseReport, number: int, longest: float, budget: _Bu
     case = item.result
     red = case.outcome not in (PASSED, SKIPPED)
     directory = path / "cases" / case.directory
+    finding, cause = without_cause(case.reason)
     timelines = [timeline(boot.domain, boot.stages, boot.died, longest) for boot in case.boots]
     if item.usual and (red or item.drifts):
         timelines.append(timeline(f"{USUAL} ({item.usual_run})", item.usual, None, longest))
@@ -144,7 +147,7 @@ def _item(path: Path, item: CaseReport, number: int, longest: float, budget: _Bu
         "strip": item.strip,
         "rerun": item.rerun,
         "finding": finding_rows(case.reason),
-        "short_finding": finding_rows(case.reason[:_SHORT]),
+        "short_finding": (*finding_rows(finding[:_SHORT]), *finding_rows(cause[:_SHORT])),
         "anchor": f"case-{number}",
         "open": item.verdict.is_news,
         "excerpt": around_death(case, _EXCERPT),
@@ -188,7 +191,7 @@ def _panels(directory: Path, item: CaseReport, budget: _Budget) -> list[Panel]:
 
 
 def _captures(directory: Path, files: tuple[str, ...], budget: _Budget) -> list[tuple[str, str]]:
-    """(name, end of the text) of configuration, vCPU stacks, kernel messages, headers of dumps, and logs of hypervisor and toolstack."""
+    """(name, end of the text) of configuration, vCPU stacks, kernel messages, counters, headers of dumps, and logs of Xen and xl."""
     found = []
     for name in sorted(files, key=lambda name: (not name.endswith(".cfg"), name)):
         if _CAPTURED.fullmatch(name):

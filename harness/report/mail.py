@@ -17,15 +17,15 @@ from harness.console.deaths import speaker
 from harness.console.text import plain
 from harness.report import actions
 from harness.report.boot_consoles import ConsoleChange
-from harness.report.evidence import around_death, finding_rows
+from harness.report.evidence import around_death, finding_rows, without_cause
 from harness.report.model import CaseReport, NewComplaint, Report
 from harness.results.where import Where
 from harness.stamp import ISO
 from harness.verdicts import values
 
 COLUMNS = 72
-# Lines of the console and of the backtrace, lines of the reason for a new failure, and the number of failures in full.
-_CONSOLE, _REASON, _IN_FULL = 24, 12, 6
+# Lines of the console and of the backtrace, lines of the reason for a new failure and of its cause, and the number of failures in full.
+_CONSOLE, _REASON, _CAUSE, _IN_FULL = 24, 12, 10, 6
 # Length to which the subject is cut, in characters.
 _SUBJECT = 120
 # Setup steps from this many seconds on are listed.
@@ -139,8 +139,9 @@ def _guest_type(where: Where) -> str:
 
 
 def _reason(text: str) -> str:
-    """A finding as a table of test, observed, expected and reference; other lines quoted."""
-    rows = finding_rows(text)[:_REASON]
+    """A finding as a table of test, observed, expected, reference and cause; other lines quoted."""
+    finding, cause = without_cause(text)
+    rows = (*finding_rows(finding)[:_REASON], *finding_rows(cause)[:_CAUSE])
     return "\n".join(
         _table(list(part)) if labelled else _quote([line for _, line in part])
         for labelled, part in groupby(rows, key=lambda row: bool(row[0]))

@@ -8,7 +8,6 @@ import time
 import pytest
 
 from harness.guests.link import Link
-from harness.guests.peer import Peer
 from harness.oracles import frames
 from harness.oracles.finding import finding
 from harness.plugin.case_context import CaseContext
@@ -68,7 +67,7 @@ def transfer_streams(link: Link, count: int, size: int) -> list[str]:
     guest.sh(f"dd if=/dev/urandom of=/tmp/fxh-stream bs=1024 count={size // 1024} 2>/dev/null")
     digest = guest.sh("fxh_digest < /tmp/fxh-stream").split()[0]
     nc = f"{link.nc(60)} {link.here}"
-    peers = [Peer(link.host, ["recv", link.here, str(port), str(size)]) for port in ports]
+    peers = [link.peer("recv", port, size) for port in ports]
     guest.sh(f"for p in {' '.join(map(str, ports))}; do {nc} $p < /tmp/fxh-stream > /dev/null & done; wait", 90)
     done = [peer.result(60) for peer in peers]
     wrong = [

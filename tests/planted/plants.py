@@ -12,6 +12,7 @@ import itertools
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -21,6 +22,7 @@ from harness.guests import replace_kernel, suspend
 from harness.guests.guest import Guest
 from harness.guests.link import Link
 from harness.guests.memory import Memory
+from harness.hosts import scratch
 from harness.plugin import guest_factory
 from harness.xen import pygrub
 from harness.xen.config import DomainConfig
@@ -176,6 +178,38 @@ def corrupted_frames(share: str) -> Callable[[], None]:
     return vif_command("tc", "qdisc", "replace", "dev", "VIF", "root", "netem", "corrupt", share)
 
 
+START_RELAY = """
+ip link set "$1" nomaster
+setsid python3 -c "$3" "$1" > /dev/null 2>&1 < /dev/null &
+while [ ! -e /sys/class/net/fxhrelay ]; do sleep 0.1; done
+ip link set fxhrelay address fe:ff:ff:ff:ff:fe master "$2" up  # a higher address than the bridge's own, which stays the same
+"""
+
+
+def unfinished_checksums() -> None:
+    """Pass the guest's segments to dom0 without their checksums, as a netfront would that forgets to say that they have none."""
+
+    def around(original: Any, self: Link, *rest: Any) -> Any:
+        found = original(self, *rest)
+        relay = Path(__file__).with_name("relay.py").read_text()
+        self.dom0("sh", "-c", START_RELAY, "sh", self.vif, self.host.bridge, relay)
+        return found
+
+    wrap(Link, "wait_up", around)
+
+
+def failing_disks() -> None:
+    """Let dom0's reads of each scratch disk fail: its file is cut, but its loop device keeps the size."""
+
+    def around(original: Any, host: Any, *rest: Any, **more: Any) -> Any:
+        made = original(host, *rest, **more)
+        for disk in made:
+            host.transport.run(["truncate", "-s", "0", disk.file])
+        return made
+
+    wrap(scratch, "create", around)
+
+
 def mem_set(change: Callable[[int], int]) -> Callable[[], None]:
     def make() -> None:
         wrap(Xl, "mem_set", lambda original, self, domain, mib: original(self, domain, change(mib)))
@@ -302,6 +336,9 @@ TABLE = {
     "swapped-disks": Plant(NAMES, "should be xvdp: it is xvdq, and xvdp holds vdev xvdq", configured(swapped_disks)),
     "missing-disk": Plant(NAMES, "should be xvdz: no disk of the guest has its content", configured(missing_disk)),
     "corrupted-disk": Plant(NAMES, "should be xvdb: no disk of the guest has its content, and xvdb holds unknown data", corrupted_disk),
+    "failing-disk": Plant(
+        "root_mount/test_hot_plug", "should be xvdc: .*cause: .*dom0 could not read or write \\S+ the device behind xvdc", failing_disks
+    ),
     "write-through": Plant("root_mount/test_read_only", "a write to xvdc, which the toolstack attached read-only", writable),
     "corrupted-menu": Plant("pygrub/test_follows_block_trees", "observed: .*(status 1|Error|Unable)", changed_image(lambda image: image.replace(b"kernel /boot/kernel/kernel", b"kernel /boot/kernel/kernwl"))),
     "ufs-block-size": Plant("pygrub/test_sparse_kernel", "Unable to find partition", changed_image(patched(8192 + 48, b"\0\0\x10\0"))),
@@ -314,8 +351,17 @@ TABLE = {
     "old-kernel": Plant("reboot/test_replaced_kernel_runs[in-place]", "the old kernel", replaced_command(r"cp \S+initrd\.new \S+$", "true")),
     "no-restart": Plant("reboot/test_plain_reboot", "did not come back", configured(lambda c: replace(c, on_reboot="destroy", on_crash="destroy"))),
     "corrupted-packets": Plant(
-        "netfront/test_content_both_ways", "after \\d+ bytes|does not reach|were sent",
+        "netfront/test_content_both_ways", "cause: .*the guest discarded \\d+ packets for a wrong checksum",
         corrupted_frames("100%"),
+    ),
+    "unfinished-checksums": Plant(
+        "netfront/test_content_both_ways[ipv4]",
+        "after 0 bytes.*cause: .*dom0 discarded \\d+ packets for a wrong checksum: the guest sends packets without a full checksum",
+        unfinished_checksums,
+    ),
+    "dropped-frames": Plant(
+        "netfront/test_small_writes", "cause: .*dom0's queue of \\S+ dropped \\d+ frames for the guest",
+        vif_command("tc", "qdisc", "replace", "dev", "VIF", "root", "netem", "loss", "100%"),
     ),
     "corrupted-datagrams": Plant(
         # IPv4 only, because with IPv6 the link may not come up at all.
@@ -324,7 +370,7 @@ TABLE = {
     ),
     "segmentation-off": Plant("netfront/test_segmentation_is_used", "the guest shows TSO as off", replaced_command(r"^ip -4 addr flush.*", r"\g<0>; ethtool -K eth0 tso off")),
     "joining-off": Plant("netfront/test_segments_are_joined", "segments are not joined", replaced_command(r"^ip -4 addr flush.*", r"\g<0>; ethtool -K eth0 gro off")),
-    "no-network": Plant("netfront/test_echo_sizes", "does not reach dom0", replaced_command(r"ip link set eth0 up", "ip link set eth0 down")),
+    "no-network": Plant("netfront/test_echo_sizes", "does not reach dom0.*cause: .*the guest's interface \\S+ is down", replaced_command(r"ip link set eth0 up", "ip link set eth0 down")),
     "no-ipv6": Plant("netfront/test_datagrams[ipv6]", "does not reach dom0 over \\S+ by ipv6", replaced_command(r"0 > \S+accept_dad", "1 > /proc/sys/net/ipv6/conf/eth0/disable_ipv6")),
     "corrupting-bridge": Plant(
         "netfront/test_between_guests", "threw \\d+ segments away|did not get|were sent|does not reach",

@@ -22,6 +22,7 @@ from harness.guests.peer import Listener, Moved, moved
 from harness.images import kmodule
 from harness.images.disks import BootCode, write_disk
 from harness.images.layout import FileSystem, Vdev
+from harness.oracles import counters
 from harness.oracles.naming import consumer_of, extent_of
 from harness.transport.local import LocalTransport
 from harness.xen.config import Disk
@@ -137,6 +138,28 @@ def test_two_peers_agree(out: str, way_in: str) -> None:
     came, went = end(hears), end(says)
     assert (came.bytes, came.md5, came.error) == (went.bytes, went.md5, went.error)
     assert came.bytes == 1500
+
+
+def test_one_peer_reads_and_writes_at_once() -> None:
+    port = a_port(socket.SOCK_STREAM)
+    said = peer("both", port, "5000", "7", "1460", "5")
+    said.until(b"listening")
+    down = socket.create_connection(("127.0.0.1", int(port) + 1))
+    with socket.create_connection(("127.0.0.1", int(port))) as up, down:
+        up.sendall(b"x" * 5000)
+        arrived = b"".join(iter(lambda: down.recv(1 << 16), b""))
+    assert arrived == random.Random(7).randbytes(5000)
+    assert end(said).bytes == 5000
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc/net")
+def test_a_peer_prints_the_counters_before_it_listens() -> None:
+    said = peer("recv", a_port(socket.SOCK_STREAM), "1")
+    text = said.until(b"(.*)listening")[1].decode()
+    said.stream.close()
+    assert "InCsumErrors" in text
+    assert counters.linux(text, "lo")["rx_packets"] >= 0
+    assert "Tcp.InSegs" in counters.linux(text, "lo")
 
 
 @pytest.mark.skipif(not shutil.which("busybox"), reason="needs busybox's TFTP client (apt: busybox-static)")

@@ -22,6 +22,7 @@ from harness.history import FILE, History
 from harness.oracles.finding import finding
 from harness.report import console, html, junit, machine, mail
 from harness.report.command import rerun_command
+from harness.report.evidence import finding_rows
 from harness.report.model import Report
 from harness.results.model import Boot, CaseResult, DeathRecord, RunResult, Stamp, read_run
 from harness.results.where import Where
@@ -360,6 +361,33 @@ def test_a_finding_is_shown_by_its_parts(tmp_path: Path) -> None:
     assert '<th scope="row">expected</th><td>the domain shuts down with reason poweroff</td>' in page
     assert "&lt;/pre&gt;&lt;b&gt;nothing&lt;/b&gt;" in page
     assert "\x1b" not in page + text
+
+
+def test_the_cause_of_a_long_finding_is_shown(tmp_path: Path) -> None:
+    """Page and mail cut a finding of many lines, but not its cause. The counters come from a guest."""
+    long = finding(test="x", observed=[f"observation {n} {'y' * 90}" for n in range(40)], expected="z", reference="r")
+    cause = [
+        "cause:     dom0 discarded 12 packets for a wrong checksum",
+        *(f"counted:   guest {n}: </td><script>\x1b[31m" for n in range(30)),
+    ]
+    path, made = reported(tmp_path, run(1, case("F", identity="", death=None, excerpt="", reason="\n".join([long, *cause]))))
+    text = mail.body(made)
+    assert "observation 10" in text
+    assert "observation 11" not in text
+    assert "cause dom0 discarded 12 packets for a wrong checksum counted guest 0: </td>" in " ".join(text.split())
+    assert "guest 8:" in text
+    assert "guest 9:" not in text
+    page = (path / "index.html").read_text()
+    Strict(page)
+    first = page[: page.index("observation 39")]
+    assert '<th scope="row">cause</th><td>dom0 discarded 12 packets for a wrong checksum</td>' in first, "on the first screen"
+    assert "<script>\x1b" not in page
+    assert "\x1b" not in page + text
+
+
+def test_an_assertion_that_pytest_indented_is_a_finding() -> None:
+    text = FINDING.replace("\n", "\n  ") + "\nassert not ['x']"
+    assert [label for label, _ in finding_rows(text)] == ["test", "observed", "observed", "expected", "reference", ""]
 
 
 def test_actions_and_backtrace_are_in_mail_and_page(tmp_path: Path) -> None:

@@ -358,6 +358,22 @@ class GuestOS(ABC):
     def netfront_queues(self, vcpus: int, variables: Mapping[str, str]) -> int:
         """The most queues that netfront connects."""
 
+    # -- counters -------------------------------------------------------------------------------------------------------
+
+    def network_counters(self, interface: str) -> str:
+        """Prints counters of the protocols and the interface, and ``interface_up 1`` or ``0``. "": the OS has no such command."""
+        return ""
+
+    def parse_counters(self, text: str, interface: str) -> Mapping[str, int]:
+        """The counters in that output, named as in :mod:`harness.oracles.counters`."""
+        return {}
+
+    disk_counters: ClassVar[str] = ""
+    """Prints :meth:`requests_in_flight`, then the kernel's log. "": the OS has no such command."""
+
+    def requests_in_flight(self, text: str) -> Mapping[str, int]:  # by disk
+        return {}
+
     # -- end ----------------------------------------------------------------------------------------------------------
 
     @abstractmethod

@@ -22,6 +22,7 @@ from harness.guests.os.base import (
     SmallBlocks,
 )
 from harness.images import kernelfile
+from harness.oracles import counters, disk_causes
 from harness.osversion import OSVersion
 from harness.xen import elfnotes
 from harness.xen import vdev as vdevs
@@ -366,6 +367,20 @@ class FreeBSD(GuestOS):
         # Independent of its CPUs (sys/dev/xen/netfront/netfront.c, xn_num_queues).
         return int(variables.get("hw.xn.num_queues", "4"))
 
+    def network_counters(self, interface: str) -> str:
+        # See checksum_errors() about a netstat of another major release. -ss leaves out the counters that are 0.
+        same = '[ "$(uname -K | cut -c 1-2)" = "$(uname -U | cut -c 1-2)" ] && netstat -ss'
+        up = f"ifconfig {interface} | grep -q '<UP' && echo interface_up 1 || echo interface_up 0"
+        return f"{same}; netstat -n -I {interface} -bd; sysctl dev.xn 2>/dev/null; {up}"
+
+    def parse_counters(self, text: str, interface: str) -> Mapping[str, int]:
+        return counters.freebsd(text)
+
+    disk_counters = "iostat -Ix; dmesg | tail -n 20"
+
+    def requests_in_flight(self, text: str) -> Mapping[str, int]:
+        return disk_causes.freebsd_in_flight(text)
+
     def sha256_command(self, path: str) -> str:
         return f"sha256 -q {path}"
 
@@ -378,7 +393,6 @@ class FreeBSD(GuestOS):
 
     def flood_lines(self, guest_type: str) -> int:
         # xc0 passes single bytes, at 10 kB/s (3 on a slow machine); each byte of an HVM guest's serial port goes through QEMU in dom0.
-
         return 10 if guest_type == "hvm" else 40
 
     def fate(self, control: str, guest_type: str) -> ShutdownExpectation:

@@ -29,6 +29,7 @@ from harness.guests.os.base import (
 from harness.guests.source import GuestSource
 from harness.images import kernelfile
 from harness.lab import cpio
+from harness.oracles import counters, disk_causes
 from harness.xen import vdev as vdevs
 
 # A Linux of 5 to 6 and the control guest's busybox init (images/control/init).
@@ -303,6 +304,19 @@ class Linux(GuestOS):
 
     def netfront_queues(self, vcpus: int, variables: Mapping[str, str]) -> int:
         return vcpus
+
+    def network_counters(self, interface: str) -> str:
+        # All counters of snmp6 are listed, most of them are 0.
+        files = "cat /proc/net/snmp /proc/net/netstat /proc/net/dev; grep -v '[^0-9]0$' /proc/net/snmp6 2>/dev/null"
+        return f'{files}; read -r f < /sys/class/net/{interface}/flags; echo "interface_up $((f & 1))"'
+
+    def parse_counters(self, text: str, interface: str) -> Mapping[str, int]:
+        return counters.linux(text, interface)
+
+    disk_counters = 'for d in /sys/block/*; do echo "disk ${d##*/} $(cat $d/stat)"; done; dmesg | tail -n 20'
+
+    def requests_in_flight(self, text: str) -> Mapping[str, int]:
+        return disk_causes.linux_in_flight(text)
 
     def sha256_command(self, path: str) -> str:
         return f"sha256sum {path}"

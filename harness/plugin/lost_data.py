@@ -1,0 +1,40 @@
+# SPDX-License-Identifier: BSD-2-Clause
+"""Adds to the finding of a failed case why data did not arrive over its links, or from its disks."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+
+from harness.deadline import Deadline
+from harness.guests import disk_watch, explained
+from harness.guests.explained import Explained
+from harness.guests.guest import Guest
+from harness.plugin.case_context import CaseContext
+
+# Seconds for the links and the disks of all guests of a case.
+_LIMIT = 20.0
+
+
+def rows(context: CaseContext, reason: str, begun: float) -> tuple[str, ...]:
+    """Lines to append to the finding ``reason`` of a case that began at ``begun`` (monotonic); () if nothing explains it.
+
+    Never raises a HarnessError, and takes 20 s at most. The complete counters go to the case's directory.
+    """
+    deadline = Deadline(_LIMIT)
+    found = [watch.explained for guest in context.prepared for watch in guest.watches if watch.explained is not None]
+    for guest in context.guests:
+        if guest.domid >= 0:
+            found += _links(guest, deadline)
+            found.append(disk_watch.explain(guest, reason, deadline, time.monotonic() - begun))
+    return explained.rows(found, reason)
+
+
+def _links(guest: Guest, deadline: Deadline) -> Iterator[Explained]:
+    """An explanation by each watch that saw a transfer fail; if none did, by the last watch of each link."""
+    known = [watch.explained for watch in guest.watches if watch.explained is not None]
+    if known:
+        yield from known
+        return
+    for watch in {watch.subject: watch for watch in guest.watches}.values():
+        yield watch.explain(deadline)
