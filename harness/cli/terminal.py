@@ -14,8 +14,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from harness.console.text import decode, plain
+from harness.console.text import decode
 from harness.errors import InfrastructureError, TransportError
+from harness.safetext import plain
 from harness.transport import Stream
 from harness.transport.local import DescriptorStream
 

@@ -16,7 +16,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from harness.console.text import plain
+from harness.safetext import plain
 
 GUEST, XEN, DOM0 = "guest", "xen", "dom0"
 

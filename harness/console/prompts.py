@@ -11,7 +11,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from harness.console.kinds import DeathKind
-from harness.console.text import decode, plain
+from harness.console.text import decode
+from harness.safetext import plain
 
 # Seconds of silence after which a prompt counts; the second number is for a prompt that may time out.
 AT_ONCE, PATIENT = 0.2, 5.0

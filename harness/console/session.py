@@ -16,9 +16,10 @@ from pexpect.spawnbase import SpawnBase
 from harness import trace
 from harness.console.clean import Cleaner
 from harness.console.reader import ConsoleReader
-from harness.console.text import excerpt, plain
+from harness.console.text import excerpt
 from harness.deadline import Deadline
 from harness.errors import GuestCommandFailed, InfrastructureError, LoggedOut, UsageError
+from harness.safetext import plain
 
 PROMPT = "fxh# "
 # Bytes that a console buffers until the guest reads them. FreeBSD's tty has no longer line (MAX_INPUT; sys/kern/tty_inq.c), nor has

@@ -16,11 +16,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from harness.console.backtrace import Frame
-from harness.console.text import plain
 from harness.deadline import Deadline
 from harness.dom0 import read_memory
 from harness.errors import HarnessError
 from harness.guests import sourcelines
+from harness.safetext import plain
 from harness.transport import Completed, Transport
 from harness.xen import dom0_program, elfsymbols
 

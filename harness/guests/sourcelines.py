@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from harness.console.backtrace import Frame
-from harness.console.text import plain
 from harness.images import debugfile
+from harness.safetext import plain
 from harness.xen import elfsymbols, symbolizer
 
 

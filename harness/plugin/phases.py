@@ -13,7 +13,6 @@ from _pytest.runner import runtestprotocol
 
 from harness import stamp, trace
 from harness.console.deaths import speaker
-from harness.console.text import plain
 from harness.errors import HarnessError
 from harness.plugin import diagnosis, evidence, known
 from harness.plugin.case_context import CaseContext, stage_times
@@ -35,6 +34,7 @@ from harness.results.model import (
     Stamp,
 )  # fmt: skip
 from harness.results.where import NOWHERE, own_parameters
+from harness.safetext import plain
 
 log = logging.getLogger("fxh.run")
 

@@ -8,8 +8,9 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from harness.console.text import decode, plain
+from harness.console.text import decode
 from harness.results.model import Boot
+from harness.safetext import plain
 
 # How much of a log's end the page shows, and how much of its index is read for that (bytes).
 TAIL, _INDEX_TAIL = 24_000, 512_000

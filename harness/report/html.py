@@ -11,12 +11,12 @@ from pathlib import Path
 import jinja2
 from markupsafe import Markup
 
-from harness.console.text import plain
 from harness.report import actions, case_timeline, plot
 from harness.report.console import Line
 from harness.report.evidence import around_death, finding_rows
 from harness.report.model import CaseReport, Report
 from harness.results.model import PASSED, SKIPPED, Outcome, Stamp
+from harness.safetext import plain
 from harness.verdicts import values
 
 # Size of all consoles and captures on the page (characters). Beyond it the page only links the files.

@@ -7,9 +7,9 @@ import re
 import xml.etree.ElementTree as ET
 from pathlib import Path
 
-from harness.console.text import plain
 from harness.report.address import address, address_of
 from harness.report.model import CaseReport, Report
+from harness.safetext import plain
 
 _PREFIX = "fxh."
 

@@ -14,12 +14,12 @@ from itertools import groupby
 
 from harness import mailer
 from harness.console.deaths import speaker
-from harness.console.text import plain
 from harness.report import actions
 from harness.report.boot_consoles import ConsoleChange
 from harness.report.evidence import around_death, finding_rows
 from harness.report.model import CaseReport, NewComplaint, Report
 from harness.results.where import Where
+from harness.safetext import plain
 from harness.stamp import ISO
 from harness.verdicts import values
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 
 from html import escape
 
-from harness.console.text import plain
 from harness.report.trends import Trend
+from harness.safetext import plain
 
 _WIDTH, _HEIGHT, _EDGE = 300, 90, 8
 
