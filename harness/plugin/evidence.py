@@ -86,5 +86,6 @@ def _uptime(host: XenHost, deadline: Deadline) -> dict[str, float]:
 
 
 def _copy_tail(source: Path, target: Path) -> None:
-    with contextlib.suppress(OSError):
-        target.write_bytes(source.read_bytes()[-_TAIL:])
+    with contextlib.suppress(OSError), source.open("rb") as file:
+        file.seek(max(0, source.stat().st_size - _TAIL))
+        target.write_bytes(file.read(_TAIL))

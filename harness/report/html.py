@@ -44,8 +44,15 @@ SQUARES = {
     Outcome.SKIPPED: ("s", " "),
 }
 
-KINDS_OF_LINES = ("guest", "xen", "dom0", "action")
-"""Sources of a time line that a reader can hide."""
+SOURCES = {
+    "guest": "guest",
+    "xen": "hypervisor",
+    "dom0": "dom0's kernel",
+    "xenstore": "xenstore",
+    "qemu": "device model",
+    "action": "actions",
+}
+"""Sources of a time line that a reader can hide, with their labels."""
 
 USUAL = "last run that passed"
 """Label of the timeline for comparison."""
@@ -107,7 +114,8 @@ def render(path: Path, report: Report) -> str:
         squares=SQUARES,
         usual=USUAL,
         marks=case_timeline.MARKS,
-        labels={"guest": "guest", "xen": "hypervisor", "dom0": "dom0's kernel", "action": "actions"},
+        stamp=case_timeline.stamp,
+        labels=SOURCES,
         plots=[(trend, Markup(plot.svg(trend))) for trend in report.trends],
         tone=_tone(report),
         files=[name for name in ("report.json", "mail.eml", "junit.xml") if (path / name).exists() or name != "junit.xml"],
@@ -195,9 +203,7 @@ def _panels(directory: Path, item: CaseReport, budget: _Budget) -> list[Panel]:
         except OSError:
             continue
         if budget.take(sum(len(line.text) + 40 for line in shown)):
-            found.append(
-                Panel(name, tuple(shown), tuple(kind for kind in KINDS_OF_LINES if any(line.kind == kind for line in shown)))
-            )
+            found.append(Panel(name, tuple(shown), tuple(kind for kind in SOURCES if any(line.kind == kind for line in shown))))
         else:
             found.append(Panel(name, (), left_out=True))
     return found
