@@ -44,6 +44,9 @@ _BROKEN_TESTS = "cmd-interrupt deptgt-interrupt opt-debug-x-trace"
 # Bytes. Objects of a kernel and a small world take 400 MB, of a full world several GB.
 _NEEDED = {"small": 2 << 30, "zfs": 4 << 30, "full": 12 << 30}
 
+# Seconds. A file that an interrupted make was still writing is at most this much older than the newest one.
+_UNFINISHED = 30
+
 # sys/conf/files    sys/amd64/conf/GENERIC
 _CONFIGURES = re.compile(rb"sys/(?:[^/\0]+/)?conf/")
 
@@ -93,16 +96,22 @@ class BuildDirectory:
             store.mark_used(self.directory)
             end_leftovers(str(self.directory / "obj"))
             self._drop_backdated()
-            started = time.time()
+            self._drop_unfinished()
+            started, ended = time.time(), math.inf
             self._times.write_text(f"{started} {math.inf}")
             try:
                 yield self
+                ended = time.time()
+            except BuildError:
+                # make itself ended, so it left no half-written target.
+                ended = time.time()
+                raise
             finally:
-                self._times.write_text(f"{started} {time.time()}")
+                self._times.write_text(f"{started} {ended}")
 
     @property
     def _times(self) -> Path:
-        """The file with the times of the last opening and closing; the latter is inf while it is open or was killed."""
+        """The file with the times of the last opening and closing; the latter is inf while it is open or if it was interrupted."""
         return self.directory / "times"
 
     def _drop_backdated(self) -> None:
@@ -115,6 +124,25 @@ class BuildDirectory:
             (self.directory / "toolchain.done").unlink(missing_ok=True)
             shutil.rmtree(self.directory / "obj")
             (self.directory / "obj").mkdir()
+
+    def _drop_unfinished(self) -> None:
+        """After an interrupted build, drop the files that it may have left half-written.
+
+        make compares times only: it takes a truncated library for a finished one. A file that was being written when the build ended
+        is among the newest of the directory.
+        """
+        if not self._times.exists() or float(self._times.read_text().split()[1]) != math.inf:
+            return
+        written = {
+            path: path.lstat().st_mtime for path in (self.directory / "obj").rglob("*") if path.is_file() and not path.is_symlink()
+        }
+        newest = max(written.values(), default=0.0)
+        dropped = [path for path, when in written.items() if when > newest - _UNFINISHED]
+        for path in dropped:
+            path.unlink()
+        if dropped:
+            log.warning("the last build was interrupted: building its last %d files again", len(dropped))
+            (self.directory / "toolchain.done").unlink(missing_ok=True)
 
     # -- targets ------------------------------------------------------------------------------------------------------
 

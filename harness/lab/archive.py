@@ -13,7 +13,8 @@ from pathlib import Path
 from harness import store
 from harness.digest import file_sha256
 from harness.errors import InfrastructureError, UsageError
-from harness.lab.store import LabImage
+from harness.images import debugfile
+from harness.lab.store import XEN_SYMBOLS, LabImage
 
 IMPORTED = ".imported"
 """Marks a lab that this machine did not build, and perhaps cannot build."""
@@ -22,10 +23,12 @@ FILES = (
     "manifest.json",
     "root.qcow2",
     "xen",
+    XEN_SYMBOLS,
     "vmlinuz",
     "initrd",
     "control/vmlinuz",
     "control/vmlinux",
+    f"control/{debugfile.NAME}",
     "control/initrd",
     "control/initrd.cpio",
 )

@@ -20,7 +20,7 @@ from harness import stamp, store
 from harness.errors import UsageError
 from harness.lab import cpio, tools
 from harness.lab.recipe import Recipe
-from harness.lab.store import LabImage
+from harness.lab.store import XEN_SYMBOLS, LabImage
 
 log = logging.getLogger("fxh.lab.build")
 
@@ -106,6 +106,7 @@ def _build(recipe: Recipe, work: Path) -> None:
     (control / "initrd").write_bytes(gzip.compress(ramdisk, 6, mtime=0))
     (control / "initrd.cpio").write_bytes(ramdisk)
     _hypervisor(recipe.hypervisor or out / "xen.gz", work / "xen")
+    _hypervisor_symbols(recipe, work)
     shutil.copy(recipe.dom0_kernel or out / "vmlinuz", work / "vmlinuz")
     raw = out / "root.img"
     with raw.open("r+b") as file:
@@ -141,6 +142,15 @@ def _modules(out: Path) -> dict[str, cpio.File]:
 def _programs(root: Path) -> dict[str, cpio.File]:
     """The programs that shrink.sh copied below ``root`` for the control guest."""
     return {str(path.relative_to(root)): (0o755, path.read_bytes()) for path in sorted(root.rglob("*")) if path.is_file()}
+
+
+def _hypervisor_symbols(recipe: Recipe, work: Path) -> None:
+    """Keep the symbols of Debian's hypervisor now: the archive has only those of the newest version."""
+    packed = work / "packed-syms"
+    path = f"/usr/lib/debug/boot/xen-syms-{recipe.xen}-amd64"
+    tools.extract(recipe.hypervisor_debug, recipe.suite, path, packed, work)
+    tools.keep_debug(packed, work / XEN_SYMBOLS, work)
+    packed.unlink()
 
 
 def _hypervisor(source: Path, target: Path) -> None:

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import logging
 import os
-import shlex
 import shutil
 import tempfile
 from pathlib import Path
 
 from harness import store
 from harness.errors import BuildError
+from harness.images import debugfile
 from harness.lab import tools
 from harness.lab.recipe import KernelRecipe
 
@@ -25,8 +25,11 @@ log = logging.getLogger("fxh.lab.kernel")
 _ROOM_MIB = 3072
 # A kernel prints these values at boot. They keep names of this machine out of consoles.
 _SIGNED = {"KBUILD_BUILD_USER": "fxh", "KBUILD_BUILD_HOST": "lab", "KBUILD_BUILD_VERSION": "1"}
-# The kernel as Debian installs it, and as an uncompressed ELF file.
-FILES = ("vmlinuz", "vmlinux")
+# The kernel as Debian installs it, as an uncompressed ELF file, and its debugging information.
+FILES = ("vmlinuz", "vmlinux", debugfile.NAME)
+# -g1: lines and inlined functions, without types and variables. The code stays the same, and compiling takes 3 % longer (measured on
+# mm/). CONFIG_DEBUG_INFO_REDUCED, the least that the configuration offers, also describes all types.
+_DEBUG = {"KCFLAGS": "-g1 -fdebug-prefix-map={source}=.", "KAFLAGS": "-Wa,-g -Wa,--debug-prefix-map={source}=."}
 
 
 def install(recipe: KernelRecipe, directory: Path) -> None:
@@ -58,15 +61,7 @@ def obtain(recipe: KernelRecipe) -> Path:
 def _build(recipe: KernelRecipe, work: Path) -> None:
     log.info("building the control guest's kernel from Debian's %s: once, some ten minutes of one CPU", recipe.package)
     packed = work / "source.tar.xz"
-    fetch = f"download /usr/src/{recipe.package}.tar.xz {shlex.quote(str(packed))}"
-    tools.run(
-        [
-            # Install nothing: unpack the package in a temporary root and copy one file out of it.
-            "mmdebstrap", "--mode=auto", "--format=null", "--variant=extract", "--architectures=amd64",
-            f"--include={recipe.package}", f"--extract-hook={fetch}", recipe.suite,
-        ],
-        work,
-    )  # fmt: skip
+    tools.extract(recipe.package, recipe.suite, f"/usr/src/{recipe.package}.tar.xz", packed, work)
     source, requested = work / "source", work / "requested.config"
     source.mkdir()
     tools.run(["tar", "-C", str(source), "--strip-components=1", "-xf", str(packed)], work)
@@ -79,12 +74,14 @@ def _build(recipe: KernelRecipe, work: Path) -> None:
             hint="in images/control/kernel.config, add the options that they depend on, or remove them",
         )
     jobs = len(os.sched_getaffinity(0))
-    tools.run(["make", "-s", f"-j{jobs}", "bzImage"], work, cwd=source, env=_SIGNED)
+    flags = [f"{name}={value.format(source=source)}" for name, value in _DEBUG.items()]
+    tools.run(["make", "-s", f"-j{jobs}", "bzImage", *flags], work, cwd=source, env=_SIGNED)
     whole = work / "whole"
     whole.mkdir()
     (source / "arch/x86/boot/bzImage").rename(whole / "vmlinuz")
     # The content of the bzImage, uncompressed: vmlinux without its symbols.
     (source / "arch/x86/boot/compressed/vmlinux.bin").rename(whole / "vmlinux")
+    tools.keep_debug(source / "vmlinux", whole / debugfile.NAME, work)
     (source / ".config").rename(whole / "config")
 
 

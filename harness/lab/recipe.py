@@ -14,7 +14,7 @@ from harness.errors import UsageError
 
 DEFAULT_XEN = "4.20"
 # Increment when a builder's output for the same recipe changes.
-_BUILDER, _KERNEL_BUILDER, _FIRMWARE_BUILDER = 6, 1, 1
+_BUILDER, _KERNEL_BUILDER, _FIRMWARE_BUILDER = 7, 2, 1
 
 
 @dataclass(frozen=True)
@@ -58,11 +58,15 @@ class FirmwareRecipe:
 
 @dataclass(frozen=True)
 class Recipe:
-    """One kind of lab. ``key`` is the name of its build in the store: a hash of all its inputs."""
+    """One kind of lab. ``key`` is the name of its build in the store: a hash of all its inputs.
+
+    ``hypervisor_debug`` is the package with the debugging information of the hypervisor in ``packages``.
+    """
 
     xen: str
     suite: str
     packages: tuple[str, ...]
+    hypervisor_debug: str
     modules: tuple[str, ...]
     initrd_modules: tuple[str, ...]
     control_kernel: KernelRecipe
@@ -76,7 +80,7 @@ class Recipe:
     def base_key(self) -> str:
         """The identity of the root image, independent of the user's hypervisor and kernel."""
         digest = hashlib.sha256(f"builder {_BUILDER}\n".encode())
-        for part in (self.suite, *self.packages, "|", *self.modules, "|", *self.initrd_modules, "|"):
+        for part in (self.suite, *self.packages, "|", self.hypervisor_debug, "|", *self.modules, "|", *self.initrd_modules, "|"):
             digest.update(part.encode() + b"\n")
         for part in (self.control_kernel.key, "|", *self.control_programs, "|", *self.trim):
             digest.update(part.encode() + b"\n")
@@ -120,6 +124,7 @@ def load(xen: str = DEFAULT_XEN, hypervisor: Path | None = None, dom0_kernel: Pa
         xen=own["xen"],
         suite=own["suite"],
         packages=tuple(own["packages"]),
+        hypervisor_debug=own["hypervisor_debug"],
         modules=tuple(common["modules"]),
         initrd_modules=tuple(common["initrd_modules"]),
         control_kernel=KernelRecipe(config=config.read_bytes(), **common["control_kernel"]),

@@ -11,10 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+XEN_SYMBOLS = "xen-syms"
+"""The symbols of Debian's hypervisor; with lines if Debian keeps them (4.20, not 4.17)."""
+
 
 @dataclass(frozen=True)
 class LabImage:
-    """``directory`` holds root.qcow2, xen, vmlinuz, initrd, control/, manifest.json and its checkpoints."""
+    """``directory`` holds root.qcow2, xen, xen-syms, vmlinuz, initrd, control/, manifest.json and its checkpoints."""
 
     directory: Path
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,7 +15,7 @@ from harness.errors import BuildError
 # Program to Debian package, and header to Debian package.
 TOOLS = {
     "mmdebstrap": "mmdebstrap", "mke2fs": "e2fsprogs", "resize2fs": "e2fsprogs", "qemu-img": "qemu-utils", "cc": "gcc",
-    "xz": "xz-utils", "make": "make", "flex": "flex", "bison": "bison", "bc": "bc", "perl": "perl-base",
+    "xz": "xz-utils", "make": "make", "flex": "flex", "bison": "bison", "bc": "bc", "perl": "perl-base", "objcopy": "binutils",
 }  # fmt: skip
 HEADERS = {"gelf.h": "libelf-dev", "stdlib.h": "libc6-dev"}
 
@@ -53,3 +54,18 @@ def run(argv: Sequence[str], work: Path, *, cwd: Path | None = None, env: Mappin
         kept.write_text(text)
         tail = "\n".join(text.splitlines()[-15:])
         raise BuildError(f"{argv[0]} ended with {status}:\n{tail}", hint=f"the whole log is {kept}")
+
+
+def extract(package: str, suite: str, path: str, target: Path, work: Path) -> None:
+    """Copy the file ``path`` of the Debian ``package`` to ``target``. Raises as :func:`run`.
+
+    It installs nothing: mmdebstrap unpacks the package in a temporary root.
+    """
+    copy = f"download {shlex.quote(path)} {shlex.quote(str(target))}"
+    what = ["--mode=auto", "--format=null", "--variant=extract", "--architectures=amd64", f"--include={package}"]
+    run(["mmdebstrap", *what, f"--extract-hook={copy}", suite], work)
+
+
+def keep_debug(source: Path, target: Path, work: Path) -> None:
+    """Write the symbols and the debugging information of the ELF file ``source``, compressed, to ``target``. Raises as :func:`run`."""
+    run(["objcopy", "--only-keep-debug", "--compress-debug-sections=zlib", str(source), str(target)], work)

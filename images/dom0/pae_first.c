@@ -1,11 +1,11 @@
 /*
  * Sets CR4.PAE on virtual CPU 0 of a PVH or HVM domain before the domain is first unpaused.
  *
- * Why: QEMU without KVM (TCG 7.2, 10.0, 11.1) can hang the hypervisor when a guest enters long mode, FreeBSD among them. A guest
- * whose vCPU starts with PAE set does not meet the defect (docs/lab.md).
+ * Why: under QEMU without KVM (TCG 7.2, 10.0, 11.1), the hypervisor can hang when a guest such as FreeBSD enters long mode.
+ * A guest whose vCPU starts with PAE set avoids the defect (docs/lab.md).
  *
- * How: this is preloaded into xl and stands before libxenctrl's xc_domain_unpause(), which every domain passes on its way
- * to life: `xl create`, `xl unpause`, and the re-creation on reboot. The guest's image is not touched.
+ * How: xl preloads this library, which overrides xc_domain_unpause() of libxenctrl. Each domain start calls that function:
+ * `xl create`, `xl unpause`, and the new domain after a reboot. The guest's image stays unchanged.
  * Save records are { uint16 type, uint16 instance, uint32 length, data }; type 2 is the CPU record, in which cr0, cr2,
  * cr3, cr4 follow 512 bytes of FPU state, 16 general registers, rip and rflags (xen/include/public/arch-x86/hvm/save.h).
  */
@@ -24,7 +24,7 @@
 typedef int getcontext_t(void *, uint32_t, uint8_t *, uint32_t);
 typedef int unpause_t(void *, uint32_t);
 
-/* What xl starts (device model, bootloader, hotplug scripts) is none of our business. */
+/* Do not preload into the programs that xl starts: device model, bootloader, hotplug scripts. */
 __attribute__((constructor)) static void alone(void) { unsetenv("LD_PRELOAD"); }
 
 static void pae_first(void *xch, uint32_t domid)

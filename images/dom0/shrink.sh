@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: BSD-2-Clause
-# Runs in mmdebstrap's hook, as root of its namespace, with the new root in $1 and the recipe's lists in the environment:
-# cuts the root down, lays out in /fxh-out what the host takes from it, and makes the disk there (ownership is right only here).
+# Runs as a hook of mmdebstrap, as root of its user namespace. $1 is the new root; the environment has the recipe's lists.
+# Removes unneeded files, copies the files for the host to /fxh-out, and creates the disk image there: file owners are correct
+# only inside this namespace.
 set -eu
 root="$1"; out="$root/fxh-out"; mkdir -p "$out/modules"
 cp "$root"/boot/vmlinuz-* "$out/vmlinuz"
@@ -12,7 +13,8 @@ echo "$ver" > "$out/release"
 depends() { chroot "$root" modprobe -S "$ver" --show-depends "$1" 2>/dev/null | sed -n 's/^insmod \(.*[^ ]\) *$/\1/p'; }
 keep="$root/fxh-keep"; : > "$keep"
 for m in $MODULES; do depends "$m" >> "$keep" || :; done
-pack() { # list of modules, name of the order file: decompressed copies, in the order they must be loaded
+# pack MODULES NAME: copy the modules and their dependencies, decompressed; write the load order to NAME.order.
+pack() {
     : > "$out/$2.order"
     for m in $1; do
         for f in $(depends "$m"); do
@@ -41,18 +43,18 @@ rm -f "$root/usr/sbin/xl"; mv "$root/fxh-xl" "$root/usr/sbin/xl"; chmod 755 "$ro
 mv "$root/etc/xen/scripts/block" "$root/etc/xen/scripts/block.xen"; mv "$root/fxh-block" "$root/etc/xen/scripts/block"
 mv "$root/fxh-vif" "$root/etc/xen/scripts/vif-fxh"; chmod 755 "$root/etc/xen/scripts/block" "$root/etc/xen/scripts/vif-fxh"
 echo 'vif.default.script="vif-fxh"' >> "$root/etc/xen/xl.conf"
-# Commands that this Debian has not installed come from busybox.
+# Busybox provides the commands that Debian's packages lack.
 for a in $(cat "$out/applets"); do
     for d in usr/bin usr/sbin bin sbin; do [ -e "$root/$d/$a" ] || [ -L "$root/$d/$a" ] && continue 2; done
     ln -s $bb "$root/usr/bin/$a"
 done
 mkdir -p "$root/usr/lib/fxh"; mv "$root/fxh-pae.so" "$root/usr/lib/fxh/pae_first.so"
 echo 'root::0:0:root:/root:/bin/sh' > "$root/etc/passwd.fxh"; grep -v '^root:' "$root/etc/passwd" >> "$root/etc/passwd.fxh"
-# A restricted pygrub runs as this user's uid and the domid (see libxl_bootloader.c).
+# libxl runs a restricted pygrub as this user's uid plus the domid (libxl_bootloader.c).
 echo 'xen-qemuuser-range-base:x:131072:131072::/nonexistent:/usr/sbin/nologin' >> "$root/etc/passwd.fxh"
 mv "$root/etc/passwd.fxh" "$root/etc/passwd"
 rm -f "$root/etc/resolv.conf" "$root/etc/hostname"; echo lab > "$root/etc/hostname"
-# mmdebstrap has proc, sys and dev mounted in the root while hooks run: the disk is made from a copy without them.
+# While hooks run, mmdebstrap keeps proc, sys and dev mounted in the root. Create the disk from a copy without them.
 mv "$root/fxh-out" "$root.out"; mkdir "$root.tree"
 tar -C "$root" --one-file-system --exclude=./proc/* --exclude=./sys/* --exclude=./dev/* -cf - . | tar -C "$root.tree" -xpf -
 mke2fs -q -t ext4 -O ^has_journal -m 0 -E root_owner=0:0 -d "$root.tree" "$root.img" "${SIZE}M"

@@ -656,6 +656,29 @@ def test_an_interrupted_build_leaves_no_process(build_directory: BuildDirectory,
     assert running(build_directory) == []
 
 
+@pytest.mark.parametrize(("error", "kept"), [(KeyboardInterrupt, False), (BuildError, True)])
+def test_the_last_files_of_an_interrupted_build_are_built_again(
+    build_directory: BuildDirectory, error: type[BaseException], kept: bool
+) -> None:
+    """make would take a library that was cut short for a finished one. A make that fails by itself leaves none."""
+    objects = build_directory.directory / "obj"
+
+    def make() -> None:
+        for name, age in (("old.a", 600), ("new.a", 5), ("newest.a", 0)):
+            (objects / name).write_text("archive")
+            os.utime(objects / name, (time.time() - age,) * 2)
+        (build_directory.directory / "toolchain.done").write_text("hash")
+        raise error("ended")
+
+    with pytest.raises(error), build_directory.open():
+        make()
+    with build_directory.open():
+        assert sorted(path.name for path in objects.iterdir()) == (["new.a", "newest.a"] if kept else []) + ["old.a"]
+        assert (build_directory.directory / "toolchain.done").exists() == kept
+    with build_directory.open():
+        assert (objects / "old.a").exists(), "a build that ended by itself after the interrupted one loses nothing"
+
+
 def test_the_next_build_ends_processes_of_a_killed_one(build_directory: BuildDirectory) -> None:
     """A make in its own session, with a job in another process group and without our variable."""
     job_of_make = "import subprocess, time; print(subprocess.Popen(['sleep', '300'], process_group=0, env={}).pid, flush=True); "
