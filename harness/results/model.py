@@ -44,7 +44,7 @@ OUTCOMES = tuple(Outcome)
 
 @dataclass(frozen=True)
 class KnownIssueMatch:
-    """The entry of suites/known_issues.toml that covers a case."""
+    """The entry of suites/known_issues.toml that covers a case or a complaint."""
 
     bug: str
     why: str = ""
@@ -77,6 +77,8 @@ class ComplaintRecord:
     identity: str
     detail: tuple[str, ...] = ()
     count: int = 1
+    known_issue: KnownIssueMatch | None = None
+    """The entry of suites/known_issues.toml that covers it."""
 
 
 @dataclass(frozen=True)
@@ -248,9 +250,7 @@ def case_from_json(data: dict[str, Any]) -> CaseResult:
     for name in ("files", "formerly"):
         found[name] = tuple(data.get(name, ()))
     if (complaints := data.get("complaints")) is not None:
-        found["complaints"] = tuple(
-            ComplaintRecord(**_fields_of(ComplaintRecord, item) | {"detail": tuple(item.get("detail", ()))}) for item in complaints
-        )
+        found["complaints"] = tuple(map(_complaint, complaints))
     if data.get("schema", 1) == 1:
         return with_schema1_fields(CaseResult(**found))
     issue, death = data["known_issue"], data["death"]
@@ -259,6 +259,12 @@ def case_from_json(data: dict[str, Any]) -> CaseResult:
         "known_issue": KnownIssueMatch(**_fields_of(KnownIssueMatch, issue)) if issue else None,
         "death": DeathRecord(**_fields_of(DeathRecord, death)) if death else None,
     })  # fmt: skip
+
+
+def _complaint(data: dict[str, Any]) -> ComplaintRecord:
+    issue = data.get("known_issue")
+    known = KnownIssueMatch(**_fields_of(KnownIssueMatch, issue)) if issue else None
+    return ComplaintRecord(**_fields_of(ComplaintRecord, data) | {"detail": tuple(data.get("detail", ())), "known_issue": known})
 
 
 def with_schema1_fields(case: CaseResult) -> CaseResult:
