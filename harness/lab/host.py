@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -20,6 +21,8 @@ from harness.transport import Completed, Stream
 
 # From this size in bytes on, a virtual disk brings a file into dom0 faster than ssh.
 _WORTH_PLUGGING = 1 << 20
+# Bytes of Xen's log that are read.
+_XEN_LOG = 1 << 20
 # $1: the serial of a plugged disk. Prints the disk's path in dom0.
 _FIND_DISK = """
 while :; do
@@ -165,6 +168,17 @@ class LabHost(DirectHost):
         if domains:
             self.lab.keep_for(seconds)
         return tuple(domains)
+
+    def hypervisor_log(self) -> str:
+        """From Xen's serial port, which needs no process in dom0."""
+        with (self.lab.directory / "xen.log").open("rb") as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - _XEN_LOG))
+            return file.read(_XEN_LOG).decode("utf-8", "replace")
+
+    @property
+    def xenstore_log(self) -> str:
+        """The recorder is part of the checkpoints, so its file is not in a run's directory."""
+        return "/run/fxh/xenstore.log"
 
     def evidence_files(self) -> dict[str, Path]:
         return {"lab-serial.log": self.lab.directory / "xen.log"}

@@ -6,6 +6,7 @@ from __future__ import annotations
 import functools
 import logging
 import time
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -189,9 +190,9 @@ def _case_id(item: pytest.Item, cell: Cell) -> str:
     return known.case_id(item.path.parent.name, item.name.partition("[")[0], item.callspec.id, cell)  # type: ignore[attr-defined]
 
 
-def _complaints(item: pytest.Item, directory: Path) -> tuple[ComplaintRecord, ...] | None:
+def _complaints(item: pytest.Item, directory: Path, logs: Mapping[str, str]) -> tuple[ComplaintRecord, ...] | None:
     """The complaints of the case, each with the known issue that covers it."""
-    found, cell = diagnosis.complaints(directory), cell_of(item)
+    found, cell = diagnosis.complaints(directory, logs), cell_of(item)
     if not found or cell is None:
         return found
     issues, case = _known_issues(item.path.parent.parent), _case_id(item, cell)
@@ -240,7 +241,9 @@ def _write_result(item: pytest.Item, progress: CaseProgress, context: CaseContex
         setup=round(progress.setup, 3),
         where=cell.where if cell is not None else NOWHERE,
         known_issue=finding.known_issue,
-        complaints=_complaints(item, directory) if finding.outcome not in (SKIPPED, INFRASTRUCTURE) else None,
+        complaints=_complaints(item, directory, context.logs if context is not None else {})
+        if finding.outcome not in (SKIPPED, INFRASTRUCTURE)
+        else None,
         death=DeathRecord(death.kind, death.identity, death.message) if death else None,
         parameters=own_parameters(item.nodeid, str(cell or "")),
     )

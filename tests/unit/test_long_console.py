@@ -116,7 +116,7 @@ def test_results_read_the_ends_of_a_log(tmp_path: Path) -> None:
                 file.write((FLOODS["lines"] * (MIB // len(FLOODS["lines"]) + 1))[:MIB])
         with Path(f"{path}.idx").open("w") as index:
             index.writelines(f"{offset} {offset / 1e6:.6f}\n" for offset in range(0, size, 4096))
-        (found,) = diagnosis.complaints(directory) or ()
+        (found,) = diagnosis.complaints(directory, {}) or ()
         assert found.kind == "device error"
         console.lines(path, Boot("g", (), None, 0.0, path.name))
         assert boot_consoles._console(directory)
