@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable, Sequence
 from functools import cached_property
@@ -171,9 +172,10 @@ class LabHost(DirectHost):
 
     def hypervisor_log(self) -> str:
         """From Xen's serial port, which needs no process in dom0."""
-        with (self.lab.directory / "xen.log").open("rb") as file:
+        with contextlib.suppress(OSError), (self.lab.directory / "xen.log").open("rb") as file:
             file.seek(max(0, file.seek(0, os.SEEK_END) - _XEN_LOG))
             return file.read(_XEN_LOG).decode("utf-8", "replace")
+        return ""
 
     @property
     def xenstore_log(self) -> str:

@@ -41,7 +41,7 @@ def _gather(context: CaseContext) -> None:
         "xenstore.txt": ["xenstore-ls", "-f"],
         "dom0-dmesg.log": ["dmesg"],
         "netback.txt": ["sh", "-c", RINGS],
-        "xenstore-changes.log": ["cat", host.xenstore_log],
+        "xenstore-changes.log": ["tail", "-c", str(_TAIL >> 2), host.xenstore_log],
     }
     for guest in context.guests:
         sources[f"xl-{guest.name}.log"] = ["cat", f"/var/log/xen/xl-{guest.name}.log"]
