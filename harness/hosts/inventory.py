@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 # Each process costs tens of milliseconds under emulation, so the script starts few. grep prints "<file>:<content>", and exits with 2
 # if a process has ended meanwhile.
-# dmesg of util-linux reads the log line by line, which takes a tenth of a second; busybox reads it at once.
+# dmesg of util-linux reads the log line by line, which takes a tenth of a second; busybox reads its end at once.
 # xenstore-ls needs two requests for each node, and a guest has a hundred nodes: list only the paths that show a leak. If no domain
 # ever existed, one of them is missing, and the script lists everything.
 SCRIPT = """
@@ -23,7 +23,7 @@ echo '%xenstore'; xenstore-list -p /local/domain /libxl && xenstore-ls -f /local
 echo '%vifs'; if [ -d /sys/class/net ]; then for i in /sys/class/net/*; do echo "${i##*/}"; done; else ifconfig -l | tr ' ' '\\n'; fi
 echo '%files'; if [ -f /proc/1/cmdline ]; then grep -aH . /sys/block/loop*/loop/backing_file /proc/[0-9]*/cmdline 2>/dev/null; true
 else ps -axww -o pid=,command= | sed 's/^ *\\([0-9]*\\) /\\1:/'; fi
-echo '%log'; if [ -f /proc/uptime ]; then read -r up idle < /proc/uptime; echo "$up"; fi; busybox dmesg 2>/dev/null || dmesg
+echo '%log'; if [ -f /proc/uptime ]; then read -r up idle < /proc/uptime; echo "$up"; fi; busybox dmesg -s 16384 2>/dev/null || dmesg
 """
 
 # The domid in a name says which domain an item belongs to (FreeBSD's netback calls a vif xnb7.0):
