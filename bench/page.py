@@ -83,7 +83,7 @@ def page(root: Path) -> str:
     evidence(path / "cases/red")
     report = gather(path, done, None)
     (red,) = (item for item in report.cases if item.result is failed)
-    shown = case_timeline.build(path / "cases/red", "g.console.log", failed.boots, red.events)
+    shown = case_timeline.build(path / "cases/red", "g.console.log", failed, red.events)
     if len(shown) != LINES:
         raise SystemExit(f"the time line has {len(shown)} lines instead of {LINES}: adapt evidence()")
     return html.render(path, report)

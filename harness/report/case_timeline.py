@@ -7,6 +7,7 @@ The page shows its end; ``timeline.txt`` in the case's directory has more of it 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from harness import trace
 from harness.report import actions, console
 from harness.report.console import Line
 from harness.report.model import Report
-from harness.results.model import PASSED, SKIPPED, Boot
+from harness.results.model import PASSED, SKIPPED, Boot, CaseResult
 
 FILE = "timeline.txt"
 MOST = 5000
@@ -33,13 +34,11 @@ def consoles(files: Sequence[str]) -> list[str]:
     return [name for name in files if name.endswith(".console.log")]
 
 
-def build(
-    directory: Path, name: str, boots: Sequence[Boot], events: tuple[trace.Event, ...], *, tail: int = console.TAIL
-) -> list[Line]:
+def build(directory: Path, name: str, case: CaseResult, events: tuple[trace.Event, ...], *, tail: int = console.TAIL) -> list[Line]:
     """The time line of the last ``tail`` bytes of the console log ``name``. Raises OSError if it does not exist."""
-    boot = next((boot for boot in reversed(boots) if boot.console == name), None)
+    boot = boot_of(case, name) or _restored(case, name, events)
     guest = console.lines(directory / name, boot, tail=tail)
-    unpaused = boot.unpaused if boot else None
+    unpaused = boot.unpaused
     clock = _clock(directory)
     monotonic, uptime = clock.get("monotonic"), clock.get("uptime")
     others = [
@@ -51,6 +50,18 @@ def build(
     shown = console.merge(guest, others)
     shown += console.untimed_lines(_text(directory / f"qemu-dm-{name.removesuffix('.console.log')}.log"), "qemu")
     return shown[-MOST:]
+
+
+def boot_of(case: CaseResult, name: str) -> Boot | None:
+    """The last boot on a console; None if its guest came from a checkpoint."""
+    return next((boot for boot in reversed(case.boots) if boot.console == name), None)
+
+
+def _restored(case: CaseResult, name: str, events: tuple[trace.Event, ...]) -> Boot:
+    """Stands for the boot of a guest from a checkpoint. The times count from the begin of the case's last attempt."""
+    begun = next((event.clock for event in reversed(events) if event.kind == trace.CASE), None)
+    died = math.inf if case.death is not None else None
+    return Boot(name, died=died, unpaused=begun, console=name, death=case.death.message if case.death is not None else "")
 
 
 def stamp(line: Line) -> str:
@@ -76,7 +87,7 @@ def write(path: Path, report: Report) -> None:
         parts = []
         for name in consoles(case.files):
             try:
-                parts.append(f"== {name}\n{text(build(directory, name, case.boots, item.events, tail=_CONSOLE))}")
+                parts.append(f"== {name}\n{text(build(directory, name, case, item.events, tail=_CONSOLE))}")
             except OSError:
                 continue
         if parts:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import bisect
+import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -124,6 +125,8 @@ def _mark_death(found: list[Line], boot: Boot | None) -> list[Line]:
     hits = [n for n, line in enumerate(found) if message and message in line.text]
     if hits:
         where = hits[0]
+    elif math.isinf(boot.died):  # the time is unknown, or another guest died
+        return found
     else:
         late = [n for n, line in enumerate(found) if line.at is not None and line.at > boot.died]
         where = late[0] - 1 if late else len(found) - 1

@@ -86,6 +86,8 @@ class Panel:
     lines: tuple[Line, ...]
     kinds: tuple[str, ...] = ()
     left_out: bool = False
+    since: str = ""
+    """Where its times begin."""
 
 
 def render(path: Path, report: Report) -> str:
@@ -199,11 +201,13 @@ def _panels(directory: Path, item: CaseReport, budget: _Budget) -> list[Panel]:
     found = []
     for name in case_timeline.consoles(item.result.files):
         try:
-            shown = case_timeline.build(directory, name, item.result.boots, item.events)
+            shown = case_timeline.build(directory, name, item.result, item.events)
         except OSError:
             continue
         if budget.take(sum(len(line.text) + 40 for line in shown)):
-            found.append(Panel(name, tuple(shown), tuple(kind for kind in SOURCES if any(line.kind == kind for line in shown))))
+            kinds = tuple(kind for kind in SOURCES if any(line.kind == kind for line in shown))
+            since = "the domain was unpaused" if case_timeline.boot_of(item.result, name) else "the case began"
+            found.append(Panel(name, tuple(shown), kinds, since=since))
         else:
             found.append(Panel(name, (), left_out=True))
     return found

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 from written import case, run
@@ -12,7 +13,7 @@ from harness import trace
 from harness.report import case_timeline, html
 from harness.report.gather import gather
 from harness.report.model import Report
-from harness.results.model import Boot
+from harness.results.model import Boot, DeathRecord, Stamp
 
 UNPAUSED = 5000.0
 
@@ -71,6 +72,18 @@ def test_without_a_clock_only_the_guest_and_its_actions_are_shown(tmp_path: Path
     assert "(dom0)" not in text
     assert "(xenstore)" not in text
     assert "# xl mem-set" in text
+
+
+def test_a_guest_from_a_checkpoint_has_a_time_line_since_the_case_began(tmp_path: Path) -> None:
+    report = written_case(tmp_path)
+    begin = {"event": 1, "in": 0, "at": 1.0, "clock": UNPAUSED, "kind": trace.CASE, "what": "x"}
+    (tmp_path / "cases/a" / trace.FILE).write_text(json.dumps(begin) + "\n")
+    death = DeathRecord("panic", "x", "at the disco")
+    failed = replace(report.cases[0].result, boots=(Boot("g", (Stamp("login", 9.0),)),), death=death)
+    page = html.render(tmp_path, gather(tmp_path, run(1, failed), None))
+    assert "with seconds since the case began" in page
+    assert '<span class="death"' in page
+    assert "     2.000</b>(dom0) vif1.0: Guest Rx ready" in page
 
 
 def test_a_time_line_has_a_limit_and_keeps_its_end(tmp_path: Path) -> None:
