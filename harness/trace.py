@@ -22,6 +22,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
 
+from harness.safetext import REMOVED, SECRET_NAME, plain, redact
+
 log = logging.getLogger("fxh.trace")
 
 FILE = "trace.jsonl"
@@ -37,22 +39,8 @@ _SHOWN = 2000
 # Numbers from here on are no times and sizes (NaN and infinity compare as such, too).
 _LARGEST = 1e15
 
-# password=secret    --token secret    PGPASSWORD='my secret'    password: secret    {"password": "secret"}    Authorization: Bearer x
-# https://user:secret@host
-_SECRETS = (
-    re.compile(
-        r"(?i)((?<!\w)[\w-]{0,40}?(?:password|passwd|passphrase|secret|token)[\w-]{0,40}[\"']?(?:\s?[:=]\s?|\s))"
-        r"(?:\"[^\"\n]{0,400}\"?|'[^'\n]{0,400}'?|[^\s\"',;}]{1,400})"
-    ),
-    re.compile(r"(?i)(\bauthorization[\"']?\s?[:=]\s?[\"']?(?:\w{1,20} )?)[^\s\"']{1,400}"),
-    re.compile(r"(\b[a-z][a-z0-9+.-]{1,20}://[^\s:/@]{0,100}:)[^\s@/]{1,200}(?=@)"),
-)
 # --smtp-password secret    --token=secret
-_SECRET_OPTION = re.compile(
-    r"(?is)(?P<name>-{1,2}[\w-]{0,40}(?:password|passwd|passphrase|secret|token)[\w-]{0,40})(?:=(?P<value>.*))?\Z"
-)
-# Escape sequences and other control characters must not reach a terminal.
-_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+_SECRET_OPTION = re.compile(rf"(?is)(?P<name>-{SECRET_NAME})(?:=(?P<value>.*))?\Z")
 
 
 @dataclass
@@ -206,9 +194,9 @@ def step(kind: str, what: str | Sequence[str], where: str = "") -> Iterator[Step
             recorder.end(end)
         if verbose:
             shown = f"{where} {text}: {seconds:.2f} s {status or 'ok'}{f'; last: {last}' if last else ''}"
-            log.debug("%s", _printable(shown))
+            log.debug("%s", plain(shown))
             if taken.output and log.isEnabledFor(OUTPUT):
-                log.log(OUTPUT, "%s", _printable(redact(taken.output[-_SHOWN:].decode("utf-8", "replace"))))
+                log.log(OUTPUT, "%s", plain(redact(taken.output[-_SHOWN:].decode("utf-8", "replace"))))
 
 
 def caller() -> str:
@@ -229,25 +217,14 @@ def command(argv: Sequence[str]) -> str:
     for number, word in enumerate(argv):
         if option := _SECRET_OPTION.match(word):
             if option["value"] is not None:
-                words[number] = f"{option['name']}=***"
+                words[number] = f"{option['name']}={REMOVED}"
             elif number + 1 < len(words):
-                words[number + 1] = "***"
+                words[number + 1] = REMOVED
     return shlex.join(words)
 
 
 def _beginning(text: str) -> str:
     return (text[: 4 * _BEGIN].strip().splitlines() or [""])[0][:_BEGIN]
-
-
-def redact(text: str) -> str:
-    """Blank out the values of passwords and tokens. The time is linear in the length of ``text``."""
-    for pattern in _SECRETS:
-        text = pattern.sub(r"\1***", text)
-    return text
-
-
-def _printable(text: str) -> str:
-    return _CONTROL.sub(lambda match: f"<0x{ord(match[0]):02x}>", text)
 
 
 def read(path: Path) -> tuple[Event, ...]:

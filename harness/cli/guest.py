@@ -147,7 +147,8 @@ def boot(
 def _hand_over(reader: ConsoleReader, unpaused: float) -> None:
     """Attach the terminal until Ctrl-]; without a terminal print the console until login or death."""
     from harness.console.terminal import ReaderStream, attach
-    from harness.console.text import decode, plain
+    from harness.console.text import decode
+    from harness.safetext import plain
 
     if sys.stdin.isatty() and sys.stdout.isatty():
         attach(ReaderStream(reader))

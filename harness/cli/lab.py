@@ -173,8 +173,9 @@ def console(name: Name = "default") -> None:
 @app.command()
 def logs(name: Name = "default") -> None:
     """Print the logs of a lab: the serial port of Xen and dom0, and the messages of QEMU."""
-    from harness.console.text import decode, plain
+    from harness.console.text import decode
     from harness.lab import registry
+    from harness.safetext import plain
 
     where = registry.directory(name)
     if not where.is_dir():

@@ -12,7 +12,7 @@ import re
 from collections import Counter
 from dataclasses import dataclass
 
-from harness.console.text import ESCAPE
+from harness.safetext import ESCAPE
 
 # -- prefixes ---------------------------------------------------------------------------------------------------------
 

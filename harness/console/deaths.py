@@ -17,7 +17,8 @@ from harness.console.identity import normalise
 from harness.console.kinds import DeathKind
 from harness.console.stages import rarest
 from harness.console.tables import ConsoleTables
-from harness.console.text import decode, excerpt, plain
+from harness.console.text import decode, excerpt
+from harness.safetext import plain
 
 
 @dataclass(frozen=True)

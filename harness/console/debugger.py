@@ -15,6 +15,8 @@ from harness.errors import TransportError
 
 # Seconds for the output of one command.
 _ANSWER = 10.0
+# Bytes of one answer.
+_LONGEST = 1 << 20
 # DDB stops after each page of output.
 _PAGE = b"--More--"
 # If there is no echo after this many seconds, type the command again: a serial port is flushed (uart_grab) after its prompt.
@@ -78,7 +80,7 @@ class Debugger:
         prompted = re.compile(rb"(?:^|[\r\n])%s\Z" % re.escape(prompt))
         output = b""
         try:
-            while not deadline.expired and not prompted.search(output):
+            while not deadline.expired and len(output) < _LONGEST and not prompted.search(output):
                 if echo.expired and self._console.offset == begin:
                     self._console.write(command.encode() + b"\r")
                     echo = Deadline(_ECHO)
@@ -87,7 +89,7 @@ class Debugger:
                     continue
                 if not chunk:
                     break
-                output = self._watcher.clean(self._console.since(begin))
+                output = self._watcher.clean(self._console.since(begin, _LONGEST))
                 self.turn_page()
         except TransportError as exc:
             return f"(the console ended: {exc})"

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from harness.console import reasons
 from harness.console.kinds import DeathKind
 from harness.console.reasons import Reason
-from harness.console.text import decode, plain
+from harness.console.text import decode
+from harness.safetext import plain
 
 # Seconds of silence after which a prompt counts; the second number is for a prompt that may time out.
 AT_ONCE, PATIENT = 0.2, 5.0

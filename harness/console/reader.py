@@ -29,6 +29,8 @@ from harness.transport import Stream
 log = logging.getLogger("fxh.console")
 
 _CHUNK = 1 << 16
+# Bytes of a chunk that are searched together with the next one.
+_OVERLAP = 4096
 # Seconds that one read waits for output.
 _POLL = 0.1
 
@@ -152,7 +154,7 @@ class ConsoleReader:
             return file.read(size)
 
     def tail(self, size: int = 4096) -> str:
-        return decode(self.since(max(0, self.offset - size)))
+        return decode(self.since(max(0, self.offset - size), size))
 
     # -- waiting ------------------------------------------------------------------------------------------------------
 
@@ -179,20 +181,22 @@ class ConsoleReader:
     def wait_for(self, pattern: bytes, deadline: Deadline, what: str, since: int | None = None) -> re.Match[bytes]:
         """Wait for a match of ``pattern`` (MULTILINE) at or after the offset ``since``, by default in this boot.
 
-        ``what`` names it in errors. Raises GuestDied, DeadlineExpired, and TransportError if the console ends.
+        The match is at most 4096 bytes long. ``what`` names it in errors. Raises GuestDied, DeadlineExpired, and TransportError if
+        the console ends.
         """
         compiled = re.compile(pattern, re.MULTILINE)
         data, position = b"", self.boot_offset if since is None else since
         while True:
-            fresh = self.read(position, -1, deadline)
+            fresh = self.read(position, _CHUNK, deadline)
             if fresh is None:
                 raise self._ended(f"ended while waiting for {what}")
             if not fresh:
                 raise deadline.expire(f"{what} on the console of {self.name}", self._where())
-            searched = max(0, len(data) - 4096)
-            data += fresh
             position += len(fresh)
-            match = compiled.search(data, searched)
+            # A line does not begin where the kept part does.
+            first = int(len(data) > _OVERLAP)
+            data = data[-_OVERLAP:] + fresh
+            match = compiled.search(data, first)
             if match:
                 return match
 
@@ -332,9 +336,11 @@ class ConsoleReader:
     def _restart_boot(self, offset: int) -> None:
         """Begin a new boot at ``offset``: the case requested a reboot, and it runs on the same console."""
         with self._changed:
-            output = self.since(offset)
+            end = self.offset
+            reached: list[StageReached] = []
             self._begin_boot(offset)
-            reached = self._watcher.feed(output, self.started)
+            for begin in range(offset, end, _CHUNK):
+                reached += self._watcher.feed(self.since(begin, min(_CHUNK, end - begin)), self.started)
             self._changed.notify_all()
         for stage in reached:
             self._notify(stage)

@@ -6,7 +6,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 
-from harness.console.text import plain
+from harness.safetext import plain
 
 # Lines of conserver: [-- MARK -- Sat Feb  3 04:00:00 2024]     [-- console up -- ...]
 _MARK = r"^\[-- .* --\]$"

@@ -18,9 +18,10 @@ from pexpect.spawnbase import SpawnBase
 from harness import trace
 from harness.console.clean import Cleaner
 from harness.console.reader import ConsoleReader
-from harness.console.text import excerpt, plain
+from harness.console.text import excerpt
 from harness.deadline import Deadline
 from harness.errors import GuestCommandFailed, InfrastructureError, LoggedOut, UsageError
+from harness.safetext import plain
 
 PROMPT = "fxh# "
 # Bytes that a console buffers until the guest reads them. FreeBSD's tty has no longer line (MAX_INPUT; sys/kern/tty_inq.c), nor has
@@ -53,6 +54,8 @@ _LONG_TTY, _LONG_SERIAL_PORT = 400, 64
 # each further line delays it more.
 _RETRY_LOGIN, _RETRY_SHELL, _RETRY_RESUMED = 3.0, 5.0, 2.0
 _WRITING = 12
+# Bytes of a console that one wait keeps in memory.
+_MOST = 64 << 20
 # Attempts to read an output with a correct checksum. The kernel of a busy machine may print many messages.
 _TORN = 6
 # A terminal's answer to "where is the cursor" (ESC [ 6 n). resizewin(1) in FreeBSD's login profile waits for it.
@@ -86,6 +89,7 @@ class ReaderSpawn(SpawnBase):  # type: ignore[type-arg]
         super().__init__(timeout=_COMMAND, maxread=1 << 16, searchwindowsize=1 << 14)
         self.reader = reader
         self._position = reader.offset if since is None else since
+        self._taken = 0
         self.answers_cursor_queries = True
         """Whether to answer a query for the cursor's position, as a terminal does."""
         self.strips_escapes = False
@@ -104,6 +108,12 @@ class ReaderSpawn(SpawnBase):  # type: ignore[type-arg]
         if not data:
             raise pexpect.TIMEOUT(f"no output from the {self.name}")
         self._position += len(data)
+        self._taken += len(data)
+        if self._taken > _MOST:
+            raise InfrastructureError(
+                f"the {self.name} wrote more than {_MOST >> 20} MiB during one wait",
+                hint="write the output of the command to a file",
+            )
         # A sequence may arrive in two pieces, so keep an incomplete one.
         output, self._rest = self._rest + data, b""
         if self.answers_cursor_queries and _CURSOR_QUESTION in output:
@@ -140,7 +150,7 @@ class Session:
         deadline = deadline or Deadline(_LOGIN)
         # Start at the last prompt: earlier output does not concern this login.
         since = max(self.reader.boot_offset, self.reader.offset - 512)
-        spawn = ReaderSpawn(self.reader, since + max(0, self.reader.since(since).rfind(b"login:")))
+        spawn = ReaderSpawn(self.reader, since + max(0, self.reader.since(since, 512).rfind(b"login:")))
         spawn.strips_escapes = True
         refused = re.compile(rb"Login incorrect")
         asked = 0

@@ -17,8 +17,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from harness.console.reader import ConsoleReader
-from harness.console.text import decode, plain
+from harness.console.text import decode
 from harness.errors import InfrastructureError, TransportError
+from harness.safetext import plain
 from harness.transport import Stream
 from harness.transport.local import DescriptorStream
 

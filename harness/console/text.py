@@ -5,24 +5,13 @@ from __future__ import annotations
 
 import re
 
-# ESC [ 9 9 9 ; 9 9 9 H   ESC ] P 0 0 0 0 0 0 0 (Linux)   ESC ] 0 ; title BEL   ESC 7   ESC ( B
-# A control string without its end is not removed: the rest of its line is text.
-ESCAPE = r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\]P[0-9A-Fa-f]{7}|\]R|[\]P^_X][^\x07\x1b\r\n]{0,256}(?:\x07|\x1b\\)|[ -/]*[0-~])"
-_ESCAPE = re.compile(ESCAPE)
-# Unprintable characters except line ends and tabs, and the marks that reorder text.
-_CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
+from harness.safetext import plain
 
 
 def decode(data: bytes) -> str:
     """Console bytes as text. Invalid UTF-8 is replaced, and an LF with the CRs around it becomes one LF."""
     # The pattern also matches a run of CRs without an LF; otherwise the search would restart at each CR of the run.
     return re.sub(r"\r*\n\r*|\r+", lambda end: "\n" if "\n" in end[0] else end[0], data.decode("utf-8", "replace"))
-
-
-def plain(text: str) -> str:
-    """``text`` without escape sequences, and with other control characters as ``<0x07>``: safe for terminals and HTML."""
-    text = _ESCAPE.sub("", text.replace("\r", "\n") if "\n" not in text else text.replace("\r", ""))
-    return _CONTROL.sub(lambda match: f"<0x{ord(match[0]):02x}>", text)
 
 
 # Lines of the harness's own session.

@@ -11,13 +11,13 @@ import logging
 from dataclasses import replace
 
 from harness import trace
-from harness.console.text import plain
 from harness.deadline import Deadline
 from harness.errors import HarnessError, InfrastructureError
 from harness.guests.explained import Explained
 from harness.guests.guest import Guest
 from harness.oracles import disk_causes
 from harness.oracles.disk_causes import DiskSeen
+from harness.safetext import plain
 
 # Arguments: domid, seconds between the two readings. The shell reads the files itself: under emulation each process takes 40 ms.
 # Sources: drivers/block/xen-blkback/xenbus.c (statistics), Documentation/block/stat.rst, docs/misc/xenstore-paths.

@@ -7,8 +7,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Protocol
 
-from harness.console.text import plain
 from harness.deadline import Deadline
+from harness.safetext import plain
 
 # Characters of a line, and lines of one kind.
 _WIDTH, _LINES = 400, 4

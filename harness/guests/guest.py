@@ -54,6 +54,8 @@ _POLL_NEW = 8.0
 _POLL_SHUTDOWN = 1.0
 # Seconds until a halted kernel has notified Xen; after that it never will.
 _AFTER_HALT = 8.0
+# Bytes at the end of the console that are searched for the last words of a halted kernel.
+_HALTED = 1 << 16
 
 
 class ConfigChanges(TypedDict, total=False):
@@ -283,7 +285,7 @@ class Guest:
                 raise ConditionNotMet("it is gone from `xl list`")
             if row.shutdown:
                 return row
-            if not grace and halted.search(self.console.since(since)):
+            if not grace and halted.search(self.console.since(max(since, self.console.offset - _HALTED))):
                 grace.append(deadline.capped(_AFTER_HALT))
             if grace and grace[0].expired:
                 raise deadline.expire(f"{self.name} to be shut down", f"its kernel has halted, and xl says {row.state}")

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from harness import store
 from harness.console.clean import Cleaner
-from harness.console.text import decode, plain
+from harness.console.text import decode
 from harness.deadline import ConditionNotMet, Deadline
 from harness.errors import DeadlineExpired, HarnessError
 from harness.guests.dumpdevice import DumpDevice
@@ -22,6 +22,7 @@ from harness.guests.source import DiskImage, GuestSource
 from harness.oracles import kerneldump
 from harness.oracles.kerneldump import Header
 from harness.results.model import DUMP_SUFFIX
+from harness.safetext import plain
 
 log = logging.getLogger("fxh.evidence")
 

@@ -15,7 +15,6 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from harness import trace
-from harness.console.text import plain
 from harness.deadline import Deadline
 from harness.dom0 import netpeer
 from harness.errors import HarnessError, InfrastructureError
@@ -24,6 +23,7 @@ from harness.guests.peer import Listener, Peer, inside
 from harness.oracles import frames, link_causes, short_capture
 from harness.oracles.frames import Capture
 from harness.oracles.link_causes import End, LinkSeen
+from harness.safetext import plain
 from harness.xen import events, netback
 
 if TYPE_CHECKING:

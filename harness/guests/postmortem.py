@@ -15,12 +15,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from harness.console.backtrace import Frame
-from harness.console.text import plain
 from harness.deadline import Deadline
 from harness.dom0 import read_memory
 from harness.errors import HarnessError
 from harness.guests import sourcelines
 from harness.images.debugfile import KernelSymbols
+from harness.safetext import plain
 from harness.transport import Completed, Transport
 from harness.xen import dom0_program, elfsymbols
 

@@ -6,8 +6,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from harness.console.backtrace import Frame
-from harness.console.text import plain
 from harness.images.debugfile import KernelSymbols
+from harness.safetext import plain
 from harness.xen import symbolizer
 
 

@@ -99,8 +99,11 @@ class History:
             issues = [known_issue_values(number, case) for case in rows.values()]
             _replace(connection, KNOWN_ISSUES, number, [values for values in issues if values])
             searched = [case for case in run.cases if case.complaints is not None]
+            # Without known ones: when the entry of one is removed, the complaint is news again.
             seen = {
-                (case.cell, identity) for case in searched for identity in ("", *(one.identity for one in case.complaints or ()))
+                (case.cell, identity)
+                for case in searched
+                for identity in ("", *(one.identity for one in case.complaints or () if one.known_issue is None))
             }
             complaints = [{"run_id": number, "cell": cell, "identity": identity} for cell, identity in sorted(seen)]
             _replace(connection, COMPLAINTS, number, complaints)

@@ -17,14 +17,15 @@ from harness import paths, preparing
 from harness.config.schema import HostConfig
 from harness.deadline import Deadline
 from harness.digest import known_sha256
-from harness.errors import InfrastructureError, TransportError, UsageError
+from harness.dom0 import xenstore_recorder
+from harness.errors import CommandFailed, InfrastructureError, TransportError, UsageError
 from harness.hosts import guest_stub, inventory, storage
 from harness.hosts.debugger import Debugger, gdbsx_stub
 from harness.hosts.host import HostFacts
 from harness.hosts.lease import BASE, Lease, LeaseRequest
 from harness.hosts.saved_state import Access, SavedStates
 from harness.transport import Transport
-from harness.xen import firmware, pygrub
+from harness.xen import dom0_program, firmware, pygrub
 from harness.xen.listing import HostInfo
 from harness.xen.toolstack import Toolstack
 from harness.xen.xenstore import Xenstore
@@ -66,7 +67,7 @@ class DirectHost:
         self.what = what
         self.lease: Lease | None = None
         self._count = self._macs = 0
-        self._prepared = False
+        self._prepared = self._recording = False
 
     @property
     def transport(self) -> Transport:
@@ -187,6 +188,9 @@ class DirectHost:
         self._ensure_lease()
         done = self.transport.run(["sh", "-c", _SIZES, "sh", self.directory, f"{BASE}/files", *remote])
         self._prepared = True
+        if self.lease is not None and not self._recording:
+            self._recording = True
+            self.record_xenstore(f"{PREFIX}-{self.run_id}-")
         return tuple(map(int, done.text.split()))
 
     def files(self, *local: Path) -> tuple[str, ...]:
@@ -223,6 +227,21 @@ class DirectHost:
         return inventory.parse(
             self.transport.run(["sh", "-c", inventory.SCRIPT], Deadline(30)).text, self.run_id if self.lease else ""
         )
+
+    def hypervisor_log(self) -> str:
+        return self.toolstack.dmesg()
+
+    @property
+    def xenstore_log(self) -> str:
+        return f"{self.directory}/xenstore.log"
+
+    def record_xenstore(self, prefix: str) -> None:
+        """Record the changes in xenstore of domains whose names begin with ``prefix``. Without the record only evidence is missing."""
+        try:
+            dom0_program.run(self.transport, xenstore_recorder, self.xenstore_log, prefix)
+        except CommandFailed as exc:
+            why = (exc.stderr.strip().splitlines() or [exc.message])[-1]
+            log.warning("%s: no record of xenstore: %s", self.transport.name, why)
 
     def check(self) -> None:
         if self.lease is not None and self.lease.lost:
@@ -289,7 +308,7 @@ class DirectHost:
         """End the lease. The lease agent removes the same resources if this process is killed."""
         if self.lease is None:
             return
-        lease, self.lease, self._prepared = self.lease, None, False
+        lease, self.lease, self._prepared, self._recording = self.lease, None, False, False
         left = lease.end()
         if left:
             raise InfrastructureError(

@@ -9,11 +9,11 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
-from harness.console.text import plain
 from harness.deadline import Deadline
 from harness.dom0 import gdb_stub
 from harness.errors import InfrastructureError, TransportError
 from harness.hosts.debugger import Debugger
+from harness.safetext import plain
 from harness.transport import Stream, Transport
 from harness.xen import dom0_program
 

@@ -113,6 +113,15 @@ class XenHost(Protocol):
 
     def inventory(self) -> inventory.Inventory: ...
 
+    def hypervisor_log(self) -> str:
+        """The end of Xen's log."""
+        ...
+
+    @property
+    def xenstore_log(self) -> str:
+        """The file in dom0 to which harness.dom0.xenstore_recorder writes the changes of the run's domains in xenstore."""
+        ...
+
     def check(self) -> None:
         """Check the daemons and the disk space of dom0. Raises InfrastructureError if something is wrong."""
         ...

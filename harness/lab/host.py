@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -33,6 +34,8 @@ _COVERS = (
     "QEMU's CPUs, whatever runs on them: Xen, dom0 or a guest; breakpoints and steps; not the memory of PVH and HVM guests; "
     "gdb stops the whole lab"
 )
+# Bytes of Xen's log that are read.
+_XEN_LOG = 1 << 20
 # $1: the serial of a plugged disk. Prints the disk's path in dom0.
 _FIND_DISK = """
 while :; do
@@ -207,6 +210,18 @@ class LabHost(DirectHost):
             except InfrastructureError as exc:
                 log.warning("%s", exc.message)
             yield found
+
+    def hypervisor_log(self) -> str:
+        """From Xen's serial port, which needs no process in dom0."""
+        with contextlib.suppress(OSError), (self.lab.directory / "xen.log").open("rb") as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - _XEN_LOG))
+            return file.read(_XEN_LOG).decode("utf-8", "replace")
+        return ""
+
+    @property
+    def xenstore_log(self) -> str:
+        """The recorder is part of the checkpoints, so its file is not in a run's directory."""
+        return "/run/fxh/xenstore.log"
 
     def evidence_files(self) -> dict[str, Path]:
         return {"lab-serial.log": self.lab.directory / "xen.log"}

@@ -9,8 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from harness.digest import known_sha256
+from harness.dom0 import xenstore_recorder
+from harness.hosts.direct import PREFIX
 from harness.lab import prune
 from harness.lab.checkpoint import Checkpoint, CheckpointKind
+from harness.xen.dom0_program import bundle
 
 if TYPE_CHECKING:
     from harness.lab.host import LabHost
@@ -31,23 +34,23 @@ class LabStates:
     def reset(self, files: Sequence[Path] = (), *, private_memory: bool = False) -> None:
         """Restore the idle dom0 with ``files``, unless nothing changed since the last reset.
 
-        Under emulation it takes two to four seconds to upload the control guest's files. So they are part of a checkpoint.
+        Under emulation it takes two to four seconds to upload the control guest's files, and half a second to start the recorder of
+        xenstore. So they are part of a checkpoint.
         """
-        host, key = self._host, key_of(*map(known_sha256, files))
+        host, key = self._host, key_of(hashlib.sha256(bundle(xenstore_recorder)).hexdigest(), *map(known_sha256, files))
         if self._unchanged == key:
             return
         self._unchanged = None
 
         def build() -> str:
             host.restore_idle(private_memory=True)
-            host.files(*files)
-            host.transport.run(["rm", "-r", host.directory])
+            host.record_xenstore(f"{PREFIX}-")
+            if files:
+                host.files(*files)
+                host.transport.run(["rm", "-r", host.directory])
             return "dom0 idle, with the files of a guest"
 
-        if files:
-            host.get_or_create(CheckpointKind.REST, key, build, private_memory=private_memory)
-        else:
-            host.restore_idle(private_memory=private_memory)
+        host.get_or_create(CheckpointKind.REST, key, build, private_memory=private_memory)
         self._unchanged = key
 
     def mark_used(self) -> None:

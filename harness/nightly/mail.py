@@ -9,8 +9,8 @@ from pathlib import Path
 
 from harness import mailer
 from harness.config.schema import MailConfig
-from harness.console.text import plain
 from harness.nightly.night import Night, tail
+from harness.safetext import plain
 
 
 def compose(night: Night, config: MailConfig, machine: str) -> EmailMessage:

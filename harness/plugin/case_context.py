@@ -3,13 +3,18 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from harness.console.complaints import DOM0, XEN
 from harness.console.reader import ConsoleReader
 from harness.guests.guest import Guest
+from harness.hosts import logs
 from harness.hosts.host import XenHost
+from harness.hosts.inventory import Inventory
+from harness.hosts.logs import LogMark
 from harness.plugin.cells import Cell
 from harness.results.model import Boot
 
@@ -36,6 +41,23 @@ class CaseContext:
     """Files with debugging information that the user gave."""
     kept: str = ""
     """How to attach to the case's guests, if they are kept."""
+    mark: LogMark | None = None
+    """Where the case begins in the logs of the host."""
+    logs: dict[str, str] = field(default_factory=dict)
+    """The lines that the case added to the logs of the host, by source (``dom0``, ``xen``)."""
+
+    def use(self, host: XenHost) -> None:
+        """Set the host of the case. Its logs count from here on."""
+        self.host, self.mark = host, LogMark.of(time.monotonic(), host.hypervisor_log())
+
+    def read_logs(self, host: XenHost, inventory: Inventory) -> None:
+        """Keep the new lines of the host's logs. ``inventory`` was taken a moment ago."""
+        if self.mark is not None:
+            seconds = time.monotonic() - self.mark.at
+            self.logs = {
+                DOM0: logs.dom0_since(inventory.log, inventory.uptime, seconds),
+                XEN: logs.xen_since(host.hypervisor_log(), self.mark),
+            }
 
     @property
     def consoles(self) -> list[ConsoleReader]:

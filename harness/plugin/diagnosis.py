@@ -4,14 +4,15 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from harness.console import xentrace
 from harness.console.clean import Cleaner
+from harness.console.complaints import GUEST
 from harness.console.complaints import complaints as find_complaints
 from harness.console.deaths import Death
-from harness.console.text import decode, plain
+from harness.console.text import decode
 from harness.errors import HarnessError
 from harness.guests import postmortem, sourcelines
 from harness.guests.guest import Guest
@@ -19,6 +20,7 @@ from harness.hosts.host import XenHost
 from harness.images.debugfile import KernelSymbols, has_lines
 from harness.plugin.case_context import CaseContext
 from harness.results.model import ComplaintRecord
+from harness.safetext import plain
 
 log = logging.getLogger("fxh.evidence")
 
@@ -85,22 +87,26 @@ def _text(path: Path) -> str:
         return ""
 
 
-def complaints(directory: Path) -> tuple[ComplaintRecord, ...] | None:
-    """The complaints on the consoles of a case, one per identity. None if it has no console.
+def complaints(directory: Path, logs: Mapping[str, str]) -> tuple[ComplaintRecord, ...] | None:
+    """The complaints on the consoles of a case and in the lines of its host's ``logs``, one per source and identity.
 
-    Only the end of a long console is searched.
+    None if there is neither. Only the end of a long console is searched.
     """
-    logs = sorted(directory.glob("*.console.log"))
-    found: dict[str, ComplaintRecord] = {}
-    for path in logs:
-        with path.open("rb") as file:
-            file.seek(max(0, path.stat().st_size - _SEARCHED))
-            text = decode(Cleaner().text(file.read()))
-        for one in find_complaints(text):
-            before = found.get(one.identity)
+    consoles = sorted(directory.glob("*.console.log"))
+    texts = [*((GUEST, _console(path)) for path in consoles), *logs.items()]
+    found: dict[tuple[str, str], ComplaintRecord] = {}
+    for source, text in texts:
+        for one in find_complaints(text, source):
+            before = found.get((source, one.identity))
             count = one.count + (before.count if before else 0)
-            found[one.identity] = ComplaintRecord(one.kind, one.source, one.message, one.identity, one.detail, count)
-    return tuple(found.values()) if logs else None
+            found[source, one.identity] = ComplaintRecord(one.kind, source, one.message, one.identity, one.detail, count)
+    return tuple(found.values()) if texts else None
+
+
+def _console(path: Path) -> str:
+    with path.open("rb") as file:
+        file.seek(max(0, path.stat().st_size - _SEARCHED))
+        return decode(Cleaner().text(file.read(_SEARCHED)))
 
 
 def inspect(guests: Sequence[Guest], directory: Path) -> None:

@@ -44,6 +44,7 @@ def _gather(context: CaseContext, silent: bool) -> None:
         "xenstore.txt": ["xenstore-ls", "-f"],
         "dom0-dmesg.log": ["dmesg"],
         "netback.txt": ["sh", "-c", RINGS],
+        "xenstore-changes.log": ["tail", "-c", str(_TAIL >> 2), host.xenstore_log],
     }
     for guest in context.guests:
         sources[f"xl-{guest.name}.log"] = ["cat", f"/var/log/xen/xl-{guest.name}.log"]
@@ -107,5 +108,6 @@ def _uptime(host: XenHost, deadline: Deadline) -> dict[str, float]:
 
 
 def _copy_tail(source: Path, target: Path) -> None:
-    with contextlib.suppress(OSError):
-        target.write_bytes(source.read_bytes()[-_TAIL:])
+    with contextlib.suppress(OSError), source.open("rb") as file:
+        file.seek(max(0, source.stat().st_size - _TAIL))
+        target.write_bytes(file.read(_TAIL))

@@ -64,7 +64,7 @@ def case(request: pytest.FixtureRequest, rig: WorkerEnvironment, cell: Cell) -> 
         return
     rig.clean(context)
     if context.host is not None:
-        leaks = rig.leaks(cell, context.given)
+        leaks = rig.leaks(cell, context)
         if leaks:
             evidence.gather(context)
             names = "\n  ".join(map(str, leaks))
@@ -75,7 +75,7 @@ def case(request: pytest.FixtureRequest, rig: WorkerEnvironment, cell: Cell) -> 
 def host(request: pytest.FixtureRequest, rig: WorkerEnvironment, cell: Cell, case: CaseContext) -> XenHost:
     """The Xen host of the cell, with an idle dom0."""
     found = rig.host(cell)
-    case.host = found
+    case.use(found)
     _require_capabilities(request, found, cell)
     case.inputs.update(_inputs(found))
     return found

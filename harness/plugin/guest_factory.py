@@ -62,11 +62,12 @@ class GuestFactory:
         held = self._hosts.in_any_state(cell)
         if held.host.states is not None:
             guest, context.warm_boot = self._warm(cell, held, held.host.states, context, shape, prepare)
-            context.host = held.host
+            context.use(held.host)
             context.guests.append(guest)
             return guest
-        context.host = self._hosts.idle(cell)
-        guest = self.new(cell, context.host, context.directory, shape)
+        host = self._hosts.idle(cell)
+        context.use(host)
+        guest = self.new(cell, host, context.directory, shape)
         context.guests.append(guest)
         guest.boot()
         if prepare is not None:

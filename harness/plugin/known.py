@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""Known issues (suites/known_issues.toml): reported failures with a known cause, expected until they are fixed.
+"""Known issues (suites/known_issues.toml): reported failures and complaints with a known cause, expected until they are fixed.
 
-The check is strict: a covered case that passes fails until its entry is removed. An entry that fits no case, or is due for
-review, fails ``fxh check``. An entry excuses a failure only if the text of the failure matches.
+An ``[[issue]]`` covers a failure. The check is strict: a covered case that passes fails until its entry is removed. An entry excuses
+a failure only if the text of the failure matches. A ``[[complaint]]`` covers a complaint (harness.console.complaints), which is
+expected from then on. An entry that fits no case, or is due for review, fails ``fxh check``.
 """
 
 from __future__ import annotations
@@ -11,8 +12,8 @@ import datetime
 import fnmatch
 import re
 import tomllib
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, fields
+from collections.abc import Iterable, Mapping, Set
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ _HINTS = {str: "set a text in quotes", bool: "set true or false", datetime.date:
 class KnownIssue:
     """One entry. ``case`` (``suite/function`` or ``suite/function[parameters]``) and ``cells`` are globs.
 
-    ``says`` is a regex for the failure's reason or the death's identity. ``spans`` has the version spans by OS, each of
+    ``says`` is a regex for the failure's reason or the death's identity, or for a complaint's identity or message. ``spans`` has the version spans by OS, each of
     them a key in the file as in ``needs``: ``freebsd = ">=10.0,<14.1"``, or ``"<1400507"`` for ``__FreeBSD_version`` (see
     harness.osversion for a kernel of unknown version).
     """
@@ -47,6 +48,8 @@ class KnownIssue:
 
     Set it only then: without it the fix of the bug makes the case fail, so that the entry gets removed.
     """
+    complaint: bool = False
+    """The entry covers a complaint, not a failure."""
 
     def covers(self, case: str, cell: Cell) -> bool:
         """Whether the case is expected to fail in that cell."""
@@ -69,17 +72,21 @@ class KnownIssue:
 def parse(text: str) -> tuple[KnownIssue, ...]:
     """The entries of the file. Raises UsageError that names an invalid entry."""
     try:
-        entries = tomllib.loads(text).get("issue", [])
+        tables = tomllib.loads(text)
     except tomllib.TOMLDecodeError as exc:
         raise UsageError(f"{FILE}: {exc}", hint="write a date as 2027-01-31, and a text in quotes") from exc
-    return tuple(_entry(n, entry) for n, entry in enumerate(entries, 1))
+    if unknown := tables.keys() - {"issue", "complaint"}:
+        raise UsageError(f"{FILE}: unknown table {', '.join(sorted(unknown))}", hint="use [[issue]] or [[complaint]]")
+    issues = [_entry(f"issue {n}", entry, optional={"sometimes"}) for n, entry in enumerate(tables.get("issue", []), 1)]
+    complaints = [_entry(f"complaint {n}", {"case": "*"} | entry) for n, entry in enumerate(tables.get("complaint", []), 1)]
+    return (*issues, *(replace(entry, complaint=True) for entry in complaints))
 
 
-def _entry(number: int, entry: dict[str, Any]) -> KnownIssue:
-    where = f"{FILE}, entry {number} ({entry.get('case', 'no case')})"
-    names = {each.name for each in fields(KnownIssue)} - {"spans"}
+def _entry(name: str, entry: dict[str, Any], optional: Set[str] = frozenset()) -> KnownIssue:
+    where = f"{FILE}, {name} ({entry.get('case', 'no case')})"
+    required = {each.name for each in fields(KnownIssue)} - {"spans", "complaint", "sometimes"}
     os_names = set(registry.os_names())
-    missing, unknown = names - {"sometimes"} - entry.keys(), entry.keys() - names - os_names
+    missing, unknown = required - entry.keys(), entry.keys() - required - optional - os_names
     if missing or unknown:
         raise UsageError(
             f"{where}: "
@@ -111,7 +118,13 @@ def load(suites: Path) -> tuple[KnownIssue, ...]:
 
 
 def find(issues: Iterable[KnownIssue], case: str, cell: Cell) -> KnownIssue | None:
-    return next((issue for issue in issues if issue.covers(case, cell)), None)
+    """The entry that covers a failure of the case."""
+    return next((issue for issue in issues if not issue.complaint and issue.covers(case, cell)), None)
+
+
+def find_complaint(issues: Iterable[KnownIssue], case: str, cell: Cell, *texts: str) -> KnownIssue | None:
+    """The entry that covers a complaint, whose identity and message are ``texts``, in the case."""
+    return next((issue for issue in issues if issue.complaint and issue.covers(case, cell) and issue.excuses(*texts)), None)
 
 
 def stale(issues: Iterable[KnownIssue], cases: Iterable[tuple[str, Cell]], today: datetime.date) -> tuple[str, ...]:

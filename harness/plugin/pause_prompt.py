@@ -15,12 +15,12 @@ from pathlib import Path
 
 from harness import trace
 from harness.console.terminal import ReaderStream, TypedStream, attach
-from harness.console.text import plain
 from harness.errors import HarnessError
 from harness.guests.guest import Guest
 from harness.hosts.debugger import Debugger
 from harness.hosts.host import XenHost
 from harness.plugin.case_context import CaseContext
+from harness.safetext import plain
 
 _PROMPT = "pause> "
 # An interactive shell with the size of the user's terminal: $1 rows, $2 columns, $3 prompt.

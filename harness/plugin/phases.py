@@ -6,6 +6,7 @@ from __future__ import annotations
 import functools
 import logging
 import time
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,11 +15,10 @@ from _pytest.runner import runtestprotocol
 
 from harness import stamp, trace
 from harness.console.deaths import speaker
-from harness.console.text import plain
 from harness.errors import HarnessError
 from harness.plugin import diagnosis, evidence, known, lost_data, pause
 from harness.plugin.case_context import CaseContext, stage_times
-from harness.plugin.cells import cell_of
+from harness.plugin.cells import Cell, cell_of
 from harness.plugin.outcome import Finding, classify
 from harness.plugin.selection import title
 from harness.plugin.state import CASE, PROGRESS, RIG, SETUP, CaseProgress, case_directory
@@ -31,11 +31,13 @@ from harness.results.model import (
     SKIPPED,
     Boot,
     CaseResult,
+    ComplaintRecord,
     DeathRecord,
     KnownIssueMatch,
     Stamp,
 )  # fmt: skip
 from harness.results.where import NOWHERE, own_parameters
+from harness.safetext import plain
 
 log = logging.getLogger("fxh.run")
 
@@ -197,10 +199,21 @@ def _matching_issue(item: pytest.Item, finding: Finding) -> known.KnownIssue | N
 def _known_issue(item: pytest.Item) -> known.KnownIssue | None:
     """The known issue that covers the case in its cell."""
     cell = cell_of(item)
-    if cell is None:
-        return None
-    case = known.case_id(item.path.parent.name, item.name.partition("[")[0], item.callspec.id, cell)  # type: ignore[attr-defined]
-    return known.find(_known_issues(item.path.parent.parent), case, cell)
+    return known.find(_known_issues(item.path.parent.parent), _case_id(item, cell), cell) if cell is not None else None
+
+
+def _case_id(item: pytest.Item, cell: Cell) -> str:
+    return known.case_id(item.path.parent.name, item.name.partition("[")[0], item.callspec.id, cell)  # type: ignore[attr-defined]
+
+
+def _complaints(item: pytest.Item, directory: Path, logs: Mapping[str, str]) -> tuple[ComplaintRecord, ...] | None:
+    """The complaints of the case, each with the known issue that covers it."""
+    found, cell = diagnosis.complaints(directory, logs), cell_of(item)
+    if not found or cell is None:
+        return found
+    issues, case = _known_issues(item.path.parent.parent), _case_id(item, cell)
+    covers = ((one, known.find_complaint(issues, case, cell, one.identity, one.message)) for one in found)
+    return tuple(replace(one, known_issue=KnownIssueMatch(issue.bug, issue.why) if issue else None) for one, issue in covers)
 
 
 @functools.cache
@@ -244,7 +257,9 @@ def _write_result(item: pytest.Item, progress: CaseProgress, context: CaseContex
         setup=round(progress.setup, 3),
         where=cell.where if cell is not None else NOWHERE,
         known_issue=finding.known_issue,
-        complaints=diagnosis.complaints(directory) if finding.outcome not in (SKIPPED, INFRASTRUCTURE) else None,
+        complaints=_complaints(item, directory, context.logs if context is not None else {})
+        if finding.outcome not in (SKIPPED, INFRASTRUCTURE)
+        else None,
         death=DeathRecord(death.kind, death.identity, death.message) if death else None,
         parameters=own_parameters(item.nodeid, str(cell or "")),
         paused=progress.paused,

@@ -12,7 +12,7 @@ from contextlib import nullcontext
 
 import pytest
 
-from harness.console.text import plain
+from harness.safetext import plain
 
 # The builds of a lab and of the control guest's kernel take minutes.
 _BUILD_LOGGERS = ("fxh.lab.build", "fxh.lab.kernel")

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import logging
 import secrets
-from collections.abc import Sequence
 from pathlib import Path
 
 from harness import trace
@@ -130,10 +129,10 @@ class WorkerEnvironment:
             except InfrastructureError as exc:
                 log.error("a cleanup step failed: %s", exc)
 
-    def leaks(self, cell: Cell, given: Sequence[str] = ()) -> tuple[Item, ...]:
-        """See :func:`harness.plugin.leak_guard.leaks`."""
+    def leaks(self, cell: Cell, context: CaseContext) -> tuple[Item, ...]:
+        """See :func:`harness.plugin.leak_guard.leaks`. The case's lines of dom0's log come with the same look."""
         held = self._hosts.held(cell)
-        return leak_guard.leaks(held, given) if held is not None else ()
+        return leak_guard.leaks(held, context) if held is not None else ()
 
     def check(self, cell: Cell) -> HarnessError | None:
         """Why the cell's host does not work, or None."""

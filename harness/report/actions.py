@@ -7,8 +7,8 @@ import re
 from pathlib import Path
 
 from harness import trace
-from harness.console.text import plain
 from harness.report.console import Line
+from harness.safetext import plain
 
 LAST = 10
 """Actions that the mail shows."""

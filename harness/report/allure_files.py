@@ -16,11 +16,11 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from harness.console.text import plain
 from harness.report.address import address, address_of
 from harness.report.model import CaseReport, Report
 from harness.report.verdict_line import with_verdict
 from harness.results.model import FAILED, KNOWN, PASSED, SKIPPED, CaseResult, Outcome
+from harness.safetext import plain
 from harness.verdicts import values
 
 # allure 2 puts a result into each category that lists its status and whose regex matches its message, so messages begin with

@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""The time line of a failed case: console, hypervisor, dom0's kernel and the case's actions, on one clock.
+"""The time line of a failed case: console, hypervisor, dom0's kernel, xenstore, device model and actions, on one clock.
 
-The page shows it; ``timeline.txt`` in the case's directory is the same as text, for less(1).
+The page shows its end; ``timeline.txt`` in the case's directory has more of it as text, for less(1).
 """
 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,12 +15,18 @@ from harness import trace
 from harness.report import actions, console
 from harness.report.console import Line
 from harness.report.model import Report
-from harness.results.model import PASSED, SKIPPED, Boot
+from harness.results.model import PASSED, SKIPPED, Boot, CaseResult
 
 FILE = "timeline.txt"
+MOST = 5000
+"""Lines of one time line. The last ones are kept."""
 
-# Shown in front of a line.
-MARKS = {"xen": "(XEN) ", "dom0": "(dom0) ", "action": "# ", "death": "", "guest": ""}
+MARKS = {"xen": "(XEN) ", "dom0": "(dom0) ", "xenstore": "(xenstore) ", "qemu": "(qemu) ", "action": "# ", "death": "", "guest": ""}
+"""Shown in front of a line."""
+NO_TIME = "no time"
+"""Shown instead of the time for the lines of a log without time stamps. They are at the end."""
+# Bytes of a console in the text.
+_CONSOLE = 1 << 20
 
 
 def consoles(files: Sequence[str]) -> list[str]:
@@ -27,26 +34,46 @@ def consoles(files: Sequence[str]) -> list[str]:
     return [name for name in files if name.endswith(".console.log")]
 
 
-def build(directory: Path, name: str, boots: Sequence[Boot], events: tuple[trace.Event, ...]) -> list[Line]:
-    """The time line of the console log ``name``. Raises OSError if it does not exist."""
-    boot = next((boot for boot in reversed(boots) if boot.console == name), None)
-    guest = console.lines(directory / name, boot)
-    unpaused = boot.unpaused if boot else None
+def build(directory: Path, name: str, case: CaseResult, events: tuple[trace.Event, ...], *, tail: int = console.TAIL) -> list[Line]:
+    """The time line of the last ``tail`` bytes of the console log ``name``. Raises OSError if it does not exist."""
+    boot = boot_of(case, name) or _restored(case, name, events)
+    guest = console.lines(directory / name, boot, tail=tail)
+    unpaused = boot.unpaused
     clock = _clock(directory)
+    monotonic, uptime = clock.get("monotonic"), clock.get("uptime")
     others = [
-        *console.xen_lines(_text(directory / "xl-dmesg.log"), clock.get("monotonic"), unpaused),
-        *console.dom0_lines(_text(directory / "dom0-dmesg.log"), clock.get("monotonic"), clock.get("uptime"), unpaused),
+        *console.xen_lines(_text(directory / "xl-dmesg.log"), monotonic, unpaused),
+        *console.uptime_lines(_text(directory / "dom0-dmesg.log"), monotonic, uptime, unpaused, "dom0"),
+        *console.uptime_lines(_text(directory / "xenstore-changes.log"), monotonic, uptime, unpaused, "xenstore"),
         *actions.lines(events, unpaused),
     ]
-    return console.merge(guest, others)
+    shown = console.merge(guest, others)
+    shown += console.untimed_lines(_text(directory / f"qemu-dm-{name.removesuffix('.console.log')}.log"), "qemu")
+    return shown[-MOST:]
+
+
+def boot_of(case: CaseResult, name: str) -> Boot | None:
+    """The last boot on a console; None if its guest came from a checkpoint."""
+    return next((boot for boot in reversed(case.boots) if boot.console == name), None)
+
+
+def _restored(case: CaseResult, name: str, events: tuple[trace.Event, ...]) -> Boot:
+    """Stands for the boot of a guest from a checkpoint. The times count from the begin of the case's last attempt."""
+    begun = next((event.clock for event in reversed(events) if event.kind == trace.CASE), None)
+    died = math.inf if case.death is not None else None
+    return Boot(name, died=died, unpaused=begun, console=name, death=case.death.message if case.death is not None else "")
+
+
+def stamp(line: Line) -> str:
+    """The time of a line in seconds since the domain was unpaused, in 10 columns."""
+    return f"{line.at:10.3f}" if line.at is not None else f"{NO_TIME if line.kind == 'qemu' else '':>10}"
 
 
 def text(lines: Sequence[Line]) -> str:
-    """The time line as text: seconds since the domain was unpaused, a mark for each source, and ``>>>`` at the death."""
-    rows = []
-    for line in lines:
-        at = f"{line.at:10.3f}" if line.at is not None else " " * 10
-        rows.append(f"{at} {'>>> ' if line.kind == 'death' else ''}{MARKS.get(line.kind, '')}{line.text}".rstrip())
+    """The time line as text: the time, a mark for each source, and ``>>>`` at the death."""
+    rows = (
+        f"{stamp(line)} {'>>> ' if line.kind == 'death' else ''}{MARKS.get(line.kind, '')}{line.text}".rstrip() for line in lines
+    )
     return "\n".join(rows) + "\n"
 
 
@@ -60,7 +87,7 @@ def write(path: Path, report: Report) -> None:
         parts = []
         for name in consoles(case.files):
             try:
-                parts.append(f"== {name}\n{text(build(directory, name, case.boots, item.events))}")
+                parts.append(f"== {name}\n{text(build(directory, name, case, item.events, tail=_CONSOLE))}")
             except OSError:
                 continue
         if parts:

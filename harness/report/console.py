@@ -1,33 +1,37 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""The end of a console log as lines with times, the death marked, and the hypervisor's lines in between."""
+"""The end of a console log as lines with times, the death marked, and the lines of other logs in between."""
 
 from __future__ import annotations
 
 import bisect
+import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from harness.console.text import decode, plain
+from harness.console.text import decode
 from harness.results.model import Boot
+from harness.safetext import plain
 
 # How much of a log's end the page shows, and how much of its index is read for that (bytes).
 TAIL, _INDEX_TAIL = 24_000, 512_000
+# Lines of a log without time stamps.
+_UNTIMED = 40
 # (XEN) [   12.345678] d1v0 Triple fault      Not matched: (XEN) [00000012deadbeef], of console_timestamps=raw
 _XEN_LINE = re.compile(r"^\(XEN\) \[ *(\d+\.\d+)\] (.*)$")
-# [   12.345678] vif vif-3-0 vif3.0: Guest Rx ready
-_DOM0_LINE = re.compile(r"^\[ *(\d+\.\d+)\] (.*)$")
+# [   12.345678] vif vif-3-0 vif3.0: Guest Rx ready      [   12.345678] /local/domain/3/device/vif/0/state = "4"
+_UPTIME_LINE = re.compile(r"^\[ *(\d+\.\d+)\] (.*)$")
 
 
 @dataclass(frozen=True)
 class Line:
-    """A line of the guest's console, of the hypervisor's log, or an action of the case."""
+    """A line of the guest's console or of another log, or an action of the case."""
 
     at: float | None
     """Seconds since the domain was unpaused, if known."""
     text: str
     kind: str = "guest"
-    """``guest``, ``xen``, ``dom0``, ``action`` or ``death``."""
+    """``guest``, ``xen``, ``dom0``, ``xenstore``, ``qemu``, ``action`` or ``death``."""
 
 
 def lines(log: Path, boot: Boot | None, *, tail: int = TAIL) -> list[Line]:
@@ -74,16 +78,21 @@ def xen_lines(text: str, clock: float | None, unpaused: float | None) -> list[Li
     return [Line(float(match[1]) + shift, plain(match[2]), "xen") for match in stamped]
 
 
-def dom0_lines(text: str, clock: float | None, uptime: float | None, unpaused: float | None) -> list[Line]:
-    """dom0's kernel messages with times since the domain was unpaused.
+def uptime_lines(text: str, clock: float | None, uptime: float | None, unpaused: float | None, kind: str) -> list[Line]:
+    """A log with dom0's uptime in front of each line, with times since the domain was unpaused.
 
     ``clock`` (monotonic s) and ``uptime`` (s since dom0 booted) were read at the same time. The result is empty without them.
     """
     if clock is None or uptime is None or unpaused is None:
         return []
     shift = clock - uptime - unpaused
-    stamped = (match for match in map(_DOM0_LINE.match, text.splitlines()) if match)
-    return [Line(float(match[1]) + shift, plain(match[2]), "dom0") for match in stamped]
+    stamped = (match for match in map(_UPTIME_LINE.match, text.splitlines()) if match)
+    return [Line(float(match[1]) + shift, plain(match[2]), kind) for match in stamped]
+
+
+def untimed_lines(text: str, kind: str) -> list[Line]:
+    """The last lines of a log without time stamps."""
+    return [Line(None, plain(line), kind) for line in text.splitlines()[-_UNTIMED:] if line.strip()]
 
 
 def _index(path: Path) -> tuple[list[int], list[float]]:
@@ -116,6 +125,8 @@ def _mark_death(found: list[Line], boot: Boot | None) -> list[Line]:
     hits = [n for n, line in enumerate(found) if message and message in line.text]
     if hits:
         where = hits[0]
+    elif math.isinf(boot.died):  # the time is unknown, or another guest died
+        return found
     else:
         late = [n for n, line in enumerate(found) if line.at is not None and line.at > boot.died]
         where = late[0] - 1 if late else len(found) - 1

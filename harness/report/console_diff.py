@@ -9,7 +9,8 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from harness.console.text import decode, plain
+from harness.console.text import decode
+from harness.safetext import plain
 
 # FreeBSD/amd64 (fbsd) (xc0)     login:          control login:
 _LOGIN = re.compile(r"^(?:\S+ )?login: ?", re.MULTILINE)

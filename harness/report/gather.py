@@ -10,7 +10,7 @@ from harness.history.rows import Row, metrics_of, observation
 from harness.history.store import History
 from harness.report import actions, boot_consoles, tested
 from harness.report.command import rerun_command
-from harness.report.complaints import new_complaints
+from harness.report.complaints import known_complaints, new_complaints
 from harness.report.evidence import backtrace, domain_config
 from harness.report.model import CaseReport, Report
 from harness.report.outcomes import matrix, strip
@@ -61,6 +61,7 @@ def gather(
         changed=tested.changes(now, seen),
         setup=setup_steps(run, history.setups(number, MEASURED) if history else ()),
         complaints=new_complaints(run, history.complaints(number, REACH) if history else {}),
+        known_complaints=known_complaints(run),
         console_changes=boot_consoles.changes(_boots(path, results, past)) if red else (),
     )
 

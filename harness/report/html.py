@@ -35,8 +35,15 @@ TONES = {
     values.STILL_FAILING: "old", values.FLAKY: "odd", values.BLOCKED: "lost", values.INFRASTRUCTURE: "lost", values.KNOWN: "old",
     values.FIXED: "good", values.NEW: "good", values.PASS: "good", values.SKIP: "none", values.PAUSED: "lost",
 }  # fmt: skip
-KINDS_OF_LINES = ("guest", "xen", "dom0", "action")
-"""Sources of a time line that a reader can hide."""
+SOURCES = {
+    "guest": "guest",
+    "xen": "hypervisor",
+    "dom0": "dom0's kernel",
+    "xenstore": "xenstore",
+    "qemu": "device model",
+    "action": "actions",
+}
+"""Sources of a time line that a reader can hide, with their labels."""
 
 USUAL = "last run that passed"
 """Label of the timeline for comparison."""
@@ -70,6 +77,8 @@ class Panel:
     lines: tuple[Line, ...]
     kinds: tuple[str, ...] = ()
     left_out: bool = False
+    since: str = ""
+    """Where its times begin."""
 
 
 def render(path: Path, report: Report) -> str:
@@ -92,7 +101,8 @@ def render(path: Path, report: Report) -> str:
             squares=SQUARES,
             usual=USUAL,
             marks=case_timeline.MARKS,
-            labels={"guest": "guest", "xen": "hypervisor", "dom0": "dom0's kernel", "action": "actions"},
+            stamp=case_timeline.stamp,
+            labels=SOURCES,
             plots=[(trend, Markup(plot.svg(trend))) for trend in report.trends],
             tone=_tone(report),
             files=[name for name in ("report.json", "mail.eml", "junit.xml") if (path / name).exists() or name != "junit.xml"],
@@ -178,13 +188,13 @@ def _panels(directory: Path, item: CaseReport, budget: _Budget) -> list[Panel]:
     found = []
     for name in case_timeline.consoles(item.result.files):
         try:
-            shown = case_timeline.build(directory, name, item.result.boots, item.events)
+            shown = case_timeline.build(directory, name, item.result, item.events)
         except OSError:
             continue
         if budget.take(sum(len(line.text) + 40 for line in shown)):
-            found.append(
-                Panel(name, tuple(shown), tuple(kind for kind in KINDS_OF_LINES if any(line.kind == kind for line in shown)))
-            )
+            kinds = tuple(kind for kind in SOURCES if any(line.kind == kind for line in shown))
+            since = "the domain was unpaused" if case_timeline.boot_of(item.result, name) else "the case began"
+            found.append(Panel(name, tuple(shown), kinds, since=since))
         else:
             found.append(Panel(name, (), left_out=True))
     return found

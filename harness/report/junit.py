@@ -12,11 +12,11 @@ import xml.etree.ElementTree as ET
 from collections.abc import Mapping
 from pathlib import Path
 
-from harness.console.text import plain
 from harness.report.address import address, address_of
 from harness.report.model import CaseReport, Report
 from harness.report.verdict_line import with_verdict
 from harness.results.model import FAILED, HARNESS, INFRASTRUCTURE, KNOWN, PASSED
+from harness.safetext import plain
 from harness.verdicts import values
 
 _PREFIX = "fxh."

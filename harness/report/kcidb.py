@@ -14,11 +14,11 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from harness.console.text import plain
 from harness.errors import UsageError
 from harness.report.model import CaseReport, Report
 from harness.results.model import CaseResult, KnownIssueMatch, Outcome
 from harness.results.where import CONTROL_GUEST
+from harness.safetext import plain
 
 VERSION = {"major": 5, "minor": 3}
 # Of the fields log_excerpt, in characters.

@@ -7,7 +7,7 @@ import json
 from dataclasses import asdict
 from typing import Any
 
-from harness.report.model import CaseReport, NewComplaint, Report, SetupReport
+from harness.report.model import CaseReport, ComplaintReport, Report, SetupReport
 from harness.verdicts.values import Verdict
 
 SCHEMA = 1
@@ -32,13 +32,14 @@ def render(report: Report) -> str:
         "changed": [dict(zip(("input", "before", "now"), change, strict=True)) for change in report.changed],
         "gone": [{"case": case, "cell": cell} for case, cell in report.gone],
         "complaints": [_complaint(item) for item in report.complaints],
+        "known_complaints": [_complaint(item) for item in report.known_complaints],
         "setup": [_setup(item) for item in report.setup],
         "cases": [_case(item) for item in report.cases],
     }
     return json.dumps(data, indent=1) + "\n"
 
 
-def _complaint(item: NewComplaint) -> dict[str, Any]:
+def _complaint(item: ComplaintReport) -> dict[str, Any]:
     return asdict(item.complaint) | {"cell": item.cell, "cases": [case.key for case in item.cases]}
 
 

@@ -14,12 +14,12 @@ from itertools import groupby
 
 from harness import mailer
 from harness.console.deaths import speaker
-from harness.console.text import plain
 from harness.report import actions
 from harness.report.boot_consoles import ConsoleChange
 from harness.report.evidence import around_death, finding_rows, without_cause
-from harness.report.model import CaseReport, NewComplaint, Report
+from harness.report.model import CaseReport, ComplaintReport, Report
 from harness.results.where import Where
+from harness.safetext import plain
 from harness.stamp import ISO
 from harness.verdicts import values
 
@@ -32,7 +32,7 @@ _SUBJECT = 120
 _LONG = 10.0
 # Length to which the reason of a case without a judgement is cut, in characters.
 _WHY = 300
-# New complaints that a mail shows.
+# New complaints that a mail shows, and known ones.
 _COMPLAINTS = 10
 # Cells whose console changes a mail shows, and lines of each kind.
 _CELLS, _LINES = 3, 12
@@ -82,6 +82,8 @@ def body(report: Report) -> str:
         parts.append(_head(kind) + "\n".join(_listed(item) for item in items))
     if report.complaints:
         parts.append(_head("new complaints") + "\n".join(_complaint(item) for item in report.complaints[:_COMPLAINTS]))
+    if report.known_complaints:
+        parts.append(_head("known complaints") + "\n".join(map(_known_complaint, report.known_complaints[:_COMPLAINTS])))
     for change in report.console_changes[:_CELLS]:
         parts.append(_head(f"new console lines, {change.cell}") + _console_change(change))
     worse = [drift for item in report.cases for drift in item.drifts]
@@ -148,11 +150,19 @@ def _reason(text: str) -> str:
     )
 
 
-def _complaint(item: NewComplaint) -> str:
+def _complaint(item: ComplaintReport) -> str:
     """A message that is new in this cell, the cases that saw it, and the lines that belong to it."""
+    return "\n".join([_wrap(f"{_where(item)}:", "  "), _quote([item.complaint.message, *item.complaint.detail])])
+
+
+def _known_complaint(item: ComplaintReport) -> str:
+    issue = item.complaint.known_issue
+    return _wrap(f"{_where(item)}: {issue.line if issue else ''}", "  ")
+
+
+def _where(item: ComplaintReport) -> str:
     cases = f"{len(item.cases)} cases" if len(item.cases) > 1 else item.cases[0].key
-    head = _wrap(f"{item.complaint.kind} in {cases}, {item.cell} ({item.complaint.source}):", "  ")
-    return "\n".join([head, _quote([item.complaint.message, *item.complaint.detail])])
+    return f"{item.complaint.kind} in {cases}, {item.cell} ({item.complaint.source})"
 
 
 def _console_change(change: ConsoleChange) -> str:

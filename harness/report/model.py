@@ -52,8 +52,8 @@ class SetupReport:
 
 
 @dataclass(frozen=True)
-class NewComplaint:
-    """A complaint that no earlier run had in this cell."""
+class ComplaintReport:
+    """A complaint in one cell of the run, and the cases that saw it."""
 
     complaint: ComplaintRecord
     cell: str
@@ -101,7 +101,10 @@ class Report:
     """Why there is no comparison, or empty."""
     setup: tuple[SetupReport, ...] = ()
     """By start time."""
-    complaints: tuple[NewComplaint, ...] = ()
+    complaints: tuple[ComplaintReport, ...] = ()
+    """Those that no earlier run had in their cell, without known ones."""
+    known_complaints: tuple[ComplaintReport, ...] = ()
+    """Those that suites/known_issues.toml covers."""
     console_changes: tuple[ConsoleChange, ...] = ()
     """Filled in only if a case failed."""
 

@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from html import escape
 
-from harness.console.text import plain
 from harness.report.trends import Trend
+from harness.safetext import plain
 
 _WIDTH, _HEIGHT, _EDGE = 300, 90, 8
 # The height of a drawing of several lines, and the room for their names.

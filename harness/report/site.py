@@ -22,7 +22,6 @@ import filelock
 from markupsafe import Markup, escape
 
 from harness import paths
-from harness.console.text import plain
 from harness.errors import InfrastructureError
 from harness.history import nights
 from harness.history.store import FILE, History
@@ -32,6 +31,7 @@ from harness.report.site_files import STATE, SiteFiles
 from harness.report.templating import SQUARES, environment
 from harness.report.trends import Trend
 from harness.results.model import FAILED, HARNESS, INFRASTRUCTURE, KNOWN, PASSED, WORST_FIRST, Outcome
+from harness.safetext import plain
 from harness.verdicts.drift import MORE_IS_BETTER
 
 # Runs that have a page; that plots show; that the first page lists; nights of its matrix.

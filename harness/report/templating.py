@@ -5,8 +5,8 @@ from __future__ import annotations
 
 import jinja2
 
-from harness.console.text import plain
 from harness.results.model import Outcome
+from harness.safetext import plain
 
 # The CSS class of each outcome in strips and matrices, and a letter for readers who do not see the colours.
 SQUARES = {

@@ -47,7 +47,7 @@ WORST_FIRST = (FAILED, HARNESS, INFRASTRUCTURE, KNOWN, PASSED, SKIPPED)
 
 @dataclass(frozen=True)
 class KnownIssueMatch:
-    """The entry of suites/known_issues.toml that covers a case."""
+    """The entry of suites/known_issues.toml that covers a case or a complaint."""
 
     bug: str
     why: str = ""
@@ -80,6 +80,8 @@ class ComplaintRecord:
     identity: str
     detail: tuple[str, ...] = ()
     count: int = 1
+    known_issue: KnownIssueMatch | None = None
+    """The entry of suites/known_issues.toml that covers it."""
 
 
 @dataclass(frozen=True)
@@ -254,9 +256,7 @@ def case_from_json(data: dict[str, Any]) -> CaseResult:
     for name in ("files", "formerly"):
         found[name] = tuple(data.get(name, ()))
     if (complaints := data.get("complaints")) is not None:
-        found["complaints"] = tuple(
-            ComplaintRecord(**_fields_of(ComplaintRecord, item) | {"detail": tuple(item.get("detail", ()))}) for item in complaints
-        )
+        found["complaints"] = tuple(map(_complaint, complaints))
     if data.get("schema", 1) == 1:
         return with_schema1_fields(CaseResult(**found))
     issue, death = data["known_issue"], data["death"]
@@ -265,6 +265,12 @@ def case_from_json(data: dict[str, Any]) -> CaseResult:
         "known_issue": KnownIssueMatch(**_fields_of(KnownIssueMatch, issue)) if issue else None,
         "death": DeathRecord(**_fields_of(DeathRecord, death)) if death else None,
     })  # fmt: skip
+
+
+def _complaint(data: dict[str, Any]) -> ComplaintRecord:
+    issue = data.get("known_issue")
+    known = KnownIssueMatch(**_fields_of(KnownIssueMatch, issue)) if issue else None
+    return ComplaintRecord(**_fields_of(ComplaintRecord, data) | {"detail": tuple(data.get("detail", ())), "known_issue": known})
 
 
 def with_schema1_fields(case: CaseResult) -> CaseResult:

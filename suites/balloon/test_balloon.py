@@ -8,7 +8,6 @@ import re
 
 import pytest
 
-from harness.console.text import plain
 from harness.deadline import ConditionNotMet
 from harness.dom0 import xenstore_writer
 from harness.errors import CommandFailed, GuestDied, HarnessError, LoggedOut
@@ -19,6 +18,7 @@ from harness.oracles.finding import finding
 from harness.plugin.case_context import CaseContext
 from harness.plugin.cells import Cell
 from harness.plugin.fixtures import NewGuest
+from harness.safetext import plain
 from harness.xen import dom0_program
 
 from .support import assert_balloon_at, assert_no_page_lost

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 from written import case, run
@@ -12,7 +13,7 @@ from harness import trace
 from harness.report import case_timeline, html
 from harness.report.gather import gather
 from harness.report.model import Report
-from harness.results.model import Boot
+from harness.results.model import Boot, DeathRecord, Stamp
 
 UNPAUSED = 5000.0
 
@@ -25,6 +26,8 @@ def written_case(tmp_path: Path) -> Report:
     (directory / "g.console.log.idx").write_text(f"0 {UNPAUSED + 1:.6f}\n12 {UNPAUSED + 3:.6f}\n")
     (directory / "xl-dmesg.log").write_text("(XEN) [  100.000000] d1v0 hello\n(XEN) [  110.000000] clocks\n")
     (directory / "dom0-dmesg.log").write_text("[   52.500000] vif1.0: Guest Rx ready\n")
+    (directory / "xenstore-changes.log").write_text('[   53.000000] /local/domain/1/device/vif/0/state = "4"\nno time\n')
+    (directory / "qemu-dm-g.log").write_text("VNC server running\n\n\x1b[1mterminating\n")
     (directory / "xl-dmesg.clock").write_text(json.dumps({"monotonic": UNPAUSED + 12, "uptime": 62.5}))
     event = {"event": 1, "in": 0, "at": 1.0, "clock": UNPAUSED + 2.5, "kind": "xl", "what": "xl mem-set 1 200m"}
     (directory / trace.FILE).write_text(json.dumps(event) + "\n" + json.dumps({"event": 1, "seconds": 0.1}) + "\n")
@@ -41,15 +44,18 @@ def test_all_sources_are_in_order_on_one_clock(tmp_path: Path) -> None:
         "     1.000 booting <b>",
         "     2.000 (XEN) d1v0 hello",
         "     2.000 (dom0) vif1.0: Guest Rx ready",
+        '     2.500 (xenstore) /local/domain/1/device/vif/0/state = "4"',
         "     2.500 # xl mem-set 1 200m  0.10 s",
         "     3.000 >>> panic: at the disco",
         "    12.000 (XEN) clocks",
+        "   no time (qemu) VNC server running",
+        "   no time (qemu) terminating",
     ]
 
 
 def test_the_page_lets_the_reader_hide_a_source(tmp_path: Path) -> None:
     page = html.render(tmp_path, written_case(tmp_path))
-    for kind in ("guest", "xen", "dom0", "action"):
+    for kind in ("guest", "xen", "dom0", "xenstore", "qemu", "action"):
         assert f'class="k-{kind}"' in page
         assert f".k-{kind}:not(:checked)" in page
     assert "booting &lt;b&gt;" in page
@@ -64,7 +70,30 @@ def test_without_a_clock_only_the_guest_and_its_actions_are_shown(tmp_path: Path
     text = (tmp_path / "cases/a" / case_timeline.FILE).read_text()
     assert "(XEN)" not in text
     assert "(dom0)" not in text
+    assert "(xenstore)" not in text
     assert "# xl mem-set" in text
+
+
+def test_a_guest_from_a_checkpoint_has_a_time_line_since_the_case_began(tmp_path: Path) -> None:
+    report = written_case(tmp_path)
+    begin = {"event": 1, "in": 0, "at": 1.0, "clock": UNPAUSED, "kind": trace.CASE, "what": "x"}
+    (tmp_path / "cases/a" / trace.FILE).write_text(json.dumps(begin) + "\n")
+    death = DeathRecord("panic", "x", "at the disco")
+    failed = replace(report.cases[0].result, boots=(Boot("g", (Stamp("login", 9.0),)),), death=death)
+    page = html.render(tmp_path, gather(tmp_path, run(1, failed), None))
+    assert "with seconds since the case began" in page
+    assert '<span class="death"' in page
+    assert "     2.000</b>(dom0) vif1.0: Guest Rx ready" in page
+
+
+def test_a_time_line_has_a_limit_and_keeps_its_end(tmp_path: Path) -> None:
+    report = written_case(tmp_path)
+    log = "".join(f"[{52 + n / 1e4:.6f}] line {n}\n" for n in range(6000))
+    (tmp_path / "cases/a/dom0-dmesg.log").write_text(log)
+    case_timeline.write(tmp_path, report)
+    rows = (tmp_path / "cases/a" / case_timeline.FILE).read_text().splitlines()
+    assert len(rows) == 1 + case_timeline.MOST
+    assert rows[-1].endswith("(qemu) terminating")
 
 
 def test_a_case_without_a_console_has_no_time_line(tmp_path: Path) -> None:

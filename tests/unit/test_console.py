@@ -15,11 +15,12 @@ from played import FREEBSD, classify
 from harness.console import deaths
 from harness.console.backtrace import frames
 from harness.console.reader import ConsoleReader
-from harness.console.text import decode, excerpt, plain
+from harness.console.text import decode, excerpt
 from harness.deadline import Deadline
 from harness.errors import GuestDied, TransportError
 from harness.guests.os.freebsd import FreeBSD as FreeBSDProfile
 from harness.oracles.booting import expected_stages
+from harness.safetext import plain
 from harness.transport.replay import ReplayStream
 from harness.xen import xenconsole
 from harness.xen.xenconsole import ConsoleStream

@@ -73,13 +73,52 @@ def test_excuses_only_what_it_says() -> None:
         ('"its kernel has halted"', '"("', "says:"),
         ('"<14.1"', '"until 14"', "FreeBSD 'until 14'"),
         ('"<14.1"', '"<14.1.2"', "'<14.1.2' is not a bound"),
-        ('"<14.1"', '">=1402000,=<1500000"', "entry 1 (boot/test_control_shutdown[poweroff]): FreeBSD"),
+        ('"<14.1"', '">=1402000,=<1500000"', "issue 1 (boot/test_control_shutdown[poweroff]): FreeBSD"),
         ("[[issue]]", "[[issue", "known_issues.toml"),
+        ("[[issue]]", "[[issues]]", "unknown table issues"),
     ],
 )
 def test_an_invalid_entry_is_an_error(old: str, new: str, words: str) -> None:
     with pytest.raises(UsageError) as caught:
         known.parse(TEXT.replace(old, new))
+    assert words in str(caught.value)
+
+
+COMPLAINT = """
+[[complaint]]
+cells = "freebsd*"
+freebsd = "<14.1"
+says = "^lock order reversal: devd /"
+bug = "a report"
+why = "harmless"
+since = 2026-11-25
+review = 2027-05-25
+"""
+
+
+def test_an_entry_covers_a_complaint_of_every_case_and_no_failure() -> None:
+    issues = known.parse(TEXT + COMPLAINT)
+    assert [issue.complaint for issue in issues] == [False, True]
+    found = known.find_complaint(issues, "boot/test_any[1]", OLD, "lock order reversal: devd / x", "lock order reversal:")
+    assert found is issues[1]
+    for cell, identity in ((NEW, "lock order reversal: devd / x"), (OLD, "lock order reversal: xbd / x")):
+        assert known.find_complaint(issues, "boot/test_any", cell, identity) is None
+    assert known.find(issues[1:], "boot/test_any", OLD) is None, "it excuses no failure"
+    assert known.find_complaint(issues, "boot/test_control_shutdown[poweroff]", OLD, "its kernel has halted") is None
+    assert known.stale(issues[1:], [("boot/test_any", OLD)], TODAY) == ()
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        ('cells = "freebsd*"\n', "", "complaint 1 (*): missing: cells"),
+        ('why = "harmless"', 'why = "harmless"\nsometimes = true', "unknown: sometimes"),
+        ("^lock", "(lock", "says:"),
+    ],
+)
+def test_an_invalid_entry_for_a_complaint_is_an_error(old: str, new: str, words: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        known.parse(COMPLAINT.replace(old, new))
     assert words in str(caught.value)
 
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import jsonschema
@@ -17,7 +18,7 @@ from harness.report import html, machine, mail
 from harness.report.gather import gather
 from harness.report.model import Report
 from harness.results import model
-from harness.results.model import ComplaintRecord, RunResult
+from harness.results.model import ComplaintRecord, KnownIssueMatch, RunResult
 
 REVERSAL = ComplaintRecord(
     "lock order reversal",
@@ -27,6 +28,7 @@ REVERSAL = ComplaintRecord(
     (" 1st 0x1 xbd (xbd, sleep mutex) @ a.c:1",),
 )
 WARNING = ComplaintRecord("kernel warning", "guest", "WARNING: <script>", "kernel warning: WARNING: <script>")
+KNOWN = replace(REVERSAL, known_issue=KnownIssueMatch("bug 1", "harmless <b>"))
 ROOT = Path(__file__).parents[2]
 
 
@@ -88,19 +90,44 @@ def test_mail_page_and_json_show_it_escaped(tmp_path: Path) -> None:
     assert {item["identity"] for item in data["complaints"]} == {REVERSAL.identity, WARNING.identity}
 
 
+def test_a_known_complaint_is_shown_with_its_reason_and_is_no_news(tmp_path: Path) -> None:
+    found = judged(tmp_path, run(1, case(complaints=())), run(2, case(complaints=(KNOWN,))))
+    assert found.complaints == ()
+    (known,) = found.known_complaints
+    assert (known.complaint, known.cell) == (KNOWN, CELL)
+    text = mail.compose(found).get_content()
+    assert "known complaints" in text
+    assert "bug 1: harmless" in text
+    assert "new complaints" not in text
+    page = html.render(tmp_path, found)
+    assert "known issue: bug 1: harmless &lt;b&gt;" in page
+    assert "New complaints" not in page
+    data = json.loads(machine.render(found))
+    jsonschema.validate(data, json.loads((ROOT / "docs/report.schema.json").read_text()))
+    (item,) = data["known_complaints"]
+    assert item["known_issue"] == {"bug": "bug 1", "why": "harmless <b>", "gone": False}
+
+
+def test_a_complaint_is_news_after_its_entry_is_removed(tmp_path: Path) -> None:
+    found = judged(tmp_path, run(1, case(complaints=(KNOWN,))), run(2, case(complaints=(REVERSAL,))))
+    assert [one.complaint for one in found.complaints] == [REVERSAL]
+
+
 def test_a_result_keeps_its_complaints_on_disk(tmp_path: Path) -> None:
-    written = run(1, case(complaints=(REVERSAL,)))
+    written = run(1, case(complaints=(KNOWN, WARNING)))
     (tmp_path / "cases/a").mkdir(parents=True)
     model.write_run(tmp_path, written)
     model.write_case(tmp_path / "cases/a", written.cases[0])
     (again,) = model.read_run(tmp_path).cases
-    assert again.complaints == (REVERSAL,)
+    assert again.complaints == (KNOWN, WARNING)
+    data = json.loads((tmp_path / "cases/a/case.json").read_text())
+    jsonschema.validate(data, json.loads((ROOT / "docs/schema/case-2.json").read_text()))
 
 
 def test_a_hostile_console_makes_no_large_result(tmp_path: Path) -> None:
     (tmp_path / "one.console.log").write_bytes(b"WARNING: x\n" * 11 + b"#1 " + b"\x01" * 131072 + b"\n")
     (tmp_path / "two.console.log").write_bytes(b"".join(b"xbd0: Error %s\n" % (b"x" * n) for n in range(1, 999)))
-    found = diagnosis.complaints(tmp_path) or ()
+    found = diagnosis.complaints(tmp_path, {}) or ()
     assert len(found) <= 201
     assert sum(len(line) for one in found for line in (one.message, *one.detail)) < 200_000
 
@@ -108,14 +135,18 @@ def test_a_hostile_console_makes_no_large_result(tmp_path: Path) -> None:
 def test_consoles_of_a_case_are_searched(tmp_path: Path) -> None:
     (tmp_path / "one.console.log").write_bytes(b"xbd0: \x1b[1mError 5\r\nlogin: ")
     (tmp_path / "two.console.log").write_bytes(b"xbd1: Error 6\r\nxbd2: Error 7\r\n")
-    (found,) = diagnosis.complaints(tmp_path) or ()
+    (found,) = diagnosis.complaints(tmp_path, {}) or ()
     assert (found.kind, found.count) == ("device error", 3)
 
 
-@pytest.mark.parametrize(("fail_on", "code"), [((), 0), (("complaint",), 1)])
-def test_a_new_complaint_fails_the_run_on_request(tmp_path: Path, fail_on: tuple[str, ...], code: int) -> None:
+@pytest.mark.parametrize(
+    ("seen", "fail_on", "code"), [(REVERSAL, (), 0), (REVERSAL, ("complaint",), 1), (KNOWN, ("complaint",), 0)]
+)
+def test_a_new_complaint_fails_the_run_on_request(
+    tmp_path: Path, seen: ComplaintRecord, fail_on: tuple[str, ...], code: int
+) -> None:
     runs = tmp_path / "runs"
-    for number, found in ((1, ()), (2, (REVERSAL,))):
+    for number, found in ((1, ()), (2, (seen,))):
         written = run(number, case(complaints=found))  # type: ignore[arg-type]
         path = runs / written.run
         (path / "cases/a").mkdir(parents=True)

@@ -16,7 +16,6 @@ import pytest
 from written import CELL, IDENTITY, case, run, save, save_schema1
 
 from harness import report as reporting
-from harness.console.text import plain
 from harness.errors import UsageError
 from harness.history import FILE, History
 from harness.oracles.finding import finding
@@ -26,6 +25,7 @@ from harness.report.evidence import finding_rows
 from harness.report.model import Report
 from harness.results.model import Boot, CaseResult, DeathRecord, RunResult, Stamp, read_run
 from harness.results.where import Where
+from harness.safetext import plain
 from harness.verdicts.values import NamedRun
 
 HOSTILE = "</pre></span><script>alert(1)</script><img src=x onerror=alert(2)>\x1b[31m\x1b]0;title\x07\x00\u202e&amp;\r\nBcc: evil@example.org\r\n\r\nbody\n.\n"

@@ -68,8 +68,13 @@ class FakeLab:
 
     def files(self, *local: Path) -> None: ...
 
+    def record_xenstore(self, prefix: str) -> None: ...
+
     def inventory(self) -> Inventory:
         return Inventory(frozenset(), ())
+
+    def hypervisor_log(self) -> str:
+        return ""
 
     def close(self) -> None:
         self.closed = True
@@ -187,7 +192,7 @@ def test_a_host_that_does_not_answer_is_asked_once(rig: WorkerEnvironment, lab: 
 
 @pytest.mark.parametrize("restorable", [True, False])
 def test_a_leak_is_reported_once_and_given_resources_are_none_on_a_lab(
-    lab: FakeLab, restorable: bool, monkeypatch: pytest.MonkeyPatch
+    lab: FakeLab, restorable: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(leak_guard, "_PAUSES", (0.0,))
     if not restorable:
@@ -195,10 +200,10 @@ def test_a_leak_is_reported_once_and_given_resources_are_none_on_a_lab(
     held = HeldHost(lab, Inventory(frozenset(), ()))  # type: ignore[arg-type]
     left = frozenset({Item("directory", "/ours/scratch"), Item("loop", "/dev/loop0")})
     lab.inventory = lambda: Inventory(left, ())  # type: ignore[method-assign]
-    given = ["/ours/scratch"]
-    first = {item.name for item in leak_guard.leaks(held, given)}
+    context = CaseContext(tmp_path, given=["/ours/scratch"])
+    first = {item.name for item in leak_guard.leaks(held, context)}
     assert first == {"/dev/loop0"} | (set() if restorable else {"/ours/scratch"})
-    again = {item.name for item in leak_guard.leaks(held, given)}
+    again = {item.name for item in leak_guard.leaks(held, context)}
     assert again == ({"/dev/loop0"} if restorable else set())
 
 

@@ -263,6 +263,11 @@ class ToyHost(quiet_host.Host):
     def inventory(self) -> Inventory:
         return Inventory(frozenset(), ())
 
+    def hypervisor_log(self) -> str:
+        return ""
+
+    xenstore_log = "/tmp/xenstore.log"
+
     def close(self) -> None: ...
 
 
