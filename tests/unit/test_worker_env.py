@@ -85,7 +85,7 @@ def rig(lab: FakeLab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Worker
     for name in ("vmlinuz", "initrd"):
         (tmp_path / name).write_text(name)
     monkeypatch.setattr(states.prune, "bound", lambda: ())
-    made = WorkerEnvironment(SimpleNamespace(host="", xens=("4.20",), control=tmp_path, scale=1.0))  # type: ignore[arg-type]
+    made = WorkerEnvironment(SimpleNamespace(host="", xens=("4.20",), control=tmp_path, scale=1.0, symbols=()))  # type: ignore[arg-type]
     monkeypatch.setattr(made._hosts, "_start_lab", lambda xen: lab)
     return made
 
