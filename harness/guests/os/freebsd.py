@@ -263,8 +263,8 @@ class FreeBSD(GuestOS):
         #      xenbus      23     2 KB       40   16,64,128
         text = run(f"vmstat -m | grep -E '^ *({'|'.join(_MALLOC)}) '; echo; vmstat -ia | grep -c xen; ls /dev | grep -c '^xbd'")
         kept, counts = text.split("\n\n")
-        # Only the sum counts: xenbusb_free_child_ivars() frees as `xenbus` what xs_gather() allocated as `xenstore`, so the count of
-        # `xenbus` falls below 0, where it wraps.
+        # Only the sum counts: xen_net_read_mac() frees as `xenbus` what xs_read() allocated as `xenstore` (sys/dev/xen/netfront/netfront.c,
+        # read in 15.1), so the count of `xenbus` can fall below 0, where it wraps.
         allocations = sum(int(line.split()[1]) for line in kept.splitlines()) % (1 << 64)
         return {"allocations": allocations} | dict(zip(("interrupts", "disk devices"), map(int, counts.split()), strict=True))
 
