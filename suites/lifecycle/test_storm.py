@@ -118,7 +118,7 @@ def assert_weathers(guest: Guest, case: CaseContext, verb: str, name: str, words
         case.metrics |= {kind: float(count) for kind, count in after.items()}
     case.metrics["rounds"] = float(rounds)
     assert not wrong, finding(
-        test=f"xl {verb}-attach, then at once xl {verb}-detach {options}: once, then {rounds} times",
+        test=f"xl {verb}-attach, then at once xl {verb}-detach{options and ' '}{options}: once, then {rounds} times",
         observed=wrong,
         expected="each command succeeds; the guest removes the device and everything that it holds for it",
         reference=f"{guest.profile.source('xenbus')}; {guest.profile.source('netfront' if verb == 'network' else 'blkfront')}",
