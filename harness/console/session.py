@@ -20,7 +20,7 @@ from harness.console.clean import Cleaner
 from harness.console.reader import ConsoleReader
 from harness.console.text import excerpt
 from harness.deadline import Deadline
-from harness.errors import GuestCommandFailed, InfrastructureError, LoggedOut, UsageError
+from harness.errors import DeadlineExpired, GuestCommandFailed, InfrastructureError, LoggedOut, UsageError
 from harness.safetext import plain
 
 PROMPT = "fxh# "
@@ -300,13 +300,18 @@ class Session:
         self._type(spawn, self._in_pieces(spawn, command, Deadline(10)))
 
     @contextlib.contextmanager
-    def lent(self, seconds: float = _LENT) -> Iterator[None]:
+    def lent(self, seconds: float = _LENT) -> Iterator[str]:
         """Lend the shell to a person: inside, it echoes what is typed. The person has to leave it at its prompt.
 
-        Raises GuestDied, LoggedOut, and DeadlineExpired if the shell does not answer within ``seconds``, before or afterwards.
+        Yields "", or why the shell does not answer yet. Raises GuestDied, LoggedOut, and DeadlineExpired if it does not answer
+        within ``seconds`` afterwards.
         """
-        self._synchronise(ReaderSpawn(self.reader), "the shell's prompt", Deadline(seconds), line="stty echo")
-        yield
+        problem = ""
+        try:
+            self._synchronise(ReaderSpawn(self.reader), "the shell's prompt", Deadline(seconds), line="stty echo")
+        except DeadlineExpired as exc:  # the shell may read the line later
+            problem = exc.message
+        yield problem
         self._synchronise(ReaderSpawn(self.reader), "the shell's prompt", Deadline(seconds), line=f"{_KILL_LINE}stty -echo")
 
     def _in_pieces(self, spawn: ReaderSpawn, command: str, deadline: Deadline) -> str:

@@ -262,9 +262,9 @@ class Guest:
             step.last = reached.name
         return reached
 
-    def lent(self) -> contextlib.AbstractContextManager[None]:
+    def lent(self) -> contextlib.AbstractContextManager[str]:
         """Lend the session's shell, if it has one, to a person: see :meth:`harness.console.session.Session.lent`."""
-        return self._session.lent() if self._session is not None else contextlib.nullcontext()
+        return self._session.lent() if self._session is not None else contextlib.nullcontext("")
 
     def state(self) -> DomainState | None:
         """The domain's row in ``xl list``, or None if it is gone."""

@@ -132,10 +132,9 @@ class _Prompt:
             return
         with ExitStack() as lent:
             if guest.console.death is None:
-                try:
-                    lent.enter_context(guest.lent())
-                except HarnessError as exc:
-                    print(plain(f"the shell of the case does not answer, so it may not echo: {exc.message}"))
+                problem = lent.enter_context(guest.lent())
+                if problem:
+                    print(plain(f"the shell of the case does not answer, so it may not echo: {problem}"))
             position = guest.console.offset
             guest.console.write(b"\r")  # for a prompt
             attach(TypedStream(ReaderStream(guest.console, position), _recorder(guest.name)))

@@ -90,7 +90,7 @@ def test_console_dom0_and_both_stubs(kind: str, terminal: Callable[..., Any], tm
         "--pause", "runs_the_kernel_it_was_given",
     )  # fmt: skip
     run.expect(r"--- paused before the call of suites/boot/test_boot.py::test_runs_the_kernel_it_was_given", timeout=900)
-    run.expect(r"or: (gdb -q .*-ex 'target remote (\S+/lab-\w+/gdb)')")
+    run.expect(r"or: (gdb -q [^\r\n]*-ex 'target remote (\S+/lab-\w+/gdb)')")
     command, stub = shlex.split(run.match[1]), run.match[2]
     run.expect_exact(PAUSE)
 

@@ -252,3 +252,11 @@ def test_a_cursor_query_is_answered_once(tmp_path: Path, at: int) -> None:
         assert stream.written == b"\x1b[50;200R"
         reader.close()
         (tmp_path / "console.log").unlink()
+
+
+def test_a_busy_shell_that_was_lent_is_quiet_again_afterwards(session: Session) -> None:
+    session.start("sleep 4")
+    with session.lent(1.0) as problem:
+        assert problem
+        time.sleep(5)
+    assert session.run("echo hello").text == "hello"
