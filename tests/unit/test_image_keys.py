@@ -75,7 +75,7 @@ def test_names_of_inputs(module: ModuleType, names: list[str]) -> None:
 
 def test_layouts_and_the_files_that_the_builder_writes() -> None:
     keys = {name: layout.load(name).key for name in layout.available()}
-    assert combine(keys) == "9778337bf9fc79f7"
+    assert combine(keys) == "06ae80ca94ae15df"
     edits = {name: overlay_files.for_layout(layout.load(name), "", zfs_load=False).hash for name in layout.available()}
     assert combine(edits) == "4c6778105d2f0451"
     assert hashlib.sha256(loader_conf_slot.text({"kern.hz": "100"})).hexdigest()[:16] == "be7d0e44ef7aefa8"
