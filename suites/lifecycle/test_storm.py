@@ -24,7 +24,7 @@ _STORM = """
 rounds=$1 domid=$2 verb=$3 name=$4 options=$5; shift 5
 for n in $(seq "$rounds"); do
     xl "$verb-attach" "$domid" "$@" || { echo "round $n: xl $verb-attach failed"; exit; }
-    xl "$verb-detach" "$domid" "$name" $options || { echo "round $n: xl $verb-detach failed"; exit; }
+    xl "$verb-detach" $options "$domid" "$name" || { echo "round $n: xl $verb-detach failed"; exit; }
 done
 echo "all rounds"
 """
