@@ -72,8 +72,8 @@ def stub(domain):
 host = SimpleNamespace(
     transport=LocalTransport(), facts=SimpleNamespace(name="here"), debuggers=stub, describe_access=lambda: SimpleNamespace(dom0="ssh x"))
 guests = [
-    SimpleNamespace(name="gone", domid=1, console=gone, kernel=None, lent=lambda: contextlib.nullcontext("")),
-    SimpleNamespace(name="alive", domid=2, console=alive, kernel=None, lent=session.lent),
+    SimpleNamespace(name="gone", domid=1, console=gone, symbols=None, lent=lambda: contextlib.nullcontext("")),
+    SimpleNamespace(name="alive", domid=2, console=alive, symbols=None, lent=session.lent),
     SimpleNamespace(name="never created", domid=-1),
 ]
 with trace.record(place / trace.FILE), trace.step(trace.PAUSE, "before-call"):
