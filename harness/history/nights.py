@@ -27,11 +27,10 @@ class Brief(NamedTuple):
     cell: str
     outcome: Outcome
     """As in the run's results."""
-    identity: str
     reason: str
     """Empty for a case that passed or was skipped."""
     inputs: int
-    """The number of its set of inputs, a key of :func:`inputs`."""
+    """The number of its set of inputs, a key of :func:`hosts`."""
     metrics: str
     """JSON; empty for a case that did not pass."""
     issue: KnownIssueMatch | None
@@ -59,19 +58,19 @@ def briefs(history: History, numbers: Collection[int], measured: Collection[int]
     quiet = r.outcome.in_([PASSED.value, SKIPPED.value])
     reason = sql_case((quiet, ""), else_=r.reason)
     metrics = sql_case((r.run_id.in_(measured) & (r.outcome == PASSED.value), r.metrics), else_="")
-    columns = (r.run_id, r.suite, r.case, r.cell, r.outcome, r.identity, reason, r.inputs_id, metrics)
+    columns = (r.run_id, r.suite, r.case, r.cell, r.outcome, reason, r.inputs_id, metrics)
     # A range reads the table in the order of its pages; a list of numbers does not.
     query = select(*columns).where(r.run_id >= min(numbers), r.run_id <= max(numbers))
     wanted = frozenset(numbers)
     issues = history.known_issues()
     with history.reading() as connection:
-        for number, suite, case, cell, name, identity, why, inputs, measures in connection.execute(query):
+        for number, suite, case, cell, name, why, inputs, measures in connection.execute(query):
             if number in wanted:
                 outcome = _OUTCOMES.get(name, HARNESS)
                 issue = None
                 if outcome in (KNOWN, FAILED):
                     issue = issues.get((number, case, cell)) or issue_of_reason(outcome, why)
-                yield Brief(number, suite, case, cell, outcome, identity, why, inputs, measures, issue)
+                yield Brief(number, suite, case, cell, outcome, why, inputs, measures, issue)
 
 
 def hosts(history: History, numbers: Collection[int]) -> dict[int, tuple[str, str]]:

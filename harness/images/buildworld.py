@@ -98,7 +98,7 @@ class BuildDirectory:
             self._drop_backdated()
             self._drop_unfinished()
             started, ended = time.time(), math.inf
-            self._times.write_text(f"{started} {math.inf}")
+            self._note_times(started, ended)
             try:
                 yield self
                 ended = time.time()
@@ -107,18 +107,29 @@ class BuildDirectory:
                 ended = time.time()
                 raise
             finally:
-                self._times.write_text(f"{started} {ended}")
+                self._note_times(started, ended)
 
     @property
-    def _times(self) -> Path:
-        """The file with the times of the last opening and closing; the latter is inf while it is open or if it was interrupted."""
-        return self.directory / "times"
+    def _times(self) -> tuple[float, float] | None:
+        """The times of the last opening and closing, or None; the latter is inf while it is open or if it was interrupted."""
+        try:
+            started, ended = map(float, (self.directory / "times").read_text().split())
+        except FileNotFoundError:
+            return None
+        except ValueError:  # cut off by a full disk
+            return 0.0, math.inf
+        return started, ended
+
+    def _note_times(self, started: float, ended: float) -> None:
+        part = self.directory / "times.part"
+        part.write_text(f"{started} {ended}")
+        part.replace(self.directory / "times")
 
     def _drop_backdated(self) -> None:
         """Drop all objects if a source has changed since their build without make noticing it."""
-        if not self._times.exists():
+        if self._times is None:
             return
-        started, ended = map(float, self._times.read_text().split())
+        started, ended = self._times
         if name := treescan.backdated(self.scanned, started, ended):
             log.warning("%s was restored with an older time, which make does not notice: building everything again", name)
             (self.directory / "toolchain.done").unlink(missing_ok=True)
@@ -131,12 +142,13 @@ class BuildDirectory:
         make compares times only: it takes a truncated library for a finished one. A file that was being written when the build ended
         is among the newest of the directory.
         """
-        if not self._times.exists() or float(self._times.read_text().split()[1]) != math.inf:
+        if self._times is None or self._times[1] != math.inf:
             return
         written = {
             path: path.lstat().st_mtime for path in (self.directory / "obj").rglob("*") if path.is_file() and not path.is_symlink()
         }
-        newest = max(written.values(), default=0.0)
+        # Sources from an archive may have times in the future, and installed headers keep the times of their sources.
+        newest = max((when for when in written.values() if when <= time.time()), default=0.0)
         dropped = [path for path, when in written.items() if when > newest - _UNFINISHED]
         for path in dropped:
             path.unlink()

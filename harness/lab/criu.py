@@ -18,6 +18,7 @@ import shutil
 import subprocess
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -167,7 +168,9 @@ class CriuSnapshotter:
 def _take_our_priority(pid: int) -> None:
     """Give every thread of a process our nice value: CRIU restores that of the run which made the checkpoint."""
     for task in Path(f"/proc/{pid}/task").iterdir():
-        os.setpriority(os.PRIO_PROCESS, int(task.name), os.getpriority(os.PRIO_PROCESS, 0))
+        # A thread of QEMU's pool may end meanwhile, and a container may forbid a higher priority.
+        with suppress(ProcessLookupError, PermissionError):
+            os.setpriority(os.PRIO_PROCESS, int(task.name), os.getpriority(os.PRIO_PROCESS, 0))
 
 
 def pid_in_namespace(pid: int) -> int:

@@ -17,6 +17,7 @@ from harness.errors import HarnessError
 from harness.guests import postmortem, sourcelines
 from harness.guests.guest import Guest
 from harness.hosts.host import XenHost
+from harness.hosts.logs import xen_since
 from harness.images.debugfile import KernelSymbols, has_lines
 from harness.plugin.case_context import CaseContext
 from harness.results.model import ComplaintRecord
@@ -49,9 +50,12 @@ def backtrace(death: Death, guests: Sequence[Guest], directory: Path) -> tuple[s
 def hypervisor(context: CaseContext) -> None:
     """Write the call traces of Xen in the gathered logs, with files and lines, to :data:`XEN_BACKTRACE`.
 
-    The serial console of a lab has the logs of earlier cases, too. So it counts only for a panic, after which dom0 gives no log.
+    Xen's log counts from the begin of the case. The serial console of a lab has the logs of earlier cases, too. So it counts only for
+    a panic, after which dom0 gives no log.
     """
-    found = [trace for name in (XEN_LOG, CPUS_LOG) for trace in xentrace.traces(_text(context.directory / name))]
+    text = _text(context.directory / XEN_LOG)
+    new = xen_since(text, context.mark) if context.mark is not None else text
+    found = [trace for text in (new, _text(context.directory / CPUS_LOG)) for trace in xentrace.traces(text)]
     found = found or [trace for trace in xentrace.traces(_text(context.directory / SERIAL_LOG)) if trace.panic]
     if not found or context.host is None:
         return

@@ -314,5 +314,6 @@ def _digest(value: object) -> str:
 def _program() -> str:
     """A digest of our code and templates: another version renders all pages again."""
     own = Path(__file__).parent
-    sources = [*own.glob("site*.py"), *own.glob("plot.py"), *(own / "templates").glob("*.j2")]
+    ours = (*own.glob("*.py"), *own.parent.glob("history/*.py"), own.parent / "results/model.py", own.parent / "safetext.py")
+    sources = [*ours, *own.glob("templates/*.j2")]
     return _digest([_FORMAT, *(path.read_text() for path in sorted(sources))])

@@ -85,7 +85,6 @@ class Bad:
     cell: str
     outcome: Outcome
     reason: str
-    identity: str
 
 
 def summarise(history: History, runs: Collection[Run], measured: Collection[int]) -> dict[int, tuple[Summary, list[Bad]]]:
@@ -100,7 +99,7 @@ def summarise(history: History, runs: Collection[Run], measured: Collection[int]
         used[number, brief.inputs] += 1
         if outcome not in (PASSED, SKIPPED):
             summary, bad = found[number]
-            bad.append(Bad(case, cell, outcome, brief.reason, brief.identity))
+            bad.append(Bad(case, cell, outcome, brief.reason))
             if issue := brief.issue:
                 summary.known.append([issue.bug, issue.why, issue.gone, case, cell])
             if outcome in (INFRASTRUCTURE, HARNESS):
@@ -166,7 +165,6 @@ class Issue:
 
     bug: str
     why: str
-    first: Summary
     last: Summary
     since: str
     """The first observation, which may be older than the history."""
@@ -206,7 +204,7 @@ def issues(runs: Iterable[Summary], since: Mapping[tuple[str, str], str]) -> lis
             issue = found.get((bug, why))
             if issue is None:
                 first = min(filter(None, (run.night, since.get((bug, why), ""))))
-                issue = found[bug, why] = Issue(bug, why, run, run, first, gone)
+                issue = found[bug, why] = Issue(bug, why, run, first, gone)
             # One run may have an issue in one cell and miss it in another.
             issue.gone = gone and (issue.gone or issue.last is not run)
             issue.last = run
@@ -226,13 +224,12 @@ def recorded_since(suites: Path) -> dict[tuple[str, str], str]:
 
 @dataclass
 class Host:
-    """A host over all runs: its results and faults, and the latest fault with its run."""
+    """A host over all runs: its results and faults, and the latest faults with their runs."""
 
     name: str
     runs: int = 0
     results: int = 0
     faults: int = 0
-    last: Summary | None = None
     latest: list[tuple[Summary, str]] = field(default_factory=list)
     """The latest faults, newest first."""
 
@@ -246,12 +243,10 @@ def hosts(runs: Sequence[Summary], shown: int) -> list[Host]:
             host.runs += 1
             host.results += results
             host.faults += faults
-            host.last = run
         for name, cell, case, text in run.faults:
             host = found.setdefault(name or "before a host was known", Host(name or "before a host was known"))
             if not name:
                 host.faults += 1
-                host.last = run
             where = f"{case} in {cell}: " if case else ""
             host.latest.insert(0, (run, where + text))
             del host.latest[shown:]

@@ -8,11 +8,11 @@ it once, into an index that answers in milliseconds (LLVM's GSYM format). The in
 from __future__ import annotations
 
 import json
+import os
 import posixpath
 import re
 import shutil
 import subprocess
-import tempfile
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import astuple, dataclass
@@ -59,6 +59,10 @@ class Line:
 Lines = tuple[Line, ...]
 
 
+# Files whose index could not be made: this process does not try again.
+_without_index: set[Path] = set()
+
+
 def program(name: str = "llvm-symbolizer") -> str:
     """The newest LLVM program ``name`` on this machine. Raises InfrastructureError if there is none."""
     have = debian.llvms(name)
@@ -79,10 +83,13 @@ def lookup(debug: Path, addresses: Sequence[int], seconds: float = 60.0) -> tupl
     if not addresses:
         return ()
     deadline = Deadline(seconds)
-    try:
-        index = _index(debug, deadline)
-    except HarnessError:  # LLVM without llvm-gsymutil, or a full disk
-        index = None
+    index = None
+    if debug not in _without_index:
+        try:
+            # Half of the time is for llvm-symbolizer, in case that a slow machine does not finish the index.
+            index = _index(debug, deadline.capped(seconds / 2))
+        except HarnessError:  # LLVM without llvm-gsymutil, a slow machine, or a full disk
+            _without_index.add(debug)
     if index is None:
         return _symbolized(debug, addresses, deadline)
     found = list(_indexed(index, addresses, deadline))
@@ -158,12 +165,13 @@ def _read_answers(index: Path) -> dict[int, Lines]:
 
 
 def _write_answers(index: Path, answers: dict[int, Lines]) -> None:
-    """Keep the newest answers. Of two processes that write at once, the later one wins."""
+    """Keep the newest answers. Of two processes that write at once, one wins. Raises OSError."""
     kept = dict(list(answers.items())[-_MOST_ANSWERS:])
-    with tempfile.TemporaryDirectory(dir=index) as scratch:
-        part = Path(scratch) / _ANSWERS
-        part.write_text(json.dumps({str(address): [astuple(line) for line in lines] for address, lines in kept.items()}))
-        part.replace(index / _ANSWERS)
+    for left in index.glob(f"{_ANSWERS}.*"):  # by a process that was killed
+        left.unlink(missing_ok=True)
+    part = index / f"{_ANSWERS}.{os.getpid()}"
+    part.write_text(json.dumps({str(address): [astuple(line) for line in lines] for address, lines in kept.items()}))
+    part.replace(index / _ANSWERS)
 
 
 # -- llvm-symbolizer --------------------------------------------------------------------------------------------------

@@ -679,6 +679,16 @@ def test_the_last_files_of_an_interrupted_build_are_built_again(
         assert (objects / "old.a").exists(), "a build that ended by itself after the interrupted one loses nothing"
 
 
+def test_a_build_directory_survives_a_damaged_record_and_a_file_from_the_future(build_directory: BuildDirectory) -> None:
+    with build_directory.open():
+        for name, age in (("old.a", 600), ("half.a", 0), ("future.h", -86400)):
+            (build_directory.directory / "obj" / name).write_text("content")
+            os.utime(build_directory.directory / "obj" / name, (time.time() - age,) * 2)
+    (build_directory.directory / "times").write_text("")
+    with build_directory.open():
+        assert [path.name for path in (build_directory.directory / "obj").iterdir()] == ["old.a"]
+
+
 def test_the_next_build_ends_processes_of_a_killed_one(build_directory: BuildDirectory) -> None:
     """A make in its own session, with a job in another process group and without our variable."""
     job_of_make = "import subprocess, time; print(subprocess.Popen(['sleep', '300'], process_group=0, env={}).pid, flush=True); "

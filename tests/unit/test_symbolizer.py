@@ -44,6 +44,7 @@ needs_tools = pytest.mark.skipif(
 @pytest.fixture(autouse=True)
 def empty_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("FXH_STORE", str(tmp_path / "store"))
+    monkeypatch.setattr(symbolizer, "_without_index", set())
     return tmp_path / "store"
 
 
@@ -185,6 +186,24 @@ def test_few_indexes_are_kept(program: Path, empty_store: Path, monkeypatch: pyt
 
 
 @needs_tools
+def test_a_slow_indexer_leaves_time_for_the_fallback(program: Path, empty_store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    given = []
+
+    def slow(argv: list[str], debug: Path, deadline: Deadline, *rest: object, **more: object) -> object:
+        given.append((Path(argv[0]).name, deadline.remaining))
+        if "gsymutil" in argv[0]:
+            raise InfrastructureError("too slow")
+        return run(argv, debug, deadline, *rest, **more)
+
+    run = symbolizer._run
+    monkeypatch.setattr(symbolizer, "_run", slow)
+    for _ in range(2):
+        symbolizer.lookup(program, [place(program, "main")], 60.0)
+    names = [name for name, _ in given]
+    assert names == ["llvm-gsymutil", "llvm-symbolizer", "llvm-symbolizer"], "the index is tried once"
+    assert given[0][1] <= 30.0 < given[1][1]
+
+
 def test_llvm_without_its_indexer_gives_the_same_lines(program: Path, empty_store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     expected, own = lookup(program, [place(program, "outer")]), symbolizer.program
 
