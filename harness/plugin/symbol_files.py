@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,6 +15,11 @@ from harness.lab import factory
 from harness.plugin.guest_sources import GuestSources
 from harness.plugin.options import Options
 from harness.xen.elfnotes import build_id
+
+log = logging.getLogger("fxh.symbols")
+
+# Names of hosts of a pool.
+_warned: set[str] = set()
 
 
 def check(options: Options, sources: GuestSources) -> None:
@@ -34,12 +40,20 @@ def check(options: Options, sources: GuestSources) -> None:
 
 
 def check_host(options: Options, host: XenHost) -> None:
-    """Compare the symbols of a hypervisor with the one that ``host`` runs. Raises UsageError."""
+    """Compare the symbols of a hypervisor with the one that ``host`` runs. Raises UsageError.
+
+    The hosts of a pool may run different hypervisors. There, other symbols are only a warning: its traces get no lines.
+    """
     facts = host.facts
     for path in options.symbols:
         file, kind = debugfile.chosen(path)
         if kind == XEN and options.host and build_id(file) != facts.build_id:
-            raise _other_build(file, kind, {f"Xen {facts.xen} on {facts.name}": facts.build_id})
+            error = _other_build(file, kind, {f"Xen {facts.xen} on {facts.name}": facts.build_id})
+            if "," not in options.host and not options.host.startswith("tag:"):
+                raise error
+            if facts.name not in _warned:
+                _warned.add(facts.name)
+                log.warning("%s", error.message)
 
 
 def _other_build(file: Path, kind: str, known: dict[str, str]) -> UsageError:

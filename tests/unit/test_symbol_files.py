@@ -92,6 +92,14 @@ def test_the_xen_of_a_real_host_is_compared_when_it_is_connected(built: Path, so
         symbol_files.check_host(replace(options, symbols=(built / "other-xen",)), host)  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("pool", ["tag:xen", "one,two"])
+def test_a_pool_may_run_several_hypervisors(built: Path, pool: str, caplog: pytest.LogCaptureFixture) -> None:
+    host = SimpleNamespace(facts=SimpleNamespace(build_id=elfnotes.build_id(built / "xen"), xen="4.20.5", name=f"in {pool}"))
+    for _ in range(2):
+        symbol_files.check_host(Options(host=pool, symbols=(built / "other-xen",)), host)  # type: ignore[arg-type]
+    assert caplog.text.count("symbols of another build of Xen") == 1
+
+
 def test_a_guest_gets_the_given_files(built: Path, sources: GuestSources) -> None:
     source = replace(
         GuestSource("freebsd-15.1", FreeBSD(), built / "freebsd"), symbols=(built / "other-freebsd", built / "freebsd")
