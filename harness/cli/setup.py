@@ -21,7 +21,7 @@ RUNS = {"qemu-system-x86_64": "qemu-system-x86", "makefs": "makefs", "ssh": "ope
 # The harness's own tests compare it with these programs. A test whose program is missing is skipped.
 TESTS = {
     "mkfs.vfat": "dosfstools", "mcopy": "mtools", "sfdisk": "fdisk", "bsdcpio": "libarchive-tools", "csh": "tcsh", "lzop": "lzop",
-    "busybox": "busybox-static", "zstd": "zstd", "ps": "procps", "pidof": "sysvinit-utils",
+    "busybox": "busybox-static", "zstd": "zstd", "ps": "procps", "pidof": "sysvinit-utils", "gdb": "gdb", "llvm-symbolizer": "llvm",
 }  # fmt: skip
 
 
