@@ -180,5 +180,5 @@ _WENT_DOWN = re.compile(r"^(?:\[[ \d.]+\] )?(?:Rebooting\.\.\.|Uptime: \d|reboot
 
 def second_boot(before: str) -> str:
     """The message for a boot that no case requested, from the text ``before`` it."""
-    how = "the guest rebooted by itself" if _WENT_DOWN.search(plain(before)[-1000:]) else "it was reset without a word"
+    how = "the guest rebooted by itself" if _WENT_DOWN.search(plain(before)[-1000:]) else "it was reset without a message"
     return f"a second boot that nobody requested: {how}"

@@ -19,17 +19,18 @@ from pathlib import Path
 from harness.console.reader import ConsoleReader
 from harness.console.text import decode
 from harness.errors import InfrastructureError, TransportError
-from harness.safetext import plain
+from harness.safetext import ESCAPE, plain
 from harness.transport import Stream
 from harness.transport.local import DescriptorStream
 
 _ESCAPE = b"\x1d"  # Ctrl-]
-# Keys that edit a line: end it, delete a character, delete the line or drop it.
-_ENTER, _ERASE, _DROP = b"\r\n", b"\x7f\x08", b"\x15\x03"
-# Password:     root@host's password:     Enter passphrase for key '/root/.ssh/id':
-_SECRET_QUESTION = re.compile(rb"pass(?:word|phrase)[^\r\n]{0,200}:\s*\Z", re.IGNORECASE)
+# Keys that edit a line: end it, delete a character, delete or drop the line, drop it with its question.
+_ENTER, _ERASE, _DROP, _CANCEL = b"\r\n", b"\x7f\x08", b"\x15\x03", 0x03
+# Password:     root@host's password:     Enter passphrase for key '/root/.ssh/id':     Passcode:     PIN for token:
+_SECRET_QUESTION = re.compile(rb"(?:pass(?:word|wd|phrase|code)|\bPIN\b|token|secret)[^\r\n]{0,200}:\s*\Z", re.IGNORECASE)
+_CONTROL = re.compile(ESCAPE.encode())
 # Bytes of the output that may contain a question, and of a typed line that is reported.
-_QUESTION, _LINE = 256, 4096
+_QUESTION, _LINE = 1024, 4096
 
 
 @contextmanager
@@ -151,13 +152,14 @@ class TypedStream:
     def write(self, data: bytes) -> None:
         for key in data:
             if not self._line:
-                self._secret = _SECRET_QUESTION.search(self._shown) is not None
+                self._secret = self._secret or _SECRET_QUESTION.search(_CONTROL.sub(b"", self._shown)) is not None
             if key in _ENTER:
                 self._end_line()
             elif key in _ERASE:
                 del self._line[-1:]
             elif key in _DROP:
                 self._line.clear()
+                self._secret = self._secret and key != _CANCEL
             else:
                 self._line.append(key)
         self._stream.write(data)
@@ -171,3 +173,4 @@ class TypedStream:
     def _end_line(self) -> None:
         self._report("***" if self._secret else decode(bytes(self._line[:_LINE])))
         self._line.clear()
+        self._secret = False

@@ -124,15 +124,18 @@ class Stub:
                 continue
             match = _PACKET.match(self.rest)
             if match is None:
-                if self.rest[:1] == b"$" and len(self.rest) <= 2 * _LONGEST:
+                if self.rest.rfind(b"$") == 0 and len(self.rest) <= 2 * _LONGEST:
                     break
-                self.rest = self.rest[1:]  # an acknowledgement
+                self.rest = self.rest[1:]  # an acknowledgement, or a part of a packet whose gdb was killed
                 continue
             self.rest = self.rest[match.end() :]
             if self.acknowledges:
                 answer += b"+" if sum(match[1]) & 255 == int(match[2], 16) else b"-"
             if sum(match[1]) & 255 == int(match[2], 16):
-                reply = self.answer(match[1])
+                try:
+                    reply = self.answer(match[1])
+                except ValueError:  # no hexadecimal number
+                    reply = _REFUSED
                 answer += _packet(reply) if reply is not None else b""
         return answer
 
@@ -153,8 +156,10 @@ class Stub:
             match = pattern.match(packet)
             if match:
                 return reply(int(match[1], 16), int(match[2], 16))
-        if packet[:2] in (b"Hg", b"Hc") or packet[:1] == b"T":
-            return self.select(packet.lstrip(b"HgcT"))
+        if packet[:2] in (b"Hg", b"Hc"):
+            return self.select(packet[2:])
+        if packet[:1] == b"T":
+            return self.select(packet[1:])
         replies: dict[bytes, Callable[[], bytes]] = {
             b"?": lambda: self.stopped(5),
             b"g": self.registers,
@@ -185,10 +190,10 @@ class Stub:
         return b"T%02xthread:%x;" % (number, self.vcpu + 1)
 
     def select(self, thread: bytes) -> bytes:
-        """Use a vCPU from here on: thread N is vCPU N - 1; 0 and -1 mean any."""
+        """Use a vCPU from here on: thread N is vCPU N - 1; 0 and -1 mean any. Raises ValueError if it is no number."""
         number = int(thread or b"0", 16)
         if number > 0:
-            if self.domain.context(number - 1) is None:
+            if number > _MOST_VCPUS or self.domain.context(number - 1) is None:
                 return _REFUSED
             self.vcpu = number - 1
         return b"OK"

@@ -21,10 +21,12 @@ PRESENT, LARGE = 1, 1 << 7
 FRAME = 0x000FFFFFFFFFF000
 # Bytes of all ranges together: an evidence step must stay small.
 LIMIT = 64 << 20
+# Pages that Memory keeps.
+MOST_PAGES = 16384
 
 
 class Memory:
-    """Physical pages of one domain; each is mapped once and copied."""
+    """Physical pages of one domain; each is mapped and copied. The last ones are kept."""
 
     def __init__(self, domain: int) -> None:
         self.lib = ctypes.CDLL("libxenforeignmemory.so.1")
@@ -41,6 +43,8 @@ class Memory:
             data = ctypes.string_at(at, PAGE) if at and not errors[0] else None
             if at:
                 self.lib.xenforeignmemory_unmap(self.handle, ctypes.c_void_p(at), ctypes.c_size_t(1))
+            if len(self.pages) >= MOST_PAGES:
+                self.pages.clear()
             self.pages[number] = data
         return self.pages[number]
 

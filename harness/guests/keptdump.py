@@ -4,9 +4,11 @@
 from __future__ import annotations
 
 import gzip
+import io
 import logging
 import re
 import zlib
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -30,6 +32,8 @@ MIB = 1 << 20
 LIMIT = 256
 """MiB of the dump device, and thus of the largest dump."""
 VDEV = "xvdo"
+MOST = 10
+"""Dumps that a worker keeps."""
 
 # Seconds until a kernel that has printed its backtrace begins to dump, and until it ends; for one block, and for a dump to arrive.
 _BEGIN, _END, _COPY = 15.0, 180.0, 240.0
@@ -66,38 +70,51 @@ def target(guest: Guest) -> str:
     return next((disk.target for disk in guest.config.disks if disk.vdev == VDEV), "")
 
 
-def save(guest: Guest, directory: Path) -> None:
-    """Leave the dump of a panicked guest in ``directory``, or the reason why there is none.
+def save(guest: Guest, directory: Path, kept: int) -> bool:
+    """Leave the dump of a panicked guest in ``directory``, or the reason why there is none. Returns whether there is one.
 
     Writes ``dump-NAME.txt``, and ``NAME.vmcore.gz`` for a dump. Does nothing for a guest without our dump device and for one that
-    did not panic. Never raises HarnessError.
+    did not panic. ``kept`` is the number of dumps that the worker has kept: after :data:`MOST`, it keeps no more. Never raises
+    HarnessError or OSError.
     """
     place = target(guest)
     if not place or guest.domid < 0 or not _panicked(guest):
-        return
+        return False
     device = DumpDevice(guest.host.transport, place, LIMIT * MIB)
     file = directory / f"{guest.name}{DUMP_SUFFIX}"
+    lines: list[str] = []
     try:
-        end = _wait_for_end(guest)
-        head, tail = device.headers()
-        wrong = kerneldump.header_errors(head, tail, sector=device.sector, size=device.size) or _copy(device, tail, file)
-        lines = [*wrong, f"the kernel says: {end}"] if wrong else described(kerneldump.parse(tail), file.name)
+        wrong = [f"this worker keeps {MOST} dumps already: run the case alone"] if kept >= MOST else []
+        if not wrong:
+            end = _wait_for_end(guest)
+            head, tail = device.headers()
+            wrong = kerneldump.header_errors(head, tail, sector=device.sector, size=device.size) or _copy(device, tail, file)
+            lines = [f"the kernel says: {_line(end)}"] if wrong else described(kerneldump.parse(tail), file.name)
     except HarnessError as exc:
-        wrong = lines = [exc.message]
-    text = plain("\n".join(["no dump:", *lines] if wrong else lines)) + "\n"
-    (directory / f"dump-{guest.name}.txt").write_text(text)
+        wrong = [exc.message]
+    except OSError as exc:
+        wrong = [f"{file.name}: {exc.strerror or exc}"]
+    text = plain("\n".join(["no dump:", *wrong, *lines] if wrong else lines)) + "\n"
+    with suppress(OSError):
+        (directory / f"dump-{guest.name}.txt").write_text(text)
+    return not wrong
 
 
 def described(header: Header, name: str) -> list[str]:
-    """The header of the dump in the file ``name``, as lines."""
+    """The header of the dump in the file ``name``, as lines. Each text of the guest stays in its line."""
     kernel = header.kernel.splitlines()
     return [
         f"{name}: a dump of {header.length} bytes, compressed by gzip",
-        f"panic: {header.panic}",
-        f"kernel: {kernel[0] if kernel else ''}",
-        f"host name: {header.hostname}",
+        f"panic: {_line(header.panic)}",
+        f"kernel: {_line(kernel[0]) if kernel else ''}",
+        f"host name: {_line(header.hostname)}",
         f"read it with: gzip -d {name} && kgdb kernel.debug {name.removesuffix('.gz')}",
     ]
+
+
+def _line(text: str) -> str:
+    """``text`` in one line."""
+    return " ".join(text.split())
 
 
 def _panicked(guest: Guest) -> bool:
@@ -131,16 +148,31 @@ def _wait_for_end(guest: Guest) -> str:
 
 
 def _copy(device: DumpDevice, tail: bytes, file: Path) -> list[str]:
-    """Copy the dump to ``file``, compressed. Returns why that is impossible, as lines."""
+    """Copy the dump to ``file``, compressed. Returns why that is impossible, as lines. Raises OSError, and then leaves no file."""
     packed = device.packed_dump(tail, _COPY)
-    length = kerneldump.parse(tail).length
+    wrong = _copy_errors(packed, kerneldump.parse(tail).length)
+    if wrong:
+        return wrong
+    part = file.with_name(f".{file.name}")  # bundles leave it out, too: it ends with DUMP_SUFFIX
     try:
-        data = gzip.decompress(packed)
+        part.write_bytes(packed)
+        part.replace(file)
+    finally:
+        part.unlink(missing_ok=True)
+    return []
+
+
+def _copy_errors(packed: bytes, length: int) -> list[str]:
+    """The errors of a compressed dump of ``length`` bytes, as lines. It is read in blocks, because the guest chose its length."""
+    first, count = b"", 0
+    try:
+        with gzip.GzipFile(fileobj=io.BytesIO(packed)) as stream:
+            while count <= length and (block := stream.read(MIB)):
+                first, count = first or block, count + len(block)
     except (OSError, EOFError, zlib.error) as exc:
         return [f"the copy from dom0 is damaged: {exc}"]
-    if len(data) != length:
-        return [f"dom0 sent {len(data)} bytes of {length}"]
-    if not data.startswith(kerneldump.MINIDUMP):
-        return [f"it begins with {data[:24]!r} instead of {kerneldump.MINIDUMP!r}"]
-    file.write_bytes(packed)
+    if count != length:
+        return [f"dom0 sent {'at least ' if count > length else ''}{count} bytes instead of {length}"]
+    if not first.startswith(kerneldump.MINIDUMP):
+        return [f"it begins with {first[:24]!r} instead of {kerneldump.MINIDUMP!r}"]
     return []

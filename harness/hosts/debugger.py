@@ -38,13 +38,19 @@ class Debugger:
         """The command line that starts gdb on the stub. ``symbols`` is an ELF file with the symbols of the guest's kernel."""
         argv = ["gdb", "-q", "-iex", _ABI, *([str(symbols)] if symbols else [])]
         if self.more:  # without questions
-            commands = ["set confirm off", *(f"add-symbol-file {path}" for path in self.more), "set confirm on"]
+            commands = ["set confirm off", *(f"add-symbol-file {_quoted(path)}" for path in self.more), "set confirm on"]
             argv += [word for command in commands for word in ("-ex", command)]
         return (*argv, "-ex", f"target remote {self.target}")
 
     def line(self, symbols: Path | None) -> str:
         """:meth:`command` as a line for a shell."""
         return shlex.join(self.command(symbols))
+
+
+def _quoted(path: Path) -> str:
+    """A file as one argument of a gdb command. ``target remote`` takes the rest of its line as it is."""
+    text = str(path).replace("\\", "\\\\").replace('"', '\\"')
+    return f'"{text}"'
 
 
 def gdbsx_stub(transport: Transport, domain: int, address: str) -> tuple[Debugger, ...]:

@@ -287,7 +287,7 @@ class DirectHost:
     def _stub_socket(self, domain: int) -> Path:
         """The socket of the gdb stub for a domain."""
         guest_stub.sweep(paths.runtime())
-        return paths.runtime() / f"{guest_stub.PREFIX}{self.run_id}-{domain}"
+        return paths.runtime() / guest_stub.socket_name(self.run_id, domain)
 
     @contextlib.contextmanager
     def debuggers(self, domain: int | None) -> Iterator[tuple[Debugger, ...]]:

@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import re
 import socket
 import threading
 from collections.abc import Iterator
@@ -17,11 +19,11 @@ from harness.safetext import plain
 from harness.transport import Stream, Transport
 from harness.xen import dom0_program
 
-PREFIX = "gdb-"
-"""Of the names of sockets that :func:`sweep` removes."""
 _COVERS = "domain {}: registers of its vCPUs, and memory; no breakpoints, no steps; gdb stops this domain alone"
-# gdb's packet "detach": a gdb that was killed has not sent it.
-_DETACH = b"$D#44"
+# gdb-123-run-5: the process that serves it, its run, and the domain
+_NAME = re.compile(r"gdb-(\d+)-")
+# gdb's packet "detach", and its answer: a gdb that was killed has not sent it.
+_DETACH, _DETACHED = b"$D#44", b"$OK#9a"
 # Seconds between two looks at the end; for the start of the program; for the answer to "detach".
 _POLL, _START, _ANSWER = 0.2, 30.0, 2.0
 
@@ -50,15 +52,28 @@ def serve(transport: Transport, domain: int, path: Path) -> Iterator[Debugger]:
         yield Debugger("guest", _COVERS.format(domain), str(path), attached=bridge.attached)
 
 
+def socket_name(run: str, domain: int) -> str:
+    """The name of the socket of this process for ``domain``."""
+    return f"gdb-{os.getpid()}-{run}-{domain}"
+
+
 def sweep(directory: Path) -> None:
-    """Remove the sockets of killed processes: no one answers there."""
-    for path in directory.glob(f"{PREFIX}*"):
-        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe, contextlib.suppress(OSError):
-            probe.settimeout(1.0)
-            try:
-                probe.connect(str(path))
-            except ConnectionRefusedError:
+    """Remove the sockets of processes that have ended. It does not connect: a live stub would take that for a gdb."""
+    for path in directory.glob("gdb-*"):
+        match = _NAME.match(path.name)
+        if match and not _lives(int(match[1])):
+            with contextlib.suppress(OSError):
                 path.unlink(missing_ok=True)
+
+
+def _lives(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        pass
+    return True
 
 
 def _wait_until_ready(stream: Stream, host: str) -> None:
@@ -87,7 +102,9 @@ class _Bridge:
         self._client: socket.socket | None = None
         self._stop = threading.Event()
         self._drained = threading.Event()
-        """Set when an answer came for a client that has gone. The next client must not get it."""
+        """Cleared while answers for a client that has gone may come. The next client must not get them."""
+        self._drained.set()
+        self._late = b""
         self._threads = [threading.Thread(target=work, daemon=True, name="gdb-stub") for work in (self._accept, self._answer)]
         for thread in self._threads:
             thread.start()
@@ -111,8 +128,8 @@ class _Bridge:
                     try:
                         self._copy(client)
                     finally:
-                        self._client = None
                         self._drained.clear()
+                        self._client = None
                         self._stream.write(_DETACH)
                         self._drained.wait(_ANSWER)
 
@@ -140,8 +157,16 @@ class _Bridge:
             if not data:
                 self._stop.set()
                 return
-            if (client := self._client) is not None:
+            if not self._drained.is_set():
+                data = self._drain(data)
+            if data and (client := self._client) is not None:
                 with contextlib.suppress(OSError):
                     client.sendall(data)
-            else:
-                self._drained.set()
+
+    def _drain(self, data: bytes) -> bytes:
+        """Drop the answers for a client that has gone, up to that to "detach". Returns the bytes behind it."""
+        _, found, rest = (self._late + data).partition(_DETACHED)
+        self._late = b"" if found else (self._late + data)[-len(_DETACHED) :]
+        if found:
+            self._drained.set()
+        return rest

@@ -100,6 +100,8 @@ def header_errors(head: bytes, tail: bytes, *, sector: int, size: int) -> list[s
         wrong.append(f"the trailer gives a dump of {last.length} bytes on a device of {size} bytes")
     if first_header_offset(tail, sector=sector, size=size) < 0:
         wrong.append(f"the trailer gives the dump {last.extent} bytes of space on a device of {size} bytes")
+    elif last.extent < last.length <= size - 2 * sector:
+        wrong.append(f"the trailer gives a dump of {last.length} bytes only {last.extent} bytes of space")
     elif head[:SIZE] != tail[:SIZE]:
         wrong.append("the header before the dump differs from the one after it")
     return wrong

@@ -28,7 +28,7 @@ _TAIL = 4 << 20
 def gather(context: CaseContext, *, silent: bool = False) -> None:
     """Write the messages of Xen, dom0, the toolstack and the guests to the case's directory. Does not raise HarnessError.
 
-    ``silent``: a guest hangs or ended without a word, so Xen also dumps the state of the CPUs.
+    ``silent``: a guest hangs or ended without a message, so Xen also dumps the state of the CPUs.
     """
     with trace.step(trace.EVIDENCE, "gather evidence"):
         _gather(context, silent)

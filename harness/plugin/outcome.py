@@ -41,8 +41,11 @@ def classify(error: BaseException) -> Finding:
 
 
 def exit_code(cases: tuple[CaseResult, ...]) -> int:
-    """The exit code of a run. A product failure outweighs a harness error, which outweighs an infrastructure failure."""
-    outcomes = {case.outcome for case in cases}
+    """The exit code of a run. A product failure outweighs a harness error, which outweighs an infrastructure failure.
+
+    A case that was paused for a person is not judged: it counts as run, but not as failed.
+    """
+    outcomes = {case.outcome if not case.paused else PASSED for case in cases}
     if FAILED in outcomes:
         return ExitCode.PRODUCT
     if HARNESS in outcomes:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import difflib
+import logging
 import sys
 import time
 from collections.abc import Iterator
@@ -13,11 +14,14 @@ import pytest
 
 from harness import trace
 from harness.config.runoptions import PAUSES, RunOptions
-from harness.errors import UsageError
+from harness.errors import HarnessError, UsageError
 from harness.plugin import pause_prompt
 from harness.plugin.cells import cell_of
 from harness.plugin.progress import TERMINAL
 from harness.plugin.state import CASE, PAUSE, PROGRESS
+from harness.safetext import plain
+
+log = logging.getLogger("fxh.pause")
 
 BEFORE_CALL, ON_FAILURE = PAUSES
 
@@ -25,7 +29,7 @@ BEFORE_CALL, ON_FAILURE = PAUSES
 def parse(text: str) -> tuple[str, str]:
     """The case and the place of ``CASE[:before-call|on-failure]``. Raises UsageError."""
     case, colon, place = text.rpartition(":")
-    if not colon or case.endswith(":"):  # the colons of suite/file::case
+    if not colon or case.endswith(":") or "]" in place:  # the colons of suite/file::case and of case[a:b]
         case, place = text, BEFORE_CALL
     if place not in PAUSES or not case:
         raise UsageError(f"--pause {text}: cannot stop at {place!r}", hint=f"use CASE, CASE:{BEFORE_CALL} or CASE:{ON_FAILURE}")
@@ -78,12 +82,15 @@ def on_failure(item: pytest.Item, reason: str) -> None:
 
 
 def _pause(item: pytest.Item, place: str, where: str) -> None:
+    """Run the prompt. A pause that ends with an error, for example because the lab or the terminal is gone, only leaves a warning."""
     progress = item.stash[PROGRESS]
     progress.paused = place
     begun = time.monotonic()
     try:
         with trace.step(trace.PAUSE, place), _terminal(item.config):
             pause_prompt.serve(where, item.stash.get(CASE, None))
+    except (HarnessError, OSError) as exc:
+        log.warning("the pause ended: %s", plain(str(exc)))
     finally:
         progress.pause += time.monotonic() - begun
 

@@ -123,7 +123,7 @@ class _Prompt:
     def _console(self, words: tuple[str, ...]) -> None:
         """``console [NUMBER]``: the console of a guest, by default the last one."""
         number = words[0] if words else str(len(self._guests))
-        if not number.isdigit() or not 1 <= int(number) <= len(self._guests):
+        if not (number.isascii() and number.isdecimal()) or not 1 <= int(number) <= len(self._guests):
             print(f"no console {plain(number)}: the case has {len(self._guests)} guests")
             return
         guest = self._guests[int(number) - 1]

@@ -36,7 +36,7 @@ class WorkerEnvironment:
         self._sources = GuestSources(options)
         self._hosts = WorkerHosts(options, self._sources, secrets.token_hex(3))
         self._guests = GuestFactory(options, self._sources, self._hosts)
-        self._kept = 0
+        self._kept = self._dumps = 0
 
     # -- guests under test --------------------------------------------------------------------------------------------
 
@@ -96,7 +96,7 @@ class WorkerEnvironment:
         if self.keeps_dumps:
             with trace.step(trace.EVIDENCE, "keep kernel dumps"):
                 for guest in context.guests:
-                    keptdump.save(guest, context.directory)
+                    self._dumps += keptdump.save(guest, context.directory, self._dumps)
         held = self._hosts.held(cell)
         if self._options.keep != "failed" or held is None or not context.guests or context.kept:
             return

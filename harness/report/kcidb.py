@@ -52,7 +52,7 @@ def check_origin(origin: str) -> None:
 
 
 def render(report: Report, origin: str) -> str:
-    """The run as JSON text. Each id begins with ``origin``. Raises UsageError for an invalid origin."""
+    """The run as JSON text, without the cases that a person had. Each id begins with ``origin``. Raises UsageError for an invalid origin."""
     check_origin(origin)
     found: dict[str, dict[str, dict[str, Any]]] = {name: {} for name in ("checkouts", "builds", "tests", "issues", "incidents")}
 
@@ -60,6 +60,8 @@ def render(report: Report, origin: str) -> str:
         found[table].setdefault(values["id"], {"origin": origin, **{name: item for name, item in values.items() if item != ""}})
 
     for item in report.cases:
+        if item.result.paused:
+            continue
         build = _build_inputs(report, item.result)
         mark = f"{origin}:{_digest(report.run.branch, *(f'{name}={value}' for name, value in sorted(build.items())))}"
         add("checkouts", _checkout(report, item.result, mark, build))

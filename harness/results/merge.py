@@ -78,7 +78,7 @@ def missing_shards(shards: Sequence[str]) -> tuple[str, ...]:
 
 
 def _rank(case: CaseResult) -> tuple[bool, str]:
-    return case.outcome not in (INFRASTRUCTURE, HARNESS), case.started
+    return case.outcome not in (INFRASTRUCTURE, HARNESS) and not case.paused, case.started
 
 
 def _joined(runs: Sequence[RunResult], name: str) -> RunResult:

@@ -192,6 +192,8 @@ def panic_into_swap(guest: Guest, swap: str, target: str, disk_size: int, case: 
     place = extent_of(guest.sh("sysctl -n kern.geom.conftxt"), partition)
     if place is None:
         return [f"kern.geom.conftxt has no partition {partition}"]
+    # With --keep dump the loader sets the kernel variable dumpdev, and AUTO prefers it to fstab (rc.d/dumpon).
+    guest.run("kenv -u dumpdev", check=False)
     # rc.conf.d may be on a root that is read-only by now.
     guest.sh("mount -t tmpfs tmpfs /etc/rc.conf.d && echo dumpdev=AUTO > /etc/rc.conf.d/dumpon && /etc/rc.d/dumpon start", 120)
     if (chosen := guest.sh("readlink /dev/dumpdev").strip()) != f"/dev/{swap}":

@@ -5,12 +5,15 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from harness.guests.dumpdevice import DumpDevice, digest
 from harness.oracles import kerneldump
 from harness.transport.local import LocalTransport
+from suites.boot import test_dump
 from tests.unit.test_kerneldump import header
 
 MIB = 1 << 20
@@ -60,3 +63,25 @@ def test_a_disk_that_ends_before_the_device(disk: Path) -> None:
 
 def test_the_digest_of_a_whole_disk(disk: Path) -> None:
     assert digest(LocalTransport(), str(disk), (0, DISK)) == md5(disk.read_bytes())
+
+
+def test_the_swap_wins_over_the_dump_device_of_the_harness(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a guest with ``--keep dump``, whose loader has set dumpdev."""
+    variables = {"dumpdev": "xbd14"}
+    asked: list[str] = []
+
+    def sh(command: str, *words: object) -> str:
+        if "dumpon start" in command:
+            asked.append(variables.get("dumpdev", "xbd0p3"))
+        if "readlink" in command:
+            raise StopIteration
+        return "1 PART xbd0p3 67108864 512 i 3 o 1073774592 ty freebsd-swap"
+
+    def run(command: str, *, check: bool) -> None:
+        variables.pop(command.removeprefix("kenv -u "))
+
+    monkeypatch.setattr(test_dump.rootfs, "provider", lambda sh, name: name)
+    guest: Any = SimpleNamespace(sh=sh, run=run)
+    with pytest.raises(StopIteration):
+        test_dump.panic_into_swap(guest, "xbd0p3", "/disk", 1 << 30, SimpleNamespace())  # type: ignore[arg-type]
+    assert asked == ["xbd0p3"]

@@ -3,11 +3,13 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import socket
 import struct
 import subprocess
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -82,6 +84,8 @@ def test_threads_are_vcpus() -> None:
     assert ask(stub, b"qC") == b"QC2"
     assert ask(stub, b"Hg3") == gdb_stub._REFUSED
     assert ask(stub, b"T2") == b"OK"
+    assert ask(stub, b"Hgc") == gdb_stub._REFUSED, "thread 12"
+    assert ask(stub, b"Hc-1") == b"OK"
     assert bytes.fromhex(ask(stub, b"qThreadExtraInfo,2").decode()) == b"vCPU 1"
 
 
@@ -98,6 +102,11 @@ def test_hostile_input_is_answered_or_dropped() -> None:
     assert ask(stub, b"m0,40") == gdb_stub._NO_MEMORY
     assert ask(stub, b"vMustReplyEmpty") == b""
     assert ask(stub, b"Z0,0,1") == b"", "no breakpoints"
+    for packet in (b"Hgx", b"Tx", b"qThreadExtraInfo,zz", b"Hg" + b"f" * 40):
+        assert ask(stub, packet) == gdb_stub._REFUSED
+    assert stub.feed(b"$m0,4" + guest_stub._DETACH) == b"+" + guest_stub._DETACHED, "gdb was killed within a packet"
+    assert ask(stub, b"QStartNoAckMode") == b"OK"
+    stub.acknowledges = True
     half = gdb_stub._packet(b"qC")
     assert stub.feed(half[:3]) == b""
     assert stub.feed(half[3:]) == b"+" + gdb_stub._packet(b"QC1")
@@ -168,14 +177,44 @@ def test_a_gdb_that_is_killed_leaves_a_running_domain(served: tuple[guest_stub.D
     assert domain.done[:2] == ["pause", "unpause"]
 
 
+def test_a_late_answer_does_not_reach_the_next_gdb() -> None:
+    ours, theirs = socket.socketpair()
+    with theirs, socket.socket(socket.AF_UNIX) as server:
+        server.bind(f"\0fxh-test-{os.getpid()}")
+        server.listen(1)
+        bridge = guest_stub._Bridge(server, DescriptorStream(ours.detach()))
+        try:
+            with socket.socket(socket.AF_UNIX) as client:
+                client.connect(server.getsockname())
+                client.sendall(b"$g#67")
+                assert theirs.recv(5) == b"$g#67"
+            assert theirs.recv(100) == guest_stub._DETACH
+            theirs.sendall(b"+$late#00+$O")
+            time.sleep(0.3)
+            with socket.socket(socket.AF_UNIX) as client:
+                client.settimeout(5)
+                client.connect(server.getsockname())
+                theirs.sendall(b"K#9a")
+                client.sendall(b"$qC#b4")
+                assert theirs.recv(100) == b"$qC#b4"
+                theirs.sendall(b"own")
+                assert client.recv(100) == b"own"
+        finally:
+            bridge.end()
+
+
 def test_sockets_of_killed_processes_are_removed(tmp_path: Path) -> None:
     with socket.socket(socket.AF_UNIX) as dead, socket.socket(socket.AF_UNIX) as alive:
-        dead.bind(str(tmp_path / "gdb-1-5"))
-        alive.bind(str(tmp_path / "gdb-2-5"))
+        ended = subprocess.Popen(["true"])
+        ended.wait()
+        dead.bind(str(tmp_path / f"gdb-{ended.pid}-run-5"))
+        alive.bind(str(tmp_path / guest_stub.socket_name("run", 5)))
         alive.listen(1)
-        dead.close()
+        alive.settimeout(0)
         guest_stub.sweep(tmp_path)
-    assert [path.name for path in tmp_path.iterdir()] == ["gdb-2-5"]
+        with pytest.raises(BlockingIOError):
+            alive.accept()
+    assert [path.name for path in tmp_path.iterdir()] == [f"gdb-{os.getpid()}-run-5"]
 
 
 def test_a_dom0_without_libxenctrl_is_named(tmp_path: Path) -> None:

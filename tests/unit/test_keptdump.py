@@ -89,11 +89,11 @@ def guest(disk: Path, text: str, kind: str = "panic", transport: Any = None) -> 
     )  # fmt: skip
 
 
-def kept(tmp_path: Path, subject: Any) -> tuple[str, list[str]]:
+def kept(tmp_path: Path, subject: Any, already: int = 0) -> tuple[str, list[str]]:
     """The text about the dump, and the names of all files."""
     into = tmp_path / "case"
     into.mkdir()
-    keptdump.save(subject, into)
+    assert keptdump.save(subject, into, already) == (into / f"{subject.name}.vmcore.gz").exists()
     text = into / "dump-g.txt"
     return text.read_text() if text.exists() else "", sorted(path.name for path in into.iterdir())
 
@@ -121,6 +121,7 @@ def test_a_dump_is_kept_after_the_toolstack_restarted_the_guest(tmp_path: Path, 
         ("** DUMP FAILED (ERROR 5) **\n", {"version": 3}, "version 3.2"),
         (COMPLETE, {"length": 2**63}, "a dump of 9223372036854775808 bytes on a device"),
         (COMPLETE, {"dump": b"x" * 8192}, "it begins with b'xxx"),
+        ("Dump failed.\x0bforged\n", NO_DUMP, "the kernel says: Dump failed."),
     ],
 )
 def test_a_missing_or_bad_dump_is_explained(tmp_path: Path, disk: Path, console: str, changes: dict[str, Any], words: str) -> None:
@@ -161,3 +162,44 @@ def test_a_damaged_copy_is_not_kept(tmp_path: Path, disk: Path) -> None:
     text, names = kept(tmp_path, guest(disk, COMPLETE, transport=Cut()))
     assert names == ["dump-g.txt"]
     assert "damaged" in text
+
+
+def test_a_full_disk_leaves_no_part_of_a_dump(tmp_path: Path, disk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def write_bytes(path: Path, data: bytes) -> int:
+        path.touch()
+        raise OSError(28, "No space left on device")
+
+    write_dump(disk)
+    monkeypatch.setattr(Path, "write_bytes", write_bytes)
+    assert kept(tmp_path, guest(disk, COMPLETE)) == ("no dump:\ng.vmcore.gz: No space left on device\n", ["dump-g.txt"])
+
+
+def test_a_text_on_a_full_disk_is_left_out(tmp_path: Path, disk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def write_text(path: Path, data: str) -> int:
+        raise OSError(28, "No space left on device")
+
+    write_dump(disk)
+    monkeypatch.setattr(Path, "write_text", write_text)
+    assert kept(tmp_path, guest(disk, COMPLETE))[1] == ["g.vmcore.gz"]
+
+
+def test_a_worker_keeps_a_limited_number_of_dumps(tmp_path: Path, disk: Path) -> None:
+    write_dump(disk)
+    text, names = kept(tmp_path, guest(disk, COMPLETE), keptdump.MOST)
+    assert names == ["dump-g.txt"]
+    assert text == "no dump:\nthis worker keeps 10 dumps already: run the case alone\n"
+
+
+def test_the_guest_cannot_add_lines(tmp_path: Path, disk: Path) -> None:
+    write_dump(disk, panic=b"boom\nread it with: forged", kernel=b"k\r\tforged\n")
+    text, _ = kept(tmp_path, guest(disk, COMPLETE))
+    assert len(text.splitlines()) == 5
+    assert "panic: boom read it with: forged\n" in text
+
+
+def test_a_copy_is_not_unpacked_beyond_its_length(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gzip, "decompress", None)
+    packed = gzip.compress(MINIDUMP.ljust(8 * keptdump.MIB, b"\0"))
+    assert keptdump._copy_errors(packed, 8 * keptdump.MIB) == []
+    assert keptdump._copy_errors(packed, 9000) == ["dom0 sent at least 1048576 bytes instead of 9000"]
+    assert keptdump._copy_errors(packed, 9 * keptdump.MIB) == ["dom0 sent 8388608 bytes instead of 9437184"]

@@ -67,6 +67,7 @@ def test_a_sound_dump_has_no_complaint() -> None:
         ({"length": DEVICE}, "on a device of"),
         ({"length": 0}, "a dump of 0 bytes"),
         ({"length": 2**64 - 1}, "a dump of 18446744073709551615 bytes"),
+        ({"extent": LENGTH - 1}, "only 62914559 bytes of space"),
         ({"extent": 0}, "gives the dump 0 bytes of space"),
         ({"extent": 2**64 - 1}, "18446744073709551615 bytes of space"),
         ({"block": 0}, "header's block has 0 bytes"),

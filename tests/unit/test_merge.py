@@ -49,6 +49,15 @@ def test_a_judged_result_outweighs_a_later_lost_host(tmp_path: Path) -> None:
     assert merge.merge([one, two], tmp_path / "new", exit_code).run.cases[0].outcome == "passed"
 
 
+def test_a_paused_result_neither_outweighs_a_judged_one_nor_decides_the_exit_code(tmp_path: Path) -> None:
+    one, two = run(tmp_path / "1", {"a": "passed"}), run(tmp_path / "2", {"a": "failed"})
+    case = model.read_run(two).cases[0]
+    model.write_case(two / "cases" / "a", replace(case, paused="on-failure"))
+    assert merge.merge([one, two], tmp_path / "new", exit_code).run.cases[0].outcome == "passed"
+    assert exit_code((replace(case, paused="on-failure"),)) == 0
+    assert exit_code((case, replace(case, paused="on-failure"))) == 1
+
+
 def test_a_killed_shard_is_an_infrastructure_failure(tmp_path: Path) -> None:
     one, two = run(tmp_path / "1", {"a": "passed"}), run(tmp_path / "2", {"b": "passed"}, None)
     found = merge.merge([one, two], tmp_path / "new", exit_code)

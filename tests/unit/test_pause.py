@@ -8,6 +8,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pexpect
@@ -16,11 +17,12 @@ import pytest
 from harness import trace
 from harness.cli import completion
 from harness.console.terminal import TypedStream
-from harness.errors import UsageError
+from harness.errors import LabDead, UsageError
 from harness.history.store import FILE, History
 from harness.hosts import debugger
 from harness.hosts.debugger import Debugger
 from harness.plugin import pause
+from harness.plugin.state import CASE, PAUSE, PROGRESS
 from harness.results.model import PASSED
 from harness.transport import Completed
 from harness.transport.replay import ReplayStream
@@ -197,6 +199,7 @@ def test_without_a_stub_the_prompt_says_why(terminal: Callable[..., Any], tmp_pa
         ("gdb", "there is no stub"),
         ("gdb lab", "no stub lab"),
         ("console 7", "no console 7"),
+        ("console \u00b2", "no console \u00b2"),
         ("x", "unknown command x"),
         ("'", "closing"),
     ):
@@ -272,6 +275,8 @@ def test_the_place_is_after_the_last_colon() -> None:
     assert pause.parse("boot/test_boot::test_x") == ("boot/test_boot::test_x", pause.BEFORE_CALL)
     assert pause.parse("boot/test_boot::test_x:on-failure") == ("boot/test_boot::test_x", pause.ON_FAILURE)
     assert pause.parse("x") == ("x", pause.BEFORE_CALL)
+    assert pause.parse("c[a:b]") == ("c[a:b]", pause.BEFORE_CALL)
+    assert pause.parse("c[a:b]:on-failure") == ("c[a:b]", pause.ON_FAILURE)
     for text in (":on-failure", "x:", "x:on-failure:now", ""):
         with pytest.raises(UsageError):
             pause.parse(text)
@@ -292,6 +297,37 @@ def test_typed_lines_are_those_that_the_guest_gets() -> None:
     stream.close()
     assert lines == ["uname", "right", "not ended"]
     assert inner.written.startswith(b"una\x7fame\r"), "every byte reaches the guest"
+
+
+@pytest.mark.parametrize(
+    ("question", "secret"),
+    [
+        (b"\x1b[1mPassword:\x1b[0m ", True), (b"Pass\x1b[1mcode: \x1b[K", True), (b"Enter PIN for key: ", True), (b"token: ", True),
+        (b"Enter passphrase for key 'k': ", True), (b"login: ", False), (b"spin: ", False),
+    ],
+)  # fmt: skip
+def test_secrets_are_not_reported(question: bytes, secret: bool) -> None:
+    lines: list[str] = []
+    stream = TypedStream(ReplayStream(question, end="silence"), lines.append)
+    stream.read(100, 1)
+    stream.write(b"wrong\x15hunter2\r")
+    assert lines == ["***" if secret else "hunter2"]
+
+
+@pytest.mark.parametrize("error", [LabDead("QEMU ended"), OSError(5, "Input/output error")])
+def test_a_pause_that_ends_with_an_error_only_warns(
+    error: Exception, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def serve(*words: object) -> None:
+        raise error
+
+    monkeypatch.setattr(pause.pause_prompt, "serve", serve)
+    progress = SimpleNamespace(paused="", pause=0.0)
+    config = SimpleNamespace(pluginmanager=SimpleNamespace(getplugin=lambda name: None))
+    item: Any = SimpleNamespace(nodeid="x", config=config, stash={PAUSE: pause.ON_FAILURE, PROGRESS: progress, CASE: None})
+    pause.on_failure(item, "planted")
+    assert progress.paused == pause.ON_FAILURE
+    assert f"the pause ended: {error}" in caplog.text
 
 
 def test_a_paused_result_has_no_verdict_and_blocks_no_other() -> None:
@@ -320,6 +356,11 @@ def test_gdbsx_is_offered_if_xen_answers_it() -> None:
     assert stub.line(Path("/k/kernel.debug")) == "gdb -q -iex 'set osabi none' /k/kernel.debug -ex 'target remote localhost:9999'"
     (local,) = debugger.gdbsx_stub(Dom0(b"gdbsx /usr/sbin/gdbsx\n"), 3, "local")  # type: ignore[arg-type]
     assert local.start == "/usr/sbin/gdbsx -a 3 64 9999"
+
+
+def test_files_of_gdb_commands_are_quoted() -> None:
+    words = Debugger("lab", "", "/run/gdb", more=(Path('/a b/x"y'),)).command(None)
+    assert 'add-symbol-file "/a b/x\\"y"' in words
 
 
 def test_a_command_without_symbols_names_no_file() -> None:

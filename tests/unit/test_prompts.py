@@ -488,7 +488,7 @@ def test_a_debugger_that_goes_on_lets_the_report_end(tmp_path: Path) -> None:
 
 EFI = "FreeBSD/amd64 EFI loader, Revision 3.0\n"
 BY_ITSELF, RESET = (
-    f"a second boot that nobody requested: {how}" for how in ("the guest rebooted by itself", "it was reset without a word")
+    f"a second boot that nobody requested: {how}" for how in ("the guest rebooted by itself", "it was reset without a message")
 )
 AGAIN = {
     "after-login": (f"{LOGIN}{BANNER}", "login", RESET),

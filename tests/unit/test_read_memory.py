@@ -3,10 +3,13 @@
 
 from __future__ import annotations
 
+import ctypes
 import struct
+from types import SimpleNamespace
 
 import pytest
 
+from harness.dom0 import read_memory
 from harness.dom0.read_memory import LARGE, PAGE, PRESENT, read, translate
 
 VIRTUAL = 0xFFFFFFFF81234568
@@ -67,3 +70,14 @@ def test_tables_that_the_domain_does_not_have_end_the_walk() -> None:
     machine.entry(1, (VIRTUAL >> 39) & 511, 0x999 << 12 | PRESENT)
     assert translate(machine.page, 1 << 12, VIRTUAL) is None
     assert translate(machine.page, 0x555 << 12, VIRTUAL) is None
+
+
+def test_the_kept_pages_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(read_memory, "MOST_PAGES", 3)
+    memory = object.__new__(read_memory.Memory)
+    memory.lib = SimpleNamespace(xenforeignmemory_map=lambda *words: None)  # type: ignore[assignment]
+    memory.handle, memory.domain, memory.pages = ctypes.c_void_p(), 1, {}
+    for number in range(10):
+        assert memory.page(number) is None
+        assert number in memory.pages
+        assert len(memory.pages) <= 3

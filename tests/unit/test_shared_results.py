@@ -11,6 +11,7 @@ import subprocess
 import sys
 import textwrap
 import xml.etree.ElementTree as ET
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -247,6 +248,13 @@ def test_kcidb_has_a_status_for_each_outcome(tmp_path: Path) -> None:
     assert build["checkout_id"] == checkout["id"]
     assert checkout["git_repository_branch"] == "stable/14"
     assert build["comment"] == "kernel: kernel.A sha256:" + "A" * 64
+
+
+def test_kcidb_has_no_paused_case(tmp_path: Path) -> None:
+    paused = replace(case("K", "test_k", issue=BUG), paused="before-call")
+    data = data_of(tmp_path, paused, case("P", "test_p"))
+    assert [str(test["path"])[-1] for test in data["tests"]] == ["p"]
+    assert data["incidents"] == []
 
 
 def test_kcidb_links_known_issues_to_tests(tmp_path: Path) -> None:
