@@ -13,6 +13,8 @@ from harness.errors import InfrastructureError
 from harness.guests.peer import Listener, inside
 from harness.hosts.host import XenHost
 
+# Stops the process "$1" and waits for its end, for at most 20 s.
+_STOP = 'kill -INT "$1"; for i in $(seq 400); do [ -d "/proc/$1" ] || exit 0; sleep 0.05; done; kill -KILL "$1"; exit 1'
 # 12 packets captured, 14 packets received by filter, 0 packets dropped by kernel     (tcpdump on SIGUSR1; "1 packet" for one)
 COUNTS = rb"(\d+) packets? captured, (\d+) packets? received by filter, (\d+) packets? dropped by kernel"
 
@@ -30,30 +32,34 @@ def to_file(
     # the ring space of the longest, so the ring has to be larger than the default of 2 MiB.
     ring = ["--immediate-mode", "-B", "32768", "-s", "65549" if whole else "96"]
     words = ["tcpdump", "-i", device, "-U", "-Z", "root", *ring, "-w", remote, *expression.split()]
-    stream = host.transport.open(["sh", "-c", 'echo $$; exec "$@"', "sh", *inside(namespace), *words])
-    output = Listener(stream, "tcpdump")
-    pid = output.until(rb"(\d+)\n.*listening on")[1].decode()
+    run = host.transport.run
+    with contextlib.ExitStack() as stack:
+        stream = host.transport.open(["sh", "-c", 'echo $$; exec "$@"', "sh", *inside(namespace), *words])
+        stack.callback(stream.close)
+        stack.callback(run, ["rm", "-f", remote])
+        output = Listener(stream, "tcpdump")
+        pid = output.until(rb"(\d+)\n")[1].decode()
+        with contextlib.ExitStack() as stop:
+            stop.callback(run, ["sh", "-c", _STOP, "sh", pid], Deadline(30))
+            output.until(rb"listening on")
+            running = stop.pop_all()
+        # Now there is a file to fetch, after tcpdump has ended.
+        stack.callback(host.transport.get, remote, target)
+        stack.enter_context(running)
 
-    def unwritten() -> int:
-        """How many frames the kernel has counted and tcpdump has not written."""
-        host.transport.run(["kill", "-USR1", pid])
-        captured, received, dropped = (int(count) for count in output.until(COUNTS).groups())
-        if dropped:
-            raise InfrastructureError(f"dom0's kernel dropped {dropped} of {received} frames before tcpdump read them")
-        return received - captured
+        def unwritten() -> int:
+            """How many frames the kernel has counted and tcpdump has not written."""
+            run(["kill", "-USR1", pid])
+            captured, received, dropped = (int(count) for count in output.until(COUNTS).groups())
+            if dropped:
+                raise InfrastructureError(f"dom0's kernel dropped {dropped} of {received} frames before tcpdump read them")
+            return received - captured
 
-    def all_written() -> None:
-        if (left := unwritten()) > before:
-            raise ConditionNotMet(f"tcpdump has {left - before} frames to write")
+        def all_written() -> None:
+            if (left := unwritten()) > before:
+                raise ConditionNotMet(f"tcpdump has {left - before} frames to write")
 
-    try:
         # The kernel counts frames from before its filter was in place, which are never written.
         before = unwritten()
         yield
         Deadline(30).wait("tcpdump to write all frames", all_written)
-    finally:
-        script = 'kill -INT "$1"; while [ -d "/proc/$1" ]; do sleep 0.05; done'
-        host.transport.run(["sh", "-c", script, "sh", pid], Deadline(30))
-        host.transport.get(remote, target)
-        host.transport.run(["rm", "-f", remote])
-        stream.close()

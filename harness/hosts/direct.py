@@ -153,6 +153,10 @@ class DirectHost:
         places += [f"/usr/local{place.removeprefix('/usr')}" for place in places[1:]]
         return self.transport.run(["ls", *places], check=False).stdout != b""
 
+    @property
+    def slot(self) -> int:
+        return 0 if self.lease is None else max(0, self.lease.slot)
+
     def domain_name(self, label: str) -> str:
         self._count += 1
         return f"{PREFIX}-{self.run_id}-{self._count}-{re.sub(r'[^A-Za-z0-9.]+', '-', label)[:30].strip('-')}"

@@ -80,6 +80,11 @@ class XenHost(Protocol):
         """An OVMF file on this machine to upload for UEFI guests. None: use the one that libxl finds in dom0."""
         ...
 
+    @property
+    def slot(self) -> int:
+        """The number of this run's lease, from 0 to 255: no other run on this host has it meanwhile. 0 without a lease."""
+        ...
+
     def domain_name(self, label: str) -> str:
         """A name for a new domain: ``fxh-<run>-<n>-<label>``. Cleanup recognises domains of the run by it."""
         ...

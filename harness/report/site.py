@@ -32,7 +32,7 @@ from harness.report.templating import SQUARES, environment
 from harness.report.trends import Trend
 from harness.results.model import FAILED, HARNESS, INFRASTRUCTURE, KNOWN, PASSED, WORST_FIRST, Outcome
 from harness.safetext import plain
-from harness.verdicts.drift import MORE_IS_BETTER
+from harness.verdicts.drift import more_is_better
 
 # Runs that have a page; that plots show; that the first page lists; nights of its matrix.
 RUNS, PLOTTED, LISTED, NIGHTS = 1000, 60, 30, 30
@@ -278,7 +278,7 @@ def _trends(cell: str, runs: Sequence[Summary]) -> list[Trend]:
     """Metrics of the cases in a cell: throughput first, then other metrics with many values."""
     names = {name for run in runs for name in run.metrics.get(cell, {}) if not name.startswith("stage ")}
     found = [trend for name in sorted(names) if (trend := _trend(cell, name, runs))]
-    found.sort(key=lambda trend: (not any(word in trend.metric for word in MORE_IS_BETTER), -len(trend.points)))
+    found.sort(key=lambda trend: (not more_is_better(trend.metric), -len(trend.points)))
     return found[:_PLOTS]
 
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
@@ -14,8 +15,13 @@ WINDOW = 20
 # absolute deviation, scaled to a standard deviation), and an absolute amount in the metric's unit.
 SHARE, SCATTER, LEAST = 0.25, 4.0, 0.25
 _SIGMA = 1.4826
-# Words in the names of metrics for which higher values are better.
-MORE_IS_BETTER = ("throughput", "per second", "/s", "rate")
+# In the names of metrics for which higher values are better: work for each unit of time.
+_MORE_IS_BETTER = re.compile(r"\bthroughput\b|\brate\b|\bper (?:second|minute|hour)\b|/(?:s|min|h)\b")
+
+
+def more_is_better(metric: str) -> bool:
+    """Whether a higher value of the metric with this name is the better one."""
+    return _MORE_IS_BETTER.search(metric) is not None
 
 
 @dataclass(frozen=True)
@@ -35,8 +41,7 @@ class Drift:
 
     @property
     def worse(self) -> bool:
-        more = any(word in self.metric for word in MORE_IS_BETTER)
-        return (self.now < self.usual) == more
+        return (self.now < self.usual) == more_is_better(self.metric)
 
     @property
     def words(self) -> str:

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import re
 import time
 
 from harness.deadline import ConditionNotMet
@@ -14,6 +13,7 @@ from harness.oracles.finding import finding
 from harness.plugin.case_context import CaseContext
 from harness.plugin.cells import Cell
 from harness.plugin.fixtures import Booted
+from harness.xen import hypervisor_log
 
 from .support import assert_balloon_at, settle_balloon
 
@@ -88,7 +88,7 @@ def test_populated_on_demand(booted: Booted, cell: Cell, case: CaseContext) -> N
     limits = cell.guest_os.balloon_limits
     guest: Guest = booted(settle_balloon, memory=limits.small, maxmem=limits.large)
     memory, initial = Memory(guest), Sample(**guest.prepared)
-    seen, low = len(guest.host.toolstack.dmesg()), int(limits.small * limits.low)
+    seen, low = guest.host.toolstack.dmesg(), int(limits.small * limits.low)
     rounds = 3 if guest.host.facts.emulated else 20
 
     for _ in range(rounds):
@@ -107,8 +107,8 @@ def test_populated_on_demand(booted: Booted, cell: Cell, case: CaseContext) -> N
         and guest.run("sync; dd if=/dev/urandom of=/tmp/fxh-x bs=64k count=16 && fsync /tmp/fxh-x", check=False).status
     ):
         wrong.append("the root disk cannot be written")
-    log = guest.host.toolstack.dmesg()[seen:].splitlines()
-    wrong += [f"Xen says: {line}" for line in log if re.search("BUG|WARN|Assertion", line)]
+    log = hypervisor_log.since(seen, guest.host.toolstack.dmesg())
+    wrong += [f"Xen says: {line}" for line in hypervisor_log.errors(log)]
     assert not wrong, finding(
         test=test,
         observed=wrong,

@@ -31,13 +31,13 @@ class InBackground:
         self._number = 0
 
     def __call__(self, command: str) -> str:
-        """The output of ``command``. Raises TimeoutError if it does not end in time, in the manner of :meth:`Guest.sh`."""
+        """The output of ``command``, whatever its exit status. Raises GuestDied (a hang) if it does not end in time."""
         self._number += 1
         out = f"/tmp/fxh-out-{self._number}"
         self.guest.sh(f"( ( {command} ) > {out} 2>&1; echo > {out}.end ) > /dev/null 2>&1 &")
         end = time.monotonic() + self.seconds * self.guest.scale
         while "yes" not in self.guest.run(f"[ -e {out}.end ] && echo yes", check=False).text:
             if time.monotonic() > end:
-                raise TimeoutError(f"`{command}` does not end within {self.seconds:.0f} s")
+                raise self.guest.hang(f"`{command}` does not end within {self.seconds * self.guest.scale:.0f} s")
             time.sleep(0.3)
         return self.guest.sh(f"cat {out}; rm -f {out} {out}.end")

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import time
+
 from harness.guests.guest import Guest
 from harness.oracles.finding import finding
 from harness.plugin.fixtures import Booted
@@ -15,6 +17,14 @@ def idle(guest: Guest, count: int) -> list[int]:
     """The CPUs of the first ``count`` on which no process runs."""
     ask = guest.profile
     return [n for n in range(count) if guest.run(ask.on_cpu(n, "echo here"), 30, check=False).text != "here"]
+
+
+def await_cpus(guest: Guest, count: int) -> int:
+    """Wait up to 20 s until ``count`` CPUs run, and return the number that run then: a guest may ignore the request."""
+    deadline = guest.deadline(20)
+    while (running := guest.profile.cpus(guest.sh)) != count and not deadline.expired:
+        time.sleep(1)
+    return running
 
 
 def test_vcpus_come_and_go(booted: Booted) -> None:
@@ -35,8 +45,7 @@ def test_vcpus_come_and_go(booted: Booted) -> None:
 
     for count in REQUESTS:
         guest.host.toolstack.vcpu_set(guest.domid, count)
-        guest.sh("sleep 2")
-        running = ask.cpus(guest.sh)
+        running = await_cpus(guest, count)
         if running not in (before, count):
             wrong.append(f"after xl vcpu-set {count} it has {running} CPUs instead of {before}")
         if still := idle(guest, running):

@@ -18,7 +18,6 @@ from harness.plugin.case_context import CaseContext
 
 # Seconds from the connection of the interface to the last announcement.
 WITHIN = 3.0
-TAG = 5
 
 
 def give_addresses(link: Link, case: CaseContext) -> list[Announcement]:
@@ -33,13 +32,13 @@ def give_addresses(link: Link, case: CaseContext) -> list[Announcement]:
         family = IPV6 if ":" in address else IPV4
         ask.add_address(guest.sh, link.interface, f"{address}/{family.prefix}")
     found = [Announcement(mac, address) for address in (link.there, *more)]
-    tagged = VlanLink(link, TAG)
+    tagged = VlanLink(link)
     case.undo.append(tagged.down)
     try:
         tagged.up()
     except CannotRun:
         return found
-    return [*found, Announcement(mac, tagged.there, TAG)]
+    return [*found, Announcement(mac, tagged.there, tagged.tag)]
 
 
 def wait_connected(guest: Guest) -> None:

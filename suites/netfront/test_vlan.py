@@ -16,7 +16,6 @@ from harness.plugin.case_context import CaseContext
 
 from .support import SIZE, require_link, set_offloads
 
-TAG = 5
 # Bytes of an Ethernet frame without its header, and of data in an echo request that fills it.
 MTU, FULL = 1500, 1472
 
@@ -28,7 +27,7 @@ def tagged(link: Link, case: CaseContext) -> Tagged:
     """``tagged(family)``: a link over a VLAN between dom0 and the guest. Skips the case if guest or dom0 have no VLANs."""
 
     def make(family: Family) -> VlanLink:
-        made = VlanLink(link, TAG, family)
+        made = VlanLink(link, family)
         case.undo.append(made.down)
         try:
             return made.up()
@@ -50,7 +49,7 @@ def test_vlan_mtu(tagged: Tagged) -> None:
     """
     link = tagged(IPV4)
     guest, ask = link.guest, link.guest.profile
-    require_link(link, f"an address in VLAN {TAG}")
+    require_link(link, f"an address in VLAN {link.tag}")
 
     mtu = next(interface.mtu for interface in ask.interfaces(guest.sh) if interface.name == link.interface)
     sent = guest.run(ask.ping_command(link.here, 5, FULL, whole=True), check=False)
@@ -64,7 +63,7 @@ def test_vlan_mtu(tagged: Tagged) -> None:
     if "1 received" not in came:
         wrong.append(f"no answer to {FULL} bytes of data with DF to the guest")
     assert not wrong, finding(
-        test=f"VLAN {TAG} on {link.parent} and on dom0's bridge, echo requests with {FULL} bytes of data in both directions",
+        test=f"VLAN {link.tag} on {link.parent} and on dom0's bridge, echo requests with {FULL} bytes of data in both directions",
         observed=wrong,
         expected=f"the VLAN has MTU {MTU}, and both requests are answered",
         reference="sys/dev/xen/netfront/netfront.c, create_netdev() (if_capabilities); sys/net/if_vlan.c, vlan_config() (ifv_mtufudge)",
@@ -80,7 +79,7 @@ def test_vlan_data(tagged: Tagged, link: Link, family: Family, case: CaseContext
     Source: sys/net/if_vlan.c, vlan_capabilities(); sys/dev/xen/netfront/netfront.c
     """
     over, ask = tagged(family), link.guest.profile
-    require_link(over, f"an address in VLAN {TAG}")
+    require_link(over, f"an address in VLAN {over.tag}")
     flags = ask.offloads(link.guest.sh, link.interface)
     wrong = []
     for name, on in (("offloads on", True), ("offloads off", False)):
@@ -91,11 +90,11 @@ def test_vlan_data(tagged: Tagged, link: Link, family: Family, case: CaseContext
         wrong += [f"{name}: {way}: {done.complaint}" for way, done in (("to dom0", up), ("from dom0", down)) if done.complaint]
         # The capture takes tagged frames only.
         if not all(frames.sent_by(seen, address) for address in (over.here, over.there)):
-            wrong.append(f"{name}: not all frames with data have the tag {TAG}")
+            wrong.append(f"{name}: not all frames with data have the tag {over.tag}")
         if bad := over.checksum_errors() - errors:
             wrong.append(f"{name}: dom0 threw {bad} segments away for their checksums")
     assert not wrong, finding(
-        test=f"{SIZE >> 12} KiB of TCP by {family.name} in each direction through VLAN {TAG} on {link.interface}, "
+        test=f"{SIZE >> 12} KiB of TCP by {family.name} in each direction through VLAN {over.tag} on {link.interface}, "
         f"with and without {', '.join(flags)}",
         observed=wrong,
         expected="every byte arrives as it was sent, in tagged frames",

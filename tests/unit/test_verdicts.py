@@ -13,7 +13,7 @@ from harness.errors import BuildError
 from harness.plugin import outcome
 from harness.results.model import FAILED, HARNESS, INFRASTRUCTURE, PASSED, SKIPPED
 from harness.verdicts import values
-from harness.verdicts.drift import drifts
+from harness.verdicts.drift import Drift, drifts
 from harness.verdicts.judge import judge
 from harness.verdicts.run_verdicts import find_blockers, gone, judge_run
 from harness.verdicts.values import BAD, KINDS, Branch, Inputs, LastGreen, NamedRun, Observation
@@ -162,6 +162,16 @@ def test_a_host_name_is_not_taken_for_another_cell(host: str) -> None:
     past = [replace(seen, cell=f"freebsd-hvm-{host}") for seen in history("PA PA")]
     assert judge(see("FB", 9, cell=f"freebsd-hvm-{host}"), past).kind == values.REGRESSION
     assert judge(see("FB", 9, cell="freebsd-pvh-x"), past).kind == values.NEVER_PASSED
+
+
+@pytest.mark.parametrize(
+    ("metric", "more"),
+    [("cycles per minute", True), ("reads per second", True), ("KiB/s", True), ("net throughput", True), ("error rate", True),
+     ("seconds per cycle", False), ("iterations", False), ("a/size", False), ("stage login", False)],
+)  # fmt: skip
+def test_metrics_of_which_more_is_better(metric: str, more: bool) -> None:
+    assert Drift("c", "x", metric, usual=10.0, now=5.0, runs=5).worse == more
+    assert Drift("c", "x", metric, usual=10.0, now=20.0, runs=5).worse != more
 
 
 def test_drift() -> None:

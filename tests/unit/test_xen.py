@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from harness.errors import UsageError
 from harness.hosts import inventory
 from harness.transport.local import LocalTransport
-from harness.xen import elfnotes, event_wait, events, listing, vdev, xenstore, xl
+from harness.xen import elfnotes, event_wait, events, hypervisor_log, listing, vdev, xenstore, xl
 from harness.xen.config import Disk, DomainConfig, Vif
 
 LIST = """\
@@ -320,21 +320,64 @@ def test_event_channels() -> None:
     assert events.parse("(XEN) [    1.0] nothing of the kind") == ()
 
 
+class Dom0:
+    """A dom0 whose log of Xen has one more text of ``new`` at each dump."""
+
+    def __init__(self, *new: str, before: str = "") -> None:
+        self.new, self.before = list(new), before
+
+    def log(self, before: str, new: str) -> str:
+        return before + new
+
+    def run(self, argv: list[str]) -> object:
+        before, self.before = self.before, self.log(self.before, self.new.pop(0))
+        return type("Completed", (), {"text": f"{before}{argv[-1]}\n{self.before}"})
+
+
 @pytest.mark.parametrize(
     ("second", "ports"), [(EVENTS, [32]), (EVENTS.replace("[1/1/", "[0/0/"), [])], ids=["stays", "was-handled"]
 )
 def test_deaf_channels_stay_masked(second: str, ports: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
     """A channel that is pending and masked once may still be handled. One that is so in both dumps will not be."""
-    said = [EVENTS, second]
-
-    class Dom0:
-        def run(self, argv: list[str]) -> object:
-            return type("Completed", (), {"text": said.pop(0)})
+    dom0 = Dom0(EVENTS, second)
 
     monkeypatch.setattr("harness.xen.events.time.sleep", lambda seconds: None)
 
-    assert [channel.port for channel in events.deaf(Dom0(), 2)] == ports  # type: ignore[arg-type]
-    assert events.deaf(type("Dom0", (), {"run": lambda self, argv: type("Completed", (), {"text": EVENTS})})(), 3) == ()
+    assert [channel.port for channel in events.deaf(dom0, 2)] == ports  # type: ignore[arg-type]
+    assert events.deaf(Dom0(EVENTS), 3) == ()  # type: ignore[arg-type]
+
+
+def test_a_dump_that_the_log_lost_is_not_an_earlier_one() -> None:
+    """An old dump stays in Xen's log. If the new one has no header, because the log is too small, there are no channels."""
+    assert events.dump(Dom0(EVENTS, before=EVENTS)) == events.parse(EVENTS)  # type: ignore[arg-type]
+    assert events.dump(Dom0("", before=EVENTS)) == ()  # type: ignore[arg-type]
+    headless = EVENTS.partition("domain 0:\n")[2]
+    assert events.dump(type("Full", (Dom0,), {"log": lambda self, before, new: new})(headless, before=EVENTS)) == ()
+
+
+@pytest.mark.parametrize("size", [30, 40, 1000])
+def test_what_is_new_in_a_log_that_is_full(size: int) -> None:
+    """The log keeps its last ``size`` characters, also when lines repeat."""
+    old, new = "(XEN) one\n(XEN) two\n(XEN) two\n", "(XEN) two\n(XEN) 3\n"
+    assert hypervisor_log.since(old[-size:], (old + new)[-size:]) == new[-size:]
+    assert hypervisor_log.since(old, old) == ""
+    assert hypervisor_log.since("", new) == new
+
+
+def test_only_xen_itself_reports_errors() -> None:
+    said = [
+        "(XEN) [   36.4] Xen WARN at arch/x86/mm.c:12",
+        "(XEN) Xen BUG at common/a.c:1",
+        "(XEN) Assertion 'a' failed at common/a.c:2",
+    ]
+    others = [
+        "(d3) OVMF: DEBUG enabled",
+        "(XEN) [   36.4] d3v0: Xen BUG at x",
+        "(d3) (XEN) Xen BUG at x",
+        "(XEN) DEBUG",
+        "(XEN) no WARNING",
+    ]
+    assert hypervisor_log.errors("\n".join(others + said)) == said
 
 
 def follow_xl_log(log: Path) -> AbstractContextManager[event_wait.Pause]:
