@@ -144,7 +144,7 @@ class _Prompt:
         if self._host is None:
             print("the case has no host yet")
             return
-        size = shutil.get_terminal_size()
+        size = os.get_terminal_size(sys.stdout.fileno())  # not the variables COLUMNS and LINES, which may be old
         argv = ["sh", "-c", _SHELL, "sh", str(size.lines), str(size.columns), f"dom0 {self._host.facts.name}# "]
         attach(TypedStream(self._host.transport.open(argv, pty=True), _recorder("dom0")))
         print("\nleft dom0", flush=True)

@@ -93,7 +93,7 @@ def terminal(tmp_path: Path) -> Iterator[Callable[..., Any]]:
     def start(*words: str) -> Any:
         child = pexpect.spawn(
             sys.executable, list(words), timeout=60, encoding="utf-8", dimensions=(33, 101), cwd=str(ROOT),
-            env={**os.environ, "PYTEST_ADDOPTS": "", "PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}"},
+            env={**os.environ, "COLUMNS": "80", "LINES": "24", "PYTEST_ADDOPTS": "", "PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}"},
         )  # fmt: skip
         spawned.append(child)
         return child
