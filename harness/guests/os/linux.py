@@ -226,7 +226,9 @@ class Linux(GuestOS):
     def balloon(self, run: Run) -> Balloon:
         where = "/sys/devices/system/xen_memory/xen_memory0"
         uses = "Buffers|Cached|AnonPages|Slab|KernelStack|PageTables|Percpu"
-        text = run(f"cat {where}/info/current_kb {where}/target_kb; grep -E '^(MemTotal|MemFree|{uses}):' /proc/meminfo")
+        # MemFree does not count the free pages in the lists of each CPU (mm/page_alloc.c, zoneinfo_show_print()).
+        lists = "awk '$1 == \"count:\" { pages += $2 } END { print pages * 4 }' /proc/zoneinfo"
+        text = run(f"cat {where}/info/current_kb {where}/target_kb; grep -E '^(MemTotal|MemFree|{uses}):' /proc/meminfo; {lists}")
         # Pages of the balloon are not in MemTotal (drivers/xen/balloon.c, adjust_managed_page_count()).
         current, target, managed, free, *used = (int(number) << 10 for number in re.findall(r"\b\d+\b", text))
         return Balloon(current, target, managed, free, managed - free - sum(used))
