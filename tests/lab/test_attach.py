@@ -185,7 +185,7 @@ def test_a_dead_guest_leaves_dom0_and_the_next_case_is_clean(terminal: Callable[
         run.send("\x04")
         run.expect(pexpect.EOF)
         run.close()
-    assert run.exitstatus == 1
+    assert run.exitstatus == 0, "a paused case does not decide the exit status, and the other case passed"
     cases = {
         case["case"]: case for case in (json.loads(file.read_text()) for file in tmp_path.glob("reports/latest/cases/*/case.json"))
     }
