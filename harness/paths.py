@@ -60,3 +60,10 @@ def workspace() -> Path:
     """Where the user's ``fxh.toml`` and ``reports/`` are: ``FXH_PROJECT``, else the checkout, else the current directory."""
     given = os.environ.get("FXH_PROJECT")
     return Path(given) if given else checkout() or Path.cwd()
+
+
+def tail(path: Path, size: int) -> bytes:
+    """The last ``size`` bytes of a file, without reading the rest: a log may be larger than the memory. Raises OSError."""
+    with path.open("rb") as file:
+        file.seek(max(0, file.seek(0, os.SEEK_END) - size))
+        return file.read(size)

@@ -127,10 +127,10 @@ class BuildDirectory:
 
     def _drop_backdated(self) -> None:
         """Drop all objects if a source has changed since their build without make noticing it."""
-        if self._times is None:
+        times = self._times
+        if times is None:
             return
-        started, ended = self._times
-        if name := treescan.backdated(self.scanned, started, ended):
+        if name := treescan.backdated(self.scanned, *times):
             log.warning("%s was restored with an older time, which make does not notice: building everything again", name)
             (self.directory / "toolchain.done").unlink(missing_ok=True)
             shutil.rmtree(self.directory / "obj")
@@ -142,7 +142,8 @@ class BuildDirectory:
         make compares times only: it takes a truncated library for a finished one. A file that was being written when the build ended
         is among the newest of the directory.
         """
-        if self._times is None or self._times[1] != math.inf:
+        times = self._times
+        if times is None or times[1] != math.inf:
             return
         written = {
             path: path.lstat().st_mtime for path in (self.directory / "obj").rglob("*") if path.is_file() and not path.is_symlink()

@@ -5,11 +5,11 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 
+from harness import paths
 from harness.deadline import Deadline
 from harness.errors import InfrastructureError, UsageError
 from harness.hosts.debugger import Debugger
@@ -213,9 +213,8 @@ class LabHost(DirectHost):
 
     def hypervisor_log(self) -> str:
         """From Xen's serial port, which needs no process in dom0."""
-        with contextlib.suppress(OSError), (self.lab.directory / "xen.log").open("rb") as file:
-            file.seek(max(0, file.seek(0, os.SEEK_END) - _XEN_LOG))
-            return file.read(_XEN_LOG).decode("utf-8", "replace")
+        with contextlib.suppress(OSError):
+            return paths.tail(self.lab.directory / "xen.log", _XEN_LOG).decode("utf-8", "replace")
         return ""
 
     @property

@@ -13,7 +13,7 @@ import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from harness import stamp
+from harness import paths, stamp
 from harness.console import xentrace
 from harness.console.text import decode
 from harness.deadline import ConditionNotMet, Deadline
@@ -241,7 +241,7 @@ class Lab:
     def _serial_tail(self) -> str:
         """The end of Xen's serial console."""
         try:
-            return decode((self.directory / "xen.log").read_bytes()[-_TAIL:])
+            return decode(paths.tail(self.directory / "xen.log", _TAIL))
         except OSError:
             return ""
 

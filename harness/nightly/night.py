@@ -15,7 +15,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from harness import stamp
+from harness import paths, stamp
 from harness.errors import ExitCode, InfrastructureError
 from harness.nightly.plan import NightlyStep
 
@@ -150,7 +150,7 @@ def failure_reason(text: str, code: int | None) -> str:
 def tail(path: Path, size: int = _TAIL) -> str:
     """The last ``size`` bytes of a step's log, or "" if it cannot be read."""
     try:
-        return path.read_bytes()[-size:].decode("utf-8", "replace")
+        return paths.tail(path, size).decode("utf-8", "replace")
     except OSError:
         return ""
 

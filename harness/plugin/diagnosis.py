@@ -7,6 +7,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from harness import paths
 from harness.console import xentrace
 from harness.console.clean import Cleaner
 from harness.console.complaints import GUEST
@@ -86,7 +87,7 @@ def _running(host: XenHost) -> str:
 
 def _text(path: Path) -> str:
     try:
-        return decode(path.read_bytes()[-_SEARCHED:])
+        return decode(paths.tail(path, _SEARCHED))
     except OSError:
         return ""
 
@@ -108,9 +109,7 @@ def complaints(directory: Path, logs: Mapping[str, str]) -> tuple[ComplaintRecor
 
 
 def _console(path: Path) -> str:
-    with path.open("rb") as file:
-        file.seek(max(0, path.stat().st_size - _SEARCHED))
-        return decode(Cleaner().text(file.read(_SEARCHED)))
+    return decode(Cleaner().text(paths.tail(path, _SEARCHED)))
 
 
 def inspect(guests: Sequence[Guest], directory: Path) -> None:

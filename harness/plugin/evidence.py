@@ -9,7 +9,7 @@ import logging
 import time
 from pathlib import Path
 
-from harness import trace
+from harness import paths, trace
 from harness.deadline import Deadline
 from harness.errors import HarnessError
 from harness.hosts.host import XenHost
@@ -108,6 +108,5 @@ def _uptime(host: XenHost, deadline: Deadline) -> dict[str, float]:
 
 
 def _copy_tail(source: Path, target: Path) -> None:
-    with contextlib.suppress(OSError), source.open("rb") as file:
-        file.seek(max(0, source.stat().st_size - _TAIL))
-        target.write_bytes(file.read(_TAIL))
+    with contextlib.suppress(OSError):
+        target.write_bytes(paths.tail(source, _TAIL))
