@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: BSD-2-Clause
 """Source lines of a backtrace of 40 frames, beside `addr2line -fie` for the same frames. Run by hand: python bench/symbols.py [FILE]
 
-FILE has debugging information, by default the largest kernel.debug of the store. Each measurement is a process of its own:
+Pass a FILE with debugging information; the default is the largest kernel.debug of the store. Each measurement starts a new process:
 
 index: with an empty store, so the index is made first. The builder does this when it makes a kernel.
 cold: the index is there, but the process has read nothing

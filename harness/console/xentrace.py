@@ -83,7 +83,7 @@ def traces(text: str) -> tuple[XenTrace, ...]:
 def panic(text: str) -> str:
     """What Xen's panic at the end of ``text`` says, and where: ``FATAL TRAP: vector = 6 (invalid opcode) in dump_runq()``.
 
-    Returns "" if there is none, or if Xen was started again after it.
+    Returns "" if there is none, or if Xen restarted after it.
     """
     last = next(reversed(traces(text)), None)
     lines = text.rstrip().splitlines()
