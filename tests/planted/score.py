@@ -2,7 +2,8 @@
 """make planted: run each planted regression through the real suites and print which ones were caught.
 
 A regression counts as caught if its case fails with the right words and a case of each other suite passes. If no guest boots with
-it, the other suites are not run. ``--clean N`` runs the cases N times without a plant.
+it, the other suites are not run. ``--clean N`` runs the cases N times without a plant, and prints each line of a boot's console and
+each complaint that the first of these runs lacks.
 """
 
 from __future__ import annotations
@@ -22,6 +23,11 @@ from pathlib import Path
 from typing import TypeVar
 
 from plants import TABLE
+
+from harness.report import boot_consoles
+from harness.report.trends import BOOTS
+from harness.results import model
+from harness.results.model import RunResult
 
 HERE = Path(__file__).parent
 PROJECT = HERE.parent.parent
@@ -49,12 +55,17 @@ def map_in_parallel(work: Callable[[Thing], Result], things: Iterable[Thing], la
                 child.terminate()
 
 
-def run(cases: list[str], kind: str, plant: str = "", guest: list[str] | None = None) -> dict[str, dict[str, str]]:
-    """Run cases and return outcome and reason by ``suite/function[parameters]``. ``guest`` are options of pytest."""
+def run(
+    cases: list[str], kind: str, plant: str = "", guest: list[str] | None = None, keep: Path | None = None
+) -> dict[str, dict[str, str]]:
+    """Run cases and return outcome and reason by ``suite/function[parameters]``. ``guest`` are options of pytest.
+
+    ``keep`` is a new directory for the files of the run (default: they are removed).
+    """
     ids = [f"suites/{case.partition('/')[0]}" for case in cases]
     words = [case.partition("/")[2] for case in cases]
     with tempfile.TemporaryDirectory() as reports:
-        path = Path(reports) / "runs" / "r"
+        path = keep or Path(reports) / "runs" / "r"
         argv = [
             sys.executable, "-m", "pytest", "-p", "plants", *(["--plant", plant] if plant else []), "-q", "--no-header", "--tb=no",
             "-p", "no:cacheprovider", "--rootdir", str(PROJECT), *(guest or ["--fxh-guest", "control"]), "--fxh-type", kind, "--fxh-reports", reports,
@@ -125,18 +136,54 @@ def main() -> int:
 
 
 def clean(times: int, labs: int) -> int:
-    """Run the cases of all plants ``times`` times without a plant, and print each failure as a false alarm."""
-    cases = [plant.case for plant in TABLE.values() if plant.guest == "control"]
-    alarms = 0
-    for turn, found in enumerate(map_in_parallel(lambda turn: run(cases, "pv"), range(times), labs), 1):
-        found = {**{case: {"outcome": "not run", "reason": ""} for case in cases}, **found}
-        red = {name: got for name, got in found.items() if got["outcome"] not in ("passed", "skipped")}
-        alarms += len(red)
-        print(f"turn {turn}: {len(found)} results, {len(red)} failures", flush=True)
-        for name, got in red.items():
-            print(f"       {name}: {got['outcome']}: {got['reason'][:200]}", flush=True)
-    print(f"{alarms} false alarms in {times} runs without a plant")
-    return 1 if alarms else 0
+    """Run the cases of all plants ``times`` times without a plant, and print each failure as a false alarm.
+
+    Also print what is news against the first run: lines of the boot's console and complaints. One line is allowed in 20 runs.
+    """
+    cases = [BOOTS.replace("test_boot::", ""), *(plant.case for plant in TABLE.values() if plant.guest == "control")]
+    alarms, first, lines, complaints = 0, None, 0, 0
+    with tempfile.TemporaryDirectory() as kept:
+        turns = map_in_parallel(lambda turn: run(cases, "pv", keep=Path(kept) / str(turn)), range(times), labs)
+        for turn, found in enumerate(turns):
+            found = {**{case: {"outcome": "not run", "reason": ""} for case in cases}, **found}
+            red = {name: got for name, got in found.items() if got["outcome"] not in ("passed", "skipped", "known")}
+            alarms += len(red)
+            print(f"turn {turn + 1}: {len(found)} results, {len(red)} failures", flush=True)
+            for name, got in red.items():
+                print(f"       {name}: {got['outcome']}: {got['reason'][:200]}", flush=True)
+            this = model.read_run(Path(kept) / str(turn))
+            first = first or this
+            for line in new_console_lines(first, this, Path(kept)):
+                lines += 1
+                print(f"       console: {line}", flush=True)
+            for complaint in new_complaints(first, this):
+                complaints += 1
+                print(f"       complaint: {complaint}", flush=True)
+    print(f"{alarms} false alarms, {lines} new console lines and {complaints} new complaints in {times} runs without a plant")
+    return 1 if alarms or complaints or lines > max(1, times // 20) else 0
+
+
+def new_console_lines(first: RunResult, this: RunResult, where: Path) -> list[str]:
+    """The lines that only one of the boots of test_boots_to_login printed, each after + or -. ``where`` holds both runs."""
+    old, new = ({case.cell: case for case in result.cases if case.key == BOOTS} for result in (first, this))
+    found = boot_consoles.changes(
+        (cell, first.run, where / first.run / "cases" / old[cell].directory, where / this.run / "cases" / case.directory)
+        for cell, case in new.items()
+        if cell in old
+    )
+    marked = ((("+", change.difference.appeared), ("-", change.difference.disappeared)) for change in found)
+    return [f"{mark} {line}" for pairs in marked for mark, group in pairs for line in group]
+
+
+def new_complaints(first: RunResult, this: RunResult) -> list[str]:
+    """The complaints of a run that the same case of the first run lacks."""
+    before = {(case.key, case.cell, complaint.identity) for case in first.cases for complaint in case.complaints or ()}
+    return [
+        f"{case.case}: {complaint.source}: {complaint.message}"
+        for case in this.cases
+        for complaint in case.complaints or ()
+        if (case.key, case.cell, complaint.identity) not in before
+    ]
 
 
 if __name__ == "__main__":
