@@ -3,9 +3,9 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-# Labs that run at the same time; each takes one CPU.
-WORKERS ?= $(shell nproc 2>/dev/null || sysctl -n hw.ncpu)
-SELFTEST = $(BIN)/pytest tests -q -n $(WORKERS) --dist worksteal
+# Labs that run at the same time; 0 for as many as this machine can run.
+WORKERS ?= 0
+SELFTEST = $(BIN)/pytest tests -q -n $(if $(filter 0,$(WORKERS)),auto,$(WORKERS)) --dist worksteal
 
 .PHONY: run test selftest lint unit explore setup setup-tests bench planted report nightly faults clean
 
@@ -37,7 +37,7 @@ unit: $(VENV)/dev
 
 # The property tests with new random examples, 2000 of each.
 explore: $(VENV)/dev
-	FXH_HYPOTHESIS=explore $(BIN)/pytest tests/unit -q -n $(WORKERS) -m hypothesis
+	FXH_HYPOTHESIS=explore $(BIN)/pytest tests/unit -q -n auto -m hypothesis
 
 setup: $(VENV)/installed
 	$(BIN)/fxh setup

@@ -15,6 +15,8 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+from harness.config import lab_count
+
 ROOT = Path(__file__).parent.parent
 
 # The machine may be busy, and no test measures time, so Hypothesis must not time its examples either.
@@ -22,6 +24,11 @@ ROOT = Path(__file__).parent.parent
 settings.register_profile("fxh", deadline=None, derandomize=True)
 settings.register_profile("explore", deadline=None, max_examples=2000)
 settings.load_profile(os.environ.get("FXH_HYPOTHESIS", "fxh"))
+
+
+def pytest_xdist_auto_num_workers() -> int:
+    """The workers of `pytest -n auto`: most tests wait for a lab or for a process."""
+    return lab_count.automatic()
 
 
 @contextmanager

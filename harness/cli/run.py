@@ -35,7 +35,7 @@ def run(
     import pytest
 
     from harness import paths
-    from harness.config import load
+    from harness.config import lab_count, load
     from harness.plugin.options import Invocation
     from harness.plugin.progress import Progress
     from harness.results import run_dir
@@ -81,8 +81,8 @@ def run(
         argv += ["-k", options.keyword]
     if options.exitfirst:
         argv += ["-x"]
-    if options.workers > 1:
-        argv += ["-n", str(options.workers), "--dist", "worksteal"]
+    if (workers := options.workers or lab_count.automatic()) > 1:
+        argv += ["-n", str(workers), "--dist", "worksteal"]
     argv += ["--junitxml", str(directory / "junit.xml"), "--alluredir", str(directory / "allure")]
     status = pytest.main(argv, plugins=[Progress(), Invocation(given, directory)])
     raise typer.Exit(_exit_code(int(status), directory))

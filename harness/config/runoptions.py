@@ -104,8 +104,11 @@ class RunOptions:
         metadata=option(
             "-n",
             "--workers",
-            least=1,
-            help="Run this many workers in parallel, each on its own lab or share of a host (default: 1).",
+            least=0,
+            help=(
+                "Run this many workers in parallel, each on its own lab or share of a host; "
+                "0 for as many labs as this machine can run (default: 1)."
+            ),
             pytest=False,
             toml=True,
         ),

@@ -41,8 +41,8 @@ def check(options: RunOptions) -> None:
     parse(options.pause)
     if not (sys.stdin.isatty() and sys.stdout.isatty()):
         raise UsageError("--pause needs a terminal", hint="run fxh in a terminal, without a pipe; or use --keep failed")
-    if options.workers > 1:
-        raise UsageError(f"--pause with {options.workers} workers: they have no terminal", hint="add -n 1")
+    if options.workers != 1:
+        raise UsageError(f"--pause with {options.workers or 'several'} workers: they have no terminal", hint="add -n 1")
 
 
 def mark(items: list[pytest.Item], wanted: str) -> None:

@@ -14,6 +14,7 @@ from harness.guests.link import Link
 from harness.oracles.finding import finding
 from harness.plugin.case_context import CaseContext
 from harness.plugin.fixtures import Booted
+from harness.safetext import plain
 
 from .support import connected
 
@@ -33,7 +34,9 @@ def assert_continues(guest: Guest, suspended: Callable[[Guest], object], test: s
     first, disks, offloads = clock_offset(guest), ask.disks(guest.sh), ask.offloads(guest.sh, link.interface)
     peer = link.source(6001, SIZE, lasting=LASTING, patience=3 * PATIENCE)
     case.undo.append(peer.stop)
-    guest.sh(f"( {link.nc(4 * PATIENCE)} {link.here} 6001 < /dev/null | fxh_digest > /tmp/fxh-came ) > /dev/null 2>&1 &")
+    guest.sh(
+        f"( {link.nc(4 * PATIENCE)} {link.here} 6001 < /dev/null 2> /tmp/fxh-said | fxh_digest > /tmp/fxh-came ) > /dev/null 2>&1 &"
+    )
     guest.sh("dd if=/dev/urandom of=/tmp/fxh-data bs=64k count=32 2>/dev/null; fxh_digest < /tmp/fxh-data > /tmp/fxh-sum")
     copy = "while [ ! -e /tmp/fxh-stop ]; do cp /tmp/fxh-data /tmp/fxh-copy; sync; sleep 1; done; echo > /tmp/fxh-stopped"
     guest.sh(f"( {copy} ) > /dev/null 2>&1 &")
@@ -53,9 +56,10 @@ def assert_continues(guest: Guest, suspended: Callable[[Guest], object], test: s
     if abs(jump) > SLACK:
         wrong.append(f"compared with dom0, the guest's clock is {jump:+.1f} s off")
     if sent.error or came != sent.md5:
+        said = plain(guest.sh("head -c 500 /tmp/fxh-said")).strip()
         wrong.append(
             f"dom0 sent {sent.bytes} bytes ({sent.error or 'all'}) with digest {sent.md5}; "
-            f"the guest received data with digest {came!r}"
+            f"the guest received data with digest {came!r}" + (f", and its program ended with {said!r}" if said else "")
         )
     if guest.sh("fxh_digest < /tmp/fxh-copy") != guest.sh("cat /tmp/fxh-sum"):
         wrong.append("a file that was written meanwhile has other content")

@@ -24,6 +24,7 @@ from typing import TypeVar
 
 from plants import TABLE
 
+from harness.config import lab_count
 from harness.report import boot_consoles
 from harness.report.trends import BOOTS
 from harness.results import model
@@ -119,8 +120,11 @@ def main() -> int:
     parser.add_argument("names", nargs="*", help=f"of: {', '.join(TABLE)} (default: all)")
     parser.add_argument("--clean", type=int, default=0, help="run the cases this many times without a plant instead")
     parser.add_argument("--image", default="", help="a FreeBSD image, for the plants in FreeBSD")
-    parser.add_argument("-n", type=int, default=1, help="number of labs to use at the same time")
+    parser.add_argument(
+        "-n", type=int, default=1, help="number of labs to use at the same time; 0 for as many as the machine can run"
+    )
     options = parser.parse_args()
+    options.n = options.n or lab_count.automatic()
     freebsd = ["--fxh-image", options.image, "--fxh-guest", "freebsd"] if options.image else []
     if options.clean:
         return clean(options.clean, options.n)

@@ -50,7 +50,7 @@ def test_each_layer_covers_the_one_below(tmp_path: Path, monkeypatch: pytest.Mon
         ('[hosts.a]\nadress = "x"', "unknown hosts.a.adress\n  hint: did you mean 'address'?"),  # codespell:ignore adress
         ('[run]\nscale = "2"', "run.scale = '2': wrong type\n  hint: set a number"),
         ("[run]\nworkers = true", "run.workers = True"),
-        ("[run]\nworkers = 0", "run.workers = 0: too small\n  hint: use 1 or more"),
+        ("[run]\nworkers = -1", "run.workers = -1: too small\n  hint: use 0 or more"),
         ('[hosts.a]\ntags = "x"', "set a list of strings"),
         ("hosts = 1", "write it as a table"),
         ("run = 1", "write it as a table"),

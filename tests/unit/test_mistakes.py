@@ -21,7 +21,7 @@ COMMAND = typer.main.get_command(app)
     [
         ("run nosuch", "no suite 'nosuch'", "valid names: "),
         ("run boot --type pvx", "--type pvx: invalid value", "valid values: pv, "),
-        ("run boot -n 0", "--workers 0: too small", "use 1 or more"),
+        ("run boot -n -1", "--workers -1: too small", "use 0 or more"),
         ("run boot --reports {file}/x", "--reports {file}/x: Not a directory", "that you can write to"),
         ("run --resume nosuch", "no run 'nosuch'", "`fxh history`"),
         ("boot --type foo", "--type foo: invalid value", "valid values: pv, "),
