@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: BSD-2-Clause
 """Program for dom0: the far end of a guest's TCP connection or UDP datagrams.
 
-    recv ADDRESS PORT BYTES                     accept one connection and read BYTES
+    recv ADDRESS PORT BYTES [PATIENCE]          accept one connection and read BYTES; one read may take PATIENCE seconds
     send ADDRESS PORT BYTES SEED CHUNK [SECONDS [PATIENCE]]
                                                 accept one connection and write BYTES in writes of CHUNK, repeated until SECONDS
                                                 have passed; one write may take PATIENCE seconds
@@ -103,8 +103,8 @@ def bind_datagrams(tally: Tally, where: tuple[str, int]) -> _socket.socket:
     return found
 
 
-def recv(tally: Tally, where: tuple[str, int], count: int) -> None:
-    read(tally, accept(where), count)
+def recv(tally: Tally, where: tuple[str, int], count: int, patience: str = str(PATIENCE)) -> None:
+    read(tally, accept(where), count, float(patience))
 
 
 def read(tally: Tally, connection: _socket.socket, count: int, patience: float = PATIENCE) -> None:

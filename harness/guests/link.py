@@ -19,9 +19,10 @@ from harness.guests import capture
 from harness.guests.guest import Guest
 from harness.guests.link_watch import SECONDS, LinkWatch
 from harness.guests.os.linux import snmp_counter
-from harness.guests.peer import Peer, inside
+from harness.guests.peer import Moved, Peer, inside
 from harness.oracles import frames
 from harness.oracles.frames import Frame
+from harness.safetext import plain
 from harness.xen import events
 
 # Seed of the data that dom0 sends.
@@ -212,6 +213,21 @@ class Link:
         arrived = other.came(seconds)
         error = "" if arrived else f"{other.there} did not get {size} bytes from {self.there}"
         return self.watched(Transfer(size, sent, arrived, round(time.monotonic() - begun, 3), error))
+
+    def receive(self, port: int, seconds: float) -> None:
+        """Start a program in the guest that connects to ``port`` of dom0 and digests what arrives, for at most ``seconds``."""
+        receive = f"{self.nc(seconds)} {self.here} {port} < /dev/null 2> /tmp/fxh-said | fxh_digest > /tmp/fxh-came"
+        self.guest.sh(f"rm -f /tmp/fxh-came; ( {receive} ) > /dev/null 2>&1 &")
+
+    def incomplete(self, sent: Moved, came: str) -> str:
+        """The defect of a stream that :meth:`receive` digested as ``came``, with that program's last words; "" if all arrived."""
+        if not sent.error and came == sent.md5:
+            return ""
+        said = plain(self.guest.sh("head -c 500 /tmp/fxh-said")).strip()
+        return (
+            f"dom0 sent {sent.bytes} bytes ({sent.error or 'all'}) with digest {sent.md5}; "
+            f"the guest received data with digest {came!r}" + (f", and its program ended with {said!r}" if said else "")
+        )
 
     def came(self, seconds: float) -> str:
         """The digest that a transfer in the background writes to /tmp/fxh-came at its end; "" if none does in ``seconds``."""

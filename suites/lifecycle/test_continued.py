@@ -14,7 +14,6 @@ from harness.guests.link import Link
 from harness.oracles.finding import finding
 from harness.plugin.case_context import CaseContext
 from harness.plugin.fixtures import Booted
-from harness.safetext import plain
 
 from .support import connected
 
@@ -34,9 +33,7 @@ def assert_continues(guest: Guest, suspended: Callable[[Guest], object], test: s
     first, disks, offloads = clock_offset(guest), ask.disks(guest.sh), ask.offloads(guest.sh, link.interface)
     peer = link.source(6001, SIZE, lasting=LASTING, patience=3 * PATIENCE)
     case.undo.append(peer.stop)
-    guest.sh(
-        f"( {link.nc(4 * PATIENCE)} {link.here} 6001 < /dev/null 2> /tmp/fxh-said | fxh_digest > /tmp/fxh-came ) > /dev/null 2>&1 &"
-    )
+    link.receive(6001, 4 * PATIENCE)
     guest.sh("dd if=/dev/urandom of=/tmp/fxh-data bs=64k count=32 2>/dev/null; fxh_digest < /tmp/fxh-data > /tmp/fxh-sum")
     copy = "while [ ! -e /tmp/fxh-stop ]; do cp /tmp/fxh-data /tmp/fxh-copy; sync; sleep 1; done; echo > /tmp/fxh-stopped"
     guest.sh(f"( {copy} ) > /dev/null 2>&1 &")
@@ -55,12 +52,8 @@ def assert_continues(guest: Guest, suspended: Callable[[Guest], object], test: s
         wrong.append(f"domain {domid} became {row and row.domid}")
     if abs(jump) > SLACK:
         wrong.append(f"compared with dom0, the guest's clock is {jump:+.1f} s off")
-    if sent.error or came != sent.md5:
-        said = plain(guest.sh("head -c 500 /tmp/fxh-said")).strip()
-        wrong.append(
-            f"dom0 sent {sent.bytes} bytes ({sent.error or 'all'}) with digest {sent.md5}; "
-            f"the guest received data with digest {came!r}" + (f", and its program ended with {said!r}" if said else "")
-        )
+    if lost := link.incomplete(sent, came):
+        wrong.append(lost)
     if guest.sh("fxh_digest < /tmp/fxh-copy") != guest.sh("cat /tmp/fxh-sum"):
         wrong.append("a file that was written meanwhile has other content")
     if (now := ask.disks(guest.sh)) != disks:
