@@ -190,8 +190,11 @@ class BuildDirectory:
                     (directory / name).write_text(text)
             words.append(f"KERNCONFDIR={directory}")
         # Without this, assertions and debugging information contain paths, so the kernel's bytes depend on the source's location.
-        words.append(f"CONF_CFLAGS=-ffile-prefix-map={self.tree.path}=/usr/src -ffile-prefix-map={self.objects}=/usr/obj")
-        flags, used = combine([_makeoptions(conf), words[-1]]), self.objects / "sys" / f".{conf.name}.flags"
+        paths_replaced = f"CONF_CFLAGS=-ffile-prefix-map={self.tree.path}=/usr/src -ffile-prefix-map={self.objects}=/usr/obj"
+        # src.conf's WITHOUT_WERROR does not reach sys/conf/kern.pre.mk. A compiler other than the tree's prints warnings that the tree
+        # does not expect: clang 19 does for the DDB of 13.2.
+        words += [paths_replaced, "WERROR="]
+        flags, used = combine([_makeoptions(conf), paths_replaced]), self.objects / "sys" / f".{conf.name}.flags"
         if not used.is_file() or used.read_text() != flags:
             # make compares times, not flags, so it would keep objects that were compiled with other flags.
             shutil.rmtree(self.objects / "sys" / conf.name, ignore_errors=True)

@@ -49,6 +49,7 @@ from harness.images.assemble import Parts, assemble
 from harness.images.buildworld import BuildDirectory
 from harness.images.hosttools import Compiler
 from harness.images.inputs import Input, content_hash
+from harness.images.kernconf import KernConf
 from harness.images.srctree import SourceTree
 from tests.unit.kernels import kernel as fake_kernel
 from tests.unit.test_image_parts import elf
@@ -642,6 +643,19 @@ def test_a_build_has_no_terminal_and_no_flags_of_ours(build_directory: BuildDire
     with build_directory.open():
         build_directory.make("world", "works")
     assert f"False {build_directory.directory}/obj True" in (build_directory.directory / "log/world.log").read_text()
+
+
+def test_warnings_of_a_newer_compiler_do_not_end_a_kernel_build(
+    build_directory: BuildDirectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """clang 19 warns of the function definitions in 13.2's DDB; kern.pre.mk adds -Werror unless WERROR is set."""
+    monkeypatch.setattr(BuildDirectory, "_configuration", lambda self, conf: "")
+    monkeypatch.setattr(BuildDirectory, "_seed", lambda self, conf, flags: None)
+    with build_directory.open(), pytest.raises(BuildError, match="there is no"):
+        build_directory.kernel(KernConf("MINE", (), "the tree"))
+    command = (build_directory.directory / "log/kernel-MINE.log").read_text().splitlines()[0]
+    assert "buildkernel KERNCONF=MINE" in command
+    assert command.split()[-1] == "WERROR="
 
 
 def test_an_interrupted_build_leaves_no_process(build_directory: BuildDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
