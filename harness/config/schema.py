@@ -14,7 +14,7 @@ class HostConfig:
     """``[hosts.NAME]``: a real Xen host. Empty settings come from ``~/.ssh/config`` or from the host itself."""
 
     address: str
-    """``[user@]host[:port]``, an alias of ``~/.ssh/config``, or ``local`` if this machine is the dom0."""
+    """``[user@]host[:port]``, an alias of ``~/.ssh/config``, ``local`` if this machine is the dom0, or ``labgrid:KEY=VALUE,...``."""
     name: str = ""
     key: str = ""
     """Path of a private key."""
@@ -73,6 +73,14 @@ class NightlyConfig:
 
 
 @dataclass(frozen=True)
+class LabgridConfig:
+    """``[labgrid]``: where hosts with an address ``labgrid:...`` come from."""
+
+    coordinator: str = ""
+    """``HOST:PORT`` of the coordinator; empty for ``LG_COORDINATOR``, else 127.0.0.1:20408."""
+
+
+@dataclass(frozen=True)
 class Config:
     """All tables of ``fxh.toml``; the hosts by name."""
 
@@ -80,10 +88,12 @@ class Config:
     hosts: Mapping[str, HostConfig] = field(default_factory=dict)
     mail: MailConfig = field(default_factory=MailConfig)
     nightly: NightlyConfig = field(default_factory=NightlyConfig)
+    labgrid: LabgridConfig = field(default_factory=LabgridConfig)
 
 
 SECTIONS: Mapping[str, type] = {
     "run": RunOptions,
     "mail": MailConfig,
     "nightly": NightlyConfig,
+    "labgrid": LabgridConfig,
 }

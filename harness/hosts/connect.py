@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING
 from harness.config.schema import HostConfig
 from harness.deadline import Deadline
 from harness.errors import InfrastructureError
+from harness.hosts import places
 from harness.hosts.direct import DirectHost
+from harness.hosts.places import PlaceConfig, PlaceHost
 from harness.transport import Transport
 from harness.transport.local import LocalTransport
 
@@ -56,10 +58,23 @@ def _connect(route: Route, over: SshTransport | None, deadline: Deadline | None,
         raise
 
 
-def direct(where: str, run_id: str = "", what: str = "") -> DirectHost:
-    """Connect to a real host: a name of ``fxh.toml``, ``local`` for this machine, or ``[user@]host[:port]``.
+def host(config: HostConfig, what: str = "", run_id: str = "") -> DirectHost:
+    """Connect to a host that :func:`harness.hosts.places.take` returned. Raises UsageError, TransportError.
 
-    ``what`` is the purpose, which ``fxh hosts`` shows. Raises UsageError, TransportError.
+    ``what`` is the purpose, which ``fxh hosts`` shows.
     """
-    config = named(where)
-    return DirectHost(transport(config), run_id=run_id, config=config, what=what)
+    kind = PlaceHost if isinstance(config, PlaceConfig) else DirectHost
+    return kind(transport(config), run_id=run_id, config=config, what=what)
+
+
+def direct(where: str, run_id: str = "", what: str = "") -> DirectHost:
+    """Connect to a real host: a name of ``fxh.toml``, ``local`` for this machine, ``[user@]host[:port]`` or ``labgrid:...``.
+
+    Raises UsageError, InfrastructureError.
+    """
+    config = places.take(named(where), Deadline(places.PATIENCE), nowait=False)
+    try:
+        return host(config, what, run_id)
+    except BaseException:
+        places.give_back(config)
+        raise

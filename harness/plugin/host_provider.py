@@ -15,7 +15,7 @@ from harness.guests.source import GuestSource
 from harness.hosts import connect
 from harness.hosts.direct import DirectHost
 from harness.hosts.lease import LeaseRequest
-from harness.hosts.pool import LAB, HostPool, select_hosts
+from harness.hosts.pool import LAB, HostPool, is_one, select_hosts
 from harness.plugin.options import Options
 
 log = logging.getLogger("fxh.worker")
@@ -32,10 +32,15 @@ class HostProvider:
         def connected(config: HostConfig, what: str) -> DirectHost:
             if config.address == LAB:
                 return self._start_lab()
-            return DirectHost(connect.transport(config), config=config, what=what)
+            return connect.host(config, what)
 
         hosts = select_hosts(self._options.host, load().config.hosts)
         return HostPool(hosts, self._options.worker, shlex.join(sys.argv[1:])[:80], connected)
+
+    @property
+    def is_one_host(self) -> bool:
+        """Whether all cases run on the same machine."""
+        return is_one(self._pool.hosts)
 
     def acquire(self, source: GuestSource) -> DirectHost:
         """A share of a host, large enough for two guests of ``source`` and Xen's overhead (32 MiB each)."""

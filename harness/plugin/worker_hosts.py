@@ -124,7 +124,7 @@ class WorkerHosts:
         with preparing.step(f"a share of {cell.host}"):
             host = self._provider.acquire(self._sources.source(cell))
         try:
-            symbol_files.check_host(self._options, host)
+            symbol_files.check_host(self._options, host, only=self._provider.is_one_host)
         except UsageError:
             host.close()
             raise
