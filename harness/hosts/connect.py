@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from harness.config.schema import HostConfig
 from harness.deadline import Deadline
-from harness.errors import InfrastructureError
+from harness.errors import AccessError, InfrastructureError
 from harness.hosts.direct import DirectHost
 from harness.transport import Transport
 from harness.transport.local import LocalTransport
@@ -37,7 +37,10 @@ def transport(config: HostConfig, deadline: Deadline | None = None) -> Transport
     route = sshconfig.resolve(config.address, key=config.key, jump=config.jump, known_hosts=config.known_hosts)
     over = None
     for hop in route.jump:
-        over = _connect(hop, over, deadline, "")
+        try:
+            over = _connect(hop, over, deadline, "")
+        except InfrastructureError as exc:
+            raise AccessError(f"jump host: {exc.message}", hint=exc.hint) from exc
     return _connect(route, over, deadline, config.name)
 
 

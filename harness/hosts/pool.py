@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""Several hosts used as one: each worker leases a share of any host with room. A lost host is avoided for a while."""
+"""Several hosts used as one: each worker leases a share of any host with room. A lost host is avoided for a while, or recovered."""
 
 from __future__ import annotations
 
@@ -12,10 +12,15 @@ from dataclasses import dataclass, field
 
 from harness.config.schema import HostConfig
 from harness.deadline import Deadline
-from harness.errors import DeadlineExpired, InfrastructureError, UsageError
-from harness.hosts import connect
+from harness.errors import AccessError, DeadlineExpired, InfrastructureError, TransportError, UsageError
+from harness.hosts import connect, operator_mail, recovery, serial
+from harness.hosts import power as powers
 from harness.hosts.direct import DirectHost
 from harness.hosts.lease import HostBusy, HostTooSmall, LeaseRequest
+from harness.hosts.power import Power
+from harness.hosts.record import HostRecord, set_aside
+from harness.hosts.recovery import Recovery
+from harness.hosts.serial import SerialLog
 
 log = logging.getLogger("fxh.hosts")
 
@@ -76,8 +81,16 @@ class HostPool:
     """Lost hosts by name: the time (monotonic, s) and the reason."""
     _lost_leases: dict[str, str] = field(default_factory=dict)
     """By host, the run whose lease was lost with it. The next lease there supersedes it."""
+    power: Callable[[HostConfig], Power | None] = powers.of
+    report: Callable[[str, str], None] = operator_mail.report
+    """Reports a host that is set aside, by its name and the reason."""
     _given_up: bool = False
     """No lost host came back in time. Later calls try each host once, without waiting."""
+    _recoveries: dict[str, Recovery] = field(default_factory=dict)
+    """The last recovery of each host."""
+    _boots: dict[str, str] = field(default_factory=dict)
+    """By host with power commands, the boot id when it was last used."""
+    _serials: dict[str, SerialLog] = field(default_factory=dict)
 
     def acquire(self, request: LeaseRequest, deadline: Deadline) -> DirectHost:
         """Lease a share of a host and check the host.
@@ -94,6 +107,9 @@ class HostPool:
             for config in sorted(order, key=self._avoided):
                 if self._avoided(config) and busy:
                     continue
+                if unusable := self._unusable(config):
+                    failures[_name(config)] = unusable
+                    continue
                 try:
                     return self._take(config, request, deadline if single else Deadline(_ANSWER), nowait=not single)
                 except HostBusy as exc:
@@ -105,13 +121,18 @@ class HostPool:
                     if single and isinstance(exc, DeadlineExpired):
                         earlier = self._lost.get(_name(config), (0.0, ""))[1]
                         raise DeadlineExpired(f"{exc.message}; it was lost earlier: {earlier}" if earlier else exc.message) from exc
-                    failures[_name(config)] = exc.message
-                    self.mark_lost(_name(config), exc.message)
+                    failures[_name(config)] = str(exc)
+                    self.mark_lost(_name(config), exc.message, hangs=self._may_hang(_name(config), exc))
             if busy:
                 # Queue on one host; workers queue on different ones.
                 config = busy[self.first % len(busy)]
                 log.info("none of %d hosts has room: waiting for %s", len(self.hosts), _name(config))
                 return self._take(config, request, deadline, nowait=False)
+            if any(one.running for one in self._recoveries.values()):
+                if deadline.expired:
+                    raise deadline.expire("a host", "; ".join(failures.values()))
+                time.sleep(_PAUSE)
+                continue
             if patience.expired or self._given_up or not any(name in self._lost_leases for name in failures):
                 self._given_up = True
                 reasons = "\n".join(f"  {name}: {reason}" for name, reason in failures.items())
@@ -120,7 +141,9 @@ class HostPool:
 
     def _take(self, config: HostConfig, request: LeaseRequest, deadline: Deadline, *, nowait: bool) -> DirectHost:
         name = _name(config)
+        self._read_serial(config)
         host = self.connect(config, self.what)
+        host.serial = self._serials.get(name)
         try:
             if config.address != LAB:
                 host.acquire(
@@ -131,6 +154,8 @@ class HostPool:
                     deadline,
                 )  # fmt: skip
             host.check()
+            if config.power is not None:
+                self._boots[name] = recovery.read_boot_id(host.transport)
         except BaseException:
             host.close()
             raise
@@ -139,12 +164,57 @@ class HostPool:
         self._given_up = False
         return host
 
-    def mark_lost(self, name: str, why: str, run: str = "") -> None:
-        """Avoid a host for 120 s. ``run`` is the run whose lease was lost with it."""
+    def mark_lost(self, name: str, why: str, run: str = "", *, hangs: bool = False) -> None:
+        """Avoid a host for 120 s. ``run`` is the run whose lease was lost with it.
+
+        ``hangs``: it does not answer. Then it is brought back meanwhile, if it has power commands.
+        """
         log.warning("host %s is lost: %s", name, why.splitlines()[0] if why else "")
         self._lost[name] = (time.monotonic(), why)
         if run:
             self._lost_leases[name] = run
+        config = next((config for config in self.hosts if _name(config) == name), None)
+        power = self.power(config) if hangs and config is not None else None
+        if config is None or power is None or self._recovering(name):
+            return
+        found = Recovery(
+            config, power, lambda: self.connect(config, self.what).transport, why, self._boots.get(name, ""), self.report
+        )
+        self._recoveries[name] = found
+        found.start()
+
+    def close(self) -> None:
+        """Stop reading serial consoles. A host whose power is being cycled is on again when this returns."""
+        for recovery_ in self._recoveries.values():
+            recovery_.stop()
+        for log_ in self._serials.values():
+            log_.stop()
+        self._serials.clear()
+
+    def _unusable(self, config: HostConfig) -> str:
+        """Why a host cannot be used at present: it is set aside, or being brought back."""
+        if aside := set_aside(config.name):
+            return str(aside)
+        return f"it hung and is being brought back: {self._recoveries[config.name].why}" if self._recovering(config.name) else ""
+
+    def _may_hang(self, name: str, error: InfrastructureError) -> bool:
+        """Whether ``error`` is no answer, unless a moment ago the host did answer a recovery."""
+        last = self._recoveries.get(name)
+        return (
+            isinstance(error, TransportError)
+            and not isinstance(error, AccessError)
+            and not (last is not None and last.answered + _AVOID > time.monotonic())
+        )
+
+    def _recovering(self, name: str) -> bool:
+        return name in self._recoveries and self._recoveries[name].running
+
+    def _read_serial(self, config: HostConfig) -> None:
+        """Start to read the serial console of a host, if it has one. Raises SerialError."""
+        if config.serial and config.name not in self._serials:
+            found = SerialLog(HostRecord(config.name).directory, f"hosts.{config.name}.serial", lambda: serial.open_console(config))
+            found.start()
+            self._serials[config.name] = found
 
     def _avoided(self, config: HostConfig) -> bool:
         since, _ = self._lost.get(_name(config), (-_AVOID, ""))
