@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from harness.config.commands import PowerCommands
 from harness.config.runoptions import RunOptions
 
 
@@ -31,6 +32,12 @@ class HostConfig:
     mac_prefix: str = ""
     """The fourth byte of the MAC addresses of our guests, in hex; empty for one derived from the name of the host."""
     tags: tuple[str, ...] = ()
+    power: PowerCommands | None = None
+    """The commands that switch its power, on this machine."""
+    serial: tuple[str, ...] = ()
+    """Where its serial console is: a device, ``tcp:HOST:PORT``, ``unix:PATH``, or a command that prints it."""
+    prepare: tuple[str, ...] = ()
+    """A command that installs or boots the Xen and the dom0 under test, before a night."""
 
 
 MAIL_SECURITY = ("auto", "tls", "starttls", "none")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from harness.config.schema import HostConfig
 from harness.deadline import Deadline
-from harness.errors import InfrastructureError
+from harness.errors import AccessError, InfrastructureError
 from harness.hosts import places
 from harness.hosts.direct import DirectHost
 from harness.hosts.places import PlaceConfig, PlaceHost
@@ -39,7 +39,10 @@ def transport(config: HostConfig, deadline: Deadline | None = None) -> Transport
     route = sshconfig.resolve(config.address, key=config.key, jump=config.jump, known_hosts=config.known_hosts)
     over = None
     for hop in route.jump:
-        over = _connect(hop, over, deadline, "")
+        try:
+            over = _connect(hop, over, deadline, "")
+        except InfrastructureError as exc:
+            raise AccessError(f"jump host: {exc.message}", hint=exc.hint) from exc
     return _connect(route, over, deadline, config.name)
 
 
@@ -59,7 +62,7 @@ def _connect(route: Route, over: SshTransport | None, deadline: Deadline | None,
 
 
 def host(config: HostConfig, what: str = "", run_id: str = "") -> DirectHost:
-    """Connect to a host that :func:`harness.hosts.places.take` returned. Raises UsageError, TransportError.
+    """Connect to a real host, or to a labgrid place that is ours. Raises UsageError, TransportError.
 
     ``what`` is the purpose, which ``fxh hosts`` shows.
     """
@@ -68,13 +71,8 @@ def host(config: HostConfig, what: str = "", run_id: str = "") -> DirectHost:
 
 
 def direct(where: str, run_id: str = "", what: str = "") -> DirectHost:
-    """Connect to a real host: a name of ``fxh.toml``, ``local`` for this machine, ``[user@]host[:port]`` or ``labgrid:...``.
+    """Connect to a real host: a name of ``fxh.toml``, ``local`` for this machine, ``[user@]host[:port]``, or ``labgrid:...``.
 
-    Raises UsageError, InfrastructureError.
+    A place stays acquired until this process ends. Raises UsageError, InfrastructureError.
     """
-    config = places.take(named(where), Deadline(places.PATIENCE), nowait=False)
-    try:
-        return host(config, what, run_id)
-    except BaseException:
-        places.give_back(config)
-        raise
+    return host(places.take(named(where), Deadline(places.PATIENCE), nowait=True), what, run_id)

@@ -4,19 +4,28 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from harness.config import load
+from harness.config.commands import PowerCommands
 from harness.config.schema import HostConfig
 from harness.deadline import Deadline
-from harness.errors import InfrastructureError, TransportError, UsageError
+from harness.errors import InfrastructureError, UsageError
+from harness.hosts import power
 from harness.hosts.direct import DirectHost
 from harness.hosts.lease import HostBusy
+from harness.hosts.power import CommandPower, Power
 from harness.hosts.saved_state import Access
+from harness.hosts.serial import SerialError
 from harness.labgrid import place, tags
 from harness.labgrid.place import Place, PlacesTaken, Survey
 
+# Also the address of one place.
+_NAME = f"{tags.PREFIX}name="
+# Its name is part of paths.
+_PLACE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,60}")
 PATIENCE = 60.0
 """Seconds that a command without a lease waits for a place."""
 # Names of one architecture. The tags of places are FreeBSD's or Linux's, and `xl info` shows those of dom0's uname.
@@ -25,48 +34,120 @@ _MACHINES = ({"amd64", "x86_64", "x86-64"}, {"arm64", "aarch64"})
 
 @dataclass(frozen=True)
 class PlaceConfig(HostConfig):
-    """The configuration of a place that is ours: its name, and the address of its NetworkService."""
+    """The configuration of a place that is ours. Its name is the address ``labgrid:name=PLACE``."""
 
     place: Place | None = None
-    source: str = ""
-    """The name of the ``labgrid:`` host that it was taken from."""
-
-
-def name_of(config: HostConfig) -> str:
-    """The name of a host in messages and in a pool. A place has the name of the host that it was taken from."""
-    return config.source if isinstance(config, PlaceConfig) else config.name or config.address
+    source: HostConfig | None = None
+    """The ``labgrid:`` host that it was taken for."""
 
 
 def take(config: HostConfig, deadline: Deadline, *, nowait: bool, avoid: Iterable[str] = ()) -> HostConfig:
     """Acquire a place for a ``labgrid:`` host; return other hosts as they are. :func:`give_back` releases it.
 
-    Its other settings (key, bridge, storage) are those of ``config``. ``avoid`` are places to take last.
-    Raises HostBusy with ``nowait``, InfrastructureError, DeadlineExpired, UsageError.
+    The settings of ``config`` (key, bridge, storage, power, ...) override those of the place. ``avoid`` are names of hosts: such
+    places are taken last. Raises HostBusy with ``nowait``, InfrastructureError, DeadlineExpired, UsageError.
     """
     if not tags.is_labgrid(config.address):
         return config
     try:
-        found = place.acquire(config.address, coordinator(), deadline, nowait=nowait, avoid=tuple(avoid))
+        names = [name.removeprefix(_NAME) for name in avoid if name.startswith(_NAME)]
+        found = place.acquire(config.address, coordinator(), deadline, nowait=nowait, avoid=names)
     except PlacesTaken as exc:
         raise HostBusy(exc.message, hint=exc.hint) from exc
+    try:
+        return _configured(config, found)
+    except BaseException:
+        found.end()
+        raise
+
+
+def _configured(config: HostConfig, found: Place) -> PlaceConfig:
     from harness.hosts import sshconfig
 
+    ask = f"ask the administrator of the lab to correct the configuration of {found.name}"
+    if not _PLACE.fullmatch(found.name):
+        raise InfrastructureError(f"invalid name of a labgrid place: {found.name!r}", hint="use letters, digits, '.', '_' and '-'")
     try:
         sshconfig.parse(found.service.route)
     except UsageError as exc:
-        found.end()
-        raise InfrastructureError(
-            f"the NetworkService of labgrid place {found.name} has an invalid address: {found.service.route!r}",
-            hint=f"ask the administrator of the lab to correct the configuration of the exporter of {found.name}",
-        ) from exc
-    settings = vars(replace(config, address=found.service.route, name=found.name, jump=config.jump or found.service.jump))
-    return PlaceConfig(**settings, place=found, source=name_of(config))
+        what = f"the NetworkService of labgrid place {found.name} has an invalid address: {found.service.route!r}"
+        raise InfrastructureError(what, hint=ask) from exc
+    power = PowerCommands(*(found.client("power", word) for word in ("on", "off", "cycle", "get"))) if found.has_power else None
+    settings = replace(
+        config, address=found.service.route, name=f"{_NAME}{found.name}", jump=config.jump or found.service.jump,
+        power=config.power or power, serial=config.serial or found.serial,
+    )  # fmt: skip
+    return PlaceConfig(**vars(settings), place=found, source=config)
 
 
 def give_back(config: HostConfig) -> None:
     """Release the place of a host that :func:`take` returned. A second call does nothing."""
     if isinstance(config, PlaceConfig) and config.place is not None:
         config.place.end()
+
+
+class Places:
+    """The places of one worker, each held from its first use until :meth:`close`, also while its host is brought back."""
+
+    def __init__(self) -> None:
+        self._held: dict[str, PlaceConfig] = {}
+
+    def current(self, host: HostConfig) -> HostConfig:
+        """The place that is held for a ``labgrid:`` host; else ``host``."""
+        return self._held.get(host.name or host.address, host)
+
+    def occupy(self, host: HostConfig, deadline: Deadline, *, nowait: bool, avoid: Iterable[str]) -> HostConfig:
+        """:meth:`current`, after taking a place if necessary. A place that was lost is replaced. Raises as :func:`take`."""
+        held = self.current(host)
+        if isinstance(held, PlaceConfig) and held.place is not None and held.place.lost:
+            self.vacate(held)
+            held = host
+        found = take(held, deadline, nowait=nowait, avoid=avoid) if held is host else held
+        if isinstance(found, PlaceConfig):
+            self._held[host.name or host.address] = found
+        return found
+
+    def vacate(self, config: HostConfig) -> HostConfig:
+        """Release a place. Returns the ``labgrid:`` host, for which another place can be taken; any other host as it is."""
+        if not isinstance(config, PlaceConfig) or config.source is None:
+            return config
+        self._held.pop(config.source.name or config.source.address, None)
+        give_back(config)
+        return config.source
+
+    def close(self) -> None:
+        """Release all places."""
+        for config in list(self._held.values()):
+            self.vacate(config)
+
+
+def power_of(config: HostConfig) -> Power | None:
+    """As :func:`harness.hosts.power.of`, also for a place."""
+    if isinstance(config, PlaceConfig) and config.place is not None and config.power is not None:
+        return PlacePower(config.place.name, config.power)
+    return power.of(config)
+
+
+class PlacePower(CommandPower):
+    """The power port of a place, by ``labgrid-client power``."""
+
+    def _key(self, action: str) -> str:
+        return f"power {action} of labgrid place {self._name}"
+
+    def _hint(self, action: str) -> str:
+        return f"ask the administrator of the lab to check the power port: labgrid-client -p {self._name} power {action}"
+
+
+@contextlib.contextmanager
+def blamed(config: HostConfig) -> Iterator[None]:
+    """Inside, an error about the serial console of a place names the place and the administrator of the lab."""
+    try:
+        yield
+    except SerialError as exc:
+        if not isinstance(config, PlaceConfig) or config.place is None or (config.source and config.source.serial):
+            raise
+        hint = f"end its other reader, or ask the administrator of the lab to check the serial port of {config.place.name}"
+        raise SerialError(f"labgrid place {config.place.name}: {exc.message}", hint=hint) from exc
 
 
 @contextlib.contextmanager
@@ -100,7 +181,7 @@ def coordinator() -> str:
 
 
 class PlaceHost(DirectHost):
-    """A host that is a labgrid place. Closing it releases the place."""
+    """A host that is a labgrid place. Closing it does not release the place."""
 
     @property
     def place(self) -> Place:
@@ -115,7 +196,7 @@ class PlaceHost(DirectHost):
     def check(self) -> None:
         """As for any host; also checks that the place is still ours and that its tag ``arch`` is true."""
         if self.place.lost:
-            raise TransportError(self.place.lost)
+            raise InfrastructureError(self.place.lost)
         super().check()
         said, machine = self.place.tags.get("arch", ""), dict(self.info.values).get("machine", "")
         if any(said in names and machine not in names for names in _MACHINES):
@@ -133,9 +214,3 @@ class PlaceHost(DirectHost):
         """As for any host. The place stays acquired as long as the domains stay."""
         kept = super().keep_for(domains, seconds)
         return kept if kept and self.place.keep(seconds) else ()
-
-    def close(self) -> None:
-        try:
-            super().close()
-        finally:
-            give_back(self.config)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""Several hosts used as one: each worker leases a share of any host with room. A lost host is avoided for a while."""
+"""Several hosts used as one: each worker leases a share of any host with room. A lost host is avoided for a while, or recovered."""
 
 from __future__ import annotations
 
@@ -12,11 +12,15 @@ from dataclasses import dataclass, field
 
 from harness.config.schema import HostConfig
 from harness.deadline import Deadline
-from harness.errors import DeadlineExpired, InfrastructureError, UsageError
-from harness.hosts import connect, places
+from harness.errors import AccessError, DeadlineExpired, InfrastructureError, TransportError, UsageError
+from harness.hosts import connect, operator_mail, places, recovery, serial
 from harness.hosts.direct import DirectHost
 from harness.hosts.lease import HostBusy, HostTooSmall, LeaseRequest
-from harness.hosts.places import name_of
+from harness.hosts.places import Places
+from harness.hosts.power import Power
+from harness.hosts.record import HostRecord, set_aside
+from harness.hosts.recovery import Recovery
+from harness.hosts.serial import SerialLog
 from harness.labgrid import tags
 
 log = logging.getLogger("fxh.hosts")
@@ -81,11 +85,20 @@ class HostPool:
     """The purpose of the leases, which ``fxh hosts`` shows."""
     connect: Callable[[HostConfig, str], DirectHost] = connect.host
     _lost: dict[str, tuple[float, str]] = field(default_factory=dict)
-    """Lost hosts and labgrid places by name: the time (monotonic, s) and the reason."""
+    """Lost hosts by name: the time (monotonic, s) and the reason."""
     _lost_leases: dict[str, str] = field(default_factory=dict)
     """By host, the run whose lease was lost with it. The next lease there supersedes it."""
+    power: Callable[[HostConfig], Power | None] = places.power_of
+    report: Callable[[str, str], None] = operator_mail.report
+    """Reports a host that is set aside, by its name and the reason."""
     _given_up: bool = False
     """No lost host came back in time. Later calls try each host once, without waiting."""
+    _recoveries: dict[str, Recovery] = field(default_factory=dict)
+    """The last recovery of each host."""
+    _boots: dict[str, str] = field(default_factory=dict)
+    """By host with power commands, the boot id when it was last used."""
+    _serials: dict[str, SerialLog] = field(default_factory=dict)
+    _places: Places = field(default_factory=Places)
 
     def acquire(self, request: LeaseRequest, deadline: Deadline) -> DirectHost:
         """Lease a share of a host and check the host.
@@ -96,45 +109,55 @@ class HostPool:
         single = len(order) == 1
         patience = Deadline(min(_COME_BACK, deadline.remaining))
         while True:
-            failures: dict[str, InfrastructureError] = {}
+            failures: dict[str, str] = {}
             busy: list[HostConfig] = []
             # Hosts that were lost recently come last.
-            for config in sorted(order, key=lambda config: self._avoided(name_of(config))):
-                if self._avoided(name_of(config)) and busy:
+            for host in sorted(order, key=lambda host: self._avoided(_name(self._places.current(host)))):
+                config = self._places.current(host)
+                if self._avoided(_name(config)) and busy:
+                    continue
+                if set_aside(config.name):
+                    config = self._vacate(config)
+                if unusable := self._unusable(config):
+                    failures[_name(config)] = unusable
                     continue
                 try:
-                    return self._take(config, request, deadline if single else Deadline(_ANSWER), nowait=not single)
-                except HostBusy as exc:
-                    busy.append(config)
-                    failures[name_of(config)] = exc
-                except HostTooSmall as exc:
-                    failures[name_of(config)] = exc
+                    return self._take(host, request, deadline if single else Deadline(_ANSWER), nowait=not single)
                 except InfrastructureError as exc:
-                    if single and isinstance(exc, DeadlineExpired):
-                        earlier = self._lost.get(name_of(config), (0.0, ""))[1]
+                    name = _name(self._places.current(host))
+                    failures[name] = str(exc)
+                    if isinstance(exc, HostBusy):
+                        busy.append(host)
+                    elif single and isinstance(exc, DeadlineExpired):
+                        earlier = self._lost.get(name, (0.0, ""))[1]
                         raise DeadlineExpired(f"{exc.message}; it was lost earlier: {earlier}" if earlier else exc.message) from exc
-                    failures[name_of(config)] = exc
-                    self.mark_lost(name_of(config), exc.message)
+                    elif not isinstance(exc, HostTooSmall):
+                        self.mark_lost(name, exc.message, hangs=self._may_hang(name, exc))
             if busy:
                 # Queue on one host; workers queue on different ones.
-                config = busy[self.first % len(busy)]
-                log.info("none of %d hosts has room: waiting for %s", len(self.hosts), name_of(config))
-                return self._take(config, request, deadline, nowait=False)
+                host = busy[self.first % len(busy)]
+                log.info("none of %d hosts has room: waiting for %s", len(self.hosts), _name(host))
+                return self._take(host, request, deadline, nowait=False)
+            if any(one.running for one in self._recoveries.values()):
+                if deadline.expired:
+                    raise deadline.expire("a host", "; ".join(failures.values()))
+                time.sleep(_PAUSE)
+                continue
             if patience.expired or self._given_up or not any(name in self._lost_leases for name in failures):
                 self._given_up = True
-                reasons = "\n".join(f"  {name}: {exc.message}" for name, exc in failures.items())
-                hints = "; ".join(dict.fromkeys(exc.hint for exc in failures.values() if exc.hint))
-                raise InfrastructureError(f"no host works:\n{reasons}", hint=hints or "run fxh doctor HOST")
+                reasons = "\n".join(f"  {name}: {reason}" for name, reason in failures.items())
+                raise InfrastructureError(f"no host works:\n{reasons}", hint="run fxh doctor HOST")
             time.sleep(_PAUSE)
 
     def _take(self, config: HostConfig, request: LeaseRequest, deadline: Deadline, *, nowait: bool) -> DirectHost:
-        name, lost = name_of(config), [name for name in self._lost if self._avoided(name)]
-        taken = places.take(config, deadline, nowait=nowait, avoid=lost)
-        try:
-            host = self.connect(taken, self.what)
-        except BaseException as exc:
-            self._give_back(taken, exc)
-            raise
+        config = self._places.occupy(config, deadline, nowait=nowait, avoid=filter(self._avoided, self._lost))
+        name = _name(config)
+        if aside := set_aside(config.name):
+            self._vacate(config)
+            raise aside
+        self._read_serial(config)
+        host = self.connect(config, self.what)
+        host.serial = self._serials.get(name)
         try:
             if config.address != LAB:
                 host.acquire(
@@ -145,27 +168,79 @@ class HostPool:
                     deadline,
                 )  # fmt: skip
             host.check()
-        except BaseException as exc:
+            if config.power is not None:
+                self._boots[name] = recovery.read_boot_id(host.transport)
+        except BaseException:
             host.close()
-            self._give_back(taken, exc)
             raise
         self._lost.pop(name, None)
         self._lost_leases.pop(name, None)
         self._given_up = False
         return host
 
-    def _give_back(self, taken: HostConfig, why: BaseException) -> None:
-        """Release the labgrid place of a host that does not work, and take it last for a while."""
-        if isinstance(taken, places.PlaceConfig):
-            self._lost[taken.name] = (time.monotonic(), str(why))
-            places.give_back(taken)
+    def mark_lost(self, name: str, why: str, run: str = "", *, hangs: bool = False) -> None:
+        """Avoid a host for 120 s. ``run`` is the run whose lease was lost with it.
 
-    def mark_lost(self, name: str, why: str, run: str = "", place: str = "") -> None:
-        """Avoid a host for 120 s. ``run`` is the run whose lease was lost with it, ``place`` the labgrid place that it was."""
-        log.warning("host %s is lost: %s", place or name, why.splitlines()[0] if why else "")
-        self._lost |= {lost: (time.monotonic(), why) for lost in (name, place) if lost}
+        ``hangs``: it does not answer. Then it is brought back meanwhile, if it has power commands.
+        """
+        log.warning("host %s is lost: %s", name, why.splitlines()[0] if why else "")
+        self._lost[name] = (time.monotonic(), why)
         if run:
             self._lost_leases[name] = run
+        config = next((config for config in map(self._places.current, self.hosts) if _name(config) == name), None)
+        if config is None or self._recovering(name):
+            return
+        power = self.power(config) if hangs else None
+        if power is None:
+            self._vacate(config)
+            return
+        found = Recovery(
+            config, power, lambda: self.connect(config, self.what).transport, why, self._boots.get(name, ""), self.report
+        )
+        self._recoveries[name] = found
+        found.start()
+
+    def close(self) -> None:
+        """Stop reading serial consoles. A host whose power is being cycled is on again when this returns."""
+        for recovery_ in self._recoveries.values():
+            recovery_.stop()
+        for log_ in self._serials.values():
+            log_.stop()
+        self._serials.clear()
+        self._places.close()
+
+    def _vacate(self, config: HostConfig) -> HostConfig:
+        """Release a labgrid place that does not work. Returns its ``labgrid:`` host; any other host as it is."""
+        found = self._places.vacate(config)
+        if found is not config and config.name in self._serials:
+            self._serials.pop(config.name).stop()
+        return found
+
+    def _unusable(self, config: HostConfig) -> str:
+        """Why a host cannot be used at present: it is set aside, or being brought back."""
+        if aside := set_aside(config.name):
+            return str(aside)
+        return f"it hung and is being brought back: {self._recoveries[config.name].why}" if self._recovering(config.name) else ""
+
+    def _may_hang(self, name: str, error: InfrastructureError) -> bool:
+        """Whether ``error`` is no answer, unless a moment ago the host did answer a recovery."""
+        last = self._recoveries.get(name)
+        return (
+            isinstance(error, TransportError)
+            and not isinstance(error, AccessError)
+            and not (last is not None and last.answered + _AVOID > time.monotonic())
+        )
+
+    def _recovering(self, name: str) -> bool:
+        return name in self._recoveries and self._recoveries[name].running
+
+    def _read_serial(self, config: HostConfig) -> None:
+        """Start to read the serial console of a host, if it has one. Raises SerialError."""
+        if config.serial and config.name not in self._serials:
+            found = SerialLog(HostRecord(config.name).directory, f"hosts.{config.name}.serial", lambda: serial.open_console(config))
+            with places.blamed(config):
+                found.start()
+            self._serials[config.name] = found
 
     def _avoided(self, name: str) -> bool:
         since, _ = self._lost.get(name, (-_AVOID, ""))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""A session with a labgrid coordinator. It and the keeper are the only modules that import labgrid, and run in the keeper's process."""
+"""A session with a labgrid coordinator, in the keeper's process: other processes do not import labgrid."""
 
 from __future__ import annotations
 
@@ -109,8 +109,8 @@ class Coordinator:
             "place": place.name,
             "tags": dict(place.tags),
             "owner": self.owner,
-            "service": {**service[1], "jump": service[2]["proxy"] if service[2].get("proxy_required") else ""},
-            "serial": None if serial is None else dict(serial[1]),
+            "service": {**service[1], "proxy": _proxy(service[2])},
+            "serial": None if serial is None else {**serial[1], "proxy": _proxy(serial[2])},
             "power": sorted(name for name, one in resources.items() if one[0] in _POWER),
         }
 
@@ -159,6 +159,11 @@ class Coordinator:
 def has_tags(place: Place, tags: Mapping[str, str]) -> bool:
     known = {**place.tags, "name": place.name}
     return all(known.get(key) == value for key, value in tags.items())
+
+
+def _proxy(extra: Mapping[str, Any]) -> str:
+    """The exporter, if its resources can be reached only through it."""
+    return str(extra.get("proxy") or "") if extra.get("proxy_required") else ""
 
 
 def allocated(reservation: Reservation) -> str:

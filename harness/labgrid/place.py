@@ -59,12 +59,12 @@ class Place:
         self.tags: Mapping[str, str] = held["tags"]
         service = held["service"]
         self.service = Service(
-            str(service["address"]), str(service["username"]), int(service.get("port", 22)), str(service["jump"] or "")
+            str(service["address"]), str(service["username"]), int(service.get("port", 22)), str(service["proxy"])
         )
         self._owner = str(held["owner"])
         self.has_power = bool(held["power"])
-        self.serial: Mapping[str, Any] | None = held["serial"]
-        """The parameters of its NetworkSerialPort: host, port, speed, protocol."""
+        self.serial = _serial(held["serial"]) if held["serial"] else ()
+        """Its serial port as ``hosts.NAME.serial`` has it: ``tcp:HOST:PORT`` or a command; empty without one."""
         self.shared = bool(held["shared"])
         """Another worker or run of this user had the place already."""
 
@@ -86,6 +86,14 @@ class Place:
     def end(self) -> None:
         """Release the place, unless another worker shares it. Logs a warning if it may remain acquired."""
         self._keeper.end()
+
+
+def _serial(port: Mapping[str, Any]) -> tuple[str, ...]:
+    protocol, host, number, proxy = (str(port.get(key, "")) for key in ("protocol", "host", "port", "proxy"))
+    if protocol == "raw" and not proxy:
+        return (f"tcp:[{host}]:{number}" if ":" in host else f"tcp:{host}:{number}",)
+    words = (protocol or "rfc2217", host, number, str(port.get("speed", 115200)), *filter(None, (proxy,)))
+    return (sys.executable, "-m", "harness.labgrid.serial", *words)
 
 
 class _Keeper:

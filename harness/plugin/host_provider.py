@@ -11,6 +11,7 @@ from functools import cached_property
 
 from harness.config import HostConfig, load
 from harness.deadline import Deadline
+from harness.errors import DeadlineExpired, HarnessError, TransportError
 from harness.guests.source import GuestSource
 from harness.hosts import connect
 from harness.hosts.direct import DirectHost
@@ -56,9 +57,16 @@ class HostProvider:
         log.info("%s is wanted by another process: giving our share back", host.facts.name)
         return True
 
-    def lost(self, host: DirectHost, why: str) -> None:
-        """Tell the pool that the host is lost, so that it is not used for a while."""
+    def lost(self, host: DirectHost, error: HarnessError) -> None:
+        """Tell the pool that the host is lost, so that it is not used for a while, or brought back."""
+        why = error.message
         if self._options.host:
-            self._pool.mark_lost(host.config.name or host.config.address, why, host.run_id)
+            hangs = isinstance(error, (TransportError, DeadlineExpired))
+            self._pool.mark_lost(host.config.name or host.config.address, why, host.run_id, hangs=hangs)
         if host.lease is not None:  # do not wait for the host when the lease ends
             host.lease.lost = host.lease.lost or why
+
+    def close(self) -> None:
+        """See :meth:`HostPool.close`."""
+        if "_pool" in self.__dict__:
+            self._pool.close()

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import yaml
 
+from harness import mailer
 from harness.config.schema import MailConfig, NightlyConfig
 from harness.errors import InfrastructureError, UsageError
 from harness.images import entries
@@ -98,10 +99,10 @@ def test_mail_is_always_written_and_sent_only_if_configured(tmp_path: Path) -> N
     done, _ = run(tmp_path, sh("run", "exit 3"))
     config = MailConfig(send=False, smtp="127.0.0.1:1")
     message = mail.compose(done, config, "m")
-    mail.deliver(message, config, tmp_path / "a.eml")
+    mailer.deliver(message, config, tmp_path / "a.eml")
     assert b"a bug in the harness" in (tmp_path / "a.eml").read_bytes()
     with pytest.raises(InfrastructureError, match="Connection refused") as caught:
-        mail.deliver(message, MailConfig(send=True, smtp="127.0.0.1:1"), tmp_path / "b.eml")
+        mailer.deliver(message, MailConfig(send=True, smtp="127.0.0.1:1"), tmp_path / "b.eml")
     assert f"the mail is kept in {tmp_path / 'b.eml'}" in caught.value.hint
     assert (tmp_path / "b.eml").exists()
 
