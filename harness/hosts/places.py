@@ -26,6 +26,8 @@ from harness.labgrid.place import Place, PlacesTaken, Survey
 _NAME = f"{tags.PREFIX}name="
 # Its name is part of paths.
 _PLACE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,60}")
+# The words of `labgrid-client power` that differ from ours.
+_CLIENT = {"status": "get"}
 PATIENCE = 60.0
 """Seconds that a command without a lease waits for a place."""
 # Names of one architecture. The tags of places are FreeBSD's or Linux's, and `xl info` shows those of dom0's uname.
@@ -132,10 +134,10 @@ class PlacePower(CommandPower):
     """The power port of a place, by ``labgrid-client power``."""
 
     def _key(self, action: str) -> str:
-        return f"power {action} of labgrid place {self._name}"
+        return f"power {_CLIENT.get(action, action)} of labgrid place {self._name}"
 
     def _hint(self, action: str) -> str:
-        return f"ask the administrator of the lab to check the power port: labgrid-client -p {self._name} power {action}"
+        return f"ask the administrator of the lab to check the power port: labgrid-client -p {self._name} power {_CLIENT.get(action, action)}"
 
 
 @contextlib.contextmanager

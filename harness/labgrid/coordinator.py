@@ -137,6 +137,7 @@ class Coordinator:
         """Release a place if ``owner`` has it. Raises Refused if the coordinator does not answer."""
         if place in self.places:
             await self._ask("ReleasePlace", messages.ReleasePlaceRequest(placename=place, fromuser=owner))
+            await self.sync()
 
     async def sync(self) -> None:
         """Wait until the coordinator's changes so far have arrived."""

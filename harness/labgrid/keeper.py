@@ -33,7 +33,7 @@ from harness.labgrid.coordinator import Coordinator, Refused, allocated, has_tag
 
 # Seconds between two looks at a reservation in the queue, and at the place that is held.
 _POLL = 1.0
-# Seconds that a lost coordinator gets to come back. Until then nobody can get the place from it.
+# Seconds that a lost coordinator gets to come back. Until then no other user can get the place from it.
 _COME_BACK = 60.0
 # Seconds to release a place whose coordinator does not answer.
 _RELEASE = 20.0
@@ -199,7 +199,7 @@ class Keeper:
     def _check(self, claim: Claim) -> None:
         place = self._coordinator.places.get(claim.place)
         if place is None or place.acquired != claim.owner:
-            now = "no longer exists" if place is None else f"is acquired by {place.acquired or 'nobody'}"
+            now = "no longer exists" if place is None else f"is acquired by {place.acquired or 'no user'}"
             raise Refused(
                 f"labgrid place {claim.place} was taken from this run: it {now}",
                 "ask its user and the administrator of the lab who released it",
