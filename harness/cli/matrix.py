@@ -83,7 +83,7 @@ def collect(given: Given, *, every_cell: bool = False) -> tuple[list[Entry], tup
     collector = Collector(issues)
     with tempfile.TemporaryDirectory() as scratch:
         root = run_lookup.pytest_root(paths.project(), paths.project())
-        argv = [str(suites), *root, "--collect-only", "-q", "-p", "no:cacheprovider", "-p", "no:labgrid"]
+        argv = [str(suites), *root, "--collect-only", "-q", "-p", "no:cacheprovider"]
         invocation = Invocation(given | {"reports": scratch}, Path(scratch) / "runs" / "list", every_cell=every_cell)
         output = io.StringIO()
         with contextlib.redirect_stdout(output), contextlib.redirect_stderr(output):

@@ -73,9 +73,6 @@ def run(
         # Only the harness's own tests need it, and it takes seconds to load at the end of a run.
         "-p",
         "no:hypothesispytest",
-        # It replaces pytest's log formatters and has fixtures of its own.
-        "-p",
-        "no:labgrid",
         "--tb=short",
     ]
     if context.find_root().params.get("verbose"):

@@ -58,7 +58,7 @@ def select_hosts(words: str, hosts: Mapping[str, HostConfig]) -> tuple[HostConfi
                 from harness.hosts import sshconfig
 
                 sshconfig.parse(word)
-            found[word] = HostConfig(word)
+            found[word] = HostConfig(word, name=word if tags.is_labgrid(word) else "")
     for host in found.values():
         if tags.is_labgrid(host.address):
             tags.parse(host.address)

@@ -4,10 +4,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
+import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,6 +18,8 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import serial
+import serial.rfc2217
 from labgrid_servers import Labgrid
 
 from harness.config import load
@@ -415,6 +420,35 @@ def test_a_hostile_coordinator_names_no_path_and_no_option(name: str, service: d
     }
     with pytest.raises(InfrastructureError, match=words):
         places._configured(HostConfig("labgrid:tag=xen"), Place(SimpleNamespace(), "c:1", held))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("protocol", ["raw", "rfc2217"])
+def test_the_serial_program_prints_every_byte(protocol: str) -> None:
+    """The server has pyserial's own half of RFC 2217. 0xff is its escape, and a terminal would change the line ends."""
+    said = b"(XEN) Xen version 4.20\r\n" + bytes(range(256))
+
+    def serve(server: socket.socket) -> None:
+        connection, _ = server.accept()
+        with connection:
+            peer = SimpleNamespace(write=connection.sendall)
+            manager = serial.rfc2217.PortManager(serial.serial_for_url("loop://"), peer) if protocol == "rfc2217" else None
+            if manager is not None:
+                connection.settimeout(1)
+                with contextlib.suppress(TimeoutError):
+                    while data := connection.recv(1024):
+                        b"".join(manager.filter(data))
+            connection.sendall(said if manager is None else b"".join(manager.escape(said)))
+            time.sleep(1)
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        threading.Thread(target=serve, args=(server,), daemon=True).start()
+        port = {"protocol": protocol, "host": "127.0.0.1", "port": server.getsockname()[1], "speed": 115200, "proxy": "needed"}
+        *argv, proxy = place._serial(port)
+        assert (argv[1:3], proxy) == (["-m", "harness.labgrid.serial"], "needed")
+        done = subprocess.run(argv, capture_output=True, timeout=120)
+    assert done.stdout == said
+    assert done.returncode == (protocol == "rfc2217")
+    assert b"Traceback" not in done.stderr
 
 
 def _wait(condition: Callable[[], bool], what: str) -> None:
