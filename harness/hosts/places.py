@@ -74,10 +74,10 @@ def _configured(config: HostConfig, found: Place) -> PlaceConfig:
     except UsageError as exc:
         what = f"the NetworkService of labgrid place {found.name} has an invalid address: {found.service.route!r}"
         raise InfrastructureError(what, hint=ask) from exc
-    power = PowerCommands(*(found.client("power", word) for word in ("on", "off", "cycle", "get"))) if found.has_power else None
+    switch = PowerCommands(*(found.client("power", word) for word in ("on", "off", "cycle", "get"))) if found.has_power else None
     settings = replace(
         config, address=found.service.route, name=f"{_NAME}{found.name}", jump=config.jump or found.service.jump,
-        power=config.power or power, serial=config.serial or found.serial,
+        power=config.power or switch, serial=config.serial or found.serial,
     )  # fmt: skip
     return PlaceConfig(**vars(settings), place=found, source=config)
 
@@ -86,6 +86,11 @@ def give_back(config: HostConfig) -> None:
     """Release the place of a host that :func:`take` returned. A second call does nothing."""
     if isinstance(config, PlaceConfig) and config.place is not None:
         config.place.end()
+
+
+def is_lost(config: HostConfig) -> bool:
+    """Whether a place is no longer ours."""
+    return isinstance(config, PlaceConfig) and config.place is not None and bool(config.place.lost)
 
 
 class Places:
@@ -99,11 +104,8 @@ class Places:
         return self._held.get(host.name or host.address, host)
 
     def occupy(self, host: HostConfig, deadline: Deadline, *, nowait: bool, avoid: Iterable[str]) -> HostConfig:
-        """:meth:`current`, after taking a place if necessary. A place that was lost is replaced. Raises as :func:`take`."""
+        """:meth:`current`, after taking a place if necessary. Raises as :func:`take`."""
         held = self.current(host)
-        if isinstance(held, PlaceConfig) and held.place is not None and held.place.lost:
-            self.vacate(held)
-            held = host
         found = take(held, deadline, nowait=nowait, avoid=avoid) if held is host else held
         if isinstance(found, PlaceConfig):
             self._held[host.name or host.address] = found

@@ -116,7 +116,7 @@ class HostPool:
                 config = self._places.current(host)
                 if self._avoided(_name(config)) and busy:
                     continue
-                if set_aside(config.name):
+                if set_aside(config.name) or places.is_lost(config):
                     config = self._vacate(config)
                 if unusable := self._unusable(config):
                     failures[_name(config)] = unusable
@@ -190,7 +190,7 @@ class HostPool:
         config = next((config for config in map(self._places.current, self.hosts) if _name(config) == name), None)
         if config is None or self._recovering(name):
             return
-        power = self.power(config) if hangs else None
+        power = self.power(config) if hangs and not places.is_lost(config) else None
         if power is None:
             self._vacate(config)
             return

@@ -379,7 +379,7 @@ def test_a_lost_place_is_replaced_and_never_switched_off(lab: Labgrid) -> None:
             _wait(lambda: first.failure != "", "the loss")
             with pytest.raises(InfrastructureError, match="is acquired by desk/anna"):
                 first.check()
-            hosts.mark_lost(first.config.name, first.failure, "run1")
+            hosts.mark_lost(first.config.name, first.failure, "run1", hangs=True)
             second = hosts.acquire(pool.LeaseRequest("", 1), Deadline(60))
             assert second.config.name == "labgrid:name=two"
         finally:
