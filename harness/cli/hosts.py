@@ -68,8 +68,11 @@ def hosts(
         str, typer.Argument(help="Hosts (comma-separated): names, tag:TAG, addresses (default: all of fxh.toml).")
     ] = "",
     as_json: Json = False,
+    again: Annotated[bool, typer.Option("--return", help="Use these hosts again if they are set aside.")] = False,
 ) -> None:
     """Show the capacity, leases and waiting runs of each host. Exit code 4 if a host does not answer."""
+    if again:
+        _return(names)
     found = _query(_selected(names), _survey)
     if as_json:
         print(json.dumps({config.name or config.address: answer for config, answer in found}, indent=1))
@@ -81,16 +84,32 @@ def hosts(
         raise typer.Exit(ExitCode.INFRASTRUCTURE)
 
 
+def _return(names: str) -> None:
+    """Use hosts again that are set aside."""
+    from harness.hosts.record import HostRecord
+
+    if not names:
+        raise UsageError("--return without a host", hint="name the hosts that are repaired")
+    for record in (HostRecord(config.name) for config in _selected(names) if config.name):
+        with record.locked():
+            done = record.use_again()
+        print(f"{record.name}: {'is used again' if done else 'was not set aside'}", file=sys.stderr)
+
+
 def _lines(config: HostConfig, answer: dict[str, Any]) -> list[str]:
+    from harness.hosts.record import set_aside
+
     name = config.name or config.address
+    aside = [f"  {refusal.message}" for refusal in [set_aside(config.name)] if refusal is not None]
     tags = f"  [{' '.join(config.tags)}]" if config.tags else ""
     if "error" in answer:
-        return [f"{name:<16} no answer: {answer['error']}{tags}"]
+        return [f"{name:<16} no answer: {answer['error']}{tags}", *aside]
     limit, held = answer["capacity"], [row for row in answer["leases"] if row.get("state") == "held"]
     used = {what: sum(row[what] for row in held) for what in ("memory", "vcpus", "disk")}
     lines = [
         f"{name:<16} {used['memory']}/{limit['memory']} MiB, {used['vcpus']}/{limit['vcpus']} vCPUs, "
-        f"{used['disk']}/{limit['disk']} MiB of disk leased{tags}"
+        f"{used['disk']}/{limit['disk']} MiB of disk leased{tags}",
+        *aside,
     ]
     for row in answer["leases"]:
         age = answer["now"] - row.get("since", answer["now"])
@@ -136,10 +155,11 @@ def doctor(
 
 
 def _examine(config: HostConfig) -> tuple[Check, ...]:
-    from harness.hosts import connect
+    from harness.hosts import connect, equipment
     from harness.hosts import doctor as host_doctor
 
-    return host_doctor.examine(config, lambda: connect.transport(config))
+    checks = host_doctor.examine(config, lambda: connect.transport(config))
+    return (*checks, *equipment.examine(config))
 
 
 def _check_lab(start: bool) -> list[Check]:

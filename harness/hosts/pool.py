@@ -18,7 +18,7 @@ from harness.hosts import power as powers
 from harness.hosts.direct import DirectHost
 from harness.hosts.lease import HostBusy, HostTooSmall, LeaseRequest
 from harness.hosts.power import Power
-from harness.hosts.record import HostRecord, set_aside
+from harness.hosts.record import set_aside
 from harness.hosts.recovery import Recovery
 from harness.hosts.serial import SerialLog
 
@@ -133,7 +133,8 @@ class HostPool:
                     raise deadline.expire("a host", "; ".join(failures.values()))
                 time.sleep(_PAUSE)
                 continue
-            if patience.expired or self._given_up or not any(name in self._lost_leases for name in failures):
+            may_return = any(name in self._lost_leases and set_aside(name) is None for name in failures)
+            if patience.expired or self._given_up or not may_return:
                 self._given_up = True
                 reasons = "\n".join(f"  {name}: {reason}" for name, reason in failures.items())
                 raise InfrastructureError(f"no host works:\n{reasons}", hint="run fxh doctor HOST")
@@ -154,7 +155,7 @@ class HostPool:
                     deadline,
                 )  # fmt: skip
             host.check()
-            if config.power is not None:
+            if self.power(config) is not None:
                 self._boots[name] = recovery.read_boot_id(host.transport)
         except BaseException:
             host.close()
@@ -211,8 +212,7 @@ class HostPool:
 
     def _read_serial(self, config: HostConfig) -> None:
         """Start to read the serial console of a host, if it has one. Raises SerialError."""
-        if config.serial and config.name not in self._serials:
-            found = SerialLog(HostRecord(config.name).directory, f"hosts.{config.name}.serial", lambda: serial.open_console(config))
+        if config.name not in self._serials and (found := serial.of(config)):
             found.start()
             self._serials[config.name] = found
 
