@@ -82,8 +82,11 @@ def hosts(
         str, typer.Argument(help="Hosts (comma-separated): names, tag:TAG, addresses (default: all of fxh.toml).")
     ] = "",
     as_json: Json = False,
+    again: Annotated[bool, typer.Option("--return", help="Use these hosts again if they are set aside.")] = False,
 ) -> None:
     """Show the capacity, leases and waiting runs of each host. Exit code 4 if a host does not answer."""
+    if again:
+        _return(names)
     found = _query(_selected(names), _describe)
     if as_json:
         print(json.dumps({config.name or config.address: answer for config, answer in found}, indent=1))
@@ -95,21 +98,38 @@ def hosts(
         raise typer.Exit(ExitCode.INFRASTRUCTURE)
 
 
+def _return(names: str) -> None:
+    """Use hosts again that are set aside."""
+    from harness.hosts.record import HostRecord
+
+    if not names:
+        raise UsageError("--return without a host", hint="name the hosts that are repaired")
+    for record in (HostRecord(config.name) for config in _selected(names) if config.name):
+        with record.locked():
+            done = record.use_again()
+        print(f"{record.name}: {'is used again' if done else 'was not set aside'}", file=sys.stderr)
+
+
 def _lines(config: HostConfig, answer: dict[str, Any]) -> list[str]:
+    from harness.hosts.record import set_aside
+
     name = config.name or config.address
+    aside = [f"  {refusal.message}" for refusal in [set_aside(config.name)] if refusal is not None]
     tags = f"  [{' '.join(config.tags)}]" if config.tags else ""
     if "error" in answer:
-        return [f"{name:<16} no answer: {answer['error']}{tags}"]
+        return [f"{name:<16} no answer: {answer['error']}{tags}", *aside]
     if "places" in answer:
         return [
             f"{name:<16} {len(answer['places'])} places of a labgrid{tags}",
             *(f"  {place:<14} {f'acquired by {user}' if user else 'free'}" for place, user in answer["places"].items()),
+            *aside,
         ]
     limit, held = answer["capacity"], [row for row in answer["leases"] if row.get("state") == "held"]
     used = {what: sum(row[what] for row in held) for what in ("memory", "vcpus", "disk")}
     lines = [
         f"{name:<16} {used['memory']}/{limit['memory']} MiB, {used['vcpus']}/{limit['vcpus']} vCPUs, "
-        f"{used['disk']}/{limit['disk']} MiB of disk leased{tags}"
+        f"{used['disk']}/{limit['disk']} MiB of disk leased{tags}",
+        *aside,
     ]
     for row in answer["leases"]:
         age = answer["now"] - row.get("since", answer["now"])
@@ -155,12 +175,13 @@ def doctor(
 
 
 def _examine(config: HostConfig) -> tuple[Check, ...]:
-    from harness.hosts import connect, places
+    from harness.hosts import connect, equipment, places
     from harness.hosts import doctor as host_doctor
 
     try:
         with places.taken(config) as config:
-            return host_doctor.examine(config, lambda: connect.transport(config))
+            checks = host_doctor.examine(config, lambda: connect.transport(config))
+            return (*checks, *equipment.examine(config))
     except HarnessError as exc:
         return (host_doctor.Check("labgrid", host_doctor.FAIL, exc.message, exc.hint),)
 

@@ -30,11 +30,11 @@ def nightly(
     from harness import mailer, paths
     from harness.config import load
     from harness.nightly import mail, night
-    from harness.nightly.plan import plan
+    from harness.nightly.plan import plan, to_prepare
 
     config = load().config
     where = (reports or paths.workspace() / "reports").absolute()
-    steps = plan(config.nightly, config.mail, where)
+    steps = plan(config.nightly, config.mail, where, to_prepare(config))
     if dry_run:
         for step in steps:
             print(f"{step.name:<8} {shlex.join(step.argv)}")

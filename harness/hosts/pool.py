@@ -18,7 +18,7 @@ from harness.hosts.direct import DirectHost
 from harness.hosts.lease import HostBusy, HostTooSmall, LeaseRequest
 from harness.hosts.places import Places
 from harness.hosts.power import Power
-from harness.hosts.record import HostRecord, set_aside
+from harness.hosts.record import set_aside
 from harness.hosts.recovery import Recovery
 from harness.hosts.serial import SerialLog
 from harness.labgrid import tags
@@ -143,7 +143,8 @@ class HostPool:
                     raise deadline.expire("a host", "; ".join(failures.values()))
                 time.sleep(_PAUSE)
                 continue
-            if patience.expired or self._given_up or not any(name in self._lost_leases for name in failures):
+            may_return = any(name in self._lost_leases and set_aside(name) is None for name in failures)
+            if patience.expired or self._given_up or not may_return:
                 self._given_up = True
                 reasons = "\n".join(f"  {name}: {reason}" for name, reason in failures.items())
                 raise InfrastructureError(f"no host works:\n{reasons}", hint="run fxh doctor HOST")
@@ -168,7 +169,7 @@ class HostPool:
                     deadline,
                 )  # fmt: skip
             host.check()
-            if config.power is not None:
+            if self.power(config) is not None:
                 self._boots[name] = recovery.read_boot_id(host.transport)
         except BaseException:
             host.close()
@@ -236,8 +237,7 @@ class HostPool:
 
     def _read_serial(self, config: HostConfig) -> None:
         """Start to read the serial console of a host, if it has one. Raises SerialError."""
-        if config.serial and config.name not in self._serials:
-            found = SerialLog(HostRecord(config.name).directory, f"hosts.{config.name}.serial", lambda: serial.open_console(config))
+        if config.name not in self._serials and (found := serial.of(config)):
             with places.blamed(config):
                 found.start()
             self._serials[config.name] = found

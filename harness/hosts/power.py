@@ -66,6 +66,10 @@ class CommandPower:
         self._wait_for(False, "off")
 
     def cycle(self) -> None:
+        # A BMC refuses to cycle a host that is off.
+        if self._commands.on and self.status() is False:
+            self.on()
+            return
         if self._commands.cycle:
             self._run("cycle")
             self._wait_for(True, "cycle")

@@ -101,6 +101,8 @@ def set_aside(name: str, *, except_for: str = "") -> HostSetAside | None:
     if not aside or aside["kind"] == except_for:
         return None
     hint = f"the operator of {name} must repair it; then run: fxh hosts {name} --return"
+    if aside["kind"] == UNPREPARED:
+        hint = f"the operator of {name} must correct hosts.{name}.prepare or the host; then run: fxh prepare {name}"
     return HostSetAside(f"{name} is set aside since {aside['since']}: {aside['why']}", hint=hint)
 
 

@@ -20,6 +20,7 @@ from harness.config.schema import HostConfig
 from harness.console import hypervisor
 from harness.deadline import Deadline
 from harness.errors import InfrastructureError, TransportError
+from harness.hosts.record import HostRecord
 from harness.safetext import plain
 from harness.transport import Stream
 from harness.transport.local import DescriptorStream, LocalTransport
@@ -217,3 +218,10 @@ class SerialLog:
             file.write(data)
         if self.end > _LARGEST:
             self.path.replace(self.path.with_suffix(".old"))
+
+
+def of(config: HostConfig) -> SerialLog | None:
+    """The log of a host's serial console; None if fxh.toml has no ``serial`` for it."""
+    if not config.serial:
+        return None
+    return SerialLog(HostRecord(config.name).directory, f"hosts.{config.name}.serial", lambda: open_console(config))

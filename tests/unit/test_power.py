@@ -66,6 +66,12 @@ def test_on_off_cycle_and_status(switch: PowerCommands, state: Path) -> None:
     assert log(state) == ["off", "on", "cycle"]
 
 
+def test_a_cycle_of_a_host_that_is_off_switches_it_on(switch: PowerCommands, state: Path) -> None:
+    state.write_text("off")
+    CommandPower("xen1", switch).cycle()
+    assert log(state) == ["on"]
+
+
 def test_a_cycle_without_a_command_is_off_and_on(switch: PowerCommands, state: Path) -> None:
     CommandPower("xen1", PowerCommands(on=switch.on, off=switch.off)).cycle()
     assert log(state) == ["off", "on"]
