@@ -27,21 +27,23 @@ def register(app: typer.Typer) -> None:
 
 def power(
     action: Annotated[str, typer.Argument(help="One of status, on, off, cycle.", autocompletion=completion.one_of(*_ACTIONS))],
-    host: Annotated[str, typer.Argument(help="The host, by its name in fxh.toml.", autocompletion=completion.hosts)],
+    host: Annotated[
+        str, typer.Argument(help="The host, by its name in fxh.toml, or labgrid:name=PLACE.", autocompletion=completion.hosts)
+    ],
 ) -> None:
     """Switch the power of a host, or print whether it is on. Switching ends all guests of the host at once."""
-    from harness.config import load
-    from harness.hosts import power as powers
+    from harness.hosts import connect, places
 
-    config = load().config.hosts.get(host)
-    found = powers.of(config) if config is not None else None
-    if found is None:
-        raise UsageError(f"{host} has no power commands", hint=f"set hosts.{host}.power in fxh.toml (docs/hosts.md)")
-    if action not in _ACTIONS:
-        raise UsageError(f"{action}: no such action", hint=f"use one of {', '.join(_ACTIONS)}")
-    if action != "status":
-        getattr(found, action)()
-    on = found.status()
+    with places.taken(connect.named(host)) as config:
+        found = places.power_of(config)
+        if found is None:
+            hint = f"set hosts.{host}.power in fxh.toml (docs/hosts.md), or add a power port to the labgrid place"
+            raise UsageError(f"{host} has no power commands", hint=hint)
+        if action not in _ACTIONS:
+            raise UsageError(f"{action}: no such action", hint=f"use one of {', '.join(_ACTIONS)}")
+        if action != "status":
+            getattr(found, action)()
+        on = found.status()
     print(f"{host}: {'unknown: no power.status is set' if on is None else 'on' if on else 'off'}")
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from harness.config.schema import HostConfig
 from harness.errors import InfrastructureError
-from harness.hosts import power, serial
+from harness.hosts import places, serial
 from harness.hosts.doctor import FAIL, OK, WARN, Check
 from harness.hosts.record import set_aside
 
@@ -17,7 +17,7 @@ def examine(config: HostConfig) -> Iterator[Check]:
     if aside := set_aside(config.name):
         yield Check("set aside", FAIL, aside.message, aside.hint)
     try:
-        if (found := power.of(config)) is not None:
+        if (found := places.power_of(config)) is not None:
             on = found.status()
             yield Check(
                 "power", WARN if on is None else OK, "no power.status" if on is None else "on" if on else "off", "set power.status"

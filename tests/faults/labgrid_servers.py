@@ -95,11 +95,11 @@ class Labgrid:
         self._call(lambda lab: lab.acquire(name))
 
     def release(self, name: str) -> None:
-        """Release a place, whoever has it."""
+        """Release a place of any user."""
         self._call(lambda lab: lab._ask("ReleasePlace", messages.ReleasePlaceRequest(placename=name)))
 
     def owner(self, place: str) -> str:
-        """Who has the place, as HOST/USER; "" for nobody."""
+        """The user of the place, as HOST/USER; "" for a free place."""
 
         async def look(lab: Coordinator) -> str:
             return lab.places[place].acquired or ""
@@ -116,7 +116,7 @@ class Labgrid:
         return self._call(look)
 
     def wait_free(self, place: str, seconds: float = 120) -> None:
-        """Wait until nobody has the place, and nobody reserves one."""
+        """Wait until the place is free and there is no reservation."""
 
         def free() -> None:
             if taken := self.owner(place) or self.reservations():
