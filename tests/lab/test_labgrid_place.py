@@ -19,7 +19,7 @@ import pytest
 from labgrid_servers import Labgrid
 from remote_host import Link, Remote, Run
 
-from harness.hosts import record
+from harness.hosts import places, record
 from harness.lab import registry
 from tests.conftest import planted_suite
 
@@ -198,5 +198,9 @@ def test_a_coordinator_that_goes_away_is_no_verdict(rack: Rack, suite: Path) -> 
     assert set(run.outcomes.values()) <= {"passed", "infrastructure"}
     assert f"no labgrid coordinator answers at {rack.labgrid.address}" in run.out
     rack.labgrid.start()
+    # The restarted coordinator has forgotten the place, but this machine remembers that it could not release it.
+    assert (PLACE, rack.labgrid.address) in places.left_behind()
+    places.release_left_behind(rack.labgrid.address)
+    assert (PLACE, rack.labgrid.address) not in places.left_behind()
     rack.labgrid.wait_free(PLACE)
     rack.remote.wait_clean()

@@ -350,7 +350,6 @@ def test_a_keeper_that_dies_loses_the_place(take: Callable[..., Place], lab: Lab
 
 def test_a_lost_place_is_replaced_and_never_switched_off(lab: Labgrid) -> None:
     """A host that another user has now must not be power-cycled."""
-    switched: list[str] = []
 
     class Host(PlaceHost):
         def acquire(self, request: Any, deadline: Deadline) -> None:
@@ -360,11 +359,8 @@ def test_a_lost_place_is_replaced_and_never_switched_off(lab: Labgrid) -> None:
             if self.place.lost:
                 raise InfrastructureError(self.place.lost)
 
-    def power(config: HostConfig) -> None:
-        switched.append(config.name)
-
     hosts = pool.HostPool(
-        [HostConfig("labgrid:tag=xen")], power=power, connect=lambda config, what: Host(SimpleNamespace(), config=config)  # type: ignore[arg-type]
+        [HostConfig("labgrid:tag=xen")], connect=lambda config, what: Host(SimpleNamespace(), config=config)  # type: ignore[arg-type]
     )  # fmt: skip
     hosts._read_serial = lambda config: None  # type: ignore[method-assign]
     pool_boot = "harness.hosts.recovery.read_boot_id"
@@ -380,12 +376,12 @@ def test_a_lost_place_is_replaced_and_never_switched_off(lab: Labgrid) -> None:
             with pytest.raises(InfrastructureError, match="is acquired by desk/anna"):
                 first.check()
             hosts.mark_lost(first.config.name, first.failure, "run1", hangs=True)
+            assert hosts._recoveries == {}
             second = hosts.acquire(pool.LeaseRequest("", 1), Deadline(60))
             assert second.config.name == "labgrid:name=two"
         finally:
             hosts.close()
     assert lab.owner("one") == "desk/anna"
-    assert switched == []
     lab.release("one")
 
 
