@@ -53,6 +53,7 @@ bench: setup
 	$(BIN)/python bench/trace.py
 	$(BIN)/python bench/case.py
 	$(BIN)/python bench/symbols.py
+	$(BIN)/python bench/places.py
 	$(BIN)/python bench/throughput.py
 
 # Plant regressions and run the real suites: each must be found.

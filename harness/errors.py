@@ -67,6 +67,10 @@ class TransportError(InfrastructureError):
     """The connection to a host broke: ssh dropped, or a process is gone."""
 
 
+class AccessError(TransportError):
+    """A host could not be asked, but nothing says that it hangs: an unknown name or host key, a refused login, a jump host."""
+
+
 class CommandFailed(InfrastructureError):
     """A command on a host failed. The message ends with the last 2000 characters of its output."""
 

@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from email.headerregistry import Address, HeaderRegistry
 from email.message import EmailMessage
+from email.utils import formatdate, make_msgid
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
@@ -58,6 +59,27 @@ def server(config: MailConfig) -> Server:
             f'mail.security "none" with mail.user: the password would be sent to {host} unencrypted', hint='use "starttls" or "tls"'
         )
     return Server(host, port or (_TLS_PORT if security == "tls" else _SMTP_PORT), security)
+
+
+def to_operators(subject: str, text: Iterable[str], config: MailConfig, machine: str) -> EmailMessage:
+    """A mail about the infrastructure, which says nothing about the product. ``machine`` is the sender's. Raises UsageError."""
+    message = EmailMessage()
+    message["Subject"] = f"[fxh infrastructure] {subject}"
+    message["From"] = addresses([config.sender or f"fxh@{machine}"], "mail.sender", local=True)
+    message["To"] = addresses(config.infrastructure_to or config.to or ("root",), "mail.infrastructure_to", local=True)
+    message["Date"], message["Message-ID"] = formatdate(), make_msgid(domain=machine)
+    message["Auto-Submitted"] = "auto-generated"
+    # A line of a mail has at most 998 bytes. With 8bit, a log is also readable in the mail's file.
+    lines = [line[at : at + 240] for part in text for line in part.splitlines() or [""] for at in range(0, len(line) or 1, 240)]
+    message.set_content("\n".join(lines) + "\n", cte="8bit")
+    return message
+
+
+def deliver(message: EmailMessage, config: MailConfig, path: Path) -> None:
+    """Write the mail to ``path``, and send it if ``mail.send`` is true. Raises InfrastructureError, UsageError."""
+    path.write_bytes(bytes(message))
+    if config.send:
+        send(message, config, path)
 
 
 def send(message: EmailMessage, config: MailConfig, kept: Path) -> None:

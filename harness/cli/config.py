@@ -4,7 +4,8 @@
 from __future__ import annotations
 
 import json
-from typing import Annotated
+from dataclasses import asdict, is_dataclass, replace
+from typing import Annotated, Any
 
 import typer
 
@@ -20,11 +21,17 @@ def show(
     from harness.config import load
 
     loaded = load()
-    rows = [value for value in loaded.values if value.key.startswith(prefix)]
+    rows = [replace(row, value=_plain(row.value)) for row in loaded.values if row.key.startswith(prefix)]
     if as_json:
         print(json.dumps([{"key": row.key, "value": row.value, "source": row.source} for row in rows], indent=1))
         return
     for row in rows:
-        value = list(row.value) if isinstance(row.value, tuple) else row.value
-        print(f"{row.key:<28} = {json.dumps(value):<28} # {row.source}")
+        print(f"{row.key:<28} = {json.dumps(row.value):<28} # {row.source}")
     print("# files: " + ", ".join(f"{path}{'' if path.exists() else ' (does not exist)'}" for path in loaded.files))
+
+
+def _plain(value: Any) -> Any:
+    """A value as JSON: a table of commands without those that are not set."""
+    if is_dataclass(value) and not isinstance(value, type):
+        return {key: words for key, words in asdict(value).items() if words}
+    return value

@@ -46,14 +46,28 @@ def _selected(words: str) -> tuple[HostConfig, ...]:
 
 def _survey(config: HostConfig, clean: bool = False) -> dict[str, Any]:
     """The survey of one host (see harness.hosts.lease.survey), or its ``error`` and ``hint``."""
-    from harness.hosts import connect, lease
+    from harness.hosts import connect, lease, places
 
     try:
-        transport = connect.transport(config)
-        try:
-            return lease.survey(transport, clean=clean, memory_limit=config.memory, vcpus_limit=config.vcpus)
-        finally:
-            transport.close()
+        with places.taken(config) as config:
+            transport = connect.transport(config)
+            try:
+                return lease.survey(transport, clean=clean, memory_limit=config.memory, vcpus_limit=config.vcpus)
+            finally:
+                transport.close()
+    except HarnessError as exc:
+        return {"error": exc.message, "hint": exc.hint}
+
+
+def _describe(config: HostConfig) -> dict[str, Any]:
+    """The survey of one host. Of a labgrid only the ``places`` and their users: nothing is acquired."""
+    from harness.hosts import places
+    from harness.labgrid import tags
+
+    if not tags.is_labgrid(config.address):
+        return _survey(config)
+    try:
+        return {"places": dict(places.survey(config).places)}
     except HarnessError as exc:
         return {"error": exc.message, "hint": exc.hint}
 
@@ -68,9 +82,12 @@ def hosts(
         str, typer.Argument(help="Hosts (comma-separated): names, tag:TAG, addresses (default: all of fxh.toml).")
     ] = "",
     as_json: Json = False,
+    again: Annotated[bool, typer.Option("--return", help="Use these hosts again if they are set aside.")] = False,
 ) -> None:
     """Show the capacity, leases and waiting runs of each host. Exit code 4 if a host does not answer."""
-    found = _query(_selected(names), _survey)
+    if again:
+        _return(names)
+    found = _query(_selected(names), _describe)
     if as_json:
         print(json.dumps({config.name or config.address: answer for config, answer in found}, indent=1))
     else:
@@ -81,16 +98,38 @@ def hosts(
         raise typer.Exit(ExitCode.INFRASTRUCTURE)
 
 
+def _return(names: str) -> None:
+    """Use hosts again that are set aside."""
+    from harness.hosts.record import HostRecord
+
+    if not names:
+        raise UsageError("--return without a host", hint="name the hosts that are repaired")
+    for record in (HostRecord(config.name) for config in _selected(names) if config.name):
+        with record.locked():
+            done = record.use_again()
+        print(f"{record.name}: {'is used again' if done else 'was not set aside'}", file=sys.stderr)
+
+
 def _lines(config: HostConfig, answer: dict[str, Any]) -> list[str]:
+    from harness.hosts.record import set_aside
+
     name = config.name or config.address
+    aside = [f"  {refusal.message}" for refusal in [set_aside(config.name)] if refusal is not None]
     tags = f"  [{' '.join(config.tags)}]" if config.tags else ""
     if "error" in answer:
-        return [f"{name:<16} no answer: {answer['error']}{tags}"]
+        return [f"{name:<16} no answer: {answer['error']}{tags}", *aside]
+    if "places" in answer:
+        return [
+            f"{name:<16} {len(answer['places'])} places of a labgrid{tags}",
+            *(f"  {place:<14} {f'acquired by {user}' if user else 'free'}" for place, user in answer["places"].items()),
+            *aside,
+        ]
     limit, held = answer["capacity"], [row for row in answer["leases"] if row.get("state") == "held"]
     used = {what: sum(row[what] for row in held) for what in ("memory", "vcpus", "disk")}
     lines = [
         f"{name:<16} {used['memory']}/{limit['memory']} MiB, {used['vcpus']}/{limit['vcpus']} vCPUs, "
-        f"{used['disk']}/{limit['disk']} MiB of disk leased{tags}"
+        f"{used['disk']}/{limit['disk']} MiB of disk leased{tags}",
+        *aside,
     ]
     for row in answer["leases"]:
         age = answer["now"] - row.get("since", answer["now"])
@@ -136,10 +175,15 @@ def doctor(
 
 
 def _examine(config: HostConfig) -> tuple[Check, ...]:
-    from harness.hosts import connect
+    from harness.hosts import connect, equipment, places
     from harness.hosts import doctor as host_doctor
 
-    return host_doctor.examine(config, lambda: connect.transport(config))
+    try:
+        with places.taken(config) as config:
+            checks = host_doctor.examine(config, lambda: connect.transport(config))
+            return (*checks, *equipment.examine(config))
+    except HarnessError as exc:
+        return (host_doctor.Check("labgrid", host_doctor.FAIL, exc.message, exc.hint),)
 
 
 def _check_lab(start: bool) -> list[Check]:
@@ -183,8 +227,9 @@ def clean(
     ] = "",
     yes: Annotated[bool, typer.Option("--yes", help="Remove the leftovers instead of listing them.")] = False,
 ) -> None:
-    """List the domains, files and leases of killed runs; with --yes remove them."""
+    """List the domains, files, leases and labgrid places of killed runs; with --yes remove them."""
     from harness.config import load
+    from harness.hosts import places
     from harness.lab import registry
 
     something = failed = False
@@ -195,6 +240,11 @@ def clean(
         something = bool(stale)
         if yes:
             registry.sweep()
+        for place, coordinator in places.left_behind():
+            print(f"this machine: labgrid place {place} at {coordinator} is still acquired by a run that ended")
+            something = True
+        if yes:
+            failed = _release_places()
     if host or load().config.hosts:
         for config, answer in _query(_selected(host), lambda config: _survey(config, clean=yes)):
             name = config.name or config.address
@@ -220,3 +270,17 @@ def clean(
         print("removed")
     if failed:
         raise typer.Exit(ExitCode.INFRASTRUCTURE)
+
+
+def _release_places() -> bool:
+    """Release the labgrid places of runs that ended. Returns whether a coordinator did not answer."""
+    from harness.hosts import places
+
+    failed = False
+    for coordinator in sorted({coordinator for _, coordinator in places.left_behind()}):
+        try:
+            places.release_left_behind(coordinator)
+        except HarnessError as exc:
+            print(f"this machine: {exc}", file=sys.stderr)
+            failed = True
+    return failed

@@ -17,6 +17,7 @@ from harness import __version__
 from harness.cli import (
     completion,
     config,
+    equipment,
     guest,
     hosts,
     image,
@@ -54,6 +55,7 @@ setup.register(app)
 report.register(app)
 investigate.register(app)
 hosts.register(app)
+equipment.register(app)
 merge.register(app)
 nightly.register(app)
 manual.register(app)

@@ -27,14 +27,14 @@ def nightly(
     """
     import shlex
 
-    from harness import paths
+    from harness import mailer, paths
     from harness.config import load
     from harness.nightly import mail, night
-    from harness.nightly.plan import plan
+    from harness.nightly.plan import plan, to_prepare
 
     config = load().config
     where = (reports or paths.workspace() / "reports").absolute()
-    steps = plan(config.nightly, config.mail, where)
+    steps = plan(config.nightly, config.mail, where, to_prepare(config))
     if dry_run:
         for step in steps:
             print(f"{step.name:<8} {shlex.join(step.argv)}")
@@ -44,6 +44,6 @@ def nightly(
         path = done.directory / "infrastructure.eml"
         message = mail.compose(done, config.mail, platform.node() or "localhost")
         print(f"fxh: the nightly job failed: {path}{' is sent' if config.mail.send else ''}", file=sys.stderr)
-        mail.deliver(message, config.mail, path)
+        mailer.deliver(message, config.mail, path)
     night.prune(where, config.run.keep_runs)
     raise typer.Exit(done.exit_code)

@@ -51,7 +51,8 @@ def pytest_root(project: Path, root: Path) -> list[str]:
     installed copy, and find those of the user's own project.
     """
     settings = [*_SETTINGS, "--confcutdir", str(root)] if root == project else []
-    return [*settings, "--rootdir", str(root)]
+    # labgrid's plugin comes with the package. It would replace pytest's log formatters, and it has fixtures called target and env.
+    return [*settings, "-p", "no:labgrid", "--rootdir", str(root)]
 
 
 def disk(path: Path, root: str) -> None:

@@ -14,7 +14,7 @@ from typing import Any, get_type_hints
 import platformdirs
 
 from harness import paths
-from harness.config import runoptions
+from harness.config import commands, runoptions
 from harness.config.schema import SECTIONS, Config, HostConfig
 from harness.errors import UsageError
 
@@ -181,6 +181,8 @@ def _checked(kind: type, name: str, key: str, value: Any, source: str) -> Any:
     types = _types(kind)
     if name not in types:
         raise _unknown(key, name, [item for item in types if item != "name"], source)
+    if kind is HostConfig and name in commands.READERS:
+        return commands.READERS[name](value, f"{source}: {key}")
     wanted = types[name]
     if wanted is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)

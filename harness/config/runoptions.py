@@ -195,7 +195,7 @@ class RunOptions:
         default="",
         metadata=option(
             "--xen-host",
-            help="Use these Xen hosts (comma-separated): names or tag:TAG of fxh.toml, user@host, local, lab (default: lab).",
+            help="Use these Xen hosts (comma-separated): names or tag:TAG of fxh.toml, user@host, local, lab, labgrid:TAG=VALUE (default: lab).",
             complete="hosts",
             toml=True,
             rerun=True,

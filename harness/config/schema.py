@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from harness.config.commands import PowerCommands
 from harness.config.runoptions import RunOptions
 
 
@@ -14,7 +15,7 @@ class HostConfig:
     """``[hosts.NAME]``: a real Xen host. Empty settings come from ``~/.ssh/config`` or from the host itself."""
 
     address: str
-    """``[user@]host[:port]``, an alias of ``~/.ssh/config``, or ``local`` if this machine is the dom0."""
+    """``[user@]host[:port]``, an alias of ``~/.ssh/config``, ``local`` if this machine is the dom0, or ``labgrid:KEY=VALUE,...``."""
     name: str = ""
     key: str = ""
     """Path of a private key."""
@@ -31,6 +32,12 @@ class HostConfig:
     mac_prefix: str = ""
     """The fourth byte of the MAC addresses of our guests, in hex; empty for one derived from the name of the host."""
     tags: tuple[str, ...] = ()
+    power: PowerCommands | None = None
+    """The commands that switch its power, on this machine."""
+    serial: tuple[str, ...] = ()
+    """Where its serial console is: a device, ``tcp:HOST:PORT``, ``unix:PATH``, or a command that prints it."""
+    prepare: tuple[str, ...] = ()
+    """A command that installs or boots the Xen and the dom0 under test, before a night."""
 
 
 MAIL_SECURITY = ("auto", "tls", "starttls", "none")
@@ -73,6 +80,14 @@ class NightlyConfig:
 
 
 @dataclass(frozen=True)
+class LabgridConfig:
+    """``[labgrid]``: where hosts with an address ``labgrid:...`` come from."""
+
+    coordinator: str = ""
+    """``HOST:PORT`` of the coordinator; empty for ``LG_COORDINATOR``, else 127.0.0.1:20408."""
+
+
+@dataclass(frozen=True)
 class Config:
     """All tables of ``fxh.toml``; the hosts by name."""
 
@@ -80,10 +95,12 @@ class Config:
     hosts: Mapping[str, HostConfig] = field(default_factory=dict)
     mail: MailConfig = field(default_factory=MailConfig)
     nightly: NightlyConfig = field(default_factory=NightlyConfig)
+    labgrid: LabgridConfig = field(default_factory=LabgridConfig)
 
 
 SECTIONS: Mapping[str, type] = {
     "run": RunOptions,
     "mail": MailConfig,
     "nightly": NightlyConfig,
+    "labgrid": LabgridConfig,
 }

@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING
 
 from harness.config.schema import HostConfig
 from harness.deadline import Deadline
-from harness.errors import InfrastructureError
+from harness.errors import AccessError, InfrastructureError
+from harness.hosts import places
 from harness.hosts.direct import DirectHost
+from harness.hosts.places import PlaceConfig, PlaceHost
 from harness.transport import Transport
 from harness.transport.local import LocalTransport
 
@@ -37,7 +39,10 @@ def transport(config: HostConfig, deadline: Deadline | None = None) -> Transport
     route = sshconfig.resolve(config.address, key=config.key, jump=config.jump, known_hosts=config.known_hosts)
     over = None
     for hop in route.jump:
-        over = _connect(hop, over, deadline, "")
+        try:
+            over = _connect(hop, over, deadline, "")
+        except InfrastructureError as exc:
+            raise AccessError(f"jump host: {exc.message}", hint=exc.hint) from exc
     return _connect(route, over, deadline, config.name)
 
 
@@ -56,10 +61,18 @@ def _connect(route: Route, over: SshTransport | None, deadline: Deadline | None,
         raise
 
 
-def direct(where: str, run_id: str = "", what: str = "") -> DirectHost:
-    """Connect to a real host: a name of ``fxh.toml``, ``local`` for this machine, or ``[user@]host[:port]``.
+def host(config: HostConfig, what: str = "", run_id: str = "") -> DirectHost:
+    """Connect to a real host, or to a labgrid place that is ours. Raises UsageError, TransportError.
 
-    ``what`` is the purpose, which ``fxh hosts`` shows. Raises UsageError, TransportError.
+    ``what`` is the purpose, which ``fxh hosts`` shows.
     """
-    config = named(where)
-    return DirectHost(transport(config), run_id=run_id, config=config, what=what)
+    kind = PlaceHost if isinstance(config, PlaceConfig) else DirectHost
+    return kind(transport(config), run_id=run_id, config=config, what=what)
+
+
+def direct(where: str, run_id: str = "", what: str = "") -> DirectHost:
+    """Connect to a real host: a name of ``fxh.toml``, ``local`` for this machine, ``[user@]host[:port]``, or ``labgrid:...``.
+
+    A place stays acquired until this process ends. Raises UsageError, InfrastructureError.
+    """
+    return host(places.take(named(where), Deadline(places.PATIENCE), nowait=True), what, run_id)

@@ -24,6 +24,8 @@ from harness.hosts.debugger import Debugger, gdbsx_stub
 from harness.hosts.host import HostFacts
 from harness.hosts.lease import BASE, Lease, LeaseRequest
 from harness.hosts.saved_state import Access, SavedStates
+from harness.hosts.serial import SerialLog
+from harness.hosts.watch import HostWatch
 from harness.transport import Transport
 from harness.xen import dom0_program, firmware, pygrub
 from harness.xen.listing import HostInfo
@@ -66,6 +68,10 @@ class DirectHost:
         self.bridge = bridge or self.config.bridge
         self.what = what
         self.lease: Lease | None = None
+        self.serial: SerialLog | None = None
+        """Its serial console, if this process or another one reads it."""
+        self._watch: HostWatch | None = None
+        self._log_before = ""
         self._count = self._macs = 0
         self._prepared = self._recording = False
 
@@ -100,7 +106,12 @@ class DirectHost:
         info = self.info
         system = "FreeBSD" if self.dom0 == "freebsd" else "Linux"
         name = self.config.name or self.transport.name
-        return HostFacts("xl", name, info.xen_version, f"{system} {info.kernel}", build_id=info.build_id)
+        # "Mon Jul 27 09:00:00 2026 +0200 git:0123456789-dirty", and "#1 SMP PREEMPT_DYNAMIC Debian 6.1.99-1 (2026-07-01)"
+        values = dict(info.values)
+        changeset = values.get("xen_changeset", "").rpartition(" ")[2]
+        builds = {"xen build": f"{changeset} {info.build_id}".strip(), "dom0 build": values.get("version", "")}
+        told = tuple((key, value) for key, value in builds.items() if value)
+        return HostFacts("xl", name, info.xen_version, f"{system} {info.kernel}", build_id=info.build_id, builds=told)
 
     @property
     def dom0(self) -> str:
@@ -178,6 +189,7 @@ class DirectHost:
             request, run=self.run_id, what=request.what or self.what, memory_limit=self.config.memory, vcpus_limit=self.config.vcpus
         )
         self.lease = Lease(self.transport, request).acquire(deadline)
+        self._watch = HostWatch(self.transport, self.serial)
 
     def prepare(self) -> None:
         if not self._prepared:
@@ -209,7 +221,8 @@ class DirectHost:
         # Another controller may upload the same file: use a unique name and rename it. The last one wins.
         part = f"{self.directory}/{secrets.token_hex(3)}.part"
         self.transport.put(local, part)
-        self.transport.run(["mv", part, remote])
+        # A file under its final name has to survive a loss of power: later runs know it by its name and size alone.
+        self.transport.run(["sh", "-c", 'sync && mv "$1" "$2"', "sh", part, remote])
 
     def disk(self, local: Path, fmt: str = "raw") -> str:
         if fmt != "raw":
@@ -233,7 +246,8 @@ class DirectHost:
         )
 
     def hypervisor_log(self) -> str:
-        return self.toolstack.dmesg()
+        self._log_before = self.toolstack.dmesg()
+        return self._log_before
 
     @property
     def xenstore_log(self) -> str:
@@ -248,6 +262,8 @@ class DirectHost:
             log.warning("%s: no record of xenstore: %s", self.transport.name, why)
 
     def check(self) -> None:
+        if self._watch is not None and self._watch.lost:
+            raise TransportError(self._watch.lost, hint="look at its console")
         if self.lease is not None and self.lease.lost:
             raise TransportError(self.lease.lost, hint="is the host up?")
         done = self.transport.run(
@@ -305,14 +321,17 @@ class DirectHost:
                     log.warning("%s", exc.message)
             yield found
 
-    def evidence_files(self) -> dict[str, Path]:
-        return {}
+    def last_words(self, limit: int, *, answers: bool) -> dict[str, bytes]:
+        serial = self._watch.serial_output(limit) if self._watch is not None else b""
+        return {"host-serial.log": serial, "xl-dmesg-before.log": b"" if answers else self._log_before.encode()}
 
     def cleanup(self) -> None:
         """End the lease. The lease agent removes the same resources if this process is killed."""
         if self.lease is None:
             return
         lease, self.lease, self._prepared, self._recording = self.lease, None, False, False
+        if self._watch is not None:
+            self._watch.stop()
         left = lease.end()
         if left:
             raise InfrastructureError(

@@ -33,6 +33,8 @@ class HostFacts:
     """Its CPUs are emulated in software."""
     build_id: str = ""
     """The hypervisor's, in hex; "" if unknown."""
+    builds: tuple[tuple[str, str], ...] = ()
+    """Further inputs that tell two builds of one version apart: ``("xen build", "git:0123456789-dirty 0011aabb")``."""
 
     @property
     def label(self) -> str:
@@ -162,8 +164,11 @@ class XenHost(Protocol):
         """
         ...
 
-    def evidence_files(self) -> dict[str, Path]:
-        """Files on this machine that belong to the evidence of a failed case, by the name that each gets there."""
+    def last_words(self, limit: int, *, answers: bool) -> dict[str, bytes]:
+        """The evidence of a failed case that needs no answer of dom0, by the name of its file: at most ``limit`` bytes of each log.
+
+        ``answers``: dom0 answers, so the present end of Xen's log is evidence already.
+        """
         ...
 
     def cleanup(self) -> None:

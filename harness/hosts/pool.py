@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""Several hosts used as one: each worker leases a share of any host with room. A lost host is avoided for a while."""
+"""Several hosts used as one: each worker leases a share of any host with room. A lost host is avoided for a while, or recovered."""
 
 from __future__ import annotations
 
@@ -12,10 +12,16 @@ from dataclasses import dataclass, field
 
 from harness.config.schema import HostConfig
 from harness.deadline import Deadline
-from harness.errors import DeadlineExpired, InfrastructureError, UsageError
-from harness.hosts import connect
+from harness.errors import AccessError, DeadlineExpired, InfrastructureError, TransportError, UsageError
+from harness.hosts import connect, operator_mail, places, recovery, serial
 from harness.hosts.direct import DirectHost
 from harness.hosts.lease import HostBusy, HostTooSmall, LeaseRequest
+from harness.hosts.places import Places
+from harness.hosts.power import Power
+from harness.hosts.record import set_aside
+from harness.hosts.recovery import Recovery
+from harness.hosts.serial import SerialLog
+from harness.labgrid import tags
 
 log = logging.getLogger("fxh.hosts")
 
@@ -31,29 +37,37 @@ _ANSWER = 60.0
 
 
 def select_hosts(words: str, hosts: Mapping[str, HostConfig]) -> tuple[HostConfig, ...]:
-    """The hosts that ``words`` selects, separated by commas: names, ``tag:TAG``, addresses, ``local``, ``lab``.
+    """The hosts that ``words`` selects, separated by commas: names, ``tag:TAG``, addresses, ``local``, ``lab``, ``labgrid:KEY=VALUE,...``.
 
-    Raises UsageError for an unknown tag or an invalid address.
+    Raises UsageError for an unknown tag, an invalid address, and a ``labgrid:`` host if labgrid is not installed.
     """
     found: dict[str, HostConfig] = {}
-    for word in filter(None, (part.strip() for part in words.split(","))):
+    for word in tags.split(words):
         if word.startswith("tag:"):
             tagged = [host for host in hosts.values() if word[4:] in host.tags]
             if not tagged:
-                tags = sorted({tag for host in hosts.values() for tag in host.tags})
-                raise UsageError(f"no host has {word}", hint=f"tags in fxh.toml: {', '.join(tags) or 'none'}")
+                known = sorted({tag for host in hosts.values() for tag in host.tags})
+                raise UsageError(f"no host has {word}", hint=f"tags in fxh.toml: {', '.join(known) or 'none'}")
             found |= {host.name: host for host in tagged}
         elif word in hosts:
             found[word] = hosts[word]
         elif word == LAB:
             found[word] = HostConfig(LAB, name=LAB)
         else:
-            if word != "local":
+            if word != "local" and not tags.is_labgrid(word):
                 from harness.hosts import sshconfig
 
                 sshconfig.parse(word)
-            found[word] = HostConfig(word)
+            found[word] = HostConfig(word, name=word if tags.is_labgrid(word) else "")
+    for host in found.values():
+        if tags.is_labgrid(host.address):
+            tags.parse(host.address)
     return tuple(found.values())
+
+
+def is_one(hosts: Sequence[HostConfig]) -> bool:
+    """Whether every case of a pool runs on the same machine. The places of a labgrid are different ones."""
+    return len(hosts) == 1 and not tags.is_labgrid(hosts[0].address)
 
 
 def label(words: str) -> str:
@@ -69,15 +83,22 @@ class HostPool:
     first: int = 0
     what: str = ""
     """The purpose of the leases, which ``fxh hosts`` shows."""
-    connect: Callable[[HostConfig, str], DirectHost] = field(
-        default=lambda config, what: DirectHost(connect.transport(config), config=config, what=what)
-    )
+    connect: Callable[[HostConfig, str], DirectHost] = connect.host
     _lost: dict[str, tuple[float, str]] = field(default_factory=dict)
     """Lost hosts by name: the time (monotonic, s) and the reason."""
     _lost_leases: dict[str, str] = field(default_factory=dict)
     """By host, the run whose lease was lost with it. The next lease there supersedes it."""
+    power: Callable[[HostConfig], Power | None] = places.power_of
+    report: Callable[[str, str], None] = operator_mail.report
+    """Reports a host that is set aside, by its name and the reason."""
     _given_up: bool = False
     """No lost host came back in time. Later calls try each host once, without waiting."""
+    _recoveries: dict[str, Recovery] = field(default_factory=dict)
+    """The last recovery of each host."""
+    _boots: dict[str, str] = field(default_factory=dict)
+    """By host with power commands, the boot id when it was last used."""
+    _serials: dict[str, SerialLog] = field(default_factory=dict)
+    _places: Places = field(default_factory=Places)
 
     def acquire(self, request: LeaseRequest, deadline: Deadline) -> DirectHost:
         """Lease a share of a host and check the host.
@@ -91,36 +112,53 @@ class HostPool:
             failures: dict[str, str] = {}
             busy: list[HostConfig] = []
             # Hosts that were lost recently come last.
-            for config in sorted(order, key=self._avoided):
-                if self._avoided(config) and busy:
+            for host in sorted(order, key=lambda host: self._avoided(_name(self._places.current(host)))):
+                config = self._places.current(host)
+                if self._avoided(_name(config)) and busy:
+                    continue
+                if set_aside(config.name) or places.is_lost(config):
+                    config = self._vacate(config)
+                if unusable := self._unusable(config):
+                    failures[_name(config)] = unusable
                     continue
                 try:
-                    return self._take(config, request, deadline if single else Deadline(_ANSWER), nowait=not single)
-                except HostBusy as exc:
-                    busy.append(config)
-                    failures[_name(config)] = exc.message
-                except HostTooSmall as exc:
-                    failures[_name(config)] = exc.message
+                    return self._take(host, request, deadline if single else Deadline(_ANSWER), nowait=not single)
                 except InfrastructureError as exc:
-                    if single and isinstance(exc, DeadlineExpired):
-                        earlier = self._lost.get(_name(config), (0.0, ""))[1]
+                    name = _name(self._places.current(host))
+                    failures[name] = str(exc)
+                    if isinstance(exc, HostBusy):
+                        busy.append(host)
+                    elif single and isinstance(exc, DeadlineExpired):
+                        earlier = self._lost.get(name, (0.0, ""))[1]
                         raise DeadlineExpired(f"{exc.message}; it was lost earlier: {earlier}" if earlier else exc.message) from exc
-                    failures[_name(config)] = exc.message
-                    self.mark_lost(_name(config), exc.message)
+                    elif not isinstance(exc, HostTooSmall):
+                        self.mark_lost(name, exc.message, hangs=self._may_hang(name, exc))
             if busy:
                 # Queue on one host; workers queue on different ones.
-                config = busy[self.first % len(busy)]
-                log.info("none of %d hosts has room: waiting for %s", len(self.hosts), _name(config))
-                return self._take(config, request, deadline, nowait=False)
-            if patience.expired or self._given_up or not any(name in self._lost_leases for name in failures):
+                host = busy[self.first % len(busy)]
+                log.info("none of %d hosts has room: waiting for %s", len(self.hosts), _name(host))
+                return self._take(host, request, deadline, nowait=False)
+            if any(one.running for one in self._recoveries.values()):
+                if deadline.expired:
+                    raise deadline.expire("a host", "; ".join(failures.values()))
+                time.sleep(_PAUSE)
+                continue
+            may_return = any(name in self._lost_leases and set_aside(name) is None for name in failures)
+            if patience.expired or self._given_up or not may_return:
                 self._given_up = True
                 reasons = "\n".join(f"  {name}: {reason}" for name, reason in failures.items())
                 raise InfrastructureError(f"no host works:\n{reasons}", hint="run fxh doctor HOST")
             time.sleep(_PAUSE)
 
     def _take(self, config: HostConfig, request: LeaseRequest, deadline: Deadline, *, nowait: bool) -> DirectHost:
+        config = self._places.occupy(config, deadline, nowait=nowait, avoid=filter(self._avoided, self._lost))
         name = _name(config)
+        if aside := set_aside(config.name):
+            self._vacate(config)
+            raise aside
+        self._read_serial(config)
         host = self.connect(config, self.what)
+        host.serial = self._serials.get(name)
         try:
             if config.address != LAB:
                 host.acquire(
@@ -131,6 +169,8 @@ class HostPool:
                     deadline,
                 )  # fmt: skip
             host.check()
+            if self.power(config) is not None:
+                self._boots[name] = recovery.read_boot_id(host.transport)
         except BaseException:
             host.close()
             raise
@@ -139,15 +179,71 @@ class HostPool:
         self._given_up = False
         return host
 
-    def mark_lost(self, name: str, why: str, run: str = "") -> None:
-        """Avoid a host for 120 s. ``run`` is the run whose lease was lost with it."""
+    def mark_lost(self, name: str, why: str, run: str = "", *, hangs: bool = False) -> None:
+        """Avoid a host for 120 s. ``run`` is the run whose lease was lost with it.
+
+        ``hangs``: it does not answer. Then it is brought back meanwhile, if it has power commands.
+        """
         log.warning("host %s is lost: %s", name, why.splitlines()[0] if why else "")
         self._lost[name] = (time.monotonic(), why)
         if run:
             self._lost_leases[name] = run
+        config = next((config for config in map(self._places.current, self.hosts) if _name(config) == name), None)
+        if config is None or self._recovering(name):
+            return
+        power = self.power(config) if hangs and not places.is_lost(config) else None
+        if power is None:
+            self._vacate(config)
+            return
+        found = Recovery(
+            config, power, lambda: self.connect(config, self.what).transport, why, self._boots.get(name, ""), self.report
+        )
+        self._recoveries[name] = found
+        found.start()
 
-    def _avoided(self, config: HostConfig) -> bool:
-        since, _ = self._lost.get(_name(config), (-_AVOID, ""))
+    def close(self) -> None:
+        """Stop reading serial consoles. A host whose power is being cycled is on again when this returns."""
+        for recovery_ in self._recoveries.values():
+            recovery_.stop()
+        for log_ in self._serials.values():
+            log_.stop()
+        self._serials.clear()
+        self._places.close()
+
+    def _vacate(self, config: HostConfig) -> HostConfig:
+        """Release a labgrid place that does not work. Returns its ``labgrid:`` host; any other host as it is."""
+        found = self._places.vacate(config)
+        if found is not config and config.name in self._serials:
+            self._serials.pop(config.name).stop()
+        return found
+
+    def _unusable(self, config: HostConfig) -> str:
+        """Why a host cannot be used at present: it is set aside, or being brought back."""
+        if aside := set_aside(config.name):
+            return str(aside)
+        return f"it hung and is being brought back: {self._recoveries[config.name].why}" if self._recovering(config.name) else ""
+
+    def _may_hang(self, name: str, error: InfrastructureError) -> bool:
+        """Whether ``error`` is no answer, unless a moment ago the host did answer a recovery."""
+        last = self._recoveries.get(name)
+        return (
+            isinstance(error, TransportError)
+            and not isinstance(error, AccessError)
+            and not (last is not None and last.answered + _AVOID > time.monotonic())
+        )
+
+    def _recovering(self, name: str) -> bool:
+        return name in self._recoveries and self._recoveries[name].running
+
+    def _read_serial(self, config: HostConfig) -> None:
+        """Start to read the serial console of a host, if it has one. Raises SerialError."""
+        if config.name not in self._serials and (found := serial.of(config)):
+            with places.blamed(config):
+                found.start()
+            self._serials[config.name] = found
+
+    def _avoided(self, name: str) -> bool:
+        since, _ = self._lost.get(name, (-_AVOID, ""))
         return time.monotonic() - since < _AVOID
 
 

@@ -69,6 +69,9 @@ class LabTransport:
     def get(self, remote: str, local: Path, deadline: Deadline | None = None) -> None:
         self._lab.ssh.get(remote, local, deadline)
 
+    def ping(self) -> None:
+        self._lab.ssh.ping()
+
     def close(self) -> None:
         """Does nothing: the lab closes its own connection."""
 
@@ -222,8 +225,10 @@ class LabHost(DirectHost):
         """The recorder is part of the checkpoints, so its file is not in a run's directory."""
         return "/run/fxh/xenstore.log"
 
-    def evidence_files(self) -> dict[str, Path]:
-        return {"lab-serial.log": self.lab.directory / "xen.log"}
+    def last_words(self, limit: int, *, answers: bool) -> dict[str, bytes]:
+        with contextlib.suppress(OSError):
+            return {"lab-serial.log": paths.tail(self.lab.directory / "xen.log", limit)}
+        return {}
 
     def check(self) -> None:
         if self.lab.dead:

@@ -4,10 +4,12 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
-from harness.config.schema import MailConfig, NightlyConfig
+from harness.config.schema import Config, MailConfig, NightlyConfig
 from harness.errors import ExitCode, UsageError
 
 _SCRIPT = Path(sys.executable).parent / "fxh"
@@ -30,8 +32,11 @@ class NightlyStep:
     """Run this step even if a needed step failed."""
 
 
-def plan(config: NightlyConfig, mail: MailConfig, reports: Path) -> tuple[NightlyStep, ...]:
-    """The configured steps, in their order. Raises UsageError if ``nightly.source`` does not exist."""
+def plan(config: NightlyConfig, mail: MailConfig, reports: Path, prepared: Sequence[str] = ()) -> tuple[NightlyStep, ...]:
+    """The configured steps, in their order. ``prepared`` are the hosts to prepare.
+
+    Raises UsageError if ``nightly.source`` does not exist.
+    """
     if config.source and not Path(config.source).is_dir():
         raise UsageError(f"nightly.source {config.source}: no such directory", hint="check out the source tree there")
 
@@ -44,12 +49,26 @@ def plan(config: NightlyConfig, mail: MailConfig, reports: Path) -> tuple[Nightl
         steps.append(NightlyStep("update", expand(update), needed=True))
     if config.build:
         steps.append(NightlyStep("build", (*FXH, "image", "build", *expand(config.build)), needed=True))
+    if prepared:
+        # Not needed: a host whose preparation fails is set aside, and the others serve the run.
+        steps.append(NightlyStep("prepare", (*FXH, "prepare", ",".join(prepared))))
     run = (*FXH, "run", *expand(config.run), "--reports", str(reports))
     steps.append(NightlyStep("run", run, verdicts=(ExitCode.PRODUCT,)))
     report = (*FXH, "report", *expand(config.report), *_mail_options(mail), "--reports", str(reports))
     steps.append(NightlyStep("report", report, repeats="run"))
     steps.append(NightlyStep("prune", (*FXH, "clean", "--yes"), always=True))
     return tuple(steps)
+
+
+def to_prepare(config: Config) -> tuple[str, ...]:
+    """The names of the hosts of the nightly run that have a command ``prepare``."""
+    words, option = config.run.host, "--xen-host"
+    for word, value in pairwise((*config.nightly.run, "")):
+        words = value if word == option else word.partition("=")[2] if word.startswith(f"{option}=") else words
+    chosen = {word.strip() for word in words.split(",")}
+    return tuple(
+        host.name for host in config.hosts.values() if host.prepare and chosen & {host.name, *(f"tag:{tag}" for tag in host.tags)}
+    )
 
 
 def _mail_options(mail: MailConfig) -> tuple[str, ...]:

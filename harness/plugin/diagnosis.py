@@ -28,7 +28,7 @@ log = logging.getLogger("fxh.evidence")
 
 BACKTRACE = "backtrace.txt"
 XEN_BACKTRACE = "xen-backtrace.txt"
-XEN_LOG, CPUS_LOG, SERIAL_LOG = "xl-dmesg.log", "xen-cpus.log", "lab-serial.log"
+XEN_LOG, CPUS_LOG, SERIAL_LOGS = "xl-dmesg.log", "xen-cpus.log", ("lab-serial.log", "host-serial.log")
 # Bytes of a console that are searched for complaints, and of Xen's logs for call traces.
 _SEARCHED = 1 << 20
 
@@ -51,13 +51,14 @@ def backtrace(death: Death, guests: Sequence[Guest], directory: Path) -> tuple[s
 def hypervisor(context: CaseContext) -> None:
     """Write the call traces of Xen in the gathered logs, with files and lines, to :data:`XEN_BACKTRACE`.
 
-    Xen's log counts from the begin of the case. The serial console of a lab has the logs of earlier cases, too. So it counts only for
+    Xen's log counts from the begin of the case. The serial console has the logs of earlier cases, too. So it counts only for
     a panic, after which dom0 gives no log.
     """
     text = _text(context.directory / XEN_LOG)
     new = xen_since(text, context.mark) if context.mark is not None else text
     found = [trace for text in (new, _text(context.directory / CPUS_LOG)) for trace in xentrace.traces(text)]
-    found = found or [trace for trace in xentrace.traces(_text(context.directory / SERIAL_LOG)) if trace.panic]
+    serial = "".join(_text(context.directory / name) for name in SERIAL_LOGS)
+    found = found or [trace for trace in xentrace.traces(serial) if trace.panic]
     if not found or context.host is None:
         return
     symbols = KernelSymbols(files=(*context.symbols, *context.host.symbol_files), known=_running(context.host))

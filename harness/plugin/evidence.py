@@ -3,13 +3,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import logging
 import time
 from pathlib import Path
 
-from harness import paths, trace
+from harness import trace
 from harness.deadline import Deadline
 from harness.errors import HarnessError
 from harness.hosts.host import XenHost
@@ -21,7 +20,7 @@ log = logging.getLogger("fxh.evidence")
 
 # Seconds for all of it.
 _LIMIT = 20.0
-# Bytes that are copied from the end of a file.
+# Bytes that are kept of a log's end.
 _TAIL = 4 << 20
 
 
@@ -50,7 +49,7 @@ def _gather(context: CaseContext, silent: bool) -> None:
         sources[f"xl-{guest.name}.log"] = ["cat", f"/var/log/xen/xl-{guest.name}.log"]
         if guest.config.type == "hvm":
             sources[f"qemu-dm-{guest.name}.log"] = ["cat", f"/var/log/xen/qemu-dm-{guest.name}.log"]
-    deadline = Deadline(_LIMIT)
+    deadline, answers = Deadline(_LIMIT), False
     _mark_time(host, context.directory / "xl-dmesg.clock", deadline)
     for name, argv in sources.items():
         try:
@@ -60,12 +59,14 @@ def _gather(context: CaseContext, silent: bool) -> None:
             break
         if done.stdout:
             (context.directory / name).write_bytes(done.stdout)
-    else:  # the host answers
+    else:
+        answers = True
         diagnosis.inspect(context.guests, context.directory)
         if silent:
             _dump_cpus(host, context.directory / diagnosis.CPUS_LOG, deadline)
-    for name, source in host.evidence_files().items():
-        _copy_tail(source, context.directory / name)
+    for name, data in host.last_words(_TAIL, answers=answers).items():
+        if data:
+            (context.directory / name).write_bytes(data)
     diagnosis.hypervisor(context)
 
 
@@ -105,8 +106,3 @@ def _uptime(host: XenHost, deadline: Deadline) -> dict[str, float]:
         return {"uptime": float(words[0])}
     except (HarnessError, ValueError, IndexError):
         return {}
-
-
-def _copy_tail(source: Path, target: Path) -> None:
-    with contextlib.suppress(OSError):
-        target.write_bytes(paths.tail(source, _TAIL))

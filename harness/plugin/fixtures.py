@@ -172,7 +172,7 @@ def _shape(request: pytest.FixtureRequest, rig: WorkerEnvironment, cell: Cell, s
 
 def _inputs(host: XenHost) -> dict[str, str]:
     facts = host.facts
-    found = {"host": facts.name, "backend": facts.backend, "xen": facts.xen, "dom0": facts.dom0}
+    found = {"host": facts.name, "backend": facts.backend, "xen": facts.xen, "dom0": facts.dom0, **dict(facts.builds)}
     if facts.note:
         found["lab"] = facts.note
         found["qemu"] = facts.note.partition(",")[0]

@@ -11,11 +11,12 @@ from functools import cached_property
 
 from harness.config import HostConfig, load
 from harness.deadline import Deadline
+from harness.errors import DeadlineExpired, HarnessError, TransportError
 from harness.guests.source import GuestSource
 from harness.hosts import connect
 from harness.hosts.direct import DirectHost
 from harness.hosts.lease import LeaseRequest
-from harness.hosts.pool import LAB, HostPool, select_hosts
+from harness.hosts.pool import LAB, HostPool, is_one, select_hosts
 from harness.plugin.options import Options
 
 log = logging.getLogger("fxh.worker")
@@ -32,10 +33,15 @@ class HostProvider:
         def connected(config: HostConfig, what: str) -> DirectHost:
             if config.address == LAB:
                 return self._start_lab()
-            return DirectHost(connect.transport(config), config=config, what=what)
+            return connect.host(config, what)
 
         hosts = select_hosts(self._options.host, load().config.hosts)
         return HostPool(hosts, self._options.worker, shlex.join(sys.argv[1:])[:80], connected)
+
+    @property
+    def is_one_host(self) -> bool:
+        """Whether all cases run on the same machine."""
+        return is_one(self._pool.hosts)
 
     def acquire(self, source: GuestSource) -> DirectHost:
         """A share of a host, large enough for two guests of ``source`` and Xen's overhead (32 MiB each)."""
@@ -51,9 +57,16 @@ class HostProvider:
         log.info("%s is wanted by another process: giving our share back", host.facts.name)
         return True
 
-    def lost(self, host: DirectHost, why: str) -> None:
-        """Tell the pool that the host is lost, so that it is not used for a while."""
+    def lost(self, host: DirectHost, error: HarnessError) -> None:
+        """Tell the pool that the host is lost, so that it is not used for a while, or brought back."""
+        why = error.message
         if self._options.host:
-            self._pool.mark_lost(host.config.name or host.config.address, why, host.run_id)
+            hangs = isinstance(error, (TransportError, DeadlineExpired))
+            self._pool.mark_lost(host.config.name or host.config.address, why, host.run_id, hangs=hangs)
         if host.lease is not None:  # do not wait for the host when the lease ends
             host.lease.lost = host.lease.lost or why
+
+    def close(self) -> None:
+        """See :meth:`HostPool.close`."""
+        if "_pool" in self.__dict__:
+            self._pool.close()

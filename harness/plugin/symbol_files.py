@@ -39,17 +39,18 @@ def check(options: Options, sources: GuestSources) -> None:
             raise _other_build(file, kind, known)
 
 
-def check_host(options: Options, host: XenHost) -> None:
+def check_host(options: Options, host: XenHost, *, only: bool) -> None:
     """Compare the symbols of a hypervisor with the one that ``host`` runs. Raises UsageError.
 
     The hosts of a pool may run different hypervisors. There, other symbols are only a warning: its traces get no lines.
+    ``only``: it is the only host of the run.
     """
     facts = host.facts
     for path in options.symbols:
         file, kind = debugfile.chosen(path)
         if kind == XEN and options.host and build_id(file) != facts.build_id:
             error = _other_build(file, kind, {f"Xen {facts.xen} on {facts.name}": facts.build_id})
-            if "," not in options.host and not options.host.startswith("tag:"):
+            if only:
                 raise error
             if facts.name not in _warned:
                 _warned.add(facts.name)

@@ -93,7 +93,7 @@ class WorkerHosts:
         held, error = self._held.get(cell.host), self.check(cell)
         if held is None or error is None:
             return ""
-        self._provider.lost(held.host, error.message)
+        self._provider.lost(held.host, error)
         self.drop(cell.host)
         return error.message
 
@@ -104,8 +104,11 @@ class WorkerHosts:
             held.host.close()
 
     def close(self) -> None:
-        for name in list(self._held):
-            self.drop(name)
+        try:
+            for name in list(self._held):
+                self.drop(name)
+        finally:
+            self._provider.close()
 
     def _usable(self, cell: Cell) -> HeldHost:
         held = self._held.get(cell.host)
@@ -124,7 +127,7 @@ class WorkerHosts:
         with preparing.step(f"a share of {cell.host}"):
             host = self._provider.acquire(self._sources.source(cell))
         try:
-            symbol_files.check_host(self._options, host)
+            symbol_files.check_host(self._options, host, only=self._provider.is_one_host)
         except UsageError:
             host.close()
             raise

@@ -25,7 +25,22 @@ VERSION = {"major": 5, "minor": 3}
 _EXCERPT = 16_384
 # Inputs that are the test's environment. The others (kernel, image, disks) are the build.
 _ENVIRONMENT = frozenset(
-    {"xen", "dom0", "qemu", "quirks", "harness", "host", "backend", "lab", "machine", "python", "shard", "run again because"}
+    {
+        "xen",
+        "xen build",
+        "dom0",
+        "dom0 build",
+        "qemu",
+        "quirks",
+        "harness",
+        "host",
+        "backend",
+        "lab",
+        "machine",
+        "python",
+        "shard",
+        "run again because",
+    }
 )
 _STATUS = {
     Outcome.PASSED: "PASS",

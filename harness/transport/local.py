@@ -62,6 +62,9 @@ class LocalTransport(FileCopies):
         connection.setblocking(True)
         return DescriptorStream(connection.detach())
 
+    def ping(self) -> None:
+        """Return at once: this machine answers."""
+
     def close(self) -> None:
         """Do nothing: there is no connection."""
 

@@ -17,7 +17,7 @@ from pathlib import Path
 import paramiko
 
 from harness.deadline import Deadline
-from harness.errors import DeadlineExpired, InfrastructureError, TransportError
+from harness.errors import AccessError, DeadlineExpired, InfrastructureError, TransportError
 from harness.transport import DEFAULT_SECONDS, Completed, Stream
 from harness.transport.files import FileCopies
 
@@ -34,7 +34,7 @@ class SshTransport(FileCopies):
 
     The host must have the key ``known_host_key`` (a line ``ssh-ed25519 AAAA...``), or else one in the files ``known_hosts``
     (default ``~/.ssh/known_hosts``). The connection goes through the jump host ``over``, which is closed with it.
-    Raises TransportError if the host is unreachable, has another key, or refuses the login.
+    Raises TransportError if the host is unreachable, AccessError if it has another key or refuses the login.
     """
 
     def __init__(
@@ -68,6 +68,11 @@ class SshTransport(FileCopies):
             transport.start_client(timeout=max(0.1, deadline.remaining))
             self._check_key(transport.get_remote_server_key(), host, port, known_host_key, known)
             self._authenticate(transport, user, private_key, (*([key_path] if key_path else []), *key_paths))
+        except paramiko.AuthenticationException as exc:
+            transport.close()
+            # A host that hangs during the login looks like one that refuses it.
+            kind = TransportError if deadline.expired else AccessError
+            raise kind(f"ssh to {self._where}: {exc}") from exc
         except (paramiko.SSHException, OSError, EOFError) as exc:
             transport.close()
             raise TransportError(f"ssh to {self._where}: {exc or type(exc).__name__}") from exc
@@ -87,7 +92,7 @@ class SshTransport(FileCopies):
             return socket.create_connection((host, port), timeout=max(0.1, deadline.remaining))
         except socket.gaierror as exc:
             hint = f"correct the name, or add [hosts.{host}] with its address to fxh.toml"
-            raise TransportError(f"{host}: {exc.strerror}", hint=hint) from exc
+            raise AccessError(f"{host}: {exc.strerror}", hint=hint) from exc
         except (OSError, paramiko.SSHException, EOFError) as exc:
             way = f" over {self._over.name}" if self._over is not None else ""
             raise TransportError(f"{self._where}{way}: {exc}", hint="check that the host is up and its sshd is running") from exc
@@ -105,18 +110,18 @@ class SshTransport(FileCopies):
         shown = f"{key.get_name()} {key.get_base64()}"
         if pinned:
             if shown != pinned:
-                raise TransportError(
+                raise AccessError(
                     f"{self._where}: its host key {fingerprint(key)} differs from the configured one",
                     hint="if the host was reinstalled, replace the old key; otherwise the connection may be intercepted",
                 )
             return
         if not known or key.get_name() not in known:
-            raise TransportError(
+            raise AccessError(
                 f"{self._where}: its host key is unknown: {key.get_name()} {fingerprint(key)}",
                 hint=f"verify it on the host, then run: ssh-keyscan -p {port} {host} >> ~/.ssh/known_hosts",
             )
         if known[key.get_name()] != key:
-            raise TransportError(
+            raise AccessError(
                 f"{self._where}: its host key {fingerprint(key)} differs from that in known_hosts",
                 hint="if the host was reinstalled, replace the old key; otherwise the connection may be intercepted",
             )
@@ -201,6 +206,14 @@ class SshTransport(FileCopies):
             return ChannelStream(self._transport.open_channel("direct-tcpip", (host, port), ("127.0.0.1", 0), timeout=10))
         except (paramiko.SSHException, OSError, EOFError) as exc:
             raise TransportError(f"{self.name} cannot connect to {host} port {port}: {exc}") from exc
+
+    def ping(self) -> None:
+        try:
+            self._transport.global_request("keepalive@openssh.com", wait=True)
+        except (paramiko.SSHException, OSError, EOFError) as exc:
+            raise TransportError(f"ssh to {self.name} dropped: {exc}") from exc
+        if not self.alive:
+            raise TransportError(f"ssh to {self.name} dropped")
 
     @property
     def alive(self) -> bool:

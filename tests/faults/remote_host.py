@@ -91,6 +91,9 @@ class Link:
         self.port = self._server.getsockname()[1]
         threading.Thread(target=self._serve, daemon=True).start()
 
+    def _connect(self) -> socket.socket:
+        return socket.create_connection(("127.0.0.1", self.target), timeout=5)
+
     def _serve(self) -> None:
         while True:
             try:
@@ -101,7 +104,7 @@ class Link:
                 if self._cut:
                     raise OSError
                 self._flows.wait()
-                far = socket.create_connection(("127.0.0.1", self.target), timeout=5)
+                far = self._connect()
             except OSError:
                 near.close()
                 continue

@@ -26,7 +26,7 @@ class Host:
     def facts(self) -> Any:
         return SimpleNamespace(emulated=self.emulated, name="h", xen="4.20")
 
-    def evidence_files(self) -> dict[str, Path]:
+    def last_words(self, limit: int, *, answers: bool) -> dict[str, bytes]:
         return {}
 
     def files(self, *local: Path) -> tuple[str, ...]:

@@ -100,5 +100,5 @@ def test_the_example_of_the_documentation_is_valid(toml: Path) -> None:
     page = (Path(__file__).parent.parent.parent / "docs" / "hosts.md").read_text()
     toml.write_text(page.split("```toml\n")[1].split("```")[0])
     config = load().config
-    assert set(config.hosts) == {"xen1", "xen2"}
+    assert set(config.hosts) == {"xen1", "xen2", "rack"}
     assert config.mail.send is False

@@ -15,12 +15,14 @@ from typing import Any
 import pytest
 import yaml
 
-from harness.config.schema import MailConfig, NightlyConfig
+from harness import mailer
+from harness.config.runoptions import RunOptions
+from harness.config.schema import Config, HostConfig, MailConfig, NightlyConfig
 from harness.errors import InfrastructureError, UsageError
 from harness.images import entries
 from harness.lab import prune
 from harness.nightly import mail, night
-from harness.nightly.plan import NightlyStep, plan
+from harness.nightly.plan import NightlyStep, plan, to_prepare
 
 DOCS = Path(__file__).parent.parent.parent / "docs" / "nightly"
 
@@ -47,6 +49,24 @@ def test_the_plan_follows_the_configuration(tmp_path: Path) -> None:
     assert full[1].argv[-4:] == ("image", "build", "--src", str(tmp_path))
     with pytest.raises(UsageError, match="no such directory"):
         plan(NightlyConfig(source="/none"), MailConfig(), tmp_path)
+
+
+def test_the_hosts_of_the_run_are_prepared_before_it(tmp_path: Path) -> None:
+    def names(run: tuple[str, ...], default: str = "") -> tuple[str, ...]:
+        hosts = {
+            name: HostConfig(name, name=name, tags=tags, prepare=prepare)
+            for name, tags, prepare in (("a", ("x",), ("p",)), ("b", ("x",), ()), ("c", (), ("p",)))
+        }
+        return to_prepare(Config(RunOptions(host=default), hosts, nightly=NightlyConfig(run=run)))
+
+    assert names(("--xen-host", "tag:x, c")) == ("a", "c")
+    assert names(("boot", "--xen-host=b")) == ()
+    assert names((), "c") == ("c",)
+    assert names(("--xen-host",)) == names(()) == ()
+    steps = plan(NightlyConfig(), MailConfig(), tmp_path, ("a", "c"))
+    assert [step.name for step in steps] == ["prepare", "run", "report", "prune"]
+    assert steps[0].argv[-2:] == ("prepare", "a,c")
+    assert not steps[0].needed, "the other hosts serve the run"
 
 
 def test_a_verdict_is_not_a_failure_of_the_job(tmp_path: Path) -> None:
@@ -98,10 +118,10 @@ def test_mail_is_always_written_and_sent_only_if_configured(tmp_path: Path) -> N
     done, _ = run(tmp_path, sh("run", "exit 3"))
     config = MailConfig(send=False, smtp="127.0.0.1:1")
     message = mail.compose(done, config, "m")
-    mail.deliver(message, config, tmp_path / "a.eml")
+    mailer.deliver(message, config, tmp_path / "a.eml")
     assert b"a bug in the harness" in (tmp_path / "a.eml").read_bytes()
     with pytest.raises(InfrastructureError, match="Connection refused") as caught:
-        mail.deliver(message, MailConfig(send=True, smtp="127.0.0.1:1"), tmp_path / "b.eml")
+        mailer.deliver(message, MailConfig(send=True, smtp="127.0.0.1:1"), tmp_path / "b.eml")
     assert f"the mail is kept in {tmp_path / 'b.eml'}" in caught.value.hint
     assert (tmp_path / "b.eml").exists()
 

@@ -114,7 +114,7 @@ def written(context: CaseContext) -> str:
 
 
 def test_without_symbols_the_names_of_xen_and_the_reason_remain(context: CaseContext) -> None:
-    (context.directory / diagnosis.SERIAL_LOG).write_text(PANIC)
+    (context.directory / diagnosis.SERIAL_LOGS[0]).write_text(PANIC)
     diagnosis.hypervisor(context)
     text = written(context)
     assert text.startswith("no source lines: no symbols of this Xen (build-id unknown)")
@@ -122,7 +122,7 @@ def test_without_symbols_the_names_of_xen_and_the_reason_remain(context: CaseCon
 
 
 def test_with_symbols_each_frame_has_its_line(context: CaseContext, monkeypatch: pytest.MonkeyPatch) -> None:
-    (context.directory / diagnosis.SERIAL_LOG).write_text(PANIC)
+    (context.directory / diagnosis.SERIAL_LOGS[0]).write_text(PANIC)
     monkeypatch.setattr(diagnosis.KernelSymbols, "debug", Path("xen-syms"))
     monkeypatch.setattr(diagnosis.KernelSymbols, "addresses", lambda self, names: {})
     monkeypatch.setattr(diagnosis, "has_lines", lambda path: True)
@@ -148,7 +148,7 @@ def test_symbols_without_lines_say_so(context: CaseContext, monkeypatch: pytest.
 
 
 def test_the_serial_console_of_earlier_cases_does_not_count(context: CaseContext) -> None:
-    (context.directory / diagnosis.SERIAL_LOG).write_text(DUMP)
+    (context.directory / diagnosis.SERIAL_LOGS[0]).write_text(DUMP)
     (context.directory / diagnosis.XEN_LOG).write_text("(XEN) Xen version 4.20.5\n")
     diagnosis.hypervisor(context)
     assert written(context) == ""
@@ -164,7 +164,7 @@ def test_a_host_that_is_gone_has_an_unknown_build(context: CaseContext, error: E
             raise error
 
     context.host = Gone()  # type: ignore[assignment]
-    (context.directory / diagnosis.SERIAL_LOG).write_text(PANIC)
+    (context.directory / diagnosis.SERIAL_LOGS[0]).write_text(PANIC)
     diagnosis.hypervisor(context)
     assert "build-id unknown" in written(context)
 

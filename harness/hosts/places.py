@@ -1,0 +1,220 @@
+# SPDX-License-Identifier: BSD-2-Clause
+"""A place of a labgrid coordinator as a host: acquired before the first connection, released with the host."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+
+from harness.config import load
+from harness.config.commands import PowerCommands
+from harness.config.schema import HostConfig
+from harness.deadline import Deadline
+from harness.errors import InfrastructureError, UsageError
+from harness.hosts import power
+from harness.hosts.direct import DirectHost
+from harness.hosts.lease import HostBusy
+from harness.hosts.power import CommandPower, Power
+from harness.hosts.saved_state import Access
+from harness.hosts.serial import SerialError
+from harness.labgrid import place, tags
+from harness.labgrid.place import Place, PlacesTaken, Survey
+
+# Also the address of one place.
+_NAME = f"{tags.PREFIX}name="
+# Its name is part of paths.
+_PLACE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,60}")
+# The words of `labgrid-client power` that differ from ours.
+_CLIENT = {"status": "get"}
+PATIENCE = 60.0
+"""Seconds that a command without a lease waits for a place."""
+# Names of one architecture. The tags of places are FreeBSD's or Linux's, and `xl info` shows those of dom0's uname.
+_MACHINES = ({"amd64", "x86_64", "x86-64"}, {"arm64", "aarch64"})
+
+
+@dataclass(frozen=True)
+class PlaceConfig(HostConfig):
+    """The configuration of a place that is ours. Its name is the address ``labgrid:name=PLACE``."""
+
+    place: Place | None = None
+    source: HostConfig | None = None
+    """The ``labgrid:`` host that it was taken for."""
+
+
+def take(config: HostConfig, deadline: Deadline, *, nowait: bool, avoid: Iterable[str] = ()) -> HostConfig:
+    """Acquire a place for a ``labgrid:`` host; return other hosts as they are. :func:`give_back` releases it.
+
+    The settings of ``config`` (key, bridge, storage, power, ...) override those of the place. ``avoid`` are names of hosts: such
+    places are taken last. Raises HostBusy with ``nowait``, InfrastructureError, DeadlineExpired, UsageError.
+    """
+    if not tags.is_labgrid(config.address):
+        return config
+    try:
+        names = [name.removeprefix(_NAME) for name in avoid if name.startswith(_NAME)]
+        found = place.acquire(config.address, coordinator(), deadline, nowait=nowait, avoid=names)
+    except PlacesTaken as exc:
+        raise HostBusy(exc.message, hint=exc.hint) from exc
+    try:
+        return _configured(config, found)
+    except BaseException:
+        found.end()
+        raise
+
+
+def _configured(config: HostConfig, found: Place) -> PlaceConfig:
+    from harness.hosts import sshconfig
+
+    ask = f"ask the administrator of the lab to correct the configuration of {found.name}"
+    if not _PLACE.fullmatch(found.name):
+        raise InfrastructureError(f"invalid name of a labgrid place: {found.name!r}", hint="use letters, digits, '.', '_' and '-'")
+    try:
+        sshconfig.parse(found.service.route)
+    except UsageError as exc:
+        what = f"the NetworkService of labgrid place {found.name} has an invalid address: {found.service.route!r}"
+        raise InfrastructureError(what, hint=ask) from exc
+    switch = PowerCommands(*(found.client("power", word) for word in ("on", "off", "cycle", "get"))) if found.has_power else None
+    settings = replace(
+        config, address=found.service.route, name=f"{_NAME}{found.name}", jump=config.jump or found.service.jump,
+        power=config.power or switch, serial=config.serial or found.serial,
+    )  # fmt: skip
+    return PlaceConfig(**vars(settings), place=found, source=config)
+
+
+def give_back(config: HostConfig) -> None:
+    """Release the place of a host that :func:`take` returned. A second call does nothing."""
+    if isinstance(config, PlaceConfig) and config.place is not None:
+        config.place.end()
+
+
+def is_lost(config: HostConfig) -> bool:
+    """Whether a place is no longer ours."""
+    return isinstance(config, PlaceConfig) and config.place is not None and bool(config.place.lost)
+
+
+class Places:
+    """The places of one worker, each held from its first use until :meth:`close`, also while its host is brought back."""
+
+    def __init__(self) -> None:
+        self._held: dict[str, PlaceConfig] = {}
+
+    def current(self, host: HostConfig) -> HostConfig:
+        """The place that is held for a ``labgrid:`` host; else ``host``."""
+        return self._held.get(host.name or host.address, host)
+
+    def occupy(self, host: HostConfig, deadline: Deadline, *, nowait: bool, avoid: Iterable[str]) -> HostConfig:
+        """:meth:`current`, after taking a place if necessary. Raises as :func:`take`."""
+        held = self.current(host)
+        found = take(held, deadline, nowait=nowait, avoid=avoid) if held is host else held
+        if isinstance(found, PlaceConfig):
+            self._held[host.name or host.address] = found
+        return found
+
+    def vacate(self, config: HostConfig) -> HostConfig:
+        """Release a place. Returns the ``labgrid:`` host, for which another place can be taken; any other host as it is."""
+        if not isinstance(config, PlaceConfig) or config.source is None:
+            return config
+        self._held.pop(config.source.name or config.source.address, None)
+        give_back(config)
+        return config.source
+
+    def close(self) -> None:
+        """Release all places."""
+        for config in list(self._held.values()):
+            self.vacate(config)
+
+
+def power_of(config: HostConfig) -> Power | None:
+    """As :func:`harness.hosts.power.of`, also for a place."""
+    if isinstance(config, PlaceConfig) and config.place is not None and config.power is not None:
+        return PlacePower(config.place.name, config.power)
+    return power.of(config)
+
+
+class PlacePower(CommandPower):
+    """The power port of a place, by ``labgrid-client power``."""
+
+    def _key(self, action: str) -> str:
+        return f"power {_CLIENT.get(action, action)} of labgrid place {self._name}"
+
+    def _hint(self, action: str) -> str:
+        return f"ask the administrator of the lab to check the power port: labgrid-client -p {self._name} power {_CLIENT.get(action, action)}"
+
+
+@contextlib.contextmanager
+def blamed(config: HostConfig) -> Iterator[None]:
+    """Inside, an error about the serial console of a place names the place and the administrator of the lab."""
+    try:
+        yield
+    except SerialError as exc:
+        if not isinstance(config, PlaceConfig) or config.place is None or (config.source and config.source.serial):
+            raise
+        hint = f"end its other reader, or ask the administrator of the lab to check the serial port of {config.place.name}"
+        raise SerialError(f"labgrid place {config.place.name}: {exc.message}", hint=hint) from exc
+
+
+@contextlib.contextmanager
+def taken(config: HostConfig) -> Iterator[HostConfig]:
+    """For a command that looks at a host: inside, a ``labgrid:`` host is a free place that is ours. Raises as :func:`take`."""
+    held = take(config, Deadline(PATIENCE), nowait=True)
+    try:
+        yield held
+    finally:
+        give_back(held)
+
+
+def survey(config: HostConfig) -> Survey:
+    """List the places of a ``labgrid:`` host. Raises UsageError, InfrastructureError."""
+    return place.survey(config.address, coordinator())
+
+
+def left_behind() -> list[tuple[str, str]]:
+    """The places that ended processes of this user left acquired, and the coordinator of each."""
+    return sorted({(claim.place, claim.coordinator) for claim in place.left_behind()})
+
+
+def release_left_behind(where: str) -> None:
+    """Release the places of :func:`left_behind` at the coordinator ``where``. Raises InfrastructureError."""
+    place.survey("", where, clean=True)
+
+
+def coordinator() -> str:
+    """The coordinator of fxh.toml, of the environment, or labgrid's default."""
+    return tags.coordinator(load().config.labgrid.coordinator)
+
+
+class PlaceHost(DirectHost):
+    """A host that is a labgrid place. Closing it does not release the place."""
+
+    @property
+    def place(self) -> Place:
+        assert isinstance(self.config, PlaceConfig)
+        assert self.config.place is not None
+        return self.config.place
+
+    @property
+    def failure(self) -> str:
+        return self.place.lost
+
+    def check(self) -> None:
+        """As for any host; also checks that the place is still ours and that its tag ``arch`` is true."""
+        if self.place.lost:
+            raise InfrastructureError(self.place.lost)
+        super().check()
+        said, machine = self.place.tags.get("arch", ""), dict(self.info.values).get("machine", "")
+        if any(said in names and machine not in names for names in _MACHINES):
+            raise InfrastructureError(
+                f"labgrid place {self.place.name} has the tag arch={said}, but its host is {machine}",
+                hint=f"ask the administrator of the lab to correct the tags of {self.place.name}, or its NetworkService",
+            )
+
+    def describe_access(self) -> Access:
+        user, _, address = self.config.address.partition("@")
+        host, _, port = address.rpartition(":")
+        return Access(f"ssh -p {port} {user}@{host.strip('[]')}", f"--xen-host {self.config.address}", self.directory)
+
+    def keep_for(self, domains: Sequence[str], seconds: float) -> tuple[str, ...]:
+        """As for any host. The place stays acquired as long as the domains stay."""
+        kept = super().keep_for(domains, seconds)
+        return kept if kept and self.place.keep(seconds) else ()

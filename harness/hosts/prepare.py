@@ -1,0 +1,105 @@
+# SPDX-License-Identifier: BSD-2-Clause
+"""Install or boot the Xen and the dom0 under test: run the host's command, boot the host if the command did not, and examine it."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import threading
+from collections.abc import Callable
+
+from harness.config.schema import HostConfig
+from harness.deadline import Deadline
+from harness.errors import AccessError, HarnessError, InfrastructureError
+from harness.hosts import lease, operator_command, recovery
+from harness.hosts.direct import DirectHost
+from harness.hosts.host import HostFacts
+from harness.hosts.power import Power
+from harness.hosts.record import UNPREPARED, HostRecord, set_aside
+from harness.transport import Transport
+
+log = logging.getLogger("fxh.hosts")
+
+# Seconds for the command.
+_COMMAND = 7200.0
+# Seconds for a restart without the power switch.
+_BOOT = 900.0
+# The connection ends before the command does.
+_REBOOT = "sync; (sleep 1; reboot) >/dev/null 2>&1 </dev/null &"
+
+
+def prepare(config: HostConfig, power: Power | None, connect: Callable[[], Transport]) -> HostFacts:
+    """Prepare the host and return its new versions. It is set aside until this has succeeded.
+
+    Raises InfrastructureError if a run uses the host, if the command fails, or if no fit dom0 boots afterwards.
+    """
+    record = HostRecord(config.name)
+    with record.locked():
+        if aside := set_aside(config.name, except_for=UNPREPARED):
+            raise aside
+        try:
+            before = _idle_boot(config, connect)
+            record.set_aside(UNPREPARED, "it is being prepared")
+            operator_command.run(config.prepare, f"hosts.{config.name}.prepare", _COMMAND, _hint(config))
+            _boot(config, power, connect, before)
+            transport = connect()
+            try:
+                facts = DirectHost(transport, config=config).facts
+            finally:
+                transport.close()
+        except HarnessError as exc:
+            if not isinstance(exc, HostInUse):
+                record.set_aside(UNPREPARED, f"its preparation failed: {exc.message}")
+            raise
+        record.use_again(UNPREPARED)
+        return facts
+
+
+class HostInUse(InfrastructureError):
+    """A run uses the host, so it cannot be prepared."""
+
+
+def _hint(config: HostConfig) -> str:
+    return f"the operator of {config.name} must run this command by hand and correct it; then run fxh prepare {config.name}"
+
+
+def _idle_boot(config: HostConfig, connect: Callable[[], Transport]) -> str:
+    """The boot id of the host, or "" if it does not answer. Raises HostInUse."""
+    try:
+        transport = connect()
+    except AccessError:
+        raise
+    except InfrastructureError as exc:
+        log.warning("%s does not answer before its preparation: %s", config.name, exc.message)
+        return ""
+    try:
+        held = [row for row in lease.survey(transport)["leases"] if row.get("state") == "held"]
+        if held:
+            runs = ", ".join(f"{row['run']} of {row.get('who', '?')}" for row in held)
+            raise HostInUse(f"{config.name} is used by {runs}", hint="prepare it when these runs have ended; see fxh hosts")
+        return recovery.read_boot_id(transport)
+    finally:
+        transport.close()
+
+
+def _boot(config: HostConfig, power: Power | None, connect: Callable[[], Transport], before: str) -> None:
+    """Wait for the boot of what was prepared. Boot the host if the command did not: by ``reboot``, or else by its power."""
+    never = threading.Event()
+    if before:
+        with contextlib.suppress(InfrastructureError):
+            if recovery.boot_id(connect) == before:
+                transport = connect()
+                try:
+                    transport.run(["sh", "-c", _REBOOT], Deadline(20))
+                finally:
+                    transport.close()
+    elif power is not None:
+        power.cycle()
+    try:
+        recovery.wait_for_boot(config, connect, before, Deadline(_BOOT), never)
+    except InfrastructureError as exc:
+        if power is None or not before:
+            raise InfrastructureError(f"{config.name} does not boot what was prepared: {exc.message}", hint=_hint(config)) from exc
+        log.warning("%s: %s; cycling its power", config.name, exc.message)
+        power.cycle()
+        recovery.wait_for_boot(config, connect, before, Deadline(_BOOT), never)

@@ -1,0 +1,119 @@
+# SPDX-License-Identifier: BSD-2-Clause
+"""The record of a host that all processes of this machine share: when its power was cycled, and why it is not used."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from harness import paths, stamp
+from harness.errors import InfrastructureError
+
+# Seconds for which a power cycle counts.
+_HOUR = 3600.0
+# Seconds to wait for the lock at once, so that a wait can be ended.
+_TRY = 0.5
+
+HUNG, UNPREPARED = "hung", "unprepared"
+"""Why a host is set aside. A successful preparation ends only the second."""
+
+
+class HostSetAside(InfrastructureError):
+    """A host is not used until somebody has repaired it."""
+
+
+class HostRecord:
+    """The record of the host ``name`` of fxh.toml. It lies in the store, with the serial log of the host."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.directory = directory(name)
+        self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._file = self.directory / "record.json"
+        self._lock = FileLock(self.directory / "lock", thread_local=False)
+
+    @contextlib.contextmanager
+    def locked(self, stop: threading.Event | None = None) -> Iterator[bool]:
+        """Hold the lock of the process that brings the host back or prepares it, which alone changes the record.
+
+        Yields False if ``stop`` was set before the lock was free.
+        """
+        held = False
+        while not held and not (stop is not None and stop.is_set()):
+            with contextlib.suppress(Timeout):
+                self._lock.acquire(timeout=_TRY)
+                held = True
+        try:
+            yield held
+        finally:
+            if held:
+                self._lock.release()
+
+    def note_cycle(self) -> None:
+        """Record a power cycle."""
+        self._write(cycles=[*self._recent(), time.time()])
+
+    @property
+    def cycles(self) -> int:
+        """The number of power cycles in the last hour."""
+        return len(self._recent())
+
+    def set_aside(self, kind: str, why: str) -> None:
+        """Do not use the host any more: it is :data:`HUNG` or :data:`UNPREPARED`."""
+        self._write(aside={"kind": kind, "why": why, "since": stamp.now()})
+
+    def use_again(self, kind: str = "") -> bool:
+        """Use the host again. With ``kind``, only if it was set aside for that. Returns whether it was set aside."""
+        aside = _aside(self._read())
+        if not aside or (kind and aside["kind"] != kind):
+            return False
+        self._write(aside={}, cycles=[])
+        return True
+
+    def _recent(self) -> list[float]:
+        begin = time.time() - _HOUR
+        return [at for at in self._read().get("cycles", []) if isinstance(at, float) and at > begin]
+
+    def _read(self) -> dict[str, Any]:
+        return _read(self._file)
+
+    def _write(self, **changes: Any) -> None:
+        new = self._file.with_suffix(".new")
+        new.write_text(json.dumps(self._read() | changes, indent=1))
+        new.replace(self._file)
+
+
+def directory(name: str) -> Path:
+    """The directory of the host ``name``. It may not exist."""
+    return paths.store() / "hosts" / name
+
+
+def set_aside(name: str, *, except_for: str = "") -> HostSetAside | None:
+    """Why the host ``name`` is not used, or None. ``except_for`` is a kind that does not count."""
+    aside = _aside(_read(directory(name) / "record.json")) if name else {}
+    if not aside or aside["kind"] == except_for:
+        return None
+    hint = f"the operator of {name} must repair it; then run: fxh hosts {name} --return"
+    if aside["kind"] == UNPREPARED:
+        hint = f"the operator of {name} must correct hosts.{name}.prepare or the host; then run: fxh prepare {name}"
+    return HostSetAside(f"{name} is set aside since {aside['since']}: {aside['why']}", hint=hint)
+
+
+def _aside(data: Mapping[str, Any]) -> dict[str, str]:
+    found = data.get("aside")
+    return {key: str(found.get(key, "")) for key in ("kind", "why", "since")} if isinstance(found, dict) and found else {}
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(file.read_text())
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}

@@ -1,0 +1,190 @@
+# SPDX-License-Identifier: BSD-2-Clause
+"""Bring a hung host back: make sure that it hangs, cycle its power, wait for dom0, and let the doctor examine it."""
+
+from __future__ import annotations
+
+import logging
+import math
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NoReturn
+
+from harness.config.schema import HostConfig
+from harness.deadline import ConditionNotMet, Deadline
+from harness.errors import AccessError, DeadlineExpired, HarnessError, InfrastructureError, TransportError
+from harness.hosts import doctor
+from harness.hosts.power import Power
+from harness.hosts.record import HUNG, HostRecord, set_aside
+from harness.transport import Transport
+
+log = logging.getLogger("fxh.hosts")
+
+MOST = 3
+"""Power cycles within an hour. A host that hangs once more is set aside."""
+# Seconds for which a host must not answer before its power is cycled: a link may have failed for a moment.
+_GRACE = 30.0
+# Seconds from power on to a dom0 that answers. Firmware of servers needs minutes.
+_BOOT = 900.0
+# Seconds between two attempts to connect.
+_PAUSE = 2.0
+# Changes with each boot. FreeBSD has no boot_id before 15.
+_BOOT_ID = "cat /proc/sys/kernel/random/boot_id 2>/dev/null || sysctl -n kern.boottime"
+
+Connect = Callable[[], Transport]
+
+
+class Hung(InfrastructureError):
+    """A host does not answer."""
+
+
+def boot_id(connect: Connect) -> str:
+    """A word that changes with each boot of dom0. Raises Hung if the host does not answer, AccessError if that cannot be told."""
+    try:
+        transport = connect()
+        try:
+            return read_boot_id(transport)
+        finally:
+            transport.close()
+    except AccessError:
+        raise
+    except (TransportError, DeadlineExpired) as exc:
+        raise Hung(exc.message, hint=exc.hint) from exc
+
+
+def read_boot_id(transport: Transport) -> str:
+    """A word that changes with each boot of dom0, by a connection. Raises as Transport.run()."""
+    # Also xl: dom0 may answer although the hypervisor is stuck.
+    return transport.run(["sh", "-c", f"xl info >/dev/null; {_BOOT_ID}"], Deadline(20)).text.strip()
+
+
+def wait_for_boot(config: HostConfig, connect: Connect, before: str, deadline: Deadline, stop: threading.Event) -> str:
+    """Wait for a boot after ``before`` ("" if unknown) whose dom0 the doctor finds fit. Returns its boot id.
+
+    Raises DeadlineExpired with the last reason, also at once when ``stop`` is set.
+    """
+
+    def booted() -> str:
+        try:
+            found = boot_id(connect)
+        except InfrastructureError as exc:
+            raise ConditionNotMet(exc.message) from exc
+        if found == before:
+            raise ConditionNotMet("it answers, but it was not restarted")
+        failed = [check for check in doctor.examine(config, connect) if check.status == doctor.FAIL]
+        if failed:
+            raise ConditionNotMet("fxh doctor: " + "; ".join(f"{check.name}: {check.detail}" for check in failed))
+        return found
+
+    def pause(seconds: float) -> None:
+        if stop.wait(seconds):
+            raise DeadlineExpired("the run ended meanwhile")
+
+    return deadline.wait(f"dom0 of {config.name}", booted, _PAUSE, pause)
+
+
+@dataclass
+class Recovery:
+    """Brings one host back, in a thread of its own, from :meth:`start` on."""
+
+    config: HostConfig
+    power: Power
+    connect: Connect
+    why: str
+    """The first sign that it hangs."""
+    boot: str = ""
+    """The boot id of the boot that hangs; "" if unknown."""
+    report: Callable[[str, str], None] = lambda name, why: None
+    """Reports a host that is set aside, by its name and the reason, to its operator."""
+
+    def __post_init__(self) -> None:
+        self.error: InfrastructureError | None = None
+        """Why the host is still lost, after the end."""
+        self.answered = -math.inf
+        """When it answered without a power cycle (monotonic s)."""
+        self._record = HostRecord(self.config.name)
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True, name=f"recover-{self.config.name}")
+
+    def start(self) -> None:
+        self._thread.start()
+
+    @property
+    def running(self) -> bool:
+        return self._thread.is_alive()
+
+    def stop(self) -> None:
+        """End it. A power command that has begun is completed, so that the host is not left without power."""
+        self._stop.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        try:
+            self._recover()
+        except HarnessError as exc:
+            self.error = InfrastructureError(exc.message, hint=exc.hint)
+            log.error("%s", exc)
+        except Exception as exc:  # a thread has no caller that would see it
+            log.exception("the recovery of %s failed", self.config.name)
+            self.error = InfrastructureError(f"{self.config.name}: {type(exc).__name__}: {exc}")
+
+    def _recover(self) -> None:
+        name, record = self.config.name, self._record
+        with record.locked(self._stop) as held:
+            if not held:
+                return
+            if aside := set_aside(name):
+                raise aside
+            if self._answers():
+                log.info("%s answers again", name)
+                self.answered = time.monotonic()
+                return
+            if record.cycles >= MOST:
+                self._give_up("it hangs again")
+            if self._stop.is_set():
+                return
+            record.note_cycle()
+            log.warning("%s hangs (%s): cycling its power, %d. time within an hour", name, self.why, record.cycles)
+            begun = time.monotonic()
+            try:
+                self.power.cycle()
+                wait_for_boot(self.config, self.connect, self.boot, Deadline(_BOOT), self._stop)
+            except InfrastructureError as exc:
+                if self._stop.is_set():
+                    return
+                if record.cycles >= MOST:
+                    self._give_up(exc.message)
+                raise self._failed(exc) from exc
+            log.warning("%s is back %.0f s after its power was cycled", name, time.monotonic() - begun)
+
+    def _answers(self) -> bool:
+        deadline = Deadline(_GRACE)
+        while True:
+            try:
+                boot_id(self.connect)
+                return True
+            except Hung:
+                if deadline.expired or self._stop.wait(_PAUSE):
+                    return False
+
+    def _failed(self, exc: InfrastructureError) -> InfrastructureError:
+        """``exc`` with who must act, for a host that does not come back by its power."""
+        if exc.hint:
+            return exc
+        try:
+            on = self.power.status()
+            state = "unknown" if on is None else "on" if on else "off"
+        except InfrastructureError as error:
+            state = f"unknown ({error.message})"
+        return InfrastructureError(
+            f"{self.config.name}: its power was cycled without success: {exc.message}; the power is {state}",
+            hint=f"the operator of {self.config.name} must look at its console, and check that hosts.{self.config.name}.power switches this host",
+        )
+
+    def _give_up(self, last: str) -> NoReturn:
+        name = self.config.name
+        why = f"its power was cycled {MOST} times within an hour; last: {last} (first sign: {self.why})"
+        self._record.set_aside(HUNG, why)
+        self.report(name, why)
+        raise set_aside(name) or InfrastructureError(why)

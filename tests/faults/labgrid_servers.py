@@ -1,0 +1,155 @@
+# SPDX-License-Identifier: BSD-2-Clause
+"""A labgrid coordinator and an exporter on loopback, as their own programs."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+import subprocess
+import sys
+from collections.abc import Awaitable, Callable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from labgrid.remote.common import Reservation
+from labgrid.remote.generated import labgrid_coordinator_pb2 as messages
+
+from harness.deadline import ConditionNotMet, Deadline
+from harness.labgrid.coordinator import Coordinator, Refused
+
+T = TypeVar("T")
+
+
+class Labgrid:
+    """Both servers in ``directory``. ``resources`` is the exporter's configuration: groups of resources by class."""
+
+    def __init__(self, directory: Path, resources: Mapping[str, Mapping[str, Any]]) -> None:
+        self.directory = directory
+        with contextlib.closing(socket.socket()) as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.address = f"127.0.0.1:{probe.getsockname()[1]}"
+        (directory / "exporter.yaml").write_text(yaml.safe_dump(dict(resources)))
+        self._log = (directory / "servers.log").open("ab")
+        self._coordinator: subprocess.Popen[bytes] | None = None
+        self._exporter: subprocess.Popen[bytes] | None = None
+        self._groups = list(resources)
+        try:
+            self.start()
+        except BaseException:
+            self.close()
+            raise
+
+    def start(self) -> None:
+        """Start what does not run. Returns when all resources are exported."""
+        if self._coordinator is None:
+            self._coordinator = self._program("coordinator", "-l", self.address)
+        self.start_exporter()
+
+    def start_exporter(self) -> None:
+        def exported() -> None:
+            if self._exporter is None or self._exporter.poll() is not None:
+                self._exporter = self._program(
+                    "exporter", "-c", self.address, "-n", "rack", "--hostname", "127.0.0.1", "exporter.yaml"
+                )
+            try:
+                missing = set(self._groups) - self._exported()
+            except Refused as exc:
+                raise ConditionNotMet(exc.message) from exc
+            if missing:
+                raise ConditionNotMet(f"not exported: {missing}")
+
+        Deadline(180).wait("labgrid's servers", exported, 0.3)
+
+    def stop(self, *, exporter: bool = True) -> None:
+        """End the coordinator; the exporter loses it and ends, too."""
+        self._end(self._coordinator)
+        self._coordinator = None
+        if exporter:
+            self.stop_exporter()
+
+    def stop_exporter(self) -> None:
+        self._end(self._exporter)
+        self._exporter = None
+
+    def close(self) -> None:
+        self.stop()
+        self._log.close()
+
+    # -- as another user ----------------------------------------------------------------------------------------------
+
+    def add_place(self, name: str, group: str, **tags: str) -> None:
+        async def add(lab: Coordinator) -> None:
+            await lab._ask("AddPlace", messages.AddPlaceRequest(name=name))
+            await lab._ask("AddPlaceMatch", messages.AddPlaceMatchRequest(placename=name, pattern=f"rack/{group}/*"))
+
+        self._call(add)
+        self.tag(name, **tags)
+
+    def tag(self, name: str, **tags: str) -> None:
+        self._call(lambda lab: lab._ask("SetPlaceTags", messages.SetPlaceTagsRequest(placename=name, tags=tags)))
+
+    def acquire(self, name: str) -> None:
+        """Acquire a place for desk/anna."""
+        self._call(lambda lab: lab.acquire(name))
+
+    def release(self, name: str) -> None:
+        """Release a place of any user."""
+        self._call(lambda lab: lab._ask("ReleasePlace", messages.ReleasePlaceRequest(placename=name)))
+
+    def owner(self, place: str) -> str:
+        """The user of the place, as HOST/USER; "" for a free place."""
+
+        async def look(lab: Coordinator) -> str:
+            return lab.places[place].acquired or ""
+
+        return self._call(look)
+
+    def reservations(self) -> list[str]:
+        """The state of each reservation."""
+
+        async def look(lab: Coordinator) -> list[str]:
+            found = await lab._ask("GetReservations", messages.GetReservationsRequest())
+            return [Reservation.from_pb2(one).state.name for one in found.reservations]
+
+        return self._call(look)
+
+    def wait_free(self, place: str, seconds: float = 120) -> None:
+        """Wait until the place is free and there is no reservation."""
+
+        def free() -> None:
+            if taken := self.owner(place) or self.reservations():
+                raise ConditionNotMet(f"{place} is taken: {taken}")
+
+        Deadline(seconds).wait(f"{place} to be free", free, 0.3)
+
+    def _exported(self) -> set[str]:
+        async def look(lab: Coordinator) -> set[str]:
+            groups = lab._session.resources.get("rack", {}) if lab._session is not None else {}
+            return {name for name, group in groups.items() if all(entry.data.get("avail") for entry in group.values())}
+
+        return self._call(look)
+
+    def _call(self, request: Callable[[Coordinator], Awaitable[T]]) -> T:
+        async def call() -> T:
+            lab = Coordinator(self.address, "desk/anna")
+            try:
+                await lab.connect()
+                return await request(lab)
+            finally:
+                await lab.close()
+
+        return asyncio.run(call())
+
+    # -- the programs -------------------------------------------------------------------------------------------------
+
+    def _program(self, name: str, *arguments: str) -> subprocess.Popen[bytes]:
+        argv = [sys.executable, "-m", f"labgrid.remote.{name}", *arguments]
+        return subprocess.Popen(argv, cwd=self.directory, stdin=subprocess.DEVNULL, stdout=self._log, stderr=self._log)
+
+    @staticmethod
+    def _end(process: subprocess.Popen[bytes] | None) -> None:
+        if process is not None:
+            process.kill()
+            process.wait()

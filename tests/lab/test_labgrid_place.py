@@ -1,0 +1,206 @@
+# SPDX-License-Identifier: BSD-2-Clause
+"""A lab as a place of a labgrid coordinator: ssh, serial port and power port are exported, and runs take the place by its tags."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+from labgrid_servers import Labgrid
+from remote_host import Link, Remote, Run
+
+from harness.hosts import places, record
+from harness.lab import registry
+from tests.conftest import planted_suite
+
+# Another test file may run at the same time, and they share the store.
+PLACE = f"p{os.getpid()}"
+NAME = f"labgrid:name={PLACE}"
+QMP = Path(__file__).with_name("qmp_power.py")
+CASES = """
+import os, time
+from pathlib import Path
+
+def test_a_fault(guest):
+    (Path(os.environ["FXH_TEST"]) / "running").touch()
+    for n in range(int(os.environ.get("FXH_TEST_SECONDS", "12"))):
+        assert guest.sh(f"sleep 1; echo {n}") == str(n)
+
+def test_b_after(guest):
+    assert guest.sh("echo 1") == "1"
+"""
+
+
+class SerialPort(Link):
+    """A TCP server for the lab's serial port, as ser2net is."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self._path = path
+
+    def _connect(self) -> socket.socket:
+        found = socket.socket(socket.AF_UNIX)
+        found.connect(str(self._path))
+        return found
+
+
+class PowerSwitch:
+    """A network power switch: labgrid's driver ``simplerest`` sends GET /PORT/0 and /PORT/1, and GET /PORT for the state."""
+
+    def __init__(self, monitor: Path) -> None:
+        self.actions: list[str] = []
+        switch = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                action = {"/1/0": "hang", "/1/1": "cycle"}.get(self.path, "status")
+                switch.actions.append(action)
+                subprocess.run([sys.executable, str(QMP), str(monitor), action], check=True)
+                self.send_response(200)
+                self.end_headers()
+                self.wfile.write(b"1")
+
+            def log_message(self, *_: object) -> None:
+                pass
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self._server.server_address[1]}/{{index}}/{{value}}"
+        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+
+    def close(self) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+
+
+class Rack:
+    """The lab, its power switch and serial server, and labgrid."""
+
+    def __init__(self, directory: Path) -> None:
+        self.remote = Remote(directory, f"labgrid-{os.getpid()}")
+        sockets = registry.sockets(self.remote.name)
+        self.serial, self.switch = SerialPort(sockets / "com1"), PowerSwitch(sockets / "qmp")
+        (directory / "servers").mkdir()
+        resources = {
+            "NetworkService": {"address": "127.0.0.1", "username": "root", "port": self.remote.one.port},
+            "NetworkSerialPort": {"host": "127.0.0.1", "port": self.serial.port, "speed": 115200, "protocol": "raw"},
+            "NetworkPowerPort": {"model": "simplerest", "host": self.switch.url, "index": 1},
+        }
+        self.labgrid = Labgrid(directory / "servers", {"xen1": resources})
+        self.labgrid.add_place(PLACE, "xen1", tag="xen", arch="amd64")
+        self.remote.environment["LG_COORDINATOR"] = self.labgrid.address
+
+    def reset(self) -> None:
+        self.remote.reset()
+        with (self.remote.directory / ".ssh/config").open("a") as config:
+            config.write(f"Host 127.0.0.1\n  IdentityFile {self.remote.directory}/.ssh/id_lab\n")
+        (self.remote.directory / "fxh.toml").write_text("")
+        self.labgrid.start()
+        self.switch.actions.clear()
+
+    def start(self, suite: Path, *words: str, address: str = "labgrid:tag=xen,arch=amd64", **environment: str) -> Run:
+        return self.remote.start(suite, "--xen-host", address, "--scale", "3", *words, FXH_RUN_LEASE_WAIT="1800", **environment)
+
+    def close(self) -> None:
+        self.labgrid.close()
+        self.switch.close()
+        self.serial.close()
+        self.remote.remove()
+        shutil.rmtree(record.directory(NAME), ignore_errors=True)
+
+
+@pytest.fixture(scope="module")
+def _rack() -> Iterator[Rack]:
+    with tempfile.TemporaryDirectory(prefix="fxh-labgrid-") as directory:
+        made = Rack(Path(directory))
+        yield made
+        made.close()
+
+
+@pytest.fixture
+def rack(_rack: Rack) -> Rack:
+    _rack.reset()
+    return _rack
+
+
+@pytest.fixture
+def suite() -> Iterator[Path]:
+    with planted_suite(CASES) as file:
+        yield file
+
+
+def test_a_run_takes_a_place_by_its_tags_and_releases_it(rack: Rack) -> None:
+    run = rack.start(Path("boot"), "-k", "boots_to_login")
+    assert run.end(900) == 0
+    (case,) = run.cases.values()
+    assert (case["outcome"], case["inputs"]["host"]) == ("passed", NAME)
+    assert case["cell"] == "control-pv-labgrid-tag-xen-arch-amd64"
+    rack.labgrid.wait_free(PLACE)
+    rack.remote.wait_clean()
+    assert rack.remote.fxh("hosts", "labgrid:tag=xen").splitlines()[1].split() == [PLACE, "free"]
+    assert "ok    Xen" in rack.remote.fxh("doctor", NAME), "the doctor examines the host behind the place"
+    rack.labgrid.wait_free(PLACE)
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
+def test_a_run_that_is_killed_leaves_nothing_reserved(rack: Rack, suite: Path, number: signal.Signals) -> None:
+    run = rack.start(suite, FXH_TEST_SECONDS="600")
+    run.wait_for(rack.remote.mark("running"))
+    assert "/fxh-" in rack.labgrid.owner(PLACE)
+    run.process.send_signal(number)
+    assert run.end(300) == (130 if number == signal.SIGINT else -number)
+    rack.labgrid.wait_free(PLACE)
+    rack.remote.wait_clean()
+
+
+def test_a_hung_place_is_power_cycled_through_labgrid(rack: Rack, suite: Path) -> None:
+    rack.remote.dom0("sync")
+    run = rack.start(suite)
+    run.wait_for(rack.remote.mark("running"))
+    subprocess.run([sys.executable, str(QMP), str(registry.sockets(rack.remote.name) / "qmp"), "hang"], check=True)
+    assert run.end(1800) == 0
+    assert run.outcomes == {"test_a_fault": "passed", "test_b_after": "passed"}
+    assert "no heartbeat" in run.cases["test_a_fault"]["inputs"]["run again because"]
+    assert [action for action in rack.switch.actions if action != "status"] == ["hang", "cycle"]
+    console = (record.directory(NAME) / "serial.log").read_text(errors="replace")
+    assert "Command line: console=com1" in console, "the serial port shows the boot of Xen"
+    rack.labgrid.wait_free(PLACE)
+    rack.remote.wait_clean()
+
+
+def test_a_place_of_another_architecture_than_its_tag(rack: Rack, suite: Path) -> None:
+    rack.labgrid.tag(PLACE, arch="arm64")
+    try:
+        run = rack.start(suite, address="labgrid:arch=arm64", FXH_TEST_SECONDS="1")
+        assert run.end(600) == 4
+    finally:
+        rack.labgrid.tag(PLACE, arch="amd64")
+    assert set(run.outcomes.values()) == {"infrastructure"}
+    assert f"labgrid place {PLACE} has the tag arch=arm64, but its host is x86_64" in run.out
+    rack.labgrid.wait_free(PLACE)
+
+
+def test_a_coordinator_that_goes_away_is_no_verdict(rack: Rack, suite: Path) -> None:
+    run = rack.start(suite, FXH_TEST_SECONDS="80")
+    run.wait_for(rack.remote.mark("running"))
+    rack.labgrid.stop()
+    assert run.end(900) == 4
+    assert run.outcomes["test_b_after"] == "infrastructure"
+    assert set(run.outcomes.values()) <= {"passed", "infrastructure"}
+    assert f"no labgrid coordinator answers at {rack.labgrid.address}" in run.out
+    rack.labgrid.start()
+    # The restarted coordinator has forgotten the place, but this machine remembers that it could not release it.
+    assert (PLACE, rack.labgrid.address) in places.left_behind()
+    places.release_left_behind(rack.labgrid.address)
+    assert (PLACE, rack.labgrid.address) not in places.left_behind()
+    rack.labgrid.wait_free(PLACE)
+    rack.remote.wait_clean()

@@ -1,0 +1,455 @@
+# SPDX-License-Identifier: BSD-2-Clause
+"""Places of a real labgrid coordinator: acquired, shared, lost and released."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import serial
+import serial.rfc2217
+from labgrid_servers import Labgrid
+
+from harness.config import load
+from harness.config.schema import HostConfig
+from harness.deadline import ConditionNotMet, Deadline
+from harness.errors import DeadlineExpired, InfrastructureError, UsageError
+from harness.hosts import places, pool
+from harness.hosts.direct import DirectHost
+from harness.hosts.places import PlaceConfig, PlaceHost
+from harness.labgrid import coordinator, keeper, place, tags
+from harness.labgrid.place import Place, PlacesTaken
+
+SERVICE = {"address": "192.0.2.7", "username": "root", "port": 2022}
+RESOURCES = {
+    "one": {
+        "NetworkService": SERVICE,
+        "NetworkSerialPort": {"host": "192.0.2.8", "port": 7001, "speed": 115200, "protocol": "raw"},
+        "NetworkPowerPort": {"model": "simplerest", "host": "http://127.0.0.1:9/{index}/{value}", "index": 1},
+    },
+    "two": {"NetworkService": {"address": "2001:db8::2", "username": "root"}},
+    "bare": {"NetworkPowerPort": {"model": "simplerest", "host": "http://127.0.0.1:9/{index}/{value}", "index": 2}},
+}
+HOLDER = """
+import signal, sys, time
+from harness.deadline import Deadline
+from harness.labgrid import place
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job of a shell ignores it
+held = place.acquire("labgrid:name=one", sys.argv[1], Deadline(60))
+print(held._keeper._process.pid, flush=True)
+time.sleep(200)
+"""
+
+
+@pytest.fixture(scope="module")
+def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Labgrid]:
+    found = Labgrid(tmp_path_factory.mktemp("labgrid"), RESOURCES)
+    found.add_place("one", "one", arch="amd64", tag="xen")
+    found.add_place("two", "two", arch="arm64", tag="xen")
+    found.add_place("bare", "bare", arch="riscv")
+    yield found
+    found.close()
+
+
+@pytest.fixture
+def lab(servers: Labgrid, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Labgrid]:
+    """The servers with free places."""
+    monkeypatch.setenv("FXH_STORE", str(tmp_path / "store"))
+    monkeypatch.setenv("LG_COORDINATOR", servers.address)
+    yield servers
+    for name in ("one", "two"):
+        servers.wait_free(name)
+
+
+@pytest.fixture
+def take(lab: Labgrid) -> Iterator[Callable[..., Place]]:
+    held: list[Place] = []
+
+    def acquire(address: str, **more: Any) -> Place:
+        held.append(place.acquire(address, lab.address, more.pop("deadline", Deadline(60)), **more))
+        return held[-1]
+
+    yield acquire
+    for one in held:
+        one.end()
+
+
+# -- addresses --------------------------------------------------------------------------------------------------------
+
+
+def test_the_tags_of_one_address_stay_together() -> None:
+    assert tags.split("a, labgrid:tag=xen,arch=amd64,b,labgrid:name=x,,c") == [
+        "a",
+        "labgrid:tag=xen,arch=amd64",
+        "b",
+        "labgrid:name=x",
+        "c",
+    ]
+    assert tags.split("a,b=c") == ["a", "b=c"]
+    rack = HostConfig("labgrid:tag=xen", name="rack", key="k")
+    found = pool.select_hosts("rack,labgrid:tag=xen,arch=amd64", {"rack": rack})
+    assert [host.address for host in found] == ["labgrid:tag=xen", "labgrid:tag=xen,arch=amd64"]
+    assert pool.label("labgrid:tag=xen,arch=amd64") == "labgrid-tag-xen-arch-amd64"
+    assert [pool.is_one(hosts) for hosts in ([HostConfig("a")], found[:1], found)] == [True, False, False]
+
+
+@pytest.mark.parametrize(
+    ("address", "words"),
+    [
+        ("labgrid:", "no tags"), ("labgrid:xen", "invalid tag 'xen'"), ("labgrid:Tag=x", "invalid tag"), ("labgrid:tag=", "invalid tag"),
+        ("labgrid:tag=a b", "invalid tag"), ("labgrid:tag=x,root@y", "invalid tag"),
+    ],
+)  # fmt: skip
+def test_invalid_tags_are_usage_errors(address: str, words: str) -> None:
+    with pytest.raises(UsageError, match=words):
+        tags.parse(address)
+
+
+def test_without_labgrid_the_error_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(UsageError, match=r"labgrid is not installed\n  hint: pip install 'freebsd-xen-harness\[labgrid\]'"):
+        pool.select_hosts("labgrid:tag=xen", {})
+
+
+def test_fxh_toml_has_precedence_over_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "fxh.toml").write_text('[labgrid]\ncoordinator = "lab:1"\n[hosts.rack]\naddress = "labgrid:tag=xen"\n')
+    monkeypatch.setenv("FXH_CONFIG", str(tmp_path / "fxh.toml"))
+    monkeypatch.setenv("LG_COORDINATOR", "other:2")
+    assert places.coordinator() == "lab:1"
+    assert tags.coordinator("") == "other:2"
+    assert load().config.hosts["rack"].address == "labgrid:tag=xen"
+
+
+# -- acquiring --------------------------------------------------------------------------------------------------------
+
+
+def test_a_place_becomes_a_host(lab: Labgrid) -> None:
+    config = HostConfig("labgrid:tag=xen,arch=amd64", name="rack", key="k", bridge="br7")
+    found = places.take(config, Deadline(60), nowait=True)
+    try:
+        assert isinstance(found, PlaceConfig)
+        assert (found.address, found.name, found.key, found.bridge) == ("root@192.0.2.7:2022", "labgrid:name=one", "k", "br7")
+        assert found.serial == ("tcp:192.0.2.8:7001",)
+        assert found.power is not None
+        assert found.power.status[-2:] == ("power", "get")
+        assert lab.owner("one").split("/")[1].startswith("fxh-")
+        assert dict(places.survey(config).places) == {"one": lab.owner("one")}
+        power = places.power_of(found)
+        assert power is not None
+        with pytest.raises(InfrastructureError, match=r"(?s)power get of labgrid place one.*hint: ask the administrator") as caught:
+            power.status()
+        assert "Connection refused" in caught.value.message
+    finally:
+        places.give_back(found)
+    places.give_back(found)
+    assert lab.owner("one") == ""
+
+
+def test_a_place_without_power_and_serial_port(take: Callable[..., Place]) -> None:
+    found = take("labgrid:name=two")
+    assert found.service.route == "root@[2001:db8::2]:22"
+    assert not found.has_power
+    assert found.serial == ()
+
+
+def test_workers_share_a_place_and_the_last_one_releases_it(take: Callable[..., Place], lab: Labgrid) -> None:
+    first, second = take("labgrid:name=one"), take("labgrid:name=one", nowait=True)
+    assert (first.shared, second.shared) == (False, True)
+    first.end()
+    assert lab.owner("one") != ""
+    third = take("labgrid:tag=xen,arch=amd64", nowait=True)
+    assert third.shared
+    second.end()
+    third.end()
+    assert lab.owner("one") == ""
+
+
+def test_workers_spread_over_free_places_and_avoid_a_bad_one(take: Callable[..., Place]) -> None:
+    first = take("labgrid:tag=xen", avoid=["one"])
+    assert first.name == "two"
+    assert take("labgrid:tag=xen", avoid=["one"]).name == "one", "it is the last choice"
+    assert take("labgrid:tag=xen", avoid=["one"]).shared
+
+
+def test_a_taken_place_is_waited_for_in_turn(take: Callable[..., Place], lab: Labgrid) -> None:
+    lab.acquire("one")
+    with pytest.raises(PlacesTaken, match="are taken: one by desk/anna"):
+        take("labgrid:name=one", nowait=True)
+    with pytest.raises(DeadlineExpired, match="a labgrid place for labgrid:name=one"):
+        take("labgrid:name=one", deadline=Deadline(3))
+    assert lab.reservations() == [], "the reservation is cancelled"
+    waiting = subprocess.Popen([sys.executable, "-c", HOLDER, lab.address], stdout=subprocess.PIPE, text=True)
+    try:
+        _wait(lambda: lab.reservations() == ["waiting"], "the reservation")
+        lab.release("one")
+        assert waiting.stdout is not None
+        assert waiting.stdout.readline().strip().isdigit()
+        assert "/fxh-" in lab.owner("one")
+    finally:
+        waiting.kill()
+        waiting.wait()
+    lab.wait_free("one")
+
+
+# -- ends -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("killed", [signal.SIGKILL, signal.SIGINT])
+def test_a_killed_run_leaves_no_place_acquired(lab: Labgrid, killed: signal.Signals) -> None:
+    with subprocess.Popen([sys.executable, "-c", HOLDER, lab.address], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as holder:
+        assert holder.stdout is not None
+        holder.stdout.readline()
+        assert lab.owner("one") != ""
+        holder.send_signal(killed)
+    lab.wait_free("one")
+
+
+def test_the_next_run_releases_what_a_killed_keeper_left(lab: Labgrid) -> None:
+    with subprocess.Popen([sys.executable, "-c", HOLDER, lab.address], stdout=subprocess.PIPE) as holder:
+        assert holder.stdout is not None
+        os.kill(int(holder.stdout.readline()), signal.SIGKILL)
+        holder.kill()
+    left = lab.owner("one")
+    assert left != ""
+    assert places.left_behind() == [("one", lab.address)]
+    found = place.acquire("labgrid:name=one", lab.address, Deadline(60), nowait=True)
+    assert lab.owner("one") not in ("", left)
+    assert not found.shared
+    found.end()
+    assert places.left_behind() == []
+
+
+def test_clean_releases_it_too_but_not_the_place_of_another_user(lab: Labgrid) -> None:
+    for other in (False, True):
+        with subprocess.Popen([sys.executable, "-c", HOLDER, lab.address], stdout=subprocess.PIPE) as holder:
+            assert holder.stdout is not None
+            os.kill(int(holder.stdout.readline()), signal.SIGKILL)
+            holder.kill()
+        if other:
+            lab.release("one")
+            lab.acquire("one")
+        places.release_left_behind(lab.address)
+        assert lab.owner("one") == ("desk/anna" if other else "")
+    lab.release("one")
+
+
+def test_a_kept_place_outlives_its_run_for_that_time(lab: Labgrid) -> None:
+    found = place.acquire("labgrid:name=one", lab.address, Deadline(60))
+    assert found.keep(6)
+    begun = time.monotonic()
+    found.end()
+    assert time.monotonic() - begun < 5
+    assert lab.owner("one") != ""
+    lab.wait_free("one")
+
+
+# -- bad input --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("address", "message", "hint"),
+    [
+        (
+            "labgrid:tag=xne",
+            "no place at labgrid coordinator {0} has tag=xne",
+            "correct the tags, or ask the administrator of the lab",
+        ),
+        ("labgrid:arch=riscv", "labgrid place bare has no NetworkService", "start the exporter of bare"),
+    ],
+)
+def test_no_usable_place(lab: Labgrid, address: str, message: str, hint: str) -> None:
+    with pytest.raises(InfrastructureError) as caught:
+        place.acquire(address, lab.address, Deadline(60))
+    assert caught.value.message == message.format(lab.address)
+    assert caught.value.hint.startswith(hint)
+
+
+def test_a_coordinator_that_is_down(lab: Labgrid) -> None:
+    with pytest.raises(InfrastructureError, match=r"no labgrid coordinator answers at 127\.0\.0\.1:1\n  hint: start it, or ask"):
+        place.acquire("labgrid:tag=xen", "127.0.0.1:1", Deadline(60))
+
+
+def test_an_exporter_that_is_down(lab: Labgrid) -> None:
+    lab.stop_exporter()
+    try:
+        with pytest.raises(InfrastructureError, match="labgrid place one has no NetworkService"):
+            place.acquire("labgrid:name=one", lab.address, Deadline(60))
+    finally:
+        lab.start_exporter()
+
+
+def test_a_place_whose_tags_change_meanwhile_is_given_back(lab: Labgrid, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = coordinator.Coordinator.acquire
+
+    async def retagged(self: coordinator.Coordinator, name: str) -> None:
+        # In a process, because gRPC supports one event loop at a time.
+        argv = [sys.executable, "-m", "labgrid.remote.client", "-x", lab.address, "-p", name, "set-tags", "arch=arm64"]
+        await asyncio.to_thread(subprocess.run, argv, check=True)
+        await real(self, name)
+
+    async def run() -> None:
+        found = keeper.Keeper(
+            {"coordinator": lab.address, "claims": str(tmp_path), "tags": {"arch": "amd64"}, "nowait": True, "avoid": []}
+        )
+        try:
+            with pytest.raises(coordinator.Refused, match="gave place one, which has arch=arm64,tag=xen, not arch=amd64") as caught:
+                await found.acquire()
+            assert caught.value.hint == "ask the administrator of the lab to correct the tags of one"
+        finally:
+            await found.release()
+
+    monkeypatch.setattr(coordinator.Coordinator, "acquire", retagged)
+    try:
+        asyncio.run(run())
+    finally:
+        lab.tag("one", arch="amd64")
+    assert lab.owner("one") == ""
+
+
+def test_a_coordinator_that_restarts_gives_the_place_again(take: Callable[..., Place], lab: Labgrid) -> None:
+    found = take("labgrid:name=one")
+    owner = lab.owner("one")
+    time.sleep(16)  # it saves its places every 15 s
+    lab.stop()
+    lab.start()
+    _wait(lambda: lab.owner("one") == owner, "the place to be acquired again")
+    assert found.lost == ""
+
+
+def test_a_place_that_another_user_took_is_lost(take: Callable[..., Place], lab: Labgrid, caplog: pytest.LogCaptureFixture) -> None:
+    found = take("labgrid:name=one")
+    lab.release("one")
+    lab.acquire("one")
+    _wait(lambda: found.lost != "", "the loss")
+    assert found.lost.startswith("labgrid place one was taken from this run: it is acquired by desk/anna (ask its user")
+    found.end()
+    assert lab.owner("one") == "desk/anna"
+    lab.release("one")
+
+
+def test_a_keeper_that_dies_loses_the_place(take: Callable[..., Place], lab: Labgrid) -> None:
+    found = take("labgrid:name=one")
+    os.kill(found._keeper._process.pid, signal.SIGKILL)
+    _wait(lambda: found.lost != "", "the loss")
+    assert found.lost == "the process that holds the labgrid place ended with status -9: "
+    found.end()
+    places.release_left_behind(lab.address)
+
+
+def test_a_lost_place_is_replaced_and_never_switched_off(lab: Labgrid) -> None:
+    """A host that another user has now must not be power-cycled."""
+
+    class Host(PlaceHost):
+        def acquire(self, request: Any, deadline: Deadline) -> None:
+            pass
+
+        def check(self) -> None:
+            if self.place.lost:
+                raise InfrastructureError(self.place.lost)
+
+    hosts = pool.HostPool(
+        [HostConfig("labgrid:tag=xen")], connect=lambda config, what: Host(SimpleNamespace(), config=config)  # type: ignore[arg-type]
+    )  # fmt: skip
+    hosts._read_serial = lambda config: None  # type: ignore[method-assign]
+    pool_boot = "harness.hosts.recovery.read_boot_id"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pool_boot, lambda transport: "boot")
+        try:
+            first = hosts.acquire(pool.LeaseRequest("", 1), Deadline(60))
+            assert isinstance(first, PlaceHost)
+            assert first.config.name == "labgrid:name=one"
+            lab.release("one")
+            lab.acquire("one")
+            _wait(lambda: first.failure != "", "the loss")
+            with pytest.raises(InfrastructureError, match="is acquired by desk/anna"):
+                first.check()
+            hosts.mark_lost(first.config.name, first.failure, "run1", hangs=True)
+            assert hosts._recoveries == {}
+            second = hosts.acquire(pool.LeaseRequest("", 1), Deadline(60))
+            assert second.config.name == "labgrid:name=two"
+        finally:
+            hosts.close()
+    assert lab.owner("one") == "desk/anna"
+    lab.release("one")
+
+
+@pytest.mark.parametrize(
+    ("tag", "machine", "good"), [("amd64", "x86_64", True), ("arm64", "x86_64", False), ("sparc", "x86_64", True)]
+)
+def test_the_architecture_of_a_place_is_checked(tag: str, machine: str, good: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(DirectHost, "check", lambda self: None)
+    held = SimpleNamespace(name="one", lost="", tags={"arch": tag})
+    host = PlaceHost(SimpleNamespace(name="x"), config=PlaceConfig("root@x:22", place=held))  # type: ignore[arg-type]
+    host.__dict__["info"] = SimpleNamespace(values=(("machine", machine),))
+    if good:
+        host.check()
+    else:
+        with pytest.raises(InfrastructureError, match="labgrid place one has the tag arch=arm64, but its host is x86_64"):
+            host.check()
+
+
+@pytest.mark.parametrize(
+    ("name", "service", "words"),
+    [("../x", SERVICE, "invalid name of a labgrid place"), ("x", {**SERVICE, "address": "-oProxyCommand=x"}, "invalid address")],
+)
+def test_a_hostile_coordinator_names_no_path_and_no_option(name: str, service: dict[str, Any], words: str) -> None:
+    held = {
+        "place": name,
+        "tags": {},
+        "service": {**service, "proxy": ""},
+        "owner": "a/b",
+        "power": [],
+        "serial": None,
+        "shared": False,
+    }
+    with pytest.raises(InfrastructureError, match=words):
+        places._configured(HostConfig("labgrid:tag=xen"), Place(SimpleNamespace(), "c:1", held))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("protocol", ["raw", "rfc2217"])
+def test_the_serial_program_prints_every_byte(protocol: str) -> None:
+    """The server has pyserial's own half of RFC 2217. 0xff is its escape, and a terminal would change the line ends."""
+    said = b"(XEN) Xen version 4.20\r\n" + bytes(range(256))
+
+    def serve(server: socket.socket) -> None:
+        connection, _ = server.accept()
+        with connection:
+            peer = SimpleNamespace(write=connection.sendall)
+            manager = serial.rfc2217.PortManager(serial.serial_for_url("loop://"), peer) if protocol == "rfc2217" else None
+            if manager is not None:
+                connection.settimeout(1)
+                with contextlib.suppress(TimeoutError):
+                    while data := connection.recv(1024):
+                        b"".join(manager.filter(data))
+            connection.sendall(said if manager is None else b"".join(manager.escape(said)))
+            time.sleep(1)
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        threading.Thread(target=serve, args=(server,), daemon=True).start()
+        port = {"protocol": protocol, "host": "127.0.0.1", "port": server.getsockname()[1], "speed": 115200, "proxy": "needed"}
+        *argv, proxy = place._serial(port)
+        assert (argv[1:3], proxy) == (["-m", "harness.labgrid.serial"], "needed")
+        done = subprocess.run(argv, capture_output=True, timeout=120)
+    assert done.stdout == said
+    assert done.returncode == (protocol == "rfc2217")
+    assert b"Traceback" not in done.stderr
+
+
+def _wait(condition: Callable[[], bool], what: str) -> None:
+    def check() -> None:
+        if not condition():
+            raise ConditionNotMet("not yet")
+
+    Deadline(60).wait(what, check, 0.2)

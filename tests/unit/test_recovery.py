@@ -1,0 +1,379 @@
+# SPDX-License-Identifier: BSD-2-Clause
+"""Hung hosts that come back by their power, and hosts that are prepared. The power switch and dom0 are fakes."""
+
+from __future__ import annotations
+
+import email
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from harness.config.commands import PowerCommands
+from harness.config.schema import HostConfig
+from harness.deadline import Deadline
+from harness.errors import AccessError, InfrastructureError, TransportError
+from harness.hosts import operator_mail, pool, prepare, recovery
+from harness.hosts.direct import DirectHost
+from harness.hosts.doctor import FAIL, OK, Check
+from harness.hosts.host import HostFacts
+from harness.hosts.lease import LeaseRequest
+from harness.hosts.pool import HostPool
+from harness.hosts.power import PowerError
+from harness.hosts.record import HUNG, UNPREPARED, HostRecord, set_aside
+from harness.hosts.recovery import MOST, Recovery
+from harness.transport import Completed, Transport
+
+XEN1 = HostConfig("xen1", name="xen1", power=PowerCommands(cycle=("true",)), prepare=(sys.executable, "-c", "pass"))
+XEN2 = HostConfig("xen2", name="xen2")
+INFO = (
+    "xen_major : 4\nxen_minor : 22\nxen_extra : -unstable\nxen_caps : hvm-3.0-x86_64\ntotal_memory : 1\nfree_memory : 1\nnr_cpus : 1\n"
+    "release : 7.1.0\nversion : #3 SMP\nxen_changeset : Mon Jul 27 09:00:00 2026 +0200 git:0123456789-dirty\nbuild_id : 0011aabb\n"
+)
+
+
+class Machine:
+    """A host with a power switch, and the transport to its dom0."""
+
+    name = "xen1"
+
+    def __init__(self) -> None:
+        self.boots, self.hangs, self.cycles = 1, True, 0
+        self.comes_back = self.reboots = True
+        self.refusal: InfrastructureError | None = None
+        self.broken: Exception | None = None
+        self.commands: list[str] = []
+
+    # -- the power switch
+
+    def cycle(self) -> None:
+        self.cycles += 1
+        if self.broken:
+            raise self.broken
+        if self.comes_back:
+            self.boots, self.hangs = self.boots + 1, False
+
+    def on(self) -> None: ...
+
+    def off(self) -> None: ...
+
+    def status(self) -> bool | None:
+        return True
+
+    # -- dom0
+
+    def connect(self) -> Transport:
+        if self.refusal:
+            raise self.refusal
+        if self.hangs:
+            raise TransportError("no banner")
+        return self  # type: ignore[return-value]
+
+    def run(self, argv: list[str], deadline: object = None, *, stdin: bytes = b"", check: bool = True) -> Completed:
+        line = " ".join(argv)
+        self.commands.append(line)
+        if "reboot)" in line and self.comes_back and self.reboots:
+            self.boots += 1
+        out = INFO if argv == ["xl", "info"] else f"boot-{self.boots}\n"
+        return Completed(tuple(argv), 0, out.encode(), b"")
+
+    def close(self) -> None: ...
+
+
+@pytest.fixture(autouse=True)
+def fast(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FXH_STORE", str(tmp_path / "store"))
+    for name, value in (("_GRACE", 0.05), ("_BOOT", 0.5), ("_PAUSE", 0.01)):
+        monkeypatch.setattr(recovery, name, value)
+    monkeypatch.setattr(prepare, "_BOOT", 0.3)
+    monkeypatch.setattr(pool, "_PAUSE", 0.02)
+    monkeypatch.setattr(recovery.doctor, "examine", lambda config, connect: (Check("xen", OK, "4.22"),))
+    monkeypatch.setattr(prepare.lease, "survey", lambda transport: {"leases": []})
+
+
+@pytest.fixture
+def machine() -> Machine:
+    return Machine()
+
+
+def recover(machine: Machine, report: Callable[[str, str], None] = lambda name, why: None) -> Recovery:
+    found = Recovery(XEN1, machine, machine.connect, "no heartbeat", "boot-1", report)
+    found.start()
+    found._thread.join(10)
+    assert not found.running
+    return found
+
+
+def test_a_hung_host_is_power_cycled(machine: Machine) -> None:
+    assert recover(machine).error is None
+    assert (machine.cycles, HostRecord("xen1").cycles) == (1, 1)
+    assert machine.boots == 2
+
+
+def test_a_host_that_answers_keeps_its_power(machine: Machine) -> None:
+    machine.hangs = False
+    found = recover(machine)
+    assert (found.error, machine.cycles) == (None, 0)
+    assert found.answered > 0
+
+
+@pytest.mark.parametrize("refusal", [AccessError("its host key differs"), AccessError("jump host: no route")])
+def test_a_host_that_refuses_us_keeps_its_power(machine: Machine, refusal: AccessError) -> None:
+    machine.refusal = refusal
+    found = recover(machine)
+    assert machine.cycles == 0
+    assert found.error is not None
+    assert found.error.message == refusal.message
+
+
+def test_a_power_command_that_fails(machine: Machine) -> None:
+    machine.broken = PowerError(
+        "hosts.xen1.power.cycle: ipmitool failed with exit status 1", hint="the operator of xen1 must run it"
+    )
+    found = recover(machine)
+    assert found.error is not None
+    assert str(found.error).endswith("exit status 1\n  hint: the operator of xen1 must run it")
+    assert set_aside("xen1") is None, "it is tried again"
+
+
+def test_a_power_command_that_does_nothing(machine: Machine) -> None:
+    machine.comes_back = False
+    found = recover(machine)
+    assert found.error is not None
+    assert "xen1: its power was cycled without success: waited 0." in found.error.message
+    assert "last reason: no banner; the power is on" in found.error.message
+    assert "the operator of xen1 must look at its console, and check that hosts.xen1.power switches this host" in found.error.hint
+
+
+def test_a_host_that_wakes_up_without_a_restart_was_not_cycled(machine: Machine) -> None:
+    machine.comes_back = False
+    machine.cycle = lambda: setattr(machine, "hangs", False)  # type: ignore[method-assign]
+    found = recover(machine)
+    assert found.error is not None
+    assert "it answers, but it was not restarted" in found.error.message
+
+
+def test_a_host_that_boots_unfit(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recovery.doctor, "examine", lambda config, connect: (Check("bridge", FAIL, "no xenbr0"),))
+    found = recover(machine)
+    assert found.error is not None
+    assert "fxh doctor: bridge: no xenbr0" in found.error.message
+
+
+def test_three_times_in_an_hour(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    reports: list[str] = []
+    for _ in range(MOST):
+        machine.hangs = True
+        assert recover(machine, lambda name, why: reports.append(name)).error is None
+    machine.hangs = True
+    found = recover(machine, lambda name, why: reports.append(name))
+    assert machine.cycles == MOST
+    assert found.error is not None
+    assert "xen1 is set aside since 2" in found.error.message
+    assert "fxh hosts xen1 --return" in found.error.hint
+    assert reports == ["xen1"]
+    machine.hangs = False
+    with HostRecord("xen1").locked():
+        assert HostRecord("xen1").use_again()
+        assert not HostRecord("xen1").use_again()
+    machine.hangs = True
+    assert recover(machine).error is None
+    later = recovery.time.time() + 3601
+    monkeypatch.setattr("harness.hosts.record.time.time", lambda: later)
+    assert HostRecord("xen1").cycles == 0, "an old power cycle does not count"
+
+
+def test_a_third_failure_sets_the_host_aside_and_is_mailed_once(
+    machine: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = tmp_path / "fxh.toml"
+    config.write_text('[mail]\nto = ["devs@x"]\ninfrastructure_to = ["ops@x"]\n')
+    monkeypatch.setenv("FXH_CONFIG", str(config))
+    machine.broken = PowerError("hosts.xen1.power.cycle: failed", hint="act")
+    record = HostRecord("xen1")
+    (record.directory / "serial.log").write_bytes(b"(XEN) Panic on CPU 0:\x1b[2J\n")
+    for _ in range(MOST + 2):
+        found = Recovery(XEN1, machine, machine.connect, "no ssh", "", operator_mail.report)
+        found.start()
+        found._thread.join(10)
+    assert machine.cycles == MOST
+    mail = email.message_from_bytes((record.directory / "infrastructure.eml").read_bytes())
+    assert mail["To"] == "ops@x"
+    assert mail["Subject"].startswith("[fxh infrastructure] host xen1 is set aside")
+    text = mail.get_payload()
+    assert isinstance(text, str)
+    assert "This says nothing about FreeBSD." in text
+    assert "cycled 3 times within an hour; last: hosts.xen1.power.cycle: failed (first sign: no ssh)" in text
+    assert "(XEN) Panic on CPU 0:\n" in text
+
+
+def test_the_end_of_a_run_does_not_wait_for_the_boot(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recovery, "_BOOT", 600.0)
+    cycled = threading.Event()
+    machine.cycle = cycled.set  # type: ignore[method-assign]
+    found = Recovery(XEN1, machine, machine.connect, "no heartbeat")
+    found.start()
+    assert cycled.wait(10)
+    found.stop()
+    assert not found.running
+    assert found.error is None
+    with HostRecord("xen1").locked() as held:
+        assert held, "the lock is free"
+
+
+# -- in a pool --------------------------------------------------------------------------------------------------------
+
+
+class Leased(DirectHost):
+    """A host without a lease agent."""
+
+    def acquire(self, request: LeaseRequest, deadline: Deadline) -> None:
+        self.transport.run(["lease"])
+
+    def check(self) -> None: ...
+
+    def close(self) -> None: ...
+
+
+def pooled(machine: Machine, *configs: HostConfig) -> HostPool:
+    other = Machine()
+    other.hangs = False
+
+    def connected(config: HostConfig, what: str) -> Leased:
+        return Leased(machine.connect() if config is XEN1 else other.connect(), config=config)
+
+    return HostPool(configs, connect=connected, power=lambda config: machine if config.power else None)  # type: ignore[arg-type, return-value]
+
+
+REQUEST = LeaseRequest("", 1)
+
+
+def test_a_hung_host_is_waited_for_and_used_again(machine: Machine) -> None:
+    machine.hangs = False
+    hosts = pooled(machine, XEN1)
+    hosts.acquire(REQUEST, Deadline(5))
+    machine.hangs = True
+    hosts.mark_lost("xen1", "no heartbeat", "abc123", hangs=True)
+    assert hosts.acquire(REQUEST, Deadline(20)).config.name == "xen1"
+    assert machine.cycles == 1
+    hosts.close()
+
+
+def test_another_host_is_used_while_one_comes_back(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recovery, "_BOOT", 600.0)
+    machine.comes_back = False
+    hosts = pooled(machine, XEN1, XEN2)
+    hosts.mark_lost("xen1", "no heartbeat", hangs=True)
+    assert hosts.acquire(REQUEST, Deadline(20)).config.name == "xen2"
+    assert "it hung and is being brought back: no heartbeat" in hosts._unusable(XEN1)
+    hosts.close()
+
+
+def test_a_host_whose_power_fails_is_an_infrastructure_error_that_names_who_must_act(machine: Machine) -> None:
+    machine.broken = PowerError("hosts.xen1.power.cycle: failed", hint="the operator of xen1 must act")
+    hosts = pooled(machine, XEN1)
+    hosts.report = lambda name, why: None
+    hosts._lost_leases["xen1"] = "abc123"  # a host that was held is waited for, but not one that is set aside
+    with pytest.raises(
+        InfrastructureError,
+        match=r"(?s)no host works:.*xen1 is set aside since .*hosts\.xen1\.power\.cycle: failed.*the operator of xen1 must",
+    ):
+        hosts.acquire(REQUEST, Deadline(60))
+    assert machine.cycles == MOST
+
+
+@pytest.mark.parametrize("error", [AccessError("its host key differs"), InfrastructureError("xenconsoled does not answer")])
+def test_an_error_of_a_host_that_answers_is_not_a_hang(machine: Machine, error: InfrastructureError) -> None:
+    machine.refusal = error
+    with pytest.raises(InfrastructureError, match=error.message):
+        pooled(machine, XEN1).acquire(REQUEST, Deadline(60))
+    assert machine.cycles == 0
+
+
+def test_a_host_that_answers_the_recovery_alone_is_not_tried_for_ever(machine: Machine) -> None:
+    machine.hangs = False
+    hosts = pooled(machine, XEN1)
+    hosts._take = lambda *args, **more: machine.run(["lease"]) and _raise(TransportError("dropped"))  # type: ignore[method-assign]
+    with pytest.raises(InfrastructureError, match="xen1: dropped"):
+        hosts.acquire(REQUEST, Deadline(60))
+    assert machine.cycles == 0
+
+
+def _raise(error: Exception) -> Any:
+    raise error
+
+
+# -- preparation ------------------------------------------------------------------------------------------------------
+
+
+def test_a_prepared_host_is_restarted_and_tells_its_versions(machine: Machine) -> None:
+    machine.hangs = False
+    facts = prepare.prepare(XEN1, None, machine.connect)
+    assert any("reboot)" in line for line in machine.commands)
+    assert (facts.xen, facts.dom0) == ("4.22-unstable", "Linux 7.1.0")
+    assert facts.builds == (("xen build", "git:0123456789-dirty 0011aabb"), ("dom0 build", "#3 SMP"))
+    assert set_aside("xen1") is None
+
+
+def test_its_versions_are_inputs_of_every_case(machine: Machine) -> None:
+    from harness.plugin.fixtures import _inputs
+
+    host = DirectHost(machine, config=XEN1)  # type: ignore[arg-type]
+    found = _inputs(host)
+    assert found["xen"] == "4.22-unstable"
+    assert found["xen build"] == "git:0123456789-dirty 0011aabb"
+    assert (found["dom0"], found["dom0 build"]) == ("Linux 7.1.0", "#3 SMP")
+    assert isinstance(host.facts, HostFacts)
+
+
+def test_a_command_that_restarts_the_host_itself(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    machine.hangs = False
+    monkeypatch.setattr(prepare.operator_command, "run", lambda *args: setattr(machine, "boots", 2))
+    prepare.prepare(XEN1, machine, machine.connect)
+    assert not any("reboot)" in line for line in machine.commands)
+    assert machine.cycles == 0
+
+
+def test_a_preparation_that_fails_sets_the_host_aside_until_one_succeeds(machine: Machine) -> None:
+    machine.hangs = False
+    broken = HostConfig("xen1", name="xen1", prepare=(sys.executable, "-c", "import sys; sys.exit('no space on the mirror')"))
+    with pytest.raises(
+        InfrastructureError, match=r"hosts\.xen1\.prepare: python\S* failed with exit status 1: no space on the mirror"
+    ):
+        prepare.prepare(broken, None, machine.connect)
+    with pytest.raises(
+        InfrastructureError,
+        match=r"no host works:\n  xen1: xen1 is set aside since .*: its preparation failed: hosts\.xen1\.prepare",
+    ):
+        pooled(machine, XEN1).acquire(REQUEST, Deadline(5))
+    prepare.prepare(XEN1, None, machine.connect)
+    assert set_aside("xen1") is None
+
+
+def test_a_host_that_does_not_boot_what_was_prepared(machine: Machine) -> None:
+    machine.hangs = machine.comes_back = False
+    with pytest.raises(InfrastructureError, match=r"xen1 does not boot what was prepared: waited .* not restarted"):
+        prepare.prepare(XEN1, None, machine.connect)
+    assert set_aside("xen1") is not None
+    machine.comes_back, machine.reboots = True, False
+    prepare.prepare(XEN1, machine, machine.connect)
+    assert machine.cycles == 1, "its power is the second way"
+
+
+def test_a_host_in_use_is_not_prepared(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    machine.hangs = False
+    monkeypatch.setattr(prepare.lease, "survey", lambda transport: {"leases": [{"state": "held", "run": "abc", "who": "me"}]})
+    with pytest.raises(InfrastructureError, match="xen1 is used by abc of me"):
+        prepare.prepare(XEN1, None, machine.connect)
+    assert set_aside("xen1") is None
+    assert machine.boots == 1
+
+
+def test_a_host_that_hung_too_often_is_not_prepared(machine: Machine) -> None:
+    HostRecord("xen1").set_aside(HUNG, "it hung")
+    with pytest.raises(InfrastructureError, match="set aside since"):
+        prepare.prepare(XEN1, None, machine.connect)
+    assert set_aside("xen1", except_for=UNPREPARED) is not None
