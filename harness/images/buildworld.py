@@ -93,6 +93,7 @@ class BuildDirectory:
             (self.directory / "obj").mkdir(parents=True, exist_ok=True)
             (self.directory / "log").mkdir(exist_ok=True)
             (self.directory / "src.conf").write_text(self.src_conf)
+            (self.directory / "make.conf").write_text(src_conf.MAKE_CONF)
             store.mark_used(self.directory)
             end_leftovers(str(self.directory / "obj"))
             self._drop_backdated()
@@ -191,9 +192,7 @@ class BuildDirectory:
             words.append(f"KERNCONFDIR={directory}")
         # Without this, assertions and debugging information contain paths, so the kernel's bytes depend on the source's location.
         paths_replaced = f"CONF_CFLAGS=-ffile-prefix-map={self.tree.path}=/usr/src -ffile-prefix-map={self.objects}=/usr/obj"
-        # src.conf's WITHOUT_WERROR does not reach sys/conf/kern.pre.mk. A compiler other than the tree's prints warnings that the tree
-        # does not expect: clang 19 does for the DDB of 13.2.
-        words += [paths_replaced, "WERROR="]
+        words.append(paths_replaced)
         flags, used = combine([_makeoptions(conf), paths_replaced]), self.objects / "sys" / f".{conf.name}.flags"
         if not used.is_file() or used.read_text() != flags:
             # make compares times, not flags, so it would keep objects that were compiled with other flags.
@@ -302,7 +301,8 @@ class BuildDirectory:
 
     def _tool(self) -> list[str]:
         common = [
-            f"TARGET={ARCH}", f"TARGET_ARCH={ARCH}", "__MAKE_CONF=/dev/null", "SRC_ENV_CONF=/dev/null",
+            f"TARGET={ARCH}", f"TARGET_ARCH={ARCH}", "SRC_ENV_CONF=/dev/null",
+            f"__MAKE_CONF={self.directory / 'make.conf'}",
             f"SRCCONF={self.directory / 'src.conf'}",
             *([] if src_conf.makefs_knob(self.tree) else ["LOCAL_XTOOL_DIRS=usr.sbin/makefs"]),
         ]  # fmt: skip

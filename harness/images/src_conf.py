@@ -14,6 +14,13 @@ from harness.images.srctree import SourceTree
 PRESETS = ("small", "zfs", "full")
 # __DEFAULT_YES_OPTIONS = \     (names on the following lines, each but the last with a backslash)
 _DEFAULT_YES = re.compile(r"^__DEFAULT_YES_OPTIONS\s*\+?=((?:.*\\\n)*.*)$", re.MULTILINE)
+# For a compiler and linker other than the tree's. It changes no byte of a build that succeeds without it.
+# WERROR: WITHOUT_WERROR does not reach sys/conf/kern.pre.mk, and clang 19 warns of the DDB of 13.2.
+# SOLINKOPTS: lld 16 and later refuses a version script with an undefined symbol. 14 and later set this themselves (share/mk/bsd.lib.mk).
+MAKE_CONF = """\
+WERROR=
+SOLINKOPTS+=${LINKER_TYPE:Mlld:S/lld/-Wl,--undefined-version/}
+"""
 
 
 @dataclass(frozen=True)

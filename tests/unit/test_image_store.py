@@ -43,6 +43,7 @@ from harness.images import (
     makefs,
     recipe,
     recipes,
+    src_conf,
     treescan,
 )
 from harness.images.assemble import Parts, assemble
@@ -655,7 +656,21 @@ def test_warnings_of_a_newer_compiler_do_not_end_a_kernel_build(
         build_directory.kernel(KernConf("MINE", (), "the tree"))
     command = (build_directory.directory / "log/kernel-MINE.log").read_text().splitlines()[0]
     assert "buildkernel KERNCONF=MINE" in command
-    assert command.split()[-1] == "WERROR="
+    make_conf = next(word.partition("=")[2] for word in command.split() if word.startswith("__MAKE_CONF="))
+    assert "WERROR=\n" in Path(make_conf).read_text()
+
+
+@pytest.mark.parametrize(("linker", "options"), [("lld", "-shared -Wl,--undefined-version"), ("bfd", "-shared"), ("", "-shared")])
+def test_a_version_script_may_name_undefined_symbols(tmp_path: Path, linker: str, options: str) -> None:
+    """lld 16 and later refuses them, and the libc of 13.2 has some in the small world. GNU ld may not know the option."""
+    if not (bmake := shutil.which("bmake")):
+        pytest.skip("bmake is missing: apt-get install bmake")
+    (tmp_path / "make.conf").write_text(src_conf.MAKE_CONF)
+    (tmp_path / "Makefile").write_text(
+        f'.include "make.conf"\nSOLINKOPTS+=-shared\nLINKER_TYPE={linker}\nall:\n\t@echo ${{SOLINKOPTS}}\n'
+    )
+    done = subprocess.run([bmake, "-C", str(tmp_path), "all"], capture_output=True, text=True, check=True)
+    assert sorted(done.stdout.split()) == sorted(options.split())
 
 
 def test_an_interrupted_build_leaves_no_process(build_directory: BuildDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
