@@ -325,10 +325,6 @@ def test_the_kind_of_symbols_is_read_from_them(symbol: str, kind: str, tmp_path:
 
 @needs_tools
 def test_compression_keeps_the_lines(program: Path, tmp_path: Path) -> None:
-    debugfile.compress(program, tmp_path / "packed", symbolizer_bindir())
+    debugfile.compress(program, tmp_path / "packed")
     start = place(program, "outer")
     assert lookup(tmp_path / "packed", [start]) == lookup(program, [start])
-
-
-def symbolizer_bindir() -> Path:
-    return Path(symbolizer.program()).parent
