@@ -14,7 +14,6 @@ import tarfile
 from pathlib import Path
 from typing import IO, Any, cast
 
-from harness import store
 from harness.errors import BuildError, HarnessError, UsageError
 from harness.images import debugfile, dist, entries, fetch
 from harness.images.inputs import Input, key_of

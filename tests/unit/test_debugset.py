@@ -40,7 +40,6 @@ INSTALLED = "./usr/lib/debug/boot/kernel/kernel.debug"
 @pytest.fixture(autouse=True)
 def fresh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     use_store(tmp_path / "store", monkeypatch)
-    monkeypatch.setattr(symbolizer, "_without_index", set())
 
 
 def use_store(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
