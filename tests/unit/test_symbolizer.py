@@ -58,7 +58,7 @@ def wait_for_index() -> None:
 
 
 def indexed(debug: Path, addresses: Sequence[int]) -> tuple[symbolizer.Lines, ...]:
-    """What the index says, which is made first."""
+    """Make the index, and look the addresses up in it."""
     symbolizer.prepare(debug)
     return lookup(debug, addresses)
 
