@@ -2,7 +2,7 @@
 """Source lines of a backtrace of 40 frames, beside `addr2line -fie` for the same frames. Run by hand: python bench/symbols.py [FILE]
 
 Pass a FILE with debugging information; the default is the largest kernel.debug of the store. `--copies N DIRECTORY` makes one: it links
-the objects of a kernel that the builder made N times (3: 120 MB). Each measurement starts a new process:
+the objects of a kernel that the builder made N times (3: about 120 MB). Each measurement starts a new process:
 
 first: with an empty store. LLVM's symbolizer answers; the index is made meanwhile, and `index` is the time of both.
 cold: the index is there, but the process has read nothing
@@ -102,7 +102,7 @@ def link(copies: int, directory: Path) -> Path:
     kernels = sorted(paths.store().glob("objects/*/obj/**/sys/*/kernel.full"))
     if not kernels:
         sys.exit("the store has no objects of a kernel: build an image (fxh image build --src)")
-    objects = sorted(path for path in kernels[0].parent.glob("*.o") if path.name not in ("genassym.o", "assym.o"))
+    objects = sorted(path for path in kernels[0].parent.glob("[!.]*.o") if path.name not in ("genassym.o", "assym.o"))
     directory.mkdir(parents=True)
     names = [str(path) for path in objects]
     for number in range(2, copies + 1):
