@@ -189,7 +189,7 @@ def sets(
     directory: Annotated[Path, typer.Argument(help="Write into this mirror, below releases/<machine>/<release>.")],
     release: Annotated[str, typer.Option("--as", help="Name the release so (default: as the kernel, such as 15.1-RELEASE).")] = "",
 ) -> None:
-    """Write the world and kernel of an image as release sets into a mirror: MANIFEST, base.txz, kernel.txz."""
+    """Write the world and kernel of an image as release sets into a mirror: MANIFEST, base.txz, kernel.txz, kernel-dbg.txz."""
     from harness.images import image
     from harness.images import sets as writing
 

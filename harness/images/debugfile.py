@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: BSD-2-Clause
 """The symbols of a kernel or hypervisor: its functions, and the file with its source lines, which has the same build-id.
 
-The store has ``kernel.debug`` next to each kernel that it built. A user can name other files (:func:`chosen`).
+The store has ``kernel.debug`` next to each kernel that it built, and that of each release whose debug set it fetched. A user can name
+other files (:func:`chosen`).
 """
 
 from __future__ import annotations
@@ -10,19 +11,23 @@ import functools
 import shutil
 import subprocess
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from harness.errors import UsageError
+from harness import store
+from harness.errors import InfrastructureError, UsageError
 from harness.images import entries
-from harness.xen import elfsymbols
+from harness.xen import elfsymbols, symbolizer
 from harness.xen.elfnotes import build_id
 
 NAME = "kernel.debug"
 # Where FreeBSD's installer puts kernel-dbg.txz (share/mk/bsd.own.mk, DEBUGDIR).
-_INSTALLED = Path("usr/lib/debug/boot/kernel") / NAME
+INSTALLED = Path("usr/lib/debug/boot/kernel") / NAME
 FREEBSD, LINUX, XEN = "FreeBSD", "Linux", "Xen"
+# Seconds. 100 MB take 5 s of a CPU.
+_COMPRESSING = 300.0
 _NAME_ONE = "name a kernel.debug, a vmlinux, a xen-syms, or the directory of an unpacked kernel-dbg.txz"
 # A symbol that only this kernel has.
 _KINDS = {"osreldate": FREEBSD, "start_kernel": LINUX, "__start_xen": XEN}
@@ -53,7 +58,10 @@ class KernelSymbols:
         wanted = self.identity
         if not wanted:
             return None
-        return next((path for path in self._candidates() if path.is_file() and _once(build_id, path) == wanted), None)
+        found = next((path for path in self._candidates() if path.is_file() and _once(build_id, path) == wanted), None)
+        if found is not None and found.parent.parent == store.directory("kernels"):
+            store.mark_used(found.parent)  # the image with the kernel may be in use without its entry
+        return found
 
     @property
     def functions(self) -> elfsymbols.Functions | None:
@@ -99,9 +107,9 @@ def chosen(path: Path) -> tuple[Path, str]:
     """
     if not path.exists():
         raise UsageError(f"{path}: no such file or directory", hint=_NAME_ONE)
-    file = next((one for one in (path, path / NAME, path / _INSTALLED) if one.is_file()), None)
+    file = next((one for one in (path, path / NAME, path / INSTALLED) if one.is_file()), None)
     if file is None:
-        raise UsageError(f"{path}: no {NAME} and no {_INSTALLED} in it", hint=_NAME_ONE)
+        raise UsageError(f"{path}: no {NAME} and no {INSTALLED} in it", hint=_NAME_ONE)
     try:
         with file.open("rb") as opened:
             magic = opened.read(4)
@@ -147,11 +155,11 @@ def _cached(read: Callable[[Path], Any], path: Path, changed: int, size: int) ->
     return read(path)
 
 
-def compress(debug: Path, target: Path, bindir: Path | None) -> None:
-    """Copy ``debug`` to ``target`` with compressed sections, if ``bindir`` has a suitable objcopy. Raises OSError."""
-    objcopy = (bindir or Path("/usr/local/llvm/bin")) / "llvm-objcopy"
-    if objcopy.exists():
-        argv = [str(objcopy), "--compress-debug-sections=zlib", str(debug), str(target)]
-        if subprocess.run(argv, stdin=subprocess.DEVNULL, capture_output=True, check=False).returncode == 0:
+def compress(debug: Path, target: Path) -> None:
+    """Copy ``debug`` to ``target``, with compressed sections if this machine has llvm-objcopy. Raises OSError."""
+    with suppress(InfrastructureError, subprocess.TimeoutExpired):
+        argv = [symbolizer.program("llvm-objcopy"), "--compress-debug-sections=zlib", str(debug), str(target)]
+        done = subprocess.run(argv, stdin=subprocess.DEVNULL, capture_output=True, check=False, timeout=_COMPRESSING)
+        if done.returncode == 0:
             return
     shutil.copyfile(debug, target)

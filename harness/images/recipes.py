@@ -6,7 +6,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from harness.images import assemble, destdir, diskimport, dist, image, kernelfile, layout
+from harness.images import assemble, debugset, destdir, diskimport, dist, image, kernelfile, layout
 from harness.images.assemble import Parts
 from harness.images.image import Image
 from harness.images.inputs import Input
@@ -45,6 +45,8 @@ def build(recipe: ImageRecipe) -> Image:
         inputs = (*options, *source.kernel_inputs(recipe.kernconf))
     elif recipe.dist:
         world, path, set_inputs = dist.world(recipe.dist)
+        if not recipe.kernel:
+            debugset.keep(recipe.dist, path)
         kernel_file = kernelfile.read(Path(recipe.kernel).expanduser().absolute() if recipe.kernel else path)
         inputs = (*options, *set_inputs)
     else:

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""Writes release sets from an image of the store: base.txz, kernel.txz and MANIFEST, named as by FreeBSD's release/Makefile."""
+"""Writes release sets from an image of the store, named as by FreeBSD's release/Makefile: base.txz, kernel.txz and MANIFEST.
+
+With the kernel's debugging information in the store, also kernel-dbg.txz.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,8 @@ from pathlib import Path
 from harness import versions
 from harness.digest import file_sha256
 from harness.errors import BuildError, UsageError
-from harness.images import assemble, entries, kernelfile, metalog
+from harness.images import assemble, debugfile, entries, kernelfile, metalog
+from harness.images.debugfile import KernelSymbols
 from harness.images.image import Image
 from harness.images.metalog import Node, Tree
 
@@ -27,7 +31,7 @@ log = logging.getLogger("fxh.images")
 _TIME = 315532800
 _KERNEL = "./boot/kernel"
 # The description of each set; the installer selects both by default (release/scripts/make-manifest.sh).
-_ABOUT = {"base": "Base system (MANDATORY)", "kernel": "Kernel (MANDATORY)"}
+_ABOUT = {"base": "Base system (MANDATORY)", "kernel": "Kernel (MANDATORY)", "kernel-dbg": "Kernel (Debugging)"}
 
 
 @dataclass(frozen=True)
@@ -50,7 +54,7 @@ def write(image: Image, directory: Path, name: str = "") -> Path:
     """Write the sets of ``image`` to ``directory``/releases/<machine>/<name>, the mirror's layout; returns that directory.
 
     ``name`` defaults to the kernel's release without its patch level, as on the mirror (15.1-RELEASE). The same image gives
-    the same bytes. Raises UsageError for an image without a world, BuildError if a tool is missing or fails.
+    the same bytes, but kernel-dbg.txz needs the kernel's debugging information in the store. Raises UsageError for an image without a world, BuildError if a tool is missing or fails.
     """
     world = entries.find("worlds", str(image.data.get("world", "")) or "none")
     if world is None or image.kernel is None:
@@ -96,7 +100,8 @@ def manifest(sets: tuple[SetFile, ...]) -> str:
     rows = []
     for made in sets:
         name = made.file.name.removesuffix(".txz")
-        rows.append((made.file.name, file_sha256(made.file), str(made.members), name, f'"{_ABOUT[name]}"', "on"))
+        called = name.replace("-", "_")
+        rows.append((made.file.name, file_sha256(made.file), str(made.members), called, f'"{_ABOUT[name]}"', "on"))
     return "".join("\t".join(row) + "\n" for row in rows)
 
 
@@ -104,7 +109,12 @@ def _sets(tree: Tree, kernel: Path, owners_of_world: Owners, work: Path) -> tupl
     base = {path: node for path, node in tree.items() if not path.startswith(f"{_KERNEL}/")}
     rest = {path: node for path, node in tree.items() if path.startswith(f"{_KERNEL}/") or path in (".", "./boot", _KERNEL)}
     metalog.add_file(rest, f"{_KERNEL}/kernel", kernel, "0555")
-    return tuple(archive(nodes, owners_of_world, work / f"{name}.txz") for name, nodes in (("base", base), ("kernel", rest)))
+    parts = {"base": base, "kernel": rest}
+    debug = KernelSymbols(kernel).debug
+    if debug is not None:
+        parts["kernel-dbg"] = {".": tree["."]}
+        metalog.add_file(parts["kernel-dbg"], f"./{debugfile.INSTALLED}", debug, "0555")
+    return tuple(archive(nodes, owners_of_world, work / f"{name}.txz") for name, nodes in parts.items())
 
 
 def archive(tree: Tree, owners_of_world: Owners, target: Path) -> SetFile:

@@ -72,7 +72,7 @@ class FromSource:
                 shutil.copyfile(built, work / "kernel")
                 debug = built.with_name(debugfile.NAME)
                 if debug.is_file():  # a configuration of the user's may have no DEBUG
-                    debugfile.compress(debug, work / debugfile.NAME, self.compiler.bindir)
+                    debugfile.compress(debug, work / debugfile.NAME)
             return {
                 "what": f"kernel {name} of {self.tree.path}", "version": self.tree.version, "branch": self.tree.branch,
                 "osreldate": self.tree.osreldate, "conf": name, "sha256": file_sha256(work / "kernel"), "build_id": build_id(work / "kernel"),

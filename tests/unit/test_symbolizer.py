@@ -6,7 +6,10 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
+import threading
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -42,10 +45,22 @@ needs_tools = pytest.mark.skipif(
 
 
 @pytest.fixture(autouse=True)
-def empty_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def empty_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.setenv("FXH_STORE", str(tmp_path / "store"))
-    monkeypatch.setattr(symbolizer, "_without_index", set())
-    return tmp_path / "store"
+    monkeypatch.setattr(symbolizer, "_making", {})
+    yield tmp_path / "store"
+    wait_for_index()
+
+
+def wait_for_index() -> None:
+    for thread in symbolizer._making.values():
+        thread.join()
+
+
+def indexed(debug: Path, addresses: Sequence[int]) -> tuple[symbolizer.Lines, ...]:
+    """Make the index, and look the addresses up in it."""
+    symbolizer.prepare(debug)
+    return lookup(debug, addresses)
 
 
 @pytest.fixture(scope="module")
@@ -137,7 +152,8 @@ def test_unexpected_output_of_the_index_is_an_unknown_place(text: str) -> None:
 def test_the_index_answers_as_llvm_symbolizer_does(program: Path, empty_store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     addresses = range(place(program, "outer"), place(program, "outer") + 6)
     own = symbolizer._symbolized(program, addresses, Deadline(60))
-    assert lookup(program, addresses) == own
+    assert lookup(program, addresses) == own, "before there is an index"
+    wait_for_index()
     (index,) = (empty_store / "symbols").glob("[0-9a-f]*")
     monkeypatch.setattr(symbolizer, "_symbolized", lambda *_: pytest.fail("the index has all lines"))
     before = (index / "lines.gsym").stat().st_mtime_ns
@@ -150,7 +166,7 @@ def test_assembly_code_is_asked_for_once(tmp_path: Path, monkeypatch: pytest.Mon
     (tmp_path / "start.S").write_text(".text\n.globl main\n.type main, @function\nmain:\n  nop\n  ret\n.size main, . - main\n")
     subprocess.run(["cc", "-g", "-Wl,--build-id=sha1", "-o", "program", "start.S"], cwd=tmp_path, check=True)
     file, address = tmp_path / "program", place(tmp_path / "program", "main")
-    found = lookup(file, [address])
+    found = indexed(file, [address])
     assert [(line.function, Path(line.file).name, line.line) for line in found[0]] == [("main", "start.S", 5)]
     monkeypatch.setattr(symbolizer, "_symbolized", lambda *_: pytest.fail("the answer is kept"))
     assert lookup(file, [address]) == found
@@ -158,7 +174,7 @@ def test_assembly_code_is_asked_for_once(tmp_path: Path, monkeypatch: pytest.Mon
 
 @needs_tools
 def test_damaged_answers_are_asked_for_again(program: Path, empty_store: Path) -> None:
-    outside = lookup(program, [0x10])
+    outside = indexed(program, [0x10])
     (kept,) = (empty_store / "symbols").glob("*/answers.json")
     for text in ("", "[]", '{"x": 1}', '{"16": [["f"]]}', '{"16": 3}'):
         kept.write_text(text)
@@ -173,6 +189,7 @@ def test_a_file_that_changed_gets_another_index(program: Path, empty_store: Path
         extra.write_bytes(bytes(1 + 1000 * number))
         subprocess.run(["objcopy", f"--add-section=.more={extra}", program, packed], check=True)
         lookup(packed, [place(program, "outer")])
+    wait_for_index()
     assert len(list((empty_store / "symbols").glob("[0-9a-f]*"))) == 2
 
 
@@ -180,32 +197,43 @@ def test_a_file_that_changed_gets_another_index(program: Path, empty_store: Path
 def test_few_indexes_are_kept(program: Path, empty_store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(symbolizer, "_MOST_INDEXES", 1)
     for name in ("program", "other"):
-        lookup(program.with_name(name), [place(program.with_name(name), "outer")])
+        symbolizer.prepare(program.with_name(name))
     (index,) = (empty_store / "symbols").glob("[0-9a-f]*")
     assert index.name.startswith(elfnotes.build_id(program.with_name("other")))
 
 
 @needs_tools
-def test_a_slow_indexer_leaves_time_for_the_fallback(program: Path, empty_store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    given = []
+def test_the_first_use_does_not_wait_for_the_index(program: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked, answered, run = [], threading.Event(), symbolizer._run
 
-    def slow(argv: list[str], debug: Path, deadline: Deadline, *rest: object, **more: object) -> object:
-        given.append((Path(argv[0]).name, deadline.remaining))
+    def slow(argv: list[str], *rest: Any, **more: Any) -> Any:
+        asked.append(Path(argv[0]).name)
         if "gsymutil" in argv[0]:
+            assert answered.wait(60), "the lookup waited for the index"
             raise InfrastructureError("too slow")
-        return run(argv, debug, deadline, *rest, **more)
+        return run(argv, *rest, **more)
 
-    run = symbolizer._run
     monkeypatch.setattr(symbolizer, "_run", slow)
-    for _ in range(2):
-        symbolizer.lookup(program, [place(program, "main")], 60.0)
-    names = [name for name, _ in given]
-    assert names == ["llvm-gsymutil", "llvm-symbolizer", "llvm-symbolizer"], "the index is tried once"
-    assert given[0][1] <= 30.0 < given[1][1]
+    expected = symbolizer._symbolized(program, [place(program, "main")], Deadline(60))
+    assert lookup(program, [place(program, "main")]) == expected
+    answered.set()
+    wait_for_index()
+    assert lookup(program, [place(program, "main")]) == expected
+    assert sorted(asked) == ["llvm-gsymutil", *["llvm-symbolizer"] * 3], "the index is tried once"
 
 
-def test_llvm_without_its_indexer_gives_the_same_lines(program: Path, empty_store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    expected, own = lookup(program, [place(program, "outer")]), symbolizer.program
+@needs_tools
+def test_a_damaged_index_costs_no_lines(program: Path, empty_store: Path) -> None:
+    expected = indexed(program, [place(program, "outer")])
+    (index,) = (empty_store / "symbols").glob("*/lines.gsym")
+    for damaged in (b"", b"no index", index.read_bytes()[:60]):
+        index.write_bytes(damaged)
+        assert lookup(program, [place(program, "outer")]) == expected
+
+
+@needs_tools
+def test_llvm_without_its_indexer_gives_the_same_lines(program: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected, own = indexed(program, [place(program, "outer")]), symbolizer.program
 
     def without(name: str = "llvm-symbolizer") -> str:
         if name != "llvm-symbolizer":
@@ -325,10 +353,6 @@ def test_the_kind_of_symbols_is_read_from_them(symbol: str, kind: str, tmp_path:
 
 @needs_tools
 def test_compression_keeps_the_lines(program: Path, tmp_path: Path) -> None:
-    debugfile.compress(program, tmp_path / "packed", symbolizer_bindir())
+    debugfile.compress(program, tmp_path / "packed")
     start = place(program, "outer")
     assert lookup(tmp_path / "packed", [start]) == lookup(program, [start])
-
-
-def symbolizer_bindir() -> Path:
-    return Path(symbolizer.program()).parent
