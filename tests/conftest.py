@@ -21,6 +21,8 @@ ROOT = Path(__file__).parent.parent
 # `make test` draws the same examples each time: a rare example must not fail an unrelated change. `make explore` draws new ones.
 settings.register_profile("fxh", deadline=None, derandomize=True)
 settings.register_profile("explore", deadline=None, max_examples=2000)
+# A shared history of this machine must not get the runs of the tests.
+os.environ["FXH_RUN_HISTORY"] = ""
 settings.load_profile(os.environ.get("FXH_HYPOTHESIS", "fxh"))
 
 
