@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import settings
@@ -35,6 +36,15 @@ def planted_suite(cases: str) -> Iterator[Path]:
         file.parent.mkdir()
         file.write_text(cases)
         yield file
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Any]:
+    """A server with PostgreSQL (tests/unit/postgres_server.py). Skips the test on a machine without it."""
+    from postgres_server import running
+
+    with running() as server:
+        yield server
 
 
 @dataclass(frozen=True)

@@ -60,12 +60,15 @@ def deliver(runs: Path, history: History, *, without: str = "") -> int:
 
     Raises the errors of History. A directory that cannot be read is left out.
     """
-    recorded = history.names()
+    recorded = history.numbers()
     place = count = 0
     for path in sorted(runs.iterdir()) if runs.is_dir() else ():
         if path.name == without or not (path / "run.json").is_file():
             continue
-        if path.name not in recorded:
+        # The order of the runs of one machine stays, whatever their clock says.
+        if path.name in recorded:
+            place = recorded[path.name]
+        else:
             try:
                 run = model.read_run(path)
             except (OSError, ValueError, TypeError):

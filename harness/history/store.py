@@ -99,7 +99,7 @@ class History:
         same: ColumnElement[bool] = RUNS.c.run.in_((run.run, *run.parts))
         if run.parts and self.database.has(connection, PARTS):
             same = or_(same, RUNS.c.id.in_(select(PARTS.c.run_id).where(PARTS.c.part.in_(run.parts))))
-        found = list(connection.execute(select(RUNS.c.id).where(same).order_by(RUNS.c.id)).scalars())
+        found: list[int] = list(connection.execute(select(RUNS.c.id).where(same).order_by(RUNS.c.id)).scalars())
         if not found:
             chosen = self.database.number(connection, place)
             added = connection.execute(insert(RUNS).values(row if chosen is None else {"id": chosen, **row}))
@@ -158,13 +158,13 @@ class History:
                 found = connection.execute(select(PARTS.c.run_id).where(PARTS.c.part == name)).scalar()
             return found or int(connection.execute(select(func.coalesce(func.max(RUNS.c.id), 0))).scalar_one()) + 1
 
-    def names(self) -> frozenset[str]:
-        """The names of the recorded runs, and of the parts of merged runs."""
+    def numbers(self) -> dict[str, int]:
+        """The numbers of all runs by name. A part of a merged run has that run's number."""
         with self.reading() as connection:
-            found = set(connection.execute(select(RUNS.c.run)).scalars())
+            found = {row.run: row.id for row in connection.execute(select(RUNS.c.run, RUNS.c.id))}
             if self.database.has(connection, PARTS):
-                found.update(connection.execute(select(PARTS.c.part)).scalars())
-            return frozenset(found)
+                found |= {row.part: row.run_id for row in connection.execute(select(PARTS))}
+            return found
 
     def results(
         self, *, before: int | None = None, last: int = 0, run: str = "", case: str = "", measured: int = 0

@@ -35,12 +35,12 @@ def import_file(path: Path, target: History) -> Copied:
     if not target.database.shared:
         raise UsageError("--import without run.history", hint="set run.history in fxh.toml to the URL of the database")
     source = History(path)
-    present = target.names()
+    present = target.numbers()
     place = runs = results = known = 0
     for run in source.runs():
         if run.run in present:
             known += 1
-            place = target.number(run.run)
+            place = present[run.run]
         else:
             place = max(place_of(RunResult(run.run, run.started, run.ended)), place + 1)
             place, count = _copy(source, run, target, place)
