@@ -67,7 +67,9 @@ def main() -> int:
     clock = {name: statistics.median(one for one, _ in found) for name, found in times.items()}
     for name, found in times.items():
         cpu = statistics.median(one for _, one in found)
-        print(f"end of a run of {CASES * CELLS} cases over {RUNS} runs, {name:<10}: {clock[name]:6.2f} s by the clock, {cpu:6.2f} s of CPU")
+        print(
+            f"end of a run of {CASES * CELLS} cases over {RUNS} runs, {name:<10}: {clock[name]:6.2f} s by the clock, {cpu:6.2f} s of CPU"
+        )
     more = clock["PostgreSQL"] / clock["SQLite"] - 1
     print(f"PostgreSQL: {more:+.1%} (bound {BOUND:+.0%})")
     return 0 if more <= BOUND else 1

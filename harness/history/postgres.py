@@ -10,11 +10,11 @@ from __future__ import annotations
 import os
 import socket
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
 
-from sqlalchemy import Connection, Select, Table, create_engine, event, func, select
+from sqlalchemy import Connection, Select, Table, create_engine, func, select
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError
 
@@ -60,16 +60,11 @@ class Server(Database):
         except ImportError as exc:
             raise UsageError(f"run.history = {self.name}: {exc}", hint=f"pip install '{EXTRA}'") from exc
         self.failures = (DBAPIError, psycopg.Error)
-        limits = {"connect_timeout": _CONNECT, "keepalives_idle": 15, "keepalives_interval": 5, "keepalives_count": 3}
         try:
             address = make_url(url)
-            self.engine = create_engine(
-                address.update_query_dict({name: str(value) for name, value in limits.items() if name not in address.query}),
-                isolation_level="REPEATABLE READ", pool_pre_ping=True,
-            )  # fmt: skip
+            self.engine = create_engine(address.update_query_dict(_options(address.query)), isolation_level="REPEATABLE READ")
         except (ArgumentError, ValueError) as exc:
             raise UsageError(f"run.history = {self.name}: not the URL of a database", hint="use only options of libpq") from exc
-        event.listen(self.engine, "connect", _limit)
 
     def prepare(self, migrations: Sequence[Migration] = MIGRATIONS) -> None:
         with self.reading() as connection:
@@ -106,13 +101,17 @@ class Server(Database):
 
     @contextmanager
     def reading(self) -> Iterator[Connection]:
-        with self.engine.connect() as connection, _deadline(connection):
+        # The deadline ends after the connection, so it also covers the end of the transaction.
+        with _Deadline() as deadline, self.engine.connect() as connection:
+            deadline.watch(connection)
             yield connection
 
     @contextmanager
     def writing(self) -> Iterator[Connection]:
         # A snapshot of the transaction would be older than the lock.
-        with self.engine.connect().execution_options(isolation_level="READ COMMITTED") as connection, _deadline(connection):
+        engine = self.engine.execution_options(isolation_level="READ COMMITTED")
+        with _Deadline() as deadline, engine.connect() as connection:
+            deadline.watch(connection)
             connection.execute(select(func.pg_advisory_xact_lock(_WRITERS)))
             yield connection
             connection.commit()
@@ -144,27 +143,35 @@ class Server(Database):
         return InfrastructureError(f"{self.name}: {message}", hint=hint)
 
 
-def _limit(connection: Any, _record: object) -> None:
-    """The server's time limits. A controller that stops in a transaction must not keep the lock."""
-    with connection.cursor() as cursor:
-        for name, seconds in (("statement", _STATEMENT), ("lock", _LOCK), ("idle_in_transaction_session", _STATEMENT)):
-            cursor.execute(f"SET {name}_timeout = '{seconds}s'")
-    connection.commit()
+def _options(given: Mapping[str, Any]) -> dict[str, str]:
+    """Options of libpq with our time limits, unless ``given`` has others. A controller that stops must not keep the lock."""
+    ours = {"connect_timeout": _CONNECT, "keepalives_idle": 15, "keepalives_interval": 5, "keepalives_count": 3}
+    limits = {"statement": _STATEMENT, "lock": _LOCK, "idle_in_transaction_session": _STATEMENT}
+    words = [f"-c {name}_timeout={seconds}s" for name, seconds in limits.items()]
+    return {name: str(value) for name, value in ours.items() if name not in given} | {
+        "options": " ".join([*words, str(given.get("options", ""))]).strip()
+    }
 
 
-@contextmanager
-def _deadline(connection: Connection) -> Iterator[None]:
-    """Cut the connection after ``_TRANSACTION`` seconds: a server that hangs keeps none of the limits above."""
-    driver: Any = connection.connection.driver_connection
+class _Deadline:
+    """Cuts a connection after ``_TRANSACTION`` seconds: a server that hangs keeps none of its own limits."""
 
-    def cut() -> None:
-        with suppress(OSError), socket.socket(fileno=os.dup(driver.fileno())) as link:
+    def __init__(self) -> None:
+        self._driver: Any = None
+        self._timer = threading.Timer(_TRANSACTION, self._cut)
+        self._timer.daemon = True
+
+    def watch(self, connection: Connection) -> None:
+        self._driver = connection.connection.driver_connection
+
+    def _cut(self) -> None:
+        # The connection may be closed, or not open yet (which has a limit of its own).
+        with suppress(Exception), socket.socket(fileno=os.dup(self._driver.fileno())) as link:
             link.shutdown(socket.SHUT_RDWR)
 
-    timer = threading.Timer(_TRANSACTION, cut)
-    timer.daemon = True
-    timer.start()
-    try:
-        yield
-    finally:
-        timer.cancel()
+    def __enter__(self) -> _Deadline:
+        self._timer.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._timer.cancel()
