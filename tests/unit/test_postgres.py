@@ -22,6 +22,7 @@ from typer.testing import CliRunner
 from written import case, run, save
 
 from harness import report as reporting
+from harness import stamp
 from harness.cli import run_lookup
 from harness.cli.main import app
 from harness.config import load
@@ -167,7 +168,7 @@ def test_a_night_without_the_server_is_delivered_before_the_next_one(
     with stoppable(postgres) as server:
         published(tmp_path, run(1, case()))
         server.stop()
-        night = published(tmp_path, run(2, case("F", kernel="B"), case("P", "test_more", kernel="B")))
+        night = published(tmp_path, run(2, case("F", kernel="B"), case("P", "test_more", kernel="B"), ended=stamp.now()))
         path = tmp_path / "runs" / "run-002"
         assert [item.verdict.kind for item in night.cases] == ["baseline untested", "passed"], "neither a regression nor new"
         assert "(infrastructure, not a failure of the product)" in night.note
@@ -354,7 +355,7 @@ def test_a_missing_database_and_a_stopped_server(tmp_path: Path, postgres: Postg
 def test_a_full_disk_of_the_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     if subprocess.run(["unshare", "-m", "true"], capture_output=True, check=False).returncode:
         pytest.skip("this machine allows no mount namespace")
-    with running(small=24) as server:
+    with running(small=12) as server:
         server.sql(f"CREATE TABLESPACE small LOCATION '{server.directory}/small'")
         url = server.new("TABLESPACE small")
         History(url).record(run(1, case()))
@@ -365,6 +366,7 @@ def test_a_full_disk_of_the_server(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         assert not delivery.record(path, done)
         assert re.search("No space left on device.*the administrator of the database has to free space", caplog.text, re.DOTALL)
         assert (server.count(url)["runs"], server.count(url)["results"]) == (1, 1), "the transaction is undone"
+        server.sql("VACUUM", name_of(url))
         History(url).record(run(3, case()))
         assert [found.run for found in History(url).runs()] == ["run-001", "run-003"]
 
@@ -454,7 +456,7 @@ def test_a_trial_of_blame_stays_out_of_the_shared_history(tmp_path: Path, url: s
         return subprocess.CompletedProcess(argv, 4, "", "")
 
     monkeypatch.setattr(rerun.subprocess, "run", ran)
-    rerun.rerun(replace(case(), nodeid="suites/boot/test_boots.py::test_x[c]"), {}, cell="c", reports=tmp_path)
+    rerun.rerun(replace(case(), nodeid="suites/boot/test_boot.py::test_x[c]"), {}, cell="c", reports=tmp_path)
     assert given == [""]
 
 
