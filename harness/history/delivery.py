@@ -60,7 +60,8 @@ def deliver(runs: Path, history: History, *, without: str = "") -> int:
 
     Raises the errors of History. A directory that cannot be read is left out.
     """
-    recorded = history.numbers()
+    parts = history.parts()
+    recorded = parts | history.numbers()
     place = count = 0
     for path in sorted(runs.iterdir()) if runs.is_dir() else ():
         if path.name == without or not (path / "run.json").is_file():
@@ -75,6 +76,9 @@ def deliver(runs: Path, history: History, *, without: str = "") -> int:
                 continue
             # An unfinished run may still be running; it records itself.
             if not run.ended or is_left_out(run, history):
+                continue
+            # A later merge of the same shards has replaced it.
+            if run.parts and parts.keys() >= set(run.parts):
                 continue
             place = history.record(run, max(place_of(run), place + 1))
             count += 1

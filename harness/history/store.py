@@ -159,12 +159,16 @@ class History:
             return found or int(connection.execute(select(func.coalesce(func.max(RUNS.c.id), 0))).scalar_one()) + 1
 
     def numbers(self) -> dict[str, int]:
-        """The numbers of all runs by name. A part of a merged run has that run's number."""
+        """The numbers of all runs, by name."""
         with self.reading() as connection:
-            found = {row.run: row.id for row in connection.execute(select(RUNS.c.run, RUNS.c.id))}
-            if self.database.has(connection, PARTS):
-                found |= {row.part: row.run_id for row in connection.execute(select(PARTS))}
-            return found
+            return {row.run: row.id for row in connection.execute(select(RUNS.c.run, RUNS.c.id))}
+
+    def parts(self) -> dict[str, int]:
+        """The numbers of the merged runs, by the names of their parts."""
+        with self.reading() as connection:
+            if not self.database.has(connection, PARTS):
+                return {}
+            return {row.part: row.run_id for row in connection.execute(select(PARTS.c.part, PARTS.c.run_id))}
 
     def results(
         self, *, before: int | None = None, last: int = 0, run: str = "", case: str = "", measured: int = 0

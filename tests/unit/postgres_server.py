@@ -60,7 +60,7 @@ class PostgresServer:
         argv = [str(self._programs / "postgres"), "-D", str(self.directory / "data"), *settings]
         user = self._user
         if self._small:
-            room = f"mount -t tmpfs -o size={self._small}m,mode=0777 none {self.directory}/small"
+            room = f"mount -t tmpfs -o size={self._small}m,mode=0700,uid={_USER},gid={_USER} none {self.directory}/small"
             argv = ["unshare", "-m", "sh", "-c", f'mkdir {self.directory}/small; {room} && exec setpriv --reuid={_USER} --regid={_USER} --clear-groups "$@"', "sh", *argv]  # fmt: skip
             user = {}
         with (self.directory / "log").open("ab") as log:
