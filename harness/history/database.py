@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""What the history needs of a database: a file of SQLite or a server with PostgreSQL."""
+"""The interface of a database for the history: a file of SQLite or a server with PostgreSQL."""
 
 from __future__ import annotations
 

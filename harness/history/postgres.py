@@ -33,7 +33,7 @@ _SCHEMA = "fxh_schema"
 EXTRA = "freebsd-xen-harness[postgresql]"
 """What pip installs the driver with."""
 
-# What the server says -> who has to act. The first match counts; texts for connections, which have no SQLSTATE.
+# Messages of the server, and who has to act. The first match counts; texts for connections, which have no SQLSTATE.
 _HINTS = (
     (("53100", "No space left"), "the administrator of the database has to free space on the server's disk"),
     (("25006",), "the administrator has to name the primary server in run.history, or end its read-only mode"),

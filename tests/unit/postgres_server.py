@@ -10,7 +10,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -91,6 +91,15 @@ class PostgresServer:
         below = Path(f"/proc/{self._process.pid}/task/{self._process.pid}/children").read_text().split()
         for pid in [str(self._process.pid), *below]:
             os.kill(int(pid), signal.SIGSTOP if on else signal.SIGCONT)
+
+    def fill(self) -> Path:
+        """Fill the small file system. Returns the file that takes the room."""
+        assert self._process is not None
+        filler = Path(f"/proc/{self._process.pid}/root{self.directory}/small/filler")
+        with suppress(OSError), filler.open("wb", buffering=0) as file:
+            while True:
+                file.write(b"x" * 4096)
+        return filler
 
     def close(self) -> None:
         self.stop()

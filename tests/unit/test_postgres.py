@@ -355,18 +355,19 @@ def test_a_missing_database_and_a_stopped_server(tmp_path: Path, postgres: Postg
 def test_a_full_disk_of_the_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     if subprocess.run(["unshare", "-m", "true"], capture_output=True, check=False).returncode:
         pytest.skip("this machine allows no mount namespace")
-    with running(small=12) as server:
+    with running(small=24) as server:
         server.sql(f"CREATE TABLESPACE small LOCATION '{server.directory}/small'")
         url = server.new("TABLESPACE small")
         History(url).record(run(1, case()))
         monkeypatch.setenv("FXH_RUN_HISTORY", url)
-        big = [case("F", f"test_{n}", reason=os.urandom(300).hex(), kernel="B") for n in range(9_000)]
+        big = [case("F", f"test_{n}", reason=os.urandom(300).hex(), kernel="B") for n in range(2_000)]
         done = run(2, *big)
         path = save(tmp_path, replace(done, cases=done.cases[:1]))
+        filler = server.fill()
         assert not delivery.record(path, done)
         assert re.search("No space left on device.*the administrator of the database has to free space", caplog.text, re.DOTALL)
         assert (server.count(url)["runs"], server.count(url)["results"]) == (1, 1), "the transaction is undone"
-        server.sql("VACUUM", name_of(url))
+        filler.unlink()
         History(url).record(run(3, case()))
         assert [found.run for found in History(url).runs()] == ["run-001", "run-003"]
 
