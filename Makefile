@@ -49,6 +49,7 @@ bench: setup
 	$(BIN)/python bench/lab.py
 	$(BIN)/python bench/console.py
 	$(BIN)/python bench/report.py
+	$(BIN)/python bench/history.py
 	$(BIN)/python bench/page.py
 	$(BIN)/python bench/trace.py
 	$(BIN)/python bench/case.py

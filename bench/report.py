@@ -63,7 +63,7 @@ def main() -> int:
         begun = time.perf_counter()
         for number in range(RUNS):
             history.record(run(number, *cases(number, random)))
-        size = history.path.stat().st_size
+        size = (reports / FILE).stat().st_size
         print(f"{RUNS} runs of {CASES * CELLS} cases recorded: {time.perf_counter() - begun:.1f} s, {size / 1e6:.1f} MB")
         done = run(RUNS, *cases(RUNS, random))
         path = save(reports, done, {item.directory: CONSOLE for item in done.cases if item.files})

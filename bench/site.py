@@ -110,7 +110,7 @@ def main() -> int:
         for number in range(chosen.nights):
             history.record(night(number, cases, random))
         print(
-            f"{chosen.nights} nights of {len(CELLS)} cells with {chosen.cases} cases: {history.path.stat().st_size / 1e6:.0f} MB of history"
+            f"{chosen.nights} nights of {len(CELLS)} cells with {chosen.cases} cases: {(reports / FILE).stat().st_size / 1e6:.0f} MB of history"
         )
         print("the first site:")
         first = timed(lambda: site.build(reports, reports / "site"))

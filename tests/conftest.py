@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import settings
@@ -23,6 +24,8 @@ ROOT = Path(__file__).parent.parent
 # `make test` draws the same examples each time: a rare example must not fail an unrelated change. `make explore` draws new ones.
 settings.register_profile("fxh", deadline=None, derandomize=True)
 settings.register_profile("explore", deadline=None, max_examples=2000)
+# A shared history of this machine must not get the runs of the tests.
+os.environ["FXH_RUN_HISTORY"] = ""
 settings.load_profile(os.environ.get("FXH_HYPOTHESIS", "fxh"))
 
 
@@ -40,6 +43,15 @@ def planted_suite(cases: str) -> Iterator[Path]:
         file.parent.mkdir()
         file.write_text(cases)
         yield file
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Any]:
+    """A server with PostgreSQL (tests/unit/postgres_server.py). Skips the test on a machine without it."""
+    from postgres_server import running
+
+    with running() as server:
+        yield server
 
 
 @dataclass(frozen=True)

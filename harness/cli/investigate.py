@@ -232,12 +232,12 @@ def _good_side(home: Path, run: RunResult, case: CaseResult, good: str, swaps: l
     """The last run in which the case passed, or the run ``good``, with its changed files marked; None without such a run."""
     from dataclasses import replace
 
-    from harness.history.store import FILE, History
+    from harness.history.delivery import history_of
     from harness.investigate.blame import Side
     from harness.report.command import options_for_cell
     from harness.results.model import PASSED, RunResult
 
-    store = History(home / FILE)
+    store = history_of(home)
     rows = [row for row in store.results(case=case.key) if row.seen.cell == case.cell and row.seen.outcome == PASSED]
     rows = [row for row in rows if (row.seen.run.startswith(good) if good else row.number < store.number(run.run))]
     side: Side | None = None

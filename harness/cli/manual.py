@@ -33,6 +33,7 @@ _ENVIRONMENT = {
     "FXH_PROJECT": "The checkout to use, with its suites, images, fxh.toml and reports/.",
     "FXH_SECTION_KEY": "A setting of the configuration file: FXH_RUN_WORKERS=2 sets workers = 2 in [run].",
     "FXH_MAIL_PASSWORD": "The password for the mail server.",
+    "FXH_RUN_HISTORY": "run.history of fxh.toml: the URL of the PostgreSQL database with the history; empty for reports/history.sqlite.",
     "FXH_MIRROR": "The mirror of release sets, in the directory layout of download.freebsd.org.",
     "FXH_RELEASE": "The URL or directory of the release sets for --with-release.",
     "FXH_MAKEFS": "The makefs program for images whose world has none.",

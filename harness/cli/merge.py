@@ -10,7 +10,6 @@ from typing import Annotated
 import typer
 
 from harness.cli import run_lookup
-from harness.errors import ExitCode
 
 
 def register(app: typer.Typer) -> None:
@@ -42,6 +41,7 @@ def merge(
     print(f"report: {target / 'index.html'}", file=sys.stderr)
     if found.missing:
         print(f"fxh: missing shards: {', '.join(found.missing)}", file=sys.stderr)
-        if found.run.exit_code in (ExitCode.OK, ExitCode.NOTHING_SELECTED):
-            raise typer.Exit(ExitCode.INFRASTRUCTURE)
-    raise typer.Exit(found.run.exit_code or 0)
+        print(
+            "     hint: run the CI jobs of these shards again, and merge again: the new result replaces this one", file=sys.stderr
+        )
+    raise typer.Exit(run_lookup.with_delivery(target, found.run.exit_code or 0))

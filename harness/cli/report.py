@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from harness.cli.run_lookup import Reports, pick_key, reports, run_directory
-from harness.errors import ExitCode, UsageError
+from harness.cli.run_lookup import Reports, pick_key, reports, run_directory, with_delivery
+from harness.errors import ExitCode, HarnessError, UsageError
 
 if TYPE_CHECKING:
     from harness.history.rows import Row
@@ -60,6 +60,7 @@ def report(
     from harness import mailer
     from harness import report as reporting
     from harness.config import MailConfig, load
+    from harness.history.delivery import record
     from harness.report import kcidb as kcidb_data
     from harness.report import machine
     from harness.report import mail as mailing
@@ -78,10 +79,10 @@ def report(
         result = read_run(path)
     except (OSError, ValueError) as exc:
         raise UsageError(f"{path}: {exc}", hint="choose a run with a complete run.json") from exc
-    _record_all(path.parent)
+    _deliver(reports(where))
     # A killed run did not record itself. Its verdicts count from its first report on.
     if not result.ended and result.cases:
-        reporting.record(path, result)
+        record(path, result)
     made = reporting.build_report(path, result, baseline=_baseline(against, reports(where)))
     reporting.write_reports(path, made)
     if kcidb:
@@ -104,13 +105,13 @@ def report(
         for item in made.news:
             typer.echo(f"  {item.verdict.kind}: {item.result.key} in {item.result.cell}: {item.verdict.reason}")
         typer.echo(f"report: {path / 'index.html'}", err=True)
-    raise typer.Exit(ExitCode.OK if result.exit_code is None else result.exit_code)
+    raise typer.Exit(with_delivery(path, ExitCode.OK if result.exit_code is None else result.exit_code))
 
 
 def _build_site(where: Path, directory: Path) -> None:
     from harness.report.site import build
 
-    _record_all(where / "runs")
+    _deliver(where)
     built = build(where, directory)
     typer.echo(f"{built.pages} pages, {len(built.written)} files written")
     typer.echo(f"site: {built.index}", err=True)
@@ -191,9 +192,17 @@ def history(
     case: Annotated[str, typer.Argument(help="The name of a case, or a part of it (default: list the runs).")] = "",
     cell: Annotated[str, typer.Option("--cell", help="Show only cells whose name contains this (default: all cells).")] = "",
     last: Annotated[int, typer.Option("--last", help="Show the last runs, this many.")] = 30,
+    file: Annotated[
+        Path | None, typer.Option("--import", help="Only copy the runs of this SQLite history into the database of run.history.")
+    ] = None,
     where: Reports = None,
 ) -> None:
-    """Show the outcomes of a case in the last runs, with changed inputs; without a case list the runs."""
+    """Show the outcomes of a case in the last runs, with changed inputs; without a case list the runs.
+
+    First deliver the runs in reports/ that the history lacks, for example because its server was down."""
+    if file:
+        _import(file, reports(where))
+        return
     store = _history(reports(where))
     if not case:
         _list_runs(store, last)
@@ -206,6 +215,14 @@ def history(
         for name, rows in lines.items():
             typer.echo(f"{key} in {name}:  {''.join(_LETTERS.get(row.seen.outcome, '?') for row in rows[-last:])}")
             _print_changes(rows[-last:])
+
+
+def _import(file: Path, where: Path) -> None:
+    from harness.history import transfer
+    from harness.history.delivery import history_of
+
+    done = transfer.import_file(file, history_of(where))
+    typer.echo(f"{done.runs} runs with {done.results} results copied, {done.known} runs were there")
 
 
 def _print_changes(rows: list[Row]) -> None:
@@ -235,30 +252,22 @@ def _list_runs(store: History, last: int) -> None:
 
 
 def _history(where: Path) -> History:
-    from harness.history.store import FILE, History
+    """The history, after it has the runs in ``where`` that it lacked. Raises the errors of History."""
+    from harness.history.delivery import deliver, history_of
 
-    _record_all(where / "runs")
-    return History(where / FILE)
+    history = history_of(where)
+    if count := deliver(where / "runs", history):
+        typer.echo(f"delivered to the history: {count} {'run' if count == 1 else 'runs'}", err=True)
+    return history
 
 
-def _record_all(runs: Path) -> None:
-    """Record the runs that the history lacks (after a full disk, damage to the history, or a killed run), oldest first."""
-    from harness.history.store import FILE, History
-
-    recorded = {run.run for run in History(runs.parent / FILE).runs()}
-    for path in sorted(runs.iterdir()) if runs.is_dir() else ():
-        if path.name in recorded or not (path / "run.json").is_file():
-            continue
-        from harness import report as reporting
-        from harness.results.model import read_run
-
-        try:
-            result = read_run(path)
-        except (OSError, ValueError, TypeError):
-            continue
-        # An unfinished run may still be running; it records itself.
-        if result.ended:
-            reporting.record(path, result)
+def _deliver(where: Path) -> None:
+    """Like :func:`_history`, but a command that reports files does so without the history, too."""
+    try:
+        _history(where)
+    except HarnessError as exc:
+        typer.echo(f"fxh: {exc.message}", err=True)
+        typer.echo(f"     hint: {exc.hint}", err=True)
 
 
 def _full_name(store: History, where: Path, name: str) -> str:

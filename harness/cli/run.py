@@ -162,4 +162,4 @@ def _exit_code(status: int, directory: Path) -> int:
     # 2 and 3: pytest was interrupted or failed internally, perhaps in code outside of the cases.
     if code is None or (status in (2, 3) and code in (ExitCode.OK, ExitCode.NOTHING_SELECTED)):
         return ExitCode.HARNESS
-    return code
+    return run_lookup.with_delivery(directory, code)

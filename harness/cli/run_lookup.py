@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from harness.errors import UsageError
+from harness.errors import ExitCode, UsageError
 
 if TYPE_CHECKING:
     from harness.results.model import CaseResult, RunResult
@@ -75,6 +75,17 @@ def run_directory(where: Path, name: str) -> Path:
     if found:
         raise UsageError(f"run {name!r} is ambiguous: {', '.join(path.name for path in found[:5])}", hint="use a longer prefix")
     raise UsageError(f"no run {name!r} in {where}", hint="`fxh history` lists the runs")
+
+
+def with_delivery(run: Path, code: int) -> int:
+    """The exit code of a command that reports the run in directory ``run``, whose cases give ``code``.
+
+    A success is an infrastructure failure until the history has the run.
+    """
+    from harness.results.run_dir import UNDELIVERED
+
+    good = (ExitCode.OK, ExitCode.NOTHING_SELECTED)
+    return ExitCode.INFRASTRUCTURE if code in good and (run / UNDELIVERED).exists() else code
 
 
 def _literal(text: str) -> str:

@@ -22,6 +22,7 @@ RUNS = {"qemu-system-x86_64": "qemu-system-x86", "makefs": "makefs", "ssh": "ope
 TESTS = {
     "mkfs.vfat": "dosfstools", "mcopy": "mtools", "sfdisk": "fdisk", "bsdcpio": "libarchive-tools", "csh": "tcsh", "lzop": "lzop",
     "busybox": "busybox-static", "zstd": "zstd", "ps": "procps", "pidof": "sysvinit-utils", "gdb": "gdb", "llvm-symbolizer": "llvm",
+    "pg_ctlcluster": "postgresql",
 }  # fmt: skip
 
 

@@ -7,14 +7,14 @@ import functools
 import os
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import MISSING, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, get_type_hints
 
 import platformdirs
 
 from harness import paths
-from harness.config import commands, runoptions
+from harness.config import commands, databaseurl, runoptions
 from harness.config.schema import SECTIONS, Config, HostConfig
 from harness.errors import UsageError
 
@@ -45,6 +45,7 @@ class Loaded:
 
     config: Config
     values: tuple[Value, ...]
+    """For users: without secrets."""
     files: tuple[Path, ...] = ()
     """The files of the layers; some may not exist."""
 
@@ -111,7 +112,16 @@ def load(overrides: Mapping[str, Any] | None = None, environment: Mapping[str, s
         if value not in (None, ""):
             section, _, name = key.partition(".")
             merged.put(key, _checked(SECTIONS[section], name, key, value, COMMAND_LINE), COMMAND_LINE)
-    return Loaded(_build(merged), tuple(merged.values.values()), found)
+    return Loaded(
+        _build(merged), tuple(replace(value, value=_shown(value.key, value.value)) for value in merged.values.values()), found
+    )
+
+
+def _shown(key: str, value: Any) -> Any:
+    """The value as messages may have it."""
+    section, _, name = key.partition(".")
+    option = runoptions.OPTIONS.get(name) if section == "run" else None
+    return option.shown(value) if option else value
 
 
 def _merge_file(merged: _Merged, layer: _Layer) -> None:
@@ -188,7 +198,7 @@ def _checked(kind: type, name: str, key: str, value: Any, source: str) -> Any:
         return float(value)
     if wanted in (str, int, float, bool):
         if type(value) is not wanted:
-            raise UsageError(f"{source}: {key} = {value!r}: wrong type", hint=_HINTS[wanted])
+            raise UsageError(f"{source}: {key} = {_shown(key, value)!r}: wrong type", hint=_HINTS[wanted])
         return _checked_words(runoptions.OPTIONS[name], key, value, source) if kind is runoptions.RunOptions else value
     if not isinstance(value, list | tuple) or not all(isinstance(word, str) for word in value):
         raise UsageError(f"{source}: {key} = {value!r}: wrong type", hint='set a list of strings: ["one", "two"]')
@@ -197,7 +207,9 @@ def _checked(kind: type, name: str, key: str, value: Any, source: str) -> Any:
 
 def _checked_words(option: runoptions.RunOption, key: str, value: Any, source: str) -> Any:
     word = option.invalid(option.read(value))
-    where = f"--{option.name} {word or value}" if source == COMMAND_LINE else f"{source}: {key} = {value!r}"
+    where = f"--{option.name} {word or value}" if source == COMMAND_LINE else f"{source}: {key} = {option.shown(value)!r}"
+    if option.database and value and not databaseurl.is_valid(value):
+        raise UsageError(f"{where}: invalid value", hint=databaseurl.HINT)
     if word:
         raise UsageError(f"{where}: invalid value", hint=f"valid values: {', '.join(option.values)}")
     if option.least is not None and value < option.least:

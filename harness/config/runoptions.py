@@ -12,6 +12,8 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, get_origin, get_type_hints
 
+from harness.config import databaseurl
+
 GUEST_TYPES = ("pv", "pvh", "hvm", "pvshim")
 FIRMWARES = ("bios", "uefi")
 ACCELERATORS = ("auto", "tcg", "kvm")
@@ -46,6 +48,8 @@ class RunOption:
     """``[run]`` of ``fxh.toml`` and the environment (``FXH_RUN_KEY``) have it."""
     rerun: bool = False
     """A re-run command repeats it if it is not the default."""
+    database: bool = False
+    """The value is the URL of a database. No message shows more of it than its server and its name."""
 
     @property
     def name(self) -> str:
@@ -81,6 +85,10 @@ class RunOption:
         """The first word of ``value`` (see :meth:`read`) that is not one of ``values``, or ""."""
         words = value if self.kind is tuple else (value,)
         return next((str(word) for word in words if word not in self.values), "") if self.values and value else ""
+
+    def shown(self, value: Any) -> Any:
+        """A value of ``fxh.toml`` as messages may have it: without secrets."""
+        return databaseurl.shown(str(value)) if self.database and value else value
 
 
 def _absolute(value: str | Path) -> Path:
@@ -308,6 +316,11 @@ class RunOptions:
     )
     keep_minutes: int = 60
     """Minutes for which ``keep`` holds a guest."""
+    history: str = field(default="", metadata={"database": True, "toml": True})
+    """The URL of a PostgreSQL database with the history of all controllers; empty for a SQLite file in ``reports``.
+
+    It has no flag: all commands need the same history, and other users can read a command line.
+    """
     keep_runs: int = field(default=30, metadata={"least": 1, "toml": True})
     """Number of run directories that stay in ``reports``."""
     lease_memory: int = 0

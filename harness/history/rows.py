@@ -54,6 +54,25 @@ class Row:
         return found
 
 
+def clean(text: str) -> str:
+    """``text`` without what PostgreSQL cannot store: NUL, and halves of surrogate pairs."""
+    return text.replace("\0", "\ufffd").encode("utf-8", "replace").decode()
+
+
+def run_values(run: RunResult) -> dict[str, Any]:
+    """The row of the table ``runs``, without its number."""
+    return {
+        "run": run.run,
+        "started": run.started,
+        "ended": run.ended,
+        "command": clean(run.command),
+        "branch": clean(run.branch),
+        "exit_code": run.exit_code,
+        "inputs": clean(dump(run.inputs)),
+        "options": clean(dump(run.options)),
+    }
+
+
 def result_values(number: int, case: CaseResult, inputs: int) -> dict[str, Any]:
     """The row of the table ``results`` for a case of run ``number``."""
     return {
@@ -62,9 +81,9 @@ def result_values(number: int, case: CaseResult, inputs: int) -> dict[str, Any]:
         "case": case.key,
         "cell": case.cell,
         "outcome": case.outcome.value,
-        "identity": case.identity,
+        "identity": clean(case.identity),
         "phase": case.phase,
-        "reason": case.reason[:_REASON],
+        "reason": clean(case.reason[:_REASON]),
         "seconds": case.seconds,
         "inputs_id": inputs,
         "metrics": json.dumps(metrics_of(case)),
@@ -77,7 +96,14 @@ def known_issue_values(number: int, case: CaseResult) -> dict[str, Any] | None:
     issue = case.known_issue
     if issue is None:
         return None
-    return {"run_id": number, "case": case.key, "cell": case.cell, "bug": issue.bug, "why": issue.why, "gone": issue.gone}
+    return {
+        "run_id": number,
+        "case": case.key,
+        "cell": case.cell,
+        "bug": clean(issue.bug),
+        "why": clean(issue.why),
+        "gone": issue.gone,
+    }
 
 
 def metrics_of(case: CaseResult) -> dict[str, float]:
@@ -98,7 +124,9 @@ def observation(run: RunResult, case: CaseResult) -> Observation:
     """A result as an observation for verdicts."""
     inputs = parse_inputs(dump(run.inputs | case.inputs))
     outcome, known = _without_known_issue(case.outcome, case.known_issue)
-    return Observation(run.run, case.key, case.cell, outcome, case.identity, inputs, case.phase, run.branch, known, case.paused)
+    return Observation(
+        run.run, case.key, case.cell, outcome, clean(case.identity), inputs, case.phase, clean(run.branch), known, case.paused
+    )
 
 
 def _without_known_issue(outcome: Outcome, issue: KnownIssueMatch | None) -> tuple[Outcome, str]:

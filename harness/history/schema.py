@@ -3,17 +3,36 @@
 
 from __future__ import annotations
 
-from sqlalchemy import Boolean, Column, Connection, Float, ForeignKey, Index, Integer, MetaData, Table, Text, UniqueConstraint, text
+from collections.abc import Callable
 
-from harness.errors import UsageError
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    Column,
+    Connection,
+    Float,
+    ForeignKey,
+    Index,
+    Integer,
+    MetaData,
+    Table,
+    Text,
+    UniqueConstraint,
+)  # fmt: skip
 
 METADATA = MetaData()
+# Tables that SQLite creates at the first write: an older harness ignores them and can use the file, so VERSION stays 1.
+# PostgreSQL creates all tables at once.
+LATER = MetaData()
+
+# In PostgreSQL the number of a run is a time in milliseconds (harness.history.postgres).
+_NUMBER = BigInteger().with_variant(Integer, "sqlite")
 
 # The id gives the order in which runs were recorded. Clocks may jump, so ``started`` does not.
 RUNS = Table(
     "runs",
     METADATA,
-    Column("id", Integer, primary_key=True),
+    Column("id", _NUMBER, primary_key=True),
     Column("run", Text, nullable=False, unique=True),
     Column("started", Text, nullable=False),
     Column("ended", Text, nullable=False),
@@ -30,13 +49,16 @@ INPUTS = Table(
     "inputs",
     METADATA,
     Column("id", Integer, primary_key=True),
-    Column("data", Text, nullable=False, unique=True),
+    Column("data", Text, nullable=False),
+    # A row of a B-tree of PostgreSQL has at most 2.7 KB, and a set of inputs may be longer.
+    UniqueConstraint("data").ddl_if(dialect="sqlite"),
+    Index("inputs_by_data", "data", postgresql_using="hash").ddl_if(dialect="postgresql"),
 )
 
 RESULTS = Table(
     "results",
     METADATA,
-    Column("run_id", Integer, ForeignKey("runs.id", ondelete="CASCADE"), nullable=False),
+    Column("run_id", _NUMBER, ForeignKey("runs.id", ondelete="CASCADE"), nullable=False),
     Column("suite", Text, nullable=False),
     Column("case", Text, nullable=False),
     Column("cell", Text, nullable=False),
@@ -53,13 +75,11 @@ RESULTS = Table(
 )
 
 
-# The next tables are created at the first write. An older harness ignores them and can use the file, so VERSION stays 1.
-
 # Seconds of each setup step of a run.
 SETUP = Table(
     "setup",
-    MetaData(),
-    Column("run_id", Integer, nullable=False),
+    LATER,
+    Column("run_id", _NUMBER, nullable=False),
     Column("what", Text, nullable=False),
     Column("seconds", Float, nullable=False),
     UniqueConstraint("run_id", "what"),
@@ -68,8 +88,8 @@ SETUP = Table(
 # The known issue of a result. Results of an older harness have no row here; their reason says it (harness.results.schema1).
 KNOWN_ISSUES = Table(
     "known_issues",
-    MetaData(),
-    Column("run_id", Integer, nullable=False),
+    LATER,
+    Column("run_id", _NUMBER, nullable=False),
     Column("case", Text, nullable=False),
     Column("cell", Text, nullable=False),
     Column("bug", Text, nullable=False),
@@ -81,8 +101,8 @@ KNOWN_ISSUES = Table(
 # The complaints that were seen in a cell (harness.console.complaints). A row with an empty identity says that the run looked for them.
 COMPLAINTS = Table(
     "complaints",
-    MetaData(),
-    Column("run_id", Integer, nullable=False),
+    LATER,
+    Column("run_id", _NUMBER, nullable=False),
     Column("cell", Text, nullable=False),
     Column("identity", Text, nullable=False),
     UniqueConstraint("run_id", "cell", "identity"),
@@ -92,35 +112,30 @@ COMPLAINTS = Table(
 # A digest of each run's results, so that a reader of many runs sees which ones changed.
 DIGESTS = Table(
     "digests",
-    MetaData(),
-    Column("run_id", Integer, nullable=False, unique=True),
+    LATER,
+    Column("run_id", _NUMBER, nullable=False, unique=True),
     Column("digest", Text, nullable=False),
 )
+
+# The shards that a merged run consists of, by the names of their runs. A run is a part of one merged run only.
+PARTS = Table(
+    "parts",
+    LATER,
+    Column("run_id", _NUMBER, nullable=False),
+    Column("part", Text, nullable=False, unique=True),
+)
+
+OF_RUNS = (RESULTS, *LATER.sorted_tables)
+"""The tables with rows of runs, which ``run_id`` names."""
 
 
 def _create(connection: Connection) -> None:
     METADATA.create_all(connection)
+    if connection.dialect.name != "sqlite":
+        LATER.create_all(connection)
 
 
-# MIGRATIONS[n] takes a file from version n to n + 1. Never edit a released migration; add another.
-MIGRATIONS = (_create,)
+Migration = Callable[[Connection], None]
+# MIGRATIONS[n] takes a database from version n to n + 1. Never edit a released migration; add another.
+MIGRATIONS: tuple[Migration, ...] = (_create,)
 VERSION = len(MIGRATIONS)
-
-
-def migrate(connection: Connection, migrations: tuple[object, ...] = MIGRATIONS) -> None:
-    """Migrate the file to the latest version, in one transaction. Raises UsageError for a file of a newer harness."""
-    found = int(connection.execute(text("PRAGMA user_version")).scalar_one())
-    if found > len(migrations):
-        raise UsageError(
-            f"the history has schema {found}; this harness reads up to {len(migrations)}",
-            hint="use the newer harness that wrote it, or choose another directory with --reports",
-        )
-    if found == len(migrations):
-        return
-    # Another process may have migrated the file meanwhile, so check again under the write lock.
-    connection.execute(text("BEGIN IMMEDIATE"))
-    found = int(connection.execute(text("PRAGMA user_version")).scalar_one())
-    for step in migrations[found:]:
-        step(connection)  # type: ignore[operator]
-    connection.execute(text(f"PRAGMA user_version = {len(migrations)}"))
-    connection.commit()

@@ -41,6 +41,10 @@ def rerun(case: CaseResult, options: Mapping[str, str], *, cell: str, reports: P
         argv += [f"--{name}", value]
     argv += ["--reports", str(reports)]
     environment = os.environ | ({"PYTHONPATH": str(tree), "FXH_PROJECT": str(tree)} if tree else {})
+    # A trial is no run of the shared history. An older harness does not know the setting.
+    environment.pop("FXH_RUN_HISTORY", None)
+    if (project / "harness/history/postgres.py").is_file():
+        environment["FXH_RUN_HISTORY"] = ""
     before = set(_runs(reports))
     done = subprocess.run(argv, env=environment, capture_output=True, text=True, stdin=subprocess.DEVNULL, errors="replace")
     tail = (done.stderr.strip() or done.stdout.strip()).splitlines()[-3:]

@@ -6,7 +6,6 @@ from __future__ import annotations
 import logging
 import os
 import shlex
-import shutil
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -68,9 +67,7 @@ def _open(config: pytest.Config) -> None:
     run = RunResult(path.name, stamp.now(), "", _command(config), inputs, options=asked.rerun_options, branch=asked.branch)
     model.write_run(path, run)
     run_dir.latest(path)
-    old = sorted(p for p in path.parent.iterdir() if p.is_dir())
-    for directory in old[: -asked.keep_runs]:
-        shutil.rmtree(directory, ignore_errors=True)
+    run_dir.prune(path.parent, asked.keep_runs)
 
 
 def run_path(config: pytest.Config) -> Path:
@@ -173,7 +170,8 @@ def end(config: pytest.Config, code: Callable[[tuple[CaseResult, ...]], int]) ->
 
 
 def _publish(path: Path, code: Callable[[tuple[CaseResult, ...]], int], fail_on: tuple[str, ...]) -> None:
-    from harness.report import build_report, record, write_reports
+    from harness.history.delivery import record
+    from harness.report import build_report, write_reports
 
     run = model.read_run(path)
     run = replace(run, ended=stamp.now(), exit_code=code(run.cases))

@@ -9,7 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from harness.errors import HarnessError
-from harness.history.store import FILE, History, HistoryDamaged
+from harness.history.delivery import history_of, record
+from harness.history.sqlite import HistoryDamaged
+from harness.results import run_dir
+from harness.results.merge import missing_shards
 from harness.results.model import RunResult
 from harness.verdicts.values import Baseline, LastGreen
 
@@ -31,18 +34,6 @@ def publish(path: Path, run: RunResult) -> Report:
     return report
 
 
-def record(path: Path, run: RunResult) -> None:
-    """Record a run in the history next to its directory. Logs a warning if that fails."""
-    for _ in range(2):
-        try:
-            History(history_file(path)).record(run)
-        except HistoryDamaged:
-            continue
-        except HarnessError as exc:
-            log.warning("the run is not recorded in the history: %s (`fxh report` tries again)", exc.message)
-        return
-
-
 def build_report(
     path: Path,
     run: RunResult,
@@ -54,12 +45,26 @@ def build_report(
 
     for _ in range(2):
         try:
-            return gather(path, run, History(history_file(path)), baseline=baseline)
+            report = gather(path, run, history_of(path.parent.parent), baseline=baseline)
         except HistoryDamaged:
             continue
         except HarnessError as exc:
-            return replace(gather(path, run, None), note=f"No comparison with earlier runs: {exc.message}")
+            note = f"No comparison with earlier runs (infrastructure, not a failure of the product): {exc.message}. {exc.hint}."
+            return replace(gather(path, run, None), note=note)
+        return replace(report, note=_note(path, run))
     return gather(path, run, None)
+
+
+def _note(path: Path, run: RunResult) -> str:
+    """Parts of the run that are missing for a reason of the infrastructure, and who has to act."""
+    parts = []
+    if run.parts and (missing := missing_shards(run.inputs.get("shard", "").split(" | "))):
+        parts.append(
+            f"The shards {', '.join(missing)} are missing: their cases were not run. Run these CI jobs again, and merge again."
+        )
+    if (path / run_dir.UNDELIVERED).exists():
+        parts.append("The history does not have this run yet (infrastructure): see undelivered.txt.")
+    return " ".join(parts)
 
 
 def write_reports(path: Path, report: Report) -> None:
@@ -78,8 +83,3 @@ def write_reports(path: Path, report: Report) -> None:
             write(path / name)
         except (OSError, ValueError) as exc:
             log.warning("%s: %s", path / name, exc.strerror if isinstance(exc, OSError) else exc)
-
-
-def history_file(path: Path) -> Path:
-    """The history of the run directory ``path``: ``reports/history.sqlite`` for ``reports/runs/NAME``."""
-    return path.parent.parent / FILE

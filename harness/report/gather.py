@@ -17,10 +17,11 @@ from harness.report.outcomes import matrix, strip
 from harness.report.sentence import sentence
 from harness.report.setup_steps import setup_steps
 from harness.report.trends import BOOTS, trends
+from harness.results.merge import missing_shards
 from harness.results.model import FAILED, PASSED, SKIPPED, CaseResult, RunResult, Stamp
 from harness.verdicts.drift import WINDOW, drifts
 from harness.verdicts.run_verdicts import Key, gone, judge_run
-from harness.verdicts.values import KINDS, Baseline, LastGreen, NamedRun, Verdict
+from harness.verdicts.values import KINDS, Baseline, LastGreen, NamedRun, Unreadable, Verdict
 
 # Number of runs that verdicts use, that the page shows, and whose metrics are read for drifts and plots.
 REACH, SHOWN, MEASURED = 200, 30, 60
@@ -33,7 +34,10 @@ def gather(
     *,
     baseline: Baseline = LastGreen(),  # noqa: B008 - a frozen value
 ) -> Report:
-    """The report of ``run``. ``path`` is its directory, which has the domains' configurations. Raises the errors of History."""
+    """The report of ``run``. ``path`` is its directory, which has the domains' configurations. Raises the errors of History.
+
+    ``history`` is None if it cannot be read.
+    """
     number = history.number(run.run) if history else 0
     rows = _rows(history, baseline, number) if history else ()
     past: dict[Key, list[Row]] = {}
@@ -42,7 +46,7 @@ def gather(
     seen = {key: [row.seen for row in found] for key, found in past.items()}
     results = {(case.key, case.cell): case for case in sorted(run.cases, key=lambda case: case.started)}
     now = [observation(run, case) for case in results.values()]
-    verdicts = judge_run(now, seen, baseline=baseline)
+    verdicts = judge_run(now, seen, baseline=baseline if history else Unreadable())
     shown = (*list(dict.fromkeys(row.seen.run for row in rows))[-(SHOWN - 1) :], run.run)
     cases = [_case(path, run, case, verdicts[key], past.get(key, []), shown) for key, case in results.items()]
     red = any(case.outcome == FAILED for case in run.cases)
@@ -56,7 +60,8 @@ def gather(
         matrix=matrix(run, rows, shown),
         runs=shown,
         trends=trends(run, [(item.result, item.drifts) for item in cases], past),
-        gone=gone(now, seen, rows[-1].seen.run if rows else ""),
+        # The cases of another shard are not gone.
+        gone=gone(now, seen, rows[-1].seen.run if rows and not _is_partial(run) else ""),
         inputs=tested.inputs(run),
         changed=tested.changes(now, seen),
         setup=setup_steps(run, history.setups(number, MEASURED) if history else ()),
@@ -64,6 +69,10 @@ def gather(
         known_complaints=known_complaints(run),
         console_changes=boot_consoles.changes(_boots(path, results, past)) if red else (),
     )
+
+
+def _is_partial(run: RunResult) -> bool:
+    return bool(missing_shards(run.inputs.get("shard", "").split(" | ")))
 
 
 def _boots(path: Path, results: Mapping[Key, CaseResult], past: Mapping[Key, Sequence[Row]]) -> list[tuple[str, str, Path, Path]]:

@@ -24,7 +24,7 @@ from markupsafe import Markup, escape
 from harness import paths
 from harness.errors import InfrastructureError
 from harness.history import nights
-from harness.history.store import FILE, History
+from harness.history.delivery import history_of
 from harness.report import plot, site_data
 from harness.report.site_data import Bad, Summary
 from harness.report.site_files import STATE, SiteFiles
@@ -108,7 +108,7 @@ class _Builder:
 
     def _read(self, old: Mapping[str, Any]) -> None:
         """Read the runs whose digest is not that of the last time, and take the others from the state."""
-        history = History(self.reports / FILE)
+        history = history_of(self.reports)
         recorded = history.runs()[-RUNS:]
         prints = nights.fingerprints(history, [run.number for run in recorded])
         measured = {run.number for run in recorded[-PLOTTED:]}

@@ -44,7 +44,10 @@ def merge(paths: Sequence[Path], target: Path, exit_code: Callable[[tuple[CaseRe
             runs.append((path, model.read_run(path)))
         except (OSError, ValueError) as exc:
             reason = exc.strerror if isinstance(exc, OSError) else exc
-            raise UsageError(f"{path / 'run.json'}: {reason}", hint="give the directories of runs: reports/runs/NAME") from exc
+            raise UsageError(
+                f"{path / 'run.json'}: {reason}",
+                hint="give the directories of runs: reports/runs/NAME; without any, run the jobs of the shards again",
+            ) from exc
     best: dict[str, tuple[Path, RunResult, CaseResult]] = {}
     for path, run in runs:
         for case in run.cases:
@@ -55,7 +58,8 @@ def merge(paths: Sequence[Path], target: Path, exit_code: Callable[[tuple[CaseRe
     joined = _joined(parts, target.name)
     cases = sorted(((run, case) for _, run, case in best.values()), key=lambda pair: (pair[1].suite, pair[1].case, pair[1].cell))
     joined = replace(joined, cases=tuple(_with_own_options(joined, run, case) for run, case in cases))
-    joined = replace(joined, exit_code=_exit_code(exit_code(joined.cases), parts, exit_code))
+    missing = missing_shards([text for run in parts for text in run.inputs.get("shard", "").split(" | ")])
+    joined = replace(joined, exit_code=_exit_code(exit_code(joined.cases), parts, exit_code, missing))
     (target / "cases").mkdir(parents=True)
     for path, _, case in best.values():
         shutil.copytree(path / "cases" / case.directory, target / "cases" / case.directory, dirs_exist_ok=True)
@@ -67,7 +71,7 @@ def merge(paths: Sequence[Path], target: Path, exit_code: Callable[[tuple[CaseRe
             model.write_case(target / "cases" / case.directory, case)
     model.write_run(target, joined)
     model.add_setup(target, *joined.setup)
-    return Merged(target, joined, missing_shards([run.inputs.get("shard", "") for run in parts]), _differing(parts))
+    return Merged(target, joined, missing, _differing(parts))
 
 
 def missing_shards(shards: Sequence[str]) -> tuple[str, ...]:
@@ -93,6 +97,7 @@ def _joined(runs: Sequence[RunResult], name: str) -> RunResult:
         "exit_code": lambda _: None,
         "cases": lambda _: (),
         "setup": lambda parts: tuple(step for steps in parts for step in steps),
+        "parts": lambda _: tuple(dict.fromkeys(part for run in runs for part in run.parts or (run.run,))),
     }
     joined = {}
     for item in fields(RunResult):
@@ -145,14 +150,16 @@ def _values(given: Sequence[Mapping[str, str]]) -> dict[str, list[str]]:
     return {name: list(dict.fromkeys(values[name] for values in given if name in values)) for name in names}
 
 
-def _exit_code(code: int, runs: Sequence[RunResult], exit_code: Callable[[tuple[CaseResult, ...]], int]) -> int:
+def _exit_code(
+    code: int, runs: Sequence[RunResult], exit_code: Callable[[tuple[CaseResult, ...]], int], missing: Sequence[str]
+) -> int:
     """The exit code of the merged run: ``code``, which its cases give.
 
-    If that is a success, but a part did not finish or ended worse than its cases, the result is ExitCode.INFRASTRUCTURE.
+    If that is a success, but a part is missing, did not finish or ended worse than its cases, the result is ExitCode.INFRASTRUCTURE.
     """
     good = (ExitCode.OK, ExitCode.NOTHING_SELECTED)
     unfinished = any(
         run.exit_code in (None, ExitCode.INTERRUPTED) or (run.exit_code not in good and exit_code(run.cases) in good)
         for run in runs
     )
-    return ExitCode.INFRASTRUCTURE if code in good and unfinished else code
+    return ExitCode.INFRASTRUCTURE if code in good and (unfinished or missing) else code

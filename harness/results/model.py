@@ -197,6 +197,8 @@ class RunResult:
     """The branch under test, as given by the user."""
     setup: tuple[SetupStep, ...] = ()
     """In the order in which they ended."""
+    parts: tuple[str, ...] = ()
+    """Of a merged run: the names of the runs of its shards."""
 
     def options_of(self, case: CaseResult) -> dict[str, str]:
         """The options of ``fxh run`` that the case ran with."""
@@ -242,7 +244,8 @@ def read_run(path: Path) -> RunResult:
         except (ValueError, KeyError, TypeError, AttributeError):
             continue
     cases.sort(key=lambda case: (case.suite, case.case, case.cell))
-    return RunResult(**_fields_of(RunResult, data) | {"cases": tuple(cases), "setup": _setup(path / _SETUP)})
+    made = {"cases": tuple(cases), "setup": _setup(path / _SETUP), "parts": tuple(data.get("parts", ()))}
+    return RunResult(**_fields_of(RunResult, data) | made)
 
 
 def case_from_json(data: dict[str, Any]) -> CaseResult:

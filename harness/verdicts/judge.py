@@ -12,7 +12,7 @@ from itertools import takewhile
 
 from harness.results.model import FAILED, HARNESS, PASSED, SKIPPED
 from harness.verdicts import values
-from harness.verdicts.values import Baseline, Branch, LastGreen, NamedRun, Observation, Verdict
+from harness.verdicts.values import Baseline, Branch, LastGreen, NamedRun, Observation, Unreadable, Verdict
 
 # Number of earlier results that are searched for the same version. An older failure with inputs that never change excuses nothing.
 WINDOW = 50
@@ -40,7 +40,7 @@ def judge(
     if blocked_by or not now.judged:
         return _not_judged(now, earlier, baseline, blocked_by)
     if now.outcome == PASSED:
-        return _passed(now, earlier)
+        return _passed(now, earlier, baseline)
     if now.known:
         return Verdict(values.KNOWN, f"known: {now.known}", since=_since(now, earlier), reference=now.known)
     return _failed(now, earlier, baseline)
@@ -63,10 +63,12 @@ def _not_judged(now: Observation, earlier: list[Observation], baseline: Baseline
     return Verdict(kind, reason, standing=standing)
 
 
-def _passed(now: Observation, earlier: list[Observation]) -> Verdict:
+def _passed(now: Observation, earlier: list[Observation], baseline: Baseline) -> Verdict:
     if now.known:
         reason = f"passed, although a known issue expects a failure ({now.known}); remove its entry"
         return Verdict(values.KNOWN_GONE, reason, reference=now.known)
+    if isinstance(baseline, Unreadable):
+        return Verdict(values.PASS, f"passed; not compared with {baseline}")
     judged = [seen for seen in earlier if seen.judged]
     if not judged:
         return Verdict(values.NEW, "first result of this case in this cell")
@@ -132,6 +134,8 @@ def _flaky(now: Observation, judged: list[Observation], same: list[Observation],
 def _without_baseline(now: Observation, judged: list[Observation], baseline: Baseline) -> Verdict:
     """The verdict on a failure if the baseline has no judged result."""
     passes = [seen for seen in judged if seen.outcome == PASSED]
+    if isinstance(baseline, Unreadable):
+        return Verdict(values.BASELINE_UNTESTED, f"failed; not compared with {baseline}", since=now.run)
     if not judged:
         if isinstance(baseline, LastGreen):
             return Verdict(values.NEVER_PASSED, "failed in its first run; there is no earlier result", since=now.run)
@@ -152,6 +156,8 @@ def _baseline_results(now: Observation, judged: list[Observation], baseline: Bas
             return [seen for seen in judged if seen.branch == name]
         case LastGreen():
             return _on_branch(now, judged)
+        case Unreadable():
+            return []
 
 
 def _on_branch(now: Observation, judged: list[Observation]) -> list[Observation]:

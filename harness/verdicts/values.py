@@ -124,7 +124,15 @@ class Branch:
         return f"branch {self.name}"
 
 
-Baseline = LastGreen | NamedRun | Branch
+@dataclass(frozen=True)
+class Unreadable:
+    """Compare with nothing: the history cannot be read, so no earlier result is known."""
+
+    def __str__(self) -> str:
+        return "the history, which cannot be read"
+
+
+Baseline = LastGreen | NamedRun | Branch | Unreadable
 
 
 @dataclass(frozen=True)
@@ -181,6 +189,7 @@ __all__ = [
     "LastGreen",
     "NamedRun",
     "Observation",
+    "Unreadable",
     "Verdict",
     "revision",
 ]  # fmt: skip

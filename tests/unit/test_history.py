@@ -17,8 +17,8 @@ from sqlalchemy import text
 from written import case, run
 
 from harness.errors import InfrastructureError, UsageError
-from harness.history import FILE, History, damage, nights, schema
-from harness.history.store import HistoryDamaged
+from harness.history import FILE, History, damage, nights, schema, sqlite
+from harness.history.sqlite import HistoryDamaged
 from harness.results.model import KnownIssueMatch
 
 ROOT = Path(__file__).parents[2]
@@ -42,8 +42,17 @@ def writer(path: Path, first: int, last: int) -> subprocess.Popen[str]:
 
 
 @pytest.fixture
-def history(tmp_path: Path) -> History:
-    return History(tmp_path / FILE)
+def file(tmp_path: Path) -> sqlite.File:
+    """The database of the history in a file."""
+    found = History(tmp_path / FILE).database
+    assert isinstance(found, sqlite.File)
+    return found
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def history(request: pytest.FixtureRequest, tmp_path: Path) -> History:
+    """An empty history in each kind of database."""
+    return History(tmp_path / FILE if request.param == "sqlite" else request.getfixturevalue("postgres").new())
 
 
 def test_empty(history: History) -> None:
@@ -69,7 +78,7 @@ def test_recorded_results_are_read(history: History) -> None:
     assert (rows[0].seen.branch, history.runs()[0].options) == ("main", {"kernel": "/k"})
     assert len(history.results(last=1)) == 1
     assert [bool(row.metrics) for row in history.results(measured=1)] == [False, False, True]
-    assert len(history.results(before=2)) == 2
+    assert len(history.results(before=history.number("run-002"))) == 2
     assert len(history.results(run="run-001")) == 2
     assert len(history.results(case="boot/test_boot::test_boots")) == 2
 
@@ -80,12 +89,14 @@ def test_a_digest_follows_the_results_of_a_run(history: History) -> None:
     first = history.digests()
     history.record(run(1, case("F"), case("P", "test_old")))
     second = history.digests()
-    assert (second[1] != first[1], second[2] == first[2]) == (True, True)
+    one, two = first
+    assert (second[one] != first[one], second[two] == first[two]) == (True, True)
     history.record(run(1, case(), case("P", "test_old")))
     assert history.digests() == first
     history.record(run(3, case("P", "test_new", formerly=("boot/test_boot::test_old",))))
-    assert history.digests().keys() == {3}, "a renamed case changes older runs"
-    assert nights.fingerprints(history, [1, 2, 3]).keys() == {1, 2, 3}
+    three = history.number("run-003")
+    assert history.digests().keys() == {three}, "a renamed case changes older runs"
+    assert nights.fingerprints(history, [one, two, three]).keys() == {one, two, three}
 
 
 def test_runs_are_ordered_by_recording_not_by_clock(history: History) -> None:
@@ -130,9 +141,10 @@ def test_a_killed_writer_loses_no_finished_run(tmp_path: Path) -> None:
     assert {len(history.results(run=found.run)) for found in history.runs()} == {20}
 
 
-def test_full_disk_is_reported_and_earlier_runs_stay(history: History) -> None:
+def test_full_disk_is_reported_and_earlier_runs_stay(file: sqlite.File) -> None:
+    history = History(file.path)
     history.record(run(1, case()))
-    with history._engine.connect() as connection:
+    with history.database.engine.connect() as connection:
         pages = connection.execute(text("PRAGMA page_count")).scalar_one()
 
     def no_room(connection: sqlite3.Connection, _record: object) -> None:
@@ -140,48 +152,51 @@ def test_full_disk_is_reported_and_earlier_runs_stay(history: History) -> None:
 
     from sqlalchemy import event
 
-    event.listen(history._engine, "connect", no_room)
+    event.listen(history.database.engine, "connect", no_room)
     with pytest.raises(InfrastructureError, match="full") as caught:
         history.record(run(2, *[case("F", f"test_{n}", reason="x" * 500) for n in range(200)]))
     assert caught.value.hint == "free space on that disk"
-    event.remove(history._engine, "connect", no_room)
+    event.remove(history.database.engine, "connect", no_room)
     assert [found.run for found in history.runs()] == ["run-001"]
     history.record(run(2, case()))
     assert len(history.runs()) == 2
 
 
-def test_newer_schema_is_refused_and_unchanged(history: History) -> None:
+def test_newer_schema_is_refused_and_unchanged(file: sqlite.File) -> None:
+    history = History(file.path)
     history.record(run(1, case()))
-    with sqlite3.connect(history.path) as connection:
+    with sqlite3.connect(file.path) as connection:
         connection.execute(f"PRAGMA user_version = {schema.VERSION + 1}")
-    before = history.path.read_bytes()
+    before = file.path.read_bytes()
     with pytest.raises(UsageError, match=f"schema {schema.VERSION + 1}; this harness reads up to {schema.VERSION}"):
-        History(history.path)
-    assert history.path.read_bytes() == before
+        History(file.path)
+    assert file.path.read_bytes() == before
 
 
-def test_older_schema_is_migrated(history: History) -> None:
+def test_older_schema_is_migrated(file: sqlite.File) -> None:
+    history = History(file.path)
     history.record(run(1, case()))
 
     def step(connection: object) -> None:
         connection.execute(text("ALTER TABLE runs ADD COLUMN note TEXT NOT NULL DEFAULT 'old'"))  # type: ignore[attr-defined]
 
-    with history._engine.connect() as connection:
-        schema.migrate(connection, (*schema.MIGRATIONS, step))
+    with file.engine.connect() as connection:
+        sqlite.migrate(connection, (*schema.MIGRATIONS, step))
         assert connection.execute(text("SELECT run, note FROM runs")).all() == [("run-001", "old")]
         assert connection.execute(text("PRAGMA user_version")).scalar_one() == schema.VERSION + 1
 
 
-def test_a_failed_migration_keeps_the_older_schema(history: History) -> None:
+def test_a_failed_migration_keeps_the_older_schema(file: sqlite.File) -> None:
+    history = History(file.path)
     history.record(run(1, case()))
 
     def broken(connection: object) -> None:
         connection.execute(text("DROP TABLE results"))  # type: ignore[attr-defined]
         raise RuntimeError
 
-    with history._engine.connect() as connection, pytest.raises(RuntimeError):
-        schema.migrate(connection, (*schema.MIGRATIONS, broken))
-    assert len(History(history.path).results()) == 1
+    with file.engine.connect() as connection, pytest.raises(RuntimeError):
+        sqlite.migrate(connection, (*schema.MIGRATIONS, broken))
+    assert len(History(file.path).results()) == 1
 
 
 def test_a_file_that_is_not_a_database_is_set_aside_unchanged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -198,11 +213,11 @@ def test_readable_runs_of_a_damaged_file_are_copied(tmp_path: Path, caplog: pyte
     history = History(tmp_path / FILE)
     for n in range(60):
         history.record(run(n, *[case("P", f"test_{m}") for m in range(30)]))
-    with sqlite3.connect(history.path) as connection:
+    with sqlite3.connect(tmp_path / FILE) as connection:
         connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-    data = bytearray(history.path.read_bytes())
+    data = bytearray((tmp_path / FILE).read_bytes())
     data[-120_000:-80_000] = b"\xa5" * 40_000
-    history.path.write_bytes(data)
+    (tmp_path / FILE).write_bytes(data)
 
     with pytest.raises(HistoryDamaged, match=r"set aside as history\.sqlite\.broken-1"):
         history.results()
@@ -249,11 +264,12 @@ def test_known_issues_are_fields_and_the_reason_is_free_text(history: History) -
     assert known(history)[0] == ("run-001", "failed", "")
 
 
-def test_known_issues_of_an_older_harness_are_read_from_the_reason(history: History) -> None:
+def test_known_issues_of_an_older_harness_are_read_from_the_reason(file: sqlite.File) -> None:
     """It has no table of known issues, but can use the file of a newer harness."""
+    history = History(file.path)
     history.record(run(1, case("K", reason=f"known issue, {ISSUE}\npanic: x")))
     history.record(run(2, case("F", reason=f"this passes, and is listed as a known issue, {ISSUE}\nRemove its entry.")))
-    with sqlite3.connect(history.path) as connection:
+    with sqlite3.connect(file.path) as connection:
         assert connection.execute("SELECT name FROM sqlite_master WHERE name = 'known_issues'").fetchall() == []
     assert known(history) == [("run-001", "failed", ISSUE), ("run-002", "passed", ISSUE)]
     assert schema.VERSION == 1
@@ -265,9 +281,10 @@ def test_a_renamed_case_keeps_its_known_issue(history: History) -> None:
     assert [row.seen.known for row in history.results(case="boot/test_boot::test_new")] == [ISSUE, ""]
 
 
-def test_known_issues_are_read_from_a_damaged_file(history: History) -> None:
+def test_known_issues_are_read_from_a_damaged_file(file: sqlite.File) -> None:
+    history = History(file.path)
     history.record(run(1, case("K", issue=ISSUE, reason="x"), case("F", "test_dies")))
-    (found,) = damage.salvage(history.path)
+    (found,) = damage.salvage(file.path)
     assert {item.case: item.known_issue for item in found.cases} == {
         "test_boots": KnownIssueMatch("bug 1", "it halts"), "test_dies": None,
     }  # fmt: skip

@@ -119,7 +119,7 @@ def test_every_field_is_merged(tmp_path: Path, item: Field[object]) -> None:
     """A single run keeps all fields but name, command and exit code. This also covers fields that are added later."""
     values: dict[str, object] = {
         "str": f"some {item.name}", "int | None": 1, "dict[str, str]": {"guest": "control"}, "bool": True, "float": 2.0,
-        "tuple[SetupStep, ...]": (SetupStep("k", 1.0),), "tuple[CaseResult, ...]": (),
+        "tuple[SetupStep, ...]": (SetupStep("k", 1.0),), "tuple[CaseResult, ...]": (), "tuple[str, ...]": ("a", "b"),
     }  # fmt: skip
     given = {"started": "2026", "ended": "2027", "run": "new", item.name: values[str(item.type)]}
     path = tmp_path / "1"

@@ -41,7 +41,8 @@ def imported(*top: str) -> set[str]:
 
 def test_each_dependency_is_imported_and_each_import_is_a_dependency() -> None:
     providers = importlib.metadata.packages_distributions()
-    lines = [*PROJECT["dependencies"], *PROJECT["optional-dependencies"]["labgrid"]]
+    extras = PROJECT["optional-dependencies"]
+    lines = [*PROJECT["dependencies"], *extras["labgrid"], *extras["postgresql"]]
     declared = {canonical(re.split(r"[<>=!~ \[]", line)[0]) for line in lines}
     used, missing = set(), set()
     for name in imported("harness", "suites"):

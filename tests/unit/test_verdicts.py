@@ -3,20 +3,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import pytest
+import written
 from hypothesis import given
 from hypothesis import strategies as st
 
 from harness.errors import BuildError
+from harness.history import History
+from harness.history.rows import observation
 from harness.plugin import outcome
-from harness.results.model import FAILED, HARNESS, INFRASTRUCTURE, PASSED, SKIPPED
+from harness.results.model import FAILED, HARNESS, INFRASTRUCTURE, KNOWN, PASSED, SKIPPED, KnownIssueMatch, RunResult
+from harness.verdicts import judge as judging
 from harness.verdicts import values
 from harness.verdicts.drift import Drift, drifts
-from harness.verdicts.judge import judge
 from harness.verdicts.run_verdicts import find_blockers, gone, judge_run
-from harness.verdicts.values import BAD, KINDS, Branch, Inputs, LastGreen, NamedRun, Observation
+from harness.verdicts.values import BAD, KINDS, Branch, Inputs, LastGreen, NamedRun, Observation, Unreadable, Verdict
 
 OUTCOMES = {"P": PASSED, "F": FAILED, "S": SKIPPED, "I": INFRASTRUCTURE, "H": HARNESS}
 CASE, CELL = "boot/test_boot::test_boots_to_login", "freebsd-pvh-xen-4.20"
@@ -31,6 +37,50 @@ def see(word: str, number: int, **more: object) -> Observation:
 
 def history(words: str) -> list[Observation]:
     return [see(word, number) for number, word in enumerate(words.split())]
+
+
+def judge(now: Observation, past: Sequence[Observation], **more: Any) -> Verdict:
+    """The verdict of harness.verdicts.judge, on observations that a database returned if the fixture ``kept`` names one."""
+    if DATABASE:
+        (history,) = DATABASE
+        with history.writing() as connection:
+            connection.exec_driver_sql("DELETE FROM runs")
+        for seen in (*past, now):
+            history.record(run_of(seen))
+        read = [row.seen for row in history.results(before=history.number(now.run), last=200, measured=60)]
+        assert read == list(past), "the database changes no observation"
+        (result,) = run_of(now).cases
+        assert observation(run_of(now), result) == now
+        past = read
+    return judging.judge(now, past, **more)
+
+
+def run_of(seen: Observation) -> RunResult:
+    """A run with this result alone."""
+    outcome_, issue = seen.outcome, None
+    if seen.known:
+        bug, _, why = seen.known.partition(": ")
+        issue = KnownIssueMatch(bug, why, seen.outcome == PASSED)
+        outcome_ = FAILED if issue.gone else KNOWN
+    word = next(word for word, one in {**OUTCOMES, "K": KNOWN}.items() if one == outcome_)
+    result = written.case(
+        word, seen.case.rpartition("::")[2], cell=seen.cell, identity=seen.identity, inputs=dict(seen.inputs.values),
+        known_issue=issue, phase=seen.phase, death=None, reason="free text",
+    )  # fmt: skip
+    return written.run(0, result, run=seen.run, inputs={}, branch=seen.branch)
+
+
+DATABASE: list[History] = []
+
+
+@pytest.fixture(params=["memory", "sqlite", "postgresql"])
+def kept(request: pytest.FixtureRequest, tmp_path: Path) -> Any:
+    """Where the results before the judged one come from."""
+    if request.param != "memory":
+        where = tmp_path / "history.sqlite" if request.param == "sqlite" else request.getfixturevalue("postgres").new()
+        DATABASE.append(History(where))
+    yield
+    DATABASE.clear()
 
 
 TABLE = [
@@ -64,18 +114,21 @@ TABLE = [
 ]  # fmt: skip
 
 
+@pytest.mark.usefixtures("kept")
 @pytest.mark.parametrize(("past", "now", "kind", "words"), TABLE)
 def test_table(past: str, now: str, kind: str, words: str) -> None:
     verdict = judge(see(now, 99), history(past))
     assert (verdict.kind, words in verdict.reason) == (kind, True), verdict
 
 
+@pytest.mark.usefixtures("kept")
 def test_a_different_death_is_news() -> None:
     assert judge(see("FBy", 9), history("PA FBx FBx")).is_news
     assert not judge(see("FBx", 9), history("PA FBx FBx")).is_news
     assert judge(see("FBx", 9), history("PA FBx FBx")).since == "run-001"
 
 
+@pytest.mark.usefixtures("kept")
 def test_hidden_failure_still_stands() -> None:
     assert judge(see("IB", 9), history("PA FB")).standing == values.REGRESSION
     assert judge(see("IC", 9), history("PA FB")).standing == ""
@@ -83,6 +136,7 @@ def test_hidden_failure_still_stands() -> None:
     assert judge(see("FB", 9), history("PA FB"), blocked_by="other").standing == values.REGRESSION
 
 
+@pytest.mark.usefixtures("kept")
 def test_failed_build_is_no_result() -> None:
     """A build that fails within a case is infrastructure; so it is never flaky, and makes no pass before it so."""
     assert outcome.classify(BuildError("make ended with 2")).outcome == INFRASTRUCTURE
@@ -90,6 +144,7 @@ def test_failed_build_is_no_result() -> None:
     assert judge(see("PA", 9), history("PA IA")).kind == values.PASS
 
 
+@pytest.mark.usefixtures("kept")
 @pytest.mark.parametrize(
     ("past", "baseline", "kind", "words"),
     [
@@ -106,6 +161,13 @@ def test_baselines(past: str, baseline: NamedRun | Branch, kind: str, words: str
     assert (verdict.kind, words in verdict.reason) == (kind, True), verdict
 
 
+def test_without_the_history_there_is_no_comparison() -> None:
+    unread = judge(see("FB", 9), [], baseline=Unreadable())
+    assert (unread.kind, unread.reason) == (values.BASELINE_UNTESTED, "failed; not compared with the history, which cannot be read")
+    assert judge(see("PB", 9), [], baseline=Unreadable()).kind == values.PASS
+
+
+@pytest.mark.usefixtures("kept")
 def test_branches_are_judged_separately() -> None:
     past = [replace(seen, branch="main") for seen in history("PA PB")]
     now = see("FC", 9, branch="stable/14")
@@ -116,15 +178,16 @@ def test_branches_are_judged_separately() -> None:
     assert judge(replace(now, outcome=PASSED), past).kind == values.NEW
 
 
+@pytest.mark.usefixtures("kept")
 def test_known_issues() -> None:
     past = history("PA PA")
-    shown = judge(replace(see("FB", 9), known="bug 12345"), past)
-    assert (shown.kind, shown.reference, shown.is_news) == (values.KNOWN, "bug 12345", False)
-    gone_ = judge(replace(see("PB", 9), known="bug 12345"), past)
+    shown = judge(replace(see("FB", 9), known="bug 12345: x"), past)
+    assert (shown.kind, shown.reference, shown.is_news) == (values.KNOWN, "bug 12345: x", False)
+    gone_ = judge(replace(see("PB", 9), known="bug 12345: x"), past)
     assert (gone_.kind, gone_.is_news) == (values.KNOWN_GONE, True)
     # Once its entry is out, the failures it excused count as what they were.
-    assert judge(see("PC", 9), [*past, replace(see("FB", 8), known="bug 12345")]).kind == values.FIXED
-    past = [*history("PA"), replace(see("FB", 1), known="bug 1")]
+    assert judge(see("PC", 9), [*past, replace(see("FB", 8), known="bug 12345: x")]).kind == values.FIXED
+    past = [*history("PA"), replace(see("FB", 1), known="bug 1: x")]
     assert judge(see("FB", 9), past).kind == values.STILL_FAILING
 
 
@@ -157,6 +220,7 @@ def test_cases_that_no_longer_run_are_named() -> None:
     assert gone([see("PA", 2)], {(CASE, CELL): past}, "run-001") == ()
 
 
+@pytest.mark.usefixtures("kept")
 @pytest.mark.parametrize("host", ["pv-lab", "freebsd-pvh-x"])
 def test_a_host_name_is_not_taken_for_another_cell(host: str) -> None:
     past = [replace(seen, cell=f"freebsd-hvm-{host}") for seen in history("PA PA")]
@@ -252,7 +316,7 @@ def test_a_regression_has_a_pass_before_it_and_names_both_runs(now: Observation,
 
 @given(NOW, PAST)
 def test_a_known_issue_excuses_only_its_own_case(now: Observation, past: list[Observation]) -> None:
-    verdict = judge(replace(now, known="bug 1"), past)
+    verdict = judge(replace(now, known="bug 1: x"), past)
     if now.outcome == FAILED:
         assert verdict.kind == values.KNOWN
     if now.outcome == PASSED:
