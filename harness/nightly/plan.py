@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import secrets
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,12 +45,19 @@ def plan(config: NightlyConfig, mail: MailConfig, reports: Path) -> tuple[Nightl
         steps.append(NightlyStep("update", expand(update), needed=True))
     if config.build:
         steps.append(NightlyStep("build", (*FXH, "image", "build", *expand(config.build)), needed=True))
-    run = (*FXH, "run", *expand(config.run), "--reports", str(reports))
+    run = (*FXH, "run", *expand(config.run), *_walk_options(config), "--reports", str(reports))
     steps.append(NightlyStep("run", run, verdicts=(ExitCode.PRODUCT,)))
     report = (*FXH, "report", *expand(config.report), *_mail_options(mail), "--reports", str(reports))
     steps.append(NightlyStep("report", report, repeats="run"))
     steps.append(NightlyStep("prune", (*FXH, "clean", "--yes"), always=True))
     return tuple(steps)
+
+
+def _walk_options(config: NightlyConfig) -> tuple[str, ...]:
+    """The random walk with a new seed, which the run's command and walk.json record. ``nightly.run`` may name a walk itself."""
+    if not config.walk or any(word.partition("=")[0] in ("--walk", "--walk-replay") for word in config.run):
+        return ()
+    return ("--walk", config.walk, "--walk-seed", str(secrets.randbelow(1 << 31) + 1))
 
 
 def _mail_options(mail: MailConfig) -> tuple[str, ...]:
