@@ -50,7 +50,7 @@ class Step:
 
 @dataclass(frozen=True)
 class Bounds:
-    """What steps may ask of one guest."""
+    """The bounds of the steps for one guest."""
 
     disks: tuple[str, ...] = ("xvdc", "xvdd")
     """Vdevs that are attached and detached."""
@@ -243,9 +243,9 @@ def read(data: Any, name: str) -> tuple[int, tuple[Step, ...], bool]:
 
 
 class Ledger:
-    """What a guest and Xen hold for the guest's devices, by the devices that it has: a leak grows with each event."""
+    """Counts of the objects that a guest and Xen hold for the guest's devices: a leak grows with each event."""
 
-    # Of each kind: what a kernel may keep once, such as the cache of an allocator.
+    # A kernel may keep this many of each kind once, as an allocator's cache does.
     SLACK = 3
 
     def __init__(self) -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""What must hold after each step of a random walk: in the guest, in xenstore, in Xen and in dom0."""
+"""The invariants of a random walk: they hold after each step, in the guest, in xenstore, in Xen and in dom0."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import contextlib
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 
 from harness.console.clean import cleaned
 from harness.console.complaints import DOM0, GUEST, XEN, complaints
@@ -15,6 +16,7 @@ from harness.errors import DeadlineExpired
 from harness.guests import hotplug
 from harness.guests.guest import Guest
 from harness.guests.link import Link
+from harness.guests.together import together
 from harness.hosts import logs
 from harness.hosts.logs import LogMark
 from harness.oracles.ballooning import MIB, SLACK
@@ -29,10 +31,25 @@ from .test_storm import channels
 # Seconds until both ends agree; for an answer of dom0; by which two clocks that are read in whole seconds may differ more than before.
 _SETTLED, _ANSWER, _CLOCK = 20, 20, 4.0
 _CONNECTED = "4"
-# Events after which the guest holds its devices anew.
+# Events after which the guest has other devices.
 _HOLDING = ("attach", "detach", "save and restore")
 # Events that set the counters of an end back, or that lose packets.
 _RECOUNTED = ("save and restore", "vif down", "vif up", "offload")
+
+
+@dataclass(frozen=True)
+class Answers:
+    """The answers of the guest."""
+
+    disks: frozenset[str]
+    macs: frozenset[str]
+    mtu: int
+    balloon: int
+    offloads: Mapping[str, bool]
+    cpus: int
+    clock: int
+    digest: str
+    counts: Mapping[str, int]
 
 
 class Invariants:
@@ -45,17 +62,12 @@ class Invariants:
         self.guest, self.link = guest, link
         self._content, self._disks, self._net = content, disks, net
         self._vifs = {name: (number, vif) for number, (name, vif) in enumerate(vifs.items(), 1)}
-        ask = guest.profile
         guest.sh(f"dd if=/dev/urandom of={DATA} bs=64k count={SIZE >> 16} 2>/dev/null")
-        self._file = digests(guest.sh(f"fxh_digest < {DATA}"))[0]
-        self._own_disks = frozenset(ask.disks(guest.sh))
-        self._own_macs = frozenset(one.mac for one in ask.interfaces(guest.sh))
-        self._balloon_at_start = int(guest.prepared["balloon"])
-        self._first, self._domid = self._look(), guest.domid
-        self._clock = self._offset()
+        self._domid = guest.domid
+        self._first, self._own, self._clock = self._both()
         self._console, self._mark = guest.console.offset, LogMark.of(time.monotonic(), self._first.xen)
         self._counted: tuple[Mapping[str, int], Mapping[str, int]] | None = None
-        self._cpus = ask.cpus(guest.sh)
+        self._cpus = self._own.cpus
         self._ledger, self._events = Ledger(), 0
 
     def violated(self, model: Model, before: Model, step: Step) -> Violation | None:
@@ -76,33 +88,65 @@ class Invariants:
         return Violation("the loads arrive as they were sent", tuple(lines)) if lines else None
 
     def _checks(self, model: Model, before: Model, step: Step) -> Iterator[tuple[str, list[str]]]:
-        quiet = not self._net.running
-        seen = self._look()
-        yield "both ends have the devices of the walk, connected", self._settle(seen, lambda now: self._devices(model, now))
-        yield "nothing is left in dom0", self._settle(seen, lambda now: self._leaks(model, now))
+        quiet = not self._net.running and not model.down
+        seen, said, clock = self._both()
+        yield "both ends have the devices of the walk, connected", self._settle(seen, said, lambda *now: self._devices(model, *now))
+        yield "nothing is left in dom0", self._settle(seen, said, lambda *now: self._leaks(model, now[0]))
         yield "no kernel and no hypervisor complains", self._complaints(seen)
-        yield "the balloon is at its target, for the guest and for Xen", self._settle(seen, lambda now: self._balloon(model, now))
-        yield "the guest's clock goes like dom0's", self._time()
-        yield "the interface keeps its settings", self._settings(model)
-        yield "the guest has the CPUs of the walk, or as many as before", self._cpu_count(model, before)
-        yield "files and disks keep their content", self._files(model)
+        yield (
+            "the balloon is at its target, for the guest and for Xen",
+            self._settle(seen, said, lambda *now: self._balloon(model, *now)),
+        )
+        yield "the guest's clock goes like dom0's", self._time(clock)
+        yield "the interface keeps its settings", self._settings(model, said)
+        yield "the guest has the CPUs of the walk, or as many as before", self._cpu_count(model, before, said.cpus)
+        yield "files and disks keep their content", self._files(model, said)
         self._net.poll()
         yield "the loads arrive as they were sent", [*self._net.wrong, *self._disks.wrong]
+        yield "both ends count the same packets, and no errors", self._counters(seen, said) if quiet else []
         yield "dom0 and the guest reach each other", self._network(model)
-        yield "both ends count the same packets, and no errors", self._counters(seen, quiet=quiet and not model.down)
         if step.event in _HOLDING:
             yield "guest and Xen hold no more for the same devices", self._holdings(model)
+
+    # -- looking --------------------------------------------------------------------------------------------------------
+
+    def _ask(self) -> Answers:
+        ask, name = self.guest.profile, self.link.interface
+        disks, interfaces, balloon, offloads, cpus, clock, digest, counts = together(
+            self.guest,
+            ask.disks,
+            ask.interfaces,
+            ask.balloon,
+            lambda run: ask.offloads(run, name),
+            ask.cpus,
+            lambda run: int(run("date +%s")),
+            lambda run: " ".join(digests(run(f"fxh_digest < {DATA}"))),
+            lambda run: ask.parse_counters(run(f"{ask.network_counters(name)}; true"), name),
+        )
+        mtu = next((one.mtu for one in interfaces if one.name == name), 0)
+        macs = frozenset(one.mac for one in interfaces)
+        return Answers(frozenset(disks), macs, mtu, balloon.current, offloads, cpus, clock, digest, counts)
+
+    def _both(self) -> tuple[Look, Answers, tuple[float, float]]:
+        """dom0 and the guest; the guest's clock minus dom0's, and by how much that may be wrong (s): a busy machine takes its time."""
+        begun = time.monotonic()
+        seen = self._look()
+        between = time.monotonic()
+        said = self._ask()
+        here, there = between - begun, time.monotonic() - between
+        # Each clock was read at some time of its question.
+        return seen, said, (said.clock - seen.clock - (here + there) / 2, (here + there) / 2)
 
     def _look(self) -> Look:
         return look(self.guest, self.link.vif)
 
-    def _settle(self, seen: Look, wrong: Callable[[Look], list[str]]) -> list[str]:
-        """What is wrong, now and still 20 s later."""
-        if not (last := wrong(seen)):
+    def _settle(self, seen: Look, said: Answers, wrong: Callable[[Look, Answers], list[str]]) -> list[str]:
+        """The lines that ``wrong`` returns now and still 20 s later."""
+        if not (last := wrong(seen, said)):
             return []
 
         def poll() -> None:
-            last[:] = wrong(self._look())
+            last[:] = wrong(self._look(), self._ask())
             if last:
                 raise ConditionNotMet("; ".join(last))
 
@@ -116,7 +160,7 @@ class Invariants:
         """The disks and interfaces that the walk attached."""
         return sorted(model.attached & self._content.keys()), sorted(model.attached & self._vifs.keys())
 
-    def _devices(self, model: Model, seen: Look) -> list[str]:
+    def _devices(self, model: Model, seen: Look, said: Answers) -> list[str]:
         ask, (disks, vifs) = self.guest.profile, self._plugged(model)
         numbers = [f"vbd {vdev.number(name)}" for name in disks] + [f"vif {self._vifs[name][0]}" for name in vifs]
         states = {**self._first.states, **{f"{end} {number}": _CONNECTED for end in ("front", "back") for number in numbers}}
@@ -126,12 +170,8 @@ class Invariants:
             if states.get(name) != seen.states.get(name)
         ]
         wanted = (
-            ("disks", self._own_disks | {ask.disk_name(name) for name in disks}, set(ask.disks(self.guest.sh))),
-            (
-                "interfaces",
-                self._own_macs | {self._vifs[name][1].mac for name in vifs},
-                {one.mac for one in ask.interfaces(self.guest.sh)},
-            ),
+            ("disks", self._own.disks | {ask.disk_name(name) for name in disks}, said.disks),
+            ("interfaces", self._own.macs | {self._vifs[name][1].mac for name in vifs}, said.macs),
         )
         lines += [
             f"the guest has the {kind} {' '.join(sorted(there))} instead of {' '.join(sorted(right))}"
@@ -167,29 +207,24 @@ class Invariants:
 
     # -- the guest ------------------------------------------------------------------------------------------------------
 
-    def _settings(self, model: Model) -> list[str]:
-        ask, name = self.guest.profile, self.link.interface
-        shown = ask.offloads(self.guest.sh, name)
+    def _settings(self, model: Model, said: Answers) -> list[str]:
         lines = [
-            f"the offload {offload} is {'on' if shown.get(offload) else 'off'}"
+            f"the offload {offload} is {'on' if said.offloads.get(offload) else 'off'}"
             for offload in model.bounds.offloads
-            if shown.get(offload) != (offload in model.on)
+            if said.offloads.get(offload) != (offload in model.on)
         ]
-        mtu = next((one.mtu for one in ask.interfaces(self.guest.sh) if one.name == name), 0)
-        return [*lines, *([f"the MTU is {mtu} instead of {model.mtu}"] if mtu != model.mtu else [])]
+        return [*lines, *([f"the MTU is {said.mtu} instead of {model.mtu}"] if said.mtu != model.mtu else [])]
 
-    def _cpu_count(self, model: Model, before: Model) -> list[str]:
-        running = self.guest.profile.cpus(self.guest.sh)
+    def _cpu_count(self, model: Model, before: Model, running: int) -> list[str]:
         # A guest may ignore the request (lifecycle/test_vcpu_set.py), or obey it a moment later.
         allowed = {self._cpus, model.vcpus, before.vcpus}
         self._cpus = running
         return [] if running in allowed else [f"{running} CPUs run instead of {' or '.join(map(str, sorted(allowed)))}"]
 
-    def _balloon(self, model: Model, seen: Look) -> list[str]:
-        taken = (model.bounds.whole - model.balloon) * MIB
-        now, lines = self.guest.profile.balloon(self.guest.sh).current, []
-        if abs(self._balloon_at_start - taken - now) > SLACK:
-            lines.append(f"the balloon is at {now / MIB:.1f} MiB instead of {(self._balloon_at_start - taken) / MIB:.1f} MiB")
+    def _balloon(self, model: Model, seen: Look, said: Answers) -> list[str]:
+        taken, lines = (model.bounds.whole - model.balloon) * MIB, []
+        if abs(self._own.balloon - taken - said.balloon) > SLACK:
+            lines.append(f"the balloon is at {said.balloon / MIB:.1f} MiB instead of {(self._own.balloon - taken) / MIB:.1f} MiB")
         given = self._first.memory - seen.memory
         if abs(given - taken) > SLACK:
             lines.append(
@@ -197,25 +232,14 @@ class Invariants:
             )
         return lines
 
-    def _offset(self) -> tuple[float, float]:
-        """The guest's clock minus dom0's, and by how much that may be wrong, in seconds: an answer takes time on a busy machine."""
-        read = ["date", "+%s"]
-        before = int(self.guest.host.transport.run(read).text)
-        there = int(self.guest.sh("date +%s"))
-        after = int(self.guest.host.transport.run(read).text)
-        return there - (before + after) / 2, (after - before) / 2
+    def _time(self, clock: tuple[float, float]) -> list[str]:
+        jump, doubt = clock[0] - self._clock[0], clock[1] + self._clock[1]
+        return [f"the guest's clock jumped by {jump:+.1f} s, compared with dom0's"] if abs(jump) > _CLOCK + doubt else []
 
-    def _time(self) -> list[str]:
-        offset, doubt = self._offset()
-        jump = offset - self._clock[0]
-        if abs(jump) <= _CLOCK + self._clock[1] + doubt:
-            return []
-        return [f"the guest's clock jumped by {jump:+.1f} s, compared with dom0's"]
-
-    def _files(self, model: Model) -> list[str]:
+    def _files(self, model: Model, said: Answers) -> list[str]:
         lines = []
-        if (now := digests(self.guest.sh(f"fxh_digest < {DATA}"))) != [self._file]:
-            lines.append(f"the file {DATA} has the digest {' '.join(now)} instead of {self._file}")
+        if said.digest != self._own.digest:
+            lines.append(f"the file {DATA} has the digest {said.digest} instead of {self._own.digest}")
         self._disks.poll()
         self._content |= {name: digest for name, digest in self._disks.written.items() if name in self._content}
         names = {self.guest.profile.disk_name(name): name for name in self._plugged(model)[0] if name not in self._disks.running}
@@ -236,15 +260,12 @@ class Invariants:
             return []
         return [f"the guest does not reach dom0 over {self.link.vif} within {_ANSWER} s"]
 
-    def _counters(self, seen: Look, *, quiet: bool) -> list[str]:
-        """Compare what both ends counted since the last event that set them back; not while a stream runs, since they are read
-        one after the other."""
-        if not quiet:
-            return []
-        ask, name = self.guest.profile, self.link.interface
-        mine = ask.parse_counters(self.guest.run(ask.network_counters(name), check=False).text, name)
-        first, self._counted = self._counted, self._counted or (mine, seen.vif)
-        return list(unequal(first, (mine, seen.vif))) if first is not None else []
+    def _counters(self, seen: Look, said: Answers) -> list[str]:
+        """Compare what both ends counted since the last event that set them back. They are read one after the other, so no stream
+        may run meanwhile."""
+        now = said.counts, seen.vif
+        first, self._counted = self._counted, self._counted or now
+        return list(unequal(first, now)) if first is not None else []
 
 
 def _anonymous(seen: Look, domid: int) -> set[str]:

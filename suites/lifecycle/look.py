@@ -19,11 +19,10 @@ from harness.xen.xenstore import parse_tree
 
 # Arguments: domid, vif, and a line that separates the parts which the guest can write to.
 _SCRIPT = f"""
+echo '== clock'; date +%s
 echo '== states'; xenstore-ls -f "/local/domain/$1/device"
 for kind in vbd vif; do xenstore-ls -f "/local/domain/0/backend/$kind/$1"; done
-echo '== target'; xenstore-read "/local/domain/$1/memory/target"
 echo '== vif'; for n in rx_packets tx_packets rx_errors tx_errors; do echo "$n $(cat /sys/class/net/$2/statistics/$n)"; done
-echo '== clock'; date +%s
 echo "$3"; xl dmesg; echo "$3"
 {inventory.SCRIPT}
 """

@@ -126,7 +126,7 @@ def test_random_walk(walk_request: WalkRequest, booted: Booted, scratch: NewScra
         return walkers[0]
 
     walker = fresh()
-    profile, limits, seconds = walker.guest.profile, walker.bounds, float(walk_request.seconds or SHRINKING)
+    profile, limits, seconds = walker.guest.profile, walker.bounds, float(walk_request.seconds)
     seed, steps, shrunk = walk_request.seed, walk.steps(walk_request.seed, limits), False
     if walk_request.replay is not None:
         seed, given, shrunk = walk.read(walk_request.replay, walk_request.file)

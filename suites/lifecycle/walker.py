@@ -29,7 +29,7 @@ _DEVICE, _REMOVED = 30, 0.5
 
 
 def bounds(guest: Guest, link: Link, vcpus: int) -> Bounds:
-    """What the steps may ask of this guest."""
+    """The bounds of the steps for this guest."""
     ask = guest.profile
     offloads = ask.offloads(guest.sh, link.interface)
     # Where offloads depend on each other, only TSO is switched: no other offload needs it.

@@ -238,8 +238,6 @@ TEXT = f"""== states
 /local/domain/7/device/vif/0/state = "1"
 /local/domain/7/device/vif/0/mac = "00:16:3e:00:00:01"
 /local/domain/0/backend/vbd/7/51744/state = "4"
-== target
-163840
 == vif
 rx_packets 12
 tx_packets 34
