@@ -7,6 +7,7 @@ import time
 
 from harness.guests.guest import Guest
 from harness.guests.link import Link
+from harness.guests.memory import Memory
 from harness.oracles.finding import finding
 
 
@@ -20,6 +21,11 @@ def connected(guest: Guest) -> dict[str, str]:
         reference=guest.profile.source("netfront"),
     )
     return {"interface": link.interface}
+
+
+def ready(guest: Guest) -> dict[str, str | int]:
+    """Preparation of a guest: an address, and a balloon that stands still."""
+    return {**connected(guest), "balloon": Memory(guest).settle()[0].current}
 
 
 class InBackground:

@@ -22,7 +22,8 @@ from harness.plugin.case_context import CaseContext
 from harness.plugin.cells import Cell
 from harness.plugin.fixtures import Booted, NewScratch, WalkRequest
 
-from .walker import Walker, ready
+from .support import ready
+from .walker import Walker
 
 VCPUS = 2
 # Attempts to shrink a sequence, seconds for all of them (or as long as the walk), and runs of the result.

@@ -19,7 +19,6 @@ from harness.xen.config import Disk, Vif
 
 from .invariants import Invariants
 from .loads import DiskLoads, NetLoad
-from .support import connected
 
 # Pauses the domain "$1" for "$2" seconds. One script, because each command over ssh takes a second under emulation.
 _PAUSE = 'xl pause "$1" && sleep "$2"; xl unpause "$1"'
@@ -49,11 +48,6 @@ def bounds(guest: Guest, link: Link, vcpus: int) -> Bounds:
 def _dead(error: GuestDied | LoggedOut) -> Violation:
     alive = isinstance(error, LoggedOut) or error.death.kind == "hang"
     return Violation("the guest answers" if alive else "the guest lives", tuple(error.message.splitlines()[:6]))
-
-
-def ready(guest: Guest) -> dict[str, str | int]:
-    """Preparation of a guest: an address, and a balloon that stands still."""
-    return {**connected(guest), "balloon": Memory(guest).settle()[0].current}
 
 
 class Walker:

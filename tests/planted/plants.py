@@ -354,8 +354,11 @@ def freebsd(case: str, words: str, make: Callable[[], None], *, fatal: bool = Fa
     return Plant(case, words, make, "pvh", "freebsd", fatal)
 
 
-# A walk that takes both a detach and a restore with a small balloon.
-WALK = ("--fxh-walk", "5m", "--fxh-walk-seed", "1")
+def walk(seed: int) -> tuple[str, ...]:
+    """The options of a random walk. The seeds below come to their plant after six steps of the control guest."""
+    return ("--fxh-walk", "10m", "--fxh-walk-seed", str(seed))
+
+
 NAMES = "root_mount/test_every_vdev_in_one_boot"
 TABLE = {
     "wrong-vdev": Plant(NAMES, "vdev xvdb .* should be xvdb: it is xvdj", configured(renamed_disk)),
@@ -408,10 +411,10 @@ TABLE = {
     "balloon-loses-pages": Plant("balloon/test_keeps_no_page_that_it_gets", "are neither free, nor in a use that the kernel counts", lost_pages),
     "feature-not-stated": Plant("lifecycle/test_capabilities_after_boot", "control/(feature-suspend) is", unstated_feature),
     "setting-lost-on-resume": Plant("lifecycle/test_checkpointed[1]", "the offloads changed from .*'tso': True.* to .*'tso': False", changed_on_resume),
-    "backend-left": Plant("lifecycle/test_random_walk", r"the shortest failing sequence.*attach \w+; detach \w+\n", kept_backend, options=WALK),
+    "backend-left": Plant("lifecycle/test_random_walk", r"the shortest failing sequence.*attach \w+; detach \w+\n", kept_backend, options=walk(15)),
     "bytes-lost-on-restore": Plant(
         "lifecycle/test_random_walk", r"the file \S+ has the digest.*the shortest failing sequence.*: balloon \d+; save and restore\n",
-        lost_bytes, options=WALK,
+        lost_bytes, options=walk(180),
     ),
     "vcpu-missing": Plant("lifecycle/test_vcpus_come_and_go", "after the boot the guest has 1 CPUs", extra_arguments(maxcpus="1")),
     "address-not-announced": Plant("netfront/test_saved_guest_announces_itself", "no announcement of 2001:\\S+ by", replaced_command(r"^ip addr add (2001:\S+:4)/64", r"true")),
