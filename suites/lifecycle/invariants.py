@@ -65,7 +65,7 @@ class Invariants:
         guest.sh(f"dd if=/dev/urandom of={DATA} bs=64k count={SIZE >> 16} 2>/dev/null")
         self._domid = guest.domid
         self._first, self._own, self._clock = self._both()
-        self._console, self._mark = guest.console.offset, LogMark.of(time.monotonic(), self._first.xen)
+        self._console, self._mark = guest.console.offset, LogMark.of(self._first.begun, self._first.xen)
         self._counted: tuple[Mapping[str, int], Mapping[str, int]] | None = None
         self._cpus = self._own.cpus
         self._ledger, self._events = Ledger(), 0
@@ -194,13 +194,13 @@ class Invariants:
         ]
 
     def _complaints(self, seen: Look) -> list[str]:
-        begun = time.monotonic()
+        end = self.guest.console.offset
         texts = (
-            (cleaned(self.guest.console.since(self._console)).decode(errors="replace"), GUEST),
-            (logs.dom0_since(seen.inventory.log, seen.inventory.uptime, begun - self._mark.at), DOM0),
+            (cleaned(self.guest.console.since(self._console, end - self._console)).decode(errors="replace"), GUEST),
+            (logs.dom0_since(seen.inventory.log, seen.inventory.uptime, time.monotonic() - self._mark.at), DOM0),
             (logs.xen_since(seen.xen, self._mark), XEN),
         )
-        self._console, self._mark = self.guest.console.offset, LogMark.of(begun, seen.xen)
+        self._console, self._mark = end, LogMark.of(seen.begun, seen.xen)
         return [f"{source}: {one.message}" for text, source in texts for one in complaints(text, source)]
 
     def _holdings(self, model: Model) -> list[str]:

@@ -5,8 +5,9 @@ from __future__ import annotations
 
 import re
 import secrets
+import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from harness.deadline import Deadline
 from harness.guests.guest import Guest
@@ -43,6 +44,8 @@ class Look:
     inventory: Inventory
     memory: int
     """Bytes of the domain by Xen's count; 0 if there is no such domain."""
+    begun: float = 0.0
+    """When the look began (monotonic s): the logs have all lines up to then."""
 
 
 def parse(text: str, separator: str, name: str, run: str) -> Look:
@@ -66,5 +69,7 @@ def look(guest: Guest, vif: str) -> Look:
     """Look at dom0 now. ``vif`` is the vif whose packets count."""
     separator, host = f"fxh-{secrets.token_hex(8)}", guest.host
     argv = ["sh", "-c", _SCRIPT, "sh", str(guest.domid), vif, separator]
+    begun = time.monotonic()
     done = host.transport.run(argv, Deadline(120), check=False)
-    return parse(done.text, separator, guest.name, "" if host.states is not None else host.run_id)
+    found = parse(done.text, separator, guest.name, "" if host.states is not None else host.run_id)
+    return replace(found, begun=begun)

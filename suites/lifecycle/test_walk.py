@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from harness.errors import HarnessError, InfrastructureError
+from harness.errors import HarnessError
 from harness.guests.os.base import GuestOS
 from harness.oracles import walk
 from harness.oracles.finding import finding
@@ -71,7 +71,7 @@ class Walk:
                 walker = self.fresh()
                 count, found = walker.follow(choice)
                 walker.close()
-            except InfrastructureError as exc:
+            except HarnessError as exc:
                 broken = exc.message
                 return 0
             return count if found is not None and found.invariant == violation.invariant else 0
