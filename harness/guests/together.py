@@ -36,14 +36,14 @@ def together(guest: Guest, *questions: Callable[[Run], Any]) -> list[Any]:
     """
     commands = [_command(question) for question in questions]
     nonce = secrets.token_hex(4)
-    text = guest.sh("; ".join(f"( {command} ); echo fxh-{nonce} $?" for command in commands), 120)
+    text = guest.sh("; ".join(f"( {command} ); s=$?; echo; echo fxh-{nonce} $s" for command in commands), 120)
     answers: list[Any] = []
     at = 0
     for question, command in zip(questions, commands, strict=True):
         end = re.compile(rf"^fxh-{nonce} (\d+)$", re.MULTILINE).search(text, at)
         if end is None or end[1] != "0":
             raise GuestCommandFailed(guest.name, command, int(end[1]) if end else -1, text[at : end.start() if end else None])
-        part = text[at : end.start()].removesuffix("\n")
+        part = text[at : end.start()].rstrip("\n")
         answers.append(question(lambda _, part=part: part))  # type: ignore[misc]
         at = end.end() + 1
     return answers

@@ -26,7 +26,7 @@ from harness.xen.config import Vif
 
 from .loads import DATA, SIZE, DiskLoads, NetLoad, digests
 from .look import Look, look
-from .test_storm import channels
+from .support import channels
 
 # Seconds until both ends agree; for an answer of dom0; by which two clocks that are read in whole seconds may differ more than before.
 _SETTLED, _ANSWER, _CLOCK = 20, 20, 4.0

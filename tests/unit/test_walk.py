@@ -5,18 +5,27 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
+import subprocess
 from collections.abc import Callable
-from typing import Any
+from pathlib import Path
+from typing import Any, cast
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harness.errors import UsageError
+from harness.errors import GuestCommandFailed, InfrastructureError, UsageError
+from harness.guests.guest import Guest
+from harness.guests.os.base import Run
+from harness.guests.os.linux import Linux
+from harness.guests.together import together
 from harness.oracles import walk
 from harness.oracles.shrink import shrink
 from harness.oracles.walk import Bounds, Ledger, Model, Record, Step, Violation
 from suites.lifecycle import loads, look
+from suites.lifecycle.test_walk import Walk, words
+from suites.lifecycle.walker import Walker
 
 BOUNDS = Bounds()
 SEEDS = st.integers(1, 1 << 31)
@@ -284,3 +293,107 @@ def test_a_broken_look_is_empty(text: str) -> None:
 def test_digests_of_both_tools() -> None:
     one = "0123456789abcdef" * 2
     assert loads.digests(f"{one}  -\n{one}\nnoise") == [one, one]
+
+
+# -- the case, with guests of our own -------------------------------------------------------------------------------------
+
+LOST = Violation("files and disks keep their content", ("the file has another digest",))
+
+
+class Played(Walker):
+    """A walker whose guest loses a file when it is restored with a small balloon."""
+
+    def __init__(self) -> None:
+        self.bounds, self.model = BOUNDS, Model.start(BOUNDS)
+
+    def take(self, step: Step) -> Violation | None:
+        self.model = self.model.after(step)
+        return LOST if step.event == "save and restore" and self.model.balloon < BOUNDS.whole else None
+
+    def finish(self) -> Violation | None:
+        return None
+
+    def close(self) -> None:
+        pass
+
+
+def walking(tmp_path: Path, fresh: Callable[[], Walker] = Played) -> Walk:
+    return Walk(fresh, Record(180, "control-pv"), tmp_path / "walk.json")
+
+
+def test_a_failure_is_found_shrunk_and_repeated(tmp_path: Path) -> None:
+    case = walking(tmp_path)
+    violation = case.go(Played(), walk.steps(180, BOUNDS), 60)
+    assert violation == LOST
+    taken = tuple(Step(row["event"], row["value"]) for row in case.record.taken)
+    case.record.fail(violation)
+    case.shrink(taken, violation, BOUNDS, 60)
+    case.write()
+
+    data = json.loads((tmp_path / "walk.json").read_text())
+    seed, shortest, shrunk = walk.read(data, "walk.json")
+    assert (seed, [step.event for step in shortest], shrunk) == (180, ["balloon", "save and restore"], True)
+    assert (data["shrunk"]["failed"], data["shrunk"]["runs"], data["shrunk"]["complete"]) == (3, 3, True)
+    assert data["failed"]["step"] == len(taken) == len(data["steps"])
+    assert walking(tmp_path).go(Played(), iter(shortest), float("inf")) == LOST
+
+    text = words(case.record, taken, violation, Linux())
+    assert re.search(
+        r"from seed 180; .*\n.*after step 6 \(save and restore\): not true: files and disks keep their content\n", text
+    )
+    assert re.search(r"the shortest failing sequence after \d+ tries: balloon 104; save and restore\n", text)
+    assert "failed in the same way in 3 of 3 runs" in text
+
+
+def test_the_file_is_written_before_each_step(tmp_path: Path) -> None:
+    class Killed(Played):
+        def take(self, step: Step) -> Violation | None:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        walking(tmp_path).go(Killed(), walk.steps(180, BOUNDS), 60)
+    assert walk.read(json.loads((tmp_path / "walk.json").read_text()), "walk.json")[1] == first(180, 1)
+
+
+def test_a_lost_host_ends_the_search_and_keeps_the_failure(tmp_path: Path) -> None:
+    def lost() -> Walker:
+        raise InfrastructureError("the lab is gone")
+
+    case = walking(tmp_path, lost)
+    case.shrink(first(180, 6), LOST, BOUNDS, 60)
+    assert case.record.shrunk["trouble"] == "the lab is gone"
+    assert (case.record.shrunk["tries"], case.record.shrunk["complete"], case.record.shrunk["runs"]) == (1, False, 0)
+    assert "and the search ended early: the lab is gone: pause 1;" in words(case.record, first(180, 6), LOST, Linux())
+
+
+def test_a_walk_ends_in_time(tmp_path: Path) -> None:
+    case = walking(tmp_path)
+    assert case.go(Played(), walk.steps(180, BOUNDS), 0) is None
+    assert case.record.taken == []
+
+
+# -- several questions in one command -------------------------------------------------------------------------------------
+
+
+class Shell:
+    """A guest whose shell is the one of this machine."""
+
+    name = "shell"
+
+    def sh(self, command: str, seconds: float = 60) -> str:
+        return subprocess.run(["sh", "-c", command], capture_output=True, text=True, check=False).stdout.rstrip("\n")
+
+
+def test_questions_are_answered_together() -> None:
+    def count(run: Run) -> int:
+        return len(run("echo one; echo two").splitlines())
+
+    guest = cast(Guest, Shell())
+    assert together(guest, count, lambda run: run("printf x"), lambda run: run("true"), lambda run: int(run("echo 7"))) == [
+        2,
+        "x",
+        "",
+        7,
+    ]
+    with pytest.raises(GuestCommandFailed, match="exit status 3"):
+        together(guest, count, lambda run: run("echo no; exit 3"))
