@@ -185,12 +185,12 @@ class Invariants:
         client = re.compile(rf"\bxenconsole {self.guest.domid} ")
         leaks = [str(item) for item in seen.inventory.leaks_since(self._first.inventory) if not client.search(item.name)]
         disks, vifs = self._plugged(model)
-        wanted = _anonymous(self._first, self._domid) | {f"/local/domain/0/backend/vbd/N/{vdev.number(name)}" for name in disks}
+        wanted = anonymous(self._first, self._domid) | {f"/local/domain/0/backend/vbd/N/{vdev.number(name)}" for name in disks}
         for name in vifs:
             number = self._vifs[name][0]
             wanted |= {f"/local/domain/0/backend/vif/N/{number}", f"vifN.{number}"}
         return leaks + [
-            f"{name} of a device that the guest does not have" for name in sorted(_anonymous(seen, self.guest.domid) - wanted)
+            f"{name} of a device that the guest does not have" for name in sorted(anonymous(seen, self.guest.domid) - wanted)
         ]
 
     def _complaints(self, seen: Look) -> list[str]:
@@ -270,7 +270,11 @@ class Invariants:
         return list(unequal(first, now)) if first is not None else []
 
 
-def _anonymous(seen: Look, domid: int) -> set[str]:
-    """The vifs and xenstore directories of a domain in dom0, with N for its number."""
+def anonymous(seen: Look, domid: int) -> set[str]:
+    """The vifs and xenstore directories of a domain's devices in dom0, with N for its number.
+
+    The directory of all its devices of a kind stays when the last one goes, so it does not count.
+    """
     own = re.compile(rf"(?<=/){domid}(?=/|$)|(?<=^vif){domid}(?=\.)|(?<=^xnb){domid}(?=\.)|(?<=^tap){domid}(?=\.)")
-    return {own.sub("N", item.name) for item in seen.inventory.items if item.owner == domid and item.kind != "process"}
+    found = {own.sub("N", item.name) for item in seen.inventory.items if item.owner == domid and item.kind != "process"}
+    return {name for name in found if not name.endswith("/N")}

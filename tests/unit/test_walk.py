@@ -24,6 +24,7 @@ from harness.oracles import walk
 from harness.oracles.shrink import shrink
 from harness.oracles.walk import Bounds, Ledger, Model, Record, Step, Violation
 from suites.lifecycle import loads, look
+from suites.lifecycle.invariants import anonymous
 from suites.lifecycle.test_walk import Walk, words
 from suites.lifecycle.walker import Walker
 
@@ -282,6 +283,12 @@ def test_a_look_is_read() -> None:
     assert (found.clock, found.memory >> 20, found.inventory.uptime) == (1764600000, 160, 123.45)
     assert "(d7) == vif" in found.xen
     assert {item.name for item in found.inventory.items} >= {"vif7.0", "/local/domain/0/backend/vbd/7/51744"}
+
+
+def test_the_devices_of_a_domain_in_dom0() -> None:
+    text = TEXT.replace("%vifs", '/local/domain/0/backend/vbd/7 = ""\n/local/domain/0/backend/vbd/17/51744 = ""\n%vifs\nvif17.0')
+    found = look.parse(text, SEPARATOR, "fxh-warm-1", "")
+    assert anonymous(found, 7) == {"vifN.0", "/local/domain/0/backend/vbd/N/51744"}
 
 
 @given(st.text())
