@@ -286,6 +286,19 @@ class RunOptions:
             pytest=False,
         ),
     )
+    walk: str = field(
+        default="",
+        metadata=option("--walk", help="Run the random walk of the suite lifecycle for this long: 90s, 10m, 1h.", rerun=True),
+    )
+    walk_seed: int = field(
+        default=0,
+        metadata=option("--walk-seed", least=0, help="Draw the steps of --walk from this seed (default: a new one).", rerun=True),
+    )
+    """0 for a new one."""
+    walk_replay: Path | None = field(
+        default=None,
+        metadata=option("--walk-replay", help="Repeat the shortest failing sequence of this walk.json instead of a random walk."),
+    )
     fail_on: tuple[str, ...] = field(
         default=(),
         metadata=option(

@@ -74,6 +74,8 @@ class NightlyConfig:
     """Arguments of `fxh image build`."""
     run: tuple[str, ...] = ()
     """Arguments of `fxh run`."""
+    walk: str = "10m"
+    """The duration of the random walk of the suite lifecycle, from a new seed each night; empty for none."""
     report: tuple[str, ...] = ("--mail",)
     """Arguments of `fxh report`."""
     step_hours: float = 12.0

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import secrets
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -52,7 +53,7 @@ def plan(config: NightlyConfig, mail: MailConfig, reports: Path, prepared: Seque
     if prepared:
         # Not needed: a host whose preparation fails is set aside, and the others serve the run.
         steps.append(NightlyStep("prepare", (*FXH, "prepare", ",".join(prepared))))
-    run = (*FXH, "run", *expand(config.run), "--reports", str(reports))
+    run = (*FXH, "run", *expand(config.run), *_walk_options(config), "--reports", str(reports))
     steps.append(NightlyStep("run", run, verdicts=(ExitCode.PRODUCT,)))
     report = (*FXH, "report", *expand(config.report), *_mail_options(mail), "--reports", str(reports))
     steps.append(NightlyStep("report", report, repeats="run"))
@@ -69,6 +70,13 @@ def to_prepare(config: Config) -> tuple[str, ...]:
     return tuple(
         host.name for host in config.hosts.values() if host.prepare and chosen & {host.name, *(f"tag:{tag}" for tag in host.tags)}
     )
+
+
+def _walk_options(config: NightlyConfig) -> tuple[str, ...]:
+    """The random walk with a new seed, which the run's command and walk.json record. ``nightly.run`` may name a walk itself."""
+    if not config.walk or any(word.partition("=")[0] in ("--walk", "--walk-replay") for word in config.run):
+        return ()
+    return ("--walk", config.walk, "--walk-seed", str(secrets.randbelow(1 << 31) + 1))
 
 
 def _mail_options(mail: MailConfig) -> tuple[str, ...]:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -10,6 +11,7 @@ from pathlib import Path
 
 from harness.console.complaints import DOM0, XEN
 from harness.console.reader import ConsoleReader
+from harness.errors import InfrastructureError
 from harness.guests.guest import Guest
 from harness.hosts import logs
 from harness.hosts.host import XenHost
@@ -17,6 +19,8 @@ from harness.hosts.inventory import Inventory
 from harness.hosts.logs import LogMark
 from harness.plugin.cells import Cell
 from harness.results.model import Boot
+
+log = logging.getLogger("fxh.worker")
 
 
 @dataclass
@@ -49,6 +53,20 @@ class CaseContext:
     def use(self, host: XenHost) -> None:
         """Set the host of the case. Its logs count from here on."""
         self.host, self.mark = host, LogMark.of(time.monotonic(), host.hypervisor_log())
+
+    def remove_guests(self) -> None:
+        """Remove the guests from their hosts. On a host that can be restored, only detach from their consoles."""
+        for guest in self.guests:
+            if guest.host.states is not None:
+                guest.abandon()
+                continue
+            try:
+                guest.destroy()
+            except InfrastructureError as exc:
+                log.error("could not remove %s: %s", guest.name, exc)
+            for disk in guest.disks:
+                guest.host.drop_disk(disk.target)
+            guest.host.forget(guest.name)
 
     def read_logs(self, host: XenHost, inventory: Inventory) -> None:
         """Keep the new lines of the host's logs. ``inventory`` was taken a moment ago."""

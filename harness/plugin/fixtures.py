@@ -3,16 +3,17 @@
 
 from __future__ import annotations
 
+import json
 import secrets
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Protocol, Unpack
+from typing import Any, Protocol, Unpack
 
 import pytest
 
-from harness.errors import CannotRun, InfrastructureError
+from harness.errors import CannotRun, InfrastructureError, UsageError
 from harness.guests import keptdump
 from harness.guests.guest import Guest
 from harness.guests.shape import Shape, ShapeArgs
@@ -20,11 +21,12 @@ from harness.hosts import scratch as disks
 from harness.hosts.host import XenHost
 from harness.hosts.scratch import ScratchDisk
 from harness.images.image import Image
+from harness.oracles import walk
 from harness.plugin import cells, evidence, inputs
 from harness.plugin.case_context import CaseContext
 from harness.plugin.cells import Cell
 from harness.plugin.guest_factory import Prepare
-from harness.plugin.state import CASE, RIG, case_directory
+from harness.plugin.state import CASE, OPTIONS, RIG, case_directory
 from harness.plugin.worker_env import WorkerEnvironment
 from harness.xen.toolstack import Toolstack
 
@@ -43,6 +45,16 @@ class Booted(Protocol):
     """
 
     def __call__(self, prepare: Prepare | None = None, /, **shape: Unpack[ShapeArgs]) -> Guest: ...
+
+
+@dataclass(frozen=True)
+class WalkRequest:
+    """The random walk that the run asks for: ``seconds`` long from ``seed``, or the content of a walk.json as ``replay``."""
+
+    seconds: int
+    seed: int
+    replay: Any = None
+    file: str = ""
 
 
 NewScratch = Callable[..., tuple[ScratchDisk, ...]]
@@ -136,6 +148,22 @@ def scratch(rig: WorkerEnvironment, cell: Cell, case: CaseContext) -> NewScratch
         return made
 
     return make
+
+
+@pytest.fixture
+def walk_request(request: pytest.FixtureRequest) -> WalkRequest:
+    """The random walk of ``--walk`` or ``--walk-replay``. Without one the case is skipped."""
+    options = request.config.stash[OPTIONS]
+    if not options.walk and options.walk_replay is None:
+        pytest.skip("needs --walk, because a walk takes minutes; elsewhere: fxh run lifecycle -k walk --walk 10m")
+    seed = options.walk_seed or secrets.randbelow(1 << 31) + 1
+    if options.walk_replay is None:
+        return WalkRequest(walk.seconds(options.walk), seed)
+    try:
+        data = json.loads(options.walk_replay.read_text())
+    except ValueError as exc:
+        raise UsageError(f"--walk-replay {options.walk_replay}: {exc}", hint="give the walk.json of a case") from exc
+    return WalkRequest(walk.seconds(options.walk), seed, data, options.walk_replay.name)
 
 
 @pytest.fixture

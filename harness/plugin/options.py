@@ -22,6 +22,7 @@ from harness.hosts import pool
 from harness.images import debugfile
 from harness.lab import recipe
 from harness.lab.factory import MEMORY, LabSpec
+from harness.oracles import walk
 from harness.plugin import shard
 from harness.xen.firmware import BIOS, UEFI
 
@@ -168,6 +169,9 @@ def _checked(options: Options, hosts: Mapping[str, HostConfig]) -> Options:
         )
     pool.select_hosts(options.host, hosts)
     shard.parse(options.shard)
+    walk.seconds(options.walk)
+    if options.walk_seed and not options.walk:
+        raise UsageError(f"--walk-seed {options.walk_seed} without --walk", hint="add --walk 10m")
     for xen in options.xens if not options.host else ():
         if xen not in recipe.available():
             raise UsageError(f"--xen {xen}: no lab recipe", hint=f"valid versions: {', '.join(recipe.available())}")
@@ -179,7 +183,7 @@ def _checked(options: Options, hosts: Mapping[str, HostConfig]) -> Options:
 
 
 def _check_files(options: Options) -> None:
-    for key in ("kernel", "disk", "hypervisor", "dom0_kernel"):
+    for key in ("kernel", "disk", "hypervisor", "dom0_kernel", "walk_replay"):
         path = getattr(options, key)
         if path is not None and not path.is_file():
             raise UsageError(f"--{OPTIONS[key].name} {path}: no such file", hint="check the path")

@@ -110,17 +110,7 @@ class WorkerEnvironment:
 
     def clean(self, context: CaseContext) -> None:
         """Remove a case's guests, then undo its other steps. A host that can be restored is reset before the next case."""
-        for guest in context.guests:
-            if guest.host.states is not None:
-                guest.abandon()
-                continue
-            try:
-                guest.destroy()
-            except InfrastructureError as exc:
-                log.error("could not remove %s: %s", guest.name, exc)
-            for disk in guest.disks:
-                guest.host.drop_disk(disk.target)
-            guest.host.forget(guest.name)
+        context.remove_guests()
         if context.host is not None and context.host.states is not None:
             return
         for step in reversed(context.undo):

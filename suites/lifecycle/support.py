@@ -4,10 +4,14 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 
+from harness.errors import InfrastructureError
 from harness.guests.guest import Guest
 from harness.guests.link import Link
+from harness.guests.memory import Memory
 from harness.oracles.finding import finding
+from harness.xen import events
 
 
 def connected(guest: Guest) -> dict[str, str]:
@@ -20,6 +24,24 @@ def connected(guest: Guest) -> dict[str, str]:
         reference=guest.profile.source("netfront"),
     )
     return {"interface": link.interface}
+
+
+def ready(guest: Guest) -> dict[str, str | int]:
+    """Preparation of a guest: an address, and a balloon that stands still."""
+    return {**connected(guest), "balloon": Memory(guest).settle()[0].current}
+
+
+def channels(guest: Guest) -> int:
+    """How many event channels to another domain the guest has, by Xen's count. It always has one for its console.
+
+    Raises InfrastructureError if Xen's log is too small for the dump.
+    """
+    count = Counter(channel.domain for channel in events.dump(guest.host.transport))[guest.domid]
+    if not count:
+        raise InfrastructureError(
+            f"Xen's log has no event channels of domain {guest.domid}", hint="enlarge conring_size on Xen's command line"
+        )
+    return count
 
 
 class InBackground:

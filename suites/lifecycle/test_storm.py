@@ -3,21 +3,19 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping
 
 import pytest
 
 from harness.deadline import ConditionNotMet, Deadline
-from harness.errors import DeadlineExpired, GuestDied, InfrastructureError
+from harness.errors import DeadlineExpired, GuestDied
 from harness.guests.guest import Guest
 from harness.oracles.finding import finding
 from harness.plugin.case_context import CaseContext
 from harness.plugin.fixtures import NewScratch
-from harness.xen import events
 from harness.xen.config import Disk, Vif
 
-from .support import InBackground
+from .support import InBackground, channels
 
 # Arguments: rounds, domid, verb, name of the device for the detach, options of the detach, words of the attach.
 _STORM = """
@@ -51,19 +49,6 @@ def nodes(guest: Guest) -> dict[str, str]:
         for path, value in store.tree(f"/local/domain/0/backend/{kind}/{guest.domid}").items()
     }
     return {path: value for path, value in found.items() if path.endswith("/state")}
-
-
-def channels(guest: Guest) -> int:
-    """How many event channels to another domain the guest has, by Xen's count. It always has one for its console.
-
-    Raises InfrastructureError if Xen's log is too small for the dump.
-    """
-    count = Counter(channel.domain for channel in events.dump(guest.host.transport))[guest.domid]
-    if not count:
-        raise InfrastructureError(
-            f"Xen's log has no event channels of domain {guest.domid}", hint="enlarge conring_size on Xen's command line"
-        )
-    return count
 
 
 class Devices:

@@ -24,7 +24,7 @@ from harness.guests.link import Link
 from harness.guests.memory import Memory
 from harness.hosts import scratch
 from harness.plugin import guest_factory
-from harness.xen import pygrub
+from harness.xen import pygrub, vdev
 from harness.xen.config import DomainConfig
 from harness.xen.xl import Xl
 
@@ -43,6 +43,8 @@ class Plant:
     type: str = "pv"
     guest: str = "control"
     fatal: bool = False
+    options: tuple[str, ...] = ()
+    """Further options of pytest."""
 
     @property
     def suite(self) -> str:
@@ -293,6 +295,28 @@ def changed_on_resume() -> None:
     wrap(suspend, "continued", around)
 
 
+def kept_backend() -> None:
+    """Leave an empty directory of the backend in xenstore when a disk is detached."""
+
+    def around(original: Any, self: Xl, domain: str | int, name: str, **more: Any) -> None:
+        original(self, domain, name, **more)
+        self._transport.run(["xenstore-write", f"/local/domain/0/backend/vbd/{domain}/{vdev.number(name)}", ""])
+
+    wrap(Xl, "block_detach", around)
+
+
+def lost_bytes() -> None:
+    """Change a byte of each file in the guest's /tmp when the guest is restored with less memory than it had at boot."""
+
+    def around(original: Any, guest: Guest) -> Any:
+        journey = original(guest)
+        if guest.state().memory < guest.config.memory - 8:  # type: ignore[union-attr]
+            guest.sh('for f in /tmp/fxh-*; do printf X | dd of="$f" bs=1 seek=5000 conv=notrunc 2>/dev/null; done')
+        return journey
+
+    wrap(suspend, "through_a_file", around)
+
+
 def lost_pages() -> None:
     """Let the guest keep 64 pages each time it grows: four pipes with 64 KiB, which no counter of /proc/meminfo has."""
     targets = [0]
@@ -328,6 +352,11 @@ def before_panic(command: str) -> Callable[[], None]:
 
 def freebsd(case: str, words: str, make: Callable[[], None], *, fatal: bool = False) -> Plant:
     return Plant(case, words, make, "pvh", "freebsd", fatal)
+
+
+def walk(seed: int) -> tuple[str, ...]:
+    """The options of a random walk. The seeds below come to their plant after six steps of the control guest."""
+    return ("--fxh-walk", "10m", "--fxh-walk-seed", str(seed))
 
 
 NAMES = "root_mount/test_every_vdev_in_one_boot"
@@ -382,6 +411,11 @@ TABLE = {
     "balloon-loses-pages": Plant("balloon/test_keeps_no_page_that_it_gets", "are neither free, nor in a use that the kernel counts", lost_pages),
     "feature-not-stated": Plant("lifecycle/test_capabilities_after_boot", "control/(feature-suspend) is", unstated_feature),
     "setting-lost-on-resume": Plant("lifecycle/test_checkpointed[1]", "the offloads changed from .*'tso': True.* to .*'tso': False", changed_on_resume),
+    "backend-left": Plant("lifecycle/test_random_walk", r"the shortest failing sequence.*attach \w+; detach \w+\n", kept_backend, options=walk(15)),
+    "bytes-lost-on-restore": Plant(
+        "lifecycle/test_random_walk", r"the file \S+ has the digest.*the shortest failing sequence.*: balloon \d+; save and restore\n",
+        lost_bytes, options=walk(180),
+    ),
     "vcpu-missing": Plant("lifecycle/test_vcpus_come_and_go", "after the boot the guest has 1 CPUs", extra_arguments(maxcpus="1")),
     "address-not-announced": Plant("netfront/test_saved_guest_announces_itself", "no announcement of 2001:\\S+ by", replaced_command(r"^ip addr add (2001:\S+:4)/64", r"true")),
     "slow-timer": Plant("boot/test_every_timer_keeps_time", "`sleep 3` takes", replaced_command(r"^sleep 3$", "sleep 6")),

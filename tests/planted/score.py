@@ -57,9 +57,14 @@ def map_in_parallel(work: Callable[[Thing], Result], things: Iterable[Thing], la
 
 
 def run(
-    cases: list[str], kind: str, plant: str = "", guest: list[str] | None = None, keep: Path | None = None
+    cases: list[str],
+    kind: str,
+    plant: str = "",
+    guest: list[str] | None = None,
+    options: Iterable[str] = (),
+    keep: Path | None = None,
 ) -> dict[str, dict[str, str]]:
-    """Run cases and return outcome and reason by ``suite/function[parameters]``. ``guest`` are options of pytest.
+    """Run cases and return outcome and reason by ``suite/function[parameters]``. ``guest`` and ``options`` are options of pytest.
 
     ``keep`` is a new directory for the files of the run (default: they are removed).
     """
@@ -69,7 +74,7 @@ def run(
         path = keep or Path(reports) / "runs" / "r"
         argv = [
             sys.executable, "-m", "pytest", "-p", "plants", *(["--plant", plant] if plant else []), "-q", "--no-header", "--tb=no",
-            "-p", "no:cacheprovider", "--rootdir", str(PROJECT), *(guest or ["--fxh-guest", "control"]), "--fxh-type", kind, "--fxh-reports", reports,
+            "-p", "no:cacheprovider", "--rootdir", str(PROJECT), *(guest or ["--fxh-guest", "control"]), *options, "--fxh-type", kind, "--fxh-reports", reports,
             "--fxh-run", str(path), "-k", " or ".join(sorted({word.partition("[")[0] for word in words})), *sorted(set(ids)),
         ]  # fmt: skip
         environment = {**os.environ, "PYTHONPATH": f"{HERE}:{PROJECT}"}
@@ -105,7 +110,7 @@ def run_plant(name: str, freebsd: list[str]) -> tuple[bool, str]:
     plant = TABLE[name]
     begun = time.monotonic()
     others = [] if plant.fatal else [case for suite, case in OTHERS.items() if suite != plant.suite]
-    found = run([plant.case, *others], plant.type, name, freebsd if plant.guest == "freebsd" else None)
+    found = run([plant.case, *others], plant.type, name, freebsd if plant.guest == "freebsd" else None, plant.options)
     got = found.get(plant.case, {"outcome": "not run", "reason": ""})
     good = got["outcome"] == "failed" and re.search(plant.words, got["reason"], re.DOTALL) is not None
     astray = [case for case in others if found.get(case, {"outcome": "not run"})["outcome"] not in ("passed", "skipped")]

@@ -69,6 +69,19 @@ def test_the_hosts_of_the_run_are_prepared_before_it(tmp_path: Path) -> None:
     assert not steps[0].needed, "the other hosts serve the run"
 
 
+def test_each_night_has_a_walk_with_a_seed_of_its_own(tmp_path: Path) -> None:
+    def words(**config: Any) -> tuple[str, ...]:
+        return next(step.argv for step in plan(NightlyConfig(**config), MailConfig(), tmp_path) if step.name == "run")
+
+    first, second = words(run=("lifecycle",)), words(run=("lifecycle",))
+    at = first.index("--walk")
+    assert first[at : at + 3] == ("--walk", "10m", "--walk-seed")
+    assert int(first[at + 3]) > 0
+    assert first[at + 3] != second[at + 3]
+    assert "--walk" not in words(walk="")
+    assert words(run=("lifecycle", "--walk=1h")).count("--walk-seed") == 0
+
+
 def test_a_verdict_is_not_a_failure_of_the_job(tmp_path: Path) -> None:
     done, results = run(tmp_path, sh("run", "exit 1", verdicts=(1,)), sh("report", "exit 1", repeats="run"))
     assert [line["status"] for line in results] == ["product", "ok"]

@@ -162,6 +162,10 @@ class GuestOS(ABC):
     """Whether netfront obeys a backend's feature-no-csum-offload."""
     dead_backends: ClassVar[Mapping[str, str]] = {"xvdk": "6"}
     """Disks for a boot with dead backends: the backend's state (public/io/xenbus.h) by vdev."""
+    longest_pause: ClassVar[int] = 4
+    """Seconds that a random walk pauses the guest at most."""
+    uncached_command: ClassVar[str] = ":"
+    """A command after which the next read of a disk reaches the disk."""
     vdev_names: ClassVar[tuple[str, ...]] = ("xvdb", "xvdp", "xvdq", "xvdaa")
     """Vdevs of all kinds that the OS names differently, for one boot."""
 

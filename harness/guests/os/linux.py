@@ -161,6 +161,8 @@ class Linux(GuestOS):
     # TSO needs scatter-gather and checksums (netdev_fix_features).
     independent_offloads = False
     obeys_no_csum = False
+    # Documentation/admin-guide/sysctl/vm.rst: 1 frees the page cache.
+    uncached_command = "echo 1 > /proc/sys/vm/drop_caches"
     # At a backend in state 1 it waits five minutes (wait_for_devices()) before it continues: too long for every run.
     dead_backends = _DEAD_BACKENDS
     # hda, sda and xvda have the same name, and a disk with an unknown major is refused.
