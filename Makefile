@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 # Labs that run at the same time; 0 for as many as this machine can run.
 WORKERS ?= 0
-SELFTEST = $(BIN)/pytest tests -q -n $(if $(filter 0,$(WORKERS)),auto,$(WORKERS)) --dist worksteal
+SELFTEST = $(BIN)/pytest tests -q -m 'not slow' -n $(if $(filter 0,$(WORKERS)),auto,$(WORKERS)) --dist worksteal
 
 .PHONY: run test selftest lint unit explore setup setup-tests bench planted report nightly faults clean
 
@@ -72,6 +72,7 @@ nightly: setup
 # Hosts that die, hang, fill up: an hour or so, one lab.
 faults: $(VENV)/dev setup
 	$(BIN)/pytest tests/faults -q
+	$(BIN)/pytest tests/lab -q -m slow
 
 
 $(VENV)/bin/python:

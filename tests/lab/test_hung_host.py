@@ -19,6 +19,8 @@ from harness.hosts import record
 from harness.lab import registry
 from tests.conftest import planted_suite
 
+pytestmark = pytest.mark.slow
+
 NAME = f"hung-{os.getpid()}"
 POWER = Path(__file__).with_name("qmp_power.py")
 CASES = """

@@ -162,6 +162,7 @@ def test_a_run_that_is_killed_leaves_nothing_reserved(rack: Rack, suite: Path, n
     rack.remote.wait_clean()
 
 
+@pytest.mark.slow
 def test_a_hung_place_is_power_cycled_through_labgrid(rack: Rack, suite: Path) -> None:
     rack.remote.dom0("sync")
     run = rack.start(suite)
@@ -189,6 +190,7 @@ def test_a_place_of_another_architecture_than_its_tag(rack: Rack, suite: Path) -
     rack.labgrid.wait_free(PLACE)
 
 
+@pytest.mark.slow
 def test_a_coordinator_that_goes_away_is_no_verdict(rack: Rack, suite: Path) -> None:
     run = rack.start(suite, FXH_TEST_SECONDS="80")
     run.wait_for(rack.remote.mark("running"))
