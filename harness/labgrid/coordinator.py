@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 import os
 from collections.abc import Mapping
 from typing import Any
@@ -26,9 +25,6 @@ _POWER = frozenset(
         "NetworkYKUSHPowerPort", "NetworkSysfsGPIO",
     }
 )  # fmt: skip
-
-# It logs each lost connection, which we report ourselves.
-logging.getLogger().setLevel(logging.CRITICAL)
 
 
 class Refused(Exception):

@@ -15,6 +15,7 @@ import asyncio
 import contextlib
 import getpass
 import json
+import logging
 import os
 import re
 import secrets
@@ -331,6 +332,8 @@ def main() -> None:
     for number in (signal.SIGINT, signal.SIGHUP):  # the parent decides, or its end
         signal.signal(number, signal.SIG_IGN)
     request = json.loads(sys.argv[1])
+    # labgrid logs each lost connection to the root logger; this program reports them itself.
+    logging.getLogger().setLevel(logging.CRITICAL)
     asyncio.run(keep(request) if request["mode"] == "hold" else survey(request))
 
 

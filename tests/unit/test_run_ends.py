@@ -245,12 +245,13 @@ def test_an_error_at_the_end_does_not_lose_the_result(
 
 def test_an_interrupted_part_leaves_a_merged_run_unfinished() -> None:
     runs = [RunResult("a", "", exit_code=0), RunResult("b", "", exit_code=130)]
-    assert _exit_code(0, runs, exit_code) == ExitCode.INFRASTRUCTURE
-    assert _exit_code(0, runs[:1], exit_code) == 0
-    assert _exit_code(1, runs, exit_code) == 1
+    assert _exit_code(0, runs, exit_code, ()) == ExitCode.INFRASTRUCTURE
+    assert _exit_code(0, runs[:1], exit_code, ()) == 0
+    assert _exit_code(1, runs, exit_code, ()) == 1
+    assert _exit_code(0, runs[:1], exit_code, ("2/2",)) == ExitCode.INFRASTRUCTURE
 
 
 def test_a_part_with_a_harness_error_leaves_a_merged_run_unfinished() -> None:
     """A suite that fails to collect has no cases."""
     broken = RunResult("b", "", exit_code=ExitCode.HARNESS)
-    assert _exit_code(0, [RunResult("a", "", exit_code=0), broken], exit_code) == ExitCode.INFRASTRUCTURE
+    assert _exit_code(0, [RunResult("a", "", exit_code=0), broken], exit_code, ()) == ExitCode.INFRASTRUCTURE

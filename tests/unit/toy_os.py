@@ -249,7 +249,9 @@ class ToyHost(quiet_host.Host):
 
     @property
     def facts(self) -> Any:
-        return SimpleNamespace(emulated=False, name="toy-host", xen="4.20", dom0="none", backend="replay", note="", quirks=())
+        return SimpleNamespace(
+            emulated=False, name="toy-host", xen="4.20", dom0="none", backend="replay", note="", quirks=(), builds=()
+        )
 
     def domain_name(self, label: str) -> str:
         return f"fxh-{label}"
