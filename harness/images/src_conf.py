@@ -16,9 +16,12 @@ PRESETS = ("small", "zfs", "full")
 _DEFAULT_YES = re.compile(r"^__DEFAULT_YES_OPTIONS\s*\+?=((?:.*\\\n)*.*)$", re.MULTILINE)
 # For a compiler and linker other than the tree's. It changes no byte of a build that succeeds without it.
 # WERROR: WITHOUT_WERROR does not reach sys/conf/kern.pre.mk, and clang 19 warns of the DDB of 13.2.
+# CFLAGS: the tzcode of 13.2 writes `static [[noreturn]] void` where the compiler knows such attributes, and clang 17 and later refuses it.
 # SOLINKOPTS: lld 16 and later refuses a version script with an undefined symbol. 14 and later set this themselves (share/mk/bsd.lib.mk).
 MAKE_CONF = """\
 WERROR=
+CFLAGS.zdump.c+='-D__has_c_attribute(x)=0'
+CFLAGS.zic.c+='-D__has_c_attribute(x)=0'
 SOLINKOPTS+=${LINKER_TYPE:Mlld:S/lld/-Wl,--undefined-version/}
 """
 
