@@ -24,6 +24,7 @@ FOREIGN = (
     "Unable to remove vbd",
     "still waiting after",
     "polling error: Interrupted system call",
+    "xenbus_set_state failed",
 )
 # The syntax of a regex, and the names and numbers that a message inserts.
 VARIABLE = re.compile(r"\(\?\w*[:)]|\[[^\]]*\]|\\.|[()|.*+?]|\b(?:(?:xvd|xbd|ada|vif)\w+|ipv6|init|image|uid|jid|for)\b|\d+|[:,;]")
