@@ -23,6 +23,9 @@ from harness.guests.together import together
 from harness.oracles import walk
 from harness.oracles.shrink import shrink
 from harness.oracles.walk import Bounds, Ledger, Model, Record, Step, Violation
+from harness.plugin import fixtures, options
+from harness.plugin.options import Options
+from harness.plugin.state import OPTIONS
 from suites.lifecycle import loads, look
 from suites.lifecycle.invariants import anonymous
 from suites.lifecycle.test_walk import Walk, words
@@ -111,6 +114,19 @@ def test_durations(text: str, value: int) -> None:
 def test_no_duration(text: str) -> None:
     with pytest.raises(UsageError, match="not a duration\n  hint: write 90s"):
         walk.seconds(text)
+
+
+def test_a_case_that_runs_again_has_the_same_seed() -> None:
+    """Each attempt, in each worker, gets the seed that the controller drew."""
+    checked = options._checked(Options(walk="10m"), {})
+    config = type("Config", (), {"stash": {OPTIONS: checked}})
+    request = cast(pytest.FixtureRequest, type("Request", (), {"config": config}))
+    seeds = {fixtures.walk_request.__wrapped__(request).seed for _ in range(4)}  # type: ignore[attr-defined]
+    assert seeds == {checked.walk_seed} != {0}
+    assert checked.rerun_options["walk-seed"] == str(checked.walk_seed)
+    assert options._checked(Options(walk="10m"), {}).walk_seed != checked.walk_seed
+    assert options._checked(Options(walk="10m", walk_seed=7), {}).walk_seed == 7
+    assert options._checked(Options(), {}).walk_seed == 0
 
 
 # -- walk.json --------------------------------------------------------------------------------------------------------------
