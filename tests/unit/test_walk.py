@@ -7,7 +7,7 @@ import itertools
 import json
 import re
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, cast
 
@@ -27,7 +27,8 @@ from harness.plugin import fixtures, options
 from harness.plugin.options import Options
 from harness.plugin.state import OPTIONS
 from suites.lifecycle import loads, look
-from suites.lifecycle.invariants import anonymous
+from suites.lifecycle import invariants
+from suites.lifecycle.invariants import Invariants, anonymous
 from suites.lifecycle.test_walk import Walk, words
 from suites.lifecycle.walker import Walker
 
@@ -242,6 +243,31 @@ def test_a_leak_grows_and_a_cache_does_not() -> None:
     assert ledger.grown("none", {"event channels": 8}, 2) == ()
     assert ledger.grown("a disk", {"event channels": 30}, 3) == ()
     assert ledger.grown("none", {"event channels": 20}, 16) == ("event channels grew from 5 to 20 in 15 attaches and restores",)
+
+
+class Leaky(Invariants):
+    """Judges a guest that leaks an event channel in each attach, and nothing else."""
+
+    def __init__(self) -> None:
+        self._ledger, self._events, self._cpus, self.leaked = Ledger(), 0, 1, 0
+        self._counted = None
+
+    def _checks(self, model: Model, before: Model, step: Step) -> Iterator[tuple[str, list[str]]]:
+        self.leaked += step.event == "attach"
+        held = {"event channels": 5 + 2 * len(model.attached) + self.leaked}
+        yield "no leak", list(self._ledger.grown((model.attached, self._cpus), held, self._events))
+
+
+def test_a_leak_of_one_event_channel_per_cycle_is_found() -> None:
+    judge, model = Leaky(), Model.start(BOUNDS)
+    for cycle in range(1, 9):
+        for step in (Step("attach", "xvdc"), Step("detach", "xvdc")):
+            before, model = model, model.after(step)
+            if violation := judge.violated(model, before, step):
+                assert cycle in (4, 5)
+                assert violation.lines[0].startswith("event channels grew from 8 to 12 in 4 ")
+                return
+    pytest.fail("the leak was not found")
 
 
 def counted(out: int, came: int, errors: int = 0) -> tuple[dict[str, int], dict[str, int]]:
