@@ -27,7 +27,6 @@ from harness.plugin import fixtures, options
 from harness.plugin.options import Options
 from harness.plugin.state import OPTIONS
 from suites.lifecycle import loads, look
-from suites.lifecycle import invariants
 from suites.lifecycle.invariants import Invariants, anonymous
 from suites.lifecycle.test_walk import Walk, words
 from suites.lifecycle.walker import Walker
