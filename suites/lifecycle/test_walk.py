@@ -194,6 +194,9 @@ def test_random_walk(
         walking.shrink(taken, violation, limits, max(float(walk_request.seconds), SHRINKING))
         walking.write()
         show_again(case, guests)
+        # The host worked when the walk failed. If the search broke it, that must not replace the finding.
+        if record.shrunk["trouble"]:
+            rig.lost(cell)
     text = words(record, taken, violation, profile)
     if violation.died is not None:
         raise GuestDied(violation.died.death, text) from violation.died

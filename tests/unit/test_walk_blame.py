@@ -37,6 +37,7 @@ from suites.lifecycle.test_walk import Walk
 from suites.lifecycle.walker import Walker
 
 BOUNDS = Bounds()
+LOST = Violation("files and disks keep their content", ("x",))
 CONTROL = Cell("control", "pv", "xen-4.20", "4.20")
 SAVE, ATTACH = Step("save and restore"), Step("attach", "xvdc")
 PANIC = Death("panic", "page fault", faulting_function="xbd_connect")
@@ -127,8 +128,11 @@ class Case:
 
     def __init__(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, found: Violation, host: InfrastructureError | None = None):
         self.done: list[str] = []
+        self.trouble: InfrastructureError | None = None
         self.context = CaseContext(tmp_path, CONTROL)
-        self.rig: Any = SimpleNamespace(check=lambda cell: self.done.append("check") or host)
+        self.rig: Any = SimpleNamespace(
+            check=lambda cell: self.done.append("check") or host, lost=lambda cell: self.done.append("drop a lost host")
+        )
         case, numbers = self, itertools.count(1)
 
         class Fake(Walker):
@@ -136,6 +140,8 @@ class Case:
                 self.guest, self.bounds, self.model = guest, BOUNDS, Model.start(BOUNDS)
 
             def take(self, step: Step) -> Violation | None:
+                if case.trouble is not None and self.guest.name != "g1":
+                    raise case.trouble
                 return found
 
             def close(self) -> None:
@@ -199,9 +205,15 @@ def test_another_violation_has_the_cause_that_was_seen_before_the_search(tmp_pat
     assert case.done[:3] == ["boot g1", "check", "gather g1"]
 
 
-# -- the search -------------------------------------------------------------------------------------------------------
+def test_a_host_that_breaks_in_the_search_does_not_replace_the_finding(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    case = Case(tmp_path, monkeypatch, LOST)
+    case.trouble = InfrastructureError("the lab is gone")
+    with pytest.raises(pytest.fail.Exception, match="the search ended early: the lab is gone"):
+        case.run()
+    assert case.done[3:] == ["close g1", "boot g2", "close g2", "drop a lost host"]
 
-LOST = Violation("files and disks keep their content", ("x",))
+
+# -- the search -------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("error", [AssertionError("no link\nmore"), ValueError("no link"), pytest.skip.Exception("no link")])
