@@ -105,10 +105,10 @@ class LabDead(InfrastructureError):
 
 
 class GuestDied(HarnessError):
-    """The guest under test died of :attr:`death`."""
+    """The guest under test died of :attr:`death`. ``words`` say what else a case knows, in lines after the summary."""
 
     exit_code = ExitCode.PRODUCT
 
-    def __init__(self, death: Death) -> None:
-        super().__init__(death.summary)
+    def __init__(self, death: Death, words: str = "") -> None:
+        super().__init__(f"{death.summary}\n{words}" if words else death.summary)
         self.death = death

@@ -294,7 +294,7 @@ class RunOptions:
         default=0,
         metadata=option("--walk-seed", least=0, help="Draw the steps of --walk from this seed (default: a new one).", rerun=True),
     )
-    """0 for a new one."""
+    """0 for a new one, which the controller draws: all workers and attempts of a run have the same."""
     walk_replay: Path | None = field(
         default=None,
         metadata=option("--walk-replay", help="Repeat the shortest failing sequence of this walk.json instead of a random walk."),

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: BSD-2-Clause
 """Program for dom0: the far end of a guest's TCP connection or UDP datagrams.
 
-    recv ADDRESS PORT BYTES [PATIENCE]          accept one connection and read BYTES; one read may take PATIENCE seconds
+    recv ADDRESS PORT BYTES [PATIENCE]          accept one connection and read BYTES; each may take PATIENCE seconds
     send ADDRESS PORT BYTES SEED CHUNK [SECONDS [PATIENCE]]
                                                 accept one connection and write BYTES in writes of CHUNK, repeated until SECONDS
-                                                have passed; one write may take PATIENCE seconds
+                                                have passed; the connection and each write may take PATIENCE seconds
     connect ADDRESS PORT BYTES SEED CHUNK       connect and write BYTES
     recv_datagrams ADDRESS PORT BYTES           receive datagrams until BYTES have arrived
     send_datagrams ADDRESS PORT BYTES SEED SIZE,SIZE..
@@ -77,12 +77,12 @@ def listening() -> None:
     print("listening", flush=True)
 
 
-def listener(where: tuple[str, int]) -> _socket.socket:
+def listener(where: tuple[str, int], patience: float = PATIENCE) -> _socket.socket:
     found = new_socket(where)
     found.setsockopt(_socket.SOL_SOCKET, _socket.SO_REUSEADDR, 1)
     found.bind(where)
     found.listen(1)
-    found.settimeout(PATIENCE)
+    found.settimeout(patience)
     return found
 
 
@@ -90,8 +90,8 @@ def accepted(where: _socket.socket) -> _socket.socket:
     return _socket.socket(fileno=where._accept()[0])  # type: ignore[attr-defined]
 
 
-def accept(where: tuple[str, int]) -> _socket.socket:
-    found = listener(where)
+def accept(where: tuple[str, int], patience: float) -> _socket.socket:
+    found = listener(where, patience)
     listening()
     return accepted(found)
 
@@ -104,7 +104,7 @@ def bind_datagrams(tally: Tally, where: tuple[str, int]) -> _socket.socket:
 
 
 def recv(tally: Tally, where: tuple[str, int], count: int, patience: str = str(PATIENCE)) -> None:
-    read(tally, accept(where), count, float(patience))
+    read(tally, accept(where, float(patience)), count, float(patience))
 
 
 def read(tally: Tally, connection: _socket.socket, count: int, patience: float = PATIENCE) -> None:
@@ -130,15 +130,15 @@ def write(
     connection.recv(1)
 
 
-def send(tally: Tally, where: tuple[str, int], count: int, *words: str) -> None:
-    write(tally, accept(where), count, *words)
+def send(
+    tally: Tally, where: tuple[str, int], count: int, seed: str, chunk: str, seconds: str = "0", patience: str = str(PATIENCE)
+) -> None:
+    write(tally, accept(where, float(patience)), count, seed, chunk, seconds, patience)
 
 
 def both(tally: Tally, where: tuple[str, int], count: int, seed: str, chunk: str, patience: str) -> None:
     """A child process writes. The result is that of reading."""
-    first, second = listener(where), listener((where[0], where[1] + 1))
-    for one in (first, second):
-        one.settimeout(float(patience))
+    first, second = (listener((where[0], where[1] + n), float(patience)) for n in (0, 1))
     listening()
     if not posix.fork():
         try:

@@ -61,13 +61,26 @@ def digests(run: Run, names: Sequence[str]) -> dict[str, str]:
 
 def let_go(guest: Guest, vdev_name: str) -> None:
     """Detach a disk. Raises GuestCommandFailed if the guest does not close its frontend within xl's limit of ten seconds."""
-    try:
+    with _closing(guest, f"xl block-detach {vdev_name}"):
         guest.host.toolstack.block_detach(guest.domid, vdev_name)
+
+
+def let_go_interface(guest: Guest, devid: int) -> None:
+    """Detach the interface with this number, which the domain's first one has as 0. Raises as :func:`let_go`."""
+    with _closing(guest, f"xl network-detach {devid}"):
+        guest.host.toolstack.network_detach(guest.domid, devid)
+
+
+@contextlib.contextmanager
+def _closing(guest: Guest, command: str) -> Iterator[None]:
+    """Blame the guest for a ``command`` of xl that fails because the guest does not close its frontend."""
+    try:
+        yield
     except CommandFailed as exc:
         # libxl: error: libxl_device.c:1194:device_backend_callback: Domain 2:unable to remove device with path ... - rc -9
         if "unable to remove device" not in exc.stderr:
             raise
-        raise GuestCommandFailed(guest.name, f"xl block-detach {vdev_name}", exc.status, exc.stderr.strip()) from exc
+        raise GuestCommandFailed(guest.name, command, exc.status, exc.stderr.strip()) from exc
 
 
 def disk(guest: Guest, given: Disk) -> str:

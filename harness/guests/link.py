@@ -219,14 +219,32 @@ class Link:
         receive = f"{self.nc(seconds)} {self.here} {port} < /dev/null 2> /tmp/fxh-said | fxh_digest > /tmp/fxh-came"
         self.guest.sh(f"rm -f /tmp/fxh-came; ( {receive} ) > /dev/null 2>&1 &")
 
+    def send(self, port: int, path: str, seconds: float) -> None:
+        """Start a program in the guest that sends the file ``path`` to ``port`` of dom0 within ``seconds``, then digests the file."""
+        send = f"{self.nc(seconds)} {self.here} {port} < {path} > /dev/null 2> /tmp/fxh-said; fxh_digest < {path} > /tmp/fxh-came"
+        self.guest.sh(f"rm -f /tmp/fxh-came; ( {send} ) > /dev/null 2>&1 &")
+
+    def said(self) -> str:
+        """The last words of the program that :meth:`receive` or :meth:`send` started, as the end of a sentence; "" if it has none."""
+        said = plain(self.guest.sh("head -c 500 /tmp/fxh-said")).strip()
+        return f", and its program ended with {said!r}" if said else ""
+
+    def unsent(self, came: Moved, sent: str) -> str:
+        """The defect of a stream from the guest, whose file has the digest ``sent``, with :meth:`said`; "" if all arrived."""
+        if not came.error and sent == came.md5:
+            return ""
+        return (
+            f"dom0 received {came.bytes} bytes ({came.error or 'then the stream ended'}) with digest {came.md5}; "
+            f"the guest sent data with digest {sent!r}{self.said()}"
+        )
+
     def incomplete(self, sent: Moved, came: str) -> str:
         """The defect of a stream that :meth:`receive` digested as ``came``, with that program's last words; "" if all arrived."""
         if not sent.error and came == sent.md5:
             return ""
-        said = plain(self.guest.sh("head -c 500 /tmp/fxh-said")).strip()
         return (
             f"dom0 sent {sent.bytes} bytes ({sent.error or 'all'}) with digest {sent.md5}; "
-            f"the guest received data with digest {came!r}" + (f", and its program ended with {said!r}" if said else "")
+            f"the guest received data with digest {came!r}{self.said()}"
         )
 
     def came(self, seconds: float) -> str:

@@ -33,6 +33,8 @@ _OWNER = re.compile(
 )
 # /dev/loop0 /var/lib/fxh/run-1a2b3c/root.img   xl create -p /var/lib/fxh/run-1a2b3c/fxh-1a2b3c-1-control.cfg
 _RUN = re.compile(r"/run-([a-z0-9]{1,16})/|\bfxh-([a-z0-9]{1,16})-\d")
+# /usr/lib/xen-4.20/bin/xenconsole 8 --num 0 --type pv
+_CONSOLE_OF = re.compile(r"\bxenconsole (\d+)\b")
 # Processes that serve domains. Other processes of dom0 may start and end at any time.
 # xl create -p /root/f.cfg   /usr/bin/python3 /usr/lib/xen-4.17/bin/pygrub --runas=131079 ...
 _PROCESS = re.compile(r"(?:^|/)(?:xl|qemu-system-\S+|qemu-dm|xenconsole|pygrub|python3? .*pygrub|libxl-save-helper)(?: |$)")
@@ -103,7 +105,8 @@ def parse(text: str, run: str = "") -> Inventory:
             # /proc/467/cmdline:xl create -p /root/f.cfg
             command = line.partition(":")[2].replace("\0", " ").strip()
             if _PROCESS.search(command):
-                items.append(Item("process", command))
+                client = _CONSOLE_OF.search(command)
+                items.append(Item("process", command, int(client[1]) if client else None))
     if run:
         items = [item for item in items if not any(found != run for found in _runs(item.name))]
     return Inventory(frozenset(items), tuple(dict.fromkeys(domains)), log, float(uptime[1]) if uptime else 0.0)

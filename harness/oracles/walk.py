@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from harness.errors import UsageError
+from harness.errors import GuestDied, UsageError
 from harness.oracles import counters
 
 # 10m   90s   1h   600
@@ -172,6 +172,16 @@ def possible(wanted: Iterable[Step], bounds: Bounds) -> tuple[Step, ...]:
     return tuple(found)
 
 
+def repeated(given: Sequence[Step], bounds: Bounds, name: str) -> tuple[Step, ...]:
+    """The steps ``given`` by the file ``name``. Raises UsageError if one of them is not possible with these bounds."""
+    model = Model.start(bounds)
+    for number, step in enumerate(given, 1):
+        if not model.allows(step):
+            raise UsageError(f"{name}: step {number} ({step}) is not possible with this guest", hint="give a walk of the same cell")
+        model = model.after(step)
+    return tuple(given)
+
+
 def suffix(taken: Sequence[Step], count: int, bounds: Bounds) -> tuple[Step, ...]:
     """The last ``count`` steps, after steps that lead to the state before them."""
     model = Model.start(bounds)
@@ -185,10 +195,16 @@ def suffix(taken: Sequence[Step], count: int, bounds: Bounds) -> tuple[Step, ...
 
 @dataclass(frozen=True)
 class Violation:
-    """An invariant that does not hold, and what was seen instead."""
+    """An invariant that does not hold, and what was seen instead. ``died`` is the error of a guest that is dead or silent."""
 
     invariant: str
     lines: tuple[str, ...]
+    died: GuestDied | None = field(default=None, compare=False)
+
+    @property
+    def silent(self) -> bool:
+        """Whether the guest has not reported its death: then its host may be to blame."""
+        return self.died is None or self.died.death.kind in ("hang", "eof")
 
 
 @dataclass
@@ -239,11 +255,29 @@ def read(data: Any, name: str) -> tuple[int, tuple[Step, ...], bool]:
     return seed, taken, shrunk
 
 
+# -- logs of a shared host -----------------------------------------------------------------------------------------------
+
+# d7   d7v0   dom7   Domain 7   vif7.0   vif-7-0   vbd-7-51712   tap7.0   xnb7.0   backend/vbd/7/51712
+_NAMES_DOMAIN = re.compile(
+    r"\b(?:d(?:om)?(\d+)(?:v\d+)?|[Dd]omain (\d+)|(?:vif|vbd|tap|xnb)-?(\d+)[-.]\d+|backend/\w+/(\d+)/\d+)\b"
+)
+
+
+def of_domains(log: str, domids: Set[int]) -> str:
+    """The lines of a log of dom0's kernel or of Xen without those that name guests, but none of ``domids``."""
+
+    def foreign(line: str) -> bool:
+        named = {int(number) for groups in _NAMES_DOMAIN.findall(line) for number in groups if number} - {0}
+        return bool(named) and not named & domids
+
+    return "".join(line for line in log.splitlines(keepends=True) if not foreign(line))
+
+
 # -- what a kernel holds ------------------------------------------------------------------------------------------------
 
 
 class Ledger:
-    """Counts of the objects that a guest and Xen hold for the guest's devices: a leak grows with each event."""
+    """Counts of the objects that a guest and Xen hold for the guest's devices: a leak grows with each attach or restore."""
 
     # A kernel may keep this many of each kind once, as an allocator's cache does.
     SLACK = 3
@@ -254,7 +288,7 @@ class Ledger:
     def grown(self, state: object, held: Mapping[str, int], events: int) -> tuple[str, ...]:
         """A line for each kind that grew since the first time in the same ``state``. ``events`` counts attaches and restores so far."""
         first, since = self._first.setdefault(state, (held, events))
-        most = self.SLACK + (events - since) // 2
+        most = self.SLACK + (events - since) // 8
         return tuple(
             f"{kind} grew from {first.get(kind, 0)} to {count} in {events - since} attaches and restores"
             for kind, count in held.items()

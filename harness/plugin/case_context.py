@@ -45,6 +45,8 @@ class CaseContext:
     """Files with debugging information that the user gave."""
     kept: str = ""
     """How to attach to the case's guests, if they are kept."""
+    gathered: bool = False
+    """The case has gathered the evidence of its failure itself, because it went on with other guests."""
     mark: LogMark | None = None
     """Where the case begins in the logs of the host."""
     logs: dict[str, str] = field(default_factory=dict)

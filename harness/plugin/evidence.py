@@ -27,8 +27,11 @@ _TAIL = 4 << 20
 def gather(context: CaseContext, *, silent: bool = False) -> None:
     """Write the messages of Xen, dom0, the toolstack and the guests to the case's directory. Does not raise HarnessError.
 
+    Does nothing if :attr:`CaseContext.gathered`: later evidence would replace that of the failure.
     ``silent``: a guest hangs or ended without a message, so Xen also dumps the state of the CPUs.
     """
+    if context.gathered:
+        return
     with trace.step(trace.EVIDENCE, "gather evidence"):
         _gather(context, silent)
 

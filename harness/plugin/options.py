@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import argparse
 import pickle
+import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -177,9 +178,11 @@ def _checked(options: Options, hosts: Mapping[str, HostConfig]) -> Options:
             raise UsageError(f"--xen {xen}: no lab recipe", hint=f"valid versions: {', '.join(recipe.available())}")
     if options.scale <= 0:
         raise UsageError(f"--scale {options.scale}", hint="use a number above 0")
+    # One seed for all workers and for a case that runs again after it lost its host.
+    seed = options.walk_seed or (secrets.randbelow(1 << 31) + 1 if options.walk else 0)
     symbols = tuple(debugfile.chosen(path)[0] for path in options.symbols)
     xens = options.xens or (recipe.DEFAULT_XEN,)
-    return replace(options, guests=guests, xens=xens, lab_memory=options.lab_memory or MEMORY, symbols=symbols)
+    return replace(options, guests=guests, xens=xens, lab_memory=options.lab_memory or MEMORY, symbols=symbols, walk_seed=seed)
 
 
 def _check_files(options: Options) -> None:

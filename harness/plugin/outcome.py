@@ -27,7 +27,7 @@ def classify(error: BaseException) -> Finding:
     if isinstance(error, pytest.skip.Exception):
         return Finding(SKIPPED, str(error.msg or error))
     if isinstance(error, GuestDied):
-        return Finding(FAILED, error.death.summary, error.death)
+        return Finding(FAILED, error.message, error.death)
     if isinstance(error, HarnessError):
         outcome = {
             ExitCode.PRODUCT: FAILED,

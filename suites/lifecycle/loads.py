@@ -7,7 +7,7 @@ import re
 import time
 from dataclasses import dataclass, field
 
-from harness.errors import InfrastructureError
+from harness.errors import InfrastructureError, LabDead, TransportError
 from harness.guests.guest import Guest
 from harness.guests.link import Link
 from harness.guests.peer import Peer
@@ -91,7 +91,10 @@ class NetLoad:
         self.guest = guest
         self.wrong: list[str] = []
         self._peer: Peer | None = None
+        self._link: Link | None = None
         self._way, self._port = "", 6001
+        # Seconds for which one end may stand still.
+        self._patience = PATIENCE * guest.scale
 
     @property
     def running(self) -> bool:
@@ -101,15 +104,13 @@ class NetLoad:
         """Start a stream ``to dom0`` or ``to the guest``."""
         self.wait()
         self._port += 1
-        self._way = way
-        nc = f"{link.nc(4 * PATIENCE)} {link.here} {self._port}"
+        self._way, self._link = way, link
         if way == "to dom0":
-            self._peer = link.peer("recv", self._port, SIZE)
-            script = f"{nc} < {DATA} > /dev/null; fxh_digest < {DATA} > /tmp/fxh-came"
+            self._peer = link.peer("recv", self._port, SIZE, 3 * self._patience)
+            link.send(self._port, DATA, 4 * self._patience)
         else:
-            self._peer = link.source(self._port, SIZE // 4, lasting=LASTING, patience=3 * PATIENCE)
-            script = f"{nc} < /dev/null | fxh_digest > /tmp/fxh-came.part; mv /tmp/fxh-came.part /tmp/fxh-came"
-        self.guest.sh(f"rm -f /tmp/fxh-came; ( {script} ) > /dev/null 2>&1 &")
+            self._peer = link.source(self._port, SIZE // 4, lasting=LASTING, patience=3 * self._patience)
+            link.receive(self._port, 4 * self._patience)
 
     def poll(self) -> None:
         """Take the result of the stream if it has ended."""
@@ -118,26 +119,37 @@ class NetLoad:
 
     def wait(self) -> None:
         """Wait for the end of the stream, which needs the vif. A stream that does not end is wrong."""
-        end = time.monotonic() + 2 * PATIENCE * self.guest.scale
+        limit = 2 * self._patience
+        end = time.monotonic() + limit
         while self._peer is not None:
             self.poll()
             if self._peer is not None and time.monotonic() > end:
-                self.wrong.append(f"{self._way}: the stream does not end within {2 * PATIENCE * self.guest.scale:.0f} s")
+                self._fail(f"the stream does not end within {limit:.0f} s")
                 self.stop()
             time.sleep(0.5 if self._peer is not None else 0)
 
     def _ended(self, came: str) -> None:
         assert self._peer is not None, "no stream runs"
+        assert self._link is not None, "a stream has a link"
         peer, self._peer = self._peer, None
         try:
-            done = peer.result(PATIENCE)
+            done = peer.result(self._patience)
+        except (LabDead, TransportError):
+            raise
         except InfrastructureError as exc:
-            self.wrong.append(f"{self._way}: the guest's end has ended, dom0's has not: {exc.message}")
+            self._fail(f"the guest's end has ended, dom0's has not: {exc.message}")
             peer.stop()
             return
-        if done.error or came != done.md5:
-            error = done.error or "no error"
-            self.wrong.append(f"{self._way}: dom0 moved {done.bytes} bytes with digest {done.md5} ({error}), the guest {came}")
+        if self._way == "to the guest":
+            lost = self._link.incomplete(done, came)
+        else:
+            lost = self._link.unsent(done, came)
+        if lost:
+            self.wrong.append(f"{self._way}: {lost}")
+
+    def _fail(self, what: str) -> None:
+        said = self._link.said() if self._link is not None else ""
+        self.wrong.append(f"{self._way}: {what}{said}")
 
     def stop(self) -> None:
         """End dom0's side now."""

@@ -3,11 +3,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Mapping, Sequence
 
+from harness.console.complaints import Complaint
 from harness.deadline import ConditionNotMet, Deadline
-from harness.errors import CommandFailed, GuestCommandFailed, GuestDied, LoggedOut
+from harness.errors import CommandFailed, GuestCommandFailed, GuestDied, HarnessError, LoggedOut
 from harness.guests import hotplug, suspend
 from harness.guests.guest import Guest
 from harness.guests.link import Link
@@ -22,6 +24,8 @@ from .loads import DiskLoads, NetLoad
 
 # Pauses the domain "$1" for "$2" seconds. One script, because each command over ssh takes a second under emulation.
 _PAUSE = 'xl pause "$1" && sleep "$2"; xl unpause "$1"'
+# Seconds until the console of a dead guest says so.
+_DYING = 10
 # Seconds: an interface comes or goes; then FreeBSD removes its device, and ignores one that comes back before
 # (sys/xen/xenbus/xenbusb.c, xenbusb_add_device(): "already tracking this node").
 _DEVICE, _REMOVED = 30, 0.5
@@ -45,15 +49,21 @@ def bounds(guest: Guest, link: Link, vcpus: int) -> Bounds:
     )
 
 
-def _dead(error: GuestDied | LoggedOut) -> Violation:
-    alive = isinstance(error, LoggedOut) or error.death.kind == "hang"
-    return Violation("the guest answers" if alive else "the guest lives", tuple(error.message.splitlines()[:6]))
+def _violation(error: GuestDied | LoggedOut | GuestCommandFailed) -> Violation:
+    """What an error of the guest says about it. All other errors, also those of commands in dom0, say nothing."""
+    lines = tuple(error.message.splitlines()[:6])
+    if isinstance(error, GuestCommandFailed):
+        return Violation("the step succeeds", lines)
+    if isinstance(error, LoggedOut):
+        return Violation("the guest answers", lines)
+    return Violation("the guest answers" if error.death.kind == "hang" else "the guest lives", lines, error)
 
 
 class Walker:
     """One walk of one guest, which has just been booted and has an address."""
 
-    def __init__(self, guest: Guest, scratch: NewScratch, vcpus: int) -> None:
+    def __init__(self, guest: Guest, scratch: NewScratch, vcpus: int, expected: Callable[[Complaint], bool]) -> None:
+        """``expected`` says whether a complaint is a known issue."""
         self.guest = guest
         self.link = Link(guest, interface=guest.prepared["interface"])
         self.bounds = bounds(guest, self.link, vcpus)
@@ -63,32 +73,58 @@ class Walker:
         self.disk_loads = DiskLoads(guest)
         self.net_load = NetLoad(guest)
         self._invariants = Invariants(
-            guest, self.link, {name: disk.digest for name, disk in self.disks.items()}, self.vifs, self.disk_loads, self.net_load
+            guest,
+            self.link,
+            {name: disk.digest for name, disk in self.disks.items()},
+            self.vifs,
+            self.disk_loads,
+            self.net_load,
+            expected,
         )
 
     def close(self) -> None:
-        """End what runs in dom0."""
-        self.net_load.stop()
+        """End what runs in dom0. May be called again."""
+        with contextlib.suppress(HarnessError):
+            self.net_load.stop()
 
     def take(self, step: Step) -> Violation | None:
-        """Do one step and check the invariants. Returns the first violation."""
+        """Do one step and check the invariants. Returns the first violation. Raises the errors of dom0."""
         before, self.model = self.model, self.model.after(step)
-        try:
-            self._do(step)
-            return self._invariants.violated(self.model, before, step)
-        except (GuestDied, LoggedOut) as exc:
-            return _dead(exc)
-        except (CommandFailed, GuestCommandFailed) as exc:
-            return Violation("the step succeeds", tuple(exc.message.splitlines()[:6]))
+        return self._judged(lambda: self._stepped(before, step))
 
     def finish(self) -> Violation | None:
-        """Wait for the loads, and check them. A stream needs the vif, so bring it up."""
+        """Wait for the loads, and check them. Returns and raises as :meth:`take`."""
+        return self._judged(self._finished)
+
+    def _judged(self, act: Callable[[], Violation | None]) -> Violation | None:
         try:
-            if self.model.down:
-                self._do(Step("vif up"))
-            return self._invariants.finished()
-        except (GuestDied, LoggedOut) as exc:
-            return _dead(exc)
+            return act()
+        except (GuestDied, LoggedOut, GuestCommandFailed) as exc:
+            return _violation(exc)
+        except CommandFailed:
+            # A command of dom0 about a dead domain fails, too, and perhaps before the console says that the domain is dead.
+            end = time.monotonic() + _DYING
+            while (death := self.guest.console.death) is None and time.monotonic() < end:
+                time.sleep(0.2)
+            if death is None:
+                raise
+            return _violation(GuestDied(death))
+
+    def _stepped(self, before: Model, step: Step) -> Violation | None:
+        if step.event == "save and restore" and self.guest.profile.suspension_breaks_poll:
+            self._end_stream(down=bool(before.down))
+        self._do(step)
+        return self._invariants.violated(self.model, before, step)
+
+    def _finished(self) -> Violation | None:
+        self._end_stream(down=bool(self.model.down))
+        return self._invariants.finished()
+
+    def _end_stream(self, *, down: bool) -> None:
+        """Wait for the end of the stream, which needs the vif: bring it up if it is ``down``."""
+        if down and self.net_load.running:
+            self._do(Step("vif up"))
+        self.net_load.wait()
 
     def follow(self, steps: Sequence[Step]) -> tuple[int, Violation | None]:
         """Do ``steps``. Returns after how many of them an invariant did not hold, and which; (0, None) if all held."""
@@ -134,7 +170,7 @@ class Walker:
             hotplug.let_go(self.guest, name)
             hotplug.wait_disks(self.guest, set(), {self.guest.profile.disk_name(name)})
             return
-        self.guest.host.toolstack.network_detach(self.guest.domid, 1 + list(self.vifs).index(name))
+        hotplug.let_go_interface(self.guest, 1 + list(self.vifs).index(name))
         self._wait_interface(name, there=False)
         time.sleep(_REMOVED)
 

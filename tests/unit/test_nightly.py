@@ -73,13 +73,13 @@ def test_each_night_has_a_walk_with_a_seed_of_its_own(tmp_path: Path) -> None:
     def words(**config: Any) -> tuple[str, ...]:
         return next(step.argv for step in plan(NightlyConfig(**config), MailConfig(), tmp_path) if step.name == "run")
 
-    first, second = words(run=("lifecycle",)), words(run=("lifecycle",))
+    first, second = words(run=("lifecycle",), walk="10m"), words(run=("lifecycle",), walk="10m")
     at = first.index("--walk")
     assert first[at : at + 3] == ("--walk", "10m", "--walk-seed")
     assert int(first[at + 3]) > 0
     assert first[at + 3] != second[at + 3]
-    assert "--walk" not in words(walk="")
-    assert words(run=("lifecycle", "--walk=1h")).count("--walk-seed") == 0
+    assert "--walk" not in words(), "no walk by default"
+    assert words(run=("lifecycle", "--walk=1h"), walk="10m").count("--walk-seed") == 0
 
 
 def test_a_verdict_is_not_a_failure_of_the_job(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import itertools
 import json
 import re
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, cast
 
@@ -23,8 +23,11 @@ from harness.guests.together import together
 from harness.oracles import walk
 from harness.oracles.shrink import shrink
 from harness.oracles.walk import Bounds, Ledger, Model, Record, Step, Violation
+from harness.plugin import fixtures, options
+from harness.plugin.options import Options
+from harness.plugin.state import OPTIONS
 from suites.lifecycle import loads, look
-from suites.lifecycle.invariants import anonymous
+from suites.lifecycle.invariants import Invariants, anonymous
 from suites.lifecycle.test_walk import Walk, words
 from suites.lifecycle.walker import Walker
 
@@ -111,6 +114,19 @@ def test_durations(text: str, value: int) -> None:
 def test_no_duration(text: str) -> None:
     with pytest.raises(UsageError, match="not a duration\n  hint: write 90s"):
         walk.seconds(text)
+
+
+def test_a_case_that_runs_again_has_the_same_seed() -> None:
+    """Each attempt, in each worker, gets the seed that the controller drew."""
+    checked = options._checked(Options(walk="10m"), {})
+    config = type("Config", (), {"stash": {OPTIONS: checked}})
+    request = cast(pytest.FixtureRequest, type("Request", (), {"config": config}))
+    seeds = {fixtures.walk_request.__wrapped__(request).seed for _ in range(4)}  # type: ignore[attr-defined]
+    assert seeds == {checked.walk_seed} != {0}
+    assert checked.rerun_options["walk-seed"] == str(checked.walk_seed)
+    assert options._checked(Options(walk="10m"), {}).walk_seed != checked.walk_seed
+    assert options._checked(Options(walk="10m", walk_seed=7), {}).walk_seed == 7
+    assert options._checked(Options(), {}).walk_seed == 0
 
 
 # -- walk.json --------------------------------------------------------------------------------------------------------------
@@ -226,6 +242,31 @@ def test_a_leak_grows_and_a_cache_does_not() -> None:
     assert ledger.grown("none", {"event channels": 8}, 2) == ()
     assert ledger.grown("a disk", {"event channels": 30}, 3) == ()
     assert ledger.grown("none", {"event channels": 20}, 16) == ("event channels grew from 5 to 20 in 15 attaches and restores",)
+
+
+class Leaky(Invariants):
+    """Judges a guest that leaks an event channel in each attach, and nothing else."""
+
+    def __init__(self) -> None:
+        self._ledger, self._events, self._cpus, self.leaked = Ledger(), 0, 1, 0
+        self._counted = None
+
+    def _checks(self, model: Model, before: Model, step: Step) -> Iterator[tuple[str, list[str]]]:
+        self.leaked += step.event == "attach"
+        held = {"event channels": 5 + 2 * len(model.attached) + self.leaked}
+        yield "no leak", list(self._ledger.grown((model.attached, self._cpus), held, self._events))
+
+
+def test_a_leak_of_one_event_channel_per_cycle_is_found() -> None:
+    judge, model = Leaky(), Model.start(BOUNDS)
+    for cycle in range(1, 9):
+        for step in (Step("attach", "xvdc"), Step("detach", "xvdc")):
+            before, model = model, model.after(step)
+            if violation := judge.violated(model, before, step):
+                assert cycle in (4, 5)
+                assert violation.lines[0].startswith("event channels grew from 8 to 12 in 4 ")
+                return
+    pytest.fail("the leak was not found")
 
 
 def counted(out: int, came: int, errors: int = 0) -> tuple[dict[str, int], dict[str, int]]:

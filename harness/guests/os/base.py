@@ -162,6 +162,8 @@ class GuestOS(ABC):
     """Whether netfront obeys a backend's feature-no-csum-offload."""
     dead_backends: ClassVar[Mapping[str, str]] = {"xvdk": "6"}
     """Disks for a boot with dead backends: the backend's state (public/io/xenbus.h) by vdev."""
+    suspension_breaks_poll: ClassVar[bool] = False
+    """Whether a program that waits in poll(2) or select(2), such as nc, gets EINTR from a suspension and ends."""
     longest_pause: ClassVar[int] = 4
     """Seconds that a random walk pauses the guest at most."""
     uncached_command: ClassVar[str] = ":"

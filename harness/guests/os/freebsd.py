@@ -147,6 +147,9 @@ class FreeBSD(GuestOS):
     dead_backends = _DEAD_BACKENDS
     # The clock loses each multiple of 4.295 s of a pause (known_issues.toml, boot/test_time_goes_on_while_paused).
     longest_pause = 2
+    # sys/kern/kern_thread.c, weed_inhib(): stop_all_proc() aborts sleeps with ERESTART, which poll(2) and select(2) turn into EINTR
+    # (known_issues.toml, lifecycle/test_waiting_programs_go_on). Seen in 15.1.
+    suspension_breaks_poll = True
     vdev_names = _VDEVS
 
     @classmethod
