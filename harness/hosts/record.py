@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import threading
 import time
 from collections.abc import Iterator, Mapping
@@ -57,8 +58,19 @@ class HostRecord:
                 self._lock.release()
 
     def note_cycle(self) -> None:
-        """Record a power cycle."""
-        self._write(cycles=[*self._recent(), time.time()])
+        """Record a power cycle. The host boots from now on."""
+        now = time.time()
+        self._write(cycles=[*self._recent(), now], booting=now)
+
+    def note_boot_ended(self) -> None:
+        """Record that the host does not boot any more: it is up, or its power was not switched."""
+        self._write(booting=0.0)
+
+    @property
+    def booting(self) -> float:
+        """Seconds since the last power cycle if no process has seen the end of that boot, else infinity."""
+        since = self._read().get("booting")
+        return max(0.0, time.time() - since) if isinstance(since, float) and since else math.inf
 
     @property
     def cycles(self) -> int:
@@ -74,7 +86,7 @@ class HostRecord:
         aside = _aside(self._read())
         if not aside or (kind and aside["kind"] != kind):
             return False
-        self._write(aside={}, cycles=[])
+        self._write(aside={}, cycles=[], booting=0.0)
         return True
 
     def _recent(self) -> list[float]:

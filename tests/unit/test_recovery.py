@@ -6,6 +6,7 @@ from __future__ import annotations
 import email
 import sys
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,18 +16,19 @@ import pytest
 from harness.config.commands import PowerCommands
 from harness.config.schema import HostConfig
 from harness.deadline import Deadline
-from harness.errors import AccessError, InfrastructureError, TransportError
+from harness.errors import AccessError, DeadlineExpired, InfrastructureError, TransportError
 from harness.hosts import operator_mail, pool, prepare, recovery
 from harness.hosts.direct import DirectHost
 from harness.hosts.doctor import FAIL, OK, Check
 from harness.hosts.host import HostFacts
-from harness.hosts.lease import LeaseRequest
+from harness.hosts.lease import HEARTBEAT, SILENCE, LeaseRequest
 from harness.hosts.pool import HostPool
 from harness.hosts.power import PowerError
 from harness.hosts.record import HUNG, UNPREPARED, HostRecord, set_aside
 from harness.hosts.recovery import MOST, Recovery
 from harness.transport import Completed, Transport
 
+GRACE = recovery._GRACE
 XEN1 = HostConfig("xen1", name="xen1", power=PowerCommands(cycle=("true",)), prepare=(sys.executable, "-c", "pass"))
 XEN2 = HostConfig("xen2", name="xen2")
 INFO = (
@@ -45,6 +47,8 @@ class Machine:
         self.comes_back = self.reboots = True
         self.refusal: InfrastructureError | None = None
         self.broken: Exception | None = None
+        self.stuck = self.silent = 0
+        """How many commands hang, and how many connections fail, before the host answers."""
         self.commands: list[str] = []
 
     # -- the power switch
@@ -68,6 +72,9 @@ class Machine:
     def connect(self) -> Transport:
         if self.refusal:
             raise self.refusal
+        if self.silent:
+            self.silent -= 1
+            raise TransportError("no banner yet")
         if self.hangs:
             raise TransportError("no banner")
         return self  # type: ignore[return-value]
@@ -75,6 +82,9 @@ class Machine:
     def run(self, argv: list[str], deadline: object = None, *, stdin: bytes = b"", check: bool = True) -> Completed:
         line = " ".join(argv)
         self.commands.append(line)
+        if self.stuck:
+            self.stuck -= 1
+            raise DeadlineExpired("xl info did not end within 30 s")
         if "reboot)" in line and self.comes_back and self.reboots:
             self.boots += 1
         out = INFO if argv == ["xl", "info"] else f"boot-{self.boots}\n"
@@ -208,6 +218,71 @@ def test_a_third_failure_sets_the_host_aside_and_is_mailed_once(
     assert "This says nothing about FreeBSD." in text
     assert "cycled 3 times within an hour; last: hosts.xen1.power.cycle: failed (first sign: no ssh)" in text
     assert "(XEN) Panic on CPU 0:\n" in text
+
+
+def test_a_host_that_boots_is_not_cycled_again(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An earlier recovery ended before the boot did."""
+    monkeypatch.setattr(recovery, "_BOOT", 10.0)
+    for _ in range(MOST):
+        HostRecord("xen1").note_cycle()
+    machine.hangs, machine.silent = False, 50
+    found = recover(machine)
+    assert (found.error, machine.cycles, machine.silent) == (None, 0, 0)
+    assert HostRecord("xen1").booting > 3600
+    assert set_aside("xen1") is None
+
+
+def test_a_boot_that_does_not_end_is_a_hang(machine: Machine) -> None:
+    HostRecord("xen1").note_cycle()
+    assert recover(machine).error is None
+    assert (machine.cycles, HostRecord("xen1").cycles) == (1, 2)
+    machine.hangs = True
+    assert recover(machine).error is None
+    assert machine.cycles == 2, "the last boot ended, so it is not waited for"
+
+
+def test_a_stopped_recovery_leaves_its_boot_to_the_next_one(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recovery, "_BOOT", 10.0)
+    machine.comes_back = False
+    first = Recovery(XEN1, machine, machine.connect, "no heartbeat", "boot-1")
+    first.start()
+    deadline = Deadline(10)
+    while not machine.cycles and not deadline.expired:
+        time.sleep(0.01)
+    first.stop()
+    assert HostRecord("xen1").booting < 10
+    machine.boots, machine.hangs, machine.silent = 2, False, 20
+    assert recover(machine).error is None
+    assert machine.cycles == 1
+
+
+def test_the_end_of_a_run_sets_no_host_aside(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recovery, "_GRACE", 60.0)
+    record = HostRecord("xen1")
+    for _ in range(MOST):
+        record.note_cycle()
+    record.note_boot_ended()
+    reports: list[str] = []
+    found = Recovery(XEN1, machine, machine.connect, "no heartbeat", "boot-1", lambda name, why: reports.append(name))
+    found.start()
+    found.stop()
+    assert (found.error, reports, machine.cycles) == (None, [], 0)
+    assert set_aside("xen1") is None
+
+
+@pytest.mark.parametrize(("stuck", "silent", "cycles"), [(2, 0, 0), (2, 2, 0), (0, 2, 0), (3, 0, 1), (0, 3, 1)])
+def test_a_loaded_host_keeps_its_power(
+    machine: Machine, stuck: int, silent: int, cycles: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Slow attempts use up the time: at least three of one kind count."""
+    monkeypatch.setattr(recovery, "_GRACE", 0.0)
+    machine.hangs, machine.stuck, machine.silent = False, stuck, silent
+    assert recover(machine).error is None
+    assert machine.cycles == cycles
+
+
+def test_the_grace_is_that_of_a_lease() -> None:
+    assert GRACE == HEARTBEAT + SILENCE
 
 
 def test_the_end_of_a_run_does_not_wait_for_the_boot(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
