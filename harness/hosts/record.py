@@ -81,6 +81,15 @@ class HostRecord:
         """Do not use the host any more: it is :data:`HUNG` or :data:`UNPREPARED`."""
         self._write(aside={"kind": kind, "why": why, "since": stamp.now()})
 
+    @property
+    def aside(self) -> dict[str, str]:
+        """Why the host is set aside, for :meth:`restore`; empty if it is used."""
+        return _aside(self._read())
+
+    def restore(self, aside: Mapping[str, str]) -> None:
+        """Set the host aside as before, or use it as before."""
+        self._write(aside=dict(aside))
+
     def use_again(self, kind: str = "") -> bool:
         """Use the host again. With ``kind``, only if it was set aside for that. Returns whether it was set aside."""
         aside = _aside(self._read())

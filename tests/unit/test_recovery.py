@@ -16,7 +16,7 @@ import pytest
 from harness.config.commands import PowerCommands
 from harness.config.schema import HostConfig
 from harness.deadline import Deadline
-from harness.errors import AccessError, DeadlineExpired, InfrastructureError, TransportError
+from harness.errors import AccessError, DeadlineExpired, InfrastructureError, Refused, TransportError, UsageError
 from harness.hosts import operator_mail, pool, prepare, recovery
 from harness.hosts.direct import DirectHost
 from harness.hosts.doctor import FAIL, OK, Check
@@ -445,6 +445,59 @@ def test_a_host_in_use_is_not_prepared(machine: Machine, monkeypatch: pytest.Mon
         prepare.prepare(XEN1, None, machine.connect)
     assert set_aside("xen1") is None
     assert machine.boots == 1
+
+
+def test_a_host_is_set_aside_before_the_look_at_its_leases(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A worker that connected before looks at the record once more when it has the lease."""
+    machine.hangs = False
+
+    def survey(transport: Transport) -> dict[str, Any]:
+        assert set_aside("xen1") is not None
+        return {"leases": [{"state": "held", "run": "abc"}]}
+
+    monkeypatch.setattr(prepare.lease, "survey", survey)
+    record = HostRecord("xen1")
+    record.set_aside(UNPREPARED, "its preparation failed: no mirror")
+    for before in (record.aside, {}):
+        record.restore(before)
+        with pytest.raises(InfrastructureError, match="xen1 is used by abc"):
+            prepare.prepare(XEN1, machine, machine.connect)
+        assert record.aside == before
+    with pytest.raises(UsageError):
+        prepare.prepare(XEN1, machine, lambda: _raise(UsageError("labgrid")))
+    assert set_aside("xen1") is None
+    assert machine.cycles == 0
+
+
+def test_a_worker_gives_up_a_lease_on_a_host_that_is_set_aside_meanwhile(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    machine.hangs = False
+    monkeypatch.setattr(
+        Leased, "acquire", lambda self, request, deadline: HostRecord("xen1").set_aside(UNPREPARED, "it is being prepared")
+    )
+    with pytest.raises(InfrastructureError, match=r"no host works:\n  xen1: xen1 is set aside since .*: it is being prepared"):
+        pooled(machine, XEN1).acquire(REQUEST, Deadline(5))
+
+
+def test_one_failed_connection_is_no_dead_host(machine: Machine) -> None:
+    machine.hangs, machine.silent = False, 2
+    prepare.prepare(XEN1, machine, machine.connect)
+    assert machine.cycles == 0
+    machine.refusal = Refused("Connection refused")
+    with pytest.raises(Refused):
+        prepare.prepare(XEN1, machine, machine.connect)
+    assert machine.cycles == 0, "runs may still have their connections"
+
+
+def test_a_dead_host_is_prepared_and_its_power_cycle_is_recorded(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    cycles: list[int] = []
+    monkeypatch.setattr(recovery.doctor, "examine", lambda config, connect: cycles.append(HostRecord("xen1").cycles) or ())
+    prepare.prepare(XEN1, machine, machine.connect)
+    assert (machine.cycles, cycles) == (1, [1])
+    HostRecord("xen1").set_aside(UNPREPARED, "refused")
+    machine.refusal = Refused("Connection refused")
+    machine.cycle = lambda: setattr(machine, "refusal", None)  # type: ignore[method-assign]
+    prepare.prepare(XEN1, machine, machine.connect)
+    assert (set_aside("xen1"), len(cycles)) == (None, 2)
 
 
 def test_a_host_that_hung_too_often_is_not_prepared(machine: Machine) -> None:
