@@ -213,6 +213,8 @@ class HostPool:
 
     def close(self) -> None:
         """Stop reading serial consoles. A host whose power is being cycled is on again when this returns."""
+        for recovery_ in self._recoveries.values():  # all, before the first wait
+            recovery_.request_stop()
         for recovery_ in self._recoveries.values():
             recovery_.stop()
         for log_ in self._serials.values():

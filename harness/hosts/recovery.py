@@ -162,6 +162,10 @@ class Recovery:
     def running(self) -> bool:
         return self._thread.is_alive()
 
+    def request_stop(self) -> None:
+        """Let it end soon, without a further power cycle."""
+        self._stop.set()
+
     def stop(self) -> None:
         """End it. A power command that has begun is completed, so that the host is not left without power."""
         self._stop.set()

@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -26,6 +27,7 @@ from harness.hosts.pool import HostPool
 from harness.hosts.power import PowerError
 from harness.hosts.record import HUNG, UNPREPARED, HostRecord, set_aside
 from harness.hosts.recovery import MOST, Recovery
+from harness.plugin.host_provider import HostProvider
 from harness.transport import Completed, Transport
 
 GRACE = recovery._GRACE
@@ -58,7 +60,7 @@ class Machine:
         if self.broken:
             raise self.broken
         if self.comes_back:
-            self.boots, self.hangs = self.boots + 1, False
+            self.boots, self.hangs, self.stuck = self.boots + 1, False, 0
 
     def on(self) -> None: ...
 
@@ -375,6 +377,51 @@ def test_a_host_that_answers_the_recovery_alone_is_not_tried_for_ever(machine: M
     with pytest.raises(InfrastructureError, match="xen1: dropped"):
         hosts.acquire(REQUEST, Deadline(60))
     assert machine.cycles == 0
+
+
+def test_the_end_of_a_run_stops_all_recoveries_before_it_waits(machine: Machine) -> None:
+    hosts = pooled(machine, XEN1, XEN2)
+    order: list[str] = []
+
+    class Slow:
+        def request_stop(self) -> None:
+            order.append("stop")
+
+        def stop(self) -> None:
+            order.append("wait")
+
+    hosts._recoveries = {"xen1": Slow(), "xen2": Slow()}  # type: ignore[dict-item]
+    hosts.close()
+    assert order == ["stop", "stop", "wait", "wait"]
+
+
+@pytest.mark.parametrize("error", [DeadlineExpired("the command did not end within 15 s"), None])
+def test_a_host_that_hangs_when_it_is_leased_is_brought_back(
+    machine: Machine, error: Exception | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """sshd and the lease agent answer, but xenstore or xl does not."""
+    machine.hangs = False
+    hosts = pooled(machine, XEN1)
+    monkeypatch.setattr(Leased, "check", lambda self: error and not machine.cycles and _raise(error))
+    monkeypatch.setattr(Leased, "acquire", lambda self, request, deadline: None)
+    machine.stuck = 1000
+    assert hosts.acquire(REQUEST, Deadline(20)).config.name == "xen1"
+    assert machine.cycles == 1
+    hosts.close()
+
+
+@pytest.mark.parametrize(("silent", "hangs"), [(30.0, False), (61.0, True)])
+def test_a_slow_check_of_a_leased_host_is_no_hang(machine: Machine, silent: float, hangs: bool) -> None:
+    machine.stuck = 1
+    host = DirectHost(machine, config=XEN1)  # type: ignore[arg-type]
+    host._watch = SimpleNamespace(lost="", silent=silent)  # type: ignore[assignment]
+    with pytest.raises((DeadlineExpired, TransportError)) as caught:
+        host.check()
+    provider = HostProvider(SimpleNamespace(host="xen1"), lambda: host)  # type: ignore[arg-type]
+    lost: list[bool] = []
+    provider.__dict__["_pool"] = SimpleNamespace(mark_lost=lambda *args, hangs: lost.append(hangs))
+    provider.lost(host, caught.value)
+    assert lost == [hangs]
 
 
 def _raise(error: Exception) -> Any:
