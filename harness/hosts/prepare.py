@@ -20,6 +20,8 @@ from harness.transport import Transport
 
 log = logging.getLogger("fxh.hosts")
 
+# Seconds for which a recovery by another process is waited for: it may wait for a boot.
+_LOCK = 1200.0
 # Seconds for the command.
 _COMMAND = 7200.0
 # Seconds for a restart without the power switch.
@@ -34,7 +36,7 @@ def prepare(config: HostConfig, power: Power | None, connect: Callable[[], Trans
     Raises InfrastructureError if a run uses the host, if the command fails, or if no fit dom0 boots afterwards.
     """
     record = HostRecord(config.name)
-    with record.locked():
+    with record.locked(seconds=_LOCK):
         if aside := set_aside(config.name, except_for=UNPREPARED):
             raise aside
         before_aside = record.aside

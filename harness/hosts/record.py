@@ -6,6 +6,9 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+import os
+import shlex
+import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping
@@ -15,7 +18,9 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from harness import paths, stamp
+from harness.deadline import Deadline
 from harness.errors import InfrastructureError
+from harness.safetext import plain
 
 # Seconds for which a power cycle counts.
 _HOUR = 3600.0
@@ -38,24 +43,37 @@ class HostRecord:
         self.directory = directory(name)
         self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._file = self.directory / "record.json"
+        self._holder_file = self.directory / "holder"
         self._lock = FileLock(self.directory / "lock", thread_local=False)
 
     @contextlib.contextmanager
-    def locked(self, stop: threading.Event | None = None) -> Iterator[bool]:
+    def locked(self, stop: threading.Event | None = None, seconds: float = math.inf) -> Iterator[bool]:
         """Hold the lock of the process that brings the host back or prepares it, which alone changes the record.
 
-        Yields False if ``stop`` was set before the lock was free.
+        Yields False if ``stop`` was set before the lock was free. Raises InfrastructureError, which names the holder, if the lock
+        is not free within ``seconds``.
         """
-        held = False
+        held, deadline = False, Deadline(seconds)
         while not held and not (stop is not None and stop.is_set()):
             with contextlib.suppress(Timeout):
                 self._lock.acquire(timeout=_TRY)
                 held = True
+            if not held and deadline.expired:
+                what = f"{self.name} is being brought back or prepared by {self._holder()}, after {deadline.seconds:g} s"
+                raise InfrastructureError(what, hint="wait until that has ended, or end it")
         try:
+            if held:
+                self._holder_file.write_text(f"pid {os.getpid()}: {shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])[:200]}")
             yield held
         finally:
             if held:
                 self._lock.release()
+
+    def _holder(self) -> str:
+        try:
+            return plain(self._holder_file.read_text())
+        except (OSError, ValueError):
+            return "another process"
 
     def note_cycle(self) -> None:
         """Record a power cycle. The host boots from now on."""

@@ -159,6 +159,10 @@ def test_the_configuration(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
         ('power = {no = ["x"]}', "unknown key no\n  hint: valid names: on, off, cycle, status"),
         ("power = {cycle = [1]}", "hosts.a.power.cycle = .* not a command"),
         ("serial = [1]", "hosts.a.serial = .* not a command"),
+        (
+            'address = "labgrid:tag=xen"\nprepare = "x"',
+            "hosts.a.prepare: labgrid:tag=xen is any of the places .*\n  hint: delete hosts.a.prepare",
+        ),
         ('prepare = ""', "hosts.a.prepare = '': not a command"),
     ],
 )

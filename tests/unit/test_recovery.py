@@ -547,6 +547,18 @@ def test_a_dead_host_is_prepared_and_its_power_cycle_is_recorded(machine: Machin
     assert (set_aside("xen1"), len(cycles)) == (None, 2)
 
 
+def test_a_lock_that_is_not_free_names_its_holder() -> None:
+    with (
+        HostRecord("xen1").locked(),
+        pytest.raises(InfrastructureError, match=r"xen1 is being brought back or prepared by pid \d+: ") as caught,
+        HostRecord("xen1").locked(seconds=0.2),
+    ):
+        pass
+    assert caught.value.hint
+    with HostRecord("xen1").locked(seconds=0.2) as held:
+        assert held
+
+
 def test_a_host_that_hung_too_often_is_not_prepared(machine: Machine) -> None:
     HostRecord("xen1").set_aside(HUNG, "it hung")
     with pytest.raises(InfrastructureError, match="set aside since"):
