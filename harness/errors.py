@@ -71,6 +71,10 @@ class AccessError(TransportError):
     """A host could not be asked, but nothing says that it hangs: an unknown name or host key, a refused login, a jump host."""
 
 
+class Refused(AccessError):
+    """A host refuses the connection: its sshd does not run, or listens at another port."""
+
+
 class CommandFailed(InfrastructureError):
     """A command on a host failed. The message ends with the last 2000 characters of its output."""
 

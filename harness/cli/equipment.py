@@ -11,6 +11,7 @@ import typer
 
 from harness.cli import completion
 from harness.errors import ExitCode, HarnessError, UsageError
+from harness.safetext import plain
 
 if TYPE_CHECKING:
     from harness.config import HostConfig
@@ -80,5 +81,5 @@ def _prepare(config: HostConfig) -> bool:
         print(f"{config.name}: {exc}", file=sys.stderr)
         return False
     builds = "; ".join(f"{name} {value}" for name, value in facts.builds)
-    print(f"{config.name}: Xen {facts.xen}, {facts.dom0}{f' ({builds})' if builds else ''}")
+    print(plain(f"{config.name}: Xen {facts.xen}, {facts.dom0}{f' ({builds})' if builds else ''}"))
     return True

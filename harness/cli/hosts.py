@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from harness.hosts.doctor import Check
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+# Seconds for which a command waits for a host that another process brings back or prepares.
+_LOCK = 10.0
 # Number of hosts that are queried in parallel.
 _PARALLEL = 16
 
@@ -105,7 +107,7 @@ def _return(names: str) -> None:
     if not names:
         raise UsageError("--return without a host", hint="name the hosts that are repaired")
     for record in (HostRecord(config.name) for config in _selected(names) if config.name):
-        with record.locked():
+        with record.locked(seconds=_LOCK):
             done = record.use_again()
         print(f"{record.name}: {'is used again' if done else 'was not set aside'}", file=sys.stderr)
 

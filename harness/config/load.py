@@ -245,6 +245,9 @@ def _build(merged: _Merged) -> Config:
     for name, content in hosts.items():
         if not content.get("address"):
             content["address"] = name
+        if content.get("prepare") and content["address"].startswith("labgrid:"):
+            what = f"hosts.{name}.prepare: {content['address']} is any of the places of a labgrid, so it cannot be prepared"
+            raise UsageError(what, hint=f"delete hosts.{name}.prepare, or add the machine to fxh.toml with its own address")
         built[name] = HostConfig(name=name, **content)
     _add_host_defaults(merged, built)
     run = runoptions.of_words(sections.pop("run"))

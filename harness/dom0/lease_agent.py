@@ -29,6 +29,10 @@ KINDS = ("memory", "vcpus", "disk")
 """What a lease reserves: MiB, number, MiB."""
 
 
+class XenSilent(Exception):
+    """``xl info`` does not answer, so the capacity of the host is unknown."""
+
+
 class LeaseEnded(Exception):
     """The holder ended the lease or is gone, or a signal ended this process."""
 
@@ -48,11 +52,16 @@ def remove_dead(table: LeaseTable, dead: list[dict[str, Any]]) -> None:
 
 
 def capacity(request: dict[str, Any]) -> dict[str, int]:
-    """What all leases together may use: MiB of memory, number of vCPUs, MiB of disk."""
+    """What all leases together may use: MiB of memory, number of vCPUs, MiB of disk.
+
+    Raises XenSilent if that cannot be told.
+    """
     info = {}
     for line in output("xl", "info").splitlines():
         key, _, value = line.partition(":")
         info[key.strip()] = value.strip()
+    if not info and not (request.get("memory_limit") and request.get("vcpus_limit")):
+        raise XenSilent("xl info prints nothing: xl is missing, fails, or takes more than 120 s")
     leased = sum(row[2] for row in domains() if NAME.match(row[0]))
     space = os.statvfs(request["base"])
     used = sum(os.stat(p).st_blocks * 512 for p in glob.glob(request["base"] + "/run-*/*"))
@@ -86,6 +95,8 @@ class LeaseAgent:
                 self._hold()
         except LeaseEnded:
             pass
+        except XenSilent as exc:  # before the cleanup, which waits for xl again
+            send(state="silent", why=str(exc))
         finally:
             for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
                 signal.signal(number, signal.SIG_IGN)
@@ -210,11 +221,15 @@ def survey(request: dict[str, Any]) -> dict[str, Any]:
     with LeaseTable(base) as table:
         living, dead = table.entries()
         unused = table.unused_files()
+        try:
+            surveyed = capacity(request)
+        except XenSilent:  # nothing can be leased
+            surveyed = dict.fromkeys(KINDS, 0)
         runs = {match.group(1) for match in (NAME.match(row[0]) for row in domains()) if match}
         runs |= {os.path.basename(path)[4:] for path in glob.glob(base + "/run-*")}
         orphans = sorted((runs | {entry["run"] for entry in dead}) - {entry["run"] for entry in living})
         found = {
-            "capacity": capacity(request),
+            "capacity": surveyed,
             "now": time.time(),
             "leases": living,
             "orphans": {run: resources(base, run) for run in orphans},

@@ -18,11 +18,11 @@ from harness.config.schema import HostConfig
 from harness.deadline import Deadline
 from harness.digest import known_sha256
 from harness.dom0 import xenstore_recorder
-from harness.errors import CommandFailed, InfrastructureError, TransportError, UsageError
+from harness.errors import CommandFailed, DeadlineExpired, InfrastructureError, TransportError, UsageError
 from harness.hosts import guest_stub, inventory, storage
 from harness.hosts.debugger import Debugger, gdbsx_stub
 from harness.hosts.host import HostFacts
-from harness.hosts.lease import BASE, Lease, LeaseRequest
+from harness.hosts.lease import BASE, SILENCE, Lease, LeaseRequest
 from harness.hosts.saved_state import Access, SavedStates
 from harness.hosts.serial import SerialLog
 from harness.hosts.watch import HostWatch
@@ -36,6 +36,9 @@ from harness.xen.xl import Xl
 log = logging.getLogger("fxh.hosts")
 
 PREFIX = "fxh"
+_CHECK = """
+xenstore-read /local/domain/0/name >/dev/null && { pidof xenconsoled || pgrep -x xenconsoled; } >/dev/null && df -P /var | tail -n 1
+"""
 # MiB of a lease if the caller asked for none.
 _DEFAULT_MEMORY = 1024
 # One round trip, because each takes 0.2 s under emulation. touch marks a file as used: lease agents remove unused ones.
@@ -266,16 +269,14 @@ class DirectHost:
             raise TransportError(self._watch.lost, hint="look at its console")
         if self.lease is not None and self.lease.lost:
             raise TransportError(self.lease.lost, hint="is the host up?")
-        done = self.transport.run(
-            [
-                "sh",
-                "-c",
-                "xenstore-read /local/domain/0/name >/dev/null && { pidof xenconsoled || pgrep -x xenconsoled; } >/dev/null "
-                "&& df -P /var | tail -n 1",
-            ],
-            Deadline(15),
-            check=False,
-        )
+        try:
+            done = self.transport.run(["sh", "-c", _CHECK], Deadline(15), check=False)
+        except DeadlineExpired as exc:
+            if self._watch is not None and self._watch.silent > SILENCE:
+                raise TransportError(
+                    f"{exc.message}; no heartbeat for {self._watch.silent:.0f} s", hint="look at its console"
+                ) from exc
+            raise  # a loaded host
         if done.status:
             raise InfrastructureError(
                 f"{self.transport.name}: xenstored or xenconsoled does not answer: {done.stderr.decode(errors='replace').strip()}",

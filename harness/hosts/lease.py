@@ -27,6 +27,10 @@ BASE = "/var/lib/fxh"
 HEARTBEAT = 10.0
 """Seconds between two signs of life of a holder."""
 SILENCE = 60.0
+# Seconds until the first answer of an agent. Its own limit for `xl info` is 120 s.
+_SILENT = 240.0
+_NO_ANSWER = "no answer"
+_XL_HINT = "run `xl info` on the host; if it does not end, restart the host"
 
 
 @dataclass(frozen=True)
@@ -166,11 +170,13 @@ class Lease:
 
     def _wait_until_held(self, lines: JsonLines, stream: Stream, deadline: Deadline, waiting: Callable[[str], None] | None) -> None:
         name = self._transport.name
-        why = "no answer"
+        why, silent = _NO_ANSWER, Deadline(_SILENT)
         while True:
             try:
                 message = lines.next(min(HEARTBEAT, max(0.1, deadline.remaining)))
             except TimeoutError:
+                if why == _NO_ANSWER and (deadline.expired or silent.expired):
+                    raise TransportError(f"{name}: {silent.describe('the lease agent')}", hint=_XL_HINT) from None
                 if deadline.expired:
                     raise deadline.expire(f"room on {name}", why) from None
                 stream.write(b".\n")
@@ -192,6 +198,8 @@ class Lease:
                 case "busy":
                     reason = f"short of {short}" if short else f"{message['ahead']} ahead in the queue"
                     raise HostBusy(f"{name} has no room at the moment: {reason}")
+                case "silent":
+                    raise TransportError(f"{name}: {message.get('why', '')}", hint=_XL_HINT)
                 case "refused":
                     raise self._too_small(message["capacity"])
                 case _:

@@ -168,9 +168,7 @@ class HostPool:
                     ),
                     deadline,
                 )  # fmt: skip
-            host.check()
-            if self.power(config) is not None:
-                self._boots[name] = recovery.read_boot_id(host.transport)
+            self._examine(host, config)
         except BaseException:
             host.close()
             raise
@@ -178,6 +176,18 @@ class HostPool:
         self._lost_leases.pop(name, None)
         self._given_up = False
         return host
+
+    def _examine(self, host: DirectHost, config: HostConfig) -> None:
+        """Check a host that was just leased. Raises InfrastructureError; TransportError if it may hang."""
+        # Its preparation may have begun before we had the lease, which it then did not see.
+        if aside := set_aside(config.name):
+            raise aside
+        try:
+            host.check()
+            if self.power(config) is not None:
+                self._boots[_name(config)] = recovery.read_boot_id(host.transport)
+        except DeadlineExpired as exc:  # not that of the lease: sshd answers, but xenstore or xl does not
+            raise TransportError(exc.message, hint=exc.hint) from exc
 
     def mark_lost(self, name: str, why: str, run: str = "", *, hangs: bool = False) -> None:
         """Avoid a host for 120 s. ``run`` is the run whose lease was lost with it.
@@ -203,6 +213,8 @@ class HostPool:
 
     def close(self) -> None:
         """Stop reading serial consoles. A host whose power is being cycled is on again when this returns."""
+        for recovery_ in self._recoveries.values():  # all, before the first wait
+            recovery_.request_stop()
         for recovery_ in self._recoveries.values():
             recovery_.stop()
         for log_ in self._serials.values():

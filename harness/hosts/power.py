@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 import time
 from typing import Protocol
@@ -12,6 +13,8 @@ from harness.config.schema import HostConfig
 from harness.deadline import ConditionNotMet, Deadline
 from harness.errors import DeadlineExpired, InfrastructureError
 from harness.hosts import operator_command
+
+log = logging.getLogger("fxh.hosts")
 
 # Seconds for one command.
 _COMMAND = 60.0
@@ -98,15 +101,27 @@ class CommandPower:
 
     def _wait_for(self, on: bool, action: str) -> None:
         """Wait until the status is as ``action`` makes it, if the status is known."""
+        unknown: PowerError | None = None
 
         def reached() -> None:
-            if self.status() is (not on):
+            nonlocal unknown
+            try:
+                found = self.status()
+            except PowerError as exc:  # a BMC may be busy, or restart
+                unknown = exc
+                raise ConditionNotMet(exc.message) from exc
+            unknown = None
+            if found is (not on):
                 raise ConditionNotMet(f"the status is {'off' if on else 'on'}")
 
         try:
             Deadline(_EFFECT).wait("the power", reached, 1.0)
         except DeadlineExpired:
-            raise self._error(action, f"had no effect: the power is {'off' if on else 'on'} after {_EFFECT:.0f} s") from None
+            if unknown is None:
+                raise self._error(action, f"had no effect: the power is {'off' if on else 'on'} after {_EFFECT:.0f} s") from None
+            # The command succeeded. Whether it had an effect, the boot will tell.
+            log.warning("%s: %s", self._key(action), unknown.message)
+            time.sleep(_DISCHARGE)
 
     def _key(self, action: str) -> str:
         return f"hosts.{self._name}.power.{action}"

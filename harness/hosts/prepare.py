@@ -10,16 +10,18 @@ from collections.abc import Callable
 
 from harness.config.schema import HostConfig
 from harness.deadline import Deadline
-from harness.errors import AccessError, HarnessError, InfrastructureError
+from harness.errors import HarnessError, InfrastructureError, Refused, UsageError
 from harness.hosts import lease, operator_command, recovery
 from harness.hosts.direct import DirectHost
 from harness.hosts.host import HostFacts
-from harness.hosts.power import Power
+from harness.hosts.power import Power, PowerError
 from harness.hosts.record import UNPREPARED, HostRecord, set_aside
 from harness.transport import Transport
 
 log = logging.getLogger("fxh.hosts")
 
+# Seconds for which a recovery by another process is waited for: it may wait for a boot.
+_LOCK = 1200.0
 # Seconds for the command.
 _COMMAND = 7200.0
 # Seconds for a restart without the power switch.
@@ -34,21 +36,27 @@ def prepare(config: HostConfig, power: Power | None, connect: Callable[[], Trans
     Raises InfrastructureError if a run uses the host, if the command fails, or if no fit dom0 boots afterwards.
     """
     record = HostRecord(config.name)
-    with record.locked():
+    with record.locked(seconds=_LOCK):
         if aside := set_aside(config.name, except_for=UNPREPARED):
             raise aside
+        before_aside = record.aside
+        # First of all: otherwise a run could lease the host after the look at its leases.
+        record.set_aside(UNPREPARED, "it is being prepared")
         try:
-            before = _idle_boot(config, connect)
-            record.set_aside(UNPREPARED, "it is being prepared")
+            try:
+                before = _idle_boot(config, connect, record, unused=bool(before_aside))
+            except (HostInUse, UsageError, KeyboardInterrupt):
+                record.restore(before_aside)
+                raise
             operator_command.run(config.prepare, f"hosts.{config.name}.prepare", _COMMAND, _hint(config))
-            _boot(config, power, connect, before)
+            _boot(config, power, connect, before, record)
             transport = connect()
             try:
                 facts = DirectHost(transport, config=config).facts
             finally:
                 transport.close()
         except HarnessError as exc:
-            if not isinstance(exc, HostInUse):
+            if not isinstance(exc, (HostInUse, UsageError)):
                 record.set_aside(UNPREPARED, f"its preparation failed: {exc.message}")
             raise
         record.use_again(UNPREPARED)
@@ -63,26 +71,32 @@ def _hint(config: HostConfig) -> str:
     return f"the operator of {config.name} must run this command by hand and correct it; then run fxh prepare {config.name}"
 
 
-def _idle_boot(config: HostConfig, connect: Callable[[], Transport]) -> str:
-    """The boot id of the host, or "" if it does not answer. Raises HostInUse."""
-    try:
-        transport = connect()
-    except AccessError:
-        raise
-    except InfrastructureError as exc:
-        log.warning("%s does not answer before its preparation: %s", config.name, exc.message)
-        return ""
-    try:
+def _idle_boot(config: HostConfig, connect: Callable[[], Transport], record: HostRecord, *, unused: bool) -> str:
+    """The boot id of the host, or "" if it does not answer. ``unused``: no run leases it, because it was set aside before.
+
+    Raises HostInUse, and AccessError if the host is up and cannot be asked about leases.
+    """
+    never = threading.Event()
+
+    def examine(transport: Transport) -> str:
         held = [row for row in lease.survey(transport)["leases"] if row.get("state") == "held"]
         if held:
             runs = ", ".join(f"{row['run']} of {row.get('who', '?')}" for row in held)
             raise HostInUse(f"{config.name} is used by {runs}", hint="prepare it when these runs have ended; see fxh hosts")
         return recovery.read_boot_id(transport)
-    finally:
-        transport.close()
+
+    recovery.end_boot(config, connect, record, never)
+    try:
+        return recovery.ask_repeatedly(connect, examine, never)
+    except (recovery.Hung, Refused) as exc:
+        # A dom0 that was prepared before may have booted without sshd. Otherwise runs may still use their connections.
+        if isinstance(exc, Refused) and not unused:
+            raise
+        log.warning("%s does not answer before its preparation: %s", config.name, exc.message)
+        return ""
 
 
-def _boot(config: HostConfig, power: Power | None, connect: Callable[[], Transport], before: str) -> None:
+def _boot(config: HostConfig, power: Power | None, connect: Callable[[], Transport], before: str, record: HostRecord) -> None:
     """Wait for the boot of what was prepared. Boot the host if the command did not: by ``reboot``, or else by its power."""
     never = threading.Event()
     if before:
@@ -94,12 +108,22 @@ def _boot(config: HostConfig, power: Power | None, connect: Callable[[], Transpo
                 finally:
                     transport.close()
     elif power is not None:
-        power.cycle()
+        _cycle(power, record)
     try:
         recovery.wait_for_boot(config, connect, before, Deadline(_BOOT), never)
     except InfrastructureError as exc:
         if power is None or not before:
             raise InfrastructureError(f"{config.name} does not boot what was prepared: {exc.message}", hint=_hint(config)) from exc
         log.warning("%s: %s; cycling its power", config.name, exc.message)
-        power.cycle()
+        _cycle(power, record)
         recovery.wait_for_boot(config, connect, before, Deadline(_BOOT), never)
+    record.note_boot_ended()
+
+
+def _cycle(power: Power, record: HostRecord) -> None:
+    record.note_cycle()
+    try:
+        power.cycle()
+    except PowerError:
+        record.note_boot_ended()
+        raise

@@ -5,6 +5,10 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
+import os
+import shlex
+import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping
@@ -14,7 +18,9 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from harness import paths, stamp
+from harness.deadline import Deadline
 from harness.errors import InfrastructureError
+from harness.safetext import plain
 
 # Seconds for which a power cycle counts.
 _HOUR = 3600.0
@@ -37,28 +43,52 @@ class HostRecord:
         self.directory = directory(name)
         self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._file = self.directory / "record.json"
+        self._holder_file = self.directory / "holder"
         self._lock = FileLock(self.directory / "lock", thread_local=False)
 
     @contextlib.contextmanager
-    def locked(self, stop: threading.Event | None = None) -> Iterator[bool]:
+    def locked(self, stop: threading.Event | None = None, seconds: float = math.inf) -> Iterator[bool]:
         """Hold the lock of the process that brings the host back or prepares it, which alone changes the record.
 
-        Yields False if ``stop`` was set before the lock was free.
+        Yields False if ``stop`` was set before the lock was free. Raises InfrastructureError, which names the holder, if the lock
+        is not free within ``seconds``.
         """
-        held = False
+        held, deadline = False, Deadline(seconds)
         while not held and not (stop is not None and stop.is_set()):
             with contextlib.suppress(Timeout):
                 self._lock.acquire(timeout=_TRY)
                 held = True
+            if not held and deadline.expired:
+                what = f"{self.name} is being brought back or prepared by {self._holder()}, after {deadline.seconds:g} s"
+                raise InfrastructureError(what, hint="wait until that has ended, or end it")
         try:
+            if held:
+                self._holder_file.write_text(f"pid {os.getpid()}: {shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])[:200]}")
             yield held
         finally:
             if held:
                 self._lock.release()
 
+    def _holder(self) -> str:
+        try:
+            return plain(self._holder_file.read_text())
+        except (OSError, ValueError):
+            return "another process"
+
     def note_cycle(self) -> None:
-        """Record a power cycle."""
-        self._write(cycles=[*self._recent(), time.time()])
+        """Record a power cycle. The host boots from now on."""
+        now = time.time()
+        self._write(cycles=[*self._recent(), now], booting=now)
+
+    def note_boot_ended(self) -> None:
+        """Record that the host does not boot any more: it is up, or its power was not switched."""
+        self._write(booting=0.0)
+
+    @property
+    def booting(self) -> float:
+        """Seconds since the last power cycle if no process has seen the end of that boot, else infinity."""
+        since = self._read().get("booting")
+        return max(0.0, time.time() - since) if isinstance(since, float) and since else math.inf
 
     @property
     def cycles(self) -> int:
@@ -69,12 +99,21 @@ class HostRecord:
         """Do not use the host any more: it is :data:`HUNG` or :data:`UNPREPARED`."""
         self._write(aside={"kind": kind, "why": why, "since": stamp.now()})
 
+    @property
+    def aside(self) -> dict[str, str]:
+        """Why the host is set aside, for :meth:`restore`; empty if it is used."""
+        return _aside(self._read())
+
+    def restore(self, aside: Mapping[str, str]) -> None:
+        """Set the host aside as before, or use it as before."""
+        self._write(aside=dict(aside))
+
     def use_again(self, kind: str = "") -> bool:
         """Use the host again. With ``kind``, only if it was set aside for that. Returns whether it was set aside."""
         aside = _aside(self._read())
         if not aside or (kind and aside["kind"] != kind):
             return False
-        self._write(aside={}, cycles=[])
+        self._write(aside={}, cycles=[], booting=0.0)
         return True
 
     def _recent(self) -> list[float]:

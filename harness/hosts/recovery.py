@@ -9,13 +9,14 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NoReturn
+from typing import NoReturn, TypeVar
 
 from harness.config.schema import HostConfig
 from harness.deadline import ConditionNotMet, Deadline
 from harness.errors import AccessError, DeadlineExpired, HarnessError, InfrastructureError, TransportError
 from harness.hosts import doctor
-from harness.hosts.power import Power
+from harness.hosts.lease import HEARTBEAT, SILENCE
+from harness.hosts.power import Power, PowerError
 from harness.hosts.record import HUNG, HostRecord, set_aside
 from harness.transport import Transport
 
@@ -23,40 +24,73 @@ log = logging.getLogger("fxh.hosts")
 
 MOST = 3
 """Power cycles within an hour. A host that hangs once more is set aside."""
-# Seconds for which a host must not answer before its power is cycled: a link may have failed for a moment.
-_GRACE = 30.0
+# Seconds for which a host must not answer before its power is cycled, as for a leased host: a link may have failed for a moment.
+_GRACE = HEARTBEAT + SILENCE
+# Attempts that must fail as well: one to a loaded host may take most of that time.
+_TRIES = 3
 # Seconds from power on to a dom0 that answers. Firmware of servers needs minutes.
 _BOOT = 900.0
 # Seconds between two attempts to connect.
 _PAUSE = 2.0
+# Seconds for `xl info`.
+_XL = 30.0
 # Changes with each boot. FreeBSD has no boot_id before 15.
 _BOOT_ID = "cat /proc/sys/kernel/random/boot_id 2>/dev/null || sysctl -n kern.boottime"
 
 Connect = Callable[[], Transport]
+T = TypeVar("T")
 
 
 class Hung(InfrastructureError):
     """A host does not answer."""
 
 
-def boot_id(connect: Connect) -> str:
-    """A word that changes with each boot of dom0. Raises Hung if the host does not answer, AccessError if that cannot be told."""
+class Stuck(Hung):
+    """The login to a host works, but a command does not end."""
+
+
+def ask(connect: Connect, question: Callable[[Transport], T]) -> T:
+    """The answer to ``question`` by a new connection. Raises Hung or Stuck, AccessError if the host cannot be asked."""
     try:
         transport = connect()
-        try:
-            return read_boot_id(transport)
-        finally:
-            transport.close()
     except AccessError:
         raise
     except (TransportError, DeadlineExpired) as exc:
         raise Hung(exc.message, hint=exc.hint) from exc
+    try:
+        return question(transport)
+    except TransportError as exc:
+        raise Hung(exc.message, hint=exc.hint) from exc
+    except DeadlineExpired as exc:
+        raise Stuck(exc.message, hint=exc.hint) from exc
+    finally:
+        transport.close()
+
+
+def ask_repeatedly(connect: Connect, question: Callable[[Transport], T], stop: threading.Event) -> T:
+    """As :func:`ask`, but raises Hung only after 70 s and several attempts, or when ``stop`` is set.
+
+    A host that accepts a login is alive, unless its commands hang each time.
+    """
+    deadline, silent, stuck = Deadline(_GRACE), 0, 0
+    while True:
+        try:
+            return ask(connect, question)
+        except Hung as exc:
+            silent, stuck = (0, stuck + 1) if isinstance(exc, Stuck) else (silent + 1, stuck)
+            if (deadline.expired and max(silent, stuck) >= _TRIES) or stop.wait(_PAUSE):
+                raise
+
+
+def boot_id(connect: Connect) -> str:
+    """A word that changes with each boot of dom0. Raises as :func:`ask`."""
+    return ask(connect, read_boot_id)
 
 
 def read_boot_id(transport: Transport) -> str:
     """A word that changes with each boot of dom0, by a connection. Raises as Transport.run()."""
     # Also xl: dom0 may answer although the hypervisor is stuck.
-    return transport.run(["sh", "-c", f"xl info >/dev/null; {_BOOT_ID}"], Deadline(20)).text.strip()
+    return transport.run(["sh", "-c", f"xl info >/dev/null; {_BOOT_ID}"], Deadline(_XL)).text.strip()
 
 
 def wait_for_boot(config: HostConfig, connect: Connect, before: str, deadline: Deadline, stop: threading.Event) -> str:
@@ -82,6 +116,20 @@ def wait_for_boot(config: HostConfig, connect: Connect, before: str, deadline: D
             raise DeadlineExpired("the run ended meanwhile")
 
     return deadline.wait(f"dom0 of {config.name}", booted, _PAUSE, pause)
+
+
+def end_boot(config: HostConfig, connect: Connect, record: HostRecord, stop: threading.Event) -> bool:
+    """Wait for a boot that a power cycle of any process began, up to its time limit. Returns whether the host is up and fit."""
+    age = record.booting
+    if age >= _BOOT:
+        return False
+    log.info("%s boots since its power was cycled %.0f s ago: waiting for it", config.name, age)
+    try:
+        wait_for_boot(config, connect, "", Deadline(_BOOT - age), stop)
+    except DeadlineExpired:
+        return False
+    record.note_boot_ended()
+    return True
 
 
 @dataclass
@@ -114,6 +162,10 @@ class Recovery:
     def running(self) -> bool:
         return self._thread.is_alive()
 
+    def request_stop(self) -> None:
+        """Let it end soon, without a further power cycle."""
+        self._stop.set()
+
     def stop(self) -> None:
         """End it. A power command that has begun is completed, so that the host is not left without power."""
         self._stop.set()
@@ -136,21 +188,28 @@ class Recovery:
                 return
             if aside := set_aside(name):
                 raise aside
+            if end_boot(self.config, self.connect, record, self._stop):
+                log.info("%s is up after an earlier power cycle", name)
+                return
             if self._answers():
                 log.info("%s answers again", name)
                 self.answered = time.monotonic()
                 return
-            if record.cycles >= MOST:
-                self._give_up("it hangs again")
+            # Not answered or not asked: the end of a run says nothing about the host.
             if self._stop.is_set():
                 return
+            if record.cycles >= MOST:
+                self._give_up("it hangs again")
             record.note_cycle()
             log.warning("%s hangs (%s): cycling its power, %d. time within an hour", name, self.why, record.cycles)
             begun = time.monotonic()
             try:
                 self.power.cycle()
                 wait_for_boot(self.config, self.connect, self.boot, Deadline(_BOOT), self._stop)
+                record.note_boot_ended()
             except InfrastructureError as exc:
+                if isinstance(exc, PowerError):
+                    record.note_boot_ended()
                 if self._stop.is_set():
                     return
                 if record.cycles >= MOST:
@@ -159,14 +218,11 @@ class Recovery:
             log.warning("%s is back %.0f s after its power was cycled", name, time.monotonic() - begun)
 
     def _answers(self) -> bool:
-        deadline = Deadline(_GRACE)
-        while True:
-            try:
-                boot_id(self.connect)
-                return True
-            except Hung:
-                if deadline.expired or self._stop.wait(_PAUSE):
-                    return False
+        try:
+            ask_repeatedly(self.connect, read_boot_id, self._stop)
+        except Hung:
+            return False
+        return True
 
     def _failed(self, exc: InfrastructureError) -> InfrastructureError:
         """``exc`` with who must act, for a host that does not come back by its power."""

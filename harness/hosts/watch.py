@@ -34,6 +34,11 @@ class HostWatch:
         for name, target in (("host-ping", self._ping), ("host-watch", self._watch)):
             threading.Thread(target=target, daemon=True, name=name).start()
 
+    @property
+    def silent(self) -> float:
+        """Seconds since the host last answered a heartbeat."""
+        return self._silent
+
     def stop(self) -> None:
         """Stop watching. The connection is left alone."""
         self._stop.set()

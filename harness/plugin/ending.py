@@ -105,6 +105,23 @@ class Ending:
         return ExitCode.HARNESS if self._broken else ExitCode.INFRASTRUCTURE
 
 
+class Releasing:
+    """Releases the hosts of a worker before xdist reports its end: xdist kills a worker seconds after that report."""
+
+    def __init__(self, config: pytest.Config) -> None:
+        self._config = config
+
+    # The innermost wrapper: after the fixtures are torn down, and before the wrapper of xdist sends `workerfinished`.
+    @pytest.hookimpl(wrapper=True, trylast=True)
+    def pytest_sessionfinish(self) -> Generator[None, None, None]:
+        try:
+            yield
+        finally:
+            session.release(self._config)
+
+
 def install(config: pytest.Config) -> None:
-    """Register :class:`Ending` for this session."""
+    """Register :class:`Ending` for this session, and :class:`Releasing` in a worker."""
+    if hasattr(config, "workerinput"):
+        config.pluginmanager.register(Releasing(config), "fxh-releasing")
     config.pluginmanager.register(Ending(config), "fxh-ending")

@@ -11,7 +11,7 @@ from functools import cached_property
 
 from harness.config import HostConfig, load
 from harness.deadline import Deadline
-from harness.errors import DeadlineExpired, HarnessError, TransportError
+from harness.errors import HarnessError, TransportError
 from harness.guests.source import GuestSource
 from harness.hosts import connect
 from harness.hosts.direct import DirectHost
@@ -61,7 +61,8 @@ class HostProvider:
         """Tell the pool that the host is lost, so that it is not used for a while, or brought back."""
         why = error.message
         if self._options.host:
-            hangs = isinstance(error, (TransportError, DeadlineExpired))
+            # A host that answers heartbeats is loaded if a check takes too long (DeadlineExpired).
+            hangs = isinstance(error, TransportError)
             self._pool.mark_lost(host.config.name or host.config.address, why, host.run_id, hangs=hangs)
         if host.lease is not None:  # do not wait for the host when the lease ends
             host.lease.lost = host.lease.lost or why

@@ -155,13 +155,19 @@ def crashed(config: pytest.Config, nodeid: str, why: str) -> str:
 # -- the end ----------------------------------------------------------------------------------------------------------
 
 
-def end(config: pytest.Config, code: Callable[[tuple[CaseResult, ...]], int]) -> None:
-    """Release the hosts; in the controller also write ``run.json`` and the reports. ``code`` gives the exit code for the cases."""
+def release(config: pytest.Config) -> None:
+    """Release the hosts of this process."""
     try:
         if RIG in config.stash:
             config.stash[RIG].close()
     except HarnessError as exc:
         log.error("cannot release a host: %s", exc)
+
+
+def end(config: pytest.Config, code: Callable[[tuple[CaseResult, ...]], int]) -> None:
+    """Release the hosts; in the controller also write ``run.json`` and the reports. ``code`` gives the exit code for the cases."""
+    try:
+        release(config)
     finally:
         path = config.stash.get(RUN, None)
         if not hasattr(config, "workerinput") and path is not None and (path / "run.json").exists():

@@ -4,8 +4,8 @@
 from __future__ import annotations
 
 import base64
+import errno
 import hashlib
-import io
 import logging
 import select
 import shlex
@@ -15,10 +15,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import paramiko
+from paramiko.hostkeys import InvalidHostKey
 
 from harness.deadline import Deadline
-from harness.errors import AccessError, DeadlineExpired, InfrastructureError, TransportError
-from harness.transport import DEFAULT_SECONDS, Completed, Stream
+from harness.errors import AccessError, DeadlineExpired, Refused, TransportError
+from harness.safetext import plain
+from harness.transport import DEFAULT_SECONDS, Completed, Stream, sshkeys
 from harness.transport.files import FileCopies
 
 log = logging.getLogger("fxh.transport")
@@ -27,6 +29,18 @@ logging.getLogger("paramiko").setLevel(logging.CRITICAL)
 
 # Preferred key exchanges: they are fast on an emulated host.
 _KEX = ("curve25519-sha256@libssh.org", "curve25519-sha256")
+# How a connection fails if no machine answers at the address. All other errors come from an answer, or from this machine.
+_SILENT = (errno.ETIMEDOUT, errno.EHOSTUNREACH, errno.EHOSTDOWN, errno.ECONNRESET)
+# RFC 4253, section 4.2. No sshd uses the permission to send other lines first.
+_BANNER = b"SSH-"
+# SSH_OPEN_CONNECT_FAILED (RFC 4254, section 5.1): the jump host could not connect, for whatever reason.
+_CONNECT_FAILED = 2
+# Seconds before a deadline that count as its end: paramiko measures with another clock.
+_ALMOST = 0.2
+
+
+class _NoSshd(OSError):
+    """A server that is no sshd answers."""
 
 
 class SshTransport(FileCopies):
@@ -34,7 +48,8 @@ class SshTransport(FileCopies):
 
     The host must have the key ``known_host_key`` (a line ``ssh-ed25519 AAAA...``), or else one in the files ``known_hosts``
     (default ``~/.ssh/known_hosts``). The connection goes through the jump host ``over``, which is closed with it.
-    Raises TransportError if the host is unreachable, AccessError if it has another key or refuses the login.
+    Raises TransportError if the host may hang: it does not answer in time, or the connection ends before the banner of its sshd.
+    Raises AccessError for any other failure: it refuses the connection or the login, has another key, or the cause is on this machine.
     """
 
     def __init__(
@@ -56,54 +71,79 @@ class SshTransport(FileCopies):
         self.name = name or f"{user}@{host}"
         self._where = f"{host} port {port}"
         self._over = over
+        # Before the connection: an error of these files says nothing about the host.
+        known = None if known_host_key else self._known(host, port, known_hosts)
+        keys = sshkeys.load(private_key, (*([key_path] if key_path else []), *key_paths))
         sock = self._socket(host, port, deadline)
         transport = paramiko.Transport(sock)
         try:
+            if isinstance(sock, socket.socket):
+                _expect_sshd(sock, deadline)
             options = transport.get_security_options()
             options.kex = sorted(options.kex, key=lambda name: name not in _KEX)
-            transport.banner_timeout = transport.auth_timeout = max(1.0, deadline.remaining)
-            known = None if known_host_key else self._known(host, port, known_hosts)
+            transport.banner_timeout = transport.handshake_timeout = max(1.0, deadline.remaining)
             if known:
                 options.key_types = sorted(options.key_types, key=lambda kind: _bare(kind) not in known)
             transport.start_client(timeout=max(0.1, deadline.remaining))
             self._check_key(transport.get_remote_server_key(), host, port, known_host_key, known)
-            self._authenticate(transport, user, private_key, (*([key_path] if key_path else []), *key_paths))
-        except paramiko.AuthenticationException as exc:
-            transport.close()
-            # A host that hangs during the login looks like one that refuses it.
-            kind = TransportError if deadline.expired else AccessError
-            raise kind(f"ssh to {self._where}: {exc}") from exc
+            self._authenticate(transport, user, keys, deadline)
         except (paramiko.SSHException, OSError, EOFError) as exc:
+            kind = TransportError if self._is_silent(transport, exc, deadline) else AccessError
             transport.close()
-            raise TransportError(f"ssh to {self._where}: {exc or type(exc).__name__}") from exc
-        except InfrastructureError:
+            sock.close()  # transport.close() does not, before start_client()
+            raise kind(f"ssh to {self._where}: {plain(str(exc)) or type(exc).__name__}") from exc
+        except BaseException:
             transport.close()
+            sock.close()
             raise
         # This keeps the connection in the tables of firewalls. It does not show whether the host is alive.
         transport.set_keepalive(30)
         self._transport = transport
 
     def _socket(self, host: str, port: int, deadline: Deadline) -> socket.socket | paramiko.Channel:
-        try:
-            if self._over is not None:
+        hint = "check that the host is up and its sshd is running"
+        if self._over is not None:
+            try:
                 return self._over._transport.open_channel(
                     "direct-tcpip", (host, port), ("127.0.0.1", 0), timeout=max(0.1, deadline.remaining)
                 )
-            return socket.create_connection((host, port), timeout=max(0.1, deadline.remaining))
+            except (OSError, paramiko.SSHException, EOFError) as exc:
+                # The jump host does not forward, or is gone itself.
+                denied = isinstance(exc, paramiko.ChannelException) and exc.code != _CONNECT_FAILED
+                kind = AccessError if denied or not self._over.alive else TransportError
+                raise kind(f"{self._where} over {self._over.name}: {exc}", hint=hint) from exc
+        try:
+            return socket.create_connection((host, port), timeout=max(0.1, deadline.remaining), all_errors=True)
         except socket.gaierror as exc:
-            hint = f"correct the name, or add [hosts.{host}] with its address to fxh.toml"
-            raise AccessError(f"{host}: {exc.strerror}", hint=hint) from exc
-        except (OSError, paramiko.SSHException, EOFError) as exc:
-            way = f" over {self._over.name}" if self._over is not None else ""
-            raise TransportError(f"{self._where}{way}: {exc}", hint="check that the host is up and its sshd is running") from exc
+            name = f"correct the name, or add [hosts.{host}] with its address to fxh.toml"
+            raise AccessError(f"{host}: {exc.strerror}", hint=name) from exc
+        except OSError as exc:
+            raise AccessError(f"{self._where}: {exc}", hint=hint) from exc
+        except ExceptionGroup as exc:
+            # One for each address. It may hang at one of them, and this machine may lack a route to another.
+            silent = [one for one in exc.exceptions if isinstance(one, TimeoutError) or getattr(one, "errno", None) in _SILENT]
+            refused = [one for one in exc.exceptions if isinstance(one, ConnectionRefusedError)]
+            kind = TransportError if silent else Refused if refused else AccessError
+            raise kind(f"{self._where}: {(silent or refused or exc.exceptions)[0]}", hint=hint) from exc
+
+    def _is_silent(self, transport: paramiko.Transport, error: Exception, deadline: Deadline) -> bool:
+        """Whether the host did not answer during the login: until the deadline, or it ended the connection before its banner."""
+        if deadline.remaining < _ALMOST:
+            return True
+        if self._over is not None and not self._over.alive:
+            return False
+        return not transport.remote_version and not isinstance(error, _NoSshd)
 
     @staticmethod
     def _known(host: str, port: int, paths: Sequence[Path]) -> Mapping[str, paramiko.PKey]:
         """The keys of the host in the known_hosts files, by type."""
         hosts = paramiko.HostKeys()
         for path in paths or (Path("~/.ssh/known_hosts").expanduser(),):
-            if path.exists():
-                hosts.load(str(path))
+            try:
+                if path.exists():
+                    hosts.load(str(path))
+            except (OSError, ValueError, InvalidHostKey) as exc:
+                raise AccessError(f"cannot read {path}: {exc}", hint="correct this file of known hosts") from exc
         return dict(hosts.lookup(host if port == 22 else f"[{host}]:{port}") or {})
 
     def _check_key(self, key: paramiko.PKey, host: str, port: int, pinned: str, known: Mapping[str, paramiko.PKey] | None) -> None:
@@ -126,27 +166,21 @@ class SshTransport(FileCopies):
                 hint="if the host was reinstalled, replace the old key; otherwise the connection may be intercepted",
             )
 
-    @staticmethod
-    def _authenticate(transport: paramiko.Transport, user: str, private_key: str, paths: Sequence[Path]) -> None:
-        if private_key:
-            transport.auth_publickey(user, paramiko.Ed25519Key.from_private_key(io.StringIO(private_key)))
-            return
-        keys: list[paramiko.PKey] = []
-        locked = []
-        for path in paths or [Path(f"~/.ssh/{name}").expanduser() for name in ("id_ed25519", "id_ecdsa", "id_rsa")]:
-            try:
-                if path.exists():
-                    keys.append(paramiko.PKey.from_path(path))
-            except paramiko.PasswordRequiredException:
-                locked.append(str(path))
-        for key in (*keys, *paramiko.Agent().get_keys()):
+    def _authenticate(self, transport: paramiko.Transport, user: str, keys: sshkeys.Keys, deadline: Deadline) -> None:
+        for count, key in enumerate(keys.usable, 1):
+            transport.auth_timeout = max(1.0, deadline.remaining)
             try:
                 transport.auth_publickey(user, key)
                 return
-            except paramiko.AuthenticationException:
-                continue
-        why = f" ({', '.join(locked)} has a passphrase: run ssh-add)" if locked else ""
-        raise paramiko.AuthenticationException(f"the host accepts no key of the agent or of ~/.ssh for {user}{why}")
+            except (paramiko.SSHException, EOFError) as exc:
+                if deadline.expired:
+                    raise
+                if not transport.is_active():
+                    raise AccessError(
+                        f"ssh to {self._where}: the host ended the connection after {count} of {len(keys.usable)} keys{keys.remark}",
+                        hint="set the `key` of this host in fxh.toml, or IdentityFile in ~/.ssh/config: sshd limits the attempts",
+                    ) from exc
+        raise paramiko.AuthenticationException(f"the host accepts no key of the agent or of ~/.ssh for {user}{keys.remark}")
 
     def _run(self, argv: Sequence[str], deadline: Deadline, stdin: bytes) -> Completed:
         line = shlex.join(argv)
@@ -269,6 +303,16 @@ class ChannelStream:
 
     def close(self) -> None:
         self._channel.close()
+
+
+def _expect_sshd(sock: socket.socket, deadline: Deadline) -> None:
+    """Look at the first bytes of the server. Raises _NoSshd; paramiko would wait for a banner after any other lines."""
+    before = sock.gettimeout()
+    sock.settimeout(max(0.1, deadline.remaining))
+    first = sock.recv(64, socket.MSG_PEEK)
+    sock.settimeout(before)
+    if first and not first.startswith(_BANNER[: len(first)]):
+        raise _NoSshd(f"the server is no sshd: it says {plain(first.decode('utf-8', 'replace')).strip()!r}")
 
 
 def _bare(kind: str) -> str:

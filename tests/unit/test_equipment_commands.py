@@ -53,6 +53,10 @@ def test_power() -> None:
 def test_a_failed_preparation_is_shown_until_somebody_returns_the_host() -> None:
     failed = fxh("prepare")
     assert failed.exit_code == 4
+    assert "p: 127.0.0.1 port 1: [Errno 111] Connection refused" in failed.output
+    assert "its preparation failed: 127.0.0.1 port 1" in fxh("hosts", "p").output
+    failed = fxh("prepare")
+    assert failed.exit_code == 4
     assert "p: hosts.p.prepare: sh failed with exit status 3: no mirror\n  hint: the operator of p must" in failed.output
     assert "its preparation failed: hosts.p.prepare: sh failed" in fxh("hosts", "p").output
     assert "p: is used again" in fxh("hosts", "p", "--return").output

@@ -12,7 +12,7 @@ import pytest
 
 from harness.config.schema import HostConfig
 from harness.deadline import Deadline
-from harness.errors import InfrastructureError, TransportError, UsageError
+from harness.errors import AccessError, InfrastructureError, TransportError, UsageError
 from harness.hosts import inventory, pool, sshconfig, storage
 from harness.hosts.direct import DirectHost
 from harness.hosts.lease import HostBusy, LeaseRequest
@@ -79,7 +79,7 @@ def test_unusable_ssh_configurations(config: paramiko.SSHConfig) -> None:
 def test_nothing_listens_on_the_port() -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
-    with pytest.raises(TransportError, match="check that the host is up"):
+    with pytest.raises(AccessError, match="check that the host is up"):
         SshTransport("127.0.0.1", port, deadline=Deadline(5))
 
 

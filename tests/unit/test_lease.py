@@ -13,11 +13,12 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 
 from harness.deadline import ConditionNotMet, Deadline
-from harness.errors import DeadlineExpired
+from harness.errors import DeadlineExpired, TransportError
 from harness.hosts.lease import HostBusy, HostTooSmall, Lease, LeaseRequest, survey
 from harness.transport.local import LocalTransport
 
@@ -32,7 +33,8 @@ class Host:
         self.leases: list[Lease] = []
 
     def request(self, run: str, memory: int, **more: Any) -> LeaseRequest:
-        return LeaseRequest(run, memory, 1, 1, "a test", memory_limit=1000, vcpus_limit=16, base=str(self.base), poll=0.1, **more)
+        more = {"memory_limit": 1000, "vcpus_limit": 16, **more}
+        return LeaseRequest(run, memory, 1, 1, "a test", base=str(self.base), poll=0.1, **more)
 
     def lease(self, run: str, memory: int, seconds: float = 20, **more: Any) -> Lease:
         lease = Lease(LOCAL, self.request(run, memory, **more)).acquire(Deadline(seconds))
@@ -227,3 +229,23 @@ def test_a_local_stream_closes_its_descriptors_even_while_it_is_read() -> None:
         assert not reader.is_alive()
         assert stream.read(1) == b""
     assert len(os.listdir("/proc/self/fd")) == before  # noqa: PTH208
+
+
+def test_an_xl_that_prints_nothing_is_no_small_host(host: Host) -> None:
+    """Here xl is missing; one that hangs prints nothing either."""
+    lease = Lease(LOCAL, host.request("aa", 1, memory_limit=0))
+    with pytest.raises(TransportError, match="xl info prints nothing") as caught:
+        lease.acquire(Deadline(20))
+    assert "restart the host" in caught.value.hint
+    assert host.survey()["leases"] == []
+
+
+def test_an_agent_that_does_not_answer_may_be_on_a_hung_host(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A queue is no silence: the agent tells its place."""
+    monkeypatch.setattr("harness.hosts.lease.HEARTBEAT", 0.05)
+    monkeypatch.setattr("harness.hosts.lease._SILENT", 0.2)
+    stream = mock.Mock()
+    stream.read.side_effect = TimeoutError
+    monkeypatch.setattr("harness.hosts.lease.dom0_program.start", lambda *args: stream)
+    with pytest.raises(TransportError, match="for the lease agent"):
+        Lease(LOCAL, host.request("aa", 1)).acquire(Deadline(60))

@@ -104,6 +104,19 @@ def test_a_command_without_an_effect(switch: PowerCommands) -> None:
         host.cycle()
 
 
+def test_a_status_that_fails_for_a_while(
+    switch: PowerCommands, state: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The command succeeded: the host boots, whatever the BMC says of it."""
+    count = tmp_path / "count"
+    script = f"echo >> {count}; [ $(wc -l < {count}) -gt $0 ] && echo on"
+    CommandPower("xen1", PowerCommands(cycle=switch.cycle, status=("sh", "-c", script, "1"))).cycle()
+    assert count.read_text() == "\n\n"
+    CommandPower("xen1", PowerCommands(cycle=switch.cycle, status=("false",))).cycle()
+    assert log(state) == ["cycle", "cycle"]
+    assert "hosts.xen1.power.cycle: hosts.xen1.power.status: false failed with exit status 1" in caplog.text
+
+
 def test_an_unreadable_status() -> None:
     with pytest.raises(PowerError, match=r"hosts\.x\.power\.status: prints neither on nor off"):
         CommandPower("x", PowerCommands(cycle=("true",), status=("echo", "none"))).status()
@@ -146,6 +159,10 @@ def test_the_configuration(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
         ('power = {no = ["x"]}', "unknown key no\n  hint: valid names: on, off, cycle, status"),
         ("power = {cycle = [1]}", "hosts.a.power.cycle = .* not a command"),
         ("serial = [1]", "hosts.a.serial = .* not a command"),
+        (
+            'address = "labgrid:tag=xen"\nprepare = "x"',
+            "hosts.a.prepare: labgrid:tag=xen is any of the places .*\n  hint: delete hosts.a.prepare",
+        ),
         ('prepare = ""', "hosts.a.prepare = '': not a command"),
     ],
 )

@@ -6,8 +6,10 @@ from __future__ import annotations
 import email
 import sys
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,18 +17,20 @@ import pytest
 from harness.config.commands import PowerCommands
 from harness.config.schema import HostConfig
 from harness.deadline import Deadline
-from harness.errors import AccessError, InfrastructureError, TransportError
+from harness.errors import AccessError, DeadlineExpired, InfrastructureError, Refused, TransportError, UsageError
 from harness.hosts import operator_mail, pool, prepare, recovery
 from harness.hosts.direct import DirectHost
 from harness.hosts.doctor import FAIL, OK, Check
 from harness.hosts.host import HostFacts
-from harness.hosts.lease import LeaseRequest
+from harness.hosts.lease import HEARTBEAT, SILENCE, LeaseRequest
 from harness.hosts.pool import HostPool
 from harness.hosts.power import PowerError
 from harness.hosts.record import HUNG, UNPREPARED, HostRecord, set_aside
 from harness.hosts.recovery import MOST, Recovery
+from harness.plugin.host_provider import HostProvider
 from harness.transport import Completed, Transport
 
+GRACE = recovery._GRACE
 XEN1 = HostConfig("xen1", name="xen1", power=PowerCommands(cycle=("true",)), prepare=(sys.executable, "-c", "pass"))
 XEN2 = HostConfig("xen2", name="xen2")
 INFO = (
@@ -45,6 +49,8 @@ class Machine:
         self.comes_back = self.reboots = True
         self.refusal: InfrastructureError | None = None
         self.broken: Exception | None = None
+        self.stuck = self.silent = 0
+        """How many commands hang, and how many connections fail, before the host answers."""
         self.commands: list[str] = []
 
     # -- the power switch
@@ -54,7 +60,7 @@ class Machine:
         if self.broken:
             raise self.broken
         if self.comes_back:
-            self.boots, self.hangs = self.boots + 1, False
+            self.boots, self.hangs, self.stuck = self.boots + 1, False, 0
 
     def on(self) -> None: ...
 
@@ -68,6 +74,9 @@ class Machine:
     def connect(self) -> Transport:
         if self.refusal:
             raise self.refusal
+        if self.silent:
+            self.silent -= 1
+            raise TransportError("no banner yet")
         if self.hangs:
             raise TransportError("no banner")
         return self  # type: ignore[return-value]
@@ -75,6 +84,9 @@ class Machine:
     def run(self, argv: list[str], deadline: object = None, *, stdin: bytes = b"", check: bool = True) -> Completed:
         line = " ".join(argv)
         self.commands.append(line)
+        if self.stuck:
+            self.stuck -= 1
+            raise DeadlineExpired("xl info did not end within 30 s")
         if "reboot)" in line and self.comes_back and self.reboots:
             self.boots += 1
         out = INFO if argv == ["xl", "info"] else f"boot-{self.boots}\n"
@@ -210,6 +222,71 @@ def test_a_third_failure_sets_the_host_aside_and_is_mailed_once(
     assert "(XEN) Panic on CPU 0:\n" in text
 
 
+def test_a_host_that_boots_is_not_cycled_again(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An earlier recovery ended before the boot did."""
+    monkeypatch.setattr(recovery, "_BOOT", 10.0)
+    for _ in range(MOST):
+        HostRecord("xen1").note_cycle()
+    machine.hangs, machine.silent = False, 50
+    found = recover(machine)
+    assert (found.error, machine.cycles, machine.silent) == (None, 0, 0)
+    assert HostRecord("xen1").booting > 3600
+    assert set_aside("xen1") is None
+
+
+def test_a_boot_that_does_not_end_is_a_hang(machine: Machine) -> None:
+    HostRecord("xen1").note_cycle()
+    assert recover(machine).error is None
+    assert (machine.cycles, HostRecord("xen1").cycles) == (1, 2)
+    machine.hangs = True
+    assert recover(machine).error is None
+    assert machine.cycles == 2, "the last boot ended, so it is not waited for"
+
+
+def test_a_stopped_recovery_leaves_its_boot_to_the_next_one(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recovery, "_BOOT", 10.0)
+    machine.comes_back = False
+    first = Recovery(XEN1, machine, machine.connect, "no heartbeat", "boot-1")
+    first.start()
+    deadline = Deadline(10)
+    while not machine.cycles and not deadline.expired:
+        time.sleep(0.01)
+    first.stop()
+    assert HostRecord("xen1").booting < 10
+    machine.boots, machine.hangs, machine.silent = 2, False, 20
+    assert recover(machine).error is None
+    assert machine.cycles == 1
+
+
+def test_the_end_of_a_run_sets_no_host_aside(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recovery, "_GRACE", 60.0)
+    record = HostRecord("xen1")
+    for _ in range(MOST):
+        record.note_cycle()
+    record.note_boot_ended()
+    reports: list[str] = []
+    found = Recovery(XEN1, machine, machine.connect, "no heartbeat", "boot-1", lambda name, why: reports.append(name))
+    found.start()
+    found.stop()
+    assert (found.error, reports, machine.cycles) == (None, [], 0)
+    assert set_aside("xen1") is None
+
+
+@pytest.mark.parametrize(("stuck", "silent", "cycles"), [(2, 0, 0), (2, 2, 0), (0, 2, 0), (3, 0, 1), (0, 3, 1)])
+def test_a_loaded_host_keeps_its_power(
+    machine: Machine, stuck: int, silent: int, cycles: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Slow attempts use up the time: at least three of one kind count."""
+    monkeypatch.setattr(recovery, "_GRACE", 0.0)
+    machine.hangs, machine.stuck, machine.silent = False, stuck, silent
+    assert recover(machine).error is None
+    assert machine.cycles == cycles
+
+
+def test_the_grace_is_that_of_a_lease() -> None:
+    assert GRACE == HEARTBEAT + SILENCE
+
+
 def test_the_end_of_a_run_does_not_wait_for_the_boot(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(recovery, "_BOOT", 600.0)
     cycled = threading.Event()
@@ -302,6 +379,51 @@ def test_a_host_that_answers_the_recovery_alone_is_not_tried_for_ever(machine: M
     assert machine.cycles == 0
 
 
+def test_the_end_of_a_run_stops_all_recoveries_before_it_waits(machine: Machine) -> None:
+    hosts = pooled(machine, XEN1, XEN2)
+    order: list[str] = []
+
+    class Slow:
+        def request_stop(self) -> None:
+            order.append("stop")
+
+        def stop(self) -> None:
+            order.append("wait")
+
+    hosts._recoveries = {"xen1": Slow(), "xen2": Slow()}  # type: ignore[dict-item]
+    hosts.close()
+    assert order == ["stop", "stop", "wait", "wait"]
+
+
+@pytest.mark.parametrize("error", [DeadlineExpired("the command did not end within 15 s"), None])
+def test_a_host_that_hangs_when_it_is_leased_is_brought_back(
+    machine: Machine, error: Exception | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """sshd and the lease agent answer, but xenstore or xl does not."""
+    machine.hangs = False
+    hosts = pooled(machine, XEN1)
+    monkeypatch.setattr(Leased, "check", lambda self: error and not machine.cycles and _raise(error))
+    monkeypatch.setattr(Leased, "acquire", lambda self, request, deadline: None)
+    machine.stuck = 1000
+    assert hosts.acquire(REQUEST, Deadline(20)).config.name == "xen1"
+    assert machine.cycles == 1
+    hosts.close()
+
+
+@pytest.mark.parametrize(("silent", "hangs"), [(30.0, False), (61.0, True)])
+def test_a_slow_check_of_a_leased_host_is_no_hang(machine: Machine, silent: float, hangs: bool) -> None:
+    machine.stuck = 1
+    host = DirectHost(machine, config=XEN1)  # type: ignore[arg-type]
+    host._watch = SimpleNamespace(lost="", silent=silent)  # type: ignore[assignment]
+    with pytest.raises((DeadlineExpired, TransportError)) as caught:
+        host.check()
+    provider = HostProvider(SimpleNamespace(host="xen1"), lambda: host)  # type: ignore[arg-type]
+    lost: list[bool] = []
+    provider.__dict__["_pool"] = SimpleNamespace(mark_lost=lambda *args, hangs: lost.append(hangs))
+    provider.lost(host, caught.value)
+    assert lost == [hangs]
+
+
 def _raise(error: Exception) -> Any:
     raise error
 
@@ -370,6 +492,71 @@ def test_a_host_in_use_is_not_prepared(machine: Machine, monkeypatch: pytest.Mon
         prepare.prepare(XEN1, None, machine.connect)
     assert set_aside("xen1") is None
     assert machine.boots == 1
+
+
+def test_a_host_is_set_aside_before_the_look_at_its_leases(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A worker that connected before looks at the record once more when it has the lease."""
+    machine.hangs = False
+
+    def survey(transport: Transport) -> dict[str, Any]:
+        assert set_aside("xen1") is not None
+        return {"leases": [{"state": "held", "run": "abc"}]}
+
+    monkeypatch.setattr(prepare.lease, "survey", survey)
+    record = HostRecord("xen1")
+    record.set_aside(UNPREPARED, "its preparation failed: no mirror")
+    for before in (record.aside, {}):
+        record.restore(before)
+        with pytest.raises(InfrastructureError, match="xen1 is used by abc"):
+            prepare.prepare(XEN1, machine, machine.connect)
+        assert record.aside == before
+    with pytest.raises(UsageError):
+        prepare.prepare(XEN1, machine, lambda: _raise(UsageError("labgrid")))
+    assert set_aside("xen1") is None
+    assert machine.cycles == 0
+
+
+def test_a_worker_gives_up_a_lease_on_a_host_that_is_set_aside_meanwhile(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    machine.hangs = False
+    monkeypatch.setattr(
+        Leased, "acquire", lambda self, request, deadline: HostRecord("xen1").set_aside(UNPREPARED, "it is being prepared")
+    )
+    with pytest.raises(InfrastructureError, match=r"no host works:\n  xen1: xen1 is set aside since .*: it is being prepared"):
+        pooled(machine, XEN1).acquire(REQUEST, Deadline(5))
+
+
+def test_one_failed_connection_is_no_dead_host(machine: Machine) -> None:
+    machine.hangs, machine.silent = False, 2
+    prepare.prepare(XEN1, machine, machine.connect)
+    assert machine.cycles == 0
+    machine.refusal = Refused("Connection refused")
+    with pytest.raises(Refused):
+        prepare.prepare(XEN1, machine, machine.connect)
+    assert machine.cycles == 0, "runs may still have their connections"
+
+
+def test_a_dead_host_is_prepared_and_its_power_cycle_is_recorded(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    cycles: list[int] = []
+    monkeypatch.setattr(recovery.doctor, "examine", lambda config, connect: cycles.append(HostRecord("xen1").cycles) or ())
+    prepare.prepare(XEN1, machine, machine.connect)
+    assert (machine.cycles, cycles) == (1, [1])
+    HostRecord("xen1").set_aside(UNPREPARED, "refused")
+    machine.refusal = Refused("Connection refused")
+    machine.cycle = lambda: setattr(machine, "refusal", None)  # type: ignore[method-assign]
+    prepare.prepare(XEN1, machine, machine.connect)
+    assert (set_aside("xen1"), len(cycles)) == (None, 2)
+
+
+def test_a_lock_that_is_not_free_names_its_holder() -> None:
+    with (
+        HostRecord("xen1").locked(),
+        pytest.raises(InfrastructureError, match=r"xen1 is being brought back or prepared by pid \d+: ") as caught,
+        HostRecord("xen1").locked(seconds=0.2),
+    ):
+        pass
+    assert caught.value.hint
+    with HostRecord("xen1").locked(seconds=0.2) as held:
+        assert held
 
 
 def test_a_host_that_hung_too_often_is_not_prepared(machine: Machine) -> None:

@@ -17,8 +17,9 @@ import pytest
 
 from harness.deadline import ConditionNotMet, Deadline
 from harness.errors import ExitCode
-from harness.plugin.ending import Ending
+from harness.plugin.ending import Ending, install
 from harness.plugin.outcome import exit_code
+from harness.plugin.state import RIG
 from harness.results.merge import _exit_code
 from harness.results.model import RunResult
 from tests.conftest import planted_suite
@@ -241,6 +242,32 @@ def test_an_error_at_the_end_does_not_lose_the_result(
     with pytest.raises(StopIteration):
         step.throw(error)
     assert ended == [code]
+
+
+def test_a_worker_releases_its_hosts_before_xdist_reports_its_end() -> None:
+    """The controller kills a worker seconds after that report, also in the middle of a power cycle."""
+    order: list[str] = []
+
+    class Runner:
+        def pytest_sessionfinish(self) -> None:
+            order.append("fixtures")
+
+    class Interactor:
+        @pytest.hookimpl(hookwrapper=True)
+        def pytest_sessionfinish(self) -> Iterator[None]:
+            yield
+            order.append("workerfinished")
+
+    rig = SimpleNamespace(close=lambda: order.append("hosts"))
+    plugins = pytest.PytestPluginManager()
+    stash = pytest.Stash()
+    stash[RIG] = rig  # type: ignore[assignment]
+    config: Any = SimpleNamespace(stash=stash, pluginmanager=plugins, workerinput={})
+    plugins.register(Runner())
+    install(config)
+    plugins.register(Interactor())
+    plugins.hook.pytest_sessionfinish(session=None, exitstatus=0)
+    assert order[:3] == ["fixtures", "hosts", "workerfinished"]
 
 
 def test_an_interrupted_part_leaves_a_merged_run_unfinished() -> None:
