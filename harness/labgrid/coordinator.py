@@ -7,7 +7,7 @@ import asyncio
 import contextlib
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import grpc
@@ -32,11 +32,14 @@ logging.getLogger().setLevel(logging.CRITICAL)
 
 
 class Refused(Exception):
-    """No place could be had. ``hint`` says who must act; ``busy``: another client has all matching places."""
+    """No place could be had. ``hint`` says who must act; ``busy``: another client has all matching places.
 
-    def __init__(self, message: str, hint: str = "", *, busy: bool = False) -> None:
+    ``excluded``: these are all matching places, and the request excludes them.
+    """
+
+    def __init__(self, message: str, hint: str = "", *, busy: bool = False, excluded: Sequence[str] = ()) -> None:
         super().__init__(message)
-        self.message, self.hint, self.busy = message, hint, busy
+        self.message, self.hint, self.busy, self.excluded = message, hint, busy, list(excluded)
 
 
 class Coordinator:
