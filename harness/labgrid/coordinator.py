@@ -7,6 +7,7 @@ import asyncio
 import contextlib
 import logging
 import os
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -99,7 +100,10 @@ class Coordinator:
         return found
 
     def describe(self, place: Place) -> dict[str, Any]:
-        """How to use a place: its ssh service, its serial port and whether it has a power port. Raises Refused without a service."""
+        """How to use a place: its ssh service, its serial port and whether it has a power port.
+
+        Raises Refused without a service, or if its parameters are invalid.
+        """
         resources = self.resources(place)
         service = next((one for one in resources.values() if one[0] == "NetworkService"), None)
         if service is None:
@@ -107,12 +111,20 @@ class Coordinator:
                 f"labgrid place {place.name} has no NetworkService",
                 f"start the exporter of {place.name}, or let the administrator of the lab add a NetworkService for ssh to dom0",
             )
+        values = service[1]
+        wrong = [key for key in ("address", "username") if not values.get(key) or not isinstance(values[key], str)]
+        wrong += ["port"] * (_port(values.get("port", 22)) is None)
+        if wrong:
+            raise Refused(
+                f"the NetworkService of labgrid place {place.name} has an invalid {wrong[0]}: {values.get(wrong[0])!r}",
+                f"ask the administrator of the lab to correct the exporter's configuration of {place.name}",
+            )
         serial = next((one for one in resources.values() if one[0] == "NetworkSerialPort"), None)
         return {
             "place": place.name,
             "tags": dict(place.tags),
             "owner": self.owner,
-            "service": {**service[1], "proxy": _proxy(service[2])},
+            "service": {**values, "port": _port(values.get("port", 22)), "proxy": _proxy(service[2])},
             "serial": None if serial is None else {**serial[1], "proxy": _proxy(serial[2])},
             "power": sorted(name for name, one in resources.items() if one[0] in _POWER),
         }
@@ -163,6 +175,11 @@ class Coordinator:
 def has_tags(place: Place, tags: Mapping[str, str]) -> bool:
     known = {**place.tags, "name": place.name}
     return all(known.get(key) == value for key, value in tags.items())
+
+
+def _port(value: object) -> int | None:
+    """The TCP port, or None for an invalid one."""
+    return int(str(value)) if re.fullmatch(r"[0-9]{1,5}", str(value)) and 0 < int(str(value)) < 1 << 16 else None
 
 
 def _proxy(extra: Mapping[str, Any]) -> str:

@@ -26,7 +26,7 @@ from harness.config import load
 from harness.config.schema import HostConfig
 from harness.deadline import ConditionNotMet, Deadline
 from harness.errors import DeadlineExpired, InfrastructureError, TransportError, UsageError
-from harness.hosts import places, pool
+from harness.hosts import equipment, places, pool
 from harness.hosts.direct import DirectHost
 from harness.hosts.lease import HostTooSmall
 from harness.hosts.places import PlaceConfig, PlaceHost
@@ -533,6 +533,38 @@ def test_the_architecture_of_a_place_is_checked(tag: str, machine: str, good: bo
     else:
         with pytest.raises(InfrastructureError, match="labgrid place one has the tag arch=arm64, but its host is x86_64"):
             host.check()
+
+
+@pytest.mark.parametrize(
+    ("service", "words"),
+    [
+        ({"address": "192.0.2.7"}, "username: None"), ({**SERVICE, "username": 7}, "username: 7"), ({"username": "root"}, "address: None"),
+        ({**SERVICE, "port": "ssh"}, "port: 'ssh'"), ({**SERVICE, "port": None}, "port: None"), ({**SERVICE, "port": 0}, "port: 0"),
+        ({**SERVICE, "port": 65536}, "port: 65536"), ({**SERVICE, "port": "2022"}, ""), ({"address": "x", "username": "root"}, ""),
+    ],
+)  # fmt: skip
+def test_an_invalid_service_names_its_place(service: dict[str, Any], words: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = coordinator.Coordinator("c:1", "a/b")
+    monkeypatch.setattr(found, "resources", lambda place: {"ssh": ("NetworkService", service, {})})
+    one = SimpleNamespace(name="one", tags={})
+    if not words:
+        assert found.describe(one)["service"]["port"] in (22, 2022)  # type: ignore[arg-type]
+        return
+    with pytest.raises(coordinator.Refused, match=f"the NetworkService of labgrid place one has an invalid {words}"):
+        found.describe(one)  # type: ignore[arg-type]
+
+
+def test_the_doctor_names_the_place_of_a_serial_port(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FXH_STORE", str(tmp_path))
+    held = SimpleNamespace(name="one", lost="")
+    config = PlaceConfig(
+        "root@x:22", name="labgrid:name=one", serial=(f"unix:{tmp_path}/none",), place=held, source=HostConfig("labgrid:tag=xen")
+    )  # type: ignore[arg-type]  # fmt: skip
+    (check,) = equipment.examine(config)
+    assert check.status == "fail"
+    assert check.detail.startswith("labgrid place one: ")
+    assert "hosts.labgrid:name=one" not in check.hint
+    assert "the serial port of one" in check.hint
 
 
 @pytest.mark.parametrize(
