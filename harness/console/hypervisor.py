@@ -11,11 +11,13 @@ from harness.console.markers import MARKERS
 from harness.console.text import decode
 from harness.safetext import plain
 
+# The forms of console_timestamps: see the marker "crash" in harness.console.markers.
+_STAMP = r"(?:\[(?:[ \d:.T-]+|[0-9a-f]{16})\] ?)?"
 # A domain's console in Xen's log. Its text is a guest's, so it says nothing about the host.
-# (d3) panic: xyz     (XEN) [2026-12-01 04:50:00] (d3) panic: xyz
-_DOMAIN = re.compile(r"^(?:\(XEN\) )?(?:\[[ \d:.T-]+\] ?)?\(d\d+\)[^\n]*\n?", re.MULTILINE)
+# (d3) panic: xyz     (XEN) [2026-12-01 04:50:00] (d3) panic: xyz     (XEN) [000000123456789a] (d3) panic: xyz
+_DOMAIN = re.compile(rf"^(?:\(XEN\) )?{_STAMP}\(d\d+\)[^\n]*\n?", re.MULTILINE)
 # (XEN) [   46.123456] Hardware Dom0 crashed: rebooting machine in 5 seconds.     (xen/common/shutdown.c, hwdom_shutdown())
-_DOM0 = re.compile(r"^\(XEN\) (?:\[[ \d:.T-]+\] ?)?(Hardware Dom\d+ (?:crashed|halted|shutdown)[^\n]*)", re.MULTILINE)
+_DOM0 = re.compile(rf"^\(XEN\) {_STAMP}(Hardware Dom\d+ (?:crashed|halted|shutdown)[^\n]*)", re.MULTILINE)
 # Domain 3 (vcpu#0) crashed on cpu#0     (a guest; domain 0 is the host's)
 _GUEST = re.compile(r"Domain (?!0 )\d+ ")
 # A panic of dom0's Linux makes Xen report that dom0 crashed, but the reason is Linux's.

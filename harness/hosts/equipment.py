@@ -26,7 +26,8 @@ def examine(config: HostConfig) -> Iterator[Check]:
         yield Check("power", FAIL, exc.message, exc.hint)
     if (console := serial.of(config)) is not None:
         try:
-            console.start()
+            with places.blamed(config):
+                console.start()
             console.stop()
             yield Check("serial", OK, str(console.path))
         except InfrastructureError as exc:

@@ -17,10 +17,11 @@ from harness.hosts import power
 from harness.hosts.direct import DirectHost
 from harness.hosts.lease import HostBusy
 from harness.hosts.power import CommandPower, Power
+from harness.hosts.record import directory, set_aside
 from harness.hosts.saved_state import Access
 from harness.hosts.serial import SerialError
 from harness.labgrid import place, tags
-from harness.labgrid.place import Place, PlacesTaken, Survey
+from harness.labgrid.place import Place, PlacesExcluded, PlacesTaken, Survey
 
 # Also the address of one place.
 _NAME = f"{tags.PREFIX}name="
@@ -43,24 +44,52 @@ class PlaceConfig(HostConfig):
     """The ``labgrid:`` host that it was taken for."""
 
 
-def take(config: HostConfig, deadline: Deadline, *, nowait: bool, avoid: Iterable[str] = ()) -> HostConfig:
+class NoPlaceLeft(InfrastructureError):
+    """Each matching place is excluded. ``names`` are their hosts' names."""
+
+    def __init__(self, message: str, names: Sequence[str]) -> None:
+        super().__init__(message)
+        self.names = tuple(names)
+
+
+def take(
+    config: HostConfig, deadline: Deadline, *, nowait: bool, avoid: Iterable[str] = (), exclude: Iterable[str] = ()
+) -> HostConfig:
     """Acquire a place for a ``labgrid:`` host; return other hosts as they are. :func:`give_back` releases it.
 
     The settings of ``config`` (key, bridge, storage, power, ...) override those of the place. ``avoid`` are names of hosts: such
-    places are taken last. Raises HostBusy with ``nowait``, InfrastructureError, DeadlineExpired, UsageError.
+    places are taken last. Those of ``exclude`` are not taken. Raises HostBusy with ``nowait``, NoPlaceLeft, InfrastructureError,
+    DeadlineExpired, UsageError.
     """
     if not tags.is_labgrid(config.address):
         return config
     try:
-        names = [name.removeprefix(_NAME) for name in avoid if name.startswith(_NAME)]
-        found = place.acquire(config.address, coordinator(), deadline, nowait=nowait, avoid=names)
+        found = place.acquire(
+            config.address, coordinator(), deadline, nowait=nowait, avoid=_place_names(avoid), exclude=_place_names(exclude)
+        )
     except PlacesTaken as exc:
         raise HostBusy(exc.message, hint=exc.hint) from exc
+    except PlacesExcluded as exc:
+        raise NoPlaceLeft(exc.message, [f"{_NAME}{name}" for name in exc.names]) from exc
     try:
         return _configured(config, found)
     except BaseException:
         found.end()
         raise
+
+
+def _place_names(hosts: Iterable[str]) -> list[str]:
+    return [name.removeprefix(_NAME) for name in hosts if is_place(name)]
+
+
+def is_place(name: str) -> bool:
+    """Whether a host's name is that of one place."""
+    return name.startswith(_NAME)
+
+
+def places_set_aside() -> list[str]:
+    """The names of the places that this user's processes have set aside, at any coordinator."""
+    return [path.name for path in directory("").glob(f"{_NAME}*") if set_aside(path.name)]
 
 
 def _configured(config: HostConfig, found: Place) -> PlaceConfig:
@@ -103,10 +132,12 @@ class Places:
         """The place that is held for a ``labgrid:`` host; else ``host``."""
         return self._held.get(host.name or host.address, host)
 
-    def occupy(self, host: HostConfig, deadline: Deadline, *, nowait: bool, avoid: Iterable[str]) -> HostConfig:
+    def occupy(
+        self, host: HostConfig, deadline: Deadline, *, nowait: bool, avoid: Iterable[str], exclude: Iterable[str]
+    ) -> HostConfig:
         """:meth:`current`, after taking a place if necessary. Raises as :func:`take`."""
         held = self.current(host)
-        found = take(held, deadline, nowait=nowait, avoid=avoid) if held is host else held
+        found = take(held, deadline, nowait=nowait, avoid=avoid, exclude=exclude) if held is host else held
         if isinstance(found, PlaceConfig):
             self._held[host.name or host.address] = found
         return found

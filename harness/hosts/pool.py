@@ -7,7 +7,7 @@ import logging
 import re
 import secrets
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from harness.config.schema import HostConfig
@@ -16,7 +16,7 @@ from harness.errors import AccessError, DeadlineExpired, InfrastructureError, Tr
 from harness.hosts import connect, operator_mail, places, recovery, serial
 from harness.hosts.direct import DirectHost
 from harness.hosts.lease import HostBusy, HostTooSmall, LeaseRequest
-from harness.hosts.places import Places
+from harness.hosts.places import NoPlaceLeft, Places
 from harness.hosts.power import Power
 from harness.hosts.record import set_aside
 from harness.hosts.recovery import Recovery
@@ -112,7 +112,9 @@ class HostPool:
             failures: dict[str, str] = {}
             busy: list[HostConfig] = []
             # Hosts that were lost recently come last.
-            for host in sorted(order, key=lambda host: self._avoided(_name(self._places.current(host)))):
+            todo = sorted(order, key=lambda host: self._avoided(_name(self._places.current(host))))
+            while todo:
+                host = todo.pop(0)
                 config = self._places.current(host)
                 if self._avoided(_name(config)) and busy:
                     continue
@@ -122,39 +124,56 @@ class HostPool:
                     failures[_name(config)] = unusable
                     continue
                 try:
-                    return self._take(host, request, deadline if single else Deadline(_ANSWER), nowait=not single)
+                    again = any(map(places.is_place, failures))
+                    limit = deadline if single else Deadline(_ANSWER)
+                    return self._take(host, request, limit, nowait=again or not single, failed=failures)
+                except NoPlaceLeft as exc:
+                    failures |= {name: str(aside) for name in exc.names if (aside := set_aside(name))}
                 except InfrastructureError as exc:
                     name = _name(self._places.current(host))
                     failures[name] = str(exc)
                     if isinstance(exc, HostBusy):
-                        busy.append(host)
+                        # A place that was lost with a lease comes back sooner than another user releases one.
+                        if not (again and self._may_return(failures, patience)):
+                            busy.append(host)
                     elif single and isinstance(exc, DeadlineExpired):
                         earlier = self._lost.get(name, (0.0, ""))[1]
                         raise DeadlineExpired(f"{exc.message}; it was lost earlier: {earlier}" if earlier else exc.message) from exc
-                    elif not isinstance(exc, HostTooSmall):
+                    elif isinstance(exc, HostTooSmall):
+                        self._vacate(self._places.current(host))
+                    else:
                         self.mark_lost(name, exc.message, hangs=self._may_hang(name, exc))
+                    if name != _name(self._places.current(host)):
+                        todo.insert(0, host)  # without this place
             if busy:
                 # Queue on one host; workers queue on different ones.
                 host = busy[self.first % len(busy)]
                 log.info("none of %d hosts has room: waiting for %s", len(self.hosts), _name(host))
-                return self._take(host, request, deadline, nowait=False)
+                return self._take(host, request, deadline, nowait=False, failed=failures)
             if any(one.running for one in self._recoveries.values()):
                 if deadline.expired:
                     raise deadline.expire("a host", "; ".join(failures.values()))
                 time.sleep(_PAUSE)
                 continue
-            may_return = any(name in self._lost_leases and set_aside(name) is None for name in failures)
-            if patience.expired or self._given_up or not may_return:
+            if not self._may_return(failures, patience):
                 self._given_up = True
                 reasons = "\n".join(f"  {name}: {reason}" for name, reason in failures.items())
                 raise InfrastructureError(f"no host works:\n{reasons}", hint="run fxh doctor HOST")
             time.sleep(_PAUSE)
 
-    def _take(self, config: HostConfig, request: LeaseRequest, deadline: Deadline, *, nowait: bool) -> DirectHost:
-        config = self._places.occupy(config, deadline, nowait=nowait, avoid=filter(self._avoided, self._lost))
+    def _take(
+        self, config: HostConfig, request: LeaseRequest, deadline: Deadline, *, nowait: bool, failed: Iterable[str]
+    ) -> DirectHost:
+        """``failed`` are places that are not taken. Nor are those that are set aside. Raises as :func:`harness.hosts.places.take`."""
+        config = self._places.occupy(
+            config,
+            deadline,
+            nowait=nowait,
+            avoid=filter(self._avoided, self._lost),
+            exclude={*places.places_set_aside(), *failed},
+        )
         name = _name(config)
         if aside := set_aside(config.name):
-            self._vacate(config)
             raise aside
         self._read_serial(config)
         host = self.connect(config, self.what)
@@ -234,6 +253,11 @@ class HostPool:
         if aside := set_aside(config.name):
             return str(aside)
         return f"it hung and is being brought back: {self._recoveries[config.name].why}" if self._recovering(config.name) else ""
+
+    def _may_return(self, failures: Iterable[str], patience: Deadline) -> bool:
+        """Whether one of these hosts may come back: it was lost with a lease, and not long ago."""
+        recent = not patience.expired and not self._given_up
+        return recent and any(name in self._lost_leases and set_aside(name) is None for name in failures)
 
     def _may_hang(self, name: str, error: InfrastructureError) -> bool:
         """Whether ``error`` is no answer, unless a moment ago the host did answer a recovery."""

@@ -11,7 +11,7 @@ import re
 import socket
 import termios
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -20,10 +20,11 @@ from harness.config.schema import HostConfig
 from harness.console import hypervisor
 from harness.deadline import Deadline
 from harness.errors import InfrastructureError, TransportError
+from harness.hosts.operator_command import without_arguments
 from harness.hosts.record import HostRecord
 from harness.safetext import plain
 from harness.transport import Stream
-from harness.transport.local import DescriptorStream, LocalTransport
+from harness.transport.local import DescriptorStream, LocalTransport, keep_alive
 
 log = logging.getLogger("fxh.hosts")
 
@@ -35,6 +36,10 @@ _OVERLAP = 1 << 14
 _REFUSAL = 1.5
 # Seconds between two attempts to open a console that has closed, or to replace a reader that has ended.
 _AGAIN = 5.0
+# Seconds for a command that reads a console to end its session, as `ipmitool sol activate` must.
+_GRACE = 2.0
+# The fix if the log of a console cannot be written.
+_STORE = "free space in the store, or correct its permissions"
 
 
 class SerialError(InfrastructureError):
@@ -56,12 +61,16 @@ def open_console(config: HostConfig) -> Stream:
             r"tcp:\[?(.+?)\]?:(\d{1,5})", where
         ):  # tcp:conserver.example.org:3109     tcp:[2001:db8::1]:7000
             connection = socket.create_connection((match[1], int(match[2])), timeout=10)
+            keep_alive(connection)
         else:
-            return LocalTransport().open(config.serial, pty=True)
+            return LocalTransport().open(config.serial, pty=True, grace=_GRACE)
         connection.setblocking(True)
         return DescriptorStream(connection.detach())
     except (OSError, TransportError) as exc:
-        raise SerialError(f"{key}: cannot open {where or config.serial[0]}: {exc}", hint=f"correct {key} in fxh.toml") from exc
+        raise SerialError(
+            f"{key}: cannot open {where or config.serial[0]}: {without_arguments(str(exc), config.serial)}",
+            hint=f"correct {key} in fxh.toml",
+        ) from exc
 
 
 def _device(path: str, key: str) -> int:
@@ -111,9 +120,13 @@ class SerialLog:
     Of several processes, one reads the console, and another one continues when it ends.
     """
 
-    def __init__(self, directory: Path, key: str, connect: Callable[[], Stream]) -> None:
-        """``directory`` is the host's. ``key`` names the console in errors; ``connect`` opens it."""
+    def __init__(self, directory: Path, key: str, connect: Callable[[], Stream], argv: Sequence[str] = ()) -> None:
+        """``directory`` is the host's. ``key`` names the console in errors; ``connect`` opens it, for a command by ``argv``."""
+        self._argv = argv
         self.path = directory / "serial.log"
+        self._old = self.path.with_suffix(".old")
+        self._unwritten = ""
+        """Why the last output could not be written, or ""."""
         self._key, self._connect = key, connect
         # One thread may take the lock, and another one release it.
         self._lock = FileLock(directory / "serial.lock", thread_local=False)
@@ -122,9 +135,12 @@ class SerialLog:
 
     def start(self) -> None:
         """Begin to read, unless another process of ours does. Raises SerialError if the console cannot be read."""
-        reader = self._become_reader()
         try:
+            reader = self._become_reader()
             stream = self._open() if reader else None
+        except OSError as exc:
+            self._lock.release()
+            raise SerialError(f"{self._key}: cannot lock {self._lock.lock_file}: {exc.strerror}", hint=_STORE) from exc
         except BaseException:
             self._lock.release()
             raise
@@ -148,20 +164,38 @@ class SerialLog:
 
     def since(self, begin: int, limit: int) -> bytes:
         """The last ``limit`` bytes of those after the offset ``begin``."""
+        return self._since(begin, limit)[1]
+
+    def _since(self, begin: int, limit: int) -> tuple[int, bytes]:
+        """:meth:`since`, and the offset of its first byte."""
         end = self.end
         # The file was replaced if it is shorter now.
         start = max(begin if begin <= end else 0, end - limit)
         with contextlib.suppress(OSError), self.path.open("rb") as file:
             file.seek(start)
-            return file.read(limit)
-        return b""
+            return start, file.read(limit)
+        return start, b""
+
+    def _before(self, offset: int) -> bytes:
+        """The byte before ``offset``, which may be the last one of the file that this one replaced. Without it, a line end."""
+        path, offset = (self.path, offset) if offset else (self._old, self._old.stat().st_size if self._old.exists() else 0)
+        with contextlib.suppress(OSError), path.open("rb") as file:
+            file.seek(max(0, offset - 1))
+            return file.read(1) or b"\n"
+        return b"\n"
 
     def crash(self, begin: int, seen: int) -> str:
         """The report of a crash after the offset ``begin`` (see :func:`harness.console.hypervisor.crash`); "" if there is none.
 
         The bytes before ``seen`` were searched before.
         """
-        return hypervisor.crash(self.since(max(begin, seen - _OVERLAP), _LARGEST)) if self.end != seen else ""
+        if self.end == seen:
+            return ""
+        start, data = self._since(max(begin, seen - _OVERLAP), _LARGEST)
+        if self._before(start) != b"\n":
+            # A line without its begin may be a guest's.
+            data = data.partition(b"\n")[2]
+        return hypervisor.crash(data)
 
     def _become_reader(self) -> bool:
         try:
@@ -178,7 +212,7 @@ class SerialLog:
             while not deadline.expired:
                 new = stream.read(1 << 16, deadline.remaining)
                 if not new:
-                    said = plain(data.decode("utf-8", "replace")).strip()[-200:]
+                    said = without_arguments(plain(data.decode("utf-8", "replace")).strip(), self._argv)[-200:]
                     raise SerialError(
                         f"{self._key} closed at once{f': {said}' if said else ''}",
                         hint="end the other reader of this console, or correct the key in fxh.toml",
@@ -189,39 +223,63 @@ class SerialLog:
         except BaseException:
             stream.close()
             raise
-        self._write(data)
+        try:
+            self._write(data)
+        except OSError as exc:
+            stream.close()
+            raise SerialError(f"{self._key}: cannot write {self.path}: {exc.strerror}", hint=_STORE) from exc
         return stream
 
     def _record(self, stream: Stream | None, reader: bool) -> None:
+        try:
+            self._read(stream, reader)
+        finally:
+            # Another process continues.
+            self._lock.release()
+
+    def _read(self, stream: Stream | None, reader: bool) -> None:
         while not self._stop.is_set():
             if stream is None:
                 if self._stop.wait(_AGAIN):
                     break
-                reader = reader or self._become_reader()
-                with contextlib.suppress(SerialError):
+                with contextlib.suppress(SerialError, OSError):
+                    reader = reader or self._become_reader()
                     stream = self._open() if reader else None
                 continue
             try:
                 data = stream.read(1 << 16, 1.0)
             except TimeoutError:
                 continue
-            self._write(data)
-            if not data:
+            if data:
+                self._try_to_write(data)
+            else:
                 log.warning("%s closed; opening it again every %.0f s", self._key, _AGAIN)
                 stream.close()
                 stream = None
         if stream is not None:
             stream.close()
 
+    def _try_to_write(self, data: bytes) -> None:
+        """:meth:`_write`, but log an error once: the disk may have room again."""
+        try:
+            self._write(data)
+            self._unwritten = ""
+        except OSError as exc:
+            if not self._unwritten:
+                log.warning(
+                    "%s: cannot write %s: %s: crashes may go unnoticed\n  hint: %s", self._key, self.path, exc.strerror, _STORE
+                )
+            self._unwritten = str(exc.strerror)
+
     def _write(self, data: bytes) -> None:
         with self.path.open("ab") as file:
             file.write(data)
         if self.end > _LARGEST:
-            self.path.replace(self.path.with_suffix(".old"))
+            self.path.replace(self._old)
 
 
 def of(config: HostConfig) -> SerialLog | None:
     """The log of a host's serial console; None if fxh.toml has no ``serial`` for it."""
     if not config.serial:
         return None
-    return SerialLog(HostRecord(config.name).directory, f"hosts.{config.name}.serial", lambda: open_console(config))
+    return SerialLog(HostRecord(config.name).directory, f"hosts.{config.name}.serial", lambda: open_console(config), config.serial)

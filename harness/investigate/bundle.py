@@ -82,7 +82,7 @@ def export(target: Path, directory: Path, run: RunResult, case: CaseResult, scru
         _add(archive, MANIFEST, json.dumps(manifest, indent=1).encode())
         _add(archive, "README.txt", scrub(_readme(clean)).encode())
         for name in case.files:
-            if not name.endswith((".idx", DUMP_SUFFIX)) and (directory / name).is_file():
+            if "/" not in name and not name.endswith((".idx", DUMP_SUFFIX)) and (directory / name).is_file():
                 with (directory / name).open("rb") as stream:
                     stream.seek(max(0, (directory / name).stat().st_size - _LOG))
                     _add(archive, f"logs/{name}", scrub(stream.read().decode("utf-8", "replace")).encode())

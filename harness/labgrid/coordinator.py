@@ -6,7 +6,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import grpc
@@ -28,11 +29,14 @@ _POWER = frozenset(
 
 
 class Refused(Exception):
-    """No place could be had. ``hint`` says who must act; ``busy``: another client has all matching places."""
+    """No place could be had. ``hint`` says who must act; ``busy``: another client has all matching places.
 
-    def __init__(self, message: str, hint: str = "", *, busy: bool = False) -> None:
+    ``excluded``: these are all matching places, and the request excludes them.
+    """
+
+    def __init__(self, message: str, hint: str = "", *, busy: bool = False, excluded: Sequence[str] = ()) -> None:
         super().__init__(message)
-        self.message, self.hint, self.busy = message, hint, busy
+        self.message, self.hint, self.busy, self.excluded = message, hint, busy, list(excluded)
 
 
 class Coordinator:
@@ -92,7 +96,10 @@ class Coordinator:
         return found
 
     def describe(self, place: Place) -> dict[str, Any]:
-        """How to use a place: its ssh service, its serial port and whether it has a power port. Raises Refused without a service."""
+        """How to use a place: its ssh service, its serial port and whether it has a power port.
+
+        Raises Refused without a service, or if its parameters are invalid.
+        """
         resources = self.resources(place)
         service = next((one for one in resources.values() if one[0] == "NetworkService"), None)
         if service is None:
@@ -100,12 +107,20 @@ class Coordinator:
                 f"labgrid place {place.name} has no NetworkService",
                 f"start the exporter of {place.name}, or let the administrator of the lab add a NetworkService for ssh to dom0",
             )
+        values = service[1]
+        wrong = [key for key in ("address", "username") if not values.get(key) or not isinstance(values[key], str)]
+        wrong += ["port"] * (_port(values.get("port", 22)) is None)
+        if wrong:
+            raise Refused(
+                f"the NetworkService of labgrid place {place.name} has an invalid {wrong[0]}: {values.get(wrong[0])!r}",
+                f"ask the administrator of the lab to correct the exporter's configuration of {place.name}",
+            )
         serial = next((one for one in resources.values() if one[0] == "NetworkSerialPort"), None)
         return {
             "place": place.name,
             "tags": dict(place.tags),
             "owner": self.owner,
-            "service": {**service[1], "proxy": _proxy(service[2])},
+            "service": {**values, "port": _port(values.get("port", 22)), "proxy": _proxy(service[2])},
             "serial": None if serial is None else {**serial[1], "proxy": _proxy(serial[2])},
             "power": sorted(name for name, one in resources.items() if one[0] in _POWER),
         }
@@ -156,6 +171,11 @@ class Coordinator:
 def has_tags(place: Place, tags: Mapping[str, str]) -> bool:
     known = {**place.tags, "name": place.name}
     return all(known.get(key) == value for key, value in tags.items())
+
+
+def _port(value: object) -> int | None:
+    """The TCP port, or None for an invalid one."""
+    return int(str(value)) if re.fullmatch(r"[0-9]{1,5}", str(value)) and 0 < int(str(value)) < 1 << 16 else None
 
 
 def _proxy(extra: Mapping[str, Any]) -> str:

@@ -27,7 +27,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from labgrid.remote.common import Place
+from labgrid.remote.common import Place, Reservation
 
 from harness.labgrid.claims import Claim, Claims
 from harness.labgrid.coordinator import Coordinator, Refused, allocated, has_tags, is_waiting
@@ -84,6 +84,7 @@ class Keeper:
         self._tags: Mapping[str, str] = request["tags"]
         self._nowait: bool = request["nowait"]
         self._avoid = frozenset(request["avoid"])
+        self._exclude = frozenset(request["exclude"])
         self._claims = Claims(Path(request["claims"]))
         self._coordinator = Coordinator(request["coordinator"], new_owner())
         self._claim: tuple[Path, Claim] | None = None
@@ -100,24 +101,30 @@ class Keeper:
                 f"no place at labgrid coordinator {self._coordinator.address} has {_words(self._tags)}",
                 "correct the tags, or ask the administrator of the lab to tag a place: labgrid-client -p PLACE set-tags KEY=VALUE",
             )
-        usable, why = [], None
-        for place in sorted(matching, key=lambda place: place.name in self._avoid):
+        if not (left := [place for place in matching if place.name not in self._exclude]):
+            names = [place.name for place in matching]
+            raise Refused(f"each place with {_words(self._tags)} is excluded: {', '.join(names)}", excluded=names)
+        usable, why = [], Refused("no usable place")
+        for place in left:
             try:
                 self._coordinator.describe(place)
                 usable.append(place)
             except Refused as exc:
-                why = why or exc
-        if not usable:
-            raise why or Refused("no usable place")
-        for place in usable:
-            try:
-                if place.acquired is None and (found := await self._try({**self._tags, "name": place.name})):
-                    return found
-            except Refused as exc:
                 why = exc
-        if self._claim is None and (found := await self._share(usable)):
-            return found
-        if why is not None:
+        avoided = [place for place in usable if place.name in self._avoid]
+        # Rather share a place that works than have a bad one alone.
+        for group in ([place for place in usable if place not in avoided], avoided):
+            for place in [one for one in group if one.acquired is None]:
+                try:
+                    if found := await self._try(place.name):
+                        return found
+                except Refused as exc:
+                    why = exc
+                    await self._give_back()
+                    usable.remove(place)
+            if found := await self._share(group):
+                return found
+        if not usable:
             raise why
         takers = ", ".join(f"{place.name} by {place.acquired or 'a reservation'}" for place in usable)
         if self._nowait:
@@ -125,44 +132,45 @@ class Keeper:
         send(state="waiting", why=f"places are taken: {takers}")
         return await self._queue(usable)
 
-    async def _try(self, tags: Mapping[str, str]) -> dict[str, Any] | None:
-        """Acquire a place with ``tags`` if the coordinator has a free one."""
-        reservation = await self._coordinator.reserve(tags)
+    async def _try(self, name: str) -> dict[str, Any] | None:
+        """Acquire the place ``name`` if it is free and not reserved."""
+        reservation = await self._coordinator.reserve({**self._tags, "name": name})
         try:
-            return await self._take(name) if (name := allocated(reservation)) else None
+            return await self._take(name) if allocated(reservation) else None
         finally:
             await self._coordinator.cancel(reservation.token)
 
     async def _queue(self, usable: list[Place]) -> dict[str, Any]:
-        """Wait for a place in the coordinator's order."""
-        reservation = await self._coordinator.reserve(self._tags)
+        """Wait in the coordinator's order for one of the places ``usable``. A reservation by tags could get an excluded one."""
+        waiting: list[Reservation] = []
         try:
-            while is_waiting(reservation):
-                await asyncio.sleep(_POLL)
-                if found := await self._share(usable):
-                    return found
-                reservation = await self._coordinator.poll(reservation.token)
-            name = allocated(reservation)
-            if not name:
-                raise Refused(
-                    f"the labgrid coordinator at {self._coordinator.address} ended our reservation: it is {reservation.state.name}",
-                    "ask the administrator of the lab whether places were removed",
-                )
-            return await self._take(name)
+            for place in usable:
+                waiting.append(await self._coordinator.reserve({**self._tags, "name": place.name}))
+            while True:
+                for n, reservation in enumerate(waiting):
+                    if name := allocated(reservation):
+                        return await self._take(name)
+                    if not is_waiting(reservation):
+                        raise Refused(
+                            f"the labgrid coordinator at {self._coordinator.address} ended our reservation: it is {reservation.state.name}",
+                            "ask the administrator of the lab whether places were removed",
+                        )
+                    waiting[n] = await self._coordinator.poll(reservation.token)
+                if not any(allocated(one) for one in waiting):
+                    await asyncio.sleep(_POLL)
+                    if found := await self._share(usable):
+                        return found
         finally:
-            await self._coordinator.cancel(reservation.token)
+            for reservation in waiting:
+                await self._coordinator.cancel(reservation.token)
 
     async def _take(self, name: str) -> dict[str, Any]:
         """Acquire the place that a reservation got."""
         claim = Claim(self._coordinator.address, name, self._coordinator.owner)
         async with self._claims.exclusive():
+            # The claim also stays if this fails: without an answer, the place may be acquired.
             self._claim = self._claims.add(claim), claim
-            try:
-                await self._coordinator.acquire(name)
-            except Refused:
-                self._claims.remove(self._claim[0])
-                self._claim = None
-                raise
+            await self._coordinator.acquire(name)
         place = self._coordinator.places[name]
         if not has_tags(place, self._tags):
             raise Refused(
@@ -245,11 +253,8 @@ class Keeper:
                     if not self._coordinator.connected:
                         await self._coordinator.close()
                         await self._coordinator.connect()
-                    async with self._claims.exclusive():
-                        if self._claims.living().count(claim) < 2:
-                            await self._coordinator.release(claim.place, claim.owner)
-                        self._claims.remove(path)
-                        return ""
+                    await self._give_back()
+                    return ""
                 except (Refused, TimeoutError) as exc:
                     why = str(exc)
                     await asyncio.sleep(_POLL)
@@ -257,6 +262,17 @@ class Keeper:
             return f"labgrid place {claim.place} may still be acquired by {claim.owner}: {why}"
         finally:
             await self._coordinator.close()
+
+    async def _give_back(self) -> None:
+        """Release the place that is claimed, if any; a place that is not ours stays as it is. Raises Refused, TimeoutError."""
+        if self._claim is None:
+            return
+        path, claim = self._claim
+        async with self._claims.exclusive():
+            if self._claims.living().count(claim) < 2:
+                await self._coordinator.release(claim.place, claim.owner)
+            self._claims.remove(path)
+        self._claim = None
 
 
 async def sweep(coordinator: Coordinator, claims: Claims) -> list[str]:
@@ -296,7 +312,7 @@ async def keep(request: Mapping[str, Any]) -> None:
         if await _first(holding, ending):
             holding.result()
     except Refused as exc:
-        send(state="refused", message=exc.message, hint=exc.hint, busy=exc.busy)
+        send(state="refused", message=exc.message, hint=exc.hint, busy=exc.busy, excluded=exc.excluded)
         await ending
     finally:
         send(state="ended", left=await keeper.release())
@@ -323,7 +339,7 @@ async def survey(request: Mapping[str, Any]) -> None:
         places = {place.name: place.acquired or "" for place in coordinator.matching(request["tags"])}
         send(state="survey", places=places, stale=stale)
     except Refused as exc:
-        send(state="refused", message=exc.message, hint=exc.hint, busy=False)
+        send(state="refused", message=exc.message, hint=exc.hint, busy=False, excluded=[])
     finally:
         await coordinator.close()
 

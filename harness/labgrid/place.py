@@ -34,6 +34,14 @@ class PlacesTaken(InfrastructureError):
     """Other users have all matching places at the moment."""
 
 
+class PlacesExcluded(InfrastructureError):
+    """The request excludes all matching places, which are ``names``."""
+
+    def __init__(self, message: str, names: Sequence[str]) -> None:
+        super().__init__(message)
+        self.names = tuple(names)
+
+
 @dataclass(frozen=True)
 class Service:
     """The NetworkService of a place: ssh to its dom0. ``jump`` is the exporter if it requires a proxy."""
@@ -127,7 +135,7 @@ class _Keeper:
             self._gone = True
             why = f"the process that holds the labgrid place ended with status {self._process.returncode}: {''.join(last)}"
             if self._answer is None:
-                self._answer = {"state": "refused", "message": why, "hint": "", "busy": False}
+                self._answer = {"state": "refused", "message": why, "hint": "", "busy": False, "excluded": []}
             elif not self._ending:
                 self._lose(why)
             self._changed.notify_all()
@@ -151,13 +159,15 @@ class _Keeper:
         log.warning("%s", why)
 
     def answer(self, deadline: Deadline, what: str) -> Mapping[str, Any]:
-        """The keeper's answer. Raises InfrastructureError if it refuses, PlacesTaken, DeadlineExpired."""
+        """The keeper's answer. Raises InfrastructureError if it refuses, PlacesTaken, PlacesExcluded, DeadlineExpired."""
         with self._changed:
             while self._answer is None:
                 if deadline.expired:
                     raise deadline.expire(what)
                 self._changed.wait(min(1.0, deadline.remaining))
         if self._answer["state"] == "refused":
+            if names := self._answer["excluded"]:
+                raise PlacesExcluded(plain(self._answer["message"]), [plain(name) for name in names])
             kind = PlacesTaken if self._answer["busy"] else InfrastructureError
             raise kind(plain(self._answer["message"]), hint=plain(self._answer["hint"]))
         return self._answer
@@ -186,14 +196,23 @@ class _Keeper:
             self._process.stdin.flush()
 
 
-def acquire(address: str, coordinator: str, deadline: Deadline, *, nowait: bool = False, avoid: Sequence[str] = ()) -> Place:
+def acquire(
+    address: str,
+    coordinator: str,
+    deadline: Deadline,
+    *,
+    nowait: bool = False,
+    avoid: Sequence[str] = (),
+    exclude: Sequence[str] = (),
+) -> Place:
     """Acquire a place with the tags of ``address`` (``labgrid:tag=xen``) at ``coordinator`` (HOST:PORT).
 
-    ``nowait``: do not queue. ``avoid`` are places to take last. Raises UsageError for invalid tags, PlacesTaken with ``nowait``,
-    InfrastructureError, and DeadlineExpired if other users have all places until ``deadline``.
+    ``nowait``: do not queue. ``avoid`` are places to take last, ``exclude`` those not to take. Raises UsageError for invalid tags,
+    PlacesTaken with ``nowait``, PlacesExcluded, InfrastructureError, and DeadlineExpired if other users have all places until
+    ``deadline``.
     """
     wanted = tags.parse(address)
-    keeper = _Keeper(_request(coordinator, mode="hold", tags=wanted, nowait=nowait, avoid=list(avoid)))
+    keeper = _Keeper(_request(coordinator, mode="hold", tags=wanted, nowait=nowait, avoid=list(avoid), exclude=list(exclude)))
     try:
         return Place(keeper, coordinator, keeper.answer(deadline, f"a labgrid place for {address}"))
     except BaseException:

@@ -15,6 +15,8 @@ from collections.abc import Iterator
 import serial
 from labgrid.util.ssh import sshmanager
 
+from harness.transport.local import keep_alive
+
 # Seconds for the negotiation of RFC 2217, for a connection, and between two looks at the port.
 _NEGOTIATION = 10
 _CONNECT = 20
@@ -26,6 +28,7 @@ def rfc2217(host: str, port: int, speed: int) -> Iterator[bytes]:
     where = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
     url = f"rfc2217://{where}?ign_set_control&timeout={_NEGOTIATION}"
     with serial.serial_for_url(url, baudrate=speed, timeout=_POLL) as console:
+        keep_alive(console._socket)  # pyserial has no public name for it
         while True:
             yield console.read(4096)
 
@@ -34,6 +37,7 @@ def raw(host: str, port: int) -> Iterator[bytes]:
     """The bytes of a TCP connection. (pyserial would lose the last ones before its end.)"""
     with socket.create_connection((host, port), timeout=_CONNECT) as connection:
         connection.settimeout(None)
+        keep_alive(connection)
         while data := connection.recv(4096):
             yield data
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import shutil
 import time
 from collections.abc import Mapping
 from dataclasses import replace
@@ -76,6 +77,18 @@ def _reset(item: pytest.Item, lost: str = "") -> None:
     item.stash[PROGRESS] = CaseProgress(time.monotonic(), stamp.now(), lost=lost)
     if CASE in item.stash:
         del item.stash[CASE]
+    if lost:
+        _set_apart(case_directory(item.config, item.nodeid))
+
+
+def _set_apart(directory: Path) -> None:
+    """Move the files of a lost attempt, so that nothing takes them for evidence of the next one. Its result stays until then."""
+    target = directory / model.LOST
+    shutil.rmtree(target, ignore_errors=True)
+    found = [path for path in directory.iterdir() if path.name != "case.json"]
+    target.mkdir()
+    for path in found:
+        path.rename(target / path.name)
 
 
 def _host_lost(item: pytest.Item) -> str:
@@ -293,5 +306,6 @@ def _boots(context: CaseContext) -> tuple[Boot, ...]:
 
 
 def result_files(directory: Path) -> tuple[str, ...]:
-    """The names of the case's files that its result lists."""
-    return tuple(sorted(file.name for file in directory.iterdir() if file.name != "case.json"))
+    """The names of the case's files that its result lists: ``NAME``, and ``lost/NAME`` of an attempt that lost its host."""
+    files = [*directory.iterdir(), *directory.glob(f"{model.LOST}/*")]
+    return tuple(sorted(str(file.relative_to(directory)) for file in files if file.name not in ("case.json", model.LOST)))

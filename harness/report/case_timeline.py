@@ -30,8 +30,8 @@ _CONSOLE = 1 << 20
 
 
 def consoles(files: Sequence[str]) -> list[str]:
-    """The console logs among the files of a case."""
-    return [name for name in files if name.endswith(".console.log")]
+    """The console logs among the files of a case, without those of an attempt that lost its host."""
+    return [name for name in files if name.endswith(".console.log") and "/" not in name]
 
 
 def build(directory: Path, name: str, case: CaseResult, events: tuple[trace.Event, ...], *, tail: int = console.TAIL) -> list[Line]:

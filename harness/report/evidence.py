@@ -40,7 +40,7 @@ def around_death(case: CaseResult, count: int) -> str:
 
 def domain_config(directory: Path, case: CaseResult) -> str:
     """The configuration of the case's last domain, or "". ``directory`` is the case's own."""
-    names = [name for name in case.files if name.endswith(".cfg")]
+    names = [name for name in case.files if name.endswith(".cfg") and "/" not in name]
     domain = case.boots[-1].domain if case.boots else ""
     chosen = next((name for name in names if name == f"{domain}.cfg"), names[-1] if names else "")
     return _text(directory / chosen) if chosen else ""

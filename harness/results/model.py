@@ -24,6 +24,8 @@ SCHEMA = 2
 _SETUP = "setup.jsonl"
 DUMP_SUFFIX = ".vmcore.gz"
 """Ends the name of a kernel dump, which is no text."""
+LOST = "lost"
+"""The directory in that of a case with the files of an attempt that lost its host."""
 
 
 class Outcome(StrEnum):

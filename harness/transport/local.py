@@ -41,7 +41,8 @@ class LocalTransport(FileCopies):
             raise DeadlineExpired(f"the command did not end within {deadline.seconds:.0f} s: {line}") from None
         return Completed(tuple(argv), process.returncode, out, err)
 
-    def open(self, argv: Sequence[str], *, pty: bool = False) -> Stream:
+    def open(self, argv: Sequence[str], *, pty: bool = False, grace: float = 0.0) -> Stream:
+        """As for any transport. ``grace`` is the time (s) that the program has to end after SIGTERM when the stream is closed."""
         try:
             if pty:
                 ours, theirs = ptys.openpty()
@@ -52,7 +53,7 @@ class LocalTransport(FileCopies):
         except OSError as exc:
             raise TransportError(f"cannot start {shlex.join(argv)}: {exc.strerror}") from exc
         os.close(theirs)
-        return ProcessStream(process, ours)
+        return ProcessStream(process, ours, grace)
 
     def forward(self, host: str, port: int) -> Stream:
         try:
@@ -134,16 +135,27 @@ class DescriptorStream:
 class ProcessStream(DescriptorStream):
     """The standard streams of a process, through a pty or a socket pair."""
 
-    def __init__(self, process: subprocess.Popen[bytes], descriptor: int) -> None:
+    def __init__(self, process: subprocess.Popen[bytes], descriptor: int, grace: float = 0.0) -> None:
         super().__init__(descriptor)
-        self._process = process
+        self._process, self._grace = process, grace
 
     def close(self) -> None:
+        if self._grace and self._process.poll() is None:
+            _kill(self._process, signal.SIGTERM)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(self._grace)
         super().close()
         _kill(self._process)
         self._process.wait()
 
 
-def _kill(process: subprocess.Popen[bytes]) -> None:
+def _kill(process: subprocess.Popen[bytes], number: signal.Signals = signal.SIGKILL) -> None:
     with contextlib.suppress(ProcessLookupError, PermissionError):
-        os.killpg(process.pid, signal.SIGKILL)
+        os.killpg(process.pid, number)
+
+
+def keep_alive(connection: socket.socket) -> None:
+    """Let reads of a TCP connection fail two minutes after its peer disappeared, also if nothing is sent."""
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for option, value in ((socket.TCP_KEEPIDLE, 60), (socket.TCP_KEEPINTVL, 10), (socket.TCP_KEEPCNT, 6)):
+        connection.setsockopt(socket.IPPROTO_TCP, option, value)

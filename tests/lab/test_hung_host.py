@@ -17,6 +17,7 @@ from remote_host import Remote, Run
 
 from harness.hosts import record
 from harness.lab import registry
+from harness.results import model
 from tests.conftest import planted_suite
 
 pytestmark = pytest.mark.slow
@@ -85,7 +86,7 @@ def came_back(remote: Remote, run: Run, why: str) -> None:
     case = run.cases["test_a_hang"]
     assert why in case["inputs"]["run again because"]
     assert {one["inputs"]["host"] for one in run.cases.values()} == {NAME}
-    lost = run.latest / "cases" / case["directory"]
+    lost = run.latest / "cases" / case["directory"] / model.LOST
     assert "Xen version" in (lost / "xl-dmesg-before.log").read_text()
     log = (record.directory(NAME) / "serial.log").read_text(errors="replace")
     assert "Command line: console=com1" in log, "the serial console shows the boot after the power cycle"

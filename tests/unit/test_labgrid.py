@@ -12,10 +12,10 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import serial
@@ -25,12 +25,14 @@ from labgrid_servers import Labgrid
 from harness.config import load
 from harness.config.schema import HostConfig
 from harness.deadline import ConditionNotMet, Deadline
-from harness.errors import DeadlineExpired, InfrastructureError, UsageError
-from harness.hosts import places, pool
+from harness.errors import DeadlineExpired, InfrastructureError, TransportError, UsageError
+from harness.hosts import equipment, places, pool
 from harness.hosts.direct import DirectHost
+from harness.hosts.lease import HostTooSmall
 from harness.hosts.places import PlaceConfig, PlaceHost
+from harness.hosts.record import HUNG, HostRecord
 from harness.labgrid import coordinator, keeper, place, tags
-from harness.labgrid.place import Place, PlacesTaken
+from harness.labgrid.place import Place, PlacesExcluded, PlacesTaken
 
 SERVICE = {"address": "192.0.2.7", "username": "root", "port": 2022}
 RESOURCES = {
@@ -179,8 +181,30 @@ def test_workers_share_a_place_and_the_last_one_releases_it(take: Callable[..., 
 def test_workers_spread_over_free_places_and_avoid_a_bad_one(take: Callable[..., Place]) -> None:
     first = take("labgrid:tag=xen", avoid=["one"])
     assert first.name == "two"
-    assert take("labgrid:tag=xen", avoid=["one"]).name == "one", "it is the last choice"
-    assert take("labgrid:tag=xen", avoid=["one"]).shared
+    second = take("labgrid:tag=xen", avoid=["one"])
+    assert (second.name, second.shared) == ("two", True), "rather share a good place than have a bad one"
+    third = take("labgrid:tag=xen", avoid=["one", "two"])
+    assert (third.name, third.shared) == ("one", False)
+    fourth = take("labgrid:tag=xen", avoid=["one"])
+    assert fourth.name == "two", "it is the last choice, although it was shared first"
+
+
+def test_an_excluded_place_is_neither_taken_nor_queued_for(take: Callable[..., Place], lab: Labgrid) -> None:
+    assert take("labgrid:tag=xen", exclude=["one"]).name == "two"
+    assert take("labgrid:tag=xen", exclude=["one"], nowait=True).shared
+    with pytest.raises(PlacesExcluded, match="each place with tag=xen is excluded: one, two") as caught:
+        take("labgrid:tag=xen", exclude=["one", "two"])
+    assert caught.value.names == ("one", "two")
+
+
+def test_a_free_place_that_is_excluded_does_not_end_the_wait(take: Callable[..., Place], lab: Labgrid) -> None:
+    lab.acquire("two")
+    try:
+        with pytest.raises(DeadlineExpired):
+            take("labgrid:tag=xen", exclude=["one"], deadline=Deadline(4))
+        assert lab.owner("one") == ""
+    finally:
+        lab.release("two")
 
 
 def test_a_taken_place_is_waited_for_in_turn(take: Callable[..., Place], lab: Labgrid) -> None:
@@ -301,7 +325,14 @@ def test_a_place_whose_tags_change_meanwhile_is_given_back(lab: Labgrid, tmp_pat
 
     async def run() -> None:
         found = keeper.Keeper(
-            {"coordinator": lab.address, "claims": str(tmp_path), "tags": {"arch": "amd64"}, "nowait": True, "avoid": []}
+            {
+                "coordinator": lab.address,
+                "claims": str(tmp_path),
+                "tags": {"arch": "amd64"},
+                "nowait": True,
+                "avoid": [],
+                "exclude": [],
+            }
         )
         try:
             with pytest.raises(coordinator.Refused, match="gave place one, which has arch=arm64,tag=xen, not arch=amd64") as caught:
@@ -316,6 +347,46 @@ def test_a_place_whose_tags_change_meanwhile_is_given_back(lab: Labgrid, tmp_pat
     finally:
         lab.tag("one", arch="amd64")
     assert lab.owner("one") == ""
+
+
+def test_an_acquisition_without_an_answer_leaves_nothing_acquired(
+    lab: Labgrid, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The coordinator acquires the place, but its answer is lost."""
+    real, taken = coordinator.Coordinator.acquire, []
+
+    async def unanswered(self: coordinator.Coordinator, name: str) -> None:
+        assert name == "one" or self.places["one"].acquired is None, "the first place is released before the second is acquired"
+        await real(self, name)
+        taken.append(name)
+        if name == "one":
+            raise coordinator.Refused("deadline exceeded")
+
+    async def run() -> str:
+        request = {"coordinator": lab.address, "claims": str(tmp_path), "nowait": True, "avoid": [], "exclude": []}
+        found = keeper.Keeper(request | {"tags": {"tag": "xen"}})
+        try:
+            return str((await found.acquire())["place"])
+        finally:
+            await found.release()
+
+    monkeypatch.setattr(coordinator.Coordinator, "acquire", unanswered)
+    assert asyncio.run(run()) == "two"
+    assert taken == ["one", "two"]
+    assert [lab.owner(name) for name in taken] == ["", ""]
+
+
+def test_a_place_without_a_service_does_not_end_the_wait_for_others(lab: Labgrid, take: Callable[..., Place]) -> None:
+    lab.tag("bare", tag="xen")
+    for name in ("one", "two"):
+        lab.acquire(name)
+    try:
+        with pytest.raises(PlacesTaken, match="are taken: one by desk/anna, two by desk/anna"):
+            take("labgrid:tag=xen", nowait=True)
+    finally:
+        for name in ("one", "two"):
+            lab.release(name)
+        lab.tag("bare", tag="none")
 
 
 def test_a_coordinator_that_restarts_gives_the_place_again(take: Callable[..., Place], lab: Labgrid) -> None:
@@ -385,6 +456,70 @@ def test_a_lost_place_is_replaced_and_never_switched_off(lab: Labgrid) -> None:
     lab.release("one")
 
 
+class Dom0(PlaceHost):
+    """A place's host without ssh, which is good unless ``bad`` has its place."""
+
+    bad: ClassVar[Mapping[str, InfrastructureError]] = {}
+    log: ClassVar[list[str]] = []
+
+    def acquire(self, request: Any, deadline: Deadline) -> None:
+        self.log.append(self.place.name)
+
+    def check(self) -> None:
+        if self.place.name in self.bad:
+            raise self.bad[self.place.name]
+
+
+@pytest.fixture
+def rack(lab: Labgrid, monkeypatch: pytest.MonkeyPatch) -> Iterator[pool.HostPool]:
+    monkeypatch.setattr(Dom0, "bad", {})
+    monkeypatch.setattr(Dom0, "log", [])
+    monkeypatch.setattr(pool.HostPool, "_read_serial", lambda self, config: None)
+    found = pool.HostPool(
+        [HostConfig("labgrid:tag=xen")], connect=lambda config, what: Dom0(SimpleNamespace(name="x", close=lambda: None), config=config),
+        power=lambda config: None,
+    )  # type: ignore[arg-type]  # fmt: skip
+    yield found
+    found.close()
+
+
+def test_a_place_that_is_set_aside_does_not_block_the_others(rack: pool.HostPool, lab: Labgrid) -> None:
+    HostRecord("labgrid:name=one").set_aside(HUNG, "no heartbeat")
+    assert rack.acquire(pool.LeaseRequest("", 1), Deadline(60)).config.name == "labgrid:name=two"
+    assert Dom0.log == ["two"]
+    rack.close()
+    HostRecord("labgrid:name=two").set_aside(HUNG, "no power")
+    with pytest.raises(InfrastructureError, match=r"(?s)no host works:.*name=one is set aside .*: no heartbeat.*name=two is set"):
+        rack.acquire(pool.LeaseRequest("", 1), Deadline(60))
+
+
+def test_a_place_that_is_set_aside_meanwhile_is_released(rack: pool.HostPool, monkeypatch: pytest.MonkeyPatch) -> None:
+    HostRecord("labgrid:name=one").set_aside(HUNG, "no heartbeat")
+    monkeypatch.setattr(places, "places_set_aside", list)
+    assert rack.acquire(pool.LeaseRequest("", 1), Deadline(60)).config.name == "labgrid:name=two"
+
+
+@pytest.mark.parametrize(
+    "error", [InfrastructureError("has the tag arch=arm64"), TransportError("no route"), HostTooSmall("has 1 MiB")]
+)
+def test_a_place_that_does_not_work_does_not_block_the_others(
+    rack: pool.HostPool, lab: Labgrid, error: InfrastructureError
+) -> None:
+    Dom0.bad = {"one": error}
+    assert rack.acquire(pool.LeaseRequest("", 1), Deadline(60)).config.name == "labgrid:name=two"
+    assert Dom0.log == ["one", "two"]
+    assert lab.owner("one") == ""
+
+
+def test_each_place_that_does_not_work_is_tried_once(rack: pool.HostPool) -> None:
+    Dom0.bad = {name: TransportError(f"no route to {name}") for name in ("one", "two")}
+    with pytest.raises(
+        InfrastructureError, match=r"no host works:\n  labgrid:name=one: no route to one\n  labgrid:name=two: no route"
+    ):
+        rack.acquire(pool.LeaseRequest("", 1), Deadline(60))
+    assert Dom0.log == ["one", "two"]
+
+
 @pytest.mark.parametrize(
     ("tag", "machine", "good"), [("amd64", "x86_64", True), ("arm64", "x86_64", False), ("sparc", "x86_64", True)]
 )
@@ -398,6 +533,38 @@ def test_the_architecture_of_a_place_is_checked(tag: str, machine: str, good: bo
     else:
         with pytest.raises(InfrastructureError, match="labgrid place one has the tag arch=arm64, but its host is x86_64"):
             host.check()
+
+
+@pytest.mark.parametrize(
+    ("service", "words"),
+    [
+        ({"address": "192.0.2.7"}, "username: None"), ({**SERVICE, "username": 7}, "username: 7"), ({"username": "root"}, "address: None"),
+        ({**SERVICE, "port": "ssh"}, "port: 'ssh'"), ({**SERVICE, "port": None}, "port: None"), ({**SERVICE, "port": 0}, "port: 0"),
+        ({**SERVICE, "port": 65536}, "port: 65536"), ({**SERVICE, "port": "2022"}, ""), ({"address": "x", "username": "root"}, ""),
+    ],
+)  # fmt: skip
+def test_an_invalid_service_names_its_place(service: dict[str, Any], words: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = coordinator.Coordinator("c:1", "a/b")
+    monkeypatch.setattr(found, "resources", lambda place: {"ssh": ("NetworkService", service, {})})
+    one = SimpleNamespace(name="one", tags={})
+    if not words:
+        assert found.describe(one)["service"]["port"] in (22, 2022)  # type: ignore[arg-type]
+        return
+    with pytest.raises(coordinator.Refused, match=f"the NetworkService of labgrid place one has an invalid {words}"):
+        found.describe(one)  # type: ignore[arg-type]
+
+
+def test_the_doctor_names_the_place_of_a_serial_port(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FXH_STORE", str(tmp_path))
+    held = SimpleNamespace(name="one", lost="")
+    config = PlaceConfig(
+        "root@x:22", name="labgrid:name=one", serial=(f"unix:{tmp_path}/none",), place=held, source=HostConfig("labgrid:tag=xen")
+    )  # type: ignore[arg-type]  # fmt: skip
+    (check,) = equipment.examine(config)
+    assert check.status == "fail"
+    assert check.detail.startswith("labgrid place one: ")
+    assert "hosts.labgrid:name=one" not in check.hint
+    assert "the serial port of one" in check.hint
 
 
 @pytest.mark.parametrize(

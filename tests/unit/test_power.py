@@ -13,7 +13,7 @@ from harness.config import load
 from harness.config.commands import PowerCommands, power
 from harness.config.schema import HostConfig
 from harness.deadline import Deadline
-from harness.errors import UsageError
+from harness.errors import InfrastructureError, UsageError
 from harness.hosts import operator_command
 from harness.hosts import power as powers
 from harness.hosts.power import CommandPower, PowerError
@@ -120,6 +120,30 @@ def test_a_status_that_fails_for_a_while(
 def test_an_unreadable_status() -> None:
     with pytest.raises(PowerError, match=r"hosts\.x\.power\.status: prints neither on nor off"):
         CommandPower("x", PowerCommands(cycle=("true",), status=("echo", "none"))).status()
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        (("--password=hunter2",), "unrecognized arguments: --password=hunter2"),
+        (("-P", "hunter2"), "wrong password hunter2 for -P hunter2"),
+        (("-Phunter2",), "invalid option or value: hunter2"),
+        (("--pass=hunter2", "hunter2-long"), "neither 'hunter2' nor 'hunter2-long'"),
+        ((), "POST https://admin:hunter2@bmc.example.org/ failed, token=hunter2"),
+    ],
+)
+def test_an_error_shows_no_argument_and_no_secret(argv: tuple[str, ...], said: str, tmp_path: Path) -> None:
+    (tmp_path / "said").write_text(f"Usage: x\n{said}\n")
+    script = tmp_path / "pdu"
+    script.write_text(f"#!/bin/sh\ncat {tmp_path / 'said'} >&2\nexit 2\n")
+    script.chmod(0o755)
+    with pytest.raises(InfrastructureError, match=r"k: pdu failed with exit status 2: .*\*\*\*") as caught:
+        operator_command.run((str(script), *argv), "k", 10, "h")
+    assert "hunter2" not in str(caught.value)
+
+
+def test_a_helper_in_the_background_is_no_hang() -> None:
+    assert operator_command.run(("sh", "-c", "sleep 60 & echo on"), "k", 5, "h") == "on\n"
 
 
 def test_the_processes_of_a_command_end_with_it(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import pty
 import socket
@@ -54,6 +55,9 @@ PANIC = """(XEN) [   54.859001] ----[ Xen-4.20.5-pre  x86_64  debug=n  Not taint
         ("(XEN) Domain 2 reported crashed by domain 0 on cpu#0:\n", ""),
         # A guest's words on the console of Xen.
         ("(d3) Kernel panic - not syncing: x\n(XEN) [   1.5] (d3) (XEN) Panic on CPU 0:\n", ""),
+        # console_timestamps=raw
+        ("(XEN) [000000123456789a] (d3) Kernel panic - not syncing: x\n", ""),
+        ("(XEN) [000000123456789a] Hardware Dom0 crashed: 'noreboot' set\n", "Hardware Dom0 crashed: 'noreboot' set"),
         ("(d0) x\nfxh: dom0 ready\n", ""),
         ("", ""),
     ],
@@ -148,6 +152,82 @@ def test_a_long_log_is_replaced(line: Line, log: SerialLog, monkeypatch: pytest.
     assert log.since(101, 50) == b"new\n"
 
 
+GUEST = "(XEN) (d3) Kernel panic - not syncing: x\n"
+
+
+def test_a_line_without_its_begin_is_not_searched(tmp_path: Path) -> None:
+    """The words of a guest are those of the host if only the prefix is missing."""
+    found = SerialLog(tmp_path, "k", Line().connect)
+    found.path.write_text(GUEST * 2)
+    whole = len(GUEST)
+    for begin in (0, 1, 6, whole - 1, whole, whole + 1, whole + 9):
+        assert found.crash(begin, begin) == "", begin
+    found.path.write_text(PANIC)
+    lines = [0, *(n + 1 for n in range(len(PANIC) - 1) if PANIC[n] == "\n")]
+    panic = next(n for n in lines if PANIC[n:].startswith("(XEN) [   54.860002] Panic"))
+    for begin in (0, lines[1], panic):
+        assert found.crash(begin, begin) == "Panic on CPU 0: FATAL TRAP: vector = 6 (invalid opcode)", begin
+
+
+def test_the_first_line_of_a_new_file_may_have_begun_in_the_old_one(tmp_path: Path) -> None:
+    found = SerialLog(tmp_path, "k", Line().connect)
+    found.path.with_suffix(".old").write_text(GUEST[:9])
+    found.path.write_text(GUEST[9:])
+    assert found.crash(0, 1) == ""
+    found.path.with_suffix(".old").write_text("x\n")
+    found.path.write_text("(XEN) Panic on CPU 0:\n")
+    assert found.crash(0, 1) == "Panic on CPU 0"
+
+
+def test_a_full_disk_is_no_end(
+    line: Line, log: SerialLog, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    real = SerialLog._write
+
+    def full(self: SerialLog, data: bytes) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(SerialLog, "_write", full)
+    for _ in range(3):
+        line.say(b"lost\n")
+        time.sleep(0.1)
+    Deadline(10).wait("the warning", lambda: _contains(caplog.text, "No space left on device"), 0.02)
+    monkeypatch.setattr(SerialLog, "_write", real)
+    line.say(b"kept\n")
+    wait_for(log.path, b"kept\n")
+    assert caplog.text.count("No space left on device") == 1
+    assert b"hosts.xen1.serial" not in log.path.read_bytes()
+
+
+def _contains(text: str, words: str) -> None:
+    if words not in text:
+        raise ConditionNotMet("not yet")
+
+
+def test_a_console_whose_log_cannot_be_written(line: Line, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    log = SerialLog(tmp_path, "hosts.xen1.serial", line.connect)
+    log.path.mkdir()
+    with pytest.raises(SerialError, match=r"hosts\.xen1\.serial: cannot write .*serial\.log: Is a directory\n  hint: free space"):
+        log.start()
+    line.near[-1].settimeout(5)
+    assert line.near[-1].recv(1) == b"", "the console is closed"
+    log.path.rmdir()
+    log.start()
+    log.stop()
+    monkeypatch.setattr(SerialLog, "_become_reader", lambda self: (tmp_path / "none" / "lock").touch())
+    with pytest.raises(SerialError, match=r"hosts\.xen1\.serial: cannot lock .*serial\.lock: No such file"):
+        log.start()
+
+
+def test_a_reader_that_fails_lets_another_process_read(line: Line, log: SerialLog, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(threading, "excepthook", lambda args: None)
+    monkeypatch.setattr(SerialLog, "_try_to_write", lambda self, data: 1 // 0)
+    line.say(b"x")
+    assert log._thread is not None
+    log._thread.join(10)
+    assert log._become_reader()
+
+
 def _exists(path: Path) -> None:
     if not path.exists():
         raise ConditionNotMet("not yet")
@@ -169,6 +249,35 @@ def test_a_command_that_ends_at_once_has_another_reader() -> None:
     assert checks["serial"].status == "fail"
     with contextlib.closing(serial.open_console(config("sh", "-c", "echo hello; sleep 20"))) as stream:
         assert stream.read(100, 10) == b"hello\r\n"
+
+
+@pytest.mark.parametrize("program", ["sh", "/none/ipmitool"])
+def test_an_error_shows_no_argument(program: str, tmp_path: Path) -> None:
+    script = tmp_path / "sol"
+    script.write_text("echo wrong password: $2\nexit 1\n")
+    found = serial.of(config(program, str(script), "-P", "hunter2"))
+    assert found is not None
+    with pytest.raises(SerialError, match=r"\*\*\*") as caught:
+        found.start()
+    assert "hunter2" not in str(caught.value)
+
+
+def test_a_command_can_end_its_session(tmp_path: Path) -> None:
+    """ipmitool deactivates SOL on SIGTERM."""
+    script = f"trap 'echo ended > {tmp_path}/end; exit' TERM; echo ready; while :; do sleep 0.05; done"
+    stream = serial.open_console(config("sh", "-c", script))
+    assert stream.read(100, 10) == b"ready\r\n"
+    stream.close()
+    assert (tmp_path / "end").read_text() == "ended\n"
+
+
+def test_a_command_that_ignores_the_end_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(serial, "_GRACE", 0.2)
+    stream = serial.open_console(config("sh", "-c", "trap '' TERM; echo $$; while :; do sleep 0.05; done"))
+    pid = int(stream.read(100, 10))
+    stream.close()
+    with pytest.raises(ProcessLookupError):
+        os.kill(pid, 0)
 
 
 def test_a_device_with_another_reader() -> None:
@@ -202,6 +311,9 @@ def test_sockets(tmp_path: Path) -> None:
             where = words.format(*(name if isinstance(name, tuple) else (name,)))
             with contextlib.closing(serial.open_console(config(where))) as stream:
                 peer, _ = server.accept()
+                assert isinstance(stream, serial.DescriptorStream)
+                with socket.socket(fileno=os.dup(stream._descriptor)) as ours:
+                    assert ours.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == (family == socket.AF_INET)
                 peer.sendall(b"x")
                 assert stream.read(10, 5) == b"x"
                 peer.close()
