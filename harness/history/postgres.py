@@ -39,6 +39,7 @@ _HINTS = (
     (("25006",), "the administrator has to name the primary server in run.history, or end its read-only mode"),
     (("42501",), "the administrator has to grant this user SELECT, INSERT, UPDATE and DELETE on the tables, and CREATE to set them up"),
     (("55P03",), "another writer held the lock; run the command again"),
+    (("23505",), "another controller recorded the same run meanwhile; run the command again"),
     (("57014", "25P03"), "the administrator has to look at the load of the server; then run the command again"),
     (("42P01", "42703"), "the administrator has to restore the tables of this database, or to name an empty one in run.history"),
     (("password", "pg_hba.conf", "authentication", "role "), "correct the user and password: run.history, ~/.pgpass or PGPASSWORD"),
