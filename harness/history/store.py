@@ -103,7 +103,8 @@ class History:
         same: ColumnElement[bool] = RUNS.c.run.in_((run.run, *run.parts))
         if run.parts and self.database.has(connection, PARTS):
             same = or_(same, RUNS.c.id.in_(select(PARTS.c.run_id).where(PARTS.c.part.in_(run.parts))))
-        *others, number = [*connection.execute(select(RUNS.c.id).where(same).order_by(RUNS.c.id)).scalars()] or [0]
+        found: list[int] = list(connection.execute(select(RUNS.c.id).where(same).order_by(RUNS.c.id)).scalars())
+        *others, number = found or [0]
         self.remove(connection, others)
         if not number:
             chosen = self.database.number(connection, place)

@@ -131,6 +131,28 @@ history.record(run(1, case(), case("F", "test_more")))
     assert (counts["runs"], counts["results"]) == (1, 1)
 
 
+def test_a_writer_that_falls_silent_loses_its_lock_before_others_give_up(
+    postgres: PostgresServer, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert module._SILENT < module._LOCK
+    monkeypatch.setattr(module, "_SILENT", 1)
+    silent, other = History(url), History(url)
+    holder = silent.writing()
+    holder.__enter__()
+    other.record(run(2, case()))
+    with pytest.raises(InfrastructureError):
+        holder.__exit__(None, None, None)
+    assert [found.run for found in History(url).runs()] == ["run-002"]
+
+
+def test_the_server_watches_the_connection_of_a_controller() -> None:
+    words = module._options({})["options"].split("-c ")
+    found = dict(word.strip().split("=") for word in words if word)
+    silence = int(found["tcp_keepalives_idle"]) + int(found["tcp_keepalives_interval"]) * int(found["tcp_keepalives_count"])
+    assert silence < module._LOCK
+    assert found["tcp_user_timeout"] == found["idle_in_transaction_session_timeout"] == "20s"
+
+
 def test_controllers_that_start_at_once_create_the_tables_once(tmp_path: Path, postgres: PostgresServer, url: str) -> None:
     processes = [controller(tmp_path / name, url, 0, 2) for name in "abc"]
     assert [process.wait(120) for process in processes] == [0, 0, 0]
