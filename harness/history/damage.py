@@ -65,8 +65,19 @@ def _run(connection: sqlite3.Connection, run: sqlite3.Row) -> RunResult:
     inputs, options = json.loads(run["inputs"]), json.loads(run["options"])
     rows = _readable(connection, "SELECT what, seconds FROM setup WHERE run_id = ? ORDER BY rowid", run["id"])
     setup = tuple(SetupStep(row["what"], row["seconds"]) for row in rows)
+    parts = tuple(row["part"] for row in _readable(connection, "SELECT part FROM parts WHERE run_id = ? ORDER BY rowid", run["id"]))
     return RunResult(
-        run["run"], run["started"], run["ended"], run["command"], inputs, run["exit_code"], cases, options, run["branch"], setup
+        run["run"],
+        run["started"],
+        run["ended"],
+        run["command"],
+        inputs,
+        run["exit_code"],
+        cases,
+        options,
+        run["branch"],
+        setup,
+        parts,
     )
 
 

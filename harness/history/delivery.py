@@ -33,25 +33,29 @@ def record(path: Path, run: RunResult) -> bool:
 
     Returns False if the history could not be written. Then a file in the directory says so, and the log has a warning.
     """
+    failure: HarnessError | None = None
     for _ in range(2):
         try:
             history = history_of(path.parent.parent)
             deliver(path.parent, history, without=path.name)
             if not is_left_out(run, history):
                 history.record(run)
-        except HistoryDamaged:
+        except HistoryDamaged as exc:
+            failure = exc
             continue
         except HarnessError as exc:
-            log.warning(
-                "the run is not in the history yet: %s (hint: %s). Its directory keeps it; `fxh history` delivers it",
-                exc.message,
-                exc.hint,
-            )
-            with contextlib.suppress(OSError):
-                (path / run_dir.UNDELIVERED).write_text(f"{exc}\n`fxh history` delivers this run.\n")
-            return False
+            failure = exc
+            break
         (path / run_dir.UNDELIVERED).unlink(missing_ok=True)
         return True
+    assert failure is not None
+    log.warning(
+        "the run is not in the history yet: %s (hint: %s). Its directory keeps it; `fxh history` delivers it",
+        failure.message,
+        failure.hint,
+    )
+    with contextlib.suppress(OSError):
+        (path / run_dir.UNDELIVERED).write_text(f"{failure}\n`fxh history` delivers this run.\n")
     return False
 
 
@@ -74,14 +78,13 @@ def deliver(runs: Path, history: History, *, without: str = "") -> int:
                 run = model.read_run(path)
             except (OSError, ValueError, TypeError):
                 continue
-            # An unfinished run may still be running; it records itself.
-            if not run.ended or is_left_out(run, history):
+            # An unfinished run may still be running; it records itself. A merged run with a killed shard is complete.
+            if not run.ended and not run.parts:
                 continue
-            # A later merge of the same shards has replaced it.
-            if run.parts and parts.keys() >= set(run.parts):
-                continue
-            place = history.record(run, max(place_of(run), place + 1))
-            count += 1
+            # A later merge of the same shards may have replaced it.
+            if not is_left_out(run, history) and not (run.parts and parts.keys() >= set(run.parts)):
+                place = history.record(run, max(place_of(run), place + 1))
+                count += 1
         (path / run_dir.UNDELIVERED).unlink(missing_ok=True)
     return count
 
@@ -94,7 +97,10 @@ def is_left_out(run: RunResult, history: History) -> bool:
 
 
 def place_of(run: RunResult) -> int:
-    """The place of a run in a history that is ordered by time: its end (ms since 1970). 0 for an invalid time."""
+    """The place of a run in a history that is ordered by time: its end (ms since 1970), or its start without one.
+
+    This is the last millisecond of that second. Returns 0 for an invalid time.
+    """
     with contextlib.suppress(ValueError, OverflowError):
-        return max(0, int(datetime.fromisoformat(run.ended).timestamp() * 1000))
+        return max(0, int(datetime.fromisoformat(run.ended or run.started).timestamp() * 1000) + 999)
     return 0

@@ -27,6 +27,9 @@ from harness.safetext import plain
 
 # Seconds: to connect; to wait for another writer; for one statement, by the server's clock; for one transaction, by ours.
 _CONNECT, _LOCK, _STATEMENT, _TRANSACTION = 10, 30, 60, 120
+# Seconds until the server ends the session of a controller that lost its power or network: in a transaction, or with data on its way.
+# Its lock must be free before the others give up, so this is below _LOCK.
+_SILENT = 20
 # The lock of all writers of a history, "fxh" in ASCII. PostgreSQL has such locks for each database.
 _WRITERS = 0x667868
 _SCHEMA = "fxh_schema"
@@ -39,6 +42,7 @@ _HINTS = (
     (("25006",), "the administrator has to name the primary server in run.history, or end its read-only mode"),
     (("42501",), "the administrator has to grant this user SELECT, INSERT, UPDATE and DELETE on the tables, and CREATE to set them up"),
     (("55P03",), "another writer held the lock; run the command again"),
+    (("23505",), "another controller recorded the same run meanwhile; run the command again"),
     (("57014", "25P03"), "the administrator has to look at the load of the server; then run the command again"),
     (("42P01", "42703"), "the administrator has to restore the tables of this database, or to name an empty one in run.history"),
     (("password", "pg_hba.conf", "authentication", "role "), "correct the user and password: run.history, ~/.pgpass or PGPASSWORD"),
@@ -146,8 +150,9 @@ class Server(Database):
 def _options(given: Mapping[str, Any]) -> dict[str, str]:
     """Options of libpq with our time limits, unless ``given`` has others. A controller that stops must not keep the lock."""
     ours = {"connect_timeout": _CONNECT, "keepalives_idle": 15, "keepalives_interval": 5, "keepalives_count": 3}
-    limits = {"statement": _STATEMENT, "lock": _LOCK, "idle_in_transaction_session": _STATEMENT}
+    limits = {"statement": _STATEMENT, "lock": _LOCK, "idle_in_transaction_session": _SILENT, "tcp_user": _SILENT}
     words = [f"-c {name}_timeout={seconds}s" for name, seconds in limits.items()]
+    words += ["-c tcp_keepalives_idle=10", "-c tcp_keepalives_interval=3", "-c tcp_keepalives_count=3"]
     return {name: str(value) for name, value in ours.items() if name not in given} | {
         "options": " ".join([*words, str(given.get("options", ""))]).strip()
     }

@@ -59,11 +59,15 @@ class History:
         """Add a run atomically, and return its number. Cases that were paused are left out.
 
         A run of the same name is replaced and keeps its number. A merged run also replaces its parts, and an earlier merged run with
-        one of them. ``place``: the wanted number of a run that is delivered late, if the database orders runs by time.
+        one of them. A part of a merged run is not added again; the number is that of the merged run. ``place``: the wanted number of a
+        run that is delivered late, if the database orders runs by time.
         """
         run = replace(run, cases=tuple(case for case in run.cases if not case.paused))
         row = run_values(run)
         with self.writing() as connection:
+            merged = None if run.parts else self._merged_with(connection, run.run)
+            if merged is not None:
+                return merged
             number = self._number(connection, run, row, place)
             for case in run.cases:
                 for old in case.formerly:
@@ -100,18 +104,31 @@ class History:
         if run.parts and self.database.has(connection, PARTS):
             same = or_(same, RUNS.c.id.in_(select(PARTS.c.run_id).where(PARTS.c.part.in_(run.parts))))
         found: list[int] = list(connection.execute(select(RUNS.c.id).where(same).order_by(RUNS.c.id)).scalars())
-        if not found:
+        *others, number = found or [0]
+        self.remove(connection, others)
+        if not number:
             chosen = self.database.number(connection, place)
             added = connection.execute(insert(RUNS).values(row if chosen is None else {"id": chosen, **row}))
             key: Any = added.inserted_primary_key
             return int(key[0])
-        for number in found:
-            for table in OF_RUNS:
-                self._replace(connection, table, number, [])
-        *others, number = found
-        connection.execute(delete(RUNS).where(RUNS.c.id.in_(others)))
+        for table in OF_RUNS:
+            self._replace(connection, table, number, [])
         connection.execute(update(RUNS).where(RUNS.c.id == number).values(row))
         return number
+
+    def remove(self, connection: Connection, numbers: Collection[int]) -> None:
+        """Delete runs with all their rows, within a transaction."""
+        for number in numbers:
+            for table in OF_RUNS:
+                self._replace(connection, table, number, [])
+        connection.execute(delete(RUNS).where(RUNS.c.id.in_(numbers)))
+
+    def _merged_with(self, connection: Connection, name: str) -> int | None:
+        """The number of the merged run with the part ``name``."""
+        if not self.database.has(connection, PARTS):
+            return None
+        found: int | None = connection.execute(select(PARTS.c.run_id).where(PARTS.c.part == name)).scalar()
+        return found
 
     def _rename(self, connection: Connection, old: str, case: CaseResult) -> None:
         taken = select(RESULTS.c.run_id).where(RESULTS.c.case == case.key, RESULTS.c.cell == case.cell)
@@ -154,9 +171,11 @@ class History:
         """The number of a run, or of the merged run with this part. For one that is not recorded: the number that it would get."""
         with self.reading() as connection:
             found = connection.execute(select(RUNS.c.id).where(RUNS.c.run == name)).scalar()
-            if found is None and self.database.has(connection, PARTS):
-                found = connection.execute(select(PARTS.c.run_id).where(PARTS.c.part == name)).scalar()
-            return found or int(connection.execute(select(func.coalesce(func.max(RUNS.c.id), 0))).scalar_one()) + 1
+            return (
+                found
+                or self._merged_with(connection, name)
+                or int(connection.execute(select(func.coalesce(func.max(RUNS.c.id), 0))).scalar_one()) + 1
+            )
 
     def numbers(self) -> dict[str, int]:
         """The numbers of all runs, by name."""

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,7 +23,7 @@ class Copied(NamedTuple):
     runs: int
     results: int
     known: int
-    """Runs that the target had before."""
+    """Runs that the target had before, also as a part of a merged run, or as a merged run with one of the same parts."""
 
 
 def import_file(path: Path, target: History) -> Copied:
@@ -35,21 +36,30 @@ def import_file(path: Path, target: History) -> Copied:
     if not target.database.shared:
         raise UsageError("--import without run.history", hint="set run.history in fxh.toml to the URL of the database")
     source = History(path)
-    present = target.numbers()
+    present, merged = target.numbers(), target.parts()
+    parts: dict[int, list[str]] = {}
+    for part, number in source.parts().items():
+        parts.setdefault(number, []).append(part)
     place = runs = results = known = 0
     for run in source.runs():
-        if run.run in present:
+        own = parts.get(run.number, [])
+        here = present.get(run.run) or next((merged[name] for name in (run.run, *own) if name in merged), None)
+        if here is not None:
             known += 1
-            place = present[run.run]
+            place = here
         else:
             place = max(place_of(RunResult(run.run, run.started, run.ended)), place + 1)
-            place, count = _copy(source, run, target, place)
+            # The target may have a part as a run of its own, from a file without the merged run.
+            place, count = _copy(source, run, target, place, [present[name] for name in own if name in present])
             runs, results = runs + 1, results + count
     return Copied(runs, results, known)
 
 
-def _copy(source: History, run: Run, target: History, place: int) -> tuple[int, int]:
-    """Copy a run with all its rows in one transaction. Returns its number there, and the number of its results."""
+def _copy(source: History, run: Run, target: History, place: int, replaced: Sequence[int]) -> tuple[int, int]:
+    """Copy a run with all its rows in one transaction, in place of the runs ``replaced``.
+
+    Returns its number there, and the number of its results.
+    """
     rows: dict[str, list[dict[str, Any]]] = {}
     with source.reading() as connection:
         own = dict(connection.execute(select(RUNS).where(RUNS.c.id == run.number)).one()._mapping)
@@ -61,6 +71,7 @@ def _copy(source: History, run: Run, target: History, place: int) -> tuple[int, 
         inputs = {row.id: clean(row.data) for row in connection.execute(select(INPUTS).where(INPUTS.c.id.in_(used)))}
     del own["id"]
     with target.writing() as connection:
+        target.remove(connection, replaced)
         number = target.database.number(connection, place)
         connection.execute(insert(RUNS).values(id=number, **{name: _cleaned(value) for name, value in own.items()}))
         ids = input_ids(connection, set(inputs.values()))

@@ -7,13 +7,13 @@
 from __future__ import annotations
 
 import logging
-import lzma
 import os
 import shutil
 import tarfile
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import Any
 
+from harness import untar
 from harness.errors import BuildError, HarnessError, UsageError
 from harness.images import debugfile, dist, entries, fetch
 from harness.images.inputs import Input, key_of
@@ -27,7 +27,6 @@ FILE = "kernel-dbg.txz"
 _UNPACKER = 1
 # kernel.debug of GENERIC has about 100 MB; the set contains also those of all modules.
 _MOST_FILE, _MOST_READ = 1 << 30, 4 << 30
-# tarfile reads a header in one piece, and a file in pieces of this size.
 _PIECE = 1 << 20
 
 
@@ -75,44 +74,13 @@ def extract(archive: Path, target: Path) -> None:
     Reads at most 4 GiB of unpacked data. Raises BuildError for a damaged or larger archive, and for one without the file.
     """
     try:
-        with (
-            lzma.open(archive) as packed,
-            tarfile.open(fileobj=cast("IO[bytes]", _Bounded(packed, archive)), mode="r:") as tar,
-        ):
-            for member in tar:
-                if member.isreg() and os.path.normpath(member.name.lstrip("/")) == str(debugfile.INSTALLED):
-                    source = tar.extractfile(member)
-                    assert source is not None
-                    if member.size > _MOST_FILE:
-                        raise BuildError(f"{archive.name}: {debugfile.NAME} of {member.size >> 20} MiB is too large")
-                    with source, target.open("wb") as file:
-                        shutil.copyfileobj(source, file, _PIECE)
-                    return
-    except (tarfile.TarError, lzma.LZMAError, EOFError, ValueError, OverflowError) as exc:
-        raise BuildError(f"{archive.name} cannot be unpacked: {exc}", hint="fetch it again") from exc
+        for member, contents in untar.members(archive, _MOST_READ):
+            if contents is not None and os.path.normpath(member.name.lstrip("/")) == str(debugfile.INSTALLED):
+                if member.size > _MOST_FILE:
+                    raise BuildError(f"{archive.name}: {debugfile.NAME} of {member.size >> 20} MiB is too large")
+                with contents, target.open("wb") as file:
+                    shutil.copyfileobj(contents, file, _PIECE)
+                return
+    except tarfile.TarError as exc:
+        raise BuildError(f"{archive.name} cannot be unpacked: {exc}", hint="give the sets of a FreeBSD release") from exc
     raise BuildError(f"{archive.name} has no {debugfile.INSTALLED}", hint="give the sets of a FreeBSD release")
-
-
-class _Bounded:
-    """A file for tarfile that ends with a BuildError after 4 GiB, and when a header wants a large piece at once."""
-
-    def __init__(self, file: lzma.LZMAFile, archive: Path) -> None:
-        self._file = file
-        self._archive = archive
-
-    def read(self, size: int) -> bytes:
-        self._check(size <= _PIECE)
-        data = self._file.read(size)
-        self._check(self.tell() <= _MOST_READ)
-        return data
-
-    def seek(self, position: int) -> int:
-        self._check(position <= _MOST_READ)
-        return self._file.seek(position)
-
-    def tell(self) -> int:
-        return self._file.tell()
-
-    def _check(self, good: bool) -> None:
-        if not good:
-            raise BuildError(f"{self._archive.name} is larger than a debug set", hint="give the sets of a FreeBSD release")

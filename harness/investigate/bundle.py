@@ -16,6 +16,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from harness import untar
 from harness.digest import file_sha256
 from harness.errors import UsageError
 from harness.investigate.scrub import Scrubber
@@ -25,8 +26,8 @@ from harness.results.where import CONTROL_GUEST
 SCHEMA = 1
 MANIFEST = "bundle.json"
 # Bytes: an input up to _SMALL is included (a kernel is, a disk usually is not), the last _LOG of each log are, and an archive that
-# unpacks to more than _WHOLE is refused.
-_SMALL, _LOG, _WHOLE = 64 << 20, 4 << 20, 512 << 20
+# unpacks to more than _WHOLE, or has more than _MEMBERS files, is refused.
+_SMALL, _LOG, _WHOLE, _MEMBERS = 64 << 20, 4 << 20, 512 << 20, 1000
 # Options whose value is a file, and all options of a bundle that are passed to ``fxh run``.
 FILES = ("kernel", "disk", "hypervisor", "dom0-kernel")
 OPTIONS = (*FILES, "control", "guest", "type", "firmware", "xen", "root", "scale", "image", "bootloader")
@@ -96,26 +97,22 @@ def read(path: Path, into: Path) -> Bundle:
     if not path.is_file():
         raise UsageError(f"{path}: no such file", hint="give a file that `fxh repro export` wrote")
     try:
-        with tarfile.open(path, "r:*") as archive:
-            members = archive.getmembers()
-            if sum(member.size for member in members) > _WHOLE or len(members) > 1000:
-                raise UsageError(f"{path}: too large for a bundle", hint=f"a bundle has at most {_WHOLE >> 20} MiB and 1000 files")
-            # extractall() has filters only from Python 3.11.4 on, and Debian 12 has 3.11.2. A bundle contains regular files only.
-            for member in members:
-                if not member.isfile() or Path(member.name).is_absolute() or ".." in Path(member.name).parts:
-                    raise UsageError(f"{path}: not a bundle ({member.name!r} is not a regular file inside it)")
-                target = into / member.name
-                target.parent.mkdir(parents=True, exist_ok=True)
-                stream = archive.extractfile(member)
-                assert stream is not None
-                with target.open("wb") as file:
-                    shutil.copyfileobj(stream, file)
+        # extractall() has filters only from Python 3.11.4 on, and Debian 12 has 3.11.2. A bundle contains regular files only.
+        for number, (member, contents) in enumerate(untar.members(path, _WHOLE)):
+            if number >= _MEMBERS:
+                raise UsageError(f"{path}: too large for a bundle", hint=f"a bundle has at most {_MEMBERS} files")
+            if contents is None or Path(member.name).is_absolute() or ".." in Path(member.name).parts:
+                raise UsageError(f"{path}: not a bundle ({member.name!r} is not a regular file inside it)")
+            target = into / member.name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with contents, target.open("wb") as file:
+                shutil.copyfileobj(contents, file)
         data = json.loads((into / MANIFEST).read_text("utf-8"))
         if data.get("schema") != SCHEMA:
             raise UsageError(f"{path}: schema {data.get('schema')} is unknown", hint="use the version of the harness that wrote it")
         bundle = _bundle(data)
         Outcome(bundle.outcome)  # raises ValueError for an unknown word
-    except (OSError, tarfile.TarError, EOFError, ValueError, KeyError, TypeError, AttributeError) as exc:
+    except (OSError, tarfile.TarError, ValueError, KeyError, TypeError, AttributeError) as exc:
         raise UsageError(f"{path}: not a bundle ({exc})", hint="give a file that `fxh repro export` wrote") from exc
     for item in bundle.inputs:
         if item.member and file_sha256(_inside(into, item.member)) != item.sha256:

@@ -10,7 +10,7 @@ import tarfile
 import tempfile
 from pathlib import Path
 
-from harness import store
+from harness import store, untar
 from harness.digest import file_sha256
 from harness.errors import InfrastructureError, UsageError
 from harness.images import debugfile
@@ -19,6 +19,8 @@ from harness.lab.store import XEN_SYMBOLS, LabImage
 IMPORTED = ".imported"
 """Marks a lab that this machine did not build, and perhaps cannot build."""
 _SUMS = "SHA256SUMS.json"
+# Bytes of an archive, which also has to fit on the disk.
+_MOST = 64 << 30
 FILES = (
     "manifest.json",
     "root.qcow2",
@@ -63,14 +65,14 @@ def _import(file: Path, work: Path) -> LabImage:
     work.chmod(0o755)
     try:
         (work / "control").mkdir()
-        with tarfile.open(file) as tar:
-            for name in (_SUMS, *FILES):
-                # Extract only known names, so that an archive cannot write to any other path.
-                source = tar.extractfile(f"fxh-lab/{name}")
-                if source is None:
-                    raise KeyError(name)
-                with source, (work / name).open("wb") as target:
-                    shutil.copyfileobj(source, target)
+        # Extract only known names, so that an archive cannot write to any other path.
+        missing = {f"fxh-lab/{name}": name for name in (_SUMS, *FILES)}
+        for member, contents in untar.members(file, _MOST):
+            if contents is not None and (name := missing.pop(member.name, "")):
+                with contents, (work / name).open("wb") as target:
+                    shutil.copyfileobj(contents, target)
+        if missing:
+            raise KeyError(", ".join(missing.values()))
         listing = json.loads((work / _SUMS).read_text())
         for name in FILES:
             if file_sha256(work / name) != listing["files"][name]:
@@ -85,7 +87,7 @@ def _import(file: Path, work: Path) -> LabImage:
             return "" if (directory / "manifest.json").is_file() else "no manifest.json"
 
         return LabImage(store.get_or_create("labs", key, lambda _: work, step="a lab from an archive", damage=damage))
-    except (tarfile.TarError, KeyError, ValueError, EOFError) as exc:
+    except (tarfile.TarError, KeyError, ValueError) as exc:
         raise UsageError(f"{file}: no lab archive, or a damaged one ({exc})", hint="create it with: fxh lab export FILE") from exc
     except OSError as exc:
         hint = "give an archive that `fxh lab export` wrote; free some space at FXH_STORE"

@@ -246,14 +246,15 @@ LARGE_HEADER = txz((INSTALLED, b"x"), pax_headers={"comment": "x" * (2 << 20)})
         (txz((INSTALLED, b""), type=tarfile.LNKTYPE, linkname="/etc/passwd"), "has no usr/lib/debug"),
         (txz((INSTALLED, b""), type=tarfile.DIRTYPE), "has no usr/lib/debug"),
         (txz((INSTALLED, bytes(2 << 20))), "is too large"),
-        (txz(("./filler", bytes(9 << 20)), (INSTALLED, b"x")), "larger than a debug set"),
-        (LARGE_HEADER, "larger than a debug set"),
+        (txz(("./filler", bytes(9 << 20)), (INSTALLED, b"x")), "the limit is 8 MiB"),
+        (txz(("./a", bytes(5 << 20)), ("./b", bytes(5 << 20)), (INSTALLED, b"x")), "above the limit of 8 MiB"),
+        (LARGE_HEADER, "more than 16 KiB"),
         (txz((INSTALLED, bytes(100_000)))[:-40], "cannot be unpacked"),
         (txz((INSTALLED, b"x"))[:60], "cannot be unpacked"),
         (b"no archive", "cannot be unpacked"),
         (b"", "cannot be unpacked"),
     ],
-    ids=["outside", "symlink", "hard link", "directory", "large", "much", "header", "cut", "short", "text", "empty"],
+    ids=["outside", "symlink", "hard link", "directory", "large", "much", "many", "header", "cut", "short", "text", "empty"],
 )
 def test_an_archive_that_is_refused(archive: bytes, says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(debugset, "_MOST_FILE", 1 << 20)

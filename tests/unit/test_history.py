@@ -291,3 +291,24 @@ def test_known_issues_are_read_from_a_damaged_file(file: sqlite.File) -> None:
     assert {item.case: item.death and item.death.kind for item in found.cases} == {"test_boots": None, "test_dies": "panic"}
     assert {item.key for item in found.cases} == {"boot/test_boot::test_boots", "boot/test_boot::test_dies"}
     assert all(item.where == case().where for item in found.cases)
+
+
+def test_a_part_of_a_merged_run_is_not_added_again(history: History) -> None:
+    shards = [run(n, case("P", f"test_{n}")) for n in (1, 2)]
+    for done in shards:
+        history.record(done)
+    number = history.record(run(3, case("P", "test_1"), case("P", "test_2"), parts=("run-001", "run-002")))
+    assert [history.record(done) for done in shards] == [number, number]
+    assert [found.run for found in history.runs()] == ["run-003"]
+    assert history.parts() == {"run-001": number, "run-002": number}
+    assert len(history.results()) == 2
+    assert history.record(run(4, case("P", "test_1"), parts=("run-002", "run-005"))) == number, "a second merge replaces the first"
+    assert set(history.parts()) == {"run-002", "run-005"}
+
+
+def test_the_parts_of_merged_runs_are_read_from_a_damaged_file(file: sqlite.File) -> None:
+    history = History(file.path)
+    merged = run(3, case(), parts=("run-002", "run-001"))
+    history.record(merged)
+    history.record(run(4, case()))
+    assert [found.parts for found in damage.salvage(file.path)] == [merged.parts, ()]

@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 from postgres_server import TABLES, PostgresServer, name_of, running
-from sqlalchemy import Connection, insert
+from sqlalchemy import Connection, insert, select
 from typer.testing import CliRunner
 from written import case, run, save
 
@@ -129,6 +129,28 @@ history.record(run(1, case(), case("F", "test_more")))
     history.record(run(2, case()))
     counts = postgres.count(url)
     assert (counts["runs"], counts["results"]) == (1, 1)
+
+
+def test_a_writer_that_falls_silent_loses_its_lock_before_others_give_up(
+    postgres: PostgresServer, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert module._SILENT < module._LOCK
+    monkeypatch.setattr(module, "_SILENT", 1)
+    silent, other = History(url), History(url)
+    holder = silent.writing()
+    holder.__enter__()
+    other.record(run(2, case()))
+    with pytest.raises(InfrastructureError):
+        holder.__exit__(None, None, None)
+    assert [found.run for found in History(url).runs()] == ["run-002"]
+
+
+def test_the_server_watches_the_connection_of_a_controller() -> None:
+    words = module._options({})["options"].split("-c ")
+    found = dict(word.strip().split("=") for word in words if word)
+    silence = int(found["tcp_keepalives_idle"]) + int(found["tcp_keepalives_interval"]) * int(found["tcp_keepalives_count"])
+    assert silence < module._LOCK
+    assert found["tcp_user_timeout"] == found["idle_in_transaction_session_timeout"] == "20s"
 
 
 def test_controllers_that_start_at_once_create_the_tables_once(tmp_path: Path, postgres: PostgresServer, url: str) -> None:
@@ -257,6 +279,43 @@ def test_an_interrupted_migration_continues(
     monkeypatch.undo()
     assert transfer.import_file(tmp_path / FILE, History(url))[::2] == (5, 7)
     assert [found.run for found in History(url).runs()] == [f"run-{n:03}" for n in range(12)]
+
+
+def test_an_import_knows_the_parts_of_merged_runs(tmp_path: Path, postgres: PostgresServer, url: str) -> None:
+    parts = ("run-001", "run-002")
+    both = (case("P", "test_1"), case("P", "test_2"))
+    target = History(url)
+    target.record(run(4, *both, parts=parts))
+    files = {
+        "an older merge": [run(3, *both, parts=parts)],
+        "a shard": [run(1, both[0])],
+        "an overlap": [run(5, *both, parts=("run-002", "run-009")), run(6, *both)],
+    }
+    for number, (name, nights) in enumerate(files.items()):
+        source = History(tmp_path / f"{number}.sqlite")
+        for night in nights:
+            source.record(night)
+        copied = transfer.import_file(tmp_path / f"{number}.sqlite", target)
+        assert (copied.runs, copied.known) == (len(nights) - 1, 1), name
+    assert [found.run for found in target.runs()] == ["run-004", "run-006"]
+    assert set(target.parts()) == set(parts)
+
+
+def test_an_imported_merge_replaces_its_parts(tmp_path: Path, postgres: PostgresServer, url: str) -> None:
+    target = History(url)
+    target.record(run(1, case("P", "test_1")))
+    History(tmp_path / FILE).record(run(3, case("P", "test_1"), case("P", "test_2"), parts=("run-001", "run-002")))
+    assert transfer.import_file(tmp_path / FILE, target)[:2] == (1, 2)
+    assert [found.run for found in target.runs()] == ["run-003"]
+    assert (postgres.count(url)["results"], postgres.count(url)["parts"]) == (2, 2)
+
+
+def test_a_run_of_two_controllers_at_once_is_not_called_an_unreachable_server(url: str) -> None:
+    history = History(url)
+    number = history.record(run(1, case()))
+    with pytest.raises(InfrastructureError, match="duplicate key") as caught, history.writing() as connection:
+        connection.execute(insert(RUNS).from_select(RUNS.c.keys(), select(RUNS).where(RUNS.c.id == number)))
+    assert caught.value.hint == "another controller recorded the same run meanwhile; run the command again"
 
 
 def test_what_cannot_be_imported(tmp_path: Path, url: str, monkeypatch: pytest.MonkeyPatch) -> None:
