@@ -151,7 +151,7 @@ def test_a_run_takes_a_place_by_its_tags_and_releases_it(rack: Rack) -> None:
     rack.labgrid.wait_free(PLACE)
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGKILL, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
 def test_a_run_that_is_killed_leaves_nothing_reserved(rack: Rack, suite: Path, number: signal.Signals) -> None:
     run = rack.start(suite, FXH_TEST_SECONDS="600")
     run.wait_for(rack.remote.mark("running"))
@@ -178,6 +178,7 @@ def test_a_hung_place_is_power_cycled_through_labgrid(rack: Rack, suite: Path) -
     rack.remote.wait_clean()
 
 
+@pytest.mark.slow
 def test_a_place_of_another_architecture_than_its_tag(rack: Rack, suite: Path) -> None:
     rack.labgrid.tag(PLACE, arch="arm64")
     try:
