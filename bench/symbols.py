@@ -95,7 +95,7 @@ def addr2line(debug: Path, addresses: list[int]) -> Cost:
 
 
 def link(copies: int, directory: Path) -> Path:
-    """A kernel.debug of ``copies`` times the objects of a kernel of the store; every copy has symbols of its own."""
+    """Link a kernel.debug from ``copies`` copies of the objects of a kernel in the store. Each copy has its own symbols."""
     from harness import paths
     from harness.xen import symbolizer
 

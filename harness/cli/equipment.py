@@ -34,6 +34,7 @@ def power(
 ) -> None:
     """Switch the power of a host, or print whether it is on. Switching ends all guests of the host at once."""
     from harness.hosts import connect, places
+    from harness.hosts import power as powers
 
     with places.taken(connect.named(host)) as config:
         found = places.power_of(config)
@@ -45,7 +46,7 @@ def power(
         if action != "status":
             getattr(found, action)()
         on = found.status()
-    print(f"{host}: {'unknown: no power.status is set' if on is None else 'on' if on else 'off'}")
+    print(f"{host}: {powers.word(on, 'unknown: no power.status is set')}")
 
 
 def prepare(

@@ -169,23 +169,16 @@ def compare(
 def _console_changes(where: Path, before: str, now: str) -> tuple[ConsoleChange, ...]:
     """The cells whose boot consoles differ between two runs, given by their full names."""
     from harness.report import boot_consoles
-    from harness.report.trends import BOOTS
     from harness.results import model
 
     try:
-        old, new = (
-            {case.cell: case for case in model.read_run(where / "runs" / name).cases if case.key == BOOTS} for name in (before, now)
-        )
+        old, new = (model.read_run(where / "runs" / name) for name in (before, now))
     except (OSError, ValueError) as exc:
         raise UsageError(
             f"no consoles to compare: {exc}",
             hint="compare without --console; run.keep_runs of fxh.toml sets how many runs keep their files",
         ) from exc
-    return boot_consoles.changes(
-        (cell, before, where / "runs" / before / "cases" / old[cell].directory, where / "runs" / now / "cases" / case.directory)
-        for cell, case in new.items()
-        if cell in old
-    )
+    return boot_consoles.between(old, new, where / "runs")
 
 
 def history(
@@ -263,11 +256,12 @@ def _history(where: Path) -> History:
 
 def _deliver(where: Path) -> None:
     """Like :func:`_history`, but a command that reports files does so without the history, too."""
+    from harness.cli.main import complain
+
     try:
         _history(where)
     except HarnessError as exc:
-        typer.echo(f"fxh: {exc.message}", err=True)
-        typer.echo(f"     hint: {exc.hint}", err=True)
+        complain(exc)
 
 
 def _full_name(store: History, where: Path, name: str) -> str:

@@ -77,7 +77,7 @@ class NightlyConfig:
     walk: str = ""
     """The duration of the random walk of the suite lifecycle, such as ``10m``, from a new seed each night; empty for none.
 
-    The default is none until walks of FreeBSD guests are proven: a false failure would be in each night's mail."""
+    Off by default until walks of FreeBSD guests are proven: a false failure would reach each night's mail."""
     report: tuple[str, ...] = ("--mail",)
     """Arguments of `fxh report`."""
     step_hours: float = 12.0

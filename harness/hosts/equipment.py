@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from harness.config.schema import HostConfig
 from harness.errors import InfrastructureError
-from harness.hosts import places, serial
+from harness.hosts import places, power, serial
 from harness.hosts.doctor import FAIL, OK, WARN, Check
 from harness.hosts.record import set_aside
 
@@ -19,9 +19,7 @@ def examine(config: HostConfig) -> Iterator[Check]:
     try:
         if (found := places.power_of(config)) is not None:
             on = found.status()
-            yield Check(
-                "power", WARN if on is None else OK, "no power.status" if on is None else "on" if on else "off", "set power.status"
-            )
+            yield Check("power", WARN if on is None else OK, power.word(on, "no power.status"), "set power.status")
     except InfrastructureError as exc:
         yield Check("power", FAIL, exc.message, exc.hint)
     if (console := serial.of(config)) is not None:

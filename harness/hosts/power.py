@@ -26,6 +26,13 @@ _DISCHARGE = 5.0
 _STATUS = re.compile(r"\b(on|off)\b", re.IGNORECASE)
 
 
+def word(on: bool | None, unknown: str = "unknown") -> str:
+    """The state of a power switch in a word; ``unknown`` if there is no way to find out."""
+    if on is None:
+        return unknown
+    return "on" if on else "off"
+
+
 class PowerError(InfrastructureError):
     """A power command failed or had no effect. The message names the host, the hint who must act."""
 
@@ -112,13 +119,13 @@ class CommandPower:
                 raise ConditionNotMet(exc.message) from exc
             unknown = None
             if found is (not on):
-                raise ConditionNotMet(f"the status is {'off' if on else 'on'}")
+                raise ConditionNotMet(f"the status is {word(not on)}")
 
         try:
             Deadline(_EFFECT).wait("the power", reached, 1.0)
         except DeadlineExpired:
             if unknown is None:
-                raise self._error(action, f"had no effect: the power is {'off' if on else 'on'} after {_EFFECT:.0f} s") from None
+                raise self._error(action, f"had no effect: the power is {word(not on)} after {_EFFECT:.0f} s") from None
             # The command succeeded. Whether it had an effect, the boot will tell.
             log.warning("%s: %s", self._key(action), unknown.message)
             time.sleep(_DISCHARGE)

@@ -14,7 +14,7 @@ from harness.errors import HarnessError, InfrastructureError, Refused, UsageErro
 from harness.hosts import lease, operator_command, recovery
 from harness.hosts.direct import DirectHost
 from harness.hosts.host import HostFacts
-from harness.hosts.power import Power, PowerError
+from harness.hosts.power import Power
 from harness.hosts.record import UNPREPARED, HostRecord, set_aside
 from harness.transport import Transport
 
@@ -108,22 +108,13 @@ def _boot(config: HostConfig, power: Power | None, connect: Callable[[], Transpo
                 finally:
                     transport.close()
     elif power is not None:
-        _cycle(power, record)
+        recovery.cycle(power, record)
     try:
         recovery.wait_for_boot(config, connect, before, Deadline(_BOOT), never)
     except InfrastructureError as exc:
         if power is None or not before:
             raise InfrastructureError(f"{config.name} does not boot what was prepared: {exc.message}", hint=_hint(config)) from exc
         log.warning("%s: %s; cycling its power", config.name, exc.message)
-        _cycle(power, record)
+        recovery.cycle(power, record)
         recovery.wait_for_boot(config, connect, before, Deadline(_BOOT), never)
     record.note_boot_ended()
-
-
-def _cycle(power: Power, record: HostRecord) -> None:
-    record.note_cycle()
-    try:
-        power.cycle()
-    except PowerError:
-        record.note_boot_ended()
-        raise

@@ -16,7 +16,7 @@ from harness.deadline import ConditionNotMet, Deadline
 from harness.errors import AccessError, DeadlineExpired, HarnessError, InfrastructureError, TransportError
 from harness.hosts import doctor
 from harness.hosts.lease import HEARTBEAT, SILENCE
-from harness.hosts.power import Power, PowerError
+from harness.hosts.power import Power, PowerError, word
 from harness.hosts.record import HUNG, HostRecord, set_aside
 from harness.transport import Transport
 
@@ -132,6 +132,16 @@ def end_boot(config: HostConfig, connect: Connect, record: HostRecord, stop: thr
     return True
 
 
+def cycle(power: Power, record: HostRecord) -> None:
+    """Cycle the power of a host and record it. After a failed command the host does not count as booting. Raises PowerError."""
+    record.note_cycle()
+    try:
+        power.cycle()
+    except PowerError:
+        record.note_boot_ended()
+        raise
+
+
 @dataclass
 class Recovery:
     """Brings one host back, in a thread of its own, from :meth:`start` on."""
@@ -200,16 +210,13 @@ class Recovery:
                 return
             if record.cycles >= MOST:
                 self._give_up("it hangs again")
-            record.note_cycle()
-            log.warning("%s hangs (%s): cycling its power, %d. time within an hour", name, self.why, record.cycles)
+            log.warning("%s hangs (%s): cycling its power, %d. time within an hour", name, self.why, record.cycles + 1)
             begun = time.monotonic()
             try:
-                self.power.cycle()
+                cycle(self.power, record)
                 wait_for_boot(self.config, self.connect, self.boot, Deadline(_BOOT), self._stop)
                 record.note_boot_ended()
             except InfrastructureError as exc:
-                if isinstance(exc, PowerError):
-                    record.note_boot_ended()
                 if self._stop.is_set():
                     return
                 if record.cycles >= MOST:
@@ -229,8 +236,7 @@ class Recovery:
         if exc.hint:
             return exc
         try:
-            on = self.power.status()
-            state = "unknown" if on is None else "on" if on else "off"
+            state = word(self.power.status())
         except InfrastructureError as error:
             state = f"unknown ({error.message})"
         return InfrastructureError(

@@ -71,8 +71,9 @@ class HostWatch:
         if self._serial is None:
             return ""
         seen, self._seen = self._seen, self._serial.end
-        if self._serial.crash(self._begin, seen):
-            time.sleep(_REPORT)
+        if not self._serial.crash(self._begin, seen):
+            return ""
+        time.sleep(_REPORT)
         return self._serial.crash(self._begin, seen)
 
     def _lose(self, why: str) -> None:

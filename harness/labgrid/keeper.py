@@ -279,9 +279,10 @@ async def sweep(coordinator: Coordinator, claims: Claims) -> list[str]:
     """Release the places at this coordinator whose holder was killed with its keeper. Returns their names."""
     found = []
     async with claims.exclusive():
-        living = claims.living()
-        for path, claim in claims.stale().items():
-            if claim.coordinator == coordinator.address:
+        known = claims.all()
+        living = {claim for claim, lives in known.values() if lives}
+        for path, (claim, lives) in known.items():
+            if not lives and claim.coordinator == coordinator.address:
                 if claim not in living:
                     await coordinator.release(claim.place, claim.owner)
                     found.append(claim.place)

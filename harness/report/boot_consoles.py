@@ -9,6 +9,8 @@ from pathlib import Path
 
 from harness.report import console_diff
 from harness.report.console_diff import Difference
+from harness.report.trends import BOOTS
+from harness.results.model import RunResult
 
 
 @dataclass(frozen=True)
@@ -28,6 +30,16 @@ def changes(pairs: Iterable[tuple[str, str, Path, Path]]) -> tuple[ConsoleChange
         if old and new and (difference := console_diff.compare(old, new)):
             found.append(ConsoleChange(cell, name, difference))
     return tuple(found)
+
+
+def between(before: RunResult, now: RunResult, runs: Path) -> tuple[ConsoleChange, ...]:
+    """The cells whose boot consoles differ between two runs, whose directories are in ``runs``."""
+    old, new = ({case.cell: case for case in run.cases if case.key == BOOTS} for run in (before, now))
+    return changes(
+        (cell, before.run, runs / before.run / "cases" / old[cell].directory, runs / now.run / "cases" / case.directory)
+        for cell, case in new.items()
+        if cell in old
+    )
 
 
 def _console(directory: Path) -> bytes:

@@ -3,14 +3,13 @@
 
 from __future__ import annotations
 
-import os
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from jump_host import Gate
-from remote_host import Remote
+from remote_host import Remote, remote_host
 
 from tests.conftest import planted_suite
 
@@ -88,11 +87,8 @@ def test_f_panics(guest):
 
 @pytest.fixture(scope="session")
 def _remote() -> Iterator[Remote]:
-    with tempfile.TemporaryDirectory(prefix="fxh-faults-") as directory:
-        (Path(directory) / "marks").mkdir()
-        remote = Remote(Path(directory), f"faults-{os.getpid()}")
+    with remote_host("faults") as remote:
         yield remote
-        remote.remove()
 
 
 @pytest.fixture

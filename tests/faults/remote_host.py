@@ -10,9 +10,10 @@ import re
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -141,6 +142,15 @@ class Link:
         self.cut()
         self._flows.set()
         self._server.close()
+
+
+@contextlib.contextmanager
+def remote_host(name: str) -> Iterator[Remote]:
+    """A lab of this process as a remote host, with its files in a temporary directory. Both are removed at the end."""
+    with tempfile.TemporaryDirectory(prefix=f"fxh-{name}-") as directory:
+        remote = Remote(Path(directory), f"{name}-{os.getpid()}")
+        yield remote
+        remote.remove()
 
 
 class Run:

@@ -8,12 +8,11 @@ import os
 import shutil
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from remote_host import Remote, Run
+from remote_host import Remote, Run, remote_host
 
 from harness.hosts import record
 from harness.lab import registry
@@ -40,10 +39,8 @@ def test_b_after(guest):
 
 @pytest.fixture(scope="module")
 def _remote() -> Iterator[Remote]:
-    with tempfile.TemporaryDirectory(prefix="fxh-hung-") as directory:
-        made = Remote(Path(directory), f"hung-{os.getpid()}")
+    with remote_host("hung") as made:
         yield made
-        made.remove()
 
 
 @pytest.fixture

@@ -9,7 +9,6 @@ import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -17,7 +16,7 @@ from pathlib import Path
 
 import pytest
 from labgrid_servers import Labgrid
-from remote_host import Link, Remote, Run
+from remote_host import Link, Remote, Run, remote_host
 
 from harness.hosts import places, record
 from harness.lab import registry
@@ -85,8 +84,8 @@ class PowerSwitch:
 class Rack:
     """The lab, its power switch and serial server, and labgrid."""
 
-    def __init__(self, directory: Path) -> None:
-        self.remote = Remote(directory, f"labgrid-{os.getpid()}")
+    def __init__(self, remote: Remote) -> None:
+        self.remote, directory = remote, remote.directory
         sockets = registry.sockets(self.remote.name)
         self.serial, self.switch = SerialPort(sockets / "com1"), PowerSwitch(sockets / "qmp")
         (directory / "servers").mkdir()
@@ -114,14 +113,13 @@ class Rack:
         self.labgrid.close()
         self.switch.close()
         self.serial.close()
-        self.remote.remove()
         shutil.rmtree(record.directory(NAME), ignore_errors=True)
 
 
 @pytest.fixture(scope="module")
 def _rack() -> Iterator[Rack]:
-    with tempfile.TemporaryDirectory(prefix="fxh-labgrid-") as directory:
-        made = Rack(Path(directory))
+    with remote_host("labgrid") as remote:
+        made = Rack(remote)
         yield made
         made.close()
 

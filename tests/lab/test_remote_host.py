@@ -6,15 +6,13 @@ from __future__ import annotations
 import base64
 import gzip
 import json
-import os
 import subprocess
 import sys
-import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from remote_host import Remote
+from remote_host import Remote, remote_host
 
 HOLDER = """
 import sys
@@ -39,10 +37,8 @@ done
 
 @pytest.fixture(scope="module")
 def _remote() -> Iterator[Remote]:
-    with tempfile.TemporaryDirectory(prefix="fxh-remote-") as directory:
-        made = Remote(Path(directory), f"remote-{os.getpid()}")
+    with remote_host("remote") as made:
         yield made
-        made.remove()
 
 
 @pytest.fixture

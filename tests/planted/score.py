@@ -174,12 +174,7 @@ def clean(times: int, labs: int) -> int:
 
 def new_console_lines(first: RunResult, this: RunResult, where: Path) -> list[str]:
     """The lines that only one of the boots of test_boots_to_login printed, each after + or -. ``where`` holds both runs."""
-    old, new = ({case.cell: case for case in result.cases if case.key == BOOTS} for result in (first, this))
-    found = boot_consoles.changes(
-        (cell, first.run, where / first.run / "cases" / old[cell].directory, where / this.run / "cases" / case.directory)
-        for cell, case in new.items()
-        if cell in old
-    )
+    found = boot_consoles.between(first, this, where)
     marked = ((("+", change.difference.appeared), ("-", change.difference.disappeared)) for change in found)
     return [f"{mark} {line}" for pairs in marked for mark, group in pairs for line in group]
 

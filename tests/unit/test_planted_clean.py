@@ -3,8 +3,7 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
+import importlib
 from pathlib import Path
 from types import ModuleType
 
@@ -20,13 +19,7 @@ BOOT_LINES = [f"line {word} of the boot" for word in ("alpha", "beta", "gamma", 
 @pytest.fixture
 def score(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     monkeypatch.syspath_prepend(ROOT / "tests/planted")
-    spec = importlib.util.spec_from_file_location("score", ROOT / "tests/planted/score.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, "score", module)
-    spec.loader.exec_module(module)
-    return module
+    return importlib.import_module("score")
 
 
 def run_result(where: Path, name: str, lines: list[str], *identities: str) -> RunResult:
