@@ -3,6 +3,8 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+# Each start of pytest compiles 200 modules of the harness, which takes a second, unless Python may keep the result.
+export PYTHONDONTWRITEBYTECODE :=
 # Labs that run at the same time; 0 for as many as this machine can run.
 WORKERS ?= 0
 SELFTEST = $(BIN)/pytest tests -q -m 'not slow' -n $(if $(filter 0,$(WORKERS)),auto,$(WORKERS)) --dist worksteal

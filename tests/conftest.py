@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import subprocess
 import sys
@@ -26,12 +27,22 @@ settings.register_profile("fxh", deadline=None, derandomize=True)
 settings.register_profile("explore", deadline=None, max_examples=2000)
 # A shared history of this machine must not get the runs of the tests.
 os.environ["FXH_RUN_HISTORY"] = ""
+# pyproject.toml says the same for this directory. It takes half a second to load, in each pytest that a test starts elsewhere.
+os.environ["PYTEST_ADDOPTS"] = "-p no:labgrid"
 settings.load_profile(os.environ.get("FXH_HYPOTHESIS", "fxh"))
 
 
 def pytest_xdist_auto_num_workers() -> int:
     """The workers of `pytest -n auto`: most tests wait for a lab or for a process."""
     return lab_count.automatic()
+
+
+def pytest_collection_finish() -> None:
+    """Exempt what pytest and its plugins hold by now from garbage collection.
+
+    Each pytest that a test runs in this process ends with several full collections, which would visit all of it each time.
+    """
+    gc.freeze()
 
 
 @contextmanager

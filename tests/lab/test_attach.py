@@ -50,7 +50,7 @@ def terminal() -> Iterator[Callable[..., Any]]:
     def start(program: str, *words: str) -> Any:
         # pexpect's own size would break the lines of the banner.
         child = pexpect.spawn(
-            program, list(words), timeout=120, encoding="utf-8", dimensions=(40, 250), env={**os.environ, "PYTEST_ADDOPTS": "", "TERM": "dumb"}
+            program, list(words), timeout=120, encoding="utf-8", dimensions=(40, 250), env={**os.environ, "TERM": "dumb"}
         )  # fmt: skip
         child.logfile_read = sys.stdout  # pytest shows it after a failure
         spawned.append(child)

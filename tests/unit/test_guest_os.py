@@ -62,7 +62,7 @@ def outcomes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, ob
     (top / "known_issues.toml").write_text(KNOWN)
     argv = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "toy_os", "--scale", "0.05"]
     argv += ["--guest", "toy", "--reports", str(top / "reports"), str(top / "toy")]
-    environment = {**os.environ, "PYTEST_ADDOPTS": "", "PYTHONPATH": f"{HERE}:{os.environ.get('PYTHONPATH', '')}"}
+    environment = {**os.environ, "PYTHONPATH": f"{HERE}:{os.environ.get('PYTHONPATH', '')}"}
     done = subprocess.run(argv, cwd=top, capture_output=True, text=True, env=environment, timeout=300)
     cases = [json.loads(path.read_text()) for path in top.glob("reports/runs/*/cases/*/case.json")]
     assert cases, done.stdout + done.stderr

@@ -96,7 +96,7 @@ def terminal(tmp_path: Path) -> Iterator[Callable[..., Any]]:
             sys.executable, list(words), timeout=60, encoding="utf-8", dimensions=(33, 101), cwd=str(ROOT),
             # A program in the background of a script, as CI may start pytest, ignores SIGINT, and so do its children.
             preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-            env={**os.environ, "COLUMNS": "80", "LINES": "24", "PYTEST_ADDOPTS": "", "PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}"},
+            env={**os.environ, "COLUMNS": "80", "LINES": "24", "PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}"},
         )  # fmt: skip
         spawned.append(child)
         return child

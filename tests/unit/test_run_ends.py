@@ -71,7 +71,7 @@ class Run:
         argv = [*FXH, "run", str(suite), "--type", "pv", "--reports", str(reports), *(["-k", keyword] if keyword else []), *words]
         self.process = subprocess.Popen(
             argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
-            env={**os.environ, "PYTEST_ADDOPTS": ""}, preexec_fn=_usual_signals,
+            preexec_fn=_usual_signals,
         )  # fmt: skip
 
     def slow(self, count: int) -> None:

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 import time
@@ -136,7 +135,7 @@ def test_case_times_are_without_setup(tmp_path: Path, workers: list[str]) -> Non
     (tmp_path / "slow" / "test_it.py").write_text(SUITE)
     argv = [sys.executable, "-m", "harness.cli", "run", str(tmp_path / "slow"), "--guest", "control", "--type", "pv"]
     argv += ["--reports", str(tmp_path / "reports"), *workers]
-    done = subprocess.run(argv, cwd=tmp_path, capture_output=True, text=True, env={**os.environ, "PYTEST_ADDOPTS": ""}, timeout=300)
+    done = subprocess.run(argv, cwd=tmp_path, capture_output=True, text=True, timeout=300)
     assert done.returncode == 1, done.stdout + done.stderr
     path = (tmp_path / "reports" / "latest").resolve()
     found = model.read_run(path)
