@@ -17,7 +17,7 @@ from harness.hosts import connect, operator_mail, places, recovery, serial
 from harness.hosts.direct import DirectHost
 from harness.hosts.lease import HostBusy, HostTooSmall, LeaseRequest
 from harness.hosts.places import NoPlaceLeft, Places
-from harness.hosts.power import Power
+from harness.hosts.power import Power, interrupted
 from harness.hosts.record import set_aside
 from harness.hosts.recovery import Recovery
 from harness.hosts.serial import SerialLog
@@ -175,6 +175,9 @@ class HostPool:
         name = _name(config)
         if aside := set_aside(config.name):
             raise aside
+        # Its recovery switches it on.
+        if (off := interrupted(config.name)) and self.power(config) is not None:
+            raise TransportError(f"{name}: {off}")
         self._read_serial(config)
         host = self.connect(config, self.what)
         host.serial = self._serials.get(name)

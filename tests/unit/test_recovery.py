@@ -453,7 +453,7 @@ def test_its_versions_are_inputs_of_every_case(machine: Machine) -> None:
 
 def test_a_command_that_restarts_the_host_itself(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
     machine.hangs = False
-    monkeypatch.setattr(prepare.operator_command, "run", lambda *args: setattr(machine, "boots", 2))
+    monkeypatch.setattr(prepare.operator_command, "run", lambda *args, **more: setattr(machine, "boots", 2))
     prepare.prepare(XEN1, machine, machine.connect)
     assert not any("reboot)" in line for line in machine.commands)
     assert machine.cycles == 0
