@@ -63,7 +63,7 @@ def main() -> None:
     except InfrastructureError as exc:
         error = exc
     answer = {"warnings": warnings.lines, "error": error.message if error else "", "hint": error.hint if error else ""}
-    with contextlib.suppress(BrokenPipeError):  # nobody waits any more
+    with contextlib.suppress(BrokenPipeError):  # the process that started us has ended
         print(json.dumps(answer), flush=True)
 
 
