@@ -4,7 +4,8 @@
 from __future__ import annotations
 
 import sys
-from concurrent.futures import ThreadPoolExecutor
+import threading
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -57,7 +58,10 @@ def prepare(
         ),
     ] = "",
 ) -> None:
-    """Run the command `prepare` of each host that has one, and boot the host. Exit code 4 if a host fails; it is then set aside."""
+    """Run the command `prepare` of each host that has one, and boot the host. Exit code 4 if a host fails; it is then set aside.
+
+    Ctrl-C stops the commands with all their processes. These hosts are set aside until they are prepared again.
+    """
     from harness.config import load
     from harness.hosts import pool
 
@@ -65,19 +69,29 @@ def prepare(
     found = [host for host in (pool.select_hosts(names, known) if names else known.values()) if host.prepare]
     if not found:
         raise UsageError("no host has a command to prepare it", hint="set hosts.NAME.prepare in fxh.toml (docs/hosts.md)")
+    stop = threading.Event()
     with ThreadPoolExecutor(_PARALLEL) as executor:
-        good = list(executor.map(_prepare, found))
+        jobs: list[Future[bool]] = []
+        try:
+            jobs += (executor.submit(_prepare, config, stop) for config in found)
+            good = [job.result() for job in jobs]
+        except KeyboardInterrupt:
+            stop.set()
+            running = [config.name for config, job in zip(found, jobs, strict=False) if not job.done() and not job.cancel()]
+            print(f"fxh: stopping the preparation of {', '.join(running)}", file=sys.stderr)
+            wait(jobs)
+            raise
     if not all(good):
         raise typer.Exit(ExitCode.INFRASTRUCTURE)
 
 
-def _prepare(config: HostConfig) -> bool:
+def _prepare(config: HostConfig, stop: threading.Event) -> bool:
     from harness.hosts import connect
     from harness.hosts import power as powers
     from harness.hosts import prepare as preparing
 
     try:
-        facts = preparing.prepare(config, powers.of(config), lambda: connect.transport(config))
+        facts = preparing.prepare(config, powers.of(config), lambda: connect.transport(config), stop)
     except HarnessError as exc:
         print(f"{config.name}: {exc}", file=sys.stderr)
         return False

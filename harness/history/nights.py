@@ -62,7 +62,7 @@ def briefs(history: History, numbers: Collection[int], measured: Collection[int]
     # A range reads the table in the order of its pages; a list of numbers does not.
     query = select(*columns).where(r.run_id >= min(numbers), r.run_id <= max(numbers))
     wanted = frozenset(numbers)
-    issues = history.known_issues()
+    issues = history.known_issues(min(numbers), max(numbers))
     with history.reading() as connection:
         for number, suite, case, cell, name, why, inputs, measures in connection.execute(query):
             if number in wanted:

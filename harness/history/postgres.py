@@ -21,9 +21,11 @@ from sqlalchemy.exc import ArgumentError, DBAPIError
 from harness.config.databaseurl import shown
 from harness.errors import HarnessError, InfrastructureError, UsageError
 from harness.history.database import Database, message_of
-from harness.history.schema import MIGRATIONS, RUNS, Migration
+from harness.history.schema import BY_DATA, MIGRATIONS, RUNS, Migration
 from harness.results.model import RunResult
 from harness.safetext import plain
+
+BY_DATA.dialect_options["postgresql"]["using"] = "hash"
 
 # Seconds: to connect; to wait for another writer; for one statement, by the server's clock; for one transaction, by ours.
 _CONNECT, _LOCK, _STATEMENT, _TRANSACTION = 10, 30, 60, 120

@@ -44,6 +44,9 @@ RUNS = Table(
     sqlite_autoincrement=True,
 )
 
+# For PostgreSQL, which sets the kind of the index: that makes SQLAlchemy import the dialect, which takes longer than a query of SQLite.
+BY_DATA = Index("inputs_by_data", "data").ddl_if(dialect="postgresql")
+
 # Most cases of most runs have equal inputs, so each set is stored once.
 INPUTS = Table(
     "inputs",
@@ -52,7 +55,7 @@ INPUTS = Table(
     Column("data", Text, nullable=False),
     # A row of a B-tree of PostgreSQL has at most 2.7 KB, and a set of inputs may be longer.
     UniqueConstraint("data").ddl_if(dialect="sqlite"),
-    Index("inputs_by_data", "data", postgresql_using="hash").ddl_if(dialect="postgresql"),
+    BY_DATA,
 )
 
 RESULTS = Table(

@@ -15,7 +15,6 @@ from sqlalchemy import case as sql_case
 from sqlalchemy.schema import CreateTable
 
 from harness.history.database import Database
-from harness.history.postgres import Server
 from harness.history.rows import (
     Row,
     RowKey,
@@ -37,6 +36,13 @@ from harness.results.model import CaseResult, KnownIssueMatch, RunResult
 FILE = "history.sqlite"
 
 
+def _server(url: str) -> Database:
+    # Its modules take longer to import than a query of a file takes.
+    from harness.history.postgres import Server
+
+    return Server(url)
+
+
 class History:
     """The history in the file ``where``, which is created if it is missing, or in the database of the URL ``where``.
 
@@ -45,7 +51,7 @@ class History:
     """
 
     def __init__(self, where: Path | str) -> None:
-        self.database: Database = File(where) if isinstance(where, Path) else Server(where)
+        self.database: Database = File(where) if isinstance(where, Path) else _server(where)
         try:
             self.database.prepare()
         except self.database.failures as exc:
@@ -218,10 +224,10 @@ class History:
             issues = self._known_issues(connection)
             return tuple(row_of(row, inputs, issues) for row in self.database.rows(connection, query))
 
-    def _known_issues(self, connection: Connection) -> dict[RowKey, KnownIssueMatch]:
+    def _known_issues(self, connection: Connection, *which: ColumnElement[bool]) -> dict[RowKey, KnownIssueMatch]:
         if not self.database.has(connection, KNOWN_ISSUES):
             return {}
-        rows = connection.execute(select(KNOWN_ISSUES))
+        rows = connection.execute(select(KNOWN_ISSUES).where(*which))
         return {(row.run_id, row.case, row.cell): KnownIssueMatch(row.bug, row.why, row.gone) for row in rows}
 
     def digests(self) -> dict[int, str]:
@@ -231,10 +237,10 @@ class History:
                 return {}
             return {row.run_id: row.digest for row in connection.execute(select(DIGESTS))}
 
-    def known_issues(self) -> dict[RowKey, KnownIssueMatch]:
-        """The known issues of all results that have one."""
+    def known_issues(self, first: int, last: int) -> dict[RowKey, KnownIssueMatch]:
+        """The known issues of the results that have one, in the runs from number ``first`` to ``last``."""
         with self.reading() as connection:
-            return self._known_issues(connection)
+            return self._known_issues(connection, (KNOWN_ISSUES.c.run_id >= first) & (KNOWN_ISSUES.c.run_id <= last))
 
     def setups(self, before: int, last: int) -> tuple[dict[str, float], ...]:
         """Seconds of each setup step of the ``last`` runs before number ``before``, oldest run first."""

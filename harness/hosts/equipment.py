@@ -18,6 +18,8 @@ def examine(config: HostConfig) -> Iterator[Check]:
         yield Check("set aside", FAIL, aside.message, aside.hint)
     try:
         if (found := places.power_of(config)) is not None:
+            if off := power.interrupted(config.name):
+                yield Check("power cycle", FAIL, off, f"run: fxh power on {config.name}")
             on = found.status()
             yield Check("power", WARN if on is None else OK, power.word(on, "no power.status"), "set power.status")
     except InfrastructureError as exc:

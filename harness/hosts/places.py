@@ -159,12 +159,20 @@ class Places:
 def power_of(config: HostConfig) -> Power | None:
     """As :func:`harness.hosts.power.of`, also for a place."""
     if isinstance(config, PlaceConfig) and config.place is not None and config.power is not None:
-        return PlacePower(config.place.name, config.power)
+        return PlacePower(config, config.place, config.power)
     return power.of(config)
 
 
 class PlacePower(CommandPower):
     """The power port of a place, by ``labgrid-client power``."""
+
+    def __init__(self, config: HostConfig, held: Place, commands: PowerCommands) -> None:
+        super().__init__(held.name, commands, config.name)
+        self._place = held
+
+    def _kept_open(self) -> Sequence[int]:
+        # labgrid switches no place that was released.
+        return self._place.held_open()
 
     def _key(self, action: str) -> str:
         return f"power {_CLIENT.get(action, action)} of labgrid place {self._name}"

@@ -17,7 +17,7 @@ from harness.hosts import connect, operator_mail, places, recovery, serial
 from harness.hosts.direct import DirectHost
 from harness.hosts.lease import HostBusy, HostTooSmall, LeaseRequest
 from harness.hosts.places import NoPlaceLeft, Places
-from harness.hosts.power import Power
+from harness.hosts.power import Power, interrupted
 from harness.hosts.record import set_aside
 from harness.hosts.recovery import Recovery
 from harness.hosts.serial import SerialLog
@@ -34,6 +34,10 @@ _PAUSE = 3.0
 _COME_BACK = 300.0
 # Seconds to get a lease, or the answer that the host is busy.
 _ANSWER = 60.0
+
+
+class LeftOff(TransportError):
+    """The power cycle of a host was interrupted, so it may be off. Its recovery switches it on."""
 
 
 def select_hosts(words: str, hosts: Mapping[str, HostConfig]) -> tuple[HostConfig, ...]:
@@ -110,6 +114,7 @@ class HostPool:
         patience = Deadline(min(_COME_BACK, deadline.remaining))
         while True:
             failures: dict[str, str] = {}
+            left_off: list[str] = []
             busy: list[HostConfig] = []
             # Hosts that were lost recently come last.
             todo = sorted(order, key=lambda host: self._avoided(_name(self._places.current(host))))
@@ -132,6 +137,7 @@ class HostPool:
                 except InfrastructureError as exc:
                     name = _name(self._places.current(host))
                     failures[name] = str(exc)
+                    left_off += [name] if isinstance(exc, LeftOff) else []
                     if isinstance(exc, HostBusy):
                         # A place that was lost with a lease comes back sooner than another user releases one.
                         if not (again and self._may_return(failures, patience)):
@@ -155,6 +161,8 @@ class HostPool:
                     raise deadline.expire("a host", "; ".join(failures.values()))
                 time.sleep(_PAUSE)
                 continue
+            if any(not interrupted(name) for name in left_off):
+                continue  # switched on already
             if not self._may_return(failures, patience):
                 self._given_up = True
                 reasons = "\n".join(f"  {name}: {reason}" for name, reason in failures.items())
@@ -175,6 +183,8 @@ class HostPool:
         name = _name(config)
         if aside := set_aside(config.name):
             raise aside
+        if (off := interrupted(config.name)) and self.power(config) is not None:
+            raise LeftOff(f"{name}: {off}")
         self._read_serial(config)
         host = self.connect(config, self.what)
         host.serial = self._serials.get(name)

@@ -3,16 +3,27 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import logging
 import re
+import subprocess
+import sys
+import tempfile
 import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
 from typing import Protocol
 
+from harness import stamp
 from harness.config.commands import PowerCommands
 from harness.config.schema import HostConfig
 from harness.deadline import ConditionNotMet, Deadline
 from harness.errors import DeadlineExpired, InfrastructureError
 from harness.hosts import operator_command
+from harness.hosts.record import directory, is_locked
+from harness.safetext import plain
 
 log = logging.getLogger("fxh.hosts")
 
@@ -22,6 +33,9 @@ _COMMAND = 60.0
 _EFFECT = 30.0
 # Seconds without power, if no status tells that it is off.
 _DISCHARGE = 5.0
+# Seconds for a whole power cycle.
+_CYCLE = 300.0
+_INTENT = "off-and-on"
 # Chassis Power is on     xen1: off     {"PowerState": "On"}
 _STATUS = re.compile(r"\b(on|off)\b", re.IGNORECASE)
 
@@ -52,7 +66,7 @@ class Power(Protocol):
         ...
 
     def cycle(self) -> None:
-        """Switch it off and on. It is on afterwards, whatever it was before."""
+        """Switch it off and on. It is on afterwards, whatever it was before, and also if this process is killed meanwhile."""
         ...
 
     def status(self) -> bool | None:
@@ -63,31 +77,97 @@ class Power(Protocol):
 class CommandPower:
     """Power by commands on this machine."""
 
-    def __init__(self, name: str, commands: PowerCommands) -> None:
-        """``name`` is the host's in fxh.toml, for errors."""
-        self._name, self._commands = name, commands
+    def __init__(self, name: str, commands: PowerCommands, host: str = "") -> None:
+        """``name`` is the host's name for errors, ``host`` that in fxh.toml if it differs."""
+        self._name, self._commands, self._host = name, commands, host or name
 
     def on(self) -> None:
         self._run("on")
         self._wait_for(True, "on")
+        _forget(self._host)
 
     def off(self) -> None:
+        self._switch_off()
+        # The operator wants it to stay off.
+        _forget(self._host)
+
+    def _switch_off(self) -> None:
         self._run("off")
         self._wait_for(False, "off")
 
     def cycle(self) -> None:
+        """As :meth:`Power.cycle`. A process of its own (:mod:`harness.hosts.power_cycle`) does it, which no end of ours can stop.
+
+        KeyboardInterrupt waits for the end of the cycle, but a second one does not.
+        """
+        request = {
+            "name": self._name,
+            "host": self._host,
+            "commands": asdict(self._commands),
+            "words": {action: (self._key(action), self._hint(action)) for action in asdict(self._commands)},
+            "seconds": (_COMMAND, _EFFECT, _DISCHARGE),
+        }
+        with tempfile.TemporaryFile() as errors:
+            try:
+                process = subprocess.Popen(
+                    [sys.executable, "-m", "harness.hosts.power_cycle"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors,
+                    start_new_session=True, pass_fds=self._kept_open(),
+                )  # fmt: skip
+            except OSError as exc:
+                raise PowerError(f"{self._key('cycle')}: cannot start a process: {exc.strerror}", hint=self._hint("cycle")) from exc
+            try:
+                out, _ = process.communicate(json.dumps(request).encode())
+            except KeyboardInterrupt:
+                what = "%s: completing its power cycle before the end, so that it does not stay off (process %d)"
+                log.warning(what, self._name, process.pid)
+                process.communicate()
+                raise
+            errors.seek(0)
+            last = plain(errors.read().decode("utf-8", "replace")).strip().splitlines()[-1:]
+        try:
+            answer = json.loads(out)
+        except ValueError:
+            what = f"the process of the power cycle ended with status {process.returncode}: {''.join(last)}"
+            raise PowerError(f"{self._key('cycle')}: {what}", hint=self._hint("on")) from None
+        for line in answer["warnings"]:
+            log.warning("%s", line)
+        if answer["error"]:
+            raise PowerError(answer["error"], hint=answer["hint"])
+
+    def cycle_here(self) -> None:
+        """As :meth:`cycle`, but in this process, and with a record of what is left to do if it is killed."""
         # A BMC refuses to cycle a host that is off.
         if self._commands.on and self.status() is False:
             self.on()
             return
-        if self._commands.cycle:
-            self._run("cycle")
-            self._wait_for(True, "cycle")
-            return
-        self.off()
-        if not self._commands.status:
-            time.sleep(_DISCHARGE)
-        self.on()
+        intent = _intent(self._host)
+        try:
+            intent.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            intent.write_text(stamp.now())
+        except OSError as exc:  # a full store must not keep a host from coming back
+            log.warning("%s: %s", intent, exc.strerror)
+        try:
+            if self._commands.cycle:
+                self._run("cycle")
+                self._wait_for(True, "cycle")
+            else:
+                self._switch_off()
+                if not self._commands.status:
+                    time.sleep(_DISCHARGE)
+                self.on()
+        except PowerError:
+            # Without a command `on`, all that is left is another cycle.
+            if self._commands.on:
+                with contextlib.suppress(PowerError):
+                    self.on()
+            else:
+                _forget(self._host)
+            raise
+        _forget(self._host)
+
+    def _kept_open(self) -> Sequence[int]:
+        """File descriptors that stay open until the end of a power cycle."""
+        return ()
 
     def status(self) -> bool | None:
         if not self._commands.status:
@@ -138,6 +218,62 @@ class CommandPower:
 
     def _error(self, action: str, what: str) -> PowerError:
         return PowerError(f"{self._key(action)}: {what}", hint=self._hint(action))
+
+
+def _intent(host: str) -> Path:
+    """Exists from before a host is switched off until it is on again. It has the time."""
+    return directory(host) / _INTENT
+
+
+def _forget(host: str) -> None:
+    with contextlib.suppress(OSError):
+        _intent(host).unlink(missing_ok=True)
+
+
+def lock_of(host: str) -> Path:
+    """The file that the process of a power cycle locks."""
+    return directory(host) / f"{_INTENT}.lock"
+
+
+def interrupted(host: str) -> str:
+    """Why the host may be off although it should be on: all processes of its power cycle were killed. "" if it is not so."""
+    try:
+        since = plain(_intent(host).read_text())
+    except OSError:
+        return ""
+    return "" if is_locked(lock_of(host)) else f"its power cycle of {since} was interrupted, so it may be off"
+
+
+def finish(config: HostConfig, power: Power) -> bool:
+    """Switch a host on whose power cycle was interrupted. Returns whether that was so. Raises PowerError."""
+    why = interrupted(config.name)
+    if not why:
+        return False
+    log.warning("%s: %s: switching it on", config.name, why)
+    if config.power is not None and config.power.on:
+        power.on()
+    elif power.status() is False:
+        power.cycle()
+    _forget(config.name)
+    return True
+
+
+def wait_for_cycles(say: Callable[[str], object]) -> None:
+    """Wait for the end of the power cycles that processes of this user began. With us, their machine or container might end, too."""
+    for path in sorted(directory("").glob(f"*/{_INTENT}")):
+        host = path.parent.name
+        if not is_locked(lock_of(host)):
+            continue
+        say(f"{host}: waiting for the end of its power cycle, so that it does not stay off")
+
+        def ended(host: str = host) -> None:
+            if is_locked(lock_of(host)):
+                raise ConditionNotMet("it still runs")
+
+        try:
+            Deadline(_CYCLE).wait(f"the power cycle of {host}", ended, 0.2)
+        except DeadlineExpired as exc:
+            say(exc.message)
 
 
 def of(config: HostConfig) -> Power | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import secrets
 import threading
 from collections.abc import Callable
 
@@ -30,37 +31,71 @@ _BOOT = 900.0
 _REBOOT = "sync; (sleep 1; reboot) >/dev/null 2>&1 </dev/null &"
 
 
-def prepare(config: HostConfig, power: Power | None, connect: Callable[[], Transport]) -> HostFacts:
+def prepare(
+    config: HostConfig, power: Power | None, connect: Callable[[], Transport], stop: threading.Event | None = None
+) -> HostFacts:
     """Prepare the host and return its new versions. It is set aside until this has succeeded.
 
-    Raises InfrastructureError if a run uses the host, if the command fails, or if no fit dom0 boots afterwards.
+    Raises InfrastructureError if a run uses the host, if the command fails, or if no fit dom0 boots afterwards; Interrupted when
+    ``stop`` is set.
     """
+    stop = stop or threading.Event()
     record = HostRecord(config.name)
-    with record.locked(seconds=_LOCK):
+    with record.locked(stop, _LOCK) as held:
+        if not held:
+            raise Interrupted("its preparation had not begun")
         if aside := set_aside(config.name, except_for=UNPREPARED):
             raise aside
         before_aside = record.aside
+        _end_earlier(config, before_aside.get("mark", ""))
+        mark = secrets.token_hex(8)
         # First of all: otherwise a run could lease the host after the look at its leases.
-        record.set_aside(UNPREPARED, "it is being prepared")
+        record.set_aside(UNPREPARED, "it is being prepared", mark)
         try:
-            try:
-                before = _idle_boot(config, connect, record, unused=bool(before_aside))
-            except (HostInUse, UsageError, KeyboardInterrupt):
+            before = _idle_boot(config, power, connect, record, stop, unused=bool(before_aside))
+        except (HostInUse, UsageError, KeyboardInterrupt):
+            record.restore(before_aside)
+            raise
+        except HarnessError as exc:
+            if stop.is_set():
                 record.restore(before_aside)
-                raise
-            operator_command.run(config.prepare, f"hosts.{config.name}.prepare", _COMMAND, _hint(config))
-            _boot(config, power, connect, before, record)
+                raise Interrupted("its preparation was interrupted before its command") from exc
+            record.set_aside(UNPREPARED, f"its preparation failed: {exc.message}")
+            raise
+        step = "during its command"
+        try:
+            operator_command.run(config.prepare, f"hosts.{config.name}.prepare", _COMMAND, _hint(config), stop=stop, mark=mark)
+            step = "before the boot of what was prepared"
+            _boot(config, power, connect, before, record, stop)
             transport = connect()
             try:
                 facts = DirectHost(transport, config=config).facts
             finally:
                 transport.close()
         except HarnessError as exc:
-            if not isinstance(exc, (HostInUse, UsageError)):
-                record.set_aside(UNPREPARED, f"its preparation failed: {exc.message}")
+            why = f"its preparation failed: {exc.message}"
+            if stop.is_set():
+                why = f"its preparation was interrupted {step}: {exc.message}"
+            record.set_aside(UNPREPARED, why)
+            if stop.is_set():
+                raise Interrupted(why, hint=f"run fxh prepare {config.name} again") from exc
             raise
         record.use_again(UNPREPARED)
         return facts
+
+
+def _end_earlier(config: HostConfig, mark: str) -> None:
+    """Report an earlier preparation that was killed, and end what still runs of its command ``mark``: two would disturb each other."""
+    if not mark:
+        return
+    log.warning("%s: its last preparation was interrupted, so it may be half prepared; preparing it again", config.name)
+    if pids := operator_command.end_survivors(mark):
+        numbers = ", ".join(map(str, pids))
+        log.warning("%s: ended what still ran of the interrupted preparation: process %s", config.name, numbers)
+
+
+class Interrupted(InfrastructureError):
+    """A preparation ended because its caller wanted that."""
 
 
 class HostInUse(InfrastructureError):
@@ -71,12 +106,19 @@ def _hint(config: HostConfig) -> str:
     return f"the operator of {config.name} must run this command by hand and correct it; then run fxh prepare {config.name}"
 
 
-def _idle_boot(config: HostConfig, connect: Callable[[], Transport], record: HostRecord, *, unused: bool) -> str:
+def _idle_boot(
+    config: HostConfig,
+    power: Power | None,
+    connect: Callable[[], Transport],
+    record: HostRecord,
+    stop: threading.Event,
+    *,
+    unused: bool,
+) -> str:
     """The boot id of the host, or "" if it does not answer. ``unused``: no run leases it, because it was set aside before.
 
     Raises HostInUse, and AccessError if the host is up and cannot be asked about leases.
     """
-    never = threading.Event()
 
     def examine(transport: Transport) -> str:
         held = [row for row in lease.survey(transport)["leases"] if row.get("state") == "held"]
@@ -85,20 +127,32 @@ def _idle_boot(config: HostConfig, connect: Callable[[], Transport], record: Hos
             raise HostInUse(f"{config.name} is used by {runs}", hint="prepare it when these runs have ended; see fxh hosts")
         return recovery.read_boot_id(transport)
 
-    recovery.end_boot(config, connect, record, never)
+    if power is not None:
+        recovery.finish_cycle(config, power, record)
+    recovery.end_boot(config, connect, record, stop)
     try:
-        return recovery.ask_repeatedly(connect, examine, never)
+        return recovery.ask_repeatedly(connect, examine, stop)
     except (recovery.Hung, Refused) as exc:
         # A dom0 that was prepared before may have booted without sshd. Otherwise runs may still use their connections.
         if isinstance(exc, Refused) and not unused:
+            raise
+        if stop.is_set():
             raise
         log.warning("%s does not answer before its preparation: %s", config.name, exc.message)
         return ""
 
 
-def _boot(config: HostConfig, power: Power | None, connect: Callable[[], Transport], before: str, record: HostRecord) -> None:
+def _boot(
+    config: HostConfig,
+    power: Power | None,
+    connect: Callable[[], Transport],
+    before: str,
+    record: HostRecord,
+    stop: threading.Event,
+) -> None:
     """Wait for the boot of what was prepared. Boot the host if the command did not: by ``reboot``, or else by its power."""
-    never = threading.Event()
+    if stop.is_set():
+        raise Interrupted("it was not restarted")
     if before:
         with contextlib.suppress(InfrastructureError):
             if recovery.boot_id(connect) == before:
@@ -110,11 +164,13 @@ def _boot(config: HostConfig, power: Power | None, connect: Callable[[], Transpo
     elif power is not None:
         recovery.cycle(power, record)
     try:
-        recovery.wait_for_boot(config, connect, before, Deadline(_BOOT), never)
+        recovery.wait_for_boot(config, connect, before, Deadline(_BOOT), stop)
     except InfrastructureError as exc:
+        if stop.is_set():
+            raise
         if power is None or not before:
             raise InfrastructureError(f"{config.name} does not boot what was prepared: {exc.message}", hint=_hint(config)) from exc
         log.warning("%s: %s; cycling its power", config.name, exc.message)
         recovery.cycle(power, record)
-        recovery.wait_for_boot(config, connect, before, Deadline(_BOOT), never)
+        recovery.wait_for_boot(config, connect, before, Deadline(_BOOT), stop)
     record.note_boot_ended()

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import math
 import os
@@ -20,6 +21,7 @@ from filelock import FileLock, Timeout
 from harness import paths, stamp
 from harness.deadline import Deadline
 from harness.errors import InfrastructureError
+from harness.hosts import operator_command
 from harness.safetext import plain
 
 # Seconds for which a power cycle counts.
@@ -80,6 +82,10 @@ class HostRecord:
         now = time.time()
         self._write(cycles=[*self._recent(), now], booting=now)
 
+    def note_boot_begun(self) -> None:
+        """Record that the host boots from now on, without a further power cycle."""
+        self._write(booting=time.time())
+
     def note_boot_ended(self) -> None:
         """Record that the host does not boot any more: it is up, or its power was not switched."""
         self._write(booting=0.0)
@@ -95,9 +101,12 @@ class HostRecord:
         """The number of power cycles in the last hour."""
         return len(self._recent())
 
-    def set_aside(self, kind: str, why: str) -> None:
-        """Do not use the host any more: it is :data:`HUNG` or :data:`UNPREPARED`."""
-        self._write(aside={"kind": kind, "why": why, "since": stamp.now()})
+    def set_aside(self, kind: str, why: str, mark: str = "") -> None:
+        """Do not use the host any more: it is :data:`HUNG` or :data:`UNPREPARED`.
+
+        ``mark``: this process prepares it, with a command of that mark. Without the lock, the preparation counts as interrupted.
+        """
+        self._write(aside={"kind": kind, "why": why, "since": stamp.now(), "mark": mark})
 
     @property
     def aside(self) -> dict[str, str]:
@@ -139,15 +148,36 @@ def set_aside(name: str, *, except_for: str = "") -> HostSetAside | None:
     aside = _aside(_read(directory(name) / "record.json")) if name else {}
     if not aside or aside["kind"] == except_for:
         return None
+    why = aside["why"]
     hint = f"the operator of {name} must repair it; then run: fxh hosts {name} --return"
     if aside["kind"] == UNPREPARED:
         hint = f"the operator of {name} must correct hosts.{name}.prepare or the host; then run: fxh prepare {name}"
-    return HostSetAside(f"{name} is set aside since {aside['since']}: {aside['why']}", hint=hint)
+    if aside["mark"] and not is_locked(directory(name) / "lock"):
+        why = "its preparation was interrupted, because the process that prepared it was killed; the host may be half prepared"
+        if pids := operator_command.survivors(aside["mark"]):
+            why += f"; its command still runs (process {', '.join(map(str, pids))})"
+        hint = f"run: fxh prepare {name}, which also ends what still runs"
+    return HostSetAside(f"{name} is set aside since {aside['since']}: {why}", hint=hint)
+
+
+def is_locked(path: Path) -> bool:
+    """Whether a process holds the lock (flock) of a file, which may be missing."""
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False
 
 
 def _aside(data: Mapping[str, Any]) -> dict[str, str]:
     found = data.get("aside")
-    return {key: str(found.get(key, "")) for key in ("kind", "why", "since")} if isinstance(found, dict) and found else {}
+    return {key: str(found.get(key, "")) for key in ("kind", "why", "since", "mark")} if isinstance(found, dict) and found else {}
 
 
 def _read(file: Path) -> dict[str, Any]:

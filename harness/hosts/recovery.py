@@ -15,6 +15,7 @@ from harness.config.schema import HostConfig
 from harness.deadline import ConditionNotMet, Deadline
 from harness.errors import AccessError, DeadlineExpired, HarnessError, InfrastructureError, TransportError
 from harness.hosts import doctor
+from harness.hosts import power as powers
 from harness.hosts.lease import HEARTBEAT, SILENCE
 from harness.hosts.power import Power, PowerError, word
 from harness.hosts.record import HUNG, HostRecord, set_aside
@@ -132,6 +133,12 @@ def end_boot(config: HostConfig, connect: Connect, record: HostRecord, stop: thr
     return True
 
 
+def finish_cycle(config: HostConfig, power: Power, record: HostRecord) -> None:
+    """Complete a power cycle that was interrupted when the host was off. It then boots. Raises PowerError."""
+    if powers.finish(config, power):
+        record.note_boot_begun()
+
+
 def cycle(power: Power, record: HostRecord) -> None:
     """Cycle the power of a host and record it. After a failed command the host does not count as booting. Raises PowerError."""
     record.note_cycle()
@@ -198,6 +205,7 @@ class Recovery:
                 return
             if aside := set_aside(name):
                 raise aside
+            finish_cycle(self.config, self.power, record)
             if end_boot(self.config, self.connect, record, self._stop):
                 log.info("%s is up after an earlier power cycle", name)
                 return

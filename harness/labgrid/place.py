@@ -91,6 +91,10 @@ class Place:
         """Let the place stay acquired for ``seconds`` after the end of this process. Returns whether it will."""
         return self._keeper.keep(seconds)
 
+    def held_open(self) -> tuple[int, ...]:
+        """The file descriptor that keeps the place ours as long as any process has it open."""
+        return self._keeper.held_open()
+
     def end(self) -> None:
         """Release the place, unless another worker shares it. Logs a warning if it may remain acquired."""
         self._keeper.end()
@@ -177,6 +181,10 @@ class _Keeper:
             self._write(f"keep {seconds:.0f}\n")
             self._changed.wait_for(lambda: self._kept or self._gone, _KEEP)
             return self._kept and not self.lost
+
+    def held_open(self) -> tuple[int, ...]:
+        assert self._process.stdin is not None
+        return () if self._process.stdin.closed else (self._process.stdin.fileno(),)
 
     def end(self) -> None:
         with self._changed:

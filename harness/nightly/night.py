@@ -22,6 +22,8 @@ from harness.nightly.plan import NightlyStep
 OK, VERDICT, FAILED, SKIPPED = "ok", "product", "failed", "skipped"
 # Bytes.
 _TAIL = 4000
+# Seconds from SIGTERM to SIGKILL.
+_TERM = 60.0
 
 
 @dataclass(frozen=True)
@@ -115,12 +117,10 @@ def _run_step(night: str, step: NightlyStep, directory: Path, hours: float, acce
                 code = process.wait(hours * 3600)
             except subprocess.TimeoutExpired:
                 why = f"did not end within {hours:g} hours"
-                os.killpg(process.pid, signal.SIGTERM)
-                try:
-                    process.wait(60)
-                except subprocess.TimeoutExpired:
-                    os.killpg(process.pid, signal.SIGKILL)
-                    process.wait()
+                _end(process)
+            except KeyboardInterrupt:
+                _end(process)
+                raise
     if why:
         status = FAILED
     elif code == 0 or (code is not None and code == accepted):
@@ -131,6 +131,16 @@ def _run_step(night: str, step: NightlyStep, directory: Path, hours: float, acce
         status = FAILED
         why = failure_reason(tail(log), code)
     return StepResult(night, step.name, status, code, round(time.monotonic() - begun, 1), started, why, str(log))
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """End a step with the processes of its session."""
+    os.killpg(process.pid, signal.SIGTERM)
+    try:
+        process.wait(_TERM)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
 
 
 def failure_reason(text: str, code: int | None) -> str:

@@ -15,6 +15,7 @@ import pytest
 
 from harness import paths, preparing, stamp
 from harness.errors import ExitCode, HarnessError, UsageError
+from harness.hosts import power
 from harness.lab import recipe
 from harness.plugin import cells, options
 from harness.plugin.phases import result_files
@@ -168,6 +169,8 @@ def end(config: pytest.Config, code: Callable[[tuple[CaseResult, ...]], int]) ->
     """Release the hosts; in the controller also write ``run.json`` and the reports. ``code`` gives the exit code for the cases."""
     try:
         release(config)
+        if not hasattr(config, "workerinput") and OPTIONS in config.stash and config.stash[OPTIONS].host:
+            power.wait_for_cycles(lambda line: print(f"fxh: {line}", file=sys.stderr, flush=True))
     finally:
         path = config.stash.get(RUN, None)
         if not hasattr(config, "workerinput") and path is not None and (path / "run.json").exists():

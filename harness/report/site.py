@@ -21,7 +21,7 @@ from urllib.parse import quote
 import filelock
 from markupsafe import Markup, escape
 
-from harness import paths
+from harness import __version__, paths
 from harness.errors import InfrastructureError
 from harness.history import nights
 from harness.history.delivery import history_of
@@ -97,9 +97,10 @@ class _Builder:
             source = _digest([self.digests[run.run] for run in runs])
             self._page(f"nights/{month}.html", source, partial(self._month, month, runs))
         for cell in self._cells:
-            self._page(f"cells/{_file(cell)}", "", partial(self._cell, cell))
+            self._page(f"cells/{_file(cell)}", self._source_of_cell(cell), partial(self._cell, cell))
         # The first page comes last: its links are valid at any time.
-        self._page("index.html", "", self._index)
+        everything = [*(self.digests[run.run] for run in self.runs), *map(site_data.Issue.shown, self._issues)]
+        self._page("index.html", _digest(everything), self._index)
         kept = {run.run: [self.digests[run.run], run.dump()] for run in self.runs}
         self.files.finish({"program": program, "runs": kept, "sources": self.sources, "files": self.pages}, self.pages)
         return Built(self.files.directory / "index.html", len(self.pages), tuple(self.files.written))
@@ -155,9 +156,9 @@ class _Builder:
         return made
 
     def _page(self, name: str, source: str, render: Callable[[], str]) -> None:
-        """Write a page, unless it was made from the same ``source`` and is intact. "" means: render it in any case."""
+        """Write a page, unless it was made from the same ``source``, a digest, and is intact."""
         self.sources[name] = source
-        if source and self.old_sources.get(name) == source and self.files.intact(name):
+        if self.old_sources.get(name) == source and self.files.intact(name):
             self.pages[name] = self.files.keep(name)
         else:
             self.pages[name] = self.files.write(name, render())
@@ -176,8 +177,16 @@ class _Builder:
         cells = sorted({cell for run in runs for cell in run.cells})
         return self._render("site_month.html.j2", month=month, cells=cells, rows=_rows(runs, "../"), top="../")
 
+    def _plotted(self, cell: str) -> list[Summary]:
+        return [run for run in self.runs if cell in run.cells][-PLOTTED:]
+
+    def _source_of_cell(self, cell: str) -> str:
+        # A run loses its metrics when it gets too old for the plots.
+        runs = [(self.digests[run.run], cell in run.metrics) for run in self._plotted(cell)]
+        return _digest([runs, [issue.shown() for issue in self._issues if cell in issue.cells]])
+
     def _cell(self, cell: str) -> str:
-        runs = [run for run in self.runs if cell in run.cells][-PLOTTED:]
+        runs = self._plotted(cell)
         stages = {
             name.removeprefix("stage "): [run.metrics.get(cell, {}).get(name) for run in runs]
             for name in dict.fromkeys(name for run in runs for name in run.metrics.get(cell, {}) if name.startswith("stage "))
@@ -312,8 +321,8 @@ def _digest(value: object) -> str:
 
 
 def _program() -> str:
-    """A digest of our code and templates: another version renders all pages again."""
+    """A digest of our version, code and templates: another version renders all pages again."""
     own = Path(__file__).parent
-    ours = (*own.glob("*.py"), *own.parent.glob("history/*.py"), own.parent / "results/model.py", own.parent / "safetext.py")
-    sources = [*ours, *own.glob("templates/*.j2")]
-    return _digest([_FORMAT, *(path.read_text() for path in sorted(sources))])
+    more = (own.parent / name for name in ("results/model.py", "safetext.py", "verdicts/drift.py"))
+    sources = [*own.glob("*.py"), *own.parent.glob("history/*.py"), *more, *own.glob("templates/*.j2")]
+    return _digest([_FORMAT, __version__, *(path.read_text() for path in sorted(sources))])

@@ -181,6 +181,10 @@ class Issue:
     def some_cells(self) -> str:
         return _some(self.cells, 6)
 
+    def shown(self) -> list[Any]:
+        """All that a page shows of it, as JSON values."""
+        return [self.bug, self.why, self.since, self.last.run, self.last.night, self.gone, sorted(self.cases), sorted(self.cells)]
+
     @property
     def days(self) -> int:
         """The age in days, from the first observation to the last."""

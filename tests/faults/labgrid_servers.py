@@ -8,6 +8,8 @@ import contextlib
 import socket
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -31,9 +33,10 @@ class Labgrid:
             probe.bind(("127.0.0.1", 0))
             self.address = f"127.0.0.1:{probe.getsockname()[1]}"
         (directory / "exporter.yaml").write_text(yaml.safe_dump(dict(resources)))
-        self._log = (directory / "servers.log").open("ab")
-        self._coordinator: subprocess.Popen[bytes] | None = None
-        self._exporter: subprocess.Popen[bytes] | None = None
+        self._lock = threading.Lock()
+        self._copiers: list[threading.Thread] = []
+        self._coordinator: subprocess.Popen[str] | None = None
+        self._exporter: subprocess.Popen[str] | None = None
         self._groups = list(resources)
         try:
             self.start()
@@ -75,7 +78,19 @@ class Labgrid:
 
     def close(self) -> None:
         self.stop()
-        self._log.close()
+        for copier in self._copiers:
+            copier.join(10)
+
+    @property
+    def log(self) -> list[tuple[str, str]]:
+        """The lines of the servers and of :meth:`note`, each with its UTC time (hh:mm:ss)."""
+        lines = (self.directory / "servers.log").read_text(errors="replace").splitlines()
+        return [(line[:8], line[9:]) for line in lines]
+
+    def note(self, line: str) -> None:
+        """Add a line to the log, with the time."""
+        with self._lock, (self.directory / "servers.log").open("a") as log:
+            log.write(f"{time.strftime('%H:%M:%S', time.gmtime())} {line}\n")
 
     # -- as another user ----------------------------------------------------------------------------------------------
 
@@ -144,12 +159,24 @@ class Labgrid:
 
     # -- the programs -------------------------------------------------------------------------------------------------
 
-    def _program(self, name: str, *arguments: str) -> subprocess.Popen[bytes]:
-        argv = [sys.executable, "-m", f"labgrid.remote.{name}", *arguments]
-        return subprocess.Popen(argv, cwd=self.directory, stdin=subprocess.DEVNULL, stdout=self._log, stderr=self._log)
+    def _program(self, name: str, *arguments: str) -> subprocess.Popen[str]:
+        # Unbuffered: a killed coordinator must not lose the end of its log.
+        argv = [sys.executable, "-u", "-m", f"labgrid.remote.{name}", *arguments]
+        process = subprocess.Popen(
+            argv, cwd=self.directory, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
+        self._copiers.append(threading.Thread(target=self._copy, args=(name, process), daemon=True))
+        self._copiers[-1].start()
+        return process
+
+    def _copy(self, name: str, process: subprocess.Popen[str]) -> None:
+        assert process.stdout is not None
+        with process.stdout as lines:
+            for line in lines:
+                self.note(f"{name}: {line.rstrip()}")
 
     @staticmethod
-    def _end(process: subprocess.Popen[bytes] | None) -> None:
+    def _end(process: subprocess.Popen[str] | None) -> None:
         if process is not None:
             process.kill()
             process.wait()

@@ -169,9 +169,12 @@ class Run:
         return self.reports / "latest"
 
     @property
+    def all_cases(self) -> list[dict[str, Any]]:
+        return [json.loads(path.read_text()) for path in self.latest.glob("cases/*/case.json")]
+
+    @property
     def cases(self) -> dict[str, dict[str, Any]]:
-        found = [json.loads(path.read_text()) for path in self.latest.glob("cases/*/case.json")]
-        return {case["case"]: case for case in found}
+        return {case["case"]: case for case in self.all_cases}
 
     @property
     def outcomes(self) -> dict[str, str]:

@@ -4,28 +4,20 @@
 from __future__ import annotations
 
 import os
-import shutil
 import signal
-import socket
-import subprocess
-import sys
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
-from labgrid_servers import Labgrid
-from remote_host import Link, Remote, Run, remote_host
+from labgrid_rack import Rack
+from remote_host import remote_host
 
 from harness.hosts import places, record
-from harness.lab import registry
 from tests.conftest import planted_suite
 
 # Another test file may run at the same time, and they share the store.
 PLACE = f"p{os.getpid()}"
 NAME = f"labgrid:name={PLACE}"
-QMP = Path(__file__).with_name("qmp_power.py")
 CASES = """
 import os, time
 from pathlib import Path
@@ -40,86 +32,10 @@ def test_b_after(guest):
 """
 
 
-class SerialPort(Link):
-    """A TCP server for the lab's serial port, as ser2net is."""
-
-    def __init__(self, path: Path) -> None:
-        super().__init__()
-        self._path = path
-
-    def _connect(self) -> socket.socket:
-        found = socket.socket(socket.AF_UNIX)
-        found.connect(str(self._path))
-        return found
-
-
-class PowerSwitch:
-    """A network power switch: labgrid's driver ``simplerest`` sends GET /PORT/0 and /PORT/1, and GET /PORT for the state."""
-
-    def __init__(self, monitor: Path) -> None:
-        self.actions: list[str] = []
-        switch = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_GET(self) -> None:
-                action = {"/1/0": "hang", "/1/1": "cycle"}.get(self.path, "status")
-                switch.actions.append(action)
-                subprocess.run([sys.executable, str(QMP), str(monitor), action], check=True)
-                self.send_response(200)
-                self.end_headers()
-                self.wfile.write(b"1")
-
-            def log_message(self, *_: object) -> None:
-                pass
-
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self._server.server_address[1]}/{{index}}/{{value}}"
-        threading.Thread(target=self._server.serve_forever, daemon=True).start()
-
-    def close(self) -> None:
-        self._server.shutdown()
-        self._server.server_close()
-
-
-class Rack:
-    """The lab, its power switch and serial server, and labgrid."""
-
-    def __init__(self, remote: Remote) -> None:
-        self.remote, directory = remote, remote.directory
-        sockets = registry.sockets(self.remote.name)
-        self.serial, self.switch = SerialPort(sockets / "com1"), PowerSwitch(sockets / "qmp")
-        (directory / "servers").mkdir()
-        resources = {
-            "NetworkService": {"address": "127.0.0.1", "username": "root", "port": self.remote.one.port},
-            "NetworkSerialPort": {"host": "127.0.0.1", "port": self.serial.port, "speed": 115200, "protocol": "raw"},
-            "NetworkPowerPort": {"model": "simplerest", "host": self.switch.url, "index": 1},
-        }
-        self.labgrid = Labgrid(directory / "servers", {"xen1": resources})
-        self.labgrid.add_place(PLACE, "xen1", tag="xen", arch="amd64")
-        self.remote.environment["LG_COORDINATOR"] = self.labgrid.address
-
-    def reset(self) -> None:
-        self.remote.reset()
-        with (self.remote.directory / ".ssh/config").open("a") as config:
-            config.write(f"Host 127.0.0.1\n  IdentityFile {self.remote.directory}/.ssh/id_lab\n")
-        (self.remote.directory / "fxh.toml").write_text("")
-        self.labgrid.start()
-        self.switch.actions.clear()
-
-    def start(self, suite: Path, *words: str, address: str = "labgrid:tag=xen,arch=amd64", **environment: str) -> Run:
-        return self.remote.start(suite, "--xen-host", address, "--scale", "3", *words, FXH_RUN_LEASE_WAIT="1800", **environment)
-
-    def close(self) -> None:
-        self.labgrid.close()
-        self.switch.close()
-        self.serial.close()
-        shutil.rmtree(record.directory(NAME), ignore_errors=True)
-
-
 @pytest.fixture(scope="module")
 def _rack() -> Iterator[Rack]:
     with remote_host("labgrid") as remote:
-        made = Rack(remote)
+        made = Rack({PLACE: remote})
         yield made
         made.close()
 
@@ -165,11 +81,11 @@ def test_a_hung_place_is_power_cycled_through_labgrid(rack: Rack, suite: Path) -
     rack.remote.dom0("sync")
     run = rack.start(suite)
     run.wait_for(rack.remote.mark("running"))
-    subprocess.run([sys.executable, str(QMP), str(registry.sockets(rack.remote.name) / "qmp"), "hang"], check=True)
+    rack.switches[PLACE].act("hang")
     assert run.end(1800) == 0
     assert run.outcomes == {"test_a_fault": "passed", "test_b_after": "passed"}
     assert "no heartbeat" in run.cases["test_a_fault"]["inputs"]["run again because"]
-    assert [action for action in rack.switch.actions if action != "status"] == ["hang", "cycle"]
+    assert [action for action in rack.switches[PLACE].actions if action != "status"] == ["hang", "hang", "cycle"]
     console = (record.directory(NAME) / "serial.log").read_text(errors="replace")
     assert "Command line: console=com1" in console, "the serial port shows the boot of Xen"
     rack.labgrid.wait_free(PLACE)

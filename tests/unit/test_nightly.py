@@ -174,6 +174,30 @@ def test_github_example() -> None:
     assert flow["jobs"]["merge"]["needs"] in flow["jobs"]
 
 
+WORKFLOW = DOCS.parent.parent / ".github/workflows/ci.yml"
+SCHEMAS = {
+    "gitlab-ci.yml": "vendor.gitlab-ci",
+    "github-actions.yml": "vendor.github-workflows",
+    "ci.yml": "vendor.github-workflows",
+}
+
+
+def fits(file: Path, kind: str) -> subprocess.CompletedProcess[str]:
+    """Check a file with the schema that check-jsonschema has for this kind of CI. It needs no network."""
+    argv = [sys.executable, "-m", "check_jsonschema", "--builtin-schema", SCHEMAS[kind], str(file)]
+    return subprocess.run(argv, capture_output=True, text=True, timeout=120)
+
+
+@pytest.mark.parametrize("file", [DOCS / "gitlab-ci.yml", DOCS / "github-actions.yml", WORKFLOW], ids=lambda file: file.name)
+def test_the_ci_examples_follow_the_schema_of_their_service(file: Path, tmp_path: Path) -> None:
+    done = fits(file, file.name)
+    assert done.returncode == 0, done.stdout + done.stderr
+    right, wrong = ("  script:", "  scripts:") if file.name == "gitlab-ci.yml" else ("runs-on:", "run-on:")
+    assert right in file.read_text()
+    (tmp_path / "wrong.yml").write_text(file.read_text().replace(right, wrong))
+    assert fits(tmp_path / "wrong.yml", file.name).returncode == 1, "the schema finds a mistake"
+
+
 def test_ci_caches_what_takes_minutes_to_build() -> None:
     known = {*prune.KINDS, *entries.KINDS, *entries.CACHES, "names"}
     for file in (DOCS / "gitlab-ci.yml", DOCS / "github-actions.yml", DOCS.parent.parent / ".github/workflows/ci.yml"):

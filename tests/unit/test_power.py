@@ -50,7 +50,8 @@ def log(state: Path) -> list[str]:
 
 
 @pytest.fixture(autouse=True)
-def fast(monkeypatch: pytest.MonkeyPatch) -> None:
+def fast(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FXH_STORE", str(tmp_path / "store"))
     monkeypatch.setattr(powers, "_EFFECT", 0.3)
     monkeypatch.setattr(powers, "_DISCHARGE", 0.01)
 

@@ -24,8 +24,8 @@ from harness.hosts.doctor import FAIL, OK, Check
 from harness.hosts.host import HostFacts
 from harness.hosts.lease import HEARTBEAT, SILENCE, LeaseRequest
 from harness.hosts.pool import HostPool
-from harness.hosts.power import PowerError
-from harness.hosts.record import HUNG, UNPREPARED, HostRecord, set_aside
+from harness.hosts.power import PowerError, interrupted
+from harness.hosts.record import HUNG, UNPREPARED, HostRecord, directory, set_aside
 from harness.hosts.recovery import MOST, Recovery
 from harness.plugin.host_provider import HostProvider
 from harness.transport import Completed, Transport
@@ -339,6 +339,19 @@ def test_a_hung_host_is_waited_for_and_used_again(machine: Machine) -> None:
     hosts.close()
 
 
+def test_a_host_that_an_interrupted_power_cycle_left_off_is_switched_on_before_it_is_used(machine: Machine) -> None:
+    directory("xen1").mkdir(parents=True)
+    for on, cycles in ((True, 0), (False, 1)):
+        (directory("xen1") / "off-and-on").write_text("2026-12-01T03:00:00Z")
+        machine.hangs, machine.status = False, lambda on=on: on  # type: ignore[method-assign]
+        hosts = pooled(machine, XEN1)
+        assert hosts.acquire(REQUEST, Deadline(20)).config.name == "xen1"
+        assert machine.cycles == cycles
+        assert interrupted("xen1") == ""
+        hosts.close()
+    assert HostRecord("xen1").cycles == 0, "it was no hang"
+
+
 def test_another_host_is_used_while_one_comes_back(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(recovery, "_BOOT", 600.0)
     machine.comes_back = False
@@ -453,7 +466,7 @@ def test_its_versions_are_inputs_of_every_case(machine: Machine) -> None:
 
 def test_a_command_that_restarts_the_host_itself(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
     machine.hangs = False
-    monkeypatch.setattr(prepare.operator_command, "run", lambda *args: setattr(machine, "boots", 2))
+    monkeypatch.setattr(prepare.operator_command, "run", lambda *args, **more: setattr(machine, "boots", 2))
     prepare.prepare(XEN1, machine, machine.connect)
     assert not any("reboot)" in line for line in machine.commands)
     assert machine.cycles == 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -174,6 +175,72 @@ def test_one_more_night_renders_only_what_shows_it(reports: Path, monkeypatch: p
     fresh = site.build(reports, reports / "fresh")
     assert pages(reports / "site") == pages(reports / "fresh")
     assert fresh.pages == built.pages
+
+
+def test_many_nights_one_by_one_give_the_same_files_as_all_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Byte for byte, also the state. Runs get too old for the plots and for a page, and one cell is not in each night."""
+    for name, value in (("RUNS", 9), ("PLOTTED", 4), ("LISTED", 3), ("NIGHTS", 3)):
+        monkeypatch.setattr(site, name, value)
+    history = History(tmp_path / FILE)
+    for number in range(12):
+        done = night(number, *"PFKI"[: 1 + number % 4], branch=("main", "stable/15")[number % 2])
+        if number % 3:
+            done = replace(done, cases=tuple(one for one in done.cases if one.cell == CELL))
+        history.record(done)
+        if number == 7:  # recorded again, with other results
+            history.record(night(5, "P", branch="stable/15"))
+        site.build(tmp_path, tmp_path / "site")
+        shutil.rmtree(tmp_path / "fresh", ignore_errors=True)
+        site.build(tmp_path, tmp_path / "fresh")
+        files = [
+            {str(path.relative_to(top)): path.read_bytes() for path in top.rglob("*") if path.is_file()}
+            for top in (tmp_path / "site", tmp_path / "fresh")
+        ]
+        assert files[0] == files[1]
+
+
+def test_a_cell_without_a_new_result_is_not_rendered(reports: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    site.build(reports, reports / "site")
+    new = night(31, "P")
+    History(reports / FILE).record(replace(new, cases=tuple(one for one in new.cases if one.cell == OTHER)))
+    rendered: list[str] = []
+    for name in ("_cell", "_index"):
+        real = getattr(site._Builder, name)
+        monkeypatch.setattr(
+            site._Builder,
+            name,
+            lambda self, *cell, real=real: (rendered.append(cell[0] if cell else "index"), real(self, *cell))[1],
+        )
+    site.build(reports, reports / "site")
+    assert rendered == [OTHER, "index"]
+    rendered.clear()
+    assert site.build(reports, reports / "site").written == ()
+    assert rendered == []
+
+
+def test_a_changed_table_of_known_issues_changes_the_pages_that_show_them(reports: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    site.build(reports, reports / "site")
+    bug, _, why = BUG.partition(": ")
+    monkeypatch.setattr(site_data, "recorded_since", lambda suites: {(bug, why): "2026-08-01"})
+    built = site.build(reports, reports / "site")
+    assert set(built.written) == {"index.html", f"cells/{CELL}.html", site_files.STATE}
+    assert '<td class="n">63 days</td><td class="d">2026-08-01' in (reports / "site" / "index.html").read_text()
+    assert pages(reports / "site") == pages(site.build(reports, reports / "fresh").index.parent)
+
+
+def test_another_version_of_the_harness_renders_all_pages_again(reports: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    built = site.build(reports, reports / "site")
+    rendered: list[str] = []
+    render = site._Builder._render
+    monkeypatch.setattr(
+        site._Builder, "_render", lambda self, name, **values: (rendered.append(name), render(self, name, **values))[1]
+    )
+    site.build(reports, reports / "site")
+    assert rendered == []
+    monkeypatch.setattr(site, "__version__", "99")
+    site.build(reports, reports / "site")
+    assert len(rendered) == built.pages
+    assert site.build(reports, reports / "site").written == ()
 
 
 @pytest.mark.parametrize("damage", ["edited", "cut", "deleted", "state", "unfinished"])
