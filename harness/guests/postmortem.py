@@ -47,7 +47,7 @@ _PRIORITY = re.compile(r"^<\d{1,3}>", re.MULTILINE)
 
 # Of SECONDS, those for the vCPUs: a guest may have so many that nothing would be left for its messages.
 _CPUS = 6
-# Arguments: domid, number of vCPUs, seconds. Under emulation one xenctx takes half a second.
+# Arguments: domid, number of vCPUs, seconds. Each xenctx is a process in dom0, which is slow under emulation.
 _XENCTX = """
 x=$(command -v xenctx || ls /usr/lib/xen-*/bin/xenctx /usr/local/lib/xen/bin/xenctx 2>/dev/null | head -n 1)
 [ -n "$x" ] || { echo "no xenctx in dom0" >&2; exit 127; }
