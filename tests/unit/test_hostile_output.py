@@ -78,7 +78,7 @@ from harness.errors import GuestCommandFailed
 def test_fails(cell, case, n):
     raise GuestCommandFailed("g", "uname", 1, "out")
 '''
-# What no output may have, and what no page may have either.
+# Characters that neither a page nor any other output may have.
 FORBIDDEN = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u061c\u200b\u2028-\u202e\u2066-\u2069\ud800-\udfff\ufeff]")
 
 
