@@ -2,7 +2,8 @@
 """Source lines of a backtrace of 40 frames, beside `addr2line -fie` for the same frames. Run by hand: python bench/symbols.py [FILE]
 
 Pass a FILE with debugging information; the default is the largest kernel.debug of the store. `--copies N DIRECTORY` makes one: it links
-the objects of a kernel that the builder made N times (3: about 120 MB). Each measurement starts a new process:
+the objects of a kernel that the builder made N times (3: about 120 MB). Without such a kernel it compiles sources of its own, with types
+and inlined functions as a kernel has them (45: about 100 MB). Each measurement starts a new process:
 
 first: with an empty store. LLVM's symbolizer answers; the index is made meanwhile, and `index` is the time of both.
 cold: the index is there, but the process has read nothing
@@ -18,6 +19,7 @@ import json
 import os
 import random
 import resource
+import shutil
 import statistics
 import subprocess
 import sys
@@ -26,6 +28,8 @@ import time
 from pathlib import Path
 
 FRAMES, ROUNDS = 40, 5
+# Of the sources that are compiled if there is no kernel: files, and types and functions in each.
+UNITS, TYPES, FUNCTIONS = 12, 60, 150
 # Limits in seconds, and as a share of addr2line's time. The share does not hold for the first use: there is nothing to read but DWARF.
 FIRST, COLD, WARM, SHARE = 1.0, 1.0, 0.1, 0.5
 # Seconds, and seconds of CPU.
@@ -94,16 +98,78 @@ def addr2line(debug: Path, addresses: list[int]) -> Cost:
     return time.perf_counter() - begun, cpu() - before
 
 
+def source(number: int) -> str:
+    """C with structures, and functions that inline others three levels deep, over several headers by #line."""
+    unit = f"u{number}"
+    types = [
+        f"struct {unit}_s{n} {{ int a{n}; long b{n}[{n + 1}]; struct {unit}_s{max(0, n - 1)} *next; union {{ char c[{n + 4}]; void *p; }} u; "
+        f"int (*handler)(struct {unit}_s{n} *, unsigned long); }};"
+        for n in range(TYPES)
+    ]
+    lines = ["typedef unsigned long u_long;", *types, "volatile u_long sink;"]
+    for n in range(FUNCTIONS):
+        kind = f"struct {unit}_s{n % TYPES}"
+        lines += [
+            f'#line {10 + 9 * n} "/usr/src/sys/sys/{unit}_{n % 7}.h"',
+            f"static inline __attribute__((always_inline)) u_long {unit}_get{n}({kind} *sc, u_long at)",
+            "{",
+            f"  sink += at; u_long found = sc->b{n % TYPES}[at % {n % TYPES + 1}] * {2 * n + 3};",
+            "  return (found ^ sink);",
+            "}",
+            f"static inline __attribute__((always_inline)) u_long {unit}_map{n}({kind} *sc, u_long at)",
+            f"{{ for (int i = 0; i < sc->a{n % TYPES}; i++) at += {unit}_get{n}(sc, at + i);",
+            f"  return (at + {unit}_get{n}(sc, ~at)); }}",
+            f'#line {20 + 11 * n} "/usr/src/sys/kern/{unit}.c"',
+            f"__attribute__((noinline)) u_long {unit}_run{n}({kind} *sc, u_long begin, u_long end)",
+            "{",
+            "  u_long total = 0;",
+            f"  for (u_long at = begin; at < end; at++) total += {unit}_map{n}(sc, at);",
+            f"  if (sc->next != 0) total += {unit}_map{n}(sc, total);",
+            f"  return (total + {unit}_get{n}(sc, total));",
+            "}",
+        ]
+    return "\n".join(lines) + "\n"
+
+
+def compiled(directory: Path) -> list[Path]:
+    """Objects of sources of our own, for a machine without a build of FreeBSD."""
+    directory.mkdir(parents=True)
+    compiler = shutil.which("clang") or shutil.which("clang-19") or shutil.which("gcc")
+    if compiler is None:
+        sys.exit("no C compiler: apt-get install gcc")
+    found = []
+    for number in range(UNITS):
+        file = directory / f"u{number}.c"
+        file.write_text(source(number))
+        found.append(file.with_suffix(".o"))
+        words = [
+            "-g",
+            "-O2",
+            "-ffreestanding",
+            "-fno-pic",
+            "-mcmodel=kernel",
+            "-mno-sse",
+            "-w",
+            "-c",
+            str(file),
+            "-o",
+            str(found[-1]),
+        ]
+        subprocess.run([compiler, *words], check=True)
+    return found
+
+
 def link(copies: int, directory: Path) -> Path:
     """Link a kernel.debug from ``copies`` copies of the objects of a kernel in the store. Each copy has its own symbols."""
     from harness import paths
     from harness.xen import symbolizer
 
     kernels = sorted(paths.store().glob("objects/*/obj/**/sys/*/kernel.full"))
-    if not kernels:
-        sys.exit("the store has no objects of a kernel: build an image (fxh image build --src)")
-    objects = sorted(path for path in kernels[0].parent.glob("[!.]*.o") if path.name not in ("genassym.o", "assym.o"))
     directory.mkdir(parents=True)
+    if kernels:
+        objects = sorted(path for path in kernels[0].parent.glob("[!.]*.o") if path.name not in ("genassym.o", "assym.o"))
+    else:
+        objects = compiled(directory / "1")
     names = [str(path) for path in objects]
     for number in range(2, copies + 1):
         (directory / str(number)).mkdir()

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 
 REMOVED = "***"
@@ -12,8 +13,13 @@ REMOVED = "***"
 # A control string without its end is not removed: the rest of its line is text.
 ESCAPE = r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\]P[0-9A-Fa-f]{7}|\]R|[\]P^_X][^\x07\x1b\r\n]{0,256}(?:\x07|\x1b\\)|[ -/]*[0-~])"
 _ESCAPE = re.compile(ESCAPE)
-# Unprintable characters except line ends and tabs, and the marks that reorder text.
-_CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
+# Unprintable characters except line ends and tabs, those that end a line for str.splitlines(), invisible ones and marks that reorder
+# text (Unicode's categories Cc, Cf, Zl and Zp), and halves of characters, which no file can have (Cs).
+_CONTROL = re.compile(
+    "[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\xad\u0600-\u0605\u061c\u06dd\u070f\u0890\u0891\u08e2\u180e\u200b-\u200f\u2028-\u202e\u2060-\u206f"
+    "\ud800-\udfff\ufeff\ufff9-\ufffb\U000110bd\U000110cd\U00013430-\U0001343f\U0001bca0-\U0001bca3\U0001d173-\U0001d17a"
+    "\U000e0000-\U000e007f]+"
+)
 
 SECRET_NAME = r"[\w-]{0,40}(?:passw(?:or)?d|passphrase|secret|token|api[_-]?key|credential)[\w-]{0,40}"
 """Pattern for the name of a variable or an option that holds a secret."""
@@ -39,7 +45,13 @@ _SECRETS = (
 def plain(text: str) -> str:
     """``text`` without escape sequences, and with other control characters as ``<0x07>``: safe for terminals and HTML."""
     text = _ESCAPE.sub("", text.replace("\r", "\n") if "\n" not in text else text.replace("\r", ""))
-    return _CONTROL.sub(lambda match: f"<0x{ord(match[0]):02x}>", text)
+    return _CONTROL.sub(lambda match: "".join(map(_escaped, match[0])), text)
+
+
+# A cache, because a log may have millions of NULs: each is the same string then.
+@functools.cache
+def _escaped(character: str) -> str:
+    return f"<0x{ord(character):02x}>"
 
 
 def redact(text: str) -> str:

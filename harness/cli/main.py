@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import signal
 import sys
@@ -33,7 +34,8 @@ from harness.cli import (
     store,
     tested,
 )
-from harness.errors import ExitCode, HarnessError
+from harness.errors import ExitCode, HarnessError, InfrastructureError
+from harness.safetext import plain
 from harness.trace import OUTPUT
 
 app = typer.Typer(
@@ -89,11 +91,15 @@ def _options(
         logging.getLogger(noisy).setLevel(logging.WARNING)
 
 
+# A full disk is no bug, wherever it was noticed.
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
 def complain(error: HarnessError) -> int:
     """Print an error with its hint. Returns its exit code."""
-    print(f"fxh: {error.message}", file=sys.stderr)
+    print(plain(f"fxh: {error.message}"), file=sys.stderr)
     if error.hint:
-        print(f"     hint: {error.hint}", file=sys.stderr)
+        print(plain(f"     hint: {error.hint}"), file=sys.stderr)
     return error.exit_code
 
 
@@ -136,6 +142,9 @@ def main() -> None:
         if hasattr(exc, "format_message"):  # an error of click: an invalid option or argument
             print(f"fxh: {exc.format_message()}", file=sys.stderr)
             code = ExitCode.USAGE
+        elif isinstance(exc, OSError) and exc.errno in _FULL:
+            what = f"{exc.filename}: {exc.strerror}" if exc.filename else f"cannot write: {exc.strerror}"
+            code = complain(InfrastructureError(what, hint="free some space on this machine"))
         else:
             traceback.print_exc()
             print("fxh: this is a bug in the harness; please report it with the lines above", file=sys.stderr)

@@ -23,12 +23,14 @@ from harness.console.tables import ConsoleTables
 from harness.console.text import decode, excerpt
 from harness.console.watcher import Overrun, PendingDeath, Watcher
 from harness.deadline import Deadline
-from harness.errors import GuestDied, TransportError
+from harness.errors import GuestDied, HarnessError, InfrastructureError, TransportError
 from harness.transport import Stream
 
 log = logging.getLogger("fxh.console")
 
 _CHUNK = 1 << 16
+MOST = 64 << 20
+"""Bytes of the log that are read at once."""
 # Bytes of a chunk that are searched together with the next one.
 _OVERLAP = 4096
 # Seconds that one read waits for output.
@@ -74,7 +76,7 @@ class ConsoleReader:
         self.closed = False
         self.death: Death | None = None
         self._expected_end = False
-        self._broken: TransportError | None = None
+        self._broken: HarnessError | None = None
         self._expecting = 0
         self._begin_boot(self._out.tell(), running=running)
         self._thread = self._new_thread()
@@ -147,8 +149,8 @@ class ConsoleReader:
     def stage(self) -> str:
         return self._watcher.stage
 
-    def since(self, offset: int, size: int = -1) -> bytes:
-        """Bytes of the log from ``offset`` on, up to ``size`` of them if ``size`` is not negative."""
+    def since(self, offset: int, size: int = MOST) -> bytes:
+        """Up to ``size`` bytes of the log from ``offset`` on. A guest may write more than the memory has room for."""
         with self.log_path.open("rb") as file:
             file.seek(offset)
             return file.read(size)
@@ -181,15 +183,15 @@ class ConsoleReader:
     def wait_for(self, pattern: bytes, deadline: Deadline, what: str, since: int | None = None) -> re.Match[bytes]:
         """Wait for a match of ``pattern`` (MULTILINE) at or after the offset ``since``, by default in this boot.
 
-        The match is at most 4096 bytes long. ``what`` names it in errors. Raises GuestDied, DeadlineExpired, and TransportError if
-        the console ends.
+        The match is at most 4096 bytes long. ``what`` names it in errors. Raises GuestDied, DeadlineExpired, and the errors of
+        :meth:`ended`.
         """
         compiled = re.compile(pattern, re.MULTILINE)
         data, position = b"", self.boot_offset if since is None else since
         while True:
             fresh = self.read(position, _CHUNK, deadline)
             if fresh is None:
-                raise self._ended(f"ended while waiting for {what}")
+                raise self.ended(f"ended while waiting for {what}")
             if not fresh:
                 raise deadline.expire(f"{what} on the console of {self.name}", self._where())
             position += len(fresh)
@@ -203,7 +205,7 @@ class ConsoleReader:
     def wait_stage(self, name: str, deadline: Deadline) -> StageReached:
         """Wait for the boot to reach a stage.
 
-        Raises GuestDied (also for a hang), DeadlineExpired, and TransportError if the console ends.
+        Raises GuestDied (also for a hang), DeadlineExpired, and the errors of :meth:`ended`.
         """
         with self._changed:
             while True:
@@ -213,15 +215,18 @@ class ConsoleReader:
                 if death := self._unexpected_death():
                     raise GuestDied(death)
                 if self.closed or self.death is not None:
-                    raise self._ended(f"ended before stage {name!r}")
+                    raise self.ended(f"ended before stage {name!r}")
                 if deadline.expired:
                     raise deadline.expire(f"{self.name} to reach stage {name!r}", self._where())
                 self._changed.wait(min(1.0, deadline.remaining))
 
-    def _ended(self, how: str) -> TransportError:
+    def ended(self, how: str) -> HarnessError:
+        """The error of a console that has ended: the reason, or ``how`` if nothing is wrong."""
         broken = self._broken
-        how = f"cannot be read: {broken.message}" if broken else how
-        return TransportError(f"the console of {self.name} {how}", hint=broken.hint if broken else "")
+        if broken is None:
+            return TransportError(f"the console of {self.name} {how}")
+        kind = next(kind for kind in (TransportError, InfrastructureError, HarnessError) if isinstance(broken, kind))
+        return kind(f"the console of {self.name} cannot be read: {broken.message}", hint=broken.hint)
 
     def _where(self) -> str:
         return f"it is at stage {self.stage or 'none'}, last line {excerpt(self.tail(), 1)!r}"
@@ -288,10 +293,11 @@ class ConsoleReader:
         try:
             while self._receive() != b"":
                 self._check()
-        except TransportError as exc:
+        except InfrastructureError as exc:
             self._broken = exc
-        except Exception:  # a bug here must not look like a silent guest
+        except Exception as exc:  # a bug here must not look like the end of the guest
             log.exception("console reader of %s", self.name)
+            self._broken = HarnessError(f"{type(exc).__name__}: {exc}")
         self._end()
 
     def _receive(self) -> bytes | None:
@@ -306,13 +312,22 @@ class ConsoleReader:
 
     def _take(self, chunk: bytes) -> None:
         now = time.monotonic()
-        self._out.write(chunk)
-        self._index.write(f"{self.offset} {now:.6f}\n")
+        self._log(chunk, now)
         with self._changed:
             reached = self._watcher.feed(chunk, now)
             self._changed.notify_all()
         for stage in reached:
             self._notify(stage)
+
+    def _log(self, chunk: bytes, now: float) -> None:
+        """Append to the log and its index. Raises InfrastructureError: a full disk must not look like the end of the guest."""
+        left = memoryview(chunk)
+        try:
+            while left:  # a disk may have room for a part only
+                left = left[self._out.write(left) :]
+            self._index.write(f"{self.offset} {now:.6f}\n")
+        except OSError as exc:
+            raise InfrastructureError(f"{self.log_path}: {exc.strerror or exc}", hint="free some space on this machine") from exc
 
     def _check(self, *, ended: bool = False) -> None:
         """Declare the guest dead if it is. ``ended``: no further output will come."""

@@ -254,7 +254,7 @@ class Session:
                 if self.reader.offset == written or longest.expired:
                     return None
             except pexpect.EOF as exc:
-                raise InfrastructureError(f"the {spawn.name} ended while waiting for {what}") from exc
+                raise spawn.reader.ended(f"ended while waiting for {what}") from exc
 
     # -- commands -----------------------------------------------------------------------------------------------------
 

@@ -3,9 +3,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 from harness.deadline import Deadline
+from harness.images import parttable
 from harness.oracles import kerneldump
 from harness.transport import Transport
 
@@ -20,6 +21,18 @@ while [ $# -gt 0 ]; do
 done | md5sum
 """
 # Arguments: the disk, the first byte and the size.
+_BLOCKS = 'dd if="$1" iflag=direct,skip_bytes,count_bytes bs=1M skip="$2" count="$3" status=none'
+_SIZE = 'blockdev --getsize64 "$1" 2>/dev/null || wc -c < "$1"'
+# Bytes that one trip to dom0 reads of a partition table, a multiple of each sector size. A GPT's first copy takes 24 KiB at most.
+_TABLE = 1 << 16
+# Partitions of one disk that are looked at: the guest chose their number.
+_MOST = 16
+# The partitions to which FreeBSD dumps, by the types of harness.images.parttable: those of GEOM's methods g_part_dumpto in
+# sys/geom/part/g_part_gpt.c (also the swap of Linux and of DragonFly), g_part_mbr.c (also Linux's) and g_part_bsd.c (also an unused
+# one); "" is a disk without a table.
+_DUMPS_TO = (
+    "freebsd-swap", "0657fd6d-a4ab-43c4-84e5-0933c84b4f4f", "9d58fdbd-1ca5-11dc-8817-01301bb8a9f5", "freebsd", "0x82", "!0", "",
+)  # fmt: skip
 _PACKED = 'dd if="$1" iflag=direct,skip_bytes,count_bytes bs=1M skip="$2" count="$3" status=none | gzip -1c'
 
 
@@ -66,3 +79,46 @@ def digest(transport: Transport, target: str, *parts: tuple[int, int]) -> str:
     """The md5 of ``parts`` of a disk, each given by its first byte and its size, taken in dom0."""
     words = [str(number) for part in parts for number in part]
     return transport.run(["sh", "-c", _DIGEST, "sh", target, *words], Deadline(_WHOLE)).text.split()[0]
+
+
+@dataclass(frozen=True)
+class RemoteDisk:
+    """``size`` bytes of the disk ``target`` in dom0 from ``start`` on, read in blocks, each of them once."""
+
+    transport: Transport
+    target: str
+    size: int
+    deadline: Deadline
+    start: int = 0
+    _blocks: dict[int, bytes] = field(default_factory=dict, repr=False, compare=False)
+
+    def read(self, at: int, size: int) -> bytes:
+        """As :meth:`harness.images.window.Window.read`. Raises CommandFailed, and DeadlineExpired."""
+        if at < 0 or at >= self.size or size <= 0:
+            return b""
+        size, begin, found = min(size, self.size - at), self.start + at, b""
+        for number in range(begin // _TABLE, (begin + size - 1) // _TABLE + 1):
+            if number not in self._blocks:
+                argv = ["sh", "-c", _BLOCKS, "sh", self.target, str(number * _TABLE), str(_TABLE)]
+                self._blocks[number] = self.transport.run(argv, self.deadline.capped(_BLOCK)).stdout
+            found += self._blocks[number]
+        return found[begin % _TABLE :][:size]
+
+    def part(self, start: int, size: int) -> RemoteDisk:
+        """As :meth:`harness.images.window.Window.part`."""
+        start = min(max(start, 0), self.size)
+        return replace(self, start=self.start + start, size=max(0, min(size, self.size - start)))
+
+
+def swaps(transport: Transport, target: str, name: str, deadline: Deadline) -> dict[str, DumpDevice]:
+    """The partitions of the disk ``target`` to which FreeBSD may dump, by their FreeBSD names; ``name`` is that of the disk.
+
+    Raises UsageError for a disk with a damaged table, CommandFailed, and DeadlineExpired.
+    """
+    size = int(transport.run(["sh", "-c", _SIZE, "sh", target], deadline.capped(_BLOCK)).text)
+    disk, found = RemoteDisk(transport, target, size, deadline), {}
+    for part in [part for part in parttable.partitions(disk, name) if part.type in _DUMPS_TO][:_MOST]:
+        # A disk without a table does not tell the size of its sectors, but the place of a dump's header does.
+        large = not part.type and kerneldump.is_dump(disk.read(part.size - 4096, kerneldump.SIZE))
+        found[part.name] = DumpDevice(transport, target, part.size, 4096 if large else part.sector, part.start)
+    return found

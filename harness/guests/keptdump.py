@@ -1,5 +1,9 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""``--keep dump``: a dump device for a FreeBSD guest, and the dump of a panic as evidence."""
+"""``--keep dump``: a dump device for a FreeBSD guest, and the dump of a panic as evidence.
+
+A guest without that device, or whose rc.conf names another one, dumps to the swap of its own disks. These are read in dom0, where each
+guest has its own copy of an image.
+"""
 
 from __future__ import annotations
 
@@ -9,14 +13,15 @@ import logging
 import re
 import zlib
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from harness import store
 from harness.console.clean import Cleaner
 from harness.console.text import decode
 from harness.deadline import ConditionNotMet, Deadline
-from harness.errors import DeadlineExpired, HarnessError
+from harness.errors import DeadlineExpired, HarnessError, UsageError
+from harness.guests import dumpdevice
 from harness.guests.dumpdevice import DumpDevice
 from harness.guests.guest import Guest
 from harness.guests.shape import Shape
@@ -30,20 +35,28 @@ log = logging.getLogger("fxh.evidence")
 
 MIB = 1 << 20
 LIMIT = 256
-"""MiB of the dump device, and thus of the largest dump."""
+"""MiB of the dump device, and of the largest dump that is kept."""
 VDEV = "xvdo"
 MOST = 10
 """Dumps that a worker keeps."""
 
 # Seconds until a kernel that has printed its backtrace begins to dump, and until it ends; for one block, and for a dump to arrive.
 _BEGIN, _END, _COPY = 15.0, 180.0, 240.0
+# Seconds for the tables and trailers of all disks.
+_SEARCH = 90.0
 _PANICS = ("panic", "double-panic", "trap")
 # Bytes of the console in which the messages about a dump are searched.
 _TAIL = 1 << 17
 # Dumping 62 out of 481 MB:..26%..51%..77%      (sys/amd64/amd64/minidump_machdep.c)
-_BEGUN = re.compile(r"^Dumping \d+ ", re.MULTILINE)
+_BEGUN = re.compile(r"^Dumping (\d{1,9}) ", re.MULTILINE)
 # Dump complete    Dump failed. Partition too small (about 140MB were needed this time).    ** DUMP FAILED (ERROR 5) **
 _ENDED = re.compile(r"^(Dump complete|Dump failed.*|Dump aborted|\*\* DUMP FAILED.*)", re.MULTILINE)
+# Automatic reboot in 15 seconds - press a key on the console to abort      (sys/kern/kern_shutdown.c, kern_reboot(): after the dump)
+_OVER = re.compile(r"^(?:Automatic reboot in \d|Rebooting\.\.\.|The operating system has halted)", re.MULTILINE)
+
+# By the header's compression: the first bytes of a dump, and the command that unpacks it.
+_BEGINS = (kerneldump.MINIDUMP, b"\x1f\x8b", b"\x28\xb5\x2f\xfd")
+_UNPACK = ("", "mv {0} {0}.gz && gzip -d {0}.gz", "mv {0} {0}.zst && zstd -d --rm {0}.zst")
 
 
 def equip(source: GuestSource, shape: Shape) -> tuple[GuestSource, Shape]:
@@ -73,42 +86,122 @@ def target(guest: Guest) -> str:
 def save(guest: Guest, directory: Path, kept: int) -> bool:
     """Leave the dump of a panicked guest in ``directory``, or the reason why there is none. Returns whether there is one.
 
-    Writes ``dump-NAME.txt``, and ``NAME.vmcore.gz`` for a dump. Does nothing for a guest without our dump device and for one that
-    did not panic. ``kept`` is the number of dumps that the worker has kept: after :data:`MOST`, it keeps no more. Never raises
-    HarnessError or OSError.
+    Writes ``dump-NAME.txt``, and ``NAME.vmcore.gz`` for a dump. Does nothing for an OS without dumps and for a guest that did not panic.
+    ``kept`` is the number of dumps that the worker has kept: after :data:`MOST`, it keeps no more. Never raises HarnessError or OSError.
     """
-    place = target(guest)
-    if not place or guest.domid < 0 or not _panicked(guest):
+    if guest.domid < 0 or not guest.profile.dump_variables("") or not _panicked(guest):
         return False
-    device = DumpDevice(guest.host.transport, place, LIMIT * MIB)
     file = directory / f"{guest.name}{DUMP_SUFFIX}"
     lines: list[str] = []
     try:
         wrong = [f"this worker keeps {MOST} dumps already: run the case alone"] if kept >= MOST else []
         if not wrong:
             end = _wait_for_end(guest)
-            head, tail = device.headers()
-            wrong = kerneldump.header_errors(head, tail, sector=device.sector, size=device.size) or _copy(device, tail, file)
-            lines = [f"the kernel says: {_line(end)}"] if wrong else described(kerneldump.parse(tail), file.name)
+            found, wrong = _find(guest)
+            if found is not None and not (wrong := _keep(found, file)):
+                lines = described(kerneldump.parse(found.tail), file.name, found.name)
+            else:
+                lines = [f"the kernel says: {_line(end)}"]
     except HarnessError as exc:
         wrong = [exc.message]
     except OSError as exc:
         wrong = [f"{file.name}: {exc.strerror or exc}"]
-    text = plain("\n".join(["no dump:", *wrong, *lines] if wrong else lines)) + "\n"
+    text = plain("\n".join(["no dump:", *map(_line, wrong), *lines] if wrong else lines)) + "\n"
     with suppress(OSError):
         (directory / f"dump-{guest.name}.txt").write_text(text)
     return not wrong
 
 
-def described(header: Header, name: str) -> list[str]:
+@dataclass(frozen=True)
+class _Found:
+    """A device with the trailer of a dump. ``name`` is FreeBSD's for it."""
+
+    name: str
+    device: DumpDevice
+    head: bytes
+    tail: bytes
+
+    @property
+    def errors(self) -> list[str]:
+        return kerneldump.header_errors(self.head, self.tail, sector=self.device.sector, size=self.device.size)
+
+
+def _find(guest: Guest) -> tuple[_Found | None, list[str]]:
+    """The dump that the guest has written, on our device or in the swap of its disks; or why there is none, as lines."""
+    wrong: list[str] = []
+    if place := target(guest):
+        found = _look(guest.profile.disk_name(VDEV), DumpDevice(guest.host.transport, place, LIMIT * MIB))
+        if kerneldump.is_dump(found.tail):
+            return found, []
+        wrong = found.errors
+    console, deadline = _console(guest), Deadline(_SEARCH)
+    dumps: list[_Found] = []
+    seen: list[str] = []
+    for disk in guest.config.disks:
+        if disk.readonly or disk.vdev == VDEV:
+            continue
+        try:
+            devices = dumpdevice.swaps(guest.host.transport, disk.target, guest.profile.disk_name(disk.vdev), deadline)
+        except UsageError as exc:
+            wrong.append(exc.message)
+            continue
+        for found in map(_look, devices, devices.values()):
+            seen.append(found.name)
+            if why := _not_this(found.tail, console):
+                wrong.append(f"{found.name} {why}")
+            elif kerneldump.is_dump(found.tail):
+                dumps.append(found)
+    if dumps:
+        return max(dumps, key=lambda found: kerneldump.parse(found.tail).time), []
+    return None, [*wrong, f"no dump of this panic in the swap of its disks: {', '.join(seen) or 'they have none'}"]
+
+
+def _look(name: str, device: DumpDevice) -> _Found:
+    return _Found(name, device, *device.headers())
+
+
+def _not_this(tail: bytes, console: str) -> str:
+    """The reason for which ``tail`` does not end the dump of this panic, although it ends or ended one; else "".
+
+    An image may come with a dump.
+    """
+    if len(tail) < kerneldump.SIZE:
+        return ""
+    header = kerneldump.parse(tail)
+    if header.magic == kerneldump.CLEARED:
+        return "has a dump that savecore has saved"
+    if header.magic != kerneldump.MAGIC:
+        return ""
+    panic = decode(Cleaner().text(header.panic.encode())).partition("\n")[0].strip()
+    if panic and f"panic: {panic}" not in console:
+        return f"has an older dump, of the panic {panic!r}"
+    # After compression the header has another length.
+    if not header.compression and str(header.length >> 20) not in _BEGUN.findall(console):
+        return f"has an older dump, of {header.length >> 20} MiB"
+    return ""
+
+
+def _keep(found: _Found, file: Path) -> list[str]:
+    """Copy the dump to ``file``. Returns why that is impossible, as lines. Raises HarnessError and OSError."""
+    if wrong := found.errors:
+        return wrong
+    length = kerneldump.parse(found.tail).length
+    if length > LIMIT * MIB:
+        return [f"{found.name} has a dump of {length // MIB} MiB; dumps of at most {LIMIT} MiB are kept"]
+    return _copy(found, file)
+
+
+def described(header: Header, name: str, device: str) -> list[str]:
     """The header of the dump in the file ``name``, as lines. Each text of the guest stays in its line."""
     kernel = header.kernel.splitlines()
+    unpack = f" && {_UNPACK[header.compression].format(name.removesuffix('.gz'))}" if header.compression else ""
     return [
         f"{name}: a dump of {header.length} bytes, compressed by gzip",
+        f"dump device: {device}",
         f"panic: {_line(header.panic)}",
         f"kernel: {_line(kernel[0]) if kernel else ''}",
         f"host name: {_line(header.hostname)}",
-        f"read it with: gzip -d {name} && kgdb kernel.debug {name.removesuffix('.gz')}",
+        f"read it with: gzip -d {name}{unpack} && kgdb kernel.debug {name.removesuffix('.gz')}",
     ]
 
 
@@ -133,11 +226,11 @@ def _wait_for_end(guest: Guest) -> str:
     begin, end = Deadline(_BEGIN * guest.scale), Deadline(_END * guest.scale)
 
     def poll() -> str:
-        text = _console(guest)
+        text = _console(guest).rpartition("\npanic: ")[2]
         ended = _ENDED.findall(text)
         if ended:
             return str(ended[-1]).strip()
-        if not _BEGUN.search(text) and begin.expired:
+        if not _BEGUN.search(text) and (begin.expired or _OVER.search(text) or guest.console.closed):
             return "nothing about a dump"
         raise ConditionNotMet("the kernel is writing its dump")
 
@@ -147,12 +240,15 @@ def _wait_for_end(guest: Guest) -> str:
         return f"that it begins to dump, but not within {end.seconds:.0f} s that it ends"
 
 
-def _copy(device: DumpDevice, tail: bytes, file: Path) -> list[str]:
+def _copy(found: _Found, file: Path) -> list[str]:
     """Copy the dump to ``file``, compressed. Returns why that is impossible, as lines. Raises OSError, and then leaves no file."""
-    packed = device.packed_dump(tail, _COPY)
-    wrong = _copy_errors(packed, kerneldump.parse(tail).length)
-    if wrong:
+    header = kerneldump.parse(found.tail)
+    packed = found.device.packed_dump(found.tail, _COPY)
+    if wrong := _copy_errors(packed, header.length, _BEGINS[header.compression]):
         return wrong
+    # A guest that was started again may use its swap.
+    if found.device.headers() != (found.head, found.tail):
+        return ["the headers of the dump changed while it was read"]
     part = file.with_name(f".{file.name}")  # bundles leave it out, too: it ends with DUMP_SUFFIX
     try:
         part.write_bytes(packed)
@@ -162,8 +258,8 @@ def _copy(device: DumpDevice, tail: bytes, file: Path) -> list[str]:
     return []
 
 
-def _copy_errors(packed: bytes, length: int) -> list[str]:
-    """The errors of a compressed dump of ``length`` bytes, as lines. It is read in blocks, because the guest chose its length."""
+def _copy_errors(packed: bytes, length: int, begin: bytes) -> list[str]:
+    """The errors of a compressed dump of ``length`` bytes that begins with ``begin``, as lines. It is read in blocks, because the guest chose its length."""
     first, count = b"", 0
     try:
         with gzip.GzipFile(fileobj=io.BytesIO(packed)) as stream:
@@ -173,6 +269,6 @@ def _copy_errors(packed: bytes, length: int) -> list[str]:
         return [f"the copy from dom0 is damaged: {exc}"]
     if count != length:
         return [f"dom0 sent {'at least ' if count > length else ''}{count} bytes instead of {length}"]
-    if not first.startswith(kerneldump.MINIDUMP):
-        return [f"it begins with {first[:24]!r} instead of {kerneldump.MINIDUMP!r}"]
+    if not first.startswith(begin):
+        return [f"it begins with {first[:24]!r} instead of {begin!r}"]
     return []

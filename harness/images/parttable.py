@@ -16,7 +16,7 @@ from construct import ConstructError
 from harness.errors import UsageError
 from harness.images import tables
 from harness.images.tables import SECTOR
-from harness.images.window import Window
+from harness.images.window import Readable
 
 # g_part_gpt.c: gps_maxent and MAXENTSIZE.
 _MOST_ENTRIES, _LARGEST_ENTRY = 4096, 1024
@@ -50,7 +50,7 @@ class Partition:
     """Bytes per sector of its table. FreeBSD finds the table only on a disk with sectors of this size."""
 
 
-def partitions(disk: Window, name: str = "xbd0") -> tuple[Partition, ...]:
+def partitions(disk: Readable, name: str = "xbd0") -> tuple[Partition, ...]:
     """The partitions of ``disk`` in the order of their tables, including nested ones; the disk itself if it has no table.
 
     Of partitions that begin at the same byte (a slice, and the partition ``a`` of its label) only the innermost is listed.
@@ -66,7 +66,7 @@ def _nested(inner: Partition, outer: Partition) -> bool:
     return inner is not outer and inner.start == outer.start and inner.name.startswith(outer.name) and inner.name[-1].isalpha()
 
 
-def _within(disk: Window, name: str) -> list[Partition]:
+def _within(disk: Readable, name: str) -> list[Partition]:
     sector = disk.read(0, SECTOR)
     slices = _slices(sector)
     protective = sector[510:512] == b"\x55\xaa" and any(sector[446 + n * 16 + 4 : 446 + n * 16 + 5] == b"\xee" for n in range(4))
@@ -87,13 +87,13 @@ def _within(disk: Window, name: str) -> list[Partition]:
 
 
 def _clipped(
-    name: str, kind: str, first: int, sectors: int, disk: Window, label: str = "", primary: bool = True, unit: int = SECTOR
+    name: str, kind: str, first: int, sectors: int, disk: Readable, label: str = "", primary: bool = True, unit: int = SECTOR
 ) -> Partition:
     begin = min(first * unit, disk.size)
     return Partition(name, kind, begin, min(sectors * unit, disk.size - begin), label, primary, unit)
 
 
-def _nested_label(disk: Window, part: Partition) -> list[Partition]:
+def _nested_label(disk: Readable, part: Partition) -> list[Partition]:
     """The partitions of a disklabel inside ``part``."""
     found = _label(disk.part(part.start, part.size), part.name, part.sector)
     return [replace(inner, start=inner.start + part.start) for inner in found]
@@ -117,7 +117,7 @@ def _slices(sector: bytes) -> list[tuple[int, Any]]:
     ]
 
 
-def boot_code(disk: Window) -> bool:
+def boot_code(disk: Readable) -> bool:
     """Whether a BIOS finds boot code in the first sector."""
     sector = disk.read(0, SECTOR)
     return sector[510:512] == b"\x55\xaa" and any(sector[:440])
@@ -126,7 +126,7 @@ def boot_code(disk: Window) -> bool:
 # -- BSD disklabel ----------------------------------------------------------------------------------------------------
 
 
-def _label(provider: Window, name: str, unit: int) -> list[Partition]:
+def _label(provider: Readable, name: str, unit: int) -> list[Partition]:
     """The partitions of a disklabel in the second sector of ``provider``.
 
     Offsets count from the start of the raw partition c. FreeBSD's labels are relative (c begins at 0); older ones in a slice are
@@ -156,12 +156,12 @@ def _label(provider: Window, name: str, unit: int) -> list[Partition]:
 # -- GPT --------------------------------------------------------------------------------------------------------------
 
 
-def _has_gpt(disk: Window, unit: int) -> bool:
+def _has_gpt(disk: Readable, unit: int) -> bool:
     at_end = (disk.size // unit - 1) * unit
     return disk.size >= 6 * unit and any(disk.read(at, 8) == b"EFI PART" for at in (unit, at_end))
 
 
-def _gpt(disk: Window, name: str, unit: int) -> list[Partition]:
+def _gpt(disk: Readable, name: str, unit: int) -> list[Partition]:
     last, wrong = disk.size // unit - 1, []
     for at, primary in ((1, True), (last, False)):
         try:
@@ -183,7 +183,7 @@ def _gpt(disk: Window, name: str, unit: int) -> list[Partition]:
     )
 
 
-def _gpt_entries(disk: Window, at: int, last: int, unit: int) -> list[Any]:
+def _gpt_entries(disk: Readable, at: int, last: int, unit: int) -> list[Any]:
     """The entries of the copy whose header is in sector ``at``. Raises ValueError with the reason why FreeBSD would reject it."""
     sector = disk.read(at * unit, unit)
     if sector[:8] != b"EFI PART":

@@ -8,8 +8,24 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 from harness.errors import UsageError
+
+
+class Readable(Protocol):
+    """The bytes of a disk, or of a part of one."""
+
+    @property
+    def size(self) -> int: ...
+
+    def read(self, at: int, size: int) -> bytes:
+        """As :meth:`Window.read`."""
+        ...
+
+    def part(self, start: int, size: int) -> Readable:
+        """As :meth:`Window.part`."""
+        ...
 
 
 @dataclass(frozen=True)

@@ -98,11 +98,15 @@ def pytest_runtest_call(item: pytest.Item) -> Generator[None, None, None]:
 def pytest_runtest_makereport(
     item: pytest.Item, call: pytest.CallInfo[None]
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    report = yield
-    if _ours(item):
-        from harness.plugin import phases
+    if not _ours(item):
+        return (yield)
+    from harness.plugin import phases
 
-        phases.end_phase(item, call, report)
+    if call.excinfo is not None:
+        phases.escape_error(call.excinfo.value)
+    report = yield
+    phases.end_phase(item, call, report)
+    phases.escape(report)
     return report
 
 

@@ -25,7 +25,7 @@ _TAIL = 4 << 20
 
 
 def gather(context: CaseContext, *, silent: bool = False) -> None:
-    """Write the messages of Xen, dom0, the toolstack and the guests to the case's directory. Does not raise HarnessError.
+    """Write the messages of Xen, dom0, the toolstack and the guests to the case's directory. Does not raise HarnessError and OSError.
 
     Does nothing if :attr:`CaseContext.gathered`: later evidence would replace that of the failure.
     ``silent``: a guest hangs or ended without a message, so Xen also dumps the state of the CPUs.
@@ -33,7 +33,10 @@ def gather(context: CaseContext, *, silent: bool = False) -> None:
     if context.gathered:
         return
     with trace.step(trace.EVIDENCE, "gather evidence"):
-        _gather(context, silent)
+        try:
+            _gather(context, silent)
+        except OSError as exc:  # a full disk must not replace the finding
+            log.warning("the evidence is not complete: %s", exc)
 
 
 def _gather(context: CaseContext, silent: bool) -> None:
@@ -49,9 +52,10 @@ def _gather(context: CaseContext, silent: bool) -> None:
         "xenstore-changes.log": ["tail", "-c", str(_TAIL >> 2), host.xenstore_log],
     }
     for guest in context.guests:
-        sources[f"xl-{guest.name}.log"] = ["cat", f"/var/log/xen/xl-{guest.name}.log"]
+        sources[f"xl-{guest.name}.log"] = ["tail", "-c", str(_TAIL), f"/var/log/xen/xl-{guest.name}.log"]
         if guest.config.type == "hvm":
-            sources[f"qemu-dm-{guest.name}.log"] = ["cat", f"/var/log/xen/qemu-dm-{guest.name}.log"]
+            # A guest may make the device model write as much as it likes.
+            sources[f"qemu-dm-{guest.name}.log"] = ["tail", "-c", str(_TAIL), f"/var/log/xen/qemu-dm-{guest.name}.log"]
     deadline, answers = Deadline(_LIMIT), False
     _mark_time(host, context.directory / "xl-dmesg.clock", deadline)
     for name, argv in sources.items():
@@ -60,17 +64,24 @@ def _gather(context: CaseContext, silent: bool) -> None:
         except HarnessError as exc:
             log.warning("no %s: %s", name, exc.message)
             break
-        if done.stdout:
-            (context.directory / name).write_bytes(done.stdout)
+        _keep(context.directory / name, done.stdout)
     else:
         answers = True
         diagnosis.inspect(context.guests, context.directory)
         if silent:
             _dump_cpus(host, context.directory / diagnosis.CPUS_LOG, deadline)
     for name, data in host.last_words(_TAIL, answers=answers).items():
-        if data:
-            (context.directory / name).write_bytes(data)
+        _keep(context.directory / name, data)
     diagnosis.hypervisor(context)
+
+
+def _keep(path: Path, data: bytes) -> None:
+    """Write ``data`` if there is some. A full disk only leaves a warning."""
+    try:
+        if data:
+            path.write_bytes(data)
+    except OSError as exc:
+        log.warning("no %s: %s", path.name, exc)
 
 
 def _mark_time(host: XenHost, path: Path, deadline: Deadline) -> None:

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 
@@ -22,8 +22,32 @@ class Finding:
     known_issue: KnownIssueMatch | None = None
 
 
+# Characters of a reason, and of a line of it.
+_LONGEST, _LINE = 20_000, 2_000
+
+
 def classify(error: BaseException) -> Finding:
-    """An exception as a finding. Only a dead guest and a failed assertion count as failures of the product."""
+    """An exception as a finding. Only a dead guest and a failed assertion count as failures of the product.
+
+    A long reason is cut: a guest may print megabytes without a newline, and mail, page and history have the whole reason.
+    """
+    found = _classified(error)
+    return replace(found, reason=shortened(found.reason))
+
+
+def shortened(text: str) -> str:
+    """``text`` without the ends of long lines, and without its middle if it is still long."""
+    lines = [
+        line if len(line) <= _LINE else f"{line[:_LINE]}... and {len(line) - _LINE} more characters" for line in text.split("\n")
+    ]
+    text = "\n".join(lines)
+    left_out = len(text) - _LONGEST
+    if left_out <= 0:
+        return text
+    return f"{text[: _LONGEST // 2]}\n... {left_out} characters are left out ...\n{text[-_LONGEST // 2 :]}"
+
+
+def _classified(error: BaseException) -> Finding:
     if isinstance(error, pytest.skip.Exception):
         return Finding(SKIPPED, str(error.msg or error))
     if isinstance(error, GuestDied):

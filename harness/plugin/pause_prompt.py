@@ -86,7 +86,7 @@ class _Prompt:
             shown.append(f"  {name if name != last else '':<9} {text}")
             last = name
         note = "This case gets no verdict and stays out of the history, because a person had it."
-        return "\n".join([f"--- paused {self._where}", *shown, note])
+        return "\n".join([plain(f"--- paused {self._where}\n")[:-1], *shown, note])
 
     def _debugger_lines(self) -> list[str]:
         lines = []

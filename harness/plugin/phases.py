@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from _pytest._code.code import ExceptionChainRepr
 from _pytest.runner import runtestprotocol
 
 from harness import stamp, trace
@@ -20,7 +21,7 @@ from harness.errors import HarnessError
 from harness.plugin import diagnosis, evidence, known, lost_data, pause
 from harness.plugin.case_context import CaseContext, stage_times
 from harness.plugin.cells import Cell, cell_of
-from harness.plugin.outcome import Finding, classify
+from harness.plugin.outcome import Finding, classify, shortened
 from harness.plugin.selection import title
 from harness.plugin.state import CASE, PROGRESS, RIG, SETUP, CaseProgress, case_directory
 from harness.results import model
@@ -44,6 +45,8 @@ log = logging.getLogger("fxh.run")
 
 # Kinds of death of a guest that says nothing about it.
 _SILENT = ("hang", "eof")
+# Errors in a chain of causes that are looked at.
+_CAUSES = 20
 
 
 def run(item: pytest.Item, nextitem: pytest.Item | None) -> None:
@@ -115,6 +118,41 @@ def end_phase(item: pytest.Item, call: pytest.CallInfo[None], report: pytest.Tes
         _write_result(item, progress, context)
     # The steps of judging (checks of the host) belong to no phase.
     item.config.stash[SETUP].take()
+
+
+def escape_error(error: BaseException | None) -> None:
+    """Escape and shorten the texts of an error and of its causes, before pytest, allure and others read them: they are a guest's.
+
+    Half a character (a surrogate) in a text would end the run, because no file can have it.
+    """
+    for _ in range(_CAUSES):
+        if error is None:
+            return
+        error.args = tuple(_shown(word) if isinstance(word, str) else word for word in error.args)
+        for name in ("message", "hint", "msg"):
+            if isinstance(text := getattr(error, name, None), str):
+                setattr(error, name, _shown(text))
+        error = error.__cause__ or error.__context__
+
+
+def escape(report: pytest.TestReport) -> None:
+    """Escape and shorten what pytest prints of a case: the lines of its source, and captured output."""
+    report.sections = [(name, _shown(text)) for name, text in report.sections]
+    found = report.longrepr
+    if isinstance(found, str):
+        report.longrepr = _shown(found)
+    elif isinstance(found, tuple):  # of a skip: file, line, reason
+        report.longrepr = (found[0], found[1], _shown(found[2]))
+    elif isinstance(found, ExceptionChainRepr):
+        for traceback, crash, _ in found.chain:
+            for entry in traceback.reprentries:
+                entry.lines = _shown("\n".join(entry.lines)).split("\n") if entry.lines else []
+            if crash is not None:
+                crash.message = _shown(crash.message)
+
+
+def _shown(text: str) -> str:
+    return shortened(plain(f"{text}\n")[:-1])
 
 
 def _subtract_setup(item: pytest.Item, progress: CaseProgress, report: pytest.TestReport) -> None:

@@ -99,12 +99,16 @@ class Progress:
 
 def _first_line(report: pytest.TestReport) -> str:
     if hasattr(report, "wasxfail"):
-        return plain(report.wasxfail)[:200]
+        return _one_line(report.wasxfail)
     if report.skipped and isinstance(report.longrepr, tuple):
-        return plain(report.longrepr[2])[:200]
+        return _one_line(report.longrepr[2])
     lines = str(report.longrepr or "").strip().splitlines()
     wanted = next((line for line in lines if line.startswith("E ") or "] " in line), lines[0] if lines else "")
-    return plain(wanted)[:200]
+    return _one_line(wanted)
+
+
+def _one_line(text: str) -> str:
+    return " ".join(plain(text[:2000]).split())[:200]
 
 
 class _BuildHandler(logging.Handler):

@@ -11,7 +11,7 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
-from harness import trace
+from harness import paths, trace
 from harness.report import actions, console
 from harness.report.console import Line
 from harness.report.model import Report
@@ -23,10 +23,14 @@ MOST = 5000
 
 MARKS = {"xen": "(XEN) ", "dom0": "(dom0) ", "xenstore": "(xenstore) ", "qemu": "(qemu) ", "action": "# ", "death": "", "guest": ""}
 """Shown in front of a line."""
+# A guest's line that begins like one of another source.
+_ALIKE = ("(XEN)", "(dom0)", "(xenstore)", "(qemu)", "(guest)", "#", ">>>")
 NO_TIME = "no time"
 """Shown instead of the time for the lines of a log without time stamps. They are at the end."""
 # Bytes of a console in the text.
 _CONSOLE = 1 << 20
+# Bytes of another log that are read, from its end.
+_LOG = 4 << 20
 
 
 def consoles(files: Sequence[str]) -> list[str]:
@@ -69,11 +73,16 @@ def stamp(line: Line) -> str:
     return f"{line.at:10.3f}" if line.at is not None else f"{NO_TIME if line.kind == 'qemu' else '':>10}"
 
 
+def mark(line: Line) -> str:
+    """The mark in front of a line. A guest's line has none, unless it begins with one: then it says whose it is."""
+    if line.kind == "guest" and line.text.lstrip().startswith(_ALIKE):
+        return "(guest) "
+    return MARKS.get(line.kind, "")
+
+
 def text(lines: Sequence[Line]) -> str:
     """The time line as text: the time, a mark for each source, and ``>>>`` at the death."""
-    rows = (
-        f"{stamp(line)} {'>>> ' if line.kind == 'death' else ''}{MARKS.get(line.kind, '')}{line.text}".rstrip() for line in lines
-    )
+    rows = (f"{stamp(line)} {'>>> ' if line.kind == 'death' else ''}{mark(line)}{line.text}".rstrip() for line in lines)
     return "\n".join(rows) + "\n"
 
 
@@ -105,6 +114,6 @@ def _clock(directory: Path) -> dict[str, float]:
 
 def _text(path: Path) -> str:
     try:
-        return path.read_text("utf-8", "replace")
+        return paths.tail(path, _LOG).decode("utf-8", "replace")
     except OSError:
         return ""

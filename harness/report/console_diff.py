@@ -46,7 +46,13 @@ class Difference:
     def __bool__(self) -> bool:
         return bool(self.appeared or self.disappeared)
 
+    def left_out(self, most: int) -> int:
+        """How many lines are missing if only the first ``most`` of each kind are shown."""
+        return max(0, len(self.appeared) - most) + max(0, len(self.disappeared) - most)
 
+
+# Characters of a line that are shown.
+_LINE = 240
 LONGEST = 1 << 20
 """Bytes of a console that are compared. A boot prints some 10 kB."""
 
@@ -71,7 +77,8 @@ def lines(data: bytes) -> dict[str, str]:
     for line in plain(text[: login.start()] if login else text).splitlines():
         key = normalise(line)
         if key and not _NOISE.match(key):
-            found.setdefault(key, line.strip())
+            shown = line.strip()
+            found.setdefault(key, shown if len(shown) <= _LINE else f"{shown[: _LINE - 1]}…")
     return found
 
 

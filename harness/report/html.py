@@ -27,6 +27,8 @@ _CAPTURED = re.compile(
 )
 # Console lines around a death on the first screen, and the number of new failures that have them.
 _EXCERPT, _IN_FULL = 12, 3
+# New console lines of a cell, and lines that are gone.
+_CONSOLE_LINES = 200
 # Length of a failure's reason on the first screen, in characters.
 _SHORT = 1500
 # The CSS class of each verdict.
@@ -100,9 +102,10 @@ def render(path: Path, report: Report) -> str:
             tones=TONES,
             squares=SQUARES,
             usual=USUAL,
-            marks=case_timeline.MARKS,
+            mark=case_timeline.mark,
             stamp=case_timeline.stamp,
             labels=SOURCES,
+            console_lines=_CONSOLE_LINES,
             plots=[(trend, Markup(plot.svg(trend))) for trend in report.trends],
             tone=_tone(report),
             files=[name for name in ("report.json", "mail.eml", "junit.xml") if (path / name).exists() or name != "junit.xml"],

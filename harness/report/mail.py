@@ -169,7 +169,7 @@ def _console_change(change: ConsoleChange) -> str:
     """Lines of the boot, with + if they are new since the run ``change.before`` and - if they are gone."""
     difference = change.difference
     rows = [*(f"+ {line}" for line in difference.appeared[:_LINES]), *(f"- {line}" for line in difference.disappeared[:_LINES])]
-    left = len(difference.appeared) + len(difference.disappeared) - len(rows)
+    left = difference.left_out(_LINES)
     more = f"\n  and {left} more; fxh compare --console {change.before}" if left else ""
     return _wrap(f"Compared with run {change.before}:") + "\n" + _quote(rows) + more
 

@@ -16,6 +16,8 @@ Data = bytes | mmap.mmap
 _SHT_SYMTAB, _SHT_DYNSYM, _SHT_NOBITS = 2, 11, 8
 # A FreeBSD kernel has 60,000 symbols of 24 bytes. Do not read a table of more than this many bytes.
 _LARGEST_TABLE = 64 << 20
+# Bytes of a name.
+_LONGEST_NAME = 1024
 
 
 # Symbol types (ELF, st_info). Labels in assembly may have no type.
@@ -173,8 +175,9 @@ def _functions(data: Data) -> Functions | None:
         for name, kind, index, address in _rows(_content(data, table), wide):
             if not _is_code(kind, index, sections):
                 continue
-            word = names[name : names.index(b"\0", name)].decode("ascii", "replace")
-            if not word or word[0] in "$.":
+            # A hostile image has names of megabytes, or with line breaks.
+            word = names[name : name + _LONGEST_NAME].partition(b"\0")[0].decode("ascii", "replace")
+            if not word or word[0] in "$." or not word.isprintable():
                 continue
             if places.setdefault(word, address) != address:
                 twice.add(word)

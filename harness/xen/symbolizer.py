@@ -23,6 +23,7 @@ from pathlib import Path
 from harness import debian, store
 from harness.deadline import Deadline
 from harness.errors import HarnessError, InfrastructureError
+from harness.safetext import plain
 from harness.xen.elfnotes import build_id
 
 KIND = "symbols"
@@ -30,6 +31,8 @@ KIND = "symbols"
 
 # llvm-symbolizer prints JSON since LLVM 13, and llvm-gsymutil reads addresses from stdin.
 _OLDEST = 13
+# Characters of a function's or file's name. Names of C++ and Rust are long.
+_LONGEST = 1000
 # An index has a tenth of its kernel's debugging information: 4 MiB for FreeBSD's.
 _MOST_INDEXES = 32
 # Seconds.
@@ -43,7 +46,7 @@ _SOURCE = "/usr/src/"
 #                     xbd_attach + 156 @ /usr/src/sys/dev/xen/blkfront/blkfront.c:1510
 # 0xffffffff80804e53: rsb_flush + 19          0x0000000000001234: error: address 0x1234 is not in GSYM
 _GSYM = re.compile(
-    r"(?:0x(?P<address>[0-9a-f]+):)? +(?:error: .*|(?P<name>\S.*?)(?: \+ \d+)?(?: @ (?P<file>.*):(?P<line>\d+))?(?: \[inlined\])?)"
+    r"(?:0x(?P<address>[0-9a-f]{1,16}):)? +(?:error: .*|(?P<name>\S.*?)(?: \+ \d+)?(?: @ (?P<file>.*):(?P<line>\d{1,9}))?(?: \[inlined\])?)"
 )
 
 
@@ -72,10 +75,10 @@ def program(name: str = "llvm-symbolizer") -> str:
     have = debian.llvms(name)
     if have and max(have) >= _OLDEST:
         return str(have[max(have)] / name)
-    plain = shutil.which(name)
-    if plain is None:
+    found = shutil.which(name)
+    if found is None:
         raise InfrastructureError(f"{name} is not installed: frames have no source lines", hint="apt-get install llvm")
-    return plain
+    return found
 
 
 def lookup(debug: Path, addresses: Sequence[int], seconds: float = 60.0) -> tuple[Lines, ...]:
@@ -165,21 +168,26 @@ def _indexed(index: Path, addresses: Sequence[int], deadline: Deadline) -> tuple
     # A line of its input is an address and a file; the name of the store's directory may contain blanks.
     asked = "".join(f"{address:#x} {_INDEX}\n" for address in addresses)
     done = _run([program("llvm-gsymutil"), "--addresses-from-stdin"], index / _INDEX, deadline, asked, cwd=index)
-    return parse_gsym(done.stdout, len(addresses))
+    return parse_gsym(done.stdout, addresses)
 
 
-def parse_gsym(text: str, count: int) -> tuple[Lines, ...]:
-    """What llvm-gsymutil printed for ``count`` addresses: a paragraph for each, with the innermost function first."""
+def parse_gsym(text: str, addresses: Sequence[int]) -> tuple[Lines, ...]:
+    """What llvm-gsymutil printed for ``addresses``: a paragraph for each, with the innermost function first.
+
+    Raises InfrastructureError for paragraphs of other addresses: a function's name in hostile symbols may have line breaks.
+    """
     found: list[Lines] = []
-    for row in text.splitlines():
+    for row in text.split("\n"):
         match = _GSYM.fullmatch(row)
         if match is None:
             continue
         if match["address"]:
+            if len(found) == len(addresses) or int(match["address"], 16) != addresses[len(found)]:
+                raise InfrastructureError(f"llvm-gsymutil names the address {match['address']}, which is not the next one")
             found.append(())
         if match["name"] and found:
-            found[-1] += (Line(match["name"], _relative(match["file"] or ""), int(match["line"] or 0)),)
-    return _exactly(found, count)
+            found[-1] += (_clean(match["name"], match["file"] or "", int(match["line"] or 0)),)
+    return _exactly(found, len(addresses))
 
 
 def _read_answers(index: Path) -> dict[int, Lines]:
@@ -215,7 +223,7 @@ def _symbolized(debug: Path, addresses: Sequence[int], deadline: Deadline) -> tu
 def parse(text: str, count: int) -> tuple[Lines, ...]:
     """What llvm-symbolizer printed for ``count`` addresses: one JSON object per line."""
     found: list[Lines] = []
-    for line in text.splitlines():
+    for line in text.removesuffix("\n").split("\n") if text else ():
         try:
             symbols = json.loads(line).get("Symbol", [])
             lines = tuple(_line(symbol) for symbol in symbols if isinstance(symbol, dict))
@@ -228,10 +236,16 @@ def parse(text: str, count: int) -> tuple[Lines, ...]:
 def _line(symbol: dict[str, object]) -> Line:
     number = symbol.get("Line", 0)
     file = str(symbol.get("FileName") or "")
-    return Line(str(symbol.get("FunctionName") or ""), _relative(file), number if isinstance(number, int) else 0)
+    return _clean(str(symbol.get("FunctionName") or ""), file, number if isinstance(number, int) else 0)
 
 
 # -- both -------------------------------------------------------------------------------------------------------------
+
+
+def _clean(function: str, file: str, line: int) -> Line:
+    """A line of a report. The symbols of a kernel are as hostile as its output."""
+    function, file = (" ".join(plain(text[:_LONGEST]).split()) for text in (function, file))
+    return Line(function, _relative(file), line)
 
 
 def _relative(file: str) -> str:

@@ -31,6 +31,8 @@ from .support import channels
 # Seconds until both ends agree; for an answer of dom0; by which two clocks that are read in whole seconds may differ more than before.
 _SETTLED, _ANSWER, _CLOCK = 20, 20, 4.0
 _CONNECTED = "4"
+# Bytes of the console that are searched for complaints after a step, from the end.
+_CONSOLE = 1 << 20
 # Events after which the guest has other devices.
 _HOLDING = ("attach", "detach", "save and restore")
 # Those that take event channels, grants and memory: each may leak some. A detach only gives them back.
@@ -213,8 +215,9 @@ class Invariants:
         """New complaints that are no known issues. On a shared host, lines about other domains do not count."""
         self._domids.add(self.guest.domid)
         end, last, log = self.guest.console.offset, self._last, seen.inventory
+        begin = max(self._console, end - _CONSOLE)
         texts = (
-            (cleaned(self.guest.console.since(self._console, end - self._console)).decode(errors="replace"), GUEST),
+            (cleaned(self.guest.console.since(begin, end - begin)).decode(errors="replace"), GUEST),
             (self._own_lines(logs.dom0_since(log.log, log.uptime, log.uptime - last.inventory.uptime)), DOM0),
             (self._own_lines(logs.xen_since(seen.xen, LogMark.of(last.begun, last.xen))), XEN),
         )

@@ -28,7 +28,7 @@ from harness.plugin.fixtures import Booted, NewScratch, WalkRequest
 from harness.plugin.worker_env import WorkerEnvironment
 
 from .support import ready
-from .walker import Walker
+from .walker import Late, Walker
 
 VCPUS = 2
 # Attempts to shrink a sequence, seconds for all of them (or as long as the walk), and runs of the result.
@@ -70,15 +70,21 @@ class Walk:
         return walker.finish()
 
     def shrink(self, steps: tuple[Step, ...], violation: Violation, bounds: walk.Bounds, seconds: float) -> None:
-        """Search for the shortest sequence that violates the same invariant, each time on a fresh guest; record it."""
-        end, broken = time.monotonic() + seconds, ""
+        """Search for the shortest sequence that violates the same invariant, each time on a fresh guest; record it.
+
+        The search begins no step after ``seconds``: a sequence may be as long as the walk.
+        """
+        end, broken, late = time.monotonic() + seconds, "", False
 
         def attempt(choice: tuple[Step, ...]) -> int:
-            nonlocal broken
+            nonlocal broken, late
             walker: Walker | None = None
             try:
                 walker = self.fresh()
-                count, found = walker.follow(choice)
+                count, found = walker.follow(choice, end)
+            except Late:
+                late = True
+                return 0
             # Whatever goes wrong here must not replace the finding: pytest's skips and failures are no Exceptions.
             except (Exception, pytest.skip.Exception, pytest.fail.Exception) as exc:
                 log.warning("the search for a shorter sequence ends early", exc_info=True)
@@ -90,13 +96,16 @@ class Walk:
             return count if found is not None and found.invariant == violation.invariant else 0
 
         def more() -> bool:
-            return not broken and time.monotonic() < end
+            return not (broken or late) and time.monotonic() < end
 
         ends = (walk.suffix(steps, count, bounds) for count in SUFFIXES if count < len(steps))
         done = shrink(steps, attempt, TRIES, candidates=ends, repair=lambda choice: walk.possible(choice, bounds), more=more)
-        again = [bool(attempt(done.items)) for _ in range(REPEATS) if more()]
+        complete, again = done.complete and not late, list[bool]()
+        while len(again) < REPEATS and more():
+            failed = bool(attempt(done.items))
+            again += [failed] if not (broken or late) else []
         self.record.shrunk = {
-            "steps": walk.rows(done.items), "tries": done.tries, "complete": done.complete and not broken,
+            "steps": walk.rows(done.items), "tries": done.tries, "complete": complete and not broken,
             "runs": len(again), "failed": sum(again), "trouble": broken,
         }  # fmt: skip
 

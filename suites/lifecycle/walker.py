@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 
@@ -57,6 +58,10 @@ def _violation(error: GuestDied | LoggedOut | GuestCommandFailed) -> Violation:
     if isinstance(error, LoggedOut):
         return Violation("the guest answers", lines)
     return Violation("the guest answers" if error.death.kind == "hang" else "the guest lives", lines, error)
+
+
+class Late(Exception):
+    """There is no time for the next step."""
 
 
 class Walker:
@@ -126,9 +131,14 @@ class Walker:
             self._do(Step("vif up"))
         self.net_load.wait()
 
-    def follow(self, steps: Sequence[Step]) -> tuple[int, Violation | None]:
-        """Do ``steps``. Returns after how many of them an invariant did not hold, and which; (0, None) if all held."""
+    def follow(self, steps: Sequence[Step], until: float = math.inf) -> tuple[int, Violation | None]:
+        """Do ``steps``. Returns after how many of them an invariant did not hold, and which; (0, None) if all held.
+
+        Raises Late before a step that would begin after ``until`` (monotonic s).
+        """
         for count, step in enumerate(steps, 1):
+            if time.monotonic() >= until:
+                raise Late
             if violation := self.take(step):
                 return count, violation
         violation = self.finish()

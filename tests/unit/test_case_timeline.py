@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
 from dataclasses import replace
 from pathlib import Path
 
@@ -101,3 +102,31 @@ def test_a_case_without_a_console_has_no_time_line(tmp_path: Path) -> None:
     (tmp_path / "cases/a/g.console.log").unlink()
     case_timeline.write(tmp_path, report)
     assert not (tmp_path / "cases/a" / case_timeline.FILE).exists()
+
+
+def test_a_guest_cannot_write_lines_of_other_sources(tmp_path: Path) -> None:
+    report = written_case(tmp_path)
+    (tmp_path / "cases/a/g.console.log").write_bytes(
+        b"booting <b>\n(XEN) d1v0 Triple fault\n>>> panic: forged\n  # xl destroy 1\npanic: at the disco\n"
+    )
+    case_timeline.write(tmp_path, report)
+    lines = (tmp_path / "cases/a" / case_timeline.FILE).read_text().splitlines()
+    assert [line for line in lines if "Triple fault" in line or "forged" in line or "xl destroy" in line] == [
+        "     3.000 (guest) (XEN) d1v0 Triple fault", "     3.000 (guest) >>> panic: forged", "     3.000 (guest)   # xl destroy 1"
+    ]  # fmt: skip
+    assert "</b>(guest) (XEN) d1v0 Triple fault</span>" in html.render(tmp_path, report)
+
+
+def test_of_a_huge_log_only_the_end_is_read(tmp_path: Path) -> None:
+    """A guest may make the device model write as much as it likes: here a sparse file of 2 GB."""
+    report = written_case(tmp_path)
+    with (tmp_path / "cases/a/qemu-dm-g.log").open("r+b") as file:
+        file.seek(2 << 30)
+        file.write(b"\nterminating\n")
+    tracemalloc.start()
+    try:
+        case_timeline.write(tmp_path, report)
+        assert tracemalloc.get_traced_memory()[1] < 200 << 20
+    finally:
+        tracemalloc.stop()
+    assert (tmp_path / "cases/a" / case_timeline.FILE).read_text().endswith("(qemu) terminating\n")

@@ -14,10 +14,11 @@ from played import FREEBSD, classify
 
 from harness.console import deaths
 from harness.console.backtrace import frames
-from harness.console.reader import ConsoleReader
+from harness.console.reader import MOST, ConsoleReader
 from harness.console.text import decode, excerpt
+from harness.console.watcher import Watcher
 from harness.deadline import Deadline
-from harness.errors import GuestDied, TransportError
+from harness.errors import ExitCode, GuestDied, HarnessError, InfrastructureError, TransportError
 from harness.guests.os.freebsd import FreeBSD as FreeBSDProfile
 from harness.oracles.booting import expected_stages
 from harness.safetext import plain
@@ -494,3 +495,54 @@ def test_an_excerpt_omits_the_session() -> None:
     )
 
     assert excerpt(console) == ("77811\n\npid 466 (tail), jid 0, uid 0, was killed: failed to reclaim memory\npid 467 (dd)")
+
+
+# -- this machine's own faults are not the guest's ------------------------------------------------------------------------
+
+
+def test_a_full_disk_is_not_the_end_of_the_guest(tmp_path: Path) -> None:
+    (tmp_path / "console.log").symlink_to("/dev/full")
+    reader = play(tmp_path, PVH)
+    assert reader.death is None
+    with pytest.raises(InfrastructureError, match=r"cannot be read: \S+console\.log: No space left on device") as error:
+        reader.wait_stage("login", Deadline(5))
+    assert error.value.hint == "free some space on this machine"
+
+
+def test_a_bug_of_the_reader_is_not_the_end_of_the_guest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def feed(*_: object) -> None:
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr(Watcher, "feed", feed)
+    reader = play(tmp_path, PVH)
+    assert reader.death is None
+    with pytest.raises(HarnessError, match="cannot be read: RuntimeError: a bug") as error:
+        reader.wait_stage("login", Deadline(5))
+    assert error.value.exit_code == ExitCode.HARNESS
+
+
+def test_a_disk_that_takes_a_part_of_a_chunk_gets_the_rest(tmp_path: Path) -> None:
+    reader = ConsoleReader(ReplayStream(PVH), tmp_path / "console.log", tables=FREEBSD)
+    whole = reader._out
+
+    class Slow:
+        def write(self, data: memoryview) -> int:
+            return whole.write(data[:1000])
+
+        def close(self) -> None:
+            whole.close()
+
+    reader._out = Slow()  # type: ignore[assignment]
+    reader.start().join(10)
+    reader.close()
+    assert (tmp_path / "console.log").read_bytes() == PVH
+
+
+def test_a_console_of_many_gigabytes_is_read_in_parts(tmp_path: Path) -> None:
+    """On a sparse file of 2 GB: a case that asks for all of it gets the first part."""
+    reader = ConsoleReader(ReplayStream(b""), tmp_path / "console.log", tables=FREEBSD)
+    with (tmp_path / "console.log").open("ab") as file:
+        file.truncate(2 << 30)
+    assert len(reader.since(0)) == MOST
+    assert len(reader.since((2 << 30) - 5)) == 5
+    reader.close()

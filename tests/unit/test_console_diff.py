@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from harness.report.console_diff import compare, normalise
+from harness.report.console_diff import Difference, compare, normalise
 
 CONSOLES = Path(__file__).parent.parent / "consoles"
 BOOT = b"Copyright\r\nxbd0: 512MB <Disk> at device/vbd/51712\r\nUptime: 3s\r\n\r\nFreeBSD/amd64 (fbsd) (xc0)\r\n\r\nlogin: "
@@ -64,3 +64,13 @@ def test_hostile_lines_are_escaped() -> None:
     (line,) = compare(b"a\nlogin: ", b"a\n\x1b]0;x\x07evil\x08\nlogin: ").appeared
     assert "\x1b" not in line
     assert "\x08" not in line
+
+
+def test_long_lines_are_cut() -> None:
+    (line,) = compare(b"a\nlogin: ", b"a\n" + b"xy" * 400_000 + b"\nlogin: ").appeared
+    assert line == "xy" * 119 + "x…"
+
+
+def test_the_lines_that_are_not_shown_are_counted() -> None:
+    found = Difference(tuple("abc"), tuple("de"))
+    assert [found.left_out(most) for most in (0, 1, 2, 3)] == [5, 3, 1, 0]

@@ -10,7 +10,7 @@ import struct
 import subprocess
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -28,10 +28,11 @@ RIP, RAX, R15, EFLAGS, CS, CR3, CR4 = 648, 600, 520, 664, 656, 4984 + 24, 4984 +
 
 
 class Domain:
-    """Two vCPUs and a page of memory. Remembers what was done to it."""
+    """Two vCPUs, or as many as given, and a page of memory. Remembers what was done to it."""
 
-    def __init__(self) -> None:
+    def __init__(self, vcpus: Sequence[int] = (0, 1)) -> None:
         self.done: list[str] = []
+        self._vcpus = list(vcpus)
 
     def pause(self) -> None:
         self.done.append("pause")
@@ -40,7 +41,7 @@ class Domain:
         self.done.append("unpause")
 
     def vcpus(self) -> list[int]:
-        return [0, 1]
+        return self._vcpus
 
     def context(self, vcpu: int) -> bytes | None:
         if vcpu not in self.vcpus():
@@ -89,6 +90,32 @@ def test_threads_are_vcpus() -> None:
     assert bytes.fromhex(ask(stub, b"qThreadExtraInfo,2").decode()) == b"vCPU 1"
 
 
+@pytest.mark.parametrize("count", [12, 13, 16, 33, gdb_stub._MOST_VCPUS])
+def test_each_of_many_vcpus_is_a_thread(count: int) -> None:
+    """Their numbers are hexadecimal, and the digit c also begins packets: thread 12 is "c", and 192 "c0"."""
+    stub = Stub(Domain(range(count)))  # type: ignore[arg-type]
+    listed = ask(stub, b"qfThreadInfo")
+    assert len(listed) <= 2 * gdb_stub._LONGEST
+    assert listed == b"m" + b",".join(b"%x" % thread for thread in range(1, count + 1))
+    assert ask(stub, b"qsThreadInfo") == b"l"
+    for thread in range(1, count + 1):
+        number = b"%x" % thread
+        for packet, reply in ((b"Hg" + number, b"OK"), (b"qC", b"QC" + number), (b"T" + number, b"OK"), (b"Hc" + number, b"OK")):
+            assert ask(stub, packet) == reply
+        assert ask(stub, b"?") == b"T05thread:%s;" % number
+        rip = bytes.fromhex(ask(stub, b"g").decode())[16 * 8 : 17 * 8]
+        assert int.from_bytes(rip, "little") == TEXT + 0x10 * thread
+        assert bytes.fromhex(ask(stub, b"qThreadExtraInfo," + number).decode()) == b"vCPU %d" % (thread - 1)
+    assert ask(stub, b"Hg%x" % (count + 1)) == gdb_stub._REFUSED
+    assert ask(stub, b"T%x" % (count + 1)) == gdb_stub._REFUSED
+
+
+def test_vcpus_that_are_off_are_no_threads() -> None:
+    stub = Stub(Domain((0, 11, 12)))  # type: ignore[arg-type]
+    assert ask(stub, b"qfThreadInfo") == b"m1,c,d"
+    assert (ask(stub, b"T2"), ask(stub, b"Tc")) == (gdb_stub._REFUSED, b"OK")
+
+
 @pytest.mark.parametrize("packet", [b"M0,1:00", b"X0,1:0", b"P0=1", b"Gff", b"s"])
 def test_nothing_is_written(packet: bytes) -> None:
     assert ask(Stub(Domain()), packet) == gdb_stub._REFUSED  # type: ignore[arg-type]
@@ -113,10 +140,12 @@ def test_hostile_input_is_answered_or_dropped() -> None:
 
 
 @pytest.fixture
-def served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[guest_stub.Debugger, Domain]]:
-    """The stub at a socket. Its program runs in a thread instead of dom0."""
+def served(
+    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[tuple[guest_stub.Debugger, Domain]]:
+    """The stub at a socket, for as many vCPUs as the parameter says. Its program runs in a thread instead of dom0."""
     ours, theirs = socket.socketpair()
-    domain = Domain()
+    domain = Domain(range(getattr(request, "param", 2)))
 
     def program() -> None:
         stub = Stub(domain)  # type: ignore[arg-type]
@@ -153,6 +182,21 @@ def test_gdb_reads_registers_memory_and_threads(served: tuple[guest_stub.Debugge
     Deadline(5).wait("gdb to be gone", lambda: _gone(found), 0.05)
     assert domain.done[:2] == ["pause", "unpause"]
     assert domain.done[-1] == "unpause"
+
+
+@pytest.mark.skipif(shutil.which("gdb") is None, reason="needs gdb: apt-get install gdb")
+@pytest.mark.parametrize("served", [33], indirect=True)
+def test_gdb_reads_each_of_many_vcpus(served: tuple[guest_stub.Debugger, Domain]) -> None:
+    text = gdb(served[0].target, "info threads", *(word for n in (12, 16, 33) for word in (f"thread {n}", "p/x $rip")), "thread 34")
+    for wanted in (
+        "vCPU 0",
+        "vCPU 11",
+        "vCPU 32",
+        *(f"= {TEXT + 0x10 * thread:#x}" for thread in (12, 16, 33)),
+        "Unknown thread 34",
+    ):
+        assert wanted in text, text
+    assert "packet" not in text.lower(), text
 
 
 def _gone(found: guest_stub.Debugger) -> None:

@@ -28,11 +28,11 @@ SECTOR, DEVICE, LENGTH = 512, 100 << 20, 60 << 20
 def header(**changes: object) -> bytes:
     values: dict[str, object] = {
         "magic": MAGIC, "arch": b"amd64", "version": 4, "archversion": 2, "length": LENGTH, "block": SECTOR,
-        "kernel": b"FreeBSD 15.1-RELEASE-p1 XENA\n", "panic": b"kdb_sysctl_panic", "compression": 0, "extent": LENGTH, "key": 0,
+        "kernel": b"FreeBSD 15.1-RELEASE-p1 XENA\n", "panic": b"kdb_sysctl_panic", "compression": 0, "extent": LENGTH, "key": 0, "time": 1_700_000_000,
     }  # fmt: skip
     values |= changes
     fields = (
-        values["magic"], values["arch"], values["version"], values["archversion"], values["length"], 1_700_000_000,
+        values["magic"], values["arch"], values["version"], values["archversion"], values["length"], values["time"],
         values["key"], values["block"], b"fbsd", values["kernel"], values["panic"], values["compression"], values["extent"], b"",
     )  # fmt: skip
     body = struct.pack(">20s12sIIQQII64s192s175sBQ4s", *fields)

@@ -18,6 +18,7 @@ from harness.images import debugfile
 from harness.images.debugfile import KernelSymbols
 from harness.plugin import diagnosis
 from harness.transport import Completed
+from harness.transport.local import LocalTransport
 
 # xenctx -a of Xen 4.20 on a FreeBSD 15.1 PVH guest in our lab, shortened.
 XENCTX = """\
@@ -138,6 +139,28 @@ def done(text: str, status: int = 0, error: str = "") -> Completed:
 )
 def test_what_cannot_be_read_says_why(answers: tuple[Completed | Exception, ...], words: str) -> None:
     assert words in inspect(Dom0(*answers), 3, 1, None)["vcpus"]  # type: ignore[arg-type]
+
+
+def test_vcpus_for_which_there_was_no_time_are_named() -> None:
+    text = inspect(Dom0(done(f"{XENCTX}left 2\n")), 3, 33, None)["vcpus"]  # type: ignore[arg-type]
+    assert text.endswith("\nvCPUs 2 to 32 are missing: to read the others took 6 s\n")
+    assert "left" not in text
+
+
+@pytest.mark.parametrize(("seconds", "most"), [("1", 40), ("9", 41)])
+def test_many_vcpus_do_not_take_the_time_of_the_messages(tmp_path: Path, seconds: str, most: int) -> None:
+    """With the real script, and an xenctx that takes its time."""
+    tool = tmp_path / "xenctx"
+    tool.write_text("#!/bin/sh\nsleep 0.05; echo rip: 00000000000000ff\n")
+    tool.chmod(0o755)
+    argv = ["sh", "-c", f"PATH={tmp_path}:$PATH\n{postmortem._XENCTX}", "sh", "3", "41", seconds]
+    text = LocalTransport().run(argv).text
+    cpus = parse(text)
+    assert 2 < len(cpus) <= most
+    assert [cpu.number for cpu in cpus] == list(range(len(cpus)))
+    left = postmortem._LEFT.search(text)
+    assert (left is None) == (len(cpus) == 41)
+    assert left is None or int(left[1]) == len(cpus)
 
 
 def test_stacks_have_names_where_the_kernel_is_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

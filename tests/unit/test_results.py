@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import re
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
@@ -45,6 +46,25 @@ def case(outcome: str = "passed", **more: object) -> CaseResult:
 )
 def test_outcome_of_an_exception(error: BaseException, outcome: str) -> None:
     assert classify(error).outcome == outcome
+
+
+@pytest.mark.parametrize("text", ["x" * 1_000_000, "line\n" * 200_000, f"panic: boom\n{'y' * 50_000}\nlast"])
+def test_a_long_reason_is_cut(text: str) -> None:
+    for error in (
+        AssertionError(text),
+        GuestCommandFailed("g", "false", 1, text),
+        GuestDied(Death("panic", text)),
+        TypeError(text),
+    ):
+        reason = classify(error).reason
+        assert len(reason) < 21_000
+        assert re.search(r"\d+ (more characters|characters are left out)", reason)
+        assert "last" not in text or reason.endswith("\nlast")
+
+
+def test_a_usual_reason_is_not_cut() -> None:
+    text = "\n".join(f"observed:  line {number} {'z' * 100}" for number in range(150))
+    assert classify(AssertionError(text)).reason == text
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import subprocess
@@ -20,7 +21,7 @@ from harness.errors import InfrastructureError, UsageError
 from harness.guests import sourcelines
 from harness.images import debugfile, entries
 from harness.images.debugfile import KernelSymbols
-from harness.xen import elfnotes, symbolizer
+from harness.xen import elfnotes, elfsymbols, symbolizer
 from harness.xen.symbolizer import Line, lookup, parse, parse_gsym
 
 # The lines are counted below: keep the text as it is.
@@ -134,8 +135,11 @@ GSYM = """\
 """
 
 
+GSYM_ADDRESSES = [0xFFFFFFFF80414F3C, 0x1234, 0xFFFFFFFF80804E53, 0xFFFFFFFF804EEFD0]
+
+
 def test_each_paragraph_of_the_index_is_an_address() -> None:
-    found = parse_gsym(GSYM, 5)
+    found = parse_gsym(GSYM, [*GSYM_ADDRESSES, 0x99])
     assert [str(line) for line in found[0]] == [
         "BUS_READ_IVAR (/usr/obj/usr/src/amd64.amd64/sys/XENA/bus_if.h:110)", "xenbus_get_node (sys/xen/xenbus/xenbusvar.h:93)",
         "xbd_attach (sys/dev/xen/blkfront/blkfront.c:1510)",
@@ -145,7 +149,61 @@ def test_each_paragraph_of_the_index_is_an_address() -> None:
 
 @pytest.mark.parametrize("text", ["", "\n\n", "0xzz: f\n", "  f @ a:1\n", "Killed\n"])
 def test_unexpected_output_of_the_index_is_an_unknown_place(text: str) -> None:
-    assert parse_gsym(text, 2) == ((), ())
+    assert parse_gsym(text, [1, 2]) == ((), ())
+
+
+HOSTILE = "evil\x1b]0;owned\x07\u2028#1  forged (kern.c:1)\x85\x0b\x00\u202e\n#2  forged (kern.c:2)" + "z" * 100_000
+
+
+def test_names_of_hostile_symbols_stay_in_their_line() -> None:
+    text = json.dumps({"Symbol": [{"FunctionName": HOSTILE, "FileName": HOSTILE, "Line": 7}]}, ensure_ascii=False)
+    good = '{"Symbol": [{"FunctionName": "good", "FileName": "a.c", "Line": 1}]}'
+    found = parse(f"{text}\n{good}\n", 2)
+    assert found[1] == (Line("good", "a.c", 1),), "the line of another address"
+    shown = str(found[0][0])
+    assert len(shown) < 2100
+    assert not set(shown) & set("\x1b\x07\u2028\x85\x0b\x00\u202e\n")
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["evil\n0x0000000000001234: forged @ a.c:1", "evil\n0x0000000000009999: forged @ a.c:1", "evil\n0xffffffff80804e53: forged"],
+)
+def test_forged_paragraphs_of_the_index_are_refused(name: str) -> None:
+    """Then llvm-symbolizer answers, whose JSON has no raw line breaks."""
+    with pytest.raises(InfrastructureError, match="which is not the next one"):
+        parse_gsym(GSYM.replace("BUS_READ_IVAR", name), GSYM_ADDRESSES)
+
+
+@needs_tools
+def test_hostile_symbols_of_a_real_file(tmp_path: Path, empty_store: Path) -> None:
+    """A program whose function names were replaced by hostile ones of the same length: with and without an index."""
+    (tmp_path / "p.c").write_text(
+        "int AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA(int a) { return a * 3; }\nint good(int a) { return a + 1; }\n"
+    )
+    file = tmp_path / "p"
+    words = ["-g", "-O0", "-shared", "-fPIC", "-Wl,--build-id", "-o", str(file), str(tmp_path / "p.c")]
+    subprocess.run(["cc", *words], check=True)
+    addresses = [place(file, "A" * 35), place(file, "good")]
+    name = b"x\x1b]0;t\x07\n0x0000000000001234: f @ a.c:9\n"
+    data = file.read_bytes()
+    file.write_bytes(data.replace(b"A" * 35, name.ljust(35, b"A")[:35]))
+    for _ in range(2):
+        found = lookup(file, addresses)
+        assert [line.function for line in found[1]] == ["good"]
+        assert all("\n" not in line.function and "\x1b" not in line.function for line in found[0])
+        wait_for_index()
+    functions = elfsymbols.functions(file.read_bytes())
+    assert functions is not None
+    assert all(name.isprintable() for name in functions.names)
+
+
+def test_a_name_of_megabytes_is_cut(tmp_path: Path) -> None:
+    (tmp_path / "p.s").write_text(".text\n.globl " + "n" * 300_000 + "\n" + "n" * 300_000 + ":\n ret\n")
+    subprocess.run(["cc", "-c", "-o", str(tmp_path / "p.o"), str(tmp_path / "p.s")], check=True)
+    found = elfsymbols.functions((tmp_path / "p.o").read_bytes())
+    assert found is not None
+    assert max(map(len, found.names)) == 1024
 
 
 @needs_tools

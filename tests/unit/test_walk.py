@@ -7,6 +7,7 @@ import itertools
 import json
 import re
 import subprocess
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, cast
@@ -412,6 +413,39 @@ def test_a_lost_host_ends_the_search_and_keeps_the_failure(tmp_path: Path) -> No
     assert case.record.shrunk["trouble"] == "the lab is gone"
     assert (case.record.shrunk["tries"], case.record.shrunk["complete"], case.record.shrunk["runs"]) == (1, False, 0)
     assert "and the search ended early: the lab is gone: pause 1;" in words(case.record, first(180, 6), LOST, Linux())
+
+
+@pytest.mark.parametrize(("seconds", "runs"), [(0.0, 0), (60.5, 0), (100.5, 0)])
+def test_the_search_begins_no_step_after_its_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seconds: float, runs: int
+) -> None:
+    """Each step takes a second, on a clock of our own, and the walk has 300 steps: one attempt could take as long as all may."""
+    clock = [0.0]
+    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
+
+    class Slow(Walker):
+        def __init__(self) -> None:
+            self.bounds, self.model, self.taken = BOUNDS, Model.start(BOUNDS), 0
+
+        taken: int
+
+        def take(self, step: Step) -> Violation | None:
+            clock[0] += 1
+            self.taken += 1
+            return LOST if self.taken >= 290 else None
+
+        def finish(self) -> Violation | None:
+            return None
+
+        def close(self) -> None:
+            pass
+
+    case = walking(tmp_path, Slow)
+    case.shrink(first(180, 300), LOST, BOUNDS, seconds)
+    assert clock[0] <= seconds + 1
+    assert case.record.shrunk["steps"] == walk.rows(first(180, 300))
+    assert (case.record.shrunk["complete"], case.record.shrunk["runs"], case.record.shrunk["trouble"]) == (False, runs, "")
+    assert "and the search ended early: pause" in words(case.record, first(180, 300), LOST, Linux())
 
 
 def test_a_walk_ends_in_time(tmp_path: Path) -> None:
