@@ -24,7 +24,7 @@ log = logging.getLogger("fxh.hosts")
 # Seconds between two looks at the caller's event, and from SIGTERM to SIGKILL.
 _LOOK, _END = 0.2, 5.0
 # In the environment of a command and of the processes that it starts.
-_MARK = "FXH_COMMAND"
+_MARK = "HARNESS_COMMAND"
 # Characters of the output in an error.
 _SHOWN = 300
 # Bytes of the output that are read.

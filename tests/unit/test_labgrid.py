@@ -55,6 +55,16 @@ time.sleep(200)
 """
 
 
+def kill(pid: int) -> None:
+    """Kill a process and wait for its end: it holds its locks until then, and a busy machine takes its time."""
+    os.kill(pid, signal.SIGKILL)
+    deadline, stat = Deadline(60), Path(f"/proc/{pid}/stat")
+    # 4711 (python3) Z 1 ...
+    while stat.exists() and stat.read_text().rpartition(")")[2].split()[0] != "Z":
+        assert not deadline.expired
+        time.sleep(0.01)
+
+
 @pytest.fixture(scope="module")
 def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Labgrid]:
     found = Labgrid(tmp_path_factory.mktemp("labgrid"), RESOURCES)
@@ -243,7 +253,7 @@ def test_a_killed_run_leaves_no_place_acquired(lab: Labgrid, killed: signal.Sign
 def test_the_next_run_releases_what_a_killed_keeper_left(lab: Labgrid) -> None:
     with subprocess.Popen([sys.executable, "-c", HOLDER, lab.address], stdout=subprocess.PIPE) as holder:
         assert holder.stdout is not None
-        os.kill(int(holder.stdout.readline()), signal.SIGKILL)
+        kill(int(holder.stdout.readline()))
         holder.kill()
     left = lab.owner("one")
     assert left != ""
@@ -259,7 +269,7 @@ def test_clean_releases_it_too_but_not_the_place_of_another_user(lab: Labgrid) -
     for other in (False, True):
         with subprocess.Popen([sys.executable, "-c", HOLDER, lab.address], stdout=subprocess.PIPE) as holder:
             assert holder.stdout is not None
-            os.kill(int(holder.stdout.readline()), signal.SIGKILL)
+            kill(int(holder.stdout.readline()))
             holder.kill()
         if other:
             lab.release("one")
