@@ -46,7 +46,7 @@ def options_of(command_file: str) -> list[str]:
     """The options of the compiler in a file that kbuild writes for each object, without those of the object itself."""
     # savedcmd_init/calibrate.o := /path/kernel_cc -Wp,-MMD,init/.calibrate.o.d -nostdinc ... -c -o init/calibrate.o init/calibrate.c
     words = shlex.split(command_file.splitlines()[0].partition(":=")[2].partition(" ; ")[0])[1:]
-    found = []
+    found: list[str] = []
     for word, before in zip(words, ["", *words], strict=False):
         own = (
             word.startswith(("-Wp,-MMD", "-DKBUILD_", "-D__KBUILD_"))
