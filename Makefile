@@ -9,7 +9,7 @@ export PYTHONDONTWRITEBYTECODE :=
 WORKERS ?= 0
 SELFTEST = $(BIN)/pytest tests -q -m 'not slow' -n $(if $(filter 0,$(WORKERS)),auto,$(WORKERS)) --dist worksteal
 
-.PHONY: run test selftest lint unit explore setup setup-tests bench planted report nightly faults clean
+.PHONY: run test selftest lint unit explore setup setup-tests bench bench-against planted report nightly faults clean
 
 run: setup
 	$(BIN)/fxh run --with-release -n $(WORKERS)
@@ -59,6 +59,10 @@ bench: setup
 	$(BIN)/python bench/places.py
 	$(BIN)/python bench/throughput.py
 
+# This checkout's HEAD and the revision REV in turn, on this machine: an hour.
+bench-against: setup
+	$(BIN)/python bench/first_verdict.py --against $(REV) --whole
+
 # Plant regressions and run the real suites: each must be found.
 planted: setup
 	$(BIN)/python tests/planted/score.py -n $(WORKERS)
@@ -84,7 +88,7 @@ $(VENV)/bin/python:
 	  && $(PYTHON) -m venv $(VENV); }
 
 $(VENV)/installed: $(VENV)/bin/python pyproject.toml
-	$(BIN)/pip install -q --disable-pip-version-check -e .
+	$(BIN)/pip install --progress-bar off --disable-pip-version-check -e .
 	touch $@
 
 $(VENV)/dev: $(VENV)/bin/python pyproject.toml

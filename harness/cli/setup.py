@@ -4,15 +4,18 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
+import time
 from typing import Annotated
 
 import typer
 
 from harness import debian
 from harness.errors import InfrastructureError
+from harness.safetext import plain
 
 # Program -> Debian package. harness.lab.tools lists what a lab build needs. These programs run a lab, reach it (`fxh lab ssh`),
 # make the suites' file systems and read disk images.
@@ -54,8 +57,32 @@ def setup(
     prefix = command[: command.index("apt-get")]
     print("installing", " ".join(missing), flush=True)
     environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
-    for argv in ([*prefix, "apt-get", "-qq", "update"], command):
-        done = subprocess.run(argv, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-        if done.returncode:
-            sys.stderr.buffer.write(done.stdout[-4000:])
-            raise InfrastructureError(f"{' '.join(argv)} exited with {done.returncode}", hint=f"run: {by_hand}")
+    for argv in ([*prefix, "apt-get", "-qq", "update"], [*command, "-o", "APT::Status-Fd=1"]):
+        process = subprocess.Popen(
+            argv, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+            errors="replace",
+        )  # fmt: skip
+        text = _shown(process)
+        if process.returncode:
+            sys.stderr.write(text[-4000:])
+            raise InfrastructureError(f"{' '.join(argv)} exited with {process.returncode}", hint=f"run: {by_hand}")
+
+
+# dlstatus:3:42.5:Retrieving file 3 of 7      pmstatus:qemu-utils:62.5:Unpacking qemu-utils (amd64)
+_STATUS = re.compile(r"^(?:dl|pm)status:[^:]*:([\d.]+):(.*)")
+# Seconds between two lines.
+_EVERY = 5.0
+
+
+def _shown(process: subprocess.Popen[str]) -> str:
+    """Show apt's own progress until it ends. Returns its other output."""
+    other, shown = [], time.monotonic()
+    with process:
+        for line in process.stdout or ():
+            match = _STATUS.match(line)
+            if match is None:
+                other.append(line)
+            elif time.monotonic() - shown > _EVERY:
+                shown = time.monotonic()
+                print(f"{float(match[1]):.0f} % done, {plain(match[2])}", flush=True)
+    return "".join(other)

@@ -37,6 +37,10 @@ class SavedStates(Protocol):
         """
         ...
 
+    def forget(self, files: Sequence[Path]) -> None:
+        """Delete the idle state with ``files``, if it exists."""
+        ...
+
     def mark_used(self) -> None:
         """Say that dom0 changes from here on: the next :meth:`reset` has to restore it."""
         ...

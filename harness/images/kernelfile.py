@@ -3,9 +3,12 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import itertools
+import lzma
 import re
+import struct
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -117,6 +120,27 @@ def linux_version(kernel: bytes) -> tuple[str, str]:
     if match is None:
         raise UsageError("not a Linux kernel: it does not name a version", hint="give a bzImage (vmlinuz) or a vmlinux")
     return match[1].decode("ascii", "replace"), match[2].decode("ascii", "replace").strip()
+
+
+def linux_elf(bzimage: bytes) -> bytes:
+    """The ELF file (vmlinux) in a bzImage that is compressed with gzip or xz; b"" if there is none."""
+    if bzimage[_HDRS : _HDRS + 4] != b"HdrS":
+        return b""
+    # Linux Documentation/arch/x86/boot.rst: setup_sects; payload_offset and payload_length, from the protected-mode code on.
+    offset, length = struct.unpack_from("<II", bzimage, 0x248)
+    begin = (bzimage[0x1F1] + 1) * 512 + offset
+    payload = bzimage[begin : begin + length]
+    try:
+        if payload.startswith(b"\xfd7zXZ\0"):
+            # The size of the kernel follows the compressed data.
+            data = lzma.LZMADecompressor().decompress(payload)
+        elif payload.startswith(b"\x1f\x8b"):
+            data = gzip.decompress(payload)
+        else:
+            return b""
+    except (OSError, EOFError, lzma.LZMAError):
+        return b""
+    return data if data.startswith(b"\x7fELF") else b""
 
 
 def machine_of(kernel: bytes) -> str:

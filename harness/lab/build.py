@@ -14,12 +14,15 @@ import shlex
 import shutil
 import time
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from harness import stamp, store
 from harness.errors import UsageError
-from harness.lab import cpio, tools
+from harness.images import kernelfile
+from harness.lab import cpio, progress, tools
 from harness.lab.recipe import Recipe
+from harness.lab.standby import MODULES
 from harness.lab.store import XEN_SYMBOLS, LabImage
 
 log = logging.getLogger("fxh.lab.build")
@@ -29,6 +32,13 @@ _ROOT_MIB = 640
 _ROOM_MIB = 2048
 # The size of dom0's disk, with space for uploads, dumps and logs. Holes take no space.
 _GROWN_MIB = 6144
+
+# The share of a build that is done when mmdebstrap prints a message.
+_STEPS = {
+    "running apt-get update": 0.02, "downloading packages": 0.08, "extracting archives": 0.2, "installing essential": 0.25,
+    "installing remaining": 0.35, "running special hook: upload": 0.75, "running --customize-hook": 0.8,
+    "running special hook: copy-out": 0.9, "success": 0.92,
+}  # fmt: skip
 
 # Files of images/dom0 that the hook moves into the root.
 _INTO_ROOT = ("init", "xl", "vif", "block")
@@ -74,29 +84,26 @@ def _build(recipe: Recipe, work: Path) -> None:
     env = {
         "MODULES": " ".join(recipe.modules),
         "INITRD_MODULES": " ".join(recipe.initrd_modules),
+        "CONTROL_MODULES": " ".join(recipe.control_modules),
         "CONTROL_PROGRAMS": " ".join(recipe.control_programs),
         "TRIM": " ".join(recipe.trim),
         "SIZE": str(_ROOT_MIB),
     }
     setup = "\n".join(f"{name}={shlex.quote(value)}" for name, value in env.items())
     log.info("building dom0's root from Debian %s", recipe.suite)
-    tools.run(
-        [
-            "mmdebstrap", "--mode=auto", "--format=null", "--variant=essential", "--architectures=amd64",
-            f"--include={','.join(recipe.packages)}",
-            "--dpkgopt=path-exclude=/usr/share/doc/*", "--dpkgopt=path-exclude=/usr/share/man/*",
-            "--dpkgopt=path-exclude=/usr/share/locale/*", '--aptopt=Apt::Install-Recommends "false"',
-            *(f"--customize-hook=upload {shlex.quote(str(work / name))} /fxh-{name}" for name in _INTO_ROOT),
-            f"--customize-hook=upload {shlex.quote(str(work / 'pae_first.so'))} /fxh-pae.so",
-            f"--customize-hook={setup}\n{files['dom0/shrink.sh'].decode()}",
-            f"--customize-hook=copy-out /fxh-out {shlex.quote(str(parts))}",
-            recipe.suite,
-        ],
-        work,
-    )  # fmt: skip
+    with (
+        ThreadPoolExecutor(1) as pool,
+        progress.shown(log, "dom0's root", progress.Steps(progress.Lines(work / tools.LOG), _STEPS)),
+    ):
+        symbols = pool.submit(_hypervisor_symbols, recipe, work)
+        _root(recipe, work, parts, setup)
+        symbols.result()
     out = parts / "fxh-out"
-    initrd = _initrd(out, {**_modules(out), "init": (0o755, files["dom0/initrd-init"])})
-    (work / "initrd").write_bytes(gzip.compress(initrd, 6, mtime=0))
+    initrd = _initrd(out, {**_modules(out, "initrd"), "init": (0o755, files["dom0/initrd-init"])})
+    # Neither is compressed: the first boot would spend ten seconds of an emulated CPU on it.
+    (work / "initrd").write_bytes(initrd)
+    kernel = (recipe.dom0_kernel or out / "vmlinuz").read_bytes()
+    (work / "vmlinuz").write_bytes(kernelfile.linux_elf(kernel) or kernel)
     control = work / "control"
     control.mkdir()
     applets = (out / "applets").read_text().split()
@@ -105,9 +112,8 @@ def _build(recipe: Recipe, work: Path) -> None:
     ramdisk = _initrd(out, {**links, **own, **_programs(out / "control-root")})
     (control / "initrd").write_bytes(gzip.compress(ramdisk, 6, mtime=0))
     (control / "initrd.cpio").write_bytes(ramdisk)
+    (control / MODULES).write_bytes(cpio.archive(_modules(out, "control")))
     _hypervisor(recipe.hypervisor or out / "xen.gz", work / "xen")
-    _hypervisor_symbols(recipe, work)
-    shutil.copy(recipe.dom0_kernel or out / "vmlinuz", work / "vmlinuz")
     raw = out / "root.img"
     with raw.open("r+b") as file:
         file.truncate(_GROWN_MIB << 20)
@@ -126,15 +132,36 @@ def _build(recipe: Recipe, work: Path) -> None:
     (work / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n")
 
 
+def _root(recipe: Recipe, work: Path, parts: Path, setup: str) -> None:
+    """Let mmdebstrap make dom0's root, and its hooks the files in ``parts``/fxh-out. ``setup``: variables of shrink.sh."""
+    tools.run(
+        [
+            "mmdebstrap", "--mode=auto", "--format=null", "--variant=essential", "--architectures=amd64",
+            f"--include={','.join(recipe.packages)}",
+            "--dpkgopt=path-exclude=/usr/share/doc/*", "--dpkgopt=path-exclude=/usr/share/man/*",
+            "--dpkgopt=path-exclude=/usr/share/locale/*", '--aptopt=Apt::Install-Recommends "false"',
+            *(f"--dpkgopt=path-exclude={usr}/lib/modules/*/kernel/{name}/*" for usr in ("", "/usr") for name in recipe.unused_modules),
+            *(f"--customize-hook=upload {shlex.quote(str(work / name))} /fxh-{name}" for name in _INTO_ROOT),
+            f"--customize-hook=upload {shlex.quote(str(work / 'pae_first.so'))} /fxh-pae.so",
+            f"--customize-hook={setup}\n{dict(recipe.files)['dom0/shrink.sh'].decode()}",
+            f"--customize-hook=copy-out /fxh-out {shlex.quote(str(parts))}",
+            recipe.suite,
+        ],
+        work,
+        # The lab has an initrd of its own, so the package of dom0's kernel does not have to make one.
+        env={"INITRD": "No"},
+    )  # fmt: skip
+
+
 def _initrd(out: Path, own: Mapping[str, cpio.File]) -> bytes:
     """An initrd with busybox and the files ``own``."""
     mountpoints = {f"{name}/.keep": (0o644, b"") for name in ("mnt", "proc", "root", "sys", "tmp")}
     return cpio.archive({"bin/busybox": (0o755, (out / "busybox").read_bytes()), **own, **mountpoints})
 
 
-def _modules(out: Path) -> dict[str, cpio.File]:
-    """Kernel modules of dom0's initrd, and the order in which they are loaded."""
-    names = (out / "initrd.order").read_text().split()
+def _modules(out: Path, what: str) -> dict[str, cpio.File]:
+    """The modules of dom0's kernel for ``what``, and the order in which they are loaded."""
+    names = (out / f"{what}.order").read_text().split()
     files = {f"modules/{name}": (0o644, (out / "modules" / name).read_bytes()) for name in names}
     return {**files, "modules.order": (0o644, "\n".join(names).encode() + b"\n")}
 
@@ -146,10 +173,10 @@ def _programs(root: Path) -> dict[str, cpio.File]:
 
 def _hypervisor_symbols(recipe: Recipe, work: Path) -> None:
     """Keep the symbols of Debian's hypervisor now: the archive has only those of the newest version."""
-    packed = work / "packed-syms"
+    packed, output = work / "packed-syms", "symbols.log"
     path = f"/usr/lib/debug/boot/xen-syms-{recipe.xen}-amd64"
-    tools.extract(recipe.hypervisor_debug, recipe.suite, path, packed, work)
-    tools.keep_debug(packed, work / XEN_SYMBOLS, work)
+    tools.extract(recipe.hypervisor_debug, recipe.suite, path, packed, work, output=output)
+    tools.keep_debug(packed, work / XEN_SYMBOLS, work, output=output)
     packed.unlink()
 
 

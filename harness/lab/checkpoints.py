@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from harness import preparing, trace
 from harness.deadline import Deadline
 from harness.errors import DeadlineExpired, InfrastructureError, LabDead, TransportError
-from harness.lab import checkpoint, prewarm, registry
+from harness.lab import checkpoint, prewarm, progress, registry
 from harness.lab.checkpoint import Checkpoint, CheckpointBroken, CheckpointKind
 from harness.lab.snapshot import MigrationSnapshotter, Snapshotter
 
@@ -21,7 +21,11 @@ if TYPE_CHECKING:
     from harness.lab.lab import Lab
 
 log = logging.getLogger("fxh.lab")
+# The messages of this logger are shown at once.
+_said = logging.getLogger("fxh.lab.build")
 
+# Seconds that the steps of a lab's first start take on a machine with two CPUs, for the progress.
+_BOOT, _PREWARM = 20.0, 15.0
 # Seconds.
 _RESTORE = 30.0
 _SAVE = 180.0
@@ -48,7 +52,7 @@ class LabCheckpoints:
 
     def reset(self, deadline: Deadline | None = None, *, private_memory: bool = False) -> None:
         """Restore the idle dom0; the first time, boot and save it."""
-        kind, build = (CheckpointKind.READY_HOT, self._prewarm) if self.hot else (CheckpointKind.READY, self._boot)
+        kind, build = (CheckpointKind.READY_HOT, self._prewarm) if self.hot else (CheckpointKind.READY, self._boot_and_prewarm)
         self.get_or_create(kind, "", lambda: build(deadline), deadline, private_memory=private_memory)
 
     def get_or_create(
@@ -110,13 +114,22 @@ class LabCheckpoints:
 
     def _boot(self, deadline: Deadline | None) -> str:
         log.info("no ready checkpoint for %s and %s yet: booting dom0 once", self._lab.qemu.label, self._lab.accel.name)
-        self._lab.boot(deadline)
-        prewarm.run(self._lab.ssh)
+        with progress.shown(_said, "first boot of the lab", progress.Expected(_BOOT)):
+            self._lab.boot(deadline)
         return "dom0 idle"
+
+    def _boot_and_prewarm(self, deadline: Deadline | None) -> str:
+        note = self._boot(deadline)
+        self._run_programs()
+        return note
+
+    def _run_programs(self) -> None:
+        with progress.shown(_said, "first run of dom0's programs", progress.Expected(_PREWARM)):
+            prewarm.run(self._lab.ssh)
 
     def _prewarm(self, deadline: Deadline | None) -> str:
         self.get_or_create(CheckpointKind.READY, "", lambda: self._boot(deadline), deadline)
-        prewarm.run(self._lab.ssh)
+        self._run_programs()
         return "dom0 idle, with the code that cases use translated"
 
     def _snapshotter(self, kind: CheckpointKind) -> Snapshotter:

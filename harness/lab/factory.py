@@ -3,11 +3,12 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 from harness.errors import UsageError
-from harness.lab import accel, build, criu_probe, kernel, qemu, recipe
+from harness.lab import accel, background, build, criu_probe, kernel, qemu, recipe, standby
 from harness.lab.lab import Lab
 from harness.lab.qemu import MachineSpec, Qemu
 from harness.lab.store import LabImage
@@ -49,6 +50,29 @@ def control(options: LabSpec) -> Path:
     return directory
 
 
+def control_available(options: LabSpec) -> bool:
+    """Whether :func:`control` needs no build of a kernel. Raises UsageError."""
+    found = recipe.load(options.xen, options.hypervisor, options.dom0_kernel)
+    image = build.find(found)
+    return kernel.available(found.control_kernel, image.directory / "control" if image is not None else None)
+
+
+def begin(options: LabSpec, *, control: bool) -> None:
+    """Start to build the lab in the background, and with ``control`` the control guest's kernel, as far as they are missing.
+
+    Raises UsageError.
+    """
+    found = recipe.load(options.xen, options.hypervisor, options.dom0_kernel)
+    background.begin_image(found)
+    if control and not control_available(options):
+        background.begin_kernel(found)
+
+
+def control_with_dom0_kernel(options: LabSpec) -> Path:
+    """As :func:`control`, with dom0's kernel, which is there without a build. Raises BuildError, UsageError."""
+    return standby.obtain(image(options))
+
+
 def machine(options: LabSpec, chosen: accel.Accel) -> MachineSpec:
     """The machine for QEMU. "PAE first" works around a defect of TCG, so it is off under KVM (docs/lab.md)."""
     return MachineSpec(options.memory, options.cpus, chosen.name, chosen.cpu, pae_first=chosen.name == "tcg")
@@ -61,7 +85,12 @@ def make(options: LabSpec, *, name: str = "", keep: bool = False) -> Lab:
     if not 1 <= options.cpus <= 16:
         raise UsageError(f"a lab of {options.cpus} CPUs", hint="use 1 to 16")
     found = find_qemu(options)
+    with ThreadPoolExecutor() as pool:
+        # The first time, each of them takes seconds, and the image a minute. What they find is cached.
+        pool.submit(accel.choose, found, options.accel)
+        pool.submit(criu_probe.find)
+        built = image(options)
     chosen = accel.choose(found, options.accel)
     spec = machine(options, chosen)
     # Under KVM, CRIU cannot save the machine: its state is in the kernel. Nor is there translated code to save.
-    return Lab(image(options), found, chosen, spec, name=name, keep=keep, criu=criu_probe.find()[0] if spec.emulated else None)
+    return Lab(built, found, chosen, spec, name=name, keep=keep, criu=criu_probe.find()[0] if spec.emulated else None)

@@ -118,8 +118,9 @@ class MachineSpec:
     def linux_arguments(self) -> str:
         arguments = f"console=hvc0 quiet fxh.pae_first={int(self.pae_first)}"
         # QEMU looks translated code up by its virtual address, among others. With address space randomisation, it would translate
-        # a program again at each start. And an emulator does not speculate, so mitigations only cost time.
-        return arguments + (" norandmaps mitigations=off" if self.emulated else "")
+        # a program again at each start. And an emulator does not speculate, so mitigations only cost time. For noreplace-smp and
+        # rodata=off see harness/guests/os/linux.py.
+        return arguments + (" norandmaps mitigations=off noreplace-smp rodata=off" if self.emulated else "")
 
 
 def command(

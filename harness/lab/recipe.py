@@ -7,6 +7,7 @@ import hashlib
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from harness import paths, versions
 from harness.digest import file_sha256
@@ -14,21 +15,30 @@ from harness.errors import UsageError
 
 DEFAULT_XEN = "4.20"
 # Increment when a builder's output for the same recipe changes.
-_BUILDER, _KERNEL_BUILDER, _FIRMWARE_BUILDER = 7, 2, 1
+_BUILDER, _KERNEL_BUILDER, _FIRMWARE_BUILDER = 8, 3, 1
 
 
 @dataclass(frozen=True)
 class KernelRecipe:
-    """``package`` of Debian ``suite`` holds /usr/src/<package>.tar.xz; ``config`` has the lines that .config must contain."""
+    """``package`` of Debian ``suite`` holds /usr/src/<package>.tar.xz; ``config`` has the lines that .config must contain.
+
+    ``compiler`` is the code of the program that kbuild runs instead of gcc (images/dom0/kernel_cc.c). ``drop`` has pairs of a file of the source and the beginning of the lines to remove there. The C files of the directories
+    ``unused`` are not unpacked. ``objects`` is the number of compiled files: it only serves to show the progress.
+    """
 
     suite: str
     package: str
     config: bytes
+    compiler: bytes = b""
+    drop: tuple[tuple[str, str], ...] = ()
+    unused: tuple[str, ...] = ()
+    objects: int = 0
 
     @property
     def key(self) -> str:
         """The name of its build in the store."""
-        digest = hashlib.sha256(f"builder {_KERNEL_BUILDER}\n{self.suite}\n{self.package}\n".encode() + self.config)
+        parts = f"builder {_KERNEL_BUILDER}\n{self.suite}\n{self.package}\n{self.drop}\n{self.unused}\n"
+        digest = hashlib.sha256(parts.encode() + self.config + self.compiler)
         return f"{self.package}-{digest.hexdigest()[:12]}"
 
 
@@ -68,7 +78,9 @@ class Recipe:
     packages: tuple[str, ...]
     hypervisor_debug: str
     modules: tuple[str, ...]
+    unused_modules: tuple[str, ...]
     initrd_modules: tuple[str, ...]
+    control_modules: tuple[str, ...]
     control_kernel: KernelRecipe
     control_programs: tuple[str, ...]
     trim: tuple[str, ...]
@@ -80,7 +92,15 @@ class Recipe:
     def base_key(self) -> str:
         """The identity of the root image, independent of the user's hypervisor and kernel."""
         digest = hashlib.sha256(f"builder {_BUILDER}\n".encode())
-        for part in (self.suite, *self.packages, "|", self.hypervisor_debug, "|", *self.modules, "|", *self.initrd_modules, "|"):
+        lists = (
+            self.packages,
+            (self.hypervisor_debug,),
+            self.modules,
+            self.unused_modules,
+            self.initrd_modules,
+            self.control_modules,
+        )
+        for part in (self.suite, *(part for several in lists for part in (*several, "|"))):
             digest.update(part.encode() + b"\n")
         for part in (self.control_kernel.key, "|", *self.control_programs, "|", *self.trim):
             digest.update(part.encode() + b"\n")
@@ -126,14 +146,21 @@ def load(xen: str = DEFAULT_XEN, hypervisor: Path | None = None, dom0_kernel: Pa
         packages=tuple(own["packages"]),
         hypervisor_debug=own["hypervisor_debug"],
         modules=tuple(common["modules"]),
+        unused_modules=tuple(common["unused_modules"]),
         initrd_modules=tuple(common["initrd_modules"]),
-        control_kernel=KernelRecipe(config=config.read_bytes(), **common["control_kernel"]),
+        control_modules=tuple(common["control_modules"]),
+        control_kernel=_kernel(config.read_bytes(), (directory / "kernel_cc.c").read_bytes(), common["control_kernel"]),
         control_programs=tuple(common["control_programs"]),
         trim=tuple(common["trim"]),
         files=tuple((str(path.relative_to(directory.parent)), path.read_bytes()) for path in sorted(parts)),
         hypervisor=hypervisor,
         dom0_kernel=dom0_kernel,
     )
+
+
+def _kernel(config: bytes, compiler: bytes, data: dict[str, Any]) -> KernelRecipe:
+    drop = tuple((file, start) for file, start in data["drop"])
+    return KernelRecipe(**{**data, "config": config, "compiler": compiler, "drop": drop, "unused": tuple(data["unused"])})
 
 
 def firmware() -> FirmwareRecipe:

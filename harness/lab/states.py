@@ -37,7 +37,7 @@ class LabStates:
         Under emulation it takes two to four seconds to upload the control guest's files, and half a second to start the recorder of
         xenstore. So they are part of a checkpoint.
         """
-        host, key = self._host, key_of(hashlib.sha256(bundle(xenstore_recorder)).hexdigest(), *map(known_sha256, files))
+        host, key = self._host, _rest_key(files)
         if self._unchanged == key:
             return
         self._unchanged = None
@@ -52,6 +52,11 @@ class LabStates:
 
         host.get_or_create(CheckpointKind.REST, key, build, private_memory=private_memory)
         self._unchanged = key
+
+    def forget(self, files: Sequence[Path]) -> None:
+        found = self._host.lab.checkpoints.find(CheckpointKind.REST, _rest_key(files))
+        if found is not None:
+            found.remove()
 
     def mark_used(self) -> None:
         self._unchanged = None
@@ -69,6 +74,10 @@ class LabStates:
             return self._host.get_or_create(CheckpointKind.WARM, key, build_and_prune, exclusive=False, what=what)
         finally:
             self.mark_used()  # `build` may have called reset()
+
+
+def _rest_key(files: Sequence[Path]) -> str:
+    return key_of(hashlib.sha256(bundle(xenstore_recorder)).hexdigest(), *map(known_sha256, files))
 
 
 def key_of(*parts: str) -> str:

@@ -18,7 +18,7 @@ TOOLS = {
     "mmdebstrap": "mmdebstrap", "mke2fs": "e2fsprogs", "resize2fs": "e2fsprogs", "qemu-img": "qemu-utils", "cc": "gcc",
     "xz": "xz-utils", "make": "make", "flex": "flex", "bison": "bison", "bc": "bc", "perl": "perl-base", "objcopy": "binutils",
 }  # fmt: skip
-HEADERS = {"gelf.h": "libelf-dev", "stdlib.h": "libc6-dev"}
+HEADERS = {"stdlib.h": "libc6-dev"}
 
 # Prefixes of environment variables that a surrounding make, or a user who builds kernels, may have set. A build must not see them.
 _FOREIGN = ("MAKE", "MFLAGS", "GNUMAKE", "KBUILD", "KCONFIG", "ARCH", "CROSS_COMPILE", "LLVM", "LOCALVERSION", "CFLAGS")
@@ -39,38 +39,44 @@ def require() -> None:
         )
 
 
-def run(argv: Sequence[str], work: Path, *, cwd: Path | None = None, env: Mapping[str, str] | None = None) -> None:
-    """Run a program with its output in ``work``/build.log. Raises BuildError with the last lines."""
+LOG = "build.log"
+"""The output of a build's programs, in its work directory."""
+
+
+def run(
+    argv: Sequence[str], work: Path, *, cwd: Path | None = None, env: Mapping[str, str] | None = None, output: str = LOG
+) -> None:
+    """Run a program with its output in the file ``output`` of ``work``. Raises BuildError with the last lines."""
     own = {name: value for name, value in os.environ.items() if not name.startswith(_FOREIGN)}
     own["PATH"] = debian.path()
-    with (work / "build.log").open("ab") as file:
+    with (work / output).open("ab") as file:
         file.write(f"$ {argv[0]} ...\n".encode())
         file.flush()
         status = subprocess.run(
             argv, stdin=subprocess.DEVNULL, stdout=file, stderr=file, cwd=cwd, env={**own, **(env or {})}
         ).returncode
     if status:
-        text = (work / "build.log").read_text(errors="replace")
+        text = (work / output).read_text(errors="replace")
         kept = work.parent / "last-failed-build.log"
         kept.write_text(text)
         tail = "\n".join(text.splitlines()[-15:])
         raise BuildError(f"{argv[0]} ended with {status}:\n{tail}", hint=f"the whole log is {kept}")
 
 
-def extract(package: str, suite: str, path: str, target: Path, work: Path) -> None:
+def extract(package: str, suite: str, path: str, target: Path, work: Path, *, output: str = LOG) -> None:
     """Copy the file ``path`` of the Debian ``package`` to ``target``. Raises as :func:`run`.
 
     It installs nothing: mmdebstrap unpacks the package in a temporary root.
     """
     copy = f"download {shlex.quote(path)} {shlex.quote(str(target))}"
     what = ["--mode=auto", "--format=null", "--variant=extract", "--architectures=amd64", f"--include={package}"]
-    run(["mmdebstrap", *what, f"--extract-hook={copy}", suite], work)
+    run(["mmdebstrap", *what, f"--extract-hook={copy}", suite], work, output=output)
 
 
-def keep_debug(source: Path, target: Path, work: Path) -> None:
+def keep_debug(source: Path, target: Path, work: Path, *, output: str = LOG) -> None:
     """Write the symbols and the debugging information of the ELF file ``source``, compressed, to ``target``, and make its index.
 
     Raises as :func:`run`.
     """
-    run(["objcopy", "--only-keep-debug", "--compress-debug-sections=zlib", str(source), str(target)], work)
+    run(["objcopy", "--only-keep-debug", "--compress-debug-sections=zlib", str(source), str(target)], work, output=output)
     symbolizer.prepare(target)

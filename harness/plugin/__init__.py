@@ -36,6 +36,11 @@ def pytest_configure(config: pytest.Config) -> None:
         "FreeBSD versions ('>=12.0,<14.1', '>=1400507'; they do not apply to the control guest); once: the case tests the host "
         "alone and runs in one cell per host",
     )
+    config.addinivalue_line(
+        "markers",
+        "any_kernel: the result does not depend on the kernel of the control guest, so the case may run with dom0's kernel "
+        "while the control guest's own kernel is built",
+    )
     config.addinivalue_line("markers", "formerly(key, ...): keys (see `fxh history`) of this case before it was renamed")
     if not config.getoption("help"):
         from harness.plugin import ending, pep657_workaround, progress, session
@@ -63,6 +68,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     selection.keep_once(config, items)
     selection.narrow(config, items, asked.shard, session.finished(config) if asked.resume else frozenset())
     selection.skip_unmet(items)
+    if session.kernel_is_missing(config):
+        selection.begin_with_any_kernel(items)
     if asked.pause:
         from harness.plugin import pause
 
@@ -119,3 +126,4 @@ def pytest_configure_node(node: Any) -> None:
     node.workerinput["fxh_options"] = options.for_worker(node.config.stash[OPTIONS])
     node.workerinput["fxh_run"] = str(session.run_path(node.config))
     node.workerinput["fxh_command"] = session.command()
+    node.workerinput["fxh_kernel_is_missing"] = session.kernel_is_missing(node.config)

@@ -71,6 +71,7 @@ def case(request: pytest.FixtureRequest, rig: WorkerEnvironment, cell: Cell) -> 
     """The context of the case, for its result. After the case, dom0 must be as before."""
     context = CaseContext(case_directory(request.config, request.node.nodeid), cell, symbols=rig.symbols)
     request.node.stash[CASE] = context
+    rig.begin_case(cell, any_kernel=request.node.get_closest_marker("any_kernel") is not None)
     yield context
     if context.kept:
         return

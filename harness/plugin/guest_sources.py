@@ -27,6 +27,9 @@ class GuestSources:
         self._options = options
         self._sources: dict[tuple[str, str], GuestSource] = {}
         """By guest and Xen version. The version is "" for a guest under test."""
+        self._standbys: dict[tuple[str, str], GuestSource] = {}
+        """Control guests with dom0's kernel, until their own one is built."""
+        self._on_standby = False
 
     @cached_property
     def image(self) -> Image | None:
@@ -50,8 +53,33 @@ class GuestSources:
         names = registry.under_test(self._options.guests) or registry.default(files_given=True)
         return self._find_tested(names[0])
 
+    def begin_case(self, cell: Cell, *, any_kernel: bool) -> GuestSource | None:
+        """Choose the kernel of the control guest for the case that begins, and start its build if it is missing.
+
+        A case marked with ``any_kernel`` does not wait for that build: it runs with dom0's kernel. Returns the source with that
+        kernel once, when no case will need it any more. Raises UsageError.
+        """
+        key = cell.guest, cell.xen
+        self._on_standby = False
+        if cell.under_test or not may_wait(self._options):
+            return None
+        wish = self._options.wish(cell.xen)
+        if key in self._sources or factory.control_available(wish):
+            return self._standbys.pop(key, None)
+        factory.begin(wish, control=True)
+        self._on_standby = any_kernel
+        if any_kernel and key not in self._standbys:
+            definition = registry.definition(cell.guest)
+            found = definition.find(SourceRequest(control=lambda: factory.control_with_dom0_kernel(wish)))
+            if found is None:
+                raise UsageError(f"--guest {cell.guest}: no files were given", hint=definition.option)
+            self._standbys[key] = replace(found, symbols=self._options.symbols)
+        return None
+
     def source(self, cell: Cell) -> GuestSource:
         """The source of the cell's guest. Raises UsageError if the options do not give its files."""
+        if self._on_standby and (cell.guest, cell.xen) in self._standbys:
+            return self._standbys[cell.guest, cell.xen]
         xen = "" if cell.under_test else cell.xen or self._options.xens[0]
         if (cell.guest, xen) not in self._sources:
             # Do this once in a run: an edit of the control guest's recipe during a run must affect only the next run.
@@ -86,3 +114,26 @@ class GuestSources:
     def _find_control(self, guest: str, xen: str) -> GuestSource | None:
         request = SourceRequest(control=lambda: self._options.control or factory.control(self._options.wish(xen)))
         return registry.definition(guest).find(request)
+
+
+def may_wait(options: Options) -> bool:
+    """Whether cases of the control guest use a kernel that the harness builds, and dom0's kernel can replace it meanwhile."""
+    return not options.control and not options.host and options.dom0_kernel is None
+
+
+def waits(options: Options) -> bool:
+    """Whether a run has cases of a control guest whose kernel is not built yet. Raises UsageError."""
+    available = (factory.control_available(options.wish(xen)) for xen in options.xens)
+    return _has_control(options) and may_wait(options) and not all(available)
+
+
+def begin_builds(options: Options) -> None:
+    """Start to build what the run's labs lack. Raises UsageError."""
+    if options.host:
+        return
+    for xen in options.xens:
+        factory.begin(options.wish(xen), control=_has_control(options) and not options.control)
+
+
+def _has_control(options: Options) -> bool:
+    return any(not registry.definition(name).under_test for name in options.guests)

@@ -5,10 +5,11 @@ from __future__ import annotations
 
 import functools
 import logging
+import os
 import sys
 import threading
 import time
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 
 import pytest
 
@@ -112,22 +113,33 @@ def _one_line(text: str) -> str:
 
 
 class _BuildHandler(logging.Handler):
-    """Prints messages past pytest's capture, which would show them only after the case that waits for the build."""
+    """Prints messages past pytest's capture, which would show them only after the case that waits for the build.
+
+    It may be called in any thread, and the capture may not. So it keeps the standard error from before the capture.
+    """
 
     def __init__(self, config: pytest.Config) -> None:
         super().__init__(logging.INFO)
-        self._config = config
+        capture = config.pluginmanager.getplugin("capturemanager")
+        with capture.global_and_fixture_disabled() if capture else nullcontext():
+            self._stderr = os.dup(2)
+        # Overwrite the line of the running cases.
+        self._before = _CLEAR_LINE if os.isatty(self._stderr) else ""
 
     def emit(self, record: logging.LogRecord) -> None:
-        capture = self._config.pluginmanager.getplugin("capturemanager")
-        with capture.global_and_fixture_disabled() if capture else nullcontext():
-            # Overwrite the line of the running cases.
-            print((_CLEAR_LINE if sys.stderr.isatty() else "") + record.getMessage(), file=sys.stderr, flush=True)
+        with suppress(OSError):
+            os.write(self._stderr, f"{self._before}{record.getMessage()}\n".encode())
+
+    def close(self) -> None:
+        super().close()
+        os.close(self._stderr)
+        self._stderr = -1
 
 
 def log_builds(config: pytest.Config) -> None:
     """Print the start of long builds in this process, controller or worker, until the session ends."""
     handler = _BuildHandler(config)
+    config.add_cleanup(handler.close)  # cleanups run in reverse order
     for logger in map(logging.getLogger, _BUILD_LOGGERS):
         logger.setLevel(logging.INFO)
         logger.addHandler(handler)

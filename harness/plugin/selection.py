@@ -53,6 +53,16 @@ def skip_unmet(items: list[pytest.Item]) -> None:
                 item.add_marker(pytest.mark.skip(reason=f"{why}; elsewhere: {cells.elsewhere(marks, item.nodeid)}"))
 
 
+def begin_with_any_kernel(items: list[pytest.Item]) -> None:
+    """Move the cases to the front that need not wait for the build of the control guest's kernel."""
+
+    def waits(item: pytest.Item) -> bool:
+        cell = cell_of(item)
+        return cell is None or cell.under_test or item.get_closest_marker("any_kernel") is None
+
+    items.sort(key=waits)
+
+
 def title(item: pytest.Item) -> str:
     """The first line of the case's docstring without markup, else the name of its function."""
     lines = (getattr(getattr(item, "function", None), "__doc__", None) or "").strip().splitlines()

@@ -17,10 +17,10 @@ from harness import paths, preparing, stamp
 from harness.errors import ExitCode, HarnessError, UsageError
 from harness.hosts import power
 from harness.lab import recipe
-from harness.plugin import cells, options
+from harness.plugin import cells, guest_sources, options
 from harness.plugin.phases import result_files
 from harness.plugin.setuplog import SetupLog
-from harness.plugin.state import OPTIONS, RIG, RUN, SETUP, case_directory
+from harness.plugin.state import KERNEL_IS_MISSING, OPTIONS, RIG, RUN, SETUP, case_directory
 from harness.plugin.worker_env import WorkerEnvironment
 from harness.results import model, revision, run_dir
 from harness.results.model import HARNESS, INFRASTRUCTURE, CaseResult, RunResult
@@ -40,6 +40,10 @@ def check_options(config: pytest.Config) -> None:
         if source is not None:
             options.check_firmwares(config.stash[OPTIONS], source)
         config.stash[RIG].check_symbols()
+        asked = config.stash[OPTIONS]
+        if asked.run_directory is not None and not asked.every_cell and not hasattr(config, "workerinput"):
+            # The controller of `fxh run`: build while the cases are collected and the workers start.
+            guest_sources.begin_builds(asked)
     except UsageError as exc:
         raise pytest.UsageError(str(exc)) from exc
 
@@ -69,6 +73,19 @@ def _open(config: pytest.Config) -> None:
     model.write_run(path, run)
     run_dir.latest(path)
     run_dir.prune(path.parent, asked.keep_runs)
+
+
+def kernel_is_missing(config: pytest.Config) -> bool:
+    """Whether the control guest's kernel has to be built in this run. All workers get the controller's answer."""
+    worker = getattr(config, "workerinput", None)
+    if worker is not None:
+        return bool(worker["fxh_kernel_is_missing"])
+    asked = config.stash[OPTIONS]
+    if asked.every_cell:
+        return False
+    if KERNEL_IS_MISSING not in config.stash:
+        config.stash[KERNEL_IS_MISSING] = guest_sources.waits(asked)
+    return config.stash[KERNEL_IS_MISSING]
 
 
 def run_path(config: pytest.Config) -> Path:

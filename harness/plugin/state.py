@@ -44,6 +44,8 @@ OPTIONS = pytest.StashKey[Options]()
 RUN = pytest.StashKey[Path]()
 RIG = pytest.StashKey[WorkerEnvironment]()
 SETUP = pytest.StashKey[SetupLog]()
+KERNEL_IS_MISSING = pytest.StashKey[bool]()
+"""The controller's: whether the control guest's kernel was not built yet when the run began."""
 # On Item.
 CASE = pytest.StashKey[CaseContext]()
 PROGRESS = pytest.StashKey[CaseProgress]()

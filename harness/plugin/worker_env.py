@@ -65,6 +65,12 @@ class WorkerEnvironment:
 
     # -- for a case ---------------------------------------------------------------------------------------------------
 
+    def begin_case(self, cell: Cell, *, any_kernel: bool) -> None:
+        """See :meth:`GuestSources.begin_case`. A checkpoint with dom0's kernel goes when that is no longer needed."""
+        unneeded = self._sources.begin_case(cell, any_kernel=any_kernel)
+        if unneeded is not None:
+            self._hosts.forget(cell, unneeded)
+
     def host(self, cell: Cell) -> DirectHost:
         """The cell's host with an idle dom0."""
         return self._hosts.idle(cell)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from harness import preparing
 from harness.errors import DeadlineExpired, HarnessError, InfrastructureError, TransportError, UsageError
+from harness.guests.source import GuestSource
 from harness.hosts.direct import DirectHost
 from harness.hosts.inventory import Inventory
 from harness.lab import factory
@@ -66,6 +67,12 @@ class WorkerHosts:
             host.states.reset(self._files(cell, host), private_memory=private_memory)
         if held.baseline is None:
             held.baseline = host.inventory()
+
+    def forget(self, cell: Cell, source: GuestSource) -> None:
+        """Delete the saved idle state of the cell's host with the files of ``source``, which no case uses any more."""
+        held = self._held.get(cell.host)
+        if held is not None and held.host.states is not None:
+            held.host.states.forget([file for file in source.loaded(held.host.facts.emulated) if file is not None])
 
     def mark_used(self, cell: Cell) -> None:
         """Say that a case creates a guest or a disk on the cell's host: the next case needs a reset."""

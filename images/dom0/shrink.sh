@@ -27,6 +27,7 @@ pack() {
     done
 }
 pack "$INITRD_MODULES" initrd
+pack "$CONTROL_MODULES" control
 for program in $CONTROL_PROGRAMS; do
     for f in "/$program" $(chroot "$root" ldd "/$program" | sed -n 's/.*=> \(\/[^ ]*\).*/\1/p; s/^[[:space:]]*\(\/[^ ]*\) .*/\1/p'); do
         mkdir -p "$out/control-root${f%/*}"; cp -L "$root$f" "$out/control-root$f"

@@ -15,6 +15,7 @@ from harness.plugin.fixtures import NewGuest
 from harness.xen.elfnotes import read as read_notes
 
 
+@pytest.mark.any_kernel
 def test_boots_to_login(new_guest: NewGuest) -> None:
     """A boot reaches every stage in order and ends at a login prompt.
 
@@ -34,6 +35,7 @@ def test_boots_to_login(new_guest: NewGuest) -> None:
     )
 
 
+@pytest.mark.any_kernel
 @pytest.mark.needs(capability=("emulated",))
 def test_boots_unspared(new_guest: NewGuest) -> None:
     """A guest boots without the settings that help an emulated CPU: own APIC mode, ASLR, trapped TSC."""
@@ -103,6 +105,7 @@ def test_extra_arrives_whole(guest: Guest) -> None:
     assert_in_kenv(guest, passed)
 
 
+@pytest.mark.any_kernel
 def test_comes_back_after_a_reboot(new_guest: NewGuest) -> None:
     """After a reboot the toolstack creates a new domain, and the guest reaches its login prompt again.
 

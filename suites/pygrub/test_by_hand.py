@@ -15,7 +15,7 @@ from harness.plugin.case_context import CaseContext
 
 from .support import KERNEL, MENU, Kernel, MakeUfs, RunPygrub, assert_extracted, boot_files, make_kernel
 
-pytestmark = pytest.mark.needs(capability=("pygrub",), once=True)
+pytestmark = [pytest.mark.needs(capability=("pygrub",), once=True), pytest.mark.any_kernel]
 
 UFS = "xen tools/libfsimage/ufs/fsys_ufs.c"
 PYGRUB = "xen tools/pygrub/src/pygrub"

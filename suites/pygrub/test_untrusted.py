@@ -17,7 +17,7 @@ from harness.xen import pygrub
 
 from .support import KERNEL, MENU, MakeUfs, make_kernel
 
-pytestmark = pytest.mark.needs(capability=("pygrub",), once=True)
+pytestmark = [pytest.mark.needs(capability=("pygrub",), once=True), pytest.mark.any_kernel]
 
 EVIDENCE = "fuzz.json"
 # The environment variable with the first seed of an earlier run's evidence: the case repeats that run.
