@@ -86,7 +86,7 @@ def make(options: LabSpec, *, name: str = "", keep: bool = False) -> Lab:
         raise UsageError(f"a lab of {options.cpus} CPUs", hint="use 1 to 16")
     found = find_qemu(options)
     with ThreadPoolExecutor() as pool:
-        # The first time, each of them takes seconds, and the image a minute. What they find is cached.
+        # At first each of them takes seconds, and the image takes a minute. The store keeps their results.
         pool.submit(accel.choose, found, options.accel)
         pool.submit(criu_probe.find)
         built = image(options)
