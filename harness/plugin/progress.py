@@ -144,3 +144,6 @@ def log_builds(config: pytest.Config) -> None:
         logger.setLevel(logging.INFO)
         logger.addHandler(handler)
         config.add_cleanup(functools.partial(logger.removeHandler, handler))
+        # fxh's own handler would print each message a second time.
+        config.add_cleanup(functools.partial(setattr, logger, "propagate", logger.propagate))
+        logger.propagate = False

@@ -28,3 +28,12 @@ def test_the_start_of_a_build_is_printed(tmp_path: Path, workers: list[str]) -> 
     assert done.stderr.splitlines() == ["building something"]
     assert "1 passed" in done.stdout
     assert "printed by the case" not in done.stdout
+
+
+def test_the_log_of_fxh_does_not_print_it_again(tmp_path: Path) -> None:
+    (tmp_path / "conftest.py").write_text("import logging\nlogging.basicConfig(level=logging.INFO)\n")
+    (tmp_path / "test_it.py").write_text(CASE)
+    argv = [sys.executable, "-m", "pytest", "-q", "-s", "-p", "no:cacheprovider", "test_it.py"]
+    done = subprocess.run(argv, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stderr.splitlines() == ["building something", "INFO:fxh.lab:another logger"]
