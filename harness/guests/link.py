@@ -39,9 +39,11 @@ ip netns add "$1"; ip link set "$2" nomaster; ip link set "$2" netns "$1"; ip ne
 """
 # Waits, for half a minute, until dom0 has sent "$2" bytes over the vif "$1".
 BUSY = """
-sent() { cat /sys/class/net/"$1"/statistics/tx_bytes; }
-first=$(sent "$1")
-for i in $(seq 300); do [ $(($(sent "$1") - first)) -ge "$2" ] && break; sleep 0.1; done
+sent() { read -r bytes < /sys/class/net/"$1"/statistics/tx_bytes; }
+seconds() { read -r now idle < /proc/uptime; now=${now%.*}; }
+sent "$1"; first=$bytes
+seconds; end=$((now + 30))
+while [ $((bytes - first)) -lt "$2" ] && [ "$now" -lt "$end" ]; do sleep 0.1; sent "$1"; seconds; done
 """
 log = logging.getLogger("fxh.guests")
 
@@ -165,7 +167,7 @@ class Link:
 
     def wait_busy(self, size: int) -> bool:
         """Whether dom0 sends ``size`` more bytes to the guest within 30 s."""
-        script = BUSY + '[ $(($(sent "$1") - first)) -ge "$2" ]'
+        script = BUSY + '[ $((bytes - first)) -ge "$2" ]'
         return self.host.transport.run(["sh", "-c", script, "sh", self.vif, str(size)], Deadline(90), check=False).status == 0
 
     # -- data ---------------------------------------------------------------------------------------------------------

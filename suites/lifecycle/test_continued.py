@@ -31,12 +31,13 @@ def assert_continues(guest: Guest, suspended: Callable[[Guest], object], test: s
     case.undo.append(link.down)
     ask, domid = guest.profile, guest.domid
     first, disks, offloads = clock_offset(guest), ask.disks(guest.sh), ask.offloads(guest.sh, link.interface)
-    peer = link.source(6001, SIZE, lasting=LASTING, patience=3 * PATIENCE)
-    case.undo.append(peer.stop)
-    link.receive(6001, 4 * PATIENCE)
     guest.sh("dd if=/dev/urandom of=/tmp/fxh-data bs=64k count=32 2>/dev/null; fxh_digest < /tmp/fxh-data > /tmp/fxh-sum")
     copy = "while [ ! -e /tmp/fxh-stop ]; do cp /tmp/fxh-data /tmp/fxh-copy; sync; sleep 1; done; echo > /tmp/fxh-stopped"
     guest.sh(f"( {copy} ) > /dev/null 2>&1 &")
+    # Last, because it sends for LASTING seconds only.
+    peer = link.source(6001, SIZE, lasting=LASTING, patience=3 * PATIENCE)
+    case.undo.append(peer.stop)
+    link.receive(6001, 4 * PATIENCE)
     assert link.wait_busy(SIZE // 4), "no data reaches the guest, so the case cannot interrupt a transfer"
 
     for _ in range(ROUNDS):
