@@ -35,4 +35,4 @@ cd /; rm -rf /tmp/rehearsal /var/log/xen/*warm* /var/log/xen/console/*warm*; tru
 
 def run(dom0: Transport) -> None:
     """Run the script in dom0. Raises as the connection does; a failure of the script has no effect."""
-    dom0.run(["sh", "-c", _SCRIPT, "sh", inventory.SCRIPT], Deadline(120), check=False)
+    dom0.run(["sh", "-c", _SCRIPT, "sh", inventory.SCRIPT], Deadline(300), check=False)
