@@ -22,6 +22,7 @@ done | md5sum
 """
 # Arguments: the disk, the first byte and the size.
 _BLOCKS = 'dd if="$1" iflag=direct,skip_bytes,count_bytes bs=1M skip="$2" count="$3" status=none'
+_PACKED = f"{_BLOCKS} | gzip -1c"
 _SIZE = 'blockdev --getsize64 "$1" 2>/dev/null || wc -c < "$1"'
 # Bytes that one trip to dom0 reads of a partition table, a multiple of each sector size. A GPT's first copy takes 24 KiB at most.
 _TABLE = 1 << 16
@@ -33,7 +34,6 @@ _MOST = 16
 _DUMPS_TO = (
     "freebsd-swap", "0657fd6d-a4ab-43c4-84e5-0933c84b4f4f", "9d58fdbd-1ca5-11dc-8817-01301bb8a9f5", "freebsd", "0x82", "!0", "",
 )  # fmt: skip
-_PACKED = 'dd if="$1" iflag=direct,skip_bytes,count_bytes bs=1M skip="$2" count="$3" status=none | gzip -1c'
 
 
 @dataclass(frozen=True)

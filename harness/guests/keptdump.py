@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: BSD-2-Clause
 """``--keep dump``: a dump device for a FreeBSD guest, and the dump of a panic as evidence.
 
-A guest without that device, or whose rc.conf names another one, dumps to the swap of its own disks. These are read in dom0, where each
-guest has its own copy of an image.
+A guest dumps to the swap of its own disks if it has no such device, or if its rc.conf names another one. The harness reads these disks
+in dom0, where each guest has its own copy of an image.
 """
 
 from __future__ import annotations
