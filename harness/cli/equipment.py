@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 # Number of hosts that are prepared in parallel.
 _PARALLEL = 16
+# Seconds between two looks for a signal.
+_LOOK = 0.5
 _ACTIONS = ("status", "on", "off", "cycle")
 
 
@@ -74,6 +76,9 @@ def prepare(
         jobs: list[Future[bool]] = []
         try:
             jobs += (executor.submit(_prepare, config, stop) for config in found)
+            # Python acts on a signal that arrives just before a wait only after that wait, so none may be without a limit.
+            while wait(jobs, _LOOK).not_done:
+                pass
             good = [job.result() for job in jobs]
         except KeyboardInterrupt:
             stop.set()

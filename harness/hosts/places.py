@@ -127,6 +127,7 @@ class Places:
 
     def __init__(self) -> None:
         self._held: dict[str, PlaceConfig] = {}
+        self._parked: dict[str, PlaceConfig] = {}
 
     def current(self, host: HostConfig) -> HostConfig:
         """The place that is held for a ``labgrid:`` host; else ``host``."""
@@ -146,13 +147,43 @@ class Places:
         """Release a place. Returns the ``labgrid:`` host, for which another place can be taken; any other host as it is."""
         if not isinstance(config, PlaceConfig) or config.source is None:
             return config
-        self._held.pop(config.source.name or config.source.address, None)
+        self._parked.pop(config.name, None)
+        key = config.source.name or config.source.address
+        if self._held.get(key) is config:
+            del self._held[key]
         give_back(config)
         return config.source
 
+    def park(self, config: HostConfig) -> None:
+        """Let another place be taken while the host of this one is brought back. The place stays ours."""
+        if isinstance(config, PlaceConfig) and config.source is not None:
+            self._held.pop(config.source.name or config.source.address, None)
+            self._parked[config.name] = config
+
+    def parked(self, host: HostConfig | None = None) -> list[HostConfig]:
+        """The parked places, or those of one ``labgrid:`` host."""
+        return [config for config in self._parked.values() if host is None or config.source is host]
+
+    def instead(self, config: HostConfig) -> HostConfig:
+        """The place that was taken instead of a parked one, or the ``labgrid:`` host."""
+        assert isinstance(config, PlaceConfig)
+        assert config.source is not None
+        return self.current(config.source)
+
+    def is_better(self, config: HostConfig) -> bool:
+        """Whether a parked place is better than the one that was taken instead: there is none, or it is shared with another worker."""
+        other = self.instead(config)
+        return not isinstance(other, PlaceConfig) or (other.place is not None and other.place.shared)
+
+    def resume(self, config: HostConfig) -> None:
+        """Use a parked place again. :meth:`instead` must be released before."""
+        found = self._parked.pop(config.name)
+        assert found.source is not None
+        self._held[found.source.name or found.source.address] = found
+
     def close(self) -> None:
         """Release all places."""
-        for config in list(self._held.values()):
+        for config in [*self._held.values(), *self._parked.values()]:
             self.vacate(config)
 
 

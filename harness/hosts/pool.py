@@ -32,6 +32,8 @@ _AVOID = 120.0
 _PAUSE = 3.0
 # Seconds that a lost host gets to come back: a reboot, or the restart of a switch.
 _COME_BACK = 300.0
+# Seconds between two requests for another place while one is brought back. Each starts a process.
+_ASK_AGAIN = 30.0
 # Seconds to get a lease, or the answer that the host is busy.
 _ANSWER = 60.0
 
@@ -103,6 +105,8 @@ class HostPool:
     """By host with power commands, the boot id when it was last used."""
     _serials: dict[str, SerialLog] = field(default_factory=dict)
     _places: Places = field(default_factory=Places)
+    _ask_again: float = 0.0
+    """When to look for another place than those that are being brought back (monotonic s)."""
 
     def acquire(self, request: LeaseRequest, deadline: Deadline) -> DirectHost:
         """Lease a share of a host and check the host.
@@ -113,6 +117,8 @@ class HostPool:
         single = len(order) == 1
         patience = Deadline(min(_COME_BACK, deadline.remaining))
         while True:
+            coming_back = self._recovers()
+            self._use_recovered_places()
             failures: dict[str, str] = {}
             left_off: list[str] = []
             busy: list[HostConfig] = []
@@ -128,19 +134,26 @@ class HostPool:
                 if unusable := self._unusable(config):
                     failures[_name(config)] = unusable
                     continue
+                parked = self._places.parked(config)
+                failures |= {_name(one): self._unusable(one) for one in parked}
+                if parked and time.monotonic() < self._ask_again:
+                    continue
                 try:
                     again = any(map(places.is_place, failures))
                     limit = deadline if single else Deadline(_ANSWER)
                     return self._take(host, request, limit, nowait=again or not single, failed=failures)
                 except NoPlaceLeft as exc:
                     failures |= {name: str(aside) for name in exc.names if (aside := set_aside(name))}
+                    self._ask_again = time.monotonic() + _ASK_AGAIN
                 except InfrastructureError as exc:
                     name = _name(self._places.current(host))
                     failures[name] = str(exc)
                     left_off += [name] if isinstance(exc, LeftOff) else []
                     if isinstance(exc, HostBusy):
                         # A place that was lost with a lease comes back sooner than another user releases one.
-                        if not (again and self._may_return(failures, patience)):
+                        if parked:
+                            self._ask_again = time.monotonic() + _ASK_AGAIN
+                        elif not (again and self._may_return(failures, patience)):
                             busy.append(host)
                     elif single and isinstance(exc, DeadlineExpired):
                         earlier = self._lost.get(name, (0.0, ""))[1]
@@ -156,7 +169,7 @@ class HostPool:
                 host = busy[self.first % len(busy)]
                 log.info("none of %d hosts has room: waiting for %s", len(self.hosts), _name(host))
                 return self._take(host, request, deadline, nowait=False, failed=failures)
-            if any(one.running for one in self._recoveries.values()):
+            if coming_back or self._recovers():
                 if deadline.expired:
                     raise deadline.expire("a host", "; ".join(failures.values()))
                 time.sleep(_PAUSE)
@@ -239,6 +252,7 @@ class HostPool:
         )
         self._recoveries[name] = found
         found.start()
+        self._places.park(config)
 
     def close(self) -> None:
         """Stop reading serial consoles. A host whose power is being cycled is on again when this returns."""
@@ -257,6 +271,28 @@ class HostPool:
         if found is not config and config.name in self._serials:
             self._serials.pop(config.name).stop()
         return found
+
+    def own_place_is_back(self) -> bool:
+        """Whether the worker should lease a host again: it shares a place although its own one came back.
+
+        Releases places that came back and are not needed.
+        """
+        back = [config for config in self._places.parked() if not self._recovering(config.name)]
+        for config in back:
+            if not self._is_better(config):
+                self._vacate(config)
+        return any(map(self._is_better, self._places.parked()))
+
+    def _use_recovered_places(self) -> None:
+        self.own_place_is_back()
+        for config in filter(self._is_better, self._places.parked()):
+            self._vacate(self._places.instead(config))
+            self._places.resume(config)
+
+    def _is_better(self, config: HostConfig) -> bool:
+        """Whether a parked place should be used instead of the present one."""
+        found = self._recoveries[config.name]
+        return not found.running and set_aside(config.name) is None and found.error is None and self._places.is_better(config)
 
     def _unusable(self, config: HostConfig) -> str:
         """Why a host cannot be used at present: it is set aside, or being brought back."""
@@ -277,6 +313,9 @@ class HostPool:
             and not isinstance(error, AccessError)
             and not (last is not None and last.answered + _AVOID > time.monotonic())
         )
+
+    def _recovers(self) -> bool:
+        return any(one.running for one in self._recoveries.values())
 
     def _recovering(self, name: str) -> bool:
         return name in self._recoveries and self._recoveries[name].running

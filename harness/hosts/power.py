@@ -12,7 +12,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Protocol
 
@@ -27,14 +27,21 @@ from harness.safetext import plain
 
 log = logging.getLogger("fxh.hosts")
 
-# Seconds for one command.
-_COMMAND = 60.0
-# Seconds until the status follows a command: a BMC needs a few.
-_EFFECT = 30.0
-# Seconds without power, if no status tells that it is off.
-_DISCHARGE = 5.0
-# Seconds for a whole power cycle.
-_CYCLE = 300.0
+
+@dataclass(frozen=True)
+class Times:
+    """Limits in seconds."""
+
+    command: float = 60.0
+    effect: float = 30.0
+    """Until the status follows a command: a BMC needs a few seconds."""
+    discharge: float = 5.0
+    """Without power, if no status tells that it is off."""
+
+
+TIMES = Times()
+CYCLE = 300.0
+"""Seconds for a whole power cycle."""
 _INTENT = "off-and-on"
 # Chassis Power is on     xen1: off     {"PowerState": "On"}
 _STATUS = re.compile(r"\b(on|off)\b", re.IGNORECASE)
@@ -77,9 +84,9 @@ class Power(Protocol):
 class CommandPower:
     """Power by commands on this machine."""
 
-    def __init__(self, name: str, commands: PowerCommands, host: str = "") -> None:
+    def __init__(self, name: str, commands: PowerCommands, host: str = "", times: Times | None = None) -> None:
         """``name`` is the host's name for errors, ``host`` that in fxh.toml if it differs."""
-        self._name, self._commands, self._host = name, commands, host or name
+        self._name, self._commands, self._host, self._times = name, commands, host or name, times or TIMES
 
     def on(self) -> None:
         self._run("on")
@@ -105,7 +112,7 @@ class CommandPower:
             "host": self._host,
             "commands": asdict(self._commands),
             "words": {action: (self._key(action), self._hint(action)) for action in asdict(self._commands)},
-            "seconds": (_COMMAND, _EFFECT, _DISCHARGE),
+            "times": asdict(self._times),
         }
         with tempfile.TemporaryFile() as errors:
             try:
@@ -153,7 +160,7 @@ class CommandPower:
             else:
                 self._switch_off()
                 if not self._commands.status:
-                    time.sleep(_DISCHARGE)
+                    time.sleep(self._times.discharge)
                 self.on()
         except PowerError:
             # Without a command `on`, all that is left is another cycle.
@@ -182,7 +189,7 @@ class CommandPower:
         if not argv:
             raise PowerError(f"{self._key(action)} is not set", hint="set it in fxh.toml (docs/hosts.md)")
         try:
-            return operator_command.run(argv, self._key(action), _COMMAND, self._hint(action))
+            return operator_command.run(argv, self._key(action), self._times.command, self._hint(action))
         except InfrastructureError as exc:
             raise PowerError(exc.message, hint=exc.hint) from exc
 
@@ -202,13 +209,13 @@ class CommandPower:
                 raise ConditionNotMet(f"the status is {word(not on)}")
 
         try:
-            Deadline(_EFFECT).wait("the power", reached, 1.0)
+            Deadline(self._times.effect).wait("the power", reached, 1.0)
         except DeadlineExpired:
             if unknown is None:
-                raise self._error(action, f"had no effect: the power is {word(not on)} after {_EFFECT:.0f} s") from None
+                raise self._error(action, f"had no effect: the power is {word(not on)} after {self._times.effect:.0f} s") from None
             # The command succeeded. Whether it had an effect, the boot will tell.
             log.warning("%s: %s", self._key(action), unknown.message)
-            time.sleep(_DISCHARGE)
+            time.sleep(self._times.discharge)
 
     def _key(self, action: str) -> str:
         return f"hosts.{self._name}.power.{action}"
@@ -271,7 +278,7 @@ def wait_for_cycles(say: Callable[[str], object]) -> None:
                 raise ConditionNotMet("it still runs")
 
         try:
-            Deadline(_CYCLE).wait(f"the power cycle of {host}", ended, 0.2)
+            Deadline(CYCLE).wait(f"the power cycle of {host}", ended, 0.2)
         except DeadlineExpired as exc:
             say(exc.message)
 

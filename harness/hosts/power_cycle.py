@@ -20,7 +20,7 @@ from harness.config.commands import PowerCommands
 from harness.deadline import ConditionNotMet, Deadline
 from harness.errors import InfrastructureError
 from harness.hosts import power
-from harness.hosts.power import CommandPower, PowerError
+from harness.hosts.power import CommandPower, PowerError, Times
 
 
 class _Relayed(CommandPower):
@@ -28,7 +28,7 @@ class _Relayed(CommandPower):
 
     def __init__(self, request: dict[str, Any]) -> None:
         commands = PowerCommands(**{name: tuple(argv) for name, argv in request["commands"].items()})
-        super().__init__(request["name"], commands, request["host"])
+        super().__init__(request["name"], commands, request["host"], Times(**request["times"]))
         self._words = request["words"]
 
     def _key(self, action: str) -> str:
@@ -52,7 +52,6 @@ def main() -> None:
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda *_: None)
     request = json.load(sys.stdin)
-    power._COMMAND, power._EFFECT, power._DISCHARGE = request["seconds"]
     warnings = _Warnings()
     logging.getLogger().addHandler(warnings)
     found = _Relayed(request)
@@ -84,7 +83,7 @@ def _lock(host: str) -> None:
             raise ConditionNotMet("another process cycles it") from exc
 
     try:
-        Deadline(power._CYCLE).wait(f"the power of {host}", locked, 0.5)
+        Deadline(power.CYCLE).wait(f"the power of {host}", locked, 0.5)
     except InfrastructureError as exc:
         raise PowerError(exc.message, hint="wait until that has ended") from exc
 

@@ -49,13 +49,14 @@ class HostProvider:
         request = LeaseRequest("", self._options.lease_memory or 2 * (source.memory + 32), 2, disk)
         return self._pool.acquire(request, Deadline(self._options.lease_wait))
 
-    @staticmethod
-    def wanted(host: DirectHost | None) -> bool:
-        """Whether another process waits for the host. The caller then gives its share back after the present case."""
-        if host is None or host.lease is None or not host.lease.contended:
+    def wanted(self, host: DirectHost | None) -> bool:
+        """Whether another process waits for the host, or a better one is back. The caller then gives its share back after the case."""
+        if host is None or host.lease is None:
             return False
-        log.info("%s is wanted by another process: giving our share back", host.facts.name)
-        return True
+        if host.lease.contended:
+            log.info("%s is wanted by another process: giving our share back", host.facts.name)
+            return True
+        return self._pool.own_place_is_back()
 
     def lost(self, host: DirectHost, error: HarnessError) -> None:
         """Tell the pool that the host is lost, so that it is not used for a while, or brought back."""

@@ -150,12 +150,21 @@ class Labgrid:
         async def call() -> T:
             lab = Coordinator(self.address, "desk/anna")
             try:
-                await lab.connect()
+                await self._connect(lab)
                 return await request(lab)
             finally:
                 await lab.close()
 
         return asyncio.run(call())
+
+    @staticmethod
+    async def _connect(lab: Coordinator) -> None:
+        """Connect; the coordinator refuses a session until it has noticed the end of this process's last one."""
+        for _ in range(3):
+            with contextlib.suppress(Refused):
+                return await lab.connect()
+            await asyncio.sleep(0.5)
+        await lab.connect()
 
     # -- the programs -------------------------------------------------------------------------------------------------
 

@@ -180,6 +180,7 @@ def test_a_dead_guest_leaves_dom0_and_the_next_case_is_clean(terminal: Callable[
         run.expect_exact("dom0 lab# ")
         run.send("xl list | head -n 1\r")
         run.expect("Name +ID")
+        run.expect_exact("dom0 lab# ")  # xl would take the Ctrl-D
         run.send("\x04")
         run.expect_exact(PAUSE)
         run.send("\x04")

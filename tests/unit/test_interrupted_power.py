@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import _thread
 import json
 import os
 import signal
@@ -17,6 +18,7 @@ import pytest
 from test_run_ends import FXH, Run
 from test_run_ends import _usual_signals as usual_signals
 
+from harness.cli import equipment
 from harness.config.commands import PowerCommands
 from harness.config.schema import HostConfig
 from harness.deadline import ConditionNotMet, Deadline
@@ -129,6 +131,23 @@ def test_a_command_that_ends_is_not_stopped() -> None:
 
 
 # -- fxh prepare ------------------------------------------------------------------------------------------------------
+
+
+def test_a_signal_just_before_a_wait_is_not_lost(farm: Farm, monkeypatch: pytest.MonkeyPatch) -> None:
+    """interrupt_main() sets the flag of a signal without interrupting a system call, as a signal just before the call does."""
+    begun: list[float] = []
+
+    def until_stopped(config: HostConfig, power: object, connect: object, stop: threading.Event) -> None:
+        time.sleep(0.3)
+        _thread.interrupt_main()
+        begun.append(time.monotonic())
+        assert stop.wait(20)
+        raise InfrastructureError("stopped")
+
+    monkeypatch.setattr(prepare, "prepare", until_stopped)
+    with pytest.raises(KeyboardInterrupt):
+        equipment.prepare("p")
+    assert time.monotonic() - begun[0] < 15
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -530,6 +530,93 @@ def test_each_place_that_does_not_work_is_tried_once(rack: pool.HostPool) -> Non
     assert Dom0.log == ["one", "two"]
 
 
+class SlowRecovery:
+    """A recovery that runs until it is told to end."""
+
+    made: ClassVar[list[SlowRecovery]] = []
+
+    def __init__(self, config: HostConfig, *rest: Any) -> None:
+        self.config, self.why, self.answered, self.running = config, "no heartbeat", 0.0, False
+        self.error: InfrastructureError | None = None
+        self.made.append(self)
+
+    def start(self) -> None:
+        self.running = True
+
+    def request_stop(self) -> None: ...
+
+    def stop(self) -> None:
+        self.running = False
+
+
+@pytest.fixture
+def switched(rack: pool.HostPool, monkeypatch: pytest.MonkeyPatch) -> pool.HostPool:
+    """Places with power ports, whose recovery takes time."""
+    monkeypatch.setattr(SlowRecovery, "made", [])
+    monkeypatch.setattr(pool, "Recovery", SlowRecovery)
+    monkeypatch.setattr(pool, "_PAUSE", 0.05)
+    monkeypatch.setattr(pool.recovery, "read_boot_id", lambda transport: "boot")
+    rack.power = lambda config: SimpleNamespace()  # type: ignore[assignment, return-value]
+    return rack
+
+
+def test_another_place_is_used_while_one_comes_back(switched: pool.HostPool, lab: Labgrid) -> None:
+    first = switched.acquire(pool.LeaseRequest("", 1), Deadline(60)).config
+    assert first.name == "labgrid:name=one"
+    switched.mark_lost(first.name, "no heartbeat", hangs=True)
+    assert switched.acquire(pool.LeaseRequest("", 1), Deadline(60)).config.name == "labgrid:name=two"
+    assert lab.owner("one") != "", "its power port is needed"
+    assert not switched.own_place_is_back()
+    SlowRecovery.made[0].running = False
+    assert not switched.own_place_is_back(), "it has a place for itself"
+    assert lab.owner("one") == ""
+    assert switched.acquire(pool.LeaseRequest("", 1), Deadline(60)).config.name == "labgrid:name=two"
+
+
+@pytest.mark.parametrize("error", [None, InfrastructureError("the power is off")])
+def test_a_place_that_came_back_is_better_than_a_shared_one(
+    switched: pool.HostPool, lab: Labgrid, take: Callable[..., Place], error: InfrastructureError | None
+) -> None:
+    other_worker = take("labgrid:name=two")
+    switched.mark_lost(switched.acquire(pool.LeaseRequest("", 1), Deadline(60)).config.name, "no heartbeat", hangs=True)
+    assert switched.acquire(pool.LeaseRequest("", 1), Deadline(60)).config.name == "labgrid:name=two"
+    SlowRecovery.made[0].error = error
+    SlowRecovery.made[0].running = False
+    if error is None:
+        assert switched.own_place_is_back()
+        assert switched.acquire(pool.LeaseRequest("", 1), Deadline(60)).config.name == "labgrid:name=one"
+        assert not switched.own_place_is_back()
+    else:
+        assert not switched.own_place_is_back()
+        assert lab.owner("one") == ""
+    other_worker.end()
+    assert (lab.owner("two") == "") is (error is None), "the worker shared it or gave it back"
+
+
+def test_the_end_of_a_run_releases_a_place_that_comes_back(switched: pool.HostPool, lab: Labgrid) -> None:
+    switched.mark_lost(switched.acquire(pool.LeaseRequest("", 1), Deadline(60)).config.name, "no heartbeat", hangs=True)
+    switched.close()
+    assert not SlowRecovery.made[0].running
+    lab.wait_free("one")
+
+
+def test_without_another_place_the_hung_one_is_awaited(
+    switched: pool.HostPool, lab: Labgrid, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+    take = places.take
+    monkeypatch.setattr(places, "take", lambda config, *rest, **more: asked.append(config.address) or take(config, *rest, **more))
+    lab.acquire("two")
+    try:
+        switched.mark_lost(switched.acquire(pool.LeaseRequest("", 1), Deadline(60)).config.name, "no heartbeat", hangs=True)
+        asked.clear()
+        threading.Timer(3.0, lambda: SlowRecovery.made[0].stop()).start()
+        assert switched.acquire(pool.LeaseRequest("", 1), Deadline(60)).config.name == "labgrid:name=one"
+        assert len(asked) == 1, "each request starts a process"
+    finally:
+        lab.release("two")
+
+
 @pytest.mark.parametrize(
     ("tag", "machine", "good"), [("amd64", "x86_64", True), ("arm64", "x86_64", False), ("sparc", "x86_64", True)]
 )

@@ -52,8 +52,7 @@ def log(state: Path) -> list[str]:
 @pytest.fixture(autouse=True)
 def fast(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FXH_STORE", str(tmp_path / "store"))
-    monkeypatch.setattr(powers, "_EFFECT", 0.3)
-    monkeypatch.setattr(powers, "_DISCHARGE", 0.01)
+    monkeypatch.setattr(powers, "TIMES", powers.Times(effect=0.3, discharge=0.01))
 
 
 def test_on_off_cycle_and_status(switch: PowerCommands, state: Path) -> None:
@@ -89,12 +88,11 @@ def test_a_command_that_fails_names_the_host_and_hides_its_arguments() -> None:
     assert "secret" not in str(caught.value)
 
 
-def test_a_command_that_is_missing_or_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_command_that_is_missing_or_hangs() -> None:
     with pytest.raises(PowerError, match="cannot start none: No such file"):
         CommandPower("xen1", PowerCommands(cycle=("/none",))).cycle()
-    monkeypatch.setattr(powers, "_COMMAND", 0.3)
     with pytest.raises(PowerError, match=r"sleep did not end within 0\.3 s"):
-        CommandPower("xen1", PowerCommands(cycle=("sleep", "60"))).cycle()
+        CommandPower("xen1", PowerCommands(cycle=("sleep", "60")), times=powers.Times(command=0.3)).cycle()
     with pytest.raises(PowerError, match=r"hosts\.xen1\.power\.on is not set"):
         CommandPower("xen1", PowerCommands(cycle=("true",))).on()
 
