@@ -112,7 +112,7 @@ def end_phase(item: pytest.Item, call: pytest.CallInfo[None], report: pytest.Tes
     _subtract_setup(item, progress, report)
     if call.excinfo is not None:
         _end_with_error(item, call.excinfo.value, call, report)
-    elif call.when == "call" and (issue := _known_issue(item)) is not None and not issue.sometimes:
+    elif call.when == "call" and (issue := next((one for one in _known_issues_of(item) if not one.sometimes), None)):
         _fail_fixed_issue(progress, issue, report)
     if call.when == "teardown":
         _write_result(item, progress, context)
@@ -241,16 +241,16 @@ def _fail_fixed_issue(progress: CaseProgress, issue: known.KnownIssue, report: p
 
 def _matching_issue(item: pytest.Item, finding: Finding) -> known.KnownIssue | None:
     """The known issue that explains ``finding``."""
-    issue = _known_issue(item)
+    if finding.outcome != FAILED:
+        return None
     identity = finding.death.identity if finding.death else ""
-    matches = issue is not None and finding.outcome == FAILED and issue.excuses(finding.reason, identity)
-    return issue if matches else None
+    return next((issue for issue in _known_issues_of(item) if issue.excuses(finding.reason, identity)), None)
 
 
-def _known_issue(item: pytest.Item) -> known.KnownIssue | None:
-    """The known issue that covers the case in its cell."""
+def _known_issues_of(item: pytest.Item) -> tuple[known.KnownIssue, ...]:
+    """The known issues that cover the case in its cell."""
     cell = cell_of(item)
-    return known.find(_known_issues(item.path.parent.parent), _case_id(item, cell), cell) if cell is not None else None
+    return known.covering(_known_issues(item.path.parent.parent), _case_id(item, cell), cell) if cell is not None else ()
 
 
 def _case_id(item: pytest.Item, cell: Cell) -> str:

@@ -31,6 +31,8 @@ def test_its_own_panic(guest):
 def test_hangs(guest):
     assert guest.sh("no answer") == ""
 
+def test_is_fixed(guest): ...
+
 @pytest.mark.needs(os="toy", toy=">=2.0")
 def test_a_version_that_it_has(guest): ...
 
@@ -41,6 +43,25 @@ def test_a_version_that_it_lacks(guest): ...
 def test_of_another_os(guest): ...
 '''  # fmt: skip
 KNOWN = """
+[[issue]]
+case = "toy/test_[hi]*s*"
+cells = "toy-*"
+sometimes = true
+says = "another cause"
+bug = "toy 2"
+why = "another one"
+since = 2026-01-01
+review = 2099-01-01
+
+[[issue]]
+case = "toy/test_is_fixed"
+cells = "toy-*"
+says = "anything"
+bug = "toy 3"
+why = "it was broken"
+since = 2026-01-01
+review = 2099-01-01
+
 [[issue]]
 case = "toy/test_hangs"
 cells = "toy-*"
@@ -75,6 +96,7 @@ def outcomes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, ob
         ("test_boots_and_answers", "passed", ""),
         ("test_its_own_panic", "passed", ""),
         ("test_hangs", "known", "known issue: toy 1: its shell ignores the command"),
+        ("test_is_fixed", "failed", "the case passes, but is listed as a known issue: toy 3: it was broken"),
         ("test_a_version_that_it_has", "passed", ""),
         ("test_a_version_that_it_lacks", "skipped", "needs ToyOS >=3.0, this is 2.1; elsewhere: fxh run"),
         ("test_of_another_os", "skipped", "needs a FreeBSD guest; elsewhere: fxh run"),
