@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: BSD-2-Clause
 """How long `fxh report --site` takes: 300 nights of 20 cells, and then one more night. Exit code 1 over a bound.
 
-    python bench/site.py [--nights 300] [--cases 100] [--keep DIR]
+    python bench/site.py [--nights 300] [--cases 185] [--keep DIR]
 
-CPU time counts, because the clock also shows what else runs on the machine. The bounds are for the work. The command as a whole is
-printed, too: it adds the start of Python and the imports of typer, SQLAlchemy and jinja2, about 0.6 s, to either run.
+CPU time counts, because the clock also shows what else runs on the machine. A cell has 185 cases, as the control guest's have. The
+bounds are for the work and for the command as a whole, which adds the start of Python and its imports to either run.
 """
 
 from __future__ import annotations
@@ -100,7 +100,7 @@ def command(reports: Path, target: Path) -> Callable[[], object]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--nights", type=int, default=300)
-    parser.add_argument("--cases", type=int, default=100, help="cases in a cell")
+    parser.add_argument("--cases", type=int, default=185, help="cases in a cell")
     parser.add_argument("--keep", type=Path, help="write history and site into this directory, and keep them")
     chosen = parser.parse_args()
     random = Random(5)
@@ -125,8 +125,9 @@ def main() -> int:
         size = sum(file.stat().st_size for file in (reports / "site").rglob("*"))
     print(f"{written[0].pages} pages, {len(written[0].written)} files written, {size / 1e6:.1f} MB (bound {BYTES / 1e6:.0f} MB)")
     print(f"first {first:.2f} s (bound {SECONDS:.0f} s); second {second / first:.3f} of the first (bound {SHARE})")
-    print(f"the command: {first_command:.2f} s (bound {SECONDS:.0f} s); second {second_command / first_command:.3f} of the first")
-    return 0 if first <= SECONDS and first_command <= SECONDS and second <= SHARE * first and size <= BYTES else 1
+    share = second_command / first_command
+    print(f"the command: {first_command:.2f} s (bound {SECONDS:.0f} s); second {share:.3f} of the first (bound {SHARE})")
+    return 0 if max(first, first_command) <= SECONDS and max(second / first, share) <= SHARE and size <= BYTES else 1
 
 
 if __name__ == "__main__":
