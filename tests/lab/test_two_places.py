@@ -16,7 +16,7 @@ pytestmark = pytest.mark.slow
 
 GOOD, BAD = f"good{os.getpid()}", f"bad{os.getpid()}"
 # A power cycle of a lab with half of this machine takes minutes, and the run must last longer.
-COUNT = 16
+COUNT = 24
 CASES = f"""
 import os
 from pathlib import Path
