@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Entry:
-    """One case in one cell. ``skip`` is the reason for a skip, ``issue`` the known issue that covers the case."""
+    """One case in one cell. ``skip`` is the reason for a skip, ``issue`` the known issues that cover the case."""
 
     suite: str
     case: str
@@ -64,8 +64,8 @@ class Collector:
             suite, function = item.path.parent.name, item.name.partition("[")[0]
             case = known.case_id(suite, function, callspec.id if callspec else "", cell)
             skip = next((str(mark.kwargs.get("reason", "")) for mark in item.iter_markers("skip")), "")
-            issue = None if skip else known.find(self.issues, case, cell)
-            self.entries.append(Entry(suite, case, cell, title(item), skip, issue.line if issue else ""))
+            issues = () if skip else known.covering(self.issues, case, cell)
+            self.entries.append(Entry(suite, case, cell, title(item), skip, "; ".join(issue.line for issue in issues)))
 
 
 def collect(given: Given, *, every_cell: bool = False) -> tuple[list[Entry], tuple[known.KnownIssue, ...]]:

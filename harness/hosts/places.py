@@ -122,12 +122,19 @@ def is_lost(config: HostConfig) -> bool:
     return isinstance(config, PlaceConfig) and config.place is not None and bool(config.place.lost)
 
 
+def may_be_left(config: HostConfig) -> bool:
+    """Whether a worker should leave a host for a place that came back: it is no place, or not one that works and is its own."""
+    if not isinstance(config, PlaceConfig) or config.place is None:
+        return False
+    return is_lost(config) or set_aside(config.name) is not None or config.place.shared
+
+
 class Places:
     """The places of one worker, each held from its first use until :meth:`close`, also while its host is brought back."""
 
     def __init__(self) -> None:
         self._held: dict[str, PlaceConfig] = {}
-        self._parked: dict[str, PlaceConfig] = {}
+        self._parked: list[PlaceConfig] = []
 
     def current(self, host: HostConfig) -> HostConfig:
         """The place that is held for a ``labgrid:`` host; else ``host``."""
@@ -147,7 +154,7 @@ class Places:
         """Release a place. Returns the ``labgrid:`` host, for which another place can be taken; any other host as it is."""
         if not isinstance(config, PlaceConfig) or config.source is None:
             return config
-        self._parked.pop(config.name, None)
+        self._parked = [one for one in self._parked if one is not config]
         key = config.source.name or config.source.address
         if self._held.get(key) is config:
             del self._held[key]
@@ -158,32 +165,26 @@ class Places:
         """Let another place be taken while the host of this one is brought back. The place stays ours."""
         if isinstance(config, PlaceConfig) and config.source is not None:
             self._held.pop(config.source.name or config.source.address, None)
-            self._parked[config.name] = config
+            self._parked.append(config)
 
-    def parked(self, host: HostConfig | None = None) -> list[HostConfig]:
+    def parked(self, host: HostConfig | None = None) -> list[PlaceConfig]:
         """The parked places, or those of one ``labgrid:`` host."""
-        return [config for config in self._parked.values() if host is None or config.source is host]
+        return [config for config in self._parked if host is None or config.source is host]
 
-    def instead(self, config: HostConfig) -> HostConfig:
+    def instead(self, config: PlaceConfig) -> HostConfig:
         """The place that was taken instead of a parked one, or the ``labgrid:`` host."""
-        assert isinstance(config, PlaceConfig)
         assert config.source is not None
         return self.current(config.source)
 
-    def is_better(self, config: HostConfig) -> bool:
-        """Whether a parked place is better than the one that was taken instead: there is none, or it is shared with another worker."""
-        other = self.instead(config)
-        return not isinstance(other, PlaceConfig) or (other.place is not None and other.place.shared)
-
-    def resume(self, config: HostConfig) -> None:
+    def resume(self, config: PlaceConfig) -> None:
         """Use a parked place again. :meth:`instead` must be released before."""
-        found = self._parked.pop(config.name)
-        assert found.source is not None
-        self._held[found.source.name or found.source.address] = found
+        assert config.source is not None
+        self._parked = [one for one in self._parked if one is not config]
+        self._held[config.source.name or config.source.address] = config
 
     def close(self) -> None:
         """Release all places."""
-        for config in [*self._held.values(), *self._parked.values()]:
+        for config in [*self._held.values(), *self._parked]:
             self.vacate(config)
 
 

@@ -105,8 +105,8 @@ class HostPool:
     """By host with power commands, the boot id when it was last used."""
     _serials: dict[str, SerialLog] = field(default_factory=dict)
     _places: Places = field(default_factory=Places)
-    _ask_again: float = 0.0
-    """When to look for another place than those that are being brought back (monotonic s)."""
+    _ask_again: dict[str, float] = field(default_factory=dict)
+    """By ``labgrid:`` host, when to look for another place than those that are being brought back (monotonic s)."""
 
     def acquire(self, request: LeaseRequest, deadline: Deadline) -> DirectHost:
         """Lease a share of a host and check the host.
@@ -134,9 +134,9 @@ class HostPool:
                 if unusable := self._unusable(config):
                     failures[_name(config)] = unusable
                     continue
-                parked = self._places.parked(config)
-                failures |= {_name(one): self._unusable(one) for one in parked}
-                if parked and time.monotonic() < self._ask_again:
+                parked = self._places.parked(host)
+                failures |= {one.name: self._unusable(one) or "it came back just now" for one in parked}
+                if parked and config is host and time.monotonic() < self._ask_again.get(_name(host), 0.0):
                     continue
                 try:
                     again = any(map(places.is_place, failures))
@@ -144,7 +144,7 @@ class HostPool:
                     return self._take(host, request, limit, nowait=again or not single, failed=failures)
                 except NoPlaceLeft as exc:
                     failures |= {name: str(aside) for name in exc.names if (aside := set_aside(name))}
-                    self._ask_again = time.monotonic() + _ASK_AGAIN
+                    self._ask_again[_name(host)] = time.monotonic() + _ASK_AGAIN
                 except InfrastructureError as exc:
                     name = _name(self._places.current(host))
                     failures[name] = str(exc)
@@ -152,7 +152,7 @@ class HostPool:
                     if isinstance(exc, HostBusy):
                         # A place that was lost with a lease comes back sooner than another user releases one.
                         if parked:
-                            self._ask_again = time.monotonic() + _ASK_AGAIN
+                            self._ask_again[_name(host)] = time.monotonic() + _ASK_AGAIN
                         elif not (again and self._may_return(failures, patience)):
                             busy.append(host)
                     elif single and isinstance(exc, DeadlineExpired):
@@ -169,7 +169,8 @@ class HostPool:
                 host = busy[self.first % len(busy)]
                 log.info("none of %d hosts has room: waiting for %s", len(self.hosts), _name(host))
                 return self._take(host, request, deadline, nowait=False, failed=failures)
-            if coming_back or self._recovers():
+            # A parked place may have come back meanwhile.
+            if coming_back or self._recovers() or self._places.parked():
                 if deadline.expired:
                     raise deadline.expire("a host", "; ".join(failures.values()))
                 time.sleep(_PAUSE)
@@ -272,27 +273,34 @@ class HostPool:
             self._serials.pop(config.name).stop()
         return found
 
-    def own_place_is_back(self) -> bool:
-        """Whether the worker should lease a host again: it shares a place although its own one came back.
+    def own_place_is_back(self, present: HostConfig) -> bool:
+        """Whether the worker should leave the host ``present``: it shares that place, and one for itself is back.
 
         Releases places that came back and are not needed.
         """
         back = [config for config in self._places.parked() if not self._recovering(config.name)]
+        if places.may_be_left(present) and any(map(self._works, back)):
+            return True
         for config in back:
-            if not self._is_better(config):
-                self._vacate(config)
-        return any(map(self._is_better, self._places.parked()))
+            self._vacate(config)
+        return False
 
     def _use_recovered_places(self) -> None:
-        self.own_place_is_back()
-        for config in filter(self._is_better, self._places.parked()):
-            self._vacate(self._places.instead(config))
-            self._places.resume(config)
+        """End the parking of places whose recovery has ended: use or release them."""
+        for config in self._places.parked():
+            if self._recovering(config.name):
+                continue
+            other = self._places.instead(config)
+            if self._works(config) and (other is config.source or places.may_be_left(other)):
+                self._vacate(other)
+                self._places.resume(config)
+                self._lost.pop(config.name, None)
+            else:
+                self._vacate(config)
 
-    def _is_better(self, config: HostConfig) -> bool:
-        """Whether a parked place should be used instead of the present one."""
-        found = self._recoveries[config.name]
-        return not found.running and set_aside(config.name) is None and found.error is None and self._places.is_better(config)
+    def _works(self, config: HostConfig) -> bool:
+        """Whether the recovery of a parked place succeeded, and the place is still ours."""
+        return self._recoveries[config.name].error is None and set_aside(config.name) is None and not places.is_lost(config)
 
     def _unusable(self, config: HostConfig) -> str:
         """Why a host cannot be used at present: it is set aside, or being brought back."""

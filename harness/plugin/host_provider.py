@@ -56,7 +56,7 @@ class HostProvider:
         if host.lease.contended:
             log.info("%s is wanted by another process: giving our share back", host.facts.name)
             return True
-        return self._pool.own_place_is_back()
+        return self._pool.own_place_is_back(host.config)
 
     def lost(self, host: DirectHost, error: HarnessError) -> None:
         """Tell the pool that the host is lost, so that it is not used for a while, or brought back."""

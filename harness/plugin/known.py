@@ -2,8 +2,10 @@
 """Known issues (suites/known_issues.toml): reported failures and complaints with a known cause, expected until they are fixed.
 
 An ``[[issue]]`` covers a failure. The check is strict: a covered case that passes fails until its entry is removed. An entry excuses
-a failure only if the text of the failure matches. A case may have several entries, one for each cause. A ``[[complaint]]`` covers a complaint (harness.console.complaints), which is
-expected from then on. An entry that fits no case, or is due for review, fails ``fxh check``.
+a failure only if the text of the failure matches. A case may have several entries, one for each cause.
+
+A ``[[complaint]]`` covers a complaint (harness.console.complaints), which is expected from then on. An entry that fits no case, or is
+due for review, fails ``fxh check``.
 """
 
 from __future__ import annotations
@@ -120,11 +122,6 @@ def load(suites: Path) -> tuple[KnownIssue, ...]:
 def covering(issues: Iterable[KnownIssue], case: str, cell: Cell) -> tuple[KnownIssue, ...]:
     """The entries that cover a failure of the case, one for each cause."""
     return tuple(issue for issue in issues if not issue.complaint and issue.covers(case, cell))
-
-
-def find(issues: Iterable[KnownIssue], case: str, cell: Cell) -> KnownIssue | None:
-    """The first entry that covers a failure of the case."""
-    return next(iter(covering(issues, case, cell)), None)
 
 
 def find_complaint(issues: Iterable[KnownIssue], case: str, cell: Cell, *texts: str) -> KnownIssue | None:

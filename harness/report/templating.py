@@ -4,6 +4,9 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
+from pathlib import Path
+from types import CodeType
 
 import jinja2
 from jinja2.bccache import Bucket
@@ -45,6 +48,8 @@ class _Compiled(jinja2.FileSystemBytecodeCache):
             super().load_bytecode(bucket)
         except Exception:  # what a damaged file raises depends on its bytes
             bucket.reset()
+        if not isinstance(bucket.code, CodeType):
+            bucket.reset()
 
     def dump_bytecode(self, bucket: Bucket) -> None:
         with contextlib.suppress(OSError):
@@ -54,8 +59,10 @@ class _Compiled(jinja2.FileSystemBytecodeCache):
 def _compiled() -> _Compiled | None:
     """None if the store cannot be written."""
     try:
-        directory = paths.store() / "templates"
-        directory.mkdir(mode=0o700, exist_ok=True)
+        # The code depends on jinja2 and on the options above, too.
+        version = hashlib.sha256(Path(__file__).read_bytes() + jinja2.__version__.encode()).hexdigest()[:12]
+        directory = paths.store() / "templates" / version
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError:
         return None
     return _Compiled(str(directory))

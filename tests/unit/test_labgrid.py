@@ -28,7 +28,7 @@ from harness.deadline import ConditionNotMet, Deadline
 from harness.errors import DeadlineExpired, InfrastructureError, TransportError, UsageError
 from harness.hosts import equipment, places, pool
 from harness.hosts.direct import DirectHost
-from harness.hosts.lease import HostTooSmall
+from harness.hosts.lease import HostBusy, HostTooSmall
 from harness.hosts.places import PlaceConfig, PlaceHost
 from harness.hosts.record import HUNG, HostRecord
 from harness.labgrid import coordinator, keeper, place, tags
@@ -560,41 +560,86 @@ def switched(rack: pool.HostPool, monkeypatch: pytest.MonkeyPatch) -> pool.HostP
     return rack
 
 
+def lease(hosts: pool.HostPool) -> HostConfig:
+    return hosts.acquire(pool.LeaseRequest("", 1), Deadline(60)).config
+
+
+def hang(hosts: pool.HostPool, host: HostConfig) -> SlowRecovery:
+    hosts.mark_lost(host.name, "no heartbeat", hangs=True)
+    return SlowRecovery.made[-1]
+
+
 def test_another_place_is_used_while_one_comes_back(switched: pool.HostPool, lab: Labgrid) -> None:
-    first = switched.acquire(pool.LeaseRequest("", 1), Deadline(60)).config
+    recovery = hang(switched, first := lease(switched))
     assert first.name == "labgrid:name=one"
-    switched.mark_lost(first.name, "no heartbeat", hangs=True)
-    assert switched.acquire(pool.LeaseRequest("", 1), Deadline(60)).config.name == "labgrid:name=two"
+    second = lease(switched)
+    assert second.name == "labgrid:name=two"
     assert lab.owner("one") != "", "its power port is needed"
-    assert not switched.own_place_is_back()
-    SlowRecovery.made[0].running = False
-    assert not switched.own_place_is_back(), "it has a place for itself"
+    assert not switched.own_place_is_back(second)
+    recovery.running = False
+    assert not switched.own_place_is_back(second), "it has a place for itself"
     assert lab.owner("one") == ""
-    assert switched.acquire(pool.LeaseRequest("", 1), Deadline(60)).config.name == "labgrid:name=two"
+    assert lease(switched).name == "labgrid:name=two"
 
 
-@pytest.mark.parametrize("error", [None, InfrastructureError("the power is off")])
+@pytest.mark.parametrize("fails", ["", "recovery", "place"])
 def test_a_place_that_came_back_is_better_than_a_shared_one(
-    switched: pool.HostPool, lab: Labgrid, take: Callable[..., Place], error: InfrastructureError | None
+    switched: pool.HostPool, lab: Labgrid, take: Callable[..., Place], fails: str
 ) -> None:
     other_worker = take("labgrid:name=two")
-    switched.mark_lost(switched.acquire(pool.LeaseRequest("", 1), Deadline(60)).config.name, "no heartbeat", hangs=True)
-    assert switched.acquire(pool.LeaseRequest("", 1), Deadline(60)).config.name == "labgrid:name=two"
-    SlowRecovery.made[0].error = error
-    SlowRecovery.made[0].running = False
-    if error is None:
-        assert switched.own_place_is_back()
-        assert switched.acquire(pool.LeaseRequest("", 1), Deadline(60)).config.name == "labgrid:name=one"
-        assert not switched.own_place_is_back()
-    else:
-        assert not switched.own_place_is_back()
-        assert lab.owner("one") == ""
+    recovery = hang(switched, first := lease(switched))
+    second = lease(switched)
+    assert second.name == "labgrid:name=two"
+    if fails == "place":
+        assert isinstance(first, PlaceConfig)
+        assert first.place
+        first.place._keeper.lost = "it was released with --kick"
+    recovery.error = InfrastructureError("the power is off") if fails == "recovery" else None
+    recovery.running = False
+    assert switched.own_place_is_back(second) is (not fails)
+    if not fails:
+        assert lease(switched).name == "labgrid:name=one"
+    assert (lab.owner("one") == "") is bool(fails)
     other_worker.end()
-    assert (lab.owner("two") == "") is (error is None), "the worker shared it or gave it back"
+    assert (lab.owner("two") == "") is (not fails), "the worker gave it back or shares it"
+
+
+def test_a_worker_does_not_queue_for_a_full_place_while_its_own_comes_back(
+    switched: pool.HostPool, lab: Labgrid, take: Callable[..., Place]
+) -> None:
+    take("labgrid:name=two")
+    recovery = hang(switched, lease(switched))
+    Dom0.bad = {"two": HostBusy("no room")}
+    threading.Timer(3.0, recovery.stop).start()
+    assert lease(switched).name == "labgrid:name=one"
+
+
+def test_a_recovery_that_ends_at_once_is_not_missed(switched: pool.HostPool, lab: Labgrid, monkeypatch: pytest.MonkeyPatch) -> None:
+    lab.acquire("two")
+    try:
+        first = lease(switched)
+        monkeypatch.setattr(SlowRecovery, "start", lambda self: None)
+        hang(switched, first)
+        assert lease(switched).name == "labgrid:name=one"
+    finally:
+        lab.release("two")
+
+
+def test_a_place_that_came_back_does_not_replace_another_host(switched: pool.HostPool, lab: Labgrid) -> None:
+    recovery = hang(switched, lease(switched))
+    recovery.running = False
+    assert not switched.own_place_is_back(HostConfig("xen1", name="xen1"))
+    assert lab.owner("one") == ""
+
+
+def test_each_labgrid_host_is_asked_in_its_own_time(switched: pool.HostPool, lab: Labgrid, monkeypatch: pytest.MonkeyPatch) -> None:
+    switched.hosts = [HostConfig("labgrid:name=one"), HostConfig("labgrid:arch=arm64")]
+    hang(switched, lease(switched))
+    assert lease(switched).name == "labgrid:name=two"
 
 
 def test_the_end_of_a_run_releases_a_place_that_comes_back(switched: pool.HostPool, lab: Labgrid) -> None:
-    switched.mark_lost(switched.acquire(pool.LeaseRequest("", 1), Deadline(60)).config.name, "no heartbeat", hangs=True)
+    hang(switched, lease(switched))
     switched.close()
     assert not SlowRecovery.made[0].running
     lab.wait_free("one")
