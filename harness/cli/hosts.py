@@ -91,7 +91,7 @@ def hosts(
         _return(names)
     found = _query(_selected(names), _describe)
     if as_json:
-        print(json.dumps({config.name or config.address: answer for config, answer in found}, indent=1))
+        print(json.dumps({config.label: answer for config, answer in found}, indent=1))
     else:
         for config, answer in found:
             for line in _lines(config, answer):
@@ -115,7 +115,7 @@ def _return(names: str) -> None:
 def _lines(config: HostConfig, answer: dict[str, Any]) -> list[str]:
     from harness.hosts.record import set_aside
 
-    name = config.name or config.address
+    name = config.label
     aside = [f"  {refusal.message}" for refusal in [set_aside(config.name)] if refusal is not None]
     tags = f"  [{' '.join(config.tags)}]" if config.tags else ""
     if "error" in answer:
@@ -166,7 +166,7 @@ def doctor(
         words = [word for word in words if word != "lab"]
     if words:
         for config, checks in _query(_selected(",".join(words)), _examine):
-            found[config.name or config.address] = list(checks)
+            found[config.label] = list(checks)
     if as_json:
         print(json.dumps({name: [asdict(check) for check in checks] for name, checks in found.items()}, indent=1))
     else:
@@ -249,7 +249,7 @@ def clean(
             failed = _release_places()
     if host or load().config.hosts:
         for config, answer in _query(_selected(host), lambda config: _survey(config, clean=yes)):
-            name = config.name or config.address
+            name = config.label
             if "error" in answer:
                 print(f"{name}: {answer['error']}", file=sys.stderr)
                 failed = True

@@ -39,6 +39,11 @@ class HostConfig:
     prepare: tuple[str, ...] = ()
     """A command that installs or boots the Xen and the dom0 under test, before a night."""
 
+    @property
+    def label(self) -> str:
+        """Its name, or its address if it has none."""
+        return self.name or self.address
+
 
 MAIL_SECURITY = ("auto", "tls", "starttls", "none")
 

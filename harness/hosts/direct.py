@@ -296,7 +296,7 @@ class DirectHost:
 
     def describe_access(self) -> Access:
         dom0 = "" if self.config.address == "local" else f"ssh {self.config.address}"
-        return Access(dom0, f"--xen-host {self.config.name or self.config.address}", self.directory)
+        return Access(dom0, f"--xen-host {self.config.label}", self.directory)
 
     def keep_for(self, domains: Sequence[str], seconds: float) -> tuple[str, ...]:
         return tuple(domain for domain in domains if self.lease is None or self.lease.keep_domain(domain, seconds))

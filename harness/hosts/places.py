@@ -123,7 +123,7 @@ def is_lost(config: HostConfig) -> bool:
 
 
 def may_be_left(config: HostConfig) -> bool:
-    """Whether a worker should leave a host for a place that came back: it is no place, or not one that works and is its own."""
+    """Whether a worker should leave a host for a place of its own that came back: a place that is shared, lost or set aside."""
     if not isinstance(config, PlaceConfig) or config.place is None:
         return False
     return is_lost(config) or set_aside(config.name) is not None or config.place.shared
@@ -138,7 +138,7 @@ class Places:
 
     def current(self, host: HostConfig) -> HostConfig:
         """The place that is held for a ``labgrid:`` host; else ``host``."""
-        return self._held.get(host.name or host.address, host)
+        return self._held.get(host.label, host)
 
     def occupy(
         self, host: HostConfig, deadline: Deadline, *, nowait: bool, avoid: Iterable[str], exclude: Iterable[str]
@@ -147,7 +147,7 @@ class Places:
         held = self.current(host)
         found = take(held, deadline, nowait=nowait, avoid=avoid, exclude=exclude) if held is host else held
         if isinstance(found, PlaceConfig):
-            self._held[host.name or host.address] = found
+            self._held[host.label] = found
         return found
 
     def vacate(self, config: HostConfig) -> HostConfig:
@@ -155,7 +155,7 @@ class Places:
         if not isinstance(config, PlaceConfig) or config.source is None:
             return config
         self._parked = [one for one in self._parked if one is not config]
-        key = config.source.name or config.source.address
+        key = config.source.label
         if self._held.get(key) is config:
             del self._held[key]
         give_back(config)
@@ -164,7 +164,7 @@ class Places:
     def park(self, config: HostConfig) -> None:
         """Let another place be taken while the host of this one is brought back. The place stays ours."""
         if isinstance(config, PlaceConfig) and config.source is not None:
-            self._held.pop(config.source.name or config.source.address, None)
+            self._held.pop(config.source.label, None)
             self._parked.append(config)
 
     def parked(self, host: HostConfig | None = None) -> list[PlaceConfig]:
@@ -180,7 +180,7 @@ class Places:
         """Use a parked place again. :meth:`instead` must be released before."""
         assert config.source is not None
         self._parked = [one for one in self._parked if one is not config]
-        self._held[config.source.name or config.source.address] = config
+        self._held[config.source.label] = config
 
     def close(self) -> None:
         """Release all places."""

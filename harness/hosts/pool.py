@@ -123,20 +123,20 @@ class HostPool:
             left_off: list[str] = []
             busy: list[HostConfig] = []
             # Hosts that were lost recently come last.
-            todo = sorted(order, key=lambda host: self._avoided(_name(self._places.current(host))))
+            todo = sorted(order, key=lambda host: self._avoided(self._places.current(host).label))
             while todo:
                 host = todo.pop(0)
                 config = self._places.current(host)
-                if self._avoided(_name(config)) and busy:
+                if self._avoided(config.label) and busy:
                     continue
                 if set_aside(config.name) or places.is_lost(config):
                     config = self._vacate(config)
                 if unusable := self._unusable(config):
-                    failures[_name(config)] = unusable
+                    failures[config.label] = unusable
                     continue
                 parked = self._places.parked(host)
                 failures |= {one.name: self._unusable(one) or "it came back just now" for one in parked}
-                if parked and config is host and time.monotonic() < self._ask_again.get(_name(host), 0.0):
+                if parked and config is host and time.monotonic() < self._ask_again.get(host.label, 0.0):
                     continue
                 try:
                     again = any(map(places.is_place, failures))
@@ -144,15 +144,15 @@ class HostPool:
                     return self._take(host, request, limit, nowait=again or not single, failed=failures)
                 except NoPlaceLeft as exc:
                     failures |= {name: str(aside) for name in exc.names if (aside := set_aside(name))}
-                    self._ask_again[_name(host)] = time.monotonic() + _ASK_AGAIN
+                    self._ask_again[host.label] = time.monotonic() + _ASK_AGAIN
                 except InfrastructureError as exc:
-                    name = _name(self._places.current(host))
+                    name = self._places.current(host).label
                     failures[name] = str(exc)
                     left_off += [name] if isinstance(exc, LeftOff) else []
                     if isinstance(exc, HostBusy):
                         # A place that was lost with a lease comes back sooner than another user releases one.
                         if parked:
-                            self._ask_again[_name(host)] = time.monotonic() + _ASK_AGAIN
+                            self._ask_again[host.label] = time.monotonic() + _ASK_AGAIN
                         elif not (again and self._may_return(failures, patience)):
                             busy.append(host)
                     elif single and isinstance(exc, DeadlineExpired):
@@ -162,12 +162,12 @@ class HostPool:
                         self._vacate(self._places.current(host))
                     else:
                         self.mark_lost(name, exc.message, hangs=self._may_hang(name, exc))
-                    if name != _name(self._places.current(host)):
+                    if name != self._places.current(host).label:
                         todo.insert(0, host)  # without this place
             if busy:
                 # Queue on one host; workers queue on different ones.
                 host = busy[self.first % len(busy)]
-                log.info("none of %d hosts has room: waiting for %s", len(self.hosts), _name(host))
+                log.info("none of %d hosts has room: waiting for %s", len(self.hosts), host.label)
                 return self._take(host, request, deadline, nowait=False, failed=failures)
             # A parked place may have come back meanwhile.
             if coming_back or self._recovers() or self._places.parked():
@@ -194,7 +194,7 @@ class HostPool:
             avoid=filter(self._avoided, self._lost),
             exclude={*places.places_set_aside(), *failed},
         )
-        name = _name(config)
+        name = config.label
         if aside := set_aside(config.name):
             raise aside
         if (off := interrupted(config.name)) and self.power(config) is not None:
@@ -228,7 +228,7 @@ class HostPool:
         try:
             host.check()
             if self.power(config) is not None:
-                self._boots[_name(config)] = recovery.read_boot_id(host.transport)
+                self._boots[config.label] = recovery.read_boot_id(host.transport)
         except DeadlineExpired as exc:  # not that of the lease: sshd answers, but xenstore or xl does not
             raise TransportError(exc.message, hint=exc.hint) from exc
 
@@ -241,7 +241,7 @@ class HostPool:
         self._lost[name] = (time.monotonic(), why)
         if run:
             self._lost_leases[name] = run
-        config = next((config for config in map(self._places.current, self.hosts) if _name(config) == name), None)
+        config = next((config for config in map(self._places.current, self.hosts) if config.label == name), None)
         if config is None or self._recovering(name):
             return
         power = self.power(config) if hangs and not places.is_lost(config) else None
@@ -338,7 +338,3 @@ class HostPool:
     def _avoided(self, name: str) -> bool:
         since, _ = self._lost.get(name, (-_AVOID, ""))
         return time.monotonic() - since < _AVOID
-
-
-def _name(config: HostConfig) -> str:
-    return config.name or config.address

@@ -64,7 +64,7 @@ class HostProvider:
         if self._options.host:
             # A host that answers heartbeats is loaded if a check takes too long (DeadlineExpired).
             hangs = isinstance(error, TransportError)
-            self._pool.mark_lost(host.config.name or host.config.address, why, host.run_id, hangs=hangs)
+            self._pool.mark_lost(host.config.label, why, host.run_id, hangs=hangs)
         if host.lease is not None:  # do not wait for the host when the lease ends
             host.lease.lost = host.lease.lost or why
 

@@ -653,10 +653,10 @@ def test_without_another_place_the_hung_one_is_awaited(
     monkeypatch.setattr(places, "take", lambda config, *rest, **more: asked.append(config.address) or take(config, *rest, **more))
     lab.acquire("two")
     try:
-        switched.mark_lost(switched.acquire(pool.LeaseRequest("", 1), Deadline(60)).config.name, "no heartbeat", hangs=True)
+        recovery = hang(switched, lease(switched))
         asked.clear()
-        threading.Timer(3.0, lambda: SlowRecovery.made[0].stop()).start()
-        assert switched.acquire(pool.LeaseRequest("", 1), Deadline(60)).config.name == "labgrid:name=one"
+        threading.Timer(3.0, recovery.stop).start()
+        assert lease(switched).name == "labgrid:name=one"
         assert len(asked) == 1, "each request starts a process"
     finally:
         lab.release("two")
