@@ -141,9 +141,9 @@ def run_once(words: list[str], *, full: bool) -> None:
         measure(meter)
     else:
         leave_out()
-    from harness.cli.main import app
+    from harness.cli.main import make_app
 
-    code = app(["run", *words], standalone_mode=False)
+    code = make_app()(["run", *words], standalone_mode=False)
     used = resource.getrusage(resource.RUSAGE_SELF)
     own = used.ru_utime + used.ru_stime
     print(json.dumps({"code": code, "own": own, "cpu": own + sum(labs), "logs": meter.logs, **meter.seconds}))

@@ -9,10 +9,14 @@ from typing import Annotated, Any
 
 import typer
 
-app = typer.Typer(no_args_is_help=True, help="Show the configuration.")
+_group = typer.Typer(no_args_is_help=True, help="Show the configuration.")
 
 
-@app.command()
+def register(app: typer.Typer) -> None:
+    app.add_typer(_group, name="config")
+
+
+@_group.command()
 def show(
     prefix: Annotated[str, typer.Argument(help="Show only keys with this prefix (run, hosts.NAME).")] = "",
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,

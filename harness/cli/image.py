@@ -16,10 +16,14 @@ import typer
 from harness.cli import completion, store
 from harness.errors import InfrastructureError, UsageError
 
-app = typer.Typer(no_args_is_help=True, help="Build and manage FreeBSD images.")
+_group = typer.Typer(no_args_is_help=True, help="Build and manage FreeBSD images.")
 
 
-@app.command()
+def register(app: typer.Typer) -> None:
+    app.add_typer(_group, name="image")
+
+
+@_group.command()
 def build(
     name: Annotated[str, typer.Argument(help="A recipe, or the name of the new image (default: freebsd).")] = "",
     src: Annotated[str, typer.Option("--src", help="Build from this FreeBSD source tree, such as /usr/src.")] = "",
@@ -88,7 +92,7 @@ def build(
     print(f"     {time.monotonic() - begun:.1f} s; boot it: fxh boot --image {made.name}", file=sys.stderr)
 
 
-@app.command()
+@_group.command()
 def layouts() -> None:
     """List the layouts of images."""
     from harness.images import layout
@@ -97,7 +101,7 @@ def layouts() -> None:
         print(f"{name:<10} {about}")
 
 
-@app.command("list")
+@_group.command("list")
 def list_(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
     """List the images and their inputs in the store."""
     from harness.images import entries, image
@@ -120,7 +124,7 @@ def list_(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] =
         print(f"{row['kind']:<8} {row['key']}  {names:<16} {int(row['bytes']) >> 20:>6} MiB  {row['used']}  {row['what']}")
 
 
-@app.command()
+@_group.command()
 def show(name: Annotated[str, typer.Argument(help="Name or key.")]) -> None:
     """Show an image: its disks, and each input with its hash and origin."""
     from harness.images import image
@@ -143,7 +147,7 @@ def show(name: Annotated[str, typer.Argument(help="Name or key.")]) -> None:
         print(f"input    {item.what:<28} {item.hash:<64}  {item.origin}")
 
 
-@app.command()
+@_group.command()
 def verify(
     names: Annotated[list[str] | None, typer.Argument(help="Images (default: all entries of the store).")] = None,
 ) -> None:
@@ -160,7 +164,7 @@ def verify(
         raise InfrastructureError(f"{bad} damaged entries in the store", hint="build them again: fxh image build")
 
 
-@app.command()
+@_group.command()
 def export(
     name: Annotated[str, typer.Argument(help="Name or key.")],
     directory: Annotated[Path, typer.Argument(help="Write disks, kernel and manifest into this directory.")],
@@ -183,7 +187,7 @@ def export(
         print(directory / path.name)
 
 
-@app.command()
+@_group.command()
 def sets(
     name: Annotated[str, typer.Argument(help="Name or key of an image built from sources or sets.")],
     directory: Annotated[Path, typer.Argument(help="Write into this mirror, below releases/<machine>/<release>.")],
@@ -200,7 +204,7 @@ def sets(
     print(f"take it:   FXH_MIRROR=http://127.0.0.1:8000/releases/{made.parent.name} make run", file=sys.stderr)
 
 
-@app.command()
+@_group.command()
 def rm(names: Annotated[list[str], typer.Argument(help="Names or keys.")]) -> None:
     """Remove images. Their inputs stay until `fxh image gc`."""
     from harness import store as files
@@ -220,7 +224,7 @@ def rm(names: Annotated[list[str], typer.Argument(help="Names or keys.")]) -> No
                 (files.directory("names") / other).unlink(missing_ok=True)
 
 
-@app.command()
+@_group.command()
 def gc(
     size: store.Size = 0,
     age: store.Age = 0,

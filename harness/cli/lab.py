@@ -20,7 +20,12 @@ if TYPE_CHECKING:
     from harness.lab.factory import LabSpec
     from harness.lab.lab import Lab
 
-app = typer.Typer(no_args_is_help=True, help="Manage labs: Xen hosts inside QEMU.")
+_group = typer.Typer(no_args_is_help=True, help="Manage labs: Xen hosts inside QEMU.")
+
+
+def register(app: typer.Typer) -> None:
+    app.add_typer(_group, name="lab")
+
 
 Xen = Annotated[
     str,
@@ -71,7 +76,7 @@ def _attach(name: str) -> Lab:
     return Lab.attach(name, qemu.find())
 
 
-@app.command()
+@_group.command()
 def build(xen: Xen = "", hypervisor: Hypervisor = None, dom0_kernel: Dom0Kernel = None) -> None:
     """Build a lab from Debian packages, unless the store has it."""
     from harness.lab import factory
@@ -81,7 +86,7 @@ def build(xen: Xen = "", hypervisor: Hypervisor = None, dom0_kernel: Dom0Kernel 
     print(f"{image.directory}: Xen {image.manifest['xen']}, {image.size >> 20} MiB, {time.monotonic() - begun:.1f} s")
 
 
-@app.command()
+@_group.command()
 def up(
     name: Annotated[str, typer.Argument(help="The name of the lab.")] = "default",
     xen: Xen = "",
@@ -113,7 +118,7 @@ def up(
         lab.ssh  # noqa: B018 - raises the reason of the death
 
 
-@app.command()
+@_group.command()
 def down(name: Name = "default") -> None:
     """Stop a lab. Its logs stay; changes to dom0's disk are lost unless a checkpoint has them."""
     from harness.lab import control
@@ -121,7 +126,7 @@ def down(name: Name = "default") -> None:
     control.down(name)
 
 
-@app.command("list")
+@_group.command("list")
 def list_(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
     """List the labs and checkpoints, and remove labs whose owner was killed."""
     import json
@@ -142,7 +147,7 @@ def list_(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] =
         print(line)
 
 
-@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+@_group.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
 def ssh(ctx: typer.Context, name: Name = "default") -> None:
     """Open a shell in dom0 of a lab, or run a command there: fxh lab ssh NAME xl list."""
     from harness.lab import registry
@@ -159,7 +164,7 @@ def ssh(ctx: typer.Context, name: Name = "default") -> None:
     os.execvp("ssh", [*argv, *ctx.args])
 
 
-@app.command()
+@_group.command()
 def console(name: Name = "default") -> None:
     """Attach to the console of Xen and dom0, the serial port of the machine. Ctrl-] detaches."""
     from harness.console.terminal import attach_socket
@@ -170,7 +175,7 @@ def console(name: Name = "default") -> None:
     attach_socket(registry.sockets(name) / "com1")
 
 
-@app.command()
+@_group.command()
 def logs(name: Name = "default") -> None:
     """Print the logs of a lab: the serial port of Xen and dom0, and the messages of QEMU."""
     from harness.console.text import decode
@@ -186,7 +191,7 @@ def logs(name: Name = "default") -> None:
             print(plain(decode((where / file).read_bytes())))
 
 
-@app.command()
+@_group.command()
 def rm(name: Name = "default") -> None:
     """Stop a lab and remove all its files."""
     from harness.lab import control
@@ -194,7 +199,7 @@ def rm(name: Name = "default") -> None:
     control.remove(name)
 
 
-@app.command()
+@_group.command()
 def prune(
     days: Annotated[float, typer.Option("--days", help="Remove entries that were not used for this many days.")] = 14,
 ) -> None:
@@ -207,7 +212,7 @@ def prune(
     print(f"{sum(gone.size for gone in removed) >> 20} MiB freed")
 
 
-@app.command()
+@_group.command()
 def checkpoint(
     name: Annotated[str, typer.Argument(help="The name of the lab.")],
     checkpoint: Annotated[str, typer.Argument(help="The name of the new checkpoint.")],
@@ -220,7 +225,7 @@ def checkpoint(
     print(f"{made.directory.name}: {made.size >> 20} MiB, {time.monotonic() - begun:.1f} s")
 
 
-@app.command()
+@_group.command()
 def restore(
     name: Annotated[str, typer.Argument(help="The name of the lab.")],
     checkpoint: Annotated[str, typer.Argument(help="The name of the checkpoint.")] = "ready",
@@ -238,7 +243,7 @@ def restore(
     print(f"lab {name} is restored from {made.directory.name}: {time.monotonic() - begun:.2f} s")
 
 
-@app.command("export")
+@_group.command("export")
 def export(
     file: Annotated[Path, typer.Argument(help="Write this archive.")],
     xen: Xen = "",
@@ -254,7 +259,7 @@ def export(
     print(f"{file}: {size >> 20} MiB; there: fxh lab import {file.name}")
 
 
-@app.command("import")
+@_group.command("import")
 def import_(file: Annotated[Path, typer.Argument(help="An archive written by `fxh lab export`.")]) -> None:
     """Import a lab from an archive into the store. Its first start creates the checkpoint, because that depends on QEMU."""
     from harness.lab import archive

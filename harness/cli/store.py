@@ -14,7 +14,12 @@ from harness.errors import UsageError
 if TYPE_CHECKING:
     from harness.store import Item
 
-app = typer.Typer(no_args_is_help=True, help="Built and downloaded files: list, gc.")
+_group = typer.Typer(no_args_is_help=True, help="Built and downloaded files: list, gc.")
+
+
+def register(app: typer.Typer) -> None:
+    app.add_typer(_group, name="store")
+
 
 Kinds = Annotated[
     list[str] | None, typer.Option("--kind", help="Only this kind, such as labs or images; may be repeated (default: all kinds).")
@@ -58,7 +63,7 @@ def _sweep() -> list[Item]:
     return [*prune.sweep(), *(store.Item(kind, path, size, 0) for kind in kinds for path, size in store.sweep(kind))]
 
 
-@app.command("list")
+@_group.command("list")
 def list_(kind: Kinds = None, as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
     """List all entries of the store, the longest unused first."""
     found = _items(kind)
@@ -78,7 +83,7 @@ def list_(kind: Kinds = None, as_json: Annotated[bool, typer.Option("--json", he
     print(f"{sum(item.size for item in found) >> 20} MiB")
 
 
-@app.command()
+@_group.command()
 def gc(size: Size = 0, age: Age = 0, kind: Kinds = None, dry_run: DryRun = False) -> None:
     """Remove entries that were not used for --age days, then the longest unused until --size MiB remain.
 

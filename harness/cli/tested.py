@@ -15,12 +15,16 @@ from harness.errors import UsageError
 if TYPE_CHECKING:
     from harness.results.matrix import Record
 
-app = typer.Typer(
+_group = typer.Typer(
     no_args_is_help=True, help="Maintain the matrix of docs/suites.md: tested FreeBSD releases, guest types and Xen versions."
 )
 
 
-@app.command()
+def register(app: typer.Typer) -> None:
+    app.add_typer(_group, name="matrix")
+
+
+@_group.command()
 def record(
     runs: Annotated[
         list[str], typer.Argument(help="Runs: names, directories, or latest. First join the shards of a run: fxh merge.")
@@ -65,7 +69,7 @@ def record(
         typer.echo(f"{item.place} {item.suite}: {taken}")
 
 
-@app.command()
+@_group.command()
 def write() -> None:
     """Rewrite the table of docs/suites.md from docs/matrix.json."""
     from harness.results.model import write_text
@@ -74,7 +78,7 @@ def write() -> None:
     write_text(_document(), _current(_read()))
 
 
-@app.command()
+@_group.command()
 def show() -> None:
     """Print the table."""
     from harness.results import matrix

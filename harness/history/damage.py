@@ -10,8 +10,6 @@ from contextlib import closing, suppress
 from dataclasses import replace
 from pathlib import Path
 
-from filelock import FileLock
-
 from harness.results.model import CaseResult, ComplaintRecord, KnownIssueMatch, Outcome, RunResult, SetupStep, with_schema1_fields
 
 # sqlite3.DatabaseError: database disk image is malformed / file is not a database / malformed database schema
@@ -25,6 +23,8 @@ def is_damage(message: str) -> bool:
 
 def set_aside(path: Path) -> Path:
     """Rename the file and its log; return the new path. Two processes may find the damage at the same time."""
+    from filelock import FileLock  # Each command that reads the history imports this module, and filelock takes 17 ms.
+
     with FileLock(path.with_name(f"{path.name}.lock")):
         number = 1
         while path.with_name(f"{path.name}.broken-{number}").exists():

@@ -62,6 +62,6 @@ def test_a_missing_console_is_no_change(tmp_path: Path) -> None:
 
 def test_compare_shows_them_on_demand(tmp_path: Path) -> None:
     judged(tmp_path, written_run(tmp_path, 1, GOOD), written_run(tmp_path, 2, NEW))
-    done = CliRunner().invoke(main.app, ["compare", "--console", "run-001", "run-002", "--reports", str(tmp_path)])
+    done = CliRunner().invoke(main.make_app(), ["compare", "--console", "run-001", "run-002", "--reports", str(tmp_path)])
     assert done.exit_code == 0
     assert f"boot console of {CELL}:\n  + xn0: <b>odd\n" in done.output

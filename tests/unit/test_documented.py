@@ -15,7 +15,7 @@ import pytest
 import typer.main
 
 from harness.cli import manual
-from harness.cli.main import app
+from harness.cli.main import COMMANDS, make_app
 from harness.config import runoptions
 from harness.config.schema import SECTIONS, HostConfig
 from harness.guests.source import GuestSource
@@ -24,7 +24,7 @@ from harness.lab import factory
 from harness.lab import recipe as lab_recipe
 from tests.conftest import ROOT
 
-ROOT_COMMAND: Any = typer.main.get_command(app)
+ROOT_COMMAND: Any = typer.main.get_command(make_app())
 DOCS = {path.name: path.read_text() for path in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]}
 # FXH_RUN_SCALE: a key of a table of fxh.toml.
 SETTING = re.compile(rf"FXH_({'|'.join(SECTIONS).upper()})_")
@@ -113,3 +113,14 @@ def test_manual_and_docs_have_every_environment_variable() -> None:
     assert manual._ENVIRONMENT.keys() - {"FXH_SECTION_KEY"} == used.keys()
     documented = set(re.findall(r"FXH_[A-Z_]+[A-Z]", "".join(DOCS.values())))
     assert {name for name in documented if name in used or not SETTING.match(name)} == used.keys()
+
+
+@pytest.mark.parametrize("module", COMMANDS)
+def test_a_command_is_found_in_its_module(module: str) -> None:
+    found: Any = typer.main.get_command(make_app([module]))
+    assert tuple(found.commands) == COMMANDS[module]
+
+
+def test_each_module_with_commands_is_listed() -> None:
+    directory = ROOT / "harness" / "cli"
+    assert {path.stem for path in directory.glob("*.py") if "def register(" in path.read_text()} == COMMANDS.keys()

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner, Result
 
-from harness.cli.main import app
+from harness.cli.main import make_app
 from harness.errors import HarnessError
 from harness.hosts.record import UNPREPARED, HostRecord
 
@@ -34,7 +34,7 @@ def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def fxh(*words: str) -> Result:
-    return CliRunner().invoke(app, [*words])
+    return CliRunner().invoke(make_app(), [*words])
 
 
 def test_power() -> None:

@@ -25,7 +25,7 @@ from written import case, run, save
 
 from harness import mailer
 from harness import report as reporting
-from harness.cli.main import app
+from harness.cli.main import make_app
 from harness.config.schema import MailConfig
 from harness.errors import HarnessError, InfrastructureError, UsageError
 
@@ -320,7 +320,7 @@ def configured(serve: Serve, authority: Authority, tmp_path: Path, monkeypatch: 
 
 
 def fxh(*words: str) -> int:
-    result = CliRunner().invoke(app, [*words], catch_exceptions=True)
+    result = CliRunner().invoke(make_app(), [*words], catch_exceptions=True)
     if isinstance(result.exception, HarnessError):
         raise result.exception
     return result.exit_code

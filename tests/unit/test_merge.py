@@ -11,7 +11,7 @@ import written
 from typer.testing import CliRunner
 
 from harness.cli import report as cli_report
-from harness.cli.main import app
+from harness.cli.main import make_app
 from harness.errors import UsageError
 from harness.plugin.outcome import exit_code
 from harness.report import html
@@ -135,7 +135,7 @@ def test_every_field_is_merged(tmp_path: Path, item: Field[object]) -> None:
 def test_every_outcome_is_counted(tmp_path: Path) -> None:
     cases = {outcome: outcome for outcome in model.OUTCOMES}
     path = run(tmp_path / "runs" / "1", cases, 1)
-    result = CliRunner().invoke(app, ["merge", str(path), "--reports", str(tmp_path)])
+    result = CliRunner().invoke(make_app(), ["merge", str(path), "--reports", str(tmp_path)])
     assert result.exit_code == 1
     counts = ", ".join(f"1 {outcome}" for outcome in model.OUTCOMES)
     assert result.stdout == f"{len(cases)} cases of 1 runs: {counts}\n"

@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 import typer.main
 
-from harness.cli.main import app
+from harness.cli.main import make_app
 from harness.errors import TransportError, UsageError
 from harness.hosts.connect import direct
 from harness.lab.factory import LabSpec, make
 
-COMMAND = typer.main.get_command(app)
+COMMAND = typer.main.get_command(make_app())
 
 
 @pytest.mark.parametrize(

@@ -238,9 +238,9 @@ def test_systemd_units() -> None:
 def test_every_command_in_the_examples_exists() -> None:
     from typer.main import get_command
 
-    from harness.cli.main import app
+    from harness.cli.main import make_app
 
-    verbs = set(get_command(app).commands)  # type: ignore[attr-defined]
+    verbs = set(get_command(make_app()).commands)  # type: ignore[attr-defined]
     for path in DOCS.iterdir():
         for line in path.read_text().splitlines():
             if "bin/fxh " in line:

@@ -24,7 +24,7 @@ from written import case, run, save
 from harness import report as reporting
 from harness import stamp
 from harness.cli import run_lookup
-from harness.cli.main import app
+from harness.cli.main import make_app
 from harness.config import load
 from harness.errors import InfrastructureError, UsageError
 from harness.history import FILE, History, delivery, schema, transfer
@@ -207,7 +207,7 @@ def test_a_night_without_the_server_is_delivered_before_the_next_one(
         assert [item.verdict.kind for item in third.cases] == ["still failing"], "the night counts"
         assert [found.run for found in History(url).runs()] == ["run-001", "run-002", "run-003"]
         assert delivered(tmp_path) == 0
-        result = CliRunner().invoke(app, ["report", "run-002", "--reports", str(tmp_path)])
+        result = CliRunner().invoke(make_app(), ["report", "run-002", "--reports", str(tmp_path)])
         assert result.exit_code == 0
         assert "1 regression" in result.stdout, "a later report has the comparison"
         assert (server.count(url)["runs"], server.count(url)["results"]) == (3, 4)
@@ -247,7 +247,7 @@ def test_a_history_of_sqlite_moves_with_all_its_rows(tmp_path: Path, postgres: P
     with old.reading() as connection:
         before = {name: connection.exec_driver_sql(f"SELECT count(*) FROM {name}").scalar_one() for name in TABLES}
     words = ["history", "--import", str(tmp_path / FILE), "--reports", str(tmp_path)]
-    result = CliRunner().invoke(app, words)
+    result = CliRunner().invoke(make_app(), words)
     assert result.stdout == f"12 runs with {before['results']} results copied, 0 runs were there\n"
     assert postgres.count(url) == before | {"parts": 0}
     new = History(url)
@@ -256,7 +256,7 @@ def test_a_history_of_sqlite_moves_with_all_its_rows(tmp_path: Path, postgres: P
     assert list(new.digests().values()) == list(old.digests().values())
     assert new.complaints(new.number("x"), 200) == old.complaints(old.number("x"), 200)
     assert new.setups(new.number("x"), 200) == old.setups(old.number("x"), 200)
-    assert CliRunner().invoke(app, words).stdout == "0 runs with 0 results copied, 12 runs were there\n"
+    assert CliRunner().invoke(make_app(), words).stdout == "0 runs with 0 results copied, 12 runs were there\n"
     assert postgres.count(url) == before | {"parts": 0}
 
 
@@ -460,12 +460,12 @@ def test_a_password_appears_nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     ):
         made = refused(tmp_path, url, monkeypatch, options={"guest": "freebsd"})
         assert "postgresql://127.0.0.1" in made.note
-        shown = CliRunner().invoke(app, ["config", "show", "run.history"]).stdout
+        shown = CliRunner().invoke(make_app(), ["config", "show", "run.history"]).stdout
         assert "postgresql://127.0.0.1" in shown
         texts = [shown, caplog.text, repr(made)]
         texts += [file.read_text() for file in tmp_path.rglob("*") if file.is_file()]
         for command in ("history", "report"):
-            result = CliRunner().invoke(app, [command, "--reports", str(tmp_path)])
+            result = CliRunner().invoke(make_app(), [command, "--reports", str(tmp_path)])
             texts.append(f"{result.output} {result.exception}")
         assert not any(secret in text for text in texts)
 
@@ -521,7 +521,7 @@ def test_a_trial_of_blame_stays_out_of_the_shared_history(tmp_path: Path, url: s
 
 
 def test_help_imports_no_database() -> None:
-    program = "import sys; from harness.cli.main import app; sys.exit(bool({'sqlalchemy', 'psycopg'} & sys.modules.keys()))"
+    program = "import sys; from harness.cli.main import make_app; make_app(); sys.exit(bool({'sqlalchemy', 'psycopg'} & sys.modules.keys()))"
     subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=True, timeout=60)
 
 
@@ -543,7 +543,7 @@ def shards(homes: Path, night: int, kernel: str, failing: str = "", without: int
 
 def merged(tmp_path: Path, night: str, parts: list[str]) -> tuple[int, Report, str]:
     home = tmp_path / night
-    result = CliRunner().invoke(app, ["merge", *parts, "--reports", str(home)])
+    result = CliRunner().invoke(make_app(), ["merge", *parts, "--reports", str(home)])
     path = (home / "latest").resolve()
     return result.exit_code, reporting.build_report(path, model.read_run(path)), result.output
 
@@ -588,7 +588,7 @@ def test_a_merge_without_the_server_is_delivered_once(tmp_path: Path, postgres: 
         assert "No comparison with earlier runs (infrastructure" in report.note
         server.start()
         for home in ("second", "second", "first", *(f"night-2/home-{n}" for n in (1, 2, 3))):
-            assert CliRunner().invoke(app, ["history", "--reports", str(tmp_path / home)]).exit_code == 0
+            assert CliRunner().invoke(make_app(), ["history", "--reports", str(tmp_path / home)]).exit_code == 0
         assert (server.count(url)["runs"], server.count(url)["results"]) == (2, 6)
 
 
@@ -600,11 +600,11 @@ def test_shards_of_one_home_are_replaced_by_their_merged_run(tmp_path: Path) -> 
         reporting.publish(Path(path), done)
     assert len(History(tmp_path / FILE).runs()) == 3
     for _ in range(2):
-        result = CliRunner().invoke(app, ["merge", *parts, "--reports", str(tmp_path)])
+        result = CliRunner().invoke(make_app(), ["merge", *parts, "--reports", str(tmp_path)])
         assert result.exit_code == 1
         report = reporting.build_report((tmp_path / "latest").resolve(), model.read_run(tmp_path / "latest"))
         assert [item.verdict.kind for item in report.cases] == ["never passed", "new", "new"]
-        CliRunner().invoke(app, ["history", "--reports", str(tmp_path)])
+        CliRunner().invoke(make_app(), ["history", "--reports", str(tmp_path)])
         recorded = [found.run for found in History(tmp_path / FILE).runs()]
         assert recorded[-1] == (tmp_path / "latest").resolve().name
         assert not {done.run for done in homes} & set(recorded)

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 from written import CELL, case, run, save, save_schema1
 
 from harness import report as reporting
-from harness.cli.main import app
+from harness.cli.main import make_app
 from harness.errors import HarnessError, UsageError
 from harness.history import FILE, History
 from harness.results.model import RunResult
@@ -20,7 +20,7 @@ from harness.results.where import Where
 
 
 def fxh(reports: Path, *words: str) -> tuple[int, str]:
-    result = CliRunner().invoke(app, [*words, "--reports", str(reports)], catch_exceptions=True)
+    result = CliRunner().invoke(make_app(), [*words, "--reports", str(reports)], catch_exceptions=True)
     if isinstance(result.exception, HarnessError):
         raise result.exception
     return result.exit_code, result.stdout

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import typer.main
 
-from harness.cli.main import app
+from harness.cli.main import make_app
 from harness.config import load, runoptions
 from harness.config.runoptions import OPTIONS, RunOptions
 from harness.errors import UsageError
@@ -42,7 +42,7 @@ def pytest_(directory: Path, *words: str, conftest: str = "") -> subprocess.Comp
 
 
 def flags(command: str) -> list[tuple[str, ...]]:
-    root = typer.main.get_command(app)
+    root = typer.main.get_command(make_app())
     return [tuple(one.opts) for one in root.commands[command].params if one.param_type_name == "option"]  # type: ignore[attr-defined]
 
 

@@ -14,11 +14,10 @@ from harness.errors import ExitCode
 
 # A command that builds: the compiler has its own session, like make in harness.images.buildworld.
 VERB = """
-import subprocess, sys
+import subprocess, sys, types
 from harness.cli import main
 from harness.images.buildworld import end_session
 
-@main.app.command()
 def compile():
     child = subprocess.Popen(["sleep", "300"], start_new_session=True)
     try:
@@ -28,6 +27,8 @@ def compile():
         end_session(child.pid)
         child.wait()
 
+sys.modules["harness.cli.compiler"] = types.SimpleNamespace(register=lambda app: app.command()(compile))
+main.COMMANDS["compiler"] = ("compile",)
 sys.argv = ["fxh", "compile"]
 main.main()
 """
