@@ -41,6 +41,10 @@ _DUMPS = re.compile(rb"(?:textdump|dump|call doadump|netdump)\b")
 # Prompts of a boot. After it, they count only while the guest waits at them.
 _BOOT_PROMPTS = ("mountroot", "single-user")
 
+# A kernel that prints lines makes progress, although slowly: on a busy machine the next stage may take this many times its budget. It
+# counts as silent after this part of the budget.
+_SLOWEST, _SILENT = 3.0, 1 / 3
+
 NoKind = Literal[""]
 
 
@@ -66,7 +70,7 @@ class PendingDeath:
 
 @dataclass(frozen=True)
 class Overrun:
-    """No progress within the budget of ``seconds`` after ``stage``."""
+    """No next stage within ``seconds`` after ``stage``: the stage's budget, or three times that for a guest that prints lines."""
 
     stage: str
     seconds: float
@@ -204,6 +208,8 @@ class Watcher:
         if self.stages:
             budget = next(stage.budget for stage in self._table if stage.name == self.stages[-1].name)
         budget *= self._scale
+        if now - self.last_byte < budget * _SILENT:
+            budget *= _SLOWEST
         return Overrun(self.stage or "start", budget) if now - self.progress > budget else None
 
     def retract(self) -> None:

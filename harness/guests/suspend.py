@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
+import functools
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from harness.deadline import Deadline
@@ -47,11 +49,7 @@ def through_a_file(guest: Guest) -> SaveRestoreTimes:
     finally:
         host.transport.run(["rm", "-f", path])
     restored = time.monotonic()
-    guest.reattach()
-    try:
-        guest.resume(Deadline(_RESUMED * guest.scale))
-    except DeadlineExpired as exc:
-        raise guest.hang(f"restored by xl, it does not answer: {exc.message}") from exc
+    _resume(guest, "restored by xl")
     return SaveRestoreTimes(saved - begun, restored - saved, (first, guest.domid))
 
 
@@ -68,6 +66,24 @@ def continued(guest: Guest) -> float:
     finally:
         guest.host.transport.run(["rm", "-f", path])
     return time.monotonic() - begun
+
+
+def migrated(guest: Guest) -> float:
+    """Migrate the guest live to its own host, resume the session, and return the seconds that the toolstack took.
+
+    The guest runs while its memory is copied, and suspends for the rest. Raises GuestDied if it does not suspend, or does not
+    answer in its new domain.
+    """
+    toolstack = guest.host.toolstack
+    guest.host.prepare()
+    begun = time.monotonic()
+    guest.console_will_end()
+    moved: list[int] = []
+    _while_alive(guest, lambda: moved.append(toolstack.migrate(guest.domid, guest.name)), f"[x]l migrate -s  {guest.domid} ")
+    seconds = time.monotonic() - begun
+    guest.domid = moved[0]
+    _resume(guest, "migrated by xl")
+    return seconds
 
 
 def failed(guest: Guest) -> str:
@@ -88,32 +104,47 @@ def failed(guest: Guest) -> str:
     raise InfrastructureError(f"xl save wrote {guest.name} to a file of at most {_TOO_LITTLE} bytes")
 
 
-def _save(guest: Guest, path: str, *, stay: bool = False, limit: int = 0) -> None:
-    """Run ``xl save``. Raises GuestDied as soon as the guest dies, not only when xl gives up after a minute.
+def _resume(guest: Guest, how: str) -> None:
+    """Attach to the console of the guest's new domain. Raises GuestDied if its shell does not answer."""
+    guest.reattach()
+    try:
+        guest.resume(Deadline(_RESUMED * guest.scale))
+    except DeadlineExpired as exc:
+        raise guest.hang(f"{how}, it does not answer: {exc.message}") from exc
 
-    Raises CommandFailed if xl fails with a ``limit`` of the file; without one such a failure is a hang.
+
+def _save(guest: Guest, path: str, *, stay: bool = False, limit: int = 0) -> None:
+    """Run ``xl save``. Raises CommandFailed if it fails with a ``limit`` of the file, and the errors of :func:`_while_alive`."""
+    save = functools.partial(guest.host.toolstack.save, guest.domid, path, stay=stay, limit=limit)
+    _while_alive(guest, save, f"[x]l save {'-c ' if stay else ''}{guest.domid} {path}", may_fail=bool(limit))
+
+
+def _while_alive(guest: Guest, act: Callable[[], object], line: str, *, may_fail: bool = False) -> None:
+    """Run ``act``, an xl whose command line in dom0 matches ``line``, a regular expression.
+
+    Raises GuestDied as soon as the guest dies, not only when xl gives up after a minute, and if xl fails; with ``may_fail`` an xl
+    that fails raises CommandFailed.
     """
     errors: list[HarnessError] = []
 
-    def save() -> None:
+    def run() -> None:
         try:
-            guest.host.toolstack.save(guest.domid, path, stay=stay, limit=limit)
+            act()
         except HarnessError as exc:
             errors.append(exc)
 
-    work = threading.Thread(target=save, name=f"save-{guest.name}", daemon=True)
+    work = threading.Thread(target=run, name=f"xl-{guest.name}", daemon=True)
     work.start()
     while work.is_alive():
         work.join(0.2)
         if guest.console.death is not None:
             # The helper ends after xl.
-            command = ["sh", "-c", _END_XL, "sh", f"[x]l save {'-c ' if stay else ''}{guest.domid} {path}"]
-            guest.host.transport.run(command, check=False)
+            guest.host.transport.run(["sh", "-c", _END_XL, "sh", line], check=False)
             work.join(_HELPER_ENDS)
 
             raise GuestDied(guest.console.death)
     match errors:
-        case [CommandFailed() as exc] if not limit:
-            raise guest.hang(f"xl save: {exc.stderr.strip() or exc.message}")
+        case [CommandFailed() as exc] if not may_fail:
+            raise guest.hang(f"{line.split()[0].replace('[x]', 'x')} {line.split()[1]}: {exc.stderr.strip() or exc.message}")
         case [exc]:
             raise exc

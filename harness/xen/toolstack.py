@@ -85,6 +85,13 @@ class Toolstack(Protocol):
         """Restore the domain ``name`` from the file of :meth:`save`. It runs. Returns the new domid."""
         ...
 
+    def migrate(self, domain: str | int, name: str) -> int:
+        """Migrate the running domain ``name`` live to its own host. Returns its new domid. Raises CommandFailed.
+
+        If the migration fails, the domain continues with its old domid, or it is gone. The migrated domain stays as it is when it
+        shuts down, whatever its on_reboot and on_crash say.
+        """
+
     def block_attach(self, domain: str | int, disk: Disk) -> None: ...
 
     def block_detach(self, domain: str | int, vdev: str, *, force: bool = False) -> None: ...

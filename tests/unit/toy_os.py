@@ -68,6 +68,7 @@ class ToyOS(GuestOS):
     panic_kind = "panic"
     halted = rb"^\r*toy over"
     tmpfs_command = "mount memory /mnt"
+    xenstore_device = "/dev/xenstore"
 
     @property
     def os_version(self) -> OSVersion:

@@ -59,6 +59,7 @@ _SOURCES = {
     "xenbus": "sys/xen/xenbus/xenbusb.c, xenbusb_release_confighook(); sys/dev/xen/blkfront/blkfront.c, xbd_backend_changed()",
     "clock": "sys/dev/xen/timer/timer.c, xentimer_get_timecount() (32 bits of nanoseconds: they wrap every 4.3 s); "
     "sys/dev/xen/control/control.c",
+    "xenstore device": "sys/dev/xen/xenstore/xenstore_dev.c",
     "suspend": "sys/dev/xen/control/control.c, xctrl_suspend(); sys/xen/xenbus/xenbusb.c, xenbusb_resume()",
     "vcpus": "sys/x86/xen/pv.c, xen_pvh_start_all_aps(); sys/x86/x86/mp_x86.c",
     "memory map": "sys/x86/xen/pv.c, xen_pvh_parse_memmap() (FreeBSD 023a025b5c reads it from start_info)",
@@ -141,6 +142,7 @@ class FreeBSD(GuestOS):
     balloon_limits = BalloonLimits(garbage=("", "abc", "-1", "9223372036854775808", "99999999999999999999999", "0"))
     reboot_command = "shutdown -r now"
     tmpfs_command = "mount -t tmpfs tmpfs /mnt"
+    xenstore_device = "/dev/xen/xenstore"
     # By default FreeBSD reassembles no packet of more than 16 fragments (sys/netinet/ip_reass.c, V_maxfragsperpacket) and sends no
     # datagram of more than 9216 bytes (sys/netinet/udp_usrreq.c, udp_dgram).
     large_packets_command = "sysctl net.inet.udp.maxdgram=65535 net.inet.ip.maxfragsperpacket=64"

@@ -125,6 +125,7 @@ _SOURCES = {
     "console": "drivers/tty/hvc/hvc_xen.c",
     "xenbus": "drivers/xen/xenbus/xenbus_probe_frontend.c, wait_for_devices()",
     "clock": "arch/x86/xen/time.c",
+    "xenstore device": "drivers/xen/xenbus/xenbus_dev_frontend.c",
     "suspend": "drivers/xen/manage.c, do_suspend()",
     "vcpus": "arch/x86/xen/smp.c",
     "memory map": "arch/x86/xen/setup.c, xen_memory_setup(); arch/x86/platform/pvh/enlighten.c",
@@ -155,6 +156,7 @@ class Linux(GuestOS):
     # 2^63 are left out of the garbage: Linux has no floor and obeys them, and no toolstack writes them.
     balloon_limits = BalloonLimits(memory=160, low=0.625, small=160, large=224, dirty=0.4)
     reboot_command = "umount /mnt; reboot"
+    xenstore_device = "/dev/xen/xenbus"
     tmpfs_command = "mount -t tmpfs -o size=90% tmpfs /mnt"
     # busybox's nc cannot send datagrams.
     udp_by_tftp = True
