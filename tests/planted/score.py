@@ -56,6 +56,12 @@ def map_in_parallel(work: Callable[[Thing], Result], things: Iterable[Thing], la
                 child.terminate()
 
 
+def selected(word: str) -> str:
+    """The expression of pytest's -k for ``function[parameters]``. It may select a few more parameters."""
+    function, _, parameters = word.rstrip("]").partition("[")
+    return f"({' and '.join(filter(None, (function, parameters)))})"
+
+
 def run(
     cases: list[str],
     kind: str,
@@ -75,7 +81,7 @@ def run(
         argv = [
             sys.executable, "-m", "pytest", "-p", "plants", *(["--plant", plant] if plant else []), "-q", "--no-header", "--tb=no",
             "-p", "no:cacheprovider", "--rootdir", str(PROJECT), *(guest or ["--fxh-guest", "control"]), *options, "--fxh-type", kind, "--fxh-reports", reports,
-            "--fxh-run", str(path), "-k", " or ".join(sorted({word.partition("[")[0] for word in words})), *sorted(set(ids)),
+            "--fxh-run", str(path), "-k", " or ".join(sorted({selected(word) for word in words})), *sorted(set(ids)),
         ]  # fmt: skip
         environment = {**os.environ, "PYTHONPATH": f"{HERE}:{PROJECT}"}
         with subprocess.Popen(argv, env=environment, cwd=PROJECT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as child:
