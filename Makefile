@@ -63,10 +63,10 @@ bench: setup
 bench-against: setup
 	$(BIN)/python bench/first_verdict.py --against $(REV) --whole
 
-# Plant regressions and run the real suites: each must be found. With SRC, a FreeBSD source tree, and IMAGE, an image with a world
-# for its kernels, also take fixes back out of the kernel.
+# Plant regressions and run the real suites: each must be found. With IMAGE also those in FreeBSD; with SRC, a FreeBSD source tree,
+# also take fixes back out of its kernel, which boots the world of IMAGE.
 planted: setup
-	$(BIN)/python tests/planted/score.py -n $(WORKERS)
+	$(BIN)/python tests/planted/score.py -n $(WORKERS) $(if $(IMAGE),--image $(IMAGE))
 	$(if $(SRC),$(BIN)/python tests/planted/reversals.py --src $(SRC) --image $(IMAGE))
 
 # Rewrite the page, mail and JSON of the latest run; print the verdict and their paths.

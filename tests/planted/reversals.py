@@ -8,6 +8,7 @@ if its case fails with the right words and a case of another suite passes. With 
 from __future__ import annotations
 
 import argparse
+import functools
 import hashlib
 import re
 import shutil
@@ -15,7 +16,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -40,6 +41,9 @@ MP = "sys/x86/x86/mp_x86.c"
 
 # The name of the last image. A run uses the keys of its images, so it needs no more names.
 IMAGE = "reversal"
+
+# Outcome and reason of each case (score.run).
+Found = dict[str, dict[str, str]]
 
 
 @dataclass(frozen=True)
@@ -286,13 +290,12 @@ def built(tree: Path, base: str, jobs: int) -> str:
     return recipes.build(recipe.resolve(IMAGE, options, recipe.available())).entry.key
 
 
-def judge(name: str, found: dict[str, dict[str, str]], seconds: float) -> tuple[bool, str]:
-    """Whether a reversal was caught and the other cases passed, and a line that says so."""
+def judge(name: str, found: Found, seconds: float, *, alone: bool = True) -> tuple[bool, str]:
+    """Whether a reversal was caught and, if it was ``alone`` in its kernel, the other case passed; and a line that says so."""
     reversal, absent = TABLE[name], {"outcome": "not run", "reason": ""}
-    got = found.get(reversal.case, absent)
+    got, other = found.get(reversal.case, absent), found.get(reversal.other, absent)
     good = got["outcome"] == "failed" and re.search(reversal.words, got["reason"], re.DOTALL) is not None
-    other = found.get(reversal.other, absent)
-    astray = other["outcome"] not in ("passed", "known")
+    astray = alone and other["outcome"] not in ("passed", "known")
     first = " / ".join(line.strip() for line in got["reason"].splitlines() if line.strip())[:300]
     word = "MISSED" if not good else "ASTRAY" if astray else "caught"
     line = f"{word} {name:<24} {reversal.case:<50} {seconds:5.0f} s  {got['outcome']}: {first}"
@@ -319,16 +322,22 @@ def guest(key: str) -> list[str]:
     return ["--fxh-image", key, "--fxh-guest", "freebsd"]
 
 
-def reverse(name: str, image_key: Future[str], keep: Path | None) -> tuple[bool, str]:
-    """Run the case of a reversal with its image; see :func:`judge`."""
-    reversal = TABLE[name]
+def reverse(names: list[str], image_key: Future[str], keep: Path | None) -> Iterator[tuple[bool, str]]:
+    """Run the cases of the reversals in one kernel; see :func:`judge`."""
     try:
         key = image_key.result()
     except HarnessError as exc:
-        return False, f"MISSED {name:<24} {exc}"
-    begun = time.monotonic()
-    found = score.run([reversal.case, reversal.other], reversal.type, guest=guest(key), keep=keep and keep / name)
-    return judge(name, found, time.monotonic() - begun)
+        yield from ((False, f"MISSED {name:<24} {exc}") for name in names)
+        return
+    begun, alone = time.monotonic(), len(names) == 1
+    cases = [case for name in names for case in (TABLE[name].case, *([TABLE[name].other] if alone else []))]
+    found = score.run(cases, TABLE[names[0]].type, guest=guest(key), keep=keep and keep / "+".join(names))
+    for name in names:
+        yield judge(name, found, time.monotonic() - begun, alone=alone)
+
+
+def edits_of(names: list[str]) -> list[Edit]:
+    return [edit for name in names for edit in TABLE[name].edits]
 
 
 def ended(number: int, _frame: object) -> None:
@@ -344,6 +353,9 @@ def main() -> int:
     parser.add_argument("--keep", type=Path, help="keep the files of the runs in this directory")
     parser.add_argument("-j", "--jobs", type=int, default=0, help="run this many compilers in parallel")
     parser.add_argument("--trust", action="store_true", help="do not run the cases with the unchanged kernel first")
+    parser.add_argument(
+        "--together", action="store_true", help="take all fixes back in one kernel: faster, but a bug may hide or cause another"
+    )
     options = parser.parse_args()
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, ended)
@@ -355,21 +367,20 @@ def main() -> int:
     if left := len(TABLE) - len(names) if not options.names else 0:
         print(f"{left} fixes are newer than {tree.version} and are not taken back")
     copy = scratch_copy(tree.path, options.work or paths.store() / "reversals")
+    kernel = functools.partial(built, copy, options.image, options.jobs)
     caught = 0
     with ThreadPoolExecutor(1) as pool:
         try:
-            unchanged = pool.submit(built, copy, options.image, options.jobs)
-            keys = {
-                name: pool.submit(with_edits, copy, TABLE[name].edits, lambda: built(copy, options.image, options.jobs))
-                for name in names
-            }
+            unchanged = pool.submit(kernel)
+            groups = [names] if options.together else [[name] for name in names]
+            keys = [pool.submit(with_edits, copy, edits_of(group), kernel) for group in groups]
             red = [] if options.trust else red_without(names, unchanged.result(), options.keep)
             if not options.trust:
                 print("\n".join([f"{len(red)} of their cases fail with the unchanged kernel", *red]), flush=True)
-            for name in names:
-                good, line = reverse(name, keys[name], options.keep)
-                caught += good
-                print(line, flush=True)
+            for group, image_key in zip(groups, keys, strict=True):
+                for good, line in reverse(group, image_key, options.keep):
+                    caught += good
+                    print(line, flush=True)
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
             for child in list(score._running):

@@ -6,12 +6,13 @@ from __future__ import annotations
 import importlib
 import re
 import sys
+from concurrent.futures import Future
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 
-from harness.errors import UsageError
+from harness.errors import BuildError, UsageError
 from tests.conftest import ROOT
 from tests.unit.test_planted import CASES, missing
 
@@ -165,6 +166,21 @@ def test_the_verdict_on_a_reversal(outcome: str, reason: str, other: str, good: 
     result, line = REVERSALS.judge("attach-size", found, 1.0)
     assert result is good
     assert line.startswith(word)
+
+
+def test_reversals_in_one_kernel_are_judged_by_their_cases_only() -> None:
+    found = {REVERSALS.TABLE["attach-size"].case: {"outcome": "failed", "reason": "it has 8 times as many"}}
+    assert REVERSALS.judge("attach-size", found, 1.0, alone=False)[0]
+    assert not REVERSALS.judge("attach-size", found, 1.0)[0]
+
+
+def test_an_image_that_was_not_built_is_a_miss(monkeypatch: pytest.MonkeyPatch) -> None:
+    image: Future[str] = Future()
+    image.set_exception(BuildError("kernel-XENA failed"))
+    monkeypatch.setattr(REVERSALS.score, "run", None)
+    ((good, line),) = REVERSALS.reverse(["attach-size"], image, None)
+    assert not good
+    assert "kernel-XENA failed" in line
 
 
 def test_a_parameter_selects_less() -> None:
