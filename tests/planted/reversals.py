@@ -58,7 +58,8 @@ class Edit:
 
 @dataclass(frozen=True)
 class Reversal:
-    """A fix to undo: ``what`` is the bug that returns, ``since`` the first release with the fix, ``source`` its reference.
+    """A fix to undo. ``what`` is the bug that returns, ``since`` the first release with the fix (or an older one than the harness
+    can build), ``source`` its reference.
 
     ``case`` (``suite/function[parameters]``) must fail with a text that matches the regex ``words``. ``type`` is the guest type.
     """
@@ -299,6 +300,8 @@ def judge(name: str, found: Found, seconds: float, *, alone: bool = True) -> tup
     first = " / ".join(line.strip() for line in got["reason"].splitlines() if line.strip())[:300]
     word = "MISSED" if not good else "ASTRAY" if astray else "caught"
     line = f"{word} {name:<24} {reversal.case:<50} {seconds:5.0f} s  {got['outcome']}: {first}"
+    if not good:
+        line += f"\n       taken back: {reversal.places}: {reversal.what} ({reversal.source})"
     return good and not astray, line + (
         f"\n       {reversal.other}: {other['outcome']}: {other['reason'][:150]!r}" if astray else ""
     )
@@ -341,6 +344,9 @@ def edits_of(names: list[str]) -> list[Edit]:
 
 
 def ended(number: int, _frame: object) -> None:
+    """On a signal, end pytest too: score.run() waits for it."""
+    for child in list(score._running):
+        child.terminate()
     raise SystemExit(128 + number)
 
 
@@ -383,8 +389,6 @@ def main() -> int:
                     print(line, flush=True)
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
-            for child in list(score._running):
-                child.terminate()
     print(f"{caught} of {len(names)} reversed fixes caught")
     return 0 if caught == len(names) and not red else 1
 
