@@ -91,7 +91,8 @@ TABLE = {
     "request-sector": Reversal(
         "a request counts in sectors of the disk, so block n is read from and written to n * 512", "14.2",
         (Edit(BLKFRONT, "xbd_bio_command", r"\((\(blkif_sector_t\)bp->bio_pblkno) \* [^;]*", r"\1"),),
-        "root_mount/test_blocks_are_where_they_belong[4096]", r"block \d+ (?:reads|holds)", "FreeBSD bug 280884; xen 221f2748e8",
+        # A backend that takes only whole sectors answers a request in between with an error, which ends the case.
+        "root_mount/test_blocks_are_where_they_belong[4096]", r"block \d+ (?:reads|holds)|bs=4096 .*Input/output error", "FreeBSD bug 280884; xen 221f2748e8",
     ),
     "dump-sector": Reversal(
         "a dump counts in sectors of the disk, so it goes to an eighth of its offset", "14.2",
