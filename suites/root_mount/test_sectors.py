@@ -11,6 +11,7 @@ from harness.guests.guest import Guest
 from harness.hosts.scratch import MIB, ScratchDisk
 from harness.oracles.finding import finding
 from harness.plugin.fixtures import NewScratch
+from harness.safetext import plain
 from harness.xen.config import Disk
 
 BLOCK = 4096
@@ -52,13 +53,17 @@ def test_blocks_are_where_they_belong(guest: Guest, scratch: NewScratch, sector:
     name = hotplug.disk(guest, Disk(disk.target, "xvdc"))
 
     read = {block: first_line(guest, name, block) for block in READ}
+    wrong = [f"block {block} reads {text!r}" for block, text in read.items() if text != f"block {block}"]
     for block, text in WRITTEN.items():
-        make = f"yes {text} | head -c {BLOCK} > /tmp/fxh-block"
-        guest.sh(f"{make}; dd if=/tmp/fxh-block of=/dev/{name} bs={BLOCK} seek={block} count=1 conv=notrunc && sync")
+        guest.sh(f"yes {text} | head -c {BLOCK} > /tmp/fxh-block")
+        write = f"dd if=/tmp/fxh-block of=/dev/{name} bs={BLOCK} seek={block} count=1 conv=notrunc && sync"
+        if (done := guest.run(write, check=False)).status:
+            wrong.append(
+                f"block {block} cannot be written: {plain(done.text.splitlines()[0]) if done.text else f'status {done.status}'}"
+            )
     hotplug.let_go(guest, "xvdc")
 
     there = whole(guest, disk)
-    wrong = [f"block {block} reads {text!r}" for block, text in read.items() if text != f"block {block}"]
     for block in range(BLOCKS):
         found = there[block * BLOCK : (block + 1) * BLOCK]
         if found != content(WRITTEN.get(block, f"block {block}")):

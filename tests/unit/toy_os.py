@@ -66,6 +66,7 @@ class ToyOS(GuestOS):
         markers=(marker("panic", b"TOY HALTED", rb"^\r*TOY HALTED: [^\r\n]+"),),
     )
     panic_kind = "panic"
+    panic_function = "burn"
     halted = rb"^\r*toy over"
     tmpfs_command = "mount memory /mnt"
     xenstore_device = "/dev/xenstore"

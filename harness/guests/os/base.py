@@ -141,6 +141,8 @@ class GuestOS(ABC):
     """Boot stages, prompts and crash machinery."""
     panic_kind: ClassVar[str]
     """The kind of the death that :meth:`panic_command` causes."""
+    panic_function: ClassVar[str]
+    """A static function of the kernel that :meth:`panic_command` calls, so it is in the panic's backtrace."""
     halted: ClassVar[bytes]
     """A regex for the line that the kernel prints when it has halted."""
     user: ClassVar[str] = "root"

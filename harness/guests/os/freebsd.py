@@ -136,6 +136,7 @@ class FreeBSD(GuestOS):
     title = "FreeBSD"
     console = freebsd_console.CONSOLE
     panic_kind = "panic"
+    panic_function = "kdb_sysctl_panic"
     # The operating system has halted.     (sys/kern/kern_shutdown.c, shutdown_halt)
     halted = rb"^\r*The operating system has halted\."
     sources = _SOURCES

@@ -149,6 +149,7 @@ class Linux(GuestOS):
     title = "Linux"
     console = _CONSOLE
     panic_kind = "linux-panic"
+    panic_function = "sysrq_handle_crash"
     # [   12.3] reboot: System halted
     halted = rb"reboot: System halted"
     sources = _SOURCES
