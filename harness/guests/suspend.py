@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from harness.deadline import Deadline
-from harness.errors import CommandFailed, DeadlineExpired, GuestDied, HarnessError, InfrastructureError
+from harness.errors import CannotRun, CommandFailed, DeadlineExpired, GuestDied, HarnessError, InfrastructureError
 from harness.guests.guest import Guest
 
 # Seconds from the start of the restored domain to an answer of its shell.
@@ -71,15 +71,25 @@ def continued(guest: Guest) -> float:
 def migrated(guest: Guest) -> float:
     """Migrate the guest live to its own host, resume the session, and return the seconds that the toolstack took.
 
-    The guest runs while its memory is copied, and suspends for the rest. Raises GuestDied if it does not suspend, or does not
-    answer in its new domain.
+    The guest runs while its memory is copied, and suspends for the rest. Raises CannotRun if Xen cannot tell which pages the guest
+    changes meanwhile, and GuestDied if the guest does not suspend, or does not answer in its new domain.
     """
     toolstack = guest.host.toolstack
     guest.host.prepare()
     begun = time.monotonic()
     guest.console_will_end()
     moved: list[int] = []
-    _while_alive(guest, lambda: moved.append(toolstack.migrate(guest.domid, guest.name)), f"[x]l migrate -s  {guest.domid} ")
+    migrate = f"[x]l migrate -s  {guest.domid} "
+    try:
+        _while_alive(guest, lambda: moved.append(toolstack.migrate(guest.domid, guest.name)), migrate, may_fail=True)
+    except CommandFailed as exc:
+        # xc: error: Failed to enable logdirty: 95,22,0 (22 = Invalid argument)           (tools/libs/guest/xg_sr_save.c, enable_logdirty())
+        if "Failed to enable logdirty" in exc.stderr:
+            raise CannotRun(
+                f"needs a Xen that logs the dirty pages of a {guest.config.guest_type} guest",
+                hint="fxh run lifecycle -k migrated --type pvh",
+            ) from exc
+        raise guest.hang(f"xl migrate: {exc.stderr.strip() or exc.message}") from exc
     seconds = time.monotonic() - begun
     guest.domid = moved[0]
     _resume(guest, "migrated by xl")
@@ -145,6 +155,6 @@ def _while_alive(guest: Guest, act: Callable[[], object], line: str, *, may_fail
             raise GuestDied(guest.console.death)
     match errors:
         case [CommandFailed() as exc] if not may_fail:
-            raise guest.hang(f"{line.split()[0].replace('[x]', 'x')} {line.split()[1]}: {exc.stderr.strip() or exc.message}")
+            raise guest.hang(f"xl save: {exc.stderr.strip() or exc.message}") from exc
         case [exc]:
             raise exc

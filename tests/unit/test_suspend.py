@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""The command that ends `xl save` after its guest died, in a real shell, on hosts with and without pkill."""
+"""The command that ends `xl save` after its guest died, in a real shell, with and without pkill; and how xl migrate fails."""
 
 from __future__ import annotations
 
@@ -7,9 +7,13 @@ import shutil
 import signal
 import subprocess
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+from unittest.mock import Mock
 
 import pytest
 
+from harness.errors import CannotRun, CommandFailed, HarnessError
 from harness.guests import suspend
 
 
@@ -38,3 +42,37 @@ def test_only_the_xl_save_of_the_guest_is_ended(tmp_path: Path, has_pkill: bool)
         for process in (saving, other):
             process.kill()
             process.communicate()
+
+
+def guest(migrate: Mock) -> Any:
+    """A guest of domain 3 whose migration is ``migrate``."""
+    return Mock(
+        domid=3, scale=1.0, host=Mock(toolstack=Mock(migrate=migrate)), console=SimpleNamespace(death=None), hang=TimeoutError,
+        config=SimpleNamespace(guest_type="pv"), name="g",
+    )  # fmt: skip
+
+
+def test_a_migrated_guest_has_its_new_domain() -> None:
+    moved = guest(Mock(return_value=7))
+    suspend.migrated(moved)
+    assert moved.domid == 7
+    moved.reattach.assert_called_once_with()
+
+
+@pytest.mark.parametrize(
+    ("stderr", "error", "says"),
+    [
+        ("xc: error: Failed to enable logdirty: 95,22,0 (22 = Invalid argument)", CannotRun, "dirty pages of a pv guest"),
+        ("migration target: Domain creation failed", TimeoutError, "xl migrate: migration target: Domain creation failed"),
+    ],
+)
+def test_a_migration_that_fails(stderr: str, error: type[Exception], says: str) -> None:
+    failing = guest(Mock(side_effect=CommandFailed("xl migrate", 1, "", stderr)))
+    with pytest.raises(error, match=says):
+        suspend.migrated(failing)
+    failing.reattach.assert_not_called()
+
+
+def test_a_lost_host_is_no_failed_migration() -> None:
+    with pytest.raises(HarnessError, match="gone"):
+        suspend.migrated(guest(Mock(side_effect=HarnessError("gone"))))
