@@ -66,8 +66,9 @@ bench-against: setup
 # Plant regressions and run the real suites: each must be found. With IMAGE also those in FreeBSD; with SRC, a FreeBSD source tree,
 # also take fixes back out of its kernel, which boots the world of IMAGE.
 planted: setup
-	$(BIN)/python tests/planted/score.py -n $(WORKERS) $(if $(IMAGE),--image $(IMAGE))
-	$(if $(SRC),$(BIN)/python tests/planted/reversals.py --src $(SRC) --image $(IMAGE))
+	$(if $(SRC),$(if $(IMAGE),,$(error make planted SRC=TREE needs IMAGE=NAME, an image of this tree)))
+	@status=0; $(BIN)/python tests/planted/score.py -n $(WORKERS) $(if $(IMAGE),--image $(IMAGE)) || status=$$?; \
+	$(if $(SRC),$(BIN)/python tests/planted/reversals.py --src $(SRC) --image $(IMAGE) || status=$$?;) exit $$status
 
 # Rewrite the page, mail and JSON of the latest run; print the verdict and their paths.
 report: $(VENV)/installed

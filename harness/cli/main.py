@@ -45,6 +45,8 @@ COMMANDS = {
 }
 # They read the commands of all modules.
 _WHOLE = ("man", "completion")
+# The modules of commands that may run for hours.
+_LONG = {"run", "nightly", "investigate", "guest", "lab"}
 
 
 def make_app(modules: Iterable[str] = COMMANDS) -> typer.Typer:
@@ -64,8 +66,10 @@ def make_app(modules: Iterable[str] = COMMANDS) -> typer.Typer:
 
 def _needed(words: Iterable[str]) -> list[str]:
     """The modules that fxh needs for these arguments: one, if they name a command. To import and describe all takes 50 ms."""
+    words = list(words)
     command = next((word for word in words if not word.startswith("-")), "")
-    if completion.VARIABLE in os.environ or command in _WHOLE:
+    before = words[: words.index(command)] if command else words
+    if completion.VARIABLE in os.environ or command in _WHOLE or "--help" in before:
         return list(COMMANDS)
     return [module for module, commands in COMMANDS.items() if command in commands] or list(COMMANDS)
 
@@ -133,11 +137,13 @@ def _interruptible() -> Iterator[None]:
 def main() -> None:
     """Run fxh and exit with a code of harness.errors.ExitCode, also after an exception."""
     completion.prepare()
-    # A command imports up to 500 modules, whose objects stay. To look through them for garbage took a sixth of a short command.
-    gc.set_threshold(20_000, 50, 100)
+    needed = _needed(sys.argv[1:])
+    if not _LONG & set(needed):
+        # A command imports up to 500 modules, whose objects stay. To look through them for garbage took a sixth of a short command.
+        gc.set_threshold(20_000, 50, 100)
     try:
         with _interruptible():
-            code = make_app(_needed(sys.argv[1:]))(standalone_mode=False)
+            code = make_app(needed)(standalone_mode=False)
     except HarnessError as exc:
         code = complain(exc)
     except (KeyboardInterrupt, typer.Abort):

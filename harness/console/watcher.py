@@ -70,7 +70,7 @@ class PendingDeath:
 
 @dataclass(frozen=True)
 class Overrun:
-    """No next stage within ``seconds`` after ``stage``: the stage's budget, or three times that for a guest that prints lines."""
+    """No next stage for ``seconds`` after ``stage``: more than the stage's budget, or three times that for a guest that prints lines."""
 
     stage: str
     seconds: float
@@ -210,7 +210,8 @@ class Watcher:
         budget *= self._scale
         if now - self.last_byte < budget * _SILENT:
             budget *= _SLOWEST
-        return Overrun(self.stage or "start", budget) if now - self.progress > budget else None
+        taken = now - self.progress
+        return Overrun(self.stage or "start", taken) if taken > budget else None
 
     def retract(self) -> None:
         """Drop the pending death, which was a false alarm. Complete lines up to here are not searched for a death again."""

@@ -13,6 +13,9 @@ from harness.errors import InfrastructureError
 from harness.guests.peer import Listener, inside
 from harness.hosts.host import XenHost
 
+# Ends the process "$1". A tcpdump that got SIGINT did not always end. With -U each frame that it has counted is in the file, so SIGKILL
+# after a second loses none of those.
+_STOP = 'kill -INT "$1"; for i in 1 2 3 4 5 6 7 8 9 10; do kill -0 "$1" 2>/dev/null || exit 0; sleep 0.1; done; kill -KILL "$1"'
 # 12 packets captured, 14 packets received by filter, 0 packets dropped by kernel     (tcpdump on SIGUSR1; "1 packet" for one)
 COUNTS = rb"(\d+) packets? captured, (\d+) packets? received by filter, (\d+) packets? dropped by kernel"
 
@@ -38,8 +41,7 @@ def to_file(
         output = Listener(stream, "tcpdump")
         pid = output.until(rb"(\d+)\n")[1].decode()
         with contextlib.ExitStack() as stop:
-            # -U writes each frame at once, so SIGKILL loses none that tcpdump has counted. A tcpdump that got SIGINT did not always end.
-            stop.callback(run, ["kill", "-KILL", pid], check=False)
+            stop.callback(run, ["sh", "-c", _STOP, "sh", pid], check=False)
             output.until(rb"listening on")
             running = stop.pop_all()
         # Now there is a file to fetch, after tcpdump has ended.

@@ -161,7 +161,7 @@ class Guest:
         with trace.step("boot", f"boot to a login ({self.config.type})", self.name):
             self.create(deadline)
             self.start()
-            self.wait_stage("login", deadline)
+            self.wait_stage("login", GuestDeadline(self, deadline.remaining))
             self.login(GuestDeadline(self, deadline.remaining))
         return self
 
@@ -258,7 +258,7 @@ class Guest:
 
     def wait_stage(self, name: str, deadline: Deadline | None = None) -> StageReached:
         with trace.step("wait", f"boot stage {name}", self.name) as step:
-            reached = self.console.wait_stage(name, deadline or Deadline(_BOOT * self.scale))
+            reached = self.console.wait_stage(name, deadline or self.deadline(_BOOT))
             step.last = reached.name
         return reached
 

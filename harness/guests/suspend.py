@@ -71,7 +71,7 @@ def continued(guest: Guest) -> float:
 def migrated(guest: Guest) -> float:
     """Migrate the guest live to its own host, resume the session, and return the seconds that the toolstack took.
 
-    The guest runs while its memory is copied, and suspends for the rest. Raises CannotRun if Xen cannot tell which pages the guest
+    The guest runs while its memory is copied, and suspends for the rest. Raises CannotRun if Xen cannot tell which pages a PV guest
     changes meanwhile, and GuestDied if the guest does not suspend, or does not answer in its new domain.
     """
     toolstack = guest.host.toolstack
@@ -84,10 +84,9 @@ def migrated(guest: Guest) -> float:
         _while_alive(guest, lambda: moved.append(toolstack.migrate(guest.domid, guest.name)), migrate, may_fail=True)
     except CommandFailed as exc:
         # xc: error: Failed to enable logdirty: 95,22,0 (22 = Invalid argument)           (tools/libs/guest/xg_sr_save.c, enable_logdirty())
-        if "Failed to enable logdirty" in exc.stderr:
+        if "Failed to enable logdirty" in exc.stderr and guest.config.guest_type == "pv":
             raise CannotRun(
-                f"needs a Xen that logs the dirty pages of a {guest.config.guest_type} guest",
-                hint="fxh run lifecycle -k migrated --type pvh",
+                "needs a Xen that logs the dirty pages of a PV guest", hint="fxh run lifecycle -k migrated --type pvh"
             ) from exc
         raise guest.hang(f"xl migrate: {exc.stderr.strip() or exc.message}") from exc
     seconds = time.monotonic() - begun

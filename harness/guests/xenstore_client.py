@@ -9,6 +9,7 @@ import time
 
 from harness.errors import GuestCommandFailed
 from harness.guests.guest import Guest
+from harness.safetext import plain
 from harness.xen import xenstore_wire
 from harness.xen.xenstore_wire import Kind, Message
 
@@ -31,7 +32,7 @@ rm -f {base}*; mkfifo {base}
 """
 
 
-class RefusedWrite(Exception):
+class RefusedWrite(AssertionError):
     """The device refused a request, which xenstored therefore did not see."""
 
 
@@ -55,12 +56,16 @@ class XenstoreClient:
     """A connection that stays open between commands, also across a save and a restore."""
 
     def __init__(self, guest: Guest, name: str = "1") -> None:
-        """Open the connection ``name`` in the guest."""
+        """Open the connection ``name`` in the guest. Raises AssertionError if the guest refuses it."""
         self.guest, self._base = guest, f"/tmp/fxh-xs-{name}"
         self._asked = self._tags = 0
+        self._rest = b""
         self.events: list[Message] = []
         """Events of watches that arrived with answers, and that no :meth:`event` has returned."""
         device = guest.profile.xenstore_device
+        # In some shells a failed exec ends the relay before it can say so.
+        if (opened := guest.run(f"( : 8<>{device} )", check=False)).status:
+            raise AssertionError(f"a program cannot open {device}: {plain(opened.text)}")
         guest.sh(_RELAY.format(base=self._base, device=device, read=_READ).strip())
 
     def close(self) -> None:
@@ -91,7 +96,7 @@ class XenstoreClient:
 
     def event(self) -> Message:
         """The next event of a watch. Raises GuestDied (a hang) if none arrives."""
-        if not self.events:
+        while not self.events:
             self.events += self._exchange(":")
         return self.events.pop(0)
 
@@ -101,7 +106,7 @@ class XenstoreClient:
         base = f"{self._base}.{self._asked}"
         self.guest.sh(f"printf '%s\\n' {shlex.quote(line)} > {self._base}")
         end = time.monotonic() + _ANSWER * self.guest.scale
-        look = f"if [ -e {base}.status ]; then cat {base}.status {base} 2>/dev/null; rm -f {base}.status {base}; fi"
+        look = f"if [ -s {base}.status ]; then cat {base}.status {base} 2>/dev/null; rm -f {base}.status {base}; fi"
         while not (text := self.guest.run(look, check=False).text):
             if time.monotonic() > end:
                 raise self.guest.hang(
@@ -111,7 +116,12 @@ class XenstoreClient:
         status, _, rest = text.partition("\n")
         if status != "0":
             raise RefusedWrite(status)
-        return xenstore_wire.unpack(bytes.fromhex(rest))
+        try:
+            # A read may end within a message.
+            found, self._rest = xenstore_wire.split(self._rest + bytes.fromhex(rest))
+        except ValueError as exc:
+            raise AssertionError(f"{self.guest.profile.xenstore_device} gives {exc}") from exc
+        return found
 
 
 def available(guest: Guest) -> bool:

@@ -56,17 +56,23 @@ class Message:
         return f"{name} {shown!r}"
 
 
-def unpack(data: bytes) -> list[Message]:
-    """The messages in ``data``. Raises ValueError with the rest that is no whole message."""
+def split(data: bytes) -> tuple[list[Message], bytes]:
+    """The whole messages at the beginning of ``data``, and the rest. Raises ValueError for a message that is too long."""
     found, rest = list[Message](), data
-    while rest:
-        if len(rest) < HEADER:
-            raise ValueError(f"{len(rest)} bytes after {len(found)} messages: {rest[:64].hex(' ')}")
+    while len(rest) >= HEADER:
         kind, request, transaction, length = _HEADER.unpack_from(rest)
+        if length > PAYLOAD_MAX:
+            raise ValueError(f"a message of type {kind} with {length} bytes after {len(found)} messages: {rest[:64].hex(' ')}")
         if length > len(rest) - HEADER:
-            raise ValueError(
-                f"a message of type {kind} with {length} bytes, of which {len(rest) - HEADER} arrived, after {len(found)} messages"
-            )
+            break
         found.append(Message(kind, rest[HEADER : HEADER + length], request, transaction))
         rest = rest[HEADER + length :]
+    return found, rest
+
+
+def unpack(data: bytes) -> list[Message]:
+    """The messages in ``data``. Raises ValueError if it ends within a message."""
+    found, rest = split(data)
+    if rest:
+        raise ValueError(f"{len(rest)} bytes of a message after {len(found)} messages: {rest[:64].hex(' ')}")
     return found

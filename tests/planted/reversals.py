@@ -395,4 +395,7 @@ def main() -> int:
 
 if __name__ == "__main__":
     with suppress(BrokenPipeError):
-        raise SystemExit(main())
+        try:
+            raise SystemExit(main())
+        except HarnessError as exc:
+            raise SystemExit(f"{exc.message}\nhint: {exc.hint}" if exc.hint else exc.message) from exc

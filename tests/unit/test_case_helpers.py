@@ -122,7 +122,7 @@ class Dom0:
         self.done.append("get")
 
     def run(self, argv: Sequence[str], *rest: object, check: bool = True) -> Completed:
-        name = "stop" if "-KILL" in argv else argv[0]
+        name = "stop" if argv[0] == "sh" else argv[0]
         if name == "kill":
             self.said += b"1 packet captured, 1 packet received by filter, 0 packets dropped by kernel\n"
         self.done.append(name)

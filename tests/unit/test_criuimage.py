@@ -295,5 +295,5 @@ def test_a_path_that_is_not_utf8(images: Path, tmp_path: Path) -> None:
 
 def test_protobuf_is_not_imported_at_start_up() -> None:
     """The import costs time, and only the save of a hot checkpoint needs it."""
-    code = "import sys, harness.cli.main, harness.plugin, harness.lab.criu; sys.exit('google.protobuf' in sys.modules)"
+    code = "import sys, harness.cli.main, harness.plugin, harness.lab.criu; harness.cli.main.make_app(); sys.exit('google.protobuf' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -62,7 +62,7 @@ def test_a_migrated_guest_has_its_new_domain() -> None:
 @pytest.mark.parametrize(
     ("stderr", "error", "says"),
     [
-        ("xc: error: Failed to enable logdirty: 95,22,0 (22 = Invalid argument)", CannotRun, "dirty pages of a pv guest"),
+        ("xc: error: Failed to enable logdirty: 95,22,0 (22 = Invalid argument)", CannotRun, "dirty pages of a PV guest"),
         ("migration target: Domain creation failed", TimeoutError, "xl migrate: migration target: Domain creation failed"),
     ],
 )

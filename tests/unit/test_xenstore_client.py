@@ -40,7 +40,11 @@ def test_messages_in_a_row(messages: list[Message]) -> None:
 
 @pytest.mark.parametrize(
     ("data", "says"),
-    [(bytes(15), "15 bytes after 0 messages"), (Message(2, b"abc").packed()[:-1], "with 3 bytes, of which 2 arrived")],
+    [
+        (bytes(15), "15 bytes of a message after 0"),
+        (Message(2, b"abc").packed()[:-1], "18 bytes of a message"),
+        (b"\xff" * 20, "type 4294967295"),
+    ],
 )
 def test_a_torn_message_is_an_error(data: bytes, says: str) -> None:
     with pytest.raises(ValueError, match=says):
@@ -67,7 +71,7 @@ class Guest:
 
     def run(self, command: str, check: bool = True) -> Any:
         done = subprocess.run(["sh", "-c", command], capture_output=True, text=True, check=check, timeout=20)
-        return SimpleNamespace(text=done.stdout.removesuffix("\n"))
+        return SimpleNamespace(text=done.stdout.removesuffix("\n"), status=done.returncode)
 
     def sh(self, command: str) -> str:
         return self.run(command).text
@@ -158,3 +162,27 @@ def test_a_device_that_refuses_the_write(name: str) -> None:
     with pytest.raises(RefusedWrite):
         client.ask(Kind.WRITE, "data/x", "1")
     client.close()
+
+
+def test_a_device_that_cannot_be_opened(name: str) -> None:
+    with pytest.raises(AssertionError, match="a program cannot open /nonexistent"):
+        XenstoreClient(Guest("/nonexistent/device"), name)  # type: ignore[arg-type]
+
+
+def test_a_read_that_ends_within_a_message(name: str) -> None:
+    event = Message(Kind.WATCH_EVENT, b"data/x\0token\0").packed()
+
+    class Torn(Message):
+        def packed(self) -> bytes:
+            return self.body
+
+    pieces = [[Torn(0, event[:20])], [Torn(0, event[20:]), Message(Kind.READ, b"1", 2)]]
+    store, client = connect(lambda request: pieces.pop(0) if pieces else [], name)
+    client._exchange(xenstore_client.command(Message(Kind.READ, b"data/y\0", 1)))
+    assert client.events == []
+    assert client._exchange(xenstore_client.command(Message(Kind.READ, b"data/x\0", 2))) == [
+        Message(Kind.WATCH_EVENT, b"data/x\0token\0"),
+        Message(Kind.READ, b"1", 2),
+    ]
+    client.close()
+    store.close()

@@ -151,9 +151,9 @@ class GuestOS(ABC):
     """Files of the OS's source by subject: see :meth:`source`."""
     balloon_limits: ClassVar[BalloonLimits] = BalloonLimits()
     reboot_command: ClassVar[str] = "reboot"
+    """A command that unmounts the file systems and reboots."""
     xenstore_device: ClassVar[str]
     """The device with which programs of the guest talk to xenstored."""
-    """A command that unmounts the file systems and reboots."""
     tmpfs_command: ClassVar[str]
     """A command that mounts a tmpfs for most of the memory at /mnt."""
     large_packets_command: ClassVar[str] = ":"
