@@ -52,6 +52,11 @@ class UsageError(HarnessError):
 class CannotRun(UsageError):
     """This host cannot run this guest in this shape. A case is skipped."""
 
+    @property
+    def reason(self) -> str:
+        """The reason of the skip: what is needed, and where the case runs."""
+        return f"{self.message}; elsewhere: {self.hint}" if self.hint else self.message
+
 
 class InfrastructureError(HarnessError):
     """The host, network, disk or toolchain failed."""

@@ -7,12 +7,13 @@ import contextlib
 import errno
 import gc
 import importlib
+import itertools
 import logging
 import os
 import signal
 import sys
 import traceback
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Annotated
 
 import typer
@@ -64,11 +65,10 @@ def make_app(modules: Iterable[str] = COMMANDS) -> typer.Typer:
     return app
 
 
-def _needed(words: Iterable[str]) -> list[str]:
+def _needed(words: Sequence[str]) -> list[str]:
     """The modules that fxh needs for these arguments: one, if they name a command. To import and describe all takes 50 ms."""
-    words = list(words)
-    command = next((word for word in words if not word.startswith("-")), "")
-    before = words[: words.index(command)] if command else words
+    before = list(itertools.takewhile(lambda word: word.startswith("-"), words))
+    command = next(iter(words[len(before) :]), "")
     if completion.VARIABLE in os.environ or command in _WHOLE or "--help" in before:
         return list(COMMANDS)
     return [module for module, commands in COMMANDS.items() if command in commands] or list(COMMANDS)

@@ -161,8 +161,9 @@ class Guest:
         with trace.step("boot", f"boot to a login ({self.config.type})", self.name):
             self.create(deadline)
             self.start()
-            self.wait_stage("login", GuestDeadline(self, deadline.remaining))
-            self.login(GuestDeadline(self, deadline.remaining))
+            rest = GuestDeadline(self, deadline.remaining)
+            self.wait_stage("login", rest)
+            self.login(rest)
         return self
 
     def adopt(self, domid: int) -> Guest:

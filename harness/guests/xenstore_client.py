@@ -7,7 +7,6 @@ import re
 import shlex
 import time
 
-from harness.errors import GuestCommandFailed
 from harness.guests.guest import Guest
 from harness.safetext import plain
 from harness.xen import xenstore_wire
@@ -15,17 +14,19 @@ from harness.xen.xenstore_wire import Kind, Message
 
 # Seconds for an answer.
 _ANSWER = 30.0
-# Bytes that one read of the device takes.
-_READ = 8192
-# Reads commands from the FIFO "$1". The output of each goes to xenstore as one write(2), and the answer into "$1".N as hex; "$1".N.status
-# gets the status of the write. It ends with the FIFO's line "end", or with the guest.
+RECEIVE = "dd bs=8192 count=1 <&8 2>/dev/null"
+"""A shell command that prints what the device, open as descriptor 8, has to read. It waits until there is something."""
+# Reads commands from the FIFO {base}. The output of each goes to xenstore as one write(2), and the answer into {base}.N as hex;
+# {base}.N.status gets the status of the write. It ends with the FIFO's line "end", or with the guest. It tries to open the device first,
+# because in some shells a failed exec ends the relay before it can say so.
 _RELAY = """
-rm -f {base}*; mkfifo {base}
+( : 8<>{device} ) || exit
+rm -f {base}*; mkfifo {base} || exit
 ( n=0; exec 7<>{base} 8<>{device} || exit
   while read -r line <&7 && [ "$line" != end ]; do
     n=$((n+1)); eval "$line" > {base}.out
     cat {base}.out >&8; s=$?
-    [ $s != 0 ] || dd bs={read} count=1 <&8 2>/dev/null | od -An -v -tx1 > {base}.in
+    [ $s != 0 ] || {receive} | od -An -v -tx1 > {base}.in
     [ $s != 0 ] || mv {base}.in {base}.$n
     echo $s > {base}.$n.status
   done; rm -f {base}* ) > /dev/null 2>&1 &
@@ -63,10 +64,9 @@ class XenstoreClient:
         self.events: list[Message] = []
         """Events of watches that arrived with answers, and that no :meth:`event` has returned."""
         device = guest.profile.xenstore_device
-        # In some shells a failed exec ends the relay before it can say so.
-        if (opened := guest.run(f"( : 8<>{device} )", check=False)).status:
-            raise AssertionError(f"a program cannot open {device}: {plain(opened.text)}")
-        guest.sh(_RELAY.format(base=self._base, device=device, read=_READ).strip())
+        relay = _RELAY.format(base=self._base, device=device, receive=RECEIVE).strip()
+        if (started := guest.run(relay, check=False)).status:
+            raise AssertionError(f"a program cannot open {device}: {plain(started.text)}")
 
     def close(self) -> None:
         self.guest.sh(f"[ ! -p {self._base} ] || echo end > {self._base}")
@@ -126,8 +126,4 @@ class XenstoreClient:
 
 def available(guest: Guest) -> bool:
     """Whether the guest has the device."""
-    try:
-        guest.sh(f"[ -c {guest.profile.xenstore_device} ]")
-    except GuestCommandFailed:
-        return False
-    return True
+    return guest.run(f"[ -c {guest.profile.xenstore_device} ]", check=False).status == 0

@@ -220,7 +220,7 @@ def _skip_if_cannot_run() -> Iterator[None]:
     try:
         yield
     except CannotRun as exc:
-        pytest.skip(f"{exc.message}; elsewhere: {exc.hint}" if exc.hint else exc.message)
+        pytest.skip(exc.reason)
 
 
 def _require_capabilities(request: pytest.FixtureRequest, host: XenHost, cell: Cell) -> None:

@@ -91,6 +91,7 @@ class Toolstack(Protocol):
         If the migration fails, the domain continues with its old domid, or it is gone. The migrated domain stays as it is when it
         shuts down, whatever its on_reboot and on_crash say.
         """
+        ...
 
     def block_attach(self, domain: str | int, disk: Disk) -> None: ...
 

@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from collections import Counter
+from collections.abc import Callable
 
 from harness.errors import InfrastructureError
 from harness.guests.guest import Guest
@@ -54,9 +56,16 @@ class InBackground:
 
     def __call__(self, command: str) -> str:
         """The output of ``command``, whatever its exit status. Raises GuestDied (a hang) if it does not end in time."""
+        return self.start(command)()
+
+    def start(self, command: str) -> Callable[[], str]:
+        """Start ``command``. Returns a function that waits for its end and returns its output; see :meth:`__call__`."""
         self._number += 1
         out = f"/tmp/fxh-out-{self._number}"
         self.guest.sh(f"( ( {command} ) > {out} 2>&1; echo > {out}.end ) > /dev/null 2>&1 &")
+        return functools.partial(self._result, command, out)
+
+    def _result(self, command: str, out: str) -> str:
         end = time.monotonic() + self.seconds * self.guest.scale
         while "yes" not in self.guest.run(f"[ -e {out}.end ] && echo yes", check=False).text:
             if time.monotonic() > end:

@@ -3,17 +3,21 @@
 
 from __future__ import annotations
 
+import itertools
 import time
+from collections.abc import Callable
 
 import pytest
 
 from harness.guests import suspend, xenstore_client
 from harness.guests.guest import Guest
-from harness.guests.xenstore_client import RefusedWrite, XenstoreClient, octal
+from harness.guests.xenstore_client import RECEIVE, RefusedWrite, XenstoreClient, octal
 from harness.oracles.finding import finding
 from harness.plugin.case_context import CaseContext
 from harness.xen import xenstore_wire
 from harness.xen.xenstore_wire import HEADER, PAYLOAD_MAX, Kind, Message
+
+from .support import InBackground
 
 # A guest may write below `data` of its domain (xen docs/misc/xenstore-paths.pandoc).
 NODE = "data/fxh"
@@ -39,6 +43,13 @@ def path(guest: Guest, name: str = "") -> str:
 
 def reference(guest: Guest) -> str:
     return f"xen docs/misc/xenstore.txt; {guest.profile.source('xenstore device')}"
+
+
+def begin(client: XenstoreClient) -> int:
+    """Start a transaction; returns its number."""
+    answer = client.ask(Kind.TRANSACTION_START, "")
+    assert answer.kind != Kind.ERROR, f"TRANSACTION_START gives {answer}"
+    return int(answer.words[0])
 
 
 def test_xenstore_client_requests(guest: Guest, case: CaseContext) -> None:
@@ -94,23 +105,18 @@ def test_xenstore_client_transactions(guest: Guest, case: CaseContext) -> None:
     client = connect(guest, case)
     client.ask(Kind.WRITE, NODE, "0")
 
-    def begin() -> int:
-        answer = client.ask(Kind.TRANSACTION_START, "")
-        assert answer.kind != Kind.ERROR, f"TRANSACTION_START gives {answer}"
-        return int(answer.words[0])
-
-    for end, wanted in (("T", "1"), ("F", "1")):
-        transaction = begin()
-        client.ask(Kind.WRITE, NODE, "1" if end == "T" else "2", transaction=transaction)
+    for end, value, before_it, after_it in (("T", "1", "0", "1"), ("F", "2", "1", "1")):
+        transaction = begin(client)
+        client.ask(Kind.WRITE, NODE, value, transaction=transaction)
         early = store.read(path(guest))
         client.ask(Kind.TRANSACTION_END, end, transaction=transaction)
         late = store.read(path(guest))
-        if early != ("0" if end == "T" else "1") or late != wanted:
+        if (early, late) != (before_it, after_it):
             wrong.append(f"a transaction with the end {end}: dom0 reads {early!r} before it and {late!r} after it")
 
     before = ask.holdings(guest.sh).get("allocations", 0)
     for number in range(CONFLICTS):
-        transaction = begin()
+        transaction = begin(client)
         client.ask(Kind.READ, NODE, transaction=transaction)
         store.write(path(guest), f"dom0 {number}")
         client.ask(Kind.WRITE, NODE, "guest", transaction=transaction)
@@ -221,7 +227,7 @@ def pairs(name: str, count: int) -> tuple[str, list[Message]]:
     read = Message(Kind.READ, f"{node}\0".encode()).packed()
 
     def tagged(message: bytes, rest: str = "") -> str:
-        return f'printf "{octal(message[:4])}$r{octal(message[5:])}{rest}" >&8; dd bs=8192 count=1 <&8 2>/dev/null'
+        return f'printf "{octal(message[:4])}$r{octal(message[5:])}{rest}" >&8; {RECEIVE}'
 
     loop = (
         f"i=0; while [ $i -lt {count} ]; do r=$(printf '\\\\%03o' $i); v=$(printf '%02d' $i); "
@@ -242,27 +248,21 @@ def test_xenstore_client_with_another(guest: Guest, case: CaseContext) -> None:
     """
     connect(guest, case)
     device, wrong = guest.profile.xenstore_device, []
-    loops = {name: pairs(name, PAIRS) for name in ("a", "b")}
-    for name, (loop, _) in loops.items():
-        guest.sh(
-            f"rm -f /tmp/fxh-end-{name}; ( ( exec 8<>{device}; {loop} ) > /tmp/fxh-got-{name} 2>&1; echo > /tmp/fxh-end-{name} ) > /dev/null 2>&1 &"
-        )
-    guest.sh("until [ -e /tmp/fxh-end-a ] && [ -e /tmp/fxh-end-b ]; do sleep 1; done", 120)
-    for name, (_, wanted) in loops.items():
-        got = bytes.fromhex(guest.sh(f"od -An -v -tx1 < /tmp/fxh-got-{name}"))
+    background, wanted = InBackground(guest, 120), dict[str, list[Message]]()
+    running = dict[str, Callable[[], str]]()
+    for name in ("a", "b"):
+        loop, wanted[name] = pairs(name, PAIRS)
+        running[name] = background.start(f"( exec 8<>{device}; {loop} ) | od -An -v -tx1")
+    for name, output in running.items():
         try:
-            answers = xenstore_wire.unpack(got)
+            answers = xenstore_wire.unpack(bytes.fromhex(output()))
         except ValueError as exc:
             wrong.append(f"program {name} gets {exc}")
             continue
-        if answers != wanted:
-            number = next(
-                (n for n, pair in enumerate(zip(answers, wanted, strict=False)) if pair[0] != pair[1]),
-                min(len(answers), len(wanted)),
-            )
-            wrong.append(
-                f"answer {number} of {len(answers)} to program {name} is {answers[number] if number < len(answers) else 'missing'}"
-            )
+        for number, (answer, expected) in enumerate(itertools.zip_longest(answers, wanted[name])):
+            if answer != expected:
+                wrong.append(f"answer {number} to program {name} is {answer or 'missing'} instead of {expected or 'none'}")
+                break
     assert not wrong, finding(
         test=f"two programs that each write and read {PAIRS} values at the same time",
         observed=wrong,
@@ -284,7 +284,7 @@ def test_saved_xenstore_client(guest: Guest, case: CaseContext) -> None:
     client.ask(Kind.WRITE, NODE, "0")
     client.ask(Kind.WATCH, NODE, "token")
     client.event()
-    transaction = int(client.ask(Kind.TRANSACTION_START, "").words[0])
+    transaction = begin(client)
 
     suspend.through_a_file(guest)
 
@@ -292,13 +292,16 @@ def test_saved_xenstore_client(guest: Guest, case: CaseContext) -> None:
     if answer.kind != Kind.ERROR:
         wrong.append(f"the end of a transaction from before the save gives {answer}")
     answer = client.ask(Kind.WRITE, NODE, "guest")
-    if answer.kind != Kind.WRITE or (seen := store.read(path(guest))) != "guest":
+    seen = store.read(path(guest))
+    if answer.kind != Kind.WRITE or seen != "guest":
         wrong.append(f"a write gives {answer}, and dom0 reads {seen!r}")
     client.events.clear()
     store.write(path(guest, "/below"), "1")
     names = set[str]()
-    while f"{NODE}/below" not in names and len(names) < 4:
+    for _ in range(6):  # the watch's own event, and one for each write
         names.add(client.event().words[0])
+        if f"{NODE}/below" in names:
+            break
     if f"{NODE}/below" not in names:
         wrong.append(f"the watch fires for {', '.join(sorted(names))} only")
     assert not wrong, finding(

@@ -32,7 +32,7 @@ def tagged(link: Link, case: CaseContext) -> Tagged:
         try:
             return made.up()
         except CannotRun as exc:
-            pytest.skip(f"{exc.message}; elsewhere: {exc.hint}")
+            pytest.skip(exc.reason)
 
     return make
 

@@ -58,9 +58,8 @@ def test_blocks_are_where_they_belong(guest: Guest, scratch: NewScratch, sector:
         guest.sh(f"yes {text} | head -c {BLOCK} > /tmp/fxh-block")
         write = f"dd if=/tmp/fxh-block of=/dev/{name} bs={BLOCK} seek={block} count=1 conv=notrunc && sync"
         if (done := guest.run(write, check=False)).status:
-            wrong.append(
-                f"block {block} cannot be written: {plain(done.text.splitlines()[0]) if done.text else f'status {done.status}'}"
-            )
+            said = done.text.splitlines() or [f"status {done.status}"]
+            wrong.append(f"block {block} cannot be written: {plain(said[0])}")
     hotplug.let_go(guest, "xvdc")
 
     there = whole(guest, disk)

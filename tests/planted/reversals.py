@@ -12,7 +12,6 @@ import functools
 import hashlib
 import re
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -343,13 +342,6 @@ def edits_of(names: list[str]) -> list[Edit]:
     return [edit for name in names for edit in TABLE[name].edits]
 
 
-def ended(number: int, _frame: object) -> None:
-    """On a signal, end pytest too: score.run() waits for it."""
-    for child in list(score._running):
-        child.terminate()
-    raise SystemExit(128 + number)
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("names", nargs="*", help=f"of: {', '.join(TABLE)} (default: all whose fix the tree has)")
@@ -363,8 +355,7 @@ def main() -> int:
         "--together", action="store_true", help="take all fixes back in one kernel: faster, but a bug may hide or cause another"
     )
     options = parser.parse_args()
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, ended)
+    score.end_on_signals()
     image.find(options.image)
     tree = srctree.find(options.src)
     if wrong := [name for name in options.names if name not in TABLE]:

@@ -39,14 +39,20 @@ Result = TypeVar("Result")
 _running: set[subprocess.Popen[bytes]] = set()
 
 
-def map_in_parallel(work: Callable[[Thing], Result], things: Iterable[Thing], labs: int) -> Iterator[Result]:
-    """Yield the result of ``work`` for each thing, in order. A signal or an error ends the running pytest processes."""
+def end_on_signals() -> None:
+    """Let SIGTERM and SIGHUP end this program with SystemExit, so that it cleans up."""
 
     def ended(number: int, _frame: object) -> None:
         raise SystemExit(128 + number)
 
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, ended)
+
+
+def map_in_parallel(work: Callable[[Thing], Result], things: Iterable[Thing], labs: int) -> Iterator[Result]:
+    """Yield the result of ``work`` for each thing, in order. A signal or an error ends the running pytest processes."""
+
+    end_on_signals()
     with ThreadPoolExecutor(labs) as pool:
         try:
             yield from pool.map(work, things)
@@ -86,8 +92,13 @@ def run(
         environment = {**os.environ, "PYTHONPATH": f"{HERE}:{PROJECT}"}
         with subprocess.Popen(argv, env=environment, cwd=PROJECT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as child:
             _running.add(child)
-            child.wait()
-            _running.discard(child)
+            try:
+                child.wait()
+            except BaseException:  # a signal; Popen's exit waits for the child
+                child.terminate()
+                raise
+            finally:
+                _running.discard(child)
         found = {}
         for file in sorted(path.glob("cases/*/case.json")):
             case = json.loads(file.read_text())
