@@ -18,7 +18,7 @@ from harness.xen.firmware import UEFI
 # domain 0 allocation"; with 512 the guest boots.
 _SHIM = 512
 
-_More = tuple[tuple[str, str | int], ...]
+_More = tuple[tuple[str, str | int | tuple[str, ...]], ...]
 
 
 def configure(host: XenHost, source: GuestSource, shape: Shape, name: str) -> DomainConfig:
@@ -46,11 +46,13 @@ def configure(host: XenHost, source: GuestSource, shape: Shape, name: str) -> Do
             hint="choose an image built by `fxh image build`, or another guest type",
         )
     # Under emulation the firmware takes a minute to start from the network card, which FreeBSD unplugs later.
-    nic = "vif" if shape.type == "hvm" and host.facts.emulated else ""
+    nic = "vif" if shape.type == "hvm" and host.facts.emulated and not shape.emulated_nic else ""
     more, kernel = _kernel_fields(host, source, shape, given)
     # QEMU's emulated CPU does not report an invariant TSC, so Xen would trap each read of it (docs/lab.md, What a boot under
     # emulation is made of).
     tsc = (("tsc_mode", "native"),) if spared else ()
+    # Without its ROM the card starts no guest, and dom0 does not need the package that has the ROM.
+    no_rom: _More = (("device_model_args_hvm", ("-global", f"{shape.emulated_nic}.romfile=")),) if shape.emulated_nic else ()
     return DomainConfig(
         name=name,
         type="pvh" if shape.type == "pvshim" else shape.type,
@@ -60,9 +62,9 @@ def configure(host: XenHost, source: GuestSource, shape: Shape, name: str) -> Do
         vcpus=shape.vcpus,
         maxvcpus=shape.maxvcpus,
         **kernel,
-        more=(*more, *tsc),
+        more=(*more, *tsc, *no_rom),
         disks=(*(Disk(host.disk(d.path, d.format), d.vdev, readonly=d.readonly) for d in disks), *shape.disks),
-        vifs=tuple(Vif(host.bridge, host.mac(name, n), type=nic) for n in range(shape.vifs)),
+        vifs=tuple(Vif(host.bridge, host.mac(name, n), model=shape.emulated_nic, type=nic) for n in range(shape.vifs)),
         on_poweroff=shape.on_poweroff,
         on_reboot=shape.on_reboot,
         on_crash=shape.on_crash,

@@ -50,18 +50,22 @@ log = logging.getLogger("fxh.guests")
 
 @dataclass(frozen=True)
 class Family:
-    """A version of IP: a reserved range, the form of an address in it, and ``mss``, the bytes of a TCP segment at MTU 1500."""
+    """A version of IP: a reserved range, the form of an address in it, and ``mss``, the bytes of a TCP segment at MTU 1500.
+
+    ``at_once`` are the words of ip-address(8) with which dom0 uses an address at once.
+    """
 
     name: str
     range: str
     address: str
     prefix: int
     mss: int
+    at_once: tuple[str, ...] = ()
 
 
 # The ranges are reserved for benchmarks: RFC 2544 and RFC 5180.
 IPV4 = Family("ipv4", "198.18.0.0/16", "198.18.{net}.{station}", 24, 1460)
-IPV6 = Family("ipv6", "2001:2::/48", "2001:2:0:{net}::{station}", 64, 1440)
+IPV6 = Family("ipv6", "2001:2::/48", "2001:2:0:{net}::{station}", 64, 1440, ("nodad",))
 
 
 @dataclass(frozen=True)
@@ -115,7 +119,7 @@ class Link:
         if self.namespace:
             self.host.transport.run(["sh", "-c", _INSIDE, "sh", self.namespace, self.vif])
         # `replace`: the address may be left from an earlier guest on the same bridge.
-        self.dom0("ip", "addr", "replace", self._cidr(self.here), "dev", self.device, *(["nodad"] if self.family is IPV6 else []))
+        self.dom0("ip", "addr", "replace", self._cidr(self.here), "dev", self.device, *self.family.at_once)
         self.guest.profile.address(self.guest.sh, self.interface, self._cidr(self.there))
         return self
 
@@ -137,6 +141,11 @@ class Link:
     def present_vif(self) -> str:
         """The vif of the guest's present domain: a restored guest has another one than :attr:`vif`."""
         return f"vif{self.guest.domid}.{self.index}"
+
+    @property
+    def end(self) -> str:
+        """The interface, in :attr:`namespace`, at which dom0's end of the link is observed."""
+        return self.present_vif
 
     def wait_up(self, seconds: float = 40) -> bool:
         """Whether the guest reaches dom0 within ``seconds``.
@@ -301,7 +310,7 @@ class Link:
 
     @contextlib.contextmanager
     def capture(self, target: Path, *, whole: bool = False) -> Iterator[list[Frame]]:
-        """Capture the frames at dom0's end of the vif in the file ``target``. The list is filled at the end of the context.
+        """Capture the frames at dom0's end (:attr:`end`) in the file ``target``. The list is filled at the end of the context.
 
         Checksums need ``whole`` frames; sizes need headers only. The log has the count of skipped frames with the reasons. Raises
         InfrastructureError if frames are missing from the capture.
@@ -309,7 +318,7 @@ class Link:
         found: list[Frame] = []
         taken = frames.Capture()
         try:
-            with capture.to_file(self.host, self.vif, target, self.expression, namespace=self.namespace, whole=whole):
+            with capture.to_file(self.host, self.end, target, self.expression, namespace=self.namespace, whole=whole):
                 yield found
         finally:
             if target.exists():

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 SECONDS = 12.0
 """Limit of one explanation."""
 
-# Argument: the vif. Prints the counters of dom0's protocols and of its interfaces, and the state of the vif.
+# Argument: an interface. Prints the counters of the protocols and of all interfaces, and the state of this one.
 _COUNTERS = f"""
 cat {" ".join(netpeer.COUNTERS)}
 cd /sys/class/net/"$1" && read -r f < flags && echo "interface_up $((f & 1))"
@@ -132,15 +132,15 @@ class LinkWatch:
 
     def _dom0_side(self, deadline: Deadline, report: list[str]) -> LinkSeen:
         """What dom0 saw."""
-        vif = self._link.present_vif
-        words = [*inside(self._link.namespace), "sh", "-c", _COUNTERS, "sh", vif]
+        end = self._link.end
+        words = [*inside(self._link.namespace), "sh", "-c", _COUNTERS, "sh", end]
         try:
             text = self._link.host.transport.run(words, deadline.capped(_DOM0), check=False).text
         except HarnessError as exc:
             report.append(f"== dom0\nnot read: {exc.message}")
-            return LinkSeen(End("dom0", vif, why=exc.message))
+            return LinkSeen(End("dom0", end, why=exc.message))
         report += [f"== dom0 before\n{self._dom0}", f"== dom0\n{text}"]
-        return link_causes.read_dom0(self._dom0, text, vif)
+        return link_causes.read_dom0(self._dom0, text, end)
 
     def _guest_end(self, deadline: Deadline, report: list[str]) -> End:
         guest, interface = self._link.guest, self._link.interface
@@ -222,7 +222,7 @@ class _Capture:
     """A tcpdump at dom0's end of a link, which prints its capture. Close it in any case."""
 
     def __init__(self, link: Link) -> None:
-        words = ["tcpdump", "-i", link.present_vif, "-U", "-Z", "root", "--immediate-mode", "-B", "16384", "-s", "65549"]
+        words = ["tcpdump", "-i", link.end, "-U", "-Z", "root", "--immediate-mode", "-B", "16384", "-s", "65549"]
         # `timeout` ends it if the connection breaks.
         words = [*inside(link.namespace), "timeout", f"{2 * SECONDS:.0f}", *words, "-c", str(_FRAMES), "-w", "-"]
         self._transport, self._data = link.host.transport, b""

@@ -22,6 +22,7 @@ class ShapeArgs(TypedDict, total=False):
     on_reboot: str
     on_crash: str
     vifs: int
+    emulated_nic: str
     root_vdev: str
     disks: tuple[Disk, ...]
     bootloader: str
@@ -45,6 +46,8 @@ class Shape:
     on_reboot: str = "preserve"
     on_crash: str = "preserve"
     vifs: int = 1
+    emulated_nic: str = ""
+    """HVM: QEMU also emulates a network card of this model (xl-network-configuration(5)) for each interface."""
     root_vdev: str = ""
     """The vdev of the first disk, after which its root device is named; empty for the source's own."""
     disks: tuple[Disk, ...] = ()

@@ -84,6 +84,13 @@ def test_hvm_of_a_disk_without_a_slot_takes_no_variables(disk: DiskImage) -> Non
         configure(Host(), given, Shape("hvm", variables=(("fxh.x", "1"),)), "x")  # type: ignore[arg-type]
 
 
+def test_an_emulated_network_card_has_no_rom(disk: DiskImage) -> None:
+    text = configure(Host(), freebsd(disk), Shape("hvm", emulated_nic="e1000"), "x").render()  # type: ignore[arg-type]
+    assert "model=e1000" in text
+    assert "type=vif" not in text
+    assert 'device_model_args_hvm = ["-global", "e1000.romfile="]' in text
+
+
 def test_pygrub_is_refused_for_a_disk_it_cannot_read() -> None:
     image: Any = SimpleNamespace(name="i", pygrub=False, data={"layout": "ufs2"})
     with pytest.raises(UsageError, match=r"i: pygrub cannot read its first disk \(layout ufs2\)"):

@@ -1,0 +1,67 @@
+# SPDX-License-Identifier: BSD-2-Clause
+"""Links to emulated network cards. dom0's end of such a card is a TAP device."""
+
+from __future__ import annotations
+
+from harness.dom0 import tap_relay
+from harness.errors import CannotRun
+from harness.guests.link import Link
+from harness.guests.peer import Listener
+from harness.xen import dom0_program
+
+# Of the link's second end, after those of two guests.
+STATION = 4
+
+
+class TapLink(Link):
+    """A link to a TAP device on the host's bridge, whose frames a program relays (:mod:`harness.dom0.tap_relay`).
+
+    QEMU has such a device for each network card that it emulates. The link's far end is a network namespace of dom0.
+    """
+
+    def __init__(self, over: Link) -> None:
+        """``over`` is the link between the guest and the bridge; the guest keeps its address. A run has one such link at a time."""
+        super().__init__(over.guest, over.index, f"fxhnic{over.host.slot}", over.interface, family=over.family)
+        self.here = over.family.address.format(net=over.index + 77, station=STATION)
+        self.device, self.near = self.namespace, f"fxhtap{over.host.slot}"
+        self._relay: Listener | None = None
+
+    @property
+    def end(self) -> str:
+        return self.device
+
+    def up(self) -> TapLink:
+        """Create the devices and the namespace. Raises CannotRun if dom0's kernel has no TAP devices."""
+        stream = dom0_program.start(self.host.transport, tap_relay, self.near, self.device)
+        self._relay = Listener(stream, "the relay of frames")
+        if error := self._relay.until(rb"ready\n|error: ([^\n]*)\n")[1]:
+            raise CannotRun(f"dom0 cannot create TAP devices: {error.decode(errors='replace')}", hint="load the module tun in dom0")
+        run = self.host.transport.run
+        # It may be left from a run that was killed.
+        run(["ip", "netns", "add", self.namespace], check=False)
+        run(["ip", "link", "set", self.device, "netns", self.namespace])
+        run(["ip", "link", "set", self.near, "master", self.host.bridge, "up"])
+        self.dom0("ip", "link", "set", self.device, "up")
+        self.dom0("ip", "addr", "add", self._cidr(self.here), "dev", self.device, *self.family.at_once)
+        return self
+
+    def set_mtu(self, mtu: int) -> None:
+        """Set the MTU of the path within dom0, in bytes."""
+        for device in (self.present_vif, self.near):
+            self.host.transport.run(["ip", "link", "set", device, "mtu", str(mtu)])
+        self.dom0("ip", "link", "set", self.device, "mtu", str(mtu))
+
+    def down(self) -> None:
+        """End the program, with its devices, and remove the namespace."""
+        if self._relay is not None:
+            self._relay.stream.close()
+        super().down()
+
+
+class EmulatedLink(Link):
+    """The link of a guest that drives the card that QEMU emulates for its interface."""
+
+    @property
+    def end(self) -> str:
+        # libxl's name of QEMU's TAP device (xen tools/libs/light/libxl_nic.c, libxl__device_nic_devname()).
+        return f"{self.present_vif}-emu"
