@@ -185,6 +185,6 @@ def console(
         if host.toolstack.find(int(domain) if domain.isdigit() else domain) is None:
             names = ", ".join(row.name for row in host.toolstack.domains())
             raise UsageError(f"no domain {domain} on {host.facts.name}", hint=f"running domains: {names}")
-        attach(host.toolstack.console(domain, serial=serial))
+        attach(host.toolstack.console(domain, kind="serial" if serial else "pv"))
     finally:
         host.close()

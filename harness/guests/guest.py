@@ -26,7 +26,7 @@ from harness.images.debugfile import KernelSymbols
 from harness.xen import elfsymbols
 from harness.xen.config import Disk, DomainConfig, Vif
 from harness.xen.listing import DomainState, ShutdownEvent, parse_log, parse_refusal
-from harness.xen.toolstack import Console
+from harness.xen.toolstack import Console, ConsoleKind
 from harness.xen.xenstore import DOMAINS
 
 log = logging.getLogger("fxh.guests")
@@ -184,7 +184,7 @@ class Guest:
         return self._session
 
     def _shell(self) -> Session:
-        return Session(self.console, SERIAL_PORT if self.config.serial else TTY)
+        return Session(self.console, SERIAL_PORT if self.config.serial_console else TTY)
 
     def detach(self) -> None:
         """Detach from the console, so that another client can attach. The domain runs on."""
@@ -362,8 +362,14 @@ class Guest:
         self._replace_stream(same_boot=True)
 
     def _stream(self, *, new: bool = True) -> Console:
-        self._client = self.host.toolstack.console(self.domid, serial=self.config.serial, new=new)
+        self._client = self.host.toolstack.console(self.domid, kind=self._console_kind, new=new)
         return self._client
+
+    @property
+    def _console_kind(self) -> ConsoleKind:
+        if not self.config.serial:
+            return "pv"
+        return "both" if self.config.pv_console else "serial"
 
     def _leave(self) -> None:
         if self._client is not None:

@@ -150,7 +150,7 @@ class LinkWatch:
                 raise InfrastructureError(f"the harness knows no counters of {guest.profile.title}")
             if guest.console.death is not None:
                 raise InfrastructureError("the guest is dead")
-            if guest.config.serial and guest.host.facts.emulated:
+            if guest.config.serial_console and guest.host.facts.emulated:
                 # Seven bytes a second (harness.console.session): the next command of the case would wait for all of it.
                 raise InfrastructureError("its serial port is too slow")
             script = f"cat {self._file} 2>/dev/null; echo '== now'; {command}"

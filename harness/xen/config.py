@@ -104,6 +104,8 @@ class DomainConfig:
     vifs: tuple[Vif, ...] = ()
     serial: bool = False
     """HVM: add a serial port, which ``xl console -t serial`` shows."""
+    pv_console: bool = False
+    """HVM with a serial port: only firmware and loader use it. The kernel was told to use the PV console."""
     boot: str = ""
     firmware: str = ""
     """HVM: ``ovmf`` for UEFI. If empty, libxl uses SeaBIOS (xl.cfg(5))."""
@@ -112,6 +114,11 @@ class DomainConfig:
     on_reboot: str = "restart"
     on_crash: str = "preserve"
     more: tuple[tuple[str, str | int | tuple[str, ...]], ...] = field(default=())
+
+    @property
+    def serial_console(self) -> bool:
+        """Whether the guest's shell is at its serial port."""
+        return self.serial and not self.pv_console
 
     @property
     def guest_type(self) -> str:

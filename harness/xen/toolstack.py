@@ -4,13 +4,15 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager
-from typing import Protocol
+from typing import Literal, Protocol
 
 from harness.deadline import Deadline
 from harness.transport import Stream
 from harness.xen.config import Disk, DomainConfig, Vif
 from harness.xen.event_wait import Pause
 from harness.xen.listing import DomainState, HostInfo
+
+ConsoleKind = Literal["pv", "serial", "both"]
 
 
 class Console(Stream, Protocol):
@@ -66,8 +68,11 @@ class Toolstack(Protocol):
         """The hypervisor's log."""
         ...
 
-    def console(self, domain: str | int, *, serial: bool = False, new: bool = True) -> Console:
-        """The domain's PV console, or the serial port of an HVM domain. ``new``: wait for the console of a new domain."""
+    def console(self, domain: str | int, *, kind: ConsoleKind = "pv", new: bool = True) -> Console:
+        """The domain's PV console, the serial port of an HVM domain, or both. ``new``: wait for the console of a new domain.
+
+        Input to ``both`` goes to the PV console.
+        """
         ...
 
     def dump_core(self, domain: str | int, path: str) -> None:

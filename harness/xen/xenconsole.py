@@ -9,13 +9,18 @@ import threading
 
 from harness.errors import TransportError
 from harness.transport import Stream, Transport
+from harness.xen.toolstack import ConsoleKind
 
+_NODES = {"pv": "console/tty", "serial": "serial/0/tty"}
+# Arguments: domid, kind, xenstore node of the console, and of a serial port whose output is shown as well.
 # xenconsole exits if xenconsoled has not written the console's tty to xenstore within five seconds
 # (tools/console/client/main.c). A busy host takes longer to recreate a domain.
+# One xenconsole at a time can have a domain (console_lock()), so cat reads the serial port. It ends with this terminal.
 _CONSOLE_SCRIPT = """
 n=0
-until xenstore-exists "$1" || [ $n -ge 300 ]; do n=$((n + 1)); sleep 0.2; done
-exec xl console -t "$2" "$3"
+until xenstore-exists "$3" || [ $n -ge 300 ]; do n=$((n + 1)); sleep 0.2; done
+if [ "$4" ] && port=$(xenstore-read "$4"); then stty raw -echo < "$port"; cat "$port" 2>/dev/null & fi
+exec xl console -t "$2" "$1"
 """
 # Send the escape character at most this often, and wait this many seconds for xenconsole to exit each time.
 _ESCAPES, _ESCAPE_SECONDS = 5, 1.0
@@ -25,12 +30,13 @@ _REFUSED = re.compile(rb"\s*(xenconsole: Could not (?:open|lock) [^\r\n]*)\s*")
 _REFUSAL = 300
 
 
-def attach(transport: Transport, domain: str | int, *, serial: bool = False, new: bool = True) -> ConsoleStream:
-    """See :meth:`harness.xen.toolstack.Toolstack.console`."""
-    kind, node = ("serial", "serial/0/tty") if serial else ("pv", "console/tty")
-    argv = ["xl", "console", "-t", kind, str(domain)]
+def attach(transport: Transport, domain: str | int, *, kind: ConsoleKind = "pv", new: bool = True) -> ConsoleStream:
+    """See :meth:`harness.xen.toolstack.Toolstack.console`. A console that is not new shows no serial port in addition."""
+    main = "serial" if kind == "serial" else "pv"
+    argv = ["xl", "console", "-t", main, str(domain)]
     if new and isinstance(domain, int):
-        argv = ["sh", "-c", _CONSOLE_SCRIPT, "sh", f"/local/domain/{domain}/{node}", kind, str(domain)]
+        shown = [f"/local/domain/{domain}/{_NODES[name]}" for name in (main, *(["serial"] if kind == "both" else []))]
+        argv = ["sh", "-c", _CONSOLE_SCRIPT, "sh", str(domain), main, *shown]
     # xenconsole reads input from a terminal only.
     return ConsoleStream(transport.open(argv, pty=True))
 

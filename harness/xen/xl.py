@@ -14,7 +14,7 @@ from harness.xen import listing, pygrub, xenconsole
 from harness.xen.config import Disk, DomainConfig, Vif
 from harness.xen.event_wait import Pause, wait_on_output
 from harness.xen.listing import DomainState, HostInfo
-from harness.xen.toolstack import Console
+from harness.xen.toolstack import Console, ConsoleKind
 
 # Seconds. Building a domain runs hotplug scripts, each of which takes seconds under emulation.
 _CREATE = 120.0
@@ -102,8 +102,8 @@ class Xl:
     def dmesg(self, *, clear: bool = False) -> str:
         return self._xl("dmesg", *(["-c"] if clear else [])).text
 
-    def console(self, domain: str | int, *, serial: bool = False, new: bool = True) -> Console:
-        return xenconsole.attach(self._transport, domain, serial=serial, new=new)
+    def console(self, domain: str | int, *, kind: ConsoleKind = "pv", new: bool = True) -> Console:
+        return xenconsole.attach(self._transport, domain, kind=kind, new=new)
 
     def dump_core(self, domain: str | int, path: str) -> None:
         self._xl("dump-core", domain, path, seconds=_WHOLE)

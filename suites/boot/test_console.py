@@ -45,7 +45,7 @@ def test_flood_loses_nothing(guest: Guest, case: CaseContext) -> None:
     Source: sys/dev/xen/console/xen_console.c (console.c up to FreeBSD 10)
     Catches: xcoutwakeup() of FreeBSD 10, which drops a byte when its buffer is full (known issue); lost bytes (planted)
     """
-    lines = guest.profile.flood_lines(guest.config.type) if guest.host.facts.emulated else 1000
+    lines = guest.profile.flood_lines(guest.config.type, serial=guest.config.serial_console) if guest.host.facts.emulated else 1000
     data = flood(guest, lines)
 
     # A kernel message splits a line: "[   55.123456] clocksource: timekeeping watchdog on CPU0 ...".

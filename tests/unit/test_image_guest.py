@@ -84,6 +84,20 @@ def test_hvm_of_a_disk_without_a_slot_takes_no_variables(disk: DiskImage) -> Non
         configure(Host(), given, Shape("hvm", variables=(("fxh.x", "1"),)), "x")  # type: ignore[arg-type]
 
 
+def test_the_kernel_of_an_emulated_hvm_guest_uses_the_pv_console(disk: DiskImage) -> None:
+    def told(host: Host, source: GuestSource, shape: Shape) -> tuple[bool, bool, bool]:
+        made = configure(host, source, shape, "x")  # type: ignore[arg-type]
+        text = Path(made.disks[0].target).read_bytes() + made.extra.encode()
+        return made.pv_console, made.serial_console, b"hw.uart.console" in text
+
+    assert told(Host(), freebsd(disk), Shape("hvm")) == (True, False, True)
+    assert told(Host(), freebsd(disk), Shape("hvm", spared=False)) == (False, True, False)
+    assert told(Host(emulated=False), freebsd(disk), Shape("hvm")) == (False, True, False)
+    assert told(Host(), freebsd(disk), Shape("pvh")) == (False, False, False)
+    # A disk without a place for variables: its own loader.conf decides.
+    assert told(Host(), freebsd(DiskImage(disk.path)), Shape("hvm")) == (False, True, False)
+
+
 def test_an_emulated_network_card_has_no_rom(disk: DiskImage) -> None:
     text = configure(Host(), freebsd(disk), Shape("hvm", emulated_nic="e1000"), "x").render()  # type: ignore[arg-type]
     assert "model=e1000" in text

@@ -149,6 +149,8 @@ class GuestOS(ABC):
     password: ClassVar[str] = ""
     sources: ClassVar[Mapping[str, str]] = {}
     """Files of the OS's source by subject: see :meth:`source`."""
+    pv_console: ClassVar[Mapping[str, str]] = {}
+    """Kernel variables with which an HVM guest's kernel uses the PV console instead of the serial port; empty if there are none."""
     balloon_limits: ClassVar[BalloonLimits] = BalloonLimits()
     reboot_command: ClassVar[str] = "reboot"
     """A command that unmounts the file systems and reboots."""
@@ -394,7 +396,7 @@ class GuestOS(ABC):
     def flood_command(self, lines: int, width: int) -> str:
         """A command that prints ``lines`` numbered lines of ``width`` characters on the console."""
 
-    def flood_lines(self, guest_type: str) -> int:
+    def flood_lines(self, guest_type: str, *, serial: bool) -> int:
         """How many lines of 10 kB the guest prints on an emulated machine in reasonable time."""
         return 1000
 

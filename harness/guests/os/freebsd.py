@@ -38,6 +38,11 @@ _PANIC = {"debug.trace_on_panic": "1", "kern.panic_reboot_wait_time": "3"}
 # a boot's 38 s.
 _EMULATED = {"kern.elf64.aslr.enable": "0", "kern.elf64.aslr.pie_enable": "0", "hw.x2apic_enable": "1"}
 
+# Without a valid port in the first variable, the port with flag 0x10 is the console (sys/dev/uart/uart_cpu_x86.c,
+# uart_cpu_getdev()). The loader for BIOS sets the first one when it reads `console` in loader.conf, which comes earlier
+# (stand/i386/libi386/comconsole.c, comc_setup()).
+_PV_CONSOLE = {"hw.uart.console": "none", "hint.uart.0.flags": "0x0"}
+
 # The characters that end a variable on the kernel's command line: sys/x86/xen/pv.c, xen_pvh_parse_preload_data(), read in 13.2,
 # 14.2 and 15.1; sys/i386/xen/xen_machdep.c of 10 for PV. 14.0-CURRENT changed at an unknown number; here it has the longer list.
 _SEPARATORS = (("<14.0", ","), (">=14.0", ", \t\n"))
@@ -154,6 +159,7 @@ class FreeBSD(GuestOS):
     # (known_issues.toml, lifecycle/test_waiting_programs_go_on). Seen in 15.1.
     suspension_breaks_poll = True
     vdev_names = _VDEVS
+    pv_console = _PV_CONSOLE
 
     @classmethod
     def of(cls, version: OSVersion, types: tuple[str, ...]) -> FreeBSD:
@@ -399,9 +405,9 @@ class FreeBSD(GuestOS):
         make = "newfs -O 1 -b 4096 -f 512 -r 8 /dev/{0} >/dev/null && mount /dev/{0} /mnt"
         return SmallBlocks(make, 12 << 12, (12 + 1024) << 12)
 
-    def flood_lines(self, guest_type: str) -> int:
+    def flood_lines(self, guest_type: str, *, serial: bool) -> int:
         # xc0 passes single bytes, at 10 kB/s (3 on a slow machine); each byte of an HVM guest's serial port goes through QEMU in dom0.
-        return 10 if guest_type == "hvm" else 40
+        return 10 if serial else 40
 
     def fate(self, control: str, guest_type: str) -> ShutdownExpectation:
         row = self._ending(guest_type)

@@ -349,7 +349,7 @@ class Linux(GuestOS):
         change = "s|fxh.menu=one|fxh.menu=two|"
         return BootVolume("/mnt/boot/grub/menu.lst", "/mnt/boot/initrd", "ramdisk", "/mnt/boot/vmlinuz", change)
 
-    def flood_lines(self, guest_type: str) -> int:
+    def flood_lines(self, guest_type: str, *, serial: bool) -> int:
         # Each event of a PVH guest exits to Xen: 80 kB/s. A PV guest prints 400 kB/s; 3 MB fill the console ring fifteen hundred times.
         return {"pvh": 200, "pv": 300}.get(guest_type, 1000)
 
