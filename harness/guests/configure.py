@@ -35,8 +35,10 @@ def configure(host: XenHost, source: GuestSource, shape: Shape, name: str) -> Do
         root = root.replace(called(first.vdev), called(shape.root_vdev), 1)
         source = replace(source, disks=(replace(first, vdev=shape.root_vdev), *source.disks[1:]))
     spared = host.facts.emulated and shape.spared
-    # A byte on an emulated serial port takes 10 ms: each access of its registers wakes QEMU in dom0.
-    pv_console = source.profile.pv_console if spared and shape.type == "hvm" else {}
+    # Each access of an emulated serial port wakes QEMU in dom0, which takes a millisecond. A loader that reads its variables from a pool
+    # reads loader.conf later, and then uses the serial port again.
+    quick = spared and shape.type == "hvm" and not source.root.startswith("zfs:")
+    pv_console = source.profile.pv_console if quick else {}
     variables = {**source.profile.default_variables(root, spared), **pv_console, **dict(shape.variables)}
     if entry(shape.type) == "pv" and source.bits == 32 and host.facts.emulated:
         variables = {"hw.use_xsave": "0", **variables}

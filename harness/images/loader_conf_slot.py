@@ -118,7 +118,8 @@ def copy_data(source: Path, descriptor: int, offset: int) -> None:
 def variant(image: Path, offset: int, variables: Mapping[str, str]) -> Path:
     """A copy of ``image`` with ``variables`` in its slot, from the store or created now."""
     stat = image.stat()
-    key = combine([str(image), stat.st_size, stat.st_mtime_ns, dict(variables)])
+    # Their order counts: the loader acts on some of them when it reads them.
+    key = combine([str(image), stat.st_size, stat.st_mtime_ns, list(variables.items())])
 
     def create(work: Path) -> Path:
         write_copy(image, offset, variables, work / image.name)

@@ -48,6 +48,9 @@ def for_layout(layout: Layout, ttys: str, zfs_load: bool = False) -> OverlayFile
     changed = with_getty(with_getty(ttys, "xc0", "Pc"), "ttyu0", "std.115200")
     if changed != ttys:
         files["./etc/ttys"] = changed.encode()
+    if "bios" in layout.firmwares:
+        # Otherwise the boot program before the loader waits three seconds for a key (stand/i386/gptboot/gptboot.c, keyhit()).
+        files["./boot.config"] = b"-n\n"
     if layout.firmwares and not layout.zfs:
         files[loader_conf_slot.PATH] = loader_conf_slot.text({})
     return OverlayFiles(tuple(sorted(files.items())))

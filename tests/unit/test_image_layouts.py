@@ -167,6 +167,13 @@ def test_a_zfs_layout_has_its_kernel_variables_in_the_pool() -> None:
     assert 'zfs_load="YES"\n' in overlay_files.loader_conf(text, layout.load("zfs"), True)
 
 
+def test_boot_programs_for_a_bios_do_not_wait_for_a_key() -> None:
+    files = {name: dict(overlay_files.for_layout(layout.load(name), "").files) for name in ("vmimage", "uefi", "ufs1")}
+    assert files["vmimage"]["./boot.config"] == b"-n\n"
+    assert "bios" not in layout.load("ufs1").firmwares
+    assert "./boot.config" not in files["ufs1"]
+
+
 def test_zfs_is_enabled_only_where_it_is_used() -> None:
     files = {name: dict(overlay_files.for_layout(layout.load(name), "").files) for name in ("zfs", "uefi")}
     assert b'zfs_enable="YES"\n' in files["zfs"]["./etc/rc.conf"]
