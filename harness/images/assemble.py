@@ -17,7 +17,7 @@ from harness.errors import BuildError, UsageError
 from harness.images import disks, entries, image, kernelfile, makefs, metalog, overlay_files, src_conf
 from harness.images.entries import StoreEntry
 from harness.images.image import Image
-from harness.images.inputs import Input, key_of
+from harness.images.inputs import Input, combine, key_of
 from harness.images.kernelfile import KernelFile
 from harness.images.layout import FileSystem, Layout
 from harness.images.makefs import Makefs
@@ -44,7 +44,12 @@ class Parts:
 def tree_of(world: StoreEntry) -> metalog.Tree:
     """The files of a world that go into an image."""
     tree = metalog.parse((world.directory / "METALOG").read_text(), world.directory / "tree")
-    return metalog.without(tree, tuple(world.manifest["leave_out"]))
+    return metalog.without(tree, (*world.manifest["leave_out"], *_rc_scripts(world)))
+
+
+def _rc_scripts(world: StoreEntry) -> tuple[str, ...]:
+    """The paths of rc(8)'s scripts that do not go into an image of this world."""
+    return src_conf.useless_rc_scripts() if world.manifest.get("preset") in src_conf.SMALL else ()
 
 
 def fit(layout: Layout, world: StoreEntry) -> Layout:
@@ -83,10 +88,12 @@ def assemble(parts: Parts, name: str) -> Image:
         )
     disks.check(layout, disks.BootCode(top / "boot"))
     overlay = overlay_files.for_layout(layout, _read(top / "etc/ttys"), zfs_load=module)
+    scripts = _rc_scripts(parts.world)
     inputs = [
         Input("world", parts.world.key, str(parts.world.manifest["what"])),
         Input("kernel", kernel.sha256, str(kernel.path)),
         Input("layout", layout.key, f"{layout.name} (images/freebsd/layouts.toml)"),
+        *([Input("left out of rc", combine(scripts), "images/freebsd/small.toml")] if scripts else []),
         Input("edits", overlay.hash, ", ".join(path[1:] for path, _ in overlay.files)),
         *([Input("makefs", tool.hash, tool.origin)] if tool else []),
         Input("image builder", str(_BUILDER), "harness/images/assemble.py"),

@@ -11,7 +11,8 @@ from harness import paths
 from harness.errors import UsageError
 from harness.images.srctree import SourceTree
 
-PRESETS = ("small", "zfs", "full")
+SMALL = ("small", "zfs")
+PRESETS = (*SMALL, "full")
 # __DEFAULT_YES_OPTIONS = \     (names on the following lines, each but the last with a backslash)
 _DEFAULT_YES = re.compile(r"^__DEFAULT_YES_OPTIONS\s*\+?=((?:.*\\\n)*.*)$", re.MULTILINE)
 # For a compiler and linker other than the tree's. It changes no byte of a build that succeeds without it.
@@ -59,6 +60,15 @@ def makes_zfs(tree: SourceTree) -> bool:
     return bool(tree.read("usr.sbin/makefs/zfs.c"))
 
 
+def useless_rc_scripts() -> tuple[str, ...]:
+    """The paths of rc(8)'s scripts that images of the small worlds leave out."""
+    return tuple(f"etc/rc.d/{name}" for name in _small()["rc_scripts"])
+
+
+def _small() -> dict[str, list[str]]:
+    return tomllib.loads((paths.project() / "images/freebsd/small.toml").read_text())
+
+
 def preset(tree: SourceTree, name: str) -> WorldPreset:
     """The preset ``name``. Raises UsageError for an unknown name, and for ZFS if the tree's makefs cannot write it."""
     if name not in PRESETS:
@@ -68,7 +78,7 @@ def preset(tree: SourceTree, name: str) -> WorldPreset:
             f"{tree.path}: the makefs of FreeBSD {tree.version} cannot write ZFS",
             hint="give a tree of 14.0 or later, or a layout with UFS",
         )
-    data = tomllib.loads((paths.project() / "images/freebsd/small.toml").read_text())
+    data = _small()
     leave_out = tuple(data["leave_out"])
     # A compiler other than the tree's prints warnings that the tree does not expect.
     common = makefs_knob(tree) + "WITHOUT_WERROR=yes\n"

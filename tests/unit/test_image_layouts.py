@@ -31,9 +31,10 @@ from harness.images import (
     metalog,
     overlay_files,
     recipe,
+    src_conf,
     tables,
 )
-from harness.images.assemble import Parts, assemble, fit
+from harness.images.assemble import Parts, assemble, fit, tree_of
 from harness.images.disks import BootCode
 from harness.images.inputs import content_hash
 from harness.images.layout import FileSystem, Vdev
@@ -511,6 +512,48 @@ def test_a_pool_grows_with_the_world() -> None:
 
     grown = fit(layout.load("zfs"), entries.get_or_create("worlds", "large", make))
     assert {fs.type: fs.size for _, _, fs in grown.parts} == {"efi": 33, "boot": 0, "zfs": 2048, "swap": 64}
+
+
+def test_only_the_small_worlds_leave_scripts_of_rc_out() -> None:
+    def left(preset: str) -> set[str]:
+        def make(work: Path) -> dict[str, object]:
+            lines = [
+                ". type=dir uid=0 gid=0 mode=0755",
+                "./etc type=dir uid=0 gid=0 mode=0755",
+                "./etc/rc.d type=dir uid=0 gid=0 mode=0755",
+            ]
+            names = ("cron", "netif", "new_in_16")
+            (work / "tree/etc/rc.d").mkdir(parents=True)
+            for name in names:
+                (work / "tree/etc/rc.d" / name).touch()
+            lines += [f"./etc/rc.d/{name} type=file uid=0 gid=0 mode=0555" for name in names]
+            (work / "METALOG").write_text("\n".join(lines) + "\n")
+            return {"leave_out": [], "preset": preset}
+
+        tree = tree_of(entries.get_or_create("worlds", f"of-{preset.replace(' ', '-')}", make))
+        return {path.rpartition("/")[2] for path in tree if path.startswith("./etc/rc.d/")}
+
+    assert left("small") == left("zfs") == {"netif", "new_in_16"}
+    assert left("full") == left("as installed") == {"cron", "netif", "new_in_16"}
+
+
+def test_no_script_that_the_suites_need_is_left_out_of_rc() -> None:
+    needed = {
+        "dhclient",
+        "dumpon",
+        "fsck",
+        "hostname",
+        "mountcritlocal",
+        "netif",
+        "pf",
+        "pflog",
+        "root",
+        "routing",
+        "savecore",
+        "swap",
+        "zfs",
+    }
+    assert not needed & {path.rpartition("/")[2] for path in src_conf.useless_rc_scripts()}
 
 
 # -- configuration of a guest -----------------------------------------------------------------------------------------
