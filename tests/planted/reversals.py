@@ -25,7 +25,7 @@ import score
 
 from harness import paths
 from harness.errors import HarnessError, UsageError
-from harness.images import image, recipe, recipes, srctree, treescan
+from harness.images import buildworld, image, recipe, recipes, srctree, treescan
 
 BLKFRONT = "sys/dev/xen/blkfront/blkfront.c"
 CONTROL = "sys/dev/xen/control/control.c"
@@ -380,6 +380,8 @@ def main() -> int:
                     print(line, flush=True)
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
+            # Without a signal or an error, none runs.
+            buildworld.end_builds()
     print(f"{caught} of {len(names)} reversed fixes caught")
     return 0 if caught == len(names) and not red else 1
 
