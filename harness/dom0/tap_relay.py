@@ -3,7 +3,7 @@
 
     tap_relay NEAR FAR
 
-It creates both devices and prints ``ready``, or ``error: REASON``. It relays until it ends, and the devices end with it.
+It creates both devices and prints ``ready``, or ``error: REASON``. It relays until its stdin ends, and the devices end with it.
 
 The devices have no offloads, as with a card that has none: the kernel divides large segments and completes checksums before it
 hands a frame over.
@@ -56,10 +56,14 @@ def main() -> None:
     waiting = select.poll()
     for device in other:
         waiting.register(device, select.POLLIN)
+    waiting.register(0, select.POLLIN)
     print("ready", flush=True)
     while True:
         for device, _ in waiting.poll():
-            relay(device, other[device])
+            if device in other:
+                relay(device, other[device])
+            elif not os.read(0, 1):
+                return
 
 
 if __name__ == "__main__":

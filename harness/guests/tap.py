@@ -7,10 +7,13 @@ from harness.dom0 import tap_relay
 from harness.errors import CannotRun
 from harness.guests.link import Link
 from harness.guests.peer import Listener
+from harness.safetext import plain
 from harness.xen import dom0_program
 
-# Of the link's second end, after those of two guests.
+# The last number of the far end's address. Guests have 2 and 3.
 STATION = 4
+# Waits, for five seconds, until the device "$1" is gone.
+_GONE = 'n=0; while [ -e /sys/class/net/"$1" ] && [ $n -lt 50 ]; do n=$((n + 1)); sleep 0.1; done'
 
 
 class TapLink(Link):
@@ -31,14 +34,17 @@ class TapLink(Link):
         return self.device
 
     def up(self) -> TapLink:
-        """Create the devices and the namespace. Raises CannotRun if dom0's kernel has no TAP devices."""
+        """Create the devices and the namespace. Raises CannotRun if dom0 cannot create TAP devices."""
         stream = dom0_program.start(self.host.transport, tap_relay, self.near, self.device)
         self._relay = Listener(stream, "the relay of frames")
         if error := self._relay.until(rb"ready\n|error: ([^\n]*)\n")[1]:
-            raise CannotRun(f"dom0 cannot create TAP devices: {error.decode(errors='replace')}", hint="load the module tun in dom0")
+            raise CannotRun(
+                f"dom0 cannot create TAP devices: {plain(error.decode(errors='replace'))}", hint="load the module tun in dom0"
+            )
         run = self.host.transport.run
-        # It may be left from a run that was killed.
-        run(["ip", "netns", "add", self.namespace], check=False)
+        # One may be left from a run that was killed; its relay has ended with the connection.
+        run(["ip", "netns", "del", self.namespace], check=False)
+        run(["ip", "netns", "add", self.namespace])
         run(["ip", "link", "set", self.device, "netns", self.namespace])
         run(["ip", "link", "set", self.near, "master", self.host.bridge, "up"])
         self.dom0("ip", "link", "set", self.device, "up")
@@ -55,6 +61,7 @@ class TapLink(Link):
         """End the program, with its devices, and remove the namespace."""
         if self._relay is not None:
             self._relay.stream.close()
+            self.host.transport.run(["sh", "-c", _GONE, "sh", self.near], check=False)
         super().down()
 
 

@@ -17,7 +17,7 @@ from harness.errors import BuildError, UsageError
 from harness.images import disks, entries, image, kernelfile, makefs, metalog, overlay_files, src_conf
 from harness.images.entries import StoreEntry
 from harness.images.image import Image
-from harness.images.inputs import Input, combine, key_of
+from harness.images.inputs import Input, key_of
 from harness.images.kernelfile import KernelFile
 from harness.images.layout import FileSystem, Layout
 from harness.images.makefs import Makefs
@@ -44,12 +44,16 @@ class Parts:
 def tree_of(world: StoreEntry) -> metalog.Tree:
     """The files of a world that go into an image."""
     tree = metalog.parse((world.directory / "METALOG").read_text(), world.directory / "tree")
-    return metalog.without(tree, (*world.manifest["leave_out"], *_rc_scripts(world)))
+    return metalog.without(tree, tuple(world.manifest["leave_out"]))
 
 
-def _rc_scripts(world: StoreEntry) -> tuple[str, ...]:
-    """The paths of rc(8)'s scripts that do not go into an image of this world."""
-    return src_conf.useless_rc_scripts() if world.manifest.get("preset") in src_conf.SMALL else ()
+def idle_scripts(world: StoreEntry, tree: metalog.Tree) -> overlay_files.OverlayFiles:
+    """The scripts of rc(8) that an image of this world does not run, reduced to their place in the order."""
+    names = src_conf.idle_rc_scripts() if world.manifest.get("preset") in src_conf.SMALL else ()
+    nodes = [tree[path] for path in (f"./etc/rc.d/{name}" for name in names) if path in tree]
+    return overlay_files.OverlayFiles(
+        tuple((node.path, overlay_files.order_only(node.contents.read_text(errors="replace"))) for node in nodes if node.contents)
+    )
 
 
 def fit(layout: Layout, world: StoreEntry) -> Layout:
@@ -88,19 +92,19 @@ def assemble(parts: Parts, name: str) -> Image:
         )
     disks.check(layout, disks.BootCode(top / "boot"))
     overlay = overlay_files.for_layout(layout, _read(top / "etc/ttys"), zfs_load=module)
-    scripts = _rc_scripts(parts.world)
+    idle = idle_scripts(parts.world, tree)
     inputs = [
         Input("world", parts.world.key, str(parts.world.manifest["what"])),
         Input("kernel", kernel.sha256, str(kernel.path)),
         Input("layout", layout.key, f"{layout.name} (images/freebsd/layouts.toml)"),
-        *([Input("left out of rc", combine(scripts), "images/freebsd/small.toml")] if scripts else []),
+        *([Input("idle rc scripts", idle.hash, "images/freebsd/small.toml")] if idle.files else []),
         Input("edits", overlay.hash, ", ".join(path[1:] for path, _ in overlay.files)),
         *([Input("makefs", tool.hash, tool.origin)] if tool else []),
         Input("image builder", str(_BUILDER), "harness/images/assemble.py"),
     ]
 
     def fill(work: Path) -> dict[str, Any]:
-        return _write(parts, tree, overlay, tool, inputs, work)
+        return _write(parts, tree, overlay + idle, tool, inputs, work)
 
     entry = entries.get_or_create("images", key_of(*inputs), fill)
     image.tag(name, entry)

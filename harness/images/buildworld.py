@@ -55,10 +55,6 @@ _CONFIGURES = re.compile(rb"sys/(?:[^/\0]+/)?conf/")
 _MAKEOPTION = re.compile(r"^\s*(?:no)?makeoptions?\s.*", re.MULTILINE)
 
 
-# Each build is a session of its own, with make as its leader.
-_building: set[int] = set()
-
-
 @dataclass(frozen=True)
 class BuildDirectory:
     """The object directory of one source tree with one set of options."""
@@ -285,7 +281,6 @@ class BuildDirectory:
                 argv, cwd=self.tree.path, env=self._environment(), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT, text=True, errors="replace", start_new_session=True, preexec_fn=_set_up_child,
             )  # fmt: skip
-            _building.add(process.pid)
             try:
                 for line in process.stdout or ():
                     file.write(line)
@@ -296,7 +291,6 @@ class BuildDirectory:
                 if process.poll() is None:
                     end_session(process.pid)
                     process.wait()
-                _building.discard(process.pid)
                 if process.stdout:
                     process.stdout.close()
                 progress.end()
@@ -335,12 +329,6 @@ def _set_up_child() -> None:
     with suppress(OSError):
         Path("/proc/self/autogroup").write_text("10")
     signal.signal(signal.SIGINT, signal.SIG_DFL)
-
-
-def end_builds() -> None:
-    """End the builds that other threads of this process run. Each raises BuildError in its thread."""
-    for leader in list(_building):
-        end_session(leader)
 
 
 def end_session(leader: int) -> None:

@@ -27,6 +27,9 @@ class OverlayFiles:
     def hash(self) -> str:
         return combine([(path, data.hex()) for path, data in self.files])
 
+    def __add__(self, other: OverlayFiles) -> OverlayFiles:
+        return OverlayFiles((*self.files, *other.files))
+
     def apply(self, tree: Tree, scratch: Path) -> None:
         """Put the files into ``tree``. ``scratch`` must exist until the file systems are written."""
         for number, (path, data) in enumerate(self.files):
@@ -67,6 +70,15 @@ def loader_conf(text: str, layout: Layout, zfs_load: bool) -> str:
     kept = [line for line in text.splitlines() if not line.startswith(loader_conf_slot.KERNEL_PREFIXES)]
     # As in release/tools/vmimage.subr: the vdev of a pool must not have the name of its disk's serial number.
     return "\n".join([*kept, 'kern.geom.label.disk_ident.enable="0"', *(['zfs_load="YES"'] if zfs_load else [])]) + "\n"
+
+
+# REQUIRE: FILESYSTEMS
+_ORDER = re.compile(r"^# (?:PROVIDE|REQUIRE|BEFORE)S?:.*$", re.MULTILINE)
+
+
+def order_only(script: str) -> bytes:
+    """A script of rc(8) that keeps its place in the order of all scripts and never runs (rcorder(8), ``-s nostart``)."""
+    return "\n".join(["#!/bin/sh", "#", *_ORDER.findall(script), "# KEYWORD: nostart", ""]).encode()
 
 
 def kernel_variables(text: str) -> dict[str, str]:

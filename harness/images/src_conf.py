@@ -60,9 +60,9 @@ def makes_zfs(tree: SourceTree) -> bool:
     return bool(tree.read("usr.sbin/makefs/zfs.c"))
 
 
-def useless_rc_scripts() -> tuple[str, ...]:
-    """The paths of rc(8)'s scripts that images of the small worlds leave out."""
-    return tuple(f"etc/rc.d/{name}" for name in _small()["rc_scripts"])
+def idle_rc_scripts() -> tuple[str, ...]:
+    """The names of rc(8)'s scripts that images of the small worlds do not run."""
+    return tuple(_small()["idle_rc_scripts"])
 
 
 def _small() -> dict[str, list[str]]:

@@ -27,14 +27,17 @@ done
 _TOOLS += gdbsx.PROBE + "true\n"
 
 
-def commands(access: Access, name: str, domid: int, tools: dict[str, str], until: str) -> str:
-    """The commands for a person, as text. ``tools`` are the paths of dom0's debugging tools by name."""
+def commands(access: Access, name: str, domid: int, tools: dict[str, str], until: str, *, serial: bool = False) -> str:
+    """The commands for a person, as text. ``tools`` are the paths of dom0's debugging tools by name.
+
+    ``serial``: the guest's shell is at its serial port.
+    """
 
     def in_dom0(command: str) -> str:
         return f"{access.dom0} {command}".strip()
 
     rows = [
-        ("console", f"fxh console {name} {access.option}"),
+        ("console", f"fxh console {name} {'--serial ' if serial else ''}{access.option}"),
         ("continue", in_dom0(f"xl unpause {domid}")),
         ("core dump", in_dom0(f"xl dump-core {domid} {access.directory}/{name}.core")),
     ]
@@ -66,4 +69,8 @@ def keep(host: DirectHost, guests: list[Guest], minutes: int) -> str:
     except HarnessError as exc:
         log.warning("could not keep the guest: %s", exc.message)
         return ""
-    return "\n".join(commands(access, guest.name, row.domid, tools, until) for guest, row in rows if guest.name in kept)
+    return "\n".join(
+        commands(access, guest.name, row.domid, tools, until, serial=guest.config.serial_console)
+        for guest, row in rows
+        if guest.name in kept
+    )

@@ -15,12 +15,16 @@ _NODES = {"pv": "console/tty", "serial": "serial/0/tty"}
 # Arguments: domid, kind, xenstore node of the console, and of a serial port whose output is shown as well.
 # xenconsole exits if xenconsoled has not written the console's tty to xenstore within five seconds
 # (tools/console/client/main.c). A busy host takes longer to recreate a domain.
-# One xenconsole at a time can have a domain (console_lock()), so cat reads the serial port. It ends with this terminal.
+# One xenconsole at a time can have a domain (console_lock()), so cat reads the serial port, and ends with xenconsole.
 _CONSOLE_SCRIPT = """
 n=0
 until xenstore-exists "$3" || [ $n -ge 300 ]; do n=$((n + 1)); sleep 0.2; done
-if [ "$4" ] && port=$(xenstore-read "$4"); then stty raw -echo < "$port"; cat "$port" 2>/dev/null & fi
-exec xl console -t "$2" "$1"
+[ "$4" ] || exec xl console -t "$2" "$1"
+{ port=$(xenstore-read "$4") && stty raw -echo < "$port" && exec cat "$port"; } 2> /dev/null &
+xl console -t "$2" "$1"
+status=$?
+kill $! 2> /dev/null
+exit $status
 """
 # Send the escape character at most this often, and wait this many seconds for xenconsole to exit each time.
 _ESCAPES, _ESCAPE_SECONDS = 5, 1.0

@@ -68,7 +68,7 @@ def test_flood_loses_nothing(guest: Guest, case: CaseContext) -> None:
     assert guest.sh("echo alive") == "alive", "the shell does not answer `echo alive` after the flood"
 
 
-# An HVM guest's console is QEMU's serial port, which keeps no output while no client is attached.
+# On a real host, an HVM guest's console is QEMU's serial port, which keeps no output while no client is attached.
 @pytest.mark.needs(capability=("console-log",), types=("pv", "pvh"))
 def test_late_attach_loses_nothing(new_guest: NewGuest) -> None:
     """A console client that attaches after the boot gets the whole output, because xenconsoled kept it.

@@ -24,7 +24,7 @@ def test_modules_of_another_kernel(guest: Guest) -> None:
     for name, first in (("fxh_own", release), ("fxh_old", release - 100_000)):
         text = base64.b64encode(kmodule.module(first, first + 99_999)).decode()
         guest.sh("rm -f /tmp/m")
-        # An HVM guest's serial port loses input that is faster than its interrupts: a line of 600 bytes never arrived complete.
+        # A serial port loses input that is faster than its interrupts: a line of 600 bytes never arrived complete.
         for at in range(0, len(text), 200):
             guest.sh(f"printf %s '{text[at : at + 200]}' >> /tmp/m")
         guest.sh(f"b64decode -r /tmp/m > /boot/kernel/{name}.ko")

@@ -15,8 +15,8 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +25,7 @@ import score
 
 from harness import paths
 from harness.errors import HarnessError, UsageError
-from harness.images import buildworld, image, recipe, recipes, srctree, treescan
+from harness.images import image, recipe, recipes, srctree, treescan
 
 BLKFRONT = "sys/dev/xen/blkfront/blkfront.c"
 CONTROL = "sys/dev/xen/control/control.c"
@@ -307,7 +307,7 @@ def judge(name: str, found: Found, seconds: float, *, alone: bool = True) -> tup
 
 
 def red_without(names: list[str], key: str, keep: Path | None) -> list[str]:
-    """Run the cases of all reversals with the unchanged kernel; return a line for each that is not green or known."""
+    """Run the cases of all reversals with the unchanged kernel; print and return a line for each that is not green or known."""
     lines = []
     for kind in sorted({TABLE[name].type for name in names}):
         chosen = [TABLE[name] for name in names if TABLE[name].type == kind]
@@ -317,6 +317,7 @@ def red_without(names: list[str], key: str, keep: Path | None) -> list[str]:
             got = found.get(case, {"outcome": "not run", "reason": ""})
             if got["outcome"] not in ("passed", "known"):
                 lines.append(f"       unchanged kernel: {case}: {got['outcome']}: {got['reason'][:200]!r}")
+    print("\n".join([f"{len(lines)} of their cases fail with the unchanged kernel", *lines]), flush=True)
     return lines
 
 
@@ -324,18 +325,17 @@ def guest(key: str) -> list[str]:
     return ["--fxh-image", key, "--fxh-guest", "freebsd"]
 
 
-def reverse(names: list[str], image_key: Future[str], keep: Path | None) -> Iterator[tuple[bool, str]]:
-    """Run the cases of the reversals in one kernel; see :func:`judge`."""
-    try:
-        key = image_key.result()
-    except HarnessError as exc:
-        yield from ((False, f"MISSED {name:<24} {exc}") for name in names)
-        return
+def reverse(names: list[str], key: str, keep: Path | None) -> int:
+    """Run the cases of the reversals in one kernel and print each judgment; return how many were caught. See :func:`judge`."""
     begun, alone = time.monotonic(), len(names) == 1
     cases = [case for name in names for case in (TABLE[name].case, *([TABLE[name].other] if alone else []))]
     found = score.run(cases, TABLE[names[0]].type, guest=guest(key), keep=keep and keep / "+".join(names))
+    caught = 0
     for name in names:
-        yield judge(name, found, time.monotonic() - begun, alone=alone)
+        good, line = judge(name, found, time.monotonic() - begun, alone=alone)
+        caught += good
+        print(line, flush=True)
+    return caught
 
 
 def edits_of(names: list[str]) -> list[Edit]:
@@ -365,23 +365,22 @@ def main() -> int:
         print(f"{left} fixes are newer than {tree.version} and are not taken back")
     copy = scratch_copy(tree.path, options.work or paths.store() / "reversals")
     kernel = functools.partial(built, copy, options.image, options.jobs)
-    caught = 0
+    groups = [names] if options.together else [[name] for name in names]
+    # The builds run in the main thread, which gets the signals: a build that one interrupts drops what it has not finished.
     with ThreadPoolExecutor(1) as pool:
         try:
-            unchanged = pool.submit(kernel)
-            groups = [names] if options.together else [[name] for name in names]
-            keys = [pool.submit(with_edits, copy, edits_of(group), kernel) for group in groups]
-            red = [] if options.trust else red_without(names, unchanged.result(), options.keep)
-            if not options.trust:
-                print("\n".join([f"{len(red)} of their cases fail with the unchanged kernel", *red]), flush=True)
-            for group, image_key in zip(groups, keys, strict=True):
-                for good, line in reverse(group, image_key, options.keep):
-                    caught += good
-                    print(line, flush=True)
+            baseline = None if options.trust else pool.submit(red_without, names, kernel(), options.keep)
+            runs = []
+            for group in groups:
+                try:
+                    runs.append(pool.submit(reverse, group, with_edits(copy, edits_of(group), kernel), options.keep))
+                except HarnessError as exc:
+                    print("\n".join(f"MISSED {name:<24} {exc}" for name in group), flush=True)
+            red = baseline.result() if baseline else []
+            caught = sum(run.result() for run in runs)
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
-            # Without a signal or an error, none runs.
-            buildworld.end_builds()
+            score.end_running()
     print(f"{caught} of {len(names)} reversed fixes caught")
     return 0 if caught == len(names) and not red else 1
 

@@ -58,8 +58,13 @@ def map_in_parallel(work: Callable[[Thing], Result], things: Iterable[Thing], la
             yield from pool.map(work, things)
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
-            for child in list(_running):
-                child.terminate()
+            end_running()
+
+
+def end_running() -> None:
+    """End the pytest processes that :func:`run` waits for in other threads."""
+    for child in list(_running):
+        child.terminate()
 
 
 def selected(word: str) -> str:

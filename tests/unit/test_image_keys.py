@@ -58,7 +58,7 @@ _NAME = re.compile(r'\bInput\(f?"([^"]+)"')
 @pytest.mark.parametrize(
     ("module", "names"),
     [
-        (assemble, ["world", "kernel", "layout", "left out of rc", "edits", "makefs", "image builder"]),
+        (assemble, ["world", "kernel", "layout", "idle rc scripts", "edits", "makefs", "image builder"]),
         (
             sources,
             ["source/sys", "source/rest", "src.conf", "compiler", "builder", "kernel builder", "kernel configuration {name}"],

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import struct
 import subprocess
@@ -34,7 +35,7 @@ from harness.images import (
     src_conf,
     tables,
 )
-from harness.images.assemble import Parts, assemble, fit, tree_of
+from harness.images.assemble import Parts, assemble, fit, idle_scripts, tree_of
 from harness.images.disks import BootCode
 from harness.images.inputs import content_hash
 from harness.images.layout import FileSystem, Vdev
@@ -514,46 +515,47 @@ def test_a_pool_grows_with_the_world() -> None:
     assert {fs.type: fs.size for _, _, fs in grown.parts} == {"efi": 33, "boot": 0, "zfs": 2048, "swap": 64}
 
 
-def test_only_the_small_worlds_leave_scripts_of_rc_out() -> None:
-    def left(preset: str) -> set[str]:
+def test_images_of_the_small_worlds_run_fewer_scripts_of_rc_in_the_same_order() -> None:
+    cron = "#!/bin/sh\n#\n#\n\n# PROVIDE: cron\n# REQUIRE: LOGIN FILESYSTEMS\n# BEFORE: securelevel\n# KEYWORD: shutdown\n\nrun_rc_command\n"
+
+    def idle(preset: str) -> dict[str, bytes]:
         def make(work: Path) -> dict[str, object]:
-            lines = [
-                ". type=dir uid=0 gid=0 mode=0755",
-                "./etc type=dir uid=0 gid=0 mode=0755",
-                "./etc/rc.d type=dir uid=0 gid=0 mode=0755",
-            ]
-            names = ("cron", "netif", "new_in_16")
+            lines = [". type=dir uid=0 gid=0 mode=0755"]
             (work / "tree/etc/rc.d").mkdir(parents=True)
-            for name in names:
-                (work / "tree/etc/rc.d" / name).touch()
-            lines += [f"./etc/rc.d/{name} type=file uid=0 gid=0 mode=0555" for name in names]
+            for name in ("cron", "netif", "new_in_16"):
+                (work / "tree/etc/rc.d" / name).write_text(cron)
+                lines.append(f"./etc/rc.d/{name} type=file uid=0 gid=0 mode=0555")
             (work / "METALOG").write_text("\n".join(lines) + "\n")
             return {"leave_out": [], "preset": preset}
 
-        tree = tree_of(entries.get_or_create("worlds", f"of-{preset.replace(' ', '-')}", make))
-        return {path.rpartition("/")[2] for path in tree if path.startswith("./etc/rc.d/")}
+        made = entries.get_or_create("worlds", f"of-{preset.replace(' ', '-')}", make)
+        return dict(idle_scripts(made, tree_of(made)).files)
 
-    assert left("small") == left("zfs") == {"netif", "new_in_16"}
-    assert left("full") == left("as installed") == {"cron", "netif", "new_in_16"}
+    short = b"#!/bin/sh\n#\n# PROVIDE: cron\n# REQUIRE: LOGIN FILESYSTEMS\n# BEFORE: securelevel\n# KEYWORD: nostart\n"
+    assert idle("small") == idle("zfs") == {"./etc/rc.d/cron": short}
+    assert idle("full") == idle("as installed") == {}
 
 
-def test_no_script_that_the_suites_need_is_left_out_of_rc() -> None:
+def test_every_script_of_rc_that_the_suites_use_runs() -> None:
+    top = Path(__file__).parents[2]
+    texts = [path.read_text() for name in ("suites", "harness") for path in (top / name).rglob("*.py")]
+    used = {name for text in texts for name in re.findall(r"/etc/rc\.d/(\w+) (?:one)?(?:start|stop)", text)}
+    assert {"dumpon", "kld"} <= used
     needed = {
         "dhclient",
-        "dumpon",
         "fsck",
         "hostname",
+        "local",
         "mountcritlocal",
         "netif",
-        "pf",
-        "pflog",
         "root",
         "routing",
         "savecore",
         "swap",
+        "sysctl",
         "zfs",
     }
-    assert not needed & {path.rpartition("/")[2] for path in src_conf.useless_rc_scripts()}
+    assert not (used | needed) & set(src_conf.idle_rc_scripts())
 
 
 # -- configuration of a guest -----------------------------------------------------------------------------------------

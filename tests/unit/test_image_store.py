@@ -17,7 +17,6 @@ import tarfile
 import threading
 import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -683,19 +682,6 @@ def test_an_interrupted_build_leaves_no_process(build_directory: BuildDirectory,
     monkeypatch.setattr(buildworld, "Progress", Interrupted)
     with build_directory.open(), pytest.raises(KeyboardInterrupt):
         build_directory.make("world", "hangs")
-    assert running(build_directory) == []
-
-
-def test_a_build_in_another_thread_can_be_ended(build_directory: BuildDirectory) -> None:
-    with build_directory.open(), ThreadPoolExecutor(1) as pool:
-        building = pool.submit(build_directory.make, "world", "hangs")
-        end = time.monotonic() + 20
-        # The leader and its child.
-        while len(running(build_directory)) < 2 and time.monotonic() < end:
-            time.sleep(0.02)
-        buildworld.end_builds()
-        with pytest.raises(BuildError, match="world failed"):
-            building.result(20)
     assert running(build_directory) == []
 
 

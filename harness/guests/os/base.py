@@ -149,8 +149,6 @@ class GuestOS(ABC):
     password: ClassVar[str] = ""
     sources: ClassVar[Mapping[str, str]] = {}
     """Files of the OS's source by subject: see :meth:`source`."""
-    pv_console: ClassVar[Mapping[str, str]] = {}
-    """Kernel variables with which an HVM guest's kernel uses the PV console instead of the serial port; empty if there are none."""
     balloon_limits: ClassVar[BalloonLimits] = BalloonLimits()
     reboot_command: ClassVar[str] = "reboot"
     """A command that unmounts the file systems and reboots."""
@@ -208,6 +206,11 @@ class GuestOS(ABC):
     @abstractmethod
     def default_variables(self, root: str, emulated: bool) -> Mapping[str, str]:
         """The kernel variables of a test boot: root device, early panic handling and, on an ``emulated`` CPU, less work."""
+
+    @property
+    def pv_console(self) -> Mapping[str, str]:
+        """Kernel variables with which an HVM guest's kernel uses the PV console instead of the serial port; empty if there are none."""
+        return {}
 
     def kernel_bits(self, kernel: Path) -> int:
         """32 or 64 for the kernel file; 0 if that does not matter."""

@@ -38,9 +38,9 @@ _PANIC = {"debug.trace_on_panic": "1", "kern.panic_reboot_wait_time": "3"}
 # a boot's 38 s.
 _EMULATED = {"kern.elf64.aslr.enable": "0", "kern.elf64.aslr.pie_enable": "0", "hw.x2apic_enable": "1"}
 
-# Without a valid port in the first variable, the port with flag 0x10 is the console (sys/dev/uart/uart_cpu_x86.c,
-# uart_cpu_getdev()). The loader for BIOS sets the first one when it reads `console` in loader.conf, which comes earlier
-# (stand/i386/libi386/comconsole.c, comc_setup()).
+# Without a valid port in the first variable, the port with flag 0x10 is the console: Xen's guests have no SPCR table
+# (sys/dev/uart/uart_cpu_x86.c, uart_cpu_getdev()). The loader sets the first one before it reads these variables: for BIOS when it
+# reads `console` in loader.conf (stand/i386/libi386/comconsole.c, comc_setup()), for UEFI at its start (stand/efi/loader/main.c).
 _PV_CONSOLE = {"hw.uart.console": "none", "hint.uart.0.flags": "0x0"}
 
 # The characters that end a variable on the kernel's command line: sys/x86/xen/pv.c, xen_pvh_parse_preload_data(), read in 13.2,
@@ -159,7 +159,6 @@ class FreeBSD(GuestOS):
     # (known_issues.toml, lifecycle/test_waiting_programs_go_on). Seen in 15.1.
     suspension_breaks_poll = True
     vdev_names = _VDEVS
-    pv_console = _PV_CONSOLE
 
     @classmethod
     def of(cls, version: OSVersion, types: tuple[str, ...]) -> FreeBSD:
@@ -169,6 +168,11 @@ class FreeBSD(GuestOS):
     @property
     def os_version(self) -> OSVersion:
         return OSVersion(self.version, self.branch, self.osreldate)
+
+    @property
+    def pv_console(self) -> Mapping[str, str]:
+        # Up to 10 an HVM guest has no Xen console (sys/dev/xen/console/console.c).
+        return _PV_CONSOLE if self.os_version.within(">=11.0") else {}
 
     def command_line(self, variables: Mapping[str, str]) -> str:
         """The variables separated by commas, as every version reads them. Raises UsageError for a value that would be cut."""
