@@ -49,6 +49,7 @@ setup-tests: $(VENV)/installed
 
 bench: setup
 	$(BIN)/python bench/lab.py
+	$(BIN)/python bench/boot.py --unspared
 	$(BIN)/python bench/console.py
 	$(BIN)/python bench/report.py
 	$(BIN)/python bench/history.py
