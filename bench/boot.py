@@ -84,6 +84,15 @@ def run(image: str, chosen: argparse.Namespace, function: str, notes: Path) -> l
     return [json.loads(line) for line in notes.read_text().splitlines()] if notes.exists() else []
 
 
+def row(name: str, stages: list[dict[str, float]], first: float) -> tuple[str, float]:
+    """The medians of the boots of one guest as a line, and that of the last stage. ``first`` is that of the first guest."""
+    middle = {stage: statistics.median(boot[stage] for boot in stages if stage in boot) for stage in stages[0]}
+    ends = [list(boot.values())[-1] for boot in stages]
+    last = list(middle.values())[-1]
+    shown = ", ".join(f"{stage} {at:.1f}" for stage, at in middle.items())
+    return f"{name}: {shown} s ({min(ends):.1f} to {max(ends):.1f}); ratio {last / (first or last):.2f}", last
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("images", nargs="*", default=[""])
@@ -92,30 +101,23 @@ def main() -> int:
     parser.add_argument("--count", type=int, default=3)
     chosen = parser.parse_args()
     times: dict[tuple[str, bool], list[dict[str, float]]] = {}
-    counted: dict[tuple[str, bool], dict[str, int]] = {}
+    first = 0.0
     with tempfile.TemporaryDirectory() as scratch:
         for turn in range(chosen.count):
             for number, image in enumerate(chosen.images):
-                for row in run(image, chosen, "test_boot", Path(scratch) / f"{turn}-{number}"):
-                    times.setdefault((image, row["spared"]), []).append(row["stages"])
+                for boot in run(image, chosen, "test_boot", Path(scratch) / f"{turn}-{number}"):
+                    times.setdefault((image, boot["spared"]), []).append(boot["stages"])
         for number, image in enumerate(chosen.images):
-            notes = Path(scratch) / f"exits-{number}"
-            run(image, chosen, "test_exits", notes)
-            for spared in (True, False):
-                if (trace := Path(f"{notes}.{spared}")).exists():
-                    counted[image, spared] = exits(trace.read_bytes())
-    first = 0.0
-    for (image, spared), rows in times.items():
-        middle = {name: statistics.median(row[name] for row in rows if name in row) for name in rows[0]}
-        last = list(middle.values())[-1]
-        first = first or last
-        spread = [list(row.values())[-1] for row in rows]
-        stages = ", ".join(f"{name} {at:.1f}" for name, at in middle.items())
-        print(
-            f"{image or 'control'} {chosen.type}{'' if spared else ' unspared'}: {stages} s ({min(spread):.1f} to {max(spread):.1f}); ratio {last / first:.2f}"
-        )
-        reasons = ", ".join(f"{count} {name}" for name, count in list(counted.get((image, spared), {}).items())[:6])
-        print(f"    exits to Xen: {sum(counted.get((image, spared), {}).values()) or 'not counted'}{reasons and ': ' + reasons}")
+            run(image, chosen, "test_exits", Path(scratch) / f"exits-{number}")
+        for (image, spared), stages in times.items():
+            name = f"{image or 'control'} {chosen.type}{'' if spared else ' unspared'}"
+            line, last = row(name, stages, first)
+            first = first or last
+            print(line)
+            trace = Path(scratch) / f"exits-{chosen.images.index(image)}.{spared}"
+            counted = exits(trace.read_bytes()) if trace.exists() else {}
+            reasons = ", ".join(f"{count} {reason}" for reason, count in list(counted.items())[:6])
+            print(f"    exits to Xen: {sum(counted.values())}: {reasons}" if counted else "    exits to Xen: not counted")
     return 0
 
 

@@ -338,6 +338,15 @@ def reverse(names: list[str], key: str, keep: Path | None) -> int:
     return caught
 
 
+def kernel_without(names: list[str], copy: Path, kernel: Callable[[], str]) -> str:
+    """The key of an image whose kernel lacks these fixes. Prints each as missed and returns "" if it cannot be built."""
+    try:
+        return with_edits(copy, edits_of(names), kernel)
+    except HarnessError as exc:
+        print("\n".join(f"MISSED {name:<24} {exc}" for name in names), flush=True)
+        return ""
+
+
 def edits_of(names: list[str]) -> list[Edit]:
     return [edit for name in names for edit in TABLE[name].edits]
 
@@ -372,10 +381,8 @@ def main() -> int:
             baseline = None if options.trust else pool.submit(red_without, names, kernel(), options.keep)
             runs = []
             for group in groups:
-                try:
-                    runs.append(pool.submit(reverse, group, with_edits(copy, edits_of(group), kernel), options.keep))
-                except HarnessError as exc:
-                    print("\n".join(f"MISSED {name:<24} {exc}" for name in group), flush=True)
+                if key := kernel_without(group, copy, kernel):
+                    runs.append(pool.submit(reverse, group, key, options.keep))
             red = baseline.result() if baseline else []
             caught = sum(run.result() for run in runs)
         finally:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import subprocess
@@ -128,8 +129,10 @@ time.sleep(600)
     owner.wait()
 
     def ended() -> None:
-        if Path(f"/proc/{builder}").exists() and "Z" not in Path(f"/proc/{builder}/stat").read_text().split()[2]:
-            raise ConditionNotMet("it runs")
+        # It may end between any two looks.
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            if "Z" not in Path(f"/proc/{builder}/stat").read_text().split()[2]:
+                raise ConditionNotMet("it runs")
 
     Deadline(10).wait("the build to end", ended, 0.05)
     store_module.lock(store / "control" / key, timeout=10).acquire()

@@ -6,7 +6,6 @@ from __future__ import annotations
 import importlib
 import re
 import sys
-from concurrent.futures import Future
 from pathlib import Path
 from types import ModuleType
 
@@ -174,13 +173,16 @@ def test_reversals_in_one_kernel_are_judged_by_their_cases_only() -> None:
     assert not REVERSALS.judge("attach-size", found, 1.0)[0]
 
 
-def test_an_image_that_was_not_built_is_a_miss(monkeypatch: pytest.MonkeyPatch) -> None:
-    image: Future[str] = Future()
-    image.set_exception(BuildError("kernel-XENA failed"))
-    monkeypatch.setattr(REVERSALS.score, "run", None)
-    ((good, line),) = REVERSALS.reverse(["attach-size"], image, None)
-    assert not good
-    assert "kernel-XENA failed" in line
+def test_a_kernel_that_cannot_be_built_is_a_miss(
+    tree: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails() -> str:
+        raise BuildError("kernel-XENA failed")
+
+    monkeypatch.setattr(REVERSALS, "edits_of", lambda names: [])
+    assert REVERSALS.kernel_without(["attach-size"], tree, fails) == ""
+    assert re.fullmatch(r"MISSED attach-size +kernel-XENA failed\n", capsys.readouterr().out)
+    assert REVERSALS.kernel_without(["attach-size"], tree, lambda: "key") == "key"
 
 
 def test_a_parameter_selects_less() -> None:

@@ -238,11 +238,13 @@ def test_only_guests_that_the_host_keeps_are_announced() -> None:
             return ("two",)
 
     def guest(name: str, row: Any) -> Any:
-        return SimpleNamespace(name=name, state=lambda: row, detach=lambda: None)
+        config = SimpleNamespace(serial_console=name == "two")
+        return SimpleNamespace(name=name, state=lambda: row, detach=lambda: None, config=config)
 
     running, crashed = (SimpleNamespace(domid=n, paused=False, shutdown=n == 7) for n in (5, 7))
     text = hold_guest.keep(Host(), [guest("one", running), guest("two", crashed), guest("gone", None)], 5)  # type: ignore[arg-type]
     assert paused == [5]
     assert text.startswith("two (domain 7) is kept, paused, until ")
+    assert "fxh console two --serial --lab l" in text
     assert text.endswith("  remove it  fxh lab rm l")
     assert "one" not in text

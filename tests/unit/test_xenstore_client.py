@@ -63,7 +63,7 @@ def test_a_shell_prints_the_message(shell: str, body: bytes) -> None:
 class Guest:
     """A guest whose shell is this machine's and whose device is ``device``."""
 
-    scale = 0.05
+    scale = 1.0
     name = "g"
 
     def __init__(self, device: str) -> None:
@@ -150,7 +150,8 @@ def test_an_answer_to_another_request_is_an_error(name: str) -> None:
     store.close()
 
 
-def test_no_answer_is_a_hang(name: str) -> None:
+def test_no_answer_is_a_hang(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Guest, "scale", 0.05)
     store, client = connect(lambda request: [], name)
     with pytest.raises(TimeoutError, match="has nothing to read after 2 s"):
         client.ask(Kind.READ, "data/x")

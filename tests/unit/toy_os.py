@@ -240,7 +240,7 @@ class ToyHost(quiet_host.Host):
         super().__init__(emulated=False, capabilities=frozenset({"pvh"}))
         self.toolstack = SimpleNamespace(
             create=lambda config, deadline: 7,
-            console=lambda domid, serial, new: ToyConsole(),
+            console=lambda domid, kind, new: ToyConsole(),
             unpause=lambda domid: None,
             destroy=lambda domid: None,
             find=lambda name: None,
