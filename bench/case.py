@@ -10,31 +10,22 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import json
-import os
 import statistics
-import subprocess
-import sys
-import tempfile
-from pathlib import Path
 
-PROJECT = Path(__file__).parent.parent
+import scratch_suite
+
 COUNT = 12
 SUITE = f"""
-import json, os, time
+import time
 import pytest
-
-def note(what):
-    with open(os.environ["FXH_BENCH_NOTES"], "a") as file:
-        file.write(json.dumps([what, time.monotonic(), time.process_time()]) + "\\n")
 
 @pytest.mark.parametrize("n", range({COUNT}))
 def test_guest(guest, n):
-    note("guest")
+    note(["guest", time.monotonic(), time.process_time()])
 
 @pytest.mark.parametrize("n", range({COUNT}))
 def test_host(host, n):
-    note("host")
+    note(["host", time.monotonic(), time.process_time()])
 """
 
 
@@ -42,31 +33,10 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--type", default="pv")
     chosen = parser.parse_args()
-    with tempfile.TemporaryDirectory() as scratch:
-        suite, notes = Path(scratch) / "suites/empty/test_empty.py", Path(scratch) / "notes"
-        suite.parent.mkdir(parents=True)
-        suite.write_text(SUITE)
-        (Path(scratch) / "conftest.py").write_text((PROJECT / "conftest.py").read_text())
-        argv = [
-            "-q",
-            "--no-header",
-            "-p",
-            "no:cacheprovider",
-            "--guest",
-            "control",
-            "--type",
-            chosen.type,
-            "--reports",
-            f"{scratch}/r",
-        ]
-        done = subprocess.run(
-            [sys.executable, "-m", "pytest", *argv, "--rootdir", scratch, str(suite)],
-            env={**os.environ, "FXH_BENCH_NOTES": str(notes)}, cwd=scratch, capture_output=True, text=True, check=False,
-        )  # fmt: skip
-        if done.returncode:
-            print(done.stdout[-2000:], done.stderr[-1000:])
-            return 1
-        rows = [json.loads(line) for line in notes.read_text().splitlines()]
+    rows, failure = scratch_suite.run(SUITE, ["--fxh-guest", "control", "--fxh-type", chosen.type])
+    if failure:
+        print(failure)
+        return 1
     for what in ("guest", "host"):
         times = [(wall, cpu) for name, wall, cpu in rows if name == what]
         steps = [(b[0] - a[0], b[1] - a[1]) for a, b in itertools.pairwise(times[1:])]

@@ -12,6 +12,18 @@ from harness.xen import dom0_program
 
 # The last number of the far end's address. Guests have 2 and 3.
 STATION = 4
+# Moves the TAP device "$1" into the network namespace "$2" with the address "$3", and connects the device "$4" to the bridge "$5". Further
+# arguments belong to the address. A namespace may be left from a run that was killed; its relay has ended with the connection.
+_CONNECT = """
+set -e
+far=$1 space=$2 address=$3 near=$4 bridge=$5; shift 5
+ip netns del "$space" 2>/dev/null || true
+ip netns add "$space"
+ip link set "$far" netns "$space"
+ip link set "$near" master "$bridge" up
+ip -n "$space" link set "$far" up
+ip -n "$space" addr add "$address" dev "$far" "$@"
+"""
 # Waits, for five seconds, until the device "$1" is gone.
 _GONE = 'n=0; while [ -e /sys/class/net/"$1" ] && [ $n -lt 50 ]; do n=$((n + 1)); sleep 0.1; done'
 
@@ -41,14 +53,8 @@ class TapLink(Link):
             raise CannotRun(
                 f"dom0 cannot create TAP devices: {plain(error.decode(errors='replace'))}", hint="load the module tun in dom0"
             )
-        run = self.host.transport.run
-        # One may be left from a run that was killed; its relay has ended with the connection.
-        run(["ip", "netns", "del", self.namespace], check=False)
-        run(["ip", "netns", "add", self.namespace])
-        run(["ip", "link", "set", self.device, "netns", self.namespace])
-        run(["ip", "link", "set", self.near, "master", self.host.bridge, "up"])
-        self.dom0("ip", "link", "set", self.device, "up")
-        self.dom0("ip", "addr", "add", self._cidr(self.here), "dev", self.device, *self.family.at_once)
+        words = [self.device, self.namespace, self._cidr(self.here), self.near, self.host.bridge, *self.family.at_once]
+        self.host.transport.run(["sh", "-c", _CONNECT, "sh", *words])
         return self
 
     def set_mtu(self, mtu: int) -> None:

@@ -4,11 +4,13 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
+from typing import TypeVar
 
 import pytest
 
 from harness.deadline import ConditionNotMet, Deadline
-from harness.errors import DeadlineExpired
+from harness.errors import CannotRun, DeadlineExpired
 from harness.guests import hotplug
 from harness.guests.guest import Guest
 from harness.guests.link import IPV4, IPV6, Family, Link, Transfer
@@ -17,6 +19,8 @@ from harness.plugin.case_context import CaseContext
 
 # Bytes of a usual transfer.
 SIZE = 1 << 20
+# Bytes by which an ICMP or UDP header is shorter than a TCP header, so that much more data fits into a frame.
+SHORTER = 12
 # The network namespace of dom0 behind a guest that forwards.
 FAR = "fxhfar"
 
@@ -87,6 +91,19 @@ def in_family(link: Link, case: CaseContext, family: Family) -> Link:
     return other
 
 
+Target = TypeVar("Target", bound=Link)
+
+
+def up_or_skip(link: Target, case: CaseContext) -> Target:
+    """Bring a link up until the end of the case. Skips the case if dom0 cannot have such a link."""
+    case.undo.append(link.down)
+    try:
+        link.up()
+    except CannotRun as exc:
+        pytest.skip(exc.reason)
+    return link
+
+
 # -- transfers and offloads ---------------------------------------------------------------------------------------------
 
 
@@ -98,6 +115,11 @@ def assert_transferred(transfer: Transfer, test: str, link: Link) -> None:
         expected="every byte arrives as it was sent, within seconds",
         reference=link.guest.profile.source("netfront"),
     )
+
+
+def complaints(done: Mapping[str, Transfer]) -> list[str]:
+    """The defects of transfers, by their names."""
+    return [f"{way}: {transfer.complaint}" for way, transfer in done.items() if transfer.complaint]
 
 
 def set_offloads(link: Link, **flags: bool) -> None:

@@ -14,7 +14,7 @@ from harness.plugin.case_context import CaseContext
 from harness.plugin.cells import Cell
 from harness.plugin.fixtures import Booted
 
-from .support import SIZE, link_after_reattach, reattach_interface
+from .support import SIZE, complaints, link_after_reattach, reattach_interface
 
 _NO_GSO = {"feature-gso-tcpv4": "0", "feature-gso-tcpv6": "0"}
 # Xenstore keys of a backend that lacks features, and the guest's offloads that have to go off with them.
@@ -43,8 +43,7 @@ def test_backend_offers_less(link: Link, case: CaseContext) -> None:
         wrong += [f"{name}: {flag} is still on" for flag in gone if shown.get(flag)]
         with link.capture(case.directory / f"{name}.pcap", whole=True) as seen:
             up, down = link.upload(SIZE // 8), link.download(SIZE // 8)
-        transfers = (("to dom0", up), ("from dom0", down))
-        wrong += [f"{name}: {way}: {transfer.complaint}" for way, transfer in transfers if transfer.complaint]
+        wrong += [f"{name}: {line}" for line in complaints({"to dom0": up, "from dom0": down})]
         sent = frames.sent_by(seen, link.there)
         size = frames.largest(sent)
         case.metrics[name] = float(size)

@@ -5,33 +5,27 @@ from __future__ import annotations
 
 import pytest
 
-from harness.errors import CannotRun
 from harness.guests import datagrams
-from harness.guests.link import Link, Transfer
+from harness.guests.link import Link
 from harness.guests.tap import EmulatedLink, TapLink
 from harness.oracles import frames
 from harness.oracles.finding import finding
+from harness.oracles.frames import Frame
 from harness.plugin.case_context import CaseContext
 from harness.plugin.fixtures import NewGuest
 
-from .support import SIZE, require_link
+from .support import SHORTER, SIZE, complaints, require_link, up_or_skip
 
-# Bytes of the headers of IPv4 and TCP without options.
-HEADERS = 40
+# Bytes.
+MTU = 1500
 # A model that FreeBSD (em), Linux (e1000) and QEMU have had for twenty years.
 CARD = "e1000"
-NO_DATA = "the capture holds no data from the guest, so this case cannot judge"
 
 
 @pytest.fixture
 def tap(link: Link, case: CaseContext) -> TapLink:
     """A link to a TAP device on the bridge. Skips the case if dom0 has no TAP devices."""
-    made = TapLink(link)
-    case.undo.append(made.down)
-    try:
-        return made.up()
-    except CannotRun as exc:
-        pytest.skip(exc.reason)
+    return up_or_skip(TapLink(link), case)
 
 
 @pytest.mark.parametrize("mtu", [1500, 9000])
@@ -50,7 +44,8 @@ def test_tap(tap: TapLink, mtu: int, case: CaseContext) -> None:
     guest.profile.set_mtu(guest.sh, tap.interface, mtu)
     require_link(tap, f"a TAP device on dom0's bridge, MTU {mtu}")
     guest.sh(guest.profile.large_packets_command)
-    full = mtu - HEADERS + 12
+    segment = tap.family.mss + mtu - MTU
+    full = segment + SHORTER
     sizes = (1, full, full + 1, 4097, 9216, 16384)
     bad = tap.checksum_errors() + guest.profile.checksum_errors(guest.sh)
 
@@ -59,20 +54,10 @@ def test_tap(tap: TapLink, mtu: int, case: CaseContext) -> None:
     done |= {"datagrams to the card": datagrams.up(tap, sizes), "datagrams from the card": datagrams.down(tap, sizes)}
 
     bad = tap.checksum_errors() + guest.profile.checksum_errors(guest.sh) - bad
-    largest = frames.largest(frames.sent_by(seen, tap.there))
-    case.metrics |= {"largest payload": float(largest), "bad checksums": float(bad)}
-    wrong = complaints(done)
-    if bad:
-        wrong.append(f"the two ends threw {bad} segments away for their checksums")
-    if largest > mtu - HEADERS:
-        wrong.append(f"the card got a TCP segment of {largest} bytes, and {mtu - HEADERS} fit into its MTU")
-    assert not wrong, finding(
-        test=f"{SIZE >> 11} KiB of TCP and datagrams of {', '.join(map(str, sizes))} bytes to and from a TAP device, MTU {mtu}",
-        observed=wrong,
-        expected="everything arrives as it was sent, in frames that fit and with right checksums",
-        reference=f"{guest.profile.source('netfront')}; Linux drivers/net/tun.c; xcp-ng/xcp issue 528",
-    )
-    assert largest > 0, NO_DATA
+    case.metrics |= {"bad checksums": float(bad)}
+    test = f"{SIZE >> 11} KiB of TCP and datagrams of {', '.join(map(str, sizes))} bytes to and from a TAP device, MTU {mtu}"
+    wrong = [f"the two ends threw {bad} segments away for their checksums"] if bad else []
+    assert_finished(tap, seen, segment, case, test, [*complaints(done), *wrong])
 
 
 # new_guest must come first, because it resets the host, and link needs a running guest.
@@ -93,22 +78,22 @@ def test_guest_without_pv_nic(new_guest: NewGuest, link: Link, case: CaseContext
     with other.capture(case.directory / "card.pcap") as seen:
         done = {"TCP to the card": link.to(other, SIZE // 4), "TCP from the card": other.to(link, SIZE // 4)}
 
-    wrong = complaints(done)
-    if other.interface.startswith("xn"):
-        wrong.append(f"with hw.xen.disable_pv_nics=1 the guest uses {other.interface}")
+    case.metrics |= {way: transfer.seconds for way, transfer in done.items()}
+    test = f"{SIZE >> 12} KiB of TCP in each direction between {link.interface} and an emulated {CARD}, {other.interface}"
+    wrong = [f"with hw.xen.disable_pv_nics=1 the guest uses {other.interface}"] if other.interface.startswith("xn") else []
+    assert_finished(link, seen, link.family.mss, case, test, [*complaints(done), *wrong])
+
+
+def assert_finished(link: Link, seen: list[Frame], segment: int, case: CaseContext, test: str, wrong: list[str]) -> None:
+    """Fail if ``wrong`` names a defect, or if the card got a TCP segment of the guest with more than ``segment`` bytes, or none."""
     largest = frames.largest(frames.sent_by(seen, link.there))
-    if largest > 1500 - HEADERS:
-        wrong.append(f"the card got a TCP segment of {largest} bytes")
-    case.metrics |= {way: transfer.seconds for way, transfer in done.items()} | {"largest payload": float(largest)}
+    case.metrics["largest payload"] = float(largest)
+    if largest > segment:
+        wrong = [*wrong, f"the card got a TCP segment of {largest} bytes, and {segment} fit into its MTU"]
     assert not wrong, finding(
-        test=f"{SIZE >> 12} KiB of TCP in each direction between {link.interface} and an emulated {CARD}, {other.interface}",
+        test=test,
         observed=wrong,
-        expected="everything arrives as it was sent, in frames that fit",
+        expected="everything arrives as it was sent, in frames that fit and with right checksums",
         reference=f"{link.guest.profile.source('netfront')}; Linux drivers/net/tun.c; xcp-ng/xcp issue 528",
     )
-    assert largest > 0, NO_DATA
-
-
-def complaints(done: dict[str, Transfer]) -> list[str]:
-    """The defects of transfers, by their names."""
-    return [f"{way}: {transfer.complaint}" for way, transfer in done.items() if transfer.complaint]
+    assert largest > 0, "the capture holds no data from the guest, so this case cannot judge"

@@ -10,7 +10,7 @@ from harness.oracles import frames
 from harness.oracles.finding import finding
 from harness.plugin.case_context import CaseContext
 
-from .support import SIZE
+from .support import SIZE, complaints
 
 RULES = (
     "nat on {far.interface} inet from {near.here} to any -> {far.there}",
@@ -48,7 +48,7 @@ def test_pf(sides: tuple[Link, Link], case: CaseContext, backend_tx: str) -> Non
 
     bad = near.checksum_errors() + far.checksum_errors() - errors
     case.metrics |= {"bad checksums": float(bad), **{way: transfer.seconds for way, transfer in done.items()}}
-    wrong = [f"{way}: {transfer.complaint}" for way, transfer in done.items() if transfer.complaint]
+    wrong = complaints(done)
     if bad:
         wrong.append(f"the two ends threw {bad} segments away for their checksums")
     if frames.sent_by(seen, near.here):

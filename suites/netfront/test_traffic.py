@@ -12,10 +12,7 @@ from harness.oracles.finding import finding
 from harness.plugin.case_context import CaseContext
 from harness.plugin.fixtures import NewGuest
 
-from .support import SIZE, assert_transferred, ipv4_and_ipv6, require_link
-
-# Bytes by which an ICMP or UDP header is shorter than a TCP header, so that much more data fits into a frame.
-SHORTER = 12
+from .support import SHORTER, SIZE, assert_transferred, complaints, ipv4_and_ipv6, require_link
 
 
 @ipv4_and_ipv6("link", "netfront/test_traffic::test_echo_sizes")
@@ -49,11 +46,7 @@ def test_datagrams(link: Link) -> None:
     link.guest.sh(link.guest.profile.large_packets_command)
     fits = link.family.mss + SHORTER
     sizes = (1, 2, 3, 11, 64, fits - 1, fits, fits + 1, 2952, 4096, 4097, 8192, 9216, 16384)
-    wrong = [
-        f"{way}: {done.complaint}"
-        for way, done in (("to dom0", datagrams.up(link, sizes)), ("from dom0", datagrams.down(link, sizes)))
-        if done.complaint
-    ]
+    wrong = complaints({"to dom0": datagrams.up(link, sizes), "from dom0": datagrams.down(link, sizes)})
     assert not wrong, finding(
         test=f"datagrams of {', '.join(map(str, sizes))} bytes in each direction by {link.family.name}",
         observed=wrong,
@@ -115,8 +108,7 @@ def test_between_guests(new_guest: NewGuest, link: Link, case: CaseContext) -> N
     bad = [now - first for now, first in zip(checksum_errors(), before, strict=True)]
     largest = [frames.largest(frames.sent_by(seen, side.there)) for side in sides]
     case.metrics |= {"there": there.seconds, "back": back.seconds, "largest payload": float(max(largest))}
-    transfers = (("to the second guest", there), ("from the second guest", back))
-    wrong = [f"{way}: {done.complaint}" for way, done in transfers if done.complaint]
+    wrong = complaints({"to the second guest": there, "from the second guest": back})
     wrong += [f"{side.guest.name} threw {n} segments away for their checksums" for side, n in zip(sides, bad, strict=True) if n]
     assert not wrong, finding(
         test=f"{SIZE >> 12} KiB of TCP in each direction by {link.family.name} between two guests on one bridge",

@@ -7,14 +7,13 @@ from collections.abc import Callable
 
 import pytest
 
-from harness.errors import CannotRun
 from harness.guests.link import IPV4, IPV6, Family, Link
 from harness.guests.vlan import VlanLink
 from harness.oracles import frames
 from harness.oracles.finding import finding
 from harness.plugin.case_context import CaseContext
 
-from .support import SIZE, require_link, set_offloads
+from .support import SIZE, complaints, require_link, set_offloads, up_or_skip
 
 # Bytes of an Ethernet frame without its header, and of data in an echo request that fills it.
 MTU, FULL = 1500, 1472
@@ -27,12 +26,7 @@ def tagged(link: Link, case: CaseContext) -> Tagged:
     """``tagged(family)``: a link over a VLAN between dom0 and the guest. Skips the case if guest or dom0 have no VLANs."""
 
     def make(family: Family) -> VlanLink:
-        made = VlanLink(link, family)
-        case.undo.append(made.down)
-        try:
-            return made.up()
-        except CannotRun as exc:
-            pytest.skip(exc.reason)
+        return up_or_skip(VlanLink(link, family), case)
 
     return make
 
@@ -87,7 +81,7 @@ def test_vlan_data(tagged: Tagged, link: Link, family: Family, case: CaseContext
         errors = over.checksum_errors()
         with over.capture(case.directory / f"{name.replace(' ', '-')}.pcap") as seen:
             up, down = over.upload(SIZE // 4), over.download(SIZE // 4)
-        wrong += [f"{name}: {way}: {done.complaint}" for way, done in (("to dom0", up), ("from dom0", down)) if done.complaint]
+        wrong += [f"{name}: {line}" for line in complaints({"to dom0": up, "from dom0": down})]
         # The capture takes tagged frames only.
         if not all(frames.sent_by(seen, address) for address in (over.here, over.there)):
             wrong.append(f"{name}: not all frames with data have the tag {over.tag}")
