@@ -157,6 +157,11 @@ TABLE = {
         "netfront/test_saved_guest_announces_itself", r"no announcement of \d+\.\d+\.\d+\.\d+ by",
         "sys/dev/xen/netfront/netfront.c, iflladdr_event",
     ),
+    "page-boundary": Reversal(
+        "a request for the network goes beyond the end of its page", "14.0",
+        (Edit(NETFRONT, "create_netdev", r"1, PAGE_SIZE,([^;]*\n\s+)PAGE_SIZE,(\s+/\* maxsegsize)", r"1, 0,\1PAGE_SIZE * MAX_TX_REQ_FRAGS,\2"),),
+        "netfront/test_frames_in_one_buffer", "does not reach dom0 any more", "xcp-ng/xcp issue 538; xn_txq_encap()",
+    ),
     "offloads-after-restore": Reversal(
         "a restore switches all offloads on again", "11.0",
         (

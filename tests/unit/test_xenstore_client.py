@@ -8,6 +8,7 @@ import pty
 import shutil
 import subprocess
 import threading
+import time
 import tty
 from collections.abc import Iterator
 from pathlib import Path
@@ -82,11 +83,12 @@ class Guest:
 
 @pytest.fixture
 def name() -> Iterator[str]:
-    """A name for a connection; its files are removed."""
-    found = f"test-{os.getpid()}"
+    """A name for a connection, whose relay must end by itself and leave no file."""
+    found, end = f"test-{os.getpid()}", time.monotonic() + 10
     yield found
-    for path in Path("/tmp").glob(f"fxh-xs-{found}*"):
-        path.unlink(missing_ok=True)
+    while (left := list(Path("/tmp").glob(f"fxh-xs-{found}*"))) and time.monotonic() < end:
+        time.sleep(0.02)
+    assert not left
 
 
 class Xenstored:
@@ -97,6 +99,7 @@ class Xenstored:
         tty.setraw(slave)
         self.path, self._slave, self._answer = os.ttyname(slave), slave, answer
         self.seen: list[Message] = []
+        self._ended = False
         self._thread = threading.Thread(target=self._serve, daemon=True)
         self._thread.start()
 
@@ -105,6 +108,8 @@ class Xenstored:
         while True:
             try:
                 data += os.read(self.master, 8192)
+                if self._ended:
+                    return
                 requests = xenstore_wire.unpack(data)
             except ValueError:
                 continue
@@ -116,6 +121,10 @@ class Xenstored:
                 os.write(self.master, b"".join(message.packed() for message in self._answer(request)))
 
     def close(self) -> None:
+        # A read in progress would keep the terminal open.
+        self._ended = True
+        os.write(self._slave, b"end")
+        self._thread.join(10)
         os.close(self._slave)
         os.close(self.master)
 
@@ -155,6 +164,7 @@ def test_no_answer_is_a_hang(name: str, monkeypatch: pytest.MonkeyPatch) -> None
     store, client = connect(lambda request: [], name)
     with pytest.raises(TimeoutError, match="has nothing to read after 2 s"):
         client.ask(Kind.READ, "data/x")
+    client.close()
     store.close()
 
 

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import re
-import tempfile
 from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -276,7 +275,7 @@ class ToyHost(quiet_host.Host):
 
 
 def _find(request: SourceRequest) -> GuestSource:
-    kernel = Path(tempfile.gettempdir()) / "fxh-toy-kernel"
+    kernel = Path.cwd() / "toy-kernel"
     kernel.write_bytes(b"a toy")
     return GuestSource("toy", ToyOS(), kernel, memory=64)
 

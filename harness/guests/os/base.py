@@ -147,6 +147,8 @@ class GuestOS(ABC):
     """A regex for the line that the kernel prints when it has halted."""
     user: ClassVar[str] = "root"
     password: ClassVar[str] = ""
+    elf_osabi: ClassVar[int] = 0
+    """The ABI of its programs in their ELF header, e_ident[EI_OSABI]; 0 is System V, which Linux uses."""
     sources: ClassVar[Mapping[str, str]] = {}
     """Files of the OS's source by subject: see :meth:`source`."""
     balloon_limits: ClassVar[BalloonLimits] = BalloonLimits()

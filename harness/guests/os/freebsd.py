@@ -144,6 +144,8 @@ class FreeBSD(GuestOS):
     panic_function = "kdb_sysctl_panic"
     # The operating system has halted.     (sys/kern/kern_shutdown.c, shutdown_halt)
     halted = rb"^\r*The operating system has halted\."
+    # ELFOSABI_FREEBSD (sys/sys/elf_common.h)
+    elf_osabi = 9
     sources = _SOURCES
     balloon_limits = BalloonLimits(garbage=("", "abc", "-1", "9223372036854775808", "99999999999999999999999", "0"))
     reboot_command = "shutdown -r now"
