@@ -7,7 +7,7 @@ import re
 import shlex
 from collections.abc import Mapping
 
-from harness.guests.os.base import Run
+from harness.guests.os.values import Run
 
 # 5891b5b522d5df086d0ff0b110fbd9d21bb4fc7163af34d08286a2e846f6be03 /etc/fstab       (sha256 -r, sbin/md5/md5.c)
 _LINE = re.compile(r"^([0-9a-f]{64}) (/\S.*)$", re.MULTILINE)

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from harness.deadline import ConditionNotMet, Deadline
 from harness.errors import CommandFailed, DeadlineExpired, GuestCommandFailed
 from harness.guests.guest import Guest
-from harness.guests.os.base import Run
+from harness.guests.os.values import Run
 from harness.xen.config import Disk
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 from harness.errors import UsageError
 from harness.guests.os import freebsd_source, linux
-from harness.guests.os.base import GuestDefinition
+from harness.guests.os.definition import GuestDefinition
 
 GUESTS: dict[str, GuestDefinition] = {definition.name: definition for definition in (linux.GUEST, freebsd_source.GUEST)}
 CONTROL = linux.GUEST.name

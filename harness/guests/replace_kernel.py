@@ -9,7 +9,7 @@ from pathlib import Path
 from harness.errors import GuestCommandFailed, UsageError
 from harness.guests import hotplug
 from harness.guests.guest import Guest
-from harness.guests.os.base import BootVolume
+from harness.guests.os.values import BootVolume
 from harness.guests.source import GuestSource
 from harness.xen import pygrub
 from harness.xen.config import Disk

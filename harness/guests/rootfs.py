@@ -7,7 +7,7 @@ import re
 from dataclasses import dataclass
 
 from harness.errors import InfrastructureError
-from harness.guests.os.base import Run
+from harness.guests.os.values import Run
 from harness.oracles.naming import consumer_of
 
 

@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 
 from harness.errors import GuestCommandFailed, HarnessError
 from harness.guests.guest import Guest
-from harness.guests.os.base import Run
+from harness.guests.os.values import Run
 
 
 class _Asked(Exception):

@@ -9,7 +9,7 @@ from functools import cached_property
 
 from harness.errors import UsageError
 from harness.guests import bootable, registry
-from harness.guests.os.base import SourceRequest
+from harness.guests.os.definition import SourceRequest
 from harness.guests.shape import Shape
 from harness.guests.source import GuestSource
 from harness.images import diskread

@@ -9,7 +9,7 @@ from harness.deadline import Deadline
 from harness.errors import DeadlineExpired, GuestDied
 from harness.guests import replace_kernel
 from harness.guests.guest import Guest
-from harness.guests.os.base import BootVolume
+from harness.guests.os.values import BootVolume
 from harness.guests.shape import ShapeArgs
 from harness.oracles.mechanism import NEW, OLD, OTHER, RebootEvidence, mechanism
 from harness.plugin.case_context import CaseContext

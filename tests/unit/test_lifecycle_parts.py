@@ -13,9 +13,9 @@ import dpkt
 import pytest
 
 from harness.errors import CannotRun
-from harness.guests.os.base import Balloon
 from harness.guests.os.freebsd import FreeBSD
 from harness.guests.os.linux import Linux
+from harness.guests.os.values import Balloon
 from harness.oracles import announcements
 from harness.oracles.announcements import Announcement
 from harness.transport import Completed

@@ -15,9 +15,10 @@ import pytest
 
 from harness.errors import UsageError
 from harness.guests.os import freebsd_source
-from harness.guests.os.base import KernelIdentity
-from harness.guests.os.freebsd import ENDINGS, FreeBSD
+from harness.guests.os.freebsd import FreeBSD
+from harness.guests.os.freebsd_endings import ENDINGS
 from harness.guests.os.linux import Linux
+from harness.guests.os.values import KernelIdentity
 from harness.guests.source import DiskImage
 from harness.hosts.direct import DirectHost
 from harness.images import kernelfile, srctree

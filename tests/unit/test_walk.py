@@ -18,8 +18,8 @@ from hypothesis import strategies as st
 
 from harness.errors import GuestCommandFailed, InfrastructureError, UsageError
 from harness.guests.guest import Guest
-from harness.guests.os.base import Run
 from harness.guests.os.linux import Linux
+from harness.guests.os.values import Run
 from harness.guests.together import together
 from harness.oracles import walk
 from harness.oracles.shrink import shrink

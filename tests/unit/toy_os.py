@@ -18,18 +18,9 @@ from harness.console.markers import marker
 from harness.console.stages import stage
 from harness.console.tables import ConsoleTables
 from harness.guests import registry
-from harness.guests.os.base import (
-    Balloon,
-    BootVolume,
-    GuestDefinition,
-    GuestOS,
-    Interface,
-    KernelIdentity,
-    Run,
-    ShutdownExpectation,
-    SmallBlocks,
-    SourceRequest,
-)
+from harness.guests.os.base import GuestOS
+from harness.guests.os.definition import GuestDefinition, SourceRequest
+from harness.guests.os.values import Balloon, BootVolume, Interface, KernelIdentity, Run, ShutdownExpectation, SmallBlocks
 from harness.guests.source import GuestSource
 from harness.hosts.inventory import Inventory
 from harness.osversion import OSVersion

@@ -4,124 +4,25 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 from harness.console.stages import Stage
 from harness.console.tables import ConsoleTables
 from harness.errors import CannotRun
+from harness.guests.os.values import (
+    Balloon,
+    BalloonLimits,
+    BootVolume,
+    Interface,
+    KernelIdentity,
+    Run,
+    ShutdownExpectation,
+    SmallBlocks,
+)
 from harness.osversion import UNKNOWN, OSVersion
-
-if TYPE_CHECKING:
-    from harness.guests.source import GuestSource
-    from harness.images.image import Image
-
-Run = Callable[[str], str]
-"""Runs a shell command line in the guest and returns its output. Raises CommandFailed, GuestDied."""
-
-
-@dataclass(frozen=True)
-class KernelIdentity:
-    """``release`` as ``uname -r`` prints it, ``ident`` the name of its configuration, ``version`` in full.
-
-    ``osreldate`` is FreeBSD's ``kern.osreldate`` (``uname -K``), 0 for another OS.
-    """
-
-    release: str
-    ident: str
-    version: str
-    osreldate: int = 0
-
-    def differences(self, given: KernelIdentity) -> list[str]:
-        """How this running kernel differs from ``given``, its file. An empty field of ``given`` is not compared."""
-        pairs = [(name, getattr(self, name), wanted) for name, wanted in asdict(given).items() if wanted]
-        return [f"its {name} is {seen!r}, the file has {wanted!r}" for name, seen, wanted in pairs if seen != wanted]
-
-
-@dataclass(frozen=True)
-class Interface:
-    """A network interface. ``offloads`` are those that are on, by the OS's own names (TSO4, tx-checksumming)."""
-
-    name: str
-    mac: str
-    mtu: int
-    offloads: frozenset[str]
-
-
-@dataclass(frozen=True)
-class ShutdownExpectation:
-    """The expected end of a guest: ``reason`` as ``xl list`` shows it, or "" if Xen learns of no shutdown.
-
-    In the latter case the guest continues, or its kernel ``halts`` and its domain stays.
-    """
-
-    reason: str
-    halts: bool = False
-    why: str = field(default="", kw_only=True)
-    """The source that says so."""
-
-
-@dataclass(frozen=True)
-class Balloon:
-    """The balloon driver's numbers in bytes: ``managed`` is the memory that the kernel manages, ``free`` the unused part of it.
-
-    ``unexplained`` is the part of ``managed`` that is neither free, nor in a use that the kernel counts, nor given to Xen.
-    """
-
-    current: int
-    target: int
-    managed: int
-    free: int
-    unexplained: int
-
-
-@dataclass(frozen=True)
-class BalloonLimits:
-    """The sizes for the cases of the balloon suite, in MiB or as a part of the guest's memory."""
-
-    memory: int = 0
-    """MiB of the guest; 0: those of its source."""
-    low: float = 0.5
-    """The smallest part of its memory with which the guest works."""
-    small: int = 256
-    large: int = 384
-    """MiB of ``memory`` and ``maxmem`` for a boot below its maximum."""
-    dirty: float = 0.6
-    """The part of its memory that a process can fill."""
-    garbage: tuple[str, ...] = ("", "abc")
-    """Values of memory/target that the driver must ignore."""
-
-
-@dataclass(frozen=True)
-class BootVolume:
-    """A guest's boot volume as the guest sees it: ``file`` is the file that a case replaces, ``what`` its name in pygrub."""
-
-    menu: str
-    file: str
-    what: str
-    kernel: str
-    """The kernel's file. It may differ from ``file``."""
-    menu_change: str
-    """A sed command that sets the kernel argument ``fxh.menu=two`` in ``menu``."""
-
-    def sibling(self, name: str) -> str:
-        """A path on the same file system that the bootloader does not look at."""
-        return f"{self.file}.{name}"
-
-
-@dataclass(frozen=True)
-class SmallBlocks:
-    """A file system that pygrub reads, with small blocks, so that a kernel's file needs indirect ones.
-
-    ``make`` is a command that makes it on the disk ``{0}`` and mounts it at /mnt. ``direct`` and ``single`` are the largest sizes
-    of a file in bytes without and with a single indirect block.
-    """
-
-    make: str
-    direct: int
-    single: int
 
 
 @dataclass(frozen=True)
@@ -411,35 +312,3 @@ class GuestOS(ABC):
 
     @abstractmethod
     def fate_of_panic(self, guest_type: str) -> ShutdownExpectation: ...
-
-
-@dataclass(frozen=True)
-class SourceRequest:
-    """The files that were given for a run; a function in place of those that are built when they are needed."""
-
-    image: Image | None = None
-    kernel: Path | None = None
-    disk: Path | None = None
-    root: str = ""
-    bootloader: str = ""
-    control: Callable[[], Path] | None = None
-    """The directory of the control guest's files."""
-
-
-@dataclass(frozen=True)
-class GuestDefinition:
-    """A guest that can be tested: ``name`` is the value of ``--guest``, ``title`` names it in a sentence."""
-
-    name: str
-    os: type[GuestOS]
-    title: str
-    types: tuple[str, ...]
-    """The guest types of its cells, as long as no kernel file tells which it can run as."""
-    find: Callable[[SourceRequest], GuestSource | None]
-    """Its source; None if the files that it needs were not given."""
-    option: str
-    """The option of ``fxh run`` with which a run has this guest."""
-    under_test: bool = False
-    """Whether its files have to be given: ``--image``, ``--disk``, ``--kernel``."""
-    uefi: bool = False
-    """Whether an HVM guest may start from UEFI."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""FreeBSD, 8 to 15. Its console is in freebsd_console, its sources are in freebsd_source."""
+"""FreeBSD, 8 to 15. Its console is in freebsd_console, its end in freebsd_endings, its sources are in freebsd_source."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from harness.errors import InfrastructureError, UsageError
-from harness.guests.os import freebsd_console, freebsd_kernel
-from harness.guests.os.base import (
+from harness.guests.os import freebsd_console, freebsd_endings, freebsd_kernel
+from harness.guests.os.base import GuestOS
+from harness.guests.os.values import (
     Balloon,
     BalloonLimits,
     BootVolume,
-    GuestOS,
     Interface,
     KernelIdentity,
     Run,
@@ -75,54 +75,6 @@ _DEAD_BACKENDS = {"xvdk": "6", "xvdl": "1"}
 _VDEVS = (
     "hda", "hdb", "hdc", "hdd", "sda", "sdb", "sdp", "xvdb", "xvdp", "xvdq", "xvdz", "xvdaa", "d1000p0",
     "51776", "0xCA50", "d6p0", "0x4100", "0x2100", "0x5B40", "0x87F0", "0xCBE0",
-)  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Ending:
-    """The end of kernels within one of ``spans`` as a guest of one of ``types``.
-
-    ``poweroff``, ``reboot`` and ``halt`` are values of control/shutdown. Each field holds the shutdown reason that Xen receives, or
-    ``HALTS`` if the kernel stops and its domain stays. ``source`` is the source of these facts.
-    """
-
-    spans: tuple[str, ...]
-    types: tuple[str, ...]
-    poweroff: str
-    reboot: str
-    halt: str
-    panic: str
-    source: str
-
-
-HALTS = ""
-_CONTROL = "sys/dev/xen/control/control.c"
-# The first row that fits counts; a kernel of unknown version fits the first. "halt" calls the same handler as "poweroff"
-# (xctrl_shutdown_reasons), with RB_POWEROFF.
-ENDINGS = (
-    # 9e0b0f5de67f went to main on 2023-11-23, when main counted 1500003 or 1500004 (Porter's Handbook), and to stable/14 with
-    # c13f564f9176. 14.0-RELEASE (1400097) was branched before it; 1400507, 1402000, 1402501, 1500068 and 1501000 have it. Its number
-    # in stable/14 is between 1400097 and 1400507 and not known: a kernel in between counts as an old one.
-    Ending(
-        (">=1400507,<1500000", ">=1500005"), ("pvh", "hvm", "pv"),
-        poweroff="poweroff", reboot="reboot", halt="poweroff", panic="crash",
-        source=f"{_CONTROL}, xctrl_shutdown_final() for every domain type, before shutdown_halt() and shutdown_panic() "
-        "(FreeBSD 9e0b0f5de67f; 14.0-STABLE 1400507 and later)",
-    ),
-    # Without ACPI nothing notifies Xen of a poweroff, so 13.2 halts after "poweroff" and after "halt". After "halt" that is right; after
-    # "poweroff" it is a defect (known_issues.toml), so the row has the right reason.
-    Ending(
-        ("<1500005",), ("pvh",), poweroff="poweroff", reboot="reboot", halt=HALTS, panic="reboot",
-        source=f"{_CONTROL}, xen_pv_shutdown_final() for PV domains only; a panic ends in cpu_reset() (read in 1302001)",
-    ),
-    Ending(
-        ("<1500005",), ("hvm",), poweroff="poweroff", reboot="reboot", halt="poweroff", panic="reboot",
-        source=f"{_CONTROL}, xen_pv_shutdown_final() for PV domains only; ACPI powers off, a panic ends in cpu_reset()",
-    ),
-    Ending(
-        ("<1500005",), ("pv",), poweroff="poweroff", reboot="reboot", halt="poweroff", panic="reboot",
-        source=f"{_CONTROL} of 8 to 10, xen_pv_shutdown_final(): a panic is a reboot to it",
-    ),
 )  # fmt: skip
 
 
@@ -416,21 +368,18 @@ class FreeBSD(GuestOS):
         return 10 if serial else 40
 
     def fate(self, control: str, guest_type: str) -> ShutdownExpectation:
-        row = self._ending(guest_type)
+        row = freebsd_endings.of(self.os_version, guest_type)
         match control:
             case "poweroff" | "reboot" | "halt":
                 reason = str(getattr(row, control))
-                return ShutdownExpectation(reason, halts=reason == HALTS, why=row.source)
+                return ShutdownExpectation(reason, halts=reason == freebsd_endings.HALTS, why=row.source)
             case "crash":
                 return self.fate_of_panic(guest_type)
-        return ShutdownExpectation("", why=f"{_CONTROL}: not among xctrl_shutdown_reasons")
+        return ShutdownExpectation("", why=f"{freebsd_endings.CONTROL}: not among xctrl_shutdown_reasons")
 
     def fate_of_panic(self, guest_type: str) -> ShutdownExpectation:
-        row = self._ending(guest_type)
+        row = freebsd_endings.of(self.os_version, guest_type)
         return ShutdownExpectation(row.panic, why=row.source)
-
-    def _ending(self, guest_type: str) -> Ending:
-        return next(row for row in ENDINGS if guest_type in row.types and any(self.os_version.within(span) for span in row.spans))
 
 
 # xn0: flags=8843<UP,BROADCAST,RUNNING,SIMPLEX,MULTICAST> metric 0 mtu 1500

@@ -6,7 +6,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from harness.errors import UsageError
-from harness.guests.os.base import GuestDefinition, SourceRequest
+from harness.guests.os.definition import GuestDefinition, SourceRequest
 from harness.guests.os.freebsd import FreeBSD
 from harness.guests.source import DiskImage, GuestSource
 from harness.images import diskformat, diskread, kernelfile

@@ -13,18 +13,17 @@ from harness.console.machinery import Machinery, Row
 from harness.console.stages import stage
 from harness.console.tables import ConsoleTables
 from harness.errors import CannotRun, UsageError
-from harness.guests.os.base import (
+from harness.guests.os.base import GuestOS
+from harness.guests.os.definition import GuestDefinition, SourceRequest
+from harness.guests.os.values import (
     Balloon,
     BalloonLimits,
     BootVolume,
-    GuestDefinition,
-    GuestOS,
     Interface,
     KernelIdentity,
     Run,
     ShutdownExpectation,
     SmallBlocks,
-    SourceRequest,
 )
 from harness.guests.source import GuestSource
 from harness.images import kernelfile
