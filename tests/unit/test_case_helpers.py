@@ -59,6 +59,19 @@ def test_only_a_hang_is_a_list_that_the_guest_cannot_give(kind: Any, reported: b
             test_storm.settle(devices, ((), {}))
 
 
+@pytest.mark.parametrize(
+    ("counts", "complaint"),
+    [([1066, 1051], []), ([1066], ["allocations grew from 1051 to 1066"]), ([1054], [])],
+    ids=["of an event that is handled later", "of a leak", "of another driver"],
+)
+def test_only_what_stays_is_a_leak(monkeypatch: pytest.MonkeyPatch, counts: list[int], complaint: list[str]) -> None:
+    monkeypatch.setattr(test_storm, "SETTLED", 2)
+    seen = [*counts]
+    holdings = lambda: {"allocations": seen.pop(0) if len(seen) > 1 else seen[0]}  # noqa: E731
+    devices: Any = SimpleNamespace(holdings=holdings, guest=SimpleNamespace(scale=1.0))
+    assert test_storm.leaked(devices, {"allocations": 1051}, 3) == ({"allocations": counts[-1]}, complaint)
+
+
 def test_no_event_channels_are_no_count(monkeypatch: pytest.MonkeyPatch) -> None:
     channel = SimpleNamespace(domain=3)
     monkeypatch.setattr("harness.xen.events.dump", lambda transport: (channel, channel))
