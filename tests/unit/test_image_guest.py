@@ -33,9 +33,9 @@ def disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> DiskImage:
 KERNEL = Path("/k/kernel")
 
 
-def freebsd(disk: DiskImage, **changes: Any) -> GuestSource:
-    profile = FreeBSD(version="13.2", types=("pvh", "hvm"))
-    return GuestSource("freebsd-13.2", profile, KERNEL, disks=(disk,), root="xbd0p2", **changes)
+def freebsd(disk: DiskImage, version: str = "13.2", **changes: Any) -> GuestSource:
+    profile = FreeBSD(version=version, types=("pvh", "hvm"))
+    return GuestSource(f"freebsd-{version}", profile, KERNEL, disks=(disk,), root="xbd0p2", **changes)
 
 
 def test_pvh_gets_kernel_and_variables_directly(disk: DiskImage) -> None:
@@ -90,12 +90,21 @@ def test_the_kernel_of_an_emulated_hvm_guest_uses_the_pv_console(disk: DiskImage
         text = Path(made.disks[0].target).read_bytes() + made.extra.encode()
         return made.pv_console, made.serial_console, b"hw.uart.console" in text
 
-    assert told(Host(), freebsd(disk), Shape("hvm")) == (True, False, True)
-    assert told(Host(), freebsd(disk), Shape("hvm", spared=False)) == (False, True, False)
-    assert told(Host(emulated=False), freebsd(disk), Shape("hvm")) == (False, True, False)
-    assert told(Host(), freebsd(disk), Shape("pvh")) == (False, False, False)
+    current = freebsd(disk, "15.1")
+    assert told(Host(), current, Shape("hvm")) == (True, False, True)
+    assert told(Host(), current, Shape("hvm", spared=False)) == (False, True, False)
+    assert told(Host(emulated=False), current, Shape("hvm")) == (False, True, False)
+    assert told(Host(), current, Shape("pvh")) == (False, False, False)
     # A disk without a place for variables: its own loader.conf decides.
-    assert told(Host(), freebsd(DiskImage(disk.path)), Shape("hvm")) == (False, True, False)
+    assert told(Host(), freebsd(DiskImage(disk.path), "15.1"), Shape("hvm")) == (False, True, False)
+
+
+@pytest.mark.parametrize("version", ["13.2", "14.2"])
+def test_an_older_kernel_chooses_its_consoles_before_it_knows_of_xen(disk: DiskImage, version: str) -> None:
+    """With the PV console alone 14.2 printed nothing."""
+    made = configure(Host(), freebsd(disk, version), Shape("hvm"), "x")  # type: ignore[arg-type]
+    assert (made.pv_console, made.serial_console) == (False, True)
+    assert b"hw.uart.console" not in Path(made.disks[0].target).read_bytes()
 
 
 def test_an_emulated_network_card_has_no_rom(disk: DiskImage) -> None:

@@ -125,8 +125,9 @@ class FreeBSD(GuestOS):
 
     @property
     def pv_console(self) -> Mapping[str, str]:
-        # Up to 10 an HVM guest has no Xen console (sys/dev/xen/console/console.c).
-        return _PV_CONSOLE if self.os_version.within(">=11.0") else {}
+        # Before 15.0 an HVM guest learns that it runs under Xen after it has chosen its consoles, so xencons_cnprobe() finds no Xen
+        # (sys/x86/xen/hvm.c: SI_SUB_HYPERVISOR up to 14.2, xen_early_init() in 15.1).
+        return _PV_CONSOLE if self.os_version.within(">=15.0") else {}
 
     def command_line(self, variables: Mapping[str, str]) -> str:
         """The variables separated by commas, as every version reads them. Raises UsageError for a value that would be cut."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""What a guest OS tells about itself: its kernel, interfaces, balloon, boot volume and end."""
+"""Values that a guest OS returns: its kernel, interfaces, balloon, boot volume and end."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 
 Run = Callable[[str], str]
-"""Runs a shell command line in the guest and returns its output. Raises CommandFailed, GuestDied."""
+"""Runs a shell command line in the guest and returns its output. Raises GuestCommandFailed, GuestDied."""
 
 
 @dataclass(frozen=True)
