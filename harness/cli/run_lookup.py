@@ -103,7 +103,7 @@ def pick_case(run: RunResult, wanted: str, cell: str = "") -> CaseResult:
     failed = [case for case in exact or found if case.outcome == FAILED]
     choice = failed or exact or found
     if not choice:
-        raise UsageError(f"no case matches {wanted!r} in run {run.run}", hint="`fxh history` lists cases")
+        raise UsageError(f"no case matches {wanted!r} in run {run.run}", hint="`fxh list --cases` lists the cases")
     if len(choice) > 1:
         names = "; ".join(f"{case.key} in {case.cell}" for case in choice[:6])
         raise UsageError(f"case {wanted!r} is ambiguous: {names}", hint="use the full name, and --cell CELL")

@@ -28,6 +28,7 @@ MOST, LONGEST = 2000, 200
 # Seconds of a batch, and between two looks at whether the log still exists.
 BATCH, LOOK = 0.1, 10.0
 # /local/domain/3/device/vif/0/state   /local/domain/0/backend/vbd/3/51712/hotplug-status   /local/domain/3/memory/target
+BACKEND = re.compile(r"^/local/domain/\d+/backend/\w+/\d+/\d+$")
 RECORDED = re.compile(
     r"/(?:state|hotplug-status|hotplug-error|error|online|control/shutdown|memory/target|device/\w+/\d+/backend)$"
     r"|^/local/domain/\d+(?:/backend/\w+/\d+/\d+)?$"
@@ -119,7 +120,8 @@ class Recorder:
         elif RECORDED.search(path):
             domain = self._domain(path)
             value = self._read(path)
-            if path.endswith("/backend") and value and domain in self._domains:
+            # The guest can write this node, so it could name anything.
+            if path.endswith("/backend") and domain in self._domains and BACKEND.match(value) and value.split("/")[6] == domain:
                 self._watch(domain, value)
             if domain in self._domains and value != self._seen.get(path):
                 self._seen[path] = value

@@ -12,13 +12,15 @@ from harness.transport import Transport
 
 # Seconds for one block, and for a whole disk: an emulated dom0 hashes 40 MB/s.
 _BLOCK, _WHOLE = 60.0, 240.0
-# Arguments: the disk and pairs of first byte and size. Direct reads: blkback writes below the page cache of dom0, which may hold old data.
+# Arguments: the disk and pairs of first byte and size. The status is 1 if a read fails, which a pipe would hide. Direct reads: blkback writes below the page cache of dom0, which may hold old data.
 _DIGEST = """
 disk=$1; shift
-while [ $# -gt 0 ]; do
-  [ "$2" = 0 ] || dd if="$disk" iflag=direct,skip_bytes,count_bytes bs=1M skip="$1" count="$2" status=none || exit
+exec 4>&1
+failed=$( { while [ $# -gt 0 ]; do
+  [ "$2" = 0 ] || dd if="$disk" iflag=direct,skip_bytes,count_bytes bs=1M skip="$1" count="$2" status=none || { echo yes >&3; break; }
   shift 2
-done | md5sum
+done | md5sum >&4; } 3>&1 )
+[ -z "$failed" ]
 """
 # Arguments: the disk, the first byte and the size.
 _BLOCKS = 'dd if="$1" iflag=direct,skip_bytes,count_bytes bs=1M skip="$2" count="$3" status=none'

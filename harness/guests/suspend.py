@@ -42,9 +42,9 @@ def through_a_file(guest: Guest) -> SaveRestoreTimes:
     host.prepare()
     begun = time.monotonic()
     guest.console_will_end()
-    _save(guest, path)
-    saved = time.monotonic()
     try:
+        _save(guest, path)
+        saved = time.monotonic()
         guest.domid = host.toolstack.restore(path, guest.name)
     finally:
         host.transport.run(["rm", "-f", path])

@@ -150,11 +150,11 @@ def _worker_number(name: str) -> int:
 def _checked(options: Options, hosts: Mapping[str, HostConfig]) -> Options:
     """``options`` with the defaults that depend on other options. Raises UsageError."""
     _check_files(options)
-    if options.kernel is not None and options.disk is None:
+    if options.kernel is not None and options.disk is None and not options.image:
         raise UsageError("--kernel without --disk", hint="add --disk FILE, the image with the root file system")
-    if options.image and options.disk:
+    if options.image and (options.disk or options.kernel):
         raise UsageError(
-            "--image with --disk: an image has its own kernel and disks",
+            f"--image with --{'disk' if options.disk else 'kernel'}: an image has its own kernel and disks",
             hint="omit --disk and --kernel, or replace the image's kernel: fxh image build --base",
         )
     if options.bootloader and not options.image:

@@ -142,7 +142,11 @@ class WorkerHosts:
 
     def _start_lab(self, xen: str) -> LabHost:
         lab = factory.make(self._options.wish(xen))
-        lab.up()
+        try:
+            lab.up()
+        except BaseException:
+            lab.remove()
+            raise
         return LabHost(lab, run_id=self._run_id)
 
     def _files(self, cell: Cell, host: DirectHost) -> list[Path]:

@@ -154,12 +154,14 @@ def fuzz(
     ``directory`` in dom0 must belong to the caller; it is removed afterwards. ``kind`` is ``menu`` (mutate the text at the offset
     and length ``menu``) or ``image`` (mutate the metadata of the file system). Raises InfrastructureError if the fuzzer fails.
     """
-    transport.run(["mkdir", "-p", directory])
-    transport.put(image, f"{directory}/base")
     words = [f"{directory}/base", kind, str(first), str(count), f"{directory}/scratch", str(menu[0]), str(menu[1])]
     wrapper = ["sh", "-c", _FIND + _FUZZ, "sh", directory]
-    done = dom0_program.run(transport, pygrub_fuzz, *words, deadline=Deadline(600), wrapper=wrapper)
-    transport.run(["rm", "-rf", directory])
+    transport.run(["mkdir", "-p", directory])
+    try:
+        transport.put(image, f"{directory}/base")
+        done = dom0_program.run(transport, pygrub_fuzz, *words, deadline=Deadline(600), wrapper=wrapper)
+    finally:
+        transport.run(["rm", "-rf", directory])
     lines = done.text.splitlines()
     reports = [json.loads(line) for line in lines if line.startswith("{")]
     if not reports or "counts" not in reports[-1]:

@@ -104,6 +104,14 @@ def up_or_skip(link: Target, case: CaseContext) -> Target:
     return link
 
 
+def set_mtu(link: Link, mtu: int, case: CaseContext) -> None:
+    """Set the MTU of dom0's end of the link, in bytes. The bridge gets its own back at the end of the case."""
+    before = link.dom0("cat", f"/sys/class/net/{link.host.bridge}/mtu").strip()
+    case.undo.append(lambda: link.dom0("ip", "link", "set", link.host.bridge, "mtu", before, check=False))
+    for device in (link.vif, link.host.bridge):
+        link.dom0("ip", "link", "set", device, "mtu", str(mtu), check=False)
+
+
 # -- transfers and offloads ---------------------------------------------------------------------------------------------
 
 

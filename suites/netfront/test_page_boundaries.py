@@ -15,7 +15,7 @@ from harness.guests.link import Link, Transfer
 from harness.oracles.finding import finding
 from harness.plugin.case_context import CaseContext
 
-from .support import complaints, require_link
+from .support import complaints, require_link, set_mtu
 
 MTU = 9000
 # Bytes of data in a frame: in one page, just above a page with the headers, and the most that MTU 9000 allows.
@@ -38,8 +38,7 @@ def test_frames_in_one_buffer(link: Link, case: CaseContext) -> None:
     Catches: `Cross page boundary` and no network until the guest restarts, FreeBSD 12.2 to 13.2 (xcp-ng/xcp issue 538)
     """
     guest = link.guest
-    for device in (link.vif, link.host.bridge):
-        link.dom0("ip", "link", "set", device, "mtu", str(MTU))
+    set_mtu(link, MTU, case)
     guest.profile.set_mtu(guest.sh, link.interface, MTU)
     require_link(link, f"MTU {MTU} at both ends")
     program.install(guest, Path(__file__).with_name("write_frame.c"), _PROGRAM)

@@ -12,7 +12,7 @@ from harness.oracles.finding import finding
 from harness.plugin.case_context import CaseContext
 from harness.plugin.fixtures import NewGuest
 
-from .support import SHORTER, SIZE, assert_transferred, complaints, ipv4_and_ipv6, require_link
+from .support import SHORTER, SIZE, assert_transferred, complaints, ipv4_and_ipv6, require_link, set_mtu
 
 
 @ipv4_and_ipv6("link", "netfront/test_traffic::test_echo_sizes")
@@ -69,8 +69,7 @@ def test_large_mtu(link: Link, there: int, here: int, case: CaseContext) -> None
 
     Source: sys/dev/xen/netfront/netfront.c; Linux drivers/net/xen-netfront.c
     """
-    for device in (link.vif, link.host.bridge):
-        link.dom0("ip", "link", "set", device, "mtu", str(here), check=False)
+    set_mtu(link, here, case)
     link.guest.profile.set_mtu(link.guest.sh, link.interface, there)
     mtus = f"MTU {there} in the guest and {here} in dom0"
     require_link(link, mtus)

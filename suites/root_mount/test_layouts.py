@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -65,7 +66,9 @@ def test_root_within_a_disk(guest: Guest, root_file: Path, tmp_path: Path, case:
     devices = {}
     for table, (disk, _, _) in TABLES.items():
         path, devices[table] = make_divided_disk(table, root_file, tmp_path)
-        hotplug.disk(guest, Disk(guest.host.disk(path), disk.name))
+        target = guest.host.disk(path)
+        case.undo.append(partial(guest.host.drop_disk, target))
+        hotplug.disk(guest, Disk(target, disk.name))
     geom = guest.sh("sysctl -n kern.geom.conftxt")
     (case.directory / "geom.txt").write_text(geom)
     wrong = []
