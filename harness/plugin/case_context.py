@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from harness.console.complaints import DOM0, XEN
-from harness.console.reader import ConsoleReader
 from harness.errors import InfrastructureError
 from harness.guests.guest import Guest
 from harness.hosts import logs
@@ -78,10 +77,6 @@ class CaseContext:
                 DOM0: logs.dom0_since(inventory.log, inventory.uptime, seconds),
                 XEN: logs.xen_since(host.hypervisor_log(), self.mark),
             }
-
-    @property
-    def consoles(self) -> list[ConsoleReader]:
-        return [guest.console for guest in self.guests if guest.domid >= 0]
 
 
 def stage_times(guest: Guest) -> tuple[tuple[str, float], ...]:

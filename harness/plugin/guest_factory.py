@@ -110,13 +110,18 @@ class GuestFactory:
         source = self._sources.source_for(cell, shape)
         config = configure(host, source, shape, name)
         guest = self._guest(cell, host, config, context.directory)
+        context.use(host)
         context.prepared.append(guest)
         begun = time.monotonic()
         try:
             guest.boot()
             prepared = prepare(guest) if prepare is not None else None
-        finally:
-            guest.detach()
+        except BaseException:
+            # The case fails with this guest, so it needs the evidence of it.
+            context.prepared.remove(guest)
+            context.guests.append(guest)
+            raise
+        guest.detach()
         log.info("%s booted in %.0f s for a warm checkpoint", source.label, time.monotonic() - begun)
         if states.keeps_translations:
             # Do once what each case does at its begin and end, so that the checkpoint has the translated code.

@@ -12,18 +12,19 @@ from typing import Any
 
 import pytest
 
-from harness.errors import InfrastructureError, TransportError
+from harness.console.deaths import Death
+from harness.errors import GuestDied, InfrastructureError, TransportError
 from harness.guests.guest import Guest
 from harness.guests.shape import Shape
 from harness.hosts.inventory import Inventory, Item
-from harness.lab import states
+from harness.lab import factory, states
 from harness.lab.checkpoint import CheckpointKind
 from harness.lab.states import LabStates
-from harness.plugin import hold_guest, leak_guard
+from harness.plugin import guest_factory, hold_guest, leak_guard
 from harness.plugin.case_context import CaseContext
 from harness.plugin.cells import Cell
 from harness.plugin.worker_env import WorkerEnvironment
-from harness.plugin.worker_hosts import HeldHost
+from harness.plugin.worker_hosts import HeldHost, WorkerHosts
 from harness.xen.config import DomainConfig
 
 CELL = Cell("control", "pv", "xen-4.20", "4.20")
@@ -172,6 +173,23 @@ def test_a_warm_checkpoint_without_a_console_is_removed(
     assert not (tmp_path / warm).exists()
 
 
+def test_a_case_has_the_guest_that_died_before_its_warm_checkpoint(
+    rig: WorkerEnvironment, lab: FakeLab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Otherwise the evidence of the failure has nothing from dom0, Xen and the guest."""
+
+    def dies(guest: Guest) -> None:
+        raise GuestDied(Death("panic", "panic: no root"))
+
+    monkeypatch.setattr(Guest, "boot", dies)
+    monkeypatch.setattr(guest_factory, "configure", lambda host, source, shape, name: DomainConfig(name, "pv", 160))
+    context = CaseContext(tmp_path)
+    with pytest.raises(GuestDied):
+        rig.booted_guest(CELL, context, Shape("pv"))
+    (guest,) = context.guests
+    assert (guest.name.startswith("fxh-warm-"), context.host, context.prepared) == (True, lab, [])
+
+
 def test_a_host_that_does_not_answer_is_asked_once(rig: WorkerEnvironment, lab: FakeLab) -> None:
     """Otherwise each request after a failed case would wait for its full time-out. A lab ends its waits itself."""
     asked = []
@@ -248,3 +266,23 @@ def test_only_guests_that_the_host_keeps_are_announced() -> None:
     assert "fxh console two --serial --lab l" in text
     assert text.endswith("  remove it  fxh lab rm l")
     assert "one" not in text
+
+
+def test_a_lab_that_does_not_start_is_removed(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Failing:
+        removed = False
+
+        def up(self) -> None:
+            raise InfrastructureError("dom0 does not answer")
+
+        def remove(self) -> None:
+            self.removed = True
+
+    lab = Failing()
+    monkeypatch.setattr(factory, "make", lambda wish: lab)
+    options: Any = SimpleNamespace(host="", wish=lambda xen: xen)
+    hosts = WorkerHosts.__new__(WorkerHosts)
+    hosts._options = options
+    with pytest.raises(InfrastructureError, match="does not answer"):
+        hosts._start_lab("4.20")
+    assert lab.removed
