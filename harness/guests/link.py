@@ -25,6 +25,9 @@ from harness.oracles.frames import Frame
 from harness.safetext import plain
 from harness.xen import events
 
+# The net of the run with the slot 0, and how many nets there are below those of VLANs (harness.guests.vlan). Runs that share a host
+# share its bridge, so each has two nets by its slot: an address that two guests have reaches only one of them.
+NET, NETS = 77, 98
 # Seed of the data that dom0 sends.
 SEED = 7
 # Linux's netback calls its interrupt handler on a write to io_ring_q* (drivers/net/xen-netback/xenbus.c, xenvif_write_io_ring()).
@@ -98,8 +101,8 @@ class Link:
         """``interface`` is its name in the guest, if known; ``station`` is the last number of the guest's address."""
         self.guest, self.host, self.index, self.namespace, self.family = guest, guest.host, index, namespace, family
         self.vif = f"vif{guest.domid}.{index}"
-        net = index + 77
-        self.here, self.there = (family.address.format(net=net, station=number) for number in (1, station))
+        self.net = (NET + 2 * guest.host.slot + index) % NETS
+        self.here, self.there = (family.address.format(net=self.net, station=number) for number in (1, station))
         self.device = self.vif if namespace else guest.host.bridge
         """The interface of dom0's end, which has the address :attr:`here`."""
         self.expression = f"net {family.range}"

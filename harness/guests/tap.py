@@ -37,7 +37,7 @@ class TapLink(Link):
     def __init__(self, over: Link) -> None:
         """``over`` is the link between the guest and the bridge; the guest keeps its address. A run has one such link at a time."""
         super().__init__(over.guest, over.index, f"fxhnic{over.host.slot}", over.interface, family=over.family)
-        self.here = over.family.address.format(net=over.index + 77, station=STATION)
+        self.here = self.family.address.format(net=self.net, station=STATION)
         self.device, self.near = self.namespace, f"fxhtap{over.host.slot}"
         self._relay: Listener | None = None
 

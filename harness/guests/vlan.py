@@ -7,7 +7,7 @@ from harness.errors import CannotRun, CommandFailed
 from harness.guests.link import IPV4, Family, Link
 
 # Of the run with the slot 0. Runs that share a host share its bridge: each has a tag, a device and a net by its slot. The nets must
-# not be those of links without a tag, which begin at 77, and must end at 255.
+# not be those of links without a tag, which end at link.NETS, and must end at 255.
 TAG, NET = 5, 100
 
 
@@ -22,8 +22,8 @@ class VlanLink(Link):
         self.parent, self.tag = over.interface, tag
         self.device = f"fxhvlan{tag}"
         self.expression = f"vlan {tag} and {self.expression}"
-        net = NET + slot % (256 - NET)
-        self.here, self.there = (family.address.format(net=net, station=number) for number in (1, 2))
+        self.net = NET + slot % (256 - NET)
+        self.here, self.there = (family.address.format(net=self.net, station=number) for number in (1, 2))
         self._created = False
 
     def up(self) -> VlanLink:

@@ -19,15 +19,14 @@ from harness.xen import dom0_program
 
 # The share of its memory that the guest gives back.
 GIVEN = 0.3
-_HOLES = "/run/fxh-holes.json"
 
 
-def count_secret_pages(guest: Guest, secret: str) -> dict[str, int]:
+def count_secret_pages(guest: Guest, secret: str, holes: str) -> dict[str, int]:
     """Scan the guest's pages from dom0 and count those that hold ``secret``.
 
-    The first call scans all pages and records the missing ones. The second call scans only the pages that were missing then.
+    The first call scans all pages and records the missing ones in the file ``holes`` in dom0. The second call scans only those.
     """
-    words = [str(guest.domid), "0", str(guest.config.memory * MIB // scan_pages.PAGE), _HOLES, secret]
+    words = [str(guest.domid), "0", str(guest.config.memory * MIB // scan_pages.PAGE), holes, secret]
     found: dict[str, int] = json.loads(dom0_program.run(guest.host.transport, scan_pages, *words, deadline=Deadline(120)).text)
     return found
 
@@ -48,14 +47,16 @@ def test_pages_are_given_back_empty(memory: Memory, initial: Sample, case: CaseC
     guest.sh(guest.profile.tmpfs_command)
     fill = f"i=0; while [ $i -lt {dirty * 4} ]; do cat /tmp/secret; i=$((i+1)); done > /mnt/secret"
     guest.sh(f"yes {secret} | head -c 262144 > /tmp/secret; {fill}; rm /mnt/secret; umount /mnt", 180)
-    case.undo.append(lambda: guest.host.transport.run(["rm", "-f", _HOLES]))
+    # A file of an earlier run would make the first scan the second one.
+    holes = f"{guest.host.directory}/{guest.name}-{secret}.json"
+    case.undo.append(lambda: guest.host.transport.run(["rm", "-f", holes]))
 
     memory.ask(whole - given)
     memory.settle(initial.current - given * MIB)
-    kept = count_secret_pages(guest, secret)
+    kept = count_secret_pages(guest, secret, holes)
     memory.ask(whole)
     memory.settle(initial.current)
-    retaken = count_secret_pages(guest, secret)
+    retaken = count_secret_pages(guest, secret, holes)
 
     case.metrics |= {"given back": float(kept["holes"]), "taken again": float(retaken["pages"]), "kept": float(kept["found"])}
     assert kept["found"], "the secret is not in the guest's memory, so this case cannot judge"

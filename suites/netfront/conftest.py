@@ -9,7 +9,7 @@ from harness.guests.link import IPV4, Link
 from harness.plugin.case_context import CaseContext
 from harness.plugin.fixtures import Booted
 
-from .support import FAR, enable_forwarding, family_of, in_family, link_up, routed_between
+from .support import enable_forwarding, family_of, far_namespace, in_family, link_up, routed_between
 
 
 @pytest.fixture
@@ -24,7 +24,7 @@ def sides(booted: Booted, case: CaseContext, request: pytest.FixtureRequest) -> 
     """The near and the far side of a guest that forwards. The far side has no route back yet."""
     guest, family = booted(routed_between, vifs=2), family_of(request)
     near = in_family(Link(guest, interface=guest.prepared["near"]), case, family)
-    far = in_family(Link(guest, 1, FAR, guest.prepared["far"]), case, family)
+    far = in_family(Link(guest, 1, far_namespace(guest), guest.prepared["far"]), case, family)
     if family is not IPV4:
         enable_forwarding(near, far)
     case.undo.append(lambda: near.dom0("ip", "route", "del", far.here, check=False))

@@ -21,8 +21,6 @@ from harness.plugin.case_context import CaseContext
 SIZE = 1 << 20
 # Bytes by which an ICMP or UDP header is shorter than a TCP header, so that much more data fits into a frame.
 SHORTER = 12
-# The network namespace of dom0 behind a guest that forwards.
-FAR = "fxhfar"
 
 
 # -- parameters ---------------------------------------------------------------------------------------------------------
@@ -61,11 +59,16 @@ def link_up(guest: Guest) -> dict[str, str]:
 
 def routed_between(guest: Guest) -> dict[str, str]:
     """Preparation of a guest: make it the router between dom0 and a network namespace of dom0, with a route in dom0."""
-    near, far = Link(guest).up(), Link(guest, 1, FAR).up()
+    near, far = Link(guest).up(), Link(guest, 1, far_namespace(guest)).up()
     require_link(near, "an address for the guest's first interface")
     require_link(far, "an address for the guest's second interface, whose other end is in a network namespace")
     enable_forwarding(near, far)
     return {"near": near.interface, "far": far.interface}
+
+
+def far_namespace(guest: Guest) -> str:
+    """The network namespace of dom0 behind a guest that forwards. Runs that share a host have one each."""
+    return f"fxhfar{guest.host.slot}"
 
 
 def enable_forwarding(near: Link, far: Link) -> None:

@@ -190,13 +190,26 @@ class Bridge:
         return Completed(tuple(argv), 0, b"", b"")
 
 
-def vlan(slot: int, transport: Bridge | None = None, profile: object = None) -> VlanLink:
+def plain(slot: int, index: int = 0, transport: Bridge | None = None, profile: object = None) -> Link:
     guest: Any = SimpleNamespace(
         name="g", domid=7, watches=[], profile=profile or Linux(), sh=lambda command: "",
-        config=SimpleNamespace(vifs=[SimpleNamespace(mac="00:16:3e:00:00:01")]),
+        config=SimpleNamespace(vifs=[SimpleNamespace(mac="00:16:3e:00:00:01")] * 2),
         host=SimpleNamespace(bridge="xenbr0", transport=transport, slot=slot),
     )  # fmt: skip
-    return VlanLink(Link(guest, interface="eth0"))
+    return Link(guest, index, interface="eth0")
+
+
+def vlan(slot: int, transport: Bridge | None = None, profile: object = None) -> VlanLink:
+    return VlanLink(plain(slot, 0, transport, profile))
+
+
+def test_runs_that_share_a_bridge_have_different_addresses() -> None:
+    """Two guests with one address on a bridge lose each other's frames, and the end of one run took dom0's address from the other."""
+    slots = range(49)
+    nets = [plain(slot, index).net for slot in slots for index in (0, 1)]
+    assert (nets[:2], len(set(nets))) == ([77, 78], len(nets))
+    assert not set(nets) & {vlan(slot).net for slot in range(256)}
+    assert plain(255, 1).net < 256
 
 
 def test_runs_that_share_a_bridge_have_different_vlans() -> None:

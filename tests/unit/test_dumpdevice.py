@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from harness.errors import CommandFailed
 from harness.guests.dumpdevice import DumpDevice, digest
 from harness.oracles import kerneldump
 from harness.transport.local import LocalTransport
@@ -52,6 +53,11 @@ def test_the_rest_of_the_disk_is_all_but_the_partition(disk: Path) -> None:
         disk.write_bytes(changed)
         assert (device.digest_of_rest(DISK) == before) is inside
         disk.write_bytes(data)
+
+
+def test_a_disk_that_cannot_be_read_has_no_digest(tmp_path: Path) -> None:
+    with pytest.raises(CommandFailed, match="No such file"):
+        digest(LocalTransport(), str(tmp_path / "gone"), (0, 512))
 
 
 def test_a_disk_that_ends_before_the_device(disk: Path) -> None:

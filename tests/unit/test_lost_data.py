@@ -71,7 +71,7 @@ def guest(tmp_path: Path, session: Any = None, transport: Any = None, **more: An
     found = {
         "name": "fxh-guest", "domid": 7, "directory": tmp_path, "profile": Linux(), "watches": [], "session": session,
         "console": SimpleNamespace(death=None), "config": SimpleNamespace(vifs=[SimpleNamespace(mac="00:16:3e:00:00:01")], serial_console=False),
-        "host": SimpleNamespace(bridge="xenbr0", transport=transport or Transport(), facts=SimpleNamespace(emulated=True)),
+        "host": SimpleNamespace(bridge="xenbr0", slot=0, transport=transport or Transport(), facts=SimpleNamespace(emulated=True)),
     }  # fmt: skip
     return SimpleNamespace(**found | more)
 

@@ -73,6 +73,16 @@ def test_a_migration_that_fails(stderr: str, error: type[Exception], says: str) 
     failing.reattach.assert_not_called()
 
 
+def test_a_failed_save_leaves_no_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    failing = guest(Mock())
+    failing.name, failing.host.directory = "g", "/run/x"
+    monkeypatch.setattr(suspend, "_save", Mock(side_effect=HarnessError("no space")))
+    with pytest.raises(HarnessError, match="no space"):
+        suspend.through_a_file(failing)
+    failing.host.transport.run.assert_called_once_with(["rm", "-f", "/run/x/g.save"])
+    failing.host.toolstack.restore.assert_not_called()
+
+
 def test_a_lost_host_is_no_failed_migration() -> None:
     with pytest.raises(HarnessError, match="gone"):
         suspend.migrated(guest(Mock(side_effect=HarnessError("gone"))))

@@ -131,6 +131,20 @@ def test_states_of_devices_and_their_backends_are_recorded(store: Xenstored, log
     assert (first.text, first.kind) == ('/local/domain/3 = ""', "xenstore")
 
 
+@pytest.mark.parametrize(
+    "path", ["/local/domain/0", "/local/domain/0/backend/vbd/4/51712", f"{BACKEND}/../x", "/local/domain/", f"{BACKEND} x"]
+)
+def test_a_guest_cannot_choose_what_is_watched(store: Xenstored, log: Path, path: str) -> None:
+    """The node is the guest's own. xenstored refuses a watch on a path that it does not allow, which ended the recorder."""
+    store.introduce(3, "fxh-1-guest")
+    lines(log, "/local/domain/3")
+    store.write("/local/domain/3/device/vbd/51712/backend", path)
+    lines(log, f'backend = "{path}"')
+    store.write("/local/domain/3/control/shutdown", "halt")
+    lines(log, "halt")
+    assert store.watches == {"@introduceDomain", "@releaseDomain", "/local/domain/3"}
+
+
 def test_a_device_from_before_the_watch_is_found(store: Xenstored, log: Path) -> None:
     store.nodes |= {"/local/domain/3/device/vbd/51712/backend": BACKEND, "/local/domain/3/device/vbd/51712/state": "1"}
     store.introduce(3, "fxh-1-guest")
