@@ -23,7 +23,7 @@ import time
 from typing import Any
 
 from harness.dom0.cleanup import NAME, domains, output, remove, resources
-from harness.dom0.lease_table import LeaseTable
+from harness.dom0.lease_table import LeaseTable, stats, unlink
 
 KINDS = ("memory", "vcpus", "disk")
 """What a lease reserves: MiB, number, MiB."""
@@ -48,7 +48,7 @@ def send(**message: Any) -> None:
 def remove_dead(table: LeaseTable, dead: list[dict[str, Any]]) -> None:
     for entry in dead:
         remove(table.base, entry["run"])
-        os.unlink(entry["path"])
+        unlink(entry["path"])
 
 
 def capacity(request: dict[str, Any]) -> dict[str, int]:
@@ -64,7 +64,7 @@ def capacity(request: dict[str, Any]) -> dict[str, int]:
         raise XenSilent("xl info prints nothing: xl is missing, fails, or takes more than 120 s")
     leased = sum(row[2] for row in domains() if NAME.match(row[0]))
     space = os.statvfs(request["base"])
-    used = sum(os.stat(p).st_blocks * 512 for p in glob.glob(request["base"] + "/run-*/*"))
+    used = sum(found.st_blocks * 512 for _, found in stats(request["base"] + "/run-*/*"))
     return {
         "memory": request.get("memory_limit") or int(info.get("free_memory", 0)) + leased,
         "vcpus": request.get("vcpus_limit") or 4 * int(info.get("nr_cpus", 1)),
@@ -148,7 +148,7 @@ class LeaseAgent:
             self.entry.update(state="held", slot=min(set(range(256)) - slots), since=time.time())
             self.table.write(self.descriptor, self.entry)
             for path in self.table.unused_files():
-                os.unlink(path)
+                unlink(path)
             send(state="held", slot=self.entry["slot"], capacity=limit, pid=os.getpid())
             return "held"
         if self.request.get("nowait"):
@@ -239,7 +239,7 @@ def survey(request: dict[str, Any]) -> dict[str, Any]:
             remove_dead(table, dead)
             found["left"] = {run: left for run, left in ((run, remove(base, run)) for run in orphans) if left}
             for path in unused:
-                os.unlink(path)
+                unlink(path)
     return found
 
 

@@ -12,10 +12,29 @@ import glob
 import json
 import os
 import time
+from collections.abc import Iterator
 from typing import Any
 
 # Images in <base>/files are shared by runs. They are removed when no run has used them for this long.
 FILES_DAYS = 14
+
+
+def stats(pattern: str) -> Iterator[tuple[str, os.stat_result]]:
+    """The files that match ``pattern``, without those that another agent removes or renames meanwhile."""
+    for path in glob.glob(pattern):
+        try:
+            found = os.stat(path)
+        except FileNotFoundError:
+            continue
+        yield path, found
+
+
+def unlink(path: str) -> None:
+    """Remove a file, if another agent has not."""
+    try:
+        os.unlink(path)
+    except FileNotFoundError:
+        pass
 
 
 class LeaseTable:
@@ -93,4 +112,5 @@ class LeaseTable:
     def unused_files(self) -> list[str]:
         """Images that no run has used for FILES_DAYS."""
         limit = time.time() - FILES_DAYS * 86400
-        return [path for path in glob.glob(self.base + "/files/*") if os.stat(path).st_mtime < limit]
+        times = {path: found.st_mtime for path, found in stats(self.base + "/files/*")}
+        return [path for path, modified in times.items() if modified < limit]

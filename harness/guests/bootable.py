@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from dataclasses import replace
 from pathlib import Path
@@ -25,6 +26,8 @@ kernel /boot/vmlinuz fxh.menu=one
 initrd /boot/initrd
 """
 _MIB = 64
+# Part of the file's name: another menu makes another volume.
+_LAYOUT = f"ext2-4k-{hashlib.sha256(f'{MENU}{_MIB}'.encode()).hexdigest()[:8]}"
 
 
 def source(plain: GuestSource) -> GuestSource:
@@ -38,7 +41,7 @@ def source(plain: GuestSource) -> GuestSource:
     if plain.kernel is None or plain.ramdisk is None:
         raise UsageError(f"{plain.label} has no disk, and no kernel and ramdisk to put on one")
     files = {"boot/vmlinuz": plain.kernel.read_bytes(), "boot/initrd": plain.ramdisk.read_bytes()}
-    name = f"control-{known_sha256(plain.kernel)[:8]}-{known_sha256(plain.ramdisk)[:8]}-ext2-4k.img"
+    name = f"control-{known_sha256(plain.kernel)[:8]}-{known_sha256(plain.ramdisk)[:8]}-{_LAYOUT}.img"
 
     def create(work: Path) -> Path:
         write_tree(work / "tree", {**files, "boot/grub/menu.lst": MENU.encode()})

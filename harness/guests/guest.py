@@ -217,8 +217,10 @@ class Guest:
             if restarts and absent < _ABSENT_POLLS:
                 raise ConditionNotMet("xl may restart it")
 
-        Deadline(_DESTROY).wait(f"{self.name} to be gone", poll, 0.5 if restarts else 0.0)
-        self.detach()
+        try:
+            Deadline(_DESTROY).wait(f"{self.name} to be gone", poll, 0.5 if restarts else 0.0)
+        finally:
+            self.detach()
 
     # -- for cases ----------------------------------------------------------------------------------------------------
 

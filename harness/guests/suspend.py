@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import functools
+import re
 import threading
 import time
 from collections.abc import Callable
@@ -19,6 +20,8 @@ _RESUMED = 60.0
 _HELPER_ENDS = 15.0
 # Bytes of a file for :func:`failed`: more than xl writes before it suspends the guest, less than the smallest guest.
 _TOO_LITTLE = 4 << 20
+# Words of xl that name a lack of the host, not of the guest (strerror(3), and libxl's about memory).
+_HOST = re.compile(r"No space left on device|Cannot allocate memory|Input/output error|Not enough (?:free )?memory", re.IGNORECASE)
 # Ends the xl whose command line matches "$1". busybox may lack pkill (Debian 12's does), which shows in its status only. The brackets
 # in the pattern keep pkill from matching its own shell.
 _END_XL = 'pkill -f "$1" || for p in $(pidof xl); do tr "\\0" " " < "/proc/$p/cmdline" | grep -q "$1" && kill "$p"; done'
@@ -154,6 +157,10 @@ def _while_alive(guest: Guest, act: Callable[[], object], line: str, *, may_fail
             raise GuestDied(guest.console.death)
     match errors:
         case [CommandFailed() as exc] if not may_fail:
+            if found := _HOST.search(exc.stderr):
+                raise InfrastructureError(
+                    f"xl save: {found[0]}", hint="free space in the run's directory on the host, or memory of Xen"
+                ) from exc
             raise guest.hang(f"xl save: {exc.stderr.strip() or exc.message}") from exc
         case [exc]:
             raise exc

@@ -7,10 +7,11 @@ import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from harness.console.complaints import DOM0, XEN
-from harness.errors import InfrastructureError
+from harness.errors import HarnessError
 from harness.guests.guest import Guest
 from harness.hosts import logs
 from harness.hosts.host import XenHost
@@ -61,13 +62,15 @@ class CaseContext:
             if guest.host.states is not None:
                 guest.abandon()
                 continue
-            try:
-                guest.destroy()
-            except InfrastructureError as exc:
-                log.error("could not remove %s: %s", guest.name, exc)
-            for disk in guest.disks:
-                guest.host.drop_disk(disk.target)
-            guest.host.forget(guest.name)
+            # One that cannot be removed must not keep the next ones.
+            steps: list[Callable[[], None]] = [guest.destroy]
+            steps += [partial(guest.host.drop_disk, disk.target) for disk in guest.disks]
+            steps.append(partial(guest.host.forget, guest.name))
+            for step in steps:
+                try:
+                    step()
+                except HarnessError as exc:
+                    log.error("could not remove %s: %s", guest.name, exc)
 
     def read_logs(self, host: XenHost, inventory: Inventory) -> None:
         """Keep the new lines of the host's logs. ``inventory`` was taken a moment ago."""

@@ -18,6 +18,7 @@ from unittest import mock
 import pytest
 
 from harness.deadline import ConditionNotMet, Deadline
+from harness.dom0 import lease_table
 from harness.errors import DeadlineExpired, TransportError
 from harness.hosts.lease import HostBusy, HostTooSmall, Lease, LeaseRequest, survey
 from harness.transport.local import LocalTransport
@@ -249,3 +250,11 @@ def test_an_agent_that_does_not_answer_may_be_on_a_hung_host(host: Host, monkeyp
     monkeypatch.setattr("harness.hosts.lease.dom0_program.start", lambda *args: stream)
     with pytest.raises(TransportError, match="for the lease agent"):
         Lease(LOCAL, host.request("aa", 1)).acquire(Deadline(60))
+
+
+def test_a_file_that_another_agent_removes_is_no_error(tmp_path: Path) -> None:
+    """glob(3) finds a dangling link as it finds a file that is gone a moment later."""
+    (tmp_path / "there").write_bytes(b"x")
+    (tmp_path / "gone").symlink_to(tmp_path / "nothing")
+    assert [path for path, _ in lease_table.stats(f"{tmp_path}/*")] == [str(tmp_path / "there")]
+    lease_table.unlink(str(tmp_path / "nothing"))

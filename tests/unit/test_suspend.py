@@ -13,7 +13,7 @@ from unittest.mock import Mock
 
 import pytest
 
-from harness.errors import CannotRun, CommandFailed, HarnessError
+from harness.errors import CannotRun, CommandFailed, HarnessError, InfrastructureError
 from harness.guests import suspend
 
 
@@ -81,6 +81,24 @@ def test_a_failed_save_leaves_no_file(monkeypatch: pytest.MonkeyPatch) -> None:
         suspend.through_a_file(failing)
     failing.host.transport.run.assert_called_once_with(["rm", "-f", "/run/x/g.save"])
     failing.host.toolstack.restore.assert_not_called()
+
+
+@pytest.mark.parametrize(
+    ("stderr", "error"),
+    [
+        ("libxl: error: libxl_stream_write.c:350: Domain 3:save: No space left on device", InfrastructureError),
+        ("xc: error: Failed to allocate memory (12 = Cannot allocate memory): Internal error", InfrastructureError),
+        (
+            "libxl: error: libxl_dom_suspend.c:389:suspend_common_wait_guest_timeout: Domain 3:guest did not suspend, timed out",
+            TimeoutError,
+        ),
+    ],
+)
+def test_a_save_that_fails_for_lack_of_the_host_is_no_failure_of_the_guest(stderr: str, error: type[Exception]) -> None:
+    failing = guest(Mock())
+    failing.host.toolstack.save = Mock(side_effect=CommandFailed("xl save", 1, "", stderr))
+    with pytest.raises(error, match="xl save"):
+        suspend._save(failing, "/run/x")
 
 
 def test_a_lost_host_is_no_failed_migration() -> None:

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from harness.console.deaths import Death
-from harness.errors import GuestDied, InfrastructureError, TransportError
+from harness.errors import CommandFailed, DeadlineExpired, GuestDied, InfrastructureError, TransportError
 from harness.guests.guest import Guest
 from harness.guests.shape import Shape
 from harness.hosts.inventory import Inventory, Item
@@ -286,3 +286,26 @@ def test_a_lab_that_does_not_start_is_removed(monkeypatch: pytest.MonkeyPatch) -
     with pytest.raises(InfrastructureError, match="does not answer"):
         hosts._start_lab("4.20")
     assert lab.removed
+
+
+def test_a_guest_that_cannot_be_removed_does_not_keep_the_next(tmp_path: Path) -> None:
+    done: list[str] = []
+
+    def removed(name: str, error: str = "") -> Any:
+        def destroy() -> None:
+            done.append(name)
+            if error:
+                raise DeadlineExpired(f"waited 60 s for {name} to be gone")
+
+        def drop(target: str) -> None:
+            done.append(target)
+            if error:
+                raise CommandFailed("losetup", 1, "", error)
+
+        host = SimpleNamespace(states=None, drop_disk=drop, forget=lambda domain: done.append(f"log of {domain}"))
+        return SimpleNamespace(name=name, host=host, destroy=destroy, disks=[SimpleNamespace(target=f"disk of {name}")])
+
+    context = CaseContext(tmp_path)
+    context.guests += [removed("one", "busy"), removed("two")]
+    context.remove_guests()
+    assert done == ["one", "disk of one", "log of one", "two", "disk of two", "log of two"]

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -48,6 +49,13 @@ def test_a_recorded_panic() -> None:
     assert (first.offset, first.address, first.exact) == ("0x0", "0xffff82d04024ff60", True)
     assert (second.offset, second.address, second.exact) == ("0xa0", "0xffff82d04022e860", False), "a return address"
     assert panic(PANIC) == "FATAL TRAP: vector = 6 (invalid opcode) in dump_runq()"
+
+
+def test_the_forms_of_console_timestamps_make_no_difference() -> None:
+    """console_timestamps= of Xen's command line: none, boot, date, datems and raw (xen/drivers/char/console.c)."""
+    for stamp in ("", "[   12.345678] ", "[2026-12-01 04:50:00] ", "[2026-12-01 04:50:00.123] ", "[000000123456789a] "):
+        stamped = re.sub(r"^\(XEN\) (?:\[[^\]]*\] )?", f"(XEN) {stamp}", PANIC, flags=re.MULTILINE)
+        assert panic(stamped) == panic(PANIC) != "", stamp
 
 
 def test_a_panic_counts_only_at_the_end_of_the_console() -> None:

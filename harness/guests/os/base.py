@@ -192,7 +192,7 @@ class GuestOS(ABC):
 
     @abstractmethod
     def hog(self, mib: int) -> str:
-        """A command that takes ``mib`` MiB of memory, prints ``hog-ready`` when it has them, and holds them."""
+        """A command that takes ``mib`` MiB of memory and holds them for some time."""
 
     @abstractmethod
     def cpus(self, run: Run) -> int:

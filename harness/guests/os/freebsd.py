@@ -263,7 +263,7 @@ class FreeBSD(GuestOS):
 
     def hog(self, mib: int) -> str:
         # tail keeps a line without an end in memory.
-        return f"( dd if=/dev/zero bs=1m count={mib} 2>/dev/null; echo; echo hog-ready; sleep 30 ) | tail -n 1"
+        return f"( dd if=/dev/zero bs=1m count={mib} 2>/dev/null; echo; sleep 30 ) | tail -n 1"
 
     def address(self, run: Run, interface: str, cidr: str) -> None:
         run(f"ifconfig {interface} {'inet6 no_dad' if ':' in cidr else 'inet'} {cidr} up")

@@ -253,7 +253,7 @@ class Linux(GuestOS):
         return {f"the clocksource {name}": f"echo {name} > {where}/current_clocksource" for name in names}
 
     def hog(self, mib: int) -> str:
-        return f"( mkdir -p /hog; mount -t tmpfs -o size=100% hog /hog; dd if=/dev/zero of=/hog/f bs=1M count={mib} 2>/dev/null; echo hog-ready )"
+        return f"( mkdir -p /hog; mount -t tmpfs -o size=100% hog /hog; dd if=/dev/zero of=/hog/f bs=1M count={mib} 2>/dev/null )"
 
     def address(self, run: Run, interface: str, cidr: str) -> None:
         version = 4
