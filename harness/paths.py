@@ -67,3 +67,8 @@ def tail(path: Path, size: int) -> bytes:
     with path.open("rb") as file:
         file.seek(max(0, file.seek(0, os.SEEK_END) - size))
         return file.read(size)
+
+
+def suite_names() -> list[str]:
+    """The names of the project's suites."""
+    return sorted(path.parent.name for path in (project() / "suites").glob("*/__init__.py"))

@@ -77,7 +77,7 @@ def one_of(*values: str) -> Callable[[str], list[str]]:
 def _suites() -> list[str]:
     from harness import paths
 
-    return sorted(path.parent.name for path in (paths.project() / "suites").glob("*/__init__.py"))
+    return paths.suite_names()
 
 
 def _guests() -> list[str]:

@@ -39,13 +39,13 @@ def power(
     from harness.hosts import connect, places
     from harness.hosts import power as powers
 
+    if action not in _ACTIONS:
+        raise UsageError(f"{action}: no such action", hint=f"use one of {', '.join(_ACTIONS)}")
     with places.taken(connect.named(host)) as config:
         found = places.power_of(config)
         if found is None:
             hint = f"set hosts.{host}.power in fxh.toml (docs/hosts.md), or add a power port to the labgrid place"
             raise UsageError(f"{host} has no power commands", hint=hint)
-        if action not in _ACTIONS:
-            raise UsageError(f"{action}: no such action", hint=f"use one of {', '.join(_ACTIONS)}")
         if action != "status":
             getattr(found, action)()
         on = found.status()

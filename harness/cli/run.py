@@ -101,7 +101,9 @@ def _add_release(given: Given) -> None:
 
 def _targets(project: Path, suites: list[str]) -> list[str]:
     """The paths of ``suites``, which are names or paths; all suites by default. Raises UsageError for one that does not exist."""
-    known = sorted(p.name for p in (project / "suites").iterdir() if p.is_dir() and not p.name.startswith(("_", ".")))
+    from harness import paths
+
+    known = paths.suite_names()
     found = []
     for suite in suites:
         if suite in known:

@@ -112,7 +112,7 @@ def _document() -> Path:
 
 
 def _suites() -> tuple[str, ...]:
-    return tuple(path.parent.name for path in sorted((paths.project() / "suites").glob("*/__init__.py")))
+    return tuple(paths.suite_names())
 
 
 def _read() -> tuple[Record, ...]:

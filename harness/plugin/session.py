@@ -41,8 +41,9 @@ def check_options(config: pytest.Config) -> None:
             options.check_firmwares(config.stash[OPTIONS], source)
         config.stash[RIG].check_symbols()
         asked = config.stash[OPTIONS]
-        if asked.run_directory is not None and not asked.every_cell and not hasattr(config, "workerinput"):
-            # The controller of `fxh run`: build while the cases are collected and the workers start.
+        only_collects = asked.every_cell or config.option.collectonly
+        if asked.run_directory is not None and not only_collects and not hasattr(config, "workerinput"):
+            # The controller of `fxh run`, not `fxh list`: build while the cases are collected and the workers start.
             guest_sources.begin_builds(asked)
     except UsageError as exc:
         raise pytest.UsageError(str(exc)) from exc

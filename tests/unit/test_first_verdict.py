@@ -13,6 +13,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from harness.cli import matrix
 from harness.guests.os.linux import from_directory
 from harness.images import kernelfile
 from harness.lab import progress, standby
@@ -198,6 +199,13 @@ def test_a_given_kernel_and_a_real_host_need_no_build_in_the_background(kernels:
     for guest, host in (("freebsd", ""), ("control", ""), ("control", "dom0.example")):
         guest_sources.begin_builds(Options(guests=(guest,), xens=("4.17", "4.20"), host=host))
     assert kernels.begun == 2
+
+
+def test_a_list_of_the_cases_builds_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    begun: list[Options] = []
+    monkeypatch.setattr(guest_sources, "begin_builds", begun.append)
+    assert matrix.collect({})[0]
+    assert not begun
 
 
 def test_cases_that_need_not_wait_come_first() -> None:
