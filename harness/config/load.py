@@ -169,7 +169,7 @@ def _merge_environment(merged: _Merged, environment: Mapping[str, str]) -> None:
             elif wanted in (int, float):
                 value = wanted(text)
             elif wanted is not str and wanted is not None:
-                value = [word for word in text.split() if word]
+                value = text.replace(",", " ").split()
         except (ValueError, KeyError):
             hint = next(hint for known, hint in _HINTS.items() if known is wanted)
             raise UsageError(f"{variable}={text!r}: invalid value", hint=hint) from None

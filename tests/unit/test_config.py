@@ -29,7 +29,7 @@ def test_each_layer_covers_the_one_below(tmp_path: Path, monkeypatch: pytest.Mon
     ):
         (tmp_path / name).mkdir(parents=True)
         (tmp_path / name / "fxh.toml").write_text(text)
-    loaded = load({"run.xen": "4.18", "run.guest": ""}, {"FXH_RUN_TYPE": "hvm", "FXH_RUN_XEN": "4.19", "FXH_MAIL_TO": "a@b c@d"})
+    loaded = load({"run.xen": "4.18", "run.guest": ""}, {"FXH_RUN_TYPE": "hvm", "FXH_RUN_XEN": "4.19", "FXH_MAIL_TO": "a@b, c@d"})
     run = loaded.config.run
     assert (run.scale, run.workers, run.types, run.xens, run.guests, run.accel) == (2.0, 4, ("hvm",), ("4.18",), (), "auto")
     assert loaded.config.mail.to == ("a@b", "c@d")
