@@ -145,8 +145,13 @@ def test_a_signal_just_before_a_wait_is_not_lost(farm: Farm, monkeypatch: pytest
         raise InfrastructureError("stopped")
 
     monkeypatch.setattr(prepare, "prepare", until_stopped)
-    with pytest.raises(KeyboardInterrupt):
-        equipment.prepare("p")
+    # A shell without job control starts background commands with SIGINT ignored.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            equipment.prepare("p")
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert time.monotonic() - begun[0] < 15
 
 
