@@ -116,12 +116,11 @@ def list_(
     """List the cases by suite and cell, with skips and known issues; boot nothing."""
     if "disk" in given and not given.keys() & {"kernel", "image"}:
         run_lookup.disk(given["disk"], given.get("root", ""))
-    every, _ = collect(given, every_cell=everywhere)
-    found = [entry for entry in every if not suites or entry.suite in suites]
+    if wrong := [suite for suite in suites or () if suite not in paths.suite_names()]:
+        raise run_lookup.no_suite(wrong[0])
+    found, _ = collect(given, every_cell=everywhere)
+    found = [entry for entry in found if not suites or entry.suite in suites]
     if not found:
-        known = paths.suite_names()
-        if wrong := [suite for suite in suites or () if suite not in known]:
-            raise UsageError(f"no suite {wrong[0]!r}", hint=f"valid names: {', '.join(known)}")
         typer.echo("no case runs on these guests; fxh list --all shows the guests and guest types of each suite", err=True)
         raise typer.Exit(ExitCode.NOTHING_SELECTED)
     if as_json:

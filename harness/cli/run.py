@@ -13,7 +13,7 @@ import typer
 
 from harness.cli import completion, run_lookup, run_options
 from harness.cli.run_options import Given
-from harness.errors import ExitCode, UsageError
+from harness.errors import ExitCode
 
 
 def register(app: typer.Typer) -> None:
@@ -111,7 +111,7 @@ def _targets(project: Path, suites: list[str]) -> list[str]:
         elif Path(suite.partition("::")[0]).exists():
             found.append(suite)
         else:
-            raise UsageError(f"no suite {suite!r}", hint=f"valid names: {', '.join(known)}")
+            raise run_lookup.no_suite(suite)
     return found or [str(project / "suites")]
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from harness import paths
 from harness.errors import ExitCode, UsageError
 
 if TYPE_CHECKING:
@@ -19,8 +20,6 @@ Reports = Annotated[Path | None, typer.Option("--reports", help="Use the results
 
 def reports(given: Path | None) -> Path:
     """The directory with the results of all runs. Raises UsageError if ``given`` does not exist."""
-    from harness import paths
-
     if given is not None and not given.is_dir():
         raise UsageError(f"--reports {given}: no such directory", hint="give the directory that `fxh run --reports` used")
     return (given or paths.workspace() / "reports").absolute()
@@ -117,3 +116,8 @@ def pick_key(keys: tuple[str, ...], wanted: str) -> tuple[str, ...]:
     if not found:
         raise UsageError(f"no recorded case matches {wanted!r}", hint="`fxh history` without a case lists the runs")
     return found
+
+
+def no_suite(name: str) -> UsageError:
+    """The error for a suite that the project does not have."""
+    return UsageError(f"no suite {name!r}", hint=f"valid names: {', '.join(paths.suite_names())}")

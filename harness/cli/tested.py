@@ -83,7 +83,7 @@ def show() -> None:
     """Print the table."""
     from harness.results import matrix
 
-    typer.echo(matrix.render(_read(), _suites()), nl=False)
+    typer.echo(matrix.render(_read(), tuple(paths.suite_names())), nl=False)
 
 
 def stale() -> tuple[str, ...]:
@@ -111,10 +111,6 @@ def _document() -> Path:
     return paths.project() / "docs/suites.md"
 
 
-def _suites() -> tuple[str, ...]:
-    return tuple(paths.suite_names())
-
-
 def _read() -> tuple[Record, ...]:
     from harness.results import matrix
 
@@ -126,4 +122,4 @@ def _current(data: tuple[Record, ...]) -> str:
     """docs/suites.md with the table of ``data``."""
     from harness.results import matrix
 
-    return matrix.insert(_document().read_text(), matrix.render(data, _suites()))
+    return matrix.insert(_document().read_text(), matrix.render(data, tuple(paths.suite_names())))

@@ -8,11 +8,10 @@ import re
 from harness.console import reasons
 from harness.console.evidence import LOOK
 from harness.console.markers import MARKERS
-from harness.console.text import decode
+from harness.console.text import XEN_STAMP, decode
 from harness.safetext import plain
 
-# The forms of console_timestamps: see the marker "crash" in harness.console.markers.
-_STAMP = r"(?:\[(?:[ \d:.T-]+|[0-9a-f]{16})\] ?)?"
+_STAMP = rf"(?:{XEN_STAMP} ?)?"
 # A domain's console in Xen's log. Its text is a guest's, so it says nothing about the host.
 # (d3) panic: xyz     (XEN) [2026-12-01 04:50:00] (d3) panic: xyz     (XEN) [000000123456789a] (d3) panic: xyz
 _DOMAIN = re.compile(rf"^(?:\(XEN\) )?{_STAMP}\(d\d+\)[^\n]*\n?", re.MULTILINE)

@@ -7,6 +7,7 @@ import re
 from dataclasses import dataclass
 
 from harness.console.kinds import DeathKind
+from harness.console.text import XEN_STAMP
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ MARKERS = (
     marker(
         "crash",
         b"(XEN) ",
-        rb"(\(XEN\) )(?:\[[ \d.:T-]+\] ?|\[[0-9a-f]{16}\] ?)?"
+        rb"(\(XEN\) )(?:" + XEN_STAMP.encode() + rb" ?)?"
         rb"(Domain \d+ (?:\(vcpu#\d+\) crashed|reported crashed by domain \d+) on cpu#\d+|Panic on CPU \d+(?=:)):?",
     ),
     # [   12.3] Kernel panic - not syncing: sysrq triggered crash

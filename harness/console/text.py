@@ -7,6 +7,9 @@ import re
 
 from harness.safetext import plain
 
+XEN_STAMP = r"\[(?:[ \d:.T-]+|[0-9a-f]{16})\]"
+"""A time stamp of Xen's log in all forms of console_timestamps (xen/drivers/char/console.c); the last one is ``raw``."""
+
 
 def decode(data: bytes) -> str:
     """Console bytes as text. Invalid UTF-8 is replaced, and an LF with the CRs around it becomes one LF."""

@@ -11,9 +11,10 @@ import re
 from dataclasses import dataclass, replace
 
 from harness.console.backtrace import Frame
+from harness.console.text import XEN_STAMP
 
 # (XEN) [   54.859377] Xen call trace:     (XEN) [2026-12-01 04:50:00.123] Xen call trace:     (d1) (XEN) is a shim's, on its guest's console
-_STAMP = re.compile(r"^\(XEN\) +(?:\[(?:[ \d:.T-]+|[0-9a-f]{16})\] )?")
+_STAMP = re.compile(rf"^\(XEN\) +(?:{XEN_STAMP} )?")
 # *** Dumping CPU1 host state: ***
 _DUMPED = re.compile(r"\*\*\* Dumping CPU(\d+) host state")
 # CPU:    0

@@ -112,5 +112,4 @@ class LeaseTable:
     def unused_files(self) -> list[str]:
         """Images that no run has used for FILES_DAYS."""
         limit = time.time() - FILES_DAYS * 86400
-        times = {path: found.st_mtime for path, found in stats(self.base + "/files/*")}
-        return [path for path, modified in times.items() if modified < limit]
+        return [path for path, found in stats(self.base + "/files/*") if found.st_mtime < limit]

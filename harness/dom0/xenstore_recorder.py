@@ -28,7 +28,7 @@ MOST, LONGEST = 2000, 200
 # Seconds of a batch, and between two looks at whether the log still exists.
 BATCH, LOOK = 0.1, 10.0
 # /local/domain/3/device/vif/0/state   /local/domain/0/backend/vbd/3/51712/hotplug-status   /local/domain/3/memory/target
-BACKEND = re.compile(r"^/local/domain/\d+/backend/\w+/\d+/\d+$")
+BACKEND = re.compile(r"^/local/domain/\d+/backend/\w+/(\d+)/\d+$")
 RECORDED = re.compile(
     r"/(?:state|hotplug-status|hotplug-error|error|online|control/shutdown|memory/target|device/\w+/\d+/backend)$"
     r"|^/local/domain/\d+(?:/backend/\w+/\d+/\d+)?$"
@@ -121,7 +121,8 @@ class Recorder:
             domain = self._domain(path)
             value = self._read(path)
             # The guest can write this node, so it could name anything.
-            if path.endswith("/backend") and domain in self._domains and BACKEND.match(value) and value.split("/")[6] == domain:
+            backend = BACKEND.match(value) if path.endswith("/backend") else None
+            if backend and backend[1] == domain and domain in self._domains:
                 self._watch(domain, value)
             if domain in self._domains and value != self._seen.get(path):
                 self._seen[path] = value
@@ -152,7 +153,7 @@ class Recorder:
         self._seen = {path: value for path, value in self._seen.items() if self._domain(path) in self._domains}
 
     def _watch(self, domain: str, path: str) -> None:
-        if path.startswith("/local/domain/") and path not in self._domains[domain]:
+        if path not in self._domains[domain]:
             self._domains[domain].append(path)
             self._store.request(WATCH, path, "")
 

@@ -12,7 +12,8 @@ from harness.transport import Transport
 
 # Seconds for one block, and for a whole disk: an emulated dom0 hashes 40 MB/s.
 _BLOCK, _WHOLE = 60.0, 240.0
-# Arguments: the disk and pairs of first byte and size. The status is 1 if a read fails, which a pipe would hide. Direct reads: blkback writes below the page cache of dom0, which may hold old data.
+# Arguments: the disk and pairs of first byte and size. The status is 1 if a read fails, which a pipe would hide. Direct reads:
+# blkback writes below the page cache of dom0, which may hold old data.
 _DIGEST = """
 disk=$1; shift
 exec 4>&1

@@ -34,7 +34,7 @@ def compiled(source: Path, osabi: int, work: Path) -> bytes:
     except FileNotFoundError as exc:
         raise CannotRun(f"{source.name} needs a C compiler, and there is no cc", hint=hint) from exc
     if probe.returncode:
-        raise CannotRun(f"{source.name} needs a C compiler for x86-64, and cc is none", hint=hint)
+        raise CannotRun(f"{source.name} needs a C compiler for x86-64, and cc compiles for another machine", hint=hint)
     done = subprocess.run(words, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL)
     if done.returncode:
         raise BuildError(f"{source}: {done.stderr.strip()}", hint="see the compiler's messages")

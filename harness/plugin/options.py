@@ -150,13 +150,13 @@ def _worker_number(name: str) -> int:
 def _checked(options: Options, hosts: Mapping[str, HostConfig]) -> Options:
     """``options`` with the defaults that depend on other options. Raises UsageError."""
     _check_files(options)
-    if options.kernel is not None and options.disk is None and not options.image:
-        raise UsageError("--kernel without --disk", hint="add --disk FILE, the image with the root file system")
     if options.image and (options.disk or options.kernel):
         raise UsageError(
             f"--image with --{'disk' if options.disk else 'kernel'}: an image has its own kernel and disks",
             hint="omit --disk and --kernel, or replace the image's kernel: fxh image build --base",
         )
+    if options.kernel is not None and options.disk is None:
+        raise UsageError("--kernel without --disk", hint="add --disk FILE, the image with the root file system")
     if options.bootloader and not options.image:
         raise UsageError(f"--bootloader {options.bootloader} without --image", hint="add --image IMAGE")
     has_disk = bool(options.disk or options.image)

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import pytest
 
@@ -70,25 +70,18 @@ class Devices:
 
 def settle(devices: Devices, wanted: tuple[tuple[str, ...], Mapping[str, str]]) -> list[str]:
     """Wait until the guest has the devices and nodes ``wanted``; return what differs after the time."""
-    last: list[str] = []
 
-    def poll() -> None:
+    def differences() -> list[str]:
         names, states = devices.names(), nodes(devices.guest)
-        last[:] = [f"the guest has {' '.join(names)} instead of {' '.join(wanted[0])}"] if names != wanted[0] else []
-        paths = sorted(states.keys() ^ wanted[1].keys())
-        last.extend(f"{path} is {states.get(path, 'gone')}" for path in paths)
-        if last:
-            raise ConditionNotMet("; ".join(last))
+        found = [f"the guest has {' '.join(names)} instead of {' '.join(wanted[0])}"] if names != wanted[0] else []
+        return found + [f"{path} is {states.get(path, 'gone')}" for path in sorted(states.keys() ^ wanted[1].keys())]
 
     try:
-        Deadline(SETTLED * devices.guest.scale).wait("the devices to be as before", poll, 0.5)
-    except DeadlineExpired:
-        pass
+        return after_time(devices.guest, differences)
     except GuestDied as exc:
         if exc.death.kind != "hang":
             raise
         return [f"the guest cannot list its devices: {exc}"]
-    return last
 
 
 def leaked(devices: Devices, before: Mapping[str, int], slack: int) -> tuple[dict[str, int], list[str]]:
@@ -98,21 +91,27 @@ def leaked(devices: Devices, before: Mapping[str, int], slack: int) -> tuple[dic
     of it, so its holdings get the time to settle, too.
     """
     after: dict[str, int] = {}
-    grown: list[str] = []
+
+    def grown() -> list[str]:
+        after.update(devices.holdings())
+        growth = {kind: (before.get(kind, 0), count) for kind, count in after.items()}
+        return [f"{kind} grew from {first} to {last}" for kind, (first, last) in growth.items() if last - first > slack]
+
+    return after, after_time(devices.guest, grown)
+
+
+def after_time(guest: Guest, differences: Callable[[], list[str]]) -> list[str]:
+    """Return the last ``differences``, once there are none or the guest's time to settle is over."""
+    last: list[str] = []
 
     def poll() -> None:
-        after.update(devices.holdings())
-        grown[:] = [
-            f"{kind} grew from {before.get(kind, 0)} to {count}"
-            for kind, count in after.items()
-            if count - before.get(kind, 0) > slack
-        ]
-        if grown:
-            raise ConditionNotMet("; ".join(grown))
+        last[:] = differences()
+        if last:
+            raise ConditionNotMet("; ".join(last))
 
     with contextlib.suppress(DeadlineExpired):
-        Deadline(SETTLED * devices.guest.scale).wait("the guest to hold as much as before", poll, 1)
-    return after, grown
+        Deadline(SETTLED * guest.scale).wait("the guest to be as before", poll, 0.5)
+    return last
 
 
 def assert_survives(guest: Guest, case: CaseContext, verb: str, name: str, words: list[str], options: str = "") -> None:

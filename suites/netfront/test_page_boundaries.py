@@ -43,7 +43,8 @@ def test_frames_in_one_buffer(link: Link, case: CaseContext) -> None:
     require_link(link, f"MTU {MTU} at both ends")
     program.install(guest, Path(__file__).with_name("write_frame.c"), _PROGRAM)
 
-    done = {f"{size} bytes": send(link, size) for size in SIZES}
+    mac = link.dom0("cat", f"/sys/class/net/{link.device}/address").strip()
+    done = {f"{size} bytes": send(link, mac, size) for size in SIZES}
 
     wrong = complaints(done)
     if wrong and not link.wait_up():
@@ -57,14 +58,16 @@ def test_frames_in_one_buffer(link: Link, case: CaseContext) -> None:
     )
 
 
-def send(link: Link, size: int) -> Transfer:
-    """Send ``size`` random bytes in one frame from the guest to dom0. Skips the case if the guest's kernel cannot send such a frame."""
+def send(link: Link, mac: str, size: int) -> Transfer:
+    """Send ``size`` random bytes in one frame from the guest to dom0's interface with this MAC address.
+
+    Skips the case if the guest's kernel cannot send such a frame.
+    """
     guest, port = link.guest, link.next_port()
     peer = link.peer("recv_datagrams", port, size)
-    head = link.interface.encode().ljust(16, b"\0") + headers(link, port, size)
+    head = link.interface.encode().ljust(16, b"\0") + headers(link, mac, port, size)
     data = "/tmp/fxh-frame"
-    guest.sh(f"head -c {size} /dev/urandom > {data}")
-    sent = guest.sh(f"fxh_digest < {data}").split()[0]
+    sent = guest.sh(f"head -c {size} /dev/urandom > {data}; fxh_digest < {data}").split()[0]
     octal = "".join(f"\\{byte:03o}" for byte in head)
     done = guest.run(f"{{ printf {shlex.quote(octal)}; cat {data}; }} | {_PROGRAM}", check=False)
     whole = ETHERNET + IP + UDP + size
@@ -80,9 +83,11 @@ def send(link: Link, size: int) -> Transfer:
     return link.watched(Transfer(came.bytes, sent, came.md5, came.seconds, came.error))
 
 
-def headers(link: Link, port: int, size: int) -> bytes:
-    """The Ethernet, IPv4 and UDP headers (without a checksum of UDP) of a datagram of ``size`` bytes from the guest to dom0."""
-    there = link.dom0("cat", f"/sys/class/net/{link.device}/address").strip()
+def headers(link: Link, there: str, port: int, size: int) -> bytes:
+    """The Ethernet, IPv4 and UDP headers of a datagram of ``size`` bytes from the guest to dom0's MAC address ``there``.
+
+    UDP has no checksum.
+    """
     macs = [bytes.fromhex(mac.replace(":", "")) for mac in (there, link.guest.config.vifs[link.index].mac)]
     ends = socket.inet_aton(link.there) + socket.inet_aton(link.here)
     # RFC 791: version and length, no fragments (DF), time to live 64, UDP.

@@ -80,7 +80,7 @@ def test_the_headers_of_a_datagram_have_a_right_checksum() -> None:
         here="198.18.77.1", there="198.18.77.2", index=0, device="xenbr0",
         dom0=lambda *argv: "00:16:3e:00:00:01\n", guest=SimpleNamespace(config=SimpleNamespace(vifs=[SimpleNamespace(mac="00:16:3e:00:00:02")])),
     )  # fmt: skip
-    found = headers(link, 5002, 8972)  # type: ignore[arg-type]
+    found = headers(link, "00:16:3e:00:00:01", 5002, 8972)  # type: ignore[arg-type]
     words = [int.from_bytes(found[at : at + 2], "big") for at in range(14, 34, 2)]
     assert (len(found), sum(words) % 0xFFFF, found[12:14], int.from_bytes(found[16:18], "big")) == (42, 0, b"\x08\x00", 9000)
     assert (found[:12].hex(), int.from_bytes(found[38:40], "big")) == ("00163e00000100163e000002", 8980)

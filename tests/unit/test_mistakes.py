@@ -20,6 +20,7 @@ COMMAND = typer.main.get_command(make_app())
     ("words", "message", "hint"),
     [
         ("run nosuch", "no suite 'nosuch'", "valid names: "),
+        ("list boot nosuch", "no suite 'nosuch'", "valid names: "),
         ("run boot --type pvx", "--type pvx: invalid value", "valid values: pv, "),
         ("run boot -n -1", "--workers -1: too small", "use 0 or more"),
         ("run boot --reports {file}/x", "--reports {file}/x: Not a directory", "that you can write to"),
