@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 
 from harness.console.backtrace import Frame
@@ -26,31 +27,42 @@ def backtraces(traces: Sequence[Sequence[Frame]], symbols: KernelSymbols, *, sec
     if debug is None:
         return [[] for _ in traces]
     starts = symbols.addresses({frame.function for frames in traces for frame in frames if frame.function and not frame.before})
-    addresses = [[_address(frame, starts) for frame in frames] for frames in traces]
-    known = [address for trace in addresses for address in trace if address is not None]
+    stacks = [_numbered(frames) for frames in traces]
+    addresses = [[_address(frame, starts) for _, frame in stack] for stack in stacks]
+    known = [address for stack in addresses for address in stack if address is not None]
     places = iter(symbolizer.lookup(debug, known, seconds))
     return [
-        [line for number, (frame, address) in enumerate(zip(frames, trace, strict=True))
+        [line for (number, frame), address in zip(stack, found, strict=True)
          for line in _lines(number, frame, next(places) if address is not None else ())]
-        for frames, trace in zip(traces, addresses, strict=True)
+        for stack, found in zip(stacks, addresses, strict=True)
     ]  # fmt: skip
 
 
 def names(frames: Sequence[Frame]) -> list[str]:
     """Lines of text: each frame with the name and offset that it was printed with, or its address."""
-    return [_name(number, frame) for number, frame in enumerate(frames)]
+    return [_name(number, frame) for number, frame in _numbered(frames)]
 
 
-def _name(number: int, frame: Frame) -> str:
-    return plain(f"#{number:<2} {frame.name}" + (f"+{frame.offset}" if frame.function and frame.offset else ""))
+def _numbered(frames: Sequence[Frame]) -> list[tuple[str, Frame]]:
+    """Each frame with its number. Equal frames that follow each other are one entry: a recursion fills a stack with hundreds."""
+    found, number = [], 0
+    for frame, equal in itertools.groupby(frames):
+        last = number + len(list(equal)) - 1
+        found.append((f"#{number}" if last == number else f"#{number}-{last}", frame))
+        number = last + 1
+    return found
 
 
-def _lines(number: int, frame: Frame, found: symbolizer.Lines) -> list[str]:
+def _name(number: str, frame: Frame) -> str:
+    return plain(f"{number:<3} {frame.name}" + (f"+{frame.offset}" if frame.function and frame.offset else ""))
+
+
+def _lines(number: str, frame: Frame, found: symbolizer.Lines) -> list[str]:
     if not found:
         return [_name(number, frame)]
     *inlined, outer = found
-    last = plain(f"#{number:<2} {outer}") if outer.file or not frame.function else _name(number, frame)
-    return [*(plain(f"#{number:<2} {one}  [inlined]") for one in inlined), last]
+    last = plain(f"{number:<3} {outer}") if outer.file or not frame.function else _name(number, frame)
+    return [*(plain(f"{number:<3} {one}  [inlined]") for one in inlined), last]
 
 
 def _address(frame: Frame, starts: Mapping[str, int]) -> int | None:

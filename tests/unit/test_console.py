@@ -19,6 +19,7 @@ from harness.console.text import decode, excerpt
 from harness.console.watcher import Overrun, Watcher
 from harness.deadline import Deadline
 from harness.errors import ExitCode, GuestDied, HarnessError, InfrastructureError, TransportError
+from harness.guests import sourcelines
 from harness.guests.os.freebsd import FreeBSD as FreeBSDProfile
 from harness.oracles.booting import expected_stages
 from harness.safetext import plain
@@ -82,6 +83,22 @@ def test_panic_of_freebsd_15_ends_without_a_reboot(tmp_path: Path) -> None:
     assert death is not None
     assert (death.kind, death.message, death.faulting_function) == ("panic", "kdb_sysctl_panic", "kdb_sysctl_panic")
     assert [frame.function for frame in death.frames[-2:]] == ["amd64_syscall", "fast_syscall_common"]
+
+
+def test_double_fault_of_freebsd_15(tmp_path: Path) -> None:
+    """A recursion filled the kernel stack: its backtrace is cut to one line, and the caller below it stays visible."""
+    death = play(tmp_path, (CONSOLES / "freebsd-15.1-pvh-double-fault.log").read_bytes()).death
+    assert death is not None
+    assert (death.kind, death.message, death.faulting_function) == ("trap", "Fatal double fault", "kdb_stack_overflow")
+    assert len(death.frames) > 400
+    lines = sourcelines.names(death.frames)
+    assert lines[4:8] == [
+        "#4  Xdblfault+0xd7",
+        "#5  kdb_stack_overflow+0x12",
+        "#6-482 kdb_stack_overflow+0x17",
+        "#483 kdb_sysctl_stack_overflow+0x65",
+    ]
+    assert lines[-1].endswith("fast_syscall_common+0xf8")
 
 
 def test_wrong_root_of_freebsd_15(tmp_path: Path) -> None:
