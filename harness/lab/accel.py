@@ -6,25 +6,23 @@ It is not enough that ``/dev/kvm`` opens: on some machines the guest then hangs 
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 import subprocess
 import tempfile
-import time
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
-from harness import paths, preparing
 from harness.config.runoptions import ACCELERATORS
 from harness.errors import UsageError
+from harness.lab import probed
 from harness.lab.qemu import TCG_CPU, Qemu
 
 # A boot sector: mov al,'K'; out 0xe9,al; out 0xf4,al; cli; hlt. The letter on QEMU's debug console proves that guest
 # code ran. The write to isa-debug-exit ends QEMU.
 _BOOT_SECTOR = b"\xb0\x4b\xe6\xe9\xe6\xf4\xfa\xf4".ljust(510, b"\0") + b"\x55\xaa"
 # Seconds.
-_TRIAL, _DAY = 5.0, 86400.0
+_TRIAL = 5.0
 
 
 @dataclass(frozen=True)
@@ -51,20 +49,8 @@ def choose(qemu: Qemu, setting: str = "auto") -> Accel:
         return Accel("tcg", "software emulation: there is no /dev/kvm")
     if not os.access("/dev/kvm", os.R_OK | os.W_OK):
         return Accel("tcg", "software emulation: no permission to open /dev/kvm (is the user in group kvm?)")
-    cached = paths.store() / "accel.json"
     key = f"{qemu.label} on {platform.node()} {platform.release()}"
-    try:
-        known = json.loads(cached.read_text())
-        found = Accel(**known["accel"])
-        # A trial may fail on a busy machine, or before somebody turns on nested virtualization.
-        if known["key"] == key and (found.name == "kvm" or time.time() - cached.stat().st_mtime < _DAY):
-            return found
-    except (OSError, ValueError, KeyError, TypeError):
-        pass
-    with preparing.step("a trial of KVM"):
-        found = _probe(qemu)
-    cached.write_text(json.dumps({"key": key, "accel": asdict(found)}))
-    return found
+    return probed.cached("KVM", key, Accel, lambda found: found.name == "kvm", lambda: _probe(qemu))
 
 
 def _probe(qemu: Qemu) -> Accel:

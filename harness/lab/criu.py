@@ -46,6 +46,8 @@ _ENTER = (
 _OPTIONS = ("--file-locks", "--manage-cgroups=ignore", "-v1")
 # Seconds until a closed connection to dom0 has also disappeared from QEMU's network.
 _LINGER = 5.0
+# Seconds that CRIU may take to save a QEMU of some 500 MiB, and the statuses of timeout(1) after that: for SIGTERM and SIGKILL.
+_DUMP, _TIMED_OUT = 180, (124, 137, -9)
 
 
 @dataclass(frozen=True)
@@ -145,9 +147,15 @@ class CriuSnapshotter:
         """
         # Without --leave-stopped, CRIU ends the process, and with it the namespace in which CRIU still has to report success.
         dump = [*self.criu, "dump", "--leave-stopped", "-t", str(_PID), "-D", str(images), *_OPTIONS, "-o", "criu.log"]
-        argv = ["nsenter", "-t", str(pid), "--mount", "--pid", "--", *dump]
+        # timeout(1) ends CRIU, too: it is in another PID namespace than nsenter, but in the same process group.
+        limit = ["timeout", "--kill-after=5", str(_DUMP)]
+        argv = [*limit, "nsenter", "-t", str(pid), "--mount", "--pid", "--", *dump]
         done = subprocess.run(argv, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
         messages = images / "criu.log"
+        if done.returncode in _TIMED_OUT:
+            raise InfrastructureError(
+                f"CRIU did not save QEMU within {_DUMP} s", hint="look for a slow or full disk under the store"
+            )
         if done.returncode:
             text = messages.read_text(errors="replace") if messages.exists() else done.stderr
             raise InfrastructureError(

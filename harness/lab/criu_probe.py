@@ -3,33 +3,28 @@
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 import shutil
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from filelock import FileLock
-
-from harness import debian, paths, preparing, store
+from harness import debian, paths, store
 from harness.deadline import ConditionNotMet, Deadline
 from harness.errors import InfrastructureError
-from harness.lab import tools
+from harness.lab import probed, tools
 from harness.lab.criu import CriuSnapshotter, pid_in_namespace
 
 # This Debian release has a CRIU for current kernels. 3.17 of Debian 12 does not know the vDSO of Linux 6.13 and later.
 _SUITE, _PACKAGE = "trixie", "criu"
 # Seconds that restoring a small process may take.
 _TRIAL = 10.0
-_DAY = 86400.0
 
 
 @dataclass(frozen=True)
@@ -55,24 +50,10 @@ def find() -> tuple[CriuSnapshotter | None, str]:
         return None, "CRIU needs Linux"
     if os.geteuid() != 0:
         return None, "CRIU needs root"
-    cached = paths.store() / "criu.json"
     key = f"{setting} on {platform.node()} {platform.release()}"
-    with preparing.step("CRIU"), FileLock(f"{cached}.lock"):
-        try:
-            known = json.loads(cached.read_text())
-            # CRIU may be installed later, or Debian may become reachable, so a failure expires.
-            if known["key"] == key and (known["criu"] or time.time() - cached.stat().st_mtime < _DAY):
-                return _snapshotter(ProbeResult(tuple(known["criu"]), known["label"], known["why"]))
-        except (OSError, ValueError, KeyError, TypeError):
-            pass
-        found = _search(setting)
-        cached.write_text(json.dumps({"key": key, **asdict(found)}))
-    return _snapshotter(found)
-
-
-def _snapshotter(found: ProbeResult) -> tuple[CriuSnapshotter | None, str]:
+    found = probed.cached("CRIU", key, ProbeResult, lambda found: bool(found.criu), lambda: _search(setting))
     exists = bool(found.criu) and Path(found.criu[0]).exists()
-    return (CriuSnapshotter(found.criu, found.label), found.why) if exists else (None, found.why)
+    return (CriuSnapshotter(tuple(found.criu), found.label), found.why) if exists else (None, found.why)
 
 
 def _search(setting: str) -> ProbeResult:

@@ -38,12 +38,13 @@ _COVERS = (
 _XEN_LOG = 1 << 20
 # $1: the serial of a plugged disk. Prints the disk's path in dom0.
 _FIND_DISK = """
-while :; do
+for n in $(seq 1000); do
   for d in /sys/block/sd*; do
     if [ -f "$d/device/vpd_pg80" ] && [ "$(tr -cd 'a-z0-9' < "$d/device/vpd_pg80")" = "$1" ]; then echo "/dev/${d##*/}"; exit; fi
   done
   sleep 0.02
 done
+echo "no disk with the serial $1 appeared" >&2; exit 1
 """
 
 
@@ -128,7 +129,12 @@ class LabHost(DirectHost):
         self.prepare()
         drive = self.lab.machine.plug(local, fmt)
         self.lab.record()
-        device = self.transport.run(["sh", "-c", _FIND_DISK, "sh", drive.serial], Deadline(20)).text.strip()
+        try:
+            device = self.transport.run(["sh", "-c", _FIND_DISK, "sh", drive.serial], Deadline(60)).text.strip()
+        except InfrastructureError:
+            with contextlib.suppress(InfrastructureError):
+                self.lab.machine.unplug(drive)
+            raise
         self._plugged[device] = drive
         return device
 

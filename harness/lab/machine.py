@@ -127,7 +127,13 @@ class Machine:
             process = self.running()
             below = {"driver": "file", "filename": str(self._view.directory / drive.file)}
             process.command("blockdev-add", **{"node-name": drive.serial, "driver": "qcow2", "discard": "unmap", "file": below})
-            process.command("device_add", **drive.device)
+            try:
+                process.command("device_add", **drive.device)
+            except InfrastructureError:
+                with contextlib.suppress(InfrastructureError):
+                    process.command("blockdev-del", **{"node-name": drive.serial})
+                file.unlink(missing_ok=True)
+                raise
             self.drives.append(drive)
         return drive
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from harness.lab import accel
+from harness.lab import accel, probed
 from harness.lab.accel import Accel
 
 
@@ -22,7 +22,7 @@ from harness.lab.accel import Accel
 def test_a_failed_trial_counts_for_a_day(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, first: str, days: float, second: str
 ) -> None:
-    monkeypatch.setattr(accel.paths, "store", lambda: tmp_path)
+    monkeypatch.setattr(probed.paths, "store", lambda: tmp_path)
     monkeypatch.setattr(accel.os, "access", lambda path, mode: True)
     monkeypatch.setattr(accel.Path, "exists", lambda self: True)
     qemu: Any = type("Qemu", (), {"label": "QEMU 10.0"})()
@@ -30,5 +30,5 @@ def test_a_failed_trial_counts_for_a_day(
     monkeypatch.setattr(accel, "_probe", lambda qemu: results.pop(0))
     assert accel.choose(qemu).name == first
     past = time.time() - days * 86400
-    os.utime(tmp_path / "accel.json", (past, past))
+    os.utime(tmp_path / "KVM.json", (past, past))
     assert accel.choose(qemu).name == second

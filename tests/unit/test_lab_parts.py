@@ -201,8 +201,9 @@ def test_criu_is_found_once_and_may_be_switched_off(store: Path, monkeypatch: py
     found, why = criu_probe.find()
     assert found is None
     assert "/none/criu" in why
-    known = json.loads((store / "criu.json").read_text())
-    (store / "criu.json").write_text(json.dumps(known | {"criu": ["/bin/sh", "x"], "label": "CRIU 9", "why": "as noted"}))
+    known = json.loads((store / "CRIU.json").read_text())
+    noted = {"criu": ["/bin/sh", "x"], "label": "CRIU 9", "why": "as noted"}
+    (store / "CRIU.json").write_text(json.dumps(known | {"found": noted}))
     criu_probe.find.cache_clear()
     assert criu_probe.find() == (criu.CriuSnapshotter(("/bin/sh", "x"), "CRIU 9"), "as noted"), "it is not tried again"
     criu_probe.find.cache_clear()
@@ -389,3 +390,16 @@ def test_checkpoints_of_suites_have_a_size_limit(store: Path) -> None:
     assert [gone.path.name for gone in prune.bound(3 << 20)] == []
     assert [gone.path.name for gone in prune.bound(0)] == ["rest-a@1", "warm-c@1"]
     assert control.checkpoints() == ["checkpoints of xen-old: ready; 1 MiB, QEMU 7"]
+
+
+def test_a_criu_that_hangs_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """timeout(1) also ends the child of nsenter, which is CRIU."""
+    nsenter = tmp_path / "nsenter"
+    nsenter.write_text(f"#!/bin/sh\nsleep 60 & echo $! > {tmp_path}/pid; wait\n")
+    nsenter.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setattr(criu, "_DUMP", 1)
+    with pytest.raises(InfrastructureError, match="CRIU did not save QEMU within 1 s"):
+        criu.CriuSnapshotter(("criu",), "CRIU 9").dump(1, tmp_path)
+    stat = Path("/proc", (tmp_path / "pid").read_text().strip(), "stat")
+    assert not stat.exists() or stat.read_text().rpartition(")")[2].split()[0] == "Z"
