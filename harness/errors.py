@@ -64,6 +64,10 @@ class InfrastructureError(HarnessError):
     exit_code = ExitCode.INFRASTRUCTURE
 
 
+class CannotJudge(InfrastructureError):
+    """The host or the harness did not bring about the situation that a case judges. The guest is not to blame."""
+
+
 class BuildError(InfrastructureError):
     """A lab or an image could not be built."""
 

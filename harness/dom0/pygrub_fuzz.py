@@ -4,8 +4,8 @@
     pygrub_fuzz IMAGE menu|image FIRST COUNT DIRECTORY MENU-OFFSET MENU-LENGTH PYGRUB
 
 The seeds of the COUNT mutations start at FIRST. pygrub and its imports are loaded once, and each run is a fork: this is faster than
-a new interpreter for each run. The program prints one line of JSON for each run that did not exit with status 0 or 1, and a last
-line with the counts.
+a new interpreter for each run. The program prints one line of JSON for each run that did not exit with status 0 or 1, one for each
+file that pygrub changed outside DIRECTORY/out, and a last line with the counts. It needs Python 3.8 for sys.addaudithook().
 """
 
 from __future__ import annotations
@@ -32,6 +32,13 @@ WORDS = [
     b"=", b"\t", b" ", b"\r", b"\0", b"\xff", b"/boot/kernel/kernel", b"../../../../etc/passwd", b"%s%n", b"'", b'"', b"saved",
     b"-1", b"99999999999999999999", b"\n\n", b"{", b"}", b"menuentry", b"A" * 300,
 ]  # fmt: skip
+
+
+# Audit events of calls that change a file, with the positions of the files in their arguments (Python's "Audit events table").
+CHANGES = {
+    "os.chmod": (0,), "os.chown": (0,), "os.link": (1,), "os.mkdir": (0,), "os.mkfifo": (0,), "os.mknod": (0,), "os.remove": (0,),
+    "os.rename": (0, 1), "os.rmdir": (0,), "os.symlink": (1,), "os.truncate": (0,), "os.utime": (0,),
+}  # fmt: skip
 
 
 def mutate_menu(rng: random.Random, text: bytes) -> bytes:
@@ -94,6 +101,7 @@ def _run_in_child(code: CodeType, pygrub: str, image: str, directory: str) -> No
         for fd in (0, 1):
             os.dup2(null, fd)
         os.dup2(os.open(directory + "/error", os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 2)
+        _report_changes(directory)
         sys.argv = [pygrub, "-q", "--output-format=simple0", "--output-directory=" + directory + "/out", image]
         signal.signal(signal.SIGALRM, signal.SIG_DFL)
         signal.alarm(SECONDS + 10)
@@ -106,6 +114,28 @@ def _run_in_child(code: CodeType, pygrub: str, image: str, directory: str) -> No
         os.write(2, ("%s: %s" % (type(exc).__name__, exc)).encode()[:2000])
         status = 1
     os._exit(status)
+
+
+def _report_changes(directory: str) -> None:
+    """From now on, write the path of each file that this process changes outside ``directory``/out to ``directory``/strays.
+
+    The hook sees pygrub alone. A search for new files would also find those of other programs in dom0.
+    """
+    strays = os.open(directory + "/strays", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    writes = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC
+
+    def hook(event: str, words: tuple[object, ...]) -> None:
+        if event == "open":
+            changed = words[:1] if isinstance(words[2], int) and words[2] & writes else ()
+        else:
+            changed = tuple(words[n] for n in CHANGES.get(event, ()))
+        for name in changed:
+            if isinstance(name, (str, bytes)):
+                path = os.path.realpath(os.fsdecode(name))
+                if not path.startswith((directory + "/out/", os.devnull)):
+                    os.write(strays, json.dumps(path).encode() + b"\n")
+
+    sys.addaudithook(hook)
 
 
 def _timed_out(number: int, frame: object) -> None:
@@ -137,7 +167,9 @@ def main() -> None:
     source, kind, first, count, directory, offset, length, pygrub = sys.argv[1:]
     with open(source, "rb") as file:
         base = file.read()
+    directory = os.path.realpath(directory)
     os.makedirs(directory + "/out", exist_ok=True)
+    open(directory + "/strays", "w").close()
     code = preload(pygrub, source)
     counts: dict[str, int] = {}
     slowest = 0.0
@@ -159,6 +191,9 @@ def main() -> None:
             print(json.dumps({"seed": seed, "how": end, "seconds": round(seconds, 2)}), flush=True)
         for name in os.listdir(directory + "/out"):
             os.unlink(directory + "/out/" + name)
+    with open(directory + "/strays") as file:
+        for line in sorted(set(file)):
+            print(json.dumps({"wrote": json.loads(line)}))
     print(json.dumps({"counts": counts, "slowest": round(slowest, 2)}), flush=True)
 
 

@@ -7,7 +7,7 @@ import subprocess
 from pathlib import Path
 
 from harness.errors import BuildError, CannotRun
-from harness.guests import replace_kernel
+from harness.guests import files
 from harness.guests.guest import Guest
 
 # No library, and text and data in one small segment. A stack protector would need a library.
@@ -46,5 +46,5 @@ def compiled(source: Path, osabi: int, work: Path) -> bytes:
 
 def install(guest: Guest, source: Path, path: str) -> None:
     """Compile ``source`` and copy it to ``path`` in the guest. Raises as :func:`compiled`, and GuestCommandFailed."""
-    replace_kernel.bring(guest, compiled(source, guest.profile.elf_osabi, guest.directory), path, guest.directory)
+    files.put(guest, compiled(source, guest.profile.elf_osabi, guest.directory), path, guest.directory)
     guest.sh(f"chmod 755 {path}")

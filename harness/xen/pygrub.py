@@ -134,16 +134,7 @@ class FuzzReport:
     odd: tuple[str, ...]
     seeds: tuple[int, ...]
     strays: tuple[str, ...]
-    """Files that appeared outside pygrub's directory."""
-
-
-_FUZZ = """
-d=$1; mkdir -p "$d"; touch "$d/stamp"; sleep 1
-shift; "$@" "$p"
-{ find / -xdev -type f -newer "$d/stamp" ! -path "$d/*" ! -path '/proc/*' ! -path '/var/log/*' \
-    ! -path '/var/lib/xenstored/*' ! -path '/run/*' ! -path '/var/lib/fxh/*' ! -name '*.pyc'
-find "$d" -type f -newer "$d/stamp" ! -path "$d/scratch/*"; } | sed 's/^/stray /'
-"""
+    """Files that pygrub changed outside its output directory."""
 
 
 def fuzz(
@@ -155,21 +146,21 @@ def fuzz(
     and length ``menu``) or ``image`` (mutate the metadata of the file system). Raises InfrastructureError if the fuzzer fails.
     """
     words = [f"{directory}/base", kind, str(first), str(count), f"{directory}/scratch", str(menu[0]), str(menu[1])]
-    wrapper = ["sh", "-c", _FIND + _FUZZ, "sh", directory]
+    wrapper = ["sh", "-c", _FIND + 'exec "$@" "$p"', "sh"]
     transport.run(["mkdir", "-p", directory])
     try:
         transport.put(image, f"{directory}/base")
         done = dom0_program.run(transport, pygrub_fuzz, *words, deadline=Deadline(600), wrapper=wrapper)
     finally:
         transport.run(["rm", "-rf", directory])
-    lines = done.text.splitlines()
-    reports = [json.loads(line) for line in lines if line.startswith("{")]
+    reports = [json.loads(line) for line in done.text.splitlines() if line.startswith("{")]
     if not reports or "counts" not in reports[-1]:
         raise InfrastructureError(f"the fuzzer in dom0 failed: {done.stderr.decode(errors='replace')[-600:]}")
     last = reports.pop()
-    odd = tuple(f"a mutated {kind}: {one['how']} after {one['seconds']} s" for one in reports)
-    seeds = tuple(int(one["seed"]) for one in reports)
-    strays = tuple(line.removeprefix("stray ") for line in lines if line.startswith("stray "))
+    strays = tuple(one["wrote"] for one in reports if "wrote" in one)
+    ends = [one for one in reports if "how" in one]
+    odd = tuple(f"a mutated {kind}: {one['how']} after {one['seconds']} s" for one in ends)
+    seeds = tuple(int(one["seed"]) for one in ends)
     return FuzzReport(sum(last["counts"].values()), last["slowest"], last["counts"], odd, seeds, strays)
 
 

@@ -13,7 +13,7 @@ from harness.dom0 import scan_pages
 from harness.guests.guest import Guest
 from harness.guests.memory import Memory
 from harness.oracles.ballooning import MIB, Sample
-from harness.oracles.finding import finding
+from harness.oracles.finding import finding, precondition
 from harness.plugin.case_context import CaseContext
 from harness.xen import dom0_program
 
@@ -59,9 +59,10 @@ def test_pages_are_given_back_empty(memory: Memory, initial: Sample, case: CaseC
     retaken = count_secret_pages(guest, secret, holes)
 
     case.metrics |= {"given back": float(kept["holes"]), "taken again": float(retaken["pages"]), "kept": float(kept["found"])}
-    assert kept["found"], "the secret is not in the guest's memory, so this case cannot judge"
-    assert retaken["pages"] > given * MIB // scan_pages.PAGE * 0.9, (
-        f"the guest gave {given} MiB back and took only {retaken['pages']} pages again, too few to judge"
+    precondition(kept["found"], "the secret is not in the guest's memory")
+    precondition(
+        retaken["pages"] > given * MIB // scan_pages.PAGE * 0.9,
+        f"the guest gave {given} MiB back and took only {retaken['pages']} of the same pages again",
     )
     assert retaken["found"] == 0, finding(
         test=f"xl mem-set {whole - given} after a process wrote a secret into {dirty} MiB, then xl mem-set {whole}",

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 
 from harness.deadline import Deadline
@@ -14,6 +16,8 @@ from harness.plugin.fixtures import NewGuest
 
 # Seconds from the last byte of a panic on the console to the verdict.
 VERDICT_LIMIT = 1.0
+# Seconds after which a guest that wrongly obeys a value has begun to go down.
+OBEYED = 3
 # The fifth letter of xl list's state (xen tools/xl/xl_info.c).
 LETTERS = {"poweroff": "-", "reboot": "r", "crash": "c"}
 
@@ -90,6 +94,7 @@ def test_control_shutdown(guest: Guest, control: str) -> None:
     if fate.halts:
         guest.console.wait_for(guest.profile.halted, guest.deadline(90), "the kernel to halt")
     else:
+        time.sleep(OBEYED)
         assert guest.sh("echo alive") == "alive", f"the shell does not answer after `{control}`, which the guest should ignore"
     row_now = guest.state()
     stays = row_now is not None and not row_now.shutdown

@@ -9,7 +9,7 @@ from harness.guests import datagrams
 from harness.guests.link import Link
 from harness.guests.tap import EmulatedLink, TapLink
 from harness.oracles import frames
-from harness.oracles.finding import finding
+from harness.oracles.finding import finding, precondition
 from harness.oracles.frames import Frame
 from harness.plugin.case_context import CaseContext
 from harness.plugin.fixtures import NewGuest
@@ -96,4 +96,4 @@ def assert_finished(link: Link, seen: list[Frame], segment: int, case: CaseConte
         expected="everything arrives as it was sent, in frames that fit and with right checksums",
         reference=f"{link.guest.profile.source('netfront')}; Linux drivers/net/tun.c; xcp-ng/xcp issue 528",
     )
-    assert largest > 0, "the capture holds no data from the guest, so this case cannot judge"
+    precondition(largest > 0, "the capture holds no data from the guest")

@@ -7,7 +7,7 @@ import pytest
 
 from harness.guests.link import IPV4, Link
 from harness.oracles import frames
-from harness.oracles.finding import finding
+from harness.oracles.finding import finding, precondition
 from harness.plugin.case_context import CaseContext
 
 from .support import SIZE, assert_transferred, ipv4_and_ipv6, set_offloads
@@ -61,7 +61,7 @@ def test_segmentation_is_used(link: Link, case: CaseContext) -> None:
         expected="TSO is on",
         reference=link.guest.profile.source("netfront"),
     )
-    assert offered, "the backend offers no feature-gso-tcpv4, so this case cannot judge the guest's TSO"
+    precondition(offered, "the backend offers no feature-gso-tcpv4")
     assert size > link.family.mss, finding(
         test="1 MiB over TCP to dom0, TSO shown as on, feature-gso-tcpv4 offered by the backend",
         observed=f"the largest of {len(sent)} frames carries {size} bytes: every segment was cut in the guest",
@@ -82,7 +82,7 @@ def test_segmentation_can_be_switched_off(link: Link, case: CaseContext) -> None
 
     assert_transferred(done, f"{SIZE // 4} bytes from the guest with TSO off", link)
     size = frames.largest(frames.sent_by(seen, link.there))
-    assert size, "the capture holds no data from the guest, so this case cannot judge"
+    precondition(size, "the capture holds no data from the guest")
     wrong = []
     if link.guest.profile.offloads(link.guest.sh, link.interface).get("tso", False):
         wrong.append("the guest shows TSO as on again")
@@ -119,9 +119,7 @@ def test_segments_are_joined(link: Link, case: CaseContext) -> None:
         expected="LRO is on",
         reference=link.guest.profile.source("netfront"),
     )
-    assert taken >= SIZE // link.family.mss, (
-        f"1 MiB came in {taken} frames: dom0 sends no single segments, so the case cannot judge"
-    )
+    precondition(taken >= SIZE // link.family.mss, f"1 MiB came in {taken} frames: dom0 sends no single segments")
     # One or two frames are ARP.
     assert given < taken - taken // 10, finding(
         test="1 MiB over TCP from dom0 in single segments, LRO shown as on",
@@ -154,7 +152,7 @@ def test_checksums_by_the_guest(link: Link, case: CaseContext) -> None:
     sent = frames.sent_by(seen, link.there)
     bad = frames.bad_checksums(sent)
     case.metrics |= {"frames": float(len(sent)), "bad": float(bad)}
-    assert sent, "the capture holds no data from the guest, so this case cannot judge"
+    precondition(sent, "the capture holds no data from the guest")
     assert bad == 0, finding(
         test=f"{SIZE // 4} bytes to dom0 over {test}",
         observed=f"{bad} of {len(sent)} frames have a wrong TCP checksum on the vif",

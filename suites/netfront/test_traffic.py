@@ -8,7 +8,7 @@ import pytest
 from harness.guests import datagrams
 from harness.guests.link import IPV4, IPV6, Link
 from harness.oracles import frames
-from harness.oracles.finding import finding
+from harness.oracles.finding import finding, precondition
 from harness.plugin.case_context import CaseContext
 from harness.plugin.fixtures import NewGuest
 
@@ -115,7 +115,7 @@ def test_between_guests(new_guest: NewGuest, link: Link, case: CaseContext) -> N
         expected="each guest accepts every segment of the other, also one whose checksum is not filled in",
         reference=link.guest.profile.source("netfront"),
     )
-    assert min(largest) > 0, "the capture on the second guest's vif holds no data of one direction, so this case cannot judge"
+    precondition(min(largest) > 0, "the capture on the second guest's vif holds no data of one direction")
 
 
 @pytest.mark.parametrize(

@@ -7,10 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from harness.errors import HarnessError
 from harness.guests import bootable, partitions
 from harness.guests.partitions import Slice
-from harness.oracles.finding import finding
+from harness.oracles.finding import finding, precondition
 from harness.plugin.case_context import CaseContext
 
 from .support import KERNEL, MENU, Kernel, MakeUfs, RunPygrub, assert_extracted, boot_files, make_kernel
@@ -119,8 +118,7 @@ def test_sparse_kernel(run_pygrub: RunPygrub, make_ufs: MakeUfs, case: CaseConte
     volume = tmp_path / "volume.img"
     volume.write_bytes(make_ufs(boot_files(kernel), bsize=bsize))
     holes = bootable.holes_in(volume, KERNEL)
-    if holes < hole // bsize - 1:
-        raise HarnessError(f"the kernel on the volume has only {holes} holes, so the case cannot judge")
+    precondition(holes >= hole // bsize - 1, f"the kernel on the volume has only {holes} holes")
 
     done = run_pygrub(volume.read_bytes())
 

@@ -9,7 +9,7 @@ from harness.errors import GuestDied
 from harness.guests.guest import Guest
 from harness.guests.shape import ShapeArgs
 from harness.hosts.host import XenHost
-from harness.oracles.finding import finding
+from harness.oracles.finding import finding, precondition
 from harness.plugin.case_context import CaseContext
 from harness.plugin.cells import Cell
 from harness.plugin.fixtures import Booted, NewGuest, NewScratch
@@ -35,7 +35,7 @@ def test_arguments_arrive(booted: Booted, cell: Cell) -> None:
     variables = guest.profile.variables(guest.sh)
 
     passed = dict(word.partition("=")[::2] for word in guest.config.extra.split(separator) if word)
-    assert passed, "the domain configuration has no `extra`, so this case has nothing to compare"
+    precondition(passed, "the domain configuration has no `extra`")
     if not cell.under_test:
         # The control guest's menu.lst has this argument.
         passed["fxh.menu"] = "one"
@@ -111,7 +111,9 @@ def test_restricted(new_guest: NewGuest, host: XenHost) -> None:
     Source: xen tools/pygrub/src/pygrub, depriv(); tools/libs/light/libxl_bootloader.c, bootloader_uid()
     """
     guest = new_guest(bootloader="pygrub")
-    assert "bootloader_restrict = 1" in guest.config.render(), "the domain configuration does not set bootloader_restrict = 1"
+    precondition(
+        "bootloader_restrict = 1" in guest.config.render(), "the domain configuration does not set bootloader_restrict = 1"
+    )
 
     with watch_pygrub(host) as seen:
         guest.create()

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from harness.deadline import Deadline
 from harness.errors import DeadlineExpired, GuestDied
-from harness.guests import replace_kernel
+from harness.guests import files, replace_kernel
 from harness.guests.guest import Guest
 from harness.guests.os.values import BootVolume
 from harness.guests.shape import ShapeArgs
@@ -45,7 +45,7 @@ class TwoKernels:
         guest, back, running, in_guest = self.guest, not died, "", ""
         if back:
             running = OLD if replace_kernel.identity(guest) == old else NEW
-            in_guest = self.kind(replace_kernel.digest(guest, replace_kernel.volume(guest).file))
+            in_guest = self.kind(files.digest(guest, replace_kernel.volume(guest).file))
         return RebootEvidence(
             came_back=back,
             bootloader_ran=replace_kernel.bootloader_ran(guest, first),

@@ -9,11 +9,15 @@ from dataclasses import replace
 import pytest
 
 from harness.deadline import ConditionNotMet
+from harness.guests.guest import Guest
 from harness.oracles.finding import finding
+from harness.plugin.case_context import CaseContext
 from harness.plugin.fixtures import Booted, NewGuest
 from harness.xen.xenstore import DOMAINS
 
 SOURCE = "xen tools/xl/xl_vmcontrol.c, handle_domain_death()"
+# xl's directory for core dumps.
+DUMPS = "/var/lib/xen/dump"
 REASONS = ("poweroff", "reboot", "crash")
 ACTIONS = ("destroy", "restart", "preserve", "rename-restart", "coredump-destroy")
 # The domains that each action leaves: the old or a new one, renamed, and down.
@@ -30,7 +34,7 @@ LEFT = {
 @pytest.mark.needs(os="linux", types=("pv",))
 @pytest.mark.parametrize("action", ACTIONS)
 @pytest.mark.parametrize("reason", REASONS)
-def test_action(booted: Booted, reason: str, action: str) -> None:
+def test_action(booted: Booted, reason: str, action: str, case: CaseContext) -> None:
     """on_poweroff, on_reboot and on_crash do what xl.cfg(5) documents, and xl logs reason and action.
 
     Source: xen tools/xl/xl_vmcontrol.c, handle_domain_death(); xl.cfg(5)
@@ -38,6 +42,7 @@ def test_action(booted: Booted, reason: str, action: str) -> None:
     # A core dump is written page by page, under emulation 4000 pages a second.
     guest = booted(on_poweroff=action, on_reboot=action, on_crash=action, vifs=0, memory=64)
     first = guest.domid
+    case.undo.append(lambda: remove_left(guest))
     guest.console_will_end()
     with guest.console.expecting_death():
         if reason == "crash":
@@ -60,12 +65,12 @@ def test_action(booted: Booted, reason: str, action: str) -> None:
         with guest.host.xenstore.watch(*DOMAINS, seconds=deadline.remaining) as pause:
             deadline.wait(f"the domains that on_{reason}={action} leaves: {', '.join(LEFT[action]) or 'none'}", settled, 2.0, pause)
     logged = [(event.reason, event.action) for event in guest.shutdowns()]
-    core = guest.host.transport.run(["sh", "-c", f"cd /var/lib/xen/dump && ls *{guest.name}* 2>/dev/null; rm -f *{guest.name}*"])
+    core = guest.host.transport.run(["sh", "-c", f"cd {DUMPS} && ls *{guest.name}*"], check=False)
     wrong = []
     if logged != [(reason, action)]:
         wrong.append(f"xl logged {', '.join(map(str, logged)) or 'no shutdown'}")
     if bool(core.text) != action.startswith("coredump"):
-        wrong.append(f"/var/lib/xen/dump has these cores: {' '.join(core.text.split()) or 'none'}")
+        wrong.append(f"{DUMPS} has these cores: {' '.join(core.text.split()) or 'none'}")
     assert not wrong, finding(
         test=f"the end of a guest by {reason}, with on_{reason}={action}",
         observed=wrong,
@@ -73,9 +78,14 @@ def test_action(booted: Booted, reason: str, action: str) -> None:
         f"and writes {'a core' if action.startswith('coredump') else 'no core'}",
         reference=f"{SOURCE}; xl.cfg(5)",
     )
+
+
+def remove_left(guest: Guest) -> None:
+    """Destroy the renamed domains of a guest, and remove its core dumps."""
     for row in guest.host.toolstack.domains():
         if row.name.startswith(f"{guest.name}-"):
             guest.host.toolstack.destroy(row.domid)
+    guest.host.transport.run(["sh", "-c", f"rm -f {DUMPS}/*{guest.name}*"])
 
 
 @pytest.mark.needs(os="linux", types=("pv",))

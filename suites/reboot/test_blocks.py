@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from harness.guests import hotplug, replace_kernel
+from harness.guests import files, hotplug
 from harness.guests.guest import Guest
 from harness.hosts import scratch as scratches
 from harness.oracles.finding import finding
@@ -39,7 +39,7 @@ def test_kernel_changes_size(guest: Guest, scratch: NewScratch, case: CaseContex
     for step, sizes in steps.items():
         for size in sizes:
             guest.sh(WRITE.format(size=size, name=step) + "; sync", 120)
-    written = {step: replace_kernel.digest(guest, f"/mnt/boot/{step}") for step in steps}
+    written = {step: files.digest(guest, f"/mnt/boot/{step}") for step in steps}
     guest.sh("umount /mnt")
     hotplug.let_go(guest, "xvdc")
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import pytest
 
-from harness.guests import replace_kernel
+from harness.guests import files, replace_kernel
 from harness.guests.guest import Guest
 from harness.oracles.finding import finding
 from harness.oracles.mechanism import NEW, OLD
@@ -30,9 +30,9 @@ def two_kernels(booted: Booted, rig: WorkerEnvironment, cell: Cell, case: CaseCo
     def with_second_kernel(guest: Guest) -> dict[str, str]:
         volume = replace_kernel.volume(guest)
         data, _ = replace_kernel.spare(rig.source(cell), replace_kernel.identity(guest))
-        replace_kernel.bring(guest, data, volume.sibling("new"), case.directory)
+        files.put(guest, data, volume.sibling("new"), case.directory)
         guest.sh(f"cp {volume.file} {volume.sibling('old')}; sync")
-        return {replace_kernel.digest(guest, volume.sibling("old")): OLD, replace_kernel.sha256(data): NEW, "": ""}
+        return {files.digest(guest, volume.sibling("old")): OLD, files.sha256(data): NEW, "": ""}
 
     guest = booted(with_second_kernel, **PYGRUB_RESTART)
     return TwoKernels(guest, guest.prepared)

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import pytest
 
-from harness.guests import replace_kernel, suspend
+from harness.guests import files, replace_kernel, suspend
 from harness.oracles.finding import finding
 from harness.plugin.case_context import CaseContext
 from harness.plugin.fixtures import Booted
@@ -24,7 +24,7 @@ def test_restored_guest_keeps_its_kernel(booted: Booted, case: CaseContext) -> N
     volume = replace_kernel.volume(guest)
     guest.sh(f"dd if=/dev/urandom of={volume.file} bs=64k count=16 conv=notrunc 2>/dev/null; sync")
     guest.sh("sleep 3000 > /dev/null 2>&1 & echo $! > /tmp/before")
-    old, junk = replace_kernel.identity(guest), replace_kernel.digest(guest, volume.file)
+    old, junk = replace_kernel.identity(guest), files.digest(guest, volume.file)
 
     journey = suspend.through_a_file(guest)
 
@@ -34,7 +34,7 @@ def test_restored_guest_keeps_its_kernel(booted: Booted, case: CaseContext) -> N
         wrong.append(f"{now} runs, {old} was saved")
     if guest.run("kill -0 $(cat /tmp/before)", check=False).status:
         wrong.append("a process that was started before the save is gone")
-    if replace_kernel.digest(guest, volume.file) != junk:
+    if files.digest(guest, volume.file) != junk:
         wrong.append(f"the content of {volume.file} changed")
     if replace_kernel.bootloader_ran(guest, journey.domids[0]):
         wrong.append(f"the bootloader ran for domain {guest.domid}")

@@ -10,7 +10,7 @@ from harness.errors import GuestCommandFailed
 from harness.guests import hotplug
 from harness.guests.guest import Guest
 from harness.hosts import scratch as scratches
-from harness.oracles.finding import finding
+from harness.oracles.finding import finding, precondition
 from harness.oracles.naming import Given, misnamed
 from harness.plugin.case_context import CaseContext
 from harness.plugin.fixtures import NewScratch
@@ -89,7 +89,7 @@ def test_collision_is_survived(guest: Guest, scratch: NewScratch, first: str, se
     Source: sys/dev/xen/blkfront/blkfront.c, xbd_vdevice_to_unit(); sys/geom/geom_dev.c, g_dev_taste()
     """
     name = guest.profile.disk_name(first)
-    assert name == guest.profile.disk_name(second), f"{first} and {second} map to different names, so this case cannot judge"
+    precondition(name == guest.profile.disk_name(second), f"{first} and {second} map to different names")
     one, two = scratch(first, second)
     hotplug.disk(guest, Disk(one.target, first))
 

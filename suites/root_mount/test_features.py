@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import pytest
 
-from harness.guests import hotplug, replace_kernel
+from harness.guests import files, hotplug
 from harness.guests.guest import Guest
 from harness.hosts import scratch as scratches
 from harness.oracles.finding import finding
@@ -79,4 +79,4 @@ def write_synced_kernel(guest: Guest, name: str) -> str:
         f"printf '{MENU}' > /mnt/boot/grub/menu.lst; dd if=/dev/urandom of=/mnt/boot/kernel/kernel bs=1m count=6 2>/dev/null", 120
     )
     guest.sh("fsync /mnt/boot/kernel/kernel /mnt/boot/grub/menu.lst")
-    return replace_kernel.digest(guest, "/mnt/boot/kernel/kernel")
+    return files.digest(guest, "/mnt/boot/kernel/kernel")

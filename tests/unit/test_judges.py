@@ -13,16 +13,20 @@ from typing import Any
 
 import pytest
 
+from harness.deadline import Deadline
 from harness.dom0 import pygrub_fuzz
-from harness.errors import UsageError
+from harness.errors import CannotJudge, UsageError
 from harness.guests import partitions
 from harness.guests.os import freebsd_kernel
 from harness.guests.partitions import Slice
 from harness.oracles import ballooning
 from harness.oracles.ballooning import MIB, Sample, freebsd_floor, imbalance, missed
+from harness.oracles.finding import precondition
 from harness.oracles.mechanism import NEW, OLD, OTHER, RebootEvidence, mechanism
 from harness.plugin.case_context import CaseContext
-from harness.xen import pygrub
+from harness.plugin.outcome import classify
+from harness.transport.local import LocalTransport
+from harness.xen import dom0_program, pygrub
 from harness.xen.pygrub import FuzzReport
 from suites.pygrub import test_untrusted
 
@@ -177,6 +181,31 @@ def test_the_fuzzer_distinguishes_a_crash_from_an_error(tmp_path: Path) -> None:
     assert len(lines) == counts["signal 11"] + counts["77"]
 
 
+STRAYING = """
+import os, shutil, sys
+out = sys.argv[3].partition("=")[2]
+open(out + "/kernel", "w").close()
+open(os.devnull, "w").close()
+open("image").close()
+open("../other", "w").close()
+os.mkdir(os.path.realpath("made"))
+os.rename(out + "/kernel", "moved")
+shutil.rmtree("made")
+"""
+
+
+def test_the_fuzzer_names_files_that_pygrub_changes(tmp_path: Path) -> None:
+    """Of pygrub alone: a file that another program writes meanwhile does not count."""
+    (tmp_path / "pygrub").write_text(STRAYING)
+    (tmp_path / "image").write_bytes(bytes(500))
+    (tmp_path / "scratch").mkdir()
+    words = [str(tmp_path / "image"), "menu", "0", "2", str(tmp_path / "scratch"), "0", "400", str(tmp_path / "pygrub")]
+    lines = dom0_program.run(LocalTransport(), pygrub_fuzz, *words, deadline=Deadline(60)).text.splitlines()
+    *changed, last = map(json.loads, lines)
+    assert last["counts"] == {"0": 2}
+    assert changed == [{"wrote": str(tmp_path / name)} for name in ("other", "scratch/made", "scratch/moved")]
+
+
 def test_seeds_are_not_in_the_texts_of_a_report(tmp_path: Path) -> None:
     """Reports and the history contain the number of failures. Only the run's evidence contains the seeds."""
 
@@ -186,8 +215,8 @@ def test_seeds_are_not_in_the_texts_of_a_report(tmp_path: Path) -> None:
         def run(self, argv: list[str], *_: object, **__: object) -> Any:
             lines = [
                 '{"seed": 4711, "how": "hang", "seconds": 2.0}',
+                '{"wrote": "/tmp/x"}',
                 '{"counts": {"0": 1, "hang": 1}, "slowest": 2.0}',
-                "stray /tmp/x",
             ]
             return SimpleNamespace(text="\n".join(lines), stderr=b"")
 
@@ -225,3 +254,10 @@ def test_each_run_draws_new_seeds(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setenv(test_untrusted.SEED_VARIABLE, "12")
     go()
     assert drawn[2] == 12
+
+
+def test_a_failed_precondition_does_not_blame_the_guest() -> None:
+    precondition(1, "the capture is empty")
+    with pytest.raises(CannotJudge, match="the capture is empty, so this case cannot judge") as caught:
+        precondition(0, "the capture is empty")
+    assert classify(caught.value).outcome == "infrastructure"
