@@ -11,6 +11,8 @@ from harness.plugin.fixtures import Booted
 
 # vCPUs of the boot, of the domain, and the numbers that the toolstack requests then.
 VCPUS, MOST, REQUESTS = 2, 4, (4, 1, 2)
+# Seconds in which a guest obeys a request, if it does. Linux needs 2 under emulation.
+OBEYED = 8
 
 
 def idle(guest: Guest, count: int) -> list[int]:
@@ -20,8 +22,8 @@ def idle(guest: Guest, count: int) -> list[int]:
 
 
 def await_cpus(guest: Guest, count: int) -> int:
-    """Wait up to 20 s until ``count`` CPUs run, and return the number that run then: a guest may ignore the request."""
-    deadline = guest.deadline(20)
+    """Wait until ``count`` CPUs run, and return the number that run then: a guest may ignore the request."""
+    deadline = guest.deadline(OBEYED)
     while (running := guest.profile.cpus(guest.sh)) != count and not deadline.expired:
         time.sleep(1)
     return running
