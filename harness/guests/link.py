@@ -103,7 +103,7 @@ class Link:
         self.vif = f"vif{guest.domid}.{index}"
         self.net = (NET + 2 * guest.host.slot + index) % NETS
         self.here, self.there = (family.address.format(net=self.net, station=number) for number in (1, station))
-        self.device = self.vif if namespace else guest.host.bridge
+        self.device = self.vif if namespace else guest.config.vifs[index].bridge
         """The interface of dom0's end, which has the address :attr:`here`."""
         self.expression = f"net {family.range}"
         """Matches the link's frames (pcap-filter(7))."""

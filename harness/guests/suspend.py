@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from harness.deadline import Deadline
 from harness.errors import CannotRun, CommandFailed, DeadlineExpired, GuestDied, HarnessError, InfrastructureError
 from harness.guests.guest import Guest
+from harness.hosts.host import XenHost
+from harness.xen.toolstack import RECEIVER
 
 # Seconds from the start of the restored domain to an answer of its shell.
 _RESUMED = 60.0
@@ -71,20 +73,19 @@ def continued(guest: Guest) -> float:
     return time.monotonic() - begun
 
 
-def migrated(guest: Guest) -> float:
-    """Migrate the guest live to its own host, resume the session, and return the seconds that the toolstack took.
+def migrated(guest: Guest, receiver: str = RECEIVER, target: XenHost | None = None) -> float:
+    """Migrate the guest live, by default to its own host, resume the session, and return the seconds that the toolstack took.
 
-    The guest runs while its memory is copied, and suspends for the rest. Raises CannotRun if Xen cannot tell which pages a PV guest
+    ``receiver`` is a shell command in dom0 that passes the guest to ``target``. The guest runs while its memory is copied, and suspends for the rest. Raises CannotRun if Xen cannot tell which pages a PV guest
     changes meanwhile, and GuestDied if the guest does not suspend, or does not answer in its new domain.
     """
-    toolstack = guest.host.toolstack
-    guest.host.prepare()
+    source = guest.host
+    source.prepare()
     begun = time.monotonic()
     guest.console_will_end()
-    moved: list[int] = []
     migrate = f"[x]l migrate -s  {guest.domid} "
     try:
-        _while_alive(guest, lambda: moved.append(toolstack.migrate(guest.domid, guest.name)), migrate, may_fail=True)
+        _while_alive(guest, lambda: source.toolstack.migrate(guest.domid, receiver), migrate, may_fail=True)
     except CommandFailed as exc:
         # xc: error: Failed to enable logdirty: 95,22,0 (22 = Invalid argument)           (tools/libs/guest/xg_sr_save.c, enable_logdirty())
         if "Failed to enable logdirty" in exc.stderr and guest.config.guest_type == "pv":
@@ -93,7 +94,11 @@ def migrated(guest: Guest) -> float:
             ) from exc
         raise guest.hang(f"xl migrate: {exc.stderr.strip() or exc.message}") from exc
     seconds = time.monotonic() - begun
-    guest.domid = moved[0]
+    guest.host = target or source
+    row = guest.state()
+    if row is None:
+        raise guest.hang(f"xl migrate ended without an error, and {guest.host.facts.name} has no domain {guest.name}")
+    guest.domid = row.domid
     _resume(guest, "migrated by xl")
     return seconds
 

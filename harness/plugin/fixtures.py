@@ -95,6 +95,15 @@ def host(request: pytest.FixtureRequest, rig: WorkerEnvironment, cell: Cell, cas
 
 
 @pytest.fixture
+def second_host(rig: WorkerEnvironment, cell: Cell, case: CaseContext) -> Iterator[XenHost]:
+    """A second Xen host like that of the cell, for this case alone."""
+    with _skip_if_cannot_run():
+        found = rig.second_host(cell)
+    yield found
+    found.close()
+
+
+@pytest.fixture
 def toolstack(host: XenHost) -> Toolstack:
     """xl on the host of the cell."""
     return host.toolstack

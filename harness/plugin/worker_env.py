@@ -75,6 +75,10 @@ class WorkerEnvironment:
         """The cell's host with an idle dom0."""
         return self._hosts.idle(cell)
 
+    def second_host(self, cell: Cell) -> DirectHost:
+        """See :meth:`WorkerHosts.second`."""
+        return self._hosts.second(cell)
+
     def used(self, cell: Cell) -> None:
         """Say that a case creates a guest or a disk on the cell's host."""
         self._hosts.mark_used(cell)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from harness import preparing
-from harness.errors import DeadlineExpired, HarnessError, InfrastructureError, TransportError, UsageError
+from harness.errors import CannotRun, DeadlineExpired, HarnessError, InfrastructureError, TransportError, UsageError
 from harness.guests.source import GuestSource
 from harness.hosts.direct import DirectHost
 from harness.hosts.inventory import Inventory
@@ -73,6 +73,14 @@ class WorkerHosts:
         held = self._held.get(cell.host)
         if held is not None and held.host.states is not None:
             held.host.states.forget([file for file in source.loaded(held.host.facts.emulated) if file is not None])
+
+    def second(self, cell: Cell) -> DirectHost:
+        """A new host like the cell's, for this case alone; the caller closes it. Raises CannotRun if the hosts are the user's."""
+        if self._options.host:
+            raise CannotRun("needs a second host, and only labs have one", hint="fxh run lifecycle -k between_hosts")
+        with preparing.step("a second lab"):
+            host = self._start_lab(cell.xen)
+        return host
 
     def mark_used(self, cell: Cell) -> None:
         """Say that a case creates a guest or a disk on the cell's host: the next case needs a reset."""

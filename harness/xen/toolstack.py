@@ -12,6 +12,10 @@ from harness.xen.config import Disk, DomainConfig, Vif
 from harness.xen.event_wait import Pause
 from harness.xen.listing import DomainState, HostInfo
 
+# The command that takes a migrated domain. -e: no xl waits for the end of the domain in the background, because nothing in its command
+# line would say to which run it belongs.
+RECEIVER = "xl migrate-receive -e"
+
 ConsoleKind = Literal["pv", "serial", "both"]
 
 
@@ -90,8 +94,8 @@ class Toolstack(Protocol):
         """Restore the domain ``name`` from the file of :meth:`save`. It runs. Returns the new domid."""
         ...
 
-    def migrate(self, domain: str | int, name: str) -> int:
-        """Migrate the running domain ``name`` live to its own host. Returns its new domid. Raises CommandFailed.
+    def migrate(self, domain: str | int, receiver: str) -> None:
+        """Migrate the running domain live. The standard streams of ``receiver``, a shell command, carry it. Raises CommandFailed.
 
         If the migration fails, the domain continues with its old domid, or it is gone. The migrated domain stays as it is when it
         shuts down, whatever its on_reboot and on_crash say.

@@ -117,11 +117,9 @@ class Xl:
         self._xl("restore", path, seconds=_WHOLE)
         return int(self._xl("domid", name).text)
 
-    def migrate(self, domain: str | int, name: str) -> int:
-        # Without the command of -s, xl runs the name of the host as the receiver's command (xl(1), migrate). -e: no xl waits for the end
-        # of the domain in the background, because nothing in its command line would say to which run it belongs.
-        self._transport.run(["xl", "migrate", "-s", "", str(domain), "xl migrate-receive -e"], Deadline(_WHOLE))
-        return int(self._xl("domid", name).text)
+    def migrate(self, domain: str | int, receiver: str) -> None:
+        # Without the command of -s, xl runs the name of the host as the receiver's command (xl(1), migrate).
+        self._transport.run(["xl", "migrate", "-s", "", str(domain), receiver], Deadline(_WHOLE))
 
     def block_attach(self, domain: str | int, disk: Disk) -> None:
         self._xl("block-attach", domain, disk.render())

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 
@@ -11,10 +12,12 @@ from harness.errors import CannotRun
 from harness.guests import suspend
 from harness.guests.clock import clock_offset
 from harness.guests.guest import Guest
+from harness.guests.host_pair import HostPair
 from harness.guests.link import Link
+from harness.hosts.host import XenHost
 from harness.oracles.finding import finding
 from harness.plugin.case_context import CaseContext
-from harness.plugin.fixtures import Booted
+from harness.plugin.fixtures import Booted, NewGuest
 
 from .support import connected
 
@@ -101,6 +104,23 @@ def test_migrated_live(booted: Booted, vcpus: int, case: CaseContext) -> None:
     guest = booted(connected, vcpus=vcpus)
     try:
         assert_continues(guest, suspend.migrated, f"xl migrate to the same host of a guest with vcpus={vcpus}", case, moves=True)
+    except CannotRun as exc:
+        pytest.skip(exc.reason)
+
+
+def test_migrated_between_hosts(new_guest: NewGuest, host: XenHost, second_host: XenHost, case: CaseContext) -> None:
+    """A guest that `xl migrate` moves live to another host and back, during a transfer and a write, continues without a loss.
+
+    Kind of bug: state that only the old host had: its event channels, grants, addresses of the CPU's features, entries of a bridge.
+
+    Source: xen tools/xl/xl_migrate.c; sys/dev/xen/control/control.c, xctrl_suspend(); sys/dev/xen/netfront/netfront.c, netfront_resume()
+    """
+    guest = new_guest()
+    try:
+        with HostPair(host, second_host) as pair:
+            guest.reconfigure(vifs=tuple(replace(vif, bridge=pair.bridge) for vif in guest.config.vifs)).boot()
+            guest.prepared = connected(guest)
+            assert_continues(guest, pair.move, "xl migrate to another host and back", case, moves=True)
     except CannotRun as exc:
         pytest.skip(exc.reason)
 

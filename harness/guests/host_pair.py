@@ -1,0 +1,132 @@
+# SPDX-License-Identifier: BSD-2-Clause
+"""Two hosts between which a guest migrates. This program relays what they send each other, so they need no network in common."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Iterator
+
+from harness.dom0 import tap_wire
+from harness.errors import CannotRun, TransportError
+from harness.guests import suspend
+from harness.guests.guest import Guest
+from harness.guests.peer import Listener
+from harness.hosts.host import XenHost
+from harness.safetext import plain
+from harness.transport import Stream
+from harness.xen import dom0_program
+from harness.xen.toolstack import RECEIVER
+
+# Creates the bridge "$1" with the address "$2" and connects the TAP device "$3" to it. The bridges of the hosts themselves must stay
+# apart: labs have the same addresses there. A bridge may be left from a run that was killed.
+_CONNECT = """
+ip link del "$1" 2>/dev/null
+ip link add "$1" address "$2" type bridge forward_delay 0 stp_state 0 && ip link set "$1" up && ip link set "$3" master "$1" up
+"""
+# Locally administered addresses of the bridges.
+_MACS = ("02:66:78:68:00:01", "02:66:78:68:00:02")
+# Seconds after which a read looks again whether the stream is closed.
+_LOOK = 30.0
+# The shell command of `xl migrate` for the stream from "{0}" and to "{1}", two named pipes in dom0.
+_THROUGH_PIPES = "cat < {0} & exec cat > {1}"
+
+
+class _Relay(threading.Thread):
+    """Copies bytes from one stream to another until one of them ends, and then closes the target."""
+
+    def __init__(self, source: Stream, target: Stream, first: bytes = b"") -> None:
+        super().__init__(name="fxh-relay", daemon=True)
+        self._source, self._target, self._first = source, target, first
+        self.start()
+
+    def run(self) -> None:
+        data = self._first
+        while True:
+            try:
+                if data:
+                    self._target.write(data)
+                data = self._source.read(1 << 16, _LOOK)
+            except TimeoutError:
+                data = b""
+                continue
+            except TransportError:
+                break
+            if not data:
+                break
+        self._target.close()
+
+
+class HostPair:
+    """``first`` and ``second`` are hosts with the same Xen. Each gets a bridge, and a wire connects both bridges."""
+
+    def __init__(self, first: XenHost, second: XenHost) -> None:
+        self.first, self.second = first, second
+        self.bridge = f"fxhpair{first.slot}"
+        """The name of both bridges: a guest finds its bridge by name on the host that it moves to."""
+        self._streams: list[Stream] = []
+
+    def __enter__(self) -> HostPair:
+        """Create the bridges and the wire, and set the clocks of labs alike. Raises CannotRun if a dom0 cannot create TAP devices."""
+        try:
+            self._connect()
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Remove the wire and the bridges."""
+        for stream in self._streams:
+            stream.close()
+        for host in (self.first, self.second):
+            with contextlib.suppress(TransportError):
+                host.transport.run(["ip", "link", "del", self.bridge], check=False)
+
+    def _connect(self) -> None:
+        ends = []
+        for host, mac in zip((self.first, self.second), _MACS, strict=True):
+            device = f"fxhwire{host.slot}"
+            stream = dom0_program.start(host.transport, tap_wire, device)
+            self._streams.append(stream)
+            end = Listener(stream, "the end of a wire")
+            if error := end.until(rb"ready\n|error: ([^\n]*)\n")[1]:
+                why = plain(error.decode(errors="replace"))
+                raise CannotRun(f"dom0 cannot create TAP devices: {why}", hint="load the module tun in dom0")
+            host.transport.run(["sh", "-c", _CONNECT, "sh", self.bridge, mac, device])
+            ends.append(end)
+        if self.second.states is not None:
+            # A lab's clock stands still while it is saved. A guest does not set its clock back when it comes to a host that is behind
+            # (Linux kernel/time/timekeeping.c, timekeeping_resume()). dom0 passes its time on to Xen (arch/x86/xen/time.c,
+            # xen_pvclock_gtod_notify()).
+            now = self.first.transport.run(["date", "+%s.%N"]).text.strip()
+            self.second.transport.run(["date", "-s", f"@{now}"])
+        one, other = ends
+        _Relay(one.stream, other.stream, one.rest())
+        _Relay(other.stream, one.stream, other.rest())
+
+    def move(self, guest: Guest) -> float:
+        """Migrate the guest live to the other host; see :func:`harness.guests.suspend.migrated`."""
+        target = self.second if guest.host is self.first else self.first
+        with self._stream(guest, target) as receiver:
+            return suspend.migrated(guest, receiver, target)
+
+    @contextlib.contextmanager
+    def _stream(self, guest: Guest, target: XenHost) -> Iterator[str]:
+        """A shell command in the dom0 of the guest's host, whose standard streams are those of a receiver on ``target``."""
+        source = guest.host.transport
+        for host in (guest.host, target):
+            host.prepare()
+        pipes = [f"{guest.host.directory}/{guest.name}.{way}" for way in ("in", "out")]
+        source.run(["sh", "-c", 'rm -f "$@" && mkfifo -m 600 "$@"', "sh", *pipes])
+        log = f"{target.directory}/{guest.name}.receive"
+        receiver = target.transport.open(["sh", "-c", f'exec {RECEIVER} 2> "$1"', "sh", log])
+        opened = [receiver, source.open(["cat", pipes[1]]), source.open(["sh", "-c", 'exec cat > "$1"', "sh", pipes[0]])]
+        _Relay(opened[1], receiver)
+        _Relay(receiver, opened[2])
+        try:
+            yield _THROUGH_PIPES.format(*pipes)
+        finally:
+            for stream in opened:
+                stream.close()
+            source.run(["rm", "-f", *pipes])
