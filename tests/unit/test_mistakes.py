@@ -22,10 +22,14 @@ COMMAND = typer.main.get_command(make_app())
         ("run nosuch", "no suite 'nosuch'", "valid names: "),
         ("list boot nosuch", "no suite 'nosuch'", "valid names: "),
         ("run boot --type pvx", "--type pvx: invalid value", "valid values: pv, "),
-        ("run boot -n -1", "--workers -1: too small", "use 0 or more"),
+        ("run boot -n -1", "--workers -1: invalid value", "use a number from 0 to 1000"),
         ("run boot --reports {file}/x", "--reports {file}/x: Not a directory", "that you can write to"),
         ("run --resume nosuch", "no run 'nosuch'", "`fxh history`"),
+        ("run boot --scale nan", "--scale nan: invalid value", "use a number above 0"),
+        ("run boot --walk 10x", "--walk 10x: invalid value", "write 90s"),
         ("boot --type foo", "--type foo: invalid value", "valid values: pv, "),
+        ("boot --type pv,pvh", "--type pv,pvh: more than one type", "use one of pv, "),
+        ("boot --lab-memory 12", "--lab-memory 12: invalid value", "use a number from 1280"),
         ("history --reports {empty}/none", "--reports {empty}/none: no such directory", "`fxh run --reports`"),
         ("report --reports {empty}", "no run 'latest' in {empty}", "`fxh history`"),
         ("compare 2020 2021 --reports {empty}", "no run '2020'", "`fxh history`"),
@@ -54,6 +58,15 @@ def test_the_error_names_value_and_fix(
     assert message.format(empty=empty, file=file) in caught.value.message
     assert hint in caught.value.hint
     assert not (empty / "none").exists()
+
+
+def test_a_night_does_not_start_if_its_mail_cannot_be_sent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "fxh.toml").write_text('[mail]\nsend = true\nuser = "fxh"\npassword_file = "none"\n')
+    monkeypatch.setenv("FXH_CONFIG", str(tmp_path / "fxh.toml"))
+    monkeypatch.delenv("FXH_MAIL_PASSWORD", raising=False)
+    with pytest.raises(UsageError, match=r"mail\.password_file: No such file"):
+        COMMAND.main(["nightly", "--reports", str(tmp_path / "reports")], standalone_mode=False)
+    assert not (tmp_path / "reports").exists()
 
 
 def test_an_unknown_accelerator() -> None:
