@@ -3,14 +3,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import typer.main
 
+from harness import paths
 from harness.cli.main import make_app
 from harness.errors import TransportError, UsageError
 from harness.hosts.connect import direct
+from harness.images import makefs
 from harness.lab.factory import LabSpec, make
 
 COMMAND = typer.main.get_command(make_app())
@@ -58,6 +61,23 @@ def test_the_error_names_value_and_fix(
     assert message.format(empty=empty, file=file) in caught.value.message
     assert hint in caught.value.hint
     assert not (empty / "none").exists()
+
+
+@pytest.mark.parametrize(("variable", "find"), [("FXH_STORE", paths.store), ("FXH_RUNTIME", paths.runtime)])
+@pytest.mark.parametrize("place", ["file", "file/below"])
+def test_a_directory_that_cannot_be_created(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variable: str, find: Callable[[], Path], place: str
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv(variable, str(tmp_path / place))
+    with pytest.raises(UsageError, match=rf"{place}: cannot create this directory: .*\n  hint: set {variable} to a directory"):
+        find()
+
+
+def test_a_makefs_that_is_no_program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FXH_MAKEFS", str(tmp_path))
+    with pytest.raises(UsageError, match=r"FXH_MAKEFS=.*: not a program\n  hint: set it to the path"):
+        makefs.find(None)
 
 
 def test_a_night_does_not_start_if_its_mail_cannot_be_sent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
