@@ -46,10 +46,7 @@ def setup(
     command = ["apt-get", "install", "-y", "--no-install-recommends", *missing]
     by_hand = f"sudo apt-get install --no-install-recommends {' '.join(missing)}"
     if not shutil.which("apt-get"):
-        raise InfrastructureError(
-            f"this machine lacks {' '.join(missing)} (Debian packages) and apt-get",
-            hint="install them with your package manager, or import a lab that another machine built: fxh lab import",
-        )
+        raise _without_apt(tests)
     if os.geteuid() != 0:
         if not shutil.which("sudo") or subprocess.run(["sudo", "-n", "true"], capture_output=True, check=False).returncode:
             raise InfrastructureError(f"this machine lacks {' '.join(missing)}", hint=f"run: {by_hand}")
@@ -66,6 +63,24 @@ def setup(
         if process.returncode:
             sys.stderr.write(text[-4000:])
             raise InfrastructureError(f"{' '.join(argv)} exited with {process.returncode}", hint=f"run: {by_hand}")
+
+
+def _without_apt(tests: bool) -> InfrastructureError:
+    """Other systems name packages differently, so the error lists programs, by what needs them, with the package in Debian."""
+    from harness.lab.tools import HEADERS, TOOLS
+
+    needs = {"run a lab": debian.missing(RUNS), "build a lab": debian.missing(TOOLS, HEADERS)}
+    if tests:
+        needs["run the harness's own tests"] = debian.missing(TESTS)
+    lines = ["fxh setup installs Debian packages, and this system has no apt-get. It lacks (with Debian's package):"]
+    for what, lacking in needs.items():
+        if lacking:
+            lines.append(f"  to {what}: {', '.join(f'{program} ({package})' for program, package in lacking.items())}")
+    hint = (
+        "install the programs that run a lab with this system's package manager, and import a lab that a Debian machine exported "
+        "(fxh lab export, fxh lab import); or use a host with Xen (fxh.toml, docs/hosts.md), or a virtual machine with Debian"
+    )
+    return InfrastructureError("\n".join(lines), hint=hint)
 
 
 # dlstatus:3:42.5:Retrieving file 3 of 7      pmstatus:qemu-utils:62.5:Unpacking qemu-utils (amd64)

@@ -11,7 +11,7 @@ import typer.main
 
 from harness import paths
 from harness.cli.main import make_app
-from harness.errors import TransportError, UsageError
+from harness.errors import InfrastructureError, TransportError, UsageError
 from harness.hosts.connect import direct
 from harness.images import makefs
 from harness.lab.factory import LabSpec, make
@@ -87,6 +87,21 @@ def test_a_night_does_not_start_if_its_mail_cannot_be_sent(tmp_path: Path, monke
     with pytest.raises(UsageError, match=r"mail\.password_file: No such file"):
         COMMAND.main(["nightly", "--reports", str(tmp_path / "reports")], standalone_mode=False)
     assert not (tmp_path / "reports").exists()
+
+
+def test_setup_without_apt_names_the_programs(monkeypatch: pytest.MonkeyPatch) -> None:
+    have = {"ssh", "make"}
+    monkeypatch.setattr("shutil.which", lambda name, path=None: name if name in have else None)
+    with pytest.raises(InfrastructureError) as caught:
+        COMMAND.main(["setup"], standalone_mode=False)
+    first, run, build = caught.value.message.splitlines()
+    assert "this system has no apt-get" in first
+    assert run.startswith("  to run a lab: qemu-system-x86_64 (qemu-system-x86), makefs (makefs), qemu-img (qemu-utils)")
+    assert build.startswith("  to build a lab: mmdebstrap (mmdebstrap), mke2fs (e2fsprogs)")
+    assert "ssh (" not in run
+    assert "make (" not in build
+    assert "fxh lab import" in caught.value.hint
+    assert "docs/hosts.md" in caught.value.hint
 
 
 def test_an_unknown_accelerator() -> None:
