@@ -37,10 +37,11 @@ def setup(
     tests: Annotated[bool, typer.Option("--tests", help="Also install the packages for the harness's own tests.")] = False,
 ) -> None:
     """Install the missing packages of a lab (Debian, Ubuntu)."""
-    from harness.lab.tools import missing_packages
+    from harness.lab.tools import missing_packages, require_ids
 
     missing = sorted({*missing_packages(), *debian.lacking({**RUNS, **(TESTS if tests else {})})})
     if not missing:
+        require_ids()
         print("all packages are installed")
         return
     command = ["apt-get", "install", "-y", "--no-install-recommends", *missing]
@@ -63,13 +64,14 @@ def setup(
         if process.returncode:
             sys.stderr.write(text[-4000:])
             raise InfrastructureError(f"{' '.join(argv)} exited with {process.returncode}", hint=f"run: {by_hand}")
+    require_ids()
 
 
 def _without_apt(tests: bool) -> InfrastructureError:
     """Other systems name packages differently, so the error lists programs, by what needs them, with the package in Debian."""
-    from harness.lab.tools import HEADERS, TOOLS
+    from harness.lab.tools import missing_tools
 
-    needs = {"run a lab": debian.missing(RUNS), "build a lab": debian.missing(TOOLS, HEADERS)}
+    needs = {"run a lab": debian.missing(RUNS), "build a lab": missing_tools()}
     if tests:
         needs["run the harness's own tests"] = debian.missing(TESTS)
     lines = ["fxh setup installs Debian packages, and this system has no apt-get. It lacks (with Debian's package):"]
