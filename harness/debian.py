@@ -20,12 +20,16 @@ def path() -> str:
     return os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin", "/sbin"])
 
 
-def lacking(programs: Mapping[str, str], headers: Mapping[str, str] = _NONE) -> list[str]:
-    """The packages of missing programs and headers, each once. Both arguments map a name to its package."""
+def missing(programs: Mapping[str, str], headers: Mapping[str, str] = _NONE) -> dict[str, str]:
+    """The programs and headers that this machine lacks. The arguments and the result map a name to its package."""
     includes = [Path("/usr/include"), *Path("/usr/include").glob("*-linux-gnu"), Path("/usr/local/include")]
-    missing = [package for program, package in programs.items() if not shutil.which(program, path=path())]
-    missing += [package for header, package in headers.items() if not any((d / header).is_file() for d in includes)]
-    return list(dict.fromkeys(missing))
+    found = {program: package for program, package in programs.items() if not shutil.which(program, path=path())}
+    return found | {header: package for header, package in headers.items() if not any((d / header).is_file() for d in includes)}
+
+
+def lacking(programs: Mapping[str, str], headers: Mapping[str, str] = _NONE) -> list[str]:
+    """The packages of :func:`missing`, each once."""
+    return list(dict.fromkeys(missing(programs, headers).values()))
 
 
 # /usr/lib/llvm-19     FreeBSD's packages: /usr/local/llvm19

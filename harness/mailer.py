@@ -5,19 +5,17 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 import smtplib
 import ssl
 from collections.abc import Iterable
 from dataclasses import dataclass
-from email.headerregistry import Address, HeaderRegistry
 from email.message import EmailMessage
 from email.utils import formatdate, make_msgid
 from ipaddress import ip_address
 from pathlib import Path
-from typing import Any
 
-from harness.config.schema import MAIL_SECURITY, MailConfig
+from harness.config import addresses
+from harness.config.schema import MailConfig
 from harness.errors import InfrastructureError, UsageError
 
 _TIMEOUT = 60.0
@@ -43,10 +41,8 @@ def server(config: MailConfig) -> Server:
     ``auto`` is ``tls`` on port 465, and ``starttls`` with a login, so that no password is sent unencrypted. Without a login it is
     ``offered``, but ``none`` for a server on this machine, which usually has a self-signed certificate.
     """
-    host, port = _host_and_port(config.smtp)
+    host, port = addresses.server(config.smtp)
     security = config.security
-    if security not in MAIL_SECURITY:
-        raise UsageError(f"invalid mail.security {security!r}", hint=f"use one of {', '.join(MAIL_SECURITY)}")
     if security == "auto":
         if port == _TLS_PORT:
             security = "tls"
@@ -65,8 +61,8 @@ def to_operators(subject: str, text: Iterable[str], config: MailConfig, machine:
     """A mail about the infrastructure, which says nothing about the product. ``machine`` is the sender's. Raises UsageError."""
     message = EmailMessage()
     message["Subject"] = f"[fxh infrastructure] {subject}"
-    message["From"] = addresses([config.sender or f"fxh@{machine}"], "mail.sender", local=True)
-    message["To"] = addresses(config.infrastructure_to or config.to or ("root",), "mail.infrastructure_to", local=True)
+    message["From"] = addresses.mailboxes([config.sender or f"fxh@{machine}"], "mail.sender", local=True)
+    message["To"] = addresses.mailboxes(config.infrastructure_to or config.to or ("root",), "mail.infrastructure_to", local=True)
     message["Date"], message["Message-ID"] = formatdate(), make_msgid(domain=machine)
     message["Auto-Submitted"] = "auto-generated"
     # A line of a mail has at most 998 bytes. With 8bit, a log is also readable in the mail's file.
@@ -80,6 +76,13 @@ def deliver(message: EmailMessage, config: MailConfig, path: Path) -> None:
     path.write_bytes(bytes(message))
     if config.send:
         send(message, config, path)
+
+
+def check(config: MailConfig) -> None:
+    """Read all that :func:`send` needs from this machine: the CA certificates and the password. Raises UsageError."""
+    if server(config).security != "none":
+        _context(config)
+    password(config)
 
 
 def send(message: EmailMessage, config: MailConfig, kept: Path) -> None:
@@ -132,35 +135,6 @@ def password(config: MailConfig) -> str:
     if not secret:
         raise UsageError(f"mail.user {config.user!r} without a password", hint="set mail.password_file or FXH_MAIL_PASSWORD")
     return secret
-
-
-def addresses(texts: Iterable[str], what: str, *, local: bool = False) -> tuple[Address, ...]:
-    """Parse addresses ``user@host`` and ``Name <user@host>``, separated by commas; with ``local`` also user names (``root``).
-
-    Raises UsageError with ``what``, the name of the setting, for an invalid address.
-    """
-    found: list[Address] = []
-    for text in texts:
-        if local and re.fullmatch(r"[A-Za-z0-9._-]+", text):
-            found.append(Address(username=text))
-            continue
-        try:
-            header: Any = HeaderRegistry()("To", text)
-            if header.defects or not header.addresses:
-                raise ValueError
-        except (ValueError, IndexError) as exc:
-            raise UsageError(f"{what} {text!r} is not a mail address", hint="use user@host") from exc
-        found += header.addresses
-    return tuple(found)
-
-
-def _host_and_port(text: str) -> tuple[str, int]:
-    """Split ``HOST`` or ``HOST:PORT``. The port is 0 if it is missing. Raises UsageError."""
-    # mail.example.org   mail.example.org:587   [2001:db8::25]:25
-    match = re.fullmatch(r"(?:\[([0-9A-Fa-f:.]+)\]|([A-Za-z0-9._-]+))(?::([0-9]{1,5}))?", text)
-    if not match or (match[3] and not 0 < int(match[3]) < 1 << 16):
-        raise UsageError(f"invalid mail.smtp {text!r}", hint="use HOST or HOST:PORT, and [ADDRESS]:PORT for an IPv6 address")
-    return match[1] or match[2], int(match[3] or 0)
 
 
 def _is_local(host: str) -> bool:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import tempfile
 from pathlib import Path
@@ -18,9 +19,7 @@ PACKAGE = Path(__file__).resolve().parent
 def store() -> Path:
     """The store of labs and images, shared by all runs of a user: ``FXH_STORE``, else the XDG cache directory."""
     given = os.environ.get("FXH_STORE")
-    path = Path(given) if given else Path(platformdirs.user_cache_dir("freebsd-xen-harness"))
-    path.mkdir(parents=True, exist_ok=True)
-    return path
+    return _made(Path(given) if given else Path(platformdirs.user_cache_dir("freebsd-xen-harness")), "FXH_STORE")
 
 
 def runtime() -> Path:
@@ -29,8 +28,20 @@ def runtime() -> Path:
     Its path is short, because the path of a Unix socket is limited to about 100 bytes.
     """
     given = os.environ.get("FXH_RUNTIME")
-    path = Path(given) if given else Path(tempfile.gettempdir()) / f"fxh-{os.getuid()}"
-    path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    return _made(Path(given) if given else Path(tempfile.gettempdir()) / f"fxh-{os.getuid()}", "FXH_RUNTIME", 0o700)
+
+
+def _made(path: Path, variable: str, mode: int = 0o777) -> Path:
+    """Create the directory if it does not exist. Raises UsageError for a file, and for a directory that the user cannot write to."""
+    try:
+        path.mkdir(mode=mode, parents=True, exist_ok=True)
+        why = "" if os.access(path, os.W_OK | os.X_OK) else "no permission to write to this directory"
+    except OSError as exc:
+        if exc.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        why = f"cannot create this directory: {exc.strerror}"
+    if why:
+        raise UsageError(f"{path}: {why}", hint=f"set {variable} to a directory that you can write to")
     return path
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from harness.cli.run_options import option
-from harness.config.runoptions import OPTIONS
+from harness.config.runoptions import GUEST_TYPES
 from harness.errors import GuestDied, UsageError
 
 if TYPE_CHECKING:
@@ -86,8 +86,8 @@ def boot(
         raise UsageError("--kernel without --disk", hint="add --disk FILE, the image with the root file system")
     if firmware:
         firmwares.check(firmware)
-    if OPTIONS["type"].invalid(guest_type):
-        raise UsageError(f"--type {guest_type}: invalid value", hint=f"valid values: {', '.join(OPTIONS['type'].values)}")
+    if guest_type and guest_type not in GUEST_TYPES:
+        raise UsageError(f"--type {guest_type}: more than one type", hint=f"use one of {', '.join(GUEST_TYPES)}")
     variables = []
     for word in var or []:
         name, equals, value = word.partition("=")

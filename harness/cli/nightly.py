@@ -33,6 +33,8 @@ def nightly(
     from harness.nightly.plan import plan, to_prepare
 
     config = load().config
+    if config.mail.send:
+        mailer.check(config.mail)  # not only after the hours of a run
     where = (reports or paths.workspace() / "reports").absolute()
     steps = plan(config.nightly, config.mail, where, to_prepare(config))
     if dry_run:

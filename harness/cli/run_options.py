@@ -13,6 +13,7 @@ import typer
 
 from harness.cli import completion
 from harness.config.runoptions import OPTIONS, RunOption
+from harness.errors import UsageError
 
 Given = dict[str, Any]
 """The run options of a command line, by key of OPTIONS, without those that it does not give."""
@@ -25,7 +26,22 @@ def option(key: str, help: str = "") -> Any:
     if defined.values:
         complete = completion.one_of(*defined.values)
     help = help or defined.help
-    return typer.Option(*defined.flags, help=help, show_default="default:" not in help, autocompletion=complete)
+    return typer.Option(
+        *defined.flags, help=help, show_default="default:" not in help, autocompletion=complete, callback=_checked(defined)
+    )
+
+
+def _checked(defined: RunOption) -> Callable[[Any], Any]:
+    """The callback of typer that returns a valid value. It raises UsageError for an invalid one."""
+
+    def check(value: Any) -> Any:
+        if value is not None:
+            word, hint = defined.problem(defined.read(value))
+            if hint:
+                raise UsageError(f"--{defined.name} {word}: invalid value", hint=hint)
+        return value
+
+    return check
 
 
 def takes(*keys: str) -> Callable[[Callable[..., None]], Callable[..., None]]:

@@ -37,19 +37,17 @@ def setup(
     tests: Annotated[bool, typer.Option("--tests", help="Also install the packages for the harness's own tests.")] = False,
 ) -> None:
     """Install the missing packages of a lab (Debian, Ubuntu)."""
-    from harness.lab.tools import missing_packages
+    from harness.lab.tools import missing_packages, require_ids
 
     missing = sorted({*missing_packages(), *debian.lacking({**RUNS, **(TESTS if tests else {})})})
     if not missing:
+        require_ids()
         print("all packages are installed")
         return
     command = ["apt-get", "install", "-y", "--no-install-recommends", *missing]
     by_hand = f"sudo apt-get install --no-install-recommends {' '.join(missing)}"
     if not shutil.which("apt-get"):
-        raise InfrastructureError(
-            f"this machine lacks {' '.join(missing)} (Debian packages) and apt-get",
-            hint="install them with your package manager, or import a lab that another machine built: fxh lab import",
-        )
+        raise _without_apt(tests)
     if os.geteuid() != 0:
         if not shutil.which("sudo") or subprocess.run(["sudo", "-n", "true"], capture_output=True, check=False).returncode:
             raise InfrastructureError(f"this machine lacks {' '.join(missing)}", hint=f"run: {by_hand}")
@@ -66,6 +64,25 @@ def setup(
         if process.returncode:
             sys.stderr.write(text[-4000:])
             raise InfrastructureError(f"{' '.join(argv)} exited with {process.returncode}", hint=f"run: {by_hand}")
+    require_ids()
+
+
+def _without_apt(tests: bool) -> InfrastructureError:
+    """Other systems name packages differently, so the error lists programs, by what needs them, with the package in Debian."""
+    from harness.lab.tools import missing_tools
+
+    needs = {"run a lab": debian.missing(RUNS), "build a lab": missing_tools()}
+    if tests:
+        needs["run the harness's own tests"] = debian.missing(TESTS)
+    lines = ["fxh setup installs Debian packages, and this system has no apt-get. It lacks (with Debian's package):"]
+    for what, lacking in needs.items():
+        if lacking:
+            lines.append(f"  to {what}: {', '.join(f'{program} ({package})' for program, package in lacking.items())}")
+    hint = (
+        "install the programs that run a lab with this system's package manager, and import a lab that a Debian machine exported "
+        "(fxh lab export, fxh lab import); or use a host with Xen (fxh.toml, docs/hosts.md), or a virtual machine with Debian"
+    )
+    return InfrastructureError("\n".join(lines), hint=hint)
 
 
 # dlstatus:3:42.5:Retrieving file 3 of 7      pmstatus:qemu-utils:62.5:Unpacking qemu-utils (amd64)

@@ -4,12 +4,15 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import Any
 
+from harness.config import addresses, checks
 from harness.errors import UsageError
 
+Reader = Callable[[Any, str], Any]
+"""Reads a value. Its second argument is the source and the key, for the UsageError."""
 _ACTION = "{action}"
 _POWER_HINT = f'set a command with {_ACTION}, or a table with "off" and "on", or "cycle"; see docs/hosts.md'
 
@@ -36,6 +39,8 @@ def argv(value: Any, where: str) -> tuple[str, ...]:
             raise UsageError(f"{where} = {value!r}: {exc}", hint="close the quote, or write a list of words") from None
     if not isinstance(words, list) or not words or not all(isinstance(word, str) for word in words) or not words[0]:
         raise UsageError(f"{where} = {value!r}: not a command", hint='set a list of words: ["program", "argument"]')
+    if hint := next(filter(None, map(checks.argument, words)), ""):
+        raise UsageError(f"{where} = {value!r}: invalid value", hint=hint)
     return tuple(words)
 
 
@@ -56,5 +61,17 @@ def power(value: Any, where: str) -> PowerCommands:
     return found
 
 
-READERS: Mapping[str, Callable[[Any, str], Any]] = {"power": power, "serial": argv, "prepare": argv}
-"""By key of ``[hosts.NAME]``, the function that reads its value."""
+def serial(value: Any, where: str) -> tuple[str, ...]:
+    """``hosts.NAME.serial``: a device, ``tcp:HOST:PORT``, ``unix:PATH``, or a command. Raises UsageError."""
+    words = argv(value, where)
+    kind, _, place = words[0].partition(":")
+    if (kind == "tcp" and (len(words) > 1 or not _has_port(place))) or (kind == "unix" and not place):
+        raise UsageError(f"{where} = {value!r}: invalid value", hint="use tcp:HOST:PORT or unix:PATH")
+    return words
+
+
+def _has_port(place: str) -> bool:
+    try:
+        return addresses.server(place)[1] > 0
+    except UsageError:
+        return False

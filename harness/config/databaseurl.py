@@ -19,9 +19,9 @@ def shown(url: str) -> str:
     return f"postgresql://{host}{port}{parts.path}"
 
 
-def is_valid(url: str) -> bool:
-    """Whether it is a URL of PostgreSQL that names a database."""
-    return _split(url) is not None
+def check(url: str) -> str:
+    """The hint if it is not a URL of PostgreSQL that names a database, else ""."""
+    return "" if _split(url) and url.isprintable() else HINT
 
 
 def _split(url: str) -> SplitResult | None:

@@ -3,18 +3,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import re
-from collections.abc import Iterable, Mapping
-from dataclasses import MISSING, dataclass, field, fields, replace
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import MISSING, Field, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any, get_origin, get_type_hints
 
 import platformdirs
 
 from harness import paths
-from harness.config import commands, databaseurl, runoptions
+from harness.config import runoptions
 from harness.config.schema import SECTIONS, Config, HostConfig
 from harness.errors import UsageError
 
@@ -25,7 +26,9 @@ _HINTS = {
     int: "set a whole number",
     float: "set a number",
     bool: "set true or false",
+    tuple: 'set a list of strings: ["one", "two"]',
 }
+_WORDS = {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}
 # xen1, rack-7.example: cells, file names and messages contain it.
 _HOST = re.compile(r"[A-Za-z0-9][A-Za-z0-9.-]{0,40}")
 
@@ -59,9 +62,23 @@ class _Layer:
 @dataclass
 class _Merged:
     values: dict[str, Value] = field(default_factory=dict)
+    errors: list[UsageError] = field(default_factory=list)
 
     def put(self, key: str, value: Any, source: str) -> None:
         self.values[key] = Value(key, value, source)
+
+    @contextlib.contextmanager
+    def collecting(self) -> Iterator[None]:
+        """Keep a UsageError, so that one message can name all of them."""
+        try:
+            yield
+        except UsageError as exc:
+            self.errors.append(exc)
+
+    def raise_errors(self) -> None:
+        if self.errors:
+            *others, last = self.errors
+            raise UsageError("\n".join([*map(str, others), last.message]), hint=last.hint)
 
 
 def files() -> tuple[Path, ...]:
@@ -78,7 +95,8 @@ def load(overrides: Mapping[str, Any] | None = None, environment: Mapping[str, s
     ``overrides`` come from the command line, by dotted key (``run.kernel``); None and "" mean not given. The section ``run`` takes
     all options there, in the other layers only those that ``fxh.toml`` has.
 
-    Raises UsageError for an unreadable file, an unknown key (the hint suggests the closest one), a wrong type and an invalid value.
+    Raises UsageError for an unreadable file, and one for all unknown keys (the hint suggests the closest one), wrong types and invalid
+    values of all layers.
     """
     import tomllib
 
@@ -111,7 +129,9 @@ def load(overrides: Mapping[str, Any] | None = None, environment: Mapping[str, s
     for key, value in (overrides or {}).items():
         if value not in (None, ""):
             section, _, name = key.partition(".")
-            merged.put(key, _checked(SECTIONS[section], name, key, value, COMMAND_LINE), COMMAND_LINE)
+            with merged.collecting():
+                merged.put(key, _checked(SECTIONS[section], name, key, value, COMMAND_LINE), COMMAND_LINE)
+    merged.raise_errors()
     return Loaded(
         _build(merged), tuple(replace(value, value=_shown(value.key, value.value)) for value in merged.values.values()), found
     )
@@ -126,17 +146,17 @@ def _shown(key: str, value: Any) -> Any:
 
 def _merge_file(merged: _Merged, layer: _Layer) -> None:
     for section, content in layer.data.items():
-        if section == "hosts":
-            _require_table(content, "hosts", layer.source)
-            for name, host in content.items():
-                _merge_host(merged, name, host, layer.source)
-            continue
-        if section not in SECTIONS:
-            raise _unknown(f"[{section}]", section, [*SECTIONS, "hosts"], layer.source)
-        _require_table(content, section, layer.source)
-        for name, value in content.items():
-            key = f"{section}.{name}"
-            merged.put(key, _checked(SECTIONS[section], name, key, value, layer.source), layer.source)
+        with merged.collecting():
+            if section not in (*SECTIONS, "hosts"):
+                raise _unknown(f"[{section}]", section, [*SECTIONS, "hosts"], layer.source)
+            _require_table(content, section, layer.source)
+            for name, value in content.items():
+                with merged.collecting():
+                    if section == "hosts":
+                        _merge_host(merged, name, value, layer.source)
+                    else:
+                        key = f"{section}.{name}"
+                        merged.put(key, _checked(SECTIONS[section], name, key, value, layer.source), layer.source)
 
 
 def _merge_host(merged: _Merged, name: str, content: Any, source: str) -> None:
@@ -144,10 +164,11 @@ def _merge_host(merged: _Merged, name: str, content: Any, source: str) -> None:
         raise UsageError(f"{source}: invalid host name {name!r}", hint="use at most 41 letters, digits, '.' and '-'")
     _require_table(content, f"hosts.{name}", source)
     for key, value in content.items():
-        if key == "name":
-            raise UsageError(f"{source}: unknown key hosts.{name}.name", hint="delete the key: the table's name is the host's name")
         dotted = f"hosts.{name}.{key}"
-        merged.put(dotted, _checked(HostConfig, key, dotted, value, source), source)
+        with merged.collecting():
+            if key == "name":
+                raise UsageError(f"{source}: unknown key {dotted}", hint="delete the key: the table's name is the host's name")
+            merged.put(dotted, _checked(HostConfig, key, dotted, value, source), source)
 
 
 def _merge_environment(merged: _Merged, environment: Mapping[str, str]) -> None:
@@ -160,60 +181,66 @@ def _merge_environment(merged: _Merged, environment: Mapping[str, str]) -> None:
         section, name = match[1].lower(), match[2].lower()
         if (section, name) == ("mail", "password"):  # a secret: harness.mailer reads it, and no command prints it
             continue
-        kind = SECTIONS[section]
-        wanted = _types(kind).get(name)
-        value: Any = text
-        try:
-            if wanted is bool:
-                value = {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}[text.lower()]
-            elif wanted in (int, float):
-                value = wanted(text)
-            elif wanted is not str and wanted is not None:
-                value = text.replace(",", " ").split()
-        except (ValueError, KeyError):
-            hint = next(hint for known, hint in _HINTS.items() if known is wanted)
-            raise UsageError(f"{variable}={text!r}: invalid value", hint=hint) from None
-        source = f"environment {variable}"
-        merged.put(f"{section}.{name}", _checked(kind, name, f"{section}.{name}", value, source), source)
+        kind, key, source = SECTIONS[section], f"{section}.{name}", f"environment {variable}"
+        with merged.collecting():
+            merged.put(key, _checked(kind, name, key, _parsed(_types(kind).get(name), text), source), source)
+
+
+def _parsed(wanted: Any, text: str) -> Any:
+    """The value of an environment variable, or the text itself if it is not of the type ``wanted``."""
+    if wanted is tuple:
+        return text.replace(",", " ").split()
+    try:
+        return _WORDS.get(text.lower(), text) if wanted is bool else wanted(text) if wanted in (int, float) else text
+    except ValueError:
+        return text
 
 
 @functools.cache
 def _types(kind: type) -> Mapping[str, Any]:
-    """The keys of a table of ``fxh.toml`` and their types."""
+    """The keys of a table of ``fxh.toml`` and their types: ``str``, ``int``, ``float``, ``bool``, ``tuple``, or what a reader makes."""
     if kind is runoptions.RunOptions:
         return {key: option.written for key, option in runoptions.OPTIONS.items() if option.toml}
-    return get_type_hints(kind)
+    return {name: get_origin(hint) or hint for name, hint in get_type_hints(kind).items()}
+
+
+@functools.cache
+def _fields(kind: type) -> Mapping[str, Field[Any]]:
+    return {item.name: item for item in fields(kind)}
 
 
 def _checked(kind: type, name: str, key: str, value: Any, source: str) -> Any:
+    """The value as the table has it. Raises UsageError for an unknown key, a wrong type and an invalid value."""
     if kind is runoptions.RunOptions and source == COMMAND_LINE:
-        return _checked_words(runoptions.OPTIONS[name], key, value, source)
+        return _checked_option(runoptions.OPTIONS[name], key, value, source)
     types = _types(kind)
     if name not in types:
         raise _unknown(key, name, [item for item in types if item != "name"], source)
-    if kind is HostConfig and name in commands.READERS:
-        return commands.READERS[name](value, f"{source}: {key}")
+    if kind is not runoptions.RunOptions and (read := _fields(kind)[name].metadata.get("read")):
+        return read(value, f"{source}: {key}")
     wanted = types[name]
-    if wanted is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if wanted in (str, int, float, bool):
-        if type(value) is not wanted:
-            raise UsageError(f"{source}: {key} = {_shown(key, value)!r}: wrong type", hint=_HINTS[wanted])
-        return _checked_words(runoptions.OPTIONS[name], key, value, source) if kind is runoptions.RunOptions else value
-    if not isinstance(value, list | tuple) or not all(isinstance(word, str) for word in value):
-        raise UsageError(f"{source}: {key} = {value!r}: wrong type", hint='set a list of strings: ["one", "two"]')
-    return tuple(value)
+    if wanted is float and type(value) is int:
+        value = float(value)
+    if wanted is tuple and isinstance(value, list) and all(isinstance(word, str) for word in value):
+        value = tuple(value)
+    if type(value) is not wanted:
+        raise UsageError(f"{source}: {key} = {_shown(key, value)!r}: wrong type", hint=_HINTS[wanted])
+    if kind is runoptions.RunOptions:
+        return _checked_option(runoptions.OPTIONS[name], key, value, source)
+    item = _fields(kind)[name]
+    check = item.metadata.get("check")
+    if check and value != item.default:
+        for word in value if wanted is tuple else (value,):
+            if hint := check(word):
+                raise UsageError(f"{source}: {key} = {word!r}: invalid value", hint=hint)
+    return value
 
 
-def _checked_words(option: runoptions.RunOption, key: str, value: Any, source: str) -> Any:
-    word = option.invalid(option.read(value))
-    where = f"--{option.name} {word or value}" if source == COMMAND_LINE else f"{source}: {key} = {option.shown(value)!r}"
-    if option.database and value and not databaseurl.is_valid(value):
-        raise UsageError(f"{where}: invalid value", hint=databaseurl.HINT)
-    if word:
-        raise UsageError(f"{where}: invalid value", hint=f"valid values: {', '.join(option.values)}")
-    if option.least is not None and value < option.least:
-        raise UsageError(f"{where}: too small", hint=f"use {option.least:g} or more")
+def _checked_option(option: runoptions.RunOption, key: str, value: Any, source: str) -> Any:
+    word, hint = option.problem(option.read(value))
+    if hint:
+        where = f"--{option.name} {word}" if source == COMMAND_LINE else f"{source}: {key} = {option.shown(value)!r}"
+        raise UsageError(f"{where}: invalid value", hint=hint)
     return value
 
 

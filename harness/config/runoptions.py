@@ -12,13 +12,16 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, get_origin, get_type_hints
 
-from harness.config import databaseurl
+from harness.config import checks, databaseurl, duration
 
 GUEST_TYPES = ("pv", "pvh", "hvm", "pvshim")
 FIRMWARES = ("bios", "uefi")
 ACCELERATORS = ("auto", "tcg", "kvm")
 PAUSES = ("before-call", "on-failure")
 """Where ``pause`` stops a case."""
+LEAST_LAB_MEMORY = 1280
+"""MiB. dom0 takes 768."""
+MOST_LAB_CPUS = 16
 
 
 @dataclass(frozen=True)
@@ -36,8 +39,8 @@ class RunOption:
     help: str = ""
     values: tuple[str, ...] = ()
     """The allowed words; empty if any will do."""
-    least: float | None = None
-    """The smallest allowed number."""
+    check: checks.Check | None = None
+    """For a value that is neither one of ``values`` nor any text. It gets the words of a ``tuple`` one by one."""
     complete: str = ""
     """The function of harness.cli.completion that knows the values, for values that are known at run time only."""
     fxh: bool = True
@@ -81,10 +84,13 @@ class RunOption:
             return _absolute(value) if str(value) else None
         return self.default if value == "" else value
 
-    def invalid(self, value: Any) -> str:
-        """The first word of ``value`` (see :meth:`read`) that is not one of ``values``, or ""."""
+    def problem(self, value: Any) -> tuple[str, str]:
+        """The word of ``value`` (see :meth:`read`) that is invalid, and the hint; two empty strings if the value is valid."""
+        check = self.check or (checks.one_of(*self.values) if self.values else checks.text)
         words = value if self.kind is tuple else (value,)
-        return next((str(word) for word in words if word not in self.values), "") if self.values and value else ""
+        if self.kind in (bool, Path) or value == self.default:
+            return "", ""
+        return next(((str(word), hint) for word in words if (hint := check(word))), ("", ""))
 
     def shown(self, value: Any) -> Any:
         """A value of ``fxh.toml`` as messages may have it: without secrets."""
@@ -112,7 +118,7 @@ class RunOptions:
         metadata=option(
             "-n",
             "--workers",
-            least=0,
+            check=checks.between(0, 1000),
             help=(
                 "Run this many workers in parallel, each on its own lab or share of a host; "
                 "0 for as many labs as this machine can run (default: 1)."
@@ -233,7 +239,13 @@ class RunOptions:
     )
     scale: float = field(
         default=1.0,
-        metadata=option("--scale", help="Multiply every time limit of a guest by this number (default: 1).", toml=True, rerun=True),
+        metadata=option(
+            "--scale",
+            help="Multiply every time limit of a guest by this number (default: 1).",
+            check=checks.positive(1000),
+            toml=True,
+            rerun=True,
+        ),
     )
     control: Path | None = field(
         default=None,
@@ -288,11 +300,21 @@ class RunOptions:
     )
     walk: str = field(
         default="",
-        metadata=option("--walk", help="Run the random walk of the suite lifecycle for this long: 90s, 10m, 1h.", rerun=True),
+        metadata=option(
+            "--walk",
+            help="Run the random walk of the suite lifecycle for this long: 90s, 10m, 1h.",
+            check=checks.parsed_by(duration.seconds),
+            rerun=True,
+        ),
     )
     walk_seed: int = field(
         default=0,
-        metadata=option("--walk-seed", least=0, help="Draw the steps of --walk from this seed (default: a new one).", rerun=True),
+        metadata=option(
+            "--walk-seed",
+            help="Draw the steps of --walk from this seed (default: a new one).",
+            check=checks.between(0, (1 << 63) - 1),
+            rerun=True,
+        ),
     )
     """0 for a new one, which the controller draws: all workers and attempts of a run have the same."""
     walk_replay: Path | None = field(
@@ -320,25 +342,38 @@ class RunOptions:
         default=None, metadata=option("--reports", help="Write results into this directory (default: reports/).")
     )
     lab_memory: int = field(
-        default=0, metadata=option("--lab-memory", help="Give a lab this many MiB of memory (default: 3072).", fxh=False, toml=True)
+        default=0,
+        metadata=option(
+            "--lab-memory",
+            help="Give a lab this many MiB of memory (default: 3072).",
+            check=checks.zero_or(checks.between(LEAST_LAB_MEMORY, checks.MOST_MEMORY)),
+            fxh=False,
+            toml=True,
+        ),
     )
     """0 for the lab's own default."""
     lab_cpus: int = field(
         default=1,
-        metadata=option("--lab-cpus", help="Give a lab this many virtual CPUs (default: 1).", least=1, fxh=False, toml=True),
+        metadata=option(
+            "--lab-cpus",
+            help="Give a lab this many virtual CPUs (default: 1).",
+            check=checks.between(1, MOST_LAB_CPUS),
+            fxh=False,
+            toml=True,
+        ),
     )
-    keep_minutes: int = 60
+    keep_minutes: int = field(default=60, metadata={"check": checks.between(1, checks.YEAR // 60), "toml": True})
     """Minutes for which ``keep`` holds a guest."""
-    history: str = field(default="", metadata={"database": True, "toml": True})
+    history: str = field(default="", metadata={"check": databaseurl.check, "database": True, "toml": True})
     """The URL of a PostgreSQL database with the history of all controllers; empty for a SQLite file in ``reports``.
 
     It has no flag: all commands need the same history, and other users can read a command line.
     """
-    keep_runs: int = field(default=30, metadata={"least": 1, "toml": True})
+    keep_runs: int = field(default=30, metadata={"check": checks.between(1, 1_000_000), "toml": True})
     """Number of run directories that stay in ``reports``."""
-    lease_memory: int = 0
+    lease_memory: int = field(default=0, metadata={"check": checks.between(0, checks.MOST_MEMORY), "toml": True})
     """MiB that a worker leases on a host; 0 for twice the memory of one guest."""
-    lease_wait: int = 3600
+    lease_wait: int = field(default=3600, metadata={"check": checks.between(0, checks.YEAR), "toml": True})
     """Seconds that a worker waits for a host with room."""
 
 
@@ -349,7 +384,7 @@ def _read_table() -> Mapping[str, RunOption]:
         hint = hints[item.name]
         kind = get_origin(hint) or hint
         kind = kind if isinstance(kind, type) and kind in (str, int, float, bool, tuple) else Path
-        made.append(RunOption(item.name, kind, item.default, **(item.metadata or {"toml": True})))
+        made.append(RunOption(item.name, kind, item.default, **item.metadata))
     return {one.key: one for one in made}
 
 

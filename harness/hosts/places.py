@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from harness.config import load
+from harness.config import addresses, load
 from harness.config.commands import PowerCommands
 from harness.config.schema import HostConfig
 from harness.deadline import Deadline
@@ -24,7 +24,7 @@ from harness.labgrid import place, tags
 from harness.labgrid.place import Place, PlacesExcluded, PlacesTaken, Survey
 
 # Also the address of one place.
-_NAME = f"{tags.PREFIX}name="
+_NAME = f"{addresses.LABGRID}name="
 # Its name is part of paths.
 _PLACE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,60}")
 # The words of `labgrid-client power` that differ from ours.
@@ -93,13 +93,11 @@ def places_set_aside() -> list[str]:
 
 
 def _configured(config: HostConfig, found: Place) -> PlaceConfig:
-    from harness.hosts import sshconfig
-
     ask = f"ask the administrator of the lab to correct the configuration of {found.name}"
     if not _PLACE.fullmatch(found.name):
         raise InfrastructureError(f"invalid name of a labgrid place: {found.name!r}", hint="use letters, digits, '.', '_' and '-'")
     try:
-        sshconfig.parse(found.service.route)
+        addresses.ssh(found.service.route)
     except UsageError as exc:
         what = f"the NetworkService of labgrid place {found.name} has an invalid address: {found.service.route!r}"
         raise InfrastructureError(what, hint=ask) from exc

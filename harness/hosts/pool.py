@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from harness.config import addresses
 from harness.config.schema import HostConfig
 from harness.deadline import Deadline
 from harness.errors import AccessError, DeadlineExpired, InfrastructureError, TransportError, UsageError
@@ -61,9 +62,7 @@ def select_hosts(words: str, hosts: Mapping[str, HostConfig]) -> tuple[HostConfi
             found[word] = HostConfig(LAB, name=LAB)
         else:
             if word != "local" and not tags.is_labgrid(word):
-                from harness.hosts import sshconfig
-
-                sshconfig.parse(word)
+                addresses.ssh(word)
             found[word] = HostConfig(word, name=word if tags.is_labgrid(word) else "")
     for host in found.values():
         if tags.is_labgrid(host.address):

@@ -7,7 +7,6 @@ import contextlib
 import fcntl
 import logging
 import os
-import re
 import socket
 import termios
 import threading
@@ -16,6 +15,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from harness.config import addresses
 from harness.config.schema import HostConfig
 from harness.console import hypervisor
 from harness.deadline import Deadline
@@ -57,10 +57,8 @@ def open_console(config: HostConfig) -> Stream:
             connection = socket.socket(socket.AF_UNIX)
             connection.settimeout(10)
             connection.connect(where.removeprefix("unix:"))
-        elif match := re.fullmatch(
-            r"tcp:\[?(.+?)\]?:(\d{1,5})", where
-        ):  # tcp:conserver.example.org:3109     tcp:[2001:db8::1]:7000
-            connection = socket.create_connection((match[1], int(match[2])), timeout=10)
+        elif where.startswith("tcp:"):
+            connection = socket.create_connection(addresses.server(where.removeprefix("tcp:")), timeout=10)
             keep_alive(connection)
         else:
             return LocalTransport().open(config.serial, pty=True, grace=_GRACE)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import paramiko
 
+from harness.config import addresses
 from harness.errors import UsageError
 
 # ProxyJump may refer to a host that has a ProxyJump itself. Deeper nesting counts as a circle.
@@ -27,19 +28,6 @@ class Route:
     jump: tuple[Route, ...] = ()
 
 
-def parse(address: str) -> tuple[str, str, int]:
-    """Split ``[user@]host[:port]`` into (user or "", host, port or 0). An IPv6 address has brackets. Raises UsageError."""
-    user, at, rest = address.rpartition("@")
-    bracket, closed, after = rest[1:].partition("]") if rest.startswith("[") else ("", "", "")
-    host, port = (bracket, after.removeprefix(":")) if closed else rest.partition(":")[::2]
-    # A command that gets the host as an argument would take a leading dash for an option.
-    if not host or host.startswith("-") or (at and not user) or (port and not port.isdigit()) or any(c.isspace() for c in host):
-        raise UsageError(
-            f"invalid host {address!r}", hint="use [user@]host[:port], an alias of ~/.ssh/config, a host of fxh.toml, or local"
-        )
-    return user, host, int(port or 0)
-
-
 def resolve(
     address: str, *, key: str = "", jump: str = "", known_hosts: str = "", config: paramiko.SSHConfig | None = None, depth: int = 0
 ) -> Route:
@@ -47,16 +35,16 @@ def resolve(
     if depth > _JUMPS:
         raise UsageError(f"ProxyJump of {address} leads in a circle", hint="correct it in ~/.ssh/config")
     config = config or _user_config()
-    user, alias, port = parse(address)
+    user, alias, port = addresses.ssh(address)
     settings = config.lookup(alias)
     keys = (Path(key).expanduser(),) if key else tuple(Path(name).expanduser() for name in settings.get("identityfile", ()))
     if key and not keys[0].is_file():
         raise UsageError(f"{key}: no such private key", hint=f"correct the key of {address} in fxh.toml")
     known = (known_hosts,) if known_hosts else tuple(settings.get("userknownhostsfile", "~/.ssh/known_hosts").split())
     hops: tuple[Route, ...] = ()
-    for hop in (jump or settings.get("proxyjump", "")).split(","):
-        if hop and hop.lower() != "none":
-            route = resolve(hop.strip(), config=config, depth=depth + 1)
+    for hop in addresses.jumps(jump or settings.get("proxyjump", "")):
+        if hop.lower() != "none":
+            route = resolve(hop, config=config, depth=depth + 1)
             hops += (*route.jump, route)
     if not hops and "proxycommand" in settings and settings["proxycommand"].lower() != "none":
         raise UsageError(f"{alias}: ProxyCommand of ~/.ssh/config is not supported", hint="use ProxyJump instead")

@@ -7,6 +7,7 @@ import re
 from dataclasses import dataclass
 from typing import Protocol
 
+from harness.config.schema import STORAGE, STORAGE_HINT
 from harness.deadline import Deadline
 from harness.errors import InfrastructureError, UsageError
 from harness.transport import Transport
@@ -100,12 +101,12 @@ class Zvol:
 
 def choose(kind: str, directory: str, dom0: str) -> Storage:
     """The storage for ``kind``, the ``storage`` of ``[hosts.NAME]``. ``dom0`` is linux or freebsd. Raises UsageError."""
-    # lvm:vg0   zvol:tank/guests
-    match = re.fullmatch(r"(lvm|zvol):([A-Za-z0-9][A-Za-z0-9_.+/-]*)", kind)
-    if match:
+    # file   lvm:vg0   zvol:tank/guests
+    match = re.fullmatch(STORAGE, kind)
+    if not match:
+        raise UsageError(f"invalid storage {kind!r}", hint=STORAGE_HINT)
+    if match[1]:
         return Lvm(match[2]) if match[1] == "lvm" else Zvol(match[2])
-    if kind != "file":
-        raise UsageError(f"invalid storage {kind!r}", hint="use file, lvm:VOLUME-GROUP or zvol:DATASET")
     return PlainFiles(directory) if dom0 == "freebsd" else LoopFiles(directory)
 
 

@@ -58,6 +58,8 @@ def find(built: Path | None) -> Makefs | None:
     """The makefs to use, in this order: ``FXH_MAKEFS``, ``built`` with the world, the system's (FreeBSD's, or Debian's package)."""
     given = os.environ.get("FXH_MAKEFS")
     if given:
+        if not (Path(given).is_file() and os.access(given, os.X_OK)):
+            raise UsageError(f"FXH_MAKEFS={given}: not a program", hint="set it to the path of FreeBSD's makefs, or unset it")
         return Makefs(Path(given), True, "FXH_MAKEFS")
     if built is not None and built.is_file():
         return Makefs(built, True, "built with the world")

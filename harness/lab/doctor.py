@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Iterator
 
 from harness import debian, paths
-from harness.errors import HarnessError
+from harness.errors import BuildError, HarnessError
 from harness.hosts.doctor import FAIL, OK, WARN, Check
 from harness.lab import accel, build, checkpoint, criu_probe, qemu, recipe, registry, tools
 from harness.lab.checkpoint import CheckpointKind
@@ -76,4 +76,8 @@ def _parts() -> Check:
         return Check(
             "build tools", WARN, f"missing: {', '.join(missing)}", "fxh setup; or fxh lab import FILE, from a machine that has them"
         )
+    try:
+        tools.require_ids()
+    except BuildError as exc:
+        return Check("build tools", WARN, exc.message, exc.hint)
     return Check("build tools", OK, "all installed")

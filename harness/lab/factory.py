@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+from harness.config.runoptions import LEAST_LAB_MEMORY, MOST_LAB_CPUS
 from harness.errors import UsageError
 from harness.lab import accel, background, build, criu_probe, kernel, qemu, recipe, standby
 from harness.lab.lab import Lab
@@ -80,10 +81,10 @@ def machine(options: LabSpec, chosen: accel.Accel) -> MachineSpec:
 
 def make(options: LabSpec, *, name: str = "", keep: bool = False) -> Lab:
     """A lab that is not up yet. Raises UsageError, BuildError, InfrastructureError."""
-    if options.memory < 1280:
-        raise UsageError(f"a lab of {options.memory} MiB", hint="use at least 1280: dom0 takes 768")
-    if not 1 <= options.cpus <= 16:
-        raise UsageError(f"a lab of {options.cpus} CPUs", hint="use 1 to 16")
+    if options.memory < LEAST_LAB_MEMORY:
+        raise UsageError(f"a lab of {options.memory} MiB", hint=f"use at least {LEAST_LAB_MEMORY}: dom0 takes 768")
+    if not 1 <= options.cpus <= MOST_LAB_CPUS:
+        raise UsageError(f"a lab of {options.cpus} CPUs", hint=f"use 1 to {MOST_LAB_CPUS}")
     found = find_qemu(options)
     with ThreadPoolExecutor() as pool:
         # At first each of them takes seconds, and the image takes a minute. The store keeps their results.

@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import os
+import pwd
+import re
 import shlex
 import subprocess
 from collections.abc import Mapping, Sequence
@@ -19,6 +21,9 @@ TOOLS = {
     "xz": "xz-utils", "make": "make", "flex": "flex", "bison": "bison", "bc": "bc", "perl": "perl-base", "objcopy": "binutils",
 }  # fmt: skip
 HEADERS = {"stdlib.h": "libc6-dev"}
+# Without root, mmdebstrap works in a user namespace with the subordinate ids of the user (subuid(5)).
+_WITHOUT_ROOT = {"newuidmap": "uidmap"}
+_SUBORDINATE = (Path("/etc/subuid"), Path("/etc/subgid"))
 
 # Prefixes of environment variables that a surrounding make, or a user who builds kernels, may have set. A build must not see them.
 _FOREIGN = ("MAKE", "MFLAGS", "GNUMAKE", "KBUILD", "KCONFIG", "ARCH", "CROSS_COMPILE", "LLVM", "LOCALVERSION", "CFLAGS")
@@ -26,17 +31,37 @@ _FOREIGN = ("MAKE", "MFLAGS", "GNUMAKE", "KBUILD", "KCONFIG", "ARCH", "CROSS_COM
 
 def missing_packages() -> list[str]:
     """The Debian packages that a build needs and this machine lacks."""
-    return sorted(debian.lacking(TOOLS, HEADERS))
+    return sorted(set(missing_tools().values()))
+
+
+def missing_tools() -> dict[str, str]:
+    """The programs and headers that a build needs and this machine lacks, with their Debian packages."""
+    return debian.missing(TOOLS if os.geteuid() == 0 else {**TOOLS, **_WITHOUT_ROOT}, HEADERS)
+
+
+def require_ids(files: Sequence[Path] = _SUBORDINATE) -> None:
+    """Raises BuildError if this user is not root and has no subordinate ids. ``useradd --system`` creates none."""
+    if os.geteuid() == 0:
+        return
+    user = pwd.getpwuid(os.geteuid()).pw_name
+    # fxh:100000:65536
+    entry = re.compile(rf"^(?:{re.escape(user)}|{os.geteuid()}):\d+:\d+$", re.MULTILINE)
+    if not all(path.is_file() and entry.search(path.read_text()) for path in files):
+        raise BuildError(
+            f"user {user} has no subordinate ids in {' and '.join(map(str, files))}, which a lab build without root needs",
+            hint=f"let root add a free range: usermod --add-subuids 100000-165535 --add-subgids 100000-165535 {user}",
+        )
 
 
 def require() -> None:
-    """Raises BuildError with all packages that this machine lacks."""
+    """Raises BuildError with all packages that this machine lacks, or for missing subordinate ids."""
     missing = missing_packages()
     if missing:
         raise BuildError(
             f"a lab build needs Debian packages this machine lacks: {' '.join(missing)}",
             hint=f"apt-get install --no-install-recommends {' '.join(missing)}",
         )
+    require_ids()
 
 
 LOG = "build.log"

@@ -5,21 +5,17 @@ from __future__ import annotations
 
 import importlib.util
 import os
-import re
 from collections.abc import Mapping
 
+from harness.config.addresses import LABGRID, labgrid_tags
 from harness.errors import UsageError
 
-PREFIX = "labgrid:"
 DEFAULT_COORDINATOR = "127.0.0.1:20408"
 """The coordinator that labgrid's own client takes by default."""
 
-# arch=amd64: what labgrid 26 accepts as the name of a tag (TAG_KEY in labgrid/remote/common.py), and any value without a blank.
-_TAG = re.compile(r"([a-z][a-z0-9_]+)=([^\s,=]+)")
-
 
 def is_labgrid(address: str) -> bool:
-    return address.startswith(PREFIX)
+    return address.startswith(LABGRID)
 
 
 def split(words: str) -> list[str]:
@@ -38,18 +34,7 @@ def parse(address: str) -> Mapping[str, str]:
 
     Raises UsageError for an invalid tag and if labgrid is not installed.
     """
-    found: dict[str, str] = {}
-    for word in filter(None, address.removeprefix(PREFIX).split(",")):
-        tag = _TAG.fullmatch(word)
-        if tag is None:
-            raise UsageError(
-                f"{address}: invalid tag {word!r}", hint="use KEY=VALUE, KEY in lower case: labgrid:tag=xen,arch=amd64"
-            )
-        found[tag[1]] = tag[2]
-    if not found:
-        raise UsageError(
-            f"{address}: no tags", hint="name the tags of the places: labgrid:tag=xen, or one place: labgrid:name=PLACE"
-        )
+    found = labgrid_tags(address)
     if importlib.util.find_spec("labgrid") is None:
         raise UsageError(f"{address}: labgrid is not installed", hint="pip install 'freebsd-xen-harness[labgrid]'")
     return found

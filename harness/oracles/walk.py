@@ -15,9 +15,6 @@ from typing import Any
 from harness.errors import GuestDied, UsageError
 from harness.oracles import counters
 
-# 10m   90s   1h   600
-_DURATION = re.compile(r"(\d{1,6})([smh]?)")
-_UNITS = {"": 1, "s": 1, "m": 60, "h": 3600}
 # Steps for which a vif stays down at most. A connection needs about as long to continue as it stood still.
 _DOWN = 2
 _MTUS = (1280, 1400, 1500)
@@ -27,14 +24,6 @@ _FILE = "file"
 EVENTS = (
     "attach", "detach", "save and restore", "pause", "balloon", "vif down", "vif up", "offload", "mtu", "disk load", "net load", "vcpus",
 )  # fmt: skip
-
-
-def seconds(text: str) -> int:
-    """The seconds of a duration such as ``10m``, ``90s`` or ``1h``; 0 for "". Raises UsageError."""
-    match = _DURATION.fullmatch(text)
-    if text and (match is None or not int(match[1])):
-        raise UsageError(f"--walk {text}: not a duration", hint="write 90s, 10m or 1h")
-    return int(match[1]) * _UNITS[match[2]] if match else 0
 
 
 @dataclass(frozen=True)

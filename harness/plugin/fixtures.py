@@ -13,6 +13,7 @@ from typing import Any, Protocol, Unpack
 
 import pytest
 
+from harness.config import duration
 from harness.errors import CannotRun, InfrastructureError, UsageError
 from harness.guests import keptdump
 from harness.guests.guest import Guest
@@ -21,7 +22,6 @@ from harness.hosts import scratch as disks
 from harness.hosts.host import XenHost
 from harness.hosts.scratch import ScratchDisk
 from harness.images.image import Image
-from harness.oracles import walk
 from harness.plugin import cells, evidence, inputs
 from harness.plugin.case_context import CaseContext
 from harness.plugin.cells import Cell
@@ -168,12 +168,12 @@ def walk_request(request: pytest.FixtureRequest) -> WalkRequest:
         pytest.skip("needs --walk, because a walk takes minutes; elsewhere: fxh run lifecycle -k walk --walk 10m")
     seed = options.walk_seed
     if options.walk_replay is None:
-        return WalkRequest(walk.seconds(options.walk), seed)
+        return WalkRequest(duration.seconds(options.walk), seed)
     try:
         data = json.loads(options.walk_replay.read_text())
     except ValueError as exc:
         raise UsageError(f"--walk-replay {options.walk_replay}: {exc}", hint="give the walk.json of a case") from exc
-    return WalkRequest(walk.seconds(options.walk), seed, data, options.walk_replay.name)
+    return WalkRequest(duration.seconds(options.walk), seed, data, options.walk_replay.name)
 
 
 @pytest.fixture

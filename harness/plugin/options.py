@@ -23,7 +23,6 @@ from harness.hosts import pool
 from harness.images import debugfile
 from harness.lab import recipe
 from harness.lab.factory import MEMORY, LabSpec
-from harness.oracles import walk
 from harness.plugin import shard
 from harness.xen.firmware import BIOS, UEFI
 
@@ -170,14 +169,11 @@ def _checked(options: Options, hosts: Mapping[str, HostConfig]) -> Options:
         )
     pool.select_hosts(options.host, hosts)
     shard.parse(options.shard)
-    walk.seconds(options.walk)
     if options.walk_seed and not options.walk:
         raise UsageError(f"--walk-seed {options.walk_seed} without --walk", hint="add --walk 10m")
     for xen in options.xens if not options.host else ():
         if xen not in recipe.available():
             raise UsageError(f"--xen {xen}: no lab recipe", hint=f"valid versions: {', '.join(recipe.available())}")
-    if options.scale <= 0:
-        raise UsageError(f"--scale {options.scale}", hint="use a number above 0")
     # One seed for all workers and for a case that runs again after it lost its host.
     seed = options.walk_seed or (secrets.randbelow(1 << 31) + 1 if options.walk else 0)
     symbols = tuple(debugfile.chosen(path)[0] for path in options.symbols)

@@ -12,7 +12,7 @@ from email.policy import SMTP
 from email.utils import format_datetime, make_msgid
 from itertools import groupby
 
-from harness import mailer
+from harness.config import addresses
 from harness.console.deaths import speaker
 from harness.report import actions
 from harness.report.boot_consoles import ConsoleChange
@@ -45,9 +45,9 @@ def compose(report: Report, *, to: str = "", sender: str = "") -> EmailMessage:
     """The mail. ``to`` may be several addresses, separated by commas. Raises UsageError for an invalid address."""
     message = EmailMessage(policy=SMTP.clone(max_line_length=78))
     message["Subject"] = _one_line(f"[fxh] {_cells(report)}: {report.sentence}")[:_SUBJECT]
-    message["From"] = mailer.addresses([sender or "fxh@localhost"], "--from")
+    message["From"] = addresses.mailboxes([sender or "fxh@localhost"], "--from")
     if to:
-        message["To"] = mailer.addresses([to], "--to")
+        message["To"] = addresses.mailboxes([to], "--to")
     message["Date"] = format_datetime(_when(report.run.ended or report.run.started))
     message["Message-ID"] = make_msgid(domain="fxh.invalid")
     message["Auto-Submitted"] = "auto-generated"

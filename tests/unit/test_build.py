@@ -7,6 +7,7 @@ import json
 import shutil
 from collections import namedtuple
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -35,6 +36,25 @@ def test_full_disk(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         build.build(recipe.load())
     assert "FXH_STORE" in caught.value.hint
     assert leftovers(store) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "good"),
+    [("fxh:100000:65536\n", True), ("a:1:2\n1234:100000:65536\n", True), ("fxh2:1:65536\n12345:1:2\n", False), ("", False)],
+)
+def test_a_build_without_root_needs_subordinate_ids(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, good: bool) -> None:
+    monkeypatch.setattr("os.geteuid", lambda: 1234)
+    monkeypatch.setattr("pwd.getpwuid", lambda uid: SimpleNamespace(pw_name="fxh"))
+    monkeypatch.setattr("shutil.which", lambda name, path=None: None)
+    assert "uidmap" in tools.missing_packages()
+    (tmp_path / "subuid").write_text(text)
+    if good:
+        tools.require_ids([tmp_path / "subuid"])
+    else:
+        with pytest.raises(BuildError, match=r"user fxh has no subordinate ids.*\n  hint: .*usermod --add-subuids .* fxh"):
+            tools.require_ids([tmp_path / "subuid"])
+    with pytest.raises(BuildError):
+        tools.require_ids([tmp_path / "none"])
 
 
 def test_missing_tools_are_named_in_one_command(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:

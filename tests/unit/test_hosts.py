@@ -10,6 +10,7 @@ from unittest import mock
 import paramiko
 import pytest
 
+from harness.config import addresses
 from harness.config.schema import HostConfig
 from harness.deadline import Deadline
 from harness.errors import AccessError, InfrastructureError, TransportError, UsageError
@@ -61,10 +62,10 @@ def test_ssh_config_is_honoured(config: paramiko.SSHConfig, tmp_path: Path) -> N
     assert sshconfig.resolve("far", jump="none", config=config).jump == ()
 
 
-@pytest.mark.parametrize("address", ["", "@h", "h:x", "-oProxyCommand=x", "a b", "u@"])
+@pytest.mark.parametrize("address", ["", "@h", "h:x", "h:0", "h:65536", "h:²", "[::1]x", "-oProxyCommand=x", "a b", "a b@h", "u@"])
 def test_invalid_addresses(address: str) -> None:
     with pytest.raises(UsageError):
-        sshconfig.parse(address)
+        addresses.ssh(address)
 
 
 def test_unusable_ssh_configurations(config: paramiko.SSHConfig) -> None:

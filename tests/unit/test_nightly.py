@@ -230,6 +230,13 @@ def test_systemd_units() -> None:
     # make exits with 2 for every failure of fxh. Exit code 1 is not a failure of the unit.
     unit = Path(units[0]).read_text()
     assert re.search(r"^SuccessExitStatus=1$", unit, re.MULTILINE)
+    # newuidmap, which a lab build without root needs, would fail.
+    assert not re.search(r"^NoNewPrivileges=yes$", unit, re.MULTILINE)
+    page = (DOCS.parent / "hosts.md").read_text()
+    for name in ("User", "WorkingDirectory"):
+        value = re.search(rf"^{name}=(.*)$", unit, re.MULTILINE)
+        assert value is not None
+        assert re.search(rf"^    (?:useradd|install) .*(?<=\s){re.escape(value[1])}(?:\s|$)", page, re.MULTILINE), name
     assert re.search(r"^ExecStart=/bin/sh -c 'exec .venv/bin/fxh nightly'$", unit, re.MULTILINE)
     calendar = next(line.partition("=")[2] for line in Path(units[1]).read_text().splitlines() if line.startswith("OnCalendar="))
     subprocess.run(["systemd-analyze", "calendar", calendar], check=True, capture_output=True)

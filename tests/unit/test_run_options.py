@@ -50,7 +50,7 @@ def test_the_values_are_those_of_xen() -> None:
     assert set(runoptions.GUEST_TYPES) == {*config.TYPES, "pvshim"}
     assert runoptions.FIRMWARES == firmware.FIRMWARES
     for option in OPTIONS.values():
-        assert not option.invalid(option.default), option
+        assert option.problem(option.default) == ("", ""), option
         assert option.read(option.write(option.default)) == option.default, option
         assert option.help.endswith(".") or not option.flags
 

@@ -16,6 +16,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from harness.config import duration
 from harness.errors import GuestCommandFailed, InfrastructureError, UsageError
 from harness.guests.guest import Guest
 from harness.guests.os.linux import Linux
@@ -108,13 +109,13 @@ def test_a_step_needs_its_state() -> None:
 
 @pytest.mark.parametrize(("text", "value"), [("", 0), ("90s", 90), ("10m", 600), ("1h", 3600), ("30", 30)])
 def test_durations(text: str, value: int) -> None:
-    assert walk.seconds(text) == value
+    assert duration.seconds(text) == value
 
 
 @pytest.mark.parametrize("text", ["m", "0m", "-5m", "10 minutes", "1.5h", "9999999s"])
 def test_no_duration(text: str) -> None:
     with pytest.raises(UsageError, match="not a duration\n  hint: write 90s"):
-        walk.seconds(text)
+        duration.seconds(text)
 
 
 def test_a_case_that_runs_again_has_the_same_seed() -> None:
