@@ -6,16 +6,20 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 
 from harness.dom0 import tap_wire
 from harness.errors import CannotRun, TransportError
 from harness.guests import suspend
 from harness.guests.guest import Guest
 from harness.guests.peer import Listener
+from harness.guests.source import DiskImage
 from harness.hosts.host import XenHost
 from harness.safetext import plain
+from harness.sparse import copy_sparse
 from harness.transport import Stream
 from harness.xen import dom0_program
+from harness.xen.config import Disk
 from harness.xen.toolstack import RECEIVER
 
 # Creates the bridge "$1" with the address "$2" and connects the TAP device "$3" to it. The bridges of the hosts themselves must stay
@@ -65,6 +69,7 @@ class HostPair:
         self.bridge = f"fxhpair{first.slot}"
         """The name of both bridges: a guest finds its bridge by name on the host that it moves to."""
         self._streams: list[Stream] = []
+        self._copies: list[Path] = []
 
     def __enter__(self) -> HostPair:
         """Create the bridges and the wire, and set the clocks of labs alike. Raises CannotRun if a dom0 cannot create TAP devices."""
@@ -76,12 +81,14 @@ class HostPair:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Remove the wire and the bridges."""
+        """Remove the wire, the bridges and the copies of disks."""
         for stream in self._streams:
             stream.close()
         for host in (self.first, self.second):
             with contextlib.suppress(TransportError):
                 host.transport.run(["ip", "link", "del", self.bridge], check=False)
+        for copy in self._copies:
+            copy.unlink(missing_ok=True)
 
     def _connect(self) -> None:
         ends = []
@@ -104,6 +111,17 @@ class HostPair:
         one, other = ends
         _Relay(one.stream, other.stream, one.rest())
         _Relay(other.stream, one.stream, other.rest())
+
+    def disk(self, image: DiskImage, copy: Path) -> Disk:
+        """Give both hosts a ``copy`` of a guest's disk as one disk with one name. Raises CannotRun."""
+        if image.format != "raw":
+            raise CannotRun(f"needs raw disks instead of {image.format}", hint=f"qemu-img convert -O raw {image.path} FILE")
+        copy_sparse(image.path, copy)
+        self._copies.append(copy)
+        target = f"/dev/{self.bridge}-{len(self._copies)}"
+        for host in (self.first, self.second):
+            host.transport.run(["ln", "-sfn", host.shared_disk(copy), target])
+        return Disk(target, image.vdev, readonly=image.readonly)
 
     def move(self, guest: Guest) -> float:
         """Migrate the guest live to the other host; see :func:`harness.guests.suspend.migrated`."""

@@ -18,7 +18,7 @@ from harness.config.schema import HostConfig
 from harness.deadline import Deadline
 from harness.digest import known_sha256
 from harness.dom0 import xenstore_recorder
-from harness.errors import CommandFailed, DeadlineExpired, InfrastructureError, TransportError, UsageError
+from harness.errors import CannotRun, CommandFailed, DeadlineExpired, InfrastructureError, TransportError, UsageError
 from harness.hosts import guest_stub, inventory, storage
 from harness.hosts.debugger import Debugger, gdbsx_stub
 from harness.hosts.host import HostFacts
@@ -233,6 +233,9 @@ class DirectHost:
         if not local.is_file():
             raise UsageError(f"{local}: no such disk image", hint="give the path of an image file")
         return self._storage.create(self.transport, self.files(local)[0], f"{PREFIX}-{self.run_id}-{secrets.token_hex(3)}")
+
+    def shared_disk(self, file: Path) -> str:
+        raise CannotRun("needs storage that two hosts share, and only labs have some", hint="fxh run, without --xen-host")
 
     def drop_disk(self, target: str) -> None:
         self._storage.remove(self.transport, target)

@@ -110,6 +110,13 @@ class XenHost(Protocol):
         """
         ...
 
+    def shared_disk(self, file: Path) -> str:
+        """Use the raw file itself, which another host may have as well, as a disk until the host is reset. Returns the target in dom0.
+
+        Raises CannotRun if the host cannot.
+        """
+        ...
+
     def drop_disk(self, target: str) -> None:
         """Remove a disk that :meth:`disk` returned. Other targets are left alone."""
         ...

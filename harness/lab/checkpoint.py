@@ -25,8 +25,8 @@ from harness import store
 from harness.errors import InfrastructureError, LabDead, UsageError
 from harness.lab.keys import Keys
 from harness.lab.qemu import MachineSpec, Qemu, command
-from harness.lab.sparse import copy_sparse
 from harness.lab.store import LabImage
+from harness.sparse import copy_sparse
 
 
 class CheckpointKind(Enum):

@@ -25,7 +25,7 @@ from google.protobuf.message import DecodeError
 from google.protobuf.message_factory import GetMessageClass
 from google.protobuf.unknown_fields import UnknownFieldSet
 
-from harness.lab.sparse import copy_sparse
+from harness.sparse import copy_sparse
 
 _PAGE = 4096
 _MAGIC = 8

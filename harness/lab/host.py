@@ -130,13 +130,21 @@ class LabHost(DirectHost):
         drive = self.lab.machine.plug(local, fmt)
         self.lab.record()
         try:
-            device = self.transport.run(["sh", "-c", _FIND_DISK, "sh", drive.serial], Deadline(60)).text.strip()
+            device = self._device(drive)
         except InfrastructureError:
             with contextlib.suppress(InfrastructureError):
                 self.lab.machine.unplug(drive)
             raise
         self._plugged[device] = drive
         return device
+
+    def shared_disk(self, file: Path) -> str:
+        self.prepare()
+        return self._device(self.lab.machine.share(file))
+
+    def _device(self, drive: Drive) -> str:
+        """The path of a disk in dom0, as soon as dom0 has it."""
+        return self.transport.run(["sh", "-c", _FIND_DISK, "sh", drive.serial], Deadline(60)).text.strip()
 
     def drop_disk(self, target: str) -> None:
         drive = self._plugged.pop(target, None)

@@ -20,6 +20,9 @@ from harness.lab.qemu import Drive, MachineSpec, Qemu, command
 from harness.lab.registers import CpuState, cpu_state
 from harness.lab.store import LabImage
 
+# Of virtio-scsi. Disks with overlays have the numbers from 1 on.
+_LAST_SCSI_ID = 255
+
 
 class Machine:
     """One QEMU with overlays, memory and logs in ``directory`` and its sockets in ``sockets``. They belong to it alone.
@@ -44,6 +47,7 @@ class Machine:
         self.process: Process | None = None
         self.ssh_port = 0
         self.drives: list[Drive] = []
+        self._shared = 0
         self.ram = directory / "ram"
         """The file that the memory was mapped from at the start."""
         self.shares_ram = False
@@ -71,7 +75,7 @@ class Machine:
     def clean(self) -> None:
         """Stop the machine and remove its overlays, memory and sockets."""
         self.stop()
-        self.drives = []
+        self.drives, self._shared = [], 0
         for leftover in (*self.directory.glob("*.qcow2"), *self.directory.glob("ram"), *self.sockets.iterdir()):
             leftover.unlink()
 
@@ -135,6 +139,17 @@ class Machine:
                 file.unlink(missing_ok=True)
                 raise
             self.drives.append(drive)
+        return drive
+
+    def share(self, path: Path) -> Drive:
+        """Give dom0 the raw file ``path`` itself as a SCSI disk. Another machine may have it, too. No checkpoint may be saved then."""
+        with self._lock:
+            self._shared += 1
+            drive = Drive(_LAST_SCSI_ID - self._shared, str(path))
+            process = self.running()
+            below = {"driver": "file", "filename": str(path)}
+            process.command("blockdev-add", **{"node-name": drive.serial, "driver": "raw", "file": below})
+            process.command("device_add", **drive.device, **{"share-rw": True})
         return drive
 
     def unplug(self, drive: Drive) -> None:

@@ -14,7 +14,7 @@ from harness.deadline import ConditionNotMet, Deadline
 from harness.errors import InfrastructureError
 from harness.lab.qemu import Drive
 from harness.lab.registers import in_guest_mode
-from harness.lab.sparse import copy_sparse
+from harness.sparse import copy_sparse
 
 if TYPE_CHECKING:
     from harness.lab.checkpoint import Checkpoint

@@ -17,7 +17,9 @@ from harness.guests.link import Link
 from harness.hosts.host import XenHost
 from harness.oracles.finding import finding
 from harness.plugin.case_context import CaseContext
+from harness.plugin.cells import Cell
 from harness.plugin.fixtures import Booted, NewGuest
+from harness.plugin.worker_env import WorkerEnvironment
 
 from .support import connected
 
@@ -108,17 +110,23 @@ def test_migrated_live(booted: Booted, vcpus: int, case: CaseContext) -> None:
         pytest.skip(exc.reason)
 
 
-def test_migrated_between_hosts(new_guest: NewGuest, host: XenHost, second_host: XenHost, case: CaseContext) -> None:
+@pytest.mark.needs(types=("pvh",))
+def test_migrated_between_hosts(
+    new_guest: NewGuest, host: XenHost, second_host: XenHost, rig: WorkerEnvironment, cell: Cell, case: CaseContext
+) -> None:
     """A guest that `xl migrate` moves live to another host and back, during a transfer and a write, continues without a loss.
 
-    Kind of bug: state that only the old host had: its event channels, grants, addresses of the CPU's features, entries of a bridge.
+    Kind of bug: state that only the old host had: its event channels, grants, clock, entries of a bridge.
 
     Source: xen tools/xl/xl_migrate.c; sys/dev/xen/control/control.c, xctrl_suspend(); sys/dev/xen/netfront/netfront.c, netfront_resume()
     """
-    guest = new_guest()
+    # Its memory passes two ssh connections.
+    guest = new_guest(memory=cell.guest_os.balloon_limits.small)
     try:
         with HostPair(host, second_host) as pair:
-            guest.reconfigure(vifs=tuple(replace(vif, bridge=pair.bridge) for vif in guest.config.vifs)).boot()
+            disks = [pair.disk(disk, case.directory / f"{disk.vdev}.img") for disk in rig.source(cell).disks]
+            vifs = [replace(vif, bridge=pair.bridge) for vif in guest.config.vifs]
+            guest.reconfigure(disks=tuple(disks), vifs=tuple(vifs)).boot()
             guest.prepared = connected(guest)
             assert_continues(guest, pair.move, "xl migrate to another host and back", case, moves=True)
     except CannotRun as exc:

@@ -22,8 +22,8 @@ from harness.lab.monitor import Monitor
 from harness.lab.process import Process, listening
 from harness.lab.qemu import MachineSpec, Qemu
 from harness.lab.registers import cpu_state, in_guest_mode
-from harness.lab.sparse import copy_sparse
 from harness.lab.store import LabImage
+from harness.sparse import copy_sparse
 
 SPEC = MachineSpec(2560, 1, "tcg", qemu.TCG_CPU)
 QEMU = Qemu("qemu-system-x86_64", (7, 2, 22))
