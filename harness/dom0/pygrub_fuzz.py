@@ -121,6 +121,7 @@ def _report_changes(directory: str) -> None:
 
     The hook sees pygrub alone. A search for new files would also find those of other programs in dom0.
     """
+    out = directory + "/out"
     strays = os.open(directory + "/strays", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     writes = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC
 
@@ -132,7 +133,8 @@ def _report_changes(directory: str) -> None:
         for name in changed:
             if isinstance(name, (str, bytes)):
                 path = os.path.realpath(os.fsdecode(name))
-                if not path.startswith((directory + "/out/", os.devnull)):
+                # pygrub tries to create its output directory.
+                if path not in (out, os.devnull) and not path.startswith(out + "/"):
                     os.write(strays, json.dumps(path).encode() + b"\n")
 
     sys.addaudithook(hook)

@@ -184,6 +184,10 @@ def test_the_fuzzer_distinguishes_a_crash_from_an_error(tmp_path: Path) -> None:
 STRAYING = """
 import os, shutil, sys
 out = sys.argv[3].partition("=")[2]
+try:
+    os.mkdir(out)
+except FileExistsError:
+    pass
 open(out + "/kernel", "w").close()
 open(os.devnull, "w").close()
 open("image").close()
