@@ -59,9 +59,9 @@ def boot(
     pvshim: Annotated[bool, option("pvshim", "Boot PV in the PV shim; the same as --type pvshim.")] = False,
     firmware: Annotated[str, option("firmware", "Start an HVM guest with this firmware: bios, uefi (default: bios).")] = "",
     guest_memory: Annotated[
-        int, typer.Option("--memory", help="Give the guest this many MiB of memory (default: 512).", show_default=False)
+        int, typer.Option("--memory", min=0, help="Give the guest this many MiB of memory (default: 512).", show_default=False)
     ] = 0,
-    vcpus: Annotated[int, typer.Option("--vcpus", help="Give the guest this many virtual CPUs.")] = 1,
+    vcpus: Annotated[int, typer.Option("--vcpus", min=1, help="Give the guest this many virtual CPUs.")] = 1,
     var: Annotated[list[str] | None, typer.Option("--var", help="Set a kernel variable, NAME=VALUE; may be repeated.")] = None,
     xen: Annotated[str, option("xen", "Use a lab with this Xen version (default: 4.20).")] = "",
     xen_host: Annotated[str, option("xen_host", _ONE_HOST)] = "",

@@ -44,7 +44,7 @@ def blame(
         list[str] | None, typer.Option("--swap", help="Swap this option for the given value, NAME=VALUE; may be repeated.")
     ] = None,
     other_xen: Annotated[str, typer.Option("--other-xen", help="Also try these Xen versions (comma-separated).")] = "",
-    tries: Annotated[int, typer.Option("--tries", help="Run each trial this many times.")] = 1,
+    tries: Annotated[int, typer.Option("--tries", min=1, help="Run each trial this many times.")] = 1,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the trials and run nothing.")] = False,
     where: Reports = None,
 ) -> None:
@@ -100,10 +100,10 @@ def bisect(
     build: Annotated[
         str, typer.Option("--build", help="Build the checked-out commit with this command, which writes $FXH_OUT.")
     ] = "",
-    need: Annotated[int, typer.Option("--need", help="Call a build bad after this many failures in --of tries.")] = 1,
-    of: Annotated[int, typer.Option("--of", help="Try each build at most this many times.")] = 1,
+    need: Annotated[int, typer.Option("--need", min=1, help="Call a build bad after this many failures in --of tries.")] = 1,
+    of: Annotated[int, typer.Option("--of", min=1, help="Try each build at most this many times.")] = 1,
     confirm: Annotated[
-        int, typer.Option("--confirm", help="Require this many failures of the culprit and passes of the build before it.")
+        int, typer.Option("--confirm", min=1, help="Require this many failures of the culprit and passes of the build before it.")
     ] = 3,
     restart: Annotated[bool, typer.Option("--restart", help="Discard earlier answers.")] = False,
     cell: CellOption = "",
@@ -115,8 +115,8 @@ def bisect(
     from harness.investigate.builds import Builds, CommitBuilds, FileBuilds, NamedBuilds
     from harness.investigate.rerun import rerun
 
-    if not 1 <= need <= of or confirm < 1:
-        raise UsageError(f"--need {need} --of {of} --confirm {confirm}", hint="use 1 <= --need <= --of and --confirm >= 1")
+    if need > of:
+        raise UsageError(f"--need {need} --of {of}: more failures than tries", hint="raise --of")
     if option not in (*_FILES, *_NAMES):
         raise UsageError(f"--input {option}: invalid value", hint=f"valid values: {', '.join((*_FILES, *_NAMES))}")
     home = reports(where)

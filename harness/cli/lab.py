@@ -36,10 +36,10 @@ Dom0Kernel = Annotated[Path | None, typer.Option("--dom0-kernel", help="Boot dom
 Memory = Annotated[
     int,
     typer.Option(
-        "--memory", help="Give the lab this many MiB of memory, 768 of them for dom0 (default: 3072).", show_default=False
+        "--memory", min=0, help="Give the lab this many MiB of memory, 768 of them for dom0 (default: 3072).", show_default=False
     ),
 ]
-Cpus = Annotated[int, typer.Option("--cpus", help="Give the lab this many virtual CPUs.")]
+Cpus = Annotated[int, typer.Option("--cpus", min=1, help="Give the lab this many virtual CPUs.")]
 Accel = Annotated[
     str,
     typer.Option(
@@ -201,7 +201,7 @@ def rm(name: Name = "default") -> None:
 
 @_group.command()
 def prune(
-    days: Annotated[float, typer.Option("--days", help="Remove entries that were not used for this many days.")] = 14,
+    days: Annotated[float, typer.Option("--days", min=0, help="Remove entries that were not used for this many days.")] = 14,
 ) -> None:
     """Remove labs, checkpoints, kernels of the control guest and firmware that were not used for --days days."""
     from harness.lab import prune as pruning

@@ -184,7 +184,7 @@ def _console_changes(where: Path, before: str, now: str) -> tuple[ConsoleChange,
 def history(
     case: Annotated[str, typer.Argument(help="The name of a case, or a part of it (default: list the runs).")] = "",
     cell: Annotated[str, typer.Option("--cell", help="Show only cells whose name contains this (default: all cells).")] = "",
-    last: Annotated[int, typer.Option("--last", help="Show the last runs, this many.")] = 30,
+    last: Annotated[int, typer.Option("--last", min=1, help="Show the last runs, this many.")] = 30,
     file: Annotated[
         Path | None, typer.Option("--import", help="Only copy the runs of this SQLite history into the database of run.history.")
     ] = None,

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from harness.errors import UsageError
 from harness.hosts.host import XenHost
 from harness.oracles.finding import finding, precondition
 from harness.plugin.case_context import CaseContext
@@ -42,7 +43,7 @@ def test_survives(host: XenHost, make_ufs: MakeUfs, tmp_path: Path, case: CaseCo
 
     # In memory, because each run writes the image and its output again.
     directory = f"/run/{Path(host.directory).name}-fuzz"
-    first = int(os.environ.get(SEED_VARIABLE) or secrets.randbits(32))
+    first = first_seed()
     evidence = {"kind": kind, "first": first, "count": count}
     write_evidence(case, evidence)
     report = pygrub.fuzz(host.transport, directory, image, kind, first, count, (place, len(menu)))
@@ -57,6 +58,14 @@ def test_survives(host: XenHost, make_ufs: MakeUfs, tmp_path: Path, case: CaseCo
         expected="pygrub ends with status 0 or 1 within seconds and writes only to its output directory",
         reference="xen tools/pygrub/src/pygrub, tools/libfsimage (XSA-443 shows the cost of a bug here)",
     )
+
+
+def first_seed() -> int:
+    """The first seed of this run, or of the run that :data:`SEED_VARIABLE` repeats. Raises UsageError."""
+    given = os.environ.get(SEED_VARIABLE, "")
+    if given and not given.isdecimal():
+        raise UsageError(f"{SEED_VARIABLE}={given!r} is no number", hint=f"take `first` from {EVIDENCE} of a run")
+    return int(given) if given else secrets.randbits(32)
 
 
 def write_evidence(case: CaseContext, evidence: dict[str, object]) -> None:

@@ -265,3 +265,11 @@ def test_a_failed_precondition_does_not_blame_the_guest() -> None:
     with pytest.raises(CannotJudge, match="the capture is empty, so this case cannot judge") as caught:
         precondition(0, "the capture is empty")
     assert classify(caught.value).outcome == "infrastructure"
+
+
+def test_a_wrong_seed_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(test_untrusted.SEED_VARIABLE, "0x1f")
+    with pytest.raises(UsageError, match=r"FXH_FUZZ_SEED='0x1f' is no number"):
+        test_untrusted.first_seed()
+    monkeypatch.setenv(test_untrusted.SEED_VARIABLE, "31")
+    assert test_untrusted.first_seed() == 31
