@@ -64,7 +64,7 @@ def check(member: tarfile.TarInfo, before: int, most: int) -> None:
     if not 0 <= member.size <= most:
         raise BadArchive(f"{name} claims to have {member.size} bytes; the limit is {most >> 20} MiB")
     if member.offset <= before:
-        raise BadArchive(f"the header of {name} is not behind the member before it")
+        raise BadArchive(f"the header of {name} does not follow the member before it")
     if member.issparse():
         raise BadArchive(f"{name} is sparse; write the archive without sparse files")
     if len(member.pax_headers) > _RECORDS:

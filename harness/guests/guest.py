@@ -331,7 +331,7 @@ class Guest:
                 given_up = deadline.capped(_GIVEN_UP * self.scale)
             elif given_up.expired:
                 why = self._refused(self.host.toolstack.log(self.name).rpartition("has shut down")[2])
-                reasons = ["none of its domains is left", "the toolstack gave it up", *([why] if why else [])]
+                reasons = ["no domain of this name is left", "the toolstack did not create it again", *([why] if why else [])]
                 raise deadline.expire(f"{self.name} to be re-created", ": ".join(reasons))
             if row is None or row.dying:
                 raise ConditionNotMet("no new domain of that name yet")

@@ -237,7 +237,7 @@ def _wait_for_end(guest: Guest) -> str:
     try:
         return end.wait(f"{guest.name} to write its dump", poll, 0.5)
     except DeadlineExpired:
-        return f"that it begins to dump, but not within {end.seconds:.0f} s that it ends"
+        return f"it began the dump, but did not end it within {end.seconds:.0f} s"
 
 
 def _copy(found: _Found, file: Path) -> list[str]:

@@ -268,7 +268,7 @@ class DirectHost:
         if self._watch is not None and self._watch.lost:
             raise TransportError(self._watch.lost, hint="look at its console")
         if self.lease is not None and self.lease.lost:
-            raise TransportError(self.lease.lost, hint="is the host up?")
+            raise TransportError(self.lease.lost, hint="check that the host is up")
         try:
             done = self.transport.run(["sh", "-c", _CHECK], Deadline(15), check=False)
         except DeadlineExpired as exc:

@@ -65,7 +65,7 @@ def prepare(
         step = "during its command"
         try:
             operator_command.run(config.prepare, f"hosts.{config.name}.prepare", _COMMAND, _hint(config), stop=stop, mark=mark)
-            step = "before the boot of what was prepared"
+            step = "before its boot"
             _boot(config, power, connect, before, record, stop)
             transport = connect()
             try:
@@ -91,7 +91,7 @@ def _end_earlier(config: HostConfig, mark: str) -> None:
     log.warning("%s: its last preparation was interrupted, so it may be half prepared; preparing it again", config.name)
     if pids := operator_command.end_survivors(mark):
         numbers = ", ".join(map(str, pids))
-        log.warning("%s: ended what still ran of the interrupted preparation: process %s", config.name, numbers)
+        log.warning("%s: ended the processes of the interrupted preparation: %s", config.name, numbers)
 
 
 class Interrupted(InfrastructureError):
@@ -169,7 +169,9 @@ def _boot(
         if stop.is_set():
             raise
         if power is None or not before:
-            raise InfrastructureError(f"{config.name} does not boot what was prepared: {exc.message}", hint=_hint(config)) from exc
+            raise InfrastructureError(
+                f"{config.name} does not boot after its preparation: {exc.message}", hint=_hint(config)
+            ) from exc
         log.warning("%s: %s; cycling its power", config.name, exc.message)
         recovery.cycle(power, record)
         recovery.wait_for_boot(config, connect, before, Deadline(_BOOT), stop)

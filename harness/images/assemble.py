@@ -150,7 +150,7 @@ def _room(layout: Layout, where: Path) -> None:
     free = shutil.disk_usage(where).free
     if layout.bytes > free:
         raise BuildError(
-            f"an image of {layout.bytes >> 20} MiB, and {free >> 20} MiB are free in the store",
+            f"the image needs {layout.bytes >> 20} MiB, but the store has only {free >> 20} MiB free",
             hint="give a smaller --size, run `fxh store gc`, or point FXH_STORE at a larger disk",
         )
 

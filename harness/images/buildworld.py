@@ -86,7 +86,7 @@ class BuildDirectory:
         free = shutil.disk_usage(store.directory("objects")).free
         if free < _NEEDED[self.preset]:
             raise BuildError(
-                f"{free >> 20} MiB free in the store, building the {self.preset} world takes {_NEEDED[self.preset] >> 20}",
+                f"the {self.preset} world needs {_NEEDED[self.preset] >> 20} MiB, but the store has only {free >> 20} MiB free",
                 hint="free some space (`fxh store gc`), or point FXH_STORE at a larger disk",
             )
         with store.lock(self.directory):

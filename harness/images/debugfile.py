@@ -116,9 +116,7 @@ def chosen(path: Path) -> tuple[Path, str]:
         if magic != b"\x7fELF":
             raise UsageError(f"{file}: not an ELF file", hint=_NAME_ONE)
         if not build_id(file):
-            raise UsageError(
-                f"{file}: it has no build-id, so nothing says which kernel it belongs to", hint="link the kernel with --build-id"
-            )
+            raise UsageError(f"{file}: it has no build-id, so its kernel is unknown", hint="link the kernel with --build-id")
         data = elfsymbols.mapped(file)
     except OSError as exc:
         raise UsageError(f"{file}: {exc.strerror}", hint="check its permissions") from exc

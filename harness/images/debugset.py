@@ -39,7 +39,7 @@ def keep(where: str, kernel: Path) -> None:
         symbols = debugfile.KernelSymbols(kernel)
         if symbols.debug is None:
             if not symbols.identity:
-                raise UsageError("the kernel has no build-id, so nothing says which file belongs to it")
+                raise UsageError("the kernel has no build-id, which its kernel.debug must match")
             symbolizer.prepare(_entry(where, symbols.identity).directory / debugfile.NAME)
     except (HarnessError, OSError) as exc:
         reason = exc.message if isinstance(exc, HarnessError) else str(exc)

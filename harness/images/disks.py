@@ -174,7 +174,8 @@ def _gpt(disk: Vdev, files: list[Path | None], boot: BootCode, seed: str, target
         length = file.stat().st_size if fs.type == "boot" and file is not None else fs.bytes
         if fs.type == "boot" and length > _BOOT_LIMIT:
             raise BuildError(
-                f"/boot/{_gptboot(disk)} has {length} bytes, and pmbr reads {_BOOT_LIMIT}", hint="use a layout without freebsd-boot"
+                f"/boot/{_gptboot(disk)} has {length} bytes, but pmbr reads only {_BOOT_LIMIT}",
+                hint="use a layout without freebsd-boot",
             )
         sizes.append(-(-length // SECTOR))
     parts, sectors = place(disk, sizes)

@@ -81,9 +81,9 @@ def machine(options: LabSpec, chosen: accel.Accel) -> MachineSpec:
 def make(options: LabSpec, *, name: str = "", keep: bool = False) -> Lab:
     """A lab that is not up yet. Raises UsageError, BuildError, InfrastructureError."""
     if options.memory < 1280:
-        raise UsageError(f"a lab of {options.memory} MiB", hint="use at least 1280: dom0 takes 768")
+        raise UsageError(f"a lab of {options.memory} MiB is too small", hint="use at least 1280: dom0 takes 768")
     if not 1 <= options.cpus <= 16:
-        raise UsageError(f"a lab of {options.cpus} CPUs", hint="use 1 to 16")
+        raise UsageError(f"a lab cannot have {options.cpus} CPUs", hint="use 1 to 16")
     found = find_qemu(options)
     with ThreadPoolExecutor() as pool:
         # At first each of them takes seconds, and the image takes a minute. The store keeps their results.

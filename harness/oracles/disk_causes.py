@@ -178,7 +178,11 @@ def _device_stuck(disk: DiskSeen) -> str:
 
 def _blkback_stuck(disk: DiskSeen) -> str:
     idle = disk.first.vbd == disk.later.vbd and not disk.later.in_flight
-    return f"the guest waits for {disk.waiting} requests to {disk.name}, and blkback takes none" if disk.waiting and idle else ""
+    return (
+        f"the guest waits for {disk.waiting} requests to {disk.name}, and blkback does not take them"
+        if disk.waiting and idle
+        else ""
+    )
 
 
 def _not_connected(disk: DiskSeen) -> str:

@@ -136,7 +136,7 @@ def _vif_down(seen: LinkSeen) -> str:
 
 
 def _not_bridged(seen: LinkSeen) -> str:
-    return "" if seen.bridged else f"dom0's {seen.dom0.interface} is no port of the bridge, so dom0 gets nothing from it"
+    return "" if seen.bridged else f"dom0's {seen.dom0.interface} is not a port of the bridge, so dom0 gets nothing from it"
 
 
 def _dom0_checksums(seen: LinkSeen) -> str:
@@ -153,7 +153,7 @@ def _dom0_checksums(seen: LinkSeen) -> str:
         )
     if sent.blank:
         return f"{head}: the guest sends packets without a full checksum ({sent.blank} of {sent.packets} captured)"
-    return f"{head}, which are right on {seen.dom0.interface}: they are damaged behind it"
+    return f"{head}, which are right on {seen.dom0.interface}: they are damaged after it"
 
 
 def _guest_checksums(seen: LinkSeen) -> str:

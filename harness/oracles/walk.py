@@ -248,7 +248,7 @@ def read(data: Any, name: str) -> tuple[int, tuple[Step, ...], bool]:
         taken = tuple(Step(row["event"], row["value"]) for row in found)
         seed, shrunk = int(data["seed"]), bool(data["shrunk"].get("steps"))
     except (KeyError, TypeError, AttributeError, ValueError):
-        raise UsageError(f"{name}: not the file of a walk", hint="give the walk.json of a case") from None
+        raise UsageError(f"{name}: not a file of a walk", hint="give the walk.json of a case") from None
     wrong = [str(step) for step in taken if step.event not in EVENTS or not isinstance(step.value, str | int)]
     if wrong or not taken:
         raise UsageError(f"{name}: {f'unknown step {wrong[0]}' if wrong else 'no steps'}", hint="give the walk.json of a case")

@@ -64,7 +64,7 @@ def test_a_damaged_archive(tmp_path: Path, packer: Callable[[bytes], bytes]) -> 
     [
         ({"size": -1}, "claims to have -1 bytes"),
         ({"size": 1001}, "claims to have 1001 bytes"),
-        ({"offset": 0}, "not behind"),
+        ({"offset": 0}, "does not follow"),
         ({"sparse": [(0, 1)]}, "is sparse"),
         ({"pax_headers": {str(n): "" for n in range(65)}}, "65 pax records"),
     ],
