@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""Reads tar archives of others with tarfile, within limits: of a header, of all data and of time. No archive can make it wait or fill memory."""
+"""Reads untrusted tar archives with tarfile. Limits of a header, of all data and of time prevent endless reads and full memory."""
 
 from __future__ import annotations
 

@@ -4,7 +4,7 @@
     pygrub_fuzz IMAGE menu|image FIRST COUNT DIRECTORY MENU-OFFSET MENU-LENGTH PYGRUB
 
 The seeds of the COUNT mutations start at FIRST. pygrub and its imports are loaded once, and each run is a fork: this is faster than
-a new interpreter for each run. The program prints one line of JSON for each run that did not exit with status 0 or 1, and a last
+a new interpreter for each run. The program prints one line of JSON for each run with another exit status than 0 or 1, and a last
 line with the counts.
 """
 

@@ -67,8 +67,8 @@ def make_ext2(tree: Path, target: Path, mib: int, *, bsize: int = 1024) -> None:
 def make_ufs(tree: Path, target: Path, *, version: int = 1, bsize: int = 8192, size: str = "32m") -> None:
     """Make a UFS with blocks of ``bsize`` bytes and fragments of an eighth of that. Blocks of zeros are holes. Raises BuildError.
 
-    The volume is one block larger than the file system: libfsimage reads directories in whole blocks, and fails on a block that ends
-    beyond the volume.
+    The volume is one block larger than the file system. libfsimage reads directories in whole blocks, and fails on a block that
+    ends beyond the volume.
     """
     options = f"version={version},bsize={bsize},fsize={bsize // 8},optimization=space"
     makefs.run(["makefs", "-t", "ffs", "-B", "le", "-s", size, "-o", options, str(target), str(tree)])

@@ -31,9 +31,9 @@ _SIZE = 'blockdev --getsize64 "$1" 2>/dev/null || wc -c < "$1"'
 _TABLE = 1 << 16
 # Partitions of one disk that are looked at: the guest chose their number.
 _MOST = 16
-# The partitions to which FreeBSD dumps, by the types of harness.images.parttable: those of GEOM's methods g_part_dumpto in
-# sys/geom/part/g_part_gpt.c (also the swap of Linux and of DragonFly), g_part_mbr.c (also Linux's) and g_part_bsd.c (also an unused
-# one); "" is a disk without a table.
+# The partitions to which FreeBSD dumps, by the types of harness.images.parttable. "" is a disk without a table. The source is
+# GEOM's g_part_dumpto in sys/geom/part/g_part_gpt.c (also the swap of Linux and of DragonFly), g_part_mbr.c (also Linux's) and
+# g_part_bsd.c (also an unused one).
 _DUMPS_TO = (
     "freebsd-swap", "0657fd6d-a4ab-43c4-84e5-0933c84b4f4f", "9d58fdbd-1ca5-11dc-8817-01301bb8a9f5", "freebsd", "0x82", "!0", "",
 )  # fmt: skip

@@ -39,8 +39,8 @@ _LOGIN = 60.0
 _FIRMWARE = 240.0
 # Seconds until a destroyed domain is gone.
 _DESTROY = 120.0
-# A domain that xl restarts is gone if it is missing in so many polls, half a second apart: xl sleeps two seconds before it builds
-# the next domain (tools/xl/xl_vmcontrol.c), and `xl list` shows none meanwhile.
+# A domain that xl restarts is gone if it is missing in this many polls, half a second apart. xl sleeps two seconds before it builds
+# the next domain (tools/xl/xl_vmcontrol.c). Meanwhile `xl list` shows neither.
 _ABSENT_POLLS = 7
 # Seconds for xl to build the next domain. A domain must not be destroyed meanwhile: xl continues to write its memory and CPUs to
 # xenstore, and these entries stay (measured: /libxl/N and /local/domain/N).
@@ -274,7 +274,7 @@ class Guest:
         return self.host.toolstack.find(self.name)
 
     def wait_shutdown(self, seconds: float) -> DomainState:
-        """Wait until ``xl list`` shows the domain as shut down; its configuration has to preserve it.
+        """Wait until ``xl list`` shows the domain as shut down; its configuration must preserve it.
 
         Raises GuestDied if it does not shut down in ``seconds``, or within 8 s after its kernel has printed that it halted.
         """

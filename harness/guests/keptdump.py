@@ -79,7 +79,7 @@ def _empty_disk(work: Path) -> Path:
 
 
 def target(guest: Guest) -> str:
-    """The guest's dump device in dom0; "" if it has none of ours."""
+    """The guest's dump device in dom0; "" if it has no dump device of the harness."""
     return next((disk.target for disk in guest.config.disks if disk.vdev == VDEV), "")
 
 

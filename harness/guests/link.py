@@ -26,7 +26,7 @@ from harness.safetext import plain
 from harness.xen import events
 
 # The net of the run with the slot 0, and how many nets there are below those of VLANs (harness.guests.vlan). Runs that share a host
-# share its bridge, so each has two nets by its slot: an address that two guests have reaches only one of them.
+# share its bridge, so each slot has two separate nets. An address of two guests would reach only one of them.
 NET, NETS = 77, 98
 # Seed of the data that dom0 sends.
 SEED = 7

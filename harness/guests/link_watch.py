@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: BSD-2-Clause
 """Finds out why data between dom0 and a guest did not arrive: the counters of both, netback's rings, and a short capture.
 
-Before a transfer this costs next to nothing: the network peer in dom0 prints dom0's counters, and a prepared guest has its own in a
-file. All other work is done after a failure, within :data:`SECONDS`.
+Before a transfer this costs almost nothing: the network peer in dom0 prints dom0's counters, and a prepared guest saves its own in
+a file. All other work happens after a failure, within :data:`SECONDS`.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ from harness.deadline import Deadline
 from harness.guests.guest import Guest
 from harness.oracles.ballooning import MIB, SLACK, Sample
 
-# The balloon has settled if it has not moved for so many seconds.
+# The balloon has settled if it has not moved for this many seconds.
 _STILL = 2.0
 
 

@@ -69,7 +69,7 @@ def extracted(guest: Guest, what: str) -> str:
 
 
 def bootloader_ran(guest: Guest, after: int) -> bool:
-    """Whether the toolstack ran the bootloader for the guest's present domain, whose domid has to be above ``after``.
+    """Whether the toolstack ran the bootloader for the guest's present domain, whose domid must be above ``after``.
 
     Each run leaves a log. Those of other guests on this host do not count.
     """

@@ -38,7 +38,7 @@ _SCHEMA = "fxh_schema"
 EXTRA = "freebsd-xen-harness[postgresql]"
 """What pip installs the driver with."""
 
-# Messages of the server, and who has to act. The first match counts; texts for connections, which have no SQLSTATE.
+# Messages of the server, and who must act. The first match counts; texts for connections, which have no SQLSTATE.
 _HINTS = (
     (("53100", "No space left"), "the administrator of the database must free space on the server's disk"),
     (("25006",), "the administrator must name the primary server in run.history, or end its read-only mode"),
@@ -172,7 +172,7 @@ class _Deadline:
         self._driver = connection.connection.driver_connection
 
     def _cut(self) -> None:
-        # The connection may be closed, or not open yet (which has a limit of its own).
+        # The connection may be closed, or not open yet (which has a separate limit).
         with suppress(Exception), socket.socket(fileno=os.dup(self._driver.fileno())) as link:
             link.shutdown(socket.SHUT_RDWR)
 

@@ -103,7 +103,8 @@ class CommandPower:
         self._wait_for(False, "off")
 
     def cycle(self) -> None:
-        """As :meth:`Power.cycle`. A process of its own (:mod:`harness.hosts.power_cycle`) does it, which no end of ours can stop.
+        """As :meth:`Power.cycle`. A separate process (:mod:`harness.hosts.power_cycle`) does it, so it continues after the end of
+        this process.
 
         KeyboardInterrupt waits for the end of the cycle, but a second one does not.
         """
@@ -142,7 +143,7 @@ class CommandPower:
             raise PowerError(answer["error"], hint=answer["hint"])
 
     def cycle_here(self) -> None:
-        """As :meth:`cycle`, but in this process, and with a record of what is left to do if it is killed."""
+        """As :meth:`cycle`, but in this process, and with a record of the remaining steps if it is killed."""
         # A BMC refuses to cycle a host that is off.
         if self._commands.on and self.status() is False:
             self.on()

@@ -85,7 +85,7 @@ def prepare(
 
 
 def _end_earlier(config: HostConfig, mark: str) -> None:
-    """Report an earlier preparation that was killed, and end what still runs of its command ``mark``: two would disturb each other."""
+    """Report an earlier preparation that was killed, and end the processes of its command ``mark``: they would disturb a new one."""
     if not mark:
         return
     log.warning("%s: its last preparation was interrupted, so it may be half prepared; preparing it again", config.name)
@@ -150,7 +150,7 @@ def _boot(
     record: HostRecord,
     stop: threading.Event,
 ) -> None:
-    """Wait for the boot of what was prepared. Boot the host if the command did not: by ``reboot``, or else by its power."""
+    """Wait for the boot after the preparation. Boot the host if the command did not: by ``reboot``, or else by its power."""
     if stop.is_set():
         raise Interrupted("it was not restarted")
     if before:

@@ -25,7 +25,7 @@ log = logging.getLogger("fxh.hosts")
 
 MOST = 3
 """Power cycles within an hour. A host that hangs once more is set aside."""
-# Seconds for which a host must not answer before its power is cycled, as for a leased host: a link may have failed for a moment.
+# Seconds without an answer before the power of a host is cycled, as for a leased host. A shorter silence may come from the link.
 _GRACE = HEARTBEAT + SILENCE
 # Attempts that must fail as well: one to a loaded host may take most of that time.
 _TRIES = 3
@@ -151,7 +151,7 @@ def cycle(power: Power, record: HostRecord) -> None:
 
 @dataclass
 class Recovery:
-    """Brings one host back, in a thread of its own, from :meth:`start` on."""
+    """Brings one host back, in a separate thread, from :meth:`start` on."""
 
     config: HostConfig
     power: Power

@@ -229,10 +229,10 @@ class BuildDirectory:
     def _seed(self, conf: KernConf, flags: str) -> None:
         """Copy the objects of another configuration to one without objects, so that make compiles only the differences.
 
-        make compares times: it compiles an object again when an option header that it includes has changed, and config(8) does not
-        touch an unchanged header (usr.sbin/config/main.c, moveifchanged). Options that change compiler flags instead
-        (sys/conf/kern.pre.mk: sanitizers, COVERAGE, GCOV) are in none of our configurations, so only configurations that include
-        XENCOMMON share objects, and only with the same ``flags``.
+        make compares times. It compiles an object again if an included option header has changed. config(8) does not touch an
+        unchanged header (usr.sbin/config/main.c, moveifchanged). None of our configurations has options that change compiler flags
+        instead (sys/conf/kern.pre.mk: sanitizers, COVERAGE, GCOV). So only configurations that include XENCOMMON share objects, and
+        only with the same ``flags``.
         """
         target = self.objects / "sys" / conf.name
         if target.exists() or "XENCOMMON" not in dict(conf.files):

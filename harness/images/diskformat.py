@@ -152,7 +152,7 @@ def raw(path: Path) -> RawDisk:
 
 @contextlib.contextmanager
 def opened(path: Path) -> Iterator[RawDisk]:
-    """As :func:`raw`; if the body raises, remove what was unpacked."""
+    """As :func:`raw`; if the body raises, remove the unpacked file."""
     disk = raw(path)
     try:
         yield disk

@@ -213,8 +213,8 @@ def _check_sectors(disk: RawDisk, item: Volume) -> None:
     part = item.part
     if part.sector != SECTOR:
         raise UsageError(
-            f"{disk.given}: its table is for sectors of {part.sector} bytes, and a file-backed disk has sectors of {SECTOR} in a Xen guest: "
-            f"the guest would not find {item.described}",
+            f"{disk.given}: its table is for sectors of {part.sector} bytes. A file-backed disk has sectors of {SECTOR} in a Xen guest, "
+            f"so the guest would not find {item.described}",
             hint=f"copy the partitions to a disk with sectors of {SECTOR} bytes; if the hosts' storage has sectors of {part.sector}: --root {part.name}",
         )
 

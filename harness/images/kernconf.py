@@ -46,7 +46,7 @@ def trim(generic: str, drop_devices: frozenset[str], drop_options: frozenset[str
 
 
 def load(tree: SourceTree, wanted: str) -> KernConf:
-    """The configuration ``wanted``: one of ours, a file of the user, or one of the tree. Raises UsageError."""
+    """The configuration ``wanted``: one of the harness, of the tree, or a file of the user. Raises UsageError."""
     ours = shipped()
     if wanted in ours:
         return KernConf(wanted, _with_includes(tree, ours, wanted), f"images/kernels/{wanted}")

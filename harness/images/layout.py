@@ -88,7 +88,7 @@ class Vdev:
     def node(self, number: int) -> str:
         """The path below /dev/ of the file system ``number`` in the guest's fstab.
 
-        An ESP always has its label there: the disk is ada0 in an HVM guest without PV disks, and a missing file system of fstab
+        An ESP always has its label there. The disk is ada0 in an HVM guest without PV disks, and a missing file system of fstab
         stops the boot.
         """
         fs = self.fs[number]

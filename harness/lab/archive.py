@@ -19,7 +19,7 @@ from harness.lab.store import XEN_SYMBOLS, LabImage
 IMPORTED = ".imported"
 """Marks a lab that this machine did not build, and perhaps cannot build."""
 _SUMS = "SHA256SUMS.json"
-# Bytes of an archive, which also has to fit on the disk.
+# Bytes of an archive, which must also fit on the disk.
 _MOST = 64 << 30
 FILES = (
     "manifest.json",

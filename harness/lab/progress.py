@@ -18,7 +18,7 @@ EVERY = 5.0
 
 @dataclass(frozen=True)
 class Done:
-    """``share`` of the work that is done, 0 to 1. ``words`` says what is being done, or is empty."""
+    """``share`` of the work that is done, 0 to 1. ``words`` names the current step, or is empty."""
 
     share: float
     words: str = ""

@@ -195,7 +195,7 @@ def _end_with_error(item: pytest.Item, error: BaseException, call: pytest.CallIn
 
 
 def _with_counters(item: pytest.Item, context: CaseContext, finding: Finding, report: pytest.TestReport) -> Finding:
-    """The finding with the reason for which data did not arrive. pytest shows that in a section of its own."""
+    """The finding with the reason for which data did not arrive. pytest shows that in a separate section."""
     with trace.step(trace.EVIDENCE, "explain lost data"):
         rows = lost_data.rows(context, finding.reason, item.stash[PROGRESS].begun)
     if not rows:

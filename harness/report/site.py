@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: BSD-2-Clause
 """Static pages of all recorded runs: nights by branches and cells, trends, known issues and hosts. No server and no scripts.
 
-A page is rendered again only if the digest of what it shows changed, so that one more night costs little.
+A page is rendered again only if the digest of its inputs changed, so that one more night costs little.
 """
 
 from __future__ import annotations

@@ -40,7 +40,7 @@ _ALMOST = 0.2
 
 
 class _NoSshd(OSError):
-    """A server that is no sshd answers."""
+    """The server that answers is not sshd."""
 
 
 class SshTransport(FileCopies):

@@ -82,7 +82,7 @@ class Toolstack(Protocol):
     def save(self, domain: str | int, path: str, *, stay: bool = False, limit: int = 0) -> None:
         """Suspend the guest and write it to ``path`` in dom0. This destroys its domain, or continues it with ``stay``.
 
-        With ``limit`` the file can have at most so many bytes. A larger save fails, and the toolstack continues the guest.
+        With ``limit`` the file can have at most this many bytes. A larger save fails, and the toolstack continues the guest.
         """
         ...
 

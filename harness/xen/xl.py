@@ -118,8 +118,8 @@ class Xl:
         return int(self._xl("domid", name).text)
 
     def migrate(self, domain: str | int, name: str) -> int:
-        # Without the command of -s, xl runs the name of the host as the receiver's command (xl(1), migrate). -e: no xl waits for the end
-        # of the domain in the background, because nothing in its command line would say to which run it belongs.
+        # Without the command of -s, xl runs the name of the host as the receiver's command (xl(1), migrate). -e: no xl waits in the
+        # background for the end of the domain. Its command line would not name the run.
         self._transport.run(["xl", "migrate", "-s", "", str(domain), "xl migrate-receive -e"], Deadline(_WHOLE))
         return int(self._xl("domid", name).text)
 

@@ -362,7 +362,7 @@ def test_a_table_that_no_guest_would_find(tree: Path, tmp_path: Path, own_store:
     os.truncate(tmp_path / "tree.ufs", 8192 * SECTOR)
     assert diskimport.guess_root(path) == ("xbd0p1", False)
     said = refused(path, own_store)
-    assert "its table is for sectors of 4096 bytes, and a file-backed disk has sectors of 512" in said
+    assert "its table is for sectors of 4096 bytes. A file-backed disk has sectors of 512" in said
     assert "the guest would not find xbd0p1 (freebsd-ufs, ufs1)" in said
     assert "if the hosts' storage has sectors of 4096: --root xbd0p1" in said
     image = diskread.read_image(path, "xbd0p1")

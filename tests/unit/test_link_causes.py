@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""The rules that name the cause of lost data on a link, and the parsers of the counters, on texts that were recorded on a lab."""
+"""The rules that name the cause of lost data on a link, and the parsers of the counters, on texts from a lab."""
 
 from __future__ import annotations
 

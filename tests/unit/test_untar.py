@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""Archives of others: what is read, and the limits of a header, of the data and of the time. All archives here are harmless."""
+"""Untrusted archives: what is read, and the limits of a header, of the data and of the time. All archives here are harmless."""
 
 from __future__ import annotations
 

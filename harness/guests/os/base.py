@@ -143,7 +143,7 @@ class GuestOS(ABC):
     def identity_of(self, kernel: bytes) -> KernelIdentity:
         """The identity that a kernel file states; a field is empty if the file does not state it.
 
-        Raises UsageError if it is no kernel of this OS.
+        Raises UsageError if it is not a kernel of this OS.
         """
 
     @abstractmethod
