@@ -122,7 +122,7 @@ def prefix(sample: bytes, lines: int = LINES) -> re.Pattern[bytes] | None:
 
 
 def _shape(row: bytes, linux: bool) -> tuple[re.Pattern[bytes], ...]:
-    """The parts of a prefix at the beginning of a line. The stamp of a Linux kernel is no part."""
+    """The parts of a prefix at the beginning of a line. It does not include the stamp of a Linux kernel."""
     found: list[re.Pattern[bytes]] = []
     at = 0
     while len(found) < 4:

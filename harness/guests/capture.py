@@ -49,7 +49,7 @@ def to_file(
         stack.enter_context(running)
 
         def unwritten() -> int:
-            """How many frames the kernel has counted and tcpdump has not written."""
+            """The number of frames that the kernel has counted and tcpdump has not written."""
             run(["kill", "-USR1", pid])
             captured, received, dropped = (int(count) for count in output.until(COUNTS).groups())
             if dropped:

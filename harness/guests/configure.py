@@ -22,9 +22,9 @@ _More = tuple[tuple[str, str | int | tuple[str, ...]], ...]
 
 
 def configure(host: XenHost, source: GuestSource, shape: Shape, name: str) -> DomainConfig:
-    """The domain configuration for ``source`` on ``host``, to which its files are copied.
+    """The domain configuration for ``source`` on ``host``.
 
-    Raises UsageError if no host can run it, CannotRun if this host cannot.
+    Copies the files of the source to the host. Raises UsageError if no host can run it, CannotRun if this host cannot.
     """
     preflight.check(host, source, shape)
     if shape.dump_device:

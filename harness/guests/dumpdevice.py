@@ -41,7 +41,7 @@ _DUMPS_TO = (
 
 @dataclass(frozen=True)
 class DumpDevice:
-    """The bytes of the disk ``target`` in dom0 from ``start`` on, ``size`` of them. ``sector`` is the size of a sector in bytes."""
+    """``size`` bytes of the disk ``target`` in dom0, from ``start`` on. ``sector`` is the size of a sector in bytes."""
 
     transport: Transport
     target: str
@@ -56,7 +56,7 @@ class DumpDevice:
         return self.transport.run(argv, Deadline(_BLOCK)).stdout
 
     def headers(self) -> tuple[bytes, bytes]:
-        """The header before the dump and the one after it. The first is empty if the second does not say where it is."""
+        """The headers before and after the dump. The first is empty if the second does not give its place."""
         tail = self.read(self.size - self.sector)
         place = kerneldump.first_header_offset(tail, sector=self.sector, size=self.size)
         return self.read(place) if place >= 0 else b"", tail
@@ -73,7 +73,7 @@ class DumpDevice:
         return self.transport.run(["sh", "-c", _PACKED, "sh", self.target, *words], Deadline(seconds)).stdout
 
     def digest_of_rest(self, disk_size: int) -> str:
-        """The md5 of the disk's bytes before and behind the device. ``disk_size`` is the size of the whole disk."""
+        """The md5 of the disk's bytes before and after the device. ``disk_size`` is the size of the whole disk."""
         end = self.start + self.size
         return digest(self.transport, self.target, (0, self.start), (end, disk_size - end))
 

@@ -83,7 +83,7 @@ class LinkWatch:
     # -- after ----------------------------------------------------------------------------------------------------------
 
     def explain(self, deadline: Deadline, *, failed: bool = False, complaint: str = "") -> Explained:
-        """Read everything again, and write it to the guest's directory.
+        """Read all counters again, and write them to the guest's directory.
 
         ``failed``: data has just failed to arrive. ``complaint`` is that of the transfer.
         """

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""Whether a host can run a guest in a shape, checked before any file is copied: the reason if not, and the remedy."""
+"""Checks, before any file is copied, whether a host can run a guest in a shape. An error has the reason and the remedy."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""Replacing the kernel that a guest boots: copy another one in, and find out which of the two runs."""
+"""Replaces the kernel that a guest boots, and identifies the kernel that runs."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def digest(guest: Guest, path: str) -> str:
 
 
 def bring(guest: Guest, data: bytes, path: str, directory: Path) -> None:
-    """Copy ``data`` to ``path`` in the guest by a disk that is attached for it. Raises GuestCommandFailed."""
+    """Copy ``data`` to ``path`` in the guest, through a disk that is attached temporarily. Raises GuestCommandFailed."""
     local = directory / "carried.img"
     # Raw devices are read in whole sectors.
     local.write_bytes(data + bytes(-len(data) % 4096))

@@ -36,7 +36,7 @@ def prepare(
 ) -> HostFacts:
     """Prepare the host and return its new versions. It is set aside until this has succeeded.
 
-    Raises InfrastructureError if a run uses the host, if the command fails, or if no fit dom0 boots afterwards; Interrupted when
+    Raises InfrastructureError if a run uses the host, if the command fails, or if no usable dom0 boots afterwards; Interrupted when
     ``stop`` is set.
     """
     stop = stop or threading.Event()
@@ -95,7 +95,7 @@ def _end_earlier(config: HostConfig, mark: str) -> None:
 
 
 class Interrupted(InfrastructureError):
-    """A preparation ended because its caller wanted that."""
+    """A preparation ended at the request of its caller."""
 
 
 class HostInUse(InfrastructureError):

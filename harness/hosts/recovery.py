@@ -95,7 +95,7 @@ def read_boot_id(transport: Transport) -> str:
 
 
 def wait_for_boot(config: HostConfig, connect: Connect, before: str, deadline: Deadline, stop: threading.Event) -> str:
-    """Wait for a boot after ``before`` ("" if unknown) whose dom0 the doctor finds fit. Returns its boot id.
+    """Wait for a boot after ``before`` ("" if unknown) whose dom0 passes the doctor's checks. Returns its boot id.
 
     Raises DeadlineExpired with the last reason, also at once when ``stop`` is set.
     """
@@ -120,7 +120,10 @@ def wait_for_boot(config: HostConfig, connect: Connect, before: str, deadline: D
 
 
 def end_boot(config: HostConfig, connect: Connect, record: HostRecord, stop: threading.Event) -> bool:
-    """Wait for a boot that a power cycle of any process began, up to its time limit. Returns whether the host is up and fit."""
+    """Wait for a boot that a power cycle of any process began, up to its time limit.
+
+    Returns whether the host is up and passes the checks.
+    """
     age = record.booting
     if age >= _BOOT:
         return False
@@ -184,7 +187,7 @@ class Recovery:
         self._stop.set()
 
     def stop(self) -> None:
-        """End it. A power command that has begun is completed, so that the host is not left without power."""
+        """End it. Completes a power command that has begun, so that the host does not stay off."""
         self._stop.set()
         self._thread.join()
 
@@ -240,7 +243,7 @@ class Recovery:
         return True
 
     def _failed(self, exc: InfrastructureError) -> InfrastructureError:
-        """``exc`` with who must act, for a host that does not come back by its power."""
+        """``exc`` with a hint that names who must act, for a host that a power cycle does not recover."""
         if exc.hint:
             return exc
         try:

@@ -48,7 +48,7 @@ def tree_of(world: StoreEntry) -> metalog.Tree:
 
 
 def idle_scripts(world: StoreEntry, tree: metalog.Tree) -> overlay_files.OverlayFiles:
-    """The scripts of rc(8) that an image of this world does not run, reduced to their place in the order."""
+    """The scripts of rc(8) that an image of this world does not run, reduced to the headers that give the order."""
     names = src_conf.idle_rc_scripts() if world.manifest.get("preset") in src_conf.SMALL else ()
     nodes = [tree[path] for path in (f"./etc/rc.d/{name}" for name in names) if path in tree]
     return overlay_files.OverlayFiles(

@@ -2,7 +2,7 @@
 """Builds FreeBSD from a source tree: with make on FreeBSD, with its tools/build/make.py on other systems.
 
 The store keeps objects by source path, options and compiler, so a second build compiles only changes. The build does not write
-into the tree, except that bmake's tests leave files next to themselves when bmake is bootstrapped.
+into the tree, except that bmake's tests leave files in their directory when bmake is bootstrapped.
 """
 
 from __future__ import annotations
@@ -127,7 +127,7 @@ class BuildDirectory:
         part.replace(self.directory / "times")
 
     def _drop_backdated(self) -> None:
-        """Drop all objects if a source has changed since their build without make noticing it."""
+        """Drop all objects if a source has changed since their build and make does not notice the change."""
         times = self._times
         if times is None:
             return
@@ -140,7 +140,7 @@ class BuildDirectory:
     def _drop_unfinished(self) -> None:
         """After an interrupted build, drop the files that it may have left half-written.
 
-        make compares times only: it takes a truncated library for a finished one. A file that was being written when the build ended
+        make compares times only: it treats a truncated library as complete. A file that was being written when the build ended
         is among the newest of the directory.
         """
         times = self._times
@@ -271,7 +271,10 @@ class BuildDirectory:
     # -- make ---------------------------------------------------------------------------------------------------------
 
     def make(self, what: str, target: str, *words: str, jobs: int = 0) -> None:
-        """Run one target (make would run several at the same time). Raises BuildError with the lines of the log that say why."""
+        """Run one target (make would run several at the same time).
+
+        Raises BuildError with the lines of the log that explain the failure.
+        """
         path = self.directory / "log" / f"{what}.log"
         progress = Progress(what)
         argv = [*self._tool(), f"-j{jobs or self.jobs}", target, *words]

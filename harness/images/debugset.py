@@ -33,7 +33,7 @@ _PIECE = 1 << 20
 def keep(where: str, kernel: Path) -> None:
     """Put the debugging information of ``kernel`` into the store, from the sets at ``where``, a URL or a directory.
 
-    Fetches nothing if the store has it. A failure is a warning: the image is complete without.
+    Fetches nothing if the store has it. A failure is a warning, because the image is complete without it.
     """
     try:
         symbols = debugfile.KernelSymbols(kernel)

@@ -209,7 +209,7 @@ def _check_clean(disk: RawDisk, chosen: Candidate) -> None:
 
 
 def _check_sectors(disk: RawDisk, item: Volume) -> None:
-    """Raise UsageError for sectors other than 512 bytes: the backends of Linux and QEMU give a file-backed disk those."""
+    """Raise UsageError for sectors other than 512 bytes, which the backends of Linux and QEMU give a file-backed disk."""
     part = item.part
     if part.sector != SECTOR:
         raise UsageError(
@@ -244,8 +244,8 @@ def root_of(device: str) -> dict[str, str]:
 def root_device(disk: RawDisk, root: str = "") -> str:
     """The root device of a disk that boots with another kernel. Returns ``root`` unread if it is given.
 
-    A disk without a root may have one that only this kernel knows: then its first UFS, else the whole disk.
-    Raises UsageError as :func:`open_root` does in all other cases.
+    A disk without a known root may have one that only this kernel supports. The result is then its first UFS, or else the whole
+    disk. Raises UsageError as :func:`open_root` does in all other cases.
     """
     if root:
         return root.removeprefix("ufs:").removeprefix("/dev/")

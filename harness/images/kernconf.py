@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""Kernel configurations: ours, reduced by the tree's GENERIC (TRIM), and those of the tree or the user."""
+"""Kernel configurations: those of the harness, which reduce the tree's GENERIC (TRIM), and those of the tree or the user."""
 
 from __future__ import annotations
 

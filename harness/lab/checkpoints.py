@@ -133,7 +133,7 @@ class LabCheckpoints:
         return "dom0 idle, with the code that cases use translated"
 
     def _snapshotter(self, kind: CheckpointKind) -> Snapshotter:
-        """The snapshotter by which checkpoints of ``kind`` are saved now."""
+        """The snapshotter that now saves checkpoints of ``kind``."""
         criu = self._machine.criu
         return criu if criu is not None and self.hot and kind.may_be_hot else self._migration
 

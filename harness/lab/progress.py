@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""Say every few seconds how much of a long build is done."""
+"""Prints the progress of a long build every few seconds."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Done:
 
 @contextmanager
 def shown(log: logging.Logger, what: str, look: Callable[[], Done]) -> Iterator[None]:
-    """While the block runs, log every few seconds the part of ``what`` that ``look`` finds done.
+    """While the block runs, log the progress of ``what``, which ``look`` returns, every few seconds.
 
     ``look`` runs in another thread, and only there.
     """

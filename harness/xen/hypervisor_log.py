@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""What Xen's log says that it did not say before. The log is a ring of conring_size bytes, so its length tells nothing."""
+"""Finds the new part of Xen's log. The log is a ring of conring_size bytes, so its length does not show growth."""
 
 from __future__ import annotations
 

@@ -21,7 +21,8 @@ class Console(Stream, Protocol):
     def leave(self) -> None:
         """Make the client exit, and wait until the reader has seen its end. Then another client can connect.
 
-        A client that stays keeps the lock of the console; in a checkpoint it does so for ever. Gives up after 5 seconds.
+        A client that does not exit keeps the lock of the console; in a checkpoint it does so for ever. Stops waiting after 5
+        seconds.
         """
         ...
 
@@ -93,8 +94,8 @@ class Toolstack(Protocol):
     def migrate(self, domain: str | int, name: str) -> int:
         """Migrate the running domain ``name`` live to its own host. Returns its new domid. Raises CommandFailed.
 
-        If the migration fails, the domain continues with its old domid, or it is gone. The migrated domain stays as it is when it
-        shuts down, whatever its on_reboot and on_crash say.
+        If the migration fails, the domain continues with its old domid, or no longer exists. After its shutdown the migrated domain
+        stays, independent of its on_reboot and on_crash.
         """
         ...
 

@@ -299,7 +299,7 @@ class FreeBSD(GuestOS):
         """See the base class.
 
         A netstat of another major release than the kernel's reads struct tcpstat at wrong offsets: 14.0 put tcps_progdrops before
-        tcps_rcvbadsum (sys/netinet/tcp_var.h). In that case the number is read from the kernel's struct.
+        tcps_rcvbadsum (sys/netinet/tcp_var.h). Then read the number from the kernel's struct.
         """
         kernel, _, world = run("sysctl -n kern.osreldate; uname -U 2>/dev/null || true").partition("\n")
         if world.strip().isdigit() and int(world) // 100_000 != int(kernel) // 100_000:
