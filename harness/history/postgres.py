@@ -36,7 +36,7 @@ _SILENT = 20
 _WRITERS = 0x667868
 _SCHEMA = "fxh_schema"
 EXTRA = "freebsd-xen-harness[postgresql]"
-"""What pip installs the driver with."""
+"""The requirement with which pip installs the driver."""
 
 # Messages of the server, and who must act. The first match counts; texts for connections, which have no SQLSTATE.
 _HINTS = (
@@ -161,7 +161,7 @@ def _options(given: Mapping[str, Any]) -> dict[str, str]:
 
 
 class _Deadline:
-    """Cuts a connection after ``_TRANSACTION`` seconds: a server that hangs keeps none of its own limits."""
+    """Closes a connection after ``_TRANSACTION`` seconds, because a hung server does not enforce its own limits."""
 
     def __init__(self) -> None:
         self._driver: Any = None

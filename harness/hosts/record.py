@@ -156,7 +156,7 @@ def set_aside(name: str, *, except_for: str = "") -> HostSetAside | None:
         why = "its preparation was interrupted, because the process that prepared it was killed; the host may be half prepared"
         if pids := operator_command.survivors(aside["mark"]):
             why += f"; its command still runs (process {', '.join(map(str, pids))})"
-        hint = f"run: fxh prepare {name}, which first ends these processes"
+        hint = f"run: fxh prepare {name}, which first ends remaining processes of the command"
     return HostSetAside(f"{name} is set aside since {aside['since']}: {why}", hint=hint)
 
 

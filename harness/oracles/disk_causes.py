@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""Names the likeliest cause when a guest's disk does not read or write, from what blkback, dom0 and the guest counted."""
+"""Names the likeliest cause when a guest's disk does not read or write, from the counters of blkback, dom0 and the guest."""
 
 from __future__ import annotations
 
@@ -139,7 +139,7 @@ def kernel_errors(text: str, since: float = 0.0) -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class Rule:
-    """``says`` returns a sentence if the rule explains what was seen, else "". A ``weak`` rule needs a finding that names the disk."""
+    """``says`` returns a sentence if the rule explains the observations, else "". A ``weak`` rule needs a finding that names the disk."""
 
     name: str
     says: Callable[[DiskSeen], str]

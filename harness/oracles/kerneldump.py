@@ -70,7 +70,7 @@ def is_dump(tail: bytes) -> bool:
 
 
 def header_errors(head: bytes, tail: bytes, *, sector: int, size: int) -> list[str]:
-    """Return what makes a dump unreadable, as lines.
+    """Return the reasons why a dump is unreadable, as lines.
 
     ``tail`` is the device's last block, ``head`` the block at :func:`first_header_offset`. ``sector`` and ``size`` are those of the
     device, in bytes.
@@ -159,7 +159,7 @@ def info_errors(info: str, header: Header) -> list[str]:
 
 
 def cleared(tail: bytes) -> bytes:
-    """Return the header that savecore leaves in the place of ``tail``: another magic, and all else as it was.
+    """Return the header that savecore writes in place of ``tail``: with another magic and otherwise the same.
 
     Source: sbin/savecore/savecore.c, DoFile() after ``nuke:``
     """

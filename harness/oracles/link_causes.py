@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""Names the likeliest cause when data between dom0 and a guest does not arrive, from what both kernels counted meanwhile."""
+"""Names the likeliest cause when data between dom0 and a guest does not arrive, from the counters of both kernels."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ def read_dom0(before: str, text: str, vif: str) -> LinkSeen:
 
 @dataclass(frozen=True)
 class Rule:
-    """``says`` returns a sentence if the rule explains what was seen, else "". A ``weak`` rule also fires on a link that works."""
+    """``says`` returns a sentence if the rule explains the observations, else "". A ``weak`` rule also fires on a link that works."""
 
     name: str
     says: Callable[[LinkSeen], str]
@@ -120,7 +120,7 @@ class Rule:
 
 
 def cause(seen: LinkSeen, *, works: bool = False) -> str:
-    """The likeliest cause in one sentence; "" if no rule fires. With ``works`` the link moves data now, and weak rules are left out."""
+    """The likeliest cause in one sentence; "" if no rule fires. With ``works`` the link moves data now, and weak rules do not count."""
     return next((text for rule in RULES if not (works and rule.weak) and (text := rule.says(seen))), "")
 
 

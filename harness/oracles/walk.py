@@ -39,7 +39,7 @@ def seconds(text: str) -> int:
 
 @dataclass(frozen=True)
 class Step:
-    """One event. ``value`` is what it concerns: ``xvdc``, MiB of the balloon, seconds of a pause, ``tso off``; "" if nothing."""
+    """One event. ``value`` is its object: ``xvdc``, MiB of the balloon, seconds of a pause, ``tso off``; "" if nothing."""
 
     event: str
     value: str | int = ""
@@ -195,7 +195,7 @@ def suffix(taken: Sequence[Step], count: int, bounds: Bounds) -> tuple[Step, ...
 
 @dataclass(frozen=True)
 class Violation:
-    """An invariant that does not hold, and what was seen instead. ``died`` is the error of a guest that is dead or silent."""
+    """An invariant that does not hold, and the observation. ``died`` is the error of a guest that is dead or silent."""
 
     invariant: str
     lines: tuple[str, ...]

@@ -84,7 +84,7 @@ class Observation:
 
     @property
     def judged(self) -> bool:
-        """Whether the result says something about the product."""
+        """Whether the result is a verdict on the product."""
         return self.outcome in (PASSED, FAILED) and not self.paused
 
     @property
