@@ -3,9 +3,8 @@
 
     python bench/boot.py [--type hvm] [--unspared] [--count 3] [IMAGE ...]
 
-Without an image it boots the control guest. ``--unspared`` also boots each guest without the remedies of docs/lab.md (What a boot under
-emulation is made of). The last column is the ratio to the first row. The exits are counted with xentrace, if dom0 has it, in a boot
-of their own.
+Without an image it boots the control guest. ``--unspared`` also boots each guest without the remedies of docs/lab.md (The cost of
+a boot under emulation). The last column is the ratio to the first row. xentrace, if dom0 has it, counts the exits in a separate boot.
 """
 
 from __future__ import annotations

@@ -3,8 +3,8 @@
 
     python bench/page.py [--keep PAGE]
 
-Two figures, each the median of several starts of headless Chromium: the browser's own time from the begin of the load until all of
-the page is laid out, and the time on the clock of a screenshot, minus that of an empty page.
+It prints two figures, each the median of several starts of headless Chromium. The first is the browser's own time from the begin of
+the load to the complete layout. The second is the wall-clock time of a screenshot, minus that of an empty page.
 """
 
 from __future__ import annotations

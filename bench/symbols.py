@@ -9,7 +9,7 @@ first: with an empty store. LLVM's symbolizer answers; the index is made meanwhi
 cold: the index is there, but the process has read nothing
 warm: the same frames once more in one process
 
-The limits hold for CPU time, because the seconds of a busy machine include the work of others.
+The limits hold for CPU time, because the seconds of a busy machine include the work of other programs.
 """
 
 from __future__ import annotations

@@ -8,8 +8,9 @@ figures are printed:
 
 * CPU time of the run, its labs included, with and without. Labs emulate processors, so it differs by several percent from run to
   run: the spread is printed with it.
-* CPU time within these functions as a share of the whole, measured in the runs with them. This has no such spread. To it belongs
-  what a lab computes to print dom0's log, which each case reads: the CPU time of the script in dom0 with and without the log.
+* CPU time within these functions as a share of the whole, measured in the runs with them. This has no such spread. It includes the
+lab's
+  cost of dom0's log, which each case reads: the CPU time of the script in dom0 with and without the log.
 
 Exit code 1 if a share is over its bound.
 """

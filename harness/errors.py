@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""The error tree. The branch of an error decides the exit code of a run, and with it who has to act.
+"""The error tree. The branch of an error decides the exit code of a run, and with it who must act.
 
 A failed assertion of a case, and the errors of the guest below, are failures of the product under test. Any other error means
 that the run learned nothing about the product.

@@ -9,12 +9,13 @@ import re
 REMOVED = "***"
 """Replaces a secret."""
 
-# ESC [ 9 9 9 ; 9 9 9 H   ESC ] P 0 0 0 0 0 0 0 (Linux)   ESC ] 0 ; title BEL   ESC 7   ESC ( B
+# ESC [ 9 9 9 ; 9 9 9 H   ESC ] P 0 0 0 0 0 0 0 (Linux)
+# ESC ] 0 ; title BEL   ESC 7   ESC ( B
 # A control string without its end is not removed: the rest of its line is text.
 ESCAPE = r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\]P[0-9A-Fa-f]{7}|\]R|[\]P^_X][^\x07\x1b\r\n]{0,256}(?:\x07|\x1b\\)|[ -/]*[0-~])"
 _ESCAPE = re.compile(ESCAPE)
-# Unprintable characters except line ends and tabs, those that end a line for str.splitlines(), invisible ones and marks that reorder
-# text (Unicode's categories Cc, Cf, Zl and Zp), and halves of characters, which no file can have (Cs).
+# Unprintable characters except line ends and tabs; line ends of str.splitlines(); invisible characters, and marks that reorder
+# text. They are Unicode's categories Cc, Cf, Zl and Zp. Also halves of characters (Cs), which no file can have.
 _CONTROL = re.compile(
     "[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\xad\u0600-\u0605\u061c\u06dd\u070f\u0890\u0891\u08e2\u180e\u200b-\u200f\u2028-\u202e\u2060-\u206f"
     "\ud800-\udfff\ufeff\ufff9-\ufffb\U000110bd\U000110cd\U00013430-\U0001343f\U0001bca0-\U0001bca3\U0001d173-\U0001d17a"

@@ -2,8 +2,8 @@
 """The action trace: every command, xl command, wait and restore of a case, with its times, status and caller.
 
 Code that acts on a host or a guest wraps the action in :func:`step`. :func:`record` starts a file for a case; without one a step is
-only logged. Each event takes two lines in the file, at its begin and at its end, each written at once: a killed harness loses nothing,
-and the open events show where it stood. docs/schema/trace.json describes the lines.
+only logged. Each event writes one line to the file at its begin and one at its end, both at once. So a killed harness loses
+nothing, and the open events show what it did last. docs/schema/trace.json describes the lines.
 """
 
 from __future__ import annotations

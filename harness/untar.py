@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""Reads tar archives of others with tarfile, within limits: of a header, of all data and of time. No archive can make it wait or fill memory."""
+"""Reads untrusted tar archives with tarfile. Limits of a header, of all data and of time prevent endless reads and full memory."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def check(member: tarfile.TarInfo, before: int, most: int) -> None:
     if not 0 <= member.size <= most:
         raise BadArchive(f"{name} claims to have {member.size} bytes; the limit is {most >> 20} MiB")
     if member.offset <= before:
-        raise BadArchive(f"the header of {name} is not behind the member before it")
+        raise BadArchive(f"the header of {name} does not follow the member before it")
     if member.issparse():
         raise BadArchive(f"{name} is sparse; write the archive without sparse files")
     if len(member.pax_headers) > _RECORDS:

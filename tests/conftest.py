@@ -67,7 +67,7 @@ def postgres() -> Iterator[Any]:
 
 @dataclass(frozen=True)
 class Installed:
-    """The wheel in a virtual environment of its own, in a directory that holds nothing else."""
+    """The wheel in a separate virtual environment, in a directory that holds nothing else."""
 
     directory: Path
     environment: Mapping[str, str] = field(repr=False)

@@ -153,7 +153,7 @@ def table(entries: list[Entry], *, cases: bool = False) -> list[str]:
 def check(
     test_plan: Annotated[Path | None, typer.Option("--test-plan", help="Only write docs/test-plan.md to this file.")] = None,
 ) -> None:
-    """Check that each known issue fits a case and is not due for review, and that the pages made from the suites are up to date.
+    """Check that each known issue fits a case and is not due for review, and that generated pages are up to date.
 
     The pages are the matrix in docs/suites.md, and docs/test-plan.md. Exit code 1 if a check fails.
     """

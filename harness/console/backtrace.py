@@ -17,8 +17,8 @@ _SPAN = 1 << 16
 class Frame:
     """One line of a backtrace. ``function`` and ``offset`` (for example ``0x2b``) are as printed.
 
-    A frame without a name has only an ``address``. ``before``: the return address is the first byte of ``function``, so the
-    caller is the function that ends there; its last instruction was a call such as ``panic()``. ``exact``: the address is that
+    A frame without a name has only an ``address``. ``before``: the return address is the first byte of ``function``, so
+    the caller is the function that ends there. Its last instruction was a call such as ``panic()``. ``exact``: the address is that
     of the faulting instruction (the frame of a trap) rather than a return address.
     """
 

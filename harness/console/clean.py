@@ -122,7 +122,7 @@ def prefix(sample: bytes, lines: int = LINES) -> re.Pattern[bytes] | None:
 
 
 def _shape(row: bytes, linux: bool) -> tuple[re.Pattern[bytes], ...]:
-    """The parts of a prefix at the beginning of a line. The stamp of a Linux kernel is no part."""
+    """The parts of a prefix at the beginning of a line. It does not include the stamp of a Linux kernel."""
     found: list[re.Pattern[bytes]] = []
     at = 0
     while len(found) < 4:
@@ -156,8 +156,8 @@ def _tag(rows: list[bytes], stamped: bool) -> bytes:
 # -- cleaning ---------------------------------------------------------------------------------------------------------
 
 # Every alternative begins with a fixed byte, so that a search is fast.
-# ESC [ 11 ; 01 H   moves the cursor and so begins another line, unless the cursor is already there: a firmware moves it for each
-# character. ESC [ 2 J   clears the screen and begins a line.
+# ESC [ 11 ; 01 H   moves the cursor and so begins another line, unless the cursor is already there.
+# A firmware moves the cursor for each character. ESC [ 2 J   clears the screen and begins a line.
 _MOVES = rb"\x1b(?P<moves>\[(?:(?P<row>\d{0,5})(?:;(?P<column>\d{0,5}))?[Hf]|2J))"
 # An incomplete escape sequence at the end of the data.
 _CUT_ESCAPE = rb"\x1b(?:\[[0-?]*[ -/]*|\]P[0-9A-Fa-f]{0,6}|(?:\](?![PR])|[P^_X])[^\x07\x1b\r\n]{0,256}\x1b?|[ -/]*)?\Z"

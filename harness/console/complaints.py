@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: BSD-2-Clause
 """Complaints: messages of a kernel, the hypervisor or dom0 that report a problem without ending the guest.
 
-A complaint has an identity that is the same in every run: its source unless that is the guest, its kind, and the message without numbers. A run compares the
-identities with those of its baseline, so a message that every boot prints is not reported.
+A complaint has an identity that is the same in every run: source (empty for the guest), kind, and the message without numbers. A
+run compares the identities with those of its baseline, so it does not report a message that every boot prints.
 
 To add a kind, add a row with a sample to :data:`KINDS`; a test feeds each sample to :func:`complaints`.
 Sources: FreeBSD sys/kern/subr_witness.c, kern_intr.c, kern_tc.c, sys/dev/xen, sys/xen/xenbus/xenbus.c; Linux kernel/panic.c,

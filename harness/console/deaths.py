@@ -176,7 +176,7 @@ def classify(
 def _stuck(data: bytes, stage: str, tail: bytes, tables: ConsoleTables) -> prompts.Stuck | None:
     """:func:`prompts.stuck` for the ``tail`` of ``data``, without a watcher that knows the stages.
 
-    A prompt after a kernel's first output is no loader's. After a login prompt no prompt counts.
+    A prompt after a kernel's first output is not the loader's. After a login prompt no prompt counts.
     """
     boot = max((match.start() for match in _BOOTS.finditer(data)), default=-1)
     login = stage == "login" or last_login(data) > boot

@@ -50,8 +50,8 @@ _KILL_LINE = "\x15"
 # The length from which an output is long (characters). A serial port of an emulated machine may write only seven bytes a second.
 _LONG_TTY, _LONG_SERIAL_PORT = 400, 64
 # Seconds of silence after which to type again: at a login, in a shell, and in a resumed shell. While the console writes, wait
-# _WRITING times as long. It may still echo earlier input: an emulated UART of a guest with four vCPUs wrote seven bytes a second, and
-# each further line delays it more.
+# _WRITING times as long. It may still echo earlier input: the emulated UART of a guest with four vCPUs wrote seven bytes a second.
+# Each further line delays it more.
 _RETRY_LOGIN, _RETRY_SHELL, _RETRY_RESUMED = 3.0, 5.0, 2.0
 _WRITING = 12
 # Bytes of a console that one wait keeps in memory.
@@ -301,7 +301,7 @@ class Session:
 
     @contextlib.contextmanager
     def lent(self, seconds: float = _LENT) -> Iterator[str]:
-        """Lend the shell to a person: inside, it echoes what is typed. The person has to leave it at its prompt.
+        """Lend the shell to a person: inside, it echoes what is typed. The person must leave it at its prompt.
 
         Yields "", or why the shell does not answer yet. Raises GuestDied, LoggedOut, and DeadlineExpired if it does not answer
         within ``seconds`` afterwards.

@@ -25,8 +25,8 @@ _UNFINISHED = ("panic", "trap")
 _LAST_WORDS = re.compile(rb"^\r*(?:Uptime: |Dumping \d|Dump complete)", re.MULTILINE)
 # A command's output (dmesg, a log) may quote a death or a boot. Seconds of silence after which a death, or a boot, counts anyway.
 _QUOTED_QUIET, _QUOTED_BOOT = 0.8, 30.0
-# Seconds, multiplied by a scale above 1: until an entered debugger shows its prompt; until a debugger script prints something,
-# usually and while it writes a dump; and for a whole script.
+# Seconds, multiplied by a scale above 1. From the entry of a debugger to its prompt. Between two outputs of a debugger script,
+# usually and during a dump. For a whole script.
 _DEBUGGER, _SCRIPT, _DUMP, _SCRIPT_LONGEST = 15.0, 15.0, 120.0, 600.0
 # KDB: enter: panic                      (sys/kern/subr_kdb.c, kdb_enter(): a debugger takes over)
 # [ thread pid 1 tid 100002 ]     Stopped at      kdb_enter+0x33: movq ...

@@ -35,7 +35,7 @@ _SELECTORS = 0xFFFF
 # struct vcpu_guest_context: offsets of user_regs and ctrlreg, and room for the whole.
 _USER_REGS, _CTRLREG, _CONTEXT = 520, 4984, 8192
 _LA57 = 1 << 12
-# Xen allows more vCPUs for some domains, but none of ours.
+# Xen allows more vCPUs for some domains, but our domains have no more.
 _MOST_VCPUS = 128
 _LIBRARIES = (
     "/usr/lib/*/libxenctrl.so.*",
@@ -190,7 +190,7 @@ class Stub:
         return b"T%02xthread:%x;" % (number, self.vcpu + 1)
 
     def select(self, thread: bytes) -> bytes:
-        """Use a vCPU from here on: thread N is vCPU N - 1; 0 and -1 mean any. Raises ValueError if it is no number."""
+        """Use a vCPU from here on: thread N is vCPU N - 1; 0 and -1 mean any. Raises ValueError for text that is not a number."""
         number = int(thread or b"0", 16)
         if number > 0:
             if number > _MOST_VCPUS or self.domain.context(number - 1) is None:

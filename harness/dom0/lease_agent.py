@@ -26,7 +26,7 @@ from harness.dom0.cleanup import NAME, domains, output, remove, resources
 from harness.dom0.lease_table import LeaseTable, stats, unlink
 
 KINDS = ("memory", "vcpus", "disk")
-"""What a lease reserves: MiB, number, MiB."""
+"""The resources that a lease reserves: MiB, number, MiB."""
 
 
 class XenSilent(Exception):
@@ -34,7 +34,7 @@ class XenSilent(Exception):
 
 
 class LeaseEnded(Exception):
-    """The holder ended the lease or is gone, or a signal ended this process."""
+    """The holder ended the lease or its connection, or a signal ended this process."""
 
 
 def send(**message: Any) -> None:

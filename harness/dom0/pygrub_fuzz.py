@@ -4,8 +4,8 @@
     pygrub_fuzz IMAGE menu|image FIRST COUNT DIRECTORY MENU-OFFSET MENU-LENGTH PYGRUB
 
 The seeds of the COUNT mutations start at FIRST. pygrub and its imports are loaded once, and each run is a fork: this is faster than
-a new interpreter for each run. The program prints one line of JSON for each run that did not exit with status 0 or 1, one for each
-file that pygrub changed outside DIRECTORY/out, and a last line with the counts. It needs Python 3.8 for sys.addaudithook().
+a new interpreter for each run. The program prints one line of JSON for each run with another exit status than 0 or 1. It prints one for
+each file that pygrub changed outside DIRECTORY/out. The last line has the counts. It needs Python 3.8 for sys.addaudithook().
 """
 
 from __future__ import annotations

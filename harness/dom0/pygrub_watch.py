@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: BSD-2-Clause
 """Program for dom0: report the user and the root directory of each pygrub that starts while it runs.
 
-It prints ``watching``, and after the first byte or the end of stdin a line ``UID DIRECTORY`` for each different pair that it saw:
-the effective uid and the directory that the process uses as ``/``.
+It prints ``watching``. After the first byte or the end of stdin it prints a line ``UID DIRECTORY`` for each different pair. They
+are the effective uid, and the directory that the process uses as ``/``.
 
-One process checks all others every 20 ms, and only those that started after it: under emulation, starting a tool for each check would
-take longer than the interval.
+One process checks every 20 ms all processes that started after it. Under emulation, a tool for each check would take longer to
+start.
 """
 
 from __future__ import annotations

@@ -3,11 +3,11 @@
 
     scan_pages DOMID FIRST END FILE WORD
 
-If FILE does not exist, the program scans the pages from FIRST up to, but not including, END, and writes the numbers of those that
-the domain does not have to FILE. If FILE exists, it scans the pages that FILE lists.
+If FILE does not exist, the program scans the pages from FIRST to END - 1. It writes to FILE the numbers of the pages that the
+domain lacks. If FILE exists, it scans the pages that FILE lists.
 
-It prints in JSON how many of these pages the domain has (``pages``), how many of those contain WORD (``found``), and how many the
-domain does not have (``holes``).
+It prints three counts in JSON: the pages that the domain has (``pages``), those that contain WORD (``found``), and the missing ones
+(``holes``).
 """
 
 from __future__ import annotations

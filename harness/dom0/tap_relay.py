@@ -5,8 +5,8 @@
 
 It creates both devices and prints ``ready``, or ``error: REASON``. It relays until its stdin ends, and the devices end with it.
 
-The devices have no offloads, as with a card that has none: the kernel divides large segments and completes checksums before it
-hands a frame over.
+The devices have no offloads. So the kernel divides large segments and completes checksums before it hands a frame over, as for a
+simple network card.
 """
 
 from __future__ import annotations

@@ -31,10 +31,10 @@ _LAYOUT = f"ext2-4k-{hashlib.sha256(f'{MENU}{_MIB}'.encode()).hexdigest()[:8]}"
 
 
 def source(plain: GuestSource) -> GuestSource:
-    """The same guest, with its kernel taken by the bootloader from its first disk.
+    """The same guest, but the bootloader takes its kernel from its first disk.
 
-    For a guest without a disk (the control guest) one is made with its kernel and ramdisk, as ext2, to which it can write. Raises
-    UsageError if it has no kernel.
+    A guest without a disk (the control guest) gets a writable ext2 disk with its kernel and ramdisk. Raises UsageError if it has no
+    kernel.
     """
     if plain.disks:
         return replace(plain, kernel=None, ramdisk=None)
@@ -60,15 +60,15 @@ def write_tree(directory: Path, files: dict[str, bytes]) -> None:
 
 
 def make_ext2(tree: Path, target: Path, mib: int, *, bsize: int = 1024) -> None:
-    """Make an ext2 for old readers, with blocks of ``bsize`` bytes: pygrub makes a system call for each. Raises BuildError."""
+    """Make an ext2 for old readers, with blocks of ``bsize`` bytes; pygrub needs a system call for each. Raises BuildError."""
     makefs.run(["mke2fs", "-q", "-t", "ext2", "-b", str(bsize), "-I", "128", "-m", "0", "-d", str(tree), str(target), f"{mib}M"])
 
 
 def make_ufs(tree: Path, target: Path, *, version: int = 1, bsize: int = 8192, size: str = "32m") -> None:
     """Make a UFS with blocks of ``bsize`` bytes and fragments of an eighth of that. Blocks of zeros are holes. Raises BuildError.
 
-    The volume is one block larger than the file system: libfsimage reads directories in whole blocks, and fails on a block that ends
-    beyond the volume.
+    The volume is one block larger than the file system. libfsimage reads directories in whole blocks, and fails on a block that
+    ends beyond the volume.
     """
     options = f"version={version},bsize={bsize},fsize={bsize // 8},optimization=space"
     makefs.run(["makefs", "-t", "ffs", "-B", "le", "-s", size, "-o", options, str(target), str(tree)])
@@ -77,7 +77,7 @@ def make_ufs(tree: Path, target: Path, *, version: int = 1, bsize: int = 8192, s
 
 
 def holes_in(volume: Path, path: str) -> int:
-    """How many blocks of the file ``path`` of a raw UFS are holes. Raises UsageError if there is no such file."""
+    """The number of holes (blocks) in the file ``path`` of a raw UFS. Raises UsageError if there is no such file."""
     with window.opened(volume) as whole:
         fs = ufs.superblock(whole)
         try:

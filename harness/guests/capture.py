@@ -30,7 +30,7 @@ def to_file(
     """
     remote = f"/run/fxh-{secrets.token_hex(4)}.pcap"
     # Without --immediate-mode a tcpdump that is stopped never reads the frames of the last second. In that mode each frame takes
-    # the ring space of the longest, so the ring has to be larger than the default of 2 MiB.
+    # the ring space of the longest, so the ring must be larger than the default of 2 MiB.
     ring = ["--immediate-mode", "-B", "32768", "-s", "65549" if whole else "96"]
     words = ["tcpdump", "-i", device, "-U", "-Z", "root", *ring, "-w", remote, *expression.split()]
     run = host.transport.run
@@ -49,7 +49,7 @@ def to_file(
         stack.enter_context(running)
 
         def unwritten() -> int:
-            """How many frames the kernel has counted and tcpdump has not written."""
+            """The number of frames that the kernel has counted and tcpdump has not written."""
             run(["kill", "-USR1", pid])
             captured, received, dropped = (int(count) for count in output.until(COUNTS).groups())
             if dropped:

@@ -14,7 +14,7 @@ from harness.hosts.host import XenHost
 from harness.xen.config import Disk, DomainConfig, Vif, entry
 from harness.xen.firmware import UEFI
 
-# MiB for a guest in the PV shim. Measured with Xen 4.17 and a Linux of 60 MiB: with 288 the shim stops with "Not enough RAM for
+# MiB for a guest in the PV shim. Measured with Xen 4.17 and a Linux of 60 MiB. With 288 the shim stops with "Not enough RAM for
 # domain 0 allocation"; with 512 the guest boots.
 _SHIM = 512
 
@@ -22,9 +22,9 @@ _More = tuple[tuple[str, str | int | tuple[str, ...]], ...]
 
 
 def configure(host: XenHost, source: GuestSource, shape: Shape, name: str) -> DomainConfig:
-    """The domain configuration for ``source`` on ``host``, to which its files are copied.
+    """The domain configuration for ``source`` on ``host``.
 
-    Raises UsageError if no host can run it, CannotRun if this host cannot.
+    Copies the files of the source to the host. Raises UsageError if no host can run it, CannotRun if this host cannot.
     """
     preflight.check(host, source, shape)
     if shape.dump_device:
@@ -52,8 +52,8 @@ def configure(host: XenHost, source: GuestSource, shape: Shape, name: str) -> Do
     # Under emulation the firmware takes a minute to start from the network card, which FreeBSD unplugs later.
     nic = "vif" if shape.type == "hvm" and host.facts.emulated and not shape.emulated_nic else ""
     more, kernel = _kernel_fields(host, source, shape, given)
-    # QEMU's emulated CPU does not report an invariant TSC, so Xen would trap each read of it (docs/lab.md, What a boot under
-    # emulation is made of).
+    # QEMU's emulated CPU does not report an invariant TSC, so Xen would trap each read of it (docs/lab.md, The cost of a
+    # boot under emulation).
     tsc = (("tsc_mode", "native"),) if spared else ()
     # Without its ROM the card starts no guest, and dom0 does not need the package that has the ROM.
     no_rom: _More = (("device_model_args_hvm", ("-global", f"{shape.emulated_nic}.romfile=")),) if shape.emulated_nic else ()

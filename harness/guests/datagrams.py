@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: BSD-2-Clause
 """UDP both ways between a guest and dom0, in datagrams of chosen sizes, with digests.
 
-FreeBSD uses its nc, which reads 16384 bytes at once. The control guest's busybox has a TFTP client only: each of its datagrams is a
-block of the chosen size behind a header of 4 bytes.
+FreeBSD uses its nc, which reads 16384 bytes at once. The control guest's busybox has only a TFTP client. Each of its datagrams has
+a header of 4 bytes and a block of the chosen size.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from harness.guests.link import SEED, Link, Transfer, digest_of
 
-# The client's own request has to fit into a block (busybox, networking/tftp.c). A smaller datagram is the short last block of a file.
+# The client's own request must fit into a block (busybox, networking/tftp.c). A smaller datagram is the short last block of a file.
 _LEAST_BLOCK = 64
 
 

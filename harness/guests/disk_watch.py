@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: BSD-2-Clause
 """Finds out why a disk of a guest failed: blkback's counters, the device behind it, dom0's kernel log, and the guest's own counters.
 
-blkback counts from the moment a disk is attached, so nothing has to be read before.
+blkback counts from the moment a disk is attached, so no earlier read is needed.
 """
 
 from __future__ import annotations

@@ -31,9 +31,9 @@ _SIZE = 'blockdev --getsize64 "$1" 2>/dev/null || wc -c < "$1"'
 _TABLE = 1 << 16
 # Partitions of one disk that are looked at: the guest chose their number.
 _MOST = 16
-# The partitions to which FreeBSD dumps, by the types of harness.images.parttable: those of GEOM's methods g_part_dumpto in
-# sys/geom/part/g_part_gpt.c (also the swap of Linux and of DragonFly), g_part_mbr.c (also Linux's) and g_part_bsd.c (also an unused
-# one); "" is a disk without a table.
+# The partitions to which FreeBSD dumps, by the types of harness.images.parttable. "" is a disk without a table. The source is
+# GEOM's g_part_dumpto in sys/geom/part/g_part_gpt.c (also the swap of Linux and of DragonFly), g_part_mbr.c (also Linux's) and
+# g_part_bsd.c (also an unused one).
 _DUMPS_TO = (
     "freebsd-swap", "0657fd6d-a4ab-43c4-84e5-0933c84b4f4f", "9d58fdbd-1ca5-11dc-8817-01301bb8a9f5", "freebsd", "0x82", "!0", "",
 )  # fmt: skip
@@ -41,7 +41,7 @@ _DUMPS_TO = (
 
 @dataclass(frozen=True)
 class DumpDevice:
-    """The bytes of the disk ``target`` in dom0 from ``start`` on, ``size`` of them. ``sector`` is the size of a sector in bytes."""
+    """``size`` bytes of the disk ``target`` in dom0, from ``start`` on. ``sector`` is the size of a sector in bytes."""
 
     transport: Transport
     target: str
@@ -56,7 +56,7 @@ class DumpDevice:
         return self.transport.run(argv, Deadline(_BLOCK)).stdout
 
     def headers(self) -> tuple[bytes, bytes]:
-        """The header before the dump and the one after it. The first is empty if the second does not say where it is."""
+        """The headers before and after the dump. The first is empty if the second does not give its place."""
         tail = self.read(self.size - self.sector)
         place = kerneldump.first_header_offset(tail, sector=self.sector, size=self.size)
         return self.read(place) if place >= 0 else b"", tail
@@ -73,7 +73,7 @@ class DumpDevice:
         return self.transport.run(["sh", "-c", _PACKED, "sh", self.target, *words], Deadline(seconds)).stdout
 
     def digest_of_rest(self, disk_size: int) -> str:
-        """The md5 of the disk's bytes before and behind the device. ``disk_size`` is the size of the whole disk."""
+        """The md5 of the disk's bytes before and after the device. ``disk_size`` is the size of the whole disk."""
         end = self.start + self.size
         return digest(self.transport, self.target, (0, self.start), (end, disk_size - end))
 

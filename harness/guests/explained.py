@@ -16,10 +16,10 @@ _WIDTH, _LINES = 400, 4
 
 @dataclass(frozen=True)
 class Explained:
-    """``cause`` is one sentence, or "" if no rule fires. ``counted`` and ``captured`` are what was seen.
+    """``cause`` is one sentence, or "" if no rule fires.
 
-    ``failed`` is whether data does not arrive, so that the finding needs the counters even without a cause. ``complaint`` is that of
-    the transfer that failed, or "".
+    ``counted`` and ``captured`` are the observations. ``failed`` is whether data does not arrive; the finding then needs the
+    counters even without a cause. ``complaint`` is that of the failed transfer, or "".
     """
 
     cause: str = ""
@@ -30,12 +30,12 @@ class Explained:
 
     @property
     def rows(self) -> tuple[str, ...]:
-        """Lines to append to a finding: none if nothing explains it and no transfer failed."""
+        """Lines to append to a finding; empty without an explanation and without a failed transfer."""
         return self.all_rows if self.cause or self.failed else ()
 
     @property
     def all_rows(self) -> tuple[str, ...]:
-        """The lines with everything that was seen, for the evidence."""
+        """All observations as lines, for the evidence."""
         found = [f"cause:     {self.cause or 'not known: no counter that changed shows where the data is lost'}"]
         found += [f"counted:   {line}" for line in self.counted[:_LINES]]
         found += [f"captured:  {line}" for line in self.captured[:_LINES]]
@@ -49,7 +49,7 @@ def one_line(text: str) -> str:
 
 
 class Watch(Protocol):
-    """Knows what counters were before, and explains what happened since."""
+    """Compares counters with their earlier values, and explains the difference."""
 
     explained: Explained | None
     """Set when a transfer failed."""
@@ -60,7 +60,7 @@ class Watch(Protocol):
         ...
 
     def explain(self, deadline: Deadline) -> Explained:
-        """Read the counters now. Never raises a HarnessError: a part that cannot be read says so."""
+        """Read the counters now. Never raises a HarnessError; the text of an unreadable part gives the reason."""
         ...
 
 

@@ -39,8 +39,8 @@ _LOGIN = 60.0
 _FIRMWARE = 240.0
 # Seconds until a destroyed domain is gone.
 _DESTROY = 120.0
-# A domain that xl restarts is gone if it is missing in so many polls, half a second apart: xl sleeps two seconds before it builds
-# the next domain (tools/xl/xl_vmcontrol.c), and `xl list` shows none meanwhile.
+# A domain that xl restarts is gone if it is missing in this many polls, half a second apart. xl sleeps two seconds before it builds
+# the next domain (tools/xl/xl_vmcontrol.c). Meanwhile `xl list` shows neither.
 _ABSENT_POLLS = 7
 # Seconds for xl to build the next domain. A domain must not be destroyed meanwhile: xl continues to write its memory and CPUs to
 # xenstore, and these entries stay (measured: /libxl/N and /local/domain/N).
@@ -108,7 +108,7 @@ class Guest:
         """
         self.host, self.profile, self.config = host, profile, config
         self.disks = config.disks
-        """The disks of its first configuration: the host gets them back, even after :meth:`reconfigure`."""
+        """The disks of its first configuration. The host takes them back, even after :meth:`reconfigure`."""
         self.directory, self.scale, self.symbols = directory, scale, symbols
         self.name = config.name
         self.domid = -1
@@ -141,7 +141,7 @@ class Guest:
         return self
 
     def _refused(self, messages: str) -> str:
-        """The reason in the toolstack's ``messages`` for which it built no domain; "" if that is not the guest's fault."""
+        """The toolstack's reason in ``messages`` for not building the domain; "" if the guest is not the cause."""
         found = parse_refusal(messages)
         if found is None or not found.log:
             return found.why if found else ""
@@ -187,13 +187,13 @@ class Guest:
         return Session(self.console, SERIAL_PORT if self.config.serial_console else TTY)
 
     def detach(self) -> None:
-        """Detach from the console, so that another client can attach. The domain runs on."""
+        """Detach from the console, so that another client can attach. The domain continues to run."""
         if self._console is not None:
             self._leave()
             self._console.close()
 
     def abandon(self) -> None:
-        """Detach from the console of a domain whose whole lab goes away. Nothing is cleaned up in dom0."""
+        """Detach from the console of a domain whose lab ends. Leaves dom0 as it is."""
         if self._console is not None:
             self._console.close()
 
@@ -274,7 +274,7 @@ class Guest:
         return self.host.toolstack.find(self.name)
 
     def wait_shutdown(self, seconds: float) -> DomainState:
-        """Wait until ``xl list`` shows the domain as shut down; its configuration has to preserve it.
+        """Wait until ``xl list`` shows the domain as shut down; its configuration must preserve it.
 
         Raises GuestDied if it does not shut down in ``seconds``, or within 8 s after its kernel has printed that it halted.
         """
@@ -317,9 +317,10 @@ class Guest:
             self._console.expect_end()
 
     def follow_reboot(self, seconds: float) -> int:
-        """Wait until the toolstack has created the next domain, and attach to it. Returns its domid.
+        """Wait until the toolstack has created the next domain, attach to it, and return its domid.
 
-        Raises GuestDied if there is none: the guest did not go down, or the toolstack gave up; the message says which.
+        Raises GuestDied without a new domain; the message says whether the guest did not shut down or the toolstack did not create
+        it.
         """
         deadline = self.deadline(seconds)
         given_up = deadline.capped(_GIVEN_UP * self.scale)
@@ -331,7 +332,7 @@ class Guest:
                 given_up = deadline.capped(_GIVEN_UP * self.scale)
             elif given_up.expired:
                 why = self._refused(self.host.toolstack.log(self.name).rpartition("has shut down")[2])
-                reasons = ["none of its domains is left", "the toolstack gave it up", *([why] if why else [])]
+                reasons = ["no domain of this name is left", "the toolstack did not create it again", *([why] if why else [])]
                 raise deadline.expire(f"{self.name} to be re-created", ": ".join(reasons))
             if row is None or row.dying:
                 raise ConditionNotMet("no new domain of that name yet")

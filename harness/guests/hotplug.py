@@ -15,7 +15,7 @@ from harness.xen.config import Disk
 
 @contextlib.contextmanager
 def paused(guest: Guest) -> Iterator[None]:
-    """Pause the guest for the time of the context."""
+    """Pause the guest inside the context."""
     guest.host.toolstack.pause(guest.domid)
     try:
         yield
@@ -66,7 +66,7 @@ def let_go(guest: Guest, vdev_name: str) -> None:
 
 
 def let_go_interface(guest: Guest, devid: int) -> None:
-    """Detach the interface with this number, which the domain's first one has as 0. Raises as :func:`let_go`."""
+    """Detach the interface with this number; the domain's first one is 0. Raises as :func:`let_go`."""
     with _closing(guest, f"xl network-detach {devid}"):
         guest.host.toolstack.network_detach(guest.domid, devid)
 

@@ -79,12 +79,12 @@ def _empty_disk(work: Path) -> Path:
 
 
 def target(guest: Guest) -> str:
-    """The guest's dump device in dom0; "" if it has none of ours."""
+    """The guest's dump device in dom0; "" if it has no dump device of the harness."""
     return next((disk.target for disk in guest.config.disks if disk.vdev == VDEV), "")
 
 
 def save(guest: Guest, directory: Path, kept: int) -> bool:
-    """Leave the dump of a panicked guest in ``directory``, or the reason why there is none. Returns whether there is one.
+    """Write the dump of a panicked guest to ``directory``, or the reason for its absence. Returns whether there is a dump.
 
     Writes ``dump-NAME.txt``, and ``NAME.vmcore.gz`` for a dump. Does nothing for an OS without dumps and for a guest that did not panic.
     ``kept`` is the number of dumps that the worker has kept: after :data:`MOST`, it keeps no more. Never raises HarnessError or OSError.
@@ -161,7 +161,7 @@ def _look(name: str, device: DumpDevice) -> _Found:
 
 
 def _not_this(tail: bytes, console: str) -> str:
-    """The reason for which ``tail`` does not end the dump of this panic, although it ends or ended one; else "".
+    """The reason why ``tail`` ends (or ended) another dump than that of this panic; else "".
 
     An image may come with a dump.
     """
@@ -237,11 +237,11 @@ def _wait_for_end(guest: Guest) -> str:
     try:
         return end.wait(f"{guest.name} to write its dump", poll, 0.5)
     except DeadlineExpired:
-        return f"that it begins to dump, but not within {end.seconds:.0f} s that it ends"
+        return f"it began the dump, but did not end it within {end.seconds:.0f} s"
 
 
 def _copy(found: _Found, file: Path) -> list[str]:
-    """Copy the dump to ``file``, compressed. Returns why that is impossible, as lines. Raises OSError, and then leaves no file."""
+    """Copy the dump to ``file``, compressed. Returns why that is impossible, as lines. Leaves no file if it raises OSError."""
     header = kerneldump.parse(found.tail)
     packed = found.device.packed_dump(found.tail, _COPY)
     if wrong := _copy_errors(packed, header.length, _BEGINS[header.compression]):

@@ -26,7 +26,7 @@ from harness.safetext import plain
 from harness.xen import events
 
 # The net of the run with the slot 0, and how many nets there are below those of VLANs (harness.guests.vlan). Runs that share a host
-# share its bridge, so each has two nets by its slot: an address that two guests have reaches only one of them.
+# share its bridge, so each slot has two separate nets. An address of two guests would reach only one of them.
 NET, NETS = 77, 98
 # Seed of the data that dom0 sends.
 SEED = 7
@@ -83,7 +83,7 @@ class Transfer:
 
     @property
     def complaint(self) -> str:
-        """The reason for which the transfer failed, or ""."""
+        """The reason why the transfer failed, or ""."""
         if self.error:
             return f"{self.error} after {self.bytes} bytes and {self.seconds:.1f} s"
         return "" if self.sent == self.arrived else f"{self.bytes} bytes arrived with digest {self.arrived}, {self.sent} were sent"
@@ -142,7 +142,7 @@ class Link:
 
     @property
     def present_vif(self) -> str:
-        """The vif of the guest's present domain: a restored guest has another one than :attr:`vif`."""
+        """The vif of the guest's present domain. It differs from :attr:`vif` after a restore."""
         return f"vif{self.guest.domid}.{self.index}"
 
     @property
@@ -153,9 +153,9 @@ class Link:
     def wait_up(self, seconds: float = 40) -> bool:
         """Whether the guest reaches dom0 within ``seconds``.
 
-        If it does not because dom0's backend misses the guest's events, the backend is kicked and the guest gets the same time once
-        more. Raises InfrastructureError if the backend misses them again. Otherwise the guest's network state is kept with the
-        console log, and the finding of the case gets the cause.
+        If dom0's backend misses the guest's events, kick the backend and give the guest the same time once more. Raises
+        InfrastructureError if the backend misses them again. If the guest does not reach dom0 for another reason, its network state
+        is kept with the console log, and the finding gets the cause.
         """
         attempt = f"{self._echo()} >/dev/null 2>&1 && echo up && break; [ $(date +%s) -ge $end ] && break"
         script = f"end=$(($(date +%s) + {int(seconds)})); while :; do {attempt}; done"
@@ -205,7 +205,7 @@ class Link:
         return self.watched(Transfer(done.bytes, digest_of(size, done.bytes // size), arrived, done.seconds, done.error))
 
     def source(self, port: int, size: int, *, chunk: int = 1 << 16, lasting: float = 0, patience: float = netpeer.PATIENCE) -> Peer:
-        """Start dom0's end of a :meth:`download`: it listens at ``port``, and gives up when nothing moves for ``patience`` seconds."""
+        """Start dom0's end of a :meth:`download`: it listens at ``port``, and ends after ``patience`` seconds without data."""
         return self.peer("send", port, size, SEED, chunk, lasting, patience)
 
     def peer(self, verb: str, *words: object, address: str = "") -> Peer:

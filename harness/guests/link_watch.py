@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: BSD-2-Clause
 """Finds out why data between dom0 and a guest did not arrive: the counters of both, netback's rings, and a short capture.
 
-Before a transfer this costs next to nothing: the network peer in dom0 prints dom0's counters, and a prepared guest has its own in a
-file. All other work is done after a failure, within :data:`SECONDS`.
+Before a transfer this costs almost nothing: the network peer in dom0 prints dom0's counters, and a prepared guest saves its own in
+a file. All other work happens after a failure, within :data:`SECONDS`.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ class LinkWatch:
     # -- after ----------------------------------------------------------------------------------------------------------
 
     def explain(self, deadline: Deadline, *, failed: bool = False, complaint: str = "") -> Explained:
-        """Read everything again, and write it to the guest's directory.
+        """Read all counters again, and write them to the guest's directory.
 
         ``failed``: data has just failed to arrive. ``complaint`` is that of the transfer.
         """

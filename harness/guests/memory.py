@@ -9,7 +9,7 @@ from harness.deadline import Deadline
 from harness.guests.guest import Guest
 from harness.oracles.ballooning import MIB, SLACK, Sample
 
-# The balloon has settled if it has not moved for so many seconds.
+# The balloon has settled if it has not moved for this many seconds.
 _STILL = 2.0
 
 
@@ -40,10 +40,10 @@ class Memory:
         self.guest.host.xenstore.write(self._path, value)
 
     def settle(self, wanted: int | None = None, seconds: float = 60) -> tuple[Sample, float]:
-        """Wait until the balloon has settled; return the sample then, and how many seconds that took.
+        """Wait until the balloon has settled. Returns the sample and the seconds that it took.
 
-        With ``wanted`` bytes: wait until two polls in turn see that value. If the guest does not get there within ``seconds``,
-        return the sample at that time, and let the case judge it.
+        With ``wanted`` bytes: wait until two polls in turn see that value. If the guest does not reach it within ``seconds``,
+        the result is the sample at that time, and the case judges it.
         """
         # Poll the guest only: Xen's count costs a process in dom0, and is needed only once the guest has settled.
         begun = time.monotonic()

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: BSD-2-Clause
 """Looks into a hung or silent guest from dom0: the stack of each vCPU, and FreeBSD's message buffer.
 
-The guest does not have to answer, so a kernel that dies before it has a console still gives its last words.
+The guest need not answer, so a kernel that dies before it has a console still gives its last words.
 Sources: Xen's tools/xentrace/xenctx.c; FreeBSD sys/sys/msgbuf.h (struct msgbuf), sys/kern/subr_msgbuf.c, sys/kern/kern_shutdown.c
 (panicstr).
 """

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""Whether a host can run a guest in a shape, checked before any file is copied: the reason if not, and the remedy."""
+"""Checks, before any file is copied, whether a host can run a guest in a shape. An error has the reason and the remedy."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def check(host: XenHost, source: GuestSource, shape: Shape) -> None:
         raise CannotRun(f"{source.label} as HVM by {bootloader}: an HVM guest's own loader reads its disk", hint="choose PV or PVH")
     if bootloader == "pygrub" and not source.pygrub:
         raise CannotRun(
-            f"{source.label} by pygrub: it reads UFS1 and ext2 only, and /boot of {source.image or 'this disk'} is on neither",
+            f"{source.label} by pygrub: pygrub reads only UFS1 and ext2, and /boot of {source.image or 'this disk'} is on neither",
             hint="choose an image of layout ufs1, mbr, vdevs or ext2boot",
         )
     if shape.firmware == UEFI:
@@ -40,7 +40,7 @@ def check(host: XenHost, source: GuestSource, shape: Shape) -> None:
     elif old_pv:
         _pv32(host, source)
     elif shape.type not in host.capabilities:
-        raise CannotRun(f"{host.facts.name}: Xen {host.facts.xen} runs no {shape.type} guests there")
+        raise CannotRun(f"{host.facts.name}: its Xen {host.facts.xen} runs no {shape.type} guests")
 
 
 def _uefi(host: XenHost, source: GuestSource, shape: Shape) -> None:
@@ -56,7 +56,7 @@ def _shim(host: XenHost) -> None:
     where = f"{host.facts.name}, Xen {host.facts.xen}"
     if "pvh" not in host.capabilities:
         raise CannotRun(
-            f"{where}: no PVH guests, and the PV shim is one",
+            f"{where}: it runs no PVH guests, which the PV shim needs",
             hint="enable VT-x or SVM on that host (firmware, or nested virtualisation)",
         )
     if "pvshim" not in host.capabilities:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""Small C programs for a guest, compiled on this machine. A guest needs no compiler, and its image no such program."""
+"""Small C programs for a guest, compiled on this machine. A guest needs no compiler, and its image none of the programs."""
 
 from __future__ import annotations
 

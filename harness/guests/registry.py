@@ -39,5 +39,5 @@ def os_names() -> tuple[str, ...]:
 
 
 def under_test(names: Iterable[str]) -> tuple[str, ...]:
-    """Those of the guests ``names`` whose files have to be given."""
+    """The guests among ``names`` whose files must be given."""
     return tuple(name for name in names if definition(name).under_test)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""Replacing the kernel that a guest boots: find another one, and find out which of the two runs."""
+"""Finds another kernel for a guest, and identifies the kernel that runs."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def extracted(guest: Guest, what: str) -> str:
 
 
 def bootloader_ran(guest: Guest, after: int) -> bool:
-    """Whether the toolstack ran the bootloader for the guest's present domain, whose domid has to be above ``after``.
+    """Whether the toolstack ran the bootloader for the guest's present domain, whose domid must be above ``after``.
 
     Each run leaves a log. Those of other guests on this host do not count.
     """

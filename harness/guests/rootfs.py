@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""The disk that a FreeBSD guest's root is on: the root is named as a device, a GEOM label, or a ZFS dataset."""
+"""Finds the disk of a FreeBSD guest's root, which is a device, a GEOM label, or a ZFS dataset."""
 
 from __future__ import annotations
 

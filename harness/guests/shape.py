@@ -51,9 +51,9 @@ class Shape:
     root_vdev: str = ""
     """The vdev of the first disk, after which its root device is named; empty for the source's own."""
     disks: tuple[Disk, ...] = ()
-    """Further disks, which are in dom0 already."""
+    """Further disks that exist in dom0."""
     bootloader: str = ""
-    """``pygrub`` takes the kernel from the first disk; the source has to be a bootable one."""
+    """``pygrub`` takes the kernel from the first disk; the source must be bootable."""
     firmware: str = ""
     """HVM: ``uefi`` starts from OVMF; empty or ``bios`` from SeaBIOS."""
     dump_device: bool = False

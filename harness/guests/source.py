@@ -74,12 +74,12 @@ class GuestSource:
 
     @property
     def why_no_uefi(self) -> str:
-        """The reason for which UEFI cannot start it, or ""."""
+        """The reason why UEFI cannot start it, or ""."""
         return "" if UEFI in self.firmwares else f"{self.label}: UEFI cannot start it: its disk has no EFI system partition"
 
     @property
     def why_no_bios(self) -> str:
-        """The reason for which a BIOS cannot start it, or ""."""
+        """The reason why a BIOS cannot start it, or ""."""
         return "" if BIOS in self.firmwares else f"{self.label}: only UEFI can start it: its disk has no boot code for a BIOS"
 
     @cached_property
@@ -94,7 +94,7 @@ class GuestSource:
         return KernelSymbols(kernel, self.symbols) if kernel is not None else None
 
     def loaded(self, emulated: bool) -> tuple[Path | None, Path | None]:
-        """Kernel and ramdisk for Xen's toolstack. A real dom0 unpacks them faster than it receives five times as many bytes."""
+        """Kernel and ramdisk for Xen's toolstack. A real dom0 gets them compressed, because it unpacks faster than it receives."""
         return self.unpacked if emulated and self.unpacked else (self.kernel, self.ramdisk)
 
     @property

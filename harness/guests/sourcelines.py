@@ -66,7 +66,7 @@ def _lines(number: str, frame: Frame, found: symbolizer.Lines) -> list[str]:
 
 
 def _address(frame: Frame, starts: Mapping[str, int]) -> int | None:
-    """The address of the instruction of a frame: a return address names the one after its call."""
+    """The address of the instruction of a frame. A return address is that of the instruction after the call."""
     if not frame.before and frame.function in starts:
         # Offset 0 is an entry point: the frame of a trap at a function's first instruction.
         offset = int(frame.offset or "0", 16)

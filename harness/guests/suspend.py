@@ -61,7 +61,7 @@ def through_a_file(guest: Guest) -> SaveRestoreTimes:
 def continued(guest: Guest) -> float:
     """Run ``xl save -c``: the guest is suspended, written to a file and continues in its domain. Returns the seconds.
 
-    Raises GuestDied if the guest does not suspend. The caller has to find out whether it answers.
+    Raises GuestDied if the guest does not suspend. The caller must check whether it answers.
     """
     path = f"{guest.host.directory}/{guest.name}.save"
     guest.host.prepare()
@@ -76,8 +76,9 @@ def continued(guest: Guest) -> float:
 def migrated(guest: Guest, receiver: str = RECEIVER, target: XenHost | None = None) -> float:
     """Migrate the guest live, by default to its own host, resume the session, and return the seconds that the toolstack took.
 
-    ``receiver`` is a shell command in dom0 that passes the guest to ``target``. The guest runs while its memory is copied, and suspends for the rest. Raises CannotRun if Xen cannot tell which pages a PV guest
-    changes meanwhile, and GuestDied if the guest does not suspend, or does not answer in its new domain.
+    ``receiver`` is a shell command in dom0 that passes the guest to ``target``. The guest runs while its memory is copied, and suspends for
+    the rest. Raises CannotRun if Xen cannot log the dirty pages of a PV guest. Raises GuestDied if the guest does not suspend, or does
+    not answer in its new domain.
     """
     source = guest.host
     source.prepare()
@@ -106,7 +107,7 @@ def migrated(guest: Guest, receiver: str = RECEIVER, target: XenHost | None = No
 def failed(guest: Guest) -> str:
     """Run ``xl save`` into a file that cannot grow enough: the toolstack continues the suspended guest. Returns xl's messages.
 
-    Raises GuestDied if the guest does not suspend. The caller has to find out whether it answers.
+    Raises GuestDied if the guest does not suspend. The caller must check whether it answers.
     """
     path = f"{guest.host.directory}/{guest.name}.save"
     guest.host.prepare()
@@ -139,7 +140,7 @@ def _save(guest: Guest, path: str, *, stay: bool = False, limit: int = 0) -> Non
 def _while_alive(guest: Guest, act: Callable[[], object], line: str, *, may_fail: bool = False) -> None:
     """Run ``act``, an xl whose command line in dom0 matches ``line``, a regular expression.
 
-    Raises GuestDied as soon as the guest dies, not only when xl gives up after a minute, and if xl fails; with ``may_fail`` an xl
+    Raises GuestDied as soon as the guest dies, without the minute until xl gives up, and also if xl fails. With ``may_fail`` an xl
     that fails raises CommandFailed.
     """
     errors: list[HarnessError] = []

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""Several questions to a guest in one command: each command costs a trip over the console."""
+"""Asks a guest several questions in one command, because each command costs a round trip over the console."""
 
 from __future__ import annotations
 

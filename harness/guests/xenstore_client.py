@@ -15,7 +15,7 @@ from harness.xen.xenstore_wire import Kind, Message
 # Seconds for an answer.
 _ANSWER = 30.0
 RECEIVE = "dd bs=8192 count=1 <&8 2>/dev/null"
-"""A shell command that prints what the device, open as descriptor 8, has to read. It waits until there is something."""
+"""A shell command that prints the next data of the device, which is open as descriptor 8. It waits for data."""
 # Reads commands from the FIFO {base}. The output of each goes to xenstore as one write(2), and the answer into {base}.N as hex;
 # {base}.N.status gets the status of the write. It ends with the FIFO's line "end", or with the guest. It tries to open the device first,
 # because in some shells a failed exec ends the relay before it can say so.
@@ -34,7 +34,7 @@ rm -f {base}*; mkfifo {base} || exit
 
 
 class RefusedWrite(AssertionError):
-    """The device refused a request, which xenstored therefore did not see."""
+    """The device refused a request, so xenstored did not see it."""
 
 
 def command(message: Message) -> str:
@@ -101,7 +101,7 @@ class XenstoreClient:
         return self.events.pop(0)
 
     def _exchange(self, line: str) -> list[Message]:
-        """Let the relay send what ``line`` prints, and return what the device then has for us."""
+        """Let the relay send the output of ``line``, and return the data that the device then has."""
         self._asked += 1
         base = f"{self._base}.{self._asked}"
         self.guest.sh(f"printf '%s\\n' {shlex.quote(line)} > {self._base}")

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""Runs that the history lacks, because it could not be written or the run was killed: their directories keep them.
+"""Delivery of runs that the history lacks, because it could not be written or the run was killed. Their directories keep them.
 
-Each is delivered by the next command that uses the history, oldest first and exactly once: a run is added in one transaction, under a
-name that is unique.
+The next command that uses the history delivers them, oldest first and exactly once. It adds each run in one transaction, under a
+unique name.
 """
 
 from __future__ import annotations

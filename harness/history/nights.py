@@ -19,7 +19,7 @@ _OUTCOMES = {str(outcome): outcome for outcome in Outcome}
 
 
 class Brief(NamedTuple):
-    """A result without what only its own report shows."""
+    """A result without the parts that only its own report shows."""
 
     number: int
     suite: str

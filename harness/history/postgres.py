@@ -36,22 +36,22 @@ _SILENT = 20
 _WRITERS = 0x667868
 _SCHEMA = "fxh_schema"
 EXTRA = "freebsd-xen-harness[postgresql]"
-"""What pip installs the driver with."""
+"""The requirement with which pip installs the driver."""
 
-# Messages of the server, and who has to act. The first match counts; texts for connections, which have no SQLSTATE.
+# Messages of the server, and who must act. The first match counts; texts for connections, which have no SQLSTATE.
 _HINTS = (
-    (("53100", "No space left"), "the administrator of the database has to free space on the server's disk"),
-    (("25006",), "the administrator has to name the primary server in run.history, or end its read-only mode"),
-    (("42501",), "the administrator has to grant this user SELECT, INSERT, UPDATE and DELETE on the tables, and CREATE to set them up"),
+    (("53100", "No space left"), "the administrator of the database must free space on the server's disk"),
+    (("25006",), "the administrator must name the primary server in run.history, or end its read-only mode"),
+    (("42501",), "the administrator must grant this user SELECT, INSERT, UPDATE and DELETE on the tables, and CREATE to set them up"),
     (("55P03",), "another writer held the lock; run the command again"),
     (("23505",), "another controller recorded the same run meanwhile; run the command again"),
-    (("57014", "25P03"), "the administrator has to look at the load of the server; then run the command again"),
-    (("42P01", "42703"), "the administrator has to restore the tables of this database, or to name an empty one in run.history"),
+    (("57014", "25P03"), "the administrator must check the load of the server; then run the command again"),
+    (("42P01", "42703"), "the administrator must restore the tables of this database, or name an empty one in run.history"),
     (("password", "pg_hba.conf", "authentication", "role "), "correct the user and password: run.history, ~/.pgpass or PGPASSWORD"),
-    (("does not exist",), "the administrator has to create the database (createdb), or correct run.history"),
-    (("too many", "53300", "remaining connection slots"), "the administrator has to raise max_connections of the server"),
+    (("does not exist",), "the administrator must create the database (createdb), or correct run.history"),
+    (("too many", "53300", "remaining connection slots"), "the administrator must raise max_connections of the server"),
 )  # fmt: skip
-_UNREACHABLE = "the administrator has to start the server; or correct run.history"
+_UNREACHABLE = "the administrator must start the server; or correct run.history"
 
 
 class Server(Database):
@@ -87,7 +87,7 @@ class Server(Database):
         elif found > len(migrations):
             raise UsageError(
                 f"{self.name}: the history has schema {found}; this harness reads up to {len(migrations)}",
-                hint="the operator of this machine has to install the harness that the other controllers have",
+                hint="the operator of this machine must install the harness version of the other controllers",
             )
 
     def _version(self, connection: Connection) -> int:
@@ -101,8 +101,8 @@ class Server(Database):
         elif runs is None:
             return 0
         raise UsageError(
-            f"{self.name}: the database has tables that say no schema",
-            hint="the administrator has to create an empty database for the history",
+            f"{self.name}: its tables have no schema version",
+            hint="the administrator must create an empty database for the history",
         )
 
     @contextmanager
@@ -161,7 +161,7 @@ def _options(given: Mapping[str, Any]) -> dict[str, str]:
 
 
 class _Deadline:
-    """Cuts a connection after ``_TRANSACTION`` seconds: a server that hangs keeps none of its own limits."""
+    """Closes a connection after ``_TRANSACTION`` seconds, because a hung server does not enforce its own limits."""
 
     def __init__(self) -> None:
         self._driver: Any = None
@@ -172,7 +172,7 @@ class _Deadline:
         self._driver = connection.connection.driver_connection
 
     def _cut(self) -> None:
-        # The connection may be closed, or not open yet (which has a limit of its own).
+        # The connection may be closed, or not open yet (which has a separate limit).
         with suppress(Exception), socket.socket(fileno=os.dup(self._driver.fileno())) as link:
             link.shutdown(socket.SHUT_RDWR)
 

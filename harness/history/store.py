@@ -200,8 +200,8 @@ class History:
     ) -> tuple[Row, ...]:
         """Results, oldest run first.
 
-        ``before``: only runs with a lower number. ``last``: only so many of the latest runs. ``run``, ``case``: only these.
-        ``measured``: metrics of only so many of the latest runs; in a long history they are most of the data. 0 means all.
+        ``before``: only runs with a lower number. ``last``: only this many of the latest runs. ``run``, ``case``: only these.
+        ``measured``: metrics of only this many of the latest runs; in a long history they are most of the data. 0 means all.
         """
         r = RESULTS.c
         recent = _latest(measured, before).scalar_subquery()

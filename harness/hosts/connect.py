@@ -62,7 +62,7 @@ def _connect(route: Route, over: SshTransport | None, deadline: Deadline | None,
 
 
 def host(config: HostConfig, what: str = "", run_id: str = "") -> DirectHost:
-    """Connect to a real host, or to a labgrid place that is ours. Raises UsageError, TransportError.
+    """Connect to a real host, or to an acquired labgrid place. Raises UsageError, TransportError.
 
     ``what`` is the purpose, which ``fxh hosts`` shows.
     """

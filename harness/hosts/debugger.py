@@ -28,7 +28,7 @@ class Debugger:
     target: str
     """The argument of gdb's ``target remote``: a Unix socket or ``HOST:PORT``."""
     start: str = ""
-    """The command that starts the stub, to run in another terminal first; empty if it runs already."""
+    """The command that starts the stub, for another terminal; empty if the stub runs already."""
     more: tuple[Path, ...] = ()
     """Files with further symbols, such as those of the hypervisor."""
     attached: Callable[[], bool] = lambda: False

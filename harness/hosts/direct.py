@@ -224,7 +224,7 @@ class DirectHost:
         # Another controller may upload the same file: use a unique name and rename it. The last one wins.
         part = f"{self.directory}/{secrets.token_hex(3)}.part"
         self.transport.put(local, part)
-        # A file under its final name has to survive a loss of power: later runs know it by its name and size alone.
+        # A file under its final name must survive a loss of power: later runs know it by its name and size alone.
         self.transport.run(["sh", "-c", 'sync && mv "$1" "$2"', "sh", part, remote])
 
     def disk(self, local: Path, fmt: str = "raw") -> str:
@@ -271,7 +271,7 @@ class DirectHost:
         if self._watch is not None and self._watch.lost:
             raise TransportError(self._watch.lost, hint="look at its console")
         if self.lease is not None and self.lease.lost:
-            raise TransportError(self.lease.lost, hint="is the host up?")
+            raise TransportError(self.lease.lost, hint="check that the host is up")
         try:
             done = self.transport.run(["sh", "-c", _CHECK], Deadline(15), check=False)
         except DeadlineExpired as exc:

@@ -181,7 +181,7 @@ def _error_line(parts: Mapping[str, str], name: str) -> str:
 
 def _complaint(name: str, errors: str) -> Check:
     """The check for an xl that answered, but printed ``errors`` to standard error."""
-    hint = "xl answered in spite of it; read dmesg and /var/log/xen on the host"
+    hint = "xl answered despite these messages; read dmesg and /var/log/xen on the host"
     return Check(name, WARN, f"xl complains: {listing.informative(errors)[:120]}", hint)
 
 

@@ -30,9 +30,10 @@ _POLL, _START, _ANSWER = 0.2, 30.0, 2.0
 
 @contextlib.contextmanager
 def serve(transport: Transport, domain: int, path: Path) -> Iterator[Debugger]:
-    """Open the stub for ``domain`` at the socket ``path``, until the block ends. Then the domain runs, and the socket is gone.
+    """Open the stub for ``domain`` at the socket ``path``, until the block ends.
 
-    Raises InfrastructureError if the socket cannot be made, and as Transport.open().
+    At the end the domain runs, and the socket is removed. Raises InfrastructureError if the socket cannot be made, and as
+    Transport.open().
     """
     with contextlib.ExitStack() as stack:
         server = stack.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM))
@@ -58,7 +59,7 @@ def socket_name(run: str, domain: int) -> str:
 
 
 def sweep(directory: Path) -> None:
-    """Remove the sockets of processes that have ended. It does not connect: a live stub would take that for a gdb."""
+    """Remove the sockets of processes that have ended. It does not connect, because a running stub would treat it as gdb."""
     for path in directory.glob("gdb-*"):
         match = _NAME.match(path.name)
         if match and not _lives(int(match[1])):
@@ -102,7 +103,7 @@ class _Bridge:
         self._client: socket.socket | None = None
         self._stop = threading.Event()
         self._drained = threading.Event()
-        """Cleared while answers for a client that has gone may come. The next client must not get them."""
+        """Cleared while answers for a closed client may arrive. The next client must not get them."""
         self._drained.set()
         self._late = b""
         self._threads = [threading.Thread(target=work, daemon=True, name="gdb-stub") for work in (self._accept, self._answer)]
@@ -164,7 +165,7 @@ class _Bridge:
                     client.sendall(data)
 
     def _drain(self, data: bytes) -> bytes:
-        """Drop the answers for a client that has gone, up to that to "detach". Returns the bytes behind it."""
+        """Drop the answers for a closed client, up to that to "detach". Returns the bytes after it."""
         _, found, rest = (self._late + data).partition(_DETACHED)
         self._late = b"" if found else (self._late + data)[-len(_DETACHED) :]
         if found:

@@ -84,7 +84,7 @@ class XenHost(Protocol):
 
     @property
     def slot(self) -> int:
-        """The number of this run's lease, from 0 to 255: no other run on this host has it meanwhile. 0 without a lease."""
+        """The number of this run's lease, from 0 to 255, unique among the leases of this host. 0 without a lease."""
         ...
 
     def domain_name(self, label: str) -> str:
@@ -118,7 +118,7 @@ class XenHost(Protocol):
         ...
 
     def drop_disk(self, target: str) -> None:
-        """Remove a disk that :meth:`disk` returned. Other targets are left alone."""
+        """Remove a disk that :meth:`disk` returned. Ignores other targets."""
         ...
 
     def forget(self, domain: str) -> None:
@@ -142,7 +142,7 @@ class XenHost(Protocol):
 
     @property
     def states(self) -> SavedStates | None:
-        """The saved states of a host that can be restored as a whole; None for a host on which each case cleans up."""
+        """The saved states of a host that can be restored as a whole; None if each case must clean up."""
         ...
 
     @property

@@ -80,7 +80,7 @@ class Inventory:
 def parse(text: str, run: str = "") -> Inventory:
     """Parse the output of :data:`SCRIPT`. With ``run``, leave out items of other runs, because the host may be shared.
 
-    A domain that starts or ends while the script runs can look like a leak. A caller that finds one has to repeat the listing.
+    A domain that starts or ends while the script runs can look like a leak. A caller that finds one must repeat the listing.
     """
     section = ""
     items: list[Item] = []

@@ -34,6 +34,6 @@ def dom0_since(log: str, uptime: float, seconds: float) -> str:
 
 
 def xen_since(log: str, mark: LogMark) -> str:
-    """The part of Xen's log after the mark; all of it if its old end was overwritten (the log is a ring)."""
+    """The part of Xen's log after the mark; all of it if the mark was overwritten (the log is a ring)."""
     at = log.rfind(mark.xen) if mark.xen else -1
     return log[at + len(mark.xen) :] if at >= 0 else log

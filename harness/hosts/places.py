@@ -37,7 +37,7 @@ _MACHINES = ({"amd64", "x86_64", "x86-64"}, {"arm64", "aarch64"})
 
 @dataclass(frozen=True)
 class PlaceConfig(HostConfig):
-    """The configuration of a place that is ours. Its name is the address ``labgrid:name=PLACE``."""
+    """The configuration of an acquired place. Its name is the address ``labgrid:name=PLACE``."""
 
     place: Place | None = None
     source: HostConfig | None = None
@@ -116,7 +116,7 @@ def give_back(config: HostConfig) -> None:
 
 
 def is_lost(config: HostConfig) -> bool:
-    """Whether a place is no longer ours."""
+    """Whether this process no longer holds the place."""
     return isinstance(config, PlaceConfig) and config.place is not None and bool(config.place.lost)
 
 
@@ -160,7 +160,7 @@ class Places:
         return config.source
 
     def park(self, config: HostConfig) -> None:
-        """Let another place be taken while the host of this one is brought back. The place stays ours."""
+        """Allow another place while the host of this one is brought back. This place stays acquired."""
         if isinstance(config, PlaceConfig) and config.source is not None:
             self._held.pop(config.source.label, None)
             self._parked.append(config)
@@ -225,7 +225,7 @@ def blamed(config: HostConfig) -> Iterator[None]:
 
 @contextlib.contextmanager
 def taken(config: HostConfig) -> Iterator[HostConfig]:
-    """For a command that looks at a host: inside, a ``labgrid:`` host is a free place that is ours. Raises as :func:`take`."""
+    """For a command that examines a host: acquire a free place for a ``labgrid:`` host inside the block. Raises as :func:`take`."""
     held = take(config, Deadline(PATIENCE), nowait=True)
     try:
         yield held
@@ -267,7 +267,7 @@ class PlaceHost(DirectHost):
         return self.place.lost
 
     def check(self) -> None:
-        """As for any host; also checks that the place is still ours and that its tag ``arch`` is true."""
+        """As for any host; also checks that the place is still acquired and that its tag ``arch`` is right."""
         if self.place.lost:
             raise InfrastructureError(self.place.lost)
         super().check()

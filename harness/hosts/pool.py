@@ -105,7 +105,7 @@ class HostPool:
     _serials: dict[str, SerialLog] = field(default_factory=dict)
     _places: Places = field(default_factory=Places)
     _ask_again: dict[str, float] = field(default_factory=dict)
-    """By ``labgrid:`` host, when to look for another place than those that are being brought back (monotonic s)."""
+    """By ``labgrid:`` host, when to try again to get a place that is not being brought back (monotonic s)."""
 
     def acquire(self, request: LeaseRequest, deadline: Deadline) -> DirectHost:
         """Lease a share of a host and check the host.
@@ -185,7 +185,7 @@ class HostPool:
     def _take(
         self, config: HostConfig, request: LeaseRequest, deadline: Deadline, *, nowait: bool, failed: Iterable[str]
     ) -> DirectHost:
-        """``failed`` are places that are not taken. Nor are those that are set aside. Raises as :func:`harness.hosts.places.take`."""
+        """Does not take the places ``failed``, or places that are set aside. Raises as :func:`harness.hosts.places.take`."""
         config = self._places.occupy(
             config,
             deadline,
@@ -232,9 +232,10 @@ class HostPool:
             raise TransportError(exc.message, hint=exc.hint) from exc
 
     def mark_lost(self, name: str, why: str, run: str = "", *, hangs: bool = False) -> None:
-        """Avoid a host for 120 s. ``run`` is the run whose lease was lost with it.
+        """Avoid a host for 120 s.
 
-        ``hangs``: it does not answer. Then it is brought back meanwhile, if it has power commands.
+        ``run`` is the run whose lease was lost with it. ``hangs``: it does not answer, and is recovered meanwhile if it has power
+        commands.
         """
         log.warning("host %s is lost: %s", name, why.splitlines()[0] if why else "")
         self._lost[name] = (time.monotonic(), why)
@@ -298,7 +299,7 @@ class HostPool:
                 self._vacate(config)
 
     def _works(self, config: HostConfig) -> bool:
-        """Whether the recovery of a parked place succeeded, and the place is still ours."""
+        """Whether the recovery of a parked place succeeded, and the place is still acquired."""
         return self._recoveries[config.name].error is None and set_aside(config.name) is None and not places.is_lost(config)
 
     def _unusable(self, config: HostConfig) -> str:
@@ -313,7 +314,7 @@ class HostPool:
         return recent and any(name in self._lost_leases and set_aside(name) is None for name in failures)
 
     def _may_hang(self, name: str, error: InfrastructureError) -> bool:
-        """Whether ``error`` is no answer, unless a moment ago the host did answer a recovery."""
+        """Whether ``error`` means that the host does not answer, and it has not just answered a recovery."""
         last = self._recoveries.get(name)
         return (
             isinstance(error, TransportError)

@@ -36,7 +36,7 @@ class Times:
     effect: float = 30.0
     """Until the status follows a command: a BMC needs a few seconds."""
     discharge: float = 5.0
-    """Without power, if no status tells that it is off."""
+    """Without power, if no status reports that it is off."""
 
 
 TIMES = Times()
@@ -48,7 +48,7 @@ _STATUS = re.compile(r"\b(on|off)\b", re.IGNORECASE)
 
 
 def word(on: bool | None, unknown: str = "unknown") -> str:
-    """The state of a power switch in a word; ``unknown`` if there is no way to find out."""
+    """The state of a power switch in a word; ``unknown`` without a status command."""
     if on is None:
         return unknown
     return "on" if on else "off"
@@ -73,11 +73,11 @@ class Power(Protocol):
         ...
 
     def cycle(self) -> None:
-        """Switch it off and on. It is on afterwards, whatever it was before, and also if this process is killed meanwhile."""
+        """Switch it off and on. It is on afterwards, even if it was off before or if this process is killed meanwhile."""
         ...
 
     def status(self) -> bool | None:
-        """Whether it is on; None if there is no way to find out."""
+        """Whether it is on; None without a status command."""
         ...
 
 
@@ -103,7 +103,8 @@ class CommandPower:
         self._wait_for(False, "off")
 
     def cycle(self) -> None:
-        """As :meth:`Power.cycle`. A process of its own (:mod:`harness.hosts.power_cycle`) does it, which no end of ours can stop.
+        """As :meth:`Power.cycle`. A separate process (:mod:`harness.hosts.power_cycle`) does it, so it continues after the end of
+        this process.
 
         KeyboardInterrupt waits for the end of the cycle, but a second one does not.
         """
@@ -142,7 +143,7 @@ class CommandPower:
             raise PowerError(answer["error"], hint=answer["hint"])
 
     def cycle_here(self) -> None:
-        """As :meth:`cycle`, but in this process, and with a record of what is left to do if it is killed."""
+        """As :meth:`cycle`, but in this process, and with a record of the remaining steps if it is killed."""
         # A BMC refuses to cycle a host that is off.
         if self._commands.on and self.status() is False:
             self.on()
@@ -194,7 +195,7 @@ class CommandPower:
             raise PowerError(exc.message, hint=exc.hint) from exc
 
     def _wait_for(self, on: bool, action: str) -> None:
-        """Wait until the status is as ``action`` makes it, if the status is known."""
+        """Wait until the status matches ``action``, if there is a status command."""
         unknown: PowerError | None = None
 
         def reached() -> None:
@@ -243,7 +244,7 @@ def lock_of(host: str) -> Path:
 
 
 def interrupted(host: str) -> str:
-    """Why the host may be off although it should be on: all processes of its power cycle were killed. "" if it is not so."""
+    """Why the host may be off although it should be on: all processes of its power cycle were killed. Else ""."""
     try:
         since = plain(_intent(host).read_text())
     except OSError:
@@ -252,7 +253,7 @@ def interrupted(host: str) -> str:
 
 
 def finish(config: HostConfig, power: Power) -> bool:
-    """Switch a host on whose power cycle was interrupted. Returns whether that was so. Raises PowerError."""
+    """Switch a host on if its power cycle was interrupted. Returns whether it was. Raises PowerError."""
     why = interrupted(config.name)
     if not why:
         return False
@@ -266,7 +267,10 @@ def finish(config: HostConfig, power: Power) -> bool:
 
 
 def wait_for_cycles(say: Callable[[str], object]) -> None:
-    """Wait for the end of the power cycles that processes of this user began. With us, their machine or container might end, too."""
+    """Wait for the end of the power cycles that processes of this user began.
+
+    Their machine or container may end with this process.
+    """
     for path in sorted(directory("").glob(f"*/{_INTENT}")):
         host = path.parent.name
         if not is_locked(lock_of(host)):

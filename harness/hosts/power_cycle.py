@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""The process that cycles the power of a host: started by CommandPower, and not ended with the process that started it.
+"""The process that cycles the power of a host. CommandPower starts it, and it outlives that process.
 
 Between off and on, xdist may kill a worker, or a person may press Ctrl-C twice. The host must not stay off. This process reads a
 request from its standard input and writes one line of JSON with the result.

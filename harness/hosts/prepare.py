@@ -36,7 +36,7 @@ def prepare(
 ) -> HostFacts:
     """Prepare the host and return its new versions. It is set aside until this has succeeded.
 
-    Raises InfrastructureError if a run uses the host, if the command fails, or if no fit dom0 boots afterwards; Interrupted when
+    Raises InfrastructureError if a run uses the host, if the command fails, or if no usable dom0 boots afterwards; Interrupted when
     ``stop`` is set.
     """
     stop = stop or threading.Event()
@@ -65,7 +65,7 @@ def prepare(
         step = "during its command"
         try:
             operator_command.run(config.prepare, f"hosts.{config.name}.prepare", _COMMAND, _hint(config), stop=stop, mark=mark)
-            step = "before the boot of what was prepared"
+            step = "before its boot"
             _boot(config, power, connect, before, record, stop)
             transport = connect()
             try:
@@ -85,17 +85,17 @@ def prepare(
 
 
 def _end_earlier(config: HostConfig, mark: str) -> None:
-    """Report an earlier preparation that was killed, and end what still runs of its command ``mark``: two would disturb each other."""
+    """Report an earlier preparation that was killed, and end the processes of its command ``mark``: they would disturb a new one."""
     if not mark:
         return
     log.warning("%s: its last preparation was interrupted, so it may be half prepared; preparing it again", config.name)
     if pids := operator_command.end_survivors(mark):
         numbers = ", ".join(map(str, pids))
-        log.warning("%s: ended what still ran of the interrupted preparation: process %s", config.name, numbers)
+        log.warning("%s: ended the processes of the interrupted preparation: %s", config.name, numbers)
 
 
 class Interrupted(InfrastructureError):
-    """A preparation ended because its caller wanted that."""
+    """A preparation ended at the request of its caller."""
 
 
 class HostInUse(InfrastructureError):
@@ -150,7 +150,7 @@ def _boot(
     record: HostRecord,
     stop: threading.Event,
 ) -> None:
-    """Wait for the boot of what was prepared. Boot the host if the command did not: by ``reboot``, or else by its power."""
+    """Wait for the boot after the preparation. Boot the host if the command did not: by ``reboot``, or else by its power."""
     if stop.is_set():
         raise Interrupted("it was not restarted")
     if before:
@@ -169,7 +169,9 @@ def _boot(
         if stop.is_set():
             raise
         if power is None or not before:
-            raise InfrastructureError(f"{config.name} does not boot what was prepared: {exc.message}", hint=_hint(config)) from exc
+            raise InfrastructureError(
+                f"{config.name} does not boot after its preparation: {exc.message}", hint=_hint(config)
+            ) from exc
         log.warning("%s: %s; cycling its power", config.name, exc.message)
         recovery.cycle(power, record)
         recovery.wait_for_boot(config, connect, before, Deadline(_BOOT), stop)

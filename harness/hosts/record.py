@@ -34,11 +34,11 @@ HUNG, UNPREPARED = "hung", "unprepared"
 
 
 class HostSetAside(InfrastructureError):
-    """A host is not used until somebody has repaired it."""
+    """A host is not used until its operator has repaired it."""
 
 
 class HostRecord:
-    """The record of the host ``name`` of fxh.toml. It lies in the store, with the serial log of the host."""
+    """The record of the host ``name`` of fxh.toml. It is in the store, with the serial log of the host."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -50,7 +50,7 @@ class HostRecord:
 
     @contextlib.contextmanager
     def locked(self, stop: threading.Event | None = None, seconds: float = math.inf) -> Iterator[bool]:
-        """Hold the lock of the process that brings the host back or prepares it, which alone changes the record.
+        """Hold the lock for the recovery or preparation of the host. Only its holder changes the record.
 
         Yields False if ``stop`` was set before the lock was free. Raises InfrastructureError, which names the holder, if the lock
         is not free within ``seconds``.
@@ -87,7 +87,7 @@ class HostRecord:
         self._write(booting=time.time())
 
     def note_boot_ended(self) -> None:
-        """Record that the host does not boot any more: it is up, or its power was not switched."""
+        """Record that the host no longer boots: it is up, or its power was not switched."""
         self._write(booting=0.0)
 
     @property
@@ -102,7 +102,7 @@ class HostRecord:
         return len(self._recent())
 
     def set_aside(self, kind: str, why: str, mark: str = "") -> None:
-        """Do not use the host any more: it is :data:`HUNG` or :data:`UNPREPARED`.
+        """Set the host aside, as :data:`HUNG` or :data:`UNPREPARED`.
 
         ``mark``: this process prepares it, with a command of that mark. Without the lock, the preparation counts as interrupted.
         """
@@ -156,7 +156,7 @@ def set_aside(name: str, *, except_for: str = "") -> HostSetAside | None:
         why = "its preparation was interrupted, because the process that prepared it was killed; the host may be half prepared"
         if pids := operator_command.survivors(aside["mark"]):
             why += f"; its command still runs (process {', '.join(map(str, pids))})"
-        hint = f"run: fxh prepare {name}, which also ends what still runs"
+        hint = f"run: fxh prepare {name}, which first ends remaining processes of the command"
     return HostSetAside(f"{name} is set aside since {aside['since']}: {why}", hint=hint)
 
 

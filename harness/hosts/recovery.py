@@ -25,7 +25,7 @@ log = logging.getLogger("fxh.hosts")
 
 MOST = 3
 """Power cycles within an hour. A host that hangs once more is set aside."""
-# Seconds for which a host must not answer before its power is cycled, as for a leased host: a link may have failed for a moment.
+# Seconds without an answer before the power of a host is cycled, as for a leased host. A shorter silence may come from the link.
 _GRACE = HEARTBEAT + SILENCE
 # Attempts that must fail as well: one to a loaded host may take most of that time.
 _TRIES = 3
@@ -95,7 +95,7 @@ def read_boot_id(transport: Transport) -> str:
 
 
 def wait_for_boot(config: HostConfig, connect: Connect, before: str, deadline: Deadline, stop: threading.Event) -> str:
-    """Wait for a boot after ``before`` ("" if unknown) whose dom0 the doctor finds fit. Returns its boot id.
+    """Wait for a boot after ``before`` ("" if unknown) whose dom0 passes the doctor's checks. Returns its boot id.
 
     Raises DeadlineExpired with the last reason, also at once when ``stop`` is set.
     """
@@ -120,7 +120,10 @@ def wait_for_boot(config: HostConfig, connect: Connect, before: str, deadline: D
 
 
 def end_boot(config: HostConfig, connect: Connect, record: HostRecord, stop: threading.Event) -> bool:
-    """Wait for a boot that a power cycle of any process began, up to its time limit. Returns whether the host is up and fit."""
+    """Wait for a boot that a power cycle of any process began, up to its time limit.
+
+    Returns whether the host is up and passes the checks.
+    """
     age = record.booting
     if age >= _BOOT:
         return False
@@ -151,7 +154,7 @@ def cycle(power: Power, record: HostRecord) -> None:
 
 @dataclass
 class Recovery:
-    """Brings one host back, in a thread of its own, from :meth:`start` on."""
+    """Brings one host back, in a separate thread, from :meth:`start` on."""
 
     config: HostConfig
     power: Power
@@ -184,7 +187,7 @@ class Recovery:
         self._stop.set()
 
     def stop(self) -> None:
-        """End it. A power command that has begun is completed, so that the host is not left without power."""
+        """End it. Completes a power command that has begun, so that the host does not stay off."""
         self._stop.set()
         self._thread.join()
 
@@ -240,7 +243,7 @@ class Recovery:
         return True
 
     def _failed(self, exc: InfrastructureError) -> InfrastructureError:
-        """``exc`` with who must act, for a host that does not come back by its power."""
+        """``exc`` with a hint that names who must act, for a host that a power cycle does not recover."""
         if exc.hint:
             return exc
         try:

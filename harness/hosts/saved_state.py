@@ -42,7 +42,7 @@ class SavedStates(Protocol):
         ...
 
     def mark_used(self) -> None:
-        """Say that dom0 changes from here on: the next :meth:`reset` has to restore it."""
+        """Record that dom0 changes from here on, so that the next :meth:`reset` restores it."""
         ...
 
     def warm(self, key: str, build: Callable[[], str], what: str = "") -> SavedState:

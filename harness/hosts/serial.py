@@ -132,7 +132,7 @@ class SerialLog:
         self._thread: threading.Thread | None = None
 
     def start(self) -> None:
-        """Begin to read, unless another process of ours does. Raises SerialError if the console cannot be read."""
+        """Begin to read, unless another process of the harness does. Raises SerialError if the console cannot be read."""
         try:
             reader = self._become_reader()
             stream = self._open() if reader else None

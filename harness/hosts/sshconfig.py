@@ -51,7 +51,7 @@ def resolve(
     return Route(
         host=settings.get("hostname", alias),
         port=port or int(settings.get("port", 22)),
-        # ssh would use the name of the local user, but dom0 has to be managed as root.
+        # ssh would use the name of the local user, but dom0 must be managed as root.
         user=user or settings.get("user", "root" if depth == 0 else getpass.getuser()),
         keys=tuple(path for path in keys if path.is_file()),
         known_hosts=tuple(Path(name).expanduser() for name in known),

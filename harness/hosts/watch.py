@@ -40,7 +40,7 @@ class HostWatch:
         return self._silent
 
     def stop(self) -> None:
-        """Stop watching. The connection is left alone."""
+        """Stop watching. The connection stays open."""
         self._stop.set()
 
     def serial_output(self, limit: int) -> bytes:

@@ -48,7 +48,7 @@ def tree_of(world: StoreEntry) -> metalog.Tree:
 
 
 def idle_scripts(world: StoreEntry, tree: metalog.Tree) -> overlay_files.OverlayFiles:
-    """The scripts of rc(8) that an image of this world does not run, reduced to their place in the order."""
+    """The scripts of rc(8) that an image of this world does not run, reduced to the headers that give the order."""
     names = src_conf.idle_rc_scripts() if world.manifest.get("preset") in src_conf.SMALL else ()
     nodes = [tree[path] for path in (f"./etc/rc.d/{name}" for name in names) if path in tree]
     return overlay_files.OverlayFiles(
@@ -150,7 +150,7 @@ def _room(layout: Layout, where: Path) -> None:
     free = shutil.disk_usage(where).free
     if layout.bytes > free:
         raise BuildError(
-            f"an image of {layout.bytes >> 20} MiB, and {free >> 20} MiB are free in the store",
+            f"the image needs {layout.bytes >> 20} MiB, but the store has only {free >> 20} MiB free",
             hint="give a smaller --size, run `fxh store gc`, or point FXH_STORE at a larger disk",
         )
 

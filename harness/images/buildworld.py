@@ -2,7 +2,7 @@
 """Builds FreeBSD from a source tree: with make on FreeBSD, with its tools/build/make.py on other systems.
 
 The store keeps objects by source path, options and compiler, so a second build compiles only changes. The build does not write
-into the tree, except that bmake's tests leave files next to themselves when bmake is bootstrapped.
+into the tree, except that bmake's tests leave files in their directory when bmake is bootstrapped.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ class BuildDirectory:
         free = shutil.disk_usage(store.directory("objects")).free
         if free < _NEEDED[self.preset]:
             raise BuildError(
-                f"{free >> 20} MiB free in the store, building the {self.preset} world takes {_NEEDED[self.preset] >> 20}",
+                f"the {self.preset} world needs {_NEEDED[self.preset] >> 20} MiB, but the store has only {free >> 20} MiB free",
                 hint="free some space (`fxh store gc`), or point FXH_STORE at a larger disk",
             )
         with store.lock(self.directory):
@@ -127,7 +127,7 @@ class BuildDirectory:
         part.replace(self.directory / "times")
 
     def _drop_backdated(self) -> None:
-        """Drop all objects if a source has changed since their build without make noticing it."""
+        """Drop all objects if a source has changed since their build and make does not notice the change."""
         times = self._times
         if times is None:
             return
@@ -140,7 +140,7 @@ class BuildDirectory:
     def _drop_unfinished(self) -> None:
         """After an interrupted build, drop the files that it may have left half-written.
 
-        make compares times only: it takes a truncated library for a finished one. A file that was being written when the build ended
+        make compares times only: it treats a truncated library as complete. A file that was being written when the build ended
         is among the newest of the directory.
         """
         times = self._times
@@ -229,10 +229,10 @@ class BuildDirectory:
     def _seed(self, conf: KernConf, flags: str) -> None:
         """Copy the objects of another configuration to one without objects, so that make compiles only the differences.
 
-        make compares times: it compiles an object again when an option header that it includes has changed, and config(8) does not
-        touch an unchanged header (usr.sbin/config/main.c, moveifchanged). Options that change compiler flags instead
-        (sys/conf/kern.pre.mk: sanitizers, COVERAGE, GCOV) are in none of our configurations, so only configurations that include
-        XENCOMMON share objects, and only with the same ``flags``.
+        make compares times. It compiles an object again if an included option header has changed. config(8) does not touch an
+        unchanged header (usr.sbin/config/main.c, moveifchanged). None of our configurations has options that change compiler flags
+        instead (sys/conf/kern.pre.mk: sanitizers, COVERAGE, GCOV). So only configurations that include XENCOMMON share objects, and
+        only with the same ``flags``.
         """
         target = self.objects / "sys" / conf.name
         if target.exists() or "XENCOMMON" not in dict(conf.files):
@@ -271,7 +271,10 @@ class BuildDirectory:
     # -- make ---------------------------------------------------------------------------------------------------------
 
     def make(self, what: str, target: str, *words: str, jobs: int = 0) -> None:
-        """Run one target (make would run several at the same time). Raises BuildError with the lines of the log that say why."""
+        """Run one target (make would run several at the same time).
+
+        Raises BuildError with the lines of the log that explain the failure.
+        """
         path = self.directory / "log" / f"{what}.log"
         progress = Progress(what)
         argv = [*self._tool(), f"-j{jobs or self.jobs}", target, *words]

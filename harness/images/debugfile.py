@@ -37,7 +37,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class KernelSymbols:
-    """What gives names and lines to the addresses of a running kernel.
+    """Names and source lines for the addresses of a running kernel.
 
     ``kernel`` is its file on this machine. Without one, ``known`` is its build-id, as ``xl info`` prints that of Xen. ``files``
     may hold its debugging information.
@@ -101,7 +101,7 @@ class KernelSymbols:
 
 
 def chosen(path: Path) -> tuple[Path, str]:
-    """The file with symbols that a user means by ``path``, and what it belongs to: :data:`FREEBSD`, :data:`LINUX` or :data:`XEN`.
+    """The file with symbols at the user's ``path``, and its kind: :data:`FREEBSD`, :data:`LINUX` or :data:`XEN`.
 
     ``path`` is a file, or the directory of an unpacked kernel-dbg.txz. Raises UsageError if it cannot be used.
     """
@@ -116,9 +116,7 @@ def chosen(path: Path) -> tuple[Path, str]:
         if magic != b"\x7fELF":
             raise UsageError(f"{file}: not an ELF file", hint=_NAME_ONE)
         if not build_id(file):
-            raise UsageError(
-                f"{file}: it has no build-id, so nothing says which kernel it belongs to", hint="link the kernel with --build-id"
-            )
+            raise UsageError(f"{file}: it has no build-id, so its kernel is unknown", hint="link the kernel with --build-id")
         data = elfsymbols.mapped(file)
     except OSError as exc:
         raise UsageError(f"{file}: {exc.strerror}", hint="check its permissions") from exc
@@ -144,7 +142,7 @@ def _has_lines(path: Path) -> bool:
 
 
 def _once(read: Callable[[Path], T], path: Path) -> T:
-    """``read(path)``, read again only if the file has changed: a file has megabytes, and each guest of a case asks."""
+    """``read(path)``, read again only if the file has changed, because a file has megabytes and each guest of a case needs it."""
     there = path.stat()
     result: T = _cached(read, path, there.st_mtime_ns, there.st_size)
     return result

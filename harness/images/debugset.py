@@ -33,13 +33,13 @@ _PIECE = 1 << 20
 def keep(where: str, kernel: Path) -> None:
     """Put the debugging information of ``kernel`` into the store, from the sets at ``where``, a URL or a directory.
 
-    Fetches nothing if the store has it. A failure is a warning: the image is complete without.
+    Fetches nothing if the store has it. A failure is a warning, because the image is complete without it.
     """
     try:
         symbols = debugfile.KernelSymbols(kernel)
         if symbols.debug is None:
             if not symbols.identity:
-                raise UsageError("the kernel has no build-id, so nothing says which file belongs to it")
+                raise UsageError("the kernel has no build-id, which its kernel.debug must match")
             symbolizer.prepare(_entry(where, symbols.identity).directory / debugfile.NAME)
     except (HarnessError, OSError) as exc:
         reason = exc.message if isinstance(exc, HarnessError) else str(exc)

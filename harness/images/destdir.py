@@ -23,7 +23,7 @@ def world(path: Path) -> StoreEntry:
     path = path.expanduser().absolute()
     if not (path / "METALOG").is_file():
         raise UsageError(
-            f"{path} has no METALOG: it is no DESTDIR made without root",
+            f"{path} has no METALOG: it was not installed with -DNO_ROOT",
             hint="make installworld distribution DESTDIR=... -DNO_ROOT",
         )
     text = (path / "METALOG").read_text()

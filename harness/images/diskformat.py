@@ -100,9 +100,9 @@ def identify(path: Path) -> str:
     for name, tool in packed:
         # lz, lzma and lzop are spelled out when read aloud.
         article = "an" if name.startswith("lz") else "a"
-        raise UsageError(f"{path}: {article} {name} file, no disk image", hint=f"unpack it first: {tool} {path.name}")
+        raise UsageError(f"{path}: {article} {name} file, not a disk image", hint=f"unpack it first: {tool} {path.name}")
     if head[:4] == b"\x7fELF":
-        raise UsageError(f"{path}: an ELF file, no disk image", hint="for a kernel: --kernel FILE, with --disk DISK")
+        raise UsageError(f"{path}: an ELF file, not a disk image", hint="for a kernel: --kernel FILE, with --disk DISK")
     found = next((name for at, magic, name in _MAGICS if head[at : at + len(magic)] == magic), "")
     if not found and _DESCRIPTOR.match(head):
         found = "vmdk"
@@ -115,7 +115,7 @@ def identify(path: Path) -> str:
         )
     if found == "raw" and (size < _SMALLEST or size % 512):
         raise UsageError(
-            f"{path}: {size} bytes are no disk image",
+            f"{path}: a file of {size} bytes is not a disk image",
             hint="give a raw or qcow2 image, or one in .xz; check that the file is complete",
         )
     return found
@@ -152,7 +152,7 @@ def raw(path: Path) -> RawDisk:
 
 @contextlib.contextmanager
 def opened(path: Path) -> Iterator[RawDisk]:
-    """As :func:`raw`; if the body raises, remove what was unpacked."""
+    """As :func:`raw`; if the body raises, remove the unpacked file."""
     disk = raw(path)
     try:
         yield disk
@@ -239,7 +239,9 @@ def _convert(given: Path, source: Path, target: Path) -> None:
             hint="check that the file is complete, or fetch it again",
         )
     if target.stat().st_size < _SMALLEST:
-        raise UsageError(f"{given}: a disk of {target.stat().st_size} bytes", hint="give an image with a FreeBSD on it")
+        raise UsageError(
+            f"{given}: a disk of {target.stat().st_size} bytes is too small", hint="give an image with a FreeBSD on it"
+        )
 
 
 def _qemu_img(given: Path, words: list[str], target: Path, room: int) -> tuple[int, str]:
@@ -271,6 +273,6 @@ def _room(where: Path) -> int:
 
 def _too_large(given: Path, where: Path, room: int) -> InfrastructureError:
     return InfrastructureError(
-        f"{given}: unpacked it needs more than the {max(room, 0) >> 20} MiB that are free at {where.parent.parent}",
+        f"{given}: the unpacked disk needs more than the {max(room, 0) >> 20} MiB that are free at {where.parent.parent}",
         hint="free some space (`fxh store gc`), or point FXH_STORE at a larger disk",
     )

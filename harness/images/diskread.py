@@ -171,8 +171,8 @@ def _no_root_error(disk: RawDisk, volumes: list[Volume]) -> UsageError:
         if pool is not None and pool.state != "exported":
             return UsageError(
                 f"{disk.given}: the ZFS pool {pool.name} on {item.part.name} was not cleanly exported (it is {pool.state})",
-                hint=f"export it: zpool import -N {pool.name} && zpool export {pool.name}, on a system that has the disk; or boot it "
-                f"unread: --kernel FILE --root zfs:{pool.name}/ROOT/default",
+                hint=f"export it: zpool import -N {pool.name} && zpool export {pool.name}, on a system that has the disk; or skip "
+                f"this check: --kernel FILE --root zfs:{pool.name}/ROOT/default",
             )
         if pool is not None and not pool.alone:
             return UsageError(
@@ -183,7 +183,7 @@ def _no_root_error(disk: RawDisk, volumes: list[Volume]) -> UsageError:
     if unread:
         return UsageError(
             f"{disk.given}: its root is in a ZFS pool on {', '.join(unread)}, which has no readable label",
-            hint="check that the image is complete; or boot it unread: --kernel FILE --root zfs:POOL/ROOT/default",
+            hint="check that the image is complete; or skip this check: --kernel FILE --root zfs:POOL/ROOT/default",
         )
     encrypted = [item.part.name for item in volumes if item.kind in ("geli", "LUKS (encrypted)")]
     if encrypted:
@@ -193,7 +193,7 @@ def _no_root_error(disk: RawDisk, volumes: list[Volume]) -> UsageError:
         )
     return NoFreeBSD(
         f"{disk.given}: no FreeBSD on it; it has {', '.join(item.described for item in volumes[:12])}",
-        hint="use an image with a FreeBSD root on UFS or ZFS (an installer's CD has none); or boot it unread: --kernel FILE --root DEVICE",
+        hint="use an image with a FreeBSD root on UFS or ZFS (an installer's CD has none); or skip this check: --kernel FILE --root DEVICE",
     )
 
 
@@ -203,18 +203,18 @@ def _check_clean(disk: RawDisk, chosen: Candidate) -> None:
     if fs is not None and fs.pending:
         raise UsageError(
             f"{disk.given}: the UFS on {name} is not clean: {fs.pending}",
-            hint=f"shut its system down cleanly before you take the image, or run fsck_ffs -y on {name}; or boot it unread: "
+            hint=f"shut its system down cleanly before you take the image, or run fsck_ffs -y on {name}; or skip this check: "
             f"--kernel FILE --root {name}",
         )
 
 
 def _check_sectors(disk: RawDisk, item: Volume) -> None:
-    """Raise UsageError for sectors other than 512 bytes: the backends of Linux and QEMU give a file-backed disk those."""
+    """Raise UsageError for sectors other than 512 bytes, which the backends of Linux and QEMU give a file-backed disk."""
     part = item.part
     if part.sector != SECTOR:
         raise UsageError(
-            f"{disk.given}: its table is for sectors of {part.sector} bytes, and a file-backed disk has sectors of {SECTOR} in a Xen guest: "
-            f"the guest would not find {item.described}",
+            f"{disk.given}: its table is for sectors of {part.sector} bytes. A file-backed disk has sectors of {SECTOR} in a Xen guest, "
+            f"so the guest would not find {item.described}",
             hint=f"copy the partitions to a disk with sectors of {SECTOR} bytes; if the hosts' storage has sectors of {part.sector}: --root {part.name}",
         )
 
@@ -244,8 +244,8 @@ def root_of(device: str) -> dict[str, str]:
 def root_device(disk: RawDisk, root: str = "") -> str:
     """The root device of a disk that boots with another kernel. Returns ``root`` unread if it is given.
 
-    A disk without a root may have one that only this kernel knows: then its first UFS, else the whole disk.
-    Raises UsageError as :func:`open_root` does in all other cases.
+    A disk without a known root may have one that only this kernel supports. The result is then its first UFS, or else the whole
+    disk. Raises UsageError as :func:`open_root` does in all other cases.
     """
     if root:
         return root.removeprefix("ufs:").removeprefix("/dev/")

@@ -174,7 +174,8 @@ def _gpt(disk: Vdev, files: list[Path | None], boot: BootCode, seed: str, target
         length = file.stat().st_size if fs.type == "boot" and file is not None else fs.bytes
         if fs.type == "boot" and length > _BOOT_LIMIT:
             raise BuildError(
-                f"/boot/{_gptboot(disk)} has {length} bytes, and pmbr reads {_BOOT_LIMIT}", hint="use a layout without freebsd-boot"
+                f"/boot/{_gptboot(disk)} has {length} bytes, but pmbr reads only {_BOOT_LIMIT}",
+                hint="use a layout without freebsd-boot",
             )
         sizes.append(-(-length // SECTOR))
     parts, sectors = place(disk, sizes)
@@ -191,7 +192,10 @@ def _gpt(disk: Vdev, files: list[Path | None], boot: BootCode, seed: str, target
 
 
 def slot_of(layout: Layout, disk: Vdev, image: Path) -> int:
-    """The offset of the slot in the disk file ``image``; -1 if ``disk`` has none. Raises BuildError if the slot is not there once."""
+    """The offset of the slot in the disk file ``image``; -1 if ``disk`` has none.
+
+    Raises BuildError unless the disk has the slot exactly once.
+    """
     if not layout.firmwares or not any(fs.mount == "/" for fs in disk.fs):
         return -1
     if not layout.zfs:

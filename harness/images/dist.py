@@ -101,7 +101,7 @@ def _check_machine(program: Path, archive: Path, what: str) -> None:
     if head[:4] == b"\x7fELF" and machine not in ("amd64", "i386"):
         archive.unlink(missing_ok=True)
         raise UsageError(
-            f"{what} is for {machine}; Xen's guests here are amd64 and i386", hint="give the sets of amd64, as releases/amd64/..."
+            f"{what} is for {machine}; only amd64 and i386 are supported", hint="give the sets of amd64, as releases/amd64/..."
         )
 
 

@@ -24,8 +24,8 @@ _BOOT_AREA = 8192
 def punch(volume: Path) -> int:
     """Replace the blocks of regular files that are all zeros by holes; returns their number. Keeps the last block of a file.
 
-    The blocks stay marked as used, which readers ignore and fsck repairs. The freed blocks and the boot area get bytes other than
-    zero.
+    The freed blocks stay marked as used; readers ignore this, and fsck repairs it. The freed blocks and the boot area get bytes
+    other than zero.
     """
     with window.opened(volume) as whole:
         fs = ufs.superblock(whole)

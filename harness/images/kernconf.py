@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""Kernel configurations: ours, reduced by the tree's GENERIC (TRIM), and those of the tree or the user."""
+"""Kernel configurations: those of the harness, which reduce the tree's GENERIC (TRIM), and those of the tree or the user."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def trim(generic: str, drop_devices: frozenset[str], drop_options: frozenset[str
 
 
 def load(tree: SourceTree, wanted: str) -> KernConf:
-    """The configuration ``wanted``: one of ours, a file of the user, or one of the tree. Raises UsageError."""
+    """The configuration ``wanted``: one of the harness, of the tree, or a file of the user. Raises UsageError."""
     ours = shipped()
     if wanted in ours:
         return KernConf(wanted, _with_includes(tree, ours, wanted), f"images/kernels/{wanted}")

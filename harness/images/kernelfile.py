@@ -156,7 +156,7 @@ def read(path: Path) -> KernelFile:
     data = path.read_bytes()
     machine, version = machine_of(data), os_version(data)
     if machine not in ("amd64", "i386"):
-        raise UsageError(f"{path}: a kernel for {machine}; Xen's guests here are amd64 and i386", hint="build with TARGET=amd64")
+        raise UsageError(f"{path}: a kernel for {machine}; only amd64 and i386 are supported", hint="build with TARGET=amd64")
     if not version.release:
         raise UsageError(f"{path}: not a FreeBSD kernel (it does not name a version)", hint="give .../boot/kernel/kernel")
     digest = hashlib.sha256(data).hexdigest()

@@ -88,7 +88,7 @@ class Vdev:
     def node(self, number: int) -> str:
         """The path below /dev/ of the file system ``number`` in the guest's fstab.
 
-        An ESP always has its label there: the disk is ada0 in an HVM guest without PV disks, and a missing file system of fstab
+        An ESP always has its label there. The disk is ada0 in an HVM guest without PV disks, and a missing file system of fstab
         stops the boot.
         """
         fs = self.fs[number]
@@ -196,9 +196,9 @@ def load(name: str, *, size: int = 0, bsize: int = 0) -> Layout:
         raise UsageError(f"no layout {name!r}", hint=f"valid names: {', '.join(data)}")
     layout = parse(name, data[name])
     if bsize and bsize not in BLOCK_SIZES:
-        raise UsageError(f"UFS blocks of {bsize} bytes", hint=f"one of {', '.join(map(str, BLOCK_SIZES))}")
+        raise UsageError(f"UFS blocks of {bsize} bytes are not supported", hint=f"valid values: {', '.join(map(str, BLOCK_SIZES))}")
     if size and not 32 <= size <= 1 << 20:
-        raise UsageError(f"a root file system of {size} MiB", hint="give 32 or more")
+        raise UsageError(f"the size of the root file system is invalid: {size} MiB", hint="give 32 or more")
 
     def change(fs: FileSystem) -> FileSystem:
         fs = replace(fs, size=size) if size and fs.mount == "/" else fs
@@ -221,7 +221,10 @@ def parse(name: str, data: dict[str, Any]) -> Layout:
         raise UsageError(f"layout {name} has a vdev twice")
     for disk in vdevs:
         if disk.table not in ("none", "mbr", "gpt") or disk.label_offset not in (0, 16):
-            raise UsageError(f"layout {name}: table {disk.table!r}, label_offset {disk.label_offset}", hint="none, mbr, gpt; 0, 16")
+            raise UsageError(
+                f"layout {name}: invalid table {disk.table!r} or label_offset {disk.label_offset}",
+                hint="use none, mbr or gpt; 0 or 16",
+            )
         if disk.table == "none" and (len(disk.fs) != 1 or disk.boot):
             raise UsageError(f"layout {name}: {disk.name} has no table, so it takes one file system and no boot code")
         if disk.boot and disk.table == "gpt":
@@ -241,11 +244,13 @@ def _file_system(data: dict[str, Any]) -> FileSystem:
 def _check(name: str, disk: Vdev, fs: FileSystem) -> None:
     """Raise UsageError for a file system that ``disk`` cannot have."""
     if fs.type not in _TYPES:
-        raise UsageError(f"layout {name}: file system type {fs.type!r}", hint=f"one of {', '.join(_TYPES)}")
+        raise UsageError(f"layout {name}: unknown file system type {fs.type!r}", hint=f"valid values: {', '.join(_TYPES)}")
     if fs.type in _GPT_ONLY and disk.table != "gpt":
         raise UsageError(f"layout {name}: {fs.type} on {disk.name}, which has no GPT", hint='table = "gpt"')
     if fs.type == "zfs" and not (fs.mount == "/" and fs.pool and fs.bootfs):
-        raise UsageError(f"layout {name}: a ZFS on {fs.mount}", hint="mount it at / and give pool and bootfs")
+        raise UsageError(
+            f"layout {name}: a ZFS on {fs.mount} without pool or bootfs, or not on /", hint="mount it at / and give pool and bootfs"
+        )
 
 
 def _data() -> dict[str, dict[str, Any]]:

@@ -56,7 +56,7 @@ def locate(image: Path) -> int:
             found = data.find(wanted, begin, end)
             while found >= 0:
                 if at >= 0:
-                    raise BuildError(f"{image.name}: loader.conf.local is there twice")
+                    raise BuildError(f"{image.name}: the disk has loader.conf.local twice")
                 at = found
                 found = data.find(wanted, found + 1, end)
     if at < 0:

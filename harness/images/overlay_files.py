@@ -62,8 +62,8 @@ def for_layout(layout: Layout, ttys: str, zfs_load: bool = False) -> OverlayFile
 def loader_conf(text: str, layout: Layout, zfs_load: bool) -> str:
     """/boot/loader.conf: ``text``, adapted to ``layout``.
 
-    With ZFS the kernel variables are in the pool's boot environment instead (harness.images.bootenv): the loader reads loader.conf
-    later, so it would override the variables of a run.
+    With ZFS the kernel variables are in the pool's boot environment instead (harness.images.bootenv). The loader reads loader.conf
+    later, so loader.conf would override the variables of a run.
     """
     if not layout.zfs:
         return text

@@ -59,18 +59,18 @@ def write(image: Image, directory: Path, name: str = "") -> Path:
     world = entries.find("worlds", str(image.data.get("world", "")) or "none")
     if world is None or image.kernel is None:
         raise UsageError(
-            f"{image.name}: no world in the store that sets can be made from",
+            f"{image.name}: its world is not in the store",
             hint="build an image with --src, --dist or --destdir; an image from --disk has no world",
         )
     versions_ = {image.version, str(world.manifest.get("version", "")) or image.version}
     if len(versions_) > 1:
         raise UsageError(
-            f"{image.name}: its kernel and its world are of {' and '.join(sorted(versions_, key=versions.numbers))}; sets are of one release",
+            f"{image.name}: its kernel and world have different releases ({' and '.join(sorted(versions_, key=versions.numbers))})",
             hint="build the image from one tree: fxh image build --src TREE",
         )
     name = name or release_of(image.kernel)
     if not versions.release(name):
-        raise UsageError(f"--as {name}: no release's name", hint="for example --as 15.1-RELEASE")
+        raise UsageError(f"--as {name}: not the name of a release", hint="for example --as 15.1-RELEASE")
     target = directory / "releases" / str(image.data["machine"]) / name
     if target.exists():
         raise UsageError(f"{target} already exists", hint="remove it, or give another directory")

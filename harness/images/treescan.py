@@ -148,8 +148,8 @@ def _read(path: Path) -> bytes:
 def backdated(scanned: Scan, since: float, until: float) -> str:
     """A file that appeared after ``since`` with a modification time before ``until`` (seconds since 1970); "" if it is missing.
 
-    make compares modification times only. If ``cp -p``, ``rsync -a`` or an archive restored a file with an old time, make does not
-    compile it when the object was built between the two times.
+    make compares only modification times. ``cp -p``, ``rsync -a`` or an archive may restore a file with an old time. make does not
+    compile it if the object was built between the two times.
     """
     for record in scanned.records:
         fields = record.split(b"\0", 4)

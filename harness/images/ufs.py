@@ -224,7 +224,7 @@ class Ufs:
         at = (fs.group(group) + fs.iblkno) * fs.fsize + block * fs.bsize + place * size
         data = self.volume.read(at, size)
         if len(data) < size:
-            raise BadFileSystem(f"inode {number} is behind the end of the image")
+            raise BadFileSystem(f"inode {number} is beyond the end of the image")
         raw = _INODE[fs.version].parse(data)
         return _Node(raw.mode, raw.size, raw.blocks)
 
@@ -234,7 +234,7 @@ class Ufs:
             size = min(left, self.fs.bsize)
             data = self.volume.read(fragment * self.fs.fsize, size) if fragment else bytes(size)
             if len(data) < size:
-                raise BadFileSystem("a file's block is behind the end of the image")
+                raise BadFileSystem("a file's block is beyond the end of the image")
             yield data
             left -= size
 
@@ -263,7 +263,7 @@ class Ufs:
         if fragment:
             data = self.volume.read(fragment * self.fs.fsize, self.fs.bsize)
             if len(data) < self.fs.bsize:
-                raise BadFileSystem("an indirect block is behind the end of the image")
+                raise BadFileSystem("an indirect block is beyond the end of the image")
             numbers = struct.unpack(f"<{each}{'i' if word == 4 else 'q'}", data)
         for number in numbers:
             if count <= 0:

@@ -10,7 +10,7 @@ from harness.results.model import FAILED, PASSED
 from harness.results.where import CONTROL_GUEST, Where
 
 # Names of the trials that do not swap a single input.
-AS_IT_FAILED, ALL_GOOD, CONTROL, OTHER_XEN = "as it failed", "all as it passed", "control guest", "another Xen"
+AS_IT_FAILED, ALL_GOOD, CONTROL, OTHER_XEN = "as it failed", "all inputs of the passing run", "control guest", "another Xen"
 HARNESS = "harness"
 _WORDS = {"disk": "disk (the world)", "control": "given control guest"}
 

@@ -25,8 +25,8 @@ from harness.results.where import CONTROL_GUEST
 
 SCHEMA = 1
 MANIFEST = "bundle.json"
-# Bytes: an input up to _SMALL is included (a kernel is, a disk usually is not), the last _LOG of each log are, and an archive that
-# unpacks to more than _WHOLE, or has more than _MEMBERS files, is refused.
+# A bundle includes inputs of up to _SMALL bytes (a kernel, usually not a disk) and the last _LOG bytes of each log. An archive is
+# refused if it unpacks to more than _WHOLE bytes or has more than _MEMBERS files.
 _SMALL, _LOG, _WHOLE, _MEMBERS = 64 << 20, 4 << 20, 512 << 20, 1000
 # Options whose value is a file, and all options of a bundle that are passed to ``fxh run``.
 FILES = ("kernel", "disk", "hypervisor", "dom0-kernel")

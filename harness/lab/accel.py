@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: BSD-2-Clause
 """Choose QEMU's accelerator: run a tiny guest under KVM and cache the result in the store, a failure for a day.
 
-It is not enough that ``/dev/kvm`` opens: on some machines the guest then hangs at 100 % CPU.
+On some machines ``/dev/kvm`` opens, but the guest hangs at 100 % CPU.
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ from harness.lab.store import XEN_SYMBOLS, LabImage
 IMPORTED = ".imported"
 """Marks a lab that this machine did not build, and perhaps cannot build."""
 _SUMS = "SHA256SUMS.json"
-# Bytes of an archive, which also has to fit on the disk.
+# Bytes of an archive, which must also fit on the disk.
 _MOST = 64 << 30
 FILES = (
     "manifest.json",
@@ -88,7 +88,7 @@ def _import(file: Path, work: Path) -> LabImage:
 
         return LabImage(store.get_or_create("labs", key, lambda _: work, step="a lab from an archive", damage=damage))
     except (tarfile.TarError, KeyError, ValueError) as exc:
-        raise UsageError(f"{file}: no lab archive, or a damaged one ({exc})", hint="create it with: fxh lab export FILE") from exc
+        raise UsageError(f"{file}: not a lab archive, or damaged ({exc})", hint="create it with: fxh lab export FILE") from exc
     except OSError as exc:
         hint = "give an archive that `fxh lab export` wrote; free some space at FXH_STORE"
         raise InfrastructureError(f"cannot import {file}: {exc.strerror or exc}", hint=hint) from exc

@@ -62,7 +62,7 @@ def build(recipe: Recipe, *, force: bool = False) -> LabImage:
 
 
 def find(recipe: Recipe) -> LabImage | None:
-    """The image of ``recipe`` where the store has it, whole."""
+    """The image of ``recipe``, if the store has it complete."""
     target = store.directory("labs") / recipe.key
     return LabImage(target) if store.usable(target, _damage) else None
 

@@ -41,7 +41,7 @@ class CheckpointKind(Enum):
     WARM = "warm-"
     """A booted guest."""
     USER = ""
-    """Made by `fxh lab checkpoint`; always cold, because it has to outlive a change of kernel or processor."""
+    """Made by `fxh lab checkpoint`; always cold, because it must outlive a change of kernel or processor."""
 
     def name_of(self, key: str = "") -> str:
         """The name in the store. READY and READY_HOT have no key."""
@@ -61,7 +61,7 @@ class CheckpointKind(Enum):
 
     @property
     def may_be_hot(self) -> bool:
-        """Whether it is created again when it cannot be used, and so may depend on the kernel and the processor."""
+        """Whether the harness can create it again, so that it may depend on the kernel and the processor."""
         return self in (CheckpointKind.READY_HOT, CheckpointKind.REST, CheckpointKind.WARM)
 
     @property
@@ -93,7 +93,7 @@ class Checkpoint:
     note: str = ""
     hot: bool = False
     identity: str = ""
-    """Of its ``meta.json``: a checkpoint that is created again gets another. See :func:`_identity`."""
+    """The identity of its ``meta.json``; it changes when the checkpoint is created again. See :func:`_identity`."""
 
     @property
     def state(self) -> Path:
@@ -228,7 +228,7 @@ def save(image: LabImage, checkpoint: Checkpoint, files: dict[str, Path], qemu: 
 
 
 def _identity(file: Path) -> str:
-    """Tell a file from one that replaces it under the same name; "" if it is missing.
+    """A mark that differs between a file and its replacement under the same name; "" if the file is missing.
 
     The inode number alone is not enough: a file system gives the number of a removed file to the next one.
     """

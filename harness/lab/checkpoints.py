@@ -133,7 +133,7 @@ class LabCheckpoints:
         return "dom0 idle, with the code that cases use translated"
 
     def _snapshotter(self, kind: CheckpointKind) -> Snapshotter:
-        """The snapshotter by which checkpoints of ``kind`` are saved now."""
+        """The snapshotter that now saves checkpoints of ``kind``."""
         criu = self._machine.criu
         return criu if criu is not None and self.hot and kind.may_be_hot else self._migration
 
@@ -166,7 +166,7 @@ class LabCheckpoints:
             if saved.hot:
                 self.hot = False
             raise CheckpointBroken(
-                f"checkpoint {saved.name} could not be loaded: {exc.message}", hint="try again: it is created again"
+                f"checkpoint {saved.name} could not be loaded: {exc.message}", hint="try again: the harness creates a new one"
             ) from exc
         self._verify_unchanged(saved)
         self._lab.connect(deadline)
@@ -175,9 +175,7 @@ class LabCheckpoints:
         """End the machine and raise CheckpointBroken if another process has replaced or removed the checkpoint."""
         if not saved.is_there():
             self._machine.stop()
-            raise CheckpointBroken(
-                f"checkpoint {saved.name} was replaced or removed while it was being loaded", hint="try again: it is loaded again"
-            )
+            raise CheckpointBroken(f"checkpoint {saved.name} was replaced or removed while it was being loaded", hint="try again")
 
     # -- save ---------------------------------------------------------------------------------------------------------
 

@@ -4,8 +4,8 @@
 A QEMU that loads a migration stream drops its translations, and code that it has to translate again takes two to three times as
 long. A process that CRIU restored continues with them: the first ``xl list`` takes as long as the tenth.
 
-Each such QEMU runs in its own pid namespace, where it always has the same pid, and in its own mount namespace, where the lab's
-directory and sockets always have the same path. So many labs can be restored from one checkpoint at the same time.
+Each such QEMU runs in its own pid and mount namespaces. There it always has the same pid, and the lab's directory and sockets have
+the same path. So many labs can be restored from one checkpoint at the same time.
 """
 
 from __future__ import annotations

@@ -82,9 +82,9 @@ def machine(options: LabSpec, chosen: accel.Accel) -> MachineSpec:
 def make(options: LabSpec, *, name: str = "", keep: bool = False) -> Lab:
     """A lab that is not up yet. Raises UsageError, BuildError, InfrastructureError."""
     if options.memory < LEAST_LAB_MEMORY:
-        raise UsageError(f"a lab of {options.memory} MiB", hint=f"use at least {LEAST_LAB_MEMORY}: dom0 takes 768")
+        raise UsageError(f"a lab of {options.memory} MiB is too small", hint=f"use at least {LEAST_LAB_MEMORY}: dom0 takes 768")
     if not 1 <= options.cpus <= MOST_LAB_CPUS:
-        raise UsageError(f"a lab of {options.cpus} CPUs", hint=f"use 1 to {MOST_LAB_CPUS}")
+        raise UsageError(f"a lab cannot have {options.cpus} CPUs", hint=f"use 1 to {MOST_LAB_CPUS}")
     found = find_qemu(options)
     with ThreadPoolExecutor() as pool:
         # At first each of them takes seconds, and the image takes a minute. The store keeps their results.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""A lab as a host, so that a suite does not notice the difference from a real one."""
+"""A lab as a host, with the interface of a real one."""
 
 from __future__ import annotations
 
@@ -213,12 +213,12 @@ class LabHost(DirectHost):
         return (found,) if found is not None else ()
 
     def _stub_socket(self, domain: int) -> Path:
-        """In the lab's own directory, so that it goes with the lab."""
+        """In the lab's own directory, which is removed with the lab."""
         return self.lab.sockets / f"guest-{domain}"
 
     @contextlib.contextmanager
     def debuggers(self, domain: int | None) -> Iterator[tuple[Debugger, ...]]:
-        """As for any host, and QEMU's own stub."""
+        """The debuggers of any host, and QEMU's own stub."""
         with contextlib.ExitStack() as stack:
             found = stack.enter_context(super().debuggers(domain))
             try:
@@ -229,7 +229,7 @@ class LabHost(DirectHost):
             yield found
 
     def hypervisor_log(self) -> str:
-        """From Xen's serial port, which needs no process in dom0."""
+        """Read from Xen's serial port, which needs no process in dom0."""
         with contextlib.suppress(OSError):
             return paths.tail(self.lab.directory / "xen.log", _XEN_LOG).decode("utf-8", "replace")
         return ""

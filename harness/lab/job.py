@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""Build a lab or the control guest's kernel in a process of its own: ``python -m harness.lab.job image|kernel XEN KEY``.
+"""Build a lab or the control guest's kernel in a separate process: ``python -m harness.lab.job image|kernel XEN KEY``.
 
 It prints its progress, and ends with the process that holds its standard input. :mod:`harness.lab.background` starts it.
 """
@@ -16,7 +16,7 @@ import time
 from harness.errors import HarnessError
 from harness.lab import build, kernel, recipe
 
-# A lab has to boot and cases have to run while the kernel is built. On idle CPUs the build is as fast as without this.
+# A lab must boot and cases must run while the kernel is built. On idle CPUs the build is as fast as without this.
 _NICE = 10
 # Seconds for the programs of a build to remove their mounts and files.
 _GRACE = 10.0

@@ -113,7 +113,7 @@ class Lab:
         initrd = self.directory / "initrd"
         initrd.touch(mode=0o600)
         base = (self.image.directory / "initrd").read_bytes()
-        # A second archive has to begin at a multiple of four (Linux init/initramfs.c).
+        # A second archive must begin at a multiple of four (Linux init/initramfs.c).
         initrd.write_bytes(base + bytes(-len(base) % 4) + archive)
         self.machine.boot(initrd, deadline)
         self.connect(deadline)

@@ -116,7 +116,7 @@ class Machine:
                 raise LabDead(f"QEMU does not forward port {self.ssh_port}: {refused}")
 
     def stop_forwarding(self) -> None:
-        """End what :meth:`forward_ssh` or :meth:`launch` began."""
+        """Undo :meth:`forward_ssh` and :meth:`launch`."""
         self.monitor(f"hostfwd_remove tcp:127.0.0.1:{self.ssh_port}")
 
     # -- disks --------------------------------------------------------------------------------------------------------

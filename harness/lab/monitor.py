@@ -17,7 +17,7 @@ from harness.errors import LabDead
 
 T = TypeVar("T")
 
-# Seconds. No command of ours takes long, so a later answer will not come.
+# Seconds. No command of the harness takes long, so a later answer will not come.
 _ANSWER = 20.0
 
 # When QEMU ends as intended, its monitor closes first. Do not log that.

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: BSD-2-Clause
 """Build the lab's UEFI firmware for HVM guests: OVMF for Xen, from Debian's edk2 source, once for all labs of a store.
 
-Debian's package ``ovmf`` does not help: since 2022 it holds the platform OvmfPkgX64, which no longer starts under Xen. edk2 moved
+Debian's package ``ovmf`` does not work: since 2022 it has the platform OvmfPkgX64, which no longer starts under Xen. edk2 moved
 that support to the platform OvmfXen, which Debian does not build. The build also avoids a QEMU defect (docs/lab.md).
 """
 

@@ -7,7 +7,7 @@ from harness.deadline import Deadline
 from harness.hosts import inventory
 from harness.transport import Transport
 
-# Drop the files of the boot from dom0's page cache, and load those that every case needs, so that no case reads and unpacks them
+# Drop the files of the boot from dom0's page cache. Load the files that every case needs, so that no case reads and unpacks them
 # from the disk. Build and end a domain, let pygrub find a kernel on a disk, and take the inventory: each is fast the second time.
 # The only trace that remains is the number of the next domain. $1: the script of the inventory.
 _SCRIPT = """

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""Say every few seconds how much of a long build is done."""
+"""Prints the progress of a long build every few seconds."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ EVERY = 5.0
 
 @dataclass(frozen=True)
 class Done:
-    """``share`` of the work that is done, 0 to 1. ``words`` says what is being done, or is empty."""
+    """``share`` of the work that is done, 0 to 1. ``words`` names the current step, or is empty."""
 
     share: float
     words: str = ""
@@ -26,7 +26,7 @@ class Done:
 
 @contextmanager
 def shown(log: logging.Logger, what: str, look: Callable[[], Done]) -> Iterator[None]:
-    """While the block runs, log every few seconds the part of ``what`` that ``look`` finds done.
+    """While the block runs, log the progress of ``what``, which ``look`` returns, every few seconds.
 
     ``look`` runs in another thread, and only there.
     """

@@ -66,14 +66,14 @@ def sweep() -> list[Item]:
 
 
 def prune(days: float) -> tuple[Item, ...]:
-    """Remove what was last used more than ``days`` ago and no running lab uses, and what killed processes left."""
+    """Remove entries that were last used more than ``days`` ago and that no running lab uses, and leftovers of killed processes."""
     return (*sweep(), *(eviction.item for eviction in store.evict(items(), max_age=days * _DAY)))
 
 
 def bound(most: int = _MOST) -> tuple[Item, ...]:
     """Remove the longest unused checkpoints that suites made, in all labs, until they take ``most`` bytes.
 
-    They also must not take more than half of the disk's free space without them. Suites create them again when needed.
+    They also must not take more than half of the space that would be free without them. Suites create them again when needed.
     """
     images = [LabImage(path) for path in store.entries("labs")]
     made = {path for image in images for path in checkpoint.listing(image) if CheckpointKind.of(path.name).of_suites}

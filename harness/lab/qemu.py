@@ -112,8 +112,8 @@ class MachineSpec:
             f"console=com1 com1=115200,8n1 dom0_mem={self.dom0_memory}M,max:{self.dom0_memory}M "
             "bootscrub=0 noreboot console_timestamps=boot loglvl=info guest_loglvl=all conring_size=256k"
         )
-        # dom0 interrupts a guest at most every 20 ms. Otherwise each byte on a guest's console wakes three processes in dom0: with the
-        # default of 1 ms, a boot takes a tenth longer, and a command a third.
+        # dom0 interrupts a guest at most every 20 ms. Otherwise each byte on a guest's console wakes three processes in dom0. With
+        # the default of 1 ms, a boot takes a tenth longer, and a command a third.
         arguments += " spec-ctrl=no sched_ratelimit_us=20000" if self.emulated else ""
         return arguments + (" dom0_max_vcpus=1 dom0_vcpus_pin" if self.cpus > 1 else "")
 

@@ -29,7 +29,7 @@ _POWER = frozenset(
 
 
 class Refused(Exception):
-    """No place could be had. ``hint`` says who must act; ``busy``: another client has all matching places.
+    """No place is available. ``hint`` says who must act; ``busy``: another client has all matching places.
 
     ``excluded``: these are all matching places, and the request excludes them.
     """

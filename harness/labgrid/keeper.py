@@ -241,7 +241,7 @@ class Keeper:
     # -- giving it back -----------------------------------------------------------------------------------------------
 
     async def release(self) -> str:
-        """Release the place unless another process of the user shares it. Returns a description of what remains, or ""."""
+        """Release the place unless another process of the user shares it. Returns a description of the remaining claim, or ""."""
         try:
             if self._claim is None:
                 return ""

@@ -59,7 +59,7 @@ class Service:
 
 
 class Place:
-    """A place that is ours until :meth:`end`, or until this process ends. :func:`acquire` makes it."""
+    """A place that stays acquired until :meth:`end`, or until this process ends. :func:`acquire` makes it."""
 
     def __init__(self, keeper: _Keeper, coordinator: str, held: Mapping[str, Any]) -> None:
         self._keeper, self._coordinator = keeper, coordinator
@@ -78,7 +78,7 @@ class Place:
 
     @property
     def lost(self) -> str:
-        """The reason why the place is no longer ours, or ""."""
+        """The reason why the place was lost, or ""."""
         return self._keeper.lost
 
     def client(self, *words: str) -> tuple[str, ...]:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""Print what a NetworkSerialPort says, for ports that need more than a TCP connection: RFC 2217, or an exporter as a proxy.
+"""Print the output of a NetworkSerialPort, for ports that need more than a TCP connection: RFC 2217, or an exporter as a proxy.
 
 python -m harness.labgrid.serial PROTOCOL HOST PORT SPEED [PROXY]
 """

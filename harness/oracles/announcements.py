@@ -43,7 +43,7 @@ def missing(wanted: Iterable[Announcement], seen: Iterable[Announcement]) -> tup
 
 
 def _announcement(data: bytes) -> Announcement | None:
-    """The announcement in an Ethernet frame; None if it is no announcement or not complete."""
+    """The announcement in an Ethernet frame; None if it is not a complete announcement."""
     kind, at, vlan = int.from_bytes(data[12:14], "big"), 14, 0
     if kind == _VLAN:
         vlan, kind, at = int.from_bytes(data[14:16], "big") & 0xFFF, int.from_bytes(data[16:18], "big"), 18

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: BSD-2-Clause
 """Reads the counters that kernels print, and names what a counter means, so that one rule fits Linux and FreeBSD.
 
-A guest prints some of these texts, so they may hold anything: a parser takes the lines that it knows, up to a limit, and never raises.
+A guest prints some of these texts, so they may contain anything. A parser takes the lines that it knows, up to a limit, and never
+raises.
 Sources: Linux Documentation/networking/snmp_counter.rst and Documentation/ABI/testing/sysfs-class-net-statistics; FreeBSD
 usr.bin/netstat/inet.c and if.c.
 """

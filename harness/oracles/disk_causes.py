@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""Names the likeliest cause when a guest's disk does not read or write, from what blkback, dom0 and the guest counted."""
+"""Names the likeliest cause when a guest's disk does not read or write, from the counters of blkback, dom0 and the guest."""
 
 from __future__ import annotations
 
@@ -139,7 +139,7 @@ def kernel_errors(text: str, since: float = 0.0) -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class Rule:
-    """``says`` returns a sentence if the rule explains what was seen, else "". A ``weak`` rule needs a finding that names the disk."""
+    """``says`` returns a sentence if the rule explains the observations, else "". A ``weak`` rule needs a finding that names the disk."""
 
     name: str
     says: Callable[[DiskSeen], str]
@@ -178,7 +178,11 @@ def _device_stuck(disk: DiskSeen) -> str:
 
 def _blkback_stuck(disk: DiskSeen) -> str:
     idle = disk.first.vbd == disk.later.vbd and not disk.later.in_flight
-    return f"the guest waits for {disk.waiting} requests to {disk.name}, and blkback takes none" if disk.waiting and idle else ""
+    return (
+        f"the guest waits for {disk.waiting} requests to {disk.name}, and blkback does not take them"
+        if disk.waiting and idle
+        else ""
+    )
 
 
 def _not_connected(disk: DiskSeen) -> str:

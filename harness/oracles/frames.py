@@ -3,8 +3,8 @@
 
 The module reads headers with struct, because dpkt raises on some malformed frames and hides a frame's length on the wire. The tests
 build their frames with dpkt, so that a mistake in one of the two is found.
-Sources: draft-ietf-opsawg-pcap (the file), IEEE 802.1Q and 802.1ad, RFC 3032 (MPLS), RFC 791, RFC 8200, RFC 2675 (jumbograms),
-RFC 4302 (AH), RFC 6275 and RFC 8754 (addresses of the checksum), RFC 9293, RFC 768.
+Sources: draft-ietf-opsawg-pcap (the file), IEEE 802.1Q and 802.1ad, RFC 791, 768, 2675 (jumbograms), 3032 (MPLS), 4302 (AH), 6275
+and 8754 (addresses of the checksum), 8200, 9293.
 """
 
 from __future__ import annotations
@@ -51,8 +51,8 @@ class Frame:
     """A TCP or UDP packet.
 
     ``payload`` is in bytes, computed from the packet's length fields. ``good`` is whether the checksum is right, or None if the capture
-    lacks bytes of the packet. ``blank`` is whether a wrong checksum covers the pseudo header only: the sender left the rest to the
-    device, as every driver with checksum offload does.
+    lacks bytes of the packet. ``blank`` is whether a wrong checksum covers only the pseudo header. Drivers with checksum offload
+    leave the rest to the device.
     """
 
     source: str

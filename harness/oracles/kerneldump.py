@@ -70,7 +70,7 @@ def is_dump(tail: bytes) -> bool:
 
 
 def header_errors(head: bytes, tail: bytes, *, sector: int, size: int) -> list[str]:
-    """Return what makes a dump unreadable, as lines.
+    """Return the reasons why a dump is unreadable, as lines.
 
     ``tail`` is the device's last block, ``head`` the block at :func:`first_header_offset`. ``sector`` and ``size`` are those of the
     device, in bytes.
@@ -79,7 +79,7 @@ def header_errors(head: bytes, tail: bytes, *, sector: int, size: int) -> list[s
         return [f"the last block of the device has {len(tail)} bytes instead of {sector}: it ends before its size of {size} bytes"]
     last = parse(tail)
     if last.magic == CLEARED:
-        return ["the trailer is cleared, as savecore does it: there is no dump any more"]
+        return ["the trailer is cleared, as by savecore: there is no dump"]
     if last.magic != MAGIC:
         return [f"the last block of the device begins with {last.magic!r} instead of {MAGIC!r}: there is no dump"]
     wrong = []
@@ -93,15 +93,15 @@ def header_errors(head: bytes, tail: bytes, *, sector: int, size: int) -> list[s
     if last.block != sector:
         wrong.append(f"the header's block has {last.block} bytes, the device's sector {sector}")
     if last.compression >= len(_COMPRESSIONS):
-        wrong.append(f"the trailer's compression is {last.compression}, which is none of {', '.join(_COMPRESSIONS)}")
+        wrong.append(f"the trailer's compression is {last.compression}, not one of {', '.join(_COMPRESSIONS)}")
     if last.key:
-        wrong.append(f"the trailer names an encryption key of {last.key} bytes, but nobody asked for encryption")
+        wrong.append(f"the trailer names an encryption key of {last.key} bytes, but the dump must not be encrypted")
     if not 0 < last.length <= size - 2 * sector:
         wrong.append(f"the trailer gives a dump of {last.length} bytes on a device of {size} bytes")
     if first_header_offset(tail, sector=sector, size=size) < 0:
-        wrong.append(f"the trailer gives the dump {last.extent} bytes of space on a device of {size} bytes")
+        wrong.append(f"the trailer reserves {last.extent} bytes for the dump on a device of {size} bytes")
     elif last.extent < last.length <= size - 2 * sector:
-        wrong.append(f"the trailer gives a dump of {last.length} bytes only {last.extent} bytes of space")
+        wrong.append(f"the trailer reserves only {last.extent} bytes for a dump of {last.length} bytes")
     elif head[:SIZE] != tail[:SIZE]:
         wrong.append("the header before the dump differs from the one after it")
     return wrong
@@ -159,7 +159,7 @@ def info_errors(info: str, header: Header) -> list[str]:
 
 
 def cleared(tail: bytes) -> bytes:
-    """Return the header that savecore leaves in the place of ``tail``: another magic, and all else as it was.
+    """Return the header that savecore writes in place of ``tail``: with another magic and otherwise the same.
 
     Source: sbin/savecore/savecore.c, DoFile() after ``nuke:``
     """

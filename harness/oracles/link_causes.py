@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""Names the likeliest cause when data between dom0 and a guest does not arrive, from what both kernels counted meanwhile."""
+"""Names the likeliest cause when data between dom0 and a guest does not arrive, from the counters of both kernels."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ def read_dom0(before: str, text: str, vif: str) -> LinkSeen:
 
 @dataclass(frozen=True)
 class Rule:
-    """``says`` returns a sentence if the rule explains what was seen, else "". A ``weak`` rule also fires on a link that works."""
+    """``says`` returns a sentence if the rule explains the observations, else "". A ``weak`` rule also fires on a link that works."""
 
     name: str
     says: Callable[[LinkSeen], str]
@@ -120,7 +120,7 @@ class Rule:
 
 
 def cause(seen: LinkSeen, *, works: bool = False) -> str:
-    """The likeliest cause in one sentence; "" if no rule fires. With ``works`` the link moves data now, and weak rules are left out."""
+    """The likeliest cause in one sentence; "" if no rule fires. With ``works`` the link moves data now, and weak rules do not count."""
     return next((text for rule in RULES if not (works and rule.weak) and (text := rule.says(seen))), "")
 
 
@@ -136,7 +136,7 @@ def _vif_down(seen: LinkSeen) -> str:
 
 
 def _not_bridged(seen: LinkSeen) -> str:
-    return "" if seen.bridged else f"dom0's {seen.dom0.interface} is no port of the bridge, so dom0 gets nothing from it"
+    return "" if seen.bridged else f"dom0's {seen.dom0.interface} is not a port of the bridge, so dom0 gets nothing from it"
 
 
 def _dom0_checksums(seen: LinkSeen) -> str:
@@ -153,7 +153,7 @@ def _dom0_checksums(seen: LinkSeen) -> str:
         )
     if sent.blank:
         return f"{head}: the guest sends packets without a full checksum ({sent.blank} of {sent.packets} captured)"
-    return f"{head}, which are right on {seen.dom0.interface}: they are damaged behind it"
+    return f"{head}, which are right on {seen.dom0.interface}: they are damaged after it"
 
 
 def _guest_checksums(seen: LinkSeen) -> str:

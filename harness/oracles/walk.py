@@ -28,7 +28,7 @@ EVENTS = (
 
 @dataclass(frozen=True)
 class Step:
-    """One event. ``value`` is what it concerns: ``xvdc``, MiB of the balloon, seconds of a pause, ``tso off``; "" if nothing."""
+    """One event. ``value`` is its object: ``xvdc``, MiB of the balloon, seconds of a pause, ``tso off``; "" if nothing."""
 
     event: str
     value: str | int = ""
@@ -184,7 +184,7 @@ def suffix(taken: Sequence[Step], count: int, bounds: Bounds) -> tuple[Step, ...
 
 @dataclass(frozen=True)
 class Violation:
-    """An invariant that does not hold, and what was seen instead. ``died`` is the error of a guest that is dead or silent."""
+    """An invariant that does not hold, and the observation. ``died`` is the error of a guest that is dead or silent."""
 
     invariant: str
     lines: tuple[str, ...]
@@ -237,7 +237,7 @@ def read(data: Any, name: str) -> tuple[int, tuple[Step, ...], bool]:
         taken = tuple(Step(row["event"], row["value"]) for row in found)
         seed, shrunk = int(data["seed"]), bool(data["shrunk"].get("steps"))
     except (KeyError, TypeError, AttributeError, ValueError):
-        raise UsageError(f"{name}: not the file of a walk", hint="give the walk.json of a case") from None
+        raise UsageError(f"{name}: not a file of a walk", hint="give the walk.json of a case") from None
     wrong = [str(step) for step in taken if step.event not in EVENTS or not isinstance(step.value, str | int)]
     if wrong or not taken:
         raise UsageError(f"{name}: {f'unknown step {wrong[0]}' if wrong else 'no steps'}", hint="give the walk.json of a case")

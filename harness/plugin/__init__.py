@@ -10,7 +10,7 @@ import pytest
 
 from harness.plugin import options, selection
 
-# Every pytest in this environment loads this module, so hooks import the rest only if a case of ours needs it.
+# Every pytest in this environment loads this module, so hooks import the rest only if a case of the harness needs it.
 pytest_plugins = ("harness.plugin.fixtures",)
 
 

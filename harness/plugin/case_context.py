@@ -32,7 +32,7 @@ class CaseContext:
     host: XenHost | None = None
     guests: list[Guest] = field(default_factory=list)
     prepared: list[Guest] = field(default_factory=list)
-    """Guests that were booted and prepared for a warm checkpoint. They are gone, but what their watches found is not."""
+    """Guests that were booted and prepared for a warm checkpoint. They no longer exist; the results of their watches do."""
     warm_boot: Boot | None = None
     """The boot that the warm checkpoint of the case's guest was saved from."""
     inputs: dict[str, str] = field(default_factory=dict)
@@ -40,13 +40,13 @@ class CaseContext:
     undo: list[Callable[[], object]] = field(default_factory=list)
     """Cleanup steps for a host that cannot be restored as a whole. They run after the guests' removal, the last one first."""
     given: list[str] = field(default_factory=list)
-    """Parts of the names of resources in dom0 that the harness made for the case. On a restorable host they are no leaks."""
+    """Parts of the names of resources in dom0 that the harness made for the case. On a restorable host they are not leaks."""
     symbols: tuple[Path, ...] = ()
     """Files with debugging information that the user gave."""
     kept: str = ""
     """How to attach to the case's guests, if they are kept."""
     gathered: bool = False
-    """The case has gathered the evidence of its failure itself, because it went on with other guests."""
+    """The case has gathered the evidence of its failure itself, because it continued with other guests."""
     mark: LogMark | None = None
     """Where the case begins in the logs of the host."""
     logs: dict[str, str] = field(default_factory=dict)

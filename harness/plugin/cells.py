@@ -57,7 +57,7 @@ class Cell:
 
 
 def cell_of(item: pytest.Item) -> Cell | None:
-    """The cell of a collected case; None for a test that is not ours."""
+    """The cell of a collected case; None for a test without a cell."""
     callspec = getattr(item, "callspec", None)
     cell = callspec.params.get("cell") if callspec is not None else None
     return cell if isinstance(cell, Cell) else None

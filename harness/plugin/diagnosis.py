@@ -51,8 +51,8 @@ def backtrace(death: Death, guests: Sequence[Guest], directory: Path) -> tuple[s
 def hypervisor(context: CaseContext) -> None:
     """Write the call traces of Xen in the gathered logs, with files and lines, to :data:`XEN_BACKTRACE`.
 
-    Xen's log counts from the begin of the case. The serial console has the logs of earlier cases, too. So it counts only for
-    a panic, after which dom0 gives no log.
+    Xen's log counts from the begin of the case. The serial console also has the logs of earlier cases, so it counts only for a
+    panic, after which dom0 gives no log.
     """
     text = _text(context.directory / XEN_LOG)
     new = xen_since(text, context.mark) if context.mark is not None else text
@@ -79,7 +79,7 @@ def hypervisor(context: CaseContext) -> None:
 
 
 def _running(host: XenHost) -> str:
-    """The build-id of the host's Xen. It is unknown if Xen died before anything asked."""
+    """The build-id of the host's Xen. It is unknown if Xen died before the first query."""
     try:
         return host.facts.build_id
     except HarnessError:
@@ -114,7 +114,7 @@ def _console(path: Path) -> str:
 
 
 def inspect(guests: Sequence[Guest], directory: Path) -> None:
-    """Leave each living guest's stacks and kernel messages in ``directory``, as ``vcpus-NAME.txt`` and ``messages-NAME.txt``."""
+    """Write each running guest's stacks and kernel messages to ``directory``, as ``vcpus-NAME.txt`` and ``messages-NAME.txt``."""
     for guest in guests:
         if guest.domid < 0:  # not created
             continue

@@ -81,8 +81,8 @@ class Ending:
         else:
             self._broken = True
 
-    # The outermost wrapper: the files of JUnit and allure are written before verdicts are added to them, and the run keeps its
-    # result if another plugin fails here (as xdist does if its workers have ended already).
+    # The outermost wrapper: it adds the verdicts after JUnit and allure have written their files. It also keeps the result of the
+    # run if another plugin fails here (as xdist does if its workers have ended already).
     @pytest.hookimpl(wrapper=True, tryfirst=True)
     def pytest_sessionfinish(self) -> Generator[None, None, None]:
         try:

@@ -32,7 +32,7 @@ from harness.xen.config import Disk, DomainConfig, Vif
 log = logging.getLogger("fxh.worker")
 
 Prepare = Callable[[Guest], Any]
-"""Brings a booted guest to the state in which several cases start. The result goes through JSON to ``guest.prepared``."""
+"""Brings a booted guest into the initial state of several cases. The result goes through JSON to ``guest.prepared``."""
 
 
 class GuestFactory:
@@ -42,7 +42,7 @@ class GuestFactory:
         self._scale, self._sources, self._hosts = options.scale, sources, hosts
 
     def new(self, cell: Cell, host: XenHost, directory: Path, shape: Shape) -> Guest:
-        """A guest of which no domain exists yet. The host counts as used from here on."""
+        """A guest without a domain. The host counts as used from here on."""
         self._hosts.mark_used(cell)
         source = self._sources.source_for(cell, shape)
         config = configure(host, source, shape, host.domain_name(source.label))

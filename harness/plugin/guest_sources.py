@@ -28,7 +28,7 @@ class GuestSources:
         self._sources: dict[tuple[str, str], GuestSource] = {}
         """By guest and Xen version. The version is "" for a guest under test."""
         self._standbys: dict[tuple[str, str], GuestSource] = {}
-        """Control guests with dom0's kernel, until their own one is built."""
+        """Control guests with dom0's kernel, until their own kernel is built."""
         self._on_standby = False
 
     @cached_property
@@ -57,7 +57,7 @@ class GuestSources:
         """Choose the kernel of the control guest for the case that begins, and start its build if it is missing.
 
         A case marked with ``any_kernel`` does not wait for that build: it runs with dom0's kernel. Returns the source with that
-        kernel once, when no case will need it any more. Raises UsageError.
+        kernel once, when no further case needs it. Raises UsageError.
         """
         key = cell.guest, cell.xen
         self._on_standby = False
@@ -128,7 +128,7 @@ def waits(options: Options) -> bool:
 
 
 def begin_builds(options: Options) -> None:
-    """Start to build what the run's labs lack. Raises UsageError."""
+    """Start the missing builds of the run's labs. Raises UsageError."""
     if options.host:
         return
     for xen in options.xens:

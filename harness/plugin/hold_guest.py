@@ -54,7 +54,7 @@ def commands(access: Access, name: str, domid: int, tools: dict[str, str], until
 def keep(host: DirectHost, guests: list[Guest], minutes: int) -> str:
     """Pause the guests and let them outlive this process for ``minutes``. Returns the text to print, or "" if none is kept.
 
-    The host is no longer ours afterwards: its share ends with the guests.
+    The worker then gives up the host, whose share ends with the guests.
     """
     try:
         rows = [(guest, row) for guest in guests if (row := guest.state()) is not None]

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: BSD-2-Clause
 """Known issues (suites/known_issues.toml): reported failures and complaints with a known cause, expected until they are fixed.
 
-An ``[[issue]]`` covers a failure. The check is strict: a covered case that passes fails until its entry is removed. An entry excuses
-a failure only if the text of the failure matches. A case may have several entries, one for each cause.
+An ``[[issue]]`` covers a failure. The check is strict: a covered case that passes counts as failed until its entry is removed. An
+entry excuses a failure only if the text of the failure matches. A case may have several entries, one for each cause.
 
 A ``[[complaint]]`` covers a complaint (harness.console.complaints), which is expected from then on. An entry that fits no case, or is
 due for review, fails ``fxh check``.

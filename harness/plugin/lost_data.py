@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""Adds to the finding of a failed case why data did not arrive over its links, or from its disks."""
+"""Adds the cause to the finding of a failed case if data did not arrive over its links or from its disks."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def rows(context: CaseContext, reason: str, begun: float) -> tuple[str, ...]:
 
 
 def _links(guest: Guest, deadline: Deadline) -> Iterator[Explained]:
-    """An explanation by each watch that saw a transfer fail; if none did, by the last watch of each link."""
+    """An explanation by each watch that saw a failed transfer, or else by the last watch of each link."""
     known = [watch.explained for watch in guest.watches if watch.explained is not None]
     if known:
         yield from known

@@ -137,7 +137,7 @@ def _from_command_line(config: pytest.Config) -> Invocation:
 
 
 def for_worker(options: Options) -> bytes:
-    """What :func:`read` takes in a worker."""
+    """The input of :func:`read` in a worker."""
     return pickle.dumps(options)
 
 

@@ -70,13 +70,13 @@ def _names(item: pytest.Item) -> tuple[str, ...]:
 
 
 def before_call(item: pytest.Item) -> None:
-    """Pause if the case is to stop here."""
+    """Pause if the case must stop here."""
     if item.stash.get(PAUSE, None) == BEFORE_CALL:
         _pause(item, BEFORE_CALL, f"before the call of {item.nodeid}")
 
 
 def on_failure(item: pytest.Item, reason: str) -> None:
-    """Pause if the case is to stop at its failure. Only the first failure of a case counts."""
+    """Pause if the case must stop at its failure. Only the first failure of a case counts."""
     if item.stash.get(PAUSE, None) == ON_FAILURE and not item.stash[PROGRESS].paused:
         _pause(item, ON_FAILURE, f"after the failure of {item.nodeid}:\n  {reason}")
 

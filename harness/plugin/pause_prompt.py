@@ -28,9 +28,9 @@ _SHELL = 'stty rows "$1" cols "$2"; cd; PS1=$3; export PS1; if command -v bash >
 
 
 def serve(where: str, context: CaseContext | None) -> None:
-    """Print what is open, and run the person's commands until Ctrl-D. ``where`` says where the run stands.
+    """Print the banner, and run the person's commands until Ctrl-D. ``where`` describes the place of the pause.
 
-    Deadlines that run on their own do not run meanwhile: the time budgets of boot stages, and the heartbeat of a lab. A lease is
+    Time budgets of boot stages and the heartbeat of a lab do not count meanwhile. A lease is
     renewed by its own thread. Raises KeyboardInterrupt for Ctrl-C.
     """
     guests = [guest for guest in context.guests if guest.domid >= 0] if context is not None else []
@@ -70,7 +70,7 @@ class _Prompt:
                 print(plain(f"{exc.message}\n  hint: {exc.hint}" if exc.hint else exc.message))
 
     def banner(self) -> str:
-        """The things that are open, and how to reach them."""
+        """The commands of the prompt, and those for another terminal."""
         rows = [("console", plain(f"console {number}: {_describe(guest)}")) for number, guest in enumerate(self._guests, 1)]
         if not rows:
             rows = [("console", "the case has not created a guest yet")]

@@ -50,7 +50,7 @@ _CAUSES = 20
 
 
 def run(item: pytest.Item, nextitem: pytest.Item | None) -> None:
-    """Run a case, and repeat it once if its host was lost, because the lost run says nothing about the guest."""
+    """Run a case, and repeat it once if its host was lost, because a lost run gives no verdict on the guest."""
     item.ihook.pytest_runtest_logstart(nodeid=item.nodeid, location=item.location)
     setup = item.config.stash[SETUP]
     setup.case = item.nodeid
@@ -121,9 +121,9 @@ def end_phase(item: pytest.Item, call: pytest.CallInfo[None], report: pytest.Tes
 
 
 def escape_error(error: BaseException | None) -> None:
-    """Escape and shorten the texts of an error and of its causes, before pytest, allure and others read them: they are a guest's.
+    """Escape and shorten the texts of an error and of its causes, which come from guests, before pytest and allure read them.
 
-    Half a character (a surrogate) in a text would end the run, because no file can have it.
+    A surrogate (half a character) in a text would end the run, because no file can have it.
     """
     for _ in range(_CAUSES):
         if error is None:
@@ -195,7 +195,7 @@ def _end_with_error(item: pytest.Item, error: BaseException, call: pytest.CallIn
 
 
 def _with_counters(item: pytest.Item, context: CaseContext, finding: Finding, report: pytest.TestReport) -> Finding:
-    """The finding with the reason for which data did not arrive. pytest shows that in a section of its own."""
+    """The finding with the reason for which data did not arrive. pytest shows that in a separate section."""
     with trace.step(trace.EVIDENCE, "explain lost data"):
         rows = lost_data.rows(context, finding.reason, item.stash[PROGRESS].begun)
     if not rows:
@@ -215,7 +215,7 @@ def _check_host(item: pytest.Item, context: CaseContext, finding: Finding) -> Fi
 
 
 def _explanation(call: pytest.CallInfo[None], finding: Finding) -> str:
-    """The text for pytest's report of one of our errors, without a traceback through the harness."""
+    """The text for pytest's report of a harness error, without a traceback through the harness."""
     traceback = call.excinfo.traceback if call.excinfo is not None else ()
     frames = [entry for entry in traceback if "/suites/" in str(entry.path) or "/tests/" in str(entry.path)]
     where = f"{frames[-1].path}:{frames[-1].lineno + 1}: " if frames else ""

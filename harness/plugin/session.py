@@ -77,7 +77,7 @@ def _open(config: pytest.Config) -> None:
 
 
 def kernel_is_missing(config: pytest.Config) -> bool:
-    """Whether the control guest's kernel has to be built in this run. All workers get the controller's answer."""
+    """Whether this run must build the control guest's kernel. All workers get the controller's answer."""
     worker = getattr(config, "workerinput", None)
     if worker is not None:
         return bool(worker["fxh_kernel_is_missing"])

@@ -56,7 +56,7 @@ def build_report(
 
 
 def _note(path: Path, run: RunResult) -> str:
-    """Parts of the run that are missing for a reason of the infrastructure, and who has to act."""
+    """Parts of the run that are missing for a reason of the infrastructure, and who must act."""
     parts = []
     if run.parts and (missing := missing_shards(run.inputs.get("shard", "").split(" | "))):
         parts.append(

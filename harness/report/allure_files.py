@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: BSD-2-Clause
 """Additions to allure's results: the environment, categories by verdict, and the history, for allure 2 and allure 3.
 
-allure 2 reads ``categories.json`` and ``history/``. allure 3 ignores both: its categories and the path of its history are in a
-configuration, ``allurerc.json``, and its history is a file of lines, ``history.jsonl``.
+allure 2 reads ``categories.json`` and ``history/``. allure 3 ignores both. It reads its categories and the path of its history from
+the configuration ``allurerc.json``; the history is ``history.jsonl``.
 """
 
 from __future__ import annotations

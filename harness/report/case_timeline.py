@@ -74,7 +74,7 @@ def stamp(line: Line) -> str:
 
 
 def mark(line: Line) -> str:
-    """The mark in front of a line. A guest's line has none, unless it begins with one: then it says whose it is."""
+    """The mark in front of a line. A guest's line gets one only if the line itself begins with a mark."""
     if line.kind == "guest" and line.text.lstrip().startswith(_ALIKE):
         return "(guest) "
     return MARKS.get(line.kind, "")

@@ -67,7 +67,7 @@ def check_origin(origin: str) -> None:
 
 
 def render(report: Report, origin: str) -> str:
-    """The run as JSON text, without the cases that a person had. Each id begins with ``origin``. Raises UsageError for an invalid origin."""
+    """The run as JSON text, without the paused cases. Each id begins with ``origin``. Raises UsageError for an invalid origin."""
     check_origin(origin)
     found: dict[str, dict[str, dict[str, Any]]] = {name: {} for name in ("checkouts", "builds", "tests", "issues", "incidents")}
 
@@ -98,7 +98,7 @@ def _build_inputs(report: Report, case: CaseResult) -> dict[str, str]:
 
 
 def _checkout(report: Report, case: CaseResult, mark: str, build: Mapping[str, str]) -> dict[str, Any]:
-    """The source of a build. A kernel does not tell its commit, so each build has a checkout of its own."""
+    """The source of a build. A kernel does not tell its commit, so each build has a separate checkout."""
     control = case.where.guest == CONTROL_GUEST
     name = plain(build.get("kernel", "") or build.get("image", "")).partition(" sha256:")[0]
     return {

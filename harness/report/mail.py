@@ -24,7 +24,8 @@ from harness.stamp import ISO
 from harness.verdicts import values
 
 COLUMNS = 72
-# Lines of the console and of the backtrace, lines of the reason for a new failure and of its cause, and the number of failures in full.
+# Lines of console and backtrace, of the reason for a new failure, and of its cause. The number of failures that the mail has in
+# full.
 _CONSOLE, _REASON, _CAUSE, _IN_FULL = 24, 12, 10, 6
 # Length to which the subject is cut, in characters.
 _SUBJECT = 120

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: BSD-2-Clause
 """Static pages of all recorded runs: nights by branches and cells, trends, known issues and hosts. No server and no scripts.
 
-A page is rendered again only if the digest of what it shows changed, so that one more night costs little.
+A page is rendered again only if the digest of its inputs changed, so that one more night costs little.
 """
 
 from __future__ import annotations
@@ -76,12 +76,12 @@ class _Builder:
     runs: list[Summary] = field(default_factory=list)
     """Oldest first."""
     digests: dict[str, str] = field(default_factory=dict)
-    """Of what each run's page shows, by run."""
+    """The digest of the inputs of each run's page, by run."""
     bad: dict[str, list[Bad]] = field(default_factory=dict)
     pages: dict[str, str] = field(default_factory=dict)
     """The digest of each page's content."""
     sources: dict[str, str] = field(default_factory=dict)
-    """The digest of what each page was rendered from."""
+    """The digest of the inputs of each page."""
     old_sources: dict[str, str] = field(default_factory=dict)
 
     def build(self) -> Built:

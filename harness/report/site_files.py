@@ -13,7 +13,7 @@ from typing import Any
 from harness.errors import InfrastructureError, UsageError
 
 STATE = ".fxh-site.json"
-"""What the pages were made from; it also marks a directory as a site."""
+"""The inputs of the pages; the file also marks a directory as a site."""
 FOLDERS = ("runs", "cells", "nights")
 # A killed run leaves such a file. It is removed by the next one.
 _UNFINISHED = ".unfinished"

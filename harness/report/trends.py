@@ -11,7 +11,7 @@ from harness.history.rows import Row, metrics_of
 from harness.results.model import PASSED, CaseResult, RunResult
 from harness.verdicts.drift import Drift
 
-# At most so many plots, points in a plot, and at least so many points.
+# At most this many plots and points in a plot, and at least this many points.
 _PLOTS, _POINTS, _ENOUGH = 24, 60, 3
 # A boot has many stages. Plot only its end, unless another stage drifts.
 _ALWAYS = ("stage login",)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""The verdict as the first line of a message, for viewers that show a result's message and nothing else of ours."""
+"""The verdict as the first line of a message, for viewers that show a result's message and nothing else of the harness."""
 
 from __future__ import annotations
 

@@ -20,12 +20,12 @@ from harness.results import schema1
 from harness.results.where import NOWHERE, Where, own_parameters
 
 SCHEMA = 2
-"""Of the files that this harness writes. It also reads schema 1 (harness.results.schema1)."""
+"""The schema that this harness writes. It also reads schema 1 (harness.results.schema1)."""
 _SETUP = "setup.jsonl"
 DUMP_SUFFIX = ".vmcore.gz"
-"""Ends the name of a kernel dump, which is no text."""
+"""Ends the name of a kernel dump, which is not text."""
 LOST = "lost"
-"""The directory in that of a case with the files of an attempt that lost its host."""
+"""The subdirectory of a case for the files of an attempt that lost its host."""
 
 
 class Outcome(StrEnum):
@@ -162,7 +162,7 @@ class CaseResult:
     """
     where: Where = NOWHERE
     known_issue: KnownIssueMatch | None = None
-    """Set for the outcome ``known``, and for a case that failed because it passed in spite of a known issue."""
+    """Set for the outcome ``known``, and for a case that failed because it passed despite a known issue."""
     death: DeathRecord | None = None
     complaints: tuple[ComplaintRecord, ...] | None = None
     """One per identity. None: no console was searched."""
@@ -170,7 +170,7 @@ class CaseResult:
     """Parameters of the case without its cell (``halt``). None: the node id has them (schema 1)."""
 
     paused: str = ""
-    """Where a person had the case (``fxh run --pause``): before-call or on-failure. Such a result is not judged."""
+    """Where ``fxh run --pause`` stopped the case: before-call or on-failure. Such a result is not judged."""
 
     @property
     def key(self) -> str:

@@ -10,7 +10,7 @@ from pathlib import Path
 from harness import stamp
 
 UNDELIVERED = "undelivered.txt"
-"""A file in the directory of a run that the history could not take: it says why."""
+"""A file in the directory of a run that is not in the history yet. It gives the reason."""
 
 
 def new(reports: Path) -> Path:

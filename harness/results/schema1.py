@@ -34,7 +34,7 @@ def where(cell: str) -> Where:
 
 
 def known_issue(outcome: str, reason: str) -> tuple[str, str, bool] | None:
-    """Bug, description, and whether the case passed in spite of the entry; None for a case without a known issue."""
+    """Bug, description, and whether the case passed despite the entry; None for a case without a known issue."""
     first = reason.partition("\n")[0]
     if outcome == "known":
         line, gone = first.removeprefix(_EXPECTED), False

@@ -40,7 +40,7 @@ _ALMOST = 0.2
 
 
 class _NoSshd(OSError):
-    """A server that is no sshd answers."""
+    """The server that answers is not sshd."""
 
 
 class SshTransport(FileCopies):
@@ -312,7 +312,7 @@ def _expect_sshd(sock: socket.socket, deadline: Deadline) -> None:
     first = sock.recv(64, socket.MSG_PEEK)
     sock.settimeout(before)
     if first and not first.startswith(_BANNER[: len(first)]):
-        raise _NoSshd(f"the server is no sshd: it says {plain(first.decode('utf-8', 'replace')).strip()!r}")
+        raise _NoSshd(f"the server is not sshd: it says {plain(first.decode('utf-8', 'replace')).strip()!r}")
 
 
 def _bare(kind: str) -> str:

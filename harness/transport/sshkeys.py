@@ -34,7 +34,7 @@ class Keys:
 def load(private_key: str, paths: Sequence[Path]) -> Keys:
     """The ``private_key`` (the text of an ed25519 key) alone, or else the keys of ``paths`` (default: of ~/.ssh) and of the agent.
 
-    A key that cannot be used is no error, as for ssh(1): the host may accept another one.
+    A key that cannot be used is not an error, as for ssh(1): the host may accept another one.
     """
     if private_key:
         return Keys((paramiko.Ed25519Key.from_private_key(io.StringIO(private_key)),))

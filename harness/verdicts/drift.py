@@ -11,8 +11,8 @@ from statistics import median
 # A baseline needs at least ENOUGH earlier values, and uses at most the last WINDOW ones.
 ENOUGH = 5
 WINDOW = 20
-# A value drifts if it differs from the median by more than all of these: a share of the median, a multiple of the scatter (median
-# absolute deviation, scaled to a standard deviation), and an absolute amount in the metric's unit.
+# A value drifts if its difference from the median exceeds three limits. They are a share of the median, a multiple of the scatter,
+# and an amount in the metric's unit. The scatter is the median absolute deviation, scaled to a standard deviation.
 SHARE, SCATTER, LEAST = 0.25, 4.0, 0.25
 _SIGMA = 1.4826
 # In the names of metrics for which higher values are better: work for each unit of time.

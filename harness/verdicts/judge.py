@@ -16,7 +16,7 @@ from harness.verdicts.values import Baseline, Branch, LastGreen, NamedRun, Obser
 
 # Number of earlier results that are searched for the same version. An older failure with inputs that never change excuses nothing.
 WINDOW = 50
-# After so many failures in a row, following passes with the same inputs, an unrecorded change is likely.
+# After this many failures in a row, following passes with the same inputs, an unrecorded change is likely.
 _MANY_FAILURES = 3
 
 

@@ -84,7 +84,7 @@ class Observation:
 
     @property
     def judged(self) -> bool:
-        """Whether the result says something about the product."""
+        """Whether the result is a verdict on the product."""
         return self.outcome in (PASSED, FAILED) and not self.paused
 
     @property
@@ -92,7 +92,7 @@ class Observation:
         """The outcome as in the run's results."""
         if not self.known:
             return self.outcome
-        # A case that passes in spite of a known issue fails.
+        # A case that passes despite a known issue fails.
         return Outcome.KNOWN if self.outcome == FAILED else FAILED
 
 

@@ -187,7 +187,7 @@ def _string(key: str, text: str) -> str:
     """``text`` quoted for xl.cfg (xen tools/libs/util/libxlu_cfg_l.l and libxlu_cfg.c).
 
     Characters without an escape are written literally, including control characters. Raises UsageError for a NUL, which ends
-    xl's strings, and for text that is not UTF-8, which libxl cannot read back from its own record of the domain.
+    xl's strings. Also raises it for text that is not UTF-8, which libxl cannot read back from its own record of the domain.
     """
     if "\0" in text:
         raise UsageError(f"{key} contains a NUL, which ends xl's strings: {text!r}")

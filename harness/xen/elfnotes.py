@@ -36,7 +36,7 @@ class Notes:
 
 
 def read(path: Path) -> Notes:
-    """The Xen notes of an ELF file. Raises UsageError if it is unreadable, truncated or no ELF file."""
+    """The Xen notes of an ELF file. Raises UsageError for an unreadable or truncated file, and for any other file."""
     try:
         if path.stat().st_size > _LARGEST:
             raise UsageError(
@@ -54,7 +54,7 @@ def read(path: Path) -> Notes:
 def parse(data: bytes) -> Notes:
     """The Xen notes in an ELF image, from note sections and PT_NOTE segments. FreeBSD's are only in a section.
 
-    Raises ValueError for a truncated file or no ELF file.
+    Raises ValueError for a truncated file, and for any other file.
     """
     found = ((kind, content) for owner, kind, content in _notes(data) if owner == b"Xen\0")
     return Notes(64 if data[4] == 2 else 32, tuple(dict.fromkeys(found)))

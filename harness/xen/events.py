@@ -52,7 +52,7 @@ def parse(text: str) -> tuple[Channel, ...]:
 
 
 def dump(transport: Transport) -> tuple[Channel, ...]:
-    """All interdomain channels, from a new dump; () if it is longer than Xen's log, which then has no header of it."""
+    """All interdomain channels, from a new dump; () if the dump is longer than Xen's log, so that its header is lost."""
     # Guests write into Xen's log, but they do not know this line.
     line = f"fxh-{secrets.token_hex(8)}\n"
     before, _, after = transport.run(["sh", "-c", _SCRIPT, "sh", line.strip()]).text.partition(line)

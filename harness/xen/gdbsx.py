@@ -2,9 +2,10 @@
 """Detects whether Xen supports its debugger stub, gdbsx: it must be built with CONFIG_GDBSX, which needs DEBUG or EXPERT.
 
 Debian's Xen has neither. Its package has the tool gdbsx, which then prints "Hyp is NOT enabled for gdbsx"
-(xen tools/debugger/gdbsx/xg/xg_main.c, _check_hyp()). The tool stops the domain that it queries, so it is no probe. Instead a short
-Python program in dom0 queries the debugger state of dom0 with XEN_DOMCTL_gdbsx_domstatus, which only reads the state of the
-domain (xen/arch/x86/gdbsx.c). Xen refuses a domctl of another interface version with EACCES, so the program tries every version.
+(xen tools/debugger/gdbsx/xg/xg_main.c, _check_hyp()). The tool stops the domain that it queries, so it cannot serve as a probe.
+Instead a short Python program in dom0 queries the debugger state of dom0 with XEN_DOMCTL_gdbsx_domstatus, which only reads the
+state of the domain (xen/arch/x86/gdbsx.c). Xen refuses a domctl of another interface version with EACCES, so the program tries
+every version.
 """
 
 from __future__ import annotations

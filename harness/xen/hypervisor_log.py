@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""What Xen's log says that it did not say before. The log is a ring of conring_size bytes, so its length tells nothing."""
+"""Finds the new part of Xen's log. The log is a ring of conring_size bytes, so its length does not show growth."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import re
 
 # (XEN) [   36.420541] Xen WARN at arch/x86/mm.c:1234       (xen/arch/x86/traps.c, do_invalid_op(); the time is optional)
 # (XEN) Assertion 'foo' failed at common/bar.c:12
-# Guests write lines of their own: (d3) OVMF: DEBUG enabled
+# Guests write their own lines: (d3) OVMF: DEBUG enabled
 _ERROR = re.compile(r"^\(XEN\) (?:\[[^]\n]*\] )?(?:Xen (?:BUG|WARN) at|Assertion ').*", re.MULTILINE)
 
 

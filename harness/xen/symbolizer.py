@@ -3,7 +3,7 @@
 
 llvm-symbolizer needs 0.15 s of a CPU for a kernel.debug of 120 MB, and 0.5 s if it is compressed. llvm-gsymutil converts all of its lines
 in 1.3 s, once, into an index that answers in 0.02 s (LLVM's GSYM format). So llvm-symbolizer answers until there is an index, which a
-thread makes. The index lacks assembly code: llvm-symbolizer is asked for that.
+thread makes. The index lacks assembly code, which llvm-symbolizer resolves.
 """
 
 from __future__ import annotations
@@ -172,7 +172,7 @@ def _indexed(index: Path, addresses: Sequence[int], deadline: Deadline) -> tuple
 
 
 def parse_gsym(text: str, addresses: Sequence[int]) -> tuple[Lines, ...]:
-    """What llvm-gsymutil printed for ``addresses``: a paragraph for each, with the innermost function first.
+    """The output of llvm-gsymutil for ``addresses``: a paragraph for each, with the innermost function first.
 
     Raises InfrastructureError for paragraphs of other addresses: a function's name in hostile symbols may have line breaks.
     """
@@ -221,7 +221,7 @@ def _symbolized(debug: Path, addresses: Sequence[int], deadline: Deadline) -> tu
 
 
 def parse(text: str, count: int) -> tuple[Lines, ...]:
-    """What llvm-symbolizer printed for ``count`` addresses: one JSON object per line."""
+    """The output of llvm-symbolizer for ``count`` addresses: one JSON object per line."""
     found: list[Lines] = []
     for line in text.removesuffix("\n").split("\n") if text else ():
         try:

@@ -12,8 +12,8 @@ from harness.xen.config import Disk, DomainConfig, Vif
 from harness.xen.event_wait import Pause
 from harness.xen.listing import DomainState, HostInfo
 
-# The command that takes a migrated domain. -e: no xl waits for the end of the domain in the background, because nothing in its command
-# line would say to which run it belongs.
+# The command that takes a migrated domain. -e: no xl waits in the background for the end of the domain. Its command line would not
+# name the run.
 RECEIVER = "xl migrate-receive -e"
 
 ConsoleKind = Literal["pv", "serial", "both"]
@@ -25,7 +25,8 @@ class Console(Stream, Protocol):
     def leave(self) -> None:
         """Make the client exit, and wait until the reader has seen its end. Then another client can connect.
 
-        A client that stays keeps the lock of the console; in a checkpoint it does so for ever. Gives up after 5 seconds.
+        A client that does not exit keeps the lock of the console; in a checkpoint it does so for ever. Stops waiting after 5
+        seconds.
         """
         ...
 
@@ -86,7 +87,7 @@ class Toolstack(Protocol):
     def save(self, domain: str | int, path: str, *, stay: bool = False, limit: int = 0) -> None:
         """Suspend the guest and write it to ``path`` in dom0. This destroys its domain, or continues it with ``stay``.
 
-        With ``limit`` the file can have at most so many bytes. A larger save fails, and the toolstack continues the guest.
+        With ``limit`` the file can have at most this many bytes. A larger save fails, and the toolstack continues the guest.
         """
         ...
 
@@ -97,8 +98,8 @@ class Toolstack(Protocol):
     def migrate(self, domain: str | int, receiver: str) -> None:
         """Migrate the running domain live. The standard streams of ``receiver``, a shell command, carry it. Raises CommandFailed.
 
-        If the migration fails, the domain continues with its old domid, or it is gone. The migrated domain stays as it is when it
-        shuts down, whatever its on_reboot and on_crash say.
+        If the migration fails, the domain continues with its old domid, or no longer exists. After its shutdown the migrated domain
+        stays, independent of its on_reboot and on_crash.
         """
         ...
 

@@ -32,8 +32,8 @@ _LETTERS = re.compile(r"(xvd|hd|sd)([a-z]+)([1-9][0-9]{0,2})?")
 def number(vdev: str) -> int:
     """The number of ``vdev``: 768 for ``hda``; 51712 for ``xvda``, ``0xca00`` and ``0145000``.
 
-    Raises UsageError for a vdev that xl refuses, and for one that libxl accepts by mistake: it reads ``hd`` as hdb, ``xvd`` as a
-    negative number and an empty text as 0, and it skips blanks and signs before a number.
+    Raises UsageError for a vdev that xl refuses, and for one that libxl accepts by mistake. libxl reads ``hd`` as hdb, ``xvd`` as a
+    negative number, and an empty text as 0. It also skips blanks and signs before a number.
     """
     if _NUMBER.fullmatch(vdev):
         value = _integer(vdev)

@@ -215,7 +215,7 @@ def test_a_killed_debugger_leaves_a_running_lab(lab: Lab, host: LabHost) -> None
             assert client.recv(100)
             text = b"c"
             client.sendall(b"+$c#63")
-            time.sleep(SILENCE + 2)  # a lab that is silent for so long counts as dead
+            time.sleep(SILENCE + 2)  # a lab that is silent for this long counts as dead
         assert lab.machine.running().command("query-status")["status"] != "running"
     assert not lab.dead
     assert not stub.path.exists()

@@ -73,7 +73,7 @@ class Reversal:
 
     @property
     def other(self) -> str:
-        """A quick case of another suite, which must pass in spite of the bug."""
+        """A quick case of another suite, which must pass despite the bug."""
         return score.OTHERS["balloon" if self.case.startswith("boot/") else "boot"]
 
     @property

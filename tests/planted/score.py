@@ -2,8 +2,8 @@
 """make planted: run each planted regression through the real suites and print which ones were caught.
 
 A regression counts as caught if its case fails with the right words and a case of each other suite passes. If no guest boots with
-it, the other suites are not run. ``--clean N`` runs the cases N times without a plant, and prints each line of a boot's console and
-each complaint that the first of these runs lacks.
+it, the other suites are not run. ``--clean N`` runs the cases N times without a plant. It prints each complaint and each line of
+a boot's console that the first of these runs lacks.
 """
 
 from __future__ import annotations

@@ -31,7 +31,7 @@ def programs() -> Path | None:
 
 
 class PostgresServer:
-    """A server; ``small`` gives its data a file system of that many MiB, in a mount namespace of its own (root only)."""
+    """A server; ``small`` gives its data a file system of that many MiB, in a separate mount namespace (root only)."""
 
     def __init__(self, settings: Sequence[str] = SETTINGS, small: int = 0) -> None:
         found = programs()

@@ -26,7 +26,7 @@ FIRES = {
         replace(GOOD, first=BUSY, later=replace(BUSY, finished=13)),
     ),
     "blkback stuck": (
-        replace(GOOD, waiting=2), "the guest waits for 2 requests to xvdc, and blkback takes none",
+        replace(GOOD, waiting=2), "the guest waits for 2 requests to xvdc, and blkback does not take them",
         replace(GOOD, waiting=2, later=Counted({**USED, "rd_req": 13}, 13, 0)),
     ),
     "not connected": (

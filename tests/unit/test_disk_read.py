@@ -362,7 +362,7 @@ def test_a_table_that_no_guest_would_find(tree: Path, tmp_path: Path, own_store:
     os.truncate(tmp_path / "tree.ufs", 8192 * SECTOR)
     assert diskimport.guess_root(path) == ("xbd0p1", False)
     said = refused(path, own_store)
-    assert "its table is for sectors of 4096 bytes, and a file-backed disk has sectors of 512" in said
+    assert "its table is for sectors of 4096 bytes. A file-backed disk has sectors of 512" in said
     assert "the guest would not find xbd0p1 (freebsd-ufs, ufs1)" in said
     assert "if the hosts' storage has sectors of 4096: --root xbd0p1" in said
     image = diskread.read_image(path, "xbd0p1")
@@ -407,7 +407,7 @@ def test_a_journal_that_was_not_replayed(disk: Path, own_store: Path) -> None:
     patched(disk, (at + 209, b"\0"), (at + 211, b"\x80"), (at + 1312, b"\x0a\0\0\0"))
     said = refused(disk, own_store)
     assert "the UFS on xbd0p4 is not clean: it was not unmounted, and its soft updates journal was not replayed" in said
-    assert "or boot it unread: --kernel FILE --root xbd0p4" in said
+    assert "or skip this check: --kernel FILE --root xbd0p4" in said
 
 
 @needs_makefs
@@ -438,7 +438,7 @@ def test_a_kernel_without_pvh(tmp_path: Path, own_store: Path, loader: str, code
     ("kernel", "why"),
     [
         (b"no kernel" * 100, "/boot/kernel/kernel: not an ELF file"),
-        (elf, "/boot/kernel/kernel: a kernel for arm64; Xen's guests here are amd64 and i386"),
+        (elf, "/boot/kernel/kernel: a kernel for arm64; only amd64 and i386 are supported"),
     ],
 )
 def test_files_that_are_not_a_kernel(tmp_path: Path, own_store: Path, kernel: object, why: str) -> None:
@@ -521,7 +521,7 @@ def test_packed_files_are_named_and_then_read(disk: Path, own_store: Path, packe
     with disk.open("rb") as given, path.open("wb") as out:
         subprocess.run([packer, "-c"], stdin=given, stdout=out, check=True)
     said = refused(path, own_store)
-    assert f" {packer} file, no disk image" in said
+    assert f" {packer} file, not a disk image" in said
     assert f"unpack it first: {unpacker} disk.img" in said
     path.rename(f"{path}{ending}")
     with path.open("wb") as out:
@@ -550,12 +550,12 @@ DESCRIPTOR = b'# Disk DescriptorFile\nversion=1\nCID=1\ncreateType="monolithicFl
     [
         (gzip.compress(b"x" * 99, mtime=0), "a gzip file"), (b"BZh91AY", "a bzip2 file"), (b"\x28\xb5\x2f\xfd", "a zstd file"), (b"PK\x03\x04", "a zip file"),
         (SKIPPABLE, "a zstd or lz4 file"), (b"\x04\x22\x4d\x18\x64", "an lz4 file"), (lzma.compress(b"x", format=lzma.FORMAT_ALONE), "an lzma file"),
-        (bytes(257) + b"ustar", "a tar file"), (b"hello", "5 bytes are no disk image"), (bytes((1 << 20) + 100), "1048676 bytes are no disk image"),
-        (b"\x7fELF" + bytes(2 << 20), "an ELF file, no disk image"),
+        (bytes(257) + b"ustar", "a tar file"), (b"hello", "a file of 5 bytes is not a disk image"), (bytes((1 << 20) + 100), "a file of 1048676 bytes is not a disk image"),
+        (b"\x7fELF" + bytes(2 << 20), "an ELF file, not a disk image"),
         (DESCRIPTOR, "a VMDK file"), (b"\r\n# made by hand\r\n\r\n" + DESCRIPTOR.lower(), "a VMDK file"), (DESCRIPTOR[22:], "a VMDK file"),
         (b"\xbe\xba\xfe\xca" + bytes(2 << 20), "a VMDK file"), (b"COWD" + bytes(2 << 20), "a VMDK file"),
         (bytes(2 << 20) + b"conectix".ljust(511, b"\0"), "a VHD file"), (bytes(2 << 20) + b"conectix".ljust(512, b"\0"), "a VHD file"),
-        (b"#\r\n" * 170 + b"x", "511 bytes are no disk image"),
+        (b"#\r\n" * 170 + b"x", "a file of 511 bytes is not a disk image"),
         (bytes(2 << 20) + b"koly".ljust(512, b"\0"), "a DMG file"), (b"QFI\xfb\0\0\0\1" + bytes(200), "a qcow file of version 1"),
     ],
 )  # fmt: skip
@@ -609,13 +609,13 @@ def test_an_xz_bomb_stops_at_the_free_space(tmp_path: Path, own_store: Path, mon
     monkeypatch.setattr(diskformat, "_room", lambda where: 8 << 20)
     bomb = tmp_path / "bomb.xz"
     bomb.write_bytes(lzma.compress(b"x" * (64 << 20), preset=0))
-    with pytest.raises(InfrastructureError, match=r"bomb\.xz: unpacked it needs more than the 8 MiB"):
+    with pytest.raises(InfrastructureError, match=r"bomb\.xz: the unpacked disk needs more than the 8 MiB"):
         diskread.read_image(bomb)
     assert not [name for name in left(own_store) if not name.startswith("hashes/")]
     # Zeros take no space on disk, but their number has a limit, too.
     bomb.write_bytes(lzma.compress(bytes(64 << 20), preset=0))
     monkeypatch.setattr(diskformat, "_LARGEST", 32 << 20)
-    with pytest.raises(HarnessError, match="unpacked it needs more than"):
+    with pytest.raises(HarnessError, match="the unpacked disk needs more than"):
         diskread.read_image(bomb)
 
 
@@ -626,7 +626,7 @@ def test_a_qcow2_bomb(tmp_path: Path, own_store: Path, monkeypatch: pytest.Monke
     subprocess.run(["qemu-img", "convert", "-c", "-f", "raw", "-O", "qcow2", str(tmp_path / "raw"), str(bomb)], check=True)
     assert bomb.stat().st_size < 4 << 20
     monkeypatch.setattr(diskformat, "_room", lambda where: 8 << 20)
-    with pytest.raises(InfrastructureError, match=r"bomb\.qcow2: unpacked it needs more than the 8 MiB"):
+    with pytest.raises(InfrastructureError, match=r"bomb\.qcow2: the unpacked disk needs more than the 8 MiB"):
         diskread.read_image(bomb)
     assert not [name for name in left(own_store) if not name.startswith("hashes/")]
 

@@ -141,9 +141,9 @@ def test_the_hint_for_a_dom0_with_too_much_memory() -> None:
 
 def test_an_unreachable_host_is_a_failed_check() -> None:
     def connect() -> Transport:
-        raise TransportError("x port 22: timed out", hint="is the host up?")
+        raise TransportError("x port 22: timed out", hint="check that the host is up")
 
-    assert doctor.examine(HostConfig("x"), connect) == (Check("ssh", FAIL, "x port 22: timed out", "is the host up?"),)
+    assert doctor.examine(HostConfig("x"), connect) == (Check("ssh", FAIL, "x port 22: timed out", "check that the host is up"),)
 
 
 def test_empty_output_fails_the_checks() -> None:

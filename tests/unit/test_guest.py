@@ -85,7 +85,7 @@ def restarting(host: Host, tmp_path: Path) -> Guest:
 def test_a_guest_whose_toolstack_gave_it_up_is_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(guests, "_GIVEN_UP", 0.05)
     host = Host([row(3, "---s--"), row(4, "--p---"), None])
-    end = "for g to be re-created; last reason: none of its domains is left: the toolstack gave it up"
+    end = "for g to be re-created; last reason: no domain of this name is left: the toolstack did not create it again"
     with pytest.raises(GuestDied, match=f"{end}$"):
         guest(host, tmp_path).follow_reboot(60)
     host.said = REFUSED

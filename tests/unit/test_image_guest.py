@@ -144,7 +144,7 @@ def old(disk: DiskImage, tmp_path: Path) -> GuestSource:
         ("pv pv32", Shape("pv", vcpus=2), "as 32-bit PV with 2 vCPUs", "choose one vCPU: with more it hangs"),
         ("pvh pvshim", Shape("pvshim", vcpus=2), "as 32-bit PV with 2 vCPUs", "choose one vCPU: with more it hangs"),
         ("pv pvh", Shape("pvshim"), "h, Xen 4.20: no xen-shim", "Debian: xen-utils"),
-        ("pv", Shape("pvshim"), "h, Xen 4.20: no PVH guests, and the PV shim is one", "VT-x or SVM"),
+        ("pv", Shape("pvshim"), "h, Xen 4.20: it runs no PVH guests, which the PV shim needs", "VT-x or SVM"),
     ],
 )
 def test_refused_guest_types(old: GuestSource, able: str, shape: Shape, refused: str, hint: str) -> None:
@@ -192,6 +192,6 @@ def test_cells_of_a_pv_kernel(kind: str) -> None:
 
 def test_pygrub_is_skipped_where_it_cannot_read_the_disk(disk: DiskImage) -> None:
     """libxl aborts if its bootloader returns no kernel; that is not a failure of the guest."""
-    with pytest.raises(CannotRun, match="it reads UFS1 and ext2 only"):
+    with pytest.raises(CannotRun, match="pygrub reads only UFS1 and ext2"):
         configure(Host(), freebsd(disk, pygrub=False), Shape("pvh", bootloader="pygrub"), "x")  # type: ignore[arg-type]
     configure(Host(), freebsd(disk, pygrub=False), Shape("pvh"), "x")  # type: ignore[arg-type]

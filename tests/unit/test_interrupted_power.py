@@ -214,7 +214,7 @@ def test_a_killed_preparation_is_noticed_and_its_command_is_ended(farm: Farm) ->
     code, out = farm.run("prepare", "p")
     assert code == 4
     assert "p: its last preparation was interrupted, so it may be half prepared" in out
-    assert f"p: ended what still ran of the interrupted preparation: process {left[0]}, {left[1]}" in out
+    assert f"p: ended the processes of the interrupted preparation: {left[0]}, {left[1]}" in out
     assert farm.installers() == []
     assert (farm.directory / "second").exists(), "the new command began"
     assert "its preparation failed: hosts.p.prepare: sh failed with exit status 3" in str(set_aside("p"))

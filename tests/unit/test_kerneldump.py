@@ -55,7 +55,7 @@ def test_a_sound_dump_has_no_complaint() -> None:
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"magic": CLEARED}, "there is no dump any more"),
+        ({"magic": CLEARED}, "there is no dump"),
         ({"magic": b"FreeBSD Text Dump"}, "b'FreeBSD Text Dump'"),
         ({"magic": b"\x1b[2J\xff"}, r"b'\x1b[2J\xff'"),
         ({"arch": b"i386"}, "i386"),
@@ -67,9 +67,9 @@ def test_a_sound_dump_has_no_complaint() -> None:
         ({"length": DEVICE}, "on a device of"),
         ({"length": 0}, "a dump of 0 bytes"),
         ({"length": 2**64 - 1}, "a dump of 18446744073709551615 bytes"),
-        ({"extent": LENGTH - 1}, "only 62914559 bytes of space"),
-        ({"extent": 0}, "gives the dump 0 bytes of space"),
-        ({"extent": 2**64 - 1}, "18446744073709551615 bytes of space"),
+        ({"extent": LENGTH - 1}, "only 62914559 bytes"),
+        ({"extent": 0}, "reserves 0 bytes"),
+        ({"extent": 2**64 - 1}, "18446744073709551615 bytes"),
         ({"block": 0}, "header's block has 0 bytes"),
         ({"compression": 3}, "compression is 3"),
         ({"key": 4096}, "key of 4096 bytes"),
@@ -140,9 +140,7 @@ def test_any_bytes_are_judged_in_printable_lines(head: bytes, tail: bytes) -> No
 def test_what_savecore_leaves() -> None:
     left = cleared(header())
     assert (len(left), parse(left).magic, left[20:]) == (SIZE, CLEARED, header()[20:])
-    assert header_errors(header(), left, sector=SECTOR, size=DEVICE) == [
-        "the trailer is cleared, as savecore does it: there is no dump any more"
-    ]
+    assert header_errors(header(), left, sector=SECTOR, size=DEVICE) == ["the trailer is cleared, as by savecore: there is no dump"]
 
 
 # info.0 of savecore 15.1, with the dump's length changed.

@@ -240,7 +240,7 @@ def test_an_archive_cannot_choose_a_path(store: Path, tmp_path: Path) -> None:
     with tarfile.open(file, "w") as tar:
         info = tarfile.TarInfo("fxh-lab/../../evil")
         tar.addfile(info)
-    with pytest.raises(UsageError, match="no lab archive"):
+    with pytest.raises(UsageError, match="not a lab archive"):
         archive.import_(file)
     assert not (tmp_path / "evil").exists()
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""The rules that name the cause of lost data on a link, and the parsers of the counters, on texts that were recorded on a lab."""
+"""The rules that name the cause of lost data on a link, and the parsers of the counters, on texts from a lab."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ GOOD_FRAMES = Direction(30, 12, 0, 0, 1460, 0, 0)
 FIRES = {
     "guest interface down": (replace(GOOD, guest=replace(GOOD.guest, up=False)), "the guest's interface eth0 is down", replace(GOOD, guest=replace(GOOD.guest, up=None))),
     "vif down": (replace(GOOD, dom0=replace(GOOD.dom0, up=False)), "dom0's vif5.0 is down", replace(GOOD, dom0=replace(GOOD.dom0, up=None))),
-    "vif off the bridge": (seen(bridged=False), "dom0's vif5.0 is no port of the bridge, so dom0 gets nothing from it", GOOD),
+    "vif off the bridge": (seen(bridged=False), "dom0's vif5.0 is not a port of the bridge, so dom0 gets nothing from it", GOOD),
     "dom0 discards for the checksum": (
         seen({"Tcp.InCsumErrors": 10}), "dom0 discarded 10 packets for a wrong checksum: the guest sends packets without a full checksum (30 of 30 captured)",
         seen({"Tcp.InCsumErrors": 1}, {"Tcp.InCsumErrors": 9}),
@@ -113,7 +113,7 @@ def test_weak_rules_need_a_link_that_moves_nothing() -> None:
     [
         (None, ""),
         (Direction(5, 2, 3, 1, 1460, 0, 0), ": 2 of 5 captured packets of the guest are damaged on vif5.0"),
-        (GOOD_FRAMES, ", which are right on vif5.0: they are damaged behind it"),
+        (GOOD_FRAMES, ", which are right on vif5.0: they are damaged after it"),
     ],
 )
 def test_the_capture_tells_where_checksums_went_wrong(sent: Direction | None, words: str) -> None:

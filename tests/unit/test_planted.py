@@ -16,7 +16,7 @@ import pytest
 from harness.cli import testplan
 from tests.conftest import ROOT
 
-# Words of guests and tools, which no file of ours contains.
+# Words of guests and tools, which no file of the harness contains.
 FOREIGN = (
     "page fault while in kernel mode in",
     "was killed: failed to reclaim memory",

@@ -194,8 +194,8 @@ def test_a_night_without_the_server_is_delivered_before_the_next_one(
         path = tmp_path / "runs" / "run-002"
         assert [item.verdict.kind for item in night.cases] == ["baseline untested", "passed"], "neither a regression nor new"
         assert "(infrastructure, not a failure of the product)" in night.note
-        assert "the administrator has to start the server" in night.note
-        assert "the administrator has to start the server" in (path / run_dir.UNDELIVERED).read_text()
+        assert "the administrator must start the server" in night.note
+        assert "the administrator must start the server" in (path / run_dir.UNDELIVERED).read_text()
         assert "the run is not in the history yet" in caplog.text
         for file in ("index.html", "mail.eml", "report.json"):
             assert "No comparison with earlier runs" in " ".join((path / file).read_text().split())
@@ -348,14 +348,14 @@ def test_the_tables_are_migrated_and_a_newer_or_foreign_schema_is_refused(
     assert postgres.sql("SELECT run, note FROM runs", name_of(url)) == [("run-001", "old")]
     made = published(tmp_path, run(2, case("F", kernel="B")))
     assert f"the history has schema {schema.VERSION + 1}; this harness reads up to {schema.VERSION}" in made.note
-    assert "the operator of this machine has to install" in made.note
+    assert "the operator of this machine must install" in made.note
     assert [item.verdict.kind for item in made.cases] == ["baseline untested"]
     assert postgres.count(url)["runs"] == 1
     foreign = postgres.new()
     postgres.sql("CREATE TABLE runs (id integer)", name_of(foreign))
-    with pytest.raises(UsageError, match="tables that say no schema") as caught:
+    with pytest.raises(UsageError, match="its tables have no schema version") as caught:
         Server(foreign).prepare()
-    assert "the administrator has to create an empty database" in caught.value.hint
+    assert "the administrator must create an empty database" in caught.value.hint
 
 
 # -- servers that refuse ----------------------------------------------------------------------------------------------
@@ -375,7 +375,7 @@ def refused(reports: Path, url: str, monkeypatch: pytest.MonkeyPatch, **more: An
     ("setup", "user", "says", "who"),
     [
         ("ALTER DATABASE {name} SET default_transaction_read_only = on", "fxh", "cannot execute .* in a read-only transaction", "name the primary"),
-        ("GRANT SELECT ON ALL TABLES IN SCHEMA public TO reader", "reader", "permission denied for table", "administrator has to grant"),
+        ("GRANT SELECT ON ALL TABLES IN SCHEMA public TO reader", "reader", "permission denied for table", "administrator must grant"),
         ("SELECT 1", "nobody_known", 'role "nobody_known" does not exist', "correct the user and password"),
     ],
     ids=["read-only", "rights", "user"],
@@ -403,11 +403,11 @@ def test_a_server_that_refuses_to_write(
 def test_a_missing_database_and_a_stopped_server(tmp_path: Path, postgres: PostgresServer) -> None:
     with pytest.raises(InfrastructureError, match='database "fxh_none" does not exist') as caught:
         History(postgres.url("fxh_none"))
-    assert "the administrator has to create the database" in caught.value.hint
+    assert "the administrator must create the database" in caught.value.hint
     with pytest.raises(InfrastructureError) as caught:
         History("postgresql+psycopg://fxh@127.0.0.1:1/fxh")
     assert caught.value.message.startswith("postgresql://127.0.0.1:1/fxh: connection failed: ")
-    assert "the administrator has to start the server" in caught.value.hint
+    assert "the administrator must start the server" in caught.value.hint
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount a small file system")
@@ -424,7 +424,7 @@ def test_a_full_disk_of_the_server(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         path = save(tmp_path, replace(done, cases=done.cases[:1]))
         filler = server.fill()
         assert not delivery.record(path, done)
-        assert re.search("No space left on device.*the administrator of the database has to free space", caplog.text, re.DOTALL)
+        assert re.search("No space left on device.*the administrator of the database must free space", caplog.text, re.DOTALL)
         assert (server.count(url)["runs"], server.count(url)["results"]) == (1, 1), "the transaction is undone"
         filler.unlink()
         History(url).record(run(3, case()))

@@ -18,7 +18,7 @@ from harness.cli import run_lookup
 from tests.conftest import ROOT
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-# pytest loads these without an import of ours: for `fxh run -n` and for --alluredir.
+# pytest loads these without an import of the harness: for `fxh run -n` and for --alluredir.
 PLUGINS = {"pytest-xdist", "allure-pytest"}
 
 

@@ -490,7 +490,7 @@ def test_a_preparation_that_fails_sets_the_host_aside_until_one_succeeds(machine
 
 def test_a_host_that_does_not_boot_what_was_prepared(machine: Machine) -> None:
     machine.hangs = machine.comes_back = False
-    with pytest.raises(InfrastructureError, match=r"xen1 does not boot what was prepared: waited .* not restarted"):
+    with pytest.raises(InfrastructureError, match=r"xen1 does not boot after its preparation: waited .* not restarted"):
         prepare.prepare(XEN1, None, machine.connect)
     assert set_aside("xen1") is not None
     machine.comes_back, machine.reboots = True, False

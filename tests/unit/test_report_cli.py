@@ -166,7 +166,7 @@ def test_blame_dry_run_prints_the_trials(tmp_path: Path) -> None:
     )
     out = fxh(tmp_path, "blame", "boots", "--dry-run")[1].splitlines()
     assert out[0] == "as it failed: the same inputs"
-    assert out[1] == f"all as it passed: --kernel {tmp_path / 'A'}"
+    assert out[1] == f"all inputs of the passing run: --kernel {tmp_path / 'A'}"
     assert out[2] == f"kernel: --kernel {tmp_path / 'A'}"
     assert out[3].startswith("control guest: --guest control")
     (tmp_path / "A").write_text("replaced")

@@ -154,19 +154,19 @@ def test_the_release_name_omits_the_patch_level_and_can_be_given(tmp_path: Path)
     assert sets.write(made, tmp_path).name == "15.1-RELEASE"
     assert sets.write(made, tmp_path, "15.2-RELEASE").name == "15.2-RELEASE"
     for wrong in ("../x", "newest"):
-        with pytest.raises(UsageError, match="no release's name"):
+        with pytest.raises(UsageError, match="not the name of a release"):
             sets.write(made, tmp_path, wrong)
 
 
 def test_images_without_sets(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"its kernel and its world are of 13\.2 and 15\.1"):
+    with pytest.raises(UsageError, match=r"kernel and world have different releases \(13\.2 and 15\.1\)"):
         sets.write(built("15.1", world="13.2"), tmp_path)
     made = built()
     sets.write(made, tmp_path)
     with pytest.raises(UsageError, match="already exists"):
         sets.write(made, tmp_path)
     store.remove(store.directory("worlds") / str(made.data["world"]))
-    with pytest.raises(UsageError, match="no world in the store"):
+    with pytest.raises(UsageError, match="its world is not in the store"):
         sets.write(made, tmp_path / "other")
     assert not (tmp_path / "other").exists()
 

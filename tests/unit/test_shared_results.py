@@ -306,7 +306,7 @@ def test_an_invalid_origin_is_refused(origin: str) -> None:
 
 @pytest.mark.skipif("FXH_KCIDB_PYTHON" not in os.environ, reason="FXH_KCIDB_PYTHON names no Python that has kcidb-io")
 def test_kcidb_io_accepts_the_file(published: Path, tmp_path: Path) -> None:
-    """kcidb-io is under the GPL: it is not imported, and validates in a process and an environment of its own."""
+    """kcidb-io is under the GPL: it is not imported, and validates in a separate process and environment."""
     done = night(4)
     text = kcidb.render(reporting.build_report(published, done), "fxh_example")
     hostile = case("F", reason=HOSTILE, excerpt=HOSTILE * 2000, inputs={"kernel": HOSTILE}, metrics={HOSTILE: float("inf")})

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""Archives of others: what is read, and the limits of a header, of the data and of the time. All archives here are harmless."""
+"""Untrusted archives: what is read, and the limits of a header, of the data and of the time. All archives here are harmless."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def test_a_damaged_archive(tmp_path: Path, packer: Callable[[bytes], bytes]) -> 
     [
         ({"size": -1}, "claims to have -1 bytes"),
         ({"size": 1001}, "claims to have 1001 bytes"),
-        ({"offset": 0}, "not behind"),
+        ({"offset": 0}, "does not follow"),
         ({"sparse": [(0, 1)]}, "is sparse"),
         ({"pax_headers": {str(n): "" for n in range(65)}}, "65 pax records"),
     ],

@@ -420,7 +420,7 @@ def test_a_lost_host_ends_the_search_and_keeps_the_failure(tmp_path: Path) -> No
 def test_the_search_begins_no_step_after_its_time(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seconds: float, runs: int
 ) -> None:
-    """Each step takes a second, on a clock of our own, and the walk has 300 steps: one attempt could take as long as all may."""
+    """Each step takes a second on a fake clock, and the walk has 300 steps. One attempt could take as long as all may."""
     clock = [0.0]
     monkeypatch.setattr(time, "monotonic", lambda: clock[0])
 

@@ -121,9 +121,9 @@ class GuestOS(ABC):
 
     @abstractmethod
     def alternate(self, kernel: bytes, ramdisk: bytes | None, running: str) -> tuple[bytes, str]:
-        """Another good file in place of :attr:`BootVolume.file`, and the :meth:`build_mark` that it has.
+        """Another good file in place of :attr:`BootVolume.file`, and its :meth:`build_mark`.
 
-        ``running`` is the mark of the kernel that runs. Raises UsageError if there is none.
+        ``running`` is the mark of the running kernel. Raises UsageError if there is no such file.
         """
 
     @abstractmethod
@@ -143,7 +143,7 @@ class GuestOS(ABC):
     def identity_of(self, kernel: bytes) -> KernelIdentity:
         """The identity that a kernel file states; a field is empty if the file does not state it.
 
-        Raises UsageError if it is no kernel of this OS.
+        Raises UsageError if it is not a kernel of this OS.
         """
 
     @abstractmethod
@@ -204,7 +204,7 @@ class GuestOS(ABC):
 
     @abstractmethod
     def holdings(self, run: Run) -> Mapping[str, int]:
-        """How much the kernel holds for its paravirtual devices, by name: devices, interrupts, allocations."""
+        """The kernel's resources for its paravirtual devices: the numbers of devices, interrupts and allocations, by name."""
 
     @abstractmethod
     def clock_commands(self, run: Run) -> Mapping[str, str]:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class SourceRequest:
-    """The files that were given for a run; a function in place of those that are built when they are needed."""
+    """The given files of a run; a function stands for files that are built when they are needed."""
 
     image: Image | None = None
     kernel: Path | None = None
@@ -36,11 +36,11 @@ class GuestDefinition:
     os: type[GuestOS]
     title: str
     types: tuple[str, ...]
-    """The guest types of its cells, as long as no kernel file tells which it can run as."""
+    """The guest types of its cells, unless a kernel file gives them."""
     find: Callable[[SourceRequest], GuestSource | None]
-    """Its source; None if the files that it needs were not given."""
+    """Its source; None without the files that it needs."""
     option: str
-    """The option of ``fxh run`` with which a run has this guest."""
+    """The option of ``fxh run`` that selects this guest."""
     under_test: bool = False
     """Whether its files have to be given: ``--image``, ``--disk``, ``--kernel``."""
     uefi: bool = False

@@ -31,16 +31,16 @@ from harness.xen import vdev as vdevs
 # too late for a boot test.
 _PANIC = {"debug.trace_on_panic": "1", "kern.panic_reboot_wait_time": "3"}
 
-# QEMU 7.2 keys translated blocks by virtual address, and address space randomisation gives each process other addresses: a boot
-# made a million blocks instead of 180 000, and freeing the guest's memory at its end took the whole machine ten seconds
-# (sys/kern/imgact_elf.c, CTLFLAG_RWTUN). Without the x2APIC, which it does not use under Xen by itself, FreeBSD times 100,000 reads of
-# the local APIC's memory at each boot (sys/x86/x86/local_apic.c, native_lapic_init()): each exits to Xen, and all of them took 13 of
-# a boot's 38 s.
+# QEMU 7.2 keys translated blocks by virtual address, and address space randomisation gives each process other addresses. A boot
+# made a million blocks instead of 180,000. To free the guest's memory at its end took the whole machine ten seconds
+# (sys/kern/imgact_elf.c, CTLFLAG_RWTUN). Under Xen, FreeBSD does not use the x2APIC by itself. Without it, each boot times 100,000
+# reads of the local APIC's memory (sys/x86/x86/local_apic.c, native_lapic_init()). Each read exits to Xen, which took 13 of a
+# boot's 38 s.
 _EMULATED = {"kern.elf64.aslr.enable": "0", "kern.elf64.aslr.pie_enable": "0", "hw.x2apic_enable": "1"}
 
 # Without a valid port in the first variable, the port with flag 0x10 is the console: Xen's guests have no SPCR table
-# (sys/dev/uart/uart_cpu_x86.c, uart_cpu_getdev()). The loader sets the first one before it reads these variables: for BIOS when it
-# reads `console` in loader.conf (stand/i386/libi386/comconsole.c, comc_setup()), for UEFI at its start (stand/efi/loader/main.c).
+# (sys/dev/uart/uart_cpu_x86.c, uart_cpu_getdev()). The loader sets the first one earlier: for BIOS when it reads `console` in
+# loader.conf (stand/i386/libi386/comconsole.c, comc_setup()), for UEFI at its start (stand/efi/loader/main.c).
 _PV_CONSOLE = {"hw.uart.console": "none", "hint.uart.0.flags": "0x0"}
 
 # The characters that end a variable on the kernel's command line: sys/x86/xen/pv.c, xen_pvh_parse_preload_data(), read in 13.2,
@@ -242,8 +242,8 @@ class FreeBSD(GuestOS):
         #      xenbus      23     2 KB       40   16,64,128
         text = run(f"vmstat -m | grep -E '^ *({'|'.join(_MALLOC)}) '; echo; vmstat -ia | grep -c xen; ls /dev | grep -c '^xbd'")
         kept, counts = text.split("\n\n")
-        # Only the sum counts: xen_net_read_mac() frees as `xenbus` what xs_read() allocated as `xenstore` (sys/dev/xen/netfront/netfront.c,
-        # read in 15.1), so the count of `xenbus` can fall below 0, where it wraps.
+        # Only the sum counts: xen_net_read_mac() frees as `xenbus` a string that xs_read() allocated as `xenstore`
+        # (sys/dev/xen/netfront/netfront.c, read in 15.1). So the count of `xenbus` can fall below 0, where it wraps.
         allocations = sum(int(line.split()[1]) for line in kept.splitlines()) % (1 << 64)
         return {"allocations": allocations} | dict(zip(("interrupts", "disk devices"), map(int, counts.split()), strict=True))
 
@@ -299,7 +299,7 @@ class FreeBSD(GuestOS):
         """See the base class.
 
         A netstat of another major release than the kernel's reads struct tcpstat at wrong offsets: 14.0 put tcps_progdrops before
-        tcps_rcvbadsum (sys/netinet/tcp_var.h). In that case the number is read from the kernel's struct.
+        tcps_rcvbadsum (sys/netinet/tcp_var.h). Then read the number from the kernel's struct.
         """
         kernel, _, world = run("sysctl -n kern.osreldate; uname -U 2>/dev/null || true").partition("\n")
         if world.strip().isdigit() and int(world) // 100_000 != int(kernel) // 100_000:

@@ -130,10 +130,10 @@ _SOURCES = {
     "memory map": "arch/x86/xen/setup.c, xen_memory_setup(); arch/x86/platform/pvh/enlighten.c",
 }
 
-# Leave out work that is slow on an emulated CPU (docs/lab.md, What a boot under emulation is made of).
+# Leave out work that is slow on an emulated CPU (docs/lab.md, The cost of a boot under emulation).
 # norandmaps: as in freebsd.py. rodata=off: do not visit all pages after boot to make some read-only. noreplace-smp: do not remove
-# lock prefixes for a single CPU, which changes the address space twice for each of thousands. clearcpuid=4: no TSC (CPUID bit 4),
-# which the kernel would calibrate by a PIT that these guests lack: 100,000 reads of a port, each of which traps; time comes from
+# lock prefixes for a single CPU, which changes the address space twice for each of thousands. clearcpuid=4: no TSC (CPUID bit 4).
+# The kernel would calibrate the TSC by a PIT that these guests lack: 100,000 reads of a port, each with a trap. Time comes from
 # Xen. lpj: the length of a busy loop (roughly, per 4 ms), since without a TSC and a tick the kernel cannot measure it.
 _QUICK = {"norandmaps": "", "rodata": "off", "noreplace-smp": "", "clearcpuid": "4", "lpj": "4000000"}
 
@@ -175,9 +175,9 @@ class Linux(GuestOS):
 
     def default_variables(self, root: str, emulated: bool) -> Mapping[str, str]:
         # panic=-1 would reboot at once; with 0 Xen's panic notifier reports a crash. slub_max_order: since 6.3 the first bytes of a
-        # packet may cross a page border (net/core/skbuff.c, skb_small_head_cache), and at a backend without feature-sg xen-netfront
-        # silently drops such packets (xennet_start_xmit()), sometimes all of a connection: seen once in some ten detach/attach cycles,
-        # counted by tx_dropped. In slabs of one page no packet crosses a border.
+        # packet may cross a page border (net/core/skbuff.c, skb_small_head_cache). At a backend without feature-sg, xen-netfront
+        # silently drops such packets (xennet_start_xmit()), sometimes all of a connection. tx_dropped counts them. We saw it once
+        # in about ten detach/attach cycles. In slabs of one page no packet crosses a border.
         return {"console": "hvc0", "panic": "0", "slub_max_order": "0", **(_QUICK if emulated else {})}
 
     def disk_name(self, vdev: str) -> str:

@@ -48,7 +48,7 @@ class ShutdownExpectation:
     reason: str
     halts: bool = False
     why: str = field(default="", kw_only=True)
-    """The source that says so."""
+    """The source of this expectation."""
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,7 @@ class BootVolume:
     """A sed command that sets the kernel argument ``fxh.menu=two`` in ``menu``."""
 
     def sibling(self, name: str) -> str:
-        """A path on the same file system that the bootloader does not look at."""
+        """A path on the same file system that the bootloader does not read."""
         return f"{self.file}.{name}"
 
 
