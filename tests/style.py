@@ -18,8 +18,6 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 LONGEST = 25
 """Words of a sentence. Text in parentheses is a separate sentence."""
-# Other changes are under way there.
-LONGEST_BELOW = {"suites": 34, "harness/config": 29}
 
 PHRASES = {
     r"\banew\b": "again",
@@ -66,15 +64,13 @@ def main() -> None:
 def complaints(path: Path) -> Iterator[tuple[int, str]]:
     """(line, text) for each sentence that breaks a rule."""
     text = path.read_text()
-    below = path.resolve().relative_to(ROOT).parts if path.resolve().is_relative_to(ROOT) else ()
-    longest = LONGEST_BELOW.get("/".join(below[:2]), LONGEST_BELOW.get(below[0] if below else "", LONGEST))
     for line, paragraph in (*paragraphs(text), *cells(text)) if path.suffix == ".md" else (*prose(text), *messages(text)):
         for pattern, advice in _PHRASES.items():
             if match := pattern.search(paragraph):
                 yield line, f"{match[0].strip()!r}: {advice}"
         for sentence in sentences(paragraph):
             words = len(sentence.split())
-            if words > longest:
+            if words > LONGEST:
                 yield line, f"a sentence of {words} words: {sentence[:60]}..."
 
 

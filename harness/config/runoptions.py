@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: BSD-2-Clause
 """The options of a run. Each is defined once, here: as a field of :class:`RunOptions`.
 
-From a field follow the option of ``fxh run``, the option of pytest, the key of ``[run]`` in ``fxh.toml`` with its environment
-variable, and the word in a re-run command. :data:`OPTIONS` lists all of this by key.
+A field defines the option of ``fxh run``, that of pytest, the key of ``[run]`` in ``fxh.toml`` and its environment variable. It also
+defines the word in a re-run command. :data:`OPTIONS` lists all of this by key.
 """
 
 from __future__ import annotations
@@ -120,8 +120,8 @@ class RunOptions:
             "--workers",
             check=checks.between(0, 1000),
             help=(
-                "Run this many workers in parallel, each on its own lab or share of a host; "
-                "0 for as many labs as this machine can run (default: 1)."
+                "Run this many workers in parallel, each on its own lab or share of a host (default: 1). "
+                "0: as many labs as this machine can run."
             ),
             pytest=False,
             toml=True,

@@ -11,6 +11,7 @@ import select
 import shlex
 import socket
 import threading
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -277,6 +278,10 @@ class SshTransport(FileCopies):
                 raise TransportError(f"ssh to {self.name} dropped before: {line} ({exc or type(exc).__name__})") from exc
 
 
+# Seconds without a taken byte until a write fails, and between two looks at a full window.
+_PATIENCE, _FULL = 30.0, 0.01
+
+
 class ChannelStream:
     """An ssh channel as a Stream."""
 
@@ -294,10 +299,19 @@ class ChannelStream:
             return b""
 
     def write(self, data: bytes) -> None:
+        """Raises TransportError if the other end takes nothing for 30 s."""
+        # sendall() would use the time-out of a thread that reads meanwhile (findings/paramiko_shared_timeout.sh). send() does not wait
+        # while there is room in the window, and fails if the channel is closed.
+        unsent, patience = memoryview(data), Deadline(_PATIENCE)
         try:
             with self._lock:
-                self._channel.settimeout(30)
-                self._channel.sendall(data)
+                while unsent:
+                    if not self._channel.closed and not self._channel.send_ready():
+                        if patience.expired:
+                            raise TransportError(f"cannot write to the stream: the other end takes nothing for {_PATIENCE:.0f} s")
+                        time.sleep(_FULL)
+                        continue
+                    unsent, patience = unsent[self._channel.send(bytes(unsent)) :], Deadline(_PATIENCE)
         except (OSError, EOFError) as exc:
             raise TransportError(f"cannot write to the stream: {exc or 'it is closed'}") from exc
 

@@ -120,11 +120,12 @@ def test_migrated_between_hosts(
 
     Source: xen tools/xl/xl_migrate.c; sys/dev/xen/control/control.c, xctrl_suspend(); sys/dev/xen/netfront/netfront.c, netfront_resume()
     """
-    # Its memory passes two ssh connections.
-    guest = new_guest(memory=cell.guest_os.balloon_limits.small)
+    source = rig.source(cell)
+    # All its memory passes two ssh connections, each way.
+    guest = new_guest(memory=min(source.memory, cell.guest_os.balloon_limits.small))
     try:
         with HostPair(host, second_host) as pair:
-            disks = [pair.disk(disk, case.directory / f"{disk.vdev}.img") for disk in rig.source(cell).disks]
+            disks = [pair.disk(disk, case.directory / f"{disk.vdev}.img") for disk in source.disks]
             vifs = [replace(vif, bridge=pair.bridge) for vif in guest.config.vifs]
             guest.reconfigure(disks=tuple(disks), vifs=tuple(vifs)).boot()
             guest.prepared = connected(guest)

@@ -21,7 +21,10 @@ WITHIN = 3.0
 
 
 def give_addresses(link: Link, case: CaseContext) -> list[Announcement]:
-    """Give the guest a second IPv4 address, two of IPv6 and a VLAN with one, as far as its kernel can; return all that it has."""
+    """Give the guest a second IPv4 address, two of IPv6 and a VLAN with one, and return all that it has.
+
+    A kernel without IPv6 or VLANs gets the others.
+    """
     guest, ask = link.guest, link.guest.profile
     mac = guest.config.vifs[link.index].mac
     net = link.index + 77

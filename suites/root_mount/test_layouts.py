@@ -21,8 +21,8 @@ from harness.plugin.case_context import CaseContext
 from harness.xen.config import Disk
 
 _MIB = 1 << 20
-# Disks in addition to the root on xvda, by partition table: the disk, the index of the root copy in it, and the GEOM providers below the
-# root copy, which is xbd1s1a and xbd2p2.
+# Disks in addition to the root on xvda, by partition table. Each has a copy of the root: xbd1s1a and xbd2p2. A row has the disk, the
+# index of that copy in it, and the GEOM providers below the copy.
 TABLES = {
     "mbr": (Vdev("xvdb", (), "mbr"), 0, ("xbd1s1", "xbd1")),
     "gpt": (Vdev("xvdc", (), "gpt"), 1, ("xbd2",)),
