@@ -57,6 +57,9 @@ def test_every_timer_keeps_time(guest: Guest, case: CaseContext) -> None:
     if not commands:
         pytest.skip("the guest's kernel offers no clock and no timer to choose")
     for name, command in commands.items():
+        # An emulated CPU often stands still for that long.
+        if guest.host.facts.emulated and name in guest.profile.short_clocks:
+            continue
         guest.sh(command)
         taken, right = judge(partial(timed, guest), share)
         case.metrics[name] = round(taken, 2)

@@ -71,6 +71,8 @@ class GuestOS(ABC):
     """Disks for a boot with dead backends: the backend's state (public/io/xenbus.h) by vdev."""
     suspension_breaks_poll: ClassVar[bool] = False
     """Whether a program that waits in poll(2) or select(2), such as nc, gets EINTR from a suspension and ends."""
+    short_clocks: ClassVar[frozenset[str]] = frozenset()
+    """The names in :meth:`clock_commands` of clocks that wrap within 0.1 s. A CPU that stands still for longer loses time with them."""
     longest_pause: ClassVar[int] = 4
     """Seconds that a random walk pauses the guest at most."""
     uncached_command: ClassVar[str] = ":"

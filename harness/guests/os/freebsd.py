@@ -107,6 +107,8 @@ class FreeBSD(GuestOS):
     # datagram of more than 9216 bytes (sys/netinet/udp_usrreq.c, udp_dgram).
     large_packets_command = "sysctl net.inet.udp.maxdgram=65535 net.inet.ip.maxfragsperpacket=64"
     dead_backends = _DEAD_BACKENDS
+    # 16 bits at 1.19 MHz: 55 ms (sys/x86/isa/clock.c, i8254_get_timecount()). Seen on a busy machine: `sleep 3` took over a minute.
+    short_clocks = frozenset({"the timecounter i8254"})
     # The clock loses each multiple of 4.295 s of a pause (known_issues.toml, boot/test_time_goes_on_while_paused).
     longest_pause = 2
     # sys/kern/kern_thread.c, weed_inhib(): stop_all_proc() aborts sleeps with ERESTART, which poll(2) and select(2) turn into EINTR
