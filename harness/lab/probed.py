@@ -7,16 +7,13 @@ import json
 import time
 from collections.abc import Callable
 from dataclasses import asdict
-from typing import TYPE_CHECKING, TypeVar
+from typing import Any, TypeVar, cast
 
 from filelock import FileLock
 
 from harness import paths, preparing
 
-if TYPE_CHECKING:
-    from _typeshed import DataclassInstance
-
-Found = TypeVar("Found", bound="DataclassInstance")
+Found = TypeVar("Found")
 
 _DAY = 86400.0  # seconds
 
@@ -36,5 +33,5 @@ def cached(name: str, key: str, kind: type[Found], works: Callable[[Found], bool
         except (OSError, ValueError, KeyError, TypeError):
             pass
         found = probe()
-        file.write_text(json.dumps({"key": key, "found": asdict(found)}))
+        file.write_text(json.dumps({"key": key, "found": asdict(cast(Any, found))}))
     return found

@@ -70,7 +70,7 @@ def guest(tmp_path: Path, session: Any = None, transport: Any = None, **more: An
     session = session or Session()
     found = {
         "name": "fxh-guest", "domid": 7, "directory": tmp_path, "profile": Linux(), "watches": [], "session": session,
-        "console": SimpleNamespace(death=None), "config": SimpleNamespace(vifs=[SimpleNamespace(mac="00:16:3e:00:00:01")], serial_console=False),
+        "console": SimpleNamespace(death=None), "config": SimpleNamespace(vifs=[SimpleNamespace(mac="00:16:3e:00:00:01", bridge="xenbr0")], serial_console=False),
         "host": SimpleNamespace(bridge="xenbr0", slot=0, transport=transport or Transport(), facts=SimpleNamespace(emulated=True)),
     }  # fmt: skip
     return SimpleNamespace(**found | more)
@@ -241,7 +241,7 @@ def test_a_later_death_does_not_hide_the_failed_transfer(tmp_path: Path) -> None
 
 
 def test_a_slow_serial_port_is_left_alone(tmp_path: Path) -> None:
-    serial = SimpleNamespace(vifs=[SimpleNamespace(mac="00:16:3e:00:00:01")], serial_console=True)
+    serial = SimpleNamespace(vifs=[SimpleNamespace(mac="00:16:3e:00:00:01", bridge="xenbr0")], serial_console=True)
     slow = link(tmp_path, Session(error=AssertionError("asked")), config=serial)
     slow.watched(FAILED)
     assert slow.guest.watches[0].explained.counted[1] == "fxh-guest: not read: its serial port is too slow"

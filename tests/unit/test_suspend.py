@@ -53,10 +53,26 @@ def guest(migrate: Mock) -> Any:
 
 
 def test_a_migrated_guest_has_its_new_domain() -> None:
-    moved = guest(Mock(return_value=7))
+    moved = guest(Mock())
+    moved.state.return_value.domid = 7
     suspend.migrated(moved)
     assert moved.domid == 7
     moved.reattach.assert_called_once_with()
+
+
+def test_a_guest_that_moved_is_looked_for_on_its_new_host() -> None:
+    moved, target = guest(Mock()), Mock()
+    source = moved.host
+    suspend.migrated(moved, "cat > /run/x", target)
+    source.toolstack.migrate.assert_called_once_with(3, "cat > /run/x")
+    assert moved.host is target
+
+
+def test_a_migration_after_which_the_guest_is_nowhere() -> None:
+    lost = guest(Mock())
+    lost.state.return_value = None
+    with pytest.raises(TimeoutError, match="xl migrate ended without an error"):
+        suspend.migrated(lost)
 
 
 @pytest.mark.parametrize(

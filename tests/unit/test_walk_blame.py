@@ -359,7 +359,6 @@ PLACE = " in xen_intr_disable_source() [stage login]"
     ("15.1", "pvh", "its program ended with 'nc: polling error: Interrupted system call'", True),
     ("15.1", "pvh", FAULT + PLACE + AT_SAVE, False),
     ("14.2", "pvh", FAULT + PLACE + AT_SAVE, True),
-    ("14.2", "hvm", FAULT + PLACE + AT_SAVE, True),
     ("13.2", "pvh", FAULT + AT_SAVE, True),
     ("13.2", "pvh", FAULT + IN_WALK.format("attach xvdc"), False),
 ])  # fmt: skip
