@@ -11,7 +11,6 @@ import select
 import shlex
 import socket
 import threading
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -278,8 +277,8 @@ class SshTransport(FileCopies):
                 raise TransportError(f"ssh to {self.name} dropped before: {line} ({exc or type(exc).__name__})") from exc
 
 
-# Seconds without a taken byte until a write fails, and between two looks at a full window.
-_PATIENCE, _FULL = 30.0, 0.01
+# Seconds without a taken byte until a write fails.
+_PATIENCE = 30.0
 
 
 class ChannelStream:
@@ -300,18 +299,16 @@ class ChannelStream:
 
     def write(self, data: bytes) -> None:
         """Raises TransportError if the other end takes nothing for 30 s."""
-        # sendall() would use the time-out of a thread that reads meanwhile (findings/paramiko_shared_timeout.sh). send() does not wait
-        # while there is room in the window, and fails if the channel is closed.
-        unsent, patience = memoryview(data), Deadline(_PATIENCE)
+        unsent, room = memoryview(data), self._channel.out_buffer_cv
         try:
             with self._lock:
                 while unsent:
-                    if not self._channel.closed and not self._channel.send_ready():
-                        if patience.expired:
+                    # sendall() would use the time-out of a thread that reads meanwhile (findings/paramiko_shared_timeout.sh). send()
+                    # does not wait while there is room in the window, and fails if the channel is closed.
+                    with room:
+                        if not room.wait_for(lambda: self._channel.closed or self._channel.out_window_size > 0, _PATIENCE):
                             raise TransportError(f"cannot write to the stream: the other end takes nothing for {_PATIENCE:.0f} s")
-                        time.sleep(_FULL)
-                        continue
-                    unsent, patience = unsent[self._channel.send(bytes(unsent)) :], Deadline(_PATIENCE)
+                    unsent = unsent[self._channel.send(bytes(unsent)) :]
         except (OSError, EOFError) as exc:
             raise TransportError(f"cannot write to the stream: {exc or 'it is closed'}") from exc
 
