@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from harness.dom0 import tap_wire
-from harness.errors import CannotRun, TransportError
+from harness.errors import CannotRun, GuestDied, TransportError
 from harness.guests import suspend
 from harness.guests.guest import Guest
 from harness.guests.peer import Listener
@@ -126,19 +126,26 @@ class HostPair:
     def move(self, guest: Guest) -> float:
         """Migrate the guest live to the other host; see :func:`harness.guests.suspend.migrated`."""
         target = self.second if guest.host is self.first else self.first
-        with self._stream(guest, target) as receiver:
-            return suspend.migrated(guest, receiver, target)
+        messages = f"{target.directory}/{guest.name}.receive"
+        with self._stream(guest, target, messages) as receiver:
+            try:
+                return suspend.migrated(guest, receiver, target)
+            except GuestDied as exc:
+                said = target.transport.run(["tail", "-n", "5", messages], check=False).text
+                raise GuestDied(exc.death, f"{RECEIVER}: {plain(said).strip() or 'no message'}") from exc
 
     @contextlib.contextmanager
-    def _stream(self, guest: Guest, target: XenHost) -> Iterator[str]:
-        """A shell command in the dom0 of the guest's host, whose standard streams are those of a receiver on ``target``."""
+    def _stream(self, guest: Guest, target: XenHost, messages: str) -> Iterator[str]:
+        """A shell command in the dom0 of the guest's host, whose standard streams are those of a receiver on ``target``.
+
+        The receiver's messages go to the file ``messages`` there.
+        """
         source = guest.host.transport
         for host in (guest.host, target):
             host.prepare()
         pipes = [f"{guest.host.directory}/{guest.name}.{way}" for way in ("in", "out")]
         source.run(["sh", "-c", 'rm -f "$@" && mkfifo -m 600 "$@"', "sh", *pipes])
-        log = f"{target.directory}/{guest.name}.receive"
-        receiver = target.transport.open(["sh", "-c", f'exec {RECEIVER} 2> "$1"', "sh", log])
+        receiver = target.transport.open(["sh", "-c", f'exec {RECEIVER} 2> "$1"', "sh", messages])
         opened = [receiver, source.open(["cat", pipes[1]]), source.open(["sh", "-c", 'exec cat > "$1"', "sh", pipes[0]])]
         _Relay(opened[1], receiver)
         _Relay(receiver, opened[2])
