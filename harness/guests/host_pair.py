@@ -8,7 +8,7 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
-from harness.dom0 import tap_wire
+from harness.dom0 import port_command, tap_wire
 from harness.errors import CannotRun, GuestDied, TransportError
 from harness.guests import suspend
 from harness.guests.guest import Guest
@@ -17,7 +17,7 @@ from harness.guests.source import DiskImage
 from harness.hosts.host import XenHost
 from harness.safetext import plain
 from harness.sparse import copy_sparse
-from harness.transport import Stream
+from harness.transport import Stream, Transport
 from harness.xen import dom0_program
 from harness.xen.config import Disk
 from harness.xen.toolstack import RECEIVER
@@ -145,13 +145,25 @@ class HostPair:
             host.prepare()
         pipes = [f"{guest.host.directory}/{guest.name}.{way}" for way in ("in", "out")]
         source.run(["sh", "-c", 'rm -f "$@" && mkfifo -m 600 "$@"', "sh", *pipes])
-        receiver = target.transport.open(["sh", "-c", f'exec {RECEIVER} 2> "$1"', "sh", messages])
-        opened = [receiver, source.open(["cat", pipes[1]]), source.open(["sh", "-c", 'exec cat > "$1"', "sh", pipes[0]])]
-        _Relay(opened[1], receiver)
-        _Relay(receiver, opened[2])
-        try:
+        with contextlib.ExitStack() as ends:
+            ends.callback(source.run, ["rm", "-f", *pipes])
+            sender = ends.enter_context(_command(source, "sh", "-c", 'cat "$2" & exec cat > "$1"', "sh", *pipes))
+            receiver = ends.enter_context(_command(target.transport, "sh", "-c", f'exec {RECEIVER} 2> "$1"', "sh", messages))
+            _Relay(sender, receiver)
+            _Relay(receiver, sender)
             yield _THROUGH_PIPES.format(*pipes)
+
+
+@contextlib.contextmanager
+def _command(transport: Transport, *argv: str) -> Iterator[Stream]:
+    """The standard streams of a command in dom0. They pass no ssh connection to a lab."""
+    started = dom0_program.start(transport, port_command, transport.near, *argv)
+    try:
+        port = int(Listener(started, argv[0]).until(rb"(\d+)\n")[1])
+        stream = transport.connect(port)
+        try:
+            yield stream
         finally:
-            for stream in opened:
-                stream.close()
-            source.run(["rm", "-f", *pipes])
+            stream.close()
+    finally:
+        started.close()

@@ -107,17 +107,33 @@ class Machine:
 
     def forward_ssh(self) -> None:
         """Forward a free port to dom0's ssh. Raises LabDead if QEMU refuses."""
-        for attempt in range(5):
-            self.ssh_port = _free_port()
-            refused = self.monitor(f"hostfwd_add tcp:127.0.0.1:{self.ssh_port}-:22").strip()
-            if not refused:
-                break
-            if attempt == 4:
-                raise LabDead(f"QEMU does not forward port {self.ssh_port}: {refused}")
+        self.ssh_port = self._forward(22)
 
     def stop_forwarding(self) -> None:
         """Undo :meth:`forward_ssh` and :meth:`launch`."""
-        self.monitor(f"hostfwd_remove tcp:127.0.0.1:{self.ssh_port}")
+        self._end_forwarding(self.ssh_port)
+
+    def connect(self, port: int) -> socket.socket:
+        """A TCP connection to ``port`` of dom0, without ssh. It comes from 10.0.2.2. Raises LabDead."""
+        ours = self._forward(port)
+        try:
+            return socket.create_connection(("127.0.0.1", ours), timeout=10)
+        except OSError as exc:
+            raise LabDead(f"QEMU does not accept a connection to port {port} of dom0: {exc}") from exc
+        finally:
+            self._end_forwarding(ours)
+
+    def _forward(self, port: int) -> int:
+        """Forward a free port of this machine to ``port`` of dom0, and return it. Raises LabDead if QEMU refuses."""
+        for _ in range(5):
+            ours = _free_port()
+            refused = self.monitor(f"hostfwd_add tcp:127.0.0.1:{ours}-:{port}").strip()
+            if not refused:
+                return ours
+        raise LabDead(f"QEMU does not forward port {ours}: {refused}")
+
+    def _end_forwarding(self, ours: int) -> None:
+        self.monitor(f"hostfwd_remove tcp:127.0.0.1:{ours}")
 
     # -- disks --------------------------------------------------------------------------------------------------------
 

@@ -13,8 +13,9 @@ from harness import trace
 from harness.deadline import Deadline
 from harness.errors import CommandFailed
 
-__all__ = ["Completed", "RunsCommands", "Stream", "Transport"]
+__all__ = ["LOOPBACK", "Completed", "RunsCommands", "Stream", "Transport"]
 
+LOOPBACK = "127.0.0.1"
 DEFAULT_SECONDS = 120.0
 """Deadline of a command that has none."""
 
@@ -78,6 +79,8 @@ class Transport(Protocol):
     """A connection to one machine. Arguments are a vector; a shell reads them only if the vector names one."""
 
     name: str
+    near: str
+    """The IPv4 address from which :meth:`connect` connects, as the machine sees it."""
 
     def run(self, argv: Sequence[str], deadline: Deadline | None = None, *, stdin: bytes = b"", check: bool = True) -> Completed:
         """Run ``argv`` to its end, by default within :data:`DEFAULT_SECONDS`.
@@ -88,6 +91,10 @@ class Transport(Protocol):
 
     def open(self, argv: Sequence[str], *, pty: bool = False) -> Stream:
         """Start a command and return its standard streams. Closing the stream ends the command."""
+        ...
+
+    def connect(self, port: int) -> Stream:
+        """Connect to a TCP port of the machine, where the connection comes from :attr:`near`. Raises TransportError or LabDead."""
         ...
 
     def put(self, local: Path, remote: str, deadline: Deadline | None = None) -> None:

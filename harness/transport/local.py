@@ -16,14 +16,14 @@ from collections.abc import Iterator, Sequence
 
 from harness.deadline import Deadline
 from harness.errors import DeadlineExpired, TransportError
-from harness.transport import Completed, Stream
+from harness.transport import LOOPBACK, Completed, Stream
 from harness.transport.files import FileCopies
 
 
 class LocalTransport(FileCopies):
     """Runs commands on this machine, each in its own process group. A command that must end is killed with its group."""
 
-    name = "localhost"
+    name, near = "localhost", LOOPBACK
 
     def _run(self, argv: Sequence[str], deadline: Deadline, stdin: bytes) -> Completed:
         line = shlex.join(argv)
@@ -55,13 +55,11 @@ class LocalTransport(FileCopies):
         os.close(theirs)
         return ProcessStream(process, ours, grace)
 
-    def forward(self, host: str, port: int) -> Stream:
+    def connect(self, port: int) -> Stream:
         try:
-            connection = socket.create_connection((host, port), timeout=10)
+            return SocketStream(socket.create_connection((LOOPBACK, port), timeout=10))
         except OSError as exc:
-            raise TransportError(f"cannot connect to {host} port {port}: {exc}") from exc
-        connection.setblocking(True)
-        return DescriptorStream(connection.detach())
+            raise TransportError(f"cannot connect to port {port}: {exc}") from exc
 
     def ping(self) -> None:
         """Return at once: this machine answers."""
@@ -130,6 +128,14 @@ class DescriptorStream:
                     for descriptor in (self._descriptor, self._woken, self._wake):
                         os.close(descriptor)
                     self._descriptor = -1
+
+
+class SocketStream(DescriptorStream):
+    """A connected socket as a Stream."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        connection.setblocking(True)
+        super().__init__(connection.detach())
 
 
 class ProcessStream(DescriptorStream):

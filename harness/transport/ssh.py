@@ -20,7 +20,7 @@ from paramiko.hostkeys import InvalidHostKey
 from harness.deadline import Deadline
 from harness.errors import AccessError, DeadlineExpired, Refused, TransportError
 from harness.safetext import plain
-from harness.transport import DEFAULT_SECONDS, Completed, Stream, sshkeys
+from harness.transport import DEFAULT_SECONDS, LOOPBACK, Completed, Stream, sshkeys
 from harness.transport.files import FileCopies
 
 log = logging.getLogger("fxh.transport")
@@ -51,6 +51,8 @@ class SshTransport(FileCopies):
     Raises TransportError if the host may hang: it does not answer in time, or the connection ends before the banner of its sshd.
     Raises AccessError for any other failure: it refuses the connection or the login, has another key, or the cause is on this machine.
     """
+
+    near = LOOPBACK
 
     def __init__(
         self,
@@ -234,12 +236,11 @@ class SshTransport(FileCopies):
             channel.set_combine_stderr(True)
         return ChannelStream(channel)
 
-    def forward(self, host: str, port: int) -> Stream:
-        """A TCP connection from the remote host to ``host``. Raises TransportError."""
+    def connect(self, port: int) -> Stream:
         try:
-            return ChannelStream(self._transport.open_channel("direct-tcpip", (host, port), ("127.0.0.1", 0), timeout=10))
+            return ChannelStream(self._transport.open_channel("direct-tcpip", (LOOPBACK, port), (LOOPBACK, 0), timeout=10))
         except (paramiko.SSHException, OSError, EOFError) as exc:
-            raise TransportError(f"{self.name} cannot connect to {host} port {port}: {exc}") from exc
+            raise TransportError(f"{self.name} cannot connect to its port {port}: {exc}") from exc
 
     def ping(self) -> None:
         try:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from harness.guests.host_pair import HostPair
+from harness.guests.host_pair import HostPair, _command
 from harness.guests.source import DiskImage
 from harness.lab import factory
 from harness.lab.factory import LabSpec
@@ -36,6 +36,14 @@ def test_both_hosts_have_one_disk_and_one_network(host: LabHost, other: LabHost,
         for side, address in ((host, "198.18.1.1"), (other, "198.18.1.2")):
             side.transport.run(["ip", "addr", "add", f"{address}/24", "dev", pair.bridge])
         host.transport.run(["ping", "-c", "3", "-W", "5", "198.18.1.2"])
+
+        for side in (host, other):
+            with _command(side.transport, "cat") as stream:
+                stream.write(bytes(1 << 20) + b"end")
+                came = b""
+                while not came.endswith(b"end"):
+                    came += stream.read(1 << 16, 30)
+            assert len(came) == (1 << 20) + 3
 
         clocks = [int(side.transport.run(["date", "+%s"]).text) for side in (host, other)]
         assert abs(clocks[0] - clocks[1]) <= 3

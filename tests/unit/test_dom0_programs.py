@@ -23,6 +23,7 @@ from harness.dom0 import (
     lease_agent,
     lease_table,
     netpeer,
+    port_command,
     pygrub_fuzz,
     pygrub_watch,
     read_memory,
@@ -39,7 +40,7 @@ from harness.xen import dom0_program
 DOM0 = Path(netpeer.__file__).parent
 MODULES = sorted(DOM0.glob("*.py"))
 PROGRAMS = (
-    gdb_stub, lease_agent, netpeer, pygrub_fuzz, pygrub_watch, read_memory, scan_pages, tap_relay, tap_wire, xenstore_recorder, xenstore_writer,
+    gdb_stub, lease_agent, netpeer, port_command, pygrub_fuzz, pygrub_watch, read_memory, scan_pages, tap_relay, tap_wire, xenstore_recorder, xenstore_writer,
 )  # fmt: skip
 # dropbear 2022.83 rejects longer command lines.
 COMMAND_LINE = 9000
