@@ -218,8 +218,11 @@ class SshTransport(FileCopies):
                         channel.shutdown_write()
                 if channel.closed and not moved:
                     break
-                if not moved:
-                    select.select([channel], [], [], min(0.02 if unsent else 0.1, deadline.remaining))
+                if not moved and unsent:
+                    # A select() would not notice room in the window, and dropbear's window has 24 KB.
+                    _wait_for_room(channel, min(0.02, deadline.remaining))
+                elif not moved:
+                    select.select([channel], [], [], min(0.1, deadline.remaining))
             # A dying host closes the channel without a status.
             status = channel.exit_status if channel.exit_status_ready() else -1
         except (OSError, paramiko.SSHException, EOFError) as exc:
@@ -282,6 +285,12 @@ class SshTransport(FileCopies):
 _PATIENCE = 30.0
 
 
+def _wait_for_room(channel: paramiko.Channel, seconds: float) -> bool:
+    """Whether the channel's window has room within ``seconds``, or the channel is closed."""
+    with channel.out_buffer_cv:
+        return channel.out_buffer_cv.wait_for(lambda: channel.closed or channel.out_window_size > 0, seconds)
+
+
 class ChannelStream:
     """An ssh channel as a Stream."""
 
@@ -300,15 +309,14 @@ class ChannelStream:
 
     def write(self, data: bytes) -> None:
         """Raises TransportError if the other end takes nothing for 30 s."""
-        unsent, room = memoryview(data), self._channel.out_buffer_cv
+        unsent = memoryview(data)
         try:
             with self._lock:
                 while unsent:
                     # sendall() would use the time-out of a thread that reads meanwhile (findings/paramiko_shared_timeout.sh). send()
                     # does not wait while there is room in the window, and fails if the channel is closed.
-                    with room:
-                        if not room.wait_for(lambda: self._channel.closed or self._channel.out_window_size > 0, _PATIENCE):
-                            raise TransportError(f"cannot write to the stream: the other end takes nothing for {_PATIENCE:.0f} s")
+                    if not _wait_for_room(self._channel, _PATIENCE):
+                        raise TransportError(f"cannot write to the stream: the other end takes nothing for {_PATIENCE:.0f} s")
                     unsent = unsent[self._channel.send(bytes(unsent)) :]
         except (OSError, EOFError) as exc:
             raise TransportError(f"cannot write to the stream: {exc or 'it is closed'}") from exc
