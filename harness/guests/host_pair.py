@@ -4,10 +4,12 @@
 from __future__ import annotations
 
 import contextlib
+import tempfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
 
+from harness import paths
 from harness.dom0 import port_command, tap_wire
 from harness.errors import CannotRun, GuestDied, TransportError
 from harness.guests import suspend
@@ -69,7 +71,7 @@ class HostPair:
         self.bridge = f"fxhpair{first.slot}"
         """The name of both bridges: a guest finds its bridge by name on the host that it moves to."""
         self._streams: list[Stream] = []
-        self._copies: list[Path] = []
+        self._disks = 0
 
     def __enter__(self) -> HostPair:
         """Create the bridges and the wire, and set the clocks of labs alike. Raises CannotRun if a dom0 cannot create TAP devices."""
@@ -81,14 +83,12 @@ class HostPair:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Remove the wire, the bridges and the copies of disks."""
+        """Remove the wire and the bridges."""
         for stream in self._streams:
             stream.close()
         for host in (self.first, self.second):
             with contextlib.suppress(TransportError):
                 host.transport.run(["ip", "link", "del", self.bridge], check=False)
-        for copy in self._copies:
-            copy.unlink(missing_ok=True)
 
     def _connect(self) -> None:
         ends = []
@@ -112,15 +112,18 @@ class HostPair:
         _Relay(one.stream, other.stream, one.rest())
         _Relay(other.stream, one.stream, other.rest())
 
-    def disk(self, image: DiskImage, copy: Path) -> Disk:
-        """Give both hosts a ``copy`` of a guest's disk as one disk with one name. Raises CannotRun."""
+    def disk(self, image: DiskImage) -> Disk:
+        """Give both hosts a copy of a guest's disk as one disk with one name. Raises CannotRun."""
         if image.format != "raw":
             raise CannotRun(f"needs raw disks instead of {image.format}", hint=f"qemu-img convert -O raw {image.path} FILE")
-        copy_sparse(image.path, copy)
-        self._copies.append(copy)
-        target = f"/dev/{self.bridge}-{len(self._copies)}"
-        for host in (self.first, self.second):
-            host.transport.run(["ln", "-sfn", host.shared_disk(copy), target])
+        self._disks += 1
+        target = f"/dev/{self.bridge}-{self._disks}"
+        # Both labs keep the file open, so it needs no name after that.
+        with tempfile.TemporaryDirectory(dir=paths.store()) as work:
+            copy = Path(work) / "disk"
+            copy_sparse(image.path, copy)
+            for host in (self.first, self.second):
+                host.transport.run(["ln", "-sfn", host.shared_disk(copy), target])
         return Disk(target, image.vdev, readonly=image.readonly)
 
     def move(self, guest: Guest) -> float:

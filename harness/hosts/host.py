@@ -113,7 +113,7 @@ class XenHost(Protocol):
     def shared_disk(self, file: Path) -> str:
         """Use the raw file itself, which another host may have as well, as a disk until the host is reset. Returns the target in dom0.
 
-        Raises CannotRun if the host cannot.
+        The host opens the file at once, so it may be deleted then. Raises CannotRun if the host cannot.
         """
         ...
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 import json
 import secrets
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol, Unpack
@@ -17,6 +17,7 @@ from harness.config import duration
 from harness.errors import CannotRun, InfrastructureError, UsageError
 from harness.guests import keptdump
 from harness.guests.guest import Guest
+from harness.guests.host_pair import HostPair
 from harness.guests.shape import Shape, ShapeArgs
 from harness.hosts import scratch as disks
 from harness.hosts.host import XenHost
@@ -101,6 +102,15 @@ def second_host(rig: WorkerEnvironment, cell: Cell, case: CaseContext) -> Iterat
         found = rig.second_host(cell)
     yield found
     found.close()
+
+
+@pytest.fixture
+def host_pair(host: XenHost, second_host: XenHost) -> Iterator[HostPair]:
+    """The cell's host and a second one, connected. They stay so until the evidence of a failure is gathered."""
+    with ExitStack() as connected:
+        with _skip_if_cannot_run():
+            pair = connected.enter_context(HostPair(host, second_host))
+        yield pair
 
 
 @pytest.fixture

@@ -14,7 +14,6 @@ from harness.guests.clock import clock_offset
 from harness.guests.guest import Guest
 from harness.guests.host_pair import HostPair
 from harness.guests.link import Link
-from harness.hosts.host import XenHost
 from harness.oracles.finding import finding
 from harness.plugin.case_context import CaseContext
 from harness.plugin.cells import Cell
@@ -112,7 +111,7 @@ def test_migrated_live(booted: Booted, vcpus: int, case: CaseContext) -> None:
 
 @pytest.mark.needs(types=("pvh",))
 def test_migrated_between_hosts(
-    new_guest: NewGuest, host: XenHost, second_host: XenHost, rig: WorkerEnvironment, cell: Cell, case: CaseContext
+    new_guest: NewGuest, host_pair: HostPair, rig: WorkerEnvironment, cell: Cell, case: CaseContext
 ) -> None:
     """A guest that `xl migrate` moves live to another host and back, during a transfer and a write, continues without a loss.
 
@@ -121,15 +120,14 @@ def test_migrated_between_hosts(
     Source: xen tools/xl/xl_migrate.c; sys/dev/xen/control/control.c, xctrl_suspend(); sys/dev/xen/netfront/netfront.c, netfront_resume()
     """
     source = rig.source(cell)
-    # All its memory passes two ssh connections, each way.
+    # All its memory passes, each way, and pages that change meanwhile pass again.
     guest = new_guest(memory=min(source.memory, cell.guest_os.balloon_limits.small))
     try:
-        with HostPair(host, second_host) as pair:
-            disks = [pair.disk(disk, case.directory / f"{disk.vdev}.img") for disk in source.disks]
-            vifs = [replace(vif, bridge=pair.bridge) for vif in guest.config.vifs]
-            guest.reconfigure(disks=tuple(disks), vifs=tuple(vifs)).boot()
-            guest.prepared = connected(guest)
-            assert_continues(guest, pair.move, "xl migrate to another host and back", case, moves=True)
+        disks = [host_pair.disk(disk) for disk in source.disks]
+        vifs = [replace(vif, bridge=host_pair.bridge) for vif in guest.config.vifs]
+        guest.reconfigure(disks=tuple(disks), vifs=tuple(vifs)).boot()
+        guest.prepared = connected(guest)
+        assert_continues(guest, host_pair.move, "xl migrate to another host and back", case, moves=True)
     except CannotRun as exc:
         pytest.skip(exc.reason)
 
