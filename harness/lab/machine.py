@@ -48,6 +48,7 @@ class Machine:
         self.ssh_port = 0
         self.drives: list[Drive] = []
         self._shared = 0
+        self._forwarded: list[int] = []
         self.ram = directory / "ram"
         """The file that the memory was mapped from at the start."""
         self.shares_ram = False
@@ -75,7 +76,7 @@ class Machine:
     def clean(self) -> None:
         """Stop the machine and remove its overlays, memory and sockets."""
         self.stop()
-        self.drives, self._shared = [], 0
+        self.drives, self._shared, self._forwarded = [], 0, []
         for leftover in (*self.directory.glob("*.qcow2"), *self.directory.glob("ram"), *self.sockets.iterdir()):
             leftover.unlink()
 
@@ -110,18 +111,20 @@ class Machine:
         self.ssh_port = self._forward(22)
 
     def stop_forwarding(self) -> None:
-        """Undo :meth:`forward_ssh` and :meth:`launch`."""
-        self._end_forwarding(self.ssh_port)
+        """Undo :meth:`forward_ssh`, :meth:`launch` and :meth:`connect`."""
+        for ours in (self.ssh_port, *self._forwarded):
+            self.monitor(f"hostfwd_remove tcp:127.0.0.1:{ours}")
+        self._forwarded.clear()
 
     def connect(self, port: int) -> socket.socket:
         """A TCP connection to ``port`` of dom0, without ssh. It comes from 10.0.2.2. Raises LabDead."""
         ours = self._forward(port)
+        # QEMU accepts a connection before dom0 does, and resets it if the forwarding ends in between.
+        self._forwarded.append(ours)
         try:
             return socket.create_connection(("127.0.0.1", ours), timeout=10)
         except OSError as exc:
             raise LabDead(f"QEMU does not accept a connection to port {port} of dom0: {exc}") from exc
-        finally:
-            self._end_forwarding(ours)
 
     def _forward(self, port: int) -> int:
         """Forward a free port of this machine to ``port`` of dom0, and return it. Raises LabDead if QEMU refuses."""
@@ -131,9 +134,6 @@ class Machine:
             if not refused:
                 return ours
         raise LabDead(f"QEMU does not forward port {ours}: {refused}")
-
-    def _end_forwarding(self, ours: int) -> None:
-        self.monitor(f"hostfwd_remove tcp:127.0.0.1:{ours}")
 
     # -- disks --------------------------------------------------------------------------------------------------------
 

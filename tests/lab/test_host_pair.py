@@ -39,11 +39,11 @@ def test_both_hosts_have_one_disk_and_one_network(host: LabHost, other: LabHost,
 
         for side in (host, other):
             with _command(side.transport, "cat") as stream:
-                stream.write(bytes(1 << 20) + b"end")
+                stream.write(bytes(1 << 16) + b"end")
                 came = b""
                 while not came.endswith(b"end"):
                     came += stream.read(1 << 16, 30)
-            assert len(came) == (1 << 20) + 3
+            assert len(came) == (1 << 16) + 3
 
         clocks = [int(side.transport.run(["date", "+%s"]).text) for side in (host, other)]
         assert abs(clocks[0] - clocks[1]) <= 3
