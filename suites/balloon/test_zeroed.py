@@ -60,9 +60,8 @@ def test_pages_are_given_back_empty(memory: Memory, initial: Sample, case: CaseC
 
     case.metrics |= {"given back": float(kept["holes"]), "taken again": float(retaken["pages"]), "kept": float(kept["found"])}
     precondition(kept["found"], "the secret is not in the guest's memory")
-    precondition(
-        retaken["pages"] > given * MIB // scan_pages.PAGE * 0.9,
-        f"the guest gave {given} MiB back and took only {retaken['pages']} of the same pages again",
+    assert retaken["pages"] > given * MIB // scan_pages.PAGE * 0.9, (
+        f"the guest gave {given} MiB back and took only {retaken['pages']} pages again, too few to judge"
     )
     assert retaken["found"] == 0, finding(
         test=f"xl mem-set {whole - given} after a process wrote a secret into {dirty} MiB, then xl mem-set {whole}",

@@ -119,7 +119,9 @@ def test_segments_are_joined(link: Link, case: CaseContext) -> None:
         expected="LRO is on",
         reference=link.guest.profile.source("netfront"),
     )
-    precondition(taken >= SIZE // link.family.mss, f"1 MiB came in {taken} frames: dom0 sends no single segments")
+    assert taken >= SIZE // link.family.mss, (
+        f"1 MiB came in {taken} frames: dom0 sends no single segments, so the case cannot judge"
+    )
     # One or two frames are ARP.
     assert given < taken - taken // 10, finding(
         test="1 MiB over TCP from dom0 in single segments, LRO shown as on",
