@@ -9,7 +9,7 @@ import socket
 import subprocess
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from harness.deadline import ConditionNotMet, Deadline
@@ -144,14 +144,9 @@ class Machine:
             number = next(n for n in range(1, 250) if n not in taken)
             file = self.overlay(f"fxh{number}", path, fmt)
             drive = Drive(number, file.name)
-            process = self.running()
-            below = {"driver": "file", "filename": str(self._view.directory / drive.file)}
-            process.command("blockdev-add", **{"node-name": drive.serial, "driver": "qcow2", "discard": "unmap", "file": below})
             try:
-                process.command("device_add", **drive.device)
+                self._add(drive, self._view.directory / drive.file, {"driver": "qcow2", "discard": "unmap"})
             except InfrastructureError:
-                with contextlib.suppress(InfrastructureError):
-                    process.command("blockdev-del", **{"node-name": drive.serial})
                 file.unlink(missing_ok=True)
                 raise
             self.drives.append(drive)
@@ -162,11 +157,20 @@ class Machine:
         with self._lock:
             self._shared += 1
             drive = Drive(_LAST_SCSI_ID - self._shared, str(path))
-            process = self.running()
-            below = {"driver": "file", "filename": str(path)}
-            process.command("blockdev-add", **{"node-name": drive.serial, "driver": "raw", "file": below})
-            process.command("device_add", **drive.device, **{"share-rw": True})
+            self._add(drive, path, {"driver": "raw"}, share_rw=True)
         return drive
+
+    def _add(self, drive: Drive, file: Path, node: Mapping[str, object], *, share_rw: bool = False) -> None:
+        """Add the block node of a disk and its device, or neither. Raises InfrastructureError."""
+        process = self.running()
+        below = {"driver": "file", "filename": str(file)}
+        process.command("blockdev-add", **{"node-name": drive.serial, **node, "file": below})
+        try:
+            process.command("device_add", **drive.device, **({"share-rw": True} if share_rw else {}))
+        except InfrastructureError:
+            with contextlib.suppress(InfrastructureError):
+                process.command("blockdev-del", **{"node-name": drive.serial})
+            raise
 
     def unplug(self, drive: Drive) -> None:
         """Remove a disk that dom0 no longer uses, and its overlay."""
