@@ -24,14 +24,21 @@ def cached(name: str, key: str, kind: type[Found], works: Callable[[Found], bool
     A failure (``works`` is false) expires: the machine may have been busy, or its user may have installed or allowed something.
     """
     file = paths.store() / f"{name}.json"
-    with preparing.step(f"a trial of {name}"), FileLock(f"{file}.lock"):
+
+    def known() -> Found | None:
         try:
-            known = json.loads(file.read_text())
-            found = kind(**known["found"])
-            if known["key"] == key and (works(found) or time.time() - file.stat().st_mtime < _DAY):
-                return found
+            content = json.loads(file.read_text())
+            found = kind(**content["found"])
+            lasts = works(found) or time.time() - file.stat().st_mtime < _DAY
+            return found if content["key"] == key and lasts else None
         except (OSError, ValueError, KeyError, TypeError):
-            pass
-        found = probe()
-        file.write_text(json.dumps({"key": key, "found": asdict(cast(Any, found))}))
+            return None
+
+    if (found := known()) is not None:
+        return found
+    with preparing.step(f"a trial of {name}"), FileLock(f"{file}.lock"):
+        # Another process may have tried meanwhile.
+        if (found := known()) is None:
+            found = probe()
+            file.write_text(json.dumps({"key": key, "found": asdict(cast(Any, found))}))
     return found
