@@ -12,7 +12,7 @@ from pathlib import Path
 from harness import paths
 from harness.dom0 import port_command, tap_wire
 from harness.errors import CannotRun, GuestDied, TransportError
-from harness.guests import suspend
+from harness.guests import suspend, tap
 from harness.guests.guest import Guest
 from harness.guests.peer import Listener
 from harness.guests.source import DiskImage
@@ -94,14 +94,9 @@ class HostPair:
         ends = []
         for host, mac in zip((self.first, self.second), _MACS, strict=True):
             device = f"fxhwire{host.slot}"
-            stream = dom0_program.start(host.transport, tap_wire, device)
-            self._streams.append(stream)
-            end = Listener(stream, "the end of a wire")
-            if error := end.until(rb"ready\n|error: ([^\n]*)\n")[1]:
-                why = plain(error.decode(errors="replace"))
-                raise CannotRun(f"dom0 cannot create TAP devices: {why}", hint="load the module tun in dom0")
+            ends.append(tap.start(host.transport, tap_wire, device))
+            self._streams.append(ends[-1].stream)
             host.transport.run(["sh", "-c", _CONNECT, "sh", self.bridge, mac, device])
-            ends.append(end)
         if self.second.states is not None:
             # A lab's clock stands still while it is saved. A guest does not set its clock back when it comes to a host that is behind
             # (Linux kernel/time/timekeeping.c, timekeeping_resume()). dom0 passes its time on to Xen (arch/x86/xen/time.c,

@@ -3,11 +3,14 @@
 
 from __future__ import annotations
 
+from types import ModuleType
+
 from harness.dom0 import tap_relay
 from harness.errors import CannotRun
 from harness.guests.link import Link
 from harness.guests.peer import Listener
 from harness.safetext import plain
+from harness.transport import Transport
 from harness.xen import dom0_program
 
 # The last number of the far end's address. Guests have 2 and 3.
@@ -26,6 +29,17 @@ ip -n "$space" addr add "$address" dev "$far" "$@"
 """
 # Waits, for five seconds, until the device "$1" is gone.
 _GONE = 'n=0; while [ -e /sys/class/net/"$1" ] && [ $n -lt 50 ]; do n=$((n + 1)); sleep 0.1; done'
+
+
+def start(transport: Transport, program: ModuleType, *devices: str) -> Listener:
+    """Start a program of :mod:`harness.dom0` that creates TAP ``devices``. Raises CannotRun if dom0 cannot create them."""
+    listener = Listener(dom0_program.start(transport, program, *devices), "the relay of frames")
+    if error := listener.until(rb"ready\n|error: ([^\n]*)\n")[1]:
+        listener.stream.close()
+        raise CannotRun(
+            f"dom0 cannot create TAP devices: {plain(error.decode(errors='replace'))}", hint="load the module tun in dom0"
+        )
+    return listener
 
 
 class TapLink(Link):
@@ -47,12 +61,7 @@ class TapLink(Link):
 
     def up(self) -> TapLink:
         """Create the devices and the namespace. Raises CannotRun if dom0 cannot create TAP devices."""
-        stream = dom0_program.start(self.host.transport, tap_relay, self.near, self.device)
-        self._relay = Listener(stream, "the relay of frames")
-        if error := self._relay.until(rb"ready\n|error: ([^\n]*)\n")[1]:
-            raise CannotRun(
-                f"dom0 cannot create TAP devices: {plain(error.decode(errors='replace'))}", hint="load the module tun in dom0"
-            )
+        self._relay = start(self.host.transport, tap_relay, self.near, self.device)
         words = [self.device, self.namespace, self._cidr(self.here), self.near, self.host.bridge, *self.family.at_once]
         self.host.transport.run(["sh", "-c", _CONNECT, "sh", *words])
         return self

@@ -79,8 +79,7 @@ class WorkerHosts:
         if self._options.host:
             raise CannotRun("needs a second host, and only labs have one", hint="fxh run lifecycle -k between_hosts")
         with preparing.step("a second lab"):
-            host = self._start_lab(cell.xen)
-        return host
+            return self._start_lab(cell.xen)
 
     def mark_used(self, cell: Cell) -> None:
         """Say that a case creates a guest or a disk on the cell's host: the next case needs a reset."""
