@@ -124,7 +124,7 @@ class HostPair:
     def move(self, guest: Guest) -> float:
         """Migrate the guest live to the other host; see :func:`harness.guests.suspend.migrated`."""
         target = self.second if guest.host is self.first else self.first
-        messages = f"{target.directory}/{guest.name}.receive"
+        messages = f"{target.make_directory()}/{guest.name}.receive"
         with self._stream(guest, target, messages) as receiver:
             try:
                 return suspend.migrated(guest, receiver, target)
@@ -139,9 +139,7 @@ class HostPair:
         The receiver's messages go to the file ``messages`` there.
         """
         source = guest.host.transport
-        for host in (guest.host, target):
-            host.prepare()
-        pipes = [f"{guest.host.directory}/{guest.name}.{way}" for way in ("in", "out")]
+        pipes = [f"{guest.host.make_directory()}/{guest.name}.{way}" for way in ("in", "out")]
         source.run(["sh", "-c", 'rm -f "$@" && mkfifo -m 600 "$@"', "sh", *pipes])
         with contextlib.ExitStack() as ends:
             ends.callback(source.run, ["rm", "-f", *pipes])

@@ -43,8 +43,8 @@ def through_a_file(guest: Guest) -> SaveRestoreTimes:
 
     Raises GuestDied if the guest does not suspend, or does not answer after it was restored.
     """
-    host, path, first = guest.host, f"{guest.host.directory}/{guest.name}.save", guest.domid
-    host.prepare()
+    host, first = guest.host, guest.domid
+    path = _file(guest)
     begun = time.monotonic()
     guest.console_will_end()
     try:
@@ -63,8 +63,7 @@ def continued(guest: Guest) -> float:
 
     Raises GuestDied if the guest does not suspend. The caller must check whether it answers.
     """
-    path = f"{guest.host.directory}/{guest.name}.save"
-    guest.host.prepare()
+    path = _file(guest)
     begun = time.monotonic()
     try:
         _save(guest, path, stay=True)
@@ -81,7 +80,7 @@ def migrated(guest: Guest, receiver: str = RECEIVER, target: XenHost | None = No
     not answer in its new domain.
     """
     source = guest.host
-    source.prepare()
+    source.make_directory()
     begun = time.monotonic()
     guest.console_will_end()
     migrate = f"[x]l migrate -s  {guest.domid} "
@@ -109,8 +108,7 @@ def failed(guest: Guest) -> str:
 
     Raises GuestDied if the guest does not suspend. The caller must check whether it answers.
     """
-    path = f"{guest.host.directory}/{guest.name}.save"
-    guest.host.prepare()
+    path = _file(guest)
     try:
         _save(guest, path, limit=_TOO_LITTLE)
     except CommandFailed as exc:
@@ -129,6 +127,11 @@ def _resume(guest: Guest, how: str) -> None:
         guest.resume(Deadline(_RESUMED * guest.scale))
     except DeadlineExpired as exc:
         raise guest.hang(f"{how}, it does not answer: {exc.message}") from exc
+
+
+def _file(guest: Guest) -> str:
+    """A path for the saved guest, in a directory of dom0 that exists."""
+    return f"{guest.host.make_directory()}/{guest.name}.save"
 
 
 def _save(guest: Guest, path: str, *, stay: bool = False, limit: int = 0) -> None:

@@ -194,9 +194,10 @@ class DirectHost:
         self.lease = Lease(self.transport, request).acquire(deadline)
         self._watch = HostWatch(self.transport, self.serial)
 
-    def prepare(self) -> None:
+    def make_directory(self) -> str:
         if not self._prepared:
             self._remote_sizes()
+        return self.directory
 
     def _ensure_lease(self) -> None:
         if self.lease is None:

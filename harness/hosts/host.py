@@ -53,7 +53,7 @@ class XenHost(Protocol):
 
     @property
     def directory(self) -> str:
-        """The run's own directory in dom0. It is removed with the lease."""
+        """The path of the run's own directory in dom0, which may not exist yet. It is removed with the lease."""
         ...
 
     @property
@@ -95,8 +95,11 @@ class XenHost(Protocol):
         """A MAC address for vif ``index`` of the domain, in Xen's range and unique on the network."""
         ...
 
-    def prepare(self) -> None:
-        """Create the run's directory in dom0, and acquire a lease if there is none, so that a killed run is cleaned up."""
+    def make_directory(self) -> str:
+        """Create the run's directory in dom0, if it is missing, and return its path. Acquire a lease if there is none.
+
+        A writer must call this: a lab that was restored from the checkpoint of another run has only the directory of that run.
+        """
         ...
 
     def files(self, *local: Path) -> tuple[str, ...]:

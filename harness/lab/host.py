@@ -130,7 +130,7 @@ class LabHost(DirectHost):
     def disk(self, local: Path, fmt: str = "raw") -> str:
         if not local.is_file():
             raise UsageError(f"{local}: no such disk image", hint="give the path of an image file")
-        self.prepare()
+        self.make_directory()
         drive = self.lab.machine.plug(local, fmt)
         self.lab.record()
         try:
@@ -143,7 +143,7 @@ class LabHost(DirectHost):
         return device
 
     def shared_disk(self, file: Path) -> str:
-        self.prepare()
+        self.make_directory()
         return self._device(self.lab.machine.share(file))
 
     def _device(self, drive: Drive) -> str:

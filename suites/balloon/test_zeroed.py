@@ -48,7 +48,7 @@ def test_pages_are_given_back_empty(memory: Memory, initial: Sample, case: CaseC
     fill = f"i=0; while [ $i -lt {dirty * 4} ]; do cat /tmp/secret; i=$((i+1)); done > /mnt/secret"
     guest.sh(f"yes {secret} | head -c 262144 > /tmp/secret; {fill}; rm /mnt/secret; umount /mnt", 180)
     # A file of an earlier run would make the first scan the second one.
-    holes = f"{guest.host.directory}/{guest.name}-{secret}.json"
+    holes = f"{guest.host.make_directory()}/{guest.name}-{secret}.json"
     case.undo.append(lambda: guest.host.transport.run(["rm", "-f", holes]))
 
     memory.ask(whole - given)

@@ -133,13 +133,13 @@ def test_edited_configuration(booted: Booted) -> None:
     Source: xen tools/xl/xl_vmcontrol.c, reload_domain_config()
     """
     guest = booted(on_reboot="restart")
-    path = f"{guest.host.directory}/edited.cfg"
+    directory = guest.host.make_directory()
+    path = f"{directory}/edited.cfg"
     edited = replace(guest.config, extra=f"{guest.config.extra} fxh.edited=1")
     seen = []
-    guest.host.prepare()
     for update in (False, True):
         text = edited.render().encode()
-        for file in (path, f"{guest.host.directory}/{guest.name}.cfg"):
+        for file in (path, f"{directory}/{guest.name}.cfg"):
             guest.host.transport.run(["sh", "-c", 'cat > "$1"', "sh", file], stdin=text)
         if update:
             guest.host.transport.run(["xl", "config-update", guest.name, path])

@@ -346,8 +346,23 @@ class Gdb:
         return bytes(answers[0])
 
 
+def test_a_run_that_restores_the_checkpoint_of_another_has_its_own_directory(host: LabHost) -> None:
+    def build() -> str:
+        host.restore_idle()
+        host.make_directory()
+        return "made by another run"
+
+    host.get_or_create(CheckpointKind.WARM, "other-run", build)
+    host.run_id = "0ther0"
+    host.get_or_create(CheckpointKind.WARM, "other-run", build)
+    path = host.make_directory()
+    assert path == host.directory
+    host.transport.run(["sh", "-c", 'true > "$1"/probe', "sh", path])
+    host.restore_idle()
+
+
 def test_no_memory_left_for_a_guest(host: LabHost) -> None:
-    host.prepare()
+    host.make_directory()
     kernel = host.files(factory.control(LabSpec()) / "vmlinuz")[0]
     with pytest.raises(InfrastructureError, match="has no 9000 MiB left"):
         host.toolstack.create(DomainConfig("fxh-big", "pv", 9000, kernel=kernel))
@@ -355,7 +370,7 @@ def test_no_memory_left_for_a_guest(host: LabHost) -> None:
 
 
 def test_a_file_that_is_no_kernel(host: LabHost, tmp_path: Path) -> None:
-    host.prepare()
+    host.make_directory()
     (tmp_path / "kernel").write_bytes(b"\x7fELF" + os.urandom(4096))
     with pytest.raises(HarnessError, match="xl create"):
         host.toolstack.create(DomainConfig("fxh-bad", "pvh", 64, kernel=host.files(tmp_path / "kernel")[0]))

@@ -17,7 +17,7 @@ STARTS = 3
 
 def starts(host: LabHost, kernel: Path) -> list[str]:
     """CR4.PAE at the first starts of a guest that prints it and reboots. The toolstack re-creates its domain each time."""
-    host.prepare()
+    host.make_directory()
     config = DomainConfig("start", "pvh", 32, kernel=host.files(kernel)[0], on_reboot="restart")
 
     def printed() -> list[str]:

@@ -21,7 +21,7 @@ from harness.hosts import connect
 from harness.hosts.lease import LeaseRequest
 host = connect.direct("one", "alive", "a test")
 host.acquire(LeaseRequest("", 300), Deadline(60))
-host.prepare()
+host.make_directory()
 print("held", flush=True)
 sys.stdin.read()  # until the test ends
 """
