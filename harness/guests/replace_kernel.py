@@ -7,7 +7,7 @@ from harness.errors import UsageError
 from harness.guests.guest import Guest
 from harness.guests.os.values import BootVolume
 from harness.guests.source import GuestSource
-from harness.xen import pygrub
+from harness.xen import listing, pygrub
 
 
 def volume(guest: Guest) -> BootVolume:
@@ -36,11 +36,11 @@ def extracted(guest: Guest, what: str) -> str:
 
 
 def bootloader_ran(guest: Guest, after: int) -> bool:
-    """Whether the toolstack ran the bootloader for the guest's present domain, whose domid must be above ``after``.
+    """Whether the toolstack ran the bootloader for a domain of this guest with a domid above ``after``, also for one that it failed to build.
 
-    Each run leaves a log. Those of other guests on this host do not count.
+    Each run leaves a log, named by the domid. Logs of other guests on this host do not count.
     """
     row = guest.state()
-    domid = guest.domid if row is None else row.domid
-    log = f"/var/log/xen/bootloader.{domid}.log"
-    return domid > after and guest.host.transport.run(["test", "-e", log], check=False).status == 0
+    domids = {guest.domid if row is None else row.domid, *listing.failed_domids(guest.host.toolstack.log(guest.name))}
+    logs = [f"/var/log/xen/bootloader.{domid}.log" for domid in sorted(domids) if domid > after]
+    return bool(logs) and bool(guest.host.transport.run(["ls", *logs], check=False).text)

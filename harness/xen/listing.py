@@ -214,6 +214,15 @@ def parse_log(text: str) -> tuple[ShutdownEvent, ...]:
     )
 
 
+# libxl: error: libxl_create.c:1695:domcreate_rebuild_done: Domain 4:cannot (re-)build domain: -3
+_FAILED = re.compile(r"^libxl: error: [^ ]+ Domain (\d+):", re.MULTILINE)
+
+
+def failed_domids(text: str) -> frozenset[int]:
+    """The domids for which ``/var/log/xen/xl-<name>.log`` has an error. A domain that xl failed to build is named only there."""
+    return frozenset(map(int, _FAILED.findall(text)))
+
+
 # xc: error: panic: xg_dom_core.c:689: xc_dom_find_loader: no loader found: Invalid kernel
 # xc: error: panic: xg_dom_core.c:536: xc_dom_chk_alloc_pages: segment kernel too large (0x..) > 0x..) pages): Out of memory
 # xc: error: panic: xg_dom_core.c:205: failed to open file '(null)': Bad address: Internal error

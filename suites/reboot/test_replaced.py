@@ -149,10 +149,12 @@ def test_broken_kernel_is_refused(two_kernels: TwoKernels, broken: str) -> None:
         wrong.append("xl's log has no error")
     if restarts != 1:
         wrong.append(f"xl logged {restarts} shutdowns")
+    if not replace_kernel.bootloader_ran(guest, first):
+        wrong.append("no new domain of the guest has a bootloader log")
     assert not wrong, finding(
         test=f"a reboot through pygrub with a kernel file that is {broken}",
         observed=[*wrong, *(f"xl's log: {line}" for line in log.splitlines()[-6:])],
-        expected="the toolstack logs an error, gives up after one shutdown, and leaves no domain behind",
+        expected="the toolstack runs the bootloader, logs an error, gives up after one shutdown, and leaves no domain behind",
         reference=SOURCE,
     )
 

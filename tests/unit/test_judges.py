@@ -16,7 +16,7 @@ import pytest
 from harness.deadline import Deadline
 from harness.dom0 import pygrub_fuzz
 from harness.errors import CannotJudge, UsageError
-from harness.guests import partitions
+from harness.guests import partitions, replace_kernel
 from harness.guests.os import freebsd_kernel
 from harness.guests.partitions import Slice
 from harness.oracles import ballooning
@@ -87,6 +87,42 @@ def test_mechanism(changes: dict[str, object], begins: str) -> None:
     import re
 
     assert re.match(begins, mechanism(replace(GOOD, **changes)))  # type: ignore[arg-type]
+
+
+# xl's log of a guest in domain 3 whose reboot ended with an invalid kernel.
+REFUSED_LOG = """\
+Waiting for domain fxh-a (domid 3) to die [pid 525]
+Domain 3 has shut down, reason code 1 0x1
+Action for shutdown reason code 1 is restart
+libxl: warning: libxl_domain.c:2605:retrieve_domain_configuration_end: Domain 3:Device present in JSON but not in xenstore, ignored
+Domain 3 needs to be cleaned up: destroying the domain
+Done. Rebooting now
+xc: error: panic: xg_dom_core.c:689: xc_dom_find_loader: no loader found: Invalid kernel
+libxl: error: libxl_create.c:1695:domcreate_rebuild_done: Domain 4:cannot (re-)build domain: -3
+"""
+
+
+@pytest.mark.parametrize(
+    ("present", "log", "bootloader_logs", "ran"),
+    [
+        (4, "", {3, 4}, True),
+        (4, "", {3}, False),
+        (3, "", {3}, False),
+        (None, REFUSED_LOG, {3, 4}, True),
+        (None, REFUSED_LOG, {3}, False),
+        (None, "", {3, 4}, False),  # domain 4 is another guest's
+    ],
+)
+def test_the_bootloader_ran_also_for_a_domain_that_was_not_built(
+    present: int | None, log: str, bootloader_logs: set[int], ran: bool
+) -> None:
+    def ls(argv: list[str], *, check: bool) -> SimpleNamespace:
+        return SimpleNamespace(text="".join(f"{path}\n" for path in argv[1:] if int(path.split(".")[1]) in bootloader_logs))
+
+    host = SimpleNamespace(transport=SimpleNamespace(run=ls), toolstack=SimpleNamespace(log=lambda name: log))
+    row = None if present is None else SimpleNamespace(domid=present)
+    guest = SimpleNamespace(host=host, name="fxh-a", domid=3, state=lambda: row)
+    assert replace_kernel.bootloader_ran(guest, 3) is ran  # type: ignore[arg-type]
 
 
 # -- pygrub -----------------------------------------------------------------------------------------------------------
