@@ -76,7 +76,7 @@ def test_saved_guest_announces_itself(link: Link, case: CaseContext) -> None:
     Kind of bug: after a resume not all who have to know are notified.
 
     Source: RFC 5227, 3; RFC 4861, 7.2.6; Linux drivers/net/xen-netfront.c, netback_changed(); sys/dev/xen/netfront/netfront.c
-    Catches: an announcement of the first IPv4 address only (FreeBSD up to 14.2, netfront_send_fake_arp()); none by IPv6 (15.1)
+    Catches: no announcement by IPv6 and in a VLAN (FreeBSD 13 and 14, netfront_send_fake_arp()); none by IPv6 (15.1)
     """
     guest = link.guest
     wanted = give_addresses(link, case)
