@@ -187,6 +187,9 @@ def main() -> None:
         with open(path, "wb") as file:
             file.write(image)
         end, seconds = run_once(code, pygrub, path, directory)
+        if end == "hang":
+            # dom0 charges a process for the time in which its emulated CPU stood still. A pygrub without end has no end again.
+            end, seconds = run_once(code, pygrub, path, directory)
         counts[end] = counts.get(end, 0) + 1
         slowest = max(slowest, seconds)
         if end not in ("0", "1"):

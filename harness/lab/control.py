@@ -76,7 +76,8 @@ def checkpoints() -> list[str]:
         image = LabImage(directory)
         by_qemu: dict[str, list[Path]] = {}
         for path in checkpoint.listing(image):
-            by_qemu.setdefault(json.loads((path / "meta.json").read_text())["qemu"], []).append(path)
+            with suppress(FileNotFoundError):  # another process has removed it
+                by_qemu.setdefault(json.loads((path / "meta.json").read_text())["qemu"], []).append(path)
         for qemu, made in by_qemu.items():
             own = sorted(path.name.partition("@")[0] for path in made if not CheckpointKind.of(path.name).of_suites)
             suites = len(made) - len(own)

@@ -14,6 +14,9 @@ from harness import paths, store
 from harness.lab.process import listening
 from harness.lab.qemu import Drive, MachineSpec
 
+# Seconds in which the owner of a new directory starts QEMU and writes the record.
+_STARTS = 60.0
+
 
 @dataclass(frozen=True)
 class LabRecord:
@@ -119,11 +122,19 @@ def state(name: str) -> str:
     return "stopped" if record is not None and (record.stopped or record.kept) else "stale"
 
 
+def _may_start(name: str) -> bool:
+    """Whether another process may be starting this lab: its directory is new and has no record yet."""
+    try:
+        return read(name) is None and time.time() - directory(name).stat().st_mtime < _STARTS
+    except FileNotFoundError:  # another process has removed it
+        return True
+
+
 def sweep() -> list[str]:
     """Remove leftovers of killed processes: labs without an owner, unfinished builds and checkpoints. Returns their names."""
     gone = []
     for name in names():
-        if state(name) == "stale":
+        if state(name) == "stale" and not _may_start(name):
             shutil.rmtree(directory(name), ignore_errors=True)
             shutil.rmtree(sockets(name), ignore_errors=True)
             gone.append(f"lab {name}")

@@ -127,6 +127,9 @@ def test_hang_is_found(new_guest: NewGuest) -> None:
     guest = new_guest(variables=(("fxh.hang", "init"),))
     guest.scale = 0.3
     guest.create().start()
+    # This case judges the budget of one stage. Those of the earlier stages are short, too.
+    with guest.console.unwatched():
+        guest.wait_stage("init", Deadline(300))
 
     with pytest.raises(GuestDied) as caught:
         guest.wait_stage("login", Deadline(120))

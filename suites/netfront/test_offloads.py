@@ -96,6 +96,11 @@ def test_segmentation_can_be_switched_off(link: Link, case: CaseContext) -> None
     )
 
 
+def joins(frames: int, packets: int) -> bool:
+    """Whether the guest joined segments. One or two frames are ARP."""
+    return packets < frames - frames // 10
+
+
 def test_segments_are_joined(link: Link, case: CaseContext) -> None:
     """A guest that shows LRO as on joins single segments from dom0 into fewer packets before IP gets them.
 
@@ -106,11 +111,15 @@ def test_segments_are_joined(link: Link, case: CaseContext) -> None:
     # Linux calls it GRO and does it for every driver of this kind.
     shown = ask.offloads(link.guest.sh, link.interface).get("lro", True)
     link.dom0("ethtool", "-K", link.vif, "tso", "off", "gso", "off")
-    before = ask.received(link.guest.sh, link.interface)
 
-    done = link.download(SIZE)
+    # How many segments an interrupt brings depends on which domain has the CPU. LRO that is never used joins none in any transfer.
+    for _ in range(3):
+        before = ask.received(link.guest.sh, link.interface)
+        done = link.download(SIZE)
+        taken, given = (after - first for first, after in zip(before, ask.received(link.guest.sh, link.interface), strict=True))
+        if done.complaint or joins(taken, given):
+            break
 
-    taken, given = (after - first for first, after in zip(before, ask.received(link.guest.sh, link.interface), strict=True))
     assert_transferred(done, f"{SIZE} bytes from dom0, in segments of the MSS", link)
     case.metrics |= {"frames": float(taken), "packets": float(given)}
     assert shown, finding(
@@ -122,8 +131,7 @@ def test_segments_are_joined(link: Link, case: CaseContext) -> None:
     assert taken >= SIZE // link.family.mss, (
         f"1 MiB came in {taken} frames: dom0 sends no single segments, so the case cannot judge"
     )
-    # One or two frames are ARP.
-    assert given < taken - taken // 10, finding(
+    assert joins(taken, given), finding(
         test="1 MiB over TCP from dom0 in single segments, LRO shown as on",
         observed=f"IP got {given} packets of {taken} frames: segments are not joined",
         expected="the guest joins the segments of one interrupt",

@@ -75,7 +75,7 @@ def test_leases_are_listed_and_only_resources_without_an_owner_are_removed(remot
 
     holder.kill()
     holder.wait()
-    remote.wait_clean(30)
+    remote.wait_clean()
     assert "not-ours" in remote.dom0("xl list")
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from played import FREEBSD, classify
 
-from harness.console import deaths
+from harness.console import deaths, watcher
 from harness.console.backtrace import frames
 from harness.console.reader import MOST, ConsoleReader
 from harness.console.text import decode, excerpt
@@ -303,19 +303,21 @@ Uptime: 23s\r
 
 
 @pytest.mark.parametrize("before", [b"debug.kdb.panic: 0", b"root@fbsd:~ # ", b"some program's outpu", b"half a word_", b""])
-def test_a_panic_begins_in_the_middle_of_a_line(tmp_path: Path, before: bytes) -> None:
-    """A guest of 14.1 or later is gone after its uptime. Its death is declared without a line `Automatic reboot`."""
+def test_a_panic_begins_in_the_middle_of_a_line(tmp_path: Path, before: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A guest of 14.1 or later is gone after its uptime. Its death is declared without a line `Automatic reboot`.
+
+    The uptime ends the report, so the watcher does not wait as for a report without an end.
+    """
+    for name in ("_UNFINISHED_QUIET", "_UNFINISHED_LONGEST"):
+        monkeypatch.setattr(watcher, name, 600.0)
     report = REPORT % b"panic() at panic+0x43/frame 0xfffffe004508fba0\r\n"
     for sizes in ([1], [7, 100, 3], [4096]):
         stream = ReplayStream(b"\r\n" + before + b"panic: kdb_sysctl_panic\r\n" + report, end="silence", sizes=sizes)
         reader = ConsoleReader(stream, tmp_path / "console.log", tables=FREEBSD).start()
         with reader.expecting_death() as death:
-            seen = death(Deadline(10))
+            seen = death(Deadline(30))
         reader.stop()
         assert (seen.kind, seen.message, seen.faulting_function) == ("panic", "kdb_sysctl_panic", "sysctl_root_handler_locked")
-        assert seen.at is not None
-        assert seen.seen is not None
-        assert seen.at - seen.seen < 1.0
         assert "Automatic reboot" not in seen.excerpt
 
 

@@ -112,16 +112,22 @@ def farm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Farm:
 
 def test_a_stopped_command_ends_with_its_whole_group(tmp_path: Path) -> None:
     """One process of the group ignores SIGTERM."""
-    stop = threading.Event()
-    script = f"(trap '' TERM; sleep 300) & echo $! > {tmp_path}/pids; echo $$ >> {tmp_path}/pids; wait"
-    threading.Timer(0.5, stop.set).start()
+    stop, pids = threading.Event(), tmp_path / "pids"
+    script = f"(trap '' TERM; sleep 300) & echo $! > {pids}; echo $$ >> {pids}; wait"
+
+    def stop_when_both_run() -> None:
+        while not pids.exists() or len(pids.read_text().split()) < 2:
+            time.sleep(0.02)
+        stop.set()
+
+    threading.Thread(target=stop_when_both_run, daemon=True).start()
     operator_command._END, kept = 0.5, operator_command._END
     try:
         with pytest.raises(operator_command.Stopped, match=r"k: sh \(process \d+\) was stopped"):
             operator_command.run(("sh", "-c", script), "k", 60, "h", stop=stop)
     finally:
         operator_command._END = kept
-    wait_for_end(*map(int, (tmp_path / "pids").read_text().split()))
+    wait_for_end(*map(int, pids.read_text().split()))
 
 
 def test_a_command_that_ends_is_not_stopped() -> None:

@@ -343,6 +343,13 @@ def test_stale_labs_are_swept(store: Path, tmp_path: Path) -> None:
     registry.write(replace(record, name="kept", kept=True), "key")
     assert registry.state("kept") == "stopped"
     assert registry.sweep() == []
+    # Another process starts this one: its record follows.
+    registry.directory("new").mkdir()
+    assert registry.state("new") == "stale"
+    assert registry.sweep() == []
+    long_ago = time.time() - 3600
+    os.utime(registry.directory("new"), (long_ago, long_ago))
+    assert registry.sweep() == ["lab new"]
 
 
 def test_prune_removes_only_unused_files(store: Path) -> None:

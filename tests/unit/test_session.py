@@ -96,11 +96,13 @@ def test_a_quoted_panic_in_output_is_no_death(session: Session) -> None:
     assert session.reader.death is None
 
 
-def test_a_death_during_a_command_ends_it(session: Session) -> None:
-    session.run("tty=$(tty); (sleep 0.3; printf 'panic: real\\ncpuid = 0\\n' > $tty; kill -STOP $$) >/dev/null 2>&1 & true")
+def test_a_death_during_a_command_ends_it(session: Session, tmp_path: Path) -> None:
+    go = tmp_path / "go"
+    panic = f"until [ -e {go} ]; do sleep 0.05; done; printf 'panic: real\\ncpuid = 0\\n' > $tty; kill -STOP $$"
+    session.run(f"tty=$(tty); ({panic}) >/dev/null 2>&1 & true")
     begun = time.monotonic()
     with pytest.raises(GuestDied, match="real"):
-        session.run("sleep 60", Deadline(30))
+        session.run(f"touch {go}; sleep 60", Deadline(30))
     assert time.monotonic() - begun < 15, "well before the deadline of 30 s"
 
 

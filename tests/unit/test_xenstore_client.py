@@ -84,8 +84,9 @@ class Guest:
 @pytest.fixture
 def name() -> Iterator[str]:
     """A name for a connection, whose relay must end by itself and leave no file."""
-    found, end = f"test-{os.getpid()}", time.monotonic() + 10
+    found = f"test-{os.getpid()}"
     yield found
+    end = time.monotonic() + 10
     while (left := list(Path("/tmp").glob(f"fxh-xs-{found}*"))) and time.monotonic() < end:
         time.sleep(0.02)
     assert not left
