@@ -148,7 +148,7 @@ class WorkerHosts:
         return host
 
     def _start_lab(self, xen: str) -> LabHost:
-        lab = factory.make(self._options.wish(xen))
+        lab = factory.make(self._options.lab_spec(xen))
         try:
             lab.up()
         except BaseException:

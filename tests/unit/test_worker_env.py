@@ -279,8 +279,8 @@ def test_a_lab_that_does_not_start_is_removed(monkeypatch: pytest.MonkeyPatch) -
             self.removed = True
 
     lab = Failing()
-    monkeypatch.setattr(factory, "make", lambda wish: lab)
-    options: Any = SimpleNamespace(host="", wish=lambda xen: xen)
+    monkeypatch.setattr(factory, "make", lambda spec: lab)
+    options: Any = SimpleNamespace(host="", lab_spec=lambda xen: xen)
     hosts = WorkerHosts.__new__(WorkerHosts)
     hosts._options = options
     with pytest.raises(InfrastructureError, match="does not answer"):
