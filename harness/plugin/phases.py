@@ -23,7 +23,7 @@ from harness.plugin.case_context import CaseContext, stage_times
 from harness.plugin.cells import Cell, cell_of
 from harness.plugin.outcome import Finding, classify, shortened
 from harness.plugin.selection import title
-from harness.plugin.state import CASE, PROGRESS, RIG, SETUP, CaseProgress, case_directory
+from harness.plugin.state import CASE, PROGRESS, SETUP, WORKER_ENV, CaseProgress, case_directory
 from harness.results import model
 from harness.results.model import (
     FAILED,
@@ -99,7 +99,7 @@ def _host_lost(item: pytest.Item) -> str:
     cell = cell_of(item)
     if cell is None or not any(finding.outcome == INFRASTRUCTURE for _, finding in item.stash[PROGRESS].findings):
         return ""
-    return item.config.stash[RIG].lost(cell)
+    return item.config.stash[WORKER_ENV].drop_lost_host(cell)
 
 
 # -- a phase ----------------------------------------------------------------------------------------------------------
@@ -180,7 +180,7 @@ def _end_with_error(item: pytest.Item, error: BaseException, call: pytest.CallIn
     if context is not None and finding.outcome not in (SKIPPED, PASSED):
         pause.on_failure(item, finding.reason)
     if context is not None and new and context.cell is not None:
-        item.config.stash[RIG].keep(context.cell, context)
+        item.config.stash[WORKER_ENV].keep(context.cell, context)
     if isinstance(error, HarnessError):
         report.longrepr = _explanation(call, finding)
     if issue is not None:
@@ -210,7 +210,7 @@ def _check_host(item: pytest.Item, context: CaseContext, finding: Finding) -> Fi
     silent = finding.death is None or finding.death.kind in _SILENT
     if context.cell is None or not silent:
         return finding
-    error = item.config.stash[RIG].check(context.cell)
+    error = item.config.stash[WORKER_ENV].check_host(context.cell)
     return Finding(INFRASTRUCTURE, f"{error.message}\n(first finding: {finding.reason})") if error else finding
 
 

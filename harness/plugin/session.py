@@ -20,7 +20,7 @@ from harness.lab import recipe
 from harness.plugin import cells, guest_sources, options
 from harness.plugin.phases import result_files
 from harness.plugin.setuplog import SetupLog
-from harness.plugin.state import KERNEL_IS_MISSING, OPTIONS, RIG, RUN, SETUP, case_directory
+from harness.plugin.state import KERNEL_IS_MISSING, OPTIONS, RUN, SETUP, WORKER_ENV, case_directory
 from harness.plugin.worker_env import WorkerEnvironment
 from harness.results import model, revision, run_dir
 from harness.results.model import HARNESS, INFRASTRUCTURE, CaseResult, RunResult
@@ -35,11 +35,11 @@ def check_options(config: pytest.Config) -> None:
     config.add_cleanup(preparing.listen(config.stash[SETUP]))
     try:
         config.stash[OPTIONS] = options.read(config)
-        config.stash[RIG] = WorkerEnvironment(config.stash[OPTIONS])
-        source = config.stash[RIG].tested
+        config.stash[WORKER_ENV] = WorkerEnvironment(config.stash[OPTIONS])
+        source = config.stash[WORKER_ENV].tested
         if source is not None:
             options.check_firmwares(config.stash[OPTIONS], source)
-        config.stash[RIG].check_symbols()
+        config.stash[WORKER_ENV].check_symbols()
         asked = config.stash[OPTIONS]
         only_collects = asked.every_cell or config.option.collectonly
         if asked.run_directory is not None and not only_collects and not hasattr(config, "workerinput"):
@@ -55,7 +55,7 @@ def cells_of(config: pytest.Config) -> tuple[cells.Cell, ...]:
         _open(config)
     if config.stash[OPTIONS].every_cell:
         return cells.everywhere(recipe.available())
-    source = config.stash[RIG].tested
+    source = config.stash[WORKER_ENV].tested
     return cells.cells(config.stash[OPTIONS], source.profile if source is not None else None)
 
 
@@ -177,8 +177,8 @@ def crashed(config: pytest.Config, nodeid: str, why: str) -> str:
 def release(config: pytest.Config) -> None:
     """Release the hosts of this process."""
     try:
-        if RIG in config.stash:
-            config.stash[RIG].close()
+        if WORKER_ENV in config.stash:
+            config.stash[WORKER_ENV].close()
     except HarnessError as exc:
         log.error("cannot release a host: %s", exc)
 

@@ -42,7 +42,7 @@ class CaseProgress:
 # On Config.
 OPTIONS = pytest.StashKey[Options]()
 RUN = pytest.StashKey[Path]()
-RIG = pytest.StashKey[WorkerEnvironment]()
+WORKER_ENV = pytest.StashKey[WorkerEnvironment]()
 SETUP = pytest.StashKey[SetupLog]()
 KERNEL_IS_MISSING = pytest.StashKey[bool]()
 """The controller's: whether the control guest's kernel was not built yet when the run began."""
