@@ -18,7 +18,7 @@ from _pytest.runner import runtestprotocol
 from harness import stamp, trace
 from harness.console.deaths import speaker
 from harness.errors import HarnessError
-from harness.plugin import diagnosis, evidence, known, lost_data, pause
+from harness.plugin import backtraces, case_complaints, evidence, known, lost_data, pause
 from harness.plugin.case_context import CaseContext, stage_times
 from harness.plugin.cells import Cell, cell_of
 from harness.plugin.outcome import Finding, classify, shortened
@@ -259,7 +259,7 @@ def _case_id(item: pytest.Item, cell: Cell) -> str:
 
 def _complaints(item: pytest.Item, directory: Path, logs: Mapping[str, str]) -> tuple[ComplaintRecord, ...] | None:
     """The complaints of the case, each with the known issue that covers it."""
-    found, cell = diagnosis.complaints(directory, logs), cell_of(item)
+    found, cell = case_complaints.find(directory, logs), cell_of(item)
     if not found or cell is None:
         return found
     issues, case = _known_issues(item.path.parent.parent), _case_id(item, cell)
@@ -285,7 +285,7 @@ def _write_result(item: pytest.Item, progress: CaseProgress, context: CaseContex
     if progress.lost:
         inputs["run again because"] = progress.lost
     if death is not None and context is not None:
-        diagnosis.backtrace(death, context.guests, directory)
+        backtraces.guest(death, context.guests, directory)
     result = CaseResult(
         nodeid=item.nodeid,
         suite=item.path.parent.name,

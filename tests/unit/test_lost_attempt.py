@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from harness.plugin import diagnosis, phases
+from harness.plugin import case_complaints, phases
 from harness.plugin.state import PROGRESS, RUN, SETUP, case_directory
 from harness.report import case_timeline, evidence
 from harness.results import model
@@ -35,7 +35,7 @@ def test_a_second_attempt_begins_with_an_empty_directory(item: Any) -> None:
     files = phases.result_files(directory)
     assert files == ("lost/guest.cfg", "lost/guest.console.log", "lost/host-serial.log", "lost/walk.json")
     assert (directory / "lost" / "walk.json").read_text().startswith("second")
-    assert diagnosis.complaints(directory, {}) is None
+    assert case_complaints.find(directory, {}) is None
     assert case_timeline.consoles(files) == []
     case = SimpleNamespace(files=files, boots=())
     assert evidence.domain_config(directory, case) == ""  # type: ignore[arg-type]
