@@ -107,13 +107,13 @@ def pytest_runtest_makereport(
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     if not _ours(item):
         return (yield)
-    from harness.plugin import phases
+    from harness.plugin import phases, report_text
 
     if call.excinfo is not None:
-        phases.escape_error(call.excinfo.value)
+        report_text.escape_error(call.excinfo.value)
     report = yield
     phases.end_phase(item, call, report)
-    phases.escape(report)
+    report_text.escape(report)
     return report
 
 

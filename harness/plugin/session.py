@@ -17,14 +17,12 @@ from harness import paths, preparing, stamp
 from harness.errors import ExitCode, HarnessError, UsageError
 from harness.hosts import power
 from harness.lab import recipe
-from harness.plugin import cells, guest_sources, options
-from harness.plugin.phases import result_files
+from harness.plugin import case_result, cells, guest_sources, options
 from harness.plugin.setuplog import SetupLog
-from harness.plugin.state import KERNEL_IS_MISSING, OPTIONS, RUN, SETUP, WORKER_ENV, case_directory
+from harness.plugin.state import KERNEL_IS_MISSING, OPTIONS, RUN, SETUP, WORKER_ENV
 from harness.plugin.worker_env import WorkerEnvironment
 from harness.results import model, revision, run_dir
 from harness.results.model import HARNESS, INFRASTRUCTURE, CaseResult, RunResult
-from harness.results.where import own_parameters
 
 log = logging.getLogger("fxh.run")
 
@@ -142,32 +140,13 @@ def crashed(config: pytest.Config, nodeid: str, why: str) -> str:
 
     A verdict that the worker wrote before it ended stays.
     """
-    path, _, name = nodeid.rpartition("::")
-    parameters = name.partition("[")[2].removesuffix("]")
+    parameters = nodeid.rpartition("::")[2].partition("[")[2].removesuffix("]")
     named = [cell for cell in cells_of(config) if f"-{cell}-" in f"-{parameters}-"]
     if not named:
         return ""
     reason = f"{why}: killed, or out of memory?"
     if nodeid not in finished(config):
-        directory = case_directory(config, nodeid)
-        case = name.partition("[")[0]
-        cell = max(named, key=lambda cell: len(str(cell)))
-        result = CaseResult(
-            nodeid=nodeid,
-            suite=Path(path).parent.name,
-            case=case,
-            cell=str(cell),
-            outcome=INFRASTRUCTURE,
-            seconds=0.0,
-            reason=reason,
-            files=result_files(directory),
-            started=stamp.now(),
-            directory=directory.name,
-            title=case,
-            where=cell.where,
-            parameters=own_parameters(nodeid, str(cell)),
-        )
-        model.write_case(directory, result)
+        case_result.write_crashed(config, nodeid, max(named, key=lambda cell: len(str(cell))), reason)
     return reason
 
 

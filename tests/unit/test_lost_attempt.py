@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from harness.plugin import case_complaints, phases
+from harness.plugin import case_complaints, case_result, phases
 from harness.plugin.state import PROGRESS, RUN, SETUP, case_directory
 from harness.report import case_timeline, evidence
 from harness.results import model
@@ -32,7 +32,7 @@ def test_a_second_attempt_begins_with_an_empty_directory(item: Any) -> None:
         phases._reset(item, "no heartbeat")
     assert item.stash[PROGRESS].lost == "no heartbeat"
     assert sorted(path.name for path in directory.iterdir()) == ["case.json", "lost"]
-    files = phases.result_files(directory)
+    files = case_result.files_of(directory)
     assert files == ("lost/guest.cfg", "lost/guest.console.log", "lost/host-serial.log", "lost/walk.json")
     assert (directory / "lost" / "walk.json").read_text().startswith("second")
     assert case_complaints.find(directory, {}) is None
@@ -46,4 +46,4 @@ def test_a_first_attempt_keeps_the_files(item: Any) -> None:
     directory = case_directory(item.config, item.nodeid)
     (directory / "trace.jsonl").touch()
     phases._reset(item)
-    assert phases.result_files(directory) == ("trace.jsonl",)
+    assert case_result.files_of(directory) == ("trace.jsonl",)
