@@ -12,16 +12,16 @@ import pytest
 
 from harness.plugin import known
 from harness.plugin.cells import Cell, cell_of
-from harness.plugin.outcome import Finding
+from harness.plugin.outcome import PhaseResult
 from harness.results.model import FAILED, ComplaintRecord, KnownIssueMatch
 
 
-def matching(item: pytest.Item, finding: Finding) -> known.KnownIssue | None:
-    """The known issue that explains ``finding``."""
-    if finding.outcome != FAILED:
+def matching(item: pytest.Item, result: PhaseResult) -> known.KnownIssue | None:
+    """The known issue that explains ``result``."""
+    if result.outcome != FAILED:
         return None
-    identity = finding.death.identity if finding.death else ""
-    return next((issue for issue in covering(item) if issue.excuses(finding.reason, identity)), None)
+    identity = result.death.identity if result.death else ""
+    return next((issue for issue in covering(item) if issue.excuses(result.reason, identity)), None)
 
 
 def covering(item: pytest.Item) -> tuple[known.KnownIssue, ...]:

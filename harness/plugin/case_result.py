@@ -11,24 +11,24 @@ from harness import stamp
 from harness.plugin import backtraces, case_complaints, case_issues
 from harness.plugin.case_context import CaseContext, stage_times
 from harness.plugin.cells import Cell, cell_of
-from harness.plugin.outcome import Finding
+from harness.plugin.outcome import PhaseResult
 from harness.plugin.selection import title
-from harness.plugin.state import CaseProgress, case_directory
+from harness.plugin.state import Attempt, case_directory
 from harness.results import model
 from harness.results.model import INFRASTRUCTURE, PASSED, SKIPPED, Boot, CaseResult, ComplaintRecord, DeathRecord, Stamp
 from harness.results.where import NOWHERE, own_parameters
 
 
-def write(item: pytest.Item, progress: CaseProgress, context: CaseContext | None) -> None:
+def write(item: pytest.Item, attempt: Attempt, context: CaseContext | None) -> None:
     """Write the result of ``item`` after its last phase. ``context`` is None if the setup ended before the fixture ``case``."""
     config = item.config
     directory = context.directory if context is not None else case_directory(config, item.nodeid)
-    # Of several findings the first one counts: an error of teardown does not hide that of the call.
-    phase, finding = progress.findings[0] if progress.findings else ("", Finding(PASSED, ""))
-    death, cell = finding.death, cell_of(item)
+    # The first one counts: an error of teardown does not hide that of the call.
+    phase, first = attempt.results[0] if attempt.results else ("", PhaseResult(PASSED, ""))
+    death, cell = first.death, cell_of(item)
     inputs = dict(context.inputs) if context is not None else {}
-    if progress.lost:
-        inputs["run again because"] = progress.lost
+    if attempt.lost:
+        inputs["run again because"] = attempt.lost
     if death is not None and context is not None:
         backtraces.guest(death, context.guests, directory)
     result = CaseResult(
@@ -36,27 +36,27 @@ def write(item: pytest.Item, progress: CaseProgress, context: CaseContext | None
         suite=item.path.parent.name,
         case=item.name.partition("[")[0],
         cell=str(cell or ""),
-        outcome=finding.outcome,
-        seconds=round(progress.seconds, 3),
-        reason=finding.reason,
+        outcome=first.outcome,
+        seconds=round(attempt.seconds, 3),
+        reason=first.reason,
         identity=death.identity if death else "",
         excerpt=death.excerpt if death else "",
         boots=_boots(context) if context is not None else (),
         inputs=inputs,
         files=files_of(directory),
-        started=progress.started,
+        started=attempt.started,
         directory=directory.name,
         title=title(item),
         metrics=context.metrics if context is not None else {},
         phase=phase,
         formerly=tuple(name for mark in item.iter_markers("formerly") for name in mark.args),
-        setup=round(progress.setup, 3),
+        setup=round(attempt.setup, 3),
         where=cell.where if cell is not None else NOWHERE,
-        known_issue=finding.known_issue,
-        complaints=_complaints(item, directory, context) if finding.outcome not in (SKIPPED, INFRASTRUCTURE) else None,
+        known_issue=first.known_issue,
+        complaints=_complaints(item, directory, context) if first.outcome not in (SKIPPED, INFRASTRUCTURE) else None,
         death=DeathRecord(death.kind, death.identity, death.message) if death else None,
         parameters=own_parameters(item.nodeid, str(cell or "")),
-        paused=progress.paused,
+        paused=attempt.paused,
     )
     model.write_case(directory, result)
     _attach_to_allure(config, directory, result)

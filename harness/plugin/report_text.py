@@ -7,7 +7,7 @@ import pytest
 from _pytest._code.code import ExceptionChainRepr
 
 from harness.console.deaths import speaker
-from harness.plugin.outcome import Finding, shortened
+from harness.plugin.outcome import PhaseResult, shortened
 from harness.safetext import plain
 
 # Errors in a chain of causes that are looked at.
@@ -45,14 +45,14 @@ def escape(report: pytest.TestReport) -> None:
                 crash.message = _shown(crash.message)
 
 
-def explanation(call: pytest.CallInfo[None], finding: Finding) -> str:
+def explanation(call: pytest.CallInfo[None], result: PhaseResult) -> str:
     """The text for pytest's report of a harness error, without a traceback through the harness."""
     traceback = call.excinfo.traceback if call.excinfo is not None else ()
     frames = [entry for entry in traceback if "/suites/" in str(entry.path) or "/tests/" in str(entry.path)]
     where = f"{frames[-1].path}:{frames[-1].lineno + 1}: " if frames else ""
-    text = f"{where}[{finding.outcome}] {finding.reason}"
-    if finding.death is not None and finding.death.excerpt:
-        text += f"\n--- {speaker(finding.death.kind)} ---\n{plain(finding.death.excerpt)}"
+    text = f"{where}[{result.outcome}] {result.reason}"
+    if result.death is not None and result.death.excerpt:
+        text += f"\n--- {speaker(result.death.kind)} ---\n{plain(result.death.excerpt)}"
     return text
 
 

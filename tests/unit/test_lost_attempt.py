@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from harness.plugin import case_complaints, case_result, phases
-from harness.plugin.state import PROGRESS, RUN, SETUP, case_directory
+from harness.plugin.state import ATTEMPT, RUN, SETUP, case_directory
 from harness.report import case_timeline, evidence
 from harness.results import model
 
@@ -30,7 +30,7 @@ def test_a_second_attempt_begins_with_an_empty_directory(item: Any) -> None:
         for name in names:
             (directory / name).write_text(f"{round_}: WARNING: possible recursive locking detected\n")
         phases._reset(item, "no heartbeat")
-    assert item.stash[PROGRESS].lost == "no heartbeat"
+    assert item.stash[ATTEMPT].lost == "no heartbeat"
     assert sorted(path.name for path in directory.iterdir()) == ["case.json", "lost"]
     files = case_result.files_of(directory)
     assert files == ("lost/guest.cfg", "lost/guest.console.log", "lost/host-serial.log", "lost/walk.json")
