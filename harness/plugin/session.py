@@ -27,41 +27,43 @@ from harness.results.model import HARNESS, INFRASTRUCTURE, CaseResult, RunResult
 log = logging.getLogger("fxh.run")
 
 
-def check_options(config: pytest.Config) -> None:
-    """Read the options before the cases are collected. Raises pytest.UsageError."""
+def begin(config: pytest.Config) -> None:
+    """Read and check the options, create the worker's environment, and start missing builds, before the cases are collected.
+
+    Raises pytest.UsageError.
+    """
     config.stash[SETUP] = SetupLog()
     config.add_cleanup(preparing.listen(config.stash[SETUP]))
     try:
-        config.stash[OPTIONS] = options.read(config)
-        config.stash[WORKER_ENV] = WorkerEnvironment(config.stash[OPTIONS])
+        config.stash[OPTIONS] = chosen = options.read(config)
+        config.stash[WORKER_ENV] = WorkerEnvironment(chosen)
         source = config.stash[WORKER_ENV].tested
         if source is not None:
-            options.check_firmwares(config.stash[OPTIONS], source)
+            options.check_firmwares(chosen, source)
         config.stash[WORKER_ENV].check_symbols()
-        asked = config.stash[OPTIONS]
-        only_collects = asked.every_cell or config.option.collectonly
-        if asked.run_directory is not None and not only_collects and not hasattr(config, "workerinput"):
+        only_collects = chosen.every_cell or config.option.collectonly
+        if chosen.run_directory is not None and not only_collects and not hasattr(config, "workerinput"):
             # The controller of `fxh run`, not `fxh list`: build while the cases are collected and the workers start.
-            guest_sources.begin_builds(asked)
+            guest_sources.begin_builds(chosen)
     except UsageError as exc:
         raise pytest.UsageError(str(exc)) from exc
 
 
 def cells_of(config: pytest.Config) -> tuple[cells.Cell, ...]:
-    """The cells of this run. The first call creates the run's directory."""
-    if RUN not in config.stash or not (config.stash[RUN] / "cases").is_dir():
-        _open(config)
+    """The cells of this run."""
     if config.stash[OPTIONS].every_cell:
         return cells.everywhere(recipe.available())
     source = config.stash[WORKER_ENV].tested
     return cells.cells(config.stash[OPTIONS], source.profile if source is not None else None)
 
 
-def _open(config: pytest.Config) -> None:
-    """Create the directory and ``run.json``, unless another worker has done it; delete the oldest runs."""
+def open_run(config: pytest.Config) -> None:
+    """Create the run's directory and ``run.json``, unless this or another worker has done it; delete the oldest runs."""
     path = run_path(config)
+    if (path / "cases").is_dir() and config.stash[SETUP].run == path:
+        return
     (path / "cases").mkdir(parents=True, exist_ok=True)
-    config.stash[SETUP].opened(path)
+    config.stash[SETUP].write_to(path)
     try:
         (path / "run.json").touch(exist_ok=False)
     except FileExistsError:
@@ -172,6 +174,7 @@ def end(config: pytest.Config, code: Callable[[tuple[CaseResult, ...]], int]) ->
         path = config.stash.get(RUN, None)
         if not hasattr(config, "workerinput") and path is not None and (path / "run.json").exists():
             forget_stop(config)
+            config.stash[SETUP].write_to(path)
             _publish(path, code, config.stash[OPTIONS].fail_on)
 
 
