@@ -15,7 +15,6 @@ import pytest
 
 from harness.config import duration
 from harness.errors import CannotRun, InfrastructureError, UsageError
-from harness.guests import keptdump
 from harness.guests.guest import Guest
 from harness.guests.host_pair import HostPair
 from harness.guests.shape import Shape, ShapeArgs
@@ -91,7 +90,7 @@ def host(request: pytest.FixtureRequest, worker_env: WorkerEnvironment, cell: Ce
     found = worker_env.host(cell)
     case.use(found)
     _require_capabilities(request, found, cell)
-    case.inputs.update(_inputs(found))
+    case.inputs.update(inputs.of_host(found))
     return found
 
 
@@ -129,7 +128,7 @@ def new_guest(
         with _skip_if_cannot_run():
             guest = worker_env.new_guest(cell, host, case.directory, _shape(request, worker_env, cell, shape))
         case.guests.append(guest)
-        case.inputs.update(inputs.of(worker_env.source(cell)) | _dump_device(guest))
+        case.inputs.update(inputs.of_guest(worker_env.source(cell), guest))
         return guest
 
     return make
@@ -143,7 +142,7 @@ def booted(request: pytest.FixtureRequest, worker_env: WorkerEnvironment, cell: 
         with _skip_if_cannot_run():
             found = worker_env.booted_guest(cell, case, _shape(request, worker_env, cell, shape), prepare)
         _require_capabilities(request, found.host, cell)
-        case.inputs.update(_inputs(found.host) | inputs.of(worker_env.source(cell)) | _dump_device(found))
+        case.inputs.update(inputs.of_host(found.host) | inputs.of_guest(worker_env.source(cell), found))
         return found
 
     return make
@@ -165,7 +164,7 @@ def scratch(worker_env: WorkerEnvironment, cell: Cell, case: CaseContext) -> New
         host, tag = case.host, secrets.token_hex(3)
         worker_env.mark_used(cell)
         made = disks.create(host, [f"{label}.{tag}" for label in labels], size=size, sector=sector)
-        case.given.append(f"{host.directory}/scratch")
+        case.own_resources.append(f"{host.directory}/scratch")
         case.undo.append(lambda: disks.remove(host, made))
         return made
 
@@ -218,21 +217,6 @@ def _shape(request: pytest.FixtureRequest, worker_env: WorkerEnvironment, cell: 
     """
     dump_device = worker_env.keeps_dumps and "scratch" not in request.fixturenames
     return replace(Shape(cell.type, firmware=cell.firmware, dump_device=dump_device), **shape)
-
-
-def _inputs(host: XenHost) -> dict[str, str]:
-    facts = host.facts
-    found = {"host": facts.name, "backend": facts.backend, "xen": facts.xen, "dom0": facts.dom0, **dict(facts.builds)}
-    if facts.note:
-        found["lab"] = facts.note
-        found["qemu"] = facts.note.partition(",")[0]
-    if facts.quirks:
-        found["quirks"] = "; ".join(facts.quirks)
-    return found
-
-
-def _dump_device(guest: Guest) -> dict[str, str]:
-    return {"dump device": keptdump.VDEV} if keptdump.target(guest) else {}
 
 
 @contextmanager

@@ -220,7 +220,7 @@ def test_a_leak_is_reported_once_and_given_resources_are_none_on_a_lab(
     held = HeldHost(lab, Inventory(frozenset(), ()))  # type: ignore[arg-type]
     left = frozenset({Item("directory", "/ours/scratch"), Item("loop", "/dev/loop0")})
     lab.inventory = lambda: Inventory(left, ())  # type: ignore[method-assign]
-    context = CaseContext(tmp_path, given=["/ours/scratch"])
+    context = CaseContext(tmp_path, own_resources=["/ours/scratch"])
     first = {item.name for item in leak_guard.leaks(held, context)}
     assert first == {"/dev/loop0"} | (set() if restorable else {"/ours/scratch"})
     again = {item.name for item in leak_guard.leaks(held, context)}
