@@ -69,7 +69,7 @@ class Meter:
 def measure(meter: Meter) -> None:
     """Measure the functions."""
     from harness import trace
-    from harness.plugin import case_context, phases
+    from harness.plugin import case_context, case_result
 
     class Measured:
         """A context manager whose entry and exit are measured."""
@@ -86,7 +86,7 @@ def measure(meter: Meter) -> None:
     step, record = trace.step, trace.record
     trace.step = lambda *args, **named: Measured(step(*args, **named))  # type: ignore[assignment]
     trace.record = lambda path: Measured(record(path))  # type: ignore[assignment]
-    phases._complaints = meter.measured("complaints", phases._complaints)
+    case_result._complaints = meter.measured("complaints", case_result._complaints)
     for name in ("use", "read_logs"):
         setattr(case_context.CaseContext, name, meter.measured("complaints", getattr(case_context.CaseContext, name)))
     read_logs = case_context.CaseContext.read_logs
@@ -102,7 +102,7 @@ def leave_out() -> None:
     """Replace the functions by others that do nothing."""
     from harness import trace
     from harness.hosts import inventory
-    from harness.plugin import case_context, phases
+    from harness.plugin import case_context, case_result
 
     @contextmanager
     def step(*_: object, **__: object) -> Iterator[trace.Step]:
@@ -113,7 +113,7 @@ def leave_out() -> None:
         yield
 
     trace.step, trace.record = step, record  # type: ignore[assignment]
-    phases._complaints = lambda *_: None
+    case_result._complaints = lambda *_: None
     inventory.SCRIPT = inventory.SCRIPT.partition("echo '%log'")[0]
     case_context.CaseContext.use = lambda self, host: setattr(self, "host", host)  # type: ignore[method-assign]
     case_context.CaseContext.read_logs = lambda *_: None  # type: ignore[method-assign,assignment]

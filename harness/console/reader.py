@@ -143,10 +143,12 @@ class ConsoleReader:
 
     @property
     def stages(self) -> tuple[StageReached, ...]:
+        """The stages that this boot has reached, in their order."""
         return self._watcher.stages
 
     @property
     def stage(self) -> str:
+        """The name of the last stage, or ""."""
         return self._watcher.stage
 
     def since(self, offset: int, size: int = MOST) -> bytes:
@@ -156,11 +158,13 @@ class ConsoleReader:
             return file.read(size)
 
     def tail(self, size: int = 4096) -> str:
+        """The last ``size`` bytes of the log as text."""
         return decode(self.since(max(0, self.offset - size), size))
 
     # -- waiting ------------------------------------------------------------------------------------------------------
 
     def write(self, data: bytes) -> None:
+        """Type ``data`` on the console. Raises TransportError if the client has ended."""
         self._stream.write(data)
 
     def read(self, position: int, size: int, deadline: Deadline) -> bytes | None:

@@ -226,12 +226,14 @@ class Guest:
 
     @property
     def console(self) -> ConsoleReader:
+        """The reader of the console. Raises InfrastructureError before :meth:`create`, :meth:`attach` or :meth:`adopt`."""
         if self._console is None:
             raise InfrastructureError(f"{self.name} has no console yet")
         return self._console
 
     @property
     def session(self) -> Session:
+        """The shell on the console. Raises InfrastructureError before :meth:`login` or :meth:`resume`."""
         if self._session is None:
             raise InfrastructureError(f"{self.name} has no session: log in first")
         return self._session
@@ -260,6 +262,10 @@ class Guest:
         return self.run(command, seconds).text
 
     def wait_stage(self, name: str, deadline: Deadline | None = None) -> StageReached:
+        """Wait for the boot to reach the stage ``name`` of the OS's :attr:`GuestOS.stages`: by default 300 s, times ``scale``.
+
+        Raises GuestDied, also if the time passes; with a plain Deadline, DeadlineExpired.
+        """
         with trace.step("wait", f"boot stage {name}", self.name) as step:
             reached = self.console.wait_stage(name, deadline or self.deadline(_BOOT))
             step.last = reached.name

@@ -19,12 +19,16 @@ from harness.xen.xenstore import Xenstore
 
 @dataclass(frozen=True)
 class HostFacts:
-    """The host as reports describe it. ``backend`` is ``qemu`` for a lab or ``xl`` for a real host."""
+    """The host as reports describe it."""
 
     backend: str
+    """``qemu`` for a lab, ``xl`` for a real host."""
     name: str
+    """``lab``, or the name or address of a real host."""
     xen: str
+    """The version as ``xl info`` gives it: ``4.20.5``, ``4.22-unstable``."""
     dom0: str
+    """The kernel of dom0 and its release: ``Linux 6.12.9``."""
     note: str = ""
     """How the lab runs, in one line."""
     quirks: tuple[str, ...] = ()
@@ -49,7 +53,9 @@ class XenHost(Protocol):
     bridge: str
 
     @property
-    def transport(self) -> Transport: ...
+    def transport(self) -> Transport:
+        """The connection that runs commands in dom0 and copies files. It raises TransportError if it breaks."""
+        ...
 
     @property
     def directory(self) -> str:
@@ -57,13 +63,19 @@ class XenHost(Protocol):
         ...
 
     @property
-    def toolstack(self) -> Toolstack: ...
+    def toolstack(self) -> Toolstack:
+        """xl in dom0."""
+        ...
 
     @property
-    def xenstore(self) -> Xenstore: ...
+    def xenstore(self) -> Xenstore:
+        """xenstore, by its command line tools in dom0."""
+        ...
 
     @property
-    def facts(self) -> HostFacts: ...
+    def facts(self) -> HostFacts:
+        """Raises InfrastructureError if dom0 does not answer ``xl info``."""
+        ...
 
     @property
     def capabilities(self) -> frozenset[str]:
@@ -128,7 +140,9 @@ class XenHost(Protocol):
         """Remove the logs and the configuration of a domain that no longer exists."""
         ...
 
-    def inventory(self) -> inventory.Inventory: ...
+    def inventory(self) -> inventory.Inventory:
+        """The domains, devices, xenstore paths and processes that are in dom0 now: a case must leave none behind."""
+        ...
 
     def hypervisor_log(self) -> str:
         """The end of Xen's log."""
@@ -153,7 +167,9 @@ class XenHost(Protocol):
         """The reason why this host will never answer again, or ""."""
         ...
 
-    def describe_access(self) -> Access: ...
+    def describe_access(self) -> Access:
+        """The words with which a person reaches dom0 and its guests."""
+        ...
 
     def keep_for(self, domains: Sequence[str], seconds: float) -> tuple[str, ...]:
         """Let ``domains`` outlive this process by ``seconds``. Returns the names of those that will.
@@ -185,4 +201,6 @@ class XenHost(Protocol):
         """End the lease, which removes the resources of the run. Raises InfrastructureError if some remain."""
         ...
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """End the lease, or the lab unless it is kept, and the connection. Logs what could not be removed."""
+        ...

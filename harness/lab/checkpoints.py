@@ -72,30 +72,23 @@ class LabCheckpoints:
         the same checkpoint wait meanwhile. ``what`` describes the checkpoint for the reader of a log. A checkpoint that cannot be loaded is
         created again. Raises what ``build`` raises, and CheckpointBroken if the new checkpoint cannot be loaded either.
         """
-        try:
-            return self._get_or_create(kind, key, build, deadline, exclusive, private_memory, what)
-        except CheckpointBroken:
-            return self._get_or_create(kind, key, build, deadline, exclusive, private_memory, what)
 
-    def _get_or_create(
-        self,
-        kind: CheckpointKind,
-        key: str,
-        build: Callable[[], str],
-        deadline: Deadline | None,
-        exclusive: bool,
-        private_memory: bool,
-        what: str,
-    ) -> Checkpoint:
-        name = kind.name_of(key)
-        found = self.find(kind, key)
-        if found is None:
-            lab, snapshot_key = self._lab, self._snapshotter(kind).key
-            lock = checkpoint.lock(lab.image, name, lab.spec, lab.qemu, snapshot_key) if exclusive else contextlib.nullcontext()
-            with preparing.step(f"checkpoint {name}{f' ({what})' if what else ''}"), lock:
-                found = self.find(kind, key) or self._save(kind, name, build(), replace=False)
-        self.restore(found, deadline, private_memory=private_memory)
-        return found
+        def restored() -> Checkpoint:
+            found = self.find(kind, key) or self._create(kind, key, build, exclusive, what)
+            self.restore(found, deadline, private_memory=private_memory)
+            return found
+
+        try:
+            return restored()
+        except CheckpointBroken:
+            return restored()
+
+    def _create(self, kind: CheckpointKind, key: str, build: Callable[[], str], exclusive: bool, what: str) -> Checkpoint:
+        """The checkpoint from the state that ``build`` makes, or the one that another process has saved meanwhile."""
+        lab, name, snapshot_key = self._lab, kind.name_of(key), self._snapshotter(kind).key
+        lock = checkpoint.lock(lab.image, name, lab.spec, lab.qemu, snapshot_key) if exclusive else contextlib.nullcontext()
+        with preparing.step(f"checkpoint {name}{f' ({what})' if what else ''}"), lock:
+            return self.find(kind, key) or self._save(kind, name, build(), replace=False)
 
     def find(self, kind: CheckpointKind, key: str = "") -> Checkpoint | None:
         """The checkpoint to which this machine can be restored, or None."""

@@ -31,67 +31,69 @@ class LabSpec:
     binary: str = "qemu-system-x86_64"
 
 
-def find_qemu(options: LabSpec) -> Qemu:
-    return qemu.find(options.binary)
+def find_qemu(spec: LabSpec) -> Qemu:
+    return qemu.find(spec.binary)
 
 
-def image(options: LabSpec) -> LabImage:
+def image(spec: LabSpec) -> LabImage:
     """The lab's image, from the store or built now. Raises BuildError, UsageError."""
-    return build.build(recipe.load(options.xen, options.hypervisor, options.dom0_kernel))
+    return build.build(recipe.load(spec.xen, spec.hypervisor, spec.dom0_kernel))
 
 
-def control(options: LabSpec) -> Path:
+def control(spec: LabSpec) -> Path:
     """The directory with the lab's control guest. Raises BuildError, UsageError.
 
     Its kernel is built here, at first use, so that a run of FreeBSD guests alone does not wait for it.
     """
-    found = recipe.load(options.xen, options.hypervisor, options.dom0_kernel)
+    found = recipe.load(spec.xen, spec.hypervisor, spec.dom0_kernel)
     directory = build.build(found).directory / "control"
     kernel.install(found.control_kernel, directory)
     return directory
 
 
-def control_available(options: LabSpec) -> bool:
+def control_available(spec: LabSpec) -> bool:
     """Whether :func:`control` needs no build of a kernel. Raises UsageError."""
-    found = recipe.load(options.xen, options.hypervisor, options.dom0_kernel)
+    found = recipe.load(spec.xen, spec.hypervisor, spec.dom0_kernel)
     image = build.find(found)
     return kernel.available(found.control_kernel, image.directory / "control" if image is not None else None)
 
 
-def begin(options: LabSpec, *, control: bool) -> None:
+def begin(spec: LabSpec, *, control: bool) -> None:
     """Start to build the lab in the background, and with ``control`` the control guest's kernel, as far as they are missing.
 
     Raises UsageError.
     """
-    found = recipe.load(options.xen, options.hypervisor, options.dom0_kernel)
+    found = recipe.load(spec.xen, spec.hypervisor, spec.dom0_kernel)
     background.begin_image(found)
-    if control and not control_available(options):
+    if control and not control_available(spec):
         background.begin_kernel(found)
 
 
-def control_with_dom0_kernel(options: LabSpec) -> Path:
+def control_with_dom0_kernel(spec: LabSpec) -> Path:
     """As :func:`control`, with dom0's kernel, which is there without a build. Raises BuildError, UsageError."""
-    return standby.obtain(image(options))
+    return standby.obtain(image(spec))
 
 
-def machine(options: LabSpec, chosen: accel.Accel) -> MachineSpec:
+def machine(spec: LabSpec, chosen: accel.Accel) -> MachineSpec:
     """The machine for QEMU. "PAE first" works around a defect of TCG, so it is off under KVM (docs/lab.md)."""
-    return MachineSpec(options.memory, options.cpus, chosen.name, chosen.cpu, pae_first=chosen.name == "tcg")
+    return MachineSpec(spec.memory, spec.cpus, chosen.name, chosen.cpu, pae_first=chosen.name == "tcg")
 
 
-def make(options: LabSpec, *, name: str = "", keep: bool = False) -> Lab:
+def make(spec: LabSpec, *, name: str = "", keep: bool = False) -> Lab:
     """A lab that is not up yet. Raises UsageError, BuildError, InfrastructureError."""
-    if options.memory < LEAST_LAB_MEMORY:
-        raise UsageError(f"a lab of {options.memory} MiB is too small", hint=f"use at least {LEAST_LAB_MEMORY}: dom0 takes 768")
-    if not 1 <= options.cpus <= MOST_LAB_CPUS:
-        raise UsageError(f"a lab cannot have {options.cpus} CPUs", hint=f"use 1 to {MOST_LAB_CPUS}")
-    found = find_qemu(options)
+    if spec.memory < LEAST_LAB_MEMORY:
+        raise UsageError(f"a lab of {spec.memory} MiB is too small", hint=f"use at least {LEAST_LAB_MEMORY}: dom0 takes 768")
+    if not 1 <= spec.cpus <= MOST_LAB_CPUS:
+        raise UsageError(f"a lab cannot have {spec.cpus} CPUs", hint=f"use 1 to {MOST_LAB_CPUS}")
+    found = find_qemu(spec)
     with ThreadPoolExecutor() as pool:
         # At first each of them takes seconds, and the image takes a minute. The store keeps their results.
-        pool.submit(accel.choose, found, options.accel)
+        pool.submit(accel.choose, found, spec.accel)
         pool.submit(criu_probe.find)
-        built = image(options)
-    chosen = accel.choose(found, options.accel)
-    spec = machine(options, chosen)
+        built = image(spec)
+    chosen = accel.choose(found, spec.accel)
+    machine_spec = machine(spec, chosen)
     # Under KVM, CRIU cannot save the machine: its state is in the kernel. Nor is there translated code to save.
-    return Lab(built, found, chosen, spec, name=name, keep=keep, criu=criu_probe.find()[0] if spec.emulated else None)
+    return Lab(
+        built, found, chosen, machine_spec, name=name, keep=keep, criu=criu_probe.find()[0] if machine_spec.emulated else None
+    )

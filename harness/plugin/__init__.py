@@ -45,7 +45,7 @@ def pytest_configure(config: pytest.Config) -> None:
     if not config.getoption("help"):
         from harness.plugin import ending, pep657_workaround, progress, session
 
-        session.check_options(config)
+        session.begin(config)
         ending.install(config)
         progress.log_builds(config)
         pep657_workaround.apply()
@@ -55,6 +55,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "cell" in metafunc.fixturenames:
         from harness.plugin import session
 
+        session.open_run(metafunc.config)
         found = session.cells_of(metafunc.config)
         metafunc.parametrize("cell", found, ids=[str(cell) for cell in found], scope="session")
 
@@ -107,13 +108,13 @@ def pytest_runtest_makereport(
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     if not _ours(item):
         return (yield)
-    from harness.plugin import phases
+    from harness.plugin import phases, report_text
 
     if call.excinfo is not None:
-        phases.escape_error(call.excinfo.value)
+        report_text.escape_error(call.excinfo.value)
     report = yield
     phases.end_phase(item, call, report)
-    phases.escape(report)
+    report_text.escape(report)
     return report
 
 

@@ -39,7 +39,7 @@ class CaseContext:
     metrics: dict[str, float] = field(default_factory=dict)
     undo: list[Callable[[], object]] = field(default_factory=list)
     """Cleanup steps for a host that cannot be restored as a whole. They run after the guests' removal, the last one first."""
-    given: list[str] = field(default_factory=list)
+    own_resources: list[str] = field(default_factory=list)
     """Parts of the names of resources in dom0 that the harness made for the case. On a restorable host they are not leaks."""
     symbols: tuple[Path, ...] = ()
     """Files with debugging information that the user gave."""

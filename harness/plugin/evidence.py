@@ -6,13 +6,16 @@ from __future__ import annotations
 import json
 import logging
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from harness import trace
 from harness.deadline import Deadline
 from harness.errors import HarnessError
+from harness.guests import postmortem
+from harness.guests.guest import Guest
 from harness.hosts.host import XenHost
-from harness.plugin import diagnosis
+from harness.plugin import backtraces
 from harness.plugin.case_context import CaseContext
 from harness.xen.events import RINGS
 
@@ -44,7 +47,7 @@ def _gather(context: CaseContext, silent: bool) -> None:
     if host is None:
         return
     sources = {
-        diagnosis.XEN_LOG: ["xl", "dmesg"],
+        backtraces.XEN_LOG: ["xl", "dmesg"],
         "xl-list.txt": ["xl", "list", "-v"],
         "xenstore.txt": ["xenstore-ls", "-f"],
         "dom0-dmesg.log": ["dmesg"],
@@ -67,12 +70,25 @@ def _gather(context: CaseContext, silent: bool) -> None:
         _keep(context.directory / name, done.stdout)
     else:
         answers = True
-        diagnosis.inspect(context.guests, context.directory)
+        inspect(context.guests, context.directory)
         if silent:
-            _dump_cpus(host, context.directory / diagnosis.CPUS_LOG, deadline)
+            _dump_cpus(host, context.directory / backtraces.CPUS_LOG, deadline)
     for name, data in host.last_words(_TAIL, answers=answers).items():
         _keep(context.directory / name, data)
-    diagnosis.hypervisor(context)
+    backtraces.hypervisor(context)
+
+
+def inspect(guests: Sequence[Guest], directory: Path) -> None:
+    """Write each running guest's stacks and kernel messages to ``directory``, as ``vcpus-NAME.txt`` and ``messages-NAME.txt``."""
+    for guest in guests:
+        if guest.domid < 0:  # not created
+            continue
+        found = postmortem.inspect(guest.host.transport, guest.domid, guest.config.vcpus, guest.symbols)
+        for name, text in found.items():
+            if text.startswith(postmortem.NOT_READ):
+                log.warning("%s of %s %s", name, guest.name, text.strip())
+            else:
+                (directory / f"{name}-{guest.name}.txt").write_text(text)
 
 
 def _keep(path: Path, data: bytes) -> None:

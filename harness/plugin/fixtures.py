@@ -15,7 +15,6 @@ import pytest
 
 from harness.config import duration
 from harness.errors import CannotRun, InfrastructureError, UsageError
-from harness.guests import keptdump
 from harness.guests.guest import Guest
 from harness.guests.host_pair import HostPair
 from harness.guests.shape import Shape, ShapeArgs
@@ -27,7 +26,7 @@ from harness.plugin import cells, evidence, inputs
 from harness.plugin.case_context import CaseContext
 from harness.plugin.cells import Cell
 from harness.plugin.guest_factory import Prepare
-from harness.plugin.state import CASE, OPTIONS, RIG, case_directory
+from harness.plugin.state import CASE, OPTIONS, WORKER_ENV, case_directory
 from harness.plugin.worker_env import WorkerEnvironment
 from harness.xen.toolstack import Toolstack
 
@@ -62,23 +61,23 @@ NewScratch = Callable[..., tuple[ScratchDisk, ...]]
 
 
 @pytest.fixture(scope="session")
-def rig(request: pytest.FixtureRequest) -> WorkerEnvironment:
+def worker_env(request: pytest.FixtureRequest) -> WorkerEnvironment:
     """The hosts and guests of the worker."""
-    return request.config.stash[RIG]
+    return request.config.stash[WORKER_ENV]
 
 
 @pytest.fixture
-def case(request: pytest.FixtureRequest, rig: WorkerEnvironment, cell: Cell) -> Iterator[CaseContext]:
+def case(request: pytest.FixtureRequest, worker_env: WorkerEnvironment, cell: Cell) -> Iterator[CaseContext]:
     """The context of the case, for its result. After the case, dom0 must be as before."""
-    context = CaseContext(case_directory(request.config, request.node.nodeid), cell, symbols=rig.symbols)
+    context = CaseContext(case_directory(request.config, request.node.nodeid), cell, symbols=worker_env.symbols)
     request.node.stash[CASE] = context
-    rig.begin_case(cell, any_kernel=request.node.get_closest_marker("any_kernel") is not None)
+    worker_env.begin_case(cell, any_kernel=request.node.get_closest_marker("any_kernel") is not None)
     yield context
     if context.kept:
         return
-    rig.clean(context)
+    worker_env.clean_up(context)
     if context.host is not None:
-        leaks = rig.leaks(cell, context)
+        leaks = worker_env.leaks(cell, context)
         if leaks:
             evidence.gather(context)
             names = "\n  ".join(map(str, leaks))
@@ -86,20 +85,20 @@ def case(request: pytest.FixtureRequest, rig: WorkerEnvironment, cell: Cell) -> 
 
 
 @pytest.fixture
-def host(request: pytest.FixtureRequest, rig: WorkerEnvironment, cell: Cell, case: CaseContext) -> XenHost:
+def host(request: pytest.FixtureRequest, worker_env: WorkerEnvironment, cell: Cell, case: CaseContext) -> XenHost:
     """The Xen host of the cell, with an idle dom0."""
-    found = rig.host(cell)
+    found = worker_env.host(cell)
     case.use(found)
     _require_capabilities(request, found, cell)
-    case.inputs.update(_inputs(found))
+    case.inputs.update(inputs.of_host(found))
     return found
 
 
 @pytest.fixture
-def second_host(rig: WorkerEnvironment, cell: Cell, case: CaseContext) -> Iterator[XenHost]:
+def second_host(worker_env: WorkerEnvironment, cell: Cell, case: CaseContext) -> Iterator[XenHost]:
     """A second Xen host like that of the cell, for this case alone."""
     with _skip_if_cannot_run():
-        found = rig.second_host(cell)
+        found = worker_env.second_host(cell)
     yield found
     found.close()
 
@@ -120,28 +119,30 @@ def toolstack(host: XenHost) -> Toolstack:
 
 
 @pytest.fixture
-def new_guest(request: pytest.FixtureRequest, rig: WorkerEnvironment, cell: Cell, host: XenHost, case: CaseContext) -> NewGuest:
+def new_guest(
+    request: pytest.FixtureRequest, worker_env: WorkerEnvironment, cell: Cell, host: XenHost, case: CaseContext
+) -> NewGuest:
     """Defines guests of the cell whose domains are not created yet. They are removed after the case."""
 
     def make(**shape: Unpack[ShapeArgs]) -> Guest:
         with _skip_if_cannot_run():
-            guest = rig.new_guest(cell, host, case.directory, _shape(request, rig, cell, shape))
+            guest = worker_env.new_guest(cell, host, case.directory, _shape(request, worker_env, cell, shape))
         case.guests.append(guest)
-        case.inputs.update(inputs.of(rig.source(cell)) | _dump_device(guest))
+        case.inputs.update(inputs.of_guest(worker_env.source(cell), guest))
         return guest
 
     return make
 
 
 @pytest.fixture
-def booted(request: pytest.FixtureRequest, rig: WorkerEnvironment, cell: Cell, case: CaseContext) -> Booted:
+def booted(request: pytest.FixtureRequest, worker_env: WorkerEnvironment, cell: Cell, case: CaseContext) -> Booted:
     """``booted(**shape)``: a guest with a shell, from a warm checkpoint of this shape in a lab, else from a boot."""
 
     def make(prepare: Prepare | None = None, /, **shape: Unpack[ShapeArgs]) -> Guest:
         with _skip_if_cannot_run():
-            found = rig.booted_guest(cell, case, _shape(request, rig, cell, shape), prepare)
+            found = worker_env.booted_guest(cell, case, _shape(request, worker_env, cell, shape), prepare)
         _require_capabilities(request, found.host, cell)
-        case.inputs.update(_inputs(found.host) | inputs.of(rig.source(cell)) | _dump_device(found))
+        case.inputs.update(inputs.of_host(found.host) | inputs.of_guest(worker_env.source(cell), found))
         return found
 
     return make
@@ -154,16 +155,16 @@ def guest(booted: Booted) -> Guest:
 
 
 @pytest.fixture
-def scratch(rig: WorkerEnvironment, cell: Cell, case: CaseContext) -> NewScratch:
+def scratch(worker_env: WorkerEnvironment, cell: Cell, case: CaseContext) -> NewScratch:
     """``scratch("one", "two", size=MIB)``: small disks in dom0 that contain their labels. Request a guest or host first."""
 
     def make(*labels: str, size: int = disks.MIB, sector: int = 512) -> tuple[ScratchDisk, ...]:
         if case.host is None:
             raise InfrastructureError("the case has no host yet", hint="request the fixture guest or host before scratch disks")
         host, tag = case.host, secrets.token_hex(3)
-        rig.used(cell)
+        worker_env.mark_used(cell)
         made = disks.create(host, [f"{label}.{tag}" for label in labels], size=size, sector=sector)
-        case.given.append(f"{host.directory}/scratch")
+        case.own_resources.append(f"{host.directory}/scratch")
         case.undo.append(lambda: disks.remove(host, made))
         return made
 
@@ -187,50 +188,35 @@ def walk_request(request: pytest.FixtureRequest) -> WalkRequest:
 
 
 @pytest.fixture
-def image(rig: WorkerEnvironment, cell: Cell) -> Image:
+def image(worker_env: WorkerEnvironment, cell: Cell) -> Image:
     """The image under test, with its manifest. Without one the case is skipped."""
-    if not cell.under_test or rig.image is None:
+    if not cell.under_test or worker_env.image is None:
         pytest.skip("needs an image with a manifest; elsewhere: fxh run --image IMAGE")
-    return rig.image
+    return worker_env.image
 
 
 @pytest.fixture
-def root_device(rig: WorkerEnvironment, cell: Cell) -> str:
+def root_device(worker_env: WorkerEnvironment, cell: Cell) -> str:
     """The default root device of the cell's guest: ``xbd0p2``, or ``zfs:zroot/ROOT/default`` (GuestSource.root)."""
-    return rig.source(cell).root
+    return worker_env.source(cell).root
 
 
 @pytest.fixture
-def kernel_file(rig: WorkerEnvironment, cell: Cell) -> Path:
+def kernel_file(worker_env: WorkerEnvironment, cell: Cell) -> Path:
     """The kernel file of the cell's guest on this machine. Without one the case is skipped."""
-    kernel = rig.source(cell).kernel
+    kernel = worker_env.source(cell).kernel
     if kernel is None:
         pytest.skip("needs a kernel as a separate file; elsewhere: fxh run --image IMAGE")
     return kernel
 
 
-def _shape(request: pytest.FixtureRequest, rig: WorkerEnvironment, cell: Cell, shape: ShapeArgs) -> Shape:
+def _shape(request: pytest.FixtureRequest, worker_env: WorkerEnvironment, cell: Cell, shape: ShapeArgs) -> Shape:
     """The requested shape, by default with the guest type and firmware of the cell.
 
     A case with disks of its own (the fixture ``scratch``) may count disks, so its guest gets no dump device.
     """
-    dump_device = rig.keeps_dumps and "scratch" not in request.fixturenames
+    dump_device = worker_env.keeps_dumps and "scratch" not in request.fixturenames
     return replace(Shape(cell.type, firmware=cell.firmware, dump_device=dump_device), **shape)
-
-
-def _inputs(host: XenHost) -> dict[str, str]:
-    facts = host.facts
-    found = {"host": facts.name, "backend": facts.backend, "xen": facts.xen, "dom0": facts.dom0, **dict(facts.builds)}
-    if facts.note:
-        found["lab"] = facts.note
-        found["qemu"] = facts.note.partition(",")[0]
-    if facts.quirks:
-        found["quirks"] = "; ".join(facts.quirks)
-    return found
-
-
-def _dump_device(guest: Guest) -> dict[str, str]:
-    return {"dump device": keptdump.VDEV} if keptdump.target(guest) else {}
 
 
 @contextmanager

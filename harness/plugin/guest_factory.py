@@ -10,7 +10,7 @@ import json
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,18 @@ log = logging.getLogger("fxh.worker")
 
 Prepare = Callable[[Guest], Any]
 """Brings a booted guest into the initial state of several cases. The result goes through JSON to ``guest.prepared``."""
+
+
+@dataclass(frozen=True)
+class _WarmRequest:
+    """The guest that a case wants from a warm checkpoint of its host."""
+
+    cell: Cell
+    held: HeldHost
+    states: SavedStates
+    context: CaseContext
+    shape: Shape
+    prepare: Prepare | None
 
 
 class GuestFactory:
@@ -61,7 +73,7 @@ class GuestFactory:
         """
         held = self._hosts.in_any_state(cell)
         if held.host.states is not None:
-            guest, context.warm_boot = self._warm(cell, held, held.host.states, context, shape, prepare)
+            guest, context.warm_boot = self._warm(_WarmRequest(cell, held, held.host.states, context, shape, prepare))
             context.use(held.host)
             context.guests.append(guest)
             return guest
@@ -74,18 +86,15 @@ class GuestFactory:
             guest.prepared = prepare(guest)
         return guest
 
-    def _warm(
-        self, cell: Cell, held: HeldHost, states: SavedStates, context: CaseContext, shape: Shape, prepare: Prepare | None
-    ) -> tuple[Guest, Boot]:
-        key = key_of(self._sources.source_for(cell, shape).key, repr(shape), _code_digest(prepare))
-        saved = states.warm(
-            key,
-            lambda: self._boot_to_save(cell, held, states, f"fxh-warm-{key}", context, shape, prepare),
-            f"{self._sources.source(cell).label} {shape.type}",
-        )
+    def _warm(self, wanted: _WarmRequest) -> tuple[Guest, Boot]:
+        """The guest, and the boot that its checkpoint was saved from."""
+        cell, shape = wanted.cell, wanted.shape
+        key = key_of(self._sources.source_for(cell, shape).key, repr(shape), _code_digest(wanted.prepare))
+        label = f"{self._sources.source(cell).label} {shape.type}"
+        saved = wanted.states.warm(key, lambda: self._boot_to_save(wanted, f"fxh-warm-{key}"), label)
         data = json.loads(saved.note)
         config = _config(data["config"])
-        guest = self._guest(cell, held.host, config, context.directory)
+        guest = self._guest(cell, wanted.held.host, config, wanted.context.directory)
         guest.prepared = data["prepared"]
         try:
             guest.adopt(int(data["domid"]))
@@ -94,19 +103,10 @@ class GuestFactory:
             raise
         return guest, Boot(config.name, tuple(Stamp(*stamp) for stamp in data["stages"]))
 
-    def _boot_to_save(
-        self,
-        cell: Cell,
-        held: HeldHost,
-        states: SavedStates,
-        name: str,
-        context: CaseContext,
-        shape: Shape,
-        prepare: Prepare | None,
-    ) -> str:
-        """Boot the guest of a new warm checkpoint. Returns the checkpoint's note."""
-        self._hosts.reset(cell, held, private_memory=True)
-        host = held.host
+    def _boot_to_save(self, wanted: _WarmRequest, name: str) -> str:
+        """Boot the guest of a new warm checkpoint as the domain ``name``. Returns the checkpoint's note: see :meth:`_warm`."""
+        cell, context, shape, prepare, host = wanted.cell, wanted.context, wanted.shape, wanted.prepare, wanted.held.host
+        self._hosts.reset(cell, wanted.held, private_memory=True)
         source = self._sources.source_for(cell, shape)
         config = configure(host, source, shape, name)
         guest = self._guest(cell, host, config, context.directory)
@@ -123,7 +123,7 @@ class GuestFactory:
             raise
         guest.detach()
         log.info("%s booted in %.0f s for a warm checkpoint", source.label, time.monotonic() - begun)
-        if states.keeps_translations:
+        if wanted.states.keeps_translations:
             # Do once what each case does at its begin and end, so that the checkpoint has the translated code.
             Guest(host, source.profile, config, context.directory, scale=self._scale).adopt(guest.domid).detach()
             host.inventory()

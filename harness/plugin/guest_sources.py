@@ -63,14 +63,14 @@ class GuestSources:
         self._on_standby = False
         if cell.under_test or not may_wait(self._options):
             return None
-        wish = self._options.wish(cell.xen)
-        if key in self._sources or factory.control_available(wish):
+        spec = self._options.lab_spec(cell.xen)
+        if key in self._sources or factory.control_available(spec):
             return self._standbys.pop(key, None)
-        factory.begin(wish, control=True)
+        factory.begin(spec, control=True)
         self._on_standby = any_kernel
         if any_kernel and key not in self._standbys:
             definition = registry.definition(cell.guest)
-            found = definition.find(SourceRequest(control=lambda: factory.control_with_dom0_kernel(wish)))
+            found = definition.find(SourceRequest(control=lambda: factory.control_with_dom0_kernel(spec)))
             if found is None:
                 raise UsageError(f"--guest {cell.guest}: no files were given", hint=definition.option)
             self._standbys[key] = replace(found, symbols=self._options.symbols)
@@ -112,7 +112,7 @@ class GuestSources:
         return registry.definition(guest).find(request)
 
     def _find_control(self, guest: str, xen: str) -> GuestSource | None:
-        request = SourceRequest(control=lambda: self._options.control or factory.control(self._options.wish(xen)))
+        request = SourceRequest(control=lambda: self._options.control or factory.control(self._options.lab_spec(xen)))
         return registry.definition(guest).find(request)
 
 
@@ -123,7 +123,7 @@ def may_wait(options: Options) -> bool:
 
 def waits(options: Options) -> bool:
     """Whether a run has cases of a control guest whose kernel is not built yet. Raises UsageError."""
-    available = (factory.control_available(options.wish(xen)) for xen in options.xens)
+    available = (factory.control_available(options.lab_spec(xen)) for xen in options.xens)
     return _has_control(options) and may_wait(options) and not all(available)
 
 
@@ -132,7 +132,7 @@ def begin_builds(options: Options) -> None:
     if options.host:
         return
     for xen in options.xens:
-        factory.begin(options.wish(xen), control=_has_control(options) and not options.control)
+        factory.begin(options.lab_spec(xen), control=_has_control(options) and not options.control)
 
 
 def _has_control(options: Options) -> bool:

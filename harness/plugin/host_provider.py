@@ -49,16 +49,16 @@ class HostProvider:
         request = LeaseRequest("", self._options.lease_memory or 2 * (source.memory + 32), 2, disk)
         return self._pool.acquire(request, Deadline(self._options.lease_wait))
 
-    def wanted(self, host: DirectHost | None) -> bool:
-        """Whether another process waits for the host, or a better one is back. The caller then gives its share back after the case."""
-        if host is None or host.lease is None:
+    def should_give_back(self, host: DirectHost) -> bool:
+        """Whether to give the share back after the case: another process waits for the host, or a better host is back."""
+        if host.lease is None:
             return False
         if host.lease.contended:
             log.info("%s is wanted by another process: giving our share back", host.facts.name)
             return True
         return self._pool.own_place_is_back(host.config)
 
-    def lost(self, host: DirectHost, error: HarnessError) -> None:
+    def mark_lost(self, host: DirectHost, error: HarnessError) -> None:
         """Tell the pool that the host is lost, so that it is not used for a while, or brought back."""
         why = error.message
         if self._options.host:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""The inputs of a guest for reports: its files with their hashes, and the version of a FreeBSD kernel."""
+"""The inputs of a case for reports: the host, and the guest's files with their hashes and the version of a FreeBSD kernel."""
 
 from __future__ import annotations
 
@@ -7,11 +7,31 @@ from functools import lru_cache
 from pathlib import Path
 
 from harness.digest import known_sha256
+from harness.guests import keptdump
+from harness.guests.guest import Guest
 from harness.guests.source import GuestSource
+from harness.hosts.host import XenHost
 from harness.images.kernelfile import banner, osreldate_of
 
 
-def of(source: GuestSource) -> dict[str, str]:
+def of_host(host: XenHost) -> dict[str, str]:
+    """The facts of the host that can change a result."""
+    facts = host.facts
+    found = {"host": facts.name, "backend": facts.backend, "xen": facts.xen, "dom0": facts.dom0, **dict(facts.builds)}
+    if facts.note:
+        found["lab"] = facts.note
+        found["qemu"] = facts.note.partition(",")[0]
+    if facts.quirks:
+        found["quirks"] = "; ".join(facts.quirks)
+    return found
+
+
+def of_guest(source: GuestSource, guest: Guest) -> dict[str, str]:
+    """The inputs of ``guest``, which was made from ``source``."""
+    return of_source(source) | ({"dump device": keptdump.VDEV} if keptdump.target(guest) else {})
+
+
+def of_source(source: GuestSource) -> dict[str, str]:
     """The inputs of ``source``. The value of a kernel also has its ident and ``__FreeBSD_version``, if known.
 
     ``kernel.XENA (FreeBSD 13.2-RELEASE XENA, 1302001) sha256:...``. Only the hash identifies a version

@@ -20,7 +20,7 @@ _PAUSES = (0.0, 0.5, 2.0)
 def leaks(held: HeldHost, context: CaseContext) -> tuple[Item, ...]:
     """The resources in dom0 that are not in the host's baseline. Also reads the case's lines of the host's logs.
 
-    On a host that can be restored, names that contain an element of ``context.given`` do not count. On any other host, the leaks
+    On a host that can be restored, names that contain an element of ``context.own_resources`` do not count. On any other host, the leaks
     become part of the baseline, so that only one case reports them.
     """
     if held.baseline is None:
@@ -37,7 +37,7 @@ def leaks(held: HeldHost, context: CaseContext) -> tuple[Item, ...]:
             return ()
         found = now.leaks_since(held.baseline)
         if held.host.states is not None:
-            found = tuple(item for item in found if not any(part in item.name for part in context.given))
+            found = tuple(item for item in found if not any(part in item.name for part in context.own_resources))
         if not found:
             return ()
     if held.host.states is None:

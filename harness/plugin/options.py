@@ -52,7 +52,7 @@ class Options(RunOptions):
         """The directory with the results of all runs, and with the page of the latest."""
         return self.reports or paths.workspace() / "reports"
 
-    def wish(self, xen: str) -> LabSpec:
+    def lab_spec(self, xen: str) -> LabSpec:
         """The lab with this Xen version."""
         return LabSpec(xen, self.hypervisor, self.dom0_kernel, memory=self.lab_memory, cpus=self.lab_cpus, accel=self.accel)
 

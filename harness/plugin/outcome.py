@@ -11,23 +11,36 @@ from harness.console.deaths import Death
 from harness.errors import ExitCode, GuestDied, HarnessError
 from harness.results.model import FAILED, HARNESS, INFRASTRUCTURE, KNOWN, PASSED, SKIPPED, CaseResult, KnownIssueMatch, Outcome
 
+# Kinds of death of a guest that says nothing about it.
+_SILENT = ("hang", "eof")
+
 
 @dataclass(frozen=True)
-class Finding:
-    """``outcome`` as in the results; ``reason`` for the reader; ``death`` if a guest died."""
+class PhaseResult:
+    """How setup, call or teardown of a case ended. ``reason`` is the text for the reader; ``death`` is set if a guest died."""
 
     outcome: Outcome
     reason: str
     death: Death | None = None
     known_issue: KnownIssueMatch | None = None
 
+    @property
+    def bad(self) -> bool:
+        """Whether the phase neither passed nor was skipped."""
+        return self.outcome not in (SKIPPED, PASSED)
+
+    @property
+    def silent(self) -> bool:
+        """Whether a guest died without a message that gives the cause."""
+        return self.death is not None and self.death.kind in _SILENT
+
 
 # Characters of a reason, and of a line of it.
 _LONGEST, _LINE = 20_000, 2_000
 
 
-def classify(error: BaseException) -> Finding:
-    """An exception as a finding. Only a dead guest and a failed assertion count as failures of the product.
+def classify(error: BaseException) -> PhaseResult:
+    """The result of a phase that raised ``error``. Only a dead guest and a failed assertion count as failures of the product.
 
     A long reason is cut: a guest may print megabytes without a newline, and mail, page and history have the whole reason.
     """
@@ -47,21 +60,21 @@ def shortened(text: str) -> str:
     return f"{text[: _LONGEST // 2]}\n... {left_out} characters are left out ...\n{text[-_LONGEST // 2 :]}"
 
 
-def _classified(error: BaseException) -> Finding:
+def _classified(error: BaseException) -> PhaseResult:
     if isinstance(error, pytest.skip.Exception):
-        return Finding(SKIPPED, str(error.msg or error))
+        return PhaseResult(SKIPPED, str(error.msg or error))
     if isinstance(error, GuestDied):
-        return Finding(FAILED, error.message, error.death)
+        return PhaseResult(FAILED, error.message, error.death)
     if isinstance(error, HarnessError):
         outcome = {
             ExitCode.PRODUCT: FAILED,
             ExitCode.INFRASTRUCTURE: INFRASTRUCTURE,
             ExitCode.USAGE: INFRASTRUCTURE,
         }.get(error.exit_code, HARNESS)
-        return Finding(outcome, str(error))
+        return PhaseResult(outcome, str(error))
     if isinstance(error, AssertionError | pytest.fail.Exception):
-        return Finding(FAILED, str(error))
-    return Finding(HARNESS, f"{type(error).__name__}: {error}")
+        return PhaseResult(FAILED, str(error))
+    return PhaseResult(HARNESS, f"{type(error).__name__}: {error}")
 
 
 def exit_code(cases: tuple[CaseResult, ...]) -> int:

@@ -18,7 +18,7 @@ from harness.errors import HarnessError, UsageError
 from harness.plugin import pause_prompt
 from harness.plugin.cells import cell_of
 from harness.plugin.progress import TERMINAL
-from harness.plugin.state import CASE, PAUSE, PROGRESS
+from harness.plugin.state import ATTEMPT, CASE, PAUSE
 from harness.safetext import plain
 
 log = logging.getLogger("fxh.pause")
@@ -77,14 +77,14 @@ def before_call(item: pytest.Item) -> None:
 
 def on_failure(item: pytest.Item, reason: str) -> None:
     """Pause if the case must stop at its failure. Only the first failure of a case counts."""
-    if item.stash.get(PAUSE, None) == ON_FAILURE and not item.stash[PROGRESS].paused:
+    if item.stash.get(PAUSE, None) == ON_FAILURE and not item.stash[ATTEMPT].paused:
         _pause(item, ON_FAILURE, f"after the failure of {item.nodeid}:\n  {reason}")
 
 
 def _pause(item: pytest.Item, place: str, where: str) -> None:
     """Run the prompt. A pause that ends with an error, for example because the lab or the terminal is gone, only leaves a warning."""
-    progress = item.stash[PROGRESS]
-    progress.paused = place
+    attempt = item.stash[ATTEMPT]
+    attempt.paused = place
     begun = time.monotonic()
     try:
         with trace.step(trace.PAUSE, place), _terminal(item.config):
@@ -92,7 +92,7 @@ def _pause(item: pytest.Item, place: str, where: str) -> None:
     except (HarnessError, OSError) as exc:
         log.warning("the pause ended: %s", plain(str(exc)))
     finally:
-        progress.pause += time.monotonic() - begun
+        attempt.pause_seconds += time.monotonic() - begun
 
 
 @contextmanager

@@ -17,53 +17,53 @@ from harness import paths, preparing, stamp
 from harness.errors import ExitCode, HarnessError, UsageError
 from harness.hosts import power
 from harness.lab import recipe
-from harness.plugin import cells, guest_sources, options
-from harness.plugin.phases import result_files
+from harness.plugin import case_result, cells, guest_sources, options
 from harness.plugin.setuplog import SetupLog
-from harness.plugin.state import KERNEL_IS_MISSING, OPTIONS, RIG, RUN, SETUP, case_directory
+from harness.plugin.state import KERNEL_IS_MISSING, OPTIONS, RUN, SETUP, WORKER_ENV
 from harness.plugin.worker_env import WorkerEnvironment
 from harness.results import model, revision, run_dir
 from harness.results.model import HARNESS, INFRASTRUCTURE, CaseResult, RunResult
-from harness.results.where import own_parameters
 
 log = logging.getLogger("fxh.run")
 
 
-def check_options(config: pytest.Config) -> None:
-    """Read the options before the cases are collected. Raises pytest.UsageError."""
+def begin(config: pytest.Config) -> None:
+    """Read and check the options, create the worker's environment, and start missing builds, before the cases are collected.
+
+    Raises pytest.UsageError.
+    """
     config.stash[SETUP] = SetupLog()
     config.add_cleanup(preparing.listen(config.stash[SETUP]))
     try:
-        config.stash[OPTIONS] = options.read(config)
-        config.stash[RIG] = WorkerEnvironment(config.stash[OPTIONS])
-        source = config.stash[RIG].tested
+        config.stash[OPTIONS] = chosen = options.read(config)
+        config.stash[WORKER_ENV] = WorkerEnvironment(chosen)
+        source = config.stash[WORKER_ENV].tested
         if source is not None:
-            options.check_firmwares(config.stash[OPTIONS], source)
-        config.stash[RIG].check_symbols()
-        asked = config.stash[OPTIONS]
-        only_collects = asked.every_cell or config.option.collectonly
-        if asked.run_directory is not None and not only_collects and not hasattr(config, "workerinput"):
+            options.check_firmwares(chosen, source)
+        config.stash[WORKER_ENV].check_symbols()
+        only_collects = chosen.every_cell or config.option.collectonly
+        if chosen.run_directory is not None and not only_collects and not hasattr(config, "workerinput"):
             # The controller of `fxh run`, not `fxh list`: build while the cases are collected and the workers start.
-            guest_sources.begin_builds(asked)
+            guest_sources.begin_builds(chosen)
     except UsageError as exc:
         raise pytest.UsageError(str(exc)) from exc
 
 
 def cells_of(config: pytest.Config) -> tuple[cells.Cell, ...]:
-    """The cells of this run. The first call creates the run's directory."""
-    if RUN not in config.stash or not (config.stash[RUN] / "cases").is_dir():
-        _open(config)
+    """The cells of this run."""
     if config.stash[OPTIONS].every_cell:
         return cells.everywhere(recipe.available())
-    source = config.stash[RIG].tested
+    source = config.stash[WORKER_ENV].tested
     return cells.cells(config.stash[OPTIONS], source.profile if source is not None else None)
 
 
-def _open(config: pytest.Config) -> None:
-    """Create the directory and ``run.json``, unless another worker has done it; delete the oldest runs."""
+def open_run(config: pytest.Config) -> None:
+    """Create the run's directory and ``run.json``, unless this or another worker has done it; delete the oldest runs."""
     path = run_path(config)
+    if (path / "cases").is_dir() and config.stash[SETUP].run == path:
+        return
     (path / "cases").mkdir(parents=True, exist_ok=True)
-    config.stash[SETUP].opened(path)
+    config.stash[SETUP].write_to(path)
     try:
         (path / "run.json").touch(exist_ok=False)
     except FileExistsError:
@@ -142,32 +142,13 @@ def crashed(config: pytest.Config, nodeid: str, why: str) -> str:
 
     A verdict that the worker wrote before it ended stays.
     """
-    path, _, name = nodeid.rpartition("::")
-    parameters = name.partition("[")[2].removesuffix("]")
+    parameters = nodeid.rpartition("::")[2].partition("[")[2].removesuffix("]")
     named = [cell for cell in cells_of(config) if f"-{cell}-" in f"-{parameters}-"]
     if not named:
         return ""
     reason = f"{why}: killed, or out of memory?"
     if nodeid not in finished(config):
-        directory = case_directory(config, nodeid)
-        case = name.partition("[")[0]
-        cell = max(named, key=lambda cell: len(str(cell)))
-        result = CaseResult(
-            nodeid=nodeid,
-            suite=Path(path).parent.name,
-            case=case,
-            cell=str(cell),
-            outcome=INFRASTRUCTURE,
-            seconds=0.0,
-            reason=reason,
-            files=result_files(directory),
-            started=stamp.now(),
-            directory=directory.name,
-            title=case,
-            where=cell.where,
-            parameters=own_parameters(nodeid, str(cell)),
-        )
-        model.write_case(directory, result)
+        case_result.write_crashed(config, nodeid, max(named, key=lambda cell: len(str(cell))), reason)
     return reason
 
 
@@ -177,8 +158,8 @@ def crashed(config: pytest.Config, nodeid: str, why: str) -> str:
 def release(config: pytest.Config) -> None:
     """Release the hosts of this process."""
     try:
-        if RIG in config.stash:
-            config.stash[RIG].close()
+        if WORKER_ENV in config.stash:
+            config.stash[WORKER_ENV].close()
     except HarnessError as exc:
         log.error("cannot release a host: %s", exc)
 
@@ -193,6 +174,7 @@ def end(config: pytest.Config, code: Callable[[tuple[CaseResult, ...]], int]) ->
         path = config.stash.get(RUN, None)
         if not hasattr(config, "workerinput") and path is not None and (path / "run.json").exists():
             forget_stop(config)
+            config.stash[SETUP].write_to(path)
             _publish(path, code, config.stash[OPTIONS].fail_on)
 
 

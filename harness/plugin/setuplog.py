@@ -20,21 +20,25 @@ class SetupLog:
     def __init__(self) -> None:
         self.case = ""
         """The node id of the running case, or ""."""
-        self._run: Path | None = None
+        self.run: Path | None = None
+        """The run directory, once it exists."""
         self._early: list[SetupStep] = []
         self._untaken: list[Step] = []
 
     def __call__(self, step: Step) -> None:
         recorded = SetupStep(step.what, round(step.seconds, 3), step.started, self.case)
         self._untaken.append(step)
-        if self._run is None:
+        if self.run is None:
             self._early.append(recorded)
         else:
-            model.add_setup(self._run, recorded)
+            model.add_setup(self.run, recorded)
 
-    def opened(self, run: Path) -> None:
-        """Write the early steps into the run directory, which exists now."""
-        self._run = run
+    def write_to(self, run: Path) -> None:
+        """Write the steps so far, and all later ones, into the run directory, which exists now.
+
+        With several workers the controller has steps, too, such as a disk that it unpacked while it read the options.
+        """
+        self.run = run
         model.add_setup(run, *self._early)
         self._early.clear()
 

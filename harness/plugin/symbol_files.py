@@ -68,7 +68,7 @@ def _other_build(file: Path, kind: str, known: dict[str, str]) -> UsageError:
 def _hypervisors(options: Options) -> Iterator[tuple[str, str]]:
     """Each hypervisor of the run's labs and its build-id."""
     for xen in options.xens:
-        yield f"the lab's Xen {xen}", build_id(factory.image(options.wish(xen)).directory / "xen")
+        yield f"the lab's Xen {xen}", build_id(factory.image(options.lab_spec(xen)).directory / "xen")
 
 
 def _kernels(options: Options, sources: GuestSources, kind: str) -> Iterator[tuple[str, str]]:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""Everything that one worker works with: guest sources, hosts, and guests."""
+"""The environment of one worker: its guest sources, hosts, and guests."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ log = logging.getLogger("fxh.worker")
 
 
 class WorkerEnvironment:
-    """The fixture ``rig``. It belongs to one worker and lives as long as the run."""
+    """The fixture ``worker_env``. It belongs to one worker and lives as long as the run."""
 
     def __init__(self, options: Options) -> None:
         self._options = options
@@ -79,8 +79,8 @@ class WorkerEnvironment:
         """See :meth:`WorkerHosts.second`."""
         return self._hosts.second(cell)
 
-    def used(self, cell: Cell) -> None:
-        """Say that a case creates a guest or a disk on the cell's host."""
+    def mark_used(self, cell: Cell) -> None:
+        """See :meth:`WorkerHosts.mark_used`."""
         self._hosts.mark_used(cell)
 
     def new_guest(self, cell: Cell, host: XenHost, directory: Path, shape: Shape) -> Guest:
@@ -118,7 +118,7 @@ class WorkerEnvironment:
             self._kept += 1
             self._hosts.drop(cell.host)
 
-    def clean(self, context: CaseContext) -> None:
+    def clean_up(self, context: CaseContext) -> None:
         """Remove a case's guests, then undo its other steps. A host that can be restored is reset before the next case."""
         context.remove_guests()
         if context.host is not None and context.host.states is not None:
@@ -130,16 +130,16 @@ class WorkerEnvironment:
                 log.error("a cleanup step failed: %s", exc)
 
     def leaks(self, cell: Cell, context: CaseContext) -> tuple[Item, ...]:
-        """See :func:`harness.plugin.leak_guard.leaks`. The case's lines of dom0's log come with the same look."""
+        """See :func:`harness.plugin.leak_guard.leaks`. Also reads the case's lines of the host's logs."""
         held = self._hosts.held(cell)
         return leak_guard.leaks(held, context) if held is not None else ()
 
-    def check(self, cell: Cell) -> HarnessError | None:
+    def check_host(self, cell: Cell) -> HarnessError | None:
         """Why the cell's host does not work, or None."""
         return self._hosts.check(cell)
 
-    def lost(self, cell: Cell) -> str:
-        """Why the cell's host is lost, or "". A lost host is dropped, and the next case gets another."""
+    def drop_lost_host(self, cell: Cell) -> str:
+        """See :meth:`WorkerHosts.drop_if_lost`."""
         return self._hosts.drop_if_lost(cell)
 
     def close(self) -> None:

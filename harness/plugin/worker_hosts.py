@@ -107,7 +107,7 @@ class WorkerHosts:
         held, error = self._held.get(cell.host), self.check(cell)
         if held is None or error is None:
             return ""
-        self._provider.lost(held.host, error)
+        self._provider.mark_lost(held.host, error)
         self.drop(cell.host)
         return error.message
 
@@ -126,7 +126,7 @@ class WorkerHosts:
 
     def _usable(self, cell: Cell) -> HeldHost:
         held = self._held.get(cell.host)
-        if held is not None and self._provider.wanted(held.host):
+        if held is not None and self._provider.should_give_back(held.host):
             self.drop(cell.host)
         elif held is not None and held.host.failure:
             log.warning("%s: the next case gets a new host", held.host.failure)
@@ -148,7 +148,7 @@ class WorkerHosts:
         return host
 
     def _start_lab(self, xen: str) -> LabHost:
-        lab = factory.make(self._options.wish(xen))
+        lab = factory.make(self._options.lab_spec(xen))
         try:
             lab.up()
         except BaseException:

@@ -47,7 +47,7 @@ def domain_config(directory: Path, case: CaseResult) -> str:
 
 
 def backtrace(directory: Path) -> str:
-    """The backtraces of the guest and of Xen with source files and lines (harness.plugin.diagnosis), or "".
+    """The backtraces of the guest and of Xen with source files and lines (harness.plugin.backtraces), or "".
 
     ``directory`` is the case's own.
     """

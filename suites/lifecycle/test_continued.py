@@ -111,7 +111,7 @@ def test_migrated_live(booted: Booted, vcpus: int, case: CaseContext) -> None:
 
 @pytest.mark.needs(types=("pvh",))
 def test_migrated_between_hosts(
-    new_guest: NewGuest, host_pair: HostPair, rig: WorkerEnvironment, cell: Cell, case: CaseContext
+    new_guest: NewGuest, host_pair: HostPair, worker_env: WorkerEnvironment, cell: Cell, case: CaseContext
 ) -> None:
     """A guest that `xl migrate` moves live to another host and back, during a transfer and a write, continues without a loss.
 
@@ -119,7 +119,7 @@ def test_migrated_between_hosts(
 
     Source: xen tools/xl/xl_migrate.c; sys/dev/xen/control/control.c, xctrl_suspend(); sys/dev/xen/netfront/netfront.c, netfront_resume()
     """
-    source = rig.source(cell)
+    source = worker_env.source(cell)
     # All its memory passes, each way, and pages that change meanwhile pass again.
     guest = new_guest(memory=min(source.memory, cell.guest_os.balloon_limits.small))
     try:

@@ -128,13 +128,13 @@ def words(record: Record, steps: tuple[Step, ...], violation: Violation, profile
     )
 
 
-def examine(violation: Violation, case: CaseContext, rig: WorkerEnvironment, cell: Cell, begun: float) -> Violation:
+def examine(violation: Violation, case: CaseContext, worker_env: WorkerEnvironment, cell: Cell, begun: float) -> Violation:
     """Do now what the plugin does after a failed case, because the search resets the host: check the host and gather the evidence.
 
     Returns the violation with the reasons for which data did not arrive since ``begun`` (monotonic s). Raises InfrastructureError if
     the host is to blame.
     """
-    if violation.silent and (error := rig.check(cell)) is not None:
+    if violation.silent and (error := worker_env.check_host(cell)) is not None:
         first = "\n".join((f"not true: {violation.invariant}", *violation.lines))
         raise InfrastructureError(f"{error.message}\n(first finding: {first})") from error
     evidence.gather(case, silent=violation.silent and violation.died is not None)
@@ -156,7 +156,7 @@ def show_again(case: CaseContext, guests: tuple[Guest, ...]) -> None:
 
 
 def test_random_walk(
-    walk_request: WalkRequest, booted: Booted, scratch: NewScratch, rig: WorkerEnvironment, cell: Cell, case: CaseContext
+    walk_request: WalkRequest, booted: Booted, scratch: NewScratch, worker_env: WorkerEnvironment, cell: Cell, case: CaseContext
 ) -> None:
     """In a random order of hot-plug, save and restore, pause, balloon, network and CPU events, and loads, all invariants hold.
 
@@ -197,7 +197,7 @@ def test_random_walk(
         record.fail(violation)
         walking.write()
         if not shrunk:
-            violation = examine(violation, case, rig, cell, begun)
+            violation = examine(violation, case, worker_env, cell, begun)
     if not shrunk:
         guests = tuple(case.guests)
         walking.shrink(taken, violation, limits, max(float(walk_request.seconds), SHRINKING))
@@ -205,7 +205,7 @@ def test_random_walk(
         show_again(case, guests)
         # The host worked when the walk failed. If the search broke it, that must not replace the finding.
         if record.shrunk["trouble"]:
-            rig.lost(cell)
+            worker_env.drop_lost_host(cell)
     text = words(record, taken, violation, profile)
     if violation.died is not None:
         raise GuestDied(violation.died.death, text) from violation.died

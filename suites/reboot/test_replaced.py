@@ -24,12 +24,12 @@ pytestmark = pytest.mark.needs(capability=("pygrub",), types=("pvh", "pv"))
 
 
 @pytest.fixture
-def two_kernels(booted: Booted, rig: WorkerEnvironment, cell: Cell, case: CaseContext) -> TwoKernels:
+def two_kernels(booted: Booted, worker_env: WorkerEnvironment, cell: Cell, case: CaseContext) -> TwoKernels:
     """A guest that pygrub booted, with a second kernel on its boot volume next to the first one."""
 
     def with_second_kernel(guest: Guest) -> dict[str, str]:
         volume = replace_kernel.volume(guest)
-        data, _ = replace_kernel.spare(rig.source(cell), replace_kernel.identity(guest))
+        data, _ = replace_kernel.spare(worker_env.source(cell), replace_kernel.identity(guest))
         files.put(guest, data, volume.sibling("new"), case.directory)
         guest.sh(f"cp {volume.file} {volume.sibling('old')}; sync")
         return {files.digest(guest, volume.sibling("old")): OLD, files.sha256(data): NEW, "": ""}

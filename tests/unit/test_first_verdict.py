@@ -142,10 +142,10 @@ class Kernels:
                 (tmp_path / name / file).write_text(f"{name} {file}")
         self.own, self.dom0 = tmp_path / "own", tmp_path / "dom0"
 
-    def begin(self, wish: object, *, control: bool) -> None:
+    def begin(self, spec: object, *, control: bool) -> None:
         self.begun += control
 
-    def wait(self, wish: object) -> Path:
+    def wait(self, spec: object) -> Path:
         self.available = True
         return self.own
 

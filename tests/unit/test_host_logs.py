@@ -13,7 +13,7 @@ from quiet_host import Host
 from harness.console.complaints import DOM0, XEN, complaints
 from harness.hosts import inventory, logs
 from harness.hosts.logs import LogMark
-from harness.plugin import diagnosis
+from harness.plugin import case_complaints
 from harness.plugin.case_context import CaseContext
 
 DATA = Path(__file__).parent / "data"
@@ -58,12 +58,12 @@ def test_a_case_has_complaints_of_its_host(tmp_path: Path) -> None:
     context.mark = LogMark(time.monotonic() - 9.0, context.mark.xen)
     xen += "(XEN) [   12.345678] Xen WARN at arch/x86/x.c:12\n"
     context.read_logs(host, inventory.Inventory(frozenset(), (), LOG, 20.0))
-    found = diagnosis.complaints(tmp_path, context.logs) or ()
+    found = case_complaints.find(tmp_path, context.logs) or ()
     assert [(one.source, one.identity) for one in found] == [
         ("dom0", "dom0 netback: vif vif-#-# vif#.#: Guest Rx stalled"),
         ("xen", "xen Xen WARN: arch/x#/x.c"),
     ]
-    assert diagnosis.complaints(tmp_path, {}) is None
+    assert case_complaints.find(tmp_path, {}) is None
 
 
 @pytest.mark.parametrize("source", [DOM0, XEN])

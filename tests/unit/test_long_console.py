@@ -17,7 +17,7 @@ from harness.console.reader import ConsoleReader
 from harness.console.session import ReaderSpawn
 from harness.deadline import Deadline
 from harness.errors import InfrastructureError, TransportError
-from harness.plugin import diagnosis
+from harness.plugin import case_complaints
 from harness.report import boot_consoles, console
 from harness.results.model import Boot
 
@@ -116,7 +116,7 @@ def test_results_read_the_ends_of_a_log(tmp_path: Path) -> None:
                 file.write((FLOODS["lines"] * (MIB // len(FLOODS["lines"]) + 1))[:MIB])
         with Path(f"{path}.idx").open("w") as index:
             index.writelines(f"{offset} {offset / 1e6:.6f}\n" for offset in range(0, size, 4096))
-        (found,) = diagnosis.complaints(directory, {}) or ()
+        (found,) = case_complaints.find(directory, {}) or ()
         assert found.kind == "device error"
         console.lines(path, Boot("g", (), None, 0.0, path.name))
         assert boot_consoles._console(directory)

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from harness.plugin import diagnosis, phases
-from harness.plugin.state import PROGRESS, RUN, SETUP, case_directory
+from harness.plugin import case_complaints, case_result, phases
+from harness.plugin.state import ATTEMPT, RUN, SETUP, case_directory
 from harness.report import case_timeline, evidence
 from harness.results import model
 
@@ -30,12 +30,12 @@ def test_a_second_attempt_begins_with_an_empty_directory(item: Any) -> None:
         for name in names:
             (directory / name).write_text(f"{round_}: WARNING: possible recursive locking detected\n")
         phases._reset(item, "no heartbeat")
-    assert item.stash[PROGRESS].lost == "no heartbeat"
+    assert item.stash[ATTEMPT].lost == "no heartbeat"
     assert sorted(path.name for path in directory.iterdir()) == ["case.json", "lost"]
-    files = phases.result_files(directory)
+    files = case_result.files_of(directory)
     assert files == ("lost/guest.cfg", "lost/guest.console.log", "lost/host-serial.log", "lost/walk.json")
     assert (directory / "lost" / "walk.json").read_text().startswith("second")
-    assert diagnosis.complaints(directory, {}) is None
+    assert case_complaints.find(directory, {}) is None
     assert case_timeline.consoles(files) == []
     case = SimpleNamespace(files=files, boots=())
     assert evidence.domain_config(directory, case) == ""  # type: ignore[arg-type]
@@ -46,4 +46,4 @@ def test_a_first_attempt_keeps_the_files(item: Any) -> None:
     directory = case_directory(item.config, item.nodeid)
     (directory / "trace.jsonl").touch()
     phases._reset(item)
-    assert phases.result_files(directory) == ("trace.jsonl",)
+    assert case_result.files_of(directory) == ("trace.jsonl",)

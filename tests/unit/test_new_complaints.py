@@ -13,7 +13,7 @@ from written import CELL, case, run
 
 from harness.history.damage import salvage
 from harness.history.store import History
-from harness.plugin import diagnosis, session
+from harness.plugin import case_complaints, session
 from harness.report import html, machine, mail
 from harness.report.gather import gather
 from harness.report.model import Report
@@ -127,7 +127,7 @@ def test_a_result_keeps_its_complaints_on_disk(tmp_path: Path) -> None:
 def test_a_hostile_console_makes_no_large_result(tmp_path: Path) -> None:
     (tmp_path / "one.console.log").write_bytes(b"WARNING: x\n" * 11 + b"#1 " + b"\x01" * 131072 + b"\n")
     (tmp_path / "two.console.log").write_bytes(b"".join(b"xbd0: Error %s\n" % (b"x" * n) for n in range(1, 999)))
-    found = diagnosis.complaints(tmp_path, {}) or ()
+    found = case_complaints.find(tmp_path, {}) or ()
     assert len(found) <= 201
     assert sum(len(line) for one in found for line in (one.message, *one.detail)) < 200_000
 
@@ -135,7 +135,7 @@ def test_a_hostile_console_makes_no_large_result(tmp_path: Path) -> None:
 def test_consoles_of_a_case_are_searched(tmp_path: Path) -> None:
     (tmp_path / "one.console.log").write_bytes(b"xbd0: \x1b[1mError 5\r\nlogin: ")
     (tmp_path / "two.console.log").write_bytes(b"xbd1: Error 6\r\nxbd2: Error 7\r\n")
-    (found,) = diagnosis.complaints(tmp_path, {}) or ()
+    (found,) = case_complaints.find(tmp_path, {}) or ()
     assert (found.kind, found.count) == ("device error", 3)
 
 

@@ -218,10 +218,10 @@ def test_a_kernel_and_a_disk_know_their_version(tmp_path: Path) -> None:
     (tmp_path / "disk").write_bytes(bytes(1 << 20))
     guest = freebsd_source.from_files(tmp_path / "kernel", tmp_path / "disk")
     assert (guest.label, guest.profile.os_version) == ("freebsd-14.2", OSVersion("14.2", "STABLE", 1402501))
-    words = inputs.of(guest)["kernel"]
+    words = inputs.of_source(guest)["kernel"]
     assert words.startswith("kernel (FreeBSD 14.2-STABLE XENA, 1402501) sha256:")
     (tmp_path / "kernel").write_bytes(kernel("14.2-STABLE XENB", 1402501))
-    assert inputs.of(guest)["kernel"].startswith("kernel (FreeBSD 14.2-STABLE XENB, 1402501) sha256:"), (
+    assert inputs.of_source(guest)["kernel"].startswith("kernel (FreeBSD 14.2-STABLE XENB, 1402501) sha256:"), (
         "the inputs must describe the new file"
     )
 
@@ -238,13 +238,13 @@ def test_the_files_of_a_guest_are_read_once_in_a_run(tmp_path: Path, monkeypatch
     digest = hashlib.file_digest
     monkeypatch.setattr("hashlib.file_digest", lambda file, name: read.append(Path(file.name).name) or digest(file, name))
     shapes = [guest, replace(guest, bootloader="pygrub"), replace(guest, kernel=None)]
-    before = [(shape.key, inputs.of(shape)["xvda"]) for _ in range(3) for shape in shapes]
+    before = [(shape.key, inputs.of_source(shape)["xvda"]) for _ in range(3) for shape in shapes]
     there = DirectHost(Silent(), run_id="abc")  # type: ignore[arg-type]
     monkeypatch.setattr(there, "_ensure_lease", lambda: None)
     assert len(there.files(tmp_path / "kernel", tmp_path / "disk", tmp_path / "more")) == 3
     assert sorted(read) == ["disk", "kernel", "more"]
     (tmp_path / "disk").write_bytes(b"else" * (1 << 18))
-    after = [(shape.key, inputs.of(shape)["xvda"]) for shape in shapes]
+    after = [(shape.key, inputs.of_source(shape)["xvda"]) for shape in shapes]
     assert not {word for pair in before for word in pair} & {word for pair in after for word in pair}
     assert sorted(read) == ["disk", "disk", "kernel", "more"]
 

@@ -23,7 +23,7 @@ from harness.history.store import FILE, History
 from harness.hosts import debugger
 from harness.hosts.debugger import Debugger
 from harness.plugin import pause
-from harness.plugin.state import CASE, PAUSE, PROGRESS
+from harness.plugin.state import ATTEMPT, CASE, PAUSE
 from harness.results.model import PASSED
 from harness.transport import Completed
 from harness.transport.replay import ReplayStream
@@ -325,11 +325,11 @@ def test_a_pause_that_ends_with_an_error_only_warns(
         raise error
 
     monkeypatch.setattr(pause.pause_prompt, "serve", serve)
-    progress = SimpleNamespace(paused="", pause=0.0)
+    attempt = SimpleNamespace(paused="", pause_seconds=0.0)
     config = SimpleNamespace(pluginmanager=SimpleNamespace(getplugin=lambda name: None))
-    item: Any = SimpleNamespace(nodeid="x", config=config, stash={PAUSE: pause.ON_FAILURE, PROGRESS: progress, CASE: None})
+    item: Any = SimpleNamespace(nodeid="x", config=config, stash={PAUSE: pause.ON_FAILURE, ATTEMPT: attempt, CASE: None})
     pause.on_failure(item, "planted")
-    assert progress.paused == pause.ON_FAILURE
+    assert attempt.paused == pause.ON_FAILURE
     assert f"the pause ended: {error}" in caplog.text
 
 

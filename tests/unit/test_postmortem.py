@@ -16,7 +16,7 @@ from harness.guests import postmortem
 from harness.guests.postmortem import inspect, message_buffer, parse
 from harness.images import debugfile
 from harness.images.debugfile import KernelSymbols
-from harness.plugin import diagnosis
+from harness.plugin import evidence
 from harness.transport import Completed
 from harness.transport.local import LocalTransport
 
@@ -181,7 +181,7 @@ def test_an_error_of_xenctx_is_no_stack() -> None:
 
 
 def test_a_guest_that_was_not_created_is_left_out(tmp_path: Path) -> None:
-    diagnosis.inspect([SimpleNamespace(domid=-1)], tmp_path)  # type: ignore[list-item]
+    evidence.inspect([SimpleNamespace(domid=-1)], tmp_path)  # type: ignore[list-item]
     assert not list(tmp_path.iterdir())
 
 

@@ -433,7 +433,7 @@ def test_a_slow_check_of_a_leased_host_is_no_hang(machine: Machine, silent: floa
     provider = HostProvider(SimpleNamespace(host="xen1"), lambda: host)  # type: ignore[arg-type]
     lost: list[bool] = []
     provider.__dict__["_pool"] = SimpleNamespace(mark_lost=lambda *args, hangs: lost.append(hangs))
-    provider.lost(host, caught.value)
+    provider.mark_lost(host, caught.value)
     assert lost == [hangs]
 
 
@@ -454,10 +454,10 @@ def test_a_prepared_host_is_restarted_and_tells_its_versions(machine: Machine) -
 
 
 def test_its_versions_are_inputs_of_every_case(machine: Machine) -> None:
-    from harness.plugin.fixtures import _inputs
+    from harness.plugin import inputs
 
     host = DirectHost(machine, config=XEN1)  # type: ignore[arg-type]
-    found = _inputs(host)
+    found = inputs.of_host(host)
     assert found["xen"] == "4.22-unstable"
     assert found["xen build"] == "git:0123456789-dirty 0011aabb"
     assert (found["dom0"], found["dom0 build"]) == ("Linux 7.1.0", "#3 SMP")

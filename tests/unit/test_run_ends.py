@@ -19,7 +19,7 @@ from harness.deadline import ConditionNotMet, Deadline
 from harness.errors import ExitCode
 from harness.plugin.ending import Ending, install
 from harness.plugin.outcome import exit_code
-from harness.plugin.state import RIG
+from harness.plugin.state import WORKER_ENV
 from harness.results.merge import _exit_code
 from harness.results.model import RunResult
 from tests.conftest import planted_suite
@@ -258,10 +258,10 @@ def test_a_worker_releases_its_hosts_before_xdist_reports_its_end() -> None:
             yield
             order.append("workerfinished")
 
-    rig = SimpleNamespace(close=lambda: order.append("hosts"))
+    worker_env = SimpleNamespace(close=lambda: order.append("hosts"))
     plugins = pytest.PytestPluginManager()
     stash = pytest.Stash()
-    stash[RIG] = rig  # type: ignore[assignment]
+    stash[WORKER_ENV] = worker_env  # type: ignore[assignment]
     config: Any = SimpleNamespace(stash=stash, pluginmanager=plugins, workerinput={})
     plugins.register(Runner())
     install(config)

@@ -128,11 +128,24 @@ def test_third(cell):
     assert not "fails on purpose"
 """
 
+CONFTEST = """
+import time
+import pytest
+from harness import preparing
+
+@pytest.hookimpl(trylast=True)
+def pytest_configure(config):
+    if not hasattr(config, "workerinput"):
+        with preparing.step("a disk image, unpacked"):
+            time.sleep(1)
+"""
+
 
 @pytest.mark.parametrize("workers", [[], ["-n", "2"]], ids=["alone", "workers"])
 def test_case_times_are_without_setup(tmp_path: Path, workers: list[str]) -> None:
     (tmp_path / "slow").mkdir()
     (tmp_path / "slow" / "test_it.py").write_text(SUITE)
+    (tmp_path / "slow" / "conftest.py").write_text(CONFTEST)
     argv = [sys.executable, "-m", "harness.cli", "run", str(tmp_path / "slow"), "--guest", "control", "--type", "pv"]
     argv += ["--reports", str(tmp_path / "reports"), *workers]
     done = subprocess.run(argv, cwd=tmp_path, capture_output=True, text=True, timeout=300)
@@ -143,7 +156,7 @@ def test_case_times_are_without_setup(tmp_path: Path, workers: list[str]) -> Non
     assert {name: round(item.setup) for name, item in cases.items()} == {"test_first": 2, "test_second": 0, "test_third": 1}
     assert all(item.seconds < 0.9 for item in cases.values()), {name: item.seconds for name, item in cases.items()}
     assert {(step.what, step.case.rpartition("::")[2].partition("[")[0], round(step.seconds)) for step in found.setup} == {
-        (KERNEL, "test_first", 2), ("firmware", "test_third", 1),
+        ("a disk image, unpacked", "", 1), (KERNEL, "test_first", 2), ("firmware", "test_third", 1),
     }  # fmt: skip
     lines = [line for line in done.stdout.splitlines() if "test_first" in line]
     assert lines[0].endswith(f"(and setup: 2.0 s: {KERNEL})")

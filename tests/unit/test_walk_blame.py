@@ -130,8 +130,9 @@ class Case:
         self.done: list[str] = []
         self.trouble: InfrastructureError | None = None
         self.context = CaseContext(tmp_path, CONTROL)
-        self.rig: Any = SimpleNamespace(
-            check=lambda cell: self.done.append("check") or host, lost=lambda cell: self.done.append("drop a lost host")
+        self.worker_env: Any = SimpleNamespace(
+            check_host=lambda cell: self.done.append("check") or host,
+            drop_lost_host=lambda cell: self.done.append("drop a lost host"),
         )
         case, numbers = self, itertools.count(1)
 
@@ -165,7 +166,7 @@ class Case:
 
     def run(self) -> None:
         scratch: Any = None
-        test_walk.test_random_walk(WalkRequest(60, 1), self.booted, scratch, self.rig, CONTROL, self.context)
+        test_walk.test_random_walk(WalkRequest(60, 1), self.booted, scratch, self.worker_env, CONTROL, self.context)
 
 
 def test_the_evidence_of_a_dead_guest_comes_before_the_search(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -87,7 +87,7 @@ def lab(tmp_path: Path) -> FakeLab:
 
 
 @pytest.fixture
-def rig(lab: FakeLab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> WorkerEnvironment:
+def worker_env(lab: FakeLab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> WorkerEnvironment:
     for name in ("vmlinuz", "initrd"):
         (tmp_path / name).write_text(name)
     monkeypatch.setattr(states.prune, "bound", lambda: ())
@@ -96,43 +96,43 @@ def rig(lab: FakeLab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Worker
     return made
 
 
-def test_a_lab_is_reset_only_after_use(rig: WorkerEnvironment, lab: FakeLab) -> None:
-    rig.host(CELL)
+def test_a_lab_is_reset_only_after_use(worker_env: WorkerEnvironment, lab: FakeLab) -> None:
+    worker_env.host(CELL)
     (rest,) = lab.built
     assert rest.startswith("rest-")
     assert lab.restored[-1] == rest
     before = len(lab.restored)
-    rig.host(CELL)
+    worker_env.host(CELL)
     assert len(lab.restored) == before, "it was not used"
-    rig.used(CELL)
-    rig.host(CELL)
+    worker_env.mark_used(CELL)
+    worker_env.host(CELL)
     assert lab.restored[before:] == [rest]
 
 
-def test_a_lab_is_reset_after_a_warm_guest_was_built_in_it(rig: WorkerEnvironment, lab: FakeLab) -> None:
+def test_a_lab_is_reset_after_a_warm_guest_was_built_in_it(worker_env: WorkerEnvironment, lab: FakeLab) -> None:
     """The build of a warm checkpoint starts from the idle dom0; afterwards, the guest runs."""
-    rig.host(CELL)
+    worker_env.host(CELL)
     (rest,) = lab.built
     assert lab.states is not None
 
     def build() -> str:
-        rig._hosts.reset(CELL, rig._hosts._usable(CELL), private_memory=True)
+        worker_env._hosts.reset(CELL, worker_env._hosts._usable(CELL), private_memory=True)
         return ""
 
     lab.restored.clear()
     lab.states.warm("1", build)
-    rig.host(CELL)
+    worker_env.host(CELL)
     assert lab.restored == [rest, "warm-1", rest]
 
 
-def test_a_warm_guest_that_is_built_again_starts_from_an_idle_dom0(rig: WorkerEnvironment, lab: FakeLab) -> None:
+def test_a_warm_guest_that_is_built_again_starts_from_an_idle_dom0(worker_env: WorkerEnvironment, lab: FakeLab) -> None:
     """The first save of a hot checkpoint may be unusable; then the build runs a second time."""
-    rig.host(CELL)
+    worker_env.host(CELL)
     (rest,) = lab.built
     assert lab.states is not None
 
     def build() -> str:
-        rig._hosts.reset(CELL, rig._hosts._usable(CELL), private_memory=True)
+        worker_env._hosts.reset(CELL, worker_env._hosts._usable(CELL), private_memory=True)
         return ""
 
     def twice(kind: CheckpointKind, key: str, build: Callable[[], str], **_: object) -> Any:
@@ -148,33 +148,35 @@ def test_a_warm_guest_that_is_built_again_starts_from_an_idle_dom0(rig: WorkerEn
     assert lab.restored == [rest, rest, "warm-1"]
 
 
-def test_a_lost_host_is_replaced(rig: WorkerEnvironment, lab: FakeLab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    rig.host(CELL)
+def test_a_lost_host_is_replaced(
+    worker_env: WorkerEnvironment, lab: FakeLab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worker_env.host(CELL)
     lab.failure = "dom0 gave no sign of life"
     other = FakeLab(tmp_path)
-    monkeypatch.setattr(rig._hosts, "_start_lab", lambda xen: other)
-    assert rig.host(CELL) is other
+    monkeypatch.setattr(worker_env._hosts, "_start_lab", lambda xen: other)
+    assert worker_env.host(CELL) is other
     assert lab.closed
 
 
 def test_a_warm_checkpoint_without_a_console_is_removed(
-    rig: WorkerEnvironment, lab: FakeLab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    worker_env: WorkerEnvironment, lab: FakeLab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     note = json.dumps({"config": asdict(DomainConfig("g", "pv", 160)), "domid": 2, "stages": [], "prepared": None})
-    monkeypatch.setattr(rig._guests, "_boot_to_save", lambda *args: note)
+    monkeypatch.setattr(worker_env._guests, "_boot_to_save", lambda *args: note)
 
     def locked(guest: Guest, domid: int) -> Guest:
         raise TransportError("Could not lock /var/lock/xenconsole.2")
 
     monkeypatch.setattr(Guest, "adopt", locked)
     with pytest.raises(TransportError):
-        rig.booted_guest(CELL, CaseContext(tmp_path), Shape("pv"))
+        worker_env.booted_guest(CELL, CaseContext(tmp_path), Shape("pv"))
     (warm,) = (name for name in lab.built if name.startswith("warm-"))
     assert not (tmp_path / warm).exists()
 
 
 def test_a_case_has_the_guest_that_died_before_its_warm_checkpoint(
-    rig: WorkerEnvironment, lab: FakeLab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    worker_env: WorkerEnvironment, lab: FakeLab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Otherwise the evidence of the failure has nothing from dom0, Xen and the guest."""
 
@@ -185,12 +187,12 @@ def test_a_case_has_the_guest_that_died_before_its_warm_checkpoint(
     monkeypatch.setattr(guest_factory, "configure", lambda host, source, shape, name: DomainConfig(name, "pv", 160))
     context = CaseContext(tmp_path)
     with pytest.raises(GuestDied):
-        rig.booted_guest(CELL, context, Shape("pv"))
+        worker_env.booted_guest(CELL, context, Shape("pv"))
     (guest,) = context.guests
     assert (guest.name.startswith("fxh-warm-"), context.host, context.prepared) == (True, lab, [])
 
 
-def test_a_host_that_does_not_answer_is_asked_once(rig: WorkerEnvironment, lab: FakeLab) -> None:
+def test_a_host_that_does_not_answer_is_asked_once(worker_env: WorkerEnvironment, lab: FakeLab) -> None:
     """Otherwise each request after a failed case would wait for its full time-out. A lab ends its waits itself."""
     asked = []
 
@@ -200,11 +202,11 @@ def test_a_host_that_does_not_answer_is_asked_once(rig: WorkerEnvironment, lab: 
 
     lab.check = check  # type: ignore[attr-defined]
     lab.transport.close = lambda: None
-    rig.host(CELL)
-    assert str(rig.check(CELL)) == str(rig.check(CELL)) == "no answer"
+    worker_env.host(CELL)
+    assert str(worker_env.check_host(CELL)) == str(worker_env.check_host(CELL)) == "no answer"
     assert len(asked) == 2
     lab.states = None
-    assert str(rig.check(CELL)) == str(rig.check(CELL)) == "no answer"
+    assert str(worker_env.check_host(CELL)) == str(worker_env.check_host(CELL)) == "no answer"
     assert len(asked) == 3
 
 
@@ -218,24 +220,24 @@ def test_a_leak_is_reported_once_and_given_resources_are_none_on_a_lab(
     held = HeldHost(lab, Inventory(frozenset(), ()))  # type: ignore[arg-type]
     left = frozenset({Item("directory", "/ours/scratch"), Item("loop", "/dev/loop0")})
     lab.inventory = lambda: Inventory(left, ())  # type: ignore[method-assign]
-    context = CaseContext(tmp_path, given=["/ours/scratch"])
+    context = CaseContext(tmp_path, own_resources=["/ours/scratch"])
     first = {item.name for item in leak_guard.leaks(held, context)}
     assert first == {"/dev/loop0"} | (set() if restorable else {"/ours/scratch"})
     again = {item.name for item in leak_guard.leaks(held, context)}
     assert again == ({"/dev/loop0"} if restorable else set())
 
 
-def test_undo_steps_run_where_nothing_is_restored(rig: WorkerEnvironment, lab: FakeLab, tmp_path: Path) -> None:
+def test_undo_steps_run_where_nothing_is_restored(worker_env: WorkerEnvironment, lab: FakeLab, tmp_path: Path) -> None:
     done: list[int] = []
 
     def fails() -> None:
         raise InfrastructureError("no")
 
     context = CaseContext(tmp_path, host=lab, undo=[lambda: done.append(1), fails, lambda: done.append(2)])  # type: ignore[arg-type]
-    rig.clean(context)
+    worker_env.clean_up(context)
     assert done == []
     lab.states = None
-    rig.clean(context)
+    worker_env.clean_up(context)
     assert done == [2, 1]
 
 
@@ -279,8 +281,8 @@ def test_a_lab_that_does_not_start_is_removed(monkeypatch: pytest.MonkeyPatch) -
             self.removed = True
 
     lab = Failing()
-    monkeypatch.setattr(factory, "make", lambda wish: lab)
-    options: Any = SimpleNamespace(host="", wish=lambda xen: xen)
+    monkeypatch.setattr(factory, "make", lambda spec: lab)
+    options: Any = SimpleNamespace(host="", lab_spec=lambda xen: xen)
     hosts = WorkerHosts.__new__(WorkerHosts)
     hosts._options = options
     with pytest.raises(InfrastructureError, match="does not answer"):

@@ -13,7 +13,7 @@ import pytest
 from harness.console import xentrace
 from harness.console.xentrace import panic, traces
 from harness.errors import InfrastructureError, LabDead
-from harness.plugin import diagnosis
+from harness.plugin import backtraces
 from harness.plugin.case_context import CaseContext
 from harness.xen.symbolizer import Line
 
@@ -117,48 +117,48 @@ def context(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> CaseContext:
 
 
 def written(context: CaseContext) -> str:
-    path = context.directory / diagnosis.XEN_BACKTRACE
+    path = context.directory / backtraces.XEN_BACKTRACE
     return path.read_text() if path.exists() else ""
 
 
 def test_without_symbols_the_names_of_xen_and_the_reason_remain(context: CaseContext) -> None:
-    (context.directory / diagnosis.SERIAL_LOGS[0]).write_text(PANIC)
-    diagnosis.hypervisor(context)
+    (context.directory / backtraces.SERIAL_LOGS[0]).write_text(PANIC)
+    backtraces.hypervisor(context)
     text = written(context)
     assert text.startswith("no source lines: no symbols of this Xen (build-id unknown)")
     assert "CPU 0: FATAL TRAP: vector = 6 (invalid opcode)\n#0  dump_runq+0x0\n#1  handle_keypress+0xa0\n" in text
 
 
 def test_with_symbols_each_frame_has_its_line(context: CaseContext, monkeypatch: pytest.MonkeyPatch) -> None:
-    (context.directory / diagnosis.SERIAL_LOGS[0]).write_text(PANIC)
-    monkeypatch.setattr(diagnosis.KernelSymbols, "debug", Path("xen-syms"))
-    monkeypatch.setattr(diagnosis.KernelSymbols, "addresses", lambda self, names: {})
-    monkeypatch.setattr(diagnosis, "has_lines", lambda path: True)
+    (context.directory / backtraces.SERIAL_LOGS[0]).write_text(PANIC)
+    monkeypatch.setattr(backtraces.KernelSymbols, "debug", Path("xen-syms"))
+    monkeypatch.setattr(backtraces.KernelSymbols, "addresses", lambda self, names: {})
+    monkeypatch.setattr(backtraces, "has_lines", lambda path: True)
     asked: list[int] = []
 
     def lookup(debug: Path, addresses: list[int], seconds: float) -> Any:
         asked.extend(addresses)
         return tuple((Line("inner", "a.h", 1), Line(f"f{address:x}", "a.c", 2)) for address in addresses)
 
-    monkeypatch.setattr(diagnosis.sourcelines.symbolizer, "lookup", lookup)
-    diagnosis.hypervisor(context)
+    monkeypatch.setattr(backtraces.sourcelines.symbolizer, "lookup", lookup)
+    backtraces.hypervisor(context)
     assert "#0  inner (a.h:1)  [inlined]\n#0  fffff82d04024ff60 (a.c:2)\n" in written(context)
     assert asked[:2] == [0xFFFF82D04024FF60, 0xFFFF82D04022E85F], "the call is before its return address"
 
 
 def test_symbols_without_lines_say_so(context: CaseContext, monkeypatch: pytest.MonkeyPatch) -> None:
-    (context.directory / diagnosis.XEN_LOG).write_text(DUMP)
-    monkeypatch.setattr(diagnosis.KernelSymbols, "debug", Path("xen-syms"))
-    monkeypatch.setattr(diagnosis, "has_lines", lambda path: False)
-    monkeypatch.setattr(diagnosis.sourcelines, "backtraces", lambda traces, symbols: [[] for _ in traces])
-    diagnosis.hypervisor(context)
+    (context.directory / backtraces.XEN_LOG).write_text(DUMP)
+    monkeypatch.setattr(backtraces.KernelSymbols, "debug", Path("xen-syms"))
+    monkeypatch.setattr(backtraces, "has_lines", lambda path: False)
+    monkeypatch.setattr(backtraces.sourcelines, "backtraces", lambda traces, symbols: [[] for _ in traces])
+    backtraces.hypervisor(context)
     assert written(context).startswith("no source lines: xen-syms has no line tables\n\nCPU 1: its state, by debug key d\n#0  acpi")
 
 
 def test_the_serial_console_of_earlier_cases_does_not_count(context: CaseContext) -> None:
-    (context.directory / diagnosis.SERIAL_LOGS[0]).write_text(DUMP)
-    (context.directory / diagnosis.XEN_LOG).write_text("(XEN) Xen version 4.20.5\n")
-    diagnosis.hypervisor(context)
+    (context.directory / backtraces.SERIAL_LOGS[0]).write_text(DUMP)
+    (context.directory / backtraces.XEN_LOG).write_text("(XEN) Xen version 4.20.5\n")
+    backtraces.hypervisor(context)
     assert written(context) == ""
 
 
@@ -172,15 +172,15 @@ def test_a_host_that_is_gone_has_an_unknown_build(context: CaseContext, error: E
             raise error
 
     context.host = Gone()  # type: ignore[assignment]
-    (context.directory / diagnosis.SERIAL_LOGS[0]).write_text(PANIC)
-    diagnosis.hypervisor(context)
+    (context.directory / backtraces.SERIAL_LOGS[0]).write_text(PANIC)
+    backtraces.hypervisor(context)
     assert "build-id unknown" in written(context)
 
 
 def test_a_hostile_log_is_escaped(context: CaseContext) -> None:
     evil = PANIC.replace("FATAL TRAP", "\x1b]0;x\x07FATAL <b>")
     assert xentrace.traces(evil)
-    (context.directory / diagnosis.XEN_LOG).write_text(evil)
-    diagnosis.hypervisor(context)
+    (context.directory / backtraces.XEN_LOG).write_text(evil)
+    backtraces.hypervisor(context)
     assert "\x1b" not in written(context)
     assert "\x07" not in written(context)

@@ -87,6 +87,7 @@ class GuestOS(ABC):
 
     @property
     def stages(self) -> Sequence[Stage]:
+        """The stages of a boot, in their order."""
         return self.console.stages
 
     def source(self, subject: str) -> str:
@@ -139,7 +140,8 @@ class GuestOS(ABC):
     # -- kernel ---------------------------------------------------------------------------------------------------------
 
     @abstractmethod
-    def identity(self, run: Run) -> KernelIdentity: ...
+    def identity(self, run: Run) -> KernelIdentity:
+        """The identity that the running kernel reports."""
 
     @abstractmethod
     def identity_of(self, kernel: bytes) -> KernelIdentity:
@@ -159,17 +161,20 @@ class GuestOS(ABC):
         """The guest's name of the disk ``vdev``."""
 
     @abstractmethod
-    def root_device(self, run: Run) -> str: ...
+    def root_device(self, run: Run) -> str:
+        """The root file system as the mount table names it: ``/dev/xbd0p2``, ``zroot/ROOT/default``, ``rootfs``; "" if the guest does not tell."""
 
     def dump_variables(self, disk: str) -> Mapping[str, str]:
         """The kernel variables that make ``disk`` the dump device; none if the OS writes no dumps."""
         return {}
 
     @abstractmethod
-    def disks(self, run: Run) -> tuple[str, ...]: ...
+    def disks(self, run: Run) -> tuple[str, ...]:
+        """The names of all disks that the kernel has, sorted: ``xbd0``, ``ada0``; for Linux all block devices."""
 
     @abstractmethod
-    def disk_bytes(self, run: Run, name: str) -> int: ...
+    def disk_bytes(self, run: Run, name: str) -> int:
+        """The size of the disk in bytes."""
 
     @abstractmethod
     def attach_log(self, run: Run) -> str:
@@ -181,7 +186,8 @@ class GuestOS(ABC):
 
     @property
     @abstractmethod
-    def small_blocks(self) -> SmallBlocks: ...
+    def small_blocks(self) -> SmallBlocks:
+        """The file system of the cases with large kernels for pygrub."""
 
     # -- memory and CPUs ----------------------------------------------------------------------------------------------
 
@@ -190,7 +196,8 @@ class GuestOS(ABC):
         """MiB that the kernel manages, free or not."""
 
     @abstractmethod
-    def balloon(self, run: Run) -> Balloon: ...
+    def balloon(self, run: Run) -> Balloon:
+        """The numbers of the balloon driver and of the kernel's memory, in bytes."""
 
     @abstractmethod
     def hog(self, mib: int) -> str:
@@ -215,7 +222,8 @@ class GuestOS(ABC):
     # -- network ------------------------------------------------------------------------------------------------------
 
     @abstractmethod
-    def interfaces(self, run: Run) -> tuple[Interface, ...]: ...
+    def interfaces(self, run: Run) -> tuple[Interface, ...]:
+        """All network interfaces, the loopback included."""
 
     @abstractmethod
     def address(self, run: Run, interface: str, cidr: str) -> None:
@@ -238,7 +246,8 @@ class GuestOS(ABC):
         raise CannotRun(f"needs VLANs in the kernel of {self.title}", hint="fxh run netfront -k vlan --image IMAGE")
 
     @abstractmethod
-    def set_mtu(self, run: Run, interface: str, mtu: int) -> None: ...
+    def set_mtu(self, run: Run, interface: str, mtu: int) -> None:
+        """Set the MTU in bytes."""
 
     @abstractmethod
     def forwarding_command(self, ipv6: bool) -> str:
@@ -249,7 +258,8 @@ class GuestOS(ABC):
         """The offloads among ``tx``, ``rx``, ``tso``, ``lro`` and ``sg`` that the OS can switch, and whether each is on."""
 
     @abstractmethod
-    def offload_command(self, interface: str, name: str, on: bool) -> str: ...
+    def offload_command(self, interface: str, name: str, on: bool) -> str:
+        """A command that switches an offload, by its name in :meth:`offloads`."""
 
     @abstractmethod
     def checksum_errors(self, run: Run) -> int:
@@ -291,7 +301,8 @@ class GuestOS(ABC):
     disk_counters: ClassVar[str] = ""
     """Prints :meth:`requests_in_flight`, then the kernel's log. "": the OS has no such command."""
 
-    def requests_in_flight(self, text: str) -> Mapping[str, int]:  # by disk
+    def requests_in_flight(self, text: str) -> Mapping[str, int]:
+        """The requests that each disk has not answered, by disk, in the output of :attr:`disk_counters`."""
         return {}
 
     # -- end ----------------------------------------------------------------------------------------------------------
@@ -313,4 +324,5 @@ class GuestOS(ABC):
         """How the guest ends after dom0 writes ``control`` to control/shutdown."""
 
     @abstractmethod
-    def fate_of_panic(self, guest_type: str) -> ShutdownExpectation: ...
+    def fate_of_panic(self, guest_type: str) -> ShutdownExpectation:
+        """How the guest ends after a panic."""

@@ -1,27 +1,23 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""Diagnose the guests of a failed case: the backtrace with source lines, the state of a silent guest, and complaints."""
+"""The backtraces of a failed case with source files and lines: of a dead guest, and of Xen."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from harness import paths
 from harness.console import xentrace
-from harness.console.clean import Cleaner
-from harness.console.complaints import GUEST
-from harness.console.complaints import complaints as find_complaints
 from harness.console.deaths import Death
 from harness.console.text import decode
 from harness.errors import HarnessError
-from harness.guests import postmortem, sourcelines
+from harness.guests import sourcelines
 from harness.guests.guest import Guest
 from harness.hosts.host import XenHost
 from harness.hosts.logs import xen_since
 from harness.images.debugfile import KernelSymbols, has_lines
 from harness.plugin.case_context import CaseContext
-from harness.results.model import ComplaintRecord
 from harness.safetext import plain
 
 log = logging.getLogger("fxh.evidence")
@@ -29,11 +25,11 @@ log = logging.getLogger("fxh.evidence")
 BACKTRACE = "backtrace.txt"
 XEN_BACKTRACE = "xen-backtrace.txt"
 XEN_LOG, CPUS_LOG, SERIAL_LOGS = "xl-dmesg.log", "xen-cpus.log", ("lab-serial.log", "host-serial.log")
-# Bytes of a console that are searched for complaints, and of Xen's logs for call traces.
+# Bytes at the end of Xen's logs that are searched for call traces.
 _SEARCHED = 1 << 20
 
 
-def backtrace(death: Death, guests: Sequence[Guest], directory: Path) -> tuple[str, ...]:
+def guest(death: Death, guests: Sequence[Guest], directory: Path) -> tuple[str, ...]:
     """Write the death's backtrace with files and lines to ``directory`` and return it; empty without debugging information."""
     symbols = next((guest.symbols for guest in reversed(guests) if guest.symbols is not None), None)
     if symbols is None or not death.frames:
@@ -91,36 +87,3 @@ def _text(path: Path) -> str:
         return decode(paths.tail(path, _SEARCHED))
     except OSError:
         return ""
-
-
-def complaints(directory: Path, logs: Mapping[str, str]) -> tuple[ComplaintRecord, ...] | None:
-    """The complaints on the consoles of a case and in the lines of its host's ``logs``, one per source and identity.
-
-    None if there is neither. Only the end of a long console is searched.
-    """
-    consoles = sorted(directory.glob("*.console.log"))
-    texts = [*((GUEST, _console(path)) for path in consoles), *logs.items()]
-    found: dict[tuple[str, str], ComplaintRecord] = {}
-    for source, text in texts:
-        for one in find_complaints(text, source):
-            before = found.get((source, one.identity))
-            count = one.count + (before.count if before else 0)
-            found[source, one.identity] = ComplaintRecord(one.kind, source, one.message, one.identity, one.detail, count)
-    return tuple(found.values()) if texts else None
-
-
-def _console(path: Path) -> str:
-    return decode(Cleaner().text(paths.tail(path, _SEARCHED)))
-
-
-def inspect(guests: Sequence[Guest], directory: Path) -> None:
-    """Write each running guest's stacks and kernel messages to ``directory``, as ``vcpus-NAME.txt`` and ``messages-NAME.txt``."""
-    for guest in guests:
-        if guest.domid < 0:  # not created
-            continue
-        found = postmortem.inspect(guest.host.transport, guest.domid, guest.config.vcpus, guest.symbols)
-        for name, text in found.items():
-            if text.startswith(postmortem.NOT_READ):
-                log.warning("%s of %s %s", name, guest.name, text.strip())
-            else:
-                (directory / f"{name}-{guest.name}.txt").write_text(text)
