@@ -77,6 +77,13 @@ def banner_address() -> int:
     raise AssertionError("no segment has the text")
 
 
+def xen_schedule(image: Path) -> int:
+    """The address of Xen's scheduler, to which the CPU of an idle lab comes each time that dom0 wakes. Linux has one of this name, too."""
+    address = elfsymbols.address_of(elfsymbols.mapped(image / XEN_SYMBOLS), "schedule")
+    assert address is not None
+    return address
+
+
 def ask(gdb: Any, command: str) -> str:
     """gdb's answer to a command."""
     gdb.sendline(command)
@@ -128,8 +135,10 @@ def test_console_dom0_and_both_stubs(kind: str, terminal: Callable[..., Any], tm
     gdb.expect_exact(GDB)
     ask(gdb, "set confirm off")
     assert " in section .text" in ask(gdb, "info symbol idle_loop"), "the hypervisor has its symbols"
-    # The CPU may be anywhere now. It comes to Xen's scheduler each time that dom0 wakes.
-    ask(gdb, "hbreak schedule")
+    # The CPU may be anywhere now.
+    record = registry.read(Path(stub).parent.name)
+    assert record is not None
+    ask(gdb, f"hbreak *{xen_schedule(record.image_path):#x}")
     gdb.sendline("continue")
     gdb.expect(r"Breakpoint \d+, .*" + re.escape(GDB))
     assert "= 0xffff82d0" in ask(gdb, "p/x $rip"), "Xen's scheduler is in Xen"
@@ -214,9 +223,7 @@ def test_a_killed_debugger_leaves_a_running_lab(lab: Lab, host: LabHost) -> None
             client.sendall(b"+$?#3f")
             assert client.recv(100)
             assert stub.attached()
-            address = elfsymbols.address_of(elfsymbols.mapped(lab.image.directory / XEN_SYMBOLS), "schedule")
-            assert address is not None
-            text = f"Z0,{address:x},1".encode()
+            text = f"Z0,{xen_schedule(lab.image.directory):x},1".encode()
             client.sendall(b"+$" + text + b"#%02x" % (sum(text) & 255))
             assert client.recv(100)
             text = b"c"

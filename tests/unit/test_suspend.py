@@ -91,7 +91,7 @@ def test_a_migration_that_fails(stderr: str, error: type[Exception], says: str) 
 
 def test_a_failed_save_leaves_no_file(monkeypatch: pytest.MonkeyPatch) -> None:
     failing = guest(Mock())
-    failing.name, failing.host.directory = "g", "/run/x"
+    failing.name, failing.host.make_directory.return_value = "g", "/run/x"
     monkeypatch.setattr(suspend, "_save", Mock(side_effect=HarnessError("no space")))
     with pytest.raises(HarnessError, match="no space"):
         suspend.through_a_file(failing)
