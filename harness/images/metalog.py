@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
@@ -13,6 +14,10 @@ from harness.errors import BuildError
 _WANTED = ("type", "uname", "gname", "mode", "link", "contents", "uid", "gid")
 
 _TYPES = ("dir", "file", "link", "char", "block", "fifo", "socket")
+# NAME_MAX and PATH_MAX without its NUL (sys/sys/syslimits.h), in bytes.
+_LONGEST_NAME, _LONGEST_PATH = 255, 1023
+# \\040
+_OCTAL = re.compile(r"\\([0-3][0-7]{2})")
 
 
 @dataclass(frozen=True)
@@ -36,7 +41,8 @@ Tree = dict[str, Node]
 def parse(text: str, top: Path) -> Tree:
     """The nodes of a METALOG whose files are below ``top``; the last of several lines for a path counts.
 
-    Drops sizes: METALOG has a wrong one for master.passwd, and makefs reads the files. Raises BuildError for a damaged METALOG.
+    Drops sizes: METALOG has a wrong one for master.passwd, and makefs reads the files. Raises BuildError for a damaged METALOG, and
+    for one whose files are outside its tree: a path with ``..``, or a path below a link.
     """
     tree: Tree = {}
     for number, line in enumerate(text.splitlines(), 1):
@@ -44,32 +50,63 @@ def parse(text: str, top: Path) -> Tree:
             continue
         path, *words = line.split()
         attributes = dict(word.partition("=")[::2] for word in words)
-        if attributes.get("type") not in _TYPES or not path.startswith("."):
+        kind = attributes.get("type")
+        if kind not in _TYPES or (path != "." and not path.startswith("./")) or (kind == "link" and "link" not in attributes):
             raise BuildError(f"METALOG, line {number}: {line[:100]!r} describes no file", hint="build the world again")
+        if reason := refusal(unvis(path)):
+            raise BuildError(f"METALOG, line {number}: {line[:100]!r} has a path that {reason}", hint="build the world again")
         kept = {name: attributes[name] for name in _WANTED if name in attributes}
         tree[path] = Node(path, kept, top / unvis(path) if attributes["type"] == "file" else None)
+    for path in tree:
+        _check_above(tree, path)
     return tree
+
+
+def refusal(path: str) -> str:
+    """The reason why a world cannot contain ``path``, as a verb and its object, or ""."""
+    names = path.split("/")
+    if ".." in names:
+        return "has .. in it"
+    if "\0" in path:
+        return "has a NUL in it"
+    sizes = [len(name.encode(errors="surrogateescape")) for name in names]
+    if max(sizes) > _LONGEST_NAME or sum(sizes) + len(sizes) - 1 > _LONGEST_PATH:
+        return f"is longer than {_LONGEST_NAME} bytes for a name or {_LONGEST_PATH} for all"
+    return ""
+
+
+def _check_above(tree: Tree, path: str) -> None:
+    """Raise BuildError if a node above ``path`` is not a directory. A file below a link would be written outside of the tree."""
+    while "/" in path:
+        above, _, name = path.rpartition("/")
+        if above in tree and tree[above].type != "dir":
+            raise BuildError(
+                f"METALOG: {above[:200]} is a {tree[above].type}, and {name[:200]} is below it", hint="build the world again"
+            )
+        path = above
+    if "." in tree and tree["."].type != "dir":
+        raise BuildError(f"METALOG: the top of the tree is a {tree['.'].type}", hint="build the world again")
 
 
 def unvis(path: str) -> str:
     """The path in the file system: mtree(5) encodes blanks and special characters as ``\\040``."""
     if "\\" not in path:
         return path
-    out, at = bytearray(), 0
-    while at < len(path):
-        if path[at] == "\\" and path[at + 1 : at + 4].isdigit():
-            out.append(int(path[at + 1 : at + 4], 8))
-            at += 4
-        else:
-            out += path[at].encode()
-            at += 1
+    parts = _OCTAL.split(path)
+    out = b"".join(
+        bytes([int(part, 8)]) if number % 2 else part.encode(errors="surrogateescape") for number, part in enumerate(parts)
+    )
     return out.decode(errors="surrogateescape")
 
 
 def add_file(tree: Tree, path: str, contents: Path, mode: str = "") -> None:
-    """Put a file at ``path`` (``./etc/fstab``), with the directories above it; an existing file keeps its owner and mode."""
+    """Put a file at ``path`` (``./etc/fstab``), with the directories above it; an existing file keeps its owner and mode.
+
+    Raises BuildError if a part of the path is not a directory.
+    """
     add_directory(tree, str(PurePosixPath(path).parent))
     path = _dotted(path)
+    _check_above(tree, path)
     old = tree.get(path)
     attributes = old.attributes if old is not None and old.type == "file" else {"type": "file", "uname": "root", "gname": "wheel"}
     tree[path] = Node(path, {"mode": "0644", **attributes, **({"mode": mode} if mode else {})}, contents)

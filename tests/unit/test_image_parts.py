@@ -273,6 +273,37 @@ def test_metalog_damaged() -> None:
         metalog.parse("#mtree 2.0\n./etc type", Path("/d"))
 
 
+@pytest.mark.parametrize(
+    ("lines", "says"),
+    [
+        ("./a/../../evil type=file", r"has a path that has \.\. in it"),
+        ("./a/\\056\\056/evil type=file", r"has a path that has \.\. in it"),
+        ("../evil type=file", "describes no file"),
+        ("./a\\000b type=file", "has a NUL"),
+        ("./l type=link", "describes no file"),
+        (f"./{'n' * 256} type=file", "is longer than 255 bytes"),
+        ("./out type=link link=/tmp\n./out/evil type=file", r"\./out is a link, and evil is below it"),
+        ("./out/evil type=file\n./out type=link link=/tmp", r"\./out is a link, and evil is below it"),
+        (". type=link link=/tmp", "the top of the tree is a link"),
+    ],
+)
+def test_a_metalog_stays_inside_its_tree(lines: str, says: str) -> None:
+    with pytest.raises(BuildError, match=f"^METALOG.*{says}"):
+        metalog.parse(lines, Path("/d"))
+
+
+def test_no_file_is_put_in_below_a_link() -> None:
+    tree = metalog.parse("./etc type=link link=/tmp", Path("/d"))
+    with pytest.raises(BuildError, match=r"\./etc is a link, and fstab is below it"):
+        metalog.add_file(tree, "./etc/fstab", Path("/new"))
+
+
+def test_paths_of_a_metalog_in_octal() -> None:
+    # vis(3) writes three octal digits; anything else stays.
+    assert metalog.unvis("./a\\040b\\134\\303\\251") == "./a b\\é"
+    assert metalog.unvis("./a\\999\\48\\") == "./a\\999\\48\\"
+
+
 def test_a_file_that_is_put_in_keeps_owner_and_mode() -> None:
     tree = metalog.parse(METALOG, Path("/d"))
     metalog.add_file(tree, "./etc/master.passwd", Path("/new"))
@@ -496,6 +527,11 @@ def test_manifest() -> None:
         dist.parse_manifest("<html>")
     with pytest.raises(BuildError, match="names no set"):
         dist.parse_manifest(text.replace("base.txz", "../base.txz"))
+    for name in ("..", "", "b" * 101, "b\0", "b\x1b[2J"):
+        with pytest.raises(BuildError, match="names no set"):
+            dist.parse_manifest(text.replace("base.txz", name))
+        with pytest.raises(BuildError, match="names no set"):
+            dist.parse_manifest(text.replace("\tbase\t", f"\t{name}\t"))
 
 
 def test_excluded_paths_of_sets() -> None:

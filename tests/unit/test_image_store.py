@@ -598,11 +598,60 @@ def test_a_set_that_is_missing(mirror: Mirror) -> None:
         dist.world(mirror.url)
 
 
-def test_an_archive_that_writes_outside(tmp_path: Path) -> None:
-    with tarfile.open(tmp_path / "base.txz", "w:xz") as tar:
-        tar.addfile(tarfile.TarInfo("../../evil"), io.BytesIO())
-    with pytest.raises(BuildError, match=r"wants to write to '\.\./\.\./evil'"):
-        dist.unpack(tmp_path / "base.txz", tmp_path / "tree", {}, ())
+def tar_of(*members: tuple[str, bytes, str]) -> bytes:
+    """A packed archive of (name, type, link target), each without content. The names can be ones that no FreeBSD set has."""
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w:xz", format=tarfile.PAX_FORMAT) as tar:
+        for name, kind, target in members:
+            info = tarfile.TarInfo("name")
+            # The header of a long name or one with a NUL: a pax record.
+            info.pax_headers, info.type, info.linkname = {"path": name}, kind, target
+            tar.addfile(info, io.BytesIO())
+    return out.getvalue()
+
+
+FILE, DIRECTORY, SYMBOLIC, HARD = tarfile.REGTYPE, tarfile.DIRTYPE, tarfile.SYMTYPE, tarfile.LNKTYPE
+
+
+@pytest.mark.parametrize(
+    ("members", "says"),
+    [
+        ([("../../evil", FILE, "")], r"the path '\.\./\.\./evil' has \.\. in it"),
+        ([("./etc/../../evil", FILE, "")], r"has \.\. in it"),
+        ([("./a\0b", FILE, "")], r"the path './a\\x00b' has a NUL in it"),
+        ([(f"./{'n' * 256}", FILE, "")], r"the path './n{78}\.\.\.' is longer than 255 bytes for a name"),
+        ([(f"./{'d/' * 600}x", FILE, "")], "or 1023 for all"),
+        ([("./again", HARD, "./again")], "'again' is a hard link to itself"),
+        ([("./bin/cat", FILE, ""), ("./bin/cat/x", FILE, "")], "a file and a directory have one name: 'bin/cat/x'"),
+        ([("./bin/cat", FILE, ""), ("./bin", FILE, "")], "a file and a directory have one name: 'bin'"),
+        # These would be written through the link, outside of the world.
+        ([("./out", SYMBOLIC, "/tmp"), ("./out/evil", FILE, "")], r"\./out is a link, and evil is below it"),
+        ([("./out/evil", FILE, ""), ("./out", SYMBOLIC, "/tmp")], r"\./out is a link, and evil is below it"),
+        ([("./out/a/evil", FILE, ""), ("./out", SYMBOLIC, "/tmp")], r"\./out is a link, and a is below it"),
+        ([("./", SYMBOLIC, "/tmp")], "the top of the tree is a link"),
+    ],
+)
+def test_a_set_that_does_not_fit_a_world(mirror: Mirror, members: list[tuple[str, bytes, str]], says: str) -> None:
+    mirror.files["base.txz"] = tar_of(*members)
+    mirror.manifest()
+    with pytest.raises(BuildError, match=rf"^base\.txz of http://\S+: (METALOG: )?.*{says}") as caught:
+        dist.world(mirror.url)
+    assert "another mirror" in caught.value.hint
+    left = [path.name for kind in ("worlds", "downloads") for path in store.directory(kind).iterdir()]
+    assert [name[16:] for name in left if not name.startswith(".")] == ["-kernel.txz"]
+    assert not [name for name in left if name.startswith((".making", ".gone"))]
+
+
+@pytest.mark.parametrize(
+    ("files", "says"),
+    [({}, "has no file boot/kernel/kernel"), ({"boot/kernel/kernel": b""}, "boot/kernel/kernel: not an ELF file")],
+)
+def test_a_kernel_set_without_a_kernel(mirror: Mirror, files: dict[str, bytes], says: str) -> None:
+    mirror.files["kernel.txz"] = tar_of(*((name, FILE, "") for name in files))
+    mirror.manifest()
+    with pytest.raises(UsageError, match=rf"^kernel\.txz of http://\S+:? {says}"):
+        dist.world(mirror.url)
+    assert [path.name for path in store.directory("downloads").iterdir() if not path.name.startswith(".")] == []
 
 
 def test_no_network() -> None:
