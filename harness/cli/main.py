@@ -20,7 +20,7 @@ import typer
 
 from harness import __version__
 from harness.cli import completion
-from harness.errors import ExitCode, HarnessError, InfrastructureError
+from harness.errors import ExitCode, HarnessError, InfrastructureError, UsageError
 from harness.safetext import plain
 from harness.trace import OUTPUT
 
@@ -158,6 +158,8 @@ def main() -> None:
         elif isinstance(exc, OSError) and exc.errno in _FULL:
             what = f"{exc.filename}: {exc.strerror}" if exc.filename else f"cannot write: {exc.strerror}"
             code = complain(InfrastructureError(what, hint="free some space on this machine"))
+        elif isinstance(exc, OSError) and exc.errno == errno.ENAMETOOLONG:
+            code = complain(UsageError(f"{exc.filename or 'a path'}: {exc.strerror}", hint="give a shorter path"))
         else:
             traceback.print_exc()
             print("fxh: this is a bug in the harness; please report it with the lines above", file=sys.stderr)

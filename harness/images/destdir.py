@@ -53,7 +53,7 @@ def world(path: Path) -> StoreEntry:
 
 
 # USERLAND_VERSION="13.2-RELEASE"        (bin/freebsd-version)
-_USERLAND = re.compile(r'^USERLAND_VERSION="?(\d+\.\d+)', re.MULTILINE)
+_USERLAND = re.compile(r'^USERLAND_VERSION="?(\d{1,4}\.\d{1,4})', re.MULTILINE)
 
 
 def version_of(top: Path) -> str:

@@ -13,7 +13,9 @@ import lzma
 import os
 import re
 import shutil
+import stat
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -88,6 +90,11 @@ def identify(path: Path) -> str:
     Raises UsageError for a file that is not a disk image, or has a format to convert first; the hint gives the command.
     """
     try:
+        mode = path.stat().st_mode
+        # On FreeBSD disks are character devices.
+        if stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode) or (stat.S_ISCHR(mode) and sys.platform == "linux"):
+            # To open a pipe would take for ever.
+            raise UsageError(f"{path}: neither a file nor a disk", hint="save the disk image in a file, and give its path")
         with path.open("rb") as file:
             head, size = file.read(512), file.seek(0, 2)
             file.seek(max(0, size - 512))

@@ -26,8 +26,14 @@ def import_disk(recipe: ImageRecipe) -> Image:
 
     Raises UsageError for a file that is not a disk image, or a disk that cannot boot.
     """
-    if recipe.size or recipe.bsize or dict(recipe.origins).get("layout") not in (None, "default"):
+    built = {key: origin for key, origin in recipe.origins if key in ("layout", "size", "bsize") and origin != "default"}
+    if any(origin.startswith("--") for origin in built.values()):
         raise UsageError("--layout, --size and --bsize are for images that are built; a disk has its own", hint="omit them")
+    if built:
+        raise UsageError(
+            f"{recipe.name} is a recipe with a {' and a '.join(sorted(built))}; a disk has its own",
+            hint="give another name to the new image: fxh image build NAME --disk FILE",
+        )
     with diskformat.opened(Path(recipe.disk)) as disk:
         made = _import(recipe, disk)
     disk.drop()  # the image has a copy

@@ -9,6 +9,7 @@ All errors come before a guest boots. Each names the image, the partition and th
 from __future__ import annotations
 
 import hashlib
+import re
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -29,6 +30,7 @@ from harness.images.tables import SECTOR
 from harness.images.ufs import BadFileSystem, Ufs
 from harness.images.volume import Files, Volume
 from harness.images.window import Window
+from harness.safetext import plain
 
 DISK = "xbd0"
 """FreeBSD's name of the disk xvda under Xen."""
@@ -84,6 +86,7 @@ def open_root(disk: RawDisk, root: str = "") -> Iterator[FoundRoot]:
         volumes = _volumes(disk, whole)
         candidates = _roots(disk, volumes, stack)
         chosen = _choose(disk, candidates, volumes, root)
+        _check_complete(disk, chosen.volume)
         _check_clean(disk, chosen)
         if not root:
             _check_sectors(disk, chosen.volume)
@@ -167,6 +170,7 @@ def _choose(disk: RawDisk, candidates: list[Candidate], volumes: list[Volume], r
 def _no_root_error(disk: RawDisk, volumes: list[Volume]) -> UsageError:
     """The reason why no root of the disk can be read."""
     for item in volumes:
+        _check_complete(disk, item)
         pool = item.pool
         if pool is not None and pool.state != "exported":
             return UsageError(
@@ -197,6 +201,15 @@ def _no_root_error(disk: RawDisk, volumes: list[Volume]) -> UsageError:
     )
 
 
+def _check_complete(disk: RawDisk, item: Volume) -> None:
+    """Raise UsageError for a UFS that is larger than its partition or than the image: then files are missing."""
+    if item.fs is not None and item.fs.size > item.window.size:
+        raise UsageError(
+            f"{disk.given}: the UFS on {item.part.name} has {item.fs.size >> 10} KiB, but the image has only {item.window.size >> 10} KiB of it",
+            hint=f"the image is truncated: fetch or copy it again; or skip this check: --kernel FILE --root {item.part.name}",
+        )
+
+
 def _check_clean(disk: RawDisk, chosen: Candidate) -> None:
     """Raise UsageError for a UFS that was not unmounted, or whose journal was not replayed."""
     fs, name = chosen.volume.fs, chosen.volume.part.name
@@ -222,18 +235,32 @@ def _check_sectors(disk: RawDisk, item: Volume) -> None:
 def _device(disk: RawDisk, chosen: Candidate, system: Root, root: str) -> str:
     """The name of the root for the kernel: that of fstab, because `mount -uw /` in rc(8) requires it (sbin/mount/mount.c)."""
     if chosen.dataset:
-        return f"zfs:{chosen.dataset}"
+        return _checked(disk, f"zfs:{chosen.dataset}", chosen)
     own = chosen.volume.names
     if root:
         return root.removeprefix("ufs:").removeprefix("/dev/")
     if not system.fstab:
         return own[0]
     if system.fstab in own or system.fstab.partition("/")[0] in ("gptid", "ufsid", "diskid"):
-        return system.fstab
+        return _checked(disk, system.fstab, chosen)
     raise UsageError(
         f"{disk.given}: its /etc/fstab has / on /dev/{system.fstab}, which a Xen guest does not have: there it is {', '.join(own)}",
-        hint=f"use a label in the image's fstab (/dev/{own[-1]}); --root {own[0]} boots it up to single-user mode",
+        hint=f"write /dev/{own[-1]} into the image's fstab; --root {own[0]} boots it up to single-user mode",
     )
+
+
+# gpt/rootfs    gptid/65bff1a1-9fd6-11ef    zfs:zroot/ROOT/default    gpt/EFI%20System
+_ROOT_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:/+@%-]{0,254}")
+
+
+def _checked(disk: RawDisk, device: str, chosen: Candidate) -> str:
+    """``device``. Raises UsageError for a name that vfs.root.mountfrom cannot have (sys/kern/vfs_mountroot.c)."""
+    if not _ROOT_NAME.fullmatch(device):
+        raise UsageError(
+            f"{disk.given}: the kernel cannot be told the root {device[:255]!r}: its name has other characters than letters, digits and _.:/+@%-",
+            hint="rename it in the image" + ("" if chosen.dataset else f"; --root {chosen.volume.part.name} boots it"),
+        )
+    return device
 
 
 def root_of(device: str) -> dict[str, str]:
@@ -281,7 +308,10 @@ def kernel_of(disk: RawDisk, at: FoundRoot, target: Path) -> KernelFile:
     try:
         return kernelfile.read(target)
     except UsageError as exc:
-        raise UsageError(f"{disk.given}: {exc.message.replace(str(target), path)}", hint=exc.hint) from None
+        raise UsageError(
+            f"{disk.given}: {exc.message.replace(str(target), path)}",
+            hint="use an image of FreeBSD for amd64 with a complete kernel, or add --kernel FILE",
+        ) from None
 
 
 def types_of(disk: RawDisk, at: FoundRoot, kernel: KernelFile) -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -383,4 +413,4 @@ def print_summary(image: Image) -> None:
     if data["modules"] and "pvh" in data["types"]:
         print(f"     as PVH without the modules of its loader.conf: {', '.join(data['modules'])}", file=sys.stderr)
     for line in data["why_not"]:
-        print(f"     {line}", file=sys.stderr)
+        print(plain(f"     {line}"), file=sys.stderr)

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
-from harness import paths, untar
+from harness import paths, store, untar
 from harness.errors import BuildError, HarnessError, UsageError
 from harness.images import destdir, entries, fetch, kernelfile, metalog
 from harness.images.entries import StoreEntry
@@ -85,7 +85,7 @@ def world(where: str) -> tuple[StoreEntry, Path, tuple[Input, ...]]:
             try:
                 _unpack_set(name, archive, f"{sets[name].file} of {where}", work / "tree", lines, patterns)
             except HarnessError:
-                archive.unlink(missing_ok=True)
+                store.remove(archive)
                 raise
         (work / "METALOG").write_text("\n".join(lines.values()) + "\n")
         return {

@@ -17,7 +17,7 @@ from harness.osversion import OSVersion
 from harness.xen import elfnotes, elfsymbols
 
 # FreeBSD 13.2-RELEASE XENA       (version[] in the kernel's data, sys/conf/newvers.sh)
-_VERSION = re.compile(rb"FreeBSD (\d+\.\d+)-([A-Z][A-Za-z0-9_-]*)(?: [^\0\n]{0,80})?")
+_VERSION = re.compile(rb"FreeBSD (\d{1,4}\.\d{1,4})-([A-Z][A-Za-z0-9_-]{0,99})(?: [^\0\n]{0,80})?")
 # version[] of a reproducible build, with the ident last. The words between describe the checkout (sys/conf/newvers.sh, 12 to 15):
 #   FreeBSD 13.2-RELEASE XENA\n
 #   FreeBSD 14.1-STABLE stable/14-n269000-0123456789ab GENERIC\n

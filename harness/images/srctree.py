@@ -56,6 +56,11 @@ def find(path: Path) -> SourceTree:
             f"{path} is not a FreeBSD source tree: it has no {missing[0]}", hint="give the top of one, such as /usr/src"
         )
     version, branch = parse_version((path / "sys/conf/newvers.sh").read_text(errors="replace"))
+    if unfit := sorted(set(_UNFIT.findall(str(path)))):
+        raise UsageError(
+            f"{path}: FreeBSD's makefiles cannot use a path with {' or '.join(map(repr, unfit))} in it",
+            hint="rename the directory, or copy the tree to another one",
+        )
     if not version:
         raise UsageError(
             f"{path}: a tree of an unknown version: sys/conf/newvers.sh has no REVISION", hint="give an unmodified source tree"
@@ -74,9 +79,11 @@ def find(path: Path) -> SourceTree:
     return tree
 
 
+# Characters that separate words in a makefile, or that make or the shell replaces.
+_UNFIT = re.compile(r"[^\w./@%+,=~-]")
 # REVISION="13.2"
 # BRANCH="RELEASE"          or BRANCH=${BRANCH_OVERRIDE:-RELEASE}
-_REVISION = re.compile(r'^REVISION="?(\d+\.\d+)"?\s*$', re.MULTILINE)
+_REVISION = re.compile(r'^REVISION="?(\d{1,4}\.\d{1,4})"?\s*$', re.MULTILINE)
 _BRANCH = re.compile(r'^BRANCH="?(?:\$\{BRANCH_OVERRIDE:-)?([A-Za-z0-9.-]+)\}?"?\s*$', re.MULTILINE)
 
 

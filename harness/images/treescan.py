@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import stat
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -56,10 +57,10 @@ def parse(record: bytes) -> Record:
 
 
 def scan(top: Path) -> Scan:
-    """List the tree at ``top``, without version control and Python's caches."""
+    """List the tree at ``top``, without version control, Python's caches, sockets and pipes: to read a pipe would take for ever."""
     if sys.platform.startswith("linux"):
         names = [word for name in _PRUNED for word in ("-o", "-name", name)][1:]
-        argv = ["find", str(top), "-type", "d", "(", *names, ")", "-prune", "-o", "!", "-type", "d"]
+        argv = ["find", str(top), "-type", "d", "(", *names, ")", "-prune", "-o", "(", "-type", "f", "-o", "-type", "l", ")"]
         form = r"%P\0%s\0%T@\0%C@\0%i\0%m\0%l\0//\0"
         done = subprocess.run([*argv, "-printf", form], env={**os.environ, "LC_ALL": "C"}, capture_output=True, check=False)
         if done.returncode == 0:
@@ -180,6 +181,8 @@ def _walked(top: str) -> Iterator[bytes]:
         for name in sorted([*files, *links]):
             path = f"{directory}/{name}"
             info = os.lstat(path)
+            if not (stat.S_ISREG(info.st_mode) or stat.S_ISLNK(info.st_mode)):
+                continue
             link = os.readlink(path) if os.path.islink(path) else ""  # noqa: PTH114, PTH115
             times = [f"{ns // 10**9}.{ns % 10**9:09}" for ns in (info.st_mtime_ns, info.st_ctime_ns)]
             words = [path[len(top) :].lstrip("/"), info.st_size, *times, info.st_ino, f"{info.st_mode & 0o7777:o}", link]

@@ -12,7 +12,7 @@ import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from construct import Bytes, Int8ul, Int16ul, Int32sl, Int32ul, Int64ul, Padding, Struct
+from construct import Bytes, Int8ul, Int16ul, Int32sl, Int32ul, Int64sl, Int64ul, Padding, Struct
 
 from harness.images.window import Window
 
@@ -29,11 +29,11 @@ UNCLEAN, SOFTDEP, NEEDS_FSCK, SUJ, GJOURNAL, _FLAGS_UPDATED = 0x1, 0x2, 0x4, 0x8
 """fs_flags: not clean at mount, soft updates, needs a full fsck, soft updates journal, gjournal."""
 
 _SUPERBLOCK = Struct(
-    Padding(16), "iblkno" / Int32sl, Padding(4), "old_cgoffset" / Int32sl, "old_cgmask" / Int32sl, Padding(12), "ncg" / Int32ul,
-    "bsize" / Int32sl, "fsize" / Int32sl, "frag" / Int32sl, Padding(60), "inopb" / Int32ul, Padding(60), "ipg" / Int32ul,
+    Padding(16), "iblkno" / Int32sl, Padding(4), "old_cgoffset" / Int32sl, "old_cgmask" / Int32sl, Padding(4), "old_size" / Int32sl,
+    Padding(4), "ncg" / Int32ul, "bsize" / Int32sl, "fsize" / Int32sl, "frag" / Int32sl, Padding(60), "inopb" / Int32ul, Padding(60), "ipg" / Int32ul,
     "fpg" / Int32sl, Padding(17), "clean" / Int8ul, Padding(1), "old_flags" / Int8ul, Padding(468), "volname" / Bytes(32),
-    Padding(288), "sblockloc" / Int64ul, Padding(304), "flags" / Int32ul, Padding(4), "maxsymlinklen" / Int32sl, Padding(48),
-    "magic" / Int32ul,
+    Padding(148), "maxbsize" / Int32sl, Padding(136), "sblockloc" / Int64ul, Padding(72), "size" / Int64sl, Padding(224),
+    "flags" / Int32ul, Padding(4), "maxsymlinklen" / Int32sl, Padding(48), "magic" / Int32ul,
 )  # fmt: skip
 _INODE = {
     1: Struct("mode" / Int16ul, Padding(6), "size" / Int64ul, Padding(24), "blocks" / Bytes(60)),
@@ -49,7 +49,7 @@ class BadFileSystem(Exception):
 class Superblock:
     """``version`` is 1 or 2, ``label`` the name below /dev/ufs, ``flags`` as in fs.h; sizes in bytes, ``fpg`` in fragments.
 
-    ``place`` is the superblock's offset in the volume, in bytes.
+    ``place`` is the superblock's offset in the volume, ``size`` the bytes of the file system.
     """
 
     version: int
@@ -67,6 +67,7 @@ class Superblock:
     label: str
     maxsymlinklen: int
     place: int
+    size: int
 
     def group(self, number: int) -> int:
         """The first fragment of a cylinder group's own data; copies of the superblock and the inodes follow it."""
@@ -115,11 +116,18 @@ def superblock(volume: Window) -> Superblock | None:
             continue
         flags = raw.flags if version == 2 or raw.old_flags & _FLAGS_UPDATED else raw.old_flags
         label = raw.volname.partition(b"\0")[0].decode("ascii", "replace")
+        # A UFS1 of an old FreeBSD has the narrow field only (ffs_oldfscompat_read()).
+        fragments = raw.size if version == 2 or raw.maxbsize == raw.bsize else raw.old_size
         return Superblock(
             version, raw.bsize, raw.fsize, raw.ipg, raw.fpg, raw.ncg, raw.inopb, raw.iblkno, raw.old_cgoffset, raw.old_cgmask,
-            bool(raw.clean), flags, label, raw.maxsymlinklen, place,
+            bool(raw.clean), flags, label, raw.maxsymlinklen, place, fragments * raw.fsize,
         )  # fmt: skip
     return None
+
+
+def has_magic(volume: Window) -> bool:
+    """Whether there is the magic number of a superblock, even of one that FreeBSD does not accept."""
+    return any(int.from_bytes(volume.read(place + 1372, 4), "little") in (_UFS1, _UFS2) for place in _PLACES)
 
 
 @dataclass(frozen=True)

@@ -71,4 +71,6 @@ def inspect(disk: Window, part: Partition) -> Volume:
     if pool is not None:
         return Volume(part, window, "zfs", pool=pool)
     kind = next((name for at, magic, name in _OTHERS if window.read(at, len(magic)) == magic), "")
+    if not kind and ufs.has_magic(window):
+        kind = "UFS with a damaged superblock"
     return Volume(part, window, kind)

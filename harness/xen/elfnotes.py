@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import mmap
+import stat
 import struct
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,8 @@ _ENTRY, _FEATURES, _PHYS32_ENTRY = 1, 10, 18
 _GNU_BUILD_ID = 3
 _SHT_NOTE, _PT_NOTE = 7, 4
 _LARGEST = 512 << 20
+# The areas with notes that are read, and the bytes of one: a kernel has less than ten, of some hundred bytes.
+_AREAS, _AREA = 256, 64 << 10
 
 
 @dataclass(frozen=True)
@@ -38,6 +41,9 @@ class Notes:
 def read(path: Path) -> Notes:
     """The Xen notes of an ELF file. Raises UsageError for an unreadable or truncated file, and for any other file."""
     try:
+        if not stat.S_ISREG(path.stat().st_mode):
+            # To open a pipe would take for ever.
+            raise UsageError(f"{path}: not a regular file", hint="give the path of a kernel")
         if path.stat().st_size > _LARGEST:
             raise UsageError(
                 f"{path}: {path.stat().st_size >> 20} MiB is too large for a kernel", hint="give the kernel, not a disk image"
@@ -94,7 +100,7 @@ def _notes(data: bytes | mmap.mmap) -> list[tuple[bytes, int, bytes]]:
             segments = [struct.unpack_from("<8I", data, phoff + n * phentsize) for n in range(phnum)]
             sections = [struct.unpack_from("<6I", data, shoff + n * shentsize) for n in range(shnum if shoff else 0)]
             areas = [(s[4], s[5]) for s in sections if s[1] == _SHT_NOTE] + [(s[1], s[4]) for s in segments if s[0] == _PT_NOTE]
-        return [note for offset, size in areas for note in _area(data[offset : offset + size])]
+        return [note for offset, size in areas[:_AREAS] for note in _area(data[offset : offset + min(size, _AREA)])]
     except (struct.error, OverflowError):
         raise ValueError("a truncated ELF file: its headers point past its end") from None
 

@@ -180,6 +180,59 @@ def test_the_root_as_fstab_names_it(tmp_path: Path, fstab: str, root: str) -> No
 
 
 @needs_makefs
+@pytest.mark.parametrize(
+    "fstab", ['/dev/gptid/a"];b / ufs rw\n', "/dev/gptid/\x1b[2J / ufs rw\n", f"/dev/gptid/{'a' * 255} / ufs rw\n"]
+)
+def test_a_root_with_a_name_that_the_kernel_cannot_have(tmp_path: Path, fstab: str) -> None:
+    with pytest.raises(UsageError, match=r"the kernel cannot be told the root 'gptid/") as caught:
+        diskread.read_image(disk_of(tmp_path / "d", ufs_of(root_tree(tmp_path / "t", fstab=fstab))))
+    assert "--root xbd0p4" in caught.value.hint
+    assert caught.value.message.isprintable()
+
+
+@needs_makefs
+def test_a_truncated_ufs(tree: Path, tmp_path: Path) -> None:
+    """Without a table nothing else gives the size of the disk."""
+    (tree / "etc/fstab").unlink()
+    fs = ufs_of(tree)
+    whole = fs.stat().st_size
+    assert diskread.read_image(fs).root == "xbd0"
+    for size in (whole - (1 << 20), whole // 2):
+        os.truncate(fs, size)
+        with pytest.raises(UsageError, match=rf"the UFS on xbd0 has \d+ KiB, but the image has only {size >> 10} KiB") as caught:
+            diskread.read_image(fs)
+        assert "truncated" in caught.value.hint
+    os.truncate(fs, 1 << 20)  # not even the root directory is left
+    with pytest.raises(UsageError, match="the UFS on xbd0 has"):
+        diskread.read_image(fs)
+
+
+@needs_makefs
+def test_a_superblock_with_absurd_sizes(tree: Path) -> None:
+    fs = ufs_of(tree)
+    with fs.open("r+b") as file:
+        file.seek(8192 + 48)  # fs_bsize
+        file.write(b"\0\0\0\x40")
+    with pytest.raises(UsageError, match=r"no FreeBSD on it; it has xbd0 \(UFS with a damaged superblock\)"):
+        diskread.read_image(fs)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere disks are character devices")
+def test_neither_a_file_nor_a_disk(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", Path("/dev/null")):
+        with pytest.raises(UsageError, match=f"^{path}: neither a file nor a disk"):
+            diskread.read_image(path)
+
+
+@needs_makefs
+def test_a_kernel_on_the_disk_that_is_none(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"/boot/kernel/kernel: not an ELF file") as caught:
+        diskread.read_image(ufs_of(root_tree(tmp_path / "t", kernel=b"", fstab="")))
+    assert "--kernel FILE" in caught.value.hint
+
+
+@needs_makefs
 def test_tables_other_than_gpt(tree: Path, tmp_path: Path) -> None:
     (tree / "etc/fstab").unlink()
     fs = ufs_of(tree)
@@ -272,7 +325,7 @@ def test_a_pool_as_official_images_have_it(pool: Callable[..., Path]) -> None:
 def test_zfs_as_a_module_needs_the_loader(pool: Callable[..., Path]) -> None:
     serial = diskread.read_image(pool(NEW, loader='zfs_load="YES"\nconsole="comconsole"\n'))
     assert serial.types == ("hvm",)
-    with pytest.raises(UsageError, match="cannot run as pvh: no PVH: the root is on ZFS, the kernel has it as a module only"):
+    with pytest.raises(UsageError, match="cannot run as pvh: no PVH: the root is on ZFS, and the kernel has ZFS as a module only"):
         diskread.check_types(serial, ("pvh",))
 
 
@@ -356,10 +409,10 @@ def test_a_disk_for_uefi_only_with_another_kernel(tmp_path: Path) -> None:
 
 @needs_makefs
 def test_a_table_that_no_guest_would_find(tree: Path, tmp_path: Path, own_store: Path) -> None:
-    fs = ufs_of(tree).read_bytes()
+    make_ufs(tree, tmp_path / "tree.ufs", size="3m")
+    fs = (tmp_path / "tree.ufs").read_bytes()
     path = gpt(tmp_path / "d", unit=4096)
-    patched(path, (4096 * SECTOR, fs[: 8192 * SECTOR]))
-    os.truncate(tmp_path / "tree.ufs", 8192 * SECTOR)
+    patched(path, (4096 * SECTOR, fs))
     assert diskimport.guess_root(path) == ("xbd0p1", False)
     said = refused(path, own_store)
     assert "its table is for sectors of 4096 bytes. A file-backed disk has sectors of 512" in said

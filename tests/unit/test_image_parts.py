@@ -29,6 +29,7 @@ from harness.images import (
 )
 from harness.images.kernelfile import KernelFile
 from harness.images.progress import Progress
+from harness.xen import elfnotes
 
 # -- source trees -----------------------------------------------------------------------------------------------------
 
@@ -59,6 +60,29 @@ def make_tree(top: Path, *, revision: str = 'REVISION="13.2"\nBRANCH="RELEASE"\n
 def test_not_a_source_tree(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"is not a FreeBSD source tree: it has no Makefile\.inc1"):
         srctree.find(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["my src", "it's", "a:b", "a#b", "a$b", "a(b"])
+def test_a_path_that_makefiles_cannot_use(tmp_path: Path, name: str) -> None:
+    with pytest.raises(UsageError, match=r"""cannot use a path with ('[ :#$(]'|"'") in it""") as caught:
+        srctree.find(make_tree(tmp_path / name))
+    assert "rename the directory" in caught.value.hint
+
+
+def test_a_revision_that_is_no_number_of_a_release(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="has no REVISION"):
+        srctree.find(make_tree(tmp_path, revision=f'REVISION="{"9" * 5000}.1"\n'))
+
+
+def test_a_pipe_in_a_tree_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    top = make_tree(tmp_path / "src")
+    scanned = treescan.scan(top)
+    os.mkfifo(top / "sys/pipe")
+    assert treescan.scan(top).records == scanned.records
+    monkeypatch.setattr("sys.platform", "other")
+    assert sorted(treescan.parse(record).name for record in treescan.scan(top).records) == sorted(
+        treescan.parse(record).name for record in scanned.records
+    )
 
 
 def test_a_tree_of_unknown_version(tmp_path: Path) -> None:
@@ -468,6 +492,24 @@ def test_a_stripped_kernel_names_its_guest_types(tmp_path: Path) -> None:
     why = kernelfile.why_not(kernel, False)
     assert "section headers are stripped" in why
     assert "HVM could boot it, from a layout with a loader" in why
+
+
+def test_a_kernel_with_a_version_of_thousands_of_digits(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="does not name a version"):
+        kernelfile.read(elf(tmp_path / "k", text=b"FreeBSD " + b"1" * 5000 + b".1-RELEASE GENERIC\0"))
+
+
+def test_a_pipe_is_no_kernel(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(UsageError, match="pipe: not a regular file"):
+        kernelfile.read(tmp_path / "pipe")
+
+
+def test_headers_that_name_one_area_thousands_of_times() -> None:
+    # 65535 section headers, which are all the same one: a note section with the rest of the file.
+    header = b"\x7fELF\2\1\1".ljust(40, b"\0") + struct.pack("<QI6H", 64, 0, 64, 56, 0, 0, 0xFFFF, 0)
+    data = header[:64].ljust(64, b"\0") + struct.pack("<II4Q", 0, 7, 0, 0, 104, 16 << 20) + bytes(16 << 20)
+    assert elfnotes.parse(data).guest_types == ()
 
 
 def test_a_kernel_without_xen_notes() -> None:

@@ -10,8 +10,8 @@ import pytest
 import typer.main
 
 from harness import paths
-from harness.cli.main import make_app
-from harness.errors import InfrastructureError, TransportError, UsageError
+from harness.cli.main import main, make_app
+from harness.errors import ExitCode, InfrastructureError, TransportError, UsageError
 from harness.hosts.connect import direct
 from harness.images import makefs
 from harness.lab.factory import LabSpec, make
@@ -42,6 +42,9 @@ COMMAND = typer.main.get_command(make_app())
         ("image show nosuch", "no image 'nosuch'", "fxh image build"),
         ("image build --src /usr --layout nosuch", "no layout 'nosuch'", "valid names: ufs1, "),
         ("image build --src {empty}", "{empty} is not a FreeBSD source tree", "/usr/src"),
+        ("image build x --disk {empty}", "{empty}: Is a directory", "a disk image"),
+        ("image build --disk {file}", "freebsd is a recipe with a layout", "fxh image build NAME --disk FILE"),
+        ("image build --disk {file} --layout ufs2", "--layout, --size and --bsize are for images that are built", "omit them"),
         ("store gc", "gc needs a limit", "--size MIB"),
         ("lab down nosuch", "no lab nosuch", "`fxh lab list`"),
     ],
@@ -112,3 +115,15 @@ def test_an_unknown_accelerator() -> None:
 def test_an_unknown_host_has_the_hint_to_configure_it() -> None:
     with pytest.raises(TransportError, match=r"nosuch\.invalid: .*\n  hint: correct the name, or add \[hosts\.nosuch\.invalid\]"):
         direct("root@nosuch.invalid")
+
+
+@pytest.mark.parametrize("option", ["--src", "--dist", "--disk", "--kernel K --destdir"])
+def test_a_name_that_is_too_long(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], option: str
+) -> None:
+    monkeypatch.setenv("FXH_STORE", str(tmp_path / "store"))
+    monkeypatch.setattr("sys.argv", ["fxh", "image", "build", "x", *option.split(), "n" * 300])
+    with pytest.raises(SystemExit) as caught:
+        main()
+    assert caught.value.code == ExitCode.USAGE
+    assert "File name too long\n     hint: " in capsys.readouterr().err
