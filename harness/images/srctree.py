@@ -68,7 +68,7 @@ def find(path: Path) -> SourceTree:
     param = path / "sys/sys/param.h"
     osreldate = parse_osreldate(param.read_text(errors="replace")) if param.is_file() else 0
     if not osreldate:
-        # Makefile.inc1 and newvers.sh take it from there, long after the build has begun.
+        # Makefile.inc1 and newvers.sh read it, but only after the build has begun.
         raise UsageError(
             f"{path}: sys/sys/param.h {'does not define __FreeBSD_version' if param.is_file() else 'is missing'}",
             hint="give an unmodified source tree",
