@@ -79,7 +79,9 @@ def checked(where: str, name: str, sha256: str) -> Path:
         else:
             source = Path(where).expanduser() / name
             if not source.is_file():
-                raise UsageError(f"{where} has no {name}, which its MANIFEST names")
+                raise UsageError(
+                    f"{where} has no {name}, which its MANIFEST names", hint=f"copy {name} of the same release into the directory"
+                )
             shutil.copyfile(source, part)
         got = file_sha256(part)
         if got != sha256:
@@ -106,6 +108,8 @@ def _fetch(url: str, part: Path) -> None:
             if exc.code == 416:  # the file is complete; the caller checks its hash
                 return
             raise InfrastructureError(f"{url}: {exc.code} {exc.reason}", hint="check the URL of the mirror") from exc
+        except ValueError as exc:  # a redirect to an invalid URL, or an invalid length
+            raise InfrastructureError(f"{url}: invalid answer: {exc}", hint="use another mirror") from exc
         except (OSError, http.client.HTTPException) as exc:
             have = part.stat().st_size if part.exists() else 0
             if attempt == _ATTEMPTS:

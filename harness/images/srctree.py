@@ -23,7 +23,7 @@ _NEWEST = 15
 class SourceTree:
     """``path`` is absolute; ``version`` is like ``13.2``, ``branch`` like ``RELEASE`` or ``STABLE``.
 
-    ``osreldate`` is ``__FreeBSD_version`` of sys/sys/param.h, 0 if the tree does not define it.
+    ``osreldate`` is ``__FreeBSD_version`` of sys/sys/param.h.
     """
 
     path: Path
@@ -66,7 +66,14 @@ def find(path: Path) -> SourceTree:
             f"{path}: a tree of an unknown version: sys/conf/newvers.sh has no REVISION", hint="give an unmodified source tree"
         )
     param = path / "sys/sys/param.h"
-    tree = SourceTree(path, version, branch, parse_osreldate(param.read_text(errors="replace")) if param.is_file() else 0)
+    osreldate = parse_osreldate(param.read_text(errors="replace")) if param.is_file() else 0
+    if not osreldate:
+        # Makefile.inc1 and newvers.sh read it, but only after the build has begun.
+        raise UsageError(
+            f"{path}: sys/sys/param.h {'does not define __FreeBSD_version' if param.is_file() else 'is missing'}",
+            hint="give an unmodified source tree",
+        )
+    tree = SourceTree(path, version, branch, osreldate)
     if not os.uname().sysname == "FreeBSD" and (tree.major < _OLDEST or not (path / "tools/build/make.py").is_file()):
         raise UsageError(
             f"{path}: FreeBSD {version} cannot be built on {os.uname().sysname} (it has no tools/build/make.py; {_OLDEST} and later have)",

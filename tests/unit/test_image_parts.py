@@ -48,7 +48,12 @@ def test_version_of_a_tree(text: str, expected: tuple[str, str]) -> None:
 
 
 def make_tree(top: Path, *, revision: str = 'REVISION="13.2"\nBRANCH="RELEASE"\n', make_py: bool = True) -> Path:
-    files = {"Makefile.inc1": "", "sys/conf/newvers.sh": revision, "sys/amd64/conf/GENERIC": "device\tacpi\ndevice\tahci\n"}
+    files = {
+        "Makefile.inc1": "",
+        "sys/conf/newvers.sh": revision,
+        "sys/amd64/conf/GENERIC": "device\tacpi\ndevice\tahci\n",
+        "sys/sys/param.h": "#define __FreeBSD_version 1302001\n",
+    }
     if make_py:
         files["tools/build/make.py"] = ""
     for name, text in files.items():
@@ -67,6 +72,16 @@ def test_a_path_that_makefiles_cannot_use(tmp_path: Path, name: str) -> None:
     with pytest.raises(UsageError, match=r"""cannot use a path with ('[ :#$(]'|"'") in it""") as caught:
         srctree.find(make_tree(tmp_path / name))
     assert "rename the directory" in caught.value.hint
+
+
+def test_a_tree_without_its_number(tmp_path: Path) -> None:
+    param = make_tree(tmp_path) / "sys/sys/param.h"
+    param.write_text("#define __FreeBSD_kernel\n")
+    with pytest.raises(UsageError, match=r"param\.h does not define __FreeBSD_version"):
+        srctree.find(tmp_path)
+    param.unlink()
+    with pytest.raises(UsageError, match=r"param\.h is missing"):
+        srctree.find(tmp_path)
 
 
 def test_a_revision_that_is_no_number_of_a_release(tmp_path: Path) -> None:

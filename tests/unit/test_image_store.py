@@ -573,6 +573,19 @@ def test_a_mirror_that_always_interrupts(mirror: Mirror, monkeypatch: pytest.Mon
         fetch.checked(mirror.url, "base.txz", "0" * 64)
 
 
+@pytest.mark.parametrize(("status", "header", "value"), [(302, "Location", "http://[invalid"), (200, "Content-Length", "abc")])
+def test_an_invalid_answer_of_a_mirror(mirror: Mirror, status: int, header: str, value: str) -> None:
+    def answer(self: http.server.BaseHTTPRequestHandler) -> None:
+        self.send_response(status)
+        self.send_header(header, value)
+        self.end_headers()
+
+    mirror.server.RequestHandlerClass.do_GET = answer  # type: ignore[attr-defined]
+    with pytest.raises(InfrastructureError, match=r"/base\.txz: invalid answer: ") as caught:
+        fetch.checked(mirror.url, "base.txz", "0" * 64)
+    assert "another mirror" in caught.value.hint
+
+
 def test_a_tampered_set(mirror: Mirror) -> None:
     mirror.files["base.txz"] = mirror.files["base.txz"][:-1] + b"!"
     with pytest.raises(BuildError, match=r"base\.txz of http://.* differs from its MANIFEST"):

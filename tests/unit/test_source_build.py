@@ -22,7 +22,7 @@ RELEASES = sorted(path.stem.removeprefix("generic-") for path in DATA.glob("gene
 def tree_with(top: Path, files: dict[str, str]) -> srctree.SourceTree:
     """A source tree of FreeBSD 15.1 with ``files`` and the files that identify a tree."""
     base = {
-        "Makefile.inc1": "", "tools/build/make.py": "", "sys/conf/newvers.sh": 'REVISION="15.1"\nBRANCH="RELEASE"\n',
+        "Makefile.inc1": "", "tools/build/make.py": "", "sys/sys/param.h": "#define __FreeBSD_version 1501000\n", "sys/conf/newvers.sh": 'REVISION="15.1"\nBRANCH="RELEASE"\n',
         "sys/amd64/conf/GENERIC": "device xenpci\n",
     }  # fmt: skip
     for name, text in {**base, **files}.items():
