@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from email.message import EmailMessage
 from email.policy import SMTP
 from email.utils import format_datetime, make_msgid
-from itertools import groupby
+from itertools import groupby, takewhile
 
 from harness.config import addresses
 from harness.console.deaths import speaker
@@ -144,7 +144,11 @@ def _guest_type(where: Where) -> str:
 def _reason(text: str) -> str:
     """A finding as a table of test, observed, expected, reference and cause; other lines quoted."""
     finding, cause = without_cause(text)
-    rows = (*finding_rows(finding)[:_REASON], *finding_rows(cause)[:_CAUSE])
+    rows = finding_rows(finding)
+    if any(label for label, _ in rows):
+        # pytest repeats the observations as an expression.
+        rows = tuple(takewhile(lambda row: row[0] or not row[1].startswith("assert "), rows))
+    rows = (*rows[:_REASON], *finding_rows(cause)[:_CAUSE])
     return "\n".join(
         _table(list(part)) if labelled else _quote([line for _, line in part])
         for labelled, part in groupby(rows, key=lambda row: bool(row[0]))
