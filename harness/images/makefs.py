@@ -267,10 +267,15 @@ def _fixed_addresses() -> list[str]:
 
 
 def _stage(tree: Tree, top: Path) -> None:
-    """Link the files of ``tree`` into a directory, which NetBSD's makefs and mke2fs take."""
+    """Link the files of ``tree`` into a directory, which NetBSD's makefs and mke2fs take.
+
+    Raises BuildError rather than write through a link: a METALOG can spell one name in two ways.
+    """
     top.mkdir()
     for path in sorted(tree, key=lambda p: p.split("/")):
         node, where = tree[path], top / metalog.unvis(path)
+        if where.is_symlink() or where.parent.is_symlink():
+            raise BuildError(f"METALOG: {path[:200]} is below a link, or has its name", hint="build the world again")
         if node.type == "dir":
             where.mkdir(exist_ok=True)
             where.chmod(0o755)  # independent of the umask

@@ -20,6 +20,7 @@ from harness.images import (
     kernelfile,
     layout,
     loader_conf_slot,
+    makefs,
     metalog,
     overlay_files,
     recipe,
@@ -335,6 +336,18 @@ def test_no_file_is_put_in_below_a_link() -> None:
     tree = metalog.parse("./etc type=link link=/tmp", Path("/d"))
     with pytest.raises(BuildError, match=r"\./etc is a link, and fstab is below it"):
         metalog.add_file(tree, "./etc/fstab", Path("/new"))
+
+
+@pytest.mark.parametrize("more", ["", "./out type=dir\n"])
+def test_nothing_is_staged_through_a_link_that_has_two_spellings(more: str, tmp_path: Path) -> None:
+    outside, contents = tmp_path / "outside", tmp_path / "in"
+    outside.mkdir()
+    (contents / "out").mkdir(parents=True)
+    (contents / "out/evil").write_text("x")
+    tree = metalog.parse(f"./\\157ut type=link link={outside}\n{more}./out/evil type=file\n", contents)
+    with pytest.raises(BuildError, match=r"^METALOG: \./out.* is below a link, or has its name"):
+        makefs._stage(tree, tmp_path / "staged")
+    assert not list(outside.iterdir())
 
 
 def test_paths_of_a_metalog_in_octal() -> None:
