@@ -41,6 +41,7 @@ def bootloader_ran(guest: Guest, after: int) -> bool:
     Each run leaves a log, named by the domid. Logs of other guests on this host do not count.
     """
     row = guest.state()
-    domids = {guest.domid if row is None else row.domid, *listing.failed_domids(guest.host.toolstack.log(guest.name))}
-    logs = [f"/var/log/xen/bootloader.{domid}.log" for domid in sorted(domids) if domid > after]
+    present = guest.domid if row is None else row.domid
+    failed = listing.failed_domids(guest.host.toolstack.log(guest.name))
+    logs = [f"/var/log/xen/bootloader.{domid}.log" for domid in sorted({present, *failed}) if domid > after]
     return bool(logs) and bool(guest.host.transport.run(["ls", *logs], check=False).text)

@@ -57,6 +57,8 @@ def parse(text: str, top: Path) -> Tree:
             raise BuildError(f"METALOG, line {number}: {line[:100]!r} has a path that {reason}", hint="build the world again")
         kept = {name: attributes[name] for name in _WANTED if name in attributes}
         tree[path] = Node(path, kept, top / unvis(path) if attributes["type"] == "file" else None)
+    if "." in tree and tree["."].type != "dir":
+        raise BuildError(f"METALOG: the top of the tree is a {tree['.'].type}", hint="build the world again")
     for path in tree:
         _check_above(tree, path)
     return tree
@@ -84,8 +86,6 @@ def _check_above(tree: Tree, path: str) -> None:
                 f"METALOG: {above[:200]} is a {tree[above].type}, and {name[:200]} is below it", hint="build the world again"
             )
         path = above
-    if "." in tree and tree["."].type != "dir":
-        raise BuildError(f"METALOG: the top of the tree is a {tree['.'].type}", hint="build the world again")
 
 
 def unvis(path: str) -> str:

@@ -20,7 +20,7 @@ from harness.results.where import NOWHERE, own_parameters
 
 
 def write(item: pytest.Item, attempt: Attempt, context: CaseContext | None) -> None:
-    """Write the result of ``item`` after its last phase. ``context`` is None if the setup ended before the fixture ``case``."""
+    """Write the result of ``item`` after its last phase. ``context`` is None if the fixture ``case`` was not set up."""
     config = item.config
     directory = context.directory if context is not None else case_directory(config, item.nodeid)
     # The first one counts: an error of teardown does not hide that of the call.
