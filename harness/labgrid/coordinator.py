@@ -141,13 +141,13 @@ class Coordinator:
             await self._ask("CancelReservation", messages.CancelReservationRequest(token=token))
 
     async def acquire(self, place: str) -> None:
-        await self._ask("AcquirePlace", messages.AcquirePlaceRequest(placename=place))
+        await self._change("AcquirePlace", messages.AcquirePlaceRequest(placename=place))
         await self.sync()
 
     async def release(self, place: str, owner: str) -> None:
         """Release a place if ``owner`` has it. Raises Refused if the coordinator does not answer."""
         if place in self.places:
-            await self._ask("ReleasePlace", messages.ReleasePlaceRequest(placename=place, fromuser=owner))
+            await self._change("ReleasePlace", messages.ReleasePlaceRequest(placename=place, fromuser=owner))
             await self.sync()
 
     async def sync(self) -> None:
@@ -155,6 +155,19 @@ class Coordinator:
         if self._session is not None:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._session.sync_with_coordinator(), _ANSWER)
+
+    async def _change(self, call: str, request: Any) -> None:
+        """Ask, and stay for the answer even if the caller is canceled.
+
+        The coordinator stops a request whose client goes. The exporter's resources then belong to no place. The coordinator frees
+        them up to 15 s later (labgrid 26, ``_synchronize_resources``), and refuses the place until then.
+        """
+        asking = asyncio.ensure_future(self._ask(call, request))
+        try:
+            await asyncio.shield(asking)
+        except asyncio.CancelledError:
+            await asyncio.wait({asking})
+            raise
 
     async def _ask(self, call: str, request: Any) -> Any:
         if self._session is None:

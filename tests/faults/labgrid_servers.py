@@ -5,12 +5,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
+import signal
 import socket
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -75,6 +77,17 @@ class Labgrid:
     def stop_exporter(self) -> None:
         self._end(self._exporter)
         self._exporter = None
+
+    @contextlib.contextmanager
+    def slow_exporter(self) -> Iterator[Callable[[], None]]:
+        """The exporter does not answer until the returned function is called, or until the end."""
+        assert self._exporter is not None
+        resume = functools.partial(self._exporter.send_signal, signal.SIGCONT)
+        self._exporter.send_signal(signal.SIGSTOP)
+        try:
+            yield resume
+        finally:
+            resume()
 
     def close(self) -> None:
         self.stop()

@@ -386,6 +386,23 @@ def test_an_acquisition_without_an_answer_leaves_nothing_acquired(
     assert [lab.owner(name) for name in taken] == ["", ""]
 
 
+def test_an_acquisition_that_is_canceled_leaves_the_resources_free(lab: Labgrid) -> None:
+    """The coordinator shows a place as acquired while it still waits for the exporter."""
+    with lab.slow_exporter() as answer:
+        holder = place._Keeper(place._request(lab.address, mode="hold", tags={"name": "one"}, nowait=True, avoid=[], exclude=[]))
+        later = threading.Timer(1, answer)
+        try:
+            _wait(lambda: lab.owner("one") != "", "the place to be acquired")
+            assert holder._answer is None
+        finally:
+            later.start()
+            holder.end()
+            later.join()
+    lab.wait_free("one")
+    lab.acquire("one")
+    lab.release("one")
+
+
 def test_a_place_without_a_service_does_not_end_the_wait_for_others(lab: Labgrid, take: Callable[..., Place]) -> None:
     lab.tag("bare", tag="xen")
     for name in ("one", "two"):
