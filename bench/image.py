@@ -7,7 +7,8 @@ edit       one file of sys/dev/xen is edited, then `fxh image build` makes a boo
 unchanged  the same command again; at most 2 s
 
 IMAGE is an image of the store with the world of that tree. Both revisions build their kernel once before anything is timed. The
-edit is a comment at the end of a file, and the file is put back afterwards. Exit code 1 when a bound is missed.
+edit is a constant at the end of a file, so that the kernel and the image change. The file is put back afterwards. Exit code 1 when a
+bound is missed.
 """
 
 from __future__ import annotations
@@ -60,7 +61,8 @@ def main() -> int:
                 build(checkout, given)
             for number in range(given.times):
                 for side, checkout in sides.items():
-                    edited.write_bytes(before + f"/* bench {number} {side} {os.getpid()} */\n".encode())
+                    edit = f'const char fxh_bench_edit[] = "{number} {side} {os.getpid()}";\n'
+                    edited.write_bytes(before + edit.encode())
                     took["edit"][side].append(build(checkout, given))
                     took["unchanged"][side].append(build(checkout, given))
         finally:

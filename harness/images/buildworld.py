@@ -28,6 +28,7 @@ from harness.images import build_log, conffiles, kernconf, linkhint, preflight, 
 from harness.images.hosttools import Compiler
 from harness.images.inputs import combine
 from harness.images.kernconf import KernConf
+from harness.images.kernelmake import Recorder
 from harness.images.progress import Progress
 from harness.images.srctree import SourceTree
 from harness.images.treescan import Scan
@@ -46,6 +47,9 @@ _NEEDED = {"small": 2 << 30, "zfs": 4 << 30, "full": 12 << 30}
 
 # Seconds. A file that an interrupted make was still writing is at most this much older than the newest one.
 _UNFINISHED = 30
+
+# The variable of a build's processes that holds their object directory.
+_MARK = "FXH_BUILD"
 
 # sys/conf/files    sys/amd64/conf/GENERIC
 _CONFIGURES = re.compile(rb"sys/(?:[^/\0]+/)?conf/")
@@ -177,6 +181,7 @@ class BuildDirectory:
         if done.is_file() and done.read_text() == rest:
             return
         done.unlink(missing_ok=True)
+        shutil.rmtree(self.directory / "make", ignore_errors=True)  # calls of the makes of other tools
         self.make("toolchain", "kernel-toolchain")
         done.write_text(rest)
 
@@ -202,17 +207,11 @@ class BuildDirectory:
         used.parent.mkdir(parents=True, exist_ok=True)
         used.write_text(flags)
         configured, state = self.objects / "sys" / f".{conf.name}.configured", self._configuration(conf)
-        if configured.is_file() and configured.read_text() == state:
-            # config(8) would generate the same files (Makefile.inc1, KERNFAST).
-            words.append("-DKERNFAST")
+        fast = configured.is_file() and configured.read_text() == state
         configured.unlink(missing_ok=True)
-        try:
-            self.make(f"kernel-{conf.name}", "buildkernel", *words)
-        except BuildError as exc:
-            reasons = self._missing_options(conf)
-            if not reasons:
-                raise
-            raise BuildError(f"{exc.message}\n  " + "\n  ".join(reasons), hint=f"keep those; {exc.hint}") from exc
+        if not fast or not self._make_again(conf):
+            # With KERNFAST, config(8) does not run. It would generate the same files (Makefile.inc1).
+            self._make_kernel(conf, [*words, *(["-DKERNFAST"] if fast else [])])
         kernel = self.objects / "sys" / conf.name / "kernel"
         if not kernel.is_file():
             raise BuildError(
@@ -220,6 +219,36 @@ class BuildDirectory:
             )
         configured.write_text(state)
         return kernel
+
+    def _make_kernel(self, conf: KernConf, words: list[str]) -> None:
+        """Build a kernel from scratch or from its objects. Raises BuildError, with the options that the configuration lacks."""
+        if recorder := self._recorder(conf):
+            words = [*words, f"MAKE={recorder.script()}"]
+        try:
+            self.make(f"kernel-{conf.name}", "buildkernel", *words)
+        except BuildError as exc:
+            reasons = self._missing_options(conf)
+            if not reasons:
+                raise
+            raise BuildError(f"{exc.message}\n  " + "\n  ".join(reasons), hint=f"keep those; {exc.hint}") from exc
+
+    def _make_again(self, conf: KernConf) -> bool:
+        """Run only the make in the kernel's object directory, as the last build did. False if it fails or is unknown."""
+        recorder = self._recorder(conf)
+        if recorder is None or (call := recorder.call(self.jobs)) is None:
+            return False
+        try:
+            self._run(f"kernel-{conf.name}", [str(recorder.make), *call.arguments], call.directory, call.environment)
+        except (BuildError, OSError):
+            # The whole build explains an error in the source, too.
+            recorder.forget()
+            return False
+        return True
+
+    def _recorder(self, conf: KernConf) -> Recorder | None:
+        """None on FreeBSD, where the top Makefile may build and use another make."""
+        make = self.directory / "obj/bmake-install/bin/bmake"  # tools/build/make.py
+        return Recorder(self.directory / "make" / conf.name, make) if self.compiler.bindir is not None and make.is_file() else None
 
     def _configuration(self, conf: KernConf) -> str:
         """A hash of all that config(8) reads: ``conf``, and the records of the tree's sys/conf and sys/*/conf."""
@@ -275,13 +304,17 @@ class BuildDirectory:
 
         Raises BuildError with the lines of the log that explain the failure.
         """
+        argv = [*self._tool(), f"-j{jobs or self.jobs}", target, *words]
+        self._run(what, argv, self.tree.path, self._environment())
+
+    def _run(self, what: str, argv: list[str], directory: Path, environment: dict[str, str]) -> None:
+        """Run a program in its own session, with a log. Raises BuildError with the lines of the log that explain the failure."""
         path = self.directory / "log" / f"{what}.log"
         progress = Progress(what)
-        argv = [*self._tool(), f"-j{jobs or self.jobs}", target, *words]
         with path.open("w", errors="replace") as file:
             file.write(f"# {' '.join(argv)}\n")
             process = subprocess.Popen(
-                argv, cwd=self.tree.path, env=self._environment(), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+                argv, cwd=directory, env={**environment, _MARK: str(self.directory / "obj")}, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT, text=True, errors="replace", start_new_session=True, preexec_fn=_set_up_child,
             )  # fmt: skip
             try:
@@ -366,7 +399,7 @@ def end_leftovers(prefix: str) -> None:
 
     make's own process has our variable in its environment, but its jobs may not, so kill its whole session.
     """
-    mark = f"MAKEOBJDIRPREFIX={prefix}".encode()
+    mark = f"{_MARK}={prefix}".encode()
     marked = set()
     for path in Path("/proc").glob("[0-9]*/environ"):
         with suppress(OSError):

@@ -154,10 +154,14 @@ def _cached(read: Callable[[Path], Any], path: Path, changed: int, size: int) ->
 
 
 def compress(debug: Path, target: Path) -> None:
-    """Copy ``debug`` to ``target``, with compressed sections if this machine has llvm-objcopy. Raises OSError."""
-    with suppress(InfrastructureError, subprocess.TimeoutExpired):
-        argv = [symbolizer.program("llvm-objcopy"), "--compress-debug-sections=zlib", str(debug), str(target)]
-        done = subprocess.run(argv, stdin=subprocess.DEVNULL, capture_output=True, check=False, timeout=_COMPRESSING)
-        if done.returncode == 0:
-            return
+    """Copy ``debug`` to ``target``, with compressed sections if this machine has llvm-objcopy. Raises OSError.
+
+    zstd takes a fifth of zlib's time and nine tenths of its space. LLVM before 15 does not know it, and gdb reads both.
+    """
+    for method in ("zstd", "zlib"):
+        with suppress(InfrastructureError, subprocess.TimeoutExpired):
+            argv = [symbolizer.program("llvm-objcopy"), f"--compress-debug-sections={method}", str(debug), str(target)]
+            done = subprocess.run(argv, stdin=subprocess.DEVNULL, capture_output=True, check=False, timeout=_COMPRESSING)
+            if done.returncode == 0:
+                return
     shutil.copyfile(debug, target)

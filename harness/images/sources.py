@@ -13,7 +13,6 @@ from harness.images import debugfile, entries, hosttools, kernconf, preflight, s
 from harness.images.buildworld import KERNEL_RECIPE, RECIPE, BuildDirectory
 from harness.images.entries import StoreEntry
 from harness.images.inputs import Input, combine, key_of, text_hash
-from harness.xen import symbolizer
 from harness.xen.elfnotes import build_id
 
 
@@ -79,10 +78,7 @@ class FromSource:
                 "inputs": [vars(item) for item in inputs],
             }  # fmt: skip
 
-        entry = entries.get_or_create("kernels", key_of(*inputs), fill)
-        if (entry.directory / debugfile.NAME).is_file():
-            symbolizer.prepare(entry.directory / debugfile.NAME)
-        return entry
+        return entries.get_or_create("kernels", key_of(*inputs), fill)
 
     def world_inputs(self) -> list[Input]:
         return self._common()
