@@ -108,11 +108,11 @@ def boot(
     elif kernel is not None and disk is not None:
         guest_source = from_files(kernel, disk, root=root)
     elif disk is not None:
-        from harness.images import diskread
+        from harness.images import diskimage
 
-        read = diskread.read_image(disk, root)
-        diskread.print_summary(read)
-        diskread.check_types(read, [guest_type] if guest_type else [])
+        read = diskimage.read_image(disk, root)
+        diskimage.print_summary(read)
+        diskimage.check_types(read, [guest_type] if guest_type else [])
         guest_source = from_image(read)
     else:
         guest_source = from_directory(factory.control(factory.LabSpec(xen or recipe.DEFAULT_XEN)))

@@ -77,7 +77,7 @@ def build(
     ] = 0,
 ) -> None:
     """Build an image, unless the store has it with the same inputs."""
-    from harness.images import diskread, recipe, recipes
+    from harness.images import diskimage, recipe, recipes
 
     options = {
         "src": src, "dist": dist, "destdir": destdir, "disk": disk, "kernel": kernel, "base": base, "kernconf": kernconf,
@@ -88,7 +88,7 @@ def build(
     root = made.mountfrom if made.mountfrom.startswith("zfs:") else made.root
     print(f"{made.name} {made.entry.key}: FreeBSD {made.release}, {made.data['layout']}, {'/'.join(made.types)}, root {root}")
     if made.firmwares == ("uefi",):
-        print(f"     {diskread.UEFI_ONLY}", file=sys.stderr)
+        print(f"     {diskimage.UEFI_ONLY}", file=sys.stderr)
     print(f"     {time.monotonic() - begun:.1f} s; boot it: fxh boot --image {made.name}", file=sys.stderr)
 
 

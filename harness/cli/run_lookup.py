@@ -56,9 +56,9 @@ def pytest_root(project: Path, root: Path) -> list[str]:
 
 def disk(path: Path, root: str) -> None:
     """Read a disk image, so that pytest finds it in the cache, and print a summary of it. Raises HarnessError."""
-    from harness.images import diskread
+    from harness.images import diskimage
 
-    diskread.print_summary(diskread.read_image(path, root))
+    diskimage.print_summary(diskimage.read_image(path, root))
 
 
 def run_directory(where: Path, name: str) -> Path:

@@ -10,7 +10,7 @@ from typing import Any
 
 from harness import stamp
 from harness.errors import UsageError
-from harness.images import diskformat, diskread, entries, image, kernelfile, loader_conf_slot, parttable, volume, window
+from harness.images import diskformat, diskimage, diskread, entries, image, kernelfile, loader_conf_slot, parttable, volume, window
 from harness.images.diskformat import RawDisk
 from harness.images.image import Image
 from harness.images.inputs import Input, key_of
@@ -51,9 +51,9 @@ def _import(recipe: ImageRecipe, disk: RawDisk) -> Image:
     def with_own_kernel(work: Path) -> dict[str, Any]:
         started = time.monotonic()
         with diskread.open_root(disk, recipe.root) as at:
-            found = diskread.kernel_of(disk, at, work / "kernel")
-            types, why = diskread.types_of(disk, at, found)
-            made = diskread.manifest(disk, at, found, types, why, 0)
+            found = diskimage.kernel_of(disk, at, work / "kernel")
+            types, why = diskimage.types_of(disk, at, found)
+            made = diskimage.manifest(disk, at, found, types, why, 0)
         _copy(disk.path, work / "xvda.img")
         rows = {"inputs": [vars(item) for item in inputs], "seconds": round(time.monotonic() - started, 2)}
         return made | {"layout": "imported", "disks": [_DISK]} | rows

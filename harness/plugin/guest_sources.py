@@ -12,7 +12,7 @@ from harness.guests import bootable, registry
 from harness.guests.os.definition import SourceRequest
 from harness.guests.shape import Shape
 from harness.guests.source import GuestSource
-from harness.images import diskread
+from harness.images import diskimage
 from harness.images import image as images
 from harness.images.image import Image
 from harness.lab import factory
@@ -41,9 +41,9 @@ class GuestSources:
         if options.image:
             return images.find(options.image)
         if options.disk is not None and options.kernel is None:
-            found = diskread.read_image(options.disk, options.root)
+            found = diskimage.read_image(options.disk, options.root)
             if registry.under_test(options.guests) == options.guests:
-                diskread.check_types(found, options.types)
+                diskimage.check_types(found, options.types)
             return found
         return None
 

@@ -20,7 +20,7 @@ from harness.errors import HarnessError, InfrastructureError, UsageError
 from harness.guests import filehash
 from harness.guests.bootable import make_ufs
 from harness.guests.os import freebsd_source
-from harness.images import diskformat, diskimport, diskread, makefs, parttable, recipe, recipes, tables
+from harness.images import diskformat, diskimage, diskimport, makefs, parttable, recipe, recipes, tables
 from harness.images.tables import SECTOR, Part
 from tests.unit.test_disk_files import FREEBSD, label, labelled, needs_freebsd, needs_grub, needs_makefs, patched
 from tests.unit.test_disk_tables import gpt
@@ -107,7 +107,7 @@ def left(own_store: Path) -> list[str]:
 @needs_makefs
 def test_a_run_needs_only_the_disk(disk: Path, tree: Path) -> None:
     before = file_sha256(disk)
-    image = diskread.read_image(disk)
+    image = diskimage.read_image(disk)
     assert (image.version, image.types, image.root, image.mountfrom) == (
         "14.2",
         ("pvh", "hvm"),
@@ -132,12 +132,12 @@ def test_a_run_needs_only_the_disk(disk: Path, tree: Path) -> None:
 @needs_makefs
 def test_the_second_time_nothing_is_read(disk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     os.utime(disk, (1, 1))
-    first = diskread.read_image(disk)
+    first = diskimage.read_image(disk)
     monkeypatch.setattr(parttable, "partitions", lambda *_: pytest.fail("the disk is read again"))
-    assert diskread.read_image(disk).entry == first.entry
+    assert diskimage.read_image(disk).entry == first.entry
     copy = disk.with_name("copy.raw")
     shutil.copyfile(disk, copy)
-    again = diskread.read_image(copy)
+    again = diskimage.read_image(copy)
     assert (again.entry, again.disks[0].file) == (first.entry, copy), "known by its content, wherever it lies"
 
 
@@ -151,7 +151,7 @@ def test_packed_disks(disk: Path, packed: str) -> None:
         inner = disk.with_name("inner.qcow2")
         subprocess.run(["qemu-img", "convert", "-f", "raw", "-O", "qcow2", str(disk), str(inner)], check=True)
     path.write_bytes(lzma.compress(inner.read_bytes(), preset=0) if packed.endswith("xz") else inner.read_bytes())
-    image = diskread.read_image(path)
+    image = diskimage.read_image(path)
     assert (image.version, image.root, image.name) == ("14.2", "gpt/rootfs", path.name)
     assert image.disks[0].file.read_bytes() == disk.read_bytes()
     assert image.disks[0].file.stat().st_blocks * 512 < disk.stat().st_size / 2, "holes stay holes"
@@ -165,7 +165,7 @@ def test_the_kernel_that_the_loader_would_start(tree: Path, tmp_path: Path) -> N
     (tree / "boot/kernel.old/kernel.gz").write_bytes(gzip.compress(old, mtime=0))
     (tree / "boot/loader.conf.d").mkdir()
     (tree / "boot/loader.conf.d/which.conf").write_text('kernel="kernel.old"\n')
-    image = diskread.read_image(disk_of(tmp_path / "d", ufs_of(tree)))
+    image = diskimage.read_image(disk_of(tmp_path / "d", ufs_of(tree)))
     assert (image.version, image.data["kernel"]["path"]) == ("13.5", "")
     assert image.kernel is not None
     assert image.kernel.read_bytes() == old
@@ -176,7 +176,7 @@ def test_the_kernel_that_the_loader_would_start(tree: Path, tmp_path: Path) -> N
     ("fstab", "root"), [("", "xbd0p4"), ("/dev/xbd0p4 / ufs rw 1 1\n", "xbd0p4"), ("/dev/ufsid/5f00 / ufs rw 1 1\n", "ufsid/5f00")]
 )
 def test_the_root_as_fstab_names_it(tmp_path: Path, fstab: str, root: str) -> None:
-    assert diskread.read_image(disk_of(tmp_path / "d", ufs_of(root_tree(tmp_path / "t", fstab=fstab)))).root == root
+    assert diskimage.read_image(disk_of(tmp_path / "d", ufs_of(root_tree(tmp_path / "t", fstab=fstab)))).root == root
 
 
 @needs_makefs
@@ -185,7 +185,7 @@ def test_the_root_as_fstab_names_it(tmp_path: Path, fstab: str, root: str) -> No
 )
 def test_a_root_with_a_name_that_the_kernel_cannot_have(tmp_path: Path, fstab: str) -> None:
     with pytest.raises(UsageError, match=r"the kernel cannot be told the root 'gptid/") as caught:
-        diskread.read_image(disk_of(tmp_path / "d", ufs_of(root_tree(tmp_path / "t", fstab=fstab))))
+        diskimage.read_image(disk_of(tmp_path / "d", ufs_of(root_tree(tmp_path / "t", fstab=fstab))))
     assert "--root xbd0p4" in caught.value.hint
     assert caught.value.message.isprintable()
 
@@ -196,15 +196,15 @@ def test_a_truncated_ufs(tree: Path, tmp_path: Path) -> None:
     (tree / "etc/fstab").unlink()
     fs = ufs_of(tree)
     whole = fs.stat().st_size
-    assert diskread.read_image(fs).root == "xbd0"
+    assert diskimage.read_image(fs).root == "xbd0"
     for size in (whole - (1 << 20), whole // 2):
         os.truncate(fs, size)
         with pytest.raises(UsageError, match=rf"the UFS on xbd0 has \d+ KiB, but the image has only {size >> 10} KiB") as caught:
-            diskread.read_image(fs)
+            diskimage.read_image(fs)
         assert "truncated" in caught.value.hint
     os.truncate(fs, 1 << 20)  # not even the root directory is left
     with pytest.raises(UsageError, match="the UFS on xbd0 has"):
-        diskread.read_image(fs)
+        diskimage.read_image(fs)
 
 
 @needs_makefs
@@ -214,7 +214,7 @@ def test_a_superblock_with_absurd_sizes(tree: Path) -> None:
         file.seek(8192 + 48)  # fs_bsize
         file.write(b"\0\0\0\x40")
     with pytest.raises(UsageError, match=r"no FreeBSD on it; it has xbd0 \(UFS with a damaged superblock\)"):
-        diskread.read_image(fs)
+        diskimage.read_image(fs)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere disks are character devices")
@@ -222,13 +222,13 @@ def test_neither_a_file_nor_a_disk(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     for path in (tmp_path / "pipe", Path("/dev/null")):
         with pytest.raises(UsageError, match=f"^{path}: neither a file nor a disk"):
-            diskread.read_image(path)
+            diskimage.read_image(path)
 
 
 @needs_makefs
 def test_a_kernel_on_the_disk_that_is_none(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"/boot/kernel/kernel: not an ELF file") as caught:
-        diskread.read_image(ufs_of(root_tree(tmp_path / "t", kernel=b"", fstab="")))
+        diskimage.read_image(ufs_of(root_tree(tmp_path / "t", kernel=b"", fstab="")))
     assert "--kernel FILE" in caught.value.hint
 
 
@@ -236,7 +236,7 @@ def test_a_kernel_on_the_disk_that_is_none(tmp_path: Path) -> None:
 def test_tables_other_than_gpt(tree: Path, tmp_path: Path) -> None:
     (tree / "etc/fstab").unlink()
     fs = ufs_of(tree)
-    assert diskread.read_image(fs).root == "xbd0"
+    assert diskimage.read_image(fs).root == "xbd0"
     sectors = fs.stat().st_size // SECTOR
     path = tmp_path / "mbr"
     path.write_bytes(
@@ -244,7 +244,7 @@ def test_tables_other_than_gpt(tree: Path, tmp_path: Path) -> None:
         + tables.disklabel(sectors + 16, [Part("freebsd-ufs", 16, sectors)]).ljust(15 * SECTOR, b"\0")
         + fs.read_bytes()
     )
-    assert (diskread.read_image(path).root, diskread.read_image(path).types) == ("xbd0s1a", ("pvh", "hvm"))
+    assert (diskimage.read_image(path).root, diskimage.read_image(path).types) == ("xbd0s1a", ("pvh", "hvm"))
 
 
 @needs_makefs
@@ -252,13 +252,13 @@ def test_which_of_two_roots(tree: Path, tmp_path: Path) -> None:
     fs = ufs_of(tree)
     path = disk_of(tmp_path / "d", fs, fs)
     with pytest.raises(UsageError, match=r"two or more roots: xbd0p4 \(freebsd-ufs, ufs1\), xbd0p5 .*\n.*--root xbd0p4"):
-        diskread.read_image(path)
+        diskimage.read_image(path)
     for wanted in ("xbd0p5", "/dev/gpt/root1", "ufs:/dev/xbd0p5"):
-        assert diskread.read_image(path, wanted).root_device == "xbd0p5"
+        assert diskimage.read_image(path, wanted).root_device == "xbd0p5"
     with pytest.raises(
         UsageError, match=r"--root xbd0p1 is not a FreeBSD root of this disk \(xbd0p4, gpt/rootfs, xbd0p5, gpt/root1\)"
     ):
-        diskread.read_image(path, "xbd0p1")
+        diskimage.read_image(path, "xbd0p1")
 
 
 @needs_makefs
@@ -314,7 +314,7 @@ def pool(tmp_path: Path) -> Callable[..., Path]:
 @needs_freebsd
 @needs_grub
 def test_a_pool_as_official_images_have_it(pool: Callable[..., Path]) -> None:
-    image = diskread.read_image(pool(ZFS))
+    image = diskimage.read_image(pool(ZFS))
     assert (image.root, image.mountfrom, image.root_device) == ("zroot/ROOT/default", "zfs:zroot/ROOT/default", "xbd0p4")
     assert (image.types, image.zfs) == (("pvh",), True)
     assert freebsd_source.from_image(image).root == "zfs:zroot/ROOT/default"
@@ -323,17 +323,17 @@ def test_a_pool_as_official_images_have_it(pool: Callable[..., Path]) -> None:
 @needs_freebsd
 @needs_grub
 def test_zfs_as_a_module_needs_the_loader(pool: Callable[..., Path]) -> None:
-    serial = diskread.read_image(pool(NEW, loader='zfs_load="YES"\nconsole="comconsole"\n'))
+    serial = diskimage.read_image(pool(NEW, loader='zfs_load="YES"\nconsole="comconsole"\n'))
     assert serial.types == ("hvm",)
     with pytest.raises(UsageError, match="cannot run as pvh: no PVH: the root is on ZFS, and the kernel has ZFS as a module only"):
-        diskread.check_types(serial, ("pvh",))
+        diskimage.check_types(serial, ("pvh",))
 
 
 @needs_freebsd
 @needs_grub
 def test_zfs_as_a_module_without_a_console(pool: Callable[..., Path]) -> None:
     with pytest.raises(UsageError, match=r"nothing can start it here: no PVH: .*; no HVM: .*\n.*a kernel with XENHVM and ZFS"):
-        diskread.read_image(pool(NEW))
+        diskimage.read_image(pool(NEW))
 
 
 @pytest.mark.parametrize(
@@ -347,7 +347,7 @@ def test_zfs_as_a_module_without_a_console(pool: Callable[..., Path]) -> None:
 def test_pools_that_are_not_read(tmp_path: Path, own_store: Path, data: dict[str, object], why: str) -> None:
     path = disk_of(tmp_path / "d", labelled(tmp_path / "v", (0, data), size=2 << 20), kind="freebsd-zfs")
     with pytest.raises(UsageError, match=why):
-        diskread.read_image(path)
+        diskimage.read_image(path)
     assert not [name for name in left(own_store) if not name.startswith("hashes/")]
 
 
@@ -359,7 +359,7 @@ def test_an_unreadable_pool(tmp_path: Path, own_store: Path, kernel: bytes) -> N
     given = elf(tmp_path / "kernel", text=kernel)
     why = r"its root is in a ZFS pool on xbd0p4, which has no readable label\n.*--kernel FILE --root zfs:POOL/ROOT/default"
     with pytest.raises(UsageError, match=why):
-        diskread.read_image(path)
+        diskimage.read_image(path)
     with pytest.raises(UsageError, match=why):
         recipes.build(recipe.resolve("z", {"disk": str(path), "kernel": str(given)}, {}))
     with pytest.raises(UsageError, match=why):
@@ -382,13 +382,13 @@ def test_a_disk_for_uefi_only(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     tree = root_tree(
         tmp_path / "t", kernel=elf(tmp_path / "k", notes=False, text=NEW).read_bytes(), loader='console="comconsole"\n'
     )
-    image = diskread.read_image(uefi_disk(tmp_path / "d", tree))
+    image = diskimage.read_image(uefi_disk(tmp_path / "d", tree))
     assert (image.types, image.firmwares) == (("hvm",), ("uefi",))
-    diskread.print_summary(image)
+    diskimage.print_summary(image)
     assert "HVM by UEFI only (--firmware uefi): the disk has no boot code for a BIOS" in capsys.readouterr().err
-    both = diskread.read_image(uefi_disk(tmp_path / "e", tree, code=b"\xeb\xfe"))
+    both = diskimage.read_image(uefi_disk(tmp_path / "e", tree, code=b"\xeb\xfe"))
     assert both.firmwares == ("bios", "uefi")
-    diskread.print_summary(both)
+    diskimage.print_summary(both)
     assert "UEFI alone" not in capsys.readouterr().err
 
 
@@ -418,7 +418,7 @@ def test_a_table_that_no_guest_would_find(tree: Path, tmp_path: Path, own_store:
     assert "its table is for sectors of 4096 bytes. A file-backed disk has sectors of 512" in said
     assert "the guest would not find xbd0p1 (freebsd-ufs, ufs1)" in said
     assert "if the hosts' storage has sectors of 4096: --root xbd0p1" in said
-    image = diskread.read_image(path, "xbd0p1")
+    image = diskimage.read_image(path, "xbd0p1")
     assert (image.root, image.version) == ("xbd0p1", "14.2")
     kernel = elf(tmp_path / "kernel", text=NEW)
     with pytest.raises(UsageError, match="sectors of 4096 bytes"):
@@ -432,7 +432,7 @@ def test_a_table_that_no_guest_would_find(tree: Path, tmp_path: Path, own_store:
 def refused(path: Path, own_store: Path, root: str = "") -> str:
     """The error for a disk. Checks that nothing of it stays in the store."""
     with pytest.raises(UsageError) as caught:
-        diskread.read_image(path, root)
+        diskimage.read_image(path, root)
     assert not [name for name in left(own_store) if not name.startswith("hashes/")]
     assert str(path) in caught.value.message, "the message names the file"
     assert caught.value.hint, "and what to do"
@@ -478,12 +478,12 @@ def test_a_kernel_without_pvh(tmp_path: Path, own_store: Path, loader: str, code
     if not types:
         assert why in refused(path, own_store)
         return
-    image = diskread.read_image(path)
+    image = diskimage.read_image(path)
     assert image.types == types
     with pytest.raises(UsageError) as caught:
-        diskread.check_types(image, ("pvh", "pv"))
+        diskimage.check_types(image, ("pvh", "pv"))
     assert why in caught.value.message
-    diskread.check_types(image, ("hvm", "pvh"))
+    diskimage.check_types(image, ("hvm", "pvh"))
 
 
 @needs_makefs
@@ -523,7 +523,7 @@ def test_a_root_by_a_name_that_no_xen_guest_has(tmp_path: Path, own_store: Path)
     path = disk_of(tmp_path / "d", ufs_of(root_tree(tmp_path / "t", fstab="/dev/vtbd0p4 / ufs rw 1 1\n")))
     said = refused(path, own_store)
     assert "has / on /dev/vtbd0p4, which a Xen guest does not have: there it is xbd0p4, gpt/rootfs" in said
-    assert diskread.read_image(path, "xbd0p4").root == "xbd0p4"
+    assert diskimage.read_image(path, "xbd0p4").root == "xbd0p4"
 
 
 def test_a_truncated_table(tmp_path: Path, own_store: Path) -> None:
@@ -557,7 +557,7 @@ def test_formats_of_others_are_named_and_then_read(disk: Path, own_store: Path, 
     command = said.partition("hint: ")[2].partition(";")[0].split()
     assert command == ["qemu-img", "convert", "-f", fmt, "-O", "qcow2", "disk", "disk.qcow2"]
     subprocess.run(command, cwd=disk.parent, check=True)
-    there, here = (diskread.read_image(item) for item in (disk.with_name("disk.qcow2"), disk))
+    there, here = (diskimage.read_image(item) for item in (disk.with_name("disk.qcow2"), disk))
     assert (there.root, there.types, there.data["files"]) == (here.root, here.types, here.data["files"])
 
 
@@ -579,7 +579,7 @@ def test_packed_files_are_named_and_then_read(disk: Path, own_store: Path, packe
     path.rename(f"{path}{ending}")
     with path.open("wb") as out:
         subprocess.run([*unpacker.split(), "-c", f"{path}{ending}"], stdout=out, check=True)
-    assert diskread.read_image(path).root == diskread.read_image(disk).root
+    assert diskimage.read_image(path).root == diskimage.read_image(disk).root
 
 
 @needs_makefs
@@ -591,7 +591,7 @@ def test_kinds_of_qcow2(disk: Path, options: str, packed: bool) -> None:
     words = ["-c"] if packed else []
     subprocess.run(["qemu-img", "convert", *words, "-f", "raw", "-O", "qcow2", "-o", options, str(disk), str(path)], check=True)
     assert diskformat.identify(path) == "qcow2"
-    assert diskread.read_image(path).data["files"] == diskread.read_image(disk).data["files"]
+    assert diskimage.read_image(path).data["files"] == diskimage.read_image(disk).data["files"]
 
 
 SKIPPABLE = b"\x53\x2a\x4d\x18\4\0\0\0size\x28\xb5\x2f\xfd"
@@ -663,13 +663,13 @@ def test_an_xz_bomb_stops_at_the_free_space(tmp_path: Path, own_store: Path, mon
     bomb = tmp_path / "bomb.xz"
     bomb.write_bytes(lzma.compress(b"x" * (64 << 20), preset=0))
     with pytest.raises(InfrastructureError, match=r"bomb\.xz: the unpacked disk needs more than the 8 MiB"):
-        diskread.read_image(bomb)
+        diskimage.read_image(bomb)
     assert not [name for name in left(own_store) if not name.startswith("hashes/")]
     # Zeros take no space on disk, but their number has a limit, too.
     bomb.write_bytes(lzma.compress(bytes(64 << 20), preset=0))
     monkeypatch.setattr(diskformat, "_LARGEST", 32 << 20)
     with pytest.raises(HarnessError, match="the unpacked disk needs more than"):
-        diskread.read_image(bomb)
+        diskimage.read_image(bomb)
 
 
 @needs_qemu_img
@@ -680,7 +680,7 @@ def test_a_qcow2_bomb(tmp_path: Path, own_store: Path, monkeypatch: pytest.Monke
     assert bomb.stat().st_size < 4 << 20
     monkeypatch.setattr(diskformat, "_room", lambda where: 8 << 20)
     with pytest.raises(InfrastructureError, match=r"bomb\.qcow2: the unpacked disk needs more than the 8 MiB"):
-        diskread.read_image(bomb)
+        diskimage.read_image(bomb)
     assert not [name for name in left(own_store) if not name.startswith("hashes/")]
 
 

@@ -20,8 +20,8 @@ from harness.images import (
     buildworld,
     destdir,
     diskformat,
+    diskimage,
     diskimport,
-    diskread,
     dist,
     kernconf,
     layout,
@@ -39,7 +39,7 @@ def test_versions_of_the_builders() -> None:
         buildworld.RECIPE,
         dist._UNPACKER,
         diskimport._IMPORTER,
-        diskread._READER,
+        diskimage._READER,
         diskformat._READER,
     )
     assert versions == (4, 1, 1, 3, 1, 1)
@@ -66,7 +66,7 @@ _NAME = re.compile(r'\bInput\(f?"([^"]+)"')
         (dist, ["set {name}", "left out", "unpacker"]),
         (destdir, ["world"]),
         (diskimport, ["disk", "importer", "kernel", "root"]),
-        (diskread, ["disk", "root", "reader", "disk"]),
+        (diskimage, ["disk", "root", "reader", "disk"]),
     ],
 )
 def test_names_of_inputs(module: ModuleType, names: list[str]) -> None:
