@@ -29,7 +29,7 @@ UNCLEAN, SOFTDEP, NEEDS_FSCK, SUJ, GJOURNAL, _FLAGS_UPDATED = 0x1, 0x2, 0x4, 0x8
 """fs_flags: not clean at mount, soft updates, needs a full fsck, soft updates journal, gjournal."""
 
 _SUPERBLOCK = Struct(
-    Padding(16), "iblkno" / Int32sl, Padding(4), "old_cgoffset" / Int32sl, "old_cgmask" / Int32sl, Padding(4), "old_size" / Int32sl,
+    Padding(16), "iblkno" / Int32sl, "dblkno" / Int32sl, "old_cgoffset" / Int32sl, "old_cgmask" / Int32sl, Padding(4), "old_size" / Int32sl,
     Padding(4), "ncg" / Int32ul, "bsize" / Int32sl, "fsize" / Int32sl, "frag" / Int32sl, Padding(60), "inopb" / Int32ul, Padding(60), "ipg" / Int32ul,
     "fpg" / Int32sl, Padding(17), "clean" / Int8ul, Padding(1), "old_flags" / Int8ul, Padding(468), "volname" / Bytes(32),
     Padding(148), "maxbsize" / Int32sl, Padding(136), "sblockloc" / Int64ul, Padding(72), "size" / Int64sl, Padding(224),
@@ -93,7 +93,7 @@ class Superblock:
 
 
 def superblock(volume: Window) -> Superblock | None:
-    """The superblock that FreeBSD would use; None if it accepts no superblock."""
+    """The superblock that FreeBSD would use; None if it accepts no superblock (validate_sblock(), sys/ufs/ffs/ffs_subr.c)."""
     for place in _PLACES:
         data = volume.read(place, _SBLOCK)
         if len(data) < 1376:
@@ -111,13 +111,18 @@ def superblock(volume: Window) -> Superblock | None:
         if not (
             4096 <= raw.bsize <= 65536 and raw.bsize & (raw.bsize - 1) == 0 and 512 <= raw.fsize <= raw.bsize
             and raw.fsize & (raw.fsize - 1) == 0 and raw.fsize * raw.frag == raw.bsize and raw.inopb == raw.bsize // inode
-            and raw.ncg and raw.ipg and raw.fpg > 0 and raw.iblkno > 0
+            and raw.iblkno > 0
+        ):  # fmt: skip
+            continue
+        # A UFS1 of an old FreeBSD has the narrow field only (ffs_oldfscompat_read()).
+        fragments = raw.size if version == 2 or raw.maxbsize == raw.bsize else raw.old_size
+        if not (
+            raw.ipg >= raw.inopb and raw.ipg % raw.inopb == 0 and raw.dblkno == raw.iblkno + raw.ipg * raw.frag // raw.inopb
+            and 3 * raw.frag <= raw.fpg < 8 * raw.bsize and (raw.ncg - 1) * raw.fpg < fragments <= raw.ncg * raw.fpg
         ):  # fmt: skip
             continue
         flags = raw.flags if version == 2 or raw.old_flags & _FLAGS_UPDATED else raw.old_flags
         label = raw.volname.partition(b"\0")[0].decode("ascii", "replace")
-        # A UFS1 of an old FreeBSD has the narrow field only (ffs_oldfscompat_read()).
-        fragments = raw.size if version == 2 or raw.maxbsize == raw.bsize else raw.old_size
         return Superblock(
             version, raw.bsize, raw.fsize, raw.ipg, raw.fpg, raw.ncg, raw.inopb, raw.iblkno, raw.old_cgoffset, raw.old_cgmask,
             bool(raw.clean), flags, label, raw.maxsymlinklen, place, fragments * raw.fsize,

@@ -171,7 +171,8 @@ def test_superblocks_that_freebsd_refuses(tree: Path, tmp_path: Path) -> None:
     make_ufs(tree, tmp_path / "netbsd", version=2, size="32m")
     with window.opened(tmp_path / "netbsd") as whole:
         assert ufs.superblock(whole) is None, "NetBSD's makefs puts UFS2's superblock at 8192, and says so"
-    for field, value in ((48, 3), (52, 0), (56, 9), (120, 1), (184, 0), (188, 0), (44, 0), (16, 0), (1372, 0x19960408)):
+    groups = [(44, 0), (44, 1000), (184, 0), (184, 1), (184, 0x7FFFFFC0), (188, 0), (188, 0x7FFFFFFF)]
+    for field, value in (*groups, (48, 3), (52, 0), (56, 9), (120, 1), (16, 0), (1372, 0x19960408)):
         path = patched(made("ufs1", 8192, tree), (8192 + field, struct.pack("<I", value)))
         with window.opened(path) as whole:
             assert ufs.superblock(whole) is None, field
