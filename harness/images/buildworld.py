@@ -237,6 +237,8 @@ class BuildDirectory:
         recorder = self._recorder(conf)
         if recorder is None or (call := recorder.call(self.jobs)) is None:
             return False
+        if call.directory.resolve() != (self.objects / "sys" / conf.name).resolve():
+            return False  # the store was copied: the call would build the kernel of the other one
         try:
             self._run(f"kernel-{conf.name}", [str(recorder.make), *call.arguments], call.directory, call.environment)
         except (BuildError, OSError):

@@ -111,30 +111,28 @@ def _replace(path: Path, text: str) -> None:
 
 
 def state(name: str) -> str:
-    """``up``, ``stopped``, ``stale`` (its owner or its QEMU was killed), or ``""`` if there is no such lab."""
+    """``up``, ``starting``, ``stopped``, ``stale`` (its owner or its QEMU was killed), or ``""`` if there is no such lab."""
     if not directory(name).is_dir():
         return ""
     if listening(sockets(name) / "qmp"):
         return "up"
     record = read(name)
-    if record is not None and not record.stopped and _alive(record.owner_pid):
+    if record is None:
+        try:
+            # Another process makes the directory first, then the record.
+            return "starting" if time.time() - directory(name).stat().st_mtime < _STARTS else "stale"
+        except FileNotFoundError:  # it has removed the lab
+            return ""
+    if not record.stopped and _alive(record.owner_pid):
         return "up"  # it is being restored: one QEMU has ended, and the next one starts
-    return "stopped" if record is not None and (record.stopped or record.kept) else "stale"
-
-
-def _may_start(name: str) -> bool:
-    """Whether another process may be starting this lab: its directory is new and has no record yet."""
-    try:
-        return read(name) is None and time.time() - directory(name).stat().st_mtime < _STARTS
-    except FileNotFoundError:  # another process has removed it
-        return True
+    return "stopped" if record.stopped or record.kept else "stale"
 
 
 def sweep() -> list[str]:
     """Remove leftovers of killed processes: labs without an owner, unfinished builds and checkpoints. Returns their names."""
     gone = []
     for name in names():
-        if state(name) == "stale" and not _may_start(name):
+        if state(name) == "stale":
             shutil.rmtree(directory(name), ignore_errors=True)
             shutil.rmtree(sockets(name), ignore_errors=True)
             gone.append(f"lab {name}")

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -87,6 +88,18 @@ def test_other_tools_or_options_need_the_whole_build(build: BuildDirectory, tmp_
     assert len(kernel(build, tmp_path, "two")) == 2
     (build.objects / "sys/.XENA.configured").write_text("another configuration")
     assert len(kernel(build, tmp_path, "three")) == 2
+
+
+def test_a_copied_store_does_not_build_in_the_old_one(
+    build: BuildDirectory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kernel(build, tmp_path, "one")
+    shutil.copytree(tmp_path / "store", tmp_path / "copy")
+    monkeypatch.setenv("FXH_STORE", str(tmp_path / "copy"))
+    make = build.directory / "obj/bmake-install/bin/bmake"
+    make.write_text(make.read_text().replace(f"{tmp_path}/store", f"{tmp_path}/copy"))
+    assert len(kernel(build, tmp_path, "two")) == 2
+    assert len(kernel(build, tmp_path, "three")) == 1
 
 
 @pytest.mark.parametrize("left", [(), ("arguments",), ("arguments", "environment")])

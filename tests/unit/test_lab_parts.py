@@ -345,7 +345,7 @@ def test_stale_labs_are_swept(store: Path, tmp_path: Path) -> None:
     assert registry.sweep() == []
     # Another process starts this one: its record follows.
     registry.directory("new").mkdir()
-    assert registry.state("new") == "stale"
+    assert registry.state("new") == "starting"
     assert registry.sweep() == []
     long_ago = time.time() - 3600
     os.utime(registry.directory("new"), (long_ago, long_ago))
