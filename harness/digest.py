@@ -7,9 +7,10 @@ import contextlib
 import hashlib
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from functools import lru_cache
 from pathlib import Path
+from types import CodeType
 
 from harness import paths, preparing
 from harness.errors import UsageError
@@ -70,3 +71,32 @@ def _known(path: Path, state: str, take: Callable[[Path], str]) -> str:
         for old in sorted(kept.parent.iterdir(), key=lambda p: p.stat().st_mtime)[:-_KEPT]:
             old.unlink(missing_ok=True)
     return found
+
+
+def code_sha256(paths: Iterable[Path]) -> str:
+    """sha256 of what Python files do: it does not change with a comment, a docstring, an assertion or the line numbers.
+
+    It does change with the version of Python. Raises OSError, SyntaxError.
+    """
+    digest = hashlib.sha256()
+    for path in paths:
+        digest.update(path.name.encode() + b"\0")
+        for part in _instructions(compile(path.read_bytes(), path.name, "exec", dont_inherit=True, optimize=2)):
+            digest.update(part + b"\0")
+    return digest.hexdigest()
+
+
+def _instructions(code: CodeType) -> Iterator[bytes]:
+    names = (code.co_names, code.co_varnames, code.co_freevars, code.co_cellvars)
+    yield repr((code.co_name, code.co_flags, code.co_argcount, code.co_posonlyargcount, code.co_kwonlyargcount, names)).encode()
+    yield code.co_code + code.co_exceptiontable
+    for value in code.co_consts:
+        if isinstance(value, CodeType):
+            yield from _instructions(value)
+        else:
+            yield _constant(value).encode()
+
+
+def _constant(value: object) -> str:
+    # The order of a set differs between processes.
+    return repr(sorted(map(repr, value))) if isinstance(value, frozenset) else repr(value)

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import functools
-import hashlib
 import inspect
 import json
 import logging
@@ -14,6 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from harness.digest import code_sha256
 from harness.errors import TransportError
 from harness.guests.configure import configure
 from harness.guests.guest import Guest
@@ -132,19 +132,15 @@ class GuestFactory:
 
 def _code_digest(prepare: Prepare | None) -> str:
     """A hash of the code that makes a warm guest: a checkpoint made by other code is not used."""
-    digest = hashlib.sha256(_guest_code())
-    if prepare is not None:
-        digest.update(f"{prepare.__module__}.{prepare.__qualname__}\n".encode())
-        digest.update(Path(inspect.getfile(prepare)).read_bytes())
-    return digest.hexdigest()
+    if prepare is None:
+        return _guest_code()
+    return key_of(_guest_code(), prepare.__module__, prepare.__qualname__, code_sha256([Path(inspect.getfile(prepare))]))
 
 
 @functools.cache
-def _guest_code() -> bytes:
+def _guest_code() -> str:
     package = Path(__file__).parent.parent
-    return b"".join(
-        path.read_bytes() for name in ("console", "dom0", "guests", "xen") for path in sorted((package / name).rglob("*.py"))
-    )
+    return code_sha256(path for name in ("console", "dom0", "guests", "xen") for path in sorted((package / name).rglob("*.py")))
 
 
 def _config(data: dict[str, Any]) -> DomainConfig:
