@@ -9,7 +9,9 @@ import shutil
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from harness import store
 from harness.digest import file_sha256
@@ -18,6 +20,8 @@ from harness.errors import BuildError, InfrastructureError, UsageError
 log = logging.getLogger("fxh.images.fetch")
 
 _SILENCE = 30.0
+# A mirror that sends less than this many bytes in so many seconds is as good as silent (curl's --speed-limit and --speed-time).
+_SLOWEST, _WINDOW = 60 << 10, 60.0
 _ATTEMPTS = 4
 _BLOCK = 1 << 18
 # A listing or a MANIFEST has some kilobytes. The limit protects from a server that sends without end.
@@ -48,7 +52,12 @@ def page(where: str, name: str = "", patience: float = _SILENCE) -> tuple[str, s
     url = f"{where.rstrip('/')}/{name}"
     try:
         with urllib.request.urlopen(url, timeout=patience) as answer:
-            return answer.read(_SMALL).decode(errors="replace"), str(answer.geturl())
+            found = b""
+            for block in _blocks(answer):
+                found += block
+                if len(found) >= _SMALL:
+                    break
+            return found[:_SMALL].decode(errors="replace"), str(answer.geturl())
     except urllib.error.HTTPError as exc:
         raise UsageError(f"{url}: {exc.code} {exc.reason}", hint="give the directory of a release that has a MANIFEST") from exc
     except (OSError, http.client.HTTPException, ValueError) as exc:  # ValueError: a redirect to an invalid URL
@@ -130,10 +139,22 @@ def _fetch_missing(url: str, part: Path) -> None:
         expected = int(length) + (0 if whole else have) if length else None
         with part.open("wb" if whole else "ab") as file:
             logged = time.monotonic()
-            while block := answer.read(_BLOCK):
+            for block in _blocks(answer):
                 file.write(block)
                 if time.monotonic() - logged > 10:
                     logged = time.monotonic()
                     log.info("%s: %d of %s MiB", url, file.tell() >> 20, "?" if expected is None else expected >> 20)
     if expected is not None and part.stat().st_size < expected:
         raise http.client.IncompleteRead(b"", expected - part.stat().st_size)
+
+
+def _blocks(answer: Any) -> Iterator[bytes]:
+    """The content of an answer as it arrives. Raises TimeoutError for a server that is silent or too slow."""
+    begun, got = time.monotonic(), 0
+    while block := answer.read1(_BLOCK):
+        yield block
+        got += len(block)
+        if (seconds := time.monotonic() - begun) > _WINDOW:
+            if got < _SLOWEST:
+                raise TimeoutError(f"the server sent {got} bytes in {seconds:.0f} s")
+            begun, got = time.monotonic(), 0

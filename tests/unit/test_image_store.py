@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import http.server
 import io
@@ -584,6 +585,25 @@ def test_an_invalid_answer_of_a_mirror(mirror: Mirror, status: int, header: str,
     with pytest.raises(InfrastructureError, match=r"/base\.txz: invalid answer: ") as caught:
         fetch.checked(mirror.url, "base.txz", "0" * 64)
     assert "another mirror" in caught.value.hint
+
+
+def test_a_mirror_that_sends_too_slowly(mirror: Mirror, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each byte comes in time, so no read expires."""
+
+    def trickle(self: http.server.BaseHTTPRequestHandler) -> None:
+        self.send_response(200)
+        self.end_headers()
+        with contextlib.suppress(OSError):
+            while True:
+                self.wfile.write(b"x")
+                time.sleep(0.02)
+
+    mirror.server.RequestHandlerClass.do_GET = trickle  # type: ignore[attr-defined]
+    monkeypatch.setattr(fetch, "_WINDOW", 0.2)
+    monkeypatch.setattr(fetch, "_ATTEMPTS", 1)
+    for read in (lambda: fetch.text(mirror.url, "MANIFEST"), lambda: fetch.checked(mirror.url, "base.txz", "0" * 64)):
+        with pytest.raises(InfrastructureError, match=r"/(MANIFEST|base\.txz): the server sent \d+ bytes in \d+ s"):
+            read()
 
 
 def test_a_tampered_set(mirror: Mirror) -> None:
