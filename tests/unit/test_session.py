@@ -147,6 +147,40 @@ class Small:
         return data
 
 
+class Torn:
+    """A console on which a message of another CPU lies in the first ``times`` markers of the end of an output."""
+
+    def __init__(self, stream: Stream, times: int) -> None:
+        self._stream, self._times, self._rest = stream, times, b""
+        self.close, self.write = stream.close, stream.write
+
+    def read(self, size: int, timeout: float | None = None) -> bytes:
+        data = self._rest + self._stream.read(size, timeout)
+        # A part of a marker waits for its rest.
+        kept = next((n for n in range(len(MARKER) - 1, 0, -1) if data.endswith(MARKER[:n])), 0)
+        data, self._rest = data[: len(data) - kept], data[len(data) - kept :]
+        while self._times and MARKER in data:
+            data = data.replace(MARKER, b"fxh-xn0: backend features:end-", 1)
+            self._times -= 1
+        return data
+
+
+MARKER = b"fxh-end-"
+
+
+def test_a_damaged_end_of_an_output_is_no_hang(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sessions, "_RETRY_SHELL", 0.5)
+    torn = Torn(LocalTransport().open(["bash", "-c", LOGIN % "sh"], pty=True), 2)
+    reader = ConsoleReader(torn, tmp_path / "c.log", tables=LINUX).start()
+    try:
+        session = Session(reader).login("root", deadline=Deadline(20))
+        assert session.run("echo alive; sleep 2", Deadline(60)).text == "alive"
+        assert torn._times == 0
+        assert session.run("echo again").text == "again"
+    finally:
+        reader.close()
+
+
 @pytest.mark.parametrize("buffer_size", [SERIAL_PORT, TTY])
 def test_a_long_command_on_a_console_with_a_small_buffer(tmp_path: Path, buffer_size: int) -> None:
     small = Small(LocalTransport().open(["bash", "-c", LOGIN % "sh"], pty=True))
