@@ -270,8 +270,8 @@ def test_a_prompt_ends_the_boot_at_once(tmp_path: Path, row: str) -> None:
     begun = time.monotonic()
     reader = ConsoleReader(ReplayStream(crlf(text), end="silence"), tmp_path / "c.log", tables=FREEBSD).start()
     with pytest.raises(GuestDied) as caught:
-        reader.wait_stage("login", Deadline(20))
-    assert time.monotonic() - begun < 10, "well before the deadline of 20 s"
+        reader.wait_stage("login", Deadline(90))
+    assert time.monotonic() - begun < 45, "well before the deadline of 90 s"
     assert caught.value.death.kind == kind
     reader.close()
 
