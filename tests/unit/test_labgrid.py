@@ -426,6 +426,31 @@ def test_an_acquisition_that_is_canceled_leaves_the_resources_free(lab: Labgrid)
     lab.release("one")
 
 
+def test_a_reservation_whose_request_is_canceled_is_canceled_too() -> None:
+    """The coordinator makes it all the same."""
+    canceled: list[str] = []
+    found, asked = coordinator.Coordinator("c:1", "a/b"), asyncio.Event()
+
+    async def create(request: Any, timeout: float) -> Any:
+        asked.set()
+        await asyncio.sleep(0.1)
+        return SimpleNamespace(reservation=SimpleNamespace(token="t1"))
+
+    async def cancel(request: Any, timeout: float) -> None:
+        canceled.append(request.token)
+
+    async def run() -> None:
+        reserving = asyncio.create_task(found.reserve({"tag": "xen"}))
+        await asked.wait()
+        reserving.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await reserving
+
+    found._session = SimpleNamespace(stub=SimpleNamespace(CreateReservation=create, CancelReservation=cancel))
+    asyncio.run(run())
+    assert canceled == ["t1"]
+
+
 def test_a_place_without_a_service_does_not_end_the_wait_for_others(lab: Labgrid, take: Callable[..., Place]) -> None:
     lab.tag("bare", tag="xen")
     for name in ("one", "two"):
