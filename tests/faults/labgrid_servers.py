@@ -32,9 +32,11 @@ class Labgrid:
 
     def __init__(self, directory: Path, resources: Mapping[str, Mapping[str, Any]]) -> None:
         self.directory = directory
-        with contextlib.closing(socket.socket()) as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.address = f"127.0.0.1:{probe.getsockname()[1]}"
+        # It never listens, so the coordinator can bind the port, too. Until then no other program gets it.
+        self._port = socket.socket()
+        self._port.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        self._port.bind(("127.0.0.1", 0))
+        self.address = f"127.0.0.1:{self._port.getsockname()[1]}"
         (directory / "exporter.yaml").write_text(yaml.safe_dump(dict(resources)))
         self._lock = threading.Lock()
         self._copiers: list[threading.Thread] = []
@@ -94,6 +96,7 @@ class Labgrid:
         self.stop()
         for copier in self._copiers:
             copier.join(10)
+        self._port.close()
 
     @property
     def log(self) -> list[tuple[str, str]]:
