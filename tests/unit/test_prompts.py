@@ -475,6 +475,20 @@ def test_scripts_of_any_name_and_depth() -> None:
     assert script_answers(report) == (("textdump set", ""), ("show all locks", "Process 1"), ("reset", ""))
 
 
+def test_a_reader_that_is_not_scheduled_takes_that_for_no_silence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The machine is busy after a chunk that ends like a prompt, and the next chunk is there already."""
+    take = ConsoleReader._take
+    monkeypatch.setattr(ConsoleReader, "_take", lambda self, chunk: take(self, chunk) or time.sleep(0.6))
+    text = crlf(STUCK["loader-efi"][0])
+    reader = ConsoleReader(
+        ReplayStream(text + crlf(f"\n{LOGIN}"), sizes=(len(text), 4096)), tmp_path / "c.log", tables=FREEBSD
+    ).start()
+    reader.join(60)
+    reader.close()
+    assert reader.death is not None
+    assert (reader.death.kind, reader.stage) == ("eof", "login")
+
+
 def test_a_debugger_that_goes_on_lets_the_report_end(tmp_path: Path) -> None:
     text = f"{REPORT}{STOPPED}{SCRIPT}bt\n{BT}{SCRIPT}continue\nUptime: 9s\nAutomatic reboot in 15 seconds - press a key\n"
     begun = time.monotonic()
