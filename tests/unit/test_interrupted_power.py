@@ -99,7 +99,7 @@ def alive(pid: int) -> bool:
 
 
 def completes(process: subprocess.Popen[str]) -> None:
-    """Wait until the process says that it completes the power cycle in spite of a signal."""
+    """Wait until the process says that it completes the power cycle despite a signal."""
     assert process.stdout is not None
     said = ""
     while line := process.stdout.readline():
