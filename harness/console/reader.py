@@ -295,8 +295,13 @@ class ConsoleReader:
 
     def _read(self) -> None:
         try:
-            while self._receive() != b"":
-                self._check()
+            while True:
+                begun = time.monotonic()
+                chunk = self._receive()
+                if chunk == b"":
+                    break
+                # A busy machine may not have run this thread since. Only silence that a read has found counts.
+                self._check(min(begun + _POLL, time.monotonic()) if chunk is None else self._watcher.last_byte)
         except InfrastructureError as exc:
             self._broken = exc
         except Exception as exc:  # a bug here must not look like the end of the guest
@@ -333,11 +338,11 @@ class ConsoleReader:
         except OSError as exc:
             raise InfrastructureError(f"{self.log_path}: {exc.strerror or exc}", hint="free some space on this machine") from exc
 
-    def _check(self, *, ended: bool = False) -> None:
-        """Declare the guest dead if it is. ``ended``: no further output will come."""
+    def _check(self, now: float | None = None, *, ended: bool = False) -> None:
+        """Declare the guest dead if it is ``now``. ``ended``: no further output will come."""
         if self.death is not None:
             return
-        now = time.monotonic()
+        now = time.monotonic() if now is None else now
         match self._watcher.check(now, ended=ended):
             case PendingDeath(kind=kind, offset=offset) if kind == SECOND_BOOT and self._expected_end:
                 self._restart_boot(offset)

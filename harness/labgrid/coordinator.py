@@ -128,8 +128,16 @@ class Coordinator:
     # -- requests -----------------------------------------------------------------------------------------------------
 
     async def reserve(self, tags: Mapping[str, str]) -> Reservation:
+        """Reserve a place. If the caller is canceled, the reservation is, too: it would block the queue for a minute."""
         request = messages.CreateReservationRequest(filters={"main": messages.Reservation.Filter(filter=dict(tags))}, prio=0.0)
-        return Reservation.from_pb2((await self._ask("CreateReservation", request)).reservation)
+        asking = asyncio.ensure_future(self._ask("CreateReservation", request))
+        try:
+            answer = await asyncio.shield(asking)
+        except asyncio.CancelledError:
+            with contextlib.suppress(Refused):
+                await self.cancel((await asking).reservation.token)
+            raise
+        return Reservation.from_pb2(answer.reservation)
 
     async def poll(self, token: str) -> Reservation:
         """The reservation. It expires 60 s after the last poll."""
@@ -138,7 +146,7 @@ class Coordinator:
     async def cancel(self, token: str) -> None:
         """Cancel a reservation, if it still exists."""
         with contextlib.suppress(Refused):
-            await self._ask("CancelReservation", messages.CancelReservationRequest(token=token))
+            await self._change("CancelReservation", messages.CancelReservationRequest(token=token))
 
     async def acquire(self, place: str) -> None:
         await self._change("AcquirePlace", messages.AcquirePlaceRequest(placename=place))

@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 import yaml
 from labgrid.remote.common import Reservation
 from labgrid.remote.generated import labgrid_coordinator_pb2 as messages
+from labgrid.util import yaml as labgrid_yaml
 
 from harness.deadline import ConditionNotMet, Deadline
 from harness.labgrid.coordinator import Coordinator, Refused
@@ -31,9 +32,11 @@ class Labgrid:
 
     def __init__(self, directory: Path, resources: Mapping[str, Mapping[str, Any]]) -> None:
         self.directory = directory
-        with contextlib.closing(socket.socket()) as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.address = f"127.0.0.1:{probe.getsockname()[1]}"
+        # It never listens, so the coordinator can bind the port, too. Until then no other program gets it.
+        self._port = socket.socket()
+        self._port.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        self._port.bind(("127.0.0.1", 0))
+        self.address = f"127.0.0.1:{self._port.getsockname()[1]}"
         (directory / "exporter.yaml").write_text(yaml.safe_dump(dict(resources)))
         self._lock = threading.Lock()
         self._copiers: list[threading.Thread] = []
@@ -93,6 +96,7 @@ class Labgrid:
         self.stop()
         for copier in self._copiers:
             copier.join(10)
+        self._port.close()
 
     @property
     def log(self) -> list[tuple[str, str]]:
@@ -136,19 +140,39 @@ class Labgrid:
 
     def reservations(self) -> list[str]:
         """The state of each reservation."""
+        return self._call(self._reservations)
+
+    @staticmethod
+    async def _reservations(lab: Coordinator) -> list[str]:
+        found = await lab._ask("GetReservations", messages.GetReservationsRequest())
+        return [Reservation.from_pb2(one).state.name for one in found.reservations]
+
+    def saved_owner(self, place: str) -> str:
+        """As :meth:`owner`, from the file with which a coordinator starts."""
+        file = self.directory / "places.yaml"
+        found = labgrid_yaml.load(file.read_text()) if file.exists() else {}
+        return found.get(place, {}).get("acquired") or ""
+
+    def count_in_log(self, words: str) -> int:
+        """The lines of the servers' log that contain ``words``."""
+        return sum(words in line for _, line in self.log)
+
+    def wait_free(self, place: str, seconds: float = 120, *, resources: bool = True) -> None:
+        """Wait until the place is free and there is no reservation.
+
+        ``resources``: also until its resources are free. A request to which the exporter does not answer within 10 s leaves them
+        acquired for up to 15 s.
+        """
 
         async def look(lab: Coordinator) -> list[str]:
-            found = await lab._ask("GetReservations", messages.GetReservationsRequest())
-            return [Reservation.from_pb2(one).state.name for one in found.reservations]
-
-        return self._call(look)
-
-    def wait_free(self, place: str, seconds: float = 120) -> None:
-        """Wait until the place is free and there is no reservation."""
+            groups = lab._session.resources.get("rack", {}) if lab._session is not None and resources else {}
+            held = [name for group in groups.values() for name, entry in group.items() if entry.data.get("acquired") == place]
+            owner = lab.places[place].acquired
+            return [*([owner] if owner else []), *await self._reservations(lab), *held]
 
         def free() -> None:
-            if taken := self.owner(place) or self.reservations():
-                raise ConditionNotMet(f"{place} is taken: {taken}")
+            if taken := self._call(look):
+                raise ConditionNotMet(f"{place} is taken: {', '.join(taken)}")
 
         Deadline(seconds).wait(f"{place} to be free", free, 0.3)
 
@@ -173,7 +197,7 @@ class Labgrid:
     @staticmethod
     async def _connect(lab: Coordinator) -> None:
         """Connect; the coordinator refuses a session until it has noticed the end of this process's last one."""
-        for _ in range(3):
+        for _ in range(10):
             with contextlib.suppress(Refused):
                 return await lab.connect()
             await asyncio.sleep(0.5)

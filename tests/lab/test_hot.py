@@ -182,7 +182,7 @@ def test_the_namespaces_end_with_their_owner(own: Lab) -> None:
     assert "NSpid:" in status
     assert status.split("NSpid:")[1].split()[1] == "1000"
     own.down()
-    Deadline(5).wait("QEMU to end", lambda: _gone(pid))
+    Deadline(60).wait("QEMU to end", lambda: _gone(pid))
     shown = subprocess.run(["ps", "-axww", "-o", "command="], capture_output=True, text=True, check=True).stdout
     assert str(own.directory) not in shown
 

@@ -222,8 +222,8 @@ def test_qemu_ends_with_its_owner(lab: Lab, how: int) -> None:
     record = registry.read(f"owned-{how}")
     assert record is not None
     process.send_signal(how)
-    process.wait(10)
-    Deadline(5).wait("QEMU to end", lambda: gone(record.qemu_pid))
+    process.wait(60)
+    Deadline(60).wait("QEMU to end", lambda: gone(record.qemu_pid))
     fxh("lab", "list")
     assert registry.state(f"owned-{how}") == ""
     assert not registry.sockets(f"owned-{how}").exists()
@@ -269,8 +269,8 @@ def test_a_killed_lab_ends_all_waits_on_it(lab: Lab) -> None:
     with pytest.raises(InfrastructureError):
         lab.ssh.run(["sleep", "60"])
 
-    assert time.monotonic() - begun < 10
-    Deadline(10).wait("the lab to be declared dead", lambda: _dead(lab))
+    assert time.monotonic() - begun < 45, "well before the end of the command"
+    Deadline(60).wait("the lab to be declared dead", lambda: _dead(lab))
     with pytest.raises(LabDead, match=r"QEMU ended: [Kk]illed"):
         lab.ssh.run(["true"])
 

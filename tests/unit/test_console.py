@@ -408,7 +408,7 @@ def test_a_death_ends_every_wait(tmp_path: Path) -> None:
 
     def wait() -> None:
         try:
-            reader.wait_for(b"never", Deadline(20), "never")
+            reader.wait_for(b"never", Deadline(90), "never")
         except GuestDied as exc:
             caught.append(exc)
 
@@ -418,9 +418,9 @@ def test_a_death_ends_every_wait(tmp_path: Path) -> None:
     stream._chunks.append(b"panic: at the disco\r\ncpuid = 0\r\nUptime: 3s\r\nAutomatic reboot in 15 seconds\r\n")
     begun = time.monotonic()
     for thread in threads:
-        thread.join(10)
+        thread.join(60)
     assert len(caught) == 4
-    assert time.monotonic() - begun < 8, "well before the deadline of 20 s"
+    assert time.monotonic() - begun < 60, "well before the deadline of 90 s"
     reader.stop()
 
 

@@ -51,7 +51,7 @@ def play(tmp_path: Path, data: bytes, **options: object) -> ConsoleReader:
         ReplayStream(data, **options), tmp_path / "c.log", tables=tables, scale=scale  # type: ignore[arg-type]
     )  # fmt: skip
     reader.start()
-    until = time.monotonic() + 12
+    until = time.monotonic() + 60
     while reader._thread.is_alive() and reader.death is None and time.monotonic() < until:
         reader.join(0.02)
     reader.expect_end() if reader.death else None
@@ -116,7 +116,10 @@ def others(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[ConsoleRe
             ConsoleReader(ReplayStream(data, end="silence", **options), directory / f"{number}-{n}", tables=FREEBSD).start()  # type: ignore[arg-type]
             for n, options in enumerate(({}, {"sizes": (9,)}, {"sizes": (len(console(BOOT + words)), 4096), "pace": 0.6}))
         ]
-    time.sleep(2.5)
+    until = time.monotonic() + 60
+    while time.monotonic() < until and not all(reader.stage == "login" for row in readers.values() for reader in row):
+        time.sleep(0.05)
+    time.sleep(2)
     for row in readers.values():
         for reader in row:
             reader.close()
@@ -226,7 +229,7 @@ def cut(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str], Conso
         for n, (name, row) in enumerate(CUT.items())
         for end in ("eof", "silence")
     }
-    until = time.monotonic() + 9
+    until = time.monotonic() + 60
     while time.monotonic() < until and not all(reader.death for reader in readers.values()):
         time.sleep(0.05)
     for reader in readers.values():

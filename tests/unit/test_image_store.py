@@ -814,7 +814,7 @@ def test_the_next_build_ends_processes_of_a_killed_one(build_directory: BuildDir
     waiter = threading.Thread(target=orphan.wait)
     waiter.start()
     with build_directory.open():
-        waiter.join(5)
+        waiter.join(60)
         assert orphan.returncode == -signal.SIGKILL
         state = Path(f"/proc/{job}/stat")
         assert not state.exists() or state.read_text().rpartition(")")[2].split()[0] == "Z"

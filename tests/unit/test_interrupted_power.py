@@ -30,6 +30,8 @@ from tests.conftest import planted_suite
 
 # An installer with two processes. It says when it runs, and when it was asked to end.
 INSTALLER = "trap 'echo asked > asked; exit 1' TERM; echo $$ > pids; sleep 300 & echo $! >> pids; touch installing; wait"
+# Switches off, and takes its time until Farm.go().
+SLOW_OFF = "echo off >> log; echo off > power; until [ -e go ]; do sleep 0.1; done"
 
 
 class Farm:
@@ -77,6 +79,10 @@ class Farm:
 
         Deadline(60).wait(f"{name} {text}", there, 0.02)
 
+    def go(self) -> None:
+        """Let SLOW_OFF end."""
+        (self.directory / "go").touch()
+
     def log(self) -> list[str]:
         return (self.directory / "log").read_text().split()
 
@@ -92,8 +98,19 @@ def alive(pid: int) -> bool:
         return False
 
 
+def completes(process: subprocess.Popen[str]) -> None:
+    """Wait until the process says that it completes the power cycle despite a signal."""
+    assert process.stdout is not None
+    said = ""
+    while line := process.stdout.readline():
+        said += line
+        if "p: completing its power cycle before the end, so that it does not stay off" in line:
+            return
+    raise AssertionError(said)
+
+
 def wait_for_end(*pids: int) -> None:
-    deadline = Deadline(30)
+    deadline = Deadline(60)
     while any(map(alive, pids)):
         assert not deadline.expired
         time.sleep(0.02)
@@ -168,10 +185,8 @@ def test_an_interrupted_preparation_leaves_no_process_and_says_so(farm: Farm, nu
     farm.wait_for("installing")
     assert len(farm.installers()) == 2
     assert "it is being prepared" in str(set_aside("p"))
-    begun = time.monotonic()
     process.send_signal(number)
     out, _ = process.communicate(timeout=60)
-    assert time.monotonic() - begun < 10
     assert process.returncode == 130
     assert farm.installers() == []
     assert (farm.directory / "asked").exists(), "SIGTERM comes before SIGKILL"
@@ -251,18 +266,21 @@ def test_an_interrupted_night_ends_its_step(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_a_command_that_ends_in_a_power_cycle_leaves_the_host_on(farm: Farm, number: signal.Signals) -> None:
-    farm.configure(off="echo off > power; echo off >> log; sleep 2")
+    farm.configure(off=SLOW_OFF)
     process = farm.start("power", "cycle", "p")
     farm.wait_for("power", "off")
     os.killpg(process.pid, number)
-    out, _ = process.communicate(timeout=60)
     if number == signal.SIGKILL:
+        process.communicate(timeout=60)
         assert process.returncode == -signal.SIGKILL
         assert farm.log() == ["off"]
+        farm.go()
     else:
+        completes(process)
+        farm.go()
+        process.communicate(timeout=60)
         assert process.returncode == 130
         assert farm.log() == ["off", "on"], "the command waits for the end of the cycle"
-        assert "p: completing its power cycle before the end, so that it does not stay off" in out
     farm.wait_for("power", "on")
     assert farm.log() == ["off", "on"]
     deadline = Deadline(30)
@@ -273,15 +291,16 @@ def test_a_command_that_ends_in_a_power_cycle_leaves_the_host_on(farm: Farm, num
 
 
 def test_a_second_ctrl_c_does_not_wait_but_the_host_is_on_later(farm: Farm) -> None:
-    farm.configure(off="echo off > power; echo off >> log; sleep 12")
+    farm.configure(off=SLOW_OFF)
     process = farm.start("power", "cycle", "p")
     farm.wait_for("power", "off")
-    for _ in range(2):
-        process.send_signal(signal.SIGINT)
-        time.sleep(0.7)
+    process.send_signal(signal.SIGINT)
+    completes(process)
+    process.send_signal(signal.SIGINT)
     process.communicate(timeout=60)
     assert process.returncode == 130
     assert farm.log() == ["off"]
+    farm.go()
     farm.wait_for("power", "on")
 
 
@@ -313,8 +332,8 @@ def suite() -> Iterator[Path]:
 
 
 def test_a_worker_that_is_killed_after_ctrl_c_leaves_the_host_on(farm: Farm, suite: Path, tmp_path: Path) -> None:
-    """execnet kills a worker 10 s after Ctrl-C. Here the host is off for 14 s."""
-    farm.configure(off="echo off > power; echo off >> log; sleep 14")
+    """execnet kills a worker 10 s after Ctrl-C. Here the host is off for longer."""
+    farm.configure(off=SLOW_OFF)
     run = Run(suite, tmp_path / "reports", "", "-n", "2", "--xen-host", "p")
     farm.wait_for("power", "off")
     workers = list(map(int, Path(f"/proc/{run.process.pid}/task/{run.process.pid}/children").read_text().split()))
@@ -322,6 +341,7 @@ def test_a_worker_that_is_killed_after_ctrl_c_leaves_the_host_on(farm: Farm, sui
     os.killpg(run.process.pid, signal.SIGINT)
     wait_for_end(*workers)
     assert farm.log() == ["off"], "the worker was killed while the host was off"
+    farm.go()
     out = run.end()
     assert run.process.returncode == 130, out
     assert "fxh: p: waiting for the end of its power cycle, so that it does not stay off" in out

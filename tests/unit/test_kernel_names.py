@@ -86,6 +86,6 @@ def test_files_without_a_name(data: bytes) -> None:
     [b"FreeBSD 1.1-A " + b"a " * 3_000_000, (b"FreeBSD 1.1-A #1 a" + b": " * 240 + b"\0") * 12_000, b"FreeBSD 1.1-" * 500_000],
 )
 def test_hostile_texts_take_no_time(data: bytes) -> None:
-    begun = time.monotonic()
+    begun = time.process_time()
     assert kernelfile.banner(data) == ""
-    assert time.monotonic() - begun < 5
+    assert time.process_time() - begun < 5

@@ -121,7 +121,7 @@ background.begin_kernel(recipe.load("4.20"))
 time.sleep(600)
 """
     owner = subprocess.Popen([sys.executable, "-c", code], env={**os.environ, "PATH": f"{bin_}{os.pathsep}{os.environ['PATH']}"})
-    Deadline(30).wait("the build to begin", lambda: _there(made), 0.05)
+    Deadline(60).wait("the build to begin", lambda: _there(made), 0.05)
     builder = int(made.read_text())
     with pytest.raises(Timeout):
         store_module.lock(store / "control" / key, timeout=0).acquire()
@@ -134,8 +134,8 @@ time.sleep(600)
             if "Z" not in Path(f"/proc/{builder}/stat").read_text().split()[2]:
                 raise ConditionNotMet("it runs")
 
-    Deadline(10).wait("the build to end", ended, 0.05)
-    store_module.lock(store / "control" / key, timeout=10).acquire()
+    Deadline(60).wait("the build to end", ended, 0.05)
+    store_module.lock(store / "control" / key, timeout=60).acquire()
 
 
 def _there(path: Path) -> None:

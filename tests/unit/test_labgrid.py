@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -32,6 +33,7 @@ from harness.hosts.lease import HostBusy, HostTooSmall
 from harness.hosts.places import PlaceConfig, PlaceHost
 from harness.hosts.record import HUNG, HostRecord
 from harness.labgrid import coordinator, keeper, place, tags
+from harness.labgrid.claims import Claim
 from harness.labgrid.place import Place, PlacesExcluded, PlacesTaken
 
 SERVICE = {"address": "192.0.2.7", "username": "root", "port": 2022}
@@ -59,10 +61,12 @@ def kill(pid: int) -> None:
     """Kill a process and wait for its end: it holds its locks until then, and a busy machine takes its time."""
     os.kill(pid, signal.SIGKILL)
     deadline, stat = Deadline(60), Path(f"/proc/{pid}/stat")
-    # 4711 (python3) Z 1 ...
-    while stat.exists() and stat.read_text().rpartition(")")[2].split()[0] != "Z":
-        assert not deadline.expired
-        time.sleep(0.01)
+    # Its parent may reap it between any two steps. Its locks end with its last thread: the first one becomes a zombie before.
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+        # 4711 (python3) Z 1 ...
+        while stat.read_text().rpartition(")")[2].split()[0] != "Z" or len(list(stat.with_name("task").iterdir())) > 1:
+            assert not deadline.expired
+            time.sleep(0.01)
 
 
 @pytest.fixture(scope="module")
@@ -281,12 +285,19 @@ def test_clean_releases_it_too_but_not_the_place_of_another_user(lab: Labgrid) -
 
 def test_a_kept_place_outlives_its_run_for_that_time(lab: Labgrid) -> None:
     found = place.acquire("labgrid:name=one", lab.address, Deadline(60))
-    assert found.keep(6)
+    assert found.keep(600)
     begun = time.monotonic()
     found.end()
-    assert time.monotonic() - begun < 5
+    assert time.monotonic() - begun < 30, "it does not wait for the keeper, which it would do for 45 s"
     assert lab.owner("one") != ""
+    kill(found._keeper._process.pid)
+    places.release_left_behind(lab.address)
+    found = place.acquire("labgrid:name=one", lab.address, Deadline(60))
+    begun = time.monotonic()
+    assert found.keep(3)
+    found.end()
     lab.wait_free("one")
+    assert time.monotonic() - begun >= 3
 
 
 # -- bad input --------------------------------------------------------------------------------------------------------
@@ -386,21 +397,58 @@ def test_an_acquisition_without_an_answer_leaves_nothing_acquired(
     assert [lab.owner(name) for name in taken] == ["", ""]
 
 
-def test_an_acquisition_that_is_canceled_leaves_the_resources_free(lab: Labgrid) -> None:
-    """The coordinator shows a place as acquired while it still waits for the exporter."""
+def cancel_an_acquisition(lab: Labgrid) -> bool:
+    """End a keeper that acquires a place. Returns whether it had an answer by then."""
     with lab.slow_exporter() as answer:
         holder = place._Keeper(place._request(lab.address, mode="hold", tags={"name": "one"}, nowait=True, avoid=[], exclude=[]))
         later = threading.Timer(1, answer)
         try:
-            _wait(lambda: lab.owner("one") != "", "the place to be acquired")
-            assert holder._answer is None
+            _wait(lambda: lab.owner("one") != "" or holder._answer is not None, "the place to be acquired")
+            return holder._answer is not None
         finally:
             later.start()
             holder.end()
             later.join()
-    lab.wait_free("one")
+
+
+def test_an_acquisition_that_is_canceled_leaves_the_resources_free(lab: Labgrid) -> None:
+    """The coordinator shows a place as acquired while it still waits for the exporter."""
+    for _ in range(5):
+        before = lab.count_in_log("failed to acquire")
+        answered = cancel_an_acquisition(lab)
+        lab.wait_free("one", resources=False)
+        # The coordinator waits 10 s for the exporter. On a busy machine that can be too short.
+        if lab.count_in_log("failed to acquire") == before:
+            break
+        lab.wait_free("one")
+    assert not answered
     lab.acquire("one")
     lab.release("one")
+
+
+def test_a_reservation_whose_request_is_canceled_is_canceled_too() -> None:
+    """The coordinator makes it all the same."""
+    canceled: list[str] = []
+    found, asked = coordinator.Coordinator("c:1", "a/b"), asyncio.Event()
+
+    async def create(request: Any, timeout: float) -> Any:
+        asked.set()
+        await asyncio.sleep(0.1)
+        return SimpleNamespace(reservation=SimpleNamespace(token="t1"))
+
+    async def cancel(request: Any, timeout: float) -> None:
+        canceled.append(request.token)
+
+    async def run() -> None:
+        reserving = asyncio.create_task(found.reserve({"tag": "xen"}))
+        await asked.wait()
+        reserving.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await reserving
+
+    found._session = SimpleNamespace(stub=SimpleNamespace(CreateReservation=create, CancelReservation=cancel))
+    asyncio.run(run())
+    assert canceled == ["t1"]
 
 
 def test_a_place_without_a_service_does_not_end_the_wait_for_others(lab: Labgrid, take: Callable[..., Place]) -> None:
@@ -419,7 +467,8 @@ def test_a_place_without_a_service_does_not_end_the_wait_for_others(lab: Labgrid
 def test_a_coordinator_that_restarts_gives_the_place_again(take: Callable[..., Place], lab: Labgrid) -> None:
     found = take("labgrid:name=one")
     owner = lab.owner("one")
-    time.sleep(16)  # it saves its places every 15 s
+    # It forgets what it has not saved, and saves its places every 15 s.
+    _wait(lambda: lab.saved_owner("one") == owner, "the coordinator to save its places")
     lab.stop()
     lab.start()
     _wait(lambda: lab.owner("one") == owner, "the place to be acquired again")
@@ -431,10 +480,26 @@ def test_a_place_that_another_user_took_is_lost(take: Callable[..., Place], lab:
     lab.release("one")
     lab.acquire("one")
     _wait(lambda: found.lost != "", "the loss")
-    assert found.lost.startswith("labgrid place one was taken from this run: it is acquired by desk/anna (ask its user")
+    # The keeper may look before the other user has the place.
+    assert re.match(r"labgrid place one was taken from this run: it is acquired by (desk/anna|no user) \(ask its user", found.lost)
     found.end()
     assert lab.owner("one") == "desk/anna"
     lab.release("one")
+
+
+@pytest.mark.parametrize(
+    ("now", "words"),
+    [
+        (SimpleNamespace(acquired="desk/anna"), "it is acquired by desk/anna"),
+        (SimpleNamespace(acquired=None), "it is acquired by no user"),
+        (None, "it no longer exists"),
+    ],
+)
+def test_a_lost_place_names_its_user(now: SimpleNamespace | None, words: str, tmp_path: Path) -> None:
+    found = keeper.Keeper({"coordinator": "c:1", "claims": str(tmp_path), "tags": {}, "nowait": True, "avoid": [], "exclude": []})
+    found._coordinator = SimpleNamespace(places={} if now is None else {"one": now})  # type: ignore[assignment]
+    with pytest.raises(coordinator.Refused, match=f"labgrid place one was taken from this run: {words}$"):
+        found._check(Claim("c:1", "one", "here/fxh-me"))
 
 
 def test_a_keeper_that_dies_loses_the_place(take: Callable[..., Place], lab: Labgrid) -> None:
@@ -471,7 +536,7 @@ def test_a_lost_place_is_replaced_and_never_switched_off(lab: Labgrid) -> None:
             lab.release("one")
             lab.acquire("one")
             _wait(lambda: first.failure != "", "the loss")
-            with pytest.raises(InfrastructureError, match="is acquired by desk/anna"):
+            with pytest.raises(InfrastructureError, match=r"is acquired by (desk/anna|no user)"):
                 first.check()
             hosts.mark_lost(first.config.name, first.failure, "run1", hangs=True)
             assert hosts._recoveries == {}
@@ -667,12 +732,16 @@ def test_without_another_place_the_hung_one_is_awaited(
 ) -> None:
     asked: list[str] = []
     take = places.take
-    monkeypatch.setattr(places, "take", lambda config, *rest, **more: asked.append(config.address) or take(config, *rest, **more))
+
+    def ask(config: HostConfig, *rest: Any, **more: Any) -> HostConfig:
+        asked.append(config.address)
+        threading.Timer(3.0, recovery.stop).start()
+        return take(config, *rest, **more)
+
     lab.acquire("two")
     try:
         recovery = hang(switched, lease(switched))
-        asked.clear()
-        threading.Timer(3.0, recovery.stop).start()
+        monkeypatch.setattr(places, "take", ask)
         assert lease(switched).name == "labgrid:name=one"
         assert len(asked) == 1, "each request starts a process"
     finally:
@@ -748,6 +817,9 @@ def test_a_hostile_coordinator_names_no_path_and_no_option(name: str, service: d
 def test_the_serial_program_prints_every_byte(protocol: str) -> None:
     """The server has pyserial's own half of RFC 2217. 0xff is its escape, and a terminal would change the line ends."""
     said = b"(XEN) Xen version 4.20\r\n" + bytes(range(256))
+    printed = threading.Event()
+    # IAC SB COM-PORT-OPTION PURGE-DATA 2 IAC SE: the client's last request. It drops what it received before.
+    ready = b"\xff\xfa\x2c\x0c\x02\xff\xf0"
 
     def serve(server: socket.socket) -> None:
         connection, _ = server.accept()
@@ -755,22 +827,27 @@ def test_the_serial_program_prints_every_byte(protocol: str) -> None:
             peer = SimpleNamespace(write=connection.sendall)
             manager = serial.rfc2217.PortManager(serial.serial_for_url("loop://"), peer) if protocol == "rfc2217" else None
             if manager is not None:
-                connection.settimeout(1)
-                with contextlib.suppress(TimeoutError):
-                    while data := connection.recv(1024):
-                        b"".join(manager.filter(data))
+                came = b""
+                while ready not in came and (data := connection.recv(1024)):
+                    came += data
+                    b"".join(manager.filter(data))
             connection.sendall(said if manager is None else b"".join(manager.escape(said)))
-            time.sleep(1)
+            # At the end of the connection, pyserial loses what the client has not read yet.
+            printed.wait(60)
 
     with socket.create_server(("127.0.0.1", 0)) as server:
         threading.Thread(target=serve, args=(server,), daemon=True).start()
         port = {"protocol": protocol, "host": "127.0.0.1", "port": server.getsockname()[1], "speed": 115200, "proxy": "needed"}
         *argv, proxy = place._serial(port)
         assert (argv[1:3], proxy) == (["-m", "harness.labgrid.serial"], "needed")
-        done = subprocess.run(argv, capture_output=True, timeout=120)
-    assert done.stdout == said
-    assert done.returncode == (protocol == "rfc2217")
-    assert b"Traceback" not in done.stderr
+        with subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as client:
+            assert client.stdout is not None
+            out = client.stdout.read(len(said))
+            printed.set()
+            rest, errors = client.communicate(timeout=120)
+    assert out + rest == said
+    assert client.returncode == (protocol == "rfc2217")
+    assert b"Traceback" not in errors
 
 
 def _wait(condition: Callable[[], bool], what: str) -> None:

@@ -37,7 +37,7 @@ class Host:
         more = {"memory_limit": 1000, "vcpus_limit": 16, **more}
         return LeaseRequest(run, memory, 1, 1, "a test", base=str(self.base), poll=0.1, **more)
 
-    def lease(self, run: str, memory: int, seconds: float = 20, **more: Any) -> Lease:
+    def lease(self, run: str, memory: int, seconds: float = 60, **more: Any) -> Lease:
         lease = Lease(LOCAL, self.request(run, memory, **more)).acquire(Deadline(seconds))
         self.leases.append(lease)
         return lease
@@ -61,8 +61,10 @@ def test_leases_share_a_host_until_it_is_full(host: Host) -> None:
         host.lease("cc", 400, nowait=True)
     with pytest.raises(HostTooSmall, match="1001 MiB"):
         host.lease("cc", 1001)
+    deadline = Deadline(60)
     with pytest.raises(DeadlineExpired, match="short of memory"):
-        host.lease("cc", 400, seconds=1.5)
+        # The deadline ends when the agent has answered.
+        Lease(LOCAL, host.request("cc", 400)).acquire(deadline, lambda why: setattr(deadline, "_end", time.monotonic() + 0.5))
     one.end()
     assert host.lease("cc", 400).slot == 0
     rows = {row["run"]: row for row in host.survey()["leases"]}
@@ -92,7 +94,7 @@ def test_leases_are_granted_in_order_and_a_holder_learns_that_others_wait(host: 
             if run not in [row["run"] for row in host.survey()["leases"]]:
                 raise ConditionNotMet("not in the queue")
 
-        Deadline(20).wait(run, queued)
+        Deadline(60).wait(run, queued)
     # There is room for the small request, but the big one came first.
     with pytest.raises(HostBusy, match="3 ahead in the queue"):
         host.lease("now", 10, nowait=True)
@@ -102,7 +104,7 @@ def test_leases_are_granted_in_order_and_a_holder_learns_that_others_wait(host: 
         if not one.contended:
             raise ConditionNotMet("the agent has not reported it")
 
-    Deadline(30).wait("the holder to learn that others wait", contended)
+    Deadline(60).wait("the holder to learn that others wait", contended)
     one.end()
     for thread in threads:
         thread.join(60)
@@ -123,7 +125,7 @@ def test_a_killed_controller_leaves_nothing(host: Host) -> None:
     process.wait()
     begun = time.monotonic()
     host.lease("next", 900)
-    assert time.monotonic() - begun < 5
+    assert time.monotonic() - begun < 45, "well before the end of the silence, 60 s"
     assert not (host.base / "run-dead").exists()
 
 
@@ -133,7 +135,7 @@ def test_a_killed_agent_is_noticed_by_controller_and_host(host: Host) -> None:
     row = host.survey()["leases"][0]
     os.kill(row["pid"], signal.SIGKILL)
 
-    Deadline(10).wait("the controller to notice", lambda: _lost(lease), 0.05)
+    Deadline(60).wait("the controller to notice", lambda: _lost(lease), 0.05)
     assert host.survey()["orphans"] == {"aa": [f"directory {host.base}/run-aa"]}
     assert host.lease("bb", 900).slot == 0
     assert not (host.base / "run-aa").exists()
@@ -144,12 +146,12 @@ def test_silence_ends_a_lease_and_a_superseding_request_ends_it_at_once(host: Ho
 
     monkeypatch.setattr(module, "HEARTBEAT", 1000.0)
     silent = host.lease("aa", 900, silence=1.0)
-    Deadline(20).wait("the silent lease to end", lambda: _no_lease(host))
-    Deadline(10).wait("the controller to notice", lambda: _lost(silent), 0.05)
+    Deadline(60).wait("the silent lease to end", lambda: _no_lease(host))
+    Deadline(60).wait("the controller to notice", lambda: _lost(silent), 0.05)
     host.lease("bb", 900)
     begun = time.monotonic()
     new = host.lease("cc", 900, supersede="bb")
-    assert time.monotonic() - begun < 5
+    assert time.monotonic() - begun < 45, "well before the end of the silence, 60 s"
     assert new.slot == 0
     assert [row["run"] for row in host.survey()["leases"]] == ["cc"]
 
@@ -203,7 +205,7 @@ def test_a_lease_with_a_kept_domain_ends_by_itself(host: Host) -> None:
     assert lease.keep_domain("fxh-aa-1-x", 60)
     # The domain does not exist here, so the agent does not wait.
     lease.end()
-    Deadline(20).wait("the lease to end", lambda: _no_lease(host))
+    Deadline(60).wait("the lease to end", lambda: _no_lease(host))
 
 
 def test_a_missing_python_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

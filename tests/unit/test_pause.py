@@ -126,7 +126,7 @@ def test_console_and_dom0_are_handed_over_and_given_back(terminal: Callable[...,
     prompt.sendline("console")
     prompt.expect_exact("fxh# ")
     prompt.send("echo $((6*7))x\x7f\r")
-    prompt.expect_exact("echo $((6*7))x", timeout=10)  # the shell echoes
+    prompt.expect_exact("echo $((6*7))x", timeout=60)  # the shell echoes
     prompt.expect(r"\b42\r")
     prompt.send("\x1d")
     prompt.expect("pause> ")
@@ -161,7 +161,7 @@ def test_a_shell_that_does_not_come_back_is_reported(terminal: Callable[..., Any
     prompt.send("exec sleep 100\r")
     prompt.expect_exact("exec sleep")
     prompt.send("\x1d")
-    prompt.expect_exact("the shell's prompt", timeout=30)
+    prompt.expect_exact("the shell's prompt", timeout=60)
     prompt.expect("pause> ")
 
 

@@ -142,14 +142,14 @@ def test_an_error_shows_no_argument_and_no_secret(argv: tuple[str, ...], said: s
 
 
 def test_a_helper_in_the_background_is_no_hang() -> None:
-    assert operator_command.run(("sh", "-c", "sleep 60 & echo on"), "k", 5, "h") == "on\n"
+    assert operator_command.run(("sh", "-c", "sleep 90 & echo on"), "k", 60, "h") == "on\n"
 
 
 def test_the_processes_of_a_command_end_with_it(tmp_path: Path) -> None:
     script = f"sleep 60 >/dev/null 2>&1 & echo $! > {tmp_path / 'pid'}"
     operator_command.run(("sh", "-c", script), "k", 10, "h")
     pid = int((tmp_path / "pid").read_text())
-    deadline = Deadline(10)
+    deadline = Deadline(60)
     while Path(f"/proc/{pid}").exists() and not deadline.expired:
         time.sleep(0.02)
     assert not deadline.expired

@@ -110,7 +110,7 @@ def wait_for(path: Path, words: bytes) -> None:
         if not path.exists() or words not in path.read_bytes():
             raise ConditionNotMet("not yet")
 
-    Deadline(10).wait(f"{words!r}", seen, 0.02)
+    Deadline(60).wait(f"{words!r}", seen, 0.02)
 
 
 def test_a_console_is_logged_and_opened_again(line: Line, log: SerialLog) -> None:
@@ -118,7 +118,7 @@ def test_a_console_is_logged_and_opened_again(line: Line, log: SerialLog) -> Non
     wait_for(log.path, b"one\n")
     begin = log.end
     line.hang_up()
-    Deadline(10).wait("the second connection", lambda: _at_least(line, 2), 0.02)
+    Deadline(60).wait("the second connection", lambda: _at_least(line, 2), 0.02)
     line.say(b"two\n")
     wait_for(log.path, b"two\n")
     assert log.since(begin, 100) == b"two\n"
@@ -137,7 +137,7 @@ def test_one_process_reads_and_another_continues(line: Line, log: SerialLog, tmp
     line.say(b"one\n")
     wait_for(second.path, b"one\n")
     log.stop()
-    Deadline(10).wait("the second reader", lambda: _at_least(line, 2), 0.02)
+    Deadline(60).wait("the second reader", lambda: _at_least(line, 2), 0.02)
     line.say(b"two\n")
     wait_for(second.path, b"one\ntwo\n")
     second.stop()
@@ -146,7 +146,7 @@ def test_one_process_reads_and_another_continues(line: Line, log: SerialLog, tmp
 def test_a_long_log_is_replaced(line: Line, log: SerialLog, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(serial, "_LARGEST", 100)
     line.say(b"x" * 101)
-    Deadline(10).wait("the old log", lambda: _exists(log.path.with_suffix(".old")), 0.02)
+    Deadline(60).wait("the old log", lambda: _exists(log.path.with_suffix(".old")), 0.02)
     line.say(b"new\n")
     wait_for(log.path, b"new\n")
     assert log.since(101, 50) == b"new\n"
@@ -191,7 +191,7 @@ def test_a_full_disk_is_no_end(
     for _ in range(3):
         line.say(b"lost\n")
         time.sleep(0.1)
-    Deadline(10).wait("the warning", lambda: _contains(caplog.text, "No space left on device"), 0.02)
+    Deadline(60).wait("the warning", lambda: _contains(caplog.text, "No space left on device"), 0.02)
     monkeypatch.setattr(SerialLog, "_write", real)
     line.say(b"kept\n")
     wait_for(log.path, b"kept\n")
@@ -237,8 +237,9 @@ def config(*words: str) -> HostConfig:
     return HostConfig("xen1", name="xen1", serial=words)
 
 
-def test_a_command_that_ends_at_once_has_another_reader() -> None:
+def test_a_command_that_ends_at_once_has_another_reader(monkeypatch: pytest.MonkeyPatch) -> None:
     """As ipmitool does."""
+    monkeypatch.setattr(serial, "_REFUSAL", 30.0)
     busy = config("sh", "-c", "echo SOL payload already active on another session; exit 1")
     found = serial.of(busy)
     assert found is not None
@@ -252,7 +253,8 @@ def test_a_command_that_ends_at_once_has_another_reader() -> None:
 
 
 @pytest.mark.parametrize("program", ["sh", "/none/ipmitool"])
-def test_an_error_shows_no_argument(program: str, tmp_path: Path) -> None:
+def test_an_error_shows_no_argument(program: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(serial, "_REFUSAL", 30.0)
     script = tmp_path / "sol"
     script.write_text("echo wrong password: $2\nexit 1\n")
     found = serial.of(config(program, str(script), "-P", "hunter2"))
@@ -262,8 +264,9 @@ def test_an_error_shows_no_argument(program: str, tmp_path: Path) -> None:
     assert "hunter2" not in str(caught.value)
 
 
-def test_a_command_can_end_its_session(tmp_path: Path) -> None:
+def test_a_command_can_end_its_session(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """ipmitool deactivates SOL on SIGTERM."""
+    monkeypatch.setattr(serial, "_GRACE", 30.0)
     script = f"trap 'echo ended > {tmp_path}/end; exit' TERM; echo ready; while :; do sleep 0.05; done"
     stream = serial.open_console(config("sh", "-c", script))
     assert stream.read(100, 10) == b"ready\r\n"

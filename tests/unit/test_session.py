@@ -48,7 +48,7 @@ def session(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Session]
     stream = LocalTransport().open(["bash", "-c", LOGIN % shell], pty=True)
     stream = Returns(stream) if old else stream
     reader = ConsoleReader(stream, tmp_path / "c.log", tables=LINUX).start()
-    yield Session(reader).login("root", deadline=Deadline(20))
+    yield Session(reader).login("root", deadline=Deadline(60))
     reader.close()
 
 
@@ -102,8 +102,8 @@ def test_a_death_during_a_command_ends_it(session: Session, tmp_path: Path) -> N
     session.run(f"tty=$(tty); ({panic}) >/dev/null 2>&1 & true")
     begun = time.monotonic()
     with pytest.raises(GuestDied, match="real"):
-        session.run(f"touch {go}; sleep 60", Deadline(30))
-    assert time.monotonic() - begun < 15, "well before the deadline of 30 s"
+        session.run(f"touch {go}; sleep 90", Deadline(90))
+    assert time.monotonic() - begun < 60, "well before the deadline of 90 s"
 
 
 def test_a_shell_that_was_killed_is_no_hang(session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -112,10 +112,10 @@ def test_a_shell_that_was_killed_is_no_hang(session: Session, monkeypatch: pytes
     session.start(f"exec bash -c {shlex.quote(LOGIN % 'sh')}")
     begun = time.monotonic()
     with pytest.raises(LoggedOut, match="asks for a login instead of an answer to 'echo alive'") as caught:
-        session.run("echo alive", Deadline(30))
-    assert time.monotonic() - begun < 10
+        session.run("echo alive", Deadline(90))
+    assert time.monotonic() - begun < 60
     assert caught.value.exit_code == ExitCode.PRODUCT
-    assert session.login("root", deadline=Deadline(20)).run("echo alive").text == "alive"
+    assert session.login("root", deadline=Deadline(60)).run("echo alive").text == "alive"
 
 
 def test_control_characters_are_refused(session: Session) -> None:
@@ -224,7 +224,7 @@ def test_a_late_answer_is_no_part_of_the_next_output(session: Session, monkeypat
 
 
 class Slow:
-    """A console that writes 40 single bytes a second, like the emulated serial port of a busy guest."""
+    """A console that writes 16 single bytes a second, like the emulated serial port of a busy guest."""
 
     def __init__(self, stream: Stream) -> None:
         self._stream = stream
@@ -240,13 +240,13 @@ class Slow:
     def read(self, size: int, timeout: float | None = None) -> bytes:
         if not self.slow:
             return self._stream.read(size, timeout)
-        time.sleep(0.025)
+        time.sleep(0.06)
         return self._stream.read(1, timeout)
 
 
 def test_no_input_while_the_console_still_echoes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The echo takes longer than the wait for an answer, and each further line would delay it more."""
-    monkeypatch.setattr(sessions, "_RETRY_SHELL", 0.5)
+    monkeypatch.setattr(sessions, "_RETRY_SHELL", 2.5)
     slow = Slow(LocalTransport().open(["bash", "-c", LOGIN % "sh"], pty=True))
     reader = ConsoleReader(slow, tmp_path / "c.log", tables=LINUX).start()
     try:
@@ -290,9 +290,11 @@ def test_a_cursor_query_is_answered_once(tmp_path: Path, at: int) -> None:
         (tmp_path / "console.log").unlink()
 
 
-def test_a_busy_shell_that_was_lent_is_quiet_again_afterwards(session: Session) -> None:
-    session.start("sleep 4")
-    with session.lent(1.0) as problem:
+def test_a_busy_shell_that_was_lent_is_quiet_again_afterwards(session: Session, tmp_path: Path) -> None:
+    go = tmp_path / "go"
+    session.start(f"until [ -e {go} ]; do sleep 0.1; done")
+    with session.lent(6.0) as problem:
         assert problem
-        time.sleep(5)
+        go.touch()
+        time.sleep(1)
     assert session.run("echo hello").text == "hello"
