@@ -63,7 +63,7 @@ def test_trimming_keeps_unknown_names(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("name", "options"), [
     ("XENDEBUG", {"invariants", "invariant_support", "witness", "witness_skipspin", "deadlkres", "ddb"}),
-    ("XENZFS", {"zfs", "zstdio", "ddb"}),
+    ("XENZFS", {"zfs", "zstdio", "xdr", "ddb"}),
 ])  # fmt: skip
 def test_kernels_that_extend_xena(name: str, options: set[str], tmp_path: Path) -> None:
     tree = tree_with(tmp_path, {})
