@@ -49,7 +49,7 @@ _NEEDED = {"small": 2 << 30, "zfs": 4 << 30, "full": 12 << 30}
 _UNFINISHED = 30
 
 # The variable of a build's processes that holds their object directory.
-_MARK = "FXH_BUILD"
+_MARK = "HARNESS_BUILD"
 
 # sys/conf/files    sys/amd64/conf/GENERIC
 _CONFIGURES = re.compile(rb"sys/(?:[^/\0]+/)?conf/")

@@ -63,7 +63,8 @@ target = Path(words[-2])
 with target.open("wb") as file:
     file.truncate(int(words[words.index("-s") + 1]))
     if kind == "ffs":
-        for at, value in ((16, 64), (44, 1), (48, 32768), (52, 4096), (56, 8), (120, 128), (184, 128), (188, 64), (1000, 65536), (1372, 0x19540119)):
+        groups = [(16, 64), (20, 72), (44, 1), (184, 128), (188, 64), (1080, 64)]
+        for at, value in (*groups, (48, 32768), (52, 4096), (56, 8), (120, 128), (1000, 65536), (1372, 0x19540119)):
             file.seek(65536 + at)
             file.write(value.to_bytes(4, "little"))
         for line in Path(words[-1]).read_text().splitlines():

@@ -805,7 +805,7 @@ def test_the_next_build_ends_processes_of_a_killed_one(build_directory: BuildDir
     job_of_make = "import subprocess, time; print(subprocess.Popen(['sleep', '300'], process_group=0, env={}).pid, flush=True); "
     orphan = subprocess.Popen(
         [sys.executable, "-c", f"{job_of_make} time.sleep(300)"], start_new_session=True, stdout=subprocess.PIPE,
-        env={"FXH_BUILD": str(build_directory.directory / "obj"), "PATH": os.environ["PATH"]},
+        env={"HARNESS_BUILD": str(build_directory.directory / "obj"), "PATH": os.environ["PATH"]},
     )  # fmt: skip
     assert orphan.stdout is not None
     with orphan.stdout:
@@ -827,7 +827,7 @@ def test_a_build_that_does_not_fit(build_directory: BuildDirectory, monkeypatch:
 
 
 def running(build_directory: BuildDirectory) -> list[str]:
-    mark = f"FXH_BUILD={build_directory.directory}/obj".encode()
+    mark = f"HARNESS_BUILD={build_directory.directory}/obj".encode()
     found = []
     for path in Path("/proc").glob("[0-9]*/environ"):
         try:
