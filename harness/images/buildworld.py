@@ -25,6 +25,7 @@ from pathlib import Path
 from harness import store
 from harness.errors import BuildError
 from harness.images import build_log, conffiles, kernconf, linkhint, preflight, src_conf, treescan
+from harness.images.buildsession import MARK, end_leftovers, end_session
 from harness.images.hosttools import Compiler
 from harness.images.inputs import combine
 from harness.images.kernconf import KernConf
@@ -47,9 +48,6 @@ _NEEDED = {"small": 2 << 30, "zfs": 4 << 30, "full": 12 << 30}
 
 # Seconds. A file that an interrupted make was still writing is at most this much older than the newest one.
 _UNFINISHED = 30
-
-# The variable of a build's processes that holds their object directory.
-_MARK = "HARNESS_BUILD"
 
 # sys/conf/files    sys/amd64/conf/GENERIC
 _CONFIGURES = re.compile(rb"sys/(?:[^/\0]+/)?conf/")
@@ -316,7 +314,7 @@ class BuildDirectory:
         with path.open("w", errors="replace") as file:
             file.write(f"# {' '.join(argv)}\n")
             process = subprocess.Popen(
-                argv, cwd=directory, env={**environment, _MARK: str(self.directory / "obj")}, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+                argv, cwd=directory, env={**environment, MARK: str(self.directory / "obj")}, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT, text=True, errors="replace", start_new_session=True, preexec_fn=_set_up_child,
             )  # fmt: skip
             try:
@@ -367,49 +365,6 @@ def _set_up_child() -> None:
     with suppress(OSError):
         Path("/proc/self/autogroup").write_text("10")
     signal.signal(signal.SIGINT, signal.SIG_DFL)
-
-
-def end_session(leader: int) -> None:
-    """Kill all processes of a session: bmake gives each job its own process group, which survives the kill of another group."""
-    end = time.monotonic() + 10
-    while time.monotonic() < end:
-        left = [pid for pid, session in _sessions() if session == leader and pid != os.getpid()]
-        if not left:
-            return
-        for pid in left:
-            with suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-        time.sleep(0.05)
-
-
-def _sessions() -> list[tuple[int, int]]:
-    """(pid, session) of all living processes."""
-    if not Path("/proc/self/stat").exists():
-        done = subprocess.run(["ps", "-axo", "pid=,sid="], capture_output=True, text=True, check=False).stdout
-        return [(int(a), int(b)) for a, b in (line.split() for line in done.splitlines())]
-    found = []
-    for path in Path("/proc").glob("[0-9]*/stat"):
-        with suppress(OSError):
-            words = path.read_text(errors="replace").rpartition(")")[2].split()
-            if words[0] != "Z":
-                found.append((int(path.parent.name), int(words[3])))
-    return found
-
-
-def end_leftovers(prefix: str) -> None:
-    """Kill the processes of an earlier build in this object directory whose harness was killed.
-
-    make's own process has our variable in its environment, but its jobs may not, so kill its whole session.
-    """
-    mark = f"{_MARK}={prefix}".encode()
-    marked = set()
-    for path in Path("/proc").glob("[0-9]*/environ"):
-        with suppress(OSError):
-            if mark in path.read_bytes().split(b"\0"):
-                marked.add(int(path.parent.name))
-    for leader in {session for pid, session in _sessions() if pid in marked} - {os.getsid(0)}:
-        log.warning("ending session %d, left over from an earlier build", leader)
-        end_session(leader)
 
 
 def _makeoptions(conf: KernConf) -> list[str]:

@@ -16,7 +16,7 @@ from harness.errors import ExitCode
 VERB = """
 import subprocess, sys, types
 from harness.cli import main
-from harness.images.buildworld import end_session
+from harness.images.buildsession import end_session
 
 def compile():
     child = subprocess.Popen(["sleep", "300"], start_new_session=True)
