@@ -1,14 +1,16 @@
 # SPDX-License-Identifier: BSD-2-Clause
 """Two builds of FreeBSD images, this checkout's and another revision's, in turn on the same tree. By hand:
 
-    python bench/image.py --src /usr/src --base IMAGE --against c9e930c
+    python bench/image.py --src /usr/src --against c9e930c [--base IMAGE] [--other-store DIR]
 
 edit       one file of sys/dev/xen is edited, then `fxh image build` makes a bootable image; at most half the other's time
 unchanged  the same command again; at most 2 s
 
-IMAGE is an image of the store with the world of that tree. Both revisions build their kernel once before anything is timed. The
-edit is a constant at the end of a file, so that the kernel and the image change. The file is put back afterwards. Exit code 1 when a
-bound is missed.
+The command is `fxh image build NAME --src TREE`, with --base also `--base IMAGE`: an image of the store with the world of that tree.
+Both revisions build once before anything is timed. The other revision keeps its worlds and objects in DIR, which makes a second
+bench faster; the default is a temporary directory. With --base both use one store.
+The edit is a constant at the end of a file, so that the kernel and the image change. The file is put back afterwards. Exit code 1
+when a bound is missed.
 """
 
 from __future__ import annotations
@@ -29,12 +31,13 @@ EDIT_BOUND, UNCHANGED_BOUND = 0.5, 2.0
 
 def build(checkout: Path, given: argparse.Namespace) -> float:
     """Seconds that `fxh image build` of ``checkout`` takes. Raises SystemExit when it fails."""
-    argv = [sys.executable, "-m", "harness.cli", "image", "build", "bench", "--src", given.src, "--base", given.base]
+    argv = [sys.executable, "-m", "harness.cli", "image", "build", "bench", "--src", given.src]
+    argv += ["--base", given.base] if given.base else []
+    own = {"PYTHONPATH": str(checkout)} | ({"FXH_STORE": given.other_store} if checkout != PROJECT and not given.base else {})
     begun = time.monotonic()
     done = subprocess.run(
-        argv, cwd=checkout, env={**os.environ, "PYTHONPATH": str(checkout)}, stdin=subprocess.DEVNULL, capture_output=True,
-        text=True, check=False,
-    )  # fmt: skip
+        argv, cwd=checkout, env={**os.environ, **own}, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
+    )
     if done.returncode:
         raise SystemExit(f"{checkout}: {done.stdout[-1000:]}{done.stderr[-2000:]}")
     return time.monotonic() - begun
@@ -43,8 +46,9 @@ def build(checkout: Path, given: argparse.Namespace) -> float:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--src", required=True)
-    parser.add_argument("--base", required=True)
+    parser.add_argument("--base", default="")
     parser.add_argument("--against", required=True)
+    parser.add_argument("--other-store", default="")
     parser.add_argument("--times", type=int, default=3)
     given = parser.parse_args()
     took: dict[str, dict[str, list[float]]] = {"edit": {"this": [], "other": []}, "unchanged": {"this": [], "other": []}}
@@ -52,6 +56,7 @@ def main() -> int:
     before = edited.read_bytes()
     with tempfile.TemporaryDirectory(prefix="fxh-bench-") as directory:
         other = Path(directory) / "other"
+        given.other_store = given.other_store or str(Path(directory) / "store")
         subprocess.run(
             ["git", "worktree", "add", "--detach", str(other), given.against], cwd=PROJECT, check=True, capture_output=True
         )

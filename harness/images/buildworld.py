@@ -288,8 +288,26 @@ class BuildDirectory:
     def world(self, destination: Path) -> None:
         """Build the world and install it without root into the empty directory ``destination``, with a METALOG."""
         self.make("world", "buildworld")
+        (self.directory / "drivers_of_world").write_text("\0".join(self._find_drivers_of_world()))
         for target in ("installworld", "distribution"):
             self.make(target, target, f"DESTDIR={destination}", "-DNO_ROOT", "-DDB_FROM_SRC", jobs=1)
+
+    def drivers_of_world(self) -> list[str]:
+        """The files of :func:`treescan.only_in_kernels` that the last world was compiled from after all; empty before a build."""
+        return [name for name in _text(self.directory / "drivers_of_world").split("\0") if name]
+
+    def _find_drivers_of_world(self) -> list[str]:
+        """Read the dependencies that the compiler wrote for each object (bsd.dep.mk: .depend.NAME.o), except those of kernels."""
+        prefix = f"{self.tree.path}/"
+        found: set[str] = set()
+        for directory, names, files in os.walk(self.objects):
+            if Path(directory) == self.objects:
+                names[:] = [name for name in names if name != "sys"]
+            for file in files:
+                if file.startswith(".depend"):
+                    words = os.fsdecode(Path(directory, file).read_bytes()).split()
+                    found.update(os.path.normpath(word) for word in words if word.startswith(prefix) and "/sys/" in word)
+        return sorted(name for path in found if treescan.only_in_kernels(name := path.removeprefix(prefix)))
 
     @property
     def makefs(self) -> Path:

@@ -10,7 +10,7 @@ from typing import Any
 
 from harness.digest import file_sha256
 from harness.errors import UsageError
-from harness.images import entries, metalog
+from harness.images import entries, metalog, sets
 from harness.images.entries import StoreEntry
 from harness.images.inputs import Input, combine, key_of
 
@@ -19,7 +19,10 @@ LEAVE_OUT = ("usr/lib/debug", "usr/tests", "usr/include", "boot/dtb", "boot/uboo
 
 
 def world(path: Path) -> StoreEntry:
-    """A copy of the DESTDIR in the store, keyed by content. Raises UsageError for a directory without METALOG."""
+    """A copy of the DESTDIR in the store, keyed by content.
+
+    Raises UsageError for a directory without METALOG, with missing files, or without an owner of a file in etc/master.passwd.
+    """
     path = path.expanduser().absolute()
     if not (path / "METALOG").is_file():
         raise UsageError(
@@ -35,6 +38,7 @@ def world(path: Path) -> StoreEntry:
             f"{path}: METALOG names {gone[0]}, which is missing",
             hint="empty the directory and install again: installs append to METALOG",
         )
+    _check_owners(tree, path)
     content = combine([(name, file_sha256(file)) for name, file in sorted(files.items())])
     inputs = [Input("world", combine([content, metalog.render(tree)]), str(path))]
 
@@ -50,6 +54,19 @@ def world(path: Path) -> StoreEntry:
         }  # fmt: skip
 
     return entries.get_or_create("worlds", key_of(*inputs), fill)
+
+
+def _check_owners(tree: metalog.Tree, top: Path) -> None:
+    """makefs finds the numbers of owners in these files; it stops at the first unknown name and does not say which file it read."""
+    for file, key in (("etc/master.passwd", "uname"), ("etc/group", "gname")):
+        known = sets.numbers(top / file)
+        unknown = sorted({node.attributes[key] for node in tree.values() if key in node.attributes} - known.keys())
+        if unknown:
+            state = f"{file} lacks {', '.join(unknown)}" if (top / file).is_file() else f"{file} is missing"
+            raise UsageError(
+                f"{top}: {state}, but METALOG has files of {', '.join(unknown)}",
+                hint="install the configuration files too: make distribution DESTDIR=... -DNO_ROOT",
+            )
 
 
 # USERLAND_VERSION="13.2-RELEASE"        (bin/freebsd-version)

@@ -54,7 +54,7 @@ def partitions(disk: Readable, name: str = "xbd0") -> tuple[Partition, ...]:
     """The partitions of ``disk`` in the order of their tables, including nested ones; the disk itself if it has no table.
 
     Of partitions that begin at the same byte (a slice, and the partition ``a`` of its label) only the innermost is listed.
-    Raises UsageError for a GPT without a readable copy.
+    Raises UsageError for a GPT without a readable copy, and for a slice of an MBR beyond the end of the disk.
     """
     found = _within(disk, name)
     if not found:
@@ -80,6 +80,13 @@ def _within(disk: Readable, name: str) -> list[Partition]:
     if slices:
         found = []
         for number, slice_ in slices:
+            end = slice_.start + slice_.size
+            if end > disk.size // SECTOR:
+                # sys/geom/part/g_part.c, g_part_check_integrity(): FreeBSD would find no slice at all.
+                raise UsageError(
+                    f"slice {number} of the MBR ends before sector {end}, but the disk has {disk.size // SECTOR} sectors",
+                    hint="check that the image is complete; fetch or copy it again",
+                )
             part = _clipped(f"{name}s{number}", _MBR_TYPES.get(slice_.type, f"{slice_.type:#04x}"), slice_.start, slice_.size, disk)
             found += [part, *_nested_label(disk, part)]
         return found

@@ -228,10 +228,11 @@ _OWNER = re.compile(r"^([^:#\n]+):[^:\n]*:(\d+):", re.MULTILINE)
 
 def owners(top: Path) -> Owners:
     """Users and groups of the world below ``top``; at least root and wheel."""
+    users, groups = numbers(top / "etc/master.passwd"), numbers(top / "etc/group")
+    return Owners({"root": 0} | users, {"wheel": 0} | groups)
 
-    def read(name: str, default: str) -> dict[str, int]:
-        path = top / name
-        rows = _OWNER.findall(path.read_text(errors="replace")) if path.is_file() else []
-        return {default: 0} | {found: int(number) for found, number in rows}
 
-    return Owners(read("etc/master.passwd", "root"), read("etc/group", "wheel"))
+def numbers(path: Path) -> dict[str, int]:
+    """The names in a master.passwd or group file, with their numbers; empty without the file."""
+    rows = _OWNER.findall(path.read_text(errors="replace")) if path.is_file() else []
+    return {found: int(number) for found, number in rows}

@@ -31,6 +31,7 @@ class FromSource:
         self.state = treescan.identity(scanned, store.directory("objects") / f"index-{combine(str(self.tree.path))}")
 
     def _common(self) -> list[Input]:
+        """What kernels and worlds are built from."""
         tree, path = self.tree, self.tree.path
         return [
             Input("source/sys", self.state["sys"], f"{path}, FreeBSD {tree.version}-{tree.branch}"),
@@ -56,6 +57,7 @@ class FromSource:
         conf = kernconf.load(self.tree, name)
         return [
             *self._common(),
+            Input("source/drivers", self.state["drivers"], str(self.tree.path)),
             Input("kernel builder", str(KERNEL_RECIPE), "harness/images/buildworld.py"),
             Input(f"kernel configuration {name}", conf.hash, conf.origin),
         ]
@@ -81,7 +83,10 @@ class FromSource:
         return entries.get_or_create("kernels", key_of(*inputs), fill)
 
     def world_inputs(self) -> list[Input]:
-        return self._common()
+        """Without the drivers, so that an edited driver does not build the world again, except those that this tree's world reads."""
+        drivers = self.build_directory.drivers_of_world()
+        read = {name: file_sha256(self.tree.path / name) for name in drivers if (self.tree.path / name).is_file()}
+        return [*self._common(), *([Input("source/drivers of the world", combine(read), str(self.tree.path))] if drivers else [])]
 
     def world(self) -> StoreEntry:
         """The world as ``worlds/<key>/tree`` with its ``METALOG``, and the makefs that was built with it."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import stat
 import subprocess
 import sys
@@ -23,7 +24,9 @@ _PRUNED = (".git", ".svn", "__pycache__")
 _BMAKE_TESTS = b"contrib/bmake/unit-tests/"
 # The end of a record. No name begins with a slash, and no link target in a FreeBSD tree is this.
 _END = b"//\0"
-PARTS = ("sys", "rest")
+# C sources that only kernels compile: sys/dev/xen/blkfront/blkfront.c
+_KERNEL_ONLY = re.compile(rb"sys/(?:amd64/amd64|dev|vm|x86|xen)/.*\.c\Z", re.DOTALL)
+PARTS = ("sys", "drivers", "rest")
 
 
 @dataclass(frozen=True)
@@ -69,16 +72,18 @@ def scan(top: Path) -> Scan:
 
 
 def identity(scanned: Scan, index: Path) -> dict[str, str]:
-    """sha256 of the tree's content for each part, ``sys`` and ``rest``: names, content, link targets and execute bits.
+    """sha256 of the tree's content for each of ``PARTS``: names, content, link targets and execute bits.
 
+    ``drivers`` are the files of :func:`only_in_kernels`, ``sys`` are the other files of the kernel, which worlds may read.
     Only this function writes to the directory ``index``. It keeps the last listing and the hashed lines there, and does not read a
     file with an unchanged record again, as git's index.
     """
     before = _read(index / "listing")
     lines = {part: _read(index / part) for part in PARTS}
-    if before == scanned.raw and all(lines.values()):
+    consistent = _is_consistent(index, lines)
+    if before == scanned.raw and consistent:
         return _hashes(lines)
-    old = set(before.split(_END)[:-1]) if _is_consistent(index, lines) else set()
+    old = set(before.split(_END)[:-1]) if consistent else set()
     fresh = {_name(record): record for record in scanned.records if record not in old}
     gone = {_name(record) for record in old.difference(scanned.records)}
     if old and gone == fresh.keys():
@@ -136,7 +141,17 @@ def _name(record: bytes) -> bytes:
 
 
 def _part(name: bytes) -> str:
-    return "sys" if name.startswith(b"sys/") else "rest"
+    if not name.startswith(b"sys/"):
+        return "rest"
+    return "drivers" if _KERNEL_ONLY.match(name) else "sys"
+
+
+def only_in_kernels(name: str) -> bool:
+    """Whether only kernels are built from the file ``name`` of the tree: C sources of drivers, virtual memory and the machine.
+
+    The worlds of 13.2, 14.2 and 15.1 compile none of them. :meth:`BuildDirectory.world` looks for exceptions in other trees.
+    """
+    return _part(os.fsencode(name)) == "drivers"
 
 
 def _read(path: Path) -> bytes:

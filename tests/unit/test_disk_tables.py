@@ -224,6 +224,17 @@ def test_a_partition_that_begins_where_its_slice_does(tmp_path: Path) -> None:
     assert names(path) == ["xbd0s1a"], "and not also its slice: they are one file system"
 
 
+def test_a_slice_beyond_the_end_of_the_disk(tmp_path: Path) -> None:
+    path = disk(tmp_path / "d", (0, tables.mbr(63, SECTORS - 63)))
+    assert names(path) == ["xbd0s1"]
+    path = disk(tmp_path / "d", (0, tables.mbr(63, SECTORS - 62)))
+    with pytest.raises(
+        UsageError, match=f"slice 1 of the MBR ends before sector {SECTORS + 1}, but the disk has {SECTORS} sectors"
+    ) as caught:
+        read(path)
+    assert "check that the image is complete" in caught.value.hint
+
+
 def test_a_label_on_the_whole_disk(tmp_path: Path) -> None:
     label = tables.disklabel(16384, [Part("freebsd-ufs", 16, 16368)])
     assert names(disk(tmp_path / "d", (1, label))) == ["xbd0a"]

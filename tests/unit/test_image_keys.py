@@ -61,7 +61,17 @@ _NAME = re.compile(r'\bInput\(f?"([^"]+)"')
         (assemble, ["world", "kernel", "layout", "idle rc scripts", "edits", "makefs", "image builder"]),
         (
             sources,
-            ["source/sys", "source/rest", "src.conf", "compiler", "builder", "kernel builder", "kernel configuration {name}"],
+            [
+                "source/sys",
+                "source/rest",
+                "src.conf",
+                "compiler",
+                "builder",
+                "source/drivers",
+                "kernel builder",
+                "kernel configuration {name}",
+                "source/drivers of the world",
+            ],
         ),
         (dist, ["set {name}", "left out", "unpacker"]),
         (destdir, ["world"]),

@@ -24,10 +24,12 @@ from harness.images import (
     metalog,
     overlay_files,
     recipe,
+    sources,
     src_conf,
     srctree,
     treescan,
 )
+from harness.images.inputs import key_of
 from harness.images.kernelfile import KernelFile
 from harness.images.progress import Progress
 from harness.xen import elfnotes
@@ -155,6 +157,54 @@ def test_identity_separates_sys_from_the_rest_and_ignores_times(tmp_path: Path) 
 
     (tree.path / "new").write_text("")
     assert identity()["rest"] != first["rest"]
+
+
+def test_an_edited_driver_builds_a_kernel_but_no_world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FXH_STORE", str(tmp_path / "store"))
+    monkeypatch.setattr(hosttools, "compiler", lambda *_: hosttools.Compiler(None, "clang 14"))
+    top = make_tree(tmp_path / "src")
+    (top / "sys/dev/xen").mkdir(parents=True)
+
+    def keys() -> tuple[str, str]:
+        source = sources.FromSource(top, "small")
+        return key_of(*source.kernel_inputs("GENERIC")), key_of(*source.world_inputs())
+
+    (top / "sys/dev/xen/blkfront.c").write_text("int a;\n")
+    kernel, world = keys()
+
+    (top / "sys/dev/xen/blkfront.c").write_text("int b;\n")
+    assert keys() == (changed := keys()[0], world)
+    assert changed != kernel
+
+    (top / "sys/dev/xen/blkfront.h").write_text("extern int b;\n")
+    assert keys()[0] != changed
+    assert keys()[1] != world
+
+
+def test_a_world_that_reads_a_driver_is_built_again_when_the_driver_changes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FXH_STORE", str(tmp_path / "store"))
+    monkeypatch.setattr(hosttools, "compiler", lambda *_: hosttools.Compiler(None, "clang 14"))
+    monkeypatch.setattr(buildworld.BuildDirectory, "make", lambda *_, **__: None)
+    top = make_tree(tmp_path / "src")
+    for name in ("usb/parser.c", "xen/blkfront.c"):
+        (top / "sys/dev" / name).parent.mkdir(parents=True)
+        (top / "sys/dev" / name).write_text("int a;\n")
+    source = sources.FromSource(top, "small")
+    build = source.build_directory
+    for directory, name in (("lib/libusb", "usb/parser.c"), ("sys/XENA", "xen/blkfront.c")):
+        (build.objects / directory).mkdir(parents=True)
+        rule = f"x.o: \\\n  {top}/{directory}/x.c \\\n  {top}/lib/libusb/../../sys/dev/{name} \\\n  {top}/sys/sys/param.h\n"
+        (build.objects / directory / ".depend.x.o").write_text(rule)
+    build.world(tmp_path / "destination")
+    assert build.drivers_of_world() == ["sys/dev/usb/parser.c"]
+
+    before = source.world_inputs()
+    (top / "sys/dev/xen/blkfront.c").write_text("int b;\n")
+    assert source.world_inputs() == before
+    (top / "sys/dev/usb/parser.c").write_text("int b;\n")
+    assert source.world_inputs() != before
 
 
 # -- kernel configurations and knobs ----------------------------------------------------------------------------------

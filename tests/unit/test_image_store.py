@@ -406,6 +406,21 @@ def test_a_directory_that_is_no_destdir(tmp_path: Path, world: Path) -> None:
         destdir.world(world)
 
 
+def test_owners_of_a_destdir_that_its_files_do_not_have(tmp_path: Path, world: Path) -> None:
+    with (world / "METALOG").open("a") as metalog:
+        metalog.write(
+            "./var/games type=dir uname=games gname=wheel mode=0775\n./var/ftp type=dir uname=ftp gname=wheel mode=0775\n"
+        )
+    with pytest.raises(UsageError, match=r"etc/master\.passwd lacks ftp, games, but METALOG has files of ftp, games") as caught:
+        destdir.world(world)
+    assert "make distribution" in caught.value.hint
+    text = (world / "METALOG").read_text()
+    (world / "METALOG").write_text("".join(line for line in text.splitlines(keepends=True) if "master.passwd" not in line))
+    (world / "etc/master.passwd").unlink()
+    with pytest.raises(UsageError, match=r"etc/master\.passwd is missing, but METALOG has files of ftp, games, root"):
+        destdir.world(world)
+
+
 def test_a_missing_image() -> None:
     with pytest.raises(UsageError, match="no image 'nosuch'"):
         image.find("nosuch")
