@@ -24,8 +24,8 @@ _PRUNED = (".git", ".svn", "__pycache__")
 _BMAKE_TESTS = b"contrib/bmake/unit-tests/"
 # The end of a record. No name begins with a slash, and no link target in a FreeBSD tree is this.
 _END = b"//\0"
-# C sources that only kernels compile: sys/dev/xen/blkfront/blkfront.c
-_KERNEL_ONLY = re.compile(rb"sys/(?:amd64/amd64|dev|vm|x86|xen)/.*\.c\Z", re.DOTALL)
+# C sources that only kernels compile: sys/dev/xen/blkfront/blkfront.c. The world compiles sys/dev/firewire/fwcrom.c (fwcontrol(8)).
+_KERNEL_ONLY = re.compile(rb"sys/(?:amd64/amd64/|dev/(?!firewire/)|vm/|x86/|xen/).*\.c\Z", re.DOTALL)
 PARTS = ("sys", "drivers", "rest")
 
 
@@ -149,7 +149,7 @@ def _part(name: bytes) -> str:
 def only_in_kernels(name: str) -> bool:
     """Whether only kernels are built from the file ``name`` of the tree: C sources of drivers, virtual memory and the machine.
 
-    The worlds of 13.2, 14.2 and 15.1 compile none of them. :meth:`BuildDirectory.world` looks for exceptions in other trees.
+    The worlds of 13.2 to 15.1 compile none of them. :meth:`BuildDirectory.world` looks for exceptions in other trees.
     """
     return _part(os.fsencode(name)) == "drivers"
 
