@@ -19,7 +19,7 @@ from harness.console.stages import FIRST_LINE, StageReached
 from harness.console.text import excerpt
 from harness.deadline import ConditionNotMet, Deadline
 from harness.errors import CommandFailed, DeadlineExpired, GuestDied, InfrastructureError
-from harness.guests.explained import Watch
+from harness.guests.explained import Explainer
 from harness.guests.os.base import GuestOS
 from harness.hosts.host import XenHost
 from harness.images.debugfile import KernelSymbols
@@ -118,7 +118,7 @@ class Guest:
         self.created = self.unpaused = 0.0
         self.prepared: Any = None
         """The result of the preparation (``booted(prepare=...)``)."""
-        self.watches: list[Watch] = []
+        self.explainers: list[Explainer] = []
         """They explain lost data after a failure."""
 
     # -- life ---------------------------------------------------------------------------------------------------------
@@ -137,7 +137,7 @@ class Guest:
                 raise GuestDied(Death("refused", why, excerpt=excerpt(exc.stderr))) from exc
             raise
         self._attach()
-        self.console.watch(False)
+        self.console.enforce_budgets(False)
         return self
 
     def _refused(self, messages: str) -> str:
@@ -150,7 +150,7 @@ class Guest:
 
     def start(self) -> Guest:
         """Unpause the domain."""
-        self.console.watch(True)
+        self.console.enforce_budgets(True)
         self.unpaused = time.monotonic()
         self.host.toolstack.unpause(self.domid)
         return self
@@ -170,7 +170,7 @@ class Guest:
         """Attach to a running domain of a restored checkpoint, which has a session's shell at its console."""
         self.domid = domid
         self._attach(new=False)
-        self.console.watch(False)
+        self.console.enforce_budgets(False)
         return self.resume()
 
     def resume(self, deadline: Deadline | None = None) -> Guest:
@@ -349,7 +349,7 @@ class Guest:
                 raise ConditionNotMet("the new domain is being built")
             return row.domid
 
-        with self.host.toolstack.watch(self.name, seconds=deadline.remaining) as pause:
+        with self.host.toolstack.follow_log(self.name, seconds=deadline.remaining) as pause:
             self.domid = deadline.wait(f"{self.name} to be re-created", poll, _POLL_NEW, pause)
         self._session = None
         self.unpaused = time.monotonic()

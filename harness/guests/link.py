@@ -17,7 +17,7 @@ from harness.dom0 import netpeer
 from harness.errors import InfrastructureError
 from harness.guests import capture
 from harness.guests.guest import Guest
-from harness.guests.link_watch import SECONDS, LinkWatch
+from harness.guests.link_explainer import SECONDS, LinkExplainer
 from harness.guests.os.linux import snmp_counter
 from harness.guests.peer import Moved, Peer, inside
 from harness.oracles import frames
@@ -110,10 +110,10 @@ class Link:
         self._port = 5001
         mac = guest.config.vifs[index].mac
         self.interface = interface or next(i.name for i in guest.profile.interfaces(guest.sh) if i.mac == mac)
-        self._watch = LinkWatch(self)
-        guest.watches.append(self._watch)
+        self._explainer = LinkExplainer(self)
+        guest.explainers.append(self._explainer)
         if not interface:
-            self._watch.begin()
+            self._explainer.begin()
 
     # -- both ends ----------------------------------------------------------------------------------------------------
 
@@ -191,7 +191,7 @@ class Link:
         script = f"fxh_digest < {data}; {self.nc(seconds)} {self.here} {port} < {data} > /dev/null; true"
         sent = self.guest.sh(script, seconds + 30).split()[0]
         done = peer.result(seconds + 40)
-        return self.watched(Transfer(done.bytes, sent, done.md5, done.seconds, done.error))
+        return self.checked(Transfer(done.bytes, sent, done.md5, done.seconds, done.error))
 
     def download(self, size: int, seconds: float = 60, *, chunk: int = 1 << 16, lasting: float = 0) -> Transfer:
         """Send ``size`` bytes from dom0 to the guest, in writes of ``chunk`` bytes with TCP_NODELAY.
@@ -202,7 +202,7 @@ class Link:
         peer = self.source(port, size, chunk=chunk, lasting=lasting)
         arrived = self.guest.sh(f"{self.nc(seconds)} {self.here} {port} < /dev/null | fxh_digest", seconds + 30).split()[0]
         done = peer.result(seconds + 40)
-        return self.watched(Transfer(done.bytes, digest_of(size, done.bytes // size), arrived, done.seconds, done.error))
+        return self.checked(Transfer(done.bytes, digest_of(size, done.bytes // size), arrived, done.seconds, done.error))
 
     def source(self, port: int, size: int, *, chunk: int = 1 << 16, lasting: float = 0, patience: float = netpeer.PATIENCE) -> Peer:
         """Start dom0's end of a :meth:`download`: it listens at ``port``, and ends after ``patience`` seconds without data."""
@@ -211,7 +211,7 @@ class Link:
     def peer(self, verb: str, *words: object, address: str = "") -> Peer:
         """Start dom0's end of a transfer with a verb of :mod:`harness.dom0.netpeer`, by default with this end's address."""
         peer = Peer(self.host, [verb, address or self.here, *map(str, words)], self.namespace)
-        self._watch.took(peer.counted)
+        self._explainer.took(peer.counted)
         return peer
 
     def to(self, other: Link, size: int, seconds: float = 60) -> Transfer:
@@ -226,7 +226,7 @@ class Link:
         sent = self.guest.sh(f"fxh_digest < {data}; {self.nc(seconds)} {other.there} {port} < {data} > /dev/null 2>&1 &").split()[0]
         arrived = other.came(seconds)
         error = "" if arrived else f"{other.there} did not get {size} bytes from {self.there}"
-        return self.watched(Transfer(size, sent, arrived, round(time.monotonic() - begun, 3), error))
+        return self.checked(Transfer(size, sent, arrived, round(time.monotonic() - begun, 3), error))
 
     def receive(self, port: int, seconds: float) -> None:
         """Start a program in the guest that connects to ``port`` of dom0 and digests what arrives, for at most ``seconds``."""
@@ -277,7 +277,7 @@ class Link:
         source = self.peer("connect", port, size, SEED, 65536, address=to or far.here)
         done, sent = peer.result(60), source.result(60)
         error = done.error or ("" if done.bytes == size else f"the stream ended early ({sent.error})")
-        return self.watched(Transfer(done.bytes, digest_of(size), done.md5, done.seconds, error))
+        return self.checked(Transfer(done.bytes, digest_of(size), done.md5, done.seconds, error))
 
     def ping(self, size: int) -> bool:
         """Whether an echo of ``size`` bytes of data comes back; ping compares its content."""
@@ -294,15 +294,15 @@ class Link:
         self.guest.sh(f"[ -f {path} ] || dd if=/dev/urandom of={path} bs=1024 count={size // 1024} 2>/dev/null", 120)
         return path
 
-    def watched(self, transfer: Transfer) -> Transfer:
+    def checked(self, transfer: Transfer) -> Transfer:
         """Return the transfer. After the first failed one, find out why at once, for the finding of the case."""
         if transfer.complaint:
             self._explain(transfer.complaint)
         return transfer
 
     def _explain(self, complaint: str = "") -> None:
-        if self._watch.explained is None:
-            self._watch.explain(Deadline(SECONDS), failed=True, complaint=complaint)
+        if self._explainer.explained is None:
+            self._explainer.explain(Deadline(SECONDS), failed=True, complaint=complaint)
 
     def next_port(self) -> int:
         """A TCP or UDP port that this link has not used yet."""

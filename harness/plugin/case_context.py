@@ -32,7 +32,7 @@ class CaseContext:
     host: XenHost | None = None
     guests: list[Guest] = field(default_factory=list)
     prepared: list[Guest] = field(default_factory=list)
-    """Guests that were booted and prepared for a warm checkpoint. They no longer exist; the results of their watches do."""
+    """Guests that were booted and prepared for a warm checkpoint. They no longer exist; the results of their explainers do."""
     warm_boot: Boot | None = None
     """The boot that the warm checkpoint of the case's guest was saved from."""
     inputs: dict[str, str] = field(default_factory=dict)

@@ -139,6 +139,9 @@ class Toolstack(Protocol):
         """The toolstack's log of the domain ``name`` (shutdown reasons, actions)."""
         ...
 
-    def watch(self, name: str, *, seconds: float) -> AbstractContextManager[Pause]:
-        """Pauses that end when a domain ``name`` was rebuilt and runs, or could not be rebuilt. For at most ``seconds``."""
+    def follow_log(self, name: str, *, seconds: float) -> AbstractContextManager[Pause]:
+        """Follow the log of the domain ``name`` for at most ``seconds``.
+
+        The pauses end when the domain was rebuilt and runs, or could not be rebuilt.
+        """
         ...

@@ -128,7 +128,7 @@ def test_hang_is_found(new_guest: NewGuest) -> None:
     guest.scale = 0.3
     guest.create().start()
     # This case judges the budget of one stage. Those of the earlier stages are short, too.
-    with guest.console.unwatched():
+    with guest.console.budgets_off():
         guest.wait_stage("init", Deadline(300))
 
     with pytest.raises(GuestDied) as caught:

@@ -16,7 +16,7 @@ from harness.plugin.fixtures import Booted, NewGuest, NewScratch
 from harness.xen import pygrub
 from harness.xen.config import Disk
 
-from .watch import watch_pygrub
+from .recorder import record_pygrub
 
 # The loader of an HVM guest reads the disk itself.
 pytestmark = pytest.mark.needs(capability=("pygrub",), types=("pvh", "pv"))
@@ -115,7 +115,7 @@ def test_restricted(new_guest: NewGuest, host: XenHost) -> None:
         "bootloader_restrict = 1" in guest.config.render(), "the domain configuration does not set bootloader_restrict = 1"
     )
 
-    with watch_pygrub(host) as seen:
+    with record_pygrub(host) as seen:
         guest.create()
     guest.start()
     guest.wait_stage("login")

@@ -192,7 +192,7 @@ class Bridge:
 
 def plain(slot: int, index: int = 0, transport: Bridge | None = None, profile: object = None) -> Link:
     guest: Any = SimpleNamespace(
-        name="g", domid=7, watches=[], profile=profile or Linux(), sh=lambda command: "",
+        name="g", domid=7, explainers=[], profile=profile or Linux(), sh=lambda command: "",
         config=SimpleNamespace(vifs=[SimpleNamespace(mac="00:16:3e:00:00:01", bridge="xenbr0")] * 2),
         host=SimpleNamespace(bridge="xenbr0", transport=transport, slot=slot),
     )  # fmt: skip

@@ -149,7 +149,7 @@ class Case:
                 case.done.append(f"close {self.guest.name}")
 
         def booted(*words: Any, **shape: Any) -> Any:
-            guest: Any = SimpleNamespace(name=f"g{next(numbers)}", profile=Linux(), domid=3, disks=("x",), watches=[])
+            guest: Any = SimpleNamespace(name=f"g{next(numbers)}", profile=Linux(), domid=3, disks=("x",), explainers=[])
             guest.host = SimpleNamespace(states=object())
             guest.abandon = lambda: None
             self.done.append(f"boot {guest.name}")

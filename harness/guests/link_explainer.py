@@ -56,8 +56,8 @@ _HEADER = 24
 log = logging.getLogger("fxh.evidence")
 
 
-class LinkWatch:
-    """The watch of one link (:class:`harness.guests.explained.Watch`)."""
+class LinkExplainer:
+    """The :class:`harness.guests.explained.Explainer` of one link."""
 
     def __init__(self, link: Link) -> None:
         self._link = link
