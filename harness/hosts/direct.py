@@ -20,11 +20,12 @@ from harness.digest import known_sha256
 from harness.dom0 import xenstore_recorder
 from harness.errors import CannotRun, CommandFailed, DeadlineExpired, InfrastructureError, TransportError, UsageError
 from harness.hosts import guest_stub, inventory, storage
+from harness.hosts.access import Access
+from harness.hosts.checkpoints import HostCheckpoints
 from harness.hosts.debugger import Debugger, gdbsx_stub
 from harness.hosts.health_check import HealthCheck
 from harness.hosts.host import HostFacts
 from harness.hosts.lease import BASE, SILENCE, Lease, LeaseRequest
-from harness.hosts.saved_state import Access, SavedStates
 from harness.hosts.serial import SerialLog
 from harness.transport import Transport
 from harness.xen import dom0_program, firmware, pygrub
@@ -291,7 +292,7 @@ class DirectHost:
             raise InfrastructureError(f"{self.transport.name}: /var is full", hint="free some space on the host")
 
     @property
-    def states(self) -> SavedStates | None:
+    def checkpoints(self) -> HostCheckpoints | None:
         return None
 
     @property

@@ -59,7 +59,7 @@ class CaseContext:
     def remove_guests(self) -> None:
         """Remove the guests from their hosts. On a host that can be restored, only detach from their consoles."""
         for guest in self.guests:
-            if guest.host.states is not None:
+            if guest.host.checkpoints is not None:
                 guest.abandon()
                 continue
             # One that cannot be removed must not keep the next ones.

@@ -225,7 +225,7 @@ class Invariants:
         return [f"{source}: {one.message}" for text, source in texts for one in complaints(text, source) if not self._expected(one)]
 
     def _own_lines(self, log: str) -> str:
-        return log if self.guest.host.states is not None else of_domains(log, self._domids)
+        return log if self.guest.host.checkpoints is not None else of_domains(log, self._domids)
 
     def _holdings(self, model: Model) -> list[str]:
         held = {**self.guest.profile.holdings(self.guest.sh), "event channels": channels(self.guest)}

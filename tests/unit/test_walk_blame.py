@@ -150,7 +150,7 @@ class Case:
 
         def booted(*words: Any, **shape: Any) -> Any:
             guest: Any = SimpleNamespace(name=f"g{next(numbers)}", profile=Linux(), domid=3, disks=("x",), explainers=[])
-            guest.host = SimpleNamespace(states=object())
+            guest.host = SimpleNamespace(checkpoints=object())
             guest.abandon = lambda: None
             self.done.append(f"boot {guest.name}")
             self.context.guests.append(guest)
@@ -292,8 +292,8 @@ def test_the_console_client_of_another_guest_is_no_leak() -> None:
 class Judge(Invariants):
     """Judges looks and answers that are given."""
 
-    def __init__(self, later: tuple[Look, Answers], *, states: object = None) -> None:
-        host = SimpleNamespace(states=states)
+    def __init__(self, later: tuple[Look, Answers], *, checkpoints: object = None) -> None:
+        host = SimpleNamespace(checkpoints=checkpoints)
         console = SimpleNamespace(offset=0, since=lambda *_: b"")
         self.guest: Any = SimpleNamespace(domid=7, host=host, scale=1.0, console=console)
         self._domids, self._console, self._later, self._cpus = {7}, 0, later, 1
