@@ -105,7 +105,7 @@ def guest(what: GuestSource, kinds: tuple[str, ...]) -> None:
         for kind in kinds:
             begun = time.monotonic()
             config = configure(host, what, Shape(kind), f"fxh-bench-{kind}")
-            first = Guest(host, what.profile, config, Path(scratch), scale=4).boot()
+            first = Guest(host, what.os, config, Path(scratch), scale=4).boot()
             first.sh("echo 1")
             fresh = time.monotonic() - begun
             first.detach()
@@ -114,7 +114,7 @@ def guest(what: GuestSource, kinds: tuple[str, ...]) -> None:
             for _ in range(7):
                 begun = time.monotonic()
                 lab.checkpoints.restore(made)
-                again = Guest(host, what.profile, first.config, Path(scratch)).adopt(first.domid)
+                again = Guest(host, what.os, first.config, Path(scratch)).adopt(first.domid)
                 again.sh("echo 1")
                 runs.append(time.monotonic() - begun)
                 again.detach()

@@ -117,7 +117,7 @@ def boot(
     else:
         guest_source = from_directory(factory.control(factory.LabSpec(xen or recipe.DEFAULT_XEN)))
     shape = Shape(
-        "pvshim" if pvshim else guest_type or ("hvm" if firmware else guest_source.profile.types[0]), guest_memory, vcpus=vcpus, variables=tuple(variables), on_poweroff="destroy",
+        "pvshim" if pvshim else guest_type or ("hvm" if firmware else guest_source.os.types[0]), guest_memory, vcpus=vcpus, variables=tuple(variables), on_poweroff="destroy",
         on_reboot="restart", firmware=firmware,
     )  # fmt: skip
     host = _host(xen, xen_host, lab, lab_memory, accel, hypervisor)
@@ -127,7 +127,7 @@ def boot(
             print(f"host: Xen {facts.xen}, {facts.dom0}{', ' if facts.note else ''}{facts.note}", file=sys.stderr)
             guest = Guest(
                 host,
-                guest_source.profile,
+                guest_source.os,
                 configure(host, guest_source, shape, host.domain_name(guest_source.label)),
                 Path(scratch),
                 symbols=guest_source.kernel_symbols,

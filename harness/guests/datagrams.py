@@ -17,7 +17,7 @@ _LEAST_BLOCK = 64
 
 def up(link: Link, sizes: Sequence[int], seconds: float = 60) -> Transfer:
     """Send a datagram (or block) of each of ``sizes`` from the guest to dom0."""
-    if link.guest.profile.udp_by_tftp:
+    if link.guest.os.udp_by_tftp:
         return _tftp(link, "-p", sizes, seconds)
     port = link.next_port()
     peer = link.peer("recv_datagrams", port, sum(sizes))
@@ -30,7 +30,7 @@ def up(link: Link, sizes: Sequence[int], seconds: float = 60) -> Transfer:
 
 def down(link: Link, sizes: Sequence[int], seconds: float = 60) -> Transfer:
     """Send a datagram (or block) of each of ``sizes`` from dom0 to the guest."""
-    if link.guest.profile.udp_by_tftp:
+    if link.guest.os.udp_by_tftp:
         return _tftp(link, "-g", sizes, seconds)
     port, size = link.next_port(), sum(sizes)
     ready = f"netstat -an -p udp | grep -q '[.]{port} ' && break; sleep 0.1"

@@ -95,7 +95,7 @@ class Guest:
     def __init__(
         self,
         host: XenHost,
-        profile: GuestOS,
+        os: GuestOS,
         config: DomainConfig,
         directory: Path,
         *,
@@ -106,7 +106,7 @@ class Guest:
 
         ``symbols`` are those of its kernel: they give names and lines to the frames of a backtrace.
         """
-        self.host, self.profile, self.config = host, profile, config
+        self.host, self.os, self.config = host, os, config
         self.disks = config.disks
         """The disks of its first configuration. The host takes them back, even after :meth:`reconfigure`."""
         self.directory, self.scale, self.symbols = directory, scale, symbols
@@ -180,7 +180,7 @@ class Guest:
 
     def login(self, deadline: Deadline | None = None) -> Session:
         """Log in at the login prompt and start a shell. Raises GuestDied if the guest does not answer within a minute."""
-        self._session = self._shell().login(self.profile.user, self.profile.password, deadline or self.deadline(_LOGIN))
+        self._session = self._shell().login(self.os.user, self.os.password, deadline or self.deadline(_LOGIN))
         return self._session
 
     def _shell(self) -> Session:
@@ -285,7 +285,7 @@ class Guest:
         Raises GuestDied if it does not shut down in ``seconds``, or within 8 s after its kernel has printed that it halted.
         """
         since, deadline = self.console.offset, self.deadline(seconds)
-        halted = re.compile(self.profile.halted, re.MULTILINE)
+        halted = re.compile(self.os.halted, re.MULTILINE)
         grace: list[Deadline] = []
 
         def poll() -> DomainState:
@@ -314,7 +314,7 @@ class Guest:
     def panic(self, seconds: float) -> Death:
         """Make the guest panic and return its death. Raises GuestDied if it does not panic in ``seconds``."""
         with self.console.expecting_death() as death:
-            self.session.start(self.profile.panic_command())
+            self.session.start(self.os.panic_command())
             return death(self.deadline(seconds))
 
     def console_will_end(self) -> None:
@@ -393,7 +393,7 @@ class Guest:
         self._console = ConsoleReader(
             self._stream(new=new),
             self.directory / f"{self.name}.console.log",
-            tables=self.profile.console,
+            tables=self.os.console,
             name=self.name,
             scale=self.scale,
             first_line=_FIRMWARE if self.config.type == "hvm" else FIRST_LINE,

@@ -109,7 +109,7 @@ class Link:
         """Matches the link's frames (pcap-filter(7))."""
         self._port = 5001
         mac = guest.config.vifs[index].mac
-        self.interface = interface or next(i.name for i in guest.profile.interfaces(guest.sh) if i.mac == mac)
+        self.interface = interface or next(i.name for i in guest.os.interfaces(guest.sh) if i.mac == mac)
         self._explainer = LinkExplainer(self)
         guest.explainers.append(self._explainer)
         if not interface:
@@ -123,7 +123,7 @@ class Link:
             self.host.transport.run(["sh", "-c", _INSIDE, "sh", self.namespace, self.vif])
         # `replace`: the address may be left from an earlier guest on the same bridge.
         self.dom0("ip", "addr", "replace", self._cidr(self.here), "dev", self.device, *self.family.at_once)
-        self.guest.profile.address(self.guest.sh, self.interface, self._cidr(self.there))
+        self.guest.os.address(self.guest.sh, self.interface, self._cidr(self.there))
         return self
 
     def down(self) -> None:
@@ -163,7 +163,7 @@ class Link:
             if "up" in self.guest.run(script, seconds + 30, check=False).text:
                 return True
             if not (pending := events.deaf(self.host.transport, self.guest.domid)):
-                show = f"{{ {self._echo()}; {self.guest.profile.network(self.interface)}; }} 2>&1"
+                show = f"{{ {self._echo()}; {self.guest.os.network(self.interface)}; }} 2>&1"
                 path = self.guest.directory / f"{self.guest.name}.{self.interface}.txt"
                 path.write_text(self.guest.run(show, 60, check=False).text)
                 self._explain()
@@ -175,7 +175,7 @@ class Link:
         raise InfrastructureError(message, hint="a defect of dom0's kernel (harness/xen/events.py), not of the guest: run it again")
 
     def _echo(self) -> str:
-        return self.guest.profile.ping_command(self.here, 1)
+        return self.guest.os.ping_command(self.here, 1)
 
     def wait_busy(self, size: int) -> bool:
         """Whether dom0 sends ``size`` more bytes to the guest within 30 s."""
@@ -218,7 +218,7 @@ class Link:
         """Send ``size`` bytes from this guest to the other link's guest, over the bridge."""
         port, data = self.next_port(), self._data(size)
         # A listening nc also ends with its input, so its input stays open and empty.
-        listen = f"timeout {int(seconds)} nc -l {other.guest.profile.listen_words(other.there, port)}"
+        listen = f"timeout {int(seconds)} nc -l {other.guest.os.listen_words(other.there, port)}"
         receive = f"sleep {int(seconds)} | {listen} | head -c {size} | fxh_digest > /tmp/fxh-came"
         ready = f"netstat -an | grep LISTEN | grep -q '[.:]{port} ' && break; sleep 0.1"
         other.guest.sh(f"rm -f /tmp/fxh-came; ( {receive} ) > /dev/null 2>&1 & for i in $(seq 100); do {ready}; done")
@@ -281,12 +281,12 @@ class Link:
 
     def ping(self, size: int) -> bool:
         """Whether an echo of ``size`` bytes of data comes back; ping compares its content."""
-        done = self.guest.run(self.guest.profile.ping_command(self.here, 5, size), check=False)
+        done = self.guest.run(self.guest.os.ping_command(self.here, 5, size), check=False)
         return done.status == 0 and "wrong data" not in done.text
 
     def nc(self, seconds: float) -> str:
         """The guest's command for one connection to an address and a port, which follow; it ends with its input or after ``seconds``."""
-        return self.guest.profile.nc_command(seconds)
+        return self.guest.os.nc_command(seconds)
 
     def _data(self, size: int) -> str:
         """The path of a file in the guest with ``size`` random bytes, which is created once."""

@@ -63,7 +63,7 @@ class GuestFactory:
     def _guest(self, cell: Cell, host: XenHost, config: DomainConfig, directory: Path) -> Guest:
         # A shape with a bootloader has its kernel on a disk. The plain source still has the file.
         source = self._sources.source(cell)
-        return Guest(host, source.profile, config, directory, scale=self._scale, symbols=source.kernel_symbols)
+        return Guest(host, source.os, config, directory, scale=self._scale, symbols=source.kernel_symbols)
 
     def booted(self, cell: Cell, context: CaseContext, shape: Shape, prepare: Prepare | None = None) -> Guest:
         """A guest with a shell, prepared by ``prepare``.
@@ -125,7 +125,7 @@ class GuestFactory:
         log.info("%s booted in %.0f s for a warm checkpoint", source.label, time.monotonic() - begun)
         if wanted.checkpoints.keeps_translations:
             # Do once what each case does at its begin and end, so that the checkpoint has the translated code.
-            Guest(host, source.profile, config, context.directory, scale=self._scale).adopt(guest.domid).detach()
+            Guest(host, source.os, config, context.directory, scale=self._scale).adopt(guest.domid).detach()
             host.inventory()
         return json.dumps({"config": asdict(config), "domid": guest.domid, "stages": stage_times(guest), "prepared": prepared})
 

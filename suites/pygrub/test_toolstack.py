@@ -30,9 +30,9 @@ def test_arguments_arrive(booted: Booted, cell: Cell) -> None:
     Source: xen tools/pygrub/src/pygrub:805; FreeBSD sys/x86/xen/pv.c, xen_pvh_parse_preload_data()
     """
     guest: Guest = booted(**BOOTED)
-    separator = guest.profile.separator
+    separator = guest.os.separator
 
-    variables = guest.profile.variables(guest.sh)
+    variables = guest.os.variables(guest.sh)
 
     passed = dict(word.partition("=")[::2] for word in guest.config.extra.split(separator) if word)
     precondition(passed, "the domain configuration has no `extra`")

@@ -33,8 +33,8 @@ from harness.xen.config import DomainConfig
 
 
 def source(*firmwares: str) -> GuestSource:
-    profile = FreeBSD(version="15.1", types=("pvh", "hvm"))
-    return GuestSource("freebsd-15.1", profile, None, disks=(DiskImage(Path("/i/xvda.img")),), root="xbd0p3", firmwares=firmwares)
+    guest_os = FreeBSD(version="15.1", types=("pvh", "hvm"))
+    return GuestSource("freebsd-15.1", guest_os, None, disks=(DiskImage(Path("/i/xvda.img")),), root="xbd0p3", firmwares=firmwares)
 
 
 def asked(firmwares: str = "bios", types: str = "", guests: str = "freebsd") -> Any:
@@ -47,9 +47,9 @@ def asked(firmwares: str = "bios", types: str = "", guests: str = "freebsd") -> 
 
 
 def test_uefi_is_a_cell_of_its_own_and_bios_keeps_its_name() -> None:
-    names = [str(cell) for cell in cells.cells(asked("bios uefi"), source().profile)]
+    names = [str(cell) for cell in cells.cells(asked("bios uefi"), source().os)]
     assert names == ["freebsd-pvh-xen-4.20", "freebsd-hvm-xen-4.20", "freebsd-hvm-uefi-xen-4.20"]
-    (cell,) = cells.cells(asked("uefi", "hvm"), source().profile)
+    (cell,) = cells.cells(asked("uefi", "hvm"), source().os)
     assert (cell.type, cell.firmware, cell.version.release) == ("hvm", "uefi", "15.1")
     assert known.case_id("boot", "test_x", f"{cell}-2", cell) == "boot/test_x[2]"
     assert cells.unmet([pytest.mark.needs(types=("hvm",)).mark], cell) == ""

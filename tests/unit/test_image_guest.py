@@ -34,8 +34,8 @@ KERNEL = Path("/k/kernel")
 
 
 def freebsd(disk: DiskImage, version: str = "13.2", **changes: Any) -> GuestSource:
-    profile = FreeBSD(version=version, types=("pvh", "hvm"))
-    return GuestSource(f"freebsd-{version}", profile, KERNEL, disks=(disk,), root="xbd0p2", **changes)
+    guest_os = FreeBSD(version=version, types=("pvh", "hvm"))
+    return GuestSource(f"freebsd-{version}", guest_os, KERNEL, disks=(disk,), root="xbd0p2", **changes)
 
 
 def test_pvh_gets_kernel_and_variables_directly(disk: DiskImage) -> None:

@@ -362,7 +362,7 @@ def test_a_newer_kernel_on_an_older_world_says_both(world: Path, tmp_path: Path,
     assert "world's source/sys" in names
     assert not [name for name in names if name.startswith(("source", "kernel configuration"))], "those are not this kernel's"
     guest = freebsd_source.from_image(made)
-    assert (guest.label, guest.profile.version, guest.inputs["world"]) == ("freebsd-15.1-on-13.2", "15.1", "FreeBSD 13.2")
+    assert (guest.label, guest.os.version, guest.inputs["world"]) == ("freebsd-15.1-on-13.2", "15.1", "FreeBSD 13.2")
     cli.show("mixed")
     assert "FreeBSD 15.1 on world 13.2 amd64" in capsys.readouterr().out
 

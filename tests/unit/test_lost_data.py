@@ -69,7 +69,7 @@ class Session:
 def guest(tmp_path: Path, session: Any = None, transport: Any = None, **more: Any) -> Any:
     session = session or Session()
     found = {
-        "name": "fxh-guest", "domid": 7, "directory": tmp_path, "profile": Linux(), "explainers": [], "session": session,
+        "name": "fxh-guest", "domid": 7, "directory": tmp_path, "os": Linux(), "explainers": [], "session": session,
         "console": SimpleNamespace(death=None), "config": SimpleNamespace(vifs=[SimpleNamespace(mac="00:16:3e:00:00:01", bridge="xenbr0")], serial_console=False),
         "host": SimpleNamespace(bridge="xenbr0", slot=0, transport=transport or Transport(), facts=SimpleNamespace(emulated=True)),
     }  # fmt: skip
@@ -167,8 +167,8 @@ def test_an_expired_deadline_is_kept(tmp_path: Path) -> None:
     ],
 )  # fmt: skip
 def test_a_hostile_guest_prints_no_control_characters_and_no_flood(text: str, tmp_path: Path) -> None:
-    for profile in (Linux(), FreeBSD()):
-        failing = link(tmp_path, Session(text), profile=profile)
+    for guest_os in (Linux(), FreeBSD()):
+        failing = link(tmp_path, Session(text), os=guest_os)
         failing.checked(FAILED)
         rows = failing.guest.explainers[0].explained.rows
         assert len(rows) <= 9
@@ -181,7 +181,7 @@ def test_an_os_without_counters_says_so(tmp_path: Path) -> None:
         def network_counters(self, interface: str) -> str:
             return ""
 
-    failing = link(tmp_path, profile=Other())
+    failing = link(tmp_path, os=Other())
     failing.checked(FAILED)
     assert failing.guest.explainers[0].explained.counted[1] == "fxh-guest: not read: the harness knows no counters of Linux"
 
