@@ -74,7 +74,7 @@ def boot(
 
     Without a terminal the command ends at the login prompt, or with exit code 1 if the guest dies.
     """
-    from harness.guests.configure import configure
+    from harness.guests.domain_config import build_domain_config
     from harness.guests.guest import Guest
     from harness.guests.os.freebsd_source import from_files, from_image
     from harness.guests.os.linux import from_directory
@@ -128,7 +128,7 @@ def boot(
             guest = Guest(
                 host,
                 guest_source.os,
-                configure(host, guest_source, shape, host.domain_name(guest_source.label)),
+                build_domain_config(host, guest_source, shape, host.domain_name(guest_source.label)),
                 Path(scratch),
                 symbols=guest_source.kernel_symbols,
             )

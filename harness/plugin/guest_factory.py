@@ -15,7 +15,7 @@ from typing import Any
 
 from harness.digest import code_sha256
 from harness.errors import TransportError
-from harness.guests.configure import configure
+from harness.guests.domain_config import build_domain_config
 from harness.guests.guest import Guest
 from harness.guests.shape import Shape
 from harness.hosts.checkpoints import HostCheckpoints
@@ -57,7 +57,7 @@ class GuestFactory:
         """A guest without a domain. The host counts as used from here on."""
         self._hosts.mark_used(cell)
         source = self._sources.source_for(cell, shape)
-        config = configure(host, source, shape, host.domain_name(source.label))
+        config = build_domain_config(host, source, shape, host.domain_name(source.label))
         return self._guest(cell, host, config, directory)
 
     def _guest(self, cell: Cell, host: XenHost, config: DomainConfig, directory: Path) -> Guest:
@@ -108,7 +108,7 @@ class GuestFactory:
         cell, context, shape, prepare, host = wanted.cell, wanted.context, wanted.shape, wanted.prepare, wanted.held.host
         self._hosts.reset(cell, wanted.held, private_memory=True)
         source = self._sources.source_for(cell, shape)
-        config = configure(host, source, shape, name)
+        config = build_domain_config(host, source, shape, name)
         guest = self._guest(cell, host, config, context.directory)
         context.use(host)
         context.prepared.append(guest)

@@ -14,7 +14,7 @@ import pytest
 
 from harness import store
 from harness.deadline import ConditionNotMet, Deadline
-from harness.guests.configure import configure
+from harness.guests.domain_config import build_domain_config
 from harness.guests.guest import Guest
 from harness.guests.os.linux import from_directory
 from harness.guests.shape import Shape
@@ -108,7 +108,7 @@ def test_a_guest_continues_with_its_console_disk_and_network(own: Lab, tmp_path:
     data = os.urandom(1 << 20)
     image.write_bytes(data)
     shape = Shape("pvh", disks=(Disk(host.disk(image), "xvdb"),))
-    guest = Guest(host, what.os, configure(host, what, shape, "fxh-hot"), tmp_path).boot()
+    guest = Guest(host, what.os, build_domain_config(host, what, shape, "fxh-hot"), tmp_path).boot()
     guest.sh("echo kept > /tmp/mark; ip addr add 10.0.2.77/24 dev eth0")
     guest.detach()
     made = own.checkpoints.get_or_create(CheckpointKind.WARM, KEY, lambda: "")

@@ -21,7 +21,7 @@ _SHIM = 512
 _More = tuple[tuple[str, str | int | tuple[str, ...]], ...]
 
 
-def configure(host: XenHost, source: GuestSource, shape: Shape, name: str) -> DomainConfig:
+def build_domain_config(host: XenHost, source: GuestSource, shape: Shape, name: str) -> DomainConfig:
     """The domain configuration for ``source`` on ``host``.
 
     Copies the files of the source to the host. Raises UsageError if no host can run it, CannotRun if this host cannot.
