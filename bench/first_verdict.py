@@ -50,10 +50,10 @@ def measure(revision: str, whole: bool, workers: int) -> Run:
         clone, store = Path(scratch) / "clone", Path(scratch) / "store"
         subprocess.run(["git", "clone", "-q", "--no-checkout", str(PROJECT), str(clone)], check=True)
         subprocess.run(["git", "checkout", "-q", "--detach", revision], cwd=clone, check=True)
-        return _watch(clone, store, whole, workers)
+        return _timed_run(clone, store, whole, workers)
 
 
-def _watch(clone: Path, store: Path, whole: bool, workers: int) -> Run:
+def _timed_run(clone: Path, store: Path, whole: bool, workers: int) -> Run:
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("FXH_", "MAKE", "MFLAGS"))}
     before = os.times()
     begun = time.monotonic()

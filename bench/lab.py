@@ -18,7 +18,7 @@ import time
 from pathlib import Path
 
 from harness import paths
-from harness.guests.configure import configure
+from harness.guests.domain_config import build_domain_config
 from harness.guests.guest import Guest
 from harness.guests.os.freebsd_source import from_image
 from harness.guests.os.linux import from_directory
@@ -104,8 +104,8 @@ def guest(what: GuestSource, kinds: tuple[str, ...]) -> None:
         host = LabHost(lab)
         for kind in kinds:
             begun = time.monotonic()
-            config = configure(host, what, Shape(kind), f"fxh-bench-{kind}")
-            first = Guest(host, what.profile, config, Path(scratch), scale=4).boot()
+            config = build_domain_config(host, what, Shape(kind), f"fxh-bench-{kind}")
+            first = Guest(host, what.os, config, Path(scratch), scale=4).boot()
             first.sh("echo 1")
             fresh = time.monotonic() - begun
             first.detach()
@@ -114,7 +114,7 @@ def guest(what: GuestSource, kinds: tuple[str, ...]) -> None:
             for _ in range(7):
                 begun = time.monotonic()
                 lab.checkpoints.restore(made)
-                again = Guest(host, what.profile, first.config, Path(scratch)).adopt(first.domid)
+                again = Guest(host, what.os, first.config, Path(scratch)).adopt(first.domid)
                 again.sh("echo 1")
                 runs.append(time.monotonic() - begun)
                 again.detach()

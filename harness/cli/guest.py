@@ -74,7 +74,7 @@ def boot(
 
     Without a terminal the command ends at the login prompt, or with exit code 1 if the guest dies.
     """
-    from harness.guests.configure import configure
+    from harness.guests.domain_config import build_domain_config
     from harness.guests.guest import Guest
     from harness.guests.os.freebsd_source import from_files, from_image
     from harness.guests.os.linux import from_directory
@@ -117,7 +117,7 @@ def boot(
     else:
         guest_source = from_directory(factory.control(factory.LabSpec(xen or recipe.DEFAULT_XEN)))
     shape = Shape(
-        "pvshim" if pvshim else guest_type or ("hvm" if firmware else guest_source.profile.types[0]), guest_memory, vcpus=vcpus, variables=tuple(variables), on_poweroff="destroy",
+        "pvshim" if pvshim else guest_type or ("hvm" if firmware else guest_source.os.types[0]), guest_memory, vcpus=vcpus, variables=tuple(variables), on_poweroff="destroy",
         on_reboot="restart", firmware=firmware,
     )  # fmt: skip
     host = _host(xen, xen_host, lab, lab_memory, accel, hypervisor)
@@ -127,8 +127,8 @@ def boot(
             print(f"host: Xen {facts.xen}, {facts.dom0}{', ' if facts.note else ''}{facts.note}", file=sys.stderr)
             guest = Guest(
                 host,
-                guest_source.profile,
-                configure(host, guest_source, shape, host.domain_name(guest_source.label)),
+                guest_source.os,
+                build_domain_config(host, guest_source, shape, host.domain_name(guest_source.label)),
                 Path(scratch),
                 symbols=guest_source.kernel_symbols,
             )

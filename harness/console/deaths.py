@@ -174,7 +174,7 @@ def classify(
 
 
 def _stuck(data: bytes, stage: str, tail: bytes, tables: ConsoleTables) -> prompts.Stuck | None:
-    """:func:`prompts.stuck` for the ``tail`` of ``data``, without a watcher that knows the stages.
+    """:func:`prompts.stuck` for the ``tail`` of ``data``, without a tracker that knows the stages.
 
     A prompt after a kernel's first output is not the loader's. After a login prompt no prompt counts.
     """

@@ -7,9 +7,9 @@ import re
 from collections.abc import Callable, Collection
 from typing import Protocol
 
+from harness.console.boot_tracker import BootTracker
 from harness.console.tables import ConsoleTables
 from harness.console.text import decode
-from harness.console.watcher import Watcher
 from harness.deadline import Deadline
 from harness.errors import TransportError
 
@@ -54,8 +54,8 @@ class Debugger:
     ``receive`` reads and logs the console's next chunk; it returns None if there is no output yet, and b"" at the end.
     """
 
-    def __init__(self, console: Console, watcher: Watcher, receive: Callable[[], bytes | None], tables: ConsoleTables) -> None:
-        self._console, self._watcher, self._receive, self._tables = console, watcher, receive, tables
+    def __init__(self, console: Console, tracker: BootTracker, receive: Callable[[], bytes | None], tables: ConsoleTables) -> None:
+        self._console, self._tracker, self._receive, self._tables = console, tracker, receive, tables
         self._paged_at = -1
 
     def query(self, kind: str, skip: Collection[str]) -> tuple[tuple[str, str], ...]:
@@ -89,7 +89,7 @@ class Debugger:
                     continue
                 if not chunk:
                     break
-                output = self._watcher.clean(self._console.since(begin, _LONGEST))
+                output = self._tracker.clean(self._console.since(begin, _LONGEST))
                 self.turn_page()
         except TransportError as exc:
             return f"(the console ended: {exc})"
@@ -102,6 +102,6 @@ class Debugger:
         page = begin + output.rfind(_PAGE)
         if page < begin or page == self._paged_at:
             return
-        if not self._watcher.clean(output[page - begin + len(_PAGE) :]).strip():
+        if not self._tracker.clean(output[page - begin + len(_PAGE) :]).strip():
             self._paged_at = page
             self._console.write(b" ")

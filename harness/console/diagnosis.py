@@ -10,12 +10,12 @@ from dataclasses import replace
 
 from harness.console import deaths, prompts, reasons
 from harness.console.backtrace import Symbols
+from harness.console.boot_tracker import BootTracker, PendingDeath
 from harness.console.deaths import Death
 from harness.console.debugger import Console, Debugger, script_answers
 from harness.console.kinds import SECOND_BOOT
 from harness.console.tables import ConsoleTables
 from harness.console.text import decode, report_excerpt
-from harness.console.watcher import PendingDeath, Watcher
 
 # Kinds of death whose reason is printed before their marker, and the number of bytes before it to search.
 _REASON_BEFORE, _LEAD = ("mountroot", "single-user", "crash"), 8192
@@ -26,7 +26,7 @@ _LINES_BEFORE_PROMPT, _LINES_BEFORE = 30, 6
 
 
 class Diagnosis:
-    """Turns pending deaths of ``watcher`` into deaths.
+    """Turns pending deaths of ``tracker`` into deaths.
 
     ``debugger`` is None if the dead guest must not be queried. ``symbols`` reads the guest's kernel file; it is called only if
     a backtrace lacks names. ``stretch`` (1 or more) multiplies the seconds of silence.
@@ -35,18 +35,18 @@ class Diagnosis:
     def __init__(
         self,
         console: Console,
-        watcher: Watcher,
+        tracker: BootTracker,
         debugger: Debugger | None,
         tables: ConsoleTables,
         *,
         symbols: Callable[[], Symbols | None] | None,
         stretch: float,
     ) -> None:
-        self._console, self._watcher, self._debugger = console, watcher, debugger
+        self._console, self._tracker, self._debugger = console, tracker, debugger
         self._tables, self._symbols, self._stretch = tables, symbols, stretch
 
     def diagnose(self, pending: PendingDeath, *, final: bool) -> Death | None:
-        """The death, or None if it is in doubt or none. Then the watcher continues.
+        """The death, or None if it is in doubt or none. Then the tracker continues.
 
         ``final``: no further output will come, so an unconfirmed report counts.
         """
@@ -54,15 +54,15 @@ class Diagnosis:
         data = self._report(lead, self._console.offset if pending.end is None else pending.end)
         death = self._classify(pending, data, pending.offset - lead)
         if death is None:
-            self._watcher.retract()
+            self._tracker.retract()
             return None
-        quiet = time.monotonic() - self._watcher.last_byte
+        quiet = time.monotonic() - self._tracker.last_byte
         if not final and quiet < death.patience * self._stretch and (pending.end is None or math.isinf(death.patience)):
             if pending.end is not None:
-                self._watcher.retract()
+                self._tracker.retract()
             return None
         cut = death.begin
-        answers = script_answers(decode(self._watcher.clean(data[cut:])))
+        answers = script_answers(decode(self._tracker.clean(data[cut:])))
         if self._debugger is not None:
             answers += self._debugger.query(pending.prompt, {command for command, _ in answers})
         death = deaths.with_backtrace(death, dict(answers).get("bt", ""), self._tables)
@@ -85,17 +85,17 @@ class Diagnosis:
 
     def _classify(self, pending: PendingDeath, data: bytes, cut: int) -> Death | None:
         """The death that ``data`` reports; its marker is at ``cut``."""
-        clean, stage = self._watcher.clean, self._watcher.stage_at(pending.offset)
+        clean, stage = self._tracker.clean, self._tracker.stage_at(pending.offset)
         if pending.kind == SECOND_BOOT:
             return Death(SECOND_BOOT, reasons.second_boot(decode(clean(data[:cut]))), stage, begin=cut)
-        if prompts.KINDS & {pending.kind, pending.prompt} and (stuck := self._watcher.stuck(clean(data))):
+        if prompts.KINDS & {pending.kind, pending.prompt} and (stuck := self._tracker.stuck(clean(data))):
             return Death(stuck.kind, stuck.message, stage, begin=cut)
         line = data.rfind(b"\n", 0, cut) + 1
-        report = self._watcher.cleaned(data[line:])
-        death = deaths.classify(report.text, self._tables, stage, self._watcher.stuck)
+        report = self._tracker.cleaned(data[line:])
+        death = deaths.classify(report.text, self._tables, stage, self._tracker.stuck)
         if death is None:
             return None
         begin = line + report.raw(death.begin)
         if death.kind in _REASON_BEFORE:
-            death = deaths.classify(clean(data), self._tables, stage, self._watcher.stuck) or death
+            death = deaths.classify(clean(data), self._tables, stage, self._tracker.stuck) or death
         return replace(death, begin=begin)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import IO
 
 from harness.console.backtrace import Symbols
+from harness.console.boot_tracker import BootTracker, Overrun, PendingDeath
 from harness.console.deaths import Death
 from harness.console.debugger import Debugger
 from harness.console.diagnosis import Diagnosis
@@ -21,7 +22,6 @@ from harness.console.kinds import SECOND_BOOT
 from harness.console.stages import FIRST_LINE, StageReached
 from harness.console.tables import ConsoleTables
 from harness.console.text import decode, excerpt
-from harness.console.watcher import Overrun, PendingDeath, Watcher
 from harness.deadline import Deadline
 from harness.errors import GuestDied, HarnessError, InfrastructureError, TransportError
 from harness.transport import Stream
@@ -70,9 +70,9 @@ class ConsoleReader:
         self._changed = threading.Condition()
         self._out: IO[bytes] = log_path.open("ab", buffering=0)
         self._index: IO[str] = Path(f"{log_path}.idx").open("a", buffering=1)  # noqa: SIM115 - close() closes it
-        self._watcher = Watcher(tables, first_line=first_line, scale=scale, running=running)
-        self._debugger = Debugger(self, self._watcher, self._receive, tables) if ask else None
-        self._diagnosis = Diagnosis(self, self._watcher, self._debugger, tables, symbols=symbols, stretch=max(1.0, scale))
+        self._tracker = BootTracker(tables, first_line=first_line, scale=scale, running=running)
+        self._debugger = Debugger(self, self._tracker, self._receive, tables) if ask else None
+        self._diagnosis = Diagnosis(self, self._tracker, self._debugger, tables, symbols=symbols, stretch=max(1.0, scale))
         self.closed = False
         self.death: Death | None = None
         self._expected_end = False
@@ -127,29 +127,29 @@ class ConsoleReader:
     def _begin_boot(self, offset: int, *, running: bool = False) -> None:
         self.started = time.monotonic()
         self.death = None
-        self._watcher.begin_boot(self.started, offset, running=running)
+        self._tracker.begin_boot(self.started, offset, running=running)
 
     # -- state --------------------------------------------------------------------------------------------------------
 
     @property
     def offset(self) -> int:
         """Length of the log in bytes."""
-        return self._watcher.offset
+        return self._tracker.offset
 
     @property
     def boot_offset(self) -> int:
         """Offset in the log at which this boot began."""
-        return self._watcher.boot_offset
+        return self._tracker.boot_offset
 
     @property
     def stages(self) -> tuple[StageReached, ...]:
         """The stages that this boot has reached, in their order."""
-        return self._watcher.stages
+        return self._tracker.stages
 
     @property
     def stage(self) -> str:
         """The name of the last stage, or ""."""
-        return self._watcher.stage
+        return self._tracker.stage
 
     def since(self, offset: int, size: int = MOST) -> bytes:
         """Up to ``size`` bytes of the log from ``offset`` on. A guest may write more than the memory has room for."""
@@ -262,11 +262,11 @@ class ConsoleReader:
     @contextlib.contextmanager
     def quoting(self, end: bytes) -> Iterator[None]:
         """Inside, the console shows a command's output up to the marker ``end``, which may quote a panic or a boot."""
-        self._watcher.quote(end)
+        self._tracker.quote(end)
         try:
             yield
         finally:
-            self._watcher.quote(None)
+            self._tracker.quote(None)
 
     def expect_end(self) -> None:
         """Declare that the domain is about to be destroyed, to shut down or to reboot.
@@ -275,21 +275,21 @@ class ConsoleReader:
         """
         self._expected_end = True
 
-    def watch(self, on: bool) -> None:
+    def enforce_budgets(self, on: bool) -> None:
         """Switch the time budgets of the stages on or off. Switch them off while a case pauses the domain."""
         with self._changed:
-            self._watcher.progress = time.monotonic()
-            self._watcher.watching = on
+            self._tracker.progress = time.monotonic()
+            self._tracker.budgets_on = on
 
     @contextlib.contextmanager
-    def unwatched(self) -> Iterator[None]:
+    def budgets_off(self) -> Iterator[None]:
         """Inside, the time budgets of the stages do not run: a person has the console. They start again afterwards."""
-        watching = self._watcher.watching
-        self.watch(False)
+        before = self._tracker.budgets_on
+        self.enforce_budgets(False)
         try:
             yield
         finally:
-            self.watch(watching)
+            self.enforce_budgets(before)
 
     # -- the thread ---------------------------------------------------------------------------------------------------
 
@@ -301,7 +301,7 @@ class ConsoleReader:
                 if chunk == b"":
                     break
                 # A busy machine may not have run this thread since. Only silence that a read has found counts.
-                self._check(min(begun + _POLL, time.monotonic()) if chunk is None else self._watcher.last_byte)
+                self._check(min(begun + _POLL, time.monotonic()) if chunk is None else self._tracker.last_byte)
         except InfrastructureError as exc:
             self._broken = exc
         except Exception as exc:  # a bug here must not look like the end of the guest
@@ -323,7 +323,7 @@ class ConsoleReader:
         now = time.monotonic()
         self._log(chunk, now)
         with self._changed:
-            reached = self._watcher.feed(chunk, now)
+            reached = self._tracker.feed(chunk, now)
             self._changed.notify_all()
         for stage in reached:
             self._notify(stage)
@@ -343,18 +343,18 @@ class ConsoleReader:
         if self.death is not None:
             return
         now = time.monotonic() if now is None else now
-        match self._watcher.check(now, ended=ended):
+        match self._tracker.check(now, ended=ended):
             case PendingDeath(kind=kind, offset=offset) if kind == SECOND_BOOT and self._expected_end:
                 self._restart_boot(offset)
             case PendingDeath() as pending:
                 # If the end is expected, an unconfirmed report does not count.
                 gone = ended and not self._expected_end
-                if death := self._diagnosis.diagnose(pending, final=gone or self._watcher.overrun(now) is not None):
+                if death := self._diagnosis.diagnose(pending, final=gone or self._tracker.overrun(now) is not None):
                     self._declare(death)
             case Overrun(stage, seconds) if not ended:
                 message = f"no progress after stage {stage} for {seconds:.0f} s"
                 self._declare(Death("hang", message, stage, excerpt=excerpt(self.tail())))
-            case _ if self._watcher.pending is not None and self._debugger is not None:
+            case _ if self._tracker.pending is not None and self._debugger is not None:
                 self._debugger.turn_page()
 
     def _restart_boot(self, offset: int) -> None:
@@ -364,14 +364,14 @@ class ConsoleReader:
             reached: list[StageReached] = []
             self._begin_boot(offset)
             for begin in range(offset, end, _CHUNK):
-                reached += self._watcher.feed(self.since(begin, min(_CHUNK, end - begin)), self.started)
+                reached += self._tracker.feed(self.since(begin, min(_CHUNK, end - begin)), self.started)
             self._changed.notify_all()
         for stage in reached:
             self._notify(stage)
 
     def _declare(self, death: Death) -> None:
         with self._changed:
-            self.death = replace(death, at=time.monotonic(), seen=self._watcher.last_byte)
+            self.death = replace(death, at=time.monotonic(), seen=self._tracker.last_byte)
             self._changed.notify_all()
         self._notify(self.death)
 

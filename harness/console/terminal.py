@@ -106,7 +106,7 @@ def attach_socket(path: Path) -> None:
 
 
 class ReaderStream:
-    """The console log of a reader as a stream, from the offset ``position`` on. The reader itself continues to read, log and watch."""
+    """The console log of a reader as a stream, from the offset ``position`` on. The reader continues to log, and to detect deaths."""
 
     def __init__(self, reader: ConsoleReader, position: int = 0) -> None:
         self._reader, self._position = reader, position

@@ -48,7 +48,7 @@ def loops(directory: str) -> list[str]:
     return found
 
 
-def watchers(directory: str, kept: tuple[str, ...]) -> list[int]:
+def xl_daemons(directory: str, kept: tuple[str, ...]) -> list[int]:
     """The pids of the xl processes that wait for the end of a domain with a configuration in ``directory``, except ``kept``.
 
     Such a process rebuilds its domain two seconds after the end if on_reboot or on_crash says so (xl_vmcontrol.c). In these two
@@ -114,7 +114,7 @@ def remove(base: str, run: str, kept: tuple[str, ...] = ()) -> list[str]:
     directory = "%s/run-%s" % (base, run)
     for _ in range(3):
         # Kill xl before its domain: if a domain is destroyed while xl builds it, xl continues and leaves entries in xenstore.
-        for pid in watchers(directory, kept):
+        for pid in xl_daemons(directory, kept):
             with contextlib.suppress(OSError):
                 os.kill(pid, signal.SIGKILL)
         left = [row for row in domains() if row[0].startswith("fxh-%s-" % run) and row[0] not in kept]

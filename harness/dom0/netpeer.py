@@ -34,7 +34,7 @@ except ImportError:  # a Python that was built without its own digests
     from hashlib import md5
 
 COUNTERS = ("/proc/net/snmp", "/proc/net/netstat", "/proc/net/dev")
-"""Counters of Linux since its boot. After a failure the difference shows what happened (harness.guests.link_watch)."""
+"""Counters of Linux since its boot. After a failure the difference shows what happened (harness.guests.link_explainer)."""
 PATIENCE = 25.0
 """Seconds that one socket operation may take."""
 

@@ -17,7 +17,7 @@ _LEAST_BLOCK = 64
 
 def up(link: Link, sizes: Sequence[int], seconds: float = 60) -> Transfer:
     """Send a datagram (or block) of each of ``sizes`` from the guest to dom0."""
-    if link.guest.profile.udp_by_tftp:
+    if link.guest.os.udp_by_tftp:
         return _tftp(link, "-p", sizes, seconds)
     port = link.next_port()
     peer = link.peer("recv_datagrams", port, sum(sizes))
@@ -25,12 +25,12 @@ def up(link: Link, sizes: Sequence[int], seconds: float = 60) -> Transfer:
     nc = f"timeout {int(seconds)} nc -u -w 1 {link.here} {port} > /dev/null"
     sent = link.guest.sh(f"rm -f /tmp/fxh-all; ( {each} ) | {nc}; fxh_digest < /tmp/fxh-all", seconds + 30).split()[0]
     done = peer.result(seconds + 40)
-    return link.watched(Transfer(done.bytes, sent, done.md5, done.seconds, done.error))
+    return link.checked(Transfer(done.bytes, sent, done.md5, done.seconds, done.error))
 
 
 def down(link: Link, sizes: Sequence[int], seconds: float = 60) -> Transfer:
     """Send a datagram (or block) of each of ``sizes`` from dom0 to the guest."""
-    if link.guest.profile.udp_by_tftp:
+    if link.guest.os.udp_by_tftp:
         return _tftp(link, "-g", sizes, seconds)
     port, size = link.next_port(), sum(sizes)
     ready = f"netstat -an -p udp | grep -q '[.]{port} ' && break; sleep 0.1"
@@ -40,7 +40,7 @@ def down(link: Link, sizes: Sequence[int], seconds: float = 60) -> Transfer:
     done = peer.result(seconds + 40)
     poll = f"[ $(stat -f %z /tmp/fxh-all) -ge {size} ] && break; sleep 0.2"
     arrived = link.guest.sh(f"for i in $(seq 25); do {poll}; done; fxh_digest < /tmp/fxh-all").split()[0]
-    return link.watched(Transfer(done.bytes, digest_of(size), arrived, done.seconds, done.error))
+    return link.checked(Transfer(done.bytes, digest_of(size), arrived, done.seconds, done.error))
 
 
 def _tftp(link: Link, direction: str, sizes: Sequence[int], seconds: float) -> Transfer:
@@ -58,4 +58,4 @@ def _tftp(link: Link, direction: str, sizes: Sequence[int], seconds: float) -> T
     done = peer.result(seconds + 40)
     sent, arrived = (in_guest, done.md5) if direction == "-p" else (done.md5, in_guest)
 
-    return link.watched(Transfer(done.bytes, sent, arrived, done.seconds, done.error))
+    return link.checked(Transfer(done.bytes, sent, arrived, done.seconds, done.error))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""The explanation of lost data: what a watch of a link or of the disks found, in the form of a finding."""
+"""The explanation of lost data: what the counters of a link or of the disks show, in the form of a finding."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def one_line(text: str) -> str:
     return line if len(line) <= _WIDTH else line[: _WIDTH - 1] + "…"
 
 
-class Watch(Protocol):
+class Explainer(Protocol):
     """Compares counters with their earlier values, and explains the difference."""
 
     explained: Explained | None
@@ -56,7 +56,7 @@ class Watch(Protocol):
 
     @property
     def subject(self) -> str:
-        """The device that is watched. Several watches may have the same."""
+        """The device whose counters it compares. Several explainers may have the same."""
         ...
 
     def explain(self, deadline: Deadline) -> Explained:

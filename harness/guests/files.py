@@ -21,7 +21,7 @@ def sha256(data: bytes) -> str:
 
 def digest(guest: Guest, path: str) -> str:
     """The sha256 of a file in the guest."""
-    return guest.sh(guest.profile.sha256_command(path)).split()[0]
+    return guest.sh(guest.os.sha256_command(path)).split()[0]
 
 
 def put(guest: Guest, data: bytes, path: str, directory: Path) -> None:

@@ -19,7 +19,7 @@ from harness.console.stages import FIRST_LINE, StageReached
 from harness.console.text import excerpt
 from harness.deadline import ConditionNotMet, Deadline
 from harness.errors import CommandFailed, DeadlineExpired, GuestDied, InfrastructureError
-from harness.guests.explained import Watch
+from harness.guests.explained import Explainer
 from harness.guests.os.base import GuestOS
 from harness.hosts.host import XenHost
 from harness.images.debugfile import KernelSymbols
@@ -95,7 +95,7 @@ class Guest:
     def __init__(
         self,
         host: XenHost,
-        profile: GuestOS,
+        os: GuestOS,
         config: DomainConfig,
         directory: Path,
         *,
@@ -106,7 +106,7 @@ class Guest:
 
         ``symbols`` are those of its kernel: they give names and lines to the frames of a backtrace.
         """
-        self.host, self.profile, self.config = host, profile, config
+        self.host, self.os, self.config = host, os, config
         self.disks = config.disks
         """The disks of its first configuration. The host takes them back, even after :meth:`reconfigure`."""
         self.directory, self.scale, self.symbols = directory, scale, symbols
@@ -118,7 +118,7 @@ class Guest:
         self.created = self.unpaused = 0.0
         self.prepared: Any = None
         """The result of the preparation (``booted(prepare=...)``)."""
-        self.watches: list[Watch] = []
+        self.explainers: list[Explainer] = []
         """They explain lost data after a failure."""
 
     # -- life ---------------------------------------------------------------------------------------------------------
@@ -137,7 +137,7 @@ class Guest:
                 raise GuestDied(Death("refused", why, excerpt=excerpt(exc.stderr))) from exc
             raise
         self._attach()
-        self.console.watch(False)
+        self.console.enforce_budgets(False)
         return self
 
     def _refused(self, messages: str) -> str:
@@ -150,7 +150,7 @@ class Guest:
 
     def start(self) -> Guest:
         """Unpause the domain."""
-        self.console.watch(True)
+        self.console.enforce_budgets(True)
         self.unpaused = time.monotonic()
         self.host.toolstack.unpause(self.domid)
         return self
@@ -170,7 +170,7 @@ class Guest:
         """Attach to a running domain of a restored checkpoint, which has a session's shell at its console."""
         self.domid = domid
         self._attach(new=False)
-        self.console.watch(False)
+        self.console.enforce_budgets(False)
         return self.resume()
 
     def resume(self, deadline: Deadline | None = None) -> Guest:
@@ -180,7 +180,7 @@ class Guest:
 
     def login(self, deadline: Deadline | None = None) -> Session:
         """Log in at the login prompt and start a shell. Raises GuestDied if the guest does not answer within a minute."""
-        self._session = self._shell().login(self.profile.user, self.profile.password, deadline or self.deadline(_LOGIN))
+        self._session = self._shell().login(self.os.user, self.os.password, deadline or self.deadline(_LOGIN))
         return self._session
 
     def _shell(self) -> Session:
@@ -285,7 +285,7 @@ class Guest:
         Raises GuestDied if it does not shut down in ``seconds``, or within 8 s after its kernel has printed that it halted.
         """
         since, deadline = self.console.offset, self.deadline(seconds)
-        halted = re.compile(self.profile.halted, re.MULTILINE)
+        halted = re.compile(self.os.halted, re.MULTILINE)
         grace: list[Deadline] = []
 
         def poll() -> DomainState:
@@ -314,7 +314,7 @@ class Guest:
     def panic(self, seconds: float) -> Death:
         """Make the guest panic and return its death. Raises GuestDied if it does not panic in ``seconds``."""
         with self.console.expecting_death() as death:
-            self.session.start(self.profile.panic_command())
+            self.session.start(self.os.panic_command())
             return death(self.deadline(seconds))
 
     def console_will_end(self) -> None:
@@ -349,7 +349,7 @@ class Guest:
                 raise ConditionNotMet("the new domain is being built")
             return row.domid
 
-        with self.host.toolstack.watch(self.name, seconds=deadline.remaining) as pause:
+        with self.host.toolstack.follow_log(self.name, seconds=deadline.remaining) as pause:
             self.domid = deadline.wait(f"{self.name} to be re-created", poll, _POLL_NEW, pause)
         self._session = None
         self.unpaused = time.monotonic()
@@ -393,7 +393,7 @@ class Guest:
         self._console = ConsoleReader(
             self._stream(new=new),
             self.directory / f"{self.name}.console.log",
-            tables=self.profile.console,
+            tables=self.os.console,
             name=self.name,
             scale=self.scale,
             first_line=_FIRMWARE if self.config.type == "hvm" else FIRST_LINE,

@@ -97,7 +97,7 @@ class HostPair:
             ends.append(tap.start(host.transport, tap_wire, device))
             self._streams.append(ends[-1].stream)
             host.transport.run(["sh", "-c", _CONNECT, "sh", self.bridge, mac, device])
-        if self.second.states is not None:
+        if self.second.checkpoints is not None:
             # A lab's clock stands still while it is saved. A guest does not set its clock back when it comes to a host that is behind
             # (Linux kernel/time/timekeeping.c, timekeeping_resume()). dom0 passes its time on to Xen (arch/x86/xen/time.c,
             # xen_pvclock_gtod_notify()).

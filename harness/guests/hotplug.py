@@ -42,7 +42,7 @@ def wait_disks(guest: Guest, wanted: Set[str], gone: Set[str] = frozenset(), sec
 
     def poll() -> None:
         found.clear()
-        found.update(guest.profile.disks(guest.sh))
+        found.update(guest.os.disks(guest.sh))
         if not wanted <= found or gone & found:
             raise ConditionNotMet(f"it has {' '.join(sorted(found))}")
 
@@ -85,7 +85,7 @@ def _closing(guest: Guest, command: str) -> Iterator[None]:
 
 def disk(guest: Guest, given: Disk) -> str:
     """Attach a disk and return its name in the guest. Raises GuestCommandFailed if it does not appear within 30 s."""
-    name = guest.profile.disk_name(given.vdev)
+    name = guest.os.disk_name(given.vdev)
     guest.host.toolstack.block_attach(guest.domid, given)
     if name not in (seen := wait_disks(guest, {name})):
         raise GuestCommandFailed(guest.name, f"xl block-attach {given.vdev}", 0, f"no {name} among {' '.join(sorted(seen))}")

@@ -64,7 +64,7 @@ def equip(source: GuestSource, shape: Shape) -> tuple[GuestSource, Shape]:
 
     Both are unchanged for an OS without dumps, and for an HVM guest whose loader does not take our variables.
     """
-    variables = source.profile.dump_variables(source.profile.disk_name(VDEV))
+    variables = source.os.dump_variables(source.os.disk_name(VDEV))
     if not variables or (shape.type == "hvm" and not any(disk.slot >= 0 for disk in source.disks)):
         return source, shape
     disk = DiskImage(store.get_or_create("volumes", f"dump-{LIMIT}.img", _empty_disk, step="an empty disk for dumps"), VDEV)
@@ -89,7 +89,7 @@ def save(guest: Guest, directory: Path, kept: int) -> bool:
     Writes ``dump-NAME.txt``, and ``NAME.vmcore.gz`` for a dump. Does nothing for an OS without dumps and for a guest that did not panic.
     ``kept`` is the number of dumps that the worker has kept: after :data:`MOST`, it keeps no more. Never raises HarnessError or OSError.
     """
-    if guest.domid < 0 or not guest.profile.dump_variables("") or not _panicked(guest):
+    if guest.domid < 0 or not guest.os.dump_variables("") or not _panicked(guest):
         return False
     file = directory / f"{guest.name}{DUMP_SUFFIX}"
     lines: list[str] = []
@@ -130,7 +130,7 @@ def _find(guest: Guest) -> tuple[_Found | None, list[str]]:
     """The dump that the guest has written, on our device or in the swap of its disks; or why there is none, as lines."""
     wrong: list[str] = []
     if place := target(guest):
-        found = _look(guest.profile.disk_name(VDEV), DumpDevice(guest.host.transport, place, LIMIT * MIB))
+        found = _look(guest.os.disk_name(VDEV), DumpDevice(guest.host.transport, place, LIMIT * MIB))
         if kerneldump.is_dump(found.tail):
             return found, []
         wrong = found.errors
@@ -141,7 +141,7 @@ def _find(guest: Guest) -> tuple[_Found | None, list[str]]:
         if disk.readonly or disk.vdev == VDEV:
             continue
         try:
-            devices = dumpdevice.swaps(guest.host.transport, disk.target, guest.profile.disk_name(disk.vdev), deadline)
+            devices = dumpdevice.swaps(guest.host.transport, disk.target, guest.os.disk_name(disk.vdev), deadline)
         except UsageError as exc:
             wrong.append(exc.message)
             continue

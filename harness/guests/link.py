@@ -17,7 +17,7 @@ from harness.dom0 import netpeer
 from harness.errors import InfrastructureError
 from harness.guests import capture
 from harness.guests.guest import Guest
-from harness.guests.link_watch import SECONDS, LinkWatch
+from harness.guests.link_explainer import SECONDS, LinkExplainer
 from harness.guests.os.linux import snmp_counter
 from harness.guests.peer import Moved, Peer, inside
 from harness.oracles import frames
@@ -109,11 +109,11 @@ class Link:
         """Matches the link's frames (pcap-filter(7))."""
         self._port = 5001
         mac = guest.config.vifs[index].mac
-        self.interface = interface or next(i.name for i in guest.profile.interfaces(guest.sh) if i.mac == mac)
-        self._watch = LinkWatch(self)
-        guest.watches.append(self._watch)
+        self.interface = interface or next(i.name for i in guest.os.interfaces(guest.sh) if i.mac == mac)
+        self._explainer = LinkExplainer(self)
+        guest.explainers.append(self._explainer)
         if not interface:
-            self._watch.begin()
+            self._explainer.begin()
 
     # -- both ends ----------------------------------------------------------------------------------------------------
 
@@ -123,7 +123,7 @@ class Link:
             self.host.transport.run(["sh", "-c", _INSIDE, "sh", self.namespace, self.vif])
         # `replace`: the address may be left from an earlier guest on the same bridge.
         self.dom0("ip", "addr", "replace", self._cidr(self.here), "dev", self.device, *self.family.at_once)
-        self.guest.profile.address(self.guest.sh, self.interface, self._cidr(self.there))
+        self.guest.os.address(self.guest.sh, self.interface, self._cidr(self.there))
         return self
 
     def down(self) -> None:
@@ -163,7 +163,7 @@ class Link:
             if "up" in self.guest.run(script, seconds + 30, check=False).text:
                 return True
             if not (pending := events.deaf(self.host.transport, self.guest.domid)):
-                show = f"{{ {self._echo()}; {self.guest.profile.network(self.interface)}; }} 2>&1"
+                show = f"{{ {self._echo()}; {self.guest.os.network(self.interface)}; }} 2>&1"
                 path = self.guest.directory / f"{self.guest.name}.{self.interface}.txt"
                 path.write_text(self.guest.run(show, 60, check=False).text)
                 self._explain()
@@ -175,7 +175,7 @@ class Link:
         raise InfrastructureError(message, hint="a defect of dom0's kernel (harness/xen/events.py), not of the guest: run it again")
 
     def _echo(self) -> str:
-        return self.guest.profile.ping_command(self.here, 1)
+        return self.guest.os.ping_command(self.here, 1)
 
     def wait_busy(self, size: int) -> bool:
         """Whether dom0 sends ``size`` more bytes to the guest within 30 s."""
@@ -191,7 +191,7 @@ class Link:
         script = f"fxh_digest < {data}; {self.nc(seconds)} {self.here} {port} < {data} > /dev/null; true"
         sent = self.guest.sh(script, seconds + 30).split()[0]
         done = peer.result(seconds + 40)
-        return self.watched(Transfer(done.bytes, sent, done.md5, done.seconds, done.error))
+        return self.checked(Transfer(done.bytes, sent, done.md5, done.seconds, done.error))
 
     def download(self, size: int, seconds: float = 60, *, chunk: int = 1 << 16, lasting: float = 0) -> Transfer:
         """Send ``size`` bytes from dom0 to the guest, in writes of ``chunk`` bytes with TCP_NODELAY.
@@ -202,7 +202,7 @@ class Link:
         peer = self.source(port, size, chunk=chunk, lasting=lasting)
         arrived = self.guest.sh(f"{self.nc(seconds)} {self.here} {port} < /dev/null | fxh_digest", seconds + 30).split()[0]
         done = peer.result(seconds + 40)
-        return self.watched(Transfer(done.bytes, digest_of(size, done.bytes // size), arrived, done.seconds, done.error))
+        return self.checked(Transfer(done.bytes, digest_of(size, done.bytes // size), arrived, done.seconds, done.error))
 
     def source(self, port: int, size: int, *, chunk: int = 1 << 16, lasting: float = 0, patience: float = netpeer.PATIENCE) -> Peer:
         """Start dom0's end of a :meth:`download`: it listens at ``port``, and ends after ``patience`` seconds without data."""
@@ -211,14 +211,14 @@ class Link:
     def peer(self, verb: str, *words: object, address: str = "") -> Peer:
         """Start dom0's end of a transfer with a verb of :mod:`harness.dom0.netpeer`, by default with this end's address."""
         peer = Peer(self.host, [verb, address or self.here, *map(str, words)], self.namespace)
-        self._watch.took(peer.counted)
+        self._explainer.took(peer.counted)
         return peer
 
     def to(self, other: Link, size: int, seconds: float = 60) -> Transfer:
         """Send ``size`` bytes from this guest to the other link's guest, over the bridge."""
         port, data = self.next_port(), self._data(size)
         # A listening nc also ends with its input, so its input stays open and empty.
-        listen = f"timeout {int(seconds)} nc -l {other.guest.profile.listen_words(other.there, port)}"
+        listen = f"timeout {int(seconds)} nc -l {other.guest.os.listen_words(other.there, port)}"
         receive = f"sleep {int(seconds)} | {listen} | head -c {size} | fxh_digest > /tmp/fxh-came"
         ready = f"netstat -an | grep LISTEN | grep -q '[.:]{port} ' && break; sleep 0.1"
         other.guest.sh(f"rm -f /tmp/fxh-came; ( {receive} ) > /dev/null 2>&1 & for i in $(seq 100); do {ready}; done")
@@ -226,7 +226,7 @@ class Link:
         sent = self.guest.sh(f"fxh_digest < {data}; {self.nc(seconds)} {other.there} {port} < {data} > /dev/null 2>&1 &").split()[0]
         arrived = other.came(seconds)
         error = "" if arrived else f"{other.there} did not get {size} bytes from {self.there}"
-        return self.watched(Transfer(size, sent, arrived, round(time.monotonic() - begun, 3), error))
+        return self.checked(Transfer(size, sent, arrived, round(time.monotonic() - begun, 3), error))
 
     def receive(self, port: int, seconds: float) -> None:
         """Start a program in the guest that connects to ``port`` of dom0 and digests what arrives, for at most ``seconds``."""
@@ -277,16 +277,16 @@ class Link:
         source = self.peer("connect", port, size, SEED, 65536, address=to or far.here)
         done, sent = peer.result(60), source.result(60)
         error = done.error or ("" if done.bytes == size else f"the stream ended early ({sent.error})")
-        return self.watched(Transfer(done.bytes, digest_of(size), done.md5, done.seconds, error))
+        return self.checked(Transfer(done.bytes, digest_of(size), done.md5, done.seconds, error))
 
     def ping(self, size: int) -> bool:
         """Whether an echo of ``size`` bytes of data comes back; ping compares its content."""
-        done = self.guest.run(self.guest.profile.ping_command(self.here, 5, size), check=False)
+        done = self.guest.run(self.guest.os.ping_command(self.here, 5, size), check=False)
         return done.status == 0 and "wrong data" not in done.text
 
     def nc(self, seconds: float) -> str:
         """The guest's command for one connection to an address and a port, which follow; it ends with its input or after ``seconds``."""
-        return self.guest.profile.nc_command(seconds)
+        return self.guest.os.nc_command(seconds)
 
     def _data(self, size: int) -> str:
         """The path of a file in the guest with ``size`` random bytes, which is created once."""
@@ -294,15 +294,15 @@ class Link:
         self.guest.sh(f"[ -f {path} ] || dd if=/dev/urandom of={path} bs=1024 count={size // 1024} 2>/dev/null", 120)
         return path
 
-    def watched(self, transfer: Transfer) -> Transfer:
+    def checked(self, transfer: Transfer) -> Transfer:
         """Return the transfer. After the first failed one, find out why at once, for the finding of the case."""
         if transfer.complaint:
             self._explain(transfer.complaint)
         return transfer
 
     def _explain(self, complaint: str = "") -> None:
-        if self._watch.explained is None:
-            self._watch.explain(Deadline(SECONDS), failed=True, complaint=complaint)
+        if self._explainer.explained is None:
+            self._explainer.explain(Deadline(SECONDS), failed=True, complaint=complaint)
 
     def next_port(self) -> int:
         """A TCP or UDP port that this link has not used yet."""

@@ -22,7 +22,7 @@ class Memory:
 
     def sample(self) -> Sample:
         """The numbers of guest and Xen now, in bytes."""
-        own = self.guest.profile.balloon(self.guest.sh)
+        own = self.guest.os.balloon(self.guest.sh)
         row = self.guest.state()
         asked = self.guest.host.xenstore.read(self._path)
         return Sample(
@@ -64,4 +64,4 @@ class Memory:
 
     def _current(self) -> int:
 
-        return self.guest.profile.balloon(self.guest.sh).current
+        return self.guest.os.balloon(self.guest.sh).current

@@ -14,7 +14,7 @@ from harness.xen.firmware import UEFI
 
 def check(host: XenHost, source: GuestSource, shape: Shape) -> None:
     """Raises UsageError if no host can run the guest in this shape, CannotRun if this host cannot."""
-    types = source.profile.types
+    types = source.os.types
     if entry(shape.type) not in types:
         raise UsageError(
             f"{source.label} cannot run as {shape.type}: its kernel has no entry for it",

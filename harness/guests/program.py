@@ -46,5 +46,5 @@ def compiled(source: Path, osabi: int, work: Path) -> bytes:
 
 def install(guest: Guest, source: Path, path: str) -> None:
     """Compile ``source`` and copy it to ``path`` in the guest. Raises as :func:`compiled`, and GuestCommandFailed."""
-    files.put(guest, compiled(source, guest.profile.elf_osabi, guest.directory), path, guest.directory)
+    files.put(guest, compiled(source, guest.os.elf_osabi, guest.directory), path, guest.directory)
     guest.sh(f"chmod 755 {path}")

@@ -12,12 +12,12 @@ from harness.xen import listing, pygrub
 
 def volume(guest: Guest) -> BootVolume:
     """The guest's boot volume; the control guest mounts it."""
-    return guest.profile.boot_volume(guest.sh, guest.profile.disk_name(guest.config.disks[0].vdev))
+    return guest.os.boot_volume(guest.sh, guest.os.disk_name(guest.config.disks[0].vdev))
 
 
 def identity(guest: Guest) -> str:
     """The mark of the kernel that runs: FreeBSD's ident; a file of the control guest's ramdisk."""
-    return guest.profile.build_mark(guest.sh)
+    return guest.os.build_mark(guest.sh)
 
 
 def spare(source: GuestSource, running: str) -> tuple[bytes, str]:
@@ -25,7 +25,7 @@ def spare(source: GuestSource, running: str) -> tuple[bytes, str]:
     if source.kernel is None:
         raise UsageError(f"{source.label} has no kernel file")
     ramdisk = source.ramdisk.read_bytes() if source.ramdisk else None
-    return source.profile.alternate(source.kernel.read_bytes(), ramdisk, running)
+    return source.os.alternate(source.kernel.read_bytes(), ramdisk, running)
 
 
 def extracted(guest: Guest, what: str) -> str:

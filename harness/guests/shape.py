@@ -41,7 +41,7 @@ class Shape:
     maxvcpus: int = 0
     """The vCPUs that the domain can get later; 0: as many as ``vcpus``."""
     variables: tuple[tuple[str, str | None], ...] = ()
-    """Kernel variables in addition to the profile's default ones; None removes a default one."""
+    """Kernel variables in addition to the default ones of the OS; None removes a default one."""
     on_poweroff: str = "preserve"
     on_reboot: str = "preserve"
     on_crash: str = "preserve"
@@ -59,4 +59,4 @@ class Shape:
     dump_device: bool = False
     """With a further disk for a kernel dump (:mod:`harness.guests.keptdump`), where that is possible."""
     spared: bool = True
-    """On an emulated CPU: leave out work that is slow there (the profile's variables for it, a TSC that Xen traps)."""
+    """On an emulated CPU: leave out work that is slow there (the OS's variables for it, a TSC that Xen traps)."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""The source of a guest: a kernel, a ramdisk, disks, and the profile of its OS."""
+"""The source of a guest: a kernel, a ramdisk, disks, and its OS."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class GuestSource:
     """
 
     label: str
-    profile: GuestOS
+    os: GuestOS
     kernel: Path | None = None
     ramdisk: Path | None = None
     unpacked: tuple[Path, Path] | None = None
@@ -85,7 +85,7 @@ class GuestSource:
     @cached_property
     def bits(self) -> int:
         """Of the kernel: 32 or 64; 0 if unknown."""
-        return self.profile.kernel_bits(self.kernel) if self.kernel else 0
+        return self.os.kernel_bits(self.kernel) if self.kernel else 0
 
     @property
     def kernel_symbols(self) -> KernelSymbols | None:
@@ -100,7 +100,7 @@ class GuestSource:
     @property
     def key(self) -> str:
         """Identity by content: hashes of the files. A file is hashed again only if it has changed."""
-        digest = hashlib.sha256(f"{self.label} {self.profile.name} {self.root} {self.bootloader}\n".encode())
+        digest = hashlib.sha256(f"{self.label} {self.os.name} {self.root} {self.bootloader}\n".encode())
         for path in (self.kernel, self.ramdisk, *(disk.path for disk in self.disks)):
             if path is not None:
                 digest.update(known_sha256(path).encode())
@@ -114,7 +114,7 @@ class GuestSource:
 
         found = {"image": self.image} if self.image else {}
         if self.world:
-            found["world"] = f"{self.profile.title} {self.world}"
+            found["world"] = f"{self.os.title} {self.world}"
         files = (("kernel", self.kernel), ("ramdisk", self.ramdisk), ("disk", self.given))
         for what, path in (*files, *((d.vdev, d.path) for d in self.disks)):
             if path is not None:

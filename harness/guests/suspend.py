@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""Saving a guest to a file in dom0 and restoring it."""
+"""Save a guest to a save file in dom0 and restore it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from harness.xen.toolstack import RECEIVER
 _RESUMED = 60.0
 # Seconds from the end of xl to the end of its helper.
 _HELPER_ENDS = 15.0
-# Bytes of a file for :func:`failed`: more than xl writes before it suspends the guest, less than the smallest guest.
+# Bytes of a save file for :func:`failed`: more than xl writes before it suspends the guest, less than the smallest guest.
 _TOO_LITTLE = 4 << 20
 # Words of xl that name a lack of the host, not of the guest (strerror(3), and libxl's about memory).
 _HOST = re.compile(r"No space left on device|Cannot allocate memory|Input/output error|Not enough (?:free )?memory", re.IGNORECASE)
@@ -39,12 +39,12 @@ class SaveRestoreTimes:
 
 
 def through_a_file(guest: Guest) -> SaveRestoreTimes:
-    """Run ``xl save``, then ``xl restore``, resume the session and remove the file.
+    """Run ``xl save``, then ``xl restore``, resume the session and remove the save file.
 
     Raises GuestDied if the guest does not suspend, or does not answer after it was restored.
     """
     host, first = guest.host, guest.domid
-    path = _file(guest)
+    path = _save_file(guest)
     begun = time.monotonic()
     guest.console_will_end()
     try:
@@ -59,11 +59,11 @@ def through_a_file(guest: Guest) -> SaveRestoreTimes:
 
 
 def continued(guest: Guest) -> float:
-    """Run ``xl save -c``: the guest is suspended, written to a file and continues in its domain. Returns the seconds.
+    """Run ``xl save -c``: the guest is suspended, written to a save file and continues in its domain. Returns the seconds.
 
     Raises GuestDied if the guest does not suspend. The caller must check whether it answers.
     """
-    path = _file(guest)
+    path = _save_file(guest)
     begun = time.monotonic()
     try:
         _save(guest, path, stay=True)
@@ -104,11 +104,11 @@ def migrated(guest: Guest, receiver: str = RECEIVER, target: XenHost | None = No
 
 
 def failed(guest: Guest) -> str:
-    """Run ``xl save`` into a file that cannot grow enough: the toolstack continues the suspended guest. Returns xl's messages.
+    """Run ``xl save`` into a save file that cannot grow enough: the toolstack continues the suspended guest. Returns xl's messages.
 
     Raises GuestDied if the guest does not suspend. The caller must check whether it answers.
     """
-    path = _file(guest)
+    path = _save_file(guest)
     try:
         _save(guest, path, limit=_TOO_LITTLE)
     except CommandFailed as exc:
@@ -129,13 +129,13 @@ def _resume(guest: Guest, how: str) -> None:
         raise guest.hang(f"{how}, it does not answer: {exc.message}") from exc
 
 
-def _file(guest: Guest) -> str:
-    """A path for the saved guest, in a directory of dom0 that exists."""
+def _save_file(guest: Guest) -> str:
+    """The path of the save file, in a directory of dom0 that exists."""
     return f"{guest.host.make_directory()}/{guest.name}.save"
 
 
 def _save(guest: Guest, path: str, *, stay: bool = False, limit: int = 0) -> None:
-    """Run ``xl save``. Raises CommandFailed if it fails with a ``limit`` of the file, and the errors of :func:`_while_alive`."""
+    """Run ``xl save``. Raises CommandFailed if it fails with a ``limit`` of the save file, and the errors of :func:`_while_alive`."""
     save = functools.partial(guest.host.toolstack.save, guest.domid, path, stay=stay, limit=limit)
     _while_alive(guest, save, f"[x]l save {'-c ' if stay else ''}{guest.domid} {path}", may_fail=bool(limit))
 

@@ -30,7 +30,7 @@ def _command(question: Callable[[Run], Any]) -> str:
 
 
 def together(guest: Guest, *questions: Callable[[Run], Any]) -> list[Any]:
-    """The answers to the questions, each a function of a profile that runs one command, such as ``profile.disks``.
+    """The answers to the questions, each a method of a :class:`GuestOS` that runs one command, such as ``guest.os.disks``.
 
     Raises GuestCommandFailed if a command fails, and GuestDied.
     """

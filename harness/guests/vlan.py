@@ -29,8 +29,8 @@ class VlanLink(Link):
     def up(self) -> VlanLink:
         """Create both interfaces and set their addresses. Raises CannotRun if dom0's kernel has no VLANs."""
         guest = self.guest
-        if self.interface not in {interface.name for interface in guest.profile.interfaces(guest.sh)}:
-            guest.sh(guest.profile.vlan_command(self.parent, self.tag))
+        if self.interface not in {interface.name for interface in guest.os.interfaces(guest.sh)}:
+            guest.sh(guest.os.vlan_command(self.parent, self.tag))
         try:
             self.dom0("ip", "link", "add", "link", self.host.bridge, "name", self.device, "type", "vlan", "id", str(self.tag))
         except CommandFailed as exc:

@@ -63,7 +63,7 @@ class XenstoreClient:
         self._rest = b""
         self.events: list[Message] = []
         """Events of watches that arrived with answers, and that no :meth:`event` has returned."""
-        device = guest.profile.xenstore_device
+        device = guest.os.xenstore_device
         relay = _RELAY.format(base=self._base, device=device, receive=RECEIVE).strip()
         if (started := guest.run(relay, check=False)).status:
             raise AssertionError(f"a program cannot open {device}: {plain(started.text)}")
@@ -110,7 +110,7 @@ class XenstoreClient:
         while not (text := self.guest.run(look, check=False).text):
             if time.monotonic() > end:
                 raise self.guest.hang(
-                    f"{self.guest.profile.xenstore_device} has nothing to read after {_ANSWER * self.guest.scale:.0f} s"
+                    f"{self.guest.os.xenstore_device} has nothing to read after {_ANSWER * self.guest.scale:.0f} s"
                 )
             time.sleep(0.1)
         status, _, rest = text.partition("\n")
@@ -120,10 +120,10 @@ class XenstoreClient:
             # A read may end within a message.
             found, self._rest = xenstore_wire.split(self._rest + bytes.fromhex(rest))
         except ValueError as exc:
-            raise AssertionError(f"{self.guest.profile.xenstore_device} gives {exc}") from exc
+            raise AssertionError(f"{self.guest.os.xenstore_device} gives {exc}") from exc
         return found
 
 
 def available(guest: Guest) -> bool:
     """Whether the guest has the device."""
-    return guest.run(f"[ -c {guest.profile.xenstore_device} ]", check=False).status == 0
+    return guest.run(f"[ -c {guest.os.xenstore_device} ]", check=False).status == 0

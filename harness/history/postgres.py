@@ -109,7 +109,7 @@ class Server(Database):
     def reading(self) -> Iterator[Connection]:
         # The deadline ends after the connection, so it also covers the end of the transaction.
         with _Deadline() as deadline, self.engine.connect() as connection:
-            deadline.watch(connection)
+            deadline.limit(connection)
             yield connection
 
     @contextmanager
@@ -117,7 +117,7 @@ class Server(Database):
         # A snapshot of the transaction would be older than the lock.
         engine = self.engine.execution_options(isolation_level="READ COMMITTED")
         with _Deadline() as deadline, engine.connect() as connection:
-            deadline.watch(connection)
+            deadline.limit(connection)
             connection.execute(select(func.pg_advisory_xact_lock(_WRITERS)))
             yield connection
             connection.commit()
@@ -168,7 +168,7 @@ class _Deadline:
         self._timer = threading.Timer(_TRANSACTION, self._cut)
         self._timer.daemon = True
 
-    def watch(self, connection: Connection) -> None:
+    def limit(self, connection: Connection) -> None:
         self._driver = connection.connection.driver_connection
 
     def _cut(self) -> None:

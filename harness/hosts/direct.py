@@ -20,12 +20,13 @@ from harness.digest import known_sha256
 from harness.dom0 import xenstore_recorder
 from harness.errors import CannotRun, CommandFailed, DeadlineExpired, InfrastructureError, TransportError, UsageError
 from harness.hosts import guest_stub, inventory, storage
+from harness.hosts.access import Access
+from harness.hosts.checkpoints import HostCheckpoints
 from harness.hosts.debugger import Debugger, gdbsx_stub
+from harness.hosts.health_check import HealthCheck
 from harness.hosts.host import HostFacts
 from harness.hosts.lease import BASE, SILENCE, Lease, LeaseRequest
-from harness.hosts.saved_state import Access, SavedStates
 from harness.hosts.serial import SerialLog
-from harness.hosts.watch import HostWatch
 from harness.transport import Transport
 from harness.xen import dom0_program, firmware, pygrub
 from harness.xen.listing import HostInfo
@@ -73,7 +74,7 @@ class DirectHost:
         self.lease: Lease | None = None
         self.serial: SerialLog | None = None
         """Its serial console, if this process or another one reads it."""
-        self._watch: HostWatch | None = None
+        self._health: HealthCheck | None = None
         self._log_before = ""
         self._count = self._macs = 0
         self._prepared = self._recording = False
@@ -192,7 +193,7 @@ class DirectHost:
             request, run=self.run_id, what=request.what or self.what, memory_limit=self.config.memory, vcpus_limit=self.config.vcpus
         )
         self.lease = Lease(self.transport, request).acquire(deadline)
-        self._watch = HostWatch(self.transport, self.serial)
+        self._health = HealthCheck(self.transport, self.serial)
 
     def make_directory(self) -> str:
         if not self._prepared:
@@ -269,16 +270,16 @@ class DirectHost:
             log.warning("%s: no record of xenstore: %s", self.transport.name, why)
 
     def check(self) -> None:
-        if self._watch is not None and self._watch.lost:
-            raise TransportError(self._watch.lost, hint="look at its console")
+        if self._health is not None and self._health.lost:
+            raise TransportError(self._health.lost, hint="look at its console")
         if self.lease is not None and self.lease.lost:
             raise TransportError(self.lease.lost, hint="check that the host is up")
         try:
             done = self.transport.run(["sh", "-c", _CHECK], Deadline(15), check=False)
         except DeadlineExpired as exc:
-            if self._watch is not None and self._watch.silent > SILENCE:
+            if self._health is not None and self._health.silent > SILENCE:
                 raise TransportError(
-                    f"{exc.message}; no heartbeat for {self._watch.silent:.0f} s", hint="look at its console"
+                    f"{exc.message}; no heartbeat for {self._health.silent:.0f} s", hint="look at its console"
                 ) from exc
             raise  # a loaded host
         if done.status:
@@ -291,7 +292,7 @@ class DirectHost:
             raise InfrastructureError(f"{self.transport.name}: /var is full", hint="free some space on the host")
 
     @property
-    def states(self) -> SavedStates | None:
+    def checkpoints(self) -> HostCheckpoints | None:
         return None
 
     @property
@@ -327,7 +328,7 @@ class DirectHost:
             yield found
 
     def last_words(self, limit: int, *, answers: bool) -> dict[str, bytes]:
-        serial = self._watch.serial_output(limit) if self._watch is not None else b""
+        serial = self._health.serial_output(limit) if self._health is not None else b""
         return {"host-serial.log": serial, "xl-dmesg-before.log": b"" if answers else self._log_before.encode()}
 
     def cleanup(self) -> None:
@@ -335,8 +336,8 @@ class DirectHost:
         if self.lease is None:
             return
         lease, self.lease, self._prepared, self._recording = self.lease, None, False, False
-        if self._watch is not None:
-            self._watch.stop()
+        if self._health is not None:
+            self._health.stop()
         left = lease.end()
         if left:
             raise InfrastructureError(

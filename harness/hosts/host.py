@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Protocol
 
 from harness.hosts import inventory
+from harness.hosts.access import Access
+from harness.hosts.checkpoints import HostCheckpoints
 from harness.hosts.debugger import Debugger
-from harness.hosts.saved_state import Access, SavedStates
 from harness.transport import Transport
 from harness.xen.toolstack import Toolstack
 from harness.xen.xenstore import Xenstore
@@ -158,8 +159,8 @@ class XenHost(Protocol):
         ...
 
     @property
-    def states(self) -> SavedStates | None:
-        """The saved states of a host that can be restored as a whole; None if each case must clean up."""
+    def checkpoints(self) -> HostCheckpoints | None:
+        """The checkpoints of a host that can be restored as a whole; None if each case must clean up."""
         ...
 
     @property

@@ -14,11 +14,11 @@ from harness.config.schema import HostConfig
 from harness.deadline import Deadline
 from harness.errors import InfrastructureError, UsageError
 from harness.hosts import power
+from harness.hosts.access import Access
 from harness.hosts.direct import DirectHost
 from harness.hosts.lease import HostBusy
 from harness.hosts.power import CommandPower, Power
 from harness.hosts.record import directory, set_aside
-from harness.hosts.saved_state import Access
 from harness.hosts.serial import SerialError
 from harness.labgrid import place, tags
 from harness.labgrid.place import Place, PlacesExcluded, PlacesTaken, Survey

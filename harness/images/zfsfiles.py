@@ -138,8 +138,8 @@ def _run(words: list[str], image: Path, largest: int) -> Iterator[bytes]:
             with contextlib.suppress(ProcessLookupError):  # it has ended already
                 resource.prlimit(process.pid, resource.RLIMIT_AS, (_MEMORY, _MEMORY))
         out = process.stdout or io.BytesIO()
-        watch = threading.Timer(_PATIENCE, process.kill)
-        watch.start()
+        timer = threading.Timer(_PATIENCE, process.kill)
+        timer.start()
         given = 0
         try:
             while block := out.read(_BLOCK):
@@ -149,7 +149,7 @@ def _run(words: list[str], image: Path, largest: int) -> Iterator[bytes]:
                 yield block
             status = process.wait()
         finally:
-            watch.cancel()
+            timer.cancel()
             process.kill()
             process.wait()
             out.close()

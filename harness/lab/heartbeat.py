@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""Watch dom0's heartbeat: one byte per second on the machine's second serial port."""
+"""Read dom0's heartbeat: one byte per second on the machine's second serial port."""
 
 from __future__ import annotations
 

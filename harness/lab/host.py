@@ -12,17 +12,17 @@ from pathlib import Path
 from harness import paths
 from harness.deadline import Deadline
 from harness.errors import InfrastructureError, UsageError
+from harness.hosts.access import Access
 from harness.hosts.debugger import Debugger
 from harness.hosts.direct import DirectHost
 from harness.hosts.host import HostFacts
-from harness.hosts.saved_state import Access
 from harness.images.debugfile import KernelSymbols
 from harness.lab import ovmf, recipe
 from harness.lab.checkpoint import Checkpoint, CheckpointKind
 from harness.lab.lab import Lab
 from harness.lab.qemu import Drive
-from harness.lab.states import LabStates
 from harness.lab.store import XEN_SYMBOLS
+from harness.lab.suite_checkpoints import SuiteCheckpoints
 from harness.transport import Completed, Stream
 from harness.transport.local import SocketStream
 
@@ -87,7 +87,7 @@ class LabHost(DirectHost):
     def __init__(self, lab: Lab, *, run_id: str = "") -> None:
         super().__init__(LabTransport(lab), run_id=run_id)
         self.lab = lab
-        self._states = LabStates(self)
+        self._checkpoints = SuiteCheckpoints(self)
         self._plugged: dict[str, Drive] = {}
 
     @property
@@ -177,7 +177,7 @@ class LabHost(DirectHost):
         return saved
 
     def restore_idle(self, *, private_memory: bool = False) -> None:
-        """Restore the idle dom0 in any case; :meth:`LabStates.reset` does it only if something changed."""
+        """Restore the idle dom0 in any case; :meth:`SuiteCheckpoints.reset` does it only if something changed."""
         self.lab.checkpoints.reset(private_memory=private_memory)
         self._forget_dom0()
 
@@ -186,8 +186,8 @@ class LabHost(DirectHost):
         self._plugged = {}
 
     @property
-    def states(self) -> LabStates:
-        return self._states
+    def checkpoints(self) -> SuiteCheckpoints:
+        return self._checkpoints
 
     # -- state and end ------------------------------------------------------------------------------------------------
 

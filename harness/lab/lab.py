@@ -206,7 +206,7 @@ class Lab:
         return self._transport
 
     def connect(self, deadline: Deadline) -> None:
-        """Write the lab's record, connect to dom0 and watch its heartbeat. Raises LabDead, DeadlineExpired."""
+        """Write the lab's record, connect to dom0 and read its heartbeat. Raises LabDead, DeadlineExpired."""
         present, process = self.keys, self.machine.process
         if present is None or process is None:
             raise LabDead(f"lab {self.name} is not up")
@@ -230,7 +230,7 @@ class Lab:
         self._pulse.start()
 
     def disconnect(self) -> None:
-        """Close the connection to dom0 and stop watching its heartbeat."""
+        """Close the connection to dom0 and stop reading its heartbeat."""
         if self._pulse is not None:
             self._pulse.stop()
             self._pulse = None

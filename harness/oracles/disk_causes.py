@@ -74,7 +74,7 @@ class DiskSeen:
 
 
 def disks(text: str, name_of: Callable[[int], str], since: float) -> tuple[DiskSeen, ...]:
-    """The disks in the output of :data:`harness.guests.disk_watch.SCRIPT`. ``name_of`` names a vdev's number in the guest.
+    """The disks in the output of :data:`harness.guests.disk_explainer.SCRIPT`. ``name_of`` names a vdev's number in the guest.
 
     ``since`` is in seconds of dom0's uptime: earlier messages of its kernel do not count.
     """

@@ -26,7 +26,7 @@ from harness.oracles.counters import (
 from harness.oracles.short_capture import Direction
 from harness.xen.netback import Ring
 
-# States among the counters (link_watch).
+# States among the counters (harness.guests.link_explainer).
 _STATES = ("interface_up", "bridged")
 #  Sent 840 bytes 12 pkt (dropped 3, overlimits 0 requeues 0)      (tc -s qdisc)
 _QUEUE = re.compile(r"\(dropped (\d{1,12}),")
@@ -96,7 +96,7 @@ def end(name: str, interface: str, before: Counts, now: Counts) -> End:
 
 
 def read_dom0(before: str, text: str, vif: str) -> LinkSeen:
-    """dom0's side, from its counters before (harness.dom0.netpeer; may be "") and the text that link_watch reads now.
+    """dom0's side, from its counters before (harness.dom0.netpeer; may be "") and the text that link_explainer reads now.
 
     Without the counters before, those of the protocols are unknown: they began with dom0. The vif's own began with the vif.
     """

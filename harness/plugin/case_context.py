@@ -32,7 +32,7 @@ class CaseContext:
     host: XenHost | None = None
     guests: list[Guest] = field(default_factory=list)
     prepared: list[Guest] = field(default_factory=list)
-    """Guests that were booted and prepared for a warm checkpoint. They no longer exist; the results of their watches do."""
+    """Guests that were booted and prepared for a warm checkpoint. They no longer exist; the results of their explainers do."""
     warm_boot: Boot | None = None
     """The boot that the warm checkpoint of the case's guest was saved from."""
     inputs: dict[str, str] = field(default_factory=dict)
@@ -59,7 +59,7 @@ class CaseContext:
     def remove_guests(self) -> None:
         """Remove the guests from their hosts. On a host that can be restored, only detach from their consoles."""
         for guest in self.guests:
-            if guest.host.states is not None:
+            if guest.host.checkpoints is not None:
                 guest.abandon()
                 continue
             # One that cannot be removed must not keep the next ones.

@@ -42,7 +42,7 @@ class Cell:
         return Where(self.guest, self.type, self.host, self.xen, self.firmware)
 
     @property
-    def os(self) -> str:
+    def os_name(self) -> str:
         return self.guest_os.name
 
     @property
@@ -103,9 +103,9 @@ def unmet(marks: list[pytest.Mark], cell: Cell) -> str:
     """Why ``cell`` does not meet the ``needs`` of a case, or ""."""
     for mark in marks:
         os = mark.kwargs.get("os")
-        if os and os != cell.os:
+        if os and os != cell.os_name:
             return f"needs {registry.of_os(os).title}"
-        span = mark.kwargs.get(cell.os)
+        span = mark.kwargs.get(cell.os_name)
         if span and not cell.version.within(span):
             return f"needs {cell.guest_os.title} {span}, this is {cell.version}"
         types = mark.kwargs.get("types")

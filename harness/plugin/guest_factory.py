@@ -15,12 +15,12 @@ from typing import Any
 
 from harness.digest import code_sha256
 from harness.errors import TransportError
-from harness.guests.configure import configure
+from harness.guests.domain_config import build_domain_config
 from harness.guests.guest import Guest
 from harness.guests.shape import Shape
+from harness.hosts.checkpoints import HostCheckpoints
 from harness.hosts.host import XenHost
-from harness.hosts.saved_state import SavedStates
-from harness.lab.states import key_of
+from harness.lab.suite_checkpoints import key_of
 from harness.plugin.case_context import CaseContext, stage_times
 from harness.plugin.cells import Cell
 from harness.plugin.guest_sources import GuestSources
@@ -41,7 +41,7 @@ class _WarmRequest:
 
     cell: Cell
     held: HeldHost
-    states: SavedStates
+    checkpoints: HostCheckpoints
     context: CaseContext
     shape: Shape
     prepare: Prepare | None
@@ -57,13 +57,13 @@ class GuestFactory:
         """A guest without a domain. The host counts as used from here on."""
         self._hosts.mark_used(cell)
         source = self._sources.source_for(cell, shape)
-        config = configure(host, source, shape, host.domain_name(source.label))
+        config = build_domain_config(host, source, shape, host.domain_name(source.label))
         return self._guest(cell, host, config, directory)
 
     def _guest(self, cell: Cell, host: XenHost, config: DomainConfig, directory: Path) -> Guest:
         # A shape with a bootloader has its kernel on a disk. The plain source still has the file.
         source = self._sources.source(cell)
-        return Guest(host, source.profile, config, directory, scale=self._scale, symbols=source.kernel_symbols)
+        return Guest(host, source.os, config, directory, scale=self._scale, symbols=source.kernel_symbols)
 
     def booted(self, cell: Cell, context: CaseContext, shape: Shape, prepare: Prepare | None = None) -> Guest:
         """A guest with a shell, prepared by ``prepare``.
@@ -72,8 +72,8 @@ class GuestFactory:
         context gets the guest before its boot, so a guest that does not come up is removed after the case like any other.
         """
         held = self._hosts.in_any_state(cell)
-        if held.host.states is not None:
-            guest, context.warm_boot = self._warm(_WarmRequest(cell, held, held.host.states, context, shape, prepare))
+        if held.host.checkpoints is not None:
+            guest, context.warm_boot = self._warm(_WarmRequest(cell, held, held.host.checkpoints, context, shape, prepare))
             context.use(held.host)
             context.guests.append(guest)
             return guest
@@ -91,7 +91,7 @@ class GuestFactory:
         cell, shape = wanted.cell, wanted.shape
         key = key_of(self._sources.source_for(cell, shape).key, repr(shape), _code_digest(wanted.prepare))
         label = f"{self._sources.source(cell).label} {shape.type}"
-        saved = wanted.states.warm(key, lambda: self._boot_to_save(wanted, f"fxh-warm-{key}"), label)
+        saved = wanted.checkpoints.warm(key, lambda: self._boot_to_save(wanted, f"fxh-warm-{key}"), label)
         data = json.loads(saved.note)
         config = _config(data["config"])
         guest = self._guest(cell, wanted.held.host, config, wanted.context.directory)
@@ -108,7 +108,7 @@ class GuestFactory:
         cell, context, shape, prepare, host = wanted.cell, wanted.context, wanted.shape, wanted.prepare, wanted.held.host
         self._hosts.reset(cell, wanted.held, private_memory=True)
         source = self._sources.source_for(cell, shape)
-        config = configure(host, source, shape, name)
+        config = build_domain_config(host, source, shape, name)
         guest = self._guest(cell, host, config, context.directory)
         context.use(host)
         context.prepared.append(guest)
@@ -123,9 +123,9 @@ class GuestFactory:
             raise
         guest.detach()
         log.info("%s booted in %.0f s for a warm checkpoint", source.label, time.monotonic() - begun)
-        if wanted.states.keeps_translations:
+        if wanted.checkpoints.keeps_translations:
             # Do once what each case does at its begin and end, so that the checkpoint has the translated code.
-            Guest(host, source.profile, config, context.directory, scale=self._scale).adopt(guest.domid).detach()
+            Guest(host, source.os, config, context.directory, scale=self._scale).adopt(guest.domid).detach()
             host.inventory()
         return json.dumps({"config": asdict(config), "domid": guest.domid, "stages": stage_times(guest), "prepared": prepared})
 

@@ -9,8 +9,8 @@ import time
 from harness.deadline import Deadline
 from harness.errors import HarnessError
 from harness.guests.guest import Guest
+from harness.hosts.access import Access
 from harness.hosts.direct import DirectHost
-from harness.hosts.saved_state import Access
 from harness.xen import gdbsx
 
 log = logging.getLogger("fxh.keep")

@@ -60,7 +60,7 @@ class KnownIssue:
         named = fnmatch.fnmatchcase(case, glob) or fnmatch.fnmatchcase(case.partition("[")[0], glob)
         if not named or not fnmatch.fnmatchcase(str(cell), self.cells):
             return False
-        return not self.spans or (cell.os in self.spans and cell.version.within(self.spans[cell.os]))
+        return not self.spans or (cell.os_name in self.spans and cell.version.within(self.spans[cell.os_name]))
 
     def excuses(self, *texts: str) -> bool:
         """Whether the texts of a failure match this issue."""

@@ -36,10 +36,10 @@ def leaks(held: HeldHost, context: CaseContext) -> tuple[Item, ...]:
             log.warning("%s: cannot look for leaks: %s", held.host.transport.name, exc.message)
             return ()
         found = now.leaks_since(held.baseline)
-        if held.host.states is not None:
+        if held.host.checkpoints is not None:
             found = tuple(item for item in found if not any(part in item.name for part in context.own_resources))
         if not found:
             return ()
-    if held.host.states is None:
+    if held.host.checkpoints is None:
         held.baseline = now
     return found

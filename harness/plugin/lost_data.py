@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator
 
 from harness.deadline import Deadline
-from harness.guests import disk_watch, explained
+from harness.guests import disk_explainer, explained
 from harness.guests.explained import Explained
 from harness.guests.guest import Guest
 from harness.plugin.case_context import CaseContext
@@ -22,19 +22,19 @@ def rows(context: CaseContext, reason: str, begun: float) -> tuple[str, ...]:
     Never raises a HarnessError, and takes 20 s at most. The complete counters go to the case's directory.
     """
     deadline = Deadline(_LIMIT)
-    found = [watch.explained for guest in context.prepared for watch in guest.watches if watch.explained is not None]
+    found = [one.explained for guest in context.prepared for one in guest.explainers if one.explained is not None]
     for guest in context.guests:
         if guest.domid >= 0:
             found += _links(guest, deadline)
-            found.append(disk_watch.explain(guest, reason, deadline, time.monotonic() - begun))
+            found.append(disk_explainer.explain(guest, reason, deadline, time.monotonic() - begun))
     return explained.rows(found, reason)
 
 
 def _links(guest: Guest, deadline: Deadline) -> Iterator[Explained]:
-    """An explanation by each watch that saw a failed transfer, or else by the last watch of each link."""
-    known = [watch.explained for watch in guest.watches if watch.explained is not None]
+    """An explanation by each explainer that saw a failed transfer, or else by the last explainer of each link."""
+    known = [one.explained for one in guest.explainers if one.explained is not None]
     if known:
         yield from known
         return
-    for watch in {watch.subject: watch for watch in guest.watches}.values():
-        yield watch.explain(deadline)
+    for explainer in {one.subject: one for one in guest.explainers}.values():
+        yield explainer.explain(deadline)

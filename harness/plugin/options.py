@@ -196,8 +196,8 @@ def check_firmwares(options: Options, source: GuestSource) -> None:
 
     If other types are requested too, a UEFI-only disk runs as these types, and its BIOS cells are skipped.
     """
-    types = options.types or source.profile.types
-    if not registry.under_test(options.guests) or "hvm" not in types or "hvm" not in source.profile.types:
+    types = options.types or source.os.types
+    if not registry.under_test(options.guests) or "hvm" not in types or "hvm" not in source.os.types:
         return
     if UEFI in options.firmwares and (why := source.why_no_uefi):
         raise UsageError(why, hint=NO_ESP_HINT)

@@ -37,7 +37,7 @@ def serve(where: str, context: CaseContext | None) -> None:
     host = context.host if context is not None else None
     with ExitStack() as stack:
         for guest in guests:
-            stack.enter_context(guest.console.unwatched())
+            stack.enter_context(guest.console.budgets_off())
         debuggers: tuple[Debugger, ...] = ()
         if host is not None:
             debuggers = stack.enter_context(host.debuggers(guests[-1].domid if guests else None))

@@ -87,7 +87,7 @@ def end_phase(item: pytest.Item, call: pytest.CallInfo[None], report: pytest.Tes
     context = item.stash.get(CASE, None)
     _subtract_setup(item, attempt, report)
     if call.excinfo is not None:
-        _end_with_error(item, call.excinfo.value, call, report)
+        _judge_error(item, call.excinfo.value, call, report)
     elif call.when == "call" and (issue := next((one for one in case_issues.covering(item) if not one.sometimes), None)):
         _fail_fixed_issue(attempt, issue, report)
     if call.when == "teardown":
@@ -107,7 +107,7 @@ def _subtract_setup(item: pytest.Item, attempt: Attempt, report: pytest.TestRepo
     attempt.setup += setup
 
 
-def _end_with_error(item: pytest.Item, error: BaseException, call: pytest.CallInfo[None], report: pytest.TestReport) -> None:
+def _judge_error(item: pytest.Item, error: BaseException, call: pytest.CallInfo[None], report: pytest.TestReport) -> None:
     """Record the result of a phase that raised ``error``, gather evidence, and leave a failed case to a person who asked for it."""
     context = item.stash.get(CASE, None)
     result = classify(error)

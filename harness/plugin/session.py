@@ -54,7 +54,7 @@ def cells_of(config: pytest.Config) -> tuple[cells.Cell, ...]:
     if config.stash[OPTIONS].every_cell:
         return cells.everywhere(recipe.available())
     source = config.stash[WORKER_ENV].tested
-    return cells.cells(config.stash[OPTIONS], source.profile if source is not None else None)
+    return cells.cells(config.stash[OPTIONS], source.os if source is not None else None)
 
 
 def open_run(config: pytest.Config) -> None:

@@ -121,7 +121,7 @@ class WorkerEnvironment:
     def clean_up(self, context: CaseContext) -> None:
         """Remove a case's guests, then undo its other steps. A host that can be restored is reset before the next case."""
         context.remove_guests()
-        if context.host is not None and context.host.states is not None:
+        if context.host is not None and context.host.checkpoints is not None:
             return
         for step in reversed(context.undo):
             try:

@@ -63,16 +63,16 @@ class WorkerHosts:
     def reset(self, cell: Cell, held: HeldHost, *, private_memory: bool = False) -> None:
         """Bring dom0 to its idle state with the files of the cell's guest, where the host can be restored."""
         host = held.host
-        if host.states is not None:
-            host.states.reset(self._files(cell, host), private_memory=private_memory)
+        if host.checkpoints is not None:
+            host.checkpoints.reset(self._files(cell, host), private_memory=private_memory)
         if held.baseline is None:
             held.baseline = host.inventory()
 
     def forget(self, cell: Cell, source: GuestSource) -> None:
-        """Delete the saved idle state of the cell's host with the files of ``source``, which no case uses any more."""
+        """Delete the idle checkpoint of the cell's host with the files of ``source``, which no case uses any more."""
         held = self._held.get(cell.host)
-        if held is not None and held.host.states is not None:
-            held.host.states.forget([file for file in source.loaded(held.host.facts.emulated) if file is not None])
+        if held is not None and held.host.checkpoints is not None:
+            held.host.checkpoints.forget([file for file in source.loaded(held.host.facts.emulated) if file is not None])
 
     def second(self, cell: Cell) -> DirectHost:
         """A new host like the cell's, for this case alone; the caller closes it. Raises CannotRun if the hosts are the user's."""
@@ -84,8 +84,8 @@ class WorkerHosts:
     def mark_used(self, cell: Cell) -> None:
         """Say that a case creates a guest or a disk on the cell's host: the next case needs a reset."""
         held = self._held.get(cell.host)
-        if held is not None and held.host.states is not None:
-            held.host.states.mark_used()
+        if held is not None and held.host.checkpoints is not None:
+            held.host.checkpoints.mark_used()
 
     def check(self, cell: Cell) -> HarnessError | None:
         """Why the cell's host does not work, or None."""
@@ -96,7 +96,7 @@ class WorkerHosts:
             held.host.check()
         except InfrastructureError as exc:
             # A lab ends its own waits when dom0 is silent. Elsewhere, every later request would wait for its full time-out.
-            if isinstance(exc, (TransportError, DeadlineExpired)) and held.host.states is None:
+            if isinstance(exc, (TransportError, DeadlineExpired)) and held.host.checkpoints is None:
                 held.unreachable = exc
                 held.host.transport.close()
             return exc

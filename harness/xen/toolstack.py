@@ -101,14 +101,14 @@ class Toolstack(Protocol):
         ...
 
     def save(self, domain: str | int, path: str, *, stay: bool = False, limit: int = 0) -> None:
-        """Suspend the guest and write it to ``path`` in dom0. This destroys its domain, or continues it with ``stay``.
+        """Suspend the guest and write it to the save file ``path`` in dom0. This destroys its domain, or continues it with ``stay``.
 
         With ``limit`` the file can have at most this many bytes. A larger save fails, and the toolstack continues the guest.
         """
         ...
 
     def restore(self, path: str, name: str) -> int:
-        """Restore the domain ``name`` from the file of :meth:`save`. It runs. Returns the new domid."""
+        """Restore the domain ``name`` from the save file ``path``. It runs. Returns the new domid."""
         ...
 
     def migrate(self, domain: str | int, receiver: str) -> None:
@@ -139,6 +139,9 @@ class Toolstack(Protocol):
         """The toolstack's log of the domain ``name`` (shutdown reasons, actions)."""
         ...
 
-    def watch(self, name: str, *, seconds: float) -> AbstractContextManager[Pause]:
-        """Pauses that end when a domain ``name`` was rebuilt and runs, or could not be rebuilt. For at most ``seconds``."""
+    def follow_log(self, name: str, *, seconds: float) -> AbstractContextManager[Pause]:
+        """Follow the log of the domain ``name`` for at most ``seconds``.
+
+        The pauses end when the domain was rebuilt and runs, or could not be rebuilt.
+        """
         ...

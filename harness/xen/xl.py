@@ -137,7 +137,7 @@ class Xl:
         done = self._transport.run(["cat", _log(name)], check=False)
         return done.text if done.status == 0 else ""
 
-    def watch(self, name: str, *, seconds: float) -> AbstractContextManager[Pause]:
+    def follow_log(self, name: str, *, seconds: float) -> AbstractContextManager[Pause]:
         return wait_on_output(self._transport, ["sh", "-c", _FOLLOW, "sh", _log(name)], seconds=seconds, own=1, news=_NEWS)
 
     def _xl(self, verb: str, *words: str | int, seconds: float = _VERB) -> Completed:

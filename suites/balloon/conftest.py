@@ -35,4 +35,4 @@ def initial(settled_guest: Guest) -> Sample:
 @pytest.fixture
 def low(settled_guest: Guest) -> int:
     """A target in MiB at which the guest still works."""
-    return int(settled_guest.config.memory * settled_guest.profile.balloon_limits.low)
+    return int(settled_guest.config.memory * settled_guest.os.balloon_limits.low)

@@ -23,7 +23,7 @@ def assert_balloon_at(guest: Guest, test: str, before: Sample, after: Sample, wa
         test=test,
         observed=wrong,
         expected=f"the balloon reaches {wanted / MIB:.0f} MiB, and Xen's count of the domain's memory changes by the same amount",
-        reference=guest.profile.source("balloon"),
+        reference=guest.os.source("balloon"),
     )
 
 
@@ -33,5 +33,5 @@ def assert_no_page_lost(guest: Guest, test: str, initial: Sample, last: Sample) 
         test=test,
         observed=f"the memory that the guest's kernel manages changed by {(last.managed - initial.managed) >> 10:+} KiB",
         expected="the kernel manages as many pages as before",
-        reference=guest.profile.source("balloon"),
+        reference=guest.os.source("balloon"),
     )

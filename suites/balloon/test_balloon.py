@@ -35,7 +35,7 @@ def test_at_rest_after_boot(settled_guest: Guest, initial: Sample) -> None:
         test=f"a boot with {guest.config.memory} MiB",
         observed=f"the balloon is at {initial.current / MIB:.1f} MiB, its target is {initial.target / MIB:.1f} MiB",
         expected="the balloon is at its target",
-        reference=guest.profile.source("balloon"),
+        reference=guest.os.source("balloon"),
     )
 
 
@@ -117,7 +117,7 @@ def test_starts_below_its_maximum(new_guest: NewGuest, cell: Cell, case: CaseCon
         test=f"a boot with memory={small} maxmem={large}",
         observed=wrong,
         expected=f"the balloon shrinks the guest to {small} MiB before it runs out of populated memory",
-        reference=guest.profile.source("balloon"),
+        reference=guest.os.source("balloon"),
     )
     memory.ask(large)
     wanted = low.current + (large - small) * MIB
@@ -172,7 +172,7 @@ def test_content_survives(memory: Memory, initial: Sample) -> None:
         test="shrinking by a third while files are written",
         observed=f"the files' digests changed from {written.split()} to {read.split()}",
         expected="the files keep their content, because the balloon takes only free pages",
-        reference=guest.profile.source("balloon"),
+        reference=guest.os.source("balloon"),
     )
 
 
@@ -195,7 +195,7 @@ def shrink_against_hog(memory: Memory, initial: Sample, case: CaseContext) -> No
     guest = memory.guest
     whole = guest.config.memory
     target, hog, enough = whole * 4 // 10, whole * 6 // 10, whole * 55 // 100
-    guest.sh(f"({guest.profile.hog(hog)}) > /tmp/hog.out 2>&1 &")
+    guest.sh(f"({guest.os.hog(hog)}) > /tmp/hog.out 2>&1 &")
 
     def held() -> float:
         # Wait for nearly all: with less, the result depends on whether the process or the balloon is faster.
@@ -219,7 +219,7 @@ def shrink_against_hog(memory: Memory, initial: Sample, case: CaseContext) -> No
             test=test,
             observed=[exc.message, *killed, *row, *([relogin_result(guest)] if isinstance(exc, LoggedOut) else [])],
             expected="the guest kills at most the process and continues",
-            reference=f"{guest.profile.source('balloon')}: decrease_reservation() takes pages below v_free_min; sys/vm/vm_page.c, vm_wait_doms()",
+            reference=f"{guest.os.source('balloon')}: decrease_reservation() takes pages below v_free_min; sys/vm/vm_page.c, vm_wait_doms()",
         )
         pytest.fail(failure, pytrace=False)
     assert_balloon_at(guest, test, initial, after, wanted)
@@ -264,7 +264,7 @@ def test_garbage_target(memory: Memory, initial: Sample) -> None:
     Source: sys/dev/xen/balloon/balloon.c, set_new_target()
     """
     guest = memory.guest
-    for value in guest.profile.balloon_limits.garbage:
+    for value in guest.os.balloon_limits.garbage:
         memory.write(value)
         assert guest.sh("echo alive") == "alive", f"the shell does not answer after {value!r} was written to memory/target"
         settled, _ = memory.settle(seconds=90)
@@ -272,7 +272,7 @@ def test_garbage_target(memory: Memory, initial: Sample) -> None:
             test=f"{value!r} written to memory/target",
             observed=f"the guest's memory grew by {settled.current - initial.current} bytes",
             expected="the guest takes no memory beyond that of its boot",
-            reference=guest.profile.source("balloon"),
+            reference=guest.os.source("balloon"),
         )
     whole = guest.config.memory
 

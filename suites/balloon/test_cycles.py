@@ -73,7 +73,7 @@ def test_keeps_no_page_that_it_gets(memory: Memory, initial: Sample, case: CaseC
         observed=f"{lost >> 10} KiB of the guest's memory are neither free, nor in a use that the kernel counts, nor given to Xen; "
         f"its free memory changed by {(after.free - before.free) >> 10:+} KiB",
         expected=f"the kernel accounts for all its memory, within {NOISE >> 10} KiB",
-        reference=guest.profile.source("balloon"),
+        reference=guest.os.source("balloon"),
     )
 
 
@@ -118,7 +118,7 @@ def test_populated_on_demand(booted: Booted, cell: Cell, case: CaseContext) -> N
         test=test,
         observed=wrong,
         expected="the guest gives pages back; timer, console and disk still work, and Xen reports no error",
-        reference=f"XSA-507; {guest.profile.source('balloon')}",
+        reference=f"XSA-507; {guest.os.source('balloon')}",
     )
     # Its watch on control/shutdown still fires.
     guest.console_will_end()

@@ -42,5 +42,5 @@ def test_grows_when_pages_come(memory: Memory, initial: Sample, low: int, case: 
         test=f"xl mem-set {low}, then {whole} MiB in memory/target, which Xen refuses; {seconds:.0f} s ago Xen got the pages",
         observed=[*stayed, "a new write of the same target brought it there"],
         expected="the guest asks again from time to time, as Linux does (drivers/xen/balloon.c, update_schedule())",
-        reference=f"{guest.profile.source('balloon')}: increase_reservation() sets hard_limit, and only a new target lifts it",
+        reference=f"{guest.os.source('balloon')}: increase_reservation() sets hard_limit, and only a new target lifts it",
     )

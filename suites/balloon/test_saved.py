@@ -40,7 +40,7 @@ def test_saved_while_ballooned(memory: Memory, initial: Sample, low: int, case: 
         test=f"xl mem-set {low} (of {whole} MiB), xl save, xl restore",
         observed=wrong,
         expected="the balloon is where it was before the save",
-        reference=guest.profile.source("balloon"),
+        reference=guest.os.source("balloon"),
     )
     memory.ask(whole)
     back, _ = memory.settle(initial.current)

@@ -43,8 +43,8 @@ def test_pages_are_given_back_empty(memory: Memory, initial: Sample, case: CaseC
     """
     guest = memory.guest
     secret, whole = f"fxh-{secrets.token_hex(8)}", guest.config.memory
-    dirty, given = int(whole * guest.profile.balloon_limits.dirty), int(whole * GIVEN)
-    guest.sh(guest.profile.tmpfs_command)
+    dirty, given = int(whole * guest.os.balloon_limits.dirty), int(whole * GIVEN)
+    guest.sh(guest.os.tmpfs_command)
     fill = f"i=0; while [ $i -lt {dirty * 4} ]; do cat /tmp/secret; i=$((i+1)); done > /mnt/secret"
     guest.sh(f"yes {secret} | head -c 262144 > /tmp/secret; {fill}; rm /mnt/secret; umount /mnt", 180)
     # A file of an earlier run would make the first scan the second one.
@@ -67,5 +67,5 @@ def test_pages_are_given_back_empty(memory: Memory, initial: Sample, case: CaseC
         test=f"xl mem-set {whole - given} after a process wrote a secret into {dirty} MiB, then xl mem-set {whole}",
         observed=f"the secret is in {retaken['found']} of the {retaken['pages']} pages that went to Xen and came back",
         expected="the guest zeroes each page before it gives it back, because Xen does not",
-        reference=guest.profile.source("balloon pages"),
+        reference=guest.os.source("balloon pages"),
     )

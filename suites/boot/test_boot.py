@@ -26,7 +26,7 @@ def test_boots_to_login(new_guest: NewGuest) -> None:
     guest.wait_stage("login")
 
     reached = [stage.name for stage in guest.console.stages]
-    expected = expected_stages([stage.name for stage in guest.profile.stages], reached, uefi=guest.config.firmware == "ovmf")
+    expected = expected_stages([stage.name for stage in guest.os.stages], reached, uefi=guest.config.firmware == "ovmf")
     assert reached == expected, finding(
         test="a boot to the login prompt",
         observed=f"the console shows the stages {', '.join(reached)}",
@@ -52,9 +52,9 @@ def test_runs_the_kernel_it_was_given(guest: Guest, kernel_file: Path) -> None:
 
     Source: FreeBSD sys/conf/newvers.sh; Linux arch/x86/boot/version.c
     """
-    given = guest.profile.identity_of(kernel_file.read_bytes())
+    given = guest.os.identity_of(kernel_file.read_bytes())
 
-    running = guest.profile.identity(guest.sh)
+    running = guest.os.identity(guest.sh)
 
     wrong = running.differences(given)
     assert not wrong, finding(
@@ -67,7 +67,7 @@ def test_runs_the_kernel_it_was_given(guest: Guest, kernel_file: Path) -> None:
 
 def assert_in_kenv(guest: Guest, variables: dict[str, str]) -> None:
     """Fail unless the guest's kernel environment has each of ``variables`` with its value."""
-    kenv = guest.profile.variables(guest.sh)
+    kenv = guest.os.variables(guest.sh)
     wrong = [
         f"{name} is {kenv[name]!r} instead of {value!r}" if name in kenv else f"{name} is missing"
         for name, value in variables.items()

@@ -28,7 +28,7 @@ def flood(guest: Guest, lines: int) -> bytes:
     """
     begun, data = guest.console.offset, bytearray()
     deadline = Deadline(400 * guest.scale)
-    guest.session.start(guest.profile.flood_command(lines, WIDTH) + "; echo flood-'over'")
+    guest.session.start(guest.os.flood_command(lines, WIDTH) + "; echo flood-'over'")
     while fresh := guest.console.read(begun + len(data), -1, deadline.capped(_SILENCE * guest.scale)):
         data += fresh
         if b"flood-over" in data[-len(fresh) - 10 :]:
@@ -46,7 +46,7 @@ def test_flood_loses_nothing(guest: Guest, case: CaseContext) -> None:
     Source: sys/dev/xen/console/xen_console.c (console.c up to FreeBSD 10)
     Catches: xcoutwakeup() of FreeBSD 10, which drops a byte when its buffer is full (known issue); lost bytes (planted)
     """
-    lines = guest.profile.flood_lines(guest.config.type, serial=guest.config.serial_console) if guest.host.facts.emulated else 1000
+    lines = guest.os.flood_lines(guest.config.type, serial=guest.config.serial_console) if guest.host.facts.emulated else 1000
     data = flood(guest, lines)
 
     # A kernel message splits a line: "[   55.123456] clocksource: timekeeping watchdog on CPU0 ...".
@@ -64,7 +64,7 @@ def test_flood_loses_nothing(guest: Guest, case: CaseContext) -> None:
         test=f"{lines} lines of {WIDTH} bytes printed at full speed",
         observed=wrong,
         expected="the console shows every line, in order",
-        reference=guest.profile.source("console"),
+        reference=guest.os.source("console"),
     )
     assert guest.sh("echo alive") == "alive", "the shell does not answer `echo alive` after the flood"
 
@@ -117,7 +117,7 @@ def test_detach_in_the_middle_loses_nothing(new_guest: NewGuest) -> None:
 
     last = guest.console.since(guest.console.boot_offset)[-200:]
     kept = guest.host.transport.run(["cat", f"/var/log/xen/console/guest-{guest.name}.log"]).stdout
-    names = [stage.name for stage in guest.profile.stages if stage.pattern.search(kept)]
+    names = [stage.name for stage in guest.os.stages if stage.pattern.search(kept)]
     wrong = []
     if (names[:1], names[-1:]) != (["kernel"], ["login"]):
         wrong.append(f"xenconsoled's log shows {'the stages ' + ', '.join(names) if names else 'no stage of the boot'}")

@@ -25,7 +25,7 @@ def test_boots_with_dead_backends(new_guest: NewGuest, scratch: NewScratch) -> N
     guest = new_guest()
     # FreeBSD reports after 60 s which device it waits for. The console reader takes 60 s without progress for a hang.
     guest.scale *= 2
-    dead = guest.profile.dead_backends
+    dead = guest.os.dead_backends
     disks = tuple(Disk(disk.target, name) for disk, name in zip(scratch(*dead), dead, strict=True))
     guest.reconfigure(disks=(*guest.config.disks, *disks)).create()
     for name, state in dead.items():
@@ -39,15 +39,15 @@ def test_boots_with_dead_backends(new_guest: NewGuest, scratch: NewScratch) -> N
         test=f"a boot with further disks whose backends are in state {', '.join(dead.values())} (6 closed, 1 initialising)",
         observed=[problem, *(f"{path} = {value}" for path, value in states.items() if path.endswith("/state"))],
         expected="the guest boots without these disks",
-        reference=guest.profile.source("xenbus"),
+        reference=guest.os.source("xenbus"),
     )
     guest.login()
-    shown = {guest.profile.disk_name(name) for name in dead} & set(guest.profile.disks(guest.sh))
+    shown = {guest.os.disk_name(name) for name in dead} & set(guest.os.disks(guest.sh))
     assert not shown, finding(
         test="the guest's list of disks, after a boot with dead backends",
         observed=f"the guest lists {', '.join(sorted(shown))}, whose backends never connected",
         expected="the guest lists only disks whose backends are connected",
-        reference=guest.profile.source("xenbus"),
+        reference=guest.os.source("xenbus"),
     )
 
 

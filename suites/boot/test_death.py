@@ -30,14 +30,14 @@ def test_panic_is_seen_and_classified(guest: Guest, case: CaseContext) -> None:
     """
     death = guest.panic(60)
 
-    assert death.kind == guest.profile.panic_kind, f"a panic on purpose was classified as {death.kind}: {death.message}"
+    assert death.kind == guest.os.panic_kind, f"a panic on purpose was classified as {death.kind}: {death.message}"
     assert death.frames, f"no backtrace was found in the console output:\n{death.excerpt}"
     assert death.at is not None, "the death has no time of its verdict"
     assert death.seen is not None, "the death has no time of its last console byte"
     delay = death.at - death.seen
     case.metrics["panic to verdict"] = delay
     assert delay <= VERDICT_LIMIT, f"the verdict came {delay:.2f} s after the panic's last byte; {VERDICT_LIMIT} s are allowed"
-    fate = guest.profile.fate_of_panic(guest.config.guest_type)
+    fate = guest.os.fate_of_panic(guest.config.guest_type)
     row = guest.wait_shutdown(60)
     assert row.reason == fate.reason, finding(
         test="a panic",
@@ -56,7 +56,7 @@ def test_panic_names_its_functions(guest: Guest) -> None:
     death = guest.panic(60)
 
     assert death.frames, f"no backtrace was found in the console output:\n{death.excerpt}"
-    names, ask, wrong = [frame.name for frame in death.frames], guest.profile, []
+    names, ask, wrong = [frame.name for frame in death.frames], guest.os, []
     if 2 * death.nameless >= len(names):
         wrong.append(f"{death.nameless} of the {len(names)} frames in the kernel's backtrace have an address instead of a name")
     if ask.panic_function not in names:
@@ -76,7 +76,7 @@ def test_control_shutdown(guest: Guest, control: str) -> None:
     Source: sys/dev/xen/control/control.c; Linux drivers/xen/manage.c, shutdown_handlers
     Catches: a PVH guest that halts when asked to power off (FreeBSD 9e0b0f5de67f, D42343)
     """
-    fate = guest.profile.fate(control, guest.config.guest_type)
+    fate = guest.os.fate(control, guest.config.guest_type)
 
     with guest.console.expecting_death():
         guest.control(control)
@@ -92,7 +92,7 @@ def test_control_shutdown(guest: Guest, control: str) -> None:
     if fate.reason:
         return
     if fate.halts:
-        guest.console.wait_for(guest.profile.halted, guest.deadline(90), "the kernel to halt")
+        guest.console.wait_for(guest.os.halted, guest.deadline(90), "the kernel to halt")
     else:
         time.sleep(OBEYED)
         assert guest.sh("echo alive") == "alive", f"the shell does not answer after `{control}`, which the guest should ignore"
@@ -128,7 +128,7 @@ def test_hang_is_found(new_guest: NewGuest) -> None:
     guest.scale = 0.3
     guest.create().start()
     # This case judges the budget of one stage. Those of the earlier stages are short, too.
-    with guest.console.unwatched():
+    with guest.console.budgets_off():
         guest.wait_stage("init", Deadline(300))
 
     with pytest.raises(GuestDied) as caught:

@@ -169,11 +169,11 @@ def test_dump_to_the_swap_of_the_image(guest: Guest, image: Image, case: CaseCon
     if place is None or place[1] < FITS:
         pytest.skip(f"needs an image with a swap partition of {FITS // scratches.MIB} MiB; {ELSEWHERE}")
     name = re.sub(r"p\d+$", "", partition)
-    if name != guest.profile.disk_name(guest.disks[0].vdev):
+    if name != guest.os.disk_name(guest.disks[0].vdev):
         pytest.skip(f"needs its swap on the root's disk, it is {partition}; {ELSEWHERE}")
     guest.sh("sync; mount -fur /")
 
-    wrong = panic_into_swap(guest, swap, guest.disks[0].target, guest.profile.disk_bytes(guest.sh, name), case)
+    wrong = panic_into_swap(guest, swap, guest.disks[0].target, guest.os.disk_bytes(guest.sh, name), case)
 
     assert not wrong, finding(
         test=f"dumpdev=AUTO with the swap {partition} on the root's disk, then a panic",

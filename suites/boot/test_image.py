@@ -37,7 +37,7 @@ def test_running_version_is_the_manifests(guest: Guest, image: Image) -> None:
     if not given.release or (guest.config.type == "hvm" and not image.data["kernel"]["path"]):
         pytest.skip("needs an image that was built: the loader of an imported disk starts the kernel of the disk")
 
-    running = guest.profile.identity(guest.sh)
+    running = guest.os.identity(guest.sh)
 
     release = "-".join(filter(None, (given.release, given.branch)))
     wrong = []
@@ -91,7 +91,7 @@ def test_files_read_from_the_disk_are_the_guests(guest: Guest, image: Image) -> 
 @pytest.mark.needs(os="freebsd")
 def test_root_is_where_the_layout_put_it(guest: Guest, image: Image) -> None:
     """Root is on the layout's device, and every file system of fstab and every ZFS dataset is mounted."""
-    root = guest.profile.root_device(guest.sh)
+    root = guest.os.root_device(guest.sh)
     good = [rootfs.mounted_as(image.mountfrom), f"/dev/{image.root}", f"/dev/ufs/{image.data.get('root_label') or 'FBROOT'}"]
     below = rootfs.device(guest.sh, root)
     fstab = set(guest.sh('awk \'!/^#/ && $4 !~ /noauto/ && ($3 == "ufs" || $3 == "msdosfs") { print $2 }\' /etc/fstab').split())

@@ -38,7 +38,7 @@ def test_time_goes_on_while_paused(guest: Guest, case: CaseContext) -> None:
         test=f"xl pause, {PAUSE:.0f} s, xl unpause",
         observed=f"compared with dom0, the guest's clock is {jump:+.1f} s off",
         expected=f"the guest's clock keeps pace with dom0's, within {SLACK:.0f} s",
-        reference=guest.profile.source("clock"),
+        reference=guest.os.source("clock"),
     )
     assert guest.sh("sleep 1; echo slept") == "slept", "`sleep 1; echo slept` does not print `slept` after xl unpause"
 
@@ -53,7 +53,7 @@ def test_saved_and_restored(booted: Booted, vcpus: int, case: CaseContext) -> No
     """
     guest = booted(vcpus=vcpus)
     guest.sh("echo before > /tmp/before; sleep 3000 > /dev/null 2>&1 & echo $! > /tmp/process")
-    first, disks = clock_offset(guest), guest.profile.disks(guest.sh)
+    first, disks = clock_offset(guest), guest.os.disks(guest.sh)
 
     journey = suspend.through_a_file(guest)
 
@@ -64,7 +64,7 @@ def test_saved_and_restored(booted: Booted, vcpus: int, case: CaseContext) -> No
         wrong.append(f"compared with dom0, the guest's clock is {jump:+.1f} s off")
     if guest.run("kill -0 $(cat /tmp/process)", check=False).status:
         wrong.append("a process that was started before the save is gone")
-    if (now := guest.profile.disks(guest.sh)) != disks:
+    if (now := guest.os.disks(guest.sh)) != disks:
         wrong.append(f"the guest's disks changed from {' '.join(disks)} to {' '.join(now)}")
     if guest.config.disks and guest.run("echo after > /tmp/after && sync && cat /tmp/before", check=False).text != "before":
         wrong.append("the root disk cannot be written and read")
@@ -76,5 +76,5 @@ def test_saved_and_restored(booted: Booted, vcpus: int, case: CaseContext) -> No
         test=f"xl save and xl restore of a guest with vcpus={vcpus}",
         observed=wrong,
         expected="processes, clock, disk and network continue where they were",
-        reference=f"{guest.profile.source('clock')}; FreeBSD e7e2431586a4 (D43765)",
+        reference=f"{guest.os.source('clock')}; FreeBSD e7e2431586a4 (D43765)",
     )

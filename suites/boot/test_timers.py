@@ -53,12 +53,12 @@ def test_every_timer_keeps_time(guest: Guest, case: CaseContext) -> None:
     """
     share = EMULATED_SHARE if guest.host.facts.emulated else SHARE
     first, wrong = clock_offset(guest), []
-    commands = guest.profile.clock_commands(guest.sh)
+    commands = guest.os.clock_commands(guest.sh)
     if not commands:
         pytest.skip("the guest's kernel offers no clock and no timer to choose")
     for name, command in commands.items():
         # An emulated CPU often stands still for that long.
-        if guest.host.facts.emulated and name in guest.profile.short_clocks:
+        if guest.host.facts.emulated and name in guest.os.short_clocks:
             continue
         guest.sh(command)
         taken, right = judge(partial(timed, guest), share)
@@ -71,5 +71,5 @@ def test_every_timer_keeps_time(guest: Guest, case: CaseContext) -> None:
         test=f"each timer and clock in turn: {', '.join(case.metrics)}",
         observed=wrong,
         expected=f"`sleep {SLEEP}` takes {SLEEP} s, within {share:.0%} and {OVERHEAD} s, and the clock keeps pace with dom0's",
-        reference=f"{guest.profile.source('clock')}; sys/kern/kern_clocksource.c",
+        reference=f"{guest.os.source('clock')}; sys/kern/kern_clocksource.c",
     )

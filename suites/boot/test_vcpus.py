@@ -26,7 +26,7 @@ def test_vcpus(booted: Booted, vcpus: int, case: CaseContext) -> None:
     Catches: a panic of i386 PV 9.0 with SMP (FreeBSD r228746)
     """
     guest = booted(vcpus=vcpus, memory=MEMORY[vcpus])
-    ask = guest.profile
+    ask = guest.os
 
     running = ask.cpus(guest.sh)
     begun = time.monotonic()
@@ -40,7 +40,7 @@ def test_vcpus(booted: Booted, vcpus: int, case: CaseContext) -> None:
         test=f"a boot with vcpus={vcpus}, then one process bound to each CPU: one at a time, then all at once",
         observed=f"{running} CPUs run; CPUs that ran nothing: {idle or 'none'}; {done} of {vcpus} simultaneous processes ended",
         expected=f"{vcpus} CPUs run, and every process ends",
-        reference=guest.profile.source("vcpus"),
+        reference=guest.os.source("vcpus"),
     )
 
 
@@ -54,7 +54,7 @@ def test_all_memory(booted: Booted, vcpus: int, case: CaseContext) -> None:
     given = MEMORY[vcpus]
     guest = booted(vcpus=vcpus, memory=given)
 
-    managed = guest.profile.memory_mib(guest.sh)
+    managed = guest.os.memory_mib(guest.sh)
 
     case.metrics |= {"managed": managed, "kept back": given - managed}
     # The kernel and its ramdisk, and 16 to 104 bytes of bookkeeping for each page.
@@ -63,5 +63,5 @@ def test_all_memory(booted: Booted, vcpus: int, case: CaseContext) -> None:
         test=f"a boot with memory={given}",
         observed=f"the kernel manages {managed} MiB",
         expected=f"the kernel manages at least {least} MiB: all but its own image and its bookkeeping of pages",
-        reference=guest.profile.source("memory map"),
+        reference=guest.os.source("memory map"),
     )

@@ -129,7 +129,7 @@ class Invariants:
     # -- looking --------------------------------------------------------------------------------------------------------
 
     def _ask(self) -> Answers:
-        ask, name = self.guest.profile, self.link.interface
+        ask, name = self.guest.os, self.link.interface
         disks, interfaces, balloon, offloads, cpus, clock, digest, counts = together(
             self.guest,
             ask.disks,
@@ -181,7 +181,7 @@ class Invariants:
         return sorted(model.attached & self._content.keys()), sorted(model.attached & self._vifs.keys())
 
     def _devices(self, model: Model, seen: Look, said: Answers) -> list[str]:
-        ask, (disks, vifs) = self.guest.profile, self._plugged(model)
+        ask, (disks, vifs) = self.guest.os, self._plugged(model)
         numbers = [f"vbd {vdev.number(name)}" for name in disks] + [f"vif {self._vifs[name][0]}" for name in vifs]
         states = {**self._first.states, **{f"{end} {number}": _CONNECTED for end in ("front", "back") for number in numbers}}
         lines = [
@@ -225,10 +225,10 @@ class Invariants:
         return [f"{source}: {one.message}" for text, source in texts for one in complaints(text, source) if not self._expected(one)]
 
     def _own_lines(self, log: str) -> str:
-        return log if self.guest.host.states is not None else of_domains(log, self._domids)
+        return log if self.guest.host.checkpoints is not None else of_domains(log, self._domids)
 
     def _holdings(self, model: Model) -> list[str]:
-        held = {**self.guest.profile.holdings(self.guest.sh), "event channels": channels(self.guest)}
+        held = {**self.guest.os.holdings(self.guest.sh), "event channels": channels(self.guest)}
         return list(self._ledger.grown((model.attached, self._cpus), held, self._events))
 
     # -- the guest ------------------------------------------------------------------------------------------------------
@@ -267,10 +267,10 @@ class Invariants:
             lines.append(f"the file {DATA} has the digest {said.digest} instead of {self._own.digest}")
         self._disks.poll()
         self._content |= {name: digest for name, digest in self._disks.written.items() if name in self._content}
-        names = {self.guest.profile.disk_name(name): name for name in self._plugged(model)[0] if name not in self._disks.running}
+        names = {self.guest.os.disk_name(name): name for name in self._plugged(model)[0] if name not in self._disks.running}
         if not names:
             return lines
-        self.guest.sh(self.guest.profile.uncached_command)
+        self.guest.sh(self.guest.os.uncached_command)
         found = hotplug.digests(self.guest.sh, sorted(names))
         return lines + [
             f"the disk {name} has the digest {found.get(shown, 'of nothing')} instead of {self._content[name]}"

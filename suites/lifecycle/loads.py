@@ -38,12 +38,12 @@ class DiskLoads:
     def start(self, name: str) -> None:
         """Write new random data over the disk with vdev ``name``, or to the file ``file``, and read it back."""
         self.wait(name)
-        target = "/tmp/fxh-copy" if name == "file" else f"/dev/{self.guest.profile.disk_name(name)}"
+        target = "/tmp/fxh-copy" if name == "file" else f"/dev/{self.guest.os.disk_name(name)}"
         new, out = f"/tmp/fxh-new-{name}", self._out(name)
         blocks = f"bs=64k count={SIZE >> 16}"
         script = (
             f"dd if=/dev/urandom of={new} {blocks}; fxh_digest < {new} > {out}.part; "
-            f"for i in 1 2 3; do dd if={new} of={target} {blocks} conv=notrunc; sync; done; {self.guest.profile.uncached_command}; "
+            f"for i in 1 2 3; do dd if={new} of={target} {blocks} conv=notrunc; sync; done; {self.guest.os.uncached_command}; "
             f"dd if={target} {blocks} | fxh_digest >> {out}.part; rm {new}; mv {out}.part {out}"
         )
         self.guest.sh(f"rm -f {out}; ( {script} ) > /dev/null 2>&1 &")

@@ -71,5 +71,5 @@ def look(guest: Guest, vif: str) -> Look:
     argv = ["sh", "-c", _SCRIPT, "sh", str(guest.domid), vif, separator]
     begun = time.monotonic()
     done = host.transport.run(argv, Deadline(120), check=False)
-    found = parse(done.text, separator, guest.name, "" if host.states is not None else host.run_id)
+    found = parse(done.text, separator, guest.name, "" if host.checkpoints is not None else host.run_id)
     return replace(found, begun=begun)

@@ -23,7 +23,7 @@ def connected(guest: Guest) -> dict[str, str]:
         test="an address for the guest's interface",
         observed=f"{guest.name} does not reach dom0 over {link.vif}",
         expected="dom0 and the guest reach each other",
-        reference=guest.profile.source("netfront"),
+        reference=guest.os.source("netfront"),
     )
     return {"interface": link.interface}
 

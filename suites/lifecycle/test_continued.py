@@ -39,7 +39,7 @@ def assert_continues(
     """
     link = Link(guest, interface=guest.prepared["interface"])
     case.undo.append(link.down)
-    ask, domid = guest.profile, guest.domid
+    ask, domid = guest.os, guest.domid
     first, disks, offloads = clock_offset(guest), ask.disks(guest.sh), ask.offloads(guest.sh, link.interface)
     guest.sh("dd if=/dev/urandom of=/tmp/fxh-data bs=64k count=32 2>/dev/null; fxh_digest < /tmp/fxh-data > /tmp/fxh-sum")
     copy = "while [ ! -e /tmp/fxh-stop ]; do cp /tmp/fxh-data /tmp/fxh-copy; sync; sleep 1; done; echo > /tmp/fxh-stopped"
@@ -77,7 +77,7 @@ def assert_continues(
         test=f"{test}, {ROUNDS} times during a transfer to the guest and a write to a file",
         observed=wrong,
         expected=f"the guest continues in {'another' if moves else 'its'} domain: same connection, disks, settings and time",
-        reference=f"xen tools/xl/xl_saverestore.c, save_domain(); xen 87a067fd8f; {guest.profile.source('suspend')}",
+        reference=f"xen tools/xl/xl_saverestore.c, save_domain(); xen 87a067fd8f; {guest.os.source('suspend')}",
     )
 
 

@@ -61,11 +61,11 @@ class Devices:
 
     def names(self) -> tuple[str, ...]:
         """Disks and interfaces. Raises GuestDied (a hang) if the guest cannot list them."""
-        ask = self.guest.profile
+        ask = self.guest.os
         return *ask.disks(self.run), *sorted(interface.name for interface in ask.interfaces(self.run))
 
     def holdings(self) -> dict[str, int]:
-        return {**self.guest.profile.holdings(self.run), "event channels": channels(self.guest)}
+        return {**self.guest.os.holdings(self.run), "event channels": channels(self.guest)}
 
 
 def settle(devices: Devices, wanted: tuple[tuple[str, ...], Mapping[str, str]]) -> list[str]:
@@ -136,7 +136,7 @@ def assert_survives(guest: Guest, case: CaseContext, verb: str, name: str, words
         test=f"xl {verb}-attach, then at once xl {verb}-detach{options and ' '}{options}: once, then {rounds} times",
         observed=wrong,
         expected="each command succeeds; the guest removes the device and everything that it holds for it",
-        reference=f"{guest.profile.source('xenbus')}; {guest.profile.source('netfront' if verb == 'network' else 'blkfront')}",
+        reference=f"{guest.os.source('xenbus')}; {guest.os.source('netfront' if verb == 'network' else 'blkfront')}",
     )
 
 

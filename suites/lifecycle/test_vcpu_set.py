@@ -17,14 +17,14 @@ OBEYED = 8
 
 def idle(guest: Guest, count: int) -> list[int]:
     """The CPUs of the first ``count`` on which no process runs."""
-    ask = guest.profile
+    ask = guest.os
     return [n for n in range(count) if guest.run(ask.on_cpu(n, "echo here"), 30, check=False).text != "here"]
 
 
 def await_cpus(guest: Guest, count: int) -> int:
     """Wait until ``count`` CPUs run, and return the number that run then: a guest may ignore the request."""
     deadline = guest.deadline(OBEYED)
-    while (running := guest.profile.cpus(guest.sh)) != count and not deadline.expired:
+    while (running := guest.os.cpus(guest.sh)) != count and not deadline.expired:
         time.sleep(1)
     return running
 
@@ -40,7 +40,7 @@ def test_vcpus_come_and_go(booted: Booted) -> None:
         sys/x86/acpica/madt.c, madt_setup_cpus_handler(); Linux drivers/xen/cpu_hotplug.c
     """
     guest = booted(vcpus=VCPUS, maxvcpus=MOST)
-    ask, wrong = guest.profile, []
+    ask, wrong = guest.os, []
     before = ask.cpus(guest.sh)
     if before != VCPUS:
         wrong.append(f"after the boot the guest has {before} CPUs")
@@ -58,5 +58,5 @@ def test_vcpus_come_and_go(booted: Booted) -> None:
         test=f"a boot with vcpus={VCPUS} maxvcpus={MOST}, then xl vcpu-set {', '.join(map(str, REQUESTS))}",
         observed=wrong,
         expected=f"the guest starts with {VCPUS} CPUs, obeys or ignores each request, and uses all CPUs that it has",
-        reference=f"xl.cfg(5), maxvcpus; {guest.profile.source('vcpus')}",
+        reference=f"xl.cfg(5), maxvcpus; {guest.os.source('vcpus')}",
     )

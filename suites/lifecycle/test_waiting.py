@@ -53,7 +53,7 @@ def test_waiting_programs_go_on(booted: Booted, suspended: Callable[[Guest], obj
         test="programs that wait in nanosleep(2), read(2), wait4(2) and poll(2) while the guest is suspended and continues",
         observed=wrong,
         expected="each program goes on waiting: no signal was sent to it",
-        reference=f"poll(2) (EINTR: a signal was delivered); {guest.profile.source('suspend')}",
+        reference=f"poll(2) (EINTR: a signal was delivered); {guest.os.source('suspend')}",
     )
 
 

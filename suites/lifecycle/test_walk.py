@@ -110,7 +110,7 @@ class Walk:
         }  # fmt: skip
 
 
-def words(record: Record, steps: tuple[Step, ...], violation: Violation, profile: GuestOS) -> str:
+def words(record: Record, steps: tuple[Step, ...], violation: Violation, guest_os: GuestOS) -> str:
     """The finding of a failed walk."""
     observed = [f"after step {len(steps)} ({steps[-1] if steps else 'none'}): not true: {violation.invariant}", *violation.lines]
     if found := record.shrunk:
@@ -124,7 +124,7 @@ def words(record: Record, steps: tuple[Step, ...], violation: Violation, profile
         test=f"a random walk from seed {record.seed}; to repeat it: fxh run lifecycle -k walk --walk-replay walk.json (from this case)",
         observed=observed,
         expected=f"after each step: {violation.invariant}",
-        reference=f"docs/suites.md, Random walks; {profile.source('xenbus')}",
+        reference=f"docs/suites.md, Random walks; {guest_os.source('xenbus')}",
     )
 
 
@@ -179,7 +179,7 @@ def test_random_walk(
         return walker
 
     walker = fresh()
-    profile, limits, seconds = walker.guest.profile, walker.bounds, float(walk_request.seconds)
+    guest_os, limits, seconds = walker.guest.os, walker.bounds, float(walk_request.seconds)
     seed, steps, shrunk = walk_request.seed, walk.steps(walk_request.seed, limits), False
     if walk_request.replay is not None:
         seed, given, shrunk = walk.read(walk_request.replay, walk_request.file)
@@ -206,7 +206,7 @@ def test_random_walk(
         # The host worked when the walk failed. If the search broke it, that must not replace the finding.
         if record.shrunk["trouble"]:
             worker_env.drop_lost_host(cell)
-    text = words(record, taken, violation, profile)
+    text = words(record, taken, violation, guest_os)
     if violation.died is not None:
         raise GuestDied(violation.died.death, text) from violation.died
     pytest.fail(text, pytrace=False)

@@ -30,7 +30,7 @@ PAIRS = 40
 def connect(guest: Guest, case: CaseContext, name: str = "1") -> XenstoreClient:
     """A client in the guest. Skips the case if the guest has no device for it."""
     if not xenstore_client.available(guest):
-        pytest.skip(f"needs {guest.profile.xenstore_device} in the guest; elsewhere: fxh run lifecycle -k xenstore_client")
+        pytest.skip(f"needs {guest.os.xenstore_device} in the guest; elsewhere: fxh run lifecycle -k xenstore_client")
     client = XenstoreClient(guest, name)
     case.undo.append(client.close)
     return client
@@ -42,7 +42,7 @@ def path(guest: Guest, name: str = "") -> str:
 
 
 def reference(guest: Guest) -> str:
-    return f"xen docs/misc/xenstore.txt; {guest.profile.source('xenstore device')}"
+    return f"xen docs/misc/xenstore.txt; {guest.os.source('xenstore device')}"
 
 
 def begin(client: XenstoreClient) -> int:
@@ -86,7 +86,7 @@ def test_xenstore_client_requests(guest: Guest, case: CaseContext) -> None:
         wrong.append(f"dom0 still reads {seen!r} after RM")
 
     assert not wrong, finding(
-        test=f"requests of a program in the guest over {guest.profile.xenstore_device}",
+        test=f"requests of a program in the guest over {guest.os.xenstore_device}",
         observed=wrong,
         expected="the answers of xenstored",
         reference=reference(guest),
@@ -101,7 +101,7 @@ def test_xenstore_client_transactions(guest: Guest, case: CaseContext) -> None:
     Source: xen docs/misc/xenstore.txt, TRANSACTION_END; sys/dev/xen/xenstore/xenstore_dev.c, xs_dev_write()
     Catches: FreeBSD 13.2 to 15.1 keep each transaction that ended with EAGAIN until the program closes the device
     """
-    store, ask, wrong = guest.host.xenstore, guest.profile, list[str]()
+    store, ask, wrong = guest.host.xenstore, guest.os, list[str]()
     client = connect(guest, case)
     client.ask(Kind.WRITE, NODE, "0")
 
@@ -216,7 +216,7 @@ def test_xenstore_client_payload(guest: Guest, size: int, case: CaseContext) -> 
         test=f"a WRITE with a payload of {size} bytes by a program in the guest",
         observed=wrong,
         expected=f"up to {PAYLOAD_MAX} bytes an answer of xenstored, else an error; other programs are not affected",
-        reference=f"xen/include/public/io/xs_wire.h, XENSTORE_PAYLOAD_MAX; {guest.profile.source('xenstore device')}",
+        reference=f"xen/include/public/io/xs_wire.h, XENSTORE_PAYLOAD_MAX; {guest.os.source('xenstore device')}",
     )
 
 
@@ -247,7 +247,7 @@ def test_xenstore_client_with_another(guest: Guest, case: CaseContext) -> None:
     Source: sys/dev/xen/xenstore/xenstore.c, xs_dev_request_and_reply(); Linux drivers/xen/xenbus/xenbus_xs.c, xenbus_dev_request_and_reply()
     """
     connect(guest, case)
-    device, wrong = guest.profile.xenstore_device, []
+    device, wrong = guest.os.xenstore_device, []
     background, wanted = InBackground(guest, 120), dict[str, list[Message]]()
     running = dict[str, Callable[[], str]]()
     for name in ("a", "b"):
@@ -308,5 +308,5 @@ def test_saved_xenstore_client(guest: Guest, case: CaseContext) -> None:
         test="xl save and xl restore of a guest in which a program has a connection, a watch and a transaction",
         observed=wrong,
         expected="the connection and the watch work, the transaction is an error",
-        reference=f"{reference(guest)}; {guest.profile.source('suspend')}",
+        reference=f"{reference(guest)}; {guest.os.source('suspend')}",
     )

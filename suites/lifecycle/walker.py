@@ -34,7 +34,7 @@ _DEVICE, _REMOVED = 30, 0.5
 
 def bounds(guest: Guest, link: Link, vcpus: int) -> Bounds:
     """The bounds of the steps for this guest."""
-    ask = guest.profile
+    ask = guest.os
     offloads = ask.offloads(guest.sh, link.interface)
     # Where offloads depend on each other, only TSO is switched: no other offload needs it.
     switched = tuple(sorted(offloads)) if ask.independent_offloads else ("tso",)
@@ -116,7 +116,7 @@ class Walker:
             return _violation(GuestDied(death))
 
     def _stepped(self, before: Model, step: Step) -> Violation | None:
-        if step.event == "save and restore" and self.guest.profile.suspension_breaks_poll:
+        if step.event == "save and restore" and self.guest.os.suspension_breaks_poll:
             self._end_stream(down=bool(before.down))
         self._do(step)
         return self._invariants.violated(self.model, before, step)
@@ -156,7 +156,7 @@ class Walker:
             "vif down": lambda _: self._dom0("ip", "link", "set", self.link.vif, "down"),
             "vif up": lambda _: self._dom0("ip", "link", "set", self.link.vif, "up"),
             "offload": lambda words: self._offload(*str(words).split()),
-            "mtu": lambda mtu: self.guest.profile.set_mtu(self.guest.sh, self.link.interface, int(mtu)),
+            "mtu": lambda mtu: self.guest.os.set_mtu(self.guest.sh, self.link.interface, int(mtu)),
             "disk load": lambda name: self.disk_loads.start(str(name)),
             "net load": lambda way: self.net_load.start(self.link, str(way)),
             "vcpus": lambda count: self.guest.host.toolstack.vcpu_set(self.guest.domid, int(count)),
@@ -178,7 +178,7 @@ class Walker:
             # A disk in use stays until its last user closes it (root_mount/test_detach_in_use).
             self.disk_loads.wait(name)
             hotplug.let_go(self.guest, name)
-            hotplug.wait_disks(self.guest, set(), {self.guest.profile.disk_name(name)})
+            hotplug.wait_disks(self.guest, set(), {self.guest.os.disk_name(name)})
             return
         hotplug.let_go_interface(self.guest, 1 + list(self.vifs).index(name))
         self._wait_interface(name, there=False)
@@ -188,7 +188,7 @@ class Walker:
         mac = self.vifs[name].mac
 
         def poll() -> None:
-            if any(one.mac == mac for one in self.guest.profile.interfaces(self.guest.sh)) != there:
+            if any(one.mac == mac for one in self.guest.os.interfaces(self.guest.sh)) != there:
                 raise ConditionNotMet(f"the guest {'has no' if there else 'still has the'} interface {mac}")
 
         self.guest.deadline(_DEVICE).wait(f"the interface {mac} to {'come' if there else 'go'}", poll, 0.3)
@@ -204,4 +204,4 @@ class Walker:
 
     def _offload(self, name: str, wanted: str) -> None:
         # FreeBSD waits up to 30 s for its interface, which it resets for `rx` and `lro`.
-        self.guest.run(self.guest.profile.offload_command(self.link.interface, name, wanted == "on"), 90)
+        self.guest.run(self.guest.os.offload_command(self.link.interface, name, wanted == "on"), 90)

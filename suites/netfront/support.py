@@ -46,7 +46,7 @@ def require_link(link: Link, test: str) -> None:
         test=test,
         observed=f"{link.guest.name} does not reach dom0 over {link.vif} by {link.family.name}",
         expected="dom0 and the guest reach each other",
-        reference=link.guest.profile.source("netfront"),
+        reference=link.guest.os.source("netfront"),
     )
 
 
@@ -73,7 +73,7 @@ def far_namespace(guest: Guest) -> str:
 
 def enable_forwarding(near: Link, far: Link) -> None:
     """Make the guest a router, and give dom0 the route to the far side."""
-    near.guest.sh(near.guest.profile.forwarding_command(ipv6=near.family is IPV6))
+    near.guest.sh(near.guest.os.forwarding_command(ipv6=near.family is IPV6))
     near.dom0("ip", "route", "add", far.here, "via", near.there)
 
 
@@ -86,7 +86,7 @@ def in_family(link: Link, case: CaseContext, family: Family) -> Link:
     if link.family is family:
         return link
     guest = link.guest
-    if not (guest.profile.has_ipv6(guest.sh) and link.dom0("ls", "/proc/sys/net/ipv6", check=False)):
+    if not (guest.os.has_ipv6(guest.sh) and link.dom0("ls", "/proc/sys/net/ipv6", check=False)):
         pytest.skip("needs IPv6 in the guest's kernel and in dom0's; elsewhere: fxh run netfront -k ipv6 --image IMAGE")
     other = Link(guest, link.index, link.namespace, link.interface, family=family)
     case.undo.append(other.down)
@@ -124,7 +124,7 @@ def assert_transferred(transfer: Transfer, test: str, link: Link) -> None:
         test=test,
         observed=transfer.complaint,
         expected="every byte arrives as it was sent, within seconds",
-        reference=link.guest.profile.source("netfront"),
+        reference=link.guest.os.source("netfront"),
     )
 
 
@@ -135,7 +135,7 @@ def complaints(done: Mapping[str, Transfer]) -> list[str]:
 
 def set_offloads(link: Link, **flags: bool) -> None:
     """Switch offloads of the guest's interface on or off, one after the other."""
-    ask = link.guest.profile
+    ask = link.guest.os
     # Linux refuses TSO while scatter-gather is off.
     strict = ask.independent_offloads
     for name, on in flags.items():
@@ -154,7 +154,7 @@ def reattach_interface(guest: Guest, keys: dict[str, str], source: str) -> None:
     vif = guest.config.vifs[0]
 
     def gone() -> None:
-        if any(interface.mac == vif.mac for interface in guest.profile.interfaces(guest.sh)):
+        if any(interface.mac == vif.mac for interface in guest.os.interfaces(guest.sh)):
             raise ConditionNotMet("the guest still has the interface")
 
     # FreeBSD ignores a device that comes back before the old one is removed (sys/xen/xenbus/xenbusb.c, xenbusb_add_device():

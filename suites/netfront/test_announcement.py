@@ -25,7 +25,7 @@ def give_addresses(link: Link, case: CaseContext) -> list[Announcement]:
 
     A kernel without IPv6 or VLANs gets the others.
     """
-    guest, ask = link.guest, link.guest.profile
+    guest, ask = link.guest, link.guest.os
     mac = guest.config.vifs[link.index].mac
     net = link.index + 77
     more = [IPV4.address.format(net=net, station=4)]
@@ -90,5 +90,5 @@ def test_saved_guest_announces_itself(link: Link, case: CaseContext) -> None:
         test=f"xl save and xl restore of a guest with the addresses {', '.join(map(str, wanted))}, with a capture on the bridge",
         observed=wrong,
         expected=f"within {WITHIN:.0f} s of its connection the interface announces each address",
-        reference=f"{guest.profile.source('netfront')}; RFC 5227, 3 (ARP); RFC 4861, 7.2.6 (IPv6)",
+        reference=f"{guest.os.source('netfront')}; RFC 5227, 3 (ARP); RFC 4861, 7.2.6 (IPv6)",
     )

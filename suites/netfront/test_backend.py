@@ -33,12 +33,12 @@ def test_backend_offers_less(link: Link, case: CaseContext) -> None:
 
     Source: sys/dev/xen/netfront/netfront.c, xn_query_features(); Linux drivers/net/xen-netfront.c
     """
-    guest, ask = link.guest, link.guest.profile
+    guest, ask = link.guest, link.guest.os
     offers = {name: row for name, row in LESS.items() if ask.obeys_no_csum or "feature-no-csum-offload" not in row[0]}
     wrong = []
     for name, (keys, gone) in offers.items():
-        reattach_interface(guest, keys, guest.profile.source("netfront"))
-        link = link_after_reattach(guest, guest.profile.source("netfront"))
+        reattach_interface(guest, keys, guest.os.source("netfront"))
+        link = link_after_reattach(guest, guest.os.source("netfront"))
         shown = ask.offloads(guest.sh, link.interface)
         wrong += [f"{name}: {flag} is still on" for flag in gone if shown.get(flag)]
         with link.capture(case.directory / f"{name}.pcap", whole=True) as seen:
@@ -56,7 +56,7 @@ def test_backend_offers_less(link: Link, case: CaseContext) -> None:
         test=f"the interface attached again to backends that offer less: {', '.join(offers)}",
         observed=wrong,
         expected="the guest switches off each offload that the backend does not offer, and all data arrives",
-        reference=f"{guest.profile.source('netfront')} (xn_query_features)",
+        reference=f"{guest.os.source('netfront')} (xn_query_features)",
     )
 
 
@@ -100,17 +100,17 @@ def test_queues(booted: Booted, vcpus: int, cell: Cell, case: CaseContext) -> No
     if int(before.text) < max(OFFERED):
         case.undo.append(lambda: guest.host.transport.run(["sh", "-c", f"echo {before.text.strip()} > {_QUEUES}"]))
         guest.host.transport.run(["sh", "-c", f"echo {max(OFFERED)} > {_QUEUES}"])
-    most = guest.profile.netfront_queues(vcpus, dict(VARIABLES[vcpus]))
+    most = guest.os.netfront_queues(vcpus, dict(VARIABLES[vcpus]))
     # Each offer costs a detach and an attach, which are slow under emulation: the control guest tries only the first and the last.
     offers = OFFERED if cell.under_test or not guest.host.facts.emulated else (OFFERED[0], OFFERED[-1])
     wrong = []
     for offered in offers:
-        reattach_interface(guest, {"multi-queue-max-queues": str(offered)}, guest.profile.source("netfront"))
+        reattach_interface(guest, {"multi-queue-max-queues": str(offered)}, guest.os.source("netfront"))
         front = guest.host.xenstore.children(f"/local/domain/{guest.domid}/device/vif/0")
         queues = max(1, sum(name.startswith("queue-") for name in front))
         if queues != min(offered, most):
             wrong.append(f"{offered} queues offered: the guest connected {queues} instead of {min(offered, most)}")
-    link = link_after_reattach(guest, guest.profile.source("netfront"))
+    link = link_after_reattach(guest, guest.os.source("netfront"))
     begun = time.monotonic()
     wrong += [f"{OFFERED[-1]} queues offered: {line}" for line in transfer_streams(link, STREAMS, SIZE // 4)]
     case.metrics["streams"] = round(time.monotonic() - begun, 2)
@@ -119,5 +119,5 @@ def test_queues(booted: Booted, vcpus: int, cell: Cell, case: CaseContext) -> No
         f"then {STREAMS} TCP streams at once in each direction over the last",
         observed=wrong,
         expected="the guest connects the queues that it can use, and each stream arrives complete and in order",
-        reference=f"{guest.profile.source('netfront')} (multi-queue-num-queues)",
+        reference=f"{guest.os.source('netfront')} (multi-queue-num-queues)",
     )

@@ -41,19 +41,19 @@ def test_tap(tap: TapLink, mtu: int, case: CaseContext) -> None:
     """
     guest = tap.guest
     tap.set_mtu(mtu)
-    guest.profile.set_mtu(guest.sh, tap.interface, mtu)
+    guest.os.set_mtu(guest.sh, tap.interface, mtu)
     require_link(tap, f"a TAP device on dom0's bridge, MTU {mtu}")
-    guest.sh(guest.profile.large_packets_command)
+    guest.sh(guest.os.large_packets_command)
     segment = tap.family.mss + mtu - MTU
     full = segment + SHORTER
     sizes = (1, full, full + 1, 4097, 9216, 16384)
-    bad = tap.checksum_errors() + guest.profile.checksum_errors(guest.sh)
+    bad = tap.checksum_errors() + guest.os.checksum_errors(guest.sh)
 
     with tap.capture(case.directory / "tap.pcap") as seen:
         done = {"TCP to the card": tap.upload(SIZE // 2), "TCP from the card": tap.download(SIZE // 2)}
     done |= {"datagrams to the card": datagrams.up(tap, sizes), "datagrams from the card": datagrams.down(tap, sizes)}
 
-    bad = tap.checksum_errors() + guest.profile.checksum_errors(guest.sh) - bad
+    bad = tap.checksum_errors() + guest.os.checksum_errors(guest.sh) - bad
     case.metrics |= {"bad checksums": float(bad)}
     test = f"{SIZE >> 11} KiB of TCP and datagrams of {', '.join(map(str, sizes))} bytes to and from a TAP device, MTU {mtu}"
     wrong = [f"the two ends threw {bad} segments away for their checksums"] if bad else []
@@ -94,6 +94,6 @@ def assert_finished(link: Link, seen: list[Frame], segment: int, case: CaseConte
         test=test,
         observed=wrong,
         expected="everything arrives as it was sent, in frames that fit and with right checksums",
-        reference=f"{link.guest.profile.source('netfront')}; Linux drivers/net/tun.c; xcp-ng/xcp issue 528",
+        reference=f"{link.guest.os.source('netfront')}; Linux drivers/net/tun.c; xcp-ng/xcp issue 528",
     )
     precondition(largest > 0, "the capture holds no data from the guest")

@@ -49,7 +49,7 @@ def test_detach_and_attach(link: Link, busy: bool, case: CaseContext) -> None:
 
     Source: sys/dev/xen/netfront/netfront.c; Linux drivers/net/xen-netfront.c
     """
-    source = link.guest.profile.source("netfront")
+    source = link.guest.os.source("netfront")
     if busy:
         peer = link.source(6001, SIZE, lasting=60)
         case.undo.append(peer.stop)
@@ -70,7 +70,7 @@ def test_saved_in_the_middle(link: Link, case: CaseContext) -> None:
     Catches: offloads that are switched on again on restore (planted); a write outside the event channel mask on resume
         (FreeBSD 4ece79968e70, D43928)
     """
-    guest, ask = link.guest, link.guest.profile
+    guest, ask = link.guest, link.guest.os
     set_offloads(link, tso=False)
     before = ask.offloads(guest.sh, link.interface)
     # Seconds. TCP retransmits after a time as long as the silence: twice the time of save and restore, on a slow machine.
@@ -100,5 +100,5 @@ def test_saved_in_the_middle(link: Link, case: CaseContext) -> None:
         test="xl save and xl restore during a transfer to the guest, with TSO switched off before",
         observed=wrong,
         expected="the connection continues and the interface keeps its settings",
-        reference=f"{guest.profile.source('netfront')}, netfront_resume()",
+        reference=f"{guest.os.source('netfront')}, netfront_resume()",
     )

@@ -57,5 +57,5 @@ def test_pf(sides: tuple[Link, Link], case: CaseContext, backend_tx: str) -> Non
         test=f"pf with nat, rdr and modulate state; tx is {backend_tx} on dom0's vifs",
         observed=wrong,
         expected="pf translates every packet, and every packet leaves with a full checksum",
-        reference=f"{guest.profile.source('netfront')}; sys/netpfil/pf/pf.c; FreeBSD bugs 154428, 193579, 198868 (r289316), 197344",
+        reference=f"{guest.os.source('netfront')}; sys/netpfil/pf/pf.c; FreeBSD bugs 154428, 193579, 198868 (r289316), 197344",
     )

@@ -33,7 +33,7 @@ def test_content_both_ways(link: Link, case: CaseContext) -> None:
         test=f"{SIZE} bytes over TCP, {link.family.name}, in each direction",
         observed=f"dom0 threw {bad} segments away for their checksums",
         expected="every segment has a good checksum, or one that the backend completes",
-        reference=link.guest.profile.source("netfront"),
+        reference=link.guest.os.source("netfront"),
     )
 
 
@@ -43,7 +43,7 @@ def test_segmentation_is_used(link: Link, case: CaseContext) -> None:
     Source: sys/dev/xen/netfront/netfront.c, create_netdev() and xn_configure_features(); sys/netinet/tcp_subr.c
     Catches: TSO that is shown as on and never used, FreeBSD 12.0 and later (known issue)
     """
-    ask = link.guest.profile
+    ask = link.guest.os
     shown = ask.offloads(link.guest.sh, link.interface).get("tso", False)
     backend = link.host.xenstore.tree(f"/local/domain/0/backend/vif/{link.guest.domid}/0")
     offered = any(path.endswith("/feature-gso-tcpv4") and value == "1" for path, value in backend.items())
@@ -59,14 +59,14 @@ def test_segmentation_is_used(link: Link, case: CaseContext) -> None:
         test="the offloads of the guest's interface after the boot",
         observed="the guest shows TSO as off",
         expected="TSO is on",
-        reference=link.guest.profile.source("netfront"),
+        reference=link.guest.os.source("netfront"),
     )
     precondition(offered, "the backend offers no feature-gso-tcpv4")
     assert size > link.family.mss, finding(
         test="1 MiB over TCP to dom0, TSO shown as on, feature-gso-tcpv4 offered by the backend",
         observed=f"the largest of {len(sent)} frames carries {size} bytes: every segment was cut in the guest",
         expected=f"the guest hands over segments of many times {link.family.mss} bytes",
-        reference=f"{link.guest.profile.source('netfront')} (both IFCAP_TSO4 and CSUM_TSO in if_hwassist are needed)",
+        reference=f"{link.guest.os.source('netfront')} (both IFCAP_TSO4 and CSUM_TSO in if_hwassist are needed)",
     )
 
 
@@ -84,7 +84,7 @@ def test_segmentation_can_be_switched_off(link: Link, case: CaseContext) -> None
     size = frames.largest(frames.sent_by(seen, link.there))
     precondition(size, "the capture holds no data from the guest")
     wrong = []
-    if link.guest.profile.offloads(link.guest.sh, link.interface).get("tso", False):
+    if link.guest.os.offloads(link.guest.sh, link.interface).get("tso", False):
         wrong.append("the guest shows TSO as on again")
     if size > link.family.mss:
         wrong.append(f"a frame carries {size} bytes")
@@ -92,7 +92,7 @@ def test_segmentation_can_be_switched_off(link: Link, case: CaseContext) -> None
         test=f"TSO switched off, then {SIZE // 4} bytes over TCP to dom0",
         observed=wrong,
         expected=f"TSO stays off, and no frame carries more than the MSS of {link.family.mss} bytes",
-        reference=link.guest.profile.source("netfront"),
+        reference=link.guest.os.source("netfront"),
     )
 
 
@@ -107,7 +107,7 @@ def test_segments_are_joined(link: Link, case: CaseContext) -> None:
     Source: sys/dev/xen/netfront/netfront.c, xn_configure_features() and xn_rxeof()
     Catches: LRO that is shown as on while tcp_lro_init() is never called, FreeBSD 12.0 and later (known issue)
     """
-    ask = link.guest.profile
+    ask = link.guest.os
     # Linux calls it GRO and does it for every driver of this kind.
     shown = ask.offloads(link.guest.sh, link.interface).get("lro", True)
     link.dom0("ethtool", "-K", link.vif, "tso", "off", "gso", "off")
@@ -126,7 +126,7 @@ def test_segments_are_joined(link: Link, case: CaseContext) -> None:
         test="the offloads of the guest's interface after the boot",
         observed="the guest shows LRO as off",
         expected="LRO is on",
-        reference=link.guest.profile.source("netfront"),
+        reference=link.guest.os.source("netfront"),
     )
     assert taken >= SIZE // link.family.mss, (
         f"1 MiB came in {taken} frames: dom0 sends no single segments, so the case cannot judge"
@@ -135,7 +135,7 @@ def test_segments_are_joined(link: Link, case: CaseContext) -> None:
         test="1 MiB over TCP from dom0 in single segments, LRO shown as on",
         observed=f"IP got {given} packets of {taken} frames: segments are not joined",
         expected="the guest joins the segments of one interrupt",
-        reference=f"{link.guest.profile.source('netfront')} (only xn_configure_features() calls tcp_lro_init(); xn_rxeof() depends on lro_cnt)",
+        reference=f"{link.guest.os.source('netfront')} (only xn_configure_features() calls tcp_lro_init(); xn_rxeof() depends on lro_cnt)",
     )
 
 
@@ -167,7 +167,7 @@ def test_checksums_by_the_guest(link: Link, case: CaseContext) -> None:
         test=f"{SIZE // 4} bytes to dom0 over {test}",
         observed=f"{bad} of {len(sent)} frames have a wrong TCP checksum on the vif",
         expected="the guest computes each checksum itself",
-        reference=link.guest.profile.source("netfront"),
+        reference=link.guest.os.source("netfront"),
     )
 
 
@@ -193,7 +193,7 @@ def test_backend_is_told(link: Link, flag: str, key: str, value: str, case: Case
         test=f"{flag} switched off on the guest's interface",
         observed=wrong,
         expected=f"the frontend writes {key} = {value}, and the link is back within 30 s",
-        reference=link.guest.profile.source("netfront"),
+        reference=link.guest.os.source("netfront"),
     )
     with link.capture(case.directory / "download.pcap") as seen:
         done = link.download(SIZE // 4)
@@ -204,7 +204,7 @@ def test_backend_is_told(link: Link, flag: str, key: str, value: str, case: Case
             test=f"{SIZE // 4} bytes to the guest with LRO off",
             observed=f"dom0 sends frames that carry up to {size} bytes",
             expected=f"dom0 sends at most the MSS of {link.family.mss} bytes, because {key} is 0",
-            reference=link.guest.profile.source("netfront"),
+            reference=link.guest.os.source("netfront"),
         )
 
 
@@ -213,7 +213,7 @@ def test_every_combination(link: Link, case: CaseContext) -> None:
 
     Source: sys/dev/xen/netfront/netfront.c, create_netdev() and xn_configure_features(); Linux drivers/net/xen-netfront.c
     """
-    ask = link.guest.profile
+    ask = link.guest.os
     requested = dict(ask.offloads(link.guest.sh, link.interface))
     names, wrong = sorted(requested), []
     combinations = 2 ** len(names)
@@ -244,7 +244,7 @@ def test_every_combination(link: Link, case: CaseContext) -> None:
         test=f"each of {combinations} combinations of {', '.join(names)}, with 64 KiB in each direction",
         observed=wrong,
         expected="the data arrives, and the interface shows the flags as set",
-        reference=link.guest.profile.source("netfront"),
+        reference=link.guest.os.source("netfront"),
     )
 
 

@@ -39,7 +39,7 @@ def test_frames_in_one_buffer(link: Link, case: CaseContext) -> None:
     """
     guest = link.guest
     set_mtu(link, MTU, case)
-    guest.profile.set_mtu(guest.sh, link.interface, MTU)
+    guest.os.set_mtu(guest.sh, link.interface, MTU)
     require_link(link, f"MTU {MTU} at both ends")
     program.install(guest, Path(__file__).with_name("write_frame.c"), _PROGRAM)
 
@@ -54,7 +54,7 @@ def test_frames_in_one_buffer(link: Link, case: CaseContext) -> None:
         test=f"UDP datagrams of {', '.join(map(str, SIZES))} bytes, each as one frame in one buffer, MTU {MTU}",
         observed=wrong,
         expected="every datagram arrives as it was sent, and the interface stays up",
-        reference=f"{guest.profile.source('netfront')}; xcp-ng/xcp issue 538",
+        reference=f"{guest.os.source('netfront')}; xcp-ng/xcp issue 538",
     )
 
 
@@ -77,10 +77,10 @@ def send(link: Link, mac: str, size: int) -> Transfer:
         test=f"a frame of {whole} bytes written to {link.interface}",
         observed=f"the program ends with errno {done.status}",
         expected="the kernel takes the frame",
-        reference=guest.profile.source("netfront"),
+        reference=guest.os.source("netfront"),
     )
     came = peer.result(60)
-    return link.watched(Transfer(came.bytes, sent, came.md5, came.seconds, came.error))
+    return link.checked(Transfer(came.bytes, sent, came.md5, came.seconds, came.error))
 
 
 def headers(link: Link, there: str, port: int, size: int) -> bytes:

@@ -22,7 +22,7 @@ def test_echo_sizes(link: Link) -> None:
     Source: sys/dev/xen/netfront/netfront.c; Linux drivers/net/xen-netfront.c
     Catches: an interface that is down (planted)
     """
-    link.guest.sh(link.guest.profile.large_packets_command)
+    link.guest.sh(link.guest.os.large_packets_command)
     fits = link.family.mss + SHORTER
     # FreeBSD's ping sends no empty packet by IPv6; busybox's ping sends none above 65507 bytes.
     least = 0 if link.family is IPV4 else 1
@@ -32,7 +32,7 @@ def test_echo_sizes(link: Link) -> None:
         test=f"echo requests with {', '.join(map(str, sizes))} bytes of data by {link.family.name}",
         observed=f"no good answer to those of {', '.join(map(str, lost))} bytes",
         expected="the guest receives and sends packets and fragments of all sizes",
-        reference=link.guest.profile.source("netfront"),
+        reference=link.guest.os.source("netfront"),
     )
 
 
@@ -43,7 +43,7 @@ def test_datagrams(link: Link) -> None:
     Source: sys/dev/xen/netfront/netfront.c; Linux drivers/net/xen-netfront.c
     Catches: corrupted datagrams, a guest without IPv6, a low limit of the datagram size (planted)
     """
-    link.guest.sh(link.guest.profile.large_packets_command)
+    link.guest.sh(link.guest.os.large_packets_command)
     fits = link.family.mss + SHORTER
     sizes = (1, 2, 3, 11, 64, fits - 1, fits, fits + 1, 2952, 4096, 4097, 8192, 9216, 16384)
     wrong = complaints({"to dom0": datagrams.up(link, sizes), "from dom0": datagrams.down(link, sizes)})
@@ -51,7 +51,7 @@ def test_datagrams(link: Link) -> None:
         test=f"datagrams of {', '.join(map(str, sizes))} bytes in each direction by {link.family.name}",
         observed=wrong,
         expected="every datagram arrives as it was sent",
-        reference=link.guest.profile.source("netfront"),
+        reference=link.guest.os.source("netfront"),
     )
 
 
@@ -70,7 +70,7 @@ def test_large_mtu(link: Link, there: int, here: int, case: CaseContext) -> None
     Source: sys/dev/xen/netfront/netfront.c; Linux drivers/net/xen-netfront.c
     """
     set_mtu(link, here, case)
-    link.guest.profile.set_mtu(link.guest.sh, link.interface, there)
+    link.guest.os.set_mtu(link.guest.sh, link.interface, there)
     mtus = f"MTU {there} in the guest and {here} in dom0"
     require_link(link, mtus)
 
@@ -97,7 +97,7 @@ def test_between_guests(new_guest: NewGuest, link: Link, case: CaseContext) -> N
     sides = (link, other)
 
     def checksum_errors() -> list[int]:
-        return [side.guest.profile.checksum_errors(side.guest.sh) for side in sides]
+        return [side.guest.os.checksum_errors(side.guest.sh) for side in sides]
 
     before = checksum_errors()
 
@@ -113,7 +113,7 @@ def test_between_guests(new_guest: NewGuest, link: Link, case: CaseContext) -> N
         test=f"{SIZE >> 12} KiB of TCP in each direction by {link.family.name} between two guests on one bridge",
         observed=wrong,
         expected="each guest accepts every segment of the other, also one whose checksum is not filled in",
-        reference=link.guest.profile.source("netfront"),
+        reference=link.guest.os.source("netfront"),
     )
     precondition(min(largest) > 0, "the capture on the second guest's vif holds no data of one direction")
 
@@ -155,5 +155,5 @@ def test_forwarding(sides: tuple[Link, Link], case: CaseContext, backend_tx: str
         test=f"64 KiB of TCP by {near.family.name} from one network to another through the guest; tx is {backend_tx} on dom0's vifs",
         observed=wrong,
         expected="the guest forwards every packet with a full checksum",
-        reference=f"{near.guest.profile.source('netfront')}: FreeBSD bug 197344 (csum_blank is ignored), bug 273046 (LRO while forwarding)",
+        reference=f"{near.guest.os.source('netfront')}: FreeBSD bug 197344 (csum_blank is ignored), bug 273046 (LRO while forwarding)",
     )

@@ -42,7 +42,7 @@ def test_vlan_mtu(tagged: Tagged) -> None:
     Catches: netfront does not set IFCAP_VLAN_MTU, so the VLAN's MTU is 1496 (known issue)
     """
     link = tagged(IPV4)
-    guest, ask = link.guest, link.guest.profile
+    guest, ask = link.guest, link.guest.os
     require_link(link, f"an address in VLAN {link.tag}")
 
     mtu = next(interface.mtu for interface in ask.interfaces(guest.sh) if interface.name == link.interface)
@@ -72,7 +72,7 @@ def test_vlan_data(tagged: Tagged, link: Link, family: Family, case: CaseContext
 
     Source: sys/net/if_vlan.c, vlan_capabilities(); sys/dev/xen/netfront/netfront.c
     """
-    over, ask = tagged(family), link.guest.profile
+    over, ask = tagged(family), link.guest.os
     require_link(over, f"an address in VLAN {over.tag}")
     flags = ask.offloads(link.guest.sh, link.interface)
     wrong = []
@@ -92,5 +92,5 @@ def test_vlan_data(tagged: Tagged, link: Link, family: Family, case: CaseContext
         f"with and without {', '.join(flags)}",
         observed=wrong,
         expected="every byte arrives as it was sent, in tagged frames",
-        reference=f"{link.guest.profile.source('netfront')}; sys/net/if_vlan.c, vlan_capabilities()",
+        reference=f"{link.guest.os.source('netfront')}; sys/net/if_vlan.c, vlan_capabilities()",
     )

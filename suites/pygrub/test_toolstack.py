@@ -16,7 +16,7 @@ from harness.plugin.fixtures import Booted, NewGuest, NewScratch
 from harness.xen import pygrub
 from harness.xen.config import Disk
 
-from .watch import watch_pygrub
+from .recorder import record_pygrub
 
 # The loader of an HVM guest reads the disk itself.
 pytestmark = pytest.mark.needs(capability=("pygrub",), types=("pvh", "pv"))
@@ -30,9 +30,9 @@ def test_arguments_arrive(booted: Booted, cell: Cell) -> None:
     Source: xen tools/pygrub/src/pygrub:805; FreeBSD sys/x86/xen/pv.c, xen_pvh_parse_preload_data()
     """
     guest: Guest = booted(**BOOTED)
-    separator = guest.profile.separator
+    separator = guest.os.separator
 
-    variables = guest.profile.variables(guest.sh)
+    variables = guest.os.variables(guest.sh)
 
     passed = dict(word.partition("=")[::2] for word in guest.config.extra.split(separator) if word)
     precondition(passed, "the domain configuration has no `extra`")
@@ -115,7 +115,7 @@ def test_restricted(new_guest: NewGuest, host: XenHost) -> None:
         "bootloader_restrict = 1" in guest.config.render(), "the domain configuration does not set bootloader_restrict = 1"
     )
 
-    with watch_pygrub(host) as seen:
+    with record_pygrub(host) as seen:
         guest.create()
     guest.start()
     guest.wait_stage("login")

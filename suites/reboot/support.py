@@ -83,7 +83,7 @@ def wait_until_gone(guest: Guest, first: int, seconds: float) -> str:
     """
     deadline = Deadline(seconds * guest.scale)
     gone_since: Deadline | None = None
-    with guest.host.toolstack.watch(guest.name, seconds=deadline.remaining) as pause:
+    with guest.host.toolstack.follow_log(guest.name, seconds=deadline.remaining) as pause:
         while not deadline.expired:
             pause(3.0)
             row = guest.state()

@@ -46,7 +46,7 @@ def test_action(booted: Booted, reason: str, action: str, case: CaseContext) -> 
     guest.console_will_end()
     with guest.console.expecting_death():
         if reason == "crash":
-            guest.session.start(guest.profile.panic_command())
+            guest.session.start(guest.os.panic_command())
         else:
             guest.control(reason)
 
@@ -148,7 +148,7 @@ def test_edited_configuration(booted: Booted) -> None:
         guest.follow_reboot(120)
         guest.wait_stage("login")
         guest.login()
-        seen.append("fxh.edited" in guest.profile.variables(guest.sh))
+        seen.append("fxh.edited" in guest.os.variables(guest.sh))
     assert seen == [False, True], finding(
         test="an edited .cfg file and a reboot; then xl config-update and a reboot",
         observed=f"the new argument {'arrived' if seen[0] else 'did not arrive'} after the first reboot, "

@@ -26,7 +26,7 @@ def test_kernel_changes_size(guest: Guest, scratch: NewScratch, case: CaseContex
 
     Source: xen tools/libfsimage/ufs/fsys_ufs.c, sbmap(); ext2fs/fsys_ext2fs.c, ext2fs_block_map()
     """
-    blocks = guest.profile.small_blocks
+    blocks = guest.os.small_blocks
     direct, single = blocks.direct, blocks.single
     # Bytes before and after the change, which is made in place.
     steps = {"shrunk": (single + 1, direct), "grown": (direct, direct + 1), "grown-twice": (direct + 1, single + 1)}

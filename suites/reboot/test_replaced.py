@@ -85,7 +85,7 @@ def test_replaced_kernel_runs(two_kernels: TwoKernels, way: str, case: CaseConte
     first, old = guest.domid, replace_kernel.identity(guest)
     guest.sh(WAYS[way].format(new=volume.sibling("new"), file=volume.file))
 
-    died = reboot_and_log_in(guest, lambda: guest.session.start(guest.profile.reboot_command))
+    died = reboot_and_log_in(guest, lambda: guest.session.start(guest.os.reboot_command))
 
     verdict = two_kernels.judge_reboot(case, first, old, died)
     assert verdict.startswith("ok"), finding(
@@ -109,7 +109,7 @@ def test_replaced_then_panic(two_kernels: TwoKernels, synced: bool, case: CaseCo
     guest.sh(WAYS["rename"].format(new=volume.sibling("new"), file=volume.file) + ("; sync" if synced else ""))
 
     with guest.console.expecting_death():
-        died = reboot_and_log_in(guest, lambda: guest.session.start(guest.profile.panic_command()))
+        died = reboot_and_log_in(guest, lambda: guest.session.start(guest.os.panic_command()))
 
     verdict = two_kernels.judge_reboot(case, first, old, died)
     allowed = ("ok",) if synced else ("ok", "3: the guest had not flushed")
@@ -172,7 +172,7 @@ def test_replaced_menu(booted: Booted) -> None:
     died = reboot_and_log_in(guest, lambda: guest.session.start("reboot"))
 
     observed = f"the guest did not come back: {died}" if died else ""
-    if not died and (variables := dict(guest.profile.variables(guest.sh))).get("fxh.menu") != "two":
+    if not died and (variables := dict(guest.os.variables(guest.sh))).get("fxh.menu") != "two":
         observed = f"the kernel's arguments: {variables}"
     assert not observed, finding(
         test="fxh.menu=two written into menu.lst, then a reboot",

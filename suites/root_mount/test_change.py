@@ -26,18 +26,18 @@ def test_hot_plug(guest: Guest, scratch: NewScratch) -> None:
     Catches: a guest that ignores a detach request (planted)
     """
     (disk,) = scratch("xvdc")
-    name = guest.profile.disk_name("xvdc")
+    name = guest.os.disk_name("xvdc")
     for _ in range(2):
         guest.host.toolstack.block_attach(guest.domid, Disk(disk.target, "xvdc"))
 
         there = hotplug.wait_disks(guest, {name})
         seen = hotplug.digests(guest.sh, sorted(there))
-        wrong = misnamed((Given("xvdc", disk.digest),), seen, guest.profile.disk_name)
+        wrong = misnamed((Given("xvdc", disk.digest),), seen, guest.os.disk_name)
         assert not wrong, finding(
             test="xl block-attach of vdev xvdc to a running guest",
             observed=wrong,
             expected=f"the guest shows the disk as {name} within seconds",
-            reference=guest.profile.source("blkfront"),
+            reference=guest.os.source("blkfront"),
         )
 
         stays: list[str] = []
@@ -53,7 +53,7 @@ def test_hot_plug(guest: Guest, scratch: NewScratch) -> None:
             test="xl block-detach of a disk that is not in use",
             observed=stays,
             expected="the guest closes the frontend (state 6, or no node) within ten seconds and removes the disk",
-            reference=guest.profile.source("blkfront"),
+            reference=guest.os.source("blkfront"),
         )
 
 
@@ -75,9 +75,9 @@ def test_detach_in_use(guest: Guest, scratch: NewScratch) -> None:
     assert name not in left, finding(
         test="xl block-detach while a process has the disk open, then the process ends",
         observed=[f"{name} is still there; its frontend's state was {during!r} and is {frontend_state(guest, 'xvdc')!r}",
-             *guest.profile.attach_log(guest.sh).splitlines()[-5:]],
+             *guest.os.attach_log(guest.sh).splitlines()[-5:]],
         expected="the guest prints `detaching with pending users` and closes the frontend (state 6) after the last user",
-        reference=f"{guest.profile.source('blkfront')}, xbd_closing() / blkfront_closing()",
+        reference=f"{guest.os.source('blkfront')}, xbd_closing() / blkfront_closing()",
     )  # fmt: skip
 
 
@@ -88,15 +88,15 @@ def test_collision_is_survived(guest: Guest, scratch: NewScratch, first: str, se
 
     Source: sys/dev/xen/blkfront/blkfront.c, xbd_vdevice_to_unit(); sys/geom/geom_dev.c, g_dev_taste()
     """
-    name = guest.profile.disk_name(first)
-    precondition(name == guest.profile.disk_name(second), f"{first} and {second} map to different names")
+    name = guest.os.disk_name(first)
+    precondition(name == guest.os.disk_name(second), f"{first} and {second} map to different names")
     one, two = scratch(first, second)
     hotplug.disk(guest, Disk(one.target, first))
 
     guest.host.toolstack.block_attach(guest.domid, Disk(two.target, second))
 
     guest.deadline(20).wait("the second frontend to settle", lambda: _require_settled(guest, second), 0.5)
-    log = guest.profile.attach_log(guest.sh)
+    log = guest.os.attach_log(guest.sh)
     (case.directory / "attach.txt").write_text(log)
     digest = hotplug.digests(guest.sh, [name]).get(name)
     assert digest == one.digest, finding(
@@ -133,7 +133,7 @@ def test_read_only(guest: Guest, scratch: NewScratch) -> None:
         f"{'unchanged' if digest == disk.digest else 'changed'} in the guest and "
         f"{'unchanged' if behind == disk.digest else 'changed'} in dom0",
         expected="the guest refuses the write and can still read the disk",
-        reference=f"{guest.profile.source('blkfront')} (VDISK_READONLY in the backend's `info`)",
+        reference=f"{guest.os.source('blkfront')} (VDISK_READONLY in the backend's `info`)",
     )
 
 
@@ -145,7 +145,7 @@ def test_resize(guest: Guest, scratch: NewScratch, sector: int, case: CaseContex
     Catches: `sectors` counted in units of the backend's sector size (FreeBSD bug 280884)
     """
     (disk,) = scratch("xvdc", size=4 * scratches.MIB, sector=sector)
-    ask = guest.profile
+    ask = guest.os
     name = hotplug.disk(guest, Disk(disk.target, "xvdc"))
     before = ask.disk_bytes(guest.sh, name)
     assert before == disk.size, finding(
@@ -167,5 +167,5 @@ def test_resize(guest: Guest, scratch: NewScratch, sector: int, case: CaseContex
         test=f"the backend of {name} ({sector} byte sectors) grew from {disk.size} to {wanted} bytes",
         observed=f"{name} has {seen} bytes",
         expected=f"{name} has the new size, {wanted} bytes",
-        reference=f"{guest.profile.source('blkfront')} (xbd_connect, BLKIF_STATE_CONNECTED); FreeBSD main still multiplies by the sector size",
+        reference=f"{guest.os.source('blkfront')} (xbd_connect, BLKIF_STATE_CONNECTED); FreeBSD main still multiplies by the sector size",
     )

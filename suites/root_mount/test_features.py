@@ -50,7 +50,7 @@ def test_synced_data_survives_a_power_cut(
         "then xl destroy",
         observed=wrong,
         expected="the guest uses and reports the features of each backend, and the disks have all synced data",
-        reference=f"{guest.profile.source('blkfront')}, xbd_connect() and xbd_instance_create()",
+        reference=f"{guest.os.source('blkfront')}, xbd_connect() and xbd_instance_create()",
     )
 
 

@@ -48,12 +48,12 @@ def test_disks_of_an_hvm_guest(new_guest: NewGuest, scratch: NewScratch, image: 
     guest.boot()
 
     text = guest.console.since(guest.console.boot_offset).decode(errors="replace")
-    disks, geom = set(guest.profile.disks(guest.sh)), guest.sh("sysctl -n kern.geom.conftxt")
+    disks, geom = set(guest.os.disks(guest.sh)), guest.sh("sysctl -n kern.geom.conftxt")
     (case.directory / "geom.txt").write_text(geom)
     wrong = []
     if f"Mounting from ufs:/dev/{other}{part} failed with error" not in text:
         wrong.append(f"the mount from /dev/{other}{part}, the disk's other name, did not fail")
-    if (root := guest.profile.root_device(guest.sh)) != f"/dev/{label}":
+    if (root := guest.os.root_device(guest.sh)) != f"/dev/{label}":
         wrong.append(f"root is {root}")
     if (below := consumer_of(geom, label)) != f"{own}{part}":
         wrong.append(f"{label} is on {below or 'nothing'}")

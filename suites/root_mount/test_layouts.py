@@ -62,7 +62,7 @@ def test_root_within_a_disk(guest: Guest, root_file: Path, tmp_path: Path, case:
     Source: sys/geom/part/g_part_mbr.c, g_part_bsd.c, g_part_gpt.c; sys/kern/vfs_mountroot.c, vfs_mountroot_parse();
         libexec/rc/rc.d/root
     """
-    raw = guest.profile.root_device(guest.sh)
+    raw = guest.os.root_device(guest.sh)
     devices = {}
     for table, (disk, _, _) in TABLES.items():
         path, devices[table] = make_divided_disk(table, root_file, tmp_path)
@@ -94,7 +94,7 @@ def test_root_within_a_disk(guest: Guest, root_file: Path, tmp_path: Path, case:
         begun = guest.console.offset
         reroot(guest, device)
         text = guest.console.since(begun).decode(errors="replace")
-        root, marker = guest.profile.root_device(guest.sh), guest.sh("cat /fxh-root; true")
+        root, marker = guest.os.root_device(guest.sh), guest.sh("cat /fxh-root; true")
         fstab = guest.sh("awk '$2 == \"/\" { print $1 }' /etc/fstab")
         if f"Trying to mount root from ufs:/dev/{device}" not in text or "failed with error" in text:
             wrong.append(f"{device}: the console does not show a successful mount of this root")

@@ -25,16 +25,16 @@ NOT_HVM = pytest.mark.needs(types=("pvh", "pv"))
 
 def assert_named_by_vdev(guest: Guest, given: tuple[Given, ...], test: str) -> None:
     """Fail unless the content of each disk of ``given`` is under the name that the table of vdev numbers gives."""
-    seen = hotplug.digests(guest.sh, sorted(set(guest.profile.disks(guest.sh))))
-    wrong = misnamed(given, seen, guest.profile.disk_name)
+    seen = hotplug.digests(guest.sh, sorted(set(guest.os.disks(guest.sh))))
+    wrong = misnamed(given, seen, guest.os.disk_name)
     if wrong:
-        log = guest.profile.attach_log(guest.sh)
+        log = guest.os.attach_log(guest.sh)
         pytest.fail(
             finding(
                 test=test,
                 observed=[*wrong, f"the guest's disks: {' '.join(sorted(seen))}", *log.splitlines()],
                 expected="each disk has the name of its vdev number, whatever the order, and holds its own content",
-                reference=guest.profile.source("disk names"),
+                reference=guest.os.source("disk names"),
             ),
             pytrace=False,
         )
@@ -51,21 +51,21 @@ def test_every_vdev_in_one_boot(new_guest: NewGuest, scratch: NewScratch, case: 
         corrupted disks (planted)
     """
     guest = new_guest()
-    names = guest.profile.vdev_names
+    names = guest.os.vdev_names
     made = scratch(*names)
     disks = [Disk(disk.target, name) for disk, name in zip(made, names, strict=True)]
     # The order in the configuration must not matter. The fixed seed gives the same order in every run.
     random.Random(4).shuffle(disks)
     half = len(disks) // 2
     guest.reconfigure(disks=(*disks[:half], *guest.config.disks, *disks[half:]))
-    shared = collisions(tuple(disk.vdev for disk in guest.config.disks), guest.profile.disk_name)
+    shared = collisions(tuple(disk.vdev for disk in guest.config.disks), guest.os.disk_name)
     assert not shared, f"vdevs of this case share a disk name: {shared}"
 
     guest.boot()
 
     given = tuple(Given(name, disk.digest) for disk, name in zip(made, names, strict=True))
     case.metrics["disks"] = float(len(given))
-    (case.directory / "attach.txt").write_text(guest.profile.attach_log(guest.sh))
+    (case.directory / "attach.txt").write_text(guest.os.attach_log(guest.sh))
     assert_named_by_vdev(guest, given, f"a boot with the vdevs {' '.join(disk.vdev for disk in disks)}, in this order")
 
 
@@ -80,13 +80,13 @@ def test_root_on(new_guest: NewGuest, vdev_name: str, root_device: str) -> None:
     Catches: xvdq named xbd0 in FreeBSD 8.0 (missing return, fixed by 8b8bfa3567)
     """
     guest = new_guest(root_vdev=vdev_name)
-    name = guest.profile.disk_name(vdev_name)
-    spec = rootfs.spec(root_device).replace(guest.profile.disk_name("xvda"), name, 1)
+    name = guest.os.disk_name(vdev_name)
+    spec = rootfs.spec(root_device).replace(guest.os.disk_name("xvda"), name, 1)
 
     guest.boot()
 
     text = guest.console.since(guest.console.boot_offset).decode(errors="replace")
-    root = guest.profile.root_device(guest.sh)
+    root = guest.os.root_device(guest.sh)
     problems = []
     if f"Trying to mount root from {spec}" not in text:
         problems.append(f"the console line `Trying to mount root from` does not name {spec}")
@@ -140,7 +140,7 @@ def test_mountroot_dialogue(new_guest: NewGuest, root_device: str) -> None:
     guest.wait_stage("login")
 
     guest.login()
-    root = guest.profile.root_device(guest.sh)
+    root = guest.os.root_device(guest.sh)
     assert root == mounted, finding(
         test=f"`{spec}` at the mountroot> prompt",
         observed=f"root is {root}",

@@ -71,5 +71,5 @@ def test_blocks_are_where_they_belong(guest: Guest, scratch: NewScratch, sector:
         test=f"blocks of {BLOCK} bytes, read and written by number on a disk with sectors of {sector} bytes",
         observed=wrong[:12],
         expected="each block is read from its place, and written to it; all others keep their content",
-        reference=f"xen 221f2748e8 (public/io/blkif.h); {guest.profile.source('blkfront')}",
+        reference=f"xen 221f2748e8 (public/io/blkif.h); {guest.os.source('blkfront')}",
     )

@@ -36,7 +36,7 @@ def test_d_flood(guest):
     end = time.monotonic() + float(os.environ.get("FXH_TEST_FLOOD", "60"))
     total = 0
     while time.monotonic() < end:
-        out = guest.sh(guest.profile.flood_command(2000, 100), 300).splitlines()
+        out = guest.sh(guest.os.flood_command(2000, 100), 300).splitlines()
         assert out == [f"{n:0100}" for n in range(1, 2001)], "lines were lost"
         total += 2000
     print("lines", total)
@@ -80,7 +80,7 @@ def test_l_loops(new_guest):
         time.sleep(120)
 
 def test_f_panics(guest):
-    guest.session.start(guest.profile.panic_command())
+    guest.session.start(guest.os.panic_command())
     guest.sh("sleep 60")
 '''
 

@@ -35,7 +35,7 @@ PAUSE, GDB = "pause> ", "(gdb) "
 CASES = '''
 """Planted."""
 def test_dies(guest):
-    guest.session.start(guest.profile.panic_command())
+    guest.session.start(guest.os.panic_command())
     guest.sh("sleep 60")
 
 def test_after(guest):

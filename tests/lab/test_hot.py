@@ -14,7 +14,7 @@ import pytest
 
 from harness import store
 from harness.deadline import ConditionNotMet, Deadline
-from harness.guests.configure import configure
+from harness.guests.domain_config import build_domain_config
 from harness.guests.guest import Guest
 from harness.guests.os.linux import from_directory
 from harness.guests.shape import Shape
@@ -108,14 +108,14 @@ def test_a_guest_continues_with_its_console_disk_and_network(own: Lab, tmp_path:
     data = os.urandom(1 << 20)
     image.write_bytes(data)
     shape = Shape("pvh", disks=(Disk(host.disk(image), "xvdb"),))
-    guest = Guest(host, what.profile, configure(host, what, shape, "fxh-hot"), tmp_path).boot()
+    guest = Guest(host, what.os, build_domain_config(host, what, shape, "fxh-hot"), tmp_path).boot()
     guest.sh("echo kept > /tmp/mark; ip addr add 10.0.2.77/24 dev eth0")
     guest.detach()
     made = own.checkpoints.get_or_create(CheckpointKind.WARM, KEY, lambda: "")
     assert made.hot
     for _ in range(3):
         host.get_or_create(CheckpointKind.WARM, KEY, lambda: pytest.fail("it is there"))
-        again = Guest(host, what.profile, guest.config, tmp_path).adopt(guest.domid)
+        again = Guest(host, what.os, guest.config, tmp_path).adopt(guest.domid)
         assert again.sh("cat /tmp/mark; echo gone > /tmp/mark") == "kept"
         assert again.sh("md5sum < /dev/xvdb").split()[0] == hashlib.md5(data).hexdigest()
         again.sh("dd if=/dev/zero of=/dev/xvdb bs=64k count=16; sync")

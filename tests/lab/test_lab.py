@@ -21,7 +21,7 @@ from harness.console import xentrace
 from harness.deadline import ConditionNotMet, Deadline
 from harness.errors import HarnessError, InfrastructureError, LabDead, TransportError, UsageError
 from harness.guests import sourcelines
-from harness.guests.configure import configure
+from harness.guests.domain_config import build_domain_config
 from harness.guests.guest import Guest
 from harness.guests.os.linux import from_directory
 from harness.guests.shape import Shape
@@ -103,7 +103,7 @@ def test_flags_are_right_after_cmpxchg16b_or_the_cpu_lacks_it(lab: Lab, tmp_path
 def test_checkpoint_with_a_running_guest(host: LabHost, tmp_path: Path) -> None:
     """After a restore everything works: hypervisor, dom0, guest, its console and its network."""
     what = from_directory(factory.control(LabSpec()))
-    guest = Guest(host, what.profile, configure(host, what, Shape("pv"), "fxh-kept"), tmp_path).boot()
+    guest = Guest(host, what.os, build_domain_config(host, what, Shape("pv"), "fxh-kept"), tmp_path).boot()
     guest.sh("echo kept > /tmp/mark; ip addr add 10.0.2.77/24 dev eth0")
     guest.detach()
     made = host.get_or_create(CheckpointKind.USER, "test-guest", lambda: "")
@@ -112,7 +112,7 @@ def test_checkpoint_with_a_running_guest(host: LabHost, tmp_path: Path) -> None:
             host.get_or_create(CheckpointKind.USER, "test-guest", lambda: pytest.fail("it is there"))
             left = host.transport.run(["busybox", "pidof", "xenconsole"], check=False).text
             assert not left, "if the console's client were saved, no other could attach"
-            again = Guest(host, what.profile, guest.config, tmp_path).adopt(guest.domid)
+            again = Guest(host, what.os, guest.config, tmp_path).adopt(guest.domid)
             assert again.sh("cat /tmp/mark") == "kept"
             ping = host.transport.run(["sh", "-c", "busybox ping -c 1 -W 5 10.0.2.77"], check=False)
             assert ping.status == 0, ping.text

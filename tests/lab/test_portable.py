@@ -10,7 +10,7 @@ from pathlib import Path
 
 from harness.lab.lab import Lab
 
-WATCH = """
+AUDIT = """
 import sys
 def hook(event, args):
     if event == "open" and isinstance(args[0], str) and args[0].startswith(("/proc", "/sys", "/dev/")):
@@ -34,7 +34,7 @@ def test_starting_a_lab_needs_no_linux(lab: Lab) -> None:
     # Only Linux has hot checkpoints.
     without = os.environ | {"FXH_CRIU": "off"}
     for words in (["up", name, "--keep"], ["checkpoint", name, "portable"], ["restore", name], ["list"], ["rm", name]):
-        argv = [sys.executable, "-c", WATCH, "lab", *words]
+        argv = [sys.executable, "-c", AUDIT, "lab", *words]
         done = subprocess.run(argv, capture_output=True, text=True, timeout=120, env=without)
         assert done.returncode == 0, done.stderr
         seen += done.stderr

@@ -33,7 +33,7 @@ def test_fails(guest):
     assert guest.sh("echo 1") == "2", "one is not two"
 
 def test_dies(guest):
-    guest.session.start(guest.profile.panic_command())
+    guest.session.start(guest.os.panic_command())
     guest.sh("sleep 60")
 
 def test_command_fails(guest):

@@ -18,7 +18,7 @@ class Host:
     own_ovmf: Path | None = None
     bridge: str = "xenbr0"
     capabilities: frozenset[str] = frozenset({"pv", "pvh", "hvm"})
-    states: None = None
+    checkpoints: None = None
     lease: None = None
     failure: str = ""
 

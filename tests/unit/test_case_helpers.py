@@ -190,17 +190,17 @@ class Bridge:
         return Completed(tuple(argv), 0, b"", b"")
 
 
-def plain(slot: int, index: int = 0, transport: Bridge | None = None, profile: object = None) -> Link:
+def plain(slot: int, index: int = 0, transport: Bridge | None = None, guest_os: object = None) -> Link:
     guest: Any = SimpleNamespace(
-        name="g", domid=7, watches=[], profile=profile or Linux(), sh=lambda command: "",
+        name="g", domid=7, explainers=[], os=guest_os or Linux(), sh=lambda command: "",
         config=SimpleNamespace(vifs=[SimpleNamespace(mac="00:16:3e:00:00:01", bridge="xenbr0")] * 2),
         host=SimpleNamespace(bridge="xenbr0", transport=transport, slot=slot),
     )  # fmt: skip
     return Link(guest, index, interface="eth0")
 
 
-def vlan(slot: int, transport: Bridge | None = None, profile: object = None) -> VlanLink:
-    return VlanLink(plain(slot, 0, transport, profile))
+def vlan(slot: int, transport: Bridge | None = None, guest_os: object = None) -> VlanLink:
+    return VlanLink(plain(slot, 0, transport, guest_os))
 
 
 def test_runs_that_share_a_bridge_have_different_addresses() -> None:

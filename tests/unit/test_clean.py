@@ -191,7 +191,7 @@ def test_a_late_prefix_is_ignored(tmp_path: Path) -> None:
     data = BOOTED * 8 + b"".join(b"Feb  3 04:05:%02d box kernel: panic: xyz\n" % n for n in range(20))
     reader = ConsoleReader(ReplayStream(b""), tmp_path / "c.log", tables=FREEBSD)
     reader._take(data)
-    assert reader._watcher._cleaner.prefix is None
+    assert reader._tracker._cleaner.prefix is None
     reader.close()
 
 
@@ -268,14 +268,14 @@ def test_places_map_back_to_the_log(pieces: list[bytes]) -> None:
 @given(st.binary(max_size=400), st.integers(1, 40))
 def test_any_bytes_are_accepted(data: bytes, size: int) -> None:
     noise = data.replace(b"q", b"\x1b[").replace(b"w", b"panic: ").replace(b"e", b"\n").replace(b"r", b"(d1) ")
-    from harness.console.watcher import Watcher
+    from harness.console.boot_tracker import BootTracker
 
-    watcher = Watcher(FREEBSD, first_line=1.0, scale=1.0)
+    tracker = BootTracker(FREEBSD, first_line=1.0, scale=1.0)
     for n in range(0, len(noise), size):
-        watcher.feed(noise[n : n + size], float(n))
-        watcher.check(float(n))
-    watcher.check(1e9, ended=True)
-    assert watcher.offset == len(noise)
+        tracker.feed(noise[n : n + size], float(n))
+        tracker.check(float(n))
+    tracker.check(1e9, ended=True)
+    assert tracker.offset == len(noise)
     classify(noise)
 
 
@@ -296,7 +296,7 @@ def test_the_sample_is_bounded(tmp_path: Path) -> None:
     reader = ConsoleReader(ReplayStream(b""), tmp_path / "c.log", tables=FREEBSD)
     for _ in range(100):
         reader._take(b"x" * 1000)
-    assert len(reader._watcher._sample) <= SAMPLE + 1000
-    assert not reader._watcher._sampling
+    assert len(reader._tracker._sample) <= SAMPLE + 1000
+    assert not reader._tracker._sampling
     assert LINES < 100
     reader.close()

@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 from played import FREEBSD, classify
 
-from harness.console import deaths, watcher
+from harness.console import boot_tracker, deaths
 from harness.console.backtrace import frames
+from harness.console.boot_tracker import BootTracker, Overrun
 from harness.console.reader import MOST, ConsoleReader
 from harness.console.text import decode, excerpt
-from harness.console.watcher import Overrun, Watcher
 from harness.deadline import Deadline
 from harness.errors import ExitCode, GuestDied, HarnessError, InfrastructureError, TransportError
 from harness.guests import sourcelines
@@ -306,10 +306,10 @@ Uptime: 23s\r
 def test_a_panic_begins_in_the_middle_of_a_line(tmp_path: Path, before: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
     """A guest of 14.1 or later is gone after its uptime. Its death is declared without a line `Automatic reboot`.
 
-    The uptime ends the report, so the watcher does not wait as for a report without an end.
+    The uptime ends the report, so the tracker does not wait as for a report without an end.
     """
     for name in ("_UNFINISHED_QUIET", "_UNFINISHED_LONGEST"):
-        monkeypatch.setattr(watcher, name, 600.0)
+        monkeypatch.setattr(boot_tracker, name, 600.0)
     report = REPORT % b"panic() at panic+0x43/frame 0xfffffe004508fba0\r\n"
     for sizes in ([1], [7, 100, 3], [4096]):
         stream = ReplayStream(b"\r\n" + before + b"panic: kdb_sysctl_panic\r\n" + report, end="silence", sizes=sizes)
@@ -382,7 +382,7 @@ def test_a_loader_of_each_firmware(tmp_path: Path, line: bytes) -> None:
 
 
 def test_every_stage_has_its_literal() -> None:
-    """The watcher searches for the literal first, so the pattern never sees a line without it."""
+    """The tracker searches for the literal first, so the pattern never sees a line without it."""
     lines = {
         "firmware": [b'BdsDxe: starting Boot0001 "UEFI Misc Device" from PciRoot(0x0)'],
         "loader": [b"BTX loader 1.00", b"FreeBSD/x86 bootstrap loader, R", b"FreeBSD/amd64 EFI loader, R", b"/boot/kernel/kernel text=0x1"],
@@ -532,7 +532,7 @@ def test_a_bug_of_the_reader_is_not_the_end_of_the_guest(tmp_path: Path, monkeyp
     def feed(*_: object) -> None:
         raise RuntimeError("a bug")
 
-    monkeypatch.setattr(Watcher, "feed", feed)
+    monkeypatch.setattr(BootTracker, "feed", feed)
     reader = play(tmp_path, PVH)
     assert reader.death is None
     with pytest.raises(HarnessError, match="cannot be read: RuntimeError: a bug") as error:
@@ -568,17 +568,17 @@ def test_a_console_of_many_gigabytes_is_read_in_parts(tmp_path: Path) -> None:
 
 
 def test_a_boot_that_prints_lines_gets_three_times_its_budget() -> None:
-    silent = Watcher(FREEBSD, first_line=9.0, scale=1.0)
+    silent = BootTracker(FREEBSD, first_line=9.0, scale=1.0)
     silent.feed(b"x\n", 5.0)
     assert (silent.check(8.5), silent.check(9.5)) == (None, Overrun("start", 9.5))
 
-    slow = Watcher(FREEBSD, first_line=9.0, scale=1.0)
+    slow = BootTracker(FREEBSD, first_line=9.0, scale=1.0)
     for second in range(0, 26, 2):
         slow.feed(b"x\n", float(second))
         assert slow.check(second + 1.0) is None
     assert slow.check(26.0) is None
     assert slow.check(27.5) == Overrun("start", 27.5), "silent since second 24"
 
-    noisy = Watcher(FREEBSD, first_line=9.0, scale=1.0)
+    noisy = BootTracker(FREEBSD, first_line=9.0, scale=1.0)
     noisy.feed(b"x\n", 26.9)
     assert noisy.check(27.5) == Overrun("start", 27.5)

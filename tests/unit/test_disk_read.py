@@ -125,7 +125,7 @@ def test_a_run_needs_only_the_disk(disk: Path, tree: Path) -> None:
     assert file_sha256(disk) == before
     given = freebsd_source.from_image(image)
     assert (given.root, given.label, given.kernel) == ("gpt/rootfs", "freebsd-14.2", image.kernel)
-    assert given.profile.default_variables(given.root, False)["vfs.root.mountfrom"] == "ufs:/dev/gpt/rootfs"
+    assert given.os.default_variables(given.root, False)["vfs.root.mountfrom"] == "ufs:/dev/gpt/rootfs"
     assert given.inputs["disk"] == f"FreeBSD.raw sha256:{before}"
 
 

@@ -25,7 +25,7 @@ from harness.dom0 import (
     netpeer,
     port_command,
     pygrub_fuzz,
-    pygrub_watch,
+    pygrub_recorder,
     read_memory,
     scan_pages,
     tap_relay,
@@ -40,7 +40,7 @@ from harness.xen import dom0_program
 DOM0 = Path(netpeer.__file__).parent
 MODULES = sorted(DOM0.glob("*.py"))
 PROGRAMS = (
-    gdb_stub, lease_agent, netpeer, port_command, pygrub_fuzz, pygrub_watch, read_memory, scan_pages, tap_relay, tap_wire, xenstore_recorder, xenstore_writer,
+    gdb_stub, lease_agent, netpeer, port_command, pygrub_fuzz, pygrub_recorder, read_memory, scan_pages, tap_relay, tap_wire, xenstore_recorder, xenstore_writer,
 )  # fmt: skip
 # dropbear 2022.83 rejects longer command lines.
 COMMAND_LINE = 9000
@@ -114,12 +114,12 @@ def test_the_network_peer_runs() -> None:
     assert (found["bytes"], found["error"]) == (0, "")
 
 
-def test_pygrub_watch_reports_what_starts_after_it(tmp_path: Path) -> None:
+def test_pygrub_recorder_reports_what_starts_after_it(tmp_path: Path) -> None:
     (tmp_path / "pygrub").write_text("import time; print('up', flush=True); time.sleep(60)")
-    stream = dom0_program.start(LocalTransport(), pygrub_watch)
+    stream = dom0_program.start(LocalTransport(), pygrub_recorder)
     process = None
     try:
-        assert stream.read(100, 60) == b"watching\n"
+        assert stream.read(100, 60) == b"recording\n"
         process = subprocess.Popen([sys.executable, tmp_path / "pygrub"], stdout=subprocess.PIPE)
         assert process.stdout is not None
         process.stdout.readline()

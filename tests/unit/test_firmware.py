@@ -16,7 +16,7 @@ from quiet_host import Host
 from harness.console import deaths
 from harness.console.reader import ConsoleReader
 from harness.errors import BuildError, CannotRun, UsageError
-from harness.guests.configure import configure
+from harness.guests.domain_config import build_domain_config
 from harness.guests.os.freebsd import FreeBSD
 from harness.guests.shape import Shape
 from harness.guests.source import DiskImage, GuestSource
@@ -33,8 +33,8 @@ from harness.xen.config import DomainConfig
 
 
 def source(*firmwares: str) -> GuestSource:
-    profile = FreeBSD(version="15.1", types=("pvh", "hvm"))
-    return GuestSource("freebsd-15.1", profile, None, disks=(DiskImage(Path("/i/xvda.img")),), root="xbd0p3", firmwares=firmwares)
+    guest_os = FreeBSD(version="15.1", types=("pvh", "hvm"))
+    return GuestSource("freebsd-15.1", guest_os, None, disks=(DiskImage(Path("/i/xvda.img")),), root="xbd0p3", firmwares=firmwares)
 
 
 def asked(firmwares: str = "bios", types: str = "", guests: str = "freebsd") -> Any:
@@ -47,9 +47,9 @@ def asked(firmwares: str = "bios", types: str = "", guests: str = "freebsd") -> 
 
 
 def test_uefi_is_a_cell_of_its_own_and_bios_keeps_its_name() -> None:
-    names = [str(cell) for cell in cells.cells(asked("bios uefi"), source().profile)]
+    names = [str(cell) for cell in cells.cells(asked("bios uefi"), source().os)]
     assert names == ["freebsd-pvh-xen-4.20", "freebsd-hvm-xen-4.20", "freebsd-hvm-uefi-xen-4.20"]
-    (cell,) = cells.cells(asked("uefi", "hvm"), source().profile)
+    (cell,) = cells.cells(asked("uefi", "hvm"), source().os)
     assert (cell.type, cell.firmware, cell.version.release) == ("hvm", "uefi", "15.1")
     assert known.case_id("boot", "test_x", f"{cell}-2", cell) == "boot/test_x[2]"
     assert cells.unmet([pytest.mark.needs(types=("hvm",)).mark], cell) == ""
@@ -96,17 +96,17 @@ def test_an_image_says_which_firmwares_start_it() -> None:
 
 
 def test_a_uefi_guest_starts_from_ovmf() -> None:
-    made = configure(Host(), source("uefi"), Shape("hvm", firmware="uefi"), "x").render()  # type: ignore[arg-type]
+    made = build_domain_config(Host(), source("uefi"), Shape("hvm", firmware="uefi"), "x").render()  # type: ignore[arg-type]
     assert 'firmware = "ovmf"\n' in made
     assert "bios_path_override" not in made
-    own = configure(Host(own_ovmf=Path("/s/OVMF.fd")), source("uefi"), Shape("hvm", firmware="uefi"), "x").render()  # type: ignore[arg-type]
+    own = build_domain_config(Host(own_ovmf=Path("/s/OVMF.fd")), source("uefi"), Shape("hvm", firmware="uefi"), "x").render()  # type: ignore[arg-type]
     assert 'firmware = "ovmf"\n' in own
     assert 'bios_path_override = "/there/OVMF.fd"\n' in own
 
 
 @pytest.mark.parametrize("asked_for", ["", "bios"])
 def test_a_bios_guest_is_configured_as_before(asked_for: str) -> None:
-    made = configure(Host(own_ovmf=Path("/s/OVMF.fd")), source("bios"), Shape("hvm", firmware=asked_for), "x").render()  # type: ignore[arg-type]
+    made = build_domain_config(Host(own_ovmf=Path("/s/OVMF.fd")), source("bios"), Shape("hvm", firmware=asked_for), "x").render()  # type: ignore[arg-type]
     assert "firmware" not in made
     assert "bios_path" not in made
 
@@ -115,20 +115,20 @@ def test_only_hvm_has_a_firmware() -> None:
     with pytest.raises(UsageError, match="firmware 'ovmf' with type 'pvh'"):
         DomainConfig("x", "pvh", 512, firmware="ovmf").render()
     with pytest.raises(UsageError, match=r"freebsd-15\.1 as pvh with UEFI"):
-        configure(Host(), source("uefi"), Shape("pvh", firmware="uefi"), "x")  # type: ignore[arg-type]
+        build_domain_config(Host(), source("uefi"), Shape("pvh", firmware="uefi"), "x")  # type: ignore[arg-type]
 
 
 def test_obstacles_to_uefi_are_reported_before_a_boot() -> None:
     shape = Shape("hvm", firmware="uefi")
     with pytest.raises(UsageError, match="no EFI system partition"):
-        configure(Host(), source("bios"), shape, "x")  # type: ignore[arg-type]
+        build_domain_config(Host(), source("bios"), shape, "x")  # type: ignore[arg-type]
     with pytest.raises(CannotRun, match=r"^h: no firmware file /usr/share/ovmf/OVMF\.fd") as caught:
-        configure(Host(no_uefi="no firmware file /usr/share/ovmf/OVMF.fd"), source("uefi"), shape, "x")  # type: ignore[arg-type]
+        build_domain_config(Host(no_uefi="no firmware file /usr/share/ovmf/OVMF.fd"), source("uefi"), shape, "x")  # type: ignore[arg-type]
     assert "OvmfXen" in caught.value.hint
     assert "package ovmf" in caught.value.hint
     for asked_for in ("", "bios"):
         with pytest.raises(CannotRun, match="only UEFI can start it") as caught:
-            configure(Host(), source("uefi"), Shape("hvm", firmware=asked_for), "x")  # type: ignore[arg-type]
+            build_domain_config(Host(), source("uefi"), Shape("hvm", firmware=asked_for), "x")  # type: ignore[arg-type]
         assert caught.value.hint == "--firmware uefi"
 
 

@@ -40,19 +40,19 @@ class Host:
         self.rows = rows
         self.said = ""
         self.pauses: list[float] = []
-        self.watched: list[tuple[str, ...]] = []
+        self.awaited: list[tuple[str, ...]] = []
         self.toolstack = SimpleNamespace(
             find=lambda name: self.rows.pop(0) if len(self.rows) > 1 else self.rows[0],
-            watch=self._watch,
+            follow_log=self._pausing,
             log=lambda name: (
                 f"{REFUSED.replace('no loader', 'once no loader')}Domain 3 has shut down, reason code 1 0x1\n{self.said}"
             ),
         )
-        self.xenstore = SimpleNamespace(watch=self._watch)
+        self.xenstore = SimpleNamespace(watch=self._pausing)
 
     @contextmanager
-    def _watch(self, *paths: str, seconds: float) -> Iterator[Callable[[float], None]]:
-        self.watched.append(paths)
+    def _pausing(self, *paths: str, seconds: float) -> Iterator[Callable[[float], None]]:
+        self.awaited.append(paths)
 
         def pause(longest: float) -> None:
             self.pauses.append(longest)
@@ -125,7 +125,7 @@ def test_a_new_domain_that_runs_is_taken(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(made, "_stream", lambda: "the new console")
     assert made.follow_reboot(60) == 4
     assert replaced == [("the new console", False)]
-    assert host.watched == [("g",)], "xenstored tells of a new domain, not that it runs"
+    assert host.awaited == [("g",)], "xenstored tells of a new domain, not that it runs"
     assert host.pauses == 3 * [guests._POLL_NEW]
 
 

@@ -22,11 +22,11 @@ import pytest
 def test_boots_and_answers(new_guest):
     guest = new_guest(memory=64).boot()
     assert [stage.name for stage in guest.console.stages] == ["kernel", "login"]
-    assert guest.profile.identity(guest.sh).release == "2.1"
+    assert guest.os.identity(guest.sh).release == "2.1"
 
 def test_its_own_panic(guest):
     death = guest.panic(20)
-    assert (death.kind, death.faulting_function) == (guest.profile.panic_kind, "toy_driver_poll")
+    assert (death.kind, death.faulting_function) == (guest.os.panic_kind, "toy_driver_poll")
 
 def test_hangs(guest):
     assert guest.sh("no answer") == ""
@@ -110,10 +110,10 @@ def test_cases_run_on_a_third_os(outcomes: dict[str, dict[str, object]], case: s
 
 @pytest.mark.parametrize("guest", registry.GUESTS.values(), ids=lambda guest: guest.name)
 def test_each_os_says_what_the_suites_ask_of_it(guest: object) -> None:
-    profile: GuestOS = guest.os()  # type: ignore[attr-defined]
-    assert (profile.stages[-1].name, "kernel" in [stage.name for stage in profile.stages]) == ("login", True)
+    guest_os: GuestOS = guest.os()  # type: ignore[attr-defined]
+    assert (guest_os.stages[-1].name, "kernel" in [stage.name for stage in guest_os.stages]) == ("login", True)
     subjects = ("balloon", "balloon pages", "blkfront", "clock", "disk names", "memory map", "netfront", "vcpus", "xenbus")
-    assert [subject for subject in subjects if subject not in profile.sources] == []
+    assert [subject for subject in subjects if subject not in guest_os.sources] == []
 
 
 def test_an_unknown_subject_still_names_the_os() -> None:
@@ -123,9 +123,9 @@ def test_an_unknown_subject_still_names_the_os() -> None:
 def test_no_code_outside_compares_the_name_of_an_os() -> None:
     """A guest OS is found by its name in the registry only; the suites and the harness ask it."""
     root = HERE.parent.parent
-    # profile.os == "freebsd"     cell.guest in ("freebsd",     {"freebsd": 0.6, "linux": 0.4}     ("freebsd", IPV4): "sysctl"
+    # cell.os_name == "freebsd"     cell.guest in ("freebsd",     {"freebsd": 0.6, "linux": 0.4}     ("freebsd", IPV4): "sysctl"
     compared = re.compile(
-        r"""\b(?:os|guest|name)\s*(?:==|!=|in)\s*\(?["'](?:freebsd|linux)["']|["'](?:freebsd|linux)["'](?:, \w+\))?:\s*\S"""
+        r"""\b(?:os|os_name|guest|name)\s*(?:==|!=|in)\s*\(?["'](?:freebsd|linux)["']|["'](?:freebsd|linux)["'](?:, \w+\))?:\s*\S"""
     )
     files = [path for top in ("harness", "suites") for path in (root / top).rglob("*.py")]
     # Types of partitions; the matrix of FreeBSD's releases in docs/suites.md.

@@ -35,16 +35,16 @@ def test_the_program_writes_a_frame_as_it_is(tmp_path: Path) -> None:
     path.write_bytes(program.compiled(WRITE_FRAME, Linux.elf_osabi, tmp_path))
     path.chmod(0o755)
     try:
-        watch = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(0x88B5))
+        receiver = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(0x88B5))
     except PermissionError:
         pytest.skip("needs root, for a packet socket")
     # IEEE 802: an EtherType for local experiments.
     frame = bytes(12) + b"\x88\xb5" + os.urandom(20000)
-    with watch:
-        watch.bind(("lo", 0x88B5))
-        watch.settimeout(10)
+    with receiver:
+        receiver.bind(("lo", 0x88B5))
+        receiver.settimeout(10)
         done = subprocess.run([path], input=b"lo".ljust(16, b"\0") + frame, check=False, timeout=10)
-        assert (done.returncode, watch.recv(1 << 16)) == (0, frame)
+        assert (done.returncode, receiver.recv(1 << 16)) == (0, frame)
 
 
 def test_the_program_ends_with_the_errno_of_the_call_that_failed(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ import pytest
 from quiet_host import Host
 
 from harness.errors import CannotRun, UsageError
-from harness.guests.configure import configure
+from harness.guests.domain_config import build_domain_config
 from harness.guests.os import freebsd_source
 from harness.guests.os.freebsd import FreeBSD
 from harness.guests.shape import Shape
@@ -34,19 +34,19 @@ KERNEL = Path("/k/kernel")
 
 
 def freebsd(disk: DiskImage, version: str = "13.2", **changes: Any) -> GuestSource:
-    profile = FreeBSD(version=version, types=("pvh", "hvm"))
-    return GuestSource(f"freebsd-{version}", profile, KERNEL, disks=(disk,), root="xbd0p2", **changes)
+    guest_os = FreeBSD(version=version, types=("pvh", "hvm"))
+    return GuestSource(f"freebsd-{version}", guest_os, KERNEL, disks=(disk,), root="xbd0p2", **changes)
 
 
 def test_pvh_gets_kernel_and_variables_directly(disk: DiskImage) -> None:
-    made = configure(Host(), freebsd(disk), Shape("pvh"), "x")  # type: ignore[arg-type]
+    made = build_domain_config(Host(), freebsd(disk), Shape("pvh"), "x")  # type: ignore[arg-type]
     assert (made.kernel, made.bootloader, made.serial, made.disks[0].target) == ("/there/kernel", "", False, str(disk.path))
     assert "vfs.root.mountfrom=ufs:/dev/xbd0p2" in made.extra
 
 
 def test_tcg_workarounds_apply_unless_the_case_turns_them_off(disk: DiskImage) -> None:
     def told(host: Host, shape: Shape) -> tuple[bool, bool]:
-        text = configure(host, freebsd(disk), shape, "x").render()  # type: ignore[arg-type]
+        text = build_domain_config(host, freebsd(disk), shape, "x").render()  # type: ignore[arg-type]
         return 'tsc_mode = "native"' in text, "hw.x2apic_enable=1" in text
 
     assert told(Host(), Shape("pvh")) == (True, True)
@@ -56,7 +56,7 @@ def test_tcg_workarounds_apply_unless_the_case_turns_them_off(disk: DiskImage) -
 
 def test_pygrub_gets_only_variables_that_menu_lst_lacks(disk: DiskImage) -> None:
     given = freebsd(disk, bootloader="pygrub", own_variables=(("vfs.root.mountfrom", "ufs:/dev/xbd0p2"),))
-    made = configure(Host(), given, Shape("pvh"), "x")  # type: ignore[arg-type]
+    made = build_domain_config(Host(), given, Shape("pvh"), "x")  # type: ignore[arg-type]
     assert (made.kernel, made.bootloader) == ("", "pygrub")
     assert made.extra.startswith(",debug.trace_on_panic=1,")
     assert "mountfrom" not in made.extra
@@ -64,7 +64,7 @@ def test_pygrub_gets_only_variables_that_menu_lst_lacks(disk: DiskImage) -> None
 
 def test_hvm_gets_variables_through_its_loader(disk: DiskImage) -> None:
     before = disk.path.read_bytes()
-    made = configure(Host(), freebsd(disk), Shape("hvm", variables=(("fxh.x", "1"),)), "x")  # type: ignore[arg-type]
+    made = build_domain_config(Host(), freebsd(disk), Shape("hvm", variables=(("fxh.x", "1"),)), "x")  # type: ignore[arg-type]
     assert (made.kernel, made.extra, made.serial, made.boot) == ("", "", True, "c")
     text = Path(made.disks[0].target).read_bytes()[8192:]
     assert text.startswith(b'# fxh: variables of this run\nvfs.root.mountfrom="ufs:/dev/xbd0p2"\n')
@@ -72,21 +72,21 @@ def test_hvm_gets_variables_through_its_loader(disk: DiskImage) -> None:
     assert disk.path.read_bytes() == before
     assert 'hdtype = "ahci"' in made.render()
     assert "type=vif" in made.render()
-    plain = configure(Host(emulated=False), freebsd(disk), Shape("hvm"), "x")  # type: ignore[arg-type]
+    plain = build_domain_config(Host(emulated=False), freebsd(disk), Shape("hvm"), "x")  # type: ignore[arg-type]
     assert "ahci" not in plain.render()
     assert "type=vif" not in plain.render()
 
 
 def test_hvm_of_a_disk_without_a_slot_takes_no_variables(disk: DiskImage) -> None:
     given = freebsd(DiskImage(disk.path))
-    assert configure(Host(), given, Shape("hvm"), "x").disks[0].target == str(disk.path)  # type: ignore[arg-type]
+    assert build_domain_config(Host(), given, Shape("hvm"), "x").disks[0].target == str(disk.path)  # type: ignore[arg-type]
     with pytest.raises(UsageError, match=r"takes its kernel variables from its own loader\.conf"):
-        configure(Host(), given, Shape("hvm", variables=(("fxh.x", "1"),)), "x")  # type: ignore[arg-type]
+        build_domain_config(Host(), given, Shape("hvm", variables=(("fxh.x", "1"),)), "x")  # type: ignore[arg-type]
 
 
 def test_the_kernel_of_an_emulated_hvm_guest_uses_the_pv_console(disk: DiskImage) -> None:
     def told(host: Host, source: GuestSource, shape: Shape) -> tuple[bool, bool, bool]:
-        made = configure(host, source, shape, "x")  # type: ignore[arg-type]
+        made = build_domain_config(host, source, shape, "x")  # type: ignore[arg-type]
         text = Path(made.disks[0].target).read_bytes() + made.extra.encode()
         return made.pv_console, made.serial_console, b"hw.uart.console" in text
 
@@ -102,13 +102,13 @@ def test_the_kernel_of_an_emulated_hvm_guest_uses_the_pv_console(disk: DiskImage
 @pytest.mark.parametrize("version", ["13.2", "14.2"])
 def test_an_older_kernel_chooses_its_consoles_before_it_knows_of_xen(disk: DiskImage, version: str) -> None:
     """With the PV console alone 14.2 printed nothing."""
-    made = configure(Host(), freebsd(disk, version), Shape("hvm"), "x")  # type: ignore[arg-type]
+    made = build_domain_config(Host(), freebsd(disk, version), Shape("hvm"), "x")  # type: ignore[arg-type]
     assert (made.pv_console, made.serial_console) == (False, True)
     assert b"hw.uart.console" not in Path(made.disks[0].target).read_bytes()
 
 
 def test_an_emulated_network_card_has_no_rom(disk: DiskImage) -> None:
-    text = configure(Host(), freebsd(disk), Shape("hvm", emulated_nic="e1000"), "x").render()  # type: ignore[arg-type]
+    text = build_domain_config(Host(), freebsd(disk), Shape("hvm", emulated_nic="e1000"), "x").render()  # type: ignore[arg-type]
     assert "model=e1000" in text
     assert "type=vif" not in text
     assert 'device_model_args_hvm = ["-global", "e1000.romfile="]' in text
@@ -149,35 +149,35 @@ def old(disk: DiskImage, tmp_path: Path) -> GuestSource:
 )
 def test_refused_guest_types(old: GuestSource, able: str, shape: Shape, refused: str, hint: str) -> None:
     with pytest.raises(CannotRun, match=refused) as caught:
-        configure(Host(capabilities=frozenset(able.split())), old, shape, "x")  # type: ignore[arg-type]
+        build_domain_config(Host(capabilities=frozenset(able.split())), old, shape, "x")  # type: ignore[arg-type]
     assert re.search(hint, caught.value.hint)
 
 
 def test_an_hvm_guest_has_no_bootloader_in_dom0(disk: DiskImage) -> None:
     able = GuestSource("freebsd-13.2", FreeBSD(version="13.2", types=("pvh", "hvm")), None, disks=(disk,), root="xbd0p2")
     with pytest.raises(CannotRun, match=r"freebsd-13\.2 as HVM by pygrub: an HVM guest's own loader reads its disk"):
-        configure(Host(capabilities=frozenset({"hvm"})), able, Shape("hvm", bootloader="pygrub"), "x")  # type: ignore[arg-type]
+        build_domain_config(Host(capabilities=frozenset({"hvm"})), able, Shape("hvm", bootloader="pygrub"), "x")  # type: ignore[arg-type]
 
 
 def test_a_32_bit_pv_kernel_where_xen_runs_it(old: GuestSource) -> None:
-    made = configure(Host(capabilities=frozenset({"pv", "pv32"})), old, Shape("pv"), "x")  # type: ignore[arg-type]
+    made = build_domain_config(Host(capabilities=frozenset({"pv", "pv32"})), old, Shape("pv"), "x")  # type: ignore[arg-type]
     assert {'type = "pv"', "vcpus = 1", "msr_relaxed = 1"} <= set(made.render().splitlines())
     assert made.extra.startswith("hw.use_xsave=0,")
     assert made.guest_type == "pv"
 
 
 def test_a_pv_kernel_in_the_pv_shim(old: GuestSource) -> None:
-    made = configure(Host(capabilities=frozenset({"pvh", "pvshim"})), old, Shape("pvshim"), "x")  # type: ignore[arg-type]
+    made = build_domain_config(Host(capabilities=frozenset({"pvh", "pvshim"})), old, Shape("pvshim"), "x")  # type: ignore[arg-type]
     assert {'type = "pvh"', "pvshim = 1"} <= set(made.render().splitlines())
     assert made.extra.startswith("hw.use_xsave=0,")
     assert made.guest_type == "pv"
-    small = configure(Host(capabilities=frozenset({"pvh", "pvshim"})), replace(old, memory=160), Shape("pvshim"), "x")  # type: ignore[arg-type]
+    small = build_domain_config(Host(capabilities=frozenset({"pvh", "pvshim"})), replace(old, memory=160), Shape("pvshim"), "x")  # type: ignore[arg-type]
     assert small.memory == 512, "the shim takes its part of it"
 
 
 def test_the_shim_is_for_kernels_with_a_pv_entry(disk: DiskImage) -> None:
     with pytest.raises(UsageError, match="cannot run as pvshim: its kernel has no entry for it"):
-        configure(Host(capabilities=frozenset({"pvh", "pvshim"})), freebsd(disk), Shape("pvshim"), "x")  # type: ignore[arg-type]
+        build_domain_config(Host(capabilities=frozenset({"pvh", "pvshim"})), freebsd(disk), Shape("pvshim"), "x")  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("kind", ["pv", "pvshim"])
@@ -193,5 +193,5 @@ def test_cells_of_a_pv_kernel(kind: str) -> None:
 def test_pygrub_is_skipped_where_it_cannot_read_the_disk(disk: DiskImage) -> None:
     """libxl aborts if its bootloader returns no kernel; that is not a failure of the guest."""
     with pytest.raises(CannotRun, match="pygrub reads only UFS1 and ext2"):
-        configure(Host(), freebsd(disk, pygrub=False), Shape("pvh", bootloader="pygrub"), "x")  # type: ignore[arg-type]
-    configure(Host(), freebsd(disk, pygrub=False), Shape("pvh"), "x")  # type: ignore[arg-type]
+        build_domain_config(Host(), freebsd(disk, pygrub=False), Shape("pvh", bootloader="pygrub"), "x")  # type: ignore[arg-type]
+    build_domain_config(Host(), freebsd(disk, pygrub=False), Shape("pvh"), "x")  # type: ignore[arg-type]

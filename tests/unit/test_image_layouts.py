@@ -567,7 +567,7 @@ def test_every_script_of_rc_that_the_suites_use_runs() -> None:
 )
 def test_the_guests_root(top: Path, tmp_path: Path, fake: Path, name: str, mountfrom: str) -> None:
     given = freebsd_source.from_image(put_together(top, elf(tmp_path / "kernel", text=ZFS_KERNEL), name))
-    assert given.profile.default_variables(given.root, False)["vfs.root.mountfrom"] == mountfrom
+    assert given.os.default_variables(given.root, False)["vfs.root.mountfrom"] == mountfrom
     assert rootfs.spec(given.root) == mountfrom
 
 
@@ -582,9 +582,9 @@ def test_an_image_from_before_there_were_firmwares(top: Path, tmp_path: Path, fa
 
 
 def test_root_as_it_is_mounted() -> None:
-    profile = FreeBSD(version="15.1")
+    guest_os = FreeBSD(version="15.1")
     assert (
-        profile.root_device(lambda _: "zroot/ROOT/default\t/\t\t\tzfs\trw,nfsv4acls\t0 0\ndevfs /dev devfs rw 0 0")
+        guest_os.root_device(lambda _: "zroot/ROOT/default\t/\t\t\tzfs\trw,nfsv4acls\t0 0\ndevfs /dev devfs rw 0 0")
         == "zroot/ROOT/default"
     )
     assert rootfs.mounted_as("zfs:zroot/ROOT/default") == "zroot/ROOT/default"

@@ -27,6 +27,7 @@ from harness.hosts import operator_command, power, prepare
 from harness.hosts.power import CommandPower, PowerError
 from harness.hosts.record import UNPREPARED, HostRecord, set_aside
 from tests.conftest import planted_suite
+from tests.processes import alive, wait_for_end
 
 # An installer with two processes. It says when it runs, and when it was asked to end.
 INSTALLER = "trap 'echo asked > asked; exit 1' TERM; echo $$ > pids; sleep 300 & echo $! >> pids; touch installing; wait"
@@ -91,13 +92,6 @@ class Farm:
         return [pid for pid in map(int, (self.directory / "pids").read_text().split()) if alive(pid)]
 
 
-def alive(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
-
-
 def completes(process: subprocess.Popen[str]) -> None:
     """Wait until the process says that it completes the power cycle despite a signal."""
     assert process.stdout is not None
@@ -107,13 +101,6 @@ def completes(process: subprocess.Popen[str]) -> None:
         if "p: completing its power cycle before the end, so that it does not stay off" in line:
             return
     raise AssertionError(said)
-
-
-def wait_for_end(*pids: int) -> None:
-    deadline = Deadline(60)
-    while any(map(alive, pids)):
-        assert not deadline.expired
-        time.sleep(0.02)
 
 
 @pytest.fixture

@@ -36,8 +36,8 @@ def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FXH_STORE", str(tmp_path / "store"))
 
 
-def source(profile: GuestOS, slot: int = -1) -> GuestSource:
-    return GuestSource("x", profile, disks=(DiskImage(Path("/root.img"), slot=slot),), root="xbd0")
+def source(guest_os: GuestOS, slot: int = -1) -> GuestSource:
+    return GuestSource("x", guest_os, disks=(DiskImage(Path("/root.img"), slot=slot),), root="xbd0")
 
 
 @pytest.mark.usefixtures("store")
@@ -49,9 +49,9 @@ def test_a_freebsd_guest_gets_a_sparse_disk_and_its_name(kind: str, slot: int) -
     assert shape.variables == (("dumpdev", "xbd14"), ("a", "b"))
 
 
-@pytest.mark.parametrize(("profile", "kind"), [(Linux(), "pvh"), (FreeBSD(), "hvm")])
-def test_other_guests_stay_as_they_are(profile: GuestOS, kind: str) -> None:
-    given, shape = source(profile), Shape(kind)
+@pytest.mark.parametrize(("guest_os", "kind"), [(Linux(), "pvh"), (FreeBSD(), "hvm")])
+def test_other_guests_stay_as_they_are(guest_os: GuestOS, kind: str) -> None:
+    given, shape = source(guest_os), Shape(kind)
     assert keptdump.equip(given, shape) == (given, shape)
 
 
@@ -82,10 +82,10 @@ def write_dump(disk: Path, dump: bytes = DUMP, **changes: object) -> None:
         file.write(block + dump + block)
 
 
-def guest(disk: Path, text: str, kind: str = "panic", transport: Any = None, vdev: str = "xvdo", profile: Any = None) -> Any:
+def guest(disk: Path, text: str, kind: str = "panic", transport: Any = None, vdev: str = "xvdo", guest_os: Any = None) -> Any:
     return SimpleNamespace(
         name="g", domid=1, scale=0.01, console=Console(text, kind), config=SimpleNamespace(disks=(Disk(str(disk), vdev),)),
-        host=SimpleNamespace(transport=transport or LocalTransport()), profile=profile or FreeBSD(),
+        host=SimpleNamespace(transport=transport or LocalTransport()), os=guest_os or FreeBSD(),
     )  # fmt: skip
 
 
@@ -140,7 +140,7 @@ def test_a_guest_that_did_not_panic_leaves_nothing(tmp_path: Path, disk: Path, k
 
 def test_an_os_without_dumps_leaves_nothing(tmp_path: Path, disk: Path) -> None:
     write_dump(disk)
-    assert kept(tmp_path, guest(disk, COMPLETE, profile=Linux())) == ("", [])
+    assert kept(tmp_path, guest(disk, COMPLETE, guest_os=Linux())) == ("", [])
 
 
 def test_a_lost_host_is_named(tmp_path: Path, disk: Path) -> None:

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import shutil
 import subprocess
@@ -20,6 +19,7 @@ from harness.deadline import ConditionNotMet, Deadline
 from harness.errors import BuildError
 from harness.lab import kernel, precompiled, recipe, tools
 from harness.lab.kernel import KernelRecipe, refused
+from tests.processes import wait_for_end
 
 Usage = namedtuple("Usage", "total used free")
 ASKED = "# why\nCONFIG_A=y\n\nCONFIG_B=8\n# CONFIG_C is not set\n"
@@ -128,13 +128,7 @@ time.sleep(600)
     owner.kill()
     owner.wait()
 
-    def ended() -> None:
-        # It may end between any two looks.
-        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
-            if "Z" not in Path(f"/proc/{builder}/stat").read_text().split()[2]:
-                raise ConditionNotMet("it runs")
-
-    Deadline(60).wait("the build to end", ended, 0.05)
+    wait_for_end(builder)
     store_module.lock(store / "control" / key, timeout=60).acquire()
 
 

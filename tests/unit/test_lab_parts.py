@@ -25,6 +25,7 @@ from harness.lab.qemu import MachineSpec, Qemu
 from harness.lab.registers import cpu_state, in_guest_mode
 from harness.lab.store import LabImage
 from harness.sparse import copy_sparse
+from tests.processes import wait_for_end
 
 SPEC = MachineSpec(2560, 1, "tcg", qemu.TCG_CPU)
 QEMU = Qemu("qemu-system-x86_64", (7, 2, 22))
@@ -281,7 +282,6 @@ def test_old_and_missing_qemu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_the_error_of_a_qemu_that_ends_at_once(tmp_path: Path) -> None:
-    from harness.deadline import Deadline
 
     process = Process.start(["sh", "-c", "echo no such machine >&2; exit 1"], tmp_path, tmp_path / "log")
     with pytest.raises(LabDead, match="no such machine"):
@@ -414,8 +414,4 @@ def test_a_criu_that_hangs_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(criu, "_DUMP", 1)
     with pytest.raises(InfrastructureError, match="CRIU did not save QEMU within 1 s"):
         criu.CriuSnapshotter(("criu",), "CRIU 9").dump(1, tmp_path)
-    stat = Path("/proc", (tmp_path / "pid").read_text().strip(), "stat")
-    deadline = Deadline(30)  # a killed process may need its turn to end
-    while stat.exists() and stat.read_text().rpartition(")")[2].split()[0] != "Z":
-        assert not deadline.expired
-        time.sleep(0.05)
+    wait_for_end(int((tmp_path / "pid").read_text()))

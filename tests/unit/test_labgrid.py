@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
 import re
 import signal
@@ -35,6 +34,7 @@ from harness.hosts.record import HUNG, HostRecord
 from harness.labgrid import coordinator, keeper, place, tags
 from harness.labgrid.claims import Claim
 from harness.labgrid.place import Place, PlacesExcluded, PlacesTaken
+from tests.processes import wait_for_end
 
 SERVICE = {"address": "192.0.2.7", "username": "root", "port": 2022}
 RESOURCES = {
@@ -58,15 +58,9 @@ time.sleep(200)
 
 
 def kill(pid: int) -> None:
-    """Kill a process and wait for its end: it holds its locks until then, and a busy machine takes its time."""
+    """Kill a process and wait for its end: it holds its locks until then."""
     os.kill(pid, signal.SIGKILL)
-    deadline, stat = Deadline(60), Path(f"/proc/{pid}/stat")
-    # Its parent may reap it between any two steps. Its locks end with its last thread: the first one becomes a zombie before.
-    with contextlib.suppress(FileNotFoundError, ProcessLookupError):
-        # 4711 (python3) Z 1 ...
-        while stat.read_text().rpartition(")")[2].split()[0] != "Z" or len(list(stat.with_name("task").iterdir())) > 1:
-            assert not deadline.expired
-            time.sleep(0.01)
+    wait_for_end(pid)
 
 
 @pytest.fixture(scope="module")

@@ -149,7 +149,7 @@ FILES = {
 
 
 def recorded(name: str) -> LinkSeen:
-    """The file that a watch wrote about a planted regression on a lab: the control guest, Xen 4.20, Linux 6.12 in dom0."""
+    """The file that the explainer of a link wrote about a planted regression on a lab: the control guest, Xen 4.20, Linux 6.12 in dom0."""
     parts = counters.sections((DATA / f"{name}.txt").read_text())
     text = "\n== ".join([parts["dom0"], f"ethtool -S\n{parts['ethtool -S']}", f"tc -s qdisc\n{parts['tc -s qdisc']}"])
     read = counters.freebsd if name.startswith("freebsd") else lambda text: counters.linux(text, "eth0")

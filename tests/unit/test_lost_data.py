@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""A watch reads both sides after a failed transfer, within its deadline, and never causes a second failure."""
+"""An explainer reads both sides after a failed transfer, within its deadline, and never causes a second failure."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from harness.console.deaths import Death
 from harness.console.session import Output
 from harness.deadline import Deadline
 from harness.errors import DeadlineExpired, GuestDied, LabDead, TransportError
-from harness.guests import disk_watch, explained
+from harness.guests import disk_explainer, explained
 from harness.guests.explained import Explained
 from harness.guests.link import Link, Transfer
 from harness.guests.os.freebsd import FreeBSD
@@ -69,7 +69,7 @@ class Session:
 def guest(tmp_path: Path, session: Any = None, transport: Any = None, **more: Any) -> Any:
     session = session or Session()
     found = {
-        "name": "fxh-guest", "domid": 7, "directory": tmp_path, "profile": Linux(), "watches": [], "session": session,
+        "name": "fxh-guest", "domid": 7, "directory": tmp_path, "os": Linux(), "explainers": [], "session": session,
         "console": SimpleNamespace(death=None), "config": SimpleNamespace(vifs=[SimpleNamespace(mac="00:16:3e:00:00:01", bridge="xenbr0")], serial_console=False),
         "host": SimpleNamespace(bridge="xenbr0", slot=0, transport=transport or Transport(), facts=SimpleNamespace(emulated=True)),
     }  # fmt: skip
@@ -78,17 +78,17 @@ def guest(tmp_path: Path, session: Any = None, transport: Any = None, **more: An
 
 def link(tmp_path: Path, session: Any = None, transport: Any = None, **more: Any) -> Link:
     made = Link(guest(tmp_path, session, transport, **more), interface="eth0")
-    made._watch.took(BEFORE)
+    made._explainer.took(BEFORE)
     return made
 
 
 def test_the_finding_says_what_both_sides_counted(tmp_path: Path) -> None:
     failing = link(tmp_path)
-    assert failing.watched(FAILED) is FAILED, "the transfer stays as it is"
+    assert failing.checked(FAILED) is FAILED, "the transfer stays as it is"
 
-    (watch,) = failing.guest.watches
-    assert watch.explained is not None
-    assert watch.explained.rows == (
+    (explainer,) = failing.guest.explainers
+    assert explainer.explained is not None
+    assert explainer.explained.rows == (
         "cause:     dom0 discarded 12 packets for a wrong checksum",
         "counted:   dom0, vif7.0: Tcp.InCsumErrors 12, rx_packets 12, tx_packets 4",
         "counted:   fxh-guest, eth0: Tcp.RetransSegs 9, rx_packets 4, tx_packets 18",
@@ -103,11 +103,11 @@ def test_the_finding_says_what_both_sides_counted(tmp_path: Path) -> None:
 def test_only_the_first_failed_transfer_of_a_link_is_explained(tmp_path: Path) -> None:
     transport = Transport()
     failing = link(tmp_path, transport=transport)
-    assert failing.watched(Transfer(5, "a", "a", 1.0)).complaint == ""
+    assert failing.checked(Transfer(5, "a", "a", 1.0)).complaint == ""
     assert transport.asked == 0, "a transfer that arrived costs nothing"
-    failing.watched(FAILED)
+    failing.checked(FAILED)
     asked = transport.asked
-    failing.watched(FAILED)
+    failing.checked(FAILED)
     assert transport.asked == asked
 
 
@@ -122,28 +122,28 @@ def test_only_the_first_failed_transfer_of_a_link_is_explained(tmp_path: Path) -
 )
 def test_a_guest_that_does_not_answer_hides_nothing(session: Session, words: str, tmp_path: Path) -> None:
     failing = link(tmp_path, session)
-    failing.watched(FAILED)
-    (watch,) = failing.guest.watches
-    assert watch.explained is not None
-    assert any(words in row for row in watch.explained.rows)
+    failing.checked(FAILED)
+    (explainer,) = failing.guest.explainers
+    assert explainer.explained is not None
+    assert any(words in row for row in explainer.explained.rows)
     if not isinstance(session.error, RuntimeError):
-        assert "dom0 discarded 12 packets" in watch.explained.cause
+        assert "dom0 discarded 12 packets" in explainer.explained.cause
 
 
 @pytest.mark.parametrize("error", [DeadlineExpired("no answer"), TransportError("ssh dropped"), LabDead("QEMU is gone")])
 def test_a_dom0_that_does_not_answer_hides_nothing(error: Exception, tmp_path: Path) -> None:
     failing = link(tmp_path, transport=Transport(error=error))
-    failing.watched(FAILED)
-    (watch,) = failing.guest.watches
-    assert watch.explained is not None
-    assert f"counted:   dom0: not read: {error}" in watch.explained.rows
-    assert any(row.startswith("counted:   fxh-guest, eth0: Tcp.RetransSegs 9") for row in watch.explained.rows)
+    failing.checked(FAILED)
+    (explainer,) = failing.guest.explainers
+    assert explainer.explained is not None
+    assert f"counted:   dom0: not read: {error}" in explainer.explained.rows
+    assert any(row.startswith("counted:   fxh-guest, eth0: Tcp.RetransSegs 9") for row in explainer.explained.rows)
 
 
 def test_a_dead_guest_is_not_asked(tmp_path: Path) -> None:
     dead = link(tmp_path, Session(error=AssertionError("asked")), console=SimpleNamespace(death=Death("panic", "x")))
-    dead.watched(FAILED)
-    assert dead.guest.watches[0].explained.counted[1] == "fxh-guest: not read: the guest is dead"
+    dead.checked(FAILED)
+    assert dead.guest.explainers[0].explained.counted[1] == "fxh-guest: not read: the guest is dead"
 
 
 def test_an_expired_deadline_is_kept(tmp_path: Path) -> None:
@@ -154,7 +154,7 @@ def test_an_expired_deadline_is_kept(tmp_path: Path) -> None:
             raise DeadlineExpired("no answer")
 
     begun = time.monotonic()
-    found = link(tmp_path, transport=Slow())._watch.explain(Deadline(0.2))
+    found = link(tmp_path, transport=Slow())._explainer.explain(Deadline(0.2))
     assert time.monotonic() - begun < 2
     assert "not read: no answer" in found.counted[0]
 
@@ -167,10 +167,10 @@ def test_an_expired_deadline_is_kept(tmp_path: Path) -> None:
     ],
 )  # fmt: skip
 def test_a_hostile_guest_prints_no_control_characters_and_no_flood(text: str, tmp_path: Path) -> None:
-    for profile in (Linux(), FreeBSD()):
-        failing = link(tmp_path, Session(text), profile=profile)
-        failing.watched(FAILED)
-        rows = failing.guest.watches[0].explained.rows
+    for guest_os in (Linux(), FreeBSD()):
+        failing = link(tmp_path, Session(text), os=guest_os)
+        failing.checked(FAILED)
+        rows = failing.guest.explainers[0].explained.rows
         assert len(rows) <= 9
         assert all(row.isprintable() and len(row) <= 400 for row in rows)
         assert "\x1b" not in (tmp_path / "network-fxh-guest-eth0.txt").read_text()
@@ -181,16 +181,16 @@ def test_an_os_without_counters_says_so(tmp_path: Path) -> None:
         def network_counters(self, interface: str) -> str:
             return ""
 
-    failing = link(tmp_path, profile=Other())
-    failing.watched(FAILED)
-    assert failing.guest.watches[0].explained.counted[1] == "fxh-guest: not read: the harness knows no counters of Linux"
+    failing = link(tmp_path, os=Other())
+    failing.checked(FAILED)
+    assert failing.guest.explainers[0].explained.counted[1] == "fxh-guest: not read: the harness knows no counters of Linux"
 
 
 # -- at the end of a case ---------------------------------------------------------------------------------------------------
 
 
-class Watch:
-    """A watch with a given explanation."""
+class FakeExplainer:
+    """An explainer with a given explanation."""
 
     def __init__(self, subject: str, known: Explained | None = None, found: Explained | None = None) -> None:
         self.subject, self.explained, self.found, self.asked = subject, known, found or Explained(), 0
@@ -200,10 +200,10 @@ class Watch:
         return self.found
 
 
-def context(tmp_path: Path, *watches: Watch, prepared: Sequence[Watch] = ()) -> CaseContext:
+def context(tmp_path: Path, *explainers: FakeExplainer, prepared: Sequence[FakeExplainer] = ()) -> CaseContext:
     found = CaseContext(tmp_path)
-    found.guests.append(guest(tmp_path, Session("disk xvda 1 0 8 0 0 0 0 0 0 0 0\n"), Transport(""), watches=list(watches)))
-    found.prepared.append(guest(tmp_path, watches=list(prepared)))
+    found.guests.append(guest(tmp_path, Session("disk xvda 1 0 8 0 0 0 0 0 0 0 0\n"), Transport(""), explainers=list(explainers)))
+    found.prepared.append(guest(tmp_path, explainers=list(prepared)))
     return found
 
 
@@ -211,31 +211,33 @@ CAUSE = Explained("the guest sent no frame on eth0", ("dom0: nothing",), failed=
 
 
 @pytest.mark.parametrize(
-    ("watches", "prepared", "wanted"),
+    ("explainers", "prepared", "wanted"),
     [
-        ([Watch("vif 0", found=CAUSE), Watch("vif 0", found=CAUSE)], [], [0, 1]),
-        ([Watch("vif 0", found=CAUSE), Watch("vif 1", found=Explained())], [], [1, 1]),
-        ([Watch("vif 0", known=CAUSE), Watch("vif 1", found=CAUSE)], [], [0, 0]),
-        ([], [Watch("vif 0", known=CAUSE), Watch("vif 1", found=Explained("never asked"))], []),
+        ([FakeExplainer("vif 0", found=CAUSE), FakeExplainer("vif 0", found=CAUSE)], [], [0, 1]),
+        ([FakeExplainer("vif 0", found=CAUSE), FakeExplainer("vif 1", found=Explained())], [], [1, 1]),
+        ([FakeExplainer("vif 0", known=CAUSE), FakeExplainer("vif 1", found=CAUSE)], [], [0, 0]),
+        ([], [FakeExplainer("vif 0", known=CAUSE), FakeExplainer("vif 1", found=Explained("never asked"))], []),
     ],
-    ids=["the last watch of a link", "each link", "a transfer failed", "the preparation failed"],
+    ids=["the last explainer of a link", "each link", "a transfer failed", "the preparation failed"],
 )
-def test_a_failed_case_gets_the_cause_once(watches: list[Watch], prepared: list[Watch], wanted: list[int], tmp_path: Path) -> None:
-    rows = lost_data.rows(context(tmp_path, *watches, prepared=prepared), "observed:  x", time.monotonic())
+def test_a_failed_case_gets_the_cause_once(
+    explainers: list[FakeExplainer], prepared: list[FakeExplainer], wanted: list[int], tmp_path: Path
+) -> None:
+    rows = lost_data.rows(context(tmp_path, *explainers, prepared=prepared), "observed:  x", time.monotonic())
     assert rows == CAUSE.rows
-    assert [watch.asked for watch in watches] == wanted
+    assert [one.asked for one in explainers] == wanted
 
 
 def test_a_case_whose_link_works_gets_no_rows(tmp_path: Path) -> None:
-    assert lost_data.rows(context(tmp_path, Watch("vif 0")), "observed:  x", time.monotonic()) == ()
+    assert lost_data.rows(context(tmp_path, FakeExplainer("vif 0")), "observed:  x", time.monotonic()) == ()
     assert Explained(counted=("dom0: rx_packets 5",)).rows == ()
     assert explained.rows([CAUSE, CAUSE], "x") == CAUSE.rows
 
 
 def test_a_later_death_does_not_hide_the_failed_transfer(tmp_path: Path) -> None:
     failing = link(tmp_path)
-    failing.watched(FAILED)
-    found = failing.guest.watches[0].explained
+    failing.checked(FAILED)
+    found = failing.guest.explainers[0].explained
     assert explained.rows([found], "panic: page fault")[0] == "observed:  earlier: TimeoutError: timed out after 0 bytes and 25.1 s"
     assert explained.rows([found], f"observed:  {FAILED.complaint}")[0].startswith("cause: ")
 
@@ -243,8 +245,8 @@ def test_a_later_death_does_not_hide_the_failed_transfer(tmp_path: Path) -> None
 def test_a_slow_serial_port_is_left_alone(tmp_path: Path) -> None:
     serial = SimpleNamespace(vifs=[SimpleNamespace(mac="00:16:3e:00:00:01", bridge="xenbr0")], serial_console=True)
     slow = link(tmp_path, Session(error=AssertionError("asked")), config=serial)
-    slow.watched(FAILED)
-    assert slow.guest.watches[0].explained.counted[1] == "fxh-guest: not read: its serial port is too slow"
+    slow.checked(FAILED)
+    assert slow.guest.explainers[0].explained.counted[1] == "fxh-guest: not read: its serial port is too slow"
 
 
 def test_without_a_cause_a_failed_transfer_still_shows_the_counters() -> None:
@@ -260,7 +262,7 @@ REASON = "observed:  vdev xvdc (number 51744, 0xca20) should be xvdc: no disk of
 
 
 def explain(tmp_path: Path, text: str, age: float = 1e6, **more: Any) -> Explained:
-    return disk_watch.explain(guest(tmp_path, transport=Transport(text), **more), REASON, Deadline(5), age)
+    return disk_explainer.explain(guest(tmp_path, transport=Transport(text), **more), REASON, Deadline(5), age)
 
 
 def test_a_disk_that_dom0_cannot_read(tmp_path: Path) -> None:
@@ -281,6 +283,6 @@ def test_disks_of_a_guest_that_does_not_answer(error: Exception, tmp_path: Path)
 
 
 def test_disks_of_a_dom0_that_does_not_answer(tmp_path: Path) -> None:
-    found = disk_watch.explain(guest(tmp_path, transport=Transport(error=TransportError("gone"))), REASON, Deadline(5), 1.0)
+    found = disk_explainer.explain(guest(tmp_path, transport=Transport(error=TransportError("gone"))), REASON, Deadline(5), 1.0)
     assert found.rows == ()
     assert "not read: gone" in (tmp_path / "disks-fxh-guest.txt").read_text()

@@ -207,15 +207,15 @@ def test_an_image_knows_its_version(tmp_path: Path) -> None:
     assert bare.os_version == OSVersion("14.0")
     disk = made(tmp_path / "disk", {"version": "unknown", "branch": "", "osreldate": 0}, with_kernel=False)
     assert disk.os_version == UNKNOWN
-    assert freebsd_source.from_image(old).profile.os_version == OSVersion("14.0", "STABLE", 1400507)
-    assert (freebsd_source.from_image(disk).label, freebsd_source.from_image(disk).profile.version) == ("freebsd-unknown", "")
+    assert freebsd_source.from_image(old).os.os_version == OSVersion("14.0", "STABLE", 1400507)
+    assert (freebsd_source.from_image(disk).label, freebsd_source.from_image(disk).os.version) == ("freebsd-unknown", "")
 
 
 def test_a_kernel_and_a_disk_know_their_version(tmp_path: Path) -> None:
     (tmp_path / "kernel").write_bytes(kernel("14.2-STABLE XENA", 1402501))
     (tmp_path / "disk").write_bytes(bytes(1 << 20))
     guest = freebsd_source.from_files(tmp_path / "kernel", tmp_path / "disk")
-    assert (guest.label, guest.profile.os_version) == ("freebsd-14.2", OSVersion("14.2", "STABLE", 1402501))
+    assert (guest.label, guest.os.os_version) == ("freebsd-14.2", OSVersion("14.2", "STABLE", 1402501))
     words = inputs.of_source(guest)["kernel"]
     assert words.startswith("kernel (FreeBSD 14.2-STABLE XENA, 1402501) sha256:")
     (tmp_path / "kernel").write_bytes(kernel("14.2-STABLE XENB", 1402501))
@@ -313,9 +313,9 @@ def test_a_freebsd_kernel_file_says_what_runs() -> None:
 
 @pytest.mark.parametrize("data", [b"", bytes(0x400), bzimage(b""), bzimage(b"no version"), b"Linux version %s (%s@%s)\0"])
 def test_a_file_without_a_version_is_refused(data: bytes) -> None:
-    for profile in (Linux(), FreeBSD()):
+    for guest_os in (Linux(), FreeBSD()):
         with pytest.raises(UsageError, match="does not name a version"):
-            profile.identity_of(data)
+            guest_os.identity_of(data)
 
 
 @pytest.mark.parametrize(
@@ -331,16 +331,16 @@ def test_a_file_without_a_version_is_refused(data: bytes) -> None:
 )  # fmt: skip
 @pytest.mark.parametrize("kind", ["pvh", "hvm", "pv"])
 def test_how_a_kernel_ends(version: OSVersion, reports_crash: bool, kind: str) -> None:
-    profile = FreeBSD.of(version, (kind,))
-    assert profile.fate_of_panic(kind).reason == ("crash" if reports_crash else "reboot")
-    assert profile.fate("crash", kind) == profile.fate_of_panic(kind)
-    halt = profile.fate("halt", kind)
+    guest_os = FreeBSD.of(version, (kind,))
+    assert guest_os.fate_of_panic(kind).reason == ("crash" if reports_crash else "reboot")
+    assert guest_os.fate("crash", kind) == guest_os.fate_of_panic(kind)
+    halt = guest_os.fate("halt", kind)
     stays = kind == "pvh" and not reports_crash
     assert (halt.reason, halt.halts) == (("", True) if stays else ("poweroff", False))
-    assert (profile.fate("poweroff", kind).reason, profile.fate("reboot", kind).reason) == ("poweroff", "reboot")
-    assert profile.fate("nonsense", kind).reason == ""
-    assert not profile.fate("nonsense", kind).halts
-    assert all("sys/dev/xen/control/control.c" in profile.fate(control, kind).why for control in ("poweroff", "halt", "crash"))
+    assert (guest_os.fate("poweroff", kind).reason, guest_os.fate("reboot", kind).reason) == ("poweroff", "reboot")
+    assert guest_os.fate("nonsense", kind).reason == ""
+    assert not guest_os.fate("nonsense", kind).halts
+    assert all("sys/dev/xen/control/control.c" in guest_os.fate(control, kind).why for control in ("poweroff", "halt", "crash"))
 
 
 def test_every_version_and_type_has_an_ending() -> None:

@@ -81,7 +81,7 @@ guests = [
 ]
 with trace.record(place / trace.FILE), trace.step(trace.PAUSE, "before-call"):
     pause_prompt.serve("before the call of a case", CaseContext(place, host=host, guests=guests))
-print("budgets run again" if alive._watcher.watching else "budgets are off")
+print("budgets run again" if alive._tracker.budgets_on else "budgets are off")
 print("the case goes on:", session.run("echo $((40+2))", Deadline(20)).text)
 """
 

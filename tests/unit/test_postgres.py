@@ -148,7 +148,7 @@ def test_a_writer_that_falls_silent_loses_its_lock_before_others_give_up(
     assert [found.run for found in other.runs()] == ["run-002"]
 
 
-def test_the_server_watches_the_connection_of_a_controller() -> None:
+def test_the_server_drops_a_lost_controller_before_the_lock_times_out() -> None:
     words = module._options({})["options"].split("-c ")
     found = dict(word.strip().split("=") for word in words if word)
     silence = int(found["tcp_keepalives_idle"]) + int(found["tcp_keepalives_interval"]) * int(found["tcp_keepalives_count"])

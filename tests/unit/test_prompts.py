@@ -593,10 +593,10 @@ def test_a_quoted_log_may_be_followed_by_silence(tmp_path: Path) -> None:
     with reader.quoting(b"fxh-end-12345678"):
         reader._take(crlf(f"---<<BOOT>>---\n{BANNER}"))
         for seconds in (1.5, 20.0):
-            reader._watcher.last_byte = time.monotonic() - seconds
+            reader._tracker.last_byte = time.monotonic() - seconds
             reader._check()
             assert reader.death is None, seconds
-        reader._watcher.last_byte = time.monotonic() - 60.0
+        reader._tracker.last_byte = time.monotonic() - 60.0
         reader._check()
     assert reader.death is not None
     assert reader.death.kind == SECOND_BOOT

@@ -428,7 +428,7 @@ def test_a_host_that_hangs_when_it_is_leased_is_brought_back(
 def test_a_slow_check_of_a_leased_host_is_no_hang(machine: Machine, silent: float, hangs: bool) -> None:
     machine.stuck = 1
     host = DirectHost(machine, config=XEN1)  # type: ignore[arg-type]
-    host._watch = SimpleNamespace(lost="", silent=silent)  # type: ignore[assignment]
+    host._health = SimpleNamespace(lost="", silent=silent)  # type: ignore[assignment]
     with pytest.raises((DeadlineExpired, TransportError)) as caught:
         host.check()
     provider = HostProvider(SimpleNamespace(host="xen1"), lambda: host)  # type: ignore[arg-type]

@@ -11,7 +11,7 @@ import pytest
 from harness.cli import run as verb
 from harness.cli import run_lookup
 from harness.errors import UsageError
-from harness.hosts.saved_state import Access
+from harness.hosts.access import Access
 from harness.plugin import hold_guest
 from harness.results import model
 from harness.results.model import RunResult

@@ -21,9 +21,9 @@ from harness.config.schema import HostConfig
 from harness.console.hypervisor import crash
 from harness.deadline import ConditionNotMet, Deadline
 from harness.errors import TransportError
-from harness.hosts import equipment, serial, watch
+from harness.hosts import equipment, health_check, serial
+from harness.hosts.health_check import HealthCheck
 from harness.hosts.serial import SerialError, SerialLog
-from harness.hosts.watch import HostWatch
 from harness.transport import Stream
 
 PANIC = """(XEN) [   54.859001] ----[ Xen-4.20.5-pre  x86_64  debug=n  Not tainted ]----
@@ -324,7 +324,7 @@ def test_sockets(tmp_path: Path) -> None:
             serial.open_console(config(where))
 
 
-# -- the watch --------------------------------------------------------------------------------------------------------
+# -- the health check -------------------------------------------------------------------------------------------------
 
 
 class Connection:
@@ -346,14 +346,14 @@ class Connection:
 
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in (("HEARTBEAT", 0.05), ("_LOOK", 0.05), ("_REPORT", 0.05)):
-        monkeypatch.setattr(watch, name, value)
+    for name, value in (("HEARTBEAT", 0.05), ("_INTERVAL", 0.05), ("_REPORT", 0.05)):
+        monkeypatch.setattr(health_check, name, value)
 
 
 @pytest.mark.usefixtures("quick")
 def test_a_host_without_a_heartbeat_is_lost() -> None:
     connection = Connection()
-    found = HostWatch(connection, None, silence=1.0)  # type: ignore[arg-type]
+    found = HealthCheck(connection, None, silence=1.0)  # type: ignore[arg-type]
     time.sleep(2)
     assert not found.lost
     connection.hangs.set()
@@ -364,7 +364,7 @@ def test_a_host_without_a_heartbeat_is_lost() -> None:
 @pytest.mark.usefixtures("quick")
 def test_a_crash_on_the_serial_console_is_noticed_once_for_each_boot(line: Line, log: SerialLog) -> None:
     first = Connection()
-    found = HostWatch(first, log)  # type: ignore[arg-type]
+    found = HealthCheck(first, log)  # type: ignore[arg-type]
     line.say(PANIC[:200].encode())
     time.sleep(0.3)
     assert not found.lost
@@ -373,7 +373,7 @@ def test_a_crash_on_the_serial_console_is_noticed_once_for_each_boot(line: Line,
     assert found.lost == "xen1: its serial console reports: Panic on CPU 0: FATAL TRAP: vector = 6 (invalid opcode)"
     assert found.serial_output(1000).startswith(b"(XEN) [   54.859001]")
     second = Connection()
-    again = HostWatch(second, log)  # type: ignore[arg-type]
+    again = HealthCheck(second, log)  # type: ignore[arg-type]
     line.say(b"(XEN) Xen version 4.20\n")
     wait_for(log.path, b"4.20\n")
     time.sleep(0.3)

@@ -54,9 +54,9 @@ def failed(stderr: str = "") -> CommandFailed:
 class Acting(Walker):
     """A walker whose steps do ``act``."""
 
-    def __init__(self, act: Callable[[], None], *, profile: Any = None, death: Death | None = None) -> None:
+    def __init__(self, act: Callable[[], None], *, guest_os: Any = None, death: Death | None = None) -> None:
         self.bounds, self.model, self.done = BOUNDS, Model.start(BOUNDS), []
-        self.guest = SimpleNamespace(profile=profile or Linux(), console=SimpleNamespace(death=death))  # type: ignore[assignment]
+        self.guest = SimpleNamespace(os=guest_os or Linux(), console=SimpleNamespace(death=death))  # type: ignore[assignment]
         self.net_load = SimpleNamespace(running=True, wait=lambda: self.done.append("wait"), stop=lambda: None)  # type: ignore[assignment]
         self._invariants = SimpleNamespace(violated=lambda *_: None, finished=lambda: act())  # type: ignore[assignment]
         self._act = act
@@ -112,9 +112,9 @@ def test_an_interface_that_does_not_go_is_the_guests_fault() -> None:
         hotplug.let_go_interface(detaching("cannot open xenstore"), 1)
 
 
-@pytest.mark.parametrize(("profile", "waits"), [(FreeBSD(), True), (Linux(), False)])
-def test_streams_end_before_a_save_that_breaks_them(profile: Any, waits: bool) -> None:
-    acting = Acting(lambda: None, profile=profile)
+@pytest.mark.parametrize(("guest_os", "waits"), [(FreeBSD(), True), (Linux(), False)])
+def test_streams_end_before_a_save_that_breaks_them(guest_os: Any, waits: bool) -> None:
+    acting = Acting(lambda: None, guest_os=guest_os)
     acting.model = acting.model.after(Step("vif down"))
     acting.take(SAVE)
     assert acting.done == (["vif up", "wait", "save and restore"] if waits else ["save and restore"])
@@ -149,8 +149,8 @@ class Case:
                 case.done.append(f"close {self.guest.name}")
 
         def booted(*words: Any, **shape: Any) -> Any:
-            guest: Any = SimpleNamespace(name=f"g{next(numbers)}", profile=Linux(), domid=3, disks=("x",), watches=[])
-            guest.host = SimpleNamespace(states=object())
+            guest: Any = SimpleNamespace(name=f"g{next(numbers)}", os=Linux(), domid=3, disks=("x",), explainers=[])
+            guest.host = SimpleNamespace(checkpoints=object())
             guest.abandon = lambda: None
             self.done.append(f"boot {guest.name}")
             self.context.guests.append(guest)
@@ -292,8 +292,8 @@ def test_the_console_client_of_another_guest_is_no_leak() -> None:
 class Judge(Invariants):
     """Judges looks and answers that are given."""
 
-    def __init__(self, later: tuple[Look, Answers], *, states: object = None) -> None:
-        host = SimpleNamespace(states=states)
+    def __init__(self, later: tuple[Look, Answers], *, checkpoints: object = None) -> None:
+        host = SimpleNamespace(checkpoints=checkpoints)
         console = SimpleNamespace(offset=0, since=lambda *_: b"")
         self.guest: Any = SimpleNamespace(domid=7, host=host, scale=1.0, console=console)
         self._domids, self._console, self._later, self._cpus = {7}, 0, later, 1

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""A worker's hosts between cases. The host is a fake; the states of a lab are real."""
+"""A worker's hosts between cases. The host is a fake; the checkpoints of a lab are real."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from harness.errors import CommandFailed, DeadlineExpired, GuestDied, Infrastruc
 from harness.guests.guest import Guest
 from harness.guests.shape import Shape
 from harness.hosts.inventory import Inventory, Item
-from harness.lab import factory, states
+from harness.lab import factory, suite_checkpoints
 from harness.lab.checkpoint import CheckpointKind
-from harness.lab.states import LabStates
+from harness.lab.suite_checkpoints import SuiteCheckpoints
 from harness.plugin import guest_factory, hold_guest, leak_guard
 from harness.plugin.case_context import CaseContext
 from harness.plugin.cells import Cell
@@ -44,7 +44,7 @@ class FakeLab:
         self.facts = SimpleNamespace(emulated=True)
         self.directory = "/ours"
         self.transport = SimpleNamespace(run=lambda argv: None)
-        self.states: LabStates | None = LabStates(self)  # type: ignore[arg-type]
+        self.checkpoints: SuiteCheckpoints | None = SuiteCheckpoints(self)  # type: ignore[arg-type]
 
     def get_or_create(
         self,
@@ -90,7 +90,7 @@ def lab(tmp_path: Path) -> FakeLab:
 def worker_env(lab: FakeLab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> WorkerEnvironment:
     for name in ("vmlinuz", "initrd"):
         (tmp_path / name).write_text(name)
-    monkeypatch.setattr(states.prune, "bound", lambda: ())
+    monkeypatch.setattr(suite_checkpoints.prune, "bound", lambda: ())
     made = WorkerEnvironment(SimpleNamespace(host="", xens=("4.20",), control=tmp_path, scale=1.0, symbols=()))  # type: ignore[arg-type]
     monkeypatch.setattr(made._hosts, "_start_lab", lambda xen: lab)
     return made
@@ -113,14 +113,14 @@ def test_a_lab_is_reset_after_a_warm_guest_was_built_in_it(worker_env: WorkerEnv
     """The build of a warm checkpoint starts from the idle dom0; afterwards, the guest runs."""
     worker_env.host(CELL)
     (rest,) = lab.built
-    assert lab.states is not None
+    assert lab.checkpoints is not None
 
     def build() -> str:
         worker_env._hosts.reset(CELL, worker_env._hosts._usable(CELL), private_memory=True)
         return ""
 
     lab.restored.clear()
-    lab.states.warm("1", build)
+    lab.checkpoints.warm("1", build)
     worker_env.host(CELL)
     assert lab.restored == [rest, "warm-1", rest]
 
@@ -129,7 +129,7 @@ def test_a_warm_guest_that_is_built_again_starts_from_an_idle_dom0(worker_env: W
     """The first save of a hot checkpoint may be unusable; then the build runs a second time."""
     worker_env.host(CELL)
     (rest,) = lab.built
-    assert lab.states is not None
+    assert lab.checkpoints is not None
 
     def build() -> str:
         worker_env._hosts.reset(CELL, worker_env._hosts._usable(CELL), private_memory=True)
@@ -144,7 +144,7 @@ def test_a_warm_guest_that_is_built_again_starts_from_an_idle_dom0(worker_env: W
     once = lab.get_or_create
     lab.get_or_create = twice  # type: ignore[method-assign]
     lab.restored.clear()
-    lab.states.warm("1", build)
+    lab.checkpoints.warm("1", build)
     assert lab.restored == [rest, rest, "warm-1"]
 
 
@@ -205,7 +205,7 @@ def test_a_host_that_does_not_answer_is_asked_once(worker_env: WorkerEnvironment
     worker_env.host(CELL)
     assert str(worker_env.check_host(CELL)) == str(worker_env.check_host(CELL)) == "no answer"
     assert len(asked) == 2
-    lab.states = None
+    lab.checkpoints = None
     assert str(worker_env.check_host(CELL)) == str(worker_env.check_host(CELL)) == "no answer"
     assert len(asked) == 3
 
@@ -216,7 +216,7 @@ def test_a_leak_is_reported_once_and_given_resources_are_none_on_a_lab(
 ) -> None:
     monkeypatch.setattr(leak_guard, "_PAUSES", (0.0,))
     if not restorable:
-        lab.states = None
+        lab.checkpoints = None
     held = HeldHost(lab, Inventory(frozenset(), ()))  # type: ignore[arg-type]
     left = frozenset({Item("directory", "/ours/scratch"), Item("loop", "/dev/loop0")})
     lab.inventory = lambda: Inventory(left, ())  # type: ignore[method-assign]
@@ -236,13 +236,13 @@ def test_undo_steps_run_where_nothing_is_restored(worker_env: WorkerEnvironment,
     context = CaseContext(tmp_path, host=lab, undo=[lambda: done.append(1), fails, lambda: done.append(2)])  # type: ignore[arg-type]
     worker_env.clean_up(context)
     assert done == []
-    lab.states = None
+    lab.checkpoints = None
     worker_env.clean_up(context)
     assert done == [2, 1]
 
 
 def test_only_guests_that_the_host_keeps_are_announced() -> None:
-    from harness.hosts.saved_state import Access
+    from harness.hosts.access import Access
 
     paused: list[int] = []
 
@@ -304,7 +304,7 @@ def test_a_guest_that_cannot_be_removed_does_not_keep_the_next(tmp_path: Path) -
             if error:
                 raise CommandFailed("losetup", 1, "", error)
 
-        host = SimpleNamespace(states=None, drop_disk=drop, forget=lambda domain: done.append(f"log of {domain}"))
+        host = SimpleNamespace(checkpoints=None, drop_disk=drop, forget=lambda domain: done.append(f"log of {domain}"))
         return SimpleNamespace(name=name, host=host, destroy=destroy, disks=[SimpleNamespace(target=f"disk of {name}")])
 
     context = CaseContext(tmp_path)

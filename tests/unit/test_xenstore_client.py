@@ -68,7 +68,7 @@ class Guest:
     name = "g"
 
     def __init__(self, device: str) -> None:
-        self.profile = SimpleNamespace(xenstore_device=device)
+        self.os = SimpleNamespace(xenstore_device=device)
 
     def run(self, command: str, check: bool = True) -> Any:
         done = subprocess.run(["sh", "-c", command], capture_output=True, text=True, check=check, timeout=20)

@@ -118,7 +118,7 @@ class FreeBSD(GuestOS):
 
     @classmethod
     def of(cls, version: OSVersion, types: tuple[str, ...]) -> FreeBSD:
-        """The profile of a kernel of ``version`` that can run as ``types``."""
+        """The OS of a kernel of ``version`` that can run as ``types``."""
         return cls(version=version.release, branch=version.branch, osreldate=version.osreldate, types=types)
 
     @property

@@ -33,8 +33,8 @@ def from_files(kernel: Path, disk: Path, *, root: str = "") -> GuestSource:
             f"{kernel}: FreeBSD {version.release} without ZFS, and the root is {device}: only a loader can load the module",
             hint="build it with `options ZFS`",
         )
-    profile = FreeBSD.of(version, looked.types)
-    return GuestSource(f"freebsd-{version.release}", profile, kernel, disks=(DiskImage(raw.path),), root=device, given=raw.given)
+    guest_os = FreeBSD.of(version, looked.types)
+    return GuestSource(f"freebsd-{version.release}", guest_os, kernel, disks=(DiskImage(raw.path),), root=device, given=raw.given)
 
 
 def from_image(image: Image, *, bootloader: str = "", root: str = "") -> GuestSource:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""The saved states of a lab, as suites use them: :class:`harness.hosts.saved_state.SavedStates`."""
+"""The checkpoints of a lab that the suites use: :class:`harness.hosts.checkpoints.HostCheckpoints`."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ if TYPE_CHECKING:
     from harness.lab.host import LabHost
 
 
-class LabStates:
+class SuiteCheckpoints:
     """The idle and the warm checkpoints of ``host``'s lab."""
 
     def __init__(self, host: LabHost) -> None:
         self._host = host
         self._unchanged: str | None = None
-        """The key of the idle state that the lab still has, unmodified since its restore."""
+        """The key of the idle checkpoint that the lab was restored from and has not changed since."""
 
     @property
     def keeps_translations(self) -> bool:
@@ -63,7 +63,7 @@ class LabStates:
 
     def warm(self, key: str, build: Callable[[], str], what: str = "") -> Checkpoint:
         def build_and_prune() -> str:
-            self.mark_used()  # an earlier attempt used the idle state
+            self.mark_used()  # an earlier attempt used the idle dom0
             note = build()
             prune.bound()
             return note

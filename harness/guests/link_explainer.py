@@ -56,8 +56,8 @@ _HEADER = 24
 log = logging.getLogger("fxh.evidence")
 
 
-class LinkWatch:
-    """The watch of one link (:class:`harness.guests.explained.Watch`)."""
+class LinkExplainer:
+    """The :class:`harness.guests.explained.Explainer` of one link."""
 
     def __init__(self, link: Link) -> None:
         self._link = link
@@ -73,7 +73,7 @@ class LinkWatch:
 
     def begin(self) -> None:
         """Let the guest keep its counters in a file. This takes one command, and warm guests are prepared with it."""
-        if command := self._link.guest.profile.network_counters(self._link.interface):
+        if command := self._link.guest.os.network_counters(self._link.interface):
             self._link.guest.run(f"( {command} ) > {self._file} 2>/dev/null", check=False)
 
     def took(self, counted: str) -> None:
@@ -144,10 +144,10 @@ class LinkWatch:
 
     def _guest_end(self, deadline: Deadline, report: list[str]) -> End:
         guest, interface = self._link.guest, self._link.interface
-        command = guest.profile.network_counters(interface)
+        command = guest.os.network_counters(interface)
         try:
             if not command:
-                raise InfrastructureError(f"the harness knows no counters of {guest.profile.title}")
+                raise InfrastructureError(f"the harness knows no counters of {guest.os.title}")
             if guest.console.death is not None:
                 raise InfrastructureError("the guest is dead")
             if guest.config.serial_console and guest.host.facts.emulated:
@@ -160,7 +160,7 @@ class LinkWatch:
             return End(guest.name, interface, why=exc.message)
         report.append(f"== {guest.name} before\n{text}")
         before, _, now = text.partition("== now\n")
-        parsed = (guest.profile.parse_counters(part, interface) for part in (before, now))
+        parsed = (guest.os.parse_counters(part, interface) for part in (before, now))
         return link_causes.end(guest.name, interface, *parsed)
 
     def _rings(self, deadline: Deadline, report: list[str]) -> tuple[netback.Ring, ...]:

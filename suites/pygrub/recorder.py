@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from harness.deadline import Deadline
-from harness.dom0 import pygrub_watch
+from harness.dom0 import pygrub_recorder
 from harness.errors import InfrastructureError
 from harness.hosts.host import XenHost
 from harness.xen import dom0_program
@@ -23,14 +23,14 @@ class Process:
 
 
 @contextmanager
-def watch_pygrub(host: XenHost) -> Iterator[list[Process]]:
+def record_pygrub(host: XenHost) -> Iterator[list[Process]]:
     """Record the pygrub processes that start in the context; the list is filled when the context ends."""
     seen: list[Process] = []
-    stream = dom0_program.start(host.transport, pygrub_watch)
+    stream = dom0_program.start(host.transport, pygrub_recorder)
     try:
         greeting = stream.read(100, 60)
-        if greeting != b"watching\n":
-            raise InfrastructureError(f"the program in dom0 that watches pygrub did not start: it printed {greeting!r}")
+        if greeting != b"recording\n":
+            raise InfrastructureError(f"the recorder of pygrub in dom0 did not start: it printed {greeting!r}")
         yield seen
         stream.write(b".")
         text, deadline = b"", Deadline(60)

@@ -85,7 +85,7 @@ class OpenPrompt:
     patience: float
 
 
-class Watcher:
+class BootTracker:
     """Follows a boot, chunk by chunk.
 
     ``first_line`` and ``scale``: see :class:`ConsoleReader`. ``running``: the guest booted before the console was attached.
@@ -109,7 +109,7 @@ class Watcher:
         """Forget everything before ``offset``: a new boot begins there."""
         self.boot_offset = self.offset = offset
         self.stages: tuple[StageReached, ...] = ()
-        self.watching = True
+        self.budgets_on = True
         self.last_byte = self.progress = now
         self._running = running
         self._quoted: bytes | None = None
@@ -202,7 +202,7 @@ class Watcher:
 
     def overrun(self, now: float) -> Overrun | None:
         """The stage budget that is overrun at the time ``now``."""
-        if self._running or not self.watching or (self.stages and self.stages[-1].name == self._table[-1].name):
+        if self._running or not self.budgets_on or (self.stages and self.stages[-1].name == self._table[-1].name):
             return None
         budget = self._first_line
         if self.stages:

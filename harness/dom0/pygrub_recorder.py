@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""Program for dom0: report the user and the root directory of each pygrub that starts while it runs.
+"""Program for dom0: record the user and the root directory of each pygrub that starts while it runs.
 
-It prints ``watching``. After the first byte or the end of stdin it prints a line ``UID DIRECTORY`` for each different pair. They
+It prints ``recording``. After the first byte or the end of stdin it prints a line ``UID DIRECTORY`` for each different pair. They
 are the effective uid, and the directory that the process uses as ``/``.
 
 One process checks every 20 ms all processes that started after it. Under emulation, a tool for each check would take longer to
@@ -32,7 +32,7 @@ def identity(pid: str) -> tuple[str, str] | None:
 
 def main() -> None:
     seen, before = set(), set(os.listdir("/proc"))
-    print("watching", flush=True)
+    print("recording", flush=True)
     while not select.select([0], [], [], INTERVAL)[0]:
         for pid in set(filter(str.isdigit, os.listdir("/proc"))) - before:
             try:

@@ -14,14 +14,14 @@ from harness.transport import Transport
 
 log = logging.getLogger("fxh.hosts")
 
-# Seconds between two looks.
-_LOOK = 1.0
+# Seconds between two checks.
+_INTERVAL = 1.0
 # Seconds for the rest of a crash's report to arrive.
 _REPORT = 1.0
 
 
-class HostWatch:
-    """Watches one connection until :meth:`stop`. When the host is lost, the connection is closed, so that every wait on it ends."""
+class HealthCheck:
+    """Checks one host until :meth:`stop`. When the host is lost, the connection is closed, so that every wait on it ends."""
 
     def __init__(self, transport: Transport, serial: SerialLog | None, silence: float = HEARTBEAT + SILENCE) -> None:
         """``silence`` is the time (s) without an answer after which the host counts as lost: its agent ends the lease before."""
@@ -31,7 +31,7 @@ class HostWatch:
         self._begin = self._seen = serial.end if serial is not None else 0
         self._stop = threading.Event()
         self._silent = 0.0
-        for name, target in (("host-ping", self._ping), ("host-watch", self._watch)):
+        for name, target in (("host-ping", self._ping), ("host-check", self._check)):
             threading.Thread(target=target, daemon=True, name=name).start()
 
     @property
@@ -40,11 +40,11 @@ class HostWatch:
         return self._silent
 
     def stop(self) -> None:
-        """Stop watching. The connection stays open."""
+        """Stop the checks. The connection stays open."""
         self._stop.set()
 
     def serial_output(self, limit: int) -> bytes:
-        """The last ``limit`` bytes that the serial console printed since the watch began."""
+        """The last ``limit`` bytes that the serial console printed since the checks began."""
         return b"" if self._serial is None else self._serial.since(self._begin, limit)
 
     def _ping(self) -> None:
@@ -55,10 +55,10 @@ class HostWatch:
         except TransportError:
             return  # the lease reports it
 
-    def _watch(self) -> None:
-        # Count looks, not time: this process may have been stopped.
-        while not self._stop.wait(_LOOK):
-            self._silent += _LOOK
+    def _check(self) -> None:
+        # Count checks, not time: this process may have been stopped.
+        while not self._stop.wait(_INTERVAL):
+            self._silent += _INTERVAL
             crash = self._crash()
             if self._silent > self._silence:
                 self._lose(f"no heartbeat for {self._silence:.0f} s")

@@ -77,14 +77,14 @@ def _explain(guest: Guest, reason: str, deadline: Deadline, age: float, report: 
 
 def _with_guest(guest: Guest, seen: tuple[DiskSeen, ...], deadline: Deadline, report: list[str]) -> tuple[DiskSeen, ...]:
     """The disks with the guest's own view of them. Raises HarnessError if the guest does not answer."""
-    command = guest.profile.disk_counters
+    command = guest.os.disk_counters
     if not command:
-        raise InfrastructureError(f"the harness knows no counters of {guest.profile.title}")
+        raise InfrastructureError(f"the harness knows no counters of {guest.os.title}")
     if guest.console.death is not None:
         raise InfrastructureError("the guest is dead")
     text = plain(guest.session.run(command, deadline.capped(_GUEST), check=False).text)
     report.append(f"== {guest.name}\n{text}")
-    waiting, messages = guest.profile.requests_in_flight(text), disk_causes.kernel_errors(text)
+    waiting, messages = guest.os.requests_in_flight(text), disk_causes.kernel_errors(text)
     return tuple(
         replace(
             disk,
@@ -97,6 +97,6 @@ def _with_guest(guest: Guest, seen: tuple[DiskSeen, ...], deadline: Deadline, re
 
 def _name(guest: Guest, number: int) -> str:
     try:
-        return guest.profile.disk_name(str(number))
+        return guest.os.disk_name(str(number))
     except (HarnessError, ValueError):
         return f"vdev {number}"

@@ -21,7 +21,7 @@ _SHIM = 512
 _More = tuple[tuple[str, str | int | tuple[str, ...]], ...]
 
 
-def configure(host: XenHost, source: GuestSource, shape: Shape, name: str) -> DomainConfig:
+def build_domain_config(host: XenHost, source: GuestSource, shape: Shape, name: str) -> DomainConfig:
     """The domain configuration for ``source`` on ``host``.
 
     Copies the files of the source to the host. Raises UsageError if no host can run it, CannotRun if this host cannot.
@@ -31,15 +31,15 @@ def configure(host: XenHost, source: GuestSource, shape: Shape, name: str) -> Do
         source, shape = keptdump.equip(source, shape)
     root = source.root
     if shape.root_vdev and source.disks:
-        called, first = source.profile.disk_name, source.disks[0]
+        called, first = source.os.disk_name, source.disks[0]
         root = root.replace(called(first.vdev), called(shape.root_vdev), 1)
         source = replace(source, disks=(replace(first, vdev=shape.root_vdev), *source.disks[1:]))
     spared = host.facts.emulated and shape.spared
     # Each access of an emulated serial port wakes QEMU in dom0, which takes a millisecond. A loader that reads its variables from a pool
     # reads loader.conf later, and then uses the serial port again.
     quick = spared and shape.type == "hvm" and not source.root.startswith("zfs:")
-    pv_console = source.profile.pv_console if quick else {}
-    variables = {**source.profile.default_variables(root, spared), **pv_console, **dict(shape.variables)}
+    pv_console = source.os.pv_console if quick else {}
+    variables = {**source.os.default_variables(root, spared), **pv_console, **dict(shape.variables)}
     if entry(shape.type) == "pv" and source.bits == 32 and host.facts.emulated:
         variables = {"hw.use_xsave": "0", **variables}
     given = {key: value for key, value in variables.items() if value is not None}
@@ -91,9 +91,9 @@ def _kernel_fields(host: XenHost, source: GuestSource, shape: Shape, variables: 
         return (("vnc", 0), *quick, *override), {"serial": True, "boot": "c", "firmware": "ovmf" if uefi else ""}
     if bootloader := shape.bootloader or source.bootloader:
         own = dict(source.own_variables)
-        words = source.profile.command_line({key: value for key, value in variables.items() if own.get(key) != value})
+        words = source.os.command_line({key: value for key, value in variables.items() if own.get(key) != value})
         # The bootloader puts a blank between its own words and these.
-        extra = source.profile.appended(words) if own or shape.bootloader else words
+        extra = source.os.appended(words) if own or shape.bootloader else words
         # It reads a disk that a guest wrote, so run it without root privileges if the host can.
         restrict = (("bootloader_restrict", 1),) if "pygrub-restrict" in host.capabilities else ()
         return restrict, {"bootloader": bootloader, "extra": extra}
@@ -103,4 +103,4 @@ def _kernel_fields(host: XenHost, source: GuestSource, shape: Shape, variables: 
 
     relaxed = (("msr_relaxed", 1),) if shape.type == "pv" and source.bits == 32 else ()
     files = dict(zip(given, host.files(*given.values()), strict=True))
-    return relaxed, {**files, "extra": source.profile.command_line(variables)}
+    return relaxed, {**files, "extra": source.os.command_line(variables)}
