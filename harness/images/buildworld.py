@@ -288,15 +288,15 @@ class BuildDirectory:
     def world(self, destination: Path) -> None:
         """Build the world and install it without root into the empty directory ``destination``, with a METALOG."""
         self.make("world", "buildworld")
-        (self.directory / "drivers_of_world").write_text("\0".join(self._find_drivers_of_world()))
+        (self.directory / "kernel_sources_of_world").write_text("\0".join(self._find_kernel_sources()))
         for target in ("installworld", "distribution"):
             self.make(target, target, f"DESTDIR={destination}", "-DNO_ROOT", "-DDB_FROM_SRC", jobs=1)
 
-    def drivers_of_world(self) -> list[str]:
+    def kernel_sources_of_world(self) -> list[str]:
         """The files of :func:`treescan.only_in_kernels` that the last world was compiled from after all; empty before a build."""
-        return [name for name in _text(self.directory / "drivers_of_world").split("\0") if name]
+        return [name for name in _text(self.directory / "kernel_sources_of_world").split("\0") if name]
 
-    def _find_drivers_of_world(self) -> list[str]:
+    def _find_kernel_sources(self) -> list[str]:
         """Read the dependencies that the compiler wrote for each object (bsd.dep.mk: .depend.NAME.o), except those of kernels."""
         prefix = f"{self.tree.path}/"
         found: set[str] = set()

@@ -57,7 +57,7 @@ class FromSource:
         conf = kernconf.load(self.tree, name)
         return [
             *self._common(),
-            Input("source/drivers", self.state["drivers"], str(self.tree.path)),
+            Input("source/kernel", self.state["kernel"], str(self.tree.path)),
             Input("kernel builder", str(KERNEL_RECIPE), "harness/images/buildworld.py"),
             Input(f"kernel configuration {name}", conf.hash, conf.origin),
         ]
@@ -83,10 +83,10 @@ class FromSource:
         return entries.get_or_create("kernels", key_of(*inputs), fill)
 
     def world_inputs(self) -> list[Input]:
-        """Without the drivers, so that an edited driver does not build the world again, except those that this tree's world reads."""
-        drivers = self.build_directory.drivers_of_world()
-        read = {name: file_sha256(self.tree.path / name) for name in drivers if (self.tree.path / name).is_file()}
-        return [*self._common(), *([Input("source/drivers of the world", combine(read), str(self.tree.path))] if drivers else [])]
+        """Without the sources that only kernels compile: an edited driver must not build the world again."""
+        exceptions = self.build_directory.kernel_sources_of_world()
+        read = {name: file_sha256(self.tree.path / name) for name in exceptions if (self.tree.path / name).is_file()}
+        return [*self._common(), *([Input("source/kernel of the world", combine(read), str(self.tree.path))] if exceptions else [])]
 
     def world(self) -> StoreEntry:
         """The world as ``worlds/<key>/tree`` with its ``METALOG``, and the makefs that was built with it."""

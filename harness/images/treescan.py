@@ -24,9 +24,10 @@ _PRUNED = (".git", ".svn", "__pycache__")
 _BMAKE_TESTS = b"contrib/bmake/unit-tests/"
 # The end of a record. No name begins with a slash, and no link target in a FreeBSD tree is this.
 _END = b"//\0"
-# C sources that only kernels compile: sys/dev/xen/blkfront/blkfront.c. The world compiles sys/dev/firewire/fwcrom.c (fwcontrol(8)).
-_KERNEL_ONLY = re.compile(rb"sys/(?:amd64/amd64/|dev/(?!firewire/)|vm/|x86/|xen/).*\.c\Z", re.DOTALL)
-PARTS = ("sys", "drivers", "rest")
+# C sources that only kernels compile: sys/dev/xen/blkfront/blkfront.c. Worlds compile sys/dev/firewire/fwcrom.c, sys/dev/nvme/nvme_util.c
+# and sys/x86/x86/ucode_subr.c.
+_KERNEL_ONLY = re.compile(rb"sys/(?:amd64/amd64|dev/xen|vm|x86/xen|xen)/.*\.c\Z", re.DOTALL)
+PARTS = ("sys", "kernel", "rest")
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,7 @@ def scan(top: Path) -> Scan:
 def identity(scanned: Scan, index: Path) -> dict[str, str]:
     """sha256 of the tree's content for each of ``PARTS``: names, content, link targets and execute bits.
 
-    ``drivers`` are the files of :func:`only_in_kernels`, ``sys`` are the other files of the kernel, which worlds may read.
+    ``kernel`` are the files of :func:`only_in_kernels`, ``sys`` are the other files in sys/, which worlds may read.
     Only this function writes to the directory ``index``. It keeps the last listing and the hashed lines there, and does not read a
     file with an unchanged record again, as git's index.
     """
@@ -143,15 +144,15 @@ def _name(record: bytes) -> bytes:
 def _part(name: bytes) -> str:
     if not name.startswith(b"sys/"):
         return "rest"
-    return "drivers" if _KERNEL_ONLY.match(name) else "sys"
+    return "kernel" if _KERNEL_ONLY.match(name) else "sys"
 
 
 def only_in_kernels(name: str) -> bool:
-    """Whether only kernels are built from the file ``name`` of the tree: C sources of drivers, virtual memory and the machine.
+    """Whether only kernels are built from the file ``name`` of the tree: C sources of Xen's drivers, virtual memory and the machine.
 
-    The worlds of 13.2 to 15.1 compile none of them. :meth:`BuildDirectory.world` looks for exceptions in other trees.
+    The worlds of 13.2 and 15.1 compile none of them. :meth:`BuildDirectory.world` looks for exceptions in other trees.
     """
-    return _part(os.fsencode(name)) == "drivers"
+    return _part(os.fsencode(name)) == "kernel"
 
 
 def _read(path: Path) -> bytes:

@@ -188,22 +188,22 @@ def test_a_world_that_reads_a_driver_is_built_again_when_the_driver_changes(
     monkeypatch.setattr(hosttools, "compiler", lambda *_: hosttools.Compiler(None, "clang 14"))
     monkeypatch.setattr(buildworld.BuildDirectory, "make", lambda *_, **__: None)
     top = make_tree(tmp_path / "src")
-    for name in ("usb/parser.c", "xen/blkfront.c"):
-        (top / "sys/dev" / name).parent.mkdir(parents=True)
+    for name in ("xen/parser.c", "xen/blkfront/blkfront.c"):
+        (top / "sys/dev" / name).parent.mkdir(parents=True, exist_ok=True)
         (top / "sys/dev" / name).write_text("int a;\n")
     source = sources.FromSource(top, "small")
     build = source.build_directory
-    for directory, name in (("lib/libusb", "usb/parser.c"), ("sys/XENA", "xen/blkfront.c")):
+    for directory, name in (("lib/libxen", "xen/parser.c"), ("sys/XENA", "xen/blkfront/blkfront.c")):
         (build.objects / directory).mkdir(parents=True)
-        rule = f"x.o: \\\n  {top}/{directory}/x.c \\\n  {top}/lib/libusb/../../sys/dev/{name} \\\n  {top}/sys/sys/param.h\n"
+        rule = f"x.o: \\\n  {top}/{directory}/x.c \\\n  {top}/lib/libxen/../../sys/dev/{name} \\\n  {top}/sys/sys/param.h\n"
         (build.objects / directory / ".depend.x.o").write_text(rule)
     build.world(tmp_path / "destination")
-    assert build.drivers_of_world() == ["sys/dev/usb/parser.c"]
+    assert build.kernel_sources_of_world() == ["sys/dev/xen/parser.c"]
 
     before = source.world_inputs()
-    (top / "sys/dev/xen/blkfront.c").write_text("int b;\n")
+    (top / "sys/dev/xen/blkfront/blkfront.c").write_text("int b;\n")
     assert source.world_inputs() == before
-    (top / "sys/dev/usb/parser.c").write_text("int b;\n")
+    (top / "sys/dev/xen/parser.c").write_text("int b;\n")
     assert source.world_inputs() != before
 
 
