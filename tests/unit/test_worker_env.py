@@ -184,7 +184,7 @@ def test_a_case_has_the_guest_that_died_before_its_warm_checkpoint(
         raise GuestDied(Death("panic", "panic: no root"))
 
     monkeypatch.setattr(Guest, "boot", dies)
-    monkeypatch.setattr(guest_factory, "configure", lambda host, source, shape, name: DomainConfig(name, "pv", 160))
+    monkeypatch.setattr(guest_factory, "build_domain_config", lambda host, source, shape, name: DomainConfig(name, "pv", 160))
     context = CaseContext(tmp_path)
     with pytest.raises(GuestDied):
         worker_env.booted_guest(CELL, context, Shape("pv"))
