@@ -60,9 +60,9 @@ bench: setup
 	$(BIN)/python bench/places.py
 	$(BIN)/python bench/throughput.py
 
-# This checkout's HEAD and the revision REV in turn, on this machine: an hour.
+# This checkout's HEAD and the revision REV in turn, on this machine: an hour or two.
 bench-against: setup
-	$(BIN)/python bench/first_verdict.py --against $(REV) --whole
+	$(BIN)/python bench/against.py --against $(REV) --whole
 
 # Plant regressions and run the real suites: each must be found. With IMAGE also those in FreeBSD; with SRC, a FreeBSD source tree,
 # also take fixes back out of its kernel, which boots the world of IMAGE.
