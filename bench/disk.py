@@ -11,36 +11,11 @@ from __future__ import annotations
 
 import argparse
 import statistics
-import subprocess
 import sys
-import time
 
-FXH = [sys.executable, "-m", "harness.cli"]
+from first_line import first_line
+
 BOUND = 1.5
-PATIENCE = 300.0
-
-
-def first_line(*words: str) -> float:
-    """Seconds from the command to the kernel's first words. Raises SystemExit when they do not come."""
-    begun = time.monotonic()
-    process = subprocess.Popen(
-        [*FXH, "boot", *words],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        errors="replace",
-    )
-    try:
-        for line in process.stdout or ():
-            if line.strip():
-                return time.monotonic() - begun
-            if time.monotonic() - begun > PATIENCE:
-                break
-        raise SystemExit(f"no line from fxh boot {' '.join(words)}: {process.stderr.read()[-2000:] if process.stderr else ''}")
-    finally:
-        process.terminate()
-        process.communicate(timeout=60)
 
 
 def main() -> int:
