@@ -5,7 +5,7 @@
 
 edit       one file of sys/dev/xen is edited, then `fxh image build` makes a bootable image; at most half the other's time
 unchanged  the same command again; at most 2 s
-console    with --boot: from the edit to the first line of the guest's console, as PVH in a lab; at most 0.4 times the other's time
+console    with --boot: from the edit to the first line on the console of a PVH guest; at most 0.4 times the other's time
 
 The command is `fxh image build NAME --src TREE`, with --base also `--base IMAGE`: an image of the store with the world of that tree.
 Both revisions build once before anything is timed. The other revision keeps its worlds and objects in DIR, which makes a second
