@@ -198,6 +198,43 @@ def test_case_times_are_without_setup(tmp_path: Path, workers: list[str]) -> Non
     assert float(properties[f"fxh.setup.{KERNEL}"]) == pytest.approx(kernel_, abs=0.5)
 
 
+STOPPED = """
+import time
+from harness import preparing
+
+def test_first(cell):
+    with preparing.step("the control guest's kernel"):
+        time.sleep(0.3)
+    assert not "fails on purpose"
+
+def test_second(cell):
+    with preparing.step("firmware"):
+        time.sleep(0.3)
+"""
+
+
+def test_a_resumed_run_keeps_the_setup_of_its_first_part(tmp_path: Path) -> None:
+    (tmp_path / "slow").mkdir()
+    (tmp_path / "slow" / "test_it.py").write_text(STOPPED)
+    argv = [sys.executable, "-m", "harness.cli", "run", str(tmp_path / "slow"), "--guest", "control", "--type", "pv"]
+    argv += ["--reports", str(tmp_path / "reports")]
+
+    def part(*more: str) -> RunResult:
+        done = subprocess.run([*argv, *more], cwd=tmp_path, capture_output=True, text=True, timeout=300)
+        assert done.returncode == 1, done.stdout + done.stderr
+        return model.read_run((tmp_path / "reports" / "latest").resolve())
+
+    stopped = part("-x")
+    whole = part("--resume", stopped.run)
+    assert whole.run == stopped.run
+    assert [(step.what, step.case.rpartition("::")[2].partition("[")[0]) for step in whole.setup] == [
+        (KERNEL, "test_first"),
+        ("firmware", "test_second"),
+    ]
+    assert whole.setup[:1] == stopped.setup
+    assert all(item.setup > 0 for item in whole.cases)
+
+
 # -- reports ----------------------------------------------------------------------------------------------------------
 
 STEPS = (SetupStep(KERNEL, 786.0, "2026-11-25T01:00:00Z", case().nodeid), SetupStep("firmware", 3.0, "2026-11-25T01:20:00Z"))
