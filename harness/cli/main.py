@@ -12,6 +12,7 @@ import logging
 import os
 import signal
 import sys
+import time
 import traceback
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Annotated
@@ -112,16 +113,29 @@ def complain(error: HarnessError) -> int:
     return error.exit_code
 
 
+# Seconds after a signal in which another one is the same request.
+_REPEATED = 5.0
+
+
 @contextlib.contextmanager
 def _interruptible() -> Iterator[None]:
     """Turn the first SIGTERM (from CI) or SIGHUP (from a closed terminal) into a KeyboardInterrupt.
 
-    By default these signals end Python at once, and the guests, labs and compilers of the command continue to run.
+    By default these signals end Python at once, and the guests, labs and compilers of the command continue to run. One request can
+    come more than once: `timeout make run` signals make, which signals its children, and then the whole process group. So a signal
+    ends Python only ``_REPEATED`` seconds after the first.
     """
+    first: float | None = None
 
     def interrupt(number: int, frame: object) -> None:
-        signal.signal(number, signal.SIG_DFL)
-        raise KeyboardInterrupt
+        nonlocal first
+        now = time.monotonic()
+        if first is None:
+            first = now
+            raise KeyboardInterrupt
+        if now - first > _REPEATED:
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
 
     # An ignored signal stays ignored, such as SIGHUP under nohup.
     ours = [number for number in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(number) is signal.SIG_DFL]
@@ -130,7 +144,7 @@ def _interruptible() -> Iterator[None]:
     try:
         yield
     finally:
-        for number in ours:
+        for number in ours if first is None else ():
             signal.signal(number, signal.SIG_DFL)
 
 

@@ -8,7 +8,8 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -128,19 +129,35 @@ def test_a_resumed_run_continues_after_exitfirst(suite: Path, tmp_path: Path) ->
 
 
 @pytest.mark.parametrize(
-    ("workers", "number", "whole"),
+    ("workers", "number", "sends"),
     [
-        ((), signal.SIGINT, False),
-        ((), signal.SIGHUP, False),
-        (("-n", "2"), signal.SIGINT, True),
-        (("-n", "2"), signal.SIGTERM, False),
+        ((), signal.SIGINT, [os.kill]),
+        ((), signal.SIGHUP, [os.kill]),
+        ((), signal.SIGTERM, [os.kill, os.kill]),
+        (("-n", "2"), signal.SIGINT, [os.killpg]),
+        (("-n", "2"), signal.SIGTERM, [os.kill]),
+        # timeout(1) signals make, which signals fxh; then timeout signals the process group. It adds SIGCONT.
+        (("-n", "2"), signal.SIGTERM, [os.kill, os.killpg]),
+        (("-n", "2"), signal.SIGTERM, [os.killpg, os.kill]),
     ],
-    ids=["Ctrl-C", "terminal gone", "workers, Ctrl-C", "workers, told to end"],
+    ids=[
+        "Ctrl-C",
+        "terminal gone",
+        "told twice",
+        "workers, Ctrl-C",
+        "workers, told to end",
+        "workers, told twice",
+        "all told first",
+    ],
 )
-def test_interrupted(workers: tuple[str, ...], number: int, whole: bool, suite: Path, tmp_path: Path) -> None:
+def test_interrupted(
+    workers: tuple[str, ...], number: int, sends: list[Callable[[int, int], None]], suite: Path, tmp_path: Path
+) -> None:
     run = Run(suite, tmp_path, "slow", *workers)
     run.slow(2 if workers else 1)
-    (os.killpg if whole else os.kill)(run.process.pid, number)
+    for send in sends:
+        send(run.process.pid, number)
+        time.sleep(0.05)
     out = run.end()
     assert run.process.returncode == 130, out
     assert run.report()["exit_code"] == 130

@@ -6,6 +6,7 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -34,15 +35,21 @@ main.main()
 """
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
-def test_a_command_that_gets_a_signal_leaves_no_process(number: signal.Signals) -> None:
+@pytest.mark.parametrize(
+    ("number", "times"),
+    [(signal.SIGTERM, 1), (signal.SIGTERM, 2), (signal.SIGHUP, 1), (signal.SIGINT, 1)],
+    ids=["SIGTERM", "SIGTERM twice", "SIGHUP", "SIGINT"],
+)
+def test_a_command_that_gets_a_signal_leaves_no_process(number: signal.Signals, times: int) -> None:
     argv = [sys.executable, "-c", f"import signal; signal.signal({number.value}, signal.SIG_DFL)\n{VERB}"]
     if number == signal.SIGINT:
         argv[-1] = f"import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n{VERB}"
     process = subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert process.stdout is not None
     child = int(process.stdout.readline())
-    process.send_signal(number)
+    for _ in range(times):
+        process.send_signal(number)
+        time.sleep(0.02)
     _, errors = process.communicate(timeout=60)
     assert (process.returncode, "Traceback" in errors) == (ExitCode.INTERRUPTED, False)
     assert not Path(f"/proc/{child}").exists()
