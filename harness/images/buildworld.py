@@ -162,22 +162,26 @@ class BuildDirectory:
 
     # -- targets ------------------------------------------------------------------------------------------------------
 
-    def preflight(self, rest: str) -> None:
-        """Check that the tree has every source of the world. Does nothing while ``rest``, the hash of all but sys/, is unchanged.
-
-        Raises BuildError that names the missing sources.
-        """
+    def missing_sources(self, rest: str) -> set[str]:
+        """The sources of the world that the tree lacks. Does not look while ``rest``, the hash of all but sys/, is unchanged."""
         done = self.directory / "preflight.done"
         if done.is_file() and done.read_text() == rest:
-            return
-        preflight.check_world(self.tree, self.compiler, self.directory / "src.conf")
-        done.write_text(rest)
+            return set()
+        missing = preflight.missing_of_world(self.tree, self.compiler, self.directory / "src.conf")
+        if not missing:
+            done.write_text(rest)
+        return missing
+
+    def has_toolchain(self, rest: str) -> bool:
+        """Whether the tools of the build are those of ``rest``, the hash of all but sys/."""
+        done = self.directory / "toolchain.done"
+        return done.is_file() and done.read_text() == rest
 
     def toolchain(self, rest: str) -> None:
         """Build the tools of the build. Does nothing while ``rest``, the hash of all but sys/, is unchanged."""
-        done = self.directory / "toolchain.done"
-        if done.is_file() and done.read_text() == rest:
+        if self.has_toolchain(rest):
             return
+        done = self.directory / "toolchain.done"
         done.unlink(missing_ok=True)
         shutil.rmtree(self.directory / "make", ignore_errors=True)  # calls of the makes of other tools
         self.make("toolchain", "kernel-toolchain")

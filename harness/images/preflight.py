@@ -7,6 +7,8 @@ file at a time. Two checks find such files in seconds:
 * The kernel: config(8)'s lists name every source of a configuration (:mod:`harness.images.conffiles`).
 * The world: a dry run of make (``make -n -k``) in every directory that buildworld visits. make names the files that it cannot make;
   its commands name the other sources.
+
+Both follow the includes of these sources (:mod:`harness.images.includes`).
 """
 
 from __future__ import annotations
@@ -17,11 +19,11 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence, Set
 from pathlib import Path
 
 from harness.errors import BuildError
-from harness.images import conffiles, hosttools
+from harness.images import conffiles, hosttools, includes
 from harness.images.hosttools import Compiler
 from harness.images.kernconf import KernConf
 from harness.images.srctree import SourceTree
@@ -37,27 +39,30 @@ _UNKNOWN = re.compile(r"^\S*make(?:\[\d+\])?: don't know how to make (\S+) \(con
 _DIRECTORY = re.compile(r"^===> (\S+) \(\w+\)")
 # sh: 1: cd: can't cd to /usr/src/usr.bin/id              /bin/sh: cd: /usr/src/usr.bin/id: No such file or directory
 _NO_DIRECTORY = re.compile(r"cd: (?:can't cd to )?(/\S+?)(?::|$)", re.MULTILINE)
+_COMPILED = (".c", ".cc", ".cpp", ".S")
 _SOURCE = re.compile(r"\.(c|cc|cpp|cxx|s|S|y|l|asm|m|awk|sh|lua|conf|src|in|py|map|[1-9])$")
 
 
-def check_kernel(tree: SourceTree, conf: KernConf) -> None:
-    """Raise BuildError that names every missing source of the kernel ``conf``."""
+def missing_of_kernel(tree: SourceTree, conf: KernConf, *, headers: bool = True) -> set[str]:
+    """The sources of the kernel ``conf`` that the tree lacks, with ``headers`` also the headers. Paths are relative to the tree."""
     names = conffiles.names(tree, conf.name, dict(conf.files))
     needed = {
-        path
+        f"sys/{path}"
         for source in conffiles.sources(tree)
         if source.selected(names)
         for path in (source.dependencies if source.generated else (source.path,))
     }
-    _raise_missing(tree, f"kernel {conf.name}", sorted(f"sys/{path}" for path in needed if not (tree.path / "sys" / path).exists()))
+    missing = {path for path in needed if not (tree.path / path).exists()}
+    return missing | (includes.absent(tree.path, needed, kernel=True) if headers else set())
 
 
-def check_world(tree: SourceTree, compiler: Compiler, src_conf: Path) -> None:
-    """Raise BuildError that names every missing source of the world of ``src_conf``.
+def missing_of_world(tree: SourceTree, compiler: Compiler, src_conf: Path) -> set[str]:
+    """The sources and headers of the world of ``src_conf`` that the tree lacks, as :func:`absent` names them.
 
     Takes about 20 s of one CPU. Needs bmake (on FreeBSD: make).
     """
     missing = {name for name, reader in _READ_BY_NAME if name in tree.read(reader) and not (tree.path / name).exists()}
+    sources: set[str] = set()
     with tempfile.TemporaryDirectory(prefix="fxh-dry-run-") as scratch:
         for top in _subdirs(tree, compiler, src_conf, scratch):
             if not (tree.path / top).is_dir():
@@ -65,7 +70,25 @@ def check_world(tree: SourceTree, compiler: Compiler, src_conf: Path) -> None:
                 continue
             output = _make(tree, compiler, src_conf, scratch, tree.path / top, "-n", "-k", "all")
             missing |= absent(output, tree.path, top)
-    _raise_missing(tree, "world", sorted(missing))
+            sources |= compiled(output, tree.path)
+    return missing | includes.absent(tree.path, sources, kernel=False)
+
+
+def refuse(tree: SourceTree, missing: Mapping[str, Set[str]]) -> None:
+    """Raise BuildError if the tree lacks a source. ``missing`` has the sources of each part, such as "kernel XENA"."""
+    needs = {part: sorted(names) for part, names in missing.items() if names}
+    if not needs:
+        return
+    count = len(set().union(*needs.values()))
+    raise BuildError(
+        f"{tree.path}: this tree lacks {count} source{'s' if count > 1 else ''}" + "".join(map(_listed, needs, needs.values())),
+        hint="get a complete tree (an upload or a .gitignore may have lost them; in a git checkout: git checkout -- .), or add the files",
+    )
+
+
+def _listed(part: str, names: Sequence[str]) -> str:
+    rest = f"\n  and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return f"\n{part} needs:" + "".join(f"\n  {name}" for name in names[:_SHOWN]) + rest
 
 
 def absent(output: str, tree: Path, top: str) -> set[str]:
@@ -78,6 +101,8 @@ def absent(output: str, tree: Path, top: str) -> set[str]:
     for line in output.splitlines():
         if match := _DIRECTORY.match(line):
             here = f"{top}/{match[1]}"
+            if (tree / here).is_dir() and not (tree / here / "Makefile").exists():
+                found.add(f"{here}/Makefile")
         elif match := _UNKNOWN.match(line):
             name = match[1]
             if not name.startswith("/") and _SOURCE.search(name):
@@ -90,6 +115,12 @@ def absent(output: str, tree: Path, top: str) -> set[str]:
             if os.path.dirname(path) != here and _SOURCE.search(path) and not os.path.lexists(f"{tree}/{path}"):  # noqa: PTH120
                 found.add(path)
     return found
+
+
+def compiled(output: str, tree: Path) -> set[str]:
+    """The sources below ``tree`` that the commands of a dry run compile, relative to ``tree``."""
+    commands = (line for line in output.splitlines() if " -c " in line)
+    return {path for line in commands for path in _files_in_command(line, str(tree)) if path.endswith(_COMPILED)}
 
 
 def _files_in_command(line: str, tree: str) -> Iterable[str]:
@@ -134,14 +165,3 @@ def _make(tree: SourceTree, compiler: Compiler, src_conf: Path, scratch: str, wh
             hint="check the disk and the load of this machine",
         ) from exc
     return done.stdout
-
-
-def _raise_missing(tree: SourceTree, what: str, missing: list[str]) -> None:
-    if not missing:
-        return
-    shown = "".join(f"\n  {name}" for name in missing[:_SHOWN])
-    rest = f"\n  and {len(missing) - _SHOWN} more" if len(missing) > _SHOWN else ""
-    raise BuildError(
-        f"{tree.path}: the {what} needs {len(missing)} source(s) that this tree lacks:{shown}{rest}",
-        hint="get a complete tree (an upload or a .gitignore may have lost them; in a git checkout: git checkout -- .), or add the files",
-    )

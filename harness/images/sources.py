@@ -9,6 +9,7 @@ from pathlib import Path
 
 from harness import store
 from harness.digest import file_sha256
+from harness.errors import BuildError
 from harness.images import debugfile, entries, hosttools, kernconf, preflight, src_conf, srctree, treescan
 from harness.images.buildworld import KERNEL_RECIPE, RECIPE, BuildDirectory
 from harness.images.entries import StoreEntry
@@ -46,12 +47,17 @@ class FromSource:
 
         Skips parts that the store has. Raises BuildError that names all missing sources.
         """
+        missing: dict[str, set[str]] = {}
         if entries.find("kernels", key_of(*self.kernel_inputs(kernel))) is None:
-            preflight.check_kernel(self.tree, kernconf.load(self.tree, kernel))
+            # With a toolchain, the kernel's compiler is next and takes seconds, less than the look at all headers.
+            headers = not self.build_directory.has_toolchain(self.state["rest"])
+            conf = kernconf.load(self.tree, kernel)
+            missing[f"kernel {kernel}"] = preflight.missing_of_kernel(self.tree, conf, headers=headers)
         if world and entries.find("worlds", key_of(*self.world_inputs())) is None:
             hosttools.check_world(self.compiler, self.tree.version, self.tree.llvm)
             with self.build_directory.open() as build:
-                build.preflight(self.state["rest"])
+                missing["world"] = build.missing_sources(self.state["rest"])
+        preflight.refuse(self.tree, missing)
 
     def kernel_inputs(self, name: str) -> list[Input]:
         conf = kernconf.load(self.tree, name)
@@ -69,7 +75,13 @@ class FromSource:
         def fill(work: Path) -> dict[str, object]:
             with self.build_directory.open() as build:
                 build.toolchain(self.state["rest"])
-                built = build.kernel(kernconf.load(self.tree, name))
+                conf = kernconf.load(self.tree, name)
+                try:
+                    built = build.kernel(conf)
+                except BuildError:
+                    # The compiler names one missing header; this names all.
+                    preflight.refuse(self.tree, {f"kernel {name}": preflight.missing_of_kernel(self.tree, conf)})
+                    raise
                 shutil.copyfile(built, work / "kernel")
                 debug = built.with_name(debugfile.NAME)
                 if debug.is_file():  # a configuration of the user's may have no DEBUG

@@ -147,8 +147,73 @@ def test_a_configuration_that_includes_itself_ends(tmp_path: Path) -> None:
 def test_a_kernel_source_that_the_tree_lacks(tmp_path: Path) -> None:
     tree = tree_with(tmp_path, {"sys/conf/files": "kern/here.c standard\nkern/gone.c standard\ndev/x.c optional xenpci\n",
                                 "sys/kern/here.c": "", "sys/amd64/conf/MINE": "device xenpci\n"})  # fmt: skip
-    with pytest.raises(BuildError, match=r"kernel MINE needs 2 source\(s\).*lacks:\n  sys/dev/x.c\n  sys/kern/gone.c"):
-        preflight.check_kernel(tree, kernconf.load(tree, "MINE"))
+    missing = preflight.missing_of_kernel(tree, kernconf.load(tree, "MINE"))
+    assert missing == {"sys/dev/x.c", "sys/kern/gone.c"}
+    text = r"lacks 3 sources\nkernel MINE needs:\n  sys/dev/x.c\n  sys/kern/gone.c\nworld needs:\n  COPYRIGHT\n"
+    with pytest.raises(BuildError, match=text):
+        preflight.refuse(tree, {"kernel MINE": missing, "world": {"COPYRIGHT"}})
+    preflight.refuse(tree, {"kernel MINE": set()})
+
+
+HEADERS = {
+    "sys/conf/files": "kern/here.c standard\n",
+    "sys/amd64/conf/MINE": "device xen\n",
+    "sys/kern/here.c": """\
+#include "opt_xen.h"
+#include <sys/queue.h>   /* not <sys/gone_comment.h> */
+/*
+#include <sys/comment.h>
+ */
+#ifdef __arm__
+#include <sys/conditional.h>
+#endif
+#include <xen/gone.h>
+#include <xen/elsewhere.h>
+#include <machine/gone_machine.h>
+#include <x86/here.h>
+#include <nowhere/unknown.h>
+#include "local.h"
+#include <sys/bus_if.h>
+#include "../dev/gone_relative.h"
+""",
+    "sys/sys/queue.h": "#ifndef _P_\n#define _P_\n#include <sys/gone_nested.h>\n#endif\n",
+    "sys/xen/other.h": "",
+    "sys/contrib/xen/elsewhere.h": "",
+    "sys/amd64/include/other.h": "",
+    "sys/x86/include/here.h": "#pragma once\n#include <x86/gone_x86.h>\n",
+}
+
+
+def test_headers_that_the_tree_lacks(tmp_path: Path) -> None:
+    """Also those that headers include; no generated ones, none under an #if, and none whose place is not certain."""
+    tree = tree_with(tmp_path, HEADERS)
+    conf = kernconf.load(tree, "MINE")
+    assert preflight.missing_of_kernel(tree, conf) == {
+        "sys/xen/gone.h",
+        "sys/amd64/include/gone_machine.h",
+        "sys/dev/gone_relative.h",
+        "sys/sys/gone_nested.h",
+        "sys/x86/include/gone_x86.h",
+    }
+    assert preflight.missing_of_kernel(tree, conf, headers=False) == set()
+
+
+def test_headers_of_a_world_that_the_tree_lacks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """libkvm reads headers of other architectures, which uploads of a kernel leave out; a directory may have lost its Makefile."""
+    tree = tree_with(
+        tmp_path,
+        {
+            "lib/libkvm/kvm_arm.c": '#include <sys/any.h>\n#include "kvm_arm.h"\n',
+            "lib/libkvm/kvm_arm.h": '#include "../../sys/arm/include/vmparam.h"\n',
+            "lib/libc/a": "",
+        },
+    )
+    command = f"===> libkvm (all)\ncc -I{tree.path} -c {tree.path}/lib/libkvm/kvm_arm.c -o kvm_arm.o\n===> libc (all)\n"
+    (tree.path / "lib/libkvm/Makefile").touch()
+    monkeypatch.setattr(preflight, "_subdirs", lambda *_: ["lib"])
+    monkeypatch.setattr(preflight, "_make", lambda *_: command)
+    missing = preflight.missing_of_world(tree, Compiler(None, "clang version 19.1.7"), tmp_path / "src.conf")
+    assert missing == {"sys/arm/include/vmparam.h", "lib/libc/Makefile"}
 
 
 DRY_RUN = """\
@@ -177,8 +242,8 @@ def test_files_that_no_makefile_depends_on(tmp_path: Path, monkeypatch: pytest.M
     files = {"tools/build/depend-cleanup.sh": "extract_epoch $SRCTOP/.clean_build_epoch\n", "etc/Makefile": "FREEBSD=COPYRIGHT\n"}
     monkeypatch.setattr(preflight, "_subdirs", lambda *_: ["bin"])
     monkeypatch.setattr(preflight, "_make", lambda *_: "")
-    with pytest.raises(BuildError, match=r"3 source\(s\) that this tree lacks:\n  \.clean_build_epoch\n  COPYRIGHT\n  bin"):
-        preflight.check_world(tree_with(tmp_path, files), Compiler(None, "clang version 19.1.7"), tmp_path / "src.conf")
+    missing = preflight.missing_of_world(tree_with(tmp_path, files), Compiler(None, "clang version 19.1.7"), tmp_path / "src.conf")
+    assert missing == {".clean_build_epoch", "COPYRIGHT", "bin"}
 
 
 # -- link errors ------------------------------------------------------------------------------------------------------
