@@ -27,14 +27,17 @@ def test_hot_plug(guest: Guest, scratch: NewScratch) -> None:
     """
     (disk,) = scratch("xvdc")
     name = guest.os.disk_name("xvdc")
-    for _ in range(2):
+    for test in (
+        "xl block-attach of a disk to a running guest",
+        "xl block-attach of a disk to a running guest, again after its detach",
+    ):
         guest.host.toolstack.block_attach(guest.domid, Disk(disk.target, "xvdc"))
 
         there = hotplug.wait_disks(guest, {name})
         seen = hotplug.digests(guest.sh, sorted(there))
         wrong = misnamed((Given("xvdc", disk.digest),), seen, guest.os.disk_name)
         assert not wrong, finding(
-            test="xl block-attach of vdev xvdc to a running guest",
+            test=test,
             observed=wrong,
             expected=f"the guest shows the disk as {name} within seconds",
             reference=guest.os.source("blkfront"),
