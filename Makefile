@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 export PYTHONDONTWRITEBYTECODE :=
 # Labs that run at the same time; 0 for as many as this machine can run.
 WORKERS ?= 0
-SELFTEST = $(BIN)/pytest tests -q -m 'not slow' -n $(if $(filter 0,$(WORKERS)),auto,$(WORKERS)) --dist worksteal
+SELFTEST = $(BIN)/pytest tests -q --durations 25 --durations-min 10 -m 'not slow' -n $(if $(filter 0,$(WORKERS)),auto,$(WORKERS)) --dist worksteal
 
 .PHONY: run test selftest lint unit explore setup setup-tests bench bench-against planted report nightly faults clean
 
