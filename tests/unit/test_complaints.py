@@ -33,6 +33,15 @@ def test_a_reversal_glued_to_other_output_names_both_locks() -> None:
     assert any("devd -> umareclaim" in line for line in reversal.detail), "the order belongs to it"
 
 
+def test_reversals_of_a_saved_and_restored_guest() -> None:
+    found = complaints(recorded("freebsd-15.1-pvh-witness-restored.log"))
+    assert {complaint.identity for complaint in found if complaint.kind == "lock order reversal"} == {
+        "lock order reversal: sapblk / mntfs",
+        "lock order reversal: sapblk / xenstore request",
+        "lock order reversal: sapblk / xdlock",
+    }
+
+
 @pytest.mark.parametrize(
     "name", ["freebsd-15.1-pvh-login.log", "freebsd-14.2-pvh-login-panic.log", "freebsd-13.2-pvh-boot-login-panic.log"]
 )

@@ -130,21 +130,25 @@ def test_wrong_root_of_freebsd_14(tmp_path: Path) -> None:
     assert (death.kind, death.message) == ("mountroot", "no root file system: ufs:/dev/xbd7 failed with error 19")
 
 
-def test_panic_of_freebsd_14_without_ddb(tmp_path: Path) -> None:
-    death = play(tmp_path, (CONSOLES / "freebsd-14.2-pvh-nodb-panic.log").read_bytes()).death
+@pytest.mark.parametrize("version", ["14.2", "15.1"])
+def test_panic_without_ddb(version: str, tmp_path: Path) -> None:
+    death = play(tmp_path, (CONSOLES / f"freebsd-{version}-pvh-nodb-panic.log").read_bytes()).death
     assert death is not None
     assert (death.kind, death.message) == ("panic", "kdb_sysctl_panic")
     assert [frame.function for frame in death.frames[:3]] == ["kdb_backtrace", "vpanic", "panic"]
     assert len(death.frames) == 10
 
 
-def test_a_recorded_complaint_of_witness_is_no_death(tmp_path: Path) -> None:
-    data = (CONSOLES / "freebsd-14.2-pvh-witness-login.log").read_bytes()
-    assert b"1000lock order reversal" in data
-    reader = play(tmp_path, data)
-    assert reader.stage == "login"
-    assert reader.death is not None
-    assert reader.death.kind == "eof"
+@pytest.mark.parametrize(
+    ("recording", "text"),
+    [("14.2-pvh-witness-login", b"1000lock order reversal"), ("15.1-pvh-witness-restored", b"fxh# lock order reversal")],
+)
+def test_a_recorded_complaint_of_witness_is_no_death(recording: str, text: bytes, tmp_path: Path) -> None:
+    data = (CONSOLES / f"freebsd-{recording}.log").read_bytes()
+    assert text in data
+    death = play(tmp_path, data).death
+    assert death is not None
+    assert death.kind == "eof"
 
 
 def test_trap_of_a_restored_freebsd_14(tmp_path: Path) -> None:
