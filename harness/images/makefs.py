@@ -248,7 +248,7 @@ def fat(makefs: Makefs | None, fs: FileSystem, files: Mapping[str, Path], target
 def _origin(makefs: Makefs | None) -> str:
     if makefs is None:
         return "this machine has none"
-    return f"{makefs.origin} is " + ("of an older FreeBSD" if makefs.freebsd else "NetBSD's")
+    return f"{makefs.origin} is " + ("of an older FreeBSD, or built without ZFS" if makefs.freebsd else "NetBSD's")
 
 
 def _path() -> str:
