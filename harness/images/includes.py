@@ -24,22 +24,22 @@ _NAME = re.compile(r'(["<])([^">]+)[">]')
 # The kernel's build makes links to these directories: sys/conf/kern.post.mk.
 _LINKED = {"machine": "amd64/include", "x86": "x86/include"}
 # sys/conf/kern.pre.mk and tools/makeobjops.awk: the options of config(8), the interfaces of *_if.m, and lists of devices.
-_GENERATED = re.compile(r"^opt_|_if\.h$|devs\.h$|devs_data\.h$")
+_GENERATED = re.compile(r"/opt_[^/]*$|_if\.h$|devs\.h$|devs_data\.h$")
 
 
 def unconditional(text: str) -> list[tuple[str, str]]:
     """The includes of a file that depend on no #if: the opening quotation mark or bracket, and the name."""
-    found, depth, guard = [], 0, ""
+    found, depth = [], 0
     directives = [(match[1], match[2].strip()) for match in _DIRECTIVE.finditer(_COMMENT.sub("", text))]
-    if [word for word, _ in directives[:2]] == ["ifndef", "define"] and directives[1][1].split()[:1] == [directives[0][1]]:
-        guard = directives[0][1]
+    guarded = [word for word, _ in directives[:2]] == ["ifndef", "define"] and directives[1][1].split()[:1] == [directives[0][1]]
+    if guarded:
         directives = directives[2:]
     for word, rest in directives:
         if word in ("if", "ifdef", "ifndef"):
             depth += 1
         elif word == "endif":
             depth -= 1
-            if depth < 0 and guard:
+            if depth < 0 and guarded:
                 break
         elif word == "include" and depth == 0 and (match := _NAME.match(rest)):
             found.append((match[1], match[2]))

@@ -160,6 +160,7 @@ HEADERS = {
     "sys/amd64/conf/MINE": "device xen\n",
     "sys/kern/here.c": """\
 #include "opt_xen.h"
+#include <sys/opt_kern.h>
 #include <sys/queue.h>   /* not <sys/gone_comment.h> */
 /*
 #include <sys/comment.h>
