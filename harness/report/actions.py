@@ -3,7 +3,10 @@
 
 from __future__ import annotations
 
+import itertools
 import re
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from harness import trace
@@ -40,13 +43,25 @@ def lines(events: tuple[trace.Event, ...], unpaused: float | None) -> list[Line]
 def last(events: tuple[trace.Event, ...], count: int = LAST) -> list[str]:
     """The last ``count`` actions before the failure, with their time in seconds since the case began.
 
-    Only the last attempt counts: a case runs again if its host was lost.
+    An action that was repeated, such as a poll, takes one line. Only the last attempt counts: a case runs again if its host was lost.
     """
     begins = [number for number, event in enumerate(events) if event.kind == trace.CASE]
     attempt = events[begins[-1] :] if begins else events
     failed = next((number for number, event in enumerate(attempt) if event.kind == trace.EVIDENCE), len(attempt))
     before = [event for event in attempt[:failed] if event.kind != trace.CASE]
-    return [f"{event.at - attempt[0].at:9.2f} s  {describe(event)}" for event in before[-count:]]
+    groups = [list(group) for _, group in itertools.groupby(before, _what)]
+    return [_repeated(group, attempt[0].at) for group in groups[-count:]]
+
+
+def _what(event: trace.Event) -> trace.Event:
+    """The event without its number, times and size: equal for a repeated action."""
+    return replace(event, number=0, at=0.0, clock=0.0, seconds=float(event.ended), size=0, last="")
+
+
+def _repeated(events: Sequence[trace.Event], began: float) -> str:
+    """One line for equal events: the times of the first and the last, and the first's description."""
+    text = f"{events[0].at - began:9.2f} s  {describe(events[0])}"
+    return text if len(events) == 1 else f"{text}  {len(events)} times, the last after {events[-1].at - began:.2f} s"
 
 
 def _inside_evidence(events: tuple[trace.Event, ...]) -> set[int]:

@@ -48,6 +48,21 @@ def test_the_mail_shows_nothing_after_the_failure_and_the_last_attempt_only() ->
     assert [line.split("  ")[-2].strip() for line in actions.last(events)] == ["xl list"]
 
 
+def test_a_poll_takes_one_line() -> None:
+    """Otherwise ten looks at the guest's disks hide the attach that they wait for."""
+    polls = [event(n, "sysctl kern.disks", 100.0 + n, kind="guest", where="g") for n in range(2, 40)]
+    events = (
+        event(1, "xl block-attach", 101.0),
+        *polls,
+        event(40, "sysctl kern.disks", 140.0, kind="guest", where="g", status="1"),
+    )
+    assert [line.strip() for line in actions.last(events)] == [
+        "0.00 s  xl block-attach  0.25 s",
+        "1.00 s  guest: sysctl kern.disks  [g]  0.25 s  38 times, the last after 38.00 s",
+        "39.00 s  guest: sysctl kern.disks  [g]  0.25 s  1",
+    ]
+
+
 def test_an_action_that_never_ended_says_so() -> None:
     assert actions.describe(Event(1, 0, 0.0, "wait", "stage login", "guest", last="kernel", status="GuestDied: panic")) == (
         "wait: stage login  [guest]  not done  GuestDied: panic  last seen: kernel"
