@@ -14,12 +14,13 @@ memory          MiB at the peak of the second run: the proportional set sizes of
 make test       seconds of `make test`: the second run and `make selftest`
 
 Without --whole each run is interrupted after its first verdict. Packages of Debian that are installed already stay installed. Exit
-code 1 when a bound is missed, 4 when a run of this revision failed. A failure of the other revision is only printed.
+code 1 when a bound is missed, 4 when a run of this revision failed. A run of the other revision that fails gives no row.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import re
@@ -37,7 +38,7 @@ from pathlib import Path
 
 PROJECT = Path(__file__).resolve().parent.parent
 FIRST_SECONDS, SILENCE = 180.0, 10.0
-# How many times the other revision's value is allowed.
+# The largest allowed ratio to the other revision's value.
 BOUNDS = {"first verdict": 0.2, "end": 0.5, "again": 0.6, "store": 0.3, "memory": 0.6, "make test": 0.6}
 MIB = 1 << 20
 # [1/120] passed            4.6 s  boot/test_boot.py::test_boots_to_login[control-pv-xen-4.20]
@@ -57,7 +58,7 @@ class FirstRun:
 
 
 def measure(revision: str, whole: bool, workers: int) -> tuple[dict[str, float], list[str]]:
-    """Returns the rows, and what failed. Raises SystemExit when the run ends without a verdict."""
+    """Returns the rows of the parts that succeeded, and what failed. Raises SystemExit when the first run ends without a verdict."""
     with tempfile.TemporaryDirectory(prefix="fxh-bench-") as scratch:
         clone, store = Path(scratch) / "clone", Path(scratch) / "store"
         subprocess.run(["git", "clone", "-q", "--no-checkout", str(PROJECT), str(clone)], check=True)
@@ -71,20 +72,34 @@ def measure(revision: str, whole: bool, workers: int) -> tuple[dict[str, float],
             f"{revision}: first verdict after {run.first:.1f} s; silent for {run.silence:.0f} s after {run.silent_after!r}",
             flush=True,
         )
-        if not whole:
-            return rows, []
-        failed = [f"make run: exit {run.status}"] if run.status else []
-        print(f"{revision}: {_outcomes(clone)} in {run.end:.1f} s", flush=True)
-        with Memory(store) as memory:
-            again, status = _timed([".venv/bin/fxh", "run", "-n", str(workers)], clone, environment)
-        failed += [f"second run: exit {status}"] if status else []
-        print(f"{revision}: {_outcomes(clone)} in {again:.1f} s", flush=True)
-        size = sum(path.lstat().st_blocks * 512 for path in store.rglob("*"))
-        tests, status = _timed(["make", "selftest", *([f"WORKERS={workers}"] if workers else [])], clone, environment)
-        failed += [f"make selftest: exit {status}"] if status else []
-        print(f"{revision}: make selftest in {tests:.1f} s", flush=True)
-        rows |= {"end": run.end, "again": again, "store": size / MIB, "memory": memory.peak / MIB, "make test": again + tests}
+        failed: list[str] = []
+
+        def note(what: str, status: int, more: dict[str, float]) -> None:
+            print(f"{revision}: {what}: exit {status}, {more}", flush=True)
+            if status:
+                failed.append(what)
+            else:
+                rows.update(more)
+
+        if whole:
+            note(f"make run, {_outcomes(clone)}", run.status, {"end": run.end})
+            with Memory(store) as memory:
+                again, status = _timed([".venv/bin/fxh", "run", "-n", str(workers)], clone, environment)
+            values = {"again": again, "store": _size(store) / MIB, "memory": memory.peak / MIB}
+            note(f"second run, {_outcomes(clone)}", status, values)
+            tests, status_of_tests = _timed(["make", "selftest", *([f"WORKERS={workers}"] if workers else [])], clone, environment)
+            note("make selftest", status or status_of_tests, {"make test": again + tests})
         return rows, failed
+
+
+def _size(directory: Path) -> int:
+    """Bytes of all files on the disk. Names of one file count once."""
+    found: dict[tuple[int, int], int] = {}
+    for path in directory.rglob("*"):
+        with contextlib.suppress(FileNotFoundError):
+            status = path.lstat()
+            found[status.st_dev, status.st_ino] = status.st_blocks * 512
+    return sum(found.values())
 
 
 def _first_run(clone: Path, environment: dict[str, str], whole: bool, workers: int) -> FirstRun:
@@ -164,8 +179,10 @@ class Memory:
         self._thread.join()
 
     def _watch(self) -> None:
-        while not self._over.wait(self.INTERVAL):
+        while True:
             self.peak = max(self.peak, sum(self._size(process) for process in Path("/proc").glob("[0-9]*")))
+            if self._over.wait(self.INTERVAL):
+                return
 
     def _size(self, process: Path) -> int:
         try:
@@ -194,8 +211,6 @@ def main() -> int:
             print(f"{names[side]}: begins, load {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores", flush=True)
             rows, failed = measure(names[side], given.whole, given.workers)
             runs[side].append(rows)
-            for failure in failed:
-                print(f"{names[side]}: {failure}", flush=True)
             failures += failed if side == "this" else []
     return 4 if failures else _table(runs["this"], runs["other"])
 
@@ -204,9 +219,10 @@ def _table(this: list[dict[str, float]], other: list[dict[str, float]]) -> int:
     """Print medians, ratios, bounds and spreads. Returns 1 if a bound is missed."""
     missed = False
     for row, bound in BOUNDS.items():
-        if row not in this[0]:
+        mine, theirs = ([rows[row] for rows in runs if row in rows] for runs in (this, other))
+        if not mine or not theirs:
+            print(f"{row:<14} not measured")
             continue
-        mine, theirs = [rows[row] for rows in this], [rows[row] for rows in other]
         ratio = statistics.median(mine) / statistics.median(theirs)
         spread = f"{min(mine):.1f} to {max(mine):.1f}, {min(theirs):.1f} to {max(theirs):.1f}"
         print(
