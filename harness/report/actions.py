@@ -59,8 +59,8 @@ def _what(event: trace.Event) -> trace.Event:
 
 
 def _repeated(events: Sequence[trace.Event], began: float) -> str:
-    """One line for equal events: the times of the first and the last, and the first's description."""
-    text = f"{events[0].at - began:9.2f} s  {describe(events[0])}"
+    """One line for equal events: the times of the first and the last, and the last's description."""
+    text = f"{events[0].at - began:9.2f} s  {describe(events[-1])}"
     return text if len(events) == 1 else f"{text}  {len(events)} times, the last after {events[-1].at - began:.2f} s"
 
 
