@@ -162,14 +162,14 @@ class BuildDirectory:
 
     # -- targets ------------------------------------------------------------------------------------------------------
 
-    def missing_sources(self, rest: str) -> set[str]:
-        """The sources of the world that the tree lacks. Does not look while ``rest``, the hash of all but sys/, is unchanged."""
+    def missing_sources(self, state: str) -> set[str]:
+        """The sources of the world that the tree lacks. Does not look while ``state``, a hash of the tree, is unchanged."""
         done = self.directory / "preflight.done"
-        if done.is_file() and done.read_text() == rest:
+        if done.is_file() and done.read_text() == state:
             return set()
         missing = preflight.missing_of_world(self.tree, self.compiler, self.directory / "src.conf")
         if not missing:
-            done.write_text(rest)
+            done.write_text(state)
         return missing
 
     def has_toolchain(self, rest: str) -> bool:

@@ -51,7 +51,7 @@ def parse(text: str) -> tuple[KernelSource, ...]:
     """The sources of one list, in order."""
     found = []
     for line in text.replace("\\\n", " ").splitlines():
-        words = _WORD.findall(line.partition("#")[0])
+        words = _WORD.findall(line.partition("#")[0].replace("$M", "amd64"))
         if len(words) < 2 or words[1] not in ("standard", "optional", "mandatory"):
             continue
         alternatives: list[list[str]] = [[]]

@@ -19,7 +19,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence, Set
+from collections.abc import Iterable, Mapping, Set
 from pathlib import Path
 
 from harness.errors import BuildError
@@ -70,23 +70,25 @@ def missing_of_world(tree: SourceTree, compiler: Compiler, src_conf: Path) -> se
                 continue
             output = _make(tree, compiler, src_conf, scratch, tree.path / top, "-n", "-k", "all")
             missing |= absent(output, tree.path, top)
-            sources |= compiled(output, tree.path)
+            sources |= compiled(output, tree.path, top)
     return missing | includes.absent(tree.path, sources, kernel=False)
 
 
 def refuse(tree: SourceTree, missing: Mapping[str, Set[str]]) -> None:
     """Raise BuildError if the tree lacks a source. ``missing`` has the sources of each part, such as "kernel XENA"."""
-    needs = {part: sorted(names) for part, names in missing.items() if names}
+    needs = {part: names for part, names in missing.items() if names}
     if not needs:
         return
     count = len(set().union(*needs.values()))
     raise BuildError(
-        f"{tree.path}: this tree lacks {count} source{'s' if count > 1 else ''}" + "".join(map(_listed, needs, needs.values())),
+        f"{tree.path}: this tree lacks {count} source{'s' if count > 1 else ''}" + "".join(map(listed, needs, needs.values())),
         hint="get a complete tree (an upload or a .gitignore may have lost them; in a git checkout: git checkout -- .), or add the files",
     )
 
 
-def _listed(part: str, names: Sequence[str]) -> str:
+def listed(part: str, missing: Set[str]) -> str:
+    """Lines that name the sources that a part of a build needs; the first begins with a newline."""
+    names = sorted(missing)
     rest = f"\n  and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
     return f"\n{part} needs:" + "".join(f"\n  {name}" for name in names[:_SHOWN]) + rest
 
@@ -117,10 +119,19 @@ def absent(output: str, tree: Path, top: str) -> set[str]:
     return found
 
 
-def compiled(output: str, tree: Path) -> set[str]:
-    """The sources below ``tree`` that the commands of a dry run compile, relative to ``tree``."""
-    commands = (line for line in output.splitlines() if " -c " in line)
-    return {path for line in commands for path in _files_in_command(line, str(tree)) if path.endswith(_COMPILED)}
+def compiled(output: str, tree: Path, top: str) -> set[str]:
+    """The sources below ``tree`` that the commands of a dry run in ``top`` compile, relative to ``tree``.
+
+    A command names a source of the directory itself without a path.
+    """
+    found, here = set(), top
+    for line in output.splitlines():
+        if match := _DIRECTORY.match(line):
+            here = f"{top}/{match[1]}"
+        elif " -c " in line:
+            found |= {path for path in _files_in_command(line, str(tree)) if path.endswith(_COMPILED)}
+            found |= {f"{here}/{word}" for word in line.split() if word.endswith(_COMPILED) and not word.startswith("/")}
+    return found
 
 
 def _files_in_command(line: str, tree: str) -> Iterable[str]:

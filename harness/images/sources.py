@@ -56,7 +56,7 @@ class FromSource:
         if world and entries.find("worlds", key_of(*self.world_inputs())) is None:
             hosttools.check_world(self.compiler, self.tree.version, self.tree.llvm)
             with self.build_directory.open() as build:
-                missing["world"] = build.missing_sources(self.state["rest"])
+                missing["world"] = build.missing_sources(combine([self.state["rest"], self.state["sys"]]))
         preflight.refuse(self.tree, missing)
 
     def kernel_inputs(self, name: str) -> list[Input]:
@@ -78,9 +78,10 @@ class FromSource:
                 conf = kernconf.load(self.tree, name)
                 try:
                     built = build.kernel(conf)
-                except BuildError:
-                    # The compiler names one missing header; this names all.
-                    preflight.refuse(self.tree, {f"kernel {name}": preflight.missing_of_kernel(self.tree, conf)})
+                except BuildError as exc:
+                    # The compiler names one missing header; this adds the others.
+                    if "file not found" in exc.message and (missing := preflight.missing_of_kernel(self.tree, conf)):
+                        exc.message += preflight.listed(f"kernel {name}", missing)
                     raise
                 shutil.copyfile(built, work / "kernel")
                 debug = built.with_name(debugfile.NAME)

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from harness.errors import BuildError, UsageError
-from harness.images import buildworld, conffiles, hosttools, kernconf, linkhint, preflight, src_conf, srctree, treescan
+from harness.images import buildworld, conffiles, hosttools, includes, kernconf, linkhint, preflight, src_conf, srctree, treescan
 from harness.images.hosttools import Compiler
 
 DATA = Path(__file__).parent / "data"
@@ -199,6 +199,30 @@ def test_headers_that_the_tree_lacks(tmp_path: Path) -> None:
     assert preflight.missing_of_kernel(tree, conf, headers=False) == set()
 
 
+@pytest.mark.parametrize(
+    ("text", "header", "found"),
+    [
+        ('const char *glob = "/dev/*";\n#ifdef A\n#include "../a.h"\n#endif /* A */\n#include "../b.h"\n', False, ["../b.h"]),
+        ("// all of sys/*\n#ifdef A\n#include <sys/a.h>\n#endif\n#include <sys/b.h> /* b */\n", False, ["sys/b.h"]),
+        ("#ifndef H\n#define H\n#include <sys/a.h>\n#endif\n#include <sys/b.h>\n", True, ["sys/a.h"]),
+        ("#ifndef KLD\n#define KLD\n#include <sys/a.h>\n#endif\n#include <sys/b.h>\n", False, ["sys/b.h"]),
+        ("#ifndef H\n#define H\n#else\n#include <sys/a.h>\n#endif\n", True, []),
+        ("#if A\n#include <sys/a.h>\n#else\n#include <sys/b.h>\n#endif\n#include <sys/c.h>\n", False, ["sys/c.h"]),
+        ("#endif\n#include <sys/a.h>\n", False, []),
+        ("#include <sys/a.h>\n/* " * 20_000, False, ["sys/a.h"]),
+    ],
+    ids=["string", "line comment", "guard", "no guard in a source", "else of a guard", "else", "not understood", "open comments"],
+)
+def test_includes_that_depend_on_no_if(text: str, header: bool, found: list[str]) -> None:
+    assert [name for _, name in includes.unconditional(text, header=header)] == found
+
+
+def test_headers_that_a_directory_of_i_has(tmp_path: Path) -> None:
+    """-I$S/contrib/my/src finds "../include/my.h" in $S/contrib/my/include."""
+    tree = tree_with(tmp_path, {"sys/dev/my/c.c": '#include "../include/my.h"\n', "sys/contrib/my/include/my.h": ""})
+    assert includes.absent(tree.path, ["sys/dev/my/c.c"], kernel=True) == set()
+
+
 def test_headers_of_a_world_that_the_tree_lacks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """libkvm reads headers of other architectures, which uploads of a kernel leave out; a directory may have lost its Makefile."""
     tree = tree_with(
@@ -209,7 +233,8 @@ def test_headers_of_a_world_that_the_tree_lacks(tmp_path: Path, monkeypatch: pyt
             "lib/libc/a": "",
         },
     )
-    command = f"===> libkvm (all)\ncc -I{tree.path} -c {tree.path}/lib/libkvm/kvm_arm.c -o kvm_arm.o\n===> libc (all)\n"
+    # As make prints it: a source of the directory has no path.
+    command = f"===> libkvm (all)\ncc -I{tree.path}/include -c kvm_arm.c -o kvm_arm.o\n===> libc (all)\n"
     (tree.path / "lib/libkvm/Makefile").touch()
     monkeypatch.setattr(preflight, "_subdirs", lambda *_: ["lib"])
     monkeypatch.setattr(preflight, "_make", lambda *_: command)
