@@ -6,7 +6,7 @@ Only two forms count:
 * ``#include "../../sys/arm/include/vmparam.h"``: relative to the file that includes it;
 * ``#include <dev/xen/blkfront/block.h>`` in the kernel: below sys/, if that directory exists.
 
-A complete tree must not be refused. So a header counts as missing only if no path of the tree ends with its name: a compiler may
+A complete tree must not be refused. So a header counts as missing only if no path of the tree ends with its name. A compiler may
 find ``<xen/xen.h>`` in sys/contrib, and ``"../a/b.h"`` below a directory of -I. An include that depends on an #if does not count,
 apart from the guard of a header. The build generates some headers; those names do not count either.
 """
