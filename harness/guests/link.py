@@ -35,6 +35,9 @@ _KICK = f"""
 {events.NETBACK}
 for ring in /sys/kernel/debug/xen-netback/"$1"/io_ring_q*; do echo kick > "$ring"; done
 """
+# Netback gives up a vif whose guest breaks the protocol, and masks its channels (drivers/net/xen-netback/netback.c,
+# xenvif_fatal_tx_err(); interface.c, xenvif_down()).
+_GIVEN_UP = 'dmesg | grep -qF "$1: fatal error; disabling device"'
 # Moves the vif "$2" into the network namespace "$1", which is created; does nothing if the vif is in it.
 _INSIDE = """
 ip netns exec "$1" ip link show "$2" > /dev/null 2>&1 && exit
@@ -154,15 +157,15 @@ class Link:
         """Whether the guest reaches dom0 within ``seconds``.
 
         If dom0's backend misses the guest's events, kick the backend and give the guest the same time once more. Raises
-        InfrastructureError if the backend misses them again. If the guest does not reach dom0 for another reason, its network state
-        is kept with the console log, and the finding gets the cause.
+        InfrastructureError if the backend misses them again. A guest may not reach dom0 for another reason, such as a vif that
+        netback gave up. Then its network state is kept with the console log, and the finding gets the cause.
         """
         attempt = f"{self._echo()} >/dev/null 2>&1 && echo up && break; [ $(date +%s) -ge $end ] && break"
         script = f"end=$(($(date +%s) + {int(seconds)})); while :; do {attempt}; done"
         for _ in range(2):
             if "up" in self.guest.run(script, seconds + 30, check=False).text:
                 return True
-            if not (pending := events.deaf(self.host.transport, self.guest.domid)):
+            if self._given_up() or not (pending := events.deaf(self.host.transport, self.guest.domid)):
                 show = f"{{ {self._echo()}; {self.guest.os.network(self.interface)}; }} 2>&1"
                 path = self.guest.directory / f"{self.guest.name}.{self.interface}.txt"
                 path.write_text(self.guest.run(show, 60, check=False).text)
@@ -173,6 +176,10 @@ class Link:
             log.warning("%s; kicking %s", message, self.vif)
             self.host.transport.run(["sh", "-c", _KICK, "sh", self.vif], check=False)
         raise InfrastructureError(message, hint="a defect of dom0's kernel (harness/xen/events.py), not of the guest: run it again")
+
+    def _given_up(self) -> bool:
+        """Whether netback has disabled the vif because of what the guest sent. Its masked channels are no defect of dom0 then."""
+        return self.host.transport.run(["sh", "-c", _GIVEN_UP, "sh", self.vif], check=False).status == 0
 
     def _echo(self) -> str:
         return self.guest.os.ping_command(self.here, 1)

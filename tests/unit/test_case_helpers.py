@@ -17,6 +17,7 @@ from harness.guests.link import Link
 from harness.guests.os.linux import Linux
 from harness.guests.vlan import VlanLink
 from harness.transport import Completed
+from harness.xen import events
 from suites.boot import test_timers
 from suites.lifecycle import support, test_capabilities, test_storm
 
@@ -172,6 +173,31 @@ def test_a_capture_that_fails_leaves_nothing(said: bytes, broken: str, done: lis
     with pytest.raises(InfrastructureError):
         dom0.capture(tmp_path / "a.pcap")
     assert dom0.done == done
+
+
+# -- a guest that does not reach dom0 ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("given_up", [True, False])
+def test_a_vif_that_netback_gave_up_is_no_defect_of_dom0(given_up: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Netback masks the channels of a guest that breaks the protocol: the guest gets the verdict, not dom0."""
+
+    class GivesUp:
+        def run(self, argv: Sequence[str], *rest: object, check: bool = True) -> Completed:
+            asks = "fatal error; disabling device" in argv[2] and argv[-1] == "vif7.0"
+            return Completed(tuple(argv), 0 if asks and given_up else 1, b"", b"")
+
+    link = plain(0, transport=GivesUp())  # type: ignore[arg-type]
+    guest: Any = link.guest
+    guest.directory, guest.run = tmp_path, lambda *_, check: SimpleNamespace(text="no answer")
+    monkeypatch.setattr(link, "_explain", lambda: None)
+    monkeypatch.setattr(events, "deaf", lambda *_: (events.Channel(0, 32, True, True, 7, 12),))
+    if given_up:
+        assert not link.wait_up()
+        assert (tmp_path / "g.eth0.txt").read_text() == "no answer"
+    else:
+        with pytest.raises(InfrastructureError, match="its event channel 32 is pending and masked"):
+            link.wait_up()
 
 
 # -- VLANs ------------------------------------------------------------------------------------------------------------
